@@ -1,0 +1,131 @@
+/* arrowquant.h: the ABI of the CPU kernels.
+ *
+ * Every function returns AQ_OK or a negative AQ_E_*. Buffers belong to the caller; nothing is allocated for or
+ * kept from it. No function prints, exits or keeps state, so all may run at once. Outputs must not overlap
+ * inputs. A count of zero is fine before any pointer is looked at. On an error the outputs are unspecified.
+ *
+ * Words (see docs/format.md): codes are unsigned integers of `bits` bits, `w = s * (q - z)` in float32 arithmetic
+ * (subtract, then multiply). A group is `group_size` consecutive weights of one row; 0 means the whole row; the
+ * last group of a row is shorter when the size does not divide `cols`. Scales and zero points are IEEE half
+ * floats, [rows, groups]. Packed codes are a little-endian bit stream per row in uint32 words, least
+ * significant bits first, [rows, words]; unused bits at a row's end are zero.
+ *
+ * `isa` chooses the instruction set, `threads` how many threads share the rows. Neither changes a byte of any
+ * result.
+ */
+#ifndef ARROWQUANT_H
+#define ARROWQUANT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_ABI_VERSION 1
+
+#define AQ_OK 0
+#define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
+#define AQ_E_SHAPE (-2)     /* a size that is not allowed or overflows */
+#define AQ_E_VALUE (-3)     /* a code above 2^bits - 1, a negative or non-finite column weight */
+#define AQ_E_NONFINITE (-4) /* NaN or infinity among the weights */
+#define AQ_E_RANGE (-5)     /* weights too large for a half-precision scale */
+#define AQ_E_ISA (-6)       /* instruction set not in this build or not on this processor */
+
+/* Element types. */
+#define AQ_F32 0
+#define AQ_F16 1
+#define AQ_BF16 2
+#define AQ_F8_E4M3 3 /* e4m3fn: no infinity, overflow becomes NaN */
+#define AQ_F8_E5M2 4
+#define AQ_F64 5
+
+/* Instruction sets. */
+#define AQ_ISA_BEST 0
+#define AQ_ISA_SCALAR 1
+#define AQ_ISA_AVX2 2   /* AVX2 and F16C */
+#define AQ_ISA_AVX512 3 /* AVX-512 F, BW, DQ, VL */
+#define AQ_ISA_NEON 4
+#define AQ_ISA_SIMD128 5 /* WebAssembly */
+
+/* Zero points. */
+#define AQ_ZERO_POINT_REAL 0      /* any half float */
+#define AQ_ZERO_POINT_INTEGER 1   /* a whole number in [0, 2^bits - 1] */
+#define AQ_ZERO_POINT_SYMMETRIC 2 /* fixed at 2^(bits - 1), not stored: pass a null pointer */
+
+#define AQ_MAX_THREADS 64
+
+/* Error statistics of b against a, in float64. */
+#define AQ_STATISTICS 6
+/* [0] sum a^2  [1] sum b^2  [2] sum a*b  [3] sum (a-b)^2  [4] max |a-b|  [5] max |a| */
+
+#if defined(_WIN32)
+#define AQ_API __declspec(dllexport)
+#else
+#define AQ_API __attribute__((visibility("default")))
+#endif
+
+/* AQ_ABI_VERSION of the library. */
+AQ_API int32_t aq_abi_version(void);
+
+/* The fastest instruction set of this build that the processor and its operating system support. */
+AQ_API int32_t aq_best_isa(void);
+
+/* 1 if `isa` can be passed to the functions below, else 0. */
+AQ_API int32_t aq_isa_supported(int32_t isa);
+
+/* words[0] = uint32 words of one packed row. */
+AQ_API int32_t aq_packed_words(size_t cols, int32_t bits, uint64_t *words);
+
+/* groups[0] = groups of one row. */
+AQ_API int32_t aq_group_count(size_t cols, size_t group_size, uint64_t *groups);
+
+/* codes u8[rows, cols] -> packed u32[rows, words]. AQ_E_VALUE if a code is above 2^bits - 1. */
+AQ_API int32_t aq_pack_codes(const uint8_t *codes, size_t rows, size_t cols, int32_t bits, uint32_t *packed,
+                             int32_t isa, int32_t threads);
+
+/* packed u32[rows, words] -> codes u8[rows, cols]. */
+AQ_API int32_t aq_unpack_codes(const uint32_t *packed, size_t rows, size_t cols, int32_t bits, uint8_t *codes,
+                               int32_t isa, int32_t threads);
+
+/* Round to nearest on each group's minimum and maximum. weights[rows, cols] of `dtype`. */
+AQ_API int32_t aq_quantize_round(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+                                 size_t group_size, int32_t zero_point_kind, uint32_t *packed, uint16_t *scale,
+                                 uint16_t *zero_point, int32_t isa, int32_t threads);
+
+/* Search of clipped ranges, then weighted least squares of scale and zero point; never a larger weighted error
+ * than aq_quantize_round's. column_weights f32[cols], finite and >= 0, or null for all ones. */
+AQ_API int32_t aq_quantize_clip(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+                                size_t group_size, int32_t zero_point_kind, const float *column_weights,
+                                uint32_t *packed, uint16_t *scale, uint16_t *zero_point, int32_t isa,
+                                int32_t threads);
+
+/* out[rows, cols] of `dtype` (F32, F16 or BF16). zero_point null: symmetric. */
+AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
+                             size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
+                             int32_t threads);
+
+/* Element-wise conversion, round to nearest even, NaN stays NaN. */
+AQ_API int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
+                          int32_t threads);
+
+/* statistics f64[AQ_STATISTICS] of b against a. */
+AQ_API int32_t aq_error_statistics(const void *a, int32_t a_dtype, const void *b, int32_t b_dtype, size_t n,
+                                   double *statistics, int32_t isa, int32_t threads);
+
+/* statistics f64[AQ_STATISTICS] of the packed tensor's weights against weights[rows, cols], without ever
+ * holding the dequantized matrix. */
+AQ_API int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
+                                          const uint16_t *scale, const uint16_t *zero_point, size_t rows, size_t cols,
+                                          int32_t bits, size_t group_size, double *statistics, int32_t isa,
+                                          int32_t threads);
+
+/* index[0] = position of the first NaN or infinity, n if there is none. */
+AQ_API int32_t aq_find_nonfinite(const void *values, int32_t dtype, size_t n, uint64_t *index, int32_t isa,
+                                 int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
