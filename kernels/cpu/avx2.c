@@ -1,0 +1,66 @@
+/* avx2.c: AVX2 and F16C, eight groups at a time. Compiled with -mavx2 -mf16c and reached only after a check. */
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define AQ_W 8
+#define AQ_D 4
+#define AQ_CLIP_UNROLL 2
+#define AQ_KERNELS aq_kernels_avx2
+#define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 8 : 4)
+
+typedef float vf __attribute__((vector_size(32)));
+typedef int32_t vi __attribute__((vector_size(32)));
+typedef uint32_t vu __attribute__((vector_size(32)));
+typedef double vd __attribute__((vector_size(32)));
+
+static inline vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
+static inline vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
+static inline vf v_round(vf x) {
+  return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline vi v_round_to_int(vf x) { return (vi)_mm256_cvtps_epi32((__m256)x); }
+static inline vu v_half_bits(vf x) {
+  return (vu)_mm256_cvtepu16_epi32(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline vf v_half_value(vu bits) {
+  __m128i low = _mm256_castsi256_si128((__m256i)bits), high = _mm256_extracti128_si256((__m256i)bits, 1);
+  return (vf)_mm256_cvtph_ps(_mm_packus_epi32(low, high));
+}
+
+static inline void v_transpose(vf r[8]) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps((__m256)r[i], (__m256)r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[i] = (vf)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    r[i + 4] = (vf)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+}
+
+static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
+  __m256i codes;
+  if (bits == 8) {
+    codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
+  } else {
+    int32_t word;
+    __builtin_memcpy(&word, bytes, 4);
+    const __m256i shifts = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
+    codes = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(word), shifts), _mm256_set1_epi32((1 << bits) - 1));
+  }
+  out[0] = (vf)_mm256_cvtepi32_ps(codes);
+}
+
+static inline vd d_load(const float *p) { return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p)); }
+static inline vd d_abs(vd x) { return (vd)_mm256_andnot_pd(_mm256_set1_pd(-0.0), (__m256d)x); }
+static inline vd d_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)b, (__m256d)a); }
+
+#include "vector.h"

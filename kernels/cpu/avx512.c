@@ -1,0 +1,74 @@
+/* avx512.c: AVX-512 F, BW, DQ and VL, sixteen groups at a time. Compiled with the matching -m flags and reached
+ * only after a check. */
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define AQ_W 16
+#define AQ_D 8
+#define AQ_CLIP_UNROLL 4
+#define AQ_KERNELS aq_kernels_avx512
+#define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 16 : (bits) + 4)
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef double vd __attribute__((vector_size(64)));
+
+static inline vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)b, (__m512)a); }
+static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)b, (__m512)a); }
+static inline vf v_round(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+static inline vi v_round_to_int(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
+static inline vu v_half_bits(vf x) {
+  return (vu)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline vf v_half_value(vu bits) { return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)bits)); }
+
+/* Four stages; after each, blocks of 1, 2, 4 and 8 lanes are in place. */
+static inline void v_transpose(vf r[16]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps((__m512)r[i], (__m512)r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    a[i] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+    a[i + 4] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+    a[i + 8] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[i] = (vf)_mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
+    r[i + 8] = (vf)_mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
+    r[i + 4] = (vf)_mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);
+    r[i + 12] = (vf)_mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
+  }
+}
+
+static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
+  __m512i codes;
+  if (bits == 8) {
+    codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)bytes));
+  } else {
+    int32_t low, high; /* eight codes each */
+    __builtin_memcpy(&low, bytes, 4);
+    __builtin_memcpy(&high, bytes + bits, 4);
+    const __m512i words = _mm512_inserti64x4(_mm512_set1_epi32(low), _mm256_set1_epi32(high), 1);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
+    const __m512i shifts = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(bits));
+    codes = _mm512_and_si512(_mm512_srlv_epi32(words, shifts), _mm512_set1_epi32((1 << bits) - 1));
+  }
+  out[0] = (vf)_mm512_cvtepi32_ps(codes);
+}
+
+static inline vd d_load(const float *p) { return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+static inline vd d_abs(vd x) { return (vd)_mm512_abs_pd((__m512d)x); }
+static inline vd d_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)b, (__m512d)a); }
+
+#include "vector.h"

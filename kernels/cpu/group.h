@@ -1,0 +1,161 @@
+/* group.h: scale and zero point of one group from its minimum and maximum, the part that is scalar in every
+ * instruction set. Both outputs are values a half float holds exactly. */
+#ifndef AQ_GROUP_H
+#define AQ_GROUP_H
+
+#include "../include/arrowquant.h"
+#include "half.h"
+
+#define AQ_HALF_MAX 65504.0f
+#define AQ_HALF_MIN_NORMAL 0x1p-14f
+
+typedef struct {
+  float scale;
+  float zero_point;
+} aq_grid;
+
+static inline float aq_round_half(float value) { return aq_float_from_half(aq_half_from_float(value)); }
+
+/* The smallest half float >= value, for value >= 0. */
+static inline float aq_round_half_up(float value) {
+  uint16_t half = aq_half_from_float(value);
+  if (aq_float_from_half(half) < value) half += 1;
+  return aq_float_from_half(half);
+}
+
+/* Nearest whole number, ties to even, for |value| < 2^22. */
+static inline float aq_round_even(float value) {
+  return (value + 12582912.0f) - 12582912.0f;
+}
+
+/* The code of a weight: nearest grid point, ties to even. */
+static inline uint32_t aq_encode(float weight, aq_grid grid, float code_max) {
+  float position = weight / grid.scale + grid.zero_point;
+  position = position > 0.0f ? position : 0.0f;
+  position = position < code_max ? position : code_max;
+  return (uint32_t)aq_round_even(position);
+}
+
+static inline float aq_decode(uint32_t code, aq_grid grid) { return grid.scale * ((float)code - grid.zero_point); }
+
+static inline double aq_abs_double(double value) { return value < 0 ? -value : value; }
+
+/* A grid that holds `value` itself, exactly where any does that the search meets, else the nearest it met.
+ * A half-precision scale times (code - half-precision zero point) reaches most float32 values although neither
+ * factor has 24 bits; see docs/decisions.md. */
+static inline int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq_grid *grid) {
+  const int32_t code_max = (1 << bits) - 1;
+  const float magnitude = value < 0 ? -value : value;
+  if (value == 0.0f) {
+    grid->scale = 1.0f;
+    grid->zero_point = kind == AQ_ZERO_POINT_SYMMETRIC ? (float)(1 << (bits - 1)) : 0.0f;
+    return AQ_OK;
+  }
+  double best = __builtin_inf();
+  if (kind != AQ_ZERO_POINT_REAL) {
+    /* value = scale * step for a whole number of steps above or below the zero point */
+    const int32_t zero = kind == AQ_ZERO_POINT_SYMMETRIC ? 1 << (bits - 1) : (value < 0 ? code_max : 0);
+    for (int32_t code = 0; code <= code_max && best > 0; code++) {
+      if (code == zero) continue;
+      aq_grid candidate = {aq_round_half(value / (float)(code - zero)), (float)zero};
+      if (!(candidate.scale <= AQ_HALF_MAX && candidate.scale >= -AQ_HALF_MAX) || candidate.scale == 0) continue;
+      double error = aq_abs_double((double)aq_decode((uint32_t)code, candidate) - (double)value);
+      if (error < best) {
+        best = error;
+        *grid = candidate;
+      }
+    }
+    if (best < __builtin_inf()) return AQ_OK;
+    if (magnitude > 1.0f) return AQ_E_RANGE;
+    grid->scale = 0x1p-24f; /* every step rounds to zero */
+    grid->zero_point = (float)zero;
+    return AQ_OK;
+  }
+  const int32_t start = magnitude > AQ_HALF_MAX ? 0x7bff : aq_half_from_float(magnitude);
+  const int32_t codes = code_max < 3 ? code_max : 3;
+  for (int32_t distance = 0; distance <= 2048 && best > 0; distance++) {
+    const int32_t pattern = start + ((distance & 1) ? (distance + 1) / 2 : -(distance / 2));
+    if (pattern < 1 || pattern > 0x7bff) continue;
+    const float scale = aq_float_from_half((uint16_t)pattern);
+    for (int32_t k = 0; k <= codes && best > 0; k++) {
+      const int32_t code = (k + 1) & 3; /* 1, 2, 3, 0: a small zero point first */
+      aq_grid candidate = {scale, aq_round_half((float)((double)code - (double)value / (double)scale))};
+      if (!(candidate.zero_point <= AQ_HALF_MAX && candidate.zero_point >= -AQ_HALF_MAX)) continue;
+      /* what the encoder will choose on this grid, not what was hoped for */
+      uint32_t chosen = aq_encode(value, candidate, (float)code_max);
+      double error = aq_abs_double((double)aq_decode(chosen, candidate) - (double)value);
+      if (error < best) {
+        best = error;
+        *grid = candidate;
+      }
+    }
+  }
+  return best < __builtin_inf() ? AQ_OK : AQ_E_RANGE;
+}
+
+/* Asymmetric with real zero point where the plain formula is not safe: scales below the normal half floats, or
+ * data so far from zero that the rounding of the zero point moves the grid by more than a quarter step. The
+ * scale grows until the grid covers the group again; data nearly constant at that distance gets its middle. */
+static inline int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits, aq_grid *grid) {
+  const double code_max = (double)((1 << bits) - 1);
+  const double range = (double)maximum - (double)minimum;
+  if (range / code_max > (double)AQ_HALF_MAX) return AQ_E_RANGE;
+  double wanted = range;
+  for (int attempt = 0; attempt < 16; attempt++) {
+    float scale = aq_round_half_up((float)(wanted / code_max));
+    if (scale > AQ_HALF_MAX) break;
+    float zero_point = aq_round_half((float)(-(double)minimum / (double)scale));
+    if (!(zero_point <= AQ_HALF_MAX && zero_point >= -AQ_HALF_MAX)) break;
+    double low = -(double)scale * (double)zero_point;
+    double high = (double)scale * (code_max - (double)zero_point);
+    double below = low - (double)minimum, above = (double)maximum - high;
+    double half_step = 0.5 * (double)scale;
+    if (below <= half_step && above <= half_step) {
+      grid->scale = scale;
+      grid->zero_point = zero_point;
+      return AQ_OK;
+    }
+    wanted += (below > 0 ? below : -below) + (above > 0 ? above : 0) + (double)scale * 0x1p-10;
+    if (wanted > 4 * range && wanted > 4 * 0x1p-24 * code_max) break;
+  }
+  return aq_constant_grid((float)((double)minimum + range / 2), bits, AQ_ZERO_POINT_REAL, grid);
+}
+
+/* Round to nearest on [minimum, maximum], both finite. */
+static inline int32_t aq_round_grid(float minimum, float maximum, int32_t bits, int32_t kind, aq_grid *grid) {
+  const float code_max = (float)((1 << bits) - 1);
+  const float half_range = (float)(1 << (bits - 1));
+  minimum += 0.0f; /* -0 becomes +0: its sign would show in the zero point */
+  if (minimum == maximum) return aq_constant_grid(minimum, bits, kind, grid);
+  if (kind == AQ_ZERO_POINT_REAL) {
+    float scale = aq_round_half((maximum - minimum) / code_max);
+    float zero = -minimum / scale;
+    if (scale >= AQ_HALF_MIN_NORMAL && scale <= AQ_HALF_MAX && zero <= 1024.0f && zero >= -1024.0f) {
+      grid->scale = scale;
+      grid->zero_point = aq_round_half(zero);
+      return AQ_OK;
+    }
+    return aq_real_grid_slow(minimum, maximum, bits, grid);
+  }
+  if (kind == AQ_ZERO_POINT_INTEGER) {
+    float low = minimum < 0.0f ? minimum : 0.0f, high = maximum > 0.0f ? maximum : 0.0f;
+    float scale = aq_round_half_up((high - low) / code_max);
+    if (!(scale <= AQ_HALF_MAX)) return AQ_E_RANGE;
+    float zero = aq_round_even(-low / scale);
+    grid->scale = scale;
+    grid->zero_point = zero < code_max ? zero : code_max;
+    return AQ_OK;
+  }
+  /* The larger magnitude goes to the side with 2^(b-1) steps, by the sign of the scale. */
+  float negative = -minimum, positive = maximum;
+  int flip = positive > negative;
+  float larger = flip ? positive : negative, smaller = flip ? negative : positive;
+  float from_larger = larger / half_range, from_smaller = smaller / (half_range - 0.5f);
+  float scale = aq_round_half_up(from_larger > from_smaller ? from_larger : from_smaller);
+  if (!(scale <= AQ_HALF_MAX)) return AQ_E_RANGE;
+  grid->scale = flip ? -scale : scale;
+  grid->zero_point = half_range;
+  return AQ_OK;
+}
+
+#endif

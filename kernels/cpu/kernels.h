@@ -1,0 +1,99 @@
+/* kernels.h: what an instruction set implements. Each implementation file (scalar.c, avx2.c, ...) fills one
+ * aq_kernels; api.c checks arguments, splits rows over threads and calls through it. */
+#ifndef AQ_KERNELS_H
+#define AQ_KERNELS_H
+
+#include "../include/arrowquant.h"
+#include "group.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "packed words are little-endian, and so must the processor be"
+#endif
+
+/* Columns that a kernel holds at once: a multiple of every group size and of the 32 codes that fill whole words
+ * at any width. Sums over longer groups are sums of segments' sums, in every instruction set. */
+#define AQ_SEGMENT 256
+
+/* Lanes of the float64 sums: element i of a run belongs to lane i mod 8. */
+#define AQ_SUM_LANES 8
+
+/* Clipped ranges tried by aq_quantize_clip, and rounds of least squares after the best of them. */
+#define AQ_CLIP_STEPS 12
+#define AQ_REFITS 5
+
+typedef struct {
+  const void *weights;
+  int32_t dtype;
+  size_t cols;
+  int32_t bits;
+  size_t group_size; /* 1..cols */
+  size_t groups;     /* of one row */
+  size_t words;      /* of one packed row */
+  int32_t zero_point_kind;
+  int32_t clip; /* search, or round to nearest only */
+  const float *column_weights;
+  uint32_t *packed;
+  uint16_t *scale;
+  uint16_t *zero_point; /* null when symmetric */
+} aq_quantize_job;
+
+typedef struct {
+  const uint32_t *packed;
+  const uint16_t *scale;
+  const uint16_t *zero_point; /* null when symmetric */
+  size_t cols;
+  int32_t bits;
+  size_t group_size;
+  size_t groups;
+  size_t words;
+} aq_packed_view;
+
+/* The sums behind the statistics of arrowquant.h, by lane, and the two maxima. */
+typedef struct {
+  double aa[AQ_SUM_LANES], bb[AQ_SUM_LANES], ab[AQ_SUM_LANES], dd[AQ_SUM_LANES];
+  float max_difference, max_a;
+} aq_sums;
+
+typedef struct {
+  /* Quantizes rows [row_begin, row_end). */
+  int32_t (*quantize_rows)(const aq_quantize_job *job, size_t row_begin, size_t row_end);
+  /* out[0..n) = weights of `row` from column `col`, a multiple of AQ_SEGMENT; n <= AQ_SEGMENT unless at the end. */
+  void (*dequantize)(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out);
+  int32_t (*pack_row)(const uint8_t *codes, size_t cols, int32_t bits, uint32_t *packed);
+  void (*unpack_row)(const uint32_t *packed, size_t cols, int32_t bits, uint8_t *codes);
+  /* out[0..n) = elements [first, first + n) of `in` as float32. */
+  void (*load)(const void *in, int32_t dtype, size_t first, size_t n, float *out);
+  void (*store)(const float *in, size_t n, void *out, int32_t dtype, size_t first);
+  void (*accumulate)(const float *a, const float *b, size_t n, aq_sums *sums);
+} aq_kernels;
+
+extern const aq_kernels aq_kernels_scalar;
+#if defined(AQ_BUILD_AVX2)
+extern const aq_kernels aq_kernels_avx2;
+#endif
+#if defined(AQ_BUILD_AVX512)
+extern const aq_kernels aq_kernels_avx512;
+#endif
+#if defined(AQ_BUILD_NEON)
+extern const aq_kernels aq_kernels_neon;
+#endif
+#if defined(AQ_BUILD_SIMD128)
+extern const aq_kernels aq_kernels_simd128;
+#endif
+
+/* Bytes of one element of a dtype, 0 if it is none. */
+static inline size_t aq_dtype_bytes(int32_t dtype) {
+  switch (dtype) {
+    case AQ_F32: return 4;
+    case AQ_F16:
+    case AQ_BF16: return 2;
+    case AQ_F8_E4M3:
+    case AQ_F8_E5M2: return 1;
+    case AQ_F64: return 8;
+    default: return 0;
+  }
+}
+
+static inline size_t aq_min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+#endif

@@ -1,0 +1,78 @@
+/* simd128.c: WebAssembly's 128-bit vectors, four groups at a time. */
+#include <stddef.h>
+#include <stdint.h>
+#include <wasm_simd128.h>
+
+#define AQ_W 4
+#define AQ_D 2
+#define AQ_CLIP_UNROLL 2
+#define AQ_KERNELS aq_kernels_simd128
+#define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 8 : 4)
+
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+typedef uint32_t vu __attribute__((vector_size(16)));
+typedef double vd __attribute__((vector_size(16)));
+
+static inline vf v_min(vf a, vf b) { return (vf)wasm_f32x4_pmin((v128_t)a, (v128_t)b); }
+static inline vf v_max(vf a, vf b) { return (vf)wasm_f32x4_pmax((v128_t)a, (v128_t)b); }
+static inline vf v_round(vf x) { return (vf)wasm_f32x4_nearest((v128_t)x); }
+/* 2^23 + 2^22 leaves the whole number in the low bits; truncation would cost a dozen instructions. */
+static inline vi v_round_to_int(vf x) { return (vi)(x + 12582912.0f) & 0x003fffff; }
+
+/* aq_half_from_float and aq_float_from_half, four at a time. */
+static inline vu v_half_bits(vf x) {
+  const vu bits = (vu)x, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const vu nan = (vu)(magnitude > 0x7f800000u), over = (vu)(magnitude >= 0x477ff000u);
+  const vu small = (vu)(magnitude < 0x38800000u);
+  const vu subnormal = (vu)((vf)magnitude + 0.5f) - 0x3f000000u;
+  const vu normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+  vu half = (small & subnormal) | (~small & normal);
+  half = (over & 0x7c00u) | (~over & half);
+  half = (nan & (0x7e00u | ((magnitude >> 13) & 0x3ffu))) | (~nan & half);
+  return sign | half;
+}
+static inline vf v_half_value(vu bits) {
+  const vu sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+  const vu special = (vu)(magnitude >= 0x7c00u), nan = (vu)(magnitude > 0x7c00u), small = (vu)(magnitude < 0x400u);
+  const vu subnormal = (vu)(__builtin_convertvector((vi)magnitude, vf) * 0x1p-24f);
+  const vu normal = (magnitude << 13) + 0x38000000u;
+  vu value = (small & subnormal) | (~small & normal);
+  value = (special & (0x7f800000u | (magnitude << 13))) | (~special & value);
+  return (vf)(sign | value | (nan & 0x00400000u));
+}
+
+static inline void v_transpose(vf r[4]) {
+  const v128_t a = wasm_i32x4_shuffle((v128_t)r[0], (v128_t)r[1], 0, 4, 1, 5);
+  const v128_t b = wasm_i32x4_shuffle((v128_t)r[0], (v128_t)r[1], 2, 6, 3, 7);
+  const v128_t c = wasm_i32x4_shuffle((v128_t)r[2], (v128_t)r[3], 0, 4, 1, 5);
+  const v128_t d = wasm_i32x4_shuffle((v128_t)r[2], (v128_t)r[3], 2, 6, 3, 7);
+  r[0] = (vf)wasm_i64x2_shuffle(a, c, 0, 2);
+  r[1] = (vf)wasm_i64x2_shuffle(a, c, 1, 3);
+  r[2] = (vf)wasm_i64x2_shuffle(b, d, 0, 2);
+  r[3] = (vf)wasm_i64x2_shuffle(b, d, 1, 3);
+}
+
+/* No shift by lane here: each lane masks its code in place, and a product with 2^-shift brings it down, exactly. */
+static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
+  if (bits == 8) {
+    const v128_t wide = wasm_u16x8_load8x8(bytes);
+    out[0] = (vf)wasm_f32x4_convert_i32x4(wasm_u32x4_extend_low_u16x8(wide));
+    out[1] = (vf)wasm_f32x4_convert_i32x4(wasm_u32x4_extend_high_u16x8(wide));
+    return;
+  }
+  uint32_t word;
+  __builtin_memcpy(&word, bytes, 4);
+  const uint32_t mask = (1u << bits) - 1;
+  const vu masks = {mask, mask << bits, mask << 2 * bits, mask << 3 * bits};
+  const float step = 1.0f / (float)(1u << bits);
+  const vf scales = {1.0f, step, step * step, step * step * step};
+  out[0] = __builtin_convertvector((vi)(((vu){0} + word) & masks), vf) * scales;
+  out[1] = __builtin_convertvector((vi)(((vu){0} + (word >> (4 * bits))) & masks), vf) * scales;
+}
+
+static inline vd d_load(const float *p) { return (vd)wasm_f64x2_promote_low_f32x4(wasm_v128_load64_zero(p)); }
+static inline vd d_abs(vd x) { return (vd)wasm_f64x2_abs((v128_t)x); }
+static inline vd d_max(vd a, vd b) { return (vd)wasm_f64x2_pmax((v128_t)a, (v128_t)b); }
+
+#include "vector.h"

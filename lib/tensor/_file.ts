@@ -1,0 +1,126 @@
+/** Positional file access that always moves every byte, and file-system errors in the project's classes. */
+import { openSync, readSync, statSync, writeSync } from "node:fs";
+import { CheckpointError, OutputError } from "../errors.ts";
+
+/** Bytes of one system call: Linux stops at 2 GiB − 4 KiB, and some runtimes keep lengths in 31 bits. */
+const MAX_CALL_BYTES = 2 ** 30;
+
+/** Longest piece of foreign text in a message. */
+const MAX_SHOWN_LENGTH = 300;
+
+/** A foreign text for a message: quoted, shortened, with every control and format character escaped. */
+export function quote(text: string): string {
+  return show(text.length > MAX_SHOWN_LENGTH ? `${text.slice(0, MAX_SHOWN_LENGTH)}…` : text);
+}
+
+/** A parsed JSON value for a message, made as harmless as by {@linkcode quote}. */
+export function show(value: unknown): string {
+  const text = JSON.stringify(value) ?? "nothing";
+  const short = text.length > 2 * MAX_SHOWN_LENGTH ? `${text.slice(0, MAX_SHOWN_LENGTH)}…` : text;
+  return short.replace(/\p{C}/gu, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
+}
+
+/** The `code` of a file-system error, as in `ENOENT`. */
+export function errorCode(error: unknown): string | undefined {
+  return error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : undefined;
+}
+
+/** What went wrong, and what its reader can do about it. */
+const REMEDIES: Readonly<Record<string, string>> = {
+  ENOSPC: "no space left on the device: free some or choose another folder, then continue with --resume",
+  EDQUOT: "the disk quota is used up: free some space or choose another folder, then continue with --resume",
+  EFBIG: "the file is larger than the file system or the process limit allows: choose another folder",
+  EACCES: "no permission: choose a folder that you may write to",
+  EPERM: "no permission: choose a folder that you may write to",
+  EROFS: "the file system is read-only: choose another folder",
+  EIO: "the device reported an error: check the disk or choose another folder",
+  ENOENT: "no such file or folder: create the folder first",
+  ENOTDIR: "a part of the path is a file: choose another folder",
+  EISDIR: "a folder has that name: choose another name",
+  EMFILE: "too many files are open: raise the limit (ulimit -n)",
+  ENFILE: "too many files are open: raise the limit (ulimit -n)",
+};
+
+/** A failed write, sync, rename or the like as an error with a way out. */
+export function outputError(doing: string, path: string, cause: unknown): OutputError {
+  const why = REMEDIES[errorCode(cause) ?? ""] ?? (cause instanceof Error ? cause.message : String(cause));
+  return new OutputError(`Cannot ${doing} ${quote(path)}: ${why}`, { path, cause });
+}
+
+/** A failed open or read of an input. */
+export function inputError(path: string, cause: unknown): CheckpointError {
+  const why = errorCode(cause) === "ENOENT"
+    ? "no such file or folder"
+    : cause instanceof Error
+    ? cause.message
+    : String(cause);
+  return new CheckpointError(`Cannot open ${quote(path)}: ${why}`, { path, cause });
+}
+
+/**
+ * Opens a regular file. Its kind is looked at first because opening a named pipe would wait for ever.
+ *
+ * @throws {CheckpointError} when it does not exist, is no regular file, or may not be read
+ */
+export function openForReading(path: string): number {
+  try {
+    if (statSync(path).isFile()) return openSync(path, "r");
+  } catch (cause) {
+    throw inputError(path, cause);
+  }
+  throw new CheckpointError(`Cannot open ${quote(path)}: must be a regular file`, { path });
+}
+
+/**
+ * Fills `target` from `position` on; stops early only at the end of the file. Returns the bytes read.
+ *
+ * @throws {CheckpointError} when the system refuses
+ */
+export function readFully(fd: number, target: Uint8Array, position: number, path: string): number {
+  let done = 0;
+  try {
+    while (done < target.length) {
+      const wanted = Math.min(target.length - done, MAX_CALL_BYTES);
+      const got = readSync(fd, target, done, wanted, position + done);
+      if (got === 0) break;
+      done += got;
+    }
+  } catch (cause) {
+    throw inputError(path, cause);
+  }
+  return done;
+}
+
+/**
+ * Writes all of `bytes` at `position`.
+ *
+ * @throws {OutputError} when the system refuses
+ */
+export function writeFully(fd: number, bytes: Uint8Array, position: number, path: string): void {
+  let done = 0;
+  try {
+    while (done < bytes.length) {
+      const wanted = Math.min(bytes.length - done, MAX_CALL_BYTES);
+      const written = writeSync(fd, bytes, done, wanted, position + done);
+      if (written === 0) throw new Error(`the system took 0 of ${wanted} bytes`);
+      done += written;
+    }
+  } catch (cause) {
+    throw outputError("write", path, cause);
+  }
+}
+
+/**
+ * Checks that `[byteStart, byteStart + bytes)` lies inside a tensor of `byteLength` bytes.
+ *
+ * @throws {RangeError} when it does not
+ */
+export function checkByteRange(name: string, byteStart: number, bytes: number, byteLength: number): void {
+  if (Number.isSafeInteger(byteStart) && byteStart >= 0 && bytes >= 0 && byteStart + bytes <= byteLength) {
+    return;
+  }
+  throw new RangeError(
+    `Cannot access tensor ${quote(name)}: range must lie in its ${byteLength} bytes, ` +
+      `got [${byteStart}, ${byteStart + bytes})`,
+  );
+}

@@ -1,0 +1,33 @@
+/**
+ * Tensors and checkpoints: element types, safetensors files in and out, sharded checkpoints. What a tensor means to a
+ * model, and any arithmetic on its elements, is elsewhere.
+ */
+export { BYTES_PER_ELEMENT, type Dtype, DTYPES, type FloatDtype, isDtype, isFloatDtype } from "./dtype.ts";
+export {
+  elementCount,
+  MAX_DIMENSIONS,
+  MAX_HEADER_BYTES,
+  MAX_NAME_LENGTH,
+  MAX_TENSOR_BYTES,
+  MAX_TENSORS,
+  SafetensorsFile,
+  type TensorInfo,
+  type TensorSpec,
+} from "./safetensors.ts";
+export {
+  PARTIAL_SUFFIX,
+  type ResumeOptions,
+  SafetensorsWriter,
+  type WriterOptions,
+} from "./safetensors_writer.ts";
+export {
+  Checkpoint,
+  type CheckpointFile,
+  type CheckpointTensor,
+  MAX_SHARDS,
+  type ModelKind,
+  modelKind,
+  openCheckpoint,
+  SIDECAR_FILE,
+} from "./checkpoint.ts";
+export { MAX_JSON_FILE_BYTES, readJsonFile } from "./json_file.ts";
