@@ -1,0 +1,371 @@
+/**
+ * The schema of the configuration: kinds of values, how each is read from YAML or text and checked, and one row a key.
+ *
+ * Nothing here knows files, layers or the typed `Config`; that is config.ts.
+ */
+
+/** Most entries of a list or map; more than any checkpoint known has layers. */
+const MAX_ITEMS = 4096;
+/** Longest name or pattern: a pattern is run against every tensor name, and longer ones are accidents. */
+export const MAX_NAME_LENGTH = 256;
+export const ENVIRONMENT_PREFIX = "ARROW_QUANT_";
+
+// Kinds of values ----------------------------------------------------------------------------------------------
+
+/** Notes a fault; `at` is added to the key path, `expected` replaces the kind's own text. */
+type Reject = (value: unknown, at?: string, expected?: string) => void;
+
+export interface Kind {
+  readonly type: string;
+  readonly allowed: string;
+  /** Text of a variable or option to a value; text that does not convert comes back as it is, for `check` to reject. */
+  fromText(text: string): unknown;
+  /** The value as the configuration holds it; meaningless if `reject` was called. */
+  check(value: unknown, reject: Reject): unknown;
+}
+
+const NUMBER_TEXT = /^[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?$/i;
+const numberFromText = (text: string): unknown => NUMBER_TEXT.test(text) ? Number(text) : text;
+
+function jsonFromText(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text; // `check` rejects it and shows the text itself
+  }
+}
+
+function numberKind(type: "integer" | "number", allowed: string, accepts: (value: number) => boolean): Kind {
+  return {
+    type,
+    allowed,
+    fromText: numberFromText,
+    check(value, reject) {
+      const ok = typeof value === "number" && Number.isFinite(value) && accepts(value) &&
+        (type === "number" || Number.isInteger(value));
+      if (!ok) return reject(value);
+      return value + 0; // -0 becomes 0
+    },
+  };
+}
+
+const integer = (min: number, max: number): Kind =>
+  numberKind("integer", `${min} to ${max}`, (v) => v >= min && v <= max);
+const integerOf = (...choices: number[]): Kind =>
+  numberKind("integer", `one of ${choices.join(", ")}`, (v) => choices.includes(v));
+const number = (min: number, max: number): Kind =>
+  numberKind("number", `${min} to ${max}`, (v) => v >= min && v <= max);
+const positive = (max: number): Kind =>
+  numberKind("number", `above 0, at most ${max}`, (v) => v > 0 && v <= max);
+
+const BOOLEAN_TEXTS: ReadonlyMap<string, boolean> = new Map([
+  ["true", true],
+  ["1", true],
+  ["false", false],
+  ["0", false],
+]);
+
+const boolean: Kind = {
+  type: "boolean",
+  allowed: "true or false",
+  fromText: (text) => BOOLEAN_TEXTS.get(text) ?? text,
+  check: (value, reject) => typeof value === "boolean" ? value : reject(value),
+};
+
+const choice = (...choices: string[]): Kind => ({
+  type: "string",
+  allowed: `one of ${choices.join(", ")}`,
+  fromText: (text) => text,
+  check: (value, reject) => typeof value === "string" && choices.includes(value) ? value : reject(value),
+});
+
+const orNull = (kind: Kind): Kind => ({
+  type: `${kind.type} or null`,
+  allowed: kind.allowed,
+  fromText: (text) => text === "" || text === "null" ? null : kind.fromText(text),
+  check: (value, reject) => value === null ? null : kind.check(value, reject),
+});
+
+function checkName(value: unknown, isPattern: boolean, at: string, reject: Reject): void {
+  if (typeof value !== "string" || value.length === 0 || value.length > MAX_NAME_LENGTH) {
+    return reject(value, at, `text of 1 to ${MAX_NAME_LENGTH} characters`);
+  }
+  if (!isPattern) return;
+  try {
+    compilePattern(value);
+  } catch (error) {
+    // Engines put the pattern into the message; the reason stands behind the last colon.
+    const reason = (error as Error).message.split(": ").at(-1);
+    reject(value, at, `a JavaScript regular expression, flag u (${reason})`);
+  }
+}
+
+const list = (isPattern: boolean): Kind => ({
+  type: `list of ${isPattern ? "patterns" : "names"}`,
+  allowed: `at most ${MAX_ITEMS}, each of 1 to ${MAX_NAME_LENGTH} characters`,
+  fromText(text) {
+    if (text.trimStart().startsWith("[")) return jsonFromText(text);
+    return text.trim() === "" ? [] : text.split(",").map((item) => item.trim());
+  },
+  check(value, reject) {
+    if (!Array.isArray(value) || value.length > MAX_ITEMS) return reject(value);
+    value.forEach((item, i) => checkName(item, isPattern, `[${i}]`, reject));
+    return [...value];
+  },
+});
+
+const layerBits: Kind = {
+  type: "map of pattern to bits",
+  allowed: `bits one of 2, 3, 4, 8, 16; at most ${MAX_ITEMS} entries`,
+  fromText: jsonFromText,
+  check(value, reject) {
+    if (!isMapping(value) || Object.keys(value).length > MAX_ITEMS) return reject(value);
+    for (const [name, bits] of Object.entries(value)) {
+      const at = `[${quoted(name.slice(0, MAX_NAME_LENGTH))}]`;
+      checkName(name, true, at, (_, __, expected) => reject(name, at, expected));
+      integerOf(2, 3, 4, 8, 16).check(bits, () => reject(bits, at, "one of 2, 3, 4, 8, 16"));
+    }
+    return Object.fromEntries(Object.entries(value)); // own properties only, `__proto__` included
+  },
+};
+
+// Schema -------------------------------------------------------------------------------------------------------
+
+export interface Key {
+  readonly key: string;
+  readonly kind: Kind;
+  readonly default: unknown;
+  readonly description: string;
+  readonly unit?: string;
+  /** Accepted and validated, without effect in this version. */
+  readonly later?: true;
+  /** Never changes a byte of the output: results do not depend on it, or it acts only through other keys. */
+  readonly neutral?: true;
+}
+
+const VALIDATION = "thermodynamic.validation";
+const SMOOTHING = "thermodynamic.boundary_smoothing";
+const TRANSITION = "thermodynamic.transition_optimization";
+
+const row = (
+  key: string,
+  kind: Kind,
+  value: unknown,
+  description: string,
+  more: Pick<Key, "unit" | "later" | "neutral"> = {},
+): Key => ({ key, kind, default: value, description, ...more });
+
+/** Every key, in the order in which it is printed; the keys of one section stand together. */
+export const SCHEMA: readonly Key[] = [
+  row(
+    "deployment_profile",
+    orNull(choice("edge", "local", "cloud")),
+    null,
+    "Sets `bit_width`, `num_time_groups`, `group_size`: edge 2, 5, 256; local 4, 10, 128; cloud 8, 20, " +
+      "64. A key set anywhere else wins",
+    { neutral: true },
+  ),
+  row("bit_width", integerOf(2, 3, 4, 8), 4, "Bits of a quantized weight", { unit: "bits" }),
+  row(
+    "group_size",
+    integerOf(0, 16, 32, 64, 128, 256),
+    64,
+    "Consecutive weights of a row that share a scale; 0 is a whole row",
+    { unit: "weights" },
+  ),
+  row("num_time_groups", integer(1, 100), 10, "Groups into which the timesteps are divided", { later: true }),
+  row(
+    "solver",
+    choice("clip", "round"),
+    "clip",
+    "How codes and scales are chosen: clip search with least squares, or round to nearest",
+  ),
+  row(
+    "zero_point",
+    choice("real", "integer", "symmetric"),
+    "real",
+    "Zero point of a group: any real number, an integer code, or fixed in the middle",
+  ),
+  row(
+    "min_accuracy",
+    number(0, 1),
+    0,
+    "Least cosine between a tensor and its quantized form; below it the tensor is tried again with 3, " +
+      "4, then 8 bits. 0 never falls back",
+  ),
+  row(
+    "layer_bit_widths",
+    layerBits,
+    {},
+    "Bits for single tensors, by name or pattern; 16 keeps the tensor as it is. A tensor's own name " +
+      "(with or without `.weight`) wins over patterns, and of several patterns the one with most bits",
+  ),
+  row("skip_sensitive_layers", boolean, false, "Keep the tensors named by the two keys below as they are"),
+  row("sensitive_layer_names", list(false), [], "Names of sensitive tensors, with or without `.weight`"),
+  row("sensitive_layer_patterns", list(true), [], "Patterns of the names of sensitive tensors"),
+  row("keep_patterns", list(true), [], "Patterns of the names of tensors that are always kept as they are"),
+  row(
+    "non_finite",
+    choice("fail", "keep"),
+    "fail",
+    "A tensor that holds NaN or infinity: stop with an error, or store it unquantized",
+  ),
+  row(
+    "fail_fast",
+    boolean,
+    false,
+    "Stop at the first tensor that fails instead of reporting all of them",
+    { neutral: true },
+  ),
+  row(
+    "backend",
+    choice("auto", "native", "wasm"),
+    "auto",
+    "Kernels to use: the native library if there is one, only it, or only WebAssembly",
+    { neutral: true },
+  ),
+  row(
+    "num_threads",
+    integer(0, 64),
+    0,
+    "Threads of the kernels; 0 is one per core",
+    { unit: "threads", neutral: true },
+  ),
+  row(
+    "modality",
+    choice("auto", "text", "image"),
+    "auto",
+    "What the model generates; auto asks the checkpoint",
+    { later: true },
+  ),
+  row("enable_time_aware", boolean, true, "Give layers parameters per time group", { later: true }),
+  row(
+    "calibration_samples",
+    integer(32, 1024),
+    128,
+    "Samples of the calibration data that are used",
+    { unit: "samples", later: true },
+  ),
+  row(
+    "target_model_size_mb",
+    orNull(positive(1e9)),
+    null,
+    "Size into which the quantized model has to fit, by choosing bits per layer",
+    { unit: "MB", later: true },
+  ),
+  row(
+    `${VALIDATION}.enabled`,
+    boolean,
+    false,
+    "Phase 1: report jumps between neighbouring time groups",
+    { later: true },
+  ),
+  row(
+    `${VALIDATION}.smoothness_threshold`,
+    number(0, 1),
+    0.3,
+    "Relative jump above which a boundary is a violation",
+    { later: true },
+  ),
+  row(`${VALIDATION}.log_violations`, boolean, true, "Print each violation", { later: true }),
+  row(
+    `${SMOOTHING}.enabled`,
+    boolean,
+    false,
+    "Phase 2: blend the time parameters across boundaries",
+    { later: true },
+  ),
+  row(
+    `${SMOOTHING}.window_size`,
+    integer(1, 1000),
+    5,
+    "Distance from a boundary within which parameters blend",
+    { unit: "timesteps", later: true },
+  ),
+  row(
+    `${SMOOTHING}.interpolation`,
+    choice("linear", "cubic", "sigmoid"),
+    "linear",
+    "Shape of the blend",
+    { later: true },
+  ),
+  row(
+    `${TRANSITION}.enabled`,
+    boolean,
+    false,
+    "Phase 3: lower the step KL by optimising codes, scales and time parameters",
+    { later: true },
+  ),
+  row(
+    `${TRANSITION}.markov_weight`,
+    number(0, 100),
+    0.1,
+    "Weight of the Gauss-Markov prior, relative to the data term",
+    { later: true },
+  ),
+  row(
+    `${TRANSITION}.entropy_weight`,
+    number(0, 100),
+    0.05,
+    "Starting temperature of the annealed code assignment",
+    { later: true },
+  ),
+  row(
+    `${TRANSITION}.learning_rate`,
+    positive(1),
+    0.01,
+    "Step size of the gradient refinement",
+    { later: true },
+  ),
+  row(
+    `${TRANSITION}.max_iterations`,
+    integer(1, 100_000),
+    50,
+    "Most iterations of the gradient refinement",
+    { unit: "iterations", later: true },
+  ),
+  row(
+    `${TRANSITION}.convergence_threshold`,
+    positive(1),
+    1e-4,
+    "Relative change of the loss below which the refinement has converged",
+    { later: true },
+  ),
+  row(
+    `${TRANSITION}.beta_schedule`,
+    choice("linear", "cosine"),
+    "linear",
+    "Noise schedule of Gaussian diffusion",
+    { later: true },
+  ),
+];
+
+// Names and text -----------------------------------------------------------------------------------------------
+
+/** The variable that sets a key: prefix, then the path in capitals with its dots turned into underscores. */
+export function environmentName(key: string): string {
+  return ENVIRONMENT_PREFIX + key.replaceAll(".", "_").toUpperCase();
+}
+
+/**
+ * Compiles a name pattern: a JavaScript regular expression with flag `u`, found anywhere in a tensor's name.
+ *
+ * @throws {SyntaxError} If it does not compile.
+ */
+export function compilePattern(pattern: string): RegExp {
+  return new RegExp(pattern, "u");
+}
+
+export function isMapping(value: unknown): value is Record<string, unknown> {
+  if (typeof value !== "object" || value === null) return false;
+  const prototype = Object.getPrototypeOf(value);
+  return prototype === Object.prototype || prototype === null;
+}
+
+/** JSON text is YAML, except for characters that YAML does not allow unescaped. */
+export function quoted(text: string): string {
+  return JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029\ufeff\ufffe\uffff]/g, escapeCharacter);
+}
+
+/** A character as `\u` and four digits, which JSON and YAML share. */
+export const escapeCharacter = (c: string): string => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`;
