@@ -171,35 +171,66 @@ static void unpack_row(const uint32_t *packed, size_t cols, int32_t bits, uint8_
 
 /* Dequantize, along the row ------------------------------------------------------------------------------------ */
 
+/* Groups whose scales and zero points are widened at once. */
+#define AQ_GRIDS 32
+
+AQ_INLINE void widen_halves(const uint16_t *in, size_t n, float *out) {
+  size_t i = 0;
+  for (; i + AQ_W <= n; i += AQ_W) v_store(out + i, v_load_as(in, AQ_F16, i));
+  for (; i < n; i++) out[i] = aq_float_from_half(in[i]);
+}
+
+AQ_INLINE void dequantize_unit(const uint8_t *from, int32_t bits, vf scale, vf zero, float *out) {
+  vf codes[AQ_UNPACK / AQ_W];
+  v_unpack(from, bits, codes);
+  for (int k = 0; k < AQ_UNPACK / AQ_W; k++) v_store(out + k * AQ_W, scale * (codes[k] - zero));
+}
+
 AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out,
                                int32_t bits) {
-  const uint8_t *bytes = (const uint8_t *)(view->packed + row * view->words);
-  const uint8_t *end = bytes + 4 * view->words;
-  size_t done = 0;
-  while (done < n) {
-    const size_t index = (col + done) / view->group_size;
-    const size_t group = row * view->groups + index;
-    const size_t stop = aq_min_size((index + 1) * view->group_size - col, n);
-    const vf scale = v_set(aq_float_from_half(view->scale[group]));
-    const vf zero = v_set(view->zero_point ? aq_float_from_half(view->zero_point[group]) : (float)(1 << (bits - 1)));
-    for (; done < stop; done += AQ_UNPACK) {
-      const uint8_t *from = bytes + (col + done) / 8 * (size_t)bits;
-      uint8_t last[AQ_UNPACK_BYTES(8)] = {0};
-      vf codes[AQ_UNPACK / AQ_W];
-      if (end - from < (ptrdiff_t)AQ_UNPACK_BYTES(bits)) {
-        __builtin_memcpy(last, from, (size_t)(end - from));
-        from = last;
+  const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
+  const uint8_t *end = (const uint8_t *)(view->packed + (row + 1) * view->words);
+  const size_t first = row * view->groups + col / view->group_size;
+  const size_t groups = (col % view->group_size + n - 1) / view->group_size + 1;
+  /* a multiple of 256 columns starts a group, or lies in the one group of its row */
+  size_t left = n;
+  for (size_t base = 0; base < groups; base += AQ_GRIDS) {
+    float scales[AQ_GRIDS], zeros[AQ_GRIDS];
+    const size_t count = aq_min_size(AQ_GRIDS, groups - base);
+    widen_halves(view->scale + first + base, count, scales);
+    if (view->zero_point)
+      widen_halves(view->zero_point + first + base, count, zeros);
+    else
+      for (size_t i = 0; i < count; i++) zeros[i] = (float)(1 << (bits - 1));
+    for (size_t i = 0; i < count; i++) {
+      const vf scale = v_set(scales[i]), zero = v_set(zeros[i]);
+      size_t rest = aq_min_size(view->groups == 1 ? left : view->group_size, left);
+      left -= rest;
+      while (rest >= 32 && end - from >= (ptrdiff_t)(4 * bits + AQ_UNPACK_BYTES(bits))) {
+        for (int k = 0; k < 32 / AQ_UNPACK; k++)
+          dequantize_unit(from + k * (AQ_UNPACK / 8) * bits, bits, scale, zero, out + k * AQ_UNPACK);
+        from += 4 * bits;
+        out += 32;
+        rest -= 32;
       }
-      v_unpack(from, bits, codes);
-      if (done + AQ_UNPACK <= stop) {
-        for (int k = 0; k < AQ_UNPACK / AQ_W; k++) v_store(out + done + k * AQ_W, scale * (codes[k] - zero));
-      } else {
-        float rest[AQ_UNPACK];
-        for (int k = 0; k < AQ_UNPACK / AQ_W; k++) v_store(rest + k * AQ_W, scale * (codes[k] - zero));
-        __builtin_memcpy(out + done, rest, (stop - done) * sizeof(float));
+      while (rest >= AQ_UNPACK && end - from >= (ptrdiff_t)AQ_UNPACK_BYTES(bits)) {
+        dequantize_unit(from, bits, scale, zero, out);
+        from += AQ_UNPACK / 8 * bits;
+        out += AQ_UNPACK;
+        rest -= AQ_UNPACK;
+      }
+      while (rest) { /* the row's end: neither reads nor writes past it */
+        uint8_t last[AQ_UNPACK_BYTES(8)] = {0};
+        float unit[AQ_UNPACK];
+        const size_t m = aq_min_size(AQ_UNPACK, rest);
+        __builtin_memcpy(last, from, aq_min_size(sizeof last, (size_t)(end - from)));
+        dequantize_unit(last, bits, scale, zero, unit);
+        __builtin_memcpy(out, unit, m * sizeof(float));
+        from += AQ_UNPACK / 8 * bits;
+        out += m;
+        rest -= m;
       }
     }
-    done = stop;
   }
 }
 
