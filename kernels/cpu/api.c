@@ -4,16 +4,28 @@
 #if !defined(AQ_NO_THREADS)
 #include <pthread.h>
 #endif
+#if defined(AQ_BUILD_AVX2)
+#include <cpuid.h>
+#endif
 
 /* Instruction sets ------------------------------------------------------------------------------------------------ */
+
+#if defined(AQ_BUILD_AVX2)
+/* __builtin_cpu_supports also asks, through XGETBV, whether the system saves the registers; not every compiler
+ * lets it name F16C, whose registers are AVX's. */
+static int has_f16c(void) {
+  unsigned eax, ebx, ecx, edx;
+  __cpuid(1, eax, ebx, ecx, edx);
+  return (ecx & bit_F16C) != 0;
+}
+#endif
 
 static const aq_kernels *kernels_of(int32_t isa) {
   switch (isa) {
     case AQ_ISA_SCALAR: return &aq_kernels_scalar;
 #if defined(AQ_BUILD_AVX2)
     case AQ_ISA_AVX2:
-      /* __builtin_cpu_supports asks CPUID and, through XGETBV, whether the system saves the registers */
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? &aq_kernels_avx2 : 0;
+      return __builtin_cpu_supports("avx2") && has_f16c() ? &aq_kernels_avx2 : 0;
 #endif
 #if defined(AQ_BUILD_AVX512)
     case AQ_ISA_AVX512:

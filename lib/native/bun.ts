@@ -1,0 +1,28 @@
+/** The one file that names `bun:ffi`. */
+import { type NativeCalls, type OpenedLibrary, SYMBOLS } from "./symbols.ts";
+
+interface BunFfi {
+  dlopen(
+    path: string,
+    symbols: Record<string, { args: string[]; returns: string }>,
+  ): { symbols: Record<string, unknown>; close(): void };
+}
+
+const FFI_TYPES = { in: "ptr", out: "ptr", usize: "u64", i32: "i32" } as const;
+
+/** Opens a library with `bun:ffi`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
+export async function openInBun(path: string): Promise<OpenedLibrary> {
+  // Computed, because every other runtime fails on the name itself.
+  const specifier = ["bun", "ffi"].join(":");
+  const { dlopen } = await import(specifier) as BunFfi;
+  const table: Record<string, { args: string[]; returns: string }> = {};
+  for (const [name, declaration] of Object.entries(SYMBOLS)) {
+    table[name] = { args: declaration.parameters.map((kind) => FFI_TYPES[kind]), returns: declaration.result };
+  }
+  const library = dlopen(path, table);
+  return {
+    calls: library.symbols as unknown as NativeCalls,
+    size: (count) => count,
+    close: () => library.close(),
+  };
+}

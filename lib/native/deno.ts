@@ -1,0 +1,48 @@
+/** The one file that names `Deno.dlopen`, and the one that asks Deno what it may do. */
+import { type NativeCalls, type OpenedLibrary, SYMBOLS } from "./symbols.ts";
+
+interface DenoPermission {
+  name: "ffi" | "read" | "env" | "run" | "write";
+  path?: string;
+  variable?: string;
+  command?: string;
+}
+
+interface DenoRuntime {
+  dlopen(
+    path: string,
+    symbols: Record<string, { parameters: string[]; result: string }>,
+  ): { symbols: Record<string, unknown>; close(): void };
+  permissions: { querySync(permission: DenoPermission): { state: string } };
+  version: { deno: string };
+}
+
+/** Deno's global, or undefined in another runtime. */
+export function denoRuntime(): DenoRuntime | undefined {
+  return (globalThis as { Deno?: DenoRuntime }).Deno;
+}
+
+/** Whether something may be done without asking: always true outside Deno. */
+export function isAllowed(permission: DenoPermission): boolean {
+  const deno = denoRuntime();
+  return deno === undefined || deno.permissions.querySync(permission).state === "granted";
+}
+
+const FFI_TYPES = { in: "buffer", out: "buffer", usize: "usize", i32: "i32" } as const;
+
+/** Opens a library with `Deno.dlopen`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
+export function openInDeno(path: string): OpenedLibrary {
+  const table: Record<string, { parameters: string[]; result: string }> = {};
+  for (const [name, declaration] of Object.entries(SYMBOLS)) {
+    table[name] = {
+      parameters: declaration.parameters.map((kind) => FFI_TYPES[kind]),
+      result: declaration.result,
+    };
+  }
+  const library = denoRuntime()!.dlopen(path, table);
+  return {
+    calls: library.symbols as unknown as NativeCalls,
+    size: BigInt, // a plain number leaves Deno's fast path
+    close: () => library.close(),
+  };
+}

@@ -1,0 +1,149 @@
+/**
+ * Finds the native library: where it is looked for, in which order, and why each place was passed over. Every
+ * step is recorded, so that nobody has to guess which kernels run.
+ */
+import { existsSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { KernelError } from "../errors.ts";
+import { build, buildHash, compilerVersion, nativePlan } from "./build.ts";
+import { openInBun } from "./bun.ts";
+import { denoRuntime, isAllowed, openInDeno } from "./deno.ts";
+import { ABI_VERSION, type OpenedLibrary } from "./symbols.ts";
+
+/** One place that was tried and what came of it. */
+export interface Attempt {
+  readonly candidate: string;
+  readonly outcome: string;
+}
+
+export interface FoundLibrary {
+  readonly library: OpenedLibrary;
+  readonly path: string;
+  readonly origin: "chosen" | "ARROWQUANT_LIBRARY" | "cached build" | "new build";
+}
+
+/** An environment variable, undefined where it is unset or must not be read. */
+export function environment(name: string): string | undefined {
+  return isAllowed({ name: "env", variable: name }) ? process.env[name] : undefined;
+}
+
+export function runtimeName(): string {
+  const { Bun } = globalThis as { Bun?: { version: string } };
+  const deno = denoRuntime();
+  if (Bun !== undefined) return `bun ${Bun.version}`;
+  if (deno !== undefined) return `deno ${deno.version.deno}`;
+  return `node ${process.versions.node}`;
+}
+
+const message = (error: unknown) => (error instanceof Error ? error.message : String(error)).split("\n")[0]!;
+
+/** Opens a library and checks its ABI number before anything else is called. */
+export async function openLibrary(path: string): Promise<OpenedLibrary> {
+  if (!existsSync(path)) throw new KernelError(`Cannot open the kernel library "${path}": no such file`);
+  const inBun = (globalThis as { Bun?: unknown }).Bun !== undefined;
+  if (!inBun && denoRuntime() === undefined) {
+    throw new KernelError(`Cannot open the kernel library "${path}": this runtime has no FFI, use Bun or Deno`);
+  }
+  let library: OpenedLibrary;
+  try {
+    library = inBun ? await openInBun(path) : openInDeno(path);
+  } catch (cause) {
+    throw new KernelError(`Cannot open the kernel library "${path}": ${message(cause)}`, { cause });
+  }
+  const version = library.calls.aq_abi_version();
+  if (version !== ABI_VERSION) {
+    library.close();
+    throw new KernelError(`Cannot use the kernel library "${path}": its ABI is ${version}, wanted ${ABI_VERSION}`);
+  }
+  return library;
+}
+
+/** The kernels' sources beside this module, undefined where it was not loaded from a checkout. */
+function sourceFolder(): string | undefined {
+  if (!import.meta.url.startsWith("file:")) return undefined;
+  const folder = fileURLToPath(new URL("../../kernels", import.meta.url));
+  return existsSync(join(folder, "include", "arrowquant.h")) ? folder : undefined;
+}
+
+/** Where builds are kept: `$XDG_CACHE_HOME/arrowquant`, or `~/.cache/arrowquant`. */
+export function cacheFolder(): string {
+  const xdg = environment("XDG_CACHE_HOME");
+  if (xdg) return join(xdg, "arrowquant");
+  return join(environment("HOME") ?? homedir(), ".cache", "arrowquant");
+}
+
+/** Compilers in order of preference. */
+export function compilerCandidates(): string[] {
+  const chosen = environment("CC");
+  return [...(chosen ? [chosen] : []), "cc", "gcc", "clang"];
+}
+
+/** The first compiler that answers. */
+export async function findCompiler(): Promise<{ command: string; version: string } | undefined> {
+  for (const command of compilerCandidates()) {
+    const version = await compilerVersion(command);
+    if (version !== undefined) return { command, version };
+  }
+  return undefined;
+}
+
+const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
+
+/**
+ * The native library by the documented order: `chosen`, `ARROWQUANT_LIBRARY`, a cached build, a build made now.
+ * A library that was named and cannot be used is an error; the others are passed over and recorded.
+ *
+ * @throws {KernelError} when a library that was named cannot be opened
+ */
+export async function findLibrary(
+  chosen: string | undefined,
+  attempts: Attempt[],
+  onMessage: (line: string) => void,
+): Promise<FoundLibrary | undefined> {
+  if (chosen !== undefined) return { library: await openLibrary(chosen), path: chosen, origin: "chosen" };
+  const named = environment("ARROWQUANT_LIBRARY");
+  if (named) return { library: await openLibrary(named), path: named, origin: "ARROWQUANT_LIBRARY" };
+
+  const denied = PERMISSIONS.filter((name) => !isAllowed({ name }));
+  if (denied.length > 0) {
+    const flags = denied.map((name) => `--allow-${name}`).join(" ");
+    attempts.push({ candidate: "native library", outcome: `needs ${flags}` });
+    return undefined;
+  }
+  if ((globalThis as { Bun?: unknown }).Bun === undefined && denoRuntime() === undefined) {
+    attempts.push({ candidate: "native library", outcome: "this runtime has no FFI, use Bun or Deno" });
+    return undefined;
+  }
+  const kernels = sourceFolder();
+  if (kernels === undefined) {
+    attempts.push({ candidate: "build", outcome: "the kernels' sources are not beside this module" });
+    return undefined;
+  }
+  const plan = nativePlan(process.platform, process.arch);
+  const folder = join(cacheFolder(), `${process.platform}-${process.arch}-${buildHash(plan, kernels).slice(0, 16)}`);
+  const cached = join(folder, plan.fileName);
+  if (existsSync(cached)) {
+    try {
+      return { library: await openLibrary(cached), path: cached, origin: "cached build" };
+    } catch (error) {
+      attempts.push({ candidate: cached, outcome: message(error) });
+    }
+  }
+  const compiler = await findCompiler();
+  if (compiler === undefined) {
+    attempts.push({ candidate: "build", outcome: `no compiler: tried ${compilerCandidates().join(", ")}` });
+    return undefined;
+  }
+  try {
+    onMessage(`kernels: building with ${compiler.command} (${compiler.version}), once for this version …`);
+    const path = await build(plan, kernels, compiler.command, folder);
+    return { library: await openLibrary(path), path, origin: "new build" };
+  } catch (error) {
+    attempts.push({ candidate: `build with ${compiler.command}`, outcome: message(error) });
+    onMessage(`kernels: the build failed: ${message(error)}`);
+    return undefined;
+  }
+}

@@ -1,0 +1,129 @@
+/**
+ * The kernels behind one interface, whatever runs them: a shared library over Bun's or Deno's FFI, or the same C
+ * as WebAssembly. Nothing is opened before `openKernels` is called.
+ */
+import { KernelError } from "../errors.ts";
+import { type Attempt, findLibrary, runtimeName } from "./library.ts";
+import { ABI_VERSION, type NativeCalls, type NativeSize, type OpenedLibrary } from "./symbols.ts";
+import { openWasm } from "./wasm.ts";
+
+export { ABI_VERSION, type NativeCalls } from "./symbols.ts";
+export type { Attempt } from "./library.ts";
+
+/** `auto` prefers a native library and says so when it has to take WebAssembly. */
+export type BackendChoice = "auto" | "native" | "wasm";
+
+/** The value is the header's `AQ_ISA_*`. */
+const INSTRUCTION_SETS = { scalar: 1, avx2: 2, avx512: 3, neon: 4, simd128: 5 } as const;
+export type InstructionSet = keyof typeof INSTRUCTION_SETS;
+
+export interface OpenOptions {
+  /** Default `auto`. */
+  readonly backend?: BackendChoice | undefined;
+  /** Path of a library to use instead of any other. */
+  readonly library?: string | undefined;
+  /** Default: the fastest that the processor has. */
+  readonly isa?: InstructionSet | undefined;
+  /** Told, in one line each, of a build and of a fallback. */
+  readonly onMessage?: ((line: string) => void) | undefined;
+}
+
+/** Opened kernels. Which ones they are is public, and belongs in every log and measurement. */
+export interface Kernels {
+  readonly backend: "native" | "wasm";
+  readonly isa: InstructionSet;
+  /** Path of the library, or `embedded`. */
+  readonly library: string;
+  /** Name and version of the runtime, as in `bun 1.4.5`. */
+  readonly runtime: string;
+  readonly abi: number;
+  /** Places that were passed over, and why. */
+  readonly attempts: readonly Attempt[];
+  /** One line for logs. */
+  describe(): string;
+  /** Releases the library; no call may follow. */
+  close(): void;
+  [Symbol.dispose](): void;
+  /** The header's functions; `lib/quant` is their caller, with every argument checked. */
+  readonly calls: NativeCalls;
+  /** A count as `calls` take it. */
+  size(count: number): NativeSize;
+  /** The header's number of `isa`. */
+  readonly isaNumber: number;
+}
+
+function kernelsFrom(
+  library: OpenedLibrary,
+  backend: "native" | "wasm",
+  path: string,
+  origin: string,
+  attempts: readonly Attempt[],
+  isa: InstructionSet | undefined,
+): Kernels {
+  const names = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
+  if (isa !== undefined && library.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) !== 1) {
+    const supported = names.filter((name) => library.calls.aq_isa_supported(INSTRUCTION_SETS[name]) === 1);
+    library.close();
+    throw new KernelError(
+      `Cannot use the instruction set "${isa}" of ${path}: supported here are ${supported.join(", ")}`,
+    );
+  }
+  const isaNumber = isa === undefined ? library.calls.aq_best_isa() : INSTRUCTION_SETS[isa];
+  const chosen = names.find((name) => INSTRUCTION_SETS[name] === isaNumber)!;
+  const runtime = runtimeName();
+  const close = () => library.close();
+  return {
+    backend,
+    isa: chosen,
+    library: path,
+    runtime,
+    abi: ABI_VERSION,
+    attempts,
+    describe: () => `${backend} ${chosen} (${origin}${backend === "native" ? ` ${path}` : ""}), ${runtime}`,
+    close,
+    [Symbol.dispose]: close,
+    calls: library.calls,
+    size: library.size,
+    isaNumber,
+  };
+}
+
+/**
+ * Opens the kernels by the documented order: the library or backend that `options` name, the library that
+ * `ARROWQUANT_LIBRARY` names, a cached build, a build made now if there is a compiler, WebAssembly.
+ *
+ * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something
+ *
+ * @example
+ * ```ts
+ * const kernels = await openKernels();
+ * console.log(kernels.describe());
+ * kernels.close();
+ * ```
+ */
+export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
+  const { backend = "auto", library, isa, onMessage = () => {} } = options;
+  if (backend !== "auto" && backend !== "native" && backend !== "wasm") {
+    throw new RangeError(`Cannot open the kernels: backend must be auto, native or wasm, got ${JSON.stringify(backend)}`);
+  }
+  if (isa !== undefined && !(isa in INSTRUCTION_SETS)) {
+    const known = Object.keys(INSTRUCTION_SETS).join(", ");
+    throw new RangeError(`Cannot open the kernels: the instruction set must be one of ${known}, got ${JSON.stringify(isa)}`);
+  }
+  if (backend === "wasm" && library !== undefined) {
+    throw new TypeError('Cannot open the kernels: a library was named, and the backend "wasm" has none');
+  }
+  const attempts: Attempt[] = [];
+  if (backend !== "wasm") {
+    const found = await findLibrary(library, attempts, onMessage);
+    if (found) return kernelsFrom(found.library, "native", found.path, found.origin, attempts, isa);
+    const reasons = attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
+    if (backend === "native") {
+      throw new KernelError(
+        `Cannot open a native kernel library: ${reasons}; name one with ARROWQUANT_LIBRARY, or use the backend "wasm"`,
+      );
+    }
+    onMessage(`kernels: WebAssembly, slower than a native library (${reasons})`);
+  }
+  return kernelsFrom(openWasm(), "wasm", "embedded", "embedded", attempts, isa);
+}

@@ -1,0 +1,101 @@
+/**
+ * The kernels' functions as both runtimes and WebAssembly need them: one entry a symbol, the C declaration
+ * beside it. A test compares this table with kernels/include/arrowquant.h.
+ */
+
+/** `AQ_ABI_VERSION` that this table was written for. */
+export const ABI_VERSION = 1;
+
+/** `in`: const pointer or null; `out`: pointer written by the callee or null. */
+export type ParameterKind = "in" | "out" | "usize" | "i32";
+
+export interface SymbolDeclaration {
+  readonly parameters: readonly ParameterKind[];
+  readonly result: "i32";
+}
+
+export const SYMBOLS = {
+  // int32_t aq_abi_version(void)
+  aq_abi_version: { parameters: [], result: "i32" },
+  // int32_t aq_best_isa(void)
+  aq_best_isa: { parameters: [], result: "i32" },
+  // int32_t aq_isa_supported(int32_t isa)
+  aq_isa_supported: { parameters: ["i32"], result: "i32" },
+  // int32_t aq_packed_words(size_t cols, int32_t bits, uint64_t *words)
+  aq_packed_words: { parameters: ["usize", "i32", "out"], result: "i32" },
+  // int32_t aq_group_count(size_t cols, size_t group_size, uint64_t *groups)
+  aq_group_count: { parameters: ["usize", "usize", "out"], result: "i32" },
+  // int32_t aq_pack_codes(const uint8_t *codes, size_t rows, size_t cols, int32_t bits, uint32_t *packed,
+  //                       int32_t isa, int32_t threads)
+  aq_pack_codes: { parameters: ["in", "usize", "usize", "i32", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_unpack_codes(const uint32_t *packed, size_t rows, size_t cols, int32_t bits, uint8_t *codes,
+  //                         int32_t isa, int32_t threads)
+  aq_unpack_codes: { parameters: ["in", "usize", "usize", "i32", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_quantize_round(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+  //                           size_t group_size, int32_t zero_point_kind, uint32_t *packed, uint16_t *scale,
+  //                           uint16_t *zero_point, int32_t isa, int32_t threads)
+  aq_quantize_round: {
+    parameters: ["in", "i32", "usize", "usize", "i32", "usize", "i32", "out", "out", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_quantize_clip(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+  //                          size_t group_size, int32_t zero_point_kind, const float *column_weights,
+  //                          uint32_t *packed, uint16_t *scale, uint16_t *zero_point, int32_t isa, int32_t threads)
+  aq_quantize_clip: {
+    parameters: ["in", "i32", "usize", "usize", "i32", "usize", "i32", "in", "out", "out", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
+  //                       size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
+  //                       int32_t threads)
+  aq_dequantize: {
+    parameters: ["in", "in", "in", "usize", "usize", "i32", "usize", "out", "i32", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
+  //                    int32_t threads)
+  aq_convert: { parameters: ["in", "i32", "out", "i32", "usize", "i32", "i32"], result: "i32" },
+  // int32_t aq_error_statistics(const void *a, int32_t a_dtype, const void *b, int32_t b_dtype, size_t n,
+  //                             double *statistics, int32_t isa, int32_t threads)
+  aq_error_statistics: { parameters: ["in", "i32", "in", "i32", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
+  //                                    const uint16_t *scale, const uint16_t *zero_point, size_t rows, size_t cols,
+  //                                    int32_t bits, size_t group_size, double *statistics, int32_t isa,
+  //                                    int32_t threads)
+  aq_packed_error_statistics: {
+    parameters: ["in", "i32", "in", "in", "in", "usize", "usize", "i32", "usize", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_find_nonfinite(const void *values, int32_t dtype, size_t n, uint64_t *index, int32_t isa,
+  //                           int32_t threads)
+  aq_find_nonfinite: { parameters: ["in", "i32", "usize", "out", "i32", "i32"], result: "i32" },
+} as const satisfies Record<string, SymbolDeclaration>;
+
+export type SymbolName = keyof typeof SYMBOLS;
+
+/** A buffer handed to a kernel: always the view itself, never a pointer kept from an earlier call. */
+export type NativeBuffer = ArrayBufferView<ArrayBufferLike> | null;
+
+/** What `size()` of an opened library made of a count. */
+export type NativeSize = number | bigint;
+
+type ArgumentOf<Kind extends ParameterKind> = Kind extends "in" | "out" ? NativeBuffer
+  : Kind extends "usize" ? NativeSize
+  : number;
+
+type Arguments<Kinds extends readonly ParameterKind[]> = {
+  -readonly [Index in keyof Kinds]: ArgumentOf<Kinds[Index]>;
+};
+
+/** The functions of an opened library, with the parameters of the table. */
+export type NativeCalls = {
+  readonly [Name in SymbolName]: (...args: Arguments<(typeof SYMBOLS)[Name]["parameters"]>) => number;
+};
+
+/** A library as one runtime opened it. */
+export interface OpenedLibrary {
+  readonly calls: NativeCalls;
+  /** A count as the runtime's FFI takes it fastest: a number in Bun and WebAssembly, a bigint in Deno. */
+  size(count: number): NativeSize;
+  close(): void;
+}

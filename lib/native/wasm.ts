@@ -1,0 +1,63 @@
+/**
+ * The kernels as WebAssembly: the same C, built for 128-bit vectors, embedded in wasm_binary.ts. Needs no
+ * compiler, no permission and no file. A call copies its buffers into the module's memory and its outputs back.
+ */
+import { type NativeBuffer, type NativeCalls, type OpenedLibrary, type ParameterKind, SYMBOLS } from "./symbols.ts";
+import { WASM_BASE64 } from "./wasm_binary.ts";
+
+const PAGE_BYTES = 65536;
+/** Vector loads want 16; a cache line keeps rows of different buffers apart. */
+const ALIGNMENT = 64;
+
+interface WasmExports {
+  memory: WebAssembly.Memory;
+  __heap_base: WebAssembly.Global;
+  [name: string]: unknown;
+}
+
+const align = (offset: number) => Math.ceil(offset / ALIGNMENT) * ALIGNMENT;
+
+const bytesOf = (view: ArrayBufferView<ArrayBufferLike>) =>
+  new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+
+/** Instantiates the embedded module. @throws WebAssembly.CompileError where the engine has no 128-bit vectors. */
+export function openWasm(): OpenedLibrary {
+  const bytes = Uint8Array.from(atob(WASM_BASE64), (character) => character.charCodeAt(0));
+  const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes));
+  const exports = instance.exports as unknown as WasmExports;
+  const heapBase = align(exports.__heap_base.value as number);
+
+  function wrap(name: string, parameters: readonly ParameterKind[]) {
+    const call = exports[name] as (...args: number[]) => number;
+    // Calls carry whole tensors, so copying them outweighs what a rest parameter costs.
+    return (...args: (NativeBuffer | number | bigint)[]): number => {
+      let end = heapBase;
+      const raw = args.map((argument, i) => {
+        const kind = parameters[i];
+        if (kind !== "in" && kind !== "out") return Number(argument);
+        if (argument === null) return 0;
+        const at = end;
+        end = align(end + (argument as ArrayBufferView).byteLength);
+        return at;
+      });
+      const missing = end - exports.memory.buffer.byteLength;
+      if (missing > 0) exports.memory.grow(Math.ceil(missing / PAGE_BYTES));
+      const memory = new Uint8Array(exports.memory.buffer);
+      parameters.forEach((kind, i) => {
+        if (kind === "in" && args[i] !== null) memory.set(bytesOf(args[i] as ArrayBufferView), raw[i]!);
+      });
+      const status = call(...raw);
+      parameters.forEach((kind, i) => {
+        if (kind !== "out" || args[i] === null) return;
+        const target = bytesOf(args[i] as ArrayBufferView);
+        target.set(memory.subarray(raw[i]!, raw[i]! + target.length));
+      });
+      return status;
+    };
+  }
+
+  const calls = Object.fromEntries(
+    Object.entries(SYMBOLS).map(([name, declaration]) => [name, wrap(name, declaration.parameters)]),
+  );
+  return { calls: calls as unknown as NativeCalls, size: (count) => count, close: () => {} };
+}

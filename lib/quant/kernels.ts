@@ -1,0 +1,531 @@
+/**
+ * The quantization kernels as functions: arguments checked on this side, rows handed over in blocks, a kernel's
+ * status turned into an error that says what to do.
+ */
+import { KernelError, WeightsError } from "../errors.ts";
+import type { Kernels } from "../native/mod.ts";
+import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
+import {
+  BIT_WIDTHS,
+  type BitWidth,
+  GROUP_SIZES,
+  groupCount,
+  type GroupSize,
+  type PackedTensor,
+  packedWords,
+  ZERO_POINT_KINDS,
+  type ZeroPointKind,
+} from "./layout.ts";
+
+/** `clip`: search of clipped ranges, then least squares of scale and zero point; `round`: minimum and maximum. */
+export type Solver = "round" | "clip";
+export const SOLVERS: readonly Solver[] = ["clip", "round"];
+
+/** Weights in any floating type: the elements, or their bytes. */
+export interface Weights {
+  readonly data: Float32Array | Float64Array | Uint16Array | Uint8Array;
+  readonly dtype: FloatDtype;
+}
+
+export interface QuantizeOptions {
+  readonly bits: BitWidth;
+  /** Default 64. */
+  readonly groupSize?: GroupSize | undefined;
+  /** Default `clip`. */
+  readonly solver?: Solver | undefined;
+  /** Default `real`. */
+  readonly zeroPoint?: ZeroPointKind | undefined;
+  /** Importance of each input column, finite and ≥ 0; default all ones. Only `clip` uses it. */
+  readonly columnWeights?: Float32Array | undefined;
+  /** Default 1. Never changes a byte of the result. */
+  readonly threads?: number | undefined;
+}
+
+/** Sums and maxima of `b` against `a`, in float64. */
+export interface ErrorStatistics {
+  /** Σ a² */
+  readonly sumSquares: number;
+  /** Σ b² */
+  readonly sumSquaresOther: number;
+  /** Σ a·b */
+  readonly dot: number;
+  /** Σ (a − b)² */
+  readonly sumSquaredError: number;
+  /** max |a − b| */
+  readonly maxError: number;
+  /** max |a| */
+  readonly maxMagnitude: number;
+}
+
+/** The header's `AQ_F32`, …. */
+const DTYPE_NUMBERS: Record<FloatDtype, number> = { F32: 0, F16: 1, BF16: 2, F8_E4M3: 3, F8_E5M2: 4, F64: 5 };
+/** The header's `AQ_ZERO_POINT_*`. */
+const ZERO_POINT_NUMBERS: Record<ZeroPointKind, number> = { real: 0, integer: 1, symmetric: 2 };
+
+export const MAX_THREADS = 64;
+
+/**
+ * Elements that one kernel call gets at most, in whole rows: WebAssembly copies a call's buffers into a memory
+ * that never shrinks again, and a caller may want to draw progress between blocks.
+ */
+const BLOCK_ELEMENTS = 4 * 2 ** 20;
+
+const STATUS_TEXT: Record<number, string> = {
+  [-1]: "a null pointer or an unknown enumerator",
+  [-2]: "a size that is not allowed or too large",
+  [-3]: "a code that does not fit its bits, or a column weight that is negative or not finite",
+  [-4]: "NaN or infinity among the weights",
+  [-5]: "weights too large for a half-precision scale",
+  [-6]: "an instruction set that this processor or build lacks",
+};
+
+function check(status: number, doing: string): void {
+  if (status === 0) return;
+  throw new KernelError(`Cannot ${doing}: the kernel reports ${STATUS_TEXT[status] ?? `status ${status}`}`, { status });
+}
+
+function checkCount(doing: string, name: string, value: number): void {
+  if (!Number.isSafeInteger(value) || value < 0) {
+    throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ≥ 0, got ${value}`);
+  }
+}
+
+function checkMember<T>(doing: string, name: string, value: T, allowed: readonly T[]): void {
+  if (!allowed.includes(value)) {
+    throw new RangeError(`Cannot ${doing}: ${name} must be one of ${allowed.join(", ")}, got ${JSON.stringify(value)}`);
+  }
+}
+
+function checkThreads(doing: string, threads: number): void {
+  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
+    throw new RangeError(`Cannot ${doing}: threads must be a whole number from 1 to ${MAX_THREADS}, got ${threads}`);
+  }
+}
+
+function bytesOf(data: ArrayBufferView<ArrayBufferLike>): Uint8Array {
+  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+}
+
+/** The weights' bytes, aligned for their type (a copy where the view is not). */
+function weightBytes(doing: string, weights: Weights, elements: number): Uint8Array {
+  if (!ArrayBuffer.isView(weights?.data)) {
+    throw new TypeError(`Cannot ${doing}: weights.data must be a typed array, got ${typeof weights?.data}`);
+  }
+  if (!isFloatDtype(weights.dtype)) {
+    throw new TypeError(`Cannot ${doing}: weights.dtype must be a floating type, got ${JSON.stringify(weights.dtype)}`);
+  }
+  const width = BYTES_PER_ELEMENT[weights.dtype];
+  if (weights.data.BYTES_PER_ELEMENT !== width && weights.data.BYTES_PER_ELEMENT !== 1) {
+    throw new TypeError(
+      `Cannot ${doing}: ${weights.dtype} has ${width} bytes an element, weights.data ${weights.data.BYTES_PER_ELEMENT}`,
+    );
+  }
+  if (weights.data.byteLength !== elements * width) {
+    throw new TypeError(
+      `Cannot ${doing}: ${elements} elements of ${weights.dtype} are ${elements * width} bytes, got ${weights.data.byteLength}`,
+    );
+  }
+  const bytes = bytesOf(weights.data);
+  return bytes.byteOffset % width === 0 ? bytes : bytes.slice();
+}
+
+function checkPacked(doing: string, tensor: PackedTensor): void {
+  checkCount(doing, "rows", tensor.rows);
+  checkCount(doing, "cols", tensor.cols);
+  checkMember(doing, "bits", tensor.bits, BIT_WIDTHS);
+  checkMember(doing, "groupSize", tensor.groupSize, GROUP_SIZES);
+  checkMember(doing, "zeroPointKind", tensor.zeroPointKind, ZERO_POINT_KINDS);
+  const words = tensor.rows * packedWords(tensor.cols, tensor.bits);
+  const groups = tensor.rows * groupCount(tensor.cols, tensor.groupSize);
+  if (!(tensor.packed instanceof Uint32Array) || tensor.packed.length !== words) {
+    throw new TypeError(`Cannot ${doing}: packed must be ${words} u32 words, got ${tensor.packed?.length}`);
+  }
+  if (!(tensor.scale instanceof Uint16Array) || tensor.scale.length !== groups) {
+    throw new TypeError(`Cannot ${doing}: scale must be ${groups} half floats, got ${tensor.scale?.length}`);
+  }
+  if (tensor.zeroPointKind === "symmetric" ? tensor.zeroPoint !== undefined : tensor.zeroPoint?.length !== groups) {
+    const wanted = tensor.zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
+    throw new TypeError(`Cannot ${doing}: the zero points must be ${wanted}, got ${tensor.zeroPoint?.length}`);
+  }
+}
+
+/** Blocks of whole rows as [begin, end). */
+function* rowBlocks(rows: number, cols: number): Generator<[number, number]> {
+  const step = Math.max(1, Math.floor(BLOCK_ELEMENTS / Math.max(1, cols)));
+  for (let begin = 0; begin < rows; begin += step) yield [begin, Math.min(begin + step, rows)];
+}
+
+/** Rows [begin, end) of an array that has `width` entries a row; undefined stays null for the kernel. */
+function rowsOf<T extends Uint32Array | Uint16Array>(array: T | undefined, width: number, begin: number, end: number) {
+  return array === undefined ? null : array.subarray(begin * width, end * width);
+}
+
+/**
+ * Quantizes a matrix, group by group along its rows.
+ *
+ * **Shapes** `weights: [rows, cols]` row-major, `columnWeights: f32[cols]`. Rows are independent: quantizing a
+ * matrix in blocks of rows gives the same bytes.
+ *
+ * @throws {WeightsError} when a weight is NaN or infinite (naming row and column) or too large for a half-precision scale
+ * @throws {TypeError | RangeError} when an argument has the wrong type, shape or value
+ *
+ * @example
+ * ```ts
+ * const kernels = await openKernels();
+ * const weights = { data: Float32Array.of(0.1, -0.2, 0.3, 0.4), dtype: "F32" } as const;
+ * const packed = quantize(kernels, weights, 2, 2, { bits: 4 });
+ * console.log(dequantize(kernels, packed));
+ * ```
+ */
+export function quantize(
+  kernels: Kernels,
+  weights: Weights,
+  rows: number,
+  cols: number,
+  options: QuantizeOptions,
+): PackedTensor {
+  const doing = "quantize a matrix";
+  const { bits, groupSize = 64, solver = "clip", zeroPoint: zeroPointKind = "real", columnWeights, threads = 1 } = options;
+  checkCount(doing, "rows", rows);
+  checkCount(doing, "cols", cols);
+  checkMember(doing, "bits", bits, BIT_WIDTHS);
+  checkMember(doing, "groupSize", groupSize, GROUP_SIZES);
+  checkMember(doing, "solver", solver, SOLVERS);
+  checkMember(doing, "zeroPoint", zeroPointKind, ZERO_POINT_KINDS);
+  checkThreads(doing, threads);
+  if (columnWeights !== undefined) {
+    if (!(columnWeights instanceof Float32Array) || columnWeights.length !== cols) {
+      throw new TypeError(`Cannot ${doing}: columnWeights must be ${cols} float32 values, got ${columnWeights?.length}`);
+    }
+    if (solver !== "clip") throw new RangeError(`Cannot ${doing}: columnWeights need the solver "clip", got "${solver}"`);
+    const bad = columnWeights.findIndex((weight) => !(weight >= 0 && weight < Infinity));
+    if (bad >= 0) {
+      throw new RangeError(`Cannot ${doing}: columnWeights must be finite and ≥ 0, got ${columnWeights[bad]} at ${bad}`);
+    }
+  }
+  const bytes = weightBytes(doing, weights, rows * cols);
+  const words = packedWords(cols, bits), groups = groupCount(cols, groupSize);
+  const packed = new Uint32Array(rows * words);
+  const scale = new Uint16Array(rows * groups);
+  const zeroPoint = zeroPointKind === "symmetric" ? undefined : new Uint16Array(rows * groups);
+  const dtype = DTYPE_NUMBERS[weights.dtype], kind = ZERO_POINT_NUMBERS[zeroPointKind];
+  const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
+  const { calls, isaNumber } = kernels;
+  for (const [begin, end] of rowBlocks(rows, cols)) {
+    if (cols === 0) break;
+    const block = bytes.subarray(begin * rowBytes, end * rowBytes);
+    const [n, k, g] = [kernels.size(end - begin), kernels.size(cols), kernels.size(groupSize)];
+    const p = packed.subarray(begin * words, end * words);
+    const s = scale.subarray(begin * groups, end * groups);
+    const z = rowsOf(zeroPoint, groups, begin, end);
+    const status = solver === "round"
+      ? calls.aq_quantize_round(block, dtype, n, k, bits, g, kind, p, s, z, isaNumber, threads)
+      : calls.aq_quantize_clip(block, dtype, n, k, bits, g, kind, columnWeights ?? null, p, s, z, isaNumber, threads);
+    if (status === -4) {
+      const index = findNonfinite(kernels, { data: block, dtype: weights.dtype }, (end - begin) * cols);
+      throw new WeightsError(
+        `Cannot ${doing}: the weight at row ${begin + Math.floor(index / cols)}, column ${index % cols} is NaN or infinite`,
+      );
+    }
+    if (status === -5) {
+      throw new WeightsError(
+        `Cannot ${doing}: weights in rows ${begin} to ${end - 1} are too large for a half-precision scale (largest 65504)`,
+      );
+    }
+    check(status, doing);
+  }
+  return { rows, cols, bits, groupSize, zeroPointKind, packed, scale, zeroPoint };
+}
+
+/**
+ * The weights of a packed matrix, row-major: float32, or the bits of half or bfloat16 values.
+ *
+ * @throws {TypeError} when the arrays do not fit the tensor's sizes
+ */
+export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype?: "F32", threads?: number): Float32Array<ArrayBuffer>;
+export function dequantize(
+  kernels: Kernels,
+  tensor: PackedTensor,
+  dtype: "F16" | "BF16",
+  threads?: number,
+): Uint16Array<ArrayBuffer>;
+export function dequantize(
+  kernels: Kernels,
+  tensor: PackedTensor,
+  dtype?: "F32" | "F16" | "BF16",
+  threads?: number,
+): Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
+export function dequantize(
+  kernels: Kernels,
+  tensor: PackedTensor,
+  dtype: "F32" | "F16" | "BF16" = "F32",
+  threads = 1,
+): Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> {
+  const doing = "dequantize a matrix";
+  checkPacked(doing, tensor);
+  checkMember(doing, "dtype", dtype, ["F32", "F16", "BF16"]);
+  checkThreads(doing, threads);
+  const { rows, cols, bits, groupSize, packed, scale, zeroPoint } = tensor;
+  const out = dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols);
+  const words = packedWords(cols, bits), groups = groupCount(cols, groupSize);
+  for (const [begin, end] of rowBlocks(rows, cols)) {
+    const status = kernels.calls.aq_dequantize(
+      packed.subarray(begin * words, end * words),
+      scale.subarray(begin * groups, end * groups),
+      rowsOf(zeroPoint, groups, begin, end),
+      kernels.size(end - begin),
+      kernels.size(cols),
+      bits,
+      kernels.size(groupSize),
+      out.subarray(begin * cols, end * cols),
+      DTYPE_NUMBERS[dtype],
+      kernels.isaNumber,
+      threads,
+    );
+    check(status, doing);
+  }
+  return out;
+}
+
+/**
+ * Packs codes into words, row by row, least significant bits first.
+ *
+ * **Shapes** `codes: u8[rows, cols]` → `u32[rows, packedWords(cols, bits)]`
+ * @throws {RangeError} when a code is above 2^bits − 1
+ */
+export function packCodes(
+  kernels: Kernels,
+  codes: Uint8Array,
+  rows: number,
+  cols: number,
+  bits: BitWidth,
+  threads = 1,
+): Uint32Array<ArrayBuffer> {
+  const doing = "pack codes";
+  checkCount(doing, "rows", rows);
+  checkCount(doing, "cols", cols);
+  checkMember(doing, "bits", bits, BIT_WIDTHS);
+  checkThreads(doing, threads);
+  if (!(codes instanceof Uint8Array) || codes.length !== rows * cols) {
+    throw new TypeError(`Cannot ${doing}: codes must be ${rows * cols} bytes, got ${codes?.length}`);
+  }
+  const words = packedWords(cols, bits);
+  const packed = new Uint32Array(rows * words);
+  for (const [begin, end] of rowBlocks(rows, cols)) {
+    const status = kernels.calls.aq_pack_codes(
+      codes.subarray(begin * cols, end * cols),
+      kernels.size(end - begin),
+      kernels.size(cols),
+      bits,
+      packed.subarray(begin * words, end * words),
+      kernels.isaNumber,
+      threads,
+    );
+    if (status === -3) {
+      throw new RangeError(`Cannot ${doing}: codes of ${bits} bits are at most ${2 ** bits - 1}, some are larger`);
+    }
+    check(status, doing);
+  }
+  return packed;
+}
+
+/** Codes of packed words: `u32[rows, packedWords(cols, bits)]` → `u8[rows, cols]`. */
+export function unpackCodes(
+  kernels: Kernels,
+  packed: Uint32Array,
+  rows: number,
+  cols: number,
+  bits: BitWidth,
+  threads = 1,
+): Uint8Array<ArrayBuffer> {
+  const doing = "unpack codes";
+  checkCount(doing, "rows", rows);
+  checkCount(doing, "cols", cols);
+  checkMember(doing, "bits", bits, BIT_WIDTHS);
+  checkThreads(doing, threads);
+  const words = packedWords(cols, bits);
+  if (!(packed instanceof Uint32Array) || packed.length !== rows * words) {
+    throw new TypeError(`Cannot ${doing}: packed must be ${rows * words} u32 words, got ${packed?.length}`);
+  }
+  const codes = new Uint8Array(rows * cols);
+  for (const [begin, end] of rowBlocks(rows, cols)) {
+    const status = kernels.calls.aq_unpack_codes(
+      packed.subarray(begin * words, end * words),
+      kernels.size(end - begin),
+      kernels.size(cols),
+      bits,
+      codes.subarray(begin * cols, end * cols),
+      kernels.isaNumber,
+      threads,
+    );
+    check(status, doing);
+  }
+  return codes;
+}
+
+/**
+ * Converts between floating types, round to nearest even; NaN stays NaN. F8_E4M3 has no infinity: what is beyond
+ * its range becomes NaN.
+ *
+ * @returns the elements' bytes in `dtype`
+ */
+export function convertFloats(
+  kernels: Kernels,
+  weights: Weights,
+  elements: number,
+  dtype: FloatDtype,
+  threads = 1,
+): Uint8Array<ArrayBuffer> {
+  const doing = `convert to ${dtype}`;
+  checkCount(doing, "elements", elements);
+  checkThreads(doing, threads);
+  if (!isFloatDtype(dtype)) throw new TypeError(`Cannot ${doing}: not a floating type`);
+  const bytes = weightBytes(doing, weights, elements);
+  const from = BYTES_PER_ELEMENT[weights.dtype], to = BYTES_PER_ELEMENT[dtype];
+  const out = new Uint8Array(elements * to);
+  for (const [begin, end] of rowBlocks(elements, 1)) {
+    const status = kernels.calls.aq_convert(
+      bytes.subarray(begin * from, end * from),
+      DTYPE_NUMBERS[weights.dtype],
+      out.subarray(begin * to, end * to),
+      DTYPE_NUMBERS[dtype],
+      kernels.size(end - begin),
+      kernels.isaNumber,
+      threads,
+    );
+    check(status, doing);
+  }
+  return out;
+}
+
+/** Position of the first NaN or infinity (after conversion to float32), −1 if there is none. */
+export function findNonfinite(kernels: Kernels, weights: Weights, elements: number): number {
+  const doing = "look for NaN and infinity";
+  checkCount(doing, "elements", elements);
+  const bytes = weightBytes(doing, weights, elements);
+  const width = BYTES_PER_ELEMENT[weights.dtype];
+  const index = new BigUint64Array(1);
+  for (const [begin, end] of rowBlocks(elements, 1)) {
+    const block = bytes.subarray(begin * width, end * width);
+    const status = kernels.calls.aq_find_nonfinite(
+      block,
+      DTYPE_NUMBERS[weights.dtype],
+      kernels.size(end - begin),
+      index,
+      kernels.isaNumber,
+      1,
+    );
+    check(status, doing);
+    if (Number(index[0]) < end - begin) return begin + Number(index[0]);
+  }
+  return -1;
+}
+
+const NO_STATISTICS: ErrorStatistics = {
+  sumSquares: 0,
+  sumSquaresOther: 0,
+  dot: 0,
+  sumSquaredError: 0,
+  maxError: 0,
+  maxMagnitude: 0,
+};
+
+function statisticsFrom(raw: Float64Array): ErrorStatistics {
+  const [sumSquares = 0, sumSquaresOther = 0, dot = 0, sumSquaredError = 0, maxError = 0, maxMagnitude = 0] = raw;
+  return { sumSquares, sumSquaresOther, dot, sumSquaredError, maxError, maxMagnitude };
+}
+
+/** Statistics of two runs of elements together. */
+export function addStatistics(a: ErrorStatistics, b: ErrorStatistics): ErrorStatistics {
+  return {
+    sumSquares: a.sumSquares + b.sumSquares,
+    sumSquaresOther: a.sumSquaresOther + b.sumSquaresOther,
+    dot: a.dot + b.dot,
+    sumSquaredError: a.sumSquaredError + b.sumSquaredError,
+    maxError: Math.max(a.maxError, b.maxError),
+    maxMagnitude: Math.max(a.maxMagnitude, b.maxMagnitude),
+  };
+}
+
+/** Root of Σ(a − b)² / Σa²; 0 when both are zero, infinite when only the reference is. */
+export function relativeRmsError(statistics: ErrorStatistics): number {
+  if (statistics.sumSquaredError === 0) return 0;
+  return Math.sqrt(statistics.sumSquaredError / statistics.sumSquares);
+}
+
+/** Cosine of a and b as vectors; 1 when both are zero, 0 when only one is. */
+export function cosine(statistics: ErrorStatistics): number {
+  const { sumSquares, sumSquaresOther, dot } = statistics;
+  if (sumSquares === 0 && sumSquaresOther === 0) return 1;
+  if (sumSquares === 0 || sumSquaresOther === 0) return 0;
+  return Math.min(1, dot / (Math.sqrt(sumSquares) * Math.sqrt(sumSquaresOther)));
+}
+
+/** Statistics of the packed matrix's weights against `weights`, without holding the dequantized matrix. */
+export function packedErrorStatistics(
+  kernels: Kernels,
+  weights: Weights,
+  tensor: PackedTensor,
+  threads = 1,
+): ErrorStatistics {
+  const doing = "measure the error of a packed matrix";
+  checkPacked(doing, tensor);
+  checkThreads(doing, threads);
+  const { rows, cols, bits, groupSize, packed, scale, zeroPoint } = tensor;
+  const bytes = weightBytes(doing, weights, rows * cols);
+  const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
+  const words = packedWords(cols, bits), groups = groupCount(cols, groupSize);
+  const raw = new Float64Array(6);
+  let total = NO_STATISTICS;
+  for (const [begin, end] of rowBlocks(rows, cols)) {
+    const status = kernels.calls.aq_packed_error_statistics(
+      bytes.subarray(begin * rowBytes, end * rowBytes),
+      DTYPE_NUMBERS[weights.dtype],
+      packed.subarray(begin * words, end * words),
+      scale.subarray(begin * groups, end * groups),
+      rowsOf(zeroPoint, groups, begin, end),
+      kernels.size(end - begin),
+      kernels.size(cols),
+      bits,
+      kernels.size(groupSize),
+      raw,
+      kernels.isaNumber,
+      threads,
+    );
+    check(status, doing);
+    total = addStatistics(total, statisticsFrom(raw));
+  }
+  return total;
+}
+
+/** Statistics of `b` against `a`, element by element. */
+export function errorStatistics(
+  kernels: Kernels,
+  a: Weights,
+  b: Weights,
+  elements: number,
+  threads = 1,
+): ErrorStatistics {
+  const doing = "measure an error";
+  checkCount(doing, "elements", elements);
+  checkThreads(doing, threads);
+  const left = weightBytes(doing, a, elements), right = weightBytes(doing, b, elements);
+  const leftWidth = BYTES_PER_ELEMENT[a.dtype], rightWidth = BYTES_PER_ELEMENT[b.dtype];
+  const raw = new Float64Array(6);
+  let total = NO_STATISTICS;
+  for (const [begin, end] of rowBlocks(elements, 1)) {
+    const status = kernels.calls.aq_error_statistics(
+      left.subarray(begin * leftWidth, end * leftWidth),
+      DTYPE_NUMBERS[a.dtype],
+      right.subarray(begin * rightWidth, end * rightWidth),
+      DTYPE_NUMBERS[b.dtype],
+      kernels.size(end - begin),
+      raw,
+      kernels.isaNumber,
+      threads,
+    );
+    check(status, doing);
+    total = addStatistics(total, statisticsFrom(raw));
+  }
+  return total;
+}

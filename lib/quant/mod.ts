@@ -1,0 +1,32 @@
+/** Quantizing and dequantizing matrices, the packed layout, and what quantizing cost. */
+export {
+  BIT_WIDTHS,
+  type BitWidth,
+  GROUP_SIZES,
+  groupCount,
+  type GroupSize,
+  packedBytes,
+  type PackedTensor,
+  packedWords,
+  ZERO_POINT_KINDS,
+  type ZeroPointKind,
+} from "./layout.ts";
+export {
+  addStatistics,
+  convertFloats,
+  cosine,
+  dequantize,
+  errorStatistics,
+  type ErrorStatistics,
+  findNonfinite,
+  MAX_THREADS,
+  packCodes,
+  packedErrorStatistics,
+  quantize,
+  type QuantizeOptions,
+  relativeRmsError,
+  type Solver,
+  SOLVERS,
+  unpackCodes,
+  type Weights,
+} from "./kernels.ts";

@@ -1,0 +1,54 @@
+/** Builds the kernels: the native library into the cache, and with --wasm the embedded WebAssembly module. */
+import { parseArgs } from "@std/cli/parse-args";
+import { readFileSync } from "node:fs";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { buildHash, buildWasm, compilerVersion, WASM_PLAN } from "../lib/native/build.ts";
+import { openKernels } from "../lib/native/mod.ts";
+
+const HELP = `Usage: bun run scripts/build.ts [--wasm | --check-wasm] [--cc COMPILER]
+
+Builds the kernel library for this machine into the cache (done by itself at first use, too).
+
+  --wasm         build lib/native/wasm_binary.ts instead; needs clang and lld
+  --check-wasm   say whether lib/native/wasm_binary.ts was built from these sources; exit status 1 if not
+  --cc COMPILER  the compiler to use (default: CC, cc, gcc, clang; for --wasm: clang)
+`;
+
+const args = parseArgs(process.argv.slice(2), {
+  boolean: ["wasm", "check-wasm", "help"],
+  string: ["cc"],
+  unknown: (name: string) => {
+    console.error(`Unknown argument ${name}\n\n${HELP}`);
+    process.exit(2);
+  },
+});
+const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
+const kernels = path("../kernels");
+const target = path("../lib/native/wasm_binary.ts");
+
+if (args.help) {
+  console.log(HELP);
+} else if (args["check-wasm"]) {
+  const recorded = /WASM_SOURCE_HASH = "([0-9a-f]*)"/.exec(readFileSync(target, "utf8"))?.[1];
+  const current = buildHash(WASM_PLAN, kernels);
+  if (recorded !== current) {
+    console.error(`lib/native/wasm_binary.ts is of other sources (${recorded}, now ${current}): run with --wasm`);
+    process.exit(1);
+  }
+  console.log("lib/native/wasm_binary.ts was built from these sources");
+} else if (args.wasm) {
+  const compiler = args.cc ?? "clang";
+  const version = await compilerVersion(compiler);
+  if (version === undefined) {
+    console.error(`Cannot build WebAssembly: "${compiler}" does not run; install clang and lld, or name one with --cc`);
+    process.exit(5);
+  }
+  const bytes = await buildWasm(kernels, compiler, target);
+  console.log(`lib/native/wasm_binary.ts: ${bytes} bytes of WebAssembly, ${version}`);
+} else {
+  if (args.cc !== undefined) process.env["CC"] = args.cc;
+  const opened = await openKernels({ backend: "native", onMessage: (line) => console.error(line) });
+  console.log(opened.describe());
+  opened.close();
+}
