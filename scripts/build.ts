@@ -6,18 +6,19 @@ import { fileURLToPath } from "node:url";
 import { buildHash, buildWasm, compilerVersion, WASM_PLAN } from "../lib/native/build.ts";
 import { openKernels } from "../lib/native/mod.ts";
 
-const HELP = `Usage: bun run scripts/build.ts [--wasm | --check-wasm] [--cc COMPILER]
+const HELP = `Usage: bun run scripts/build.ts [--wasm [--output FILE] | --check-wasm] [--cc COMPILER]
 
 Builds the kernel library for this machine into the cache (done by itself at first use, too).
 
   --wasm         build lib/native/wasm_binary.ts instead; needs clang and lld
   --check-wasm   say whether lib/native/wasm_binary.ts was built from these sources; exit status 1 if not
   --cc COMPILER  the compiler to use (default: CC, cc, gcc, clang; for --wasm: clang)
+  --output FILE  with --wasm: write there instead
 `;
 
 const args = parseArgs(process.argv.slice(2), {
   boolean: ["wasm", "check-wasm", "help"],
-  string: ["cc"],
+  string: ["cc", "output"],
   unknown: (name: string) => {
     console.error(`Unknown argument ${name}\n\n${HELP}`);
     process.exit(2);
@@ -25,7 +26,7 @@ const args = parseArgs(process.argv.slice(2), {
 });
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
 const kernels = path("../kernels");
-const target = path("../lib/native/wasm_binary.ts");
+const target = args.output ?? path("../lib/native/wasm_binary.ts");
 
 if (args.help) {
   console.log(HELP);
@@ -33,7 +34,9 @@ if (args.help) {
   const recorded = /WASM_SOURCE_HASH = "([0-9a-f]*)"/.exec(readFileSync(target, "utf8"))?.[1];
   const current = buildHash(WASM_PLAN, kernels);
   if (recorded !== current) {
-    console.error(`lib/native/wasm_binary.ts is of other sources (${recorded}, now ${current}): run with --wasm`);
+    console.error(
+      `lib/native/wasm_binary.ts is of other sources (${recorded}, now ${current}): run with --wasm`,
+    );
     process.exit(1);
   }
   console.log("lib/native/wasm_binary.ts was built from these sources");
@@ -41,11 +44,13 @@ if (args.help) {
   const compiler = args.cc ?? "clang";
   const version = await compilerVersion(compiler);
   if (version === undefined) {
-    console.error(`Cannot build WebAssembly: "${compiler}" does not run; install clang and lld, or name one with --cc`);
+    console.error(
+      `Cannot build WebAssembly: "${compiler}" does not run; install clang and lld, or name one with --cc`,
+    );
     process.exit(5);
   }
   const bytes = await buildWasm(kernels, compiler, target);
-  console.log(`lib/native/wasm_binary.ts: ${bytes} bytes of WebAssembly, ${version}`);
+  console.log(`${target}: ${bytes} bytes of WebAssembly, ${version}`);
 } else {
   if (args.cc !== undefined) process.env["CC"] = args.cc;
   const opened = await openKernels({ backend: "native", onMessage: (line) => console.error(line) });

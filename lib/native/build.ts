@@ -88,7 +88,9 @@ export function kernelSources(kernels: string): Map<string, Uint8Array> {
 export function buildHash(plan: BuildPlan, kernels: string, compiler = ""): string {
   const hash = createHash("sha256");
   hash.update(JSON.stringify([plan, compiler]));
-  for (const [name, bytes] of kernelSources(kernels)) hash.update(`\0${name}\0${bytes.length}\0`).update(bytes);
+  for (const [name, bytes] of kernelSources(kernels)) {
+    hash.update(`\0${name}\0${bytes.length}\0`).update(bytes);
+  }
   return hash.digest("hex");
 }
 
@@ -100,7 +102,9 @@ function run(command: string, args: readonly string[]): Promise<void> {
     child.on("error", (cause) => reject(new KernelError(`Cannot run the compiler "${command}"`, { cause })));
     child.on("close", (code) => {
       if (code === 0) return resolve();
-      reject(new KernelError(`Cannot build the kernels: ${command} ended with ${code}\n${errors.slice(0, 4000)}`));
+      reject(
+        new KernelError(`Cannot build the kernels: ${command} ended with ${code}\n${errors.slice(0, 4000)}`),
+      );
     });
   });
 }
@@ -128,15 +132,29 @@ export async function compilerVersion(command: string): Promise<string | undefin
  * @returns the library's path
  * @throws {KernelError} when the compiler cannot be run or refuses the sources
  */
-export async function build(plan: BuildPlan, kernels: string, compiler: string, folder: string): Promise<string> {
+export async function build(
+  plan: BuildPlan,
+  kernels: string,
+  compiler: string,
+  folder: string,
+): Promise<string> {
   const work = `${folder}.${process.pid}.tmp`;
   mkdirSync(work, { recursive: true });
   try {
     const result = join(work, plan.fileName);
     const objects = plan.units.map((unit) => join(work, unit.source.replace(/\.c$/, ".o")));
-    await Promise.all(plan.units.map((unit, i) =>
-      run(compiler, [...plan.flags, ...unit.flags, "-c", join(kernels, "cpu", unit.source), "-o", objects[i]!])
-    ));
+    await Promise.all(
+      plan.units.map((unit, i) =>
+        run(compiler, [
+          ...plan.flags,
+          ...unit.flags,
+          "-c",
+          join(kernels, "cpu", unit.source),
+          "-o",
+          objects[i]!,
+        ])
+      ),
+    );
     await run(compiler, [...plan.flags, ...plan.linkFlags, ...objects, "-o", result]);
     mkdirSync(folder, { recursive: true });
     const path = join(folder, plan.fileName);

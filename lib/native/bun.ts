@@ -17,7 +17,10 @@ export async function openInBun(path: string): Promise<OpenedLibrary> {
   const { dlopen } = await import(specifier) as BunFfi;
   const table: Record<string, { args: string[]; returns: string }> = {};
   for (const [name, declaration] of Object.entries(SYMBOLS)) {
-    table[name] = { args: declaration.parameters.map((kind) => FFI_TYPES[kind]), returns: declaration.result };
+    table[name] = {
+      args: declaration.parameters.map((kind) => FFI_TYPES[kind]),
+      returns: declaration.result,
+    };
   }
   const library = dlopen(path, table);
   return {

@@ -45,7 +45,9 @@ export async function openLibrary(path: string): Promise<OpenedLibrary> {
   if (!existsSync(path)) throw new KernelError(`Cannot open the kernel library "${path}": no such file`);
   const inBun = (globalThis as { Bun?: unknown }).Bun !== undefined;
   if (!inBun && denoRuntime() === undefined) {
-    throw new KernelError(`Cannot open the kernel library "${path}": this runtime has no FFI, use Bun or Deno`);
+    throw new KernelError(
+      `Cannot open the kernel library "${path}": this runtime has no FFI, use Bun or Deno`,
+    );
   }
   let library: OpenedLibrary;
   try {
@@ -56,7 +58,9 @@ export async function openLibrary(path: string): Promise<OpenedLibrary> {
   const version = library.calls.aq_abi_version();
   if (version !== ABI_VERSION) {
     library.close();
-    throw new KernelError(`Cannot use the kernel library "${path}": its ABI is ${version}, wanted ${ABI_VERSION}`);
+    throw new KernelError(
+      `Cannot use the kernel library "${path}": its ABI is ${version}, wanted ${ABI_VERSION}`,
+    );
   }
   return library;
 }
@@ -123,7 +127,10 @@ export async function findLibrary(
     return undefined;
   }
   const plan = nativePlan(process.platform, process.arch);
-  const folder = join(cacheFolder(), `${process.platform}-${process.arch}-${buildHash(plan, kernels).slice(0, 16)}`);
+  const folder = join(
+    cacheFolder(),
+    `${process.platform}-${process.arch}-${buildHash(plan, kernels).slice(0, 16)}`,
+  );
   const cached = join(folder, plan.fileName);
   if (existsSync(cached)) {
     try {

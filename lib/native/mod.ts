@@ -104,11 +104,15 @@ function kernelsFrom(
 export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
   const { backend = "auto", library, isa, onMessage = () => {} } = options;
   if (backend !== "auto" && backend !== "native" && backend !== "wasm") {
-    throw new RangeError(`Cannot open the kernels: backend must be auto, native or wasm, got ${JSON.stringify(backend)}`);
+    throw new RangeError(
+      `Cannot open the kernels: backend must be auto, native or wasm, got ${JSON.stringify(backend)}`,
+    );
   }
   if (isa !== undefined && !(isa in INSTRUCTION_SETS)) {
     const known = Object.keys(INSTRUCTION_SETS).join(", ");
-    throw new RangeError(`Cannot open the kernels: the instruction set must be one of ${known}, got ${JSON.stringify(isa)}`);
+    throw new RangeError(
+      `Cannot open the kernels: the instruction set must be one of ${known}, got ${JSON.stringify(isa)}`,
+    );
   }
   if (backend === "wasm" && library !== undefined) {
     throw new TypeError('Cannot open the kernels: a library was named, and the backend "wasm" has none');

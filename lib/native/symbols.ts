@@ -42,7 +42,21 @@ export const SYMBOLS = {
   //                          size_t group_size, int32_t zero_point_kind, const float *column_weights,
   //                          uint32_t *packed, uint16_t *scale, uint16_t *zero_point, int32_t isa, int32_t threads)
   aq_quantize_clip: {
-    parameters: ["in", "i32", "usize", "usize", "i32", "usize", "i32", "in", "out", "out", "out", "i32", "i32"],
+    parameters: [
+      "in",
+      "i32",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "in",
+      "out",
+      "out",
+      "out",
+      "i32",
+      "i32",
+    ],
     result: "i32",
   },
   // int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
@@ -57,7 +71,10 @@ export const SYMBOLS = {
   aq_convert: { parameters: ["in", "i32", "out", "i32", "usize", "i32", "i32"], result: "i32" },
   // int32_t aq_error_statistics(const void *a, int32_t a_dtype, const void *b, int32_t b_dtype, size_t n,
   //                             double *statistics, int32_t isa, int32_t threads)
-  aq_error_statistics: { parameters: ["in", "i32", "in", "i32", "usize", "out", "i32", "i32"], result: "i32" },
+  aq_error_statistics: {
+    parameters: ["in", "i32", "in", "i32", "usize", "out", "i32", "i32"],
+    result: "i32",
+  },
   // int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
   //                                    const uint16_t *scale, const uint16_t *zero_point, size_t rows, size_t cols,
   //                                    int32_t bits, size_t group_size, double *statistics, int32_t isa,

@@ -2,7 +2,13 @@
  * The kernels as WebAssembly: the same C, built for 128-bit vectors, embedded in wasm_binary.ts. Needs no
  * compiler, no permission and no file. A call copies its buffers into the module's memory and its outputs back.
  */
-import { type NativeBuffer, type NativeCalls, type OpenedLibrary, type ParameterKind, SYMBOLS } from "./symbols.ts";
+import {
+  type NativeBuffer,
+  type NativeCalls,
+  type OpenedLibrary,
+  type ParameterKind,
+  SYMBOLS,
+} from "./symbols.ts";
 import { WASM_BASE64 } from "./wasm_binary.ts";
 
 const PAGE_BYTES = 65536;

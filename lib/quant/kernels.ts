@@ -81,7 +81,9 @@ const STATUS_TEXT: Record<number, string> = {
 
 function check(status: number, doing: string): void {
   if (status === 0) return;
-  throw new KernelError(`Cannot ${doing}: the kernel reports ${STATUS_TEXT[status] ?? `status ${status}`}`, { status });
+  throw new KernelError(`Cannot ${doing}: the kernel reports ${STATUS_TEXT[status] ?? `status ${status}`}`, {
+    status,
+  });
 }
 
 function checkCount(doing: string, name: string, value: number): void {
@@ -92,13 +94,17 @@ function checkCount(doing: string, name: string, value: number): void {
 
 function checkMember<T>(doing: string, name: string, value: T, allowed: readonly T[]): void {
   if (!allowed.includes(value)) {
-    throw new RangeError(`Cannot ${doing}: ${name} must be one of ${allowed.join(", ")}, got ${JSON.stringify(value)}`);
+    throw new RangeError(
+      `Cannot ${doing}: ${name} must be one of ${allowed.join(", ")}, got ${JSON.stringify(value)}`,
+    );
   }
 }
 
 function checkThreads(doing: string, threads: number): void {
   if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
-    throw new RangeError(`Cannot ${doing}: threads must be a whole number from 1 to ${MAX_THREADS}, got ${threads}`);
+    throw new RangeError(
+      `Cannot ${doing}: threads must be a whole number from 1 to ${MAX_THREADS}, got ${threads}`,
+    );
   }
 }
 
@@ -112,7 +118,9 @@ function weightBytes(doing: string, weights: Weights, elements: number): Uint8Ar
     throw new TypeError(`Cannot ${doing}: weights.data must be a typed array, got ${typeof weights?.data}`);
   }
   if (!isFloatDtype(weights.dtype)) {
-    throw new TypeError(`Cannot ${doing}: weights.dtype must be a floating type, got ${JSON.stringify(weights.dtype)}`);
+    throw new TypeError(
+      `Cannot ${doing}: weights.dtype must be a floating type, got ${JSON.stringify(weights.dtype)}`,
+    );
   }
   const width = BYTES_PER_ELEMENT[weights.dtype];
   if (weights.data.BYTES_PER_ELEMENT !== width && weights.data.BYTES_PER_ELEMENT !== 1) {
@@ -122,7 +130,9 @@ function weightBytes(doing: string, weights: Weights, elements: number): Uint8Ar
   }
   if (weights.data.byteLength !== elements * width) {
     throw new TypeError(
-      `Cannot ${doing}: ${elements} elements of ${weights.dtype} are ${elements * width} bytes, got ${weights.data.byteLength}`,
+      `Cannot ${doing}: ${elements} elements of ${weights.dtype} are ${
+        elements * width
+      } bytes, got ${weights.data.byteLength}`,
     );
   }
   const bytes = bytesOf(weights.data);
@@ -143,9 +153,15 @@ function checkPacked(doing: string, tensor: PackedTensor): void {
   if (!(tensor.scale instanceof Uint16Array) || tensor.scale.length !== groups) {
     throw new TypeError(`Cannot ${doing}: scale must be ${groups} half floats, got ${tensor.scale?.length}`);
   }
-  if (tensor.zeroPointKind === "symmetric" ? tensor.zeroPoint !== undefined : tensor.zeroPoint?.length !== groups) {
+  if (
+    tensor.zeroPointKind === "symmetric"
+      ? tensor.zeroPoint !== undefined
+      : tensor.zeroPoint?.length !== groups
+  ) {
     const wanted = tensor.zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
-    throw new TypeError(`Cannot ${doing}: the zero points must be ${wanted}, got ${tensor.zeroPoint?.length}`);
+    throw new TypeError(
+      `Cannot ${doing}: the zero points must be ${wanted}, got ${tensor.zeroPoint?.length}`,
+    );
   }
 }
 
@@ -156,7 +172,12 @@ function* rowBlocks(rows: number, cols: number): Generator<[number, number]> {
 }
 
 /** Rows [begin, end) of an array that has `width` entries a row; undefined stays null for the kernel. */
-function rowsOf<T extends Uint32Array | Uint16Array>(array: T | undefined, width: number, begin: number, end: number) {
+function rowsOf<T extends Uint32Array | Uint16Array>(
+  array: T | undefined,
+  width: number,
+  begin: number,
+  end: number,
+) {
   return array === undefined ? null : array.subarray(begin * width, end * width);
 }
 
@@ -185,7 +206,14 @@ export function quantize(
   options: QuantizeOptions,
 ): PackedTensor {
   const doing = "quantize a matrix";
-  const { bits, groupSize = 64, solver = "clip", zeroPoint: zeroPointKind = "real", columnWeights, threads = 1 } = options;
+  const {
+    bits,
+    groupSize = 64,
+    solver = "clip",
+    zeroPoint: zeroPointKind = "real",
+    columnWeights,
+    threads = 1,
+  } = options;
   checkCount(doing, "rows", rows);
   checkCount(doing, "cols", cols);
   checkMember(doing, "bits", bits, BIT_WIDTHS);
@@ -195,12 +223,18 @@ export function quantize(
   checkThreads(doing, threads);
   if (columnWeights !== undefined) {
     if (!(columnWeights instanceof Float32Array) || columnWeights.length !== cols) {
-      throw new TypeError(`Cannot ${doing}: columnWeights must be ${cols} float32 values, got ${columnWeights?.length}`);
+      throw new TypeError(
+        `Cannot ${doing}: columnWeights must be ${cols} float32 values, got ${columnWeights?.length}`,
+      );
     }
-    if (solver !== "clip") throw new RangeError(`Cannot ${doing}: columnWeights need the solver "clip", got "${solver}"`);
+    if (solver !== "clip") {
+      throw new RangeError(`Cannot ${doing}: columnWeights need the solver "clip", got "${solver}"`);
+    }
     const bad = columnWeights.findIndex((weight) => !(weight >= 0 && weight < Infinity));
     if (bad >= 0) {
-      throw new RangeError(`Cannot ${doing}: columnWeights must be finite and ≥ 0, got ${columnWeights[bad]} at ${bad}`);
+      throw new RangeError(
+        `Cannot ${doing}: columnWeights must be finite and ≥ 0, got ${columnWeights[bad]} at ${bad}`,
+      );
     }
   }
   const bytes = weightBytes(doing, weights, rows * cols);
@@ -220,16 +254,34 @@ export function quantize(
     const z = rowsOf(zeroPoint, groups, begin, end);
     const status = solver === "round"
       ? calls.aq_quantize_round(block, dtype, n, k, bits, g, kind, p, s, z, isaNumber, threads)
-      : calls.aq_quantize_clip(block, dtype, n, k, bits, g, kind, columnWeights ?? null, p, s, z, isaNumber, threads);
+      : calls.aq_quantize_clip(
+        block,
+        dtype,
+        n,
+        k,
+        bits,
+        g,
+        kind,
+        columnWeights ?? null,
+        p,
+        s,
+        z,
+        isaNumber,
+        threads,
+      );
     if (status === -4) {
       const index = findNonfinite(kernels, { data: block, dtype: weights.dtype }, (end - begin) * cols);
       throw new WeightsError(
-        `Cannot ${doing}: the weight at row ${begin + Math.floor(index / cols)}, column ${index % cols} is NaN or infinite`,
+        `Cannot ${doing}: the weight at row ${begin + Math.floor(index / cols)}, column ${
+          index % cols
+        } is NaN or infinite`,
       );
     }
     if (status === -5) {
       throw new WeightsError(
-        `Cannot ${doing}: weights in rows ${begin} to ${end - 1} are too large for a half-precision scale (largest 65504)`,
+        `Cannot ${doing}: weights in rows ${begin} to ${
+          end - 1
+        } are too large for a half-precision scale (largest 65504)`,
       );
     }
     check(status, doing);
@@ -242,7 +294,12 @@ export function quantize(
  *
  * @throws {TypeError} when the arrays do not fit the tensor's sizes
  */
-export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype?: "F32", threads?: number): Float32Array<ArrayBuffer>;
+export function dequantize(
+  kernels: Kernels,
+  tensor: PackedTensor,
+  dtype?: "F32",
+  threads?: number,
+): Float32Array<ArrayBuffer>;
 export function dequantize(
   kernels: Kernels,
   tensor: PackedTensor,
@@ -322,7 +379,9 @@ export function packCodes(
       threads,
     );
     if (status === -3) {
-      throw new RangeError(`Cannot ${doing}: codes of ${bits} bits are at most ${2 ** bits - 1}, some are larger`);
+      throw new RangeError(
+        `Cannot ${doing}: codes of ${bits} bits are at most ${2 ** bits - 1}, some are larger`,
+      );
     }
     check(status, doing);
   }
@@ -431,7 +490,8 @@ const NO_STATISTICS: ErrorStatistics = {
 };
 
 function statisticsFrom(raw: Float64Array): ErrorStatistics {
-  const [sumSquares = 0, sumSquaresOther = 0, dot = 0, sumSquaredError = 0, maxError = 0, maxMagnitude = 0] = raw;
+  const [sumSquares = 0, sumSquaresOther = 0, dot = 0, sumSquaredError = 0, maxError = 0, maxMagnitude = 0] =
+    raw;
   return { sumSquares, sumSquaresOther, dot, sumSquaredError, maxError, maxMagnitude };
 }
 

@@ -1,0 +1,206 @@
+/**
+ * ggml as a peer: the shared libraries of the npm package `@node-llama-cpp/linux-x64`, called over FFI with the same
+ * buffers as our kernels. An optional dependency: where it is missing the reason is returned, for the report.
+ */
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+/** Formats that have a public quantizing and dequantizing function. Names as in ggml. */
+export const GGML_TYPES = ["q2_0", "tq2_0", "q2_K", "q3_K", "q4_0", "q4_1", "q4_K", "q8_0"] as const;
+export type GgmlType = typeof GGML_TYPES[number];
+
+/** Formats whose row quantizer is vectorized by hand in the processor's library. */
+export const GGML_SIMD_TYPES = ["q8_0"] as const;
+export type GgmlSimdType = typeof GGML_SIMD_TYPES[number];
+
+/** Most bytes that a weight takes in any format, for output buffers. */
+export const GGML_MAX_BYTES_PER_WEIGHT = 34 / 32;
+
+/** ggml's quantizers and dequantizers; buffers are the caller's. */
+export interface Ggml {
+  /** File name of the processor's library, as in `libggml-cpu-haswell.so`. */
+  readonly processorLibrary: string;
+  /** `weights: f32[rows, cols]` into `packed`; `cols` a multiple of 256. @returns bytes written */
+  quantize(type: GgmlType, weights: Float32Array, packed: Uint8Array, rows: number, cols: number): number;
+  /** The same by the processor's library, for a flat run of `count` weights. */
+  quantizeRowSimd(type: GgmlSimdType, weights: Float32Array, packed: Uint8Array, count: number): void;
+  dequantizeRow(type: GgmlType, packed: Uint8Array, weights: Float32Array, count: number): void;
+  /** Conversions of the base library and, vectorized, of the processor's. */
+  convert(conversion: GgmlConversion, from: ArrayBufferView, to: ArrayBufferView, count: number): void;
+  close(): void;
+}
+
+export type GgmlConversion = keyof typeof CONVERSIONS;
+
+/** Symbol of each conversion and the library that has it. */
+const CONVERSIONS = {
+  "base f16 to f32": ["base", "ggml_fp16_to_fp32_row"],
+  "base f32 to f16": ["base", "ggml_fp32_to_fp16_row"],
+  "base bf16 to f32": ["base", "ggml_bf16_to_fp32_row"],
+  "base f32 to bf16": ["base", "ggml_fp32_to_bf16_row"],
+  "simd f16 to f32": ["processor", "ggml_cpu_fp16_to_fp32"],
+  "simd f32 to f16": ["processor", "ggml_cpu_fp32_to_fp16"],
+  "simd bf16 to f32": ["processor", "ggml_cpu_bf16_to_fp32"],
+  "simd f32 to bf16": ["processor", "ggml_cpu_fp32_to_bf16"],
+} as const;
+
+type Kind = "buffer" | "i64" | "i32" | "u64" | "void";
+interface Declaration {
+  readonly parameters: readonly Kind[];
+  readonly result: Kind;
+}
+
+// deno-lint-ignore no-explicit-any -- functions of a foreign library, typed by the table that opened them
+type Foreign = (...args: any[]) => any;
+
+interface Opened {
+  readonly symbols: Readonly<Record<string, Foreign>>;
+  close(): void;
+}
+
+/** Opens libraries and says how the runtime takes a count. */
+interface Opener {
+  open(path: string, table: Readonly<Record<string, Declaration>>): Opened;
+  count(value: number): number | bigint;
+}
+
+interface DenoFfi {
+  dlopen(path: string, table: Record<string, { parameters: string[]; result: string }>): Opened;
+}
+
+interface BunFfi {
+  dlopen(path: string, table: Record<string, { args: string[]; returns: string }>): Opened;
+}
+
+async function opener(): Promise<Opener | undefined> {
+  const { Deno, Bun } = globalThis as { Deno?: DenoFfi; Bun?: unknown };
+  if (Deno !== undefined) {
+    return {
+      open: (path, table) =>
+        Deno.dlopen(
+          path,
+          Object.fromEntries(
+            Object.entries(table).map(([name, { parameters, result }]) => [name, {
+              parameters: [...parameters],
+              result,
+            }]),
+          ),
+        ),
+      count: BigInt,
+    };
+  }
+  if (Bun === undefined) return undefined;
+  const specifier = ["bun", "ffi"].join(":"); // computed: every other runtime fails on the name itself
+  const { dlopen } = await import(specifier) as BunFfi;
+  const named = (kind: Kind) => kind === "buffer" ? "ptr" : kind === "u64" ? "u64_fast" : kind;
+  return {
+    open: (path, table) =>
+      dlopen(
+        path,
+        Object.fromEntries(
+          Object.entries(table).map(([name, { parameters, result }]) => [name, {
+            args: parameters.map(named),
+            returns: named(result),
+          }]),
+        ),
+      ),
+    count: (value) => value,
+  };
+}
+
+// void dequantize_row_q4_0(const block *x, float *y, int64_t k); the row quantizers and conversions alike
+const ROW: Declaration = { parameters: ["buffer", "buffer", "i64"], result: "void" };
+// size_t quantize_q4_0(const float *src, void *dst, int64_t nrows, int64_t n_per_row, const float *imatrix)
+const QUANTIZE: Declaration = { parameters: ["buffer", "buffer", "i64", "i64", "buffer"], result: "u64" };
+// int ggml_backend_score(void): 0 where the processor lacks what the library was built for
+const SCORE: Declaration = { parameters: [], result: "i32" };
+// void ggml_cpu_init(void): tables of the half conversions
+const INIT: Declaration = { parameters: [], result: "void" };
+
+const message = (error: unknown) => (error instanceof Error ? error.message : String(error)).split("\n")[0]!;
+
+const LIBRARY_FOLDER = "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64";
+
+/**
+ * Opens ggml.
+ *
+ * @returns its functions, or the reason why it cannot be had
+ */
+export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
+  if (!import.meta.url.startsWith("file:")) return { reason: "this module was not loaded from a file" };
+  const folder = fileURLToPath(new URL(`../../${LIBRARY_FOLDER}`, import.meta.url));
+  const basePath = join(folder, "libggml-base.so");
+  if (!existsSync(basePath)) return { reason: "the npm package @node-llama-cpp/linux-x64 is not installed" };
+  const runtime = await opener();
+  if (runtime === undefined) return { reason: "this runtime has no FFI, use Bun or Deno" };
+  const ofLibrary = (wanted: string) =>
+    Object.values(CONVERSIONS).filter(([library]) => library === wanted).map(([, symbol]) => [symbol, ROW]);
+  let base: Opened;
+  try {
+    base = runtime.open(basePath, {
+      ...Object.fromEntries(GGML_TYPES.map((type) => [`quantize_${type}`, QUANTIZE])),
+      ...Object.fromEntries(GGML_TYPES.map((type) => [`dequantize_row_${type}`, ROW])),
+      ...Object.fromEntries(ofLibrary("base")),
+    });
+  } catch (error) {
+    return { reason: `libggml-base.so: ${message(error)}` };
+  }
+  const found = openProcessorLibrary(runtime, folder, {
+    ggml_cpu_init: INIT,
+    ...Object.fromEntries(GGML_SIMD_TYPES.map((type) => [`quantize_row_${type}`, ROW])),
+    ...Object.fromEntries(ofLibrary("processor")),
+  });
+  if ("reason" in found) {
+    base.close();
+    return found;
+  }
+  const { processor, name } = found;
+  processor.symbols["ggml_cpu_init"]!();
+  const { count } = runtime;
+  return {
+    processorLibrary: name,
+    quantize: (type, weights, packed, rows, cols) =>
+      Number(base.symbols[`quantize_${type}`]!(weights, packed, count(rows), count(cols), null)),
+    quantizeRowSimd: (type, weights, packed, n) => {
+      processor.symbols[`quantize_row_${type}`]!(weights, packed, count(n));
+    },
+    dequantizeRow: (type, packed, weights, n) => {
+      base.symbols[`dequantize_row_${type}`]!(packed, weights, count(n));
+    },
+    convert: (conversion, from, to, n) => {
+      const [library, symbol] = CONVERSIONS[conversion];
+      (library === "base" ? base : processor).symbols[symbol]!(from, to, count(n));
+    },
+    close: () => {
+      processor.close();
+      base.close();
+    },
+  };
+}
+
+/** The library that ggml itself would take: the one with the highest score on this processor. */
+function openProcessorLibrary(
+  runtime: Opener,
+  folder: string,
+  table: Readonly<Record<string, Declaration>>,
+): { processor: Opened; name: string } | { reason: string } {
+  let best = { name: "", score: 0 };
+  let reason = "no libggml-cpu-*.so supports this processor";
+  for (const name of readdirSync(folder).filter((file) => /^libggml-cpu-.*\.so$/.test(file)).sort()) {
+    try {
+      const library = runtime.open(join(folder, name), { ggml_backend_score: SCORE });
+      const score = Number(library.symbols["ggml_backend_score"]!());
+      if (score > best.score) best = { name, score };
+      library.close();
+    } catch (error) {
+      reason = `${name}: ${message(error)}`;
+    }
+  }
+  if (best.score === 0) return { reason };
+  try {
+    return { processor: runtime.open(join(folder, best.name), table), name: best.name };
+  } catch (error) {
+    return { reason: `${best.name}: ${message(error)}` };
+  }
+}

@@ -1,0 +1,43 @@
+/**
+ * ArrowQuant: quantizes diffusion models - language (Dream, LLaDA) and image (DiT) - to 2, 3, 4 or 8 bits and
+ * measures what that costs. Nothing is opened, read or written by importing this module.
+ *
+ * @example
+ * ```ts
+ * import { dequantize, openKernels, quantize } from "./mod.ts";
+ *
+ * const kernels = await openKernels();
+ * const data = Float32Array.from({ length: 4096 }, (_, i) => Math.sin(i));
+ * const packed = quantize(kernels, { data, dtype: "F32" }, 32, 128, { bits: 4, groupSize: 64 });
+ * const restored = dequantize(kernels, packed);
+ * console.log(kernels.describe(), packed.packed.byteLength, restored.length);
+ * ```
+ *
+ * @module
+ */
+export * from "./lib/errors.ts";
+export {
+  ABI_VERSION,
+  type Attempt,
+  type BackendChoice,
+  type InstructionSet,
+  type Kernels,
+  openKernels,
+  type OpenOptions,
+} from "./lib/native/mod.ts";
+export * from "./lib/tensor/mod.ts";
+export * from "./lib/quant/mod.ts";
+export {
+  canonicalConfig,
+  type Config,
+  type ConfigOverrides,
+  type ConfigRow,
+  configSchema,
+  DEFAULT_CONFIG,
+  type DeploymentProfile,
+  formatConfig,
+  loadConfig,
+  parseConfig,
+  resolveConfig,
+  type ResolvedConfig,
+} from "./lib/config.ts";

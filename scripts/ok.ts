@@ -1,0 +1,226 @@
+/**
+ * The gate: format, lint, types, kernels under sanitizers and emulators, tests in Bun and in Deno, the docs'
+ * examples. Prints a line a step and closes with `N passed, N failed, N skipped`.
+ */
+import { spawn } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { compilerVersion, nativePlan } from "../lib/native/build.ts";
+import { findCompiler } from "../lib/native/library.ts";
+
+const HELP = `Usage: bun run ok [--only NAME[,NAME…]] [--list]
+
+Runs every check of the project. Checks whose tool this machine lacks are skipped, with the reason.
+`;
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+const arguments_ = process.argv.slice(2);
+if (arguments_.includes("--help")) {
+  console.log(HELP);
+  process.exit(0);
+}
+const only = arguments_.includes("--only")
+  ? arguments_[arguments_.indexOf("--only") + 1]?.split(",")
+  : undefined;
+
+/** Deno's own binary: its npm package's launcher needs Node. */
+function denoBinary(): string {
+  const installed = join(root, "node_modules", "deno", "deno");
+  if (existsSync(installed)) return installed;
+  const platforms = join(root, "node_modules", "@deno");
+  for (const name of existsSync(platforms) ? readdirSync(platforms) : []) {
+    const binary = join(platforms, name, "deno");
+    if (existsSync(binary)) return binary;
+  }
+  return "deno";
+}
+
+const bun = process.execPath;
+const deno = denoBinary();
+const importMap = "--import-map=tests/deno/import_map.json";
+const documents = [
+  "README.md",
+  ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => `docs/${name}`),
+];
+
+interface Outcome {
+  readonly code: number;
+  readonly output: string;
+}
+
+function run(command: readonly string[]): Promise<Outcome> {
+  return new Promise((resolve) => {
+    const child = spawn(command[0]!, command.slice(1), {
+      cwd: root,
+      env: { ...process.env, NO_COLOR: "1", FORCE_COLOR: "0" },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    let output = "";
+    child.stdout.on("data", (chunk) => output += chunk);
+    child.stderr.on("data", (chunk) => output += chunk);
+    child.on("error", (error) => resolve({ code: 127, output: `${command[0]}: ${error.message}` }));
+    child.on("close", (code) => resolve({ code: code ?? 1, output }));
+  });
+}
+
+/** A step of the gate: commands run in order, or the reason why they cannot be. */
+interface Step {
+  readonly name: string;
+  readonly commands: readonly (readonly string[])[];
+  readonly skip?: string;
+}
+
+/** The C driver against this machine's library, as one program. */
+function compareProgram(
+  compiler: string,
+  architecture: string,
+  output: string,
+  flags: readonly string[],
+  drop: readonly string[] = [],
+): string[][] {
+  const plan = nativePlan("linux", architecture);
+  const all = [...plan.flags.filter((flag) => !drop.includes(flag)), "-Werror", ...flags];
+  const objects = plan.units.map((unit) => `${output}.${unit.source}.o`);
+  return [
+    ...plan.units.map((
+      unit,
+      i,
+    ) => [compiler, ...all, ...unit.flags, "-c", `kernels/cpu/${unit.source}`, "-o", objects[i]!]),
+    [compiler, ...all, "kernels/tests/compare.c", ...objects, "-o", output, "-lm"],
+  ];
+}
+
+async function steps(work: string): Promise<Step[]> {
+  const compiler = await findCompiler();
+  const clang = await compilerVersion("clang");
+  const lld = await compilerVersion("wasm-ld");
+  const cross = await compilerVersion("aarch64-linux-gnu-gcc");
+  const qemu = await compilerVersion("qemu-aarch64");
+  const sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+  const noCompiler = compiler === undefined ? { skip: "no C compiler (cc, gcc or clang)" } : {};
+  const cc = compiler?.command ?? "cc";
+  const scripts = readdirSync(join(root, "scripts")).filter((name) => !name.startsWith("_")).map((name) =>
+    `scripts/${name}`
+  );
+  return [
+    { name: "format", commands: [[deno, "fmt", "--check"]] },
+    { name: "lint", commands: [[deno, "lint"]] },
+    { name: "types", commands: [[bun, "node_modules/typescript/bin/tsc", "-p", "."]] },
+    { name: "types in Deno", commands: [[deno, "check", importMap, "mod.ts", ...scripts]] },
+    {
+      name: "embedded WebAssembly is of these sources",
+      commands: [[bun, "run", "scripts/build.ts", "--check-wasm"]],
+    },
+    {
+      name: "kernels against the oracle",
+      commands: [...compareProgram(cc, process.arch, join(work, "compare"), []), [
+        join(work, "compare"),
+        "1",
+      ]],
+      ...noCompiler,
+    },
+    {
+      name: "kernels under address and undefined-behaviour sanitizers",
+      commands: [...compareProgram(cc, process.arch, join(work, "sanitized"), sanitize), [
+        join(work, "sanitized"),
+        "2",
+        "quick",
+      ]],
+      ...noCompiler,
+    },
+    {
+      name: "kernels built by clang",
+      commands: [...compareProgram("clang", process.arch, join(work, "clang"), []), [
+        join(work, "clang"),
+        "3",
+        "quick",
+      ]],
+      ...(clang === undefined ? { skip: "no clang" } : {}),
+    },
+    {
+      name: "NEON kernels under emulation",
+      commands: [
+        ...compareProgram("aarch64-linux-gnu-gcc", "arm64", join(work, "neon"), ["-static"], ["-fPIC"]),
+        ["qemu-aarch64", join(work, "neon"), "4", "quick"],
+      ],
+      ...(cross === undefined || qemu === undefined
+        ? { skip: "no aarch64-linux-gnu-gcc or no qemu-aarch64" }
+        : {}),
+    },
+    {
+      name: "WebAssembly builds",
+      commands: [[bun, "run", "scripts/build.ts", "--wasm", "--output", join(work, "wasm_binary.ts")]],
+      ...(clang === undefined || lld === undefined ? { skip: "no clang or no wasm-ld" } : {}),
+    },
+    { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
+    { name: "tests in Deno", commands: [[deno, "test", "-A", "--no-check", importMap, "tests/"]] },
+    {
+      name: "examples in docstrings",
+      commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, "mod.ts", "lib/"]],
+    },
+    {
+      name: "examples in documents",
+      commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, ...documents]],
+    },
+  ];
+}
+
+/** Passed and failed tests as the runners' own closing lines count them; a step without any counts as one. */
+function count(outcome: Outcome): { passed: number; failed: number; skipped: number } {
+  const sum = (pattern: RegExp) =>
+    [...outcome.output.matchAll(pattern)].reduce((total, match) => total + Number(match[1]), 0);
+  const passed = sum(/^ *(\d+) pass$/gm) + sum(/\| (\d+) passed/g);
+  const failed = sum(/^ *(\d+) fail$/gm) + sum(/\| \d+ passed(?: \(\d+ steps?\))? \| (\d+) failed/g);
+  const skipped = sum(/^ *(\d+) skip$/gm) + sum(/\| (\d+) ignored/g);
+  if (passed + failed === 0) {
+    return { passed: outcome.code === 0 ? 1 : 0, failed: outcome.code === 0 ? 0 : 1, skipped };
+  }
+  return { passed, failed: outcome.code !== 0 && failed === 0 ? 1 : failed, skipped };
+}
+
+const work = mkdtempSync(join(tmpdir(), "arrowquant-ok-"));
+const total = { passed: 0, failed: 0, skipped: 0 };
+try {
+  for (const step of await steps(work)) {
+    if (only !== undefined && !only.includes(step.name)) continue;
+    if (arguments_.includes("--list")) {
+      console.log(step.name);
+      continue;
+    }
+    if (step.skip !== undefined) {
+      console.log(`skip    ${step.name}: ${step.skip}`);
+      total.skipped++;
+      continue;
+    }
+    const started = performance.now();
+    let outcome: Outcome = { code: 0, output: "" };
+    let output = "";
+    for (const command of step.commands) {
+      outcome = await run(command);
+      output += outcome.output;
+      if (outcome.code !== 0) break;
+    }
+    const counts = count({ code: outcome.code, output });
+    total.passed += counts.passed;
+    total.failed += counts.failed;
+    total.skipped += counts.skipped;
+    const seconds = ((performance.now() - started) / 1000).toFixed(1);
+    const detail = counts.passed + counts.failed > 1
+      ? `, ${counts.passed} passed, ${counts.failed} failed`
+      : "";
+    console.log(`${outcome.code === 0 ? "ok    " : "FAILED"}  ${step.name} (${seconds} s${detail})`);
+    for (const line of output.matchAll(/^.*(?:skipped|SKIPPED):? .*$/gm)) {
+      console.log(`        ${line[0].trim()}`);
+    }
+    if (outcome.code !== 0) {
+      console.log(output.trimEnd().split("\n").slice(-80).map((line) => `    ${line}`).join("\n"));
+    }
+  }
+} finally {
+  rmSync(work, { recursive: true, force: true });
+}
+console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
+process.exitCode = total.failed === 0 ? 0 : 1;
