@@ -129,7 +129,7 @@ static inline int32_t aq_round_grid(float minimum, float maximum, int32_t bits, 
   if (minimum == maximum) return aq_constant_grid(minimum, bits, kind, grid);
   if (kind == AQ_ZERO_POINT_REAL) {
     float scale = aq_round_half((maximum - minimum) / code_max);
-    float zero = -minimum / scale;
+    float zero = 0.0f - minimum / scale; /* no negative zero */
     if (scale >= AQ_HALF_MIN_NORMAL && scale <= AQ_HALF_MAX && zero <= 1024.0f && zero >= -1024.0f) {
       grid->scale = scale;
       grid->zero_point = aq_round_half(zero);

@@ -534,7 +534,7 @@ static int32_t round_grids(const batch *b, vf minimum, vf maximum, grid *out) {
   vi plain = minimum < maximum;
   if (kind == AQ_ZERO_POINT_REAL) {
     out->scale = v_round_half((maximum - minimum) / code_max);
-    const vf zero = -minimum / out->scale;
+    const vf zero = (vf){0} - minimum / out->scale;
     out->zero_point = v_round_half(zero);
     plain &= (out->scale >= v_set(AQ_HALF_MIN_NORMAL)) & (zero <= v_set(1024.0f)) & (zero >= v_set(-1024.0f));
   } else if (kind == AQ_ZERO_POINT_INTEGER) {

@@ -102,9 +102,9 @@ function run(command: string, args: readonly string[]): Promise<void> {
     child.on("error", (cause) => reject(new KernelError(`Cannot run the compiler "${command}"`, { cause })));
     child.on("close", (code) => {
       if (code === 0) return resolve();
-      reject(
-        new KernelError(`Cannot build the kernels: ${command} ended with ${code}\n${errors.slice(0, 4000)}`),
-      );
+      const first = errors.split("\n").find((line) => /error/i.test(line)) ?? errors.split("\n")[0];
+      const reason = `Cannot build the kernels: ${command} ended with ${code}: ${first}`;
+      reject(new KernelError(reason, { cause: errors }));
     });
   });
 }

@@ -1,0 +1,73 @@
+/** What a suite of the bench is and what it hands back; suites.ts lists them, scripts/bench.ts prints them. */
+import type { BackendChoice, Kernels } from "../native/mod.ts";
+import type { BitWidth, GroupSize, Solver } from "../quant/mod.ts";
+import type { Environment } from "./environment.ts";
+import type { Column, TableRow } from "./table.ts";
+
+export interface BenchOptions {
+  /** Folders of checkpoints. */
+  readonly models: readonly string[];
+  readonly bits: readonly BitWidth[];
+  readonly groupSize: GroupSize;
+  readonly solvers: readonly Solver[];
+  /** Threads of the kernels; `undefined` leaves the choice to the suite. */
+  readonly threads: number | undefined;
+  readonly backend: BackendChoice;
+  readonly isa: string | undefined;
+  readonly seed: number;
+  /** Weights of the synthetic checkpoint, in bytes of BF16. */
+  readonly syntheticBytes: number;
+  /** Fewer samples of smaller data: for a look, not for a report. */
+  readonly quick: boolean;
+}
+
+export interface BenchContext {
+  readonly kernels: Kernels;
+  readonly environment: Environment;
+  readonly options: BenchOptions;
+  /** Progress, one line; never a result. */
+  progress(line: string): void;
+}
+
+/** A table of the report. */
+export interface Section {
+  readonly title: string;
+  /** Lines under the title: what was run and how to read it. */
+  readonly notes: readonly string[];
+  readonly columns: readonly Column[];
+  readonly rows: readonly TableRow[];
+}
+
+/** Something to reach, held against this run. */
+export interface Goal {
+  readonly goal: string;
+  readonly wanted: string;
+  /** What this run measured, as text; null when it could not. */
+  readonly measured: string | null;
+  /** Null when nothing was measured. */
+  readonly met: boolean | null;
+  /** Why nothing was measured. */
+  readonly reason?: string;
+}
+
+/** Something that this run left out. */
+export interface Skipped {
+  readonly what: string;
+  readonly reason: string;
+}
+
+export interface SuiteReport {
+  readonly sections: readonly Section[];
+  /** Every measurement with all its circumstances, for machines. */
+  readonly rows: readonly Readonly<Record<string, unknown>>[];
+  readonly goals: readonly Goal[];
+  readonly skipped: readonly Skipped[];
+}
+
+/** One entry of the bench. */
+export interface Suite {
+  readonly name: string;
+  /** One line for `--help`. */
+  readonly summary: string;
+  run(context: BenchContext): SuiteReport | Promise<SuiteReport>;
+}

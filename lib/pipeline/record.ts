@@ -1,0 +1,90 @@
+/** What became of one tensor, as the journal and the manifest store it, and the manifest itself. */
+import type { BitWidth, ErrorStatistics, GroupSize } from "../quant/mod.ts";
+import type { Dtype } from "../tensor/mod.ts";
+
+/** Version of this project, as in deno.json. */
+export const TOOL_VERSION = "0.1.0";
+
+/** File that is written last: a folder that has it is finished. */
+export const MANIFEST_FILE = "arrowquant.manifest.json";
+
+/** What the pipeline does to a checkpoint. */
+export type Operation = "quantize" | "dequantize";
+
+/** What became of one tensor. */
+export interface LayerRecord {
+  /** Original name. */
+  readonly name: string;
+  /** File that holds it. */
+  readonly file: string;
+  readonly action: "quantize" | "keep" | "dequantize";
+  /** Rule that kept it, where its bits came from, or why it could not be quantized. */
+  readonly reason: string;
+  /** Element type before. */
+  readonly dtype: Dtype;
+  readonly shape: readonly number[];
+  /** Undefined when kept. */
+  readonly bits?: BitWidth;
+  /** Undefined when kept. */
+  readonly groupSize?: GroupSize;
+  readonly bytesBefore: number;
+  /** Stored bytes of everything that belongs to it. */
+  readonly bytesAfter: number;
+  /** Of what was written against the source; undefined when nothing changed. */
+  readonly statistics?: ErrorStatistics;
+  /** Widths that missed `min_accuracy`, with what they reached. */
+  readonly tried?: readonly { readonly bits: BitWidth; readonly cosine: number }[];
+}
+
+/** What a run reads; a resumed run must read the same. */
+export interface SourceFingerprint {
+  readonly files: readonly {
+    readonly name: string;
+    readonly bytes: number;
+    /** Of the length and the header. */
+    readonly headerSha256: string;
+  }[];
+  /** SHA-256 of config.json, null without one. */
+  readonly configSha256: string | null;
+}
+
+/** What a run does and to what: equal identities give equal bytes. */
+export interface Identity {
+  readonly operation: Operation;
+  readonly toolVersion: string;
+  /** Canonical JSON of every setting that can change a byte. */
+  readonly settings: string;
+  readonly source: SourceFingerprint;
+}
+
+/** Contents of {@linkcode MANIFEST_FILE}. */
+export interface Manifest {
+  readonly formatVersion: 1;
+  readonly identity: Identity;
+  readonly settingsSha256: string;
+  /** Every file that the run wrote, by name. */
+  readonly files: Readonly<Record<string, { readonly bytes: number; readonly sha256: string }>>;
+  readonly layers: readonly LayerRecord[];
+}
+
+/** Keys in snake case, as in every file of the project; values of `layers`, `files` and `settings` keep theirs. */
+export function toFileKeys(value: unknown): unknown {
+  return mapKeys(value, (key) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`));
+}
+
+/** The inverse of {@linkcode toFileKeys}. */
+export function fromFileKeys(value: unknown): unknown {
+  return mapKeys(value, (key) => key.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase()));
+}
+
+function mapKeys(value: unknown, rename: (key: string) => string): unknown {
+  if (Array.isArray(value)) return value.map((item) => mapKeys(item, rename));
+  if (typeof value !== "object" || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([key, item]) => {
+      // File names are data, not keys.
+      if (key === "files" && !Array.isArray(item)) return [key, item];
+      return [rename(key), mapKeys(item, rename)];
+    }),
+  );
+}

@@ -1,0 +1,40 @@
+/** The kernels that this machine can open, each once, for tests that must hold on all of them. */
+import { type InstructionSet, type Kernels, openKernels } from "../lib/native/mod.ts";
+
+/** mulberry32: a seeded stream of numbers in [0, 1). */
+export function randomStream(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+/** Standard normal float32 values. */
+export function gaussians(seed: number, n: number): Float32Array<ArrayBuffer> {
+  const random = randomStream(seed);
+  return Float32Array.from({ length: n }, () => {
+    const radius = Math.sqrt(-2 * Math.log(1 - random()));
+    return radius * Math.cos(2 * Math.PI * random());
+  });
+}
+
+const INSTRUCTION_SETS: InstructionSet[] = ["scalar", "avx2", "avx512", "neon", "simd128"];
+
+/** Every backend and instruction set that opens here; a native library only where there is one. */
+export async function allKernels(): Promise<{ name: string; kernels: Kernels }[]> {
+  const found: { name: string; kernels: Kernels }[] = [];
+  for (const backend of ["native", "wasm"] as const) {
+    for (const isa of INSTRUCTION_SETS) {
+      try {
+        found.push({ name: `${backend} ${isa}`, kernels: await openKernels({ backend, isa }) });
+      } catch (error) {
+        // expected for what this processor or build lacks; anything else is a fault
+        if ((error as { code?: string }).code !== "AQ_KERNELS") throw error;
+      }
+    }
+  }
+  return found;
+}

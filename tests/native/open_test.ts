@@ -1,0 +1,147 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { findCompiler } from "../../lib/native/library.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "arrowquant-open-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+const compiler = await findCompiler();
+
+/** Opens the kernels in a process of its own with the given environment and prints how that went. */
+function openInChild(environment: Record<string, string>, options = "{}", flags?: string[]) {
+  const program = join(folder, `open-${Math.abs(options.length)}.ts`);
+  writeFileSync(
+    program,
+    `import { openKernels } from ${JSON.stringify(join(root, "lib/native/mod.ts"))};
+    const messages: string[] = [];
+    try {
+      const k = await openKernels({ ...${options}, onMessage: (line) => messages.push(line) });
+      console.log(JSON.stringify({ backend: k.backend, isa: k.isa, library: k.library, attempts: k.attempts, messages }));
+    } catch (error) {
+      console.log(JSON.stringify({ error: (error as Error).message, code: (error as { code: string }).code }));
+    }`,
+  );
+  const deno = "Deno" in globalThis ? ["run", ...(flags ?? ["-A"]), "--no-prompt", "--no-check"] : [];
+  const result = spawnSync(process.execPath, [...deno, program], { env: environment, encoding: "utf8" });
+  if (result.status !== 0) throw new Error(result.stderr);
+  return JSON.parse(result.stdout);
+}
+
+describe("openKernels", () => {
+  test("always finds something, and says what", async () => {
+    using kernels = await openKernels();
+    expect(kernels.describe()).toContain(kernels.isa);
+    expect(kernels.describe()).toContain(kernels.runtime);
+    expect(kernels.abi).toBe(1);
+  });
+
+  test("opens the embedded WebAssembly when asked", async () => {
+    using kernels = await openKernels({ backend: "wasm" });
+    expect([kernels.backend, kernels.isa, kernels.library]).toEqual(["wasm", "simd128", "embedded"]);
+  });
+
+  test("refuses what it does not know", async () => {
+    await expect(openKernels({ backend: "gpu" as never })).rejects.toThrow(/auto, native or wasm/);
+    await expect(openKernels({ isa: "sse9" as never })).rejects.toThrow(/one of scalar/);
+    await expect(openKernels({ backend: "wasm", library: "x.so" })).rejects.toThrow(/has none/);
+    await expect(openKernels({ backend: "wasm", isa: "avx2" })).rejects.toThrow(
+      /supported here are scalar, simd128/,
+    );
+  });
+
+  test("a library that was named and is not there is an error, never a fallback", async () => {
+    await expect(openKernels({ library: join(folder, "none.so") })).rejects.toThrow(/no such file/);
+    const named = openInChild({
+      ARROWQUANT_LIBRARY: join(folder, "none.so"),
+      PATH: "/nonexistent",
+      HOME: folder,
+    });
+    expect(named.code).toBe("AQ_KERNELS");
+    expect(named.error).toContain("none.so");
+  });
+
+  test("a library that is none is an error that names it", async () => {
+    const path = join(folder, "text.so");
+    writeFileSync(path, "not a library");
+    await expect(openKernels({ library: path })).rejects.toThrow(/text\.so/);
+  });
+
+  test("without compiler and cache it takes WebAssembly and says so", () => {
+    const opened = openInChild({
+      PATH: "/nonexistent",
+      HOME: folder,
+      XDG_CACHE_HOME: join(folder, "empty-cache"),
+    });
+    expect(opened.backend).toBe("wasm");
+    expect(opened.attempts.some((attempt: { outcome: string }) => attempt.outcome.includes("no compiler")))
+      .toBe(true);
+    expect(opened.messages.join()).toContain("WebAssembly");
+  });
+
+  test("without compiler, the backend native is an error with a way out", () => {
+    const opened = openInChild(
+      { PATH: "/nonexistent", HOME: folder, XDG_CACHE_HOME: join(folder, "empty-cache") },
+      `{ backend: "native" }`,
+    );
+    expect(opened.code).toBe("AQ_KERNELS");
+    expect(opened.error).toContain("ARROWQUANT_LIBRARY");
+  });
+
+  test("Deno without permissions gets WebAssembly and the flags that native would need", () => {
+    if (!("Deno" in globalThis)) {
+      console.log("skipped: permissions exist in Deno only");
+      return;
+    }
+    const opened = openInChild({ HOME: folder }, "{}", [`--allow-read=${folder},${root}`]);
+    expect(opened.backend).toBe("wasm");
+    expect(opened.attempts[0].outcome).toContain("--allow-ffi");
+  });
+
+  test("builds once into an empty cache, then finds the build", () => {
+    if (compiler === undefined) {
+      console.log("skipped: no C compiler");
+      return;
+    }
+    const cache = join(folder, "cache");
+    const environment = { ...process.env, XDG_CACHE_HOME: cache, ARROWQUANT_LIBRARY: "" } as Record<
+      string,
+      string
+    >;
+    const first = openInChild(environment);
+    expect(first.backend).toBe("native");
+    expect(first.messages.join()).toContain("building");
+    expect(existsSync(first.library)).toBe(true);
+    const second = openInChild(environment);
+    expect([second.library, second.messages]).toEqual([first.library, []]);
+    expect(readdirSync(join(cache, "arrowquant")).filter((name) => name.endsWith(".tmp"))).toEqual([]);
+    const named = openInChild({ PATH: "/nonexistent", HOME: folder, ARROWQUANT_LIBRARY: first.library });
+    expect(named.library).toBe(first.library);
+  });
+
+  test("a library of another ABI is refused", async () => {
+    if (compiler === undefined) {
+      console.log("skipped: no C compiler");
+      return;
+    }
+    const source = join(folder, "other.c");
+    const header = join(root, "kernels/include/arrowquant.h");
+    const { SYMBOLS } = await import("../../lib/native/symbols.ts");
+    const names = Object.keys(SYMBOLS).filter((name) => name !== "aq_abi_version");
+    writeFileSync(
+      source,
+      `/* ${header} */ int aq_abi_version(void) { return 99; }\n${
+        names.map((name) => `int ${name}(void) { return 0; }`).join("\n")
+      }`,
+    );
+    const path = join(folder, "other.so");
+    expect(spawnSync(compiler.command, ["-shared", "-fPIC", source, "-o", path]).status).toBe(0);
+    await expect(openKernels({ library: path })).rejects.toThrow(/ABI is 99, wanted 1/);
+  });
+});

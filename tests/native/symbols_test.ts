@@ -1,0 +1,43 @@
+import { describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { ABI_VERSION, SYMBOLS } from "../../lib/native/symbols.ts";
+
+const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
+const header = read("kernels/include/arrowquant.h");
+
+/** The header's declarations as name → kinds of its parameters. */
+function declarations(): Record<string, string[]> {
+  const found: Record<string, string[]> = {};
+  for (const [, name, list] of header.matchAll(/AQ_API int32_t (aq_\w+)\(([^)]*)\);/g)) {
+    found[name!] = list!.trim() === "void" ? [] : list!.split(",").map((parameter) => {
+      if (/^\s*const .*\*/.test(parameter)) return "in";
+      if (parameter.includes("*")) return "out";
+      if (/\bsize_t\b/.test(parameter)) return "usize";
+      if (/\bint32_t\b/.test(parameter)) return "i32";
+      return `unknown: ${parameter}`;
+    });
+  }
+  return found;
+}
+
+describe("symbol table", () => {
+  test("has exactly the header's functions with its parameters", () => {
+    const table = Object.fromEntries(
+      Object.entries(SYMBOLS).map(([name, declaration]) => [name, [...declaration.parameters]]),
+    );
+    expect(Object.keys(table).length).toBeGreaterThan(10);
+    expect(table as Record<string, string[]>).toEqual(declarations());
+  });
+
+  test("is of the header's ABI number", () => {
+    expect(Number(/#define AQ_ABI_VERSION (\d+)/.exec(header)![1])).toBe(ABI_VERSION);
+  });
+
+  test("repeats each declaration of the header in its comments", () => {
+    const squeeze = (text: string) => text.replaceAll(/\s*\/\/\s*/g, " ").replaceAll(/\s+/g, " ");
+    const comments = squeeze(read("lib/native/symbols.ts"));
+    for (const [declaration] of header.matchAll(/int32_t aq_\w+\([^)]*\)(?=;)/g)) {
+      expect(comments).toContain(squeeze(declaration));
+    }
+  });
+});
