@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels.h"
+
 #define AQ_W 8
 #define AQ_D 4
 #define AQ_CLIP_UNROLL 2
@@ -14,21 +16,21 @@ typedef int32_t vi __attribute__((vector_size(32)));
 typedef uint32_t vu __attribute__((vector_size(32)));
 typedef double vd __attribute__((vector_size(32)));
 
-static inline vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
-static inline vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
-static inline vf v_round(vf x) {
+AQ_INLINE vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
+AQ_INLINE vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
+AQ_INLINE vf v_round(vf x) {
   return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-static inline vi v_round_to_int(vf x) { return (vi)_mm256_cvtps_epi32((__m256)x); }
-static inline vu v_half_bits(vf x) {
+AQ_INLINE vi v_round_to_int(vf x) { return (vi)_mm256_cvtps_epi32((__m256)x); }
+AQ_INLINE vu v_half_bits(vf x) {
   return (vu)_mm256_cvtepu16_epi32(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 }
-static inline vf v_half_value(vu bits) {
+AQ_INLINE vf v_half_value(vu bits) {
   __m128i low = _mm256_castsi256_si128((__m256i)bits), high = _mm256_extracti128_si256((__m256i)bits, 1);
   return (vf)_mm256_cvtph_ps(_mm_packus_epi32(low, high));
 }
 
-static inline void v_transpose(vf r[8]) {
+AQ_INLINE void v_transpose(vf r[8]) {
   __m256 a[8], b[8];
   for (int i = 0; i < 8; i += 2) {
     a[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
@@ -46,7 +48,7 @@ static inline void v_transpose(vf r[8]) {
   }
 }
 
-static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
+AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   __m256i codes;
   if (bits == 8) {
     codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
@@ -59,8 +61,8 @@ static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   out[0] = (vf)_mm256_cvtepi32_ps(codes);
 }
 
-static inline vd d_load(const float *p) { return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p)); }
-static inline vd d_abs(vd x) { return (vd)_mm256_andnot_pd(_mm256_set1_pd(-0.0), (__m256d)x); }
-static inline vd d_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)b, (__m256d)a); }
+AQ_INLINE vd d_load(const float *p) { return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p)); }
+AQ_INLINE vd d_abs(vd x) { return (vd)_mm256_andnot_pd(_mm256_set1_pd(-0.0), (__m256d)x); }
+AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)b, (__m256d)a); }
 
 #include "vector.h"

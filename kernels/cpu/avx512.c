@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels.h"
+
 #define AQ_W 16
 #define AQ_D 8
 #define AQ_CLIP_UNROLL 4
@@ -15,17 +17,17 @@ typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
 typedef double vd __attribute__((vector_size(64)));
 
-static inline vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)b, (__m512)a); }
-static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)b, (__m512)a); }
-static inline vf v_round(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
-static inline vi v_round_to_int(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
-static inline vu v_half_bits(vf x) {
+AQ_INLINE vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)b, (__m512)a); }
+AQ_INLINE vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)b, (__m512)a); }
+AQ_INLINE vf v_round(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+AQ_INLINE vi v_round_to_int(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
+AQ_INLINE vu v_half_bits(vf x) {
   return (vu)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 }
-static inline vf v_half_value(vu bits) { return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)bits)); }
+AQ_INLINE vf v_half_value(vu bits) { return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)bits)); }
 
 /* Four stages; after each, blocks of 1, 2, 4 and 8 lanes are in place. */
-static inline void v_transpose(vf r[16]) {
+AQ_INLINE void v_transpose(vf r[16]) {
   __m512 a[16], b[16];
   for (int i = 0; i < 16; i += 2) {
     a[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
@@ -51,7 +53,7 @@ static inline void v_transpose(vf r[16]) {
   }
 }
 
-static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
+AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   __m512i codes;
   if (bits == 8) {
     codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)bytes));
@@ -67,8 +69,8 @@ static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   out[0] = (vf)_mm512_cvtepi32_ps(codes);
 }
 
-static inline vd d_load(const float *p) { return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
-static inline vd d_abs(vd x) { return (vd)_mm512_abs_pd((__m512d)x); }
-static inline vd d_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)b, (__m512d)a); }
+AQ_INLINE vd d_load(const float *p) { return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+AQ_INLINE vd d_abs(vd x) { return (vd)_mm512_abs_pd((__m512d)x); }
+AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)b, (__m512d)a); }
 
 #include "vector.h"

@@ -94,6 +94,8 @@ static inline size_t aq_dtype_bytes(int32_t dtype) {
   }
 }
 
-static inline size_t aq_min_size(size_t a, size_t b) { return a < b ? a : b; }
+#define AQ_INLINE static inline __attribute__((always_inline))
+
+AQ_INLINE size_t aq_min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 #endif

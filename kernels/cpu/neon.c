@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels.h"
+
 #define AQ_W 4
 #define AQ_D 2
 #define AQ_CLIP_UNROLL 4
@@ -15,18 +17,18 @@ typedef uint32_t vu __attribute__((vector_size(16)));
 typedef double vd __attribute__((vector_size(16)));
 
 /* The ...nm forms give the number when the other is NaN, as the oracle's comparisons do. */
-static inline vf v_min(vf a, vf b) { return (vf)vminnmq_f32((float32x4_t)a, (float32x4_t)b); }
-static inline vf v_max(vf a, vf b) { return (vf)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
-static inline vf v_round(vf x) { return (vf)vrndnq_f32((float32x4_t)x); }
-static inline vi v_round_to_int(vf x) { return (vi)vcvtnq_s32_f32((float32x4_t)x); }
-static inline vu v_half_bits(vf x) {
+AQ_INLINE vf v_min(vf a, vf b) { return (vf)vminnmq_f32((float32x4_t)a, (float32x4_t)b); }
+AQ_INLINE vf v_max(vf a, vf b) { return (vf)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
+AQ_INLINE vf v_round(vf x) { return (vf)vrndnq_f32((float32x4_t)x); }
+AQ_INLINE vi v_round_to_int(vf x) { return (vi)vcvtnq_s32_f32((float32x4_t)x); }
+AQ_INLINE vu v_half_bits(vf x) {
   return (vu)vmovl_u16(vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));
 }
-static inline vf v_half_value(vu bits) {
+AQ_INLINE vf v_half_value(vu bits) {
   return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32((uint32x4_t)bits)));
 }
 
-static inline void v_transpose(vf r[4]) {
+AQ_INLINE void v_transpose(vf r[4]) {
   const float32x4x2_t a = vtrnq_f32((float32x4_t)r[0], (float32x4_t)r[1]);
   const float32x4x2_t b = vtrnq_f32((float32x4_t)r[2], (float32x4_t)r[3]);
   r[0] = (vf)vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
@@ -35,7 +37,7 @@ static inline void v_transpose(vf r[4]) {
   r[3] = (vf)vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
 }
 
-static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
+AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   uint32x4_t low, high;
   if (bits == 8) {
     const uint16x8_t wide = vmovl_u8(vld1_u8(bytes));
@@ -54,8 +56,8 @@ static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   out[1] = (vf)vcvtq_f32_u32(high);
 }
 
-static inline vd d_load(const float *p) { return (vd)vcvt_f64_f32(vld1_f32(p)); }
-static inline vd d_abs(vd x) { return (vd)vabsq_f64((float64x2_t)x); }
-static inline vd d_max(vd a, vd b) { return (vd)vmaxnmq_f64((float64x2_t)a, (float64x2_t)b); }
+AQ_INLINE vd d_load(const float *p) { return (vd)vcvt_f64_f32(vld1_f32(p)); }
+AQ_INLINE vd d_abs(vd x) { return (vd)vabsq_f64((float64x2_t)x); }
+AQ_INLINE vd d_max(vd a, vd b) { return (vd)vmaxnmq_f64((float64x2_t)a, (float64x2_t)b); }
 
 #include "vector.h"

@@ -1,6 +1,8 @@
 /* simd128.c: WebAssembly's 128-bit vectors, four groups at a time. */
 #include <stddef.h>
 #include <stdint.h>
+
+#include "kernels.h"
 #include <wasm_simd128.h>
 
 #define AQ_W 4
@@ -14,14 +16,20 @@ typedef int32_t vi __attribute__((vector_size(16)));
 typedef uint32_t vu __attribute__((vector_size(16)));
 typedef double vd __attribute__((vector_size(16)));
 
-static inline vf v_min(vf a, vf b) { return (vf)wasm_f32x4_pmin((v128_t)a, (v128_t)b); }
-static inline vf v_max(vf a, vf b) { return (vf)wasm_f32x4_pmax((v128_t)a, (v128_t)b); }
-static inline vf v_round(vf x) { return (vf)wasm_f32x4_nearest((v128_t)x); }
+AQ_INLINE vf v_min(vf a, vf b) { return (vf)wasm_f32x4_pmin((v128_t)a, (v128_t)b); }
+AQ_INLINE vf v_max(vf a, vf b) { return (vf)wasm_f32x4_pmax((v128_t)a, (v128_t)b); }
+AQ_INLINE vf v_round(vf x) { return (vf)wasm_f32x4_nearest((v128_t)x); }
 /* 2^23 + 2^22 leaves the whole number in the low bits; truncation would cost a dozen instructions. */
-static inline vi v_round_to_int(vf x) { return (vi)(x + 12582912.0f) & 0x003fffff; }
+AQ_INLINE vi v_round_to_int(vf x) { return (vi)(x + 12582912.0f) & 0x003fffff; }
+
+#define AQ_OWN_WIDEN
+AQ_INLINE vu v_widen(const uint16_t *p) { return (vu)wasm_u32x4_load16x4(p); }
+AQ_INLINE void v_narrow(uint16_t *p, vu bits) {
+  wasm_v128_store64_lane(p, wasm_u16x8_narrow_i32x4((v128_t)bits, (v128_t)bits), 0);
+}
 
 /* aq_half_from_float and aq_float_from_half, four at a time. */
-static inline vu v_half_bits(vf x) {
+AQ_INLINE vu v_half_bits(vf x) {
   const vu bits = (vu)x, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   const vu nan = (vu)(magnitude > 0x7f800000u), over = (vu)(magnitude >= 0x477ff000u);
   const vu small = (vu)(magnitude < 0x38800000u);
@@ -32,7 +40,7 @@ static inline vu v_half_bits(vf x) {
   half = (nan & (0x7e00u | ((magnitude >> 13) & 0x3ffu))) | (~nan & half);
   return sign | half;
 }
-static inline vf v_half_value(vu bits) {
+AQ_INLINE vf v_half_value(vu bits) {
   const vu sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
   const vu special = (vu)(magnitude >= 0x7c00u), nan = (vu)(magnitude > 0x7c00u), small = (vu)(magnitude < 0x400u);
   const vu subnormal = (vu)(__builtin_convertvector((vi)magnitude, vf) * 0x1p-24f);
@@ -42,7 +50,7 @@ static inline vf v_half_value(vu bits) {
   return (vf)(sign | value | (nan & 0x00400000u));
 }
 
-static inline void v_transpose(vf r[4]) {
+AQ_INLINE void v_transpose(vf r[4]) {
   const v128_t a = wasm_i32x4_shuffle((v128_t)r[0], (v128_t)r[1], 0, 4, 1, 5);
   const v128_t b = wasm_i32x4_shuffle((v128_t)r[0], (v128_t)r[1], 2, 6, 3, 7);
   const v128_t c = wasm_i32x4_shuffle((v128_t)r[2], (v128_t)r[3], 0, 4, 1, 5);
@@ -54,11 +62,12 @@ static inline void v_transpose(vf r[4]) {
 }
 
 /* No shift by lane here: each lane masks its code in place, and a product with 2^-shift brings it down, exactly. */
-static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
+AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   if (bits == 8) {
     const v128_t wide = wasm_u16x8_load8x8(bytes);
-    out[0] = (vf)wasm_f32x4_convert_i32x4(wasm_u32x4_extend_low_u16x8(wide));
-    out[1] = (vf)wasm_f32x4_convert_i32x4(wasm_u32x4_extend_high_u16x8(wide));
+    /* 2^23 + code as bits, less 2^23: clang 14 would convert the codes one by one */
+    out[0] = (vf)((vu)wasm_u32x4_extend_low_u16x8(wide) | 0x4b000000u) - 8388608.0f;
+    out[1] = (vf)((vu)wasm_u32x4_extend_high_u16x8(wide) | 0x4b000000u) - 8388608.0f;
     return;
   }
   uint32_t word;
@@ -71,8 +80,8 @@ static inline void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   out[1] = __builtin_convertvector((vi)(((vu){0} + (word >> (4 * bits))) & masks), vf) * scales;
 }
 
-static inline vd d_load(const float *p) { return (vd)wasm_f64x2_promote_low_f32x4(wasm_v128_load64_zero(p)); }
-static inline vd d_abs(vd x) { return (vd)wasm_f64x2_abs((v128_t)x); }
-static inline vd d_max(vd a, vd b) { return (vd)wasm_f64x2_pmax((v128_t)a, (v128_t)b); }
+AQ_INLINE vd d_load(const float *p) { return (vd)wasm_f64x2_promote_low_f32x4(wasm_v128_load64_zero(p)); }
+AQ_INLINE vd d_abs(vd x) { return (vd)wasm_f64x2_abs((v128_t)x); }
+AQ_INLINE vd d_max(vd a, vd b) { return (vd)wasm_f64x2_pmax((v128_t)a, (v128_t)b); }
 
 #include "vector.h"

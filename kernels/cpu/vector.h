@@ -18,7 +18,6 @@
  */
 #include "kernels.h"
 
-#define AQ_INLINE static inline __attribute__((always_inline))
 #define AQ_UNPACK (AQ_W > 8 ? AQ_W : 8)
 
 AQ_INLINE vf v_set(float x) { return (vf){0} + x; }
@@ -37,13 +36,24 @@ AQ_INLINE vf v_round_half(vf x) { return v_half_value(v_half_bits(x)); }
 
 /* Loads and stores ------------------------------------------------------------------------------------------- */
 
+#if !defined(AQ_OWN_WIDEN) /* clang 14 takes these apart lane by lane for WebAssembly, which has its own */
 typedef uint16_t vh __attribute__((vector_size(2 * AQ_W)));
+
+AQ_INLINE vu v_widen(const uint16_t *p) {
+  vh half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return __builtin_convertvector(half, vu);
+}
+
+AQ_INLINE void v_narrow(uint16_t *p, vu bits) {
+  vh half = __builtin_convertvector(bits, vh);
+  __builtin_memcpy(p, &half, sizeof half);
+}
+#endif
 
 AQ_INLINE vf v_load_as(const void *in, int32_t dtype, size_t i) {
   if (dtype == AQ_F32) return v_load((const float *)in + i);
-  vh half;
-  __builtin_memcpy(&half, (const uint16_t *)in + i, sizeof half);
-  vu wide = __builtin_convertvector(half, vu);
+  const vu wide = v_widen((const uint16_t *)in + i);
   return dtype == AQ_BF16 ? (vf)(wide << 16) : v_half_value(wide);
 }
 
@@ -60,8 +70,7 @@ AQ_INLINE void v_store_as(vf v, void *out, int32_t dtype, size_t i) {
   } else {
     bits = v_half_bits(v);
   }
-  vh half = __builtin_convertvector(bits, vh);
-  __builtin_memcpy((uint16_t *)out + i, &half, sizeof half);
+  v_narrow((uint16_t *)out + i, bits);
 }
 
 AQ_INLINE void load_vectors(const void *in, int32_t dtype, size_t first, size_t n, float *out) {
