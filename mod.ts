@@ -41,3 +41,16 @@ export {
   resolveConfig,
   type ResolvedConfig,
 } from "./lib/config.ts";
+export {
+  dequantizeCheckpoint,
+  type DequantizeCheckpointOptions,
+  KEEP_RULES,
+  type Plan,
+  planQuantization,
+  type PlanRow,
+  quantizeCheckpoint,
+  type QuantizeCheckpointOptions,
+  readManifest,
+  type RunReport,
+  verifyFiles,
+} from "./lib/pipeline.ts";

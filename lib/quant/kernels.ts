@@ -192,6 +192,8 @@ function rowsOf<T extends Uint32Array | Uint16Array>(
  *
  * @example
  * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ *
  * const kernels = await openKernels();
  * const weights = { data: Float32Array.of(0.1, -0.2, 0.3, 0.4), dtype: "F32" } as const;
  * const packed = quantize(kernels, weights, 2, 2, { bits: 4 });

@@ -30,3 +30,4 @@ export {
   unpackCodes,
   type Weights,
 } from "./kernels.ts";
+export { type PackedLayer, packedLayers, readPackedTensor } from "./packed_checkpoint.ts";

@@ -23,13 +23,16 @@ import {
   type TensorSpec,
 } from "../tensor/mod.ts";
 import {
+  BIT_WIDTHS,
   type BitWidth,
+  GROUP_SIZES,
   groupCount,
   type GroupSize,
   type PackedTensor,
   packedWords,
+  ZERO_POINT_KINDS,
   type ZeroPointKind,
-} from "./mod.ts";
+} from "./layout.ts";
 
 /** Version of the layout and of the `arrowquant` section of config.json; a reader refuses a larger one. */
 export const FORMAT_VERSION = 1;
@@ -139,7 +142,7 @@ export function specBytes(specs: readonly TensorSpec[]): number {
  * ```ts
  * import { openCheckpoint } from "../tensor/mod.ts";
  * import { packedLayers } from "./packed_checkpoint.ts";
- * using checkpoint = openCheckpoint("out/dream-mini");
+ * using checkpoint = openCheckpoint("tests/models/dream-mini");
  * for (const layer of packedLayers(checkpoint).values()) console.log(layer.name, layer.bits, layer.bitsPerWeight);
  * ```
  */
