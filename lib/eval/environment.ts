@@ -56,3 +56,30 @@ export function resetPeakResident(): boolean {
     return false; // not Linux, or not permitted: the caller says "since the process began"
   }
 }
+
+/** Processor time of all processes, in seconds, undefined where the system does not tell. */
+function machineSeconds(): number | undefined {
+  try {
+    const [, ...ticks] = readFileSync("/proc/stat", "utf8").split("\n")[0]!.trim().split(/\s+/).map(Number);
+    const [user = 0, nice = 0, system = 0, , , interrupt = 0, softInterrupt = 0, stolen = 0] = ticks;
+    return (user + nice + system + interrupt + softInterrupt + stolen) / 100; // USER_HZ is 100 on every Linux
+  } catch {
+    return undefined;
+  }
+}
+
+/** What others did to the processor while something ran: a report says so, because it is why its numbers move. */
+export class OtherLoad {
+  readonly #machine = machineSeconds();
+  readonly #own = process.cpuUsage();
+  readonly #begin = performance.now();
+
+  /** Cores that other processes kept busy since this was made, undefined where the system does not tell. */
+  cores(): number | undefined {
+    const machine = machineSeconds();
+    if (machine === undefined || this.#machine === undefined) return undefined;
+    const { user, system } = process.cpuUsage(this.#own);
+    const others = machine - this.#machine - (user + system) / 1e6;
+    return Math.max(0, others) / ((performance.now() - this.#begin) / 1e3);
+  }
+}

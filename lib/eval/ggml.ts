@@ -31,19 +31,18 @@ export interface Ggml {
   close(): void;
 }
 
-export type GgmlConversion = keyof typeof CONVERSIONS;
-
-/** Symbol of each conversion and the library that has it. */
-const CONVERSIONS = {
-  "base f16 to f32": ["base", "ggml_fp16_to_fp32_row"],
-  "base f32 to f16": ["base", "ggml_fp32_to_fp16_row"],
-  "base bf16 to f32": ["base", "ggml_bf16_to_fp32_row"],
-  "base f32 to bf16": ["base", "ggml_fp32_to_bf16_row"],
-  "simd f16 to f32": ["processor", "ggml_cpu_fp16_to_fp32"],
-  "simd f32 to f16": ["processor", "ggml_cpu_fp32_to_fp16"],
-  "simd bf16 to f32": ["processor", "ggml_cpu_bf16_to_fp32"],
-  "simd f32 to bf16": ["processor", "ggml_cpu_fp32_to_bf16"],
+/** Library that has each conversion, its symbol, and the types from and to. */
+export const CONVERSIONS = {
+  "base f16 to f32": ["base", "ggml_fp16_to_fp32_row", "F16", "F32"],
+  "base f32 to f16": ["base", "ggml_fp32_to_fp16_row", "F32", "F16"],
+  "base bf16 to f32": ["base", "ggml_bf16_to_fp32_row", "BF16", "F32"],
+  "base f32 to bf16": ["base", "ggml_fp32_to_bf16_row", "F32", "BF16"],
+  "simd f16 to f32": ["processor", "ggml_cpu_fp16_to_fp32", "F16", "F32"],
+  "simd f32 to f16": ["processor", "ggml_cpu_fp32_to_fp16", "F32", "F16"],
+  "simd bf16 to f32": ["processor", "ggml_cpu_bf16_to_fp32", "BF16", "F32"],
+  "simd f32 to bf16": ["processor", "ggml_cpu_fp32_to_bf16", "F32", "BF16"],
 } as const;
+export type GgmlConversion = keyof typeof CONVERSIONS;
 
 type Kind = "buffer" | "i64" | "i32" | "u64" | "void";
 interface Declaration {

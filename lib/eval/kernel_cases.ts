@@ -4,7 +4,14 @@
  */
 import type { Kernels } from "../native/mod.ts";
 import { type BitWidth, groupCount, type GroupSize, packedWords, type ZeroPointKind } from "../quant/mod.ts";
-import { type Ggml, GGML_MAX_BYTES_PER_WEIGHT, type GgmlConversion, type GgmlSimdType, type GgmlType } from "./ggml.ts";
+import {
+  CONVERSIONS,
+  type Ggml,
+  GGML_MAX_BYTES_PER_WEIGHT,
+  type GgmlConversion,
+  type GgmlSimdType,
+  type GgmlType,
+} from "./ggml.ts";
 import type { Contender } from "./timing.ts";
 
 /** Kernels with one instruction set of theirs. */
@@ -26,6 +33,7 @@ export interface KernelCase {
   readonly dtype: string;
   readonly shape: readonly [rows: number, cols: number];
   readonly threads: number;
+  /** Weights of one call; 0 where bytes are all there is to count. */
   readonly weights: number;
   /** Bytes read and written once each, as the arrays have them. */
   readonly bytes: number;
@@ -60,10 +68,16 @@ function bytesOf(view: ArrayBufferView<ArrayBuffer>): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 }
 
-function expectEqual(what: string, found: ArrayBufferView<ArrayBuffer>, wanted: ArrayBufferView<ArrayBuffer>): void {
+function expectEqual(
+  what: string,
+  found: ArrayBufferView<ArrayBuffer>,
+  wanted: ArrayBufferView<ArrayBuffer>,
+): void {
   const a = bytesOf(found), b = bytesOf(wanted);
   for (let i = 0; i < b.length; i++) {
-    if (a[i] !== b[i]) throw new Error(`Cannot time ${what}: byte ${i} must be ${b[i]} as the scalar kernel's, got ${a[i]}`);
+    if (a[i] !== b[i]) {
+      throw new Error(`Cannot time ${what}: byte ${i} must be ${b[i]} as the scalar kernel's, got ${a[i]}`);
+    }
   }
 }
 
@@ -150,13 +164,42 @@ export function quantizeInto(
   out: PackedArrays,
 ): void {
   const { calls, size } = kernels;
-  const dtype = DTYPES[spec.dtype ?? "F32"].number, kind = ZERO_POINTS[spec.zeroPoint], threads = spec.threads ?? 1;
+  const dtype = DTYPES[spec.dtype ?? "F32"].number,
+    kind = ZERO_POINTS[spec.zeroPoint],
+    threads = spec.threads ?? 1;
   const n = size(rows), k = size(cols), g = size(spec.groupSize);
   const { packed, scale, zeroPoint } = out;
   expectOk(
     spec.solver === "round"
-      ? calls.aq_quantize_round(weights, dtype, n, k, spec.bits, g, kind, packed, scale, zeroPoint, isaNumber, threads)
-      : calls.aq_quantize_clip(weights, dtype, n, k, spec.bits, g, kind, null, packed, scale, zeroPoint, isaNumber, threads),
+      ? calls.aq_quantize_round(
+        weights,
+        dtype,
+        n,
+        k,
+        spec.bits,
+        g,
+        kind,
+        packed,
+        scale,
+        zeroPoint,
+        isaNumber,
+        threads,
+      )
+      : calls.aq_quantize_clip(
+        weights,
+        dtype,
+        n,
+        k,
+        spec.bits,
+        g,
+        kind,
+        null,
+        packed,
+        scale,
+        zeroPoint,
+        isaNumber,
+        threads,
+      ),
   );
 }
 
@@ -222,7 +265,9 @@ export function dequantizeCase(
     const { calls, size } = kernels;
     const n = size(height), k = size(cols), g = size(spec.groupSize), number = DTYPES[to].number;
     const { packed, scale, zeroPoint } = from, threads = spec.threads ?? 1;
-    expectOk(calls.aq_dequantize(packed, scale, zeroPoint, n, k, spec.bits, g, target, number, isaNumber, threads));
+    expectOk(
+      calls.aq_dequantize(packed, scale, zeroPoint, n, k, spec.bits, g, target, number, isaNumber, threads),
+    );
   };
   return {
     ...ours(handle, name, `${spec.bits} bits to ${to}`, rows, cols, spec.threads),
@@ -256,7 +301,13 @@ export function codesCase(
   const unpack = () => expectOk(calls.aq_unpack_codes(packed, n, k, bits, unpacked, isa, 1));
   pack();
   return {
-    ...ours(handle, `${direction} ${bits} bits`, direction === "pack" ? `U8 to ${bits} bits` : `${bits} bits to U8`, rows, cols),
+    ...ours(
+      handle,
+      `${direction} ${bits} bits`,
+      direction === "pack" ? `U8 to ${bits} bits` : `${bits} bits to U8`,
+      rows,
+      cols,
+    ),
     weights: count,
     bytes: codes.byteLength + packed.byteLength,
     contender: { run: direction === "pack" ? pack : unpack },
@@ -278,7 +329,13 @@ export function convertCase(
 ): KernelCase {
   const { rows, cols, count } = operands;
   const name = `convert ${from} to ${to}`;
-  const call = ({ kernels, isaNumber }: KernelHandle, source: Elements, source_: TimedDtype, target: Elements, target_: TimedDtype) =>
+  const call = (
+    { kernels, isaNumber }: KernelHandle,
+    source: Elements,
+    source_: TimedDtype,
+    target: Elements,
+    target_: TimedDtype,
+  ) =>
     expectOk(
       kernels.calls.aq_convert(
         source,
@@ -328,7 +385,9 @@ export function statisticsCase(
     }
     const { packed, scale, zeroPoint } = from;
     const n = size(height), k = size(cols), g = size(spec.groupSize);
-    expectOk(calls.aq_packed_error_statistics(a, 0, packed, scale, zeroPoint, n, k, bits, g, out, isaNumber, 1));
+    expectOk(
+      calls.aq_packed_error_statistics(a, 0, packed, scale, zeroPoint, n, k, bits, g, out, isaNumber, 1),
+    );
   };
   const name = bits === undefined ? "error statistics" : `packed error statistics ${specName(spec)}`;
   return {
@@ -348,13 +407,19 @@ export function statisticsCase(
 }
 
 /** The search for NaN and infinity where there is none, which reads everything. */
-export function findNonfiniteCase(handle: KernelHandle, operands: Operands, dtype: "F32" | "BF16"): KernelCase {
+export function findNonfiniteCase(
+  handle: KernelHandle,
+  operands: Operands,
+  dtype: "F32" | "BF16",
+): KernelCase {
   const { rows, cols, count } = operands;
   const values = operands.input(dtype).buffer;
   const index = new BigUint64Array(1);
   const { calls, size } = handle.kernels;
   const call = (input: Elements) => {
-    expectOk(calls.aq_find_nonfinite(input, DTYPES[dtype].number, size(input.length), index, handle.isaNumber, 1));
+    expectOk(
+      calls.aq_find_nonfinite(input, DTYPES[dtype].number, size(input.length), index, handle.isaNumber, 1),
+    );
     return Number(index[0]);
   };
   return {
@@ -367,7 +432,11 @@ export function findNonfiniteCase(handle: KernelHandle, operands: Operands, dtyp
       planted[planted.length - 3] = dtype === "F32" ? NaN : 0x7fc0;
       const found = call(planted), none = call(values);
       if (found !== planted.length - 3 || none !== count) {
-        throw new Error(`Cannot time find_nonfinite: it must find ${planted.length - 3} and ${count}, got ${found} and ${none}`);
+        throw new Error(
+          `Cannot time find_nonfinite: it must find ${
+            planted.length - 3
+          } and ${count}, got ${found} and ${none}`,
+        );
       }
     },
   };
@@ -384,7 +453,7 @@ export function memcpyCase(bytes: number, shape: readonly [number, number]): Ker
     dtype: "U8",
     shape,
     threads: 1,
-    weights: bytes / 4,
+    weights: 0,
     bytes: 2 * bytes,
     contender: { run: () => to.set(from) },
     check() {
@@ -430,7 +499,9 @@ function checkGgml(ggml: Ggml, type: GgmlType, weights: Float32Array, packed: Ui
   ggml.dequantizeRow(type, packed, restored, count);
   const error = relativeError(weights.subarray(0, count), restored);
   const limit = GGML_ERROR_LIMITS[/\d/.exec(type)![0]]!;
-  if (!(error < limit)) throw new Error(`Cannot time ggml ${type}: its relative error must be below ${limit}, got ${error}`);
+  if (!(error < limit)) {
+    throw new Error(`Cannot time ggml ${type}: its relative error must be below ${limit}, got ${error}`);
+  }
 }
 
 export const GGML_QUANTIZE = (type: GgmlType) => `ggml quantize_${type}`;
@@ -485,9 +556,13 @@ export function ggmlDequantizeCase(ggml: Ggml, operands: Operands, type: GgmlTyp
   };
 }
 
-export function ggmlConvertCase(ggml: Ggml, reference: Kernels, operands: Operands, conversion: GgmlConversion): KernelCase {
-  const [, from, to] = /^\w+ (\w+) to (\w+)$/.exec(conversion.toUpperCase()) as unknown as [string, TimedDtype, TimedDtype];
-  const same = convertCase(scalarOf(reference), reference, operands, from, to);
+export function ggmlConvertCase(
+  ggml: Ggml,
+  reference: Kernels,
+  operands: Operands,
+  conversion: GgmlConversion,
+): KernelCase {
+  const [, , from, to] = CONVERSIONS[conversion];
   const name = `ggml ${conversion}`;
   const source = operands.input("F32").buffer, count = operands.count;
   const input = elements(from, count), out = elements(to, count), wanted = elements(to, count);
@@ -496,11 +571,13 @@ export function ggmlConvertCase(ggml: Ggml, reference: Kernels, operands: Operan
   const run = () => ggml.convert(conversion, input, out, count);
   return {
     ...ggmlCase(ggml, name, operands, `${from} to ${to}`),
-    bytes: same.bytes,
+    bytes: input.byteLength + out.byteLength,
     contender: { run },
     check() {
       run();
-      expectOk(calls.aq_convert(input, DTYPES[from].number, wanted, DTYPES[to].number, size(count), SCALAR, 1));
+      expectOk(
+        calls.aq_convert(input, DTYPES[from].number, wanted, DTYPES[to].number, size(count), SCALAR, 1),
+      );
       expectEqual(name, out, wanted);
     },
   };

@@ -13,7 +13,9 @@ export interface Summary {
 function sorted(values: readonly number[]): number[] {
   if (values.length === 0) throw new RangeError("Cannot summarize samples: at least one is needed, got none");
   const bad = values.find((value) => Number.isNaN(value));
-  if (bad !== undefined) throw new RangeError("Cannot summarize samples: every one must be a number, got NaN");
+  if (bad !== undefined) {
+    throw new RangeError("Cannot summarize samples: every one must be a number, got NaN");
+  }
   return [...values].sort((a, b) => a - b);
 }
 

@@ -33,14 +33,17 @@ function cell(column: Column, row: TableRow): string {
  */
 export function formatTable(columns: readonly Column[], rows: readonly TableRow[]): string[] {
   const cells = rows.map((row) => columns.map((column) => cell(column, row)));
-  const widths = columns.map((column, i) => Math.max(column.title.length, ...cells.map((line) => line[i]!.length)));
+  const widths = columns.map((column, i) =>
+    Math.max(column.title.length, ...cells.map((line) => line[i]!.length))
+  );
   const toRight = columns.map((column) =>
     column.align === undefined
       ? rows.some((row) => typeof row[column.key] === "number")
       : column.align === "right"
   );
   const line = (texts: readonly string[]) =>
-    texts.map((text, i) => toRight[i] ? text.padStart(widths[i]!) : text.padEnd(widths[i]!)).join("  ").trimEnd();
+    texts.map((text, i) => toRight[i] ? text.padStart(widths[i]!) : text.padEnd(widths[i]!)).join("  ")
+      .trimEnd();
   return [
     line(columns.map((column) => column.title)),
     widths.map((width) => "-".repeat(width)).join("  "),

@@ -1,5 +1,5 @@
 /** Timing of functions against each other: warmed up, interleaved, sampled. What they compute is checked elsewhere. */
-import { pairedRatio, type Summary, summarize } from "./statistics.ts";
+import { pairedRatio, summarize, type Summary } from "./statistics.ts";
 
 /** Milliseconds since any fixed moment. */
 export type Clock = () => number;
@@ -66,7 +66,9 @@ function warmUp(contender: Contender, leastMilliseconds: number, clock: Clock): 
     const pace = time / calls, elapsed = clock() - begin;
     const isSettled = pace >= best * SETTLED;
     best = Math.min(best, pace);
-    if (elapsed >= leastMilliseconds && (isSettled || elapsed >= leastMilliseconds * WARM_UP_LIMIT)) return pace;
+    if (elapsed >= leastMilliseconds && (isSettled || elapsed >= leastMilliseconds * WARM_UP_LIMIT)) {
+      return pace;
+    }
   }
 }
 

@@ -2,12 +2,8 @@
  * What will happen to each tensor of a checkpoint, decided from names, shapes and the configuration before a weight is
  * read. The rules are data: `--dry-run` and docs/format.md print them.
  */
-import { compilePattern, type Config, isSensitiveLayer, layerBitWidth, type LayerBits } from "../config.ts";
-import {
-  type BitWidth,
-  packedBytes,
-  type GroupSize,
-} from "../quant/mod.ts";
+import { compilePattern, type Config, isSensitiveLayer, type LayerBits, layerBitWidth } from "../config.ts";
+import { type BitWidth, type GroupSize, packedBytes } from "../quant/mod.ts";
 import { type Checkpoint, type Dtype, isFloatDtype, type TensorInfo } from "../tensor/mod.ts";
 
 /** A reason to keep a tensor as it is; the first rule that holds wins. */
@@ -20,11 +16,16 @@ export interface KeepRule {
 
 /** Every rule, in the order in which they are tried. */
 export const KEEP_RULES = [
-  { rule: "not floating", pattern: undefined, why: "integers and booleans are indices or masks, not weights" },
+  {
+    rule: "not floating",
+    pattern: undefined,
+    why: "integers and booleans are indices or masks, not weights",
+  },
   {
     rule: "not a matrix",
     pattern: undefined,
-    why: "biases, norms and other vectors are small and act on whole channels; convolutions have no rows to group",
+    why:
+      "biases, norms and other vectors are small and act on whole channels; convolutions have no rows to group",
   },
   { rule: "empty", pattern: undefined, why: "a dimension is 0: there is nothing to quantize" },
   { rule: "not named .weight", pattern: undefined, why: "tables and buffers are not a layer's weights" },
@@ -32,7 +33,8 @@ export const KEEP_RULES = [
   { rule: "layer_bit_widths 16", pattern: undefined, why: "the configuration asks for 16 bits" },
   {
     rule: "embedding",
-    pattern: String.raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|wpe|embedding_table|(?:word|token_type|position|pos)_embeddings?|pos_embed)(?:\.|$)`,
+    pattern: String
+      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|wpe|embedding_table|(?:word|token_type|position|pos)_embeddings?|pos_embed)(?:\.|$)`,
     why: "rows are looked up, not multiplied: an error is not averaged over a sum",
   },
   {
@@ -42,13 +44,16 @@ export const KEEP_RULES = [
   },
   {
     rule: "head",
-    pattern: String.raw`(?:^|\.)lm_head\.weight$|^model\.transformer\.ff_out\.weight$|^proj_out(?:_2)?\.weight$|^(?:final_layer\.linear|head|output)\.weight$`,
+    pattern: String
+      .raw`(?:^|\.)lm_head\.weight$|^model\.transformer\.ff_out\.weight$|^proj_out(?:_2)?\.weight$|^(?:final_layer\.linear|head|output)\.weight$`,
     why: "its error goes into every output without another layer to absorb it",
   },
   {
     rule: "sensitive",
-    pattern: String.raw`(?:^|\.)(?:timestep_embedder|time_embed(?:ding|der)?|t_embedder)\.|(?:^|\.)norm1\.linear\.weight$|(?:^|\.)norm_out\.linear\.weight$|adaLN_modulation|^proj_out_1\.weight$`,
-    why: "only with skip_sensitive_layers: the configuration's sensitive layers, and those that turn the timestep " +
+    pattern: String
+      .raw`(?:^|\.)(?:timestep_embedder|time_embed(?:ding|der)?|t_embedder)\.|(?:^|\.)norm1\.linear\.weight$|(?:^|\.)norm_out\.linear\.weight$|adaLN_modulation|^proj_out_1\.weight$`,
+    why:
+      "only with skip_sensitive_layers: the configuration's sensitive layers, and those that turn the timestep " +
       "into every block's scales and shifts (timestep embedding, adaLN, final modulation)",
   },
 ] as const satisfies readonly KeepRule[];
@@ -105,7 +110,7 @@ export function planQuantization(checkpoint: Checkpoint, config: Config): Plan {
 }
 
 function rowPlanner(config: Config): (info: TensorInfo, file: string) => PlanRow {
-  const patterns = new Map(
+  const patterns = new Map<RuleName, RegExp>(
     KEEP_RULES.flatMap(({ rule, pattern }) => pattern === undefined ? [] : [[rule, compilePattern(pattern)]]),
   );
   const matches = (rule: RuleName, name: string) => patterns.get(rule)!.test(name);
@@ -164,7 +169,11 @@ function unmatched(names: readonly string[], config: Config): string[] {
   const warn = (key: string, texts: readonly string[], found: (text: string) => boolean) =>
     texts.filter((text) => !found(text)).map((text) => `${key}: ${JSON.stringify(text)} concerns no tensor`);
   return [
-    ...warn("layer_bit_widths", Object.keys(config.layerBitWidths), (text) => isName(text) || isPattern(text)),
+    ...warn(
+      "layer_bit_widths",
+      Object.keys(config.layerBitWidths),
+      (text) => isName(text) || isPattern(text),
+    ),
     ...warn("keep_patterns", config.keepPatterns, isPattern),
     ...warn("sensitive_layer_names", config.sensitiveLayerNames, isName),
     ...warn("sensitive_layer_patterns", config.sensitiveLayerPatterns, isPattern),

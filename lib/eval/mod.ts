@@ -1,0 +1,26 @@
+/** Measuring: the suites of the bench, the peers they measure against, and how samples become numbers. */
+export { checkpointSuite, measureStored, type StoredCheckpoint } from "./checkpoint_suite.ts";
+export {
+  type Environment,
+  environmentOf,
+  OtherLoad,
+  peakResidentBytes,
+  resetPeakResident,
+} from "./environment.ts";
+export { type Ggml, openGgml } from "./ggml.ts";
+export { kernelSuite } from "./kernel_suite.ts";
+export { processSuite } from "./process_suite.ts";
+export { formatHeader, formatReport } from "./report.ts";
+export { median, pairedRatio, summarize, type Summary } from "./statistics.ts";
+export type { BenchContext, BenchOptions, Goal, Section, Skipped, Suite, SuiteReport } from "./suite.ts";
+export { SUITES } from "./suites.ts";
+export { type Column, formatTable, type TableRow } from "./table.ts";
+export {
+  type Clock,
+  type Contender,
+  rate,
+  speedRatio,
+  timeInterleaved,
+  type Timing,
+  type TimingOptions,
+} from "./timing.ts";

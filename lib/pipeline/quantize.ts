@@ -1,0 +1,176 @@
+/** Quantizing one tensor of a checkpoint, in chunks of rows, with what `min_accuracy` and `non_finite` ask for. */
+import type { Config } from "../config.ts";
+import { WeightsError } from "../errors.ts";
+import type { Kernels } from "../native/mod.ts";
+import {
+  addStatistics,
+  BIT_WIDTHS,
+  type BitWidth,
+  cosine,
+  type ErrorStatistics,
+  findNonfinite,
+  groupCount,
+  packedErrorStatistics,
+  quantize,
+} from "../quant/mod.ts";
+import { packedNames, packedTensorSpecs, packZeroPoints, specBytes } from "../quant/packed_checkpoint.ts";
+import { BYTES_PER_ELEMENT, type FloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
+import { quote } from "./files.ts";
+import type { PlanRow } from "./plan.ts";
+import type { LayerRecord } from "./record.ts";
+import { CHUNK_BYTES, copyTensor, type RunEvent, type TensorSink } from "./rewrite.ts";
+
+/** What all tensors of a run share. */
+export interface QuantizeContext {
+  readonly config: Config;
+  readonly kernels: Kernels;
+  readonly threads: number;
+  readonly onEvent: ((event: RunEvent) => void) | undefined;
+  /** Memory for one chunk of the input, at least {@linkcode CHUNK_BYTES}; grown for longer rows. */
+  readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;
+}
+
+/** Stores a tensor as the plan says, or wider, or as it is, where the configuration asks for that. */
+export async function rewriteTensor(
+  row: PlanRow,
+  source: SafetensorsFile,
+  sink: TensorSink,
+  context: QuantizeContext,
+): Promise<LayerRecord> {
+  if (row.action === "keep") return await keepTensor(row, source, sink, context, row.reason);
+  const { config: { minAccuracy, nonFinite, failFast, groupSize, zeroPoint }, onEvent } = context;
+  const tried: { bits: BitWidth; cosine: number }[] = [];
+  const widths = BIT_WIDTHS.filter((bits) => bits === row.bits || (minAccuracy > 0 && bits > row.bits!));
+  for (const bits of widths) {
+    let statistics: ErrorStatistics;
+    try {
+      statistics = await quantizeRows(row, bits, source, sink, context);
+    } catch (error) {
+      if (!(error instanceof WeightsError) || nonFinite === "fail") throw error;
+      sink.discard();
+      onEvent?.({ kind: "kept", message: `${error.message}; kept as it is (non_finite: keep)` });
+      return await keepTensor(row, source, sink, context, "non_finite");
+    }
+    const reached = cosine(statistics);
+    if (reached >= minAccuracy) {
+      const [rows, cols] = row.shape as [number, number];
+      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint);
+      const { name, file, dtype, shape, bytesBefore } = row;
+      return {
+        name,
+        file,
+        action: "quantize",
+        reason: tried.length > 0 ? "min_accuracy" : row.reason,
+        dtype,
+        shape,
+        bits,
+        groupSize,
+        bytesBefore,
+        bytesAfter: specBytes(specs),
+        statistics,
+        ...(tried.length > 0 ? { tried } : {}),
+      };
+    }
+    tried.push({ bits, cosine: reached });
+    sink.discard();
+    onEvent?.({
+      kind: "fallback",
+      message: `${row.name}: cosine ${
+        reached.toFixed(6)
+      } at ${bits} bits is below min_accuracy ${minAccuracy}`,
+    });
+  }
+  const best = tried.at(-1)!;
+  if (failFast) {
+    throw new WeightsError(
+      `Cannot quantize ${quote(row.name)} of ${quote(source.path)}: cosine must be at least min_accuracy ` +
+        `${minAccuracy}, got ${best.cosine} at ${best.bits} bits`,
+      { path: source.path, tensor: row.name },
+    );
+  }
+  return { ...await keepTensor(row, source, sink, context, "min_accuracy"), tried };
+}
+
+async function keepTensor(
+  row: PlanRow,
+  source: SafetensorsFile,
+  sink: TensorSink,
+  context: QuantizeContext,
+  reason: string,
+): Promise<LayerRecord> {
+  const { name, file, dtype, shape, bytesBefore } = row;
+  const readInto = (start: number, target: Uint8Array) => source.readInto(name, start, target);
+  await copyTensor(sink, { name, dtype, shape }, readInto, context.buffer(CHUNK_BYTES));
+  return { name, file, action: "keep", reason, dtype, shape, bytesBefore, bytesAfter: bytesBefore };
+}
+
+/** Rows of `cols` elements that are handled at once. */
+export function rowsPerChunk(cols: number, bytesPerElement: number): number {
+  return Math.max(1, Math.floor(CHUNK_BYTES / (cols * bytesPerElement)));
+}
+
+async function quantizeRows(
+  row: PlanRow,
+  bits: BitWidth,
+  source: SafetensorsFile,
+  sink: TensorSink,
+  context: QuantizeContext,
+): Promise<ErrorStatistics> {
+  const { config: { groupSize, solver, zeroPoint }, kernels, threads } = context;
+  const { name } = row;
+  const [rows, cols] = row.shape as [number, number];
+  const dtype = row.dtype as FloatDtype;
+  const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
+  const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
+  const groups = groupCount(cols, groupSize);
+  const names = packedNames(name, zeroPoint);
+  // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
+  const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
+  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint));
+
+  let statistics: ErrorStatistics | undefined;
+  for (let begin = 0; begin < rows; begin += step) {
+    const count = Math.min(step, rows - begin);
+    const data = context.buffer(count * rowBytes).subarray(0, count * rowBytes);
+    source.readInto(name, begin * rowBytes, data);
+    const weights = { data, dtype };
+    let tensor;
+    try {
+      tensor = quantize(kernels, weights, count, cols, { bits, groupSize, solver, zeroPoint, threads });
+    } catch (error) {
+      throw error instanceof WeightsError ? describe(error, begin) : error;
+    }
+    sink.write(names.packed, tensor.packed);
+    sink.write(names.scale, tensor.scale);
+    if (integers !== undefined) {
+      integers.set(new Float16Array(tensor.zeroPoint!.buffer), begin * groups);
+    } else if (names.zeroPoint !== undefined) {
+      sink.write(names.zeroPoint, tensor.zeroPoint!);
+    }
+    // The sink has compared these bytes with those read back, so this is the error of what is stored.
+    const ofChunk = packedErrorStatistics(kernels, weights, tensor, threads);
+    statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
+    await sink.advance(count * cols, data.length);
+  }
+  if (integers !== undefined) sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
+  sink.write(names.shape, BigInt64Array.of(BigInt(rows), BigInt(cols)));
+  return statistics!;
+
+  function describe(cause: WeightsError, begin: number): WeightsError {
+    const count = Math.min(step, rows - begin);
+    const data = context.buffer(count * rowBytes).subarray(0, count * rowBytes);
+    const index = findNonfinite(kernels, { data, dtype }, count * cols);
+    const reason = index < 0
+      ? `weights in rows ${begin} to ${
+        begin + count - 1
+      } must allow half-precision scales, got too large ones`
+      : `weights must be finite, got NaN or infinity at row ${begin + Math.floor(index / cols)}, column ${
+        index % cols
+      }`;
+    const hint = "; set non_finite: keep to store such a tensor unquantized";
+    return new WeightsError(
+      `Cannot quantize ${quote(name)} of ${quote(source.path)}: ${reason}${hint}`,
+      { path: source.path, tensor: name, cause },
+    );
+  }
+}

@@ -1,0 +1,231 @@
+/** `bench.ts`: measures, and prints what this run measured. */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "@std/cli/parse-args";
+import { compareSolvers } from "../lib/analysis/tables.ts";
+import {
+  type BenchOptions,
+  environmentOf,
+  formatHeader,
+  formatReport,
+  type Section,
+  type Suite,
+  type SuiteReport,
+  SUITES,
+} from "../lib/eval/mod.ts";
+import { type InstructionSet, openKernels } from "../lib/native/mod.ts";
+import {
+  BIT_WIDTHS,
+  type BitWidth,
+  GROUP_SIZES,
+  type GroupSize,
+  MAX_THREADS,
+  SOLVERS,
+} from "../lib/quant/mod.ts";
+import { OtherLoad } from "../lib/eval/environment.ts";
+import { EXIT_CODE_HELP, runCommand, usageError } from "./_terminal.ts";
+
+const INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "neon", "simd128"] as const satisfies InstructionSet[];
+const BACKENDS = ["auto", "native", "wasm"] as const;
+
+const HELP = `Usage: bench.ts [options]
+
+Measures on this machine and prints tables; every number in them is from this run.
+
+  --suite NAME       ${
+  SUITES.map(({ name, summary }) => `${name.padEnd(11)} ${summary}`).join(`\n${" ".repeat(21)}`)
+}
+                     (default ${SUITES[0]!.name})
+  --model DIR        checkpoint to quantize; may be repeated (default: the reference models)
+  --bits LIST        default 8,4,3,2
+  --group-size N     ${GROUP_SIZES.join(", ")} (0: whole row); default 64
+  --solver NAME      clip or round; default both
+  --threads N        1 to ${MAX_THREADS}; default: all cores for checkpoint, 2 for the others
+  --backend NAME     ${BACKENDS.join(", ")}
+  --isa NAME         ${INSTRUCTION_SETS.join(", ")}; default: the fastest
+  --seed N           of synthetic weights; default 1
+  --megabytes N      size of the process suite's checkpoint; default 2000 (64 with --quick)
+  --quick            fewer samples: for a look, not for a report
+  --json             print JSON instead of tables
+  --out DIR          also write bench.json and bench.txt there
+  --help
+
+${EXIT_CODE_HELP}`;
+
+/** What the command line asks for. */
+export interface BenchArguments {
+  readonly suite: Suite;
+  readonly options: BenchOptions;
+  readonly isa: InstructionSet | undefined;
+  readonly json: boolean;
+  readonly out: string | undefined;
+  readonly help: boolean;
+}
+
+/**
+ * Parses the command line.
+ *
+ * @throws {ConfigError} on an option that does not exist or a value that is not allowed
+ */
+export function parseBenchArguments(args: readonly string[]): BenchArguments {
+  const string = [
+    "suite",
+    "model",
+    "bits",
+    "group-size",
+    "solver",
+    "threads",
+    "backend",
+    "isa",
+    "seed",
+    "megabytes",
+    "out",
+  ] as const;
+  const boolean = ["quick", "json", "help"] as const;
+  const unknown: string[] = [];
+  const parsed = parseArgs([...args], {
+    string: ["_", ...string],
+    boolean: [...boolean],
+    collect: ["model"],
+    unknown: (name: string) => {
+      unknown.push(name);
+      return false;
+    },
+  });
+  const fail = (reason: string) => usageError(reason, HELP);
+  if (unknown[0] !== undefined) {
+    throw fail(
+      unknown[0].startsWith("-") ? `unknown option "${unknown[0]}"` : `unexpected argument "${unknown[0]}"`,
+    );
+  }
+  const given = (name: typeof string[number]): string | undefined => {
+    const value = parsed[name];
+    if (value === undefined) return undefined;
+    if (value === "") throw fail(`option "--${name}" needs a value`);
+    return String(value);
+  };
+  const one = <T extends string>(name: typeof string[number], allowed: readonly T[]): T | undefined => {
+    const value = given(name);
+    if (value === undefined || allowed.includes(value as T)) return value as T | undefined;
+    throw fail(`option "--${name}" must be one of ${allowed.join(", ")}, got "${value}"`);
+  };
+  const whole = (name: typeof string[number], least: number, most: number): number | undefined => {
+    const value = given(name);
+    if (value === undefined) return undefined;
+    const number = Number(value);
+    if (/^\d+$/.test(value) && number >= least && number <= most) return number;
+    throw fail(`option "--${name}" must be a whole number from ${least} to ${most}, got "${value}"`);
+  };
+  const bits = (given("bits") ?? "8,4,3,2").split(",").map((text) => {
+    const width = BIT_WIDTHS.find((allowed) => String(allowed) === text);
+    if (width === undefined) {
+      throw fail(`option "--bits" must list some of ${BIT_WIDTHS.join(", ")}, got "${text}"`);
+    }
+    return width;
+  });
+  const groupSize = one("group-size", GROUP_SIZES.map(String));
+  const solver = one("solver", SOLVERS);
+  const models = ([parsed["model"] ?? []].flat() as string[]).map(String);
+  if (models.includes("")) throw fail('option "--model" needs a value');
+  const quick = parsed["quick"] === true;
+  const suite = one("suite", SUITES.map(({ name }) => name));
+  const isa = one("isa", INSTRUCTION_SETS);
+  return {
+    suite: SUITES.find(({ name }) => name === suite) ?? SUITES[0]!,
+    options: {
+      models: models.length > 0 ? models : ["dream-mini", "glyph-dit"].map(referenceModel),
+      bits: [...new Set<BitWidth>(bits)],
+      groupSize: groupSize === undefined ? 64 : Number(groupSize) as GroupSize,
+      solvers: solver === undefined ? ["round", "clip"] : [solver],
+      threads: whole("threads", 1, MAX_THREADS),
+      backend: one("backend", BACKENDS) ?? "auto",
+      isa,
+      seed: whole("seed", 0, 2 ** 32 - 1) ?? 1,
+      syntheticBytes: (whole("megabytes", 1, 1e6) ?? (quick ? 64 : 2000)) * 1e6,
+      quick,
+    },
+    isa,
+    json: parsed["json"] === true,
+    out: given("out"),
+    help: parsed["help"] === true,
+  };
+}
+
+function referenceModel(name: string): string {
+  return fileURLToPath(new URL(`../tests/models/${name}`, import.meta.url));
+}
+
+/** The command line as it can be given again. */
+function commandLine(args: readonly string[]): string {
+  const runner = "Deno" in globalThis ? "deno run -A" : "bun run";
+  const quoted = args.map((arg) => /^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", "'\\''")}'`);
+  return [runner, "scripts/bench.ts", ...quoted].join(" ");
+}
+
+/** A table of what clip search gains, from the rows that were measured. */
+async function solverSections({ rows }: SuiteReport, suite: Suite): Promise<Section[]> {
+  if (suite.name !== "checkpoint") return [];
+  const compared = await compareSolvers(rows);
+  if (compared.length === 0) return [];
+  return [{
+    title: "Clip search / round to nearest, medians over the models",
+    notes: [],
+    columns: [
+      { key: "bits", title: "bits" },
+      { key: "models", title: "models" },
+      { key: "errorRatio", title: "error", digits: 3 },
+      { key: "timeRatio", title: "seconds", digits: 2 },
+    ],
+    rows: compared.map((row) => ({ ...row })),
+  }];
+}
+
+async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
+  const { suite, options, isa, json, out, help } = parseBenchArguments(args);
+  if (help) {
+    console.log(HELP);
+    return;
+  }
+  // Nothing of a measurement can be kept: the exit handlers remove its files.
+  signal.addEventListener("abort", () => process.exit(signal.reason === "SIGTERM" ? 143 : 130));
+  if (out !== undefined) mkdirSync(out, { recursive: true });
+  const progress = (line: string) => void process.stderr.write(`${suite.name}: ${line}\n`);
+  using kernels = await openKernels({ backend: options.backend, isa, onMessage: progress });
+  const environment = environmentOf(kernels);
+  const command = commandLine(args);
+  const header = formatHeader(command, environment);
+  if (!json) console.log(header.join("\n"));
+
+  const others = new OtherLoad();
+  const begin = performance.now();
+  const measured = await suite.run({ kernels, environment, options, progress });
+  const seconds = (performance.now() - begin) / 1000;
+  const otherCores = others.cores();
+  const report = { ...measured, sections: [...measured.sections, ...await solverSections(measured, suite)] };
+  const closing = [
+    "",
+    `took ${seconds.toFixed(1)} s` +
+    (otherCores === undefined
+      ? ""
+      : `; processes other than this one kept ${otherCores.toFixed(2)} cores busy meanwhile`) +
+    (options.quick ? "; --quick: too few samples for a report" : ""),
+  ];
+  const body = [...formatReport(report), ...closing];
+  const result = `${
+    JSON.stringify(
+      { suite: suite.name, command, environment, options, seconds, otherCores, ...report },
+      null,
+      2,
+    )
+  }\n`;
+  if (json) process.stdout.write(result);
+  else console.log(body.join("\n"));
+  if (out !== undefined) {
+    writeFileSync(join(out, "bench.json"), result);
+    writeFileSync(join(out, "bench.txt"), `${[...header, ...body].join("\n")}\n`);
+  }
+}
+
+if (import.meta.main) await runCommand(main);

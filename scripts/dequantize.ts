@@ -1,0 +1,106 @@
+/** `dequantize.ts PACKED OUT`: a quantized checkpoint of ours back to plain safetensors. */
+import process from "node:process";
+import { loadConfig } from "../lib/config.ts";
+import { openKernels } from "../lib/native/mod.ts";
+import { dequantizeCheckpoint, type RunReport } from "../lib/pipeline.ts";
+import {
+  EXIT_CODE_HELP,
+  formatBytes,
+  formatCount,
+  formatTable,
+  parseOptions,
+  peakMemoryBytes,
+  printable,
+  printJson,
+  ProgressDisplay,
+  runCommand,
+  usageError,
+} from "./_terminal.ts";
+
+const HELP = `Usage: dequantize.ts PACKED OUT [options]
+
+Turns a checkpoint written by quantize.ts back into plain safetensors files in the folder OUT.
+
+  --dtype NAME     F32, F16 or BF16; default: each tensor's type before it was quantized
+  --threads N      0 (default) is one per core
+  --backend NAME   auto (default), native or wasm
+  --resume         go on with a run that was stopped
+  --force          replace a finished output, or start over; touches only files that this tool wrote
+  --quiet          print nothing but errors
+  --json           print the report as JSON
+  --help
+
+${EXIT_CODE_HELP}`;
+
+const DTYPES = ["F32", "F16", "BF16"] as const;
+
+async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
+  const { positionals, flags, values } = parseOptions(args, {
+    help: HELP,
+    boolean: ["resume", "force", "quiet", "json", "help"],
+    string: ["dtype", "threads", "backend"],
+  });
+  if (flags.help) {
+    console.log(HELP);
+    return;
+  }
+  const [input, output] = positionals;
+  if (input === undefined || output === undefined || positionals.length > 2) {
+    throw usageError(`PACKED and OUT are needed, got ${positionals.length} paths`, HELP);
+  }
+  if (flags.resume && flags.force) throw usageError("--resume and --force exclude each other", HELP);
+  const dtype = DTYPES.find((name) => name === values.dtype);
+  if (values.dtype !== undefined && dtype === undefined) {
+    throw usageError(`--dtype must be one of ${DTYPES.join(", ")}, got "${values.dtype}"`, HELP);
+  }
+  const { config } = await loadConfig({
+    environment: process.env,
+    overrides: { num_threads: values.threads, backend: values.backend },
+    overrideSources: { num_threads: "--threads", backend: "--backend" },
+  });
+
+  const display = new ProgressDisplay(flags.quiet);
+  const started = performance.now();
+  using kernels = await openKernels({ backend: config.backend, onMessage: (line) => display.log(line) });
+  display.log(kernels.describe());
+  let report: RunReport;
+  try {
+    report = await dequantizeCheckpoint({
+      input,
+      output,
+      kernels,
+      dtype,
+      threads: config.numThreads,
+      resume: flags.resume,
+      force: flags.force,
+      signal,
+      onProgress: display.update,
+      onEvent: ({ kind, message }) => display.log(`${kind}: ${printable(message)}`),
+    });
+  } finally {
+    display.clear();
+  }
+  const seconds = (performance.now() - started) / 1000;
+  const memory = peakMemoryBytes();
+  if (flags.json) {
+    printJson({ ...report, seconds, peakMemoryBytes: memory });
+  } else if (!flags.quiet) {
+    const { totals } = report;
+    console.log(formatTable([
+      ["model", `${report.modelKind}, ${printable(input)} -> ${printable(output)}`],
+      ["files", `${formatBytes(totals.fileBytesBefore)} -> ${formatBytes(totals.fileBytesAfter)}`],
+      [
+        "dequantized",
+        `${formatCount(totals.tensors)} tensors, ${formatCount(totals.weights)} weights; ` +
+        `${formatCount(totals.tensorsKept)} kept as they were`,
+      ],
+      ["backend", `${report.backend}, ${report.threads} threads`],
+      [
+        "time",
+        `${seconds.toFixed(2)} s${memory === undefined ? "" : `, peak memory ${formatBytes(memory)}`}`,
+      ],
+    ]));
+  }
+}
+
+if (import.meta.main) await runCommand(main);

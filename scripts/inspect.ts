@@ -1,0 +1,297 @@
+/** `inspect.ts PATH`: what a checkpoint contains, ours or any; against its original, what quantizing cost. */
+import { statSync } from "node:fs";
+import process from "node:process";
+import { loadConfig } from "../lib/config.ts";
+import { CheckpointError, InterruptedError } from "../lib/errors.ts";
+import { type Kernels, openKernels } from "../lib/native/mod.ts";
+import { type Mismatch, readManifest, verifyFiles } from "../lib/pipeline.ts";
+import {
+  addStatistics,
+  cosine,
+  type ErrorStatistics,
+  errorStatistics,
+  MAX_THREADS,
+  packedErrorStatistics,
+  relativeRmsError,
+} from "../lib/quant/mod.ts";
+import { type PackedLayer, packedLayers, readPackedTensor } from "../lib/quant/packed_checkpoint.ts";
+import {
+  BYTES_PER_ELEMENT,
+  type Checkpoint,
+  elementCount,
+  isFloatDtype,
+  openCheckpoint,
+} from "../lib/tensor/mod.ts";
+import { availableParallelism } from "node:os";
+import {
+  EXIT_CODE_HELP,
+  EXIT_CODES,
+  formatBytes,
+  formatCount,
+  formatTable,
+  parseOptions,
+  printable,
+  printJson,
+  ProgressDisplay,
+  runCommand,
+  usageError,
+} from "./_terminal.ts";
+
+const HELP = `Usage: inspect.ts PATH [options]
+
+Prints what a checkpoint (a folder or a .safetensors file) contains.
+
+  --against ORIGINAL   also the error of each tensor against this checkpoint
+  --verify             hold every file against the manifest: size and SHA-256
+  --threads N          0 (default) is one per core
+  --backend NAME       auto (default), native or wasm
+  --json               print JSON
+  --help
+
+${EXIT_CODE_HELP}`;
+
+/** Bytes of the original read at once, in whole rows. */
+const CHUNK_BYTES = 8 * 2 ** 20;
+
+/** A tensor of the checkpoint, or a quantized one that several entries make up. */
+interface Row {
+  readonly name: string;
+  readonly file: string;
+  /** Element type, of a quantized tensor the one before. */
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly bytes: number;
+  readonly weights: number;
+  readonly bitsPerWeight: number;
+  /** Of quantized tensors. */
+  readonly bits?: number;
+  readonly groupSize?: number;
+  readonly zeroPoint?: string;
+  error?: { readonly relativeRms: number; readonly cosine: number; readonly max: number };
+  /** Why there is no error although one was asked for. */
+  note?: string;
+}
+
+async function main(args: readonly string[], signal: AbortSignal): Promise<number> {
+  const { positionals, flags, values } = parseOptions(args, {
+    help: HELP,
+    boolean: ["verify", "json", "help"],
+    string: ["against", "threads", "backend"],
+  });
+  if (flags.help) {
+    console.log(HELP);
+    return 0;
+  }
+  const [path] = positionals;
+  if (path === undefined || positionals.length > 1) {
+    throw usageError(`one PATH is needed, got ${positionals.length}`, HELP);
+  }
+  const { config } = await loadConfig({
+    environment: process.env,
+    overrides: { num_threads: values.threads, backend: values.backend },
+    overrideSources: { num_threads: "--threads", backend: "--backend" },
+  });
+  const threads = config.numThreads > 0 ? config.numThreads : Math.min(MAX_THREADS, availableParallelism());
+
+  using checkpoint = openCheckpoint(path);
+  const layers = packedLayers(checkpoint);
+  const rows = describe(checkpoint, layers);
+  const display = new ProgressDisplay(false);
+  using kernels = await openKernels({ backend: config.backend, onMessage: (line) => display.log(line) });
+  if (values.against !== undefined) {
+    using original = openCheckpoint(values.against);
+    for (const row of rows) {
+      await compare(row, checkpoint, layers.get(row.name), original, kernels, threads);
+      stopIfAsked(signal);
+    }
+  }
+
+  const folder = statSync(path).isDirectory() ? checkpoint.folder : undefined;
+  const manifest = folder === undefined ? undefined : readManifest(folder);
+  let mismatches: Mismatch[] | undefined;
+  if (flags.verify) {
+    if (manifest === undefined || folder === undefined) {
+      throw new CheckpointError(`Cannot verify "${path}": must have a manifest of this tool, got none`, {
+        path,
+      });
+    }
+    mismatches = await verifyFiles(folder, manifest);
+  }
+
+  const quantized = rows.filter((row) => row.bits !== undefined);
+  const sum = (of: readonly Row[], key: "bytes" | "weights") =>
+    of.reduce((total, row) => total + row[key], 0);
+  const totals = {
+    files: checkpoint.files.length,
+    fileBytes: checkpoint.files.reduce((total, { file }) => total + file.fileBytes, 0),
+    tensors: rows.length,
+    weights: sum(rows, "weights"),
+    quantizedTensors: quantized.length,
+    quantizedWeights: sum(quantized, "weights"),
+    bitsPerWeight: quantized.length === 0 ? null : sum(quantized, "bytes") * 8 / sum(quantized, "weights"),
+    bitsPerWeightOfAll: sum(rows, "weights") === 0 ? null : sum(rows, "bytes") * 8 / sum(rows, "weights"),
+  };
+  if (flags.json) {
+    printJson({
+      path,
+      modelKind: checkpoint.kind,
+      files: checkpoint.files.map(({ name, file }) => ({
+        name,
+        bytes: file.fileBytes,
+        metadata: file.metadata,
+      })),
+      totals,
+      backend: kernels.describe(),
+      hasManifest: manifest !== undefined,
+      mismatches,
+      tensors: rows,
+    });
+  } else print(path, checkpoint, rows, totals, kernels, mismatches);
+
+  return mismatches === undefined || mismatches.length === 0 ? 0 : EXIT_CODES.AQ_INTEGRITY;
+}
+
+/** Every tensor by its original name, in the order of the files. */
+function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLayer>): Row[] {
+  const byPart = new Map(
+    [...layers.values()].flatMap((layer) =>
+      Object.values(layer.tensors).map((name: string | undefined) => [name, layer] as const)
+    ),
+  );
+  return checkpoint.files.flatMap(({ name: file, file: { tensors } }) =>
+    [...tensors.values()].flatMap((info): Row[] => {
+      const layer = byPart.get(info.name);
+      if (layer === undefined) {
+        const { name, dtype, shape, byteLength, elements } = info;
+        const bitsPerWeight = BYTES_PER_ELEMENT[dtype] * 8;
+        return [{ name, file, dtype, shape, bytes: byteLength, weights: elements, bitsPerWeight }];
+      }
+      if (info.name !== layer.tensors.packed) return [];
+      const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, zeroPointKind } = layer;
+      const weights = rows * cols;
+      const shape = [rows, cols];
+      return [{
+        name,
+        file,
+        dtype,
+        shape,
+        bytes,
+        weights,
+        bitsPerWeight,
+        bits,
+        groupSize,
+        zeroPoint: zeroPointKind,
+      }];
+    })
+  );
+}
+
+/** Sets a row's error against the original tensor of the same name. */
+async function compare(
+  row: Row,
+  checkpoint: Checkpoint,
+  layer: PackedLayer | undefined,
+  original: Checkpoint,
+  kernels: Kernels,
+  threads: number,
+): Promise<void> {
+  const source = original.tensors.get(row.name)?.info;
+  if (source === undefined) {
+    row.note = "not in the original";
+    return;
+  }
+  if (source.shape.join() !== row.shape.join()) {
+    row.note = `shape [${source.shape.join(", ")}] in the original`;
+    return;
+  }
+  const own = layer === undefined ? checkpoint.tensors.get(row.name)!.info.dtype : layer.dtype;
+  if (!isFloatDtype(source.dtype) || !isFloatDtype(own)) {
+    row.note = "not floating";
+    return;
+  }
+  const rows = row.shape[0] ?? 1;
+  const cols = elementCount(row.shape.slice(1)) ?? 0;
+  const [width, ownWidth] = [BYTES_PER_ELEMENT[source.dtype] * cols, BYTES_PER_ELEMENT[own] * cols];
+  const step = Math.max(1, Math.floor(CHUNK_BYTES / Math.max(1, width)));
+  let statistics: ErrorStatistics | undefined;
+  for (let begin = 0; begin < rows && cols > 0; begin += step) {
+    const end = Math.min(rows, begin + step);
+    const weights = { data: original.read(row.name, begin * width, end * width), dtype: source.dtype };
+    const ofChunk = layer === undefined
+      ? errorStatistics(
+        kernels,
+        weights,
+        { data: checkpoint.read(row.name, begin * ownWidth, end * ownWidth), dtype: own },
+        (end - begin) * cols,
+        threads,
+      )
+      : packedErrorStatistics(kernels, weights, readPackedTensor(checkpoint, layer, begin, end), threads);
+    statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
+    await new Promise((resolve) => setTimeout(resolve)); // lets a signal in
+  }
+  if (statistics === undefined) return;
+  row.error = {
+    relativeRms: relativeRmsError(statistics),
+    cosine: cosine(statistics),
+    max: statistics.maxError,
+  };
+}
+
+function stopIfAsked(signal: AbortSignal): void {
+  if (signal.aborted) throw new InterruptedError(`Stopped by ${signal.reason}`, String(signal.reason));
+}
+
+function print(
+  path: string,
+  checkpoint: Checkpoint,
+  rows: readonly Row[],
+  totals: Readonly<Record<string, number | null>>,
+  kernels: Kernels,
+  mismatches: readonly Mismatch[] | undefined,
+): void {
+  const hasErrors = rows.some(({ error, note }) => error !== undefined || note !== undefined);
+  const head = ["tensor", "type", "shape", "bits", "group", "bytes", "bits/weight"];
+  const table = rows.map((row) => [
+    printable(row.name),
+    row.dtype,
+    `[${row.shape.join(", ")}]`,
+    row.bits === undefined ? "" : `${row.bits}`,
+    row.groupSize === undefined ? "" : row.groupSize === 0 ? "row" : `${row.groupSize}`,
+    formatCount(row.bytes),
+    row.bitsPerWeight.toFixed(3),
+    ...(hasErrors
+      ? [
+        row.error?.relativeRms.toPrecision(4) ?? row.note ?? "",
+        row.error?.cosine.toFixed(6) ?? "",
+        row.error?.max.toPrecision(4) ?? "",
+      ]
+      : []),
+  ]);
+  const errorHead = hasErrors ? ["relative RMS", "cosine", "max error"] : [];
+  console.log(formatTable([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9]));
+  console.log("");
+  const share = totals["bitsPerWeight"];
+  console.log(formatTable([
+    ["model", `${checkpoint.kind}, ${printable(path)}`],
+    ["files", `${totals["files"]}, ${formatBytes(totals["fileBytes"] ?? 0)}`],
+    ["tensors", `${formatCount(rows.length)}, ${formatCount(totals["weights"] ?? 0)} weights`],
+    [
+      "quantized",
+      share === null || share === undefined
+        ? "none"
+        : `${totals["quantizedTensors"]} tensors, ${
+          formatCount(totals["quantizedWeights"] ?? 0)
+        } weights at ` +
+          `${share.toFixed(3)} bits per weight`,
+    ],
+    ["all weights", `${totals["bitsPerWeightOfAll"]?.toFixed(3) ?? "-"} bits per weight`],
+    ["backend", kernels.describe()],
+    ...(mismatches === undefined ? [] : [[
+      "manifest",
+      mismatches.length === 0 ? "every file is as written" : `${mismatches.length} files differ`,
+    ]]),
+    ...(mismatches ?? []).map(({ name, reason }) => ["", `${printable(name)} ${reason}`]),
+  ]));
+}
+
+if (import.meta.main) await runCommand(main);

@@ -1,0 +1,219 @@
+/** `quantize.ts MODEL OUT`: a checkpoint in, a quantized checkpoint out. */
+import process from "node:process";
+import { formatConfig, LATER_KEYS, loadConfig } from "../lib/config.ts";
+import { openKernels } from "../lib/native/mod.ts";
+import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline.ts";
+import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
+import {
+  EXIT_CODE_HELP,
+  formatBytes,
+  formatCount,
+  formatTable,
+  parseOptions,
+  peakMemoryBytes,
+  printable,
+  printJson,
+  ProgressDisplay,
+  runCommand,
+  usageError,
+} from "./_terminal.ts";
+
+const HELP = `Usage: quantize.ts MODEL OUT [options]
+
+Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
+
+  --bits N             2, 3, 4 or 8 (configuration: bit_width)
+  --group-size N       0 (whole row), 16, 32, 64, 128 or 256
+  --solver NAME        clip (default) or round
+  --zero-point KIND    real (default), integer or symmetric
+  --config FILE        YAML; see docs/configuration.md
+  --threads N          0 (default) is one per core
+  --backend NAME       auto (default), native or wasm
+  --dry-run            show what would be done, and by which rules; write nothing
+  --resume             go on with a run that was stopped
+  --force              replace a finished output, or start over; touches only files that this tool wrote
+  --print-config       print the configuration in force, with where each value came from
+  --quiet              print nothing but errors
+  --json               print the report as JSON
+  --help
+
+Later wins: default < deployment profile < --config < environment ARROW_QUANT_* < options.
+
+${EXIT_CODE_HELP}`;
+
+/** Options that set a configuration key. */
+const KEYS = {
+  bits: "bit_width",
+  "group-size": "group_size",
+  solver: "solver",
+  "zero-point": "zero_point",
+  threads: "num_threads",
+  backend: "backend",
+} as const;
+
+const WORST_LAYERS = 5;
+
+async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
+  const { positionals, flags, values } = parseOptions(args, {
+    help: HELP,
+    boolean: ["dry-run", "resume", "force", "print-config", "quiet", "json", "help"],
+    string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config"],
+  });
+  if (flags.help) {
+    console.log(HELP);
+    return;
+  }
+  const options = Object.keys(KEYS) as (keyof typeof KEYS)[];
+  const resolved = await loadConfig({
+    path: values.config,
+    environment: process.env,
+    overrides: Object.fromEntries(options.map((option) => [KEYS[option], values[option]])),
+    overrideSources: Object.fromEntries(options.map((option) => [KEYS[option], `--${option}`])),
+  });
+  const { config, origins } = resolved;
+  if (flags["print-config"]) {
+    process.stdout.write(formatConfig(resolved));
+    return;
+  }
+  const [input, output] = positionals;
+  if (input === undefined || output === undefined || positionals.length > 2) {
+    throw usageError(`MODEL and OUT are needed, got ${positionals.length} paths`, HELP);
+  }
+  if (flags.resume && flags.force) throw usageError("--resume and --force exclude each other", HELP);
+
+  const display = new ProgressDisplay(flags.quiet);
+  for (const key of LATER_KEYS) {
+    if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
+      display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
+    }
+  }
+  const common = { input, output, config, resume: flags.resume, force: flags.force };
+  const started = performance.now();
+  let report: RunReport;
+  if (flags["dry-run"]) {
+    report = await quantizeCheckpoint({ ...common, dryRun: true });
+  } else {
+    using kernels = await openKernels({
+      backend: config.backend,
+      onMessage: (line) => display.log(line),
+    });
+    display.log(kernels.describe());
+    try {
+      report = await quantizeCheckpoint({
+        ...common,
+        kernels,
+        signal,
+        onProgress: display.update,
+        onEvent: ({ kind, message }) => display.log(`${kind}: ${printable(message)}`),
+      });
+    } finally {
+      display.clear();
+    }
+  }
+  const seconds = (performance.now() - started) / 1000;
+  if (flags.json) {
+    printJson({
+      ...report,
+      seconds,
+      weightsPerSecond: report.totals.weights / seconds,
+      peakMemoryBytes: peakMemoryBytes(),
+    });
+  } else if (!flags.quiet) {
+    if (report.dryRun) printPlan(report);
+    printSummary(report, seconds);
+  }
+}
+
+function printPlan({ plan }: RunReport): void {
+  const rows = plan.rows.map((row) => [
+    printable(row.name),
+    `${row.dtype} [${row.shape.join(", ")}]`,
+    row.action === "keep" ? "keep" : `${row.bits} bits`,
+    row.reason,
+  ]);
+  console.log(formatTable([["tensor", "type", "action", "reason"], ...rows]));
+  const reasons = new Set(plan.rows.map(({ reason }) => reason));
+  const rules = KEEP_RULES.filter(({ rule }) => reasons.has(rule)).map(({ rule, why }) => [`  ${rule}`, why]);
+  if (rules.length > 0) console.log(`\nKept by rule:\n${formatTable(rules)}`);
+  for (const warning of plan.warnings) console.log(`warning: ${printable(warning)}`);
+  console.log("");
+}
+
+function printSummary(report: RunReport, seconds: number): void {
+  const { totals, dryRun, layers, plan, tensorsResumed } = report;
+  const rows = dryRun ? plan.rows : layers;
+  const actions = new Map<string, { tensors: number; weights: number; before: number; after: number }>();
+  for (const row of rows) {
+    const action = row.action === "keep" ? "kept" : `${row.bits} bits`;
+    const sum = actions.get(action) ?? { tensors: 0, weights: 0, before: 0, after: 0 };
+    sum.tensors++;
+    sum.weights += row.shape.reduce((product, size) => product * size, 1);
+    sum.before += row.bytesBefore;
+    sum.after += row.bytesAfter;
+    actions.set(action, sum);
+  }
+  const table = [...actions].sort(([a], [b]) => a < b ? -1 : 1).map(([action, sum]) => [
+    action,
+    formatCount(sum.tensors),
+    formatCount(sum.weights),
+    formatBytes(sum.before),
+    formatBytes(sum.after),
+    sum.weights === 0 ? "-" : (sum.after * 8 / sum.weights).toFixed(3),
+  ]);
+  const head = ["layers", "tensors", "weights", "before", "after", "bits/weight"];
+  console.log(formatTable([head, ...table], [1, 2, 3, 4, 5]));
+  console.log("");
+  const facts: [string, string][] = [
+    ["model", `${report.modelKind}, ${printable(report.input)} -> ${printable(report.output)}`],
+    [
+      "files",
+      `${formatBytes(totals.fileBytesBefore)} -> ${dryRun ? "about " : ""}${
+        formatBytes(totals.fileBytesAfter)
+      }, ` +
+      `${(totals.fileBytesBefore / Math.max(1, totals.fileBytesAfter)).toFixed(2)} times smaller`,
+    ],
+    [
+      "quantized",
+      `${formatCount(totals.weights)} weights at ${totals.bitsPerWeight.toFixed(3)} bits per weight`,
+    ],
+  ];
+  if (totals.relativeRmsError !== undefined) {
+    facts.push([
+      "error",
+      `relative RMS ${totals.relativeRmsError.toPrecision(4)}, cosine ${totals.cosine?.toFixed(6)}`,
+    ]);
+  }
+  const worst = layers.flatMap(({ name, bits, statistics }) =>
+    statistics === undefined ? [] : [{ name, bits, statistics }]
+  )
+    .sort((a, b) => cosine(a.statistics) - cosine(b.statistics)).slice(0, WORST_LAYERS);
+  worst.forEach(({ name, bits, statistics }, i) => {
+    const error = relativeRmsError(statistics).toPrecision(4);
+    facts.push([
+      i === 0 ? "worst" : "",
+      `${printable(name)}: ${bits} bits, relative RMS ${error}, cosine ${cosine(statistics).toFixed(6)}`,
+    ]);
+  });
+  const fallbacks = layers.filter(({ tried }) => tried !== undefined).length;
+  if (fallbacks > 0) {
+    facts.push(["min_accuracy", `missed at first by ${fallbacks} tensors; the manifest has each step`]);
+  }
+  if (report.copied.length > 0) facts.push(["copied", report.copied.map(printable).join(", ")]);
+  if (report.left.length > 0) facts.push(["not copied", report.left.map(printable).join(", ")]);
+  if (!dryRun) {
+    if (tensorsResumed > 0) {
+      facts.push(["resumed", `${tensorsResumed} of ${layers.length} tensors were done before`]);
+    }
+    const memory = peakMemoryBytes();
+    facts.push(["backend", `${report.backend}, ${report.threads} threads`]);
+    facts.push([
+      "time",
+      `${seconds.toFixed(2)} s` +
+      (tensorsResumed > 0 ? "" : `, ${(totals.weights / seconds / 1e6).toFixed(1)} M weights/s`) +
+      (memory === undefined ? "" : `, peak memory ${formatBytes(memory)}`),
+    ]);
+  }
+  console.log(formatTable(facts));
+}
+
+if (import.meta.main) await runCommand(main);
