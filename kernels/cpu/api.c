@@ -318,15 +318,24 @@ typedef struct {
 
 static int32_t convert_units(const void *context, size_t begin, size_t end) {
   const flat_context *c = context;
-  const size_t stop = aq_min_size(end * AQ_UNIT, c->n);
-  for (size_t i = begin * AQ_UNIT; i < stop; i += AQ_SEGMENT) {
+  const size_t first = begin * AQ_UNIT, stop = aq_min_size(end * AQ_UNIT, c->n);
+  const size_t bytes = aq_dtype_bytes(c->a_dtype);
+  if (c->a_dtype == c->out_dtype && (c->a_dtype == AQ_F32 || c->a_dtype == AQ_F64)) {
+    __builtin_memcpy((char *)c->out + first * bytes, (const char *)c->a + first * bytes, (stop - first) * bytes);
+    return AQ_OK;
+  }
+  if (c->out_dtype == AQ_F32) {
+    c->kernels->load(c->a, c->a_dtype, first, stop - first, (float *)c->out + first);
+    return AQ_OK;
+  }
+  if (c->a_dtype == AQ_F32) {
+    c->kernels->store((const float *)c->a + first, stop - first, c->out, c->out_dtype, first);
+    return AQ_OK;
+  }
+  for (size_t i = first; i < stop; i += AQ_SEGMENT) {
     float segment[AQ_SEGMENT];
     const size_t n = aq_min_size(AQ_SEGMENT, stop - i);
-    if (c->a_dtype == AQ_F64 && c->out_dtype == AQ_F64) {
-      __builtin_memcpy((double *)c->out + i, (const double *)c->a + i, n * sizeof(double));
-      continue;
-    }
-    if (c->a_dtype == AQ_F64 && c->out_dtype != AQ_F32) {
+    if (c->a_dtype == AQ_F64) {
       for (size_t k = 0; k < n; k++) segment[k] = aq_float_from_double_odd(((const double *)c->a)[i + k]);
     } else {
       c->kernels->load(c->a, c->a_dtype, i, n, segment);
