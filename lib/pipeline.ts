@@ -40,6 +40,7 @@ import {
   FORMAT_VERSION,
   type PackedLayer,
   packedLayers,
+  packedNames,
   packedTensorSpecs,
 } from "./quant/packed_checkpoint.ts";
 import {
@@ -65,8 +66,10 @@ export {
 export type { Progress, RunEvent, RunOptions } from "./pipeline/rewrite.ts";
 
 /** Files beside the weights that are part of a model and are copied, by the end of their names. */
-const COPIED_SUFFIXES = [".json", ".txt", ".model", ".jinja", ".py", ".md", ".tiktoken"];
+const COPIED_SUFFIXES = [".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"];
 const COPIED_NAMES = /^(?:LICENSE|LICENCE|NOTICE|COPYING|USE_POLICY)(?:[._-].*)?$/i;
+/** Files that say what the original weights achieve: beside quantized weights nobody would have measured it. */
+const SCORES = /(?:scores|results|metrics)[^/]*\.json$/i;
 /** Largest file that is copied beside the weights: the largest published tokenizers have about 35 MB. */
 const MAX_COPIED_BYTES = 64 * 2 ** 20;
 
@@ -181,6 +184,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
   }
   const plan = planQuantization(checkpoint, config);
   const rows = new Map(plan.rows.map((row) => [row.name, row]));
+  checkNames(plan, checkpoint);
   const threads = threadCount(config.numThreads);
   const beside = filesBeside(checkpoint);
   const request = outputRequest(options, checkpoint, beside.copied, {
@@ -330,6 +334,22 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   };
 }
 
+/** Refuses a checkpoint that has an entry under a name that a quantized tensor needs. */
+function checkNames(plan: Plan, checkpoint: Checkpoint): void {
+  for (const { name, action } of plan.rows) {
+    if (action === "keep") continue;
+    const taken = Object.values(packedNames(name, "real")).find((part) => checkpoint.tensors.has(part!));
+    if (taken === undefined) continue;
+    throw new CheckpointError(
+      `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: weights must be plain, got ${
+        quote(taken)
+      } beside ` +
+        "them, as quantized checkpoints have it; keep_patterns can keep such tensors as they are",
+      { path: checkpoint.tensors.get(taken)!.file.path, tensor: name },
+    );
+  }
+}
+
 /** Type that a dequantized tensor gets: its own, or the nearest one that the kernels write. */
 function plainDtype(dtype: string): "F32" | "F16" | "BF16" {
   if (dtype === "F16" || dtype === "BF16") return dtype;
@@ -386,7 +406,8 @@ function filesBeside(checkpoint: Checkpoint): Beside {
   const left: string[] = [];
   for (const name of readdirSync(checkpoint.folder).sort()) {
     if (written.has(name)) continue;
-    const isModels = COPIED_SUFFIXES.some((suffix) => name.endsWith(suffix)) || COPIED_NAMES.test(name);
+    const isModels = !SCORES.test(name) &&
+      (COPIED_SUFFIXES.some((suffix) => name.endsWith(suffix)) || COPIED_NAMES.test(name));
     const stat = statSync(join(checkpoint.folder, name), { throwIfNoEntry: false });
     const fits = stat?.isFile() === true && stat.size <= MAX_COPIED_BYTES;
     if (isModels && fits && name !== SIDECAR_FILE) copied.push({ name, bytes: stat.size });

@@ -183,7 +183,7 @@ export class ProgressDisplay {
     }
     const cells = Math.floor(BAR_CELLS * progress.bytesDone / Math.max(1, progress.bytes));
     const bar = "█".repeat(cells) + "░".repeat(BAR_CELLS - cells);
-    const width = Math.max(20, (process.stderr.columns ?? 80) - 1);
+    const width = Math.max(20, (process.stderr.columns || 80) - 1);
     process.stderr.write(`\r\x1b[K${`${bar} ${text}`.slice(0, width)}`);
     this.#isDrawn = true;
   };

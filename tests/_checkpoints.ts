@@ -150,7 +150,8 @@ export function runAndSignal(
     let stderr = "";
     let isSent = false;
     const send = () => {
-      if (!isSent) child.kill(signal);
+      // Not child.kill: after it Deno reports the signal as what ended the child, whatever its exit code.
+      if (!isSent && child.exitCode === null) process.kill(child.pid!, signal);
       isSent = true;
     };
     const timer = typeof when === "number" ? setTimeout(send, when) : undefined;

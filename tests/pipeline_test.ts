@@ -12,11 +12,11 @@ import {
   statfsSync,
   symlinkSync,
   truncateSync,
-  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
 import { DEFAULT_CONFIG, resolveConfig } from "../lib/config.ts";
 import {
   CheckpointError,
@@ -43,6 +43,7 @@ import {
 } from "../lib/pipeline.ts";
 import { withoutQuantizationConfig, withQuantizationConfig } from "../lib/pipeline/config_file.ts";
 import { openCheckpoint } from "../lib/tensor/mod.ts";
+import { EXIT_CODES } from "../scripts/_terminal.ts";
 import {
   contents,
   differences,
@@ -801,7 +802,6 @@ describe("the output folder", () => {
       "config.json",
       "diffusion_pytorch_model.safetensors",
       "notes.txt",
-      "reference_scores.json",
       "scheduler_config.json",
     ]);
     expect(readFileSync(join(output, "notes.txt"), "utf8")).toBe("mine");
@@ -909,21 +909,17 @@ describe("the output folder", () => {
 
   test("is free again when its holder is dead", async () => {
     const output = place.fresh();
-    mkdirSync(join(output, WORK_FOLDER), { recursive: true });
-    const lock = join(output, WORK_FOLDER, "lock");
-    // A number that is taken by this process, which started at another time; and one that nobody has.
-    for (const holder of [{ pid: 1, started: "another boot 5" }, { pid: 2 ** 22 + 1, started: "" }]) {
-      writeFileSync(lock, JSON.stringify({ ...holder, host: hostname() }));
+    const work = join(output, WORK_FOLDER);
+    const host = hostname().replace(/[^\w.-]/g, "_");
+    // A number that a process has which started at another time; one that nobody has; this process before it was this.
+    for (const holder of ["1-00000000.5", `${2 ** 22 + 1}-0`, `${process.pid}-0`]) {
+      mkdirSync(work, { recursive: true });
+      writeFileSync(join(work, `lock-${host}-${holder}-0`), "");
       await quantizeTo(output, DREAM, { force: true });
-      mkdirSync(join(output, WORK_FOLDER), { recursive: true });
+      expect(existsSync(work)).toBe(false);
     }
-    // A lock is empty only for the moment in which its holder writes it, or for ever when that one died there.
-    writeFileSync(lock, "");
-    expect((await rejection(quantizeTo(output, DREAM, { force: true }))).message).toContain("another run");
-    utimesSync(lock, 1, 1);
-    await quantizeTo(output, DREAM, { force: true });
-    mkdirSync(join(output, WORK_FOLDER), { recursive: true });
-    writeFileSync(lock, JSON.stringify({ pid: 1, started: "", host: "elsewhere.invalid" }));
+    mkdirSync(work);
+    writeFileSync(join(work, "lock-elsewhere.invalid-1-0-0"), "");
     const error = await rejection(quantizeTo(output, DREAM, { force: true }));
     expect(error.message).toContain("elsewhere.invalid");
   });
@@ -996,6 +992,19 @@ describe("bad input", () => {
     expect(back).toBeInstanceOf(CheckpointError);
   });
 
+  test("that has a scale beside its weights is refused, and can be kept", async () => {
+    const input = writeCheckpoint(place.fresh("input"), {
+      "a.weight": { dtype: "F8_E4M3", shape: [16, 16], data: new Uint8Array(256) },
+      "a.weight_scale": { dtype: "F32", shape: [], data: Float32Array.of(2) },
+      "b.weight": matrix(16, 16, gaussian(256, 1)),
+    });
+    const error = await rejection(quantizeTo(place.fresh(), input));
+    expect(error).toBeInstanceOf(CheckpointError);
+    expect(error.tensor).toBe("a.weight");
+    const { totals } = await quantizeTo(place.fresh(), input, { config: { keep_patterns: ["^a\\."] } });
+    expect(totals.tensors).toBe(1);
+  });
+
   test("that becomes shorter during the run names file and tensor", async () => {
     const input = place.fresh("input");
     cpSync(DIT, input, { recursive: true });
@@ -1019,5 +1028,18 @@ describe("bad input", () => {
 test("the tool's version is the package's", () => {
   for (const file of ["deno.json", "package.json"]) {
     expect(JSON.parse(readFileSync(join(ROOT, file), "utf8")).version).toBe(TOOL_VERSION);
+  }
+});
+
+test("docs/format.md has every rule, docs/errors.md every code with its exit code", () => {
+  const [format, errors] = ["format.md", "errors.md"].map((name) =>
+    readFileSync(join(ROOT, "docs", name), "utf8")
+  );
+  for (const { rule, pattern, why } of KEEP_RULES) {
+    const cell = pattern === undefined ? "" : `\`${pattern.replaceAll("|", "\\|")}\``;
+    expect(format).toContain(`| ${rule} | ${cell}${cell === "" ? "" : " "}| ${why} |`);
+  }
+  for (const [code, exitCode] of Object.entries(EXIT_CODES)) {
+    expect(errors).toMatch(new RegExp(`^\\| ${exitCode} .*\`${code}\``, "m"));
   }
 });

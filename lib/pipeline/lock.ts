@@ -1,102 +1,79 @@
-/** One run at a time in one output folder, also after a run was killed and could not clean up. */
-import { closeSync, openSync, readFileSync, rmSync, statSync, writeSync } from "node:fs";
+/**
+ * One run at a time in one folder, also after a run was killed and could not clean up.
+ *
+ * Each run first puts an empty file into the folder whose name says who it is, then looks for others: of two runs at
+ * least one sees the other. No two runs share a name, and the name is there at once and complete, so what a dead run
+ * left can be told and deleted by anyone at any time. Two runs that start in the same instant may both give way.
+ */
+import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
 import { hostname } from "node:os";
+import { join } from "node:path";
 import process from "node:process";
 import { OutputError } from "../errors.ts";
-import { errorCode, outputError, quote } from "./files.ts";
+import { errorCode, listFolder, outputError, quote } from "./files.ts";
 
-/** Who holds a lock. */
-interface Holder {
-  readonly pid: number;
-  readonly host: string;
-  /** Tells a process from a later one with the same number; empty where the system does not say. */
-  readonly started: string;
-}
+/** `lock-<host>-<process>-<start of the process, 0 when unknown>-<count in the process>` */
+const LOCK_NAME = /^lock-(.+)-(\d+)-([0-9a-f.]+)-\d+$/;
+const UNKNOWN_START = "0";
 
-/** A lock without content is being written; older than this, its writer died on the way. */
-const EMPTY_LOCK_MILLISECONDS = 5000;
+const host = (): string => hostname().replace(/[^\w.-]/g, "_");
+
+/** Names of the locks that this process holds. */
+const held = new Set<string>();
+let count = 0;
 
 /**
- * Takes the lock at `path` and returns what gives it back.
+ * Takes the lock of a folder and returns what gives it back.
  *
  * @throws {OutputError} when another run holds it, or the system refuses
  */
-export function acquireLock(path: string): () => void {
-  if (!create(path)) {
-    checkLock(path);
-    // Two runs may find the same stale lock: who creates the guard may replace it.
-    const guard = `${path}.takeover`;
-    if (!create(guard)) checkLock(guard, true);
-    try {
-      checkLock(path);
-      rmSync(path, { force: true });
-      if (!create(path)) checkLock(path, true);
-    } finally {
-      rmSync(guard, { force: true });
-    }
+export function acquireLock(folder: string): () => void {
+  const name = `lock-${host()}-${process.pid}-${startOf(process.pid) ?? UNKNOWN_START}-${count++}`;
+  const path = join(folder, name);
+  const release = () => {
+    held.delete(name);
+    rmSync(path, { force: true });
+  };
+  held.add(name);
+  try {
+    closeSync(openSync(path, "w"));
+    checkLock(folder, name);
+    for (const stale of otherLocks(folder, name)) rmSync(join(folder, stale), { force: true });
+    return release;
+  } catch (cause) {
+    release();
+    throw cause instanceof OutputError ? cause : outputError("create the lock", path, cause);
   }
-  return () => rmSync(path, { force: true });
 }
 
 /**
- * Does nothing when no living run holds the lock at `path`.
+ * Does nothing when no living run holds a folder's lock, apart from the one named `own`.
  *
  * @throws {OutputError} when one does, or nobody can tell
  */
-export function checkLock(path: string, isHeldAnyway = false): void {
-  let text: string;
-  let age: number;
-  try {
-    text = readFileSync(path, "utf8");
-    age = Date.now() - statSync(path).mtimeMs;
-  } catch (cause) {
-    if (errorCode(cause) === "ENOENT" && !isHeldAnyway) return;
-    throw outputError("read the lock", path, cause);
-  }
-  const holder = parse(text);
-  const what = holder === undefined ? "another run" : `process ${holder.pid} on ${quote(holder.host)}`;
-  const isHeld = isHeldAnyway ||
-    (holder === undefined ? age < EMPTY_LOCK_MILLISECONDS : holder.host !== hostname() || isAlive(holder));
-  if (!isHeld) return;
+export function checkLock(folder: string, own?: string): void {
+  const name = otherLocks(folder, own).find(isHeld);
+  if (name === undefined) return;
+  const [, itsHost, pid] = LOCK_NAME.exec(name)!;
   throw new OutputError(
-    `Cannot write beside ${
-      quote(path)
-    }: the folder must have one run at a time, got ${what} at work; wait for it, ` +
-      "or delete that file when you are sure that it is gone",
-    { path },
+    `Cannot write into ${quote(folder)}: it must have one run at a time, got process ${pid} on ${
+      quote(itsHost!)
+    } at ` +
+      `work; wait for it, or delete ${quote(name)} there when you are sure that it is gone`,
+    { path: join(folder, name) },
   );
 }
 
-function create(path: string): boolean {
-  try {
-    const fd = openSync(path, "wx");
-    try {
-      const holder: Holder = { pid: process.pid, host: hostname(), started: startOf(process.pid) ?? "" };
-      writeSync(fd, new TextEncoder().encode(JSON.stringify(holder)));
-    } finally {
-      closeSync(fd);
-    }
-    return true;
-  } catch (cause) {
-    if (errorCode(cause) === "EEXIST") return false;
-    throw outputError("create the lock", path, cause);
-  }
+function otherLocks(folder: string, own: string | undefined): string[] {
+  return listFolder(folder).filter((name) => name !== own && LOCK_NAME.test(name));
 }
 
-function parse(text: string): Holder | undefined {
-  try {
-    const { pid, host, started } = JSON.parse(text) as Record<string, unknown>;
-    if (typeof pid !== "number" || typeof host !== "string" || typeof started !== "string") return undefined;
-    return { pid, host, started };
-  } catch {
-    return undefined; // a lock whose writer died before its content was there
-  }
-}
-
-function isAlive({ pid, started }: Holder): boolean {
-  const now = startOf(pid);
-  if (started !== "" && now !== undefined) return now === started;
-  if (started !== "" && startOf(process.pid) !== undefined) return false; // others can be read, this one is gone
+function isHeld(name: string): boolean {
+  const [, itsHost, digits, started] = LOCK_NAME.exec(name)!;
+  const pid = Number(digits);
+  if (itsHost !== host()) return true; // another machine's processes cannot be looked at
+  if (pid === process.pid) return held.has(name);
+  if (started !== UNKNOWN_START && startOf(process.pid) !== undefined) return startOf(pid) === started;
   try {
     process.kill(pid, 0);
     return true;
@@ -105,14 +82,15 @@ function isAlive({ pid, started }: Holder): boolean {
   }
 }
 
-/** When a process started, as Linux tells it: the machine's boot and the clock ticks since. */
+/** When a process started, as Linux tells it: the machine's boot and the clock ticks since; undefined for a dead one. */
 function startOf(pid: number): string | undefined {
   try {
-    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").slice(0, 8);
     const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    // The name in parentheses may hold spaces; the start time is the 20th field behind it.
-    const ticks = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
-    return ticks === undefined ? undefined : `${boot} ${ticks}`;
+    // The name in parentheses may hold spaces; the state is the first field behind it, the start time the 20th.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const isDead = fields[0] === "Z" || fields[0] === "X"; // killed, and its parent has not looked yet
+    return isDead || fields[19] === undefined ? undefined : `${boot}.${fields[19]}`;
   } catch {
     return undefined; // not Linux, or no such process
   }

@@ -36,7 +36,6 @@ import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, toFileKeys }
 export const WORK_FOLDER = `arrowquant${PARTIAL_SUFFIX}`;
 
 const JOURNAL_FILE = "progress.jsonl";
-const LOCK_FILE = "lock";
 
 /** What a run wants of an output folder. */
 export interface OutputRequest {
@@ -92,12 +91,23 @@ export class OutputFolder {
     checkOutput(request);
     const work = join(request.path, WORK_FOLDER);
     let created: string | undefined;
+    const take = () => {
+      try {
+        const first = mkdirSync(work, { recursive: true });
+        created ??= first;
+      } catch (cause) {
+        throw outputError("create", work, cause);
+      }
+      return acquireLock(work);
+    };
+    let unlock: () => void;
     try {
-      created = mkdirSync(work, { recursive: true });
-    } catch (cause) {
-      throw outputError("create", work, cause);
+      unlock = take();
+    } catch (error) {
+      // A run that ended in between has removed the work folder.
+      if (!(error instanceof OutputError) || errorCode(error.cause) !== "ENOENT") throw error;
+      unlock = take();
     }
-    const unlock = acquireLock(join(work, LOCK_FILE));
     try {
       return new OutputFolder(request, findStart(request), created, unlock);
     } catch (error) {
@@ -216,7 +226,7 @@ export function checkOutput({ path, files, resume, force }: OutputRequest): void
   if (kind === "nothing") return;
   if (kind !== "folder") throw refuse("must be a folder or not exist", "a file");
   const work = join(path, WORK_FOLDER);
-  checkLock(join(work, LOCK_FILE));
+  checkLock(work);
   const names = listFolder(path).filter((name) => name !== WORK_FOLDER);
   const hasWork = [JOURNAL_FILE, MANIFEST_FILE].some((name) => exists(join(work, name)));
   const manifest = readManifest(path);
