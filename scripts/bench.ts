@@ -209,7 +209,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     `took ${seconds.toFixed(1)} s` +
     (otherCores === undefined
       ? ""
-      : `; processes other than this one kept ${otherCores.toFixed(2)} cores busy meanwhile`) +
+      : `; other processes (children are others) kept ${otherCores.toFixed(2)} cores busy meanwhile`) +
     (options.quick ? "; --quick: too few samples for a report" : ""),
   ];
   const body = [...formatReport(report), ...closing];

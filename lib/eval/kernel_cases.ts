@@ -1,17 +1,9 @@
 /**
- * The calls that the kernel suite times: each kernel of the header with its buffers made beforehand, each peer on the
- * same data, and the check that comes before any timing.
+ * The calls that the kernel suite times: each kernel of the header with its buffers made beforehand, and the check
+ * that comes before any timing. Peers are kernel_peers.ts's.
  */
 import type { Kernels } from "../native/mod.ts";
 import { type BitWidth, groupCount, type GroupSize, packedWords, type ZeroPointKind } from "../quant/mod.ts";
-import {
-  CONVERSIONS,
-  type Ggml,
-  GGML_MAX_BYTES_PER_WEIGHT,
-  type GgmlConversion,
-  type GgmlSimdType,
-  type GgmlType,
-} from "./ggml.ts";
 import type { Contender } from "./timing.ts";
 
 /** Kernels with one instruction set of theirs. */
@@ -44,7 +36,7 @@ export interface KernelCase {
 
 export type TimedDtype = "F32" | "F16" | "BF16" | "F8_E4M3" | "F8_E5M2";
 /** The header's `AQ_F32`, …, with the bytes of an element. */
-const DTYPES: Record<TimedDtype, { number: number; bytes: 1 | 2 | 4 }> = {
+export const DTYPES: Record<TimedDtype, { number: number; bytes: 1 | 2 | 4 }> = {
   F32: { number: 0, bytes: 4 },
   F16: { number: 1, bytes: 2 },
   BF16: { number: 2, bytes: 2 },
@@ -52,14 +44,14 @@ const DTYPES: Record<TimedDtype, { number: number; bytes: 1 | 2 | 4 }> = {
   F8_E5M2: { number: 4, bytes: 1 },
 };
 const ZERO_POINTS: Record<ZeroPointKind, number> = { real: 0, integer: 1, symmetric: 2 };
-const SCALAR = 1;
+export const SCALAR = 1;
 
 /** Rows that a check recomputes with the scalar kernels: rows are independent, so few are enough of a large matrix. */
 const CHECKED_ROWS = 16;
 
-type Elements = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>;
+export type Elements = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>;
 
-function elements(dtype: TimedDtype, count: number): Elements {
+export function elements(dtype: TimedDtype, count: number): Elements {
   if (dtype === "F32") return new Float32Array(count);
   return DTYPES[dtype].bytes === 2 ? new Uint16Array(count) : new Uint8Array(count);
 }
@@ -68,7 +60,7 @@ function bytesOf(view: ArrayBufferView<ArrayBuffer>): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 }
 
-function expectEqual(
+export function expectEqual(
   what: string,
   found: ArrayBufferView<ArrayBuffer>,
   wanted: ArrayBufferView<ArrayBuffer>,
@@ -81,7 +73,7 @@ function expectEqual(
   }
 }
 
-function expectOk(status: number): void {
+export function expectOk(status: number): void {
   if (status !== 0) throw new Error(`Cannot time a kernel: it returned ${status}`);
 }
 
@@ -438,147 +430,6 @@ export function findNonfiniteCase(
           } and ${count}, got ${found} and ${none}`,
         );
       }
-    },
-  };
-}
-
-/** `bytes` bytes copied by the runtime's `TypedArray.set`, which is memcpy. */
-export function memcpyCase(bytes: number, shape: readonly [number, number]): KernelCase {
-  const from = new Uint8Array(bytes).fill(1), to = new Uint8Array(bytes);
-  return {
-    name: "memcpy",
-    library: "memcpy",
-    backend: "runtime",
-    isa: "-",
-    dtype: "U8",
-    shape,
-    threads: 1,
-    weights: 0,
-    bytes: 2 * bytes,
-    contender: { run: () => to.set(from) },
-    check() {
-      to.set(from);
-      expectEqual("memcpy", to, from);
-    },
-  };
-}
-
-/** Largest relative RMS error that a ggml round trip may have to count as working, by the bits in the type's name. */
-const GGML_ERROR_LIMITS: Record<string, number> = { "8": 0.01, "4": 0.12, "3": 0.25, "2": 0.9 };
-
-export function relativeError(weights: Float32Array, restored: Float32Array): number {
-  let squares = 0, error = 0;
-  for (let i = 0; i < weights.length; i++) {
-    squares += weights[i]! ** 2;
-    error += (weights[i]! - restored[i]!) ** 2;
-  }
-  return Math.sqrt(error / squares);
-}
-
-function ggmlCase(
-  ggml: Ggml,
-  name: string,
-  operands: Operands,
-  dtype: string,
-): Pick<KernelCase, "name" | "library" | "backend" | "isa" | "dtype" | "shape" | "threads" | "weights"> {
-  return {
-    name,
-    library: "ggml",
-    backend: "native",
-    isa: name.includes("simd") ? ggml.processorLibrary.replace(/^libggml-cpu-(.*)\.so$/, "$1") : "base",
-    dtype,
-    shape: [operands.rows, operands.cols],
-    threads: 1,
-    weights: operands.count,
-  };
-}
-
-function checkGgml(ggml: Ggml, type: GgmlType, weights: Float32Array, packed: Uint8Array): void {
-  const count = Math.min(weights.length, 65536);
-  const restored = new Float32Array(count);
-  ggml.dequantizeRow(type, packed, restored, count);
-  const error = relativeError(weights.subarray(0, count), restored);
-  const limit = GGML_ERROR_LIMITS[/\d/.exec(type)![0]]!;
-  if (!(error < limit)) {
-    throw new Error(`Cannot time ggml ${type}: its relative error must be below ${limit}, got ${error}`);
-  }
-}
-
-export const GGML_QUANTIZE = (type: GgmlType) => `ggml quantize_${type}`;
-export const GGML_QUANTIZE_SIMD = (type: GgmlSimdType) => `ggml quantize_row_${type} simd`;
-export const GGML_DEQUANTIZE = (type: GgmlType) => `ggml dequantize_row_${type}`;
-
-/** ggml's public quantizer. */
-export function ggmlQuantizeCase(ggml: Ggml, operands: Operands, type: GgmlType): KernelCase {
-  const { buffer, refill } = operands.input("F32");
-  const weights = buffer as Float32Array<ArrayBuffer>;
-  const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
-  const run = () => ggml.quantize(type, weights, packed, operands.rows, operands.cols);
-  return {
-    ...ggmlCase(ggml, GGML_QUANTIZE(type), operands, `F32 to ${type}`),
-    bytes: weights.byteLength + run(),
-    contender: { prepare: refill, run },
-    check: () => {
-      run();
-      checkGgml(ggml, type, weights, packed);
-    },
-  };
-}
-
-/** ggml's vectorized row quantizer, the one that its matrix products use on activations. */
-export function ggmlQuantizeSimdCase(ggml: Ggml, operands: Operands, type: GgmlSimdType): KernelCase {
-  const { buffer, refill } = operands.input("F32");
-  const weights = buffer as Float32Array<ArrayBuffer>;
-  const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
-  const run = () => ggml.quantizeRowSimd(type, weights, packed, operands.count);
-  return {
-    ...ggmlCase(ggml, GGML_QUANTIZE_SIMD(type), operands, `F32 to ${type}`),
-    bytes: weights.byteLength + ggml.quantize(type, weights, packed, operands.rows, operands.cols),
-    contender: { prepare: refill, run },
-    check: () => {
-      packed.fill(0);
-      run();
-      checkGgml(ggml, type, weights, packed);
-    },
-  };
-}
-
-export function ggmlDequantizeCase(ggml: Ggml, operands: Operands, type: GgmlType): KernelCase {
-  const weights = operands.input("F32").buffer as Float32Array<ArrayBuffer>;
-  const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
-  const bytes = ggml.quantize(type, weights, packed, operands.rows, operands.cols);
-  const out = new Float32Array(operands.count);
-  return {
-    ...ggmlCase(ggml, GGML_DEQUANTIZE(type), operands, `${type} to F32`),
-    bytes: bytes + out.byteLength,
-    contender: { run: () => ggml.dequantizeRow(type, packed, out, operands.count) },
-    check: () => checkGgml(ggml, type, weights, packed),
-  };
-}
-
-export function ggmlConvertCase(
-  ggml: Ggml,
-  reference: Kernels,
-  operands: Operands,
-  conversion: GgmlConversion,
-): KernelCase {
-  const [, , from, to] = CONVERSIONS[conversion];
-  const name = `ggml ${conversion}`;
-  const source = operands.input("F32").buffer, count = operands.count;
-  const input = elements(from, count), out = elements(to, count), wanted = elements(to, count);
-  const { calls, size } = reference;
-  expectOk(calls.aq_convert(source, 0, input, DTYPES[from].number, size(count), SCALAR, 1));
-  const run = () => ggml.convert(conversion, input, out, count);
-  return {
-    ...ggmlCase(ggml, name, operands, `${from} to ${to}`),
-    bytes: input.byteLength + out.byteLength,
-    contender: { run },
-    check() {
-      run();
-      expectOk(
-        calls.aq_convert(input, DTYPES[from].number, wanted, DTYPES[to].number, size(count), SCALAR, 1),
-      );
-      expectEqual(name, out, wanted);
     },
   };
 }

@@ -4,12 +4,36 @@
  */
 import { type InstructionSet, type Kernels, openKernels } from "../native/mod.ts";
 import { type BitWidth, dequantize, quantize } from "../quant/mod.ts";
-import { type Ggml, GGML_TYPES, type GgmlConversion, type GgmlType, openGgml } from "./ggml.ts";
+import { OtherLoad } from "./environment.ts";
+import { GGML_TYPES, type GgmlConversion, type GgmlType, openGgml } from "./ggml.ts";
+import {
+  COLS,
+  FULL_SCALE,
+  Group,
+  KernelBench,
+  type KernelScale,
+  type Place,
+  QUICK_SCALE,
+  type RatioOf,
+} from "./kernel_bench.ts";
 import {
   codesCase,
   convertCase,
   dequantizeCase,
   findNonfiniteCase,
+  type KernelCase,
+  type KernelHandle,
+  type Operands,
+  packedArrayBytes,
+  packedArrays,
+  quantizeCase,
+  quantizeInto,
+  type QuantizeSpec,
+  specName,
+  statisticsCase,
+  type TimedDtype,
+} from "./kernel_cases.ts";
+import {
   GGML_DEQUANTIZE,
   GGML_QUANTIZE,
   GGML_QUANTIZE_SIMD,
@@ -17,240 +41,22 @@ import {
   ggmlDequantizeCase,
   ggmlQuantizeCase,
   ggmlQuantizeSimdCase,
-  type KernelCase,
-  type KernelHandle,
   memcpyCase,
-  Operands,
-  packedArrayBytes,
-  packedArrays,
-  quantizeCase,
-  quantizeInto,
-  type QuantizeSpec,
   relativeError,
-  specName,
-  statisticsCase,
-  type TimedDtype,
-} from "./kernel_cases.ts";
-import { gaussianWeights } from "./random.ts";
+} from "./kernel_peers.ts";
 import type { Summary } from "./statistics.ts";
-import type { BenchContext, Goal, Section, Skipped, Suite, SuiteReport } from "./suite.ts";
-import type { Column } from "./table.ts";
-import { rate, speedRatio, timeInterleaved, type Timing, type TimingOptions } from "./timing.ts";
-
-/** Row length of every matrix here: a multiple of each group size and of ggml's blocks of 256. */
-const COLS = 4096;
-/** 256 KiB of float32: in a second-level cache with its output. */
-const IN_CACHE_ROWS = 16;
-/** 64 MiB of float32: larger than the last-level cache of most processors. */
-const FROM_MEMORY_ROWS = 4096;
-/** 16 MiB of float32: a processor that meets the same numbers again only after so many has forgotten them. */
-const POOL_ROWS = 1024;
-/** 4 MiB of float32: enough work for a thread to be worth starting. */
-const THREADED_ROWS = 256;
-
-/** Engines compile WebAssembly again once it has run for a while; in shorter runs the first compilation is timed. */
-const WASM_WARM_UP_MILLISECONDS = 1500;
-
-/** Pause before the samples: an engine's own threads finish, and a signal gets in. */
-const SETTLE_MILLISECONDS = 100;
-
-const BITS: readonly BitWidth[] = [2, 3, 4, 8];
-
-interface Measured {
-  readonly of: KernelCase;
-  readonly timing: Timing;
-  readonly place: Place;
-}
-
-type Place = "in cache" | "from memory";
-
-/** A ratio of two rows of a group, by name: `of` is so many times as fast as `to`. */
-interface RatioOf {
-  readonly of: string;
-  readonly to: string;
-  /** Short for `to` in the table; default without what all of ggml's names have in common. */
-  readonly label?: string;
-}
-
-/** Rows that were timed together. */
-class Group {
-  readonly measured = new Map<string, Measured>();
-
-  constructor(
-    readonly title: string,
-    readonly place: Place,
-    readonly ratios: readonly RatioOf[] = [],
-  ) {}
-
-  /** How many times as many weights a second, undefined where one of the two was left out. */
-  speed(of: string, to: string): Summary | undefined {
-    const a = this.measured.get(of), b = this.measured.get(to);
-    return a && b && speedRatio(a.timing, b.timing, a.of.weights, b.of.weights);
-  }
-
-  /** How many times as many bytes a second as memcpy. */
-  bytesAgainstMemcpy(of: string): Summary | undefined {
-    const a = this.measured.get(of), b = this.measured.get("memcpy");
-    return a && b && speedRatio(a.timing, b.timing, a.of.bytes, b.of.bytes);
-  }
-}
-
-const COLUMNS: readonly Column[] = [
-  { key: "name", title: "kernel" },
-  { key: "isa", title: "isa" },
-  { key: "rate", title: "Mw/s", digits: 0, align: "right" },
-  { key: "spread", title: "±%", digits: 1, align: "right" },
-  { key: "bytes", title: "GB/s", digits: 1, align: "right" },
-  { key: "memcpy", title: "× memcpy", digits: 2, align: "right" },
-  { key: "ratios", title: "speed against", align: "left" },
-];
-
-const shortName = (name: string) => name.replace(/^ggml (quantize_row_|quantize_|dequantize_row_)?/, "");
-
-/** Frees the buffers of the group before, where the engine lets us: done later, it would take a core from the samples. */
-function collectGarbage(): void {
-  (globalThis as { Bun?: { gc(isNow: boolean): void } }).Bun?.gc(true);
-}
-
-/** The same Gaussian weights in both types. */
-function weightPools({ calls, size, isaNumber }: Kernels, count: number, seed: number) {
-  const F32 = gaussianWeights(count, seed);
-  const BF16 = new Uint16Array(count);
-  const status = calls.aq_convert(F32, 0, BF16, 2, size(count), isaNumber, 1);
-  if (status !== 0) throw new Error(`Cannot make weights: the conversion returned ${status}`);
-  return { F32, BF16 };
-}
-
-/** Everything that a run of the suite needs. */
-class KernelBench {
-  readonly sections: Section[] = [];
-  readonly rows: Record<string, unknown>[] = [];
-  readonly skipped: Skipped[] = [];
-  readonly goals: Goal[] = [];
-  readonly handle: KernelHandle;
-  readonly #pools = new Map<number, ReturnType<typeof weightPools>>();
-
-  constructor(readonly context: BenchContext, readonly ggml: Ggml | undefined) {
-    const { kernels } = context;
-    this.handle = { kernels, isa: kernels.isa, isaNumber: kernels.isaNumber };
-  }
-
-  /** Input for matrices of `rows` rows: many times as much as a call takes, unless that comes from memory anyway. */
-  operands(rows: number): Operands {
-    const count = Math.max(rows, POOL_ROWS) * COLS;
-    const pools = this.#pools.get(count) ??
-      weightPools(this.handle.kernels, count, this.context.options.seed);
-    this.#pools.set(count, pools);
-    return new Operands(rows, COLS, pools);
-  }
-
-  weights(rows: number): Float32Array<ArrayBuffer> {
-    return gaussianWeights(rows * COLS, this.context.options.seed);
-  }
-
-  timing(place: Place): TimingOptions {
-    const { quick } = this.context.options;
-    if (place === "in cache") {
-      return quick
-        ? { samples: 7, warmUpMilliseconds: 30, sampleMilliseconds: 2 }
-        : { samples: 25, warmUpMilliseconds: 150, sampleMilliseconds: 4 };
-    }
-    return { samples: quick ? 3 : 9, warmUpMilliseconds: quick ? 1 : 100, sampleMilliseconds: 1 };
-  }
-
-  /** Checks and times the cases together and adds their rows and their table. */
-  async measure(group: Group, cases: readonly KernelCase[], notes: readonly string[] = []): Promise<Group> {
-    this.context.progress(`${group.title}, ${group.place}: ${cases.length} rows`);
-    for (const each of cases) each.check();
-    collectGarbage();
-    await new Promise((resolve) => setTimeout(resolve, this.context.options.quick ? 0 : SETTLE_MILLISECONDS));
-    const timings = timeInterleaved(
-      cases.map(({ contender, backend }) => ({
-        ...contender,
-        warmUpMilliseconds: backend === "wasm" && !this.context.options.quick
-          ? WASM_WARM_UP_MILLISECONDS
-          : undefined,
-      })),
-      this.timing(group.place),
-    );
-    cases.forEach((of, i) => group.measured.set(of.name, { of, timing: timings[i]!, place: group.place }));
-    const [rows, cols] = cases[0]!.shape;
-    this.sections.push({
-      title: `${group.title}, ${group.place} (${rows} × ${cols})`,
-      notes,
-      columns: COLUMNS,
-      rows: cases.map((each, i) => this.#row(group, each, timings[i]!)),
-    });
-    return group;
-  }
-
-  #row(group: Group, of: KernelCase, timing: Timing) {
-    const bytes = rate(timing, of.bytes);
-    const weights = of.weights === 0 ? undefined : rate(timing, of.weights);
-    const memcpy = of.library === "memcpy" ? undefined : group.bytesAgainstMemcpy(of.name);
-    const ratios = group.ratios.filter((ratio) => ratio.of === of.name).flatMap(({ to, label }) => {
-      const speed = group.speed(of.name, to);
-      return speed === undefined ? [] : [{ to, label: label ?? shortName(to), ...speed }];
-    });
-    const { environment } = this.context;
-    this.rows.push({
-      suite: "kernels",
-      group: group.title,
-      kernel: of.name,
-      library: of.library,
-      backend: of.backend,
-      isa: of.isa,
-      dtype: of.dtype,
-      shape: of.shape,
-      place: group.place,
-      threads: of.threads,
-      runtime: environment.runtime,
-      processor: environment.processor,
-      samples: timing.milliseconds.length,
-      callsPerSample: timing.callsPerSample,
-      bytesPerCall: of.bytes,
-      bytesPerSecond: bytes,
-      weightsPerSecond: weights ?? null,
-      bytesAgainstMemcpy: memcpy ?? null,
-      ratios: ratios.map(({ label: _, ...ratio }) => ratio),
-    });
-    return {
-      name: of.name,
-      isa: of.backend === "wasm" ? `wasm ${of.isa}` : of.isa,
-      rate: weights && weights.median / 1e6,
-      spread: 100 * bytes.medianDeviation / bytes.median,
-      bytes: bytes.median / 1e9,
-      memcpy: memcpy?.median,
-      ratios: ratios.map(({ label, median }) => `${median.toFixed(2)} ${label}`).join(", "),
-    };
-  }
-
-  /** A goal on ratios, one for each place: met when every one that was measured is at least `least`. */
-  ratioGoal(
-    goal: string,
-    least: number,
-    ratios: readonly [label: string, ratio: Summary | undefined][],
-    reason: string,
-  ): void {
-    const found = ratios.filter((entry): entry is [string, Summary] => entry[1] !== undefined);
-    const wanted = `≥ ${least} ×`;
-    if (found.length === 0) {
-      this.goals.push({ goal, wanted, measured: null, met: null, reason });
-      return;
-    }
-    this.goals.push({
-      goal,
-      wanted,
-      measured: found.map(([label, { median }]) => `${median.toFixed(2)} ${label}`.trim()).join(", "),
-      met: found.every(([, { median }]) => median >= least),
-    });
-  }
-}
+import type { BenchContext, Suite, SuiteReport } from "./suite.ts";
+import { rate } from "./timing.ts";
 
 /** Copy of a case of one place whose bytes are those of a float32 matrix. */
 const memcpyOf = (operands: Operands) => memcpyCase(operands.count * 4, [operands.rows, operands.cols]);
 
-const PLACES: readonly [Place, number][] = [["in cache", IN_CACHE_ROWS], ["from memory", FROM_MEMORY_ROWS]];
+const BITS: readonly BitWidth[] = [2, 3, 4, 8];
+
+const placesOf = ({ scale }: KernelBench): readonly [Place, number][] => [
+  ["in cache", scale.inCacheRows],
+  ["from memory", scale.fromMemoryRows],
+];
 
 const roundSpec = (
   bits: BitWidth,
@@ -277,7 +83,7 @@ async function measureRound(bench: KernelBench): Promise<void> {
     { of: name(2, zeroPoint), to: name(4, zeroPoint) },
   ]);
   const groups: Group[] = [];
-  for (const [place, rows] of PLACES) {
+  for (const [place, rows] of placesOf(bench)) {
     const operands = bench.operands(rows);
     const round = (spec: QuantizeSpec) => quantizeCase(handle, handle.kernels, operands, spec);
     const group = new Group("Round to nearest", place, ratios);
@@ -339,7 +145,7 @@ async function measureClip(bench: KernelBench): Promise<void> {
   const { handle, ggml } = bench;
   const name = (bits: BitWidth) => `clip ${specName(clipSpec(bits))}`;
   const ratios = K_QUANTS.map(([bits, type]) => ({ of: name(bits), to: GGML_QUANTIZE(type) }));
-  const operands = bench.operands(IN_CACHE_ROWS);
+  const operands = bench.operands(bench.scale.inCacheRows);
   const clip = (spec: QuantizeSpec) => quantizeCase(handle, handle.kernels, operands, spec);
   const group = await bench.measure(new Group("Clip search with least squares", "in cache", ratios), [
     memcpyOf(operands),
@@ -377,7 +183,7 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
     DEQUANTIZED[bits].map((type) => ({ of: name(bits), to: GGML_DEQUANTIZE(type) }))
   );
   const groups: Group[] = [];
-  for (const [place, rows] of PLACES) {
+  for (const [place, rows] of placesOf(bench)) {
     const operands = bench.operands(rows);
     const dequantized = (to: "F32" | "F16" | "BF16", bits: BitWidth) =>
       dequantizeCase(handle, handle.kernels, operands, spec(bits), to);
@@ -396,7 +202,7 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
   }
   for (const bits of BITS) {
     bench.ratioGoal(
-      `dequantize ${bits} bits to F32 / ggml's fastest of ${bits} bits`,
+      `dequantize ${bits} bits / ggml's fastest of ${bits} bits`,
       1,
       groups.flatMap((group) => {
         const speeds = DEQUANTIZED[bits].flatMap((type) => {
@@ -409,7 +215,7 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
       NO_GGML,
     );
     const [, large] = groups;
-    bench.ratioGoal(`dequantize ${bits} bits to F32 / memcpy's bytes`, 0.5, [[
+    bench.ratioGoal(`dequantize ${bits} bits / memcpy's bytes`, 0.5, [[
       large!.place,
       large!.bytesAgainstMemcpy(name(bits)),
     ]], "");
@@ -433,7 +239,7 @@ async function measureRest(bench: KernelBench): Promise<void> {
   const ratios = conversions.flatMap(([from, to, peers]) =>
     peers.map((peer) => ({ of: `convert ${from} to ${to}`, to: `ggml ${peer}` }))
   );
-  for (const [place, rows] of PLACES) {
+  for (const [place, rows] of placesOf(bench)) {
     const operands = bench.operands(rows);
     await bench.measure(new Group("Convert", place, ratios), [
       memcpyOf(operands),
@@ -471,7 +277,7 @@ async function measureThreads(bench: KernelBench): Promise<void> {
   if (threads < 2 || threads > bench.context.environment.cores) {
     return skip(`${threads} threads on ${bench.context.environment.cores} cores`);
   }
-  const operands = bench.operands(THREADED_ROWS);
+  const operands = bench.operands(bench.scale.threadedRows);
   const name = (text: string, count: number) => `${text}, ${count} thread${count === 1 ? "" : "s"}`;
   const texts = ["clip 2 bits, g 64, real", "round 4 bits, g 32, real", "dequantize 4 bits, g 64, real"];
   const group = new Group(
@@ -503,10 +309,16 @@ async function measureThreads(bench: KernelBench): Promise<void> {
       name(texts[2]!, count),
     ),
   ]);
+  const others = new OtherLoad();
   await bench.measure(group, texts.flatMap((_, i) => cases.map((each) => each[i]!)), [
     "A call starts its threads and ends them: what that costs counts.",
   ]);
-  bench.ratioGoal(goal, least, [["", group.speed(name(texts[0]!, threads), name(texts[0]!, 1))]], "");
+  // Cores that somebody else uses are not there for our threads: the figure means little without this one.
+  const load = others.cores();
+  const label = load === undefined
+    ? ""
+    : `while others used ${load.toFixed(2)} of ${bench.context.environment.cores} cores`;
+  bench.ratioGoal(goal, least, [[label, group.speed(name(texts[0]!, threads), name(texts[0]!, 1))]], "");
 }
 
 const NATIVE_SETS: readonly [InstructionSet, number][] = [["scalar", 1], ["avx2", 2], ["avx512", 3], [
@@ -516,7 +328,7 @@ const NATIVE_SETS: readonly [InstructionSet, number][] = [["scalar", 1], ["avx2"
 
 async function measureInstructionSets(bench: KernelBench): Promise<void> {
   const { kernels } = bench.handle;
-  const operands = bench.operands(IN_CACHE_ROWS);
+  const operands = bench.operands(bench.scale.inCacheRows);
   let wasm: Kernels | undefined;
   try {
     wasm = kernels.backend === "wasm" ? kernels : await openKernels({ backend: "wasm" });
@@ -613,8 +425,8 @@ async function measureInstructionSets(bench: KernelBench): Promise<void> {
 
 async function measurePublicApi(bench: KernelBench): Promise<void> {
   const { handle } = bench;
-  const operands = bench.operands(THREADED_ROWS);
-  const weights = bench.weights(THREADED_ROWS);
+  const operands = bench.operands(bench.scale.threadedRows);
+  const weights = bench.weights(bench.scale.threadedRows);
   const spec: QuantizeSpec = { solver: "round", bits: 4, groupSize: 64, zeroPoint: "real" };
   const raw = quantizeCase(handle, handle.kernels, operands, spec, "aq_quantize_round 4 bits");
   const rawBack = dequantizeCase(handle, handle.kernels, operands, spec, "F32", "aq_dequantize 4 bits");
@@ -652,7 +464,7 @@ async function measurePublicApi(bench: KernelBench): Promise<void> {
 function measureErrors(bench: KernelBench): void {
   const { handle, ggml } = bench;
   const { kernels } = handle;
-  const rows = THREADED_ROWS, weights = bench.weights(rows), count = weights.length;
+  const rows = bench.scale.threadedRows, weights = bench.weights(rows), count = weights.length;
   bench.context.progress(`Errors on ${count} Gaussian weights`);
   const found: { name: string; library: string; bitsPerWeight: number; error: number }[] = [];
   const solvers = [["round", 32, "symmetric"], ["round", 32, "real"], ["round", 64, "real"], [
@@ -748,30 +560,37 @@ function measureErrors(bench: KernelBench): void {
   });
 }
 
+/** The suite at a given scale. */
+export function kernelSuiteOf(scale: KernelScale | undefined): Suite {
+  return {
+    name: "kernels",
+    summary: "each kernel against memcpy and ggml, over sizes, threads and instruction sets",
+    run: (context) => measureAll(context, scale ?? (context.options.quick ? QUICK_SCALE : FULL_SCALE)),
+  };
+}
+
 /** Every kernel against memcpy and ggml. */
-export const kernelSuite: Suite = {
-  name: "kernels",
-  summary: "each kernel against memcpy and ggml, over sizes, threads and instruction sets",
-  async run(context: BenchContext): Promise<SuiteReport> {
-    const opened = await openGgml();
-    const ggml = "reason" in opened ? undefined : opened;
-    const bench = new KernelBench(context, ggml);
-    if ("reason" in opened) bench.skipped.push({ what: "every ggml row", reason: opened.reason });
-    else context.progress(`ggml: libggml-base.so and ${opened.processorLibrary}`);
-    try {
-      // An engine that holds much memory is slower to allocate more and busy freeing it: large matrices come last.
-      await measurePublicApi(bench);
-      await measureThreads(bench);
-      await measureInstructionSets(bench);
-      await measureClip(bench);
-      measureErrors(bench);
-      await measureRound(bench);
-      await measureDequantize(bench);
-      await measureRest(bench);
-    } finally {
-      ggml?.close();
-    }
-    const { sections, rows, goals, skipped } = bench;
-    return { sections, rows, goals, skipped };
-  },
-};
+export const kernelSuite: Suite = kernelSuiteOf(undefined);
+
+async function measureAll(context: BenchContext, scale: KernelScale): Promise<SuiteReport> {
+  const opened = await openGgml();
+  const ggml = "reason" in opened ? undefined : opened;
+  const bench = new KernelBench(context, ggml, scale);
+  if ("reason" in opened) bench.skipped.push({ what: "every ggml row", reason: opened.reason });
+  else context.progress(`ggml: libggml-base.so and ${opened.processorLibrary}`);
+  try {
+    // An engine that holds much memory is slower to allocate more and busy freeing it: large matrices come last.
+    await measurePublicApi(bench);
+    await measureThreads(bench);
+    await measureInstructionSets(bench);
+    await measureClip(bench);
+    measureErrors(bench);
+    await measureRound(bench);
+    await measureDequantize(bench);
+    await measureRest(bench);
+  } finally {
+    ggml?.close();
+  }
+  const { sections, rows, goals, skipped } = bench;
+  return { sections, rows, goals, skipped };
+}

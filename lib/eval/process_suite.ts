@@ -165,7 +165,7 @@ const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(0)} MB`;
 function goalsOf(measured: readonly Measured[]): Goal[] {
   const large = measured.at(-1)!;
   const isGoalSize = large.bytes >= GOAL_BYTES;
-  const reason = `the checkpoint has ${megabytes(large.bytes)}, the goal is about 2 GB`;
+  const reason = `the checkpoint has only ${megabytes(large.bytes)}`;
   const rate = large.weights / summarize(large.seconds).median;
   const peaks = measured.map((each) => Math.max(0, ...each.peakResidentBytes));
   const isKnown = peaks.every((peak) => peak > 0);
@@ -175,7 +175,7 @@ function goalsOf(measured: readonly Measured[]): Goal[] {
       : { goal: text, wanted, measured: null, met: null, reason: why ?? reason };
   return [
     goal(
-      "whole process, 4 bits round, 2 GB of BF16, warm files",
+      "whole process, 4 bits round, 2 GB of warm BF16",
       `≥ ${GOAL_WEIGHTS_PER_SECOND / 1e6} Mw/s`,
       `${(rate / 1e6).toFixed(0)} Mw/s, start to end`,
       rate >= GOAL_WEIGHTS_PER_SECOND,

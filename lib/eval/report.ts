@@ -22,7 +22,7 @@ function formatSection({ title, notes, columns, rows }: Section): string[] {
   return [title, ...notes, ...formatTable(columns, rows)];
 }
 
-const verdict = ({ met }: Goal) => met === null ? "not measured" : met ? "met" : "MISSED";
+const verdict = ({ met }: Goal) => met === null ? "skipped" : met ? "met" : "MISSED";
 
 function formatGoals(goals: readonly Goal[]): string[] {
   return [

@@ -1,0 +1,339 @@
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { spawnSync } from "node:child_process";
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { compareSolvers } from "../../lib/analysis/tables.ts";
+import { checkpointSuite, measureStored } from "../../lib/eval/checkpoint_suite.ts";
+import { environmentOf } from "../../lib/eval/environment.ts";
+import { convertCase, dequantizeCase, Operands, quantizeCase } from "../../lib/eval/kernel_cases.ts";
+import { kernelSuiteOf } from "../../lib/eval/kernel_suite.ts";
+import { commandOf, processSuite } from "../../lib/eval/process_suite.ts";
+import { gaussianWeights } from "../../lib/eval/random.ts";
+import { formatHeader, formatReport } from "../../lib/eval/report.ts";
+import type { BenchContext, BenchOptions, SuiteReport } from "../../lib/eval/suite.ts";
+import { type Kernels, openKernels } from "../../lib/native/mod.ts";
+import { dequantize, type GroupSize } from "../../lib/quant/mod.ts";
+import { packedLayers, readPackedTensor } from "../../lib/quant/packed_checkpoint.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
+import { parseBenchArguments } from "../../scripts/bench.ts";
+
+const DREAM = fileURLToPath(new URL("../models/dream-mini", import.meta.url));
+const WIDTH = 120;
+
+let kernels: Kernels;
+let folder: string;
+
+beforeAll(async () => {
+  kernels = await openKernels();
+  folder = mkdtempSync(join(tmpdir(), "arrowquant-eval-"));
+});
+afterAll(() => {
+  kernels.close();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+const options = (changes: Partial<BenchOptions> = {}): BenchOptions => ({
+  ...parseBenchArguments(["--quick", "--model", DREAM]).options,
+  ...changes,
+});
+
+const context = (changes: Partial<BenchOptions> = {}, used: Kernels = kernels): BenchContext => ({
+  kernels: used,
+  environment: environmentOf(used),
+  options: options(changes),
+  progress: () => {},
+});
+
+/** Kernels whose calls pass through `change` after they were made. */
+function changed(name: keyof Kernels["calls"], change: (args: readonly unknown[]) => void): Kernels {
+  const call = kernels.calls[name] as (...args: unknown[]) => number;
+  const calls = {
+    ...kernels.calls,
+    [name]: (...args: unknown[]) => {
+      const status = call(...args);
+      change(args);
+      return status;
+    },
+  };
+  return { ...kernels, calls: calls as Kernels["calls"] };
+}
+
+function expectNarrow(report: SuiteReport): void {
+  const lines = [
+    ...formatHeader("bun run scripts/bench.ts", context().environment).slice(0, 5),
+    ...formatReport(report),
+  ];
+  for (const line of lines) expect([line, line.length <= WIDTH]).toEqual([line, true]);
+}
+
+describe("options", () => {
+  test("have defaults", () => {
+    const { suite, options, json, out } = parseBenchArguments([]);
+    expect(suite.name).toBe("checkpoint");
+    expect(options.models.length).toBe(2);
+    expect([options.bits, options.groupSize, options.solvers]).toEqual([[8, 4, 3, 2], 64, ["round", "clip"]]);
+    expect([options.threads, options.backend, options.quick, json, out]).toEqual([
+      undefined,
+      "auto",
+      false,
+      false,
+      undefined,
+    ]);
+  });
+
+  test("are taken as given", () => {
+    const { suite, options, isa } = parseBenchArguments(
+      "--suite kernels --model a --model b --bits 2,4 --group-size 0 --solver round --threads 2 --backend wasm --isa simd128 --seed 9"
+        .split(" "),
+    );
+    expect(suite.name).toBe("kernels");
+    expect([options.models, options.bits, options.solvers]).toEqual([["a", "b"], [2, 4], ["round"]]);
+    expect(options.groupSize).toBe(0 as GroupSize);
+    expect([options.threads, options.backend, isa, options.seed]).toEqual([2, "wasm", "simd128", 9]);
+  });
+
+  for (
+    const [args, message] of [
+      ["--nope", 'unknown option "--nope"'],
+      ["tests/models/dream-mini", "unexpected argument"],
+      ["--suite accuracy", '"--suite" must be one of'],
+      ["--bits 5", '"--bits" must list some of 2, 3, 4, 8, got "5"'],
+      ["--bits 4,,2", '"--bits"'],
+      ["--group-size 48", '"--group-size" must be one of'],
+      ["--threads 0", '"--threads" must be a whole number from 1 to 64, got "0"'],
+      ["--threads two", '"--threads"'],
+      ["--backend cuda", '"--backend" must be one of'],
+      ["--isa sse2", '"--isa" must be one of'],
+      ["--solver gptq", '"--solver" must be one of'],
+      ["--seed=-1", '"--seed"'],
+      ["--out=", '"--out" needs a value'],
+    ] as const
+  ) {
+    test(`${args} is refused`, () => {
+      expect(() => parseBenchArguments(args.split(" "))).toThrow(message);
+    });
+  }
+
+  test("the command ends with 2 on an unknown one", () => {
+    const [program, ...args] = commandOf("bench.ts", ["--nope"]);
+    const { status, stdout, stderr } = spawnSync(program!, args, { encoding: "utf8" });
+    expect([status, stdout]).toEqual([2, ""]);
+    expect(stderr).toContain('unknown option "--nope"');
+  });
+});
+
+describe("kernel cases", () => {
+  const operands = () => {
+    const F32 = gaussianWeights(4 * 1024, 3);
+    const BF16 = new Uint16Array(F32.length);
+    return new Operands(2, 1024, { F32, BF16 });
+  };
+  const handle = (used: Kernels) => ({ kernels: used, isa: used.isa, isaNumber: used.isaNumber });
+  const round = { solver: "round", bits: 4, groupSize: 32, zeroPoint: "real" } as const;
+
+  test("with right results pass their check", () => {
+    quantizeCase(handle(kernels), kernels, operands(), round).check();
+    quantizeCase(handle(kernels), kernels, operands(), { ...round, solver: "clip" }).check();
+    dequantizeCase(handle(kernels), kernels, operands(), round).check();
+    convertCase(handle(kernels), kernels, operands(), "F16", "F32").check();
+  });
+
+  test("with one wrong byte are refused before anything is timed", () => {
+    const wrongCodes = changed("aq_quantize_round", (args) => (args[7] as Uint32Array)[5]! ^= 1);
+    expect(() => quantizeCase(handle(wrongCodes), kernels, operands(), round).check()).toThrow("byte 20");
+    const wrongWeights = changed("aq_dequantize", (args) => (args[7] as Float32Array)[1]! += 1);
+    expect(() => dequantizeCase(handle(wrongWeights), kernels, operands(), round).check()).toThrow(
+      "Cannot time",
+    );
+  });
+
+  test("whose kernel fails are refused", () => {
+    expect(() => quantizeCase(handle(kernels), kernels, operands(), { ...round, bits: 5 as 4 }).check())
+      .toThrow("returned -1");
+  });
+
+  test("in cache get other weights at every call", () => {
+    const given = operands();
+    const { buffer, refill } = given.input("F32");
+    const first = buffer.slice();
+    refill!();
+    expect(buffer[0] === first[0]).toBe(false);
+    refill!();
+    expect([...buffer.subarray(0, 4)]).toEqual([...first.subarray(0, 4)]); // the pool of two parts begins again
+  });
+});
+
+describe("the kernel suite", () => {
+  // Every call takes a quarter of a millisecond by this clock, so that what the rows must say is known.
+  let now = 0;
+  const clock = () => now += 0.25;
+  const tiny = { samples: 2, warmUpMilliseconds: 0, sampleMilliseconds: 0, clock };
+  const suite = kernelSuiteOf({
+    inCacheRows: 1,
+    fromMemoryRows: 2,
+    threadedRows: 8,
+    poolRows: 16,
+    inCache: tiny,
+    fromMemory: tiny,
+    wasmWarmUpMilliseconds: 0,
+    settleMilliseconds: 0,
+  });
+  let report: SuiteReport;
+  beforeAll(async () => {
+    report = await suite.run(context());
+  });
+
+  test("says with every row where and how it was measured", () => {
+    const timed = report.rows.filter((row) => row["group"] !== "Weight error");
+    expect(timed.length).toBeGreaterThan(60);
+    for (const row of timed) {
+      for (const key of ["kernel", "backend", "isa", "dtype", "shape", "threads", "runtime", "processor"]) {
+        expect([row["kernel"], key, row[key] === undefined]).toEqual([row["kernel"], key, false]);
+      }
+    }
+  });
+
+  test("takes every rate from the clock and the work of a call", () => {
+    for (const row of report.rows.filter(({ group }) => group !== "Weight error")) {
+      const { count, median } = row["bytesPerSecond"] as { count: number; median: number };
+      expect([row["kernel"], count, row["callsPerSample"]]).toEqual([row["kernel"], 2, 1]);
+      expect(median).toBeCloseTo((row["bytesPerCall"] as number) / 0.25e-3, 3);
+      // All calls of a group take the same time here: what has twice the weights is twice as fast, nothing else.
+      for (const ratio of row["ratios"] as { median: number }[]) expect(ratio.median).toBeCloseTo(1, 9);
+    }
+  });
+
+  test("holds every goal against a number of its own or says why it cannot", () => {
+    expect(report.goals.length).toBeGreaterThan(15);
+    for (const { measured, met, reason } of report.goals) {
+      expect(measured === null).toBe(met === null);
+      if (measured === null) expect(reason!.length).toBeGreaterThan(0);
+    }
+  });
+
+  test("fits a terminal", () => expectNarrow(report));
+});
+
+describe("the checkpoint suite", () => {
+  let report: SuiteReport;
+  beforeAll(async () => {
+    report = await checkpointSuite.run(context({ bits: [4, 2] }));
+  });
+
+  test("has a row for each width and solver, clip search with the smaller error", () => {
+    expect(report.rows.map(({ bits, solver }) => `${bits} ${solver}`)).toEqual([
+      "4 round",
+      "4 clip",
+      "2 round",
+      "2 clip",
+    ]);
+    const errors = report.rows.map(({ relativeRmsError }) => relativeRmsError as number);
+    expect(errors[1]!).toBeLessThan(errors[0]!);
+    expect(errors[3]!).toBeLessThan(errors[2]!);
+    expect(errors[0]!).toBeLessThan(errors[2]!);
+  });
+
+  test("counts all stored bytes of the quantized tensors", () => {
+    // A layer: 512 rows of 64 weights (32 bytes of codes, a half scale, a half zero point), 64 rows of 160 weights
+    // (80 bytes, 3 groups), and the shapes of 7 matrices, 16 bytes each.
+    const bytes = 512 * (32 + 2 + 2) + 64 * (80 + 3 * 4) + 7 * 16;
+    const { bitsPerWeight, weights } = report.rows[0] as Record<string, number>;
+    expect(weights).toBe(4 * (512 * 64 + 64 * 160));
+    expect(bitsPerWeight!).toBeCloseTo(bytes * 8 / (512 * 64 + 64 * 160), 9);
+  });
+
+  test("fits a terminal", () => expectNarrow(report));
+
+  test("a comparison of solvers comes from its rows", async () => {
+    const compared = await compareSolvers(report.rows);
+    expect(compared.map(({ bits, models }) => [bits, models])).toEqual([[2, 1], [4, 1]]);
+    const error = (solver: string) =>
+      report.rows.find((row) => row["bits"] === 2 && row["solver"] === solver)!["relativeRmsError"] as number;
+    expect(compared[0]!.errorRatio).toBeCloseTo(error("clip") / error("round"), 12);
+    expect(await compareSolvers([])).toEqual([]);
+  });
+});
+
+describe("what a checkpoint's error is measured from", () => {
+  test("is the files: a changed byte changes it", async () => {
+    const { quantizeCheckpoint } = await import("../../lib/pipeline.ts");
+    const { resolveConfig } = await import("../../lib/config.ts");
+    const output = join(folder, "quantized"), spoilt = join(folder, "spoilt");
+    const { config } = resolveConfig({ overrides: { bit_width: 4, solver: "round" } });
+    const { totals } = await quantizeCheckpoint({ input: DREAM, output, config, kernels });
+    const stored = measureStored(kernels, DREAM, output);
+    expect(stored.relativeRmsError).toBeCloseTo(totals.relativeRmsError!, 12);
+
+    // The same, from the dequantized weights, in plain arithmetic.
+    let squares = 0, error = 0;
+    {
+      using before = openCheckpoint(DREAM);
+      using after = openCheckpoint(output);
+      for (const layer of packedLayers(after).values()) {
+        const halves = new Uint16Array(before.read(layer.name).buffer);
+        const wide = new Float32Array(Uint32Array.from(halves, (bits) => bits << 16).buffer);
+        const restored = dequantize(kernels, readPackedTensor(after, layer));
+        wide.forEach((value, i) => {
+          squares += value * value;
+          error += (value - restored[i]!) ** 2;
+        });
+      }
+    }
+    expect(stored.relativeRmsError).toBeCloseTo(Math.sqrt(error / squares), 9);
+
+    cpSync(output, spoilt, { recursive: true });
+    const shard = readdirSync(spoilt).find((name) => name.endsWith(".safetensors"))!;
+    const bytes = readFileSync(join(spoilt, shard));
+    let at = 0;
+    {
+      using after = openCheckpoint(spoilt);
+      const [layer] = packedLayers(after).values();
+      at = after.tensors.get(layer!.tensors.packed)!.info.byteOffset;
+    }
+    bytes[at]! ^= 0xff;
+    writeFileSync(join(spoilt, shard), bytes);
+    expect(measureStored(kernels, DREAM, spoilt).relativeRmsError === stored.relativeRmsError).toBe(false);
+  });
+});
+
+describe("the process suite", () => {
+  test("measures a process and leaves nothing behind", async () => {
+    const before = readdirSync(tmpdir()).filter((name) => name.startsWith("arrowquant-bench-"));
+    const report = await processSuite.run(context({ syntheticBytes: 8e6 }));
+    const after = readdirSync(tmpdir()).filter((name) => name.startsWith("arrowquant-bench-"));
+    expect(after.filter((name) => !before.includes(name))).toEqual([]);
+    expect(report.rows.length).toBe(2);
+    for (const row of report.rows) {
+      expect(row["weights"] as number).toBeGreaterThan(0);
+      expect((row["seconds"] as { median: number }).median).toBeGreaterThan(0);
+    }
+    // So small a checkpoint says nothing of the goal, and the goals say so.
+    expect(report.goals.map(({ met }) => met)).toEqual([null, null]);
+    expectNarrow(report);
+  });
+});
+
+test("the command writes what it prints, and JSON that a machine reads", () => {
+  const out = join(folder, "out");
+  const [program, ...args] = commandOf("bench.ts", [
+    "--quick",
+    "--bits",
+    "4",
+    "--model",
+    DREAM,
+    "--json",
+    "--out",
+    out,
+  ]);
+  const { status, stdout } = spawnSync(program!, args, { encoding: "utf8" });
+  expect(status).toBe(0);
+  const result = JSON.parse(stdout);
+  expect(result.rows.length).toBe(2);
+  expect(result.command).toContain("scripts/bench.ts --quick --bits 4");
+  expect(JSON.parse(readFileSync(join(out, "bench.json"), "utf8"))).toEqual(result);
+  const text = readFileSync(join(out, "bench.txt"), "utf8");
+  expect(text).toContain("command ");
+  expect(text).toContain("bits/weight");
+});
