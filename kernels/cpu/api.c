@@ -267,9 +267,12 @@ static int32_t packed_view(const uint32_t *packed, const uint16_t *scale, const 
   if (!packed || !scale || !bits_allowed(bits)) return AQ_E_ARGUMENT;
   if (!group_size_allowed(group_size) || !counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const size_t size = group_size == 0 ? cols : aq_min_size(group_size, cols);
-  *view = (aq_packed_view){packed, scale, zero_point, cols, bits, size, (cols - 1) / size + 1, words_of(cols, bits)};
+  *view = (aq_packed_view){packed, scale, zero_point, cols, bits, size, (cols - 1) / size + 1, words_of(cols, bits), 0};
   return AQ_OK;
 }
+
+/* Results from here on do not stay in a last-level cache anyway. */
+#define AQ_STREAM_BYTES ((size_t)32 << 20)
 
 static int32_t dequantize_rows(const void *context, size_t begin, size_t end) {
   const packed_context *c = context;
@@ -286,6 +289,7 @@ static int32_t dequantize_rows(const void *context, size_t begin, size_t end) {
       c->kernels->store(segment, n, c->out, c->dtype, row * cols + col);
     }
   }
+  if (c->view.stream) __atomic_thread_fence(__ATOMIC_SEQ_CST); /* such stores are not ordered by themselves */
   return AQ_OK;
 }
 
@@ -298,6 +302,7 @@ int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, const uint1
   if (!out || (dtype != AQ_F32 && dtype != AQ_F16 && dtype != AQ_BF16)) return AQ_E_ARGUMENT;
   const int32_t status = packed_view(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
   if (status != AQ_OK) return status;
+  context.view.stream = dtype == AQ_F32 && rows * cols * sizeof(float) >= AQ_STREAM_BYTES;
   return run_units(dequantize_rows, &context, rows, rows * cols, threads);
 }
 

@@ -8,6 +8,7 @@
 
 #define AQ_W 16
 #define AQ_D 8
+#define AQ_STREAM(p, v) _mm512_stream_ps(p, (__m512)(v))
 #define AQ_CLIP_UNROLL 4
 #define AQ_KERNELS aq_kernels_avx512
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 16 : (bits) + 4)

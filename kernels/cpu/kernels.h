@@ -46,6 +46,7 @@ typedef struct {
   size_t group_size;
   size_t groups;
   size_t words;
+  int32_t stream; /* the result is larger than any cache: store past them */
 } aq_packed_view;
 
 /* The sums behind the statistics of arrowquant.h, by lane, and the two maxima. */

@@ -14,6 +14,7 @@
  *   v_half_bits(x), v_half_value(bits): one half float in the low 16 bits of each uint32
  *   v_transpose(r): AQ_W x AQ_W in place
  *   v_unpack(bytes, bits, out): AQ_UNPACK codes from a byte boundary, as floats; reads AQ_UNPACK_BYTES(bits)
+ *   AQ_STREAM(p, v), optional: an aligned store past the caches
  *   vd, AQ_D, d_load(p): AQ_D doubles (AQ_D divides 8) from floats; d_abs(x), d_max(a, b)
  */
 #include "kernels.h"
@@ -51,8 +52,24 @@ AQ_INLINE void v_narrow(uint16_t *p, vu bits) {
 }
 #endif
 
+typedef uint8_t vb __attribute__((vector_size(AQ_W)));
+
+/* aq_float_from_e4m3 and aq_float_from_e5m2, AQ_W at a time. */
+AQ_INLINE vf v_load_f8(const uint8_t *in, int32_t dtype) {
+  vb bytes;
+  __builtin_memcpy(&bytes, in, sizeof bytes);
+  const vu code = __builtin_convertvector(bytes, vu);
+  if (dtype == AQ_F8_E5M2) return v_half_value(code << 8);
+  const vu sign = (code & 0x80u) << 24, magnitude = code & 0x7fu;
+  const vu small = (vu)(magnitude < 8u), nan = (vu)(magnitude == 0x7fu);
+  const vu subnormal = (vu)(__builtin_convertvector((vi)magnitude, vf) * 0x1p-9f);
+  const vu normal = (magnitude << 20) + 0x3c000000u;
+  return (vf)(sign | (nan & 0x7fc00000u) | (~nan & ((small & subnormal) | (~small & normal))));
+}
+
 AQ_INLINE vf v_load_as(const void *in, int32_t dtype, size_t i) {
   if (dtype == AQ_F32) return v_load((const float *)in + i);
+  if (dtype == AQ_F8_E4M3 || dtype == AQ_F8_E5M2) return v_load_f8((const uint8_t *)in + i, dtype);
   const vu wide = v_widen((const uint16_t *)in + i);
   return dtype == AQ_BF16 ? (vf)(wide << 16) : v_half_value(wide);
 }
@@ -84,6 +101,8 @@ static void load(const void *in, int32_t dtype, size_t first, size_t n, float *o
     case AQ_F32: load_vectors(in, AQ_F32, first, n, out); break;
     case AQ_BF16: load_vectors(in, AQ_BF16, first, n, out); break;
     case AQ_F16: load_vectors(in, AQ_F16, first, n, out); break;
+    case AQ_F8_E4M3: load_vectors(in, AQ_F8_E4M3, first, n, out); break;
+    case AQ_F8_E5M2: load_vectors(in, AQ_F8_E5M2, first, n, out); break;
     default: aq_kernels_scalar.load(in, dtype, first, n, out); break;
   }
 }
@@ -174,7 +193,7 @@ static void unpack_row(const uint32_t *packed, size_t cols, int32_t bits, uint8_
     case 2: unpack_row_bits(packed, cols, 2, codes); break;
     case 3: unpack_row_bits(packed, cols, 3, codes); break;
     case 4: unpack_row_bits(packed, cols, 4, codes); break;
-    default: unpack_row_bits(packed, cols, 8, codes); break;
+    default: __builtin_memcpy(codes, packed, cols); break; /* a code a byte */
   }
 }
 
@@ -189,14 +208,30 @@ AQ_INLINE void widen_halves(const uint16_t *in, size_t n, float *out) {
   for (; i < n; i++) out[i] = aq_float_from_half(in[i]);
 }
 
-AQ_INLINE void dequantize_unit(const uint8_t *from, int32_t bits, vf scale, vf zero, float *out) {
+/* Stores past the caches, where they fill a whole line at once: half lines were slower than plain stores. */
+#if defined(AQ_STREAM)
+#define AQ_STORE(stream, p, v) \
+  do {                         \
+    if (stream)                \
+      AQ_STREAM(p, v);         \
+    else                       \
+      v_store(p, v);           \
+  } while (0)
+#else
+#define AQ_STORE(stream, p, v) ((void)(stream), v_store(p, v))
+#endif
+
+AQ_INLINE void dequantize_unit(const uint8_t *from, int32_t bits, vf scale, vf zero, float *out, int stream) {
   vf codes[AQ_UNPACK / AQ_W];
   v_unpack(from, bits, codes);
-  for (int k = 0; k < AQ_UNPACK / AQ_W; k++) v_store(out + k * AQ_W, scale * (codes[k] - zero));
+  for (int k = 0; k < AQ_UNPACK / AQ_W; k++) {
+    const vf weights = scale * (codes[k] - zero);
+    AQ_STORE(stream, out + k * AQ_W, weights);
+  }
 }
 
 AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out,
-                               int32_t bits) {
+                               int32_t bits, int stream) {
   const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
   const uint8_t *end = (const uint8_t *)(view->packed + (row + 1) * view->words);
   const size_t first = row * view->groups + col / view->group_size;
@@ -217,13 +252,13 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
       left -= rest;
       while (rest >= 32 && end - from >= (ptrdiff_t)(4 * bits + AQ_UNPACK_BYTES(bits))) {
         for (int k = 0; k < 32 / AQ_UNPACK; k++)
-          dequantize_unit(from + k * (AQ_UNPACK / 8) * bits, bits, scale, zero, out + k * AQ_UNPACK);
+          dequantize_unit(from + k * (AQ_UNPACK / 8) * bits, bits, scale, zero, out + k * AQ_UNPACK, stream);
         from += 4 * bits;
         out += 32;
         rest -= 32;
       }
       while (rest >= AQ_UNPACK && end - from >= (ptrdiff_t)AQ_UNPACK_BYTES(bits)) {
-        dequantize_unit(from, bits, scale, zero, out);
+        dequantize_unit(from, bits, scale, zero, out, stream);
         from += AQ_UNPACK / 8 * bits;
         out += AQ_UNPACK;
         rest -= AQ_UNPACK;
@@ -233,7 +268,7 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
         float unit[AQ_UNPACK];
         const size_t m = aq_min_size(AQ_UNPACK, rest);
         __builtin_memcpy(last, from, aq_min_size(sizeof last, (size_t)(end - from)));
-        dequantize_unit(last, bits, scale, zero, unit);
+        dequantize_unit(last, bits, scale, zero, unit, 0);
         __builtin_memcpy(out, unit, m * sizeof(float));
         from += AQ_UNPACK / 8 * bits;
         out += m;
@@ -244,11 +279,23 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
 }
 
 static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
+#if defined(AQ_STREAM)
+  /* groups are multiples of 16 columns: what starts aligned stays aligned up to the row's end */
+  if (view->stream && (uintptr_t)out % sizeof(vf) == 0) {
+    switch (view->bits) {
+      case 2: dequantize_bits(view, row, col, n, out, 2, 1); break;
+      case 3: dequantize_bits(view, row, col, n, out, 3, 1); break;
+      case 4: dequantize_bits(view, row, col, n, out, 4, 1); break;
+      default: dequantize_bits(view, row, col, n, out, 8, 1); break;
+    }
+    return;
+  }
+#endif
   switch (view->bits) {
-    case 2: dequantize_bits(view, row, col, n, out, 2); break;
-    case 3: dequantize_bits(view, row, col, n, out, 3); break;
-    case 4: dequantize_bits(view, row, col, n, out, 4); break;
-    default: dequantize_bits(view, row, col, n, out, 8); break;
+    case 2: dequantize_bits(view, row, col, n, out, 2, 0); break;
+    case 3: dequantize_bits(view, row, col, n, out, 3, 0); break;
+    case 4: dequantize_bits(view, row, col, n, out, 4, 0); break;
+    default: dequantize_bits(view, row, col, n, out, 8, 0); break;
   }
 }
 
@@ -320,6 +367,8 @@ static void load_weights(const batch *b, size_t begin, size_t n) {
     case AQ_F32: load_tile(b->job->weights, AQ_F32, first, n, b->weights); break;
     case AQ_BF16: load_tile(b->job->weights, AQ_BF16, first, n, b->weights); break;
     case AQ_F16: load_tile(b->job->weights, AQ_F16, first, n, b->weights); break;
+    case AQ_F8_E4M3: load_tile(b->job->weights, AQ_F8_E4M3, first, n, b->weights); break;
+    case AQ_F8_E5M2: load_tile(b->job->weights, AQ_F8_E5M2, first, n, b->weights); break;
     default:
       for (size_t i = 0; i < n; i++)
         for (int lane = 0; lane < AQ_W; lane++)

@@ -240,6 +240,10 @@ int main(int argc, char **argv) {
             }
     compare_quantize(isa, 3, 130, 1030, 2, 0, 0, AQ_BF16, GAUSSIAN, 1);
     compare_quantize(isa, 3, 67, 4096, 4, 32, 0, AQ_BF16, GAUSSIAN, 0);
+    if (!quick) { /* results beyond the size from which stores bypass the caches, rows aligned and not */
+      compare_quantize(isa, 3, 1100, 8192, 8, 32, 0, AQ_F32, GAUSSIAN, 0);
+      compare_quantize(isa, 2, 1100, 8200, 3, 64, 2, AQ_F32, GAUSSIAN, 0);
+    }
     compare_convert(isa, 3);
     compare_statistics(isa, 1);
     compare_statistics(isa, 3);

@@ -65,8 +65,9 @@ const ZERO_POINT_NUMBERS: Record<ZeroPointKind, number> = { real: 0, integer: 1,
 export const MAX_THREADS = 64;
 
 /**
- * Elements that one kernel call gets at most, in whole rows: WebAssembly copies a call's buffers into a memory
- * that never shrinks again, and a caller may want to draw progress between blocks.
+ * Elements of a block of whole rows. WebAssembly gets a matrix block by block, because it copies a call's buffers
+ * into a memory that never shrinks again; sums are taken block by block everywhere, so that they do not depend
+ * on the backend.
  */
 const BLOCK_ELEMENTS = 4 * 2 ** 20;
 
@@ -171,6 +172,12 @@ function* rowBlocks(rows: number, cols: number): Generator<[number, number]> {
   for (let begin = 0; begin < rows; begin += step) yield [begin, Math.min(begin + step, rows)];
 }
 
+/** Blocks for a kernel whose results do not depend on them: all rows at once for a native library. */
+function* callBlocks(kernels: Kernels, rows: number, cols: number): Generator<[number, number]> {
+  if (kernels.backend === "wasm") yield* rowBlocks(rows, cols);
+  else if (rows > 0) yield [0, rows];
+}
+
 /** Rows [begin, end) of an array that has `width` entries a row; undefined stays null for the kernel. */
 function rowsOf<T extends Uint32Array | Uint16Array>(
   array: T | undefined,
@@ -247,7 +254,7 @@ export function quantize(
   const dtype = DTYPE_NUMBERS[weights.dtype], kind = ZERO_POINT_NUMBERS[zeroPointKind];
   const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
   const { calls, isaNumber } = kernels;
-  for (const [begin, end] of rowBlocks(rows, cols)) {
+  for (const [begin, end] of callBlocks(kernels, rows, cols)) {
     if (cols === 0) break;
     const block = bytes.subarray(begin * rowBytes, end * rowBytes);
     const [n, k, g] = [kernels.size(end - begin), kernels.size(cols), kernels.size(groupSize)];
@@ -327,7 +334,7 @@ export function dequantize(
   const { rows, cols, bits, groupSize, packed, scale, zeroPoint } = tensor;
   const out = dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols);
   const words = packedWords(cols, bits), groups = groupCount(cols, groupSize);
-  for (const [begin, end] of rowBlocks(rows, cols)) {
+  for (const [begin, end] of callBlocks(kernels, rows, cols)) {
     const status = kernels.calls.aq_dequantize(
       packed.subarray(begin * words, end * words),
       scale.subarray(begin * groups, end * groups),
@@ -370,7 +377,7 @@ export function packCodes(
   }
   const words = packedWords(cols, bits);
   const packed = new Uint32Array(rows * words);
-  for (const [begin, end] of rowBlocks(rows, cols)) {
+  for (const [begin, end] of callBlocks(kernels, rows, cols)) {
     const status = kernels.calls.aq_pack_codes(
       codes.subarray(begin * cols, end * cols),
       kernels.size(end - begin),
@@ -409,7 +416,7 @@ export function unpackCodes(
     throw new TypeError(`Cannot ${doing}: packed must be ${rows * words} u32 words, got ${packed?.length}`);
   }
   const codes = new Uint8Array(rows * cols);
-  for (const [begin, end] of rowBlocks(rows, cols)) {
+  for (const [begin, end] of callBlocks(kernels, rows, cols)) {
     const status = kernels.calls.aq_unpack_codes(
       packed.subarray(begin * words, end * words),
       kernels.size(end - begin),
@@ -444,7 +451,7 @@ export function convertFloats(
   const bytes = weightBytes(doing, weights, elements);
   const from = BYTES_PER_ELEMENT[weights.dtype], to = BYTES_PER_ELEMENT[dtype];
   const out = new Uint8Array(elements * to);
-  for (const [begin, end] of rowBlocks(elements, 1)) {
+  for (const [begin, end] of callBlocks(kernels, elements, 1)) {
     const status = kernels.calls.aq_convert(
       bytes.subarray(begin * from, end * from),
       DTYPE_NUMBERS[weights.dtype],
@@ -466,7 +473,7 @@ export function findNonfinite(kernels: Kernels, weights: Weights, elements: numb
   const bytes = weightBytes(doing, weights, elements);
   const width = BYTES_PER_ELEMENT[weights.dtype];
   const index = new BigUint64Array(1);
-  for (const [begin, end] of rowBlocks(elements, 1)) {
+  for (const [begin, end] of callBlocks(kernels, elements, 1)) {
     const block = bytes.subarray(begin * width, end * width);
     const status = kernels.calls.aq_find_nonfinite(
       block,
