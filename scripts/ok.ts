@@ -212,7 +212,7 @@ try {
       ? `, ${counts.passed} passed, ${counts.failed} failed`
       : "";
     console.log(`${outcome.code === 0 ? "ok    " : "FAILED"}  ${step.name} (${seconds} s${detail})`);
-    for (const line of output.matchAll(/^.*(?:skipped|SKIPPED):? .*$/gm)) {
+    for (const line of output.matchAll(/^ *skipped:? .*$/gm)) {
       console.log(`        ${line[0].trim()}`);
     }
     if (outcome.code !== 0) {
