@@ -185,7 +185,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
   const plan = planQuantization(checkpoint, config);
   const rows = new Map(plan.rows.map((row) => [row.name, row]));
   checkNames(plan, checkpoint);
-  const threads = threadCount(config.numThreads);
+  const threads = threadCount(config.numThreads, options.kernels);
   const beside = filesBeside(checkpoint);
   const request = outputRequest(options, checkpoint, beside.copied, {
     operation: "quantize",
@@ -270,7 +270,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
       path: input,
     });
   }
-  const threads = threadCount(options.threads ?? 0);
+  const threads = threadCount(options.threads ?? 0, kernels);
   const beside = filesBeside(checkpoint);
   const request = outputRequest(options, checkpoint, beside.copied, {
     operation: "dequantize",
@@ -361,7 +361,9 @@ const sum = (values: readonly number[]): number => values.reduce((total, value) 
 const bytesOf = ({ dtype, shape }: TensorSpec): number =>
   (elementCount(shape) ?? 0) * BYTES_PER_ELEMENT[dtype];
 
-function threadCount(asked: number): number {
+/** Threads that will run: what was asked for, or one per core; WebAssembly has one. */
+function threadCount(asked: number, kernels: Kernels | undefined): number {
+  if (kernels?.backend === "wasm") return 1;
   return asked > 0 ? asked : Math.min(MAX_THREADS, availableParallelism());
 }
 
