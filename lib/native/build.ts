@@ -4,9 +4,20 @@
  */
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
-import process from "node:process";
 import { KernelError } from "../errors.ts";
 
 const COMMON_FLAGS = [
@@ -126,43 +137,85 @@ export async function compilerVersion(command: string): Promise<string | undefin
 }
 
 /**
- * Compiles a plan into `folder/<fileName>`. Work happens in a folder beside it and the result is renamed into
- * place, so that a library somebody has open is never written over and a stopped build leaves nothing half-made.
+ * Compiles a plan. Work happens in a folder of its own beside `folder`, and `publish` takes the finished file from
+ * there, so that a stopped build leaves nothing half-made.
+ *
+ * @throws {KernelError} when the compiler cannot be run or refuses the sources
+ */
+async function compile<Result>(
+  plan: BuildPlan,
+  kernels: string,
+  compiler: string,
+  folder: string,
+  publish: (result: string) => Result,
+): Promise<Result> {
+  const work = mkdtempSync(`${folder}.build-`);
+  try {
+    const result = join(work, plan.fileName);
+    const objects = plan.units.map((unit) => join(work, unit.source.replace(/\.c$/, ".o")));
+    await Promise.all(plan.units.map((unit, i) => {
+      const source = join(kernels, "cpu", unit.source);
+      return run(compiler, [...plan.flags, ...unit.flags, "-c", source, "-o", objects[i]!]);
+    }));
+    await run(compiler, [...plan.flags, ...plan.linkFlags, ...objects, "-o", result]);
+    return publish(result);
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+}
+
+const contentHash = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest("hex").slice(0, 32);
+
+/**
+ * A library that was built into `folder` before, undefined if there is none. Its name carries the hash of its
+ * bytes: one that was cut short or changed is passed over, because opening it could kill the process.
+ */
+export function builtLibrary(plan: BuildPlan, folder: string): string | undefined {
+  if (!existsSync(folder)) return undefined;
+  const [stem, extension] = plan.fileName.split(".") as [string, string];
+  for (const name of readdirSync(folder).sort()) {
+    const hash = name.startsWith(`${stem}-`) && name.endsWith(`.${extension}`)
+      ? name.slice(stem.length + 1, -extension.length - 1)
+      : undefined;
+    if (hash !== undefined && contentHash(readFileSync(join(folder, name))) === hash) {
+      return join(folder, name);
+    }
+  }
+  return undefined;
+}
+
+/** Builds under way in this process, by folder: whoever asks meanwhile waits for the same one. */
+const underWay = new Map<string, Promise<string>>();
+
+/**
+ * Builds the library into `folder`, synced and renamed into place under the hash of its bytes.
  *
  * @returns the library's path
  * @throws {KernelError} when the compiler cannot be run or refuses the sources
  */
-export async function build(
+export function buildLibrary(
   plan: BuildPlan,
   kernels: string,
   compiler: string,
   folder: string,
 ): Promise<string> {
-  const work = `${folder}.${process.pid}.tmp`;
-  mkdirSync(work, { recursive: true });
-  try {
-    const result = join(work, plan.fileName);
-    const objects = plan.units.map((unit) => join(work, unit.source.replace(/\.c$/, ".o")));
-    await Promise.all(
-      plan.units.map((unit, i) =>
-        run(compiler, [
-          ...plan.flags,
-          ...unit.flags,
-          "-c",
-          join(kernels, "cpu", unit.source),
-          "-o",
-          objects[i]!,
-        ])
-      ),
-    );
-    await run(compiler, [...plan.flags, ...plan.linkFlags, ...objects, "-o", result]);
-    mkdirSync(folder, { recursive: true });
-    const path = join(folder, plan.fileName);
+  const existing = underWay.get(folder);
+  if (existing !== undefined) return existing;
+  mkdirSync(folder, { recursive: true });
+  const promise = compile(plan, kernels, compiler, folder, (result) => {
+    const file = openSync(result, "r+");
+    try {
+      fsyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+    const [stem, extension] = plan.fileName.split(".");
+    const path = join(folder, `${stem}-${contentHash(readFileSync(result))}.${extension}`);
     renameSync(result, path);
     return path;
-  } finally {
-    rmSync(work, { recursive: true, force: true });
-  }
+  }).finally(() => underWay.delete(folder));
+  underWay.set(folder, promise);
+  return promise;
 }
 
 /** Source text of wasm_binary.ts for a module and the hash of what it was built from. */
@@ -177,16 +230,11 @@ export function wasmBinarySource(module: Uint8Array, hash: string): string {
 }
 
 /** Builds the WebAssembly module and writes it into `target`. @returns its bytes' count */
-export async function buildWasm(kernels: string, compiler: string, target: string): Promise<number> {
-  const folder = `${target}.build`;
-  try {
-    const path = await build(WASM_PLAN, kernels, compiler, folder);
-    const module = readFileSync(path);
-    const temporary = `${target}.${process.pid}.tmp`;
-    writeFileSync(temporary, wasmBinarySource(module, buildHash(WASM_PLAN, kernels)));
-    renameSync(temporary, target);
+export function buildWasm(kernels: string, compiler: string, target: string): Promise<number> {
+  return compile(WASM_PLAN, kernels, compiler, target, (result) => {
+    const module = readFileSync(result);
+    writeFileSync(`${result}.ts`, wasmBinarySource(module, buildHash(WASM_PLAN, kernels)));
+    renameSync(`${result}.ts`, target);
     return module.length;
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
+  });
 }

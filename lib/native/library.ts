@@ -4,11 +4,11 @@
  */
 import { existsSync } from "node:fs";
 import { homedir } from "node:os";
-import { join } from "node:path";
+import { isAbsolute, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { KernelError } from "../errors.ts";
-import { build, buildHash, compilerVersion, nativePlan } from "./build.ts";
+import { buildHash, buildLibrary, builtLibrary, compilerVersion, nativePlan } from "./build.ts";
 import { openInBun } from "./bun.ts";
 import { denoRuntime, isAllowed, openInDeno } from "./deno.ts";
 import { ABI_VERSION, type OpenedLibrary } from "./symbols.ts";
@@ -72,11 +72,15 @@ function sourceFolder(): string | undefined {
   return existsSync(join(folder, "include", "arrowquant.h")) ? folder : undefined;
 }
 
-/** Where builds are kept: `$XDG_CACHE_HOME/arrowquant`, or `~/.cache/arrowquant`. */
-export function cacheFolder(): string {
+/**
+ * Where builds are kept: `$XDG_CACHE_HOME/arrowquant`, or `~/.cache/arrowquant`; undefined where neither is an
+ * absolute path, because native code is never loaded from wherever a command happens to run.
+ */
+export function cacheFolder(): string | undefined {
   const xdg = environment("XDG_CACHE_HOME");
-  if (xdg) return join(xdg, "arrowquant");
-  return join(environment("HOME") ?? homedir(), ".cache", "arrowquant");
+  if (xdg && isAbsolute(xdg)) return join(xdg, "arrowquant");
+  const home = environment("HOME") || homedir();
+  return isAbsolute(home) ? join(home, ".cache", "arrowquant") : undefined;
 }
 
 /** Compilers in order of preference. */
@@ -127,17 +131,20 @@ export async function findLibrary(
     return undefined;
   }
   const plan = nativePlan(process.platform, process.arch);
-  const folder = join(
-    cacheFolder(),
-    `${process.platform}-${process.arch}-${buildHash(plan, kernels).slice(0, 16)}`,
-  );
-  const cached = join(folder, plan.fileName);
-  if (existsSync(cached)) {
-    try {
+  const cache = cacheFolder();
+  if (cache === undefined) {
+    const outcome = "no place for it: neither XDG_CACHE_HOME nor HOME is an absolute path";
+    attempts.push({ candidate: "build", outcome });
+    return undefined;
+  }
+  const folder = join(cache, `${process.platform}-${process.arch}-${buildHash(plan, kernels).slice(0, 16)}`);
+  try {
+    const cached = builtLibrary(plan, folder);
+    if (cached !== undefined) {
       return { library: await openLibrary(cached), path: cached, origin: "cached build" };
-    } catch (error) {
-      attempts.push({ candidate: cached, outcome: message(error) });
     }
+  } catch (error) {
+    attempts.push({ candidate: `cached build in ${folder}`, outcome: message(error) });
   }
   const compiler = await findCompiler();
   if (compiler === undefined) {
@@ -146,7 +153,7 @@ export async function findLibrary(
   }
   try {
     onMessage(`kernels: building with ${compiler.command} (${compiler.version}), once for this version …`);
-    const path = await build(plan, kernels, compiler.command, folder);
+    const path = await buildLibrary(plan, kernels, compiler.command, folder);
     return { library: await openLibrary(path), path, origin: "new build" };
   } catch (error) {
     attempts.push({ candidate: `build with ${compiler.command}`, outcome: message(error) });

@@ -71,7 +71,11 @@ function kernelsFrom(
   const isaNumber = isa === undefined ? library.calls.aq_best_isa() : INSTRUCTION_SETS[isa];
   const chosen = names.find((name) => INSTRUCTION_SETS[name] === isaNumber)!;
   const runtime = runtimeName();
-  const close = () => library.close();
+  let isOpen = true;
+  const close = () => {
+    if (isOpen) library.close();
+    isOpen = false;
+  };
   return {
     backend,
     isa: chosen,
@@ -82,7 +86,11 @@ function kernelsFrom(
     describe: () => `${backend} ${chosen} (${origin}${backend === "native" ? ` ${path}` : ""}), ${runtime}`,
     close,
     [Symbol.dispose]: close,
-    calls: library.calls,
+    get calls() {
+      // a call into a closed library would end the process
+      if (!isOpen) throw new KernelError(`Cannot call a kernel of ${path}: it was closed`);
+      return library.calls;
+    },
     size: library.size,
     isaNumber,
   };
@@ -108,7 +116,7 @@ export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
       `Cannot open the kernels: backend must be auto, native or wasm, got ${JSON.stringify(backend)}`,
     );
   }
-  if (isa !== undefined && !(isa in INSTRUCTION_SETS)) {
+  if (isa !== undefined && !Object.hasOwn(INSTRUCTION_SETS, isa)) {
     const known = Object.keys(INSTRUCTION_SETS).join(", ");
     throw new RangeError(
       `Cannot open the kernels: the instruction set must be one of ${known}, got ${JSON.stringify(isa)}`,

@@ -154,11 +154,10 @@ function checkPacked(doing: string, tensor: PackedTensor): void {
   if (!(tensor.scale instanceof Uint16Array) || tensor.scale.length !== groups) {
     throw new TypeError(`Cannot ${doing}: scale must be ${groups} half floats, got ${tensor.scale?.length}`);
   }
-  if (
-    tensor.zeroPointKind === "symmetric"
-      ? tensor.zeroPoint !== undefined
-      : tensor.zeroPoint?.length !== groups
-  ) {
+  const zeroPointFits = tensor.zeroPointKind === "symmetric"
+    ? tensor.zeroPoint === undefined
+    : tensor.zeroPoint instanceof Uint16Array && tensor.zeroPoint.length === groups;
+  if (!zeroPointFits) {
     const wanted = tensor.zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
     throw new TypeError(
       `Cannot ${doing}: the zero points must be ${wanted}, got ${tensor.zeroPoint?.length}`,

@@ -1,6 +1,6 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -29,7 +29,11 @@ function openInChild(environment: Record<string, string>, options = "{}", flags?
     }`,
   );
   const deno = "Deno" in globalThis ? ["run", ...(flags ?? ["-A"]), "--no-prompt", "--no-check"] : [];
-  const result = spawnSync(process.execPath, [...deno, program], { env: environment, encoding: "utf8" });
+  const result = spawnSync(process.execPath, [...deno, program], {
+    cwd: folder,
+    env: environment,
+    encoding: "utf8",
+  });
   if (result.status !== 0) throw new Error(result.stderr);
   return JSON.parse(result.stdout);
 }
@@ -120,9 +124,50 @@ describe("openKernels", () => {
     expect(existsSync(first.library)).toBe(true);
     const second = openInChild(environment);
     expect([second.library, second.messages]).toEqual([first.library, []]);
-    expect(readdirSync(join(cache, "arrowquant")).filter((name) => name.endsWith(".tmp"))).toEqual([]);
+    expect(readdirSync(join(cache, "arrowquant")).filter((name) => name.includes(".build-"))).toEqual([]);
     const named = openInChild({ PATH: "/nonexistent", HOME: folder, ARROWQUANT_LIBRARY: first.library });
     expect(named.library).toBe(first.library);
+    const explicit = openInChild(
+      { PATH: "/nonexistent", HOME: folder, ARROWQUANT_LIBRARY: join(folder, "none.so") },
+      `{ library: ${JSON.stringify(first.library)} }`,
+    );
+    expect(explicit.library).toBe(first.library);
+    // opening a library that was cut short can kill the process: it must be passed over
+    truncateSync(first.library, 5000);
+    const again = openInChild(environment);
+    expect([again.backend, again.library]).toEqual(["native", first.library]);
+    expect(again.messages.join()).toContain("building");
+    truncateSync(first.library, 5000);
+    expect(openInChild({ ...environment, PATH: "/nonexistent", CC: "" }).backend).toBe("wasm");
+  });
+
+  test("asked for three times at once with an empty cache, it builds once", () => {
+    if (compiler === undefined) {
+      console.log("skipped: no C compiler");
+      return;
+    }
+    const environment = { ...process.env, XDG_CACHE_HOME: join(folder, "at-once"), ARROWQUANT_LIBRARY: "" };
+    const opened = openInChild(
+      environment as Record<string, string>,
+      `{ backend: (await Promise.all([openKernels(), openKernels(), openKernels()])).map((k) => k.backend).join() === "native,native,native" ? "native" : "wasm" }`,
+    );
+    expect(opened.backend).toBe("native");
+  });
+
+  test("a cache folder that is not absolute is not used", () => {
+    const opened = openInChild({ PATH: process.env["PATH"] ?? "", HOME: "", XDG_CACHE_HOME: "relative" });
+    expect(existsSync(join(folder, "relative", "arrowquant"))).toBe(false);
+    expect(existsSync(join(folder, ".cache", "arrowquant"))).toBe(false);
+    expect(["native", "wasm"]).toContain(opened.backend);
+  });
+
+  test("closes more than once, and refuses calls afterwards", async () => {
+    for (const backend of ["auto", "wasm"] as const) {
+      const kernels = await openKernels({ backend });
+      kernels.close();
+      kernels.close();
+      expect(() => kernels.calls).toThrow(/was closed/);
+    }
   });
 
   test("a library of another ABI is refused", async () => {

@@ -501,6 +501,18 @@ describe("properties, on the fastest kernels", () => {
     }
   });
 
+  test("a fault in any thread's share is reported", () => {
+    for (const row of [0, 299, 599]) {
+      const data = gaussians(2, 600 * 512);
+      data[row * 512 + 5] = NaN;
+      const place = new RegExp(`row ${row}, column 5 `);
+      expect(() => quantize(kernels, f32Weights(data), 600, 512, { bits: 4, threads: 3 })).toThrow(place);
+      const codes = new Uint8Array(600 * 512);
+      codes[row * 512] = 4;
+      expect(() => packCodes(kernels, codes, 600, 512, 2, 3)).toThrow(/at most 3/);
+    }
+  });
+
   test("cosine and relative error at the edges", () => {
     const statistics = {
       sumSquares: 0,
@@ -542,6 +554,9 @@ describe("properties, on the fastest kernels", () => {
     expect(() => dequantize(kernels, { ...tensor, cols: 5 })).not.toThrow();
     expect(() => dequantize(kernels, { ...tensor, cols: 9 })).toThrow(/packed must be 4/);
     expect(() => dequantize(kernels, { ...tensor, zeroPoint: undefined })).toThrow(/zero points/);
+    for (const zeroPoint of [new Uint8Array(2), new Float32Array(2)]) {
+      expect(() => dequantize(kernels, { ...tensor, zeroPoint: zeroPoint as never })).toThrow(/zero points/);
+    }
     expect(() => dequantize(kernels, tensor, "F64" as never)).toThrow(/dtype/);
   });
 });
