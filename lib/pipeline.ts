@@ -6,7 +6,7 @@ import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync } fr
 import { availableParallelism } from "node:os";
 import { basename, join } from "node:path";
 import { canonicalConfig, type Config } from "./config.ts";
-import { CheckpointError } from "./errors.ts";
+import { CheckpointError, OutputError } from "./errors.ts";
 import type { Kernels } from "./native/mod.ts";
 import {
   quantizationConfig,
@@ -47,6 +47,8 @@ import {
   BYTES_PER_ELEMENT,
   type Checkpoint,
   elementCount,
+  MAX_NAME_LENGTH,
+  MAX_TENSORS,
   openCheckpoint,
   type SafetensorsFile,
   SafetensorsWriter,
@@ -172,6 +174,7 @@ export interface RunReport {
  */
 export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Promise<RunReport> {
   const { input, output, config } = options;
+  checkPaths(options);
   using checkpoint = openCheckpoint(input);
   const quantized = checkpoint.config?.[CONFIG_KEY];
   if (quantized !== undefined && quantized !== null) {
@@ -184,7 +187,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
   }
   const plan = planQuantization(checkpoint, config);
   const rows = new Map(plan.rows.map((row) => [row.name, row]));
-  checkNames(plan, checkpoint);
+  checkNames(plan, checkpoint, config);
   const threads = threadCount(config.numThreads, options.kernels);
   const beside = filesBeside(checkpoint);
   const request = outputRequest(options, checkpoint, beside.copied, {
@@ -212,7 +215,9 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
   const files = checkpoint.files.map(({ name, file }): RewriteFile => ({
     name,
     metadata: file.metadata,
-    reservedHeaderBytes: SafetensorsWriter.headerBytes(
+    reservedHeaderBytes: reservedHeaderBytes(
+      checkpoint,
+      name,
       [...file.tensors.values()].flatMap((info) => widestSpecs(rows.get(info.name)!, config)),
       file.metadata,
     ),
@@ -263,6 +268,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
  */
 export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions): Promise<RunReport> {
   const { input, output, kernels } = options;
+  checkPaths(options);
   using checkpoint = openCheckpoint(input);
   const layers = packedLayers(checkpoint);
   if (layers.size === 0) {
@@ -298,7 +304,12 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
     return {
       name,
       metadata: file.metadata,
-      reservedHeaderBytes: SafetensorsWriter.headerBytes(targets.map(({ spec }) => spec), file.metadata),
+      reservedHeaderBytes: reservedHeaderBytes(
+        checkpoint,
+        name,
+        targets.map(({ spec }) => spec),
+        file.metadata,
+      ),
       steps: targets.map(({ spec, layer }) => ({
         name: spec.name,
         weights: layer === undefined ? 0 : layer.rows * layer.cols,
@@ -334,10 +345,31 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   };
 }
 
-/** Refuses a checkpoint that has an entry under a name that a quantized tensor needs. */
-function checkNames(plan: Plan, checkpoint: Checkpoint): void {
+/** Refuses empty paths: joined with a file's name they would mean the current folder. */
+function checkPaths({ input, output }: CheckpointRun): void {
+  if (input === "") {
+    throw new CheckpointError('Cannot open "": input must be a path, got an empty text', { path: input });
+  }
+  if (output === "") {
+    throw new OutputError('Cannot write "": output must be a path, got an empty text', { path: output });
+  }
+}
+
+/** Refuses a checkpoint that has an entry under a name that a quantized tensor needs, or whose names leave no room. */
+function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
   for (const { name, action } of plan.rows) {
     if (action === "keep") continue;
+    const parts = Object.values(packedNames(name, config.zeroPoint)).map((part) => part?.length ?? 0);
+    const longest = Math.max(...parts);
+    if (longest > MAX_NAME_LENGTH) {
+      throw new CheckpointError(
+        `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: name must have at most ${
+          MAX_NAME_LENGTH - (longest - name.length)
+        } characters, because the names of its parts are longer, got ${name.length}; keep_patterns can keep such ` +
+          "tensors as they are",
+        { path: checkpoint.tensors.get(name)!.file.path, tensor: name },
+      );
+    }
     const taken = Object.values(packedNames(name, "real")).find((part) => checkpoint.tensors.has(part!));
     if (taken === undefined) continue;
     throw new CheckpointError(
@@ -346,6 +378,28 @@ function checkNames(plan: Plan, checkpoint: Checkpoint): void {
       } beside ` +
         "them, as quantized checkpoints have it; keep_patterns can keep such tensors as they are",
       { path: checkpoint.tensors.get(taken)!.file.path, tensor: name },
+    );
+  }
+}
+
+/** Room for a file's header; refuses a file that no reader would take. */
+function reservedHeaderBytes(
+  { folder }: Checkpoint,
+  name: string,
+  specs: readonly TensorSpec[],
+  metadata: Readonly<Record<string, string>>,
+): number {
+  const path = join(folder, name);
+  try {
+    if (specs.length > MAX_TENSORS) {
+      throw new RangeError(`file must have at most ${MAX_TENSORS} tensors, got ${specs.length}`);
+    }
+    return SafetensorsWriter.headerBytes(specs, metadata);
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause;
+    throw new CheckpointError(
+      `Cannot write the tensors of ${quote(path)}: ${cause.message}; split the file into shards`,
+      { path, cause },
     );
   }
 }
@@ -442,10 +496,12 @@ function indexFiles(
   tensorFile: ReadonlyMap<string, string>,
 ): SmallFile[] {
   if (checkpoint.indexFile === undefined) return [];
-  const { metadata } = JSON.parse(
+  const original = JSON.parse(
     new TextDecoder().decode(readWhole(join(checkpoint.folder, checkpoint.indexFile))),
   ) as Record<string, unknown>;
+  const { metadata } = original;
   const index = {
+    ...original,
     metadata: {
       ...(typeof metadata === "object" ? metadata : {}),
       total_size: sum(records.map(({ bytesAfter }) => bytesAfter)),

@@ -120,7 +120,11 @@ function twoShards(): string {
   });
   writeFileSync(
     join(folder, "model.safetensors.index.json"),
-    JSON.stringify({ metadata: { total_size: 1, note: "kept" }, weight_map: Object.fromEntries(map) }),
+    JSON.stringify({
+      metadata: { total_size: 1, note: "kept" },
+      weight_map: Object.fromEntries(map),
+      exporter: ["kept"],
+    }),
   );
   writeFileSync(join(folder, "config.json"), '{\n  "model_type": "Dream",\n  "rope_theta": 10000.0\n}\n');
   writeFileSync(join(folder, "tokenizer.json"), "{}");
@@ -273,6 +277,28 @@ describe("quantization_config in config.json", () => {
   });
 });
 
+describe("a quantization_config of null in config.json", () => {
+  for (
+    const text of [
+      '{"quantization_config": null}',
+      '{"quantization_config":null,\n"a": 1}',
+      '{"a": 1, "quantization_config": null }',
+    ]
+  ) {
+    test(`is replaced in ${text}, and gone after the way back`, async () => {
+      const input = writeCheckpoint(place.fresh("input"), { "a.weight": matrix(4, 64, gaussian(256, 1)) });
+      writeFileSync(join(input, "config.json"), text);
+      const output = place.fresh();
+      await quantizeTo(output, input);
+      const written = readFileSync(join(output, "config.json"), "utf8");
+      expect(written.split('"quantization_config"').length).toBe(2);
+      await dequantizeCheckpoint({ kernels, input: output, output: `${output}-plain` });
+      const { quantization_config: _, ...rest } = JSON.parse(text);
+      expect(JSON.parse(readFileSync(join(`${output}-plain`, "config.json"), "utf8"))).toEqual(rest);
+    });
+  }
+});
+
 describe("quantizeCheckpoint writes", () => {
   test("shards, index, config and the model's small files, and nothing else", async () => {
     const input = twoShards();
@@ -307,6 +333,7 @@ describe("quantizeCheckpoint writes", () => {
       .flatMap((name) => Object.values(readIndependently(join(output, name)).tensors))
       .reduce((sum, { data }) => sum + data.length, 0);
     expect(index.metadata).toEqual({ total_size: total, note: "kept" });
+    expect(index.exporter).toEqual(["kept"]);
     expect(readFileSync(join(output, "config.json"), "utf8")).toContain('"rope_theta": 10000.0,');
     const original = readIndependently(join(input, "model-00002-of-00002.safetensors"));
     expect(shard.tensors["lm_head.weight"]).toEqual(original.tensors["lm_head.weight"]);
@@ -843,6 +870,32 @@ describe("the output folder", () => {
     expect(readFileSync(join(output, "tokenizer.json"), "utf8")).toBe("precious");
   });
 
+  test("must not be an empty text, nor the input", async () => {
+    const folder = process.cwd();
+    const here = place.fresh("here");
+    mkdirSync(here);
+    writeFileSync(join(here, "config.json"), "precious");
+    process.chdir(here); // what an empty path would mean
+    try {
+      for (const options of [{}, { force: true }, { resume: true }, { dryRun: true as const }]) {
+        const error = await rejection(
+          quantizeCheckpoint({ kernels, ...options, input: DREAM, output: "", config: configOf() }),
+        );
+        expect(error).toBeInstanceOf(OutputError);
+      }
+      const back = await rejection(dequantizeCheckpoint({ kernels, input: DREAM, output: "" }));
+      expect(back).toBeInstanceOf(OutputError);
+      for (
+        const work of [quantizeTo("out", ""), dequantizeCheckpoint({ kernels, input: "", output: "out" })]
+      ) {
+        expect(await rejection(work)).toBeInstanceOf(CheckpointError);
+      }
+      expect(contents(here)).toEqual({ "config.json": btoa("precious") });
+    } finally {
+      process.chdir(folder);
+    }
+  });
+
   test("may be there and empty", async () => {
     const output = place.fresh();
     mkdirSync(output);
@@ -1017,6 +1070,24 @@ describe("bad input", () => {
     expect(error.path).toBe(file);
     expect(error.tensor).toMatch(/weight|bias/);
     expect(readdirSync(output)).toEqual([WORK_FOLDER]);
+  });
+
+  test("that has a name too long for its parts is refused before any work, and can be kept", async () => {
+    const longest = (length: number) => `${"n".repeat(length - ".weight".length)}.weight`;
+    const inputOf = (length: number) =>
+      writeCheckpoint(place.fresh("input"), { [longest(length)]: matrix(2, 32, gaussian(64, 1)) });
+    const output = place.fresh();
+    for (const [zero_point, most] of [["real", 1013], ["symmetric", 1017]] as const) {
+      const error = await rejection(quantizeTo(output, inputOf(most + 1), { config: { zero_point } }));
+      expect(error).toBeInstanceOf(CheckpointError);
+      expect(error.message).toContain(`at most ${most} characters`);
+      expect(error.tensor).toBe(longest(most + 1));
+      expect(existsSync(output)).toBe(false);
+      const { totals } = await quantizeTo(place.fresh(), inputOf(most), { config: { zero_point } });
+      expect(totals.tensors).toBe(1);
+    }
+    const kept = await quantizeTo(place.fresh(), inputOf(1024), { config: { keep_patterns: ["^n"] } });
+    expect(kept.totals.tensorsKept).toBe(1);
   });
 
   test("resume and force together are refused", async () => {

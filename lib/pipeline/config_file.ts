@@ -77,8 +77,12 @@ function isKeptLinear({ action, reason, name, shape }: LayerRecord): boolean {
 
 const moduleName = (tensor: string): string => tensor.replace(/\.weight$/, "");
 
-/** Puts `quantization_config` behind the last key of a JSON object's text; every other character stays. */
-export function withQuantizationConfig(text: string, value: unknown): string {
+/**
+ * Puts `quantization_config` behind the last key of a JSON object's text, in place of one that is there (as `null`,
+ * which some exporters write); every other character stays.
+ */
+export function withQuantizationConfig(original: string, value: unknown): string {
+  const text = withoutQuantizationConfig(original);
   const end = text.lastIndexOf("}");
   const head = text.slice(0, end).trimEnd();
   const tail = text.slice(head.length);
