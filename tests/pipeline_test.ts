@@ -12,6 +12,7 @@ import {
   statfsSync,
   symlinkSync,
   truncateSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { hostname } from "node:os";
@@ -42,7 +43,9 @@ import {
   WORK_FOLDER,
 } from "../lib/pipeline.ts";
 import { withoutQuantizationConfig, withQuantizationConfig } from "../lib/pipeline/config_file.ts";
-import { openCheckpoint } from "../lib/tensor/mod.ts";
+import { readJournal } from "../lib/pipeline/journal.ts";
+import { TensorSink } from "../lib/pipeline/rewrite.ts";
+import { openCheckpoint, SafetensorsWriter } from "../lib/tensor/mod.ts";
 import { EXIT_CODES } from "../scripts/_terminal.ts";
 import {
   contents,
@@ -141,6 +144,27 @@ describe("planQuantization", () => {
     ["model.layers.0.mlp.up_proj.bias", "BF16", [32], "not a matrix"],
     ["model.embed_tokens.weight", "BF16", M, "embedding"],
     ["lm_head.weight", "BF16", M, "head"],
+    ...[
+      "token_embedding",
+      "shared",
+      "embed_in",
+      "embeddings",
+      "embedding",
+      "embed_positions",
+      "patch_embedding",
+    ]
+      .flatMap((module): [string, string, number[], string][] => [
+        [`${module}.weight`, "F32", M, "embedding"],
+        [`encoder.${module}.weight`, "F32", M, "embedding"],
+        [`${module}.proj.weight`, "F32", M, "bit_width"],
+      ]),
+    ...["embed_out", "score", "classifier"].flatMap((module): [string, string, number[], string][] => [
+      [`${module}.weight`, "F32", M, "head"],
+      [`model.${module}.weight`, "F32", M, "head"],
+      [`${module}.dense.weight`, "F32", M, "bit_width"],
+    ]),
+    ["mlp.shared_expert.weight", "BF16", M, "bit_width"],
+    ["underscore.weight", "BF16", M, "bit_width"],
     ["model.norm.weight", "BF16", [64], "not a matrix"],
     ["model.layers.0.q_norm.weight", "BF16", M, "norm"],
     ["model.transformer.wte.weight", "BF16", M, "embedding"],
@@ -552,6 +576,14 @@ describe("min_accuracy", () => {
     }
   });
 
+  test("of 1 is reached by weights that come back equal", async () => {
+    const input = writeCheckpoint(place.fresh("input"), {
+      "a.weight": matrix(3, 130, new Float32Array(390).fill(0.5)),
+    });
+    const { layers } = await quantizeTo(place.fresh(), input, { config: { min_accuracy: 1, bit_width: 4 } });
+    expect(layers.map(({ action, bits }) => [action, bits])).toEqual([["quantize", 4]]);
+  });
+
   test("keeps what 8 bits do not reach, or fails fast", async () => {
     const config = { bit_width: 4, min_accuracy: 1 };
     const { layers, totals } = await quantizeTo(place.fresh(), twoShards(), { config });
@@ -611,6 +643,52 @@ describe("weights that are not finite", () => {
       readIndependently(join(folder, "model.safetensors"))
     );
     expect(after!.tensors["a.weight"]).toEqual(before!.tensors["a.weight"]);
+  });
+
+  const kept: [dtype: string, data: ArrayBufferView<ArrayBuffer>][] = [
+    ["F64", Float64Array.of(1, 1e300, -Infinity, 1)],
+    ["F32", Float32Array.of(1, 2, NaN, 1)],
+    ["F16", Uint16Array.of(0x3c00, 0, 0x7e00, 0)],
+    ["BF16", Uint16Array.of(0x3f80, 0, 0xff80, 0)],
+    ["F8_E4M3", Uint8Array.of(1, 2, 0xff, 3)],
+    ["F8_E5M2", Uint8Array.of(1, 2, 0x7c, 3)],
+  ];
+  for (const [dtype, data] of kept) {
+    test(`are found in kept tensors too: ${dtype}`, async () => {
+      const input = writeCheckpoint(place.fresh("input"), {
+        "a.bias": { dtype, shape: [4], data },
+        "wte.weight": { dtype, shape: [2, 2], data },
+        "b.weight": matrix(4, 16, gaussian(64, 33)),
+      });
+      const output = place.fresh();
+      const error = await rejection(quantizeTo(output, input));
+      expect(error).toBeInstanceOf(WeightsError);
+      expect(error.tensor).toBe("a.bias");
+      expect(error.message).toContain("element 2");
+      expect(error.message).toContain("row 1, column 0");
+      expect(existsSync(output)).toBe(false);
+      const { layers } = await quantizeTo(output, input, { config: { non_finite: "keep" } });
+      expect(layers.map(({ reason, nonFinite }) => [reason, nonFinite])).toEqual([
+        ["not a matrix", true],
+        ["embedding", true],
+        ["bit_width", undefined],
+      ]);
+      expect(readManifest(output)!.layers[0]!.nonFinite).toBe(true);
+      const [before, after] = [input, output].map((folder) =>
+        readIndependently(join(folder, "model.safetensors")).tensors["wte.weight"]
+      );
+      expect(after).toEqual(before!);
+    });
+  }
+
+  test("beyond float32 are named so where they are float64, and only where they are quantized", async () => {
+    const data = Float64Array.of(1, 2, 3, 1e300);
+    const tensor = { dtype: "F64", shape: [2, 2], data };
+    const quantized = writeCheckpoint(place.fresh("input"), { "a.weight": tensor });
+    const error = await rejection(quantizeTo(place.fresh(), quantized));
+    expect(error.message).toContain("finite in float32, got 1e+300 at row 1, column 1");
+    const asTable = writeCheckpoint(place.fresh("input"), { "wte.weight": tensor });
+    expect((await quantizeTo(place.fresh(), asTable)).totals.tensorsKept).toBe(1);
   });
 
   test("and weights too large for half-precision scales are refused, a finished output left alone", async () => {
@@ -698,6 +776,32 @@ describe("a stopped run", () => {
     expect(changed.message).toContain("another input");
     const threads = await quantizeTo(output, input, { config: { ...config, num_threads: 2 }, resume: true });
     expect(threads.tensorsResumed).toBeGreaterThanOrEqual(2);
+  });
+
+  test("is not resumed once the input was written again, not even with the same bytes", async () => {
+    const copy = place.fresh("input");
+    cpSync(input, copy, { recursive: true });
+    const output = place.fresh();
+    const controller = new AbortController();
+    await rejection(quantizeTo(output, copy, {
+      config,
+      signal: controller.signal,
+      onProgress: ({ tensorsDone }) => tensorsDone >= 3 && controller.abort("SIGINT"),
+    }));
+    utimesSync(join(copy, "model-00002-of-00002.safetensors"), new Date(1e12), new Date(1e12));
+    const error = await rejection(quantizeTo(output, copy, { config, resume: true }));
+    expect(error).toBeInstanceOf(OutputError);
+    expect(error.message).toContain("must not have changed");
+  });
+
+  test("counts only whole lines of its journal", async () => {
+    const output = place.fresh();
+    await stopAfter(output, 3);
+    const path = join(output, WORK_FOLDER, "progress.jsonl");
+    const { length } = readJournal(path).entries;
+    expect(length).toBeGreaterThanOrEqual(2);
+    truncateSync(path, readFileSync(path).length - 1); // the line feed alone: the rest still parses
+    expect(readJournal(path).entries.length).toBe(length - 1);
   });
 
   test("is done again where its bytes or its journal are damaged", async () => {
@@ -861,6 +965,44 @@ describe("the output folder", () => {
     }
   });
 
+  test("is not taken for ours by a manifest or a journal that names files elsewhere", async () => {
+    const outer = place.fresh("outer");
+    const output = join(outer, "out");
+    const victim = join(outer, "victim");
+    for (const name of ["../victim", victim, ".."]) {
+      await quantizeTo(output, DREAM, { force: true });
+      writeFileSync(victim, "precious");
+      const path = join(output, MANIFEST_FILE);
+      const text = readFileSync(path, "utf8");
+      const manifest = JSON.parse(text);
+      manifest.files[name] = { bytes: 8, sha256: "" };
+      writeFileSync(path, JSON.stringify(manifest));
+      const error = await rejection(quantizeTo(output, DREAM, { force: true }));
+      expect(error).toBeInstanceOf(OutputError);
+      writeFileSync(path, text);
+      const work = join(output, WORK_FOLDER);
+      mkdirSync(work);
+      const header = {
+        journal: 1,
+        identity: manifest.identity,
+        sourceTimes: [],
+        files: [`../${name}`, name],
+      };
+      writeFileSync(join(work, "progress.jsonl"), `${JSON.stringify(header)}\n`);
+      await quantizeTo(output, DREAM, { force: true });
+      expect(readFileSync(victim, "utf8")).toBe("precious");
+    }
+  });
+
+  test("that is finished and another one is not resumed but replaced", async () => {
+    const output = place.fresh();
+    await quantizeTo(output, DIT);
+    const error = await rejection(quantizeTo(output, DIT, { config: { bit_width: 8 }, resume: true }));
+    expect(error).toBeInstanceOf(OutputError);
+    expect(error.message).toContain("no stopped run but a finished output with bit_width 4, not 8");
+    expect(error.message).toContain("replace it with --force instead of --resume");
+  });
+
   test("with a file of somebody else under a name that is needed is refused", async () => {
     const output = place.fresh();
     await quantizeTo(output, DIT);
@@ -975,6 +1117,80 @@ describe("the output folder", () => {
     writeFileSync(join(work, "lock-elsewhere.invalid-1-0-0"), "");
     const error = await rejection(quantizeTo(output, DREAM, { force: true }));
     expect(error.message).toContain("elsewhere.invalid");
+  });
+});
+
+describe("a matrix of several chunks", () => {
+  const [rows, cols] = [2600, 1024]; // 2048 rows are one chunk
+  const weights = gaussian(rows * cols, 41);
+  for (let i = 0; i < 2048 * cols; i++) weights[i]! += 0.2; // so that zero points differ from chunk to chunk
+
+  for (const zero_point of ["real", "integer"]) {
+    test(`comes back row by row, with the error that is reported: ${zero_point}`, async () => {
+      const input = writeCheckpoint(place.fresh("input"), { "a.weight": matrix(rows, cols, weights) });
+      const output = place.fresh();
+      const { layers: [layer] } = await quantizeTo(output, input, { config: { zero_point, bit_width: 4 } });
+      await dequantizeCheckpoint({ kernels, input: output, output: `${output}-plain` });
+      const { data } = readIndependently(join(`${output}-plain`, "model.safetensors")).tensors["a.weight"]!;
+      const back = new Float32Array(data.slice().buffer);
+      let [squares, error, worst] = [0, 0, 0];
+      for (let i = 0; i < weights.length; i++) {
+        squares += weights[i]! ** 2;
+        error += (weights[i]! - back[i]!) ** 2;
+        worst = Math.max(worst, Math.abs(weights[i]! - back[i]!));
+      }
+      expect(layer!.statistics!.sumSquares / squares).toBeCloseTo(1, 10);
+      expect(layer!.statistics!.sumSquaredError / error).toBeCloseTo(1, 8);
+      expect(layer!.statistics!.maxError).toBeCloseTo(worst, 6);
+      expect(Math.sqrt(error / squares)).toBeLessThan(0.1);
+    });
+  }
+
+  test("names the row of a NaN in a later chunk, quantized or kept", async () => {
+    const broken = weights.slice();
+    broken[2300 * cols + 5] = NaN;
+    const input = writeCheckpoint(place.fresh("input"), {
+      "a.weight": matrix(rows, cols, broken),
+      "wte.weight": matrix(rows, cols, broken),
+    });
+    const { message } = await rejection(quantizeTo(place.fresh(), input));
+    expect(message.split("row 2300, column 5").length).toBe(3);
+  });
+});
+
+describe("faults of the disk", () => {
+  test("that gives back other bytes than were written are found", () => {
+    const spec = { name: "a", dtype: "U8", shape: [4] } as const;
+    using writer = SafetensorsWriter.create(place.fresh("file"), {
+      reservedHeaderBytes: SafetensorsWriter.headerBytes([spec]),
+    });
+    const sink = new TensorSink(writer, () => Promise.resolve());
+    sink.begin([spec]);
+    sink.write("a", Uint8Array.of(1, 2));
+    const readInto = writer.readInto.bind(writer);
+    writer.readInto = (name, byteStart, target) => {
+      readInto(name, byteStart, target);
+      target[1]! ^= 0x10;
+    };
+    expect(() => sink.write("a", Uint8Array.of(3, 4))).toThrow(IntegrityError);
+  });
+
+  test("that show in a background sync end the run", async () => {
+    const input = writeCheckpoint(place.fresh("input"), {
+      // More than is written between two syncs.
+      "a.bias": { dtype: "U8", shape: [100 * 2 ** 20], data: new Uint8Array(100 * 2 ** 20) },
+    });
+    const output = place.fresh();
+    const partial = join(output, WORK_FOLDER, "model.safetensors.partial");
+    const error = await rejection(quantizeTo(output, input, {
+      // The file under another name cannot be opened for the sync; back again, nothing else notices.
+      onProgress: ({ bytesDone, bytes }) => {
+        if (bytesDone === 8 * 2 ** 20) renameSync(partial, `${partial}.away`);
+        if (bytesDone === bytes && existsSync(`${partial}.away`)) renameSync(`${partial}.away`, partial);
+      },
+    }));
+    expect(error).toBeInstanceOf(OutputError);
+    expect(error.message).toContain("Cannot sync");
   });
 });
 

@@ -16,7 +16,22 @@ import { errorCode, listFolder, outputError, quote } from "./files.ts";
 const LOCK_NAME = /^lock-(.+)-(\d+)-([0-9a-f.]+)-\d+$/;
 const UNKNOWN_START = "0";
 
-const host = (): string => hostname().replace(/[^\w.-]/g, "_");
+/** Host of a run that may not know where it runs (Deno without --allow-sys). */
+const UNKNOWN_HOST = "unnamed";
+
+function host(): string {
+  try {
+    return hostname().replace(/[^\w.-]/g, "_");
+  } catch (error) {
+    if (!isNotPermitted(error)) throw error;
+    return UNKNOWN_HOST;
+  }
+}
+
+/** Whether Deno refused something for lack of a permission. */
+function isNotPermitted(error: unknown): boolean {
+  return error instanceof Error && error.name === "NotCapable";
+}
 
 /** Names of the locks that this process holds. */
 const held = new Set<string>();

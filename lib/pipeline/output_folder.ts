@@ -344,7 +344,14 @@ function findStart(request: OutputRequest): Start {
   const manifest = readManifest(path);
   if (header === undefined && committed === undefined) {
     if (manifest === undefined) return { kind: "fresh" };
-    checkIdentity(path, "a finished output", manifest.identity, identity);
+    // Also where a run with --force was killed before its journal: then the old output is what there is.
+    checkIdentity(
+      path,
+      "no stopped run but a finished output",
+      manifest.identity,
+      identity,
+      REPLACE,
+    );
     return { kind: "finished", manifest };
   }
   if (header !== undefined) {
@@ -381,7 +388,13 @@ function isSameIdentity(a: Identity, b: Identity): boolean {
   return JSON.stringify(a) === JSON.stringify(b);
 }
 
-function checkIdentity(path: string, what: string, found: Identity, wanted: Identity): void {
+function checkIdentity(
+  path: string,
+  what: string,
+  found: Identity,
+  wanted: Identity,
+  remedy: string = GO_ON,
+): void {
   if (isSameIdentity(found, wanted)) return;
   const differences: string[] = [];
   if (found.operation !== wanted.operation) {
@@ -392,7 +405,7 @@ function checkIdentity(path: string, what: string, found: Identity, wanted: Iden
   }
   differences.push(...settingDifferences(found.settings, wanted.settings));
   if (JSON.stringify(found.source) !== JSON.stringify(wanted.source)) differences.push("another input");
-  throw cannotResume(path, `must be the same run again, got ${what} with ${differences.join("; ")}`);
+  throw cannotResume(path, `must be the same run again, got ${what} with ${differences.join("; ")}`, remedy);
 }
 
 function settingDifferences(found: string, wanted: string): string[] {
@@ -409,13 +422,12 @@ function settingDifferences(found: string, wanted: string): string[] {
     .map((key) => `${key} ${JSON.stringify(a[key])}, not ${JSON.stringify(b[key])}`);
 }
 
-function cannotResume(path: string, reason: string): OutputError {
-  return new OutputError(
-    `Cannot resume ${
-      quote(path)
-    }: ${reason}; repeat the first command with --resume, or start over with --force`,
-    { path },
-  );
+/** What helps against a run that cannot be resumed. */
+const GO_ON = "repeat the first command with --resume, or start over with --force";
+const REPLACE = "replace it with --force instead of --resume, also where a run with --force was stopped";
+
+function cannotResume(path: string, reason: string, remedy: string = GO_ON): OutputError {
+  return new OutputError(`Cannot resume ${quote(path)}: ${reason}; ${remedy}`, { path });
 }
 
 const isTensors = (name: string): boolean => name.endsWith(".safetensors");

@@ -34,7 +34,7 @@ export const KEEP_RULES = [
   {
     rule: "embedding",
     pattern: String
-      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|wpe|embedding_table|(?:word|token_type|position|pos)_embeddings?|pos_embed)(?:\.|$)`,
+      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|wpe|embedding_table|(?:word|token_type|position|pos)_embeddings?|pos_embed)(?:\.|$)|(?:^|\.)(?:(?:token_|patch_)?embeddings?|shared|embed_in|embed_positions)\.weight$`,
     why: "rows are looked up, not multiplied: an error is not averaged over a sum",
   },
   {
@@ -45,7 +45,7 @@ export const KEEP_RULES = [
   {
     rule: "head",
     pattern: String
-      .raw`(?:^|\.)lm_head\.weight$|^model\.transformer\.ff_out\.weight$|^proj_out(?:_2)?\.weight$|^(?:final_layer\.linear|head|output)\.weight$`,
+      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|^model\.transformer\.ff_out\.weight$|^proj_out(?:_2)?\.weight$|^(?:final_layer\.linear|head|output)\.weight$`,
     why: "its error goes into every output without another layer to absorb it",
   },
   {

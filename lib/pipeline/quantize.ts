@@ -12,13 +12,17 @@ import {
   groupCount,
   packedErrorStatistics,
   quantize,
+  type Weights,
 } from "../quant/mod.ts";
 import { packedNames, packedTensorSpecs, packZeroPoints, specBytes } from "../quant/packed_checkpoint.ts";
-import { BYTES_PER_ELEMENT, type FloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
+import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
 import { quote } from "./files.ts";
 import type { PlanRow } from "./plan.ts";
 import type { LayerRecord } from "./record.ts";
 import { CHUNK_BYTES, copyTensor, type RunEvent, type TensorSink } from "./rewrite.ts";
+
+/** What rounding of three sums may take from a cosine: equal weights must reach a `min_accuracy` of 1. */
+const COSINE_ROUNDING = 1e-12;
 
 /** What all tensors of a run share. */
 export interface QuantizeContext {
@@ -52,7 +56,7 @@ export async function rewriteTensor(
       return await keepTensor(row, source, sink, context, "non_finite");
     }
     const reached = cosine(statistics);
-    if (reached >= minAccuracy) {
+    if (reached >= minAccuracy - COSINE_ROUNDING) {
       const [rows, cols] = row.shape as [number, number];
       const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint);
       const { name, file, dtype, shape, bytesBefore } = row;
@@ -99,9 +103,46 @@ async function keepTensor(
   reason: string,
 ): Promise<LayerRecord> {
   const { name, file, dtype, shape, bytesBefore } = row;
-  const readInto = (start: number, target: Uint8Array) => source.readInto(name, start, target);
+  const { kernels, config: { nonFinite }, onEvent } = context;
+  let found: WeightsError | undefined;
+  const readInto = (start: number, target: Uint8Array<ArrayBuffer>) => {
+    source.readInto(name, start, target);
+    if (found !== undefined || !isFloatDtype(dtype)) return;
+    const index = findNonfiniteStored(
+      kernels,
+      { data: target, dtype },
+      target.length / BYTES_PER_ELEMENT[dtype],
+    );
+    if (index < 0) return;
+    found = new WeightsError(
+      `Cannot copy ${quote(name)} of ${quote(source.path)}: weights must be finite, got NaN or infinity at ${
+        placeOf(start / BYTES_PER_ELEMENT[dtype] + index, shape)
+      }; set non_finite: keep to copy such a tensor as it is`,
+      { path: source.path, tensor: name },
+    );
+    if (nonFinite === "fail") throw found;
+  };
   await copyTensor(sink, { name, dtype, shape }, readInto, context.buffer(CHUNK_BYTES));
-  return { name, file, action: "keep", reason, dtype, shape, bytesBefore, bytesAfter: bytesBefore };
+  const record = { name, file, dtype, shape, bytesBefore, bytesAfter: bytesBefore };
+  if (found === undefined) return { ...record, action: "keep", reason };
+  if (reason !== "non_finite") onEvent?.({ kind: "kept", message: `${found.message} (as it was)` });
+  return { ...record, action: "keep", reason, nonFinite: true };
+}
+
+/** Position of the first NaN or infinity as they are stored: a float64 may be finite beyond float32. */
+function findNonfiniteStored(kernels: Kernels, weights: Weights, elements: number): number {
+  const first = findNonfinite(kernels, weights, elements);
+  if (first < 0 || weights.dtype !== "F64") return first;
+  const { buffer, byteOffset } = weights.data;
+  const values = new Float64Array(buffer, byteOffset, elements);
+  for (let i = first; i < elements; i++) if (!Number.isFinite(values[i])) return i;
+  return -1;
+}
+
+/** An element's place in words. */
+function placeOf(index: number, shape: readonly number[]): string {
+  if (shape.length !== 2) return `element ${index}`;
+  return `row ${Math.floor(index / shape[1]!)}, column ${index % shape[1]!}`;
 }
 
 /** Rows of `cols` elements that are handled at once. */
@@ -164,9 +205,11 @@ async function quantizeRows(
       ? `weights in rows ${begin} to ${
         begin + count - 1
       } must allow half-precision scales, got too large ones`
-      : `weights must be finite, got NaN or infinity at row ${begin + Math.floor(index / cols)}, column ${
-        index % cols
-      }`;
+      : `weights must be finite${dtype === "F64" ? " in float32" : ""}, got ${
+        dtype === "F64"
+          ? new Float64Array(data.buffer, data.byteOffset, count * cols)[index]
+          : "NaN or infinity"
+      } at ${placeOf(begin * cols + index, row.shape)}`;
     const hint = "; set non_finite: keep to store such a tensor unquantized";
     return new WeightsError(
       `Cannot quantize ${quote(name)} of ${quote(source.path)}: ${reason}${hint}`,

@@ -30,6 +30,8 @@ export interface LayerRecord {
   readonly bytesBefore: number;
   /** Stored bytes of everything that belongs to it. */
   readonly bytesAfter: number;
+  /** Kept although NaN or infinity is among its values. */
+  readonly nonFinite?: true;
   /** Of what was written against the source; undefined when nothing changed. */
   readonly statistics?: ErrorStatistics;
   /** Widths that missed `min_accuracy`, with what they reached. */

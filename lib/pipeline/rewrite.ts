@@ -214,7 +214,7 @@ export class TensorSink {
 export async function copyTensor(
   sink: TensorSink,
   spec: TensorSpec,
-  readInto: (byteStart: number, target: Uint8Array) => void,
+  readInto: (byteStart: number, target: Uint8Array<ArrayBuffer>) => void,
   buffer: Uint8Array<ArrayBuffer>,
 ): Promise<void> {
   const width = BYTES_PER_ELEMENT[spec.dtype];
