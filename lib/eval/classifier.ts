@@ -97,8 +97,8 @@ export class GlyphClassifier {
   /** 3×3 convolution with padding 1, then ReLU: `f32[count, in, side, side]` → `f32[count, out, side, side]`. */
   #convolve(name: "c1" | "c2", x: Float32Array, count: number, side: number): Float32Array<ArrayBuffer> {
     const layer = this.#layers[name];
-    const channels = layer.cols / 9, area = side * side;
-    const patches = new Float32Array(count * area * layer.cols);
+    const channels = layer.weights.cols / 9, area = side * side;
+    const patches = new Float32Array(count * area * layer.weights.cols);
     for (let b = 0, at = 0; b < count; b++) {
       for (let y = 0; y < side; y++) {
         for (let x0 = 0; x0 < side; x0++) {
@@ -114,13 +114,16 @@ export class GlyphClassifier {
         }
       }
     }
-    const pixels = new Float32Array(count * area * layer.rows);
+    const pixels = new Float32Array(count * area * layer.weights.rows);
     this.#operations.linear(layer, patches, count * area, pixels);
     const out = new Float32Array(pixels.length);
     for (let b = 0; b < count; b++) {
       for (let i = 0; i < area; i++) {
-        for (let c = 0; c < layer.rows; c++) {
-          out[(b * layer.rows + c) * area + i] = Math.max(0, pixels[(b * area + i) * layer.rows + c]!);
+        for (let c = 0; c < layer.weights.rows; c++) {
+          out[(b * layer.weights.rows + c) * area + i] = Math.max(
+            0,
+            pixels[(b * area + i) * layer.weights.rows + c]!,
+          );
         }
       }
     }
@@ -155,10 +158,12 @@ export function loadClassifier(path: string, kernels: Kernels, threads = 1): Gly
     const [rows, ...rest] = SHAPES[name];
     return {
       name: `${name}.weight`,
-      rows,
-      cols: rest.reduce((product, size) => product * size, 1),
-      full: { dtype: "F32", data: readFloats(file, `${name}.weight`, SHAPES[name]) },
-      packed: undefined,
+      weights: {
+        rows,
+        cols: rest.reduce((product, size) => product * size, 1),
+        dtype: "F32",
+        data: readFloats(file, `${name}.weight`, SHAPES[name]),
+      },
       bias: readFloats(file, `${name}.bias`, [rows]),
     };
   };

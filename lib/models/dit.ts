@@ -285,12 +285,12 @@ export class DitModel {
     const operations = this.#operations;
     const side = config.sampleSize / config.patchSize, tokens = side * side, count = batch * tokens;
     const take = (name: string, rows: number, cols: number) => this.#workspace.take(name, rows * cols);
-    const linear = (layer: LinearLayer, x: Float32Array, rows: number, out: Float32Array) => {
+    const linear = (layer: LinearLayer, x: Float32Array, rows: number, out: Float32Array<ArrayBuffer>) => {
       observe?.(layer, x, rows);
       operations.linear(layer, x, rows, out);
     };
 
-    const patches = take("patches", count, this.#patch.cols);
+    const patches = take("patches", count, this.#patch.weights.cols);
     patchify(samples, config, patches);
     const hidden = take("hidden", count, width);
     linear(this.#patch, patches, count, hidden);
@@ -310,22 +310,23 @@ export class DitModel {
       return condition;
     };
     const stride = 6 * width;
+    const shape = { batch, tokens, cols: width, stride };
     for (const block of this.#blocks) {
       const modulation = take("modulation", batch, stride);
       linear(block.modulation, conditionOf(block), batch, modulation);
       const part = (index: number) => modulation.subarray(index * width);
       const normed = take("normed", count, width), delta = take("delta", count, width);
       operations.layerNorm(hidden, undefined, undefined, count, width, NORM_EPSILON, normed);
-      operations.modulate(normed, part(1), part(0), stride, batch, tokens, width, normed);
+      operations.modulate(normed, part(1), part(0), shape, normed);
       const query = take("query", count, width),
         key = take("key", count, width),
         value = take("value", count, width);
       linear(block.query, normed, count, query);
       linear(block.key, normed, count, key);
       linear(block.value, normed, count, value);
-      operations.attention(query, key, value, undefined, batch, tokens, heads, heads, headSize, normed);
+      operations.attention(query, key, value, { batch, tokens, heads, headSize }, undefined, normed);
       linear(block.attentionOutput, normed, count, delta);
-      operations.gateAdd(hidden, part(2), delta, stride, batch, tokens, width, hidden);
+      operations.gateAdd(hidden, part(2), delta, shape, hidden);
       operations.layerNorm(
         hidden,
         block.normWeight,
@@ -335,12 +336,12 @@ export class DitModel {
         config.normEpsilon,
         normed,
       );
-      operations.modulate(normed, part(4), part(3), stride, batch, tokens, width, normed);
+      operations.modulate(normed, part(4), part(3), shape, normed);
       const inner = take("inner", count, 4 * width);
       linear(block.feedForward1, normed, count, inner);
       operations.geluTanh(inner, inner);
       linear(block.feedForward2, inner, count, delta);
-      operations.gateAdd(hidden, part(5), delta, stride, batch, tokens, width, hidden);
+      operations.gateAdd(hidden, part(5), delta, shape, hidden);
       inspect?.(block.name, hidden);
     }
     const modulation = take("modulation", batch, 2 * width);
@@ -351,13 +352,10 @@ export class DitModel {
       normed,
       modulation.subarray(width),
       modulation,
-      2 * width,
-      batch,
-      tokens,
-      width,
+      { ...shape, stride: 2 * width },
       normed,
     );
-    const pixels = take("pixels", count, this.#output2.rows);
+    const pixels = take("pixels", count, this.#output2.weights.rows);
     linear(this.#output2, normed, count, pixels);
     const output = take("output", batch, config.outputChannels * config.sampleSize ** 2);
     unpatchify(pixels, config, output);

@@ -244,10 +244,11 @@ export class MaskedTransformer {
     const operations = this.#operations;
     const take = (name: string, cols: number, count = batch * tokens) =>
       this.#workspace.take(name, count * cols);
-    const linear = (layer: LinearLayer, x: Float32Array, count: number, out: Float32Array) => {
+    const linear = (layer: LinearLayer, x: Float32Array, count: number, out: Float32Array<ArrayBuffer>) => {
       observe?.(layer, x, count);
       operations.linear(layer, x, count, out);
     };
+    const shape = { batch, tokens, heads, kvHeads: keyValueHeads, headSize };
     const positions = positionsOf(batch, tokens, attentionMask);
 
     let hidden = take("hidden", hiddenSize);
@@ -268,18 +269,7 @@ export class MaskedTransformer {
       operations.rotary(query, positions, heads, headSize, rotaryTheta);
       operations.rotary(key, positions, keyValueHeads, headSize, rotaryTheta);
       let attended = take("attended", heads * headSize);
-      operations.attention(
-        query,
-        key,
-        value,
-        attentionMask,
-        batch,
-        tokens,
-        heads,
-        keyValueHeads,
-        headSize,
-        attended,
-      );
+      operations.attention(query, key, value, shape, attentionMask, attended);
       if (rows !== undefined && index === this.#blocks.length - 1) {
         // Behind the last attention no position reads another: the rest of the model runs on the wanted ones alone.
         count = rows.length;

@@ -49,7 +49,8 @@ export {
   schedulerConfig,
   type TimestepSpacing,
 } from "./schedulers.ts";
-export type { EmbeddingTable, FullWeights, LinearLayer } from "./tensors.ts";
+export type { DenseMatrix, Matrix } from "./kernels.ts";
+export type { EmbeddingTable, LinearLayer } from "./tensors.ts";
 export { loadTokenizer, type Tokenizer } from "./tokenizer.ts";
 
 /** A loaded model, by its family. */

@@ -1,170 +1,102 @@
-/** naive placeholder */
+/** The operations of a forward pass, bound to opened kernels and a number of threads. */
 import type { Kernels } from "../native/mod.ts";
-import { dequantize } from "../quant/mod.ts";
+import * as kernel from "./kernels.ts";
 import type { LinearLayer } from "./tensors.ts";
 
-const cache = new WeakMap<LinearLayer, Float32Array>();
+type Floats = Float32Array<ArrayBuffer>;
+
+/** What kernels.ts has, without the arguments that are the same for a whole model; results go to the last argument. */
 export class Operations {
-  constructor(readonly kernels: Kernels, readonly threads: number) {}
-  linear(layer: LinearLayer, x: Float32Array, tokens: number, out: Float32Array): void {
-    let w = cache.get(layer);
-    const { rows, cols } = layer;
-    if (!w) {
-      if (layer.packed) w = dequantize(this.kernels, layer.packed);
-      else if (layer.full!.dtype === "F32") w = layer.full!.data as Float32Array;
-      else if (layer.full!.dtype === "BF16") {
-        const u = Uint32Array.from(layer.full!.data as Uint16Array, (v) => v << 16);
-        w = new Float32Array(u.buffer);
-      } else w = Float32Array.from(new Float16Array(layer.full!.data.buffer as ArrayBuffer));
-      cache.set(layer, w);
-    }
-    for (let t = 0; t < tokens; t++) {
-      for (let r = 0; r < rows; r++) {
-        let s = 0;
-        for (let c = 0; c < cols; c++) s += w[r * cols + c]! * x[t * cols + c]!;
-        out[t * rows + r] = s + (layer.bias?.[r] ?? 0);
-      }
-    }
+  readonly kernels: Kernels;
+  readonly threads: number;
+
+  constructor(kernels: Kernels, threads: number) {
+    this.kernels = kernels;
+    this.threads = threads;
   }
+
+  /** `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `out` must not be `x`. */
+  linear({ weights, bias }: LinearLayer, x: Float32Array, tokens: number, out: Floats): void {
+    kernel.linear(this.kernels, x, tokens, weights, bias, { out, threads: this.threads });
+  }
+
+  /** `x: f32[rows, cols]`; `out` may be `x`. */
   rmsNorm(
     x: Float32Array,
     weight: Float32Array,
     rows: number,
     cols: number,
-    eps: number,
-    out: Float32Array,
+    epsilon: number,
+    out: Floats,
   ): void {
-    for (let t = 0; t < rows; t++) {
-      let s = 0;
-      for (let c = 0; c < cols; c++) s += x[t * cols + c]! ** 2;
-      const k = 1 / Math.sqrt(s / cols + eps);
-      for (let c = 0; c < cols; c++) out[t * cols + c] = x[t * cols + c]! * k * weight[c]!;
-    }
+    kernel.rmsNorm(this.kernels, x, rows, cols, weight, epsilon, { out, threads: this.threads });
   }
+
+  /** `x: f32[rows, cols]`; `out` may be `x`. */
   layerNorm(
     x: Float32Array,
     weight: Float32Array | undefined,
     bias: Float32Array | undefined,
     rows: number,
     cols: number,
-    eps: number,
-    out: Float32Array,
+    epsilon: number,
+    out: Floats,
   ): void {
-    for (let t = 0; t < rows; t++) {
-      let s = 0, q = 0;
-      for (let c = 0; c < cols; c++) s += x[t * cols + c]!;
-      const m = s / cols;
-      for (let c = 0; c < cols; c++) q += (x[t * cols + c]! - m) ** 2;
-      const k = 1 / Math.sqrt(q / cols + eps);
-      for (let c = 0; c < cols; c++) {
-        out[t * cols + c] = (x[t * cols + c]! - m) * k * (weight?.[c] ?? 1) + (bias?.[c] ?? 0);
-      }
-    }
+    kernel.layerNorm(this.kernels, x, rows, cols, weight, bias, epsilon, { out, threads: this.threads });
   }
+
+  /** `q: f32[batch, tokens, heads, headSize]`, `k` and `v: f32[batch, tokens, kvHeads, headSize]` → like `q`. */
   attention(
     q: Float32Array,
     k: Float32Array,
     v: Float32Array,
+    shape: kernel.AttentionShape,
     keyMask: Uint8Array | undefined,
-    batch: number,
-    tokens: number,
-    heads: number,
-    kvHeads: number,
-    headSize: number,
-    out: Float32Array,
+    out: Floats,
   ): void {
-    const scale = 1 / Math.sqrt(headSize), rep = heads / kvHeads;
-    const p = new Float64Array(tokens);
-    for (let b = 0; b < batch; b++) {
-      for (let h = 0; h < heads; h++) {
-        const g = Math.floor(h / rep);
-        for (let i = 0; i < tokens; i++) {
-          let max = -Infinity;
-          for (let j = 0; j < tokens; j++) {
-            let s = 0;
-            for (let d = 0; d < headSize; d++) {
-              s += q[((b * tokens + i) * heads + h) * headSize + d]! *
-                k[((b * tokens + j) * kvHeads + g) * headSize + d]!;
-            }
-            p[j] = keyMask && keyMask[b * tokens + j] === 0 ? -Infinity : s * scale;
-            if (p[j]! > max) max = p[j]!;
-          }
-          let z = 0;
-          for (let j = 0; j < tokens; j++) z += p[j] = Math.exp(p[j]! - max);
-          for (let d = 0; d < headSize; d++) {
-            let s = 0;
-            for (let j = 0; j < tokens; j++) s += p[j]! * v[((b * tokens + j) * kvHeads + g) * headSize + d]!;
-            out[((b * tokens + i) * heads + h) * headSize + d] = s / z;
-          }
-        }
-      }
-    }
+    kernel.attention(this.kernels, q, k, v, shape, { keyMask, out, threads: this.threads });
   }
-  rotary(x: Float32Array, positions: Int32Array, heads: number, headSize: number, theta: number): void {
-    const half = headSize / 2;
-    for (let t = 0; t < positions.length; t++) {
-      for (let h = 0; h < heads; h++) {
-        const o = (t * heads + h) * headSize;
-        for (let d = 0; d < half; d++) {
-          const a = positions[t]! * theta ** (-d / half);
-          const [c, s, u, w] = [Math.cos(a), Math.sin(a), x[o + d]!, x[o + d + half]!];
-          x[o + d] = u * c - w * s;
-          x[o + d + half] = w * c + u * s;
-        }
-      }
-    }
+
+  /** In place: `x: f32[positions, heads, headSize]`. */
+  rotary(x: Floats, positions: Int32Array, heads: number, headSize: number, theta: number): void {
+    kernel.rotary(this.kernels, x, positions, heads, headSize, theta, this.threads);
   }
-  siluMultiply(gate: Float32Array, up: Float32Array, out: Float32Array): void {
-    for (let i = 0; i < out.length; i++) out[i] = gate[i]! / (1 + Math.exp(-gate[i]!)) * up[i]!;
+
+  siluMultiply(gate: Float32Array, up: Float32Array, out: Floats): void {
+    kernel.siluMultiply(this.kernels, gate, up, { out, threads: this.threads });
   }
-  silu(x: Float32Array, out: Float32Array): void {
-    for (let i = 0; i < out.length; i++) out[i] = x[i]! / (1 + Math.exp(-x[i]!));
+
+  silu(x: Float32Array, out: Floats): void {
+    kernel.silu(this.kernels, x, { out, threads: this.threads });
   }
-  geluTanh(x: Float32Array, out: Float32Array): void {
-    for (let i = 0; i < out.length; i++) {
-      const v = x[i]!;
-      out[i] = 0.5 * v * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (v + 0.044715 * v ** 3)));
-    }
+
+  geluTanh(x: Float32Array, out: Floats): void {
+    kernel.geluTanh(this.kernels, x, { out, threads: this.threads });
   }
+
+  /** `x (1 + scale) + shift`, one row of `scale` and `shift` a batch item. */
   modulate(
     x: Float32Array,
     scale: Float32Array,
     shift: Float32Array,
-    stride: number,
-    batch: number,
-    tokens: number,
-    cols: number,
-    out: Float32Array,
+    shape: kernel.ModulationShape,
+    out: Floats,
   ): void {
-    for (let b = 0; b < batch; b++) {
-      for (let t = 0; t < tokens; t++) {
-        for (let c = 0; c < cols; c++) {
-          const i = (b * tokens + t) * cols + c;
-          out[i] = x[i]! * (1 + scale[b * stride + c]!) + shift[b * stride + c]!;
-        }
-      }
-    }
+    kernel.modulate(this.kernels, x, scale, shift, shape, { out, threads: this.threads });
   }
+
+  /** `residual + gate · x`, one row of `gate` a batch item. */
   gateAdd(
     residual: Float32Array,
     gate: Float32Array,
     x: Float32Array,
-    stride: number,
-    batch: number,
-    tokens: number,
-    cols: number,
-    out: Float32Array,
+    shape: kernel.ModulationShape,
+    out: Floats,
   ): void {
-    for (let b = 0; b < batch; b++) {
-      for (let t = 0; t < tokens; t++) {
-        for (let c = 0; c < cols; c++) {
-          const i = (b * tokens + t) * cols + c;
-          out[i] = residual[i]! + gate[b * stride + c]! * x[i]!;
-        }
-      }
-    }
+    kernel.gateAdd(this.kernels, residual, gate, x, shape, { out, threads: this.threads });
   }
-  add(a: Float32Array, b: Float32Array, out: Float32Array): void {
-    for (let i = 0; i < out.length; i++) out[i] = a[i]! + b[i]!;
+
+  add(a: Float32Array, b: Float32Array, out: Floats): void {
+    kernel.add(this.kernels, a, b, { out, threads: this.threads });
   }
 }

@@ -7,6 +7,7 @@ import type { Kernels } from "../native/mod.ts";
 import { convertFloats, dequantize, type PackedTensor } from "../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../quant/packed_checkpoint.ts";
 import { type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
+import type { DenseMatrix, Matrix } from "./kernels.ts";
 import { shown } from "./model_config.ts";
 
 /** Names of a kind that a message lists before it only counts. */
@@ -19,33 +20,17 @@ export interface WantedTensor {
   readonly shape: readonly number[];
 }
 
-/** Matrix elements as they are stored: halves and bfloat16 values stay 16 bits wide. */
-export interface FullWeights {
-  readonly dtype: "F32" | "F16" | "BF16";
-  readonly data: Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
+/** A matrix whose rows are looked up. */
+export interface EmbeddingTable {
+  /** Its name in the checkpoint, as in `model.embed_tokens.weight`. */
+  readonly name: string;
+  /** As stored: halves and bfloat16 values stay 16 bits wide, packed weights packed. */
+  readonly weights: Matrix;
 }
 
 /** A linear layer: `y = W x + bias`. */
-export interface LinearLayer {
-  /** The weight's name in the checkpoint, as in `model.layers.0.mlp.up_proj.weight`. */
-  readonly name: string;
-  /** Outputs. */
-  readonly rows: number;
-  /** Inputs. */
-  readonly cols: number;
-  readonly full: FullWeights | undefined;
-  /** Instead of `full` in a quantized checkpoint. */
-  readonly packed: PackedTensor | undefined;
+export interface LinearLayer extends EmbeddingTable {
   readonly bias: Float32Array<ArrayBuffer> | undefined;
-}
-
-/** A table whose rows are looked up. */
-export interface EmbeddingTable {
-  readonly name: string;
-  readonly rows: number;
-  readonly cols: number;
-  readonly full: FullWeights | undefined;
-  readonly packed: PackedTensor | undefined;
 }
 
 /** The tensors of one checkpoint, checked against a model's list. */
@@ -126,13 +111,11 @@ export class ModelTensors {
     if (layer !== undefined) {
       const packed = readPackedTensor(this.#checkpoint, layer);
       this.#bytes += packed.packed.byteLength + packed.scale.byteLength + (packed.zeroPoint?.byteLength ?? 0);
-      return { name, rows: layer.rows, cols: layer.cols, full: undefined, packed };
+      return { name, weights: packed };
     }
-    const [rows = 1, ...rest] = this.#shapeOf(name)!;
-    const cols = rest.reduce((product, size) => product * size, 1);
-    const full = this.#full(name);
-    this.#bytes += full.data.byteLength;
-    return { name, rows, cols, full, packed: undefined };
+    const weights = this.#dense(name);
+    this.#bytes += weights.data.byteLength;
+    return { name, weights };
   }
 
   /** A small tensor as float32: norms, biases. */
@@ -148,20 +131,19 @@ export class ModelTensors {
     }
     const values = this.#convert(name, "F32");
     this.#bytes += values.byteLength;
-    return new Float32Array(values.buffer, values.byteOffset, values.byteLength / 4);
+    return new Float32Array(values.buffer);
   }
 
-  #full(name: string): FullWeights {
+  #dense(name: string): DenseMatrix {
+    const [rows = 1, ...rest] = this.#shapeOf(name)!;
+    const cols = rest.reduce((product, size) => product * size, 1);
     const { dtype } = this.#checkpoint.tensors.get(name)!.info;
-    // The 8-bit floats and every value of theirs fit in bfloat16 or half; float64 loses only what no kernel uses.
+    // Every value of the 8-bit floats is one of bfloat16 too; of float64 no kernel would use more.
     const kept = dtype === "F64" ? "F32" : dtype === "F8_E4M3" || dtype === "F8_E5M2" ? "BF16" : dtype;
-    const bytes = this.#convert(name, kept as "F32" | "F16" | "BF16");
+    const { buffer } = this.#convert(name, kept as "F32" | "F16" | "BF16");
     return kept === "F32"
-      ? { dtype: "F32", data: new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4) }
-      : {
-        dtype: kept as "F16" | "BF16",
-        data: new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2),
-      };
+      ? { rows, cols, dtype: "F32", data: new Float32Array(buffer) }
+      : { rows, cols, dtype: kept as "F16" | "BF16", data: new Uint16Array(buffer) };
   }
 
   #convert(name: string, wanted: "F32" | "F16" | "BF16"): Uint8Array<ArrayBuffer> {
@@ -193,19 +175,20 @@ export function lookUpRows(
   indices: ArrayLike<number>,
   out: Float32Array,
 ): void {
-  const { cols, full, packed } = table;
+  const { weights } = table;
+  const { cols } = weights;
   for (let i = 0; i < indices.length; i++) {
     const row = indices[i]!;
     const target = out.subarray(i * cols, (i + 1) * cols);
-    if (packed !== undefined) target.set(dequantize(kernels, packedRow(packed, row)));
-    else widen(full!, row * cols, target);
+    if ("packed" in weights) target.set(dequantize(kernels, packedRow(weights, row)));
+    else widen(weights, row * cols, target);
   }
 }
 
 const WORD = new Uint32Array(1);
 const WORD_AS_FLOAT = new Float32Array(WORD.buffer);
 
-function widen({ dtype, data }: FullWeights, start: number, target: Float32Array): void {
+function widen({ dtype, data }: DenseMatrix, start: number, target: Float32Array): void {
   if (dtype === "F32") target.set(data.subarray(start, start + target.length));
   else if (dtype === "BF16") {
     for (let i = 0; i < target.length; i++) {
