@@ -69,20 +69,18 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)b, (__m256d)a
 
 AQ_INLINE vf v_splat(float x) { return (vf)_mm256_set1_ps(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-AQ_INLINE vf v_half_splat(uint16_t bits) { return (vf)_mm256_cvtph_ps(_mm_set1_epi16((short)bits)); }
 
 /* Up to 3 bits a permutation looks the weight up by its code's low bits; the bits above need no masking. */
 #define AQ_OWN_DECODE
 #define AQ_DECODE_BYTES(bits) (2 * (bits))
 #define AQ_DECODE_ORDER(bits, lane) (lane)
 typedef struct {
-  vf scale, zero, table;
+  vf scale, offset, table;
 } v_grid;
 
-AQ_INLINE v_grid v_grid_of(vf scale, vf zero, int32_t bits) {
-  const float last = (float)((1 << bits) - 1);
-  const vf codes = {0, 1, 2, 3, last > 3 ? 4 : 0, last > 3 ? 5 : 1, last > 3 ? 6 : 2, last > 3 ? 7 : 3};
-  return (v_grid){scale, zero, scale * (codes - zero)};
+AQ_INLINE v_grid v_grid_of(float scale, float offset, int32_t bits) {
+  const vf s = v_splat(scale), o = v_splat(offset), four = {0, 1, 2, 3, 0, 1, 2, 3}, eight = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (v_grid){s, o, v_fma(bits == 2 ? four : eight, s, o)};
 }
 
 AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[2]) {
@@ -90,7 +88,7 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[2]) 
   if (bits == 8) {
     for (int i = 0; i < 2; i++) {
       const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + 8 * i)));
-      out[i] = g.scale * ((vf)_mm256_cvtepi32_ps(codes) - g.zero);
+      out[i] = v_fma((vf)_mm256_cvtepi32_ps(codes), g.scale, g.offset);
     }
     return;
   }
@@ -103,7 +101,7 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[2]) 
                             _mm256_srlv_epi32(_mm256_set1_epi32(high), second)};
   for (int i = 0; i < 2; i++) {
     if (bits == 4)
-      out[i] = g.scale * ((vf)_mm256_cvtepi32_ps(_mm256_and_si256(words[i], _mm256_set1_epi32(15))) - g.zero);
+      out[i] = v_fma((vf)_mm256_cvtepi32_ps(_mm256_and_si256(words[i], _mm256_set1_epi32(15))), g.scale, g.offset);
     else
       out[i] = (vf)_mm256_permutevar8x32_ps((__m256)g.table, words[i]);
   }

@@ -76,7 +76,6 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)b, (__m512d)a
 
 AQ_INLINE vf v_splat(float x) { return (vf)_mm512_set1_ps(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-AQ_INLINE vf v_half_splat(uint16_t bits) { return (vf)_mm512_cvtph_ps(_mm256_set1_epi16((short)bits)); }
 
 /* Up to 4 bits a permutation looks the weight up by its code's low bits; the bits above need no masking. */
 #define AQ_OWN_DECODE
@@ -84,13 +83,14 @@ AQ_INLINE vf v_half_splat(uint16_t bits) { return (vf)_mm512_cvtph_ps(_mm256_set
 /* a broadcast of 64 bits leaves codes 0-7 in the even lanes and 8-15 in the odd ones */
 #define AQ_DECODE_ORDER(bits, lane) ((bits) == 4 ? (lane) / 2 + 8 * ((lane) % 2) : (lane))
 typedef struct {
-  vf scale, zero, table;
+  vf scale, offset, table;
 } v_grid;
 
-AQ_INLINE v_grid v_grid_of(vf scale, vf zero, int32_t bits) {
+AQ_INLINE v_grid v_grid_of(float scale, float offset, int32_t bits) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const vf codes = (vf)_mm512_cvtepi32_ps(_mm512_and_si512(lanes, _mm512_set1_epi32((1 << bits) - 1)));
-  return (v_grid){scale, zero, scale * (codes - zero)};
+  const vf s = v_splat(scale), o = v_splat(offset);
+  return (v_grid){s, o, v_fma(codes, s, o)};
 }
 
 AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[1]) {
@@ -98,7 +98,7 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[1]) 
   __m512i words, shifts = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(bits));
   if (bits == 8) {
     const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
-    out[0] = g.scale * ((vf)_mm512_cvtepi32_ps(codes) - g.zero);
+    out[0] = v_fma((vf)_mm512_cvtepi32_ps(codes), g.scale, g.offset);
     return;
   }
   if (bits == 4) {

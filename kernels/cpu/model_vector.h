@@ -10,7 +10,6 @@
  * Expected from the including file, beside vector.h's primitives:
  *   AQ_MR: tokens of a tile; 2 AQ_MR accumulators and three more vectors fit the registers
  *   v_splat(x), v_fma(a, b, c): a b + c, fused where the processor can
- *   v_half_splat(bits): one half float in every lane
  *   Optionally, under AQ_OWN_DECODE: v_grid, v_grid_of and v_decode below, AQ_DECODE_BYTES and AQ_DECODE_ORDER
  */
 #include "model.h"
@@ -29,19 +28,40 @@ AQ_INLINE vf v_load_part(const float *p, size_t n, float fill) {
 
 AQ_INLINE void v_store_part(float *p, vf v, size_t n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
 
-/* Lanes are added in a fixed order. */
+/* The lanes `distance` further on, for a fold of all lanes into the first in a fixed order. */
+#if AQ_W == 16
+#define AQ_SHUFFLE(v, d)                                                                                            \
+  __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d), 4 ^ (d), 5 ^ (d), 6 ^ (d), 7 ^ (d), 8 ^ (d), 9 ^ (d), \
+                          10 ^ (d), 11 ^ (d), 12 ^ (d), 13 ^ (d), 14 ^ (d), 15 ^ (d))
+#elif AQ_W == 8
+#define AQ_SHUFFLE(v, d) \
+  __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d), 4 ^ (d), 5 ^ (d), 6 ^ (d), 7 ^ (d))
+#else
+#define AQ_SHUFFLE(v, d) __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d))
+#endif
+
 AQ_INLINE float v_total(vf v) {
-  float lanes[AQ_W];
-  v_store(lanes, v);
-  for (int half = AQ_W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
+#if AQ_W > 8
+  v += AQ_SHUFFLE(v, 8);
+#endif
+#if AQ_W > 4
+  v += AQ_SHUFFLE(v, 4);
+#endif
+  v += AQ_SHUFFLE(v, 2);
+  v += AQ_SHUFFLE(v, 1);
+  return v[0];
 }
 
 AQ_INLINE float v_largest(vf v) {
-  float largest = v[0];
-  for (int i = 1; i < AQ_W; i++) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+#if AQ_W > 8
+  v = v_max(v, AQ_SHUFFLE(v, 8));
+#endif
+#if AQ_W > 4
+  v = v_max(v, AQ_SHUFFLE(v, 4));
+#endif
+  v = v_max(v, AQ_SHUFFLE(v, 2));
+  v = v_max(v, AQ_SHUFFLE(v, 1));
+  return v[0];
 }
 
 /* exp(x) for x <= 88, relative error below 2^-22; 0 below -87.33, NaN of NaN. Cody-Waite reduction and Cephes'
@@ -256,62 +276,85 @@ AQ_INLINE void dense_vector(const aq_linear_job *job, int32_t dtype, size_t row_
 
 #if !defined(AQ_OWN_DECODE)
 typedef struct {
-  vf scale, zero;
+  vf scale, offset;
 } v_grid;
 
-AQ_INLINE v_grid v_grid_of(vf scale, vf zero, int32_t bits) {
+/* w = scale q + offset */
+AQ_INLINE v_grid v_grid_of(float scale, float offset, int32_t bits) {
   (void)bits;
-  return (v_grid){scale, zero};
+  return (v_grid){v_splat(scale), v_splat(offset)};
 }
 
 /* Weights of 16 codes from a multiple of 16 on. */
 AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[16 / AQ_W]) {
   v_unpack(from, bits, out);
   v_unpack(from + bits, bits, out + 8 / AQ_W);
-  for (int i = 0; i < 16 / AQ_W; i++) out[i] = g.scale * (out[i] - g.zero);
+  for (int i = 0; i < 16 / AQ_W; i++) out[i] = v_fma(out[i], g.scale, g.offset);
 }
 
-#define AQ_DECODE_BYTES(bits) ((bits) == 8 ? 16 : (bits) + 4) /* that v_decode reads */
+#define AQ_DECODE_BYTES(bits) ((bits) == 8 ? 16 : (bits) + 4) /* that v_decode reads, 2 bits of them its own */
 #define AQ_DECODE_ORDER(bits, lane) (lane)                    /* the column that comes out in a lane */
 #endif
 
 /* Columns of x that are held at once, in the order in which codes come out. */
 #define AQ_VECTOR_COLS 4096
 
+/* -scale zero_point, exact: both have 11 bits. */
+AQ_INLINE void grid_offsets(const aq_packed_view *view, size_t group, size_t n, const float *scales, float *offsets) {
+  if (view->zero_point) widen_halves(view->zero_point + group, n, offsets);
+  const float zero = (float)(1 << (view->bits - 1));
+  for (size_t i = 0; i < n; i++) offsets[i] = -scales[i] * (view->zero_point ? offsets[i] : zero);
+}
+
 AQ_INLINE void packed_vector_bits(const aq_linear_job *job, size_t row_begin, size_t row_end, int32_t bits) {
   enum { K = 16 / AQ_W };
   const aq_packed_view *view = &job->view;
   for (size_t col = 0; col < job->cols; col += AQ_VECTOR_COLS) {
     vf x[AQ_VECTOR_COLS / AQ_W];
+    float scales[AQ_VECTOR_COLS / 16], offsets[AQ_VECTOR_COLS / 16];
     const size_t n = aq_min_size(AQ_VECTOR_COLS, job->cols - col);
     for (size_t i = 0; i < (n + 15) / 16 * 16; i += 16)
       for (size_t lane = 0; lane < 16; lane++) {
         const size_t from = i + (size_t)AQ_DECODE_ORDER(bits, lane);
         ((float *)x)[i + lane] = from < n ? job->x[col + from] : 0.0f;
       }
+    const size_t size = view->groups == 1 ? n : view->group_size, groups = (n - 1) / size + 1;
     for (size_t row = row_begin; row < row_end; row++) {
       const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
       const uint8_t *end = (const uint8_t *)(view->packed + (row + 1) * view->words);
-      size_t group = row * view->groups + col / view->group_size;
+      const size_t first = row * view->groups + (view->groups == 1 ? 0 : col / view->group_size);
+      widen_halves(view->scale + first, groups, scales);
+      grid_offsets(view, first, groups, scales, offsets);
       vf even[K], odd[K], w[K];
       for (int k = 0; k < K; k++) even[k] = odd[k] = (vf){0};
-      for (size_t i = 0; i < n; group++) {
-        const vf zero = view->zero_point ? v_half_splat(view->zero_point[group]) : v_splat((float)(1 << (bits - 1)));
-        const v_grid g = v_grid_of(v_half_splat(view->scale[group]), zero, bits);
-        const size_t stop = view->groups == 1 ? n : aq_min_size(i + view->group_size, n);
-        for (; i + 32 <= stop && end - from >= (ptrdiff_t)(2 * bits + AQ_DECODE_BYTES(bits)); i += 32) {
+      const vf *at = x;
+      for (size_t group = 0, left = n; group < groups; group++) {
+        const v_grid g = v_grid_of(scales[group], offsets[group], bits);
+        size_t rest = aq_min_size(size, left);
+        left -= rest;
+        for (; rest >= 32; rest -= 32) {
+          /* where v_decode reads more than it takes, the row's end is left to the loop below */
+          if (AQ_DECODE_BYTES(bits) > 2 * bits && end - from < (ptrdiff_t)(2 * bits + AQ_DECODE_BYTES(bits))) break;
           v_decode(from, bits, g, w);
-          for (int k = 0; k < K; k++) even[k] = v_fma(w[k], x[i / AQ_W + (size_t)k], even[k]);
+          for (int k = 0; k < K; k++) even[k] = v_fma(w[k], at[k], even[k]);
           v_decode(from + 2 * bits, bits, g, w);
-          for (int k = 0; k < K; k++) odd[k] = v_fma(w[k], x[i / AQ_W + (size_t)(K + k)], odd[k]);
+          for (int k = 0; k < K; k++) odd[k] = v_fma(w[k], at[K + k], odd[k]);
           from += 4 * bits;
+          at += 2 * K;
         }
-        for (; i < stop; i += 16) { /* half a unit, or the row's end, read no further than it goes */
+        for (int odd_half = 0; rest > 0; odd_half ^= 1) {
           uint8_t last[24] = {0};
           __builtin_memcpy(last, from, aq_min_size(2 * (size_t)bits, (size_t)(end - from)));
           v_decode(last, bits, g, w);
-          for (int k = 0; k < K; k++) even[k] = v_fma(w[k], x[i / AQ_W + (size_t)k], even[k]);
+          for (int k = 0; k < K; k++) {
+            if (odd_half)
+              odd[k] = v_fma(w[k], at[k], odd[k]);
+            else
+              even[k] = v_fma(w[k], at[k], even[k]);
+          }
           from += 2 * bits;
+          at += K;
+          rest -= aq_min_size(16, rest);
         }
       }
       vf sum = even[0] + odd[0];
@@ -533,11 +576,14 @@ static void attention(const aq_attention_job *job, size_t item, size_t head, siz
         sum += e;
         v_store(row + p * AQ_W, e);
       }
-      const vf keep = v_exp(v_splat(largest[i]) - shift);
+      if (key > 0 && peak > largest[i]) {
+        const vf keep = v_exp(v_splat(largest[i]) - shift);
+        sums[i] *= keep[0];
+        float *row_out = out + i * q_stride;
+        AQ_FOR_VECTORS(size, { store_n(row_out + i, load_n(row_out + i, n) * keep, n); })
+      }
       largest[i] = peak;
-      sums[i] = sums[i] * keep[0] + v_total(sum);
-      if (key > 0 && keep[0] != 1.0f)
-        for (size_t d = 0; d < size; d++) out[i * q_stride + d] *= keep[0];
+      sums[i] += v_total(sum);
     }
 
     for (size_t d = 0; d < size; d += 2 * AQ_W) {

@@ -63,6 +63,5 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)vmaxnmq_f64((float64x2_t)a, (float64
 
 AQ_INLINE vf v_splat(float x) { return (vf)vdupq_n_f32(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-AQ_INLINE vf v_half_splat(uint16_t bits) { return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))); }
 
 #include "vector.h"

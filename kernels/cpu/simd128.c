@@ -87,6 +87,5 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)wasm_f64x2_pmax((v128_t)a, (v128_t)b
 
 AQ_INLINE vf v_splat(float x) { return (vf)wasm_f32x4_splat(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; } /* none here; rounds twice */
-AQ_INLINE vf v_half_splat(uint16_t bits) { return (vf)wasm_f32x4_splat(aq_float_from_half(bits)); }
 
 #include "vector.h"
