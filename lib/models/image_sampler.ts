@@ -22,8 +22,6 @@ export interface ImageOptions {
   readonly firstStream?: number | undefined;
   /** Noise to start from, `f32[batch, channels, size, size]`, instead of the seed's. */
   readonly noise?: Float32Array | undefined;
-  /** Called with the noisy images in front of each step, and at the end with the finished ones. */
-  readonly onStep?: ((step: ImageStep) => void) | undefined;
 }
 
 export interface ImageStep {
@@ -40,32 +38,20 @@ export interface ImageStep {
 const STEP_STREAMS = 2 ** 24;
 
 /**
- * Draws one image a label.
+ * Draws one image a label, a step a turn: first the noise, then what each step left; the last turn has the finished images.
  *
  * **Shapes** `labels: [batch]` → `f32[batch, channels, size, size]`, nominally in [−1, 1]
  *
  * @throws {RangeError | TypeError} when an option is not allowed, before any work
  * @throws {WeightsError} as {@linkcode DitModel.forward}
- *
- * @example
- * ```ts
- * import { openKernels } from "../native/mod.ts";
- * import { loadDit } from "./dit.ts";
- * import { generateImages } from "./image_sampler.ts";
- * import { loadScheduler } from "./schedulers.ts";
- * const model = loadDit("tests/models/glyph-dit", await openKernels());
- * const images = generateImages(model, loadScheduler("tests/models/glyph-dit"), [3], { steps: 4, seed: 1 });
- * console.log(images.length); // 256
- * ```
  */
-export function generateImages(
+export function* imageSteps(
   model: DitModel,
   scheduler: Scheduler,
   labels: ArrayLike<number>,
   options: ImageOptions = {},
-): Float32Array<ArrayBuffer> {
-  const { sampler = scheduler.config.sampler, guidance = 1, eta = 0, seed = 0, firstStream = 0, onStep } =
-    options;
+): Generator<ImageStep, Float32Array<ArrayBuffer>> {
+  const { sampler = scheduler.config.sampler, guidance = 1, eta = 0, seed = 0, firstStream = 0 } = options;
   const { config, imageElements: elements } = model;
   const batch = labels.length;
   checkOptions(model, scheduler, labels, sampler, guidance, eta, options);
@@ -87,12 +73,12 @@ export function generateImages(
 
   for (let step = 0; step < timesteps.length; step++) {
     const timestep = timesteps[step]!, next = timesteps[step + 1];
-    onStep?.({ step, steps: timesteps.length, timestep, samples });
+    yield { step, steps: timesteps.length, timestep, samples };
     if (isGuided) {
       inputs.set(samples);
       inputs.set(samples, samples.length);
     }
-    const output = model.forward(inputs, new Array(rows).fill(timestep), rowLabels);
+    const output = model.forward(inputs, new Array<number>(rows).fill(timestep), rowLabels);
     splitOutput(output, batch, elements, config.learnsVariance, guidance, predictions, variances);
     for (const [b, random] of randoms.entries()) {
       random.fillNormal(noise.subarray(b * elements, (b + 1) * elements));
@@ -100,8 +86,36 @@ export function generateImages(
     if (sampler === "ddim") scheduler.stepDdim(samples, predictions, timestep, next, { eta }, noise);
     else scheduler.stepDdpm(samples, predictions, timestep, next, noise, variances);
   }
-  onStep?.({ step: timesteps.length, steps: timesteps.length, timestep: undefined, samples });
+  yield { step: timesteps.length, steps: timesteps.length, timestep: undefined, samples };
   return samples;
+}
+
+/**
+ * Draws one image a label; {@linkcode imageSteps} with a callback instead of turns.
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ * import { loadDit } from "./dit.ts";
+ * import { generateImages } from "./image_sampler.ts";
+ * import { loadScheduler } from "./schedulers.ts";
+ * const model = loadDit("tests/models/glyph-dit", await openKernels());
+ * const images = generateImages(model, loadScheduler("tests/models/glyph-dit"), [3], { steps: 4, seed: 1 });
+ * console.log(images.length); // 256
+ * ```
+ */
+export function generateImages(
+  model: DitModel,
+  scheduler: Scheduler,
+  labels: ArrayLike<number>,
+  options: ImageOptions & { readonly onStep?: ((step: ImageStep) => void) | undefined } = {},
+): Float32Array<ArrayBuffer> {
+  const steps = imageSteps(model, scheduler, labels, options);
+  while (true) {
+    const { done, value } = steps.next();
+    if (done) return value;
+    options.onStep?.(value);
+  }
 }
 
 /** Prediction, guided where a second half of the batch has no class, and variance where it is learned. */

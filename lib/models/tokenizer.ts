@@ -20,18 +20,18 @@ export class Tokenizer {
   }
 
   /**
-   * Tokens of a text; special tokens may stand in it, as `<mask>`. None is added.
+   * Tokens of a text; special tokens may stand in it, as `<mask>`. Those that the tokenizer itself puts around a text are added when asked for.
    *
    * @throws {RangeError} when a part of the text is not in the vocabulary, naming it
    */
-  encode(text: string): Int32Array<ArrayBuffer> {
+  encode(text: string, options: { readonly special?: boolean } = {}): Int32Array<ArrayBuffer> {
     if (text.length > MAX_TEXT_LENGTH) {
       throw new RangeError(
         `Cannot encode the text: it may have ${MAX_TEXT_LENGTH} characters, got ${text.length}`,
       );
     }
-    const ids: readonly (number | undefined)[] =
-      this.#library.encode(text, { add_special_tokens: false }).ids;
+    const how = { add_special_tokens: options.special === true };
+    const ids: readonly (number | undefined)[] = this.#library.encode(text, how).ids;
     if (!ids.includes(undefined)) return Int32Array.from(ids as readonly number[]);
     const unknown = this.#library.tokenize(text, { add_special_tokens: false })
       .filter((token) => this.#library.token_to_id(token) === undefined);
