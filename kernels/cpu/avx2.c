@@ -70,6 +70,8 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)b, (__m256d)a
 AQ_INLINE vf v_splat(float x) { return (vf)_mm256_set1_ps(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 
+AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+
 /* Up to 3 bits a permutation looks the weight up by its code's low bits; the bits above need no masking. */
 #define AQ_OWN_DECODE
 #define AQ_DECODE_BYTES(bits) (2 * (bits))
@@ -102,6 +104,8 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[2]) 
   for (int i = 0; i < 2; i++) {
     if (bits == 4)
       out[i] = v_fma((vf)_mm256_cvtepi32_ps(_mm256_and_si256(words[i], _mm256_set1_epi32(15))), g.scale, g.offset);
+    else if (bits == 2)
+      out[i] = (vf)_mm256_permutevar_ps((__m256)g.table, words[i]); /* two bits of index, and cheaper */
     else
       out[i] = (vf)_mm256_permutevar8x32_ps((__m256)g.table, words[i]);
   }

@@ -77,6 +77,8 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)b, (__m512d)a
 AQ_INLINE vf v_splat(float x) { return (vf)_mm512_set1_ps(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 
+AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+
 /* Up to 4 bits a permutation looks the weight up by its code's low bits; the bits above need no masking. */
 #define AQ_OWN_DECODE
 #define AQ_DECODE_BYTES(bits) (2 * (bits))
@@ -116,7 +118,11 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[1]) 
       shifts = _mm512_mask_sub_epi32(shifts, 0xff00, shifts, _mm512_set1_epi32(16));
     }
   }
-  out[0] = (vf)_mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), (__m512)g.table);
+  words = _mm512_srlv_epi32(words, shifts);
+  if (bits == 2)
+    out[0] = (vf)_mm512_permutevar_ps((__m512)g.table, words); /* two bits of index, and cheaper */
+  else
+    out[0] = (vf)_mm512_permutexvar_ps(words, (__m512)g.table);
 }
 
 #include "vector.h"

@@ -10,6 +10,7 @@
  * Expected from the including file, beside vector.h's primitives:
  *   AQ_MR: tokens of a tile; 2 AQ_MR accumulators and three more vectors fit the registers
  *   v_splat(x), v_fma(a, b, c): a b + c, fused where the processor can
+ *   v_load_half(p): AQ_W half floats
  *   Optionally, under AQ_OWN_DECODE: v_grid, v_grid_of and v_decode below, AQ_DECODE_BYTES and AQ_DECODE_ORDER
  */
 #include "model.h"
@@ -240,16 +241,18 @@ static void linear(const aq_linear_job *job, size_t token_begin, size_t token_en
 
 /* One token: vectors along the row ------------------------------------------------------------------------------------ */
 
-/* Rows begun together, so that their loads and sums overlap. */
+/* Dense rows begun together, so that their loads and sums overlap. */
 #define AQ_VECTOR_ROWS 4
 
 AQ_INLINE void dense_rows(const aq_linear_job *job, int32_t dtype, size_t row, const int count) {
   vf sum[AQ_VECTOR_ROWS][2];
+#pragma GCC unroll 4
   for (int r = 0; r < count; r++) sum[r][0] = sum[r][1] = (vf){0};
   const size_t cols = job->cols, first = row * cols;
   size_t i = 0;
   for (; i + 2 * AQ_W <= cols; i += 2 * AQ_W) {
     const vf x0 = v_load(job->x + i), x1 = v_load(job->x + i + AQ_W);
+#pragma GCC unroll 4
     for (int r = 0; r < count; r++) {
       sum[r][0] = v_fma(v_load_as(job->weights, dtype, first + (size_t)r * cols + i), x0, sum[r][0]);
       sum[r][1] = v_fma(v_load_as(job->weights, dtype, first + (size_t)r * cols + i + AQ_W), x1, sum[r][1]);
@@ -258,12 +261,14 @@ AQ_INLINE void dense_rows(const aq_linear_job *job, int32_t dtype, size_t row, c
   for (int lane = 0; i < cols; i += AQ_W, lane = 1) {
     const size_t n = aq_min_size(AQ_W, cols - i);
     const vf x = v_load_part(job->x + i, n, 0.0f);
+#pragma GCC unroll 4
     for (int r = 0; r < count; r++) {
       float w[AQ_W] = {0};
       aq_kernels_scalar.load(job->weights, dtype, first + (size_t)r * cols + i, n, w);
       sum[r][lane] = v_fma(v_load(w), x, sum[r][lane]);
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < count; r++)
     job->out[row + (size_t)r] = v_total(sum[r][0] + sum[r][1]) + (job->bias ? job->bias[row + (size_t)r] : 0.0f);
 }
@@ -299,71 +304,101 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[16 /
 /* Columns of x that are held at once, in the order in which codes come out. */
 #define AQ_VECTOR_COLS 4096
 
-/* -scale zero_point, exact: both have 11 bits. */
-AQ_INLINE void grid_offsets(const aq_packed_view *view, size_t group, size_t n, const float *scales, float *offsets) {
-  if (view->zero_point) widen_halves(view->zero_point + group, n, offsets);
-  const float zero = (float)(1 << (view->bits - 1));
-  for (size_t i = 0; i < n; i++) offsets[i] = -scales[i] * (view->zero_point ? offsets[i] : zero);
+/* Scales and offsets -scale zero_point of n groups; the product of two half floats is exact. */
+AQ_INLINE void widen_grids(const aq_packed_view *view, size_t group, size_t n, float *scales, float *offsets) {
+  const uint16_t *scale = view->scale + group, *zero_point = view->zero_point ? view->zero_point + group : 0;
+  const float middle = (float)(1 << (view->bits - 1));
+  size_t i = 0;
+  for (; i + AQ_W <= n; i += AQ_W) {
+    const vf s = v_load_half(scale + i);
+    v_store(scales + i, s);
+    v_store(offsets + i, -s * (zero_point ? v_load_half(zero_point + i) : v_splat(middle)));
+  }
+  for (; i < n; i++) {
+    scales[i] = aq_float_from_half(scale[i]);
+    offsets[i] = -scales[i] * (zero_point ? aq_float_from_half(zero_point[i]) : middle);
+  }
+}
+
+/* The next 16 codes into one of the sums. */
+#define AQ_TAKE(at, which)                                                                                          \
+  do {                                                                                                              \
+    v_decode(from + (at) * 2 * bits, bits, g, w);                                                                   \
+    _Pragma("GCC unroll 4") for (int k = 0; k < K; k++) which[k] = v_fma(w[k], x[(at) * K + k], which[k]);          \
+  } while (0)
+
+/* Four sums in turn: a single one would wait for its last addition. One row after the other, because memory is read
+ * fastest as one stream. */
+AQ_INLINE void packed_row(const aq_linear_job *job, int32_t bits, const vf *x, size_t col, size_t n, size_t row) {
+  enum { K = 16 / AQ_W };
+  const aq_packed_view *view = &job->view;
+  const size_t size = view->groups == 1 ? n : view->group_size, groups = (n - 1) / size + 1;
+  const size_t first = row * view->groups + (view->groups == 1 ? 0 : col / view->group_size);
+  const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
+  const uint8_t *end = (const uint8_t *)(view->packed + (row + 1) * view->words);
+  float scales[AQ_VECTOR_COLS / 16];
+  float offsets[AQ_VECTOR_COLS / 16];
+  widen_grids(view, first, groups, scales, offsets);
+  vf a[K], b[K], c[K], d[K], w[K];
+#pragma GCC unroll 4
+  for (int k = 0; k < K; k++) a[k] = b[k] = c[k] = d[k] = (vf){0};
+  for (size_t group = 0, left = n; group < groups; group++) {
+    const v_grid g = v_grid_of(scales[group], offsets[group], bits);
+    size_t rest = aq_min_size(size, left);
+    left -= rest;
+    /* where v_decode reads more than it takes, the row's end is left to the loop below */
+    const ptrdiff_t beyond = AQ_DECODE_BYTES(bits) - 2 * bits;
+    for (; rest >= 64 && (beyond == 0 || end - from >= 8 * bits + beyond); rest -= 64) {
+      __builtin_prefetch(from + 1024);
+      AQ_TAKE(0, a);
+      AQ_TAKE(1, b);
+      AQ_TAKE(2, c);
+      AQ_TAKE(3, d);
+      from += 8 * bits;
+      x += 4 * K;
+    }
+    for (int half = 0; rest > 0; half ^= 1) {
+      if (beyond == 0 && rest >= 16) {
+        if (half)
+          AQ_TAKE(0, b);
+        else
+          AQ_TAKE(0, a);
+      } else {
+        uint8_t last[24] = {0};
+        __builtin_memcpy(last, from, aq_min_size(2 * (size_t)bits, (size_t)(end - from)));
+        v_decode(last, bits, g, w);
+#pragma GCC unroll 4
+        for (int k = 0; k < K; k++) {
+          if (half)
+            b[k] = v_fma(w[k], x[k], b[k]);
+          else
+            a[k] = v_fma(w[k], x[k], a[k]);
+        }
+      }
+      from += 2 * bits;
+      x += K;
+      rest -= aq_min_size(16, rest);
+    }
+  }
+  vf sum = {0};
+#pragma GCC unroll 4
+  for (int k = 0; k < K; k++) sum += (a[k] + b[k]) + (c[k] + d[k]);
+  float total = v_total(sum);
+  if (col > 0) total = job->out[row] + total;
+  if (col + n == job->cols && job->bias) total = total + job->bias[row];
+  job->out[row] = total;
 }
 
 AQ_INLINE void packed_vector_bits(const aq_linear_job *job, size_t row_begin, size_t row_end, int32_t bits) {
-  enum { K = 16 / AQ_W };
-  const aq_packed_view *view = &job->view;
   for (size_t col = 0; col < job->cols; col += AQ_VECTOR_COLS) {
     vf x[AQ_VECTOR_COLS / AQ_W];
-    float scales[AQ_VECTOR_COLS / 16], offsets[AQ_VECTOR_COLS / 16];
     const size_t n = aq_min_size(AQ_VECTOR_COLS, job->cols - col);
     for (size_t i = 0; i < (n + 15) / 16 * 16; i += 16)
       for (size_t lane = 0; lane < 16; lane++) {
         const size_t from = i + (size_t)AQ_DECODE_ORDER(bits, lane);
         ((float *)x)[i + lane] = from < n ? job->x[col + from] : 0.0f;
       }
-    const size_t size = view->groups == 1 ? n : view->group_size, groups = (n - 1) / size + 1;
-    for (size_t row = row_begin; row < row_end; row++) {
-      const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
-      const uint8_t *end = (const uint8_t *)(view->packed + (row + 1) * view->words);
-      const size_t first = row * view->groups + (view->groups == 1 ? 0 : col / view->group_size);
-      widen_halves(view->scale + first, groups, scales);
-      grid_offsets(view, first, groups, scales, offsets);
-      vf even[K], odd[K], w[K];
-      for (int k = 0; k < K; k++) even[k] = odd[k] = (vf){0};
-      const vf *at = x;
-      for (size_t group = 0, left = n; group < groups; group++) {
-        const v_grid g = v_grid_of(scales[group], offsets[group], bits);
-        size_t rest = aq_min_size(size, left);
-        left -= rest;
-        for (; rest >= 32; rest -= 32) {
-          /* where v_decode reads more than it takes, the row's end is left to the loop below */
-          if (AQ_DECODE_BYTES(bits) > 2 * bits && end - from < (ptrdiff_t)(2 * bits + AQ_DECODE_BYTES(bits))) break;
-          v_decode(from, bits, g, w);
-          for (int k = 0; k < K; k++) even[k] = v_fma(w[k], at[k], even[k]);
-          v_decode(from + 2 * bits, bits, g, w);
-          for (int k = 0; k < K; k++) odd[k] = v_fma(w[k], at[K + k], odd[k]);
-          from += 4 * bits;
-          at += 2 * K;
-        }
-        for (int odd_half = 0; rest > 0; odd_half ^= 1) {
-          uint8_t last[24] = {0};
-          __builtin_memcpy(last, from, aq_min_size(2 * (size_t)bits, (size_t)(end - from)));
-          v_decode(last, bits, g, w);
-          for (int k = 0; k < K; k++) {
-            if (odd_half)
-              odd[k] = v_fma(w[k], at[k], odd[k]);
-            else
-              even[k] = v_fma(w[k], at[k], even[k]);
-          }
-          from += 2 * bits;
-          at += K;
-          rest -= aq_min_size(16, rest);
-        }
-      }
-      vf sum = even[0] + odd[0];
-      for (int k = 1; k < K; k++) sum += even[k] + odd[k];
-      float total = v_total(sum);
-      if (col > 0) total = job->out[row] + total;
-      if (col + n == job->cols && job->bias) total = total + job->bias[row];
-      job->out[row] = total;
-    }
+    for (size_t row = row_begin; row < row_end; row++) packed_row(job, bits, x, col, n, row);
   }
 }
 

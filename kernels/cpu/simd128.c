@@ -88,4 +88,6 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)wasm_f64x2_pmax((v128_t)a, (v128_t)b
 AQ_INLINE vf v_splat(float x) { return (vf)wasm_f32x4_splat(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; } /* none here; rounds twice */
 
+AQ_INLINE vf v_load_half(const uint16_t *p) { return v_half_value(v_widen(p)); }
+
 #include "vector.h"
