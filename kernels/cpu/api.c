@@ -12,11 +12,17 @@
 
 #if defined(AQ_BUILD_AVX2)
 /* __builtin_cpu_supports also asks, through XGETBV, whether the system saves the registers; not every compiler
- * lets it name F16C, whose registers are AVX's. */
+ * lets it name F16C, whose registers are AVX's. CPUID is remembered: under a hypervisor it takes microseconds. */
 static int has_f16c_and_fma(void) {
-  unsigned eax, ebx, ecx, edx;
-  __cpuid(1, eax, ebx, ecx, edx);
-  return (ecx & bit_F16C) != 0 && (ecx & bit_FMA) != 0;
+  static _Atomic int answer; /* 0: not asked yet */
+  int known = answer;
+  if (known == 0) {
+    unsigned eax, ebx, ecx, edx;
+    __cpuid(1, eax, ebx, ecx, edx);
+    known = (ecx & bit_F16C) != 0 && (ecx & bit_FMA) != 0 ? 1 : -1;
+    answer = known;
+  }
+  return known > 0;
 }
 #endif
 

@@ -211,7 +211,11 @@ static void fill_weights(const aq_linear_job *job, size_t row, size_t n, size_t 
 
 /* m tokens of k columns each into a tile. */
 AQ_INLINE void copy_tile(const float *x, size_t stride, size_t m, size_t k, float *out) {
-  for (size_t i = 0; i < m; i++) __builtin_memcpy(out + i * AQ_XS, x + i * stride, k * sizeof(float));
+  for (size_t i = 0; i < m; i++, x += stride, out += AQ_XS) {
+    size_t at = 0;
+    for (; at + AQ_W <= k; at += AQ_W) v_store(out + at, v_load(x + at));
+    for (; at < k; at++) out[at] = x[at];
+  }
 }
 
 static void linear(const aq_linear_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end) {
