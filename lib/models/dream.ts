@@ -203,7 +203,7 @@ export function maskTimes(steps: number, eps: number): Float32Array<ArrayBuffer>
  * Fills the masks of `canvas` as Dream's `diffusion_generate` does, one step a turn: first what is given, then what each step left.
  *
  * **Shapes** `canvas: i32[batch, tokens]`, with `<mask>` where a token is wanted; not changed. Each sequence is on its own: how many
- * tokens a step writes, and what it draws, do not depend on the batch.
+ * tokens a step writes, and what it draws, do not depend on the batch (a product's last bits may).
  *
  * @throws {RangeError | TypeError} when an option or the canvas is not allowed, before any work
  * @throws {WeightsError} as {@linkcode MaskedTransformer.forward}
