@@ -78,7 +78,7 @@ AQ_INLINE vf v_exp(vf x) {
   p = v_fma(p, r, v_splat(5.0000001201e-1f));
   p = v_fma(p, r * r, r) + 1.0f;
   const vf power = (vf)(((vu)magic << 23) + 0x3f800000u);
-  return v_select(x < v_splat(-87.33f), (vf){0}, p * power);
+  return (vf)((vi)(p * power) & ~(x < v_splat(-87.33f)));
 }
 
 /* x / (1 + exp(-u)) without overflow */
