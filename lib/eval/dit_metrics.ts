@@ -141,7 +141,7 @@ export interface DrawnImages extends LabelledImages {
 
 export interface DrawOptions
   extends Pick<ImageOptions, "sampler" | "steps" | "spacing" | "guidance" | "eta" | "seed"> {
-  /** Images of one forward pass. Default 50. */
+  /** Images of one forward pass. Default 64. */
   readonly batch?: number | undefined;
   /** Keeps what {@linkcode trajectoryDrift} needs: `(steps + 1)` times the memory. Default false. */
   readonly trajectory?: boolean | undefined;
@@ -153,7 +153,7 @@ export function drawImages(
   model: DitModel,
   scheduler: Scheduler,
   count: number,
-  { batch = 50, trajectory = false, onProgress, ...options }: DrawOptions = {},
+  { batch = 64, trajectory = false, onProgress, ...options }: DrawOptions = {},
 ): DrawnImages {
   const elements = model.imageElements;
   const images = new Float32Array(count * elements);

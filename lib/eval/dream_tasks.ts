@@ -131,7 +131,7 @@ export interface SolveOptions {
   readonly generation?:
     | Pick<DreamGenerationOptions, "algorithm" | "temperature" | "topP" | "topK" | "steps" | "seed">
     | undefined;
-  /** Sequences of one forward pass. Default 25. */
+  /** Sequences of one forward pass. Default 100. */
   readonly batch?: number | undefined;
   readonly onProgress?: ((done: number, of: number) => void) | undefined;
 }
@@ -145,7 +145,7 @@ export function solvePuzzles(
   model: MaskedTransformer,
   tokenizer: Tokenizer,
   puzzles: readonly Puzzle[],
-  { generation = {}, batch = 25, onProgress }: SolveOptions = {},
+  { generation = {}, batch = 100, onProgress }: SolveOptions = {},
 ): SolvedPuzzle[] {
   const { pad, mask } = specialTokens(model);
   const entries = puzzles.map((puzzle, index) => {
@@ -273,7 +273,7 @@ export function compareMasked(
   full: MaskedTransformer,
   other: MaskedTransformer,
   sequences: readonly MaskedSequence[],
-  { bins = 10, batch = 25, ...bootstrap }: BootstrapOptions & {
+  { bins = 10, batch = 100, ...bootstrap }: BootstrapOptions & {
     readonly bins?: number;
     readonly batch?: number;
   } = {},

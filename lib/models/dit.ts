@@ -294,7 +294,10 @@ export class DitModel {
     patchify(samples, config, patches);
     const hidden = take("hidden", count, width);
     linear(this.#patch, patches, count, hidden);
-    for (let i = 0; i < hidden.length; i++) hidden[i]! += this.#positions[i % this.#positions.length]!;
+    const positions = this.#positions;
+    for (let begin = 0; begin < hidden.length; begin += positions.length) {
+      for (let i = 0; i < positions.length; i++) hidden[begin + i]! += positions[i]!;
+    }
     inspect?.(this.#patch.name, hidden);
     const waves = take("waves", batch, TIMESTEP_CHANNELS);
     timestepWaves(timesteps, waves);

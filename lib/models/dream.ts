@@ -82,7 +82,7 @@ export function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
     heads,
     keyValueHeads,
     headSize,
-    maxTokens: fields.count("max_position_embeddings"),
+    maxTokens: fields.count("max_position_embeddings", 32_768), // the default of Dream's own configuration
     normEpsilon: fields.positive("rms_norm_eps", 1e-6),
     rotaryTheta: fields.positive("rope_theta", 10_000),
     tiesHead: fields.flag("tie_word_embeddings", false),

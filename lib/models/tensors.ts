@@ -12,6 +12,8 @@ import { shown } from "./model_config.ts";
 
 /** Names of a kind that a message lists before it only counts. */
 const MAX_LISTED = 40;
+/** Sentences about single tensors that a message has: one wrong size in config.json makes one a layer. */
+const MAX_DETAILED = 8;
 
 /** A tensor that a model needs. */
 export interface WantedTensor {
@@ -210,6 +212,7 @@ function packedRow(tensor: PackedTensor, row: number): PackedTensor {
 }
 
 function listing(names: readonly string[], quoted = true): string {
-  const rest = names.length > MAX_LISTED ? ` and ${names.length - MAX_LISTED} more` : "";
-  return names.slice(0, MAX_LISTED).map((name) => quoted ? shown(name) : name).join(", ") + rest;
+  const most = quoted ? MAX_LISTED : MAX_DETAILED;
+  const rest = names.length > most ? ` and ${names.length - most} more` : "";
+  return names.slice(0, most).map((name) => quoted ? shown(name) : name).join(", ") + rest;
 }
