@@ -2,11 +2,15 @@
 #include "model.h"
 #include "model_math.h"
 
-/* a b c, or as much as size_t holds: an amount of work, not a size. */
+/* a b c, or 2^31 if that is less: an amount of work, not a size. It counts in elements of the functions that quantize,
+ * which take some nanoseconds each: starting a thread costs 50 to 100 microseconds. */
 static size_t product(size_t a, size_t b, size_t c) {
   const double p = (double)a * (double)b * (double)c;
   return p < 0x1p31 ? a * b * c : (size_t)0x7fffffff;
 }
+
+/* Elements of a pass over float32 for one of those. */
+#define AQ_CHEAP 16
 
 static int three_allowed(size_t a, size_t b, size_t c) {
   return aq_counts_allowed(a, b) && (a == 0 || b == 0 || aq_counts_allowed(a * b, c));
@@ -44,7 +48,7 @@ static int32_t linear(linear_context *c, int32_t threads) {
     return AQ_OK;
   }
   const size_t tiles = (job->rows - 1) / c->kernels->row_tile + 1;
-  const size_t work = product(job->tokens, job->rows, job->cols) / 16; /* about what 16 products cost elsewhere */
+  const size_t work = product(job->tokens, job->rows, job->cols) / (job->tokens == 1 ? 64 : 512);
   /* By rows every weight is prepared once; by tokens once a thread, but the parts come out even. */
   const size_t count = aq_thread_count(job->tokens, work, threads);
   c->by_tokens = tiles < 4 * count && tiles % count != 0 && job->tokens >= 32 * count;
@@ -128,7 +132,7 @@ static int32_t rows_over_threads(rows_context *c, size_t rows, int32_t isa, int3
   if (!c->x || !c->out) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(rows, c->cols)) return AQ_E_SHAPE;
   c->kernels = kernels->model;
-  return aq_run_units(run_rows, c, rows, rows * c->cols, threads);
+  return aq_run_units(run_rows, c, rows, rows * c->cols / AQ_CHEAP, threads);
 }
 
 int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float *weight, float epsilon, float *out,
@@ -196,7 +200,7 @@ static int32_t elements(int32_t function, const float *a, const float *b, size_t
   if (!a || !out || (!b && (function == AQ_SILU_MULTIPLY || function == AQ_ADD))) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
   const elements_context context = {kernels->model, function, a, b, n, out};
-  return aq_run_units(run_elements, &context, (n - 1) / AQ_ELEMENTS_PER_UNIT + 1, n, threads);
+  return aq_run_units(run_elements, &context, (n - 1) / AQ_ELEMENTS_PER_UNIT + 1, n / AQ_CHEAP, threads);
 }
 
 int32_t aq_silu_multiply(const float *gate, const float *up, size_t n, float *out, int32_t isa, int32_t threads) {
@@ -247,7 +251,7 @@ int32_t aq_attention(const float *q, const float *k, const float *v, const uint8
       model,
       {q, k, v, key_mask, tokens, heads, kv_heads, head_size, scale, out},
       (tokens - 1) / model->query_tile + 1};
-  const size_t work = product(batch * heads, tokens * head_size / 8 + 1, tokens);
+  const size_t work = product(batch * heads, tokens * head_size / 64 + 1, tokens);
   return aq_run_units(run_attention, &context, batch * heads * context.blocks, work, threads);
 }
 
@@ -289,5 +293,5 @@ int32_t aq_rotary(float *x, const int32_t *positions, size_t rows, size_t heads,
   for (size_t row = 0; row < rows; row++)
     if (positions[row] > AQ_MAX_POSITION || positions[row] < -AQ_MAX_POSITION) return AQ_E_VALUE;
   const rotary_context context = {kernels->model, x, positions, heads, head_size, aq_log(theta)};
-  return aq_run_units(run_rotary, &context, rows, rows * heads * head_size, threads);
+  return aq_run_units(run_rotary, &context, rows, rows * heads * head_size / AQ_CHEAP, threads);
 }

@@ -378,7 +378,7 @@ int main(int argc, char **argv) {
   state = seed;
   static const size_t tokens[] = {1, 2, 3, 5, 14, 17, 33, 100}, rows[] = {1, 3, 17, 32, 33, 100};
   static const size_t cols[] = {1, 3, 5, 17, 33, 64, 100, 256, 300, 600};
-  static const size_t lengths[] = {1, 3, 5, 17, 33, 100, 1023, 1025, 70001};
+  static const size_t lengths[] = {1, 3, 5, 17, 33, 100, 1023, 1025, 600001};
   static const size_t group_sizes[] = {0, 16, 32, 64, 128, 256};
   static const int32_t widths[] = {2, 3, 4, 8};
   int ran = 0;
@@ -408,6 +408,9 @@ int main(int argc, char **argv) {
     for (size_t r = 0; r < 5; r++)
       for (size_t c = 0; c < 10; c++)
         for (int f = 0; f < ROW_FUNCTIONS; f++) rows_case(isa, (size_t[]){1, 3, 5, 33, 300}[r], cols[c], f);
+    for (int f = 0; f < ROW_FUNCTIONS; f++) rows_case(isa, 3000, 300, f);
+    modulation_case(isa, 3, 300, 600);
+    rotary_case(isa, 2000, 4, 72, 1e4);
     for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++)
       for (int f = 0; f < ELEMENT_FUNCTIONS; f++) elements_case(isa, lengths[l], f);
     for (size_t c = 0; c < 10; c++) modulation_case(isa, 1 + c % 3, 1 + 11 * (c % 5), cols[c]);
