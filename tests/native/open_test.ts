@@ -123,7 +123,7 @@ describe("openKernels", () => {
     expect(readdirSync(join(cache, "arrowquant")).filter((name) => name.endsWith(".tmp"))).toEqual([]);
     const named = openInChild({ PATH: "/nonexistent", HOME: folder, ARROWQUANT_LIBRARY: first.library });
     expect(named.library).toBe(first.library);
-  });
+  }, 100_000);
 
   test("a library of another ABI is refused", async () => {
     if (compiler === undefined) {
