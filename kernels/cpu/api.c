@@ -12,11 +12,17 @@
 
 #if defined(AQ_BUILD_AVX2)
 /* __builtin_cpu_supports also asks, through XGETBV, whether the system saves the registers; not every compiler
- * lets it name F16C, whose registers are AVX's. */
-static int has_f16c(void) {
-  unsigned eax, ebx, ecx, edx;
-  __cpuid(1, eax, ebx, ecx, edx);
-  return (ecx & bit_F16C) != 0;
+ * lets it name F16C, whose registers are AVX's. CPUID is remembered: under a hypervisor it takes microseconds. */
+static int has_f16c_and_fma(void) {
+  static _Atomic int answer; /* 0: not asked yet */
+  int known = answer;
+  if (known == 0) {
+    unsigned eax, ebx, ecx, edx;
+    __cpuid(1, eax, ebx, ecx, edx);
+    known = (ecx & bit_F16C) != 0 && (ecx & bit_FMA) != 0 ? 1 : -1;
+    answer = known;
+  }
+  return known > 0;
 }
 #endif
 
@@ -25,7 +31,7 @@ static const aq_kernels *kernels_of(int32_t isa) {
     case AQ_ISA_SCALAR: return &aq_kernels_scalar;
 #if defined(AQ_BUILD_AVX2)
     case AQ_ISA_AVX2:
-      return __builtin_cpu_supports("avx2") && has_f16c() ? &aq_kernels_avx2 : 0;
+      return __builtin_cpu_supports("avx2") && has_f16c_and_fma() ? &aq_kernels_avx2 : 0;
 #endif
 #if defined(AQ_BUILD_AVX512)
     case AQ_ISA_AVX512:
@@ -55,7 +61,7 @@ int32_t aq_best_isa(void) {
 
 int32_t aq_isa_supported(int32_t isa) { return isa == AQ_ISA_BEST || kernels_of(isa) != 0; }
 
-static const aq_kernels *choose(int32_t isa) { return kernels_of(isa == AQ_ISA_BEST ? aq_best_isa() : isa); }
+const aq_kernels *aq_choose_kernels(int32_t isa) { return kernels_of(isa == AQ_ISA_BEST ? aq_best_isa() : isa); }
 
 /* Sizes ------------------------------------------------------------------------------------------------------------- */
 
@@ -66,13 +72,13 @@ static int group_size_allowed(size_t size) {
 }
 
 /* So that no element count times eight bytes wraps. */
-static int counts_allowed(size_t rows, size_t cols) { return cols == 0 || rows <= SIZE_MAX / 16 / cols; }
+int aq_counts_allowed(size_t rows, size_t cols) { return cols == 0 || rows <= SIZE_MAX / 16 / cols; }
 
 static size_t words_of(size_t cols, int32_t bits) { return (cols * (size_t)bits + 31) / 32; }
 
 int32_t aq_packed_words(size_t cols, int32_t bits, uint64_t *words) {
   if (!words || !bits_allowed(bits)) return AQ_E_ARGUMENT;
-  if (!counts_allowed(1, cols)) return AQ_E_SHAPE;
+  if (!aq_counts_allowed(1, cols)) return AQ_E_SHAPE;
   *words = words_of(cols, bits);
   return AQ_OK;
 }
@@ -86,11 +92,9 @@ int32_t aq_group_count(size_t cols, size_t group_size, uint64_t *groups) {
 
 /* Threads ----------------------------------------------------------------------------------------------------------- */
 
-typedef int32_t (*part_function)(const void *context, size_t begin, size_t end);
-
 #if !defined(AQ_NO_THREADS)
 typedef struct {
-  part_function run;
+  aq_part_function run;
   const void *context;
   size_t begin, end;
   int32_t status;
@@ -106,13 +110,21 @@ static void *run_part(void *argument) {
 /* Below this many elements for each thread, starting one costs more than it saves. */
 #define AQ_ELEMENTS_PER_THREAD 16384
 
-/* Runs units [0, units) split into contiguous ranges. Every unit writes its own outputs, so the split is invisible. */
-static int32_t run_units(part_function run, const void *context, size_t units, size_t elements, int32_t threads) {
+size_t aq_thread_count(size_t units, size_t elements, int32_t threads) {
+#if defined(AQ_NO_THREADS)
+  (void)units;
+  (void)elements;
+  (void)threads;
+  return 1;
+#else
+  const size_t wanted = threads < 1 ? 1 : aq_min_size((size_t)threads, AQ_MAX_THREADS);
+  return aq_min_size(aq_min_size(wanted, units), elements / AQ_ELEMENTS_PER_THREAD + 1);
+#endif
+}
+
+int32_t aq_run_units(aq_part_function run, const void *context, size_t units, size_t elements, int32_t threads) {
 #if !defined(AQ_NO_THREADS)
-  size_t count = threads < 1 ? 1 : (size_t)threads;
-  count = aq_min_size(count, AQ_MAX_THREADS);
-  count = aq_min_size(count, units);
-  count = aq_min_size(count, elements / AQ_ELEMENTS_PER_THREAD + 1);
+  const size_t count = aq_thread_count(units, elements, threads);
   if (count > 1) {
     part parts[AQ_MAX_THREADS];
     pthread_t handles[AQ_MAX_THREADS];
@@ -169,23 +181,23 @@ static int32_t unpack_rows(const void *context, size_t begin, size_t end) {
 int32_t aq_pack_codes(const uint8_t *codes, size_t rows, size_t cols, int32_t bits, uint32_t *packed, int32_t isa,
                       int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!codes || !packed || !bits_allowed(bits)) return AQ_E_ARGUMENT;
-  if (!counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  if (!aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const codes_job job = {kernels, codes, 0, 0, packed, cols, words_of(cols, bits), bits};
-  return run_units(pack_rows, &job, rows, rows * cols, threads);
+  return aq_run_units(pack_rows, &job, rows, rows * cols, threads);
 }
 
 int32_t aq_unpack_codes(const uint32_t *packed, size_t rows, size_t cols, int32_t bits, uint8_t *codes, int32_t isa,
                         int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!codes || !packed || !bits_allowed(bits)) return AQ_E_ARGUMENT;
-  if (!counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  if (!aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const codes_job job = {kernels, 0, codes, packed, 0, cols, words_of(cols, bits), bits};
-  return run_units(unpack_rows, &job, rows, rows * cols, threads);
+  return aq_run_units(unpack_rows, &job, rows, rows * cols, threads);
 }
 
 /* Quantize ---------------------------------------------------------------------------------------------------------- */
@@ -204,12 +216,12 @@ static int32_t quantize(const void *weights, int32_t dtype, size_t rows, size_t 
                         int32_t zero_point_kind, int32_t clip, const float *column_weights, uint32_t *packed,
                         uint16_t *scale, uint16_t *zero_point, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!weights || !packed || !scale || !bits_allowed(bits) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
   if (zero_point_kind < AQ_ZERO_POINT_REAL || zero_point_kind > AQ_ZERO_POINT_SYMMETRIC) return AQ_E_ARGUMENT;
   if ((zero_point == 0) != (zero_point_kind == AQ_ZERO_POINT_SYMMETRIC)) return AQ_E_ARGUMENT;
-  if (!group_size_allowed(group_size) || !counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  if (!group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   if (column_weights)
     for (size_t i = 0; i < cols; i++)
       if (!(column_weights[i] >= 0.0f && column_weights[i] < __builtin_inff())) return AQ_E_VALUE;
@@ -228,7 +240,7 @@ static int32_t quantize(const void *weights, int32_t dtype, size_t rows, size_t 
                                      .packed = packed,
                                      .scale = scale,
                                      .zero_point = zero_point}};
-  const int32_t status = run_units(quantize_rows, &context, rows, rows * cols, threads);
+  const int32_t status = aq_run_units(quantize_rows, &context, rows, rows * cols, threads);
   if (status == AQ_OK) return AQ_OK;
   /* Which group failed first depends on the split; which of the two faults the tensor has does not. */
   uint64_t index = 0;
@@ -262,10 +274,10 @@ typedef struct {
   aq_sums *parts;
 } packed_context;
 
-static int32_t packed_view(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
-                           size_t cols, int32_t bits, size_t group_size, aq_packed_view *view) {
+int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
+                       size_t cols, int32_t bits, size_t group_size, aq_packed_view *view) {
   if (!packed || !scale || !bits_allowed(bits)) return AQ_E_ARGUMENT;
-  if (!group_size_allowed(group_size) || !counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  if (!group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const size_t size = group_size == 0 ? cols : aq_min_size(group_size, cols);
   *view = (aq_packed_view){packed, scale, zero_point, cols, bits, size, (cols - 1) / size + 1, words_of(cols, bits), 0};
   return AQ_OK;
@@ -297,13 +309,13 @@ int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, const uint1
                       size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
                       int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  packed_context context = {.kernels = choose(isa), .out = out, .dtype = dtype};
+  packed_context context = {.kernels = aq_choose_kernels(isa), .out = out, .dtype = dtype};
   if (!context.kernels) return AQ_E_ISA;
   if (!out || (dtype != AQ_F32 && dtype != AQ_F16 && dtype != AQ_BF16)) return AQ_E_ARGUMENT;
-  const int32_t status = packed_view(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
+  const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
   if (status != AQ_OK) return status;
   context.view.stream = dtype == AQ_F32 && rows * cols * sizeof(float) >= AQ_STREAM_BYTES;
-  return run_units(dequantize_rows, &context, rows, rows * cols, threads);
+  return aq_run_units(dequantize_rows, &context, rows, rows * cols, threads);
 }
 
 /* Conversion -------------------------------------------------------------------------------------------------------- */
@@ -353,12 +365,12 @@ static int32_t convert_units(const void *context, size_t begin, size_t end) {
 int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
                    int32_t threads) {
   if (n == 0) return AQ_OK;
-  const flat_context context = {.kernels = choose(isa), .a = in, .a_dtype = in_dtype, .out = out,
+  const flat_context context = {.kernels = aq_choose_kernels(isa), .a = in, .a_dtype = in_dtype, .out = out,
                                 .out_dtype = out_dtype, .n = n};
   if (!context.kernels) return AQ_E_ISA;
   if (!in || !out || !aq_dtype_bytes(in_dtype) || !aq_dtype_bytes(out_dtype)) return AQ_E_ARGUMENT;
-  if (!counts_allowed(1, n)) return AQ_E_SHAPE;
-  return run_units(convert_units, &context, (n - 1) / AQ_UNIT + 1, n, threads);
+  if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
+  return aq_run_units(convert_units, &context, (n - 1) / AQ_UNIT + 1, n, threads);
 }
 
 typedef struct {
@@ -391,10 +403,10 @@ int32_t aq_find_nonfinite(const void *values, int32_t dtype, size_t n, uint64_t 
   if (!index) return AQ_E_ARGUMENT;
   *index = 0;
   if (n == 0) return AQ_OK;
-  const find_context context = {values, dtype, choose(isa), n, index};
+  const find_context context = {values, dtype, aq_choose_kernels(isa), n, index};
   if (!context.kernels) return AQ_E_ISA;
   if (!values || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
-  if (!counts_allowed(1, n)) return AQ_E_SHAPE;
+  if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
   *index = first_nonfinite(&context);
   return AQ_OK;
 }
@@ -441,15 +453,15 @@ int32_t aq_error_statistics(const void *a, int32_t a_dtype, const void *b, int32
   if (!statistics) return AQ_E_ARGUMENT;
   add_parts(parts, 0, statistics);
   if (n == 0) return AQ_OK;
-  flat_context context = {.kernels = choose(isa), .a = a, .b = b, .a_dtype = a_dtype, .b_dtype = b_dtype, .n = n,
+  flat_context context = {.kernels = aq_choose_kernels(isa), .a = a, .b = b, .a_dtype = a_dtype, .b_dtype = b_dtype, .n = n,
                           .parts = parts};
   if (!context.kernels) return AQ_E_ISA;
   if (!a || !b || !aq_dtype_bytes(a_dtype) || !aq_dtype_bytes(b_dtype)) return AQ_E_ARGUMENT;
-  if (!counts_allowed(1, n)) return AQ_E_SHAPE;
+  if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
   const size_t units = (n - 1) / AQ_UNIT + 1;
   context.part_elements = ((units - 1) / AQ_PARTS + 1) * AQ_UNIT;
   const size_t count = (n - 1) / context.part_elements + 1;
-  const int32_t status = run_units(flat_statistics, &context, count, n, threads);
+  const int32_t status = aq_run_units(flat_statistics, &context, count, n, threads);
   add_parts(parts, count, statistics);
   return status;
 }
@@ -479,13 +491,13 @@ int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, const uin
   if (!statistics) return AQ_E_ARGUMENT;
   add_parts(parts, 0, statistics);
   if (rows == 0 || cols == 0) return AQ_OK;
-  packed_context context = {.kernels = choose(isa), .weights = weights, .dtype = dtype, .rows = rows, .parts = parts};
+  packed_context context = {.kernels = aq_choose_kernels(isa), .weights = weights, .dtype = dtype, .rows = rows, .parts = parts};
   if (!context.kernels) return AQ_E_ISA;
   if (!weights || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
-  int32_t status = packed_view(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
+  int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
   if (status != AQ_OK) return status;
   const size_t part_rows = (rows - 1) / AQ_PARTS + 1, count = (rows - 1) / part_rows + 1;
-  status = run_units(packed_statistics, &context, count, rows * cols, threads);
+  status = aq_run_units(packed_statistics, &context, count, rows * cols, threads);
   add_parts(parts, count, statistics);
   return status;
 }

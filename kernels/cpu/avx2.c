@@ -1,4 +1,5 @@
-/* avx2.c: AVX2 and F16C, eight groups at a time. Compiled with -mavx2 -mf16c and reached only after a check. */
+/* avx2.c: AVX2, FMA and F16C, eight groups at a time. Compiled with the matching -m flags and reached only after a
+ * check. */
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -8,6 +9,7 @@
 #define AQ_W 8
 #define AQ_D 4
 #define AQ_CLIP_UNROLL 2
+#define AQ_MR 6
 #define AQ_KERNELS aq_kernels_avx2
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 8 : 4)
 
@@ -64,5 +66,49 @@ AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
 AQ_INLINE vd d_load(const float *p) { return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p)); }
 AQ_INLINE vd d_abs(vd x) { return (vd)_mm256_andnot_pd(_mm256_set1_pd(-0.0), (__m256d)x); }
 AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)b, (__m256d)a); }
+
+AQ_INLINE vf v_splat(float x) { return (vf)_mm256_set1_ps(x); }
+AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+
+AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+
+/* Up to 3 bits a permutation looks the weight up by its code's low bits; the bits above need no masking. */
+#define AQ_OWN_DECODE
+#define AQ_DECODE_BYTES(bits) (2 * (bits))
+#define AQ_DECODE_ORDER(bits, lane) (lane)
+typedef struct {
+  vf scale, offset, table;
+} v_grid;
+
+AQ_INLINE v_grid v_grid_of(float scale, float offset, int32_t bits) {
+  const vf s = v_splat(scale), o = v_splat(offset), four = {0, 1, 2, 3, 0, 1, 2, 3}, eight = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (v_grid){s, o, v_fma(bits == 2 ? four : eight, s, o)};
+}
+
+AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[2]) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  if (bits == 8) {
+    for (int i = 0; i < 2; i++) {
+      const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + 8 * i)));
+      out[i] = v_fma((vf)_mm256_cvtepi32_ps(codes), g.scale, g.offset);
+    }
+    return;
+  }
+  int32_t low, high;
+  __builtin_memcpy(&low, from, 4);
+  __builtin_memcpy(&high, from + (bits == 2 ? 0 : bits == 3 ? 2 : 4), 4);
+  const __m256i first = _mm256_mullo_epi32(lanes, _mm256_set1_epi32(bits));
+  const __m256i second = _mm256_add_epi32(first, _mm256_set1_epi32(bits == 2 ? 16 : bits == 3 ? 8 : 0));
+  const __m256i words[2] = {_mm256_srlv_epi32(_mm256_set1_epi32(low), first),
+                            _mm256_srlv_epi32(_mm256_set1_epi32(high), second)};
+  for (int i = 0; i < 2; i++) {
+    if (bits == 4)
+      out[i] = v_fma((vf)_mm256_cvtepi32_ps(_mm256_and_si256(words[i], _mm256_set1_epi32(15))), g.scale, g.offset);
+    else if (bits == 2)
+      out[i] = (vf)_mm256_permutevar_ps((__m256)g.table, words[i]); /* two bits of index, and cheaper */
+    else
+      out[i] = (vf)_mm256_permutevar8x32_ps((__m256)g.table, words[i]);
+  }
+}
 
 #include "vector.h"

@@ -10,6 +10,7 @@
 #define AQ_D 8
 #define AQ_STREAM(p, v) _mm512_stream_ps(p, (__m512)(v))
 #define AQ_CLIP_UNROLL 4
+#define AQ_MR 14
 #define AQ_KERNELS aq_kernels_avx512
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 16 : (bits) + 4)
 
@@ -73,5 +74,56 @@ AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
 AQ_INLINE vd d_load(const float *p) { return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 AQ_INLINE vd d_abs(vd x) { return (vd)_mm512_abs_pd((__m512d)x); }
 AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)b, (__m512d)a); }
+
+AQ_INLINE vf v_splat(float x) { return (vf)_mm512_set1_ps(x); }
+AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+
+AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+
+/* Up to 4 bits a permutation looks the weight up by its code's low bits; the bits above need no masking. */
+#define AQ_OWN_DECODE
+#define AQ_DECODE_BYTES(bits) (2 * (bits))
+/* a broadcast of 64 bits leaves codes 0-7 in the even lanes and 8-15 in the odd ones */
+#define AQ_DECODE_ORDER(bits, lane) ((bits) == 4 ? (lane) / 2 + 8 * ((lane) % 2) : (lane))
+typedef struct {
+  vf scale, offset, table;
+} v_grid;
+
+AQ_INLINE v_grid v_grid_of(float scale, float offset, int32_t bits) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const vf codes = (vf)_mm512_cvtepi32_ps(_mm512_and_si512(lanes, _mm512_set1_epi32((1 << bits) - 1)));
+  const vf s = v_splat(scale), o = v_splat(offset);
+  return (v_grid){s, o, v_fma(codes, s, o)};
+}
+
+AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[1]) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i words, shifts = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(bits));
+  if (bits == 8) {
+    const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
+    out[0] = v_fma((vf)_mm512_cvtepi32_ps(codes), g.scale, g.offset);
+    return;
+  }
+  if (bits == 4) {
+    int64_t word;
+    __builtin_memcpy(&word, from, 8);
+    words = _mm512_set1_epi64(word);
+    shifts = _mm512_slli_epi32(_mm512_srli_epi32(lanes, 1), 2);
+  } else {
+    int32_t low, high;
+    __builtin_memcpy(&low, from, 4);
+    __builtin_memcpy(&high, from + (bits == 3 ? 2 : 0), 4);
+    words = _mm512_set1_epi32(low);
+    if (bits == 3) {
+      words = _mm512_mask_set1_epi32(words, 0xff00, high);
+      shifts = _mm512_mask_sub_epi32(shifts, 0xff00, shifts, _mm512_set1_epi32(16));
+    }
+  }
+  words = _mm512_srlv_epi32(words, shifts);
+  if (bits == 2)
+    out[0] = (vf)_mm512_permutevar_ps((__m512)g.table, words); /* two bits of index, and cheaper */
+  else
+    out[0] = (vf)_mm512_permutexvar_ps(words, (__m512)g.table);
+}
 
 #include "vector.h"

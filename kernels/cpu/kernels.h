@@ -1,5 +1,5 @@
 /* kernels.h: what an instruction set implements. Each implementation file (scalar.c, avx2.c, ...) fills one
- * aq_kernels; api.c checks arguments, splits rows over threads and calls through it. */
+ * aq_kernels; api.c and model_api.c check arguments, split rows over threads and call through it. */
 #ifndef AQ_KERNELS_H
 #define AQ_KERNELS_H
 
@@ -55,6 +55,8 @@ typedef struct {
   float max_difference, max_a;
 } aq_sums;
 
+typedef struct aq_model_kernels aq_model_kernels; /* model.h */
+
 typedef struct {
   /* Quantizes rows [row_begin, row_end). */
   int32_t (*quantize_rows)(const aq_quantize_job *job, size_t row_begin, size_t row_end);
@@ -66,6 +68,7 @@ typedef struct {
   void (*load)(const void *in, int32_t dtype, size_t first, size_t n, float *out);
   void (*store)(const float *in, size_t n, void *out, int32_t dtype, size_t first);
   void (*accumulate)(const float *a, const float *b, size_t n, aq_sums *sums);
+  const aq_model_kernels *model;
 } aq_kernels;
 
 extern const aq_kernels aq_kernels_scalar;
@@ -81,6 +84,17 @@ extern const aq_kernels aq_kernels_neon;
 #if defined(AQ_BUILD_SIMD128)
 extern const aq_kernels aq_kernels_simd128;
 #endif
+
+/* Shared by the API's files; defined in api.c. */
+typedef int32_t (*aq_part_function)(const void *context, size_t begin, size_t end);
+const aq_kernels *aq_choose_kernels(int32_t isa); /* null: not in this build or not on this processor */
+int aq_counts_allowed(size_t rows, size_t cols);
+int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
+                       size_t cols, int32_t bits, size_t group_size, aq_packed_view *view);
+/* How many threads `elements` of work, in `units` parts, are worth. */
+size_t aq_thread_count(size_t units, size_t elements, int32_t threads);
+/* Runs units [0, units) split into contiguous ranges. Every unit writes its own outputs, so the split is invisible. */
+int32_t aq_run_units(aq_part_function run, const void *context, size_t units, size_t elements, int32_t threads);
 
 /* Bytes of one element of a dtype, 0 if it is none. */
 static inline size_t aq_dtype_bytes(int32_t dtype) {

@@ -8,6 +8,7 @@
 #define AQ_W 4
 #define AQ_D 2
 #define AQ_CLIP_UNROLL 4
+#define AQ_MR 12
 #define AQ_KERNELS aq_kernels_neon
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 8 : 4)
 
@@ -59,5 +60,10 @@ AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
 AQ_INLINE vd d_load(const float *p) { return (vd)vcvt_f64_f32(vld1_f32(p)); }
 AQ_INLINE vd d_abs(vd x) { return (vd)vabsq_f64((float64x2_t)x); }
 AQ_INLINE vd d_max(vd a, vd b) { return (vd)vmaxnmq_f64((float64x2_t)a, (float64x2_t)b); }
+
+AQ_INLINE vf v_splat(float x) { return (vf)vdupq_n_f32(x); }
+AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+
+AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 
 #include "vector.h"

@@ -8,6 +8,7 @@
 #define AQ_W 4
 #define AQ_D 2
 #define AQ_CLIP_UNROLL 2
+#define AQ_MR 4
 #define AQ_KERNELS aq_kernels_simd128
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 8 : 4)
 
@@ -83,5 +84,10 @@ AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
 AQ_INLINE vd d_load(const float *p) { return (vd)wasm_f64x2_promote_low_f32x4(wasm_v128_load64_zero(p)); }
 AQ_INLINE vd d_abs(vd x) { return (vd)wasm_f64x2_abs((v128_t)x); }
 AQ_INLINE vd d_max(vd a, vd b) { return (vd)wasm_f64x2_pmax((v128_t)a, (v128_t)b); }
+
+AQ_INLINE vf v_splat(float x) { return (vf)wasm_f32x4_splat(x); }
+AQ_INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; } /* none here; rounds twice */
+
+AQ_INLINE vf v_load_half(const uint16_t *p) { return v_half_value(v_widen(p)); }
 
 #include "vector.h"

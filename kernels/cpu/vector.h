@@ -756,4 +756,6 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
   return rest ? quantize_groups(&b, row_begin, row_end, whole, whole + 1, rest) : AQ_OK;
 }
 
-const aq_kernels AQ_KERNELS = {quantize_rows, dequantize, pack_row, unpack_row, load, store, accumulate};
+#include "model_vector.h"
+
+const aq_kernels AQ_KERNELS = {quantize_rows, dequantize, pack_row, unpack_row, load, store, accumulate, &model_kernels};

@@ -2,7 +2,7 @@
  *
  * Every function returns AQ_OK or a negative AQ_E_*. Buffers belong to the caller; nothing is allocated for or
  * kept from it. No function prints, exits or keeps state, so all may run at once. Outputs must not overlap
- * inputs. A count of zero is fine before any pointer is looked at. On an error the outputs are unspecified.
+ * inputs unless a function says so. A count of zero is fine before any pointer is looked at. On an error the outputs are unspecified.
  *
  * Words (see docs/format.md): codes are unsigned integers of `bits` bits, `w = s * (q - z)` in float32 arithmetic
  * (subtract, then multiply). A group is `group_size` consecutive weights of one row; 0 means the whole row; the
@@ -10,8 +10,10 @@
  * floats, [rows, groups]. Packed codes are a little-endian bit stream per row in uint32 words, least
  * significant bits first, [rows, words]; unused bits at a row's end are zero.
  *
- * `isa` chooses the instruction set, `threads` how many threads share the rows. Neither changes a byte of any
- * result.
+ * `isa` chooses the instruction set, `threads` how many threads share the rows. `threads` never changes a byte of
+ * any result. Neither does `isa` in the functions that pack, quantize, convert and measure; in those that run a
+ * model (from aq_linear on) the instruction sets round differently, within a few units in the last place of the
+ * terms that are added up.
  */
 #ifndef ARROWQUANT_H
 #define ARROWQUANT_H
@@ -23,7 +25,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 1
+#define AQ_ABI_VERSION 2
 
 #define AQ_OK 0
 #define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
@@ -44,7 +46,7 @@ extern "C" {
 /* Instruction sets. */
 #define AQ_ISA_BEST 0
 #define AQ_ISA_SCALAR 1
-#define AQ_ISA_AVX2 2   /* AVX2 and F16C */
+#define AQ_ISA_AVX2 2   /* AVX2, FMA and F16C */
 #define AQ_ISA_AVX512 3 /* AVX-512 F, BW, DQ, VL */
 #define AQ_ISA_NEON 4
 #define AQ_ISA_SIMD128 5 /* WebAssembly */
@@ -124,6 +126,71 @@ AQ_API int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, co
 /* index[0] = position of the first NaN or infinity, n if there is none. */
 AQ_API int32_t aq_find_nonfinite(const void *values, int32_t dtype, size_t n, uint64_t *index, int32_t isa,
                                  int32_t threads);
+
+/* Models ------------------------------------------------------------------------------------------------------------
+ *
+ * Tensors are float32, row-major. A token's results do not depend on the other tokens of the call, with one
+ * exception: aq_linear and aq_linear_packed take another order of additions when there is a single token.
+ */
+
+/* out[t, n] = sum_k x[t, k] weights[n, k] + bias[n]. x f32[tokens, cols], weights [rows, cols] of `dtype` (F32, F16
+ * or BF16), bias f32[rows] or null, out f32[tokens, rows]. */
+AQ_API int32_t aq_linear(const float *x, size_t tokens, const void *weights, int32_t dtype, const float *bias,
+                         size_t rows, size_t cols, float *out, int32_t isa, int32_t threads);
+
+/* The same with packed weights, without ever holding the dequantized matrix. zero_point null: symmetric. */
+AQ_API int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *packed, const uint16_t *scale,
+                                const uint16_t *zero_point, const float *bias, size_t rows, size_t cols, int32_t bits,
+                                size_t group_size, float *out, int32_t isa, int32_t threads);
+
+/* x / sqrt(mean(x^2) + epsilon) * weight, by rows. weight f32[cols], null: ones. out may be x. */
+AQ_API int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float *weight, float epsilon, float *out,
+                           int32_t isa, int32_t threads);
+
+/* (x - mean) / sqrt(variance + epsilon) * weight + bias, by rows. weight null: ones; bias null: zeros. out may be x. */
+AQ_API int32_t aq_layer_norm(const float *x, size_t rows, size_t cols, const float *weight, const float *bias,
+                             float epsilon, float *out, int32_t isa, int32_t threads);
+
+/* exp(x - max) / sum, by rows. A row with NaN or +infinity, or of -infinity alone, becomes NaN. out may be x. */
+AQ_API int32_t aq_softmax(const float *x, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads);
+
+/* softmax(scale q k^T) v for every head, over all keys of a batch item that key_mask does not switch off. Memory does
+ * not grow with tokens. q f32[batch, tokens, heads, head_size]; k and v f32[batch, tokens, kv_heads, head_size], heads
+ * a multiple of kv_heads; key_mask u8[batch, tokens], 0 where not attended to, or null. out like q; zeros where a
+ * batch item has no key. */
+AQ_API int32_t aq_attention(const float *q, const float *k, const float *v, const uint8_t *key_mask, size_t batch,
+                            size_t tokens, size_t heads, size_t kv_heads, size_t head_size, float scale, float *out,
+                            int32_t isa, int32_t threads);
+
+/* Rotary embedding in place, halves rotated: pairs (x[i], x[i + head_size/2]) turn by positions[row] theta^(-2i/head_size),
+ * an angle computed in double. x f32[rows, heads, head_size], head_size even, positions i32[rows] within
+ * +-AQ_MAX_POSITION (else AQ_E_VALUE). */
+#define AQ_MAX_POSITION 1048576
+AQ_API int32_t aq_rotary(float *x, const int32_t *positions, size_t rows, size_t heads, size_t head_size,
+                         double theta, int32_t isa, int32_t threads);
+
+/* silu(gate) * up, silu(x) = x / (1 + exp(-x)). out may be gate or up. */
+AQ_API int32_t aq_silu_multiply(const float *gate, const float *up, size_t n, float *out, int32_t isa,
+                                int32_t threads);
+
+/* out may be x. */
+AQ_API int32_t aq_silu(const float *x, size_t n, float *out, int32_t isa, int32_t threads);
+
+/* x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). out may be x. */
+AQ_API int32_t aq_gelu_tanh(const float *x, size_t n, float *out, int32_t isa, int32_t threads);
+
+/* x (1 + scale) + shift. x f32[batch, tokens, cols]; scale and shift f32[batch, cols], `stride` floats from one batch
+ * item to the next. out may be x. */
+AQ_API int32_t aq_modulate(const float *x, const float *scale, const float *shift, size_t stride, size_t batch,
+                           size_t tokens, size_t cols, float *out, int32_t isa, int32_t threads);
+
+/* residual + gate x. x and residual f32[batch, tokens, cols]; gate f32[batch, cols], `stride` floats from one batch item
+ * to the next. out may be residual or x. */
+AQ_API int32_t aq_gate_add(const float *residual, const float *gate, const float *x, size_t stride, size_t batch,
+                           size_t tokens, size_t cols, float *out, int32_t isa, int32_t threads);
+
+/* a + b. out may be a or b. */
+AQ_API int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads);
 
 #ifdef __cplusplus
 }

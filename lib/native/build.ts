@@ -26,6 +26,7 @@ const COMMON_FLAGS = [
   "-Wall",
   "-Wextra",
   "-ffp-contract=off", // a fused multiply-add would round once where the oracle rounds twice
+  "-fno-math-errno", // square roots are instructions, not calls
   "-fvisibility=hidden",
 ];
 
@@ -45,11 +46,14 @@ export interface BuildPlan {
 
 /** The plan for a platform (`linux`, `darwin`, …) and architecture (`x64`, `arm64`, …) in Node's words. */
 export function nativePlan(platform: string, architecture: string): BuildPlan {
-  const units: Unit[] = [{ source: "api.c", flags: [] }, { source: "scalar.c", flags: [] }];
+  const units: Unit[] = ["api.c", "model_api.c", "scalar.c", "model_scalar.c"].map((source) => ({
+    source,
+    flags: [],
+  }));
   const flags = [...COMMON_FLAGS, "-fPIC", "-pthread"];
   if (architecture === "x64") {
     flags.push("-DAQ_BUILD_AVX2", "-DAQ_BUILD_AVX512");
-    units.push({ source: "avx2.c", flags: ["-mavx2", "-mf16c"] });
+    units.push({ source: "avx2.c", flags: ["-mavx2", "-mfma", "-mf16c"] });
     units.push({
       source: "avx512.c",
       flags: ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c"],
@@ -68,7 +72,10 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: ["api.c", "scalar.c", "simd128.c"].map((source) => ({ source, flags: [] })),
+  units: ["api.c", "model_api.c", "scalar.c", "model_scalar.c", "simd128.c"].map((source) => ({
+    source,
+    flags: [],
+  })),
   flags: [
     ...COMMON_FLAGS,
     "--target=wasm32",
@@ -79,7 +86,7 @@ export const WASM_PLAN: BuildPlan = {
     "-DAQ_BUILD_SIMD128",
     "-DAQ_NO_THREADS",
   ],
-  linkFlags: ["--no-entry", "--export-dynamic", "-z,stack-size=262144", "--strip-all", "--export=__heap_base"]
+  linkFlags: ["--no-entry", "--export-dynamic", "-z,stack-size=524288", "--strip-all", "--export=__heap_base"]
     .map((flag) => `-Wl,${flag}`),
   fileName: "arrowquant.wasm",
 };

@@ -8,7 +8,15 @@ interface BunFfi {
   ): { symbols: Record<string, unknown>; close(): void };
 }
 
-const FFI_TYPES = { in: "ptr", out: "ptr", usize: "u64", i32: "i32" } as const;
+const FFI_TYPES = {
+  in: "ptr",
+  out: "ptr",
+  inout: "ptr",
+  usize: "u64",
+  i32: "i32",
+  f32: "f32",
+  f64: "f64",
+} as const;
 
 /** Opens a library with `bun:ffi`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
 export async function openInBun(path: string): Promise<OpenedLibrary> {

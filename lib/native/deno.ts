@@ -28,7 +28,15 @@ export function isAllowed(permission: DenoPermission): boolean {
   return deno === undefined || deno.permissions.querySync(permission).state === "granted";
 }
 
-const FFI_TYPES = { in: "buffer", out: "buffer", usize: "usize", i32: "i32" } as const;
+const FFI_TYPES = {
+  in: "buffer",
+  out: "buffer",
+  inout: "buffer",
+  usize: "usize",
+  i32: "i32",
+  f32: "f32",
+  f64: "f64",
+} as const;
 
 /** Opens a library with `Deno.dlopen`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
 export function openInDeno(path: string): OpenedLibrary {

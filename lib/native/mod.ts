@@ -44,7 +44,7 @@ export interface Kernels {
   /** Releases the library; no call may follow. */
   close(): void;
   [Symbol.dispose](): void;
-  /** The header's functions; `lib/quant` is their caller, with every argument checked. */
+  /** The header's functions; `lib/quant` and `lib/models` call them, with every argument checked. */
   readonly calls: NativeCalls;
   /** A count as `calls` take it. */
   size(count: number): NativeSize;

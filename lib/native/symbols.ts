@@ -4,10 +4,10 @@
  */
 
 /** `AQ_ABI_VERSION` that this table was written for. */
-export const ABI_VERSION = 1;
+export const ABI_VERSION = 2;
 
-/** `in`: const pointer or null; `out`: pointer written by the callee or null. */
-export type ParameterKind = "in" | "out" | "usize" | "i32";
+/** `in`: const pointer or null; `out`: pointer written by the callee or null; `inout`: read, too. */
+export type ParameterKind = "in" | "out" | "inout" | "usize" | "i32" | "f32" | "f64";
 
 export interface SymbolDeclaration {
   readonly parameters: readonly ParameterKind[];
@@ -86,6 +86,89 @@ export const SYMBOLS = {
   // int32_t aq_find_nonfinite(const void *values, int32_t dtype, size_t n, uint64_t *index, int32_t isa,
   //                           int32_t threads)
   aq_find_nonfinite: { parameters: ["in", "i32", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_linear(const float *x, size_t tokens, const void *weights, int32_t dtype, const float *bias,
+  //                   size_t rows, size_t cols, float *out, int32_t isa, int32_t threads)
+  aq_linear: {
+    parameters: ["in", "usize", "in", "i32", "in", "usize", "usize", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *packed, const uint16_t *scale,
+  //                          const uint16_t *zero_point, const float *bias, size_t rows, size_t cols, int32_t
+  //                          bits, size_t group_size, float *out, int32_t isa, int32_t threads)
+  aq_linear_packed: {
+    parameters: [
+      "in",
+      "usize",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float *weight, float epsilon, float
+  //                     *out, int32_t isa, int32_t threads)
+  aq_rms_norm: { parameters: ["in", "usize", "usize", "in", "f32", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_layer_norm(const float *x, size_t rows, size_t cols, const float *weight, const float *bias,
+  //                       float epsilon, float *out, int32_t isa, int32_t threads)
+  aq_layer_norm: {
+    parameters: ["in", "usize", "usize", "in", "in", "f32", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_softmax(const float *x, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads)
+  aq_softmax: { parameters: ["in", "usize", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_attention(const float *q, const float *k, const float *v, const uint8_t *key_mask, size_t batch,
+  //                      size_t tokens, size_t heads, size_t kv_heads, size_t head_size, float scale, float
+  //                      *out, int32_t isa, int32_t threads)
+  aq_attention: {
+    parameters: [
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "usize",
+      "usize",
+      "usize",
+      "f32",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_rotary(float *x, const int32_t *positions, size_t rows, size_t heads, size_t head_size, double
+  //                   theta, int32_t isa, int32_t threads)
+  aq_rotary: { parameters: ["inout", "in", "usize", "usize", "usize", "f64", "i32", "i32"], result: "i32" },
+  // int32_t aq_silu_multiply(const float *gate, const float *up, size_t n, float *out, int32_t isa, int32_t
+  //                          threads)
+  aq_silu_multiply: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_silu(const float *x, size_t n, float *out, int32_t isa, int32_t threads)
+  aq_silu: { parameters: ["in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_gelu_tanh(const float *x, size_t n, float *out, int32_t isa, int32_t threads)
+  aq_gelu_tanh: { parameters: ["in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_modulate(const float *x, const float *scale, const float *shift, size_t stride, size_t batch,
+  //                     size_t tokens, size_t cols, float *out, int32_t isa, int32_t threads)
+  aq_modulate: {
+    parameters: ["in", "in", "in", "usize", "usize", "usize", "usize", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_gate_add(const float *residual, const float *gate, const float *x, size_t stride, size_t batch,
+  //                     size_t tokens, size_t cols, float *out, int32_t isa, int32_t threads)
+  aq_gate_add: {
+    parameters: ["in", "in", "in", "usize", "usize", "usize", "usize", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads)
+  aq_add: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
 } as const satisfies Record<string, SymbolDeclaration>;
 
 export type SymbolName = keyof typeof SYMBOLS;
@@ -96,7 +179,7 @@ export type NativeBuffer = ArrayBufferView<ArrayBufferLike> | null;
 /** What `size()` of an opened library made of a count. */
 export type NativeSize = number | bigint;
 
-type ArgumentOf<Kind extends ParameterKind> = Kind extends "in" | "out" ? NativeBuffer
+type ArgumentOf<Kind extends ParameterKind> = Kind extends "in" | "out" | "inout" ? NativeBuffer
   : Kind extends "usize" ? NativeSize
   : number;
 

@@ -40,7 +40,7 @@ export function openWasm(): OpenedLibrary {
       let end = heapBase;
       const raw = args.map((argument, i) => {
         const kind = parameters[i];
-        if (kind !== "in" && kind !== "out") return Number(argument);
+        if (kind !== "in" && kind !== "out" && kind !== "inout") return Number(argument);
         if (argument === null) return 0;
         const at = end;
         end = align(end + (argument as ArrayBufferView).byteLength);
@@ -50,11 +50,13 @@ export function openWasm(): OpenedLibrary {
       if (missing > 0) exports.memory.grow(Math.ceil(missing / PAGE_BYTES));
       const memory = new Uint8Array(exports.memory.buffer);
       parameters.forEach((kind, i) => {
-        if (kind === "in" && args[i] !== null) memory.set(bytesOf(args[i] as ArrayBufferView), raw[i]!);
+        if ((kind === "in" || kind === "inout") && args[i] !== null) {
+          memory.set(bytesOf(args[i] as ArrayBufferView), raw[i]!);
+        }
       });
       const status = call(...raw);
       parameters.forEach((kind, i) => {
-        if (kind !== "out" || args[i] === null) return;
+        if ((kind !== "out" && kind !== "inout") || args[i] === null) return;
         const target = bytesOf(args[i] as ArrayBufferView);
         target.set(memory.subarray(raw[i]!, raw[i]! + target.length));
       });

@@ -5,15 +5,22 @@ import { ABI_VERSION, SYMBOLS } from "../../lib/native/symbols.ts";
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
 const header = read("kernels/include/arrowquant.h");
 
+/** Parameters that a function reads and writes; C cannot say so. */
+const IN_PLACE = new Set(["aq_rotary x"]);
+
 /** The header's declarations as name → kinds of its parameters. */
 function declarations(): Record<string, string[]> {
   const found: Record<string, string[]> = {};
   for (const [, name, list] of header.matchAll(/AQ_API int32_t (aq_\w+)\(([^)]*)\);/g)) {
     found[name!] = list!.trim() === "void" ? [] : list!.split(",").map((parameter) => {
       if (/^\s*const .*\*/.test(parameter)) return "in";
-      if (parameter.includes("*")) return "out";
+      if (parameter.includes("*")) {
+        return IN_PLACE.has(`${name} ${/\w+$/.exec(parameter)![0]}`) ? "inout" : "out";
+      }
       if (/\bsize_t\b/.test(parameter)) return "usize";
       if (/\bint32_t\b/.test(parameter)) return "i32";
+      if (/^\s*float /.test(parameter)) return "f32";
+      if (/^\s*double /.test(parameter)) return "f64";
       return `unknown: ${parameter}`;
     });
   }

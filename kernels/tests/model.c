@@ -1,0 +1,433 @@
+/* model.c: every function that runs a model, on every instruction set of this build, against the scalar oracle (sums
+ * in double), within tolerances derived from the sums; the same bytes for any number of threads, for a token alone
+ * among others, and never past the end of an output. Prints what it ran; exit status 1 on a difference. */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../include/arrowquant.h"
+
+static const char *isa_names[] = {"best", "scalar", "avx2", "avx512", "neon", "simd128"};
+static uint64_t state;
+static long cases, failures;
+
+static uint32_t random_bits(void) { /* splitmix64 */
+  uint64_t z = (state += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return (uint32_t)(z >> 32);
+}
+
+static float gaussian(void) {
+  const double u = (random_bits() + 1.0) / 4294967297.0, v = random_bits() / 4294967296.0;
+  return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+}
+
+static float *gaussians(size_t n, float factor) {
+  float *x = malloc(n * 4 + 4);
+  for (size_t i = 0; i < n; i++) x[i] = factor * gaussian();
+  return x;
+}
+
+#define GUARD 16
+
+static float *guarded(size_t n) {
+  float *out = malloc((n + GUARD) * 4);
+  if (!out) abort();
+  memset(out, 0xa5, (n + GUARD) * 4);
+  return out;
+}
+
+static void fail(const char *what, const char *where, const char *why, size_t at, double expected, double actual) {
+  if (++failures <= 40)
+    printf("FAILED %s, %s: %s at %zu: %.9g instead of %.9g\n", what, where, why, at, actual, expected);
+}
+
+/* |actual - expected| <= tolerance[i] (or `flat`), and nothing behind the end was touched. */
+static void close_to(const char *what, const char *where, const float *expected, const float *actual, size_t n,
+                     const float *tolerance, double flat) {
+  cases++;
+  for (size_t i = 0; i < n; i++) {
+    const double e = expected[i], a = actual[i];
+    if (isnan(e) ? isnan(a) : e == a || fabs(e - a) <= (tolerance ? (double)tolerance[i] : flat)) continue;
+    fail(what, where, "differs", i, e, a);
+    return;
+  }
+  for (size_t i = 0; i < GUARD * 4; i++)
+    if (((const uint8_t *)(actual + n))[i] != 0xa5) {
+      fail(what, where, "wrote past the end", i, 0, 0);
+      return;
+    }
+}
+
+static void same(const char *what, const char *where, const float *expected, const float *actual, size_t n) {
+  cases++;
+  for (size_t i = 0; i < n; i++)
+    if (memcmp(expected + i, actual + i, 4)) {
+      fail(what, where, "other bytes", i, expected[i], actual[i]);
+      return;
+    }
+}
+
+static void ok(const char *what, const char *where, int32_t status, int32_t expected) {
+  cases++;
+  if (status != expected) fail(what, where, "status", 0, expected, status);
+}
+
+static const int32_t thread_counts[] = {1, 2, 3, 8};
+#define THREADS (sizeof thread_counts / sizeof *thread_counts)
+
+/* Linear: |error| <= (k + 8) 2^-24 sum |x w|, once for the sum and once for each rounding of a weight and the end. */
+static void linear_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int32_t dtype, int32_t bits,
+                        size_t group_size, int symmetric, int with_bias) {
+  char where[160];
+  snprintf(where, sizeof where, "%s, %zux%zux%zu, %s %d, group %zu%s%s", isa_names[isa], tokens, rows, cols,
+           bits ? "bits" : "dtype", bits ? bits : dtype, group_size, symmetric ? ", symmetric" : "",
+           with_bias ? ", bias" : "");
+  const size_t n = tokens * rows;
+  float *x = gaussians(tokens * cols, 1), *w = gaussians(rows * cols, 0.1f), *bias = gaussians(rows, 1);
+  float *dense = malloc(rows * cols * 4 + 4), *tolerance = malloc(n * 4 + 4);
+  uint16_t *narrow = malloc(rows * cols * 2 + 2);
+  uint64_t words = 0, groups = 0;
+  if (bits) {
+    aq_packed_words(cols, bits, &words);
+    aq_group_count(cols, group_size, &groups);
+  }
+  uint32_t *packed = malloc(rows * words * 4 + 4);
+  uint16_t *scale = malloc(rows * groups * 2 + 2), *zero = malloc(rows * groups * 2 + 2);
+  if (bits) {
+    aq_quantize_round(w, AQ_F32, rows, cols, bits, group_size, symmetric ? AQ_ZERO_POINT_SYMMETRIC : AQ_ZERO_POINT_REAL,
+                      packed, scale, symmetric ? 0 : zero, AQ_ISA_SCALAR, 1);
+    aq_dequantize(packed, scale, symmetric ? 0 : zero, rows, cols, bits, group_size, dense, AQ_F32, AQ_ISA_SCALAR, 1);
+  } else {
+    aq_convert(w, AQ_F32, dtype == AQ_F32 ? (void *)dense : narrow, dtype, rows * cols, AQ_ISA_SCALAR, 1);
+    if (dtype != AQ_F32) aq_convert(narrow, dtype, dense, AQ_F32, rows * cols, AQ_ISA_SCALAR, 1);
+  }
+  for (size_t t = 0; t < tokens; t++)
+    for (size_t r = 0; r < rows; r++) {
+      double sum = with_bias ? fabs(bias[r]) : 0;
+      for (size_t k = 0; k < cols; k++) sum += fabs((double)x[t * cols + k] * dense[r * cols + k]);
+      tolerance[t * rows + r] = (float)(((double)cols + 8) * 0x1p-24 * sum);
+    }
+  float *out[THREADS + 1], *expected = guarded(n);
+  for (size_t k = 0; k <= THREADS; k++) {
+    float *to = k < THREADS ? (out[k] = guarded(n)) : expected;
+    const int32_t use = k < THREADS ? isa : AQ_ISA_SCALAR, share = k < THREADS ? thread_counts[k] : 1;
+    ok("linear", where,
+       bits ? aq_linear_packed(x, tokens, packed, scale, symmetric ? 0 : zero, with_bias ? bias : 0, rows, cols, bits,
+                               group_size, to, use, share)
+            : aq_linear(x, tokens, dtype == AQ_F32 ? (void *)dense : narrow, dtype, with_bias ? bias : 0, rows, cols,
+                        to, use, share),
+       AQ_OK);
+  }
+  for (size_t k = 0; k < THREADS; k++) {
+    close_to("linear", where, expected, out[k], n, tolerance, 0);
+    if (k) same("linear, threads", where, out[0], out[k], n);
+  }
+  if (tokens > 3) { /* the tokens from the second on, alone */
+    float *some = guarded(n - rows);
+    if (bits)
+      aq_linear_packed(x + cols, tokens - 1, packed, scale, symmetric ? 0 : zero, with_bias ? bias : 0, rows, cols, bits,
+                       group_size, some, isa, 1);
+    else
+      aq_linear(x + cols, tokens - 1, dtype == AQ_F32 ? (void *)dense : narrow, dtype, with_bias ? bias : 0, rows, cols,
+                some, isa, 1);
+    same("linear, fewer tokens", where, out[0] + rows, some, n - rows);
+    free(some);
+  }
+  for (size_t k = 0; k < THREADS; k++) free(out[k]);
+  free(expected);
+  free(x);
+  free(w);
+  free(bias);
+  free(dense);
+  free(narrow);
+  free(tolerance);
+  free(packed);
+  free(scale);
+  free(zero);
+}
+
+enum { RMS_NORM, RMS_NORM_PLAIN, LAYER_NORM, LAYER_NORM_PLAIN, SOFTMAX, ROW_FUNCTIONS };
+
+static int32_t call_rows(int function, const float *x, size_t rows, size_t cols, const float *weight, const float *bias,
+                         float *out, int32_t isa, int32_t threads) {
+  switch (function) {
+    case RMS_NORM: return aq_rms_norm(x, rows, cols, weight, 1e-6f, out, isa, threads);
+    case RMS_NORM_PLAIN: return aq_rms_norm(x, rows, cols, 0, 1e-6f, out, isa, threads);
+    case LAYER_NORM: return aq_layer_norm(x, rows, cols, weight, bias, 1e-5f, out, isa, threads);
+    case LAYER_NORM_PLAIN: return aq_layer_norm(x, rows, cols, 0, 0, 1e-5f, out, isa, threads);
+    default: return aq_softmax(x, rows, cols, out, isa, threads);
+  }
+}
+
+static void rows_case(int32_t isa, size_t rows, size_t cols, int function) {
+  char where[80];
+  snprintf(where, sizeof where, "%s, %zux%zu, function %d", isa_names[isa], rows, cols, function);
+  const size_t n = rows * cols;
+  float *x = gaussians(n, 3), *weight = gaussians(cols, 1), *bias = gaussians(cols, 1);
+  if (function == LAYER_NORM)
+    for (size_t i = 0; i < n; i++) x[i] += 10;
+  float *expected = guarded(n), *tolerance = malloc(n * 4 + 4), *first = 0;
+  ok("rows", where, call_rows(function, x, rows, cols, weight, bias, expected, AQ_ISA_SCALAR, 1), AQ_OK);
+  for (size_t i = 0; i < n; i++) {
+    /* mean and variance lose (cols / lanes + lanes) roundings of 2^-24 at most; the shift by 10 costs its multiple */
+    const double eps = ((double)cols / 4 + 16) * 0x1p-24;
+    double magnitude = fabs(expected[i]);
+    if (function == LAYER_NORM) magnitude = magnitude + (fabs(bias[i % cols]) + 40.0 * fabs(weight[i % cols]));
+    if (function == LAYER_NORM_PLAIN) magnitude += 3;
+    if (function == LAYER_NORM && cols == 1) magnitude *= 400; /* 0 times 1 / sqrt(epsilon) */
+    if (function == SOFTMAX) magnitude *= 4;
+    tolerance[i] = (float)(eps * magnitude);
+  }
+  for (size_t k = 0; k < THREADS; k++) {
+    float *out = guarded(n);
+    ok("rows", where, call_rows(function, x, rows, cols, weight, bias, out, isa, thread_counts[k]), AQ_OK);
+    close_to("rows", where, expected, out, n, tolerance, 0);
+    if (k)
+      same("rows, threads", where, first, out, n);
+    else
+      first = out;
+    if (k) free(out);
+  }
+  ok("rows", where, call_rows(function, x, rows, cols, weight, bias, x, isa, 1), AQ_OK);
+  same("rows in place", where, first, x, n);
+  free(first);
+  free(x);
+  free(weight);
+  free(bias);
+  free(expected);
+  free(tolerance);
+}
+
+enum { SILU, GELU_TANH, SILU_MULTIPLY, ADD, ELEMENT_FUNCTIONS };
+
+static int32_t call_elements(int function, const float *a, const float *b, size_t n, float *out, int32_t isa,
+                             int32_t threads) {
+  switch (function) {
+    case SILU: return aq_silu(a, n, out, isa, threads);
+    case GELU_TANH: return aq_gelu_tanh(a, n, out, isa, threads);
+    case SILU_MULTIPLY: return aq_silu_multiply(a, b, n, out, isa, threads);
+    default: return aq_add(a, b, n, out, isa, threads);
+  }
+}
+
+static void elements_case(int32_t isa, size_t n, int function) {
+  char where[80];
+  snprintf(where, sizeof where, "%s, %zu elements, function %d", isa_names[isa], n, function);
+  float *a = gaussians(n, 4), *b = gaussians(n, 1);
+  static const float special[] = {0.0f, -0.0f, 88.0f, -88.0f, 200.0f, -200.0f, 1e-30f, 1e30f, -1e30f, NAN, INFINITY};
+  for (size_t i = 0; i < n && n > 30 && i < sizeof special / sizeof *special; i++) a[i * 2] = special[i];
+  float *expected = guarded(n), *tolerance = malloc(n * 4 + 4), *first = 0;
+  ok("elements", where, call_elements(function, a, b, n, expected, AQ_ISA_SCALAR, 1), AQ_OK);
+  /* exp 2^-22, division, products, and |u| 2^-24 more in exp's argument; 2^-112 where exp is flushed to zero */
+  for (size_t i = 0; i < n; i++) {
+    const double u = function == GELU_TANH ? fmin(1.6 * fabs(a[i]) * (1 + 0.045 * (double)a[i] * a[i]), 90) : 0;
+    tolerance[i] = (float)(fabs(expected[i]) * (8 + 6 * u) * 0x1p-24 + 0x1p-112 * (1 + fabs(b[i])));
+  }
+  for (size_t k = 0; k < THREADS; k++) {
+    float *out = guarded(n);
+    ok("elements", where, call_elements(function, a, b, n, out, isa, thread_counts[k]), AQ_OK);
+    close_to("elements", where, expected, out, n, tolerance, 0);
+    if (k)
+      same("elements, threads", where, first, out, n);
+    else
+      first = out;
+    if (k) free(out);
+  }
+  ok("elements", where, call_elements(function, a, b, n, a, isa, 1), AQ_OK);
+  same("elements in place", where, first, a, n);
+  free(first);
+  free(a);
+  free(b);
+  free(expected);
+  free(tolerance);
+}
+
+static void modulation_case(int32_t isa, size_t batch, size_t tokens, size_t cols) {
+  char where[80];
+  snprintf(where, sizeof where, "%s, %zux%zux%zu", isa_names[isa], batch, tokens, cols);
+  const size_t n = batch * tokens * cols, stride = 3 * cols + 1;
+  float *x = gaussians(n, 1), *r = gaussians(n, 1), *chunks = gaussians(batch * stride, 1);
+  for (int gate = 0; gate < 2; gate++) {
+    float *expected = guarded(n), *first = 0;
+    if (gate)
+      aq_gate_add(r, chunks, x, stride, batch, tokens, cols, expected, AQ_ISA_SCALAR, 1);
+    else
+      aq_modulate(x, chunks, chunks + cols, stride, batch, tokens, cols, expected, AQ_ISA_SCALAR, 1);
+    for (size_t k = 0; k < THREADS; k++) {
+      float *out = guarded(n);
+      ok("modulation", where,
+         gate ? aq_gate_add(r, chunks, x, stride, batch, tokens, cols, out, isa, thread_counts[k])
+              : aq_modulate(x, chunks, chunks + cols, stride, batch, tokens, cols, out, isa, thread_counts[k]),
+         AQ_OK);
+      close_to(gate ? "gate_add" : "modulate", where, expected, out, n, 0, 60 * 0x1p-24);
+      if (k)
+        same("modulation, threads", where, first, out, n);
+      else
+        first = out;
+      if (k) free(out);
+    }
+    free(first);
+    free(expected);
+  }
+  free(x);
+  free(r);
+  free(chunks);
+}
+
+static void attention_case(int32_t isa, size_t batch, size_t tokens, size_t heads, size_t kv_heads, size_t size,
+                           int masked) {
+  char where[120];
+  snprintf(where, sizeof where, "%s, %zu items, %zu tokens, %zu of %zu heads of %zu%s", isa_names[isa], batch, tokens,
+           heads, kv_heads, size, masked ? ", masked" : "");
+  const size_t n = batch * tokens * heads * size, m = batch * tokens * kv_heads * size;
+  float *q = gaussians(n, 1), *k = gaussians(m, 1), *v = gaussians(m, 1);
+  uint8_t *mask = malloc(batch * tokens);
+  for (size_t i = 0; i < batch * tokens; i++) mask[i] = random_bits() % 3 != 0;
+  if (masked == 2) memset(mask, 0, tokens); /* an item without keys */
+  if (masked == 3)                          /* the first keys switched off, more than a block */
+    for (size_t i = 0; i < batch * tokens; i++) mask[i] = i % tokens > 300;
+  const float scale = 1.0f / sqrtf((float)size);
+  float *expected = guarded(n), *first = 0;
+  aq_attention(q, k, v, masked ? mask : 0, batch, tokens, heads, kv_heads, size, scale, expected, AQ_ISA_SCALAR, 1);
+  for (size_t i = 0; i < THREADS; i++) {
+    float *out = guarded(n);
+    ok("attention", where,
+       aq_attention(q, k, v, masked ? mask : 0, batch, tokens, heads, kv_heads, size, scale, out, isa, thread_counts[i]),
+       AQ_OK);
+    /* a score's error, 2 size 2^-24 sum |q k| scale, moves each p by as much; |v| below 5 */
+    close_to("attention", where, expected, out, n, 0, 5 * ((double)size + (double)tokens / 4 + 32) * 0x1p-23);
+    if (i)
+      same("attention, threads", where, first, out, n);
+    else
+      first = out;
+    if (i) free(out);
+  }
+  free(first);
+  free(expected);
+  free(q);
+  free(k);
+  free(v);
+  free(mask);
+}
+
+static void rotary_case(int32_t isa, size_t rows, size_t heads, size_t size, double theta) {
+  char where[80];
+  snprintf(where, sizeof where, "%s, %zu rows, %zu heads of %zu, theta %g", isa_names[isa], rows, heads, size, theta);
+  const size_t n = rows * heads * size;
+  float *x = gaussians(n, 1), *expected = guarded(n), *reference = guarded(n), *first = 0;
+  int32_t *positions = malloc(rows * 4);
+  for (size_t i = 0; i < rows; i++) positions[i] = (int32_t)(random_bits() % (i % 2 ? 2097152 : 100)) - (i % 4 == 1 ? 1048575 : 0);
+  for (size_t i = 0; i < rows; i++)
+    if (positions[i] > 1048576) positions[i] = 1048576;
+  memcpy(expected, x, n * 4);
+  aq_rotary(expected, positions, rows, heads, size, theta, AQ_ISA_SCALAR, 1);
+  for (size_t row = 0; row < rows; row++)
+    for (size_t h = 0; h < heads; h++)
+      for (size_t i = 0; i < size / 2; i++) {
+        const double angle = positions[row] * pow(theta, -2.0 * (double)i / (double)size);
+        const size_t a = (row * heads + h) * size + i, b = a + size / 2;
+        reference[a] = (float)(x[a] * cos(angle) - x[b] * sin(angle));
+        reference[b] = (float)(x[b] * cos(angle) + x[a] * sin(angle));
+      }
+  close_to("rotary oracle against the C library", where, reference, expected, n, 0, 5 * 0x1p-23);
+  for (size_t k = 0; k < THREADS; k++) {
+    float *out = guarded(n);
+    memcpy(out, x, n * 4);
+    ok("rotary", where, aq_rotary(out, positions, rows, heads, size, theta, isa, thread_counts[k]), AQ_OK);
+    close_to("rotary", where, expected, out, n, 0, 6 * 0x1p-22);
+    if (k)
+      same("rotary, threads", where, first, out, n);
+    else
+      first = out;
+    if (k) free(out);
+  }
+  free(first);
+  free(x);
+  free(expected);
+  free(reference);
+  free(positions);
+}
+
+static void nothing_and_nonsense(int32_t isa) {
+  const char *where = isa_names[isa];
+  float x[4] = {1, 2, 3, 4}, out[4];
+  int32_t far = AQ_MAX_POSITION + 1;
+  ok("no tokens", where, aq_linear(0, 0, 0, AQ_F32, 0, 4, 4, 0, isa, 1), AQ_OK);
+  ok("no rows", where, aq_linear_packed(0, 4, 0, 0, 0, 0, 0, 4, 2, 64, 0, isa, 1), AQ_OK);
+  ok("no columns", where, aq_linear(0, 1, 0, AQ_F32, x, 4, 0, out, isa, 1), AQ_OK);
+  same("no columns: the bias", where, x, out, 4);
+  ok("no elements", where, aq_silu(0, 0, 0, isa, 1), AQ_OK);
+  ok("no rows", where, aq_softmax(0, 0, 5, 0, isa, 1), AQ_OK);
+  ok("no batch", where, aq_attention(0, 0, 0, 0, 0, 4, 2, 1, 4, 1, 0, isa, 1), AQ_OK);
+  ok("dtype", where, aq_linear(x, 1, x, AQ_F64, 0, 1, 4, out, isa, 1), AQ_E_ARGUMENT);
+  ok("null", where, aq_add(x, 0, 4, out, isa, 1), AQ_E_ARGUMENT);
+  ok("heads", where, aq_attention(x, x, x, 0, 1, 1, 2, 3, 1, 1, out, isa, 1), AQ_E_SHAPE);
+  ok("overflow", where, aq_linear(x, 2, x, AQ_F32, 0, SIZE_MAX / 8, SIZE_MAX / 8, out, isa, 1), AQ_E_SHAPE);
+  ok("odd head", where, aq_rotary(x, &far, 1, 1, 3, 1e4, isa, 1), AQ_E_SHAPE);
+  ok("position", where, aq_rotary(x, &far, 1, 1, 4, 1e4, isa, 1), AQ_E_VALUE);
+  ok("isa", where, aq_silu(x, 4, out, 99, 1), AQ_E_ISA);
+}
+
+int main(int argc, char **argv) {
+  const uint64_t seed = argc > 1 ? strtoull(argv[1], 0, 10) : 1;
+  const int quick = argc > 2 && strcmp(argv[2], "quick") == 0;
+  state = seed;
+  static const size_t tokens[] = {1, 2, 3, 5, 14, 17, 33, 100}, rows[] = {1, 3, 17, 32, 33, 100};
+  static const size_t cols[] = {1, 3, 5, 17, 33, 64, 100, 256, 300, 600};
+  static const size_t lengths[] = {1, 3, 5, 17, 33, 100, 1023, 1025, 600001};
+  static const size_t group_sizes[] = {0, 16, 32, 64, 128, 256};
+  static const int32_t widths[] = {2, 3, 4, 8};
+  int ran = 0;
+  for (int32_t isa = AQ_ISA_AVX2; isa <= AQ_ISA_SIMD128; isa++) {
+    if (!aq_isa_supported(isa)) {
+      printf("skipped %s: not in this build or not on this processor\n", isa_names[isa]);
+      continue;
+    }
+    ran++;
+    const long before = cases;
+    for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++)
+      for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+        for (size_t c = 0; c < sizeof cols / sizeof *cols; c++) {
+          if (quick && random_bits() % 8) continue;
+          linear_case(isa, tokens[t], rows[r], cols[c], (int32_t)(random_bits() % 3), 0, 0, 0, random_bits() % 2);
+          linear_case(isa, tokens[t], rows[r], cols[c], 0, widths[random_bits() % 4], group_sizes[random_bits() % 6],
+                      random_bits() % 3 == 0, random_bits() % 2);
+        }
+    for (size_t b = 0; b < 4; b++)
+      for (size_t g = 0; g < 6; g++)
+        for (size_t c = 0; c < 12; c++)
+          linear_case(isa, 1, 5, (size_t[]){1, 15, 16, 17, 31, 32, 48, 80, 176, 333, 4096, 4500}[c], 0, widths[b],
+                      group_sizes[g], random_bits() % 2, random_bits() % 2);
+    linear_case(isa, 130, 192, 768, AQ_F32, 0, 0, 0, 1);
+    linear_case(isa, 70, 97, 1024, AQ_BF16, 0, 0, 0, 1);
+    linear_case(isa, 1, 300, 5000, AQ_F16, 0, 0, 0, 1);
+    for (size_t r = 0; r < 5; r++)
+      for (size_t c = 0; c < 10; c++)
+        for (int f = 0; f < ROW_FUNCTIONS; f++) rows_case(isa, (size_t[]){1, 3, 5, 33, 300}[r], cols[c], f);
+    for (int f = 0; f < ROW_FUNCTIONS; f++) rows_case(isa, 3000, 300, f);
+    modulation_case(isa, 3, 300, 600);
+    rotary_case(isa, 2000, 4, 72, 1e4);
+    for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++)
+      for (int f = 0; f < ELEMENT_FUNCTIONS; f++) elements_case(isa, lengths[l], f);
+    for (size_t c = 0; c < 10; c++) modulation_case(isa, 1 + c % 3, 1 + 11 * (c % 5), cols[c]);
+    for (size_t t = 0; t < 8; t++)
+      for (size_t d = 0; d < 7; d++) {
+        const size_t kv = 1 + random_bits() % 2;
+        attention_case(isa, 1 + random_bits() % 3, tokens[t], kv * (1 + random_bits() % 3), kv,
+                       (size_t[]){1, 3, 8, 16, 32, 72, 100}[d], (int)(random_bits() % 3));
+      }
+    attention_case(isa, 1, 700, 1, 1, 40, 0);
+    attention_case(isa, 2, 700, 2, 1, 33, 3);
+    attention_case(isa, 1, 40, 2, 2, 300, 1);
+    for (size_t s = 0; s < 7; s++)
+      rotary_case(isa, 9 + 40 * s, 1 + s % 3, (size_t[]){2, 4, 6, 16, 64, 72, 256}[s], s % 2 ? 1e4 : 1e6);
+    nothing_and_nonsense(isa);
+    printf("%s: %ld comparisons with scalar\n", isa_names[isa], cases - before);
+  }
+  printf("seed %llu: %ld comparisons, %ld failed, %d instruction sets\n", (unsigned long long)seed, cases, failures, ran);
+  return failures ? 1 : 0;
+}

@@ -1,0 +1,184 @@
+/**
+ * The classifier that reads generated glyphs: two convolutions, two linear layers. Its 64 features are what the Fréchet distance is taken of.
+ * Layers are those of tests/models/README.md.
+ */
+import { CheckpointError } from "../errors.ts";
+import { Operations } from "../models/operations.ts";
+import type { LinearLayer } from "../models/tensors.ts";
+import type { Kernels } from "../native/mod.ts";
+import { SafetensorsFile } from "../tensor/mod.ts";
+import type { FeatureStatistics } from "./frechet.ts";
+
+/** Side of an image. */
+const SIDE = 16;
+export const CLASSES = 10;
+export const FEATURES = 64;
+/** Images whose intermediate values are held at once. */
+const BATCH = 50;
+
+const SHAPES = {
+  c1: [16, 1, 3, 3],
+  c2: [32, 16, 3, 3],
+  f1: [FEATURES, 32 * 4 * 4],
+  f2: [CLASSES, FEATURES],
+} as const;
+
+/** What the classifier makes of images. */
+export interface Classification {
+  /** `f32[count, 64]` */
+  readonly features: Float32Array<ArrayBuffer>;
+  /** `f32[count, 10]` */
+  readonly logits: Float32Array<ArrayBuffer>;
+  /** `i32[count]`, the most probable class of each. */
+  readonly classes: Int32Array<ArrayBuffer>;
+}
+
+/** A float32 tensor of a file, its shape checked. @throws {CheckpointError} when it is not there or has another type or shape */
+function readFloats(
+  file: SafetensorsFile,
+  name: string,
+  shape: readonly number[],
+): Float32Array<ArrayBuffer> {
+  const info = file.tensors.get(name);
+  if (info?.dtype === "F32" && info.shape.join() === shape.join()) {
+    return new Float32Array(file.read(name).buffer);
+  }
+  const got = info === undefined ? "no such tensor" : `${info.dtype} [${info.shape.join(", ")}]`;
+  throw new CheckpointError(
+    `Cannot read ${JSON.stringify(file.path)}: tensor "${name}" must be F32 [${
+      shape.join(", ")
+    }], got ${got}`,
+    { path: file.path, tensor: name },
+  );
+}
+
+/** The shipped classifier. */
+export class GlyphClassifier {
+  readonly #operations: Operations;
+  readonly #layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>;
+
+  constructor(layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>, kernels: Kernels, threads: number) {
+    this.#operations = new Operations(kernels, threads);
+    this.#layers = layers;
+  }
+
+  /**
+   * Classifies images in [−1, 1].
+   *
+   * **Shapes** `images: f32[count, 16, 16]`
+   *
+   * @throws {TypeError} when that is not their size
+   */
+  classify(images: Float32Array): Classification {
+    const count = images.length / (SIDE * SIDE);
+    if (!Number.isInteger(count)) {
+      throw new TypeError(
+        `Cannot classify: images must be f32[count, ${SIDE}, ${SIDE}], got ${images.length} numbers`,
+      );
+    }
+    const features = new Float32Array(count * FEATURES), logits = new Float32Array(count * CLASSES);
+    for (let begin = 0; begin < count; begin += BATCH) {
+      const end = Math.min(count, begin + BATCH), part = end - begin;
+      const first = this.#convolve("c1", images.subarray(begin * SIDE * SIDE, end * SIDE * SIDE), part, SIDE);
+      const second = this.#convolve("c2", pool(first, part * 16, SIDE), part, SIDE / 2);
+      const inner = features.subarray(begin * FEATURES, end * FEATURES);
+      this.#operations.linear(this.#layers.f1, pool(second, part * 32, SIDE / 2), part, inner);
+      for (let i = 0; i < inner.length; i++) inner[i] = Math.max(0, inner[i]!);
+      this.#operations.linear(this.#layers.f2, inner, part, logits.subarray(begin * CLASSES, end * CLASSES));
+    }
+    const classes = Int32Array.from({ length: count }, (_, i) => {
+      let best = 0;
+      for (let c = 1; c < CLASSES; c++) if (logits[i * CLASSES + c]! > logits[i * CLASSES + best]!) best = c;
+      return best;
+    });
+    return { features, logits, classes };
+  }
+
+  /** 3×3 convolution with padding 1, then ReLU: `f32[count, in, side, side]` → `f32[count, out, side, side]`. */
+  #convolve(name: "c1" | "c2", x: Float32Array, count: number, side: number): Float32Array<ArrayBuffer> {
+    const layer = this.#layers[name];
+    const channels = layer.weights.cols / 9, area = side * side;
+    const patches = new Float32Array(count * area * layer.weights.cols);
+    for (let b = 0, at = 0; b < count; b++) {
+      for (let y = 0; y < side; y++) {
+        for (let x0 = 0; x0 < side; x0++) {
+          for (let c = 0; c < channels; c++) {
+            for (let dy = -1; dy <= 1; dy++) {
+              const yy = y + dy, row = ((b * channels + c) * side + yy) * side;
+              for (let dx = -1; dx <= 1; dx++, at++) {
+                const xx = x0 + dx;
+                if (yy >= 0 && yy < side && xx >= 0 && xx < side) patches[at] = x[row + xx]!;
+              }
+            }
+          }
+        }
+      }
+    }
+    const pixels = new Float32Array(count * area * layer.weights.rows);
+    this.#operations.linear(layer, patches, count * area, pixels);
+    const out = new Float32Array(pixels.length);
+    for (let b = 0; b < count; b++) {
+      for (let i = 0; i < area; i++) {
+        for (let c = 0; c < layer.weights.rows; c++) {
+          out[(b * layer.weights.rows + c) * area + i] = Math.max(
+            0,
+            pixels[(b * area + i) * layer.weights.rows + c]!,
+          );
+        }
+      }
+    }
+    return out;
+  }
+}
+
+/** Largest of each 2×2 square: `f32[planes, side, side]` → `f32[planes, side / 2, side / 2]`. */
+function pool(x: Float32Array, planes: number, side: number): Float32Array<ArrayBuffer> {
+  const half = side / 2;
+  const out = new Float32Array(planes * half * half);
+  for (let p = 0, at = 0; p < planes; p++) {
+    for (let y = 0; y < half; y++) {
+      for (let x0 = 0; x0 < half; x0++, at++) {
+        const i = (p * side + 2 * y) * side + 2 * x0;
+        out[at] = Math.max(x[i]!, x[i + 1]!, x[i + side]!, x[i + side + 1]!);
+      }
+    }
+  }
+  return out;
+}
+
+/**
+ * Loads the classifier.
+ *
+ * @throws {CheckpointError} when the file is not it
+ * @throws {FormatError} when the file is no safetensors file
+ */
+export function loadClassifier(path: string, kernels: Kernels, threads = 1): GlyphClassifier {
+  using file = SafetensorsFile.open(path);
+  const layer = (name: keyof typeof SHAPES): LinearLayer => {
+    const [rows, ...rest] = SHAPES[name];
+    return {
+      name: `${name}.weight`,
+      weights: {
+        rows,
+        cols: rest.reduce((product, size) => product * size, 1),
+        dtype: "F32",
+        data: readFloats(file, `${name}.weight`, SHAPES[name]),
+      },
+      bias: readFloats(file, `${name}.bias`, [rows]),
+    };
+  };
+  return new GlyphClassifier(
+    { c1: layer("c1"), c2: layer("c2"), f1: layer("f1"), f2: layer("f2") },
+    kernels,
+    threads,
+  );
+}
+
+/** Mean and covariance of real images' features. @throws as {@linkcode loadClassifier} */
+export function loadFeatureStatistics(path: string): FeatureStatistics {
+  using file = SafetensorsFile.open(path);
+  return {
+    mean: Float64Array.from(readFloats(file, "mean", [FEATURES])),
+    covariance: Float64Array.from(readFloats(file, "covariance", [FEATURES, FEATURES])),
+  };
+}

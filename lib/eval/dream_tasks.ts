@@ -1,0 +1,354 @@
+/**
+ * The puzzles of the Dream reference model: how a prompt becomes a sequence of tokens, how it is solved, exact match a task, and how far
+ * a model's distributions at masked positions are from another's. The protocol is that of tests/models/README.md.
+ */
+import { readFileSync } from "node:fs";
+import { CheckpointError, FormatError } from "../errors.ts";
+import {
+  diffusionGenerate,
+  type DreamGenerationOptions,
+  type MaskedTransformer,
+  RandomStream,
+  type Tokenizer,
+} from "../models/mod.ts";
+import { type BootstrapOptions, bootstrapRatio, type Interval, wilsonInterval } from "./intervals.ts";
+
+/** Tokens of a puzzle's sequence, padding included. */
+export const PUZZLE_TOKENS = 36;
+
+export const PUZZLE_TASKS = ["add", "sudoku", "sort"] as const;
+export type PuzzleTask = (typeof PUZZLE_TASKS)[number];
+
+/** What a prompt of each task looks like, and how long its answer is. */
+const FORMS: Readonly<Record<PuzzleTask, { readonly prompt: RegExp; readonly answer: number }>> = {
+  add: { prompt: /^\d\d\+\d\d=$/, answer: 3 },
+  sudoku: { prompt: /^S[0-4]{16}>$/, answer: 16 },
+  sort: { prompt: /^[a-p]{8}>$/, answer: 8 },
+};
+
+export interface Puzzle {
+  readonly task: string;
+  readonly prompt: string;
+  readonly answer: string;
+}
+
+/** Characters of the answer to a puzzle's prompt, undefined for text that is no puzzle. */
+export function answerLength(prompt: string): number | undefined {
+  return PUZZLE_TASKS.map((task) => FORMS[task]).find(({ prompt: form }) => form.test(prompt))?.answer;
+}
+
+/**
+ * Reads puzzles, one JSON object `{task, prompt, answer}` a line.
+ *
+ * @throws {CheckpointError} when the file cannot be read
+ * @throws {FormatError} when a line is not such an object, naming it
+ */
+export function readPuzzles(path: string): Puzzle[] {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (cause) {
+    throw new CheckpointError(
+      `Cannot read ${JSON.stringify(path)}: ${cause instanceof Error ? cause.message : cause}`,
+      {
+        path,
+        cause,
+      },
+    );
+  }
+  return text.split("\n").flatMap((line, i) => {
+    if (line.trim() === "") return [];
+    const fail = (cause?: unknown) =>
+      new FormatError(
+        `Cannot read ${JSON.stringify(path)}: line ${i + 1} must be {"task", "prompt", "answer"} as text`,
+        {
+          path,
+          cause,
+        },
+      );
+    let value: Partial<Record<keyof Puzzle, unknown>> | null;
+    try {
+      value = JSON.parse(line) as typeof value;
+    } catch (cause) {
+      throw fail(cause);
+    }
+    const { task, prompt, answer } = value ?? {};
+    if (typeof task !== "string" || typeof prompt !== "string" || typeof answer !== "string") throw fail();
+    return [{ task, prompt, answer }];
+  });
+}
+
+/** The special tokens that a puzzle needs. @throws {CheckpointError} when config.json has not all of them */
+function specialTokens(model: MaskedTransformer): { bos: number; eos: number; pad: number; mask: number } {
+  const { bosToken: bos, eosToken: eos, padToken: pad, maskToken: mask } = model.config;
+  if (bos !== undefined && eos !== undefined && pad !== undefined) return { bos, eos, pad, mask };
+  throw new CheckpointError(
+    `Cannot pose puzzles to ${
+      JSON.stringify(model.path)
+    }: config.json must have bos_token_id, eos_token_id and pad_token_id`,
+    { path: model.path },
+  );
+}
+
+/**
+ * The sequence of a prompt: `<bos>`, the prompt, as many masks as the answer and its `<eos>` need, `<pad>` to the end.
+ *
+ * @throws {RangeError} when it does not fit in `length` tokens, or a part of it is not in the vocabulary
+ */
+export function puzzleCanvas(
+  model: MaskedTransformer,
+  tokenizer: Tokenizer,
+  prompt: string,
+  answerTokens: number,
+  length: number = PUZZLE_TOKENS,
+): Int32Array<ArrayBuffer> {
+  const { bos, pad, mask } = specialTokens(model);
+  const tokens = tokenizer.encode(prompt);
+  const end = 1 + tokens.length + answerTokens + 1;
+  if (end > length) {
+    throw new RangeError(
+      `Cannot pose ${JSON.stringify(prompt)}: prompt and answer may have ${length - 2} tokens, got ${
+        end - 2
+      }`,
+    );
+  }
+  const canvas = new Int32Array(length).fill(pad);
+  canvas[0] = bos;
+  canvas.set(tokens, 1);
+  canvas.fill(mask, 1 + tokens.length, end);
+  return canvas;
+}
+
+/** A puzzle and what a model made of it. */
+export interface SolvedPuzzle {
+  readonly puzzle: Puzzle;
+  readonly answer: string;
+  readonly isCorrect: boolean;
+}
+
+export interface SolveOptions {
+  /** Default: the protocol's, `maskgit_plus` with one step a mask and neither mask nor pad proposed. */
+  readonly generation?:
+    | Pick<DreamGenerationOptions, "algorithm" | "temperature" | "topP" | "topK" | "steps" | "seed">
+    | undefined;
+  /** Sequences of one forward pass. Default 100. */
+  readonly batch?: number | undefined;
+  readonly onProgress?: ((done: number, of: number) => void) | undefined;
+}
+
+/**
+ * Solves puzzles, those with equally many masks together; the results come in the order of the puzzles.
+ *
+ * @throws as {@linkcode puzzleCanvas} and {@linkcode diffusionGenerate}
+ */
+export function solvePuzzles(
+  model: MaskedTransformer,
+  tokenizer: Tokenizer,
+  puzzles: readonly Puzzle[],
+  { generation = {}, batch = 100, onProgress }: SolveOptions = {},
+): SolvedPuzzle[] {
+  const { pad, mask } = specialTokens(model);
+  const entries = puzzles.map((puzzle, index) => {
+    const answerTokens = tokenizer.encode(puzzle.answer).length;
+    return {
+      puzzle,
+      index,
+      answerTokens,
+      canvas: puzzleCanvas(model, tokenizer, puzzle.prompt, answerTokens),
+    };
+  });
+  const groups = Map.groupBy(entries, ({ answerTokens }) => answerTokens);
+  const solved: SolvedPuzzle[] = new Array(puzzles.length);
+  let done = 0;
+  for (const group of groups.values()) {
+    for (let begin = 0; begin < group.length; begin += batch) {
+      const part = group.slice(begin, begin + batch);
+      const canvas = new Int32Array(part.length * PUZZLE_TOKENS);
+      for (const [i, entry] of part.entries()) canvas.set(entry.canvas, i * PUZZLE_TOKENS);
+      const { sequences } = diffusionGenerate(model, canvas, part.length, {
+        algorithm: "maskgit_plus",
+        ...generation,
+        excludedTokens: [mask, pad],
+        firstStream: part[0]!.index,
+      });
+      for (const [i, { puzzle, index, answerTokens, canvas: own }] of part.entries()) {
+        const start = i * PUZZLE_TOKENS + own.indexOf(mask);
+        const answer = tokenizer.decode(sequences.subarray(start, start + answerTokens), { special: true });
+        solved[index] = { puzzle, answer, isCorrect: answer === puzzle.answer };
+      }
+      done += part.length;
+      onProgress?.(done, puzzles.length);
+    }
+  }
+  return solved;
+}
+
+/** How many puzzles of a task were solved. */
+export interface TaskScore {
+  readonly task: string;
+  readonly solved: number;
+  readonly prompts: number;
+  /** Share of exact matches with Wilson's interval. */
+  readonly exactMatch: Interval;
+}
+
+/** Exact match of each task, in the order in which the tasks come, and of all together as `all`. */
+export function scoreTasks(solved: readonly SolvedPuzzle[], confidence?: number): TaskScore[] {
+  const score = (task: string, part: readonly SolvedPuzzle[]): TaskScore => {
+    const correct = part.filter(({ isCorrect }) => isCorrect).length;
+    return {
+      task,
+      solved: correct,
+      prompts: part.length,
+      exactMatch: wilsonInterval(correct, part.length, confidence),
+    };
+  };
+  const byTask = Map.groupBy(solved, ({ puzzle }) => puzzle.task);
+  return [...[...byTask].map(([task, part]) => score(task, part)), score("all", solved)];
+}
+
+/** A sequence with some of its answer masked, as in training. */
+export interface MaskedSequence {
+  readonly task: string;
+  /** Probability with which each position of the answer was masked. */
+  readonly maskRatio: number;
+  /** `i32[PUZZLE_TOKENS]` */
+  readonly tokens: Int32Array;
+  /** Masked positions and the tokens that belong there. */
+  readonly places: readonly number[];
+  readonly targets: readonly number[];
+}
+
+/**
+ * Sequences as the reference model was trained on: prompt, answer, `<eos>`, pads; each position of the answer masked with a probability
+ * drawn from (0.001, 1). Sequences where chance masked nothing are left out.
+ */
+export function maskedSequences(
+  model: MaskedTransformer,
+  tokenizer: Tokenizer,
+  puzzles: readonly Puzzle[],
+  { seed = 0, repeats = 1 }: { readonly seed?: number | undefined; readonly repeats?: number | undefined } =
+    {},
+): MaskedSequence[] {
+  const { eos, mask } = specialTokens(model);
+  return Array.from({ length: repeats }, (_, repeat) =>
+    puzzles.flatMap((puzzle, index): MaskedSequence[] => {
+      const answer = tokenizer.encode(puzzle.answer);
+      const tokens = puzzleCanvas(model, tokenizer, puzzle.prompt, answer.length);
+      const start = tokens.indexOf(mask);
+      const random = new RandomStream(seed, repeat * puzzles.length + index);
+      const maskRatio = 0.001 + 0.999 * random.uniform();
+      const places: number[] = [], targets: number[] = [];
+      for (const [i, target] of [...answer, eos].entries()) {
+        if (random.uniform() < maskRatio) {
+          places.push(start + i);
+          targets.push(target);
+        } else tokens[start + i] = target;
+      }
+      return places.length === 0 ? [] : [{ task: puzzle.task, maskRatio, tokens, places, targets }];
+    })).flat();
+}
+
+/** How a model fares at masked positions beside the full-precision one, for a range of mask ratios. */
+export interface MaskedComparison {
+  /** Mask ratios (low, high]. */
+  readonly low: number;
+  readonly high: number;
+  readonly sequences: number;
+  readonly positions: number;
+  /** Share of masked positions whose most probable token is the right one. */
+  readonly accuracy: Interval;
+  readonly fullAccuracy: Interval;
+  /** Mean over masked positions of KL(full ‖ other), in nats. */
+  readonly kl: Interval;
+}
+
+/**
+ * Token accuracy and KL divergence against full precision at masked positions, by mask ratio; the last entry is over all. Mask and pad have
+ * probability 0, as in generation. Intervals are of a bootstrap over sequences: positions of one sequence are no independent samples.
+ *
+ * @throws {TypeError} when the models have different vocabularies
+ */
+export function compareMasked(
+  full: MaskedTransformer,
+  other: MaskedTransformer,
+  sequences: readonly MaskedSequence[],
+  { bins = 10, batch = 100, ...bootstrap }: BootstrapOptions & {
+    readonly bins?: number;
+    readonly batch?: number;
+  } = {},
+): MaskedComparison[] {
+  const { vocabularySize } = full.config;
+  if (other.config.vocabularySize !== vocabularySize) {
+    throw new TypeError(
+      `Cannot compare models: both must have ${vocabularySize} tokens, got ${other.config.vocabularySize}`,
+    );
+  }
+  const { pad, mask } = specialTokens(full);
+  const excluded = [mask, pad];
+  const measured: { sequence: MaskedSequence; kl: number; right: number; fullRight: number }[] = [];
+  const [p, q] = [new Float64Array(vocabularySize), new Float64Array(vocabularySize)];
+  for (let begin = 0; begin < sequences.length; begin += batch) {
+    const part = sequences.slice(begin, begin + batch);
+    const ids = new Int32Array(part.length * PUZZLE_TOKENS);
+    for (const [i, { tokens }] of part.entries()) ids.set(tokens, i * PUZZLE_TOKENS);
+    const rows = Int32Array.from(
+      part.flatMap(({ places }, i) => places.map((place) => i * PUZZLE_TOKENS + Math.max(0, place - 1)) // Dream's shift
+      ),
+    );
+    const fullLogits = full.forward(ids, part.length, { rows });
+    const otherLogits = other === full ? fullLogits : other.forward(ids, part.length, { rows });
+    let row = 0;
+    for (const sequence of part) {
+      let kl = 0, right = 0, fullRight = 0;
+      for (const target of sequence.targets) {
+        const begin = row++ * vocabularySize;
+        const best = logProbabilities(fullLogits, begin, excluded, p);
+        const otherBest = logProbabilities(otherLogits, begin, excluded, q);
+        if (best === target) fullRight++;
+        if (otherBest === target) right++;
+        for (let i = 0; i < p.length; i++) if (p[i]! > -Infinity) kl += Math.exp(p[i]!) * (p[i]! - q[i]!);
+      }
+      measured.push({ sequence, kl, right, fullRight });
+    }
+  }
+  const summary = (low: number, high: number): MaskedComparison[] => {
+    const part = measured.filter(({ sequence: { maskRatio } }) => maskRatio > low && maskRatio <= high);
+    if (part.length === 0) return [];
+    const positions = part.map(({ sequence }) => sequence.places.length);
+    const ratio = (key: "kl" | "right" | "fullRight") =>
+      bootstrapRatio(part.map((entry) => entry[key]), positions, bootstrap);
+    return [{
+      low,
+      high,
+      sequences: part.length,
+      positions: positions.reduce((sum, count) => sum + count, 0),
+      accuracy: ratio("right"),
+      fullAccuracy: ratio("fullRight"),
+      kl: ratio("kl"),
+    }];
+  };
+  return [
+    ...Array.from({ length: bins }, (_, i) => summary(i / bins, (i + 1) / bins)).flat(),
+    ...summary(0, 1),
+  ];
+}
+
+/** Writes log-probabilities of a row of logits into `out`, `-Infinity` for excluded tokens; returns the most probable token. */
+function logProbabilities(
+  logits: Float32Array,
+  begin: number,
+  excluded: readonly number[],
+  out: Float64Array,
+): number {
+  for (let i = 0; i < out.length; i++) out[i] = logits[begin + i]!;
+  for (const token of excluded) out[token] = -Infinity;
+  let best = 0;
+  for (let i = 1; i < out.length; i++) if (out[i]! > out[best]!) best = i;
+  let sum = 0;
+  const largest = out[best]!;
+  for (let i = 0; i < out.length; i++) sum += Math.exp(out[i]! - largest);
+  const offset = largest + Math.log(sum);
+  for (let i = 0; i < out.length; i++) out[i]! -= offset;
+  return best;
+}

@@ -1,0 +1,116 @@
+/** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, how they generate, tokens and pictures. */
+import { CheckpointError } from "../errors.ts";
+import type { Kernels } from "../native/mod.ts";
+import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
+import { type DitConfig, ditConfig, ditFrom, type DitModel } from "./dit.ts";
+import { dreamConfig, dreamFrom, type LoadOptions } from "./dream.ts";
+import { lladaConfig, lladaFrom } from "./llada.ts";
+import type { MaskedTransformer, MaskedTransformerConfig } from "./masked_transformer.ts";
+import { ConfigFields, shown } from "./model_config.ts";
+
+export { type DitConfig, type DitForwardOptions, type DitModel, loadDit } from "./dit.ts";
+export {
+  diffusionGenerate,
+  DREAM_ALGORITHMS,
+  type DreamAlgorithm,
+  type DreamGenerationOptions,
+  dreamSteps,
+  type Generation,
+  type GenerationStep,
+  loadDream,
+  type LoadOptions,
+  maskTimes,
+  runGeneration,
+  type TraceOptions,
+} from "./dream.ts";
+export { generateImages, type ImageOptions, type ImageStep, imageSteps } from "./image_sampler.ts";
+export {
+  lladaGenerate,
+  type LladaGenerationOptions,
+  lladaSteps,
+  loadLlada,
+  type Remasking,
+  REMASKINGS,
+} from "./llada.ts";
+export type {
+  ForwardOptions,
+  LayerObserver,
+  MaskedTransformer,
+  MaskedTransformerConfig,
+} from "./masked_transformer.ts";
+export { encodePng, tileImages } from "./png.ts";
+export { imageNoise, RandomStream } from "./random.ts";
+export {
+  loadScheduler,
+  type PredictionType,
+  type SamplerName,
+  Scheduler,
+  type SchedulerConfig,
+  schedulerConfig,
+  type TimestepSpacing,
+} from "./schedulers.ts";
+export type { DenseMatrix, Matrix } from "./kernels.ts";
+export type { EmbeddingTable, LinearLayer } from "./tensors.ts";
+export { loadTokenizer, type Tokenizer } from "./tokenizer.ts";
+
+/** Sizes of a model before it is loaded. */
+export type ModelConfig =
+  | { readonly kind: "dream" | "llada"; readonly config: MaskedTransformerConfig }
+  | { readonly kind: "dit"; readonly config: DitConfig };
+
+/**
+ * What config.json of a checkpoint says of its model; reads no tensor.
+ *
+ * @throws {CheckpointError} when the family is unknown (naming those that are not), or a key is missing, wrong or not supported
+ */
+export function modelConfig(checkpoint: Checkpoint): ModelConfig {
+  const { kind, config, path } = checkpoint;
+  const fields = () => ConfigFields.of(checkpoint);
+  if (kind === "dream") return { kind, config: dreamConfig(fields()) };
+  if (kind === "llada") return { kind, config: lladaConfig(fields()) };
+  if (kind === "dit") return { kind, config: ditConfig(fields()) };
+  const named = config === undefined
+    ? "no config.json"
+    : shown(config["model_type"] ?? config["_class_name"] ?? config["architectures"]);
+  throw new CheckpointError(
+    `Cannot load ${
+      shown(path)
+    }: the architecture must be "Dream", "llada" (model_type) or "DiTTransformer2DModel" ` +
+      `(_class_name), got ${named}`,
+    { path },
+  );
+}
+
+/** A loaded model, by its family. `folder` is where the checkpoint's other files lie. */
+export type LoadedModel =
+  | { readonly kind: "dream" | "llada"; readonly folder: string; readonly model: MaskedTransformer }
+  | { readonly kind: "dit"; readonly folder: string; readonly model: DitModel };
+
+/**
+ * Loads whatever model an open checkpoint is, full precision or packed. The checkpoint may be closed afterwards.
+ *
+ * @throws {CheckpointError} as {@linkcode modelConfig}, or listing tensors that are missing, in excess or of another shape
+ * @throws {FormatError} when a file is not what its format promises
+ */
+export function modelFrom(checkpoint: Checkpoint, kernels: Kernels, options: LoadOptions = {}): LoadedModel {
+  const { folder } = checkpoint;
+  const { kind } = modelConfig(checkpoint);
+  if (kind === "dream") return { kind, folder, model: dreamFrom(checkpoint, kernels, options) };
+  if (kind === "llada") return { kind, folder, model: lladaFrom(checkpoint, kernels, options) };
+  return { kind, folder, model: ditFrom(checkpoint, kernels, options) };
+}
+
+/**
+ * Loads whatever model lies at a path: {@linkcode modelFrom} of it.
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ * import { loadModel } from "./mod.ts";
+ * console.log(loadModel("tests/models/glyph-dit", await openKernels()).kind); // dit
+ * ```
+ */
+export function loadModel(path: string, kernels: Kernels, options: LoadOptions = {}): LoadedModel {
+  using checkpoint = openCheckpoint(path);
+  return modelFrom(checkpoint, kernels, options);
+}

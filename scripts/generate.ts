@@ -1,0 +1,419 @@
+/** `generate.ts MODEL`: solves a puzzle, continues a text or draws images with a checkpoint, full precision or packed. */
+import { existsSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { loadConfig } from "../lib/config.ts";
+import { ConfigError, InterruptedError } from "../lib/errors.ts";
+import { answerLength, puzzleCanvas } from "../lib/eval/dream_tasks.ts";
+import {
+  type DitConfig,
+  DREAM_ALGORITHMS,
+  type DreamAlgorithm,
+  dreamSteps,
+  encodePng,
+  type GenerationStep,
+  imageSteps,
+  lladaSteps,
+  loadScheduler,
+  loadTokenizer,
+  type MaskedTransformerConfig,
+  modelConfig,
+  modelFrom,
+  type Remasking,
+  REMASKINGS,
+  type SamplerName,
+  tileImages,
+  type Tokenizer,
+} from "../lib/models/mod.ts";
+import { type Kernels, openKernels } from "../lib/native/mod.ts";
+import { writeWhole } from "../lib/pipeline/files.ts";
+import { MAX_THREADS } from "../lib/quant/mod.ts";
+import { type Checkpoint, openCheckpoint, readJsonFile } from "../lib/tensor/mod.ts";
+import {
+  EXIT_CODE_HELP,
+  formatBytes,
+  parseOptions,
+  printable,
+  printJson,
+  ProgressDisplay,
+  runCommand,
+  usageError,
+} from "./_terminal.ts";
+
+const HELP = `Usage: generate.ts MODEL [options]
+
+Runs a checkpoint (a folder or a .safetensors file), full precision or packed: Dream and LLaDA write, a DiT draws.
+
+Writing:
+  --prompt TEXT        a puzzle ("47+38=", "S" + 16 cells + ">", eight letters a-p + ">") or any text
+  --length N           tokens to write; default a puzzle's answer, else 32
+  --algorithm NAME     Dream: origin, maskgit_plus, topk_margin or entropy; default generation_config.json's
+                       LLaDA: low_confidence (default) or random
+  --temperature X      0 (default) takes the most probable token
+  --top-p X, --top-k N keep only the most probable tokens (Dream)
+  --block-length N     finish so many tokens before the next (LLaDA)
+Drawing:
+  --class N[,N…]       classes; default every one, at most ten
+  --out FILE           PNG to write; default class-N.png
+  --sampler NAME       ddim or ddpm; default scheduler_config.json's
+  --guidance X         class-free guidance; default 1, none
+  --zoom N             pixels a pixel; default 8 for images under 64 pixels, else 1
+Both:
+  --steps N            default: one a mask; 50 when drawing
+  --seed N             default 0
+  --trace              show the text after each step; put the way from noise to image into the PNG
+  --threads N          0 (default) is one per core
+  --backend NAME       auto (default), native or wasm
+  --quiet              print nothing but the result and errors
+  --json               print JSON
+  --help
+
+${EXIT_CODE_HELP}`;
+
+const STRINGS = [
+  "prompt",
+  "length",
+  "algorithm",
+  "temperature",
+  "top-p",
+  "top-k",
+  "block-length",
+  "class",
+  "out",
+  "sampler",
+  "guidance",
+  "zoom",
+  "steps",
+  "seed",
+  "threads",
+  "backend",
+] as const;
+const TEXT_ONLY = ["prompt", "length", "algorithm", "temperature", "top-p", "top-k", "block-length"] as const;
+const IMAGE_ONLY = ["class", "out", "sampler", "guidance", "zoom"] as const;
+
+type Values = Readonly<Partial<Record<(typeof STRINGS)[number], string>>>;
+
+/** Tokens of a text that is no puzzle. */
+const DEFAULT_LENGTH = 32;
+/** A vocabulary of at most so many tokens is that of the puzzles; texts have thousands. */
+const PUZZLE_VOCABULARY = 64;
+/** Stands for a mask where text is shown. */
+const MASK_SIGN = "░";
+/** Pictures of a trace. */
+const TRACE_PICTURES = 10;
+
+/** What a run needs beside its own options. */
+interface Run {
+  readonly checkpoint: Checkpoint;
+  readonly kernels: Kernels;
+  readonly threads: number;
+  readonly values: Values;
+  readonly isTraced: boolean;
+  readonly asJson: boolean;
+  readonly signal: AbortSignal;
+  readonly log: (line: string) => void;
+}
+
+async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
+  const { positionals, flags, values } = parseOptions(args, {
+    help: HELP,
+    boolean: ["trace", "quiet", "json", "help"],
+    string: STRINGS,
+  });
+  if (flags.help) {
+    console.log(HELP);
+    return;
+  }
+  const [path] = positionals;
+  if (path === undefined || positionals.length > 1) {
+    throw usageError(`one MODEL is needed, got ${positionals.length}`, HELP);
+  }
+  const { config } = await loadConfig({
+    environment: process.env,
+    overrides: { num_threads: values.threads, backend: values.backend },
+    overrideSources: { num_threads: "--threads", backend: "--backend" },
+  });
+  const threads = config.numThreads > 0 ? config.numThreads : Math.min(MAX_THREADS, availableParallelism());
+  const display = new ProgressDisplay(flags.quiet || flags.json);
+  using checkpoint = openCheckpoint(path);
+  const described = modelConfig(checkpoint);
+  const foreign = described.kind === "dit" ? TEXT_ONLY : IMAGE_ONLY;
+  const misplaced = foreign.find((name) => values[name] !== undefined);
+  if (misplaced !== undefined) {
+    throw usageError(
+      `--${misplaced} is not for a model that ${described.kind === "dit" ? "draws" : "writes"}`,
+      HELP,
+    );
+  }
+  using kernels = await openKernels({ backend: config.backend, onMessage: display.log });
+  const bytes = checkpoint.files.reduce((sum, { file }) => sum + file.fileBytes, 0);
+  display.log(
+    `${described.kind}, ${formatBytes(bytes)} of weights to hold; ${kernels.describe()}, threads ${threads}`,
+  );
+  const run: Run = {
+    checkpoint,
+    kernels,
+    threads,
+    values,
+    isTraced: flags.trace,
+    asJson: flags.json,
+    signal,
+    log: display.log,
+  };
+  try {
+    if (described.kind === "dit") await draw(run, described.config);
+    else await write(run, described.kind, described.config);
+  } catch (error) {
+    // A value out of range that the library refuses is one of the command line here.
+    if (error instanceof RangeError && !("code" in error)) throw new ConfigError(error.message, [], error);
+    throw error;
+  }
+}
+
+// Writing --------------------------------------------------------------------------------------------------------
+
+async function write(run: Run, kind: "dream" | "llada", config: MaskedTransformerConfig): Promise<void> {
+  const { checkpoint, values, log } = run;
+  const { prompt } = values;
+  if (prompt === undefined) throw usageError("--prompt is needed", HELP);
+  const tokenizer = await loadTokenizer(checkpoint.folder);
+  const length = number(values, "length");
+  const isPuzzle = kind === "dream" && config.vocabularySize <= PUZZLE_VOCABULARY;
+  const answer = isPuzzle ? answerLength(prompt) : undefined;
+  const tokens = tokenizer.encode(prompt, { special: answer === undefined });
+  const wanted = length ??
+    (answer === undefined ? (tokens.includes(config.maskToken) ? 0 : DEFAULT_LENGTH) : answer);
+  if (!Number.isInteger(wanted) || wanted < 0) {
+    throw usageError(`--length must be a whole number ≥ 0, got ${wanted}`, HELP);
+  }
+  const total = tokens.length + wanted + (answer === undefined ? 0 : 2);
+  if (total > config.maxTokens) {
+    throw usageError(
+      `prompt and --length may have ${config.maxTokens} tokens with this model, got ${tokens.length} + ${wanted}`,
+      HELP,
+    );
+  }
+  const steps = checkedSteps(values);
+
+  const { model } = modelFrom(checkpoint, run.kernels, { threads: run.threads });
+  if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
+  let canvas: Int32Array;
+  if (answer !== undefined) canvas = puzzleCanvas(model, tokenizer, prompt, wanted);
+  else {
+    canvas = new Int32Array(tokens.length + wanted).fill(config.maskToken);
+    canvas.set(tokens);
+  }
+  const places = [...canvas.keys()].filter((i) => canvas[i] === config.maskToken);
+  if (places.length === 0) {
+    throw usageError("nothing to write: --length is 0 and the prompt has no mask", HELP);
+  }
+  const seed = number(values, "seed") ?? 0;
+  const temperature = number(values, "temperature");
+  let turns: Generator<GenerationStep, Int32Array>;
+  if (kind === "llada") {
+    turns = lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
+      generationLength: wanted,
+      blockLength: number(values, "block-length"),
+      steps,
+      temperature,
+      remasking: choice(values, "algorithm", REMASKINGS) as Remasking | undefined,
+      seed,
+    });
+  } else {
+    const stored = storedGeneration(checkpoint.folder);
+    turns = dreamSteps(model, canvas, 1, {
+      algorithm: choice(values, "algorithm", DREAM_ALGORITHMS) as DreamAlgorithm | undefined ??
+        (answer === undefined ? stored.algorithm : "maskgit_plus"),
+      steps: steps ?? (answer === undefined ? stored.steps : undefined),
+      temperature: temperature ?? stored.temperature,
+      topP: number(values, "top-p") ?? stored.topP,
+      topK: number(values, "top-k") ?? stored.topK,
+      eps: stored.eps,
+      seed,
+      excludedTokens: [
+        config.maskToken,
+        ...(answer === undefined || config.padToken === undefined ? [] : [config.padToken]),
+      ],
+    });
+  }
+  const end = Math.max(...places) + 1;
+  const trace: string[] = [];
+  const started = performance.now();
+  let sequence = canvas;
+  for (const state of turns) {
+    sequence = state.sequences;
+    if (run.isTraced) {
+      const text = shownText(tokenizer, sequence.subarray(0, end), config);
+      trace.push(text);
+      if (!run.asJson) {
+        const step = `${state.step}`.padStart(`${state.steps}`.length);
+        console.log(`${step}/${state.steps}  t ${state.time.toFixed(3)}  ${printable(text)}`);
+      }
+    }
+    await letSignalsIn(run.signal);
+  }
+  const seconds = (performance.now() - started) / 1000;
+  const written = sequence.subarray(places[0]!, end);
+  const stop = config.eosToken === undefined ? -1 : written.indexOf(config.eosToken);
+  const text = tokenizer.decode(stop < 0 ? written : written.subarray(0, stop));
+  if (run.asJson) {
+    printJson({
+      kind,
+      prompt,
+      text,
+      tokens: [...written],
+      masks: places.length,
+      seed,
+      seconds,
+      backend: run.kernels.describe(),
+      ...(run.isTraced ? { trace } : {}),
+    });
+    return;
+  }
+  console.log(printable(text));
+  log(`${places.length} tokens in ${seconds.toFixed(2)} s`);
+}
+
+/** What generation_config.json sets, as far as it does. */
+function storedGeneration(folder: string) {
+  const path = join(folder, "generation_config.json");
+  const stored = existsSync(path) ? readJsonFile(path) : {};
+  const numeric = (key: string) => typeof stored[key] === "number" ? stored[key] : undefined;
+  const algorithm = stored["alg"];
+  return {
+    algorithm: DREAM_ALGORITHMS.find((name) => name === algorithm),
+    steps: numeric("steps"),
+    temperature: numeric("temperature"),
+    topP: numeric("top_p"),
+    topK: numeric("top_k"),
+    eps: numeric("eps"),
+  };
+}
+
+/** A sequence as text, special tokens included, masks as signs. */
+function shownText(
+  tokenizer: Tokenizer,
+  sequence: Int32Array,
+  { maskToken }: MaskedTransformerConfig,
+): string {
+  let text = "", begin = 0;
+  for (let i = begin; i <= sequence.length; i++) {
+    if (i < sequence.length && sequence[i] !== maskToken) continue;
+    text += tokenizer.decode(sequence.subarray(begin, i), { special: true });
+    if (i < sequence.length) text += MASK_SIGN;
+    begin = i + 1;
+  }
+  return text;
+}
+
+// Drawing --------------------------------------------------------------------------------------------------------
+
+async function draw(run: Run, config: DitConfig): Promise<void> {
+  const { checkpoint, values, log } = run;
+  const asked = values.class?.split(",").map((text) => wholeNumber("class", text));
+  const classes = asked ?? Array.from({ length: Math.min(10, config.classes) }, (_, i) => i);
+  const bad = classes.find((label) => label >= config.classes);
+  if (bad !== undefined) {
+    throw usageError(`--class must be from 0 to ${config.classes - 1}, got ${bad}`, HELP);
+  }
+  const steps = checkedSteps(values) ?? 50;
+  const zoom = number(values, "zoom") ?? (config.sampleSize < 64 ? 8 : 1);
+  if (!Number.isInteger(zoom) || zoom < 1 || zoom > 64) {
+    throw usageError(`--zoom must be a whole number from 1 to 64, got ${zoom}`, HELP);
+  }
+  const scheduler = loadScheduler(checkpoint.folder);
+  const { model } = modelFrom(checkpoint, run.kernels, { threads: run.threads });
+  if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");
+  const seed = number(values, "seed") ?? 0;
+  const turns = imageSteps(model, scheduler, classes, {
+    steps,
+    seed,
+    sampler: choice(values, "sampler", ["ddim", "ddpm"]) as SamplerName | undefined,
+    guidance: number(values, "guidance"),
+  });
+  const kept: Float32Array<ArrayBuffer>[] = [];
+  const started = performance.now();
+  for (const { step, steps: all, samples } of turns) {
+    const isKept = step === all ||
+      (run.isTraced &&
+        Math.floor(step * (TRACE_PICTURES - 1) / all) > Math.floor((step - 1) * (TRACE_PICTURES - 1) / all));
+    if (isKept) kept.push(samples.slice());
+    if (run.isTraced) log(`step ${step}/${all}`);
+    await letSignalsIn(run.signal);
+  }
+  const seconds = (performance.now() - started) / 1000;
+  // A row a class: with a trace from noise to image, else all images in one row. Latents have no colours: a tile a channel.
+  const channels = config.channels === 3 ? 3 : 1;
+  if (config.channels !== channels) log(`${config.channels} channels are no colours: one tile each`);
+  const elements = model.imageElements;
+  const tiles = new Float32Array(kept.length * classes.length * elements);
+  for (let i = 0, at = 0; i < classes.length; i++) {
+    for (const images of kept) {
+      tiles.set(images.subarray(i * elements, (i + 1) * elements), at);
+      at += elements;
+    }
+  }
+  const columns = run.isTraced ? kept.length * config.channels / channels : Infinity;
+  const { pixels, width, height } = tileImages(tiles, channels, config.sampleSize, columns, zoom);
+  const out = values.out ?? `class-${classes.join("-")}.png`;
+  writeWhole(out, encodePng(pixels, width, height, channels));
+  if (run.asJson) {
+    printJson({
+      kind: "dit",
+      classes,
+      out,
+      width,
+      height,
+      steps,
+      seed,
+      seconds,
+      backend: run.kernels.describe(),
+    });
+    return;
+  }
+  console.log(printable(out));
+  log(
+    `${classes.length} images of ${width} × ${height} pixels together, ${steps} steps in ${
+      seconds.toFixed(2)
+    } s`,
+  );
+}
+
+// Options --------------------------------------------------------------------------------------------------------
+
+function number(values: Values, name: keyof Values): number | undefined {
+  const text = values[name];
+  if (text === undefined) return undefined;
+  const value = Number(text);
+  if (text.trim() === "" || !Number.isFinite(value)) {
+    throw usageError(`--${name} must be a number, got "${text}"`, HELP);
+  }
+  return value;
+}
+
+function wholeNumber(name: string, text: string): number {
+  const value = Number(text);
+  if (/^\d+$/.test(text) && Number.isSafeInteger(value)) return value;
+  throw usageError(`--${name} must be a whole number ≥ 0, got "${text}"`, HELP);
+}
+
+function checkedSteps(values: Values): number | undefined {
+  const steps = number(values, "steps");
+  if (steps === undefined || (Number.isSafeInteger(steps) && steps >= 1)) return steps;
+  throw usageError(`--steps must be a whole number ≥ 1, got ${values.steps}`, HELP);
+}
+
+function choice(values: Values, name: keyof Values, allowed: readonly string[]): string | undefined {
+  const value = values[name];
+  if (value === undefined || allowed.includes(value)) return value;
+  throw usageError(`--${name} must be one of ${allowed.join(", ")}, got "${value}"`, HELP);
+}
+
+/** Between two steps a signal is heard. */
+async function letSignalsIn(signal: AbortSignal): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve));
+  if (signal.aborted) throw new InterruptedError(`Stopped by ${signal.reason}`, String(signal.reason));
+}
+
+if (import.meta.main) await runCommand(main);
