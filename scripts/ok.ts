@@ -73,23 +73,28 @@ interface Step {
   readonly skip?: string;
 }
 
-/** The C driver against this machine's library, as one program. */
-function compareProgram(
+/** The C drivers linked with an architecture's kernels, and how they are run. */
+function kernelChecks(
   compiler: string,
   architecture: string,
   output: string,
-  flags: readonly string[],
-  drop: readonly string[] = [],
+  runs: readonly string[],
+  flags: readonly string[] = [],
+  emulator: readonly string[] = [],
 ): string[][] {
   const plan = nativePlan("linux", architecture);
-  const all = [...plan.flags.filter((flag) => !drop.includes(flag)), "-Werror", ...flags];
+  const all = [...plan.flags.filter((flag) => flag !== "-fPIC"), "-Werror", ...flags];
   const objects = plan.units.map((unit) => `${output}.${unit.source}.o`);
+  const drivers = ["compare", "model"];
   return [
-    ...plan.units.map((
-      unit,
-      i,
-    ) => [compiler, ...all, ...unit.flags, "-c", `kernels/cpu/${unit.source}`, "-o", objects[i]!]),
-    [compiler, ...all, "kernels/tests/compare.c", ...objects, "-o", output, "-lm"],
+    ...plan.units.map((unit, i) => {
+      const source = `kernels/cpu/${unit.source}`;
+      return [compiler, ...all, ...unit.flags, "-c", source, "-o", objects[i]!];
+    }),
+    ...drivers.flatMap((driver) => [
+      [compiler, ...all, `kernels/tests/${driver}.c`, ...objects, "-o", `${output}-${driver}`, "-lm"],
+      [...emulator, `${output}-${driver}`, ...runs],
+    ]),
   ];
 }
 
@@ -116,36 +121,26 @@ async function steps(work: string): Promise<Step[]> {
     },
     {
       name: "kernels against the oracle",
-      commands: [...compareProgram(cc, process.arch, join(work, "compare"), []), [
-        join(work, "compare"),
-        "1",
-      ]],
+      commands: kernelChecks(cc, process.arch, join(work, "native"), ["1"]),
       ...noCompiler,
     },
     {
       name: "kernels under address and undefined-behaviour sanitizers",
-      commands: [...compareProgram(cc, process.arch, join(work, "sanitized"), sanitize), [
-        join(work, "sanitized"),
-        "2",
-        "quick",
-      ]],
+      commands: kernelChecks(cc, process.arch, join(work, "sanitized"), ["2", "quick"], sanitize),
       ...noCompiler,
     },
     {
       name: "kernels built by clang",
-      commands: [...compareProgram("clang", process.arch, join(work, "clang"), []), [
-        join(work, "clang"),
-        "3",
-        "quick",
-      ]],
+      commands: kernelChecks("clang", process.arch, join(work, "clang"), ["3", "quick"]),
       ...(clang === undefined ? { skip: "no clang" } : {}),
     },
     {
       name: "NEON kernels under emulation",
-      commands: [
-        ...compareProgram("aarch64-linux-gnu-gcc", "arm64", join(work, "neon"), ["-static"], ["-fPIC"]),
-        ["qemu-aarch64", join(work, "neon"), "4", "quick"],
-      ],
+      commands: kernelChecks("aarch64-linux-gnu-gcc", "arm64", join(work, "neon"), ["4", "quick"], [
+        "-static",
+      ], [
+        "qemu-aarch64",
+      ]),
       ...(cross === undefined || qemu === undefined
         ? { skip: "no aarch64-linux-gnu-gcc or no qemu-aarch64" }
         : {}),
