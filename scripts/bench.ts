@@ -42,10 +42,12 @@ Measures on this machine and prints tables; every number in them is from this ru
   --bits LIST        default 8,4,3,2
   --group-size N     ${GROUP_SIZES.join(", ")} (0: whole row); default 64
   --solver NAME      clip or round; default both
-  --threads N        1 to ${MAX_THREADS}; default: all cores for checkpoint, 2 for the others
+  --threads N        1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others
   --backend NAME     ${BACKENDS.join(", ")}
   --isa NAME         ${INSTRUCTION_SETS.join(", ")}; default: the fastest
-  --seed N           of synthetic weights; default 1
+  --tasks LIST       puzzles of the accuracy suite, as in add,sort; default all
+  --limit N          puzzles a task, or images drawn, of the accuracy suite; default all and 128
+  --seed N           of noise, masks and synthetic weights; default 1
   --megabytes N      size of the process suite's checkpoint; default 2000 (64 with --quick)
   --quick            fewer samples: for a look, not for a report
   --json             print JSON instead of tables
@@ -79,6 +81,8 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     "threads",
     "backend",
     "isa",
+    "tasks",
+    "limit",
     "seed",
     "megabytes",
     "out",
@@ -143,6 +147,8 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
       backend: one("backend", BACKENDS) ?? "auto",
       isa,
       seed: whole("seed", 0, 2 ** 32 - 1) ?? 1,
+      tasks: given("tasks")?.split(","),
+      limit: whole("limit", 1, 1e6),
       syntheticBytes: (whole("megabytes", 1, 1e6) ?? (quick ? 64 : 2000)) * 1e6,
       quick,
     },

@@ -15,6 +15,10 @@ export interface BenchOptions {
   readonly backend: BackendChoice;
   readonly isa: string | undefined;
   readonly seed: number;
+  /** Tasks of the accuracy suite; undefined is all. */
+  readonly tasks: readonly string[] | undefined;
+  /** Prompts a task, or images, of the accuracy suite; undefined leaves it to the suite. */
+  readonly limit: number | undefined;
   /** Weights of the synthetic checkpoint, in bytes of BF16. */
   readonly syntheticBytes: number;
   /** Fewer samples of smaller data: for a look, not for a report. */
