@@ -134,8 +134,8 @@ function referenceGoal(path: string, what: string, keys: readonly string[], meas
   for (const key of keys) value = (value as Record<string, unknown> | undefined)?.[key];
   if (typeof value !== "number") return [];
   return [{
-    goal: `${nameOf(path)}, full precision: ${what} of reference_scores.json`,
-    wanted: `${value.toFixed(3)} in the interval`,
+    goal: `${nameOf(path)}, full precision: ${what} as published`,
+    wanted: `${value.toFixed(3)} inside`,
     measured: span(measured, 3),
     met: value >= measured.low - 1e-6 && value <= measured.high + 1e-6,
   }];
@@ -153,8 +153,8 @@ function sensitivityGoal(
   if (widths.length === 0) return [];
   const { lost } = rows.find(({ setting }) => setting.solver === "round" && setting.bits === 2)!;
   return [{
-    goal: `${nameOf(path)}, 2 bits round to nearest: fewer ${what} than full precision`,
-    wanted: "interval of the difference below 0",
+    goal: `${nameOf(path)}, 2 bits, round: ${what}, less full precision's`,
+    wanted: "all of it below 0",
     measured: span(lost, 3),
     met: lost.high < 0,
   }];

@@ -1,10 +1,20 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { compareSolvers } from "../../lib/analysis/tables.ts";
+import { accuracySuite } from "../../lib/eval/accuracy_suite.ts";
 import { checkpointSuite, measureStored } from "../../lib/eval/checkpoint_suite.ts";
 import { environmentOf } from "../../lib/eval/environment.ts";
 import { convertCase, dequantizeCase, Operands, quantizeCase } from "../../lib/eval/kernel_cases.ts";
@@ -14,12 +24,13 @@ import { gaussianWeights } from "../../lib/eval/random.ts";
 import { formatHeader, formatReport } from "../../lib/eval/report.ts";
 import type { BenchContext, BenchOptions, SuiteReport } from "../../lib/eval/suite.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
-import { dequantize, type GroupSize } from "../../lib/quant/mod.ts";
+import { type BitWidth, dequantize, type GroupSize, type Solver } from "../../lib/quant/mod.ts";
 import { packedLayers, readPackedTensor } from "../../lib/quant/packed_checkpoint.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { parseBenchArguments } from "../../scripts/bench.ts";
 
 const DREAM = fileURLToPath(new URL("../models/dream-mini", import.meta.url));
+const DIT = fileURLToPath(new URL("../models/glyph-dit", import.meta.url));
 const WIDTH = 120;
 
 let kernels: Kernels;
@@ -71,7 +82,8 @@ function expectNarrow(report: SuiteReport): void {
 describe("options", () => {
   test("have defaults", () => {
     const { suite, options, json, out } = parseBenchArguments([]);
-    expect(suite.name).toBe("checkpoint");
+    expect(suite.name).toBe("accuracy");
+    expect([options.tasks, options.limit]).toEqual([undefined, undefined]);
     expect(options.models.length).toBe(2);
     expect([options.bits, options.groupSize, options.solvers]).toEqual([[8, 4, 3, 2], 64, ["round", "clip"]]);
     expect([options.threads, options.backend, options.quick, json, out]).toEqual([
@@ -98,7 +110,8 @@ describe("options", () => {
     const [args, message] of [
       ["--nope", 'unknown option "--nope"'],
       ["tests/models/dream-mini", "unexpected argument"],
-      ["--suite accuracy", '"--suite" must be one of'],
+      ["--suite speed", '"--suite" must be one of'],
+      ["--limit 0", '"--limit" must be a whole number'],
       ["--bits 5", '"--bits" must list some of 2, 3, 4, 8, got "5"'],
       ["--bits 4,,2", '"--bits"'],
       ["--group-size 48", '"--group-size" must be one of'],
@@ -298,6 +311,78 @@ describe("what a checkpoint's error is measured from", () => {
   });
 });
 
+describe("the accuracy suite", () => {
+  const exact = (row: Readonly<Record<string, unknown>>) =>
+    row["exactMatch"] as { task: string; solved: number; prompts: number; exactMatch: { value: number } }[];
+
+  test("counts what each setting solves, and full precision has no divergence from itself", async () => {
+    const report = await accuracySuite.run(context({ models: [DREAM], bits: [2], limit: 12 }));
+    expect(report.rows.map(({ setting }) => setting)).toEqual(["full", "2 round", "2 clip"]);
+    for (const row of report.rows) {
+      expect(exact(row).map(({ task, prompts }) => [task, prompts])).toEqual([
+        ["add", 12],
+        ["sudoku", 12],
+        ["sort", 12],
+        ["all", 36],
+      ]);
+      for (const { solved, prompts, exactMatch } of exact(row)) {
+        expect(exactMatch.value).toBe(solved / prompts);
+      }
+    }
+    const [full, round] = report.rows;
+    expect(exact(full!).at(-1)!.solved).toBe(36);
+    expect(exact(round!).at(-1)!.solved).toBeLessThan(30);
+    const kl = report.rows.map((row) => (row["byMaskRatio"] as { kl: { value: number } }[]).at(-1)!.kl.value);
+    expect(kl[0]).toBe(0);
+    expect(kl[1]).toBeGreaterThan(0.1);
+    expect(report.goals.map(({ met }) => met)).toEqual([true, true, true, true]);
+    expectNarrow(report);
+  });
+
+  test("takes the tasks asked for, and says when there are none", async () => {
+    const options = { models: [DREAM], bits: [8] as BitWidth[], solvers: ["round"] as Solver[], limit: 3 };
+    const report = await accuracySuite.run(context({ ...options, tasks: ["sort"] }));
+    expect(exact(report.rows[0]!).map(({ task }) => task)).toEqual(["sort", "all"]);
+    const none = await accuracySuite.run(context({ ...options, tasks: ["chess"] }));
+    expect([none.rows.length, none.skipped[0]!.reason]).toEqual([
+      0,
+      "no puzzles of chess: its tasks are add, sudoku, sort",
+    ]);
+  });
+
+  test("draws the same noise at every setting", async () => {
+    const report = await accuracySuite.run(
+      context({ models: [DIT], bits: [2], solvers: ["round"], limit: 4 }),
+    );
+    expect(report.rows.map(({ setting, images }) => [setting, images])).toEqual([["full", 4], [
+      "2 round",
+      4,
+    ]]);
+    const error = report.rows.map((row) =>
+      (row["byTimestep"] as { relativeError: { value: number } }[]).map(({ relativeError }) =>
+        relativeError.value
+      )
+    );
+    expect(error[0]!.every((value) => value === 0)).toBe(true);
+    expect(error[1]!.every((value) => value > 0)).toBe(true);
+    const drift = report.rows.map((row) => row["drift"] as { relativeDistance: { value: number } }[]);
+    expect(drift[1]![0]!.relativeDistance.value).toBe(0);
+    expect(drift[1]!.at(-1)!.relativeDistance.value).toBeGreaterThan(0);
+    expectNarrow(report);
+  });
+
+  test("leaves out a model that has nothing to be measured with, and says so", async () => {
+    const bare = join(folder, "bare");
+    mkdirSync(bare, { recursive: true });
+    for (const name of readdirSync(DREAM)) {
+      if (name !== "eval.jsonl") copyFileSync(join(DREAM, name), join(bare, name));
+    }
+    const report = await accuracySuite.run(context({ models: [bare] }));
+    expect([report.rows.length, report.skipped.length]).toEqual([0, 1]);
+    expect(report.skipped[0]!.reason).toContain("eval.jsonl");
+  });
+});
+
 describe("the process suite", () => {
   test("measures a process and leaves nothing behind", async () => {
     const before = readdirSync(tmpdir()).filter((name) => name.startsWith("arrowquant-bench-"));
@@ -318,6 +403,8 @@ describe("the process suite", () => {
 test("the command writes what it prints, and JSON that a machine reads", () => {
   const out = join(folder, "out");
   const [program, ...args] = commandOf("bench.ts", [
+    "--suite",
+    "checkpoint",
     "--quick",
     "--bits",
     "4",
@@ -331,7 +418,7 @@ test("the command writes what it prints, and JSON that a machine reads", () => {
   expect(status).toBe(0);
   const result = JSON.parse(stdout);
   expect(result.rows.length).toBe(2);
-  expect(result.command).toContain("scripts/bench.ts --quick --bits 4");
+  expect(result.command).toContain("scripts/bench.ts --suite checkpoint --quick --bits 4");
   expect(JSON.parse(readFileSync(join(out, "bench.json"), "utf8"))).toEqual(result);
   const text = readFileSync(join(out, "bench.txt"), "utf8");
   expect(text).toContain("command ");
