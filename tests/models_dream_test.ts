@@ -224,6 +224,14 @@ describe("forward pass", () => {
     }
   });
 
+  test("of a packed LLaDA agrees with the reference", async () => {
+    const output = place.fresh();
+    const { config } = resolveConfig({ overrides: { bit_width: 3, group_size: 32 } });
+    await quantizeCheckpoint({ input: store(place.fresh(), lladaCheckpoint()), output, config, kernels });
+    const got = loadLlada(output, kernels).forward(tokens, 2);
+    expect(relativeError(got, wanted(output, lladaReference(false)))).toBeLessThan(1e-5);
+  });
+
   test("of LLaDA applies its factors on embedding and logits", () => {
     const made = lladaCheckpoint();
     const plain = loadLlada(store(place.fresh(), made), kernels).forward(tokens, 2).slice();
