@@ -1,4 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../lib/config.ts";
 import { CheckpointError, FormatError, WeightsError } from "../lib/errors.ts";
@@ -17,7 +18,7 @@ import { selectMostConfident, TokenSampler } from "../lib/models/token_sampling.
 import { openKernels } from "../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../lib/pipeline.ts";
 import { SafetensorsFile } from "../lib/tensor/mod.ts";
-import { MODELS, workplace } from "./_checkpoints.ts";
+import { MODELS, ROOT, workplace } from "./_checkpoints.ts";
 import { allKernels } from "./_kernels.ts";
 import {
   dreamCheckpoint,
@@ -223,6 +224,14 @@ describe("forward pass", () => {
     }
   });
 
+  test("of a packed LLaDA agrees with the reference", async () => {
+    const output = place.fresh();
+    const { config } = resolveConfig({ overrides: { bit_width: 3, group_size: 32 } });
+    await quantizeCheckpoint({ input: store(place.fresh(), lladaCheckpoint()), output, config, kernels });
+    const got = loadLlada(output, kernels).forward(tokens, 2);
+    expect(relativeError(got, wanted(output, lladaReference(false)))).toBeLessThan(1e-5);
+  });
+
   test("of LLaDA applies its factors on embedding and logits", () => {
     const made = lladaCheckpoint();
     const plain = loadLlada(store(place.fresh(), made), kernels).forward(tokens, 2).slice();
@@ -277,7 +286,6 @@ describe("what is not a model", () => {
     const output = place.fresh();
     const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
     await quantizeCheckpoint({ input: store(place.fresh(), made), output, config, kernels });
-    const { writeFileSync, readFileSync } = await import("node:fs");
     const path = join(output, "config.json");
     const stored = JSON.parse(readFileSync(path, "utf8"));
     writeFileSync(path, JSON.stringify({ ...stored, intermediate_size: 96 }));
@@ -643,6 +651,12 @@ describe("tokenizer", () => {
     const error = thrown(() => tokenizer.encode("4x+Z="));
     expect(error).toBeInstanceOf(RangeError);
     expect(error.message).toContain('got "x", "Z"');
+  });
+
+  test("asks Deno for the version of package.json", () => {
+    const { dependencies } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
+    const source = readFileSync(join(ROOT, "lib", "models", "tokenizer.ts"), "utf8");
+    expect(/LIBRARY_VERSION = "(.*)"/.exec(source)?.[1]).toBe(dependencies["@huggingface/tokenizers"]);
   });
 
   test("is missed where there is none", async () => {

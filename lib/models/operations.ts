@@ -5,13 +5,6 @@ import type { LinearLayer } from "./tensors.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
-/**
- * Work that is worth a thread: about a tenth of a millisecond, several times what starting one costs. Multiply-adds of products, elements of
- * the rest. Results do not depend on threads, so this is about time alone.
- */
-const PRODUCTS_PER_THREAD = 4_000_000;
-const ELEMENTS_PER_THREAD = 100_000;
-
 /** What kernels.ts has, without the arguments that are the same for a whole model; results go to the last argument. */
 export class Operations {
   readonly kernels: Kernels;
@@ -22,19 +15,9 @@ export class Operations {
     this.threads = threads;
   }
 
-  #threadsFor(work: number, workPerThread: number): number {
-    return Math.max(1, Math.min(this.threads, Math.floor(work / workPerThread)));
-  }
-
-  /** Options of an operation on the elements of `out`. */
-  #into(out: Floats): kernel.RunOptions {
-    return { out, threads: this.#threadsFor(out.length, ELEMENTS_PER_THREAD) };
-  }
-
   /** `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `out` must not be `x`. */
   linear({ weights, bias }: LinearLayer, x: Float32Array, tokens: number, out: Floats): void {
-    const threads = this.#threadsFor(tokens * weights.rows * weights.cols, PRODUCTS_PER_THREAD);
-    kernel.linear(this.kernels, x, tokens, weights, bias, { out, threads });
+    kernel.linear(this.kernels, x, tokens, weights, bias, { out, threads: this.threads });
   }
 
   /** `x: f32[rows, cols]`; `out` may be `x`. */
@@ -46,7 +29,7 @@ export class Operations {
     epsilon: number,
     out: Floats,
   ): void {
-    kernel.rmsNorm(this.kernels, x, rows, cols, weight, epsilon, this.#into(out));
+    kernel.rmsNorm(this.kernels, x, rows, cols, weight, epsilon, { out, threads: this.threads });
   }
 
   /** `x: f32[rows, cols]`; `out` may be `x`. */
@@ -59,7 +42,7 @@ export class Operations {
     epsilon: number,
     out: Floats,
   ): void {
-    kernel.layerNorm(this.kernels, x, rows, cols, weight, bias, epsilon, this.#into(out));
+    kernel.layerNorm(this.kernels, x, rows, cols, weight, bias, epsilon, { out, threads: this.threads });
   }
 
   /** `q: f32[batch, tokens, heads, headSize]`, `k` and `v: f32[batch, tokens, kvHeads, headSize]` → like `q`. */
@@ -71,33 +54,24 @@ export class Operations {
     keyMask: Uint8Array | undefined,
     out: Floats,
   ): void {
-    const threads = this.#threadsFor(2 * q.length * shape.tokens, PRODUCTS_PER_THREAD);
-    kernel.attention(this.kernels, q, k, v, shape, { keyMask, out, threads });
+    kernel.attention(this.kernels, q, k, v, shape, { keyMask, out, threads: this.threads });
   }
 
   /** In place: `x: f32[positions, heads, headSize]`. */
   rotary(x: Floats, positions: Int32Array, heads: number, headSize: number, theta: number): void {
-    kernel.rotary(
-      this.kernels,
-      x,
-      positions,
-      heads,
-      headSize,
-      theta,
-      this.#threadsFor(x.length, ELEMENTS_PER_THREAD),
-    );
+    kernel.rotary(this.kernels, x, positions, heads, headSize, theta, this.threads);
   }
 
   siluMultiply(gate: Float32Array, up: Float32Array, out: Floats): void {
-    kernel.siluMultiply(this.kernels, gate, up, this.#into(out));
+    kernel.siluMultiply(this.kernels, gate, up, { out, threads: this.threads });
   }
 
   silu(x: Float32Array, out: Floats): void {
-    kernel.silu(this.kernels, x, this.#into(out));
+    kernel.silu(this.kernels, x, { out, threads: this.threads });
   }
 
   geluTanh(x: Float32Array, out: Floats): void {
-    kernel.geluTanh(this.kernels, x, this.#into(out));
+    kernel.geluTanh(this.kernels, x, { out, threads: this.threads });
   }
 
   /** `x (1 + scale) + shift`, one row of `scale` and `shift` a batch item. */
@@ -108,7 +82,7 @@ export class Operations {
     shape: kernel.ModulationShape,
     out: Floats,
   ): void {
-    kernel.modulate(this.kernels, x, scale, shift, shape, this.#into(out));
+    kernel.modulate(this.kernels, x, scale, shift, shape, { out, threads: this.threads });
   }
 
   /** `residual + gate · x`, one row of `gate` a batch item. */
@@ -119,10 +93,10 @@ export class Operations {
     shape: kernel.ModulationShape,
     out: Floats,
   ): void {
-    kernel.gateAdd(this.kernels, residual, gate, x, shape, this.#into(out));
+    kernel.gateAdd(this.kernels, residual, gate, x, shape, { out, threads: this.threads });
   }
 
   add(a: Float32Array, b: Float32Array, out: Floats): void {
-    kernel.add(this.kernels, a, b, this.#into(out));
+    kernel.add(this.kernels, a, b, { out, threads: this.threads });
   }
 }

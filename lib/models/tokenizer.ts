@@ -85,13 +85,35 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   const configPath = join(folder, "tokenizer_config.json");
   const json = readJsonFile(path);
   const config = existsSync(configPath) ? readJsonFile(configPath) : {};
-  const { Tokenizer: Library } = await import("@huggingface/tokenizers");
+  const { Tokenizer: Library } = await importLibrary();
   try {
     return new Tokenizer(new Library(json, config), path);
   } catch (cause) {
     throw new CheckpointError(
       `Cannot load ${shown(path)}: ${cause instanceof Error ? cause.message : String(cause)}`,
       { path, cause },
+    );
+  }
+}
+
+/** Version that Deno fetches where no package.json names one; the same as there. */
+const LIBRARY_VERSION = "0.2.0";
+
+async function importLibrary(): Promise<typeof import("@huggingface/tokenizers")> {
+  try {
+    return await import("@huggingface/tokenizers");
+  } catch (cause) {
+    try {
+      // A Deno program that took this module from a URL has no package.json. Computed, because others fail on the name.
+      if ("Deno" in globalThis) {
+        return await import(["npm:@huggingface", `tokenizers@${LIBRARY_VERSION}`].join("/"));
+      }
+    } catch {
+      // The first failure says what to install.
+    }
+    throw new Error(
+      'Cannot load a tokenizer: the package "@huggingface/tokenizers" must be installed, got none',
+      { cause },
     );
   }
 }
