@@ -99,7 +99,11 @@ export interface RewriteJob {
   /** Stop at the first tensor that cannot be quantized; otherwise name them all. */
   readonly failFast: boolean;
   /** The files beside the tensors, once it is known what became of each tensor. */
-  smallFiles(records: readonly LayerRecord[], tensorFile: ReadonlyMap<string, string>): readonly SmallFile[];
+  smallFiles(
+    records: readonly LayerRecord[],
+    /** Files by the names of the stored tensors. */
+    tensorFiles: () => ReadonlyMap<string, string>,
+  ): Iterable<SmallFile>;
 }
 
 /** What a run did. */
@@ -234,7 +238,8 @@ class Run {
   readonly #job: RewriteJob;
   readonly #options: RunOptions;
   readonly #folder: OutputFolder;
-  readonly #entries: JournalEntry[] = [];
+  /** What was finished; digests stay in the journal. */
+  readonly #entries: { readonly record: LayerRecord; readonly names: readonly string[] }[] = [];
   readonly #digests: Record<string, FileDigest> = {};
   readonly #failures: WeightsError[] = [];
   readonly #totals: { readonly tensors: number; readonly weights: number; readonly bytes: number };
@@ -346,9 +351,8 @@ class Run {
       const record = await step.run(sink);
       const tensors = sink.finish();
       if (!isLost) {
-        const entry = { record, tensors };
-        this.#folder.append(entry);
-        this.#entries.push(entry);
+        this.#folder.append({ record, tensors });
+        this.#entries.push({ record, names: tensors.map(({ name }) => name) });
       }
     } catch (error) {
       if (!(error instanceof WeightsError) || this.#job.failFast) throw error;
@@ -362,7 +366,7 @@ class Run {
   /** Takes over what an earlier run finished. */
   #resume(file: RewriteFile, known: readonly JournalEntry[]): void {
     for (const [i, entry] of known.entries()) {
-      this.#entries.push(entry);
+      this.#entries.push({ record: entry.record, names: entry.tensors.map(({ name }) => name) });
       this.#weightsDone += file.steps[i]!.weights;
       this.#bytesDone += file.steps[i]!.bytes;
       this.#bytesResumed += file.steps[i]!.bytes;
@@ -462,11 +466,12 @@ class Run {
   async #finish(): Promise<Manifest> {
     const { request } = this.#job;
     const records = this.#entries.map(({ record }) => record);
-    const tensorFile = new Map(
-      this.#entries.flatMap(({ record, tensors }) => tensors.map(({ name }) => [name, record.file] as const)),
-    );
+    const tensorFiles = () =>
+      new Map(
+        this.#entries.flatMap(({ record, names }) => names.map((name) => [name, record.file] as const)),
+      );
     await this.#breathe();
-    for (const { name, content } of this.#job.smallFiles(records, tensorFile)) {
+    for (const { name, content } of this.#job.smallFiles(records, tensorFiles)) {
       this.#digests[name] = writeWhole(join(this.#folder.work, name), content);
     }
     const files = Object.fromEntries(
