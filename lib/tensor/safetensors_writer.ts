@@ -186,6 +186,8 @@ export class SafetensorsWriter {
   /**
    * Gives the tensors the next bytes of the file, in this order, and returns their places. Adds all or none.
    *
+   * The shapes are kept, not copied.
+   *
    * @throws {RangeError} on a repeated or impossible name, an impossible shape, or when the header would not fit
    */
   add(specs: readonly TensorSpec[]): TensorInfo[] {
@@ -201,7 +203,7 @@ export class SafetensorsWriter {
       names.add(spec.name);
       const { name, dtype, shape } = spec;
       const elements = byteLength / BYTES_PER_ELEMENT[dtype];
-      const info: TensorInfo = { name, dtype, shape: [...shape], byteOffset, byteLength, elements };
+      const info: TensorInfo = { name, dtype, shape, byteOffset, byteLength, elements };
       const entryBytes = 1 + utf8Bytes(this.#entryText(info));
       added.push({ info, headerBytes: entryBytes, written: NOTHING });
       byteOffset += byteLength;
