@@ -218,7 +218,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     reservedHeaderBytes: reservedHeaderBytes(
       checkpoint,
       name,
-      [...file.tensors.values()].flatMap((info) => widestSpecs(rows.get(info.name)!, config)),
+      widestSpecs([...file.tensors.keys()].map((tensor) => rows.get(tensor)!), config),
       file.metadata,
     ),
     steps: [...file.tensors.values()].map((info) => {
@@ -239,17 +239,17 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       sum(files.map((file) => file.reservedHeaderBytes + 8)) +
       sum(beside.copied.map(({ bytes }) => bytes)),
     failFast: config.failFast,
-    smallFiles: (records, tensorFile) => [
-      ...copies(checkpoint, beside),
-      {
+    *smallFiles(records, tensorFiles) {
+      yield* copies(checkpoint, beside);
+      yield {
         name: "config.json",
         content: withQuantizationConfig(
           configText(checkpoint) ?? "{}\n",
           quantizationConfig(records, config),
         ),
-      },
-      ...indexFiles(checkpoint, records, tensorFile),
-    ],
+      };
+      yield* indexFiles(checkpoint, records, tensorFiles);
+    },
   };
   const { manifest, tensorsResumed } = await rewriteCheckpoint(job, options);
   return {
@@ -324,11 +324,11 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
     outputBytes: sum(files.map((f) => f.reservedHeaderBytes + 8 + sum(f.steps.map(({ bytes }) => bytes)))) +
       sum(beside.copied.map(({ bytes }) => bytes)),
     failFast: true,
-    smallFiles: (records, tensorFile) => [
-      ...copies(checkpoint, beside),
-      { name: "config.json", content: withoutQuantizationConfig(configText(checkpoint)!) },
-      ...indexFiles(checkpoint, records, tensorFile),
-    ],
+    *smallFiles(records, tensorFiles) {
+      yield* copies(checkpoint, beside);
+      yield { name: "config.json", content: withoutQuantizationConfig(configText(checkpoint)!) };
+      yield* indexFiles(checkpoint, records, tensorFiles);
+    },
   };
   const { manifest, tensorsResumed } = await rewriteCheckpoint(job, options);
   return {
@@ -386,21 +386,26 @@ function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
 function reservedHeaderBytes(
   { folder }: Checkpoint,
   name: string,
-  specs: readonly TensorSpec[],
+  specs: Iterable<TensorSpec>,
   metadata: Readonly<Record<string, string>>,
 ): number {
   const path = join(folder, name);
   try {
-    if (specs.length > MAX_TENSORS) {
-      throw new RangeError(`file must have at most ${MAX_TENSORS} tensors, got ${specs.length}`);
-    }
-    return SafetensorsWriter.headerBytes(specs, metadata);
+    return SafetensorsWriter.headerBytes(atMost(MAX_TENSORS, specs), metadata);
   } catch (cause) {
     if (!(cause instanceof RangeError)) throw cause;
     throw new CheckpointError(
       `Cannot write the tensors of ${quote(path)}: ${cause.message}; split the file into shards`,
       { path, cause },
     );
+  }
+}
+
+function* atMost(most: number, specs: Iterable<TensorSpec>): Generator<TensorSpec> {
+  let count = 0;
+  for (const spec of specs) {
+    if (++count > most) throw new RangeError(`a file must have at most ${most} tensors, got more`);
+    yield spec;
   }
 }
 
@@ -430,13 +435,13 @@ function growingBuffer(): (bytes: number) => Uint8Array<ArrayBuffer> {
   };
 }
 
-/** The entries that take most room in the header, whatever becomes of the tensor. */
-function widestSpecs(row: PlanRow, config: Config): readonly TensorSpec[] {
-  const { name, dtype, shape } = row;
-  const [rows, cols] = shape as [number, number];
-  const plain: TensorSpec = { name, dtype, shape };
-  if (row.action === "keep") return [plain];
-  return packedTensorSpecs(name, rows, cols, 8, config.groupSize, config.zeroPoint);
+/** The entries that take most room in the header, whatever becomes of the tensors. */
+function* widestSpecs(rows: readonly PlanRow[], config: Config): Generator<TensorSpec> {
+  for (const { name, dtype, shape, action } of rows) {
+    const [height, width] = shape as [number, number];
+    if (action === "keep") yield { name, dtype, shape };
+    else yield* packedTensorSpecs(name, height, width, 8, config.groupSize, config.zeroPoint);
+  }
 }
 
 // Files beside the weights -------------------------------------------------------------------------------------
@@ -493,7 +498,7 @@ function configText(checkpoint: Checkpoint): string | undefined {
 function indexFiles(
   checkpoint: Checkpoint,
   records: readonly LayerRecord[],
-  tensorFile: ReadonlyMap<string, string>,
+  tensorFiles: () => ReadonlyMap<string, string>,
 ): SmallFile[] {
   if (checkpoint.indexFile === undefined) return [];
   const original = JSON.parse(
@@ -506,7 +511,7 @@ function indexFiles(
       ...(typeof metadata === "object" ? metadata : {}),
       total_size: sum(records.map(({ bytesAfter }) => bytesAfter)),
     },
-    weight_map: Object.fromEntries([...tensorFile].sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0)),
+    weight_map: Object.fromEntries([...tensorFiles()].sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0)),
   };
   return [{ name: checkpoint.indexFile, content: `${JSON.stringify(index, null, 2)}\n` }];
 }

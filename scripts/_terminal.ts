@@ -1,9 +1,10 @@
 /** What the commands share: options, exit codes, signals, progress, and text for people. */
-import { readFileSync } from "node:fs";
+import { readFileSync, writeSync } from "node:fs";
 import process from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
-import { ConfigError, type ErrorCode, InterruptedError } from "../lib/errors.ts";
+import { ConfigError, type ErrorCode, InterruptedError, OutputError } from "../lib/errors.ts";
 import type { Progress } from "../lib/pipeline.ts";
+import { errorCode } from "../lib/pipeline/files.ts";
 
 /** Exit codes by error code; docs/errors.md lists them. */
 export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, number>> = {
@@ -41,7 +42,7 @@ export interface Parsed<B extends string, S extends string> {
 /**
  * Parses a command line.
  *
- * @throws {ConfigError} on an option that does not exist, or one without its value
+ * @throws {ConfigError} on an option that does not exist, one without its value, or a value that none takes
  */
 export function parseOptions<B extends string, S extends string>(
   args: readonly string[],
@@ -49,7 +50,22 @@ export function parseOptions<B extends string, S extends string>(
 ): Parsed<B, S> {
   const known = [...options.boolean, ...options.string];
   const unknown: string[] = [];
-  const parsed = parseArgs([...args], {
+  const end = args.indexOf("--");
+  const own = end < 0 ? args : args.slice(0, end);
+  const valued = own.find((arg) => options.boolean.some((name) => arg.startsWith(`--${name}=`)));
+  if (valued !== undefined) {
+    const name = valued.slice(0, valued.indexOf("="));
+    throw usageError(`option "${name}" takes no value, got "${valued}"`, options.help);
+  }
+  // A negative number is a value, not an option: what is wrong with it is for its key to say.
+  const joined = args.flatMap((arg, i) => {
+    const isInside = end < 0 || i < end;
+    const takesNext = (name: string | undefined) => options.string.some((option) => name === `--${option}`);
+    if (isInside && takesNext(args[i - 1]) && /^-\d/.test(arg)) return [];
+    const next = args[i + 1] ?? "";
+    return isInside && takesNext(arg) && /^-\d/.test(next) ? [`${arg}=${next}`] : [arg];
+  });
+  const parsed = parseArgs(joined, {
     boolean: [...options.boolean] as string[],
     string: ["_", ...options.string] as string[],
     unknown: (arg: string) => {
@@ -76,6 +92,19 @@ export function parseOptions<B extends string, S extends string>(
   }
   const flags = Object.fromEntries(options.boolean.map((name) => [name, (parsed[name] as unknown) === true]));
   return { positionals: parsed._.map(String), flags: flags as Record<B, boolean>, values };
+}
+
+/** The process's environment; empty, with a notice, where Deno may not read it. */
+export function environmentVariables(
+  notice: (line: string) => void,
+): Readonly<Record<string, string | undefined>> {
+  try {
+    return { ...process.env };
+  } catch (error) {
+    if (!(error instanceof Error) || error.name !== "NotCapable") throw error;
+    notice("notice: ARROW_QUANT_* variables are not read: no permission (--allow-env)");
+    return {};
+  }
 }
 
 /** A mistake in the command line. */
@@ -137,16 +166,47 @@ function report(error: unknown, asJson: boolean): number {
     : 1;
   const message = error instanceof Error ? error.message : String(error);
   if (asJson) {
-    printJson({ error: { code: exitCode === 1 ? "UNEXPECTED" : code, message, path, tensor, exitCode } });
+    try {
+      printJson({ error: { code: exitCode === 1 ? "UNEXPECTED" : code, message, path, tensor, exitCode } });
+    } catch (failed) {
+      // Standard output is what failed, or has failed too: standard error says so.
+      if (!(failed instanceof OutputError)) throw failed;
+    }
   }
   if (exitCode === 1) console.error(error); // a defect: its place matters
   else process.stderr.write(`error: ${message}\n`);
   return exitCode;
 }
 
+/**
+ * Prints a line, or several, on stdout, all of it before it returns. A reader that has gone away (`| head`) ends the
+ * process quietly.
+ *
+ * @throws {OutputError} when the system refuses, as on a full disk
+ */
+export function print(text: string): void {
+  const bytes = new TextEncoder().encode(`${text}\n`);
+  for (let done = 0; done < bytes.length;) {
+    try {
+      done += writeSync(1, bytes, done);
+    } catch (cause) {
+      const code = errorCode(cause);
+      if (code === "EPIPE") process.exit();
+      if (code !== "EAGAIN") {
+        const reason = cause instanceof Error ? cause.message : String(cause);
+        throw new OutputError(`Cannot print on standard output: ${reason}`, { cause });
+      }
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, EAGAIN_MILLISECONDS);
+    }
+  }
+}
+
+/** Pause before a full pipe is tried again. */
+const EAGAIN_MILLISECONDS = 5;
+
 /** Prints a value as JSON on stdout. */
 export function printJson(value: unknown): void {
-  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+  print(JSON.stringify(value, null, 2));
 }
 
 // Progress -----------------------------------------------------------------------------------------------------

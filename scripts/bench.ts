@@ -1,5 +1,5 @@
 /** `bench.ts`: measures, and prints what this run measured. */
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -16,6 +16,7 @@ import {
   SUITES,
 } from "../lib/eval/mod.ts";
 import { type InstructionSet, openKernels } from "../lib/native/mod.ts";
+import { outputError, writeWhole } from "../lib/pipeline/files.ts";
 import {
   BIT_WIDTHS,
   type BitWidth,
@@ -25,7 +26,7 @@ import {
   SOLVERS,
 } from "../lib/quant/mod.ts";
 import { OtherLoad } from "../lib/eval/environment.ts";
-import { EXIT_CODE_HELP, runCommand, usageError } from "./_terminal.ts";
+import { EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
 
 const INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "neon", "simd128"] as const satisfies InstructionSet[];
 const BACKENDS = ["auto", "native", "wasm"] as const;
@@ -188,21 +189,29 @@ async function solverSections({ rows }: SuiteReport, suite: Suite): Promise<Sect
   }];
 }
 
+function makeFolder(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true });
+  } catch (cause) {
+    throw outputError("create", path, cause);
+  }
+}
+
 async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
   const { suite, options, isa, json, out, help } = parseBenchArguments(args);
   if (help) {
-    console.log(HELP);
+    print(HELP);
     return;
   }
   // Nothing of a measurement can be kept: the exit handlers remove its files.
   signal.addEventListener("abort", () => process.exit(signal.reason === "SIGTERM" ? 143 : 130));
-  if (out !== undefined) mkdirSync(out, { recursive: true });
+  if (out !== undefined) makeFolder(out);
   const progress = (line: string) => void process.stderr.write(`${suite.name}: ${line}\n`);
   using kernels = await openKernels({ backend: options.backend, isa, onMessage: progress });
   const environment = environmentOf(kernels);
   const command = commandLine(args);
   const header = formatHeader(command, environment);
-  if (!json) console.log(header.join("\n"));
+  if (!json) print(header.join("\n"));
 
   const others = new OtherLoad();
   const begin = performance.now();
@@ -226,11 +235,11 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
       2,
     )
   }\n`;
-  if (json) process.stdout.write(result);
-  else console.log(body.join("\n"));
+  if (json) print(result.trimEnd());
+  else print(body.join("\n"));
   if (out !== undefined) {
-    writeFileSync(join(out, "bench.json"), result);
-    writeFileSync(join(out, "bench.txt"), `${[...header, ...body].join("\n")}\n`);
+    writeWhole(join(out, "bench.json"), result);
+    writeWhole(join(out, "bench.txt"), `${[...header, ...body].join("\n")}\n`);
   }
 }
 

@@ -1,15 +1,16 @@
 /** `dequantize.ts PACKED OUT`: a quantized checkpoint of ours back to plain safetensors. */
-import process from "node:process";
 import { loadConfig } from "../lib/config.ts";
 import { openKernels } from "../lib/native/mod.ts";
 import { dequantizeCheckpoint, type RunReport } from "../lib/pipeline.ts";
 import {
+  environmentVariables,
   EXIT_CODE_HELP,
   formatBytes,
   formatCount,
   formatTable,
   parseOptions,
   peakMemoryBytes,
+  print,
   printable,
   printJson,
   ProgressDisplay,
@@ -41,7 +42,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     string: ["dtype", "threads", "backend"],
   });
   if (flags.help) {
-    console.log(HELP);
+    print(HELP);
     return;
   }
   const [input, output] = positionals;
@@ -53,13 +54,13 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   if (values.dtype !== undefined && dtype === undefined) {
     throw usageError(`--dtype must be one of ${DTYPES.join(", ")}, got "${values.dtype}"`, HELP);
   }
+  const display = new ProgressDisplay(flags.quiet);
   const { config } = await loadConfig({
-    environment: process.env,
+    environment: environmentVariables(display.log),
     overrides: { num_threads: values.threads, backend: values.backend },
     overrideSources: { num_threads: "--threads", backend: "--backend" },
   });
 
-  const display = new ProgressDisplay(flags.quiet);
   const started = performance.now();
   using kernels = await openKernels({ backend: config.backend, onMessage: (line) => display.log(line) });
   display.log(kernels.describe());
@@ -86,7 +87,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     printJson({ ...report, seconds, peakMemoryBytes: memory });
   } else if (!flags.quiet) {
     const { totals } = report;
-    console.log(formatTable([
+    print(formatTable([
       ["model", `${report.modelKind}, ${printable(input)} -> ${printable(output)}`],
       ["files", `${formatBytes(totals.fileBytesBefore)} -> ${formatBytes(totals.fileBytesAfter)}`],
       [

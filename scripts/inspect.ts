@@ -1,6 +1,5 @@
 /** `inspect.ts PATH`: what a checkpoint contains, ours or any; against its original, what quantizing cost. */
 import { statSync } from "node:fs";
-import process from "node:process";
 import { loadConfig } from "../lib/config.ts";
 import { CheckpointError, InterruptedError } from "../lib/errors.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
@@ -24,12 +23,14 @@ import {
 } from "../lib/tensor/mod.ts";
 import { availableParallelism } from "node:os";
 import {
+  environmentVariables,
   EXIT_CODE_HELP,
   EXIT_CODES,
   formatBytes,
   formatCount,
   formatTable,
   parseOptions,
+  print,
   printable,
   printJson,
   ProgressDisplay,
@@ -79,15 +80,16 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<numbe
     string: ["against", "threads", "backend"],
   });
   if (flags.help) {
-    console.log(HELP);
+    print(HELP);
     return 0;
   }
   const [path] = positionals;
   if (path === undefined || positionals.length > 1) {
     throw usageError(`one PATH is needed, got ${positionals.length}`, HELP);
   }
+  const display = new ProgressDisplay(false);
   const { config } = await loadConfig({
-    environment: process.env,
+    environment: environmentVariables(display.log),
     overrides: { num_threads: values.threads, backend: values.backend },
     overrideSources: { num_threads: "--threads", backend: "--backend" },
   });
@@ -96,7 +98,6 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<numbe
   using checkpoint = openCheckpoint(path);
   const layers = packedLayers(checkpoint);
   const rows = describe(checkpoint, layers);
-  const display = new ProgressDisplay(false);
   using kernels = await openKernels({ backend: config.backend, onMessage: (line) => display.log(line) });
   if (values.against !== undefined) {
     using original = openCheckpoint(values.against);
@@ -146,7 +147,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<numbe
       mismatches,
       tensors: rows,
     });
-  } else print(path, checkpoint, rows, totals, kernels, mismatches);
+  } else printReport(path, checkpoint, rows, totals, kernels, mismatches);
 
   return mismatches === undefined || mismatches.length === 0 ? 0 : EXIT_CODES.AQ_INTEGRITY;
 }
@@ -241,7 +242,7 @@ function stopIfAsked(signal: AbortSignal): void {
   if (signal.aborted) throw new InterruptedError(`Stopped by ${signal.reason}`, String(signal.reason));
 }
 
-function print(
+function printReport(
   path: string,
   checkpoint: Checkpoint,
   rows: readonly Row[],
@@ -268,10 +269,10 @@ function print(
       : []),
   ]);
   const errorHead = hasErrors ? ["relative RMS", "cosine", "max error"] : [];
-  console.log(formatTable([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9]));
-  console.log("");
+  print(formatTable([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9]));
+  print("");
   const share = totals["bitsPerWeight"];
-  console.log(formatTable([
+  print(formatTable([
     ["model", `${checkpoint.kind}, ${printable(path)}`],
     ["files", `${totals["files"]}, ${formatBytes(totals["fileBytes"] ?? 0)}`],
     ["tensors", `${formatCount(rows.length)}, ${formatCount(totals["weights"] ?? 0)} weights`],

@@ -1,16 +1,17 @@
 /** `quantize.ts MODEL OUT`: a checkpoint in, a quantized checkpoint out. */
-import process from "node:process";
 import { formatConfig, LATER_KEYS, loadConfig } from "../lib/config.ts";
 import { openKernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline.ts";
 import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
 import {
+  environmentVariables,
   EXIT_CODE_HELP,
   formatBytes,
   formatCount,
   formatTable,
   parseOptions,
   peakMemoryBytes,
+  print,
   printable,
   printJson,
   ProgressDisplay,
@@ -60,19 +61,20 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config"],
   });
   if (flags.help) {
-    console.log(HELP);
+    print(HELP);
     return;
   }
+  const display = new ProgressDisplay(flags.quiet);
   const options = Object.keys(KEYS) as (keyof typeof KEYS)[];
   const resolved = await loadConfig({
     path: values.config,
-    environment: process.env,
+    environment: environmentVariables(display.log),
     overrides: Object.fromEntries(options.map((option) => [KEYS[option], values[option]])),
     overrideSources: Object.fromEntries(options.map((option) => [KEYS[option], `--${option}`])),
   });
   const { config, origins } = resolved;
   if (flags["print-config"]) {
-    process.stdout.write(formatConfig(resolved));
+    print(formatConfig(resolved).trimEnd());
     return;
   }
   const [input, output] = positionals;
@@ -81,7 +83,6 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   }
   if (flags.resume && flags.force) throw usageError("--resume and --force exclude each other", HELP);
 
-  const display = new ProgressDisplay(flags.quiet);
   for (const key of LATER_KEYS) {
     if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
       display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
@@ -131,12 +132,12 @@ function printPlan({ plan }: RunReport): void {
     row.action === "keep" ? "keep" : `${row.bits} bits`,
     row.reason,
   ]);
-  console.log(formatTable([["tensor", "type", "action", "reason"], ...rows]));
+  print(formatTable([["tensor", "type", "action", "reason"], ...rows]));
   const reasons = new Set(plan.rows.map(({ reason }) => reason));
   const rules = KEEP_RULES.filter(({ rule }) => reasons.has(rule)).map(({ rule, why }) => [`  ${rule}`, why]);
-  if (rules.length > 0) console.log(`\nKept by rule:\n${formatTable(rules)}`);
-  for (const warning of plan.warnings) console.log(`warning: ${printable(warning)}`);
-  console.log("");
+  if (rules.length > 0) print(`\nKept by rule:\n${formatTable(rules)}`);
+  for (const warning of plan.warnings) print(`warning: ${printable(warning)}`);
+  print("");
 }
 
 function printSummary(report: RunReport, seconds: number): void {
@@ -161,8 +162,8 @@ function printSummary(report: RunReport, seconds: number): void {
     sum.weights === 0 ? "-" : (sum.after * 8 / sum.weights).toFixed(3),
   ]);
   const head = ["layers", "tensors", "weights", "before", "after", "bits/weight"];
-  console.log(formatTable([head, ...table], [1, 2, 3, 4, 5]));
-  console.log("");
+  print(formatTable([head, ...table], [1, 2, 3, 4, 5]));
+  print("");
   const facts: [string, string][] = [
     ["model", `${report.modelKind}, ${printable(report.input)} -> ${printable(report.output)}`],
     [
@@ -213,7 +214,7 @@ function printSummary(report: RunReport, seconds: number): void {
       (memory === undefined ? "" : `, peak memory ${formatBytes(memory)}`),
     ]);
   }
-  console.log(formatTable(facts));
+  print(formatTable(facts));
 }
 
 if (import.meta.main) await runCommand(main);

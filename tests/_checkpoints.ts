@@ -1,6 +1,15 @@
 /** For the tests of the pipeline and its commands: small checkpoints, folders to compare, commands to run. */
 import { spawn, spawnSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -105,12 +114,17 @@ export async function rejection(
   throw new Error(`expected a rejection, got ${String(result)}`);
 }
 
-const isDeno = "Deno" in globalThis;
+export const isDeno = "Deno" in globalThis;
 
-function commandLine(script: string, args: readonly string[]): [string, string[]] {
+function commandLine(
+  script: string,
+  args: readonly string[],
+  permissions: readonly string[] = ["-A"],
+): [string, string[]] {
   const file = join(ROOT, "scripts", script);
   const importMap = `--import-map=${join(ROOT, "tests", "deno", "import_map.json")}`;
-  return [process.execPath, isDeno ? ["run", "-A", "--no-check", importMap, file, ...args] : [file, ...args]];
+  const deno = ["run", "--no-prompt", ...permissions, "--no-check", importMap, file, ...args];
+  return [process.execPath, isDeno ? deno : [file, ...args]];
 }
 
 /** The environment without what would change a command's result. */
@@ -118,19 +132,31 @@ const environment = Object.fromEntries(
   Object.entries(process.env).filter(([name]) => !name.startsWith("ARROW_QUANT_")),
 );
 
+/** How to run a command, apart from its arguments. */
+interface RunSettings {
+  /** A file that gets its standard output. */
+  readonly stdoutPath?: string;
+  /** What Deno lets it do; everything by default. */
+  readonly permissions?: readonly string[];
+}
+
 /** Runs a command of scripts/ in the runtime of this test. */
 export function run(
   script: string,
   args: readonly string[],
   variables: Readonly<Record<string, string>> = {},
+  { stdoutPath, permissions }: RunSettings = {},
 ): { code: number | null; stdout: string; stderr: string } {
-  const [command, line] = commandLine(script, args);
+  const [command, line] = commandLine(script, args, permissions);
+  const fd = stdoutPath === undefined ? undefined : openSync(stdoutPath, "w");
   const { status, stdout, stderr } = spawnSync(command, line, {
     cwd: ROOT,
     encoding: "utf8",
     env: { ...environment, ...variables },
     maxBuffer: 64 * 2 ** 20,
+    stdio: ["ignore", fd ?? "pipe", "pipe"],
   });
+  if (fd !== undefined) closeSync(fd);
   return { code: status, stdout, stderr };
 }
 

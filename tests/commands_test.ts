@@ -7,6 +7,7 @@ import {
   contents,
   differences,
   gaussian,
+  isDeno,
   matrix,
   MODELS,
   run,
@@ -131,6 +132,17 @@ describe("exit codes", () => {
     ["a missing path", "quantize.ts", [DREAM], 2, "MODEL and OUT are needed"],
     ["a path too many", "inspect.ts", [DREAM, DIT], 2, "one PATH is needed"],
     ["an option without its value", "quantize.ts", [DREAM, nothing, "--bits"], 2, '"--bits" needs a value'],
+    [
+      "a value that none takes",
+      "quantize.ts",
+      [DREAM, nothing, "--dry-run=maybe"],
+      2,
+      '"--dry-run" takes no value',
+    ],
+    ["a negative number", "quantize.ts", [DREAM, nothing, "--threads", "-1"], 2, '"num_threads": got -1'],
+    ["an empty OUT", "quantize.ts", [DREAM, ""], 4, "output must be a path"],
+    ["an empty OUT", "dequantize.ts", [finished, "", "--force"], 4, "output must be a path"],
+    ["a folder that cannot be made", "bench.ts", ["--out", "/proc/nope/x"], 4, "/proc/nope/x"],
     ["5 bits", "quantize.ts", [DREAM, nothing, "--bits", "5"], 2, '"bit_width": got 5'],
     ["no configuration file", "quantize.ts", [DREAM, nothing, "--config", "none.yaml"], 2, "none.yaml"],
     ["resume and force", "quantize.ts", [DREAM, nothing, "--resume", "--force"], 2, "exclude each other"],
@@ -155,6 +167,29 @@ describe("exit codes", () => {
       expect(contents(finished)).toEqual(before);
     });
   }
+
+  test("4 when standard output is full, with one message", () => {
+    if (!existsSync("/dev/full")) return console.log("skipped: no /dev/full");
+    for (const args of [[DREAM], [DREAM, "--json"]]) {
+      const { code, stderr } = run("inspect.ts", args, {}, { stdoutPath: "/dev/full" });
+      expect(code).toBe(4);
+      expect(stderr).toMatch(/^error: Cannot print on standard output: .*no space left on device/i);
+      expect(stderr).not.toMatch(/^ +at /m);
+    }
+  });
+
+  test("0 without the permissions that Deno need not give", () => {
+    if (!isDeno) return console.log("skipped: only Deno has permissions");
+    const args = (output: string) => [DREAM, output, "--backend", "wasm"];
+    const outputs = [place.fresh(), place.fresh()] as const;
+    const noHost = run("quantize.ts", args(outputs[0]), {}, { permissions: ["-R", "-E", "-W"] });
+    expect([noHost.code, noHost.stderr.includes("notice")]).toEqual([0, false]);
+    const permissions = ["-R", "-W", "--allow-sys"];
+    const noEnvironment = run("quantize.ts", args(outputs[1]), {}, { permissions });
+    expect(noEnvironment.code).toBe(0);
+    expect(noEnvironment.stderr).toContain("notice: ARROW_QUANT_* variables are not read");
+    expect(differences(...outputs)).toEqual([]);
+  });
 
   test("5 for kernels that cannot be opened", () => {
     const { code, stderr } = run("quantize.ts", [DREAM, nothing, "--backend", "native"], {

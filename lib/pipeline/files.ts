@@ -65,17 +65,27 @@ export async function digestFile(path: string, between?: () => Promise<void>): P
 }
 
 /**
- * Writes a file so that its name stands for all of it or for what it was before, and survives a crash.
+ * Writes a file, at once or in pieces, so that its name stands for all of it or for what it was before, and survives a
+ * crash.
  *
  * @throws {OutputError} when the system refuses
  */
-export function writeWhole(path: string, content: string | Uint8Array): FileDigest {
-  const bytes = typeof content === "string" ? new TextEncoder().encode(content) : content;
+export function writeWhole(path: string, content: string | Uint8Array | Iterable<string>): FileDigest {
+  const pieces = typeof content === "string" || content instanceof Uint8Array ? [content] : content;
+  const hash = createHash("sha256");
+  let size = 0;
   const temporary = path + TEMPORARY_SUFFIX;
   try {
     const fd = openSync(temporary, "w");
     try {
-      for (let done = 0; done < bytes.length;) done += writeSync(fd, bytes, done, bytes.length - done, done);
+      for (const piece of pieces) {
+        const bytes = typeof piece === "string" ? Buffer.from(piece) : piece;
+        for (let done = 0; done < bytes.length;) {
+          done += writeSync(fd, bytes, done, bytes.length - done, size + done);
+        }
+        hash.update(bytes);
+        size += bytes.length;
+      }
       fsyncSync(fd);
     } finally {
       closeSync(fd);
@@ -84,7 +94,7 @@ export function writeWhole(path: string, content: string | Uint8Array): FileDige
   } catch (cause) {
     throw outputError("write", path, cause);
   }
-  return { bytes: bytes.length, sha256: sha256(bytes) };
+  return { bytes: size, sha256: hash.digest("hex") };
 }
 
 /** Deletes a file that may not be there. @throws {OutputError} when the system refuses */

@@ -28,9 +28,9 @@ import {
   TEMPORARY_SUFFIX,
   writeWhole,
 } from "./files.ts";
-import { Journal, type JournalEntry, readJournal } from "./journal.ts";
+import { Journal, type JournalEntry, readJournal, readJournalHeader } from "./journal.ts";
 import { acquireLock, checkLock } from "./lock.ts";
-import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, toFileKeys } from "./record.ts";
+import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, manifestText } from "./record.ts";
 
 /** Folder inside the output folder that holds an unfinished run. */
 export const WORK_FOLDER = `arrowquant${PARTIAL_SUFFIX}`;
@@ -139,7 +139,7 @@ export class OutputFolder {
     const workManifest = join(this.work, MANIFEST_FILE);
     const manifestPath = join(path, MANIFEST_FILE);
     if (!exists(workManifest)) {
-      writeWhole(workManifest, `${JSON.stringify(toFileKeys(manifest), null, 1)}\n`);
+      writeWhole(workManifest, manifestText(manifest));
       syncFolder(this.work);
     }
     const old = readManifest(path);
@@ -201,7 +201,7 @@ export class OutputFolder {
       if (!exists(join(this.work, name))) remove(join(this.#request.path, name));
     }
     remove(join(this.work, MANIFEST_FILE));
-    const { header } = readJournal(join(this.work, JOURNAL_FILE));
+    const header = readJournalHeader(join(this.work, JOURNAL_FILE));
     const names = new Set([
       ...(header?.files ?? []).filter(isPlainName),
       ...this.#request.files,

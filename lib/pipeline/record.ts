@@ -71,12 +71,43 @@ export interface Manifest {
 
 /** Keys in snake case, as in every file of the project; values of `layers`, `files` and `settings` keep theirs. */
 export function toFileKeys(value: unknown): unknown {
-  return mapKeys(value, (key) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`));
+  return mapKeys(value, remembered((key) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)));
+}
+
+/** Layers that become text at once: a manifest may have hundreds of thousands. */
+const LAYERS_PER_PIECE = 1000;
+
+/** The manifest as it is stored, in pieces. */
+export function* manifestText(manifest: Manifest): Generator<string> {
+  const { layers, ...head } = manifest;
+  const indented = (value: unknown, indent: string) =>
+    JSON.stringify(toFileKeys(value), null, 1).replaceAll("\n", `\n${indent}`);
+  // Everything but the closing "\n}".
+  yield `${indented(head, "").slice(0, -2)},\n "layers": [`;
+  for (let begin = 0; begin < layers.length; begin += LAYERS_PER_PIECE) {
+    const texts = layers.slice(begin, begin + LAYERS_PER_PIECE).map((layer) =>
+      `\n  ${indented(layer, "  ")}`
+    );
+    yield (begin === 0 ? "" : ",") + texts.join(",");
+  }
+  yield `${layers.length === 0 ? "" : "\n "}]\n}\n`;
 }
 
 /** The inverse of {@linkcode toFileKeys}. */
 export function fromFileKeys(value: unknown): unknown {
-  return mapKeys(value, (key) => key.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase()));
+  return mapKeys(
+    value,
+    remembered((key) => key.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase())),
+  );
+}
+
+function remembered(rename: (key: string) => string): (key: string) => string {
+  const names = new Map<string, string>();
+  return (key) => {
+    const name = names.get(key) ?? rename(key);
+    names.set(key, name);
+    return name;
+  };
 }
 
 function mapKeys(value: unknown, rename: (key: string) => string): unknown {

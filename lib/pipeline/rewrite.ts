@@ -99,7 +99,11 @@ export interface RewriteJob {
   /** Stop at the first tensor that cannot be quantized; otherwise name them all. */
   readonly failFast: boolean;
   /** The files beside the tensors, once it is known what became of each tensor. */
-  smallFiles(records: readonly LayerRecord[], tensorFile: ReadonlyMap<string, string>): readonly SmallFile[];
+  smallFiles(
+    records: readonly LayerRecord[],
+    /** Files by the names of the stored tensors. */
+    tensorFiles: () => ReadonlyMap<string, string>,
+  ): Iterable<SmallFile>;
 }
 
 /** What a run did. */
@@ -234,7 +238,10 @@ class Run {
   readonly #job: RewriteJob;
   readonly #options: RunOptions;
   readonly #folder: OutputFolder;
-  readonly #entries: JournalEntry[] = [];
+  /** What was finished; digests stay in the journal. */
+  readonly #records: LayerRecord[] = [];
+  /** Names of the tensors of each finished file. */
+  readonly #names = new Map<string, readonly string[]>();
   readonly #digests: Record<string, FileDigest> = {};
   readonly #failures: WeightsError[] = [];
   readonly #totals: { readonly tensors: number; readonly weights: number; readonly bytes: number };
@@ -308,6 +315,7 @@ class Run {
     if (exists(path)) {
       if (known.length === file.steps.length && await this.#isFinished(path, known)) {
         this.#resume(file, known);
+        this.#names.set(file.name, known.flatMap(({ tensors }) => tensors.map(({ name }) => name)));
         this.#digests[file.name] = await digestFile(path, this.#breathe);
         return;
       }
@@ -322,6 +330,7 @@ class Run {
       this.#throwSyncError();
       if (this.#failures.length > 0) return;
       writer.finish();
+      this.#names.set(file.name, writer.tensors.map(({ name }) => name));
     } catch (error) {
       await this.#sync;
       if (error instanceof InterruptedError) writer.sync();
@@ -346,9 +355,8 @@ class Run {
       const record = await step.run(sink);
       const tensors = sink.finish();
       if (!isLost) {
-        const entry = { record, tensors };
-        this.#folder.append(entry);
-        this.#entries.push(entry);
+        this.#folder.append({ record, tensors });
+        this.#records.push(record);
       }
     } catch (error) {
       if (!(error instanceof WeightsError) || this.#job.failFast) throw error;
@@ -362,7 +370,7 @@ class Run {
   /** Takes over what an earlier run finished. */
   #resume(file: RewriteFile, known: readonly JournalEntry[]): void {
     for (const [i, entry] of known.entries()) {
-      this.#entries.push(entry);
+      this.#records.push(entry.record);
       this.#weightsDone += file.steps[i]!.weights;
       this.#bytesDone += file.steps[i]!.bytes;
       this.#bytesResumed += file.steps[i]!.bytes;
@@ -461,12 +469,11 @@ class Run {
 
   async #finish(): Promise<Manifest> {
     const { request } = this.#job;
-    const records = this.#entries.map(({ record }) => record);
-    const tensorFile = new Map(
-      this.#entries.flatMap(({ record, tensors }) => tensors.map(({ name }) => [name, record.file] as const)),
-    );
+    const records = this.#records;
+    const tensorFiles = () =>
+      new Map([...this.#names].flatMap(([file, names]) => names.map((name) => [name, file] as const)));
     await this.#breathe();
-    for (const { name, content } of this.#job.smallFiles(records, tensorFile)) {
+    for (const { name, content } of this.#job.smallFiles(records, tensorFiles)) {
       this.#digests[name] = writeWhole(join(this.#folder.work, name), content);
     }
     const files = Object.fromEntries(
@@ -488,7 +495,7 @@ class Run {
   #report(): void {
     this.#options.onProgress?.({
       tensor: this.#tensor,
-      tensorsDone: this.#entries.length + this.#failures.length,
+      tensorsDone: this.#records.length + this.#failures.length,
       ...this.#totals,
       weightsDone: this.#weightsDone,
       bytesDone: this.#bytesDone,
@@ -508,7 +515,7 @@ class Run {
     if (!signal?.aborted) return;
     const name = typeof signal.reason === "string" ? signal.reason : "a signal";
     throw new InterruptedError(
-      `Stopped by ${name} after ${this.#entries.length} of ${this.#totals.tensors} tensors; ` +
+      `Stopped by ${name} after ${this.#records.length} of ${this.#totals.tensors} tensors; ` +
         "repeat the command with --resume to go on",
       name,
     );

@@ -99,6 +99,8 @@ export function packedNames(name: string, zeroPointKind: ZeroPointKind): PackedN
   };
 }
 
+const SHAPE_OF_SHAPE: readonly number[] = Object.freeze([2]);
+
 /** The checkpoint entries of a quantized tensor with their element types and shapes, in the order of storage. */
 export function packedTensorSpecs(
   name: string,
@@ -110,18 +112,19 @@ export function packedTensorSpecs(
 ): TensorSpec[] {
   const names = packedNames(name, zeroPointKind);
   const groups = groupCount(cols, groupSize);
+  const grid = [rows, groups];
   const specs: TensorSpec[] = [
     { name: names.packed, dtype: "I32", shape: [rows, packedWords(cols, bits)] },
-    { name: names.scale, dtype: "F16", shape: [rows, groups] },
+    { name: names.scale, dtype: "F16", shape: grid },
   ];
   if (names.zeroPoint !== undefined) {
     specs.push(
       zeroPointKind === "integer"
         ? { name: names.zeroPoint, dtype: "I32", shape: [zeroPointWords(rows, bits), groups] }
-        : { name: names.zeroPoint, dtype: "F16", shape: [rows, groups] },
+        : { name: names.zeroPoint, dtype: "F16", shape: grid },
     );
   }
-  specs.push({ name: names.shape, dtype: "I64", shape: [2] });
+  specs.push({ name: names.shape, dtype: "I64", shape: SHAPE_OF_SHAPE });
   return specs;
 }
 

@@ -2,6 +2,7 @@
  * Writing safetensors files tensor by tensor, in bounded memory, resumable. The header comes last, into space
  * reserved for it; until then the file is called `<path>.partial` and starts with a length of 0, which no reader takes.
  */
+import { Buffer } from "node:buffer";
 import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, renameSync, rmSync } from "node:fs";
 import { dirname } from "node:path";
 import { IntegrityError, OutputError } from "../errors.ts";
@@ -37,12 +38,18 @@ export interface ResumeOptions extends WriterOptions {
   readonly tensors: readonly TensorSpec[];
 }
 
+/** Bytes of a header that are written at once. */
+const HEADER_BLOCK_BYTES = 2 ** 18;
+
+/** Of a tensor that nothing was written to. */
+const NOTHING: Entry["written"] = Object.freeze([]);
+
 /** A tensor on its way into the file. */
 interface Entry {
   readonly info: TensorInfo;
   readonly headerBytes: number;
-  /** Written byte ranges inside the tensor: ascending, not touching. */
-  written: (readonly [start: number, end: number])[];
+  /** Written byte ranges inside the tensor: ascending, not touching. Shared where nothing or everything is written. */
+  written: readonly (readonly [start: number, end: number])[] | "all";
 }
 
 /**
@@ -129,7 +136,7 @@ export class SafetensorsWriter {
     const writer = new SafetensorsWriter(path, options, "r+");
     try {
       writer.add(options.tensors);
-      for (const entry of writer.#entries) entry.written = [[0, entry.info.byteLength]];
+      for (const entry of writer.#entries) entry.written = "all";
       const dataEnd = writer.#dataEnd();
       const size = writer.#attempt("read", (fd) => fstatSync(fd).size);
       if (size < dataEnd && options.tensors.length > 0) {
@@ -157,13 +164,17 @@ export class SafetensorsWriter {
    *
    * @throws {RangeError} when no file can have such a header
    */
-  static headerBytes(specs: readonly TensorSpec[], metadata: Readonly<Record<string, string>> = {}): number {
+  static headerBytes(specs: Iterable<TensorSpec>, metadata: Readonly<Record<string, string>> = {}): number {
     let bytes = 2 + utf8Bytes(metadataText(metadata));
-    for (const spec of specs) bytes += 1 + utf8Bytes(entryText(spec, MAX_TENSOR_BYTES, MAX_TENSOR_BYTES));
+    let tensors = 0;
+    for (const spec of specs) {
+      tensors++;
+      bytes += 1 + utf8Bytes(entryText(spec, MAX_TENSOR_BYTES, MAX_TENSOR_BYTES));
+    }
     bytes = Math.ceil(bytes / 8) * 8;
     if (bytes <= MAX_HEADER_BYTES) return bytes;
     throw new RangeError(
-      `Cannot write ${specs.length} tensors to one file: header must have at most ${MAX_HEADER_BYTES} bytes, got ${bytes}`,
+      `Cannot write ${tensors} tensors to one file: header must have at most ${MAX_HEADER_BYTES} bytes, got ${bytes}`,
     );
   }
 
@@ -174,6 +185,8 @@ export class SafetensorsWriter {
 
   /**
    * Gives the tensors the next bytes of the file, in this order, and returns their places. Adds all or none.
+   *
+   * The shapes are kept, not copied.
    *
    * @throws {RangeError} on a repeated or impossible name, an impossible shape, or when the header would not fit
    */
@@ -190,9 +203,9 @@ export class SafetensorsWriter {
       names.add(spec.name);
       const { name, dtype, shape } = spec;
       const elements = byteLength / BYTES_PER_ELEMENT[dtype];
-      const info: TensorInfo = { name, dtype, shape: [...shape], byteOffset, byteLength, elements };
+      const info: TensorInfo = { name, dtype, shape, byteOffset, byteLength, elements };
       const entryBytes = 1 + utf8Bytes(this.#entryText(info));
-      added.push({ info, headerBytes: entryBytes, written: [] });
+      added.push({ info, headerBytes: entryBytes, written: NOTHING });
       byteOffset += byteLength;
       headerBytes += entryBytes;
     }
@@ -245,7 +258,9 @@ export class SafetensorsWriter {
     const { byteOffset, byteLength } = entry.info;
     checkByteRange(name, byteStart, bytes.length, byteLength);
     writeFully(this.#open(), bytes, byteOffset + byteStart, this.partialPath);
-    if (bytes.length > 0) entry.written = joinRanges(entry.written, byteStart, byteStart + bytes.length);
+    if (bytes.length === 0 || entry.written === "all") return;
+    const written = joinRanges(entry.written, byteStart, byteStart + bytes.length);
+    entry.written = written[0]![1] - written[0]![0] === byteLength ? "all" : written;
   }
 
   /**
@@ -258,7 +273,8 @@ export class SafetensorsWriter {
     const { info, written } = this.#entry(name);
     checkByteRange(name, byteStart, target.length, info.byteLength);
     const byteEnd = byteStart + target.length;
-    const known = target.length === 0 || written.some(([start, end]) => start <= byteStart && byteEnd <= end);
+    const known = target.length === 0 || written === "all" ||
+      written.some(([start, end]) => start <= byteStart && byteEnd <= end);
     if (
       known &&
       readFully(this.#open(), target, info.byteOffset + byteStart, this.partialPath) === target.length
@@ -289,6 +305,7 @@ export class SafetensorsWriter {
    */
   finish(): { path: string; bytes: number } {
     for (const { info, written } of this.#entries) {
+      if (written === "all") continue;
       const bytes = written.reduce((sum, [start, end]) => sum + end - start, 0);
       if (bytes !== info.byteLength) {
         throw new IntegrityError(
@@ -300,12 +317,7 @@ export class SafetensorsWriter {
         );
       }
     }
-    const entries = this.#entries.map(({ info }) => this.#entryText(info));
-    const text = `{${[this.#metadataText, ...entries].filter((part) => part !== "").join(",")}}`;
-    const head = new Uint8Array(LENGTH_BYTES + this.#reserved).fill(0x20);
-    new DataView(head.buffer).setBigUint64(0, BigInt(this.#reserved), true);
-    head.set(new TextEncoder().encode(text), LENGTH_BYTES);
-    writeFully(this.#open(), head, 0, this.partialPath);
+    this.#writeHeader();
     this.sync();
     const bytes = this.#attempt("read", (fd) => fstatSync(fd).size);
     if (bytes !== this.#dataEnd()) {
@@ -353,6 +365,40 @@ export class SafetensorsWriter {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  /** Writes the header in blocks, then its length, which makes it one. */
+  #writeHeader(): void {
+    const block = Buffer.alloc(HEADER_BLOCK_BYTES);
+    let position = LENGTH_BYTES;
+    let filled = 0;
+    const flush = () => {
+      writeFully(this.#open(), block.subarray(0, filled), position, this.partialPath);
+      position += filled;
+      filled = 0;
+    };
+    const put = (text: string) => {
+      const bytes = Buffer.from(text);
+      for (let done = 0; done < bytes.length;) {
+        if (filled === block.length) flush();
+        const copied = bytes.copy(block, filled, done);
+        done += copied;
+        filled += copied;
+      }
+    };
+    put(`{${this.#metadataText}`);
+    let separator = this.#metadataText === "" ? "" : ",";
+    for (const { info } of this.#entries) {
+      put(separator + this.#entryText(info));
+      separator = ",";
+    }
+    put("}");
+    const end = LENGTH_BYTES + this.#reserved;
+    while (position + filled < end) put(" ".repeat(Math.min(HEADER_BLOCK_BYTES, end - position - filled)));
+    flush();
+    const length = Buffer.alloc(LENGTH_BYTES);
+    length.writeBigUInt64LE(BigInt(this.#reserved));
+    writeFully(this.#open(), length, 0, this.partialPath);
   }
 
   #open(): number {
@@ -436,11 +482,15 @@ function entryText({ name, dtype, shape }: TensorSpec, start: number, end: numbe
 }
 
 function utf8Bytes(text: string): number {
-  return new TextEncoder().encode(text).length;
+  return Buffer.byteLength(text);
 }
 
 /** Adds a range to ascending ranges and joins those that touch it. */
-function joinRanges(ranges: Entry["written"], start: number, end: number): Entry["written"] {
+function joinRanges(
+  ranges: Exclude<Entry["written"], "all">,
+  start: number,
+  end: number,
+): Exclude<Entry["written"], "all"> {
   const before = ranges.filter((range) => range[1] < start);
   const after = ranges.filter((range) => range[0] > end);
   for (const [s, e] of ranges.slice(before.length, ranges.length - after.length)) {
