@@ -20,7 +20,7 @@ Writes a checkpoint of seeded Gaussian BF16 weights with the layer shapes of Dre
 ${EXIT_CODE_HELP}`;
 
 /** Widths of Dream 7B in units of 1/3584 of its hidden size. */
-const DREAM = { hidden: 3584, feedForward: 18944, keyValue: 512, vocabulary: 8192 };
+const DREAM = { hidden: 3584, feedForward: 18944, vocabulary: 8192 };
 /** Gaussian values come from a table of this many quantiles: enough for BF16's 8 bits of precision. */
 const QUANTILES = 65536;
 const BLOCK_ELEMENTS = 2 ** 21;
@@ -44,12 +44,20 @@ async function main(args: readonly string[]): Promise<void> {
     throw usageError(`--${name} must be a ${isWhole ? "whole " : ""}number above 0, got "${text}"`, HELP);
   };
   const hidden = number("hidden", DREAM.hidden);
+  // Dream's heads of 128, or smaller ones where the width does not hold whole pairs of them
+  const headSize = [128, 64, 32, 16, 2].find((size) => hidden % size === 0);
+  if (headSize === undefined) throw usageError(`--hidden must be even, got ${hidden}`, HELP);
+  const heads = hidden / headSize;
+  const keyValueHeads = [...Array(heads).keys()].map((n) => n + 1).filter((n) => heads % n === 0)
+    .findLast((n) => n <= Math.max(1, heads / 7))!;
   const scaled = (width: number) => Math.max(16, Math.round(width * hidden / DREAM.hidden / 16) * 16);
   const sizes = {
     hidden,
     feedForward: scaled(DREAM.feedForward),
-    keyValue: scaled(DREAM.keyValue),
+    keyValue: keyValueHeads * headSize,
     vocabulary: scaled(DREAM.vocabulary),
+    heads,
+    keyValueHeads,
   };
   const ends = bytesOf(tensorsAround(sizes).flat());
   const layerBytes = bytesOf(layerTensors(0, sizes));
@@ -64,7 +72,9 @@ async function main(args: readonly string[]): Promise<void> {
   await Promise.resolve();
 }
 
-type Sizes = { readonly [name in keyof typeof DREAM]: number };
+type Sizes = {
+  readonly [name in keyof typeof DREAM | "keyValue" | "heads" | "keyValueHeads"]: number;
+};
 
 const bf16 = (name: string, ...shape: number[]): TensorSpec => ({ name, dtype: "BF16", shape });
 
@@ -138,9 +148,14 @@ function makeCheckpoint(out: string, sizes: Sizes, layers: number, shards: numbe
     hidden_size: sizes.hidden,
     intermediate_size: sizes.feedForward,
     num_hidden_layers: layers,
-    num_attention_heads: Math.max(1, Math.round(sizes.hidden / 128)),
-    num_key_value_heads: Math.max(1, Math.round(sizes.keyValue / 128)),
+    num_attention_heads: sizes.heads,
+    num_key_value_heads: sizes.keyValueHeads,
+    max_position_embeddings: 2048,
     vocab_size: sizes.vocabulary,
+    pad_token_id: 0,
+    mask_token_id: 1,
+    bos_token_id: 2,
+    eos_token_id: 3,
     rms_norm_eps: 1e-6,
     rope_theta: 1e6,
     tie_word_embeddings: false,
