@@ -54,3 +54,4 @@ export {
   type RunReport,
   verifyFiles,
 } from "./lib/pipeline.ts";
+export * from "./lib/models/mod.ts";
