@@ -113,11 +113,13 @@ function remembered(rename: (key: string) => string): (key: string) => string {
 function mapKeys(value: unknown, rename: (key: string) => string): unknown {
   if (Array.isArray(value)) return value.map((item) => mapKeys(item, rename));
   if (typeof value !== "object" || value === null) return value;
-  return Object.fromEntries(
-    Object.entries(value).map(([key, item]) => {
-      // File names are data, not keys.
-      if (key === "files" && !Array.isArray(item)) return [key, item];
-      return [rename(key), mapKeys(item, rename)];
-    }),
-  );
+  // A loop over keys, not over pairs: hundreds of thousands of layers pass here.
+  const mapped: Record<string, unknown> = {};
+  for (const key of Object.keys(value)) {
+    const item = (value as Record<string, unknown>)[key];
+    // File names are data, not keys.
+    if (key === "files" && !Array.isArray(item)) mapped[key] = item;
+    else mapped[rename(key)] = mapKeys(item, rename);
+  }
+  return mapped;
 }
