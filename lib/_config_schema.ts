@@ -208,7 +208,7 @@ export const SCHEMA: readonly Key[] = [
     "non_finite",
     choice("fail", "keep"),
     "fail",
-    "A tensor that holds NaN or infinity: stop with an error, or store it unquantized",
+    "A tensor that holds NaN or infinity, kept ones included: stop with an error, or store it unquantized",
   ),
   row(
     "fail_fast",
