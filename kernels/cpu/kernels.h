@@ -55,7 +55,8 @@ typedef struct {
   float max_difference, max_a;
 } aq_sums;
 
-typedef struct aq_model_kernels aq_model_kernels; /* model.h */
+typedef struct aq_model_kernels aq_model_kernels;   /* model.h */
+typedef struct aq_solver_kernels aq_solver_kernels; /* solver.h */
 
 typedef struct {
   /* Quantizes rows [row_begin, row_end). */
@@ -69,6 +70,7 @@ typedef struct {
   void (*store)(const float *in, size_t n, void *out, int32_t dtype, size_t first);
   void (*accumulate)(const float *a, const float *b, size_t n, aq_sums *sums);
   const aq_model_kernels *model;
+  const aq_solver_kernels *solver;
 } aq_kernels;
 
 extern const aq_kernels aq_kernels_scalar;

@@ -2,6 +2,7 @@
  * the same bytes, so each float operation and its order here is the definition. */
 #include "kernels.h"
 #include "model.h"
+#include "solver.h"
 
 static float load_one(const void *in, int32_t dtype, size_t i) {
   switch (dtype) {
@@ -285,4 +286,4 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
 }
 
 const aq_kernels aq_kernels_scalar = {quantize_rows, dequantize, pack_row, unpack_row, load, store, accumulate,
-                                       &aq_model_scalar};
+                                       &aq_model_scalar, &aq_solver_scalar};

@@ -757,5 +757,7 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
 }
 
 #include "model_vector.h"
+#include "solver_vector.h"
 
-const aq_kernels AQ_KERNELS = {quantize_rows, dequantize, pack_row, unpack_row, load, store, accumulate, &model_kernels};
+const aq_kernels AQ_KERNELS = {quantize_rows, dequantize, pack_row, unpack_row, load, store, accumulate, &model_kernels,
+                               &solver_kernels};

@@ -25,7 +25,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 2
+#define AQ_ABI_VERSION 3
 
 #define AQ_OK 0
 #define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
@@ -191,6 +191,48 @@ AQ_API int32_t aq_gate_add(const float *residual, const float *gate, const float
 
 /* a + b. out may be a or b. */
 AQ_API int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads);
+
+/* Solvers -----------------------------------------------------------------------------------------------------------
+ *
+ * A layer's codes against the second moment of its inputs: small weight errors are not the aim, but a small
+ * tr(D M D^T), D the error and M[cols, cols] = sum of weight x x^T. Matrices are float32, row-major; scales and zero points are
+ * float32 here, [rows, groups], and codes bytes. Neither `isa` nor `threads` changes a byte. `work` is what
+ * aq_solver_work asks for, aligned to 8 bytes. */
+#define AQ_MAX_SOLVER_COLS 65536
+
+/* floats[0] = float32 elements of `work`, enough for each function below with these arguments. */
+AQ_API int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats);
+
+/* out[i, j] += sum_t weight[t] y[t, i] x[t, j]. x f32[tokens, cols], y f32[tokens, rows], weight f32[tokens] or null for ones,
+ * out f32[rows, cols]. y null: x itself, rows = cols, out symmetric. */
+AQ_API int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
+                                    size_t cols, float *out, int32_t isa, int32_t threads);
+
+/* M = U diag(pivots) U^T with U unit upper triangular: m f32[n, n] becomes U (of M only the upper triangle is read), pivots f32[n].
+ * AQ_E_VALUE where a pivot is not positive; m is lost then. */
+AQ_API int32_t aq_factor_moment(float *m, size_t n, float *pivots, float *work, int32_t isa, int32_t threads);
+
+/* b f32[rows, n] becomes b M^-1, M by its factor and pivots. */
+AQ_API int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work,
+                               int32_t isa, int32_t threads);
+
+/* Grids from each group's range shrunk by ratio in (0, 1]. */
+AQ_API int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                       int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads);
+
+/* Error feedback: columns in the order of `order` (a permutation, i32[cols]), each rounded after it has taken over the
+ * errors of those before it. factor f32[cols, cols]: U of the moment in that order. codes u8[rows, cols]. */
+AQ_API int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                    const float *scale, const float *zero_point, const float *factor,
+                                    const int32_t *order, uint8_t *codes, float *work, int32_t isa, int32_t threads);
+
+/* `rounds` times: a joint least-squares refit of a row's scales and zero points to half floats (where `refit` is not 0), then
+ * coordinate descent over its codes. What does not lower the row's objective is taken back. codes, scale and zero_point in and
+ * out; objective f64[rows] of what is left. */
+AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                               int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds,
+                               uint8_t *codes, float *scale, float *zero_point, double *objective, float *work,
+                               int32_t isa, int32_t threads);
 
 #ifdef __cplusplus
 }

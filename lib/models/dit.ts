@@ -6,7 +6,7 @@ import { CheckpointError, WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import type { LoadOptions } from "./dream.ts";
-import type { LayerObserver } from "./masked_transformer.ts";
+import { type Blockwise, type LayerOptions, type Stage, withWeights } from "./blockwise.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
@@ -147,13 +147,16 @@ function wantedDitTensors(config: DitConfig): WantedTensor[] {
   ];
 }
 
-export interface DitForwardOptions {
-  /** For calibration. */
-  readonly observe?: LayerObserver | undefined;
+/** Noisy images that are run together, for a model run block by block. */
+export interface ImageBatch {
+  /** `f32[batch, channels, size, size]` */
+  readonly samples: Float32Array;
+  readonly timesteps: ArrayLike<number>;
+  readonly labels: ArrayLike<number>;
 }
 
 /** A loaded DiT: noisy images, timesteps and classes in, the prediction out. */
-export class DitModel {
+export class DitModel implements Blockwise<ImageBatch> {
   readonly #operations: Operations;
   readonly #workspace = new Workspace();
   readonly #patch: LinearLayer;
@@ -224,7 +227,7 @@ export class DitModel {
     samples: Float32Array,
     timesteps: ArrayLike<number>,
     labels: ArrayLike<number>,
-    options: DitForwardOptions = {},
+    options: LayerOptions = {},
   ): Float32Array {
     const batch = this.#checkInput(samples, timesteps, labels);
     const output = this.#run(samples, timesteps, labels, batch, options, undefined);
@@ -277,93 +280,187 @@ export class DitModel {
     timesteps: ArrayLike<number>,
     labels: ArrayLike<number>,
     batch: number,
-    { observe }: DitForwardOptions,
+    options: LayerOptions,
     inspect: ((place: string, values: Float32Array) => void) | undefined,
   ): Float32Array {
-    const { config } = this;
-    const { hiddenSize: width, heads, headSize } = config;
-    const operations = this.#operations;
-    const side = config.sampleSize / config.patchSize, tokens = side * side, count = batch * tokens;
-    const take = (name: string, rows: number, cols: number) => this.#workspace.take(name, rows * cols);
-    const linear = (layer: LinearLayer, x: Float32Array, rows: number, out: Float32Array<ArrayBuffer>) => {
-      observe?.(layer, x, rows);
-      operations.linear(layer, x, rows, out);
-    };
+    const hidden = this.#workspace.take("hidden", batch * this.#tokens * this.config.hiddenSize);
+    this.#embed(samples, batch, hidden, options);
+    inspect?.(this.#patch.name, hidden);
+    const waves = this.#waves(timesteps);
+    for (const block of this.#blocks) {
+      this.#runBlock(block, hidden, waves, labels, batch, options);
+      inspect?.(block.name, hidden);
+    }
+    const output = this.#runOutput(hidden, waves, labels, batch, options);
+    inspect?.(this.#output2.name, output);
+    return output;
+  }
 
-    const patches = take("patches", count, this.#patch.weights.cols);
-    patchify(samples, config, patches);
-    const hidden = take("hidden", count, width);
-    linear(this.#patch, patches, count, hidden);
+  get #tokens(): number {
+    return (this.config.sampleSize / this.config.patchSize) ** 2;
+  }
+
+  #take(name: string, rows: number, cols: number): Float32Array<ArrayBuffer> {
+    return this.#workspace.take(name, rows * cols);
+  }
+
+  #linear(
+    layer: LinearLayer,
+    x: Float32Array,
+    rows: number,
+    out: Float32Array<ArrayBuffer>,
+    { observe, weights }: LayerOptions,
+  ): void {
+    observe?.(layer, x, rows);
+    this.#operations.linear(withWeights(layer, weights), x, rows, out);
+  }
+
+  #embed(
+    samples: Float32Array,
+    batch: number,
+    hidden: Float32Array<ArrayBuffer>,
+    options: LayerOptions,
+  ): void {
+    const count = batch * this.#tokens;
+    const patches = this.#take("patches", count, this.#patch.weights.cols);
+    patchify(samples, this.config, patches);
+    this.#linear(this.#patch, patches, count, hidden, options);
     const positions = this.#positions;
     for (let begin = 0; begin < hidden.length; begin += positions.length) {
       for (let i = 0; i < positions.length; i++) hidden[begin + i]! += positions[i]!;
     }
-    inspect?.(this.#patch.name, hidden);
-    const waves = take("waves", batch, TIMESTEP_CHANNELS);
-    timestepWaves(timesteps, waves);
+  }
 
-    const conditionOf = (block: Block) => {
-      const condition = take("condition", batch, width), inner = take("conditionInner", batch, width);
-      linear(block.timestep1, waves, batch, inner);
-      operations.silu(inner, inner);
-      linear(block.timestep2, inner, batch, condition);
-      lookUpRows(this.kernels, block.labels, labels, inner);
-      operations.add(condition, inner, condition);
-      operations.silu(condition, condition);
-      return condition;
-    };
-    const stride = 6 * width;
-    const shape = { batch, tokens, cols: width, stride };
-    for (const block of this.#blocks) {
-      const modulation = take("modulation", batch, stride);
-      linear(block.modulation, conditionOf(block), batch, modulation);
-      const part = (index: number) => modulation.subarray(index * width);
-      const normed = take("normed", count, width), delta = take("delta", count, width);
-      operations.layerNorm(hidden, undefined, undefined, count, width, NORM_EPSILON, normed);
-      operations.modulate(normed, part(1), part(0), shape, normed);
-      const query = take("query", count, width),
-        key = take("key", count, width),
-        value = take("value", count, width);
-      linear(block.query, normed, count, query);
-      linear(block.key, normed, count, key);
-      linear(block.value, normed, count, value);
-      operations.attention(query, key, value, { batch, tokens, heads, headSize }, undefined, normed);
-      linear(block.attentionOutput, normed, count, delta);
-      operations.gateAdd(hidden, part(2), delta, shape, hidden);
-      operations.layerNorm(
-        hidden,
-        block.normWeight,
-        block.normBias,
-        count,
-        width,
-        config.normEpsilon,
-        normed,
-      );
-      operations.modulate(normed, part(4), part(3), shape, normed);
-      const inner = take("inner", count, 4 * width);
-      linear(block.feedForward1, normed, count, inner);
-      operations.geluTanh(inner, inner);
-      linear(block.feedForward2, inner, count, delta);
-      operations.gateAdd(hidden, part(5), delta, shape, hidden);
-      inspect?.(block.name, hidden);
-    }
-    const modulation = take("modulation", batch, 2 * width);
-    linear(this.#output1, conditionOf(this.#blocks[0]!), batch, modulation);
-    const normed = take("normed", count, width);
-    operations.layerNorm(hidden, undefined, undefined, count, width, NORM_EPSILON, normed);
-    operations.modulate(
-      normed,
-      modulation.subarray(width),
+  #waves(timesteps: ArrayLike<number>): Float32Array<ArrayBuffer> {
+    const waves = this.#take("waves", timesteps.length, TIMESTEP_CHANNELS);
+    timestepWaves(timesteps, waves);
+    return waves;
+  }
+
+  /** What a block's modulation is computed from: its embeddings of the timesteps and the classes. */
+  #condition(
+    block: Block,
+    waves: Float32Array,
+    labels: ArrayLike<number>,
+    batch: number,
+    options: LayerOptions,
+  ): Float32Array<ArrayBuffer> {
+    const operations = this.#operations, width = this.config.hiddenSize;
+    const condition = this.#take("condition", batch, width),
+      inner = this.#take("conditionInner", batch, width);
+    this.#linear(block.timestep1, waves, batch, inner, options);
+    operations.silu(inner, inner);
+    this.#linear(block.timestep2, inner, batch, condition, options);
+    lookUpRows(this.kernels, block.labels, labels, inner);
+    operations.add(condition, inner, condition);
+    operations.silu(condition, condition);
+    return condition;
+  }
+
+  /** One block, in place. */
+  #runBlock(
+    block: Block,
+    hidden: Float32Array<ArrayBuffer>,
+    waves: Float32Array,
+    labels: ArrayLike<number>,
+    batch: number,
+    options: LayerOptions,
+  ): void {
+    const { hiddenSize: width, heads, headSize, normEpsilon } = this.config;
+    const operations = this.#operations, tokens = this.#tokens, count = batch * tokens;
+    const stride = 6 * width, shape = { batch, tokens, cols: width, stride };
+    const modulation = this.#take("modulation", batch, stride);
+    this.#linear(
+      block.modulation,
+      this.#condition(block, waves, labels, batch, options),
+      batch,
       modulation,
-      { ...shape, stride: 2 * width },
-      normed,
+      options,
     );
-    const pixels = take("pixels", count, this.#output2.weights.rows);
-    linear(this.#output2, normed, count, pixels);
-    const output = take("output", batch, config.outputChannels * config.sampleSize ** 2);
+    const part = (index: number) => modulation.subarray(index * width);
+    const normed = this.#take("normed", count, width), delta = this.#take("delta", count, width);
+    operations.layerNorm(hidden, undefined, undefined, count, width, NORM_EPSILON, normed);
+    operations.modulate(normed, part(1), part(0), shape, normed);
+    const query = this.#take("query", count, width),
+      key = this.#take("key", count, width),
+      value = this.#take("value", count, width);
+    this.#linear(block.query, normed, count, query, options);
+    this.#linear(block.key, normed, count, key, options);
+    this.#linear(block.value, normed, count, value, options);
+    operations.attention(query, key, value, { batch, tokens, heads, headSize }, undefined, normed);
+    this.#linear(block.attentionOutput, normed, count, delta, options);
+    operations.gateAdd(hidden, part(2), delta, shape, hidden);
+    operations.layerNorm(hidden, block.normWeight, block.normBias, count, width, normEpsilon, normed);
+    operations.modulate(normed, part(4), part(3), shape, normed);
+    const inner = this.#take("inner", count, 4 * width);
+    this.#linear(block.feedForward1, normed, count, inner, options);
+    operations.geluTanh(inner, inner);
+    this.#linear(block.feedForward2, inner, count, delta, options);
+    operations.gateAdd(hidden, part(5), delta, shape, hidden);
+  }
+
+  #runOutput(
+    hidden: Float32Array,
+    waves: Float32Array,
+    labels: ArrayLike<number>,
+    batch: number,
+    options: LayerOptions,
+  ): Float32Array<ArrayBuffer> {
+    const { config } = this;
+    const operations = this.#operations, width = config.hiddenSize;
+    const tokens = this.#tokens, count = batch * tokens;
+    const modulation = this.#take("modulation", batch, 2 * width);
+    const condition = this.#condition(this.#blocks[0]!, waves, labels, batch, options);
+    this.#linear(this.#output1, condition, batch, modulation, options);
+    const normed = this.#take("normed", count, width);
+    operations.layerNorm(hidden, undefined, undefined, count, width, NORM_EPSILON, normed);
+    const shape = { batch, tokens, cols: width, stride: 2 * width };
+    operations.modulate(normed, modulation.subarray(width), modulation, shape, normed);
+    const pixels = this.#take("pixels", count, this.#output2.weights.rows);
+    this.#linear(this.#output2, normed, count, pixels, options);
+    const output = this.#take("output", batch, config.outputChannels * config.sampleSize ** 2);
     unpatchify(pixels, config, output);
-    inspect?.(this.#output2.name, output);
     return output;
+  }
+
+  // A block at a time ------------------------------------------------------------------------------------------
+
+  get stages(): readonly Stage[] {
+    return [
+      ...this.#blocks.flatMap((block, index) =>
+        [
+          [block.timestep1],
+          [block.timestep2],
+          [block.modulation],
+          [block.query, block.key, block.value],
+          [block.attentionOutput],
+          [block.feedForward1],
+          [block.feedForward2],
+        ].map((layers) => ({ block: index, layers }))
+      ),
+      { block: this.#blocks.length, layers: [this.#output1] },
+      { block: this.#blocks.length, layers: [this.#output2] },
+    ];
+  }
+
+  start({ samples, timesteps, labels }: ImageBatch): Float32Array<ArrayBuffer> {
+    const batch = this.#checkInput(samples, timesteps, labels);
+    const hidden = new Float32Array(batch * this.#tokens * this.config.hiddenSize);
+    this.#embed(samples, batch, hidden, {});
+    return hidden;
+  }
+
+  runBlock(
+    block: number,
+    { timesteps, labels }: ImageBatch,
+    hidden: Float32Array<ArrayBuffer>,
+    options: LayerOptions,
+  ): void {
+    this.#runBlock(this.#blocks[block]!, hidden, this.#waves(timesteps), labels, timesteps.length, options);
+  }
+
+  finish({ timesteps, labels }: ImageBatch, hidden: Float32Array, options: LayerOptions): Float32Array {
+    return this.#runOutput(hidden, this.#waves(timesteps), labels, timesteps.length, options);
   }
 }
 

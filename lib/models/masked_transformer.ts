@@ -4,6 +4,7 @@
  */
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
+import { type Blockwise, type LayerOptions, type Stage, withWeights } from "./blockwise.ts";
 import { shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
@@ -79,16 +80,19 @@ interface Block {
   readonly down: LinearLayer;
 }
 
-/** Sees the input of every linear layer: `x: f32[tokens, cols]`, valid only during the call. */
-export type LayerObserver = (layer: LinearLayer, x: Float32Array, tokens: number) => void;
-
-export interface ForwardOptions {
+export interface ForwardOptions extends LayerOptions {
   /** `u8[batch, tokens]`, 0 where a token is padding that nothing may attend to; positions then count real tokens only. */
   readonly attentionMask?: Uint8Array | undefined;
   /** Flat positions `sequence * tokens + position` whose logits are wanted, in this order; all by default. */
   readonly rows?: Int32Array | undefined;
-  /** For calibration. */
-  readonly observe?: LayerObserver | undefined;
+}
+
+/** Sequences that are run together, for a model run block by block. */
+export interface SequenceBatch {
+  /** `i32[batch, tokens]` */
+  readonly inputIds: Int32Array;
+  readonly batch: number;
+  readonly attentionMask?: Uint8Array | undefined;
 }
 
 /** Every tensor of a model with these sizes. */
@@ -122,7 +126,7 @@ export function wantedTensors(config: MaskedTransformerConfig, names: Transforme
 }
 
 /** A loaded model: token sequences in, logits out. */
-export class MaskedTransformer {
+export class MaskedTransformer implements Blockwise<SequenceBatch> {
   readonly #operations: Operations;
   readonly #workspace = new Workspace();
   readonly #embedding: EmbeddingTable;
@@ -236,66 +240,132 @@ export class MaskedTransformer {
     inputIds: Int32Array,
     batch: number,
     tokens: number,
-    { attentionMask, rows, observe }: ForwardOptions,
+    options: ForwardOptions,
     inspect: ((place: string, values: Float32Array) => void) | undefined,
   ): Float32Array {
-    const { config } = this;
-    const { hiddenSize, intermediateSize, heads, keyValueHeads, headSize, normEpsilon, rotaryTheta } = config;
-    const operations = this.#operations;
-    const take = (name: string, cols: number, count = batch * tokens) =>
-      this.#workspace.take(name, count * cols);
-    const linear = (layer: LinearLayer, x: Float32Array, count: number, out: Float32Array<ArrayBuffer>) => {
-      observe?.(layer, x, count);
-      operations.linear(layer, x, count, out);
-    };
-    const shape = { batch, tokens, heads, kvHeads: keyValueHeads, headSize };
+    const { hiddenSize } = this.config;
+    const { attentionMask, rows } = options;
     const positions = positionsOf(batch, tokens, attentionMask);
-
-    let hidden = take("hidden", hiddenSize);
-    lookUpRows(this.kernels, this.#embedding, inputIds, hidden);
-    if (config.embeddingScale !== 1) {
-      for (let i = 0; i < hidden.length; i++) hidden[i]! *= config.embeddingScale;
-    }
+    let hidden = this.#workspace.take("hidden", batch * tokens * hiddenSize);
+    this.#embed(inputIds, hidden);
     inspect?.(this.#embedding.name, hidden);
-    let count = batch * tokens;
     for (const [index, block] of this.#blocks.entries()) {
-      const normed = take("normed", hiddenSize);
-      operations.rmsNorm(hidden, block.attentionNorm, count, hiddenSize, normEpsilon, normed);
-      const query = take("query", heads * headSize);
-      const key = take("key", keyValueHeads * headSize), value = take("value", keyValueHeads * headSize);
-      linear(block.query, normed, count, query);
-      linear(block.key, normed, count, key);
-      linear(block.value, normed, count, value);
-      operations.rotary(query, positions, heads, headSize, rotaryTheta);
-      operations.rotary(key, positions, keyValueHeads, headSize, rotaryTheta);
-      let attended = take("attended", heads * headSize);
-      operations.attention(query, key, value, shape, attentionMask, attended);
-      if (rows !== undefined && index === this.#blocks.length - 1) {
-        // Behind the last attention no position reads another: the rest of the model runs on the wanted ones alone.
-        count = rows.length;
-        attended = gather(attended, rows, heads * headSize, take("attendedRows", heads * headSize, count));
-        hidden = gather(hidden, rows, hiddenSize, take("hiddenRows", hiddenSize, count));
-      }
-      const delta = take("delta", hiddenSize, count);
-      linear(block.attentionOutput, attended, count, delta);
-      operations.add(hidden, delta, hidden);
-      const normedAgain = take("normed", hiddenSize, count);
-      operations.rmsNorm(hidden, block.feedForwardNorm, count, hiddenSize, normEpsilon, normedAgain);
-      const gate = take("gate", intermediateSize, count), up = take("up", intermediateSize, count);
-      linear(block.gate, normedAgain, count, gate);
-      linear(block.up, normedAgain, count, up);
-      operations.siluMultiply(gate, up, gate);
-      linear(block.down, gate, count, delta);
-      operations.add(hidden, delta, hidden);
+      // Behind the last attention no position reads another: the rest of the model runs on the wanted ones alone.
+      const wanted = index === this.#blocks.length - 1 ? rows : undefined;
+      hidden = this.#runBlock(block, hidden, batch, tokens, positions, attentionMask, wanted, options);
       inspect?.(block.name, hidden);
     }
-    const normed = take("normed", hiddenSize, count);
-    operations.rmsNorm(hidden, this.#finalNorm, count, hiddenSize, normEpsilon, normed);
-    const logits = take("logits", config.vocabularySize, count);
-    linear(this.#head, normed, count, logits);
-    if (config.logitScale !== 1) { for (let i = 0; i < logits.length; i++) logits[i]! *= config.logitScale; }
+    const logits = this.#runHead(hidden, hidden.length / hiddenSize, options);
     inspect?.(this.#head.name, logits);
     return logits;
+  }
+
+  #embed(inputIds: Int32Array, hidden: Float32Array): void {
+    const { embeddingScale } = this.config;
+    lookUpRows(this.kernels, this.#embedding, inputIds, hidden);
+    if (embeddingScale !== 1) { for (let i = 0; i < hidden.length; i++) hidden[i]! *= embeddingScale; }
+  }
+
+  /** One block, in place; with `rows`, those positions alone, in other memory. */
+  #runBlock(
+    block: Block,
+    hidden: Float32Array<ArrayBuffer>,
+    batch: number,
+    tokens: number,
+    positions: Int32Array,
+    attentionMask: Uint8Array | undefined,
+    rows: Int32Array | undefined,
+    options: LayerOptions,
+  ): Float32Array<ArrayBuffer> {
+    const { hiddenSize, intermediateSize, heads, keyValueHeads, headSize, normEpsilon, rotaryTheta } =
+      this.config;
+    const operations = this.#operations;
+    let count = batch * tokens;
+    const take = (name: string, cols: number) => this.#workspace.take(name, count * cols);
+    const normed = take("normed", hiddenSize);
+    operations.rmsNorm(hidden, block.attentionNorm, count, hiddenSize, normEpsilon, normed);
+    const query = take("query", heads * headSize);
+    const key = take("key", keyValueHeads * headSize), value = take("value", keyValueHeads * headSize);
+    this.#linear(block.query, normed, count, query, options);
+    this.#linear(block.key, normed, count, key, options);
+    this.#linear(block.value, normed, count, value, options);
+    operations.rotary(query, positions, heads, headSize, rotaryTheta);
+    operations.rotary(key, positions, keyValueHeads, headSize, rotaryTheta);
+    let attended = take("attended", heads * headSize);
+    const shape = { batch, tokens, heads, kvHeads: keyValueHeads, headSize };
+    operations.attention(query, key, value, shape, attentionMask, attended);
+    if (rows !== undefined) {
+      count = rows.length;
+      attended = gather(attended, rows, heads * headSize, take("attendedRows", heads * headSize));
+      hidden = gather(hidden, rows, hiddenSize, take("hiddenRows", hiddenSize));
+    }
+    const delta = take("delta", hiddenSize);
+    this.#linear(block.attentionOutput, attended, count, delta, options, hidden);
+    operations.add(hidden, delta, hidden);
+    const normedAgain = take("normed", hiddenSize);
+    operations.rmsNorm(hidden, block.feedForwardNorm, count, hiddenSize, normEpsilon, normedAgain);
+    const gate = take("gate", intermediateSize), up = take("up", intermediateSize);
+    this.#linear(block.gate, normedAgain, count, gate, options);
+    this.#linear(block.up, normedAgain, count, up, options);
+    operations.siluMultiply(gate, up, gate);
+    this.#linear(block.down, gate, count, delta, options, hidden);
+    operations.add(hidden, delta, hidden);
+    return hidden;
+  }
+
+  #runHead(hidden: Float32Array, count: number, options: LayerOptions): Float32Array<ArrayBuffer> {
+    const { hiddenSize, vocabularySize, normEpsilon, logitScale } = this.config;
+    const normed = this.#workspace.take("normed", count * hiddenSize);
+    this.#operations.rmsNorm(hidden, this.#finalNorm, count, hiddenSize, normEpsilon, normed);
+    const logits = this.#workspace.take("logits", count * vocabularySize);
+    this.#linear(this.#head, normed, count, logits, options);
+    if (logitScale !== 1) { for (let i = 0; i < logits.length; i++) logits[i]! *= logitScale; }
+    return logits;
+  }
+
+  #linear(
+    layer: LinearLayer,
+    x: Float32Array,
+    count: number,
+    out: Float32Array<ArrayBuffer>,
+    { observe, weights }: LayerOptions,
+    residual?: Float32Array,
+  ): void {
+    observe?.(layer, x, count, residual);
+    this.#operations.linear(withWeights(layer, weights), x, count, out);
+  }
+
+  // A block at a time ------------------------------------------------------------------------------------------
+
+  get stages(): readonly Stage[] {
+    return [
+      ...this.#blocks.flatMap(({ query, key, value, attentionOutput, gate, up, down }, block) =>
+        [[query, key, value], [attentionOutput], [gate, up], [down]].map((layers) => ({ block, layers }))
+      ),
+      { block: this.#blocks.length, layers: [this.#head] },
+    ];
+  }
+
+  start({ inputIds, batch, attentionMask }: SequenceBatch): Float32Array<ArrayBuffer> {
+    this.#checkInput(inputIds, batch, { attentionMask });
+    const hidden = new Float32Array(inputIds.length * this.config.hiddenSize);
+    this.#embed(inputIds, hidden);
+    return hidden;
+  }
+
+  runBlock(
+    block: number,
+    { inputIds, batch, attentionMask }: SequenceBatch,
+    hidden: Float32Array<ArrayBuffer>,
+    options: LayerOptions,
+  ): void {
+    const tokens = inputIds.length / batch;
+    const positions = positionsOf(batch, tokens, attentionMask);
+    this.#runBlock(this.#blocks[block]!, hidden, batch, tokens, positions, attentionMask, undefined, options);
+  }
+
+  finish({ inputIds }: SequenceBatch, hidden: Float32Array, options: LayerOptions): Float32Array {
+    return this.#runHead(hidden, inputIds.length, options);
   }
 }
 

@@ -8,7 +8,7 @@ import { lladaConfig, lladaFrom } from "./llada.ts";
 import type { MaskedTransformer, MaskedTransformerConfig } from "./masked_transformer.ts";
 import { ConfigFields, shown } from "./model_config.ts";
 
-export { type DitConfig, type DitForwardOptions, type DitModel, loadDit } from "./dit.ts";
+export { type DitConfig, type DitModel, type ImageBatch, loadDit } from "./dit.ts";
 export {
   diffusionGenerate,
   DREAM_ALGORITHMS,
@@ -32,11 +32,12 @@ export {
   type Remasking,
   REMASKINGS,
 } from "./llada.ts";
+export type { Blockwise, LayerObserver, LayerOptions, Stage } from "./blockwise.ts";
 export type {
   ForwardOptions,
-  LayerObserver,
   MaskedTransformer,
   MaskedTransformerConfig,
+  SequenceBatch,
 } from "./masked_transformer.ts";
 export { encodePng, tileImages } from "./png.ts";
 export { imageNoise, RandomStream } from "./random.ts";

@@ -4,7 +4,7 @@
  */
 
 /** `AQ_ABI_VERSION` that this table was written for. */
-export const ABI_VERSION = 2;
+export const ABI_VERSION = 3;
 
 /** `in`: const pointer or null; `out`: pointer written by the callee or null; `inout`: read, too. */
 export type ParameterKind = "in" | "out" | "inout" | "usize" | "i32" | "f32" | "f64";
@@ -169,6 +169,74 @@ export const SYMBOLS = {
   },
   // int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads)
   aq_add: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats)
+  aq_solver_work: { parameters: ["usize", "usize", "i32", "out"], result: "i32" },
+  // int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
+  //                              size_t cols, float *out, int32_t isa, int32_t threads)
+  aq_accumulate_moment: {
+    parameters: ["in", "in", "in", "usize", "usize", "usize", "inout", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_factor_moment(float *m, size_t n, float *pivots, float *work, int32_t isa, int32_t threads)
+  aq_factor_moment: { parameters: ["inout", "usize", "out", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work,
+  //                         int32_t isa, int32_t threads)
+  aq_solve_moment: {
+    parameters: ["in", "in", "usize", "inout", "usize", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+  //                 int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads)
+  aq_clipped_grids: {
+    parameters: ["in", "usize", "usize", "i32", "usize", "i32", "f32", "out", "out", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+  //                              const float *scale, const float *zero_point, const float *factor,
+  //                              const int32_t *order, uint8_t *codes, float *work, int32_t isa, int32_t threads)
+  aq_quantize_feedback: {
+    parameters: [
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "in",
+      "in",
+      "in",
+      "in",
+      "out",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+  //                         int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds,
+  //                         uint8_t *codes, float *scale, float *zero_point, double *objective, float *work,
+  //                         int32_t isa, int32_t threads)
+  aq_refine_codes: {
+    parameters: [
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "in",
+      "i32",
+      "i32",
+      "inout",
+      "inout",
+      "inout",
+      "out",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
 } as const satisfies Record<string, SymbolDeclaration>;
 
 export type SymbolName = keyof typeof SYMBOLS;
