@@ -11,7 +11,7 @@ import type { Interval } from "./intervals.ts";
 import type { Contender, Target } from "./peers/contender.ts";
 import { ggmlContenders, gridContenders } from "./peers/contenders.ts";
 import { calibrationOf, collectInputs } from "./peers/inputs.ts";
-import type { LayerInputs, MethodKind } from "./peers/method.ts";
+import type { MethodKind } from "./peers/method.ts";
 import { quantizedLayers, type QuantizedModel } from "./peers/quantized_model.ts";
 import { type Measurement, yardstickOf } from "./peers/yardstick.ts";
 import type { BenchContext, Section, Skipped, Suite, SuiteReport } from "./suite.ts";
@@ -47,23 +47,22 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
   const limit = options.limit ?? (quick && full.kind !== "dit" ? 20 : undefined);
   const yardstick = await yardstickOf(full, path, kernels, { seed, threads, limit, tasks: options.tasks });
 
-  let inputs: Map<string, LayerInputs> | undefined;
-  let calibrationSeconds: number | undefined;
+  const begin = performance.now();
+  const fullInputs = collectInputs(full, calibration, layers.map((layer) => layer.name), kernels, threads);
+  const calibrationSeconds = (performance.now() - begin) / 1000;
   const target: Target = {
     path,
     checkpoint,
     kernels,
     threads,
     layers,
-    inputs() {
-      if (inputs !== undefined) return inputs;
-      const begin = performance.now();
-      inputs = collectInputs(full, calibration, layers.map((layer) => layer.name), kernels, threads);
-      calibrationSeconds = (performance.now() - begin) / 1000;
-      return inputs;
+    source: {
+      collect: (part, model) =>
+        model === undefined
+          ? fullInputs
+          : collectInputs(model, calibration, part.map((layer) => layer.name), kernels, threads),
     },
   };
-  target.inputs(); // once for all, so that no method's seconds have it
 
   const skipped: Skipped[] = yardstick.missing.map((text) => {
     const [what, reason] = text.split(": ") as [string, string];
@@ -110,7 +109,7 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
     notes: [
       `Measured on ${yardstick.source}; calibrated on`,
       `${calibration.source}, ${
-        calibrationSeconds!.toFixed(1)
+        calibrationSeconds.toFixed(1)
       } s. 95 % intervals: Wilson for tasks, bootstrap for`,
       `${yardstick.distance}. Library: another project's code; re-impl.: written here from its paper. s: quantizing alone.`,
     ],

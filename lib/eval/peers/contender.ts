@@ -8,15 +8,8 @@ import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import type { Checkpoint } from "../../tensor/mod.ts";
 import { measureStored } from "../checkpoint_suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
-import {
-  gridName,
-  type GridSetting,
-  type LayerInputs,
-  type Method,
-  type MethodKind,
-  type Unsupported,
-} from "./method.ts";
-import { type Layer, type QuantizedModel, quantizeModel } from "./quantized_model.ts";
+import { gridName, type GridSetting, type Method, type MethodKind, type Unsupported } from "./method.ts";
+import { type InputSource, type Layer, type QuantizedModel, quantizeModel } from "./quantized_model.ts";
 
 /** A full-precision model that contenders quantize. */
 export interface Target {
@@ -25,8 +18,7 @@ export interface Target {
   readonly kernels: Kernels;
   readonly threads: number;
   readonly layers: readonly Layer[];
-  /** Collected on the first call. */
-  inputs(): ReadonlyMap<string, LayerInputs>;
+  readonly source: InputSource;
 }
 
 export interface Contender {
@@ -37,15 +29,18 @@ export interface Contender {
   quantize(target: Target): QuantizedModel | Unsupported | Promise<QuantizedModel | Unsupported>;
 }
 
-/** A contender that quantizes each layer by itself. */
-export function methodContender(method: Method): Contender {
+/** A contender that quantizes each layer by itself, with a name of its own where there are several of a method. */
+export function methodContender(
+  method: Method,
+  { name = method.name, blockwise = false }: { readonly name?: string; readonly blockwise?: boolean } = {},
+): Contender {
   return {
-    name: method.name,
+    name,
     kind: method.kind,
     bits: method.bits,
     groupSize: method.groupSize,
-    quantize: ({ checkpoint, kernels, layers, threads, inputs }) =>
-      quantizeModel(checkpoint, kernels, layers, method, method.needsInputs ? inputs() : new Map(), threads),
+    quantize: ({ checkpoint, kernels, layers, threads, source }) =>
+      quantizeModel(checkpoint, kernels, layers, method, source, { blockwise, threads }),
   };
 }
 

@@ -5,6 +5,7 @@ import type { Ggml } from "../ggml.ts";
 import { type Contender, methodContender } from "./contender.ts";
 import { blockOf, GGML_FORMATS, type GgmlFormat, ggmlMethod, SUPERBLOCK } from "./ggml_method.ts";
 import { gptq } from "./gptq.ts";
+import { gridName } from "./method.ts";
 import { hqq } from "./hqq.ts";
 import { ours } from "./ours.ts";
 import type { Layer } from "./quantized_model.ts";
@@ -16,7 +17,10 @@ export interface ContenderOptions {
   readonly solvers: readonly Solver[];
 }
 
-/** Our solvers and the re-implementations of others' at every setting. */
+/**
+ * Our solvers and the re-implementations of others' at every setting. GPTQ as its reference code runs it, block by block, and
+ * with the inputs of the full-precision model for all layers (`at once`).
+ */
 export function gridContenders(
   kernels: Kernels,
   { bits, groupSizes, solvers }: ContenderOptions,
@@ -25,10 +29,11 @@ export function gridContenders(
     groupSizes.flatMap((groupSize) => {
       const setting = { bits: width, groupSize };
       return [
-        ...solvers.map((solver) => ours(kernels, solver, setting)),
-        hqq(setting),
-        gptq(kernels, setting),
-      ].map(methodContender);
+        ...solvers.map((solver) => methodContender(ours(kernels, solver, setting))),
+        methodContender(hqq(setting)),
+        methodContender(gptq(kernels, setting), { blockwise: true }),
+        methodContender(gptq(kernels, setting), { name: gridName("GPTQ at once", setting) }),
+      ];
     })
   );
 }

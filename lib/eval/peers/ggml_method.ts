@@ -64,6 +64,9 @@ export function ggmlMethod(
     bits: undefined,
     groupSize: undefined,
     needsInputs: importance,
+    prepare() {
+      if (isCodebook(format)) ggml.prepare(format);
+    },
     quantize(weights, rows, cols, given) {
       const inputs = importance ? neededInputs(name, given) : undefined;
       checkLayer(name, weights, rows, cols, inputs);

@@ -40,6 +40,8 @@ export interface Method {
   /** Undefined where the format fixes its own blocks. */
   readonly groupSize: GroupSize | undefined;
   readonly needsInputs: boolean;
+  /** What has to be done once, before the first matrix, and counts as no matrix's time. */
+  prepare?(): void;
   /**
    * **Shapes** `weights: f32[rows, cols]`, not changed.
    *

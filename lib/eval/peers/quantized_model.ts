@@ -44,8 +44,30 @@ export interface QuantizedModel {
   readonly notes: readonly string[];
 }
 
+/** Where a method's inputs come from. */
+export interface InputSource {
+  /** Of these layers, as `model` sees the calibration data; undefined is the full-precision model. */
+  collect(layers: readonly Layer[], model?: LoadedModel): ReadonlyMap<string, LayerInputs>;
+}
+
+export interface QuantizeModelOptions {
+  /**
+   * The blocks of the model one after the other, each with the inputs that the blocks before it, quantized already, leave to it; else all
+   * layers with the inputs of the full-precision model. Default false.
+   */
+  readonly blockwise?: boolean;
+  /** Default 1. */
+  readonly threads?: number;
+}
+
+/** Layers of the same block, blocks in their order; those of no block, as a head, last. */
+function blocksOf(layers: readonly Layer[]): Layer[][] {
+  const indexOf = ({ name }: Layer) => Number(/\.(\d+)\./.exec(name)?.[1] ?? Infinity);
+  return [...Map.groupBy(layers, indexOf)].toSorted(([a], [b]) => a < b ? -1 : 1).map(([, block]) => block);
+}
+
 /**
- * Quantizes every layer by itself, all with the inputs of the full-precision model, and loads the model with what came of them.
+ * Quantizes every layer by itself and loads the model with what came of them.
  *
  * @throws as the method does
  */
@@ -54,28 +76,34 @@ export function quantizeModel(
   kernels: Kernels,
   layers: readonly Layer[],
   method: Method,
-  inputs: ReadonlyMap<string, LayerInputs>,
-  threads = 1,
+  source: InputSource,
+  { blockwise = false, threads = 1 }: QuantizeModelOptions = {},
 ): QuantizedModel | Unsupported {
+  method.prepare?.();
   const replaced = new Map<string, Float32Array>();
+  const load = () => modelFrom(new ReplacedCheckpoint(checkpoint, replaced), kernels, { threads });
   const notes: string[] = [];
   let weights = 0, storedBytes = 0, error = 0, squares = 0, seconds = 0;
-  for (const layer of layers) {
-    const begin = performance.now();
-    const result = method.quantize(layer.weights, layer.rows, layer.cols, inputs.get(layer.name));
-    seconds += (performance.now() - begin) / 1000;
-    if ("unsupported" in result) return result;
-    replaced.set(layer.name, result.weights);
-    weights += layer.weights.length;
-    storedBytes += result.storedBytes;
-    if (result.note !== undefined) notes.push(`${layer.name}: ${result.note}`);
-    for (let i = 0; i < layer.weights.length; i++) {
-      error += (layer.weights[i]! - result.weights[i]!) ** 2;
-      squares += layer.weights[i]! ** 2;
+  for (const part of blockwise ? blocksOf(layers) : [layers]) {
+    const model = replaced.size > 0 ? load() : undefined;
+    const inputs = method.needsInputs ? source.collect(part, model) : undefined;
+    for (const layer of part) {
+      const begin = performance.now();
+      const result = method.quantize(layer.weights, layer.rows, layer.cols, inputs?.get(layer.name));
+      seconds += (performance.now() - begin) / 1000;
+      if ("unsupported" in result) return result;
+      replaced.set(layer.name, result.weights);
+      weights += layer.weights.length;
+      storedBytes += result.storedBytes;
+      if (result.note !== undefined) notes.push(`${layer.name}: ${result.note}`);
+      for (let i = 0; i < layer.weights.length; i++) {
+        error += (layer.weights[i]! - result.weights[i]!) ** 2;
+        squares += layer.weights[i]! ** 2;
+      }
     }
   }
   return {
-    model: modelFrom(new ReplacedCheckpoint(checkpoint, replaced), kernels, { threads }),
+    model: load(),
     weights,
     storedBytes,
     bitsPerWeight: storedBytes * 8 / weights,
