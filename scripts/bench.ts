@@ -4,7 +4,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "@std/cli/parse-args";
-import { compareSolvers } from "../lib/analysis/tables.ts";
+import { compareSolvers, paretoFront } from "../lib/analysis/tables.ts";
 import {
   type BenchOptions,
   environmentOf,
@@ -185,6 +185,25 @@ function commandLine(args: readonly string[]): string {
   return [runner, "scripts/bench.ts", ...quoted].join(" ");
 }
 
+/** The methods that no other beats, from the rows that were measured. */
+async function frontSections({ rows }: SuiteReport, suite: Suite): Promise<Section[]> {
+  if (suite.name !== "peers") return [];
+  const front = await paretoFront(rows);
+  if (front.length === 0) return [];
+  return [{
+    title: "Pareto front: nothing measured here is smaller and as close to full precision",
+    notes: [],
+    columns: [
+      { key: "model", title: "model" },
+      { key: "method", title: "method" },
+      { key: "kind", title: "kind" },
+      { key: "bitsPerWeight", title: "bits/w", digits: 3 },
+      { key: "distance", title: "KL or noise error", digits: 4 },
+    ],
+    rows: front.map((row) => ({ ...row })),
+  }];
+}
+
 /** A table of what clip search gains, from the rows that were measured. */
 async function solverSections({ rows }: SuiteReport, suite: Suite): Promise<Section[]> {
   if (suite.name !== "checkpoint") return [];
@@ -232,7 +251,12 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const measured = await suite.run({ kernels, environment, options, progress });
   const seconds = (performance.now() - begin) / 1000;
   const otherCores = others.cores();
-  const report = { ...measured, sections: [...measured.sections, ...await solverSections(measured, suite)] };
+  const sections = [
+    ...measured.sections,
+    ...await solverSections(measured, suite),
+    ...await frontSections(measured, suite),
+  ];
+  const report = { ...measured, sections };
   const closing = [
     "",
     `took ${seconds.toFixed(1)} s` +

@@ -33,7 +33,15 @@ interface Measured {
   readonly evaluationSeconds: number;
 }
 
-async function measureModel(context: BenchContext, path: string): Promise<SuiteReport> {
+function skippedReport(what: string, reason: string): SuiteReport {
+  return { sections: [], rows: [], goals: [], skipped: [{ what, reason }] };
+}
+
+async function measureModel(
+  context: BenchContext,
+  path: string,
+  open: typeof openGgml,
+): Promise<SuiteReport> {
   const { kernels, environment, options } = context;
   const { seed, quick } = options;
   const threads = kernels.backend === "wasm"
@@ -43,9 +51,11 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
   using checkpoint = openCheckpoint(path);
   const full = modelFrom(checkpoint, kernels, { threads });
   const layers = quantizedLayers(checkpoint, kernels);
+  if (layers.length === 0) return skippedReport(name, "no matrix of it is quantized by default");
   const calibration = await calibrationOf(full, path, seed);
   const limit = options.limit ?? (quick && full.kind !== "dit" ? 20 : undefined);
   const yardstick = await yardstickOf(full, path, kernels, { seed, threads, limit, tasks: options.tasks });
+  if ("unsupported" in yardstick) return skippedReport(name, yardstick.unsupported);
 
   const begin = performance.now();
   const fullInputs = collectInputs(full, calibration, layers.map((layer) => layer.name), kernels, threads);
@@ -68,7 +78,7 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
     const [what, reason] = text.split(": ") as [string, string];
     return { what: `${name}: ${what}`, reason };
   });
-  const opened = await openGgml();
+  const opened = await open();
   const ggml = "reason" in opened ? undefined : opened;
   if ("reason" in opened) skipped.push({ what: `${name}: ggml`, reason: opened.reason });
   const rivals = ggml && ggmlContenders(ggml, layers);
@@ -178,19 +188,24 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
   return { sections: [section], rows, goals: [], skipped };
 }
 
+/** The suite with a way to open ggml. */
+export function peersSuiteOf(open: typeof openGgml): Suite {
+  return {
+    name: "peers",
+    summary: "our solvers beside HQQ, GPTQ and ggml: bits, KL, puzzles, seconds",
+    defaults: { bits: [2], groupSizes: [0, 32] },
+    run: async (context) => {
+      const reports: SuiteReport[] = [];
+      for (const path of context.options.models) reports.push(await measureModel(context, path, open));
+      return {
+        sections: reports.flatMap(({ sections }) => sections),
+        rows: reports.flatMap(({ rows }) => rows),
+        goals: [],
+        skipped: reports.flatMap(({ skipped }) => skipped),
+      };
+    },
+  };
+}
+
 /** Our solvers beside HQQ, GPTQ and ggml on the reference models, or those of `--model`. */
-export const peersSuite: Suite = {
-  name: "peers",
-  summary: "our solvers beside HQQ, GPTQ and ggml: bits, KL, puzzles, seconds",
-  defaults: { bits: [2], groupSizes: [0, 32] },
-  run: async (context) => {
-    const reports: SuiteReport[] = [];
-    for (const path of context.options.models) reports.push(await measureModel(context, path));
-    return {
-      sections: reports.flatMap(({ sections }) => sections),
-      rows: reports.flatMap(({ rows }) => rows),
-      goals: [],
-      skipped: reports.flatMap(({ skipped }) => skipped),
-    };
-  },
-};
+export const peersSuite: Suite = peersSuiteOf(openGgml);

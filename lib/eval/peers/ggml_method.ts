@@ -3,7 +3,8 @@
  * of that; {@linkcode ggmlMethod} can also lay them across rows, which no GGUF file does.
  */
 import type { Ggml, GgmlCodebookType, GgmlType } from "../ggml.ts";
-import { checkLayer, type LayerInputs, type Method, neededInputs } from "./method.ts";
+import { WeightsError } from "../../errors.ts";
+import { checkLayer, checkRestored, type LayerInputs, type Method, neededInputs } from "./method.ts";
 
 /** Weights of a super-block. */
 export const SUPERBLOCK = 256;
@@ -36,6 +37,9 @@ const MIN_IMPORTANCE = 1e-6;
 
 /** Weights of a format's block: a row must be a multiple of it. */
 export const blockOf = (format: GgmlFormat): number => format === "q8_0" ? SMALL_BLOCK : SUPERBLOCK;
+
+/** Largest weight: that of a half-precision scale. */
+const MAX_MAGNITUDE = 65504;
 
 const isCodebook = (format: GgmlFormat): format is "iq2_xs" | "iq2_s" => format.startsWith("iq2");
 
@@ -74,6 +78,7 @@ export function ggmlMethod(
       if (!acrossRows && cols % block !== 0) {
         return { unsupported: `columns must be a multiple of ${block}, got ${cols}` };
       }
+      checkMagnitude(name, weights);
       if (isCodebook(format)) ggml.prepare(format);
       const [blockRows, blockCols] = acrossRows
         ? [1, Math.ceil(weights.length / block) * block]
@@ -86,6 +91,7 @@ export function ggmlMethod(
       const storedBytes = ggml.quantize(format, values, packed, blockRows, blockCols, tiled);
       const restored = new Float32Array(values.length);
       ggml.dequantizeRow(format, packed, restored, restored.length);
+      checkRestored(name, restored, cols);
       return { weights: restored.slice(0, weights.length), storedBytes };
     },
   };
@@ -97,4 +103,15 @@ function importanceOf({ cols, secondMoment }: LayerInputs): Float32Array {
   return mean === 0
     ? new Float32Array(cols).fill(1)
     : Float32Array.from(diagonal, (value) => Math.max(value, MIN_IMPORTANCE * mean));
+}
+
+/** Its code may end the process on what it cannot scale, so that is refused here. */
+function checkMagnitude(name: string, weights: Float32Array): void {
+  const bad = weights.find((value) => Math.abs(value) > MAX_MAGNITUDE);
+  if (bad === undefined) return;
+  throw new WeightsError(
+    `Cannot quantize a matrix by ${
+      JSON.stringify(name)
+    }: weights must be at most ${MAX_MAGNITUDE}, got ${bad}`,
+  );
 }

@@ -3,7 +3,7 @@
  * the reference code (github.com/mobiusml/hqq, hqq/core/optimize.py). A rival for the bench, slow and plain; nothing of ours uses it.
  */
 import { packedBytes } from "../../quant/mod.ts";
-import { checkLayer, gridName, type GridSetting, groupRanges, type Method } from "./method.ts";
+import { checkLayer, checkRestored, gridName, type GridSetting, groupRanges, type Method } from "./method.ts";
 
 /** The reference code's constants. */
 export interface HqqOptions {
@@ -145,6 +145,7 @@ export function hqq(setting: GridSetting, options: HqqOptions = {}): Method {
           }
         }
       }
+      checkRestored(name, restored, cols);
       return {
         weights: restored,
         storedBytes: packedBytes(rows, cols, setting.bits, setting.groupSize, "real"),

@@ -118,6 +118,23 @@ export function checkLayer(
   }
 }
 
+/**
+ * Checks that what a method stores can be read back.
+ *
+ * @throws {WeightsError} when a value is not finite: a scale or a zero point left the range of half precision
+ */
+export function checkRestored(name: string, restored: Float32Array, cols: number): void {
+  const bad = restored.findIndex((value) => !Number.isFinite(value));
+  if (bad < 0) return;
+  throw new WeightsError(
+    `Cannot quantize a matrix by ${
+      JSON.stringify(name)
+    }: scales and zero points must fit half precision, got ${restored[bad]} at row ${
+      Math.floor(bad / cols)
+    }, column ${bad % cols}`,
+  );
+}
+
 /** The inputs of a method that cannot do without. @throws {TypeError} when they are absent */
 export function neededInputs(name: string, inputs: LayerInputs | undefined): LayerInputs {
   if (inputs !== undefined) return inputs;

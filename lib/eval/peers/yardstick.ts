@@ -15,7 +15,8 @@ import {
   type TaskScore,
 } from "../dream_tasks.ts";
 import { FrechetReference } from "../frechet.ts";
-import { bootstrapMean, type Interval } from "../intervals.ts";
+import type { Interval } from "../intervals.ts";
+import type { Unsupported } from "./method.ts";
 import { syntheticImages, syntheticSequences } from "./inputs.ts";
 
 /** Sequences for KL where a model has no puzzles. */
@@ -66,7 +67,7 @@ export async function yardstickOf(
   path: string,
   kernels: Kernels,
   options: YardstickOptions,
-): Promise<Yardstick> {
+): Promise<Yardstick | Unsupported> {
   return full.kind === "dit"
     ? imageYardstick(full.model, path, kernels, options)
     : await maskedYardstick(full, path, options);
@@ -76,7 +77,7 @@ async function maskedYardstick(
   full: Extract<LoadedModel, { readonly kind: "dream" | "llada" }>,
   path: string,
   { seed, limit = Infinity, tasks }: YardstickOptions,
-): Promise<Yardstick> {
+): Promise<Yardstick | Unsupported> {
   const missing = ["tokenizer.json", "eval.jsonl"].filter((name) => !existsSync(join(path, name)));
   const compare = (sequences: Parameters<typeof compareMasked>[2], { kind, model }: LoadedModel) => {
     if (kind === "dit") throw new TypeError("Cannot compare a language model with one that draws images");
@@ -102,11 +103,7 @@ async function maskedYardstick(
     all.filter((puzzle) => puzzle.task === task).slice(0, limit)
   );
   if (puzzles.length === 0) {
-    throw new RangeError(
-      `Cannot measure ${JSON.stringify(path)}: tasks must be among ${known.join(", ")}, got ${
-        tasks?.join(", ")
-      }`,
-    );
+    return { unsupported: `no puzzles of ${tasks?.join(", ")}: its tasks are ${known.join(", ")}` };
   }
   const sequences = maskedSequences(full.model, tokenizer, puzzles, { seed });
   return {
@@ -165,10 +162,25 @@ function imageYardstick(
         });
       }
       return {
-        distance: bootstrapMean(byTimestep.map(({ relativeError }) => relativeError.value), { seed }),
+        distance: meanOf(byTimestep.map(({ relativeError }) => relativeError)),
         byTimestep,
         scores,
       };
     },
+  };
+}
+
+/** The mean of independent measurements: the sides of their intervals add in squares. */
+export function meanOf(intervals: readonly Interval[]): Interval {
+  const count = intervals.length;
+  const mean = (of: (interval: Interval) => number) =>
+    intervals.reduce((sum, each) => sum + of(each), 0) / count;
+  const value = mean((each) => each.value);
+  const side = (of: (interval: Interval) => number) => Math.sqrt(mean((each) => of(each) ** 2) / count);
+  return {
+    value,
+    low: value - side((each) => each.value - each.low),
+    high: value + side((each) => each.high - each.value),
+    confidence: intervals[0]!.confidence,
   };
 }
