@@ -52,10 +52,16 @@ async function measureModel(
   const full = modelFrom(checkpoint, kernels, { threads });
   const layers = quantizedLayers(checkpoint, kernels);
   if (layers.length === 0) return skippedReport(name, "no matrix of it is quantized by default");
-  const calibration = await calibrationOf(full, path, seed);
   const limit = options.limit ?? (quick && full.kind !== "dit" ? 20 : undefined);
-  const yardstick = await yardstickOf(full, path, kernels, { seed, threads, limit, tasks: options.tasks });
+  const yardstick = await yardstickOf(full, path, kernels, {
+    seed,
+    threads,
+    limit,
+    quick,
+    tasks: options.tasks,
+  });
   if ("unsupported" in yardstick) return skippedReport(name, yardstick.unsupported);
+  const calibration = await calibrationOf(full, path, { seed, quick });
 
   const begin = performance.now();
   const fullInputs = collectInputs(full, calibration, layers.map((layer) => layer.name), kernels, threads);

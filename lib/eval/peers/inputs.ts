@@ -23,8 +23,11 @@ import type { LayerInputs } from "./method.ts";
 
 /** Noised images that a DiT sees: with 64 positions each, many times as many as its widest layer has columns. */
 const CALIBRATION_IMAGES = 512;
+const QUICK_IMAGES = 64;
 /** Sequences where there are no real ones. */
 const SYNTHETIC_SEQUENCES = 400;
+/** One in so many sequences is used for a quick look. */
+const QUICK_SHARE = 6;
 /** Sequences, or images, of one forward pass. */
 const BATCH = 64;
 
@@ -86,21 +89,22 @@ function runImages(
   source: string,
   folder: string,
   seed: number,
+  count: number,
 ): Calibration {
   return {
-    source,
+    source: `${count} ${source}`,
     run({ kind, model }, observe) {
       if (kind !== "dit") throw new TypeError("Cannot calibrate a language model with images");
       const scheduler = loadScheduler(folder), { trainTimesteps } = scheduler.config;
       const elements = model.imageElements;
       const random = new RandomStream(seed, 0x10000);
-      for (let begin = 0; begin < CALIBRATION_IMAGES; begin += BATCH) {
-        const count = Math.min(BATCH, CALIBRATION_IMAGES - begin);
-        const noisy = imageNoise(seed, begin, count, elements);
-        const picked = Array.from({ length: count }, () => random.below(labels.length));
+      for (let begin = 0; begin < count; begin += BATCH) {
+        const part = Math.min(BATCH, count - begin);
+        const noisy = imageNoise(seed, begin, part, elements);
+        const picked = Array.from({ length: part }, () => random.below(labels.length));
         // One of equal parts of the schedule each: all timesteps alike, without gaps.
         const times = picked.map((_, i) =>
-          Math.floor((begin + i + random.uniform()) / CALIBRATION_IMAGES * trainTimesteps)
+          Math.floor((begin + i + random.uniform()) / count * trainTimesteps)
         );
         for (const [i, image] of picked.entries()) {
           const noise = noisy.subarray(i * elements, (i + 1) * elements);
@@ -123,31 +127,27 @@ function runImages(
  *
  * @throws {FormatError | CheckpointError} when a file is there and not what it should be
  */
-export async function calibrationOf(loaded: LoadedModel, path: string, seed: number): Promise<Calibration> {
+export async function calibrationOf(
+  loaded: LoadedModel,
+  path: string,
+  { seed, quick = false }: { readonly seed: number; readonly quick?: boolean },
+): Promise<Calibration> {
   if (loaded.kind === "dit") {
     const file = join(path, "calibration_images.safetensors");
+    const count = quick ? QUICK_IMAGES : CALIBRATION_IMAGES;
     return existsSync(file)
-      ? runImages(
-        readImages(file),
-        `${CALIBRATION_IMAGES} noised images of calibration_images.safetensors`,
-        path,
-        seed,
-      )
-      : runImages(
-        syntheticImages(loaded.model, CALIBRATION_IMAGES, seed),
-        `${CALIBRATION_IMAGES} synthetic images (noise)`,
-        path,
-        seed,
-      );
+      ? runImages(readImages(file), "noised images of calibration_images.safetensors", path, seed, count)
+      : runImages(syntheticImages(loaded.model, count, seed), "synthetic images (noise)", path, seed, count);
   }
+  const some = (sequences: readonly MaskedSequence[]) =>
+    sequences.filter((_, i) => !quick || i % QUICK_SHARE === 0);
   const file = join(path, "calibration.jsonl");
   if (!existsSync(file) || !existsSync(join(path, "tokenizer.json"))) {
-    const sequences = syntheticSequences(loaded.model, SYNTHETIC_SEQUENCES, seed + 1);
+    const sequences = some(syntheticSequences(loaded.model, SYNTHETIC_SEQUENCES, seed + 1));
     return runSequences(sequences, `${sequences.length} synthetic sequences (random tokens)`);
   }
-  const sequences = maskedSequences(loaded.model, await loadTokenizer(path), readPuzzles(file), {
-    seed: seed + 1,
-  });
+  const tokenizer = await loadTokenizer(path);
+  const sequences = some(maskedSequences(loaded.model, tokenizer, readPuzzles(file), { seed: seed + 1 }));
   return runSequences(sequences, `${sequences.length} masked sequences of calibration.jsonl`);
 }
 
@@ -163,7 +163,7 @@ export async function calibrationOf(loaded: LoadedModel, path: string, seed: num
  * import { calibrationOf, collectInputs } from "./inputs.ts";
  * const kernels = await openKernels();
  * const model = loadModel("tests/models/dream-mini", kernels);
- * const calibration = await calibrationOf(model, "tests/models/dream-mini", 1);
+ * const calibration = await calibrationOf(model, "tests/models/dream-mini", { seed: 1 });
  * const inputs = collectInputs(model, calibration, ["model.layers.0.mlp.down_proj.weight"], kernels);
  * console.log(inputs.get("model.layers.0.mlp.down_proj.weight")?.cols); // 160
  * ```

@@ -23,6 +23,7 @@ import { syntheticImages, syntheticSequences } from "./inputs.ts";
 const SYNTHETIC_SEQUENCES = 300;
 /** Images a timestep for the noise error. */
 const IMAGES_PER_TIMESTEP = 32;
+const QUICK_IMAGES_PER_TIMESTEP = 4;
 const DRAWING = { sampler: "ddim", steps: 50, spacing: "linspace" } as const;
 
 /** A model's worth. */
@@ -55,6 +56,8 @@ export interface YardstickOptions {
   readonly limit: number | undefined;
   /** Tasks of a masked model; undefined is all. */
   readonly tasks: readonly string[] | undefined;
+  /** Fewer images a timestep: for a look, not for a report. */
+  readonly quick: boolean;
 }
 
 /**
@@ -122,12 +125,16 @@ function imageYardstick(
   full: DitModel,
   path: string,
   kernels: Kernels,
-  { seed, threads, limit }: YardstickOptions,
-): Yardstick {
+  { seed, threads, limit, quick }: YardstickOptions,
+): Yardstick | Unsupported {
+  const imagesPerTimestep = quick ? QUICK_IMAGES_PER_TIMESTEP : IMAGES_PER_TIMESTEP;
+  if (!existsSync(join(path, "scheduler_config.json"))) {
+    return { unsupported: "there is no scheduler_config.json, so no noise of a timestep" };
+  }
   const scheduler = loadScheduler(path);
   const imageFile = join(path, "eval_images.safetensors");
   const isReal = existsSync(imageFile);
-  const images = isReal ? readImages(imageFile) : syntheticImages(full, 10 * IMAGES_PER_TIMESTEP, seed + 2);
+  const images = isReal ? readImages(imageFile) : syntheticImages(full, 10 * imagesPerTimestep, seed + 2);
   const needed = ["classifier.safetensors", "reference_features.safetensors"];
   const missing = needed.filter((name) => !existsSync(join(path, name)));
   const draws = limit !== undefined && missing.length === 0;
@@ -135,7 +142,7 @@ function imageYardstick(
   const reference = draws ? new FrechetReference(loadFeatureStatistics(join(path, needed[1]!))) : undefined;
   return {
     distance: "noise error",
-    source: `${IMAGES_PER_TIMESTEP} noised images a timestep, ${
+    source: `${imagesPerTimestep} noised images a timestep, ${
       isReal ? "of eval_images.safetensors" : "synthetic (noise)"
     }${draws ? `; ${limit} glyphs drawn` : ""}`,
     tasks: draws ? ["recognized"] : [],
@@ -148,7 +155,7 @@ function imageYardstick(
       if (kind !== "dit") throw new TypeError("Cannot compare an image model with one that writes text");
       const byTimestep = timestepErrors(full, model, scheduler, images, {
         seed,
-        imagesPerTimestep: IMAGES_PER_TIMESTEP,
+        imagesPerTimestep,
       });
       const scores: TaskScore[] = [];
       if (classifier !== undefined && reference !== undefined) {

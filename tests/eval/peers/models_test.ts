@@ -27,7 +27,7 @@ import { openKernels } from "../../../lib/native/mod.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
 import { parseBenchArguments } from "../../../scripts/bench.ts";
 import { MODELS, workplace } from "../../_checkpoints.ts";
-import { dreamCheckpoint, store } from "../../_models.ts";
+import { ditCheckpoint, dreamCheckpoint, SMALL_IMAGE, store } from "../../_models.ts";
 import { relativeError } from "../../_reference.ts";
 import { thrown } from "../../tensor/_files.ts";
 
@@ -37,7 +37,7 @@ const kernels = await openKernels();
 const checkpoint = openCheckpoint(DREAM);
 const full = modelFrom(checkpoint, kernels, { threads: 2 });
 const layers = quantizedLayers(checkpoint, kernels);
-const calibration = await calibrationOf(full, DREAM, 1);
+const calibration = await calibrationOf(full, DREAM, { seed: 1 });
 const inputs = collectInputs(full, calibration, layers.map(({ name }) => name), kernels, 2);
 const source = {
   collect: (part: readonly { readonly name: string }[], model: LoadedModel = full) =>
@@ -91,7 +91,7 @@ describe("second moments", () => {
   test("of an image model are taken at all timesteps and stay apart for layers that share a buffer", async () => {
     using glyphs = openCheckpoint(GLYPHS);
     const model = modelFrom(glyphs, kernels, { threads: 2 });
-    const images = await calibrationOf(model, GLYPHS, 1);
+    const images = await calibrationOf(model, GLYPHS, { seed: 1 });
     const block = "transformer_blocks.3";
     const names = [
       `${block}.attn1.to_q.weight`,
@@ -144,7 +144,13 @@ describe("a replaced checkpoint", () => {
 });
 
 describe("models", () => {
-  const yardstick = yardstickOf(full, DREAM, kernels, { seed: 1, threads: 2, limit: 40, tasks: undefined });
+  const yardstick = yardstickOf(full, DREAM, kernels, {
+    seed: 1,
+    threads: 2,
+    limit: 40,
+    tasks: undefined,
+    quick: false,
+  });
   const target: Target = { path: DREAM, checkpoint, kernels, threads: 2, layers, source };
 
   test("through a method are what the pipeline makes of them", async () => {
@@ -183,7 +189,7 @@ describe("models", () => {
 const context = (args: string): BenchContext => ({
   kernels,
   environment: environmentOf(kernels),
-  options: parseBenchArguments(["--suite", "peers", "--threads", "2", ...args.split(" ")]).options,
+  options: parseBenchArguments(["--suite", "peers", "--quick", "--threads", "2", ...args.split(" ")]).options,
   progress: () => {},
 });
 const noGgml = peersSuiteOf(() => Promise.resolve({ reason: "not asked for" }));
@@ -269,6 +275,54 @@ describe("the suite", () => {
     }
     expect(sections[0]!.notes.join()).toContain("synthetic");
     expect(skipped[0]!.reason).toContain("there is no tokenizer.json, eval.jsonl");
+  });
+
+  test("measures image models by their noise error, without what draws and reads glyphs too", async () => {
+    const folder = store(
+      place.fresh("image"),
+      ditCheckpoint({ ...SMALL_IMAGE, channels: 1, outputChannels: 1 }),
+    );
+    const args = `--model ${folder} --group-size 0`;
+    const none = await noGgml.run(context(args));
+    expect([none.rows, none.skipped[0]!.reason.includes("scheduler_config.json")]).toEqual([[], true]);
+    cpSync(join(GLYPHS, "scheduler_config.json"), join(folder, "scheduler_config.json"));
+    const { rows, sections, skipped } = await noGgml.run(context(args));
+    expect(methods({ rows } as SuiteReport)).toEqual([
+      "full precision",
+      ...["round", "clip", "HQQ", "GPTQ", "GPTQ at once"].map((name) => `2 ${name}, row`),
+    ]);
+    for (const row of rows) {
+      expect([row["measure"], row["exactMatch"]]).toEqual(["noise error", []]);
+      const { value, low, high } = row["distance"] as { value: number; low: number; high: number };
+      const errors = (row["byTimestep"] as { relativeError: { value: number } }[]).map((e) =>
+        e.relativeError.value
+      );
+      expect(errors.length).toBe(10);
+      expect(value).toBeCloseTo(errors.reduce((sum, error) => sum + error, 0) / 10, 12);
+      expect([low <= value, value <= high, row["method"] === "full precision" || low < high]).toEqual([
+        true,
+        true,
+        true,
+      ]);
+    }
+    expect(sections[0]!.columns.map(({ title }) => title)).toContain("worst timestep");
+    expect(skipped[0]).toEqual({
+      what: `${folder.split("/").at(-1)}: drawn glyphs`,
+      reason: "there is no classifier.safetensors, reference_features.safetensors",
+    });
+  });
+
+  test("draws glyphs with a limit", async () => {
+    const args = `--model ${GLYPHS} --group-size 0 --solver round --limit 4`;
+    const { rows } = await noGgml.run(context(args));
+    for (const row of rows) {
+      expect(
+        (row["exactMatch"] as { task: string; prompts: number }[]).map((
+          { task, prompts },
+        ) => [task, prompts]),
+      )
+        .toEqual([["recognized", 4]]);
+    }
   });
 
   test("uses what is there when only the calibration data are missing", async () => {
