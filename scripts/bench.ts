@@ -4,7 +4,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "@std/cli/parse-args";
-import { compareSolvers } from "../lib/analysis/tables.ts";
+import { compareSolvers, paretoFront } from "../lib/analysis/tables.ts";
 import {
   type BenchOptions,
   environmentOf,
@@ -40,14 +40,15 @@ Measures on this machine and prints tables; every number in them is from this ru
 }
                      (default ${SUITES[0]!.name})
   --model DIR        checkpoint to quantize; may be repeated (default: the reference models)
-  --bits LIST        default 8,4,3,2
-  --group-size N     ${GROUP_SIZES.join(", ")} (0: whole row); default 64
+  --bits LIST        default 8,4,3,2; 2 for peers
+  --group-size N     ${GROUP_SIZES.join(", ")} (0: whole row); default 64; for peers a list, default 0,32
   --solver NAME      clip or round; default both
   --threads N        1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others
   --backend NAME     ${BACKENDS.join(", ")}
   --isa NAME         ${INSTRUCTION_SETS.join(", ")}; default: the fastest
   --tasks LIST       puzzles of the accuracy suite, as in add,sort; default all
-  --limit N          puzzles a task, or images drawn, of the accuracy suite; default all and 128
+  --limit N          puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128,
+                     for peers no images
   --seed N           of noise, masks and synthetic weights; default 1
   --megabytes N      size of the process suite's checkpoint; default 2000 (64 with --quick)
   --quick            fewer samples: for a look, not for a report
@@ -123,26 +124,39 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     if (/^\d+$/.test(value) && number >= least && number <= most) return number;
     throw fail(`option "--${name}" must be a whole number from ${least} to ${most}, got "${value}"`);
   };
-  const bits = (given("bits") ?? "8,4,3,2").split(",").map((text) => {
+  const suite = SUITES.find(({ name }) => name === one("suite", SUITES.map(({ name }) => name))) ??
+    SUITES[0]!;
+  const bits = (given("bits") ?? (suite.defaults?.bits ?? [8, 4, 3, 2]).join()).split(",").map((text) => {
     const width = BIT_WIDTHS.find((allowed) => String(allowed) === text);
     if (width === undefined) {
       throw fail(`option "--bits" must list some of ${BIT_WIDTHS.join(", ")}, got "${text}"`);
     }
     return width;
   });
-  const groupSize = one("group-size", GROUP_SIZES.map(String));
+  const groupSizes = (given("group-size") ?? (suite.defaults?.groupSizes ?? [64]).join()).split(",").map(
+    (text) => {
+      const size = GROUP_SIZES.find((allowed) => String(allowed) === text);
+      if (size !== undefined) return size;
+      throw fail(`option "--group-size" must be one of ${GROUP_SIZES.join(", ")}, got "${text}"`);
+    },
+  );
+  if (groupSizes.length > 1 && suite.defaults === undefined) {
+    throw fail(
+      `option "--group-size" must be one size for the suite ${suite.name}, got ${groupSizes.join()}`,
+    );
+  }
   const solver = one("solver", SOLVERS);
   const models = ([parsed["model"] ?? []].flat() as string[]).map(String);
   if (models.includes("")) throw fail('option "--model" needs a value');
   const quick = parsed["quick"] === true;
-  const suite = one("suite", SUITES.map(({ name }) => name));
   const isa = one("isa", INSTRUCTION_SETS);
   return {
-    suite: SUITES.find(({ name }) => name === suite) ?? SUITES[0]!,
+    suite,
     options: {
       models: models.length > 0 ? models : ["dream-mini", "glyph-dit"].map(referenceModel),
       bits: [...new Set<BitWidth>(bits)],
-      groupSize: groupSize === undefined ? 64 : Number(groupSize) as GroupSize,
+      groupSize: groupSizes[0]!,
+      groupSizes: [...new Set<GroupSize>(groupSizes)],
       solvers: solver === undefined ? ["round", "clip"] : [solver],
       threads: whole("threads", 1, MAX_THREADS),
       backend: one("backend", BACKENDS) ?? "auto",
@@ -169,6 +183,25 @@ function commandLine(args: readonly string[]): string {
   const runner = "Deno" in globalThis ? "deno run -A" : "bun run";
   const quoted = args.map((arg) => /^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", "'\\''")}'`);
   return [runner, "scripts/bench.ts", ...quoted].join(" ");
+}
+
+/** The methods that no other beats, from the rows that were measured. */
+async function frontSections({ rows }: SuiteReport, suite: Suite): Promise<Section[]> {
+  if (suite.name !== "peers") return [];
+  const front = await paretoFront(rows);
+  if (front.length === 0) return [];
+  return [{
+    title: "Pareto front: nothing measured here is smaller and as close to full precision",
+    notes: [],
+    columns: [
+      { key: "model", title: "model" },
+      { key: "method", title: "method" },
+      { key: "kind", title: "kind" },
+      { key: "bitsPerWeight", title: "bits/w", digits: 3 },
+      { key: "distance", title: "KL or noise error", digits: 4 },
+    ],
+    rows: front.map((row) => ({ ...row })),
+  }];
 }
 
 /** A table of what clip search gains, from the rows that were measured. */
@@ -218,7 +251,12 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const measured = await suite.run({ kernels, environment, options, progress });
   const seconds = (performance.now() - begin) / 1000;
   const otherCores = others.cores();
-  const report = { ...measured, sections: [...measured.sections, ...await solverSections(measured, suite)] };
+  const sections = [
+    ...measured.sections,
+    ...await solverSections(measured, suite),
+    ...await frontSections(measured, suite),
+  ];
+  const report = { ...measured, sections };
   const closing = [
     "",
     `took ${seconds.toFixed(1)} s` +

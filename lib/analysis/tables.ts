@@ -55,3 +55,49 @@ export async function compareSolvers(rows: readonly MeasuredRow[]): Promise<Solv
     .orderby("bits")
     .objects() as SolverComparison[];
 }
+
+/** A method that no other of the same model beats in both bits and distance. */
+export interface FrontPoint {
+  readonly model: string;
+  readonly method: string;
+  readonly kind: string;
+  readonly bitsPerWeight: number;
+  /** KL in nats or noise error, as the model's rows have it. */
+  readonly distance: number;
+}
+
+/**
+ * The Pareto front of each model, from the peers suite's rows, fewest bits first: every method for which no other needs as few bits and comes as close to
+ * full precision. Intervals are not looked at.
+ *
+ * @example
+ * ```ts
+ * const row = (method: string, bitsPerWeight: number, value: number) =>
+ *   ({ model: "a", method, kind: "ours", bitsPerWeight, distance: { value } });
+ * const front = await paretoFront([row("round", 2, 0.5), row("clip", 2, 0.3), row("Q2_K", 2.6, 0.4)]);
+ * console.log(front); // clip alone
+ * ```
+ */
+export async function paretoFront(rows: readonly MeasuredRow[]): Promise<FrontPoint[]> {
+  const { escape } = await import("arquero");
+  const points = rows.flatMap((row): FrontPoint[] => {
+    const { model, method, kind, bitsPerWeight, distance } = row as Partial<Record<string, unknown>>;
+    const value = (distance as { readonly value?: unknown } | null | undefined)?.value;
+    if (typeof bitsPerWeight !== "number" || typeof value !== "number") return [];
+    return [{
+      model: String(model),
+      method: String(method),
+      kind: String(kind),
+      bitsPerWeight,
+      distance: value,
+    }];
+  });
+  if (points.length === 0) return [];
+  const beats = (a: FrontPoint, b: FrontPoint) =>
+    a.model === b.model && a.bitsPerWeight <= b.bitsPerWeight && a.distance <= b.distance &&
+    (a.bitsPerWeight < b.bitsPerWeight || a.distance < b.distance);
+  return (await tableOf(points.map((point) => ({ ...point }))))
+    .filter(escape((row: FrontPoint) => !points.some((other) => beats(other, row))))
+    .orderby("model", "bitsPerWeight", "distance")
+    .objects() as FrontPoint[];
+}

@@ -10,6 +10,10 @@ import { fileURLToPath } from "node:url";
 export const GGML_TYPES = ["q2_0", "tq2_0", "q2_K", "q3_K", "q4_0", "q4_1", "q4_K", "q8_0"] as const;
 export type GgmlType = typeof GGML_TYPES[number];
 
+/** Formats of code books, whose tables are made on the first use (seconds). Name, and ggml's number of the type. */
+export const GGML_CODEBOOK_TYPES = { iq2_xs: 17, iq2_s: 22 } as const;
+export type GgmlCodebookType = keyof typeof GGML_CODEBOOK_TYPES;
+
 /** Formats whose row quantizer is vectorized by hand in the processor's library. */
 export const GGML_SIMD_TYPES = ["q8_0"] as const;
 export type GgmlSimdType = typeof GGML_SIMD_TYPES[number];
@@ -22,10 +26,25 @@ export interface Ggml {
   /** File name of the processor's library, as in `libggml-cpu-haswell.so`. */
   readonly processorLibrary: string;
   /** `weights: f32[rows, cols]` into `packed`; `cols` a multiple of 256. @returns bytes written */
-  quantize(type: GgmlType, weights: Float32Array, packed: Uint8Array, rows: number, cols: number): number;
+  quantize(
+    type: GgmlType | GgmlCodebookType,
+    weights: Float32Array,
+    packed: Uint8Array,
+    rows: number,
+    cols: number,
+    /** `f32[cols]`, the weight of each column's squared error; iq2_xs ends the process without. */
+    importance?: Float32Array,
+  ): number;
+  /** Makes the tables of a code book, unless that was done: {@linkcode quantize} needs them. */
+  prepare(type: GgmlCodebookType): void;
   /** The same by the processor's library, for a flat run of `count` weights. */
   quantizeRowSimd(type: GgmlSimdType, weights: Float32Array, packed: Uint8Array, count: number): void;
-  dequantizeRow(type: GgmlType, packed: Uint8Array, weights: Float32Array, count: number): void;
+  dequantizeRow(
+    type: GgmlType | GgmlCodebookType,
+    packed: Uint8Array,
+    weights: Float32Array,
+    count: number,
+  ): void;
   /** Conversions of the base library and, vectorized, of the processor's. */
   convert(conversion: GgmlConversion, from: ArrayBufferView, to: ArrayBufferView, count: number): void;
   close(): void;
@@ -117,6 +136,9 @@ const SCORE: Declaration = { parameters: [], result: "i32" };
 // void ggml_cpu_init(void): tables of the half conversions
 const INIT: Declaration = { parameters: [], result: "void" };
 
+// void ggml_quantize_init(enum ggml_type type)
+const PREPARE: Declaration = { parameters: ["i32"], result: "void" };
+
 const message = (error: unknown) => (error instanceof Error ? error.message : String(error)).split("\n")[0]!;
 
 const LIBRARY_FOLDER = "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64";
@@ -135,11 +157,13 @@ export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
   if (runtime === undefined) return { reason: "this runtime has no FFI, use Bun or Deno" };
   const ofLibrary = (wanted: string) =>
     Object.values(CONVERSIONS).filter(([library]) => library === wanted).map(([, symbol]) => [symbol, ROW]);
+  const types = [...GGML_TYPES, ...Object.keys(GGML_CODEBOOK_TYPES)];
   let base: Opened;
   try {
     base = runtime.open(basePath, {
-      ...Object.fromEntries(GGML_TYPES.map((type) => [`quantize_${type}`, QUANTIZE])),
-      ...Object.fromEntries(GGML_TYPES.map((type) => [`dequantize_row_${type}`, ROW])),
+      ...Object.fromEntries(types.map((type) => [`quantize_${type}`, QUANTIZE])),
+      ...Object.fromEntries(types.map((type) => [`dequantize_row_${type}`, ROW])),
+      ggml_quantize_init: PREPARE,
       ...Object.fromEntries(ofLibrary("base")),
     });
   } catch (error) {
@@ -159,8 +183,11 @@ export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
   const { count } = runtime;
   return {
     processorLibrary: name,
-    quantize: (type, weights, packed, rows, cols) =>
-      Number(base.symbols[`quantize_${type}`]!(weights, packed, count(rows), count(cols), null)),
+    quantize: (type, weights, packed, rows, cols, importance) =>
+      Number(
+        base.symbols[`quantize_${type}`]!(weights, packed, count(rows), count(cols), importance ?? null),
+      ),
+    prepare: (type) => void base.symbols["ggml_quantize_init"]!(GGML_CODEBOOK_TYPES[type]),
     quantizeRowSimd: (type, weights, packed, n) => {
       processor.symbols[`quantize_row_${type}`]!(weights, packed, count(n));
     },

@@ -9,6 +9,7 @@ export {
 } from "./environment.ts";
 export { type Ggml, openGgml } from "./ggml.ts";
 export { kernelSuite } from "./kernel_suite.ts";
+export { peersSuite } from "./peers_suite.ts";
 export { processSuite } from "./process_suite.ts";
 export { formatHeader, formatReport } from "./report.ts";
 export { median, pairedRatio, summarize, type Summary } from "./statistics.ts";

@@ -9,6 +9,8 @@ export interface BenchOptions {
   readonly models: readonly string[];
   readonly bits: readonly BitWidth[];
   readonly groupSize: GroupSize;
+  /** More than one for a suite that takes a list; the first is {@linkcode groupSize}. */
+  readonly groupSizes: readonly GroupSize[];
   readonly solvers: readonly Solver[];
   /** Threads of the kernels; `undefined` leaves the choice to the suite. */
   readonly threads: number | undefined;
@@ -73,5 +75,7 @@ export interface Suite {
   readonly name: string;
   /** One line for `--help`. */
   readonly summary: string;
+  /** What it measures unless the command line says otherwise, where that is not every suite's; with it come lists of group sizes. */
+  readonly defaults?: { readonly bits: readonly BitWidth[]; readonly groupSizes: readonly GroupSize[] };
   run(context: BenchContext): SuiteReport | Promise<SuiteReport>;
 }

@@ -2,8 +2,15 @@
 import { accuracySuite } from "./accuracy_suite.ts";
 import { checkpointSuite } from "./checkpoint_suite.ts";
 import { kernelSuite } from "./kernel_suite.ts";
+import { peersSuite } from "./peers_suite.ts";
 import { processSuite } from "./process_suite.ts";
 import type { Suite } from "./suite.ts";
 
 /** In the order of `--help`; the first is the default. */
-export const SUITES: readonly Suite[] = [accuracySuite, checkpointSuite, kernelSuite, processSuite];
+export const SUITES: readonly Suite[] = [
+  accuracySuite,
+  checkpointSuite,
+  kernelSuite,
+  peersSuite,
+  processSuite,
+];

@@ -106,6 +106,14 @@ describe("options", () => {
     expect([options.threads, options.backend, isa, options.seed]).toEqual([2, "wasm", "simd128", 9]);
   });
 
+  test("of the peers suite are its own, with a list of group sizes", () => {
+    const { suite, options } = parseBenchArguments(["--suite", "peers"]);
+    expect([suite.name, options.bits, options.groupSizes]).toEqual(["peers", [2], [0, 32]]);
+    const given = parseBenchArguments("--suite peers --bits 3,2 --group-size 64,0,64".split(" ")).options;
+    expect([given.bits, given.groupSize, given.groupSizes]).toEqual([[3, 2], 64, [64, 0]]);
+    expect(parseBenchArguments([]).options.groupSizes).toEqual([64]);
+  });
+
   for (
     const [args, message] of [
       ["--nope", 'unknown option "--nope"'],
@@ -115,6 +123,8 @@ describe("options", () => {
       ["--bits 5", '"--bits" must list some of 2, 3, 4, 8, got "5"'],
       ["--bits 4,,2", '"--bits"'],
       ["--group-size 48", '"--group-size" must be one of'],
+      ["--group-size 0,32", '"--group-size" must be one size for the suite accuracy, got 0,32'],
+      ["--suite peers --group-size 0,48", '"--group-size" must be one of'],
       ["--threads 0", '"--threads" must be a whole number from 1 to 64, got "0"'],
       ["--threads two", '"--threads"'],
       ["--backend cuda", '"--backend" must be one of'],

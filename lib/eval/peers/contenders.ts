@@ -1,0 +1,77 @@
+/** Who takes part: one more entry here is one more row of the peers' suite. */
+import type { Kernels } from "../../native/mod.ts";
+import type { BitWidth, GroupSize, Solver } from "../../quant/mod.ts";
+import type { Ggml } from "../ggml.ts";
+import { type Contender, methodContender } from "./contender.ts";
+import { blockOf, GGML_FORMATS, type GgmlFormat, ggmlMethod, SUPERBLOCK } from "./ggml_method.ts";
+import { gptq } from "./gptq.ts";
+import { gridName } from "./method.ts";
+import { hqq } from "./hqq.ts";
+import { ours } from "./ours.ts";
+import type { Layer } from "./quantized_model.ts";
+import type { Skipped } from "../suite.ts";
+
+export interface ContenderOptions {
+  readonly bits: readonly BitWidth[];
+  readonly groupSizes: readonly GroupSize[];
+  readonly solvers: readonly Solver[];
+}
+
+/**
+ * Our solvers and the re-implementations of others' at every setting. GPTQ as its reference code runs it, block by block, and
+ * with the inputs of the full-precision model for all layers (`at once`).
+ */
+export function gridContenders(
+  kernels: Kernels,
+  { bits, groupSizes, solvers }: ContenderOptions,
+): Contender[] {
+  return bits.flatMap((width) =>
+    groupSizes.flatMap((groupSize) => {
+      const setting = { bits: width, groupSize };
+      return [
+        ...solvers.map((solver) => methodContender(ours(kernels, solver, setting))),
+        methodContender(hqq(setting)),
+        methodContender(gptq(kernels, setting), { blockwise: true }),
+        methodContender(gptq(kernels, setting), { name: gridName("GPTQ at once", setting) }),
+      ];
+    })
+  );
+}
+
+/**
+ * ggml's formats with and without importance weights. Where a row of some layer is no whole number of super-blocks, the formats of
+ * super-blocks are left out with that reason, and come laid across rows instead, which their names say (`flat`).
+ */
+export function ggmlContenders(
+  ggml: Ggml,
+  layers: readonly Layer[],
+): { readonly contenders: Contender[]; readonly skipped: Skipped[] } {
+  const odd = [...new Set(layers.map(({ cols }) => cols).filter((cols) => cols % SUPERBLOCK !== 0))];
+  const formats = Object.keys(GGML_FORMATS) as GgmlFormat[];
+  const skipped: Skipped[] = [];
+  const contenders = formats.flatMap((format) => {
+    const acrossRows = layers.some(({ cols }) => cols % blockOf(format) !== 0);
+    const taken = GGML_FORMATS[format];
+    return [
+      ...(taken === "required" ? [] : [false]),
+      ...(taken === "ignored" ? [] : [true]),
+    ].map((importance) => methodContender(ggmlMethod(ggml, format, { importance, acrossRows })));
+  });
+  if (odd.length > 0) {
+    skipped.push({
+      what: `ggml's formats of ${SUPERBLOCK} weights as a GGUF file stores them`,
+      reason: `columns must be a multiple of ${SUPERBLOCK}, got ${
+        odd.join(", ")
+      }; measured laid across rows (flat)`,
+    });
+  }
+  for (const format of formats) {
+    if (GGML_FORMATS[format] === "required") {
+      skipped.push({
+        what: `ggml's ${format.toUpperCase()} without importance weights`,
+        reason: "the library requires them for this format",
+      });
+    }
+  }
+  return { contenders, skipped };
+}

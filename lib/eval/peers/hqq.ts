@@ -1,0 +1,155 @@
+/**
+ * Half-quadratic quantization, re-implemented: Badri and Shaji, https://mobiusml.github.io/hqq_blog/, with the iterations and the constants of
+ * the reference code (github.com/mobiusml/hqq, hqq/core/optimize.py). A rival for the bench, slow and plain; nothing of ours uses it.
+ */
+import { packedBytes } from "../../quant/mod.ts";
+import { checkLayer, checkRestored, gridName, type GridSetting, groupRanges, type Method } from "./method.ts";
+
+/** The reference code's constants. */
+export interface HqqOptions {
+  /** The norm p whose p-th power is minimized. Default 0.7. */
+  readonly norm?: number;
+  /** Weight of the quadratic term at first. Default 10. */
+  readonly beta?: number;
+  /** Factor on beta after each iteration. Default 1.01. */
+  readonly kappa?: number;
+  /** Most iterations; they end when the mean absolute error no longer falls. Default 20. */
+  readonly iterations?: number;
+}
+
+/** The largest reciprocal scale: the reference code's guard of the half-precision scale. */
+const MAX_RECIPROCAL_SCALE = 2e4;
+/** Ranges up to this count as none, as there. */
+const MIN_RANGE = 1e-4;
+
+/** A matrix in HQQ's terms: `w ≈ (code − zero) / reciprocal`, a pair for each group of each row. */
+export interface HqqFit {
+  readonly codes: Uint8Array;
+  /** `f64[rows, groups]` */
+  readonly reciprocal: Float64Array;
+  /** `f64[rows, groups]` */
+  readonly zero: Float64Array;
+  /** Iterations that were run. */
+  readonly iterations: number;
+}
+
+function roundHalfEven(x: number): number {
+  const below = Math.floor(x), rest = x - below;
+  if (rest !== 0.5) return Math.round(x);
+  return below % 2 === 0 ? below : below + 1;
+}
+
+/** The generalized soft threshold: `sign(x) · max(0, |x| − |x|^(p − 1) / β)`. */
+function shrink(x: number, beta: number, norm: number): number {
+  const size = Math.abs(x);
+  return Math.sign(x) * Math.max(0, size - Math.pow(size, norm - 1) / beta);
+}
+
+/**
+ * HQQ's alternation: the error W_e by the generalized soft threshold, then each group's zero point as the mean that fits W − W_e; the scale
+ * stays that of minimum and maximum. As in the reference code the end is decided for the whole matrix, and the zero points behind
+ * the last iteration are taken, not the best ones met.
+ *
+ * **Shapes** `weights: f32[rows, cols]`. In float64, where the reference code uses float32 or half precision. Groups do not cross rows;
+ * the last is shorter where the size does not divide `cols`, which the reference code refuses.
+ *
+ * @example
+ * ```ts
+ * import { fitHqq } from "./hqq.ts";
+ * const { codes, zero } = fitHqq(Float32Array.of(-1, -0.2, 0.1, 3), 1, 4, { bits: 2, groupSize: 0 });
+ * console.log(codes, zero); // 0 0 1 3, and a zero point below that of minimum and maximum, which is 0.75
+ * ```
+ */
+export function fitHqq(
+  weights: Float32Array,
+  rows: number,
+  cols: number,
+  { bits, groupSize }: GridSetting,
+  { norm = 0.7, beta: firstBeta = 10, kappa = 1.01, iterations = 20 }: HqqOptions = {},
+): HqqFit {
+  const ranges = groupRanges(cols, groupSize), groups = ranges.length, top = 2 ** bits - 1;
+  const reciprocal = new Float64Array(rows * groups), zero = new Float64Array(rows * groups);
+  const codes = new Uint8Array(rows * cols);
+  const eachGroup = (visit: (group: number, begin: number, end: number) => void) => {
+    for (let row = 0; row < rows; row++) {
+      for (const [g, [begin, end]] of ranges.entries()) {
+        visit(row * groups + g, row * cols + begin, row * cols + end);
+      }
+    }
+  };
+  const codeOf = (i: number, group: number) =>
+    Math.min(top, Math.max(0, roundHalfEven(weights[i]! * reciprocal[group]! + zero[group]!)));
+  eachGroup((group, begin, end) => {
+    let low = Infinity, high = -Infinity;
+    for (let i = begin; i < end; i++) {
+      low = Math.min(low, weights[i]!);
+      high = Math.max(high, weights[i]!);
+    }
+    const range = high - low;
+    reciprocal[group] = range <= MIN_RANGE ? 1 : Math.min(MAX_RECIPROCAL_SCALE, top / range);
+    zero[group] = -low * reciprocal[group]!;
+  });
+  let best = Infinity, beta = firstBeta, done = 0;
+  while (done < iterations) {
+    let error = 0;
+    eachGroup((group, begin, end) => {
+      const scale = reciprocal[group]!, oldZero = zero[group]!;
+      let sum = 0;
+      for (let i = begin; i < end; i++) {
+        const code = codeOf(i, group), difference = weights[i]! - (code - oldZero) / scale;
+        sum += code - (weights[i]! - shrink(difference, beta, norm)) * scale;
+        error += Math.abs(difference);
+      }
+      zero[group] = sum / (end - begin);
+    });
+    beta *= kappa;
+    done++;
+    if (!(error < best)) break;
+    best = error;
+  }
+  eachGroup((group, begin, end) => {
+    for (let i = begin; i < end; i++) codes[i] = codeOf(i, group);
+  });
+  return { codes, reciprocal, zero, iterations: done };
+}
+
+/**
+ * HQQ as a method: codes from {@linkcode fitHqq}; scale and zero point rounded to halves afterwards, as the reference code does when it
+ * stores them. Needs no inputs.
+ *
+ * @example
+ * ```ts
+ * import { hqq } from "./hqq.ts";
+ * const method = hqq({ bits: 2, groupSize: 32 });
+ * console.log(method.name, method.quantize(new Float32Array(64).fill(0.5), 2, 32, undefined)); // 2 HQQ, g 32 …
+ * ```
+ */
+export function hqq(setting: GridSetting, options: HqqOptions = {}): Method {
+  const name = gridName("HQQ", setting);
+  return {
+    name,
+    kind: "re-implementation",
+    ...setting,
+    needsInputs: false,
+    quantize(weights, rows, cols) {
+      checkLayer(name, weights, rows, cols, undefined);
+      const { codes, reciprocal, zero } = fitHqq(weights, rows, cols, setting, options);
+      const ranges = groupRanges(cols, setting.groupSize);
+      const restored = new Float32Array(weights.length);
+      for (let row = 0; row < rows; row++) {
+        for (const [g, [begin, end]] of ranges.entries()) {
+          const group = row * ranges.length + g;
+          const scale = Math.f16round(1 / reciprocal[group]!), zeroPoint = Math.f16round(zero[group]!);
+          for (let i = row * cols + begin; i < row * cols + end; i++) {
+            restored[i] = scale * (codes[i]! - zeroPoint);
+          }
+        }
+      }
+      checkRestored(name, restored, cols);
+      return {
+        weights: restored,
+        storedBytes: packedBytes(rows, cols, setting.bits, setting.groupSize, "real"),
+      };
+    },
+  };
+}
