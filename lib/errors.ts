@@ -13,6 +13,7 @@ export type ErrorCode =
   | "AQ_WEIGHTS"
   | "AQ_OUTPUT"
   | "AQ_INTEGRITY"
+  | "AQ_CALIBRATION"
   | "AQ_KERNELS"
   | "AQ_INTERRUPTED";
 
@@ -100,6 +101,19 @@ export class OutputError extends Error {
 export class IntegrityError extends Error {
   readonly code = "AQ_INTEGRITY" satisfies ErrorCode;
   override readonly name = "IntegrityError";
+  readonly path: string | undefined;
+  readonly tensor: string | undefined;
+  constructor(message: string, place: ErrorPlace = {}) {
+    super(message, place.cause === undefined ? undefined : { cause: place.cause });
+    this.path = place.path;
+    this.tensor = place.tensor;
+  }
+}
+
+/** Calibration data, or statistics made of them, are not what the model or the solver needs. */
+export class CalibrationError extends RangeError {
+  readonly code = "AQ_CALIBRATION" satisfies ErrorCode;
+  override readonly name = "CalibrationError";
   readonly path: string | undefined;
   readonly tensor: string | undefined;
   constructor(message: string, place: ErrorPlace = {}) {

@@ -14,6 +14,7 @@ export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, n
   AQ_WEIGHTS: 3,
   AQ_OUTPUT: 4,
   AQ_INTEGRITY: 4,
+  AQ_CALIBRATION: 3,
   AQ_KERNELS: 5,
 };
 

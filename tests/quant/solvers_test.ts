@@ -10,19 +10,11 @@ import {
   solveLayer,
 } from "../../lib/quant/solvers.ts";
 import { dequantize, quantize } from "../../lib/quant/mod.ts";
+import { allKernels } from "../_kernels.ts";
 
 const kernels = await openKernels();
-const isas = ["scalar", "avx2", "avx512", "neon"] as const;
-const others = [];
-for (const isa of isas) {
-  try {
-    others.push(await openKernels({ isa, backend: "native" }));
-  } catch {
-    continue; // not this processor's; the gate's C drivers print which ran
-  }
-}
-others.push(await openKernels({ backend: "wasm" }));
-afterAll(() => [kernels, ...others].forEach((each) => each.close()));
+const others = (await allKernels()).map((each) => each.kernels);
+afterAll(() => kernels.close());
 
 function normals(random: RandomStream, n: number): Float32Array<ArrayBuffer> {
   return Float32Array.from({ length: n }, () => random.normal());

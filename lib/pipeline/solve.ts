@@ -1,0 +1,414 @@
+/**
+ * Solving a whole model on calibration data, block by block: each layer is solved on the inputs that the quantized layers before it
+ * make, and aims at the outputs that full precision makes of its own. Beyond the model there is one stage's moments at a time, and the hidden states of the
+ * calibration data in full precision and quantized.
+ */
+import { setImmediate } from "node:timers/promises";
+import { CalibrationError } from "../errors.ts";
+import type { Blockwise, LinearLayer, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
+import type { Matrix } from "../models/mod.ts";
+import type { Kernels } from "../native/mod.ts";
+import { convertFloats, type PackedTensor } from "../quant/mod.ts";
+import { accumulateMoment, emptyMoments } from "../quant/moments.ts";
+import {
+  correctedTarget,
+  factorMoments,
+  type GridOptions,
+  solveLayer,
+  type Solver,
+  type SolverSettings,
+} from "../quant/solvers.ts";
+import type { Calibrated, CalibrationPart, CalibrationSet } from "./calibration_data.ts";
+
+/** Fewer inputs than so many a column leave a moment to chance: solvers then fit the sample, not the layer. */
+const INPUTS_PER_COLUMN = 4;
+
+export interface SolveOptions {
+  readonly kernels: Kernels;
+  readonly threads: number;
+  readonly solver: Solver;
+  readonly settings: SolverSettings;
+  /** The grid of a layer by the name of its weight; undefined leaves the layer as it is. */
+  readonly gridOf: (name: string) => Omit<GridOptions, "threads"> | undefined;
+  /** `blocks`: on the inputs that the quantized layers before make; `once`: all on those of the full-precision model. */
+  readonly mode?: "blocks" | "once" | undefined;
+  /** Layers that an earlier run has solved. */
+  readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
+  readonly onLayer?: ((layer: SolvedLayer, done: number, of: number) => void) | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What became of a layer. */
+export interface SolvedLayer {
+  /** Name of its weight. */
+  readonly name: string;
+  readonly tensor: PackedTensor;
+  /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², x as the quantized model makes it, W what was aimed at. */
+  readonly relativeError: number;
+  /** The error of the first grid that was tried / that of the result. */
+  readonly gain: number;
+  readonly damping: number;
+  readonly deadColumns: number;
+  readonly inputs: number;
+  readonly milliseconds: number;
+}
+
+/** A layer's weights as float32, row-major. */
+export function denseWeights(kernels: Kernels, { weights, name }: LinearLayer, threads = 1): Float32Array {
+  if ("packed" in weights) {
+    throw new CalibrationError(
+      `Cannot solve ${JSON.stringify(name)}: its weights must be plain, got packed ones`,
+      {
+        tensor: name,
+      },
+    );
+  }
+  const { data, dtype, rows, cols } = weights;
+  if (dtype === "F32") return data as Float32Array;
+  return new Float32Array(convertFloats(kernels, { data, dtype }, rows * cols, "F32", threads).buffer);
+}
+
+/** The layers to solve, in the order in which they run, a stage at a time. */
+function stagesToSolve(model: Blockwise<never>, gridOf: SolveOptions["gridOf"]) {
+  const seen = new Set<string>();
+  return model.stages.map(({ block, layers }) => ({
+    block,
+    layers: layers.filter(({ name }) => gridOf(name) !== undefined && !seen.has(name) && seen.add(name)),
+  })).filter(({ layers }) => layers.length > 0);
+}
+
+/** Weights of the rows that a layer reads: those of positions, or ones for a layer that reads a row a sample. */
+function rowWeights(
+  { weights, samples }: CalibrationPart<unknown>,
+  rows: number,
+  name: string,
+): Float32Array | undefined {
+  if (rows === weights.length) return weights;
+  if (rows === samples) return undefined;
+  throw new CalibrationError(
+    `Cannot solve ${JSON.stringify(name)}: it must read a row a position or a sample, got ${rows} rows`,
+    { tensor: name },
+  );
+}
+
+/**
+ * Solves every layer that `gridOf` has a grid for.
+ *
+ * @throws {WeightsError} when weights or moments are NaN or infinite
+ * @throws {CalibrationError} when there is nothing to calibrate with
+ */
+export function solveModel(calibrated: Calibrated, options: SolveOptions): Promise<Map<string, SolvedLayer>> {
+  return calibrated.kind === "sequences"
+    ? solveStages(calibrated.model, calibrated.data, options)
+    : solveStages(calibrated.model, calibrated.data, options);
+}
+
+async function solveStages<Batch>(
+  model: Blockwise<Batch>,
+  data: CalibrationSet<Batch>,
+  options: SolveOptions,
+): Promise<Map<string, SolvedLayer>> {
+  const { kernels, threads, settings, solver, gridOf, mode = "blocks", onWarning } = options;
+  const solved = new Map<string, SolvedLayer>();
+  const weights = new Map<string, Matrix>();
+  const stages = stagesToSolve(model as Blockwise<never>, gridOf);
+  const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
+  if (data.fit.length === 0) throw new CalibrationError("Cannot calibrate: there must be samples, got none");
+  // Hidden states in front of `block`: as full precision has them, and as the layers solved so far make them.
+  const states = data.fit.map(({ batch }) => {
+    const full = model.start(batch);
+    return { full, quantized: mode === "blocks" ? full.slice() : full };
+  });
+  let block = 0;
+  const warned = { inputs: false };
+  for (const stage of stages) {
+    for (; block < stage.block; block++) {
+      for (const [i, { batch }] of data.fit.entries()) {
+        const { full, quantized } = states[i]!;
+        model.runBlock(block, batch, full, {});
+        if (quantized !== full) model.runBlock(block, batch, quantized, { weights });
+      }
+      await pause(options.signal);
+    }
+    const started = performance.now();
+    const already = stage.layers.map(({ name }) => options.solved?.get(name));
+    if (already.every((layer) => layer !== undefined)) {
+      for (const layer of already) {
+        solved.set(layer.name, layer);
+        weights.set(layer.name, layer.tensor);
+        options.onLayer?.(layer, solved.size, count);
+      }
+      continue;
+    }
+    const gathered = gather(model, data.fit, states, stage, weights, options);
+    const first = stage.layers[0]!;
+    const wanted = INPUTS_PER_COLUMN * first.weights.cols;
+    if (gathered.moments.tokens < wanted && !warned.inputs) {
+      warned.inputs = true;
+      onWarning?.(
+        `${first.name} reads ${first.weights.cols} columns: calibrate with at least ${wanted} positions, ` +
+          `got ${gathered.moments.tokens}`,
+      );
+    }
+    const moment = factorMoments(kernels, gathered.moments, { damping: settings.damping, threads });
+    if (moment.damping > settings.damping) {
+      onWarning?.(`${first.name}: damping raised to ${moment.damping}, its inputs' moment is singular`);
+    }
+    const gathering = (performance.now() - started) / stage.layers.length;
+    for (const layer of stage.layers) {
+      const own = performance.now();
+      const { rows, cols } = layer.weights;
+      const dense = denseWeights(kernels, layer, threads);
+      const target = gathered.cross === undefined ? dense : correctedTarget(
+        kernels,
+        dense,
+        rows,
+        moment,
+        gathered.cross,
+        gathered.residuals.get(layer.name),
+        settings,
+        threads,
+      );
+      const { tensor, objective, firstObjective } = solveLayer(
+        kernels,
+        solver,
+        target,
+        rows,
+        cols,
+        moment,
+        { ...gridOf(layer.name)!, threads },
+        settings,
+      );
+      const result: SolvedLayer = {
+        name: layer.name,
+        tensor,
+        relativeError: objective / outputPower(kernels, target, rows, moment.moment, cols, threads),
+        gain: firstObjective / objective,
+        damping: moment.damping,
+        deadColumns: moment.deadColumns,
+        inputs: moment.tokens,
+        milliseconds: gathering + performance.now() - own,
+      };
+      solved.set(layer.name, result);
+      weights.set(layer.name, tensor);
+      options.onLayer?.(result, solved.size, count);
+      await pause(options.signal);
+    }
+  }
+  return solved;
+}
+
+/** Lets the event loop run, so that a signal is seen. */
+async function pause(signal: AbortSignal | undefined): Promise<void> {
+  await setImmediate();
+  signal?.throwIfAborted();
+}
+
+/** Thrown by an observer to end a run whose rest nobody needs. */
+const ENOUGH = new Error("every layer of the stage was seen");
+
+interface Gathered {
+  readonly moments: ReturnType<typeof emptyMoments>;
+  /** Mean of w (x° − x) xᵀ; undefined when nothing is to be corrected. */
+  readonly cross: Float32Array | undefined;
+  /** Mean of w (r° − r) xᵀ, by layer. */
+  readonly residuals: ReadonlyMap<string, Float32Array>;
+}
+
+/** What the layers of a stage read, over all calibration data. */
+function gather<Batch>(
+  model: Blockwise<Batch>,
+  parts: readonly CalibrationPart<Batch>[],
+  states: readonly {
+    readonly full: Float32Array<ArrayBuffer>;
+    readonly quantized: Float32Array<ArrayBuffer>;
+  }[],
+  stage: { readonly block: number; readonly layers: readonly LinearLayer[] },
+  weights: ReadonlyMap<string, Matrix>,
+  { kernels, threads, settings, solver, mode = "blocks" }: SolveOptions,
+): Gathered {
+  const names = new Set(stage.layers.map(({ name }) => name));
+  const first = stage.layers[0]!, { cols } = first.weights;
+  const corrects = mode === "blocks" && solver === "best" &&
+    (settings.correction > 0 || settings.residualCorrection > 0);
+  const moments = emptyMoments(cols);
+  const cross = corrects ? new Float32Array(cols * cols) : undefined;
+  const residuals = new Map<string, Float32Array>();
+  const run = (
+    part: CalibrationPart<Batch>,
+    hidden: Float32Array,
+    options: Parameters<typeof model.finish>[2],
+  ) => {
+    const scratch = hidden.slice() as Float32Array<ArrayBuffer>;
+    try {
+      if (stage.block < blockCount(model)) model.runBlock(stage.block, part.batch, scratch, options);
+      else model.finish(part.batch, scratch, options);
+    } catch (error) {
+      if (error !== ENOUGH) throw error;
+    }
+  };
+  for (const [i, part] of parts.entries()) {
+    const { full, quantized } = states[i]!;
+    const fullInputs = new Map<string, { x: Float32Array | undefined; residual: Float32Array | undefined }>();
+    if (corrects) {
+      run(part, full, {
+        observe: ({ name }, x, rows, residual) => {
+          if (fullInputs.size === names.size) throw ENOUGH;
+          if (!names.has(name) || fullInputs.has(name)) return;
+          const height = stage.layers.find((each) => each.name === name)!.weights.rows;
+          fullInputs.set(name, {
+            x: name === first.name ? x.slice(0, rows * cols) : undefined,
+            residual: residual?.slice(0, rows * height),
+          });
+        },
+      });
+    }
+    const seen = new Set<string>();
+    run(part, quantized, {
+      weights,
+      observe: ({ name }, x, rows, residual) => {
+        if (seen.size === names.size) throw ENOUGH;
+        if (!names.has(name) || seen.has(name)) return;
+        seen.add(name);
+        const own = rowWeights(part, rows, name), inputs = x.subarray(0, rows * cols);
+        if (name === first.name) {
+          accumulateMoment(kernels, inputs, undefined, own, rows, moments.second, threads);
+          moments.tokens += rows;
+          moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
+          if (cross !== undefined) {
+            const lost = fullInputs.get(name)!.x!;
+            for (let k = 0; k < lost.length; k++) lost[k]! -= inputs[k]!;
+            accumulateMoment(kernels, inputs, lost, own, rows, cross, threads);
+          }
+        }
+        if (residual === undefined || cross === undefined) return;
+        const lost = fullInputs.get(name)!.residual!;
+        const height = lost.length / rows;
+        for (let k = 0; k < lost.length; k++) lost[k]! -= residual[k]!;
+        let sums = residuals.get(name);
+        if (sums === undefined) residuals.set(name, sums = new Float32Array(height * cols));
+        accumulateMoment(kernels, inputs, lost, own, rows, sums, threads);
+      },
+    });
+  }
+  const mean = (sums: Float32Array) => {
+    for (let i = 0; i < sums.length; i++) sums[i]! /= moments.weight;
+    return sums;
+  };
+  return {
+    moments,
+    cross: cross === undefined ? undefined : mean(cross),
+    residuals: new Map([...residuals].map(([name, sums]) => [name, mean(sums)])),
+  };
+}
+
+const blockCount = <Batch>(model: Blockwise<Batch>): number => model.stages.at(-1)!.block;
+
+/** Σ over rows of w M wᵀ: the mean power of the outputs. */
+function outputPower(
+  kernels: Kernels,
+  target: Float32Array,
+  rows: number,
+  moment: Float32Array,
+  cols: number,
+  threads: number,
+): number {
+  const products = new Float32Array(rows * cols);
+  kernels.calls.aq_linear(
+    target,
+    kernels.size(rows),
+    moment,
+    0,
+    null,
+    kernels.size(cols),
+    kernels.size(cols),
+    products,
+    kernels.isaNumber,
+    threads,
+  );
+  let sum = 0;
+  for (let i = 0; i < products.length; i++) sum += products[i]! * target[i]!;
+  return sum;
+}
+
+// Held-out distance --------------------------------------------------------------------------------------------
+
+/**
+ * How far a model with other weights is from full precision on the held-out part: mean KL at masked positions in nats for
+ * sequences, mean ‖ε̂ − ε‖² / ‖ε‖² for images; NaN where nothing was held out.
+ */
+export function heldOutDistance(calibrated: Calibrated, weights: ReadonlyMap<string, Matrix>): number {
+  return calibrated.kind === "sequences"
+    ? meanDistance(
+      calibrated.model,
+      calibrated.data.heldOut,
+      weights,
+      (batch, full, other) => maskedKl(calibrated.model, calibrated.shift, batch, full, other),
+    )
+    : meanDistance(calibrated.model, calibrated.data.heldOut, weights, relativeErrors);
+}
+
+function meanDistance<Batch>(
+  model: Blockwise<Batch>,
+  parts: readonly CalibrationPart<Batch>[],
+  weights: ReadonlyMap<string, Matrix>,
+  distances: (batch: CalibrationPart<Batch>, full: Float32Array, other: Float32Array) => number[],
+): number {
+  const all = parts.flatMap((part) => {
+    const run = (options: Parameters<typeof model.finish>[2]) => {
+      const hidden = model.start(part.batch);
+      for (let block = 0; block < blockCount(model); block++) {
+        model.runBlock(block, part.batch, hidden, options);
+      }
+      return model.finish(part.batch, hidden, options).slice();
+    };
+    return distances(part, run({}), run({ weights }));
+  });
+  return all.reduce((sum, value) => sum + value, 0) / all.length;
+}
+
+/** KL(full ‖ other) of each masked position; mask and padding have probability 0, as in generation. */
+function maskedKl(
+  { config: { vocabularySize, maskToken, padToken } }: MaskedTransformer,
+  shift: number,
+  { batch: { inputIds }, samples }: CalibrationPart<SequenceBatch>,
+  full: Float32Array,
+  other: Float32Array,
+): number[] {
+  const tokens = inputIds.length / samples, out: number[] = [];
+  const excluded = [maskToken, ...(padToken === undefined ? [] : [padToken])];
+  const logProbabilities = (logits: Float32Array, row: number) => {
+    const values = Float64Array.from(logits.subarray(row * vocabularySize, (row + 1) * vocabularySize));
+    for (const token of excluded) values[token] = -Infinity;
+    const largest = values.reduce((a, b) => Math.max(a, b), -Infinity);
+    const offset = largest + Math.log(values.reduce((sum, value) => sum + Math.exp(value - largest), 0));
+    return values.map((value) => value - offset);
+  };
+  for (let i = 0; i < inputIds.length; i++) {
+    if (inputIds[i] !== maskToken) continue;
+    const row = i % tokens < shift ? i : i - shift;
+    const p = logProbabilities(full, row), q = logProbabilities(other, row);
+    let kl = 0;
+    for (let v = 0; v < p.length; v++) if (p[v]! > -Infinity) kl += Math.exp(p[v]!) * (p[v]! - q[v]!);
+    out.push(kl);
+  }
+  return out;
+}
+
+/** ‖ε̂ − ε‖² / ‖ε‖² of each image. */
+function relativeErrors(
+  { samples }: CalibrationPart<unknown>,
+  full: Float32Array,
+  other: Float32Array,
+): number[] {
+  const size = full.length / samples;
+  return Array.from({ length: samples }, (_, i) => {
+    let error = 0, norm = 0;
+    for (let k = i * size; k < (i + 1) * size; k++) {
+      error += (other[k]! - full[k]!) ** 2;
+      norm += full[k]! ** 2;
+    }
+    return error / norm;
+  });
+}
