@@ -36,19 +36,20 @@ export function quantizationConfig(layers: readonly LayerRecord[], config: Confi
     quantized.every(({ shape, groupSize }) => groupSize === 0 || shape[1]! % groupSize! === 0);
   if (!isExpressible) return { quant_method: SECTION_KEY, [SECTION_KEY]: section };
 
-  const widths = [...new Set(quantized.map(({ bits }) => bits!))].sort((a, b) => a - b);
-  const groups = widths.map((bits, i) => [`group_${i}`, {
-    targets: quantized.filter((layer) => layer.bits === bits).map(({ name }) => moduleName(name)),
+  const schemes = [...Map.groupBy(quantized, ({ bits, groupSize }) => bits! * 1000 + groupSize!)]
+    .sort(([a], [b]) => a - b);
+  const groups = schemes.map(([, layers], i) => [`group_${i}`, {
+    targets: layers.map(({ name }) => moduleName(name)),
     input_activations: null,
     output_activations: null,
     format: "pack-quantized",
     weights: {
-      num_bits: bits,
+      num_bits: layers[0]!.bits!,
       type: "int",
       symmetric: config.zeroPoint === "symmetric",
-      ...(config.groupSize === 0
+      ...(layers[0]!.groupSize === 0
         ? { strategy: "channel", group_size: null }
-        : { strategy: "group", group_size: config.groupSize }),
+        : { strategy: "group", group_size: layers[0]!.groupSize }),
       dynamic: false,
       actorder: null,
       block_structure: null,

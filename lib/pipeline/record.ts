@@ -34,6 +34,16 @@ export interface LayerRecord {
   readonly nonFinite?: true;
   /** Of what was written against the source; undefined when nothing changed. */
   readonly statistics?: ErrorStatistics;
+  /** Of a tensor that was solved on calibration data. */
+  readonly solved?: {
+    /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², W what was aimed at. */
+    readonly relativeError: number;
+    /** Error of the first grid that was tried / error of the result. */
+    readonly gain: number;
+    readonly damping: number;
+    readonly deadColumns: number;
+    readonly inputs: number;
+  };
   /** Widths that missed `min_accuracy`, with what they reached. */
   readonly tried?: readonly { readonly bits: BitWidth; readonly cosine: number }[];
 }

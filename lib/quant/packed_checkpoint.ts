@@ -56,7 +56,7 @@ export interface PackedLayerEntry {
 /** The `arrowquant` section of config.json. */
 export interface PackedSection {
   readonly format_version: number;
-  readonly solver: "round" | "clip";
+  readonly solver: "round" | "clip" | "feedback" | "best";
   readonly zero_point: ZeroPointKind;
   /** By the tensor's original name. */
   readonly layers: Readonly<Record<string, PackedLayerEntry>>;
