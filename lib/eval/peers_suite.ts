@@ -11,11 +11,10 @@ import type { Interval } from "./intervals.ts";
 import type { Contender, Target } from "./peers/contender.ts";
 import { ggmlContenders, gridContenders, ladderContenders } from "./peers/contenders.ts";
 import { calibrationOf, collectInputs } from "./peers/inputs.ts";
-import type { MethodKind } from "./peers/method.ts";
+import { gridName, type MethodKind } from "./peers/method.ts";
 import { quantizedLayers, type QuantizedModel } from "./peers/quantized_model.ts";
 import { type Measurement, yardstickOf } from "./peers/yardstick.ts";
 import type { Kernels } from "../native/mod.ts";
-import type { GroupSize } from "../quant/mod.ts";
 import type { BenchContext, Goal, Section, Skipped, Suite, SuiteReport } from "./suite.ts";
 
 const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
@@ -200,44 +199,38 @@ async function measureModel(
 
 /** Our goals against the rivals of the same run, at each setting. */
 function rivalGoals(name: string, measured: readonly Measured[], unit: string): Goal[] {
-  const distanceOf = (method: string, groupSize: GroupSize | undefined) =>
-    measured.find(({ contender }) => contender?.name === method && contender.groupSize === groupSize)
-      ?.measurement.distance.value ??
-      measured.find(({ contender }) =>
-        contender?.name.startsWith(`${method} `) && contender.groupSize === groupSize
-      )
-        ?.measurement.distance.value;
   const full = measured.find(({ contender }) => contender === undefined)?.measurement.scores.at(-1)
     ?.exactMatch;
-  return measured.filter(({ contender }) => contender?.name.startsWith("best ")).flatMap(
-    ({ contender, measurement }) => {
-      const { groupSize, name: own } = contender!;
-      const value = measurement.distance.value;
-      const at = (rival: string) => distanceOf(rival, groupSize);
-      const below = (rival: string, factor: number): Goal[] => {
-        const other = at(rival);
-        if (other === undefined) return [];
-        return [{
-          goal: `${name}, ${own}: ${unit}, against ${rival}`,
-          wanted: `at most ${factor} ×`,
-          measured: `${(value / other).toFixed(3)} × (${value.toPrecision(3)} / ${other.toPrecision(3)})`,
-          met: value <= factor * other,
-        }];
-      };
-      const exact = measurement.scores.at(-1)?.exactMatch;
-      return [
-        ...below("round", unit.startsWith("KL") ? 0.05 : 0.1),
-        ...below("HQQ", 1),
-        ...below("GPTQ", 1.1),
-        ...(full === undefined || exact === undefined ? [] : [{
-          goal: `${name}, ${own}: exact match of all tasks`,
-          wanted: `at least ${(full.value - 0.02).toFixed(3)} (2 points below full precision)`,
-          measured: span(exact, 3),
-          met: exact.value >= full.value - 0.02 || exact.high >= full.low,
-        }]),
-      ];
-    },
-  );
+  return measured.flatMap(({ contender, measurement }): Goal[] => {
+    const { bits, groupSize } = contender ?? {};
+    if (bits === undefined || groupSize === undefined) return [];
+    const own = gridName("best", { bits, groupSize });
+    if (contender!.name !== own) return [];
+    const { value } = measurement.distance;
+    const atMost = (rival: string, factor: number): Goal[] => {
+      const rivalName = gridName(rival, { bits, groupSize });
+      const other = measured.find((each) => each.contender?.name === rivalName)?.measurement.distance.value;
+      if (other === undefined) return [];
+      return [{
+        goal: `${name}, ${own}: ${unit}, beside ${rival}`,
+        wanted: `at most ${factor} ×`,
+        measured: `${(value / other).toFixed(3)} × (${value.toPrecision(3)} / ${other.toPrecision(3)})`,
+        met: value <= factor * other,
+      }];
+    };
+    const exact = measurement.scores.at(-1)?.exactMatch;
+    return [
+      ...atMost("round", unit.startsWith("KL") ? 0.05 : 0.1),
+      ...atMost("HQQ", 1),
+      ...atMost("GPTQ", 1.1),
+      ...(full === undefined || exact === undefined ? [] : [{
+        goal: `${name}, ${own}: exact match of all tasks`,
+        wanted: `${(full.value - 0.02).toFixed(3)} or inside full precision's interval`,
+        measured: span(exact, 3),
+        met: exact.value >= full.value - 0.02 || exact.value >= full.low,
+      }]),
+    ];
+  });
 }
 
 interface PeersOptions {
