@@ -291,7 +291,8 @@ export class DitModel {
     };
 
     const patches = take("patches", count, this.#patch.weights.cols);
-    patchify(samples, config, patches);
+    const image = { batch, height: config.sampleSize, width: config.sampleSize, patch: config.patchSize };
+    operations.patchify(samples, { ...image, channels: config.channels }, patches);
     const hidden = take("hidden", count, width);
     linear(this.#patch, patches, count, hidden);
     const positions = this.#positions;
@@ -300,7 +301,7 @@ export class DitModel {
     }
     inspect?.(this.#patch.name, hidden);
     const waves = take("waves", batch, TIMESTEP_CHANNELS);
-    timestepWaves(timesteps, waves);
+    operations.timestepEmbedding(timesteps, TIMESTEP_CHANNELS, { flipSinToCos: true }, waves);
 
     const conditionOf = (block: Block) => {
       const condition = take("condition", batch, width), inner = take("conditionInner", batch, width);
@@ -361,7 +362,7 @@ export class DitModel {
     const pixels = take("pixels", count, this.#output2.weights.rows);
     linear(this.#output2, normed, count, pixels);
     const output = take("output", batch, config.outputChannels * config.sampleSize ** 2);
-    unpatchify(pixels, config, output);
+    operations.unpatchify(pixels, { ...image, channels: config.outputChannels }, output);
     inspect?.(this.#output2.name, output);
     return output;
   }
@@ -402,20 +403,6 @@ export function loadDit(path: string, kernels: Kernels, options: LoadOptions = {
   return ditFrom(checkpoint, kernels, options);
 }
 
-/** diffusers' `Timesteps` with cosines first and a frequency shift of 1. */
-function timestepWaves(timesteps: ArrayLike<number>, out: Float32Array): void {
-  const half = TIMESTEP_CHANNELS / 2;
-  for (let b = 0; b < timesteps.length; b++) {
-    for (let i = 0; i < half; i++) {
-      // float32 as in PyTorch: at t near 1000 the rounding of the angle is not negligible
-      const frequency = Math.fround(Math.exp(Math.fround(-Math.log(10_000) * i / (half - 1))));
-      const angle = Math.fround(timesteps[b]! * frequency);
-      out[b * TIMESTEP_CHANNELS + i] = Math.cos(angle);
-      out[b * TIMESTEP_CHANNELS + half + i] = Math.sin(angle);
-    }
-  }
-}
-
 /** diffusers' 2-D sine-cosine positions: the first half of a row is the column's (width), the second the row's. */
 function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffer> {
   const out = new Float32Array(side * side * width);
@@ -434,51 +421,6 @@ function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffe
     }
   }
   return out;
-}
-
-/** `f32[batch, channels, size, size]` → `f32[batch * patches, channels * patch * patch]` */
-function patchify(
-  images: Float32Array,
-  { channels, sampleSize: size, patchSize: patch }: DitConfig,
-  out: Float32Array,
-): void {
-  const side = size / patch, batch = images.length / (channels * size * size);
-  let at = 0;
-  for (let b = 0; b < batch; b++) {
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        for (let c = 0; c < channels; c++) {
-          for (let p = 0; p < patch; p++) {
-            const from = ((b * channels + c) * size + y * patch + p) * size + x * patch;
-            for (let q = 0; q < patch; q++) out[at++] = images[from + q]!;
-          }
-        }
-      }
-    }
-  }
-}
-
-/** `f32[batch * patches, patch * patch * output channels]` → `f32[batch, output channels, size, size]` */
-function unpatchify(
-  pixels: Float32Array,
-  { outputChannels: channels, sampleSize: size, patchSize: patch }: DitConfig,
-  out: Float32Array,
-): void {
-  const side = size / patch, batch = out.length / (channels * size * size);
-  let at = 0;
-  for (let b = 0; b < batch; b++) {
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        for (let p = 0; p < patch; p++) {
-          for (let q = 0; q < patch; q++) {
-            for (let c = 0; c < channels; c++) {
-              out[((b * channels + c) * size + y * patch + p) * size + x * patch + q] = pixels[at++]!;
-            }
-          }
-        }
-      }
-    }
-  }
 }
 
 function allFinite(values: Float32Array): boolean {
