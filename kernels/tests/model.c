@@ -537,6 +537,75 @@ static void int8_cases(int32_t isa, int quick) {
   activations(isa);
 }
 
+/* Patches against the definition, index by index; timesteps against the C library. One version for every set. */
+static void images(void) {
+  static const size_t shapes[][5] = {{1, 1, 1, 1, 1}, {2, 3, 8, 4, 2}, {3, 2, 9, 6, 3}, {5, 4, 64, 64, 2}, {1, 5, 7, 7, 7}};
+  for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+    const size_t batch = shapes[s][0], channels = shapes[s][1], height = shapes[s][2], width = shapes[s][3];
+    const size_t patch = shapes[s][4], n = batch * channels * height * width;
+    float *x = gaussians(n, 1);
+    for (size_t k = 0; k < THREADS; k++) {
+      float *tokens = guarded(n), *wanted = guarded(n), *back = guarded(n), *image = guarded(n);
+      ok("patchify", "", aq_patchify(x, batch, channels, height, width, patch, tokens, thread_counts[k]), AQ_OK);
+      ok("unpatchify", "", aq_unpatchify(x, batch, channels, height, width, patch, image, thread_counts[k]), AQ_OK);
+      size_t at = 0;
+      for (size_t b = 0; b < batch; b++)
+        for (size_t y = 0; y < height / patch; y++)
+          for (size_t z = 0; z < width / patch; z++)
+            for (size_t i = 0; i < channels * patch * patch; i++, at++) {
+              const size_t p = i / patch % patch, q = i % patch, c = i / patch / patch;
+              wanted[at] = x[((b * channels + c) * height + y * patch + p) * width + z * patch + q];
+              const size_t up = i / channels / patch, uq = i / channels % patch, uc = i % channels;
+              back[((b * channels + uc) * height + y * patch + up) * width + z * patch + uq] = x[at];
+            }
+      same("patchify", "", wanted, tokens, n + GUARD);
+      same("unpatchify", "", back, image, n + GUARD);
+      free(tokens);
+      free(wanted);
+      free(back);
+      free(image);
+    }
+    free(x);
+  }
+  float out[9], t[2] = {0, 999.5f};
+  ok("no images", "", aq_patchify(0, 0, 3, 4, 4, 2, 0, 1), AQ_OK);
+  ok("patch", "", aq_patchify(t, 1, 1, 2, 1, 2, out, 1), AQ_E_SHAPE);
+  ok("patch", "", aq_unpatchify(t, 1, 1, 2, 1, 0, out, 1), AQ_E_SHAPE);
+  ok("null", "", aq_unpatchify(0, 1, 1, 2, 1, 1, out, 1), AQ_E_ARGUMENT);
+  ok("images overflow", "", aq_patchify(t, SIZE_MAX / 4, 8, 2, 1, 1, out, 1), AQ_E_SHAPE);
+
+  enum { N = 7, MOST = 257 };
+  float tolerance[N * MOST];
+  const float steps[N] = {0, 1, 7.5f, 500, 999, -3, 1048576};
+  for (size_t channels = 1; channels <= MOST; channels += channels < 4 ? 1 : 63)
+    for (int flip = 0; flip < 2; flip++)
+      for (int shift = 0; shift < 2; shift++) {
+        if (channels / 2 == 1 && shift) continue;
+        float *embedded = guarded(N * channels), *expected = guarded(N * channels);
+        const size_t half = channels / 2;
+        ok("timesteps", "", aq_timestep_embedding(steps, N, channels, flip, shift, 10000, embedded), AQ_OK);
+        for (size_t i = 0; i < N * channels; i++) {
+          const size_t at = i % channels % (half ? half : 1);
+          const float exponent = (float)-log(10000.0) * (float)at;
+          const float frequency = half ? (float)exp((double)(exponent / (float)((double)half - shift))) : 0;
+          const float angle = steps[i / channels] * frequency;
+          const int second = i % channels >= half;
+          expected[i] = i % channels == 2 * half ? 0 : (float)(second != flip ? cos((double)angle) : sin((double)angle));
+        }
+        /* exp may round a frequency the other way, and the angle with it: 2^-24 of the angle each */
+        for (size_t i = 0; i < N * channels; i++)
+          tolerance[i] = (float)((fabs((double)steps[i / channels]) + 1) * 0x1p-22);
+        close_to("timesteps", "", expected, embedded, N * channels, tolerance, 0);
+        free(embedded);
+        free(expected);
+      }
+  ok("timestep", "", aq_timestep_embedding((float[]){NAN}, 1, 4, 1, 1, 10000, out), AQ_E_VALUE);
+  ok("timestep", "", aq_timestep_embedding((float[]){2e6f}, 1, 4, 1, 1, 10000, out), AQ_E_VALUE);
+  ok("shift", "", aq_timestep_embedding(t, 1, 4, 1, 2, 10000, out), AQ_E_VALUE);
+  ok("period", "", aq_timestep_embedding(t, 1, 4, 1, 1, 0.5, out), AQ_E_VALUE);
+  ok("no timesteps", "", aq_timestep_embedding(0, 0, 4, 1, 1, 10000, 0), AQ_OK);
+}
+
 static void nothing_and_nonsense(int32_t isa) {
   const char *where = isa_names[isa];
   float x[4] = {1, 2, 3, 4}, out[4];
@@ -567,6 +636,7 @@ int main(int argc, char **argv) {
   static const size_t group_sizes[] = {0, 16, 32, 64, 128, 256};
   static const int32_t widths[] = {2, 3, 4, 8};
   int ran = 0;
+  images();
   for (int32_t isa = AQ_ISA_AVX2; isa <= AQ_ISA_NEON_DOT; isa++) {
     if (!aq_isa_supported(isa)) {
       printf("skipped %s: not in this build or not on this processor\n", isa_names[isa]);
