@@ -331,7 +331,6 @@ static void linear(const aq_int8_job *job, size_t token_begin, size_t token_end,
 /* One token: vectors along the row ------------------------------------------------------------------------------------ */
 
 #define AQ_VECTOR_COLS 4096 /* columns of x held at once */
-#define AQ_VECTOR_ROWS 4    /* rows whose segments are added up together: one sum would wait for its last addition */
 
 /* Codes of 2 and 4 bits lie in planes: plane p has every 8/bits-th code, from code p on, and needs only a shift and a
  * mask. A step is a vector of bytes of each plane. */
@@ -368,64 +367,92 @@ AQ_INLINE vi v_add_neighbours(vi a, vi b) {
 #endif
 }
 
-/* terms[s] = scale (I - zero A) of the segments of columns [col, col + n) of a row; x in the order of the planes. */
-AQ_INLINE void row_terms(const aq_packed_view *view, size_t row, size_t col, size_t n, const uint8_t *x, vi zero,
-                         const float *sums, const int32_t bits, float *terms) {
-  const size_t size = aq_segment_cols(view), segments = (n - 1) / size + 1;
-  const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
-  /* vectors of lanes, each lane the sum of some columns of one segment */
-  vi lanes[AQ_VECTOR_COLS / AQ_QUADS + 2];
-  size_t count = 0, left = n;
-  const size_t together = size > (size_t)AQ_STEP(bits) ? size / AQ_STEP(bits) : 1;
-  while (left >= (size_t)AQ_STEP(bits) * together) {
+/* What is the same for every row of a block of columns. */
+typedef struct {
+  size_t col, n, segments;
+  size_t group;   /* of column col, within a row */
+  uint8_t *x;     /* codes of x less AQ_OFFSET, in the order of the planes */
+  float *sums;    /* of x less its zero point, by segment */
+  vi zero;        /* bytes */
+} vector_block;
+
+/* I of AQ_W segments, one in a lane: `run` vectors whose lanes are parts of segments, then neighbours added until one is
+ * left. A vector is a step, or `steps` of them where a step is only part of a segment. */
+AQ_INLINE vi segment_products(const uint8_t *from, const uint8_t *x, vi zero, const int32_t bits, const int run,
+                              size_t steps) {
+  vi lanes[AQ_W];
+#pragma GCC unroll 16
+  for (int i = 0; i < run; i++) {
     vi sum = {0};
-    for (size_t i = 0; i < together; i++, from += AQ_STEP_BYTES(bits), x += AQ_STEP(bits)) {
-      __builtin_prefetch(from + 1024);
+    for (size_t j = 0; j < steps; j++, from += AQ_STEP_BYTES(bits), x += AQ_STEP(bits)) {
+      __builtin_prefetch(from + 8192, 0, 2); /* two or more rows ahead: a row is short, its end is not all loads */
       sum = step_of(from, x, zero, bits, sum);
     }
-    lanes[count++] = sum;
-    left -= (size_t)AQ_STEP(bits) * together;
+    lanes[i] = sum;
   }
-  if (left > 0) { /* the row's end: less than `together` steps, the last not whole */
-    vi sum = {0};
-    for (; left >= (size_t)AQ_STEP(bits); left -= AQ_STEP(bits), from += AQ_STEP_BYTES(bits), x += AQ_STEP(bits))
-      sum = step_of(from, x, zero, bits, sum);
-    if (left > 0) {
-      uint8_t last[AQ_STEP_BYTES(bits)];
-      __builtin_memset(last, 0, sizeof last);
-      copy_end(from, left, bits, last);
-      sum = step_of(last, x, zero, bits, sum);
-    }
-    lanes[count++] = sum;
+#define AQ_FOLD(n)                                                                                                  \
+  _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++) lanes[i] = v_add_neighbours(lanes[2 * i], lanes[2 * i + 1])
+#if AQ_W > 8
+  if (run >= 16) AQ_FOLD(8);
+#endif
+#if AQ_W > 4
+  if (run >= 8) AQ_FOLD(4);
+#endif
+  if (run >= 4) AQ_FOLD(2);
+  if (run >= 2) AQ_FOLD(1);
+#undef AQ_FOLD
+  return lanes[0];
+}
+
+/* The same of less than AQ_W segments at a row's end, n columns: nothing is read behind them. */
+AQ_INLINE vi last_products(const uint8_t *from, const uint8_t *x, vi zero, const int32_t bits, size_t size, size_t n) {
+  uint8_t codes[AQ_W * 256 / 8 * 8]; /* the largest segments of the widest codes */
+  __builtin_memset(codes, 0, (n * (size_t)bits + 7) / 8 + AQ_STEP_BYTES(bits));
+  copy_end(from, n, bits, codes);
+  vi result = {0};
+  const size_t lane_cols = AQ_STEP(bits) / AQ_W;
+  for (size_t at = 0; at < n; at += AQ_STEP(bits)) {
+    const vi sum = step_of(codes + at / 8 * (size_t)bits, x + at, zero, bits, (vi){0});
+    for (size_t lane = 0; lane < AQ_W && at + lane * lane_cols < n; lane++)
+      result[(at + lane * lane_cols) / size] += sum[lane];
   }
-  for (size_t run = aq_min_size(size / (AQ_STEP(bits) / AQ_W), AQ_W); run > 1; run /= 2) {
-    lanes[count] = (vi){0};
-    count = (count + 1) / 2;
-    for (size_t i = 0; i < count; i++) lanes[i] = v_add_neighbours(lanes[2 * i], lanes[2 * i + 1]);
-  }
-  const size_t group = row * view->groups + (view->groups == 1 ? 0 : col / size);
+  return result;
+}
+
+/* terms[s] = scale (I - zero A) of a row's segments; size run / AQ_W = a step's columns, or `steps` of them with run AQ_W */
+AQ_INLINE void row_terms(const aq_packed_view *view, size_t row, const vector_block *b, const int32_t bits,
+                         const int run, size_t steps, float *terms) {
+  const size_t size = (size_t)run * AQ_STEP(bits) / AQ_W * steps, whole = b->n / size;
+  const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + b->col / 8 * (size_t)bits;
+  const size_t group = row * view->groups + b->group;
   const vf middle = (vf){0} + (float)(1 << (bits - 1));
-  for (size_t s = 0; s < segments; s += AQ_W) {
+  for (size_t s = 0; s < b->segments; s += AQ_W) {
+    const uint8_t *at = from + s * size / 8 * (size_t)bits, *x = b->x + s * size;
+    const vi products = s + AQ_W <= whole ? segment_products(at, x, b->zero, bits, run, steps)
+                                          : last_products(at, x, b->zero, bits, size, b->n - s * size);
     vf scale, zero_point = middle;
-    if (view->groups > 1 && s + AQ_W <= segments) {
+    if (view->groups > 1 && s + AQ_W <= b->segments) {
+      __builtin_prefetch(view->scale + group + s + 256);
+      if (view->zero_point) __builtin_prefetch(view->zero_point + group + s + 256);
       scale = v_load_half(view->scale + group + s);
       if (view->zero_point) zero_point = v_load_half(view->zero_point + group + s);
     } else {
       uint16_t scales[AQ_W] = {0}, zeros[AQ_W] = {0};
-      for (size_t i = 0; i < AQ_W && s + i < segments; i++) {
+      for (size_t i = 0; i < AQ_W && s + i < b->segments; i++) {
         scales[i] = view->scale[group + (view->groups == 1 ? 0 : s + i)];
         if (view->zero_point) zeros[i] = view->zero_point[group + (view->groups == 1 ? 0 : s + i)];
       }
       scale = v_load_half(scales);
       if (view->zero_point) zero_point = v_load_half(zeros);
     }
-    const vf shift = zero_point * v_load(sums + s);
-    v_store(terms + s, scale * (__builtin_convertvector(lanes[s / AQ_W], vf) - shift));
+    const vf shift = zero_point * v_load(b->sums + s);
+    v_store(terms + s, scale * (__builtin_convertvector(products, vf) - shift));
   }
 }
 
 AQ_INLINE void vector_bits(const aq_int8_job *job, size_t token, size_t row_begin, size_t row_end, const int32_t bits) {
   const aq_packed_view *view = &job->view;
+  const size_t lanes = aq_segment_cols(view) / (AQ_STEP(bits) / AQ_W); /* of a segment */
   const size_t size = aq_segment_cols(view);
   const int32_t zero = job->x_zero[token];
   const vi zeros = v_splat_bytes(zero - AQ_OFFSET);
@@ -445,27 +472,43 @@ AQ_INLINE void vector_bits(const aq_int8_job *job, size_t token, size_t row_begi
         const size_t from = i + j % AQ_QUADS * AQ_PLANES(bits) + j / AQ_QUADS;
         x[i + j] = from < n ? (uint8_t)(codes[from] - AQ_OFFSET) : (uint8_t)(zero - AQ_OFFSET);
       }
-    for (size_t row = row_begin; row < row_end; row += AQ_VECTOR_ROWS) {
-      const size_t rows = aq_min_size(AQ_VECTOR_ROWS, row_end - row);
-      float terms[AQ_VECTOR_ROWS][AQ_VECTOR_COLS / 16 + AQ_W];
-      float totals[AQ_VECTOR_ROWS];
-      for (size_t r = 0; r < AQ_VECTOR_ROWS; r++) {
-        totals[r] = col > 0 && r < rows ? job->out[token * job->rows + row + r] : 0.0f;
-        if (r < rows)
-          row_terms(view, row + r, col, n, x, zeros, sums, bits, terms[r]);
-        else
-          for (size_t s = 0; s < segments; s++) terms[r][s] = 0.0f;
-      }
-      for (size_t s = 0; s < segments; s++)
-        for (int r = 0; r < AQ_VECTOR_ROWS; r++) totals[r] = totals[r] + terms[r][s];
-      for (size_t r = 0; r < rows; r++) {
-        float y = totals[r];
-        if (col + n == job->cols) {
-          y = job->x_scale[token] * y;
-          if (job->bias) y = y + job->bias[row + r];
+    const vector_block block = {col, n, segments, view->groups == 1 ? 0 : col / size, x, sums, zeros};
+    for (size_t row = row_begin; row < row_end; row += AQ_W) {
+      /* rows in the lanes: every row's segments are added up one after the other, the rows at once */
+      const size_t rows = aq_min_size(AQ_W, row_end - row);
+      float *out = job->out + token * job->rows + row;
+      float terms[AQ_W][AQ_VECTOR_COLS / 16 + AQ_W];
+      vf total = {0};
+      for (size_t r = 0; r < rows; r++)
+        switch (lanes) {
+          case 1: row_terms(view, row + r, &block, bits, 1, 1, terms[r]); break;
+          case 2: row_terms(view, row + r, &block, bits, 2, 1, terms[r]); break;
+          case 4: row_terms(view, row + r, &block, bits, 4, 1, terms[r]); break;
+#if AQ_W > 4
+          case 8: row_terms(view, row + r, &block, bits, 8, 1, terms[r]); break;
+#endif
+#if AQ_W > 8
+          case 16: row_terms(view, row + r, &block, bits, 16, 1, terms[r]); break;
+#endif
+          default: row_terms(view, row + r, &block, bits, AQ_W, lanes / AQ_W, terms[r]); break;
         }
-        job->out[token * job->rows + row + r] = y;
+      if (col > 0) __builtin_memcpy(&total, out, rows * sizeof(float));
+      for (size_t s = 0; s < segments; s += AQ_W) {
+        vf columns[AQ_W];
+        for (size_t r = 0; r < AQ_W; r++) columns[r] = r < rows ? v_load(terms[r] + s) : (vf){0};
+        v_transpose(columns);
+        const size_t m = aq_min_size(AQ_W, segments - s);
+        for (size_t i = 0; i < m; i++) total = total + columns[i];
       }
+      if (col + n == job->cols) {
+        vf bias = {0};
+        total = total * job->x_scale[token];
+        if (job->bias) {
+          __builtin_memcpy(&bias, job->bias + row, rows * sizeof(float));
+          total = total + bias;
+        }
+      }
+      __builtin_memcpy(out, &total, rows * sizeof(float));
     }
   }
 }
