@@ -28,7 +28,15 @@ import {
 import { OtherLoad } from "../lib/eval/environment.ts";
 import { EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
 
-const INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "neon", "simd128"] as const satisfies InstructionSet[];
+const INSTRUCTION_SETS = [
+  "scalar",
+  "avx2",
+  "avx512",
+  "avx512_vnni",
+  "neon",
+  "neon_dot",
+  "simd128",
+] as const satisfies InstructionSet[];
 const BACKENDS = ["auto", "native", "wasm"] as const;
 
 const HELP = `Usage: bench.ts [options]

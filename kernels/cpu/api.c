@@ -7,6 +7,9 @@
 #if defined(AQ_BUILD_AVX2)
 #include <cpuid.h>
 #endif
+#if defined(AQ_BUILD_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 /* Instruction sets ------------------------------------------------------------------------------------------------ */
 
@@ -26,6 +29,26 @@ static int has_f16c_and_fma(void) {
 }
 #endif
 
+#if defined(AQ_BUILD_AVX512)
+static int has_avx512(void) {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+#if defined(AQ_BUILD_NEON)
+/* Arm's dot product of bytes; every Mac with such a processor has it. */
+static int has_byte_dot(void) {
+#if defined(__APPLE__)
+  return 1;
+#elif defined(__linux__)
+  return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; /* HWCAP_ASIMDDP */
+#else
+  return 0;
+#endif
+}
+#endif
+
 static const aq_kernels *kernels_of(int32_t isa) {
   switch (isa) {
     case AQ_ISA_SCALAR: return &aq_kernels_scalar;
@@ -34,14 +57,12 @@ static const aq_kernels *kernels_of(int32_t isa) {
       return __builtin_cpu_supports("avx2") && has_f16c_and_fma() ? &aq_kernels_avx2 : 0;
 #endif
 #if defined(AQ_BUILD_AVX512)
-    case AQ_ISA_AVX512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-                 ? &aq_kernels_avx512
-                 : 0;
+    case AQ_ISA_AVX512: return has_avx512() ? &aq_kernels_avx512 : 0;
+    case AQ_ISA_AVX512_VNNI: return has_avx512() && __builtin_cpu_supports("avx512vnni") ? &aq_kernels_avx512 : 0;
 #endif
 #if defined(AQ_BUILD_NEON)
     case AQ_ISA_NEON: return &aq_kernels_neon;
+    case AQ_ISA_NEON_DOT: return has_byte_dot() ? &aq_kernels_neon : 0;
 #endif
 #if defined(AQ_BUILD_SIMD128)
     case AQ_ISA_SIMD128: return &aq_kernels_simd128;
@@ -53,7 +74,8 @@ static const aq_kernels *kernels_of(int32_t isa) {
 int32_t aq_abi_version(void) { return AQ_ABI_VERSION; }
 
 int32_t aq_best_isa(void) {
-  static const int32_t fastest_first[] = {AQ_ISA_AVX512, AQ_ISA_AVX2, AQ_ISA_NEON, AQ_ISA_SIMD128};
+  static const int32_t fastest_first[] = {AQ_ISA_AVX512_VNNI, AQ_ISA_AVX512, AQ_ISA_AVX2,
+                                          AQ_ISA_NEON_DOT, AQ_ISA_NEON, AQ_ISA_SIMD128};
   for (size_t i = 0; i < sizeof fastest_first / sizeof *fastest_first; i++)
     if (kernels_of(fastest_first[i])) return fastest_first[i];
   return AQ_ISA_SCALAR;

@@ -18,39 +18,17 @@
  *   vd, AQ_D, d_load(p): AQ_D doubles (AQ_D divides 8) from floats; d_abs(x), d_max(a, b)
  */
 #include "kernels.h"
+#include "lanes.h"
 
 #define AQ_UNPACK (AQ_W > 8 ? AQ_W : 8)
 
 AQ_INLINE vf v_set(float x) { return (vf){0} + x; }
-
-AQ_INLINE vf v_load(const float *p) {
-  vf v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-
-AQ_INLINE void v_store(float *p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 
 AQ_INLINE vf v_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
 AQ_INLINE vf v_round_half(vf x) { return v_half_value(v_half_bits(x)); }
 
 /* Loads and stores ------------------------------------------------------------------------------------------- */
-
-#if !defined(AQ_OWN_WIDEN) /* clang 14 takes these apart lane by lane for WebAssembly, which has its own */
-typedef uint16_t vh __attribute__((vector_size(2 * AQ_W)));
-
-AQ_INLINE vu v_widen(const uint16_t *p) {
-  vh half;
-  __builtin_memcpy(&half, p, sizeof half);
-  return __builtin_convertvector(half, vu);
-}
-
-AQ_INLINE void v_narrow(uint16_t *p, vu bits) {
-  vh half = __builtin_convertvector(bits, vh);
-  __builtin_memcpy(p, &half, sizeof half);
-}
-#endif
 
 typedef uint8_t vb __attribute__((vector_size(AQ_W)));
 

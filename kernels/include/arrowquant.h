@@ -11,9 +11,9 @@
  * significant bits first, [rows, words]; unused bits at a row's end are zero.
  *
  * `isa` chooses the instruction set, `threads` how many threads share the rows. `threads` never changes a byte of
- * any result. Neither does `isa` in the functions that pack, quantize, convert and measure; in those that run a
- * model (from aq_linear on) the instruction sets round differently, within a few units in the last place of the
- * terms that are added up.
+ * any result. Neither does `isa` in the functions that pack, quantize, convert, measure and move, nor with 8-bit
+ * activations; in the others that run a model (from aq_linear on) the instruction sets round differently, within a
+ * few units in the last place of the terms that are added up.
  */
 #ifndef ARROWQUANT_H
 #define ARROWQUANT_H
@@ -50,6 +50,8 @@ extern "C" {
 #define AQ_ISA_AVX512 3 /* AVX-512 F, BW, DQ, VL */
 #define AQ_ISA_NEON 4
 #define AQ_ISA_SIMD128 5 /* WebAssembly */
+#define AQ_ISA_AVX512_VNNI 6 /* AQ_ISA_AVX512 with VNNI for 8-bit activations */
+#define AQ_ISA_NEON_DOT 7    /* AQ_ISA_NEON with UDOT for 8-bit activations */
 
 /* Zero points. */
 #define AQ_ZERO_POINT_REAL 0      /* any half float */
@@ -143,6 +145,25 @@ AQ_API int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *p
                                 const uint16_t *zero_point, const float *bias, size_t rows, size_t cols, int32_t bits,
                                 size_t group_size, float *out, int32_t isa, int32_t threads);
 
+/* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1], bits 2..8, one
+ * scale and zero point a token. */
+#define AQ_ACTIVATIONS_STATIC 0    /* scale and zero_point are given, scale normal; what lies beyond is clipped */
+#define AQ_ACTIVATIONS_PER_TOKEN 1 /* scale and zero_point are the token's own range's, zero among it, and written */
+
+/* x f32[tokens, cols] -> codes u8[tokens, cols], nearest, ties to even; scale f32[tokens], zero_point i32[tokens], both
+ * read or written by `kind`. AQ_E_NONFINITE if x has NaN or infinity, AQ_E_VALUE if a given scale or zero point is out of
+ * range. */
+AQ_API int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
+                                       uint8_t *codes, float *scale, int32_t *zero_point, int32_t isa,
+                                       int32_t threads);
+
+/* aq_linear_packed of such codes, by integer products; out f32[tokens, rows], the same bytes on every instruction set.
+ * x_zero_point within 0..255 (else AQ_E_VALUE). */
+AQ_API int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point,
+                                     size_t tokens, const uint32_t *packed, const uint16_t *scale,
+                                     const uint16_t *zero_point, const float *bias, size_t rows, size_t cols,
+                                     int32_t bits, size_t group_size, float *out, int32_t isa, int32_t threads);
+
 /* x / sqrt(mean(x^2) + epsilon) * weight, by rows. weight f32[cols], null: ones. out may be x. */
 AQ_API int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float *weight, float epsilon, float *out,
                            int32_t isa, int32_t threads);
@@ -191,6 +212,22 @@ AQ_API int32_t aq_gate_add(const float *residual, const float *gate, const float
 
 /* a + b. out may be a or b. */
 AQ_API int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads);
+
+/* images f32[batch, channels, height, width] -> out f32[batch, height/patch, width/patch, channels, patch, patch]. patch
+ * divides height and width (else AQ_E_SHAPE). */
+AQ_API int32_t aq_patchify(const float *images, size_t batch, size_t channels, size_t height, size_t width,
+                           size_t patch, float *out, int32_t threads);
+
+/* tokens f32[batch, height/patch, width/patch, patch, patch, channels] -> out f32[batch, channels, height, width]. */
+AQ_API int32_t aq_unpatchify(const float *tokens, size_t batch, size_t channels, size_t height, size_t width,
+                             size_t patch, float *out, int32_t threads);
+
+/* diffusers' sinusoidal embedding: out f32[n, channels], with half = channels / 2, holds sin(a_i) in the first half and
+ * cos(a_i) in the second, or cosines_first, and a zero behind them if channels is odd; a_i = t max_period^(-i / (half -
+ * downscale_freq_shift)), rounded as PyTorch's float32 does, its sine and cosine in double. timesteps f32[n] within
+ * +-AQ_MAX_POSITION, max_period >= 1, downscale_freq_shift < half (else AQ_E_VALUE). */
+AQ_API int32_t aq_timestep_embedding(const float *timesteps, size_t n, size_t channels, int32_t cosines_first,
+                                     double downscale_freq_shift, double max_period, float *out);
 
 /* Solvers -----------------------------------------------------------------------------------------------------------
  *

@@ -29,6 +29,7 @@ import {
   quantizeCase,
   quantizeInto,
   type QuantizeSpec,
+  relativeDifference,
   specName,
   statisticsCase,
   type TimedDtype,
@@ -42,8 +43,8 @@ import {
   ggmlQuantizeCase,
   ggmlQuantizeSimdCase,
   memcpyCase,
-  relativeError,
 } from "./kernel_peers.ts";
+import { measureProducts } from "./product_suite.ts";
 import type { Summary } from "./statistics.ts";
 import type { BenchContext, Suite, SuiteReport } from "./suite.ts";
 import { rate } from "./timing.ts";
@@ -449,7 +450,7 @@ async function measurePublicApi(bench: KernelBench): Promise<void> {
         name: "dequantize()",
         contender: { run: () => void dequantize(handle.kernels, tensor) },
         check() {
-          const error = relativeError(weights, dequantize(handle.kernels, tensor));
+          const error = relativeDifference(dequantize(handle.kernels, tensor), weights);
           if (!(error < 0.12)) {
             throw new Error(`Cannot time quantize(): its relative error must be below 0.12, got ${error}`);
           }
@@ -492,7 +493,7 @@ function measureErrors(bench: KernelBench): void {
         name: `${solver} ${specName(spec)}`,
         library: "arrowquant",
         bitsPerWeight,
-        error: relativeError(weights, restored),
+        error: relativeDifference(restored, weights),
       });
     }
   }
@@ -505,7 +506,7 @@ function measureErrors(bench: KernelBench): void {
         name: `ggml ${type}`,
         library: "ggml",
         bitsPerWeight,
-        error: relativeError(weights, restored),
+        error: relativeDifference(restored, weights),
       });
     }
   }
@@ -588,6 +589,7 @@ async function measureAll(context: BenchContext, scale: KernelScale): Promise<Su
     await measureRound(bench);
     await measureDequantize(bench);
     await measureRest(bench);
+    await measureProducts(bench);
   } finally {
     ggml?.close();
   }

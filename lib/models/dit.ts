@@ -300,6 +300,11 @@ export class DitModel implements Blockwise<ImageBatch> {
     return (this.config.sampleSize / this.config.patchSize) ** 2;
   }
 
+  #image(batch: number): { batch: number; height: number; width: number; patch: number } {
+    const { sampleSize, patchSize } = this.config;
+    return { batch, height: sampleSize, width: sampleSize, patch: patchSize };
+  }
+
   #take(name: string, rows: number, cols: number): Float32Array<ArrayBuffer> {
     return this.#workspace.take(name, rows * cols);
   }
@@ -323,7 +328,8 @@ export class DitModel implements Blockwise<ImageBatch> {
   ): void {
     const count = batch * this.#tokens;
     const patches = this.#take("patches", count, this.#patch.weights.cols);
-    patchify(samples, this.config, patches);
+    const { channels } = this.config;
+    this.#operations.patchify(samples, { ...this.#image(batch), channels }, patches);
     this.#linear(this.#patch, patches, count, hidden, options);
     const positions = this.#positions;
     for (let begin = 0; begin < hidden.length; begin += positions.length) {
@@ -333,7 +339,7 @@ export class DitModel implements Blockwise<ImageBatch> {
 
   #waves(timesteps: ArrayLike<number>): Float32Array<ArrayBuffer> {
     const waves = this.#take("waves", timesteps.length, TIMESTEP_CHANNELS);
-    timestepWaves(timesteps, waves);
+    this.#operations.timestepEmbedding(timesteps, TIMESTEP_CHANNELS, { flipSinToCos: true }, waves);
     return waves;
   }
 
@@ -419,7 +425,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     const pixels = this.#take("pixels", count, this.#output2.weights.rows);
     this.#linear(this.#output2, normed, count, pixels, options);
     const output = this.#take("output", batch, config.outputChannels * config.sampleSize ** 2);
-    unpatchify(pixels, config, output);
+    operations.unpatchify(pixels, { ...this.#image(batch), channels: config.outputChannels }, output);
     return output;
   }
 
@@ -499,20 +505,6 @@ export function loadDit(path: string, kernels: Kernels, options: LoadOptions = {
   return ditFrom(checkpoint, kernels, options);
 }
 
-/** diffusers' `Timesteps` with cosines first and a frequency shift of 1. */
-function timestepWaves(timesteps: ArrayLike<number>, out: Float32Array): void {
-  const half = TIMESTEP_CHANNELS / 2;
-  for (let b = 0; b < timesteps.length; b++) {
-    for (let i = 0; i < half; i++) {
-      // float32 as in PyTorch: at t near 1000 the rounding of the angle is not negligible
-      const frequency = Math.fround(Math.exp(Math.fround(-Math.log(10_000) * i / (half - 1))));
-      const angle = Math.fround(timesteps[b]! * frequency);
-      out[b * TIMESTEP_CHANNELS + i] = Math.cos(angle);
-      out[b * TIMESTEP_CHANNELS + half + i] = Math.sin(angle);
-    }
-  }
-}
-
 /** diffusers' 2-D sine-cosine positions: the first half of a row is the column's (width), the second the row's. */
 function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffer> {
   const out = new Float32Array(side * side * width);
@@ -531,51 +523,6 @@ function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffe
     }
   }
   return out;
-}
-
-/** `f32[batch, channels, size, size]` → `f32[batch * patches, channels * patch * patch]` */
-function patchify(
-  images: Float32Array,
-  { channels, sampleSize: size, patchSize: patch }: DitConfig,
-  out: Float32Array,
-): void {
-  const side = size / patch, batch = images.length / (channels * size * size);
-  let at = 0;
-  for (let b = 0; b < batch; b++) {
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        for (let c = 0; c < channels; c++) {
-          for (let p = 0; p < patch; p++) {
-            const from = ((b * channels + c) * size + y * patch + p) * size + x * patch;
-            for (let q = 0; q < patch; q++) out[at++] = images[from + q]!;
-          }
-        }
-      }
-    }
-  }
-}
-
-/** `f32[batch * patches, patch * patch * output channels]` → `f32[batch, output channels, size, size]` */
-function unpatchify(
-  pixels: Float32Array,
-  { outputChannels: channels, sampleSize: size, patchSize: patch }: DitConfig,
-  out: Float32Array,
-): void {
-  const side = size / patch, batch = out.length / (channels * size * size);
-  let at = 0;
-  for (let b = 0; b < batch; b++) {
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        for (let p = 0; p < patch; p++) {
-          for (let q = 0; q < patch; q++) {
-            for (let c = 0; c < channels; c++) {
-              out[((b * channels + c) * size + y * patch + p) * size + x * patch + q] = pixels[at++]!;
-            }
-          }
-        }
-      }
-    }
-  }
 }
 
 function allFinite(values: Float32Array): boolean {

@@ -113,6 +113,37 @@ export const SYMBOLS = {
     ],
     result: "i32",
   },
+  // int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
+  //                                 uint8_t *codes, float *scale, int32_t *zero_point, int32_t isa, int32_t
+  //                                 threads)
+  aq_quantize_activations: {
+    parameters: ["in", "usize", "usize", "i32", "i32", "out", "inout", "inout", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t
+  //                               tokens, const uint32_t *packed, const uint16_t *scale, const uint16_t
+  //                               *zero_point, const float *bias, size_t rows, size_t cols, int32_t bits, size_t
+  //                               group_size, float *out, int32_t isa, int32_t threads)
+  aq_linear_packed_int8: {
+    parameters: [
+      "in",
+      "in",
+      "in",
+      "usize",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
   // int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float *weight, float epsilon, float
   //                     *out, int32_t isa, int32_t threads)
   aq_rms_norm: { parameters: ["in", "usize", "usize", "in", "f32", "out", "i32", "i32"], result: "i32" },
@@ -169,6 +200,21 @@ export const SYMBOLS = {
   },
   // int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads)
   aq_add: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_patchify(const float *images, size_t batch, size_t channels, size_t height, size_t width, size_t
+  //                     patch, float *out, int32_t threads)
+  aq_patchify: {
+    parameters: ["in", "usize", "usize", "usize", "usize", "usize", "out", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_unpatchify(const float *tokens, size_t batch, size_t channels, size_t height, size_t width, size_t
+  //                       patch, float *out, int32_t threads)
+  aq_unpatchify: {
+    parameters: ["in", "usize", "usize", "usize", "usize", "usize", "out", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_timestep_embedding(const float *timesteps, size_t n, size_t channels, int32_t cosines_first, double
+  //                               downscale_freq_shift, double max_period, float *out)
+  aq_timestep_embedding: { parameters: ["in", "usize", "usize", "i32", "f64", "f64", "out"], result: "i32" },
   // int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats)
   aq_solver_work: { parameters: ["usize", "usize", "i32", "out"], result: "i32" },
   // int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,

@@ -197,6 +197,8 @@ describe("the kernel suite", () => {
     inCacheRows: 1,
     fromMemoryRows: 2,
     threadedRows: 8,
+    productSide: 48,
+    vectorRows: 32,
     poolRows: 16,
     inCache: tiny,
     fromMemory: tiny,
@@ -224,6 +226,7 @@ describe("the kernel suite", () => {
       expect([row["kernel"], count, row["callsPerSample"]]).toEqual([row["kernel"], 2, 1]);
       expect(median).toBeCloseTo((row["bytesPerCall"] as number) / 0.25e-3, 3);
       // All calls of a group take the same time here: what has twice the weights is twice as fast, nothing else.
+      if (row["group"] === "Float32 products") continue; // of different sizes
       for (const ratio of row["ratios"] as { median: number }[]) expect(ratio.median).toBeCloseTo(1, 9);
     }
   });
