@@ -5,13 +5,13 @@
 import { CheckpointError, WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
-import type { LoadOptions } from "./dream.ts";
 import type { LayerObserver } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
   type EmbeddingTable,
   type LinearLayer,
+  type LoadOptions,
   lookUpRows,
   ModelTensors,
   type WantedTensor,

@@ -3,10 +3,11 @@ import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { type DitConfig, ditConfig, ditFrom, type DitModel } from "./dit.ts";
-import { dreamConfig, dreamFrom, type LoadOptions } from "./dream.ts";
+import { dreamConfig, dreamFrom } from "./dream.ts";
 import { lladaConfig, lladaFrom } from "./llada.ts";
 import type { MaskedTransformer, MaskedTransformerConfig } from "./masked_transformer.ts";
 import { ConfigFields, shown } from "./model_config.ts";
+import type { LoadOptions } from "./tensors.ts";
 
 export { type DitConfig, type DitForwardOptions, type DitModel, loadDit } from "./dit.ts";
 export {
@@ -15,14 +16,10 @@ export {
   type DreamAlgorithm,
   type DreamGenerationOptions,
   dreamSteps,
-  type Generation,
-  type GenerationStep,
   loadDream,
-  type LoadOptions,
   maskTimes,
-  runGeneration,
-  type TraceOptions,
 } from "./dream.ts";
+export { type Generation, type GenerationStep, runGeneration, type TraceOptions } from "./generation.ts";
 export { generateImages, type ImageOptions, type ImageStep, imageSteps } from "./image_sampler.ts";
 export {
   lladaGenerate,
@@ -50,7 +47,7 @@ export {
   type TimestepSpacing,
 } from "./schedulers.ts";
 export type { DenseMatrix, Matrix } from "./kernels.ts";
-export type { EmbeddingTable, LinearLayer } from "./tensors.ts";
+export type { EmbeddingTable, LinearLayer, LoadOptions } from "./tensors.ts";
 export { loadTokenizer, type Tokenizer } from "./tokenizer.ts";
 
 /** Sizes of a model before it is loaded. */

@@ -15,6 +15,12 @@ const MAX_LISTED = 40;
 /** Sentences about single tensors that a message has: one wrong size in config.json makes one a layer. */
 const MAX_DETAILED = 8;
 
+/** How a model is loaded. */
+export interface LoadOptions {
+  /** Threads of the kernels; never changes a result. Default 1. */
+  readonly threads?: number | undefined;
+}
+
 /** A tensor that a model needs. */
 export interface WantedTensor {
   readonly name: string;
