@@ -23,7 +23,7 @@ import {
 } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { RandomStream } from "./random.ts";
-import { type LoadOptions, ModelTensors } from "./tensors.ts";
+import { type LoadOptions, ModelTensors, type TensorList } from "./tensors.ts";
 import {
   checkSamplingOptions,
   type Confidence,
@@ -115,11 +115,16 @@ export function dreamFrom(
     );
   }
   const config = dreamConfig(ConfigFields.of(checkpoint));
-  const tensors = new ModelTensors(checkpoint, kernels, wantedTensors(config, NAMES), [
-    ...IGNORED,
-    ...(config.tiesHead ? [/^lm_head\.weight$/] : []),
-  ]);
+  const tensors = new ModelTensors(checkpoint, kernels, dreamTensors(config));
   return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options.threads);
+}
+
+/** What a Dream model of these sizes has. */
+export function dreamTensors(config: MaskedTransformerConfig): TensorList {
+  return {
+    wanted: wantedTensors(config, NAMES),
+    ignored: [...IGNORED, ...(config.tiesHead ? [/^lm_head\.weight$/] : [])],
+  };
 }
 
 /**

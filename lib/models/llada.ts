@@ -23,7 +23,7 @@ import {
 } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { RandomStream } from "./random.ts";
-import { type LoadOptions, ModelTensors } from "./tensors.ts";
+import { type LoadOptions, ModelTensors, type TensorList } from "./tensors.ts";
 import {
   checkSamplingOptions,
   indexOfLargest,
@@ -115,11 +115,21 @@ export function lladaFrom(
   }
   const fields = ConfigFields.of(checkpoint);
   const config = lladaConfig(fields);
+  const tensors = new ModelTensors(checkpoint, kernels, lladaTensors(fields, config));
+  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, namesOf(fields), options.threads);
+}
+
+function namesOf(fields: ConfigFields): TransformerNames {
   const otherBias = fields.flag("include_bias", false);
-  const all = names(otherBias || fields.flag("include_qkv_bias", false), otherBias);
-  const ignored = config.tiesHead ? [/^model\.transformer\.ff_out\.weight$/] : [];
-  const tensors = new ModelTensors(checkpoint, kernels, wantedTensors(config, all), ignored);
-  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, all, options.threads);
+  return names(otherBias || fields.flag("include_qkv_bias", false), otherBias);
+}
+
+/** What a LLaDA model of this configuration has. */
+export function lladaTensors(fields: ConfigFields, config: MaskedTransformerConfig): TensorList {
+  return {
+    wanted: wantedTensors(config, namesOf(fields)),
+    ignored: config.tiesHead ? [/^model\.transformer\.ff_out\.weight$/] : [],
+  };
 }
 
 /**
