@@ -157,7 +157,11 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const described = modelConfig(checkpoint);
   const misplaced = FOREIGN[described.kind].find((name) => values[name] !== undefined);
   if (misplaced !== undefined) {
-    throw usageError(`--${misplaced} is not for ${FAMILY[described.kind]}`, HELP);
+    const isDrawn = IMAGE_ONLY.some((name) => name === misplaced);
+    throw usageError(
+      `--${misplaced} is not for ${isDrawn ? "a model that writes" : FAMILY[described.kind]}`,
+      HELP,
+    );
   }
   using kernels = await openKernels({ backend: config.backend, onMessage: display.log });
   display.log(`${described.kind}; ${kernels.describe()}, threads ${threads}`);
