@@ -202,7 +202,7 @@ function announce(
   const memory = forecastMemory(kernels, needs, { activationBytes, rows });
   if (!ignoresMemory) {
     const wayOut =
-      "quantize it (scripts/quantize.ts MODEL OUT --bits 4), ask for less at a time, or try anyway " +
+      "quantize it to fewer bits (scripts/quantize.ts MODEL OUT --bits 4), ask for less at a time, or try anyway " +
       "with --ignore-memory";
     checkMemory(checkpoint.path, memory, wayOut);
   }

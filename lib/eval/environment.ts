@@ -57,6 +57,13 @@ export function resetPeakResident(): boolean {
   }
 }
 
+/** Lets the engine free what nothing refers to any more, where it takes the hint: before the next large model is read. */
+export function collectGarbage(): void {
+  const { Bun: bun, gc } = globalThis as { Bun?: { gc(synchronous: boolean): void }; gc?: () => void };
+  if (bun !== undefined) bun.gc(true);
+  else gc?.();
+}
+
 /** Processor time of all processes, in seconds, undefined where the system does not tell. */
 function machineSeconds(): number | undefined {
   try {

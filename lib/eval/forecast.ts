@@ -74,8 +74,8 @@ export function forecastMemory(
   };
 }
 
-/** Bytes that this process may still take, undefined where the system does not tell. */
-export function availableMemoryBytes(): number | undefined {
+/** Bytes that this process may still take; Infinity where the system does not tell. */
+export function availableMemoryBytes(): number {
   const counted = (path: string): number | undefined => {
     const text = existsSync(path) ? readFileSync(path, "utf8").trim() : "";
     return /^\d+$/.test(text) ? Number(text) : undefined;
@@ -86,7 +86,7 @@ export function availableMemoryBytes(): number | undefined {
     const room = limit === undefined || used === undefined ? Infinity : Math.max(0, limit - used);
     return Math.min(freemem(), room);
   } catch {
-    return undefined; // Deno without the permission to look
+    return Infinity; // Deno without the permission to look
   }
 }
 
@@ -95,18 +95,18 @@ export function availableMemoryBytes(): number | undefined {
  *
  * @param path the model, for the message
  * @param wayOut what its user can do, as a clause
- * @param available default {@linkcode availableMemoryBytes}; nothing is refused where it is not known
+ * @param available default {@linkcode availableMemoryBytes}
  * @throws {MemoryError} saying how much is missing and what can be done
  */
 export function checkMemory(
   path: string,
   forecast: MemoryForecast,
   wayOut: string,
-  available: number | undefined = availableMemoryBytes(),
+  available: number = availableMemoryBytes(),
 ): void {
   // What the process holds already is not available any more.
   const needed = forecast.total - forecast.process;
-  if (available === undefined || needed <= available) return;
+  if (needed <= available) return;
   throw new MemoryError(
     `Cannot run ${JSON.stringify(path)}: the model and its run must fit into the memory available, ${
       sizeText(available)
@@ -135,7 +135,7 @@ export function sizeText(bytes: number): string {
     : bytes >= 999.5e3
     ? ["MB", 1e6] as const
     : ["kB", 1e3] as const;
-  return `${(bytes / size).toPrecision(3)} ${unit}`;
+  return `${Number((bytes / size).toPrecision(3))} ${unit}`;
 }
 
 // Time ---------------------------------------------------------------------------------------------------------
