@@ -157,6 +157,8 @@ function logSoftmax(logits: Float32Array, begin: number, excluded: number, out: 
 export interface TrajectoryOptions {
   readonly images: number;
   readonly steps: number;
+  /** Images of one forward pass. Default 16. */
+  readonly batch?: number | undefined;
   readonly seed?: number | undefined;
 }
 
@@ -176,18 +178,31 @@ export interface Trajectory {
 export function trajectoryOf(
   model: DitModel,
   scheduler: Scheduler,
-  { images, steps, seed = 0 }: TrajectoryOptions,
+  { images, steps, batch = 16, seed = 0 }: TrajectoryOptions,
   full?: Trajectory,
 ): Trajectory {
-  const drawn = drawImages(model, scheduler, images, { sampler: "ddim", steps, seed, trajectory: true });
+  const drawn = drawImages(model, scheduler, images, {
+    sampler: "ddim",
+    steps,
+    batch,
+    seed,
+    trajectory: true,
+  });
   const timesteps = [...scheduler.timesteps(steps)];
   const states = (full?.drawn ?? drawn).trajectory!;
   const { elements, labels } = drawn;
   const predictions = timesteps.map((timestep, step) => {
-    const output = model.forward(states[step]!, new Array<number>(images).fill(timestep), labels);
-    const width = output.length / images, own = new Float32Array(images * elements);
-    // a learned variance follows the prediction
-    for (let i = 0; i < images; i++) own.set(output.subarray(i * width, i * width + elements), i * elements);
+    const own = new Float32Array(images * elements);
+    for (let begin = 0; begin < images; begin += batch) {
+      const count = Math.min(batch, images - begin);
+      const samples = states[step]!.subarray(begin * elements, (begin + count) * elements);
+      const times = new Array<number>(count).fill(timestep);
+      const output = model.forward(samples, times, labels.subarray(begin, begin + count));
+      const width = output.length / count; // a learned variance follows the prediction
+      for (let i = 0; i < count; i++) {
+        own.set(output.subarray(i * width, i * width + elements), (begin + i) * elements);
+      }
+    }
     return own;
   });
   return { drawn, timesteps, predictions };

@@ -121,7 +121,7 @@ export function checkMemory(
 export function memoryText({ process, weights, activations, copies, spare, total }: MemoryForecast): string {
   const parts = [
     `${sizeText(weights)} weights`,
-    `${sizeText(activations)} activations`,
+    `${sizeText(activations)} activations and buffers`,
     ...(copies > 0 ? [`${sizeText(copies)} WebAssembly's copies`] : []),
     `${sizeText(process + spare)} process`,
   ];
