@@ -247,7 +247,7 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
   if (places.length === 0) {
     throw usageError("nothing to write: --length is 0 and the prompt has no mask", HELP);
   }
-  const seed = number(values, "seed") ?? 0;
+  const seed = wholeNumber("seed", values.seed ?? "0");
   const stored = kind === "dream" ? storedGeneration(checkpoint.folder) : {};
   const steps = checkedSteps(values) ?? (answer === undefined ? stored.steps : undefined);
   const sampling = {
@@ -396,7 +396,7 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   if (!Number.isInteger(zoom) || zoom < 1 || zoom > 64) {
     throw usageError(`--zoom must be a whole number from 1 to 64, got ${zoom}`, HELP);
   }
-  const seed = number(values, "seed") ?? 0, guidance = number(values, "guidance") ?? 1;
+  const seed = wholeNumber("seed", values.seed ?? "0"), guidance = number(values, "guidance") ?? 1;
   const sampler = choice(values, "sampler", ["ddim", "ddpm"]) as SamplerName | undefined;
   const scheduler = loadScheduler(checkpoint.folder);
   scheduler.timesteps(steps); // refuses too many
