@@ -75,7 +75,8 @@ export function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
   }
   const headSize = fields.count("head_dim", hiddenSize / heads);
   if (headSize % 2 !== 0) {
-    throw fields.fault("hidden_size", "such that a head's size is even, for rotary positions", hiddenSize);
+    const key = fields.has("head_dim") ? "head_dim" : "hidden_size";
+    throw fields.fault(key, `such that a head's size is even, for rotary positions`);
   }
   const maskToken = fields.token("mask_token_id", vocabularySize);
   if (maskToken === undefined) throw fields.fault("mask_token_id", `a token from 0 to ${vocabularySize - 1}`);
