@@ -121,6 +121,16 @@ async function planModel(context: BenchContext, path: string): Promise<[ModelPla
       weightsFolder,
     };
   })();
+  const packed = needs.matrices.find(({ held }) => typeof held === "number");
+  if (packed !== undefined) {
+    throw new CheckpointError(
+      `Cannot measure ${JSON.stringify(path)}: weights must be plain, got ${
+        JSON.stringify(packed.name)
+      } in ${packed.held} bits; ` +
+        "give the original, or dequantize it first (scripts/dequantize.ts)",
+      { path, tensor: packed.name },
+    );
+  }
   const { kind, config } = needs.model;
   const base = { path, folder };
   const missing = (kind === "dit" ? IMAGE_FILES : MASKED_FILES).filter((name) =>

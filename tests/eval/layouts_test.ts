@@ -1,6 +1,6 @@
 /** Checkpoints in the layouts of Dream 7B, LLaDA 8B and DiT-XL/2, small and without tasks, through the same commands as the reference models. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { drawImages } from "../../lib/eval/dit_metrics.ts";
 import {
@@ -15,6 +15,7 @@ import { type LoadedModel, loadModel, loadScheduler } from "../../lib/models/mod
 import { openKernels } from "../../lib/native/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { MODELS, run, workplace } from "../_checkpoints.ts";
+import { dreamCheckpoint, store } from "../_models.ts";
 import { thrown } from "../tensor/_files.ts";
 
 const place = workplace();
@@ -123,6 +124,34 @@ describe("a folder made in a published layout", () => {
     const drawn = run("generate.ts", [folders.dit.folder, "--class", "1", "--steps", "2", "--out", out]);
     expect([drawn.code, existsSync(out)]).toEqual([0, true]);
     expect(drawn.stderr).toContain("4 channels are no colours");
+  });
+
+  test("bench.ts takes a diffusers pipeline, and one file", () => {
+    const pipeline = place.fresh("pipeline"), { folder } = folders.dit;
+    mkdirSync(join(pipeline, "scheduler"), { recursive: true });
+    cpSync(folder, join(pipeline, "transformer"), { recursive: true });
+    renameSync(
+      join(pipeline, "transformer", "scheduler_config.json"),
+      join(pipeline, "scheduler", "scheduler_config.json"),
+    );
+    writeFileSync(join(pipeline, "model_index.json"), "{}");
+    const file = join(store(place.fresh("one"), dreamCheckpoint()), "model.safetensors");
+    const models = ["--model", pipeline, "--model", file];
+    const { code, stdout } = run("bench.ts", [
+      ...models,
+      "--bits",
+      "2",
+      "--solver",
+      "round",
+      "--limit",
+      "1",
+      "--json",
+    ]);
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout).rows.map(({ kind }: { kind: string }) => kind)).toEqual([
+      ...Array(2).fill("image model, synthetic trajectories"),
+      ...Array(2).fill("masked language model, synthetic sequences"),
+    ]);
   });
 
   test("generate.ts says what is missing where there is no tokenizer", () => {
