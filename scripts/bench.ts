@@ -25,7 +25,7 @@ import {
   MAX_THREADS,
   SOLVERS,
 } from "../lib/quant/mod.ts";
-import { OtherLoad } from "../lib/eval/environment.ts";
+import { OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import { EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
 
 const INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "neon", "simd128"] as const satisfies InstructionSet[];
@@ -234,7 +234,16 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const body = [...formatReport(report), ...closing];
   const result = `${
     JSON.stringify(
-      { suite: suite.name, command, environment, options, seconds, otherCores, ...report },
+      {
+        suite: suite.name,
+        command,
+        environment,
+        options,
+        seconds,
+        otherCores,
+        peakResidentBytes: peakResidentBytes(),
+        ...report,
+      },
       null,
       2,
     )

@@ -84,6 +84,19 @@ describe("running a model in a process of its own", () => {
   });
 });
 
+test("bench.ts holds one model at a time, and no more than it said before", () => {
+  const args = ["--model", large, "--bits", "8,4", "--solver", "round", "--limit", "2", "--json"];
+  const { code, stdout, stderr } = run("bench.ts", args);
+  expect(code).toBe(0);
+  const { weightBytes } = requirementsAt(large);
+  const [, size, unit] = /needs ([\d.]+) (MB|GB) of memory/.exec(stderr)!;
+  const said = Number(size) * (unit === "GB" ? 1e9 : 1e6);
+  const { peakResidentBytes } = JSON.parse(stdout);
+  expect(peakResidentBytes).toBeGreaterThan(weightBytes);
+  expect(peakResidentBytes).toBeLessThan(said * 1.005); // it was rounded
+  expect(said).toBeLessThan(2 * weightBytes);
+});
+
 /** A Dream of the layout of 7B whose files are of the right size but hold nothing: no disk has to be so large. */
 function hollowCheckpoint(folder: string, blocks: number): string | undefined {
   const sizes = { width: 3584, inner: 18_944, blocks, heads: 28, kvHeads: 4, vocabulary: 64 };

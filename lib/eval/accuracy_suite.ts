@@ -165,7 +165,6 @@ async function measurePuzzles(
   const along = (title: string, digits: number, value: (bin: MaskedComparison) => number, part = rows) =>
     byBin(
       `${nameOf(path)}: ${title} by mask ratio`,
-      [],
       ratios,
       digits,
       part.map(({ setting, result }) => ({
