@@ -58,7 +58,9 @@ export function resetPeakResident(): boolean {
 }
 
 /** Lets the engine free what nothing refers to any more, where it takes the hint: before the next large model is read. */
-export function collectGarbage(): void {
+export async function collectGarbage(): Promise<void> {
+  // From an empty stack: an engine that scans it would find what calls before have left there.
+  await new Promise((resolve) => setTimeout(resolve));
   const { Bun: bun, gc } = globalThis as { Bun?: { gc(synchronous: boolean): void }; gc?: () => void };
   if (bun !== undefined) bun.gc(true);
   else gc?.();

@@ -64,12 +64,13 @@ export async function atEverySetting<Result>(
             num_threads: options.threads ?? 0,
           },
         });
+        await collectGarbage(); // the model before this one
         const begin = performance.now();
         await quantizeCheckpoint({ input: path, output: folder, config, kernels, force: true });
         quantizeSeconds = (performance.now() - begin) / 1000;
         stored = measureStored(kernels, path, folder);
       }
-      collectGarbage(); // the model before this one
+      await collectGarbage(); // what was read back
       const begin = performance.now();
       const result = await measure(folder, setting);
       measured.push({
