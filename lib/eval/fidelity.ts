@@ -30,6 +30,17 @@ export interface SyntheticSequence {
  * Sequences of tokens drawn evenly from all but the special ones; mask ratios are spread evenly over (0, 1], at least one position is masked.
  *
  * @throws {RangeError} when the vocabulary has nothing but special tokens
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ * import { loadDream } from "../models/mod.ts";
+ * import { maskedFidelity, maskedLogits, syntheticSequences } from "./fidelity.ts";
+ * const model = loadDream("tests/models/dream-mini", await openKernels());
+ * const sequences = syntheticSequences(model.config, { sequences: 4, tokens: 16, seed: 1 });
+ * const logits = maskedLogits(model, sequences, true);
+ * console.log(maskedFidelity(model.config, sequences, logits, logits).at(-1)!.kl.value); // 0 from itself
+ * ```
  */
 export function syntheticSequences(
   { vocabularySize, maskToken, padToken, bosToken, eosToken }: MaskedTransformerConfig,
@@ -174,6 +185,16 @@ export interface Trajectory {
  * Draws with a model by DDIM, then lets it predict at each state of full precision's trajectory - its own, when none is given.
  *
  * @param full full precision's, with the same options
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ * import { loadDit, loadScheduler } from "../models/mod.ts";
+ * import { trajectoryFidelity, trajectoryOf } from "./fidelity.ts";
+ * const model = loadDit("tests/models/glyph-dit", await openKernels());
+ * const full = trajectoryOf(model, loadScheduler("tests/models/glyph-dit"), { images: 2, steps: 3 });
+ * console.log(trajectoryFidelity(full, full).drift.at(-1)!.relativeDistance.value); // 0 from itself
+ * ```
  */
 export function trajectoryOf(
   model: DitModel,

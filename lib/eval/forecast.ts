@@ -45,6 +45,19 @@ export interface RunSizes {
  * Memory that running a model takes at its peak.
  *
  * @throws {MemoryError} when WebAssembly cannot address one of its products
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ * import { forwardCost, requirementsAt } from "../models/mod.ts";
+ * import { checkMemory, forecastMemory, forecastTime, memoryText, timeText } from "./forecast.ts";
+ * const kernels = await openKernels();
+ * const needs = requirementsAt("tests/models/dream-mini");
+ * const { activationBytes, multiplyAdds } = forwardCost(needs.model, { batch: 1, tokens: 36 });
+ * const memory = forecastMemory(kernels, needs, { activationBytes, rows: 36 });
+ * checkMemory("tests/models/dream-mini", memory, "buy more");
+ * console.log(memoryText(memory), timeText(forecastTime(kernels, needs, multiplyAdds, 36, 1)));
+ * ```
  */
 export function forecastMemory(
   kernels: Kernels,

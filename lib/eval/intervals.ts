@@ -165,6 +165,12 @@ export function bootstrapRatio(
  * differ between the strata - errors at different timesteps - so that only chance inside them makes the interval.
  *
  * @throws {RangeError} when there is no stratum, one is empty, or a value is not finite
+ *
+ * @example
+ * ```ts
+ * import { stratifiedMean } from "./intervals.ts";
+ * console.log(stratifiedMean([[1, 2, 3], [100, 102]]).value); // 51.5
+ * ```
  */
 export function stratifiedMean(
   strata: readonly ArrayLike<number>[],

@@ -78,13 +78,34 @@ export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
   return { model, weights, matrixWeights, weightBytes, matrices };
 }
 
-/** {@linkcode modelRequirements} of the checkpoint at a path. */
+/**
+ * {@linkcode modelRequirements} of the checkpoint at a path.
+ *
+ * @throws as {@linkcode modelRequirements} and `openCheckpoint`
+ *
+ * @example
+ * ```ts
+ * import { requirementsAt } from "./requirements.ts";
+ * const { matrices } = requirementsAt("tests/models/glyph-dit");
+ * console.log(matrices.length, matrices[0]!.held); // 63 F32
+ * ```
+ */
 export function requirementsAt(path: string): ModelRequirements {
   using checkpoint = openCheckpoint(path);
   return modelRequirements(checkpoint);
 }
 
-/** What a forward pass takes: of `batch` images, or of `batch` sequences of so many tokens. */
+/**
+ * What a forward pass takes: of `batch` images, or of `batch` sequences of so many tokens.
+ *
+ * @example
+ * ```ts
+ * import { forwardCost, requirementsAt } from "./requirements.ts";
+ * const { model } = requirementsAt("tests/models/dream-mini");
+ * const { activationBytes, multiplyAdds } = forwardCost(model, { batch: 1, tokens: 36, rows: 4 });
+ * console.log(activationBytes, multiplyAdds);
+ * ```
+ */
 export function forwardCost({ kind, config }: ModelConfig, shape: ForwardShape): ForwardCost {
   return kind === "dit" ? ditForwardCost(config, shape.batch) : maskedForwardCost(config, shape);
 }
