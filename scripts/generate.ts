@@ -67,7 +67,7 @@ Drawing:
   --guidance X         class-free guidance; default 1, none
   --zoom N             pixels a pixel; default 8 for images under 64 pixels, else 1
 Both:
-  --steps N            default: one a mask; 50 when drawing
+  --steps N            default: one a mask; 50 when drawing, or as many as the training had
   --seed N             default 0
   --trace              show the masks being filled, in place on a terminal and a line a step elsewhere;
                        put the way from noise to image into the PNG
@@ -114,6 +114,7 @@ type Values = Readonly<Partial<Record<(typeof STRINGS)[number], string>>>;
 const DEFAULT_LENGTH = 32;
 /** A vocabulary of at most so many tokens is that of the puzzles; texts have thousands. */
 const PUZZLE_VOCABULARY = 64;
+const DRAWING_STEPS = 50;
 /** Stands for a mask where text is shown. */
 const MASK_SIGN = "░";
 /** Pictures of a trace. */
@@ -391,7 +392,6 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   if (bad !== undefined) {
     throw usageError(`--class must be from 0 to ${config.classes - 1}, got ${bad}`, HELP);
   }
-  const steps = checkedSteps(values) ?? 50;
   const zoom = number(values, "zoom") ?? (config.sampleSize < 64 ? 8 : 1);
   if (!Number.isInteger(zoom) || zoom < 1 || zoom > 64) {
     throw usageError(`--zoom must be a whole number from 1 to 64, got ${zoom}`, HELP);
@@ -399,6 +399,7 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   const seed = wholeNumber("seed", values.seed ?? "0"), guidance = number(values, "guidance") ?? 1;
   const sampler = choice(values, "sampler", ["ddim", "ddpm"]) as SamplerName | undefined;
   const scheduler = loadScheduler(checkpoint.folder);
+  const steps = checkedSteps(values) ?? Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
   scheduler.timesteps(steps); // refuses too many
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
   const needed = announce(run, { batch, tokens: 0 }, 0, steps);

@@ -151,12 +151,22 @@ async function planModel(context: BenchContext, path: string): Promise<[ModelPla
     return [{ ...base, route: "puzzles", puzzles: await choosePuzzles(context, folder, config) }, needs];
   }
   if (kind === "llada") reason = "the puzzles are posed as Dream's are trained";
-  const sequences = syntheticSequences(config, {
+  const sequences = sequencesOf(path, config, {
     sequences: limit ?? (quick ? 4 : SYNTHETIC.sequences),
     tokens: Math.min(SYNTHETIC.tokens, config.maxTokens),
     seed,
   });
   return [{ ...base, route: "sequences", kind, config, sequences, reason }, needs];
+}
+
+/** Synthetic sequences for a model; one whose vocabulary has no ordinary tokens is at fault. */
+function sequencesOf(path: string, ...sizes: Parameters<typeof syntheticSequences>): SyntheticSequence[] {
+  try {
+    return syntheticSequences(...sizes);
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause;
+    throw new CheckpointError(`Cannot measure ${JSON.stringify(path)}: ${cause.message}`, { path, cause });
+  }
 }
 
 /** The puzzles of the tasks asked for, each tried on the tokenizer. */
@@ -179,12 +189,25 @@ async function choosePuzzles(
   const limit = options.limit ?? (options.quick ? 20 : Infinity);
   const puzzles = wanted.flatMap((task) => all.filter((puzzle) => puzzle.task === task).slice(0, limit));
   const tokenizer = await loadTokenizer(folder);
+  const fault = (reason: string, cause?: unknown) =>
+    new CheckpointError(`Cannot use ${JSON.stringify(path)}: ${reason}`, { path, cause });
+  const { maxTokens, vocabularySize } = config;
+  if (maxTokens < PUZZLE_TOKENS) {
+    throw fault(`the model must take the ${PUZZLE_TOKENS} tokens of a puzzle, got ${maxTokens}`);
+  }
   for (const { prompt, answer } of puzzles) {
+    let tokens: Int32Array;
     try {
-      puzzleCanvas({ path: folder, config }, tokenizer, prompt, tokenizer.encode(answer).length);
+      const answerTokens = tokenizer.encode(answer);
+      const canvas = puzzleCanvas({ path: folder, config }, tokenizer, prompt, answerTokens.length);
+      tokens = Int32Array.of(...canvas, ...answerTokens);
     } catch (cause) {
       if (!(cause instanceof RangeError)) throw cause;
-      throw new CheckpointError(`Cannot use ${JSON.stringify(path)}: ${cause.message}`, { path, cause });
+      throw fault(cause.message, cause);
+    }
+    const bad = tokens.find((token) => token >= vocabularySize);
+    if (bad !== undefined) {
+      throw fault(`tokens of ${JSON.stringify(prompt)} must be below ${vocabularySize}, got ${bad}`);
     }
   }
   return puzzles;

@@ -24,6 +24,9 @@ const TIMESTEP_CHANNELS = 256;
 /** Epsilon of the norms in front of attention and of the output; that in front of the feed-forward is configured. */
 const NORM_EPSILON = 1e-6;
 
+/** Most numbers of the table of positions, 1 GiB: no tensor has a size that would speak against a larger image. */
+const MAX_POSITION_ELEMENTS = 2 ** 28;
+
 /** Sizes and constants of a DiT. */
 export interface DitConfig {
   /** Height and width of the input, in pixels (or latents). */
@@ -91,6 +94,14 @@ export function ditConfig(fields: ConfigFields): DitConfig {
       "attention_head_dim",
       `such that ${heads} heads make a width divisible by 4`,
       headSize,
+    );
+  }
+  const most = Math.floor(Math.sqrt(MAX_POSITION_ELEMENTS / hiddenSize)) * patchSize;
+  if (sampleSize > most) {
+    throw fields.fault(
+      "sample_size",
+      `at most ${most} with patches of ${patchSize} and this width`,
+      sampleSize,
     );
   }
   return {
