@@ -136,6 +136,16 @@ describe("Dream", () => {
     expect(loadDream(path, kernels).weightBytes).toBe(requirementsAt(path).weightBytes);
   });
 
+  test("in float64, tables of more numbers than are converted at once", () => {
+    const wide = { ...sizes, vocabulary: 30_000 }; // 1.2 million numbers in embedding and head
+    const [narrow, double] = (["F32", "F64"] as const).map((dtype) => {
+      const model = loadDream(store(place.fresh(), dreamCheckpoint(wide, dtype)), kernels);
+      return { logits: model.forward(Int32Array.of(29_999, 5, 28_000), 1).slice(), bytes: model.weightBytes };
+    });
+    expect(double!.logits.length).toBe(3 * 30_000);
+    expect(double).toEqual(narrow);
+  });
+
   test("with types that differ from tensor to tensor, in shards with an index", () => {
     const { tensors, config } = dreamCheckpoint(sizes, "F32");
     const dtypes = ["F32", "BF16", "F16", "F64"] as const;

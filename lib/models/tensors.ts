@@ -6,7 +6,7 @@ import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { convertFloats, dequantize, type PackedTensor } from "../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../quant/packed_checkpoint.ts";
-import { type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
+import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
 import type { DenseMatrix, Matrix, WeightDtype } from "./kernels.ts";
 import { shown } from "./model_config.ts";
 
@@ -14,6 +14,9 @@ import { shown } from "./model_config.ts";
 const MAX_LISTED = 40;
 /** Sentences about single tensors that a message has: one wrong size in config.json makes one a layer. */
 const MAX_DETAILED = 8;
+
+/** Elements that are converted at once. */
+const CONVERTED_ELEMENTS = 2 ** 20;
 
 /** How a model is loaded. */
 export interface LoadOptions {
@@ -177,16 +180,21 @@ export class ModelTensors {
       : { rows, cols, dtype: kept, data: new Uint16Array(buffer) };
   }
 
+  /** Reads a tensor once, straight into the memory that keeps it; another type goes through a small buffer. */
   #convert(name: string, wanted: WeightDtype): Uint8Array<ArrayBuffer> {
     const { info } = this.#checkpoint.tensors.get(name)!;
-    const bytes = this.#checkpoint.read(name);
-    if (info.dtype === wanted) return bytes;
-    return convertFloats(
-      this.#kernels,
-      { data: bytes, dtype: info.dtype as FloatDtype },
-      info.elements,
-      wanted,
-    );
+    if (info.dtype === wanted) return this.#checkpoint.read(name);
+    const dtype = info.dtype as FloatDtype;
+    const from = BYTES_PER_ELEMENT[dtype], to = BYTES_PER_ELEMENT[wanted];
+    const out = new Uint8Array(info.elements * to);
+    const buffer = new Uint8Array(Math.min(CONVERTED_ELEMENTS, info.elements) * from);
+    for (let begin = 0; begin < info.elements; begin += CONVERTED_ELEMENTS) {
+      const count = Math.min(CONVERTED_ELEMENTS, info.elements - begin);
+      const data = buffer.subarray(0, count * from);
+      this.#checkpoint.readInto(name, begin * from, data);
+      out.set(convertFloats(this.#kernels, { data, dtype }, count, wanted), begin * to);
+    }
+    return out;
   }
 }
 
