@@ -3,7 +3,7 @@
  * synthetic weights. The memory is checked against what the machine has left; the time is an estimate and says so.
  */
 import { existsSync, readFileSync } from "node:fs";
-import { freemem } from "node:os";
+import { freemem, totalmem } from "node:os";
 import process from "node:process";
 import { MemoryError } from "../errors.ts";
 import { linear, type Matrix } from "../models/kernels.ts";
@@ -97,7 +97,8 @@ export function availableMemoryBytes(): number {
     // A container's limit counts, not only the machine's memory.
     const limit = counted("/sys/fs/cgroup/memory.max"), used = counted("/sys/fs/cgroup/memory.current");
     const room = limit === undefined || used === undefined ? Infinity : Math.max(0, limit - used);
-    return Math.min(freemem(), room);
+    // Elsewhere "free" leaves out what the system would give back at once: there only what can never fit is known.
+    return Math.min(process.platform === "linux" ? freemem() : totalmem(), room);
   } catch {
     return Infinity; // Deno without the permission to look
   }
