@@ -5,15 +5,17 @@
 import { CheckpointError, WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
-import type { LoadOptions } from "./dream.ts";
 import { type Blockwise, type LayerOptions, type Stage, withWeights } from "./blockwise.ts";
+import type { ForwardCost } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
   type EmbeddingTable,
   type LinearLayer,
+  type LoadOptions,
   lookUpRows,
   ModelTensors,
+  type TensorList,
   type WantedTensor,
 } from "./tensors.ts";
 import { Workspace } from "./workspace.ts";
@@ -22,6 +24,9 @@ import { Workspace } from "./workspace.ts";
 const TIMESTEP_CHANNELS = 256;
 /** Epsilon of the norms in front of attention and of the output; that in front of the feed-forward is configured. */
 const NORM_EPSILON = 1e-6;
+
+/** Most numbers of the table of positions, 1 GiB: no tensor has a size that would speak against a larger image. */
+const MAX_POSITION_ELEMENTS = 2 ** 28;
 
 /** Sizes and constants of a DiT. */
 export interface DitConfig {
@@ -92,6 +97,14 @@ export function ditConfig(fields: ConfigFields): DitConfig {
       headSize,
     );
   }
+  const most = Math.floor(Math.sqrt(MAX_POSITION_ELEMENTS / hiddenSize)) * patchSize;
+  if (sampleSize > most) {
+    throw fields.fault(
+      "sample_size",
+      `at most ${most} with patches of ${patchSize} and this width`,
+      sampleSize,
+    );
+  }
   return {
     sampleSize,
     patchSize,
@@ -111,7 +124,8 @@ export function ditConfig(fields: ConfigFields): DitConfig {
 
 const blockPrefix = (index: number) => `transformer_blocks.${index}`;
 
-function wantedDitTensors(config: DitConfig): WantedTensor[] {
+/** What a DiT of these sizes has. */
+export function ditTensors(config: DitConfig): TensorList {
   const { hiddenSize: width, patchSize, channels, outputChannels } = config;
   const linear = (name: string, rows: number, cols: number, bias = true): WantedTensor[] => [
     { name: `${name}.weight`, shape: [rows, cols] },
@@ -138,13 +152,31 @@ function wantedDitTensors(config: DitConfig): WantedTensor[] {
       ...linear(`${prefix}.ff.net.2`, width, 4 * width),
     ];
   });
-  return [
+  const wanted = [
     { name: "pos_embed.proj.weight", shape: [width, channels, patchSize, patchSize] },
     { name: "pos_embed.proj.bias", shape: [width] },
     ...blocks.flat(),
     ...linear("proj_out_1", 2 * width, width),
     ...linear("proj_out_2", patchSize * patchSize * outputChannels, width),
   ];
+  return { wanted, ignored: [/^pos_embed\.pos_embed$/] };
+}
+
+/** What a forward pass of `batch` images takes: {@linkcode DitModel.scratchBytes} afterwards, and its products. */
+export function ditForwardCost(config: DitConfig, batch: number): ForwardCost {
+  const { hiddenSize: width, sampleSize, patchSize, channels, outputChannels, blocks } = config;
+  const tokens = (sampleSize / patchSize) ** 2, count = batch * tokens;
+  const patch = patchSize ** 2 * channels, pixels = patchSize ** 2 * outputChannels;
+  const floats = count * patch + 10 * count * width + // patches; hidden, normed, delta, query, key, value, inner (4)
+    batch * (TIMESTEP_CHANNELS + 8 * width) + // waves, condition, conditionInner, modulation
+    count * pixels + batch * outputChannels * sampleSize ** 2 + tokens * width; // pixels, output, positions
+  const condition = batch * width * (TIMESTEP_CHANNELS + width);
+  const block = condition + 6 * batch * width ** 2 + 12 * count * width ** 2 + 2 * count * tokens * width;
+  return {
+    activationBytes: 4 * floats,
+    multiplyAdds: count * patch * width + blocks * block + condition + 2 * batch * width ** 2 +
+      count * width * pixels,
+  };
 }
 
 /** Noisy images that are run together, for a model run block by block. */
@@ -203,9 +235,9 @@ export class DitModel implements Blockwise<ImageBatch> {
     this.weightBytes = tensors.bytes;
   }
 
-  /** Bytes of scratch held for the largest call so far. */
+  /** Bytes of positions and of scratch held for the largest call so far. */
   get scratchBytes(): number {
-    return this.#workspace.bytes;
+    return this.#positions.byteLength + this.#workspace.bytes;
   }
 
   /** Numbers of one input image. */
@@ -481,7 +513,7 @@ export function ditFrom(checkpoint: Checkpoint, kernels: Kernels, options: LoadO
     );
   }
   const config = ditConfig(ConfigFields.of(checkpoint));
-  const tensors = new ModelTensors(checkpoint, kernels, wantedDitTensors(config), [/^pos_embed\.pos_embed$/]);
+  const tensors = new ModelTensors(checkpoint, kernels, ditTensors(config));
   return new DitModel(checkpoint.path, config, kernels, tensors, options.threads);
 }
 

@@ -152,7 +152,7 @@ describe("openKernels", () => {
       `{ backend: (await Promise.all([openKernels(), openKernels(), openKernels()])).map((k) => k.backend).join() === "native,native,native" ? "native" : "wasm" }`,
     );
     expect(opened.backend).toBe("native");
-  }, 300_000); // two builds
+  }, 300_000);
 
   test("a cache folder that is not absolute is not used", () => {
     const opened = openInChild({ PATH: process.env["PATH"] ?? "", HOME: "", XDG_CACHE_HOME: "relative" });
