@@ -46,7 +46,14 @@ export interface BuildPlan {
 
 /** The plan for a platform (`linux`, `darwin`, …) and architecture (`x64`, `arm64`, …) in Node's words. */
 export function nativePlan(platform: string, architecture: string): BuildPlan {
-  const units: Unit[] = ["api.c", "model_api.c", "scalar.c", "model_scalar.c"].map((source) => ({
+  const units: Unit[] = [
+    "api.c",
+    "two_level_api.c",
+    "model_api.c",
+    "scalar.c",
+    "two_level_scalar.c",
+    "model_scalar.c",
+  ].map((source) => ({
     source,
     flags: [],
   }));
@@ -72,7 +79,15 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: ["api.c", "model_api.c", "scalar.c", "model_scalar.c", "simd128.c"].map((source) => ({
+  units: [
+    "api.c",
+    "two_level_api.c",
+    "model_api.c",
+    "scalar.c",
+    "two_level_scalar.c",
+    "model_scalar.c",
+    "simd128.c",
+  ].map((source) => ({
     source,
     flags: [],
   })),
