@@ -45,6 +45,7 @@ describe("defaults", () => {
       deploymentProfile: null,
       bitWidth: 4,
       groupSize: 64,
+      scaleBits: 16,
       numTimeGroups: 10,
       solver: "clip",
       zeroPoint: "real",
@@ -114,6 +115,7 @@ describe("values", () => {
   const accepted: [string, unknown, unknown?][] = [
     ...[2, 3, 4, 8].map((v): [string, unknown] => ["bit_width", v]),
     ...[0, 16, 32, 64, 128, 256].map((v): [string, unknown] => ["group_size", v]),
+    ...[4, 6, 16].map((v): [string, unknown] => ["scale_bits", v]),
     ["num_time_groups", 1],
     ["num_time_groups", 100],
     ["calibration_samples", 32],

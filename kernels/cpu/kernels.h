@@ -40,11 +40,11 @@ typedef struct {
 /* Two-level scales of a packed matrix (two_level.h); scale_bits 0: it has plain ones. */
 typedef struct {
   int32_t scale_bits;
-  const uint32_t *sub_scale, *sub_min;
+  const uint8_t *sub_scale, *sub_min;
   const uint16_t *super_scale, *super_min;
   size_t super_groups; /* groups of a superblock */
   size_t supers;       /* superblocks of a row */
-  size_t sub_words;    /* words of a row's sub-scales */
+  size_t sub_bytes;    /* bytes of a row's sub-scales */
 } aq_two_level_view;
 
 typedef struct aq_two_level_job aq_two_level_job; /* two_level.h */
@@ -105,7 +105,7 @@ const aq_kernels *aq_choose_kernels(int32_t isa); /* null: not in this build or 
 int aq_counts_allowed(size_t rows, size_t cols);
 int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
                        size_t cols, int32_t bits, size_t group_size, aq_packed_view *view);
-int32_t aq_view_two_level(const uint32_t *packed, const uint32_t *sub_scale, const uint32_t *sub_min,
+int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                           const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
                           int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view);
 int32_t aq_dequantize_view(const aq_kernels *kernels, const aq_packed_view *view, size_t rows, void *out,

@@ -32,18 +32,33 @@ static void store(const float *in, size_t n, void *out, int32_t dtype, size_t fi
   }
 }
 
+static uint32_t read_code(const uint32_t *packed, size_t i, int32_t bits) {
+  const size_t bit = i * (size_t)bits;
+  const size_t word = bit >> 5, shift = bit & 31;
+  uint32_t code = packed[word] >> shift;
+  if (shift + (size_t)bits > 32) code |= packed[word + 1] << (32 - shift);
+  return code & ((1u << bits) - 1);
+}
+
+static void or_code(uint32_t *packed, size_t i, int32_t bits, uint32_t code) {
+  const size_t bit = i * (size_t)bits;
+  const size_t word = bit >> 5, shift = bit & 31;
+  packed[word] |= code << shift;
+  if (shift + (size_t)bits > 32) packed[word + 1] |= code >> (32 - shift);
+}
+
 static int32_t pack_row(const uint8_t *codes, size_t cols, int32_t bits, uint32_t *packed) {
   const size_t words = (cols * (size_t)bits + 31) / 32;
   for (size_t i = 0; i < words; i++) packed[i] = 0;
   for (size_t i = 0; i < cols; i++) {
     if (codes[i] >> bits) return AQ_E_VALUE;
-    aq_set_code(packed, i, bits, codes[i]);
+    or_code(packed, i, bits, codes[i]);
   }
   return AQ_OK;
 }
 
 static void unpack_row(const uint32_t *packed, size_t cols, int32_t bits, uint8_t *codes) {
-  for (size_t i = 0; i < cols; i++) codes[i] = (uint8_t)aq_read_code(packed, i, bits);
+  for (size_t i = 0; i < cols; i++) codes[i] = (uint8_t)read_code(packed, i, bits);
 }
 
 static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
@@ -52,13 +67,13 @@ static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_
     if (view->two_level.scale_bits) {
       float scale, minimum;
       aq_two_level_grid(view, row, (col + i) / view->group_size, &scale, &minimum);
-      out[i] = scale * (float)aq_read_code(packed, col + i, view->bits) - minimum;
+      out[i] = scale * (float)read_code(packed, col + i, view->bits) - minimum;
       continue;
     }
     const size_t group = row * view->groups + (col + i) / view->group_size;
     aq_grid grid = {aq_float_from_half(view->scale[group]),
                     view->zero_point ? aq_float_from_half(view->zero_point[group]) : (float)(1 << (view->bits - 1))};
-    out[i] = aq_decode(aq_read_code(packed, col + i, view->bits), grid);
+    out[i] = aq_decode(read_code(packed, col + i, view->bits), grid);
   }
 }
 
@@ -268,7 +283,7 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
       if (status != AQ_OK) return status;
       if (job->clip && minimum < maximum) grid = clip_search(&g, grid, minimum, maximum);
       for (size_t i = 0; i < g.n; i++)
-        aq_set_code(packed, g.col + i, job->bits, aq_encode(weight_at(&g, i), grid, code_max));
+        or_code(packed, g.col + i, job->bits, aq_encode(weight_at(&g, i), grid, code_max));
       job->scale[row * job->groups + index] = aq_half_from_float(grid.scale);
       if (job->zero_point) job->zero_point[row * job->groups + index] = aq_half_from_float(grid.zero_point);
     }

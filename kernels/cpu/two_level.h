@@ -29,8 +29,8 @@ struct aq_two_level_job {
   aq_quantize_job base; /* zero_point_kind, scale and zero_point unused; `clip`: search */
   int32_t scale_bits;
   size_t supers;    /* superblocks of a row */
-  size_t sub_words; /* words of a row's sub-scales, and of its sub-minima */
-  uint32_t *sub_scale, *sub_min;
+  size_t sub_bytes; /* bytes of a row's sub-scales, and of its sub-minima */
+  uint8_t *sub_scale, *sub_min;
   uint16_t *super_scale, *super_min;
 };
 
@@ -52,27 +52,27 @@ float aq_fit_super(const float *values, const float *weights, size_t n, float co
 
 int32_t aq_quantize_two_level_scalar(const aq_two_level_job *job, size_t row_begin, size_t row_end);
 
-/* Reads and sets one code of a bit stream; setting wants zeros there. */
-static inline uint32_t aq_read_code(const uint32_t *packed, size_t i, int32_t bits) {
-  const size_t bit = i * (size_t)bits, word = bit >> 5, shift = bit & 31;
-  uint32_t code = packed[word] >> shift;
-  if (shift + (size_t)bits > 32) code |= packed[word + 1] << (32 - shift);
+/* Sub-code `i` of a row's bytes; setting wants zeros there. */
+static inline uint32_t aq_read_sub_code(const uint8_t *stream, size_t i, int32_t bits) {
+  const size_t bit = i * (size_t)bits, byte = bit >> 3, shift = bit & 7;
+  uint32_t code = stream[byte] >> shift;
+  if (shift + (size_t)bits > 8) code |= (uint32_t)stream[byte + 1] << (8 - shift);
   return code & ((1u << bits) - 1);
 }
 
-static inline void aq_set_code(uint32_t *packed, size_t i, int32_t bits, uint32_t code) {
-  const size_t bit = i * (size_t)bits, word = bit >> 5, shift = bit & 31;
-  packed[word] |= code << shift;
-  if (shift + (size_t)bits > 32) packed[word + 1] |= code >> (32 - shift);
+static inline void aq_set_sub_code(uint8_t *stream, size_t i, int32_t bits, uint32_t code) {
+  const size_t bit = i * (size_t)bits, byte = bit >> 3, shift = bit & 7;
+  stream[byte] |= (uint8_t)(code << shift);
+  if (shift + (size_t)bits > 8) stream[byte + 1] |= (uint8_t)(code >> (8 - shift));
 }
 
 /* Scale and minimum of group `group` of a row: w = scale * q - minimum. */
 static inline void aq_two_level_grid(const aq_packed_view *view, size_t row, size_t group, float *scale,
                                      float *minimum) {
   const aq_two_level_view *t = &view->two_level;
-  const size_t super = row * t->supers + group / t->super_groups, first = row * t->sub_words;
-  *scale = aq_float_from_half(t->super_scale[super]) * (float)aq_read_code(t->sub_scale + first, group, t->scale_bits);
-  *minimum = aq_float_from_half(t->super_min[super]) * (float)aq_read_code(t->sub_min + first, group, t->scale_bits);
+  const size_t super = row * t->supers + group / t->super_groups, first = row * t->sub_bytes;
+  *scale = aq_float_from_half(t->super_scale[super]) * (float)aq_read_sub_code(t->sub_scale + first, group, t->scale_bits);
+  *minimum = aq_float_from_half(t->super_min[super]) * (float)aq_read_sub_code(t->sub_min + first, group, t->scale_bits);
 }
 
 #endif

@@ -10,11 +10,13 @@ static int bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits ==
 
 static size_t words_of(size_t cols, int32_t bits) { return (cols * (size_t)bits + 31) / 32; }
 
+static size_t bytes_of(size_t groups, int32_t scale_bits) { return (groups * (size_t)scale_bits + 7) / 8; }
+
 int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes) {
   if (!sizes || !scale_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
   if (!group_size_allowed(group_size) || !aq_counts_allowed(1, cols)) return AQ_E_SHAPE;
   const size_t groups = cols == 0 ? 0 : (cols - 1) / group_size + 1;
-  sizes[0] = words_of(groups, scale_bits);
+  sizes[0] = bytes_of(groups, scale_bits);
   sizes[1] = cols == 0 ? 0 : (cols - 1) / AQ_SEGMENT + 1;
   return AQ_OK;
 }
@@ -33,7 +35,7 @@ static int32_t quantize_rows(const void *context, size_t begin, size_t end) {
 
 int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
                               size_t group_size, int32_t scale_bits, int32_t search, const float *column_weights,
-                              uint32_t *packed, uint32_t *sub_scale, uint32_t *sub_min, uint16_t *super_scale,
+                              uint32_t *packed, uint8_t *sub_scale, uint8_t *sub_min, uint16_t *super_scale,
                               uint16_t *super_min, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
   const aq_kernels *kernels = aq_choose_kernels(isa);
@@ -58,7 +60,7 @@ int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, s
                                               .packed = packed},
                                      .scale_bits = scale_bits,
                                      .supers = (cols - 1) / AQ_SEGMENT + 1,
-                                     .sub_words = words_of(groups, scale_bits),
+                                     .sub_bytes = bytes_of(groups, scale_bits),
                                      .sub_scale = sub_scale,
                                      .sub_min = sub_min,
                                      .super_scale = super_scale,
@@ -74,22 +76,22 @@ int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, s
 /* Two levels for given scales --------------------------------------------------------------------------------------- */
 
 int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows, size_t cols,
-                         size_t group_size, int32_t scale_bits, uint32_t *sub_scale, uint32_t *sub_min,
+                         size_t group_size, int32_t scale_bits, uint8_t *sub_scale, uint8_t *sub_min,
                          uint16_t *super_scale, uint16_t *super_min) {
   if (rows == 0 || cols == 0) return AQ_OK;
   if (!scale || !minimum || !sub_scale || !sub_min || !super_scale || !super_min || !scale_bits_allowed(scale_bits))
     return AQ_E_ARGUMENT;
   if (!group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const size_t groups = (cols - 1) / group_size + 1, super_groups = AQ_SEGMENT / group_size;
-  const size_t supers = (cols - 1) / AQ_SEGMENT + 1, words = words_of(groups, scale_bits);
+  const size_t supers = (cols - 1) / AQ_SEGMENT + 1, bytes = bytes_of(groups, scale_bits);
   const float sub_max = (float)((1 << scale_bits) - 1), limit = AQ_HALF_MAX * sub_max;
   for (size_t i = 0; i < rows * groups; i++) {
     if (!(scale[i] - scale[i] == 0.0f) || !(minimum[i] - minimum[i] == 0.0f)) return AQ_E_NONFINITE;
     if (group_weights && !(group_weights[i] >= 0.0f && group_weights[i] < __builtin_inff())) return AQ_E_VALUE;
     if (scale[i] > limit || -scale[i] > limit || minimum[i] > limit || -minimum[i] > limit) return AQ_E_RANGE;
   }
-  __builtin_memset(sub_scale, 0, rows * words * 4);
-  __builtin_memset(sub_min, 0, rows * words * 4);
+  __builtin_memset(sub_scale, 0, rows * bytes);
+  __builtin_memset(sub_min, 0, rows * bytes);
   for (size_t row = 0; row < rows; row++) {
     for (size_t super = 0; super < supers; super++) {
       const size_t begin = super * super_groups, n = aq_min_size(super_groups, groups - begin);
@@ -109,7 +111,7 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
           float code = step > 0.0f ? values[i] / step : 0.0f;
           code = code > 0.0f ? code : 0.0f;
           code = code < sub_max ? code : sub_max;
-          aq_set_code((which ? sub_min : sub_scale) + row * words, begin + i, scale_bits,
+          aq_set_sub_code((which ? sub_min : sub_scale) + row * bytes, begin + i, scale_bits,
                       (uint32_t)aq_round_even(code));
         }
         (which ? super_min : super_scale)[row * supers + super] = aq_half_from_float(step * sign);
@@ -121,7 +123,7 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
 
 /* Packed matrices --------------------------------------------------------------------------------------------------- */
 
-int32_t aq_view_two_level(const uint32_t *packed, const uint32_t *sub_scale, const uint32_t *sub_min,
+int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                           const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
                           int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view) {
   if (!packed || !sub_scale || !sub_min || !super_scale || !super_min) return AQ_E_ARGUMENT;
@@ -141,11 +143,11 @@ int32_t aq_view_two_level(const uint32_t *packed, const uint32_t *sub_scale, con
                                          .super_min = super_min,
                                          .super_groups = AQ_SEGMENT / group_size,
                                          .supers = (cols - 1) / AQ_SEGMENT + 1,
-                                         .sub_words = words_of(groups, scale_bits)}};
+                                         .sub_bytes = bytes_of(groups, scale_bits)}};
   return AQ_OK;
 }
 
-int32_t aq_dequantize_two_level(const uint32_t *packed, const uint32_t *sub_scale, const uint32_t *sub_min,
+int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                                 const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
                                 int32_t bits, size_t group_size, int32_t scale_bits, void *out, int32_t dtype,
                                 int32_t isa, int32_t threads) {
@@ -159,7 +161,7 @@ int32_t aq_dequantize_two_level(const uint32_t *packed, const uint32_t *sub_scal
 }
 
 int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
-                                      const uint32_t *sub_scale, const uint32_t *sub_min, const uint16_t *super_scale,
+                                      const uint8_t *sub_scale, const uint8_t *sub_min, const uint16_t *super_scale,
                                       const uint16_t *super_min, size_t rows, size_t cols, int32_t bits,
                                       size_t group_size, int32_t scale_bits, double *statistics, int32_t isa,
                                       int32_t threads) {

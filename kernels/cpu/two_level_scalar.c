@@ -277,8 +277,8 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
     const float scale = fit.scale * fit.sub_scale[j], minimum = fit.minimum * fit.sub_min[j];
     for (size_t i = j * size; i < aq_min_size(n, (j + 1) * size); i++)
       codes[i] = (uint8_t)(scale > 0.0f ? clamp_code((w[i] + minimum) / scale, code_max) : 0.0f);
-    aq_set_code(job->sub_scale + row * job->sub_words, first_group + j, job->scale_bits, (uint32_t)fit.sub_scale[j]);
-    aq_set_code(job->sub_min + row * job->sub_words, first_group + j, job->scale_bits, (uint32_t)fit.sub_min[j]);
+    aq_set_sub_code(job->sub_scale + row * job->sub_bytes, first_group + j, job->scale_bits, (uint32_t)fit.sub_scale[j]);
+    aq_set_sub_code(job->sub_min + row * job->sub_bytes, first_group + j, job->scale_bits, (uint32_t)fit.sub_min[j]);
   }
   job->super_scale[row * job->supers + super] = aq_half_from_float(fit.scale * sign);
   job->super_min[row * job->supers + super] = aq_half_from_float(fit.minimum * sign);
@@ -288,8 +288,8 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
 
 int32_t aq_quantize_two_level_scalar(const aq_two_level_job *job, size_t row_begin, size_t row_end) {
   for (size_t row = row_begin; row < row_end; row++) {
-    for (size_t i = 0; i < job->sub_words; i++)
-      job->sub_scale[row * job->sub_words + i] = job->sub_min[row * job->sub_words + i] = 0;
+    for (size_t i = 0; i < job->sub_bytes; i++)
+      job->sub_scale[row * job->sub_bytes + i] = job->sub_min[row * job->sub_bytes + i] = 0;
     for (size_t super = 0; super < job->supers; super++) {
       const int32_t status = quantize_super(job, row, super);
       if (status != AQ_OK) return status;

@@ -355,11 +355,11 @@ static int32_t quantize_supers(const aq_two_level_job *job, batch *b, super_tile
   const vu scale = v_half_bits(fit.scale * sign), minimum = v_half_bits(fit.minimum * sign);
   for (size_t lane = 0; lane < b->lanes; lane++) {
     const size_t super = b->index[lane], first_group = b->col[lane] / size;
-    uint32_t *sub_scale = job->sub_scale + b->row[lane] * job->sub_words;
-    uint32_t *sub_min = job->sub_min + b->row[lane] * job->sub_words;
+    uint8_t *sub_scale = job->sub_scale + b->row[lane] * job->sub_bytes;
+    uint8_t *sub_min = job->sub_min + b->row[lane] * job->sub_bytes;
     for (size_t j = 0; j < groups; j++) {
-      aq_set_code(sub_scale, first_group + j, job->scale_bits, (uint32_t)fit.sub_scale[j][lane]);
-      aq_set_code(sub_min, first_group + j, job->scale_bits, (uint32_t)fit.sub_min[j][lane]);
+      aq_set_sub_code(sub_scale, first_group + j, job->scale_bits, (uint32_t)fit.sub_scale[j][lane]);
+      aq_set_sub_code(sub_min, first_group + j, job->scale_bits, (uint32_t)fit.sub_min[j][lane]);
     }
     job->super_scale[b->row[lane] * job->supers + super] = (uint16_t)scale[lane];
     job->super_min[b->row[lane] * job->supers + super] = (uint16_t)minimum[lane];
@@ -391,9 +391,9 @@ static int32_t quantize_two_level(const aq_two_level_job *job, size_t row_begin,
   super_tile tile;
   batch b = {.job = &job->base, .weights = tile.weights};
   const size_t whole = job->base.cols / AQ_SEGMENT, rest = job->base.cols % AQ_SEGMENT;
-  const size_t bytes = (row_end - row_begin) * job->sub_words * 4;
-  __builtin_memset(job->sub_scale + row_begin * job->sub_words, 0, bytes);
-  __builtin_memset(job->sub_min + row_begin * job->sub_words, 0, bytes);
+  const size_t bytes = (row_end - row_begin) * job->sub_bytes;
+  __builtin_memset(job->sub_scale + row_begin * job->sub_bytes, 0, bytes);
+  __builtin_memset(job->sub_min + row_begin * job->sub_bytes, 0, bytes);
   if (whole) {
     const int32_t status = quantize_super_columns(job, &b, &tile, row_begin, row_end, 0, whole, AQ_SEGMENT);
     if (status != AQ_OK) return status;

@@ -255,9 +255,8 @@ AQ_INLINE void unpack_sub_codes(const uint8_t *stream, size_t bytes, size_t bit,
 AQ_INLINE void widen_two_level_bits(const aq_packed_view *view, size_t row, size_t first, size_t count, float sign,
                                     float *scales, float *minima, int32_t bits) {
   const aq_two_level_view *t = &view->two_level;
-  const size_t bytes = t->sub_words * 4, supers = (count - 1) / t->super_groups + 1;
-  const uint8_t *sub_scale = (const uint8_t *)(t->sub_scale + row * t->sub_words);
-  const uint8_t *sub_min = (const uint8_t *)(t->sub_min + row * t->sub_words);
+  const size_t bytes = t->sub_bytes, supers = (count - 1) / t->super_groups + 1;
+  const uint8_t *sub_scale = t->sub_scale + row * bytes, *sub_min = t->sub_min + row * bytes;
   for (size_t base = 0; base < supers; base += AQ_SUPERS) {
     float scale[AQ_SUPERS], minimum[AQ_SUPERS];
     const size_t here = aq_min_size(AQ_SUPERS, supers - base);

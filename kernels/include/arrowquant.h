@@ -114,9 +114,10 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
  *
  *     w = (super_scale * sub_scale) * q - super_min * sub_min
  *
- * Super scales are [rows, superblocks], sub-codes a bit stream per row as packed codes are, [rows, sub-words]. */
+ * Super scales are [rows, superblocks], sub-codes a bit stream per row, least significant
+ * bits first, in whole bytes, [rows, sub-bytes]. */
 
-/* sizes[0] = uint32 words of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
+/* sizes[0] = bytes of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
 AQ_API int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes);
 
 /* search 0: minimum and maximum, rounded so that the grid covers the group. Else a search with the objective of
@@ -124,26 +125,26 @@ AQ_API int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_
  * column_weights f32[cols], finite and >= 0, or null for all ones; only the search uses them. */
 AQ_API int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
                                      size_t group_size, int32_t scale_bits, int32_t search,
-                                     const float *column_weights, uint32_t *packed, uint32_t *sub_scale,
-                                     uint32_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
+                                     const float *column_weights, uint32_t *packed, uint8_t *sub_scale,
+                                     uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
                                      int32_t threads);
 
 /* Two levels for given real scales and minima f32[rows, groups] (w = scale q - minimum), by least squares with
  * group_weights f32[rows, groups], finite and >= 0, or null for all ones. Values whose sign is not that of their
  * superblock's weighted sum become 0. */
 AQ_API int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows,
-                                size_t cols, size_t group_size, int32_t scale_bits, uint32_t *sub_scale,
-                                uint32_t *sub_min, uint16_t *super_scale, uint16_t *super_min);
+                                size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale,
+                                uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min);
 
 /* out[rows, cols] of `dtype` (F32, F16 or BF16). */
-AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint32_t *sub_scale, const uint32_t *sub_min,
+AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                                        const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
                                        size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, void *out,
                                        int32_t dtype, int32_t isa, int32_t threads);
 
 /* As aq_packed_error_statistics. */
 AQ_API int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
-                                             const uint32_t *sub_scale, const uint32_t *sub_min,
+                                             const uint8_t *sub_scale, const uint8_t *sub_min,
                                              const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
                                              size_t cols, int32_t bits, size_t group_size, int32_t scale_bits,
                                              double *statistics, int32_t isa, int32_t threads);
@@ -184,8 +185,8 @@ AQ_API int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *p
                                 size_t group_size, float *out, int32_t isa, int32_t threads);
 
 /* The same with two-level scales. */
-AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint32_t *sub_scale,
-                                   const uint32_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
+AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint8_t *sub_scale,
+                                   const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
                                    const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                    int32_t scale_bits, float *out, int32_t isa, int32_t threads);
 

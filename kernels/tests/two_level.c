@@ -97,7 +97,7 @@ static void compare(int32_t isa, int32_t threads, size_t rows, size_t cols, int3
   if (random_bits() % 2)
     for (size_t i = 0; i < cols && i < 300; i++) column_weights[i] = 0.0f;
   aq_convert(values, AQ_F32, weights, dtype, n, AQ_ISA_SCALAR, 1);
-  const size_t bytes[OUTPUTS] = {rows * words * 4,    rows * sizes[0] * 4, rows * sizes[0] * 4, rows * sizes[1] * 2,
+  const size_t bytes[OUTPUTS] = {rows * words * 4,    rows * sizes[0],     rows * sizes[0],     rows * sizes[1] * 2,
                                  rows * sizes[1] * 2, n * 4,               n * 2,               n * 2,
                                  AQ_STATISTICS * 8};
   buffer out[2][OUTPUTS];
@@ -105,7 +105,8 @@ static void compare(int32_t isa, int32_t threads, size_t rows, size_t cols, int3
   for (int k = 0; k < 2; k++) {
     const int32_t use = k ? isa : AQ_ISA_SCALAR, share = k ? threads : 1;
     for (int i = 0; i < OUTPUTS; i++) out[k][i] = guarded(bytes[i]);
-    uint32_t *p = (uint32_t *)out[k][0].bytes, *ss = (uint32_t *)out[k][1].bytes, *sm = (uint32_t *)out[k][2].bytes;
+    uint32_t *p = (uint32_t *)out[k][0].bytes;
+    uint8_t *ss = out[k][1].bytes, *sm = out[k][2].bytes;
     uint16_t *d = (uint16_t *)out[k][3].bytes, *m = (uint16_t *)out[k][4].bytes;
     status[k] = aq_quantize_two_level(weights, dtype, rows, cols, bits, group_size, scale_bits, solver > 0,
                                       solver == 2 ? column_weights : 0, p, ss, sm, d, m, use, share);
@@ -132,7 +133,8 @@ static void compare(int32_t isa, int32_t threads, size_t rows, size_t cols, int3
 static void faults(int32_t isa) {
   static const float bad[] = {NAN, INFINITY, -INFINITY, 1e30f, -3e38f};
   float w[3 * 300];
-  uint32_t packed[3 * 19], sub[2][3 * 3];
+  uint32_t packed[3 * 19];
+  uint8_t sub[2][3 * 10];
   uint16_t super[2][3 * 2];
   for (int i = 0; i < 50; i++) {
     fill(w, 900, GAUSSIAN);

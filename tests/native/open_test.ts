@@ -44,7 +44,7 @@ describe("openKernels", () => {
     using kernels = await openKernels();
     expect(kernels.describe()).toContain(kernels.isa);
     expect(kernels.describe()).toContain(kernels.runtime);
-    expect(kernels.abi).toBe(2);
+    expect(kernels.abi).toBe(ABI_VERSION);
   });
 
   test("opens the embedded WebAssembly when asked", async () => {
