@@ -21,8 +21,18 @@ export const GGML_MAX_BYTES_PER_WEIGHT = 34 / 32;
 export interface Ggml {
   /** File name of the processor's library, as in `libggml-cpu-haswell.so`. */
   readonly processorLibrary: string;
-  /** `weights: f32[rows, cols]` into `packed`; `cols` a multiple of 256. @returns bytes written */
-  quantize(type: GgmlType, weights: Float32Array, packed: Uint8Array, rows: number, cols: number): number;
+  /**
+   * `weights: f32[rows, cols]` into `packed`; `cols` a multiple of 256; `importance: f32[cols]` is its importance
+   * matrix. @returns bytes written
+   */
+  quantize(
+    type: GgmlType,
+    weights: Float32Array,
+    packed: Uint8Array,
+    rows: number,
+    cols: number,
+    importance?: Float32Array,
+  ): number;
   /** The same by the processor's library, for a flat run of `count` weights. */
   quantizeRowSimd(type: GgmlSimdType, weights: Float32Array, packed: Uint8Array, count: number): void;
   dequantizeRow(type: GgmlType, packed: Uint8Array, weights: Float32Array, count: number): void;
@@ -159,8 +169,10 @@ export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
   const { count } = runtime;
   return {
     processorLibrary: name,
-    quantize: (type, weights, packed, rows, cols) =>
-      Number(base.symbols[`quantize_${type}`]!(weights, packed, count(rows), count(cols), null)),
+    quantize: (type, weights, packed, rows, cols, importance) =>
+      Number(
+        base.symbols[`quantize_${type}`]!(weights, packed, count(rows), count(cols), importance ?? null),
+      ),
     quantizeRowSimd: (type, weights, packed, n) => {
       processor.symbols[`quantize_row_${type}`]!(weights, packed, count(n));
     },

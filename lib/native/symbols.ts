@@ -193,7 +193,7 @@ export const SYMBOLS = {
     ],
     result: "i32",
   },
-  // int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint32_t
+  // int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint8_t
   //      *sub_scale, const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min, const
   //      float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, float
   //      *out, int32_t isa, int32_t threads)
