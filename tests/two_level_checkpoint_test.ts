@@ -175,7 +175,7 @@ describe("a checkpoint with two-level scales", () => {
   });
 
   test("falls back to more bits where min_accuracy asks for them", async () => {
-    const folder = await packed({ min_accuracy: 0.99 });
+    const folder = await packed({ min_accuracy: 0.995 });
     const [layer] = readManifest(folder)!.layers;
     expect(layer).toMatchObject({ bits: 4, scaleBits: 4, groupSize: 16, reason: "min_accuracy" });
     using checkpoint = openCheckpoint(folder);

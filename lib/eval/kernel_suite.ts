@@ -3,7 +3,7 @@
  * threads and instruction sets, with the goals of the project beside what was measured.
  */
 import { type InstructionSet, type Kernels, openKernels } from "../native/mod.ts";
-import { type BitWidth, dequantize, quantize } from "../quant/mod.ts";
+import { type BitWidth, dequantize, packedBytes, quantize } from "../quant/mod.ts";
 import { OtherLoad } from "./environment.ts";
 import { GGML_TYPES, type GgmlConversion, type GgmlType, openGgml } from "./ggml.ts";
 import {
@@ -44,6 +44,8 @@ import {
   memcpyCase,
   relativeError,
 } from "./kernel_peers.ts";
+import { TWO_LEVEL_SPECS, twoLevelCase, twoLevelName } from "./kernel_two_level.ts";
+import { uniformGenerator } from "./random.ts";
 import type { Summary } from "./statistics.ts";
 import type { BenchContext, Suite, SuiteReport } from "./suite.ts";
 import { rate } from "./timing.ts";
@@ -165,6 +167,36 @@ async function measureClip(bench: KernelBench): Promise<void> {
     measured: `${speed.toFixed(0)} Mw/s`,
     met: speed >= 100,
   });
+}
+
+/** Column weights between 0.1 and 10, evenly on a logarithmic scale. */
+function importanceOf(cols: number): Float32Array<ArrayBuffer> {
+  const uniform = uniformGenerator(5);
+  return Float32Array.from({ length: cols }, () => 10 ** (2 * uniform() - 1));
+}
+
+async function measureTwoLevel(bench: KernelBench): Promise<void> {
+  const { handle, ggml } = bench;
+  const importance = importanceOf(COLS);
+  const ratios: RatioOf[] = TWO_LEVEL_SPECS.flatMap((spec) =>
+    ["", ", importance"].map((suffix) => ({
+      of: twoLevelName(spec) + suffix,
+      to: GGML_QUANTIZE(spec.peer) + suffix,
+    }))
+  );
+  const operands = bench.operands(bench.scale.inCacheRows);
+  const group = await bench.measure(new Group("Two-level scales", "in cache", ratios), [
+    memcpyOf(operands),
+    ...TWO_LEVEL_SPECS.flatMap((spec) => [
+      twoLevelCase(handle, operands, spec),
+      ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer)] : []),
+      twoLevelCase(handle, operands, spec, importance),
+      ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer, importance)] : []),
+    ]),
+  ]);
+  for (const { of, to } of ratios) {
+    bench.ratioGoal(`${of} / ${to}`, 7, [[group.place, group.speed(of, to)]], NO_GGML);
+  }
 }
 
 /** ggml's formats of each width, among which the fastest is the one to match. */
@@ -496,6 +528,20 @@ function measureErrors(bench: KernelBench): void {
       });
     }
   }
+  for (const spec of TWO_LEVEL_SPECS) {
+    const { bits, groupSize, scaleBits } = spec;
+    const tensor = quantize(kernels, { data: weights, dtype: "F32" }, rows, COLS, {
+      bits,
+      groupSize,
+      scaleBits,
+    });
+    found.push({
+      name: twoLevelName(spec),
+      library: "arrowquant",
+      bitsPerWeight: (packedBytes(rows, COLS, bits, groupSize, "real", scaleBits) - 16) * 8 / count,
+      error: relativeError(weights, dequantize(kernels, tensor)),
+    });
+  }
   if (ggml) {
     const packed = new Uint8Array(2 * count), restored = new Float32Array(count);
     for (const type of GGML_TYPES) {
@@ -551,6 +597,8 @@ function measureErrors(bench: KernelBench): void {
   };
   against("round 4 bits, g 32, symmetric", "q4_0", 4.5);
   against("round 8 bits, g 32, symmetric", "q8_0", 8.5);
+  against(twoLevelName(TWO_LEVEL_SPECS[0]), "q2_K", 2.625);
+  against(twoLevelName(TWO_LEVEL_SPECS[1]), "q4_K", 4.5);
   const clip = errorOf("clip 2 bits, g 64, real")!;
   bench.goals.push({
     goal: "error of clip 2 bits, g 64, real",
@@ -584,6 +632,7 @@ async function measureAll(context: BenchContext, scale: KernelScale): Promise<Su
     await measureThreads(bench);
     await measureInstructionSets(bench);
     await measureClip(bench);
+    await measureTwoLevel(bench);
     measureErrors(bench);
     await measureRound(bench);
     await measureDequantize(bench);
