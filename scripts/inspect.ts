@@ -255,14 +255,16 @@ function printReport(
   mismatches: readonly Mismatch[] | undefined,
 ): void {
   const hasErrors = rows.some(({ error, note }) => error !== undefined || note !== undefined);
-  const head = ["tensor", "type", "shape", "bits", "group", "scale bits", "bytes", "bits/weight"];
+  const hasTwoLevel = rows.some(({ scaleBits }) => scaleBits !== undefined);
+  const scaleHead = hasTwoLevel ? ["scale bits"] : [];
+  const head = ["tensor", "type", "shape", "bits", "group", ...scaleHead, "bytes", "bits/weight"];
   const table = rows.map((row) => [
     printable(row.name),
     row.dtype,
     `[${row.shape.join(", ")}]`,
     row.bits === undefined ? "" : `${row.bits}`,
     row.groupSize === undefined ? "" : row.groupSize === 0 ? "row" : `${row.groupSize}`,
-    row.bits === undefined ? "" : `${row.scaleBits ?? 16}`,
+    ...(hasTwoLevel ? [row.bits === undefined ? "" : `${row.scaleBits ?? 16}`] : []),
     formatCount(row.bytes),
     row.bitsPerWeight.toFixed(3),
     ...(hasErrors

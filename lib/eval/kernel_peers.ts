@@ -95,7 +95,7 @@ export function ggmlQuantizeCase(
   const weights = buffer as Float32Array<ArrayBuffer>;
   const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
   const run = () => ggml.quantize(type, weights, packed, operands.rows, operands.cols, importance);
-  const name = GGML_QUANTIZE(type) + (importance ? ", importance" : "");
+  const name = GGML_QUANTIZE(type) + (importance ? ", weighted" : "");
   return {
     ...ggmlCase(ggml, name, operands, `F32 to ${type}`),
     bytes: weights.byteLength + run(),

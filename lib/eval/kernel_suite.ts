@@ -179,13 +179,13 @@ async function measureTwoLevel(bench: KernelBench): Promise<void> {
   const { handle, ggml } = bench;
   const importance = importanceOf(COLS);
   const ratios: RatioOf[] = TWO_LEVEL_SPECS.flatMap((spec) =>
-    ["", ", importance"].map((suffix) => ({
+    ["", ", weighted"].map((suffix) => ({
       of: twoLevelName(spec) + suffix,
       to: GGML_QUANTIZE(spec.peer) + suffix,
     }))
   );
   const operands = bench.operands(bench.scale.inCacheRows);
-  const group = await bench.measure(new Group("Two-level scales", "in cache", ratios), [
+  const group = await bench.measure(new Group("Search of two-level scales", "in cache", ratios), [
     memcpyOf(operands),
     ...TWO_LEVEL_SPECS.flatMap((spec) => [
       twoLevelCase(handle, operands, spec),
@@ -194,8 +194,11 @@ async function measureTwoLevel(bench: KernelBench): Promise<void> {
       ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer, importance)] : []),
     ]),
   ]);
-  for (const { of, to } of ratios) {
-    bench.ratioGoal(`${of} / ${to}`, 7, [[group.place, group.speed(of, to)]], NO_GGML);
+  for (const { peer, ...spec } of TWO_LEVEL_SPECS) {
+    for (const suffix of ["", ", weighted"]) {
+      const speed = group.speed(twoLevelName(spec) + suffix, GGML_QUANTIZE(peer) + suffix);
+      bench.ratioGoal(`${twoLevelName(spec)}${suffix} / ggml ${peer}`, 7, [[group.place, speed]], NO_GGML);
+    }
   }
 }
 

@@ -30,8 +30,9 @@ export const TWO_LEVEL_SPECS = [
   { bits: 4, groupSize: 32, scaleBits: 6, peer: "q4_K" },
 ] as const satisfies readonly (TwoLevelSpec & { readonly peer: string })[];
 
-export const twoLevelName = ({ bits, groupSize, scaleBits }: TwoLevelSpec): string =>
-  `two-level search ${bits} bits, g ${groupSize}, ${scaleBits}-bit scales`;
+/** As in `two-level 2 bits, g 16`. */
+export const twoLevelName = ({ bits, groupSize }: TwoLevelSpec): string =>
+  `two-level ${bits} bits, g ${groupSize}`;
 
 /** Rows that the check recomputes with the scalar kernels. */
 const CHECKED_ROWS = 16;
@@ -71,7 +72,7 @@ export function twoLevelCase(
       ),
     );
   };
-  const name = twoLevelName(spec) + (importance ? ", importance" : "");
+  const name = twoLevelName(spec) + (importance ? ", weighted" : "");
   return {
     name,
     library: "arrowquant",
