@@ -16,7 +16,7 @@ import {
 import { rewriteDequantized } from "./pipeline/dequantize.ts";
 import { inputError, quote, sha256 } from "./pipeline/files.ts";
 import { checkNotInput, checkOutput, type OutputRequest } from "./pipeline/output_folder.ts";
-import { type Plan, planQuantization, type PlanRow } from "./pipeline/plan.ts";
+import { type Plan, planQuantization, type PlanRow, scaleBitsOf } from "./pipeline/plan.ts";
 import { rewriteTensor } from "./pipeline/quantize.ts";
 import {
   type Identity,
@@ -36,6 +36,7 @@ import {
 } from "./pipeline/rewrite.ts";
 import { addStatistics, cosine, type ErrorStatistics, MAX_THREADS, relativeRmsError } from "./quant/mod.ts";
 import {
+  allPackedNames,
   CONFIG_KEY,
   FORMAT_VERSION,
   type PackedLayer,
@@ -286,7 +287,10 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const context = { checkpoint, kernels, threads, buffer: growingBuffer() };
   const parts = new Map([...layers.values()].flatMap((layer) => {
     const { packed, ...others } = layer.tensors;
-    return [[packed, layer] as const, ...Object.values(others).map((name) => [name, undefined] as const)];
+    return [
+      [packed, layer] as const,
+      ...Object.values(others).map((name) => [name as string | undefined, undefined] as const),
+    ];
   }));
   const files = checkpoint.files.map(({ name, file }): RewriteFile => {
     // The plain tensor takes the place of its codes; its other parts vanish.
@@ -359,7 +363,8 @@ function checkPaths({ input, output }: CheckpointRun): void {
 function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
   for (const { name, action } of plan.rows) {
     if (action === "keep") continue;
-    const parts = Object.values(packedNames(name, config.zeroPoint)).map((part) => part?.length ?? 0);
+    const names = packedNames(name, config.zeroPoint, scaleBitsOf(config));
+    const parts = Object.values(names).map((part: string | undefined) => part?.length ?? 0);
     const longest = Math.max(...parts);
     if (longest > MAX_NAME_LENGTH) {
       throw new CheckpointError(
@@ -370,7 +375,7 @@ function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
         { path: checkpoint.tensors.get(name)!.file.path, tensor: name },
       );
     }
-    const taken = Object.values(packedNames(name, "real")).find((part) => checkpoint.tensors.has(part!));
+    const taken = allPackedNames(name).find((part) => checkpoint.tensors.has(part));
     if (taken === undefined) continue;
     throw new CheckpointError(
       `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: weights must be plain, got ${
@@ -440,7 +445,15 @@ function* widestSpecs(rows: readonly PlanRow[], config: Config): Generator<Tenso
   for (const { name, dtype, shape, action } of rows) {
     const [height, width] = shape as [number, number];
     if (action === "keep") yield { name, dtype, shape };
-    else yield* packedTensorSpecs(name, height, width, 8, config.groupSize, config.zeroPoint);
+    else {yield* packedTensorSpecs(
+        name,
+        height,
+        width,
+        8,
+        config.groupSize,
+        config.zeroPoint,
+        scaleBitsOf(config),
+      );}
   }
 }
 

@@ -25,6 +25,7 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
 
   --bits N             2, 3, 4 or 8 (configuration: bit_width)
   --group-size N       0 (whole row), 16, 32, 64, 128 or 256
+  --scale-bits N       16 (default), or 4 or 6 for two-level scales
   --solver NAME        clip (default) or round
   --zero-point KIND    real (default), integer or symmetric
   --config FILE        YAML; see docs/configuration.md
@@ -46,6 +47,7 @@ ${EXIT_CODE_HELP}`;
 const KEYS = {
   bits: "bit_width",
   "group-size": "group_size",
+  "scale-bits": "scale_bits",
   solver: "solver",
   "zero-point": "zero_point",
   threads: "num_threads",

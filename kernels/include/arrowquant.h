@@ -110,6 +110,47 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
                              size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
                              int32_t threads);
 
+/* Two-level scales. A superblock is 256 consecutive weights of a row (the last of a row may be shorter), in groups of
+ * `group_size` (16, 32, 64 or 128). A group has a sub-scale and a sub-minimum, unsigned codes of `scale_bits` (4 or 6)
+ * bits; a superblock has two half floats. In float32, each product rounded:
+ *
+ *     w = (super_scale * sub_scale) * q - super_min * sub_min
+ *
+ * Super scales are [rows, superblocks], sub-codes a bit stream per row, least significant
+ * bits first, in whole bytes, [rows, sub-bytes]. */
+
+/* sizes[0] = bytes of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
+AQ_API int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes);
+
+/* search 0: minimum and maximum, rounded so that the grid covers the group. Else a search with the objective of
+ * ggml's Q2_K: squared error weighted by column weight * sqrt(mean of the superblock's squares + w^2).
+ * column_weights f32[cols], finite and >= 0, or null for all ones; only the search uses them. */
+AQ_API int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+                                     size_t group_size, int32_t scale_bits, int32_t search,
+                                     const float *column_weights, uint32_t *packed, uint8_t *sub_scale,
+                                     uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
+                                     int32_t threads);
+
+/* Two levels for given real scales and minima f32[rows, groups] (w = scale q - minimum), by least squares with
+ * group_weights f32[rows, groups], finite and >= 0, or null for all ones. Values whose sign is not that of their
+ * superblock's weighted sum become 0. */
+AQ_API int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows,
+                                size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale,
+                                uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min);
+
+/* out[rows, cols] of `dtype` (F32, F16 or BF16). */
+AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+                                       const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
+                                       size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, void *out,
+                                       int32_t dtype, int32_t isa, int32_t threads);
+
+/* As aq_packed_error_statistics. */
+AQ_API int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
+                                             const uint8_t *sub_scale, const uint8_t *sub_min,
+                                             const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
+                                             size_t cols, int32_t bits, size_t group_size, int32_t scale_bits,
+                                             double *statistics, int32_t isa, int32_t threads);
+
 /* Element-wise conversion, round to nearest even, NaN stays NaN. */
 AQ_API int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
                           int32_t threads);
@@ -144,6 +185,12 @@ AQ_API int32_t aq_linear(const float *x, size_t tokens, const void *weights, int
 AQ_API int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *packed, const uint16_t *scale,
                                 const uint16_t *zero_point, const float *bias, size_t rows, size_t cols, int32_t bits,
                                 size_t group_size, float *out, int32_t isa, int32_t threads);
+
+/* The same with two-level scales. */
+AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint8_t *sub_scale,
+                                   const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
+                                   const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                   int32_t scale_bits, float *out, int32_t isa, int32_t threads);
 
 /* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1], bits 2..8, one
  * scale and zero point a token. */

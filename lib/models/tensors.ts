@@ -4,7 +4,8 @@
  */
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { convertFloats, dequantize, type PackedTensor } from "../quant/mod.ts";
+import { packedByteLength, packedRows } from "../quant/layout.ts";
+import { convertFloats, dequantize } from "../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../quant/packed_checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
 import type { DenseMatrix, Matrix, WeightDtype } from "./kernels.ts";
@@ -155,7 +156,7 @@ export class ModelTensors {
     const layer = this.#packed.get(name);
     if (layer !== undefined) {
       const packed = readPackedTensor(this.#checkpoint, layer);
-      this.#bytes += packed.packed.byteLength + packed.scale.byteLength + (packed.zeroPoint?.byteLength ?? 0);
+      this.#bytes += packedByteLength(packed);
       return { name, weights: packed };
     }
     const weights = this.#dense(name);
@@ -214,7 +215,7 @@ export function lookUpRows(
   for (let i = 0; i < indices.length; i++) {
     const row = indices[i]!;
     const target = out.subarray(i * cols, (i + 1) * cols);
-    if ("packed" in weights) target.set(dequantize(kernels, packedRow(weights, row)));
+    if ("packed" in weights) target.set(dequantize(kernels, packedRows(weights, row, row + 1)));
     else widen(weights, row * cols, target);
   }
 }
@@ -230,17 +231,6 @@ function widen({ dtype, data }: DenseMatrix, start: number, target: Float32Array
       target[i] = WORD_AS_FLOAT[0]!;
     }
   } else target.set(new Float16Array(data.buffer as ArrayBuffer, data.byteOffset + start * 2, target.length));
-}
-
-function packedRow(tensor: PackedTensor, row: number): PackedTensor {
-  const words = tensor.packed.length / tensor.rows, groups = tensor.scale.length / tensor.rows;
-  return {
-    ...tensor,
-    rows: 1,
-    packed: tensor.packed.subarray(row * words, (row + 1) * words),
-    scale: tensor.scale.subarray(row * groups, (row + 1) * groups),
-    zeroPoint: tensor.zeroPoint?.subarray(row * groups, (row + 1) * groups),
-  };
 }
 
 function listing(names: readonly string[], quoted = true): string {

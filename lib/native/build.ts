@@ -33,11 +33,13 @@ const COMMON_FLAGS = [
 /** Sources of every build. */
 const COMMON_SOURCES = [
   "api.c",
+  "two_level_api.c",
   "model_api.c",
   "int8_api.c",
   "image_api.c",
   "solver_api.c",
   "scalar.c",
+  "two_level_scalar.c",
   "model_scalar.c",
   "int8_scalar.c",
   "solver_scalar.c",

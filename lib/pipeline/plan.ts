@@ -3,7 +3,7 @@
  * read. The rules are data: `--dry-run` and docs/format.md print them.
  */
 import { compilePattern, type Config, isSensitiveLayer, type LayerBits, layerBitWidth } from "../config.ts";
-import { type BitWidth, type GroupSize, packedBytes } from "../quant/mod.ts";
+import { type BitWidth, type GroupSize, packedBytes, type ScaleBits } from "../quant/mod.ts";
 import { type Checkpoint, type Dtype, isFloatDtype, type TensorInfo } from "../tensor/mod.ts";
 
 /** A reason to keep a tensor as it is; the first rule that holds wins. */
@@ -74,6 +74,8 @@ export interface PlanRow {
   readonly bits: BitWidth | undefined;
   /** Undefined when kept. */
   readonly groupSize: GroupSize | undefined;
+  /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
+  readonly scaleBits: ScaleBits | undefined;
   readonly bytesBefore: number;
   /** Stored bytes unless `min_accuracy` asks for more bits. */
   readonly bytesAfter: number;
@@ -107,6 +109,11 @@ export function planQuantization(checkpoint: Checkpoint, config: Config): Plan {
     [...file.tensors.values()].map((info) => decide(info, name))
   );
   return { rows, warnings: unmatched([...checkpoint.tensors.keys()], config) };
+}
+
+/** Bits of the sub-codes that a configuration asks for; undefined for plain half floats. */
+export function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
+  return scaleBits === 16 ? undefined : scaleBits;
 }
 
 function rowPlanner(config: Config): (info: TensorInfo, file: string) => PlanRow {
@@ -145,6 +152,7 @@ function rowPlanner(config: Config): (info: TensorInfo, file: string) => PlanRow
         reason: rule,
         bits: undefined,
         groupSize: undefined,
+        scaleBits: undefined,
         bytesAfter: byteLength,
       };
     }
@@ -157,7 +165,8 @@ function rowPlanner(config: Config): (info: TensorInfo, file: string) => PlanRow
       reason: asked === undefined ? "bit_width" : "layer_bit_widths",
       bits,
       groupSize: config.groupSize,
-      bytesAfter: packedBytes(rows, cols, bits, config.groupSize, config.zeroPoint),
+      scaleBits: scaleBitsOf(config),
+      bytesAfter: packedBytes(rows, cols, bits, config.groupSize, config.zeroPoint, scaleBitsOf(config)),
     };
   };
 }

@@ -14,10 +14,16 @@ import {
   quantize,
   type Weights,
 } from "../quant/mod.ts";
-import { packedNames, packedTensorSpecs, packZeroPoints, specBytes } from "../quant/packed_checkpoint.ts";
+import {
+  packedEntries,
+  packedNames,
+  packedTensorSpecs,
+  packZeroPoints,
+  specBytes,
+} from "../quant/packed_checkpoint.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
 import { quote } from "./files.ts";
-import type { PlanRow } from "./plan.ts";
+import { type PlanRow, scaleBitsOf } from "./plan.ts";
 import type { LayerRecord } from "./record.ts";
 import { CHUNK_BYTES, copyTensor, type RunEvent, type TensorSink } from "./rewrite.ts";
 
@@ -43,6 +49,7 @@ export async function rewriteTensor(
 ): Promise<LayerRecord> {
   if (row.action === "keep") return await keepTensor(row, source, sink, context, row.reason);
   const { config: { minAccuracy, nonFinite, failFast, groupSize, zeroPoint }, onEvent } = context;
+  const scaleBits = scaleBitsOf(context.config);
   const tried: { bits: BitWidth; cosine: number }[] = [];
   const widths = BIT_WIDTHS.filter((bits) => bits === row.bits || (minAccuracy > 0 && bits > row.bits!));
   for (const bits of widths) {
@@ -58,7 +65,7 @@ export async function rewriteTensor(
     const reached = cosine(statistics);
     if (reached >= minAccuracy - COSINE_ROUNDING) {
       const [rows, cols] = row.shape as [number, number];
-      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint);
+      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint, scaleBits);
       const { name, file, dtype, shape, bytesBefore } = row;
       return {
         name,
@@ -69,6 +76,7 @@ export async function rewriteTensor(
         shape,
         bits,
         groupSize,
+        ...(scaleBits === undefined ? {} : { scaleBits }),
         bytesBefore,
         bytesAfter: specBytes(specs),
         statistics,
@@ -158,16 +166,17 @@ async function quantizeRows(
   context: QuantizeContext,
 ): Promise<ErrorStatistics> {
   const { config: { groupSize, solver, zeroPoint }, kernels, threads } = context;
+  const scaleBits = scaleBitsOf(context.config);
   const { name } = row;
   const [rows, cols] = row.shape as [number, number];
   const dtype = row.dtype as FloatDtype;
   const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
   const groups = groupCount(cols, groupSize);
-  const names = packedNames(name, zeroPoint);
+  const names = packedNames(name, zeroPoint, scaleBits);
   // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
   const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
-  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint));
+  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits));
 
   let statistics: ErrorStatistics | undefined;
   for (let begin = 0; begin < rows; begin += step) {
@@ -177,16 +186,20 @@ async function quantizeRows(
     const weights = { data, dtype };
     let tensor;
     try {
-      tensor = quantize(kernels, weights, count, cols, { bits, groupSize, solver, zeroPoint, threads });
+      tensor = quantize(kernels, weights, count, cols, {
+        bits,
+        groupSize,
+        solver,
+        zeroPoint,
+        scaleBits,
+        threads,
+      });
     } catch (error) {
       throw error instanceof WeightsError ? describe(error, begin) : error;
     }
-    sink.write(names.packed, tensor.packed);
-    sink.write(names.scale, tensor.scale);
-    if (integers !== undefined) {
+    for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
+    if (integers !== undefined && tensor.scaleBits === undefined) {
       integers.set(new Float16Array(tensor.zeroPoint!.buffer), begin * groups);
-    } else if (names.zeroPoint !== undefined) {
-      sink.write(names.zeroPoint, tensor.zeroPoint!);
     }
     // The sink has compared these bytes with those read back, so this is the error of what is stored.
     const ofChunk = packedErrorStatistics(kernels, weights, tensor, threads);

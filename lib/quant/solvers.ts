@@ -13,7 +13,7 @@ import {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
-  type PackedTensor,
+  type OneLevelTensor,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./layout.ts";
@@ -78,7 +78,7 @@ export interface FactoredMoment {
 
 /** What a solver made of a layer. */
 export interface Solution {
-  readonly tensor: PackedTensor;
+  readonly tensor: OneLevelTensor;
   /** Σ over rows of Δ M Δᵀ, Δ the error against the target and M the damped moment; NaN without one. */
   readonly objective: number;
   /** The same of the grid that was tried first, to see what trying others and refining gained. */
@@ -339,7 +339,7 @@ function clipGrid(
   return gridOf(tensor);
 }
 
-function gridOf({ scale, zeroPoint, bits }: PackedTensor): Grid {
+function gridOf({ scale, zeroPoint, bits }: OneLevelTensor): Grid {
   const wide = (bits: Uint16Array<ArrayBuffer>) =>
     Float32Array.from(new Float16Array(bits.buffer, bits.byteOffset, bits.length));
   return {
@@ -422,7 +422,7 @@ function packed(
   rows: number,
   cols: number,
   { bits, groupSize, zeroPoint: zeroPointKind, threads = 1 }: GridOptions,
-): PackedTensor {
+): OneLevelTensor {
   const halves = (values: Float32Array) => new Uint16Array(Float16Array.from(values).buffer);
   return {
     rows,
@@ -549,7 +549,7 @@ function measure(
   rows: number,
   { cols, moment }: FactoredMoment,
   { bits, groupSize, zeroPoint: kind, threads = 1 }: GridOptions,
-  tensor: PackedTensor,
+  tensor: OneLevelTensor,
 ): Candidate {
   const { scale, zeroPoint } = gridOf(tensor);
   const codes = unpackCodes(kernels, tensor.packed, rows, cols, bits, threads);
