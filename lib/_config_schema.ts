@@ -181,8 +181,17 @@ export const SCHEMA: readonly Key[] = [
     "group_size",
     integerOf(0, 16, 32, 64, 128, 256),
     64,
-    "Consecutive weights of a row that share a scale; 0 is a whole row",
+    "Consecutive weights of a row that share a scale; 0 is a whole row. With two-level scales 16, 32, 64 or 128; " +
+      "where it is not set, 16 for 2 and 3 bits, 32 for 4 and 8",
     { unit: "weights" },
+  ),
+  row(
+    "scale_bits",
+    integerOf(4, 6, 16),
+    16,
+    "16: a half-precision scale and zero point for each group. 4 and 6: two-level scales, codes of so many bits under " +
+      "half-precision ones for every 256 weights of a row, as ggml's Q2_K and Q4_K; they need `zero_point` real",
+    { unit: "bits" },
   ),
   row("num_time_groups", integer(1, 100), 10, "Groups into which the timesteps are divided", { later: true }),
   row(

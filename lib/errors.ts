@@ -15,6 +15,7 @@ export type ErrorCode =
   | "AQ_INTEGRITY"
   | "AQ_CALIBRATION"
   | "AQ_KERNELS"
+  | "AQ_MEMORY"
   | "AQ_INTERRUPTED";
 
 /** Where an error happened, as far as it is known. */
@@ -132,6 +133,24 @@ export class KernelError extends Error {
   constructor(message: string, options: { status?: number; cause?: unknown } = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.status = options.status;
+  }
+}
+
+/** A model would not fit into this machine's memory; said before a weight of it is read. */
+export class MemoryError extends RangeError {
+  readonly code = "AQ_MEMORY" satisfies ErrorCode;
+  override readonly name = "MemoryError";
+  readonly path: string | undefined;
+  constructor(
+    message: string,
+    /** Bytes that would be needed. */
+    readonly neededBytes: number,
+    /** Bytes that there are. */
+    readonly availableBytes: number,
+    place: ErrorPlace = {},
+  ) {
+    super(message, place.cause === undefined ? undefined : { cause: place.cause });
+    this.path = place.path;
   }
 }
 

@@ -29,7 +29,7 @@ import {
 import { rewriteDequantized } from "./pipeline/dequantize.ts";
 import { inputError, quote, sha256 } from "./pipeline/files.ts";
 import { checkNotInput, checkOutput, type OutputRequest } from "./pipeline/output_folder.ts";
-import { type Plan, planQuantization, type PlanRow } from "./pipeline/plan.ts";
+import { type Plan, planQuantization, type PlanRow, scaleBitsOf } from "./pipeline/plan.ts";
 import { rewriteTensor } from "./pipeline/quantize.ts";
 import {
   type Identity,
@@ -49,6 +49,7 @@ import {
 } from "./pipeline/rewrite.ts";
 import { addStatistics, cosine, type ErrorStatistics, MAX_THREADS, relativeRmsError } from "./quant/mod.ts";
 import {
+  allPackedNames,
   CONFIG_KEY,
   FORMAT_VERSION,
   type PackedLayer,
@@ -247,7 +248,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     reservedHeaderBytes: reservedHeaderBytes(
       checkpoint,
       name,
-      widestSpecs([...file.tensors.keys()].map((tensor) => rows.get(tensor)!), config),
+      widestSpecs([...file.tensors.keys()].map((tensor) => rows.get(tensor)!)),
       file.metadata,
     ),
     steps: [...file.tensors.values()].map((info) => {
@@ -331,7 +332,10 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const context = { checkpoint, kernels, threads, buffer: growingBuffer() };
   const parts = new Map([...layers.values()].flatMap((layer) => {
     const { packed, ...others } = layer.tensors;
-    return [[packed, layer] as const, ...Object.values(others).map((name) => [name, undefined] as const)];
+    return [
+      [packed, layer] as const,
+      ...Object.values(others).map((name) => [name as string | undefined, undefined] as const),
+    ];
   }));
   const files = checkpoint.files.map(({ name, file }): RewriteFile => {
     // The plain tensor takes the place of its codes; its other parts vanish.
@@ -446,7 +450,8 @@ function checkPaths({ input, output }: CheckpointRun): void {
 function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
   for (const { name, action } of plan.rows) {
     if (action === "keep") continue;
-    const parts = Object.values(packedNames(name, config.zeroPoint)).map((part) => part?.length ?? 0);
+    const names = packedNames(name, config.zeroPoint, scaleBitsOf(config));
+    const parts = Object.values(names).map((part: string | undefined) => part?.length ?? 0);
     const longest = Math.max(...parts);
     if (longest > MAX_NAME_LENGTH) {
       throw new CheckpointError(
@@ -457,7 +462,7 @@ function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
         { path: checkpoint.tensors.get(name)!.file.path, tensor: name },
       );
     }
-    const taken = Object.values(packedNames(name, "real")).find((part) => checkpoint.tensors.has(part!));
+    const taken = allPackedNames(name).find((part) => checkpoint.tensors.has(part));
     if (taken === undefined) continue;
     throw new CheckpointError(
       `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: weights must be plain, got ${
@@ -523,11 +528,19 @@ function growingBuffer(): (bytes: number) => Uint8Array<ArrayBuffer> {
 }
 
 /** The entries that take most room in the header, whatever becomes of the tensors. */
-function* widestSpecs(rows: readonly PlanRow[], config: Config): Generator<TensorSpec> {
-  for (const { name, dtype, shape, action, groupSize } of rows) {
+function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
+  for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits } of rows) {
     const [height, width] = shape as [number, number];
     if (action === "keep") yield { name, dtype, shape };
-    else yield* packedTensorSpecs(name, height, width, 8, groupSize!, config.zeroPoint);
+    else {yield* packedTensorSpecs(
+        name,
+        height,
+        width,
+        8,
+        groupSize!,
+        zeroPoint!,
+        scaleBits,
+      );}
   }
 }
 

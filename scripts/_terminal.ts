@@ -16,11 +16,12 @@ export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, n
   AQ_INTEGRITY: 4,
   AQ_CALIBRATION: 3,
   AQ_KERNELS: 5,
+  AQ_MEMORY: 6,
 };
 
 /** The last lines of every `--help`. */
 export const EXIT_CODE_HELP = `Exit codes:
-  0 done    1 unexpected error    2 options or configuration    3 bad input    4 output    5 kernels
+  0 done    1 unexpected error    2 options or configuration    3 bad input    4 output    5 kernels    6 memory
   130, 143 stopped by SIGINT or SIGTERM; what was done is kept`;
 
 // Options ------------------------------------------------------------------------------------------------------
@@ -186,7 +187,12 @@ function report(error: unknown, asJson: boolean): number {
  * @throws {OutputError} when the system refuses, as on a full disk
  */
 export function print(text: string): void {
-  const bytes = new TextEncoder().encode(`${text}\n`);
+  printText(`${text}\n`);
+}
+
+/** {@linkcode print} without the end of the line. */
+function printText(text: string): void {
+  const bytes = new TextEncoder().encode(text);
   for (let done = 0; done < bytes.length;) {
     try {
       done += writeSync(1, bytes, done);
@@ -261,6 +267,51 @@ export class ProgressDisplay {
     if (this.#isDrawn) process.stderr.write("\r\x1b[K");
     this.#isDrawn = false;
   }
+}
+
+/** What a display of states writes to; standard output is one. */
+export interface StateStream {
+  readonly isTTY?: boolean;
+  readonly columns?: number;
+}
+
+/** Shows the states that a text goes through: in place on a terminal, a line each elsewhere. */
+export class StateDisplay {
+  readonly #stream: StateStream;
+  readonly #write: (text: string) => void;
+  #rows = 0;
+
+  constructor(stream: StateStream = process.stdout, write: (text: string) => void = printText) {
+    this.#stream = stream;
+    this.#write = write;
+  }
+
+  readonly show = (line: string): void => {
+    if (this.#stream.isTTY !== true) return this.#write(`${line}\n`);
+    // Up to the first row of what stands there, and away with it.
+    const back = this.#rows === 0 ? "" : `\r${this.#rows > 1 ? `\x1b[${this.#rows - 1}A` : ""}\x1b[J`;
+    this.#write(back + line);
+    this.#rows = Math.max(1, Math.ceil(cells(line) / (this.#stream.columns || 80)));
+  };
+
+  /** Ends the row that stands there. */
+  end(): void {
+    if (this.#rows > 0) this.#write("\n");
+    this.#rows = 0;
+  }
+}
+
+/** Cells of a terminal that a text takes: most characters of East Asian scripts, and emoji, take two. */
+function cells(text: string): number {
+  let count = 0;
+  for (const character of text) {
+    const code = character.codePointAt(0)!;
+    const isWide = (code >= 0x1100 && code <= 0x115f) || (code >= 0x2e80 && code <= 0xa4cf) ||
+      (code >= 0xac00 && code <= 0xd7a3) || (code >= 0xf900 && code <= 0xfaff) ||
+      (code >= 0xfe30 && code <= 0xfe6f) || (code >= 0xff00 && code <= 0xff60) || code >= 0x1f300;
+    count += isWide ? 2 : 1;
+  }
+  return count;
 }
 
 /** A run's state as one line: share, tensors, rates, remaining time, tensor at work. */

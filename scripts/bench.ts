@@ -25,10 +25,18 @@ import {
   MAX_THREADS,
   SOLVERS,
 } from "../lib/quant/mod.ts";
-import { OtherLoad } from "../lib/eval/environment.ts";
+import { OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import { EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
 
-const INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "neon", "simd128"] as const satisfies InstructionSet[];
+const INSTRUCTION_SETS = [
+  "scalar",
+  "avx2",
+  "avx512",
+  "avx512_vnni",
+  "neon",
+  "neon_dot",
+  "simd128",
+] as const satisfies InstructionSet[];
 const BACKENDS = ["auto", "native", "wasm"] as const;
 
 const HELP = `Usage: bench.ts [options]
@@ -39,7 +47,8 @@ Measures on this machine and prints tables; every number in them is from this ru
   SUITES.map(({ name, summary }) => `${name.padEnd(11)} ${summary}`).join(`\n${" ".repeat(21)}`)
 }
                      (default ${SUITES[0]!.name})
-  --model DIR        checkpoint to quantize; may be repeated (default: the reference models)
+  --model DIR        checkpoint to quantize; may be repeated (default: the reference models). One without tasks beside it is
+                     held against its own full precision on synthetic inputs
   --bits LIST        default 8,4,3,2; 2 for peers
   --group-size N     ${GROUP_SIZES.join(", ")} (0: whole row); default 64; for peers a list, default 0,32
   --solver NAME      clip or round; default both
@@ -47,9 +56,10 @@ Measures on this machine and prints tables; every number in them is from this ru
   --backend NAME     ${BACKENDS.join(", ")}
   --isa NAME         ${INSTRUCTION_SETS.join(", ")}; default: the fastest
   --tasks LIST       puzzles of the accuracy suite, as in add,sort; default all
-  --limit N          puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128,
-                     for peers no images
+  --limit N          puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128 (16
+                     sequences or 4 trajectories of a model without tasks), for peers no images
   --seed N           of noise, masks and synthetic weights; default 1
+  --ignore-memory    run models although memory looks too small for them
   --megabytes N      size of the process suite's checkpoint; default 2000 (64 with --quick)
   --quick            fewer samples: for a look, not for a report
   --json             print JSON instead of tables
@@ -89,7 +99,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     "megabytes",
     "out",
   ] as const;
-  const boolean = ["quick", "json", "help"] as const;
+  const boolean = ["ignore-memory", "quick", "json", "help"] as const;
   const unknown: string[] = [];
   const parsed = parseArgs([...args], {
     string: ["_", ...string],
@@ -165,6 +175,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
       tasks: given("tasks")?.split(","),
       limit: whole("limit", 1, 1e6),
       syntheticBytes: (whole("megabytes", 1, 1e6) ?? (quick ? 64 : 2000)) * 1e6,
+      ignoresMemory: parsed["ignore-memory"] === true,
       quick,
     },
     isa,
@@ -268,7 +279,16 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const body = [...formatReport(report), ...closing];
   const result = `${
     JSON.stringify(
-      { suite: suite.name, command, environment, options, seconds, otherCores, ...report },
+      {
+        suite: suite.name,
+        command,
+        environment,
+        options,
+        seconds,
+        otherCores,
+        peakResidentBytes: peakResidentBytes(),
+        ...report,
+      },
       null,
       2,
     )

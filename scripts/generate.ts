@@ -6,12 +6,15 @@ import process from "node:process";
 import { loadConfig } from "../lib/config.ts";
 import { ConfigError, InterruptedError } from "../lib/errors.ts";
 import { answerLength, puzzleCanvas } from "../lib/eval/dream_tasks.ts";
+import { checkMemory, forecastMemory, forecastTime, memoryText, timeText } from "../lib/eval/forecast.ts";
 import {
   type DitConfig,
   DREAM_ALGORITHMS,
   type DreamAlgorithm,
   dreamSteps,
   encodePng,
+  forwardCost,
+  type ForwardShape,
   type GenerationStep,
   imageSteps,
   lladaSteps,
@@ -20,24 +23,28 @@ import {
   type MaskedTransformerConfig,
   modelConfig,
   modelFrom,
+  modelRequirements,
   type Remasking,
   REMASKINGS,
   type SamplerName,
   tileImages,
   type Tokenizer,
 } from "../lib/models/mod.ts";
+import { checkSamplingOptions } from "../lib/models/token_sampling.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { writeWhole } from "../lib/pipeline/files.ts";
 import { MAX_THREADS } from "../lib/quant/mod.ts";
 import { type Checkpoint, openCheckpoint, readJsonFile } from "../lib/tensor/mod.ts";
 import {
   EXIT_CODE_HELP,
-  formatBytes,
   parseOptions,
+  peakMemoryBytes,
+  print,
   printable,
   printJson,
   ProgressDisplay,
   runCommand,
+  StateDisplay,
   usageError,
 } from "./_terminal.ts";
 
@@ -60,11 +67,13 @@ Drawing:
   --guidance X         class-free guidance; default 1, none
   --zoom N             pixels a pixel; default 8 for images under 64 pixels, else 1
 Both:
-  --steps N            default: one a mask; 50 when drawing
+  --steps N            default: one a mask; 50 when drawing, or as many as the training had
   --seed N             default 0
-  --trace              show the text after each step; put the way from noise to image into the PNG
+  --trace              show the masks being filled, in place on a terminal and a line a step elsewhere;
+                       put the way from noise to image into the PNG
   --threads N          0 (default) is one per core
   --backend NAME       auto (default), native or wasm
+  --ignore-memory      run although memory looks too small
   --quiet              print nothing but the result and errors
   --json               print JSON
   --help
@@ -91,6 +100,13 @@ const STRINGS = [
 ] as const;
 const TEXT_ONLY = ["prompt", "length", "algorithm", "temperature", "top-p", "top-k", "block-length"] as const;
 const IMAGE_ONLY = ["class", "out", "sampler", "guidance", "zoom"] as const;
+/** Options that a family has not. */
+const FOREIGN = {
+  dream: [...IMAGE_ONLY, "block-length"],
+  llada: [...IMAGE_ONLY, "top-p", "top-k"],
+  dit: TEXT_ONLY,
+} as const;
+const FAMILY = { dream: "a Dream model", llada: "a LLaDA model", dit: "a model that draws" } as const;
 
 type Values = Readonly<Partial<Record<(typeof STRINGS)[number], string>>>;
 
@@ -98,6 +114,7 @@ type Values = Readonly<Partial<Record<(typeof STRINGS)[number], string>>>;
 const DEFAULT_LENGTH = 32;
 /** A vocabulary of at most so many tokens is that of the puzzles; texts have thousands. */
 const PUZZLE_VOCABULARY = 64;
+const DRAWING_STEPS = 50;
 /** Stands for a mask where text is shown. */
 const MASK_SIGN = "░";
 /** Pictures of a trace. */
@@ -111,6 +128,7 @@ interface Run {
   readonly values: Values;
   readonly isTraced: boolean;
   readonly asJson: boolean;
+  readonly ignoresMemory: boolean;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
 }
@@ -118,11 +136,11 @@ interface Run {
 async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
   const { positionals, flags, values } = parseOptions(args, {
     help: HELP,
-    boolean: ["trace", "quiet", "json", "help"],
+    boolean: ["trace", "ignore-memory", "quiet", "json", "help"],
     string: STRINGS,
   });
   if (flags.help) {
-    console.log(HELP);
+    print(HELP);
     return;
   }
   const [path] = positionals;
@@ -138,19 +156,16 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const display = new ProgressDisplay(flags.quiet || flags.json);
   using checkpoint = openCheckpoint(path);
   const described = modelConfig(checkpoint);
-  const foreign = described.kind === "dit" ? TEXT_ONLY : IMAGE_ONLY;
-  const misplaced = foreign.find((name) => values[name] !== undefined);
+  const misplaced = FOREIGN[described.kind].find((name) => values[name] !== undefined);
   if (misplaced !== undefined) {
+    const isDrawn = IMAGE_ONLY.some((name) => name === misplaced);
     throw usageError(
-      `--${misplaced} is not for a model that ${described.kind === "dit" ? "draws" : "writes"}`,
+      `--${misplaced} is not for ${isDrawn ? "a model that writes" : FAMILY[described.kind]}`,
       HELP,
     );
   }
   using kernels = await openKernels({ backend: config.backend, onMessage: display.log });
-  const bytes = checkpoint.files.reduce((sum, { file }) => sum + file.fileBytes, 0);
-  display.log(
-    `${described.kind}, ${formatBytes(bytes)} of weights to hold; ${kernels.describe()}, threads ${threads}`,
-  );
+  display.log(`${described.kind}; ${kernels.describe()}, threads ${threads}`);
   const run: Run = {
     checkpoint,
     kernels,
@@ -158,6 +173,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     values,
     isTraced: flags.trace,
     asJson: flags.json,
+    ignoresMemory: flags["ignore-memory"],
     signal,
     log: display.log,
   };
@@ -169,6 +185,33 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     if (error instanceof RangeError && !("code" in error)) throw new ConfigError(error.message, [], error);
     throw error;
   }
+}
+
+/** Says what the run needs, from sizes alone. @throws {MemoryError} when that is more than there is */
+function announce(
+  { checkpoint, kernels, threads, ignoresMemory, log }: Run,
+  shape: ForwardShape,
+  /** Rows of a typical pass, whose logits are wanted. */
+  typicalRows: number,
+  passes: number,
+) {
+  const needs = modelRequirements(checkpoint);
+  const { activationBytes } = forwardCost(needs.model, shape);
+  const rows = needs.model.kind === "dit"
+    ? shape.batch * (needs.model.config.sampleSize / needs.model.config.patchSize) ** 2
+    : shape.batch * shape.tokens;
+  const memory = forecastMemory(kernels, needs, { activationBytes, rows });
+  if (!ignoresMemory) {
+    const wayOut =
+      "quantize it to fewer bits (scripts/quantize.ts MODEL OUT --bits 4), ask for less at a time, or try anyway " +
+      "with --ignore-memory";
+    checkMemory(checkpoint.path, memory, wayOut);
+  }
+  const { multiplyAdds } = forwardCost(needs.model, { ...shape, rows: typicalRows });
+  const time = forecastTime(kernels, needs, passes * multiplyAdds, rows, threads);
+  log(`needs ${memoryText(memory)}`);
+  log(`takes ${timeText(time)}`);
+  return { memory, time };
 }
 
 // Writing --------------------------------------------------------------------------------------------------------
@@ -194,13 +237,10 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
       HELP,
     );
   }
-  const steps = checkedSteps(values);
-
-  const { model } = modelFrom(checkpoint, run.kernels, { threads: run.threads });
-  if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
   let canvas: Int32Array;
-  if (answer !== undefined) canvas = puzzleCanvas(model, tokenizer, prompt, wanted);
-  else {
+  if (answer !== undefined) {
+    canvas = puzzleCanvas({ path: checkpoint.path, config }, tokenizer, prompt, wanted);
+  } else {
     canvas = new Int32Array(tokens.length + wanted).fill(config.maskToken);
     canvas.set(tokens);
   }
@@ -208,37 +248,53 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
   if (places.length === 0) {
     throw usageError("nothing to write: --length is 0 and the prompt has no mask", HELP);
   }
-  const seed = number(values, "seed") ?? 0;
-  const temperature = number(values, "temperature");
-  let turns: Generator<GenerationStep, Int32Array>;
-  if (kind === "llada") {
-    turns = lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
+  const seed = wholeNumber("seed", values.seed ?? "0");
+  const stored = kind === "dream" ? storedGeneration(checkpoint.folder) : {};
+  const steps = checkedSteps(values) ?? (answer === undefined ? stored.steps : undefined);
+  const sampling = {
+    temperature: number(values, "temperature") ?? stored.temperature,
+    topP: number(values, "top-p") ?? stored.topP,
+    topK: number(values, "top-k") ?? stored.topK,
+    excludedTokens: [
+      config.maskToken,
+      ...(answer === undefined || config.padToken === undefined ? [] : [config.padToken]),
+    ],
+  };
+  checkSamplingOptions("generate", sampling, config.vocabularySize);
+  const algorithm = choice(values, "algorithm", kind === "dream" ? DREAM_ALGORITHMS : REMASKINGS);
+  const blockLength = number(values, "block-length");
+  if (blockLength !== undefined && !(blockLength >= 1 && wanted % blockLength === 0)) {
+    throw usageError(`--block-length must divide --length ${wanted}, got ${blockLength}`, HELP);
+  }
+  const needed = announce(
+    run,
+    { batch: 1, tokens: canvas.length, rows: blockLength ?? places.length },
+    Math.ceil((blockLength ?? places.length) / 2),
+    steps ?? places.length,
+  );
+
+  const { model } = modelFrom(checkpoint, run.kernels, { threads: run.threads });
+  if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
+  const turns: Generator<GenerationStep, Int32Array> = kind === "llada"
+    ? lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
       generationLength: wanted,
-      blockLength: number(values, "block-length"),
+      blockLength,
       steps,
-      temperature,
-      remasking: choice(values, "algorithm", REMASKINGS) as Remasking | undefined,
+      temperature: sampling.temperature,
+      remasking: algorithm as Remasking | undefined,
       seed,
-    });
-  } else {
-    const stored = storedGeneration(checkpoint.folder);
-    turns = dreamSteps(model, canvas, 1, {
-      algorithm: choice(values, "algorithm", DREAM_ALGORITHMS) as DreamAlgorithm | undefined ??
+    })
+    : dreamSteps(model, canvas, 1, {
+      ...sampling,
+      algorithm: algorithm as DreamAlgorithm | undefined ??
         (answer === undefined ? stored.algorithm : "maskgit_plus"),
-      steps: steps ?? (answer === undefined ? stored.steps : undefined),
-      temperature: temperature ?? stored.temperature,
-      topP: number(values, "top-p") ?? stored.topP,
-      topK: number(values, "top-k") ?? stored.topK,
+      steps,
       eps: stored.eps,
       seed,
-      excludedTokens: [
-        config.maskToken,
-        ...(answer === undefined || config.padToken === undefined ? [] : [config.padToken]),
-      ],
     });
-  }
   const end = Math.max(...places) + 1;
   const trace: string[] = [];
+  const states = new StateDisplay();
   const started = performance.now();
   let sequence = canvas;
   for (const state of turns) {
@@ -248,11 +304,12 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
       trace.push(text);
       if (!run.asJson) {
         const step = `${state.step}`.padStart(`${state.steps}`.length);
-        console.log(`${step}/${state.steps}  t ${state.time.toFixed(3)}  ${printable(text)}`);
+        states.show(`${step}/${state.steps}  t ${state.time.toFixed(3)}  ${printable(text)}`);
       }
     }
     await letSignalsIn(run.signal);
   }
+  states.end();
   const seconds = (performance.now() - started) / 1000;
   const written = sequence.subarray(places[0]!, end);
   const stop = config.eosToken === undefined ? -1 : written.indexOf(config.eosToken);
@@ -266,17 +323,35 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
       masks: places.length,
       seed,
       seconds,
+      ...measured(needed),
       backend: run.kernels.describe(),
       ...(run.isTraced ? { trace } : {}),
     });
     return;
   }
-  console.log(printable(text));
+  print(printable(text));
   log(`${places.length} tokens in ${seconds.toFixed(2)} s`);
 }
 
+/** What was forecast and what came of it, for machines. */
+function measured({ memory, time }: ReturnType<typeof announce>) {
+  return {
+    forecast: { memoryBytes: memory.total, memory, seconds: time.seconds },
+    peakMemoryBytes: peakMemoryBytes(),
+  };
+}
+
+interface StoredGeneration {
+  readonly algorithm?: DreamAlgorithm | undefined;
+  readonly steps?: number | undefined;
+  readonly temperature?: number | undefined;
+  readonly topP?: number | undefined;
+  readonly topK?: number | undefined;
+  readonly eps?: number | undefined;
+}
+
 /** What generation_config.json sets, as far as it does. */
-function storedGeneration(folder: string) {
+function storedGeneration(folder: string): StoredGeneration {
   const path = join(folder, "generation_config.json");
   const stored = existsSync(path) ? readJsonFile(path) : {};
   const numeric = (key: string) => typeof stored[key] === "number" ? stored[key] : undefined;
@@ -286,7 +361,7 @@ function storedGeneration(folder: string) {
     steps: numeric("steps"),
     temperature: numeric("temperature"),
     topP: numeric("top_p"),
-    topK: numeric("top_k"),
+    topK: numeric("top_k") || undefined, // transformers writes 0 for all
     eps: numeric("eps"),
   };
 }
@@ -317,21 +392,20 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   if (bad !== undefined) {
     throw usageError(`--class must be from 0 to ${config.classes - 1}, got ${bad}`, HELP);
   }
-  const steps = checkedSteps(values) ?? 50;
   const zoom = number(values, "zoom") ?? (config.sampleSize < 64 ? 8 : 1);
   if (!Number.isInteger(zoom) || zoom < 1 || zoom > 64) {
     throw usageError(`--zoom must be a whole number from 1 to 64, got ${zoom}`, HELP);
   }
+  const seed = wholeNumber("seed", values.seed ?? "0"), guidance = number(values, "guidance") ?? 1;
+  const sampler = choice(values, "sampler", ["ddim", "ddpm"]) as SamplerName | undefined;
   const scheduler = loadScheduler(checkpoint.folder);
+  const steps = checkedSteps(values) ?? Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
+  scheduler.timesteps(steps); // refuses too many
+  const batch = guidance === 1 ? classes.length : 2 * classes.length;
+  const needed = announce(run, { batch, tokens: 0 }, 0, steps);
   const { model } = modelFrom(checkpoint, run.kernels, { threads: run.threads });
   if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");
-  const seed = number(values, "seed") ?? 0;
-  const turns = imageSteps(model, scheduler, classes, {
-    steps,
-    seed,
-    sampler: choice(values, "sampler", ["ddim", "ddpm"]) as SamplerName | undefined,
-    guidance: number(values, "guidance"),
-  });
+  const turns = imageSteps(model, scheduler, classes, { steps, seed, sampler, guidance });
   const kept: Float32Array<ArrayBuffer>[] = [];
   const started = performance.now();
   for (const { step, steps: all, samples } of turns) {
@@ -368,11 +442,12 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
       steps,
       seed,
       seconds,
+      ...measured(needed),
       backend: run.kernels.describe(),
     });
     return;
   }
-  console.log(printable(out));
+  print(printable(out));
   log(
     `${classes.length} images of ${width} × ${height} pixels together, ${steps} steps in ${
       seconds.toFixed(2)

@@ -1,26 +1,29 @@
-/** `make_checkpoint.ts OUT`: a synthetic sharded BF16 checkpoint with Dream's layer shapes, for timing and memory. */
+/** `make_checkpoint.ts OUT`: a synthetic sharded BF16 checkpoint in the layout of a published model, for tests, timing and memory. */
 import { createCipheriv } from "node:crypto";
 import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { OutputError } from "../lib/errors.ts";
 import { elementCount, SafetensorsWriter, type TensorSpec } from "../lib/tensor/mod.ts";
-import { EXIT_CODE_HELP, formatBytes, parseOptions, runCommand, usageError } from "./_terminal.ts";
+import { bytesOf, type Layout, layoutOf, LAYOUTS, PUBLISHED_HIDDEN, tokenizerFiles } from "./_layouts.ts";
+import { EXIT_CODE_HELP, formatBytes, parseOptions, print, runCommand, usageError } from "./_terminal.ts";
 
 const HELP = `Usage: make_checkpoint.ts OUT [options]
 
-Writes a checkpoint of seeded Gaussian BF16 weights with the layer shapes of Dream 7B into the new or empty folder OUT.
+Writes a checkpoint of seeded Gaussian BF16 weights into the new or empty folder OUT: names, shapes, shards and configuration as a
+published model has them, at any size. It can be quantized and run; what it writes or draws means nothing.
 
+  --layout NAME    dream (Dream 7B, the default), llada (LLaDA 8B) or dit (DiT-XL/2)
   --gigabytes X    size to reach with whole layers (default 2)
   --layers N       number of layers instead
-  --hidden N       width (default 3584; feed-forward, heads and vocabulary keep Dream's proportions)
+  --hidden N       width (default the published one; everything else keeps its proportions)
+  --vocabulary N   tokens of a language model (default 8192, scaled with the width)
+  --tokenizer      also a tokenizer.json, of the words w4, w5, … (language models)
   --shards N       files (default one per gigabyte, at least 2)
   --seed N         default 1
   --help
 
 ${EXIT_CODE_HELP}`;
 
-/** Widths of Dream 7B in units of 1/3584 of its hidden size. */
-const DREAM = { hidden: 3584, feedForward: 18944, vocabulary: 8192 };
 /** Gaussian values come from a table of this many quantiles: enough for BF16's 8 bits of precision. */
 const QUANTILES = 65536;
 const BLOCK_ELEMENTS = 2 ** 21;
@@ -28,11 +31,11 @@ const BLOCK_ELEMENTS = 2 ** 21;
 async function main(args: readonly string[]): Promise<void> {
   const { positionals, flags, values } = parseOptions(args, {
     help: HELP,
-    boolean: ["help"],
-    string: ["gigabytes", "layers", "hidden", "shards", "seed"],
+    boolean: ["tokenizer", "help"],
+    string: ["layout", "gigabytes", "layers", "hidden", "vocabulary", "shards", "seed"],
   });
   if (flags.help) {
-    console.log(HELP);
+    print(HELP);
     return;
   }
   const [out] = positionals;
@@ -43,79 +46,53 @@ async function main(args: readonly string[]): Promise<void> {
     if (value > 0 && Number.isFinite(value) && (!isWhole || Number.isInteger(value))) return value;
     throw usageError(`--${name} must be a ${isWhole ? "whole " : ""}number above 0, got "${text}"`, HELP);
   };
-  const hidden = number("hidden", DREAM.hidden);
-  // Dream's heads of 128, or smaller ones where the width does not hold whole pairs of them
-  const headSize = [128, 64, 32, 16, 2].find((size) => hidden % size === 0);
-  if (headSize === undefined) throw usageError(`--hidden must be even, got ${hidden}`, HELP);
-  const heads = hidden / headSize;
-  const keyValueHeads = [...Array(heads).keys()].map((n) => n + 1).filter((n) => heads % n === 0)
-    .findLast((n) => n <= Math.max(1, heads / 7))!;
-  const scaled = (width: number) => Math.max(16, Math.round(width * hidden / DREAM.hidden / 16) * 16);
-  const sizes = {
-    hidden,
-    feedForward: scaled(DREAM.feedForward),
-    keyValue: keyValueHeads * headSize,
-    vocabulary: scaled(DREAM.vocabulary),
-    heads,
-    keyValueHeads,
-  };
-  const ends = bytesOf(tensorsAround(sizes).flat());
-  const layerBytes = bytesOf(layerTensors(0, sizes));
+  const name = LAYOUTS.find((each) => each === (values.layout ?? "dream"));
+  if (name === undefined) {
+    throw usageError(`--layout must be one of ${LAYOUTS.join(", ")}, got "${values.layout}"`, HELP);
+  }
+  if (name === "dit" && (flags.tokenizer || values.vocabulary !== undefined)) {
+    throw usageError("--tokenizer and --vocabulary are for language models", HELP);
+  }
+  const hidden = number("hidden", PUBLISHED_HIDDEN[name]);
+  const vocabulary = values.vocabulary === undefined ? undefined : number("vocabulary", 0);
+  const layout = layoutOf(name, { hidden, vocabulary });
+  if (layout === undefined) {
+    throw usageError(`--hidden must be a multiple of ${name === "dit" ? 4 : 2}, got ${hidden}`, HELP);
+  }
+  const ends = bytesOf(layout.around.flat());
+  const layerBytes = bytesOf(layout.layer(0));
   const layers = number(
     "layers",
     Math.max(1, Math.round((number("gigabytes", 2, false) * 1e9 - ends) / layerBytes)),
   );
   const total = ends + layers * layerBytes;
   const shards = number("shards", Math.max(2, Math.ceil(total / 1e9)));
-  makeCheckpoint(out, sizes, layers, shards, number("seed", 1));
-  console.log(`${out}: ${layers} layers, ${formatBytes(total)} in ${shards} files`);
+  const files = layout.files(layers);
+  const tokens = flags.tokenizer ? (files["config.json"] as { vocab_size: number }).vocab_size : undefined;
+  makeCheckpoint(out, layout, layers, shards, number("seed", 1), {
+    ...files,
+    ...(tokens === undefined ? {} : tokenizerFiles(tokens)),
+  });
+  print(`${out}: ${layers} layers, ${formatBytes(total)} in ${shards} files`);
   await Promise.resolve();
 }
 
-type Sizes = {
-  readonly [name in keyof typeof DREAM | "keyValue" | "heads" | "keyValueHeads"]: number;
-};
-
-const bf16 = (name: string, ...shape: number[]): TensorSpec => ({ name, dtype: "BF16", shape });
-
-const bytesOf = (specs: readonly TensorSpec[]): number =>
-  specs.reduce((sum, { shape }) => sum + elementCount(shape)! * 2, 0);
-
-/** Tensors before and after the layers. */
-function tensorsAround({ hidden, vocabulary }: Sizes): [TensorSpec[], TensorSpec[]] {
-  return [
-    [bf16("model.embed_tokens.weight", vocabulary, hidden)],
-    [bf16("model.norm.weight", hidden), bf16("lm_head.weight", vocabulary, hidden)],
-  ];
-}
-
-function layerTensors(layer: number, { hidden, feedForward, keyValue }: Sizes): TensorSpec[] {
-  const at = `model.layers.${layer}`;
-  return [
-    bf16(`${at}.self_attn.q_proj.weight`, hidden, hidden),
-    bf16(`${at}.self_attn.q_proj.bias`, hidden),
-    bf16(`${at}.self_attn.k_proj.weight`, keyValue, hidden),
-    bf16(`${at}.self_attn.k_proj.bias`, keyValue),
-    bf16(`${at}.self_attn.v_proj.weight`, keyValue, hidden),
-    bf16(`${at}.self_attn.v_proj.bias`, keyValue),
-    bf16(`${at}.self_attn.o_proj.weight`, hidden, hidden),
-    bf16(`${at}.mlp.gate_proj.weight`, feedForward, hidden),
-    bf16(`${at}.mlp.up_proj.weight`, feedForward, hidden),
-    bf16(`${at}.mlp.down_proj.weight`, hidden, feedForward),
-    bf16(`${at}.input_layernorm.weight`, hidden),
-    bf16(`${at}.post_attention_layernorm.weight`, hidden),
-  ];
-}
-
-function makeCheckpoint(out: string, sizes: Sizes, layers: number, shards: number, seed: number): void {
+function makeCheckpoint(
+  out: string,
+  layout: Layout,
+  layers: number,
+  shards: number,
+  seed: number,
+  files: Readonly<Record<string, unknown>>,
+): void {
   mkdirSync(out, { recursive: true });
   if (readdirSync(out).length > 0) {
     throw new OutputError(`Cannot write "${out}": must be empty, got other files`, { path: out });
   }
-  const [before, after] = tensorsAround(sizes);
+  const [before, after] = layout.around;
   const tensors = [
     ...before,
-    ...Array.from({ length: layers }, (_, layer) => layerTensors(layer, sizes)).flat(),
+    ...Array.from({ length: layers }, (_, layer) => layout.layer(layer)).flat(),
     ...after,
   ];
   const total = bytesOf(tensors);
@@ -129,7 +106,7 @@ function makeCheckpoint(out: string, sizes: Sizes, layers: number, shards: numbe
   const weightMap: Record<string, string> = {};
   parts.forEach((specs, i) => {
     const digits = (n: number) => String(n).padStart(5, "0");
-    const name = `model-${digits(i + 1)}-of-${digits(shards)}.safetensors`;
+    const name = `${layout.stem}-${digits(i + 1)}-of-${digits(shards)}.safetensors`;
     const metadata = { format: "pt" };
     using writer = SafetensorsWriter.create(join(out, name), {
       reservedHeaderBytes: SafetensorsWriter.headerBytes(specs, metadata),
@@ -142,28 +119,12 @@ function makeCheckpoint(out: string, sizes: Sizes, layers: number, shards: numbe
     }
     writer.finish();
   });
-  const config = {
-    architectures: ["DreamModel"],
-    model_type: "Dream",
-    hidden_size: sizes.hidden,
-    intermediate_size: sizes.feedForward,
-    num_hidden_layers: layers,
-    num_attention_heads: sizes.heads,
-    num_key_value_heads: sizes.keyValueHeads,
-    max_position_embeddings: 2048,
-    vocab_size: sizes.vocabulary,
-    pad_token_id: 0,
-    mask_token_id: 1,
-    bos_token_id: 2,
-    eos_token_id: 3,
-    rms_norm_eps: 1e-6,
-    rope_theta: 1e6,
-    tie_word_embeddings: false,
-    torch_dtype: "bfloat16",
-  };
-  writeFileSync(join(out, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
   const index = { metadata: { total_size: total }, weight_map: weightMap };
-  writeFileSync(join(out, "model.safetensors.index.json"), `${JSON.stringify(index, null, 2)}\n`);
+  for (
+    const [name, content] of Object.entries({ ...files, [`${layout.stem}.safetensors.index.json`]: index })
+  ) {
+    writeFileSync(join(out, name), `${JSON.stringify(content, null, 2)}\n`);
+  }
 }
 
 /** Seeded random bytes: the key stream of AES in counter mode, which processors make faster than any loop here. */
@@ -182,8 +143,9 @@ function writeGaussian(
   random: (bytes: number) => Uint8Array,
 ): void {
   const elements = elementCount(shape)!;
-  const deviation = shape.length === 2 ? 1 / Math.sqrt(shape[1]!) : 0.02;
-  const table = name.includes("norm") ? new Uint16Array(QUANTILES).fill(0x3f80) : gaussianTable(deviation);
+  const deviation = shape.length > 1 ? 1 / Math.sqrt(elements / shape[0]!) : 0.02;
+  const isNorm = shape.length === 1 && /(norm|ln_f)\.weight$/.test(name);
+  const table = isNorm ? new Uint16Array(QUANTILES).fill(0x3f80) : gaussianTable(deviation);
   const block = new Uint16Array(Math.min(BLOCK_ELEMENTS, elements));
   for (let begin = 0; begin < elements; begin += block.length) {
     const count = Math.min(block.length, elements - begin);

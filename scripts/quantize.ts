@@ -25,6 +25,7 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
 
   --bits N             2, 3, 4 or 8 (configuration: bit_width)
   --group-size N       0 (whole row), 16, 32, 64, 128 or 256
+  --scale-bits N       16 (default), or 4 or 6 for two-level scales
   --solver NAME        clip (default), round, and on calibration data feedback or best
   --calibrate FILE     calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
   --samples N          calibration samples, 32 to 1024
@@ -50,6 +51,7 @@ ${EXIT_CODE_HELP}`;
 const KEYS = {
   bits: "bit_width",
   "group-size": "group_size",
+  "scale-bits": "scale_bits",
   solver: "solver",
   calibrate: "calibration_data",
   samples: "calibration_samples",

@@ -22,12 +22,23 @@ export function gaussians(seed: number, n: number): Float32Array<ArrayBuffer> {
 }
 
 const INSTRUCTION_SETS: InstructionSet[] = ["scalar", "avx2", "avx512", "neon", "simd128"];
+/** Sets whose code differs from another's only for 8-bit activations. */
+const INT8_INSTRUCTION_SETS: InstructionSet[] = ["avx512_vnni", "neon_dot"];
 
 /** Every backend and instruction set that opens here; a native library only where there is one. */
-export async function allKernels(): Promise<{ name: string; kernels: Kernels }[]> {
+export function allKernels(): Promise<{ name: string; kernels: Kernels }[]> {
+  return kernelsOf(INSTRUCTION_SETS);
+}
+
+/** Those, and the ones that are others with faster products of 8-bit activations. */
+export function allInt8Kernels(): Promise<{ name: string; kernels: Kernels }[]> {
+  return kernelsOf([...INSTRUCTION_SETS, ...INT8_INSTRUCTION_SETS]);
+}
+
+async function kernelsOf(sets: readonly InstructionSet[]): Promise<{ name: string; kernels: Kernels }[]> {
   const found: { name: string; kernels: Kernels }[] = [];
   for (const backend of ["native", "wasm"] as const) {
-    for (const isa of INSTRUCTION_SETS) {
+    for (const isa of sets) {
       try {
         found.push({ name: `${backend} ${isa}`, kernels: await openKernels({ backend, isa }) });
       } catch (error) {

@@ -183,6 +183,7 @@ describe("what is not a model or an input", () => {
     for (
       const [key, value] of [
         ["sample_size", 9],
+        ["sample_size", 2 ** 30],
         ["out_channels", 4],
         ["activation_fn", "geglu"],
         ["norm_type", "layer_norm"],

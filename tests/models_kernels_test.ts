@@ -1,25 +1,33 @@
 import { describe, expect, test } from "bun:test";
 import {
+  ACTIVATION_BITS,
   add,
   attention,
   gateAdd,
   geluTanh,
   layerNorm,
   linear,
+  linearPackedInt8,
   type Matrix,
   MAX_POSITION,
   modulate,
+  patchify,
+  quantizeActivations,
+  type QuantizedActivations,
   rmsNorm,
   rotary,
   silu,
   siluMultiply,
   softmax,
+  timestepEmbedding,
+  unpatchify,
 } from "../lib/models/kernels.ts";
-import { convertFloats, dequantize, quantize } from "../lib/quant/kernels.ts";
-import { BIT_WIDTHS } from "../lib/quant/layout.ts";
-import { allKernels, gaussians, randomStream } from "./_kernels.ts";
+import { convertFloats, dequantize, quantize, unpackCodes } from "../lib/quant/kernels.ts";
+import { BIT_WIDTHS, type OneLevelTensor } from "../lib/quant/layout.ts";
+import { allInt8Kernels, allKernels, gaussians, randomStream } from "./_kernels.ts";
 
 const everywhere = await allKernels();
+const int8Everywhere = await allInt8Kernels();
 
 /** Largest |actual − expected| in units of `unit(i)`; the expectation is in float64. */
 function worst(actual: Float32Array, expected: ArrayLike<number>, unit: (i: number) => number): number {
@@ -292,6 +300,267 @@ for (const { name, kernels } of everywhere) {
     });
   });
 }
+
+/** Σ scale · (code − zero point) of both sides in float64, and Σ |terms| with code and zero point apart. */
+function int8Reference(
+  { tokens, cols, codes, scale, zeroPoint }: QuantizedActivations,
+  weights: OneLevelTensor,
+  wCodes: Uint8Array,
+  bias: Float32Array | undefined,
+) {
+  const { rows, groupSize, bits } = weights;
+  const groups = weights.scale.length / rows;
+  const half = (bits: Uint16Array) => new Float16Array(bits.buffer, bits.byteOffset, bits.length);
+  const wScale = half(weights.scale), wZero = weights.zeroPoint && half(weights.zeroPoint);
+  const out = new Float64Array(tokens * rows), size = new Float64Array(tokens * rows);
+  for (let t = 0; t < tokens; t++) {
+    for (let n = 0; n < rows; n++) {
+      let sum = bias?.[n] ?? 0, magnitude = Math.abs(sum);
+      for (let k = 0; k < cols; k++) {
+        const group = n * groups + (groupSize === 0 ? 0 : Math.floor(k / groupSize));
+        const x = scale[t]! * (codes[t * cols + k]! - zeroPoint[t]!), s = wScale[group]!;
+        const code = wCodes[n * cols + k]!, zero = wZero?.[group] ?? 2 ** (bits - 1);
+        sum += x * s * (code - zero);
+        magnitude += Math.abs(x * s) * (code + Math.abs(zero));
+      }
+      out[t * rows + n] = sum;
+      size[t * rows + n] = magnitude;
+    }
+  }
+  return { out, size };
+}
+
+const INT8_SHAPES = [[1, 1, 1], [1, 3, 31], [2, 17, 32], [3, 33, 33], [5, 31, 100], [36, 64, 160], [
+  17,
+  35,
+  300,
+], [
+  1,
+  40,
+  4500,
+]] as const;
+
+describe("8-bit activations", () => {
+  const scalar = int8Everywhere.find(({ kernels }) => kernels.isa === "scalar")!.kernels;
+
+  test("every backend and instruction set gives the same bytes, and those are right", () => {
+    let seed = 100;
+    for (const [tokens, rows, cols] of INT8_SHAPES) {
+      for (const bits of BIT_WIDTHS) {
+        for (const groupSize of [0, 16, 64, 128] as const) {
+          const zeroPoint = seed % 3 === 0 ? "symmetric" : "real";
+          const raw = gaussians(seed++, rows * cols), x = gaussians(seed++, tokens * cols);
+          const bias = seed % 2 ? gaussians(seed++, rows) : undefined;
+          const weights = quantize(scalar, { data: raw, dtype: "F32" }, rows, cols, {
+            bits,
+            groupSize,
+            zeroPoint,
+            solver: "round",
+          });
+          const activations = quantizeActivations(scalar, x, tokens, cols);
+          const expected = linearPackedInt8(scalar, activations, weights, bias);
+          const codes = unpackCodes(scalar, weights.packed, rows, cols, bits);
+          const { out, size } = int8Reference(activations, weights, codes, bias);
+          expect(worst(expected, out, (i) => (cols / 16 + 8) * EPSILON * (size[i]! + 1e-30))).toBeLessThan(1);
+          for (const { kernels } of int8Everywhere) {
+            expect(quantizeActivations(kernels, x, tokens, cols)).toEqual(activations);
+            expect(linearPackedInt8(kernels, activations, weights, bias)).toEqual(expected);
+          }
+        }
+      }
+    }
+  });
+
+  test("rows longer than 65536 columns do not overflow, at the ends of both ranges", () => {
+    const [tokens, rows, cols] = [3, 2, 70_000];
+    const packed = new Uint32Array(rows * cols / 4).fill(0xffffffff);
+    const weights: OneLevelTensor = {
+      rows,
+      cols,
+      bits: 8,
+      groupSize: 0,
+      zeroPointKind: "real",
+      packed,
+      scale: new Uint16Array(rows).fill(0x3c00),
+      zeroPoint: new Uint16Array(rows),
+    };
+    const activations: QuantizedActivations = {
+      tokens,
+      cols,
+      bits: 8,
+      codes: new Uint8Array(tokens * cols).fill(255).fill(0, 2 * cols),
+      scale: Float32Array.of(1, 1, 1),
+      zeroPoint: Int32Array.of(0, 128, 255),
+    };
+    const exact = [255, 127, -255].flatMap((x) => [x * 255 * cols, x * 255 * cols]);
+    const wanted = linearPackedInt8(scalar, activations, weights);
+    wanted.forEach((value, i) => expect(Math.abs(value / exact[i]! - 1)).toBeLessThan(1e-5));
+    for (const { kernels } of int8Everywhere) {
+      expect(linearPackedInt8(kernels, activations, weights)).toEqual(wanted);
+    }
+  });
+
+  for (const { name, kernels } of int8Everywhere) {
+    test(`${name}: a token's own range keeps every value within half a step, at every width`, () => {
+      for (const cols of [1, 31, 32, 33, 257]) {
+        for (const bits of ACTIVATION_BITS) {
+          const tokens = 4, x = gaussians(cols + bits, tokens * cols);
+          x.fill(0, 0, cols); // a token of zeros
+          for (let i = cols; i < 2 * cols; i++) x[i] = Math.abs(x[i]!) + 1; // zero is not among it
+          const out = quantizeActivations(kernels, x, tokens, cols, { bits });
+          for (let i = 0; i < x.length; i++) {
+            const t = Math.floor(i / cols), s = out.scale[t]!;
+            const back = s * (out.codes[i]! - out.zeroPoint[t]!);
+            expect(Math.abs(back - x[i]!)).toBeLessThanOrEqual(s * 0.50001);
+            expect(out.codes[i]! < 2 ** bits).toBe(true);
+          }
+          expect(quantizeActivations(kernels, x, tokens, cols, { bits, threads: 3 })).toEqual(out);
+        }
+      }
+    });
+
+    test(`${name}: a static grid clips what lies beyond it, rounds ties to even`, () => {
+      const x = Float32Array.of(-100, -1.5, -0.5, 0, 0.5, 1.5, 2.5, 100, 3e38, -3e38);
+      const grid = { scale: 1, zeroPoint: 8 };
+      const one = quantizeActivations(kernels, x, 1, x.length, { bits: 4, grid });
+      expect([...one.codes]).toEqual([0, 6, 8, 8, 8, 10, 10, 15, 15, 0]);
+      const grids = [grid, { scale: 0.5, zeroPoint: 0 }];
+      const two = quantizeActivations(kernels, x, 2, 5, { bits: 4, grid: grids });
+      expect([...two.codes]).toEqual([0, 6, 8, 8, 8, 3, 5, 15, 15, 0]);
+      expect([[...two.scale], [...two.zeroPoint]]).toEqual([[1, 0.5], [8, 0]]);
+      const again = quantizeActivations(kernels, x, 2, 5, { bits: 4, grid: grids, out: two });
+      expect(again).toBe(two);
+    });
+
+    test(`${name}: NaN and infinity are refused`, () => {
+      for (const bad of [NaN, Infinity, -Infinity]) {
+        for (const at of [0, 32, 36]) {
+          const x = gaussians(7, 37);
+          x[at] = bad;
+          expect(() => quantizeActivations(kernels, x, 1, 37)).toThrow(/NaN or infinity/);
+          expect(() => quantizeActivations(kernels, x, 1, 37, { grid: { scale: 1, zeroPoint: 0 } })).toThrow(
+            /NaN or infinity/,
+          );
+        }
+      }
+    });
+
+    test(`${name}: the same bytes for any number of threads, for a token alone, and nothing behind the end`, () => {
+      const [tokens, rows, cols] = [70, 193, 900];
+      const x = gaussians(8, tokens * cols), raw = gaussians(9, rows * cols);
+      const weights = quantize(kernels, { data: raw, dtype: "F32" }, rows, cols, { bits: 3 });
+      const activations = quantizeActivations(kernels, x, tokens, cols);
+      const buffer = new Float32Array(tokens * rows + 16).fill(1234.5);
+      const one = linearPackedInt8(kernels, activations, weights, undefined, {
+        out: buffer.subarray(0, tokens * rows),
+      });
+      expect([...buffer.subarray(tokens * rows)]).toEqual(new Array(16).fill(1234.5));
+      for (const threads of [2, 3, 8]) {
+        expect(linearPackedInt8(kernels, activations, weights, undefined, { threads })).toEqual(one.slice());
+      }
+      const alone = quantizeActivations(kernels, x.slice(5 * cols, 6 * cols), 1, cols);
+      expect(linearPackedInt8(kernels, alone, weights)).toEqual(one.slice(5 * rows, 6 * rows));
+    });
+
+    test(`${name}: nothing in, nothing out`, () => {
+      const none = quantizeActivations(kernels, new Float32Array(0), 0, 5);
+      expect(none.codes.length).toBe(0);
+      const weights = quantize(kernels, { data: new Float32Array(10), dtype: "F32" }, 2, 5, { bits: 4 });
+      expect(linearPackedInt8(kernels, none, weights).length).toBe(0);
+      const empty = quantize(kernels, { data: new Float32Array(0), dtype: "F32" }, 2, 0, { bits: 4 });
+      const bare = quantizeActivations(kernels, new Float32Array(0), 1, 0);
+      expect([...linearPackedInt8(kernels, bare, empty, Float32Array.of(3, 4))]).toEqual([3, 4]);
+    });
+  }
+
+  test("arguments are checked before the kernel sees them", () => {
+    const x = new Float32Array(6);
+    const quantized = (options: object) => () => quantizeActivations(scalar, x, 2, 3, options);
+    expect(() => quantizeActivations(scalar, x, 2, 4)).toThrow(/x must be 8 float32 values, got 6/);
+    expect(quantized({ bits: 9 })).toThrow(/2 to 8, got 9/);
+    expect(quantized({ bits: 1.5 })).toThrow(RangeError);
+    expect(quantized({ threads: 0 })).toThrow(/1 to 64/);
+    expect(quantized({ grid: { scale: 0, zeroPoint: 0 } })).toThrow(/at least 2\^-126, got 0/);
+    expect(quantized({ grid: { scale: NaN, zeroPoint: 0 } })).toThrow(RangeError);
+    expect(quantized({ grid: { scale: 1e39, zeroPoint: 0 } })).toThrow(RangeError);
+    expect(quantized({ grid: { scale: 1, zeroPoint: 16 }, bits: 4 })).toThrow(/from 0 to 15, got 16/);
+    expect(quantized({ grid: { scale: 1, zeroPoint: 0.5 } })).toThrow(/whole number/);
+    expect(quantized({ grid: [{ scale: 1, zeroPoint: 0 }] })).toThrow(
+      /2 tokens must have a grid each, got 1/,
+    );
+    const activations = quantizeActivations(scalar, x, 2, 3);
+    expect(quantized({ bits: 4, out: activations })).toThrow(/of 4 bits, got 2 × 3 of 8/);
+    const weights = quantize(scalar, { data: x, dtype: "F32" }, 2, 3, { bits: 4 });
+    const product = (change: object, of: object = {}) => () =>
+      linearPackedInt8(scalar, { ...activations, ...change }, { ...weights, ...of });
+    expect(product({ codes: new Uint8Array(5) })).toThrow(/codes must be a Uint8Array of 6, got 5/);
+    expect(product({ scale: new Float64Array(2) })).toThrow(TypeError);
+    expect(product({ zeroPoint: Int32Array.of(0, 256) })).toThrow(/0 to 255, got 256/);
+    expect(product({ zeroPoint: Int32Array.of(-1, 0) })).toThrow(RangeError);
+    expect(product({ cols: 2, codes: new Uint8Array(4) })).toThrow(/must have 3 columns, got 2/);
+    expect(product({}, { scale: new Uint16Array(1) })).toThrow(/scale must be 2/);
+    expect(() => linearPackedInt8(scalar, activations, weights, new Float32Array(3))).toThrow(
+      /bias must be 2/,
+    );
+    const full = { rows: 2, cols: 3, dtype: "F32", data: x } as never;
+    expect(() => linearPackedInt8(scalar, activations, full)).toThrow(/must be packed/);
+    const two = quantize(scalar, { data: x, dtype: "F32" }, 2, 3, { bits: 2, scaleBits: 4 }) as never;
+    expect(() => linearPackedInt8(scalar, activations, two)).toThrow(/got two-level scales/);
+  });
+});
+
+describe("images", () => {
+  for (const { name, kernels } of everywhere.filter(({ kernels }) => /scalar|simd128/.test(kernels.isa))) {
+    test(`${name}: patches are rows of channel, line and column, and tokens put together have channels last`, () => {
+      const shape = { batch: 2, channels: 3, height: 6, width: 4, patch: 2 };
+      const images = gaussians(30, 2 * 3 * 6 * 4), tokens = patchify(kernels, images, shape);
+      const back = unpatchify(kernels, images, shape);
+      let at = 0;
+      for (let b = 0; b < 2; b++) {
+        for (let y = 0; y < 3; y++) {
+          for (let x = 0; x < 2; x++) {
+            for (let i = 0; i < 12; i++, at++) {
+              const pixel = (c: number, p: number, q: number) =>
+                ((b * 3 + c) * 6 + y * 2 + p) * 4 + x * 2 + q;
+              expect(tokens[at]).toBe(images[pixel(Math.floor(i / 4), Math.floor(i / 2) % 2, i % 2)]!);
+              expect(back[pixel(i % 3, Math.floor(i / 6), Math.floor(i / 3) % 2)]).toBe(images[at]!);
+            }
+          }
+        }
+      }
+      expect(patchify(kernels, images, shape, { threads: 3 })).toEqual(tokens);
+      expect(() => patchify(kernels, images, { ...shape, patch: 4 })).toThrow(/must divide 6 × 4/);
+      expect(() => unpatchify(kernels, images, { ...shape, patch: 0 })).toThrow(RangeError);
+      expect(() => patchify(kernels, images, { ...shape, batch: 3 })).toThrow(/images must be 216/);
+      expect(patchify(kernels, new Float32Array(0), { ...shape, batch: 0 }).length).toBe(0);
+    });
+
+    test(`${name}: timesteps are embedded as diffusers does`, () => {
+      const timesteps = [0, 1, 37.5, 999];
+      for (const [channels, flipSinToCos, downscaleFreqShift] of [[256, true, 1], [7, false, 0]] as const) {
+        const out = timestepEmbedding(kernels, timesteps, channels, { flipSinToCos, downscaleFreqShift });
+        const half = Math.floor(channels / 2);
+        const expected = timesteps.flatMap((t) => {
+          const angles = Array.from(
+            { length: half },
+            (_, i) => t * 10_000 ** (-i / (half - downscaleFreqShift)),
+          );
+          const sines = angles.map(Math.sin), cosines = angles.map(Math.cos);
+          const row = flipSinToCos ? [...cosines, ...sines] : [...sines, ...cosines];
+          return channels % 2 ? [...row, 0] : row;
+        });
+        // a float32 angle: an exponent near 9 and the angle near 999 are each rounded to 2^-24 of themselves
+        expect(worst(out, expected, (i) => (12 * timesteps[Math.floor(i / channels)]! + 2) * EPSILON))
+          .toBeLessThan(1);
+      }
+      expect(() => timestepEmbedding(kernels, [NaN], 4)).toThrow(/timesteps must be within/);
+      expect(() => timestepEmbedding(kernels, [2e6], 4)).toThrow(RangeError);
+      expect(() => timestepEmbedding(kernels, [1], 2)).toThrow(/less than 1, half the channels, got 1/);
+      expect(() => timestepEmbedding(kernels, [1], 4, { maxPeriod: 0 })).toThrow(/maxPeriod/);
+      expect(timestepEmbedding(kernels, [], 4).length).toBe(0);
+    });
+  }
+});
 
 describe("arguments", () => {
   const { kernels } = everywhere[0]!;

@@ -146,6 +146,7 @@ describe("bits by budget", () => {
     const option = (bits: 2 | 3 | 4 | 8, bytes: number, cost: number): LayerOption => ({
       bits,
       groupSize: 0,
+      zeroPoint: "real",
       bytes,
       cost,
     });
@@ -203,7 +204,7 @@ describe("bits by budget", () => {
     };
     const known = new Set(["a.weight"]);
     const layers = (name: string, bits: number, groupSize: number) =>
-      JSON.stringify({ version: 1, layers: { [name]: { bits, group_size: groupSize } } });
+      JSON.stringify({ version: 1, layers: { [name]: { bits, group_size: groupSize, zero_point: "real" } } });
     expect(readPlan(file(layers("a.weight", 3, 64)), known).get("a.weight")).toMatchObject({
       bits: 3,
       groupSize: 64,

@@ -13,6 +13,7 @@
  *   v_load_half(p): AQ_W half floats
  *   Optionally, under AQ_OWN_DECODE: v_grid, v_grid_of and v_decode below, AQ_DECODE_BYTES and AQ_DECODE_ORDER
  */
+#include "lanes.h"
 #include "model.h"
 #include "model_math.h"
 
@@ -28,42 +29,6 @@ AQ_INLINE vf v_load_part(const float *p, size_t n, float fill) {
 }
 
 AQ_INLINE void v_store_part(float *p, vf v, size_t n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
-
-/* The lanes `distance` further on, for a fold of all lanes into the first in a fixed order. */
-#if AQ_W == 16
-#define AQ_SHUFFLE(v, d)                                                                                            \
-  __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d), 4 ^ (d), 5 ^ (d), 6 ^ (d), 7 ^ (d), 8 ^ (d), 9 ^ (d), \
-                          10 ^ (d), 11 ^ (d), 12 ^ (d), 13 ^ (d), 14 ^ (d), 15 ^ (d))
-#elif AQ_W == 8
-#define AQ_SHUFFLE(v, d) \
-  __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d), 4 ^ (d), 5 ^ (d), 6 ^ (d), 7 ^ (d))
-#else
-#define AQ_SHUFFLE(v, d) __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d))
-#endif
-
-AQ_INLINE float v_total(vf v) {
-#if AQ_W > 8
-  v += AQ_SHUFFLE(v, 8);
-#endif
-#if AQ_W > 4
-  v += AQ_SHUFFLE(v, 4);
-#endif
-  v += AQ_SHUFFLE(v, 2);
-  v += AQ_SHUFFLE(v, 1);
-  return v[0];
-}
-
-AQ_INLINE float v_largest(vf v) {
-#if AQ_W > 8
-  v = v_max(v, AQ_SHUFFLE(v, 8));
-#endif
-#if AQ_W > 4
-  v = v_max(v, AQ_SHUFFLE(v, 4));
-#endif
-  v = v_max(v, AQ_SHUFFLE(v, 2));
-  v = v_max(v, AQ_SHUFFLE(v, 1));
-  return v[0];
-}
 
 /* exp(x) for x <= 88, relative error below 2^-22; 0 below -87.33, NaN of NaN. Cody-Waite reduction and Cephes'
  * polynomial; the low bits of x log2(e) + 1.5 2^23 are the exponent. */
@@ -340,9 +305,12 @@ AQ_INLINE void packed_row(const aq_linear_job *job, int32_t bits, const vf *x, s
   const size_t first = row * view->groups + (view->groups == 1 ? 0 : col / view->group_size);
   const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
   const uint8_t *end = (const uint8_t *)(view->packed + (row + 1) * view->words);
-  float scales[AQ_VECTOR_COLS / 16];
-  float offsets[AQ_VECTOR_COLS / 16];
-  widen_grids(view, first, groups, scales, offsets);
+  float scales[AQ_VECTOR_COLS / 16 + AQ_UNPACK];
+  float offsets[AQ_VECTOR_COLS / 16 + AQ_UNPACK];
+  if (view->two_level.scale_bits)
+    widen_two_level(view, row, col / view->group_size, groups, -1.0f, scales, offsets);
+  else
+    widen_grids(view, first, groups, scales, offsets);
   vf a[K], b[K], c[K], d[K], w[K];
 #pragma GCC unroll 4
   for (int k = 0; k < K; k++) a[k] = b[k] = c[k] = d[k] = (vf){0};

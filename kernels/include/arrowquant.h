@@ -11,9 +11,9 @@
  * significant bits first, [rows, words]; unused bits at a row's end are zero.
  *
  * `isa` chooses the instruction set, `threads` how many threads share the rows. `threads` never changes a byte of
- * any result. Neither does `isa` in the functions that pack, quantize, convert and measure; in those that run a
- * model (from aq_linear on) the instruction sets round differently, within a few units in the last place of the
- * terms that are added up.
+ * any result. Neither does `isa` in the functions that pack, quantize, convert, measure and move, nor with 8-bit
+ * activations; in the others that run a model (from aq_linear on) the instruction sets round differently, within a
+ * few units in the last place of the terms that are added up.
  */
 #ifndef ARROWQUANT_H
 #define ARROWQUANT_H
@@ -50,6 +50,8 @@ extern "C" {
 #define AQ_ISA_AVX512 3 /* AVX-512 F, BW, DQ, VL */
 #define AQ_ISA_NEON 4
 #define AQ_ISA_SIMD128 5 /* WebAssembly */
+#define AQ_ISA_AVX512_VNNI 6 /* AQ_ISA_AVX512 with VNNI for 8-bit activations */
+#define AQ_ISA_NEON_DOT 7    /* AQ_ISA_NEON with UDOT for 8-bit activations */
 
 /* Zero points. */
 #define AQ_ZERO_POINT_REAL 0      /* any half float */
@@ -108,6 +110,47 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
                              size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
                              int32_t threads);
 
+/* Two-level scales. A superblock is 256 consecutive weights of a row (the last of a row may be shorter), in groups of
+ * `group_size` (16, 32, 64 or 128). A group has a sub-scale and a sub-minimum, unsigned codes of `scale_bits` (4 or 6)
+ * bits; a superblock has two half floats. In float32, each product rounded:
+ *
+ *     w = (super_scale * sub_scale) * q - super_min * sub_min
+ *
+ * Super scales are [rows, superblocks], sub-codes a bit stream per row, least significant
+ * bits first, in whole bytes, [rows, sub-bytes]. */
+
+/* sizes[0] = bytes of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
+AQ_API int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes);
+
+/* search 0: minimum and maximum, rounded so that the grid covers the group. Else a search with the objective of
+ * ggml's Q2_K: squared error weighted by column weight * sqrt(mean of the superblock's squares + w^2).
+ * column_weights f32[cols], finite and >= 0, or null for all ones; only the search uses them. */
+AQ_API int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+                                     size_t group_size, int32_t scale_bits, int32_t search,
+                                     const float *column_weights, uint32_t *packed, uint8_t *sub_scale,
+                                     uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
+                                     int32_t threads);
+
+/* Two levels for given real scales and minima f32[rows, groups] (w = scale q - minimum), by least squares with
+ * group_weights f32[rows, groups], finite and >= 0, or null for all ones. Values whose sign is not that of their
+ * superblock's weighted sum become 0. */
+AQ_API int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows,
+                                size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale,
+                                uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min);
+
+/* out[rows, cols] of `dtype` (F32, F16 or BF16). */
+AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+                                       const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
+                                       size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, void *out,
+                                       int32_t dtype, int32_t isa, int32_t threads);
+
+/* As aq_packed_error_statistics. */
+AQ_API int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
+                                             const uint8_t *sub_scale, const uint8_t *sub_min,
+                                             const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
+                                             size_t cols, int32_t bits, size_t group_size, int32_t scale_bits,
+                                             double *statistics, int32_t isa, int32_t threads);
+
 /* Element-wise conversion, round to nearest even, NaN stays NaN. */
 AQ_API int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
                           int32_t threads);
@@ -142,6 +185,31 @@ AQ_API int32_t aq_linear(const float *x, size_t tokens, const void *weights, int
 AQ_API int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *packed, const uint16_t *scale,
                                 const uint16_t *zero_point, const float *bias, size_t rows, size_t cols, int32_t bits,
                                 size_t group_size, float *out, int32_t isa, int32_t threads);
+
+/* The same with two-level scales. */
+AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint8_t *sub_scale,
+                                   const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
+                                   const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                   int32_t scale_bits, float *out, int32_t isa, int32_t threads);
+
+/* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1], bits 2..8, one
+ * scale and zero point a token. */
+#define AQ_ACTIVATIONS_STATIC 0    /* scale and zero_point are given, scale normal; what lies beyond is clipped */
+#define AQ_ACTIVATIONS_PER_TOKEN 1 /* scale and zero_point are the token's own range's, zero among it, and written */
+
+/* x f32[tokens, cols] -> codes u8[tokens, cols], nearest, ties to even; scale f32[tokens], zero_point i32[tokens], both
+ * read or written by `kind`. AQ_E_NONFINITE if x has NaN or infinity, AQ_E_VALUE if a given scale or zero point is out of
+ * range. */
+AQ_API int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
+                                       uint8_t *codes, float *scale, int32_t *zero_point, int32_t isa,
+                                       int32_t threads);
+
+/* aq_linear_packed of such codes, by integer products; out f32[tokens, rows], the same bytes on every instruction set.
+ * x_zero_point within 0..255 (else AQ_E_VALUE). */
+AQ_API int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point,
+                                     size_t tokens, const uint32_t *packed, const uint16_t *scale,
+                                     const uint16_t *zero_point, const float *bias, size_t rows, size_t cols,
+                                     int32_t bits, size_t group_size, float *out, int32_t isa, int32_t threads);
 
 /* x / sqrt(mean(x^2) + epsilon) * weight, by rows. weight f32[cols], null: ones. out may be x. */
 AQ_API int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float *weight, float epsilon, float *out,
@@ -191,6 +259,22 @@ AQ_API int32_t aq_gate_add(const float *residual, const float *gate, const float
 
 /* a + b. out may be a or b. */
 AQ_API int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads);
+
+/* images f32[batch, channels, height, width] -> out f32[batch, height/patch, width/patch, channels, patch, patch]. patch
+ * divides height and width (else AQ_E_SHAPE). */
+AQ_API int32_t aq_patchify(const float *images, size_t batch, size_t channels, size_t height, size_t width,
+                           size_t patch, float *out, int32_t threads);
+
+/* tokens f32[batch, height/patch, width/patch, patch, patch, channels] -> out f32[batch, channels, height, width]. */
+AQ_API int32_t aq_unpatchify(const float *tokens, size_t batch, size_t channels, size_t height, size_t width,
+                             size_t patch, float *out, int32_t threads);
+
+/* diffusers' sinusoidal embedding: out f32[n, channels], with half = channels / 2, holds sin(a_i) in the first half and
+ * cos(a_i) in the second, or cosines_first, and a zero behind them if channels is odd; a_i = t max_period^(-i / (half -
+ * downscale_freq_shift)), rounded as PyTorch's float32 does, its sine and cosine in double. timesteps f32[n] within
+ * +-AQ_MAX_POSITION, max_period >= 1, downscale_freq_shift < half (else AQ_E_VALUE). */
+AQ_API int32_t aq_timestep_embedding(const float *timesteps, size_t n, size_t channels, int32_t cosines_first,
+                                     double downscale_freq_shift, double max_period, float *out);
 
 /* Solvers -----------------------------------------------------------------------------------------------------------
  *

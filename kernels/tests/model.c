@@ -9,7 +9,7 @@
 
 #include "../include/arrowquant.h"
 
-static const char *isa_names[] = {"best", "scalar", "avx2", "avx512", "neon", "simd128"};
+static const char *isa_names[] = {"best", "scalar", "avx2", "avx512", "neon", "simd128", "avx512_vnni", "neon_dot"};
 static uint64_t state;
 static long cases, failures;
 
@@ -352,6 +352,260 @@ static void rotary_case(int32_t isa, size_t rows, size_t heads, size_t size, dou
   free(positions);
 }
 
+/* 8-bit activations: the scalar kernel against sums in double, every instruction set against the scalar one to the bit. */
+static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                      int symmetric, int with_bias, int32_t x_bits, int extreme) {
+  char where[160];
+  snprintf(where, sizeof where, "%s, %zux%zux%zu, %d bits, group %zu%s%s, x %d bits%s", isa_names[isa], tokens, rows, cols,
+           bits, group_size, symmetric ? ", symmetric" : "", with_bias ? ", bias" : "", x_bits,
+           extreme ? ", extreme" : "");
+  const size_t n = tokens * rows;
+  float *x = gaussians(tokens * cols, 1), *bias = gaussians(rows, 1);
+  uint64_t words = 0, groups = 0;
+  aq_packed_words(cols, bits, &words);
+  aq_group_count(cols, group_size, &groups);
+  uint32_t *packed = malloc(rows * words * 4);
+  uint16_t *scale = malloc(rows * groups * 2), *zero = malloc(rows * groups * 2);
+  if (extreme) { /* every code the largest, on both sides, and the bits behind a row's end set */
+    memset(packed, 0xff, rows * words * 4);
+    for (size_t i = 0; i < rows * groups; i++) scale[i] = 0x2c00, zero[i] = 0x5800 + (uint16_t)(i % 9); /* 1/16, 128 + */
+    for (size_t i = 0; i < tokens * cols; i++) x[i] = i / cols % 2 ? 7.0f : -7.0f;
+  } else {
+    float *w = gaussians(rows * cols, 0.1f);
+    aq_quantize_round(w, AQ_F32, rows, cols, bits, group_size, symmetric ? AQ_ZERO_POINT_SYMMETRIC : AQ_ZERO_POINT_REAL,
+                      packed, scale, symmetric ? 0 : zero, AQ_ISA_SCALAR, 1);
+    free(w);
+  }
+  if (symmetric) free(zero), zero = 0;
+  const int32_t kind = extreme || random_bits() % 4 == 0 ? AQ_ACTIVATIONS_STATIC : AQ_ACTIVATIONS_PER_TOKEN;
+  uint8_t *codes = (uint8_t *)guarded((tokens * cols + 3) / 4), *codes2 = (uint8_t *)guarded((tokens * cols + 3) / 4);
+  float *x_scale = guarded(tokens), *x_scale2 = guarded(tokens);
+  int32_t *x_zero = (int32_t *)guarded(tokens), *x_zero2 = (int32_t *)guarded(tokens);
+  for (size_t t = 0; t < tokens; t++) {
+    x_scale[t] = x_scale2[t] = 4.0f / (float)(1 << x_bits);
+    x_zero[t] = x_zero2[t] = extreme ? (t % 2 ? 0 : (1 << x_bits) - 1) : 1 << (x_bits - 1);
+  }
+  ok("quantize_activations", where,
+     aq_quantize_activations(x, tokens, cols, x_bits, kind, codes, x_scale, x_zero, AQ_ISA_SCALAR, 1), AQ_OK);
+  for (size_t i = 0; i < tokens * cols && kind == AQ_ACTIVATIONS_PER_TOKEN; i++) {
+    const size_t t = i / cols;
+    const double back = (double)x_scale[t] * (codes[i] - x_zero[t]);
+    if (fabs(back - x[i]) > 0.5001 * x_scale[t] || codes[i] >> x_bits) {
+      fail("quantize_activations", where, "half a step", i, x[i], back);
+      break;
+    }
+  }
+  for (size_t k = 0; k < THREADS; k++) {
+    ok("quantize_activations", where,
+       aq_quantize_activations(x, tokens, cols, x_bits, kind, codes2, x_scale2, x_zero2, isa, thread_counts[k]), AQ_OK);
+    same("codes", where, (float *)codes, (float *)codes2, (tokens * cols + 3) / 4 + GUARD);
+    same("scales", where, x_scale, x_scale2, tokens + GUARD);
+    same("zero points", where, (float *)x_zero, (float *)x_zero2, tokens + GUARD);
+  }
+  float *expected = guarded(n), *tolerance = malloc(n * 4), *reference = malloc(n * 4), *part = guarded(n);
+  for (size_t t = 0; t < tokens; t++)
+    for (size_t r = 0; r < rows; r++) {
+      double sum = 0, magnitude = 0;
+      const uint8_t *bytes = (const uint8_t *)(packed + r * words);
+      for (size_t k = 0; k < cols; k++) {
+        const size_t group = r * groups + (group_size ? k / group_size : 0), at = k * (size_t)bits;
+        uint32_t window = bytes[at / 8];
+        if (at % 8 + (size_t)bits > 8) window |= (uint32_t)bytes[at / 8 + 1] << 8;
+        const int code = (int)(window >> at % 8 & ((1u << bits) - 1));
+        float grid[2];
+        aq_convert(scale + group, AQ_F16, grid, AQ_F32, 1, AQ_ISA_SCALAR, 1);
+        grid[1] = (float)(1 << (bits - 1));
+        if (zero) aq_convert(zero + group, AQ_F16, grid + 1, AQ_F32, 1, AQ_ISA_SCALAR, 1);
+        const double a = (double)x_scale[t] * (codes[t * cols + k] - x_zero[t]);
+        sum += a * grid[0] * ((double)code - grid[1]);
+        magnitude += fabs(a * grid[0]) * (code + fabs(grid[1]));
+      }
+      reference[t * rows + r] = (float)(sum + (with_bias ? bias[r] : 0));
+      tolerance[t * rows + r] = (float)(((double)cols / 16 + 8) * 0x1p-24 * (magnitude + 1));
+    }
+  const float *b = with_bias ? bias : 0;
+  ok("linear_packed_int8", where,
+     aq_linear_packed_int8(codes, x_scale, x_zero, tokens, packed, scale, zero, b, rows, cols, bits, group_size, expected,
+                           AQ_ISA_SCALAR, 1),
+     AQ_OK);
+  close_to("int8 oracle against doubles", where, reference, expected, n, tolerance, 0);
+  for (size_t k = 0; k < THREADS; k++) {
+    float *out = guarded(n);
+    ok("linear_packed_int8", where,
+       aq_linear_packed_int8(codes, x_scale, x_zero, tokens, packed, scale, zero, b, rows, cols, bits, group_size, out,
+                             isa, thread_counts[k]),
+       AQ_OK);
+    same("linear_packed_int8", where, expected, out, n + GUARD);
+    free(out);
+  }
+  aq_linear_packed_int8(codes, x_scale, x_zero, 1, packed, scale, zero, b, rows, cols, bits, group_size, part, isa, 1);
+  same("linear_packed_int8, a token alone", where, expected, part, rows);
+  free(part);
+  free(expected);
+  free(reference);
+  free(tolerance);
+  free(codes);
+  free(codes2);
+  free(x_scale);
+  free(x_scale2);
+  free(x_zero);
+  free(x_zero2);
+  free(packed);
+  free(scale);
+  free(zero);
+  free(x);
+  free(bias);
+}
+
+/* Activations at the ends of what float32 holds, and what is refused. */
+static void activations(int32_t isa) {
+  const char *where = isa_names[isa];
+  float x[35], scale[1];
+  uint8_t codes[35], expected[35];
+  int32_t zero[1];
+  static const float ends[][2] = {{3e38f, -3e38f}, {1e-44f, 0}, {-1e-40f, 1e-40f}, {0, -0.0f}, {5, 3}, {-2, -7}};
+  for (size_t e = 0; e < sizeof ends / sizeof *ends; e++)
+    for (int32_t bits = 2; bits <= 8; bits++) {
+      for (int i = 0; i < 35; i++) x[i] = ends[e][i % 2];
+      ok("ends", where, aq_quantize_activations(x, 1, 35, bits, AQ_ACTIVATIONS_PER_TOKEN, expected, scale, zero, AQ_ISA_SCALAR, 1), AQ_OK);
+      ok("ends", where, aq_quantize_activations(x, 1, 35, bits, AQ_ACTIVATIONS_PER_TOKEN, codes, scale, zero, isa, 1), AQ_OK);
+      cases++;
+      for (int i = 0; i < 35; i++) {
+        const double back = (double)scale[0] * (codes[i] - zero[0]);
+        if (codes[i] != expected[i] || !(fabs(back - (double)x[i]) <= 0.50001 * (double)scale[0])) {
+          fail("ends", where, "half a step", e, x[i], back);
+          break;
+        }
+      }
+    }
+  scale[0] = 1e-30f, zero[0] = 3; /* far beyond a static range */
+  for (int i = 0; i < 35; i++) x[i] = i % 2 ? 3e38f : -3e38f;
+  ok("clipped", where, aq_quantize_activations(x, 1, 35, 4, AQ_ACTIVATIONS_STATIC, codes, scale, zero, isa, 1), AQ_OK);
+  ok("clipped codes", where, codes[0] == 0 && codes[1] == 15 && codes[33] == 15 && codes[34] == 0, 1);
+  for (int at = 0; at < 35; at += 17)
+    for (int kind = 0; kind < 2; kind++)
+      for (int bad = 0; bad < 2; bad++) {
+        for (int i = 0; i < 35; i++) x[i] = 1;
+        x[at] = bad ? NAN : -INFINITY;
+        ok("not finite", where, aq_quantize_activations(x, 1, 35, 8, kind, codes, scale, zero, isa, 1), AQ_E_NONFINITE);
+      }
+  const uint32_t packed[1] = {0};
+  const uint16_t half[1] = {0};
+  float out[1];
+  zero[0] = 16;
+  ok("zero point", where, aq_quantize_activations(x, 1, 35, 4, AQ_ACTIVATIONS_STATIC, codes, scale, zero, isa, 1), AQ_E_VALUE);
+  zero[0] = 256;
+  ok("zero point", where, aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, 4, 0, out, isa, 1), AQ_E_VALUE);
+  scale[0] = 0, zero[0] = 0;
+  ok("scale", where, aq_quantize_activations(x, 1, 35, 4, AQ_ACTIVATIONS_STATIC, codes, scale, zero, isa, 1), AQ_E_VALUE);
+  ok("width", where, aq_quantize_activations(x, 1, 35, 9, 1, codes, scale, zero, isa, 1), AQ_E_ARGUMENT);
+  ok("kind", where, aq_quantize_activations(x, 1, 35, 8, 2, codes, scale, zero, isa, 1), AQ_E_ARGUMENT);
+  ok("width", where, aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, 5, 0, out, isa, 1), AQ_E_ARGUMENT);
+  ok("group", where, aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, 4, 7, out, isa, 1), AQ_E_SHAPE);
+  ok("null", where, aq_linear_packed_int8(0, scale, zero, 1, packed, half, 0, 0, 1, 1, 4, 0, out, isa, 1), AQ_E_ARGUMENT);
+  ok("isa", where, aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, 4, 0, out, 99, 1), AQ_E_ISA);
+  ok("nothing", where, aq_quantize_activations(0, 0, 35, 8, 1, 0, 0, 0, isa, 1), AQ_OK);
+  ok("nothing", where, aq_linear_packed_int8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 4, 0, 0, isa, 1), AQ_OK);
+  const float bias[1] = {2.5f};
+  ok("no columns", where, aq_linear_packed_int8(0, scale, zero, 1, 0, 0, 0, bias, 1, 0, 4, 0, out, isa, 1), AQ_OK);
+  same("no columns: the bias", where, bias, out, 1);
+}
+
+static void int8_cases(int32_t isa, int quick) {
+  static const size_t tokens[] = {1, 2, 3, 5, 12, 13, 33, 65}, rows[] = {1, 3, 17, 32, 33, 130};
+  static const size_t cols[] = {1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 256, 257, 300, 600};
+  static const size_t group_sizes[] = {0, 16, 32, 64, 128, 256};
+  static const int32_t widths[] = {2, 3, 4, 8};
+  for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++)
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+      for (size_t c = 0; c < sizeof cols / sizeof *cols; c++)
+        for (size_t b = 0; b < 4; b++) {
+          if (random_bits() % (quick ? 32 : 4)) continue;
+          int8_case(isa, tokens[t], rows[r], cols[c], widths[b], group_sizes[random_bits() % 6], random_bits() % 3 == 0,
+                    random_bits() % 2, random_bits() % 2 ? 8 : 2 + (int32_t)(random_bits() % 7), random_bits() % 6 == 0);
+        }
+  for (size_t b = 0; b < 4; b++)
+    for (size_t g = 0; g < 6; g++) {
+      int8_case(isa, 1, 5, 4096 + 7 * g, widths[b], group_sizes[g], g % 2, 1, 8, 0);
+      int8_case(isa, 3, 5, 333, widths[b], group_sizes[g], 0, 1, 4, 0);
+      int8_case(isa, 1, 6, 4500, widths[b], group_sizes[g], 0, 0, 8, 1);
+      int8_case(isa, 4, 33, 600, widths[b], group_sizes[g], 0, 0, 8, 1);
+    }
+  int8_case(isa, 3, 2, 70000, 8, 0, 0, 0, 8, 1); /* the row's sum of products is past 2^31 */
+  int8_case(isa, 1, 2, 70000, 8, 0, 0, 0, 8, 1);
+  int8_case(isa, 64, 300, 512, 4, 64, 0, 1, 8, 0);
+  activations(isa);
+}
+
+/* Patches against the definition, index by index; timesteps against the C library. One version for every set. */
+static void images(void) {
+  static const size_t shapes[][5] = {{1, 1, 1, 1, 1}, {2, 3, 8, 4, 2}, {3, 2, 9, 6, 3}, {5, 4, 64, 64, 2}, {1, 5, 7, 7, 7}};
+  for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+    const size_t batch = shapes[s][0], channels = shapes[s][1], height = shapes[s][2], width = shapes[s][3];
+    const size_t patch = shapes[s][4], n = batch * channels * height * width;
+    float *x = gaussians(n, 1);
+    for (size_t k = 0; k < THREADS; k++) {
+      float *tokens = guarded(n), *wanted = guarded(n), *back = guarded(n), *image = guarded(n);
+      ok("patchify", "", aq_patchify(x, batch, channels, height, width, patch, tokens, thread_counts[k]), AQ_OK);
+      ok("unpatchify", "", aq_unpatchify(x, batch, channels, height, width, patch, image, thread_counts[k]), AQ_OK);
+      size_t at = 0;
+      for (size_t b = 0; b < batch; b++)
+        for (size_t y = 0; y < height / patch; y++)
+          for (size_t z = 0; z < width / patch; z++)
+            for (size_t i = 0; i < channels * patch * patch; i++, at++) {
+              const size_t p = i / patch % patch, q = i % patch, c = i / patch / patch;
+              wanted[at] = x[((b * channels + c) * height + y * patch + p) * width + z * patch + q];
+              const size_t up = i / channels / patch, uq = i / channels % patch, uc = i % channels;
+              back[((b * channels + uc) * height + y * patch + up) * width + z * patch + uq] = x[at];
+            }
+      same("patchify", "", wanted, tokens, n + GUARD);
+      same("unpatchify", "", back, image, n + GUARD);
+      free(tokens);
+      free(wanted);
+      free(back);
+      free(image);
+    }
+    free(x);
+  }
+  float out[9], t[2] = {0, 999.5f};
+  ok("no images", "", aq_patchify(0, 0, 3, 4, 4, 2, 0, 1), AQ_OK);
+  ok("patch", "", aq_patchify(t, 1, 1, 2, 1, 2, out, 1), AQ_E_SHAPE);
+  ok("patch", "", aq_unpatchify(t, 1, 1, 2, 1, 0, out, 1), AQ_E_SHAPE);
+  ok("null", "", aq_unpatchify(0, 1, 1, 2, 1, 1, out, 1), AQ_E_ARGUMENT);
+  ok("images overflow", "", aq_patchify(t, SIZE_MAX / 4, 8, 2, 1, 1, out, 1), AQ_E_SHAPE);
+
+  enum { N = 7, MOST = 257 };
+  float tolerance[N * MOST];
+  const float steps[N] = {0, 1, 7.5f, 500, 999, -3, 1048576};
+  for (size_t channels = 1; channels <= MOST; channels += channels < 4 ? 1 : 63)
+    for (int flip = 0; flip < 2; flip++)
+      for (int shift = 0; shift < 2; shift++) {
+        if (channels / 2 == 1 && shift) continue;
+        float *embedded = guarded(N * channels), *expected = guarded(N * channels);
+        const size_t half = channels / 2;
+        ok("timesteps", "", aq_timestep_embedding(steps, N, channels, flip, shift, 10000, embedded), AQ_OK);
+        for (size_t i = 0; i < N * channels; i++) {
+          const size_t at = i % channels % (half ? half : 1);
+          const float exponent = (float)-log(10000.0) * (float)at;
+          const float frequency = half ? (float)exp((double)(exponent / (float)((double)half - shift))) : 0;
+          const float angle = steps[i / channels] * frequency;
+          const int second = i % channels >= half;
+          expected[i] = i % channels == 2 * half ? 0 : (float)(second != flip ? cos((double)angle) : sin((double)angle));
+        }
+        /* exp may round a frequency the other way, and the angle with it: 2^-24 of the angle each */
+        for (size_t i = 0; i < N * channels; i++)
+          tolerance[i] = (float)((fabs((double)steps[i / channels]) + 1) * 0x1p-22);
+        close_to("timesteps", "", expected, embedded, N * channels, tolerance, 0);
+        free(embedded);
+        free(expected);
+      }
+  ok("timestep", "", aq_timestep_embedding((float[]){NAN}, 1, 4, 1, 1, 10000, out), AQ_E_VALUE);
+  ok("timestep", "", aq_timestep_embedding((float[]){2e6f}, 1, 4, 1, 1, 10000, out), AQ_E_VALUE);
+  ok("shift", "", aq_timestep_embedding(t, 1, 4, 1, 2, 10000, out), AQ_E_VALUE);
+  ok("period", "", aq_timestep_embedding(t, 1, 4, 1, 1, 0.5, out), AQ_E_VALUE);
+  ok("no timesteps", "", aq_timestep_embedding(0, 0, 4, 1, 1, 10000, 0), AQ_OK);
+}
+
 static void nothing_and_nonsense(int32_t isa) {
   const char *where = isa_names[isa];
   float x[4] = {1, 2, 3, 4}, out[4];
@@ -382,13 +636,19 @@ int main(int argc, char **argv) {
   static const size_t group_sizes[] = {0, 16, 32, 64, 128, 256};
   static const int32_t widths[] = {2, 3, 4, 8};
   int ran = 0;
-  for (int32_t isa = AQ_ISA_AVX2; isa <= AQ_ISA_SIMD128; isa++) {
+  images();
+  for (int32_t isa = AQ_ISA_AVX2; isa <= AQ_ISA_NEON_DOT; isa++) {
     if (!aq_isa_supported(isa)) {
       printf("skipped %s: not in this build or not on this processor\n", isa_names[isa]);
       continue;
     }
     ran++;
     const long before = cases;
+    int8_cases(isa, quick);
+    if (isa > AQ_ISA_SIMD128) { /* the rest is the code of another set's */
+      printf("%s: %ld comparisons with scalar, 8-bit activations\n", isa_names[isa], cases - before);
+      continue;
+    }
     for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++)
       for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
         for (size_t c = 0; c < sizeof cols / sizeof *cols; c++) {

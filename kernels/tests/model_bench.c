@@ -10,7 +10,7 @@
 
 #include "../include/arrowquant.h"
 
-static const char *isa_names[] = {"best", "scalar", "avx2", "avx512", "neon", "simd128"};
+static const char *isa_names[] = {"best", "scalar", "avx2", "avx512", "neon", "simd128", "avx512_vnni", "neon_dot"};
 
 static double now(void) {
   struct timespec t;
@@ -40,7 +40,7 @@ PEAK(peak_avx512, "avx512f", 64)
 static double peak(int32_t isa) {
 #if defined(__x86_64__)
   if (isa == AQ_ISA_AVX2) return peak_avx2();
-  if (isa == AQ_ISA_AVX512) return peak_avx512();
+  if (isa == AQ_ISA_AVX512 || isa == AQ_ISA_AVX512_VNNI) return peak_avx512();
 #endif
   (void)isa;
   return 0;
@@ -143,6 +143,48 @@ static void products(int32_t isa, size_t tokens, size_t rows, size_t cols, int v
   drop(&m);
 }
 
+/* 8-bit activations: their own quantizing included, against the packed product of float32 activations */
+static void int8_products(int32_t isa, size_t tokens, size_t rows, size_t cols) {
+  enum { SAMPLES = 15 };
+  static const int kinds[] = {8, 4, 3, 2};
+  matrix m = make(rows, cols);
+  float *x = values(tokens * cols), *out = malloc(tokens * rows * 4), *scale = malloc(tokens * 4);
+  uint8_t *codes = malloc(tokens * cols);
+  int32_t *zero = malloc(tokens * 4);
+  double ratios[4][SAMPLES], quantizing[SAMPLES], dense[4][SAMPLES];
+  const double work = 2.0 * (double)tokens * (double)rows * (double)cols;
+  const int repeats = tokens == 1 ? 1 : (int)(2e8 / work) + 1;
+  for (int s = -2; s < SAMPLES; s++) {
+    const double f32 = time_once(&m, 0, x, tokens, out, isa, repeats);
+    double start = now();
+    for (int i = 0; i < repeats; i++)
+      aq_quantize_activations(x, tokens, cols, 8, AQ_ACTIVATIONS_PER_TOKEN, codes, scale, zero, isa, 1);
+    const double quantize = (now() - start) / repeats;
+    if (s >= 0) quantizing[s] = quantize / f32;
+    for (int k = 0; k < 4; k++) {
+      const int b = kinds[k];
+      const double t = time_once(&m, b, x, tokens, out, isa, repeats);
+      start = now();
+      for (int i = 0; i < repeats; i++)
+        aq_linear_packed_int8(codes, scale, zero, tokens, m.packed[b], m.scale[b], m.zero[b], 0, rows, cols, b, 64, out,
+                              isa, 1);
+      const double int8 = (now() - start) / repeats;
+      if (s >= 0) ratios[k][s] = t / int8, dense[k][s] = f32 / int8;
+    }
+  }
+  printf("%-11s %5zu tokens, %5zux%-5zu  int8 against packed f32, (against F32):", isa_names[isa], tokens, rows, cols);
+  for (int k = 0; k < 4; k++)
+    printf("  %d bits %.2f (%.2f)", kinds[k], median(ratios[k], SAMPLES), median(dense[k], SAMPLES));
+  printf("; quantizing x %.3f of F32's time\n", median(quantizing, SAMPLES));
+  fflush(stdout);
+  free(x);
+  free(out);
+  free(scale);
+  free(codes);
+  free(zero);
+  drop(&m);
+}
+
 static void attention(int32_t isa, size_t batch, size_t tokens, size_t heads, size_t size) {
   enum { SAMPLES = 9 };
   const size_t n = batch * tokens * heads * size;
@@ -165,8 +207,17 @@ static void attention(int32_t isa, size_t batch, size_t tokens, size_t heads, si
 }
 
 int main(int argc, char **argv) {
-  for (int32_t isa = AQ_ISA_AVX2; isa <= AQ_ISA_NEON; isa++) {
+  for (int32_t isa = AQ_ISA_AVX2; isa <= AQ_ISA_NEON_DOT; isa++) {
     if (!aq_isa_supported(isa) || (argc > 1 && strcmp(argv[1], isa_names[isa]))) continue;
+    int8_products(isa, 2, 1024, 1024);
+    int8_products(isa, 3, 1024, 1024);
+    int8_products(isa, 8, 1024, 1024);
+    int8_products(isa, 64, 1024, 1024);
+    int8_products(isa, 256, 1024, 1024);
+    int8_products(isa, 36 * 32, 64, 64);
+    int8_products(isa, 512, 512, 128);
+    int8_products(isa, 1, 16384, 4096);
+    if (isa > AQ_ISA_SIMD128) continue; /* the rest is the code of another set's */
     printf("%s: peak %.1f GFLOP/s on one core\n", isa_names[isa], peak(isa));
     products(isa, 1024, 1024, 1024, 0);
     products(isa, 64, 1024, 1024, 0);

@@ -39,8 +39,13 @@ export function measureStored(kernels: Kernels, original: string, quantized: str
   using after = openCheckpoint(quantized);
   let weights = 0, bytes = 0, tensors = 0;
   let statistics: ErrorStatistics | undefined;
-  for (const layer of packedLayers(after).values()) {
-    const data = before.read(layer.name);
+  const layers = [...packedLayers(after).values()];
+  const sizeOf = ({ name }: { readonly name: string }) => before.tensors.get(name)?.info.byteLength ?? 0;
+  // One buffer for all: a buffer a tensor would stay as garbage, as large as the model, until the engine collects it.
+  const buffer = new Uint8Array(Math.max(0, ...layers.map(sizeOf)));
+  for (const layer of layers) {
+    const data = buffer.subarray(0, sizeOf(layer));
+    before.readInto(layer.name, 0, data);
     const found = packedErrorStatistics(
       kernels,
       { data, dtype: layer.dtype },

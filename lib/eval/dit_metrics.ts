@@ -62,6 +62,8 @@ export interface TimestepError {
   readonly timestep: number;
   readonly images: number;
   readonly relativeError: Interval;
+  /** ‖ε̂ − ε‖² / ‖ε‖² of each image, in the same order for every model. */
+  readonly perImage: Float64Array;
 }
 
 export interface TimestepErrorOptions extends BootstrapOptions {
@@ -114,7 +116,12 @@ export function timestepErrors(
         }
       }
     }
-    return { timestep, images: imagesPerTimestep, relativeError: bootstrapRatio(errors, norms, options) };
+    return {
+      timestep,
+      images: imagesPerTimestep,
+      relativeError: bootstrapRatio(errors, norms, options),
+      perImage: errors.map((error, i) => error / norms[i]!),
+    };
   });
 }
 

@@ -78,8 +78,11 @@ export function readPuzzles(path: string): Puzzle[] {
   });
 }
 
+/** What of a model a puzzle's sequence depends on. */
+export type PosedModel = Pick<MaskedTransformer, "path" | "config">;
+
 /** The special tokens that a puzzle needs. @throws {CheckpointError} when config.json has not all of them */
-function specialTokens(model: MaskedTransformer): { bos: number; eos: number; pad: number; mask: number } {
+function specialTokens(model: PosedModel): { bos: number; eos: number; pad: number; mask: number } {
   const { bosToken: bos, eosToken: eos, padToken: pad, maskToken: mask } = model.config;
   if (bos !== undefined && eos !== undefined && pad !== undefined) return { bos, eos, pad, mask };
   throw new CheckpointError(
@@ -96,7 +99,7 @@ function specialTokens(model: MaskedTransformer): { bos: number; eos: number; pa
  * @throws {RangeError} when it does not fit in `length` tokens, or a part of it is not in the vocabulary
  */
 export function puzzleCanvas(
-  model: MaskedTransformer,
+  model: PosedModel,
   tokenizer: Tokenizer,
   prompt: string,
   answerTokens: number,
@@ -224,7 +227,7 @@ export interface MaskedSequence {
  * drawn from (0.001, 1). Sequences where chance masked nothing are left out.
  */
 export function maskedSequences(
-  model: MaskedTransformer,
+  model: PosedModel,
   tokenizer: Tokenizer,
   puzzles: readonly Puzzle[],
   { seed = 0, repeats = 1 }: { readonly seed?: number | undefined; readonly repeats?: number | undefined } =

@@ -18,6 +18,10 @@ export type GgmlCodebookType = keyof typeof GGML_CODEBOOK_TYPES;
 export const GGML_SIMD_TYPES = ["q8_0"] as const;
 export type GgmlSimdType = typeof GGML_SIMD_TYPES[number];
 
+/** Formats of activations in ggml's dot products. */
+export const GGML_ACTIVATION_TYPES = ["q8_0", "q8_K"] as const;
+export type GgmlActivationType = typeof GGML_ACTIVATION_TYPES[number];
+
 /** Most bytes that a weight takes in any format, for output buffers. */
 export const GGML_MAX_BYTES_PER_WEIGHT = 34 / 32;
 
@@ -25,6 +29,7 @@ export const GGML_MAX_BYTES_PER_WEIGHT = 34 / 32;
 export interface Ggml {
   /** File name of the processor's library, as in `libggml-cpu-haswell.so`. */
   readonly processorLibrary: string;
+  readonly processorLibraryPath: string;
   /** `weights: f32[rows, cols]` into `packed`; `cols` a multiple of 256. @returns bytes written */
   quantize(
     type: GgmlType | GgmlCodebookType,
@@ -38,7 +43,12 @@ export interface Ggml {
   /** Makes the tables of a code book, unless that was done: {@linkcode quantize} needs them. */
   prepare(type: GgmlCodebookType): void;
   /** The same by the processor's library, for a flat run of `count` weights. */
-  quantizeRowSimd(type: GgmlSimdType, weights: Float32Array, packed: Uint8Array, count: number): void;
+  quantizeRowSimd(
+    type: GgmlSimdType | GgmlActivationType,
+    weights: Float32Array,
+    packed: Uint8Array,
+    count: number,
+  ): void;
   dequantizeRow(
     type: GgmlType | GgmlCodebookType,
     packed: Uint8Array,
@@ -64,7 +74,7 @@ export const CONVERSIONS = {
 export type GgmlConversion = keyof typeof CONVERSIONS;
 
 type Kind = "buffer" | "i64" | "i32" | "u64" | "void";
-interface Declaration {
+export interface Declaration {
   readonly parameters: readonly Kind[];
   readonly result: Kind;
 }
@@ -72,13 +82,13 @@ interface Declaration {
 // deno-lint-ignore no-explicit-any -- functions of a foreign library, typed by the table that opened them
 type Foreign = (...args: any[]) => any;
 
-interface Opened {
+export interface Opened {
   readonly symbols: Readonly<Record<string, Foreign>>;
   close(): void;
 }
 
 /** Opens libraries and says how the runtime takes a count. */
-interface Opener {
+export interface Opener {
   open(path: string, table: Readonly<Record<string, Declaration>>): Opened;
   count(value: number): number | bigint;
 }
@@ -91,7 +101,8 @@ interface BunFfi {
   dlopen(path: string, table: Record<string, { args: string[]; returns: string }>): Opened;
 }
 
-async function opener(): Promise<Opener | undefined> {
+/** The runtime's FFI for libraries that are not ours; undefined where it has none. */
+export async function opener(): Promise<Opener | undefined> {
   const { Deno, Bun } = globalThis as { Deno?: DenoFfi; Bun?: unknown };
   if (Deno !== undefined) {
     return {
@@ -171,7 +182,9 @@ export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
   }
   const found = openProcessorLibrary(runtime, folder, {
     ggml_cpu_init: INIT,
-    ...Object.fromEntries(GGML_SIMD_TYPES.map((type) => [`quantize_row_${type}`, ROW])),
+    ...Object.fromEntries(
+      [...GGML_SIMD_TYPES, ...GGML_ACTIVATION_TYPES].map((type) => [`quantize_row_${type}`, ROW]),
+    ),
     ...Object.fromEntries(ofLibrary("processor")),
   });
   if ("reason" in found) {
@@ -183,6 +196,7 @@ export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
   const { count } = runtime;
   return {
     processorLibrary: name,
+    processorLibraryPath: join(folder, name),
     quantize: (type, weights, packed, rows, cols, importance) =>
       Number(
         base.symbols[`quantize_${type}`]!(weights, packed, count(rows), count(cols), importance ?? null),

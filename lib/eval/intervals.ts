@@ -160,6 +160,38 @@ export function bootstrapRatio(
   return percentileInterval(above / below, values.filter(Number.isFinite), confidence);
 }
 
+/**
+ * Mean over strata of their means, with a percentile interval of the bootstrap inside each stratum: for values that are expected to
+ * differ between the strata - errors at different timesteps - so that only chance inside them makes the interval.
+ *
+ * @throws {RangeError} when there is no stratum, one is empty, or a value is not finite
+ *
+ * @example
+ * ```ts
+ * import { stratifiedMean } from "./intervals.ts";
+ * console.log(stratifiedMean([[1, 2, 3], [100, 102]]).value); // 51.5
+ * ```
+ */
+export function stratifiedMean(
+  strata: readonly ArrayLike<number>[],
+  { confidence = DEFAULT_CONFIDENCE, resamples = DEFAULT_RESAMPLES, seed = 0 }: BootstrapOptions = {},
+): Interval {
+  if (strata.length === 0) throw new RangeError("Cannot compute an interval: it needs a stratum, got none");
+  let value = 0;
+  const sums = new Float64Array(resamples);
+  for (const [i, stratum] of strata.entries()) {
+    // another stream for each, or all strata would draw the same places
+    const random = new RandomStream(seed, i);
+    value += bootstrapMean(stratum, { confidence, resamples: 1 }).value / strata.length;
+    for (let r = 0; r < resamples; r++) {
+      let sum = 0;
+      for (let k = 0; k < stratum.length; k++) sum += stratum[random.below(stratum.length)]!;
+      sums[r]! += sum / (stratum.length * strata.length);
+    }
+  }
+  return percentileInterval(value, sums, confidence);
+}
+
 /** Mean with a percentile interval of the bootstrap. @throws as {@linkcode bootstrapRatio} */
 export function bootstrapMean(values: ArrayLike<number>, options: BootstrapOptions = {}): Interval {
   return bootstrapRatio(values, new Float64Array(values.length).fill(1), options);

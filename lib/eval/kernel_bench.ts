@@ -20,6 +20,10 @@ export interface KernelScale {
   readonly fromMemoryRows: number;
   /** Of the matrices that threads share. */
   readonly threadedRows: number;
+  /** Side of the large square product. */
+  readonly productSide: number;
+  /** Of the matrices that are multiplied by one vector. */
+  readonly vectorRows: number;
   /** Of the weights that calls in cache take one part after the other. */
   readonly poolRows: number;
   readonly inCache: TimingOptions;
@@ -35,6 +39,8 @@ export const FULL_SCALE: KernelScale = {
   inCacheRows: 16, // 256 KiB of float32: in a second-level cache with its output
   fromMemoryRows: 4096, // 64 MiB: larger than the last-level cache of most processors
   threadedRows: 256, // 4 MiB: enough work for a thread to be worth starting
+  productSide: 1024,
+  vectorRows: 16384, // 256 MiB of float32, and 16 MiB at 2 bits: all of a group's are read between a row's two samples
   poolRows: 1024, // 16 MiB: a processor that meets a number again after so many has forgotten it
   inCache: { samples: 25, warmUpMilliseconds: 150, sampleMilliseconds: 4 },
   fromMemory: { samples: 9, warmUpMilliseconds: 100, sampleMilliseconds: 1 },
@@ -45,6 +51,8 @@ export const FULL_SCALE: KernelScale = {
 /** For a look. */
 export const QUICK_SCALE: KernelScale = {
   ...FULL_SCALE,
+  productSide: 512,
+  vectorRows: 4096,
   inCache: { samples: 7, warmUpMilliseconds: 30, sampleMilliseconds: 2 },
   fromMemory: { samples: 3, warmUpMilliseconds: 1, sampleMilliseconds: 1 },
   wasmWarmUpMilliseconds: 300,
@@ -75,6 +83,8 @@ export class Group {
     readonly title: string,
     readonly place: Place,
     readonly ratios: readonly RatioOf[] = [],
+    /** What a call's `weights` are: weights, or the multiply-adds of a product. */
+    readonly counts: "weights" | "multiply-adds" = "weights",
   ) {}
 
   /** How many times as many weights a second, undefined where one of the two was left out. */
@@ -97,6 +107,15 @@ const COLUMNS: readonly Column[] = [
   { key: "spread", title: "±%", digits: 1, align: "right" },
   { key: "bytes", title: "GB/s", digits: 1, align: "right" },
   { key: "memcpy", title: "× memcpy", digits: 2, align: "right" },
+  { key: "ratios", title: "speed against", align: "left" },
+];
+
+const PRODUCT_COLUMNS: readonly Column[] = [
+  { key: "name", title: "kernel" },
+  { key: "isa", title: "isa" },
+  { key: "gigaflops", title: "GFLOP/s", digits: 1, align: "right" },
+  { key: "spread", title: "±%", digits: 1, align: "right" },
+  { key: "bytes", title: "GB/s", digits: 1, align: "right" },
   { key: "ratios", title: "speed against", align: "left" },
 ];
 
@@ -161,7 +180,7 @@ export class KernelBench {
     this.sections.push({
       title: `${group.title}, ${group.place} (${rows} × ${cols})`,
       notes,
-      columns: COLUMNS,
+      columns: group.counts === "weights" ? COLUMNS : PRODUCT_COLUMNS,
       rows: cases.map((each, i) => this.#row(group, each, timings[i]!)),
     });
     return group;
@@ -169,6 +188,7 @@ export class KernelBench {
 
   #row(group: Group, of: KernelCase, timing: Timing) {
     const bytes = rate(timing, of.bytes);
+    const pace = rate(timing, 1);
     const weights = of.weights === 0 ? undefined : rate(timing, of.weights);
     const memcpy = of.library === "memcpy" ? undefined : group.bytesAgainstMemcpy(of.name);
     const ratios = group.ratios.filter((ratio) => ratio.of === of.name).flatMap(({ to, label }) => {
@@ -193,7 +213,8 @@ export class KernelBench {
       callsPerSample: timing.callsPerSample,
       bytesPerCall: of.bytes,
       bytesPerSecond: bytes,
-      weightsPerSecond: weights ?? null,
+      weightsPerSecond: group.counts === "weights" ? weights ?? null : null,
+      multiplyAddsPerSecond: group.counts === "weights" ? null : weights ?? null,
       bytesAgainstMemcpy: memcpy ?? null,
       ratios: ratios.map(({ label: _, ...ratio }) => ratio),
     });
@@ -201,8 +222,9 @@ export class KernelBench {
       name: of.name,
       isa: of.backend === "wasm" ? `wasm ${of.isa}` : of.isa,
       rate: weights && weights.median / 1e6,
-      spread: 100 * bytes.medianDeviation / bytes.median,
-      bytes: bytes.median / 1e9,
+      gigaflops: weights && 2 * weights.median / 1e9,
+      spread: 100 * pace.medianDeviation / pace.median,
+      bytes: of.bytes === 0 ? undefined : bytes.median / 1e9,
       memcpy: memcpy?.median,
       ratios: ratios.map(({ label, median }) => `${median.toFixed(2)} ${label}`).join(", "),
     };

@@ -18,7 +18,7 @@ export interface KernelHandle {
 export interface KernelCase {
   /** Unique in its group. */
   readonly name: string;
-  readonly library: "arrowquant" | "ggml" | "memcpy";
+  readonly library: "arrowquant" | "ggml" | "memcpy" | "none";
   readonly backend: "native" | "wasm" | "runtime";
   readonly isa: string;
   /** As in `F32 to 4 bits`. */
@@ -71,6 +71,16 @@ export function expectEqual(
       throw new Error(`Cannot time ${what}: byte ${i} must be ${b[i]} as the scalar kernel's, got ${a[i]}`);
     }
   }
+}
+
+/** Root of Σ(found − wanted)² / Σ wanted². */
+export function relativeDifference(found: Float32Array, wanted: Float32Array): number {
+  let squares = 0, error = 0;
+  for (let i = 0; i < wanted.length; i++) {
+    squares += wanted[i]! ** 2;
+    error += (wanted[i]! - found[i]!) ** 2;
+  }
+  return Math.sqrt(error / squares);
 }
 
 export function expectOk(status: number): void {
@@ -224,10 +234,17 @@ export function quantizeCase(
   };
 }
 
-const scalarOf = (kernels: Kernels): KernelHandle => ({ kernels, isa: "scalar", isaNumber: SCALAR });
+export const scalarOf = (kernels: Kernels): KernelHandle => ({ kernels, isa: "scalar", isaNumber: SCALAR });
 
 /** The circumstances that all our cases share. */
-function ours(handle: KernelHandle, name: string, dtype: string, rows: number, cols: number, threads = 1) {
+export function ours(
+  handle: KernelHandle,
+  name: string,
+  dtype: string,
+  rows: number,
+  cols: number,
+  threads = 1,
+) {
   return {
     name,
     library: "arrowquant" as const,

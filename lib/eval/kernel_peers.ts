@@ -15,6 +15,7 @@ import {
   expectOk,
   type KernelCase,
   type Operands,
+  relativeDifference,
   SCALAR,
 } from "./kernel_cases.ts";
 
@@ -42,15 +43,6 @@ export function memcpyCase(bytes: number, shape: readonly [number, number]): Ker
 /** Largest relative RMS error that a ggml round trip may have to count as working, by the bits in the type's name. */
 const GGML_ERROR_LIMITS: Record<string, number> = { "8": 0.01, "4": 0.12, "3": 0.25, "2": 0.9 };
 
-export function relativeError(weights: Float32Array, restored: Float32Array): number {
-  let squares = 0, error = 0;
-  for (let i = 0; i < weights.length; i++) {
-    squares += weights[i]! ** 2;
-    error += (weights[i]! - restored[i]!) ** 2;
-  }
-  return Math.sqrt(error / squares);
-}
-
 function ggmlCase(
   ggml: Ggml,
   name: string,
@@ -73,7 +65,7 @@ function checkGgml(ggml: Ggml, type: GgmlType, weights: Float32Array, packed: Ui
   const count = Math.min(weights.length, 65536);
   const restored = new Float32Array(count);
   ggml.dequantizeRow(type, packed, restored, count);
-  const error = relativeError(weights.subarray(0, count), restored);
+  const error = relativeDifference(restored, weights.subarray(0, count));
   const limit = GGML_ERROR_LIMITS[/\d/.exec(type)![0]]!;
   if (!(error < limit)) {
     throw new Error(`Cannot time ggml ${type}: its relative error must be below ${limit}, got ${error}`);
@@ -84,14 +76,20 @@ export const GGML_QUANTIZE = (type: GgmlType) => `ggml quantize_${type}`;
 export const GGML_QUANTIZE_SIMD = (type: GgmlSimdType) => `ggml quantize_row_${type} simd`;
 export const GGML_DEQUANTIZE = (type: GgmlType) => `ggml dequantize_row_${type}`;
 
-/** ggml's public quantizer. */
-export function ggmlQuantizeCase(ggml: Ggml, operands: Operands, type: GgmlType): KernelCase {
+/** ggml's public quantizer, with an importance matrix or without. */
+export function ggmlQuantizeCase(
+  ggml: Ggml,
+  operands: Operands,
+  type: GgmlType,
+  importance?: Float32Array<ArrayBuffer>,
+): KernelCase {
   const { buffer, refill } = operands.input("F32");
   const weights = buffer as Float32Array<ArrayBuffer>;
   const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
-  const run = () => ggml.quantize(type, weights, packed, operands.rows, operands.cols);
+  const run = () => ggml.quantize(type, weights, packed, operands.rows, operands.cols, importance);
+  const name = GGML_QUANTIZE(type) + (importance ? ", weighted" : "");
   return {
-    ...ggmlCase(ggml, GGML_QUANTIZE(type), operands, `F32 to ${type}`),
+    ...ggmlCase(ggml, name, operands, `F32 to ${type}`),
     bytes: weights.byteLength + run(),
     contender: { prepare: refill, run },
     check: () => {

@@ -1,6 +1,6 @@
 /**
  * The process suite: a large synthetic checkpoint through the command `scripts/quantize.ts` in a process of its own,
- * timed from its start to its end, with the memory that it took.
+ * timed from its start to its end, with the memory that it took, and with the memory that running the result takes.
  */
 import { spawn } from "node:child_process";
 import { readFileSync, rmSync } from "node:fs";
@@ -17,6 +17,8 @@ import { withTemporaryFolder } from "./temporary_folder.ts";
 const GOAL_BYTES = 1.7e9;
 const GOAL_WEIGHTS_PER_SECOND = 150e6;
 const GOAL_RESIDENT_BYTES = 600e6;
+/** What inference may take beside packed weights and activations. */
+const GOAL_INFERENCE_BYTES = 64e6;
 const BITS = 4;
 const POLL_MILLISECONDS = 10;
 
@@ -84,6 +86,29 @@ export function runChild(command: readonly string[]): Promise<ChildRun> {
   });
 }
 
+/** Memory of a process that runs a model once, and of one that only opens the kernels. */
+export interface InferenceMemory {
+  readonly peakResidentBytes: number;
+  readonly baselineBytes: number;
+  readonly weightBytes: number;
+  readonly activationBytes: number;
+  /** What inference took beside weights and activations. */
+  readonly restBytes: number;
+}
+
+/** Measures a forward pass of 64 tokens (or one image) in a process of its own. */
+export async function measureInferenceMemory(model: string): Promise<InferenceMemory> {
+  const probe = async (args: readonly string[]) =>
+    JSON.parse((await runChild(commandOf("_inference_probe.ts", args))).output) as Record<
+      "peakResidentBytes" | "weightBytes" | "scratchBytes",
+      number
+    >;
+  const { peakResidentBytes: baselineBytes } = await probe([]);
+  const { peakResidentBytes, weightBytes, scratchBytes: activationBytes } = await probe([model]);
+  const restBytes = peakResidentBytes - baselineBytes - weightBytes - activationBytes;
+  return { peakResidentBytes, baselineBytes, weightBytes, activationBytes, restBytes };
+}
+
 interface Measured {
   readonly bytes: number;
   readonly weights: number;
@@ -91,6 +116,7 @@ interface Measured {
   readonly seconds: readonly number[];
   readonly ownSeconds: readonly number[];
   readonly peakResidentBytes: readonly number[];
+  readonly inference: InferenceMemory;
 }
 
 async function measureSize(
@@ -140,6 +166,7 @@ async function measureSize(
     const peak = Math.max(report.peakMemoryBytes ?? 0, child.peakResidentBytes ?? 0);
     if (peak > 0) peaks.push(peak);
   }
+  const inference = await measureInferenceMemory(output);
   using before = openCheckpoint(input);
   using after = openCheckpoint(output);
   let weights = 0, packedBytes = 0;
@@ -154,6 +181,7 @@ async function measureSize(
     seconds,
     ownSeconds,
     peakResidentBytes: peaks,
+    inference,
   };
   rmSync(input, { recursive: true, force: true });
   rmSync(output, { recursive: true, force: true });
@@ -187,6 +215,14 @@ function goalsOf(measured: readonly Measured[]): Goal[] {
       Math.max(...peaks) <= GOAL_RESIDENT_BYTES,
       isKnown ? undefined : "this system does not tell a process's peak memory",
     ),
+    goal(
+      "memory of running it, beside packed weights and activations",
+      `≤ ${megabytes(GOAL_INFERENCE_BYTES)}`,
+      measured.map(({ inference: { restBytes, weightBytes } }) =>
+        `${megabytes(restBytes)} at ${megabytes(weightBytes)}`
+      ).join(", "),
+      Math.max(...measured.map(({ inference }) => inference.restBytes)) <= GOAL_INFERENCE_BYTES,
+    ),
   ];
 }
 
@@ -207,7 +243,8 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
         `Synthetic BF16 checkpoints, sharded, Dream's layer shapes, just written. Median of ${runs} run${
           runs === 1 ? "" : "s"
         }, from the`,
-        "start of the process to its end: engine, reading, quantizing, verifying, writing, syncing.",
+        "start of the process to its end: engine, reading, quantizing, verifying, writing, syncing. MB to run: peak of",
+        "a process that loads the result and runs 64 tokens, less that of one that only opens the kernels.",
       ],
       columns: [
         { key: "before", title: "MB", digits: 0 },
@@ -219,6 +256,7 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
         { key: "rate", title: "Mw/s", digits: 0 },
         { key: "read", title: "GB/s read", digits: 2 },
         { key: "memory", title: "MB peak", digits: 0 },
+        { key: "inference", title: "MB to run", digits: 0 },
       ],
       rows: measured.map((each) => {
         const seconds = summarize(each.seconds);
@@ -232,6 +270,7 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
           rate: each.weights / seconds.median / 1e6,
           read: each.bytes / seconds.median / 1e9,
           memory: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes) / 1e6,
+          inference: (each.inference.peakResidentBytes - each.inference.baselineBytes) / 1e6,
         };
       }),
     }],
@@ -255,6 +294,7 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
       secondsInPipeline: summarize(each.ownSeconds),
       weightsPerSecond: summarize(each.seconds.map((value) => each.weights / value)),
       peakResidentBytes: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes),
+      inference: each.inference,
       ratio: null,
     })),
     goals: goalsOf(measured),
@@ -266,6 +306,6 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
 export const processSuite: Suite = {
   name: "process",
   summary:
-    "the command scripts/quantize.ts on a large synthetic checkpoint: rate and memory of the whole process",
+    "scripts/quantize.ts on a large synthetic checkpoint: rate and memory of the process, memory to run the result",
   run: measure,
 };

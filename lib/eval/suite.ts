@@ -23,6 +23,8 @@ export interface BenchOptions {
   readonly limit: number | undefined;
   /** Weights of the synthetic checkpoint, in bytes of BF16. */
   readonly syntheticBytes: number;
+  /** Models are run although memory looks too small for them. Default false. */
+  readonly ignoresMemory?: boolean;
   /** Fewer samples of smaller data: for a look, not for a report. */
   readonly quick: boolean;
 }

@@ -5,15 +5,17 @@
 import { CheckpointError, WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
-import type { LoadOptions } from "./dream.ts";
 import { type Blockwise, type LayerOptions, type Stage, withWeights } from "./blockwise.ts";
+import type { ForwardCost } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
   type EmbeddingTable,
   type LinearLayer,
+  type LoadOptions,
   lookUpRows,
   ModelTensors,
+  type TensorList,
   type WantedTensor,
 } from "./tensors.ts";
 import { Workspace } from "./workspace.ts";
@@ -22,6 +24,9 @@ import { Workspace } from "./workspace.ts";
 const TIMESTEP_CHANNELS = 256;
 /** Epsilon of the norms in front of attention and of the output; that in front of the feed-forward is configured. */
 const NORM_EPSILON = 1e-6;
+
+/** Most numbers of the table of positions, 1 GiB: no tensor has a size that would speak against a larger image. */
+const MAX_POSITION_ELEMENTS = 2 ** 28;
 
 /** Sizes and constants of a DiT. */
 export interface DitConfig {
@@ -92,6 +97,14 @@ export function ditConfig(fields: ConfigFields): DitConfig {
       headSize,
     );
   }
+  const most = Math.floor(Math.sqrt(MAX_POSITION_ELEMENTS / hiddenSize)) * patchSize;
+  if (sampleSize > most) {
+    throw fields.fault(
+      "sample_size",
+      `at most ${most} with patches of ${patchSize} and this width`,
+      sampleSize,
+    );
+  }
   return {
     sampleSize,
     patchSize,
@@ -111,7 +124,8 @@ export function ditConfig(fields: ConfigFields): DitConfig {
 
 const blockPrefix = (index: number) => `transformer_blocks.${index}`;
 
-function wantedDitTensors(config: DitConfig): WantedTensor[] {
+/** What a DiT of these sizes has. */
+export function ditTensors(config: DitConfig): TensorList {
   const { hiddenSize: width, patchSize, channels, outputChannels } = config;
   const linear = (name: string, rows: number, cols: number, bias = true): WantedTensor[] => [
     { name: `${name}.weight`, shape: [rows, cols] },
@@ -138,13 +152,31 @@ function wantedDitTensors(config: DitConfig): WantedTensor[] {
       ...linear(`${prefix}.ff.net.2`, width, 4 * width),
     ];
   });
-  return [
+  const wanted = [
     { name: "pos_embed.proj.weight", shape: [width, channels, patchSize, patchSize] },
     { name: "pos_embed.proj.bias", shape: [width] },
     ...blocks.flat(),
     ...linear("proj_out_1", 2 * width, width),
     ...linear("proj_out_2", patchSize * patchSize * outputChannels, width),
   ];
+  return { wanted, ignored: [/^pos_embed\.pos_embed$/] };
+}
+
+/** What a forward pass of `batch` images takes: {@linkcode DitModel.scratchBytes} afterwards, and its products. */
+export function ditForwardCost(config: DitConfig, batch: number): ForwardCost {
+  const { hiddenSize: width, sampleSize, patchSize, channels, outputChannels, blocks } = config;
+  const tokens = (sampleSize / patchSize) ** 2, count = batch * tokens;
+  const patch = patchSize ** 2 * channels, pixels = patchSize ** 2 * outputChannels;
+  const floats = count * patch + 10 * count * width + // patches; hidden, normed, delta, query, key, value, inner (4)
+    batch * (TIMESTEP_CHANNELS + 8 * width) + // waves, condition, conditionInner, modulation
+    count * pixels + batch * outputChannels * sampleSize ** 2 + tokens * width; // pixels, output, positions
+  const condition = batch * width * (TIMESTEP_CHANNELS + width);
+  const block = condition + 6 * batch * width ** 2 + 12 * count * width ** 2 + 2 * count * tokens * width;
+  return {
+    activationBytes: 4 * floats,
+    multiplyAdds: count * patch * width + blocks * block + condition + 2 * batch * width ** 2 +
+      count * width * pixels,
+  };
 }
 
 /** Noisy images that are run together, for a model run block by block. */
@@ -203,9 +235,9 @@ export class DitModel implements Blockwise<ImageBatch> {
     this.weightBytes = tensors.bytes;
   }
 
-  /** Bytes of scratch held for the largest call so far. */
+  /** Bytes of positions and of scratch held for the largest call so far. */
   get scratchBytes(): number {
-    return this.#workspace.bytes;
+    return this.#positions.byteLength + this.#workspace.bytes;
   }
 
   /** Numbers of one input image. */
@@ -300,6 +332,11 @@ export class DitModel implements Blockwise<ImageBatch> {
     return (this.config.sampleSize / this.config.patchSize) ** 2;
   }
 
+  #image(batch: number): { batch: number; height: number; width: number; patch: number } {
+    const { sampleSize, patchSize } = this.config;
+    return { batch, height: sampleSize, width: sampleSize, patch: patchSize };
+  }
+
   #take(name: string, rows: number, cols: number): Float32Array<ArrayBuffer> {
     return this.#workspace.take(name, rows * cols);
   }
@@ -323,7 +360,8 @@ export class DitModel implements Blockwise<ImageBatch> {
   ): void {
     const count = batch * this.#tokens;
     const patches = this.#take("patches", count, this.#patch.weights.cols);
-    patchify(samples, this.config, patches);
+    const { channels } = this.config;
+    this.#operations.patchify(samples, { ...this.#image(batch), channels }, patches);
     this.#linear(this.#patch, patches, count, hidden, options);
     const positions = this.#positions;
     for (let begin = 0; begin < hidden.length; begin += positions.length) {
@@ -333,7 +371,7 @@ export class DitModel implements Blockwise<ImageBatch> {
 
   #waves(timesteps: ArrayLike<number>): Float32Array<ArrayBuffer> {
     const waves = this.#take("waves", timesteps.length, TIMESTEP_CHANNELS);
-    timestepWaves(timesteps, waves);
+    this.#operations.timestepEmbedding(timesteps, TIMESTEP_CHANNELS, { flipSinToCos: true }, waves);
     return waves;
   }
 
@@ -419,7 +457,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     const pixels = this.#take("pixels", count, this.#output2.weights.rows);
     this.#linear(this.#output2, normed, count, pixels, options);
     const output = this.#take("output", batch, config.outputChannels * config.sampleSize ** 2);
-    unpatchify(pixels, config, output);
+    operations.unpatchify(pixels, { ...this.#image(batch), channels: config.outputChannels }, output);
     return output;
   }
 
@@ -475,7 +513,7 @@ export function ditFrom(checkpoint: Checkpoint, kernels: Kernels, options: LoadO
     );
   }
   const config = ditConfig(ConfigFields.of(checkpoint));
-  const tensors = new ModelTensors(checkpoint, kernels, wantedDitTensors(config), [/^pos_embed\.pos_embed$/]);
+  const tensors = new ModelTensors(checkpoint, kernels, ditTensors(config));
   return new DitModel(checkpoint.path, config, kernels, tensors, options.threads);
 }
 
@@ -499,20 +537,6 @@ export function loadDit(path: string, kernels: Kernels, options: LoadOptions = {
   return ditFrom(checkpoint, kernels, options);
 }
 
-/** diffusers' `Timesteps` with cosines first and a frequency shift of 1. */
-function timestepWaves(timesteps: ArrayLike<number>, out: Float32Array): void {
-  const half = TIMESTEP_CHANNELS / 2;
-  for (let b = 0; b < timesteps.length; b++) {
-    for (let i = 0; i < half; i++) {
-      // float32 as in PyTorch: at t near 1000 the rounding of the angle is not negligible
-      const frequency = Math.fround(Math.exp(Math.fround(-Math.log(10_000) * i / (half - 1))));
-      const angle = Math.fround(timesteps[b]! * frequency);
-      out[b * TIMESTEP_CHANNELS + i] = Math.cos(angle);
-      out[b * TIMESTEP_CHANNELS + half + i] = Math.sin(angle);
-    }
-  }
-}
-
 /** diffusers' 2-D sine-cosine positions: the first half of a row is the column's (width), the second the row's. */
 function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffer> {
   const out = new Float32Array(side * side * width);
@@ -531,51 +555,6 @@ function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffe
     }
   }
   return out;
-}
-
-/** `f32[batch, channels, size, size]` → `f32[batch * patches, channels * patch * patch]` */
-function patchify(
-  images: Float32Array,
-  { channels, sampleSize: size, patchSize: patch }: DitConfig,
-  out: Float32Array,
-): void {
-  const side = size / patch, batch = images.length / (channels * size * size);
-  let at = 0;
-  for (let b = 0; b < batch; b++) {
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        for (let c = 0; c < channels; c++) {
-          for (let p = 0; p < patch; p++) {
-            const from = ((b * channels + c) * size + y * patch + p) * size + x * patch;
-            for (let q = 0; q < patch; q++) out[at++] = images[from + q]!;
-          }
-        }
-      }
-    }
-  }
-}
-
-/** `f32[batch * patches, patch * patch * output channels]` → `f32[batch, output channels, size, size]` */
-function unpatchify(
-  pixels: Float32Array,
-  { outputChannels: channels, sampleSize: size, patchSize: patch }: DitConfig,
-  out: Float32Array,
-): void {
-  const side = size / patch, batch = out.length / (channels * size * size);
-  let at = 0;
-  for (let b = 0; b < batch; b++) {
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        for (let p = 0; p < patch; p++) {
-          for (let q = 0; q < patch; q++) {
-            for (let c = 0; c < channels; c++) {
-              out[((b * channels + c) * size + y * patch + p) * size + x * patch + q] = pixels[at++]!;
-            }
-          }
-        }
-      }
-    }
-  }
 }
 
 function allFinite(values: Float32Array): boolean {

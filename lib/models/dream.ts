@@ -6,6 +6,16 @@ import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import {
+  checkChoice,
+  checkCount,
+  checkNotNegative,
+  checkTokens,
+  type Generation,
+  type GenerationStep,
+  runGeneration,
+  type TraceOptions,
+} from "./generation.ts";
+import {
   MaskedTransformer,
   type MaskedTransformerConfig,
   type TransformerNames,
@@ -13,7 +23,7 @@ import {
 } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { RandomStream } from "./random.ts";
-import { ModelTensors } from "./tensors.ts";
+import { type LoadOptions, ModelTensors, type TensorList } from "./tensors.ts";
 import {
   checkSamplingOptions,
   type Confidence,
@@ -21,11 +31,6 @@ import {
   TokenSampler,
   type TokenSamplingOptions,
 } from "./token_sampling.ts";
-
-export interface LoadOptions {
-  /** Threads of the kernels; never changes a result. Default 1. */
-  readonly threads?: number | undefined;
-}
 
 const NAMES: TransformerNames = {
   embedding: "model.embed_tokens",
@@ -70,7 +75,8 @@ export function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
   }
   const headSize = fields.count("head_dim", hiddenSize / heads);
   if (headSize % 2 !== 0) {
-    throw fields.fault("hidden_size", "such that a head's size is even, for rotary positions", hiddenSize);
+    const key = fields.has("head_dim") ? "head_dim" : "hidden_size";
+    throw fields.fault(key, `such that a head's size is even, for rotary positions`);
   }
   const maskToken = fields.token("mask_token_id", vocabularySize);
   if (maskToken === undefined) throw fields.fault("mask_token_id", `a token from 0 to ${vocabularySize - 1}`);
@@ -110,11 +116,16 @@ export function dreamFrom(
     );
   }
   const config = dreamConfig(ConfigFields.of(checkpoint));
-  const tensors = new ModelTensors(checkpoint, kernels, wantedTensors(config, NAMES), [
-    ...IGNORED,
-    ...(config.tiesHead ? [/^lm_head\.weight$/] : []),
-  ]);
+  const tensors = new ModelTensors(checkpoint, kernels, dreamTensors(config));
   return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options.threads);
+}
+
+/** What a Dream model of these sizes has. */
+export function dreamTensors(config: MaskedTransformerConfig): TensorList {
+  return {
+    wanted: wantedTensors(config, NAMES),
+    ignored: [...IGNORED, ...(config.tiesHead ? [/^lm_head\.weight$/] : [])],
+  };
 }
 
 /**
@@ -174,19 +185,6 @@ export interface DreamGenerationOptions extends TokenSamplingOptions {
   readonly attentionMask?: Uint8Array | undefined;
 }
 
-/** What a step of a generation left. */
-export interface GenerationStep {
-  /** Steps done: 0 for the start, then 1 to `steps`. */
-  readonly step: number;
-  readonly steps: number;
-  /** Time, the expected share of masks: 1 at the start. */
-  readonly time: number;
-  /** `i32[batch, tokens]`; overwritten by the next step. */
-  readonly sequences: Int32Array;
-  /** Masks left in all sequences. */
-  readonly masks: number;
-}
-
 /** Times of the steps, from 1 to `eps`, in float32 as `torch.linspace` gives them. */
 export function maskTimes(steps: number, eps: number): Float32Array<ArrayBuffer> {
   const times = new Float32Array(steps + 1);
@@ -214,9 +212,7 @@ export function* dreamSteps(
   batch: number,
   options: DreamGenerationOptions = {},
 ): Generator<GenerationStep, Int32Array> {
-  const doing = "generate";
-  const { config } = model;
-  const { maskToken, vocabularySize } = config;
+  const { maskToken, vocabularySize } = model.config;
   const {
     algorithm = "origin",
     eps = 1e-3,
@@ -230,17 +226,8 @@ export function* dreamSteps(
     ...options,
     excludedTokens: options.excludedTokens ?? [maskToken],
   };
-  if (!DREAM_ALGORITHMS.includes(algorithm)) {
-    throw new RangeError(
-      `Cannot ${doing}: algorithm must be one of ${DREAM_ALGORITHMS.join(", ")}, got ${shown(algorithm)}`,
-    );
-  }
-  if (!(canvas instanceof Int32Array) || canvas.length === 0 || canvas.length % batch !== 0) {
-    throw new TypeError(
-      `Cannot ${doing}: canvas must be i32[${batch}, tokens], got ${canvas?.length} tokens`,
-    );
-  }
-  const tokens = canvas.length / batch;
+  checkChoice("algorithm", algorithm, DREAM_ALGORITHMS);
+  const tokens = checkTokens(model, "canvas", canvas, batch);
   const x = canvas.slice();
   const masksOf = (b: number) => {
     const places: number[] = [];
@@ -250,13 +237,14 @@ export function* dreamSteps(
   let masked = Array.from({ length: batch }, (_, b) => masksOf(b));
   const most = Math.max(1, ...masked.map((places) => places.length));
   const { steps = most } = options;
-  checkCount(doing, "steps", steps, 1);
-  checkCount(doing, "minimumPerStep", minimumPerStep, 0);
-  checkSamplingOptions(doing, sampling, vocabularySize);
-  if (!(eps > 0 && eps < 1)) throw new RangeError(`Cannot ${doing}: eps must lie in (0, 1), got ${eps}`);
-  if (!(algorithmTemperature >= 0 && algorithmTemperature < Infinity)) {
-    throw new RangeError(
-      `Cannot ${doing}: algorithmTemperature must be a number ≥ 0, got ${algorithmTemperature}`,
+  checkCount("steps", steps, 1);
+  checkCount("minimumPerStep", minimumPerStep, 0);
+  checkSamplingOptions("generate", sampling, vocabularySize);
+  if (!(eps > 0 && eps < 1)) throw new RangeError(`Cannot generate: eps must lie in (0, 1), got ${eps}`);
+  checkNotNegative("algorithmTemperature", algorithmTemperature);
+  if (attentionMask !== undefined && attentionMask.length !== canvas.length) {
+    throw new TypeError(
+      `Cannot generate: attentionMask must have ${canvas.length} entries, got ${attentionMask.length}`,
     );
   }
   const randoms = Array.from({ length: batch }, (_, b) => new RandomStream(seed, firstStream + b));
@@ -304,36 +292,6 @@ export function* dreamSteps(
   return x;
 }
 
-/** A finished generation. */
-export interface Generation {
-  /** `i32[batch, tokens]` */
-  readonly sequences: Int32Array<ArrayBuffer>;
-  /** All sequences after each step, the start first, when asked for. */
-  readonly trace: readonly Int32Array<ArrayBuffer>[] | undefined;
-}
-
-/** What {@linkcode diffusionGenerate} takes beside the generation's own options. */
-export interface TraceOptions {
-  /** Keeps the sequences after each step. Default false. */
-  readonly trace?: boolean | undefined;
-  /** Called after each step and once before the first. */
-  readonly onStep?: ((step: GenerationStep) => void) | undefined;
-}
-
-/** Runs a generation to its end. */
-export function runGeneration(
-  steps: Generator<GenerationStep, Int32Array>,
-  { trace = false, onStep }: TraceOptions = {},
-): Generation {
-  const kept: Int32Array<ArrayBuffer>[] = [];
-  while (true) {
-    const { done, value } = steps.next();
-    if (done) return { sequences: value.slice(), trace: trace ? kept : undefined };
-    if (trace) kept.push(value.sequences.slice());
-    onStep?.(value);
-  }
-}
-
 /**
  * Fills the masks of `canvas`; {@linkcode dreamSteps} with a callback instead of turns.
  *
@@ -355,10 +313,4 @@ export function diffusionGenerate(
   options: DreamGenerationOptions & TraceOptions = {},
 ): Generation {
   return runGeneration(dreamSteps(model, canvas, batch, options), options);
-}
-
-export function checkCount(doing: string, name: string, value: number, minimum: number): void {
-  if (!Number.isSafeInteger(value) || value < minimum) {
-    throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ≥ ${minimum}, got ${value}`);
-  }
 }

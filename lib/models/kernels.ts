@@ -1,11 +1,11 @@
 /**
  * The forward pass's kernels as functions: arguments checked on this side, a kernel's status turned into an error.
  * Tensors are flat float32 arrays, row-major. Every function writes into `out` where one is given, and returns it.
- * Results never depend on `threads`; between instruction sets they differ by rounding.
+ * Results never depend on `threads`; between instruction sets they differ by rounding, but not those of 8-bit activations.
  */
 import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { groupCount, type PackedTensor, packedWords } from "../quant/layout.ts";
+import { checkPackedTensor, type OneLevelTensor, type PackedTensor } from "../quant/layout.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -32,13 +32,16 @@ export interface RunOptions {
 
 const DTYPE_NUMBERS: Record<WeightDtype, number> = { F32: 0, F16: 1, BF16: 2 };
 const MAX_THREADS = 64;
-/** The header's `AQ_MAX_POSITION`: beyond it a rotary angle loses accuracy. */
+/** The header's `AQ_ACTIVATIONS_STATIC` and `AQ_ACTIVATIONS_PER_TOKEN`. */
+const STATIC = 0, PER_TOKEN = 1;
+/** The header's `AQ_MAX_POSITION`: beyond it the angle of a position or a timestep loses accuracy. */
 export const MAX_POSITION = 2 ** 20;
 
 const STATUS_TEXT: Record<number, string> = {
   [-1]: "a null pointer or an unknown enumerator",
   [-2]: "a size that is not allowed or too large",
   [-3]: "a value out of range",
+  [-4]: "NaN or infinity",
   [-6]: "an instruction set that this processor or build lacks",
 };
 
@@ -62,7 +65,7 @@ function checkFloats(doing: string, name: string, array: unknown, length: number
   }
 }
 
-function threadsOf(doing: string, options: RunOptions): number {
+function threadsOf(doing: string, options: Pick<RunOptions, "threads">): number {
   const { threads = 1 } = options;
   if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
     throw new RangeError(
@@ -79,33 +82,9 @@ function outOf(doing: string, options: RunOptions, length: number): Floats {
 }
 
 function checkMatrix(doing: string, weights: Matrix): void {
+  if ("packed" in weights) return checkPackedTensor(doing, weights);
   checkCount(doing, "rows", weights.rows);
   checkCount(doing, "cols", weights.cols);
-  if ("packed" in weights) {
-    const words = weights.rows * packedWords(weights.cols, weights.bits);
-    const groups = weights.rows * groupCount(weights.cols, weights.groupSize);
-    if (!(weights.packed instanceof Uint32Array) || weights.packed.length !== words) {
-      throw new TypeError(
-        `Cannot ${doing}: packed must be ${words} u32 words, got ${weights.packed?.length}`,
-      );
-    }
-    if (!(weights.scale instanceof Uint16Array) || weights.scale.length !== groups) {
-      throw new TypeError(
-        `Cannot ${doing}: scale must be ${groups} half floats, got ${weights.scale?.length}`,
-      );
-    }
-    if (
-      weights.zeroPointKind === "symmetric"
-        ? weights.zeroPoint !== undefined
-        : weights.zeroPoint?.length !== groups
-    ) {
-      const wanted = weights.zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
-      throw new TypeError(
-        `Cannot ${doing}: the zero points must be ${wanted}, got ${weights.zeroPoint?.length}`,
-      );
-    }
-    return;
-  }
   const { dtype, data } = weights;
   if (!(dtype in DTYPE_NUMBERS)) {
     throw new TypeError(`Cannot ${doing}: weights must be F32, F16 or BF16, got ${JSON.stringify(dtype)}`);
@@ -154,17 +133,272 @@ export function linear(
   const out = outOf(doing, options, tokens * rows);
   const { calls, isaNumber } = kernels;
   const [t, n, k] = [kernels.size(tokens), kernels.size(rows), kernels.size(cols)];
-  if ("packed" in weights) {
-    const { packed, scale, zeroPoint, bits, groupSize } = weights;
-    const z = zeroPoint ?? null, b = bias ?? null, g = kernels.size(groupSize);
-    check(
-      calls.aq_linear_packed(x, t, packed, scale, z, b, n, k, bits, g, out, isaNumber, threads),
-      doing,
-    );
-  } else {
+  const b = bias ?? null;
+  if (!("packed" in weights)) {
     const dtype = DTYPE_NUMBERS[weights.dtype];
-    check(calls.aq_linear(x, t, weights.data, dtype, bias ?? null, n, k, out, isaNumber, threads), doing);
+    check(calls.aq_linear(x, t, weights.data, dtype, b, n, k, out, isaNumber, threads), doing);
+    return out;
   }
+  const { packed, bits } = weights;
+  const g = kernels.size(weights.groupSize);
+  if (weights.scaleBits === undefined) {
+    const { scale, zeroPoint } = weights;
+    const z = zeroPoint ?? null;
+    check(calls.aq_linear_packed(x, t, packed, scale, z, b, n, k, bits, g, out, isaNumber, threads), doing);
+    return out;
+  }
+  const { scaleBits, subScale, subMin, superScale, superMin } = weights;
+  check(
+    calls.aq_linear_two_level(
+      x,
+      t,
+      packed,
+      subScale,
+      subMin,
+      superScale,
+      superMin,
+      b,
+      n,
+      k,
+      bits,
+      g,
+      scaleBits,
+      out,
+      isaNumber,
+      threads,
+    ),
+    doing,
+  );
+  return out;
+}
+
+/** Smallest normal float32: the header's least scale of activations. */
+const MIN_SCALE = 2 ** -126;
+/** Bit widths that activations may have. */
+export const ACTIVATION_BITS = [2, 3, 4, 5, 6, 7, 8] as const;
+export type ActivationBits = typeof ACTIVATION_BITS[number];
+
+/** Activations as whole numbers, `x ≈ scale[t] · (codes[t, k] − zeroPoint[t])`, codes in `[0, 2^bits − 1]`, a byte each. */
+export interface QuantizedActivations {
+  readonly tokens: number;
+  readonly cols: number;
+  readonly bits: ActivationBits;
+  /** `u8[tokens, cols]` */
+  readonly codes: Uint8Array<ArrayBuffer>;
+  /** `f32[tokens]` */
+  readonly scale: Float32Array<ArrayBuffer>;
+  /** `i32[tokens]` */
+  readonly zeroPoint: Int32Array<ArrayBuffer>;
+}
+
+/** A static grid of activations, as calibration finds it. */
+export interface ActivationGrid {
+  /** At least 2^-126. */
+  readonly scale: number;
+  /** A whole number in `[0, 2^bits − 1]`. */
+  readonly zeroPoint: number;
+}
+
+export interface QuantizeActivationsOptions {
+  /** Default 8. */
+  readonly bits?: ActivationBits | undefined;
+  /** Given: static, one for the whole tensor, or one a token. Else every token has its own range's, zero among it. */
+  readonly grid?: ActivationGrid | readonly ActivationGrid[] | undefined;
+  /** Arrays to write into, of the same sizes and bits. */
+  readonly out?: QuantizedActivations | undefined;
+  /** Default 1. Never changes a byte of the result. */
+  readonly threads?: number | undefined;
+}
+
+function checkArray(
+  doing: string,
+  name: string,
+  array: unknown,
+  kind: Uint8ArrayConstructor | Float32ArrayConstructor | Int32ArrayConstructor,
+  length: number,
+): void {
+  if (array instanceof kind && array.length === length) return;
+  const got = array instanceof kind ? `${array.length}` : typeof array;
+  throw new TypeError(`Cannot ${doing}: ${name} must be a ${kind.name} of ${length}, got ${got}`);
+}
+
+function checkActivations(doing: string, activations: QuantizedActivations): void {
+  const { tokens, cols, bits, codes, scale, zeroPoint } = activations;
+  checkCount(doing, "tokens", tokens);
+  checkCount(doing, "cols", cols);
+  if (!ACTIVATION_BITS.includes(bits)) {
+    throw new RangeError(`Cannot ${doing}: activation bits must be 2 to 8, got ${bits}`);
+  }
+  checkArray(doing, "codes", codes, Uint8Array, tokens * cols);
+  checkArray(doing, "activation scale", scale, Float32Array, tokens);
+  checkArray(doing, "activation zeroPoint", zeroPoint, Int32Array, tokens);
+}
+
+/** Writes a static grid into the arrays that the kernel reads. */
+function fillGrid(
+  doing: string,
+  grid: ActivationGrid | readonly ActivationGrid[],
+  out: QuantizedActivations,
+) {
+  const { tokens, bits, scale, zeroPoint } = out;
+  const grids: readonly ActivationGrid[] | undefined = Array.isArray(grid) ? grid : undefined;
+  if (grids !== undefined && grids.length !== tokens) {
+    throw new TypeError(`Cannot ${doing}: ${tokens} tokens must have a grid each, got ${grids.length}`);
+  }
+  const most = 2 ** bits - 1;
+  for (let t = 0; t < tokens; t++) {
+    const one = grids === undefined ? grid as ActivationGrid : grids[t]!;
+    const rounded = Math.fround(one.scale);
+    if (!(rounded >= MIN_SCALE && rounded < Infinity)) {
+      throw new RangeError(`Cannot ${doing}: a scale must be a float32 of at least 2^-126, got ${one.scale}`);
+    }
+    if (!Number.isInteger(one.zeroPoint) || one.zeroPoint < 0 || one.zeroPoint > most) {
+      throw new RangeError(
+        `Cannot ${doing}: a zero point must be a whole number from 0 to ${most}, got ${one.zeroPoint}`,
+      );
+    }
+    scale[t] = rounded;
+    zeroPoint[t] = one.zeroPoint;
+  }
+}
+
+/**
+ * Rounds activations to codes of 2 to 8 bits: per tensor static on a grid that is given, what lies beyond it clipped, or
+ * per token dynamic, `|x − scale · (code − zeroPoint)| ≤ scale / 2` up to rounding.
+ *
+ * **Shapes** `x: f32[tokens, cols]` → `codes: u8[tokens, cols]`, `scale: f32[tokens]`, `zeroPoint: i32[tokens]`
+ *
+ * @throws {TypeError} when an array does not fit the sizes
+ * @throws {RangeError} when bits, scale or zero point are not allowed
+ * @throws {KernelError} when `x` has NaN or infinity
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ *
+ * const kernels = await openKernels();
+ * const { codes, scale, zeroPoint } = quantizeActivations(kernels, Float32Array.of(-1, 0, 2), 1, 3, { bits: 2 });
+ * console.log([...codes], scale[0], zeroPoint[0]); // [ 0, 1, 3 ] 1 1
+ * ```
+ */
+export function quantizeActivations(
+  kernels: Kernels,
+  x: Float32Array,
+  tokens: number,
+  cols: number,
+  options: QuantizeActivationsOptions = {},
+): QuantizedActivations {
+  const doing = "quantize activations";
+  const { bits = 8, grid } = options;
+  checkCount(doing, "tokens", tokens);
+  checkCount(doing, "cols", cols);
+  checkFloats(doing, "x", x, tokens * cols);
+  const threads = threadsOf(doing, options);
+  const out: QuantizedActivations = options.out ?? {
+    tokens,
+    cols,
+    bits,
+    codes: new Uint8Array(tokens * cols),
+    scale: new Float32Array(tokens).fill(1),
+    zeroPoint: new Int32Array(tokens),
+  };
+  checkActivations(doing, out);
+  if (out.tokens !== tokens || out.cols !== cols || out.bits !== bits) {
+    throw new TypeError(
+      `Cannot ${doing}: out must be of ${tokens} × ${cols} elements of ${bits} bits, ` +
+        `got ${out.tokens} × ${out.cols} of ${out.bits}`,
+    );
+  }
+  if (grid !== undefined) fillGrid(doing, grid, out);
+  const { calls, isaNumber, size } = kernels;
+  check(
+    calls.aq_quantize_activations(
+      x,
+      size(tokens),
+      size(cols),
+      bits,
+      grid === undefined ? PER_TOKEN : STATIC,
+      out.codes,
+      out.scale,
+      out.zeroPoint,
+      isaNumber,
+      threads,
+    ),
+    doing,
+  );
+  return out;
+}
+
+/**
+ * {@linkcode linear} of 8-bit activations and packed weights by integer products: the same bytes for every instruction
+ * set and number of threads. Products are added up as whole numbers within a group (or 256 columns of a group that is the
+ * whole row), groups in float32, in the order of the columns.
+ *
+ * **Shapes** `activations: [tokens, cols]`, `weights: [rows, cols]`, `bias: f32[rows]` → `f32[tokens, rows]`
+ *
+ * @throws {TypeError} when an array does not fit the sizes, or the weights have two-level scales
+ * @throws {RangeError} when a zero point of the activations is not from 0 to 255
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ * import { quantize } from "../quant/mod.ts";
+ *
+ * const kernels = await openKernels();
+ * const weights = quantize(kernels, { data: Float32Array.of(1, 2, 3, 4), dtype: "F32" }, 2, 2, { bits: 8 });
+ * const activations = quantizeActivations(kernels, Float32Array.of(1, 1), 1, 2);
+ * console.log(linearPackedInt8(kernels, activations, weights)); // about 3 and 7
+ * ```
+ */
+export function linearPackedInt8(
+  kernels: Kernels,
+  activations: QuantizedActivations,
+  weights: OneLevelTensor,
+  bias?: Float32Array,
+  options: RunOptions = {},
+): Floats {
+  const doing = "apply a linear layer to 8-bit activations";
+  checkActivations(doing, activations);
+  checkMatrix(doing, weights);
+  if (!("packed" in weights)) {
+    throw new TypeError(`Cannot ${doing}: weights must be packed, got a full matrix`);
+  }
+  if (weights.scaleBits !== undefined) {
+    throw new TypeError(`Cannot ${doing}: weights must have one level of scales, got two-level scales`);
+  }
+  const { tokens, codes, scale: xScale, zeroPoint: xZeroPoint } = activations;
+  const { rows, cols, packed, scale, zeroPoint, bits, groupSize } = weights;
+  if (activations.cols !== cols) {
+    throw new TypeError(`Cannot ${doing}: activations must have ${cols} columns, got ${activations.cols}`);
+  }
+  if (bias !== undefined) checkFloats(doing, "bias", bias, rows);
+  const bad = xZeroPoint.find((value) => value < 0 || value > 255);
+  if (bad !== undefined) {
+    throw new RangeError(`Cannot ${doing}: activation zeroPoint must be from 0 to 255, got ${bad}`);
+  }
+  const threads = threadsOf(doing, options);
+  const out = outOf(doing, options, tokens * rows);
+  const { calls, isaNumber, size } = kernels;
+  check(
+    calls.aq_linear_packed_int8(
+      codes,
+      xScale,
+      xZeroPoint,
+      size(tokens),
+      packed,
+      scale,
+      zeroPoint ?? null,
+      bias ?? null,
+      size(rows),
+      size(cols),
+      bits,
+      size(groupSize),
+      out,
+      isaNumber,
+      threads,
+    ),
+    doing,
+  );
   return out;
 }
 
@@ -528,5 +762,127 @@ export function add(kernels: Kernels, a: Float32Array, b: Float32Array, options:
   const threads = threadsOf(doing, options);
   const out = outOf(doing, options, a.length);
   check(kernels.calls.aq_add(a, b, kernels.size(a.length), out, kernels.isaNumber, threads), doing);
+  return out;
+}
+
+/** Sizes of images and of the square patches that a transformer sees them as. */
+export interface PatchShape {
+  readonly batch: number;
+  readonly channels: number;
+  readonly height: number;
+  readonly width: number;
+  /** Divides height and width. */
+  readonly patch: number;
+}
+
+function checkPatches(doing: string, name: string, values: Float32Array, shape: PatchShape): void {
+  for (const each of ["batch", "channels", "height", "width", "patch"] as const) {
+    checkCount(doing, each, shape[each]);
+  }
+  const { batch, channels, height, width, patch } = shape;
+  if (patch === 0 || height % patch !== 0 || width % patch !== 0) {
+    throw new RangeError(`Cannot ${doing}: patch must divide ${height} × ${width} pixels, got ${patch}`);
+  }
+  checkFloats(doing, name, values, batch * channels * height * width);
+}
+
+/**
+ * Images to the rows that a patch embedding multiplies.
+ *
+ * **Shapes** `images: f32[batch, channels, height, width]` → `f32[batch, height/patch, width/patch, channels, patch, patch]`.
+ * `out` must not be `images`.
+ */
+export function patchify(
+  kernels: Kernels,
+  images: Float32Array,
+  shape: PatchShape,
+  options: RunOptions = {},
+): Floats {
+  const doing = "take images apart";
+  checkPatches(doing, "images", images, shape);
+  const threads = threadsOf(doing, options), out = outOf(doing, options, images.length);
+  const { calls, size } = kernels;
+  const { batch, channels, height, width, patch } = shape;
+  const [b, c, h, w, p] = [size(batch), size(channels), size(height), size(width), size(patch)];
+  check(calls.aq_patchify(images, b, c, h, w, p, out, threads), doing);
+  return out;
+}
+
+/**
+ * What a diffusion transformer predicts of its patches to images: channels last in a token, unlike in {@linkcode patchify}.
+ *
+ * **Shapes** `tokens: f32[batch, height/patch, width/patch, patch, patch, channels]` → `f32[batch, channels, height, width]`.
+ * `out` must not be `tokens`.
+ */
+export function unpatchify(
+  kernels: Kernels,
+  tokens: Float32Array,
+  shape: PatchShape,
+  options: RunOptions = {},
+): Floats {
+  const doing = "put images together";
+  checkPatches(doing, "tokens", tokens, shape);
+  const threads = threadsOf(doing, options), out = outOf(doing, options, tokens.length);
+  const { calls, size } = kernels;
+  const { batch, channels, height, width, patch } = shape;
+  const [b, c, h, w, p] = [size(batch), size(channels), size(height), size(width), size(patch)];
+  check(calls.aq_unpatchify(tokens, b, c, h, w, p, out, threads), doing);
+  return out;
+}
+
+/** Names and defaults as of diffusers' `get_timestep_embedding`. */
+export interface TimestepEmbeddingOptions {
+  /** Default false: sines first. */
+  readonly flipSinToCos?: boolean | undefined;
+  /** Default 1. Less than half the channels. */
+  readonly downscaleFreqShift?: number | undefined;
+  /** Default 10 000. At least 1. */
+  readonly maxPeriod?: number | undefined;
+  readonly out?: Floats | undefined;
+}
+
+/**
+ * Sinusoidal embedding of timesteps: sine and cosine of `t · maxPeriod^(−i / (half − downscaleFreqShift))` for i below
+ * half the channels, the angle rounded to float32 as PyTorch does, its sine and cosine taken in double; a zero last if
+ * the channels are odd. diffusers' `get_timestep_embedding`.
+ *
+ * **Shapes** `timesteps: [n]` within ±{@linkcode MAX_POSITION} → `f32[n, channels]`
+ *
+ * @throws {RangeError} when a timestep or an option is not allowed
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ *
+ * console.log(timestepEmbedding(await openKernels(), [0], 4)); // 0, 0, 1, 1
+ * ```
+ */
+export function timestepEmbedding(
+  kernels: Kernels,
+  timesteps: ArrayLike<number>,
+  channels: number,
+  options: TimestepEmbeddingOptions = {},
+): Floats {
+  const doing = "embed timesteps";
+  const { flipSinToCos = false, downscaleFreqShift = 1, maxPeriod = 10_000 } = options;
+  checkCount(doing, "channels", channels);
+  const half = Math.floor(channels / 2);
+  if (!(maxPeriod >= 1 && maxPeriod < 1e300)) {
+    throw new RangeError(`Cannot ${doing}: maxPeriod must be ≥ 1, got ${maxPeriod}`);
+  }
+  if (half > 0 && !(Math.fround(half - downscaleFreqShift) > 0)) {
+    throw new RangeError(
+      `Cannot ${doing}: downscaleFreqShift must be less than ${half}, half the channels, got ${downscaleFreqShift}`,
+    );
+  }
+  const t = Float32Array.from(timesteps);
+  const bad = t.findIndex((value) => !(Math.abs(value) <= MAX_POSITION));
+  if (bad >= 0) {
+    throw new RangeError(`Cannot ${doing}: timesteps must be within ±${MAX_POSITION}, got ${timesteps[bad]}`);
+  }
+  const out = outOf(doing, options, t.length * channels);
+  const { calls, size } = kernels;
+  const flip = flipSinToCos ? 1 : 0, n = size(t.length), c = size(channels);
+  check(calls.aq_timestep_embedding(t, n, c, flip, downscaleFreqShift, maxPeriod, out), doing);
   return out;
 }

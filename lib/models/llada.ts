@@ -6,13 +6,15 @@ import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import {
+  checkChoice,
   checkCount,
+  checkNotNegative,
+  checkTokens,
   type Generation,
   type GenerationStep,
-  type LoadOptions,
   runGeneration,
   type TraceOptions,
-} from "./dream.ts";
+} from "./generation.ts";
 import {
   MaskedTransformer,
   type MaskedTransformerConfig,
@@ -21,7 +23,7 @@ import {
 } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { RandomStream } from "./random.ts";
-import { ModelTensors } from "./tensors.ts";
+import { type LoadOptions, ModelTensors, type TensorList } from "./tensors.ts";
 import {
   checkSamplingOptions,
   indexOfLargest,
@@ -113,11 +115,21 @@ export function lladaFrom(
   }
   const fields = ConfigFields.of(checkpoint);
   const config = lladaConfig(fields);
+  const tensors = new ModelTensors(checkpoint, kernels, lladaTensors(fields, config));
+  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, namesOf(fields), options.threads);
+}
+
+function namesOf(fields: ConfigFields): TransformerNames {
   const otherBias = fields.flag("include_bias", false);
-  const all = names(otherBias || fields.flag("include_qkv_bias", false), otherBias);
-  const ignored = config.tiesHead ? [/^model\.transformer\.ff_out\.weight$/] : [];
-  const tensors = new ModelTensors(checkpoint, kernels, wantedTensors(config, all), ignored);
-  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, all, options.threads);
+  return names(otherBias || fields.flag("include_qkv_bias", false), otherBias);
+}
+
+/** What a LLaDA model of this configuration has. */
+export function lladaTensors(fields: ConfigFields, config: MaskedTransformerConfig): TensorList {
+  return {
+    wanted: wantedTensors(config, namesOf(fields)),
+    ignored: config.tiesHead ? [/^model\.transformer\.ff_out\.weight$/] : [],
+  };
 }
 
 /**
@@ -170,43 +182,27 @@ export function* lladaSteps(
   batch: number,
   options: LladaGenerationOptions = {},
 ): Generator<GenerationStep, Int32Array> {
-  const doing = "generate";
-  const { maskToken, vocabularySize, maxTokens } = model.config;
+  const { maskToken, vocabularySize } = model.config;
   const { generationLength = 128, temperature = 0, guidance = 0, remasking = "low_confidence", seed = 0 } =
     options;
   const { blockLength = generationLength, steps = generationLength, firstStream = 0 } = options;
   const { excludedTokens = [maskToken] } = options;
-  if (!(prompts instanceof Int32Array) || !Number.isInteger(prompts.length / batch)) {
-    throw new TypeError(
-      `Cannot ${doing}: prompts must be i32[${batch}, tokens], got ${prompts?.length} tokens`,
-    );
-  }
-  const promptTokens = prompts.length / batch, tokens = promptTokens + generationLength;
-  checkCount(doing, "generationLength", generationLength, 1);
-  checkCount(doing, "blockLength", blockLength, 1);
-  checkCount(doing, "steps", steps, 1);
-  checkSamplingOptions(doing, { temperature, excludedTokens }, vocabularySize);
+  checkCount("generationLength", generationLength, 1);
+  checkCount("blockLength", blockLength, 1);
+  checkCount("steps", steps, 1);
+  checkNotNegative("guidance", guidance);
+  checkChoice("remasking", remasking, REMASKINGS);
+  checkSamplingOptions("generate", { temperature, excludedTokens }, vocabularySize);
+  const promptTokens = checkTokens(model, "prompts", prompts, batch, generationLength);
+  const tokens = promptTokens + generationLength;
   if (generationLength % blockLength !== 0) {
     throw new RangeError(
-      `Cannot ${doing}: blockLength must divide ${generationLength} tokens, got ${blockLength}`,
+      `Cannot generate: blockLength must divide ${generationLength} tokens, got ${blockLength}`,
     );
   }
   const blocks = generationLength / blockLength;
   if (steps % blocks !== 0) {
-    throw new RangeError(`Cannot ${doing}: steps must be a multiple of ${blocks} blocks, got ${steps}`);
-  }
-  if (!(guidance >= 0 && guidance < Infinity)) {
-    throw new RangeError(`Cannot ${doing}: guidance must be a number ≥ 0, got ${guidance}`);
-  }
-  if (!REMASKINGS.includes(remasking)) {
-    throw new RangeError(
-      `Cannot ${doing}: remasking must be ${REMASKINGS.join(" or ")}, got ${shown(remasking)}`,
-    );
-  }
-  if (tokens > maxTokens) {
-    throw new RangeError(
-      `Cannot ${doing}: prompt and generation may have ${maxTokens} tokens, got ${promptTokens} + ${generationLength}`,
-    );
+    throw new RangeError(`Cannot generate: steps must be a multiple of ${blocks} blocks, got ${steps}`);
   }
   const x = new Int32Array(batch * tokens).fill(maskToken);
   for (let b = 0; b < batch; b++) {

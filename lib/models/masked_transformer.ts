@@ -125,6 +125,47 @@ export function wantedTensors(config: MaskedTransformerConfig, names: Transforme
   ];
 }
 
+/** Sizes of one forward pass. */
+export interface ForwardShape {
+  readonly batch: number;
+  /** Tokens of a sequence. */
+  readonly tokens: number;
+  /** Positions of all sequences whose logits are wanted; all by default. */
+  readonly rows?: number | undefined;
+}
+
+/** What one forward pass takes, from sizes alone. */
+export interface ForwardCost {
+  /** Bytes of scratch, which a model keeps for the next pass. */
+  readonly activationBytes: number;
+  /** Multiplications with an addition, in linear layers and attention. */
+  readonly multiplyAdds: number;
+}
+
+/** What a forward pass takes: {@linkcode MaskedTransformer.scratchBytes} afterwards, and its products. */
+export function maskedForwardCost(
+  config: MaskedTransformerConfig,
+  { batch, tokens, rows }: ForwardShape,
+): ForwardCost {
+  const { hiddenSize, intermediateSize, vocabularySize, heads, keyValueHeads, headSize, blocks } = config;
+  const count = batch * tokens, last = rows ?? count; // the last block's second half runs on `last` positions
+  const inner = blocks > 1 ? Math.max(count, last) : last;
+  const width = heads * headSize, keyValueWidth = keyValueHeads * headSize;
+  const floats = count * hiddenSize + Math.max(count, last) * hiddenSize + // hidden, normed
+    2 * count * width + 2 * count * keyValueWidth + // query, attended, key, value
+    (rows === undefined ? 0 : last * (width + hiddenSize)) + // attendedRows, hiddenRows
+    inner * hiddenSize + 2 * inner * intermediateSize + // delta, gate, up
+    last * vocabularySize;
+  const attention = 2 * count * tokens * width;
+  const before = count * hiddenSize * (width + 2 * keyValueWidth) + attention;
+  const after = hiddenSize * (width + 3 * intermediateSize);
+  return {
+    activationBytes: 4 * floats,
+    multiplyAdds: blocks * before + ((blocks - 1) * count + last) * after +
+      last * hiddenSize * vocabularySize,
+  };
+}
+
 /** A loaded model: token sequences in, logits out. */
 export class MaskedTransformer implements Blockwise<SequenceBatch> {
   readonly #operations: Operations;

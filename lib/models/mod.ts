@@ -1,12 +1,12 @@
 /** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, how they generate, tokens and pictures. */
-import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
-import { type DitConfig, ditConfig, ditFrom, type DitModel } from "./dit.ts";
-import { dreamConfig, dreamFrom, type LoadOptions } from "./dream.ts";
-import { lladaConfig, lladaFrom } from "./llada.ts";
-import type { MaskedTransformer, MaskedTransformerConfig } from "./masked_transformer.ts";
-import { ConfigFields, shown } from "./model_config.ts";
+import { ditFrom, type DitModel } from "./dit.ts";
+import { dreamFrom } from "./dream.ts";
+import { modelConfig } from "./families.ts";
+import { lladaFrom } from "./llada.ts";
+import type { MaskedTransformer } from "./masked_transformer.ts";
+import type { LoadOptions } from "./tensors.ts";
 
 export { type DitConfig, type DitModel, type ImageBatch, loadDit } from "./dit.ts";
 export {
@@ -15,14 +15,11 @@ export {
   type DreamAlgorithm,
   type DreamGenerationOptions,
   dreamSteps,
-  type Generation,
-  type GenerationStep,
   loadDream,
-  type LoadOptions,
   maskTimes,
-  runGeneration,
-  type TraceOptions,
 } from "./dream.ts";
+export { type ModelConfig, modelConfig } from "./families.ts";
+export { type Generation, type GenerationStep, runGeneration, type TraceOptions } from "./generation.ts";
 export { generateImages, type ImageOptions, type ImageStep, imageSteps } from "./image_sampler.ts";
 export {
   lladaGenerate,
@@ -34,7 +31,9 @@ export {
 } from "./llada.ts";
 export type { Blockwise, LayerObserver, LayerOptions, Stage } from "./blockwise.ts";
 export type {
+  ForwardCost,
   ForwardOptions,
+  ForwardShape,
   MaskedTransformer,
   MaskedTransformerConfig,
   SequenceBatch,
@@ -50,37 +49,16 @@ export {
   schedulerConfig,
   type TimestepSpacing,
 } from "./schedulers.ts";
+export {
+  forwardCost,
+  type HeldMatrix,
+  type ModelRequirements,
+  modelRequirements,
+  requirementsAt,
+} from "./requirements.ts";
 export type { DenseMatrix, Matrix } from "./kernels.ts";
-export type { EmbeddingTable, LinearLayer } from "./tensors.ts";
+export type { EmbeddingTable, LinearLayer, LoadOptions } from "./tensors.ts";
 export { loadTokenizer, type Tokenizer } from "./tokenizer.ts";
-
-/** Sizes of a model before it is loaded. */
-export type ModelConfig =
-  | { readonly kind: "dream" | "llada"; readonly config: MaskedTransformerConfig }
-  | { readonly kind: "dit"; readonly config: DitConfig };
-
-/**
- * What config.json of a checkpoint says of its model; reads no tensor.
- *
- * @throws {CheckpointError} when the family is unknown (naming those that are not), or a key is missing, wrong or not supported
- */
-export function modelConfig(checkpoint: Checkpoint): ModelConfig {
-  const { kind, config, path } = checkpoint;
-  const fields = () => ConfigFields.of(checkpoint);
-  if (kind === "dream") return { kind, config: dreamConfig(fields()) };
-  if (kind === "llada") return { kind, config: lladaConfig(fields()) };
-  if (kind === "dit") return { kind, config: ditConfig(fields()) };
-  const named = config === undefined
-    ? "no config.json"
-    : shown(config["model_type"] ?? config["_class_name"] ?? config["architectures"]);
-  throw new CheckpointError(
-    `Cannot load ${
-      shown(path)
-    }: the architecture must be "Dream", "llada" (model_type) or "DiTTransformer2DModel" ` +
-      `(_class_name), got ${named}`,
-    { path },
-  );
-}
 
 /** A loaded model, by its family. `folder` is where the checkpoint's other files lie. */
 export type LoadedModel =

@@ -99,4 +99,24 @@ export class Operations {
   add(a: Float32Array, b: Float32Array, out: Floats): void {
     kernel.add(this.kernels, a, b, { out, threads: this.threads });
   }
+
+  /** `images: f32[batch, channels, height, width]` → rows of a patch embedding; `out` must not be `images`. */
+  patchify(images: Float32Array, shape: kernel.PatchShape, out: Floats): void {
+    kernel.patchify(this.kernels, images, shape, { out, threads: this.threads });
+  }
+
+  /** Rows of patches, channels last → `out: f32[batch, channels, height, width]`; `out` must not be `tokens`. */
+  unpatchify(tokens: Float32Array, shape: kernel.PatchShape, out: Floats): void {
+    kernel.unpatchify(this.kernels, tokens, shape, { out, threads: this.threads });
+  }
+
+  /** `timesteps: [n]` → `out: f32[n, channels]` */
+  timestepEmbedding(
+    timesteps: ArrayLike<number>,
+    channels: number,
+    options: Omit<kernel.TimestepEmbeddingOptions, "out">,
+    out: Floats,
+  ): void {
+    kernel.timestepEmbedding(this.kernels, timesteps, channels, { ...options, out });
+  }
 }

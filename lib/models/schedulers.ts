@@ -45,7 +45,8 @@ export interface SchedulerConfig {
 const SAMPLERS: Readonly<Record<string, SamplerName>> = { DDIMScheduler: "ddim", DDPMScheduler: "ddpm" };
 
 /**
- * A schedule out of the fields of scheduler_config.json. `timestep_spacing` is `linspace` where it is missing.
+ * A schedule out of the fields of scheduler_config.json. Where `timestep_spacing` is missing, it is `leading` in a file that diffusers wrote, which
+ * has its version in it and leaves out defaults, and else `linspace`.
  *
  * @throws {CheckpointError} naming the key that is wrong or not supported
  */
@@ -75,7 +76,11 @@ export function schedulerConfig(fields: ConfigFields): SchedulerConfig {
     predictionType: fields.choice("prediction_type", ["epsilon", "v_prediction", "sample"], "epsilon"),
     clipRange: fields.flag("clip_sample", true) ? fields.positive("clip_sample_range", 1) : undefined,
     endsAtOne: fields.flag("set_alpha_to_one", true),
-    spacing: fields.choice("timestep_spacing", ["linspace", "leading", "trailing"], "linspace"),
+    spacing: fields.choice(
+      "timestep_spacing",
+      ["linspace", "leading", "trailing"],
+      fields.has("_diffusers_version") ? "leading" : "linspace",
+    ),
     stepsOffset: fields.count("steps_offset", 0, 0),
     varianceType: fields.choice(
       "variance_type",

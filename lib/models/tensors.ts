@@ -2,18 +2,28 @@
  * A model's tensors out of a checkpoint, full precision or packed: which must be there is checked against what the
  * checkpoint has before a weight is read; then each is read once and kept as it is stored.
  */
-import { CheckpointError, FormatError } from "../errors.ts";
+import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { convertFloats, dequantize, type PackedTensor } from "../quant/mod.ts";
+import { packedByteLength, packedRows } from "../quant/layout.ts";
+import { convertFloats, dequantize } from "../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../quant/packed_checkpoint.ts";
-import { type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
-import type { DenseMatrix, Matrix } from "./kernels.ts";
+import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
+import type { DenseMatrix, Matrix, WeightDtype } from "./kernels.ts";
 import { shown } from "./model_config.ts";
 
 /** Names of a kind that a message lists before it only counts. */
 const MAX_LISTED = 40;
 /** Sentences about single tensors that a message has: one wrong size in config.json makes one a layer. */
 const MAX_DETAILED = 8;
+
+/** Elements that are converted at once. */
+const CONVERTED_ELEMENTS = 2 ** 20;
+
+/** How a model is loaded. */
+export interface LoadOptions {
+  /** Threads of the kernels; never changes a result. Default 1. */
+  readonly threads?: number | undefined;
+}
 
 /** A tensor that a model needs. */
 export interface WantedTensor {
@@ -35,6 +45,87 @@ export interface LinearLayer extends EmbeddingTable {
   readonly bias: Float32Array<ArrayBuffer> | undefined;
 }
 
+/** What a model's configuration says that its checkpoint holds. */
+export interface TensorList {
+  /** A tensor may be in it once. */
+  readonly wanted: readonly WantedTensor[];
+  /** Patterns of entries that may be there and mean nothing, as buffers of old checkpoints. */
+  readonly ignored: readonly RegExp[];
+}
+
+/**
+ * Checks that the checkpoint has every wanted tensor with the wanted shape and nothing else; reads no weight.
+ *
+ * @returns the quantized tensors by name
+ * @throws {CheckpointError} listing what is missing, what is there in excess and what has another shape
+ * @throws {FormatError} when quantized entries do not fit each other
+ */
+export function checkTensorList(
+  checkpoint: Checkpoint,
+  { wanted, ignored }: TensorList,
+): ReadonlyMap<string, PackedLayer> {
+  const packed = packedLayers(checkpoint);
+  const parts = new Set([...packed.values()].flatMap(({ tensors }) => Object.values(tensors) as string[]));
+  const names = new Set(wanted.map(({ name }) => name));
+  const missing = wanted.filter(({ name }) => shapeOf(checkpoint, packed, name) === undefined)
+    .map(({ name }) => name);
+  const extra = [
+    ...[...checkpoint.tensors.keys()].filter((name) => !parts.has(name)),
+    ...packed.keys(),
+  ].filter((name) => !names.has(name) && !ignored.some((pattern) => pattern.test(name)));
+  const misshapen = wanted.flatMap(({ name, shape }) => {
+    const found = shapeOf(checkpoint, packed, name);
+    const isFlat = packed.has(name) && shape.length > 2;
+    const needed = isFlat ? [shape[0]!, shape.slice(1).reduce((product, size) => product * size, 1)] : shape;
+    if (found === undefined || found.join() === needed.join()) return [];
+    return [{ name, text: `${shown(name)} must be [${needed.join(", ")}], got [${found.join(", ")}]` }];
+  });
+  const wrongTypes = wanted.flatMap(({ name, shape }) => {
+    const layer = packed.get(name);
+    if (layer !== undefined) {
+      // Norms and biases are added and multiplied as they are.
+      return shape.length > 1
+        ? []
+        : [{ name, text: `${shown(name)} must be in full precision, got ${layer.bits} bits` }];
+    }
+    const dtype = checkpoint.tensors.get(name)?.info.dtype;
+    if (dtype === undefined || isFloatDtype(dtype)) return [];
+    return [{ name, text: `${shown(name)} must be floating-point, got ${dtype}` }];
+  });
+  const faults = [
+    ...(missing.length > 0 ? [`missing ${listing(missing)}`] : []),
+    ...(extra.length > 0 ? [`unknown ${listing(extra)}`] : []),
+    ...(misshapen.length > 0
+      ? [`contradicting config.json: ${listing(misshapen.map(({ text }) => text), false)}`]
+      : []),
+    ...(wrongTypes.length > 0 ? [listing(wrongTypes.map(({ text }) => text), false)] : []),
+  ];
+  if (faults.length === 0) return packed;
+  const tensor = missing[0] ?? extra[0] ?? misshapen[0]?.name ?? wrongTypes[0]?.name;
+  throw new CheckpointError(
+    `Cannot load ${
+      shown(checkpoint.path)
+    }: its tensors must be the ${wanted.length} that config.json asks for, got ${faults.join("; ")}`,
+    tensor === undefined ? { path: checkpoint.path } : { path: checkpoint.path, tensor },
+  );
+}
+
+function shapeOf(
+  checkpoint: Checkpoint,
+  packed: ReadonlyMap<string, PackedLayer>,
+  name: string,
+): readonly number[] | undefined {
+  const layer = packed.get(name);
+  return layer === undefined ? checkpoint.tensors.get(name)?.info.shape : [layer.rows, layer.cols];
+}
+
+/** The type in which a matrix stored as `dtype` is held. */
+export function heldDtype(dtype: FloatDtype): WeightDtype {
+  // Every value of the 8-bit floats is one of bfloat16 too; of float64 no kernel would use more.
+  if (dtype === "F64") return "F32";
+  return dtype === "F8_E4M3" || dtype === "F8_E5M2" ? "BF16" : dtype;
+}
+
 /** The tensors of one checkpoint, checked against a model's list. */
 export class ModelTensors {
   readonly #checkpoint: Checkpoint;
@@ -42,58 +133,11 @@ export class ModelTensors {
   readonly #packed: ReadonlyMap<string, PackedLayer>;
   #bytes = 0;
 
-  /**
-   * Checks that the checkpoint has every wanted tensor with the wanted shape and nothing else; reads no weight.
-   *
-   * @param wanted a tensor may be in it once
-   * @param ignored patterns of entries that may be there and mean nothing, as buffers of old checkpoints
-   * @throws {CheckpointError} listing what is missing, what is there in excess and what has another shape
-   * @throws {FormatError} when quantized entries do not fit each other
-   */
-  constructor(
-    checkpoint: Checkpoint,
-    kernels: Kernels,
-    wanted: readonly WantedTensor[],
-    ignored: readonly RegExp[] = [],
-  ) {
+  /** Reads no weight. @throws as {@linkcode checkTensorList} */
+  constructor(checkpoint: Checkpoint, kernels: Kernels, list: TensorList) {
     this.#checkpoint = checkpoint;
     this.#kernels = kernels;
-    this.#packed = packedLayers(checkpoint);
-    const parts = new Set(
-      [...this.#packed.values()].flatMap(({ tensors }) => Object.values(tensors) as string[]),
-    );
-    const names = new Set(wanted.map(({ name }) => name));
-    const missing = wanted.filter(({ name }) => this.#shapeOf(name) === undefined).map(({ name }) => name);
-    const extra = [
-      ...[...checkpoint.tensors.keys()].filter((name) => !parts.has(name)),
-      ...this.#packed.keys(),
-    ].filter((name) => !names.has(name) && !ignored.some((pattern) => pattern.test(name)));
-    const misshapen = wanted.flatMap(({ name, shape }) => {
-      const found = this.#shapeOf(name);
-      if (found === undefined || found.join() === shape.join()) return [];
-      return [{ name, text: `${shown(name)} must be [${shape.join(", ")}], got [${found.join(", ")}]` }];
-    });
-    const wrongTypes = wanted.flatMap(({ name }) => {
-      const dtype = checkpoint.tensors.get(name)?.info.dtype;
-      if (dtype === undefined || isFloatDtype(dtype)) return [];
-      return [{ name, text: `${shown(name)} must be floating-point, got ${dtype}` }];
-    });
-    const faults = [
-      ...(missing.length > 0 ? [`missing ${listing(missing)}`] : []),
-      ...(extra.length > 0 ? [`unknown ${listing(extra)}`] : []),
-      ...(misshapen.length > 0
-        ? [`contradicting config.json: ${listing(misshapen.map(({ text }) => text), false)}`]
-        : []),
-      ...(wrongTypes.length > 0 ? [listing(wrongTypes.map(({ text }) => text), false)] : []),
-    ];
-    if (faults.length === 0) return;
-    const tensor = missing[0] ?? extra[0] ?? misshapen[0]?.name ?? wrongTypes[0]?.name;
-    throw new CheckpointError(
-      `Cannot load ${
-        shown(checkpoint.path)
-      }: its tensors must be the ${wanted.length} that config.json asks for, got ${faults.join("; ")}`,
-      tensor === undefined ? { path: checkpoint.path } : { path: checkpoint.path, tensor },
-    );
+    this.#packed = checkTensorList(checkpoint, list);
   }
 
   /** Bytes of weights read so far, as they are kept. */
@@ -112,7 +156,7 @@ export class ModelTensors {
     const layer = this.#packed.get(name);
     if (layer !== undefined) {
       const packed = readPackedTensor(this.#checkpoint, layer);
-      this.#bytes += packed.packed.byteLength + packed.scale.byteLength + (packed.zeroPoint?.byteLength ?? 0);
+      this.#bytes += packedByteLength(packed);
       return { name, weights: packed };
     }
     const weights = this.#dense(name);
@@ -122,47 +166,36 @@ export class ModelTensors {
 
   /** A small tensor as float32: norms, biases. */
   vector(name: string): Float32Array<ArrayBuffer> {
-    const layer = this.#packed.get(name);
-    if (layer !== undefined) {
-      throw new FormatError(
-        `Cannot load ${shown(this.#checkpoint.path)}: ${
-          shown(name)
-        } must be in full precision, got ${layer.bits} bits`,
-        { path: this.#checkpoint.path, tensor: name },
-      );
-    }
     const values = this.#convert(name, "F32");
     this.#bytes += values.byteLength;
     return new Float32Array(values.buffer);
   }
 
   #dense(name: string): DenseMatrix {
-    const [rows = 1, ...rest] = this.#shapeOf(name)!;
+    const [rows = 1, ...rest] = this.#checkpoint.tensors.get(name)!.info.shape;
     const cols = rest.reduce((product, size) => product * size, 1);
-    const { dtype } = this.#checkpoint.tensors.get(name)!.info;
-    // Every value of the 8-bit floats is one of bfloat16 too; of float64 no kernel would use more.
-    const kept = dtype === "F64" ? "F32" : dtype === "F8_E4M3" || dtype === "F8_E5M2" ? "BF16" : dtype;
-    const { buffer } = this.#convert(name, kept as "F32" | "F16" | "BF16");
+    const kept = heldDtype(this.#checkpoint.tensors.get(name)!.info.dtype as FloatDtype);
+    const { buffer } = this.#convert(name, kept);
     return kept === "F32"
       ? { rows, cols, dtype: "F32", data: new Float32Array(buffer) }
-      : { rows, cols, dtype: kept as "F16" | "BF16", data: new Uint16Array(buffer) };
+      : { rows, cols, dtype: kept, data: new Uint16Array(buffer) };
   }
 
-  #convert(name: string, wanted: "F32" | "F16" | "BF16"): Uint8Array<ArrayBuffer> {
+  /** Reads a tensor once, straight into the memory that keeps it; another type goes through a small buffer. */
+  #convert(name: string, wanted: WeightDtype): Uint8Array<ArrayBuffer> {
     const { info } = this.#checkpoint.tensors.get(name)!;
-    const bytes = this.#checkpoint.read(name);
-    if (info.dtype === wanted) return bytes;
-    return convertFloats(
-      this.#kernels,
-      { data: bytes, dtype: info.dtype as FloatDtype },
-      info.elements,
-      wanted,
-    );
-  }
-
-  #shapeOf(name: string): readonly number[] | undefined {
-    const layer = this.#packed.get(name);
-    return layer === undefined ? this.#checkpoint.tensors.get(name)?.info.shape : [layer.rows, layer.cols];
+    if (info.dtype === wanted) return this.#checkpoint.read(name);
+    const dtype = info.dtype as FloatDtype;
+    const from = BYTES_PER_ELEMENT[dtype], to = BYTES_PER_ELEMENT[wanted];
+    const out = new Uint8Array(info.elements * to);
+    const buffer = new Uint8Array(Math.min(CONVERTED_ELEMENTS, info.elements) * from);
+    for (let begin = 0; begin < info.elements; begin += CONVERTED_ELEMENTS) {
+      const count = Math.min(CONVERTED_ELEMENTS, info.elements - begin);
+      const data = buffer.subarray(0, count * from);
+      this.#checkpoint.readInto(name, begin * from, data);
+      out.set(convertFloats(this.#kernels, { data, dtype }, count, wanted), begin * to);
+    }
+    return out;
   }
 }
 
@@ -182,7 +215,7 @@ export function lookUpRows(
   for (let i = 0; i < indices.length; i++) {
     const row = indices[i]!;
     const target = out.subarray(i * cols, (i + 1) * cols);
-    if ("packed" in weights) target.set(dequantize(kernels, packedRow(weights, row)));
+    if ("packed" in weights) target.set(dequantize(kernels, packedRows(weights, row, row + 1)));
     else widen(weights, row * cols, target);
   }
 }
@@ -198,17 +231,6 @@ function widen({ dtype, data }: DenseMatrix, start: number, target: Float32Array
       target[i] = WORD_AS_FLOAT[0]!;
     }
   } else target.set(new Float16Array(data.buffer as ArrayBuffer, data.byteOffset + start * 2, target.length));
-}
-
-function packedRow(tensor: PackedTensor, row: number): PackedTensor {
-  const words = tensor.packed.length / tensor.rows, groups = tensor.scale.length / tensor.rows;
-  return {
-    ...tensor,
-    rows: 1,
-    packed: tensor.packed.subarray(row * words, (row + 1) * words),
-    scale: tensor.scale.subarray(row * groups, (row + 1) * groups),
-    zeroPoint: tensor.zeroPoint?.subarray(row * groups, (row + 1) * groups),
-  };
 }
 
 function listing(names: readonly string[], quoted = true): string {

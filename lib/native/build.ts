@@ -30,6 +30,24 @@ const COMMON_FLAGS = [
   "-fvisibility=hidden",
 ];
 
+/** Sources of every build. */
+const COMMON_SOURCES = [
+  "api.c",
+  "two_level_api.c",
+  "model_api.c",
+  "int8_api.c",
+  "image_api.c",
+  "solver_api.c",
+  "scalar.c",
+  "two_level_scalar.c",
+  "model_scalar.c",
+  "int8_scalar.c",
+  "solver_scalar.c",
+];
+
+const AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"];
+const AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c"];
+
 /** One source file of the library and the flags only it gets. */
 interface Unit {
   readonly source: string;
@@ -46,28 +64,17 @@ export interface BuildPlan {
 
 /** The plan for a platform (`linux`, `darwin`, …) and architecture (`x64`, `arm64`, …) in Node's words. */
 export function nativePlan(platform: string, architecture: string): BuildPlan {
-  const units: Unit[] = [
-    "api.c",
-    "model_api.c",
-    "solver_api.c",
-    "scalar.c",
-    "model_scalar.c",
-    "solver_scalar.c",
-  ].map((source) => ({
-    source,
-    flags: [],
-  }));
+  const units: Unit[] = COMMON_SOURCES.map((source) => ({ source, flags: [] }));
   const flags = [...COMMON_FLAGS, "-fPIC", "-pthread"];
   if (architecture === "x64") {
     flags.push("-DAQ_BUILD_AVX2", "-DAQ_BUILD_AVX512");
-    units.push({ source: "avx2.c", flags: ["-mavx2", "-mfma", "-mf16c"] });
-    units.push({
-      source: "avx512.c",
-      flags: ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c"],
-    });
+    units.push({ source: "avx2.c", flags: AVX2_FLAGS }, { source: "int8_avx2.c", flags: AVX2_FLAGS });
+    units.push({ source: "avx512.c", flags: AVX512_FLAGS }, { source: "int8_avx512.c", flags: AVX512_FLAGS });
+    units.push({ source: "int8_avx512_vnni.c", flags: [...AVX512_FLAGS, "-mavx512vnni"] });
   } else if (architecture === "arm64") {
     flags.push("-DAQ_BUILD_NEON");
-    units.push({ source: "neon.c", flags: [] });
+    units.push({ source: "neon.c", flags: [] }, { source: "int8_neon.c", flags: [] });
+    units.push({ source: "int8_neon_dot.c", flags: ["-march=armv8.2-a+dotprod"] });
   }
   return {
     units,
@@ -79,15 +86,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: [
-    "api.c",
-    "model_api.c",
-    "solver_api.c",
-    "scalar.c",
-    "model_scalar.c",
-    "solver_scalar.c",
-    "simd128.c",
-  ].map((source) => ({
+  units: [...COMMON_SOURCES, "simd128.c", "int8_simd128.c"].map((source) => ({
     source,
     flags: [],
   })),

@@ -14,7 +14,15 @@ export type { Attempt } from "./library.ts";
 export type BackendChoice = "auto" | "native" | "wasm";
 
 /** The value is the header's `AQ_ISA_*`. */
-const INSTRUCTION_SETS = { scalar: 1, avx2: 2, avx512: 3, neon: 4, simd128: 5 } as const;
+const INSTRUCTION_SETS = {
+  scalar: 1,
+  avx2: 2,
+  avx512: 3,
+  neon: 4,
+  simd128: 5,
+  avx512_vnni: 6,
+  neon_dot: 7,
+} as const;
 export type InstructionSet = keyof typeof INSTRUCTION_SETS;
 
 export interface OpenOptions {

@@ -66,6 +66,86 @@ export const SYMBOLS = {
     parameters: ["in", "in", "in", "usize", "usize", "i32", "usize", "out", "i32", "i32", "i32"],
     result: "i32",
   },
+  // int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes)
+  aq_two_level_sizes: { parameters: ["usize", "usize", "i32", "out"], result: "i32" },
+  // int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+  //      size_t group_size, int32_t scale_bits, int32_t search, const float *column_weights, uint32_t *packed,
+  //      uint8_t *sub_scale, uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
+  //      int32_t threads)
+  aq_quantize_two_level: {
+    parameters: [
+      "in",
+      "i32",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "i32",
+      "in",
+      "out",
+      "out",
+      "out",
+      "out",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows,
+  //      size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale, uint8_t *sub_min, uint16_t
+  //      *super_scale, uint16_t *super_min)
+  aq_fit_two_level: {
+    parameters: ["in", "in", "in", "usize", "usize", "usize", "i32", "out", "out", "out", "out"],
+    result: "i32",
+  },
+  // int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+  //      const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols, int32_t bits, size_t
+  //      group_size, int32_t scale_bits, void *out, int32_t dtype, int32_t isa, int32_t threads)
+  aq_dequantize_two_level: {
+    parameters: [
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "out",
+      "i32",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed, const
+  //      uint8_t *sub_scale, const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
+  //      size_t rows, size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, double *statistics,
+  //      int32_t isa, int32_t threads)
+  aq_two_level_error_statistics: {
+    parameters: [
+      "in",
+      "i32",
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
   // int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
   //                    int32_t threads)
   aq_convert: { parameters: ["in", "i32", "out", "i32", "usize", "i32", "i32"], result: "i32" },
@@ -97,6 +177,62 @@ export const SYMBOLS = {
   //                          bits, size_t group_size, float *out, int32_t isa, int32_t threads)
   aq_linear_packed: {
     parameters: [
+      "in",
+      "usize",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint8_t
+  //      *sub_scale, const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min, const
+  //      float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, float
+  //      *out, int32_t isa, int32_t threads)
+  aq_linear_two_level: {
+    parameters: [
+      "in",
+      "usize",
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
+  //                                 uint8_t *codes, float *scale, int32_t *zero_point, int32_t isa, int32_t
+  //                                 threads)
+  aq_quantize_activations: {
+    parameters: ["in", "usize", "usize", "i32", "i32", "out", "inout", "inout", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t
+  //                               tokens, const uint32_t *packed, const uint16_t *scale, const uint16_t
+  //                               *zero_point, const float *bias, size_t rows, size_t cols, int32_t bits, size_t
+  //                               group_size, float *out, int32_t isa, int32_t threads)
+  aq_linear_packed_int8: {
+    parameters: [
+      "in",
+      "in",
       "in",
       "usize",
       "in",
@@ -169,6 +305,21 @@ export const SYMBOLS = {
   },
   // int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads)
   aq_add: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_patchify(const float *images, size_t batch, size_t channels, size_t height, size_t width, size_t
+  //                     patch, float *out, int32_t threads)
+  aq_patchify: {
+    parameters: ["in", "usize", "usize", "usize", "usize", "usize", "out", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_unpatchify(const float *tokens, size_t batch, size_t channels, size_t height, size_t width, size_t
+  //                       patch, float *out, int32_t threads)
+  aq_unpatchify: {
+    parameters: ["in", "usize", "usize", "usize", "usize", "usize", "out", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_timestep_embedding(const float *timesteps, size_t n, size_t channels, int32_t cosines_first, double
+  //                               downscale_freq_shift, double max_period, float *out)
+  aq_timestep_embedding: { parameters: ["in", "usize", "usize", "i32", "f64", "f64", "out"], result: "i32" },
   // int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats)
   aq_solver_work: { parameters: ["usize", "usize", "i32", "out"], result: "i32" },
   // int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,

@@ -10,6 +10,7 @@ import {
   GROUP_SIZES,
   type GroupSize,
   packedBytes,
+  ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "../quant/mod.ts";
 import { inputError, quote } from "./files.ts";
@@ -23,6 +24,7 @@ const MAX_PLAN_BYTES = 16 * 2 ** 20;
 export interface LayerOption {
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
+  readonly zeroPoint: ZeroPointKind;
   readonly bytes: number;
   /** What the model loses by it, in the unit of the held-out distance. */
   readonly cost: number;
@@ -35,7 +37,14 @@ export interface LayerOptions {
 }
 
 /** Bits and group size by the name of a layer's weight. */
-export type BitPlan = ReadonlyMap<string, { readonly bits: BitWidth; readonly groupSize: GroupSize }>;
+export type BitPlan = ReadonlyMap<string, LayerGrid>;
+
+/** The grid of a layer in a plan. */
+export interface LayerGrid {
+  readonly bits: BitWidth;
+  readonly groupSize: GroupSize;
+  readonly zeroPoint: ZeroPointKind;
+}
 
 /** A plan that fits a budget, and what it is expected to cost. */
 export interface BudgetedPlan {
@@ -63,7 +72,8 @@ export function optionBytes(
  * @example
  * ```ts
  * import { fitBudget } from "./budget.ts";
- * const option = (bits: 2 | 4, bytes: number, cost: number) => ({ bits, groupSize: 0 as const, bytes, cost });
+ * const option = (bits: 2 | 4, bytes: number, cost: number) =>
+ *   ({ bits, groupSize: 0, zeroPoint: "real", bytes, cost }) as const;
  * const { plan } = fitBudget([
  *   { name: "a", options: [option(2, 10, 5), option(4, 20, 1)] },
  *   { name: "b", options: [option(2, 10, 3), option(4, 20, 2)] },
@@ -111,9 +121,10 @@ export function fitBudget(layers: readonly LayerOptions[], budgetBytes: number):
     }
     const picked = layers.map(({ name }) => plan.get(name)!);
     return {
-      plan: new Map(
-        layers.map(({ name }, i) => [name, { bits: picked[i]!.bits, groupSize: picked[i]!.groupSize }]),
-      ),
+      plan: new Map(layers.map(({ name }, i) => {
+        const { bits, groupSize, zeroPoint } = picked[i]!;
+        return [name, { bits, groupSize, zeroPoint }];
+      })),
       bytes: picked.reduce((sum, { bytes }) => sum + bytes, 0),
       cost: picked.reduce((sum, { cost }) => sum + cost, 0),
     };
@@ -125,8 +136,8 @@ export function fitBudget(layers: readonly LayerOptions[], budgetBytes: number):
 
 /** A plan as JSON that people can edit. */
 export function planText(plan: BitPlan): string {
-  const layers = [...plan].map(([name, { bits, groupSize }]) =>
-    `  ${JSON.stringify(name)}: {"bits": ${bits}, "group_size": ${groupSize}}`
+  const layers = [...plan].map(([name, { bits, groupSize, zeroPoint }]) =>
+    `  ${JSON.stringify(name)}: {"bits": ${bits}, "group_size": ${groupSize}, "zero_point": "${zeroPoint}"}`
   );
   return `{\n "version": 1,\n "layers": {\n${layers.join(",\n")}\n }\n}\n`;
 }
@@ -158,12 +169,19 @@ export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
   }
   const { version, layers } = value ?? {};
   if (version !== 1 || typeof layers !== "object" || layers === null || Array.isArray(layers)) {
-    throw fail('it must be {"version": 1, "layers": {name: {"bits", "group_size"}}}');
+    throw fail('it must be {"version": 1, "layers": {name: {"bits", "group_size", "zero_point"}}}');
   }
-  const plan = new Map<string, { bits: BitWidth; groupSize: GroupSize }>();
+  const plan = new Map<string, LayerGrid>();
   const absent: string[] = [];
   for (const [name, entry] of Object.entries(layers as Record<string, unknown>)) {
-    const { bits, group_size: groupSize } = (entry ?? {}) as Record<string, unknown>;
+    const { bits, group_size: groupSize, zero_point: zeroPoint } = (entry ?? {}) as Record<string, unknown>;
+    if (!ZERO_POINT_KINDS.includes(zeroPoint as ZeroPointKind)) {
+      throw fail(
+        `zero_point of ${quote(name)} must be one of ${ZERO_POINT_KINDS.join(", ")}, got ${
+          JSON.stringify(zeroPoint)
+        }`,
+      );
+    }
     if (!BIT_WIDTHS.includes(bits as BitWidth)) {
       throw fail(
         `bits of ${quote(name)} must be one of ${BIT_WIDTHS.join(", ")}, got ${JSON.stringify(bits)}`,
@@ -177,7 +195,11 @@ export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
       );
     }
     if (!known.has(name)) absent.push(name);
-    plan.set(name, { bits: bits as BitWidth, groupSize: groupSize as GroupSize });
+    plan.set(name, {
+      bits: bits as BitWidth,
+      groupSize: groupSize as GroupSize,
+      zeroPoint: zeroPoint as ZeroPointKind,
+    });
   }
   if (absent.length > 0) {
     throw new CalibrationError(

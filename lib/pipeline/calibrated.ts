@@ -154,9 +154,12 @@ export async function solvePlan(
         mode: config.calibrationMode,
         gridOf: (name) => {
           const row = rows.get(name);
-          return row === undefined
-            ? undefined
-            : { bits: row.bits!, groupSize: row.groupSize!, zeroPoint: config.zeroPoint };
+          return row === undefined ? undefined : {
+            bits: row.bits!,
+            groupSize: row.groupSize!,
+            zeroPoint: row.zeroPoint!,
+            scaleBits: row.scaleBits,
+          };
         },
         solved,
         signal,

@@ -3,7 +3,13 @@
  * read. The rules are data: `--dry-run` and docs/format.md print them.
  */
 import { compilePattern, type Config, isSensitiveLayer, type LayerBits, layerBitWidth } from "../config.ts";
-import { type BitWidth, type GroupSize, packedBytes } from "../quant/mod.ts";
+import {
+  type BitWidth,
+  type GroupSize,
+  packedBytes,
+  type ScaleBits,
+  type ZeroPointKind,
+} from "../quant/mod.ts";
 import type { BitPlan } from "./budget.ts";
 import { type Checkpoint, type Dtype, isFloatDtype, type TensorInfo } from "../tensor/mod.ts";
 
@@ -75,6 +81,10 @@ export interface PlanRow {
   readonly bits: BitWidth | undefined;
   /** Undefined when kept. */
   readonly groupSize: GroupSize | undefined;
+  /** Undefined when kept. */
+  readonly zeroPoint: ZeroPointKind | undefined;
+  /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
+  readonly scaleBits: ScaleBits | undefined;
   readonly bytesBefore: number;
   /** Stored bytes unless `min_accuracy` asks for more bits. */
   readonly bytesAfter: number;
@@ -109,6 +119,11 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
     [...file.tensors.values()].map((info) => decide(info, name))
   );
   return { rows, warnings: unmatched([...checkpoint.tensors.keys()], config) };
+}
+
+/** Bits of the sub-codes that a configuration asks for; undefined for plain half floats. */
+export function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
+  return scaleBits === 16 ? undefined : scaleBits;
 }
 
 function rowPlanner(
@@ -150,6 +165,8 @@ function rowPlanner(
         reason: rule,
         bits: undefined,
         groupSize: undefined,
+        zeroPoint: undefined,
+        scaleBits: undefined,
         bytesAfter: byteLength,
       };
     }
@@ -157,6 +174,7 @@ function rowPlanner(
     const planned = bitPlan?.get(name);
     const bits = planned?.bits ?? asked ?? config.bitWidth;
     const groupSize = planned?.groupSize ?? config.groupSize;
+    const zeroPoint = planned?.zeroPoint ?? config.zeroPoint, scaleBits = scaleBitsOf(config);
     const [rows, cols] = shape as [number, number];
     return {
       ...common,
@@ -164,7 +182,9 @@ function rowPlanner(
       reason: planned !== undefined ? "bit_plan" : asked === undefined ? "bit_width" : "layer_bit_widths",
       bits,
       groupSize,
-      bytesAfter: packedBytes(rows, cols, bits, groupSize, config.zeroPoint),
+      zeroPoint,
+      scaleBits,
+      bytesAfter: packedBytes(rows, cols, bits, groupSize, zeroPoint, scaleBits),
     };
   };
 }

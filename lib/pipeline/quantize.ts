@@ -11,10 +11,17 @@ import {
   findNonfinite,
   groupCount,
   packedErrorStatistics,
+  packedRows,
   quantize,
   type Weights,
 } from "../quant/mod.ts";
-import { packedNames, packedTensorSpecs, packZeroPoints, specBytes } from "../quant/packed_checkpoint.ts";
+import {
+  packedEntries,
+  packedNames,
+  packedTensorSpecs,
+  packZeroPoints,
+  specBytes,
+} from "../quant/packed_checkpoint.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
 import { quote } from "./files.ts";
 import type { PlanRow } from "./plan.ts";
@@ -45,8 +52,9 @@ export async function rewriteTensor(
   context: QuantizeContext,
 ): Promise<LayerRecord> {
   if (row.action === "keep") return await keepTensor(row, source, sink, context, row.reason);
-  const { config: { minAccuracy, nonFinite, failFast, zeroPoint }, onEvent } = context;
-  const groupSize = row.groupSize!, solved = context.solved?.get(row.name);
+  const { config: { minAccuracy, nonFinite, failFast }, onEvent } = context;
+  const groupSize = row.groupSize!, zeroPoint = row.zeroPoint!, { scaleBits } = row;
+  const solved = context.solved?.get(row.name);
   const tried: { bits: BitWidth; cosine: number }[] = [];
   const widths = BIT_WIDTHS.filter((bits) => bits === row.bits || (minAccuracy > 0 && bits > row.bits!));
   for (const bits of widths) {
@@ -64,7 +72,7 @@ export async function rewriteTensor(
     const reached = cosine(statistics);
     if (reached >= minAccuracy - COSINE_ROUNDING) {
       const [rows, cols] = row.shape as [number, number];
-      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint);
+      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint, scaleBits);
       const { name, file, dtype, shape, bytesBefore } = row;
       return {
         name,
@@ -75,6 +83,8 @@ export async function rewriteTensor(
         shape,
         bits,
         groupSize,
+        zeroPoint,
+        ...(scaleBits === undefined ? {} : { scaleBits }),
         bytesBefore,
         bytesAfter: specBytes(specs),
         statistics,
@@ -173,19 +183,17 @@ async function storeSolved(
   sink: TensorSink,
   context: QuantizeContext,
 ): Promise<ErrorStatistics> {
-  const { config: { zeroPoint }, kernels, threads } = context;
-  const { name } = row, { rows, cols, bits, groupSize } = tensor;
+  const { kernels, threads } = context;
+  const { name, scaleBits } = row, zeroPoint = row.zeroPoint!, { rows, cols, bits, groupSize } = tensor;
   const dtype = row.dtype as FloatDtype;
-  const rowBytes = cols * BYTES_PER_ELEMENT[dtype], groups = groupCount(cols, groupSize);
-  const names = packedNames(name, zeroPoint);
-  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint));
-  sink.write(names.packed, tensor.packed);
-  sink.write(names.scale, tensor.scale);
-  if (zeroPoint === "integer") {
+  const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
+  const names = packedNames(name, zeroPoint, scaleBits);
+  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits));
+  for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
+  if (zeroPoint === "integer" && tensor.scaleBits === undefined) {
+    const groups = groupCount(cols, groupSize);
     const integers = Uint8Array.from(new Float16Array(tensor.zeroPoint!.buffer, 0, rows * groups));
     sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
-  } else if (names.zeroPoint !== undefined) {
-    sink.write(names.zeroPoint, tensor.zeroPoint!);
   }
   sink.write(names.shape, BigInt64Array.of(BigInt(rows), BigInt(cols)));
   let statistics: ErrorStatistics | undefined;
@@ -194,14 +202,7 @@ async function storeSolved(
     const end = Math.min(rows, begin + step), count = end - begin;
     const data = context.buffer(count * rowBytes).subarray(0, count * rowBytes);
     source.readInto(name, begin * rowBytes, data);
-    const words = tensor.packed.length / rows;
-    const part = {
-      ...tensor,
-      rows: count,
-      packed: tensor.packed.subarray(begin * words, end * words),
-      scale: tensor.scale.subarray(begin * groups, end * groups),
-      zeroPoint: tensor.zeroPoint?.subarray(begin * groups, end * groups),
-    };
+    const part = packedRows(tensor, begin, end);
     const ofChunk = packedErrorStatistics(kernels, { data, dtype }, part, threads);
     statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
     await sink.advance(count * cols, data.length);
@@ -216,19 +217,19 @@ async function quantizeRows(
   sink: TensorSink,
   context: QuantizeContext,
 ): Promise<ErrorStatistics> {
-  const { config: { solver: configured, zeroPoint }, kernels, threads } = context;
+  const { config: { solver: configured }, kernels, threads } = context;
   // What no calibration reaches, or what was solved and missed min_accuracy.
   const solver = configured === "round" ? "round" : "clip";
-  const { name } = row, groupSize = row.groupSize!;
+  const { name, scaleBits } = row, groupSize = row.groupSize!, zeroPoint = row.zeroPoint!;
   const [rows, cols] = row.shape as [number, number];
   const dtype = row.dtype as FloatDtype;
   const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
   const groups = groupCount(cols, groupSize);
-  const names = packedNames(name, zeroPoint);
+  const names = packedNames(name, zeroPoint, scaleBits);
   // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
   const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
-  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint));
+  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits));
 
   let statistics: ErrorStatistics | undefined;
   for (let begin = 0; begin < rows; begin += step) {
@@ -238,16 +239,20 @@ async function quantizeRows(
     const weights = { data, dtype };
     let tensor;
     try {
-      tensor = quantize(kernels, weights, count, cols, { bits, groupSize, solver, zeroPoint, threads });
+      tensor = quantize(kernels, weights, count, cols, {
+        bits,
+        groupSize,
+        solver,
+        zeroPoint,
+        scaleBits,
+        threads,
+      });
     } catch (error) {
       throw error instanceof WeightsError ? describe(error, begin) : error;
     }
-    sink.write(names.packed, tensor.packed);
-    sink.write(names.scale, tensor.scale);
-    if (integers !== undefined) {
+    for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
+    if (integers !== undefined && tensor.scaleBits === undefined) {
       integers.set(new Float16Array(tensor.zeroPoint!.buffer), begin * groups);
-    } else if (names.zeroPoint !== undefined) {
-      sink.write(names.zeroPoint, tensor.zeroPoint!);
     }
     // The sink has compared these bytes with those read back, so this is the error of what is stored.
     const ofChunk = packedErrorStatistics(kernels, weights, tensor, threads);

@@ -8,7 +8,14 @@ import type { Kernels } from "../native/mod.ts";
 import { BIT_WIDTHS, GROUP_SIZES, type GroupSize } from "../quant/mod.ts";
 import { factorMoments, solveLayer } from "../quant/solvers.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, elementCount } from "../tensor/mod.ts";
-import { type BitPlan, fitBudget, type LayerOption, type LayerOptions, optionBytes } from "./budget.ts";
+import {
+  type BitPlan,
+  fitBudget,
+  type LayerGrid,
+  type LayerOption,
+  type LayerOptions,
+  optionBytes,
+} from "./budget.ts";
 import { solverSettings } from "./calibrated.ts";
 import type { Calibrated } from "./calibration_data.ts";
 import { planQuantization } from "./plan.ts";
@@ -33,6 +40,11 @@ export async function planByBudget(
   threads: number,
   { onEvent, onProgress, signal }: RunOptions,
 ): Promise<BitPlan> {
+  if (config.scaleBits !== 16) {
+    throw new CalibrationError(
+      `Cannot choose bits by a budget with two-level scales: scale_bits must be 16, got ${config.scaleBits}`,
+    );
+  }
   const rows = planQuantization(checkpoint, config).rows;
   const wanted = rows.filter(({ action }) => action === "quantize");
   const { model, data } = calibrated;
@@ -54,32 +66,36 @@ export async function planByBudget(
   for (const [index, { name, shape, bytesBefore }] of wanted.entries()) {
     const layer = layers.get(name), gathered = moments.get(name);
     const [height, width] = shape as [number, number];
-    const bytesOf = (bits: typeof BIT_WIDTHS[number], groupSize: GroupSize) =>
-      optionBytes([height, width], bits, groupSize, config.zeroPoint);
+    const bytesOf = ({ bits, groupSize, zeroPoint }: LayerGrid) =>
+      optionBytes([height, width], bits, groupSize, zeroPoint);
     if (layer === undefined || gathered === undefined) {
       // No linear layer, nothing can be measured: as the configuration says.
-      const bits = config.bitWidth, groupSize = config.groupSize;
-      results.push({ name, options: [{ bits, groupSize, bytes: bytesOf(bits, groupSize), cost: 0 }] });
+      const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: config.zeroPoint };
+      results.push({ name, options: [{ ...grid, bytes: bytesOf(grid), cost: 0 }] });
       continue;
     }
     const weights = denseWeights(kernels, layer, threads);
     const moment = factorMoments(kernels, gathered, { damping: settings.damping, threads });
     const sizes = BUDGET_GROUP_SIZES.filter((size) => size < width && GROUP_SIZES.includes(size));
-    const grids = BIT_WIDTHS.flatMap((bits) => sizes.map((groupSize) => ({ bits, groupSize })));
+    // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
+    const kinds = config.zeroPoint === "symmetric"
+      ? ["symmetric"] as const
+      : [config.zeroPoint, "symmetric"] as const;
+    const grids = BIT_WIDTHS.flatMap((bits) =>
+      sizes.flatMap((groupSize) => kinds.map((zeroPoint) => ({ bits, groupSize, zeroPoint })))
+    );
     let probe: { distance: number; objective: number } | undefined;
     const options: LayerOption[] = [];
-    for (const { bits, groupSize } of grids) {
+    for (const grid of grids) {
       const { tensor, objective } = solveLayer(kernels, "feedback", weights, height, width, moment, {
-        bits,
-        groupSize,
-        zeroPoint: config.zeroPoint,
+        ...grid,
         threads,
       }, settings);
-      if (probe === undefined && bits === PROBE_BITS) {
+      if (probe === undefined && grid.bits === PROBE_BITS) {
         probe = { distance: heldOutDistance(calibrated, new Map([[name, tensor]]), 2), objective };
       }
       const cost = probe!.objective > 0 ? probe!.distance * objective / probe!.objective : 0;
-      options.push({ bits, groupSize, bytes: bytesOf(bits, groupSize), cost });
+      options.push({ ...grid, bytes: bytesOf(grid), cost });
     }
     results.push({ name, options });
     onProgress?.({

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { type Ggml, openGgml } from "../../lib/eval/ggml.ts";
-import { relativeError } from "../../lib/eval/kernel_peers.ts";
+import { relativeDifference } from "../../lib/eval/kernel_cases.ts";
 import { gaussianWeights } from "../../lib/eval/random.ts";
 
 const ROWS = 64, COLS = 1024;
@@ -24,7 +24,7 @@ describe("ggml over FFI", () => {
     const bytes = ggml.quantize("q8_0", weights, packed, ROWS, COLS);
     expect(bytes).toBe(weights.length * 34 / 32);
     ggml.dequantizeRow("q8_0", packed, restored, weights.length);
-    const error = relativeError(weights, restored);
+    const error = relativeDifference(restored, weights);
     expect(error).toBeGreaterThan(0.001);
     expect(error).toBeLessThan(0.01);
   });
@@ -34,7 +34,7 @@ describe("ggml over FFI", () => {
     const errors = (["q4_0", "q4_K"] as const).map((type) => {
       expect(ggml!.quantize(type, weights, packed, ROWS, COLS)).toBe(weights.length * 18 / 32);
       ggml!.dequantizeRow(type, packed, restored, weights.length);
-      return relativeError(weights, restored);
+      return relativeDifference(restored, weights);
     });
     expect(errors[0]!).toBeGreaterThan(errors[1]!);
     expect(errors[0]!).toBeLessThan(0.12);
@@ -45,7 +45,7 @@ describe("ggml over FFI", () => {
     packed.fill(0);
     ggml.quantizeRowSimd("q8_0", weights, packed, weights.length);
     ggml.dequantizeRow("q8_0", packed, restored, weights.length);
-    expect(relativeError(weights, restored)).toBeLessThan(0.01);
+    expect(relativeDifference(restored, weights)).toBeLessThan(0.01);
   });
 
   test("converts halves as a Float16Array does", () => {

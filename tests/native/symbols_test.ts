@@ -6,7 +6,17 @@ const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta
 const header = read("kernels/include/arrowquant.h");
 
 /** Parameters that a function reads and writes; C cannot say so. */
-const IN_PLACE = new Set(["aq_rotary x"]);
+const IN_PLACE = new Set([
+  "aq_rotary x",
+  "aq_quantize_activations scale",
+  "aq_quantize_activations zero_point",
+  "aq_accumulate_moment out",
+  "aq_factor_moment m",
+  "aq_solve_moment b",
+  "aq_refine_codes codes",
+  "aq_refine_codes scale",
+  "aq_refine_codes zero_point",
+]);
 
 /** The header's declarations as name → kinds of its parameters. */
 function declarations(): Record<string, string[]> {

@@ -16,7 +16,7 @@ import {
   minMaxGrid,
   ours,
 } from "../../../lib/eval/peers/mod.ts";
-import { relativeError } from "../../../lib/eval/kernel_peers.ts";
+import { relativeDifference } from "../../../lib/eval/kernel_cases.ts";
 import { gaussianWeights } from "../../../lib/eval/random.ts";
 import { type Kernels, openKernels } from "../../../lib/native/mod.ts";
 import type { BitWidth, GroupSize } from "../../../lib/quant/mod.ts";
@@ -283,7 +283,7 @@ describe("ggml", () => {
         importance ? flatInputs : undefined,
       );
       expect(storedBytes * 8 / weights.length).toBe(bits);
-      const found = relativeError(weights, restored);
+      const found = relativeDifference(restored, weights);
       expect([format, found > 0.9 * error, found < 1.1 * error]).toEqual([format, true, true]);
     });
   }

@@ -1,0 +1,64 @@
+/* lanes.h: vectors to and from memory and folded into a number, for any instruction set whose primitives are included before. */
+#ifndef AQ_LANES_H
+#define AQ_LANES_H
+
+AQ_INLINE vf v_load(const float *p) {
+  vf v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+AQ_INLINE void v_store(float *p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+#if !defined(AQ_OWN_WIDEN) /* clang 14 takes these apart lane by lane for WebAssembly, which has its own */
+typedef uint16_t vh __attribute__((vector_size(2 * AQ_W)));
+
+AQ_INLINE vu v_widen(const uint16_t *p) {
+  vh half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return __builtin_convertvector(half, vu);
+}
+
+AQ_INLINE void v_narrow(uint16_t *p, vu bits) {
+  vh half = __builtin_convertvector(bits, vh);
+  __builtin_memcpy(p, &half, sizeof half);
+}
+#endif
+
+/* The lanes `distance` further on, for a fold of all lanes into the first in a fixed order. */
+#if AQ_W == 16
+#define AQ_SHUFFLE(v, d)                                                                                            \
+  __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d), 4 ^ (d), 5 ^ (d), 6 ^ (d), 7 ^ (d), 8 ^ (d), 9 ^ (d), \
+                          10 ^ (d), 11 ^ (d), 12 ^ (d), 13 ^ (d), 14 ^ (d), 15 ^ (d))
+#elif AQ_W == 8
+#define AQ_SHUFFLE(v, d) \
+  __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d), 4 ^ (d), 5 ^ (d), 6 ^ (d), 7 ^ (d))
+#else
+#define AQ_SHUFFLE(v, d) __builtin_shufflevector(v, v, (d), 1 ^ (d), 2 ^ (d), 3 ^ (d))
+#endif
+
+AQ_INLINE float v_total(vf v) {
+#if AQ_W > 8
+  v += AQ_SHUFFLE(v, 8);
+#endif
+#if AQ_W > 4
+  v += AQ_SHUFFLE(v, 4);
+#endif
+  v += AQ_SHUFFLE(v, 2);
+  v += AQ_SHUFFLE(v, 1);
+  return v[0];
+}
+
+AQ_INLINE float v_largest(vf v) {
+#if AQ_W > 8
+  v = v_max(v, AQ_SHUFFLE(v, 8));
+#endif
+#if AQ_W > 4
+  v = v_max(v, AQ_SHUFFLE(v, 4));
+#endif
+  v = v_max(v, AQ_SHUFFLE(v, 2));
+  v = v_max(v, AQ_SHUFFLE(v, 1));
+  return v[0];
+}
+
+#endif

@@ -1,0 +1,113 @@
+/** The settings that a model is measured at - full precision, then each width with each solver - and what is said of every measurement. */
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { resolveConfig } from "../config.ts";
+import { quantizeCheckpoint } from "../pipeline.ts";
+import { type BitWidth, MAX_THREADS, type Solver } from "../quant/mod.ts";
+import { measureStored } from "./checkpoint_suite.ts";
+import { collectGarbage } from "./environment.ts";
+import type { Interval } from "./intervals.ts";
+import type { BenchContext } from "./suite.ts";
+import { withTemporaryFolder } from "./temporary_folder.ts";
+
+/** A model as it is or quantized in one way. */
+export interface Setting {
+  readonly name: string;
+  readonly bits: BitWidth | undefined;
+  readonly solver: Solver | undefined;
+}
+
+/** What a setting was measured to be; the rest is the family's. */
+export interface Measured {
+  readonly setting: Setting;
+  readonly bitsPerWeight: number | undefined;
+  readonly relativeRmsError: number | undefined;
+  readonly quantizeSeconds: number | undefined;
+  readonly seconds: number;
+}
+
+/** Last part of a path. */
+export const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
+/** A value with its interval, for a table. */
+export const span = ({ value, low, high }: Interval, digits = 2) =>
+  `${value.toFixed(digits)} ${low.toFixed(digits)}–${high.toFixed(digits)}`;
+
+/** Full precision, then every width with every solver. */
+export function settingsOf({ options: { bits, solvers } }: BenchContext): Setting[] {
+  return [
+    { name: "full", bits: undefined, solver: undefined },
+    ...bits.flatMap((width) =>
+      solvers.map((solver): Setting => ({ name: `${width} ${solver}`, bits: width, solver }))
+    ),
+  ];
+}
+
+/** Runs `measure` on the model at `path` at every setting, each quantized into a temporary folder first. */
+export async function atEverySetting<Result>(
+  context: BenchContext,
+  path: string,
+  measure: (folder: string, setting: Setting) => Result | Promise<Result>,
+): Promise<(Measured & { readonly result: Result })[]> {
+  const { kernels, options } = context;
+  const measured: (Measured & { readonly result: Result })[] = [];
+  await withTemporaryFolder(async (temporary) => {
+    for (const setting of settingsOf(context)) {
+      context.progress(`${nameOf(path)}, ${setting.name}`);
+      let folder = path, stored, quantizeSeconds;
+      if (setting.bits !== undefined) {
+        folder = join(temporary, "quantized");
+        const { config } = resolveConfig({
+          overrides: {
+            bit_width: setting.bits,
+            group_size: options.groupSize,
+            solver: setting.solver,
+            num_threads: options.threads ?? 0,
+          },
+        });
+        await collectGarbage(); // the model before this one
+        const begin = performance.now();
+        await quantizeCheckpoint({ input: path, output: folder, config, kernels, force: true });
+        quantizeSeconds = (performance.now() - begin) / 1000;
+        stored = measureStored(kernels, path, folder);
+      }
+      await collectGarbage(); // what was read back
+      const begin = performance.now();
+      const result = await measure(folder, setting);
+      measured.push({
+        setting,
+        bitsPerWeight: stored?.bitsPerWeight,
+        relativeRmsError: stored?.relativeRmsError,
+        quantizeSeconds,
+        seconds: (performance.now() - begin) / 1000,
+        result,
+      });
+    }
+  });
+  return measured;
+}
+
+/** Threads of the kernels in a run of models. */
+export const threadsOf = ({ kernels, options }: BenchContext) =>
+  kernels.backend === "wasm" ? 1 : options.threads ?? Math.min(MAX_THREADS, availableParallelism());
+
+/** Rows of the JSON report: every measurement with its circumstances. */
+export function circumstances(context: BenchContext, path: string, measured: Measured) {
+  const { environment, options } = context;
+  return {
+    suite: "accuracy",
+    model: nameOf(path),
+    setting: measured.setting.name,
+    bits: measured.setting.bits ?? null,
+    solver: measured.setting.solver ?? null,
+    groupSize: options.groupSize,
+    bitsPerWeight: measured.bitsPerWeight ?? null,
+    relativeRmsError: measured.relativeRmsError ?? null,
+    quantizeSeconds: measured.quantizeSeconds ?? null,
+    seconds: measured.seconds,
+    threads: threadsOf(context),
+    backend: environment.backend,
+    isa: environment.isa,
+    runtime: environment.runtime,
+    processor: environment.processor,
+  };
+}

@@ -1,0 +1,114 @@
+/**
+ * What a checkpoint's model needs, from config.json and the files' headers: its tensors are checked, no weight is read. How fast this
+ * machine is, and how much memory it has, is lib/eval/forecast.ts's.
+ */
+import { packedWords } from "../quant/mod.ts";
+import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, openCheckpoint } from "../tensor/mod.ts";
+import { ditForwardCost } from "./dit.ts";
+import { type ModelConfig, modelConfig, tensorList } from "./families.ts";
+import type { WeightDtype } from "./kernels.ts";
+import { type ForwardCost, type ForwardShape, maskedForwardCost } from "./masked_transformer.ts";
+import { checkTensorList, heldDtype } from "./tensors.ts";
+
+/** A matrix of a model and how it is held. */
+export interface HeldMatrix {
+  readonly name: string;
+  readonly rows: number;
+  readonly cols: number;
+  /** Element type, or bits of packed weights. */
+  readonly held: WeightDtype | 2 | 3 | 4 | 8;
+  readonly bytes: number;
+}
+
+/** What a model needs before a weight of it is read. */
+export interface ModelRequirements {
+  readonly model: ModelConfig;
+  /** Numbers in all its tensors. */
+  readonly weights: number;
+  /** Of them, those of matrices. */
+  readonly matrixWeights: number;
+  /** Bytes of the weights as they are held: as stored, but norms and biases as float32. */
+  readonly weightBytes: number;
+  readonly matrices: readonly HeldMatrix[];
+}
+
+/**
+ * Checks a checkpoint as loading it would, and says what it will need; reads no weight.
+ *
+ * @throws {CheckpointError | FormatError} as loading the model does
+ *
+ * @example
+ * ```ts
+ * import { openCheckpoint } from "../tensor/mod.ts";
+ * import { modelRequirements } from "./requirements.ts";
+ * using checkpoint = openCheckpoint("tests/models/dream-mini");
+ * console.log(modelRequirements(checkpoint).weightBytes);
+ * ```
+ */
+export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
+  const model = modelConfig(checkpoint);
+  const list = tensorList(checkpoint, model);
+  const packed = checkTensorList(checkpoint, list);
+  let weights = 0, weightBytes = 0;
+  const matrices: HeldMatrix[] = [];
+  for (const { name, shape } of list.wanted) {
+    const [rows, ...rest] = shape as [number, ...number[]];
+    const cols = rest.reduce((product, size) => product * size, 1);
+    weights += rows * cols;
+    const layer = packed.get(name);
+    if (rest.length === 0) {
+      weightBytes += 4 * rows;
+      continue;
+    }
+    let held: HeldMatrix["held"], bytes: number;
+    if (layer === undefined) {
+      held = heldDtype(checkpoint.tensors.get(name)!.info.dtype as FloatDtype);
+      bytes = rows * cols * BYTES_PER_ELEMENT[held];
+    } else if (layer.scaleBits !== undefined) {
+      held = layer.bits;
+      bytes = layer.bytes - 2 * BYTES_PER_ELEMENT.I64; // all that is stored but the shape
+    } else {
+      held = layer.bits;
+      const groups = checkpoint.tensors.get(layer.tensors.scale!)!.info.elements;
+      // Integer zero points are held as halves too.
+      bytes = 4 * rows * packedWords(cols, layer.bits) +
+        2 * groups * (layer.zeroPointKind === "symmetric" ? 1 : 2);
+    }
+    matrices.push({ name, rows, cols, held, bytes });
+    weightBytes += bytes;
+  }
+  const matrixWeights = matrices.reduce((sum, { rows, cols }) => sum + rows * cols, 0);
+  return { model, weights, matrixWeights, weightBytes, matrices };
+}
+
+/**
+ * {@linkcode modelRequirements} of the checkpoint at a path.
+ *
+ * @throws as {@linkcode modelRequirements} and `openCheckpoint`
+ *
+ * @example
+ * ```ts
+ * import { requirementsAt } from "./requirements.ts";
+ * const { matrices } = requirementsAt("tests/models/glyph-dit");
+ * console.log(matrices.length, matrices[0]!.held); // 63 F32
+ * ```
+ */
+export function requirementsAt(path: string): ModelRequirements {
+  using checkpoint = openCheckpoint(path);
+  return modelRequirements(checkpoint);
+}
+
+/**
+ * What a forward pass takes: of `batch` images, or of `batch` sequences of so many tokens.
+ *
+ * @example
+ * ```ts
+ * import { forwardCost, requirementsAt } from "./requirements.ts";
+ * const { model } = requirementsAt("tests/models/dream-mini");
+ * const { activationBytes, multiplyAdds } = forwardCost(model, { batch: 1, tokens: 36, rows: 4 });
+ * console.log(activationBytes, multiplyAdds);
+ * ```
+ */
+export function forwardCost({ kind, config }: ModelConfig, shape: ForwardShape): ForwardCost {
+  return kind === "dit" ? ditForwardCost(config, shape.batch) : maskedForwardCost(config, shape);
+}
