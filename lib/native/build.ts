@@ -46,18 +46,21 @@ export interface BuildPlan {
 
 /** The plan for a platform (`linux`, `darwin`, …) and architecture (`x64`, `arm64`, …) in Node's words. */
 export function nativePlan(platform: string, architecture: string): BuildPlan {
-  const units: Unit[] = ["api.c", "model_api.c", "scalar.c", "model_scalar.c"].map((source) => ({
+  const units: Unit[] = ["api.c", "model_api.c", "backward.c", "scalar.c", "model_scalar.c"].map((
+    source,
+  ) => ({
     source,
     flags: [],
   }));
   const flags = [...COMMON_FLAGS, "-fPIC", "-pthread"];
   if (architecture === "x64") {
     flags.push("-DAQ_BUILD_AVX2", "-DAQ_BUILD_AVX512");
-    units.push({ source: "avx2.c", flags: ["-mavx2", "-mfma", "-mf16c"] });
-    units.push({
-      source: "avx512.c",
-      flags: ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c"],
-    });
+    for (const source of ["avx2.c", "backward_avx2.c"]) {
+      units.push({ source, flags: ["-mavx2", "-mfma", "-mf16c"] });
+    }
+    for (const source of ["avx512.c", "backward_avx512.c"]) {
+      units.push({ source, flags: ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c"] });
+    }
   } else if (architecture === "arm64") {
     flags.push("-DAQ_BUILD_NEON");
     units.push({ source: "neon.c", flags: [] });
@@ -72,7 +75,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: ["api.c", "model_api.c", "scalar.c", "model_scalar.c", "simd128.c"].map((source) => ({
+  units: ["api.c", "model_api.c", "backward.c", "scalar.c", "model_scalar.c", "simd128.c"].map((source) => ({
     source,
     flags: [],
   })),

@@ -43,7 +43,7 @@ describe("openKernels", () => {
     using kernels = await openKernels();
     expect(kernels.describe()).toContain(kernels.isa);
     expect(kernels.describe()).toContain(kernels.runtime);
-    expect(kernels.abi).toBe(2);
+    expect(kernels.abi).toBe(3);
   });
 
   test("opens the embedded WebAssembly when asked", async () => {
@@ -187,6 +187,6 @@ describe("openKernels", () => {
     );
     const path = join(folder, "other.so");
     expect(spawnSync(compiler.command, ["-shared", "-fPIC", source, "-o", path]).status).toBe(0);
-    await expect(openKernels({ library: path })).rejects.toThrow(/ABI is 99, wanted 2/);
+    await expect(openKernels({ library: path })).rejects.toThrow(/ABI is 99, wanted 3/);
   });
 });

@@ -6,7 +6,13 @@ const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta
 const header = read("kernels/include/arrowquant.h");
 
 /** Parameters that a function reads and writes; C cannot say so. */
-const IN_PLACE = new Set(["aq_rotary x"]);
+const IN_PLACE = new Set([
+  "aq_rotary x",
+  "aq_adam_step values",
+  "aq_adam_step first",
+  "aq_adam_step second",
+  "aq_projected_gradient_step values",
+]);
 
 /** The header's declarations as name → kinds of its parameters. */
 function declarations(): Record<string, string[]> {
