@@ -19,9 +19,9 @@ import {
 import { Workspace } from "./workspace.ts";
 
 /** Inputs of the timestep's embedding: diffusers fixes it. */
-const TIMESTEP_CHANNELS = 256;
+export const TIMESTEP_CHANNELS = 256;
 /** Epsilon of the norms in front of attention and of the output; that in front of the feed-forward is configured. */
-const NORM_EPSILON = 1e-6;
+export const NORM_EPSILON = 1e-6;
 
 /** Sizes and constants of a DiT. */
 export interface DitConfig {
@@ -44,7 +44,8 @@ export interface DitConfig {
   readonly normHasWeights: boolean;
 }
 
-interface Block {
+/** One block's weights. */
+export interface DitBlock {
   readonly name: string;
   readonly timestep1: LinearLayer;
   readonly timestep2: LinearLayer;
@@ -147,6 +148,16 @@ function wantedDitTensors(config: DitConfig): WantedTensor[] {
   ];
 }
 
+/** The weights of a DiT, and the embedding of its positions. */
+export interface DitParts {
+  readonly patch: LinearLayer;
+  /** `f32[tokens, width]` */
+  readonly positions: Float32Array<ArrayBuffer>;
+  readonly blocks: readonly DitBlock[];
+  readonly output1: LinearLayer;
+  readonly output2: LinearLayer;
+}
+
 export interface DitForwardOptions {
   /** For calibration. */
   readonly observe?: LayerObserver | undefined;
@@ -158,7 +169,7 @@ export class DitModel {
   readonly #workspace = new Workspace();
   readonly #patch: LinearLayer;
   readonly #positions: Float32Array<ArrayBuffer>;
-  readonly #blocks: readonly Block[];
+  readonly #blocks: readonly DitBlock[];
   readonly #output1: LinearLayer;
   readonly #output2: LinearLayer;
   /** Bytes of the weights as they are held. */
@@ -198,6 +209,17 @@ export class DitModel {
     this.#output1 = linear("proj_out_1");
     this.#output2 = linear("proj_out_2");
     this.weightBytes = tensors.bytes;
+  }
+
+  /** The weights as they are held, for what computes gradients. */
+  get parts(): DitParts {
+    return {
+      patch: this.#patch,
+      positions: this.#positions,
+      blocks: this.#blocks,
+      output1: this.#output1,
+      output2: this.#output2,
+    };
   }
 
   /** Bytes of scratch held for the largest call so far. */
@@ -302,7 +324,7 @@ export class DitModel {
     const waves = take("waves", batch, TIMESTEP_CHANNELS);
     timestepWaves(timesteps, waves);
 
-    const conditionOf = (block: Block) => {
+    const conditionOf = (block: DitBlock) => {
       const condition = take("condition", batch, width), inner = take("conditionInner", batch, width);
       linear(block.timestep1, waves, batch, inner);
       operations.silu(inner, inner);
@@ -403,7 +425,7 @@ export function loadDit(path: string, kernels: Kernels, options: LoadOptions = {
 }
 
 /** diffusers' `Timesteps` with cosines first and a frequency shift of 1. */
-function timestepWaves(timesteps: ArrayLike<number>, out: Float32Array): void {
+export function timestepWaves(timesteps: ArrayLike<number>, out: Float32Array): void {
   const half = TIMESTEP_CHANNELS / 2;
   for (let b = 0; b < timesteps.length; b++) {
     for (let i = 0; i < half; i++) {
@@ -437,7 +459,7 @@ function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffe
 }
 
 /** `f32[batch, channels, size, size]` → `f32[batch * patches, channels * patch * patch]` */
-function patchify(
+export function patchify(
   images: Float32Array,
   { channels, sampleSize: size, patchSize: patch }: DitConfig,
   out: Float32Array,
@@ -459,7 +481,7 @@ function patchify(
 }
 
 /** `f32[batch * patches, patch * patch * output channels]` → `f32[batch, output channels, size, size]` */
-function unpatchify(
+export function unpatchify(
   pixels: Float32Array,
   { outputChannels: channels, sampleSize: size, patchSize: patch }: DitConfig,
   out: Float32Array,

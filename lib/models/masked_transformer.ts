@@ -66,7 +66,8 @@ export interface TransformerNames {
   readonly otherBias: boolean;
 }
 
-interface Block {
+/** One block's weights. */
+export interface TransformerBlock {
   readonly name: string;
   readonly attentionNorm: Float32Array<ArrayBuffer>;
   readonly query: LinearLayer;
@@ -77,6 +78,14 @@ interface Block {
   readonly gate: LinearLayer;
   readonly up: LinearLayer;
   readonly down: LinearLayer;
+}
+
+/** The weights of a masked transformer. */
+export interface TransformerParts {
+  readonly embedding: EmbeddingTable;
+  readonly blocks: readonly TransformerBlock[];
+  readonly finalNorm: Float32Array<ArrayBuffer>;
+  readonly head: LinearLayer;
 }
 
 /** Sees the input of every linear layer: `x: f32[tokens, cols]`, valid only during the call. */
@@ -126,7 +135,7 @@ export class MaskedTransformer {
   readonly #operations: Operations;
   readonly #workspace = new Workspace();
   readonly #embedding: EmbeddingTable;
-  readonly #blocks: readonly Block[];
+  readonly #blocks: readonly TransformerBlock[];
   readonly #finalNorm: Float32Array<ArrayBuffer>;
   readonly #head: LinearLayer;
   /** Bytes of the weights as they are held. */
@@ -167,6 +176,16 @@ export class MaskedTransformer {
     this.weightBytes = tensors.bytes;
   }
 
+  /** The weights as they are held, for what computes gradients. */
+  get parts(): TransformerParts {
+    return {
+      embedding: this.#embedding,
+      blocks: this.#blocks,
+      finalNorm: this.#finalNorm,
+      head: this.#head,
+    };
+  }
+
   /** Bytes of scratch held for the largest call so far. */
   get scratchBytes(): number {
     return this.#workspace.bytes;
@@ -182,7 +201,7 @@ export class MaskedTransformer {
    * @throws {WeightsError} when logits come out NaN or infinite, naming the first block that made such a value
    */
   forward(inputIds: Int32Array, batch: number, options: ForwardOptions = {}): Float32Array {
-    const tokens = this.#checkInput(inputIds, batch, options);
+    const tokens = this.checkInput(inputIds, batch, options);
     const logits = this.#run(inputIds, batch, tokens, options, undefined);
     if (isFinite(sum(logits))) return logits;
     if (logits.every((value) => Number.isFinite(value))) return logits; // only their sum is not
@@ -197,7 +216,8 @@ export class MaskedTransformer {
     return logits;
   }
 
-  #checkInput(inputIds: Int32Array, batch: number, { attentionMask, rows }: ForwardOptions): number {
+  /** Tokens of a sequence. @throws as {@linkcode MaskedTransformer.forward} */
+  checkInput(inputIds: Int32Array, batch: number, { attentionMask, rows }: ForwardOptions): number {
     const { maxTokens, vocabularySize } = this.config;
     const fail = (reason: string) => `Cannot run ${shown(this.path)}: ${reason}`;
     if (!(inputIds instanceof Int32Array)) {
@@ -305,7 +325,8 @@ function sum(values: Float32Array): number {
   return total;
 }
 
-function gather(
+/** Rows of a matrix, one after the other. */
+export function gather(
   from: Float32Array,
   rows: Int32Array,
   cols: number,
@@ -318,7 +339,11 @@ function gather(
 }
 
 /** Rotary positions: 0, 1, … in each sequence; behind padding they count real tokens, as in Dream's own code. */
-function positionsOf(batch: number, tokens: number, attentionMask: Uint8Array | undefined): Int32Array {
+export function positionsOf(
+  batch: number,
+  tokens: number,
+  attentionMask: Uint8Array | undefined,
+): Int32Array {
   const positions = new Int32Array(batch * tokens);
   for (let b = 0; b < batch; b++) {
     for (let t = 0, next = 0; t < tokens; t++) {

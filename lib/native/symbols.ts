@@ -232,7 +232,7 @@ export const SYMBOLS = {
   // int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols,
   //   size_t stride, float *out, int32_t isa, int32_t threads)
   aq_column_sums: {
-    parameters: ["in", "in", "usize", "usize", "usize", "usize", "out", "i32", "i32"],
+    parameters: ["in", "in", "usize", "usize", "usize", "usize", "inout", "i32", "i32"],
     result: "i32",
   },
   // int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n,

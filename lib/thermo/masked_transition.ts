@@ -28,6 +28,10 @@ export interface MaskedKlOptions {
   readonly excludedTokens?: readonly number[] | undefined;
   /** Where the rows' divergences go, `f64[rows]`. */
   readonly out?: Float64Array<ArrayBuffer> | undefined;
+  /** Where `weight · (p_Q − p_F)` goes, the gradient by the quantized logits of the weighted sum: `f32[rows, vocabulary]`. */
+  readonly gradient?: Float32Array<ArrayBuffer> | undefined;
+  /** Weight of each row in the gradient, `[rows]`. Default 1. */
+  readonly weights?: ArrayLike<number> | undefined;
 }
 
 /**
@@ -48,7 +52,7 @@ export function tokenKl(
   full: Float32Array,
   quantized: Float32Array,
   vocabulary: number,
-  { excludedTokens = [], out }: MaskedKlOptions = {},
+  { excludedTokens = [], out, gradient, weights }: MaskedKlOptions = {},
 ): Float64Array<ArrayBuffer> {
   const rows = full.length / vocabulary;
   const fail = (reason: string) => `Cannot compute a KL divergence: ${reason}`;
@@ -59,6 +63,12 @@ export function tokenKl(
   }
   if (out !== undefined && out.length !== rows) {
     throw new TypeError(fail(`out must be ${rows} numbers, got ${out.length}`));
+  }
+  if (gradient !== undefined && gradient.length !== full.length) {
+    throw new TypeError(fail(`gradient must be ${full.length} numbers, got ${gradient.length}`));
+  }
+  if (weights !== undefined && weights.length !== rows) {
+    throw new TypeError(fail(`weights must be ${rows} numbers, got ${weights.length}`));
   }
   const counts = new Uint8Array(vocabulary).fill(1);
   for (const token of excludedTokens) {
@@ -78,10 +88,16 @@ export function tokenKl(
       throw new RangeError(fail(`logits must be finite, got others in row ${row}`));
     }
     let sum = 0;
+    const weight = weights?.[row] ?? 1;
     for (let token = 0; token < vocabulary; token++) {
-      if (counts[token] === 0) continue;
+      if (counts[token] === 0) {
+        if (gradient !== undefined) gradient[begin + token] = 0;
+        continue;
+      }
       const p = full[begin + token]! - logFull, q = quantized[begin + token]! - logQuantized;
-      sum += Math.exp(p) * (p - q);
+      const probability = Math.exp(p);
+      sum += probability * (p - q);
+      if (gradient !== undefined) gradient[begin + token] = weight * (Math.exp(q) - probability);
     }
     result[row] = Math.max(0, sum); // rounding may leave −1e-17
   }

@@ -1,0 +1,213 @@
+/**
+ * Gradient refinement (phase 3): Adam on the scales, zero points and biases of a packed model against the true step KL to the full-precision
+ * model's distribution. Codes stay. Kept only if the held-out step KL falls.
+ */
+import { tokenKl } from "../../thermo/masked_transition.ts";
+import { type OptimizationReport, optimize, type OptimizerOptions } from "../../thermo/optimizer.ts";
+import type { PackedTensor } from "../../quant/mod.ts";
+import type { MaskedTransformer } from "../masked_transformer.ts";
+import type { RefinableLinear } from "./linear.ts";
+import { type GradientOptions, MaskedTransformerGradients } from "./masked_transformer.ts";
+
+/** Bytes of full-precision logits that are kept for batches seen again. */
+const TEACHER_CACHE_BYTES = 2 ** 28;
+
+/** Sequences with masks, and the rows of logits that predict the masked tokens. */
+export interface MaskedBatch {
+  /** `i32[batch, tokens]` */
+  readonly inputIds: Int32Array;
+  readonly batch: number;
+  /** Flat positions of the logits that count; with Dream's shift already taken. */
+  readonly rows: Int32Array;
+  /** Weight of each row; default 1. Sums are divided by the weights' sum. */
+  readonly weights?: ArrayLike<number> | undefined;
+  readonly attentionMask?: Uint8Array | undefined;
+}
+
+/** A layer's new parameters: half floats as stored, beside codes that did not change. */
+export interface RefinedLayer {
+  /** As in `model.layers.0.mlp.up_proj.weight`. */
+  readonly name: string;
+  readonly weights: PackedTensor;
+  readonly bias: Float32Array<ArrayBuffer> | undefined;
+}
+
+/** What a refinement did. */
+export interface RefinementReport extends OptimizationReport {
+  /** Held-out loss (step KL) of the model as it came and as it is now. */
+  readonly heldOutBefore: number;
+  readonly heldOutAfter: number;
+  /** The held-out loss fell, and the new parameters are in `layers`; otherwise `layers` is empty. */
+  readonly kept: boolean;
+  readonly layers: readonly RefinedLayer[];
+  /** Parameters that were refined. */
+  readonly parameters: number;
+  /** Bytes of scratch at most. */
+  readonly scratchBytes: number;
+}
+
+export interface RefinementOptions extends OptimizerOptions, Pick<GradientOptions, "parts" | "recompute"> {
+  /** Tokens that are never written, as `<mask>` and `<pad>`. Default the model's mask. */
+  readonly excludedTokens?: readonly number[] | undefined;
+  /** Iterations from one look at the held-out batches to the next. Default 25. */
+  readonly validateEvery?: number | undefined;
+  readonly onIteration?: ((iteration: number, loss: number) => void) | undefined;
+}
+
+/**
+ * Refines a packed masked transformer towards the full-precision one: the loss is the weighted mean over masked positions of
+ * `KL(p_F ‖ p_Q)`. Batches are taken in turn. Neither model is changed; {@linkcode applyRefinement} does that.
+ *
+ * @param data `train` gives gradients, `heldOut` decides which parameters are best and whether they are kept
+ * @throws {TypeError} when the models have different vocabularies or there is no batch or nothing to refine
+ * @throws {RangeError} when an option is not allowed
+ */
+export function refineMaskedTransformer(
+  quantized: MaskedTransformer,
+  full: MaskedTransformer,
+  data: { readonly train: readonly MaskedBatch[]; readonly heldOut: readonly MaskedBatch[] },
+  options: RefinementOptions = {},
+): RefinementReport {
+  const { vocabularySize, maskToken } = quantized.config;
+  const fail = (reason: string) => `Cannot refine ${JSON.stringify(quantized.path)}: ${reason}`;
+  if (full.config.vocabularySize !== vocabularySize) {
+    throw new TypeError(
+      fail(`both models must have ${vocabularySize} tokens, got ${full.config.vocabularySize}`),
+    );
+  }
+  if (data.train.length === 0 || data.heldOut.length === 0) {
+    throw new TypeError(
+      fail(
+        `there must be batches to train on and held out, got ${data.train.length} and ${data.heldOut.length}`,
+      ),
+    );
+  }
+  const { excludedTokens = [maskToken] } = options;
+  const gradients = new MaskedTransformerGradients(quantized, options);
+  const wantedBytes = [...data.train, ...data.heldOut].reduce(
+    (sum, { rows }) => sum + rows.length * vocabularySize * 4,
+    0,
+  );
+  const kept = wantedBytes <= TEACHER_CACHE_BYTES ? new Map<MaskedBatch, Float32Array>() : undefined;
+  const teacher = (batch: MaskedBatch) => {
+    const known = kept?.get(batch);
+    if (known !== undefined) return known;
+    const logits = full.forward(batch.inputIds, batch.batch, batch).slice();
+    kept?.set(batch, logits);
+    return logits;
+  };
+  const lossOf = (batch: MaskedBatch, backward: boolean) => {
+    const { inputIds, rows, attentionMask } = batch;
+    const weights = weightsOf(batch);
+    const target = teacher(batch);
+    const logits = gradients.forward(inputIds, batch.batch, rows, attentionMask);
+    const gradient = backward ? new Float32Array(logits.length) : undefined;
+    const kl = tokenKl(target, logits, vocabularySize, { excludedTokens, gradient, weights });
+    if (gradient !== undefined) gradients.backward(gradient);
+    return kl.reduce((sum, value, row) => sum + value * weights[row]!, 0);
+  };
+  return refine(gradients, {
+    loss: (iteration) => lossOf(data.train[iteration % data.train.length]!, true),
+    heldOut: () => data.heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / data.heldOut.length,
+  }, { ...options, kernels: quantized.kernels, fail, threads: options.threads ?? quantized.threads });
+}
+
+/** Weights that add up to 1. */
+function weightsOf({ rows, weights }: MaskedBatch): Float64Array {
+  const all = weights === undefined ? new Float64Array(rows.length).fill(1) : Float64Array.from(weights);
+  const sum = all.reduce((total, weight) => total + weight, 0);
+  if (all.length !== rows.length || !(sum > 0 && sum < Infinity) || all.some((weight) => weight < 0)) {
+    throw new RangeError(
+      `Cannot refine a model: a batch must have ${rows.length} weights ≥ 0 with a sum above 0, got ${all.length} with the sum ${sum}`,
+    );
+  }
+  return all.map((weight) => weight / sum);
+}
+
+/** A model with gradients. */
+export interface Refinable {
+  readonly layers: readonly RefinableLinear[];
+  readonly scratchBytes: number;
+}
+
+/** Runs Adam on a model's layers. @internal */
+export function refine(
+  model: Refinable,
+  problem: { loss(iteration: number): number; heldOut(): number },
+  options: RefinementOptions & {
+    readonly kernels: MaskedTransformer["kernels"];
+    readonly fail: (reason: string) => string;
+  },
+): RefinementReport {
+  const { layers } = model;
+  const parameters = layers.flatMap((layer) => layer.parameters);
+  if (parameters.length === 0) {
+    throw new TypeError(options.fail("it must have packed layers with something to refine, got none"));
+  }
+  const store = () => {
+    for (const layer of layers) layer.store();
+  };
+  const heldOut = () => {
+    store();
+    return problem.heldOut();
+  };
+  const report = optimize(options.kernels, {
+    parameters,
+    loss: (iteration) => {
+      store();
+      return problem.loss(iteration);
+    },
+    validate: heldOut,
+    validateEvery: options.validateEvery ?? 25,
+    onIteration: options.onIteration,
+  }, options);
+  store();
+  const kept = report.best < report.initial;
+  return {
+    ...report,
+    heldOutBefore: report.initial,
+    heldOutAfter: report.best,
+    kept,
+    layers: kept
+      ? layers.filter((layer) => layer.parameters.length > 0).map(({ layer }) => ({
+        name: layer.name,
+        weights: layer.weights as PackedTensor,
+        bias: layer.bias,
+      }))
+      : [],
+    parameters: parameters.reduce((sum, { values }) => sum + values.length, 0),
+    scratchBytes: model.scratchBytes,
+  };
+}
+
+/**
+ * Writes refined parameters into a loaded model's weights, in place.
+ *
+ * @throws {TypeError} when the model has no such packed layer
+ */
+export function applyRefinement(
+  model: MaskedTransformer,
+  refined: readonly RefinedLayer[],
+): void {
+  const { blocks, head } = model.parts;
+  const layers = [
+    ...blocks.flatMap((block) =>
+      Object.values(block).filter((part) => typeof part === "object" && "weights" in part)
+    ),
+    head,
+  ];
+  for (const { name, weights, bias } of refined) {
+    const layer = layers.find((one) => one.name === name);
+    if (
+      layer === undefined || !("packed" in layer.weights) ||
+      layer.weights.scale.length !== weights.scale.length || layer.bias?.length !== bias?.length
+    ) {
+      throw new TypeError(
+        `Cannot refine ${JSON.stringify(model.path)}: it must have the packed layer ${JSON.stringify(name)}`,
+      );
+    }
+    layer.weights.scale.set(weights.scale);
+    if (weights.zeroPoint !== undefined) layer.weights.zeroPoint!.set(weights.zeroPoint);
+    if (bias !== undefined) layer.bias!.set(bias);
+  }
+}
