@@ -1,15 +1,30 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { resolveConfig } from "../lib/config.ts";
 import { BackwardOperations } from "../lib/models/backward/kernels.ts";
+import { DitGradients } from "../lib/models/backward/dit.ts";
 import { MaskedTransformerGradients } from "../lib/models/backward/masked_transformer.ts";
 import type { RefinableLinear } from "../lib/models/backward/linear.ts";
-import { loadDream, loadLlada } from "../lib/models/mod.ts";
+import { loadDit, loadDream, loadLlada } from "../lib/models/mod.ts";
 import { quantizeCheckpoint } from "../lib/pipeline.ts";
 import { type PackedTensor, quantize, unpackCodes } from "../lib/quant/mod.ts";
 import { workplace } from "./_checkpoints.ts";
 import { allKernels, gaussians, randomStream } from "./_kernels.ts";
-import { dreamCheckpoint, lladaCheckpoint, SMALL_LANGUAGE, store } from "./_models.ts";
-import { languageLogits, type LanguageModel, readWeights, type Weights } from "./_reference.ts";
+import {
+  ditCheckpoint,
+  dreamCheckpoint,
+  lladaCheckpoint,
+  SMALL_IMAGE,
+  SMALL_LANGUAGE,
+  store,
+} from "./_models.ts";
+import {
+  type ImageModel,
+  imagePrediction,
+  languageLogits,
+  type LanguageModel,
+  readWeights,
+  type Weights,
+} from "./_reference.ts";
 
 const everywhere = await allKernels();
 const kernels = everywhere[0]!.kernels;
@@ -269,6 +284,43 @@ function weightsOf(tensor: PackedTensor, scale: Float64Array, zero: Float64Array
   });
 }
 
+/** Central differences in the float64 reference model by some of a layer's parameters. */
+function check(layer: RefinableLinear, weights: Weights, loss: (weights: Weights) => number): number {
+  if (layer.parameters.length === 0) return 0;
+  const tensor = layer.layer.weights as PackedTensor;
+  const values = parametersOf(tensor);
+  let checked = 0;
+  for (const { name, gradients } of layer.parameters) {
+    const picked = [0, Math.floor(gradients.length / 3), gradients.length - 1];
+    const wanted = picked.map((i) => {
+      const kind = name.split(" ")[1];
+      const scale = values.scale.slice(), zero = values.zero.slice();
+      const biasName = layer.layer.name.replace(/weight$/, "bias");
+      const bias = kind === "bias" ? weights(biasName).slice() : undefined;
+      const target = kind === "scale" ? scale : kind === "zero_point" ? zero : bias!;
+      const at = target[i]!, step = 1e-4 * (kind === "scale" ? at : 1);
+      const changed = (value: number) => {
+        target[i] = value;
+        const w = weightsOf(tensor, scale, zero);
+        return loss((wanted) =>
+          wanted === layer.layer.name ? w : wanted === biasName && bias !== undefined ? bias : weights(wanted)
+        );
+      };
+      return (changed(at + step) - changed(at - step)) / (2 * step);
+    });
+    // Entries next to nothing are held against the largest of their kind, and a key's bias, which softmax takes out, against 1.
+    const largest = Math.max(...gradients.map(Math.abs));
+    for (const [k, i] of picked.entries()) {
+      const error = Math.abs(gradients[i]! - wanted[k]!);
+      if (!(error <= 1e-3 * Math.abs(wanted[k]!) + 1e-4 * largest + 1e-6)) {
+        throw new Error(`${name} ${i}: ${gradients[i]}, central differences say ${wanted[k]}`);
+      }
+      checked++;
+    }
+  }
+  return checked;
+}
+
 describe("a whole masked transformer, packed", () => {
   const tokens = 7, batch = 2;
   const random = randomStream(21);
@@ -312,46 +364,6 @@ describe("a whole masked transformer, packed", () => {
     theta: 500_000,
     bias: false,
   };
-
-  /** Central differences in the float64 reference model by some of a layer's parameters. */
-  function check(layer: RefinableLinear, weights: Weights, loss: (weights: Weights) => number): number {
-    const tensor = layer.layer.weights as PackedTensor;
-    const values = parametersOf(tensor);
-    let checked = 0;
-    for (const { name, gradients } of layer.parameters) {
-      const picked = [0, Math.floor(gradients.length / 3), gradients.length - 1];
-      const wanted = picked.map((i) => {
-        const kind = name.split(" ")[1];
-        const scale = values.scale.slice(), zero = values.zero.slice();
-        const biasName = layer.layer.name.replace(/weight$/, "bias");
-        const bias = kind === "bias" ? weights(biasName).slice() : undefined;
-        const target = kind === "scale" ? scale : kind === "zero_point" ? zero : bias!;
-        const at = target[i]!, step = 1e-4 * (kind === "scale" ? at : 1);
-        const changed = (value: number) => {
-          target[i] = value;
-          const w = weightsOf(tensor, scale, zero);
-          return loss((wanted) =>
-            wanted === layer.layer.name
-              ? w
-              : wanted === biasName && bias !== undefined
-              ? bias
-              : weights(wanted)
-          );
-        };
-        return (changed(at + step) - changed(at - step)) / (2 * step);
-      });
-      // Single entries may be next to nothing: those are held against the largest of their kind.
-      const largest = Math.max(...gradients.map(Math.abs));
-      for (const [k, i] of picked.entries()) {
-        const error = Math.abs(gradients[i]! - wanted[k]!);
-        if (!(error <= 1e-3 * Math.abs(wanted[k]!) + 1e-4 * largest)) {
-          throw new Error(`${name} ${i}: ${gradients[i]}, central differences say ${wanted[k]}`);
-        }
-        checked++;
-      }
-    }
-    return checked;
-  }
 
   for (
     const { name, made, load, model, zeroPoint } of [
@@ -432,4 +444,43 @@ describe("a whole masked transformer, packed", () => {
       false,
     );
   });
+});
+
+test("a whole DiT, packed: scales, zero points and biases of every layer, the conditioning's too", async () => {
+  const sizes = { ...SMALL_IMAGE, normHasWeights: true, classes: 3 };
+  const output = place.fresh();
+  const { config } = resolveConfig({
+    overrides: { bit_width: 4, group_size: 16, layer_bit_widths: { "proj_out_1": 3, "proj_out_2": 3 } },
+  });
+  await quantizeCheckpoint({ input: store(place.fresh(), ditCheckpoint(sizes)), output, config, kernels });
+  const packed = loadDit(output, kernels);
+  const elements = 3 * 8 * 8, times = [700, 3], labels = [2, 0];
+  const samples = gaussians(31, 2 * elements), doutput = gaussians(32, 4 * elements);
+  const weights = readWeights(output, kernels);
+  const model: ImageModel = { ...sizes, width: sizes.heads * sizes.headSize, epsilon: 1e-5 };
+  const loss = (weights: Weights) =>
+    times.reduce((sum, time, i) => {
+      const image = samples.subarray(i * elements, (i + 1) * elements);
+      const out = imagePrediction(weights, model, image, time, labels[i]!);
+      return sum + dot(out, doutput.subarray(i * out.length, (i + 1) * out.length));
+    }, 0);
+  const results = [false, true].map((recompute) => {
+    const gradients = new DitGradients(packed, { recompute });
+    expect([...gradients.forward(samples, times, labels)]).toEqual([
+      ...packed.forward(samples, times, labels),
+    ]);
+    gradients.backward(doutput);
+    return gradients;
+  });
+  expect(results[1]!.scratchBytes).toBeLessThan(results[0]!.scratchBytes);
+  for (const [i, layer] of results[0]!.layers.entries()) {
+    expect(results[1]!.layers[i]!.parameters.map((p) => p.gradients)).toEqual(
+      layer.parameters.map((p) => p.gradients),
+    );
+  }
+  const checked = results[0]!.layers.map((layer) => check(layer, weights, loss));
+  expect(results[0]!.layers.filter(({ parameters }) => parameters.length > 0).length).toBe(
+    results[0]!.layers.filter(({ layer }) => "packed" in layer.weights).length,
+  );
+  expect(checked.reduce((a, b) => a + b)).toBeGreaterThan(9 * 2 * 6);
 });

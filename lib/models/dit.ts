@@ -248,7 +248,7 @@ export class DitModel {
     labels: ArrayLike<number>,
     options: DitForwardOptions = {},
   ): Float32Array {
-    const batch = this.#checkInput(samples, timesteps, labels);
+    const batch = this.checkInput(samples, timesteps, labels);
     const output = this.#run(samples, timesteps, labels, batch, options, undefined);
     if (allFinite(output)) return output;
     this.#run(samples, timesteps, labels, batch, options, (place, values) => {
@@ -262,7 +262,8 @@ export class DitModel {
     return output;
   }
 
-  #checkInput(samples: Float32Array, timesteps: ArrayLike<number>, labels: ArrayLike<number>): number {
+  /** Images of a batch. @throws as {@linkcode DitModel.forward} */
+  checkInput(samples: Float32Array, timesteps: ArrayLike<number>, labels: ArrayLike<number>): number {
     const fail = (reason: string) => `Cannot run ${shown(this.path)}: ${reason}`;
     const batch = samples.length / this.imageElements;
     if (!(samples instanceof Float32Array) || !Number.isInteger(batch) || batch < 1) {
@@ -473,6 +474,26 @@ export function patchify(
           for (let p = 0; p < patch; p++) {
             const from = ((b * channels + c) * size + y * patch + p) * size + x * patch;
             for (let q = 0; q < patch; q++) out[at++] = images[from + q]!;
+          }
+        }
+      }
+    }
+  }
+}
+
+/** The way back of `unpatchify`. */
+export function unpatchifyBackward(images: Float32Array, config: DitConfig, out: Float32Array): void {
+  const { outputChannels: channels, sampleSize: size, patchSize: patch } = config;
+  const side = size / patch, batch = images.length / (channels * size * size);
+  let at = 0;
+  for (let b = 0; b < batch; b++) {
+    for (let y = 0; y < side; y++) {
+      for (let x = 0; x < side; x++) {
+        for (let p = 0; p < patch; p++) {
+          for (let q = 0; q < patch; q++) {
+            for (let c = 0; c < channels; c++) {
+              out[at++] = images[((b * channels + c) * size + y * patch + p) * size + x * patch + q]!;
+            }
           }
         }
       }

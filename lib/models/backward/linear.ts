@@ -158,6 +158,44 @@ export class RefinableLinear {
   }
 }
 
+/** What the way back through linear layers works with. */
+export interface BackwardContext {
+  readonly operations: Operations;
+  readonly backward: BackwardOperations;
+  readonly workspace: Workspace;
+}
+
+/**
+ * The way back through layers that read the same input: their parameters' gradients grow, and the gradients of `x` add up in `dx`, which is
+ * overwritten; undefined where nobody wants it.
+ *
+ * **Shapes** `x: f32[tokens, cols]`, each `dy: f32[tokens, rows of its layer]` → `dx: f32[tokens, cols]`
+ */
+export function backwardLinears(
+  { operations, backward, workspace }: BackwardContext,
+  layers: readonly (readonly [RefinableLinear, Floats])[],
+  x: Float32Array,
+  tokens: number,
+  dx: Floats | undefined,
+): void {
+  const cols = layers[0]![0].cols;
+  let turned: Floats | undefined;
+  const xT = () => {
+    if (turned === undefined) {
+      turned = workspace.take("input, transposed", x.length);
+      backward.transpose(x, tokens, cols, turned);
+    }
+    return turned;
+  };
+  for (const [i, [layer, dy]] of layers.entries()) {
+    layer.backwardParameters(operations, backward, workspace, dy, tokens, xT);
+    if (dx === undefined) continue;
+    const part = i === 0 ? dx : workspace.take("input gradient", x.length);
+    layer.backwardInput(operations, backward, workspace, dy, tokens, part);
+    if (i > 0) operations.add(dx, part, dx);
+  }
+}
+
 function parameter(name: string, values: Floats, units: Floats): ParameterArray {
   return { name, values, gradients: new Float32Array(values.length), units };
 }

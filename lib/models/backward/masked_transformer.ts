@@ -8,7 +8,7 @@ import { Operations } from "../operations.ts";
 import { type LinearLayer, lookUpRows } from "../tensors.ts";
 import { Workspace } from "../workspace.ts";
 import { BackwardOperations } from "./kernels.ts";
-import { RefinableLinear, type RefinedParts } from "./linear.ts";
+import { type BackwardContext, backwardLinears, RefinableLinear, type RefinedParts } from "./linear.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -75,6 +75,7 @@ export class MaskedTransformerGradients {
   readonly #operations: Operations;
   readonly #backward: BackwardOperations;
   readonly #workspace = new Workspace();
+  readonly #context: BackwardContext;
   readonly #recompute: boolean;
   #call: Call | undefined;
 
@@ -83,6 +84,11 @@ export class MaskedTransformerGradients {
     const threads = options.threads ?? model.threads;
     this.#operations = new Operations(model.kernels, threads);
     this.#backward = new BackwardOperations(model.kernels, threads);
+    this.#context = {
+      operations: this.#operations,
+      backward: this.#backward,
+      workspace: this.#workspace,
+    };
     this.#recompute = options.recompute ?? false;
     const { blocks, head, embedding } = model.parts;
     const refinable = (layer: LinearLayer) => new RefinableLinear(layer, parts);
@@ -167,7 +173,13 @@ export class MaskedTransformerGradients {
     dy.set(dlogits);
     if (config.logitScale !== 1) { for (let i = 0; i < dy.length; i++) dy[i]! *= config.logitScale; }
     const dhidden = this.#take("hidden gradient", count, hiddenSize);
-    this.#linearBackward([[this.#head, dy]], this.#take("final", count, hiddenSize), count, dhidden);
+    backwardLinears(
+      this.#context,
+      [[this.#head, dy]],
+      this.#take("final", count, hiddenSize),
+      count,
+      dhidden,
+    );
     const last = this.#take(`input.${this.#blocks.length}`, count, hiddenSize);
     this.#backward.rmsNorm(last, dhidden, parts.finalNorm, count, hiddenSize, normEpsilon, dhidden);
     let gradient = dhidden;
@@ -242,30 +254,6 @@ export class MaskedTransformerGradients {
     return output;
   }
 
-  /** Parameter gradients of layers that read the same `x`, and their sum for `x` itself: `dx: f32[tokens, cols]` is overwritten. */
-  #linearBackward(
-    layers: readonly (readonly [RefinableLinear, Floats])[],
-    x: Float32Array,
-    tokens: number,
-    dx: Floats,
-  ): void {
-    const cols = layers[0]![0].cols;
-    let turned: Floats | undefined;
-    const xT = () => {
-      if (turned === undefined) {
-        turned = this.#workspace.take("input, transposed", x.length);
-        this.#backward.transpose(x, tokens, cols, turned);
-      }
-      return turned;
-    };
-    for (const [i, [layer, dy]] of layers.entries()) {
-      layer.backwardParameters(this.#operations, this.#backward, this.#workspace, dy, tokens, xT);
-      const part = i === 0 ? dx : this.#take("input gradient", tokens, cols);
-      layer.backwardInput(this.#operations, this.#backward, this.#workspace, dy, tokens, part);
-      if (i > 0) this.#operations.add(dx, part, dx);
-    }
-  }
-
   /** The gradient of a block's input; the layers' gradients grow. */
   #blockBackward(index: number, call: Call, doutput: Floats): Floats {
     if (this.#recompute) this.#runBlock(index, call);
@@ -279,15 +267,27 @@ export class MaskedTransformerGradients {
     // doutput is the gradient of both the feed-forward's output and of `middle`.
     const dgated = this.#take("gated gradient", behind, intermediateSize);
     const dup = this.#take("up gradient", behind, intermediateSize);
-    this.#linearBackward([[linears.down, doutput]], tape.gated, behind, dgated);
+    backwardLinears(this.#context, [[linears.down, doutput]], tape.gated, behind, dgated);
     backward.siluMultiply(tape.gate, tape.up, dgated, dgated, dup);
     const dnormed = this.#take("normed gradient", behind, hiddenSize);
-    this.#linearBackward([[linears.gate, dgated], [linears.up, dup]], tape.normedAgain, behind, dnormed);
+    backwardLinears(
+      this.#context,
+      [[linears.gate, dgated], [linears.up, dup]],
+      tape.normedAgain,
+      behind,
+      dnormed,
+    );
     backward.rmsNorm(tape.middle, dnormed, block.feedForwardNorm, behind, hiddenSize, normEpsilon, dnormed);
     operations.add(doutput, dnormed, doutput);
 
     const dattendedRows = this.#take("attended rows gradient", behind, heads * headSize);
-    this.#linearBackward([[linears.attentionOutput, doutput]], tape.attendedRows, behind, dattendedRows);
+    backwardLinears(
+      this.#context,
+      [[linears.attentionOutput, doutput]],
+      tape.attendedRows,
+      behind,
+      dattendedRows,
+    );
     let dattended = dattendedRows, dinput = doutput;
     if (tape.attendedRows !== tape.attended) {
       dattended = scatter(
@@ -310,14 +310,16 @@ export class MaskedTransformerGradients {
     );
     operations.rotary(dquery, call.backwards, heads, headSize, rotaryTheta);
     operations.rotary(dkey, call.backwards, keyValueHeads, headSize, rotaryTheta);
-    const dnormedAll = this.#take("attention's normed gradient", all, hiddenSize);
-    this.#linearBackward(
+    // Nothing in front of the first block is refined.
+    const dnormedAll = index === 0 ? undefined : this.#take("attention's normed gradient", all, hiddenSize);
+    backwardLinears(
+      this.#context,
       [[linears.query, dquery], [linears.key, dkey], [linears.value, dvalue]],
       tape.normed,
       all,
       dnormedAll,
     );
-    if (index === 0) return dinput; // nothing in front of the first block is refined
+    if (dnormedAll === undefined) return dinput;
     backward.rmsNorm(tape.input, dnormedAll, block.attentionNorm, all, hiddenSize, normEpsilon, dnormedAll);
     operations.add(dinput, dnormedAll, dinput);
     return dinput;
