@@ -211,6 +211,20 @@ export function learnedVariance(
   return Math.exp(share * Math.log(1 - alpha) + (1 - share) * Math.log(Math.max(variance, 1e-20)));
 }
 
+/**
+ * The weight for which `w · Δv²` is, to second order, what an error of a `learned_range` output v adds to the step KL: `(ln(β/β̃))²/16`.
+ *
+ * @throws as {@linkcode gaussianTransition}
+ */
+export function learnedVarianceWeight(
+  schedule: NoiseSchedule,
+  timestep: number,
+  options: Pick<StepOptions, "next"> = {},
+): number {
+  const { alpha, variance } = coefficientsOf(schedule, timestep, { ...options, variance: "fixed_small" });
+  return Math.log((1 - alpha) / Math.max(variance, 1e-20)) ** 2 / 16;
+}
+
 /** Weights cut at a percentile of themselves, and what was cut. */
 export interface CappedWeights {
   readonly weights: Float64Array<ArrayBuffer>;

@@ -5,7 +5,10 @@
 import { tokenKl } from "../../thermo/masked_transition.ts";
 import { type OptimizationReport, optimize, type OptimizerOptions } from "../../thermo/optimizer.ts";
 import type { PackedTensor } from "../../quant/mod.ts";
+import type { DitModel } from "../dit.ts";
 import type { MaskedTransformer } from "../masked_transformer.ts";
+import type { LinearLayer } from "../tensors.ts";
+import { DitGradients } from "./dit.ts";
 import type { RefinableLinear } from "./linear.ts";
 import { type GradientOptions, MaskedTransformerGradients } from "./masked_transformer.ts";
 
@@ -75,13 +78,7 @@ export function refineMaskedTransformer(
       fail(`both models must have ${vocabularySize} tokens, got ${full.config.vocabularySize}`),
     );
   }
-  if (data.train.length === 0 || data.heldOut.length === 0) {
-    throw new TypeError(
-      fail(
-        `there must be batches to train on and held out, got ${data.train.length} and ${data.heldOut.length}`,
-      ),
-    );
-  }
+  checkBatches(data, fail);
   const { excludedTokens = [maskToken] } = options;
   const gradients = new MaskedTransformerGradients(quantized, options);
   const wantedBytes = [...data.train, ...data.heldOut].reduce(
@@ -122,6 +119,101 @@ function weightsOf({ rows, weights }: MaskedBatch): Float64Array {
     );
   }
   return all.map((weight) => weight / sum);
+}
+
+/** Noisy images, and how much an error at each counts. */
+export interface DitBatch {
+  /** `f32[batch, channels, size, size]` */
+  readonly samples: Float32Array;
+  readonly timesteps: ArrayLike<number>;
+  readonly labels: ArrayLike<number>;
+  /** Weight ω of each image's `‖Δ prediction‖²`: the step KL's, `TransitionComputer.weightOf`. Default 1. */
+  readonly weights?: ArrayLike<number> | undefined;
+  /** The same of its variance channels, where the model learns the variance: `learnedVarianceWeight`. */
+  readonly varianceWeights?: ArrayLike<number> | undefined;
+}
+
+/**
+ * Refines a packed DiT towards the full-precision one: the loss is the mean over images of `ω ‖Δ prediction‖²`, the step KL. Batches are taken
+ * in turn. Neither model is changed; {@linkcode applyRefinement} does that.
+ *
+ * @throws as {@linkcode refineMaskedTransformer}
+ */
+export function refineDit(
+  quantized: DitModel,
+  full: DitModel,
+  data: { readonly train: readonly DitBatch[]; readonly heldOut: readonly DitBatch[] },
+  options: Omit<RefinementOptions, "excludedTokens"> = {},
+): RefinementReport {
+  const { config } = quantized;
+  const fail = (reason: string) => `Cannot refine ${JSON.stringify(quantized.path)}: ${reason}`;
+  const outputs = config.outputChannels * config.sampleSize ** 2;
+  if (
+    full.imageElements !== quantized.imageElements || full.config.outputChannels !== config.outputChannels
+  ) {
+    throw new TypeError(fail(`both models must give ${outputs} numbers an image, got others`));
+  }
+  checkBatches(data, fail);
+  const gradients = new DitGradients(quantized, options);
+  const images = [...data.train, ...data.heldOut].reduce((sum, { labels }) => sum + labels.length, 0);
+  const kept = images * outputs * 4 <= TEACHER_CACHE_BYTES ? new Map<DitBatch, Float32Array>() : undefined;
+  const teacher = (batch: DitBatch) => {
+    const known = kept?.get(batch);
+    if (known !== undefined) return known;
+    const output = full.forward(batch.samples, batch.timesteps, batch.labels).slice();
+    kept?.set(batch, output);
+    return output;
+  };
+  const lossOf = (batch: DitBatch, backward: boolean) => {
+    const { samples, timesteps, labels } = batch;
+    const weights = imageWeights("weights", batch.weights, labels.length);
+    if (config.learnsVariance && batch.varianceWeights === undefined) {
+      throw new TypeError(fail("batches must have varianceWeights for a learned variance, got none"));
+    }
+    const varianceWeights = imageWeights("varianceWeights", batch.varianceWeights, labels.length);
+    const target = teacher(batch);
+    const output = gradients.forward(samples, timesteps, labels);
+    const gradient = new Float32Array(backward ? output.length : 0);
+    const predicted = quantized.imageElements;
+    let loss = 0;
+    for (let image = 0; image < labels.length; image++) {
+      for (let i = 0; i < outputs; i++) {
+        const at = image * outputs + i;
+        const weight = (i < predicted ? weights : varianceWeights)[image]! / labels.length;
+        const error = output[at]! - target[at]!;
+        loss += weight * error * error;
+        if (backward) gradient[at] = 2 * weight * error;
+      }
+    }
+    if (backward) gradients.backward(gradient);
+    return loss;
+  };
+  return refine(gradients, {
+    loss: (iteration) => lossOf(data.train[iteration % data.train.length]!, true),
+    heldOut: () => data.heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / data.heldOut.length,
+  }, { ...options, kernels: quantized.kernels, fail, threads: options.threads ?? quantized.threads });
+}
+
+function imageWeights(name: string, weights: ArrayLike<number> | undefined, images: number): Float64Array {
+  const all = weights === undefined ? new Float64Array(images).fill(1) : Float64Array.from(weights);
+  if (all.length !== images || all.some((weight) => !(weight >= 0 && weight < Infinity))) {
+    throw new RangeError(
+      `Cannot refine a model: ${name} must be ${images} finite numbers ≥ 0, got ${all.join(", ")}`,
+    );
+  }
+  return all;
+}
+
+function checkBatches(
+  data: { readonly train: readonly unknown[]; readonly heldOut: readonly unknown[] },
+  fail: (reason: string) => string,
+): void {
+  if (data.train.length > 0 && data.heldOut.length > 0) return;
+  throw new TypeError(
+    fail(
+      `there must be batches to train on and held out, got ${data.train.length} and ${data.heldOut.length}`,
+    ),
+  );
 }
 
 /** A model with gradients. */
@@ -186,18 +278,12 @@ export function refine(
  * @throws {TypeError} when the model has no such packed layer
  */
 export function applyRefinement(
-  model: MaskedTransformer,
+  model: MaskedTransformer | DitModel,
   refined: readonly RefinedLayer[],
 ): void {
-  const { blocks, head } = model.parts;
-  const layers = [
-    ...blocks.flatMap((block) =>
-      Object.values(block).filter((part) => typeof part === "object" && "weights" in part)
-    ),
-    head,
-  ];
+  const layers = new Map(linearLayers(model).map((layer) => [layer.name, layer]));
   for (const { name, weights, bias } of refined) {
-    const layer = layers.find((one) => one.name === name);
+    const layer = layers.get(name);
     if (
       layer === undefined || !("packed" in layer.weights) ||
       layer.weights.scale.length !== weights.scale.length || layer.bias?.length !== bias?.length
@@ -210,4 +296,12 @@ export function applyRefinement(
     if (weights.zeroPoint !== undefined) layer.weights.zeroPoint!.set(weights.zeroPoint);
     if (bias !== undefined) layer.bias!.set(bias);
   }
+}
+
+/** Every linear layer of a loaded model. */
+function linearLayers(model: MaskedTransformer | DitModel): LinearLayer[] {
+  const { blocks, ...rest } = model.parts;
+  const isLayer = (part: unknown): part is LinearLayer =>
+    typeof part === "object" && part !== null && "weights" in part && "bias" in part;
+  return [...blocks.flatMap((block) => Object.values(block)), ...Object.values(rest)].filter(isLayer);
 }
