@@ -1,4 +1,13 @@
 /** Time: the denoising axis, groups of it, and the parameters that the runtime selects by them. */
+export {
+  type ActivationBits,
+  type ActivationGrid,
+  activationGrid,
+  ActivationHistogram,
+  fakeQuantize,
+  RANGE_METHODS,
+  type RangeMethod,
+} from "./activation_range.ts";
 export { maskRatioAxis, MAX_TIME_BINS, type TimeAxis, timestepAxis } from "./axis.ts";
 export {
   adaptiveTimeGroups,
@@ -9,3 +18,18 @@ export {
   type TimeGroup,
   TimeGroups,
 } from "./groups.ts";
+export { type InputMoments, type OutputCorrection, outputCorrection } from "./output_correction.ts";
+export {
+  type ActivationParameters,
+  type LayerParameters,
+  type OutputParameters,
+  type SelectedParameters,
+  TimeParameters,
+  type WeightScaleParameters,
+} from "./parameters.ts";
+export {
+  modelFingerprint,
+  readTimeParameters,
+  type SidecarExpectation,
+  writeTimeParameters,
+} from "./sidecar.ts";
