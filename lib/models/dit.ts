@@ -5,8 +5,9 @@
 import { CheckpointError, WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
+import type { TimeParameters } from "../time/mod.ts";
 import type { LoadOptions } from "./dream.ts";
-import type { LayerObserver } from "./masked_transformer.ts";
+import type { LayerObserver, TransformerOptions } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
@@ -16,6 +17,7 @@ import {
   ModelTensors,
   type WantedTensor,
 } from "./tensors.ts";
+import { TimeAwareLayers } from "./time_aware.ts";
 import { Workspace } from "./workspace.ts";
 
 /** Inputs of the timestep's embedding: diffusers fixes it. */
@@ -172,8 +174,12 @@ export class DitModel {
   readonly #blocks: readonly DitBlock[];
   readonly #output1: LinearLayer;
   readonly #output2: LinearLayer;
+  readonly #timeAware: TimeAwareLayers | undefined;
   /** Bytes of the weights as they are held. */
   readonly weightBytes: number;
+  readonly threads: number;
+  /** What it selects by time, undefined for nothing. */
+  readonly timeParameters: TimeParameters | undefined;
 
   constructor(
     /** Path of the checkpoint, for messages. */
@@ -181,8 +187,10 @@ export class DitModel {
     readonly config: DitConfig,
     readonly kernels: Kernels,
     tensors: ModelTensors,
-    readonly threads = 1,
+    { threads = 1, timeParameters }: TransformerOptions = {},
   ) {
+    this.threads = threads;
+    this.timeParameters = timeParameters;
     this.#operations = new Operations(kernels, threads);
     const linear = (name: string, bias = true) =>
       tensors.linear(`${name}.weight`, bias ? `${name}.bias` : undefined);
@@ -209,6 +217,17 @@ export class DitModel {
     this.#output1 = linear("proj_out_1");
     this.#output2 = linear("proj_out_2");
     this.weightBytes = tensors.bytes;
+    this.#timeAware = timeParameters &&
+      new TimeAwareLayers(timeParameters, this.#operations, this.#linearLayers(), path);
+  }
+
+  *#linearLayers(): Generator<LinearLayer> {
+    yield this.#patch;
+    for (const block of this.#blocks) {
+      yield* [block.timestep1, block.timestep2, block.modulation, block.query, block.key, block.value];
+      yield* [block.attentionOutput, block.feedForward1, block.feedForward2];
+    }
+    yield* [this.#output1, this.#output2];
   }
 
   /** The weights as they are held, for what computes gradients. */
@@ -305,12 +324,14 @@ export class DitModel {
   ): Float32Array {
     const { config } = this;
     const { hiddenSize: width, heads, headSize } = config;
-    const operations = this.#operations;
+    const operations = this.#operations, timeAware = this.#timeAware;
+    timeAware?.begin(timesteps, batch);
     const side = config.sampleSize / config.patchSize, tokens = side * side, count = batch * tokens;
     const take = (name: string, rows: number, cols: number) => this.#workspace.take(name, rows * cols);
     const linear = (layer: LinearLayer, x: Float32Array, rows: number, out: Float32Array<ArrayBuffer>) => {
       observe?.(layer, x, rows);
-      operations.linear(layer, x, rows, out);
+      if (timeAware === undefined) operations.linear(layer, x, rows, out);
+      else timeAware.linear(layer, x, rows, out);
     };
 
     const patches = take("patches", count, this.#patch.weights.cols);
@@ -402,7 +423,7 @@ export function ditFrom(checkpoint: Checkpoint, kernels: Kernels, options: LoadO
   }
   const config = ditConfig(ConfigFields.of(checkpoint));
   const tensors = new ModelTensors(checkpoint, kernels, wantedDitTensors(config), [/^pos_embed\.pos_embed$/]);
-  return new DitModel(checkpoint.path, config, kernels, tensors, options.threads);
+  return new DitModel(checkpoint.path, config, kernels, tensors, options);
 }
 
 /**

@@ -5,6 +5,7 @@
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
+import type { TimeParameters } from "../time/mod.ts";
 import {
   MaskedTransformer,
   type MaskedTransformerConfig,
@@ -25,6 +26,8 @@ import {
 export interface LoadOptions {
   /** Threads of the kernels; never changes a result. Default 1. */
   readonly threads?: number | undefined;
+  /** What the runtime selects by time; default none. Not read from the sidecar by itself. */
+  readonly timeParameters?: TimeParameters | undefined;
 }
 
 const NAMES: TransformerNames = {
@@ -114,7 +117,7 @@ export function dreamFrom(
     ...IGNORED,
     ...(config.tiesHead ? [/^lm_head\.weight$/] : []),
   ]);
-  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options.threads);
+  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options);
 }
 
 /**
@@ -281,7 +284,7 @@ export function* dreamSteps(
     );
     const rows = Int32Array.from(looked.flat(), (place) => place % tokens === 0 ? place : place - 1);
     if (rows.length > 0) {
-      const logits = model.forward(x, batch, { rows, attentionMask });
+      const logits = model.forward(x, batch, { rows, attentionMask, t: times[step]! });
       let row = 0;
       for (const [b, places] of looked.entries()) {
         const random = randoms[b]!;

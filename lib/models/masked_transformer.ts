@@ -4,6 +4,7 @@
  */
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
+import type { TimeParameters } from "../time/mod.ts";
 import { shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
@@ -13,6 +14,7 @@ import {
   type ModelTensors,
   type WantedTensor,
 } from "./tensors.ts";
+import { TimeAwareLayers } from "./time_aware.ts";
 import { Workspace } from "./workspace.ts";
 
 /** Sizes and constants of a masked diffusion language model. */
@@ -98,6 +100,16 @@ export interface ForwardOptions {
   readonly rows?: Int32Array | undefined;
   /** For calibration. */
   readonly observe?: LayerObserver | undefined;
+  /** Time of the sequences, or of each: the mask ratio in (0, 1]. Needed where the model has time parameters, otherwise ignored. */
+  readonly t?: number | ArrayLike<number> | undefined;
+}
+
+/** How a model runs. */
+export interface TransformerOptions {
+  /** Threads of the kernels; never changes a result. Default 1. */
+  readonly threads?: number | undefined;
+  /** What the runtime selects by time; default none. */
+  readonly timeParameters?: TimeParameters | undefined;
 }
 
 /** Every tensor of a model with these sizes. */
@@ -138,8 +150,12 @@ export class MaskedTransformer {
   readonly #blocks: readonly TransformerBlock[];
   readonly #finalNorm: Float32Array<ArrayBuffer>;
   readonly #head: LinearLayer;
+  readonly #timeAware: TimeAwareLayers | undefined;
   /** Bytes of the weights as they are held. */
   readonly weightBytes: number;
+  readonly threads: number;
+  /** What it selects by time, undefined for nothing. */
+  readonly timeParameters: TimeParameters | undefined;
 
   constructor(
     /** Path of the checkpoint, for messages. */
@@ -148,8 +164,10 @@ export class MaskedTransformer {
     readonly kernels: Kernels,
     tensors: ModelTensors,
     names: TransformerNames,
-    readonly threads = 1,
+    { threads = 1, timeParameters }: TransformerOptions = {},
   ) {
+    this.threads = threads;
+    this.timeParameters = timeParameters;
     this.#operations = new Operations(kernels, threads);
     const linear = (name: string, bias: boolean) =>
       tensors.linear(`${name}.weight`, bias ? `${name}.bias` : undefined);
@@ -174,6 +192,16 @@ export class MaskedTransformer {
       ? { ...this.#embedding, bias: undefined }
       : linear(names.head, names.otherBias);
     this.weightBytes = tensors.bytes;
+    this.#timeAware = timeParameters &&
+      new TimeAwareLayers(timeParameters, this.#operations, this.#linearLayers(), path);
+  }
+
+  *#linearLayers(): Generator<LinearLayer> {
+    for (const block of this.#blocks) {
+      const { query, key, value, attentionOutput, gate, up, down } = block;
+      yield* [query, key, value, attentionOutput, gate, up, down];
+    }
+    yield this.#head;
   }
 
   /** The weights as they are held, for what computes gradients. */
@@ -256,17 +284,20 @@ export class MaskedTransformer {
     inputIds: Int32Array,
     batch: number,
     tokens: number,
-    { attentionMask, rows, observe }: ForwardOptions,
+    { attentionMask, rows, observe, t }: ForwardOptions,
     inspect: ((place: string, values: Float32Array) => void) | undefined,
   ): Float32Array {
     const { config } = this;
     const { hiddenSize, intermediateSize, heads, keyValueHeads, headSize, normEpsilon, rotaryTheta } = config;
-    const operations = this.#operations;
+    const operations = this.#operations, timeAware = this.#timeAware;
+    timeAware?.begin(t, batch);
+    let rowsRun: Int32Array | undefined; // undefined: all of them
     const take = (name: string, cols: number, count = batch * tokens) =>
       this.#workspace.take(name, count * cols);
     const linear = (layer: LinearLayer, x: Float32Array, count: number, out: Float32Array<ArrayBuffer>) => {
       observe?.(layer, x, count);
-      operations.linear(layer, x, count, out);
+      if (timeAware === undefined) operations.linear(layer, x, count, out);
+      else timeAware.linear(layer, x, count, out, rowsRun, tokens);
     };
     const shape = { batch, tokens, heads, kvHeads: keyValueHeads, headSize };
     const positions = positionsOf(batch, tokens, attentionMask);
@@ -293,6 +324,7 @@ export class MaskedTransformer {
       if (rows !== undefined && index === this.#blocks.length - 1) {
         // Behind the last attention no position reads another: the rest of the model runs on the wanted ones alone.
         count = rows.length;
+        rowsRun = rows;
         attended = gather(attended, rows, heads * headSize, take("attendedRows", heads * headSize, count));
         hidden = gather(hidden, rows, hiddenSize, take("hiddenRows", hiddenSize, count));
       }

@@ -17,7 +17,13 @@ import { Operations } from "../operations.ts";
 import { type LinearLayer, lookUpRows } from "../tensors.ts";
 import { Workspace } from "../workspace.ts";
 import { BackwardOperations } from "./kernels.ts";
-import { type BackwardContext, backwardLinears, RefinableLinear, type RefinedParts } from "./linear.ts";
+import {
+  type BackwardContext,
+  backwardLinears,
+  RefinableLinear,
+  type RefinedParts,
+  refuseTimeParameters,
+} from "./linear.ts";
 import type { GradientOptions } from "./masked_transformer.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -103,6 +109,7 @@ export class DitGradients {
   #call: Call | undefined;
 
   constructor(readonly model: DitModel, options: GradientOptions = {}) {
+    refuseTimeParameters(model);
     const parts: RefinedParts = { scales: true, zeroPoints: true, biases: true, ...options.parts };
     const threads = options.threads ?? model.threads;
     this.#operations = new Operations(model.kernels, threads);

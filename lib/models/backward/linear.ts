@@ -158,6 +158,18 @@ export class RefinableLinear {
   }
 }
 
+/** Time parameters are no part of the gradients' forward pass. @throws {TypeError} when a model has some */
+export function refuseTimeParameters(
+  model: { readonly path: string; readonly timeParameters: unknown },
+): void {
+  if (model.timeParameters === undefined) return;
+  throw new TypeError(
+    `Cannot compute gradients of ${
+      JSON.stringify(model.path)
+    }: it must be loaded without time parameters, got some`,
+  );
+}
+
 /** What the way back through linear layers works with. */
 export interface BackwardContext {
   readonly operations: Operations;
