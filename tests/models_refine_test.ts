@@ -30,14 +30,24 @@ async function quantized(input: string, overrides: Record<string, unknown>): Pro
   return output;
 }
 
-describe("dream-mini at 2 bits", async () => {
+const dreamTokenizer = await loadTokenizer(join(MODELS, "dream-mini"));
+const dreamFolder = await quantized(join(MODELS, "dream-mini"), {
+  bit_width: 2,
+  group_size: 0,
+  solver: "clip",
+});
+const ditFolder = store(place.fresh(), ditCheckpoint());
+const ditPacked = await quantized(ditFolder, { bit_width: 2, group_size: 16 });
+
+describe("dream-mini at 2 bits", () => {
   const path = join(MODELS, "dream-mini");
   const full = loadDream(path, kernels, { threads: 2 });
-  const tokenizer = await loadTokenizer(path);
-  const folder = await quantized(path, { bit_width: 2, group_size: 0, solver: "clip" });
-  const load = () => loadDream(folder, kernels, { threads: 2 });
+  const load = () => loadDream(dreamFolder, kernels, { threads: 2 });
   const batches = (file: string, seed: number, count: number): MaskedBatch[] => {
-    const sequences = maskedSequences(full, tokenizer, readPuzzles(join(path, file)), { seed, repeats: 1 });
+    const sequences = maskedSequences(full, dreamTokenizer, readPuzzles(join(path, file)), {
+      seed,
+      repeats: 1,
+    });
     return Array.from({ length: count }, (_, b) => {
       const part = Array.from({ length: 32 }, (_, i) => sequences[(b * 32 + i) * 307 % sequences.length]!);
       const inputIds = new Int32Array(32 * PUZZLE_TOKENS);
@@ -152,10 +162,8 @@ describe("dream-mini at 2 bits", async () => {
   });
 });
 
-describe("a small DiT with a learned variance", async () => {
-  const folder = store(place.fresh(), ditCheckpoint());
-  const packed = await quantized(folder, { bit_width: 2, group_size: 16 });
-  const full = loadDit(folder, kernels), elements = 3 * 8 * 8;
+describe("a small DiT with a learned variance", () => {
+  const full = loadDit(ditFolder, kernels), elements = 3 * 8 * 8;
   const batches = (seed: number, count: number): DitBatch[] =>
     Array.from({ length: count }, (_, b) => ({
       samples: gaussians(seed + b, 4 * elements),
@@ -168,7 +176,7 @@ describe("a small DiT with a learned variance", async () => {
   const options = { learningRate: 0.02, maxIterations: 20, convergenceThreshold: 0, validateEvery: 10 };
 
   test("gets nearer to full precision on images never seen", () => {
-    const model = loadDit(packed, kernels);
+    const model = loadDit(ditPacked, kernels);
     const errorOf = () => {
       const [{ samples, timesteps, labels }] = batches(300, 1) as [DitBatch];
       const wanted = full.forward(samples, timesteps, labels).slice();
@@ -182,7 +190,7 @@ describe("a small DiT with a learned variance", async () => {
   });
 
   test("the variance's weights must be there, and weights must be numbers", () => {
-    const model = loadDit(packed, kernels);
+    const model = loadDit(ditPacked, kernels);
     const without = data.train.map(({ varianceWeights: _, ...batch }) => batch);
     expect(() => refineDit(model, full, { ...data, train: without }, options)).toThrow(
       "batches must have varianceWeights for a learned variance",

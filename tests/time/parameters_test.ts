@@ -367,14 +367,15 @@ describe("sidecar", () => {
   });
 });
 
-describe("models with time parameters", async () => {
-  const quantized = async (made: Parameters<typeof store>[1]) => {
-    const output = place.fresh();
-    const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
-    await quantizeCheckpoint({ input: store(place.fresh(), made), output, config, kernels });
-    return output;
-  };
-  const dream = await quantized(dreamCheckpoint()), dit = await quantized(ditCheckpoint());
+const quantized = async (made: Parameters<typeof store>[1]) => {
+  const output = place.fresh();
+  const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+  await quantizeCheckpoint({ input: store(place.fresh(), made), output, config, kernels });
+  return output;
+};
+const dream = await quantized(dreamCheckpoint()), dit = await quantized(ditCheckpoint());
+
+describe("models with time parameters", () => {
   const masks = equalTimeGroups(maskRatioAxis(10), 2);
   const ids = Int32Array.from({ length: 3 * 8 }, (_, i) => (i * 7) % 49);
 
