@@ -7,6 +7,7 @@ import type { RefinableLinear } from "../lib/models/backward/linear.ts";
 import { loadDit, loadDream, loadLlada } from "../lib/models/mod.ts";
 import { quantizeCheckpoint } from "../lib/pipeline.ts";
 import { type PackedTensor, quantize, unpackCodes } from "../lib/quant/mod.ts";
+import { equalTimeGroups, timestepAxis } from "../lib/time/mod.ts";
 import { workplace } from "./_checkpoints.ts";
 import { allKernels, gaussians, randomStream } from "./_kernels.ts";
 import {
@@ -483,4 +484,62 @@ test("a whole DiT, packed: scales, zero points and biases of every layer, the co
     results[0]!.layers.filter(({ layer }) => "packed" in layer.weights).length,
   );
   expect(checked.reduce((a, b) => a + b)).toBeGreaterThan(9 * 2 * 6);
+});
+
+test("biases by time group, of every layer and of every image's own group", async () => {
+  const output = place.fresh();
+  const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+  await quantizeCheckpoint({ input: store(place.fresh(), ditCheckpoint()), output, config, kernels });
+  const timeGroups = equalTimeGroups(timestepAxis(1000), 3);
+  const gradients = new DitGradients(loadDit(output, kernels), { timeGroups });
+  const elements = 3 * 8 * 8, times = [700, 3, 900], labels = [2, 0, 1]; // groups 2, 0, 2
+  const samples = gaussians(31, 3 * elements), doutput = gaussians(32, 6 * elements);
+  // Away from 0, so that it is seen that they are added.
+  for (const [i, { timeBias }] of gradients.layers.entries()) {
+    timeBias?.values.set(gaussians(50 + i, timeBias.values.length).map((v) => 0.1 * v));
+  }
+  const weights = readWeights(output, kernels);
+  const model: ImageModel = { ...SMALL_IMAGE, width: 24, epsilon: 1e-5 };
+  const byName = new Map(
+    gradients.layers.map((layer) => [layer.layer.name.replace(/weight$/, "bias"), layer]),
+  );
+  const loss = (name: string, values: Float64Array) =>
+    times.reduce((sum, time, i) => {
+      const group = timeGroups.groupOf(time);
+      const own: Weights = (wanted) => {
+        const layer = byName.get(wanted);
+        if (layer?.timeBias === undefined) return weights(wanted);
+        const from = wanted === name ? values : layer.timeBias.values;
+        return each(weights(wanted), (bias, row) => bias + from[group * layer.rows + row]!);
+      };
+      const out = imagePrediction(
+        own,
+        model,
+        samples.subarray(i * elements, (i + 1) * elements),
+        time,
+        labels[i]!,
+      );
+      return sum + dot(out, doutput.subarray(i * out.length, (i + 1) * out.length));
+    }, 0);
+  gradients.forward(samples, times, labels);
+  gradients.backward(doutput);
+  let checked = 0;
+  for (const [name, { timeBias, rows }] of byName) {
+    if (timeBias === undefined) continue;
+    const largest = Math.max(...timeBias.gradients.map(Math.abs));
+    for (const at of [0, rows + 1, 2 * rows + Math.floor(rows / 2)]) {
+      const values = Float64Array.from(timeBias.values), start = values[at]!;
+      values[at] = start + 1e-4;
+      const above = loss(name, values);
+      values[at] = start - 1e-4;
+      const wanted = (above - loss(name, values)) / 2e-4;
+      const error = Math.abs(timeBias.gradients[at]! - wanted);
+      if (!(error <= 1e-3 * Math.abs(wanted) + 1e-4 * largest + 1e-6)) {
+        throw new Error(`${name} ${at}: ${timeBias.gradients[at]}, central differences say ${wanted}`);
+      }
+      if (at === rows + 1) expect(timeBias.gradients[at]).toBe(0); // no image is in group 1
+      checked++;
+    }
+  }
+  expect(checked).toBeGreaterThan(50);
 });

@@ -8,11 +8,14 @@ import {
   type MaskedBatch,
   refineDit,
   refineMaskedTransformer,
+  type RefinementReport,
+  timeBiasesOf,
 } from "../lib/models/backward/refine.ts";
 import { loadDit, loadDream, loadTokenizer } from "../lib/models/mod.ts";
 import { openKernels } from "../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../lib/pipeline.ts";
 import { tokenKl } from "../lib/thermo/masked_transition.ts";
+import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../lib/time/mod.ts";
 import { MODELS, workplace } from "./_checkpoints.ts";
 import { gaussians } from "./_kernels.ts";
 import { ditCheckpoint, SMALL_IMAGE, store } from "./_models.ts";
@@ -118,6 +121,51 @@ describe("dream-mini at 2 bits", () => {
     expect(report.reason).toContain("diverged");
   });
 
+  test("biases by time group: the refined model's own runtime finds the loss that the refinement reports", () => {
+    const timeGroups = equalTimeGroups(maskRatioAxis(10), 4);
+    const timed = (batches: readonly MaskedBatch[]) =>
+      batches.map((batch, b) => ({
+        ...batch,
+        times: Array.from({ length: 32 }, (_, i) => (i + b % 2 + 1) / 33),
+      }));
+    const few = { ...options, maxIterations: 10, validateEvery: 5, timeGroups };
+    const all = { train: timed(data.train), heldOut: timed(data.heldOut) };
+    const report = refineMaskedTransformer(load(), full, all, few);
+    expect(report.kept).toBe(true);
+    const timeParameters = new TimeParameters(timeGroups, timeBiasesOf(report.layers), "f");
+    expect(timeParameters.layers.size).toBe(report.layers.length);
+    const model = loadDream(dreamFolder, kernels, { timeParameters });
+    applyRefinement(model, report.layers);
+    let sum = 0;
+    for (const batch of all.heldOut) {
+      const wanted = full.forward(batch.inputIds, 32, batch).slice();
+      const kl = tokenKl(
+        wanted,
+        model.forward(batch.inputIds, 32, { ...batch, t: batch.times }),
+        35,
+        options,
+      );
+      sum += kl.reduce((a, b) => a + b, 0) / kl.length / all.heldOut.length;
+    }
+    expect(sum).toBeCloseTo(report.heldOutAfter, 5);
+
+    // The prior holds groups together.
+    const spread = (report: RefinementReport) =>
+      report.layers.reduce((sum, { timeBias, weights: { rows } }) => {
+        for (let i = rows; i < timeBias!.length; i++) sum += (timeBias![i]! - timeBias![i - rows]!) ** 2;
+        return sum;
+      }, 0);
+    const held = refineMaskedTransformer(load(), full, all, { ...few, markovWeight: 100 });
+    expect(held.kept).toBe(true);
+    expect(spread(held)).toBeLessThan(0.2 * spread(report));
+    expect(() => refineMaskedTransformer(load(), full, data, few)).toThrow(
+      "every one of 32 items must have a time",
+    );
+    expect(() => refineMaskedTransformer(load(), full, all, { ...few, markovWeight: -1 })).toThrow(
+      "markovWeight",
+    );
+  });
+
   test("parts can be left alone; weights count", () => {
     const few = { ...options, maxIterations: 2 };
     const report = refineMaskedTransformer(load(), full, data, {
@@ -156,6 +204,7 @@ describe("dream-mini at 2 bits", () => {
     expect(() =>
       applyRefinement(full, [{
         ...load().parts.blocks[0]!.up,
+        timeBias: undefined,
         weights: load().parts.blocks[0]!.up.weights as never,
       }])
     ).toThrow("it must have the packed layer");

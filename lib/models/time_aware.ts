@@ -19,12 +19,18 @@ type Floats = Float32Array<ArrayBuffer>;
 
 /** A layer at one time. */
 interface Prepared {
-  /** Without bias where the output is corrected: `shift` has it. */
+  /** Without bias where the output is corrected. */
   readonly layer: LinearLayer;
   readonly grid: ActivationGrid | undefined;
   readonly bits: SelectedParameters["bits"];
+  /** Name of the scratch for rounded activations: layers as wide share it. */
+  readonly scratch: string;
   readonly gainLessOne: Floats | undefined;
-  readonly shift: Floats | undefined;
+  readonly correction: Floats | undefined;
+  /** The layer's own bias, where the output is corrected. */
+  readonly bias: Floats | undefined;
+  /** Scratch for both together, the layer's at all times. */
+  readonly shift: Floats;
 }
 
 /** θ bound to a model's linear layers. */
@@ -59,11 +65,12 @@ export class TimeAwareLayers {
         );
       }
       const seen = new Map<SelectedParameters, Prepared>();
+      const shift = new Float32Array(layer.weights.rows);
       prepared.set(
         layer,
         Array.from({ length: parameters.groups.axis.bins }, (_, bin) => {
           const selected = parameters.atBin(name, bin)!;
-          const made = seen.get(selected) ?? prepare(layer, selected, path);
+          const made = seen.get(selected) ?? prepare(layer, selected, shift, path);
           seen.set(selected, made);
           return made;
         }),
@@ -131,7 +138,7 @@ export class TimeAwareLayers {
   }
 
   #run(
-    { layer, grid, bits, gainLessOne, shift }: Prepared,
+    { layer, grid, bits, scratch, gainLessOne, correction, bias, shift }: Prepared,
     x: Float32Array,
     count: number,
     out: Floats,
@@ -139,16 +146,22 @@ export class TimeAwareLayers {
     const operations = this.#operations;
     const input = grid === undefined
       ? x
-      : fakeQuantize(x, grid, bits, this.#workspace.take("activations", x.length));
+      : fakeQuantize(x, grid, bits, this.#workspace.take(scratch, x.length));
     operations.linear(layer, input, count, out);
     if (gainLessOne !== undefined) {
       const cols = layer.weights.rows;
-      operations.modulate(out, gainLessOne, shift!, { batch: 1, tokens: count, cols }, out);
+      for (let i = 0; i < cols; i++) shift[i] = correction![i]! + (bias === undefined ? 0 : bias[i]!);
+      operations.modulate(out, gainLessOne, shift, { batch: 1, tokens: count, cols }, out);
     }
   }
 }
 
-function prepare(layer: LinearLayer, selected: SelectedParameters, path: string): Prepared {
+function prepare(
+  layer: LinearLayer,
+  selected: SelectedParameters,
+  shift: Floats,
+  path: string,
+): Prepared {
   const { weights, bias } = layer;
   const fail = (reason: string) =>
     new TypeError(
@@ -179,7 +192,10 @@ function prepare(layer: LinearLayer, selected: SelectedParameters, path: string)
     layer: { name: layer.name, weights: own, bias: isCorrected ? undefined : bias },
     grid: selected.grid,
     bits: selected.bits,
+    scratch: `activations ${weights.cols}`,
     gainLessOne,
-    shift: isCorrected ? correction!.map((value, i) => value + (bias?.[i] ?? 0)) : undefined,
+    correction: isCorrected ? correction! : undefined,
+    bias: isCorrected ? bias : undefined,
+    shift,
   };
 }

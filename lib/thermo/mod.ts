@@ -67,3 +67,9 @@ export {
   type ValidationReport,
   type Violation,
 } from "./validator.ts";
+export {
+  correctOutputs,
+  smoothActivationParameters,
+  smoothTimeParameters,
+  type WeightedMoments,
+} from "./time_parameters.ts";

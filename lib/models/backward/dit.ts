@@ -12,6 +12,7 @@ import {
   unpatchify,
   unpatchifyBackward,
 } from "../dit.ts";
+import type { TimeGroups } from "../../time/mod.ts";
 import type { AttentionShape, ModulationShape } from "../kernels.ts";
 import { Operations } from "../operations.ts";
 import { type LinearLayer, lookUpRows } from "../tensors.ts";
@@ -20,6 +21,7 @@ import { BackwardOperations } from "./kernels.ts";
 import {
   type BackwardContext,
   backwardLinears,
+  groupsOfTokens,
   RefinableLinear,
   type RefinedParts,
   refuseTimeParameters,
@@ -49,6 +51,9 @@ interface Call {
   readonly batch: number;
   readonly tokens: number;
   readonly shape: AttentionShape;
+  /** Time group of every token, and of every image. */
+  readonly groups: Int32Array | undefined;
+  readonly groupsOfImages: Int32Array | undefined;
 }
 
 /** What the way back through a block's conditioning reads. */
@@ -105,12 +110,19 @@ export class DitGradients {
   readonly #workspace = new Workspace();
   readonly #context: BackwardContext;
   readonly #recompute: boolean;
+  readonly #timeGroups: TimeGroups | undefined;
   #zeros = new Float32Array(0);
   #call: Call | undefined;
 
   constructor(readonly model: DitModel, options: GradientOptions = {}) {
     refuseTimeParameters(model);
-    const parts: RefinedParts = { scales: true, zeroPoints: true, biases: true, ...options.parts };
+    const parts: RefinedParts = {
+      scales: true,
+      zeroPoints: true,
+      biases: true,
+      ...options.parts,
+      timeGroups: options.timeGroups?.count ?? 0,
+    };
     const threads = options.threads ?? model.threads;
     this.#operations = new Operations(model.kernels, threads);
     this.#backward = new BackwardOperations(model.kernels, threads);
@@ -120,6 +132,7 @@ export class DitGradients {
       workspace: this.#workspace,
     };
     this.#recompute = options.recompute ?? false;
+    this.#timeGroups = options.timeGroups;
     const { patch, blocks, output1, output2 } = model.parts;
     const refinable = (layer: LinearLayer) => new RefinableLinear(layer, parts);
     this.#patch = refinable(patch);
@@ -153,12 +166,20 @@ export class DitGradients {
     const { hiddenSize: width, heads, headSize, sampleSize, patchSize } = config;
     const batch = this.model.checkInput(samples, timesteps, labels);
     const tokens = (sampleSize / patchSize) ** 2, count = batch * tokens;
-    const call: Call = { timesteps, labels, batch, tokens, shape: { batch, tokens, heads, headSize } };
+    const call: Call = {
+      timesteps,
+      labels,
+      batch,
+      tokens,
+      shape: { batch, tokens, heads, headSize },
+      groups: groupsOfTokens(this.#timeGroups, timesteps, batch, tokens),
+      groupsOfImages: groupsOfTokens(this.#timeGroups, timesteps, batch, 1),
+    };
     this.#call = call;
     const patches = this.#take("patches", count, this.#patch.cols);
     patchify(samples, config, patches);
     let hidden = this.#take("input.0", count, width);
-    this.#operations.linear(this.#patch.layer, patches, count, hidden);
+    this.#patch.forward(this.#operations, patches, count, hidden, call.groups);
     for (let begin = 0; begin < hidden.length; begin += parts.positions.length) {
       for (let i = 0; i < parts.positions.length; i++) hidden[begin + i]! += parts.positions[i]!;
     }
@@ -166,7 +187,7 @@ export class DitGradients {
     for (let index = 0; index < this.#blocks.length; index++) hidden = this.#runBlock(index, call);
     const { condition } = this.#runCondition(0, call); // of block 0, as diffusers has it
     const modulation = this.#take("final modulation", batch, 2 * width);
-    this.#operations.linear(this.#output1.layer, condition, batch, modulation);
+    this.#output1.forward(this.#operations, condition, batch, modulation, call.groupsOfImages);
     const normed = this.#take("final normed", count, width);
     this.#operations.layerNorm(hidden, undefined, undefined, count, width, NORM_EPSILON, normed);
     const modulated = this.#take("final modulated", count, width);
@@ -178,7 +199,7 @@ export class DitGradients {
       modulated,
     );
     const pixels = this.#take("pixels", count, this.#output2.rows);
-    this.#operations.linear(this.#output2.layer, modulated, count, pixels);
+    this.#output2.forward(this.#operations, modulated, count, pixels, call.groups);
     const output = this.#take("output", batch, config.outputChannels * sampleSize ** 2);
     unpatchify(pixels, config, output);
     return output;
@@ -215,6 +236,7 @@ export class DitGradients {
       this.#take("final modulated", count, width),
       count,
       dmodulated,
+      call.groups,
     );
     const modulation = this.#take("final modulation", batch, 2 * width);
     const dmodulation = this.#take("final modulation gradient", batch, 2 * width);
@@ -222,7 +244,14 @@ export class DitGradients {
     const { condition } = this.#conditionTape(0, call);
     if (this.#recompute) this.#runCondition(0, call);
     const dcondition = this.#take("final condition gradient", batch, width);
-    backwardLinears(this.#context, [[this.#output1, dmodulation]], condition, batch, dcondition);
+    backwardLinears(
+      this.#context,
+      [[this.#output1, dmodulation]],
+      condition,
+      batch,
+      dcondition,
+      call.groupsOfImages,
+    );
     const last = this.#take(`input.${this.#blocks.length}`, count, width);
     const gradient = this.#take("hidden gradient", count, width);
     this.#backward.layerNorm(last, dmodulated, undefined, count, width, NORM_EPSILON, gradient);
@@ -235,6 +264,7 @@ export class DitGradients {
       this.#take("patches", count, this.#patch.cols),
       count,
       undefined,
+      call.groups,
     );
   }
 
@@ -271,9 +301,9 @@ export class DitGradients {
     const tape = this.#conditionTape(index, call), linears = this.#blocks[index]!;
     const embedding = this.#take("label embedding", batch, this.model.config.hiddenSize);
     const waves = this.#take("waves", batch, TIMESTEP_CHANNELS);
-    operations.linear(linears.timestep1.layer, waves, batch, tape.inner);
+    linears.timestep1.forward(operations, waves, batch, tape.inner, call.groupsOfImages);
     operations.silu(tape.inner, tape.activated);
-    operations.linear(linears.timestep2.layer, tape.activated, batch, tape.sum);
+    linears.timestep2.forward(operations, tape.activated, batch, tape.sum, call.groupsOfImages);
     lookUpRows(this.model.kernels, this.model.parts.blocks[index]!.labels, labels, embedding);
     operations.add(tape.sum, embedding, tape.sum);
     operations.silu(tape.sum, tape.condition);
@@ -312,14 +342,14 @@ export class DitGradients {
     const tape = this.#tapeOf(index, call), shape = this.#modulationShape(6);
     const part = (i: number) => tape.modulation.subarray(i * width);
     const { condition } = this.#runCondition(index, call);
-    operations.linear(linears.modulation.layer, condition, call.batch, tape.modulation);
+    linears.modulation.forward(operations, condition, call.batch, tape.modulation, call.groupsOfImages);
     operations.layerNorm(tape.input, undefined, undefined, count, width, NORM_EPSILON, tape.normed);
     operations.modulate(tape.normed, part(1), part(0), shape, tape.modulated);
-    operations.linear(linears.query.layer, tape.modulated, count, tape.query);
-    operations.linear(linears.key.layer, tape.modulated, count, tape.key);
-    operations.linear(linears.value.layer, tape.modulated, count, tape.value);
+    linears.query.forward(operations, tape.modulated, count, tape.query, call.groups);
+    linears.key.forward(operations, tape.modulated, count, tape.key, call.groups);
+    linears.value.forward(operations, tape.modulated, count, tape.value, call.groups);
     operations.attention(tape.query, tape.key, tape.value, call.shape, undefined, tape.attended);
-    operations.linear(linears.attentionOutput.layer, tape.attended, count, tape.attentionDelta);
+    linears.attentionOutput.forward(operations, tape.attended, count, tape.attentionDelta, call.groups);
     operations.gateAdd(tape.input, part(2), tape.attentionDelta, shape, tape.middle);
     const { normWeight, normBias } = block;
     operations.layerNorm(
@@ -332,9 +362,9 @@ export class DitGradients {
       tape.normedAgain,
     );
     operations.modulate(tape.normedAgain, part(4), part(3), shape, tape.modulatedAgain);
-    operations.linear(linears.feedForward1.layer, tape.modulatedAgain, count, tape.inner);
+    linears.feedForward1.forward(operations, tape.modulatedAgain, count, tape.inner, call.groups);
     operations.geluTanh(tape.inner, tape.activated);
-    operations.linear(linears.feedForward2.layer, tape.activated, count, tape.feedForwardDelta);
+    linears.feedForward2.forward(operations, tape.activated, count, tape.feedForwardDelta, call.groups);
     const output = this.#take(`input.${index + 1}`, count, width);
     operations.gateAdd(tape.middle, part(5), tape.feedForwardDelta, shape, output);
     return output;
@@ -373,9 +403,16 @@ export class DitGradients {
     backward.columnSums(gradient, tape.feedForwardDelta, shape, dmodulation.subarray(5 * width));
     operations.gateAdd(zeros, part(5), gradient, shape, delta);
     const dinner = this.#take("inner gradient", count, 4 * width);
-    backwardLinears(context, [[linears.feedForward2, delta]], tape.activated, count, dinner);
+    backwardLinears(context, [[linears.feedForward2, delta]], tape.activated, count, dinner, call.groups);
     backward.geluTanh(tape.inner, dinner, dinner);
-    backwardLinears(context, [[linears.feedForward1, dinner]], tape.modulatedAgain, count, delta);
+    backwardLinears(
+      context,
+      [[linears.feedForward1, dinner]],
+      tape.modulatedAgain,
+      count,
+      delta,
+      call.groups,
+    );
     this.#modulateBackward(delta, tape.normedAgain, part(4), dmodulation, 3, 4, 6, delta);
     backward.layerNorm(tape.middle, delta, block.normWeight, count, width, config.normEpsilon, delta);
     operations.add(gradient, delta, gradient);
@@ -383,7 +420,14 @@ export class DitGradients {
     backward.columnSums(gradient, tape.attentionDelta, shape, dmodulation.subarray(2 * width));
     operations.gateAdd(zeros, part(2), gradient, shape, delta);
     const dattended = this.#take("attended gradient", count, width);
-    backwardLinears(context, [[linears.attentionOutput, delta]], tape.attended, count, dattended);
+    backwardLinears(
+      context,
+      [[linears.attentionOutput, delta]],
+      tape.attended,
+      count,
+      dattended,
+      call.groups,
+    );
     const [dq, dk, dv] = ["query", "key", "value"].map((name) =>
       this.#take(`${name} gradient`, count, width)
     ) as [Floats, Floats, Floats];
@@ -395,6 +439,7 @@ export class DitGradients {
       tape.modulated,
       count,
       delta,
+      call.groups,
     );
     this.#modulateBackward(delta, tape.normed, part(1), dmodulation, 0, 1, 6, delta);
     backward.layerNorm(tape.input, delta, undefined, count, width, NORM_EPSILON, delta);
@@ -402,13 +447,27 @@ export class DitGradients {
 
     const condition = this.#conditionTape(index, call);
     const dcondition = this.#take("condition gradient", batch, width);
-    backwardLinears(context, [[linears.modulation, dmodulation]], condition.condition, batch, dcondition);
+    backwardLinears(
+      context,
+      [[linears.modulation, dmodulation]],
+      condition.condition,
+      batch,
+      dcondition,
+      call.groupsOfImages,
+    );
     if (dconditionOfOutput !== undefined) operations.add(dcondition, dconditionOfOutput, dcondition);
     backward.silu(condition.sum, dcondition, dcondition);
     const dactivated = this.#take("activated gradient", batch, width);
-    backwardLinears(context, [[linears.timestep2, dcondition]], condition.activated, batch, dactivated);
+    backwardLinears(
+      context,
+      [[linears.timestep2, dcondition]],
+      condition.activated,
+      batch,
+      dactivated,
+      call.groupsOfImages,
+    );
     backward.silu(condition.inner, dactivated, dactivated);
     const waves = this.#take("waves", batch, TIMESTEP_CHANNELS);
-    backwardLinears(context, [[linears.timestep1, dactivated]], waves, batch, undefined);
+    backwardLinears(context, [[linears.timestep1, dactivated]], waves, batch, undefined, call.groupsOfImages);
   }
 }

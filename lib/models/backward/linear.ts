@@ -3,6 +3,7 @@
  * the forward pass uses and that will be stored, and gradients.
  */
 import { dequantize, groupCount, type PackedTensor } from "../../quant/mod.ts";
+import type { TimeGroups } from "../../time/mod.ts";
 import type { DenseMatrix, Matrix } from "../kernels.ts";
 import type { Operations } from "../operations.ts";
 import type { LinearLayer } from "../tensors.ts";
@@ -19,6 +20,8 @@ export interface RefinedParts {
   readonly scales: boolean;
   readonly zeroPoints: boolean;
   readonly biases: boolean;
+  /** Time groups that get a bias each, beside the layer's own; 0 for none. */
+  readonly timeGroups: number;
 }
 
 /** Parameters of one kind of one layer, with what an optimizer needs. */
@@ -42,6 +45,8 @@ export class RefinableLinear {
   readonly #scale: ParameterArray | undefined;
   readonly #zeroPoint: ParameterArray | undefined;
   readonly #bias: ParameterArray | undefined;
+  /** `f32[time groups, rows]` */
+  readonly #timeBias: ParameterArray | undefined;
 
   constructor(layer: LinearLayer, parts: RefinedParts) {
     const { weights } = layer;
@@ -79,7 +84,38 @@ export class RefinableLinear {
         new Float32Array(bias.length).fill(rms || 1),
       );
     }
-    this.parameters = [this.#scale, this.#zeroPoint, this.#bias].filter((p) => p !== undefined);
+    if (parts.timeGroups > 0 && own !== undefined) {
+      const values = new Float32Array(parts.timeGroups * this.rows);
+      // A unit is what rounding the weights does to an output of inputs of size 1.
+      const step = fromHalves(own.scale).reduce((sum, s) => sum + Math.abs(s), 0) / own.scale.length;
+      const units = new Float32Array(values.length).fill(step * Math.sqrt(this.cols / 12) || 1);
+      this.#timeBias = parameter(`${layer.name} time_bias`, values, units);
+    }
+    this.parameters = [this.#scale, this.#zeroPoint, this.#bias, this.#timeBias].filter((p) =>
+      p !== undefined
+    );
+  }
+
+  /** Biases by time group, `f32[time groups, rows]`, undefined where there are none. */
+  get timeBias(): ParameterArray | undefined {
+    return this.#timeBias;
+  }
+
+  /** `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `groups: i32[tokens]` has the time group of each token. */
+  forward(
+    operations: Operations,
+    x: Float32Array,
+    tokens: number,
+    out: Floats,
+    groups: Int32Array | undefined,
+  ): void {
+    operations.linear(this.layer, x, tokens, out);
+    if (this.#timeBias === undefined) return;
+    const { values } = this.#timeBias, { rows } = this;
+    for (let t = 0; t < tokens; t++) {
+      const from = groups![t]! * rows, to = t * rows;
+      for (let row = 0; row < rows; row++) out[to + row]! += values[from + row]!;
+    }
   }
 
   /** Rounds the parameters to what is stored and hands them to the forward pass. */
@@ -101,8 +137,16 @@ export class RefinableLinear {
     dy: Float32Array,
     tokens: number,
     xT: () => Float32Array,
+    timeGroups: Int32Array | undefined,
   ): void {
     const { rows, cols } = this;
+    if (this.#timeBias !== undefined) {
+      const { gradients } = this.#timeBias;
+      for (let t = 0; t < tokens; t++) {
+        const to = timeGroups![t]! * rows, from = t * rows;
+        for (let row = 0; row < rows; row++) gradients[to + row]! += dy[from + row]!;
+      }
+    }
     if (this.#bias !== undefined) {
       const sums = workspace.take("bias gradient", rows);
       backward.columnSums(dy, undefined, { batch: 1, tokens, cols: rows }, sums);
@@ -181,7 +225,7 @@ export interface BackwardContext {
  * The way back through layers that read the same input: their parameters' gradients grow, and the gradients of `x` add up in `dx`, which is
  * overwritten; undefined where nobody wants it.
  *
- * **Shapes** `x: f32[tokens, cols]`, each `dy: f32[tokens, rows of its layer]` → `dx: f32[tokens, cols]`
+ * **Shapes** `x: f32[tokens, cols]`, each `dy: f32[tokens, rows of its layer]` → `dx: f32[tokens, cols]`; `groups: i32[tokens]` as in `forward`
  */
 export function backwardLinears(
   { operations, backward, workspace }: BackwardContext,
@@ -189,6 +233,7 @@ export function backwardLinears(
   x: Float32Array,
   tokens: number,
   dx: Floats | undefined,
+  groups: Int32Array | undefined,
 ): void {
   const cols = layers[0]![0].cols;
   let turned: Floats | undefined;
@@ -200,7 +245,7 @@ export function backwardLinears(
     return turned;
   };
   for (const [i, [layer, dy]] of layers.entries()) {
-    layer.backwardParameters(operations, backward, workspace, dy, tokens, xT);
+    layer.backwardParameters(operations, backward, workspace, dy, tokens, xT, groups);
     if (dx === undefined) continue;
     const part = i === 0 ? dx : workspace.take("input gradient", x.length);
     layer.backwardInput(operations, backward, workspace, dy, tokens, part);
@@ -210,6 +255,26 @@ export function backwardLinears(
 
 function parameter(name: string, values: Floats, units: Floats): ParameterArray {
   return { name, values, gradients: new Float32Array(values.length), units };
+}
+
+/** The time group of every token of items that have equally many. @throws {TypeError} when there is not a time for each item */
+export function groupsOfTokens(
+  timeGroups: TimeGroups | undefined,
+  times: ArrayLike<number> | undefined,
+  items: number,
+  tokens: number,
+): Int32Array | undefined {
+  if (timeGroups === undefined) return undefined;
+  if (times === undefined || times.length !== items) {
+    throw new TypeError(
+      `Cannot compute gradients: every one of ${items} items must have a time, got ${times?.length}`,
+    );
+  }
+  const groups = new Int32Array(items * tokens);
+  for (let item = 0; item < items; item++) {
+    groups.fill(timeGroups.groupOf(times[item]!), item * tokens, (item + 1) * tokens);
+  }
+  return groups;
 }
 
 function addTo(target: Float32Array, values: Float32Array, first: number): void {

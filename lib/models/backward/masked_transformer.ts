@@ -2,6 +2,7 @@
  * Gradients of a masked transformer (Dream, LLaDA) with respect to its packed layers' scales, zero points and biases. The forward pass is that of
  * ../masked_transformer.ts with what the way back needs kept; blocks can be run twice instead, so that memory does not grow with their number.
  */
+import type { TimeGroups } from "../../time/mod.ts";
 import type { AttentionShape } from "../kernels.ts";
 import { gather, type MaskedTransformer, positionsOf, type TransformerBlock } from "../masked_transformer.ts";
 import { Operations } from "../operations.ts";
@@ -11,6 +12,7 @@ import { BackwardOperations } from "./kernels.ts";
 import {
   type BackwardContext,
   backwardLinears,
+  groupsOfTokens,
   RefinableLinear,
   type RefinedParts,
   refuseTimeParameters,
@@ -24,9 +26,11 @@ type BlockLinears = Readonly<Record<typeof LINEARS[number], RefinableLinear>>;
 
 export interface GradientOptions {
   /** What is refined. Default scales, zero points and biases. */
-  readonly parts?: Partial<RefinedParts> | undefined;
+  readonly parts?: Partial<Omit<RefinedParts, "timeGroups">> | undefined;
   /** Keep only the blocks' inputs and run each block again on the way back: less memory, a third more time. Default false. */
   readonly recompute?: boolean | undefined;
+  /** Groups that get a bias each in every packed layer, beside the layer's own. Default none. */
+  readonly timeGroups?: TimeGroups | undefined;
   /** Default the model's. */
   readonly threads?: number | undefined;
 }
@@ -40,6 +44,9 @@ interface Call {
   readonly rows: Int32Array;
   readonly attentionMask: Uint8Array | undefined;
   readonly shape: AttentionShape;
+  /** Time group of every position, and of the wanted rows. */
+  readonly groups: Int32Array | undefined;
+  readonly groupsOfRows: Int32Array | undefined;
 }
 
 /** What a block's backward pass reads. */
@@ -83,11 +90,18 @@ export class MaskedTransformerGradients {
   readonly #workspace = new Workspace();
   readonly #context: BackwardContext;
   readonly #recompute: boolean;
+  readonly #timeGroups: TimeGroups | undefined;
   #call: Call | undefined;
 
   constructor(readonly model: MaskedTransformer, options: GradientOptions = {}) {
     refuseTimeParameters(model);
-    const parts: RefinedParts = { scales: true, zeroPoints: true, biases: true, ...options.parts };
+    const parts: RefinedParts = {
+      scales: true,
+      zeroPoints: true,
+      biases: true,
+      ...options.parts,
+      timeGroups: options.timeGroups?.count ?? 0,
+    };
     const threads = options.threads ?? model.threads;
     this.#operations = new Operations(model.kernels, threads);
     this.#backward = new BackwardOperations(model.kernels, threads);
@@ -97,6 +111,7 @@ export class MaskedTransformerGradients {
       workspace: this.#workspace,
     };
     this.#recompute = options.recompute ?? false;
+    this.#timeGroups = options.timeGroups;
     const { blocks, head, embedding } = model.parts;
     const refinable = (layer: LinearLayer) => new RefinableLinear(layer, parts);
     this.#blocks = blocks.map((block) =>
@@ -104,7 +119,7 @@ export class MaskedTransformerGradients {
     );
     // A head that is the embedding, too, stays as it is.
     this.#head = head.weights === embedding.weights
-      ? new RefinableLinear(head, { scales: false, zeroPoints: false, biases: false })
+      ? new RefinableLinear(head, { scales: false, zeroPoints: false, biases: false, timeGroups: 0 })
       : refinable(head);
     this.layers = [...this.#blocks.flatMap((block) => LINEARS.map((name) => block[name])), this.#head];
   }
@@ -126,13 +141,17 @@ export class MaskedTransformerGradients {
     batch: number,
     rows: Int32Array,
     attentionMask?: Uint8Array,
+    times?: ArrayLike<number>,
   ): Floats {
     const { config } = this.model;
     const { heads, keyValueHeads: kvHeads, headSize, hiddenSize, vocabularySize } = config;
     this.model.checkInput(inputIds, batch, { rows, attentionMask });
     const tokens = inputIds.length / batch;
     const positions = positionsOf(batch, tokens, attentionMask);
+    const groups = groupsOfTokens(this.#timeGroups, times, batch, tokens);
     this.#call = {
+      groups,
+      groupsOfRows: groups && rows.map((row) => groups[row]!),
       batch,
       tokens,
       positions,
@@ -151,7 +170,7 @@ export class MaskedTransformerGradients {
     const { finalNorm } = this.model.parts;
     this.#operations.rmsNorm(hidden, finalNorm, rows.length, hiddenSize, config.normEpsilon, normed);
     const logits = this.#take("logits", rows.length, vocabularySize);
-    this.#operations.linear(this.#head.layer, normed, rows.length, logits);
+    this.#head.forward(this.#operations, normed, rows.length, logits, this.#call.groupsOfRows);
     if (config.logitScale !== 1) { for (let i = 0; i < logits.length; i++) logits[i]! *= config.logitScale; }
     return logits;
   }
@@ -186,6 +205,7 @@ export class MaskedTransformerGradients {
       this.#take("final", count, hiddenSize),
       count,
       dhidden,
+      call.groupsOfRows,
     );
     const last = this.#take(`input.${this.#blocks.length}`, count, hiddenSize);
     this.#backward.rmsNorm(last, dhidden, parts.finalNorm, count, hiddenSize, normEpsilon, dhidden);
@@ -202,6 +222,10 @@ export class MaskedTransformerGradients {
   /** Positions that a block's output has: behind the last attention only those that are wanted. */
   #rowsBehind(index: number, { batch, tokens, rows }: Call): number {
     return index === this.#blocks.length - 1 ? rows.length : batch * tokens;
+  }
+
+  #groupsBehind(index: number, { groups, groupsOfRows }: Call): Int32Array | undefined {
+    return index === this.#blocks.length - 1 ? groupsOfRows : groups;
   }
 
   #tapeOf(index: number, call: Call): BlockTape {
@@ -236,10 +260,11 @@ export class MaskedTransformerGradients {
     const block = this.model.parts.blocks[index]!, linears = this.#blocks[index]!;
     const tape = this.#tapeOf(index, call);
     const all = call.batch * call.tokens, behind = this.#rowsBehind(index, call);
+    const { groups } = call, behindGroups = this.#groupsBehind(index, call);
     operations.rmsNorm(tape.input, block.attentionNorm, all, hiddenSize, normEpsilon, tape.normed);
-    operations.linear(linears.query.layer, tape.normed, all, tape.query);
-    operations.linear(linears.key.layer, tape.normed, all, tape.key);
-    operations.linear(linears.value.layer, tape.normed, all, tape.value);
+    linears.query.forward(operations, tape.normed, all, tape.query, groups);
+    linears.key.forward(operations, tape.normed, all, tape.key, groups);
+    linears.value.forward(operations, tape.normed, all, tape.value, groups);
     operations.rotary(tape.query, call.positions, heads, headSize, rotaryTheta);
     operations.rotary(tape.key, call.positions, keyValueHeads, headSize, rotaryTheta);
     operations.attention(tape.query, tape.key, tape.value, call.shape, call.attentionMask, tape.attended);
@@ -249,13 +274,13 @@ export class MaskedTransformerGradients {
       input = gather(tape.input, call.rows, hiddenSize, this.#take("input rows", behind, hiddenSize));
     }
     const delta = this.#take("delta", behind, hiddenSize);
-    operations.linear(linears.attentionOutput.layer, tape.attendedRows, behind, delta);
+    linears.attentionOutput.forward(operations, tape.attendedRows, behind, delta, behindGroups);
     operations.add(input, delta, tape.middle);
     operations.rmsNorm(tape.middle, block.feedForwardNorm, behind, hiddenSize, normEpsilon, tape.normedAgain);
-    operations.linear(linears.gate.layer, tape.normedAgain, behind, tape.gate);
-    operations.linear(linears.up.layer, tape.normedAgain, behind, tape.up);
+    linears.gate.forward(operations, tape.normedAgain, behind, tape.gate, behindGroups);
+    linears.up.forward(operations, tape.normedAgain, behind, tape.up, behindGroups);
     operations.siluMultiply(tape.gate, tape.up, tape.gated);
-    operations.linear(linears.down.layer, tape.gated, behind, delta);
+    linears.down.forward(operations, tape.gated, behind, delta, behindGroups);
     const output = this.#take(`input.${index + 1}`, behind, hiddenSize);
     operations.add(tape.middle, delta, output);
     return output;
@@ -270,11 +295,12 @@ export class MaskedTransformerGradients {
     const block: TransformerBlock = parts.blocks[index]!, linears = this.#blocks[index]!;
     const tape = this.#tapeOf(index, call);
     const all = call.batch * call.tokens, behind = this.#rowsBehind(index, call);
+    const behindGroups = this.#groupsBehind(index, call);
 
     // doutput is the gradient of both the feed-forward's output and of `middle`.
     const dgated = this.#take("gated gradient", behind, intermediateSize);
     const dup = this.#take("up gradient", behind, intermediateSize);
-    backwardLinears(this.#context, [[linears.down, doutput]], tape.gated, behind, dgated);
+    backwardLinears(this.#context, [[linears.down, doutput]], tape.gated, behind, dgated, behindGroups);
     backward.siluMultiply(tape.gate, tape.up, dgated, dgated, dup);
     const dnormed = this.#take("normed gradient", behind, hiddenSize);
     backwardLinears(
@@ -283,6 +309,7 @@ export class MaskedTransformerGradients {
       tape.normedAgain,
       behind,
       dnormed,
+      behindGroups,
     );
     backward.rmsNorm(tape.middle, dnormed, block.feedForwardNorm, behind, hiddenSize, normEpsilon, dnormed);
     operations.add(doutput, dnormed, doutput);
@@ -294,6 +321,7 @@ export class MaskedTransformerGradients {
       tape.attendedRows,
       behind,
       dattendedRows,
+      behindGroups,
     );
     let dattended = dattendedRows, dinput = doutput;
     if (tape.attendedRows !== tape.attended) {
@@ -325,6 +353,7 @@ export class MaskedTransformerGradients {
       tape.normed,
       all,
       dnormedAll,
+      call.groups,
     );
     if (dnormedAll === undefined) return dinput;
     backward.rmsNorm(tape.input, dnormedAll, block.attentionNorm, all, hiddenSize, normEpsilon, dnormedAll);

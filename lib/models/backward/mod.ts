@@ -12,4 +12,5 @@ export {
   refineMaskedTransformer,
   type RefinementOptions,
   type RefinementReport,
+  timeBiasesOf,
 } from "./refine.ts";

@@ -2,9 +2,11 @@
  * Gradient refinement (phase 3): Adam on the scales, zero points and biases of a packed model against the true step KL to the full-precision
  * model's distribution. Codes stay. Kept only if the held-out step KL falls.
  */
+import { markovLoss } from "../../thermo/losses.ts";
 import { tokenKl } from "../../thermo/masked_transition.ts";
 import { type OptimizationReport, optimize, type OptimizerOptions } from "../../thermo/optimizer.ts";
 import type { PackedTensor } from "../../quant/mod.ts";
+import type { LayerParameters } from "../../time/mod.ts";
 import type { DitModel } from "../dit.ts";
 import type { MaskedTransformer } from "../masked_transformer.ts";
 import type { LinearLayer } from "../tensors.ts";
@@ -22,6 +24,8 @@ export interface MaskedBatch {
   readonly batch: number;
   /** Flat positions of the logits that count; with Dream's shift already taken. */
   readonly rows: Int32Array;
+  /** Mask ratio of each sequence, where there are time groups. */
+  readonly times?: ArrayLike<number> | undefined;
   /** Weight of each row; default 1. Sums are divided by the weights' sum. */
   readonly weights?: ArrayLike<number> | undefined;
   readonly attentionMask?: Uint8Array | undefined;
@@ -33,6 +37,8 @@ export interface RefinedLayer {
   readonly name: string;
   readonly weights: PackedTensor;
   readonly bias: Float32Array<ArrayBuffer> | undefined;
+  /** `f32[time groups, rows]` beside `bias`, where there are time groups: the bias of an output correction with gain 1. */
+  readonly timeBias: Float32Array<ArrayBuffer> | undefined;
 }
 
 /** What a refinement did. */
@@ -49,7 +55,10 @@ export interface RefinementReport extends OptimizationReport {
   readonly scratchBytes: number;
 }
 
-export interface RefinementOptions extends OptimizerOptions, Pick<GradientOptions, "parts" | "recompute"> {
+export interface RefinementOptions
+  extends OptimizerOptions, Pick<GradientOptions, "parts" | "recompute" | "timeGroups"> {
+  /** λ of the Gauss-Markov prior on biases by time group, relative to the loss at the start. Default 0. */
+  readonly markovWeight?: number | undefined;
   /** Tokens that are never written, as `<mask>` and `<pad>`. Default the model's mask. */
   readonly excludedTokens?: readonly number[] | undefined;
   /** Iterations from one look at the held-out batches to the next. Default 25. */
@@ -97,7 +106,7 @@ export function refineMaskedTransformer(
     const { inputIds, rows, attentionMask } = batch;
     const weights = weightsOf(batch);
     const target = teacher(batch);
-    const logits = gradients.forward(inputIds, batch.batch, rows, attentionMask);
+    const logits = gradients.forward(inputIds, batch.batch, rows, attentionMask, batch.times);
     const gradient = backward ? new Float32Array(logits.length) : undefined;
     const kl = tokenKl(target, logits, vocabularySize, { excludedTokens, gradient, weights });
     if (gradient !== undefined) gradients.backward(gradient);
@@ -243,11 +252,19 @@ export function refine(
     store();
     return problem.heldOut();
   };
+  const { markovWeight = 0, timeGroups } = options;
+  if (!(markovWeight >= 0 && markovWeight <= 100)) {
+    throw new RangeError(options.fail(`markovWeight must lie in [0, 100], got ${markovWeight}`));
+  }
+  let scale: number | undefined; // of the loss, that λ is relative to
   const report = optimize(options.kernels, {
     parameters,
     loss: (iteration) => {
       store();
-      return problem.loss(iteration);
+      const loss = problem.loss(iteration);
+      scale ??= loss;
+      return loss +
+        (timeGroups === undefined ? 0 : markovPrior(layers, timeGroups.count, markovWeight * scale));
     },
     validate: heldOut,
     validateEvery: options.validateEvery ?? 25,
@@ -261,10 +278,11 @@ export function refine(
     heldOutAfter: report.best,
     kept,
     layers: kept
-      ? layers.filter((layer) => layer.parameters.length > 0).map(({ layer }) => ({
+      ? layers.filter((layer) => layer.parameters.length > 0).map(({ layer, timeBias }) => ({
         name: layer.name,
         weights: layer.weights as PackedTensor,
         bias: layer.bias,
+        timeBias: timeBias?.values.slice(),
       }))
       : [],
     parameters: parameters.reduce((sum, { values }) => sum + values.length, 0),
@@ -272,8 +290,25 @@ export function refine(
   };
 }
 
+/** The prior's loss over all layers, in units, as a mean over biases; its gradients are added. */
+function markovPrior(layers: readonly RefinableLinear[], groups: number, weight: number): number {
+  const all = layers.flatMap(({ timeBias }) => timeBias ?? []);
+  const biases = all.reduce((sum, { values }) => sum + values.length, 0) / groups;
+  let loss = 0;
+  for (const { values, gradients, units } of weight > 0 ? all : []) {
+    const term = markovLoss(
+      Float64Array.from(values, (value, i) => value / units[i]!),
+      groups,
+      weight / biases,
+    );
+    loss += term.loss;
+    for (let i = 0; i < gradients.length; i++) gradients[i]! += term.gradient[i]! / units[i]!;
+  }
+  return loss;
+}
+
 /**
- * Writes refined parameters into a loaded model's weights, in place.
+ * Writes refined parameters into a loaded model's weights, in place; biases by time group are no part of them: see {@linkcode timeBiasesOf}.
  *
  * @throws {TypeError} when the model has no such packed layer
  */
@@ -304,4 +339,17 @@ function linearLayers(model: MaskedTransformer | DitModel): LinearLayer[] {
   const isLayer = (part: unknown): part is LinearLayer =>
     typeof part === "object" && part !== null && "weights" in part && "bias" in part;
   return [...blocks.flatMap((block) => Object.values(block)), ...Object.values(rest)].filter(isLayer);
+}
+
+/**
+ * The biases by time group of a refinement as output corrections with gain 1, for `TimeParameters`; empty where it had no time groups.
+ */
+export function timeBiasesOf(refined: readonly RefinedLayer[]): Map<string, LayerParameters> {
+  return new Map(
+    refined.flatMap(({ name, timeBias }) =>
+      timeBias === undefined
+        ? []
+        : [[name, { output: { gain: new Float32Array(timeBias.length).fill(1), bias: timeBias } }]]
+    ),
+  );
 }
