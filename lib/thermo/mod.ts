@@ -73,3 +73,9 @@ export {
   smoothTimeParameters,
   type WeightedMoments,
 } from "./time_parameters.ts";
+export {
+  correctedDeviation,
+  correctPredictions,
+  PredictionRegression,
+  type SamplerCorrection,
+} from "./sampler_correction.ts";
