@@ -177,7 +177,7 @@ describe("values", () => {
       (v): [string, unknown, string] => ["fail_fast", v, "boolean, true or false"],
     ),
     ...["Clip", "", 1, null, ["clip"]].map(
-      (v): [string, unknown, string] => ["solver", v, "string, one of clip, round"],
+      (v): [string, unknown, string] => ["solver", v, "string, one of clip, round, feedback, best"],
     ),
     ["deployment_profile", "phone", "string or null, one of edge, local, cloud"],
     ["target_model_size_mb", 0, "number or null, above 0, at most 1000000000"],
@@ -572,6 +572,7 @@ describe("formatConfig", () => {
     const values = lines.filter((line) => / # from /.test(line));
     expect(values).toHaveLength(configSchema().length);
     expect(lines.filter((line) => !values.includes(line))).toEqual([
+      "solver_options:",
       "thermodynamic:",
       "  validation:",
       "  boundary_smoothing:",
