@@ -88,10 +88,14 @@ async function measureShares(
   bench.ratioGoal(`F32 product ${side}³ / the core's multiply-adds`, 0.75, [
     ["", group.speed(names[0]!, FMA_PEAK)],
   ], missing);
+  const lowest = MODEL_SHAPES.map((shape) =>
+    [`at ${shape.join("·")}`, group.speed(name(shape), FMA_PEAK)] as const
+  )
+    .sort(([, a], [, b]) => (a?.median ?? 0) - (b?.median ?? 0))[0]!;
   bench.ratioGoal(
-    "F32 products of the models' shapes / the core's multiply-adds",
+    "F32 product / the core's multiply-adds, lowest of the models' shapes",
     0.6,
-    MODEL_SHAPES.map((shape) => [shape.join("·"), group.speed(name(shape), FMA_PEAK)]),
+    [[...lowest]],
     missing,
   );
 }
@@ -104,7 +108,7 @@ async function measureTokens(bench: KernelBench): Promise<void> {
     const ratios: RatioOf[] = BITS.flatMap((bits) => [
       { of: LINEAR_PACKED(bits), to: LINEAR_F32 },
       { of: LINEAR_INT8(bits), to: LINEAR_F32 },
-      { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 activations" },
+      { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 inputs" },
     ]);
     const group = new Group(`Products of ${tokens} tokens`, "in cache", ratios, "multiply-adds");
     await bench.measure(
@@ -153,10 +157,10 @@ async function measureVector(
   const ratios: RatioOf[] = BITS.flatMap((bits) => [
     { of: LINEAR_PACKED(bits), to: LINEAR_F32 },
     { of: LINEAR_INT8(bits), to: LINEAR_F32 },
-    { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 activations" },
+    { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 inputs" },
     ...GGML_OF[bits].flatMap((type) => [
-      { of: LINEAR_PACKED(bits), to: GGML_DOT(type) },
-      { of: LINEAR_INT8(bits), to: GGML_DOT(type) },
+      { of: LINEAR_PACKED(bits), to: GGML_DOT(type), label: type },
+      { of: LINEAR_INT8(bits), to: GGML_DOT(type), label: type },
     ]),
   ]);
   const group = new Group("Products of one token", "from memory", ratios, "multiply-adds");
