@@ -1,0 +1,173 @@
+/** What the charts have in common: data out of tables, names short enough for an axis, and what to draw of nothing. */
+import type { MeasuredRow, TableLike } from "./tables.ts";
+
+export type Json = string | number | boolean | null | readonly Json[] | { readonly [key: string]: Json };
+
+/** A Vega-Lite specification, whole or a part. */
+export type Spec = { readonly [key: string]: Json };
+
+/** What every chart takes. */
+export interface ChartOptions {
+  /** Default: what the chart shows. */
+  readonly title?: string | undefined;
+  /** Of the plot without axes, in pixels; `container` fits a page. Default 560. */
+  readonly width?: number | "container" | undefined;
+  /** Of the plot, in pixels; charts with a row a layer choose their own. */
+  readonly height?: number | undefined;
+}
+
+export const SCHEMA_URL = "https://vega.github.io/schema/vega-lite/v6.json";
+export const DEFAULT_WIDTH = 560;
+export const DEFAULT_HEIGHT = 260;
+
+/** Rows of a chart's data: finite numbers, texts, booleans or null. */
+export type ChartRow = Readonly<Record<string, string | number | boolean | null>>;
+
+/** The data of one chart, and what its reader must know of it. */
+export interface ChartData {
+  readonly rows: ChartRow[];
+  /** Values that are NaN or infinite: drawn as absent. */
+  readonly notFinite: number;
+}
+
+/**
+ * The columns a chart needs. NaN and infinities become null and are counted.
+ *
+ * @throws {TypeError} when the table lacks one of them
+ */
+export function chartData(chart: string, table: TableLike, columns: readonly string[]): ChartData {
+  const missing = columns.filter((column) => !table.columnNames().includes(column));
+  if (missing.length > 0) {
+    throw new TypeError(
+      `Cannot draw ${chart}: the table must have columns ${columns.join(", ")}, lacks ${missing.join(", ")}`,
+    );
+  }
+  let notFinite = 0;
+  const rows = (table.objects() as MeasuredRow[]).map((row) =>
+    Object.fromEntries(columns.map((column) => {
+      const value = row[column];
+      if (typeof value === "number" && !Number.isFinite(value)) {
+        notFinite++;
+        return [column, null];
+      }
+      return [column, (value ?? null) as ChartRow[string]];
+    }))
+  );
+  return { rows, notFinite };
+}
+
+/** What the subtitle says of values that cannot be drawn. */
+export function notFiniteNote(count: number): string[] {
+  return count === 0 ? [] : [`${count} value${count === 1 ? " is" : "s are"} NaN or infinite and not drawn`];
+}
+
+/** A whole chart. */
+export function chart(
+  { title, width }: { readonly title: string; readonly width?: ChartOptions["width"] },
+  notes: readonly string[],
+  body: Spec,
+): Spec {
+  const sized = "vconcat" in body || "hconcat" in body || "facet" in body ? {} : {
+    width: width ?? DEFAULT_WIDTH,
+    autosize: { type: width === "container" ? "fit-x" : "pad", contains: "padding" },
+  };
+  return {
+    $schema: SCHEMA_URL,
+    title: { text: title, ...(notes.length > 0 ? { subtitle: [...notes] } : {}) },
+    ...sized,
+    ...body,
+  };
+}
+
+/** A chart of nothing: the title, and in the middle why there is nothing. */
+export function emptyChart(title: string, reason: string, options: ChartOptions = {}): Spec {
+  return chart({ title, width: options.width }, [], {
+    height: 60,
+    data: { values: [{ reason }] },
+    mark: { type: "text", style: "note" },
+    encoding: { text: { field: "reason", type: "nominal" } },
+  });
+}
+
+/** Charts one below the other, one for each value of a column; a single value needs no heading. */
+export function eachBelow(
+  title: string,
+  notes: readonly string[],
+  parts: readonly { readonly name: string; readonly spec: Spec }[],
+  width: ChartOptions["width"],
+): Spec {
+  const [only] = parts;
+  if (only !== undefined && parts.length === 1) return chart({ title, width }, notes, only.spec);
+  const inner = width === undefined || width === "container" ? DEFAULT_WIDTH : width;
+  return chart({ title }, notes, {
+    vconcat: parts.map(({ name, spec }) => ({
+      title: { text: name, fontSize: 12, offset: 6 },
+      width: inner,
+      ...spec,
+    })),
+    resolve: { scale: { color: "independent", shape: "independent" } },
+  });
+}
+
+/** Groups in the order in which their keys come. */
+export function groupRows<Row>(rows: readonly Row[], key: (row: Row) => string): [string, Row[]][] {
+  return [...Map.groupBy(rows, key)];
+}
+
+/** The setting, and the model too where there are several. */
+export function withSeries<Row extends ChartRow>(
+  rows: readonly Row[],
+): (Row & { readonly series: string })[] {
+  const isOne = new Set(rows.map(({ model }) => model)).size <= 1;
+  return rows.map((row) => ({
+    ...row,
+    series: isOne ? String(row["setting"]) : `${row["model"]}, ${row["setting"]}`,
+  }));
+}
+
+/** Names without what all have in common: a dotted beginning, and `.weight`. */
+export function shortNames(names: readonly string[]): Map<string, string> {
+  const distinct = [...new Set(names)];
+  const parts = distinct.map((name) => name.replace(/\.weight$/, "").split("."));
+  let common = 0;
+  const [first] = parts;
+  if (first !== undefined && distinct.length > 1) {
+    while (parts.every((part) => part.length > common + 1 && part[common] === first[common])) common++;
+  }
+  const short = parts.map((part) => part.slice(common).join("."));
+  const isClear = new Set(short).size === short.length;
+  return new Map(distinct.map((name, i) => [name, isClear ? short[i]! : name]));
+}
+
+/** A logarithmic scale where every value is positive and they span a decade or more. */
+export function scaleOf(values: readonly (number | null)[]): Spec {
+  const present = values.filter((value) => value !== null);
+  const [low, high] = extent(present);
+  return present.length > 0 && low > 0 && high / low >= 10
+    ? { type: "log", nice: false, padding: 10 }
+    : { zero: true };
+}
+
+/** Least and largest, without the limits of spreading an array. */
+export function extent(values: readonly number[]): [number, number] {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) {
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  }
+  return [low, high];
+}
+
+/** The number in a column, null where there is none. */
+export const numberIn = (row: ChartRow, column: string): number | null => {
+  const value = row[column];
+  return typeof value === "number" ? value : null;
+};
+
+/** Ticks and tooltips of numbers of any size. */
+export const NUMBER_FORMAT = ".4~g";
+
+/** A legend only where there is something to tell apart. */
+export function legendFor(values: readonly unknown[], title: string | null): Spec {
+  return { legend: new Set(values).size > 1 ? { title } : null };
+}
