@@ -1,6 +1,6 @@
 /** `bench.ts`: measures, and prints what this run measured. */
 import { mkdirSync } from "node:fs";
-import { join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "@std/cli/parse-args";
@@ -26,7 +26,7 @@ import {
   SOLVERS,
 } from "../lib/quant/mod.ts";
 import { OtherLoad } from "../lib/eval/environment.ts";
-import { EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
+import { commandLine, EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
 
 const INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "neon", "simd128"] as const satisfies InstructionSet[];
 const BACKENDS = ["auto", "native", "wasm"] as const;
@@ -53,6 +53,8 @@ Measures on this machine and prints tables; every number in them is from this ru
   --quick            fewer samples: for a look, not for a report
   --json             print JSON instead of tables
   --out DIR          also write bench.json and bench.txt there
+  --report DIR       also write report.html there, with charts and tables of the run; a name that ends with .html is
+                     the page alone
   --help
 
 ${EXIT_CODE_HELP}`;
@@ -64,6 +66,7 @@ export interface BenchArguments {
   readonly isa: InstructionSet | undefined;
   readonly json: boolean;
   readonly out: string | undefined;
+  readonly report: string | undefined;
   readonly help: boolean;
 }
 
@@ -87,6 +90,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     "seed",
     "megabytes",
     "out",
+    "report",
   ] as const;
   const boolean = ["quick", "json", "help"] as const;
   const unknown: string[] = [];
@@ -156,19 +160,13 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     isa,
     json: parsed["json"] === true,
     out: given("out"),
+    report: given("report"),
     help: parsed["help"] === true,
   };
 }
 
 function referenceModel(name: string): string {
   return fileURLToPath(new URL(`../tests/models/${name}`, import.meta.url));
-}
-
-/** The command line as it can be given again. */
-function commandLine(args: readonly string[]): string {
-  const runner = "Deno" in globalThis ? "deno run -A" : "bun run";
-  const quoted = args.map((arg) => /^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", "'\\''")}'`);
-  return [runner, "scripts/bench.ts", ...quoted].join(" ");
 }
 
 /** A table of what clip search gains, from the rows that were measured. */
@@ -189,6 +187,11 @@ async function solverSections({ rows }: SuiteReport, suite: Suite): Promise<Sect
   }];
 }
 
+/** A run is called after its folder or page. */
+function nameOfReport(target: string): string {
+  return basename(resolve(target)).replace(/\.html$/, "");
+}
+
 function makeFolder(path: string): void {
   try {
     mkdirSync(path, { recursive: true });
@@ -198,7 +201,7 @@ function makeFolder(path: string): void {
 }
 
 async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
-  const { suite, options, isa, json, out, help } = parseBenchArguments(args);
+  const { suite, options, isa, json, out, report: reportTarget, help } = parseBenchArguments(args);
   if (help) {
     print(HELP);
     return;
@@ -206,10 +209,13 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   // Nothing of a measurement can be kept: the exit handlers remove its files.
   signal.addEventListener("abort", () => process.exit(signal.reason === "SIGTERM" ? 143 : 130));
   if (out !== undefined) makeFolder(out);
+  if (reportTarget !== undefined) {
+    makeFolder(reportTarget.endsWith(".html") ? dirname(reportTarget) : reportTarget);
+  }
   const progress = (line: string) => void process.stderr.write(`${suite.name}: ${line}\n`);
   using kernels = await openKernels({ backend: options.backend, isa, onMessage: progress });
   const environment = environmentOf(kernels);
-  const command = commandLine(args);
+  const command = commandLine("bench.ts", args);
   const header = formatHeader(command, environment);
   if (!json) print(header.join("\n"));
 
@@ -228,9 +234,21 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     (options.quick ? "; --quick: too few samples for a report" : ""),
   ];
   const body = [...formatReport(report), ...closing];
+  const { sections, rows, goals, skipped } = report;
   const result = `${
     JSON.stringify(
-      { suite: suite.name, command, environment, options, seconds, otherCores, ...report },
+      {
+        suite: suite.name,
+        command,
+        environment,
+        options,
+        seconds,
+        otherCores,
+        sections,
+        rows,
+        goals,
+        skipped,
+      },
       null,
       2,
     )
@@ -240,6 +258,21 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   if (out !== undefined) {
     writeWhole(join(out, "bench.json"), result);
     writeWhole(join(out, "bench.txt"), `${[...header, ...body].join("\n")}\n`);
+  }
+  if (reportTarget !== undefined) {
+    // Loaded only here: drawing takes libraries that nothing else needs.
+    const { benchRun } = await import("../lib/analysis/make_run.ts");
+    const { writeReport } = await import("../lib/analysis/report_folder.ts");
+    const run = await benchRun(nameOfReport(reportTarget), {
+      suite: suite.name,
+      command,
+      environment,
+      options,
+      seconds,
+      otherCores,
+      report,
+    });
+    progress(`report: ${await writeReport(reportTarget, run)}`);
   }
 }
 

@@ -24,14 +24,14 @@ const COLOURS: Readonly<Record<Theme, Colours>> = {
     text: "#1f2328",
     muted: "#59636e",
     grid: "#e4e7ea",
-    categories: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d"],
+    categories: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#999999"],
   },
   dark: {
     background: "#16191d",
     text: "#e6e8ea",
     muted: "#9da5ae",
     grid: "#2f353b",
-    categories: ["#56b4e9", "#e69f00", "#00b583", "#cc79a7", "#f0e442", "#d55e00", "#bdbdbd"],
+    categories: ["#56b4e9", "#e69f00", "#00b583", "#cc79a7", "#f0e442", "#d55e00", "#bdbdbd", "#7f7f7f"],
   },
 };
 

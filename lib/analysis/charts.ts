@@ -13,7 +13,7 @@ export {
   timeParameters,
   transitionKl,
 } from "./charts/time.ts";
-export { accuracyByBits, paretoFront, QUALITY_METRICS, type QualityOptions } from "./charts/quality.ts";
+export { accuracyByBits, frontOf, QUALITY_METRICS, type QualityOptions } from "./charts/quality.ts";
 export { lossHistory, PHASE_METRICS, type PhaseOptions, phasesAgainstBaseline } from "./charts/phases.ts";
 export { codeHistogram } from "./charts/codes.ts";
 export { type KernelChartOptions, kernelRoofline, kernelThroughput } from "./charts/kernels.ts";

@@ -8,27 +8,56 @@ import { join } from "node:path";
 import { resolveConfig } from "../config.ts";
 import {
   type DitModel,
+  encodePng,
   loadModel,
   loadScheduler,
   loadTokenizer,
   type MaskedTransformer,
   modelConfig,
+  tileImages,
 } from "../models/mod.ts";
 import { quantizeCheckpoint } from "../pipeline.ts";
 import { type BitWidth, MAX_THREADS, type Solver } from "../quant/mod.ts";
 import { openCheckpoint, readJsonFile } from "../tensor/mod.ts";
 import { measureStored } from "./checkpoint_suite.ts";
 import { loadClassifier, loadFeatureStatistics } from "./classifier.ts";
-import { drawImages, readImages, scoreImages, timestepErrors, trajectoryDrift } from "./dit_metrics.ts";
-import { compareMasked, maskedSequences, readPuzzles, scoreTasks, solvePuzzles } from "./dream_tasks.ts";
+import {
+  drawImages,
+  type DrawnImages,
+  readImages,
+  scoreImages,
+  timestepErrors,
+  trajectoryDrift,
+} from "./dit_metrics.ts";
+import {
+  compareMasked,
+  maskedSequences,
+  readPuzzles,
+  scoreTasks,
+  type SolvedPuzzle,
+  solvePuzzles,
+} from "./dream_tasks.ts";
 import { FrechetReference } from "./frechet.ts";
 import { bootstrapMean, type Interval, pairedDifference } from "./intervals.ts";
-import type { BenchContext, Goal, Section, Skipped, Suite, SuiteReport } from "./suite.ts";
+import type {
+  BenchContext,
+  Goal,
+  QuantizedSetting,
+  Sample,
+  Section,
+  Skipped,
+  Suite,
+  SuiteReport,
+} from "./suite.ts";
 import { withTemporaryFolder } from "./temporary_folder.ts";
 
 /** Images drawn at a setting unless `--limit` says otherwise: what keeps the whole suite within four minutes. */
 const DEFAULT_IMAGES = 128;
 const DRAWING = { sampler: "ddim", steps: 50, spacing: "linspace" } as const;
+
+/** Samples of each model and setting that a report shows: the first of each task, or the first images. */
+const SHOWN_IMAGES = 12;
+const SHOWN_PUZZLES = 4;
 
 /** A model as it is or quantized in one way. */
 interface Setting {
@@ -44,6 +73,7 @@ interface Measured {
   readonly relativeRmsError: number | undefined;
   readonly quantizeSeconds: number | undefined;
   readonly seconds: number;
+  readonly quantized: QuantizedSetting | undefined;
 }
 
 const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
@@ -70,7 +100,7 @@ async function atEverySetting<Result>(
   await withTemporaryFolder(async (temporary) => {
     for (const setting of settingsOf(context)) {
       context.progress(`${nameOf(path)}, ${setting.name}`);
-      let folder = path, stored, quantizeSeconds;
+      let folder = path, stored, quantizeSeconds, quantized;
       if (setting.bits !== undefined) {
         folder = join(temporary, "quantized");
         const { config } = resolveConfig({
@@ -82,8 +112,15 @@ async function atEverySetting<Result>(
           },
         });
         const begin = performance.now();
-        await quantizeCheckpoint({ input: path, output: folder, config, kernels, force: true });
+        const { layers, layerMilliseconds } = await quantizeCheckpoint({
+          input: path,
+          output: folder,
+          config,
+          kernels,
+          force: true,
+        });
         quantizeSeconds = (performance.now() - begin) / 1000;
+        quantized = { model: nameOf(path), setting: setting.name, layers, layerMilliseconds };
         stored = measureStored(kernels, path, folder);
       }
       const begin = performance.now();
@@ -94,6 +131,7 @@ async function atEverySetting<Result>(
         relativeRmsError: stored?.relativeRmsError,
         quantizeSeconds,
         seconds: (performance.now() - begin) / 1000,
+        quantized,
         result,
       });
     }
@@ -240,7 +278,50 @@ async function measureMasked(context: BenchContext, path: string): Promise<Suite
       ...sensitivityGoal(path, "puzzles", rows),
     ],
     skipped: [],
+    quantized: rows.flatMap(({ quantized }) => quantized ?? []),
+    samples: rows.flatMap(({ setting, result }) => shownPuzzles(nameOf(path), setting, result.solved)),
   };
+}
+
+/** The first puzzles of each task. */
+function shownPuzzles(model: string, setting: Setting, solved: readonly SolvedPuzzle[]): Sample[] {
+  const shown = [...Map.groupBy(solved, ({ puzzle }) => puzzle.task).values()].flatMap((own) =>
+    own.slice(0, SHOWN_PUZZLES)
+  );
+  return shown.map(({ puzzle, answer, isCorrect }, sample) => ({
+    model,
+    setting: setting.name,
+    sample,
+    label: puzzle.task,
+    prompt: puzzle.prompt,
+    expected: puzzle.answer,
+    answer,
+    isCorrect,
+  }));
+}
+
+/** The first images, as files. */
+function shownImages(
+  model: string,
+  setting: Setting,
+  { images, labels, elements }: DrawnImages,
+  isRecognized: readonly boolean[],
+  channels: number,
+): Sample[] {
+  if (channels !== 1 && channels !== 3) return []; // not a picture that a PNG of this kind can hold
+  const size = Math.sqrt(elements / channels);
+  return Array.from(labels.subarray(0, SHOWN_IMAGES), (label, sample) => {
+    const image = images.subarray(sample * elements, (sample + 1) * elements);
+    const { pixels, width, height } = tileImages(image, channels, size, 1);
+    return {
+      model,
+      setting: setting.name,
+      sample,
+      label: String(label),
+      isCorrect: isRecognized[sample]!,
+      png: encodePng(pixels, width, height, channels),
+    };
+  });
 }
 
 function measureImagesModel(context: BenchContext, path: string): Promise<SuiteReport> {
@@ -260,13 +341,15 @@ function measureImagesModel(context: BenchContext, path: string): Promise<SuiteR
   return (async () => {
     let full: DitModel | undefined;
     let fullDrawn: ReturnType<typeof drawImages> | undefined;
-    const measured = await atEverySetting(context, path, (folder) => {
+    const measured = await atEverySetting(context, path, (folder, setting) => {
       const model = load(folder);
       full ??= model;
       const drawn = drawImages(model, scheduler, count, { ...DRAWING, ...seeded, trajectory: true });
       fullDrawn ??= drawn;
+      const scores = scoreImages(drawn, classifier, reference, seeded);
       return {
-        scores: scoreImages(drawn, classifier, reference, seeded),
+        scores,
+        shown: shownImages(nameOf(path), setting, drawn, scores.isRecognized, model.config.channels),
         errors: timestepErrors(full, model, scheduler, real, {
           ...seeded,
           imagesPerTimestep: Math.min(32, count),
@@ -339,6 +422,8 @@ function measureImagesModel(context: BenchContext, path: string): Promise<SuiteR
         ...sensitivityGoal(path, "recognized glyphs", rows),
       ],
       skipped: [],
+      quantized: rows.flatMap(({ quantized }) => quantized ?? []),
+      samples: rows.flatMap(({ result }) => result.shown),
     };
   })();
 }
@@ -393,6 +478,8 @@ export const accuracySuite: Suite = {
       rows: reports.flatMap(({ rows }) => rows),
       goals: reports.flatMap(({ goals }) => goals),
       skipped: reports.flatMap(({ skipped }) => skipped),
+      quantized: reports.flatMap(({ quantized = [] }) => quantized),
+      samples: reports.flatMap(({ samples = [] }) => samples),
     };
   },
 };

@@ -50,12 +50,12 @@ export interface QualityOptions extends ChartOptions {
  *
  * @example
  * ```ts
- * import { paretoFront } from "../charts.ts";
+ * import { frontOf } from "../charts.ts";
  * const rows = [{ bits: 2, value: 0.5 }, { bits: 3, value: 0.4 }, { bits: 4, value: 0.9 }];
- * console.log(paretoFront(rows, (row) => row.bits, (row) => row.value, true)); // the first and the last
+ * console.log(frontOf(rows, (row) => row.bits, (row) => row.value, true)); // the first and the last
  * ```
  */
-export function paretoFront<Row>(
+export function frontOf<Row>(
   rows: readonly Row[],
   cost: (row: Row) => number,
   value: (row: Row) => number,
@@ -128,7 +128,7 @@ function qualityPlot(
   higherIsBetter: boolean,
   options: ChartOptions,
 ): Spec {
-  const front = paretoFront(
+  const front = frontOf(
     points,
     (row) => numberIn(row, "bitsPerWeight")!,
     (row) => numberIn(row, metric)!,
