@@ -139,13 +139,41 @@ export function shortNames(names: readonly string[]): Map<string, string> {
   return new Map(distinct.map((name, i) => [name, isClear ? short[i]! : name]));
 }
 
-/** A logarithmic scale where every value is positive and they span a decade or more. */
-export function scaleOf(values: readonly (number | null)[]): Spec {
+/** How a quantity is laid out along an axis. */
+export interface Layout {
+  readonly isLog: boolean;
+  readonly scale: Spec;
+  /** Of the ticks' labels, and the ticks where the scale is logarithmic. */
+  readonly axis: Spec;
+  /** The same for a legend, which also shows ticks that lie outside. */
+  readonly legend: Spec;
+}
+
+/** From zero; or logarithmic, where every value is positive and they span a decade or more. */
+export function layoutOf(values: readonly (number | null)[]): Layout {
   const present = values.filter((value) => value !== null);
   const [low, high] = extent(present);
-  return present.length > 0 && low > 0 && high / low >= 10
-    ? { type: "log", nice: false, padding: 10 }
-    : { zero: true };
+  if (!(present.length > 0 && low > 0 && high / low >= 10)) {
+    const axis = { format: NUMBER_FORMAT };
+    return { isLog: false, scale: { zero: true }, axis, legend: axis };
+  }
+  const format = low < 1e-4 ? ".0e" : NUMBER_FORMAT;
+  const ticks = logTicks(low, high);
+  return {
+    isLog: true,
+    scale: { type: "log", nice: false, padding: 10 },
+    axis: { format, values: ticks },
+    legend: { format, values: ticks.filter((tick) => tick >= low && tick <= high) },
+  };
+}
+
+/** Powers of ten; also 2 and 5 times them where there would be few. */
+export function logTicks(low: number, high: number): number[] {
+  const first = Math.floor(Math.log10(low)) - 1, last = Math.ceil(Math.log10(high)) + 1;
+  const steps = high / low > 300 ? [1] : [1, 2, 5];
+  const every = Math.ceil((last - first) / 12);
+  return Array.from({ length: Math.floor((last - first) / every) + 1 }, (_, i) => first + i * every)
+    .flatMap((power) => steps.map((step) => Number(`${step}e${power}`)));
 }
 
 /** Least and largest, without the limits of spreading an array. */
@@ -165,7 +193,7 @@ export const numberIn = (row: ChartRow, column: string): number | null => {
 };
 
 /** Ticks and tooltips of numbers of any size. */
-export const NUMBER_FORMAT = ".4~g";
+export const NUMBER_FORMAT = ".6~g";
 
 /** A legend only where there is something to tell apart. */
 export function legendFor(values: readonly unknown[], title: string | null): Spec {

@@ -133,7 +133,9 @@ export const REPORT_SCRIPT = String.raw`
   let drawing = 0;
   const drawCharts = async () => {
     const turn = ++drawing;
-    const config = data.themes[isDark() ? "dark" : "light"];
+    const theme = data.themes[isDark() ? "dark" : "light"];
+    // A narrow page has no room for four names side by side.
+    const config = innerWidth < 600 ? { ...theme, legend: { ...theme.legend, columns: 2, gradientLength: 180 } } : theme;
     for (const place of document.querySelectorAll("[data-chart]")) {
       if (turn !== drawing) return;
       try {

@@ -66,7 +66,10 @@ export async function renderSvg(spec: Spec, { theme = "light" }: RenderOptions =
   if (problems.length > 0) throw new TypeError(`Cannot draw: Vega-Lite says ${problems.join("; ")}`);
   const view = new vega.View(vega.parse(compiled), { renderer: "none", logger: logger as never });
   try {
-    const svg = await view.toSVG();
+    const svg = await alone(() => {
+      resetIds(vega);
+      return view.toSVG();
+    });
     if (problems.length > 0) throw new TypeError(`Cannot draw: Vega says ${problems.join("; ")}`);
     return svg;
   } finally {
@@ -129,6 +132,20 @@ function fonts(): Uint8Array[] {
     new Uint8Array(readFileSync(packageFile(`dejavu-fonts-ttf/ttf/${name}.ttf`)))
   );
   return loadedFonts;
+}
+
+let last: Promise<unknown> = Promise.resolve();
+
+/** Runs one after the other: what vega counts it counts for all drawings together. */
+function alone<Result>(work: () => Promise<Result>): Promise<Result> {
+  const done = last.then(work);
+  last = done.catch(() => {}); // who asked for it gets the error
+  return done;
+}
+
+/** Gradients and clips are numbered on and on: a chart's bytes would depend on what was drawn before. */
+function resetIds(vega: Awaited<ReturnType<typeof loadVega>>): void {
+  (vega as unknown as { resetSVGDefIds(): void }).resetSVGDefIds();
 }
 
 /** Without a canvas vega takes every letter for 0.8 em wide: labels would be cut that fit (vega#2940). */

@@ -190,6 +190,12 @@ function forPage({ spec }: NamedChart): { readonly spec: Spec; readonly notes: r
   return { spec: rest, notes: subtitle ?? [] };
 }
 
+/** Charts of a fixed width beyond this get the whole width of the page. */
+const WIDE_PIXELS = 400;
+
+/** More of a command's own tables than this are closed at first. */
+const OPEN_SECTIONS = 4;
+
 interface Page {
   readonly charts: Spec[];
   readonly tables: PageTable[];
@@ -201,7 +207,8 @@ function chartsHtml(page: Page, charts: readonly NamedChart[]): string {
     const { spec, notes } = forPage(chart);
     const index = page.charts.push(spec) - 1;
     const small = notes.map((note) => `<small>${escapeHtml(note)}</small>`).join("");
-    return `<figure><figcaption>${
+    const isWide = "vconcat" in spec || typeof spec["width"] === "number" && spec["width"] > WIDE_PIXELS;
+    return `<figure${isWide ? ' class="wide"' : ""}><figcaption>${
       escapeHtml(chart.title)
     }${small}</figcaption><div class="chart" data-chart="${index}" data-name="${
       escapeHtml(chart.id)
@@ -234,7 +241,8 @@ function runHtml(page: Page, run: Run, prefix: string): string {
     `<div class="card"><dt>${escapeHtml(label)}</dt><dd>${escapeHtml(value)}</dd></div>`
   );
   const charts = chartsOf(run.tables, { width: "container" });
-  const sections = [...run.sections, ...goalsSection(run.goals)];
+  const goals = goalsSection(run.goals);
+  const isOpen = run.sections.length <= OPEN_SECTIONS;
   const tables = TABLE_NAMES.flatMap((name) => {
     const table = run.tables[name];
     return table === undefined ? [] : [pageTable(name, TABLE_SCHEMAS[name].doc, table)];
@@ -249,8 +257,9 @@ function runHtml(page: Page, run: Run, prefix: string): string {
     ...run.skipped.map(({ what, reason }) =>
       `<p class="muted">skipped: ${escapeHtml(what)}: ${escapeHtml(reason)}</p>`
     ),
-    sections.length === 0 ? "" : `<h3>Results</h3>`,
-    ...sections.map((section) => tableHtml(page, sectionTable(section), true)),
+    run.sections.length + goals.length === 0 ? "" : `<h3>Results</h3>`,
+    ...run.sections.map((section) => tableHtml(page, sectionTable(section), isOpen)),
+    ...goals.map((section) => tableHtml(page, sectionTable(section), true)),
     charts.length === 0 ? "" : `<h3>Charts</h3>`,
     chartsHtml(page, charts),
     tables.length === 0 ? "" : `<h3>Tables</h3>`,

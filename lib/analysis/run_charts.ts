@@ -127,11 +127,6 @@ export function chartsOf(tables: TablesLike, options: Pick<ChartOptions, "width"
   }
   for (const { model, part } of byModel(tables.layers)) {
     add("layers", `${model}: weight error by layer`, (rest) => errorByLayer(part, rest));
-    add(
-      "layers-time",
-      `${model}: time to quantize by layer`,
-      (rest) => errorByLayer(part, { ...rest, metric: "milliseconds" }),
-    );
   }
   for (const { model, part } of byModel(tables.codes)) {
     add("codes", `${model}: how often each code occurs`, (rest) => codeHistogram(part, rest));

@@ -6,6 +6,7 @@ import {
   type ChartRow,
   emptyChart,
   extent,
+  layoutOf,
   legendFor,
   notFiniteNote,
   NUMBER_FORMAT,
@@ -68,8 +69,8 @@ export function kernelRoofline(table: TableLike, options: KernelChartOptions = {
   const y: Spec = {
     field: "rate",
     type: "quantitative",
-    scale: { type: "log", nice: true },
-    axis: { title: "million weights a second", format: NUMBER_FORMAT, tickCount: 6 },
+    scale: { type: "log", nice: false, padding: 10 },
+    axis: { title: "million weights a second", ...layoutOf(values.map((row) => numberIn(row, "rate"))).axis },
   };
   const color: Spec = {
     field: "library",
@@ -148,7 +149,12 @@ export function kernelThroughput(table: TableLike, options: KernelChartOptions =
         data: { values },
         mark: { type: "bar", height: { band: 0.75 } },
         encoding: {
-          y: { field: "kernel", type: "nominal", sort: null, axis: { title: "kernel", labelLimit: 240 } },
+          y: {
+            field: "kernel",
+            type: "nominal",
+            sort: null,
+            axis: { title: "kernel", labelLimit: 240, labelOverlap: false },
+          },
           x: { field: "timesMemcpy", type: "quantitative", axis: { title: "bytes a second (× memcpy)" } },
           color: {
             field: "library",

@@ -70,9 +70,10 @@ export function errorByLayer(table: TableLike, options: LayerChartOptions = {}):
   ]);
   const present = withSeries(rows.filter((row) => row[metric] !== null));
   if (present.length === 0) return emptyChart(title, "no layer with this measure in the table", options);
-  const kept = rows.length - present.length - notFinite;
+  const drawnNames = new Set(present.map(({ name }) => name));
+  const kept = new Set(rows.map(({ name }) => name)).size - drawnNames.size;
   const notes = [
-    ...(kept > 0 ? [`${kept} tensor${kept === 1 ? "" : "s"} without it (kept as they were) not drawn`] : []),
+    ...(kept > 0 ? [`${kept} tensor${kept === 1 ? "" : "s"} without this measure not drawn`] : []),
     ...notFiniteNote(notFinite),
   ];
   const short = shortNames(present.map(({ name }) => String(name)));
@@ -80,7 +81,7 @@ export function errorByLayer(table: TableLike, options: LayerChartOptions = {}):
   const values = bySeries.flatMap(([, own]) =>
     own.map((row, index): ChartRow => ({ ...row, index, label: short.get(String(row["name"]))! }))
   );
-  const isNamed = short.size <= NAMED_LAYERS && bySeries.length <= 4;
+  const isNamed = short.size <= NAMED_LAYERS;
   const byKind = bySeries.length === 1;
   const group = byKind ? "kind" : "series";
   const zero = metric === "cosine" ? { zero: false } : { zero: true };
@@ -105,7 +106,7 @@ export function errorByLayer(table: TableLike, options: LayerChartOptions = {}):
           field: "label",
           type: "nominal",
           sort: null,
-          axis: { title: "layer, in file order", labelLimit: 240 },
+          axis: { title: "layer, in file order", labelLimit: 240, labelOverlap: false },
         },
         x: {
           field: metric,

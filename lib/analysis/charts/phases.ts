@@ -7,11 +7,11 @@ import {
   eachBelow,
   emptyChart,
   groupRows,
+  layoutOf,
   legendFor,
   notFiniteNote,
   NUMBER_FORMAT,
   numberIn,
-  scaleOf,
   shortNames,
   type Spec,
   withSeries,
@@ -162,7 +162,7 @@ export function lossHistory(
     )
   );
   if (values.length === 0) return emptyChart(title, "no losses in the table", options);
-  const scale = scaleOf(values.map(({ loss }) => loss));
+  const { scale, axis } = layoutOf(values.map(({ loss }) => loss));
   const notes = [
     ...(isOne ? lines.map(([name]) => name) : []),
     ...(lines.length > LOSS_LINES ? [`the first ${LOSS_LINES} of ${lines.length} layers`] : []),
@@ -188,7 +188,7 @@ export function lossHistory(
         field: "loss",
         type: "quantitative",
         scale,
-        axis: { title: "loss (units of the objective)", format: NUMBER_FORMAT },
+        axis: { title: "loss (units of the objective)", ...axis },
       },
       color,
       strokeDash: color,

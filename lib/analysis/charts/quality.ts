@@ -6,11 +6,11 @@ import {
   eachBelow,
   emptyChart,
   groupRows,
+  layoutOf,
   legendFor,
   notFiniteNote,
   NUMBER_FORMAT,
   numberIn,
-  scaleOf,
   type Spec,
 } from "../_chart.ts";
 import type { TableLike } from "../tables.ts";
@@ -134,11 +134,10 @@ function qualityPlot(
     (row) => numberIn(row, metric)!,
     higherIsBetter,
   );
-  const scale = metric === "accuracy"
-    ? { zero: false, nice: true }
-    : scaleOf([...points].map((row) => numberIn(row, metric)));
-  const isLog = scale["type"] === "log";
-  const y: Spec = { field: metric, type: "quantitative", scale, axis: { title: axis, format } };
+  const { isLog, scale, axis: ticks } = metric === "accuracy"
+    ? { isLog: false, scale: { zero: false, nice: true }, axis: { format } }
+    : layoutOf(points.map((row) => numberIn(row, metric)));
+  const y: Spec = { field: metric, type: "quantitative", scale, axis: { title: axis, ...ticks } };
   const x: Spec = {
     field: "bitsPerWeight",
     type: "quantitative",

@@ -8,11 +8,11 @@ import {
   eachBelow,
   emptyChart,
   groupRows,
+  layoutOf,
   legendFor,
   notFiniteNote,
   NUMBER_FORMAT,
   numberIn,
-  scaleOf,
   shortNames,
   type Spec,
   withSeries,
@@ -95,6 +95,7 @@ export function errorOverTime(table: TableLike, options: TimeChartOptions = {}):
               };
             },
           );
+        const layout = layoutOf(cells.map(({ value }) => value));
         const spec: Spec = {
           height: options.height ??
             Math.min(900, Math.max(60, cells.length === 0 ? 0 : Math.ceil(labels.length / merged) * 20)),
@@ -119,11 +120,8 @@ export function errorOverTime(table: TableLike, options: TimeChartOptions = {}):
             color: {
               field: "value",
               type: "quantitative",
-              scale: {
-                type: scaleOf(cells.map(({ value }) => value))["type"] ?? "linear",
-                scheme: "viridis",
-              },
-              legend: { title: what.axis, format: NUMBER_FORMAT, gradientLength: 220 },
+              scale: { type: layout.isLog ? "log" : "linear", scheme: "viridis" },
+              legend: { title: what.axis, ...layout.legend, gradientLength: 260, titleLimit: 400 },
             },
             tooltip: [
               { field: "y", type: "nominal", title: hasLayers ? "layer" : "setting" },
@@ -165,10 +163,9 @@ export function transitionKl(table: TableLike, options: TimeChartOptions = {}): 
   if (rows.length === 0) return emptyChart(title, "no errors of a whole model in the table", options);
   const parts = groupRows(rows, (row) => String(row["model"])).map(([name, part]) => {
     const low = part.flatMap((row) => [numberIn(row, metric), numberIn(row, `${metric}Low`)]);
-    const scale = scaleOf(
+    const { isLog, scale, axis } = layoutOf(
       low.some((value) => value !== null && value <= 0) ? part.map((row) => numberIn(row, metric)) : low,
     );
-    const isLog = scale["type"] === "log";
     // A lower end of 0 has no place on a logarithm.
     const drawn = part.filter((row) => !isLog || numberIn(row, metric)! > 0);
     const banded = drawn.filter((row) => !isLog || (numberIn(row, `${metric}Low`) ?? 0) > 0);
@@ -178,7 +175,7 @@ export function transitionKl(table: TableLike, options: TimeChartOptions = {}): 
       sort: null,
       ...legendFor(part.map((row) => row["setting"]), null),
     };
-    const y = { type: "quantitative", scale, axis: { title: what.axis, format: NUMBER_FORMAT } };
+    const y = { type: "quantitative", scale, axis: { title: what.axis, ...axis } };
     const spec: Spec = {
       height: options.height ?? DEFAULT_HEIGHT,
       encoding: {
@@ -234,7 +231,7 @@ export interface TimeParameterOptions extends ChartOptions {
  */
 export function timeParameters(table: TableLike, options: TimeParameterOptions = {}): Spec {
   const fields = [
-    ["scale", "scale (activation units a code)"],
+    ["scale", "scale (units a code)"],
     ["zeroPoint", "zero point (codes)"],
   ] as const;
   const { rows: all, notFinite } = chartData("time parameters", table, [
@@ -314,14 +311,14 @@ export function timeParameters(table: TableLike, options: TimeParameterOptions =
         ...edges,
         {
           data: { values: rows.filter((row) => row["stage"] === "before") },
-          mark: { type: "rect", opacity: 0.18 },
+          mark: { type: "rect", style: "referenceBand" },
           encoding: {
             x: x("tBegin"),
             x2: { field: "tEnd" },
             y: {
               field: "activationLow",
               type: "quantitative",
-              axis: { title: "activation range (activation units)", format: NUMBER_FORMAT },
+              axis: { title: "activation range (units)", format: NUMBER_FORMAT },
             },
             y2: { field: "activationHigh" },
             color: stage,
