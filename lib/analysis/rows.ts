@@ -1,5 +1,8 @@
 /** What runs measured as rows of the tables: from the pipeline's report and from the suites of the bench. */
 import { Buffer } from "node:buffer";
+import type { StepDrift, TimestepError } from "../eval/dit_metrics.ts";
+import type { MaskedComparison, TaskScore } from "../eval/dream_tasks.ts";
+import type { Interval } from "../eval/intervals.ts";
 import type { Sample, SuiteReport } from "../eval/suite.ts";
 import type { LayerRecord } from "../pipeline.ts";
 import { cosine, relativeRmsError } from "../quant/mod.ts";
@@ -68,13 +71,6 @@ export function layerRowsOf(
   });
 }
 
-/** A measured value with its interval, as the suites' rows have it. */
-interface Interval {
-  readonly value: number;
-  readonly low: number;
-  readonly high: number;
-}
-
 interface Summary {
   readonly median: number;
   readonly medianDeviation: number;
@@ -82,10 +78,13 @@ interface Summary {
 
 type Row = Readonly<Record<string, unknown>>;
 
-const spread = (name: string, interval: Interval | null | undefined): Row =>
-  interval === null || interval === undefined
-    ? {}
-    : { [name]: interval.value, [`${name}Low`]: interval.low, [`${name}High`]: interval.high };
+/** A value and the ends of its interval as the tables' columns have them. */
+type Intervalled<Name extends string> = { readonly [Key in Name | `${Name}Low` | `${Name}High`]: number };
+
+const spread = <Name extends string>(name: Name, interval: Interval): Intervalled<Name> =>
+  ({ [name]: interval.value, [`${name}Low`]: interval.low, [`${name}High`]: interval.high }) as Intervalled<
+    Name
+  >;
 
 type Rows = { [Name in TableName]?: Row[] };
 
@@ -98,45 +97,67 @@ const methodOf = (row: Row) => ({
   relativeRmsError: row["relativeRmsError"] ?? null,
 });
 
+/** Whose measurements rows hold. */
+export interface RowSource {
+  readonly model: string;
+  readonly setting: string;
+}
+
+/** KL along the mask ratio as rows of the time axis; the comparison over all ratios, the last, and empty bins are left out. */
+export function maskRatioRows(bins: readonly MaskedComparison[], source: RowSource): RowOf<"time">[] {
+  return bins.slice(0, -1).filter(({ sequences }) => sequences > 0).map(({ low, high, sequences, kl }) => ({
+    ...source,
+    tUnit: "mask ratio",
+    tBegin: low,
+    tEnd: high,
+    samples: sequences,
+    ...spread("kl", kl),
+  }));
+}
+
+/** Errors of a predicted noise along the timesteps as rows of the time axis. */
+export function timestepRows(
+  errors: readonly (Omit<TimestepError, "images"> & { readonly images?: number })[],
+  source: RowSource,
+): RowOf<"time">[] {
+  return errors.map(({ timestep, images, relativeError }) => ({
+    ...source,
+    tUnit: "timestep",
+    tBegin: timestep,
+    tEnd: timestep + 1,
+    samples: images ?? null,
+    ...spread("relativeError", relativeError),
+  }));
+}
+
+/** Drift by step as rows of its table. */
+export function driftRows(steps: readonly StepDrift[], source: RowSource): RowOf<"drift">[] {
+  return steps.map(({ step, relativeDistance }) => ({
+    ...source,
+    step,
+    ...spread("relativeDistance", relativeDistance),
+  }));
+}
+
 function accuracyRows(row: Row): Rows {
-  const { model, setting } = row;
-  const isFull = setting === "full";
+  const source = { model: String(row["model"]), setting: String(row["setting"]) };
+  const isFull = source.setting === "full";
   const method = { ...methodOf(row), seconds: row["quantizeSeconds"] ?? null };
   if (row["kind"] === "masked language model") {
-    const tasks = row["exactMatch"] as readonly { task: string; prompts: number; exactMatch: Interval }[];
-    const bins = row["byMaskRatio"] as readonly {
-      low: number;
-      high: number;
-      sequences: number;
-      kl: Interval;
-    }[];
-    const overall = bins.at(-1)!;
+    const tasks = row["exactMatch"] as readonly TaskScore[];
+    const bins = row["byMaskRatio"] as readonly MaskedComparison[];
     return {
       peers: tasks.map(({ task, prompts, exactMatch }) => ({
         ...method,
         task,
         samples: prompts,
         ...spread("accuracy", exactMatch),
-        ...(task === "all" && !isFull ? spread("kl", overall.kl) : {}),
+        ...(task === "all" && !isFull ? spread("kl", bins.at(-1)!.kl) : {}),
       })),
-      // The last is over all of them; one without sequences measured nothing.
-      time: isFull ? [] : bins.slice(0, -1).filter(({ sequences }) => sequences > 0).map((bin) => ({
-        model,
-        setting,
-        tUnit: "mask ratio",
-        tBegin: bin.low,
-        tEnd: bin.high,
-        samples: bin.sequences,
-        ...spread("kl", bin.kl),
-      })),
+      time: isFull ? [] : maskRatioRows(bins, source),
     };
   }
-  const errors = row["byTimestep"] as readonly {
-    timestep: number;
-    images: number;
-    relativeError: Interval;
-  }[];
-  const drift = row["drift"] as readonly { step: number; relativeDistance: Interval }[];
+  const errors = row["byTimestep"] as readonly TimestepError[];
   const mean = errors.reduce((sum, { relativeError }) => sum + relativeError.value, 0) / errors.length;
   return {
     peers: [{
@@ -147,21 +168,8 @@ function accuracyRows(row: Row): Rows {
       frechetDistance: (row["frechetDistance"] as Interval).value,
       ...(isFull ? {} : { relativeError: mean }),
     }],
-    time: isFull ? [] : errors.map(({ timestep, images, relativeError }) => ({
-      model,
-      setting,
-      tUnit: "timestep",
-      tBegin: timestep,
-      tEnd: timestep + 1,
-      samples: images,
-      ...spread("relativeError", relativeError),
-    })),
-    drift: isFull ? [] : drift.map(({ step, relativeDistance }) => ({
-      model,
-      setting,
-      step,
-      ...spread("relativeDistance", relativeDistance),
-    })),
+    time: isFull ? [] : timestepRows(errors, source),
+    drift: isFull ? [] : driftRows(row["drift"] as readonly StepDrift[], source),
   };
 }
 
@@ -200,8 +208,8 @@ function peersRows(row: Row): Rows {
     seconds: row["quantizeSeconds"] ?? null,
   };
   const distance = isFull ? {} : spread(masked ? "kl" : "relativeError", row["distance"] as Interval);
-  const tasks = row["exactMatch"] as readonly { task: string; prompts: number; exactMatch: Interval }[];
-  const byTimestep = (row["byTimestep"] ?? []) as readonly { timestep: number; relativeError: Interval }[];
+  const tasks = row["exactMatch"] as readonly TaskScore[];
+  const byTimestep = (row["byTimestep"] ?? []) as Parameters<typeof timestepRows>[0];
   return {
     peers: tasks.length === 0
       ? [{ ...method, ...distance }]
@@ -212,14 +220,10 @@ function peersRows(row: Row): Rows {
         ...spread("accuracy", exactMatch),
         ...(task === "all" || tasks.length === 1 && i === 0 ? distance : {}),
       })),
-    time: isFull ? [] : byTimestep.map(({ timestep, relativeError }) => ({
-      model: row["model"],
-      setting: method.method,
-      tUnit: "timestep",
-      tBegin: timestep,
-      tEnd: timestep + 1,
-      ...spread("relativeError", relativeError),
-    })),
+    time: isFull ? [] : timestepRows(byTimestep, {
+      model: String(row["model"]),
+      setting: String(method.method),
+    }),
   };
 }
 

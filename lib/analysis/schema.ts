@@ -329,7 +329,9 @@ export function schemaMarkdown(): string {
   return TABLE_NAMES.map((name) => {
     const { doc, key }: TableSchema = TABLE_SCHEMAS[name];
     const rows = Object.entries(columnsOf(name)).map(([column, { type, unit, required, doc }]) =>
-      `| \`${column}\` | ${type}${required === true ? "" : "?"} | ${unit ?? ""} | ${doc} |`
+      `| \`${column}\` | ${type}${required === true ? "" : "?"} | ${unit ?? ""} | ${
+        doc.replaceAll("|", "\\|")
+      } |`
     );
     return [
       `### ${name}`,
