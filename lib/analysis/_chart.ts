@@ -192,6 +192,18 @@ export const numberIn = (row: ChartRow, column: string): number | null => {
   return typeof value === "number" ? value : null;
 };
 
+/** Rows that have both ends of a column's interval. */
+export function withInterval<Row extends ChartRow>(rows: readonly Row[], column: string): Row[] {
+  return rows.filter((row) =>
+    numberIn(row, `${column}Low`) !== null && numberIn(row, `${column}High`) !== null
+  );
+}
+
+/** A layer of a chart, or none where there is nothing to draw: an axis over no values has no extent. */
+export function layerOf(rows: readonly ChartRow[], layer: Spec): Spec[] {
+  return rows.length === 0 ? [] : [{ data: { values: rows }, ...layer }];
+}
+
 /** Ticks and tooltips of numbers of any size. */
 export const NUMBER_FORMAT = ".6~g";
 

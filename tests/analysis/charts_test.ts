@@ -9,12 +9,13 @@ import { shortNames } from "../../lib/analysis/_chart.ts";
 import { themeColours, THEMES } from "../../lib/analysis/_theme.ts";
 import * as charts from "../../lib/analysis/charts.ts";
 import { renderPng, renderSvg } from "../../lib/analysis/render.ts";
-import { TABLE_NAMES } from "../../lib/analysis/schema.ts";
+import { columnsOf, type RowOf, TABLE_NAMES, type TableName } from "../../lib/analysis/schema.ts";
+import { chartsOf } from "../../lib/analysis/run_charts.ts";
 import { tableFromRows, type TableLike } from "../../lib/analysis/tables.ts";
 import { denoBinary } from "../_deno.ts";
 import { isDeno } from "../_checkpoints.ts";
 import { digests, everyChart } from "./_charts.ts";
-import { layerRows, peerRows, timeRows } from "./_synthetic.ts";
+import { layerRows, peerRows, syntheticTables, timeRows } from "./_synthetic.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const DRAW = {
@@ -138,6 +139,39 @@ describe("awkward values", () => {
     const table = await tableFromRows("time", only);
     expect(await renderSvg(charts.transitionKl(table))).toContain("no errors of a whole model in the table");
   });
+
+  test("whatever may be absent is: no chart stumbles, and no axis is without an extent", async () => {
+    let drawn = 0;
+    for (const [name, table] of Object.entries(await syntheticTables()) as [TableName, TableLike][]) {
+      const schema = columnsOf(name);
+      const optional = Object.keys(schema).filter((column) => schema[column]!.required !== true);
+      const without = async (isAbsent: (column: string) => boolean) =>
+        await tableFromRows(
+          name,
+          (table.objects() as Record<string, unknown>[]).map((row) =>
+            Object.fromEntries(
+              Object.entries(row).map((
+                [key, value],
+              ) => [key, optional.includes(key) && isAbsent(key) ? null : value]),
+            )
+          ) as RowOf<typeof name>[],
+        );
+      const tables = [
+        await without(() => true),
+        await without((column) => /(?:Low|High)$/.test(column)),
+        await without((column) => column.endsWith("High")),
+        ...await Promise.all(optional.map((own) => without((column) => column === own))),
+        ...await Promise.all(optional.map((own) => without((column) => column !== own))),
+      ];
+      for (const changed of tables) {
+        for (const { spec } of chartsOf({ [name]: changed })) {
+          await renderSvg(spec);
+          drawn++;
+        }
+      }
+    }
+    expect(drawn).toBeGreaterThan(150);
+  }, 60_000);
 
   test("zeros and negative values keep a linear scale; values over decades get a logarithm", async () => {
     const scaleOf = async (kl: readonly number[]) => {

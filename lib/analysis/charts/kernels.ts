@@ -6,6 +6,7 @@ import {
   type ChartRow,
   emptyChart,
   extent,
+  layerOf,
   layoutOf,
   legendFor,
   notFiniteNote,
@@ -86,7 +87,7 @@ export function kernelRoofline(table: TableLike, options: KernelChartOptions = {
   ], {
     height: options.height ?? 320,
     layer: [
-      { data: { values: roof }, mark: { type: "line", style: "reference" }, encoding: { x, y } },
+      ...layerOf(roof, { mark: { type: "line", style: "reference" }, encoding: { x, y } }),
       {
         data: { values },
         mark: { type: "point", size: 55, opacity: 0.85 },

@@ -7,6 +7,7 @@ import {
   eachBelow,
   emptyChart,
   groupRows,
+  layerOf,
   layoutOf,
   legendFor,
   notFiniteNote,
@@ -14,6 +15,7 @@ import {
   numberIn,
   shortNames,
   type Spec,
+  withInterval,
   withSeries,
 } from "../_chart.ts";
 import type { TableLike } from "../tables.ts";
@@ -80,28 +82,22 @@ export function phasesAgainstBaseline(table: TableLike, options: PhaseOptions = 
       height: options.height ?? Math.max(70, phases * (16 + 12 * tasks.length)),
       layer: [
         ...(baseline === undefined ? [] : [
-          ...(hasInterval && baseline[`${metric}Low`] !== null
-            ? [{
-              data: { values: [baseline] },
-              mark: { type: "rect", style: "referenceBand" },
-              encoding: { x: { ...x, field: `${metric}Low` }, x2: { field: `${metric}High` } },
-            }]
-            : []),
+          ...layerOf(withInterval([baseline], metric), {
+            mark: { type: "rect", style: "referenceBand" },
+            encoding: { x: { ...x, field: `${metric}Low` }, x2: { field: `${metric}High` } },
+          }),
           { data: { values: [baseline] }, mark: { type: "rule", style: "reference" }, encoding: { x } },
         ]),
-        ...(hasInterval
-          ? [{
-            data: { values: own.filter((row) => row[`${metric}Low`] !== null) },
-            mark: { type: "rule", strokeWidth: 2 },
-            encoding: {
-              x: { ...x, field: `${metric}Low` },
-              x2: { field: `${metric}High` },
-              y,
-              ...offset,
-              color,
-            },
-          }]
-          : []),
+        ...layerOf(withInterval(own, metric), {
+          mark: { type: "rule", strokeWidth: 2 },
+          encoding: {
+            x: { ...x, field: `${metric}Low` },
+            x2: { field: `${metric}High` },
+            y,
+            ...offset,
+            color,
+          },
+        }),
         {
           data: { values: own },
           mark: { type: "point", size: 70 },

@@ -6,12 +6,14 @@ import {
   eachBelow,
   emptyChart,
   groupRows,
+  layerOf,
   layoutOf,
   legendFor,
   notFiniteNote,
   NUMBER_FORMAT,
   numberIn,
   type Spec,
+  withInterval,
 } from "../_chart.ts";
 import type { TableLike } from "../tables.ts";
 
@@ -150,33 +152,24 @@ function qualityPlot(
     sort: null,
     ...legendFor(points.map((row) => row["library"]), null),
   };
-  const intervals = points.filter((row) =>
-    hasInterval && row[`${metric}Low`] !== null && (!isLog || numberIn(row, `${metric}Low`)! > 0)
+  const intervals = withInterval(points, metric).filter((row) =>
+    !isLog || numberIn(row, `${metric}Low`)! > 0
   );
   const isDrawable = (row: ChartRow) => !isLog || numberIn(row, metric)! > 0;
   const reference = full.filter(isDrawable).slice(0, 1);
   return {
     height: options.height ?? 300,
     layer: [
-      ...(reference.length > 0
-        ? [{
-          data: { values: reference },
-          mark: { type: "rule", style: "reference" },
-          encoding: { y },
-        }]
-        : []),
+      ...layerOf(reference, { mark: { type: "rule", style: "reference" }, encoding: { y } }),
       {
         data: { values: front },
         mark: { type: "line", interpolate: "step-after", style: "connector", strokeWidth: 1.5 },
         encoding: { x, y },
       },
-      ...(intervals.length > 0
-        ? [{
-          data: { values: intervals },
-          mark: { type: "rule", strokeWidth: 1.5, opacity: 0.65 },
-          encoding: { x, y: { ...y, field: `${metric}Low` }, y2: { field: `${metric}High` }, color },
-        }]
-        : []),
+      ...layerOf(intervals, {
+        mark: { type: "rule", strokeWidth: 1.5, opacity: 0.65 },
+        encoding: { x, y: { ...y, field: `${metric}Low` }, y2: { field: `${metric}High` }, color },
+      }),
       {
         data: { values: points.filter(isDrawable) },
         mark: { type: "point", size: 70 },

@@ -8,11 +8,13 @@ import {
   eachBelow,
   emptyChart,
   groupRows,
+  layerOf,
   legendFor,
   notFiniteNote,
   NUMBER_FORMAT,
   numberIn,
   type Spec,
+  withInterval,
   withSeries,
 } from "../_chart.ts";
 import type { TableLike } from "../tables.ts";
@@ -54,13 +56,13 @@ export function trajectoryDrift(table: TableLike, options: ChartOptions = {}): S
     data: { values },
     encoding: { x, color },
     layer: [
-      {
+      ...layerOf(withInterval(values, "relativeDistance"), {
         mark: "area",
         encoding: {
           y: { field: "relativeDistanceLow", type: "quantitative", axis },
           y2: { field: "relativeDistanceHigh" },
         },
-      },
+      }),
       {
         mark: "line",
         encoding: {

@@ -8,6 +8,7 @@ import {
   eachBelow,
   emptyChart,
   groupRows,
+  layerOf,
   layoutOf,
   legendFor,
   notFiniteNote,
@@ -15,6 +16,7 @@ import {
   numberIn,
   shortNames,
   type Spec,
+  withInterval,
   withSeries,
 } from "../_chart.ts";
 import type { TableLike } from "../tables.ts";
@@ -168,7 +170,7 @@ export function transitionKl(table: TableLike, options: TimeChartOptions = {}): 
     );
     // A lower end of 0 has no place on a logarithm.
     const drawn = part.filter((row) => !isLog || numberIn(row, metric)! > 0);
-    const banded = drawn.filter((row) => !isLog || (numberIn(row, `${metric}Low`) ?? 0) > 0);
+    const banded = withInterval(drawn, metric).filter((row) => !isLog || numberIn(row, `${metric}Low`)! > 0);
     const color: Spec = {
       field: "setting",
       type: "nominal",
@@ -188,11 +190,10 @@ export function transitionKl(table: TableLike, options: TimeChartOptions = {}): 
         color,
       },
       layer: [
-        {
-          data: { values: banded },
+        ...layerOf(banded, {
           mark: "area",
           encoding: { y: { ...y, field: `${metric}Low` }, y2: { field: `${metric}High` } },
-        },
+        }),
         {
           data: { values: drawn },
           mark: { type: "line", point: false },
@@ -247,7 +248,9 @@ export function timeParameters(table: TableLike, options: TimeParameterOptions =
     "activationLow",
     "activationHigh",
   ]);
-  const withTheta = all.filter((row) => row["scale"] !== null || row["activationHigh"] !== null);
+  const withTheta = all.filter((row) =>
+    ["scale", "zeroPoint", "activationLow", "activationHigh"].some((field) => row[field] !== null)
+  );
   const layer = options.layer ?? withTheta[0]?.["layer"];
   const title = options.title ?? "Time parameters over the time groups";
   const first = withTheta.find((row) => row["layer"] === layer);
@@ -283,58 +286,47 @@ export function timeParameters(table: TableLike, options: TimeParameterOptions =
     mark: { type: "rule", style: "reference", strokeWidth: 1 },
     encoding: { x: x("t") },
   }];
-  const panels: Spec[] = fields.filter(([field]) => rows.some((row) => row[field] !== null)).map((
-    [field, name],
-  ) => ({
-    height: 110,
-    layer: [...edges, {
-      data: { values: rows },
+  const present = (field: string) => rows.filter((row) => row[field] !== null);
+  const segments = (field: string, y: Spec): Spec[] =>
+    layerOf(present(field), {
       mark: { type: "rule", strokeWidth: 2.5 },
-      encoding: {
-        x: x("tBegin"),
-        x2: { field: "tEnd" },
-        y: {
-          field,
-          type: "quantitative",
-          scale: { zero: false },
-          axis: { title: name, format: NUMBER_FORMAT },
-        },
-        color: stage,
-        strokeDash: dash,
-      },
-    }],
+      encoding: { x: x("tBegin"), x2: { field: "tEnd" }, y: { field, ...y }, color: stage, strokeDash: dash },
+    });
+  const panels: Spec[] = fields.filter(([field]) => present(field).length > 0).map(([field, name]) => ({
+    height: 110,
+    layer: [
+      ...edges,
+      ...segments(field, {
+        type: "quantitative",
+        scale: { zero: false },
+        axis: { title: name, format: NUMBER_FORMAT },
+      }),
+    ],
   }));
-  if (rows.some((row) => row["activationHigh"] !== null)) {
+  const range: Spec = {
+    type: "quantitative",
+    axis: { title: "activation range (units)", format: NUMBER_FORMAT },
+  };
+  const ends = ["activationLow", "activationHigh"].flatMap((field) => segments(field, range));
+  if (ends.length > 0) {
+    const banded = rows.filter((row) =>
+      row["stage"] === "before" && row["activationLow"] !== null && row["activationHigh"] !== null
+    );
     panels.push({
       height: 130,
       layer: [
         ...edges,
-        {
-          data: { values: rows.filter((row) => row["stage"] === "before") },
+        ...layerOf(banded, {
           mark: { type: "rect", style: "referenceBand" },
           encoding: {
             x: x("tBegin"),
             x2: { field: "tEnd" },
-            y: {
-              field: "activationLow",
-              type: "quantitative",
-              axis: { title: "activation range (units)", format: NUMBER_FORMAT },
-            },
+            y: { field: "activationLow", ...range },
             y2: { field: "activationHigh" },
             color: stage,
           },
-        },
-        ...["activationLow", "activationHigh"].map((field): Spec => ({
-          data: { values: rows },
-          mark: { type: "rule", strokeWidth: 2.5 },
-          encoding: {
-            x: x("tBegin"),
-            x2: { field: "tEnd" },
-            y: { field, type: "quantitative" },
-            color: stage,
-            strokeDash: dash,
-          },
-        })),
+        }),
+        ...ends,
       ],
     });
   }
