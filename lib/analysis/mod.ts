@@ -37,6 +37,8 @@ export {
 export * from "./charts.ts";
 export { type RenderOptions, renderPng, renderSvg } from "./render.ts";
 export {
+  activationRows,
+  type ActivationSeries,
   benchTables,
   driftRows,
   layerKind,

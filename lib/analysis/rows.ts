@@ -130,6 +130,66 @@ export function timestepRows(
   }));
 }
 
+/** Activation grids along the time axis: stretch i is `[boundaries[i], boundaries[i + 1])`, as time groups or single bins. */
+export interface ActivationSeries {
+  readonly boundaries: ArrayLike<number>;
+  /** One a stretch. */
+  readonly scale: ArrayLike<number>;
+  /** One a stretch, in codes. */
+  readonly zeroPoint: ArrayLike<number>;
+  /** Of the codes. */
+  readonly bits: number;
+}
+
+/**
+ * A layer's time parameters as rows of the time axis; neighbours that are equal become one.
+ *
+ * @throws {TypeError} when there is not one scale and zero point for each stretch
+ *
+ * @example
+ * ```ts
+ * import { activationRows } from "./rows.ts";
+ * const series = { boundaries: [0, 10, 20], scale: [0.5, 1], zeroPoint: [1, 1], bits: 2 };
+ * const source = { model: "m", setting: "s", layer: "l", tUnit: "timestep", stage: "before" } as const;
+ * console.log(activationRows(series, source)[1]?.activationHigh); // 2
+ * ```
+ */
+export function activationRows(
+  { boundaries, scale, zeroPoint, bits }: ActivationSeries,
+  source: RowSource & {
+    readonly layer: string;
+    readonly tUnit: "timestep" | "mask ratio";
+    readonly stage: "before" | "after";
+  },
+): RowOf<"time">[] {
+  const count = boundaries.length - 1;
+  if (scale.length !== count || zeroPoint.length !== count) {
+    throw new TypeError(
+      `Cannot make rows of time parameters: each of ${count} stretches must have a scale and a zero point, got ` +
+        `${scale.length} and ${zeroPoint.length}`,
+    );
+  }
+  const rows: RowOf<"time">[] = [];
+  const begins: number[] = [];
+  for (let i = 0; i < count; i++) {
+    const same = i > 0 && scale[i] === scale[i - 1] && zeroPoint[i] === zeroPoint[i - 1];
+    if (!same) begins.push(i);
+  }
+  begins.forEach((i, k) => {
+    const s = scale[i]!, z = zeroPoint[i]!;
+    rows.push({
+      ...source,
+      tBegin: boundaries[i]!,
+      tEnd: boundaries[begins[k + 1] ?? count]!,
+      scale: s,
+      zeroPoint: z,
+      activationLow: -s * z,
+      activationHigh: s * (2 ** bits - 1 - z),
+    });
+  });
+  return rows;
+}
+
 /** Drift by step as rows of its table. */
 export function driftRows(steps: readonly StepDrift[], source: RowSource): RowOf<"drift">[] {
   return steps.map(({ step, relativeDistance }) => ({

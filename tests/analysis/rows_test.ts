@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { benchRun } from "../../lib/analysis/make_run.ts";
-import { benchTables, layerKind } from "../../lib/analysis/rows.ts";
+import { activationRows, benchTables, layerKind } from "../../lib/analysis/rows.ts";
 import { chartsOf } from "../../lib/analysis/run_charts.ts";
 import { columnsOf, TABLE_NAMES } from "../../lib/analysis/schema.ts";
 import { rowsOf } from "../../lib/analysis/tables.ts";
@@ -119,6 +119,27 @@ describe("tables of the suites", () => {
       "setting of row 0 must be a text, got undefined",
     );
   });
+});
+
+test("time parameters: equal neighbours are one row, and the range follows from the grid", () => {
+  const source = { model: "m", setting: "s", layer: "l", tUnit: "timestep", stage: "after" } as const;
+  const rows = activationRows({
+    boundaries: [0, 5, 7, 9],
+    scale: [0.5, 0.5, 1],
+    zeroPoint: [3, 3, 3],
+    bits: 4,
+  }, source);
+  expect(
+    rows.map((
+      { tBegin, tEnd, activationLow, activationHigh },
+    ) => [tBegin, tEnd, activationLow, activationHigh]),
+  ).toEqual([
+    [0, 7, -1.5, 6],
+    [7, 9, -3, 12],
+  ]);
+  expect(() => activationRows({ boundaries: [0, 5], scale: [], zeroPoint: [1], bits: 4 }, source)).toThrow(
+    "got 0 and 1",
+  );
 });
 
 test("kinds of layers by their names", () => {
