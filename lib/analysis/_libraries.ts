@@ -2,6 +2,8 @@
  * The libraries of the analysis, each loaded when something first needs it: most runs never do. A module that came over
  * HTTP has no package beside it, so there they are named with their versions.
  */
+import { createRequire } from "node:module";
+
 const IS_REMOTE = import.meta.url.startsWith("http");
 
 /** Versions as in package.json; a test compares them. */
@@ -53,4 +55,21 @@ export function loadVegaLite(): Promise<typeof import("vega-lite")> {
 /** SVG to pixels. */
 export function loadResvg(): Promise<typeof import("@resvg/resvg-wasm")> {
   return IS_REMOTE ? import(remote("@resvg/resvg-wasm")) : import("@resvg/resvg-wasm");
+}
+
+/**
+ * Path of a package's file, as a font or a script that a page takes in.
+ *
+ * @throws {TypeError} in a module that came over HTTP, beside which there are no packages
+ */
+export function packageFile(specifier: string): string {
+  if (IS_REMOTE) {
+    throw new TypeError(
+      `Cannot find ${
+        JSON.stringify(specifier)
+      }: pixels and reports need the packages of an installed arrowquant, ` +
+        "got a module loaded over HTTP; SVG and tables work there",
+    );
+  }
+  return createRequire(import.meta.url).resolve(specifier);
 }

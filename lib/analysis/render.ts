@@ -3,9 +3,8 @@
  * resvg's WebAssembly build with DejaVu Sans, so that no font of the machine is looked for.
  */
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import type { Spec } from "./_chart.ts";
-import { loadResvg, loadVega, loadVegaLite } from "./_libraries.ts";
+import { loadResvg, loadVega, loadVegaLite, packageFile } from "./_libraries.ts";
 import { textWidth } from "./_text_widths.ts";
 import { type Theme, themeColours, themeConfig } from "./_theme.ts";
 
@@ -109,9 +108,6 @@ export async function renderPng(
     image.free();
   }
 }
-
-/** Where a package's file is. */
-const packageFile = (name: string) => createRequire(import.meta.url).resolve(name);
 
 let resvg: ReturnType<typeof loadResvg> | undefined;
 

@@ -4,7 +4,6 @@
  */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { formatTable } from "../eval/table.ts";
 import type { Goal, Section } from "../eval/suite.ts";
@@ -12,6 +11,7 @@ import type { ChartRow, Json, Spec } from "./_chart.ts";
 import { fitted, type PageTable, pageTable, plainTable, sectionTable } from "./_report_data.ts";
 import { REPORT_SCRIPT } from "./_report_script.ts";
 import { REPORT_STYLE } from "./_report_style.ts";
+import { packageFile } from "./_libraries.ts";
 import { themeConfig } from "./_theme.ts";
 import type { Run } from "./run.ts";
 import { chartsOf, combineTables, type NamedChart } from "./run_charts.ts";
@@ -160,18 +160,16 @@ function scriptJson(value: unknown): string {
 
 /** Files of vega, vega-lite and vega-embed that define their globals, in the order in which they need each other. */
 function libraryScripts(): string[] {
-  const require = createRequire(import.meta.url);
   return ["vega", "vega-lite", "vega-embed"].map((name) => {
-    const path = join(dirname(require.resolve(name)), `${name}.min.js`);
+    const path = join(dirname(packageFile(name)), `${name}.min.js`);
     return readFileSync(path, "utf8").replace(/\n?\/\/# sourceMappingURL=.*\s*$/, "");
   });
 }
 
 /** The libraries' licences ask to be kept beside them. */
 function licences(): string {
-  const require = createRequire(import.meta.url);
   return ["vega", "vega-lite", "vega-embed"].map((name) => {
-    const text = readFileSync(join(dirname(require.resolve(name)), "..", "LICENSE"), "utf8");
+    const text = readFileSync(join(dirname(packageFile(name)), "..", "LICENSE"), "utf8");
     return `${name}: ${text.replaceAll("--", "- -").trim()}`;
   }).join("\n\n");
 }

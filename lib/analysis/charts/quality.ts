@@ -114,7 +114,9 @@ export function accuracyByBits(table: TableLike, options: QualityOptions = {}): 
   });
   if (parts.length === 0) return emptyChart(title, "no method with bits per weight in the table", options);
   const notes = [
-    "Dashed: full precision. Line: nothing else is better at as few bits.",
+    `${
+      measured.some((row) => row["bitsPerWeight"] === null) ? "Dashed: full precision. " : ""
+    }Line: nothing else is better at as few bits.`,
     ...notFiniteNote(notFinite),
   ];
   return eachBelow(title, notes, parts, options.width);
