@@ -1,4 +1,5 @@
 /** What the charts have in common: data out of tables, names short enough for an axis, and what to draw of nothing. */
+import { textWidth } from "./_text_widths.ts";
 import type { MeasuredRow, TableLike } from "./tables.ts";
 
 export type Json = string | number | boolean | null | readonly Json[] | { readonly [key: string]: Json };
@@ -125,16 +126,25 @@ export function withSeries<Row extends ChartRow>(
   }));
 }
 
-/** Names without what all have in common: a dotted beginning, and `.weight`. */
+/** Share of the names that must begin alike for the beginning to go. */
+const COMMON_SHARE = 0.9;
+
+/** Names without what (nearly) all have in common: dotted beginnings, and `.weight`; never without what tells them apart. */
 export function shortNames(names: readonly string[]): Map<string, string> {
   const distinct = [...new Set(names)];
-  const parts = distinct.map((name) => name.replace(/\.weight$/, "").split("."));
-  let common = 0;
-  const [first] = parts;
-  if (first !== undefined && distinct.length > 1) {
-    while (parts.every((part) => part.length > common + 1 && part[common] === first[common])) common++;
+  let parts = distinct.map((name) => name.replace(/\.weight$/, "").split("."));
+  while (distinct.length > 1) {
+    const counts = new Map<string, number>();
+    for (const part of parts) {
+      if (part.length > 1) counts.set(part[0]!, (counts.get(part[0]!) ?? 0) + 1);
+    }
+    const common = [...counts].find(([, count]) => count >= COMMON_SHARE * distinct.length)?.[0];
+    if (common === undefined) break;
+    const shorter = parts.map((part) => part.length > 1 && part[0] === common ? part.slice(1) : part);
+    if (new Set(shorter.map((part) => part.join("."))).size < distinct.length) break;
+    parts = shorter;
   }
-  const short = parts.map((part) => part.slice(common).join("."));
+  const short = parts.map((part) => part.join("."));
   const isClear = new Set(short).size === short.length;
   return new Map(distinct.map((name, i) => [name, isClear ? short[i]! : name]));
 }
@@ -207,7 +217,22 @@ export function layerOf(rows: readonly ChartRow[], layer: Spec): Spec[] {
 /** Ticks and tooltips of numbers of any size. */
 export const NUMBER_FORMAT = ".6~g";
 
-/** A legend only where there is something to tell apart. */
+/** Room for a legend, and what an entry takes beside its text, in pixels. */
+const LEGEND_WIDTH = 300;
+const ENTRY_WIDTH = 28;
+const LEGEND_FONT = 11;
+const LEGEND_COLUMNS = 4;
+
+/** A legend only where there is something to tell apart; as many entries in a row as have room. */
 export function legendFor(values: readonly unknown[], title: string | null): Spec {
-  return { legend: new Set(values).size > 1 ? { title } : null };
+  const texts = [...new Set(values)].map(String);
+  if (texts.length <= 1) return { legend: null };
+  const widest = Math.max(...texts.map((text) => textWidth(text, LEGEND_FONT)));
+  const columns = Math.max(1, Math.floor(LEGEND_WIDTH / (widest + ENTRY_WIDTH)));
+  return { legend: { title, ...(columns < LEGEND_COLUMNS ? { columns } : {}) } };
+}
+
+/** The title of an axis of names: above it, where long names leave it room. */
+export function namesAxis(title: string): Spec {
+  return { title, titleAngle: 0, titleAlign: "right", titleAnchor: "start", titleY: -8, titleX: -6 };
 }

@@ -135,7 +135,7 @@ export const REPORT_SCRIPT = String.raw`
     const turn = ++drawing;
     const theme = data.themes[isDark() ? "dark" : "light"];
     // A narrow page has no room for four names side by side.
-    const config = innerWidth < 600 ? { ...theme, legend: { ...theme.legend, columns: 2, gradientLength: 180 } } : theme;
+    const config = innerWidth < 600 ? { ...theme, legend: { ...theme.legend, columns: 2, gradientLength: 180 }, axis: { ...theme.axis, labelLimit: 120 } } : theme;
     for (const place of document.querySelectorAll("[data-chart]")) {
       if (turn !== drawing) return;
       try {

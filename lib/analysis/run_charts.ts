@@ -77,7 +77,11 @@ export function chartsOf(tables: TablesLike, options: Pick<ChartOptions, "width"
   for (const { model, part } of byModel(tables.peers)) {
     for (const metric of Object.keys(QUALITY_METRICS) as (keyof typeof QUALITY_METRICS)[]) {
       if (!has(part, metric)) continue;
-      const name = metric === "accuracy" ? "accuracy" : QUALITY_METRICS[metric].axis.replace(/ \(.*$/, "");
+      const name = metric === "accuracy"
+        ? "accuracy"
+        : metric === "relativeRmsError"
+        ? "weight error"
+        : QUALITY_METRICS[metric].axis.replace(/ \(.*$/, "");
       add(
         `bits-${metric}`,
         `${model}: ${name} against bits per weight`,

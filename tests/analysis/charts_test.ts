@@ -244,6 +244,9 @@ describe("names on an axis", () => {
     ]);
     expect([...shortNames(["a.weight", "a"]).values()]).toEqual(["a.weight", "a"]);
     expect([...shortNames(["model.head.weight"]).values()]).toEqual(["model.head"]);
+    const blocks = Array.from({ length: 12 }, (_, i) => `blocks.${i}.attn.weight`);
+    expect([...shortNames([...blocks, "head.weight"]).values()].slice(-2)).toEqual(["11.attn", "head"]);
+    expect([...shortNames(["x.a", "x.b", "a"]).values()]).toEqual(["x.a", "x.b", "a"]);
     expect([...shortNames(["a.b", "a.b.c"]).values()]).toEqual(["b", "b.c"]);
   });
 });

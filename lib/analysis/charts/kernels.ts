@@ -9,6 +9,7 @@ import {
   layerOf,
   layoutOf,
   legendFor,
+  namesAxis,
   notFiniteNote,
   NUMBER_FORMAT,
   numberIn,
@@ -154,7 +155,7 @@ export function kernelThroughput(table: TableLike, options: KernelChartOptions =
             field: "kernel",
             type: "nominal",
             sort: null,
-            axis: { title: "kernel", labelLimit: 240, labelOverlap: false },
+            axis: { ...namesAxis("kernel"), labelOverlap: false },
           },
           x: { field: "timesMemcpy", type: "quantitative", axis: { title: "bytes a second (× memcpy)" } },
           color: {

@@ -9,6 +9,7 @@ import {
   groupRows,
   type Json,
   legendFor,
+  namesAxis,
   notFiniteNote,
   NUMBER_FORMAT,
   numberIn,
@@ -27,8 +28,8 @@ const LAYER_BINS = 300;
 
 /** Measures of a layer's weights against what they were. */
 export const LAYER_METRICS = {
-  relativeRmsError: "relative RMS error of the weights (ratio)",
-  cosine: "cosine of weights before and after (1 is equal)",
+  relativeRmsError: "relative RMS error (ratio)",
+  cosine: "cosine (1 is equal)",
   bitsPerWeight: "stored bits per weight (bits)",
   milliseconds: "time to quantize and write (ms)",
 } as const;
@@ -106,7 +107,7 @@ export function errorByLayer(table: TableLike, options: LayerChartOptions = {}):
           field: "label",
           type: "nominal",
           sort: null,
-          axis: { title: "layer, in file order", labelLimit: 240, labelOverlap: false },
+          axis: { ...namesAxis("layer, in file order"), labelOverlap: false },
         },
         x: {
           field: metric,

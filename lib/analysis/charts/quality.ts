@@ -32,7 +32,7 @@ export const QUALITY_METRICS = {
     higherIsBetter: false,
   },
   relativeRmsError: {
-    axis: "relative RMS error of the weights (ratio)",
+    axis: "relative RMS error (ratio)",
     format: NUMBER_FORMAT,
     higherIsBetter: false,
   },

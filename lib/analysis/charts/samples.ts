@@ -44,7 +44,7 @@ export function trajectoryDrift(table: TableLike, options: ChartOptions = {}): S
     scale: { nice: false },
     axis: { title: "sampler steps done (steps)", format: "d", tickMinStep: 1 },
   };
-  const axis = { title: "distance to full precision ‖x̂ − x‖² / ‖x‖² (ratio)", format: NUMBER_FORMAT };
+  const axis = { title: "‖x̂ − x‖² / ‖x‖² to full precision (ratio)", format: NUMBER_FORMAT };
   const color: Spec = {
     field: "series",
     type: "nominal",
@@ -134,7 +134,7 @@ function imageSheet(rows: readonly ChartRow[]): Spec {
       x: {
         field: "sample",
         type: "ordinal",
-        axis: { title: "sample (index; same noise in every row)", labelAngle: 0, orient: "top" },
+        axis: { title: "sample (index)", labelAngle: 0, orient: "top" },
       },
       y: { field: "setting", type: "ordinal", sort: null, axis: { title: "setting" } },
     },

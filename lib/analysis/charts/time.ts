@@ -11,6 +11,7 @@ import {
   layerOf,
   layoutOf,
   legendFor,
+  namesAxis,
   notFiniteNote,
   NUMBER_FORMAT,
   numberIn,
@@ -114,10 +115,7 @@ export function errorOverTime(table: TableLike, options: TimeChartOptions = {}):
               field: "y",
               type: "ordinal",
               sort: null,
-              axis: {
-                title: hasLayers ? merged > 1 ? `layer (mean of ${merged})` : "layer" : "setting",
-                labelLimit: 240,
-              },
+              axis: namesAxis(hasLayers ? merged > 1 ? `layer (mean of ${merged})` : "layer" : "setting"),
             },
             color: {
               field: "value",
