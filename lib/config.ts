@@ -38,7 +38,19 @@ export interface Config {
   /** 4 and 6: two-level scales. */
   readonly scaleBits: 4 | 6 | 16;
   readonly numTimeGroups: number;
-  readonly solver: "clip" | "round";
+  readonly solver: "clip" | "round" | "feedback" | "best";
+  readonly calibrationData: string | null;
+  readonly calibrationSamples: number;
+  readonly calibrationSeed: number;
+  readonly calibrationMode: "blocks" | "once";
+  readonly solverOptions: {
+    readonly damping: number;
+    readonly rounds: number;
+    readonly refit: boolean;
+    readonly correction: number;
+    readonly residualCorrection: number;
+    readonly candidates: number;
+  };
   readonly zeroPoint: "real" | "integer" | "symmetric";
   readonly minAccuracy: number;
   readonly layerBitWidths: Readonly<Record<string, LayerBits>>;
@@ -52,8 +64,9 @@ export interface Config {
   readonly numThreads: number;
   readonly modality: "auto" | "text" | "image";
   readonly enableTimeAware: boolean;
-  readonly calibrationSamples: number;
   readonly targetModelSizeMb: number | null;
+  readonly targetBitsPerWeight: number | null;
+  readonly bitPlan: string | null;
   readonly thermodynamic: {
     readonly validation: {
       readonly enabled: boolean;

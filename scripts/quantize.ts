@@ -30,7 +30,11 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
   --bits N             2, 3, 4 or 8 (configuration: bit_width)
   --group-size N       0 (whole row), 16, 32, 64, 128 or 256
   --scale-bits N       16 (default), or 4 or 6 for two-level scales
-  --solver NAME        clip (default) or round
+  --solver NAME        clip (default), round, and on calibration data feedback or best
+  --calibrate FILE     calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
+  --samples N          calibration samples, 32 to 1024
+  --target-bits X      bits per weight over all quantized layers, chosen by layer
+  --plan FILE          bits and group sizes by layer, as a run with --target-bits saves them
   --zero-point KIND    real (default), integer or symmetric
   --config FILE        YAML; see docs/configuration.md
   --threads N          0 (default) is one per core
@@ -55,6 +59,10 @@ const KEYS = {
   "group-size": "group_size",
   "scale-bits": "scale_bits",
   solver: "solver",
+  calibrate: "calibration_data",
+  samples: "calibration_samples",
+  "target-bits": "target_bits_per_weight",
+  plan: "bit_plan",
   "zero-point": "zero_point",
   threads: "num_threads",
   backend: "backend",
@@ -105,7 +113,9 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const secondsSoFar = () => (performance.now() - started) / 1000;
   let report: RunReport, seconds: number;
   if (flags["dry-run"]) {
-    report = await quantizeCheckpoint({ ...common, dryRun: true });
+    const needsKernels = config.targetBitsPerWeight !== null || config.targetModelSizeMb !== null;
+    using kernels = needsKernels ? await openKernels({ backend: config.backend }) : undefined;
+    report = await quantizeCheckpoint({ ...common, kernels, dryRun: true });
     seconds = secondsSoFar();
   } else {
     using kernels = await openKernels({

@@ -61,8 +61,21 @@ describe("defaults", () => {
       numThreads: 0,
       modality: "auto",
       enableTimeAware: true,
-      calibrationSamples: 128,
+      calibrationData: null,
+      calibrationSamples: 512,
+      calibrationSeed: 0,
+      calibrationMode: "blocks",
+      solverOptions: {
+        damping: 0.01,
+        rounds: 4,
+        refit: true,
+        correction: 1,
+        residualCorrection: 1,
+        candidates: 2,
+      },
       targetModelSizeMb: null,
+      targetBitsPerWeight: null,
+      bitPlan: null,
       thermodynamic: {
         validation: { enabled: false, smoothnessThreshold: 0.3, logViolations: true },
         boundarySmoothing: { enabled: false, windowSize: 5, interpolation: "linear" },
@@ -164,7 +177,7 @@ describe("values", () => {
       (v): [string, unknown, string] => ["fail_fast", v, "boolean, true or false"],
     ),
     ...["Clip", "", 1, null, ["clip"]].map(
-      (v): [string, unknown, string] => ["solver", v, "string, one of clip, round"],
+      (v): [string, unknown, string] => ["solver", v, "string, one of clip, round, feedback, best"],
     ),
     ["deployment_profile", "phone", "string or null, one of edge, local, cloud"],
     ["target_model_size_mb", 0, "number or null, above 0, at most 1000000000"],
@@ -559,6 +572,7 @@ describe("formatConfig", () => {
     const values = lines.filter((line) => / # from /.test(line));
     expect(values).toHaveLength(configSchema().length);
     expect(lines.filter((line) => !values.includes(line))).toEqual([
+      "solver_options:",
       "thermodynamic:",
       "  validation:",
       "  boundary_smoothing:",

@@ -7,7 +7,7 @@ import { createHash, type Hash } from "node:crypto";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { setImmediate } from "node:timers";
-import { IntegrityError, InterruptedError, OutputError, WeightsError } from "../errors.ts";
+import { CalibrationError, IntegrityError, InterruptedError, OutputError, WeightsError } from "../errors.ts";
 import {
   BYTES_PER_ELEMENT,
   elementCount,
@@ -78,7 +78,7 @@ export interface Progress {
 
 /** Something worth a line in a log. */
 export interface RunEvent {
-  readonly kind: "resume" | "fallback" | "kept" | "warning" | "commit";
+  readonly kind: "calibrate" | "resume" | "fallback" | "kept" | "warning" | "commit";
   readonly message: string;
 }
 
@@ -98,6 +98,8 @@ export interface RewriteJob {
   readonly outputBytes: number;
   /** Stop at the first tensor that cannot be quantized; otherwise name them all. */
   readonly failFast: boolean;
+  /** What has to be done before the first tensor that is not done yet; may keep files in the work folder. */
+  prepare?(work: string, isDone: (name: string) => boolean): Promise<void>;
   /** The files beside the tensors, once it is known what became of each tensor. */
   smallFiles(
     records: readonly LayerRecord[],
@@ -130,7 +132,7 @@ export async function rewriteCheckpoint(job: RewriteJob, options: RunOptions = {
     return await new Run(job, options, folder).run();
   } catch (error) {
     // The same run again would fail again: there is nothing to resume.
-    if (error instanceof WeightsError) folder.discard();
+    if (error instanceof WeightsError || error instanceof CalibrationError) folder.discard();
     else if (error instanceof InterruptedError) folder.syncJournal();
     throw error;
   } finally {
@@ -303,6 +305,7 @@ class Run {
     }
     // A tensor that had to be done again stands in the journal twice: the later line counts.
     const entries = new Map(journaled.map((entry) => [entry.record.name, entry]));
+    await this.#job.prepare?.(this.#folder.work, (name) => entries.has(name));
     for (const file of this.#job.files) {
       if (this.#failures.length > 0) {
         for (const step of file.steps) await this.#step(step, undefined);

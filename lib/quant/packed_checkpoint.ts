@@ -62,6 +62,8 @@ export interface PackedLayerEntry {
   readonly group_size: GroupSize;
   /** Bits of the sub-codes of two-level scales; absent with plain ones. */
   readonly scale_bits?: ScaleBits;
+  /** Where it is not the section's. */
+  readonly zero_point?: ZeroPointKind;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
 }
@@ -69,7 +71,7 @@ export interface PackedLayerEntry {
 /** The `arrowquant` section of config.json. */
 export interface PackedSection {
   readonly format_version: number;
-  readonly solver: "round" | "clip";
+  readonly solver: "round" | "clip" | "feedback" | "best";
   readonly zero_point: ZeroPointKind;
   /** By the tensor's original name. */
   readonly layers: Readonly<Record<string, PackedLayerEntry>>;
@@ -210,7 +212,7 @@ export function packedLayers(checkpoint: Checkpoint): ReadonlyMap<string, Packed
   }
   const layers = new Map<string, PackedLayer>();
   for (const [name, entry] of Object.entries(section.layers)) {
-    layers.set(name, checkLayer(checkpoint, name, entry, section.zero_point));
+    layers.set(name, checkLayer(checkpoint, name, entry, entry?.zero_point ?? section.zero_point));
   }
   const stray = packed.find((name) => !layers.has(name.slice(0, -PACKED_SUFFIX.length)));
   if (stray === undefined) return layers;
@@ -386,6 +388,10 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
     const groupSizes = scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES;
     if (!isMember(entry["group_size"], groupSizes)) {
       throw fail(`${key}.group_size`, `one of ${groupSizes.join(", ")}`, entry["group_size"]);
+    }
+    const ownKind = entry["zero_point"];
+    if (ownKind !== undefined && !isMember(ownKind, ZERO_POINT_KINDS)) {
+      throw fail(`${key}.zero_point`, `one of ${ZERO_POINT_KINDS.join(", ")}, or absent`, ownKind);
     }
     if (!isDtype(entry["dtype"]) || !isFloatDtype(entry["dtype"])) {
       throw fail(`${key}.dtype`, "a floating-point element type", entry["dtype"]);
