@@ -51,7 +51,7 @@ Measures on this machine and prints tables; every number in them is from this ru
                      held against its own full precision on synthetic inputs
   --bits LIST        default 8,4,3,2; 2 for peers
   --group-size N     ${GROUP_SIZES.join(", ")} (0: whole row); default 64; for peers a list, default 0,32
-  --solver NAME      clip or round; default both
+  --solver NAME      clip, round, feedback or best; default clip and round, of the peers all
   --threads N        1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others
   --backend NAME     ${BACKENDS.join(", ")}
   --isa NAME         ${INSTRUCTION_SETS.join(", ")}; default: the fastest
@@ -171,7 +171,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
       bits: [...new Set<BitWidth>(bits)],
       groupSize: groupSizes[0]!,
       groupSizes: [...new Set<GroupSize>(groupSizes)],
-      solvers: solver === undefined ? ["round", "clip"] : [solver],
+      solvers: solver === undefined ? suite.defaults?.solvers ?? ["round", "clip"] : [solver],
       threads: whole("threads", 1, MAX_THREADS),
       backend: one("backend", BACKENDS) ?? "auto",
       isa,

@@ -243,7 +243,7 @@ interface PeersOptions {
 function suiteOf(about: Pick<Suite, "name" | "summary">, peers: PeersOptions): Suite {
   return {
     ...about,
-    defaults: { bits: [2], groupSizes: [0, 32] },
+    defaults: { bits: [2], groupSizes: [0, 32], solvers: ["round", "clip", "feedback", "best"] },
     run: async (context) => {
       const reports: SuiteReport[] = [];
       for (const path of context.options.models) reports.push(await measureModel(context, path, peers));
@@ -264,8 +264,7 @@ export function peersSuiteOf(open: typeof openGgml): Suite {
     summary: "our solvers beside HQQ, GPTQ and ggml: bits, KL, puzzles, seconds",
   }, {
     open,
-    contenders: (kernels, options) =>
-      gridContenders(kernels, { ...options, solvers: ["round", "clip", "feedback", "best"] }),
+    contenders: (kernels, options) => gridContenders(kernels, options),
     goals: rivalGoals,
   });
 }

@@ -104,6 +104,10 @@ export interface Suite {
   /** One line for `--help`. */
   readonly summary: string;
   /** What it measures unless the command line says otherwise, where that is not every suite's; with it come lists of group sizes. */
-  readonly defaults?: { readonly bits: readonly BitWidth[]; readonly groupSizes: readonly GroupSize[] };
+  readonly defaults?: {
+    readonly bits: readonly BitWidth[];
+    readonly groupSizes: readonly GroupSize[];
+    readonly solvers?: readonly Solver[];
+  };
   run(context: BenchContext): SuiteReport | Promise<SuiteReport>;
 }

@@ -27,8 +27,8 @@ import {
 } from "./layout.ts";
 
 /** `clip`: search of clipped ranges, then least squares of scale and zero point; `round`: minimum and maximum. */
-export type Solver = "round" | "clip";
-export const SOLVERS: readonly Solver[] = ["clip", "round"];
+export type WeightSolver = "round" | "clip";
+export const WEIGHT_SOLVERS: readonly WeightSolver[] = ["clip", "round"];
 
 /** Weights in any floating type: the elements, or their bytes. */
 export interface Weights {
@@ -41,7 +41,7 @@ export interface QuantizeOptions {
   /** Default 64; with two-level scales 16 for 2 and 3 bits, 32 for 4 and 8. */
   readonly groupSize?: GroupSize | undefined;
   /** Default `clip`. */
-  readonly solver?: Solver | undefined;
+  readonly solver?: WeightSolver | undefined;
   /** Default `real`. */
   readonly zeroPoint?: ZeroPointKind | undefined;
   /** Two-level scales with sub-codes of this many bits; default a half float a group. */
@@ -221,7 +221,7 @@ export function quantize(
     checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
     checkMember(doing, "zeroPoint with two-level scales", zeroPointKind, ["real"]);
   }
-  checkMember(doing, "solver", solver, SOLVERS);
+  checkMember(doing, "solver", solver, WEIGHT_SOLVERS);
   checkMember(doing, "zeroPoint", zeroPointKind, ZERO_POINT_KINDS);
   checkThreads(doing, threads);
   if (columnWeights !== undefined) {

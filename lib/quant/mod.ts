@@ -33,10 +33,24 @@ export {
   quantize,
   type QuantizeOptions,
   relativeRmsError,
-  type Solver,
-  SOLVERS,
   unpackCodes,
+  WEIGHT_SOLVERS,
   type Weights,
+  type WeightSolver,
 } from "./kernels.ts";
 export { type PackedLayer, packedLayers, readPackedTensor } from "./packed_checkpoint.ts";
 export { fitTwoLevel, type GroupAffine, groupAffine, type TwoLevelShape } from "./two_level.ts";
+export { accumulateMoment, emptyMoments, type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";
+export {
+  CALIBRATED_SOLVERS,
+  correctedTarget,
+  DEFAULT_SOLVER_SETTINGS,
+  type FactoredMoment,
+  factorMoments,
+  type GridOptions,
+  type Solution,
+  solveLayer,
+  type Solver,
+  SOLVERS,
+  type SolverSettings,
+} from "./solvers.ts";

@@ -7,7 +7,7 @@ import { createHash } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { openKernels } from "../../lib/native/mod.ts";
-import { BIT_WIDTHS, GROUP_SIZES, quantize, SOLVERS, ZERO_POINT_KINDS } from "../../lib/quant/mod.ts";
+import { BIT_WIDTHS, GROUP_SIZES, quantize, WEIGHT_SOLVERS, ZERO_POINT_KINDS } from "../../lib/quant/mod.ts";
 import { gaussians } from "../_kernels.ts";
 
 const path = new URL("./golden.json", import.meta.url);
@@ -17,7 +17,7 @@ function outputs(kernels: Awaited<ReturnType<typeof openKernels>>): Record<strin
   const rows = 24, cols = 328;
   // rounded, so that the last bits of an engine's Math.log and Math.cos do not show
   const data = gaussians(2026, rows * cols).map((w) => Math.round(w * 4096) / 4096);
-  for (const solver of SOLVERS) {
+  for (const solver of WEIGHT_SOLVERS) {
     for (const bits of BIT_WIDTHS) {
       for (const groupSize of GROUP_SIZES) {
         for (const zeroPoint of ZERO_POINT_KINDS) {

@@ -1,4 +1,5 @@
 /** What is measured in a row of the peers' suite: a way to a quantized model, layer by layer through a method or through the pipeline. */
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../config.ts";
 import { loadModel } from "../../models/mod.ts";
@@ -44,6 +45,10 @@ export function methodContender(
   };
 }
 
+/** Whether calibration data lie beside a checkpoint; without, contenders calibrate on made-up data, as their rivals do. */
+const hasCalibrationData = (path: string) =>
+  ["calibration.jsonl", "calibration_images.safetensors"].some((name) => existsSync(join(path, name)));
+
 /**
  * A contender that is `scripts/quantize.ts` with these settings: the whole pipeline, into a temporary folder that is read back. Its seconds
  * are the pipeline's, reading, calibrating, writing and checking included.
@@ -65,6 +70,7 @@ export function pipelineContender(
             bit_width: setting.bits,
             group_size: setting.groupSize,
             num_threads: threads,
+            calibration_data: hasCalibrationData(path) ? undefined : "synthetic",
             ...overrides,
           },
         });

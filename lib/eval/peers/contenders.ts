@@ -16,7 +16,12 @@ export interface ContenderOptions {
   readonly bits: readonly BitWidth[];
   readonly groupSizes: readonly GroupSize[];
   readonly solvers: readonly Solver[];
+  /** Fewer samples and one candidate: for a look, not for a report. */
+  readonly quick?: boolean | undefined;
 }
+
+/** What a quick look changes of a calibrated solver. */
+const QUICK = { calibration_samples: 32, "solver_options.candidates": 1, "solver_options.rounds": 1 };
 
 /** Settings of a solver that make a step of the ladder, in the pipeline's keys. */
 const WITHOUT_CORRECTION = {
@@ -64,7 +69,7 @@ export function ladderContenders({ bits, groupSizes }: ContenderOptions): Conten
  */
 export function gridContenders(
   kernels: Kernels,
-  { bits, groupSizes, solvers }: ContenderOptions,
+  { bits, groupSizes, solvers, quick = false }: ContenderOptions,
 ): Contender[] {
   return bits.flatMap((width) =>
     groupSizes.flatMap((groupSize) => {
@@ -72,7 +77,7 @@ export function gridContenders(
       return [
         ...solvers.map((solver) =>
           solver === "feedback" || solver === "best"
-            ? pipelineContender(solver, setting, { solver })
+            ? pipelineContender(solver, setting, { solver, ...(quick ? QUICK : {}) })
             : methodContender(ours(kernels, solver, setting))
         ),
         methodContender(hqq(setting)),

@@ -1,6 +1,6 @@
 /** Our solvers as methods, to stand in the same table as their rivals. */
 import type { Kernels } from "../../native/mod.ts";
-import { dequantize, packedBytes, quantize, type Solver } from "../../quant/mod.ts";
+import { dequantize, packedBytes, quantize, type WeightSolver } from "../../quant/mod.ts";
 import { checkLayer, gridName, type GridSetting, type Method } from "./method.ts";
 
 /**
@@ -14,7 +14,7 @@ import { checkLayer, gridName, type GridSetting, type Method } from "./method.ts
  * console.log(method.name, method.quantize(new Float32Array(64).fill(0.5), 2, 32, undefined)); // 2 clip, g 32 …
  * ```
  */
-export function ours(kernels: Kernels, solver: Solver, setting: GridSetting): Method {
+export function ours(kernels: Kernels, solver: WeightSolver, setting: GridSetting): Method {
   const name = gridName(solver, setting);
   return {
     name,

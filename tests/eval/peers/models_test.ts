@@ -204,21 +204,24 @@ describe("the suite", () => {
     const byName = new Map(report.rows.map((row) => [row["method"], row]));
     const isThere = report.skipped.every(({ what }) => !what.endsWith(": ggml"));
     if (!isThere) console.log("skipped: rows of ggml in the peers' suite");
-    expect(methods(report).slice(0, 6)).toEqual([
+    expect(methods(report).slice(0, 8)).toEqual([
       "full precision",
       "2 round, g 32",
       "2 clip, g 32",
+      "2 feedback, g 32",
+      "2 best, g 32",
       "2 HQQ, g 32",
       "2 GPTQ, g 32",
       "2 GPTQ at once, g 32",
     ]);
     expect(byName.get("full precision")!["distance"]).toMatchObject({ value: 0 });
     const bits = (name: string) => byName.get(name)!["bitsPerWeight"] as number;
-    for (const name of ["2 clip, g 32", "2 HQQ, g 32", "2 GPTQ, g 32"]) {
+    for (const name of ["2 clip, g 32", "2 best, g 32", "2 HQQ, g 32", "2 GPTQ, g 32"]) {
       expect(bits(name)).toBe(bits("2 round, g 32"));
     }
     if (isThere) {
-      expect(methods(report).length).toBe(17);
+      expect(methods(report).length).toBe(19);
+      expect(report.goals.map(({ met }) => typeof met)).toEqual(["boolean", "boolean", "boolean", "boolean"]);
       expect(bits("Q2_K + imatrix, flat")).toBe(2.625);
       expect(bits("Q8_0")).toBe(8.5);
       const kl = (name: string) => (byName.get(name)!["distance"] as { value: number }).value;
@@ -251,31 +254,35 @@ describe("the suite", () => {
       expect(front[i]!.distance).toBeLessThan(front[i - 1]!.distance);
     }
     expect(front.length).toBeGreaterThan(0);
-  });
+  }, 30_000);
 
   test("does without ggml, giving the reason", async () => {
     const report = await noGgml.run(context(`--model ${DREAM} --limit 3 --group-size 0 --tasks add`));
-    expect(methods(report).length).toBe(6);
+    expect(methods(report).length).toBe(8);
     expect(report.skipped).toEqual([{ what: "dream-mini: ggml", reason: "not asked for" }]);
     const wrong = await noGgml.run(context(`--model ${DREAM} --tasks chess`));
     expect([wrong.rows, wrong.skipped.length]).toEqual([[], 1]);
     expect(wrong.skipped[0]!.reason).toContain("chess");
-  });
+  }, 30_000);
 
-  test("takes a model of any width, and one without data is measured on synthetic ones that say so", async () => {
-    const folder = store(place.fresh("wide"), dreamCheckpoint());
-    const { rows, sections, skipped } = await noGgml.run(
-      context(`--model ${folder} --bits 2,4 --group-size 0,16`),
-    );
-    expect(rows.length).toBe(1 + 2 * 2 * 5);
-    for (const row of rows) {
-      expect(row["evaluation"]).toContain("synthetic");
-      expect(row["calibration"]).toContain("synthetic");
-      expect((row["distance"] as { value: number }).value).toBeGreaterThanOrEqual(0);
-    }
-    expect(sections[0]!.notes.join()).toContain("synthetic");
-    expect(skipped[0]!.reason).toContain("there is no tokenizer.json, eval.jsonl");
-  });
+  test(
+    "takes a model of any width, and one without data is measured on synthetic ones that say so",
+    async () => {
+      const folder = store(place.fresh("wide"), dreamCheckpoint());
+      const { rows, sections, skipped } = await noGgml.run(
+        context(`--model ${folder} --bits 2,4 --group-size 0,16`),
+      );
+      expect(rows.length).toBe(1 + 2 * 2 * 7);
+      for (const row of rows) {
+        expect(row["evaluation"]).toContain("synthetic");
+        expect(row["calibration"]).toContain("synthetic");
+        expect((row["distance"] as { value: number }).value).toBeGreaterThanOrEqual(0);
+      }
+      expect(sections[0]!.notes.join()).toContain("synthetic");
+      expect(skipped[0]!.reason).toContain("there is no tokenizer.json, eval.jsonl");
+    },
+    30_000,
+  );
 
   test("measures image models by their noise error, without what draws and reads glyphs too", async () => {
     const folder = store(
@@ -289,7 +296,7 @@ describe("the suite", () => {
     const { rows, sections, skipped } = await noGgml.run(context(args));
     expect(methods({ rows } as SuiteReport)).toEqual([
       "full precision",
-      ...["round", "clip", "HQQ", "GPTQ", "GPTQ at once"].map((name) => `2 ${name}, row`),
+      ...["round", "clip", "feedback", "best", "HQQ", "GPTQ", "GPTQ at once"].map((name) => `2 ${name}, row`),
     ]);
     for (const row of rows) {
       expect([row["measure"], row["exactMatch"]]).toEqual(["noise error", []]);
@@ -310,7 +317,7 @@ describe("the suite", () => {
       what: `${folder.split("/").at(-1)}: drawn glyphs`,
       reason: "there is no classifier.safetensors, reference_features.safetensors",
     });
-  });
+  }, 30_000);
 
   test("draws glyphs with a limit", async () => {
     const args = `--model ${GLYPHS} --group-size 0 --solver round --limit 4`;
@@ -323,7 +330,7 @@ describe("the suite", () => {
       )
         .toEqual([["recognized", 4]]);
     }
-  });
+  }, 30_000);
 
   test("uses what is there when only the calibration data are missing", async () => {
     const folder = place.fresh("dream");
@@ -332,7 +339,7 @@ describe("the suite", () => {
     const { rows } = await noGgml.run(context(`--model ${folder} --limit 3 --group-size 0`));
     expect(rows[0]!["calibration"]).toContain("synthetic");
     expect(rows[0]!["evaluation"]).toContain("9 puzzles of eval.jsonl");
-  });
+  }, 30_000);
 });
 
 describe("the Pareto front", () => {
