@@ -145,6 +145,8 @@ export interface RunReport {
   readonly plan: Plan;
   /** What became of each tensor; empty on a dry run. */
   readonly layers: readonly LayerRecord[];
+  /** What each of them took: read, quantize, verify, write; null where an earlier run had done it. */
+  readonly layerMilliseconds: readonly (number | null)[];
   readonly totals: Totals;
   /** Files beside the weights that were copied, and those that were not. */
   readonly copied: readonly string[];
@@ -226,7 +228,15 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       bytesBefore,
       sum(plan.rows.map((r) => r.bytesAfter)),
     );
-    return { ...common, dryRun: true, layers: [], totals, tensorsResumed: 0, backend: undefined };
+    return {
+      ...common,
+      dryRun: true,
+      layers: [],
+      layerMilliseconds: [],
+      totals,
+      tensorsResumed: 0,
+      backend: undefined,
+    };
   }
 
   const { kernels, onEvent } = options;
@@ -297,11 +307,12 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       yield* indexFiles(checkpoint, records, tensorFiles);
     },
   };
-  const { manifest, tensorsResumed } = await rewriteCheckpoint(job, options);
+  const { manifest, tensorsResumed, milliseconds } = await rewriteCheckpoint(job, options);
   return {
     ...common,
     dryRun: false,
     ...summary(manifest, bytesBefore),
+    layerMilliseconds: milliseconds,
     tensorsResumed,
     backend: kernels.describe(),
   };
@@ -379,7 +390,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
       yield* indexFiles(checkpoint, records, tensorFiles);
     },
   };
-  const { manifest, tensorsResumed } = await rewriteCheckpoint(job, options);
+  const { manifest, tensorsResumed, milliseconds } = await rewriteCheckpoint(job, options);
   return {
     input,
     output,
@@ -387,6 +398,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
     dryRun: false,
     plan: { rows: [], warnings: [] },
     ...summary(manifest, sum(checkpoint.files.map(({ file }) => file.fileBytes))),
+    layerMilliseconds: milliseconds,
     ...names(beside),
     tensorsResumed,
     backend: kernels.describe(),

@@ -4,6 +4,7 @@
 
 #define AQ_INT8 aq_int8_avx512
 #define AQ_TOKENS 12
+#define AQ_OWN_WIDE 1
 #define AQ_OFFSET 128
 
 /* Pairs of products are added up in 16 bits: with codes up to 31 they fit, of 8 bits one half-byte after the other. */

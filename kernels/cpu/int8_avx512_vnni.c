@@ -4,6 +4,7 @@
 
 #define AQ_INT8 aq_int8_avx512_vnni
 #define AQ_TOKENS 12
+#define AQ_OWN_WIDE 0
 #define AQ_OFFSET 128
 
 AQ_INLINE vi v_dot(vi sum, vi w, vi x, const int32_t wide) {

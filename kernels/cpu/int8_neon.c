@@ -3,6 +3,7 @@
 
 #define AQ_INT8 aq_int8_neon
 #define AQ_TOKENS 8
+#define AQ_OWN_WIDE 0
 #define AQ_OFFSET 0
 
 AQ_INLINE vi v_dot(vi sum, vi w, vi x, const int32_t wide) {

@@ -12,6 +12,7 @@
  *   AQ_OFFSET: what is taken from the codes of x so that v_dot can read them, 128 for signed bytes or 0
  *   v_dot(sum, w, x, wide): sum + products of unsigned bytes of w and bytes of x, four in a lane; w up to 255 if wide,
  *     else up to 31
+ *   AQ_OWN_WIDE: 1 if products of 8 bits are other code than those of fewer
  *   AQ_PAIRS(bits), optional: 1 if panels of this width hold pairs of 16-bit numbers, then v_dot_pairs(sum, w, x)
  */
 #include "int8.h"
@@ -250,9 +251,14 @@ typedef void (*tile_function)(const tokens_tile *tile, const panels *p, size_t s
                                 vf sums[AQ_TOKENS][2]) {                                                            \
     tile_of(m, bits, tile, p, size, k, sums);                                                                       \
   }
-/* The products of 2, 3 and 4 bits are the same code. */
+/* The products of 2, 3 and 4 bits are the same code, and those of 8 where neither the panels nor v_dot differ. */
+#if AQ_OWN_WIDE
 #define AQ_TILES(m) AQ_TILE(m, 4) AQ_TILE(m, 8)
 #define AQ_TILE_ENTRY(m) {tile_##m##_4, tile_##m##_8}
+#else
+#define AQ_TILES(m) AQ_TILE(m, 8)
+#define AQ_TILE_ENTRY(m) {tile_##m##_8, tile_##m##_8}
+#endif
 
 AQ_TILES(2) AQ_TILES(4)
 #if AQ_TOKENS > 4
@@ -332,6 +338,10 @@ static void linear(const aq_int8_job *job, size_t token_begin, size_t token_end,
 
 #define AQ_VECTOR_COLS 4096 /* columns of x held at once */
 
+/* Bytes of codes that are asked for ahead, into the second cache: two rows or more, because memory would idle while the
+ * sums of a row are folded. */
+#define AQ_AHEAD 8192
+
 /* Codes of 2 and 4 bits lie in planes: plane p has every 8/bits-th code, from code p on, and needs only a shift and a
  * mask. A step is a vector of bytes of each plane. */
 #define AQ_PLANES(bits) ((bits) == 2 ? 4 : (bits) == 4 ? 2 : 1)
@@ -367,28 +377,26 @@ AQ_INLINE vi v_add_neighbours(vi a, vi b) {
 #endif
 }
 
-/* What is the same for every row of a block of columns. */
-typedef struct {
-  size_t col, n, segments;
-  size_t group;   /* of column col, within a row */
-  uint8_t *x;     /* codes of x less AQ_OFFSET, in the order of the planes */
-  float *sums;    /* of x less its zero point, by segment */
-  vi zero;        /* bytes */
-} vector_block;
-
 /* I of AQ_W segments, one in a lane: `run` vectors whose lanes are parts of segments, then neighbours added until one is
  * left. A vector is a step, or `steps` of them where a step is only part of a segment. */
-AQ_INLINE vi segment_products(const uint8_t *from, const uint8_t *x, vi zero, const int32_t bits, const int run,
-                              size_t steps) {
+AQ_INLINE vi products_of(const uint8_t *from, const uint8_t *x, vi zero, size_t steps, const int32_t bits,
+                         const int run) {
   vi lanes[AQ_W];
+  if (run < AQ_W || steps == 1) {
 #pragma GCC unroll 16
-  for (int i = 0; i < run; i++) {
-    vi sum = {0};
-    for (size_t j = 0; j < steps; j++, from += AQ_STEP_BYTES(bits), x += AQ_STEP(bits)) {
-      __builtin_prefetch(from + 8192, 0, 2); /* two or more rows ahead: a row is short, its end is not all loads */
-      sum = step_of(from, x, zero, bits, sum);
+    for (int i = 0; i < run; i++, from += AQ_STEP_BYTES(bits), x += AQ_STEP(bits)) {
+      __builtin_prefetch(from + AQ_AHEAD, 0, 2);
+      lanes[i] = step_of(from, x, zero, bits, (vi){0});
     }
-    lanes[i] = sum;
+  } else {
+    for (int i = 0; i < run; i++) {
+      vi sum = {0};
+      for (size_t j = 0; j < steps; j++, from += AQ_STEP_BYTES(bits), x += AQ_STEP(bits)) {
+        __builtin_prefetch(from + AQ_AHEAD, 0, 2);
+        sum = step_of(from, x, zero, bits, sum);
+      }
+      lanes[i] = sum;
+    }
   }
 #define AQ_FOLD(n)                                                                                                  \
   _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++) lanes[i] = v_add_neighbours(lanes[2 * i], lanes[2 * i + 1])
@@ -404,32 +412,57 @@ AQ_INLINE vi segment_products(const uint8_t *from, const uint8_t *x, vi zero, co
   return lanes[0];
 }
 
-/* The same of less than AQ_W segments at a row's end, n columns: nothing is read behind them. */
-AQ_INLINE vi last_products(const uint8_t *from, const uint8_t *x, vi zero, const int32_t bits, size_t size, size_t n) {
-  uint8_t codes[AQ_W * 256 / 8 * 8]; /* the largest segments of the widest codes */
-  __builtin_memset(codes, 0, (n * (size_t)bits + 7) / 8 + AQ_STEP_BYTES(bits));
-  copy_end(from, n, bits, codes);
-  vi result = {0};
-  const size_t lane_cols = AQ_STEP(bits) / AQ_W;
-  for (size_t at = 0; at < n; at += AQ_STEP(bits)) {
-    const vi sum = step_of(codes + at / 8 * (size_t)bits, x + at, zero, bits, (vi){0});
-    for (size_t lane = 0; lane < AQ_W && at + lane * lane_cols < n; lane++)
-      result[(at + lane * lane_cols) / size] += sum[lane];
-  }
-  return result;
-}
+typedef vi (*products_function)(const uint8_t *from, const uint8_t *x, vi zero, size_t steps);
 
-/* terms[s] = scale (I - zero A) of a row's segments; size run / AQ_W = a step's columns, or `steps` of them with run AQ_W */
-AQ_INLINE void row_terms(const aq_packed_view *view, size_t row, const vector_block *b, const int32_t bits,
-                         const int run, size_t steps, float *terms) {
-  const size_t size = (size_t)run * AQ_STEP(bits) / AQ_W * steps, whole = b->n / size;
-  const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + b->col / 8 * (size_t)bits;
+#define AQ_PRODUCTS(bits, run)                                                                                       \
+  static vi products_##bits##_##run(const uint8_t *from, const uint8_t *x, vi zero, size_t steps) {                 \
+    return products_of(from, x, zero, steps, bits, run);                                                            \
+  }
+#if AQ_W == 16
+#define AQ_RUNS(bits) \
+  AQ_PRODUCTS(bits, 1) AQ_PRODUCTS(bits, 2) AQ_PRODUCTS(bits, 4) AQ_PRODUCTS(bits, 8) AQ_PRODUCTS(bits, 16)
+#define AQ_RUN_ENTRY(bits) \
+  {products_##bits##_1, products_##bits##_2, products_##bits##_4, products_##bits##_8, products_##bits##_16}
+#elif AQ_W == 8
+#define AQ_RUNS(bits) AQ_PRODUCTS(bits, 1) AQ_PRODUCTS(bits, 2) AQ_PRODUCTS(bits, 4) AQ_PRODUCTS(bits, 8)
+#define AQ_RUN_ENTRY(bits) {products_##bits##_1, products_##bits##_2, products_##bits##_4, products_##bits##_8}
+#else
+#define AQ_RUNS(bits) AQ_PRODUCTS(bits, 1) AQ_PRODUCTS(bits, 2) AQ_PRODUCTS(bits, 4)
+#define AQ_RUN_ENTRY(bits) {products_##bits##_1, products_##bits##_2, products_##bits##_4}
+#endif
+
+AQ_RUNS(2) AQ_RUNS(3) AQ_RUNS(4) AQ_RUNS(8)
+
+/* By width, and by the logarithm of the run. */
+static const products_function products[4][AQ_W == 16 ? 5 : AQ_W == 8 ? 4 : 3] = {AQ_RUN_ENTRY(2), AQ_RUN_ENTRY(3),
+                                                                                 AQ_RUN_ENTRY(4), AQ_RUN_ENTRY(8)};
+
+/* What is the same for every row of a block of columns. */
+typedef struct {
+  size_t col, n, segments;
+  size_t group; /* of column col, within a row */
+  const uint8_t *x;   /* codes of x less AQ_OFFSET, in the order of the planes */
+  const float *sums;  /* of x less its zero point, by segment */
+  vi zero;            /* bytes */
+  products_function products;
+  size_t steps;
+} vector_block;
+
+/* terms[s] = scale (I - zero A) of a row's segments */
+static void row_terms(const aq_packed_view *view, size_t row, const vector_block *b, float *terms) {
+  const size_t size = aq_segment_cols(view), bits = (size_t)view->bits;
+  const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + b->col / 8 * bits;
   const size_t group = row * view->groups + b->group;
   const vf middle = (vf){0} + (float)(1 << (bits - 1));
   for (size_t s = 0; s < b->segments; s += AQ_W) {
-    const uint8_t *at = from + s * size / 8 * (size_t)bits, *x = b->x + s * size;
-    const vi products = s + AQ_W <= whole ? segment_products(at, x, b->zero, bits, run, steps)
-                                          : last_products(at, x, b->zero, bits, size, b->n - s * size);
+    const uint8_t *codes = from + s * size / 8 * bits;
+    uint8_t last[AQ_W * AQ_SEGMENT];
+    if ((s + AQ_W) * size > b->n) { /* the row's end: nothing is read behind it */
+      __builtin_memset(last, 0, AQ_W * size / 8 * bits);
+      copy_end(codes, b->n - s * size, view->bits, last);
+      codes = last;
+    }
+    const vi whole = b->products(codes, b->x + s * size, b->zero, b->steps);
     vf scale, zero_point = middle;
     if (view->groups > 1 && s + AQ_W <= b->segments) {
       __builtin_prefetch(view->scale + group + s + 256);
@@ -446,16 +479,17 @@ AQ_INLINE void row_terms(const aq_packed_view *view, size_t row, const vector_bl
       if (view->zero_point) zero_point = v_load_half(zeros);
     }
     const vf shift = zero_point * v_load(b->sums + s);
-    v_store(terms + s, scale * (__builtin_convertvector(products, vf) - shift));
+    v_store(terms + s, scale * (__builtin_convertvector(whole, vf) - shift));
   }
 }
 
-AQ_INLINE void vector_bits(const aq_int8_job *job, size_t token, size_t row_begin, size_t row_end, const int32_t bits) {
+static void linear_vector(const aq_int8_job *job, size_t token, size_t row_begin, size_t row_end) {
   const aq_packed_view *view = &job->view;
-  const size_t lanes = aq_segment_cols(view) / (AQ_STEP(bits) / AQ_W); /* of a segment */
-  const size_t size = aq_segment_cols(view);
+  const size_t size = aq_segment_cols(view), bits = (size_t)view->bits, planes = (size_t)AQ_PLANES(bits);
+  const size_t lanes = size / (planes * 4); /* of a segment */
+  const size_t run = aq_min_size(lanes, AQ_W);
+  const products_function function = products[bits == 8 ? 3 : bits - 2][__builtin_ctzll((unsigned long long)run)];
   const int32_t zero = job->x_zero[token];
-  const vi zeros = v_splat_bytes(zero - AQ_OFFSET);
   for (size_t col = 0; col < job->cols; col += AQ_VECTOR_COLS) {
     const size_t n = aq_min_size(AQ_VECTOR_COLS, job->cols - col), segments = (n - 1) / size + 1;
     const uint8_t *codes = job->codes + token * job->cols + col;
@@ -467,31 +501,20 @@ AQ_INLINE void vector_bits(const aq_int8_job *job, size_t token, size_t row_begi
       for (size_t i = s * size; i < end; i++) sum += codes[i];
       sums[s] = (float)(sum - (int32_t)(end - s * size) * zero);
     }
-    for (size_t i = 0; i < n; i += AQ_STEP(bits))
-      for (size_t j = 0; j < (size_t)AQ_STEP(bits); j++) {
-        const size_t from = i + j % AQ_QUADS * AQ_PLANES(bits) + j / AQ_QUADS;
-        x[i + j] = from < n ? (uint8_t)(codes[from] - AQ_OFFSET) : (uint8_t)(zero - AQ_OFFSET);
-      }
-    const vector_block block = {col, n, segments, view->groups == 1 ? 0 : col / size, x, sums, zeros};
+    __builtin_memset(x, 0, sizeof x); /* behind the end weights are zero */
+    for (size_t i = 0; i < n; i += planes * AQ_QUADS)
+      for (size_t plane = 0; plane < planes; plane++)
+        for (size_t j = 0; j < AQ_QUADS && i + j * planes + plane < n; j++)
+          x[i + plane * AQ_QUADS + j] = (uint8_t)(codes[i + j * planes + plane] - AQ_OFFSET);
+    const vector_block block = {col, n, segments, view->groups == 1 ? 0 : col / size, x, sums,
+                                v_splat_bytes(zero - AQ_OFFSET), function, lanes / run};
     for (size_t row = row_begin; row < row_end; row += AQ_W) {
       /* rows in the lanes: every row's segments are added up one after the other, the rows at once */
       const size_t rows = aq_min_size(AQ_W, row_end - row);
       float *out = job->out + token * job->rows + row;
       float terms[AQ_W][AQ_VECTOR_COLS / 16 + AQ_W];
       vf total = {0};
-      for (size_t r = 0; r < rows; r++)
-        switch (lanes) {
-          case 1: row_terms(view, row + r, &block, bits, 1, 1, terms[r]); break;
-          case 2: row_terms(view, row + r, &block, bits, 2, 1, terms[r]); break;
-          case 4: row_terms(view, row + r, &block, bits, 4, 1, terms[r]); break;
-#if AQ_W > 4
-          case 8: row_terms(view, row + r, &block, bits, 8, 1, terms[r]); break;
-#endif
-#if AQ_W > 8
-          case 16: row_terms(view, row + r, &block, bits, 16, 1, terms[r]); break;
-#endif
-          default: row_terms(view, row + r, &block, bits, AQ_W, lanes / AQ_W, terms[r]); break;
-        }
+      for (size_t r = 0; r < rows; r++) row_terms(view, row + r, &block, terms[r]);
       if (col > 0) __builtin_memcpy(&total, out, rows * sizeof(float));
       for (size_t s = 0; s < segments; s += AQ_W) {
         vf columns[AQ_W];
@@ -510,15 +533,6 @@ AQ_INLINE void vector_bits(const aq_int8_job *job, size_t token, size_t row_begi
       }
       __builtin_memcpy(out, &total, rows * sizeof(float));
     }
-  }
-}
-
-static void linear_vector(const aq_int8_job *job, size_t token, size_t row_begin, size_t row_end) {
-  switch (job->view.bits) {
-    case 2: vector_bits(job, token, row_begin, row_end, 2); break;
-    case 3: vector_bits(job, token, row_begin, row_end, 3); break;
-    case 4: vector_bits(job, token, row_begin, row_end, 4); break;
-    default: vector_bits(job, token, row_begin, row_end, 8); break;
   }
 }
 

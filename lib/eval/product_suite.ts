@@ -88,14 +88,12 @@ async function measureShares(
   bench.ratioGoal(`F32 product ${side}³ / the core's multiply-adds`, 0.75, [
     ["", group.speed(names[0]!, FMA_PEAK)],
   ], missing);
-  const lowest = MODEL_SHAPES.map((shape) =>
-    [`at ${shape.join("·")}`, group.speed(name(shape), FMA_PEAK)] as const
-  )
-    .sort(([, a], [, b]) => (a?.median ?? 0) - (b?.median ?? 0))[0]!;
+  const shares = MODEL_SHAPES.map((shape) => ({ shape, speed: group.speed(name(shape), FMA_PEAK) }));
+  const [lowest] = shares.sort((a, b) => (a.speed?.median ?? 0) - (b.speed?.median ?? 0));
   bench.ratioGoal(
-    "F32 product / the core's multiply-adds, lowest of the models' shapes",
+    "lowest of the models' F32 products / multiply-adds",
     0.6,
-    [[...lowest]],
+    [[lowest!.shape.join("·"), lowest!.speed]],
     missing,
   );
 }
@@ -106,9 +104,9 @@ async function measureTokens(bench: KernelBench): Promise<void> {
   for (const tokens of [64, 256]) {
     const operands = operandsOf(bench, tokens, side, side);
     const ratios: RatioOf[] = BITS.flatMap((bits) => [
-      { of: LINEAR_PACKED(bits), to: LINEAR_F32 },
-      { of: LINEAR_INT8(bits), to: LINEAR_F32 },
-      { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 inputs" },
+      { of: LINEAR_PACKED(bits), to: LINEAR_F32, label: "F32" },
+      { of: LINEAR_INT8(bits), to: LINEAR_F32, label: "F32" },
+      { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 act." },
     ]);
     const group = new Group(`Products of ${tokens} tokens`, "in cache", ratios, "multiply-adds");
     await bench.measure(
@@ -131,9 +129,9 @@ async function measureTokens(bench: KernelBench): Promise<void> {
       });
     }
     bench.ratioGoal(
-      `8-bit activations / F32 activations, ${tokens} tokens`,
+      `8-bit / F32 activations, ${tokens} tokens`,
       1,
-      BITS.map((bits) => [`${bits} bits`, group.speed(LINEAR_INT8(bits), LINEAR_PACKED(bits))]),
+      BITS.map((bits) => [`(${bits})`, group.speed(LINEAR_INT8(bits), LINEAR_PACKED(bits))]),
       "",
     );
   }
@@ -155,9 +153,9 @@ async function measureVector(
   const operands = new VectorOperands(handle, rows, COLS, x, weights);
   const peersOf = (bits: BitWidth) => ggml && peers ? GGML_OF[bits] : [];
   const ratios: RatioOf[] = BITS.flatMap((bits) => [
-    { of: LINEAR_PACKED(bits), to: LINEAR_F32 },
-    { of: LINEAR_INT8(bits), to: LINEAR_F32 },
-    { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 inputs" },
+    { of: LINEAR_PACKED(bits), to: LINEAR_F32, label: "F32" },
+    { of: LINEAR_INT8(bits), to: LINEAR_F32, label: "F32" },
+    { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 act." },
     ...GGML_OF[bits].flatMap((type) => [
       { of: LINEAR_PACKED(bits), to: GGML_DOT(type), label: type },
       { of: LINEAR_INT8(bits), to: GGML_DOT(type), label: type },
@@ -185,7 +183,7 @@ async function measureVector(
   bench.ratioGoal("2-bit product of one token / F32", 4, [["", speed(LINEAR_PACKED(2), LINEAR_F32)]], "");
   for (const bits of BITS) {
     bench.ratioGoal(
-      `${bits} bits by 8-bit activations, one token / ggml`,
+      `${bits} bits, 8-bit activations, one token / ggml`,
       1,
       GGML_OF[bits].map((type) => [type, speed(LINEAR_INT8(bits), GGML_DOT(type))]),
       ggml ? reason : "ggml is not there",

@@ -113,6 +113,8 @@ export interface RewriteResult {
   readonly manifest: Manifest;
   /** Tensors that an earlier run had finished. */
   readonly tensorsResumed: number;
+  /** What each of the manifest's layers took; null where an earlier run had done it. */
+  readonly milliseconds: readonly (number | null)[];
 }
 
 /**
@@ -242,6 +244,7 @@ class Run {
   readonly #folder: OutputFolder;
   /** What was finished; digests stay in the journal. */
   readonly #records: LayerRecord[] = [];
+  readonly #milliseconds: (number | null)[] = [];
   /** Names of the tensors of each finished file. */
   readonly #names = new Map<string, readonly string[]>();
   readonly #digests: Record<string, FileDigest> = {};
@@ -270,7 +273,11 @@ class Run {
 
   async run(): Promise<RewriteResult> {
     const { start } = this.#folder;
-    const done = (manifest: Manifest) => ({ manifest, tensorsResumed: this.#totals.tensors });
+    const done = (manifest: Manifest) => ({
+      manifest,
+      tensorsResumed: this.#totals.tensors,
+      milliseconds: manifest.layers.map(() => null),
+    });
     if (start.kind === "finished") {
       const path = this.#job.request.path;
       const [mismatch] = await verifyFiles(path, start.manifest);
@@ -309,7 +316,11 @@ class Run {
       }
     }
     this.#throwFailures();
-    return { manifest: await this.#finish(), tensorsResumed: this.#tensorsResumed };
+    return {
+      manifest: await this.#finish(),
+      tensorsResumed: this.#tensorsResumed,
+      milliseconds: this.#milliseconds,
+    };
   }
 
   async #file(file: RewriteFile, journaled: readonly JournalEntry[]): Promise<void> {
@@ -354,12 +365,14 @@ class Run {
       if (writer !== undefined) this.#startSync(written, writer.partialPath);
       await this.#breathe();
     });
+    const started = performance.now();
     try {
       const record = await step.run(sink);
       const tensors = sink.finish();
       if (!isLost) {
         this.#folder.append({ record, tensors });
         this.#records.push(record);
+        this.#milliseconds.push(performance.now() - started);
       }
     } catch (error) {
       if (!(error instanceof WeightsError) || this.#job.failFast) throw error;
@@ -374,6 +387,7 @@ class Run {
   #resume(file: RewriteFile, known: readonly JournalEntry[]): void {
     for (const [i, entry] of known.entries()) {
       this.#records.push(entry.record);
+      this.#milliseconds.push(null);
       this.#weightsDone += file.steps[i]!.weights;
       this.#bytesDone += file.steps[i]!.bytes;
       this.#bytesResumed += file.steps[i]!.bytes;
