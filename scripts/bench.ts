@@ -154,7 +154,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
       throw fail(`option "--group-size" must be one of ${GROUP_SIZES.join(", ")}, got "${text}"`);
     },
   );
-  if (groupSizes.length > 1 && suite.defaults === undefined) {
+  if (groupSizes.length > 1 && !((suite.defaults?.groupSizes.length ?? 0) > 1)) {
     throw fail(
       `option "--group-size" must be one size for the suite ${suite.name}, got ${groupSizes.join()}`,
     );

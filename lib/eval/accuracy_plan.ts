@@ -29,7 +29,7 @@ import {
   timeText,
 } from "./forecast.ts";
 import { gaussianWeights } from "./random.ts";
-import { nameOf, settingsOf, threadsOf } from "./settings.ts";
+import { nameOf, type Setting, settingsOf, threadsOf } from "./settings.ts";
 import type { BenchContext } from "./suite.ts";
 
 /** Images drawn at a setting unless `--limit` says otherwise: what keeps the whole suite within four minutes. */
@@ -305,9 +305,9 @@ function announce(context: BenchContext, plan: ModelPlan, needs: ModelRequiremen
     const wayOut = "free some, measure less at a time with --limit, or try anyway with --ignore-memory";
     checkMemory(plan.path, memory, wayOut);
   }
-  const settings = settingsOf(context), threads = threadsOf(context);
+  const settings = settingsOf(context, plan.path), threads = threadsOf(context);
   const time = forecastTime(kernels, needs, settings.length * load.multiplyAdds, load.rows, threads);
-  const quantizing = quantizeSeconds(context, needs.matrixWeights);
+  const quantizing = quantizeSeconds(context, settings, needs.matrixWeights);
   const name = `${nameOf(plan.path)} (${needs.model.kind}), ${settings.length} settings`;
   progress(`${name}: needs ${memoryText(memory)}, ${sizeText(needs.weightBytes)} of temporary files at most`);
   progress(
@@ -317,11 +317,11 @@ function announce(context: BenchContext, plan: ModelPlan, needs: ModelRequiremen
 }
 
 /** Time to quantize so many weights at every setting, from a small matrix quantized now. */
-function quantizeSeconds(context: BenchContext, weights: number): number {
+function quantizeSeconds(context: BenchContext, settings: readonly Setting[], weights: number): number {
   const { kernels, options: { groupSize } } = context;
   const { rows, cols } = QUANTIZED_SAMPLE;
   const data = gaussianWeights(rows * cols, 1);
-  return settingsOf(context).reduce((sum, { bits, solver }) => {
+  return settings.reduce((sum, { bits, solver }) => {
     if (bits === undefined || solver === undefined) return sum;
     const begin = performance.now();
     quantize(kernels, { data, dtype: "F32" }, rows, cols, {

@@ -392,6 +392,7 @@ function measure(context: BenchContext, plan: ModelPlan): Promise<SuiteReport> {
 export const accuracySuite: Suite = {
   name: "accuracy",
   summary: "models run at full precision and quantized: puzzles solved, glyphs drawn",
+  defaults: { bits: [8, 4, 3, 2], groupSizes: [64], solvers: ["round", "clip", "best"] },
   run: async (context) => {
     const reports: SuiteReport[] = [];
     // What is wrong with the last model is found out before the first is measured.

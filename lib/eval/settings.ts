@@ -3,7 +3,8 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { resolveConfig } from "../config.ts";
 import { quantizeCheckpoint } from "../pipeline.ts";
-import { type BitWidth, MAX_THREADS, type Solver } from "../quant/mod.ts";
+import { calibrationBeside } from "../pipeline/calibrated.ts";
+import { type BitWidth, CALIBRATED_SOLVERS, MAX_THREADS, type Solver } from "../quant/mod.ts";
 import { measureStored } from "./checkpoint_suite.ts";
 import { collectGarbage } from "./environment.ts";
 import type { Interval } from "./intervals.ts";
@@ -34,12 +35,22 @@ export const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]
 export const span = ({ value, low, high }: Interval, digits = 2) =>
   `${value.toFixed(digits)} ${low.toFixed(digits)}–${high.toFixed(digits)}`;
 
-/** Full precision, then every width with every solver. */
-export function settingsOf({ options: { bits, solvers } }: BenchContext): Setting[] {
+/**
+ * Full precision, then every width with every solver. A calibrated solver among others is measured where it matters and can run: at the
+ * fewest bits, on a model with calibration data beside it.
+ */
+export function settingsOf({ options: { bits, solvers } }: BenchContext, path: string): Setting[] {
+  const isWorth = (solver: Solver, width: BitWidth) =>
+    solvers.length === 1 || !CALIBRATED_SOLVERS.includes(solver) ||
+    (width === Math.min(...bits) && calibrationBeside(path) !== undefined);
   return [
     { name: "full", bits: undefined, solver: undefined },
     ...bits.flatMap((width) =>
-      solvers.map((solver): Setting => ({ name: `${width} ${solver}`, bits: width, solver }))
+      solvers.filter((solver) => isWorth(solver, width)).map((solver): Setting => ({
+        name: `${width} ${solver}`,
+        bits: width,
+        solver,
+      }))
     ),
   ];
 }
@@ -53,7 +64,7 @@ export async function atEverySetting<Result>(
   const { kernels, options } = context;
   const measured: (Measured & { readonly result: Result })[] = [];
   await withTemporaryFolder(async (temporary) => {
-    for (const setting of settingsOf(context)) {
+    for (const setting of settingsOf(context, path)) {
       context.progress(`${nameOf(path)}, ${setting.name}`);
       let folder = path, stored, quantizeSeconds, quantized;
       if (setting.bits !== undefined) {

@@ -30,6 +30,11 @@ export function hasBudget({ targetBitsPerWeight, targetModelSizeMb }: Config): b
   return targetBitsPerWeight !== null || targetModelSizeMb !== null;
 }
 
+/** The calibration data that lie beside a checkpoint, if any do. */
+export function calibrationBeside(folder: string): string | undefined {
+  return BESIDE.map((name) => join(folder, name)).find((path) => existsSync(path));
+}
+
 /**
  * The calibration data of a configuration: the file that it names, or what lies beside the checkpoint.
  *
@@ -37,7 +42,7 @@ export function hasBudget({ targetBitsPerWeight, targetModelSizeMb }: Config): b
  */
 export function calibrationSource(checkpoint: Checkpoint, { calibrationData, solver }: Config): string {
   if (calibrationData !== null) return calibrationData;
-  const beside = BESIDE.map((name) => join(checkpoint.folder, name)).find((path) => existsSync(path));
+  const beside = calibrationBeside(checkpoint.folder);
   if (beside !== undefined) return beside;
   throw new CalibrationError(
     `Cannot quantize ${

@@ -40,6 +40,7 @@ afterAll(() => {
 
 const options = (changes: Partial<BenchOptions> = {}): BenchOptions => ({
   ...parseBenchArguments(["--quick", "--model", DREAM]).options,
+  solvers: ["round", "clip"],
   ...changes,
 });
 
@@ -78,7 +79,11 @@ describe("options", () => {
     expect(suite.name).toBe("accuracy");
     expect([options.tasks, options.limit]).toEqual([undefined, undefined]);
     expect(options.models.length).toBe(2);
-    expect([options.bits, options.groupSize, options.solvers]).toEqual([[8, 4, 3, 2], 64, ["round", "clip"]]);
+    expect([options.bits, options.groupSize, options.solvers]).toEqual([[8, 4, 3, 2], 64, [
+      "round",
+      "clip",
+      "best",
+    ]]);
     expect([options.threads, options.backend, options.quick, json, out]).toEqual([
       undefined,
       "auto",

@@ -1,10 +1,10 @@
 /** What is measured in a row of the peers' suite: a way to a quantized model, layer by layer through a method or through the pipeline. */
-import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../config.ts";
 import { loadModel } from "../../models/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { quantizeCheckpoint } from "../../pipeline.ts";
+import { calibrationBeside } from "../../pipeline/calibrated.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import type { Checkpoint } from "../../tensor/mod.ts";
 import { measureStored } from "../checkpoint_suite.ts";
@@ -45,10 +45,6 @@ export function methodContender(
   };
 }
 
-/** Whether calibration data lie beside a checkpoint; without, contenders calibrate on made-up data, as their rivals do. */
-const hasCalibrationData = (path: string) =>
-  ["calibration.jsonl", "calibration_images.safetensors"].some((name) => existsSync(join(path, name)));
-
 /**
  * A contender that is `scripts/quantize.ts` with these settings: the whole pipeline, into a temporary folder that is read back. Its seconds
  * are the pipeline's, reading, calibrating, writing and checking included.
@@ -70,7 +66,7 @@ export function pipelineContender(
             bit_width: setting.bits,
             group_size: setting.groupSize,
             num_threads: threads,
-            calibration_data: hasCalibrationData(path) ? undefined : "synthetic",
+            calibration_data: calibrationBeside(path) === undefined ? "synthetic" : undefined, // as its rivals do
             ...overrides,
           },
         });
