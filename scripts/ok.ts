@@ -74,7 +74,7 @@ function kernelChecks(
   const plan = nativePlan("linux", architecture);
   const all = [...plan.flags.filter((flag) => flag !== "-fPIC"), "-Werror", ...flags];
   const objects = plan.units.map((unit) => `${output}.${unit.source}.o`);
-  const drivers = ["compare", "two_level", "model", "backward"];
+  const drivers = ["compare", "two_level", "solver", "model", "backward"];
   return [
     ...plan.units.map((unit, i) => {
       const source = `kernels/cpu/${unit.source}`;
