@@ -193,7 +193,12 @@ export const SCHEMA: readonly Key[] = [
       "half-precision ones for every 256 weights of a row, as ggml's Q2_K and Q4_K; they need `zero_point` real",
     { unit: "bits" },
   ),
-  row("num_time_groups", integer(1, 100), 10, "Groups into which the timesteps are divided", { later: true }),
+  row(
+    "num_time_groups",
+    integer(1, 100),
+    10,
+    "Groups into which timesteps or mask ratios are divided, in saved calibration statistics",
+  ),
   row(
     "solver",
     choice("clip", "round", "feedback", "best"),
@@ -205,7 +210,8 @@ export const SCHEMA: readonly Key[] = [
     "calibration_data",
     orNull(text),
     null,
-    "File of calibration data, JSONL or safetensors, or `synthetic`; by default what lies beside the checkpoint",
+    "File of calibration data, JSONL or safetensors, or `synthetic`; or of saved statistics, several with commas between them; " +
+      "by default what lies beside the checkpoint",
   ),
   row(
     "calibration_samples",

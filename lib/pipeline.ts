@@ -16,6 +16,7 @@ import {
   hasBudget,
   isCalibrated,
   openCalibration,
+  type SaveCalibration,
   solvePlan,
 } from "./pipeline/calibrated.ts";
 import type { Calibrated } from "./pipeline/calibration_data.ts";
@@ -79,6 +80,7 @@ export {
   MANIFEST_FILE,
   TOOL_VERSION,
 } from "./pipeline/record.ts";
+export type { SaveCalibration } from "./pipeline/calibrated.ts";
 export type { Progress, RunEvent, RunOptions } from "./pipeline/rewrite.ts";
 
 /** Files beside the weights that are part of a model and are copied, by the end of their names. */
@@ -104,7 +106,11 @@ interface CheckpointRun extends RunOptions {
 /** How to quantize a checkpoint. */
 export type QuantizeCheckpointOptions =
   & CheckpointRun
-  & { readonly config: Config }
+  & {
+    readonly config: Config;
+    /** Save what calibration sees of the full-precision model's inputs; also where the solver needs no calibration. */
+    readonly saveCalibration?: SaveCalibration | undefined;
+  }
   & (
     | { readonly kernels: Kernels; readonly dryRun?: false | undefined }
     /** Only plan; write nothing. */
@@ -240,6 +246,10 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
   }
 
   const { kernels, onEvent } = options;
+  if (options.saveCalibration !== undefined) {
+    checkOutput(request); // before minutes of work that it would make useless
+    await calibration.open();
+  }
   for (const message of plan.warnings) onEvent?.({ kind: "warning", message });
   let solved: ReadonlyMap<string, SolvedLayer> | undefined;
   const context = {
@@ -412,15 +422,23 @@ const PLAN_FILE = "arrowquant.plan.json";
 /** The calibration data of a run: their digest, and the model with them, opened once when first needed. */
 async function calibrationOf(
   checkpoint: Checkpoint,
-  { config, kernels }: QuantizeCheckpointOptions,
+  options: QuantizeCheckpointOptions,
   threads: number,
 ): Promise<{ readonly digest: string | undefined; open(): Promise<Calibrated> }> {
+  const { config, kernels, dryRun = false, saveCalibration } = options;
   let opened: Promise<Calibrated> | undefined;
   const open = () => {
     if (kernels === undefined) {
       throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
     }
-    return opened ??= openCalibration(checkpoint, config, kernels, threads);
+    return opened ??= openCalibration(
+      checkpoint,
+      config,
+      kernels,
+      threads,
+      dryRun ? undefined : saveCalibration,
+      options,
+    );
   };
   if (!isCalibrated(config)) return { digest: undefined, open };
   return { digest: await calibrationDigest(calibrationSource(checkpoint, config)), open };

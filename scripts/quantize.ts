@@ -32,6 +32,12 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
   --scale-bits N       16 (default), or 4 or 6 for two-level scales
   --solver NAME        clip (default), round, and on calibration data feedback or best
   --calibrate FILE     calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
+                       FILE may also be what --save-calibration saved, or several of those with commas between them:
+                       layers are then solved on them without running the model, with nothing held out to choose by
+  --save-calibration FILE
+                       save statistics of what the layers of MODEL read (.safetensors); a stopped run goes on from
+                       FILE.progress
+  --save-group-moments with --save-calibration: also the second moments of each time group
   --samples N          calibration samples, 32 to 1024
   --target-bits X      bits per weight over all quantized layers, chosen by layer
   --plan FILE          bits and group sizes by layer, as a run with --target-bits saves them
@@ -73,8 +79,8 @@ const WORST_LAYERS = 5;
 async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
   const { positionals, flags, values } = parseOptions(args, {
     help: HELP,
-    boolean: ["dry-run", "resume", "force", "print-config", "quiet", "json", "help"],
-    string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config", "report"],
+    boolean: ["dry-run", "resume", "force", "print-config", "quiet", "json", "help", "save-group-moments"],
+    string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config", "report", "save-calibration"],
   });
   if (flags.help) {
     print(HELP);
@@ -108,7 +114,18 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
       display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
     }
   }
-  const common = { input, output, config, resume: flags.resume, force: flags.force };
+  const path = values["save-calibration"], groupMoments = flags["save-group-moments"];
+  if (path === undefined && groupMoments) {
+    throw usageError("--save-group-moments needs --save-calibration FILE", HELP);
+  }
+  if (path !== undefined) {
+    if (flags["dry-run"]) throw usageError("--dry-run writes nothing: there is nothing to save", HELP);
+    if (!path.endsWith(".safetensors")) {
+      throw usageError(`--save-calibration must name a .safetensors file, got ${path}`, HELP);
+    }
+  }
+  const saveCalibration = path === undefined ? undefined : { path, groupMoments };
+  const common = { input, output, config, resume: flags.resume, force: flags.force, saveCalibration };
   const started = performance.now();
   const secondsSoFar = () => (performance.now() - started) / 1000;
   let report: RunReport, seconds: number;

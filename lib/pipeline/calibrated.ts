@@ -10,11 +10,13 @@ import { loadModel } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { CALIBRATED_SOLVERS, DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
-import { type Calibrated, loadCalibration } from "./calibration_data.ts";
+import { modelFingerprint } from "../time/mod.ts";
+import { type Calibrated, loadCalibration, withStatistics } from "./calibration_data.ts";
 import { digestFile, quote, sha256 } from "./files.ts";
 import type { Plan } from "./plan.ts";
 import type { Progress, RunEvent, RunOptions } from "./rewrite.ts";
 import { heldOutDistance, type SolvedLayer, solveModel } from "./solve.ts";
+import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
 
 /** Data that lie beside a checkpoint and are used when none are named. */
@@ -55,23 +57,60 @@ export function calibrationSource(checkpoint: Checkpoint, { calibrationData, sol
 
 /** Text that stands for the data's bytes. */
 export async function calibrationDigest(source: string): Promise<string> {
-  if (source === "synthetic" || !existsSync(source)) return source;
-  return (await digestFile(source)).sha256;
+  const paths = source === "synthetic" ? undefined : existsSync(source) ? [source] : statisticsFiles(source);
+  if (paths === undefined) return source;
+  const digests: string[] = [];
+  for (const path of paths) digests.push((await digestFile(path)).sha256);
+  return digests.join();
 }
 
-/** A checkpoint's model with its calibration data. */
+/** Statistics to be saved. */
+export interface SaveCalibration {
+  /** A safetensors file. */
+  readonly path: string;
+  /** Also the second moment of each time group, which output corrections need. */
+  readonly groupMoments?: boolean | undefined;
+}
+
+/** A checkpoint's model with its calibration data, or with the statistics that were saved of them. */
 export async function openCalibration(
   checkpoint: Checkpoint,
   config: Config,
   kernels: Kernels,
   threads: number,
+  save: SaveCalibration | undefined,
+  options: RunOptions & { readonly force?: boolean | undefined },
 ): Promise<Calibrated> {
+  const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
+  const fingerprint = files === undefined && save === undefined ? "" : modelFingerprint(checkpoint);
+  const statistics = files && loadStatistics(files, fingerprint);
   const loaded = loadModel(checkpoint.path, kernels, { threads });
-  return await loadCalibration(loaded, {
-    source: calibrationSource(checkpoint, config),
-    samples: config.calibrationSamples,
-    seed: config.calibrationSeed,
-  });
+  const samples = config.calibrationSamples, seed = config.calibrationSeed;
+  const calibrated = statistics === undefined
+    ? await loadCalibration(loaded, { source, samples, seed })
+    : withStatistics(loaded, statistics);
+  if (save === undefined) return calibrated;
+  const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;
+  const dataIdentity = JSON.stringify([await calibrationDigest(source), samples, seed]);
+  const saved = await stoppable(
+    signal,
+    "give the same command again, what is collected is kept",
+    () =>
+      saveStatistics(calibrated, {
+        path,
+        force,
+        second: groupMoments ? "groups" : "total",
+        groups: config.numTimeGroups,
+        fingerprint,
+        dataIdentity,
+        kernels,
+        threads,
+        signal,
+        onEvent,
+        onProgress,
+      }),
+  );
+  return { ...calibrated, statistics: saved };
 }
 
 /** The solver's settings of a configuration. */
@@ -128,8 +167,19 @@ export async function solvePlan(
   const { data, model } = calibrated;
   event("calibrate", `${data.source}${data.isSynthetic ? ": NOT real data" : ""}`);
   if (data.heldOut.length === 0 && candidates.length > 1) {
-    event("warning", "too few records to hold any out: the first candidate is taken unseen");
+    event(
+      "warning",
+      data.fit.length === 0
+        ? "saved statistics hold nothing out: the first candidate is taken unseen"
+        : "too few records to hold any out: the first candidate is taken unseen",
+    );
     candidates.length = 1;
+  }
+  if (data.fit.length === 0) {
+    event(
+      "calibrate",
+      "all layers are solved on saved statistics of full precision (calibration_mode: once)",
+    );
   }
   const solvable = new Set(model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
   for (const { name } of rows.values()) {
@@ -150,68 +200,76 @@ export async function solvePlan(
         `${solved.size} of ${wanted.length} layers were solved before (candidate ${index + 1})`,
       );
     }
-    const layers = await stoppable(signal, () =>
-      solveModel(calibrated, {
-        kernels,
-        threads,
-        solver: config.solver,
-        settings,
-        mode: config.calibrationMode,
-        gridOf: (name) => {
-          const row = rows.get(name);
-          return row === undefined ? undefined : {
-            bits: row.bits!,
-            groupSize: row.groupSize!,
-            zeroPoint: row.zeroPoint!,
-            scaleBits: row.scaleBits,
-          };
-        },
-        solved,
-        signal,
-        onWarning: (message) => index === 0 && event("warning", message),
-        onLayer: (layer, done, of) => {
-          if (folder !== undefined && solved?.has(layer.name) !== true) {
-            saveSolvedLayer(folder, index, own, layer);
-          }
-          weightsDone += weightsOf(layer.name);
-          onProgress?.(
-            {
-              tensor: `${layer.name} (solving${candidates.length > 1 ? `, candidate ${index + 1}` : ""})`,
-              tensorsDone: index * of + done,
-              tensors: candidates.length * of,
-              weightsDone,
-              weights: allWeights,
-              bytesDone: weightsDone,
-              bytes: allWeights,
-              bytesResumed: 0,
-            } satisfies Progress,
-          );
-        },
-      }));
+    const layers = await stoppable(
+      signal,
+      "go on with --resume, what is solved is kept",
+      () =>
+        solveModel(calibrated, {
+          kernels,
+          threads,
+          solver: config.solver,
+          settings,
+          mode: config.calibrationMode,
+          gridOf: (name) => {
+            const row = rows.get(name);
+            return row === undefined ? undefined : {
+              bits: row.bits!,
+              groupSize: row.groupSize!,
+              zeroPoint: row.zeroPoint!,
+              scaleBits: row.scaleBits,
+            };
+          },
+          solved,
+          signal,
+          onWarning: (message) => index === 0 && event("warning", message),
+          onLayer: (layer, done, of) => {
+            if (folder !== undefined && solved?.has(layer.name) !== true) {
+              saveSolvedLayer(folder, index, own, layer);
+            }
+            weightsDone += weightsOf(layer.name);
+            onProgress?.(
+              {
+                tensor: `${layer.name} (solving${candidates.length > 1 ? `, candidate ${index + 1}` : ""})`,
+                tensorsDone: index * of + done,
+                tensors: candidates.length * of,
+                weightsDone,
+                weights: allWeights,
+                bytesDone: weightsDone,
+                bytes: allWeights,
+                bytesResumed: 0,
+              } satisfies Progress,
+            );
+          },
+        }),
+    );
     const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
-    const distance = candidates.length > 1 || data.heldOut.length > 0
-      ? heldOutDistance(calibrated, tensors)
-      : NaN;
+    const distance = data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
     distances.push(distance);
     if (best === undefined || distance < best.distance) best = { layers, distance, index };
   }
   const unit = calibrated.kind === "sequences" ? "KL at masked positions, nats" : "relative noise error";
-  event(
-    "calibrate",
-    `held out, ${unit}: ${distances.map((value) => value.toPrecision(3)).join(", ")}` +
-      (distances.length > 1 ? `; candidate ${best!.index + 1} taken` : ""),
-  );
+  if (data.heldOut.length > 0) {
+    event(
+      "calibrate",
+      `held out, ${unit}: ${distances.map((value) => value.toPrecision(3)).join(", ")}` +
+        (distances.length > 1 ? `; candidate ${best!.index + 1} taken` : ""),
+    );
+  }
   return { layers: best!.layers, distances, chosen: best!.index, source: data.source };
 }
 
 /** An abort as the pipeline reports it. */
-async function stoppable<T>(signal: AbortSignal | undefined, run: () => Promise<T>): Promise<T> {
+async function stoppable<T>(
+  signal: AbortSignal | undefined,
+  remedy: string,
+  run: () => Promise<T>,
+): Promise<T> {
   try {
     return await run();
   } catch (error) {
     if (signal?.aborted !== true || error !== signal.reason) throw error;
     throw new InterruptedError(
-      `Stopped by ${String(signal.reason)}: go on with --resume, what is solved is kept`,
+      `Stopped by ${String(signal.reason)}: ${remedy}`,
       String(signal.reason),
     );
   }

@@ -16,6 +16,7 @@ import {
   type SequenceBatch,
 } from "../models/mod.ts";
 import { elementCount, SafetensorsFile } from "../tensor/mod.ts";
+import { type CalibrationStatistics, maskRatioAxis, type TimeAxis, timestepAxis } from "../time/mod.ts";
 import { inputError, quote } from "./files.ts";
 
 /** Largest file of calibration text: a million records of 1 kB. */
@@ -37,6 +38,9 @@ const WEIGHTS = { predicted: 1, visible: 0.3, padding: 0.1 };
 /** Part of the images that are shown without their class, as guidance shows them. */
 const UNCONDITIONAL = 0.1;
 
+/** Bins of the axis of mask ratios. */
+const MASK_RATIO_BINS = 1000;
+
 /** Samples that run together. */
 export interface CalibrationPart<Batch> {
   readonly batch: Batch;
@@ -52,6 +56,8 @@ export interface CalibrationSet<Batch> {
   readonly source: string;
   readonly isSynthetic: boolean;
   readonly samples: number;
+  /** What the parts' times are on. */
+  readonly axis: TimeAxis;
   readonly fit: readonly CalibrationPart<Batch>[];
   readonly heldOut: readonly CalibrationPart<Batch>[];
 }
@@ -288,6 +294,7 @@ async function sequenceSet(
       : `${samples} masked sequences of the ${records.length} records in ${quote(source)}`,
     isSynthetic,
     samples,
+    axis: maskRatioAxis(MASK_RATIO_BINS),
     ...draw(records.length, samples, seed, length, batchOf),
   };
 }
@@ -384,20 +391,36 @@ function imageSet(
       : `${samples} noised images of the ${labels.length} in ${quote(source)}`,
     isSynthetic,
     samples,
+    axis: timestepAxis(trainTimesteps),
     ...draw(labels.length, samples, seed, positions, batchOf),
   };
 }
 
-/** A model with the calibration data that it reads. */
+/** A model with the calibration data that it reads, and what was gathered of them before, if anything was. */
 export type Calibrated =
-  | {
-    readonly kind: "sequences";
-    readonly model: MaskedTransformer;
-    /** Position `i` is predicted by the logits at `i − shift`. */
-    readonly shift: number;
-    readonly data: CalibrationSet<SequenceBatch>;
-  }
-  | { readonly kind: "images"; readonly model: DitModel; readonly data: CalibrationSet<ImageBatch> };
+  & { readonly statistics?: CalibrationStatistics | undefined }
+  & (
+    | {
+      readonly kind: "sequences";
+      readonly model: MaskedTransformer;
+      /** Position `i` is predicted by the logits at `i − shift`. */
+      readonly shift: number;
+      readonly data: CalibrationSet<SequenceBatch>;
+    }
+    | { readonly kind: "images"; readonly model: DitModel; readonly data: CalibrationSet<ImageBatch> }
+  );
+
+/** Position `i` is predicted by the logits at so much before it. */
+const shiftOf = (kind: "dream" | "llada"): number => kind === "dream" ? 1 : 0;
+
+/** A model with saved statistics in place of data: nothing is run, nothing is held out. */
+export function withStatistics(loaded: LoadedModel, statistics: CalibrationStatistics): Calibrated {
+  const { source, isSynthetic, samples, groups: { axis } } = statistics;
+  const data = { source, isSynthetic, samples, axis, fit: [], heldOut: [] };
+  return loaded.kind === "dit"
+    ? { kind: "images", model: loaded.model, data, statistics }
+    : { kind: "sequences", model: loaded.model, shift: shiftOf(loaded.kind), data, statistics };
+}
 
 /**
  * Loads a model's calibration data.
@@ -421,7 +444,7 @@ export async function loadCalibration(
     }
     return { kind: "images", model: loaded.model, data: imageSet(loaded.model, loaded.folder, options) };
   }
-  const shift = loaded.kind === "dream" ? 1 : 0;
+  const shift = shiftOf(loaded.kind);
   return {
     kind: "sequences",
     model: loaded.model,

@@ -20,7 +20,9 @@ import { solverSettings } from "./calibrated.ts";
 import type { Calibrated } from "./calibration_data.ts";
 import { planQuantization } from "./plan.ts";
 import type { RunOptions } from "./rewrite.ts";
-import { denseWeights, gatherAll, heldOutDistance } from "./solve.ts";
+import { collectStatistics } from "./collect.ts";
+import { calibrationGroups } from "./saved_statistics.ts";
+import { denseWeights, heldOutDistance } from "./solve.ts";
 
 /** Group sizes that a budget chooses from: whole rows, and three that share scales more and more closely. */
 const BUDGET_GROUP_SIZES: readonly GroupSize[] = [0, 128, 64, 32];
@@ -50,32 +52,39 @@ export async function planByBudget(
   const { model, data } = calibrated;
   if (data.heldOut.length === 0) {
     throw new CalibrationError(
-      "Cannot choose bits by a budget: 8 records or more are needed to hold some out",
+      "Cannot choose bits by a budget: 8 records or more are needed to hold some out, got " +
+        (calibrated.statistics === undefined
+          ? "fewer"
+          : "saved statistics without any: give the data themselves"),
     );
   }
   const layers = new Map(model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])));
   const settings = solverSettings(config);
-  const moments = await gatherAll(
-    calibrated,
-    new Set(wanted.map(({ name }) => name)),
+  const linear = new Set(wanted.flatMap(({ name }) => layers.has(name) ? [name] : []));
+  const statistics = calibrated.statistics ?? await collectStatistics(calibrated, {
     kernels,
     threads,
+    fingerprint: "",
+    groups: calibrationGroups(data.axis, 1),
+    second: "total",
+    run: { identity: "", source: data.source, isSynthetic: data.isSynthetic, samples: data.samples },
+    names: linear,
     signal,
-  );
+  });
   const results: LayerOptions[] = [];
   for (const [index, { name, shape, bytesBefore }] of wanted.entries()) {
-    const layer = layers.get(name), gathered = moments.get(name);
+    const layer = layers.get(name);
     const [height, width] = shape as [number, number];
     const bytesOf = ({ bits, groupSize, zeroPoint }: LayerGrid) =>
       optionBytes([height, width], bits, groupSize, zeroPoint);
-    if (layer === undefined || gathered === undefined) {
+    if (layer === undefined) {
       // No linear layer, nothing can be measured: as the configuration says.
       const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: config.zeroPoint };
       results.push({ name, options: [{ ...grid, bytes: bytesOf(grid), cost: 0 }] });
       continue;
     }
     const weights = denseWeights(kernels, layer, threads);
-    const moment = factorMoments(kernels, gathered, { damping: settings.damping, threads });
+    const moment = factorMoments(kernels, statistics.moments(name), { damping: settings.damping, threads });
     const sizes = BUDGET_GROUP_SIZES.filter((size) => size < width && GROUP_SIZES.includes(size));
     // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
     const kinds = config.zeroPoint === "symmetric"

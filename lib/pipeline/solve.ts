@@ -3,15 +3,8 @@
  * make, and aims at the outputs that full precision makes of its own. Beyond the model there is one stage's moments at a time, and the hidden states of the
  * calibration data in full precision and quantized.
  */
-import { setImmediate } from "node:timers/promises";
 import { CalibrationError } from "../errors.ts";
-import type {
-  Blockwise,
-  LayerObserver,
-  LinearLayer,
-  MaskedTransformer,
-  SequenceBatch,
-} from "../models/mod.ts";
+import type { Blockwise, LinearLayer, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
 import type { Matrix } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { convertFloats, type PackedTensor } from "../quant/mod.ts";
@@ -24,7 +17,9 @@ import {
   type Solver,
   type SolverSettings,
 } from "../quant/solvers.ts";
+import type { CalibrationStatistics } from "../time/mod.ts";
 import type { Calibrated, CalibrationPart, CalibrationSet } from "./calibration_data.ts";
+import { blockCount, pause, rowWeights } from "./collect.ts";
 
 /** Fewer inputs than so many a column leave a moment to chance: solvers then fit the sample, not the layer. */
 const INPUTS_PER_COLUMN = 4;
@@ -84,35 +79,28 @@ function stagesToSolve(model: Blockwise<never>, gridOf: SolveOptions["gridOf"]) 
   })).filter(({ layers }) => layers.length > 0);
 }
 
-/** Weights of the rows that a layer reads: those of positions, or ones for a layer that reads a row a sample. */
-function rowWeights(
-  { weights, samples }: CalibrationPart<unknown>,
-  rows: number,
-  name: string,
-): Float32Array | undefined {
-  if (rows === weights.length) return weights;
-  if (rows === samples) return undefined;
-  throw new CalibrationError(
-    `Cannot solve ${JSON.stringify(name)}: it must read a row a position or a sample, got ${rows} rows`,
-    { tensor: name },
-  );
-}
-
 /**
  * Solves every layer that `gridOf` has a grid for.
  *
  * @throws {WeightsError} when weights or moments are NaN or infinite
- * @throws {CalibrationError} when there is nothing to calibrate with
+ * @throws {CalibrationError} when there is nothing to calibrate with, or saved statistics lack a layer
  */
 export function solveModel(calibrated: Calibrated, options: SolveOptions): Promise<Map<string, SolvedLayer>> {
+  const { data: { fit }, statistics } = calibrated;
+  if (statistics === undefined && fit.length === 0) {
+    throw new CalibrationError("Cannot calibrate: there must be samples, got none");
+  }
+  const gathered = options.mode === "once" || fit.length === 0 ? statistics : undefined;
   return calibrated.kind === "sequences"
-    ? solveStages(calibrated.model, calibrated.data, options)
-    : solveStages(calibrated.model, calibrated.data, options);
+    ? solveStages(calibrated.model, calibrated.data, gathered, options)
+    : solveStages(calibrated.model, calibrated.data, gathered, options);
 }
 
 async function solveStages<Batch>(
   model: Blockwise<Batch>,
   data: CalibrationSet<Batch>,
+  /** What full precision makes of every layer's inputs, where it is known: the model is not run then. */
+  statistics: CalibrationStatistics | undefined,
   options: SolveOptions,
 ): Promise<Map<string, SolvedLayer>> {
   const { kernels, threads, settings, solver, gridOf, mode = "blocks", onWarning } = options;
@@ -120,16 +108,15 @@ async function solveStages<Batch>(
   const weights = new Map<string, Matrix>();
   const stages = stagesToSolve(model as Blockwise<never>, gridOf);
   const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
-  if (data.fit.length === 0) throw new CalibrationError("Cannot calibrate: there must be samples, got none");
   // Hidden states in front of `block`: as full precision has them, and as the layers solved so far make them.
-  const states = data.fit.map(({ batch }) => {
+  const states = (statistics === undefined ? data.fit : []).map(({ batch }) => {
     const full = model.start(batch);
     return { full, quantized: mode === "blocks" ? full.slice() : full };
   });
   let block = 0;
   const warned = { inputs: false };
   for (const stage of stages) {
-    for (; block < stage.block; block++) {
+    for (; statistics === undefined && block < stage.block; block++) {
       for (const [i, { batch }] of data.fit.entries()) {
         const { full, quantized } = states[i]!;
         model.runBlock(block, batch, full, {});
@@ -147,8 +134,10 @@ async function solveStages<Batch>(
       }
       continue;
     }
-    const gathered = gather(model, data.fit, states, stage, weights, options);
     const first = stage.layers[0]!;
+    const gathered = statistics === undefined
+      ? gather(model, data.fit, states, stage, weights, options)
+      : known(statistics, first);
     const wanted = INPUTS_PER_COLUMN * first.weights.cols;
     if (gathered.moments.tokens < wanted && !warned.inputs) {
       warned.inputs = true;
@@ -205,79 +194,25 @@ async function solveStages<Batch>(
   return solved;
 }
 
-/** Lets the event loop run, so that a signal is seen. */
-async function pause(signal: AbortSignal | undefined): Promise<void> {
-  await setImmediate();
-  signal?.throwIfAborted();
-}
-
 /** Thrown by an observer to end a run whose rest nobody needs. */
 const ENOUGH = new Error("every layer of the stage was seen");
 
-/** The moments of every layer's inputs, as full precision makes them; layers that read the same share one. */
-export function gatherAll(
-  calibrated: Calibrated,
-  names: ReadonlySet<string>,
-  kernels: Kernels,
-  threads: number,
-  signal?: AbortSignal,
-): Promise<Map<string, InputMoments>> {
-  return calibrated.kind === "sequences"
-    ? gatherStages(calibrated.model, calibrated.data, names, kernels, threads, signal)
-    : gatherStages(calibrated.model, calibrated.data, names, kernels, threads, signal);
-}
-
-async function gatherStages<Batch>(
-  model: Blockwise<Batch>,
-  { fit }: CalibrationSet<Batch>,
-  names: ReadonlySet<string>,
-  kernels: Kernels,
-  threads: number,
-  signal: AbortSignal | undefined,
-): Promise<Map<string, InputMoments>> {
-  const gathered = new Map<string, InputMoments>();
-  const first = new Set<string>();
-  for (const { layers } of model.stages) {
-    const own = layers.filter(({ name }) => names.has(name) && !gathered.has(name));
-    if (own.length === 0) continue;
-    first.add(own[0]!.name);
-    const moments = emptyMoments(own[0]!.weights.cols);
-    for (const { name } of own) gathered.set(name, moments);
-  }
-  for (const part of fit) {
-    const seen = new Set<string>();
-    const observe: LayerObserver = ({ name }, x, rows) => {
-      if (!first.has(name) || seen.has(name)) return;
-      seen.add(name);
-      const moments = gathered.get(name)!, own = rowWeights(part, rows, name);
-      accumulateMoment(
-        kernels,
-        x.subarray(0, rows * moments.cols),
-        undefined,
-        own,
-        rows,
-        moments.second,
-        threads,
-      );
-      moments.tokens += rows;
-      moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
-    };
-    const hidden = model.start(part.batch);
-    for (let block = 0; block < blockCount(model); block++) {
-      model.runBlock(block, part.batch, hidden, { observe });
-    }
-    model.finish(part.batch, hidden, { observe });
-    await pause(signal);
-  }
-  return gathered;
-}
-
 interface Gathered {
-  readonly moments: ReturnType<typeof emptyMoments>;
+  readonly moments: InputMoments;
   /** Mean of w (x° − x) xᵀ; undefined when nothing is to be corrected. */
   readonly cross: Float32Array | undefined;
   /** Mean of w (r° − r) xᵀ, by layer. */
   readonly residuals: ReadonlyMap<string, Float32Array>;
+}
+
+/** What is known of what a layer reads, without anything to correct. */
+function known(statistics: CalibrationStatistics, { name, weights: { cols } }: LinearLayer): Gathered {
+  const moments = statistics.moments(name);
+  if (moments.cols === cols) return { moments, cross: undefined, residuals: new Map() };
+  throw new CalibrationError(
+    `Cannot solve ${JSON.stringify(name)}: its statistics must be of ${cols} columns, got ${moments.cols}`,
+    { tensor: name },
+  );
 }
 
 /** What the layers of a stage read, over all calibration data. */
@@ -330,7 +265,8 @@ function gather<Batch>(
     }
     const seen = new Set<string>();
     run(part, quantized, {
-      weights,
+      // Once: all on what full precision makes, also inside a block.
+      weights: mode === "blocks" ? weights : undefined,
       observe: ({ name }, x, rows, residual) => {
         if (seen.size === names.size) throw ENOUGH;
         if (!names.has(name) || seen.has(name)) return;
@@ -366,8 +302,6 @@ function gather<Batch>(
     residuals: new Map([...residuals].map(([name, sums]) => [name, mean(sums)])),
   };
 }
-
-const blockCount = <Batch>(model: Blockwise<Batch>): number => model.stages.at(-1)!.block;
 
 /** Σ over rows of w M wᵀ: the mean power of the outputs. */
 function outputPower(

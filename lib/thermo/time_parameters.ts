@@ -6,10 +6,10 @@ import type { Kernels } from "../native/mod.ts";
 import {
   activationGrid,
   type ActivationParameters,
-  type InputMoments,
   type LayerParameters,
   outputCorrection,
   type OutputParameters,
+  type TimeGroupMoments,
   type TimeGroups,
   TimeParameters,
 } from "../time/mod.ts";
@@ -76,7 +76,7 @@ export function smoothTimeParameters(
 }
 
 /** A time group's input moments, and how much its errors count. */
-export interface WeightedMoments extends InputMoments {
+export interface WeightedMoments extends TimeGroupMoments {
   /** ω of the group; default 1. */
   readonly weight?: number | undefined;
 }

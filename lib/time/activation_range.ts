@@ -4,7 +4,7 @@
  */
 
 /** Bins of a histogram: at 8 bits eight of them a code, before a range is cut. */
-const HISTOGRAM_BINS = 2048;
+export const HISTOGRAM_BINS = 2048;
 /** Ends tried by the search for the least squared error, each 4 % nearer to 0 than the one before: down to a thirteenth. */
 const MSE_STEPS = 64;
 const MSE_CUT = 0.96;
@@ -69,6 +69,17 @@ export function activationGrid(low: number, high: number, bits: ActivationBits):
   return { scale: Math.max(scale, MIN_SCALE), zeroPoint: best.zeroPoint };
 }
 
+/** What a histogram holds, to be stored. */
+export interface HistogramState {
+  /** 0 where nothing was seen, as the maximum and the reach are then. */
+  readonly minimum: number;
+  readonly maximum: number;
+  /** A power of two: bins are equal parts of `[−reach, reach]`. */
+  readonly reach: number;
+  /** Values in each bin, {@linkcode HISTOGRAM_BINS} whole numbers. */
+  readonly counts: Float64Array<ArrayBuffer>;
+}
+
 /** Values that a layer's input had: minimum, maximum, and how often what. */
 export class ActivationHistogram {
   #minimum = Infinity;
@@ -122,16 +133,80 @@ export class ActivationHistogram {
     }
   }
 
+  /** A copy of what it holds. */
+  get state(): HistogramState {
+    if (this.#count === 0) {
+      return { minimum: 0, maximum: 0, reach: 0, counts: new Float64Array(HISTOGRAM_BINS) };
+    }
+    return {
+      minimum: this.#minimum,
+      maximum: this.#maximum,
+      reach: this.#reach,
+      counts: this.#counts.slice(),
+    };
+  }
+
+  /**
+   * The histogram that had a state.
+   *
+   * @throws {RangeError} when no histogram can have it
+   *
+   * @example
+   * ```ts
+   * import { ActivationHistogram } from "./activation_range.ts";
+   * const histogram = new ActivationHistogram();
+   * histogram.add(Float32Array.of(-1, 0, 2));
+   * console.log(ActivationHistogram.from(histogram.state).range); // { low: -1, high: 2 }
+   * ```
+   */
+  static from({ minimum, maximum, reach, counts }: HistogramState): ActivationHistogram {
+    const doing = "restore a histogram of activations";
+    const histogram = new ActivationHistogram();
+    if (
+      counts.length !== HISTOGRAM_BINS || !counts.every((count) => Number.isSafeInteger(count) && count >= 0)
+    ) {
+      throw new RangeError(`Cannot ${doing}: it must have ${HISTOGRAM_BINS} counts, whole numbers ≥ 0`);
+    }
+    const count = counts.reduce((sum, value) => sum + value, 0);
+    if (!Number.isSafeInteger(count)) {
+      throw new RangeError(`Cannot ${doing}: counts add up to too much, ${count}`);
+    }
+    if (count === 0) {
+      if (minimum === 0 && maximum === 0 && reach === 0) return histogram;
+      throw new RangeError(
+        `Cannot ${doing}: without counts its range must be 0, got [${minimum}, ${maximum}]`,
+      );
+    }
+    const isPower = reach >= 2 ** -60 && reach <= 2 ** 128 && Number.isInteger(Math.log2(reach));
+    if (!isPower || !(minimum <= maximum) || !(Math.max(-minimum, maximum) <= reach)) {
+      throw new RangeError(
+        `Cannot ${doing}: its range must lie within a power of two, got [${minimum}, ${maximum}] and ${reach}`,
+      );
+    }
+    [histogram.#minimum, histogram.#maximum, histogram.#reach] = [minimum, maximum, reach];
+    [histogram.#count, histogram.#counts] = [count, counts.slice()];
+    return histogram;
+  }
+
+  /** Adds what another histogram has seen. */
+  merge(other: ActivationHistogram): void {
+    if (other.#count === 0) return;
+    this.#grow(other.#reach);
+    let counts = other.#counts;
+    for (let reach = other.#reach; reach < this.#reach; reach *= 2) counts = halved(counts);
+    for (let i = 0; i < HISTOGRAM_BINS; i++) this.#counts[i]! += counts[i]!;
+    this.#minimum = Math.min(this.#minimum, other.#minimum);
+    this.#maximum = Math.max(this.#maximum, other.#maximum);
+    this.#count += other.#count;
+  }
+
   #grow(magnitude: number): void {
     if (this.#reach === 0) {
       this.#counts = new Float64Array(HISTOGRAM_BINS);
       this.#reach = 2 ** Math.ceil(Math.log2(Math.max(magnitude, 2 ** -60)));
     }
     while (this.#reach < magnitude) {
-      // Twice the range: two bins become one.
-      const wider = new Float64Array(HISTOGRAM_BINS);
-      for (let i = 0; i < HISTOGRAM_BINS; i++) wider[(i + HISTOGRAM_BINS / 2) >> 1]! += this.#counts[i]!;
-      this.#counts = wider;
+      this.#counts = halved(this.#counts);
       this.#reach *= 2;
     }
   }
@@ -229,6 +304,13 @@ export class ActivationHistogram {
     }
     return sum;
   }
+}
+
+/** Counts over twice the range: two bins become one. */
+function halved(counts: Float64Array): Float64Array<ArrayBuffer> {
+  const wider = new Float64Array(HISTOGRAM_BINS);
+  for (let i = 0; i < HISTOGRAM_BINS; i++) wider[(i + HISTOGRAM_BINS / 2) >> 1]! += counts[i]!;
+  return wider;
 }
 
 /**

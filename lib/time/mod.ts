@@ -5,10 +5,29 @@ export {
   activationGrid,
   ActivationHistogram,
   fakeQuantize,
+  type HistogramState,
   RANGE_METHODS,
   type RangeMethod,
 } from "./activation_range.ts";
 export { maskRatioAxis, MAX_TIME_BINS, type TimeAxis, timestepAxis } from "./axis.ts";
+export {
+  type CalibrationRun,
+  CalibrationStatistics,
+  type InputStatistics,
+  type LayerInput,
+  MAX_CALIBRATION_RUNS,
+  MAX_STATISTICS_BYTES,
+  type ObservedSamples,
+  type SecondMoments,
+  statisticsBytes,
+  type StatisticsOptions,
+} from "./calibration.ts";
+export {
+  isCalibrationStatistics,
+  readCalibrationStatistics,
+  type StatisticsExpectation,
+  writeCalibrationStatistics,
+} from "./calibration_file.ts";
 export {
   adaptiveTimeGroups,
   type BinStatistics,
@@ -18,7 +37,7 @@ export {
   type TimeGroup,
   TimeGroups,
 } from "./groups.ts";
-export { type InputMoments, type OutputCorrection, outputCorrection } from "./output_correction.ts";
+export { type OutputCorrection, outputCorrection, type TimeGroupMoments } from "./output_correction.ts";
 export {
   type ActivationParameters,
   type LayerParameters,

@@ -5,8 +5,8 @@
 import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 
-/** Moments of a layer's input in one time group. */
-export interface InputMoments {
+/** Means over a layer's inputs in one time group; lib/quant's `InputMoments` are sums over all of them. */
+export interface TimeGroupMoments {
   /** `f32[cols, cols]`: `E[x xᵀ | t]` */
   readonly second: Float32Array;
   /** `f32[cols]`: `E[x | t]` */
@@ -45,7 +45,7 @@ export function outputCorrection(
   quantized: Float32Array,
   rows: number,
   cols: number,
-  { second, mean, samples }: InputMoments,
+  { second, mean, samples }: TimeGroupMoments,
   threads = 1,
 ): OutputCorrection {
   const doing = "correct a layer's output";

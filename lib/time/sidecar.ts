@@ -29,7 +29,8 @@ import { type LayerParameters, MAX_LAYER_NUMBERS, TimeParameters } from "./param
 /** `format` and `version` in the file's metadata. */
 const FORMAT = "arrowquant time parameters";
 const VERSION = "1";
-const BOUNDARIES = "time_groups.boundaries";
+/** Tensor of a file's time groups. */
+export const BOUNDARIES = "time_groups.boundaries";
 /** Bytes of a tensor's start and of its middle that a fingerprint reads: a checkpoint of 2 GB is told from another in well under a second. */
 const SAMPLED_BYTES = 4096;
 
@@ -236,7 +237,8 @@ export function readTimeParameters(folder: string, expected: SidecarExpectation)
 
 type Malformed = (reason: string, tensor?: string, cause?: unknown) => FormatError;
 
-function readGroups(
+/** The time groups of a file. @throws {FormatError} as `malformed` makes it */
+export function readGroups(
   file: SafetensorsFile,
   kind: string | undefined,
   binText: string | undefined,

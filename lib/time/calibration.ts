@@ -1,0 +1,365 @@
+/**
+ * What calibration saw of the inputs of a model's layers: for every time group how many, their mean, range and quantiles, and their second
+ * moment, gathered in one pass in memory that is known beforehand, and merged across runs. The file is calibration_file.ts's; running the
+ * model is lib/pipeline's.
+ */
+import { CalibrationError } from "../errors.ts";
+import type { Kernels } from "../native/mod.ts";
+import { findNonfinite } from "../quant/kernels.ts";
+import { accumulateMoment, type InputMoments, MAX_MOMENT_COLS } from "../quant/moments.ts";
+import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
+import type { TimeGroups } from "./groups.ts";
+import type { TimeGroupMoments } from "./output_correction.ts";
+
+/** Most bytes of a model's statistics: second moments of a model of 1 B weights, and no more than memory may hold. */
+export const MAX_STATISTICS_BYTES = 16 * 2 ** 30;
+/** Most runs in merged statistics. */
+export const MAX_CALIBRATION_RUNS = 1024;
+
+/** Second moments that are kept: none, one over all times, or also one for each time group, which takes so many times more memory. */
+export type SecondMoments = "none" | "total" | "groups";
+export const SECOND_MOMENTS: readonly SecondMoments[] = ["none", "total", "groups"];
+
+/** A pass over calibration data. */
+export interface CalibrationRun {
+  /** Stands for model, data, samples, seed and groups: the same pass has the same. */
+  readonly identity: string;
+  /** Where the data come from, as a report says it. */
+  readonly source: string;
+  readonly isSynthetic: boolean;
+  readonly samples: number;
+}
+
+/** An input that one or several layers read. */
+export interface LayerInput {
+  readonly cols: number;
+  /** Names of the weights of the layers that read it. */
+  readonly layers: readonly string[];
+}
+
+/** Sums over an input, by time group. */
+export interface InputStatistics extends LayerInput {
+  /** `f64[groups]`: Σ w */
+  readonly weight: Float64Array<ArrayBuffer>;
+  /** `f64[groups]`: inputs, and samples that they belong to; whole numbers. */
+  readonly tokens: Float64Array<ArrayBuffer>;
+  readonly samples: Float64Array<ArrayBuffer>;
+  /** `f64[groups, cols]`: Σ w x */
+  readonly sum: Float64Array<ArrayBuffer>;
+  /** `f32[cols, cols]`: Σ w x xᵀ over all groups */
+  readonly second: Float32Array<ArrayBuffer> | undefined;
+  /** `f32[groups, cols, cols]`: the same for each */
+  readonly groupSecond: Float32Array<ArrayBuffer> | undefined;
+  /** One a group: every value of an input counts 1, whatever its weight. */
+  readonly histograms: readonly ActivationHistogram[];
+}
+
+/** What the rows of an input are. */
+export interface ObservedSamples {
+  /** Time of each sample; a sample's rows lie together, as many for each. */
+  readonly times: ArrayLike<number>;
+  /** `f32[rows]`: how much each row counts; 1 by default. */
+  readonly weights?: Float32Array | undefined;
+}
+
+/** How to begin. */
+export interface StatisticsOptions {
+  /** Of the model, as `modelFingerprint` makes it. */
+  readonly fingerprint: string;
+  readonly groups: TimeGroups;
+  /** The model's inputs by name. */
+  readonly inputs: ReadonlyMap<string, LayerInput>;
+  readonly second?: SecondMoments | undefined;
+  readonly runs: readonly CalibrationRun[];
+}
+
+/** Bytes that statistics take. */
+export function statisticsBytes(
+  inputs: Iterable<LayerInput>,
+  groups: number,
+  second: SecondMoments,
+): number {
+  const moments = second === "none" ? 0 : second === "total" ? 1 : 1 + groups;
+  let bytes = 0;
+  for (const { cols } of inputs) {
+    bytes += 4 * moments * cols * cols + 8 * groups * (cols + HISTOGRAM_BINS + 3);
+  }
+  return bytes;
+}
+
+/**
+ * Statistics of a model's inputs, added to batch by batch.
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ * import { maskRatioAxis } from "./axis.ts";
+ * import { CalibrationStatistics } from "./calibration.ts";
+ * import { equalTimeGroups } from "./groups.ts";
+ *
+ * const statistics = new CalibrationStatistics({
+ *   fingerprint: "a model's",
+ *   groups: equalTimeGroups(maskRatioAxis(10), 2),
+ *   inputs: new Map([["a.weight", { cols: 2, layers: ["a.weight", "b.weight"] }]]),
+ *   runs: [{ identity: "first", source: "two sequences", isSynthetic: true, samples: 2 }],
+ * });
+ * statistics.add(await openKernels(), "a.weight", Float32Array.of(1, 2, 3, 4), 2, { times: [0.2, 0.9] });
+ * console.log(statistics.moments("b.weight").second); // 10, 14, 14, 20
+ * console.log(statistics.mean("a.weight", 1)); // 3, 4
+ * console.log(statistics.histogram("a.weight", 0).quantile(1)); // 2
+ * ```
+ */
+export class CalibrationStatistics {
+  readonly fingerprint: string;
+  readonly groups: TimeGroups;
+  readonly second: SecondMoments;
+  readonly runs: readonly CalibrationRun[];
+  readonly inputs: ReadonlyMap<string, InputStatistics>;
+  readonly #inputOf = new Map<string, InputStatistics>();
+
+  /**
+   * Statistics of nothing yet.
+   *
+   * @throws {RangeError} when an input has no or too many columns, a layer reads two inputs, or there are more than
+   * {@linkcode MAX_CALIBRATION_RUNS} runs
+   * @throws {CalibrationError} when they would take more than {@linkcode MAX_STATISTICS_BYTES}
+   */
+  constructor({ fingerprint, groups, inputs, second = "total", runs }: StatisticsOptions) {
+    for (const [name, { cols }] of inputs) {
+      if (Number.isInteger(cols) && cols >= 1 && cols <= MAX_MOMENT_COLS) continue;
+      throw new RangeError(
+        `Cannot calibrate ${
+          JSON.stringify(name)
+        }: columns must be a whole number from 1 to ${MAX_MOMENT_COLS}, got ${cols}`,
+      );
+    }
+    if (runs.length > MAX_CALIBRATION_RUNS) {
+      throw new RangeError(
+        `Cannot calibrate: there must be at most ${MAX_CALIBRATION_RUNS} runs, got ${runs.length}`,
+      );
+    }
+    const bytes = statisticsBytes(inputs.values(), groups.count, second);
+    if (bytes > MAX_STATISTICS_BYTES) {
+      throw new CalibrationError(
+        `Cannot calibrate all layers at once: their statistics must fit ${MAX_STATISTICS_BYTES} bytes, got ${bytes}: ` +
+          "calibrate block by block (calibration_mode: blocks), or keep no second moments for each time group",
+      );
+    }
+    this.fingerprint = fingerprint;
+    this.groups = groups;
+    this.second = second;
+    this.runs = runs;
+    const { count } = groups;
+    this.inputs = new Map([...inputs].map(([name, { cols, layers }]) => [name, {
+      cols,
+      layers,
+      weight: new Float64Array(count),
+      tokens: new Float64Array(count),
+      samples: new Float64Array(count),
+      sum: new Float64Array(count * cols),
+      second: second === "none" ? undefined : new Float32Array(cols * cols),
+      groupSecond: second === "groups" ? new Float32Array(count * cols * cols) : undefined,
+      histograms: Array.from({ length: count }, () => new ActivationHistogram()),
+    }]));
+    for (const input of this.inputs.values()) {
+      for (const layer of input.layers) {
+        if (this.#inputOf.has(layer)) {
+          throw new RangeError(`Cannot calibrate ${JSON.stringify(layer)}: it must read one input, got two`);
+        }
+        this.#inputOf.set(layer, input);
+      }
+    }
+  }
+
+  /** Where the data come from, as a report says it. */
+  get source(): string {
+    return this.runs.map(({ source }) => source).join("; ");
+  }
+
+  /** Samples of all runs. */
+  get samples(): number {
+    return this.runs.reduce((sum, { samples }) => sum + samples, 0);
+  }
+
+  /** Whether any of the data were made up. */
+  get isSynthetic(): boolean {
+    return this.runs.some(({ isSynthetic }) => isSynthetic);
+  }
+
+  /** What is known of the input of a layer. @throws {CalibrationError} when nothing is */
+  inputOf(layer: string): InputStatistics {
+    const input = this.#inputOf.get(layer);
+    if (input !== undefined) return input;
+    throw new CalibrationError(
+      `Cannot use the calibration statistics for ${
+        JSON.stringify(layer)
+      }: they must have its input, got none of it`,
+      { tensor: layer },
+    );
+  }
+
+  /**
+   * Adds rows of an input, each to the group of its sample's time. The same bytes for any number of threads.
+   *
+   * **Shapes** `x: f32[rows, cols]`, `times: [samples]` with rows a multiple of samples, `weights: f32[rows]`
+   *
+   * @throws {TypeError} when the shapes do not fit, or there is no such input
+   * @throws {RangeError} when a time is outside the axis
+   * @throws {CalibrationError} when a value is NaN or infinite; nothing is added then
+   */
+  add(
+    kernels: Kernels,
+    input: string,
+    x: Float32Array,
+    rows: number,
+    { times, weights }: ObservedSamples,
+    threads = 1,
+  ): void {
+    const own = this.inputs.get(input), doing = `Cannot calibrate ${JSON.stringify(input)}`;
+    if (own === undefined) throw new TypeError(`${doing}: it must be one of the inputs, got another`);
+    const { cols } = own, rowsPerSample = rows / times.length;
+    if (
+      x.length !== rows * cols || !Number.isInteger(rowsPerSample) ||
+      weights !== undefined && weights.length !== rows
+    ) {
+      throw new TypeError(
+        `${doing}: ${rows} rows of ${cols} columns must belong to whole samples, got ${x.length} numbers, ` +
+          `${times.length} samples and ${weights?.length ?? rows} weights`,
+      );
+    }
+    const groupOfSample = Array.from(times, (time) => this.groups.groupOf(time));
+    const bad = findNonfinite(kernels, { data: x, dtype: "F32" }, x.length);
+    if (bad >= 0) {
+      throw new CalibrationError(
+        `${doing}: its inputs must be finite, got ${x[bad]} in column ${bad % cols}`,
+        {
+          tensor: input,
+        },
+      );
+    }
+    for (const [sample, group] of groupOfSample.entries()) {
+      const first = sample * rowsPerSample, end = first + rowsPerSample;
+      const sum = own.sum.subarray(group * cols, (group + 1) * cols);
+      for (let row = first; row < end; row++) {
+        const weight = weights?.[row] ?? 1;
+        own.weight[group]! += weight;
+        for (let k = 0, at = row * cols; k < cols; k++, at++) sum[k]! += weight * x[at]!;
+      }
+      own.tokens[group]! += rowsPerSample;
+      own.samples[group]!++;
+      own.histograms[group]!.add(x.subarray(first * cols, end * cols));
+    }
+    if (own.second !== undefined) {
+      accumulateMoment(kernels, x, undefined, weights, rows, own.second, threads);
+    }
+    if (own.groupSecond === undefined) return;
+    for (const group of new Set(groupOfSample)) {
+      const samples = groupOfSample.flatMap((each, sample) => each === group ? [sample] : []);
+      const part = new Float32Array(samples.length * rowsPerSample * cols);
+      const partWeights = weights && new Float32Array(samples.length * rowsPerSample);
+      for (const [i, sample] of samples.entries()) {
+        const first = sample * rowsPerSample, end = first + rowsPerSample;
+        part.set(x.subarray(first * cols, end * cols), i * rowsPerSample * cols);
+        partWeights?.set(weights!.subarray(first, end), i * rowsPerSample);
+      }
+      const out = own.groupSecond.subarray(group * cols * cols, (group + 1) * cols * cols);
+      accumulateMoment(kernels, part, undefined, partWeights, samples.length * rowsPerSample, out, threads);
+    }
+  }
+
+  /** Sums over all times of what a layer reads, as solvers take them. @throws {CalibrationError} when none were kept */
+  moments(layer: string): InputMoments {
+    const { cols, second, tokens, weight } = this.inputOf(layer);
+    if (second === undefined) throw this.#without(layer, "second moments");
+    const total = (values: Float64Array) => values.reduce((sum, value) => sum + value, 0);
+    return { cols, second, tokens: total(tokens), weight: total(weight), cross: undefined };
+  }
+
+  /** `f32[cols]`: weighted mean of what a layer reads in a time group. @throws {CalibrationError} when nothing was seen */
+  mean(layer: string, group: number): Float32Array<ArrayBuffer> {
+    this.groups.range(group);
+    const { cols, sum, weight } = this.inputOf(layer), total = weight[group]!;
+    if (!(total > 0)) throw this.#without(layer, `inputs in time group ${group}`);
+    return Float32Array.from(sum.subarray(group * cols, (group + 1) * cols), (value) => value / total);
+  }
+
+  /** Means of what a layer reads in a time group, as output corrections take them. @throws {CalibrationError} when none were kept */
+  groupMoments(layer: string, group: number): TimeGroupMoments {
+    const mean = this.mean(layer, group);
+    const { cols, groupSecond, weight, samples } = this.inputOf(layer);
+    if (groupSecond === undefined) throw this.#without(layer, "second moments for each time group");
+    const sums = groupSecond.subarray(group * cols * cols, (group + 1) * cols * cols);
+    return { second: sums.map((value) => value / weight[group]!), mean, samples: samples[group]! };
+  }
+
+  /** Range and quantiles of what a layer reads in a time group. */
+  histogram(layer: string, group: number): ActivationHistogram {
+    this.groups.range(group);
+    return this.inputOf(layer).histograms[group]!;
+  }
+
+  /**
+   * These statistics and those of another run on the same model, groups and inputs, added up; neither is changed.
+   *
+   * @throws {CalibrationError} when they are of another model, other groups or inputs, or hold a run that is in these already
+   */
+  merge(other: CalibrationStatistics): CalibrationStatistics {
+    const fail = (reason: string) => new CalibrationError(`Cannot merge calibration statistics: ${reason}`);
+    if (other.fingerprint !== this.fingerprint) {
+      throw fail(
+        `they must be of one model (${this.fingerprint.slice(0, 12)}…), got ${
+          other.fingerprint.slice(0, 12)
+        }…`,
+      );
+    }
+    const { axis, boundaries } = this.groups, { axis: otherAxis, boundaries: otherBoundaries } = other.groups;
+    if (
+      axis.kind !== otherAxis.kind || axis.bins !== otherAxis.bins ||
+      boundaries.join() !== otherBoundaries.join()
+    ) {
+      throw fail(
+        `they must have the same time groups, got ${
+          boundaries.length - 1
+        } of ${axis.bins} ${axis.kind} bins and ` +
+          `${otherBoundaries.length - 1} of ${otherAxis.bins} ${otherAxis.kind} bins` +
+          (boundaries.length === otherBoundaries.length ? " with other boundaries" : ""),
+      );
+    }
+    if (this.second !== other.second) {
+      throw fail(`they must keep the same second moments, got ${this.second} and ${other.second}`);
+    }
+    const layout = ({ inputs }: CalibrationStatistics) =>
+      JSON.stringify([...inputs].map(([name, { cols, layers }]) => [name, cols, layers]));
+    if (layout(this) !== layout(other)) throw fail("they must be of the same layers, got others");
+    const known = new Set(this.runs.map(({ identity }) => identity));
+    const twice = other.runs.find(({ identity }) => known.has(identity));
+    if (twice !== undefined) {
+      throw fail(`their data or seeds must differ, got the same run twice: ${twice.source}`);
+    }
+    const merged = new CalibrationStatistics({
+      fingerprint: this.fingerprint,
+      groups: this.groups,
+      inputs: this.inputs,
+      second: this.second,
+      runs: [...this.runs, ...other.runs],
+    });
+    for (const [name, own] of merged.inputs) {
+      for (const part of [this.inputs.get(name)!, other.inputs.get(name)!]) {
+        for (const key of ["weight", "tokens", "samples", "sum", "second", "groupSecond"] as const) {
+          const sums = own[key], more = part[key];
+          if (sums === undefined) continue;
+          for (let i = 0; i < sums.length; i++) sums[i]! += more![i]!;
+        }
+        for (const [g, histogram] of own.histograms.entries()) histogram.merge(part.histograms[g]!);
+      }
+    }
+    return merged;
+  }
+
+  #without(layer: string, what: string): CalibrationError {
+    return new CalibrationError(
+      `Cannot use the calibration statistics for ${JSON.stringify(layer)}: they must have ${what}, got none`,
+      { tensor: layer },
+    );
+  }
+}

@@ -1,0 +1,375 @@
+/**
+ * Calibration statistics on disk, finished or on their way:
+ *
+ * ```text
+ * time_groups.boundaries   I32 [groups + 1]
+ * <input>.weight           F64 [groups]
+ * <input>.tokens           F64 [groups]                whole numbers
+ * <input>.samples          F64 [groups]                whole numbers
+ * <input>.sum              F64 [groups, cols]          Σ w x
+ * <input>.range            F64 [groups, 3]             minimum, maximum, reach of the histogram
+ * <input>.histogram        F64 [groups, 2048]          whole numbers
+ * <input>.second           F32 [cols, cols]            Σ w x xᵀ, unless `second` is none
+ * <input>.group_second     F32 [groups, cols, cols]    where `second` is groups
+ * __metadata__: format, version, fingerprint, axis, bins, second, inputs (JSON: layers by input), runs (JSON), and parts_done of an unfinished one
+ * ```
+ */
+import { CalibrationError, FormatError } from "../errors.ts";
+import { MAX_MOMENT_COLS } from "../quant/moments.ts";
+import {
+  type Dtype,
+  MAX_TENSORS,
+  SafetensorsFile,
+  SafetensorsWriter,
+  type TensorSpec,
+} from "../tensor/mod.ts";
+import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
+import {
+  type CalibrationRun,
+  CalibrationStatistics,
+  type InputStatistics,
+  type LayerInput,
+  MAX_CALIBRATION_RUNS,
+  MAX_STATISTICS_BYTES,
+  SECOND_MOMENTS,
+  type SecondMoments,
+  statisticsBytes,
+} from "./calibration.ts";
+import type { TimeGroups } from "./groups.ts";
+import { BOUNDARIES, readGroups } from "./sidecar.ts";
+
+/** `format` and `version` in the file's metadata. */
+const FORMAT = "arrowquant calibration statistics";
+const VERSION = "1";
+/** Parts of an input, `histograms` apart, by what they are called in the file. */
+const PARTS = [
+  ["weight", "weight", "F64"],
+  ["tokens", "tokens", "F64"],
+  ["samples", "samples", "F64"],
+  ["sum", "sum", "F64"],
+  ["second", "second", "F32"],
+  ["group_second", "groupSecond", "F32"],
+] as const satisfies readonly (readonly [string, keyof InputStatistics, Dtype])[];
+
+type Numbers = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
+interface Entry {
+  readonly spec: TensorSpec;
+  readonly values: () => Numbers;
+}
+
+/** The tensors of an input. */
+function entriesOf(name: string, input: InputStatistics, groups: number): Entry[] {
+  const { cols, histograms } = input;
+  const shapes = {
+    weight: [groups],
+    tokens: [groups],
+    samples: [groups],
+    sum: [groups, cols],
+    second: [cols, cols],
+    group_second: [groups, cols, cols],
+  };
+  const entries = PARTS.flatMap(([part, key, dtype]): Entry[] => {
+    const values = input[key];
+    return values === undefined
+      ? []
+      : [{ spec: { name: `${name}.${part}`, dtype, shape: shapes[part] }, values: () => values }];
+  });
+  const range = () =>
+    Float64Array.from(
+      histograms.flatMap(({ state: { minimum, maximum, reach } }) => [minimum, maximum, reach]),
+    );
+  const counts = () => {
+    const all = new Float64Array(groups * HISTOGRAM_BINS);
+    for (const [g, { state }] of histograms.entries()) all.set(state.counts, g * HISTOGRAM_BINS);
+    return all;
+  };
+  return [
+    ...entries,
+    { spec: { name: `${name}.range`, dtype: "F64", shape: [groups, 3] }, values: range },
+    { spec: { name: `${name}.histogram`, dtype: "F64", shape: [groups, HISTOGRAM_BINS] }, values: counts },
+  ];
+}
+
+/**
+ * Writes statistics, in one step: a file of that name is replaced when the new one is whole.
+ *
+ * @param partsDone of a pass that is not finished: how much of its data is in
+ * @throws {OutputError} when it cannot be written
+ */
+export function writeCalibrationStatistics(
+  path: string,
+  statistics: CalibrationStatistics,
+  partsDone?: number,
+): void {
+  const { groups, fingerprint, second, inputs, runs } = statistics;
+  const metadata = {
+    format: FORMAT,
+    version: VERSION,
+    fingerprint,
+    axis: groups.axis.kind,
+    bins: String(groups.axis.bins),
+    second,
+    inputs: JSON.stringify([...inputs].map(([name, { layers }]) => [name, layers])),
+    runs: JSON.stringify(runs),
+    ...(partsDone === undefined ? {} : { parts_done: String(partsDone) }),
+  };
+  const { boundaries } = groups;
+  const boundarySpec = { name: BOUNDARIES, dtype: "I32", shape: [groups.count + 1] } as const;
+  const entries = [...inputs].flatMap(([name, input]) => entriesOf(name, input, groups.count));
+  const specs = [boundarySpec, ...entries.map(({ spec }) => spec)];
+  using writer = SafetensorsWriter.create(path, {
+    reservedHeaderBytes: SafetensorsWriter.headerBytes(specs, metadata),
+    metadata,
+  });
+  writer.add(specs);
+  writer.write(BOUNDARIES, 0, new Uint8Array(boundaries.buffer));
+  for (const { spec, values } of entries) {
+    const { buffer, byteOffset, byteLength } = values();
+    writer.write(spec.name, 0, new Uint8Array(buffer, byteOffset, byteLength));
+  }
+  writer.finish();
+}
+
+/** Whether a file is one of calibration statistics, whatever its version. @throws {FormatError} when it is no safetensors file */
+export function isCalibrationStatistics(path: string): boolean {
+  using file = SafetensorsFile.open(path);
+  return file.metadata["format"] === FORMAT;
+}
+
+/** What a file has to fit. */
+export interface StatisticsExpectation {
+  /** Of the model. */
+  readonly fingerprint: string;
+  /** Wanted groups; undefined: whatever the file has. */
+  readonly groups?: TimeGroups | undefined;
+  /** Whether the pass may be unfinished; default false. */
+  readonly allowUnfinished?: boolean | undefined;
+}
+
+/**
+ * Reads and checks statistics.
+ *
+ * @returns them, and how many parts of the data are in where the pass is not finished
+ * @throws {FormatError} when the file is not what its format promises, or holds NaN or impossible counts
+ * @throws {CalibrationError} when it belongs to another model, has other groups than wanted, or is unfinished
+ */
+export function readCalibrationStatistics(
+  path: string,
+  expected: StatisticsExpectation,
+): { readonly statistics: CalibrationStatistics; readonly partsDone: number | undefined } {
+  using file = SafetensorsFile.open(path);
+  const malformed = (reason: string, tensor?: string, cause?: unknown) =>
+    new FormatError(
+      `Cannot read ${JSON.stringify(path)}: ${reason}`,
+      tensor === undefined ? { path, cause } : { path, tensor, cause },
+    );
+  const mismatched = (reason: string) =>
+    new CalibrationError(`Cannot use ${JSON.stringify(path)}: ${reason}`, { path });
+  const {
+    format,
+    version,
+    fingerprint,
+    axis,
+    bins,
+    second,
+    inputs: inputText,
+    runs: runText,
+    parts_done: partText,
+  } = file.metadata;
+  if (format !== FORMAT || version !== VERSION) {
+    throw malformed(`metadata must say ${JSON.stringify(`${FORMAT} ${VERSION}`)}, got ${format} ${version}`);
+  }
+  if (file.fileBytes > 2 * MAX_STATISTICS_BYTES) {
+    throw malformed(`it must have at most ${2 * MAX_STATISTICS_BYTES} bytes, got ${file.fileBytes}`);
+  }
+  if (fingerprint !== expected.fingerprint) {
+    throw mismatched(
+      `it must be of the model that is quantized (${
+        expected.fingerprint.slice(0, 12)
+      }…), got statistics of another ` +
+        `one (${fingerprint?.slice(0, 12)}…)`,
+    );
+  }
+  if (partText !== undefined) {
+    if (!/^\d{1,9}$/.test(partText)) throw malformed(`parts_done must be a whole number, got ${partText}`);
+    if (expected.allowUnfinished !== true) {
+      throw mismatched(
+        `it must be finished, got a calibration that was stopped after ${partText} parts of its data: repeat its command`,
+      );
+    }
+  }
+  const groups = readGroups(file, axis, bins, malformed);
+  if (
+    expected.groups !== undefined &&
+    (expected.groups.axis.kind !== axis || expected.groups.boundaries.join() !== groups.boundaries.join())
+  ) {
+    throw mismatched(
+      `it must have the ${expected.groups.count} time groups of the configuration, got ${groups.count} others`,
+    );
+  }
+  if (!SECOND_MOMENTS.includes(second as SecondMoments)) {
+    throw malformed(`second must be one of ${SECOND_MOMENTS.join(", ")}, got ${second}`);
+  }
+  const inputs = parseInputs(inputText, file, malformed), runs = parseRuns(runText, malformed);
+  const bytes = statisticsBytes(inputs.values(), groups.count, second as SecondMoments);
+  if (bytes > file.fileBytes) {
+    throw malformed(`it must hold its inputs' ${bytes} bytes of statistics, got ${file.fileBytes} bytes`);
+  }
+  let statistics: CalibrationStatistics;
+  try {
+    statistics = new CalibrationStatistics({
+      fingerprint: fingerprint!,
+      groups,
+      inputs,
+      second: second as SecondMoments,
+      runs,
+    });
+  } catch (cause) {
+    if (!(cause instanceof RangeError) || cause instanceof CalibrationError) throw cause;
+    throw malformed(cause.message, undefined, cause);
+  }
+  const known = new Set<string>([BOUNDARIES]);
+  for (const [name, input] of statistics.inputs) readInput(file, name, input, groups.count, known, malformed);
+  const other = file.tensors.keys().find((name) => !known.has(name));
+  if (other !== undefined) throw malformed("every tensor must be a part of an input, got another", other);
+  return { statistics, partsDone: partText === undefined ? undefined : Number(partText) };
+}
+
+type Malformed = (reason: string, tensor?: string, cause?: unknown) => FormatError;
+
+function parseList(text: string | undefined, what: string, malformed: Malformed): unknown[] {
+  let value: unknown;
+  try {
+    value = JSON.parse(text ?? "");
+  } catch (cause) {
+    throw malformed(`${what} must be a list in JSON`, undefined, cause);
+  }
+  if (!Array.isArray(value)) throw malformed(`${what} must be a list in JSON, got something else`);
+  return value;
+}
+
+function parseInputs(
+  text: string | undefined,
+  file: SafetensorsFile,
+  malformed: Malformed,
+): Map<string, LayerInput> {
+  const inputs = new Map<string, LayerInput>();
+  let count = 0;
+  for (const entry of parseList(text, "inputs", malformed)) {
+    const [name, layers] = Array.isArray(entry) ? entry as unknown[] : [];
+    if (
+      typeof name !== "string" || inputs.has(name) || !Array.isArray(layers) || layers.length === 0 ||
+      !layers.every((layer) => typeof layer === "string") || (count += layers.length) > MAX_TENSORS
+    ) {
+      throw malformed("inputs must be new names, each with names of layers");
+    }
+    const cols = file.tensors.get(`${name}.sum`)?.shape[1];
+    if (cols === undefined || cols < 1 || cols > MAX_MOMENT_COLS) {
+      throw malformed(`it must hold sums of 1 to ${MAX_MOMENT_COLS} columns, got ${cols}`, `${name}.sum`);
+    }
+    inputs.set(name, { cols, layers });
+  }
+  if (inputs.size === 0) throw malformed("inputs must be at least one, got none");
+  return inputs;
+}
+
+function parseRuns(text: string | undefined, malformed: Malformed): CalibrationRun[] {
+  const runs = parseList(text, "runs", malformed);
+  if (runs.length === 0 || runs.length > MAX_CALIBRATION_RUNS) {
+    throw malformed(`runs must be 1 to ${MAX_CALIBRATION_RUNS}, got ${runs.length}`);
+  }
+  return runs.map((run): CalibrationRun => {
+    const { identity, source, isSynthetic, samples } = (run ?? {}) as Record<string, unknown>;
+    if (
+      typeof identity !== "string" || typeof source !== "string" || typeof isSynthetic !== "boolean" ||
+      typeof samples !== "number" || !Number.isSafeInteger(samples) || samples < 1
+    ) {
+      throw malformed("each run must have an identity, a source, isSynthetic and samples");
+    }
+    return { identity, source, isSynthetic, samples };
+  });
+}
+
+/** Fills an input from the file. */
+function readInput(
+  file: SafetensorsFile,
+  name: string,
+  input: InputStatistics,
+  groups: number,
+  known: Set<string>,
+  malformed: Malformed,
+): void {
+  const read = new Map<string, Numbers>();
+  for (const { spec } of entriesOf(name, input, groups)) {
+    const info = file.tensors.get(spec.name);
+    if (info === undefined || info.dtype !== spec.dtype || info.shape.join() !== spec.shape.join()) {
+      throw malformed(
+        `${JSON.stringify(spec.name)} must be ${spec.dtype} [${spec.shape.join(", ")}], got ${
+          info === undefined ? "none" : `${info.dtype} [${info.shape.join(", ")}]`
+        }`,
+        spec.name,
+      );
+    }
+    known.add(spec.name);
+    const { buffer } = file.read(spec.name);
+    const values = spec.dtype === "F32" ? new Float32Array(buffer) : new Float64Array(buffer);
+    const bad = values.findIndex((value) => !Number.isFinite(value));
+    if (bad >= 0) throw malformed(`numbers must be finite, got ${values[bad]} at ${bad}`, spec.name);
+    read.set(spec.name.slice(name.length + 1), values);
+  }
+  for (const [part, key] of PARTS) {
+    const values = read.get(part);
+    if (values !== undefined) input[key]!.set(values);
+  }
+  const { cols, weight, tokens, samples, second, groupSecond } = input;
+  for (const [part, counts] of [["tokens", tokens], ["samples", samples]] as const) {
+    const bad = counts.find((count) => !Number.isSafeInteger(count) || count < 0);
+    if (bad !== undefined) throw malformed(`counts must be whole numbers ≥ 0, got ${bad}`, `${name}.${part}`);
+  }
+  const badWeight = weight.findIndex((value, g) => value < 0 || (value > 0 && tokens[g] === 0));
+  if (badWeight >= 0) {
+    throw malformed(
+      `weights must be ≥ 0, and 0 where there are no inputs, got ${weight[badWeight]}`,
+      `${name}.weight`,
+    );
+  }
+  if (second !== undefined) checkMoment(second, cols, `${name}.second`, malformed);
+  for (let g = 0; groupSecond !== undefined && g < groups; g++) {
+    const own = groupSecond.subarray(g * cols * cols, (g + 1) * cols * cols);
+    checkMoment(own, cols, `${name}.group_second`, malformed);
+  }
+  const range = read.get("range")!, counts = read.get("histogram") as Float64Array<ArrayBuffer>;
+  for (const [g, histogram] of input.histograms.entries()) {
+    try {
+      const [minimum, maximum, reach] = range.subarray(3 * g, 3 * g + 3) as unknown as [
+        number,
+        number,
+        number,
+      ];
+      const own = counts.slice(g * HISTOGRAM_BINS, (g + 1) * HISTOGRAM_BINS);
+      histogram.merge(ActivationHistogram.from({ minimum, maximum, reach, counts: own }));
+    } catch (cause) {
+      if (!(cause instanceof RangeError)) throw cause;
+      throw malformed(cause.message, `${name}.histogram`, cause);
+    }
+    if (histogram.count !== tokens[g]! * cols) {
+      throw malformed(
+        `a histogram must have seen the ${tokens[g]! * cols} values of its group, got ${histogram.count}`,
+        `${name}.histogram`,
+      );
+    }
+  }
+}
+
+/** Sums of squares are not negative, and sums of products the same either way. */
+function checkMoment(second: Float32Array, cols: number, tensor: string, malformed: Malformed): void {
+  for (let i = 0; i < cols; i++) {
+    if (second[i * cols + i]! < 0) {
+      throw malformed(`sums of squares must be ≥ 0, got ${second[i * cols + i]}`, tensor);
+    }
+    for (let j = 0; j < i; j++) {
+      if (second[i * cols + j] === second[j * cols + i]) continue;
+      throw malformed(`a moment must be symmetric, got another one at [${i}, ${j}]`, tensor);
+    }
+  }
+}
