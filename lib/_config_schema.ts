@@ -249,6 +249,18 @@ export const SCHEMA: readonly Key[] = [
     "Settings that `best` tries on the whole model; the least held-out error decides",
   ),
   row(
+    "solver_options.low_rank",
+    numberKind("integer", "0, or 4 to 64", (v) => v === 0 || (v >= 4 && v <= 64)),
+    0,
+    "Rank of a correction A B, stored as half floats beside the codes of each layer that `feedback` or `best` solves; 0 for none",
+  ),
+  row(
+    "solver_options.rotation",
+    choice("none", "hadamard"),
+    "none",
+    "Whether `feedback` and `best` solve layers on inputs turned by a randomised Hadamard matrix, as the runtime then turns them",
+  ),
+  row(
     "zero_point",
     choice("real", "integer", "symmetric"),
     "real",

@@ -50,6 +50,8 @@ export interface Config {
     readonly correction: number;
     readonly residualCorrection: number;
     readonly candidates: number;
+    readonly lowRank: number;
+    readonly rotation: "none" | "hadamard";
   };
   readonly zeroPoint: "real" | "integer" | "symmetric";
   readonly minAccuracy: number;
@@ -201,6 +203,7 @@ export function resolveConfig(
     effective.set(key, { value, source: `deployment_profile ${profile}` });
   }
   fitTwoLevel(effective, problems);
+  checkSolverOptions(effective, problems);
   throwProblems(problems);
 
   const config: Record<string, unknown> = {};
@@ -232,6 +235,18 @@ function fitTwoLevel(effective: Map<string, Given>, problems: ConfigProblem[]): 
   if (zeroPoint.value !== "real") {
     const expected = `real ${reason}`;
     problems.push({ key: "zero_point", value: preview(zeroPoint.value), expected, source: zeroPoint.source });
+  }
+}
+
+/** Low rank and rotation are the calibrated solvers'. */
+function checkSolverOptions(effective: Map<string, Given>, problems: ConfigProblem[]): void {
+  const { value: solver, source: solverSource } = effective.get("solver")!;
+  if (solver === "feedback" || solver === "best") return;
+  for (const [key, off] of [["solver_options.low_rank", 0], ["solver_options.rotation", "none"]] as const) {
+    const { value, source } = effective.get(key)!;
+    if (value === off) continue;
+    const expected = `${off} with solver ${solver} (${solverSource}): it needs feedback or best`;
+    problems.push({ key, value: preview(value), expected, source });
   }
 }
 

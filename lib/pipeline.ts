@@ -480,7 +480,7 @@ function checkPaths({ input, output }: CheckpointRun): void {
 function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
   for (const { name, action } of plan.rows) {
     if (action === "keep") continue;
-    const names = packedNames(name, config.zeroPoint, scaleBitsOf(config));
+    const names = packedNames(name, config.zeroPoint, scaleBitsOf(config), config.solverOptions.lowRank);
     const parts = Object.values(names).map((part: string | undefined) => part?.length ?? 0);
     const longest = Math.max(...parts);
     if (longest > MAX_NAME_LENGTH) {
@@ -559,7 +559,7 @@ function growingBuffer(): (bytes: number) => Uint8Array<ArrayBuffer> {
 
 /** The entries that take most room in the header, whatever becomes of the tensors. */
 function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
-  for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits } of rows) {
+  for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits, rank } of rows) {
     const [height, width] = shape as [number, number];
     if (action === "keep") yield { name, dtype, shape };
     else {yield* packedTensorSpecs(
@@ -570,6 +570,7 @@ function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
         groupSize!,
         zeroPoint!,
         scaleBits,
+        rank,
       );}
   }
 }

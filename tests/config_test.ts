@@ -72,6 +72,8 @@ describe("defaults", () => {
         correction: 1,
         residualCorrection: 1,
         candidates: 2,
+        lowRank: 0,
+        rotation: "none",
       },
       targetModelSizeMb: null,
       targetBitsPerWeight: null,

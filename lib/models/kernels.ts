@@ -5,6 +5,7 @@
  */
 import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
+import { rotateRows } from "../quant/hadamard.ts";
 import { checkPackedTensor, type OneLevelTensor, type PackedTensor } from "../quant/layout.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -139,7 +140,10 @@ export function linear(
     check(calls.aq_linear(x, t, weights.data, dtype, b, n, k, out, isaNumber, threads), doing);
     return out;
   }
-  const { packed, bits } = weights;
+  const { packed, bits, lowRank, rotation } = weights;
+  if (lowRank !== undefined || rotation !== undefined) {
+    return linearExtended(kernels, x, tokens, weights, bias, { out, threads });
+  }
   const g = kernels.size(weights.groupSize);
   if (weights.scaleBits === undefined) {
     const { scale, zeroPoint } = weights;
@@ -170,6 +174,29 @@ export function linear(
     doing,
   );
   return out;
+}
+
+/** The same with a rotation, `x ← H x`, and a low-rank correction, `+ A (B x)`: products of the kernels for plain matrices. */
+function linearExtended(
+  kernels: Kernels,
+  x: Float32Array,
+  tokens: number,
+  { lowRank, rotation, ...codes }: PackedTensor,
+  bias: Float32Array | undefined,
+  options: RunOptions & { readonly out: Floats },
+): Floats {
+  const { rows, cols } = codes, { out, threads } = options;
+  const input = rotation === undefined ? x : rotateRows(x.slice(), cols, rotation);
+  linear(kernels, input, tokens, codes, bias, options);
+  if (lowRank === undefined) return out;
+  const { rank, a, b } = lowRank;
+  const narrow = linear(kernels, input, tokens, { rows: rank, cols, dtype: "F16", data: b }, undefined, {
+    threads,
+  });
+  const correction = linear(kernels, narrow, tokens, { rows, cols: rank, dtype: "F16", data: a }, undefined, {
+    threads,
+  });
+  return add(kernels, out, correction, options);
 }
 
 /** Smallest normal float32: the header's least scale of activations. */
@@ -365,6 +392,10 @@ export function linearPackedInt8(
   }
   if (weights.scaleBits !== undefined) {
     throw new TypeError(`Cannot ${doing}: weights must have one level of scales, got two-level scales`);
+  }
+  if (weights.lowRank !== undefined || weights.rotation !== undefined) {
+    const got = weights.lowRank === undefined ? "a rotation" : "a low-rank correction";
+    throw new TypeError(`Cannot ${doing}: weights must be codes and scales alone, got ${got}`);
   }
   const { tokens, codes, scale: xScale, zeroPoint: xZeroPoint } = activations;
   const { rows, cols, packed, scale, zeroPoint, bits, groupSize } = weights;

@@ -53,14 +53,15 @@ export interface BudgetedPlan {
   readonly cost: number;
 }
 
-/** Bytes of a layer at given bits. */
+/** Bytes of a layer at given bits, with a low-rank correction of a rank. */
 export function optionBytes(
   [rows, cols]: readonly [number, number],
   bits: BitWidth,
   groupSize: GroupSize,
   zeroPoint: ZeroPointKind,
+  rank = 0,
 ): number {
-  return packedBytes(rows, cols, bits, groupSize, zeroPoint);
+  return packedBytes(rows, cols, bits, groupSize, zeroPoint, undefined, rank);
 }
 
 /**

@@ -114,9 +114,9 @@ export async function openCalibration(
 }
 
 /** The solver's settings of a configuration. */
-export function solverSettings({ solverOptions }: Config): SolverSettings {
-  const { damping, rounds, refit, correction, residualCorrection } = solverOptions;
-  return { ...DEFAULT_SOLVER_SETTINGS, damping, rounds, refit, correction, residualCorrection };
+export function solverSettings({ solverOptions, calibrationSeed }: Config): SolverSettings {
+  const { candidates: _, ...own } = solverOptions;
+  return { ...DEFAULT_SOLVER_SETTINGS, ...own, rotationSeed: calibrationSeed };
 }
 
 /** Settings that are tried beside the configured ones: what is best differs from model to model. */

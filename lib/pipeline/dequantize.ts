@@ -31,7 +31,7 @@ export async function rewriteDequantized(
     const reason = "not quantized";
     return { name, file, action: "keep", reason, dtype, shape, bytesBefore: bytes, bytesAfter: bytes };
   }
-  const { rows, cols, bits, groupSize, scaleBits } = layer;
+  const { rows, cols, bits, groupSize, scaleBits, rank, rotation } = layer;
   sink.begin([spec]);
   const width = BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, width);
@@ -51,6 +51,8 @@ export async function rewriteDequantized(
     bits,
     groupSize,
     ...(scaleBits === undefined ? {} : { scaleBits }),
+    ...(rank === 0 ? {} : { lowRank: rank }),
+    ...(rotation === undefined ? {} : { rotation }),
     bytesBefore: layer.bytes,
     bytesAfter: rows * cols * width,
   };

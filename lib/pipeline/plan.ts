@@ -85,8 +85,10 @@ export interface PlanRow {
   readonly zeroPoint: ZeroPointKind | undefined;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
+  /** Rank of the low-rank correction that it gets if it is solved on calibration data, 0 for none. */
+  readonly rank: number;
   readonly bytesBefore: number;
-  /** Stored bytes unless `min_accuracy` asks for more bits. */
+  /** Stored bytes unless `min_accuracy` asks for more bits, or a correction is planned for what is no linear layer. */
   readonly bytesAfter: number;
 }
 
@@ -167,6 +169,7 @@ function rowPlanner(
         groupSize: undefined,
         zeroPoint: undefined,
         scaleBits: undefined,
+        rank: 0,
         bytesAfter: byteLength,
       };
     }
@@ -176,6 +179,7 @@ function rowPlanner(
     const groupSize = planned?.groupSize ?? config.groupSize;
     const zeroPoint = planned?.zeroPoint ?? config.zeroPoint, scaleBits = scaleBitsOf(config);
     const [rows, cols] = shape as [number, number];
+    const rank = Math.min(config.solverOptions.lowRank, rows, cols);
     return {
       ...common,
       action: "quantize",
@@ -184,7 +188,8 @@ function rowPlanner(
       groupSize,
       zeroPoint,
       scaleBits,
-      bytesAfter: packedBytes(rows, cols, bits, groupSize, zeroPoint, scaleBits),
+      rank,
+      bytesAfter: packedBytes(rows, cols, bits, groupSize, zeroPoint, scaleBits, rank),
     };
   };
 }

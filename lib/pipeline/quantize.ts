@@ -72,7 +72,9 @@ export async function rewriteTensor(
     const reached = cosine(statistics);
     if (reached >= minAccuracy - COSINE_ROUNDING) {
       const [rows, cols] = row.shape as [number, number];
-      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint, scaleBits);
+      const stored = tried.length > 0 ? undefined : solved?.tensor;
+      const rank = stored?.lowRank?.rank, rotation = stored?.rotation;
+      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint, scaleBits, rank);
       const { name, file, dtype, shape, bytesBefore } = row;
       return {
         name,
@@ -85,6 +87,8 @@ export async function rewriteTensor(
         groupSize,
         zeroPoint,
         ...(scaleBits === undefined ? {} : { scaleBits }),
+        ...(rank === undefined ? {} : { lowRank: rank }),
+        ...(rotation === undefined ? {} : { rotation }),
         bytesBefore,
         bytesAfter: specBytes(specs),
         statistics,
@@ -184,12 +188,14 @@ async function storeSolved(
   context: QuantizeContext,
 ): Promise<ErrorStatistics> {
   const { kernels, threads } = context;
-  const { name, scaleBits } = row, zeroPoint = row.zeroPoint!, { rows, cols, bits, groupSize } = tensor;
+  const { name, scaleBits } = row, zeroPoint = row.zeroPoint!;
+  const { rows, cols, bits, groupSize, lowRank } = tensor;
   const dtype = row.dtype as FloatDtype;
   const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
-  const names = packedNames(name, zeroPoint, scaleBits);
-  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits));
+  const names = packedNames(name, zeroPoint, scaleBits, lowRank?.rank);
+  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits, lowRank?.rank));
   for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
+  if (lowRank !== undefined) sink.write(names.lowRankB!, lowRank.b);
   if (zeroPoint === "integer" && tensor.scaleBits === undefined) {
     const groups = groupCount(cols, groupSize);
     const integers = Uint8Array.from(new Float16Array(tensor.zeroPoint!.buffer, 0, rows * groups));

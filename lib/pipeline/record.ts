@@ -1,5 +1,12 @@
 /** What became of one tensor, as the journal and the manifest store it, and the manifest itself. */
-import type { BitWidth, ErrorStatistics, GroupSize, ScaleBits, ZeroPointKind } from "../quant/mod.ts";
+import type {
+  BitWidth,
+  ErrorStatistics,
+  GroupSize,
+  Rotation,
+  ScaleBits,
+  ZeroPointKind,
+} from "../quant/mod.ts";
 import type { Dtype } from "../tensor/mod.ts";
 
 /** Version of this project, as in deno.json. */
@@ -31,6 +38,10 @@ export interface LayerRecord {
   readonly zeroPoint?: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits?: ScaleBits;
+  /** Rank of the low-rank correction; undefined without. */
+  readonly lowRank?: number;
+  /** Of its inputs; undefined without. */
+  readonly rotation?: Rotation;
   readonly bytesBefore: number;
   /** Stored bytes of everything that belongs to it. */
   readonly bytesAfter: number;

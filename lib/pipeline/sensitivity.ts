@@ -72,11 +72,11 @@ export async function planByBudget(
     signal,
   });
   const results: LayerOptions[] = [];
-  for (const [index, { name, shape, bytesBefore }] of wanted.entries()) {
+  for (const [index, { name, shape, bytesBefore, rank }] of wanted.entries()) {
     const layer = layers.get(name);
     const [height, width] = shape as [number, number];
     const bytesOf = ({ bits, groupSize, zeroPoint }: LayerGrid) =>
-      optionBytes([height, width], bits, groupSize, zeroPoint);
+      optionBytes([height, width], bits, groupSize, zeroPoint, rank);
     if (layer === undefined) {
       // No linear layer, nothing can be measured: as the configuration says.
       const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: config.zeroPoint };

@@ -7,6 +7,8 @@ import { CalibrationError } from "../errors.ts";
 import type { Blockwise, LinearLayer, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
 import type { Matrix } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
+import { rotateMoment, rotateRows, type Rotation, rotationBlock } from "../quant/hadamard.ts";
+import { solveLowRankLayer } from "../quant/low_rank_fit.ts";
 import { convertFloats, type PackedTensor } from "../quant/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/moments.ts";
 import {
@@ -146,15 +148,18 @@ async function solveStages<Batch>(
           `got ${gathered.moments.tokens}`,
       );
     }
+    const rotation = rotationOf(first.weights.cols, settings);
+    if (rotation !== undefined) rotateGathered(gathered, rotation);
     const moment = factorMoments(kernels, gathered.moments, { damping: settings.damping, threads });
     if (moment.damping > settings.damping) {
       onWarning?.(`${first.name}: damping raised to ${moment.damping}, its inputs' moment is singular`);
     }
     const gathering = (performance.now() - started) / stage.layers.length;
     for (const layer of stage.layers) {
-      const own = performance.now();
+      const begun = performance.now();
       const { rows, cols } = layer.weights;
-      const dense = denseWeights(kernels, layer, threads);
+      const own = denseWeights(kernels, layer, threads);
+      const dense = rotation === undefined ? own : rotateRows(own.slice(), cols, rotation);
       const target = gathered.cross === undefined ? dense : correctedTarget(
         kernels,
         dense,
@@ -165,7 +170,7 @@ async function solveStages<Batch>(
         settings,
         threads,
       );
-      const { tensor, objective, firstObjective } = solveLayer(
+      const problem = [
         kernels,
         solver,
         target,
@@ -174,24 +179,40 @@ async function solveStages<Batch>(
         moment,
         { ...gridOf(layer.name)!, threads },
         settings,
-      );
+      ] as const;
+      const { tensor, objective, firstObjective } = settings.lowRank === 0
+        ? solveLayer(...problem)
+        : solveLowRankLayer(...problem, settings.lowRank);
       const result: SolvedLayer = {
         name: layer.name,
-        tensor,
+        tensor: rotation === undefined ? tensor : { ...tensor, rotation },
         relativeError: objective / outputPower(kernels, target, rows, moment.moment, cols, threads),
         gain: firstObjective / objective,
         damping: moment.damping,
         deadColumns: moment.deadColumns,
         inputs: moment.tokens,
-        milliseconds: gathering + performance.now() - own,
+        milliseconds: gathering + performance.now() - begun,
       };
       solved.set(layer.name, result);
-      weights.set(layer.name, tensor);
+      weights.set(layer.name, result.tensor);
       options.onLayer?.(result, solved.size, count);
       await pause(options.signal);
     }
   }
   return solved;
+}
+
+/** The rotation of inputs of so many columns; undefined where none is asked for or a block would be one column. */
+function rotationOf(cols: number, { rotation, rotationSeed }: SolverSettings): Rotation | undefined {
+  const block = rotationBlock(cols);
+  return rotation === "none" || block === 1 ? undefined : { kind: rotation, block, seed: rotationSeed };
+}
+
+/** Everything gathered, as rotated inputs would have made it. */
+function rotateGathered({ moments, cross, residuals }: Gathered, rotation: Rotation): void {
+  rotateMoment(moments.second, moments.cols, rotation);
+  if (cross !== undefined) rotateMoment(cross, moments.cols, rotation);
+  for (const sums of residuals.values()) rotateRows(sums, moments.cols, rotation);
 }
 
 /** Thrown by an observer to end a run whose rest nobody needs. */

@@ -40,7 +40,9 @@ export function saveSolvedLayer(
 ): void {
   const arrays: Header["arrays"][number][] = [], parts: Uint8Array[] = [];
   const plain: Record<string, unknown> = {};
-  for (const [key, value] of Object.entries(tensor)) {
+  const { lowRank, ...codes } = tensor;
+  const flat = { ...codes, ...(lowRank === undefined ? {} : { lowRankA: lowRank.a, lowRankB: lowRank.b }) };
+  for (const [key, value] of Object.entries(flat)) {
     if (ArrayBuffer.isView(value)) {
       const bytes = new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
       arrays.push({ key, type: value.constructor.name as keyof typeof ARRAYS, bytes: bytes.length });
@@ -100,7 +102,11 @@ function readSolvedLayer(path: string, identity: string): SolvedLayer | undefine
     tensor[key] = new ARRAYS[type](body.slice(at, at + bytes).buffer);
     at += bytes;
   }
-  return { ...header.layer, tensor: tensor as unknown as PackedTensor };
+  const { lowRankA: a, lowRankB: b, ...codes } = tensor;
+  const lowRank = a instanceof Uint16Array
+    ? { lowRank: { rank: a.length / Number(header.tensor["rows"]), a, b } }
+    : {};
+  return { ...header.layer, tensor: { ...codes, ...lowRank } as unknown as PackedTensor };
 }
 
 /** Removes the files of solved layers: the tensors are in the output now. */

@@ -5,6 +5,7 @@
 import { KernelError, WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
+import { rotateRows } from "./hadamard.ts";
 import {
   BIT_WIDTHS,
   type BitWidth,
@@ -25,6 +26,7 @@ import {
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./layout.ts";
+import { addLowRank } from "./low_rank.ts";
 
 /** `clip`: search of clipped ranges, then least squares of scale and zero point; `round`: minimum and maximum. */
 export type WeightSolver = "round" | "clip";
@@ -360,6 +362,9 @@ export function dequantize(
   checkPackedTensor(doing, tensor);
   checkMember(doing, "dtype", dtype, ["F32", "F16", "BF16"]);
   checkThreads(doing, threads);
+  if (tensor.lowRank !== undefined || tensor.rotation !== undefined) {
+    return dequantizeExtended(kernels, tensor, dtype, threads);
+  }
   const { rows, cols, bits } = tensor;
   const out = dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols);
   const { calls, isaNumber } = kernels;
@@ -400,6 +405,22 @@ export function dequantize(
     check(status, doing);
   }
   return out;
+}
+
+/** Codes, then the low-rank correction, then the way back from the rotation: in float32, then rounded once. */
+function dequantizeExtended(
+  kernels: Kernels,
+  { lowRank, rotation, ...codes }: PackedTensor,
+  dtype: "F32" | "F16" | "BF16",
+  threads: number,
+): Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> {
+  const { rows, cols } = codes;
+  const values = dequantize(kernels, codes, "F32", threads);
+  if (lowRank !== undefined) addLowRank(values, lowRank, rows, cols);
+  if (rotation !== undefined && cols > 0) rotateRows(values, cols, rotation, { inverse: true });
+  if (dtype === "F32") return values;
+  const bytes = convertFloats(kernels, { data: values, dtype: "F32" }, values.length, dtype, threads);
+  return new Uint16Array(bytes.buffer);
 }
 
 /**
@@ -592,6 +613,15 @@ export function packedErrorStatistics(
   const { rows, cols, bits } = tensor;
   const bytes = weightBytes(doing, weights, rows * cols);
   const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
+  if (tensor.lowRank !== undefined || tensor.rotation !== undefined) {
+    let sums = NO_STATISTICS;
+    for (const [begin, end] of rowBlocks(rows, cols)) {
+      const a = { data: bytes.subarray(begin * rowBytes, end * rowBytes), dtype: weights.dtype };
+      const data = dequantize(kernels, packedRows(tensor, begin, end), "F32", threads);
+      sums = addStatistics(sums, errorStatistics(kernels, a, { data, dtype: "F32" }, data.length, threads));
+    }
+    return sums;
+  }
   const { calls, isaNumber } = kernels;
   const k = kernels.size(cols), g = kernels.size(tensor.groupSize), dtype = DTYPE_NUMBERS[weights.dtype];
   const raw = new Float64Array(6);

@@ -3,6 +3,8 @@
  * bytes themselves are docs/format.md's.
  */
 
+import { checkRotation, type Rotation } from "./hadamard.ts";
+
 export type BitWidth = 2 | 3 | 4 | 8;
 /** Weights of one row that share a scale; 0 is the whole row. */
 export type GroupSize = 0 | 16 | 32 | 64 | 128 | 256;
@@ -26,13 +28,29 @@ export function defaultTwoLevelGroupSize(bits: BitWidth): 16 | 32 {
 /** Weights of a row that share the two half floats of two-level scales; the last superblock of a row may be shorter. */
 export const SUPERBLOCK_SIZE = 256;
 
-/** The codes of a matrix. */
+/** Largest rank of a correction. */
+export const MAX_RANK = 64;
+
+/**
+ * A correction of low rank: A B is added to the weights that the codes stand for.
+ *
+ * **Shapes** `a: f16[rows, rank]`, `b: f16[rank, cols]`, as bits of half floats
+ */
+export interface LowRank {
+  readonly rank: number;
+  readonly a: Uint16Array<ArrayBuffer>;
+  readonly b: Uint16Array<ArrayBuffer>;
+}
+
+/** The codes of a matrix. With a rotation H they, and a correction A B, are those of W Hᵀ: `W = (Ŵ + A B) H`. */
 interface PackedCodes {
   readonly rows: number;
   readonly cols: number;
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
   readonly packed: Uint32Array<ArrayBuffer>;
+  readonly lowRank?: LowRank | undefined;
+  readonly rotation?: Rotation | undefined;
 }
 
 /**
@@ -98,6 +116,7 @@ export function subCodeBytes(cols: number, groupSize: GroupSize, scaleBits: Scal
  * the columns when integer) or the two levels of scales and minima, and the two numbers of its shape.
  *
  * @param scaleBits of two-level scales; `zeroPointKind` then says nothing
+ * @param rank of a low-rank correction, 0 for none
  */
 export function packedBytes(
   rows: number,
@@ -106,8 +125,9 @@ export function packedBytes(
   groupSize: GroupSize,
   zeroPointKind: ZeroPointKind,
   scaleBits?: ScaleBits,
+  rank = 0,
 ): number {
-  const codes = rows * packedWords(cols, bits) * 4;
+  const codes = rows * packedWords(cols, bits) * 4 + 2 * rank * (rows + cols);
   if (scaleBits !== undefined) {
     const levels = subCodeBytes(cols, groupSize, scaleBits) + superblockCount(cols) * 2;
     return codes + 2 * rows * levels + 16;
@@ -128,7 +148,12 @@ export function packedRows(tensor: PackedTensor, begin: number, end: number): Pa
     const width = rows === 0 ? 0 : array.length / rows;
     return array.subarray(begin * width, end * width) as T;
   };
-  const common = { rows: end - begin, packed: part(tensor.packed) };
+  const { lowRank } = tensor;
+  const common = {
+    rows: end - begin,
+    packed: part(tensor.packed),
+    ...(lowRank === undefined ? {} : { lowRank: { ...lowRank, a: part(lowRank.a) } }),
+  };
   if (tensor.scaleBits === undefined) {
     const { scale, zeroPoint } = tensor;
     const zeroPoints = zeroPoint === undefined ? undefined : part(zeroPoint);
@@ -146,12 +171,13 @@ export function packedRows(tensor: PackedTensor, begin: number, end: number): Pa
 
 /** Bytes of a packed matrix's arrays in memory. */
 export function packedByteLength(tensor: PackedTensor): number {
-  const { packed } = tensor;
+  const { packed, lowRank } = tensor;
+  const own = packed.byteLength + (lowRank === undefined ? 0 : lowRank.a.byteLength + lowRank.b.byteLength);
   if (tensor.scaleBits === undefined) {
-    return packed.byteLength + tensor.scale.byteLength + (tensor.zeroPoint?.byteLength ?? 0);
+    return own + tensor.scale.byteLength + (tensor.zeroPoint?.byteLength ?? 0);
   }
   const { subScale, subMin, superScale, superMin } = tensor;
-  return [packed, subScale, subMin, superScale, superMin].reduce((sum, array) => sum + array.byteLength, 0);
+  return [subScale, subMin, superScale, superMin].reduce((sum, array) => sum + array.byteLength, own);
 }
 
 const ARRAYS = { "u32 words": Uint32Array, "half floats": Uint16Array, "bytes": Uint8Array } as const;
@@ -184,6 +210,16 @@ export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
   member("bits", bits, BIT_WIDTHS);
   member("groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
   lengths("packed", packed, "u32 words", rows * packedWords(cols, bits));
+  const { lowRank, rotation } = tensor;
+  if (lowRank !== undefined) {
+    const { rank, a, b } = lowRank;
+    if (!Number.isInteger(rank) || rank < 1 || rank > MAX_RANK) {
+      throw new RangeError(`Cannot ${doing}: the rank must be from 1 to ${MAX_RANK}, got ${rank}`);
+    }
+    lengths("lowRank.a", a, "half floats", rows * rank);
+    lengths("lowRank.b", b, "half floats", rank * cols);
+  }
+  if (rotation !== undefined) checkRotation(doing, rotation, cols);
   if (scaleBits !== undefined) {
     member("scaleBits", scaleBits, SCALE_BITS);
     const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);

@@ -14,6 +14,10 @@
  *             X.weight_sub_min     U8 [rows, sub-bytes]
  *             X.weight_super_scale F16 [rows, superblocks]
  *             X.weight_super_min   F16 [rows, superblocks]
+ *
+ * with a low-rank correction, beside either:
+ *             X.weight_low_rank_a  F16 [rows, rank]
+ *             X.weight_low_rank_b  F16 [rank, columns]
  * ```
  */
 import { join } from "node:path";
@@ -28,12 +32,14 @@ import {
   isFloatDtype,
   type TensorSpec,
 } from "../tensor/mod.ts";
+import { MAX_ROTATION_SEED, type Rotation } from "./hadamard.ts";
 import {
   BIT_WIDTHS,
   type BitWidth,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  MAX_RANK,
   type PackedTensor,
   packedWords,
   SCALE_BITS,
@@ -47,6 +53,8 @@ import {
 
 /** Version of the layout and of the `arrowquant` section of config.json; a reader refuses a larger one. */
 export const FORMAT_VERSION = 1;
+/** Version of a section that has layers with a low-rank correction or a rotation: programs that know neither must refuse it. */
+export const EXTENDED_FORMAT_VERSION = 2;
 
 /** Key of config.json that describes the quantization, for us and for others. */
 export const CONFIG_KEY = "quantization_config";
@@ -64,6 +72,10 @@ export interface PackedLayerEntry {
   readonly scale_bits?: ScaleBits;
   /** Where it is not the section's. */
   readonly zero_point?: ZeroPointKind;
+  /** Rank of the correction; absent without. */
+  readonly low_rank?: number;
+  /** Of the inputs; absent without. */
+  readonly rotation?: Rotation;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
 }
@@ -89,6 +101,9 @@ export interface PackedNames {
   readonly subMin: string | undefined;
   readonly superScale: string | undefined;
   readonly superMin: string | undefined;
+  /** These two are undefined without a low-rank correction. */
+  readonly lowRankA: string | undefined;
+  readonly lowRankB: string | undefined;
   readonly shape: string;
 }
 
@@ -104,6 +119,9 @@ export interface PackedLayer {
   readonly zeroPointKind: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
+  /** Rank of the low-rank correction, 0 without. */
+  readonly rank: number;
+  readonly rotation: Rotation | undefined;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
   readonly tensors: PackedNames;
@@ -118,6 +136,7 @@ export function packedNames(
   name: string,
   zeroPointKind: ZeroPointKind,
   scaleBits?: ScaleBits,
+  rank = 0,
 ): PackedNames {
   const two = scaleBits !== undefined;
   return {
@@ -128,13 +147,15 @@ export function packedNames(
     subMin: two ? `${name}_sub_min` : undefined,
     superScale: two ? `${name}_super_scale` : undefined,
     superMin: two ? `${name}_super_min` : undefined,
+    lowRankA: rank > 0 ? `${name}_low_rank_a` : undefined,
+    lowRankB: rank > 0 ? `${name}_low_rank_b` : undefined,
     shape: `${name}_shape`,
   };
 }
 
 /** Every name that an entry of a quantized tensor may have, whatever its scales. */
 export function allPackedNames(name: string): string[] {
-  const names = [packedNames(name, "real"), packedNames(name, "real", 4)].flatMap((n) => Object.values(n));
+  const names = [packedNames(name, "real"), packedNames(name, "real", 4, 1)].flatMap((n) => Object.values(n));
   return [...new Set(names as (string | undefined)[])].filter((part) => part !== undefined);
 }
 
@@ -149,8 +170,13 @@ export function packedTensorSpecs(
   groupSize: GroupSize,
   zeroPointKind: ZeroPointKind,
   scaleBits?: ScaleBits,
+  rank = 0,
 ): TensorSpec[] {
-  const names = packedNames(name, zeroPointKind, scaleBits);
+  const names = packedNames(name, zeroPointKind, scaleBits, rank);
+  const lowRank: TensorSpec[] = rank === 0 ? [] : [
+    { name: names.lowRankA!, dtype: "F16", shape: [rows, rank] },
+    { name: names.lowRankB!, dtype: "F16", shape: [rank, cols] },
+  ];
   if (scaleBits !== undefined) {
     const sub = [rows, subCodeBytes(cols, groupSize, scaleBits)], supers = [rows, superblockCount(cols)];
     return [
@@ -159,6 +185,7 @@ export function packedTensorSpecs(
       { name: names.subMin!, dtype: "U8", shape: sub },
       { name: names.superScale!, dtype: "F16", shape: supers },
       { name: names.superMin!, dtype: "F16", shape: supers },
+      ...lowRank,
       { name: names.shape, dtype: "I64", shape: SHAPE_OF_SHAPE },
     ];
   }
@@ -175,7 +202,7 @@ export function packedTensorSpecs(
         : { name: names.zeroPoint, dtype: "F16", shape: grid },
     );
   }
-  specs.push({ name: names.shape, dtype: "I64", shape: SHAPE_OF_SHAPE });
+  specs.push(...lowRank, { name: names.shape, dtype: "I64", shape: SHAPE_OF_SHAPE });
   return specs;
 }
 
@@ -225,7 +252,7 @@ export function packedLayers(checkpoint: Checkpoint): ReadonlyMap<string, Packed
 
 /**
  * Reads rows `[rowBegin, rowEnd)` of a quantized tensor, all of them by default. Integer zero points come back as half
- * floats, as real ones do.
+ * floats, as real ones do. B of a low-rank correction is read whole.
  *
  * @throws {RangeError} when the rows are not the tensor's
  * @throws as {@linkcode Checkpoint.readInto}
@@ -236,7 +263,7 @@ export function readPackedTensor(
   rowBegin = 0,
   rowEnd: number = layer.rows,
 ): PackedTensor {
-  const { name, cols, bits, groupSize, zeroPointKind, scaleBits, tensors } = layer;
+  const { name, cols, bits, groupSize, zeroPointKind, scaleBits, rank, rotation, tensors } = layer;
   const whole = Number.isSafeInteger(rowBegin) && Number.isSafeInteger(rowEnd);
   if (!whole || rowBegin < 0 || rowBegin > rowEnd || rowEnd > layer.rows) {
     throw new RangeError(
@@ -253,6 +280,14 @@ export function readPackedTensor(
     bits,
     groupSize,
     packed: new Uint32Array(read(tensors.packed, words * 4)),
+    ...(rotation === undefined ? {} : { rotation }),
+    ...(rank === 0 ? {} : {
+      lowRank: {
+        rank,
+        a: new Uint16Array(read(tensors.lowRankA!, rank * 2)),
+        b: new Uint16Array(read(tensors.lowRankB!, cols * 2, 0, rank)),
+      },
+    }),
   };
   if (scaleBits !== undefined) {
     const subBytes = subCodeBytes(cols, groupSize, scaleBits), superBytes = superblockCount(cols) * 2;
@@ -278,13 +313,17 @@ export function readPackedTensor(
 }
 
 /**
- * What is stored of some rows of a packed tensor, entry by entry in the order of storage; without the shape, and
- * without integer zero points, which do not go by rows.
+ * What is stored of some rows of a packed tensor, entry by entry in the order of storage; without the shape, integer
+ * zero points and B of a low-rank correction, which do not go by rows.
  */
 export function packedEntries(
   names: PackedNames,
   tensor: PackedTensor,
 ): [string, ArrayBufferView<ArrayBuffer>][] {
+  const { lowRank } = tensor;
+  const ofRank: [string, Uint16Array<ArrayBuffer>][] = lowRank === undefined
+    ? []
+    : [[names.lowRankA!, lowRank.a]];
   if (tensor.scaleBits !== undefined) {
     return [
       [names.packed, tensor.packed],
@@ -292,6 +331,7 @@ export function packedEntries(
       [names.subMin!, tensor.subMin],
       [names.superScale!, tensor.superScale],
       [names.superMin!, tensor.superMin],
+      ...ofRank,
     ];
   }
   const { packed, scale, zeroPoint, zeroPointKind } = tensor;
@@ -299,6 +339,7 @@ export function packedEntries(
     [names.packed, packed],
     [names.scale!, scale],
     ...(zeroPointKind === "real" ? [[names.zeroPoint!, zeroPoint!] as [string, typeof scale]] : []),
+    ...ofRank,
   ];
 }
 
@@ -368,8 +409,12 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
     configFault(checkpoint, `${where}${key} must be ${wanted}, got ${text(found)}`);
   if (!isObject(section)) throw fail("", "an object", section);
   const { format_version: version, zero_point: zeroPoint, layers } = section;
-  if (version !== FORMAT_VERSION) {
-    throw fail(".format_version", `${FORMAT_VERSION}, the one this version reads`, version);
+  if (version !== FORMAT_VERSION && version !== EXTENDED_FORMAT_VERSION) {
+    throw fail(
+      ".format_version",
+      `${FORMAT_VERSION} or ${EXTENDED_FORMAT_VERSION}, those this version reads`,
+      version,
+    );
   }
   if (!isMember(zeroPoint, ZERO_POINT_KINDS)) {
     throw fail(".zero_point", `one of ${ZERO_POINT_KINDS.join(", ")}`, zeroPoint);
@@ -393,11 +438,37 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
     if (ownKind !== undefined && !isMember(ownKind, ZERO_POINT_KINDS)) {
       throw fail(`${key}.zero_point`, `one of ${ZERO_POINT_KINDS.join(", ")}, or absent`, ownKind);
     }
+    checkExtensions(entry, version, (part, wanted, found) => fail(`${key}.${part}`, wanted, found));
     if (!isDtype(entry["dtype"]) || !isFloatDtype(entry["dtype"])) {
       throw fail(`${key}.dtype`, "a floating-point element type", entry["dtype"]);
     }
   }
   return section as unknown as PackedSection;
+}
+
+/** Low rank and rotation of an entry, as far as they can be checked without the layer's sizes. */
+function checkExtensions(
+  { low_rank: rank, rotation }: Record<string, unknown>,
+  version: number,
+  fail: (part: string, wanted: string, found: unknown) => FormatError,
+): void {
+  for (const [part, value] of [["low_rank", rank], ["rotation", rotation]] as const) {
+    if (value === undefined || version >= EXTENDED_FORMAT_VERSION) continue;
+    throw fail(part, `absent in format_version ${version}`, value);
+  }
+  if (rank !== undefined && !(Number.isInteger(rank) && rank as number >= 1 && rank as number <= MAX_RANK)) {
+    throw fail("low_rank", `a whole number from 1 to ${MAX_RANK}, or absent`, rank);
+  }
+  if (rotation === undefined) return;
+  if (!isObject(rotation)) throw fail("rotation", "an object of kind, block and seed, or absent", rotation);
+  const { kind, block, seed } = rotation;
+  if (kind !== "hadamard") throw fail("rotation.kind", "hadamard", kind);
+  if (!Number.isSafeInteger(block) || !Number.isInteger(Math.log2(block as number))) {
+    throw fail("rotation.block", "a power of two", block);
+  }
+  if (!Number.isInteger(seed) || seed as number < 0 || seed as number > MAX_ROTATION_SEED) {
+    throw fail("rotation.seed", `a whole number from 0 to ${MAX_ROTATION_SEED}`, seed);
+  }
 }
 
 function checkLayer(
@@ -406,9 +477,9 @@ function checkLayer(
   entry: PackedLayerEntry,
   sectionKind: ZeroPointKind,
 ): PackedLayer {
-  const { bits, group_size: groupSize, scale_bits: scaleBits, dtype } = entry;
+  const { bits, group_size: groupSize, scale_bits: scaleBits, low_rank: rank = 0, rotation, dtype } = entry;
   const zeroPointKind = scaleBits === undefined ? sectionKind : "real";
-  const names = packedNames(name, zeroPointKind, scaleBits);
+  const names = packedNames(name, zeroPointKind, scaleBits, rank);
   const fail = (part: string, reason: string) =>
     new FormatError(
       `Cannot read quantized tensor ${text(name)} of ${text(checkpoint.path)}: ${text(part)} ${reason}`,
@@ -428,7 +499,16 @@ function checkLayer(
   if (!possible(rows) || !possible(cols) || elementCount([rows, cols]) === undefined) {
     throw fail(names.shape, `must hold two sizes above 0, got [${rows}, ${cols}]`);
   }
-  const specs = packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPointKind, scaleBits);
+  if (rotation !== undefined && cols % rotation.block !== 0) {
+    throw fail(
+      names.shape,
+      `must have columns that the rotation's block ${rotation.block} divides, got ${cols}`,
+    );
+  }
+  if (rank > Math.min(rows, cols)) {
+    throw fail(names.shape, `must have sizes of at least the rank ${rank}, got [${rows}, ${cols}]`);
+  }
+  const specs = packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPointKind, scaleBits, rank);
   for (const spec of specs) check(spec.name, spec.dtype, spec.shape);
   const used = new Set<string | undefined>(Object.values(names));
   const unused = [name, ...allPackedNames(name)].filter((part) => !used.has(part));
@@ -444,6 +524,8 @@ function checkLayer(
     groupSize,
     zeroPointKind,
     scaleBits,
+    rank,
+    rotation,
     dtype,
     tensors: names,
     bytes,

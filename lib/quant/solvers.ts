@@ -44,6 +44,11 @@ export interface SolverSettings {
   readonly correction: number;
   /** The same for the error of the stream that the layer's output is added to. */
   readonly residualCorrection: number;
+  /** Rank of a low-rank correction, 0 for none. {@linkcode solveLayer} makes none: `solveLowRankLayer` does. */
+  readonly lowRank: number;
+  /** Of a layer's inputs, before it is solved. {@linkcode solveLayer} rotates nothing: its caller does. */
+  readonly rotation: "none" | "hadamard";
+  readonly rotationSeed: number;
 }
 
 export const DEFAULT_SOLVER_SETTINGS: SolverSettings = {
@@ -53,6 +58,9 @@ export const DEFAULT_SOLVER_SETTINGS: SolverSettings = {
   refit: true,
   correction: 1,
   residualCorrection: 1,
+  lowRank: 0,
+  rotation: "none",
+  rotationSeed: 0,
 };
 
 /** The grid that codes are on. */

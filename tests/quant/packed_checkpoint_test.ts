@@ -212,6 +212,8 @@ describe("packedLayers", () => {
       groupSize: 32,
       zeroPointKind: "real",
       scaleBits: undefined,
+      rank: 0,
+      rotation: undefined,
       dtype: "F32",
       tensors: {
         packed: "a.weight_packed",
@@ -221,6 +223,8 @@ describe("packedLayers", () => {
         subMin: undefined,
         superScale: undefined,
         superMin: undefined,
+        lowRankA: undefined,
+        lowRankB: undefined,
         shape: "a.weight_shape",
       },
       bytes,

@@ -59,6 +59,13 @@ export class RefinableLinear {
         `Cannot refine ${JSON.stringify(layer.name)}: it must have one level of scales, got two-level scales`,
       );
     }
+    if (packed?.rotation !== undefined) {
+      throw new TypeError(
+        `Cannot refine ${
+          JSON.stringify(layer.name)
+        }: its inputs must not be rotated, got a Hadamard rotation`,
+      );
+    }
     const own: OneLevelTensor | undefined = packed && {
       ...packed,
       scale: packed.scale.slice(),
