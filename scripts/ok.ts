@@ -85,7 +85,7 @@ function kernelChecks(
   const plan = nativePlan("linux", architecture);
   const all = [...plan.flags.filter((flag) => flag !== "-fPIC"), "-Werror", ...flags];
   const objects = plan.units.map((unit) => `${output}.${unit.source}.o`);
-  const drivers = ["compare", "two_level", "model"];
+  const drivers = ["compare", "two_level", "model", "backward"];
   return [
     ...plan.units.map((unit, i) => {
       const source = `kernels/cpu/${unit.source}`;

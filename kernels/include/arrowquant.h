@@ -11,9 +11,9 @@
  * significant bits first, [rows, words]; unused bits at a row's end are zero.
  *
  * `isa` chooses the instruction set, `threads` how many threads share the rows. `threads` never changes a byte of
- * any result. Neither does `isa` in the functions that pack, quantize, convert, measure and move, nor with 8-bit
- * activations; in the others that run a model (from aq_linear on) the instruction sets round differently, within a
- * few units in the last place of the terms that are added up.
+ * any result. Neither does `isa`, except in the functions that run a model in floats (from aq_linear to aq_add, without
+ * those of 8-bit activations): there the instruction sets round differently, within a few units in the last place of
+ * the terms that are added up.
  */
 #ifndef ARROWQUANT_H
 #define ARROWQUANT_H
@@ -317,6 +317,63 @@ AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, i
                                int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds,
                                uint8_t *codes, float *scale, float *zero_point, double *objective, float *work,
                                int32_t isa, int32_t threads);
+
+/* Gradients ---------------------------------------------------------------------------------------------------------
+ *
+ * For a loss L, dy stands for dL/dy. Neither `isa` nor `threads` changes a byte of these functions' results. A linear
+ * layer's are aq_linear of transposed matrices: dx = dy W, dW = dy^T x. A rotary embedding's is itself with the
+ * positions' signs changed.
+ */
+
+/* in f32[rows, cols] -> out f32[cols, rows]. */
+AQ_API int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads);
+
+/* dw f32[rows, cols], the gradient of the weights s (q - z) -> dscale = sum dw (q - z) and dzero = -s sum dw over each
+ * group, f32[rows, groups]. dzero may be null, and must be when zero_point is. */
+AQ_API int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16_t *scale,
+                                  const uint16_t *zero_point, size_t rows, size_t cols, int32_t bits,
+                                  size_t group_size, float *dscale, float *dzero, int32_t isa, int32_t threads);
+
+/* dx of aq_rms_norm at x. All f32[rows, cols]; dx may be dy. */
+AQ_API int32_t aq_rms_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const float *weight,
+                                    float epsilon, float *dx, int32_t isa, int32_t threads);
+
+/* dx of aq_layer_norm at x; its bias does not matter. dx may be dy. */
+AQ_API int32_t aq_layer_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const float *weight,
+                                      float epsilon, float *dx, int32_t isa, int32_t threads);
+
+/* dq, dk and dv of aq_attention; `out` is what it gave. Shapes as there. Memory does not grow with tokens. */
+AQ_API int32_t aq_attention_backward(const float *q, const float *k, const float *v, const float *out,
+                                     const float *dout, const uint8_t *key_mask, size_t batch, size_t tokens,
+                                     size_t heads, size_t kv_heads, size_t head_size, float scale, float *dq,
+                                     float *dk, float *dv, int32_t isa, int32_t threads);
+
+/* dgate and dup of aq_silu_multiply. dgate may be gate or dy, dup may be up. */
+AQ_API int32_t aq_silu_multiply_backward(const float *gate, const float *up, const float *dy, size_t n, float *dgate,
+                                         float *dup, int32_t isa, int32_t threads);
+
+/* dx may be x or dy. */
+AQ_API int32_t aq_silu_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa, int32_t threads);
+
+/* dx may be x or dy. */
+AQ_API int32_t aq_gelu_tanh_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa,
+                                     int32_t threads);
+
+/* out[item, col] = sum over tokens of a (times b, if that is not null), in float64. a and b f32[batch, tokens, cols];
+ * out f32[batch, cols], `stride` floats from one batch item to the next. The gradient of a bias, and of aq_modulate's
+ * scale and shift and aq_gate_add's gate. */
+AQ_API int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols, size_t stride,
+                              float *out, int32_t isa, int32_t threads);
+
+/* Adam's step number `step`, from 1 on (Kingma & Ba, arXiv 1412.6980): first = beta1 first + (1 - beta1) g,
+ * second = beta2 second + (1 - beta2) g^2, values -= rate / (1 - beta1^step) first / (sqrt(second / (1 - beta2^step)) +
+ * epsilon). AQ_E_VALUE unless the betas lie in [0, 1), epsilon >= 0 and step >= 1. */
+AQ_API int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n, double rate,
+                            double beta1, double beta2, double epsilon, int32_t step, int32_t isa, int32_t threads);
+
+/* values = min(max(values - rate gradients, low), high). */
+AQ_API int32_t aq_projected_gradient_step(float *values, const float *gradients, const float *low, const float *high,
+                                          size_t n, float rate, int32_t isa, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -8,6 +8,7 @@ import { packedByteLength, packedRows } from "../quant/layout.ts";
 import { convertFloats, dequantize } from "../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../quant/packed_checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
+import type { TimeParameters } from "../time/mod.ts";
 import type { DenseMatrix, Matrix, WeightDtype } from "./kernels.ts";
 import { shown } from "./model_config.ts";
 
@@ -23,6 +24,8 @@ const CONVERTED_ELEMENTS = 2 ** 20;
 export interface LoadOptions {
   /** Threads of the kernels; never changes a result. Default 1. */
   readonly threads?: number | undefined;
+  /** What the runtime selects by time; default none. Not read from the sidecar by itself. */
+  readonly timeParameters?: TimeParameters | undefined;
 }
 
 /** A tensor that a model needs. */

@@ -388,6 +388,84 @@ export const SYMBOLS = {
     ],
     result: "i32",
   },
+  // int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int32_t isa, int32_t
+  //   threads)
+  aq_transpose: { parameters: ["in", "usize", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16_t *scale, const
+  //   uint16_t *zero_point, size_t rows, size_t cols, int32_t bits, size_t group_size, float *dscale,
+  //   float *dzero, int32_t isa, int32_t threads)
+  aq_packed_gradient: {
+    parameters: ["in", "in", "in", "in", "usize", "usize", "i32", "usize", "out", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_rms_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const float
+  //   *weight, float epsilon, float *dx, int32_t isa, int32_t threads)
+  aq_rms_norm_backward: {
+    parameters: ["in", "in", "usize", "usize", "in", "f32", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_layer_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const
+  //   float *weight, float epsilon, float *dx, int32_t isa, int32_t threads)
+  aq_layer_norm_backward: {
+    parameters: ["in", "in", "usize", "usize", "in", "f32", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_attention_backward(const float *q, const float *k, const float *v, const float *out,
+  //   const float *dout, const uint8_t *key_mask, size_t batch, size_t tokens, size_t heads, size_t
+  //   kv_heads, size_t head_size, float scale, float *dq, float *dk, float *dv, int32_t isa, int32_t
+  //   threads)
+  aq_attention_backward: {
+    parameters: [
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "usize",
+      "usize",
+      "usize",
+      "f32",
+      "out",
+      "out",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_silu_multiply_backward(const float *gate, const float *up, const float *dy, size_t n,
+  //   float *dgate, float *dup, int32_t isa, int32_t threads)
+  aq_silu_multiply_backward: {
+    parameters: ["in", "in", "in", "usize", "out", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_silu_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa, int32_t
+  //   threads)
+  aq_silu_backward: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_gelu_tanh_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa,
+  //   int32_t threads)
+  aq_gelu_tanh_backward: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols,
+  //   size_t stride, float *out, int32_t isa, int32_t threads)
+  aq_column_sums: {
+    parameters: ["in", "in", "usize", "usize", "usize", "usize", "inout", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n,
+  //   double rate, double beta1, double beta2, double epsilon, int32_t step, int32_t isa, int32_t threads)
+  aq_adam_step: {
+    parameters: ["inout", "in", "inout", "inout", "usize", "f64", "f64", "f64", "f64", "i32", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_projected_gradient_step(float *values, const float *gradients, const float *low, const
+  //   float *high, size_t n, float rate, int32_t isa, int32_t threads)
+  aq_projected_gradient_step: {
+    parameters: ["inout", "in", "in", "in", "usize", "f32", "i32", "i32"],
+    result: "i32",
+  },
 } as const satisfies Record<string, SymbolDeclaration>;
 
 export type SymbolName = keyof typeof SYMBOLS;
