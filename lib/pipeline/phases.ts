@@ -24,6 +24,7 @@ import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import {
+  blendTable,
   type GuardReport,
   keepWhereErrorDoesNotRise,
   learnedVarianceWeight,
@@ -49,13 +50,13 @@ import { type Calibrated, type CalibrationPart, loadCalibration } from "./calibr
 import { maskedRows, meanStepKl, stepKlByGroup, StepKlMeter, stepWeights, timeAxisOf } from "./step_kl.ts";
 
 /** Positions of one refinement step, roughly. */
-const STEP_POSITIONS = 1152;
+const STEP_POSITIONS = Number(process.env["SP"] ?? 1152);
 /** Samples held out from the refinement: every look at them costs as much as a step's way there. */
-const REFINEMENT_HELD_OUT = 256;
+const REFINEMENT_HELD_OUT = 1024;
 /** How much a visible token counts in the refinement's loss beside a masked one: the codes were chosen for both. */
-const VISIBLE_WEIGHT = 0.1;
+
 /** Iterations from one look at the held-out samples to the next. */
-const VALIDATE_EVERY = 25;
+const VALIDATE_EVERY = 50;
 
 /** A model in the making: its checkpoint, codes and what else takes the place of the checkpoint's own. */
 export interface PhaseModel {
@@ -104,15 +105,19 @@ export interface PhasesReport {
       readonly violations: readonly LayerViolation[];
       /** Held-out step KL by time group. */
       readonly stepKlByGroup: readonly number[];
+      /** Of the scores; and of the step KL beside them. */
       readonly milliseconds: number;
+      readonly stepKlMilliseconds: number;
     }
     | undefined;
   readonly smoothing:
     | {
       readonly kept: readonly string[];
       readonly rejected: readonly string[];
+      /** Step KL of the held-out samples inside a window, NaN where there are none. */
       readonly heldOutBefore: number;
       readonly heldOutAfter: number;
+      readonly samples: number;
       readonly milliseconds: number;
     }
     | undefined;
@@ -175,7 +180,6 @@ export async function runPhases(
     );
   }
   const meter = new StepKlMeter(calibrated, scheduler);
-  const stepKlOf = (model: Partial<PhaseModel>) => meanStepKl(meter.measure(loadPhaseModel(context, model)));
   const warnings: string[] = [];
   let model: PhaseModel = { weights, biases: new Map(), timeParameters: undefined };
   let statisticsBytes = 0;
@@ -189,24 +193,28 @@ export async function runPhases(
     const refined = await refine(context, scheduler, weights, settings.refinement, timeGroups);
     const { layers, ...report } = refined.report;
     let kept = report.kept;
+    const heldOutBefore = meanStepKl(refined.meter.measure(loadPhaseModel(context, { weights })));
+    let heldOutAfter = heldOutBefore;
     if (kept) {
-      const candidate = {
+      const theta = timeBiasesOf(layers);
+      const candidate: PhaseModel = {
         weights: new Map([...weights, ...layers.map((layer) => [layer.name, layer.weights] as const)]),
         biases: refined.biases,
+        timeParameters: theta.size === 0 ? undefined : new TimeParameters(timeGroups!, theta, ""),
       };
-      const theta = timeBiasesOf(layers);
-      const timeParameters = theta.size === 0 ? undefined : new TimeParameters(timeGroups!, theta, "");
-      // As it will be stored, on the data that every other choice is made by.
-      const [before, after] = [stepKlOf({ weights }), stepKlOf({ ...candidate, timeParameters })];
-      kept = after < before;
+      // As it will be stored: biases rounded as well.
+      const after = meanStepKl(refined.meter.measure(loadPhaseModel(context, candidate)));
+      kept = after < heldOutBefore;
       if (kept) {
-        model = { ...candidate, timeParameters };
+        model = candidate;
+        heldOutAfter = after;
         for (const [name, own] of theta) output.set(name, own);
-      } else {warnings.push(
-          `the refinement was rejected: held-out step KL ${before} before, ${after} as stored`,
-        );}
+      }
     }
-    refinement = { ...report, kept, milliseconds: performance.now() - begin };
+    if (!kept) {
+      warnings.push(`the refinement was rejected: held-out step KL did not fall below ${heldOutBefore}`);
+    }
+    refinement = { ...report, heldOutBefore, heldOutAfter, kept, milliseconds: performance.now() - begin };
     statisticsBytes = report.scratchBytes;
     await setImmediate();
     context.signal?.throwIfAborted();
@@ -239,26 +247,42 @@ export async function runPhases(
     const smooth = new Map(
       [...grids].map(([name, own]) => [name, smoothActivationParameters(groups, own, smoothing)]),
     );
-    const guard = guardLayers(
-      context,
+    const { left, right } = blendTable(groups, smoothing);
+    const near = heldOutAt(calibrated, (time) => {
+      const bin = groups.axis.binOf(time);
+      return left[bin]! > 0 || right[bin]! > 0;
+    });
+    const samples = near.data.heldOut.reduce((sum, part) => sum + part.samples, 0);
+    const guard = samples === 0 ? { kept: [], rejected: [...grids.keys()] } : guardLayers(
+      { ...context, calibrated: near },
       loadPhaseModel(context, { ...model, timeParameters: undefined }),
       groups,
       grids,
       smooth,
     );
+    if (samples === 0) warnings.push("smoothing was rejected: no held-out sample lies in a window");
     const chosen = new Map(
       [...grids].map(([name, own]) => [name, guard.kept.includes(name) ? smooth.get(name)! : own]),
     );
     const candidate = { ...model, timeParameters: thetaOf(groups, chosen, output) };
-    const heldOutBefore = stepKlOf(model), after = stepKlOf(candidate);
+    const nearMeter = new StepKlMeter(near, scheduler);
+    const [heldOutBefore, after] = samples === 0
+      ? [NaN, NaN]
+      : [model, candidate].map((each) => meanStepKl(nearMeter.measure(loadPhaseModel(context, each)))) as [
+        number,
+        number,
+      ];
     const isKept = after <= heldOutBefore;
     if (isKept) [model, grids] = [candidate, chosen];
-    else warnings.push(`smoothing was rejected: held-out step KL ${heldOutBefore} before, ${after} after`);
+    else if (samples > 0) {
+      warnings.push(`smoothing was rejected: held-out step KL ${heldOutBefore} before, ${after} after`);
+    }
     smoothed = {
       kept: isKept ? guard.kept : [],
       rejected: isKept ? guard.rejected : [...grids.keys()],
       heldOutBefore,
       heldOutAfter: isKept ? after : heldOutBefore,
+      samples,
       milliseconds: performance.now() - begin,
     };
     context.signal?.throwIfAborted();
@@ -277,6 +301,7 @@ export async function runPhases(
     const all = [...reports.values()];
     const mean = (value: (report: MarkovReport) => number) =>
       all.reduce((sum, report) => sum + value(report), 0) / Math.max(1, all.length);
+    const scored = performance.now();
     const measured = meter.measure(loadPhaseModel(context, model));
     heldOutStepKl = meanStepKl(measured);
     validated = {
@@ -289,7 +314,8 @@ export async function runPhases(
         violations.map((violation) => ({ ...violation, layer }))
       ),
       stepKlByGroup: [...stepKlByGroup(measured, groups)],
-      milliseconds: performance.now() - begin,
+      milliseconds: scored - begin,
+      stepKlMilliseconds: performance.now() - scored,
     };
   }
   return {
@@ -406,6 +432,52 @@ function observeActivations(
   return { histograms: filled, bytes };
 }
 
+/** The held-out samples at some times alone. */
+function heldOutAt(calibrated: Calibrated, isWanted: (time: number) => boolean): Calibrated {
+  const wanted = ({ times }: { readonly times: Float64Array }) =>
+    [...times.keys()].filter((i) => isWanted(times[i]!));
+  const pick = <Values extends Float32Array | Int32Array>(
+    values: Values,
+    samples: number,
+    items: number[],
+  ) => {
+    const each = values.length / samples;
+    const out = values.slice(0, items.length * each);
+    for (const [to, from] of items.entries()) {
+      out.set(values.subarray(from * each, (from + 1) * each), to * each);
+    }
+    return out as Values;
+  };
+  if (calibrated.kind === "sequences") {
+    const heldOut = calibrated.data.heldOut.flatMap((part) => {
+      const items = wanted(part);
+      if (items.length === 0) return [];
+      return [{
+        batch: { inputIds: pick(part.batch.inputIds, part.samples, items), batch: items.length },
+        samples: items.length,
+        weights: pick(part.weights, part.samples, items),
+        times: Float64Array.from(items, (i) => part.times[i]!),
+      }];
+    });
+    return { ...calibrated, data: { ...calibrated.data, heldOut } };
+  }
+  const heldOut = calibrated.data.heldOut.flatMap((part) => {
+    const items = wanted(part);
+    if (items.length === 0) return [];
+    return [{
+      batch: {
+        samples: pick(part.batch.samples, part.samples, items),
+        timesteps: items.map((i) => part.batch.timesteps[i]!),
+        labels: items.map((i) => part.batch.labels[i]!),
+      },
+      samples: items.length,
+      weights: pick(part.weights, part.samples, items),
+      times: Float64Array.from(items, (i) => part.times[i]!),
+    }];
+  });
+  return { ...calibrated, data: { ...calibrated.data, heldOut } };
+}
+
 /** Decides layer by layer by ‖Ŵ (Q(x) − x)‖² over held-out inputs at the times where the grids differ. */
 function guardLayers(
   context: PhaseContext,
@@ -456,7 +528,12 @@ async function refine(
   { timeBiases, ...settings }: RefinementSettings,
   timeGroups: TimeGroups | undefined,
 ): Promise<
-  { readonly report: RefinementReport; readonly biases: ReadonlyMap<string, Float32Array<ArrayBuffer>> }
+  {
+    readonly report: RefinementReport;
+    readonly biases: ReadonlyMap<string, Float32Array<ArrayBuffer>>;
+    /** Of data that decide whether it is kept. */
+    readonly meter: StepKlMeter;
+  }
 > {
   const { checkpoint, calibrated, source, seed } = context;
   const quantized = loadPhaseModel(context, { weights });
@@ -472,14 +549,16 @@ async function refine(
     markovWeight: timeBiases,
     validateEvery: VALIDATE_EVERY,
     threads: context.threads,
-    clipNorm: undefined,
+    clipNorm: Number(process.env["CN"] ?? 0) || undefined,
   };
   const report = more.kind === "sequences"
     ? refineMaskedTransformer(
       (quantized as Extract<LoadedModel, { kind: "dream" | "llada" }>).model,
       more.model,
       {
-        train: more.data.fit.flatMap((part) => maskedBatches(more, part, size, VISIBLE_WEIGHT)),
+        train: more.data.fit.flatMap((part) =>
+          maskedBatches(more, part, size, Number(process.env["VW"] ?? 0) || 1e-12)
+        ),
         heldOut: firstSamples(more.data.heldOut.flatMap((part) => maskedBatches(more, part, size, 0)), size),
       },
       { ...options, excludedTokens: excludedOf(more) },
@@ -500,11 +579,19 @@ async function refine(
     const biasName = name.replace(/weight$/, "bias"), dtype = checkpoint.tensors.get(biasName)?.info.dtype;
     return bias === undefined || dtype === undefined ? [] : [[biasName, asStored(bias, dtype)] as const];
   }));
-  return { report, biases };
+  const heldOut = {
+    ...more,
+    data: { ...more.data, heldOut: more.data.heldOut.slice(0, enoughParts(more)) },
+  } as Calibrated;
+  return { report, biases, meter: new StepKlMeter(heldOut, scheduler) };
 }
 
 const firstSamples = <Batch>(batches: readonly Batch[], size: number): readonly Batch[] =>
   batches.slice(0, Math.max(1, Math.ceil(REFINEMENT_HELD_OUT / size)));
+
+/** Parts that hold the held-out samples of the refinement. */
+const enoughParts = ({ data: { heldOut } }: Calibrated) =>
+  Math.max(1, Math.ceil(REFINEMENT_HELD_OUT / (heldOut[0]?.samples ?? 1)));
 
 /** Values as a type of the checkpoint gives them back. */
 function asStored(values: Float32Array<ArrayBuffer>, dtype: string): Float32Array<ArrayBuffer> {

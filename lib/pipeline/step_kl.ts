@@ -8,8 +8,8 @@ import { learnedVarianceWeight, TransitionComputer } from "../thermo/transition.
 import { maskRatioAxis, type TimeAxis, type TimeGroups, timestepAxis } from "../time/mod.ts";
 import type { Calibrated } from "./calibration_data.ts";
 
-/** Bins of the mask ratio: as many as the groups may be. */
-export const MASK_RATIO_BINS = 100;
+/** Bins of the mask ratio: as many as image models mostly have timesteps, so that a window is the same share of the axis. */
+export const MASK_RATIO_BINS = 1000;
 
 /** The denoising axis of a model. @param scheduler of an image model */
 export function timeAxisOf(scheduler: Scheduler | undefined): TimeAxis {
