@@ -253,13 +253,15 @@ export async function runPhases(
       return left[bin]! > 0 || right[bin]! > 0;
     });
     const samples = near.data.heldOut.reduce((sum, part) => sum + part.samples, 0);
-    const guard = samples === 0 ? { kept: [], rejected: [...grids.keys()] } : guardLayers(
-      { ...context, calibrated: near },
-      loadPhaseModel(context, { ...model, timeParameters: undefined }),
-      groups,
-      grids,
-      smooth,
-    );
+    const guard = samples === 0
+      ? { kept: [] as readonly string[], rejected: [...grids.keys()] as readonly string[] }
+      : guardLayers(
+        { ...context, calibrated: near },
+        loadPhaseModel(context, { ...model, timeParameters: undefined }),
+        groups,
+        grids,
+        smooth,
+      );
     if (samples === 0) warnings.push("smoothing was rejected: no held-out sample lies in a window");
     const chosen = new Map(
       [...grids].map(([name, own]) => [name, guard.kept.includes(name) ? smooth.get(name)! : own]),
