@@ -15,6 +15,9 @@ import {
   type SuiteReport,
   SUITES,
 } from "../lib/eval/mod.ts";
+import { DEFAULT_TIME_GROUPS } from "../lib/eval/phase_suite.ts";
+import { PHASES } from "../lib/eval/suite.ts";
+import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { type InstructionSet, openKernels } from "../lib/native/mod.ts";
 import { outputError, writeWhole } from "../lib/pipeline/files.ts";
 import {
@@ -47,11 +50,15 @@ Measures on this machine and prints tables; every number in them is from this ru
   SUITES.map(({ name, summary }) => `${name.padEnd(11)} ${summary}`).join(`\n${" ".repeat(21)}`)
 }
                      (default ${SUITES[0]!.name})
+  --phase NAME       ${PHASES.join(", ")}: the suite phases, that phase beside the baseline
+  --groups N         time groups of the suite phases, 1 to ${MAX_TIME_GROUPS}; default ${DEFAULT_TIME_GROUPS}
   --model DIR        checkpoint to quantize; may be repeated (default: the reference models). One without tasks beside it is
                      held against its own full precision on synthetic inputs
-  --bits LIST        default 8,4,3,2; 2 for peers
-  --group-size N     ${GROUP_SIZES.join(", ")} (0: whole row); default 64; for peers a list, default 0,32
-  --solver NAME      clip, round, feedback or best; default clip and round, of the peers all
+  --bits LIST        default 8,4,3,2; 2 for peers, phases and solvers
+  --group-size N     ${
+  GROUP_SIZES.join(", ")
+} (0: whole row); default 64, 0 for phases; for peers and solvers a list, default 0,32
+  --solver NAME      clip, round, feedback or best; default round and clip, with best at the fewest bits; of the peers all
   --threads N        1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others
   --backend NAME     ${BACKENDS.join(", ")}
   --isa NAME         ${INSTRUCTION_SETS.join(", ")}; default: the fastest
@@ -89,6 +96,8 @@ export interface BenchArguments {
 export function parseBenchArguments(args: readonly string[]): BenchArguments {
   const string = [
     "suite",
+    "phase",
+    "groups",
     "model",
     "bits",
     "group-size",
@@ -138,8 +147,16 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     if (/^\d+$/.test(value) && number >= least && number <= most) return number;
     throw fail(`option "--${name}" must be a whole number from ${least} to ${most}, got "${value}"`);
   };
-  const suite = SUITES.find(({ name }) => name === one("suite", SUITES.map(({ name }) => name))) ??
-    SUITES[0]!;
+  const phase = one("phase", PHASES);
+  const asked = one("suite", SUITES.map(({ name }) => name));
+  if (phase !== undefined && asked !== undefined && asked !== "phases") {
+    throw fail(`option "--phase" is of the suite phases, got --suite ${asked}`);
+  }
+  const suite = SUITES.find(({ name }) => name === (phase === undefined ? asked : "phases")) ?? SUITES[0]!;
+  const timeGroups = whole("groups", 1, MAX_TIME_GROUPS);
+  if (timeGroups !== undefined && suite.name !== "phases") {
+    throw fail(`option "--groups" is of the suite phases, got the suite ${suite.name}`);
+  }
   const bits = (given("bits") ?? (suite.defaults?.bits ?? [8, 4, 3, 2]).join()).split(",").map((text) => {
     const width = BIT_WIDTHS.find((allowed) => String(allowed) === text);
     if (width === undefined) {
@@ -178,6 +195,8 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
       seed: whole("seed", 0, 2 ** 32 - 1) ?? 1,
       tasks: given("tasks")?.split(","),
       limit: whole("limit", 1, 1e6),
+      phase: suite.name === "phases" ? phase ?? "all" : undefined,
+      timeGroups,
       syntheticBytes: (whole("megabytes", 1, 1e6) ?? (quick ? 64 : 2000)) * 1e6,
       ignoresMemory: parsed["ignore-memory"] === true,
       quick,

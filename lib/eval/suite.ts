@@ -5,6 +5,10 @@ import type { BitWidth, GroupSize, Solver } from "../quant/mod.ts";
 import type { Environment } from "./environment.ts";
 import type { Column, TableRow } from "./table.ts";
 
+/** What `--phase` takes. */
+export const PHASES = ["all", "baseline", "phase1", "phase2", "phase3_full"] as const;
+export type PhaseName = (typeof PHASES)[number];
+
 export interface BenchOptions {
   /** Folders of checkpoints. */
   readonly models: readonly string[];
@@ -22,6 +26,10 @@ export interface BenchOptions {
   readonly tasks: readonly string[] | undefined;
   /** Prompts a task, or images, of the accuracy suite; undefined leaves it to the suite. */
   readonly limit: number | undefined;
+  /** Phase of the phases suite; undefined is all. */
+  readonly phase?: PhaseName | undefined;
+  /** Time groups of the phases suite. */
+  readonly timeGroups?: number | undefined;
   /** Weights of the synthetic checkpoint, in bytes of BF16. */
   readonly syntheticBytes: number;
   /** Models are run although memory looks too small for them. Default false. */

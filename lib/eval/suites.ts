@@ -3,6 +3,7 @@ import { accuracySuite } from "./accuracy_suite.ts";
 import { checkpointSuite } from "./checkpoint_suite.ts";
 import { kernelSuite } from "./kernel_suite.ts";
 import { peersSuite, solversSuite } from "./peers_suite.ts";
+import { phasesSuite } from "./phase_suite.ts";
 import { processSuite } from "./process_suite.ts";
 import type { Suite } from "./suite.ts";
 
@@ -12,6 +13,7 @@ export const SUITES: readonly Suite[] = [
   checkpointSuite,
   kernelSuite,
   peersSuite,
+  phasesSuite,
   processSuite,
   solversSuite,
 ];

@@ -561,7 +561,7 @@ export function ditFrom(checkpoint: Checkpoint, kernels: Kernels, options: LoadO
     );
   }
   const config = ditConfig(ConfigFields.of(checkpoint));
-  const tensors = new ModelTensors(checkpoint, kernels, ditTensors(config));
+  const tensors = new ModelTensors(checkpoint, kernels, ditTensors(config), options);
   return new DitModel(checkpoint.path, config, kernels, tensors, options);
 }
 

@@ -116,7 +116,7 @@ export function dreamFrom(
     );
   }
   const config = dreamConfig(ConfigFields.of(checkpoint));
-  const tensors = new ModelTensors(checkpoint, kernels, dreamTensors(config));
+  const tensors = new ModelTensors(checkpoint, kernels, dreamTensors(config), options);
   return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options);
 }
 

@@ -115,7 +115,7 @@ export function lladaFrom(
   }
   const fields = ConfigFields.of(checkpoint);
   const config = lladaConfig(fields);
-  const tensors = new ModelTensors(checkpoint, kernels, lladaTensors(fields, config));
+  const tensors = new ModelTensors(checkpoint, kernels, lladaTensors(fields, config), options);
   return new MaskedTransformer(checkpoint.path, config, kernels, tensors, namesOf(fields), options);
 }
 

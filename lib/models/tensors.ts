@@ -5,7 +5,7 @@
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { packedByteLength, packedRows } from "../quant/layout.ts";
-import { convertFloats, dequantize } from "../quant/mod.ts";
+import { convertFloats, dequantize, type PackedTensor } from "../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../quant/packed_checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
 import type { TimeParameters } from "../time/mod.ts";
@@ -26,6 +26,10 @@ export interface LoadOptions {
   readonly threads?: number | undefined;
   /** What the runtime selects by time; default none. Not read from the sidecar by itself. */
   readonly timeParameters?: TimeParameters | undefined;
+  /** Packed weights that take the place of plain ones, by name: a model as it will be, before it is written. Not copied. */
+  readonly weights?: ReadonlyMap<string, PackedTensor> | undefined;
+  /** Biases that take the place of others, by name, as in `model.layers.0.self_attn.q_proj.bias`. */
+  readonly biases?: ReadonlyMap<string, Float32Array> | undefined;
 }
 
 /** A tensor that a model needs. */
@@ -134,13 +138,44 @@ export class ModelTensors {
   readonly #checkpoint: Checkpoint;
   readonly #kernels: Kernels;
   readonly #packed: ReadonlyMap<string, PackedLayer>;
+  readonly #replaced: Pick<LoadOptions, "weights" | "biases">;
   #bytes = 0;
 
-  /** Reads no weight. @throws as {@linkcode checkTensorList} */
-  constructor(checkpoint: Checkpoint, kernels: Kernels, list: TensorList) {
+  /**
+   * Reads no weight.
+   *
+   * @param replaced what takes the place of the checkpoint's own: {@linkcode LoadOptions}
+   * @throws as {@linkcode checkTensorList}
+   * @throws {TypeError} when a weight that takes another's place is of another shape, or of none of the model's
+   */
+  constructor(
+    checkpoint: Checkpoint,
+    kernels: Kernels,
+    list: TensorList,
+    replaced: Pick<LoadOptions, "weights" | "biases"> = {},
+  ) {
     this.#checkpoint = checkpoint;
     this.#kernels = kernels;
     this.#packed = checkTensorList(checkpoint, list);
+    this.#replaced = replaced;
+    for (const [name, { length }] of replaced.biases ?? []) {
+      const shape = shapeOf(checkpoint, this.#packed, name);
+      if (shape?.length === 1 && shape[0] === length) continue;
+      throw new TypeError(
+        `Cannot load ${shown(checkpoint.path)}: the values in place of ${shown(name)} must be [${
+          shape?.join(", ") ?? "none: there is no such tensor"
+        }], got [${length}]`,
+      );
+    }
+    for (const [name, { rows, cols }] of replaced.weights ?? []) {
+      const shape = shapeOf(checkpoint, this.#packed, name);
+      if (shape?.length === 2 && shape[0] === rows && shape[1] === cols) continue;
+      throw new TypeError(
+        `Cannot load ${shown(checkpoint.path)}: the weights in place of ${shown(name)} must be [${
+          shape?.join(", ") ?? "none: there is no such tensor"
+        }], got [${rows}, ${cols}]`,
+      );
+    }
   }
 
   /** Bytes of weights read so far, as they are kept. */
@@ -156,6 +191,11 @@ export class ModelTensors {
 
   /** A matrix whose rows are looked up. */
   table(name: string): EmbeddingTable {
+    const other = this.#replaced.weights?.get(name);
+    if (other !== undefined) {
+      this.#bytes += packedByteLength(other);
+      return { name, weights: other };
+    }
     const layer = this.#packed.get(name);
     if (layer !== undefined) {
       const packed = readPackedTensor(this.#checkpoint, layer);
@@ -169,6 +209,11 @@ export class ModelTensors {
 
   /** A small tensor as float32: norms, biases. */
   vector(name: string): Float32Array<ArrayBuffer> {
+    const other = this.#replaced.biases?.get(name);
+    if (other !== undefined) {
+      this.#bytes += other.byteLength;
+      return other.slice();
+    }
     const values = this.#convert(name, "F32");
     this.#bytes += values.byteLength;
     return new Float32Array(values.buffer);

@@ -8,7 +8,7 @@ import type { Kernels } from "../native/mod.ts";
 const BETA1 = 0.9;
 const BETA2 = 0.999;
 const EPSILON = 1e-8;
-/** A loss that many times the first one is divergence. */
+/** A mean loss over ten iterations that many times the first one is divergence: a batch's alone may be that by a rare large error. */
 const DIVERGENCE_FACTOR = 10;
 /** Iterations whose mean loss is compared with that of as many before: a batch's loss alone jumps about. */
 const CONVERGENCE_WINDOW = 10;
@@ -151,11 +151,14 @@ export function optimize(
     lossHistory.push(loss);
     gradientNorms.push(norm);
     problem.onIteration?.(iteration, loss);
-    if (!Number.isFinite(loss) || !Number.isFinite(norm) || loss > DIVERGENCE_FACTOR * lossHistory[0]!) {
+    const recent = lossHistory.slice(-CONVERGENCE_WINDOW);
+    const mean = recent.reduce((sum, value) => sum + value, 0) / recent.length;
+    const reference = Math.max(lossHistory[0]!, Number.isNaN(initial) ? 0 : initial);
+    if (!Number.isFinite(loss) || !Number.isFinite(norm) || mean > DIVERGENCE_FACTOR * reference) {
       diverged = true;
-      reason = `it diverged in iteration ${iteration + 1}: the loss went from ${
-        lossHistory[0]
-      } to ${loss}; the best parameters were kept`;
+      reason = `it diverged in iteration ${iteration + 1}: the loss went from ${reference} to ${
+        Number.isFinite(mean) ? mean : loss
+      }; the best parameters were kept`;
       break;
     }
     if (problem.validate === undefined) consider(loss);

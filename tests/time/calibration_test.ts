@@ -345,7 +345,7 @@ describe("files", () => {
     refuses(/sums of squares must be ≥ 0/, number("second", -1));
     refuses(/a moment must be symmetric, got another one at \[1, 0\]/, number("second", 1e9, 1));
     const metadata = (key: string, value: string) => (header: Record<string, never>) => {
-      (header["__metadata__"] as Record<string, string>)[key] = value;
+      (header["__metadata__"] as unknown as Record<string, string>)[key] = value;
     };
     refuses(/metadata must say/, metadata("version", "2"));
     refuses(/inputs must be a list in JSON/, metadata("inputs", "{"));

@@ -1,0 +1,156 @@
+/**
+ * What a model's steps cost beside full precision on calibration data: the step KL of every sample, and of every time group. Where a
+ * model's own time parameters are part of it, they run as they will.
+ */
+import type { DitModel, LoadedModel, Scheduler } from "../models/mod.ts";
+import { tokenKl } from "../thermo/masked_transition.ts";
+import { learnedVarianceWeight, TransitionComputer } from "../thermo/transition.ts";
+import { maskRatioAxis, type TimeAxis, type TimeGroups, timestepAxis } from "../time/mod.ts";
+import type { Calibrated } from "./calibration_data.ts";
+
+/** Bins of the mask ratio: as many as image models mostly have timesteps, so that a window is the same share of the axis. */
+export const MASK_RATIO_BINS = 1000;
+
+/** The denoising axis of a model. @param scheduler of an image model */
+export function timeAxisOf(scheduler: Scheduler | undefined): TimeAxis {
+  return scheduler === undefined
+    ? maskRatioAxis(MASK_RATIO_BINS)
+    : timestepAxis(scheduler.config.trainTimesteps);
+}
+
+/** Step-KL weights of a model's own schedule by timestep: DDPM's, cut at their 95th percentile. */
+export function stepWeights({ config, alphasCumulative, betas }: Scheduler): TransitionComputer {
+  return new TransitionComputer({ betas, alphasCumulative }, {
+    prediction: config.predictionType,
+    sampler: "ddpm",
+    variance: config.varianceType === "fixed_large" ? "fixed_large" : "fixed_small",
+  });
+}
+
+/** Step KL of samples as sums: the mean is Σ sums / Σ counts. */
+export interface StepKl {
+  /** `[samples]` */
+  readonly sums: Float64Array<ArrayBuffer>;
+  /** `[samples]`: masked positions, or 1 an image. */
+  readonly counts: Float64Array<ArrayBuffer>;
+  /** `[samples]` */
+  readonly times: Float64Array<ArrayBuffer>;
+}
+
+/** Σ sums / Σ counts. */
+export function meanStepKl({ sums, counts }: StepKl): number {
+  return sums.reduce((a, b) => a + b, 0) / counts.reduce((a, b) => a + b, 0);
+}
+
+/** The mean of each time group, 0 for one that no sample is in. */
+export function stepKlByGroup(
+  { sums, counts, times }: StepKl,
+  groups: TimeGroups,
+): Float64Array<ArrayBuffer> {
+  const above = new Float64Array(groups.count), below = new Float64Array(groups.count);
+  for (let i = 0; i < sums.length; i++) {
+    const group = groups.groupOf(times[i]!);
+    above[group]! += sums[i]!;
+    below[group]! += counts[i]!;
+  }
+  return above.map((sum, g) => below[g] === 0 ? 0 : sum / below[g]!);
+}
+
+/**
+ * Measures models beside the full-precision one of `calibrated`, whose outputs are computed once.
+ *
+ * For sequences a sample's sum is KL(full ‖ other) over its masked positions, in nats: what a step adds is ρ times that. For images it is
+ * `ω_t ‖Δ prediction‖²`, with the variance's term where that is learned.
+ */
+export class StepKlMeter {
+  readonly #full: Float32Array<ArrayBuffer>[] = [];
+  readonly #calibrated: Calibrated;
+  readonly #transitions: TransitionComputer | undefined;
+
+  constructor(calibrated: Calibrated, scheduler: Scheduler | undefined) {
+    this.#calibrated = calibrated;
+    this.#transitions = scheduler === undefined ? undefined : stepWeights(scheduler);
+  }
+
+  /** @throws {TypeError} when the model is of another family */
+  measure(other: LoadedModel): StepKl {
+    const calibrated = this.#calibrated;
+    const all: { sum: number; count: number; time: number }[] = [];
+    if (calibrated.kind === "sequences") {
+      if (other.kind === "dit") {
+        throw new TypeError("Cannot compare a language model with one that draws images");
+      }
+      const { model, shift, data: { heldOut } } = calibrated;
+      const { vocabularySize, maskToken, padToken } = model.config;
+      const excludedTokens = padToken === undefined ? [maskToken] : [maskToken, padToken];
+      for (const [p, { batch: { inputIds, batch }, times }] of heldOut.entries()) {
+        const tokens = inputIds.length / batch;
+        const rows = maskedRows(inputIds, tokens, maskToken, shift);
+        const target = this.#full[p] ??= model.forward(inputIds, batch, { rows }).slice();
+        const logits = other.model.forward(inputIds, batch, { rows, t: times });
+        const kl = tokenKl(target, logits, vocabularySize, { excludedTokens });
+        const samples = Array.from(times, (time) => ({ sum: 0, count: 0, time }));
+        let row = 0;
+        for (let i = 0; i < inputIds.length; i++) {
+          if (inputIds[i] !== maskToken) continue;
+          const sample = samples[Math.floor(i / tokens)]!;
+          sample.sum += kl[row++]!;
+          sample.count++;
+        }
+        all.push(...samples);
+      }
+    } else {
+      if (other.kind !== "dit") {
+        throw new TypeError("Cannot compare an image model with one that writes text");
+      }
+      const { model, data: { heldOut } } = calibrated;
+      for (const [p, { batch: { samples, timesteps, labels } }] of heldOut.entries()) {
+        const target = this.#full[p] ??= model.forward(samples, timesteps, labels).slice();
+        const output = other.model.forward(samples, timesteps, labels);
+        const sums = imageStepKl(model, this.#transitions!, target, output, timesteps);
+        all.push(...Array.from(sums, (sum, i) => ({ sum, count: 1, time: timesteps[i]! })));
+      }
+    }
+    return {
+      sums: Float64Array.from(all, ({ sum }) => sum),
+      counts: Float64Array.from(all, ({ count }) => count),
+      times: Float64Array.from(all, ({ time }) => time),
+    };
+  }
+}
+
+/** Flat positions of the logits that predict the masked tokens, in their order. */
+export function maskedRows(
+  inputIds: Int32Array,
+  tokens: number,
+  maskToken: number,
+  shift: number,
+): Int32Array {
+  const rows: number[] = [];
+  for (let i = 0; i < inputIds.length; i++) {
+    if (inputIds[i] === maskToken) rows.push(i % tokens < shift ? i : i - shift);
+  }
+  return Int32Array.from(rows);
+}
+
+/** `ω_t ‖Δ prediction‖²` of each image, and the same of its variance channels where they are learned. */
+export function imageStepKl(
+  { config, imageElements }: Pick<DitModel, "config" | "imageElements">,
+  transitions: TransitionComputer,
+  full: Float32Array,
+  other: Float32Array,
+  timesteps: ArrayLike<number>,
+): Float64Array<ArrayBuffer> {
+  const images = timesteps.length, size = full.length / images;
+  return Float64Array.from({ length: images }, (_, i) => {
+    const errorOf = (begin: number, end: number) => {
+      let sum = 0;
+      for (let k = i * size + begin; k < i * size + end; k++) sum += (other[k]! - full[k]!) ** 2;
+      return sum;
+    };
+    const timestep = timesteps[i]!;
+    const kl = transitions.weightOf(timestep) * errorOf(0, imageElements);
+    if (!config.learnsVariance) return kl;
+    return kl + learnedVarianceWeight(transitions.schedule, timestep) * errorOf(imageElements, size);
+  });
+}
