@@ -173,7 +173,7 @@ export async function solvePlan(
   if (data.fit.length === 0) {
     event(
       "calibrate",
-      "all layers are solved on saved statistics of full precision (calibration_mode: once)",
+      "all layers are solved on saved statistics of full precision (calibration_mode: once), nothing is held out",
     );
   }
   const solvable = new Set(model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));

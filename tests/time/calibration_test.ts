@@ -211,7 +211,7 @@ describe("collecting", () => {
     expect(add(broken, rows, times, weights)).toBeInstanceOf(CalibrationError);
     expect(add(broken, rows, times, weights).message).toMatch(/must be finite, got NaN in column 3/);
     expect(add(x.subarray(1), rows, times)).toBeInstanceOf(TypeError);
-    expect(add(x, rows, times.slice(1))).toBeInstanceOf(TypeError);
+    expect(add(x, rows, [...times, 0.5, 0.5])).toBeInstanceOf(TypeError);
     expect(add(x, rows, times, weights.subarray(1))).toBeInstanceOf(TypeError);
     expect(add(x, rows, times.map(() => 1.5))).toBeInstanceOf(RangeError);
     expect(held(own)).toBe(before);
@@ -345,7 +345,7 @@ describe("files", () => {
     refuses(/sums of squares must be ≥ 0/, number("second", -1));
     refuses(/a moment must be symmetric, got another one at \[1, 0\]/, number("second", 1e9, 1));
     const metadata = (key: string, value: string) => (header: Record<string, never>) => {
-      (header["__metadata__"] as Record<string, string>)[key] = value;
+      (header as Record<string, Record<string, string>>)["__metadata__"]![key] = value;
     };
     refuses(/metadata must say/, metadata("version", "2"));
     refuses(/inputs must be a list in JSON/, metadata("inputs", "{"));
@@ -432,10 +432,13 @@ describe("saved statistics in the pipeline", () => {
     "solving from the file gives the same bytes as calibration_mode: once on the data, and says what it cannot do",
     async () => {
       for (
-        const [input, data] of [[DREAM, DATA], [DIT, join(DIT, "calibration_images.safetensors")]] as const
+        const [input, data, solver] of [
+          [DREAM, DATA, "best"],
+          [DIT, join(DIT, "calibration_images.safetensors"), "feedback"],
+        ] as const
       ) {
         const file = input === DREAM ? saved : `${place.fresh("images")}.safetensors`;
-        const small = { calibration_data: data, calibration_mode: "once", calibration_samples: 64 };
+        const small = { solver, calibration_data: data, calibration_mode: "once", calibration_samples: 64 };
         const once = place.fresh("once"), kept = place.fresh("kept"), replayed = place.fresh("replayed");
         await quantize(once, small, { input });
         await quantize(kept, small, { input, saveCalibration: { path: file } });
@@ -443,7 +446,7 @@ describe("saved statistics in the pipeline", () => {
         const events: RunEvent[] = [];
         await quantize(
           replayed,
-          { calibration_data: file, "solver_options.candidates": 2 },
+          { solver, calibration_data: file, "solver_options.candidates": 2 },
           { input, onEvent: (event) => events.push(event) },
         );
         expect(weights(replayed)).toEqual(weights(once));
