@@ -105,7 +105,8 @@ export async function openCalibration(
         onProgress,
       }),
   );
-  return { ...calibrated, statistics: saved };
+  const isUsed = statistics !== undefined || config.calibrationMode === "once" || hasBudget(config);
+  return isUsed ? { ...calibrated, statistics: saved } : calibrated;
 }
 
 /** The solver's settings of a configuration. */
