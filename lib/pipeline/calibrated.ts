@@ -110,7 +110,8 @@ export async function openCalibration(
         onProgress,
       }),
   );
-  return { ...calibrated, statistics: saved };
+  const isUsed = statistics !== undefined || config.calibrationMode === "once" || hasBudget(config);
+  return isUsed ? { ...calibrated, statistics: saved } : calibrated;
 }
 
 /** The solver's settings of a configuration. */
@@ -178,7 +179,7 @@ export async function solvePlan(
   if (data.fit.length === 0) {
     event(
       "calibrate",
-      "all layers are solved on saved statistics of full precision (calibration_mode: once)",
+      "all layers are solved on saved statistics of full precision (calibration_mode: once), nothing is held out",
     );
   }
   const solvable = new Set(model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));

@@ -96,7 +96,7 @@ async function collect<Batch>(
     }
     model.finish(part.batch, hidden, { observe });
     onPart?.(statistics, i + 1, fit.length);
-    await pause(signal);
+    if (i + 1 < fit.length) await pause(signal); // what is complete is not given up
   }
   return statistics;
 }

@@ -7,7 +7,7 @@ import { CalibrationError, FormatError, OutputError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import {
   type CalibrationRun,
-  CalibrationStatistics,
+  type CalibrationStatistics,
   equalTimeGroups,
   isCalibrationStatistics,
   readCalibrationStatistics,
@@ -130,9 +130,10 @@ export async function saveStatistics(
   }
   const progress = path + PROGRESS_SUFFIX;
   const stopped = exists(progress) ? readOwn(progress, fingerprint) : undefined;
-  const start = stopped?.partsDone !== undefined && isWanted(stopped.statistics)
-    ? { statistics: stopped.statistics, parts: stopped.partsDone }
-    : undefined;
+  const start =
+    stopped?.partsDone !== undefined && stopped.partsDone < data.fit.length && isWanted(stopped.statistics)
+      ? { statistics: stopped.statistics, parts: stopped.partsDone }
+      : undefined;
   if (start !== undefined) {
     onEvent?.({
       kind: "resume",
