@@ -6,6 +6,7 @@ export {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  type LowRank,
   type OneLevelTensor,
   packedBytes,
   packedRows,
