@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { RandomStream } from "../../lib/models/mod.ts";
-import { linear } from "../../lib/models/kernels.ts";
+import { linear, linearPackedInt8, quantizeActivations } from "../../lib/models/kernels.ts";
+import { RefinableLinear } from "../../lib/models/backward/linear.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import {
   dequantize,
@@ -211,5 +212,20 @@ describe("a layer solved with a low-rank correction", () => {
     expect(turned(16)).toThrow(/power of two that divides 40 columns, got 16/);
     expect(turned(3)).toThrow(RangeError);
     expect(turned(8, -1)).toThrow(/seed/);
+    const activations = quantizeActivations(kernels, x, 200, cols);
+    const rotation = { kind: "hadamard", block: 8, seed: 0 } as const;
+    for (const more of [{ rotation }, { lowRank: { rank: 4, a, b } }]) {
+      expect(() => linearPackedInt8(kernels, activations, { ...tensor, ...more })).toThrow(
+        /codes and scales alone/,
+      );
+    }
+    expect(() =>
+      new RefinableLinear({ name: "a", weights: { ...tensor, rotation }, bias: undefined }, {
+        scales: true,
+        zeroPoints: true,
+        biases: false,
+        timeGroups: 0,
+      })
+    ).toThrow(/must not be rotated/);
   });
 });
