@@ -3,7 +3,7 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../lib/config.ts";
 import { CheckpointError, ConfigError, FormatError, InterruptedError } from "../lib/errors.ts";
-import { loadDream, requirementsAt } from "../lib/models/mod.ts";
+import { loadDit, loadDream, requirementsAt } from "../lib/models/mod.ts";
 import { openKernels } from "../lib/native/mod.ts";
 import {
   dequantizeCheckpoint,
@@ -37,7 +37,7 @@ const RANK = { "solver_options.low_rank": 4 }, ROTATION = { "solver_options.rota
 function run(
   output: string,
   overrides: Record<string, unknown>,
-  more: Partial<Pick<QuantizeCheckpointOptions, "resume" | "signal" | "onProgress">> = {},
+  more: Partial<Pick<QuantizeCheckpointOptions, "input" | "resume" | "signal" | "onProgress">> = {},
 ) {
   const { config } = resolveConfig({
     overrides: {
@@ -132,6 +132,18 @@ describe("a checkpoint with low-rank corrections and rotations", () => {
     expect(distance(logitsOf(output), full)).toBeLessThan(0.02);
     expect(distance(logitsOf(output), logitsOf(plain))).toBeLessThan(0.02);
   }, 60_000);
+
+  test("of images, with both and 8 bits, has the predictions of full precision", async () => {
+    const input = join(MODELS, "glyph-dit"), output = place.fresh("dit");
+    const rest = String.raw`^transformer_blocks\.[1-9]`; // one block will do
+    await run(output, { bit_width: 8, keep_patterns: [rest], ...RANK, ...ROTATION }, { input });
+    const predicted = (path: string) => {
+      const model = loadDit(path, kernels);
+      const images = Float32Array.from({ length: 2 * model.imageElements }, (_, i) => Math.sin(i * 0.7));
+      return model.forward(images, [900, 100], [1, 3]).slice();
+    };
+    expect(distance(predicted(output), predicted(input))).toBeLessThan(0.02);
+  }, 120_000);
 
   test("a correction brings the outputs nearer", async () => {
     const without = place.fresh("without"), output = place.fresh("with");
