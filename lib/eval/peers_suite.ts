@@ -9,7 +9,12 @@ import { openCheckpoint } from "../tensor/mod.ts";
 import { openGgml } from "./ggml.ts";
 import type { Interval } from "./intervals.ts";
 import type { Contender, Target } from "./peers/contender.ts";
-import { ggmlContenders, gridContenders, ladderContenders } from "./peers/contenders.ts";
+import {
+  correctionContenders,
+  ggmlContenders,
+  gridContenders,
+  ladderContenders,
+} from "./peers/contenders.ts";
 import { calibrationOf, collectInputs } from "./peers/inputs.ts";
 import { gridName, type MethodKind } from "./peers/method.ts";
 import { quantizedLayers, type QuantizedModel } from "./peers/quantized_model.ts";
@@ -271,6 +276,18 @@ export function peersSuiteOf(open: typeof openGgml): Suite {
 
 /** Our solvers beside HQQ, GPTQ and ggml on the reference models, or those of `--model`. */
 export const peersSuite: Suite = peersSuiteOf(openGgml);
+
+/** What low-rank corrections and rotations gain or lose beside the same bits spent otherwise. */
+export const correctionsSuite: Suite = {
+  ...suiteOf(
+    {
+      name: "corrections",
+      summary: "low-rank corrections and rotations beside equal bits in groups and codes",
+    },
+    { contenders: (_, options) => correctionContenders(options), goals: () => [] },
+  ),
+  defaults: { bits: [2], groupSizes: [0, 32, 16], solvers: ["best"] },
+};
 
 /** What each step of our own solvers gains and costs. */
 export const solversSuite: Suite = suiteOf(

@@ -2,7 +2,7 @@
 import { accuracySuite } from "./accuracy_suite.ts";
 import { checkpointSuite } from "./checkpoint_suite.ts";
 import { kernelSuite } from "./kernel_suite.ts";
-import { peersSuite, solversSuite } from "./peers_suite.ts";
+import { correctionsSuite, peersSuite, solversSuite } from "./peers_suite.ts";
 import { phasesSuite } from "./phase_suite.ts";
 import { processSuite } from "./process_suite.ts";
 import type { Suite } from "./suite.ts";
@@ -11,6 +11,7 @@ import type { Suite } from "./suite.ts";
 export const SUITES: readonly Suite[] = [
   accuracySuite,
   checkpointSuite,
+  correctionsSuite,
   kernelSuite,
   peersSuite,
   phasesSuite,

@@ -19,9 +19,6 @@ import {
   type SolverSettings,
 } from "./solvers.ts";
 
-/** Ranks that can be asked for. */
-export const LOW_RANKS = { least: 4, most: 64 } as const;
-
 /** Directions that are followed beside those wanted. */
 const OVERSAMPLING = 8;
 /** Passes over R M Rᵀ: singular values a few percent apart are told apart. */

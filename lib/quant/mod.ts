@@ -6,6 +6,7 @@ export {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  type LowRank,
   type OneLevelTensor,
   packedBytes,
   packedRows,
@@ -39,7 +40,7 @@ export {
   type WeightSolver,
 } from "./kernels.ts";
 export { rotateRows, type Rotation, rotationBlock } from "./hadamard.ts";
-export { fitLowRank, LOW_RANKS, solveLowRankLayer } from "./low_rank_fit.ts";
+export { fitLowRank, solveLowRankLayer } from "./low_rank_fit.ts";
 export { type PackedLayer, packedLayers, readPackedTensor } from "./packed_checkpoint.ts";
 export { fitTwoLevel, type GroupAffine, groupAffine, type TwoLevelShape } from "./two_level.ts";
 export { accumulateMoment, emptyMoments, type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";

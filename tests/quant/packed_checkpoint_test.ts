@@ -321,8 +321,8 @@ describe("packedLayers", () => {
     ["no section", "real", "got no such section", (_, config) => {
       delete (config.quantization_config as Partial<Config["quantization_config"]>).arrowquant;
     }],
-    ["a newer version", "real", "format_version must be 1", (_, config) => {
-      config.quantization_config.arrowquant["format_version"] = 2;
+    ["a newer version", "real", "format_version must be 1 or 2", (_, config) => {
+      config.quantization_config.arrowquant["format_version"] = 3;
     }],
     ["5 bits", "real", ".bits must be one of 2, 3, 4, 8, got 5", (_, config) => {
       config.quantization_config.arrowquant.layers["a.weight"] = { bits: 5, group_size: 32, dtype: "F32" };

@@ -64,6 +64,40 @@ export function ladderContenders({ bits, groupSizes }: ContenderOptions): Conten
 }
 
 /**
+ * Low-rank corrections and rotations beside the same bits spent otherwise: on smaller groups, and on one bit more. One candidate each,
+ * so that nothing but the named thing differs; `seed` is the calibration's.
+ */
+export function correctionContenders(
+  { bits, groupSizes, seed }: ContenderOptions & { readonly seed: number },
+): Contender[] {
+  const contender = (width: BitWidth, groupSize: GroupSize, rank: number, rotation: "none" | "hadamard") =>
+    pipelineContender(
+      `best${rank > 0 ? ` + rank ${rank}` : ""}${rotation === "none" ? "" : " + rotation"}`,
+      { bits: width, groupSize },
+      {
+        solver: "best",
+        calibration_seed: seed % 2 ** 31,
+        "solver_options.candidates": 1,
+        "solver_options.low_rank": rank,
+        "solver_options.rotation": rotation,
+      },
+    );
+  const groups = [...groupSizes], whole = groups[0] ?? 0;
+  return bits.flatMap((width) => {
+    const wider: BitWidth | undefined = width === 2 ? 3 : width === 3 ? 4 : undefined;
+    return [
+      ...groups.flatMap((size) =>
+        (["none", "hadamard"] as const).map((rotation) => contender(width, size, 0, rotation))
+      ),
+      contender(width, whole, 4, "none"),
+      contender(width, whole, 4, "hadamard"),
+      contender(width, whole, 8, "none"),
+      ...(wider === undefined ? [] : groups.slice(0, 2).map((size) => contender(wider, size, 0, "none"))),
+    ];
+  });
+}
+
+/**
  * Our solvers and the re-implementations of others' at every setting. GPTQ as its reference code runs it, block by block, and
  * with the inputs of the full-precision model for all layers (`at once`).
  */
