@@ -533,9 +533,9 @@ function phaseGoals(
     const { milliseconds, stepKlMilliseconds } = one.report.validation;
     const rest = one.seconds! * 1000 - milliseconds - stepKlMilliseconds;
     at(
-      "phase 1, overhead (no byte changed)",
+      "phase 1, overhead",
       "below 1 %",
-      `${percent(milliseconds / rest)} the scores, ${percent(one.overhead!)} with the held-out step KL`,
+      `${percent(milliseconds / rest)} scores, ${percent(one.overhead!)} with step KL`,
       one.overhead! < 0.01,
     );
   }
@@ -543,7 +543,7 @@ function phaseGoals(
     const { validation, smoothing } = two.report;
     const own = (smoothing!.milliseconds + validation.milliseconds) / 1000;
     const overhead = own / (two.seconds! - own - validation.stepKlMilliseconds / 1000);
-    at("phase 2, overhead of smoothing and its guard", "below 10 %", percent(overhead), overhead < 0.1);
+    at("phase 2, overhead", "below 10 %", percent(overhead), overhead < 0.1);
     at(
       "phase 2, Markov score",
       "at least 0.82",
@@ -556,8 +556,8 @@ function phaseGoals(
     const accuracy = relativeAccuracy(three, baseline);
     if (accuracy !== undefined) {
       at(
-        "phase 3, accuracy relative to baseline",
-        "at least +9.36 %, Δ above 0",
+        "phase 3, accuracy / baseline",
+        "+9.36 %, Δ above 0",
         `${percent(accuracy)}, Δ ${span(three.differenceToBaseline!, 3)}`,
         accuracy >= 0.0936 && three.differenceToBaseline!.low > 0,
       );
@@ -569,16 +569,16 @@ function phaseGoals(
     const without = find("without refinement");
     if (without !== undefined) {
       at(
-        "phase 3 without refinement, overhead",
+        "phase 3 less refinement, overhead",
         "below 25 %",
         percent(without.overhead!),
         without.overhead! < 0.25,
       );
     }
   }
-  if (family === "dream") ratio("refinement, step KL / best alone", "best + refinement", "best alone", 0.6);
+  if (family === "dream") ratio("refinement / best, step KL", "best + refinement", "best alone", 0.6);
   ratio(
-    "static 8 bits / dynamic 8 bits, step KL",
+    "static / dynamic 8 bits, step KL",
     `best, static 8 bits, G ${groups}`,
     "best, dynamic 8 bits",
     1.1,

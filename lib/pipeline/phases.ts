@@ -599,7 +599,8 @@ async function refine(
     );
   const biases = new Map(report.layers.flatMap(({ name, bias }) => {
     const biasName = name.replace(/weight$/, "bias"), dtype = checkpoint.tensors.get(biasName)?.info.dtype;
-    return bias === undefined || dtype === undefined ? [] : [[biasName, asStored(bias, dtype)] as const];
+    const isStored = dtype === "F32" || dtype === "F16" || dtype === "BF16";
+    return bias === undefined || !isStored ? [] : [[biasName, asStored(bias, dtype)] as const];
   }));
   return { report, biases, meter, before };
 }

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../lib/config.ts";
@@ -10,12 +10,13 @@ import { formatReport } from "../../lib/eval/report.ts";
 import type { BenchContext, SuiteReport } from "../../lib/eval/suite.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
-import { quantizeCheckpoint } from "../../lib/pipeline.ts";
+import { quantizeCheckpoint, readManifest, verifyFiles } from "../../lib/pipeline.ts";
 import { loadCalibration } from "../../lib/pipeline/calibration_data.ts";
 import { loadPhaseModel, type PhaseContext, runPhases } from "../../lib/pipeline/phases.ts";
 import { meanStepKl, StepKlMeter, timeAxisOf } from "../../lib/pipeline/step_kl.ts";
 import { denseWeights } from "../../lib/pipeline/solve.ts";
 import { type OneLevelTensor, quantize } from "../../lib/quant/mod.ts";
+import { packedLayers } from "../../lib/quant/packed_checkpoint.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import {
   equalTimeGroups,
@@ -26,7 +27,7 @@ import {
 } from "../../lib/time/mod.ts";
 import { parseBenchArguments } from "../../scripts/bench.ts";
 import { rejection, workplace } from "../_checkpoints.ts";
-import { ditCheckpoint, store } from "../_models.ts";
+import { ditCheckpoint, dreamCheckpoint, store } from "../_models.ts";
 
 const DREAM = fileURLToPath(new URL("../models/dream-mini", import.meta.url));
 const DIT = fileURLToPath(new URL("../models/glyph-dit", import.meta.url));
@@ -263,6 +264,79 @@ describe("phases", () => {
         (output !== undefined) === refinement!.kept
       ),
     ).toBe(true);
+  });
+});
+
+describe("the pipeline", () => {
+  const configOf = (overrides: Record<string, unknown>) =>
+    resolveConfig({
+      overrides: { bit_width: 2, group_size: 0, calibration_samples: 48, num_time_groups: 3, ...overrides },
+    }).config;
+  const enabled = (...phases: string[]) =>
+    Object.fromEntries(phases.map((phase) => [`thermodynamic.${phase}.enabled`, true]));
+
+  test("without a phase it needs no calibration data and writes no sidecar; phase 1 changes no byte of the model", async () => {
+    const [plain, validated] = [place.fresh(), place.fresh()];
+    const { phases } = await quantizeCheckpoint({
+      input: DREAM,
+      output: plain,
+      config: configOf({}),
+      kernels,
+    });
+    expect(phases).toBeUndefined();
+    const messages: string[] = [];
+    const report = await quantizeCheckpoint({
+      input: DREAM,
+      output: validated,
+      config: configOf({ ...enabled("validation"), "thermodynamic.validation.smoothness_threshold": 0 }),
+      kernels,
+      onEvent: ({ kind, message }) => kind === "phase" && messages.push(message),
+    });
+    const files = (folder: string) =>
+      readdirSync(folder).filter((name) => name.endsWith(".safetensors")).sort();
+    expect(files(validated)).toEqual([...files(plain), "time_parameters.safetensors"]);
+    for (const name of files(plain)) {
+      expect(readFileSync(join(validated, name)).equals(readFileSync(join(plain, name)))).toBe(true);
+    }
+    expect(messages.filter((line) => line.startsWith("violation (")).length).toBe(
+      report.phases!.validation!.violations.length,
+    );
+    expect(report.phases!.validation!.violations.length).toBeGreaterThan(0);
+  });
+
+  test("phase 3 writes what was refined; the stored model with its sidecar is the one that was measured", async () => {
+    const output = place.fresh();
+    const config = configOf({
+      ...enabled("validation", "transition_optimization"),
+      solver: "feedback",
+      "thermodynamic.transition_optimization.learning_rate": 0.02,
+      "thermodynamic.transition_optimization.max_iterations": 10,
+    });
+    const { phases } = await quantizeCheckpoint({ input: DREAM, output, config, kernels });
+    expect(phases!.refinement!.kept).toBe(true);
+    using checkpoint = openCheckpoint(output);
+    const packed = packedLayers(checkpoint);
+    const timeParameters = readTimeParameters(output, {
+      fingerprint: modelFingerprint(checkpoint),
+      layers: new Map([...packed].map(([name, { rows }]) => [name, { rows, weightGroups: 1 }])),
+      groups: 3,
+    });
+    const calibrated = await loadCalibration(loadModel(DREAM, kernels), {
+      source: join(DREAM, "calibration.jsonl"),
+      samples: 48,
+      seed: 0,
+    });
+    const stored = loadModel(output, kernels, { timeParameters });
+    expect(meanStepKl(new StepKlMeter(calibrated, undefined).measure(stored))).toBe(phases!.heldOutStepKl!);
+    expect(await verifyFiles(output, readManifest(output)!)).toEqual([]);
+  });
+
+  test("a phase without calibration data is refused", async () => {
+    const input = store(place.fresh(), dreamCheckpoint());
+    const error = await rejection(
+      quantizeCheckpoint({ input, output: place.fresh(), config: configOf(enabled("validation")), kernels }),
+    );
+    expect(String(error)).toContain("a phase needs calibration data");
   });
 });
 
