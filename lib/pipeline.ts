@@ -18,6 +18,7 @@ import {
   openCalibration,
   type SaveCalibration,
   solvePlan,
+  wantsPhases,
 } from "./pipeline/calibrated.ts";
 import type { Calibrated } from "./pipeline/calibration_data.ts";
 import type { SolvedLayer } from "./pipeline/solve.ts";
@@ -27,6 +28,8 @@ import {
   withoutQuantizationConfig,
   withQuantizationConfig,
 } from "./pipeline/config_file.ts";
+import { runConfiguredPhases, sidecarContent, withPhaseSolver } from "./pipeline/configured_phases.ts";
+import type { PhaseResult, PhasesReport } from "./pipeline/phases.ts";
 import { rewriteDequantized } from "./pipeline/dequantize.ts";
 import { inputError, quote, sha256 } from "./pipeline/files.ts";
 import { checkNotInput, checkOutput, type OutputRequest } from "./pipeline/output_folder.ts";
@@ -162,6 +165,8 @@ export interface RunReport {
   /** The kernels that ran, as they describe themselves; undefined on a dry run. */
   readonly backend: string | undefined;
   readonly threads: number;
+  /** What the phases did; undefined where none was asked for, or an earlier run had finished. */
+  readonly phases?: PhasesReport | undefined;
 }
 
 /**
@@ -194,7 +199,8 @@ export interface RunReport {
  * console.log(totals.bitsPerWeight, totals.cosine);
  * ```
  */
-export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Promise<RunReport> {
+export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Promise<RunReport> {
+  const options = { ...given, config: withPhaseSolver(given.config) };
   const { input, output, config } = options;
   checkPaths(options);
   using checkpoint = openCheckpoint(input);
@@ -221,7 +227,10 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       ...(calibration.digest === undefined ? {} : { calibration_sha256: calibration.digest }),
       ...(bitPlan === undefined ? {} : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
     }),
-  }, bitPlan === undefined ? [] : [PLAN_FILE]);
+  }, [
+    ...(bitPlan === undefined ? [] : [PLAN_FILE]),
+    ...(wantsPhases(config) && config.enableTimeAware ? [SIDECAR_FILE] : []),
+  ]);
   checkNotInput(checkpoint, output);
   const common = { input, output, modelKind: checkpoint.kind, plan, ...names(beside), threads };
   const bytesBefore = sum(checkpoint.files.map(({ file }) => file.fileBytes));
@@ -251,7 +260,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     await calibration.open();
   }
   for (const message of plan.warnings) onEvent?.({ kind: "warning", message });
-  let solved: ReadonlyMap<string, SolvedLayer> | undefined;
+  let solved: ReadonlyMap<string, SolvedLayer> | undefined, phases: PhaseResult | undefined, workFolder = "";
   const context = {
     config,
     kernels,
@@ -260,6 +269,9 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     buffer: growingBuffer(),
     get solved() {
       return solved;
+    },
+    get biases() {
+      return phases?.model.biases;
     },
   };
   const files = checkpoint.files.map(({ name, file }): RewriteFile => ({
@@ -290,19 +302,19 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       sum(beside.copied.map(({ bytes }) => bytes)),
     failFast: config.failFast,
     async prepare(work, isDone) {
+      workFolder = work;
       const toSolve = plan.rows.filter(({ action, name }) => action === "quantize" && !isDone(name));
-      if (!CALIBRATED_SOLVERS.includes(config.solver) || toSolve.length === 0) return;
-      const model = await solvePlan(
-        await calibration.open(),
-        plan,
-        config,
-        kernels,
-        threads,
-        work,
-        JSON.stringify([request.identity, kernels.isa]),
+      if (toSolve.length > 0 || wantsPhases(config)) await solve(work);
+      if (!wantsPhases(config)) return;
+      phases = await runConfiguredPhases(
+        { checkpoint, calibrated: await calibration.open(), plan, config, kernels, threads, solved },
         options,
       );
-      solved = model.layers;
+      if (solved === undefined) return;
+      const refined = phases.model.weights;
+      solved = new Map(
+        [...solved].map(([name, layer]) => [name, { ...layer, tensor: refined.get(name) ?? layer.tensor }]),
+      );
     },
     *smallFiles(records, tensorFiles) {
       yield* copies(checkpoint, beside);
@@ -315,8 +327,26 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
         ),
       };
       yield* indexFiles(checkpoint, records, tensorFiles);
+      // Last: it carries the fingerprint of what is beside it.
+      if (phases?.model.timeParameters !== undefined) {
+        yield { name: SIDECAR_FILE, content: sidecarContent(workFolder, phases.model) };
+      }
     },
   };
+  async function solve(work: string): Promise<void> {
+    if (!CALIBRATED_SOLVERS.includes(config.solver)) return;
+    const model = await solvePlan(
+      await calibration.open(),
+      plan,
+      config,
+      kernels,
+      threads,
+      work,
+      JSON.stringify([request.identity, kernels.isa]),
+      options,
+    );
+    solved = model.layers;
+  }
   const { manifest, tensorsResumed, milliseconds } = await rewriteCheckpoint(job, options);
   return {
     ...common,
@@ -324,6 +354,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     ...summary(manifest, bytesBefore),
     layerMilliseconds: milliseconds,
     tensorsResumed,
+    phases: phases?.report,
     backend: kernels.describe(),
   };
 }

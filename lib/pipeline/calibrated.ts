@@ -24,7 +24,13 @@ const BESIDE = ["calibration.jsonl", "calibration_images.safetensors", "calibrat
 
 /** Whether a configuration needs calibration data. */
 export function isCalibrated(config: Config): boolean {
-  return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config);
+  return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config) || wantsPhases(config);
+}
+
+/** Whether a configuration asks for a phase. */
+export function wantsPhases({ thermodynamic }: Config): boolean {
+  const { validation, boundarySmoothing, transitionOptimization } = thermodynamic;
+  return validation.enabled || boundarySmoothing.enabled || transitionOptimization.enabled;
 }
 
 /** Whether bits are chosen by a budget. */
@@ -42,14 +48,15 @@ export function calibrationBeside(folder: string): string | undefined {
  *
  * @throws {CalibrationError} when there are none, saying how to give some
  */
-export function calibrationSource(checkpoint: Checkpoint, { calibrationData, solver }: Config): string {
+export function calibrationSource(checkpoint: Checkpoint, config: Config): string {
+  const { calibrationData, solver } = config;
   if (calibrationData !== null) return calibrationData;
   const beside = calibrationBeside(checkpoint.folder);
   if (beside !== undefined) return beside;
   throw new CalibrationError(
-    `Cannot quantize ${
-      quote(checkpoint.path)
-    }: the solver "${solver}" needs calibration data, got none: name a file ` +
+    `Cannot quantize ${quote(checkpoint.path)}: ${
+      wantsPhases(config) ? "a phase" : `the solver "${solver}"`
+    } needs calibration data, got none: name a file ` +
       "with --calibrate (calibration_data), or say --calibrate synthetic for made-up data",
     { path: checkpoint.path },
   );

@@ -50,11 +50,13 @@ import { type Calibrated, type CalibrationPart, loadCalibration } from "./calibr
 import { maskedRows, meanStepKl, stepKlByGroup, StepKlMeter, stepWeights, timeAxisOf } from "./step_kl.ts";
 
 /** Positions of one refinement step, roughly. */
-const STEP_POSITIONS = Number(process.env["SP"] ?? 1152);
-/** Samples held out from the refinement: every look at them costs as much as a step's way there. */
-const REFINEMENT_HELD_OUT = 1024;
-/** How much a visible token counts in the refinement's loss beside a masked one: the codes were chosen for both. */
-
+const STEP_POSITIONS = 1152;
+/** Longest gradient, in held-out step KLs of the start: a batch with one of the rare large errors would else undo many steps. */
+const CLIP = 20;
+/** Samples held out from the refinement: of language models more, because rare large errors decide their mean. */
+const REFINEMENT_HELD_OUT = { sequences: 1024, images: 256 };
+/** How much a visible token counts in the refinement's loss beside a masked one: attention reads it, nobody predicts it. */
+const VISIBLE_WEIGHT = 0.03;
 /** Iterations from one look at the held-out samples to the next. */
 const VALIDATE_EVERY = 50;
 
@@ -159,9 +161,16 @@ export function schedulerOf(
   return calibrated.kind === "images" ? loadScheduler(checkpoint.folder) : undefined;
 }
 
+/** A model as the phases left it, and what they did. */
+export interface PhaseResult {
+  readonly model: PhaseModel;
+  readonly report: PhasesReport;
+}
+
 /**
  * Runs the wanted phases on a model whose codes are chosen. `weights` are not changed.
  *
+ * @param refined an earlier run of the refinement alone with the same weights and settings, taken in place of another
  * @throws {RangeError} when there are more time groups than the axis has bins, or a setting is out of range
  * @throws {CalibrationError} when nothing was held out
  */
@@ -169,7 +178,8 @@ export async function runPhases(
   context: PhaseContext,
   weights: ReadonlyMap<string, PackedTensor>,
   settings: PhaseSettings,
-): Promise<{ readonly model: PhaseModel; readonly report: PhasesReport }> {
+  refined?: PhaseResult,
+): Promise<PhaseResult> {
   const { calibrated, onProgress } = context;
   const { activations, validation, smoothing } = settings;
   const scheduler = schedulerOf(context);
@@ -186,14 +196,16 @@ export async function runPhases(
   const output = new Map<string, LayerParameters>();
 
   let refinement: PhasesReport["refinement"];
-  if (settings.refinement !== undefined) {
+  if (refined?.report.refinement !== undefined) {
+    ({ model, report: { refinement } } = refined);
+  } else if (settings.refinement !== undefined) {
     onProgress?.("gradient refinement");
     const begin = performance.now();
     const timeGroups = settings.refinement.timeBiases === undefined ? undefined : groups;
     const refined = await refine(context, scheduler, weights, settings.refinement, timeGroups);
     const { layers, ...report } = refined.report;
     let kept = report.kept;
-    const heldOutBefore = meanStepKl(refined.meter.measure(loadPhaseModel(context, { weights })));
+    const heldOutBefore = refined.before;
     let heldOutAfter = heldOutBefore;
     if (kept) {
       const theta = timeBiasesOf(layers);
@@ -490,7 +502,6 @@ function guardLayers(
 ): GuardReport {
   const { kernels, threads } = context;
   const errors = new Map([...before.keys()].map((name) => [name, { before: 0, after: 0 }]));
-  const seen = new Set<string>();
   observeParts(context, loaded, "heldOut", (times, { name, weights }, x, rows) => {
     const sums = errors.get(name);
     if (sums === undefined) return;
@@ -499,7 +510,6 @@ function guardLayers(
     for (const [item, time] of times.entries()) {
       const bin = groups.axis.binOf(time), group = groups.groupOfBin(bin);
       if (old.scale[group] === smooth.scale[bin] && old.zeroPoint[group] === smooth.zeroPoint[bin]) continue;
-      seen.add(name);
       const input = x.subarray(item * each * cols, (item + 1) * each * cols);
       const errorOf = ({ scale, zeroPoint, bits }: ActivationParameters, index: number) => {
         const lost = fakeQuantize(
@@ -533,8 +543,9 @@ async function refine(
   {
     readonly report: RefinementReport;
     readonly biases: ReadonlyMap<string, Float32Array<ArrayBuffer>>;
-    /** Of data that decide whether it is kept. */
+    /** Of data that decide whether it is kept, and what they say of the model as it came. */
     readonly meter: StepKlMeter;
+    readonly before: number;
   }
 > {
   const { checkpoint, calibrated, source, seed } = context;
@@ -545,23 +556,31 @@ async function refine(
   const size = Math.max(1, Math.floor(STEP_POSITIONS / positions));
   // New masks and noise every step; records come again.
   const more = await loadCalibration(full, { source, samples: size * settings.maxIterations, seed });
+  const heldOut = {
+    ...more,
+    data: { ...more.data, heldOut: more.data.heldOut.slice(0, enoughParts(more)) },
+  } as Calibrated;
+  const meter = new StepKlMeter(heldOut, scheduler);
+  const before = meanStepKl(meter.measure(quantized));
   const options = {
     ...settings,
     timeGroups,
     markovWeight: timeBiases,
     validateEvery: VALIDATE_EVERY,
     threads: context.threads,
-    clipNorm: Number(process.env["CN"] ?? 0) || undefined,
+    clipNorm: Math.max(CLIP * before, Number.MIN_VALUE),
   };
   const report = more.kind === "sequences"
     ? refineMaskedTransformer(
       (quantized as Extract<LoadedModel, { kind: "dream" | "llada" }>).model,
       more.model,
       {
-        train: more.data.fit.flatMap((part) =>
-          maskedBatches(more, part, size, Number(process.env["VW"] ?? 0) || 1e-12)
+        train: more.data.fit.flatMap((part) => maskedBatches(more, part, size, VISIBLE_WEIGHT)),
+        heldOut: firstSamples(
+          more.data.heldOut.flatMap((part) => maskedBatches(more, part, size, 0)),
+          REFINEMENT_HELD_OUT.sequences,
+          size,
         ),
-        heldOut: firstSamples(more.data.heldOut.flatMap((part) => maskedBatches(more, part, size, 0)), size),
       },
       { ...options, excludedTokens: excludedOf(more) },
     )
@@ -572,6 +591,7 @@ async function refine(
         train: more.data.fit.flatMap((part) => imageBatches(more, scheduler!, part, size)),
         heldOut: firstSamples(
           more.data.heldOut.flatMap((part) => imageBatches(more, scheduler!, part, size)),
+          REFINEMENT_HELD_OUT.images,
           size,
         ),
       },
@@ -579,21 +599,18 @@ async function refine(
     );
   const biases = new Map(report.layers.flatMap(({ name, bias }) => {
     const biasName = name.replace(/weight$/, "bias"), dtype = checkpoint.tensors.get(biasName)?.info.dtype;
-    return bias === undefined || dtype === undefined ? [] : [[biasName, asStored(bias, dtype)] as const];
+    const isStored = dtype === "F32" || dtype === "F16" || dtype === "BF16";
+    return bias === undefined || !isStored ? [] : [[biasName, asStored(bias, dtype)] as const];
   }));
-  const heldOut = {
-    ...more,
-    data: { ...more.data, heldOut: more.data.heldOut.slice(0, enoughParts(more)) },
-  } as Calibrated;
-  return { report, biases, meter: new StepKlMeter(heldOut, scheduler) };
+  return { report, biases, meter, before };
 }
 
-const firstSamples = <Batch>(batches: readonly Batch[], size: number): readonly Batch[] =>
-  batches.slice(0, Math.max(1, Math.ceil(REFINEMENT_HELD_OUT / size)));
+const firstSamples = <Batch>(batches: readonly Batch[], samples: number, size: number): readonly Batch[] =>
+  batches.slice(0, Math.max(1, Math.ceil(samples / size)));
 
 /** Parts that hold the held-out samples of the refinement. */
-const enoughParts = ({ data: { heldOut } }: Calibrated) =>
-  Math.max(1, Math.ceil(REFINEMENT_HELD_OUT / (heldOut[0]?.samples ?? 1)));
+const enoughParts = ({ kind, data: { heldOut } }: Calibrated) =>
+  Math.max(1, Math.ceil(REFINEMENT_HELD_OUT[kind] / (heldOut[0]?.samples ?? 1)));
 
 /** Values as a type of the checkpoint gives them back. */
 function asStored(values: Float32Array<ArrayBuffer>, dtype: string): Float32Array<ArrayBuffer> {

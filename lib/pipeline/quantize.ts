@@ -6,6 +6,7 @@ import {
   addStatistics,
   BIT_WIDTHS,
   type BitWidth,
+  convertFloats,
   cosine,
   type ErrorStatistics,
   findNonfinite,
@@ -40,6 +41,8 @@ export interface QuantizeContext {
   readonly onEvent: ((event: RunEvent) => void) | undefined;
   /** What was solved on calibration data, by name. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
+  /** Refined biases by name, values of their tensor's type. */
+  readonly biases?: ReadonlyMap<string, Float32Array<ArrayBuffer>> | undefined;
   /** Memory for one chunk of the input, at least {@linkcode CHUNK_BYTES}; grown for longer rows. */
   readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;
 }
@@ -133,6 +136,8 @@ async function keepTensor(
 ): Promise<LayerRecord> {
   const { name, file, dtype, shape, bytesBefore } = row;
   const { kernels, config: { nonFinite }, onEvent } = context;
+  const refined = context.biases?.get(name);
+  if (refined !== undefined) return await storeBias(row, refined, sink, context);
   let found: WeightsError | undefined;
   const readInto = (start: number, target: Uint8Array<ArrayBuffer>) => {
     source.readInto(name, start, target);
@@ -156,6 +161,32 @@ async function keepTensor(
   if (found === undefined) return { ...record, action: "keep", reason };
   if (reason !== "non_finite") onEvent?.({ kind: "kept", message: `${found.message} (as it was)` });
   return { ...record, action: "keep", reason, nonFinite: true };
+}
+
+/** Stores a refined bias in the type that it had. */
+async function storeBias(
+  { name, file, dtype, shape, bytesBefore }: PlanRow,
+  values: Float32Array<ArrayBuffer>,
+  sink: TensorSink,
+  { kernels }: QuantizeContext,
+): Promise<LayerRecord> {
+  sink.begin([{ name, dtype, shape }]);
+  const wanted = dtype as "F32" | "F16" | "BF16";
+  sink.write(
+    name,
+    wanted === "F32" ? values : convertFloats(kernels, { data: values, dtype: "F32" }, values.length, wanted),
+  );
+  await sink.advance(0, bytesBefore);
+  return {
+    name,
+    file,
+    action: "keep",
+    reason: "refined",
+    dtype,
+    shape,
+    bytesBefore,
+    bytesAfter: bytesBefore,
+  };
 }
 
 /** Position of the first NaN or infinity as they are stored: a float64 may be finite beyond float32. */

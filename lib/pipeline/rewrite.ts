@@ -78,7 +78,7 @@ export interface Progress {
 
 /** Something worth a line in a log. */
 export interface RunEvent {
-  readonly kind: "calibrate" | "resume" | "fallback" | "kept" | "warning" | "commit";
+  readonly kind: "calibrate" | "resume" | "fallback" | "kept" | "phase" | "warning" | "commit";
   readonly message: string;
 }
 

@@ -1,0 +1,159 @@
+/** The phases as a step of the pipeline: what the configuration asks for, run on the codes of a plan, and what of it is stored. */
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import type { Config } from "../config.ts";
+import type { Kernels } from "../native/mod.ts";
+import { groupCount, type PackedTensor, quantize } from "../quant/mod.ts";
+import { CALIBRATED_SOLVERS } from "../quant/solvers.ts";
+import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
+import { modelFingerprint, TimeParameters, writeTimeParameters } from "../time/mod.ts";
+import { calibrationSource } from "./calibrated.ts";
+import type { Calibrated } from "./calibration_data.ts";
+import type { PhaseModel, PhaseResult, PhaseSettings, PhasesReport } from "./phases.ts";
+import type { Plan } from "./plan.ts";
+import type { RunOptions } from "./rewrite.ts";
+import { denseWeights, type SolvedLayer } from "./solve.ts";
+
+/** The configuration as it runs: phase 3 is of calibrated codes, `best` unless the solver is a calibrated one. */
+export function withPhaseSolver(config: Config): Config {
+  if (!config.thermodynamic.transitionOptimization.enabled || CALIBRATED_SOLVERS.includes(config.solver)) {
+    return config;
+  }
+  return { ...config, solver: "best" };
+}
+
+/** What the phases are asked to do. */
+export function phaseSettings({ thermodynamic, enableTimeAware, numTimeGroups }: Config): PhaseSettings {
+  const { validation, boundarySmoothing, transitionOptimization } = thermodynamic;
+  const { learningRate, maxIterations, convergenceThreshold } = transitionOptimization;
+  return {
+    activations: enableTimeAware ? { groups: numTimeGroups, bits: 8 } : undefined,
+    validation: validation.enabled ? { smoothnessThreshold: validation.smoothnessThreshold } : undefined,
+    smoothing: boundarySmoothing.enabled
+      ? { windowSize: boundarySmoothing.windowSize, interpolation: boundarySmoothing.interpolation }
+      : undefined,
+    refinement: transitionOptimization.enabled
+      ? { learningRate, maxIterations, convergenceThreshold }
+      : undefined,
+  };
+}
+
+/** Everything of a run that the phases need. */
+export interface PhaseRun {
+  readonly checkpoint: Checkpoint;
+  readonly calibrated: Calibrated;
+  readonly plan: Plan;
+  readonly config: Config;
+  readonly kernels: Kernels;
+  readonly threads: number;
+  /** Undefined where the solver looks at weights alone. */
+  readonly solved: ReadonlyMap<string, SolvedLayer> | undefined;
+}
+
+/**
+ * Runs the configured phases and tells what they did, event by event.
+ *
+ * @throws as `runPhases`
+ */
+export async function runConfiguredPhases(
+  { checkpoint, calibrated, plan, config, kernels, threads, solved }: PhaseRun,
+  { onEvent, signal }: RunOptions,
+): Promise<PhaseResult> {
+  // Gradients are loaded by those who want a phase alone.
+  const { runPhases } = await import("./phases.ts");
+  const layers = new Map(
+    calibrated.model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])),
+  );
+  const rows = plan.rows.filter(({ action, name }) => action === "quantize" && layers.has(name));
+  const weights = new Map<string, PackedTensor>(rows.map((row) => {
+    const own = solved?.get(row.name)?.tensor;
+    if (own !== undefined) return [row.name, own];
+    const { bits, groupSize, zeroPoint, scaleBits } = row, [height, width] = row.shape as [number, number];
+    const data = denseWeights(kernels, layers.get(row.name)!, threads);
+    return [
+      row.name,
+      quantize(kernels, { data, dtype: "F32" }, height, width, {
+        bits: bits!,
+        groupSize: groupSize!,
+        zeroPoint: zeroPoint!,
+        scaleBits,
+        solver: config.solver === "round" ? "round" : "clip",
+        threads,
+      }),
+    ];
+  }));
+  const event = (message: string) => onEvent?.({ kind: "phase", message });
+  const result = await runPhases(
+    {
+      checkpoint,
+      calibrated,
+      kernels,
+      threads,
+      source: calibrationSource(checkpoint, config),
+      seed: config.calibrationSeed,
+      signal,
+      onProgress: event,
+    },
+    weights,
+    phaseSettings(config),
+  );
+  for (const message of result.report.warnings) onEvent?.({ kind: "warning", message });
+  for (const line of phaseLines(result.report, config)) event(line);
+  return result;
+}
+
+/** What the phases did, in lines. */
+export function phaseLines(
+  { validation, smoothing, refinement, groups }: PhasesReport,
+  { thermodynamic: { validation: { logViolations } } }: Config,
+): string[] {
+  return [
+    ...(refinement === undefined ? [] : [
+      `refinement: held-out step KL ${refinement.heldOutBefore.toPrecision(4)} -> ${
+        refinement.heldOutAfter.toPrecision(4)
+      } in ${refinement.iterations} iterations, ${
+        refinement.kept ? "kept" : "rejected"
+      }; ${refinement.reason}`,
+    ]),
+    ...(smoothing === undefined
+      ? []
+      : [`smoothing: kept for ${smoothing.kept.length} layers, rejected for ${smoothing.rejected.length}`]),
+    ...(validation === undefined ? [] : [
+      `validation: Markov score ${
+        validation.markovScore.toFixed(4)
+      } over ${groups} time groups, ${validation.violations.length} violations, ` +
+      `held-out step KL by group ${validation.stepKlByGroup.map((kl) => kl.toPrecision(3)).join(", ")}`,
+      ...(logViolations
+        ? validation.violations.map(({ layer, boundary, kind, jump, severity }) =>
+          `violation (${severity}): ${kind} of ${layer} jumps by ${
+            jump.toFixed(3)
+          } between time groups ${boundary} and ${boundary + 1}`
+        )
+        : []),
+    ]),
+  ];
+}
+
+/** The sidecar of a model whose other files are written. @param folder that has them */
+export function sidecarContent(folder: string, { timeParameters, weights }: PhaseModel): Uint8Array {
+  using checkpoint = openCheckpoint(folder);
+  const { groups, layers } = timeParameters!;
+  const place = mkdtempSync(join(folder, "sidecar-"));
+  try {
+    const own = new TimeParameters(groups, layers, modelFingerprint(checkpoint));
+    return readFileSync(writeTimeParameters(place, own, (layer) => weights.get(layer)!.rows));
+  } finally {
+    rmSync(place, { recursive: true, force: true });
+  }
+}
+
+/** Outputs and weight groups of a model's packed layers: what a sidecar is held against. */
+export function sidecarLayers(
+  weights: ReadonlyMap<string, PackedTensor>,
+): Map<string, { readonly rows: number; readonly weightGroups: number }> {
+  return new Map(
+    [...weights].map((
+      [name, { rows, cols, groupSize }],
+    ) => [name, { rows, weightGroups: groupCount(cols, groupSize) }]),
+  );
+}
