@@ -3,6 +3,7 @@
  * as WebAssembly. Nothing is opened before `openKernels` is called.
  */
 import { KernelError } from "../errors.ts";
+import { IS_REMOTE } from "./location.ts";
 import { type Attempt, findLibrary, runtimeName } from "./library.ts";
 import { ABI_VERSION, type NativeCalls, type NativeSize, type OpenedLibrary } from "./symbols.ts";
 import { openWasm } from "./wasm.ts";
@@ -32,7 +33,10 @@ export interface OpenOptions {
   readonly library?: string | undefined;
   /** Default: the fastest that the processor has. */
   readonly isa?: InstructionSet | undefined;
-  /** Told, in one line each, of a build and of a fallback. */
+  /**
+   * Told, in one line each, of a build, of a download and of a fallback. Default: nobody, except where this package was
+   * imported over HTTP: there it is standard error, because something may be downloaded.
+   */
   readonly onMessage?: ((line: string) => void) | undefined;
 }
 
@@ -104,9 +108,15 @@ function kernelsFrom(
   };
 }
 
+const tellByDefault = (line: string) => {
+  if (IS_REMOTE) console.error(line);
+};
+
 /**
- * Opens the kernels by the documented order: the library or backend that `options` name, the library that
- * `ARROWQUANT_LIBRARY` names, a cached build, a build made now if there is a compiler, WebAssembly.
+ * Opens the kernels by the documented order: the library or backend that `options` name; the library that
+ * `ARROWQUANT_LIBRARY` names; a cached build, or a build made now if there is a compiler; where this package was
+ * imported over HTTP instead, the library of its release, fetched before or now, unless `ARROWQUANT_FETCH` is 0;
+ * WebAssembly.
  *
  * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something
  *
@@ -118,7 +128,7 @@ function kernelsFrom(
  * ```
  */
 export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
-  const { backend = "auto", library, isa, onMessage = () => {} } = options;
+  const { backend = "auto", library, isa, onMessage = tellByDefault } = options;
   if (backend !== "auto" && backend !== "native" && backend !== "wasm") {
     throw new RangeError(
       `Cannot open the kernels: backend must be auto, native or wasm, got ${JSON.stringify(backend)}`,
