@@ -3,13 +3,14 @@
  * examples. Prints a line a step and closes with `N passed, N failed, N skipped`.
  */
 import { spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { compilerVersion, nativePlan } from "../lib/native/build.ts";
 import { findCompiler } from "../lib/native/library.ts";
+import { denoBinary } from "./_programs.ts";
 
 const HELP = `Usage: bun run ok [--only NAME[,NAME…]] [--list]
 
@@ -25,18 +26,6 @@ if (arguments_.includes("--help")) {
 const only = arguments_.includes("--only")
   ? arguments_[arguments_.indexOf("--only") + 1]?.split(",")
   : undefined;
-
-/** Deno's own binary: its npm package's launcher needs Node. */
-function denoBinary(): string {
-  const installed = join(root, "node_modules", "deno", "deno");
-  if (existsSync(installed)) return installed;
-  const platforms = join(root, "node_modules", "@deno");
-  for (const name of existsSync(platforms) ? readdirSync(platforms) : []) {
-    const binary = join(platforms, name, "deno");
-    if (existsSync(binary)) return binary;
-  }
-  return "deno";
-}
 
 const bun = process.execPath;
 const deno = denoBinary();
@@ -149,6 +138,12 @@ async function steps(work: string): Promise<Step[]> {
       name: "WebAssembly builds",
       commands: [[bun, "run", "scripts/build.ts", "--wasm", "--output", join(work, "wasm_binary.ts")]],
       ...(clang === undefined || lld === undefined ? { skip: "no clang or no wasm-ld" } : {}),
+    },
+    {
+      // Fetched, installed and imported as users do; what cannot be tried here it says.
+      name: "release",
+      commands: [[bun, "run", "scripts/release.ts", join(work, "release")]],
+      ...noCompiler,
     },
     { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
     { name: "tests in Deno", commands: [[deno, "test", "-A", "--no-check", importMap, "tests/"]] },
