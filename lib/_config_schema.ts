@@ -79,6 +79,17 @@ const choice = (...choices: string[]): Kind => ({
   check: (value, reject) => typeof value === "string" && choices.includes(value) ? value : reject(value),
 });
 
+/** Longest path. */
+const MAX_PATH_LENGTH = 4096;
+
+const text: Kind = {
+  type: "text",
+  allowed: `1 to ${MAX_PATH_LENGTH} characters`,
+  fromText: (text) => text,
+  check: (value, reject) =>
+    typeof value === "string" && value.length > 0 && value.length <= MAX_PATH_LENGTH ? value : reject(value),
+};
+
 const orNull = (kind: Kind): Kind => ({
   type: `${kind.type} or null`,
   allowed: kind.allowed,
@@ -170,15 +181,66 @@ export const SCHEMA: readonly Key[] = [
     "group_size",
     integerOf(0, 16, 32, 64, 128, 256),
     64,
-    "Consecutive weights of a row that share a scale; 0 is a whole row",
+    "Consecutive weights of a row that share a scale; 0 is a whole row. With two-level scales 16, 32, 64 or 128; " +
+      "where it is not set, 16 for 2 and 3 bits, 32 for 4 and 8",
     { unit: "weights" },
+  ),
+  row(
+    "scale_bits",
+    integerOf(4, 6, 16),
+    16,
+    "16: a half-precision scale and zero point for each group. 4 and 6: two-level scales, codes of so many bits under " +
+      "half-precision ones for every 256 weights of a row, as ggml's Q2_K and Q4_K; they need `zero_point` real",
+    { unit: "bits" },
   ),
   row("num_time_groups", integer(1, 100), 10, "Groups into which the timesteps are divided", { later: true }),
   row(
     "solver",
-    choice("clip", "round"),
+    choice("clip", "round", "feedback", "best"),
     "clip",
-    "How codes and scales are chosen: clip search with least squares, or round to nearest",
+    "How codes and scales are chosen: round to nearest; clip search with least squares; and on calibration data error feedback, or " +
+      "that with refits, descent and corrected targets",
+  ),
+  row(
+    "calibration_data",
+    orNull(text),
+    null,
+    "File of calibration data, JSONL or safetensors, or `synthetic`; by default what lies beside the checkpoint",
+  ),
+  row(
+    "calibration_samples",
+    integer(32, 1024),
+    512,
+    "Sequences or noised images that are solved on; records are masked or noised again when there are fewer",
+    { unit: "samples" },
+  ),
+  row("calibration_seed", integer(0, 2 ** 31 - 1), 0, "Seed of masks, noise and the choice of records"),
+  row(
+    "calibration_mode",
+    choice("blocks", "once"),
+    "blocks",
+    "Inputs of a layer: as the quantized layers before it make them, or all as full precision does",
+  ),
+  row("solver_options.damping", positive(10), 0.01, "Part of a moment's mean diagonal that is added to it"),
+  row("solver_options.rounds", integer(0, 100), 4, "Times that `best` refits scales and descends over codes"),
+  row("solver_options.refit", boolean, true, "Whether `best` refits scales and zero points"),
+  row(
+    "solver_options.correction",
+    number(0, 1),
+    1,
+    "How much of the error made before a layer `best` lets it undo",
+  ),
+  row(
+    "solver_options.residual_correction",
+    number(0, 1),
+    1,
+    "The same for the error of the stream that a layer's output is added to",
+  ),
+  row(
+    "solver_options.candidates",
+    integer(1, 4),
+    2,
+    "Settings that `best` tries on the whole model; the least held-out error decides",
   ),
   row(
     "zero_point",
@@ -240,19 +302,21 @@ export const SCHEMA: readonly Key[] = [
   ),
   row("enable_time_aware", boolean, true, "Give layers parameters per time group", { later: true }),
   row(
-    "calibration_samples",
-    integer(32, 1024),
-    128,
-    "Samples of the calibration data that are used",
-    { unit: "samples", later: true },
-  ),
-  row(
     "target_model_size_mb",
     orNull(positive(1e9)),
     null,
-    "Size into which the quantized model has to fit, by choosing bits per layer",
-    { unit: "MB", later: true },
+    "Size into which the quantized model has to fit, all its tensors together, by choosing bits per layer; needs calibration data",
+    { unit: "MB" },
   ),
+  row(
+    "target_bits_per_weight",
+    orNull(number(2, 16)),
+    null,
+    "Bits per weight that all quantized layers may take together, every stored byte counted, by choosing bits and group sizes " +
+      "per layer; needs calibration data",
+    { unit: "bits" },
+  ),
+  row("bit_plan", orNull(text), null, "File of bits and group sizes by layer, as a budget's plan is saved"),
   row(
     `${VALIDATION}.enabled`,
     boolean,

@@ -17,6 +17,7 @@ import {
   SCHEMA,
 } from "./_config_schema.ts";
 import { ConfigError, type ConfigProblem } from "./errors.ts";
+import { defaultTwoLevelGroupSize, TWO_LEVEL_GROUP_SIZES } from "./quant/layout.ts";
 
 export { compilePattern };
 
@@ -34,8 +35,22 @@ export interface Config {
   readonly deploymentProfile: DeploymentProfile | null;
   readonly bitWidth: BitWidth;
   readonly groupSize: GroupSize;
+  /** 4 and 6: two-level scales. */
+  readonly scaleBits: 4 | 6 | 16;
   readonly numTimeGroups: number;
-  readonly solver: "clip" | "round";
+  readonly solver: "clip" | "round" | "feedback" | "best";
+  readonly calibrationData: string | null;
+  readonly calibrationSamples: number;
+  readonly calibrationSeed: number;
+  readonly calibrationMode: "blocks" | "once";
+  readonly solverOptions: {
+    readonly damping: number;
+    readonly rounds: number;
+    readonly refit: boolean;
+    readonly correction: number;
+    readonly residualCorrection: number;
+    readonly candidates: number;
+  };
   readonly zeroPoint: "real" | "integer" | "symmetric";
   readonly minAccuracy: number;
   readonly layerBitWidths: Readonly<Record<string, LayerBits>>;
@@ -49,8 +64,9 @@ export interface Config {
   readonly numThreads: number;
   readonly modality: "auto" | "text" | "image";
   readonly enableTimeAware: boolean;
-  readonly calibrationSamples: number;
   readonly targetModelSizeMb: number | null;
+  readonly targetBitsPerWeight: number | null;
+  readonly bitPlan: string | null;
   readonly thermodynamic: {
     readonly validation: {
       readonly enabled: boolean;
@@ -176,11 +192,7 @@ export function resolveConfig(
     }
     return values;
   });
-  if (problems.length > 0) {
-    const lines = problems.map((p) => `  "${p.key}": got ${p.value}, expected ${p.expected} (${p.source})`);
-    const count = problems.length === 1 ? "1 problem" : `${problems.length} problems`;
-    throw new ConfigError(`Cannot use configuration: ${count}\n${lines.join("\n")}`, problems);
-  }
+  throwProblems(problems);
 
   const effective = new Map(checked.flatMap((layer) => [...layer]));
   const profile = effective.get("deployment_profile")!.value as DeploymentProfile | null;
@@ -188,6 +200,8 @@ export function resolveConfig(
     if (effective.get(key)!.source !== "default") continue;
     effective.set(key, { value, source: `deployment_profile ${profile}` });
   }
+  fitTwoLevel(effective, problems);
+  throwProblems(problems);
 
   const config: Record<string, unknown> = {};
   const origins: Record<string, string> = {};
@@ -200,6 +214,33 @@ export function resolveConfig(
     origins[key] = source;
   }
   return deepFreeze({ config: config as unknown as Config, origins });
+}
+
+/** Two-level scales have group sizes of their own, and minima in place of zero points. */
+function fitTwoLevel(effective: Map<string, Given>, problems: ConfigProblem[]): void {
+  const { value: scaleBits, source } = effective.get("scale_bits")!;
+  if (scaleBits === 16) return;
+  const groupSize = effective.get("group_size")!, zeroPoint = effective.get("zero_point")!;
+  const reason = `with scale_bits ${scaleBits} (${source})`;
+  if (groupSize.source === "default" || groupSize.source.startsWith("deployment_profile")) {
+    const value = defaultTwoLevelGroupSize(effective.get("bit_width")!.value as BitWidth);
+    effective.set("group_size", { value, source: `default ${reason}` });
+  } else if (!(TWO_LEVEL_GROUP_SIZES as readonly unknown[]).includes(groupSize.value)) {
+    const expected = `one of ${TWO_LEVEL_GROUP_SIZES.join(", ")} ${reason}`;
+    problems.push({ key: "group_size", value: preview(groupSize.value), expected, source: groupSize.source });
+  }
+  if (zeroPoint.value !== "real") {
+    const expected = `real ${reason}`;
+    problems.push({ key: "zero_point", value: preview(zeroPoint.value), expected, source: zeroPoint.source });
+  }
+}
+
+function throwProblems(problems: readonly ConfigProblem[]): void {
+  if (problems.length > 0) {
+    const lines = problems.map((p) => `  "${p.key}": got ${p.value}, expected ${p.expected} (${p.source})`);
+    const count = problems.length === 1 ? "1 problem" : `${problems.length} problems`;
+    throw new ConfigError(`Cannot use configuration: ${count}\n${lines.join("\n")}`, problems);
+  }
 }
 
 function readDocument(document: unknown, source: string, problems: ConfigProblem[]): Map<string, Given> {

@@ -8,6 +8,19 @@ import { basename, join } from "node:path";
 import { canonicalConfig, type Config } from "./config.ts";
 import { CheckpointError, OutputError } from "./errors.ts";
 import type { Kernels } from "./native/mod.ts";
+import { type BitPlan, planText, readPlan } from "./pipeline/budget.ts";
+import { planByBudget } from "./pipeline/sensitivity.ts";
+import {
+  calibrationDigest,
+  calibrationSource,
+  hasBudget,
+  isCalibrated,
+  openCalibration,
+  solvePlan,
+} from "./pipeline/calibrated.ts";
+import type { Calibrated } from "./pipeline/calibration_data.ts";
+import type { SolvedLayer } from "./pipeline/solve.ts";
+import { CALIBRATED_SOLVERS } from "./quant/solvers.ts";
 import {
   quantizationConfig,
   withoutQuantizationConfig,
@@ -16,7 +29,7 @@ import {
 import { rewriteDequantized } from "./pipeline/dequantize.ts";
 import { inputError, quote, sha256 } from "./pipeline/files.ts";
 import { checkNotInput, checkOutput, type OutputRequest } from "./pipeline/output_folder.ts";
-import { type Plan, planQuantization, type PlanRow } from "./pipeline/plan.ts";
+import { type Plan, planQuantization, type PlanRow, scaleBitsOf } from "./pipeline/plan.ts";
 import { rewriteTensor } from "./pipeline/quantize.ts";
 import {
   type Identity,
@@ -36,6 +49,7 @@ import {
 } from "./pipeline/rewrite.ts";
 import { addStatistics, cosine, type ErrorStatistics, MAX_THREADS, relativeRmsError } from "./quant/mod.ts";
 import {
+  allPackedNames,
   CONFIG_KEY,
   FORMAT_VERSION,
   type PackedLayer,
@@ -131,6 +145,8 @@ export interface RunReport {
   readonly plan: Plan;
   /** What became of each tensor; empty on a dry run. */
   readonly layers: readonly LayerRecord[];
+  /** What each of them took: read, quantize, verify, write; null where an earlier run had done it. */
+  readonly layerMilliseconds: readonly (number | null)[];
   readonly totals: Totals;
   /** Files beside the weights that were copied, and those that were not. */
   readonly copied: readonly string[];
@@ -185,15 +201,21 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       { path: join(checkpoint.folder, "config.json") },
     );
   }
-  const plan = planQuantization(checkpoint, config);
+  const threads = threadCount(config.numThreads, options.kernels);
+  const calibration = await calibrationOf(checkpoint, options, threads);
+  const bitPlan = await bitPlanOf(checkpoint, options, calibration.open, threads);
+  const plan = planQuantization(checkpoint, config, bitPlan);
   const rows = new Map(plan.rows.map((row) => [row.name, row]));
   checkNames(plan, checkpoint, config);
-  const threads = threadCount(config.numThreads, options.kernels);
   const beside = filesBeside(checkpoint);
   const request = outputRequest(options, checkpoint, beside.copied, {
     operation: "quantize",
-    settings: canonicalConfig(config),
-  });
+    settings: JSON.stringify({
+      ...JSON.parse(canonicalConfig(config)),
+      ...(calibration.digest === undefined ? {} : { calibration_sha256: calibration.digest }),
+      ...(bitPlan === undefined ? {} : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
+    }),
+  }, bitPlan === undefined ? [] : [PLAN_FILE]);
   checkNotInput(checkpoint, output);
   const common = { input, output, modelKind: checkpoint.kind, plan, ...names(beside), threads };
   const bytesBefore = sum(checkpoint.files.map(({ file }) => file.fileBytes));
@@ -206,19 +228,37 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       bytesBefore,
       sum(plan.rows.map((r) => r.bytesAfter)),
     );
-    return { ...common, dryRun: true, layers: [], totals, tensorsResumed: 0, backend: undefined };
+    return {
+      ...common,
+      dryRun: true,
+      layers: [],
+      layerMilliseconds: [],
+      totals,
+      tensorsResumed: 0,
+      backend: undefined,
+    };
   }
 
   const { kernels, onEvent } = options;
   for (const message of plan.warnings) onEvent?.({ kind: "warning", message });
-  const context = { config, kernels, threads, onEvent, buffer: growingBuffer() };
+  let solved: ReadonlyMap<string, SolvedLayer> | undefined;
+  const context = {
+    config,
+    kernels,
+    threads,
+    onEvent,
+    buffer: growingBuffer(),
+    get solved() {
+      return solved;
+    },
+  };
   const files = checkpoint.files.map(({ name, file }): RewriteFile => ({
     name,
     metadata: file.metadata,
     reservedHeaderBytes: reservedHeaderBytes(
       checkpoint,
       name,
-      widestSpecs([...file.tensors.keys()].map((tensor) => rows.get(tensor)!), config),
+      widestSpecs([...file.tensors.keys()].map((tensor) => rows.get(tensor)!)),
       file.metadata,
     ),
     steps: [...file.tensors.values()].map((info) => {
@@ -239,8 +279,24 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       sum(files.map((file) => file.reservedHeaderBytes + 8)) +
       sum(beside.copied.map(({ bytes }) => bytes)),
     failFast: config.failFast,
+    async prepare(work, isDone) {
+      const toSolve = plan.rows.filter(({ action, name }) => action === "quantize" && !isDone(name));
+      if (!CALIBRATED_SOLVERS.includes(config.solver) || toSolve.length === 0) return;
+      const model = await solvePlan(
+        await calibration.open(),
+        plan,
+        config,
+        kernels,
+        threads,
+        work,
+        JSON.stringify([request.identity, kernels.isa]),
+        options,
+      );
+      solved = model.layers;
+    },
     *smallFiles(records, tensorFiles) {
       yield* copies(checkpoint, beside);
+      if (bitPlan !== undefined) yield { name: PLAN_FILE, content: planText(bitPlan) };
       yield {
         name: "config.json",
         content: withQuantizationConfig(
@@ -251,11 +307,12 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
       yield* indexFiles(checkpoint, records, tensorFiles);
     },
   };
-  const { manifest, tensorsResumed } = await rewriteCheckpoint(job, options);
+  const { manifest, tensorsResumed, milliseconds } = await rewriteCheckpoint(job, options);
   return {
     ...common,
     dryRun: false,
     ...summary(manifest, bytesBefore),
+    layerMilliseconds: milliseconds,
     tensorsResumed,
     backend: kernels.describe(),
   };
@@ -286,7 +343,10 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const context = { checkpoint, kernels, threads, buffer: growingBuffer() };
   const parts = new Map([...layers.values()].flatMap((layer) => {
     const { packed, ...others } = layer.tensors;
-    return [[packed, layer] as const, ...Object.values(others).map((name) => [name, undefined] as const)];
+    return [
+      [packed, layer] as const,
+      ...Object.values(others).map((name) => [name as string | undefined, undefined] as const),
+    ];
   }));
   const files = checkpoint.files.map(({ name, file }): RewriteFile => {
     // The plain tensor takes the place of its codes; its other parts vanish.
@@ -330,7 +390,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
       yield* indexFiles(checkpoint, records, tensorFiles);
     },
   };
-  const { manifest, tensorsResumed } = await rewriteCheckpoint(job, options);
+  const { manifest, tensorsResumed, milliseconds } = await rewriteCheckpoint(job, options);
   return {
     input,
     output,
@@ -338,11 +398,54 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
     dryRun: false,
     plan: { rows: [], warnings: [] },
     ...summary(manifest, sum(checkpoint.files.map(({ file }) => file.fileBytes))),
+    layerMilliseconds: milliseconds,
     ...names(beside),
     tensorsResumed,
     backend: kernels.describe(),
     threads,
   };
+}
+
+/** Saved beside the weights when a budget or a plan chose the bits. */
+const PLAN_FILE = "arrowquant.plan.json";
+
+/** The calibration data of a run: their digest, and the model with them, opened once when first needed. */
+async function calibrationOf(
+  checkpoint: Checkpoint,
+  { config, kernels }: QuantizeCheckpointOptions,
+  threads: number,
+): Promise<{ readonly digest: string | undefined; open(): Promise<Calibrated> }> {
+  let opened: Promise<Calibrated> | undefined;
+  const open = () => {
+    if (kernels === undefined) {
+      throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
+    }
+    return opened ??= openCalibration(checkpoint, config, kernels, threads);
+  };
+  if (!isCalibrated(config)) return { digest: undefined, open };
+  return { digest: await calibrationDigest(calibrationSource(checkpoint, config)), open };
+}
+
+/** Bits by layer where a plan or a budget asks for them. */
+async function bitPlanOf(
+  checkpoint: Checkpoint,
+  { config, kernels, onEvent, onProgress, signal }: QuantizeCheckpointOptions,
+  open: () => Promise<Calibrated>,
+  threads: number,
+): Promise<BitPlan | undefined> {
+  if (config.bitPlan !== null) {
+    const known = [...checkpoint.tensors].filter(([, { info }]) => info.shape.length === 2).map(([name]) =>
+      name
+    );
+    return readPlan(config.bitPlan, new Set(known));
+  }
+  if (!hasBudget(config)) return undefined;
+  const calibrated = await open();
+  return await planByBudget(checkpoint, calibrated, config, kernels!, threads, {
+    onEvent,
+    onProgress,
+    signal,
+  });
 }
 
 /** Refuses empty paths: joined with a file's name they would mean the current folder. */
@@ -359,7 +462,8 @@ function checkPaths({ input, output }: CheckpointRun): void {
 function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
   for (const { name, action } of plan.rows) {
     if (action === "keep") continue;
-    const parts = Object.values(packedNames(name, config.zeroPoint)).map((part) => part?.length ?? 0);
+    const names = packedNames(name, config.zeroPoint, scaleBitsOf(config));
+    const parts = Object.values(names).map((part: string | undefined) => part?.length ?? 0);
     const longest = Math.max(...parts);
     if (longest > MAX_NAME_LENGTH) {
       throw new CheckpointError(
@@ -370,7 +474,7 @@ function checkNames(plan: Plan, checkpoint: Checkpoint, config: Config): void {
         { path: checkpoint.tensors.get(name)!.file.path, tensor: name },
       );
     }
-    const taken = Object.values(packedNames(name, "real")).find((part) => checkpoint.tensors.has(part!));
+    const taken = allPackedNames(name).find((part) => checkpoint.tensors.has(part));
     if (taken === undefined) continue;
     throw new CheckpointError(
       `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: weights must be plain, got ${
@@ -436,11 +540,19 @@ function growingBuffer(): (bytes: number) => Uint8Array<ArrayBuffer> {
 }
 
 /** The entries that take most room in the header, whatever becomes of the tensors. */
-function* widestSpecs(rows: readonly PlanRow[], config: Config): Generator<TensorSpec> {
-  for (const { name, dtype, shape, action } of rows) {
+function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
+  for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits } of rows) {
     const [height, width] = shape as [number, number];
     if (action === "keep") yield { name, dtype, shape };
-    else yield* packedTensorSpecs(name, height, width, 8, config.groupSize, config.zeroPoint);
+    else {yield* packedTensorSpecs(
+        name,
+        height,
+        width,
+        8,
+        groupSize!,
+        zeroPoint!,
+        scaleBits,
+      );}
   }
 }
 
@@ -523,6 +635,7 @@ function outputRequest(
   checkpoint: Checkpoint,
   copied: Beside["copied"],
   { operation, settings }: Pick<Identity, "operation" | "settings">,
+  more: readonly string[] = [],
 ): OutputRequest {
   if (resume && force) {
     throw new RangeError(
@@ -548,6 +661,7 @@ function outputRequest(
       ...(checkpoint.indexFile === undefined ? [] : [checkpoint.indexFile]),
       "config.json",
       ...copied.map(({ name }) => name),
+      ...more,
     ],
     resume,
     force,

@@ -109,6 +109,13 @@ export function environmentVariables(
   }
 }
 
+/** A command line as it can be given again. */
+export function commandLine(script: string, args: readonly string[]): string {
+  const runner = "Deno" in globalThis ? "deno run -A" : "bun run";
+  const quoted = args.map((arg) => /^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", "'\\''")}'`);
+  return [runner, `scripts/${script}`, ...quoted].join(" ");
+}
+
 /** A mistake in the command line. */
 export function usageError(reason: string, help: string): ConfigError {
   return new ConfigError(`Cannot run the command: ${reason}\n${help.split("\n")[0]}\n--help says more`);

@@ -1,6 +1,6 @@
 /** `bench.ts`: measures, and prints what this run measured. */
 import { mkdirSync } from "node:fs";
-import { join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "@std/cli/parse-args";
@@ -26,7 +26,7 @@ import {
   SOLVERS,
 } from "../lib/quant/mod.ts";
 import { OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
-import { EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
+import { commandLine, EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
 
 const INSTRUCTION_SETS = [
   "scalar",
@@ -64,6 +64,8 @@ Measures on this machine and prints tables; every number in them is from this ru
   --quick            fewer samples: for a look, not for a report
   --json             print JSON instead of tables
   --out DIR          also write bench.json and bench.txt there
+  --report DIR       also write report.html there, with charts and tables of the run; a name that ends with .html is
+                     the page alone
   --help
 
 ${EXIT_CODE_HELP}`;
@@ -75,6 +77,7 @@ export interface BenchArguments {
   readonly isa: InstructionSet | undefined;
   readonly json: boolean;
   readonly out: string | undefined;
+  readonly report: string | undefined;
   readonly help: boolean;
 }
 
@@ -98,6 +101,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     "seed",
     "megabytes",
     "out",
+    "report",
   ] as const;
   const boolean = ["ignore-memory", "quick", "json", "help"] as const;
   const unknown: string[] = [];
@@ -181,19 +185,13 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     isa,
     json: parsed["json"] === true,
     out: given("out"),
+    report: given("report"),
     help: parsed["help"] === true,
   };
 }
 
 function referenceModel(name: string): string {
   return fileURLToPath(new URL(`../tests/models/${name}`, import.meta.url));
-}
-
-/** The command line as it can be given again. */
-function commandLine(args: readonly string[]): string {
-  const runner = "Deno" in globalThis ? "deno run -A" : "bun run";
-  const quoted = args.map((arg) => /^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", "'\\''")}'`);
-  return [runner, "scripts/bench.ts", ...quoted].join(" ");
 }
 
 /** The methods that no other beats, from the rows that were measured. */
@@ -233,6 +231,11 @@ async function solverSections({ rows }: SuiteReport, suite: Suite): Promise<Sect
   }];
 }
 
+/** A run is called after its folder or page. */
+function nameOfReport(target: string): string {
+  return basename(resolve(target)).replace(/\.html$/, "");
+}
+
 function makeFolder(path: string): void {
   try {
     mkdirSync(path, { recursive: true });
@@ -242,7 +245,7 @@ function makeFolder(path: string): void {
 }
 
 async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
-  const { suite, options, isa, json, out, help } = parseBenchArguments(args);
+  const { suite, options, isa, json, out, report: reportTarget, help } = parseBenchArguments(args);
   if (help) {
     print(HELP);
     return;
@@ -250,10 +253,13 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   // Nothing of a measurement can be kept: the exit handlers remove its files.
   signal.addEventListener("abort", () => process.exit(signal.reason === "SIGTERM" ? 143 : 130));
   if (out !== undefined) makeFolder(out);
+  if (reportTarget !== undefined) {
+    makeFolder(reportTarget.endsWith(".html") ? dirname(reportTarget) : reportTarget);
+  }
   const progress = (line: string) => void process.stderr.write(`${suite.name}: ${line}\n`);
   using kernels = await openKernels({ backend: options.backend, isa, onMessage: progress });
   const environment = environmentOf(kernels);
-  const command = commandLine(args);
+  const command = commandLine("bench.ts", args);
   const header = formatHeader(command, environment);
   if (!json) print(header.join("\n"));
 
@@ -262,12 +268,14 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const measured = await suite.run({ kernels, environment, options, progress });
   const seconds = (performance.now() - begin) / 1000;
   const otherCores = others.cores();
-  const sections = [
-    ...measured.sections,
-    ...await solverSections(measured, suite),
-    ...await frontSections(measured, suite),
-  ];
-  const report = { ...measured, sections };
+  const report = {
+    ...measured,
+    sections: [
+      ...measured.sections,
+      ...await solverSections(measured, suite),
+      ...await frontSections(measured, suite),
+    ],
+  };
   const closing = [
     "",
     `took ${seconds.toFixed(1)} s` +
@@ -277,6 +285,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     (options.quick ? "; --quick: too few samples for a report" : ""),
   ];
   const body = [...formatReport(report), ...closing];
+  const { sections, rows, goals, skipped } = report;
   const result = `${
     JSON.stringify(
       {
@@ -287,7 +296,10 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
         seconds,
         otherCores,
         peakResidentBytes: peakResidentBytes(),
-        ...report,
+        sections,
+        rows,
+        goals,
+        skipped,
       },
       null,
       2,
@@ -298,6 +310,21 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   if (out !== undefined) {
     writeWhole(join(out, "bench.json"), result);
     writeWhole(join(out, "bench.txt"), `${[...header, ...body].join("\n")}\n`);
+  }
+  if (reportTarget !== undefined) {
+    // Loaded only here: drawing takes libraries that nothing else needs.
+    const { benchRun } = await import("../lib/analysis/make_run.ts");
+    const { writeReport } = await import("../lib/analysis/report_folder.ts");
+    const run = await benchRun(nameOfReport(reportTarget), {
+      suite: suite.name,
+      command,
+      environment,
+      options,
+      seconds,
+      otherCores,
+      report,
+    });
+    progress(`report: ${await writeReport(reportTarget, run)}`);
   }
 }
 

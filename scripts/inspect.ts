@@ -67,7 +67,10 @@ interface Row {
   /** Of quantized tensors. */
   readonly bits?: number;
   readonly groupSize?: number;
+  /** Of plain scales. */
   readonly zeroPoint?: string;
+  /** Of two-level scales. */
+  readonly scaleBits?: number;
   error?: { readonly relativeRms: number; readonly cosine: number; readonly max: number };
   /** Why there is no error although one was asked for. */
   note?: string;
@@ -168,7 +171,8 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
         return [{ name, file, dtype, shape, bytes: byteLength, weights: elements, bitsPerWeight }];
       }
       if (info.name !== layer.tensors.packed) return [];
-      const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, zeroPointKind } = layer;
+      const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, zeroPointKind, scaleBits } =
+        layer;
       const weights = rows * cols;
       const shape = [rows, cols];
       return [{
@@ -181,7 +185,7 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
         bitsPerWeight,
         bits,
         groupSize,
-        zeroPoint: zeroPointKind,
+        ...(scaleBits === undefined ? { zeroPoint: zeroPointKind } : { scaleBits }),
       }];
     })
   );
@@ -251,13 +255,16 @@ function printReport(
   mismatches: readonly Mismatch[] | undefined,
 ): void {
   const hasErrors = rows.some(({ error, note }) => error !== undefined || note !== undefined);
-  const head = ["tensor", "type", "shape", "bits", "group", "bytes", "bits/weight"];
+  const hasTwoLevel = rows.some(({ scaleBits }) => scaleBits !== undefined);
+  const scaleHead = hasTwoLevel ? ["scale bits"] : [];
+  const head = ["tensor", "type", "shape", "bits", "group", ...scaleHead, "bytes", "bits/weight"];
   const table = rows.map((row) => [
     printable(row.name),
     row.dtype,
     `[${row.shape.join(", ")}]`,
     row.bits === undefined ? "" : `${row.bits}`,
     row.groupSize === undefined ? "" : row.groupSize === 0 ? "row" : `${row.groupSize}`,
+    ...(hasTwoLevel ? [row.bits === undefined ? "" : `${row.scaleBits ?? 16}`] : []),
     formatCount(row.bytes),
     row.bitsPerWeight.toFixed(3),
     ...(hasErrors
@@ -269,7 +276,7 @@ function printReport(
       : []),
   ]);
   const errorHead = hasErrors ? ["relative RMS", "cosine", "max error"] : [];
-  print(formatTable([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9]));
+  print(formatTable([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9, 10]));
   print("");
   const share = totals["bitsPerWeight"];
   print(formatTable([

@@ -74,7 +74,7 @@ function kernelChecks(
   const plan = nativePlan("linux", architecture);
   const all = [...plan.flags.filter((flag) => flag !== "-fPIC"), "-Werror", ...flags];
   const objects = plan.units.map((unit) => `${output}.${unit.source}.o`);
-  const drivers = ["compare", "model"];
+  const drivers = ["compare", "two_level", "model", "backward"];
   return [
     ...plan.units.map((unit, i) => {
       const source = `kernels/cpu/${unit.source}`;
@@ -154,6 +154,11 @@ async function steps(work: string): Promise<Step[]> {
     {
       name: "examples in documents",
       commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, ...documents]],
+    },
+    {
+      name: "notebooks",
+      // Without Jupyter they are type-checked; the command says that they were not executed.
+      commands: [[bun, "run", "scripts/notebooks.ts"]],
     },
   ];
 }

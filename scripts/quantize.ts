@@ -1,9 +1,13 @@
 /** `quantize.ts MODEL OUT`: a checkpoint in, a quantized checkpoint out. */
+import { basename, resolve } from "node:path";
+import type { QuantizeResult } from "../lib/analysis/make_run.ts";
 import { formatConfig, LATER_KEYS, loadConfig } from "../lib/config.ts";
-import { openKernels } from "../lib/native/mod.ts";
+import { environmentOf } from "../lib/eval/environment.ts";
+import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline.ts";
 import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
 import {
+  commandLine,
   environmentVariables,
   EXIT_CODE_HELP,
   formatBytes,
@@ -25,7 +29,12 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
 
   --bits N             2, 3, 4 or 8 (configuration: bit_width)
   --group-size N       0 (whole row), 16, 32, 64, 128 or 256
-  --solver NAME        clip (default) or round
+  --scale-bits N       16 (default), or 4 or 6 for two-level scales
+  --solver NAME        clip (default), round, and on calibration data feedback or best
+  --calibrate FILE     calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
+  --samples N          calibration samples, 32 to 1024
+  --target-bits X      bits per weight over all quantized layers, chosen by layer
+  --plan FILE          bits and group sizes by layer, as a run with --target-bits saves them
   --zero-point KIND    real (default), integer or symmetric
   --config FILE        YAML; see docs/configuration.md
   --threads N          0 (default) is one per core
@@ -36,6 +45,8 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
   --print-config       print the configuration in force, with where each value came from
   --quiet              print nothing but errors
   --json               print the report as JSON
+  --report DIR         also write report.html there, with charts and tables of the run; a name that ends with .html is
+                       the page alone
   --help
 
 Later wins: default < deployment profile < --config < environment ARROW_QUANT_* < options.
@@ -46,7 +57,12 @@ ${EXIT_CODE_HELP}`;
 const KEYS = {
   bits: "bit_width",
   "group-size": "group_size",
+  "scale-bits": "scale_bits",
   solver: "solver",
+  calibrate: "calibration_data",
+  samples: "calibration_samples",
+  "target-bits": "target_bits_per_weight",
+  plan: "bit_plan",
   "zero-point": "zero_point",
   threads: "num_threads",
   backend: "backend",
@@ -58,7 +74,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const { positionals, flags, values } = parseOptions(args, {
     help: HELP,
     boolean: ["dry-run", "resume", "force", "print-config", "quiet", "json", "help"],
-    string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config"],
+    string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config", "report"],
   });
   if (flags.help) {
     print(HELP);
@@ -82,6 +98,10 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     throw usageError(`MODEL and OUT are needed, got ${positionals.length} paths`, HELP);
   }
   if (flags.resume && flags.force) throw usageError("--resume and --force exclude each other", HELP);
+  if (values.report !== undefined) {
+    if (flags["dry-run"]) throw usageError("--dry-run writes nothing: there is nothing to report", HELP);
+    if (resolve(values.report) === resolve(output)) throw usageError("--report must not be OUT itself", HELP);
+  }
 
   for (const key of LATER_KEYS) {
     if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
@@ -90,9 +110,13 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   }
   const common = { input, output, config, resume: flags.resume, force: flags.force };
   const started = performance.now();
-  let report: RunReport;
+  const secondsSoFar = () => (performance.now() - started) / 1000;
+  let report: RunReport, seconds: number;
   if (flags["dry-run"]) {
-    report = await quantizeCheckpoint({ ...common, dryRun: true });
+    const needsKernels = config.targetBitsPerWeight !== null || config.targetModelSizeMb !== null;
+    using kernels = needsKernels ? await openKernels({ backend: config.backend }) : undefined;
+    report = await quantizeCheckpoint({ ...common, kernels, dryRun: true });
+    seconds = secondsSoFar();
   } else {
     using kernels = await openKernels({
       backend: config.backend,
@@ -110,8 +134,13 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     } finally {
       display.clear();
     }
+    seconds = secondsSoFar();
+    if (values.report !== undefined) {
+      const command = commandLine("quantize.ts", args);
+      const page = await writeRunReport(values.report, { command, report, resolved, seconds, kernels });
+      display.log(`report: ${printable(page)}`);
+    }
   }
-  const seconds = (performance.now() - started) / 1000;
   if (flags.json) {
     printJson({
       ...report,
@@ -123,6 +152,27 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     if (report.dryRun) printPlan(report);
     printSummary(report, seconds);
   }
+}
+
+/** Writes the report of a run; what that needs is loaded only here. */
+async function writeRunReport(
+  target: string,
+  { kernels, ...result }: Pick<QuantizeResult, "command" | "report" | "resolved" | "seconds"> & {
+    readonly kernels: Kernels;
+  },
+): Promise<string> {
+  const { countCodes } = await import("../lib/analysis/codes.ts");
+  const { nameOfPath, quantizeRun, settingOf } = await import("../lib/analysis/make_run.ts");
+  const { writeReport } = await import("../lib/analysis/report_folder.ts");
+  const { input, output } = result.report;
+  const { date, runtime, processor, cores, memoryBytes } = environmentOf(kernels);
+  const run = await quantizeRun(basename(resolve(target)).replace(/\.html$/, ""), {
+    ...result,
+    date,
+    environment: { runtime, processor, cores, memoryBytes },
+    codes: countCodes(kernels, output, { model: nameOfPath(input), setting: settingOf(result.resolved) }),
+  });
+  return await writeReport(target, run);
 }
 
 function printPlan({ plan }: RunReport): void {

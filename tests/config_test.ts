@@ -45,6 +45,7 @@ describe("defaults", () => {
       deploymentProfile: null,
       bitWidth: 4,
       groupSize: 64,
+      scaleBits: 16,
       numTimeGroups: 10,
       solver: "clip",
       zeroPoint: "real",
@@ -60,8 +61,21 @@ describe("defaults", () => {
       numThreads: 0,
       modality: "auto",
       enableTimeAware: true,
-      calibrationSamples: 128,
+      calibrationData: null,
+      calibrationSamples: 512,
+      calibrationSeed: 0,
+      calibrationMode: "blocks",
+      solverOptions: {
+        damping: 0.01,
+        rounds: 4,
+        refit: true,
+        correction: 1,
+        residualCorrection: 1,
+        candidates: 2,
+      },
       targetModelSizeMb: null,
+      targetBitsPerWeight: null,
+      bitPlan: null,
       thermodynamic: {
         validation: { enabled: false, smoothnessThreshold: 0.3, logViolations: true },
         boundarySmoothing: { enabled: false, windowSize: 5, interpolation: "linear" },
@@ -114,6 +128,7 @@ describe("values", () => {
   const accepted: [string, unknown, unknown?][] = [
     ...[2, 3, 4, 8].map((v): [string, unknown] => ["bit_width", v]),
     ...[0, 16, 32, 64, 128, 256].map((v): [string, unknown] => ["group_size", v]),
+    ...[4, 6, 16].map((v): [string, unknown] => ["scale_bits", v]),
     ["num_time_groups", 1],
     ["num_time_groups", 100],
     ["calibration_samples", 32],
@@ -151,6 +166,9 @@ describe("values", () => {
     ...[-1, 1, 48, 512, 64.5].map(
       (v): [string, unknown, string] => ["group_size", v, "integer, one of 0, 16, 32, 64, 128, 256"],
     ),
+    ...[0, 2, 5, 8, "4", null].map(
+      (v): [string, unknown, string] => ["scale_bits", v, "integer, one of 4, 6, 16"],
+    ),
     ...[0, 101, -1, 10.5].map((v): [string, unknown, string] => ["num_time_groups", v, "integer, 1 to 100"]),
     ...[31, 1025].map((v): [string, unknown, string] => ["calibration_samples", v, "integer, 32 to 1024"]),
     ...[-1, 65].map((v): [string, unknown, string] => ["num_threads", v, "integer, 0 to 64"]),
@@ -159,7 +177,7 @@ describe("values", () => {
       (v): [string, unknown, string] => ["fail_fast", v, "boolean, true or false"],
     ),
     ...["Clip", "", 1, null, ["clip"]].map(
-      (v): [string, unknown, string] => ["solver", v, "string, one of clip, round"],
+      (v): [string, unknown, string] => ["solver", v, "string, one of clip, round, feedback, best"],
     ),
     ["deployment_profile", "phone", "string or null, one of edge, local, cloud"],
     ["target_model_size_mb", 0, "number or null, above 0, at most 1000000000"],
@@ -554,6 +572,7 @@ describe("formatConfig", () => {
     const values = lines.filter((line) => / # from /.test(line));
     expect(values).toHaveLength(configSchema().length);
     expect(lines.filter((line) => !values.includes(line))).toEqual([
+      "solver_options:",
       "thermodynamic:",
       "  validation:",
       "  boundary_smoothing:",
@@ -594,6 +613,7 @@ describe("canonicalConfig", () => {
     const changed = {
       "bit_width": 8,
       "group_size": 0,
+      "scale_bits": 4,
       "solver": "round",
       "zero_point": "symmetric",
       "min_accuracy": 0.5,
@@ -663,4 +683,43 @@ test("docs/configuration.md holds the schema's table", async () => {
   const table = page.split("\n").filter((line) => line.startsWith("| "));
   expect(table).toEqual(configTable().split("\n"));
   for (const row of configSchema()) expect(configTable()).toContain(`| \`${row.key}\` |`);
+});
+
+describe("scale_bits", () => {
+  const groupSizeOf = (file: object) => {
+    const { config, origins } = resolveConfig({ file });
+    return [config.groupSize, origins["group_size"]];
+  };
+
+  test("brings group sizes of its own where none is asked for", () => {
+    expect(groupSizeOf({ scale_bits: 4, bit_width: 2 })).toEqual([
+      16,
+      "default with scale_bits 4 (configuration file)",
+    ]);
+    expect(groupSizeOf({ scale_bits: 6, bit_width: 3 })[0]).toBe(16);
+    expect(groupSizeOf({ scale_bits: 6 })[0]).toBe(32);
+    expect(groupSizeOf({ scale_bits: 4, deployment_profile: "edge" })[0]).toBe(16); // not the profile's 256
+    expect(groupSizeOf({ scale_bits: 4, group_size: 128 })).toEqual([128, "configuration file"]);
+    expect(groupSizeOf({ scale_bits: 16 })).toEqual([64, "default"]);
+  });
+
+  test("what formatConfig prints is the same configuration again", async () => {
+    const resolved = resolveConfig({ overrides: { scale_bits: "6", bit_width: "2" } });
+    expect((await parseConfig(formatConfig(resolved))).config).toEqual(resolved.config);
+  });
+
+  test("excludes whole rows, groups of a superblock and stored zero points, with every fault in one message", async () => {
+    for (const group_size of [0, 256]) {
+      const fault = await faultOf(() =>
+        resolveConfig({ file: { scale_bits: 4, group_size, zero_point: "symmetric" }, fileSource: "f.yaml" })
+      );
+      expect(fault.message).toBe(
+        "Cannot use configuration: 2 problems\n" +
+          `  "group_size": got ${group_size}, expected one of 16, 32, 64, 128 with scale_bits 4 (f.yaml) (f.yaml)\n` +
+          '  "zero_point": got "symmetric", expected real with scale_bits 4 (f.yaml) (f.yaml)',
+      );
+    }
+    expect(() => resolveConfig({ file: { scale_bits: 16, group_size: 0, zero_point: "integer" } })).not
+      .toThrow();
+  });
 });

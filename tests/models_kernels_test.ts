@@ -23,7 +23,7 @@ import {
   unpatchify,
 } from "../lib/models/kernels.ts";
 import { convertFloats, dequantize, quantize, unpackCodes } from "../lib/quant/kernels.ts";
-import { BIT_WIDTHS, type PackedTensor } from "../lib/quant/layout.ts";
+import { BIT_WIDTHS, type OneLevelTensor } from "../lib/quant/layout.ts";
 import { allInt8Kernels, allKernels, gaussians, randomStream } from "./_kernels.ts";
 
 const everywhere = await allKernels();
@@ -304,7 +304,7 @@ for (const { name, kernels } of everywhere) {
 /** Σ scale · (code − zero point) of both sides in float64, and Σ |terms| with code and zero point apart. */
 function int8Reference(
   { tokens, cols, codes, scale, zeroPoint }: QuantizedActivations,
-  weights: PackedTensor,
+  weights: OneLevelTensor,
   wCodes: Uint8Array,
   bias: Float32Array | undefined,
 ) {
@@ -374,7 +374,7 @@ describe("8-bit activations", () => {
   test("rows longer than 65536 columns do not overflow, at the ends of both ranges", () => {
     const [tokens, rows, cols] = [3, 2, 70_000];
     const packed = new Uint32Array(rows * cols / 4).fill(0xffffffff);
-    const weights: PackedTensor = {
+    const weights: OneLevelTensor = {
       rows,
       cols,
       bits: 8,
@@ -504,6 +504,8 @@ describe("8-bit activations", () => {
     );
     const full = { rows: 2, cols: 3, dtype: "F32", data: x } as never;
     expect(() => linearPackedInt8(scalar, activations, full)).toThrow(/must be packed/);
+    const two = quantize(scalar, { data: x, dtype: "F32" }, 2, 3, { bits: 2, scaleBits: 4 }) as never;
+    expect(() => linearPackedInt8(scalar, activations, two)).toThrow(/got two-level scales/);
   });
 });
 

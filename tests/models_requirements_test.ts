@@ -26,7 +26,8 @@ afterAll(() => {
 function counting(): { kernels: Kernels; multiplyAdds: () => number } {
   let total = 0;
   const calls = { ...kernels.calls };
-  const count = (name: "aq_linear" | "aq_linear_packed" | "aq_attention", of: (args: number[]) => number) => {
+  type Counted = "aq_linear" | "aq_linear_packed" | "aq_linear_two_level" | "aq_attention";
+  const count = (name: Counted, of: (args: number[]) => number) => {
     const inner = calls[name] as (...args: never[]) => number;
     Object.assign(calls, {
       [name]: (...args: never[]) => {
@@ -37,6 +38,7 @@ function counting(): { kernels: Kernels; multiplyAdds: () => number } {
   };
   count("aq_linear", (a) => a[1]! * a[5]! * a[6]!);
   count("aq_linear_packed", (a) => a[1]! * a[6]! * a[7]!);
+  count("aq_linear_two_level", (a) => a[1]! * a[8]! * a[9]!);
   count(
     "aq_attention",
     ([, , , , batch, tokens, heads, , size]) => 2 * batch! * tokens! ** 2 * heads! * size!,
@@ -77,6 +79,14 @@ for (
     const { config } = resolveConfig({ overrides: { bit_width: bits, zero_point: kind, group_size: group } });
     await quantizeCheckpoint({ input: input[1], output, config, kernels });
     made.push([`${input[0]}, ${bits} bits, ${kind}, groups of ${group}`, output, input[2]]);
+  }
+}
+for (const [bits, scaleBits] of [[2, 4], [4, 6]] as const) {
+  for (const input of [made[0]!, made[3]!]) {
+    const output = place.fresh();
+    const { config } = resolveConfig({ overrides: { bit_width: bits, scale_bits: scaleBits } });
+    await quantizeCheckpoint({ input: input[1], output, config, kernels });
+    made.push([`${input[0]}, ${bits} bits, scales of ${scaleBits} bits`, output, input[2]]);
   }
 }
 

@@ -1,26 +1,16 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { denoBinary } from "./_deno.ts";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "arrowquant-remote-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
-
-/** Deno's binary: this process, or the one that npm brought. */
-function denoBinary(): string | undefined {
-  if ("Deno" in globalThis) return process.execPath;
-  const platforms = join(root, "node_modules", "@deno");
-  for (const name of existsSync(platforms) ? readdirSync(platforms) : []) {
-    if (existsSync(join(platforms, name, "deno"))) return join(platforms, name, "deno");
-  }
-  return undefined;
-}
 
 function run(
   command: string,

@@ -301,7 +301,8 @@ int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint
   if (!packed || !scale || !bits_allowed(bits)) return AQ_E_ARGUMENT;
   if (!group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const size_t size = group_size == 0 ? cols : aq_min_size(group_size, cols);
-  *view = (aq_packed_view){packed, scale, zero_point, cols, bits, size, (cols - 1) / size + 1, words_of(cols, bits), 0};
+  *view = (aq_packed_view){packed, scale, zero_point, cols, bits, size,
+                           (cols - 1) / size + 1, words_of(cols, bits), 0, {0}};
   return AQ_OK;
 }
 
@@ -327,17 +328,24 @@ static int32_t dequantize_rows(const void *context, size_t begin, size_t end) {
   return AQ_OK;
 }
 
+int32_t aq_dequantize_view(const aq_kernels *kernels, const aq_packed_view *view, size_t rows, void *out,
+                           int32_t dtype, int32_t threads) {
+  if (!out || (dtype != AQ_F32 && dtype != AQ_F16 && dtype != AQ_BF16)) return AQ_E_ARGUMENT;
+  const size_t elements = rows * view->cols;
+  packed_context context = {.kernels = kernels, .view = *view, .out = out, .dtype = dtype};
+  context.view.stream = dtype == AQ_F32 && elements * sizeof(float) >= AQ_STREAM_BYTES;
+  return aq_run_units(dequantize_rows, &context, rows, elements, threads);
+}
+
 int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
                       size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
                       int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  packed_context context = {.kernels = aq_choose_kernels(isa), .out = out, .dtype = dtype};
-  if (!context.kernels) return AQ_E_ISA;
-  if (!out || (dtype != AQ_F32 && dtype != AQ_F16 && dtype != AQ_BF16)) return AQ_E_ARGUMENT;
-  const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
-  if (status != AQ_OK) return status;
-  context.view.stream = dtype == AQ_F32 && rows * cols * sizeof(float) >= AQ_STREAM_BYTES;
-  return aq_run_units(dequantize_rows, &context, rows, rows * cols, threads);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
+  if (!kernels) return AQ_E_ISA;
+  aq_packed_view view;
+  const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &view);
+  return status == AQ_OK ? aq_dequantize_view(kernels, &view, rows, out, dtype, threads) : status;
 }
 
 /* Conversion -------------------------------------------------------------------------------------------------------- */
@@ -506,20 +514,27 @@ static int32_t packed_statistics(const void *context, size_t begin, size_t end) 
   return AQ_OK;
 }
 
+int32_t aq_view_statistics(const aq_kernels *kernels, const aq_packed_view *view, size_t rows, const void *weights,
+                           int32_t dtype, double *statistics, int32_t threads) {
+  if (!weights || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
+  aq_sums parts[AQ_PARTS] = {0};
+  const packed_context context = {.kernels = kernels, .view = *view, .weights = weights, .dtype = dtype, .rows = rows,
+                                  .parts = parts};
+  const size_t part_rows = (rows - 1) / AQ_PARTS + 1, count = (rows - 1) / part_rows + 1;
+  const int32_t status = aq_run_units(packed_statistics, &context, count, rows * view->cols, threads);
+  add_parts(parts, count, statistics);
+  return status;
+}
+
 int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed, const uint16_t *scale,
                                    const uint16_t *zero_point, size_t rows, size_t cols, int32_t bits,
                                    size_t group_size, double *statistics, int32_t isa, int32_t threads) {
-  aq_sums parts[AQ_PARTS] = {0};
   if (!statistics) return AQ_E_ARGUMENT;
-  add_parts(parts, 0, statistics);
+  add_parts(0, 0, statistics);
   if (rows == 0 || cols == 0) return AQ_OK;
-  packed_context context = {.kernels = aq_choose_kernels(isa), .weights = weights, .dtype = dtype, .rows = rows, .parts = parts};
-  if (!context.kernels) return AQ_E_ISA;
-  if (!weights || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
-  int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
-  if (status != AQ_OK) return status;
-  const size_t part_rows = (rows - 1) / AQ_PARTS + 1, count = (rows - 1) / part_rows + 1;
-  status = aq_run_units(packed_statistics, &context, count, rows * cols, threads);
-  add_parts(parts, count, statistics);
-  return status;
+  const aq_kernels *kernels = aq_choose_kernels(isa);
+  if (!kernels) return AQ_E_ISA;
+  aq_packed_view view;
+  const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &view);
+  return status == AQ_OK ? aq_view_statistics(kernels, &view, rows, weights, dtype, statistics, threads) : status;
 }

@@ -25,6 +25,7 @@ AQ_INLINE vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a);
 AQ_INLINE vf v_round(vf x) {
   return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+AQ_INLINE vf v_sqrt(vf x) { return (vf)_mm256_sqrt_ps((__m256)x); }
 AQ_INLINE vi v_round_to_int(vf x) { return (vi)_mm256_cvtps_epi32((__m256)x); }
 AQ_INLINE vu v_half_bits(vf x) {
   return (vu)_mm256_cvtepu16_epi32(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));

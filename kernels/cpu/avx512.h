@@ -24,6 +24,7 @@ typedef double vd __attribute__((vector_size(64)));
 AQ_INLINE vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)b, (__m512)a); }
 AQ_INLINE vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)b, (__m512)a); }
 AQ_INLINE vf v_round(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+AQ_INLINE vf v_sqrt(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
 AQ_INLINE vi v_round_to_int(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
 AQ_INLINE vu v_half_bits(vf x) {
   return (vu)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));

@@ -37,6 +37,18 @@ typedef struct {
   uint16_t *zero_point; /* null when symmetric */
 } aq_quantize_job;
 
+/* Two-level scales of a packed matrix (two_level.h); scale_bits 0: it has plain ones. */
+typedef struct {
+  int32_t scale_bits;
+  const uint8_t *sub_scale, *sub_min;
+  const uint16_t *super_scale, *super_min;
+  size_t super_groups; /* groups of a superblock */
+  size_t supers;       /* superblocks of a row */
+  size_t sub_bytes;    /* bytes of a row's sub-scales */
+} aq_two_level_view;
+
+typedef struct aq_two_level_job aq_two_level_job; /* two_level.h */
+
 typedef struct {
   const uint32_t *packed;
   const uint16_t *scale;
@@ -47,6 +59,7 @@ typedef struct {
   size_t groups;
   size_t words;
   int32_t stream; /* the result is larger than any cache: store past them */
+  aq_two_level_view two_level;
 } aq_packed_view;
 
 /* The sums behind the statistics of arrowquant.h, by lane, and the two maxima. */
@@ -61,6 +74,7 @@ typedef struct aq_solver_kernels aq_solver_kernels; /* solver.h */
 typedef struct {
   /* Quantizes rows [row_begin, row_end). */
   int32_t (*quantize_rows)(const aq_quantize_job *job, size_t row_begin, size_t row_end);
+  int32_t (*quantize_two_level)(const aq_two_level_job *job, size_t row_begin, size_t row_end);
   /* out[0..n) = weights of `row` from column `col`, a multiple of AQ_SEGMENT; n <= AQ_SEGMENT unless at the end. */
   void (*dequantize)(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out);
   int32_t (*pack_row)(const uint8_t *codes, size_t cols, int32_t bits, uint32_t *packed);
@@ -93,6 +107,13 @@ const aq_kernels *aq_choose_kernels(int32_t isa); /* null: not in this build or 
 int aq_counts_allowed(size_t rows, size_t cols);
 int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
                        size_t cols, int32_t bits, size_t group_size, aq_packed_view *view);
+int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+                          const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
+                          int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view);
+int32_t aq_dequantize_view(const aq_kernels *kernels, const aq_packed_view *view, size_t rows, void *out,
+                           int32_t dtype, int32_t threads);
+int32_t aq_view_statistics(const aq_kernels *kernels, const aq_packed_view *view, size_t rows, const void *weights,
+                           int32_t dtype, double *statistics, int32_t threads);
 /* How many threads `elements` of work, in `units` parts, are worth. */
 size_t aq_thread_count(size_t units, size_t elements, int32_t threads);
 /* Runs units [0, units) split into contiguous ranges. Every unit writes its own outputs, so the split is invisible. */

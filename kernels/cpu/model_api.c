@@ -95,6 +95,26 @@ int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *packed, 
   return linear(&context, threads);
 }
 
+int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint8_t *sub_scale,
+                            const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
+                            const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                            int32_t scale_bits, float *out, int32_t isa, int32_t threads) {
+  if (tokens == 0 || rows == 0) return AQ_OK;
+  const aq_kernels *kernels = aq_choose_kernels(isa);
+  if (!kernels) return AQ_E_ISA;
+  int32_t status = check_linear(x, tokens, rows, cols, out);
+  if (status != AQ_OK) return status;
+  linear_context context = {kernels->model,
+                            {.x = x, .tokens = tokens, .bias = bias, .rows = rows, .cols = cols, .out = out},
+                            0};
+  if (cols) {
+    status = aq_view_two_level(packed, sub_scale, sub_min, super_scale, super_min, rows, cols, bits, group_size,
+                               scale_bits, &context.job.view);
+    if (status != AQ_OK) return status;
+  }
+  return linear(&context, threads);
+}
+
 /* Rows -------------------------------------------------------------------------------------------------------------- */
 
 enum { RMS_NORM, LAYER_NORM, SOFTMAX, MODULATE, GATE_ADD };

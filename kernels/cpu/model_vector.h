@@ -305,9 +305,12 @@ AQ_INLINE void packed_row(const aq_linear_job *job, int32_t bits, const vf *x, s
   const size_t first = row * view->groups + (view->groups == 1 ? 0 : col / view->group_size);
   const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
   const uint8_t *end = (const uint8_t *)(view->packed + (row + 1) * view->words);
-  float scales[AQ_VECTOR_COLS / 16];
-  float offsets[AQ_VECTOR_COLS / 16];
-  widen_grids(view, first, groups, scales, offsets);
+  float scales[AQ_VECTOR_COLS / 16 + AQ_UNPACK];
+  float offsets[AQ_VECTOR_COLS / 16 + AQ_UNPACK];
+  if (view->two_level.scale_bits)
+    widen_two_level(view, row, col / view->group_size, groups, -1.0f, scales, offsets);
+  else
+    widen_grids(view, first, groups, scales, offsets);
   vf a[K], b[K], c[K], d[K], w[K];
 #pragma GCC unroll 4
   for (int k = 0; k < K; k++) a[k] = b[k] = c[k] = d[k] = (vf){0};

@@ -23,6 +23,7 @@ typedef double vd __attribute__((vector_size(16)));
 AQ_INLINE vf v_min(vf a, vf b) { return (vf)vminnmq_f32((float32x4_t)a, (float32x4_t)b); }
 AQ_INLINE vf v_max(vf a, vf b) { return (vf)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
 AQ_INLINE vf v_round(vf x) { return (vf)vrndnq_f32((float32x4_t)x); }
+AQ_INLINE vf v_sqrt(vf x) { return (vf)vsqrtq_f32((float32x4_t)x); }
 AQ_INLINE vi v_round_to_int(vf x) { return (vi)vcvtnq_s32_f32((float32x4_t)x); }
 AQ_INLINE vu v_half_bits(vf x) {
   return (vu)vmovl_u16(vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));

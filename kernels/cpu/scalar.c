@@ -3,6 +3,7 @@
 #include "kernels.h"
 #include "model.h"
 #include "solver.h"
+#include "two_level.h"
 
 static float load_one(const void *in, int32_t dtype, size_t i) {
   switch (dtype) {
@@ -64,6 +65,12 @@ static void unpack_row(const uint32_t *packed, size_t cols, int32_t bits, uint8_
 static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
   const uint32_t *packed = view->packed + row * view->words;
   for (size_t i = 0; i < n; i++) {
+    if (view->two_level.scale_bits) {
+      float scale, minimum;
+      aq_two_level_grid(view, row, (col + i) / view->group_size, &scale, &minimum);
+      out[i] = scale * (float)read_code(packed, col + i, view->bits) - minimum;
+      continue;
+    }
     const size_t group = row * view->groups + (col + i) / view->group_size;
     aq_grid grid = {aq_float_from_half(view->scale[group]),
                     view->zero_point ? aq_float_from_half(view->zero_point[group]) : (float)(1 << (view->bits - 1))};
@@ -285,5 +292,5 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
   return AQ_OK;
 }
 
-const aq_kernels aq_kernels_scalar = {quantize_rows, dequantize, pack_row, unpack_row, load, store, accumulate,
+const aq_kernels aq_kernels_scalar = {quantize_rows, aq_quantize_two_level_scalar, dequantize, pack_row, unpack_row, load, store, accumulate,
                                        &aq_model_scalar, &aq_solver_scalar};

@@ -22,6 +22,7 @@ typedef double vd __attribute__((vector_size(16)));
 AQ_INLINE vf v_min(vf a, vf b) { return (vf)wasm_f32x4_pmin((v128_t)a, (v128_t)b); }
 AQ_INLINE vf v_max(vf a, vf b) { return (vf)wasm_f32x4_pmax((v128_t)a, (v128_t)b); }
 AQ_INLINE vf v_round(vf x) { return (vf)wasm_f32x4_nearest((v128_t)x); }
+AQ_INLINE vf v_sqrt(vf x) { return (vf)wasm_f32x4_sqrt((v128_t)x); }
 /* 2^23 + 2^22 leaves the whole number in the low bits; truncation would cost a dozen instructions. */
 AQ_INLINE vi v_round_to_int(vf x) { return (vi)(x + 12582912.0f) & 0x003fffff; }
 

@@ -82,6 +82,41 @@ static void columns_products(int subtract, size_t m, const float *x, size_t xs, 
   for (; i < m; i++) (subtract ? tile_subtract_one : tile_add_one)(x + i, xs, y, ys, n, out + i * stride, stride);
 }
 
+/* Rows of a matrix into the lanes of a panel; lanes beyond `rows` repeat the last row. */
+static void load_panel(const float *from, size_t rows, size_t n, float *panel) {
+  for (size_t v = 0; v < AQ_ROWS; v += AQ_W) {
+    const float *row[AQ_W];
+    for (size_t lane = 0; lane < AQ_W; lane++) row[lane] = from + aq_min_size(v + lane, rows - 1) * n;
+    size_t k = 0;
+    for (; k + AQ_W <= n; k += AQ_W) {
+      vf r[AQ_W];
+      for (size_t lane = 0; lane < AQ_W; lane++) r[lane] = v_load(row[lane] + k);
+      v_transpose(r);
+      for (size_t j = 0; j < AQ_W; j++) v_store(panel + (k + j) * AQ_ROWS + v, r[j]);
+    }
+    for (; k < n; k++)
+      for (size_t lane = 0; lane < AQ_W; lane++) panel[k * AQ_ROWS + v + lane] = row[lane][k];
+  }
+}
+
+/* Codes of a panel, as floats, into bytes. */
+static void store_codes(const float *panel, size_t rows, size_t n, uint8_t *codes) {
+  for (size_t v = 0; v < rows; v += AQ_W) {
+    const size_t lanes = aq_min_size(AQ_W, rows - v);
+    size_t k = 0;
+    for (; k + AQ_W <= n; k += AQ_W) {
+      vf r[AQ_W];
+      for (size_t j = 0; j < AQ_W; j++) r[j] = v_load(panel + (k + j) * AQ_ROWS + v);
+      v_transpose(r);
+      for (size_t lane = 0; lane < lanes; lane++)
+        for (size_t j = 0; j < AQ_W; j++) codes[(v + lane) * n + k + j] = (uint8_t)r[lane][j];
+    }
+    for (; k < n; k++)
+      for (size_t lane = 0; lane < lanes; lane++)
+        codes[(v + lane) * n + k] = (uint8_t)panel[k * AQ_ROWS + v + lane];
+  }
+}
+
 AQ_INLINE vf v_quantized(vf value, vf scale, vf zero_point, vf code_max) {
   const vf zero = v_splat(0.0f);
   vf position = value / scale + zero_point;
@@ -93,7 +128,9 @@ AQ_INLINE vf v_quantized(vf value, vf scale, vf zero_point, vf code_max) {
 static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float *work) {
   const size_t n = job->cols;
   const vf code_max = v_splat((float)((1 << job->bits) - 1));
-  float *errors = work, *scale = errors + n * AQ_ROWS, *zero_point = scale + job->groups * AQ_ROWS;
+  float *errors = work, *weights = errors + n * AQ_ROWS, *codes = weights + n * AQ_ROWS;
+  float *scale = codes + n * AQ_ROWS, *zero_point = scale + job->groups * AQ_ROWS;
+  load_panel(job->weights + row * n, rows, n, weights);
   for (size_t lane = 0; lane < AQ_ROWS; lane++) {
     const size_t from = (row + aq_min_size(lane, rows - 1)) * job->groups;
     for (size_t g = 0; g < job->groups; g++) {
@@ -101,36 +138,34 @@ static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float 
       zero_point[g * AQ_ROWS + lane] = job->zero_point[from + g];
     }
   }
-  float own[AQ_SOLVER_BLOCK * AQ_ROWS], target[AQ_SOLVER_BLOCK * AQ_ROWS];
+  float target[AQ_SOLVER_BLOCK * AQ_ROWS];
   for (size_t first = 0; first < n; first += AQ_SOLVER_BLOCK) {
     const size_t block = aq_min_size(AQ_SOLVER_BLOCK, n - first);
     for (size_t k = 0; k < block; k++)
-      for (size_t lane = 0; lane < AQ_ROWS; lane++)
-        own[k * AQ_ROWS + lane] = target[k * AQ_ROWS + lane] =
-            job->weights[(row + aq_min_size(lane, rows - 1)) * n + (size_t)job->order[first + k]];
+      for (size_t v = 0; v < AQ_ROWS; v += AQ_W)
+        v_store(target + k * AQ_ROWS + v, v_load(weights + (size_t)job->order[first + k] * AQ_ROWS + v));
     columns_products(0, block, job->factor + first, n, errors, AQ_ROWS, first, target, AQ_ROWS);
     for (size_t k = 0; k < block; k++) {
       const size_t col = (size_t)job->order[first + k], g = col / job->group_size * AQ_ROWS;
       const float *factor = job->factor + (first + k) * n + first;
-      float codes[AQ_ROWS];
       for (size_t v = 0; v < AQ_ROWS; v += AQ_W) {
         const vf s = v_load(scale + g + v), z = v_load(zero_point + g + v);
         const vf code = v_quantized(v_load(target + k * AQ_ROWS + v), s, z, code_max);
-        const vf error = v_load(own + k * AQ_ROWS + v) - s * (code - z);
-        v_store(codes + v, code);
+        const vf error = v_load(weights + col * AQ_ROWS + v) - s * (code - z);
+        v_store(codes + col * AQ_ROWS + v, code);
         v_store(errors + (first + k) * AQ_ROWS + v, error);
         for (size_t j = k + 1; j < block; j++)
           v_store(target + j * AQ_ROWS + v, v_load(target + j * AQ_ROWS + v) + v_splat(factor[j]) * error);
       }
-      for (size_t lane = 0; lane < rows; lane++) job->codes[(row + lane) * n + col] = (uint8_t)codes[lane];
     }
   }
+  store_codes(codes, rows, n, job->codes + row * n);
 }
 
 /* Refining ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-  float *codes, *kept, *delta, *products, *steps; /* [cols, AQ_ROWS] */
+  float *codes, *kept, *delta, *products, *weights; /* [cols, AQ_ROWS] */
   float *scale, *zero_point, *own_scale, *own_zero; /* [groups, AQ_ROWS] */
   float *sums; /* [2 groups^2 + 2 groups, AQ_ROWS], and a row's grid */
   double objective[AQ_ROWS];
@@ -142,7 +177,7 @@ static void panel_evaluate(const aq_refine_job *job, panel_state *s) {
     const size_t g = k / job->group_size * AQ_ROWS;
     for (size_t v = k * AQ_ROWS, e = v + AQ_ROWS, p = g; v < e; v += AQ_W, p += AQ_W) {
       const vf value = v_load(s->scale + p) * (v_load(s->codes + v) - v_load(s->zero_point + p));
-      v_store(s->delta + v, v_load(s->steps + v) - value); /* steps hold the weights meanwhile */
+      v_store(s->delta + v, v_load(s->weights + v) - value);
       v_store(s->products + v, v_splat(0.0f));
     }
   }
@@ -263,7 +298,7 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   s.kept = at, at += n * AQ_ROWS;
   s.delta = at, at += n * AQ_ROWS;
   s.products = at, at += n * AQ_ROWS;
-  s.steps = at, at += n * AQ_ROWS;
+  s.weights = at, at += n * AQ_ROWS;
   s.scale = at, at += groups * AQ_ROWS;
   s.zero_point = at, at += groups * AQ_ROWS;
   s.own_scale = at, at += groups * AQ_ROWS;
@@ -271,15 +306,13 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   s.sums = at;
   for (size_t lane = 0; lane < AQ_ROWS; lane++) {
     const size_t from = row + aq_min_size(lane, rows - 1);
-    for (size_t k = 0; k < n; k++) {
-      s.codes[k * AQ_ROWS + lane] = s.kept[k * AQ_ROWS + lane] = (float)job->codes[from * n + k];
-      s.steps[k * AQ_ROWS + lane] = job->weights[from * n + k];
-    }
+    for (size_t k = 0; k < n; k++) s.codes[k * AQ_ROWS + lane] = s.kept[k * AQ_ROWS + lane] = (float)job->codes[from * n + k];
     for (size_t g = 0; g < groups; g++) {
       s.scale[g * AQ_ROWS + lane] = s.own_scale[g * AQ_ROWS + lane] = job->scale[from * groups + g];
       s.zero_point[g * AQ_ROWS + lane] = s.own_zero[g * AQ_ROWS + lane] = job->zero_point[from * groups + g];
     }
   }
+  load_panel(job->weights + row * n, rows, n, s.weights);
   panel_evaluate(job, &s);
   double best[AQ_ROWS];
   for (size_t lane = 0; lane < AQ_ROWS; lane++) best[lane] = s.objective[lane];
@@ -310,13 +343,13 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
     if (any) panel_evaluate(job, &s);
   }
   for (size_t lane = 0; lane < rows; lane++) {
-    for (size_t k = 0; k < n; k++) job->codes[(row + lane) * n + k] = (uint8_t)s.kept[k * AQ_ROWS + lane];
     for (size_t g = 0; g < groups; g++) {
       job->scale[(row + lane) * groups + g] = s.own_scale[g * AQ_ROWS + lane];
       job->zero_point[(row + lane) * groups + g] = s.own_zero[g * AQ_ROWS + lane];
     }
     job->objective[row + lane] = best[lane];
   }
+  store_codes(s.kept, rows, n, job->codes + row * n);
 }
 
 /* Moments and their factor ------------------------------------------------------------------------------------------- */
@@ -345,8 +378,7 @@ AQ_INLINE void subtract_rows(const int m, const float *x, size_t x_rows, const f
 
 static void solve(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work) {
   float *x = work;
-  for (size_t lane = 0; lane < AQ_ROWS; lane++)
-    for (size_t k = 0; k < n; k++) x[k * AQ_ROWS + lane] = b[aq_min_size(lane, rows - 1) * n + k];
+  load_panel(b, rows, n, x);
   for (size_t end = n; end > 0;) {
     const size_t block = end >= 4 ? 4 : 1, first = end - block;
     const float *right = factor + first * n + end;

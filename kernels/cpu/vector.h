@@ -12,6 +12,7 @@
  *   v_min(a, b): b < a ? b : a    v_max(a, b): a < b ? b : a   (so NaN in b gives a)
  *   v_round(x), v_round_to_int(x): ties to even, |x| < 2^22
  *   v_half_bits(x), v_half_value(bits): one half float in the low 16 bits of each uint32
+ *   v_sqrt(x)
  *   v_transpose(r): AQ_W x AQ_W in place
  *   v_unpack(bytes, bits, out): AQ_UNPACK codes from a byte boundary, as floats; reads AQ_UNPACK_BYTES(bits)
  *   AQ_STREAM(p, v), optional: an aligned store past the caches
@@ -19,6 +20,7 @@
  */
 #include "kernels.h"
 #include "lanes.h"
+#include "two_level.h"
 
 #define AQ_UNPACK (AQ_W > 8 ? AQ_W : 8)
 
@@ -199,17 +201,89 @@ AQ_INLINE void widen_halves(const uint16_t *in, size_t n, float *out) {
 #define AQ_STORE(stream, p, v) ((void)(stream), v_store(p, v))
 #endif
 
-AQ_INLINE void dequantize_unit(const uint8_t *from, int32_t bits, vf scale, vf zero, float *out, int stream) {
+/* Eight codes of 6 bits to a byte each. */
+AQ_INLINE uint64_t spread_six_bits(uint64_t packed) {
+  packed = (packed & 0x0000000000ffffffu) | (packed & 0x0000ffffff000000u) << 8;
+  packed = (packed & 0x00000fff00000fffu) | (packed & 0x00fff00000fff000u) << 4;
+  return (packed & 0x003f003f003f003fu) | (packed & 0x0fc00fc00fc00fc0u) << 2;
+}
+
+/* Sub-codes of AQ_UNPACK groups from bit `bit` on, of a row's `bytes`. */
+AQ_INLINE void unpack_sub_codes(const uint8_t *stream, size_t bytes, size_t bit, int32_t bits, vf *out) {
+  const size_t from = bit / 8, shift = bit % 8; /* a superblock's groups start at an even bit */
+  uint64_t word[2] = {0, 0}, codes[2];
+  if (bytes - from >= sizeof word)
+    __builtin_memcpy(word, stream + from, sizeof word);
+  else
+    __builtin_memcpy(word, stream + from, bytes - from);
+  if (bits == 4) { /* starts at a whole byte */
+#if defined(AQ_BUILD_SIMD128) /* clang 14 makes wrong sub-scales of the other branch; the tests of wasm notice */
+    codes[0] = spread_codes(word[0] & 0xffffffffu, 4);
+    v_unpack((const uint8_t *)codes, 8, out);
+#else
+    v_unpack((const uint8_t *)word, 4, out);
+#endif
+    return;
+  }
+  codes[0] = spread_six_bits(word[0] >> shift);
+  codes[1] = spread_six_bits(word[0] >> (48 + shift) | word[1] << (16 - shift));
+  v_unpack((const uint8_t *)codes, 8, out);
+}
+
+/* Superblocks whose two half floats are widened at once. */
+#define AQ_SUPERS 16
+
+/* Scales, and minima times `sign`, of `count` groups of a row from `first` on, which starts a superblock. Writes up to
+ * AQ_UNPACK - 1 floats beyond the last. */
+AQ_INLINE void widen_two_level_bits(const aq_packed_view *view, size_t row, size_t first, size_t count, float sign,
+                                    float *scales, float *minima, int32_t bits) {
+  const aq_two_level_view *t = &view->two_level;
+  const size_t bytes = t->sub_bytes, supers = (count - 1) / t->super_groups + 1;
+  const uint8_t *sub_scale = t->sub_scale + row * bytes, *sub_min = t->sub_min + row * bytes;
+  for (size_t base = 0; base < supers; base += AQ_SUPERS) {
+    float scale[AQ_SUPERS], minimum[AQ_SUPERS];
+    const size_t here = aq_min_size(AQ_SUPERS, supers - base);
+    const size_t at = row * t->supers + first / t->super_groups + base;
+    widen_halves(t->super_scale + at, here, scale);
+    widen_halves(t->super_min + at, here, minimum);
+    for (size_t s = 0; s < here; s++) {
+      const size_t begin = (base + s) * t->super_groups, end = aq_min_size(begin + t->super_groups, count);
+      const vf one_scale = v_splat(scale[s]), one_minimum = v_splat(sign * minimum[s]);
+      for (size_t i = begin; i < end; i += AQ_UNPACK) {
+        const size_t bit = (first + i) * (size_t)bits;
+        vf codes[2][AQ_UNPACK / AQ_W];
+        unpack_sub_codes(sub_scale, bytes, bit, bits, codes[0]);
+        unpack_sub_codes(sub_min, bytes, bit, bits, codes[1]);
+        for (int k = 0; k < AQ_UNPACK / AQ_W; k++) {
+          v_store(scales + i + k * AQ_W, one_scale * codes[0][k]);
+          v_store(minima + i + k * AQ_W, one_minimum * codes[1][k]);
+        }
+      }
+    }
+  }
+}
+
+static void widen_two_level(const aq_packed_view *view, size_t row, size_t first, size_t count, float sign,
+                            float *scales, float *minima) {
+  if (view->two_level.scale_bits == 4)
+    widen_two_level_bits(view, row, first, count, sign, scales, minima, 4);
+  else
+    widen_two_level_bits(view, row, first, count, sign, scales, minima, 6);
+}
+
+/* `two_level`: `zero` is the minimum, subtracted behind the product. */
+AQ_INLINE void dequantize_unit(const uint8_t *from, int32_t bits, vf scale, vf zero, float *out, int stream,
+                               int two_level) {
   vf codes[AQ_UNPACK / AQ_W];
   v_unpack(from, bits, codes);
   for (int k = 0; k < AQ_UNPACK / AQ_W; k++) {
-    const vf weights = scale * (codes[k] - zero);
+    const vf weights = two_level ? scale * codes[k] - zero : scale * (codes[k] - zero);
     AQ_STORE(stream, out + k * AQ_W, weights);
   }
 }
 
 AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out,
-                               int32_t bits, int stream) {
+                               int32_t bits, int stream, int two_level) {
   const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + col / 8 * (size_t)bits;
   const uint8_t *end = (const uint8_t *)(view->packed + (row + 1) * view->words);
   const size_t first = row * view->groups + col / view->group_size;
@@ -217,26 +291,31 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
   /* a multiple of 256 columns starts a group, or lies in the one group of its row */
   size_t left = n;
   for (size_t base = 0; base < groups; base += AQ_GRIDS) {
-    float scales[AQ_GRIDS], zeros[AQ_GRIDS];
+    float scales[AQ_GRIDS + AQ_UNPACK], zeros[AQ_GRIDS + AQ_UNPACK];
     const size_t count = aq_min_size(AQ_GRIDS, groups - base);
-    widen_halves(view->scale + first + base, count, scales);
-    if (view->zero_point)
+    if (two_level)
+      widen_two_level(view, row, col / view->group_size + base, count, 1.0f, scales, zeros);
+    else
+      widen_halves(view->scale + first + base, count, scales);
+    if (two_level)
+      ;
+    else if (view->zero_point)
       widen_halves(view->zero_point + first + base, count, zeros);
     else
       for (size_t i = 0; i < count; i++) zeros[i] = (float)(1 << (bits - 1));
     for (size_t i = 0; i < count; i++) {
-      const vf scale = v_set(scales[i]), zero = v_set(zeros[i]);
+      const vf scale = v_splat(scales[i]), zero = v_splat(zeros[i]); /* v_set has no -0 */
       size_t rest = aq_min_size(view->groups == 1 ? left : view->group_size, left);
       left -= rest;
       while (rest >= 32 && end - from >= (ptrdiff_t)(4 * bits + AQ_UNPACK_BYTES(bits))) {
         for (int k = 0; k < 32 / AQ_UNPACK; k++)
-          dequantize_unit(from + k * (AQ_UNPACK / 8) * bits, bits, scale, zero, out + k * AQ_UNPACK, stream);
+          dequantize_unit(from + k * (AQ_UNPACK / 8) * bits, bits, scale, zero, out + k * AQ_UNPACK, stream, two_level);
         from += 4 * bits;
         out += 32;
         rest -= 32;
       }
       while (rest >= AQ_UNPACK && end - from >= (ptrdiff_t)AQ_UNPACK_BYTES(bits)) {
-        dequantize_unit(from, bits, scale, zero, out, stream);
+        dequantize_unit(from, bits, scale, zero, out, stream, two_level);
         from += AQ_UNPACK / 8 * bits;
         out += AQ_UNPACK;
         rest -= AQ_UNPACK;
@@ -246,7 +325,7 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
         float unit[AQ_UNPACK];
         const size_t m = aq_min_size(AQ_UNPACK, rest);
         __builtin_memcpy(last, from, aq_min_size(sizeof last, (size_t)(end - from)));
-        dequantize_unit(last, bits, scale, zero, unit, 0);
+        dequantize_unit(last, bits, scale, zero, unit, 0, two_level);
         __builtin_memcpy(out, unit, m * sizeof(float));
         from += AQ_UNPACK / 8 * bits;
         out += m;
@@ -256,25 +335,29 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
   }
 }
 
+AQ_INLINE void dequantize_any(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out, int stream,
+                              int two_level) {
+  switch (view->bits) {
+    case 2: dequantize_bits(view, row, col, n, out, 2, stream, two_level); break;
+    case 3: dequantize_bits(view, row, col, n, out, 3, stream, two_level); break;
+    case 4: dequantize_bits(view, row, col, n, out, 4, stream, two_level); break;
+    default: dequantize_bits(view, row, col, n, out, 8, stream, two_level); break;
+  }
+}
+
 static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
+  if (view->two_level.scale_bits) {
+    dequantize_any(view, row, col, n, out, 0, 1);
+    return;
+  }
 #if defined(AQ_STREAM)
   /* groups are multiples of 16 columns: what starts aligned stays aligned up to the row's end */
   if (view->stream && (uintptr_t)out % sizeof(vf) == 0) {
-    switch (view->bits) {
-      case 2: dequantize_bits(view, row, col, n, out, 2, 1); break;
-      case 3: dequantize_bits(view, row, col, n, out, 3, 1); break;
-      case 4: dequantize_bits(view, row, col, n, out, 4, 1); break;
-      default: dequantize_bits(view, row, col, n, out, 8, 1); break;
-    }
+    dequantize_any(view, row, col, n, out, 1, 0);
     return;
   }
 #endif
-  switch (view->bits) {
-    case 2: dequantize_bits(view, row, col, n, out, 2, 0); break;
-    case 3: dequantize_bits(view, row, col, n, out, 3, 0); break;
-    case 4: dequantize_bits(view, row, col, n, out, 4, 0); break;
-    default: dequantize_bits(view, row, col, n, out, 8, 0); break;
-  }
+  dequantize_any(view, row, col, n, out, 0, 0);
 }
 
 /* Error statistics ------------------------------------------------------------------------------------------------ */
@@ -734,8 +817,9 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
   return rest ? quantize_groups(&b, row_begin, row_end, whole, whole + 1, rest) : AQ_OK;
 }
 
+#include "two_level_vector.h"
 #include "model_vector.h"
 #include "solver_vector.h"
 
-const aq_kernels AQ_KERNELS = {quantize_rows, dequantize, pack_row, unpack_row, load, store, accumulate, &model_kernels,
+const aq_kernels AQ_KERNELS = {quantize_rows, quantize_two_level, dequantize, pack_row, unpack_row, load, store, accumulate, &model_kernels,
                                &solver_kernels};

@@ -11,9 +11,9 @@
  * significant bits first, [rows, words]; unused bits at a row's end are zero.
  *
  * `isa` chooses the instruction set, `threads` how many threads share the rows. `threads` never changes a byte of
- * any result. Neither does `isa` in the functions that pack, quantize, convert, measure and move, nor with 8-bit
- * activations; in the others that run a model (from aq_linear on) the instruction sets round differently, within a
- * few units in the last place of the terms that are added up.
+ * any result. Neither does `isa`, except in the functions that run a model in floats (from aq_linear to aq_add, without
+ * those of 8-bit activations): there the instruction sets round differently, within a few units in the last place of
+ * the terms that are added up.
  */
 #ifndef ARROWQUANT_H
 #define ARROWQUANT_H
@@ -110,6 +110,47 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
                              size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
                              int32_t threads);
 
+/* Two-level scales. A superblock is 256 consecutive weights of a row (the last of a row may be shorter), in groups of
+ * `group_size` (16, 32, 64 or 128). A group has a sub-scale and a sub-minimum, unsigned codes of `scale_bits` (4 or 6)
+ * bits; a superblock has two half floats. In float32, each product rounded:
+ *
+ *     w = (super_scale * sub_scale) * q - super_min * sub_min
+ *
+ * Super scales are [rows, superblocks], sub-codes a bit stream per row, least significant
+ * bits first, in whole bytes, [rows, sub-bytes]. */
+
+/* sizes[0] = bytes of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
+AQ_API int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes);
+
+/* search 0: minimum and maximum, rounded so that the grid covers the group. Else a search with the objective of
+ * ggml's Q2_K: squared error weighted by column weight * sqrt(mean of the superblock's squares + w^2).
+ * column_weights f32[cols], finite and >= 0, or null for all ones; only the search uses them. */
+AQ_API int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+                                     size_t group_size, int32_t scale_bits, int32_t search,
+                                     const float *column_weights, uint32_t *packed, uint8_t *sub_scale,
+                                     uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
+                                     int32_t threads);
+
+/* Two levels for given real scales and minima f32[rows, groups] (w = scale q - minimum), by least squares with
+ * group_weights f32[rows, groups], finite and >= 0, or null for all ones. Values whose sign is not that of their
+ * superblock's weighted sum become 0. */
+AQ_API int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows,
+                                size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale,
+                                uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min);
+
+/* out[rows, cols] of `dtype` (F32, F16 or BF16). */
+AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+                                       const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
+                                       size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, void *out,
+                                       int32_t dtype, int32_t isa, int32_t threads);
+
+/* As aq_packed_error_statistics. */
+AQ_API int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
+                                             const uint8_t *sub_scale, const uint8_t *sub_min,
+                                             const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
+                                             size_t cols, int32_t bits, size_t group_size, int32_t scale_bits,
+                                             double *statistics, int32_t isa, int32_t threads);
+
 /* Element-wise conversion, round to nearest even, NaN stays NaN. */
 AQ_API int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
                           int32_t threads);
@@ -144,6 +185,12 @@ AQ_API int32_t aq_linear(const float *x, size_t tokens, const void *weights, int
 AQ_API int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *packed, const uint16_t *scale,
                                 const uint16_t *zero_point, const float *bias, size_t rows, size_t cols, int32_t bits,
                                 size_t group_size, float *out, int32_t isa, int32_t threads);
+
+/* The same with two-level scales. */
+AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint8_t *sub_scale,
+                                   const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
+                                   const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                   int32_t scale_bits, float *out, int32_t isa, int32_t threads);
 
 /* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1], bits 2..8, one
  * scale and zero point a token. */
@@ -270,6 +317,63 @@ AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, i
                                int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds,
                                uint8_t *codes, float *scale, float *zero_point, double *objective, float *work,
                                int32_t isa, int32_t threads);
+
+/* Gradients ---------------------------------------------------------------------------------------------------------
+ *
+ * For a loss L, dy stands for dL/dy. Neither `isa` nor `threads` changes a byte of these functions' results. A linear
+ * layer's are aq_linear of transposed matrices: dx = dy W, dW = dy^T x. A rotary embedding's is itself with the
+ * positions' signs changed.
+ */
+
+/* in f32[rows, cols] -> out f32[cols, rows]. */
+AQ_API int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads);
+
+/* dw f32[rows, cols], the gradient of the weights s (q - z) -> dscale = sum dw (q - z) and dzero = -s sum dw over each
+ * group, f32[rows, groups]. dzero may be null, and must be when zero_point is. */
+AQ_API int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16_t *scale,
+                                  const uint16_t *zero_point, size_t rows, size_t cols, int32_t bits,
+                                  size_t group_size, float *dscale, float *dzero, int32_t isa, int32_t threads);
+
+/* dx of aq_rms_norm at x. All f32[rows, cols]; dx may be dy. */
+AQ_API int32_t aq_rms_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const float *weight,
+                                    float epsilon, float *dx, int32_t isa, int32_t threads);
+
+/* dx of aq_layer_norm at x; its bias does not matter. dx may be dy. */
+AQ_API int32_t aq_layer_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const float *weight,
+                                      float epsilon, float *dx, int32_t isa, int32_t threads);
+
+/* dq, dk and dv of aq_attention; `out` is what it gave. Shapes as there. Memory does not grow with tokens. */
+AQ_API int32_t aq_attention_backward(const float *q, const float *k, const float *v, const float *out,
+                                     const float *dout, const uint8_t *key_mask, size_t batch, size_t tokens,
+                                     size_t heads, size_t kv_heads, size_t head_size, float scale, float *dq,
+                                     float *dk, float *dv, int32_t isa, int32_t threads);
+
+/* dgate and dup of aq_silu_multiply. dgate may be gate or dy, dup may be up. */
+AQ_API int32_t aq_silu_multiply_backward(const float *gate, const float *up, const float *dy, size_t n, float *dgate,
+                                         float *dup, int32_t isa, int32_t threads);
+
+/* dx may be x or dy. */
+AQ_API int32_t aq_silu_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa, int32_t threads);
+
+/* dx may be x or dy. */
+AQ_API int32_t aq_gelu_tanh_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa,
+                                     int32_t threads);
+
+/* out[item, col] = sum over tokens of a (times b, if that is not null), in float64. a and b f32[batch, tokens, cols];
+ * out f32[batch, cols], `stride` floats from one batch item to the next. The gradient of a bias, and of aq_modulate's
+ * scale and shift and aq_gate_add's gate. */
+AQ_API int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols, size_t stride,
+                              float *out, int32_t isa, int32_t threads);
+
+/* Adam's step number `step`, from 1 on (Kingma & Ba, arXiv 1412.6980): first = beta1 first + (1 - beta1) g,
+ * second = beta2 second + (1 - beta2) g^2, values -= rate / (1 - beta1^step) first / (sqrt(second / (1 - beta2^step)) +
+ * epsilon). AQ_E_VALUE unless the betas lie in [0, 1), epsilon >= 0 and step >= 1. */
+AQ_API int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n, double rate,
+                            double beta1, double beta2, double epsilon, int32_t step, int32_t isa, int32_t threads);
+
+/* values = min(max(values - rate gradients, low), high). */
+AQ_API int32_t aq_projected_gradient_step(float *values, const float *gradients, const float *low, const float *high,
+                                          size_t n, float rate, int32_t isa, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -1,12 +1,250 @@
-/** Rows of measurements as Arquero tables. Arquero is loaded on the first call: most runs never need it. */
+/**
+ * Rows of measurements as Arquero tables: checked against their schema, compared across runs. Arquero is loaded on the
+ * first call: most runs never need it. Files are table_files.ts's.
+ */
 import type { ColumnTable } from "arquero";
+import { loadArquero } from "./_libraries.ts";
+import { type ColumnSchema, columnsOf, type RowOf, TABLE_SCHEMAS, type TableName } from "./schema.ts";
+
+export type { ColumnTable } from "arquero";
 
 /** A measurement; nested values stay as they are. */
 export type MeasuredRow = Readonly<Record<string, unknown>>;
 
+/** What charts and reports need of a table; every Arquero table has it. */
+export interface TableLike {
+  columnNames(): string[];
+  numRows(): number;
+  objects(): object[];
+}
+
+/** Most rows of a table: what a report of a browser's size can come from, many times over. */
+export const MAX_TABLE_ROWS = 1_000_000;
+
+/** A value of a table. */
+export type Cell = string | number | boolean | null;
+
+const article = (text: string) => (/^[aeiou]/.test(text) ? `an ${text}` : `a ${text}`);
+const shown = (value: unknown) => {
+  const text = typeof value === "string" ? JSON.stringify(value) : String(value);
+  return text.length > 80 ? `${text.slice(0, 80)}…` : text;
+};
+
+/** The value as the column holds it, or what it must be. */
+function checkCell({ type, required }: ColumnSchema, value: unknown): { cell: Cell } | { expected: string } {
+  if (value === null || value === undefined) {
+    return required === true ? { expected: article(type) } : { cell: null };
+  }
+  switch (type) {
+    case "text":
+      return typeof value === "string" ? { cell: value.toWellFormed() } : { expected: "a text" };
+    case "boolean":
+      return typeof value === "boolean" ? { cell: value } : { expected: "a boolean" };
+    case "integer":
+      return Number.isSafeInteger(value) ? { cell: Number(value) + 0 } : { expected: "a safe integer" };
+    case "number":
+      return typeof value === "number" ? { cell: value } : { expected: "a number" };
+  }
+}
+
+/**
+ * Rows as arrays by column, in the schema's order.
+ *
+ * @throws {TypeError} when a row has a column that the table has not, lacks one that it must have, or holds a value of
+ * another type
+ */
+export function checkRows(name: TableName, rows: readonly object[]): Map<string, Cell[]> {
+  const schema = columnsOf(name);
+  if (rows.length > MAX_TABLE_ROWS) {
+    throw new RangeError(
+      `Cannot make table "${name}": it must have at most ${MAX_TABLE_ROWS} rows, got ${rows.length}`,
+    );
+  }
+  const columns = new Map(Object.keys(schema).map((column): [string, Cell[]] => [column, []]));
+  rows.forEach((row, i) => {
+    for (const column of Object.keys(row)) {
+      if (!columns.has(column)) {
+        throw new TypeError(
+          `Cannot make table "${name}": its columns must be ${[...columns.keys()].join(", ")}; row ${i} has ${
+            shown(column)
+          }`,
+        );
+      }
+    }
+    for (const [column, cells] of columns) {
+      const value = (row as MeasuredRow)[column];
+      const checked = checkCell(schema[column]!, value);
+      if ("expected" in checked) {
+        throw new TypeError(
+          `Cannot make table "${name}": ${column} of row ${i} must be ${checked.expected}, got ${
+            shown(value)
+          }`,
+        );
+      }
+      cells.push(checked.cell);
+    }
+  });
+  return columns;
+}
+
+/**
+ * A table of rows that a run measured: every column of its schema in order, `null` where a row has no value.
+ *
+ * @throws {TypeError} when a row does not fit the schema
+ * @throws {RangeError} when there are more than {@linkcode MAX_TABLE_ROWS}
+ *
+ * @example
+ * ```ts
+ * import { tableFromRows } from "./tables.ts";
+ * const table = await tableFromRows("drift", [{ model: "m", setting: "2 clip", step: 1, relativeDistance: 0.1 }]);
+ * console.log(table.numRows(), table.columnNames());
+ * ```
+ */
+export async function tableFromRows<Name extends TableName>(
+  name: Name,
+  rows: readonly RowOf<Name>[],
+): Promise<ColumnTable> {
+  const { table } = await loadArquero();
+  return table([...checkRows(name, rows)] as [string, Cell[]][]);
+}
+
+/** The rows of a table as plain objects, as {@linkcode tableFromRows} takes them. */
+export function rowsOf<Name extends TableName>(_name: Name, table: TableLike): RowOf<Name>[] {
+  return table.objects() as RowOf<Name>[];
+}
+
+/** How two runs are joined. */
+export interface CompareOptions {
+  /** Which table. Default `layers`. */
+  readonly table?: TableName | undefined;
+  /** Columns that tell its rows apart. Default: the table's key, without columns that hold one value in each run. */
+  readonly on?: readonly string[] | undefined;
+}
+
+/** What a comparison needs of a run. */
+export interface ComparableRun {
+  readonly tables: { readonly [Name in TableName]?: TableLike };
+}
+
+/**
+ * Two runs side by side: an outer join of one of their tables.
+ *
+ * Columns: those joined on; `in` (`both`, `a` or `b`); for every other column `<column>A` and `<column>B`, and for
+ * numbers `<column>Difference`, B − A.
+ *
+ * @throws {TypeError} when a run lacks the table, or the table a column
+ * @throws {RangeError} when the columns do not tell the rows of a run apart
+ *
+ * @example
+ * ```ts
+ * import { compareRuns, tableFromRows } from "./tables.ts";
+ * const run = async (distance: number) => ({
+ *   tables: { drift: await tableFromRows("drift", [{ model: "m", setting: "s", step: 1, relativeDistance: distance }]) },
+ * });
+ * const both = await compareRuns(await run(0.25), await run(0.5), { table: "drift" });
+ * console.log(both.get("relativeDistanceDifference", 0)); // 0.25
+ * ```
+ */
+export async function compareRuns(
+  a: ComparableRun,
+  b: ComparableRun,
+  { table = "layers", on }: CompareOptions = {},
+): Promise<ColumnTable> {
+  const [tableA, tableB] = [a, b].map((run, i) => {
+    const found = run.tables[table];
+    if (found === undefined) {
+      const names = Object.keys(run.tables).join(", ") || "none";
+      throw new TypeError(
+        `Cannot compare runs: both must have table "${table}", the ${
+          i === 0 ? "first" : "second"
+        } has ${names}`,
+      );
+    }
+    return found;
+  }) as [TableLike, TableLike];
+  const keys = on ?? tellingKey(table, tableA, tableB);
+  return await compareTables(tableA, tableB, keys);
+}
+
+/** The table's key without what is one and the same in all rows of each run, as its setting often is. */
+function tellingKey(name: TableName, a: TableLike, b: TableLike): readonly string[] {
+  const { key }: { readonly key: readonly string[] } = TABLE_SCHEMAS[name];
+  const isConstant = (table: TableLike, column: string) =>
+    new Set(table.objects().map((row) => (row as MeasuredRow)[column])).size <= 1;
+  const telling = key.filter((column) => !(isConstant(a, column) && isConstant(b, column)));
+  return telling.length > 0 ? telling : key;
+}
+
+/**
+ * Two tables side by side, as {@linkcode compareRuns}.
+ *
+ * @throws {TypeError} when a table lacks a column of `on`
+ * @throws {RangeError} when `on` does not tell the rows of a table apart
+ */
+export async function compareTables(
+  a: TableLike,
+  b: TableLike,
+  on: readonly string[],
+): Promise<ColumnTable> {
+  for (const table of [a, b]) {
+    const missing = on.filter((column) => !table.columnNames().includes(column));
+    if (on.length === 0 || missing.length > 0) {
+      throw new TypeError(
+        `Cannot compare tables: both must have the columns joined on, got ${
+          missing.join(", ") || "none to join on"
+        }`,
+      );
+    }
+  }
+  const keyed = (table: TableLike, which: string) => {
+    const rows = new Map<string, MeasuredRow>();
+    for (const row of table.objects() as MeasuredRow[]) {
+      const key = JSON.stringify(on.map((column) => row[column] ?? null));
+      if (rows.has(key)) {
+        throw new RangeError(
+          `Cannot compare tables: ${on.join(", ")} must tell rows apart, got ${
+            shown(key)
+          } twice in the ${which}`,
+        );
+      }
+      rows.set(key, row);
+    }
+    return rows;
+  };
+  const rowsA = keyed(a, "first"), rowsB = keyed(b, "second");
+  const keys = [...new Set([...rowsA.keys(), ...rowsB.keys()])];
+  const others = [...new Set([...a.columnNames(), ...b.columnNames()])].filter((name) => !on.includes(name));
+  const pairs = keys.map((key) => [rowsA.get(key), rowsB.get(key)] as const);
+  const columns: [string, unknown[]][] = on.map((column) => [
+    column,
+    pairs.map(([rowA, rowB]) => (rowA ?? rowB)![column] ?? null),
+  ]);
+  columns.push([
+    "in",
+    pairs.map(([rowA, rowB]) => rowA === undefined ? "b" : rowB === undefined ? "a" : "both"),
+  ]);
+  for (const column of others) {
+    const valuesA = pairs.map(([row]) => row?.[column] ?? null);
+    const valuesB = pairs.map(([, row]) => row?.[column] ?? null);
+    if ([...valuesA, ...valuesB].every((value) => value === null)) continue;
+    columns.push([`${column}A`, valuesA], [`${column}B`, valuesB]);
+    if ([...valuesA, ...valuesB].every((value) => value === null || typeof value === "number")) {
+      columns.push([
+        `${column}Difference`,
+        valuesA.map((value, i) => {
+          const other = valuesB[i];
+          return value === null || other === null ? null : Number(other) - Number(value);
+        }),
+      ]);
+    }
+  }
+  const { table } = await loadArquero();
+  return table(columns);
+}
+
 /** A table with a column for every key that any row has. */
 export async function tableOf(rows: readonly MeasuredRow[]): Promise<ColumnTable> {
-  const { from } = await import("arquero");
+  const { from } = await loadArquero();
   const keys = [...new Set(rows.flatMap((row) => Object.keys(row)))];
   return from(rows.map((row) => Object.fromEntries(keys.map((key) => [key, row[key] ?? null]))));
 }
@@ -34,7 +272,7 @@ export interface SolverComparison {
  * ```
  */
 export async function compareSolvers(rows: readonly MeasuredRow[]): Promise<SolverComparison[]> {
-  const { escape, op } = await import("arquero");
+  const { escape, op } = await loadArquero();
   const timeOf = ({ ratio }: MeasuredRow) => (ratio as { readonly median: number } | null)?.median ?? null;
   const table = await tableOf(rows.map((row) => ({ ...row, timeRatio: timeOf(row) })));
   if (!["model", "bits", "solver", "relativeRmsError"].every((name) => table.columnNames().includes(name))) {

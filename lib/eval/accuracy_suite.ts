@@ -4,23 +4,42 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type DitModel, loadModel, loadTokenizer, type MaskedTransformer } from "../models/mod.ts";
+import {
+  type DitModel,
+  encodePng,
+  loadModel,
+  loadTokenizer,
+  type MaskedTransformer,
+  tileImages,
+} from "../models/mod.ts";
 import { readJsonFile } from "../tensor/mod.ts";
 import { DRAWING, type GlyphPlan, type ModelPlan, planModels, type PuzzlePlan } from "./accuracy_plan.ts";
 import { loadClassifier, loadFeatureStatistics } from "./classifier.ts";
-import { drawImages, readImages, scoreImages, timestepErrors, trajectoryDrift } from "./dit_metrics.ts";
+import {
+  drawImages,
+  type DrawnImages,
+  readImages,
+  scoreImages,
+  timestepErrors,
+  trajectoryDrift,
+} from "./dit_metrics.ts";
 import {
   compareMasked,
   type MaskedComparison,
   maskedSequences,
   scoreTasks,
+  type SolvedPuzzle,
   solvePuzzles,
 } from "./dream_tasks.ts";
 import { measureSequences, measureTrajectories } from "./fidelity_report.ts";
 import { FrechetReference } from "./frechet.ts";
 import { type Interval, pairedDifference, stratifiedMean } from "./intervals.ts";
 import { atEverySetting, circumstances, nameOf, type Setting, span, threadsOf } from "./settings.ts";
-import type { BenchContext, Goal, Section, Suite, SuiteReport } from "./suite.ts";
+import type { BenchContext, Goal, Sample, Section, Suite, SuiteReport } from "./suite.ts";
+
+/** Samples of each model and setting that a report shows: the first of each task, or the first images. */
+const SHOWN_IMAGES = 12;
+const SHOWN_PUZZLES = 4;
 
 /** A published score against the interval of this run; nothing to compare where the file is not there. */
 function referenceGoal(path: string, what: string, keys: readonly string[], measured: Interval): Goal[] {
@@ -193,7 +212,50 @@ async function measurePuzzles(
       ...sensitivityGoal(path, "puzzles", rows),
     ],
     skipped: [],
+    quantized: rows.flatMap(({ quantized }) => quantized ?? []),
+    samples: rows.flatMap(({ setting, result }) => shownPuzzles(nameOf(path), setting, result.solved)),
   };
+}
+
+/** The first puzzles of each task. */
+function shownPuzzles(model: string, setting: Setting, solved: readonly SolvedPuzzle[]): Sample[] {
+  const shown = [...Map.groupBy(solved, ({ puzzle }) => puzzle.task).values()].flatMap((own) =>
+    own.slice(0, SHOWN_PUZZLES)
+  );
+  return shown.map(({ puzzle, answer, isCorrect }, sample) => ({
+    model,
+    setting: setting.name,
+    sample,
+    label: puzzle.task,
+    prompt: puzzle.prompt,
+    expected: puzzle.answer,
+    answer,
+    isCorrect,
+  }));
+}
+
+/** The first images, as files. */
+function shownImages(
+  model: string,
+  setting: Setting,
+  { images, labels, elements }: DrawnImages,
+  isRecognized: readonly boolean[],
+  channels: number,
+): Sample[] {
+  if (channels !== 1 && channels !== 3) return []; // not a picture that a PNG of this kind can hold
+  const size = Math.sqrt(elements / channels);
+  return Array.from(labels.subarray(0, SHOWN_IMAGES), (label, sample) => {
+    const image = images.subarray(sample * elements, (sample + 1) * elements);
+    const { pixels, width, height } = tileImages(image, channels, size, 1);
+    return {
+      model,
+      setting: setting.name,
+      sample,
+      label: String(label),
+      isCorrect: isRecognized[sample]!,
+      png: encodePng(pixels, width, height, channels),
+    };
+  });
 }
 
 async function measureGlyphs(
@@ -215,13 +277,15 @@ async function measureGlyphs(
   const seeded = { seed: options.seed };
   let full: DitModel | undefined;
   let fullDrawn: ReturnType<typeof drawImages> | undefined;
-  const measured = await atEverySetting(context, path, (folder) => {
+  const measured = await atEverySetting(context, path, (folder, setting) => {
     const model = load(folder);
     full ??= model;
     const drawn = drawImages(model, scheduler, count, { ...DRAWING, ...seeded, trajectory: true });
     fullDrawn ??= drawn;
+    const scores = scoreImages(drawn, classifier, reference, seeded);
     return {
-      scores: scoreImages(drawn, classifier, reference, seeded),
+      scores,
+      shown: shownImages(nameOf(path), setting, drawn, scores.isRecognized, model.config.channels),
       errors: timestepErrors(full, model, scheduler, real, {
         ...seeded,
         imagesPerTimestep: Math.min(32, count),
@@ -306,6 +370,8 @@ async function measureGlyphs(
       ...noiseGoal(path, rows),
     ],
     skipped: [],
+    quantized: rows.flatMap(({ quantized }) => quantized ?? []),
+    samples: rows.flatMap(({ result }) => result.shown),
   };
 }
 
@@ -335,6 +401,8 @@ export const accuracySuite: Suite = {
       rows: reports.flatMap(({ rows }) => rows),
       goals: reports.flatMap(({ goals }) => goals),
       skipped: reports.flatMap(({ skipped }) => skipped),
+      quantized: reports.flatMap(({ quantized = [] }) => quantized),
+      samples: reports.flatMap(({ samples = [] }) => samples),
     };
   },
 };

@@ -299,8 +299,9 @@ export function compareMasked(
       part.flatMap(({ places }, i) => places.map((place) => i * PUZZLE_TOKENS + Math.max(0, place - 1)) // Dream's shift
       ),
     );
-    const fullLogits = full.forward(ids, part.length, { rows });
-    const otherLogits = other === full ? fullLogits : other.forward(ids, part.length, { rows });
+    const t = part.map(({ maskRatio }) => maskRatio);
+    const fullLogits = full.forward(ids, part.length, { rows, t });
+    const otherLogits = other === full ? fullLogits : other.forward(ids, part.length, { rows, t });
     let row = 0;
     for (const sequence of part) {
       let kl = 0, right = 0, fullRight = 0;

@@ -70,6 +70,7 @@ export async function measureSequences(
     })),
     goals: [],
     skipped: [noAccuracy(path, kind, reason)],
+    quantized: rows.flatMap(({ quantized }) => quantized ?? []),
   };
 }
 
@@ -124,5 +125,6 @@ export async function measureTrajectories(
     })),
     goals: [],
     skipped: [noAccuracy(path, "dit", reason)],
+    quantized: rows.flatMap(({ quantized }) => quantized ?? []),
   };
 }

@@ -76,14 +76,20 @@ export const GGML_QUANTIZE = (type: GgmlType) => `ggml quantize_${type}`;
 export const GGML_QUANTIZE_SIMD = (type: GgmlSimdType) => `ggml quantize_row_${type} simd`;
 export const GGML_DEQUANTIZE = (type: GgmlType) => `ggml dequantize_row_${type}`;
 
-/** ggml's public quantizer. */
-export function ggmlQuantizeCase(ggml: Ggml, operands: Operands, type: GgmlType): KernelCase {
+/** ggml's public quantizer, with an importance matrix or without. */
+export function ggmlQuantizeCase(
+  ggml: Ggml,
+  operands: Operands,
+  type: GgmlType,
+  importance?: Float32Array<ArrayBuffer>,
+): KernelCase {
   const { buffer, refill } = operands.input("F32");
   const weights = buffer as Float32Array<ArrayBuffer>;
   const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
-  const run = () => ggml.quantize(type, weights, packed, operands.rows, operands.cols);
+  const run = () => ggml.quantize(type, weights, packed, operands.rows, operands.cols, importance);
+  const name = GGML_QUANTIZE(type) + (importance ? ", weighted" : "");
   return {
-    ...ggmlCase(ggml, GGML_QUANTIZE(type), operands, `F32 to ${type}`),
+    ...ggmlCase(ggml, name, operands, `F32 to ${type}`),
     bytes: weights.byteLength + run(),
     contender: { prepare: refill, run },
     check: () => {

@@ -3,7 +3,7 @@
  * threads and instruction sets, with the goals of the project beside what was measured.
  */
 import { type InstructionSet, type Kernels, openKernels } from "../native/mod.ts";
-import { type BitWidth, dequantize, quantize } from "../quant/mod.ts";
+import { type BitWidth, dequantize, packedBytes, quantize } from "../quant/mod.ts";
 import { OtherLoad } from "./environment.ts";
 import { GGML_TYPES, type GgmlConversion, type GgmlType, openGgml } from "./ggml.ts";
 import {
@@ -45,6 +45,8 @@ import {
   memcpyCase,
 } from "./kernel_peers.ts";
 import { measureProducts } from "./product_suite.ts";
+import { TWO_LEVEL_SPECS, twoLevelCase, twoLevelName } from "./kernel_two_level.ts";
+import { uniformGenerator } from "./random.ts";
 import type { Summary } from "./statistics.ts";
 import type { BenchContext, Suite, SuiteReport } from "./suite.ts";
 import { rate } from "./timing.ts";
@@ -166,6 +168,39 @@ async function measureClip(bench: KernelBench): Promise<void> {
     measured: `${speed.toFixed(0)} Mw/s`,
     met: speed >= 100,
   });
+}
+
+/** Column weights between 0.1 and 10, evenly on a logarithmic scale. */
+function importanceOf(cols: number): Float32Array<ArrayBuffer> {
+  const uniform = uniformGenerator(5);
+  return Float32Array.from({ length: cols }, () => 10 ** (2 * uniform() - 1));
+}
+
+async function measureTwoLevel(bench: KernelBench): Promise<void> {
+  const { handle, ggml } = bench;
+  const importance = importanceOf(COLS);
+  const ratios: RatioOf[] = TWO_LEVEL_SPECS.flatMap((spec) =>
+    ["", ", weighted"].map((suffix) => ({
+      of: twoLevelName(spec) + suffix,
+      to: GGML_QUANTIZE(spec.peer) + suffix,
+    }))
+  );
+  const operands = bench.operands(bench.scale.inCacheRows);
+  const group = await bench.measure(new Group("Search of two-level scales", "in cache", ratios), [
+    memcpyOf(operands),
+    ...TWO_LEVEL_SPECS.flatMap((spec) => [
+      twoLevelCase(handle, operands, spec),
+      ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer)] : []),
+      twoLevelCase(handle, operands, spec, importance),
+      ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer, importance)] : []),
+    ]),
+  ]);
+  for (const { peer, ...spec } of TWO_LEVEL_SPECS) {
+    for (const suffix of ["", ", weighted"]) {
+      const speed = group.speed(twoLevelName(spec) + suffix, GGML_QUANTIZE(peer) + suffix);
+      bench.ratioGoal(`${twoLevelName(spec)}${suffix} / ggml ${peer}`, 7, [[group.place, speed]], NO_GGML);
+    }
+  }
 }
 
 /** ggml's formats of each width, among which the fastest is the one to match. */
@@ -497,6 +532,20 @@ function measureErrors(bench: KernelBench): void {
       });
     }
   }
+  for (const spec of TWO_LEVEL_SPECS) {
+    const { bits, groupSize, scaleBits } = spec;
+    const tensor = quantize(kernels, { data: weights, dtype: "F32" }, rows, COLS, {
+      bits,
+      groupSize,
+      scaleBits,
+    });
+    found.push({
+      name: twoLevelName(spec),
+      library: "arrowquant",
+      bitsPerWeight: (packedBytes(rows, COLS, bits, groupSize, "real", scaleBits) - 16) * 8 / count,
+      error: relativeDifference(dequantize(kernels, tensor), weights),
+    });
+  }
   if (ggml) {
     const packed = new Uint8Array(2 * count), restored = new Float32Array(count);
     for (const type of GGML_TYPES) {
@@ -552,6 +601,8 @@ function measureErrors(bench: KernelBench): void {
   };
   against("round 4 bits, g 32, symmetric", "q4_0", 4.5);
   against("round 8 bits, g 32, symmetric", "q8_0", 8.5);
+  against(twoLevelName(TWO_LEVEL_SPECS[0]), "q2_K", 2.625);
+  against(twoLevelName(TWO_LEVEL_SPECS[1]), "q4_K", 4.5);
   const clip = errorOf("clip 2 bits, g 64, real")!;
   bench.goals.push({
     goal: "error of clip 2 bits, g 64, real",
@@ -585,6 +636,7 @@ async function measureAll(context: BenchContext, scale: KernelScale): Promise<Su
     await measureThreads(bench);
     await measureInstructionSets(bench);
     await measureClip(bench);
+    await measureTwoLevel(bench);
     measureErrors(bench);
     await measureRound(bench);
     await measureDequantize(bench);

@@ -1,4 +1,6 @@
 /** Measuring: the suites of the bench, the peers they measure against, and how samples become numbers. */
+export { accuracySuite } from "./accuracy_suite.ts";
+export { benchOptions } from "./bench_options.ts";
 export { checkpointSuite, measureStored, type StoredCheckpoint } from "./checkpoint_suite.ts";
 export {
   type Environment,

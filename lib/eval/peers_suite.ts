@@ -9,12 +9,13 @@ import { openCheckpoint } from "../tensor/mod.ts";
 import { openGgml } from "./ggml.ts";
 import type { Interval } from "./intervals.ts";
 import type { Contender, Target } from "./peers/contender.ts";
-import { ggmlContenders, gridContenders } from "./peers/contenders.ts";
+import { ggmlContenders, gridContenders, ladderContenders } from "./peers/contenders.ts";
 import { calibrationOf, collectInputs } from "./peers/inputs.ts";
-import type { MethodKind } from "./peers/method.ts";
+import { gridName, type MethodKind } from "./peers/method.ts";
 import { quantizedLayers, type QuantizedModel } from "./peers/quantized_model.ts";
 import { type Measurement, yardstickOf } from "./peers/yardstick.ts";
-import type { BenchContext, Section, Skipped, Suite, SuiteReport } from "./suite.ts";
+import type { Kernels } from "../native/mod.ts";
+import type { BenchContext, Goal, Section, Skipped, Suite, SuiteReport } from "./suite.ts";
 
 const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
 const span = ({ value, low, high }: Interval, digits: number) =>
@@ -40,7 +41,7 @@ function skippedReport(what: string, reason: string): SuiteReport {
 async function measureModel(
   context: BenchContext,
   path: string,
-  open: typeof openGgml,
+  { open, contenders: own, goals }: PeersOptions,
 ): Promise<SuiteReport> {
   const { kernels, environment, options } = context;
   const { seed, quick } = options;
@@ -84,9 +85,11 @@ async function measureModel(
     const [what, reason] = text.split(": ") as [string, string];
     return { what: `${name}: ${what}`, reason };
   });
-  const opened = await open();
-  const ggml = "reason" in opened ? undefined : opened;
-  if ("reason" in opened) skipped.push({ what: `${name}: ggml`, reason: opened.reason });
+  const opened = await open?.();
+  const ggml = opened === undefined || "reason" in opened ? undefined : opened;
+  if (opened !== undefined && "reason" in opened) {
+    skipped.push({ what: `${name}: ggml`, reason: opened.reason });
+  }
   const rivals = ggml && ggmlContenders(ggml, layers);
   skipped.push(...(rivals?.skipped ?? []).map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })));
 
@@ -111,7 +114,7 @@ async function measureModel(
   };
   try {
     await measure(undefined);
-    for (const contender of gridContenders(kernels, options)) await measure(contender);
+    for (const contender of own(kernels, options)) await measure(contender);
     for (const contender of rivals?.contenders ?? []) await measure(contender);
   } finally {
     ggml?.close();
@@ -191,27 +194,87 @@ async function measureModel(
   for (const { contender, quantized } of measured) {
     for (const note of quantized?.notes ?? []) context.progress(`${name}, ${contender!.name}, ${note}`);
   }
-  return { sections: [section], rows, goals: [], skipped };
+  return { sections: [section], rows, goals: goals(name, measured, yardstick.distance), skipped };
 }
 
-/** The suite with a way to open ggml. */
-export function peersSuiteOf(open: typeof openGgml): Suite {
+/** Our goals against the rivals of the same run, at each setting. */
+function rivalGoals(name: string, measured: readonly Measured[], unit: string): Goal[] {
+  const full = measured.find(({ contender }) => contender === undefined)?.measurement.scores.at(-1)
+    ?.exactMatch;
+  return measured.flatMap(({ contender, measurement }): Goal[] => {
+    const { bits, groupSize } = contender ?? {};
+    if (bits === undefined || groupSize === undefined) return [];
+    const own = gridName("best", { bits, groupSize });
+    if (contender!.name !== own) return [];
+    const { value } = measurement.distance;
+    const atMost = (rival: string, factor: number): Goal[] => {
+      const rivalName = gridName(rival, { bits, groupSize });
+      const other = measured.find((each) => each.contender?.name === rivalName)?.measurement.distance.value;
+      if (other === undefined) return [];
+      return [{
+        goal: `${name}, ${own}: ${unit}, beside ${rival}`,
+        wanted: `at most ${factor} ×`,
+        measured: `${(value / other).toFixed(3)} × (${value.toPrecision(3)} / ${other.toPrecision(3)})`,
+        met: value <= factor * other,
+      }];
+    };
+    const exact = measurement.scores.at(-1)?.exactMatch;
+    return [
+      ...atMost("round", unit.startsWith("KL") ? 0.05 : 0.1),
+      ...atMost("HQQ", 1),
+      ...atMost("GPTQ", 1.1),
+      ...(full === undefined || exact === undefined ? [] : [{
+        goal: `${name}, ${own}: exact match of all tasks`,
+        wanted: `${(full.value - 0.02).toFixed(3)} or inside full precision's interval`,
+        measured: span(exact, 3),
+        met: exact.value >= full.value - 0.02 || exact.value >= full.low,
+      }]),
+    ];
+  });
+}
+
+interface PeersOptions {
+  /** How ggml is opened; without it only our own contenders take part. */
+  readonly open?: typeof openGgml | undefined;
+  readonly contenders: (kernels: Kernels, options: BenchContext["options"]) => Contender[];
+  readonly goals: (name: string, measured: readonly Measured[], unit: string) => Goal[];
+}
+
+function suiteOf(about: Pick<Suite, "name" | "summary">, peers: PeersOptions): Suite {
   return {
-    name: "peers",
-    summary: "our solvers beside HQQ, GPTQ and ggml: bits, KL, puzzles, seconds",
+    ...about,
     defaults: { bits: [2], groupSizes: [0, 32] },
     run: async (context) => {
       const reports: SuiteReport[] = [];
-      for (const path of context.options.models) reports.push(await measureModel(context, path, open));
+      for (const path of context.options.models) reports.push(await measureModel(context, path, peers));
       return {
         sections: reports.flatMap(({ sections }) => sections),
         rows: reports.flatMap(({ rows }) => rows),
-        goals: [],
+        goals: reports.flatMap(({ goals }) => goals),
         skipped: reports.flatMap(({ skipped }) => skipped),
       };
     },
   };
 }
 
+/** The suite with a way to open ggml. */
+export function peersSuiteOf(open: typeof openGgml): Suite {
+  return suiteOf({
+    name: "peers",
+    summary: "our solvers beside HQQ, GPTQ and ggml: bits, KL, puzzles, seconds",
+  }, {
+    open,
+    contenders: (kernels, options) =>
+      gridContenders(kernels, { ...options, solvers: ["round", "clip", "feedback", "best"] }),
+    goals: rivalGoals,
+  });
+}
+
 /** Our solvers beside HQQ, GPTQ and ggml on the reference models, or those of `--model`. */
 export const peersSuite: Suite = peersSuiteOf(openGgml);
+
+/** What each step of our own solvers gains and costs. */
+export const solversSuite: Suite = suiteOf(
+  { name: "solvers", summary: "the solver ladder, step by step: KL or noise error, puzzles, seconds" },
+  { contenders: (_, options) => ladderContenders(options), goals: () => [] },
+);

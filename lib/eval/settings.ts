@@ -7,7 +7,7 @@ import { type BitWidth, MAX_THREADS, type Solver } from "../quant/mod.ts";
 import { measureStored } from "./checkpoint_suite.ts";
 import { collectGarbage } from "./environment.ts";
 import type { Interval } from "./intervals.ts";
-import type { BenchContext } from "./suite.ts";
+import type { BenchContext, QuantizedSetting } from "./suite.ts";
 import { withTemporaryFolder } from "./temporary_folder.ts";
 
 /** A model as it is or quantized in one way. */
@@ -24,6 +24,8 @@ export interface Measured {
   readonly relativeRmsError: number | undefined;
   readonly quantizeSeconds: number | undefined;
   readonly seconds: number;
+  /** What the pipeline did; undefined for full precision. */
+  readonly quantized: QuantizedSetting | undefined;
 }
 
 /** Last part of a path. */
@@ -53,7 +55,7 @@ export async function atEverySetting<Result>(
   await withTemporaryFolder(async (temporary) => {
     for (const setting of settingsOf(context)) {
       context.progress(`${nameOf(path)}, ${setting.name}`);
-      let folder = path, stored, quantizeSeconds;
+      let folder = path, stored, quantizeSeconds, quantized;
       if (setting.bits !== undefined) {
         folder = join(temporary, "quantized");
         const { config } = resolveConfig({
@@ -66,8 +68,15 @@ export async function atEverySetting<Result>(
         });
         await collectGarbage(); // the model before this one
         const begin = performance.now();
-        await quantizeCheckpoint({ input: path, output: folder, config, kernels, force: true });
+        const { layers, layerMilliseconds } = await quantizeCheckpoint({
+          input: path,
+          output: folder,
+          config,
+          kernels,
+          force: true,
+        });
         quantizeSeconds = (performance.now() - begin) / 1000;
+        quantized = { model: nameOf(path), setting: setting.name, layers, layerMilliseconds };
         stored = measureStored(kernels, path, folder);
       }
       await collectGarbage(); // what was read back
@@ -79,6 +88,7 @@ export async function atEverySetting<Result>(
         relativeRmsError: stored?.relativeRmsError,
         quantizeSeconds,
         seconds: (performance.now() - begin) / 1000,
+        quantized,
         result,
       });
     }

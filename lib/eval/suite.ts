@@ -1,5 +1,6 @@
 /** What a suite of the bench is and what it hands back; suites.ts lists them, scripts/bench.ts prints them. */
 import type { BackendChoice, Kernels } from "../native/mod.ts";
+import type { RunReport } from "../pipeline.ts";
 import type { BitWidth, GroupSize, Solver } from "../quant/mod.ts";
 import type { Environment } from "./environment.ts";
 import type { Column, TableRow } from "./table.ts";
@@ -58,6 +59,27 @@ export interface Goal {
   readonly reason?: string;
 }
 
+/** What a model made at one setting, to be looked at: the same `sample` has the same prompt or noise at each. */
+export interface Sample {
+  readonly model: string;
+  readonly setting: string;
+  readonly sample: number;
+  /** Task, or class asked for. */
+  readonly label: string;
+  readonly prompt?: string;
+  readonly expected?: string;
+  readonly answer?: string;
+  readonly isCorrect: boolean;
+  /** A PNG file's bytes. */
+  readonly png?: Uint8Array;
+}
+
+/** What the pipeline did to a model at one setting. */
+export interface QuantizedSetting extends Pick<RunReport, "layers" | "layerMilliseconds"> {
+  readonly model: string;
+  readonly setting: string;
+}
+
 /** Something that this run left out. */
 export interface Skipped {
   readonly what: string;
@@ -70,6 +92,10 @@ export interface SuiteReport {
   readonly rows: readonly Readonly<Record<string, unknown>>[];
   readonly goals: readonly Goal[];
   readonly skipped: readonly Skipped[];
+  readonly quantized?: readonly QuantizedSetting[];
+  readonly samples?: readonly Sample[];
+  /** Rows of the tables of lib/analysis/schema.ts by the table's name, for what is nowhere above. */
+  readonly tables?: Readonly<Record<string, readonly Readonly<Record<string, unknown>>[]>>;
 }
 
 /** One entry of the bench. */

@@ -2,7 +2,7 @@
 import { accuracySuite } from "./accuracy_suite.ts";
 import { checkpointSuite } from "./checkpoint_suite.ts";
 import { kernelSuite } from "./kernel_suite.ts";
-import { peersSuite } from "./peers_suite.ts";
+import { peersSuite, solversSuite } from "./peers_suite.ts";
 import { processSuite } from "./process_suite.ts";
 import type { Suite } from "./suite.ts";
 
@@ -13,4 +13,5 @@ export const SUITES: readonly Suite[] = [
   kernelSuite,
   peersSuite,
   processSuite,
+  solversSuite,
 ];

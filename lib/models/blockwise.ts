@@ -2,7 +2,9 @@
  * A model run a block at a time, with other weights where that is wanted and an eye on what its linear layers read: what
  * calibration and solving need of a model, whatever its family.
  */
+import type { TimeParameters } from "../time/mod.ts";
 import type { Matrix } from "./kernels.ts";
+import { shown } from "./model_config.ts";
 import type { LinearLayer } from "./tensors.ts";
 
 /**
@@ -49,4 +51,23 @@ export function withWeights(
 ): LinearLayer {
   const other = weights?.get(layer.name);
   return other === undefined ? layer : { ...layer, weights: other };
+}
+
+/**
+ * Time parameters belong to the weights that a model was loaded with: others cannot take their place.
+ *
+ * @throws {TypeError} on a model with time parameters
+ */
+export function checkPlain(
+  { path, timeParameters }: {
+    readonly path: string;
+    readonly timeParameters: TimeParameters | undefined;
+  },
+): void {
+  if (timeParameters === undefined) return;
+  throw new TypeError(
+    `Cannot run ${
+      shown(path)
+    }: with other weights or block by block it must have no time parameters, got some`,
+  );
 }

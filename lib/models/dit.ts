@@ -5,8 +5,9 @@
 import { CheckpointError, WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
-import { type Blockwise, type LayerOptions, type Stage, withWeights } from "./blockwise.ts";
-import type { ForwardCost } from "./masked_transformer.ts";
+import type { TimeParameters } from "../time/mod.ts";
+import { type Blockwise, checkPlain, type LayerOptions, type Stage, withWeights } from "./blockwise.ts";
+import type { ForwardCost, TransformerOptions } from "./masked_transformer.ts";
 import { ConfigFields, MAX_BLOCKS, shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
@@ -18,12 +19,13 @@ import {
   type TensorList,
   type WantedTensor,
 } from "./tensors.ts";
+import { TimeAwareLayers } from "./time_aware.ts";
 import { Workspace } from "./workspace.ts";
 
 /** Inputs of the timestep's embedding: diffusers fixes it. */
-const TIMESTEP_CHANNELS = 256;
+export const TIMESTEP_CHANNELS = 256;
 /** Epsilon of the norms in front of attention and of the output; that in front of the feed-forward is configured. */
-const NORM_EPSILON = 1e-6;
+export const NORM_EPSILON = 1e-6;
 
 /** Most numbers of the table of positions, 1 GiB: no tensor has a size that would speak against a larger image. */
 const MAX_POSITION_ELEMENTS = 2 ** 28;
@@ -49,7 +51,8 @@ export interface DitConfig {
   readonly normHasWeights: boolean;
 }
 
-interface Block {
+/** One block's weights. */
+export interface DitBlock {
   readonly name: string;
   readonly timestep1: LinearLayer;
   readonly timestep2: LinearLayer;
@@ -179,6 +182,16 @@ export function ditForwardCost(config: DitConfig, batch: number): ForwardCost {
   };
 }
 
+/** The weights of a DiT, and the embedding of its positions. */
+export interface DitParts {
+  readonly patch: LinearLayer;
+  /** `f32[tokens, width]` */
+  readonly positions: Float32Array<ArrayBuffer>;
+  readonly blocks: readonly DitBlock[];
+  readonly output1: LinearLayer;
+  readonly output2: LinearLayer;
+}
+
 /** Noisy images that are run together, for a model run block by block. */
 export interface ImageBatch {
   /** `f32[batch, channels, size, size]` */
@@ -193,11 +206,15 @@ export class DitModel implements Blockwise<ImageBatch> {
   readonly #workspace = new Workspace();
   readonly #patch: LinearLayer;
   readonly #positions: Float32Array<ArrayBuffer>;
-  readonly #blocks: readonly Block[];
+  readonly #blocks: readonly DitBlock[];
   readonly #output1: LinearLayer;
   readonly #output2: LinearLayer;
+  readonly #timeAware: TimeAwareLayers | undefined;
   /** Bytes of the weights as they are held. */
   readonly weightBytes: number;
+  readonly threads: number;
+  /** What it selects by time, undefined for nothing. */
+  readonly timeParameters: TimeParameters | undefined;
 
   constructor(
     /** Path of the checkpoint, for messages. */
@@ -205,8 +222,10 @@ export class DitModel implements Blockwise<ImageBatch> {
     readonly config: DitConfig,
     readonly kernels: Kernels,
     tensors: ModelTensors,
-    readonly threads = 1,
+    { threads = 1, timeParameters }: TransformerOptions = {},
   ) {
+    this.threads = threads;
+    this.timeParameters = timeParameters;
     this.#operations = new Operations(kernels, threads);
     const linear = (name: string, bias = true) =>
       tensors.linear(`${name}.weight`, bias ? `${name}.bias` : undefined);
@@ -233,6 +252,28 @@ export class DitModel implements Blockwise<ImageBatch> {
     this.#output1 = linear("proj_out_1");
     this.#output2 = linear("proj_out_2");
     this.weightBytes = tensors.bytes;
+    this.#timeAware = timeParameters &&
+      new TimeAwareLayers(timeParameters, this.#operations, this.#linearLayers(), path);
+  }
+
+  *#linearLayers(): Generator<LinearLayer> {
+    yield this.#patch;
+    for (const block of this.#blocks) {
+      yield* [block.timestep1, block.timestep2, block.modulation, block.query, block.key, block.value];
+      yield* [block.attentionOutput, block.feedForward1, block.feedForward2];
+    }
+    yield* [this.#output1, this.#output2];
+  }
+
+  /** The weights as they are held, for what computes gradients. */
+  get parts(): DitParts {
+    return {
+      patch: this.#patch,
+      positions: this.#positions,
+      blocks: this.#blocks,
+      output1: this.#output1,
+      output2: this.#output2,
+    };
   }
 
   /** Bytes of positions and of scratch held for the largest call so far. */
@@ -261,7 +302,8 @@ export class DitModel implements Blockwise<ImageBatch> {
     labels: ArrayLike<number>,
     options: LayerOptions = {},
   ): Float32Array {
-    const batch = this.#checkInput(samples, timesteps, labels);
+    const batch = this.checkInput(samples, timesteps, labels);
+    if (options.weights !== undefined) checkPlain(this);
     const output = this.#run(samples, timesteps, labels, batch, options, undefined);
     if (allFinite(output)) return output;
     this.#run(samples, timesteps, labels, batch, options, (place, values) => {
@@ -275,7 +317,8 @@ export class DitModel implements Blockwise<ImageBatch> {
     return output;
   }
 
-  #checkInput(samples: Float32Array, timesteps: ArrayLike<number>, labels: ArrayLike<number>): number {
+  /** Images of a batch. @throws as {@linkcode DitModel.forward} */
+  checkInput(samples: Float32Array, timesteps: ArrayLike<number>, labels: ArrayLike<number>): number {
     const fail = (reason: string) => `Cannot run ${shown(this.path)}: ${reason}`;
     const batch = samples.length / this.imageElements;
     if (!(samples instanceof Float32Array) || !Number.isInteger(batch) || batch < 1) {
@@ -315,6 +358,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     options: LayerOptions,
     inspect: ((place: string, values: Float32Array) => void) | undefined,
   ): Float32Array {
+    this.#timeAware?.begin(timesteps, batch);
     const hidden = this.#workspace.take("hidden", batch * this.#tokens * this.config.hiddenSize);
     this.#embed(samples, batch, hidden, options);
     inspect?.(this.#patch.name, hidden);
@@ -349,7 +393,9 @@ export class DitModel implements Blockwise<ImageBatch> {
     { observe, weights }: LayerOptions,
   ): void {
     observe?.(layer, x, rows);
-    this.#operations.linear(withWeights(layer, weights), x, rows, out);
+    const timeAware = this.#timeAware;
+    if (timeAware === undefined) this.#operations.linear(withWeights(layer, weights), x, rows, out);
+    else timeAware.linear(layer, x, rows, out);
   }
 
   #embed(
@@ -377,7 +423,7 @@ export class DitModel implements Blockwise<ImageBatch> {
 
   /** What a block's modulation is computed from: its embeddings of the timesteps and the classes. */
   #condition(
-    block: Block,
+    block: DitBlock,
     waves: Float32Array,
     labels: ArrayLike<number>,
     batch: number,
@@ -397,7 +443,7 @@ export class DitModel implements Blockwise<ImageBatch> {
 
   /** One block, in place. */
   #runBlock(
-    block: Block,
+    block: DitBlock,
     hidden: Float32Array<ArrayBuffer>,
     waves: Float32Array,
     labels: ArrayLike<number>,
@@ -481,8 +527,10 @@ export class DitModel implements Blockwise<ImageBatch> {
     ];
   }
 
+  /** @throws {TypeError} on a model with time parameters, too */
   start({ samples, timesteps, labels }: ImageBatch): Float32Array<ArrayBuffer> {
-    const batch = this.#checkInput(samples, timesteps, labels);
+    checkPlain(this);
+    const batch = this.checkInput(samples, timesteps, labels);
     const hidden = new Float32Array(batch * this.#tokens * this.config.hiddenSize);
     this.#embed(samples, batch, hidden, {});
     return hidden;
@@ -514,7 +562,7 @@ export function ditFrom(checkpoint: Checkpoint, kernels: Kernels, options: LoadO
   }
   const config = ditConfig(ConfigFields.of(checkpoint));
   const tensors = new ModelTensors(checkpoint, kernels, ditTensors(config));
-  return new DitModel(checkpoint.path, config, kernels, tensors, options.threads);
+  return new DitModel(checkpoint.path, config, kernels, tensors, options);
 }
 
 /**
@@ -555,6 +603,26 @@ function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffe
     }
   }
   return out;
+}
+
+/** The way back of `unpatchify`. */
+export function unpatchifyBackward(images: Float32Array, config: DitConfig, out: Float32Array): void {
+  const { outputChannels: channels, sampleSize: size, patchSize: patch } = config;
+  const side = size / patch, batch = images.length / (channels * size * size);
+  let at = 0;
+  for (let b = 0; b < batch; b++) {
+    for (let y = 0; y < side; y++) {
+      for (let x = 0; x < side; x++) {
+        for (let p = 0; p < patch; p++) {
+          for (let q = 0; q < patch; q++) {
+            for (let c = 0; c < channels; c++) {
+              out[at++] = images[((b * channels + c) * size + y * patch + p) * size + x * patch + q]!;
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 function allFinite(values: Float32Array): boolean {

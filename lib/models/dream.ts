@@ -117,7 +117,7 @@ export function dreamFrom(
   }
   const config = dreamConfig(ConfigFields.of(checkpoint));
   const tensors = new ModelTensors(checkpoint, kernels, dreamTensors(config));
-  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options.threads);
+  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options);
 }
 
 /** What a Dream model of these sizes has. */
@@ -269,7 +269,7 @@ export function* dreamSteps(
     );
     const rows = Int32Array.from(looked.flat(), (place) => place % tokens === 0 ? place : place - 1);
     if (rows.length > 0) {
-      const logits = model.forward(x, batch, { rows, attentionMask });
+      const logits = model.forward(x, batch, { rows, attentionMask, t: times[step]! });
       let row = 0;
       for (const [b, places] of looked.entries()) {
         const random = randoms[b]!;

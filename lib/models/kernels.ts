@@ -5,7 +5,7 @@
  */
 import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { groupCount, type PackedTensor, packedWords } from "../quant/layout.ts";
+import { checkPackedTensor, type OneLevelTensor, type PackedTensor } from "../quant/layout.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -82,33 +82,9 @@ function outOf(doing: string, options: RunOptions, length: number): Floats {
 }
 
 function checkMatrix(doing: string, weights: Matrix): void {
+  if ("packed" in weights) return checkPackedTensor(doing, weights);
   checkCount(doing, "rows", weights.rows);
   checkCount(doing, "cols", weights.cols);
-  if ("packed" in weights) {
-    const words = weights.rows * packedWords(weights.cols, weights.bits);
-    const groups = weights.rows * groupCount(weights.cols, weights.groupSize);
-    if (!(weights.packed instanceof Uint32Array) || weights.packed.length !== words) {
-      throw new TypeError(
-        `Cannot ${doing}: packed must be ${words} u32 words, got ${weights.packed?.length}`,
-      );
-    }
-    if (!(weights.scale instanceof Uint16Array) || weights.scale.length !== groups) {
-      throw new TypeError(
-        `Cannot ${doing}: scale must be ${groups} half floats, got ${weights.scale?.length}`,
-      );
-    }
-    if (
-      weights.zeroPointKind === "symmetric"
-        ? weights.zeroPoint !== undefined
-        : weights.zeroPoint?.length !== groups
-    ) {
-      const wanted = weights.zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
-      throw new TypeError(
-        `Cannot ${doing}: the zero points must be ${wanted}, got ${weights.zeroPoint?.length}`,
-      );
-    }
-    return;
-  }
   const { dtype, data } = weights;
   if (!(dtype in DTYPE_NUMBERS)) {
     throw new TypeError(`Cannot ${doing}: weights must be F32, F16 or BF16, got ${JSON.stringify(dtype)}`);
@@ -157,17 +133,42 @@ export function linear(
   const out = outOf(doing, options, tokens * rows);
   const { calls, isaNumber } = kernels;
   const [t, n, k] = [kernels.size(tokens), kernels.size(rows), kernels.size(cols)];
-  if ("packed" in weights) {
-    const { packed, scale, zeroPoint, bits, groupSize } = weights;
-    const z = zeroPoint ?? null, b = bias ?? null, g = kernels.size(groupSize);
-    check(
-      calls.aq_linear_packed(x, t, packed, scale, z, b, n, k, bits, g, out, isaNumber, threads),
-      doing,
-    );
-  } else {
+  const b = bias ?? null;
+  if (!("packed" in weights)) {
     const dtype = DTYPE_NUMBERS[weights.dtype];
-    check(calls.aq_linear(x, t, weights.data, dtype, bias ?? null, n, k, out, isaNumber, threads), doing);
+    check(calls.aq_linear(x, t, weights.data, dtype, b, n, k, out, isaNumber, threads), doing);
+    return out;
   }
+  const { packed, bits } = weights;
+  const g = kernels.size(weights.groupSize);
+  if (weights.scaleBits === undefined) {
+    const { scale, zeroPoint } = weights;
+    const z = zeroPoint ?? null;
+    check(calls.aq_linear_packed(x, t, packed, scale, z, b, n, k, bits, g, out, isaNumber, threads), doing);
+    return out;
+  }
+  const { scaleBits, subScale, subMin, superScale, superMin } = weights;
+  check(
+    calls.aq_linear_two_level(
+      x,
+      t,
+      packed,
+      subScale,
+      subMin,
+      superScale,
+      superMin,
+      b,
+      n,
+      k,
+      bits,
+      g,
+      scaleBits,
+      out,
+      isaNumber,
+      threads,
+    ),
+    doing,
+  );
   return out;
 }
 
@@ -335,7 +336,7 @@ export function quantizeActivations(
  *
  * **Shapes** `activations: [tokens, cols]`, `weights: [rows, cols]`, `bias: f32[rows]` → `f32[tokens, rows]`
  *
- * @throws {TypeError} when an array does not fit the sizes
+ * @throws {TypeError} when an array does not fit the sizes, or the weights have two-level scales
  * @throws {RangeError} when a zero point of the activations is not from 0 to 255
  *
  * @example
@@ -352,7 +353,7 @@ export function quantizeActivations(
 export function linearPackedInt8(
   kernels: Kernels,
   activations: QuantizedActivations,
-  weights: PackedTensor,
+  weights: OneLevelTensor,
   bias?: Float32Array,
   options: RunOptions = {},
 ): Floats {
@@ -361,6 +362,9 @@ export function linearPackedInt8(
   checkMatrix(doing, weights);
   if (!("packed" in weights)) {
     throw new TypeError(`Cannot ${doing}: weights must be packed, got a full matrix`);
+  }
+  if (weights.scaleBits !== undefined) {
+    throw new TypeError(`Cannot ${doing}: weights must have one level of scales, got two-level scales`);
   }
   const { tokens, codes, scale: xScale, zeroPoint: xZeroPoint } = activations;
   const { rows, cols, packed, scale, zeroPoint, bits, groupSize } = weights;

@@ -116,7 +116,7 @@ export function lladaFrom(
   const fields = ConfigFields.of(checkpoint);
   const config = lladaConfig(fields);
   const tensors = new ModelTensors(checkpoint, kernels, lladaTensors(fields, config));
-  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, namesOf(fields), options.threads);
+  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, namesOf(fields), options);
 }
 
 function namesOf(fields: ConfigFields): TransformerNames {
@@ -212,10 +212,11 @@ export function* lladaSteps(
   const randoms = Array.from({ length: batch }, (_, b) => new RandomStream(seed, firstStream + b));
   const values = new Float64Array(vocabularySize);
   const masks = () => x.reduce((sum, token) => sum + (token === maskToken ? 1 : 0), 0);
+  const timeOf = (step: number) => 1 - step / steps;
   const state = (step: number): GenerationStep => ({
     step,
     steps,
-    time: 1 - step / steps,
+    time: timeOf(step),
     sequences: x,
     masks: masks(),
   });
@@ -234,9 +235,10 @@ export function* lladaSteps(
     });
     const rows = Int32Array.from(masked.flat());
     if (rows.length > 0) {
+      const t = timeOf(step);
       const logits = guidance > 0
-        ? guidedLogits(model, x, unconditional, batch, rows, promptTokens, guidance)
-        : model.forward(x, batch, { rows });
+        ? guidedLogits(model, x, unconditional, batch, rows, promptTokens, guidance, t)
+        : model.forward(x, batch, { rows, t });
       let row = 0;
       for (const [b, places] of masked.entries()) {
         const random = randoms[b]!;
@@ -272,6 +274,7 @@ function guidedLogits(
   rows: Int32Array,
   promptTokens: number,
   guidance: number,
+  t: number,
 ): Float32Array {
   const tokens = x.length / batch;
   const both = new Int32Array(2 * x.length);
@@ -282,7 +285,7 @@ function guidedLogits(
   const bothRows = new Int32Array(2 * rows.length);
   bothRows.set(rows);
   bothRows.set(rows.map((row) => row + x.length), rows.length);
-  const logits = model.forward(both, 2 * batch, { rows: bothRows });
+  const logits = model.forward(both, 2 * batch, { rows: bothRows, t });
   const half = logits.length / 2;
   for (let i = 0; i < half; i++) {
     const none = logits[half + i]!;

@@ -4,7 +4,8 @@
  */
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { type Blockwise, type LayerOptions, type Stage, withWeights } from "./blockwise.ts";
+import type { TimeParameters } from "../time/mod.ts";
+import { type Blockwise, checkPlain, type LayerOptions, type Stage, withWeights } from "./blockwise.ts";
 import { shown } from "./model_config.ts";
 import { Operations } from "./operations.ts";
 import {
@@ -14,6 +15,7 @@ import {
   type ModelTensors,
   type WantedTensor,
 } from "./tensors.ts";
+import { TimeAwareLayers } from "./time_aware.ts";
 import { Workspace } from "./workspace.ts";
 
 /** Sizes and constants of a masked diffusion language model. */
@@ -67,7 +69,8 @@ export interface TransformerNames {
   readonly otherBias: boolean;
 }
 
-interface Block {
+/** One block's weights. */
+export interface TransformerBlock {
   readonly name: string;
   readonly attentionNorm: Float32Array<ArrayBuffer>;
   readonly query: LinearLayer;
@@ -80,11 +83,29 @@ interface Block {
   readonly down: LinearLayer;
 }
 
+/** The weights of a masked transformer. */
+export interface TransformerParts {
+  readonly embedding: EmbeddingTable;
+  readonly blocks: readonly TransformerBlock[];
+  readonly finalNorm: Float32Array<ArrayBuffer>;
+  readonly head: LinearLayer;
+}
+
 export interface ForwardOptions extends LayerOptions {
   /** `u8[batch, tokens]`, 0 where a token is padding that nothing may attend to; positions then count real tokens only. */
   readonly attentionMask?: Uint8Array | undefined;
   /** Flat positions `sequence * tokens + position` whose logits are wanted, in this order; all by default. */
   readonly rows?: Int32Array | undefined;
+  /** Time of the sequences, or of each: the mask ratio in (0, 1]. Needed where the model has time parameters, otherwise ignored. */
+  readonly t?: number | ArrayLike<number> | undefined;
+}
+
+/** How a model runs. */
+export interface TransformerOptions {
+  /** Threads of the kernels; never changes a result. Default 1. */
+  readonly threads?: number | undefined;
+  /** What the runtime selects by time; default none. */
+  readonly timeParameters?: TimeParameters | undefined;
 }
 
 /** Sequences that are run together, for a model run block by block. */
@@ -166,16 +187,28 @@ export function maskedForwardCost(
   };
 }
 
+/** What linear layers of one run need to know. */
+interface LinearRun extends LayerOptions {
+  /** Tokens of a sequence. */
+  readonly tokens: number;
+  /** The positions that are run, undefined for all of them. */
+  readonly rows?: Int32Array | undefined;
+}
+
 /** A loaded model: token sequences in, logits out. */
 export class MaskedTransformer implements Blockwise<SequenceBatch> {
   readonly #operations: Operations;
   readonly #workspace = new Workspace();
   readonly #embedding: EmbeddingTable;
-  readonly #blocks: readonly Block[];
+  readonly #blocks: readonly TransformerBlock[];
   readonly #finalNorm: Float32Array<ArrayBuffer>;
   readonly #head: LinearLayer;
+  readonly #timeAware: TimeAwareLayers | undefined;
   /** Bytes of the weights as they are held. */
   readonly weightBytes: number;
+  readonly threads: number;
+  /** What it selects by time, undefined for nothing. */
+  readonly timeParameters: TimeParameters | undefined;
 
   constructor(
     /** Path of the checkpoint, for messages. */
@@ -184,8 +217,10 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     readonly kernels: Kernels,
     tensors: ModelTensors,
     names: TransformerNames,
-    readonly threads = 1,
+    { threads = 1, timeParameters }: TransformerOptions = {},
   ) {
+    this.threads = threads;
+    this.timeParameters = timeParameters;
     this.#operations = new Operations(kernels, threads);
     const linear = (name: string, bias: boolean) =>
       tensors.linear(`${name}.weight`, bias ? `${name}.bias` : undefined);
@@ -210,6 +245,26 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
       ? { ...this.#embedding, bias: undefined }
       : linear(names.head, names.otherBias);
     this.weightBytes = tensors.bytes;
+    this.#timeAware = timeParameters &&
+      new TimeAwareLayers(timeParameters, this.#operations, this.#linearLayers(), path);
+  }
+
+  *#linearLayers(): Generator<LinearLayer> {
+    for (const block of this.#blocks) {
+      const { query, key, value, attentionOutput, gate, up, down } = block;
+      yield* [query, key, value, attentionOutput, gate, up, down];
+    }
+    yield this.#head;
+  }
+
+  /** The weights as they are held, for what computes gradients. */
+  get parts(): TransformerParts {
+    return {
+      embedding: this.#embedding,
+      blocks: this.#blocks,
+      finalNorm: this.#finalNorm,
+      head: this.#head,
+    };
   }
 
   /** Bytes of scratch held for the largest call so far. */
@@ -224,10 +279,12 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
    * overwrites it.
    *
    * @throws {RangeError} when a token is outside the vocabulary or the sequences are longer than the model allows
+   * @throws {TypeError} when `weights` are given to a model with time parameters
    * @throws {WeightsError} when logits come out NaN or infinite, naming the first block that made such a value
    */
   forward(inputIds: Int32Array, batch: number, options: ForwardOptions = {}): Float32Array {
-    const tokens = this.#checkInput(inputIds, batch, options);
+    const tokens = this.checkInput(inputIds, batch, options);
+    if (options.weights !== undefined) checkPlain(this);
     const logits = this.#run(inputIds, batch, tokens, options, undefined);
     if (isFinite(sum(logits))) return logits;
     if (logits.every((value) => Number.isFinite(value))) return logits; // only their sum is not
@@ -242,7 +299,8 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     return logits;
   }
 
-  #checkInput(inputIds: Int32Array, batch: number, { attentionMask, rows }: ForwardOptions): number {
+  /** Tokens of a sequence. @throws as {@linkcode MaskedTransformer.forward} */
+  checkInput(inputIds: Int32Array, batch: number, { attentionMask, rows }: ForwardOptions): number {
     const { maxTokens, vocabularySize } = this.config;
     const fail = (reason: string) => `Cannot run ${shown(this.path)}: ${reason}`;
     if (!(inputIds instanceof Int32Array)) {
@@ -285,7 +343,8 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     inspect: ((place: string, values: Float32Array) => void) | undefined,
   ): Float32Array {
     const { hiddenSize } = this.config;
-    const { attentionMask, rows } = options;
+    const { attentionMask, rows, t } = options;
+    this.#timeAware?.begin(t, batch);
     const positions = positionsOf(batch, tokens, attentionMask);
     let hidden = this.#workspace.take("hidden", batch * tokens * hiddenSize);
     this.#embed(inputIds, hidden);
@@ -296,7 +355,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
       hidden = this.#runBlock(block, hidden, batch, tokens, positions, attentionMask, wanted, options);
       inspect?.(block.name, hidden);
     }
-    const logits = this.#runHead(hidden, hidden.length / hiddenSize, options);
+    const logits = this.#runHead(hidden, hidden.length / hiddenSize, tokens, rows, options);
     inspect?.(this.#head.name, logits);
     return logits;
   }
@@ -309,7 +368,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
 
   /** One block, in place; with `rows`, those positions alone, in other memory. */
   #runBlock(
-    block: Block,
+    block: TransformerBlock,
     hidden: Float32Array<ArrayBuffer>,
     batch: number,
     tokens: number,
@@ -323,13 +382,14 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     const operations = this.#operations;
     let count = batch * tokens;
     const take = (name: string, cols: number) => this.#workspace.take(name, count * cols);
+    let run: LinearRun = { observe: options.observe, weights: options.weights, tokens };
     const normed = take("normed", hiddenSize);
     operations.rmsNorm(hidden, block.attentionNorm, count, hiddenSize, normEpsilon, normed);
     const query = take("query", heads * headSize);
     const key = take("key", keyValueHeads * headSize), value = take("value", keyValueHeads * headSize);
-    this.#linear(block.query, normed, count, query, options);
-    this.#linear(block.key, normed, count, key, options);
-    this.#linear(block.value, normed, count, value, options);
+    this.#linear(block.query, normed, count, query, run);
+    this.#linear(block.key, normed, count, key, run);
+    this.#linear(block.value, normed, count, value, run);
     operations.rotary(query, positions, heads, headSize, rotaryTheta);
     operations.rotary(key, positions, keyValueHeads, headSize, rotaryTheta);
     let attended = take("attended", heads * headSize);
@@ -337,29 +397,37 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     operations.attention(query, key, value, shape, attentionMask, attended);
     if (rows !== undefined) {
       count = rows.length;
+      run = { ...run, rows };
       attended = gather(attended, rows, heads * headSize, take("attendedRows", heads * headSize));
       hidden = gather(hidden, rows, hiddenSize, take("hiddenRows", hiddenSize));
     }
     const delta = take("delta", hiddenSize);
-    this.#linear(block.attentionOutput, attended, count, delta, options, hidden);
+    this.#linear(block.attentionOutput, attended, count, delta, run, hidden);
     operations.add(hidden, delta, hidden);
     const normedAgain = take("normed", hiddenSize);
     operations.rmsNorm(hidden, block.feedForwardNorm, count, hiddenSize, normEpsilon, normedAgain);
     const gate = take("gate", intermediateSize), up = take("up", intermediateSize);
-    this.#linear(block.gate, normedAgain, count, gate, options);
-    this.#linear(block.up, normedAgain, count, up, options);
+    this.#linear(block.gate, normedAgain, count, gate, run);
+    this.#linear(block.up, normedAgain, count, up, run);
     operations.siluMultiply(gate, up, gate);
-    this.#linear(block.down, gate, count, delta, options, hidden);
+    this.#linear(block.down, gate, count, delta, run, hidden);
     operations.add(hidden, delta, hidden);
     return hidden;
   }
 
-  #runHead(hidden: Float32Array, count: number, options: LayerOptions): Float32Array<ArrayBuffer> {
+  /** With `rows`, the hidden states are of those positions. */
+  #runHead(
+    hidden: Float32Array,
+    count: number,
+    tokens: number,
+    rows: Int32Array | undefined,
+    options: LayerOptions,
+  ): Float32Array<ArrayBuffer> {
     const { hiddenSize, vocabularySize, normEpsilon, logitScale } = this.config;
     const normed = this.#workspace.take("normed", count * hiddenSize);
     this.#operations.rmsNorm(hidden, this.#finalNorm, count, hiddenSize, normEpsilon, normed);
     const logits = this.#workspace.take("logits", count * vocabularySize);
-    this.#linear(this.#head, normed, count, logits, options);
+    this.#linear(this.#head, normed, count, logits, { ...options, tokens, rows });
     if (logitScale !== 1) { for (let i = 0; i < logits.length; i++) logits[i]! *= logitScale; }
     return logits;
   }
@@ -369,11 +437,13 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     x: Float32Array,
     count: number,
     out: Float32Array<ArrayBuffer>,
-    { observe, weights }: LayerOptions,
+    { observe, weights, tokens, rows }: LinearRun,
     residual?: Float32Array,
   ): void {
     observe?.(layer, x, count, residual);
-    this.#operations.linear(withWeights(layer, weights), x, count, out);
+    const timeAware = this.#timeAware;
+    if (timeAware === undefined) this.#operations.linear(withWeights(layer, weights), x, count, out);
+    else timeAware.linear(layer, x, count, out, rows, tokens);
   }
 
   // A block at a time ------------------------------------------------------------------------------------------
@@ -387,8 +457,10 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     ];
   }
 
+  /** @throws {TypeError} on a model with time parameters, too */
   start({ inputIds, batch, attentionMask }: SequenceBatch): Float32Array<ArrayBuffer> {
-    this.#checkInput(inputIds, batch, { attentionMask });
+    checkPlain(this);
+    this.checkInput(inputIds, batch, { attentionMask });
     const hidden = new Float32Array(inputIds.length * this.config.hiddenSize);
     this.#embed(inputIds, hidden);
     return hidden;
@@ -405,8 +477,8 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     this.#runBlock(this.#blocks[block]!, hidden, batch, tokens, positions, attentionMask, undefined, options);
   }
 
-  finish({ inputIds }: SequenceBatch, hidden: Float32Array, options: LayerOptions): Float32Array {
-    return this.#runHead(hidden, inputIds.length, options);
+  finish({ inputIds, batch }: SequenceBatch, hidden: Float32Array, options: LayerOptions): Float32Array {
+    return this.#runHead(hidden, inputIds.length, inputIds.length / batch, undefined, options);
   }
 }
 
@@ -416,7 +488,8 @@ function sum(values: Float32Array): number {
   return total;
 }
 
-function gather(
+/** Rows of a matrix, one after the other. */
+export function gather(
   from: Float32Array,
   rows: Int32Array,
   cols: number,
@@ -429,7 +502,11 @@ function gather(
 }
 
 /** Rotary positions: 0, 1, … in each sequence; behind padding they count real tokens, as in Dream's own code. */
-function positionsOf(batch: number, tokens: number, attentionMask: Uint8Array | undefined): Int32Array {
+export function positionsOf(
+  batch: number,
+  tokens: number,
+  attentionMask: Uint8Array | undefined,
+): Int32Array {
   const positions = new Int32Array(batch * tokens);
   for (let b = 0; b < batch; b++) {
     for (let t = 0, next = 0; t < tokens; t++) {

@@ -64,9 +64,12 @@ export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
     if (layer === undefined) {
       held = heldDtype(checkpoint.tensors.get(name)!.info.dtype as FloatDtype);
       bytes = rows * cols * BYTES_PER_ELEMENT[held];
+    } else if (layer.scaleBits !== undefined) {
+      held = layer.bits;
+      bytes = layer.bytes - 2 * BYTES_PER_ELEMENT.I64; // all that is stored but the shape
     } else {
       held = layer.bits;
-      const groups = checkpoint.tensors.get(layer.tensors.scale)!.info.elements;
+      const groups = checkpoint.tensors.get(layer.tensors.scale!)!.info.elements;
       // Integer zero points are held as halves too.
       bytes = 4 * rows * packedWords(cols, layer.bits) +
         2 * groups * (layer.zeroPointKind === "symmetric" ? 1 : 2);

@@ -4,9 +4,11 @@
  */
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { convertFloats, dequantize, type PackedTensor } from "../quant/mod.ts";
+import { packedByteLength, packedRows } from "../quant/layout.ts";
+import { convertFloats, dequantize } from "../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../quant/packed_checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
+import type { TimeParameters } from "../time/mod.ts";
 import type { DenseMatrix, Matrix, WeightDtype } from "./kernels.ts";
 import { shown } from "./model_config.ts";
 
@@ -22,6 +24,8 @@ const CONVERTED_ELEMENTS = 2 ** 20;
 export interface LoadOptions {
   /** Threads of the kernels; never changes a result. Default 1. */
   readonly threads?: number | undefined;
+  /** What the runtime selects by time; default none. Not read from the sidecar by itself. */
+  readonly timeParameters?: TimeParameters | undefined;
 }
 
 /** A tensor that a model needs. */
@@ -155,7 +159,7 @@ export class ModelTensors {
     const layer = this.#packed.get(name);
     if (layer !== undefined) {
       const packed = readPackedTensor(this.#checkpoint, layer);
-      this.#bytes += packed.packed.byteLength + packed.scale.byteLength + (packed.zeroPoint?.byteLength ?? 0);
+      this.#bytes += packedByteLength(packed);
       return { name, weights: packed };
     }
     const weights = this.#dense(name);
@@ -214,7 +218,7 @@ export function lookUpRows(
   for (let i = 0; i < indices.length; i++) {
     const row = indices[i]!;
     const target = out.subarray(i * cols, (i + 1) * cols);
-    if ("packed" in weights) target.set(dequantize(kernels, packedRow(weights, row)));
+    if ("packed" in weights) target.set(dequantize(kernels, packedRows(weights, row, row + 1)));
     else widen(weights, row * cols, target);
   }
 }
@@ -230,17 +234,6 @@ function widen({ dtype, data }: DenseMatrix, start: number, target: Float32Array
       target[i] = WORD_AS_FLOAT[0]!;
     }
   } else target.set(new Float16Array(data.buffer as ArrayBuffer, data.byteOffset + start * 2, target.length));
-}
-
-function packedRow(tensor: PackedTensor, row: number): PackedTensor {
-  const words = tensor.packed.length / tensor.rows, groups = tensor.scale.length / tensor.rows;
-  return {
-    ...tensor,
-    rows: 1,
-    packed: tensor.packed.subarray(row * words, (row + 1) * words),
-    scale: tensor.scale.subarray(row * groups, (row + 1) * groups),
-    zeroPoint: tensor.zeroPoint?.subarray(row * groups, (row + 1) * groups),
-  };
 }
 
 function listing(names: readonly string[], quoted = true): string {

@@ -33,11 +33,14 @@ const COMMON_FLAGS = [
 /** Sources of every build. */
 const COMMON_SOURCES = [
   "api.c",
+  "two_level_api.c",
   "model_api.c",
   "int8_api.c",
   "image_api.c",
   "solver_api.c",
+  "backward.c",
   "scalar.c",
+  "two_level_scalar.c",
   "model_scalar.c",
   "int8_scalar.c",
   "solver_scalar.c",
@@ -66,8 +69,12 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
   const flags = [...COMMON_FLAGS, "-fPIC", "-pthread"];
   if (architecture === "x64") {
     flags.push("-DAQ_BUILD_AVX2", "-DAQ_BUILD_AVX512");
-    units.push({ source: "avx2.c", flags: AVX2_FLAGS }, { source: "int8_avx2.c", flags: AVX2_FLAGS });
-    units.push({ source: "avx512.c", flags: AVX512_FLAGS }, { source: "int8_avx512.c", flags: AVX512_FLAGS });
+    for (const source of ["avx2.c", "int8_avx2.c", "backward_avx2.c"]) {
+      units.push({ source, flags: AVX2_FLAGS });
+    }
+    for (const source of ["avx512.c", "int8_avx512.c", "backward_avx512.c"]) {
+      units.push({ source, flags: AVX512_FLAGS });
+    }
     units.push({ source: "int8_avx512_vnni.c", flags: [...AVX512_FLAGS, "-mavx512vnni"] });
   } else if (architecture === "arm64") {
     flags.push("-DAQ_BUILD_NEON");

@@ -66,6 +66,86 @@ export const SYMBOLS = {
     parameters: ["in", "in", "in", "usize", "usize", "i32", "usize", "out", "i32", "i32", "i32"],
     result: "i32",
   },
+  // int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes)
+  aq_two_level_sizes: { parameters: ["usize", "usize", "i32", "out"], result: "i32" },
+  // int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+  //      size_t group_size, int32_t scale_bits, int32_t search, const float *column_weights, uint32_t *packed,
+  //      uint8_t *sub_scale, uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
+  //      int32_t threads)
+  aq_quantize_two_level: {
+    parameters: [
+      "in",
+      "i32",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "i32",
+      "in",
+      "out",
+      "out",
+      "out",
+      "out",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows,
+  //      size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale, uint8_t *sub_min, uint16_t
+  //      *super_scale, uint16_t *super_min)
+  aq_fit_two_level: {
+    parameters: ["in", "in", "in", "usize", "usize", "usize", "i32", "out", "out", "out", "out"],
+    result: "i32",
+  },
+  // int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+  //      const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols, int32_t bits, size_t
+  //      group_size, int32_t scale_bits, void *out, int32_t dtype, int32_t isa, int32_t threads)
+  aq_dequantize_two_level: {
+    parameters: [
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "out",
+      "i32",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed, const
+  //      uint8_t *sub_scale, const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
+  //      size_t rows, size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, double *statistics,
+  //      int32_t isa, int32_t threads)
+  aq_two_level_error_statistics: {
+    parameters: [
+      "in",
+      "i32",
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
   // int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
   //                    int32_t threads)
   aq_convert: { parameters: ["in", "i32", "out", "i32", "usize", "i32", "i32"], result: "i32" },
@@ -107,6 +187,31 @@ export const SYMBOLS = {
       "usize",
       "i32",
       "usize",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packed, const uint8_t
+  //      *sub_scale, const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min, const
+  //      float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, float
+  //      *out, int32_t isa, int32_t threads)
+  aq_linear_two_level: {
+    parameters: [
+      "in",
+      "usize",
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "i32",
+      "usize",
+      "i32",
       "out",
       "i32",
       "i32",
@@ -281,6 +386,84 @@ export const SYMBOLS = {
       "i32",
       "i32",
     ],
+    result: "i32",
+  },
+  // int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int32_t isa, int32_t
+  //   threads)
+  aq_transpose: { parameters: ["in", "usize", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16_t *scale, const
+  //   uint16_t *zero_point, size_t rows, size_t cols, int32_t bits, size_t group_size, float *dscale,
+  //   float *dzero, int32_t isa, int32_t threads)
+  aq_packed_gradient: {
+    parameters: ["in", "in", "in", "in", "usize", "usize", "i32", "usize", "out", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_rms_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const float
+  //   *weight, float epsilon, float *dx, int32_t isa, int32_t threads)
+  aq_rms_norm_backward: {
+    parameters: ["in", "in", "usize", "usize", "in", "f32", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_layer_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const
+  //   float *weight, float epsilon, float *dx, int32_t isa, int32_t threads)
+  aq_layer_norm_backward: {
+    parameters: ["in", "in", "usize", "usize", "in", "f32", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_attention_backward(const float *q, const float *k, const float *v, const float *out,
+  //   const float *dout, const uint8_t *key_mask, size_t batch, size_t tokens, size_t heads, size_t
+  //   kv_heads, size_t head_size, float scale, float *dq, float *dk, float *dv, int32_t isa, int32_t
+  //   threads)
+  aq_attention_backward: {
+    parameters: [
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "in",
+      "usize",
+      "usize",
+      "usize",
+      "usize",
+      "usize",
+      "f32",
+      "out",
+      "out",
+      "out",
+      "i32",
+      "i32",
+    ],
+    result: "i32",
+  },
+  // int32_t aq_silu_multiply_backward(const float *gate, const float *up, const float *dy, size_t n,
+  //   float *dgate, float *dup, int32_t isa, int32_t threads)
+  aq_silu_multiply_backward: {
+    parameters: ["in", "in", "in", "usize", "out", "out", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_silu_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa, int32_t
+  //   threads)
+  aq_silu_backward: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_gelu_tanh_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa,
+  //   int32_t threads)
+  aq_gelu_tanh_backward: { parameters: ["in", "in", "usize", "out", "i32", "i32"], result: "i32" },
+  // int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols,
+  //   size_t stride, float *out, int32_t isa, int32_t threads)
+  aq_column_sums: {
+    parameters: ["in", "in", "usize", "usize", "usize", "usize", "inout", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n,
+  //   double rate, double beta1, double beta2, double epsilon, int32_t step, int32_t isa, int32_t threads)
+  aq_adam_step: {
+    parameters: ["inout", "in", "inout", "inout", "usize", "f64", "f64", "f64", "f64", "i32", "i32", "i32"],
+    result: "i32",
+  },
+  // int32_t aq_projected_gradient_step(float *values, const float *gradients, const float *low, const
+  //   float *high, size_t n, float rate, int32_t isa, int32_t threads)
+  aq_projected_gradient_step: {
+    parameters: ["inout", "in", "in", "in", "usize", "f32", "i32", "i32"],
     result: "i32",
   },
 } as const satisfies Record<string, SymbolDeclaration>;

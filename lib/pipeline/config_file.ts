@@ -18,7 +18,7 @@ const COMPRESSED_TENSORS_VERSION = "0.17.0";
 
 /**
  * The `quantization_config`. As compressed-tensors' `pack-quantized` where that can say it (symmetric or integer zero
- * points, whole groups), so that vLLM and transformers load the result; otherwise only as our own.
+ * points, whole groups, plain scales), so that vLLM and transformers load the result; otherwise only as our own.
  */
 export function quantizationConfig(layers: readonly LayerRecord[], config: Config): Record<string, unknown> {
   const quantized = layers.filter(({ action }) => action === "quantize");
@@ -29,26 +29,34 @@ export function quantizationConfig(layers: readonly LayerRecord[], config: Confi
     layers: Object.fromEntries(quantized.map((layer): [string, PackedLayerEntry] => [layer.name, {
       bits: layer.bits!,
       group_size: layer.groupSize!,
+      ...(layer.zeroPoint === undefined || layer.zeroPoint === config.zeroPoint
+        ? {}
+        : { zero_point: layer.zeroPoint }),
+      ...(layer.scaleBits === undefined ? {} : { scale_bits: layer.scaleBits }),
       dtype: layer.dtype as FloatDtype,
     }])),
   };
   const isExpressible = quantized.length > 0 && config.zeroPoint !== "real" &&
-    quantized.every(({ shape, groupSize }) => groupSize === 0 || shape[1]! % groupSize! === 0);
+    quantized.every(({ shape, groupSize, scaleBits, zeroPoint }) =>
+      scaleBits === undefined && zeroPoint === config.zeroPoint &&
+      (groupSize === 0 || shape[1]! % groupSize! === 0)
+    );
   if (!isExpressible) return { quant_method: SECTION_KEY, [SECTION_KEY]: section };
 
-  const widths = [...new Set(quantized.map(({ bits }) => bits!))].sort((a, b) => a - b);
-  const groups = widths.map((bits, i) => [`group_${i}`, {
-    targets: quantized.filter((layer) => layer.bits === bits).map(({ name }) => moduleName(name)),
+  const schemes = [...Map.groupBy(quantized, ({ bits, groupSize }) => bits! * 1000 + groupSize!)]
+    .sort(([a], [b]) => a - b);
+  const groups = schemes.map(([, layers], i) => [`group_${i}`, {
+    targets: layers.map(({ name }) => moduleName(name)),
     input_activations: null,
     output_activations: null,
     format: "pack-quantized",
     weights: {
-      num_bits: bits,
+      num_bits: layers[0]!.bits!,
       type: "int",
       symmetric: config.zeroPoint === "symmetric",
-      ...(config.groupSize === 0
+      ...(layers[0]!.groupSize === 0
         ? { strategy: "channel", group_size: null }
-        : { strategy: "group", group_size: config.groupSize }),
+        : { strategy: "group", group_size: layers[0]!.groupSize }),
       dynamic: false,
       actorder: null,
       block_structure: null,

@@ -31,7 +31,7 @@ export async function rewriteDequantized(
     const reason = "not quantized";
     return { name, file, action: "keep", reason, dtype, shape, bytesBefore: bytes, bytesAfter: bytes };
   }
-  const { rows, cols, bits, groupSize } = layer;
+  const { rows, cols, bits, groupSize, scaleBits } = layer;
   sink.begin([spec]);
   const width = BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, width);
@@ -50,6 +50,7 @@ export async function rewriteDequantized(
     shape,
     bits,
     groupSize,
+    ...(scaleBits === undefined ? {} : { scaleBits }),
     bytesBefore: layer.bytes,
     bytesAfter: rows * cols * width,
   };

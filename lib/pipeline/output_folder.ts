@@ -30,6 +30,7 @@ import {
 } from "./files.ts";
 import { Journal, type JournalEntry, readJournal, readJournalHeader } from "./journal.ts";
 import { acquireLock, checkLock } from "./lock.ts";
+import { removeSolvedLayers } from "./solved_layers.ts";
 import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, manifestText } from "./record.ts";
 
 /** Folder inside the output folder that holds an unfinished run. */
@@ -119,6 +120,7 @@ export class OutputFolder {
   /** Removes what an earlier run left in the work folder and begins the journal. */
   begin(entries: readonly JournalEntry[] = []): void {
     if (entries.length === 0) this.#clearWork();
+    if (this.start.kind === "fresh") removeSolvedLayers(this.work);
     const { identity, sourceTimes, files } = this.#request;
     this.#journal = Journal.begin(join(this.work, JOURNAL_FILE), { identity, sourceTimes, files }, entries);
   }
@@ -163,6 +165,7 @@ export class OutputFolder {
 
   /** Removes the work folder with all that the run put into it. */
   clean(): void {
+    removeSolvedLayers(this.work);
     this.#clearWork();
     this.release();
     try {

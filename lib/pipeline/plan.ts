@@ -3,7 +3,14 @@
  * read. The rules are data: `--dry-run` and docs/format.md print them.
  */
 import { compilePattern, type Config, isSensitiveLayer, type LayerBits, layerBitWidth } from "../config.ts";
-import { type BitWidth, type GroupSize, packedBytes } from "../quant/mod.ts";
+import {
+  type BitWidth,
+  type GroupSize,
+  packedBytes,
+  type ScaleBits,
+  type ZeroPointKind,
+} from "../quant/mod.ts";
+import type { BitPlan } from "./budget.ts";
 import { type Checkpoint, type Dtype, isFloatDtype, type TensorInfo } from "../tensor/mod.ts";
 
 /** A reason to keep a tensor as it is; the first rule that holds wins. */
@@ -74,6 +81,10 @@ export interface PlanRow {
   readonly bits: BitWidth | undefined;
   /** Undefined when kept. */
   readonly groupSize: GroupSize | undefined;
+  /** Undefined when kept. */
+  readonly zeroPoint: ZeroPointKind | undefined;
+  /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
+  readonly scaleBits: ScaleBits | undefined;
   readonly bytesBefore: number;
   /** Stored bytes unless `min_accuracy` asks for more bits. */
   readonly bytesAfter: number;
@@ -90,7 +101,8 @@ export interface Plan {
 /**
  * Decides what happens to each tensor.
  *
- * A tensor's own name in `layer_bit_widths` also quantizes an embedding, a head or a sensitive layer; a pattern does not.
+ * A tensor's own name in `layer_bit_widths` or in a bit plan also quantizes an embedding, a head or a sensitive layer; a pattern does
+ * not. A bit plan wins over `layer_bit_widths`, except where that keeps a tensor.
  *
  * @example
  * ```ts
@@ -101,15 +113,23 @@ export interface Plan {
  * for (const row of planQuantization(checkpoint, DEFAULT_CONFIG).rows) console.log(row.name, row.action, row.reason);
  * ```
  */
-export function planQuantization(checkpoint: Checkpoint, config: Config): Plan {
-  const decide = rowPlanner(config);
+export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan?: BitPlan): Plan {
+  const decide = rowPlanner(config, bitPlan);
   const rows = checkpoint.files.flatMap(({ name, file }) =>
     [...file.tensors.values()].map((info) => decide(info, name))
   );
   return { rows, warnings: unmatched([...checkpoint.tensors.keys()], config) };
 }
 
-function rowPlanner(config: Config): (info: TensorInfo, file: string) => PlanRow {
+/** Bits of the sub-codes that a configuration asks for; undefined for plain half floats. */
+export function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
+  return scaleBits === 16 ? undefined : scaleBits;
+}
+
+function rowPlanner(
+  config: Config,
+  bitPlan: BitPlan | undefined,
+): (info: TensorInfo, file: string) => PlanRow {
   const patterns = new Map<RuleName, RegExp>(
     KEEP_RULES.flatMap(({ rule, pattern }) => pattern === undefined ? [] : [[rule, compilePattern(pattern)]]),
   );
@@ -124,7 +144,7 @@ function rowPlanner(config: Config): (info: TensorInfo, file: string) => PlanRow
     if (!name.endsWith(".weight")) return "not named .weight";
     if (keepPatterns.some((pattern) => pattern.test(name))) return "keep_patterns";
     if (layerBitWidth(config, name) === 16) return "layer_bit_widths 16";
-    if (ownBits !== undefined) return undefined;
+    if (ownBits !== undefined || bitPlan?.has(name) === true) return undefined;
     for (const rule of ["embedding", "norm", "head"] as const) if (matches(rule, name)) return rule;
     const sensitive = config.skipSensitiveLayers &&
       (isSensitiveLayer(config, name) || matches("sensitive", name));
@@ -145,19 +165,26 @@ function rowPlanner(config: Config): (info: TensorInfo, file: string) => PlanRow
         reason: rule,
         bits: undefined,
         groupSize: undefined,
+        zeroPoint: undefined,
+        scaleBits: undefined,
         bytesAfter: byteLength,
       };
     }
     const asked = layerBitWidth(config, name) as BitWidth | undefined;
-    const bits = asked ?? config.bitWidth;
+    const planned = bitPlan?.get(name);
+    const bits = planned?.bits ?? asked ?? config.bitWidth;
+    const groupSize = planned?.groupSize ?? config.groupSize;
+    const zeroPoint = planned?.zeroPoint ?? config.zeroPoint, scaleBits = scaleBitsOf(config);
     const [rows, cols] = shape as [number, number];
     return {
       ...common,
       action: "quantize",
-      reason: asked === undefined ? "bit_width" : "layer_bit_widths",
+      reason: planned !== undefined ? "bit_plan" : asked === undefined ? "bit_width" : "layer_bit_widths",
       bits,
-      groupSize: config.groupSize,
-      bytesAfter: packedBytes(rows, cols, bits, config.groupSize, config.zeroPoint),
+      groupSize,
+      zeroPoint,
+      scaleBits,
+      bytesAfter: packedBytes(rows, cols, bits, groupSize, zeroPoint, scaleBits),
     };
   };
 }

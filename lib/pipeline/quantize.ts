@@ -11,14 +11,22 @@ import {
   findNonfinite,
   groupCount,
   packedErrorStatistics,
+  packedRows,
   quantize,
   type Weights,
 } from "../quant/mod.ts";
-import { packedNames, packedTensorSpecs, packZeroPoints, specBytes } from "../quant/packed_checkpoint.ts";
+import {
+  packedEntries,
+  packedNames,
+  packedTensorSpecs,
+  packZeroPoints,
+  specBytes,
+} from "../quant/packed_checkpoint.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
 import { quote } from "./files.ts";
 import type { PlanRow } from "./plan.ts";
 import type { LayerRecord } from "./record.ts";
+import type { SolvedLayer } from "./solve.ts";
 import { CHUNK_BYTES, copyTensor, type RunEvent, type TensorSink } from "./rewrite.ts";
 
 /** What rounding of three sums may take from a cosine: equal weights must reach a `min_accuracy` of 1. */
@@ -30,6 +38,8 @@ export interface QuantizeContext {
   readonly kernels: Kernels;
   readonly threads: number;
   readonly onEvent: ((event: RunEvent) => void) | undefined;
+  /** What was solved on calibration data, by name. */
+  readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
   /** Memory for one chunk of the input, at least {@linkcode CHUNK_BYTES}; grown for longer rows. */
   readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;
 }
@@ -42,13 +52,17 @@ export async function rewriteTensor(
   context: QuantizeContext,
 ): Promise<LayerRecord> {
   if (row.action === "keep") return await keepTensor(row, source, sink, context, row.reason);
-  const { config: { minAccuracy, nonFinite, failFast, groupSize, zeroPoint }, onEvent } = context;
+  const { config: { minAccuracy, nonFinite, failFast }, onEvent } = context;
+  const groupSize = row.groupSize!, zeroPoint = row.zeroPoint!, { scaleBits } = row;
+  const solved = context.solved?.get(row.name);
   const tried: { bits: BitWidth; cosine: number }[] = [];
   const widths = BIT_WIDTHS.filter((bits) => bits === row.bits || (minAccuracy > 0 && bits > row.bits!));
   for (const bits of widths) {
     let statistics: ErrorStatistics;
     try {
-      statistics = await quantizeRows(row, bits, source, sink, context);
+      statistics = solved !== undefined && bits === row.bits
+        ? await storeSolved(row, solved, source, sink, context)
+        : await quantizeRows(row, bits, source, sink, context);
     } catch (error) {
       if (!(error instanceof WeightsError) || nonFinite === "fail") throw error;
       sink.discard();
@@ -58,7 +72,7 @@ export async function rewriteTensor(
     const reached = cosine(statistics);
     if (reached >= minAccuracy - COSINE_ROUNDING) {
       const [rows, cols] = row.shape as [number, number];
-      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint);
+      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint, scaleBits);
       const { name, file, dtype, shape, bytesBefore } = row;
       return {
         name,
@@ -69,10 +83,21 @@ export async function rewriteTensor(
         shape,
         bits,
         groupSize,
+        zeroPoint,
+        ...(scaleBits === undefined ? {} : { scaleBits }),
         bytesBefore,
         bytesAfter: specBytes(specs),
         statistics,
         ...(tried.length > 0 ? { tried } : {}),
+        ...(solved === undefined || tried.length > 0 ? {} : {
+          solved: {
+            relativeError: solved.relativeError,
+            gain: solved.gain,
+            damping: solved.damping,
+            deadColumns: solved.deadColumns,
+            inputs: solved.inputs,
+          },
+        }),
       };
     }
     tried.push({ bits, cosine: reached });
@@ -150,6 +175,41 @@ export function rowsPerChunk(cols: number, bytesPerElement: number): number {
   return Math.max(1, Math.floor(CHUNK_BYTES / (cols * bytesPerElement)));
 }
 
+/** Stores a tensor that was solved, in chunks of rows, and measures its error against the weights. */
+async function storeSolved(
+  row: PlanRow,
+  { tensor }: SolvedLayer,
+  source: SafetensorsFile,
+  sink: TensorSink,
+  context: QuantizeContext,
+): Promise<ErrorStatistics> {
+  const { kernels, threads } = context;
+  const { name, scaleBits } = row, zeroPoint = row.zeroPoint!, { rows, cols, bits, groupSize } = tensor;
+  const dtype = row.dtype as FloatDtype;
+  const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
+  const names = packedNames(name, zeroPoint, scaleBits);
+  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits));
+  for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
+  if (zeroPoint === "integer" && tensor.scaleBits === undefined) {
+    const groups = groupCount(cols, groupSize);
+    const integers = Uint8Array.from(new Float16Array(tensor.zeroPoint!.buffer, 0, rows * groups));
+    sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
+  }
+  sink.write(names.shape, BigInt64Array.of(BigInt(rows), BigInt(cols)));
+  let statistics: ErrorStatistics | undefined;
+  const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
+  for (let begin = 0; begin < rows; begin += step) {
+    const end = Math.min(rows, begin + step), count = end - begin;
+    const data = context.buffer(count * rowBytes).subarray(0, count * rowBytes);
+    source.readInto(name, begin * rowBytes, data);
+    const part = packedRows(tensor, begin, end);
+    const ofChunk = packedErrorStatistics(kernels, { data, dtype }, part, threads);
+    statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
+    await sink.advance(count * cols, data.length);
+  }
+  return statistics!;
+}
+
 async function quantizeRows(
   row: PlanRow,
   bits: BitWidth,
@@ -157,17 +217,19 @@ async function quantizeRows(
   sink: TensorSink,
   context: QuantizeContext,
 ): Promise<ErrorStatistics> {
-  const { config: { groupSize, solver, zeroPoint }, kernels, threads } = context;
-  const { name } = row;
+  const { config: { solver: configured }, kernels, threads } = context;
+  // What no calibration reaches, or what was solved and missed min_accuracy.
+  const solver = configured === "round" ? "round" : "clip";
+  const { name, scaleBits } = row, groupSize = row.groupSize!, zeroPoint = row.zeroPoint!;
   const [rows, cols] = row.shape as [number, number];
   const dtype = row.dtype as FloatDtype;
   const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
   const groups = groupCount(cols, groupSize);
-  const names = packedNames(name, zeroPoint);
+  const names = packedNames(name, zeroPoint, scaleBits);
   // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
   const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
-  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint));
+  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits));
 
   let statistics: ErrorStatistics | undefined;
   for (let begin = 0; begin < rows; begin += step) {
@@ -177,16 +239,20 @@ async function quantizeRows(
     const weights = { data, dtype };
     let tensor;
     try {
-      tensor = quantize(kernels, weights, count, cols, { bits, groupSize, solver, zeroPoint, threads });
+      tensor = quantize(kernels, weights, count, cols, {
+        bits,
+        groupSize,
+        solver,
+        zeroPoint,
+        scaleBits,
+        threads,
+      });
     } catch (error) {
       throw error instanceof WeightsError ? describe(error, begin) : error;
     }
-    sink.write(names.packed, tensor.packed);
-    sink.write(names.scale, tensor.scale);
-    if (integers !== undefined) {
+    for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
+    if (integers !== undefined && tensor.scaleBits === undefined) {
       integers.set(new Float16Array(tensor.zeroPoint!.buffer), begin * groups);
-    } else if (names.zeroPoint !== undefined) {
-      sink.write(names.zeroPoint, tensor.zeroPoint!);
     }
     // The sink has compared these bytes with those read back, so this is the error of what is stored.
     const ofChunk = packedErrorStatistics(kernels, weights, tensor, threads);

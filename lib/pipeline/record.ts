@@ -1,5 +1,5 @@
 /** What became of one tensor, as the journal and the manifest store it, and the manifest itself. */
-import type { BitWidth, ErrorStatistics, GroupSize } from "../quant/mod.ts";
+import type { BitWidth, ErrorStatistics, GroupSize, ScaleBits, ZeroPointKind } from "../quant/mod.ts";
 import type { Dtype } from "../tensor/mod.ts";
 
 /** Version of this project, as in deno.json. */
@@ -27,6 +27,10 @@ export interface LayerRecord {
   readonly bits?: BitWidth;
   /** Undefined when kept. */
   readonly groupSize?: GroupSize;
+  /** Undefined when kept. */
+  readonly zeroPoint?: ZeroPointKind;
+  /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
+  readonly scaleBits?: ScaleBits;
   readonly bytesBefore: number;
   /** Stored bytes of everything that belongs to it. */
   readonly bytesAfter: number;
@@ -34,6 +38,16 @@ export interface LayerRecord {
   readonly nonFinite?: true;
   /** Of what was written against the source; undefined when nothing changed. */
   readonly statistics?: ErrorStatistics;
+  /** Of a tensor that was solved on calibration data. */
+  readonly solved?: {
+    /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², W what was aimed at. */
+    readonly relativeError: number;
+    /** Error of the first grid that was tried / error of the result. */
+    readonly gain: number;
+    readonly damping: number;
+    readonly deadColumns: number;
+    readonly inputs: number;
+  };
   /** Widths that missed `min_accuracy`, with what they reached. */
   readonly tried?: readonly { readonly bits: BitWidth; readonly cosine: number }[];
 }

@@ -7,7 +7,7 @@ import { createHash, type Hash } from "node:crypto";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { setImmediate } from "node:timers";
-import { IntegrityError, InterruptedError, OutputError, WeightsError } from "../errors.ts";
+import { CalibrationError, IntegrityError, InterruptedError, OutputError, WeightsError } from "../errors.ts";
 import {
   BYTES_PER_ELEMENT,
   elementCount,
@@ -78,7 +78,7 @@ export interface Progress {
 
 /** Something worth a line in a log. */
 export interface RunEvent {
-  readonly kind: "resume" | "fallback" | "kept" | "warning" | "commit";
+  readonly kind: "calibrate" | "resume" | "fallback" | "kept" | "warning" | "commit";
   readonly message: string;
 }
 
@@ -98,6 +98,8 @@ export interface RewriteJob {
   readonly outputBytes: number;
   /** Stop at the first tensor that cannot be quantized; otherwise name them all. */
   readonly failFast: boolean;
+  /** What has to be done before the first tensor that is not done yet; may keep files in the work folder. */
+  prepare?(work: string, isDone: (name: string) => boolean): Promise<void>;
   /** The files beside the tensors, once it is known what became of each tensor. */
   smallFiles(
     records: readonly LayerRecord[],
@@ -111,6 +113,8 @@ export interface RewriteResult {
   readonly manifest: Manifest;
   /** Tensors that an earlier run had finished. */
   readonly tensorsResumed: number;
+  /** What each of the manifest's layers took; null where an earlier run had done it. */
+  readonly milliseconds: readonly (number | null)[];
 }
 
 /**
@@ -128,7 +132,7 @@ export async function rewriteCheckpoint(job: RewriteJob, options: RunOptions = {
     return await new Run(job, options, folder).run();
   } catch (error) {
     // The same run again would fail again: there is nothing to resume.
-    if (error instanceof WeightsError) folder.discard();
+    if (error instanceof WeightsError || error instanceof CalibrationError) folder.discard();
     else if (error instanceof InterruptedError) folder.syncJournal();
     throw error;
   } finally {
@@ -240,6 +244,7 @@ class Run {
   readonly #folder: OutputFolder;
   /** What was finished; digests stay in the journal. */
   readonly #records: LayerRecord[] = [];
+  readonly #milliseconds: (number | null)[] = [];
   /** Names of the tensors of each finished file. */
   readonly #names = new Map<string, readonly string[]>();
   readonly #digests: Record<string, FileDigest> = {};
@@ -268,7 +273,11 @@ class Run {
 
   async run(): Promise<RewriteResult> {
     const { start } = this.#folder;
-    const done = (manifest: Manifest) => ({ manifest, tensorsResumed: this.#totals.tensors });
+    const done = (manifest: Manifest) => ({
+      manifest,
+      tensorsResumed: this.#totals.tensors,
+      milliseconds: manifest.layers.map(() => null),
+    });
     if (start.kind === "finished") {
       const path = this.#job.request.path;
       const [mismatch] = await verifyFiles(path, start.manifest);
@@ -296,6 +305,7 @@ class Run {
     }
     // A tensor that had to be done again stands in the journal twice: the later line counts.
     const entries = new Map(journaled.map((entry) => [entry.record.name, entry]));
+    await this.#job.prepare?.(this.#folder.work, (name) => entries.has(name));
     for (const file of this.#job.files) {
       if (this.#failures.length > 0) {
         for (const step of file.steps) await this.#step(step, undefined);
@@ -306,7 +316,11 @@ class Run {
       }
     }
     this.#throwFailures();
-    return { manifest: await this.#finish(), tensorsResumed: this.#tensorsResumed };
+    return {
+      manifest: await this.#finish(),
+      tensorsResumed: this.#tensorsResumed,
+      milliseconds: this.#milliseconds,
+    };
   }
 
   async #file(file: RewriteFile, journaled: readonly JournalEntry[]): Promise<void> {
@@ -351,12 +365,14 @@ class Run {
       if (writer !== undefined) this.#startSync(written, writer.partialPath);
       await this.#breathe();
     });
+    const started = performance.now();
     try {
       const record = await step.run(sink);
       const tensors = sink.finish();
       if (!isLost) {
         this.#folder.append({ record, tensors });
         this.#records.push(record);
+        this.#milliseconds.push(performance.now() - started);
       }
     } catch (error) {
       if (!(error instanceof WeightsError) || this.#job.failFast) throw error;
@@ -371,6 +387,7 @@ class Run {
   #resume(file: RewriteFile, known: readonly JournalEntry[]): void {
     for (const [i, entry] of known.entries()) {
       this.#records.push(entry.record);
+      this.#milliseconds.push(null);
       this.#weightsDone += file.steps[i]!.weights;
       this.#bytesDone += file.steps[i]!.bytes;
       this.#bytesResumed += file.steps[i]!.bytes;

@@ -5,11 +5,17 @@
  */
 import { setImmediate } from "node:timers/promises";
 import { CalibrationError } from "../errors.ts";
-import type { Blockwise, LinearLayer, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
+import type {
+  Blockwise,
+  LayerObserver,
+  LinearLayer,
+  MaskedTransformer,
+  SequenceBatch,
+} from "../models/mod.ts";
 import type { Matrix } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { convertFloats, type PackedTensor } from "../quant/mod.ts";
-import { accumulateMoment, emptyMoments } from "../quant/moments.ts";
+import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/moments.ts";
 import {
   correctedTarget,
   factorMoments,
@@ -208,6 +214,64 @@ async function pause(signal: AbortSignal | undefined): Promise<void> {
 /** Thrown by an observer to end a run whose rest nobody needs. */
 const ENOUGH = new Error("every layer of the stage was seen");
 
+/** The moments of every layer's inputs, as full precision makes them; layers that read the same share one. */
+export function gatherAll(
+  calibrated: Calibrated,
+  names: ReadonlySet<string>,
+  kernels: Kernels,
+  threads: number,
+  signal?: AbortSignal,
+): Promise<Map<string, InputMoments>> {
+  return calibrated.kind === "sequences"
+    ? gatherStages(calibrated.model, calibrated.data, names, kernels, threads, signal)
+    : gatherStages(calibrated.model, calibrated.data, names, kernels, threads, signal);
+}
+
+async function gatherStages<Batch>(
+  model: Blockwise<Batch>,
+  { fit }: CalibrationSet<Batch>,
+  names: ReadonlySet<string>,
+  kernels: Kernels,
+  threads: number,
+  signal: AbortSignal | undefined,
+): Promise<Map<string, InputMoments>> {
+  const gathered = new Map<string, InputMoments>();
+  const first = new Set<string>();
+  for (const { layers } of model.stages) {
+    const own = layers.filter(({ name }) => names.has(name) && !gathered.has(name));
+    if (own.length === 0) continue;
+    first.add(own[0]!.name);
+    const moments = emptyMoments(own[0]!.weights.cols);
+    for (const { name } of own) gathered.set(name, moments);
+  }
+  for (const part of fit) {
+    const seen = new Set<string>();
+    const observe: LayerObserver = ({ name }, x, rows) => {
+      if (!first.has(name) || seen.has(name)) return;
+      seen.add(name);
+      const moments = gathered.get(name)!, own = rowWeights(part, rows, name);
+      accumulateMoment(
+        kernels,
+        x.subarray(0, rows * moments.cols),
+        undefined,
+        own,
+        rows,
+        moments.second,
+        threads,
+      );
+      moments.tokens += rows;
+      moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
+    };
+    const hidden = model.start(part.batch);
+    for (let block = 0; block < blockCount(model); block++) {
+      model.runBlock(block, part.batch, hidden, { observe });
+    }
+    model.finish(part.batch, hidden, { observe });
+    await pause(signal);
+  }
+  return gathered;
+}
+
 interface Gathered {
   readonly moments: ReturnType<typeof emptyMoments>;
   /** Mean of w (x° − x) xᵀ; undefined when nothing is to be corrected. */
@@ -338,15 +402,20 @@ function outputPower(
  * How far a model with other weights is from full precision on the held-out part: mean KL at masked positions in nats for
  * sequences, mean ‖ε̂ − ε‖² / ‖ε‖² for images; NaN where nothing was held out.
  */
-export function heldOutDistance(calibrated: Calibrated, weights: ReadonlyMap<string, Matrix>): number {
+export function heldOutDistance(
+  calibrated: Calibrated,
+  weights: ReadonlyMap<string, Matrix>,
+  /** Batches to look at; all by default. */
+  batches = Infinity,
+): number {
   return calibrated.kind === "sequences"
     ? meanDistance(
       calibrated.model,
-      calibrated.data.heldOut,
+      calibrated.data.heldOut.slice(0, batches),
       weights,
       (batch, full, other) => maskedKl(calibrated.model, calibrated.shift, batch, full, other),
     )
-    : meanDistance(calibrated.model, calibrated.data.heldOut, weights, relativeErrors);
+    : meanDistance(calibrated.model, calibrated.data.heldOut.slice(0, batches), weights, relativeErrors);
 }
 
 function meanDistance<Batch>(

@@ -8,11 +8,20 @@ import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.
 import {
   BIT_WIDTHS,
   type BitWidth,
+  checkPackedTensor,
+  defaultTwoLevelGroupSize,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  type OneLevelTensor,
+  packedRows,
   type PackedTensor,
   packedWords,
+  SCALE_BITS,
+  type ScaleBits,
+  subCodeBytes,
+  superblockCount,
+  TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./layout.ts";
@@ -29,12 +38,14 @@ export interface Weights {
 
 export interface QuantizeOptions {
   readonly bits: BitWidth;
-  /** Default 64. */
+  /** Default 64; with two-level scales 16 for 2 and 3 bits, 32 for 4 and 8. */
   readonly groupSize?: GroupSize | undefined;
   /** Default `clip`. */
   readonly solver?: Solver | undefined;
   /** Default `real`. */
   readonly zeroPoint?: ZeroPointKind | undefined;
+  /** Two-level scales with sub-codes of this many bits; default a half float a group. */
+  readonly scaleBits?: ScaleBits | undefined;
   /** Importance of each input column, finite and ≥ 0; default all ones. Only `clip` uses it. */
   readonly columnWeights?: Float32Array | undefined;
   /** Default 1. Never changes a byte of the result. */
@@ -140,31 +151,6 @@ function weightBytes(doing: string, weights: Weights, elements: number): Uint8Ar
   return bytes.byteOffset % width === 0 ? bytes : bytes.slice();
 }
 
-function checkPacked(doing: string, tensor: PackedTensor): void {
-  checkCount(doing, "rows", tensor.rows);
-  checkCount(doing, "cols", tensor.cols);
-  checkMember(doing, "bits", tensor.bits, BIT_WIDTHS);
-  checkMember(doing, "groupSize", tensor.groupSize, GROUP_SIZES);
-  checkMember(doing, "zeroPointKind", tensor.zeroPointKind, ZERO_POINT_KINDS);
-  const words = tensor.rows * packedWords(tensor.cols, tensor.bits);
-  const groups = tensor.rows * groupCount(tensor.cols, tensor.groupSize);
-  if (!(tensor.packed instanceof Uint32Array) || tensor.packed.length !== words) {
-    throw new TypeError(`Cannot ${doing}: packed must be ${words} u32 words, got ${tensor.packed?.length}`);
-  }
-  if (!(tensor.scale instanceof Uint16Array) || tensor.scale.length !== groups) {
-    throw new TypeError(`Cannot ${doing}: scale must be ${groups} half floats, got ${tensor.scale?.length}`);
-  }
-  const zeroPointFits = tensor.zeroPointKind === "symmetric"
-    ? tensor.zeroPoint === undefined
-    : tensor.zeroPoint instanceof Uint16Array && tensor.zeroPoint.length === groups;
-  if (!zeroPointFits) {
-    const wanted = tensor.zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
-    throw new TypeError(
-      `Cannot ${doing}: the zero points must be ${wanted}, got ${tensor.zeroPoint?.length}`,
-    );
-  }
-}
-
 /** Blocks of whole rows as [begin, end). */
 function* rowBlocks(rows: number, cols: number): Generator<[number, number]> {
   const step = Math.max(1, Math.floor(BLOCK_ELEMENTS / Math.max(1, cols)));
@@ -175,16 +161,6 @@ function* rowBlocks(rows: number, cols: number): Generator<[number, number]> {
 function* callBlocks(kernels: Kernels, rows: number, cols: number): Generator<[number, number]> {
   if (kernels.backend === "wasm") yield* rowBlocks(rows, cols);
   else if (rows > 0) yield [0, rows];
-}
-
-/** Rows [begin, end) of an array that has `width` entries a row; undefined stays null for the kernel. */
-function rowsOf<T extends Uint32Array | Uint16Array>(
-  array: T | undefined,
-  width: number,
-  begin: number,
-  end: number,
-) {
-  return array === undefined ? null : array.subarray(begin * width, end * width);
 }
 
 /**
@@ -211,12 +187,27 @@ export function quantize(
   weights: Weights,
   rows: number,
   cols: number,
+  options: QuantizeOptions & { readonly scaleBits?: undefined },
+): OneLevelTensor;
+export function quantize(
+  kernels: Kernels,
+  weights: Weights,
+  rows: number,
+  cols: number,
+  options: QuantizeOptions,
+): PackedTensor;
+export function quantize(
+  kernels: Kernels,
+  weights: Weights,
+  rows: number,
+  cols: number,
   options: QuantizeOptions,
 ): PackedTensor {
   const doing = "quantize a matrix";
   const {
     bits,
-    groupSize = 64,
+    scaleBits,
+    groupSize = scaleBits === undefined ? 64 : defaultTwoLevelGroupSize(bits),
     solver = "clip",
     zeroPoint: zeroPointKind = "real",
     columnWeights,
@@ -225,7 +216,11 @@ export function quantize(
   checkCount(doing, "rows", rows);
   checkCount(doing, "cols", cols);
   checkMember(doing, "bits", bits, BIT_WIDTHS);
-  checkMember(doing, "groupSize", groupSize, GROUP_SIZES);
+  checkMember(doing, "groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+  if (scaleBits !== undefined) {
+    checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
+    checkMember(doing, "zeroPoint with two-level scales", zeroPointKind, ["real"]);
+  }
   checkMember(doing, "solver", solver, SOLVERS);
   checkMember(doing, "zeroPoint", zeroPointKind, ZERO_POINT_KINDS);
   checkThreads(doing, threads);
@@ -246,10 +241,7 @@ export function quantize(
     }
   }
   const bytes = weightBytes(doing, weights, rows * cols);
-  const words = packedWords(cols, bits), groups = groupCount(cols, groupSize);
-  const packed = new Uint32Array(rows * words);
-  const scale = new Uint16Array(rows * groups);
-  const zeroPoint = zeroPointKind === "symmetric" ? undefined : new Uint16Array(rows * groups);
+  const tensor = emptyTensor(rows, cols, bits, groupSize, zeroPointKind, scaleBits);
   const dtype = DTYPE_NUMBERS[weights.dtype], kind = ZERO_POINT_NUMBERS[zeroPointKind];
   const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
   const { calls, isaNumber } = kernels;
@@ -257,26 +249,35 @@ export function quantize(
     if (cols === 0) break;
     const block = bytes.subarray(begin * rowBytes, end * rowBytes);
     const [n, k, g] = [kernels.size(end - begin), kernels.size(cols), kernels.size(groupSize)];
-    const p = packed.subarray(begin * words, end * words);
-    const s = scale.subarray(begin * groups, end * groups);
-    const z = rowsOf(zeroPoint, groups, begin, end);
-    const status = solver === "round"
-      ? calls.aq_quantize_round(block, dtype, n, k, bits, g, kind, p, s, z, isaNumber, threads)
-      : calls.aq_quantize_clip(
+    const part = packedRows(tensor, begin, end);
+    const h = columnWeights ?? null;
+    let status: number;
+    if (part.scaleBits !== undefined) {
+      status = calls.aq_quantize_two_level(
         block,
         dtype,
         n,
         k,
         bits,
         g,
-        kind,
-        columnWeights ?? null,
-        p,
-        s,
-        z,
+        part.scaleBits,
+        solver === "round" ? 0 : 1,
+        h,
+        part.packed,
+        part.subScale,
+        part.subMin,
+        part.superScale,
+        part.superMin,
         isaNumber,
         threads,
       );
+    } else {
+      const { packed, scale: s, zeroPoint } = part;
+      const z = zeroPoint ?? null;
+      status = solver === "round"
+        ? calls.aq_quantize_round(block, dtype, n, k, bits, g, kind, packed, s, z, isaNumber, threads)
+        : calls.aq_quantize_clip(block, dtype, n, k, bits, g, kind, h, packed, s, z, isaNumber, threads);
+    }
     if (status === -4) {
       const index = findNonfinite(kernels, { data: block, dtype: weights.dtype }, (end - begin) * cols);
       throw new WeightsError(
@@ -294,7 +295,36 @@ export function quantize(
     }
     check(status, doing);
   }
-  return { rows, cols, bits, groupSize, zeroPointKind, packed, scale, zeroPoint };
+  return tensor;
+}
+
+function emptyTensor(
+  rows: number,
+  cols: number,
+  bits: BitWidth,
+  groupSize: GroupSize,
+  zeroPointKind: ZeroPointKind,
+  scaleBits: ScaleBits | undefined,
+): PackedTensor {
+  const common = { rows, cols, bits, groupSize, packed: new Uint32Array(rows * packedWords(cols, bits)) };
+  if (scaleBits !== undefined) {
+    const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
+    return {
+      ...common,
+      scaleBits,
+      subScale: new Uint8Array(bytes),
+      subMin: new Uint8Array(bytes),
+      superScale: new Uint16Array(supers),
+      superMin: new Uint16Array(supers),
+    };
+  }
+  const groups = rows * groupCount(cols, groupSize);
+  return {
+    ...common,
+    zeroPointKind,
+    scale: new Uint16Array(groups),
+    zeroPoint: zeroPointKind === "symmetric" ? undefined : new Uint16Array(groups),
+  };
 }
 
 /**
@@ -327,26 +357,46 @@ export function dequantize(
   threads = 1,
 ): Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> {
   const doing = "dequantize a matrix";
-  checkPacked(doing, tensor);
+  checkPackedTensor(doing, tensor);
   checkMember(doing, "dtype", dtype, ["F32", "F16", "BF16"]);
   checkThreads(doing, threads);
-  const { rows, cols, bits, groupSize, packed, scale, zeroPoint } = tensor;
+  const { rows, cols, bits } = tensor;
   const out = dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols);
-  const words = packedWords(cols, bits), groups = groupCount(cols, groupSize);
+  const { calls, isaNumber } = kernels;
+  const k = kernels.size(cols), g = kernels.size(tensor.groupSize), d = DTYPE_NUMBERS[dtype];
   for (const [begin, end] of callBlocks(kernels, rows, cols)) {
-    const status = kernels.calls.aq_dequantize(
-      packed.subarray(begin * words, end * words),
-      scale.subarray(begin * groups, end * groups),
-      rowsOf(zeroPoint, groups, begin, end),
-      kernels.size(end - begin),
-      kernels.size(cols),
-      bits,
-      kernels.size(groupSize),
-      out.subarray(begin * cols, end * cols),
-      DTYPE_NUMBERS[dtype],
-      kernels.isaNumber,
-      threads,
-    );
+    const part = packedRows(tensor, begin, end);
+    const n = kernels.size(end - begin), target = out.subarray(begin * cols, end * cols);
+    const status = part.scaleBits === undefined
+      ? calls.aq_dequantize(
+        part.packed,
+        part.scale,
+        part.zeroPoint ?? null,
+        n,
+        k,
+        bits,
+        g,
+        target,
+        d,
+        isaNumber,
+        threads,
+      )
+      : calls.aq_dequantize_two_level(
+        part.packed,
+        part.subScale,
+        part.subMin,
+        part.superScale,
+        part.superMin,
+        n,
+        k,
+        bits,
+        g,
+        part.scaleBits,
+        target,
+        d,
+        isaNumber,
+        threads,
+      );
     check(status, doing);
   }
   return out;
@@ -537,29 +587,50 @@ export function packedErrorStatistics(
   threads = 1,
 ): ErrorStatistics {
   const doing = "measure the error of a packed matrix";
-  checkPacked(doing, tensor);
+  checkPackedTensor(doing, tensor);
   checkThreads(doing, threads);
-  const { rows, cols, bits, groupSize, packed, scale, zeroPoint } = tensor;
+  const { rows, cols, bits } = tensor;
   const bytes = weightBytes(doing, weights, rows * cols);
   const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
-  const words = packedWords(cols, bits), groups = groupCount(cols, groupSize);
+  const { calls, isaNumber } = kernels;
+  const k = kernels.size(cols), g = kernels.size(tensor.groupSize), dtype = DTYPE_NUMBERS[weights.dtype];
   const raw = new Float64Array(6);
   let total = NO_STATISTICS;
   for (const [begin, end] of rowBlocks(rows, cols)) {
-    const status = kernels.calls.aq_packed_error_statistics(
-      bytes.subarray(begin * rowBytes, end * rowBytes),
-      DTYPE_NUMBERS[weights.dtype],
-      packed.subarray(begin * words, end * words),
-      scale.subarray(begin * groups, end * groups),
-      rowsOf(zeroPoint, groups, begin, end),
-      kernels.size(end - begin),
-      kernels.size(cols),
-      bits,
-      kernels.size(groupSize),
-      raw,
-      kernels.isaNumber,
-      threads,
-    );
+    const part = packedRows(tensor, begin, end);
+    const n = kernels.size(end - begin), block = bytes.subarray(begin * rowBytes, end * rowBytes);
+    const status = part.scaleBits === undefined
+      ? calls.aq_packed_error_statistics(
+        block,
+        dtype,
+        part.packed,
+        part.scale,
+        part.zeroPoint ?? null,
+        n,
+        k,
+        bits,
+        g,
+        raw,
+        isaNumber,
+        threads,
+      )
+      : calls.aq_two_level_error_statistics(
+        block,
+        dtype,
+        part.packed,
+        part.subScale,
+        part.subMin,
+        part.superScale,
+        part.superMin,
+        n,
+        k,
+        bits,
+        g,
+        part.scaleBits,
+        raw,
+        isaNumber,
+        threads,
+      );
     check(status, doing);
     total = addStatistics(total, statisticsFrom(raw));
   }

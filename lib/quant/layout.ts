@@ -13,23 +13,64 @@ export const BIT_WIDTHS: readonly BitWidth[] = [2, 3, 4, 8];
 export const GROUP_SIZES: readonly GroupSize[] = [0, 16, 32, 64, 128, 256];
 export const ZERO_POINT_KINDS: readonly ZeroPointKind[] = ["real", "integer", "symmetric"];
 
+/** Bits of the sub-codes of two-level scales. */
+export type ScaleBits = 4 | 6;
+export const SCALE_BITS: readonly ScaleBits[] = [4, 6];
+/** Group sizes that two-level scales can have. */
+export const TWO_LEVEL_GROUP_SIZES: readonly GroupSize[] = [16, 32, 64, 128];
+/** Group size of two-level scales where none is asked for: those of ggml's Q2_K and Q4_K. */
+export function defaultTwoLevelGroupSize(bits: BitWidth): 16 | 32 {
+  return bits < 4 ? 16 : 32;
+}
+
+/** Weights of a row that share the two half floats of two-level scales; the last superblock of a row may be shorter. */
+export const SUPERBLOCK_SIZE = 256;
+
+/** The codes of a matrix. */
+interface PackedCodes {
+  readonly rows: number;
+  readonly cols: number;
+  readonly bits: BitWidth;
+  readonly groupSize: GroupSize;
+  readonly packed: Uint32Array<ArrayBuffer>;
+}
+
 /**
  * A matrix of codes with a scale and a zero point for each group: `w = scale · (code − zero point)`.
  *
  * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`, `scale` and `zeroPoint: f16[rows, groupCount(cols, groupSize)]`
  */
-export interface PackedTensor {
-  readonly rows: number;
-  readonly cols: number;
-  readonly bits: BitWidth;
-  readonly groupSize: GroupSize;
+export interface OneLevelTensor extends PackedCodes {
+  readonly scaleBits?: undefined;
   readonly zeroPointKind: ZeroPointKind;
-  readonly packed: Uint32Array<ArrayBuffer>;
   /** Bits of half floats. */
   readonly scale: Uint16Array<ArrayBuffer>;
   /** Bits of half floats; undefined when symmetric. */
   readonly zeroPoint: Uint16Array<ArrayBuffer> | undefined;
 }
+
+/** The two levels of the scales and minima of a matrix's groups. */
+export interface TwoLevelScales {
+  readonly scaleBits: ScaleBits;
+  /** Codes of `scaleBits` bits, a bit stream a row as the weights' codes are, but in whole bytes. */
+  readonly subScale: Uint8Array<ArrayBuffer>;
+  readonly subMin: Uint8Array<ArrayBuffer>;
+  /** Bits of half floats, one a superblock. */
+  readonly superScale: Uint16Array<ArrayBuffer>;
+  readonly superMin: Uint16Array<ArrayBuffer>;
+}
+
+/**
+ * A matrix of codes whose groups' scales and minima are codes themselves, multiples of two half floats a superblock:
+ * `w = (super scale · sub-scale) · code − super minimum · sub-minimum`, as in ggml's Q2_K.
+ *
+ * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`, `subScale` and `subMin: u8[rows, subCodeBytes(…)]`,
+ * `superScale` and `superMin: f16[rows, superblockCount(cols)]`
+ */
+export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {}
+
+/** A packed matrix; `scaleBits` tells the two kinds apart. */
+export type PackedTensor = OneLevelTensor | TwoLevelTensor;
 
 /** Words (u32) of one packed row. */
 export function packedWords(cols: number, bits: BitWidth): number {
@@ -42,9 +83,21 @@ export function groupCount(cols: number, groupSize: GroupSize): number {
   return groupSize === 0 ? 1 : Math.ceil(cols / groupSize);
 }
 
+/** Superblocks of one row of two-level scales. */
+export function superblockCount(cols: number): number {
+  return Math.ceil(cols / SUPERBLOCK_SIZE);
+}
+
+/** Bytes of one row's sub-scales, and of its sub-minima. */
+export function subCodeBytes(cols: number, groupSize: GroupSize, scaleBits: ScaleBits): number {
+  return Math.ceil(groupCount(cols, groupSize) * scaleBits / 8);
+}
+
 /**
  * Bytes that a packed matrix takes in a checkpoint: codes, scales, zero points (halves when real, packed codes down
- * the columns when integer) and the two numbers of its shape.
+ * the columns when integer) or the two levels of scales and minima, and the two numbers of its shape.
+ *
+ * @param scaleBits of two-level scales; `zeroPointKind` then says nothing
  */
 export function packedBytes(
   rows: number,
@@ -52,8 +105,102 @@ export function packedBytes(
   bits: BitWidth,
   groupSize: GroupSize,
   zeroPointKind: ZeroPointKind,
+  scaleBits?: ScaleBits,
 ): number {
+  const codes = rows * packedWords(cols, bits) * 4;
+  if (scaleBits !== undefined) {
+    const levels = subCodeBytes(cols, groupSize, scaleBits) + superblockCount(cols) * 2;
+    return codes + 2 * rows * levels + 16;
+  }
   const groups = groupCount(cols, groupSize);
   const zeroPoints = { real: rows * groups * 2, integer: packedWords(rows, bits) * groups * 4, symmetric: 0 };
-  return rows * packedWords(cols, bits) * 4 + rows * groups * 2 + zeroPoints[zeroPointKind] + 16;
+  return codes + rows * groups * 2 + zeroPoints[zeroPointKind] + 16;
+}
+
+/**
+ * Rows `[begin, end)` of a packed matrix, as views of its arrays.
+ */
+export function packedRows(tensor: PackedTensor, begin: number, end: number): PackedTensor {
+  const { rows } = tensor;
+  const part = <T extends Uint32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>>(
+    array: T,
+  ): T => {
+    const width = rows === 0 ? 0 : array.length / rows;
+    return array.subarray(begin * width, end * width) as T;
+  };
+  const common = { rows: end - begin, packed: part(tensor.packed) };
+  if (tensor.scaleBits === undefined) {
+    const { scale, zeroPoint } = tensor;
+    const zeroPoints = zeroPoint === undefined ? undefined : part(zeroPoint);
+    return { ...tensor, ...common, scale: part(scale), zeroPoint: zeroPoints };
+  }
+  return {
+    ...tensor,
+    ...common,
+    subScale: part(tensor.subScale),
+    subMin: part(tensor.subMin),
+    superScale: part(tensor.superScale),
+    superMin: part(tensor.superMin),
+  };
+}
+
+/** Bytes of a packed matrix's arrays in memory. */
+export function packedByteLength(tensor: PackedTensor): number {
+  const { packed } = tensor;
+  if (tensor.scaleBits === undefined) {
+    return packed.byteLength + tensor.scale.byteLength + (tensor.zeroPoint?.byteLength ?? 0);
+  }
+  const { subScale, subMin, superScale, superMin } = tensor;
+  return [packed, subScale, subMin, superScale, superMin].reduce((sum, array) => sum + array.byteLength, 0);
+}
+
+const ARRAYS = { "u32 words": Uint32Array, "half floats": Uint16Array, "bytes": Uint8Array } as const;
+
+/**
+ * Checks that a packed matrix's arrays have the lengths that its sizes ask for, so that a kernel can be called.
+ *
+ * @param doing what is being done, for the message
+ * @throws {TypeError} when an array has another type or length
+ * @throws {RangeError} when bits or group size are none that packed matrices have
+ */
+export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
+  const { rows, cols, bits, groupSize, packed, scaleBits } = tensor;
+  for (const [name, value] of [["rows", rows], ["cols", cols]] as const) {
+    if (Number.isSafeInteger(value) && value >= 0) continue;
+    throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ≥ 0, got ${value}`);
+  }
+  const member = <T>(name: string, value: T, allowed: readonly T[]) => {
+    if (allowed.includes(value)) return;
+    throw new RangeError(
+      `Cannot ${doing}: ${name} must be one of ${allowed.join(", ")}, got ${JSON.stringify(value)}`,
+    );
+  };
+  const lengths = (name: string, array: unknown, type: keyof typeof ARRAYS, length: number) => {
+    const fits = array instanceof ARRAYS[type];
+    if (fits && (array as Uint32Array).length === length) return;
+    const got = (array as Uint32Array | undefined)?.length;
+    throw new TypeError(`Cannot ${doing}: ${name} must be ${length} ${type}, got ${got}`);
+  };
+  member("bits", bits, BIT_WIDTHS);
+  member("groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+  lengths("packed", packed, "u32 words", rows * packedWords(cols, bits));
+  if (scaleBits !== undefined) {
+    member("scaleBits", scaleBits, SCALE_BITS);
+    const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
+    lengths("subScale", tensor.subScale, "bytes", bytes);
+    lengths("subMin", tensor.subMin, "bytes", bytes);
+    lengths("superScale", tensor.superScale, "half floats", supers);
+    lengths("superMin", tensor.superMin, "half floats", supers);
+    return;
+  }
+  const { zeroPointKind, scale, zeroPoint } = tensor;
+  member("zeroPointKind", zeroPointKind, ZERO_POINT_KINDS);
+  const groups = rows * groupCount(cols, groupSize);
+  lengths("scale", scale, "half floats", groups);
+  const zeroPointFits = zeroPointKind === "symmetric"
+    ? zeroPoint === undefined
+    : zeroPoint instanceof Uint16Array && zeroPoint.length === groups;
+  if (zeroPointFits) return;
+  const wanted = zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
+  throw new TypeError(`Cannot ${doing}: the zero points must be ${wanted}, got ${zeroPoint?.length}`);
 }

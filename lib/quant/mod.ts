@@ -2,12 +2,20 @@
 export {
   BIT_WIDTHS,
   type BitWidth,
+  defaultTwoLevelGroupSize,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  type OneLevelTensor,
   packedBytes,
+  packedRows,
   type PackedTensor,
   packedWords,
+  SCALE_BITS,
+  type ScaleBits,
+  TWO_LEVEL_GROUP_SIZES,
+  type TwoLevelScales,
+  type TwoLevelTensor,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./layout.ts";
@@ -31,3 +39,4 @@ export {
   type Weights,
 } from "./kernels.ts";
 export { type PackedLayer, packedLayers, readPackedTensor } from "./packed_checkpoint.ts";
+export { fitTwoLevel, type GroupAffine, groupAffine, type TwoLevelShape } from "./two_level.ts";

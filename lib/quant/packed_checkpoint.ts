@@ -8,6 +8,12 @@
  *             X.weight_zero_point  real: F16 [rows, groups]; integer: I32 [ceil(rows * bits / 32), groups], a bit
  *                                  stream per column; symmetric: absent
  *             X.weight_shape       I64 [2]             rows, columns
+ *
+ * with two-level scales, in place of scale and zero point:
+ *             X.weight_sub_scale   U8 [rows, sub-bytes]     a bit stream per row
+ *             X.weight_sub_min     U8 [rows, sub-bytes]
+ *             X.weight_super_scale F16 [rows, superblocks]
+ *             X.weight_super_min   F16 [rows, superblocks]
  * ```
  */
 import { join } from "node:path";
@@ -30,6 +36,11 @@ import {
   type GroupSize,
   type PackedTensor,
   packedWords,
+  SCALE_BITS,
+  type ScaleBits,
+  subCodeBytes,
+  superblockCount,
+  TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./layout.ts";
@@ -49,6 +60,10 @@ const PACKED_SUFFIX = "_packed";
 export interface PackedLayerEntry {
   readonly bits: BitWidth;
   readonly group_size: GroupSize;
+  /** Bits of the sub-codes of two-level scales; absent with plain ones. */
+  readonly scale_bits?: ScaleBits;
+  /** Where it is not the section's. */
+  readonly zero_point?: ZeroPointKind;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
 }
@@ -56,7 +71,7 @@ export interface PackedLayerEntry {
 /** The `arrowquant` section of config.json. */
 export interface PackedSection {
   readonly format_version: number;
-  readonly solver: "round" | "clip";
+  readonly solver: "round" | "clip" | "feedback" | "best";
   readonly zero_point: ZeroPointKind;
   /** By the tensor's original name. */
   readonly layers: Readonly<Record<string, PackedLayerEntry>>;
@@ -65,9 +80,15 @@ export interface PackedSection {
 /** Names of the checkpoint's entries that make up one quantized tensor. */
 export interface PackedNames {
   readonly packed: string;
-  readonly scale: string;
-  /** Undefined when zero points are not stored (symmetric). */
+  /** Undefined with two-level scales. */
+  readonly scale: string | undefined;
+  /** Undefined when zero points are not stored (symmetric), and with two-level scales. */
   readonly zeroPoint: string | undefined;
+  /** These four are undefined with plain scales. */
+  readonly subScale: string | undefined;
+  readonly subMin: string | undefined;
+  readonly superScale: string | undefined;
+  readonly superMin: string | undefined;
   readonly shape: string;
 }
 
@@ -79,7 +100,10 @@ export interface PackedLayer {
   readonly cols: number;
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
+  /** `real` with two-level scales. */
   readonly zeroPointKind: ZeroPointKind;
+  /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
+  readonly scaleBits: ScaleBits | undefined;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
   readonly tensors: PackedNames;
@@ -90,13 +114,28 @@ export interface PackedLayer {
 }
 
 /** The checkpoint entries of a quantized tensor, in the order in which they are stored. */
-export function packedNames(name: string, zeroPointKind: ZeroPointKind): PackedNames {
+export function packedNames(
+  name: string,
+  zeroPointKind: ZeroPointKind,
+  scaleBits?: ScaleBits,
+): PackedNames {
+  const two = scaleBits !== undefined;
   return {
     packed: name + PACKED_SUFFIX,
-    scale: `${name}_scale`,
-    zeroPoint: zeroPointKind === "symmetric" ? undefined : `${name}_zero_point`,
+    scale: two ? undefined : `${name}_scale`,
+    zeroPoint: two || zeroPointKind === "symmetric" ? undefined : `${name}_zero_point`,
+    subScale: two ? `${name}_sub_scale` : undefined,
+    subMin: two ? `${name}_sub_min` : undefined,
+    superScale: two ? `${name}_super_scale` : undefined,
+    superMin: two ? `${name}_super_min` : undefined,
     shape: `${name}_shape`,
   };
+}
+
+/** Every name that an entry of a quantized tensor may have, whatever its scales. */
+export function allPackedNames(name: string): string[] {
+  const names = [packedNames(name, "real"), packedNames(name, "real", 4)].flatMap((n) => Object.values(n));
+  return [...new Set(names as (string | undefined)[])].filter((part) => part !== undefined);
 }
 
 const SHAPE_OF_SHAPE: readonly number[] = Object.freeze([2]);
@@ -109,13 +148,25 @@ export function packedTensorSpecs(
   bits: BitWidth,
   groupSize: GroupSize,
   zeroPointKind: ZeroPointKind,
+  scaleBits?: ScaleBits,
 ): TensorSpec[] {
-  const names = packedNames(name, zeroPointKind);
+  const names = packedNames(name, zeroPointKind, scaleBits);
+  if (scaleBits !== undefined) {
+    const sub = [rows, subCodeBytes(cols, groupSize, scaleBits)], supers = [rows, superblockCount(cols)];
+    return [
+      { name: names.packed, dtype: "I32", shape: [rows, packedWords(cols, bits)] },
+      { name: names.subScale!, dtype: "U8", shape: sub },
+      { name: names.subMin!, dtype: "U8", shape: sub },
+      { name: names.superScale!, dtype: "F16", shape: supers },
+      { name: names.superMin!, dtype: "F16", shape: supers },
+      { name: names.shape, dtype: "I64", shape: SHAPE_OF_SHAPE },
+    ];
+  }
   const groups = groupCount(cols, groupSize);
   const grid = [rows, groups];
   const specs: TensorSpec[] = [
     { name: names.packed, dtype: "I32", shape: [rows, packedWords(cols, bits)] },
-    { name: names.scale, dtype: "F16", shape: grid },
+    { name: names.scale!, dtype: "F16", shape: grid },
   ];
   if (names.zeroPoint !== undefined) {
     specs.push(
@@ -161,7 +212,7 @@ export function packedLayers(checkpoint: Checkpoint): ReadonlyMap<string, Packed
   }
   const layers = new Map<string, PackedLayer>();
   for (const [name, entry] of Object.entries(section.layers)) {
-    layers.set(name, checkLayer(checkpoint, name, entry, section.zero_point));
+    layers.set(name, checkLayer(checkpoint, name, entry, entry?.zero_point ?? section.zero_point));
   }
   const stray = packed.find((name) => !layers.has(name.slice(0, -PACKED_SUFFIX.length)));
   if (stray === undefined) return layers;
@@ -185,7 +236,7 @@ export function readPackedTensor(
   rowBegin = 0,
   rowEnd: number = layer.rows,
 ): PackedTensor {
-  const { name, cols, bits, groupSize, zeroPointKind, tensors } = layer;
+  const { name, cols, bits, groupSize, zeroPointKind, scaleBits, tensors } = layer;
   const whole = Number.isSafeInteger(rowBegin) && Number.isSafeInteger(rowEnd);
   if (!whole || rowBegin < 0 || rowBegin > rowEnd || rowEnd > layer.rows) {
     throw new RangeError(
@@ -196,6 +247,24 @@ export function readPackedTensor(
   const groups = groupCount(cols, groupSize);
   const read = (entry: string, rowBytes: number, begin = rowBegin, end = rowEnd): ArrayBuffer =>
     checkpoint.read(entry, begin * rowBytes, end * rowBytes).buffer;
+  const common = {
+    rows: rowEnd - rowBegin,
+    cols,
+    bits,
+    groupSize,
+    packed: new Uint32Array(read(tensors.packed, words * 4)),
+  };
+  if (scaleBits !== undefined) {
+    const subBytes = subCodeBytes(cols, groupSize, scaleBits), superBytes = superblockCount(cols) * 2;
+    return {
+      ...common,
+      scaleBits,
+      subScale: new Uint8Array(read(tensors.subScale!, subBytes)),
+      subMin: new Uint8Array(read(tensors.subMin!, subBytes)),
+      superScale: new Uint16Array(read(tensors.superScale!, superBytes)),
+      superMin: new Uint16Array(read(tensors.superMin!, superBytes)),
+    };
+  }
   let zeroPoint: Uint16Array<ArrayBuffer> | undefined;
   if (tensors.zeroPoint !== undefined && zeroPointKind === "integer") {
     const firstWord = Math.floor(rowBegin * bits / 32);
@@ -204,16 +273,33 @@ export function readPackedTensor(
   } else if (tensors.zeroPoint !== undefined) {
     zeroPoint = new Uint16Array(read(tensors.zeroPoint, groups * 2));
   }
-  return {
-    rows: rowEnd - rowBegin,
-    cols,
-    bits,
-    groupSize,
-    zeroPointKind,
-    packed: new Uint32Array(read(tensors.packed, words * 4)),
-    scale: new Uint16Array(read(tensors.scale, groups * 2)),
-    zeroPoint,
-  };
+  const scale = new Uint16Array(read(tensors.scale!, groups * 2));
+  return { ...common, zeroPointKind, scale, zeroPoint };
+}
+
+/**
+ * What is stored of some rows of a packed tensor, entry by entry in the order of storage; without the shape, and
+ * without integer zero points, which do not go by rows.
+ */
+export function packedEntries(
+  names: PackedNames,
+  tensor: PackedTensor,
+): [string, ArrayBufferView<ArrayBuffer>][] {
+  if (tensor.scaleBits !== undefined) {
+    return [
+      [names.packed, tensor.packed],
+      [names.subScale!, tensor.subScale],
+      [names.subMin!, tensor.subMin],
+      [names.superScale!, tensor.superScale],
+      [names.superMin!, tensor.superMin],
+    ];
+  }
+  const { packed, scale, zeroPoint, zeroPointKind } = tensor;
+  return [
+    [names.packed, packed],
+    [names.scale!, scale],
+    ...(zeroPointKind === "real" ? [[names.zeroPoint!, zeroPoint!] as [string, typeof scale]] : []),
+  ];
 }
 
 /** Words of one column of integer zero points. */
@@ -295,8 +381,17 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
     if (!isMember(entry["bits"], BIT_WIDTHS)) {
       throw fail(`${key}.bits`, `one of ${BIT_WIDTHS.join(", ")}`, entry["bits"]);
     }
-    if (!isMember(entry["group_size"], GROUP_SIZES)) {
-      throw fail(`${key}.group_size`, `one of ${GROUP_SIZES.join(", ")}`, entry["group_size"]);
+    const scaleBits = entry["scale_bits"];
+    if (scaleBits !== undefined && !isMember(scaleBits, SCALE_BITS)) {
+      throw fail(`${key}.scale_bits`, `one of ${SCALE_BITS.join(", ")}, or absent`, scaleBits);
+    }
+    const groupSizes = scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES;
+    if (!isMember(entry["group_size"], groupSizes)) {
+      throw fail(`${key}.group_size`, `one of ${groupSizes.join(", ")}`, entry["group_size"]);
+    }
+    const ownKind = entry["zero_point"];
+    if (ownKind !== undefined && !isMember(ownKind, ZERO_POINT_KINDS)) {
+      throw fail(`${key}.zero_point`, `one of ${ZERO_POINT_KINDS.join(", ")}, or absent`, ownKind);
     }
     if (!isDtype(entry["dtype"]) || !isFloatDtype(entry["dtype"])) {
       throw fail(`${key}.dtype`, "a floating-point element type", entry["dtype"]);
@@ -309,10 +404,11 @@ function checkLayer(
   checkpoint: Checkpoint,
   name: string,
   entry: PackedLayerEntry,
-  zeroPointKind: ZeroPointKind,
+  sectionKind: ZeroPointKind,
 ): PackedLayer {
-  const { bits, group_size: groupSize, dtype } = entry;
-  const names = packedNames(name, zeroPointKind);
+  const { bits, group_size: groupSize, scale_bits: scaleBits, dtype } = entry;
+  const zeroPointKind = scaleBits === undefined ? sectionKind : "real";
+  const names = packedNames(name, zeroPointKind, scaleBits);
   const fail = (part: string, reason: string) =>
     new FormatError(
       `Cannot read quantized tensor ${text(name)} of ${text(checkpoint.path)}: ${text(part)} ${reason}`,
@@ -332,9 +428,10 @@ function checkLayer(
   if (!possible(rows) || !possible(cols) || elementCount([rows, cols]) === undefined) {
     throw fail(names.shape, `must hold two sizes above 0, got [${rows}, ${cols}]`);
   }
-  const specs = packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPointKind);
+  const specs = packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPointKind, scaleBits);
   for (const spec of specs) check(spec.name, spec.dtype, spec.shape);
-  const unused = zeroPointKind === "symmetric" ? [name, `${name}_zero_point`] : [name];
+  const used = new Set<string | undefined>(Object.values(names));
+  const unused = [name, ...allPackedNames(name)].filter((part) => !used.has(part));
   for (const extra of unused) {
     if (checkpoint.tensors.has(extra)) throw fail(extra, `must not be there beside ${text(names.packed)}`);
   }
@@ -346,6 +443,7 @@ function checkLayer(
     bits,
     groupSize,
     zeroPointKind,
+    scaleBits,
     dtype,
     tensors: names,
     bytes,

@@ -13,10 +13,15 @@ import {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  type OneLevelTensor,
   type PackedTensor,
+  packedWords,
+  type ScaleBits,
+  type TwoLevelScales,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./layout.ts";
+import { fitTwoLevel, groupAffine } from "./two_level.ts";
 import { type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";
 
 /** How scales, zero points and codes are found; each needs more of the layer's inputs and time than the one before. */
@@ -55,6 +60,8 @@ export interface GridOptions {
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
   readonly zeroPoint: ZeroPointKind;
+  /** Bits of the sub-codes of two-level scales; undefined for plain half floats. They need real zero points. */
+  readonly scaleBits?: ScaleBits | undefined;
   /** Default 1. Never changes a byte. */
   readonly threads?: number | undefined;
 }
@@ -339,15 +346,43 @@ function clipGrid(
   return gridOf(tensor);
 }
 
-function gridOf({ scale, zeroPoint, bits }: PackedTensor): Grid {
+/** Scale of a group whose weights are all its offset: any code stands for it. */
+const NO_SCALE = 2 ** -60;
+
+function gridOf(tensor: PackedTensor): Grid {
   const wide = (bits: Uint16Array<ArrayBuffer>) =>
     Float32Array.from(new Float16Array(bits.buffer, bits.byteOffset, bits.length));
-  return {
-    scale: wide(scale),
-    zeroPoint: zeroPoint === undefined
-      ? new Float32Array(scale.length).fill(2 ** (bits - 1))
-      : wide(zeroPoint),
-  };
+  if (tensor.scaleBits === undefined) {
+    const { scale, zeroPoint, bits } = tensor;
+    return {
+      scale: wide(scale),
+      zeroPoint: zeroPoint === undefined
+        ? new Float32Array(scale.length).fill(2 ** (bits - 1))
+        : wide(zeroPoint),
+    };
+  }
+  const { scale, offset } = groupAffine(tensor);
+  for (let i = 0; i < scale.length; i++) if (scale[i] === 0) scale[i] = NO_SCALE;
+  return { scale, zeroPoint: offset.map((value, i) => -value / scale[i]!) };
+}
+
+/** A grid of two-level scales. */
+interface TwoLevelGrid extends Grid {
+  readonly levels: TwoLevelScales;
+}
+
+/** The grid of two-level scales nearest to a real one. */
+function twoLevelGrid(
+  kernels: Kernels,
+  { scale, zeroPoint }: Grid,
+  rows: number,
+  cols: number,
+  { bits, groupSize, scaleBits }: GridOptions,
+): TwoLevelGrid {
+  const minimum = scale.map((value, i) => value * zeroPoint[i]!);
+  const levels = fitTwoLevel(kernels, { rows, cols, groupSize, scaleBits: scaleBits! }, scale, minimum);
+  const packed = new Uint32Array(rows * packedWords(cols, bits));
+  return { ...gridOf({ ...levels, rows, cols, bits, groupSize, packed }), levels };
 }
 
 /** Error feedback on a grid, then as many rounds of refitting and descent as asked for: 0 only measures. */
@@ -422,7 +457,7 @@ function packed(
   rows: number,
   cols: number,
   { bits, groupSize, zeroPoint: zeroPointKind, threads = 1 }: GridOptions,
-): PackedTensor {
+): OneLevelTensor {
   const halves = (values: Float32Array) => new Uint16Array(Float16Array.from(values).buffer);
   return {
     rows,
@@ -528,6 +563,9 @@ export function solveLayer(
     throw new TypeError(`Cannot solve a layer: the solver "${solver}" needs the moments of its inputs`);
   }
   const rounds = solver === "best" ? settings.rounds : 0;
+  if (options.scaleBits !== undefined) {
+    return solveTwoLevel(kernels, weights, rows, moment, options, settings, rounds);
+  }
   const solve = (grid: Grid) =>
     solveOnGrid(kernels, weights, rows, moment, options, grid, rounds, settings.refit);
   const best = solve(clipGrid(kernels, weights, rows, cols, options, moment.moment));
@@ -540,6 +578,83 @@ export function solveLayer(
     objective: total(best.objective),
     firstObjective,
   };
+}
+
+/**
+ * Solves a layer with two-level scales: ranges as for plain ones, their scales fitted to two levels, then feedback and descent on what
+ * that left; the plain solution with its refitted scales is one more start.
+ */
+function solveTwoLevel(
+  kernels: Kernels,
+  weights: Float32Array,
+  rows: number,
+  moment: FactoredMoment,
+  options: GridOptions,
+  settings: SolverSettings,
+  rounds: number,
+): Solution {
+  const { cols } = moment, { bits, groupSize } = options;
+  const columnWeights = Float32Array.from({ length: cols }, (_, k) => moment.moment[k * cols + k]!);
+  const searched = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
+    ...options,
+    solver: "clip",
+    columnWeights,
+  });
+  const starts: TwoLevelGrid[] = [{ ...gridOf(searched), levels: searched as PackedTensor & TwoLevelScales }];
+  for (const ratio of rounds > 0 ? settings.ratios : [1]) {
+    const plain = rangeGrid(kernels, weights, rows, cols, options, ratio);
+    starts.push(twoLevelGrid(kernels, plain, rows, cols, options));
+    if (rounds === 0 || !settings.refit) continue;
+    const refitted = solveOnGrid(kernels, weights, rows, moment, options, plain, rounds, true);
+    starts.push(twoLevelGrid(kernels, refitted, rows, cols, options));
+  }
+  let best: (Candidate & { levels: TwoLevelScales }) | undefined;
+  let firstObjective = NaN;
+  for (const start of starts) {
+    const { levels } = start;
+    const candidate = {
+      ...solveOnGrid(kernels, weights, rows, moment, options, start, rounds, false),
+      levels,
+    };
+    if (best === undefined) {
+      firstObjective = total(candidate.objective);
+      best = { ...candidate, levels: copyLevels(levels) };
+      continue;
+    }
+    for (let row = 0; row < rows; row++) {
+      if (candidate.objective[row]! < best.objective[row]!) copyLevelsRow(best.levels, levels, row, rows);
+    }
+    keepBetterRows(best, candidate, cols);
+  }
+  const { codes, levels, objective } = best!;
+  const tensor: PackedTensor = {
+    ...levels,
+    rows,
+    cols,
+    bits,
+    groupSize,
+    packed: packCodes(kernels, codes, rows, cols, bits, options.threads ?? 1),
+  };
+  return { tensor, objective: total(objective), firstObjective };
+}
+
+const LEVEL_ARRAYS = ["subScale", "subMin", "superScale", "superMin"] as const;
+
+function copyLevels({ scaleBits, subScale, subMin, superScale, superMin }: TwoLevelScales): TwoLevelScales {
+  return {
+    scaleBits,
+    subScale: subScale.slice(),
+    subMin: subMin.slice(),
+    superScale: superScale.slice(),
+    superMin: superMin.slice(),
+  };
+}
+
+function copyLevelsRow(to: TwoLevelScales, from: TwoLevelScales, row: number, rows: number): void {
+  for (const key of LEVEL_ARRAYS) {
+    const width = to[key].length / rows;
+    to[key].set(from[key].subarray(row * width, (row + 1) * width), row * width);
+  }
 }
 
 /** A packed tensor's codes and grid with each row's objective. */

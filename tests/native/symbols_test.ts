@@ -16,6 +16,11 @@ const IN_PLACE = new Set([
   "aq_refine_codes codes",
   "aq_refine_codes scale",
   "aq_refine_codes zero_point",
+  "aq_adam_step values",
+  "aq_adam_step first",
+  "aq_adam_step second",
+  "aq_projected_gradient_step values",
+  "aq_column_sums out", // what lies between its rows stays
 ]);
 
 /** The header's declarations as name → kinds of its parameters. */

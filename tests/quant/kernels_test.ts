@@ -11,9 +11,9 @@ import {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  type OneLevelTensor,
   packCodes,
   packedErrorStatistics,
-  type PackedTensor,
   packedWords,
   quantize,
   type QuantizeOptions,
@@ -55,7 +55,7 @@ function textbookRound(
 }
 
 /** Weights by the formula, independent of the kernels. */
-function decode(tensor: PackedTensor): Float32Array {
+function decode(tensor: OneLevelTensor): Float32Array {
   const words = packedWords(tensor.cols, tensor.bits), groups = groupCount(tensor.cols, tensor.groupSize);
   const out = new Float32Array(tensor.rows * tensor.cols);
   for (let row = 0; row < tensor.rows; row++) {
@@ -74,7 +74,7 @@ function decode(tensor: PackedTensor): Float32Array {
 const bytes = (view: ArrayBufferView | undefined) =>
   view === undefined ? [] : [...new Uint8Array(view.buffer, view.byteOffset, view.byteLength)];
 
-function expectSame(a: PackedTensor, b: PackedTensor): void {
+function expectSame(a: OneLevelTensor, b: OneLevelTensor): void {
   expect(bytes(a.packed)).toEqual(bytes(b.packed));
   expect(bytes(a.scale)).toEqual(bytes(b.scale));
   expect(bytes(a.zeroPoint)).toEqual(bytes(b.zeroPoint));
@@ -147,7 +147,7 @@ for (const { name, kernels } of every) {
           for (const groupSize of GROUP_SIZES) {
             const zeroPoint = ZERO_POINT_KINDS[Math.floor(random() * 3)]!;
             for (const solver of ["round", "clip"] as const) {
-              const options: QuantizeOptions = {
+              const options: QuantizeOptions & { scaleBits?: undefined } = {
                 bits,
                 groupSize,
                 zeroPoint,

@@ -9,7 +9,7 @@ import {
   type GridOptions,
   solveLayer,
 } from "../../lib/quant/solvers.ts";
-import { dequantize, quantize } from "../../lib/quant/mod.ts";
+import { dequantize, type OneLevelTensor, quantize } from "../../lib/quant/mod.ts";
 import { allKernels } from "../_kernels.ts";
 
 const kernels = await openKernels();
@@ -188,7 +188,7 @@ describe("solvers", () => {
       const grid = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
         ...row2,
         solver: "round",
-      });
+      }) as OneLevelTensor;
       const halves = (bits: Uint16Array) => Float64Array.from(new Float16Array(bits.slice().buffer));
       const scale = halves(grid.scale), zero = halves(grid.zeroPoint!);
       const wanted = textbookFeedback(weights, rows, moment.moment, moment.order, scale, zero, 2);
@@ -281,6 +281,32 @@ describe("solvers", () => {
     }
   });
 
+  test("two-level scales: each step lowers the objective, in whole superblocks and in parts of one", () => {
+    const random = new RandomStream(10, 0);
+    for (
+      const [rows, cols, groupSize, scaleBits] of [[20, 256, 16, 4], [9, 160, 16, 4], [
+        8,
+        320,
+        32,
+        6,
+      ]] as const
+    ) {
+      const tokens = 3 * cols;
+      const moment = factorMoments(kernels, momentsOf(inputs(random, tokens, cols), tokens, cols));
+      const weights = normals(random, rows * cols);
+      const options = { bits: 2, groupSize, zeroPoint: "real", scaleBits } as const;
+      const objectives = (["round", "feedback", "best"] as const).map((solver) => {
+        const { tensor, objective } = solveLayer(kernels, solver, weights, rows, cols, moment, options);
+        expect(tensor.scaleBits).toBe(scaleBits);
+        const independent = objectiveOf(weights, dequantize(kernels, tensor), rows, moment.moment);
+        expect(Math.abs(objective - independent) / independent).toBeLessThan(1e-3);
+        return independent;
+      });
+      expect(objectives[1]!).toBeLessThan(0.8 * objectives[0]!);
+      expect(objectives[2]!).toBeLessThan(objectives[1]!);
+    }
+  });
+
   test("a refit's normal equations hold up to the rounding to half floats", () => {
     const random = new RandomStream(6, 0);
     const rows = 6, cols = 64, tokens = 400, groupSize = 16;
@@ -290,7 +316,7 @@ describe("solvers", () => {
       bits: 4,
       groupSize,
       solver: "round",
-    });
+    }) as OneLevelTensor;
     const groups = cols / groupSize;
     const halves = (bits: Uint16Array) => Float32Array.from(new Float16Array(bits.slice().buffer));
     const scale = halves(start.scale), zero = halves(start.zeroPoint!);

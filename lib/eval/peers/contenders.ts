@@ -1,8 +1,9 @@
 /** Who takes part: one more entry here is one more row of the peers' suite. */
 import type { Kernels } from "../../native/mod.ts";
-import type { BitWidth, GroupSize, Solver } from "../../quant/mod.ts";
+import type { BitWidth, GroupSize } from "../../quant/mod.ts";
+import type { Solver } from "../../quant/solvers.ts";
 import type { Ggml } from "../ggml.ts";
-import { type Contender, methodContender } from "./contender.ts";
+import { type Contender, methodContender, pipelineContender } from "./contender.ts";
 import { blockOf, GGML_FORMATS, type GgmlFormat, ggmlMethod, SUPERBLOCK } from "./ggml_method.ts";
 import { gptq } from "./gptq.ts";
 import { gridName } from "./method.ts";
@@ -17,6 +18,46 @@ export interface ContenderOptions {
   readonly solvers: readonly Solver[];
 }
 
+/** Settings of a solver that make a step of the ladder, in the pipeline's keys. */
+const WITHOUT_CORRECTION = {
+  "solver_options.correction": 0,
+  "solver_options.residual_correction": 0,
+  "solver_options.candidates": 1,
+};
+
+/**
+ * Every step of our own solver ladder, each with one thing more than the one before: what docs/solvers.md reports.
+ */
+export function ladderContenders({ bits, groupSizes }: ContenderOptions): Contender[] {
+  return bits.flatMap((width) =>
+    groupSizes.flatMap((groupSize) => {
+      const setting = { bits: width, groupSize };
+      const step = (name: string, overrides: Readonly<Record<string, unknown>>) =>
+        pipelineContender(name, setting, overrides);
+      return [
+        step("round", { solver: "round" }),
+        step("clip", { solver: "clip" }),
+        step("feedback, inputs of full precision", { solver: "feedback", calibration_mode: "once" }),
+        step("feedback, block by block", { solver: "feedback" }),
+        step("+ other ranges", { solver: "best", ...WITHOUT_CORRECTION, "solver_options.rounds": 0 }),
+        step("+ descent over codes", {
+          solver: "best",
+          ...WITHOUT_CORRECTION,
+          "solver_options.refit": false,
+        }),
+        step("+ refit of scales", { solver: "best", ...WITHOUT_CORRECTION }),
+        step("+ correction of inputs", {
+          solver: "best",
+          "solver_options.residual_correction": 0,
+          "solver_options.candidates": 1,
+        }),
+        step("+ correction of the stream", { solver: "best", "solver_options.candidates": 1 }),
+        step("best: + choice held out", { solver: "best" }),
+      ];
+    })
+  );
+}
+
 /**
  * Our solvers and the re-implementations of others' at every setting. GPTQ as its reference code runs it, block by block, and
  * with the inputs of the full-precision model for all layers (`at once`).
@@ -29,7 +70,11 @@ export function gridContenders(
     groupSizes.flatMap((groupSize) => {
       const setting = { bits: width, groupSize };
       return [
-        ...solvers.map((solver) => methodContender(ours(kernels, solver, setting))),
+        ...solvers.map((solver) =>
+          solver === "feedback" || solver === "best"
+            ? pipelineContender(solver, setting, { solver })
+            : methodContender(ours(kernels, solver, setting))
+        ),
         methodContender(hqq(setting)),
         methodContender(gptq(kernels, setting), { blockwise: true }),
         methodContender(gptq(kernels, setting), { name: gridName("GPTQ at once", setting) }),

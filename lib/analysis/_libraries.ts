@@ -1,0 +1,75 @@
+/**
+ * The libraries of the analysis, each loaded when something first needs it: most runs never do. A module that came over
+ * HTTP has no package beside it, so there they are named with their versions.
+ */
+import { createRequire } from "node:module";
+
+const IS_REMOTE = import.meta.url.startsWith("http");
+
+/** Versions as in package.json; a test compares them. */
+export const VERSIONS = {
+  "@resvg/resvg-wasm": "2.6.2",
+  "@uwdata/flechette": "2.6.0",
+  "arquero": "8.0.3",
+  "hyparquet": "1.31.5",
+  "hyparquet-writer": "0.17.0",
+  "vega": "6.4.0",
+  "vega-lite": "6.5.0",
+} as const;
+
+/** Computed, so that nothing tries to resolve it before it is asked for. */
+const remote = (name: keyof typeof VERSIONS): string => `npm:${name}@${VERSIONS[name]}`;
+
+/** Arrow. */
+export function loadFlechette(): Promise<typeof import("@uwdata/flechette")> {
+  return IS_REMOTE ? import(remote("@uwdata/flechette")) : import("@uwdata/flechette");
+}
+
+/** Data frames. */
+export async function loadArquero(): Promise<typeof import("arquero")> {
+  // First, so that a remote import of arquero finds the version of flechette that works.
+  if (IS_REMOTE) await loadFlechette();
+  return IS_REMOTE ? await import(remote("arquero")) : await import("arquero");
+}
+
+/** Reading Parquet. */
+export function loadParquetReader(): Promise<typeof import("hyparquet")> {
+  return IS_REMOTE ? import(remote("hyparquet")) : import("hyparquet");
+}
+
+/** Writing Parquet. */
+export function loadParquetWriter(): Promise<typeof import("hyparquet-writer")> {
+  return IS_REMOTE ? import(remote("hyparquet-writer")) : import("hyparquet-writer");
+}
+
+/** Drawing: from a compiled specification to a scene. */
+export function loadVega(): Promise<typeof import("vega")> {
+  return IS_REMOTE ? import(remote("vega")) : import("vega");
+}
+
+/** Drawing: from a chart's specification to vega's. */
+export function loadVegaLite(): Promise<typeof import("vega-lite")> {
+  return IS_REMOTE ? import(remote("vega-lite")) : import("vega-lite");
+}
+
+/** SVG to pixels. */
+export function loadResvg(): Promise<typeof import("@resvg/resvg-wasm")> {
+  return IS_REMOTE ? import(remote("@resvg/resvg-wasm")) : import("@resvg/resvg-wasm");
+}
+
+/**
+ * Path of a package's file, as a font or a script that a page takes in.
+ *
+ * @throws {TypeError} in a module that came over HTTP, beside which there are no packages
+ */
+export function packageFile(specifier: string): string {
+  if (IS_REMOTE) {
+    throw new TypeError(
+      `Cannot find ${
+        JSON.stringify(specifier)
+      }: pixels and reports need the packages of an installed arrowquant, ` +
+        "got a module loaded over HTTP; SVG and tables work there",
+    );
+  }
+  return createRequire(import.meta.url).resolve(specifier);
+}

@@ -1,0 +1,20 @@
+/**
+ * Charts as plain functions of a table: each returns a Vega-Lite specification with its data inside and no colours of its
+ * own, which render.ts, the report or a notebook puts into a theme. A table without rows gives a chart that says so.
+ */
+export type { ChartOptions, Json, Spec } from "./_chart.ts";
+export { type Theme, themeConfig, THEMES, withTheme } from "./_theme.ts";
+export { errorByLayer, LAYER_METRICS, type LayerChartOptions } from "./charts/layers.ts";
+export {
+  errorOverTime,
+  TIME_METRICS,
+  type TimeChartOptions,
+  type TimeParameterOptions,
+  timeParameters,
+  transitionKl,
+} from "./charts/time.ts";
+export { accuracyByBits, frontOf, QUALITY_METRICS, type QualityOptions } from "./charts/quality.ts";
+export { lossHistory, PHASE_METRICS, type PhaseOptions, phasesAgainstBaseline } from "./charts/phases.ts";
+export { codeHistogram } from "./charts/codes.ts";
+export { type KernelChartOptions, kernelRoofline, kernelThroughput } from "./charts/kernels.ts";
+export { sampleSheet, trajectoryDrift } from "./charts/samples.ts";

@@ -1,0 +1,171 @@
+/** Runs of the commands as what a report is made from: a bench, and a quantization. */
+import { homedir } from "node:os";
+import process from "node:process";
+import type { Environment } from "../eval/environment.ts";
+import type { BenchOptions, SuiteReport } from "../eval/suite.ts";
+import { formatConfig, type ResolvedConfig } from "../config.ts";
+import type { RunReport } from "../pipeline.ts";
+import { TOOL_VERSION } from "../pipeline/record.ts";
+import type { Json } from "./_chart.ts";
+import { benchTables, layerRowsOf, tablesOf } from "./rows.ts";
+import type { Run, SummaryItem } from "./run.ts";
+import type { RowOf } from "./schema.ts";
+import { rowsOf } from "./tables.ts";
+
+/** Any measured object as JSON has it; what JSON has not becomes null or goes. */
+const asJson = (value: unknown) => JSON.parse(JSON.stringify(value)) as Readonly<Record<string, Json>>;
+
+/** The last part of a path. */
+export function nameOfPath(path: string): string {
+  return path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1) ?? path;
+}
+
+/** What a bench measured, as scripts/bench.ts has it at its end. */
+export interface BenchResult {
+  readonly suite: string;
+  readonly command: string;
+  readonly environment: Environment;
+  readonly options: BenchOptions;
+  readonly seconds: number;
+  readonly otherCores: number | undefined;
+  readonly report: SuiteReport;
+}
+
+/**
+ * A bench as a run.
+ *
+ * @throws {TypeError} when rows of the suite do not fit their table
+ */
+export async function benchRun(name: string, result: BenchResult): Promise<Run> {
+  const { suite, command, environment, options, seconds, otherCores, report } = result;
+  const tables = await benchTables(report);
+  const { date, ...where } = environment;
+  return {
+    name,
+    title: `bench, suite ${suite}${options.quick ? "; --quick: too few samples for a report" : ""}`,
+    command,
+    date,
+    seconds,
+    toolVersion: TOOL_VERSION,
+    environment: asJson({ ...where, otherCoresBusy: otherCores ?? null }),
+    configuration: asJson({ ...options, models: options.models.map(nameOfPath) }),
+    summary: [
+      ...(report.goals.length === 0 ? [] : [{
+        label: "goals met",
+        value: `${report.goals.filter(({ met }) => met === true).length} of ${
+          report.goals.filter(({ met }) => met !== null).length
+        }`,
+      }]),
+      ...(tables.peers === undefined ? [] : accuracySummary(rowsOf("peers", tables.peers))),
+    ],
+    sections: report.sections,
+    goals: report.goals,
+    skipped: report.skipped,
+    tables,
+  };
+}
+
+const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
+
+/** By model: full precision's accuracy, and the fewest bits per weight whose interval still holds it. */
+function accuracySummary(rows: readonly RowOf<"peers">[]): SummaryItem[] {
+  return [...Map.groupBy(rows, ({ model }) => model)].flatMap(([model, own]) => {
+    const isAll = (row: RowOf<"peers">) => row.task === "all" || row.task === "recognized";
+    const full = own.find((row) => row.method === "full" && isAll(row));
+    if (full === undefined || typeof full.accuracy !== "number") return [];
+    const wanted = full.accuracy;
+    const within = own.filter((row) =>
+      isAll(row) && typeof row.bitsPerWeight === "number" && typeof row.accuracyHigh === "number" &&
+      row.accuracyHigh >= wanted
+    ).toSorted((a, b) =>
+      a.bitsPerWeight! - b.bitsPerWeight!
+    )[0];
+    return [
+      { label: `${model}, full precision`, value: percent(wanted) },
+      {
+        label: `${model}, fewest bits whose interval holds that`,
+        value: within === undefined
+          ? "none measured"
+          : `${within.bitsPerWeight!.toFixed(3)} bits/weight (${within.method}, ${
+            percent(within.accuracy!)
+          })`,
+      },
+    ];
+  });
+}
+
+/** What a quantization did, as scripts/quantize.ts has it at its end. */
+export interface QuantizeResult {
+  readonly command: string;
+  readonly report: RunReport;
+  readonly resolved: ResolvedConfig;
+  readonly seconds: number;
+  /** ISO 8601, of the end. */
+  readonly date: string;
+  readonly environment: Readonly<Record<string, Json>>;
+  /** Rows of the codes' table, where they were counted. */
+  readonly codes?: readonly RowOf<"codes">[] | undefined;
+}
+
+/** How the pipeline's setting stands in the tables, as in `2 clip` or `2 clip, scales of 4 bits`. */
+export function settingOf({ config }: ResolvedConfig): string {
+  const scales = config.scaleBits === 16 ? "" : `, scales of ${config.scaleBits} bits`;
+  return `${config.bitWidth} ${config.solver}${scales}`;
+}
+
+/** Every key with its value and where that came from, from the configuration's own text. */
+function configurationOf(resolved: ResolvedConfig): Record<string, string> {
+  const parents: string[] = [];
+  return Object.fromEntries(
+    formatConfig(resolved).split("\n").flatMap((line): [string, string][] => {
+      const [, indent, key, value, origin] = /^( *)([^\s:#-][^:]*):\s*(.*?)\s*(?:# from (.*))?$/.exec(line) ??
+        [];
+      if (key === undefined) return [];
+      const depth = indent!.length / 2;
+      parents.splice(depth, Infinity, key);
+      return origin === undefined ? [] : [[parents.join("."), `${value} (from ${origin})`]];
+    }),
+  );
+}
+
+/** A quantization as a run. */
+export async function quantizeRun(name: string, result: QuantizeResult): Promise<Run> {
+  const { command, report, resolved, seconds, date, environment, codes = [] } = result;
+  const { totals, layers, layerMilliseconds, threads, tensorsResumed } = report;
+  const model = nameOfPath(report.input), setting = settingOf(resolved);
+  const megabytes = (bytes: number) => `${(bytes / 1e6).toPrecision(4)} MB`;
+  const fallbacks = layers.filter(({ tried }) => tried !== undefined).length;
+  return {
+    name,
+    title: `quantize, ${model} (${report.modelKind}), ${setting}`,
+    command,
+    date,
+    seconds,
+    toolVersion: TOOL_VERSION,
+    environment: {
+      ...environment,
+      platform: `${process.platform} ${process.arch}`,
+      backend: report.backend?.replaceAll(homedir(), "~") ?? null,
+      threads,
+    },
+    configuration: configurationOf(resolved),
+    summary: [
+      { label: "bits per weight", value: `${totals.bitsPerWeight.toFixed(3)} bits` },
+      { label: "files", value: `${megabytes(totals.fileBytesBefore)} → ${megabytes(totals.fileBytesAfter)}` },
+      ...(totals.relativeRmsError === undefined
+        ? []
+        : [{ label: "relative RMS error of the weights", value: totals.relativeRmsError.toPrecision(4) }]),
+      ...(totals.cosine === undefined ? [] : [{ label: "cosine", value: totals.cosine.toFixed(6) }]),
+      { label: "tensors", value: `${totals.tensors} quantized, ${totals.tensorsKept} kept` },
+      ...(fallbacks > 0 ? [{ label: "more bits for min_accuracy", value: `${fallbacks} tensors` }] : []),
+      ...(tensorsResumed > 0
+        ? [{ label: "done by an earlier run", value: `${tensorsResumed} tensors` }]
+        : []),
+      { label: "time", value: `${seconds.toFixed(2)} s` },
+    ],
+    sections: [],
+    goals: [],
+    skipped: [],
+    tables: await tablesOf({ layers: layerRowsOf(layers, layerMilliseconds, { model, setting }), codes }),
+  };
+}

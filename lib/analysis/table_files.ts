@@ -1,0 +1,387 @@
+/**
+ * Tables as bytes and back: Arrow IPC, Parquet, CSV and JSON. Each of them holds everything, NaN and infinities and the
+ * difference between an empty text and none; what is read is checked against the table's schema.
+ */
+import { readFileSync, statSync } from "node:fs";
+import type { ColumnTable } from "arquero";
+import { FormatError } from "../errors.ts";
+import { inputError, quote, writeWhole } from "../pipeline/files.ts";
+import { isJsonObject, JsonFault, parseJson } from "../tensor/json_file.ts";
+import { loadArquero, loadFlechette, loadParquetReader, loadParquetWriter } from "./_libraries.ts";
+import { columnsOf, type ColumnType, TABLE_NAMES, TABLE_VERSION, type TableName } from "./schema.ts";
+import { type Cell, checkRows, MAX_TABLE_ROWS, type TableLike } from "./tables.ts";
+
+/** Formats by the ends of file names. */
+export const TABLE_FORMATS = ["arrow", "parquet", "csv", "json"] as const;
+export type TableFormat = (typeof TABLE_FORMATS)[number];
+
+/** Largest file that is read as a table. */
+export const MAX_TABLE_BYTES = 256 * 2 ** 20;
+
+/** Where a file says which table it is; the version of its schema is beside it. */
+const NAME_KEY = "arrowquant.table";
+const VERSION_KEY = "arrowquant.table_version";
+
+/**
+ * A table as the bytes of a file.
+ *
+ * @throws {TypeError} when the table does not fit its schema
+ *
+ * @example
+ * ```ts
+ * import { decodeTable, encodeTable } from "./table_files.ts";
+ * import { tableFromRows } from "./tables.ts";
+ * const table = await tableFromRows("drift", [{ model: "m", setting: "2 clip", step: 1, relativeDistance: NaN }]);
+ * for (const format of ["arrow", "parquet", "csv", "json"] as const) {
+ *   const back = await decodeTable("drift", await encodeTable("drift", table, format), format);
+ *   console.log(format, back.get("relativeDistance", 0)); // NaN
+ * }
+ * ```
+ */
+export async function encodeTable(
+  name: TableName,
+  table: TableLike,
+  format: TableFormat,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const columns = checkRows(name, table.objects());
+  switch (format) {
+    case "arrow":
+      return await encodeArrow(name, columns);
+    case "parquet":
+      return await encodeParquet(name, columns);
+    case "csv":
+      return new TextEncoder().encode(csvText(name, columns));
+    case "json":
+      return new TextEncoder().encode(jsonText(name, columns));
+  }
+}
+
+/**
+ * The table that a file's bytes hold.
+ *
+ * @throws {FormatError} when they do not hold this table in this version
+ */
+export async function decodeTable(
+  name: TableName,
+  bytes: Uint8Array<ArrayBuffer>,
+  format: TableFormat,
+  path = `a table in ${format}`,
+): Promise<ColumnTable> {
+  const fail = (reason: string, cause?: unknown) =>
+    new FormatError(`Cannot read ${quote(path)} as table "${name}": ${reason}`, { path, cause });
+  if (bytes.length > MAX_TABLE_BYTES) {
+    throw fail(`it must have at most ${MAX_TABLE_BYTES} bytes, got ${bytes.length}`);
+  }
+  let rows: Record<string, unknown>[];
+  try {
+    rows = await DECODERS[format](name, bytes);
+  } catch (error) {
+    if (error instanceof TableFault) throw fail(error.message, error.cause);
+    // Whatever a parser stumbles over, the file is not what its name says.
+    throw fail(`it must be ${format}, got ${error instanceof Error ? error.message : error}`, error);
+  }
+  let columns: Map<string, Cell[]>;
+  try {
+    columns = checkRows(name, rows);
+  } catch (error) {
+    if (!(error instanceof TypeError || error instanceof RangeError)) throw error;
+    throw fail(error.message.replace(/^Cannot make table "\w+": /, ""), error);
+  }
+  const { table } = await loadArquero();
+  return table([...columns] as [string, Cell[]][]);
+}
+
+/** The format that a file's name ends with. */
+function formatOf(path: string): TableFormat {
+  const format = TABLE_FORMATS.find((ending) => path.endsWith(`.${ending}`));
+  if (format !== undefined) return format;
+  throw new TypeError(
+    `Cannot tell the format of ${quote(path)}: its name must end with .${TABLE_FORMATS.join(", .")}`,
+  );
+}
+
+/**
+ * Writes a table; the end of the name says how: `.arrow`, `.parquet`, `.csv` or `.json`.
+ *
+ * @throws {TypeError} when the name ends otherwise or the table does not fit its schema
+ * @throws {OutputError} when the system refuses
+ */
+export async function writeTable(path: string, name: TableName, table: TableLike): Promise<void> {
+  writeWhole(path, await encodeTable(name, table, formatOf(path)));
+}
+
+/**
+ * Reads a table; the end of the name says how.
+ *
+ * @throws {CheckpointError | FormatError} when it cannot be read or is not this table
+ */
+export async function readTable(path: string, name: TableName): Promise<ColumnTable> {
+  const format = formatOf(path);
+  let bytes: Uint8Array<ArrayBuffer>;
+  try {
+    const { size } = statSync(path);
+    if (size > MAX_TABLE_BYTES) {
+      throw new FormatError(
+        `Cannot read ${
+          quote(path)
+        } as table "${name}": it must have at most ${MAX_TABLE_BYTES} bytes, got ${size}`,
+        { path },
+      );
+    }
+    bytes = new Uint8Array(readFileSync(path));
+  } catch (cause) {
+    if (cause instanceof FormatError) throw cause;
+    throw inputError(path, cause);
+  }
+  return await decodeTable(name, bytes, format, path);
+}
+
+/** A file that parses but is not the table. */
+class TableFault extends Error {}
+
+/** Refuses another table, another version, and columns that are not this table's. */
+function checkHeader(
+  name: TableName,
+  columns: readonly string[],
+  stored?: { readonly name: string | undefined; readonly version: string | undefined },
+): void {
+  if (stored !== undefined && stored.name !== name) {
+    throw new TableFault(`it must be that table, got ${stored.name ?? "a file that names none"}`);
+  }
+  if (stored !== undefined && stored.version !== String(TABLE_VERSION)) {
+    throw new TableFault(`its version must be ${TABLE_VERSION}, got ${stored.version}`);
+  }
+  const wanted = Object.keys(columnsOf(name));
+  const missing = wanted.filter((column) => !columns.includes(column));
+  if (missing.length > 0) throw new TableFault(`it must have all columns, lacks ${missing.join(", ")}`);
+  const [unknown] = columns.filter((column) => !wanted.includes(column));
+  if (unknown !== undefined) {
+    throw new TableFault(`its columns must be ${wanted.join(", ")}; it has ${quote(unknown)}`);
+  }
+}
+
+type Decoder = (
+  name: TableName,
+  bytes: Uint8Array<ArrayBuffer>,
+) => Record<string, unknown>[] | Promise<Record<string, unknown>[]>;
+
+const DECODERS: Readonly<Record<TableFormat, Decoder>> = {
+  arrow: decodeArrow,
+  parquet: decodeParquet,
+  csv: (name, bytes) => parseCsv(name, decodeUtf8(bytes)),
+  json: decodeJson,
+};
+
+function decodeUtf8(bytes: Uint8Array<ArrayBuffer>): string {
+  return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+}
+
+function countRows(rows: number): number {
+  if (rows <= MAX_TABLE_ROWS) return rows;
+  throw new TableFault(`it must have at most ${MAX_TABLE_ROWS} rows, got ${rows}`);
+}
+
+// Arrow IPC ----------------------------------------------------------------------------------------------------
+
+async function encodeArrow(
+  name: TableName,
+  columns: ReadonlyMap<string, Cell[]>,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const arrow = await loadFlechette();
+  const types = {
+    text: arrow.utf8(),
+    integer: arrow.int64(),
+    number: arrow.float64(),
+    boolean: arrow.bool(),
+  } satisfies Record<ColumnType, unknown>;
+  const schema = columnsOf(name);
+  const table = arrow.tableFromColumns(
+    [...columns].map(([column, cells]) => {
+      const { type } = schema[column]!;
+      const values = type === "integer" ? cells.map((cell) => cell === null ? null : BigInt(cell)) : cells;
+      return [column, arrow.columnFromArray(values, types[type])];
+    }),
+  );
+  table.schema.metadata = new Map([[NAME_KEY, name], [VERSION_KEY, String(TABLE_VERSION)]]);
+  for (const field of table.schema.fields) {
+    const { unit, doc } = schema[field.name]!;
+    field.metadata = new Map([["doc", doc], ...(unit === undefined ? [] : [["unit", unit] as const])]);
+  }
+  const bytes = arrow.tableToIPC(table, { format: "file" });
+  if (bytes === null) throw new TypeError(`Cannot encode table "${name}": it must have columns, got none`);
+  return bytes as Uint8Array<ArrayBuffer>;
+}
+
+async function decodeArrow(name: TableName, bytes: Uint8Array<ArrayBuffer>) {
+  const arrow = await loadFlechette();
+  const table = arrow.tableFromIPC(bytes);
+  const { metadata, fields } = table.schema;
+  const columns = fields.map((field) => field.name);
+  checkHeader(name, columns, {
+    name: metadata?.get(NAME_KEY),
+    version: metadata?.get(VERSION_KEY),
+  });
+  countRows(table.numRows);
+  return table.toArray() as Record<string, unknown>[];
+}
+
+// Parquet ------------------------------------------------------------------------------------------------------
+
+const PARQUET_TYPES = { text: "STRING", integer: "INT64", number: "DOUBLE", boolean: "BOOLEAN" } as const;
+
+async function encodeParquet(
+  name: TableName,
+  columns: ReadonlyMap<string, Cell[]>,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const { parquetWriteBuffer } = await loadParquetWriter();
+  const schema = columnsOf(name);
+  return new Uint8Array(parquetWriteBuffer({
+    columnData: [...columns].map(([column, cells]) => {
+      const { type } = schema[column]!;
+      return {
+        name: column,
+        data: type === "integer" ? cells.map((cell) => cell === null ? null : BigInt(cell)) : cells,
+        type: PARQUET_TYPES[type],
+      };
+    }),
+    kvMetadata: [{ key: NAME_KEY, value: name }, { key: VERSION_KEY, value: String(TABLE_VERSION) }],
+    createdBy: "arrowquant",
+  }));
+}
+
+async function decodeParquet(name: TableName, bytes: Uint8Array<ArrayBuffer>) {
+  const { parquetMetadata, parquetReadObjects, parquetSchema } = await loadParquetReader();
+  const file = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
+  const metadata = parquetMetadata(file);
+  const stored = new Map(metadata.key_value_metadata?.map(({ key, value }) => [key, value]));
+  const columns = parquetSchema(metadata).children.map(({ element }) => element.name);
+  checkHeader(name, columns, { name: stored.get(NAME_KEY), version: stored.get(VERSION_KEY) });
+  countRows(Number(metadata.num_rows));
+  const rows = await parquetReadObjects({ file, metadata });
+  const integers = Object.entries(columnsOf(name)).flatMap(([column, { type }]) =>
+    type === "integer" ? [column] : []
+  );
+  for (const row of rows) {
+    for (const column of integers) if (typeof row[column] === "bigint") row[column] = Number(row[column]);
+  }
+  return rows;
+}
+
+// CSV ----------------------------------------------------------------------------------------------------------
+
+/** RFC 4180; texts are quoted, so that an empty field is no value and `""` an empty text. */
+function csvText(name: TableName, columns: ReadonlyMap<string, Cell[]>): string {
+  const schema = columnsOf(name);
+  const names = [...columns.keys()];
+  const count = columns.get(names[0]!)!.length;
+  const field = (column: string, cell: Cell) =>
+    cell === null
+      ? ""
+      : schema[column]!.type === "text"
+      ? `"${String(cell).replaceAll('"', '""')}"`
+      : numberText(cell);
+  const lines = [names.join(",")];
+  for (let i = 0; i < count; i++) {
+    lines.push(names.map((column) => field(column, columns.get(column)![i]!)).join(","));
+  }
+  return `${lines.join("\r\n")}\r\n`;
+}
+
+const numberText = (cell: Cell) => Object.is(cell, -0) ? "-0" : String(cell);
+
+const NUMBER = /^(?:-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|NaN|-?Infinity)$/;
+
+function parseCsv(name: TableName, text: string): Record<string, unknown>[] {
+  const lines = csvFields(text);
+  const header = lines.shift()?.map(({ text }) => text) ?? [];
+  checkHeader(name, header);
+  if (new Set(header).size < header.length) throw new TableFault("no column may come twice");
+  countRows(lines.length);
+  const schema = columnsOf(name);
+  return lines.map((fields, i) => {
+    if (fields.length !== header.length) {
+      throw new TableFault(`row ${i} must have ${header.length} fields, got ${fields.length}`);
+    }
+    return Object.fromEntries(header.map((column, j) => {
+      const { text, isQuoted } = fields[j]!;
+      const { type } = schema[column]!;
+      if (text === "" && !isQuoted) return [column, null];
+      if (type === "text") return [column, text];
+      if (type === "boolean") return [column, text === "true" ? true : text === "false" ? false : text];
+      return [column, NUMBER.test(text) ? Number(text) : text];
+    }));
+  });
+}
+
+interface CsvField {
+  readonly text: string;
+  readonly isQuoted: boolean;
+}
+
+function csvFields(text: string): CsvField[][] {
+  const lines: CsvField[][] = [];
+  const pattern = /(?:"((?:[^"]|"")*)"|([^",\r\n]*))(,|\r?\n|$)/y;
+  let line: CsvField[] = [];
+  while (pattern.lastIndex < text.length || line.length > 0) {
+    const at = pattern.lastIndex;
+    const match = pattern.exec(text);
+    if (match === null) {
+      throw new TableFault(`a quote is not closed or stands inside a field, at character ${at}`);
+    }
+    const [, quoted, plain, end] = match;
+    line.push({ text: quoted?.replaceAll('""', '"') ?? plain ?? "", isQuoted: quoted !== undefined });
+    if (end === ",") continue;
+    lines.push(line);
+    line = [];
+  }
+  return lines;
+}
+
+// JSON ---------------------------------------------------------------------------------------------------------
+
+const JSON_RULES = { maxDepth: 4, maxKeys: 50_000_000, maxItems: MAX_TABLE_ROWS, integersOnly: false };
+
+/** One row a line; NaN and infinities, which JSON has not, are texts. */
+function jsonText(name: TableName, columns: ReadonlyMap<string, Cell[]>): string {
+  const names = [...columns.keys()];
+  const count = columns.get(names[0]!)!.length;
+  const value = (cell: Cell) => typeof cell === "number" && !Number.isFinite(cell) ? String(cell) : cell;
+  const rows = Array.from(
+    { length: count },
+    (_, i) =>
+      JSON.stringify(Object.fromEntries(names.map((column) => [column, value(columns.get(column)![i]!)]))),
+  );
+  return `{"table":${JSON.stringify(name)},"version":${TABLE_VERSION},"columns":${
+    JSON.stringify(names)
+  },"rows":[\n${rows.join(",\n")}\n]}\n`;
+}
+
+function decodeJson(name: TableName, bytes: Uint8Array<ArrayBuffer>): Record<string, unknown>[] {
+  let value: unknown;
+  try {
+    value = parseJson(bytes, JSON_RULES);
+  } catch (error) {
+    if (error instanceof JsonFault) throw new TableFault(error.message, { cause: error });
+    throw error;
+  }
+  const { table, version, columns, rows } = isJsonObject(value) ? value : {};
+  if (!Array.isArray(rows) || !Array.isArray(columns) || !rows.every(isJsonObject)) {
+    throw new TableFault('it must be {"table", "version", "columns", "rows"}');
+  }
+  checkHeader(name, columns.map(String), { name: String(table), version: String(version) });
+  const numbers = Object.entries(columnsOf(name)).flatMap(([column, { type }]) =>
+    type === "number" ? [column] : []
+  );
+  for (const row of rows as Record<string, unknown>[]) {
+    for (const column of numbers) {
+      const cell = row[column];
+      if (cell === "NaN" || cell === "Infinity" || cell === "-Infinity") row[column] = Number(cell);
+    }
+  }
+  return rows as Record<string, unknown>[];
+}
+
+/** Whether a text is a table's name. */
+export function isTableName(text: string): text is TableName {
+  return (TABLE_NAMES as readonly string[]).includes(text);
+}

@@ -1,0 +1,204 @@
+/**
+ * Linear layers whose activations, outputs or weight scales depend on time: θ is bound to a model's layers when it is loaded, and selected for
+ * each item of a batch at every forward pass, without allocation and without a branch per weight.
+ *
+ * Activations on a static grid are rounded in float32 (`fakeQuantize`): the same values as integer codes give, not their speed.
+ */
+import {
+  type ActivationGrid,
+  fakeQuantize,
+  type SelectedParameters,
+  type TimeParameters,
+} from "../time/mod.ts";
+import { groupCount, type OneLevelTensor } from "../quant/mod.ts";
+import type { Operations } from "./operations.ts";
+import type { LinearLayer } from "./tensors.ts";
+import { Workspace } from "./workspace.ts";
+
+type Floats = Float32Array<ArrayBuffer>;
+
+/** A layer at one time. */
+interface Prepared {
+  /** Without bias where the output is corrected. */
+  readonly layer: LinearLayer;
+  readonly grid: ActivationGrid | undefined;
+  readonly bits: SelectedParameters["bits"];
+  /** Name of the scratch for rounded activations: layers as wide share it. */
+  readonly scratch: string;
+  readonly gainLessOne: Floats | undefined;
+  readonly correction: Floats | undefined;
+  /** The layer's own bias, where the output is corrected. */
+  readonly bias: Floats | undefined;
+  /** Scratch for both together, the layer's at all times. */
+  readonly shift: Floats;
+}
+
+/** θ bound to a model's linear layers. */
+export class TimeAwareLayers {
+  readonly #prepared: ReadonlyMap<LinearLayer, readonly Prepared[]>;
+  readonly #operations: Operations;
+  readonly #workspace = new Workspace();
+  /** Bin of each item of the current batch. */
+  #bins = new Int32Array(16);
+  #items = 0;
+  #isUniform = true;
+
+  /**
+   * @throws {TypeError} when θ has a layer that the model has not, or one of another size
+   */
+  constructor(
+    readonly parameters: TimeParameters,
+    operations: Operations,
+    layers: Iterable<LinearLayer>,
+    path: string,
+  ) {
+    this.#operations = operations;
+    const byName = new Map([...layers].map((layer) => [layer.name, layer]));
+    const prepared = new Map<LinearLayer, readonly Prepared[]>();
+    for (const name of parameters.layers.keys()) {
+      const layer = byName.get(name);
+      if (layer === undefined) {
+        throw new TypeError(
+          `Cannot load ${JSON.stringify(path)}: its time parameters must be of its linear layers, got ${
+            JSON.stringify(name)
+          }`,
+        );
+      }
+      const seen = new Map<SelectedParameters, Prepared>();
+      const shift = new Float32Array(layer.weights.rows);
+      prepared.set(
+        layer,
+        Array.from({ length: parameters.groups.axis.bins }, (_, bin) => {
+          const selected = parameters.atBin(name, bin)!;
+          const made = seen.get(selected) ?? prepare(layer, selected, shift, path);
+          seen.set(selected, made);
+          return made;
+        }),
+      );
+    }
+    this.#prepared = prepared;
+  }
+
+  /**
+   * Selects θ for a batch: one time for all items, or one each.
+   *
+   * @throws {RangeError} when a time is missing or outside the axis
+   */
+  begin(times: number | ArrayLike<number> | undefined, items: number): void {
+    if (times === undefined) {
+      throw new RangeError("Cannot run a model with time parameters: t must be given, got undefined");
+    }
+    if (typeof times !== "number" && times.length !== items) {
+      throw new RangeError(
+        `Cannot run a model with time parameters: t must be one number or ${items}, got ${times.length}`,
+      );
+    }
+    if (this.#bins.length < items) this.#bins = new Int32Array(items);
+    const { axis } = this.parameters.groups;
+    this.#isUniform = true;
+    for (let item = 0; item < items; item++) {
+      const bin = axis.binOf(typeof times === "number" ? times : times[item]!);
+      this.#bins[item] = bin;
+      if (bin !== this.#bins[0]) this.#isUniform = false;
+    }
+    this.#items = items;
+  }
+
+  /**
+   * A linear layer at the selected times; rows of `x` belong to the items in equal parts, or row i to item `⌊rows[i] / rowsOfItem⌋`.
+   *
+   * **Shapes** `x: f32[count, cols]` → `out: f32[count, layer's rows]`
+   */
+  linear(
+    layer: LinearLayer,
+    x: Float32Array,
+    count: number,
+    out: Floats,
+    rows?: Int32Array,
+    rowsOfItem: number = count / this.#items,
+  ): void {
+    const prepared = this.#prepared.get(layer);
+    if (prepared === undefined) return this.#operations.linear(layer, x, count, out);
+    if (this.#isUniform) return this.#run(prepared[this.#bins[0]!]!, x, count, out);
+    const { rows: outputs, cols } = layer.weights;
+    const binOf = (row: number) =>
+      this.#bins[Math.floor((rows === undefined ? row : rows[row]!) / rowsOfItem)]!;
+    for (let begin = 0; begin < count;) {
+      const bin = binOf(begin);
+      let end = begin + 1;
+      while (end < count && binOf(end) === bin) end++;
+      this.#run(
+        prepared[bin]!,
+        x.subarray(begin * cols, end * cols),
+        end - begin,
+        out.subarray(begin * outputs, end * outputs),
+      );
+      begin = end;
+    }
+  }
+
+  #run(
+    { layer, grid, bits, scratch, gainLessOne, correction, bias, shift }: Prepared,
+    x: Float32Array,
+    count: number,
+    out: Floats,
+  ): void {
+    const operations = this.#operations;
+    const input = grid === undefined
+      ? x
+      : fakeQuantize(x, grid, bits, this.#workspace.take(scratch, x.length));
+    operations.linear(layer, input, count, out);
+    if (gainLessOne !== undefined) {
+      const cols = layer.weights.rows;
+      for (let i = 0; i < cols; i++) shift[i] = correction![i]! + (bias === undefined ? 0 : bias[i]!);
+      operations.modulate(out, gainLessOne, shift, { batch: 1, tokens: count, cols }, out);
+    }
+  }
+}
+
+function prepare(
+  layer: LinearLayer,
+  selected: SelectedParameters,
+  shift: Floats,
+  path: string,
+): Prepared {
+  const { weights, bias } = layer;
+  const fail = (reason: string) =>
+    new TypeError(
+      `Cannot load ${JSON.stringify(path)}: the time parameters of ${JSON.stringify(layer.name)} ${reason}`,
+    );
+  const { gainLessOne, bias: correction, weightScale, weightZeroPoint } = selected;
+  if (gainLessOne !== undefined && gainLessOne.length !== weights.rows) {
+    throw fail(`must have ${weights.rows} gains, got ${gainLessOne.length}`);
+  }
+  let own = weights;
+  if (weightScale !== undefined) {
+    if (!("packed" in weights)) {
+      throw fail("have weight scales: the layer must be packed, got full precision");
+    }
+    if (weights.scaleBits !== undefined) {
+      throw fail("have weight scales: the layer must have one level of scales, got two-level scales");
+    }
+    const scales = weights.rows * groupCount(weights.cols, weights.groupSize);
+    const isSymmetric = weights.zeroPoint === undefined;
+    if (weightScale.length !== scales || (weightZeroPoint === undefined) !== isSymmetric) {
+      throw fail(
+        `must have ${scales} weight scales ${
+          isSymmetric ? "alone" : "and zero points"
+        }, got ${weightScale.length}`,
+      );
+    }
+    own = { ...weights, scale: weightScale, zeroPoint: weightZeroPoint } satisfies OneLevelTensor;
+  }
+  const isCorrected = gainLessOne !== undefined;
+  return {
+    layer: { name: layer.name, weights: own, bias: isCorrected ? undefined : bias },
+    grid: selected.grid,
+    bits: selected.bits,
+    scratch: `activations ${weights.cols}`,
+    gainLessOne,
+    correction: isCorrected ? correction! : undefined,
+    bias: isCorrected ? bias : undefined,
+    shift,
+  };
+}

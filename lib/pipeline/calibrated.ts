@@ -1,0 +1,213 @@
+/**
+ * Solving a checkpoint's layers on calibration data, as a step of the pipeline: candidates are solved one after the other, the one with the
+ * smallest held-out distance is taken, and what is solved is kept on disk, so that a run that was stopped goes on.
+ */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import type { Config } from "../config.ts";
+import { CalibrationError, InterruptedError } from "../errors.ts";
+import { loadModel } from "../models/mod.ts";
+import type { Kernels } from "../native/mod.ts";
+import { CALIBRATED_SOLVERS, DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers.ts";
+import type { Checkpoint } from "../tensor/mod.ts";
+import { type Calibrated, loadCalibration } from "./calibration_data.ts";
+import { digestFile, quote, sha256 } from "./files.ts";
+import type { Plan } from "./plan.ts";
+import type { Progress, RunEvent, RunOptions } from "./rewrite.ts";
+import { heldOutDistance, type SolvedLayer, solveModel } from "./solve.ts";
+import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
+
+/** Data that lie beside a checkpoint and are used when none are named. */
+const BESIDE = ["calibration.jsonl", "calibration_images.safetensors", "calibration.safetensors"];
+
+/** Whether a configuration needs calibration data. */
+export function isCalibrated(config: Config): boolean {
+  return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config);
+}
+
+/** Whether bits are chosen by a budget. */
+export function hasBudget({ targetBitsPerWeight, targetModelSizeMb }: Config): boolean {
+  return targetBitsPerWeight !== null || targetModelSizeMb !== null;
+}
+
+/**
+ * The calibration data of a configuration: the file that it names, or what lies beside the checkpoint.
+ *
+ * @throws {CalibrationError} when there are none, saying how to give some
+ */
+export function calibrationSource(checkpoint: Checkpoint, { calibrationData, solver }: Config): string {
+  if (calibrationData !== null) return calibrationData;
+  const beside = BESIDE.map((name) => join(checkpoint.folder, name)).find((path) => existsSync(path));
+  if (beside !== undefined) return beside;
+  throw new CalibrationError(
+    `Cannot quantize ${
+      quote(checkpoint.path)
+    }: the solver "${solver}" needs calibration data, got none: name a file ` +
+      "with --calibrate (calibration_data), or say --calibrate synthetic for made-up data",
+    { path: checkpoint.path },
+  );
+}
+
+/** Text that stands for the data's bytes. */
+export async function calibrationDigest(source: string): Promise<string> {
+  if (source === "synthetic" || !existsSync(source)) return source;
+  return (await digestFile(source)).sha256;
+}
+
+/** A checkpoint's model with its calibration data. */
+export async function openCalibration(
+  checkpoint: Checkpoint,
+  config: Config,
+  kernels: Kernels,
+  threads: number,
+): Promise<Calibrated> {
+  const loaded = loadModel(checkpoint.path, kernels, { threads });
+  return await loadCalibration(loaded, {
+    source: calibrationSource(checkpoint, config),
+    samples: config.calibrationSamples,
+    seed: config.calibrationSeed,
+  });
+}
+
+/** The solver's settings of a configuration. */
+export function solverSettings({ solverOptions }: Config): SolverSettings {
+  const { damping, rounds, refit, correction, residualCorrection } = solverOptions;
+  return { ...DEFAULT_SOLVER_SETTINGS, damping, rounds, refit, correction, residualCorrection };
+}
+
+/** Settings that are tried beside the configured ones: what is best differs from model to model. */
+function candidatesOf(calibrated: Calibrated, config: Config): SolverSettings[] {
+  const own = solverSettings(config);
+  if (config.solver !== "best") return [own];
+  const { correction, residualCorrection, damping } = own;
+  const others = calibrated.kind === "sequences"
+    ? [
+      { residualCorrection: residualCorrection / 2 },
+      { correction: correction / 2, residualCorrection: residualCorrection / 2 },
+      { damping: damping / 10 },
+    ]
+    : [{ damping: damping / 10 }, { correction: correction / 2 }, { correction: 0 }];
+  return [own, ...others.map((other) => ({ ...own, ...other }))].slice(0, config.solverOptions.candidates);
+}
+
+/** What solving made of a model. */
+export interface SolvedModel {
+  readonly layers: ReadonlyMap<string, SolvedLayer>;
+  /** Held-out distance of each candidate, and which was taken. */
+  readonly distances: readonly number[];
+  readonly chosen: number;
+  readonly source: string;
+}
+
+/**
+ * Solves the layers of a plan.
+ *
+ * @param folder where solved layers are kept until the run is finished
+ * @throws {InterruptedError} when the signal stopped it; what is solved is kept
+ */
+export async function solvePlan(
+  calibrated: Calibrated,
+  plan: Plan,
+  config: Config,
+  kernels: Kernels,
+  threads: number,
+  folder: string | undefined,
+  identity: string,
+  { signal, onEvent, onProgress }: RunOptions,
+): Promise<SolvedModel> {
+  const rows = new Map(
+    plan.rows.filter(({ action }) => action === "quantize").map((row) => [row.name, row]),
+  );
+  const candidates = candidatesOf(calibrated, config);
+  const event = (kind: RunEvent["kind"], message: string) => onEvent?.({ kind, message });
+  const { data, model } = calibrated;
+  event("calibrate", `${data.source}${data.isSynthetic ? ": NOT real data" : ""}`);
+  if (data.heldOut.length === 0 && candidates.length > 1) {
+    event("warning", "too few records to hold any out: the first candidate is taken unseen");
+    candidates.length = 1;
+  }
+  const solvable = new Set(model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
+  for (const { name } of rows.values()) {
+    if (!solvable.has(name)) event("warning", `${name} is no linear layer: clip search without its inputs`);
+  }
+  const weightsOf = (name: string) => rows.get(name)!.shape.reduce((product, size) => product * size, 1);
+  const wanted = [...rows.keys()].filter((name) => solvable.has(name));
+  const allWeights = wanted.reduce((sum, name) => sum + weightsOf(name), 0) * candidates.length;
+  let weightsDone = 0;
+  let best: { layers: Map<string, SolvedLayer>; distance: number; index: number } | undefined;
+  const distances: number[] = [];
+  for (const [index, settings] of candidates.entries()) {
+    const own = sha256(JSON.stringify([identity, settings]));
+    const solved = folder === undefined ? undefined : loadSolvedLayers(folder, index, own);
+    if (solved !== undefined && solved.size > 0) {
+      event(
+        "resume",
+        `${solved.size} of ${wanted.length} layers were solved before (candidate ${index + 1})`,
+      );
+    }
+    const layers = await stoppable(signal, () =>
+      solveModel(calibrated, {
+        kernels,
+        threads,
+        solver: config.solver,
+        settings,
+        mode: config.calibrationMode,
+        gridOf: (name) => {
+          const row = rows.get(name);
+          return row === undefined ? undefined : {
+            bits: row.bits!,
+            groupSize: row.groupSize!,
+            zeroPoint: row.zeroPoint!,
+            scaleBits: row.scaleBits,
+          };
+        },
+        solved,
+        signal,
+        onWarning: (message) => index === 0 && event("warning", message),
+        onLayer: (layer, done, of) => {
+          if (folder !== undefined && solved?.has(layer.name) !== true) {
+            saveSolvedLayer(folder, index, own, layer);
+          }
+          weightsDone += weightsOf(layer.name);
+          onProgress?.(
+            {
+              tensor: `${layer.name} (solving${candidates.length > 1 ? `, candidate ${index + 1}` : ""})`,
+              tensorsDone: index * of + done,
+              tensors: candidates.length * of,
+              weightsDone,
+              weights: allWeights,
+              bytesDone: weightsDone,
+              bytes: allWeights,
+              bytesResumed: 0,
+            } satisfies Progress,
+          );
+        },
+      }));
+    const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
+    const distance = candidates.length > 1 || data.heldOut.length > 0
+      ? heldOutDistance(calibrated, tensors)
+      : NaN;
+    distances.push(distance);
+    if (best === undefined || distance < best.distance) best = { layers, distance, index };
+  }
+  const unit = calibrated.kind === "sequences" ? "KL at masked positions, nats" : "relative noise error";
+  event(
+    "calibrate",
+    `held out, ${unit}: ${distances.map((value) => value.toPrecision(3)).join(", ")}` +
+      (distances.length > 1 ? `; candidate ${best!.index + 1} taken` : ""),
+  );
+  return { layers: best!.layers, distances, chosen: best!.index, source: data.source };
+}
+
+/** An abort as the pipeline reports it. */
+async function stoppable<T>(signal: AbortSignal | undefined, run: () => Promise<T>): Promise<T> {
+  try {
+    return await run();
+  } catch (error) {
+    if (signal?.aborted !== true || error !== signal.reason) throw error;
+    throw new InterruptedError(
+      `Stopped by ${String(signal.reason)}: go on with --resume, what is solved is kept`,
+      String(signal.reason),
+    );
+  }
+}

@@ -1,0 +1,71 @@
+/** A bounded cache that forgets what was not used for longest, and counts what it did. */
+
+/** What a cache did so far. */
+export interface CacheStatistics {
+  readonly hits: number;
+  readonly misses: number;
+  readonly evictions: number;
+  readonly entries: number;
+}
+
+/**
+ * Values by (layer, timestep), at most `capacity` of them.
+ *
+ * @example
+ * ```ts
+ * import { LayerTimeCache } from "./lru_cache.ts";
+ * const cache = new LayerTimeCache<number>(2);
+ * cache.get("blocks.0", 3, () => 42); // computed
+ * console.log(cache.get("blocks.0", 3, () => 0), cache.statistics.hits); // 42 1
+ * ```
+ */
+export class LayerTimeCache<Value> {
+  // A Map keeps the order of insertion: what was used last is taken out and put in again.
+  readonly #values = new Map<string, Value>();
+  #hits = 0;
+  #misses = 0;
+  #evictions = 0;
+
+  /** @throws {RangeError} when `capacity` is not a whole number ≥ 1 */
+  constructor(readonly capacity: number) {
+    if (!Number.isSafeInteger(capacity) || capacity < 1) {
+      throw new RangeError(`Cannot make a cache: capacity must be a whole number ≥ 1, got ${capacity}`);
+    }
+  }
+
+  /** The value kept for a layer and a timestep, or what `compute` makes of it; an error of `compute` keeps nothing. */
+  get(layer: string, timestep: number, compute: () => Value): Value {
+    const key = `${timestep} ${layer}`;
+    if (this.#values.has(key)) {
+      const value = this.#values.get(key) as Value;
+      this.#values.delete(key);
+      this.#values.set(key, value);
+      this.#hits++;
+      return value;
+    }
+    const value = compute();
+    this.#misses++;
+    if (this.#values.size >= this.capacity) {
+      this.#values.delete(this.#values.keys().next().value!);
+      this.#evictions++;
+    }
+    this.#values.set(key, value);
+    return value;
+  }
+
+  /** Forgets every timestep of a layer, when its parameters changed. */
+  forget(layer: string): void {
+    for (const key of this.#values.keys()) {
+      if (key.slice(key.indexOf(" ") + 1) === layer) this.#values.delete(key);
+    }
+  }
+
+  get statistics(): CacheStatistics {
+    return {
+      hits: this.#hits,
+      misses: this.#misses,
+      evictions: this.#evictions,
+      entries: this.#values.size,
+    };
+  }
+}

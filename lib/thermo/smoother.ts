@@ -1,0 +1,268 @@
+/**
+ * Phase 2: θ(t) becomes continuous. Within a window of a boundary between time groups the parameters of the two neighbours blend; everything
+ * is computed from the groups' own parameters, so that no order matters. Which layers keep it is decided by held-out error.
+ */
+import type { TimeGroups } from "../time/mod.ts";
+import { type MarkovReport, markovReport, type ParameterSeries } from "./validator.ts";
+
+export type Interpolation = "linear" | "cubic" | "sigmoid";
+export const INTERPOLATIONS: readonly Interpolation[] = ["linear", "cubic", "sigmoid"];
+
+/** Widest window, in bins: the configuration's limit. */
+export const MAX_WINDOW_SIZE = 1000;
+/** Slope of the sigmoid over the whole window; its ends are moved to 0 and 1 exactly. */
+const SIGMOID_SLOPE = 10;
+
+export interface SmoothingOptions {
+  /** Bins on either side of a boundary within which parameters blend. Default 5. */
+  readonly windowSize?: number | undefined;
+  /** Default `linear`. */
+  readonly interpolation?: Interpolation | undefined;
+}
+
+/**
+ * The blend's weight at `a` of the way, 0 ≤ a ≤ 1: a, `3a² − 2a³`, or a sigmoid from 0 to 1; 0.5 in the middle.
+ *
+ * @throws {RangeError} when `a` is outside [0, 1] or the interpolation is none
+ */
+export function blendWeight(a: number, interpolation: Interpolation): number {
+  if (!(a >= 0 && a <= 1)) {
+    throw new RangeError(`Cannot smooth time parameters: a must lie in [0, 1], got ${a}`);
+  }
+  switch (interpolation) {
+    case "linear":
+      return a;
+    case "cubic":
+      return a * a * (3 - 2 * a);
+    case "sigmoid": {
+      const sigmoid = (x: number) => 1 / (1 + Math.exp(-SIGMOID_SLOPE * (x - 0.5)));
+      const low = sigmoid(0);
+      return Math.min(1, (sigmoid(a) - low) / (1 - 2 * low));
+    }
+    default:
+      throw new RangeError(
+        `Cannot smooth time parameters: interpolation must be one of ${INTERPOLATIONS.join(", ")}, got ${
+          JSON.stringify(interpolation)
+        }`,
+      );
+  }
+}
+
+/**
+ * How much of its left and right neighbour each bin takes: `θ(t) = (1 − left − right) θ_g + left θ_{g−1} + right θ_{g+1}`.
+ * At a boundary both sides reach one half; outside every window both are 0. One table for all layers.
+ *
+ * @throws {RangeError} when `windowSize` is not a whole number from 1 to {@linkcode MAX_WINDOW_SIZE}
+ */
+export function blendTable(
+  groups: TimeGroups,
+  options: SmoothingOptions = {},
+): { readonly left: Float64Array<ArrayBuffer>; readonly right: Float64Array<ArrayBuffer> } {
+  const { windowSize = 5, interpolation = "linear" } = options;
+  if (!Number.isInteger(windowSize) || windowSize < 1 || windowSize > MAX_WINDOW_SIZE) {
+    throw new RangeError(
+      `Cannot smooth time parameters: windowSize must be a whole number from 1 to ${MAX_WINDOW_SIZE}, got ${windowSize}`,
+    );
+  }
+  blendWeight(0, interpolation);
+  const { bins } = groups.axis;
+  const left = new Float64Array(bins), right = new Float64Array(bins);
+  for (let g = 0; g < groups.count; g++) {
+    const { start, end } = groups.range(g);
+    for (let bin = start; bin < end; bin++) {
+      // From the middle of the bin, so that a boundary lies half-way between its neighbours.
+      const fromLeft = bin + 0.5 - start, fromRight = end - bin - 0.5;
+      if (g > 0 && fromLeft < windowSize) {
+        left[bin] = blendWeight((windowSize - fromLeft) / (2 * windowSize), interpolation);
+      }
+      if (g < groups.count - 1 && fromRight < windowSize) {
+        right[bin] = blendWeight((windowSize - fromRight) / (2 * windowSize), interpolation);
+      }
+    }
+  }
+  return { left, right };
+}
+
+/** A scale and a zero point for each bin of the axis. */
+export interface SmoothSeries {
+  /** `f64[bins]` */
+  readonly scale: Float64Array<ArrayBuffer>;
+  /** `f64[bins]`, real-valued */
+  readonly zeroPoint: Float64Array<ArrayBuffer>;
+  readonly bits: number;
+}
+
+/**
+ * Activation parameters for each bin. The ends of the ranges blend: each end moves, towards a boundary, from the group's own value to the
+ * wider of the two neighbours', so that θ(t) is continuous there and no bin's range is smaller than its group's calibration saw.
+ *
+ * @throws {TypeError} when there is not one scale and one zero point for each group
+ * @throws {RangeError} when a scale is not above 0, a value is not finite or an option is not allowed
+ *
+ * @example
+ * ```ts
+ * import { equalTimeGroups, timestepAxis } from "../time/mod.ts";
+ * import { smoothActivation } from "./smoother.ts";
+ * const groups = equalTimeGroups(timestepAxis(20), 2);
+ * const { scale } = smoothActivation(groups, { scale: [1, 2], zeroPoint: [0, 0], bits: 8 }, { windowSize: 2 });
+ * console.log(scale.subarray(7, 12)); // 1, 1.25, 1.75, 2, 2
+ * ```
+ */
+export function smoothActivation(
+  groups: TimeGroups,
+  { scale, zeroPoint, bits }: ParameterSeries,
+  options: SmoothingOptions = {},
+): SmoothSeries {
+  checkLengths(groups, scale.length, zeroPoint.length);
+  const { left, right } = blendTable(groups, options);
+  const top = 2 ** bits - 1, { bins } = groups.axis;
+  const lows = Float64Array.from(scale, (s, g) => -s * zeroPoint[g]!);
+  const highs = Float64Array.from(scale, (s, g) => s * (top - zeroPoint[g]!));
+  for (let g = 0; g < groups.count; g++) {
+    if (!(scale[g]! > 0 && Number.isFinite(lows[g]!) && Number.isFinite(highs[g]!))) {
+      throw new RangeError(
+        `Cannot smooth time parameters: scales must be above 0 and all values finite, got ${scale[g]} and ${
+          zeroPoint[g]
+        } for group ${g}`,
+      );
+    }
+  }
+  const out = { scale: new Float64Array(bins), zeroPoint: new Float64Array(bins), bits };
+  for (let bin = 0; bin < bins; bin++) {
+    const g = groups.groupOfBin(bin);
+    // Half of the way to the other side's value at the boundary is the whole way to the wider of both.
+    const toLeft = 2 * left[bin]!, toRight = 2 * right[bin]!;
+    const reach = (ends: Float64Array, wider: (a: number, b: number) => number) => {
+      const own = ends[g]!;
+      const there = (weight: number, other: number) => own + weight * (wider(own, other) - own);
+      const atLeft = toLeft > 0 ? there(toLeft, ends[g - 1]!) : own;
+      return wider(atLeft, toRight > 0 ? there(toRight, ends[g + 1]!) : own);
+    };
+    const low = reach(lows, Math.min), high = reach(highs, Math.max);
+    if (low === lows[g] && high === highs[g]) {
+      out.scale[bin] = scale[g]!; // to the bit
+      out.zeroPoint[bin] = zeroPoint[g]!;
+    } else {
+      out.scale[bin] = (high - low) / top;
+      out.zeroPoint[bin] = -low / out.scale[bin]!;
+    }
+  }
+  return out;
+}
+
+function checkLengths(groups: TimeGroups, ...lengths: number[]): void {
+  const bad = lengths.find((length) => length !== groups.count);
+  if (bad !== undefined) {
+    throw new TypeError(
+      `Cannot smooth time parameters: every one of ${groups.count} groups must have its own, got ${bad}`,
+    );
+  }
+}
+
+/**
+ * Parameters without a range - gain and bias of an output correction, weight scales - at one bin: the neighbours' weighted mean.
+ *
+ * **Shapes** `values: [G, n]` → `out: [n]`
+ *
+ * @throws {TypeError} when the shapes do not fit
+ */
+export function smoothAt(
+  groups: TimeGroups,
+  table: ReturnType<typeof blendTable>,
+  values: Float32Array,
+  bin: number,
+  out: Float32Array,
+): Float32Array {
+  const n = out.length, g = groups.groupOfBin(bin);
+  if (values.length !== groups.count * n) {
+    throw new TypeError(
+      `Cannot smooth time parameters: values must be [${groups.count}, ${n}], got ${values.length} numbers`,
+    );
+  }
+  const left = table.left[bin]!, right = table.right[bin]!;
+  const own = g * n, before = own - n, after = own + n;
+  for (let i = 0; i < n; i++) {
+    const value = values[own + i]!;
+    let blended = value;
+    if (left > 0) blended += left * (values[before + i]! - value);
+    if (right > 0) blended += right * (values[after + i]! - value);
+    out[i] = blended;
+  }
+  return out;
+}
+
+/**
+ * The Markov score of smooth parameters: the jump of a boundary is the largest between neighbouring bins that belong to it, from the middle of
+ * one group to the middle of the next, so that the score stays comparable with that of the groups, and is equal to it without smoothing.
+ *
+ * @throws as `validateMarkov`
+ */
+export function validateSmooth(
+  groups: TimeGroups,
+  { scale, zeroPoint, bits }: SmoothSeries,
+  smoothnessThreshold: number,
+): MarkovReport {
+  const scaleJumps: number[] = [], zeroPointJumps: number[] = [];
+  const codes = 2 ** bits - 1;
+  const middle = (g: number) => {
+    const { start, end } = groups.range(g);
+    return Math.floor((start + end - 1) / 2);
+  };
+  for (let g = 0; g + 1 < groups.count; g++) {
+    let scaleJump = 0, zeroPointJump = 0;
+    for (let bin = middle(g); bin < middle(g + 1); bin++) {
+      scaleJump = Math.max(scaleJump, Math.abs(scale[bin + 1]! - scale[bin]!) / scale[bin]!);
+      zeroPointJump = Math.max(zeroPointJump, Math.abs(zeroPoint[bin + 1]! - zeroPoint[bin]!) / codes);
+    }
+    scaleJumps.push(scaleJump);
+    zeroPointJumps.push(zeroPointJump);
+  }
+  return markovReport(scaleJumps, zeroPointJumps, smoothnessThreshold);
+}
+
+/** A layer's held-out error without and with a change. */
+export interface HeldOutErrors {
+  readonly before: number;
+  readonly after: number;
+}
+
+/** Which layers keep a change, and why. */
+export interface GuardReport {
+  readonly kept: readonly string[];
+  readonly rejected: readonly string[];
+  readonly errors: ReadonlyMap<string, HeldOutErrors>;
+}
+
+/**
+ * Decides layer by layer whether a change stays: only where the held-out error does not rise.
+ *
+ * @param measure the layer's held-out error with its old and with its new parameters
+ * @throws {RangeError} when an error is not a number ≥ 0
+ *
+ * @example
+ * ```ts
+ * import { keepWhereErrorDoesNotRise } from "./smoother.ts";
+ * const { kept, rejected } = keepWhereErrorDoesNotRise(["a", "b"], (name) => ({ before: 1, after: name === "a" ? 0.9 : 1.1 }));
+ * console.log(kept, rejected); // ["a"] ["b"]
+ * ```
+ */
+export function keepWhereErrorDoesNotRise(
+  layers: Iterable<string>,
+  measure: (layer: string) => HeldOutErrors,
+): GuardReport {
+  const kept: string[] = [], rejected: string[] = [];
+  const errors = new Map<string, HeldOutErrors>();
+  for (const layer of layers) {
+    const { before, after } = measure(layer);
+    if (!(before >= 0 && after >= 0)) {
+      throw new RangeError(
+        `Cannot decide on ${
+          JSON.stringify(layer)
+        }: held-out errors must be numbers ≥ 0, got ${before} before and ${after} after`,
+      );
+    }
+    errors.set(layer, { before, after });
+    (after <= before ? kept : rejected).push(layer);
+  }
+  return { kept, rejected, errors };
+}

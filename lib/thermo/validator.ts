@@ -1,0 +1,207 @@
+/**
+ * Phase 1: how smoothly a layer's parameters pass from one time group to the next. It reads and changes nothing. A score of 1 can be bought by
+ * deleting information, so that it is a diagnostic and never an objective: the step KL of every time group stands beside it.
+ */
+
+/** How far a jump is above the threshold: less than 1.5 times, less than 2 times, more. */
+export type Severity = "low" | "medium" | "high";
+
+/** Multiples of the threshold from which a violation is medium and high. */
+export const MEDIUM_SEVERITY = 1.5;
+export const HIGH_SEVERITY = 2;
+
+/** One scale and zero point for each time group of a layer. */
+export interface ParameterSeries {
+  /** `[G]`, each above 0. */
+  readonly scale: ArrayLike<number>;
+  /** `[G]`, in codes. */
+  readonly zeroPoint: ArrayLike<number>;
+  /** Width of the codes: a zero point's jump is counted in shares of `2^bits − 1`. */
+  readonly bits: number;
+}
+
+/** A jump above the threshold. */
+export interface Violation {
+  /** Between groups `boundary` and `boundary + 1`. */
+  readonly boundary: number;
+  readonly kind: "scale" | "zero_point";
+  readonly jump: number;
+  readonly severity: Severity;
+}
+
+/** What phase 1 says of a layer. */
+export interface MarkovReport {
+  /** 1 for no jump, or less than two groups. */
+  readonly markovScore: number;
+  /** `[G − 1]` */
+  readonly boundaryScores: readonly number[];
+  /** `[G − 1]`: `|s₂ − s₁|/s₁` */
+  readonly scaleJumps: readonly number[];
+  /** `[G − 1]`: `|z₂ − z₁|/(2^bits − 1)` */
+  readonly zeroPointJumps: readonly number[];
+  readonly violations: readonly Violation[];
+}
+
+/** Severity of a jump, undefined when it is not above the threshold. */
+export function severityOf(jump: number, threshold: number): Severity | undefined {
+  if (!(jump > threshold)) return undefined;
+  if (jump < MEDIUM_SEVERITY * threshold) return "low";
+  return jump < HIGH_SEVERITY * threshold ? "medium" : "high";
+}
+
+function checkThreshold(threshold: number): void {
+  if (!(threshold >= 0 && threshold <= 1)) {
+    throw new RangeError(
+      `Cannot validate time parameters: smoothnessThreshold must lie in [0, 1], got ${threshold}`,
+    );
+  }
+}
+
+function checkSeries({ scale, zeroPoint, bits }: ParameterSeries): void {
+  const fail = (reason: string) => `Cannot validate time parameters: ${reason}`;
+  if (scale.length === 0 || scale.length !== zeroPoint.length) {
+    throw new TypeError(
+      fail(
+        `every group must have a scale and a zero point, got ${scale.length} scales and ${zeroPoint.length} zero points`,
+      ),
+    );
+  }
+  if (!Number.isInteger(bits) || bits < 1 || bits > 16) {
+    throw new RangeError(fail(`bits must be a whole number from 1 to 16, got ${bits}`));
+  }
+  for (let g = 0; g < scale.length; g++) {
+    if (!(scale[g]! > 0 && scale[g]! < Infinity)) {
+      throw new RangeError(fail(`scales must be finite and above 0, got ${scale[g]} for group ${g}`));
+    }
+    if (!Number.isFinite(zeroPoint[g]!)) {
+      throw new RangeError(fail(`zero points must be finite, got ${zeroPoint[g]} for group ${g}`));
+    }
+  }
+}
+
+/**
+ * The Markov score of a layer, `1 − min(1, Σ (js + jz)/(2 (G − 1)))`, the score `1 − min(1, (js + jz)/2)` of each boundary, and the jumps
+ * above the threshold (DESIGN.md §4).
+ *
+ * @throws {TypeError} when there is not one scale and one zero point for each group
+ * @throws {RangeError} when the threshold is outside [0, 1], a scale is not above 0 or a value is not finite
+ *
+ * @example
+ * ```ts
+ * import { validateMarkov } from "./validator.ts";
+ * const report = validateMarkov({ scale: [1, 1.5], zeroPoint: [100, 100], bits: 8 }, 0.3);
+ * console.log(report.markovScore, report.violations[0]?.severity); // 0.75 "medium"
+ * ```
+ */
+export function validateMarkov(series: ParameterSeries, smoothnessThreshold: number): MarkovReport {
+  checkThreshold(smoothnessThreshold);
+  checkSeries(series);
+  const { scale, zeroPoint, bits } = series;
+  const boundaries = scale.length - 1, codes = 2 ** bits - 1;
+  const scaleJumps = Array.from(
+    { length: boundaries },
+    (_, g) => Math.abs(scale[g + 1]! - scale[g]!) / scale[g]!,
+  );
+  const zeroPointJumps = Array.from(
+    { length: boundaries },
+    (_, g) => Math.abs(zeroPoint[g + 1]! - zeroPoint[g]!) / codes,
+  );
+  return markovReport(scaleJumps, zeroPointJumps, smoothnessThreshold);
+}
+
+/** A report out of jumps that were measured in some way; {@linkcode validateMarkov} takes those between groups. */
+export function markovReport(
+  scaleJumps: readonly number[],
+  zeroPointJumps: readonly number[],
+  smoothnessThreshold: number,
+): MarkovReport {
+  checkThreshold(smoothnessThreshold);
+  const violations: Violation[] = [];
+  let sum = 0;
+  for (const [boundary, scaleJump] of scaleJumps.entries()) {
+    const zeroPointJump = zeroPointJumps[boundary]!;
+    sum += scaleJump + zeroPointJump;
+    for (const [kind, jump] of [["scale", scaleJump], ["zero_point", zeroPointJump]] as const) {
+      const severity = severityOf(jump, smoothnessThreshold);
+      if (severity !== undefined) violations.push({ boundary, kind, jump, severity });
+    }
+  }
+  const boundaries = scaleJumps.length;
+  return {
+    markovScore: boundaries === 0 ? 1 : 1 - Math.min(1, sum / (2 * boundaries)),
+    boundaryScores: scaleJumps.map((jump, i) => 1 - Math.min(1, (jump + zeroPointJumps[i]!) / 2)),
+    scaleJumps,
+    zeroPointJumps,
+    violations,
+  };
+}
+
+/** What phase 1 says of a model. */
+export interface ValidationReport {
+  readonly layers: ReadonlyMap<string, MarkovReport>;
+  /** Mean of the layers' scores, 1 for no layer. */
+  readonly markovScore: number;
+  /** Mean of the boundaries' scores over the layers, `[G − 1]`. */
+  readonly boundaryScores: readonly number[];
+  /** Violations of all layers by severity. */
+  readonly violations: Readonly<Record<Severity, number>>;
+  /** Held-out step KL of each time group, `[G]`, as it was given. */
+  readonly stepKl: readonly number[];
+}
+
+/**
+ * Phase 1 for a model: every layer's report, and beside the scores the held-out step KL of each time group.
+ *
+ * @param stepKl `[G]`: what the quantized model's steps cost in each time group on held-out data
+ * @throws {TypeError} when layers have different numbers of groups, or `stepKl` has another
+ * @throws {RangeError} as {@linkcode validateMarkov}, or when a step KL is not a number ≥ 0; the message names the layer
+ */
+export function validateLayers(
+  layers: ReadonlyMap<string, ParameterSeries>,
+  stepKl: ArrayLike<number>,
+  smoothnessThreshold: number,
+): ValidationReport {
+  checkThreshold(smoothnessThreshold);
+  const groups = stepKl.length;
+  const costs = Array.from(stepKl);
+  const bad = costs.find((kl) => !(kl >= 0));
+  if (bad !== undefined) {
+    throw new RangeError(`Cannot validate time parameters: step KLs must be numbers ≥ 0, got ${bad}`);
+  }
+  const reports = new Map<string, MarkovReport>();
+  for (const [name, series] of layers) {
+    if (series.scale.length !== groups) {
+      throw new TypeError(
+        `Cannot validate ${
+          JSON.stringify(name)
+        }: it must have ${groups} time groups as the step KL, got ${series.scale.length}`,
+      );
+    }
+    try {
+      reports.set(name, validateMarkov(series, smoothnessThreshold));
+    } catch (cause) {
+      if (!(cause instanceof RangeError || cause instanceof TypeError)) throw cause;
+      const Kind = cause instanceof RangeError ? RangeError : TypeError;
+      throw new Kind(
+        cause.message.replace("Cannot validate time parameters", `Cannot validate ${JSON.stringify(name)}`),
+        {
+          cause,
+        },
+      );
+    }
+  }
+  const all = [...reports.values()];
+  const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const violations = { low: 0, medium: 0, high: 0 };
+  for (const { severity } of all.flatMap((report) => report.violations)) violations[severity]++;
+  return {
+    layers: reports,
+    markovScore: all.length === 0 ? 1 : mean(all.map((report) => report.markovScore)),
+    boundaryScores: all.length === 0 ? [] : Array.from(
+      { length: Math.max(0, groups - 1) },
+      (_, i) => mean(all.map((report) => report.boundaryScores[i]!)),
+    ),
+    violations,
+    stepKl: costs,
+  };
+}

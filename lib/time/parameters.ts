@@ -1,0 +1,201 @@
+/**
+ * θ: what a model's runtime selects by time - static activation grids, output corrections and, as an option, own scales and zero points over shared
+ * codes - layer by layer, and its selection without allocation. On disk it is sidecar.ts's.
+ */
+import type { ActivationBits, ActivationGrid } from "./activation_range.ts";
+import type { TimeGroups } from "./groups.ts";
+
+/** Most numbers that a layer's θ may have: what a lying sidecar could ask for. */
+export const MAX_LAYER_NUMBERS = 2 ** 30;
+
+/** Static grids of a layer's input, one a time group, or one a bin of the axis where they were smoothed. */
+export interface ActivationParameters {
+  readonly bits: ActivationBits;
+  /** `f32[groups]` or `f32[bins]`, above 0. */
+  readonly scale: Float32Array<ArrayBuffer>;
+  /** `i32`, as long; in `[0, 2^bits − 1]`. */
+  readonly zeroPoint: Int32Array<ArrayBuffer>;
+}
+
+/** `y = gain ⊙ (Ŵ x) + bias`, beside the layer's own bias. */
+export interface OutputParameters {
+  /** `f32[groups, rows]` */
+  readonly gain: Float32Array<ArrayBuffer>;
+  /** `f32[groups, rows]` */
+  readonly bias: Float32Array<ArrayBuffer>;
+}
+
+/** Own scales and zero points of every time group over the same codes: the literal reading of the old system, an option. */
+export interface WeightScaleParameters {
+  /** Bits of half floats, `[groups, rows, weight groups]`. */
+  readonly scale: Uint16Array<ArrayBuffer>;
+  /** The same, undefined when symmetric. */
+  readonly zeroPoint: Uint16Array<ArrayBuffer> | undefined;
+}
+
+/** θ of a layer; any part may be missing. */
+export interface LayerParameters {
+  readonly activation?: ActivationParameters | undefined;
+  readonly output?: OutputParameters | undefined;
+  readonly weightScales?: WeightScaleParameters | undefined;
+}
+
+/** What a layer's forward pass takes at one time; the same objects every time. */
+export interface SelectedParameters {
+  readonly grid: ActivationGrid | undefined;
+  readonly bits: ActivationBits;
+  /** `f32[rows]`: the gain less 1. */
+  readonly gainLessOne: Float32Array<ArrayBuffer> | undefined;
+  /** `f32[rows]` */
+  readonly bias: Float32Array<ArrayBuffer> | undefined;
+  readonly weightScale: Uint16Array<ArrayBuffer> | undefined;
+  readonly weightZeroPoint: Uint16Array<ArrayBuffer> | undefined;
+}
+
+/** A layer's θ, cut into views when it is made. */
+class LayerTable {
+  readonly #byBin: readonly SelectedParameters[];
+
+  constructor(groups: TimeGroups, { activation, output, weightScales }: LayerParameters) {
+    const { bins } = groups.axis;
+    const rows = output === undefined ? 0 : output.gain.length / groups.count;
+    const scales = weightScales === undefined ? 0 : weightScales.scale.length / groups.count;
+    const gainLessOne = output?.gain.map((gain) => gain - 1);
+    const isByBin = activation !== undefined && activation.scale.length === bins && bins !== groups.count;
+    const of = (group: number, index: number): SelectedParameters => ({
+      grid: activation && { scale: activation.scale[index]!, zeroPoint: activation.zeroPoint[index]! },
+      bits: activation?.bits ?? 8,
+      gainLessOne: gainLessOne?.subarray(group * rows, (group + 1) * rows),
+      bias: output?.bias.subarray(group * rows, (group + 1) * rows),
+      weightScale: weightScales?.scale.subarray(group * scales, (group + 1) * scales),
+      weightZeroPoint: weightScales?.zeroPoint?.subarray(group * scales, (group + 1) * scales),
+    });
+    const byGroup = isByBin ? [] : Array.from({ length: groups.count }, (_, g) => of(g, g));
+    this.#byBin = Array.from({ length: bins }, (_, bin) => {
+      const group = groups.groupOfBin(bin);
+      return isByBin ? of(group, bin) : byGroup[group]!;
+    });
+  }
+
+  at(bin: number): SelectedParameters {
+    return this.#byBin[bin]!;
+  }
+}
+
+/**
+ * θ of a model.
+ *
+ * @example
+ * ```ts
+ * import { timestepAxis } from "./axis.ts";
+ * import { equalTimeGroups } from "./groups.ts";
+ * import { TimeParameters } from "./parameters.ts";
+ * const groups = equalTimeGroups(timestepAxis(1000), 2);
+ * const activation = { bits: 8, scale: Float32Array.of(0.1, 0.2), zeroPoint: Int32Array.of(128, 100) } as const;
+ * const parameters = new TimeParameters(groups, new Map([["blocks.0.weight", { activation }]]), "a1b2");
+ * console.log(parameters.at("blocks.0.weight", 700)?.grid?.zeroPoint); // 100
+ * ```
+ */
+export class TimeParameters {
+  readonly #tables: ReadonlyMap<string, LayerTable>;
+
+  /**
+   * @param layers θ by the name of a layer's weight
+   * @param fingerprint of the model that it belongs to, as `modelFingerprint` gives it
+   * @throws {TypeError} when an array is not as long as the groups ask for
+   * @throws {RangeError} when a value is NaN, infinite or out of range; the message names the layer
+   */
+  constructor(
+    readonly groups: TimeGroups,
+    readonly layers: ReadonlyMap<string, LayerParameters>,
+    readonly fingerprint: string,
+  ) {
+    for (const [name, layer] of layers) checkLayer(name, groups, layer);
+    this.#tables = new Map([...layers].map(([name, layer]) => [name, new LayerTable(groups, layer)]));
+  }
+
+  /**
+   * What a layer takes at a time, undefined when it has no θ; the same object for the same bin, nothing is allocated.
+   *
+   * @throws {RangeError} when `t` is outside the axis
+   */
+  at(layer: string, t: number): SelectedParameters | undefined {
+    return this.atBin(layer, this.groups.axis.binOf(t));
+  }
+
+  /** The same for a bin, which has to be one of the axis's. */
+  atBin(layer: string, bin: number): SelectedParameters | undefined {
+    return this.#tables.get(layer)?.at(bin);
+  }
+
+  /** Bytes of θ as it is stored. */
+  get bytes(): number {
+    let bytes = 0;
+    for (const { activation, output, weightScales } of this.layers.values()) {
+      bytes += (activation?.scale.byteLength ?? 0) + (activation?.zeroPoint.byteLength ?? 0);
+      bytes += (output?.gain.byteLength ?? 0) + (output?.bias.byteLength ?? 0);
+      bytes += (weightScales?.scale.byteLength ?? 0) + (weightScales?.zeroPoint?.byteLength ?? 0);
+    }
+    return bytes;
+  }
+}
+
+function checkLayer(name: string, groups: TimeGroups, layer: LayerParameters): void {
+  const fail = (reason: string) => `Cannot use the time parameters of ${JSON.stringify(name)}: ${reason}`;
+  const { activation, output, weightScales } = layer;
+  const finite = (what: string, values: ArrayLike<number>) => {
+    for (let i = 0; i < values.length; i++) {
+      if (!Number.isFinite(values[i]!)) {
+        throw new RangeError(fail(`${what} must be finite, got ${values[i]} at ${i}`));
+      }
+    }
+  };
+  if (activation !== undefined) {
+    const { bits, scale, zeroPoint } = activation, { bins } = groups.axis;
+    if (bits !== 4 && bits !== 8) throw new RangeError(fail(`activation bits must be 4 or 8, got ${bits}`));
+    if ((scale.length !== groups.count && scale.length !== bins) || zeroPoint.length !== scale.length) {
+      throw new TypeError(
+        fail(
+          `there must be ${groups.count} (or ${bins}) activation scales and zero points, got ${scale.length} and ${zeroPoint.length}`,
+        ),
+      );
+    }
+    for (let i = 0; i < scale.length; i++) {
+      if (!(scale[i]! >= 2 ** -126 && scale[i]! < Infinity)) {
+        throw new RangeError(fail(`activation scales must be at least 2^-126, got ${scale[i]} at ${i}`));
+      }
+      if (!(zeroPoint[i]! >= 0 && zeroPoint[i]! < 2 ** bits)) {
+        throw new RangeError(
+          fail(`activation zero points must be from 0 to ${2 ** bits - 1}, got ${zeroPoint[i]} at ${i}`),
+        );
+      }
+    }
+  }
+  if (output !== undefined) {
+    const { gain, bias } = output;
+    if (gain.length === 0 || gain.length % groups.count !== 0 || bias.length !== gain.length) {
+      throw new TypeError(
+        fail(
+          `output gain and bias must be [${groups.count}, rows], got ${gain.length} and ${bias.length} numbers`,
+        ),
+      );
+    }
+    finite("output gains", gain);
+    finite("output biases", bias);
+  }
+  if (weightScales !== undefined) {
+    const { scale, zeroPoint } = weightScales;
+    if (
+      scale.length === 0 || scale.length % groups.count !== 0 ||
+      (zeroPoint !== undefined && zeroPoint.length !== scale.length)
+    ) {
+      throw new TypeError(
+        fail(`weight scales must be [${groups.count}, rows, weight groups], got ${scale.length} numbers`),
+      );
+    }
+    const values = (bits: Uint16Array<ArrayBuffer>) =>
+      new Float16Array(bits.buffer, bits.byteOffset, bits.length);
+    finite("weight scales", values(scale));
+    if (zeroPoint !== undefined) finite("weight zero points", values(zeroPoint));
+  }
+}

@@ -1,0 +1,303 @@
+/**
+ * θ on disk: `time_parameters.safetensors` beside a quantized checkpoint, which is a whole model without it.
+ *
+ * ```text
+ * time_groups.boundaries              I32 [groups + 1]
+ * <layer>.activation_scale            F32 [groups or bins]
+ * <layer>.activation_zero_point       I32 [groups or bins]
+ * <layer>.output_gain, .output_bias   F32 [groups, rows]
+ * <layer>.time_scale, .time_zero_point F16 [groups, rows, weight groups]
+ * __metadata__: format, version, axis, bins, activation_bits, fingerprint
+ * ```
+ */
+import { createHash } from "node:crypto";
+import { join } from "node:path";
+import { CheckpointError, FormatError } from "../errors.ts";
+import {
+  type Checkpoint,
+  type Dtype,
+  SafetensorsFile,
+  SafetensorsWriter,
+  SIDECAR_FILE,
+  type TensorSpec,
+} from "../tensor/mod.ts";
+import type { ActivationBits } from "./activation_range.ts";
+import { maskRatioAxis, type TimeAxis, timestepAxis } from "./axis.ts";
+import { MAX_TIME_GROUPS, TimeGroups } from "./groups.ts";
+import { type LayerParameters, MAX_LAYER_NUMBERS, TimeParameters } from "./parameters.ts";
+
+/** `format` and `version` in the file's metadata. */
+const FORMAT = "arrowquant time parameters";
+const VERSION = "1";
+const BOUNDARIES = "time_groups.boundaries";
+/** Bytes of a tensor's start and of its middle that a fingerprint reads: a checkpoint of 2 GB is told from another in well under a second. */
+const SAMPLED_BYTES = 4096;
+
+/**
+ * A number that tells models apart: SHA-256, in hex, over every tensor's name, type and shape and over some kB of its bytes. Two quantizations of
+ * one model differ in their scales, and so in this.
+ */
+export function modelFingerprint(checkpoint: Checkpoint): string {
+  const hash = createHash("sha256");
+  for (const name of [...checkpoint.tensors.keys()].sort()) {
+    const { info } = checkpoint.tensors.get(name)!;
+    hash.update(JSON.stringify([name, info.dtype, info.shape]));
+    const middle = Math.floor(info.byteLength / 2);
+    for (const start of [0, middle]) {
+      hash.update(checkpoint.read(name, start, Math.min(info.byteLength, start + SAMPLED_BYTES)));
+    }
+  }
+  return hash.digest("hex");
+}
+
+/** What a layer's θ is called in the file, and as what it is stored. */
+const PARTS = {
+  activation_scale: "F32",
+  activation_zero_point: "I32",
+  output_gain: "F32",
+  output_bias: "F32",
+  time_scale: "F16",
+  time_zero_point: "F16",
+} as const satisfies Record<string, Dtype>;
+type Part = keyof typeof PARTS;
+type Values = Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
+
+function partsOf({ activation, output, weightScales }: LayerParameters): [Part, Values][] {
+  const parts: [Part, Values | undefined][] = [
+    ["activation_scale", activation?.scale],
+    ["activation_zero_point", activation?.zeroPoint],
+    ["output_gain", output?.gain],
+    ["output_bias", output?.bias],
+    ["time_scale", weightScales?.scale],
+    ["time_zero_point", weightScales?.zeroPoint],
+  ];
+  return parts.filter((part): part is [Part, Values] => part[1] !== undefined);
+}
+
+const bytesOf = (values: Values) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+
+/**
+ * Writes θ beside a checkpoint, in one step.
+ *
+ * **Shapes** weight scales of a layer with `rows` outputs become `[groups, rows, weight groups]`; `rowsOf` says how many those are
+ *
+ * @param rowsOf outputs of a layer; needed for layers with own weight scales
+ * @returns the file's path
+ * @throws {OutputError} when it cannot be written
+ * @throws {RangeError} when activation widths differ between layers
+ */
+export function writeTimeParameters(
+  folder: string,
+  parameters: TimeParameters,
+  rowsOf: (layer: string) => number = () => 1,
+): string {
+  const { groups, layers, fingerprint } = parameters;
+  const widths = new Set([...layers.values()].flatMap(({ activation }) => activation?.bits ?? []));
+  if (widths.size > 1) {
+    throw new RangeError(
+      `Cannot write time parameters: all layers' activations must have the same bits, got ${
+        [...widths].join(" and ")
+      }`,
+    );
+  }
+  const metadata = {
+    format: FORMAT,
+    version: VERSION,
+    axis: groups.axis.kind,
+    bins: String(groups.axis.bins),
+    activation_bits: String([...widths][0] ?? 8),
+    fingerprint,
+  };
+  const tensors: { spec: TensorSpec; bytes: Uint8Array }[] = [{
+    spec: { name: BOUNDARIES, dtype: "I32", shape: [groups.count + 1] },
+    bytes: bytesOf(groups.boundaries),
+  }];
+  for (const [layer, own] of layers) {
+    for (const [part, values] of partsOf(own)) {
+      const each = values.length / groups.count;
+      const shape = part.startsWith("activation")
+        ? [values.length]
+        : part.startsWith("output")
+        ? [groups.count, each]
+        : [groups.count, rowsOf(layer), each / rowsOf(layer)];
+      tensors.push({ spec: { name: `${layer}.${part}`, dtype: PARTS[part], shape }, bytes: bytesOf(values) });
+    }
+  }
+  const specs = tensors.map(({ spec }) => spec);
+  const path = join(folder, SIDECAR_FILE);
+  using writer = SafetensorsWriter.create(path, {
+    reservedHeaderBytes: SafetensorsWriter.headerBytes(specs, metadata),
+    metadata,
+  });
+  writer.add(specs);
+  for (const { spec, bytes } of tensors) writer.write(spec.name, 0, bytes);
+  writer.finish();
+  return path;
+}
+
+/** What a sidecar has to fit. */
+export interface SidecarExpectation {
+  /** Of the model it lies beside. */
+  readonly fingerprint: string;
+  /** Outputs and weight groups of the model's layers, by name. */
+  readonly layers: ReadonlyMap<string, { readonly rows: number; readonly weightGroups: number }>;
+  /** Wanted number of time groups; undefined: whatever the file has. */
+  readonly groups?: number | undefined;
+  /** Wanted axis; undefined: whatever the file has. */
+  readonly axis?: Pick<TimeAxis, "kind" | "bins"> | undefined;
+}
+
+/**
+ * Reads and checks a sidecar.
+ *
+ * @throws {FormatError} when the file is not what its format promises, or holds NaN or values out of range
+ * @throws {CheckpointError} when it belongs to another model, or has another axis or number of groups than wanted
+ */
+export function readTimeParameters(folder: string, expected: SidecarExpectation): TimeParameters {
+  const path = join(folder, SIDECAR_FILE);
+  using file = SafetensorsFile.open(path);
+  const malformed = (reason: string, tensor?: string, cause?: unknown) =>
+    new FormatError(
+      `Cannot read ${JSON.stringify(path)}: ${reason}`,
+      tensor === undefined ? { path, cause } : { path, tensor, cause },
+    );
+  const mismatched = (reason: string) =>
+    new CheckpointError(`Cannot use ${JSON.stringify(path)}: ${reason}`, { path });
+  const { format, version, axis: kind, bins: binText, activation_bits: bitText, fingerprint } = file.metadata;
+  if (format !== FORMAT || version !== VERSION) {
+    throw malformed(`metadata must say ${JSON.stringify(`${FORMAT} ${VERSION}`)}, got ${format} ${version}`);
+  }
+  if (fingerprint !== expected.fingerprint) {
+    throw mismatched(
+      `it must belong to the model beside it (${
+        expected.fingerprint.slice(0, 12)
+      }…), got one of another model (${fingerprint?.slice(0, 12)}…)`,
+    );
+  }
+  const groups = readGroups(file, kind, binText, malformed);
+  if (expected.groups !== undefined && groups.count !== expected.groups) {
+    throw mismatched(`it must have ${expected.groups} time groups, got ${groups.count}`);
+  }
+  const { axis } = groups;
+  if (expected.axis !== undefined && (axis.kind !== expected.axis.kind || axis.bins !== expected.axis.bins)) {
+    throw mismatched(
+      `it must be of ${expected.axis.bins} bins of ${expected.axis.kind}, got ${axis.bins} of ${axis.kind}`,
+    );
+  }
+  const bits = Number(bitText);
+  if (bits !== 4 && bits !== 8) throw malformed(`activation_bits must be 4 or 8, got ${bitText}`);
+  const byLayer = new Map<string, Map<Part, Values>>();
+  for (const { name, dtype, shape, elements } of file.tensors.values()) {
+    if (name === BOUNDARIES) continue;
+    const dot = name.lastIndexOf(".");
+    const layer = name.slice(0, dot), part = name.slice(dot + 1);
+    if (!Object.hasOwn(PARTS, part)) {
+      throw malformed("every tensor must be a part of a layer, got another", name);
+    }
+    const model = expected.layers.get(layer);
+    if (model === undefined) throw malformed(`its layer must be one of the model's, got ${layer}`, name);
+    const wanted = PARTS[part as Part];
+    const allowed = part.startsWith("activation")
+      ? [[groups.count], [axis.bins]]
+      : part.startsWith("output")
+      ? [[groups.count, model.rows]]
+      : [[groups.count, model.rows, model.weightGroups]];
+    if (
+      dtype !== wanted || elements > MAX_LAYER_NUMBERS ||
+      !allowed.some((one) => one.join() === shape.join())
+    ) {
+      throw malformed(
+        `${JSON.stringify(name)} must be ${wanted} ${
+          allowed.map((one) => `[${one.join(", ")}]`).join(" or ")
+        }, got ${dtype} [${shape.join(", ")}]`,
+        name,
+      );
+    }
+    const { buffer } = file.read(name);
+    const values = wanted === "F32"
+      ? new Float32Array(buffer)
+      : wanted === "I32"
+      ? new Int32Array(buffer)
+      : new Uint16Array(buffer);
+    const parts = byLayer.get(layer) ?? new Map<Part, Values>();
+    byLayer.set(layer, parts.set(part as Part, values));
+  }
+  const layers = new Map<string, LayerParameters>();
+  for (const [name, parts] of byLayer) {
+    layers.set(name, layerOf(name, parts, bits, (reason) => malformed(reason, name)));
+  }
+  try {
+    return new TimeParameters(groups, layers, fingerprint!);
+  } catch (cause) {
+    if (!(cause instanceof RangeError || cause instanceof TypeError)) throw cause;
+    throw malformed(cause.message, undefined, cause);
+  }
+}
+
+type Malformed = (reason: string, tensor?: string, cause?: unknown) => FormatError;
+
+function readGroups(
+  file: SafetensorsFile,
+  kind: string | undefined,
+  binText: string | undefined,
+  malformed: Malformed,
+): TimeGroups {
+  const info = file.tensors.get(BOUNDARIES);
+  if (
+    info === undefined || info.dtype !== "I32" || info.shape.length !== 1 || info.elements < 2 ||
+    info.elements > MAX_TIME_GROUPS + 1
+  ) {
+    throw malformed(`${BOUNDARIES} must be I32 of 2 to ${MAX_TIME_GROUPS + 1} numbers`, BOUNDARIES);
+  }
+  if ((kind !== "timesteps" && kind !== "mask_ratio") || !/^\d{1,6}$/.test(binText ?? "")) {
+    throw malformed(
+      `axis must be "timesteps" or "mask_ratio" with a number of bins, got ${kind} and ${binText}`,
+    );
+  }
+  try {
+    const bins = Number(binText);
+    const axis = kind === "timesteps" ? timestepAxis(bins) : maskRatioAxis(bins);
+    return new TimeGroups(axis, new Int32Array(file.read(BOUNDARIES).buffer));
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause;
+    throw malformed(cause.message, BOUNDARIES, cause);
+  }
+}
+
+function layerOf(
+  name: string,
+  parts: ReadonlyMap<Part, Values>,
+  bits: ActivationBits,
+  malformed: (reason: string) => FormatError,
+): LayerParameters {
+  const pair = (a: Part, b: Part, isSecondNeeded = true) => {
+    if (parts.has(b) !== parts.has(a) && (parts.has(b) || isSecondNeeded)) {
+      throw malformed(`${JSON.stringify(name)} must have both ${a} and ${b}, got one of them`);
+    }
+    return parts.has(a);
+  };
+  const activation = pair("activation_scale", "activation_zero_point");
+  const output = pair("output_gain", "output_bias");
+  const weights = pair("time_scale", "time_zero_point", false);
+  return {
+    activation: activation
+      ? {
+        bits,
+        scale: parts.get("activation_scale") as Float32Array<ArrayBuffer>,
+        zeroPoint: parts.get("activation_zero_point") as Int32Array<ArrayBuffer>,
+      }
+      : undefined,
+    output: output
+      ? {
+        gain: parts.get("output_gain") as Float32Array<ArrayBuffer>,
+        bias: parts.get("output_bias") as Float32Array<ArrayBuffer>,
+      }
+      : undefined,
+    weightScales: weights
+      ? {
+        scale: parts.get("time_scale") as Uint16Array<ArrayBuffer>,
+        zeroPoint: parts.get("time_zero_point") as Uint16Array<ArrayBuffer> | undefined,
+      }
+      : undefined,
+  };
+}

@@ -1,0 +1,310 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { annealCodes } from "../../lib/thermo/annealing.ts";
+import { solveBlockTridiagonal, solveGaussMarkov } from "../../lib/thermo/gauss_markov.ts";
+import {
+  annealedLoss,
+  codeProbabilities,
+  markovLoss,
+  quantizationLoss,
+  totalLoss,
+} from "../../lib/thermo/losses.ts";
+import { tokenKl } from "../../lib/thermo/masked_transition.ts";
+import { allKernels, gaussians, randomStream } from "../_kernels.ts";
+
+const everywhere = await allKernels();
+afterAll(() => {
+  for (const { kernels } of everywhere) kernels.close();
+});
+
+function differences(x: ArrayLike<number>, loss: (x: Float64Array) => number, step = 1e-5): number[] {
+  const at = Float64Array.from(x);
+  return Array.from(at, (value, i) => {
+    at[i] = value + step;
+    const above = loss(at);
+    at[i] = value - step;
+    const below = loss(at);
+    at[i] = value;
+    return (above - below) / (2 * step);
+  });
+}
+
+function expectGradient(actual: ArrayLike<number>, wanted: ArrayLike<number>): void {
+  const largest = Math.max(...Array.from(wanted, Math.abs));
+  for (let i = 0; i < wanted.length; i++) {
+    expect(Math.abs(actual[i]! - wanted[i]!)).toBeLessThanOrEqual(
+      1e-3 * Math.abs(wanted[i]!) + 1e-5 * largest,
+    );
+  }
+}
+
+/** A symmetric, positive definite matrix. */
+function moment(n: number, seed: number): Float32Array<ArrayBuffer> {
+  const x = gaussians(seed, 3 * n * n);
+  return Float32Array.from({ length: n * n }, (_, at) => {
+    const i = Math.floor(at / n), j = at % n;
+    let sum = 0;
+    for (let k = 0; k < 3 * n; k++) sum += x[k * n + i]! * x[k * n + j]!;
+    return sum / (3 * n);
+  });
+}
+
+describe("quantization loss", () => {
+  for (const { name, kernels } of everywhere) {
+    test(`${name}: the trace and its gradient`, () => {
+      const rows = 3, cols = 11, w = gaussians(1, 33), q = gaussians(2, 33), h = moment(cols, 3);
+      const trace = (q: ArrayLike<number>) => {
+        let sum = 0;
+        for (let r = 0; r < rows; r++) {
+          for (let i = 0; i < cols; i++) {
+            for (let j = 0; j < cols; j++) {
+              const a = w[r * cols + i]! - q[r * cols + i]!, b = w[r * cols + j]! - q[r * cols + j]!;
+              sum += a * h[i * cols + j]! * b;
+            }
+          }
+        }
+        return sum;
+      };
+      const { loss, gradient } = quantizationLoss(kernels, w, q, h, rows, cols);
+      expect(Math.abs(loss / trace(q) - 1)).toBeLessThan(1e-5);
+      expectGradient(gradient, differences(q, trace));
+      expect(quantizationLoss(kernels, w, w, h, rows, cols).loss).toBe(0);
+    });
+  }
+
+  test("bad input", () => {
+    const { kernels } = everywhere[0]!;
+    const one = new Float32Array(1);
+    expect(() => quantizationLoss(kernels, one, one, new Float32Array(2), 1, 1)).toThrow(TypeError);
+    expect(() => quantizationLoss(kernels, one, Float32Array.of(NaN), Float32Array.of(1), 1, 1)).toThrow(
+      "weights and moment must be finite",
+    );
+  });
+});
+
+describe("Markov loss", () => {
+  test("by hand and against differences", () => {
+    expect(markovLoss(Float64Array.of(1, 10, 2, 8), 2, 2)).toEqual({
+      loss: 10,
+      gradient: Float64Array.of(-4, 8, 4, -8),
+    });
+    const theta = Float64Array.from(gaussians(4, 15));
+    expectGradient(markovLoss(theta, 5, 0.3).gradient, differences(theta, (x) => markovLoss(x, 5, 0.3).loss));
+    expect(markovLoss(theta, 1, 1).loss).toBe(0);
+  });
+
+  test("bad input", () => {
+    expect(() => markovLoss(new Float64Array(3), 2, 1)).toThrow(TypeError);
+    for (const weight of [-1, NaN, Infinity]) {
+      expect(() => markovLoss(new Float64Array(2), 2, weight)).toThrow("a number ≥ 0");
+    }
+  });
+});
+
+describe("annealed loss", () => {
+  const group = {
+    weights: gaussians(5, 16),
+    importance: gaussians(6, 16).map(Math.abs),
+    scale: 0.7,
+    zeroPoint: 1.4,
+    bits: 2,
+  };
+
+  test("probabilities: a softmax of distances, the nearest alone at 0", () => {
+    const p = new Float64Array(4);
+    codeProbabilities(1.2, 4, 0.5, p);
+    const e = [0, 1, 2, 3].map((c) => Math.exp(-((1.2 - c) ** 2) / 0.5));
+    const sum = e.reduce((a, b) => a + b);
+    for (let c = 0; c < 4; c++) expect(p[c]).toBeCloseTo(e[c]! / sum, 14);
+    for (const [position, code] of [[-5, 0], [0.49, 0], [0.5, 0], [0.51, 1], [9, 3]] as const) {
+      codeProbabilities(position, 4, 0, p);
+      expect(p.indexOf(1)).toBe(code);
+    }
+    codeProbabilities(500, 4, 1e-3, p); // far outside: no overflow
+    expect([...p]).toEqual([0, 0, 0, 1]);
+  });
+
+  test("derivatives against central differences, at every temperature", () => {
+    for (const temperature of [0.01, 0.05, 0.5, 5]) {
+      const loss = annealedLoss(group, temperature, 0.7);
+      const [byScale] = differences(
+        [group.scale],
+        ([scale]) => annealedLoss({ ...group, scale: scale! }, temperature, 0.7).loss,
+      );
+      const [byZero] = differences(
+        [group.zeroPoint],
+        ([zeroPoint]) => annealedLoss({ ...group, zeroPoint: zeroPoint! }, temperature, 0.7).loss,
+      );
+      expect(Math.abs(loss.byScale - byScale!)).toBeLessThan(1e-3 * Math.abs(byScale!) + 1e-6);
+      expect(Math.abs(loss.byZeroPoint - byZero!)).toBeLessThan(1e-3 * Math.abs(byZero!) + 1e-6);
+    }
+  });
+
+  test("is the least free energy: no other assignment has less", () => {
+    const { loss } = annealedLoss(group, 0.3);
+    const random = randomStream(7);
+    const other = Array.from(group.weights, (w, i) => {
+      const p = [0, 1, 2, 3].map(() => random());
+      const sum = p.reduce((a, b) => a + b);
+      const h = group.importance[i]!;
+      return p.reduce((total, value, c) => {
+        const q = value / sum;
+        return total + h * (q * (w - 0.7 * (c - 1.4)) ** 2 + 0.3 * 0.49 * q * Math.log(q));
+      }, 0);
+    }).reduce((a, b) => a + b);
+    expect(loss).toBeLessThan(other);
+  });
+
+  test("bad input", () => {
+    for (const temperature of [-1, 101, NaN]) {
+      expect(() => annealedLoss(group, temperature)).toThrow("the temperature must lie in [0, 100]");
+    }
+    expect(() => annealedLoss({ ...group, scale: 0 }, 1)).toThrow("the scale not 0");
+  });
+});
+
+describe("annealed codes", () => {
+  test("are never worse than the grid they came from, and mostly better than alternation alone", () => {
+    let better = 0, worse = 0;
+    for (let seed = 1; seed <= 200; seed++) {
+      const weights = gaussians(seed, 64);
+      const low = Math.min(...weights), high = Math.max(...weights);
+      const scale = (high - low) / 3, group = { weights, scale, zeroPoint: -low / scale, bits: 2 };
+      const cold = annealCodes(group, 0), warm = annealCodes(group, 0.5);
+      for (const found of [cold, warm]) {
+        expect(found.error).toBeLessThanOrEqual(found.errorBefore);
+        let error = 0;
+        for (const [i, w] of weights.entries()) {
+          error += (w - found.scale * (found.codes[i]! - found.zeroPoint)) ** 2;
+        }
+        expect(Math.abs(error / found.error - 1)).toBeLessThan(1e-9);
+      }
+      if (warm.error < cold.error * (1 - 1e-9)) better++;
+      if (warm.error > cold.error * (1 + 1e-9)) worse++;
+    }
+    expect(better).toBeGreaterThan(worse);
+  });
+
+  test("what can be stored is what is measured; constants stay", () => {
+    const weights = gaussians(3, 32);
+    const half = (scale: number, zeroPoint: number) =>
+      [Math.f16round(scale), Math.f16round(zeroPoint)] as const;
+    const found = annealCodes({ weights, scale: 1, zeroPoint: 1.5, bits: 2 }, 0.05, half);
+    expect([found.scale, found.zeroPoint]).toEqual([
+      Math.f16round(found.scale),
+      Math.f16round(found.zeroPoint),
+    ]);
+    const constant = annealCodes({ weights: [2, 2, 2], scale: 1, zeroPoint: 0, bits: 2 }, 0.1);
+    expect([constant.error, [...constant.codes]]).toEqual([0, [2, 2, 2]]);
+  });
+});
+
+describe("Gauss-Markov prior", () => {
+  test("block-tridiagonal systems against the dense equations", () => {
+    for (const [groups, n] of [[1, 1], [1, 4], [5, 1], [4, 3], [20, 2]] as const) {
+      const diagonal = new Float64Array(groups * n * n), random = randomStream(groups + n);
+      for (let g = 0; g < groups; g++) {
+        const block = moment(n, 10 * g + n);
+        diagonal.set(Float64Array.from(block, (v, i) => v + (i % (n + 1) === 0 ? 2 * n : 0)), g * n * n);
+      }
+      const upper = Float64Array.from({ length: (groups - 1) * n * n }, () => random() - 0.5);
+      const right = Float64Array.from({ length: groups * n }, () => random());
+      const x = solveBlockTridiagonal(diagonal, upper, right, n);
+      for (let g = 0; g < groups; g++) {
+        for (let i = 0; i < n; i++) {
+          let sum = 0;
+          for (let j = 0; j < n; j++) {
+            sum += diagonal[(g * n + i) * n + j]! * x[g * n + j]!;
+            if (g + 1 < groups) sum += upper[(g * n + i) * n + j]! * x[(g + 1) * n + j]!;
+            if (g > 0) sum += upper[((g - 1) * n + j) * n + i]! * x[(g - 1) * n + j]!;
+          }
+          expect(sum).toBeCloseTo(right[g * n + i]!, 11);
+        }
+      }
+    }
+  });
+
+  test("the solution's gradient is 0", () => {
+    const groups = 6, n = 2, target = Float64Array.from(gaussians(8, groups * n));
+    const curvature = new Float64Array(groups * n * n);
+    for (let g = 0; g < groups; g++) curvature.set(moment(n, 40 + g), g * n * n);
+    const lambda = 0.7;
+    const units = [0, 1].map((i) => {
+      let sum = 0;
+      for (let g = 0; g < groups; g++) sum += curvature[(g * n + i) * n + i]! / groups;
+      return sum;
+    });
+    const loss = (theta: Float64Array) => {
+      let sum = 0;
+      for (let g = 0; g < groups; g++) {
+        for (let i = 0; i < n; i++) {
+          for (let j = 0; j < n; j++) {
+            sum += (theta[g * n + i]! - target[g * n + i]!) * curvature[(g * n + i) * n + j]! *
+              (theta[g * n + j]! - target[g * n + j]!);
+          }
+          if (g > 0) sum += lambda * units[i]! * (theta[g * n + i]! - theta[(g - 1) * n + i]!) ** 2;
+        }
+      }
+      return sum;
+    };
+    const theta = solveGaussMarkov({ curvature, target, n }, lambda);
+    for (const slope of differences(theta, loss)) expect(Math.abs(slope)).toBeLessThan(1e-9);
+  });
+
+  test("no weight: the targets; much: nearly one for all; constants stay", () => {
+    const curvature = Float64Array.of(1, 4, 1), target = Float64Array.of(0, 1, 5);
+    expect([...solveGaussMarkov({ curvature, target, n: 1 }, 0)]).toEqual([0, 1, 5]);
+    const stiff = solveGaussMarkov({ curvature, target, n: 1 }, 100);
+    for (const value of stiff) expect(value).toBeCloseTo(9 / 6, 1); // the weighted mean
+    const constant = solveGaussMarkov({ curvature, target: Float64Array.of(3, 3, 3), n: 1 }, 10);
+    for (const value of constant) expect(value).toBeCloseTo(3, 12);
+    // A group without data takes what its neighbours say.
+    const between = solveGaussMarkov({
+      curvature: Float64Array.of(1, 0, 1),
+      target: Float64Array.of(1, 99, 3),
+      n: 1,
+    }, 0.01);
+    expect(between[1]).toBeCloseTo(2, 1);
+  });
+
+  test("bad input", () => {
+    const good = { curvature: Float64Array.of(1, 1), target: Float64Array.of(0, 1), n: 1 };
+    for (const weight of [-0.1, 101, NaN]) {
+      expect(() => solveGaussMarkov(good, weight)).toThrow("markovWeight must lie in [0, 100]");
+    }
+    expect(() => solveGaussMarkov({ ...good, target: Float64Array.of(NaN, 1) }, 1)).toThrow(
+      "target must be finite",
+    );
+    expect(() => solveGaussMarkov({ ...good, curvature: Float64Array.of(0, 0) }, 1)).toThrow(
+      "positive definite",
+    );
+    expect(() => solveGaussMarkov({ ...good, curvature: Float64Array.of(1) }, 1)).toThrow(TypeError);
+    expect(() => solveBlockTridiagonal(Float64Array.of(1), new Float64Array(0), Float64Array.of(1), 0))
+      .toThrow(TypeError);
+  });
+});
+
+test("the token KL's gradient against central differences", () => {
+  const full = gaussians(11, 12), quantized = gaussians(12, 12), weights = [0.5, 2, 1];
+  const gradient = new Float32Array(12).fill(NaN);
+  tokenKl(full, quantized, 4, { excludedTokens: [1], gradient, weights });
+  const loss = (logits: Float64Array) => {
+    let sum = 0;
+    for (let row = 0; row < 3; row++) {
+      const p = [0, 2, 3].map((i) => Math.exp(full[4 * row + i]!)),
+        q = [0, 2, 3].map((i) => Math.exp(logits[4 * row + i]!));
+      const total = (values: number[]) => values.reduce((a, b) => a + b);
+      for (let i = 0; i < 3; i++) {
+        const share = p[i]! / total(p);
+        sum += weights[row]! * share * Math.log(share / (q[i]! / total(q)));
+      }
+    }
+    return sum;
+  };
+  expectGradient(gradient, differences(quantized, loss));
+  expect([gradient[1], gradient[5], gradient[9]]).toEqual([0, 0, 0]);
+});
+
+test("the total is the sum of its parts, which must be finite", () => {
+  expect(totalLoss({ quantization: 2, markov: 1, entropy: -0.5 }).total).toBe(2.5);
+  expect(() => totalLoss({ quantization: NaN, markov: 1, entropy: 0 })).toThrow("got NaN, 1 and 0");
+});

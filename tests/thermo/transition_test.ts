@@ -1,0 +1,260 @@
+import { describe, expect, test } from "bun:test";
+import { LayerTimeCache } from "../../lib/thermo/lru_cache.ts";
+import { maskedStepKl, tokenKl, unmaskProbability } from "../../lib/thermo/masked_transition.ts";
+import {
+  capWeights,
+  ddimDisplacementWeight,
+  gaussianKl,
+  gaussianTransition,
+  learnedVariance,
+  noiseSchedule,
+  stepKlWeight,
+  TransitionComputer,
+} from "../../lib/thermo/transition.ts";
+import { randomStream } from "../_kernels.ts";
+
+/** Three timesteps with round numbers: β = 0.1, 0.2, 0.5, so ᾱ = 0.9, 0.72, 0.36. */
+const TOY = { betas: [0.1, 0.2, 0.5], alphasCumulative: [0.9, 0.72, 0.36] };
+
+describe("noise schedules", () => {
+  test("linear ends and middle, ᾱ by product", () => {
+    const { betas, alphasCumulative } = noiseSchedule("linear", 1000);
+    expect([betas[0], betas[999]]).toEqual([1e-4, 0.02]);
+    expect(betas[500]).toBeCloseTo(1e-4 + 0.0199 * 500 / 999, 15);
+    expect(alphasCumulative[1]).toBeCloseTo((1 - 1e-4) * (1 - betas[1]!), 15);
+    expect(alphasCumulative[999]).toBeCloseTo(4.0358e-5, 8); // DDPM's own schedule
+  });
+
+  test("cosine is cos² of its angle, cut at 0.9999", () => {
+    const { betas, alphasCumulative } = noiseSchedule("cosine", 1000);
+    const cosine = (t: number) => Math.cos((t / 1000 + 0.008) / 1.008 * Math.PI / 2) ** 2;
+    for (const t of [0, 10, 500, 900]) {
+      expect(alphasCumulative[t]! / (cosine(t + 1) / cosine(0))).toBeCloseTo(1, 10);
+    }
+    expect(betas[999]).toBe(0.9999);
+    expect(Math.max(...(betas as Float64Array))).toBe(0.9999);
+  });
+
+  test("bad names and counts", () => {
+    expect(() => noiseSchedule("square" as "linear", 10)).toThrow(
+      'must be "linear" or "cosine", got "square"',
+    );
+    for (const count of [0, -1, 1.5, NaN]) expect(() => noiseSchedule("linear", count)).toThrow(RangeError);
+  });
+});
+
+describe("a Gaussian step", () => {
+  test("mean and deviation by hand", () => {
+    // t = 2 → 1: α = 0.5, β = 0.5, 1 − ᾱ = 0.64; β̃ = 0.28/0.64 · 0.5
+    const { ofSample, ofEpsilon, deviation } = gaussianTransition(TOY, 2);
+    expect(ofSample).toBeCloseTo(Math.SQRT2, 14);
+    expect(ofEpsilon).toBeCloseTo(-0.5 / (0.8 * Math.SQRT1_2), 14);
+    expect(deviation).toBeCloseTo(Math.sqrt(0.21875), 14);
+    expect(gaussianTransition(TOY, 2, { variance: "fixed_large" }).deviation).toBeCloseTo(Math.SQRT1_2, 14);
+    expect(gaussianTransition(TOY, 0).deviation).toBe(0);
+  });
+
+  test("is the posterior's mean when ε is the noise that made the sample", () => {
+    const x0 = 0.3, epsilon = -1.2;
+    for (const [t, next] of [[2, 1], [1, 0], [2, 0], [2, undefined]] as const) {
+      const from = TOY.alphasCumulative[t]!, to = next === undefined ? 1 : TOY.alphasCumulative[next]!;
+      const x = Math.sqrt(from) * x0 + Math.sqrt(1 - from) * epsilon;
+      const alpha = from / to;
+      const posterior = Math.sqrt(to) * (1 - alpha) / (1 - from) * x0 +
+        Math.sqrt(alpha) * (1 - to) / (1 - from) * x;
+      const { ofSample, ofEpsilon } = gaussianTransition(TOY, t, { next });
+      expect(ofSample * x + ofEpsilon * epsilon).toBeCloseTo(posterior, 14);
+    }
+  });
+
+  test("weights by hand: ε, v, x0, DDIM", () => {
+    // β² / (2 σ² α (1 − ᾱ)) = 0.25 / (2 · 0.21875 · 0.5 · 0.64)
+    const ofEpsilon = 0.25 / 0.14;
+    expect(stepKlWeight(TOY, 2, "epsilon")).toBeCloseTo(ofEpsilon, 13);
+    expect(stepKlWeight(TOY, 2, "v_prediction")).toBeCloseTo(0.36 * ofEpsilon, 13);
+    expect(stepKlWeight(TOY, 2, "sample")).toBeCloseTo(0.5625 * ofEpsilon, 13);
+    expect(stepKlWeight(TOY, 2, "epsilon", { variance: "fixed_large" })).toBeCloseTo(0.25 / 0.32, 13);
+    expect(stepKlWeight(TOY, 0, "epsilon")).toBe(Infinity);
+    const displacement = Math.sqrt(0.28) - Math.sqrt(0.72 * 0.64 / 0.36);
+    expect(ddimDisplacementWeight(TOY, 2, "epsilon")).toBeCloseTo(displacement ** 2, 14);
+    expect(ddimDisplacementWeight(TOY, 2, "sample")).toBeCloseTo(0.5625 * displacement ** 2, 14);
+  });
+
+  test("weights are the KL of two Gaussians that differ by the prediction", () => {
+    const schedule = noiseSchedule("linear", 1000);
+    const random = randomStream(3);
+    for (const t of [1, 17, 500, 999]) {
+      const alphaBar = schedule.alphasCumulative[t]!;
+      const { ofEpsilon, deviation } = gaussianTransition(schedule, t);
+      for (const prediction of ["epsilon", "v_prediction", "sample"] as const) {
+        const x = random(), full = random(), quantized = full + 0.1 * random();
+        const epsilonOf = (value: number) => {
+          if (prediction === "epsilon") return value;
+          if (prediction === "sample") return (x - Math.sqrt(alphaBar) * value) / Math.sqrt(1 - alphaBar);
+          return Math.sqrt(alphaBar) * value + Math.sqrt(1 - alphaBar) * x;
+        };
+        const shift = ofEpsilon * (epsilonOf(full) - epsilonOf(quantized));
+        const kl = gaussianKl([shift], [deviation ** 2], [deviation ** 2]);
+        const weight = stepKlWeight(schedule, t, prediction);
+        expect(weight * (full - quantized) ** 2 / kl).toBeCloseTo(1, 5); // kl is a small difference of 1
+      }
+    }
+  });
+
+  test("a deterministic DDIM step moves by the displacement", () => {
+    const from = TOY.alphasCumulative[2]!, to = TOY.alphasCumulative[0]!;
+    const step = (x: number, epsilon: number) =>
+      Math.sqrt(to) * (x - Math.sqrt(1 - from) * epsilon) / Math.sqrt(from) + Math.sqrt(1 - to) * epsilon;
+    const moved = step(0.4, 0.7) - step(0.4, 0.6);
+    expect(ddimDisplacementWeight(TOY, 2, "epsilon", { next: 0 }) * 0.01).toBeCloseTo(moved ** 2, 14);
+  });
+
+  test("learned variance: the ends are β̃ and β; KL by hand and against integration", () => {
+    expect(learnedVariance(TOY, 2, 1)).toBeCloseTo(0.5, 14);
+    expect(learnedVariance(TOY, 2, -1)).toBeCloseTo(0.21875, 14);
+    expect(gaussianKl([0.5], [1], [2])).toBeCloseTo(0.5 * (Math.log(2) + 1.25 / 2 - 1), 15);
+    let integral = 0;
+    const density = (x: number, mean: number, variance: number) =>
+      Math.exp(-((x - mean) ** 2) / (2 * variance)) / Math.sqrt(2 * Math.PI * variance);
+    for (let x = -12; x < 12; x += 1e-3) {
+      const p = density(x, 0, 0.7), q = density(x, 0.4, 1.3);
+      integral += p * Math.log(p / q) * 1e-3;
+    }
+    expect(gaussianKl([0.4], [0.7], [1.3])).toBeCloseTo(integral, 9);
+    expect(gaussianKl([0, 0.4], [1, 0.7], [1, 1.3])).toBeCloseTo(integral, 9);
+  });
+
+  test("bad input", () => {
+    for (const t of [-1, 3, 0.5, NaN]) expect(() => gaussianTransition(TOY, t)).toThrow("from 0 to 2");
+    expect(() => gaussianTransition(TOY, 1, { next: 1 })).toThrow("must lead to a lower one");
+    const flat = { betas: [0, 0], alphasCumulative: [1, 1] };
+    expect(() => gaussianTransition(flat, 1)).toThrow("ᾱ must fall inside (0, 1)");
+    expect(() => gaussianKl([1], [0], [1])).toThrow("above 0, got 0 and 1");
+    expect(() => gaussianKl([1], [1, 1], [1])).toThrow(TypeError);
+  });
+});
+
+describe("capped weights", () => {
+  test("the 95th percentile of the finite weights, by nearest rank", () => {
+    const { weights, cap, capped, percentile } = capWeights(
+      Array.from({ length: 101 }, (_, i) => i < 100 ? i + 1 : Infinity),
+    );
+    expect([cap, capped, percentile]).toEqual([95, 6, 95]);
+    expect([weights[0], weights[94], weights[95], weights[100]]).toEqual([1, 95, 95, 95]);
+  });
+
+  test("NaN, negative and only infinite weights are refused", () => {
+    for (const weights of [[NaN, 1], [-1, 1], [Infinity], []]) {
+      expect(() => capWeights(weights)).toThrow(RangeError);
+    }
+  });
+});
+
+describe("TransitionComputer", () => {
+  test("weights of a run go from each visited timestep to the next", () => {
+    const computer = new TransitionComputer(TOY, {
+      prediction: "epsilon",
+      sampler: "ddim",
+      timesteps: [2, 0],
+    });
+    expect(computer.weightOf(0)).toBeCloseTo(ddimDisplacementWeight(TOY, 0, "epsilon"), 15);
+    expect(computer.transition(2)).toEqual(gaussianTransition(TOY, 2, { next: 0 }));
+    expect(() => computer.weightOf(1)).toThrow("the run must visit the timestep, got 1");
+  });
+
+  test("DDPM's infinite last weight is cut, and says so", () => {
+    const computer = new TransitionComputer(noiseSchedule("linear", 1000), {
+      prediction: "epsilon",
+      sampler: "ddpm",
+    });
+    expect(computer.cap.capped).toBe(50); // of 999 finite weights 49 lie above rank 950, and the infinite one
+    expect(computer.weightOf(0)).toBe(computer.cap.cap);
+    expect(computer.cap.cap).toBeLessThan(Infinity);
+  });
+
+  test("a layer's step KL is computed once", () => {
+    const computer = new TransitionComputer(TOY, { prediction: "epsilon", sampler: "ddim" });
+    let asked = 0;
+    const error = () => {
+      asked++;
+      return 2;
+    };
+    expect(computer.stepKl("a", 2, error)).toBe(2 * computer.weightOf(2));
+    computer.stepKl("a", 2, error);
+    computer.stepKl("b", 2, error);
+    expect([asked, computer.cacheStatistics.hits, computer.cacheStatistics.misses]).toEqual([2, 1, 2]);
+    computer.forget("a");
+    computer.stepKl("a", 2, error);
+    expect(asked).toBe(3);
+    expect(() => computer.stepKl("c", 2, () => NaN)).toThrow('step KL of "c": its squared error');
+  });
+});
+
+test("LRU: what was not used for longest goes first; statistics count", () => {
+  const cache = new LayerTimeCache<number>(2);
+  cache.get("a", 1, () => 1);
+  cache.get("a", 2, () => 2);
+  cache.get("a", 1, () => -1); // used: 2 is the oldest now
+  cache.get("b", 1, () => 3);
+  expect(cache.get("a", 1, () => -1)).toBe(1);
+  expect(cache.get("a", 2, () => 4)).toBe(4); // had gone; b goes
+  expect(cache.statistics).toEqual({ hits: 2, misses: 4, evictions: 2, entries: 2 });
+  expect(() =>
+    cache.get("x", 1, () => {
+      throw new Error("no");
+    })
+  ).toThrow("no");
+  expect(cache.statistics.entries).toBe(2);
+  expect(() => new LayerTimeCache(0)).toThrow(RangeError);
+});
+
+describe("masked diffusion", () => {
+  const softmax = (logits: number[]) => {
+    const sum = logits.reduce((total, l) => total + Math.exp(l), 0);
+    return logits.map((l) => Math.exp(l) / sum);
+  };
+
+  test("step KL against enumeration of a toy chain", () => {
+    // Two masked positions, three tokens: every outcome of a step, mask (−1) or a token at each position.
+    const full = [[0.3, -1, 2], [1, 0.5, -0.2]], quantized = [[0.1, -0.5, 1.5], [0.2, 1.5, 0]];
+    const from = 0.8, to = 0.5, rho = 1 - to / from;
+    const chance = (logits: number[], outcome: number) =>
+      outcome < 0 ? 1 - rho : rho * softmax(logits)[outcome]!;
+    let wanted = 0, total = 0;
+    for (let a = -1; a < 3; a++) {
+      for (let b = -1; b < 3; b++) {
+        const p = chance(full[0]!, a) * chance(full[1]!, b);
+        const q = chance(quantized[0]!, a) * chance(quantized[1]!, b);
+        wanted += p * Math.log(p / q);
+        total += p;
+      }
+    }
+    expect(total).toBeCloseTo(1, 14);
+    const flat = (rows: number[][]) => Float32Array.from(rows.flat());
+    expect(maskedStepKl(flat(full), flat(quantized), 3, { from, to })).toBeCloseTo(wanted, 7);
+    expect(unmaskProbability(from, to)).toBeCloseTo(rho, 15);
+  });
+
+  test("excluded tokens have no probability in either", () => {
+    const full = Float32Array.of(1, 2, 30), quantized = Float32Array.of(2, 1, -5);
+    const [kl] = tokenKl(full, quantized, 3, { excludedTokens: [2] });
+    const p = softmax([1, 2]), q = softmax([2, 1]);
+    expect(kl).toBeCloseTo(p[0]! * Math.log(p[0]! / q[0]!) + p[1]! * Math.log(p[1]! / q[1]!), 12);
+  });
+
+  test("large logits do not overflow, equal ones give 0", () => {
+    const large = Float32Array.of(1e4, -1e4, 0);
+    expect([...tokenKl(large, large, 3)]).toEqual([0]);
+    expect(tokenKl(large, Float32Array.of(0, 0, 0), 3)[0]).toBeCloseTo(Math.log(3), 12);
+  });
+
+  test("bad input", () => {
+    expect(() => unmaskProbability(0.5, 0.5)).toThrow("0 ≤ to < from ≤ 1");
+    expect(() => unmaskProbability(1.1, 0.5)).toThrow(RangeError);
+    expect(() => tokenKl(new Float32Array(5), new Float32Array(5), 3)).toThrow(TypeError);
+    expect(() => tokenKl(Float32Array.of(NaN, 1), Float32Array.of(0, 1), 2)).toThrow("got others in row 0");
+    expect(() => tokenKl(new Float32Array(2), new Float32Array(2), 2, { excludedTokens: [0, 1] })).toThrow(
+      "got none",
+    );
+  });
+});
