@@ -35,7 +35,15 @@ const external = ANALYSIS_PACKAGES.flatMap((name) => ["--external", name, "--ext
 
 /** Bundles `mod.ts` with what it imports, the WebAssembly among it, into one file. */
 export async function bundle(target: string): Promise<void> {
-  const args = ["build", "mod.ts", "--target=node", "--format=esm", "--outfile", target, ...external];
+  const args = [
+    "build",
+    "scripts/_bundle_entry.ts",
+    "--target=node",
+    "--format=esm",
+    "--outfile",
+    target,
+    ...external,
+  ];
   await run(bunBinary(), args, root, "bundle");
 }
 
@@ -59,7 +67,7 @@ export async function packNpm(work: string, target: string): Promise<string> {
   ) as PackageJson;
   const bun = bunBinary();
   const entries = [
-    "mod.ts",
+    "scripts/_bundle_entry.ts",
     ...NPM_COMMANDS.map((command) => `scripts/${command}.ts`),
     "scripts/_npm_launch.ts",
   ];
@@ -114,7 +122,10 @@ export async function packNpm(work: string, target: string): Promise<string> {
         description,
         license,
         type: "module",
-        exports: { ".": { types: "./mod.d.ts", default: "./mod.js" }, "./package.json": "./package.json" },
+        exports: {
+          ".": { types: "./mod.d.ts", default: "./_bundle_entry.js" },
+          "./package.json": "./package.json",
+        },
         bin: Object.fromEntries(
           NPM_COMMANDS.map((command) => [`arrowquant-${command}`, `arrowquant-${command}.js`]),
         ),

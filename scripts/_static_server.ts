@@ -11,8 +11,16 @@ const CONTENT_TYPES: Readonly<Record<string, string>> = {
   ".json": "application/json",
 };
 
+/** An answer that is not the file's. */
+export interface OtherAnswer {
+  readonly status: number;
+  readonly body: Uint8Array | string;
+  /** Breaks the connection when that many bytes of the body are sent. */
+  readonly breakAfter?: number | undefined;
+}
+
 /** What a test may answer instead of the file; undefined serves the file. */
-export type Answer = (path: string) => { readonly status: number; readonly body: Uint8Array } | undefined;
+export type Answer = (path: string) => OtherAnswer | undefined;
 
 /** A server that runs. */
 export interface StaticServer {
@@ -34,7 +42,11 @@ export async function serveFolder(folder: string, answer?: Answer): Promise<Stat
     requests.push(path);
     const given = answer?.(path);
     if (given !== undefined) {
-      response.writeHead(given.status).end(given.body);
+      const { status, body, breakAfter } = given;
+      const bytes = typeof body === "string" ? new TextEncoder().encode(body) : body;
+      response.writeHead(status, { "content-length": bytes.length });
+      if (breakAfter === undefined) response.end(bytes);
+      else response.write(bytes.subarray(0, breakAfter), () => request.socket.destroy());
       return;
     }
     const file = resolve(join(top, path));

@@ -4,9 +4,8 @@
  */
 import { KernelError } from "../errors.ts";
 import { IS_REMOTE } from "./location.ts";
-import { type Attempt, findLibrary, runtimeName } from "./library.ts";
+import type { Attempt } from "./library.ts";
 import { ABI_VERSION, type NativeCalls, type NativeSize, type OpenedLibrary } from "./symbols.ts";
-import { openWasm } from "./wasm.ts";
 
 export { ABI_VERSION, type NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
@@ -71,6 +70,7 @@ function kernelsFrom(
   origin: string,
   attempts: readonly Attempt[],
   isa: InstructionSet | undefined,
+  runtime: string,
 ): Kernels {
   const names = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
   if (isa !== undefined && library.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) !== 1) {
@@ -82,7 +82,6 @@ function kernelsFrom(
   }
   const isaNumber = isa === undefined ? library.calls.aq_best_isa() : INSTRUCTION_SETS[isa];
   const chosen = names.find((name) => INSTRUCTION_SETS[name] === isaNumber)!;
-  const runtime = runtimeName();
   let isOpen = true;
   const close = () => {
     if (isOpen) library.close();
@@ -143,10 +142,13 @@ export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
   if (backend === "wasm" && library !== undefined) {
     throw new TypeError('Cannot open the kernels: a library was named, and the backend "wasm" has none');
   }
+  // Loaded now and not at import: compilers, downloads and half a megabyte of WebAssembly are for who opens kernels.
+  const { findLibrary, runtimeName } = await import("./library.ts");
+  const runtime = runtimeName();
   const attempts: Attempt[] = [];
   if (backend !== "wasm") {
     const found = await findLibrary(library, attempts, onMessage);
-    if (found) return kernelsFrom(found.library, "native", found.path, found.origin, attempts, isa);
+    if (found) return kernelsFrom(found.library, "native", found.path, found.origin, attempts, isa, runtime);
     const reasons = attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
     if (backend === "native") {
       throw new KernelError(
@@ -155,5 +157,6 @@ export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
     }
     onMessage(`kernels: WebAssembly, slower than a native library (${reasons})`);
   }
-  return kernelsFrom(openWasm(), "wasm", "embedded", "embedded", attempts, isa);
+  const { openWasm } = await import("./wasm.ts");
+  return kernelsFrom(openWasm(), "wasm", "embedded", "embedded", attempts, isa, runtime);
 }
