@@ -70,7 +70,7 @@ async function runShell(path: string): Promise<number> {
   } finally {
     rmSync(work, { recursive: true, force: true });
   }
-  print(`${path}: ${ran - failed} pass, ${failed} fail`);
+  print(`${path}\n ${ran - failed} pass\n ${failed} fail`); // as the gate counts
   return failed === 0 ? 0 : 1;
 }
 

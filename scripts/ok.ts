@@ -34,6 +34,10 @@ const documents = [
   "README.md",
   ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => `docs/${name}`),
 ];
+/** Documents whose shell examples are run as they stand; those of others name the reader's models. */
+const SHELL_DOCUMENTS = ["quickstart", "time_axis", "tuning", "troubleshooting"].map((name) =>
+  `docs/${name}.md`
+);
 
 interface Outcome {
   readonly code: number;
@@ -150,6 +154,14 @@ async function steps(work: string): Promise<Step[]> {
     {
       name: "examples in docstrings",
       commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, "mod.ts", "lib/"]],
+    },
+    {
+      name: "API reference is of these docstrings",
+      commands: [[bun, "run", "scripts/docs.ts", "--check"]],
+    },
+    {
+      name: "shell examples in documents",
+      commands: SHELL_DOCUMENTS.map((path) => [bun, "run", "scripts/docs.ts", "--shell", path]),
     },
     {
       name: "examples in documents",
