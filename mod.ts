@@ -55,3 +55,22 @@ export {
   verifyFiles,
 } from "./lib/pipeline.ts";
 export * from "./lib/models/mod.ts";
+
+/**
+ * Tables, charts and reports (`lib/analysis/mod.ts`), loaded by the first call: who only quantizes never
+ * waits for them. What draws and reads tables (Arquero, Vega) they load themselves, when first needed.
+ *
+ * @example
+ * ```ts
+ * import { loadAnalysis } from "./mod.ts";
+ * const { errorByLayer, renderSvg, tableFromRows } = await loadAnalysis();
+ * const table = await tableFromRows("layers", []);
+ * console.log(table.columnNames(), (await renderSvg(errorByLayer(table))).slice(0, 4)); // <svg
+ * ```
+ */
+export function loadAnalysis(): Promise<typeof import("./lib/analysis/mod.ts")> {
+  return import(ANALYSIS);
+}
+
+/** Computed: what Deno sees it fetches at once. A bundle's own entry names it, scripts/_bundle_entry.ts. */
+const ANALYSIS: string = "./lib/analysis/mod.ts";

@@ -19,6 +19,13 @@ export function denoBinary(): string {
   return "deno";
 }
 
+/** Bun's own binary. */
+export function bunBinary(): string {
+  if ("Bun" in globalThis) return process.execPath;
+  const installed = join(ROOT, "node_modules", "bun", "bin", "bun.exe");
+  return existsSync(installed) ? installed : "bun";
+}
+
 /** A program's path, undefined where there is none of that name. */
 export function findProgram(name: string): string | undefined {
   return (process.env["PATH"] ?? "").split(delimiter).map((folder) => join(folder, name)).find((path) =>

@@ -34,6 +34,10 @@ const documents = [
   "README.md",
   ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => `docs/${name}`),
 ];
+/** Documents whose shell examples are run as they stand; those of others name the reader's models. */
+const SHELL_DOCUMENTS = ["quickstart", "time_axis", "tuning", "troubleshooting"].map((name) =>
+  `docs/${name}.md`
+);
 
 interface Outcome {
   readonly code: number;
@@ -139,11 +143,25 @@ async function steps(work: string): Promise<Step[]> {
       commands: [[bun, "run", "scripts/build.ts", "--wasm", "--output", join(work, "wasm_binary.ts")]],
       ...(clang === undefined || lld === undefined ? { skip: "no clang or no wasm-ld" } : {}),
     },
+    {
+      // Fetched, installed and imported as users do; what cannot be tried here it says.
+      name: "release",
+      commands: [[bun, "run", "scripts/release.ts", join(work, "release")]],
+      ...noCompiler,
+    },
     { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
     { name: "tests in Deno", commands: [[deno, "test", "-A", "--no-check", importMap, "tests/"]] },
     {
       name: "examples in docstrings",
       commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, "mod.ts", "lib/"]],
+    },
+    {
+      name: "API reference is of these docstrings",
+      commands: [[bun, "run", "scripts/docs.ts", "--check"]],
+    },
+    {
+      name: "shell examples in documents",
+      commands: SHELL_DOCUMENTS.map((path) => [bun, "run", "scripts/docs.ts", "--shell", path]),
     },
     {
       name: "examples in documents",

@@ -210,6 +210,20 @@ export function builtLibrary(plan: BuildPlan, folder: string): string | undefine
   return undefined;
 }
 
+/** Moves a finished library into `folder`, synced, under the hash of its bytes. @returns its path there */
+export function publishLibrary(plan: BuildPlan, finished: string, folder: string): string {
+  const file = openSync(finished, "r+");
+  try {
+    fsyncSync(file);
+  } finally {
+    closeSync(file);
+  }
+  const [stem, extension] = plan.fileName.split(".");
+  const path = join(folder, `${stem}-${contentHash(readFileSync(finished))}.${extension}`);
+  renameSync(finished, path);
+  return path;
+}
+
 /** Builds under way in this process, by folder: whoever asks meanwhile waits for the same one. */
 const underWay = new Map<string, Promise<string>>();
 
@@ -228,18 +242,13 @@ export function buildLibrary(
   const existing = underWay.get(folder);
   if (existing !== undefined) return existing;
   mkdirSync(folder, { recursive: true });
-  const promise = compile(plan, kernels, compiler, folder, (result) => {
-    const file = openSync(result, "r+");
-    try {
-      fsyncSync(file);
-    } finally {
-      closeSync(file);
-    }
-    const [stem, extension] = plan.fileName.split(".");
-    const path = join(folder, `${stem}-${contentHash(readFileSync(result))}.${extension}`);
-    renameSync(result, path);
-    return path;
-  }).finally(() => underWay.delete(folder));
+  const promise = compile(
+    plan,
+    kernels,
+    compiler,
+    folder,
+    (result) => publishLibrary(plan, result, folder),
+  ).finally(() => underWay.delete(folder));
   underWay.set(folder, promise);
   return promise;
 }

@@ -1,9 +1,11 @@
 /** The one file that names `Deno.dlopen`, and the one that asks Deno what it may do. */
 import { type NativeCalls, type OpenedLibrary, SYMBOLS } from "./symbols.ts";
 
-interface DenoPermission {
-  name: "ffi" | "read" | "env" | "run" | "write";
+export interface DenoPermission {
+  name: "ffi" | "read" | "env" | "run" | "write" | "net" | "sys";
   path?: string;
+  host?: string;
+  kind?: string;
   variable?: string;
   command?: string;
 }

@@ -10,8 +10,11 @@ import { fileURLToPath } from "node:url";
 import { KernelError } from "../errors.ts";
 import { buildHash, buildLibrary, builtLibrary, compilerVersion, nativePlan } from "./build.ts";
 import { openInBun } from "./bun.ts";
-import { denoRuntime, isAllowed, openInDeno } from "./deno.ts";
+import { type DenoPermission, denoRuntime, isAllowed, openInDeno } from "./deno.ts";
+import { fetchedLibrary, fetchLibrary, type FetchRequest } from "./fetch.ts";
+import { IS_REMOTE, PACKAGE_ROOT } from "./location.ts";
 import { ABI_VERSION, type OpenedLibrary } from "./symbols.ts";
+import { WASM_SOURCE_HASH } from "./wasm_binary.ts";
 
 /** One place that was tried and what came of it. */
 export interface Attempt {
@@ -22,7 +25,13 @@ export interface Attempt {
 export interface FoundLibrary {
   readonly library: OpenedLibrary;
   readonly path: string;
-  readonly origin: "chosen" | "ARROWQUANT_LIBRARY" | "cached build" | "new build";
+  readonly origin:
+    | "chosen"
+    | "ARROWQUANT_LIBRARY"
+    | "cached build"
+    | "new build"
+    | "fetched before"
+    | "fetched now";
 }
 
 /** An environment variable, undefined where it is unset or must not be read. */
@@ -44,7 +53,7 @@ const message = (error: unknown) => (error instanceof Error ? error.message : St
 export async function openLibrary(path: string): Promise<OpenedLibrary> {
   if (!existsSync(path)) throw new KernelError(`Cannot open the kernel library "${path}": no such file`);
   const inBun = (globalThis as { Bun?: unknown }).Bun !== undefined;
-  if (!inBun && denoRuntime() === undefined) {
+  if (!hasFfi()) {
     throw new KernelError(
       `Cannot open the kernel library "${path}": this runtime has no FFI, use Bun or Deno`,
     );
@@ -65,10 +74,10 @@ export async function openLibrary(path: string): Promise<OpenedLibrary> {
   return library;
 }
 
-/** The kernels' sources beside this module, undefined where it was not loaded from a checkout. */
+/** The kernels' sources beside this package, undefined where there are none. */
 function sourceFolder(): string | undefined {
-  if (!import.meta.url.startsWith("file:")) return undefined;
-  const folder = fileURLToPath(new URL("../../kernels", import.meta.url));
+  if (PACKAGE_ROOT.protocol !== "file:") return undefined;
+  const folder = fileURLToPath(new URL("kernels", PACKAGE_ROOT));
   return existsSync(join(folder, "include", "arrowquant.h")) ? folder : undefined;
 }
 
@@ -79,7 +88,7 @@ function sourceFolder(): string | undefined {
 export function cacheFolder(): string | undefined {
   const xdg = environment("XDG_CACHE_HOME");
   if (xdg && isAbsolute(xdg)) return join(xdg, "arrowquant");
-  const home = environment("HOME") || homedir();
+  const home = environment("HOME") || (isAllowed({ name: "sys", kind: "homedir" }) ? homedir() : "");
   return isAbsolute(home) ? join(home, ".cache", "arrowquant") : undefined;
 }
 
@@ -100,11 +109,15 @@ export async function findCompiler(): Promise<{ command: string; version: string
 
 const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
 
+/** Whether this runtime can call a shared library. */
+const hasFfi = () => (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;
+
 /**
- * The native library by the documented order: `chosen`, `ARROWQUANT_LIBRARY`, a cached build, a build made now.
+ * The native library by the documented order: `chosen`, `ARROWQUANT_LIBRARY`; then, of a package on this machine, a
+ * cached build and a build made now; of one imported over HTTP, the release's library, fetched before or now.
  * A library that was named and cannot be used is an error; the others are passed over and recorded.
  *
- * @throws {KernelError} when a library that was named cannot be opened
+ * @throws {KernelError} when a library that was named cannot be opened, or `ARROWQUANT_FETCH` is neither 0 nor 1
  */
 export async function findLibrary(
   chosen: string | undefined,
@@ -114,14 +127,71 @@ export async function findLibrary(
   if (chosen !== undefined) return { library: await openLibrary(chosen), path: chosen, origin: "chosen" };
   const named = environment("ARROWQUANT_LIBRARY");
   if (named) return { library: await openLibrary(named), path: named, origin: "ARROWQUANT_LIBRARY" };
+  return IS_REMOTE ? await findFetched(attempts, onMessage) : await findBuilt(attempts, onMessage);
+}
 
+async function findFetched(
+  attempts: Attempt[],
+  onMessage: (line: string) => void,
+): Promise<FoundLibrary | undefined> {
+  const pass = (outcome: string) => {
+    attempts.push({ candidate: `release ${PACKAGE_ROOT.href}`, outcome });
+    return undefined;
+  };
+  if (!hasFfi()) return pass("this runtime has no FFI, use Bun or Deno");
+  const needed: DenoPermission[] = [
+    { name: "env", variable: "ARROWQUANT_FETCH" },
+    { name: "env", variable: "HOME" },
+    { name: "net", host: PACKAGE_ROOT.host },
+  ];
+  const setting = environment("ARROWQUANT_FETCH") || "1";
+  if (setting !== "0" && setting !== "1") {
+    throw new KernelError(
+      `Cannot open the kernels: ARROWQUANT_FETCH must be 0 or 1, got ${JSON.stringify(setting)}`,
+    );
+  }
+  if (setting === "0") return pass("ARROWQUANT_FETCH is 0");
+  const cache = cacheFolder();
+  for (const name of ["ffi", "read", "write"] as const) {
+    needed.push(cache === undefined ? { name } : { name, path: cache });
+  }
+  const flags = needed.filter((permission) => !isAllowed(permission)).map(({ name, host }) =>
+    `--allow-${name}${host === undefined ? "" : `=${host}`}`
+  );
+  if (flags.length > 0) return pass(`needs ${[...new Set(flags)].join(" ")}`);
+  if (cache === undefined) {
+    return pass("no place for it: neither XDG_CACHE_HOME nor HOME is an absolute path");
+  }
+  const request: FetchRequest = {
+    release: PACKAGE_ROOT,
+    platform: process.platform,
+    architecture: process.arch,
+    abi: ABI_VERSION,
+    kernels: WASM_SOURCE_HASH,
+    plan: nativePlan(process.platform, process.arch),
+    cache,
+  };
+  try {
+    const before = fetchedLibrary(request);
+    const path = before ?? await fetchLibrary(request, onMessage);
+    const library = await openLibrary(path);
+    return { library, path, origin: before === undefined ? "fetched now" : "fetched before" };
+  } catch (error) {
+    return pass(message(error));
+  }
+}
+
+async function findBuilt(
+  attempts: Attempt[],
+  onMessage: (line: string) => void,
+): Promise<FoundLibrary | undefined> {
   const denied = PERMISSIONS.filter((name) => !isAllowed({ name }));
   if (denied.length > 0) {
     const flags = denied.map((name) => `--allow-${name}`).join(" ");
     attempts.push({ candidate: "native library", outcome: `needs ${flags}` });
     return undefined;
   }
-  if ((globalThis as { Bun?: unknown }).Bun === undefined && denoRuntime() === undefined) {
+  if (!hasFfi()) {
     attempts.push({ candidate: "native library", outcome: "this runtime has no FFI, use Bun or Deno" });
     return undefined;
   }

@@ -3,9 +3,9 @@
  * as WebAssembly. Nothing is opened before `openKernels` is called.
  */
 import { KernelError } from "../errors.ts";
-import { type Attempt, findLibrary, runtimeName } from "./library.ts";
+import { IS_REMOTE } from "./location.ts";
+import type { Attempt } from "./library.ts";
 import { ABI_VERSION, type NativeCalls, type NativeSize, type OpenedLibrary } from "./symbols.ts";
-import { openWasm } from "./wasm.ts";
 
 export { ABI_VERSION, type NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
@@ -32,7 +32,10 @@ export interface OpenOptions {
   readonly library?: string | undefined;
   /** Default: the fastest that the processor has. */
   readonly isa?: InstructionSet | undefined;
-  /** Told, in one line each, of a build and of a fallback. */
+  /**
+   * Told, in one line each, of a build, of a download and of a fallback. Default: nobody, except where this package was
+   * imported over HTTP: there it is standard error, because something may be downloaded.
+   */
   readonly onMessage?: ((line: string) => void) | undefined;
 }
 
@@ -67,6 +70,7 @@ function kernelsFrom(
   origin: string,
   attempts: readonly Attempt[],
   isa: InstructionSet | undefined,
+  runtime: string,
 ): Kernels {
   const names = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
   if (isa !== undefined && library.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) !== 1) {
@@ -78,7 +82,6 @@ function kernelsFrom(
   }
   const isaNumber = isa === undefined ? library.calls.aq_best_isa() : INSTRUCTION_SETS[isa];
   const chosen = names.find((name) => INSTRUCTION_SETS[name] === isaNumber)!;
-  const runtime = runtimeName();
   let isOpen = true;
   const close = () => {
     if (isOpen) library.close();
@@ -104,9 +107,15 @@ function kernelsFrom(
   };
 }
 
+const tellByDefault = (line: string) => {
+  if (IS_REMOTE) console.error(line);
+};
+
 /**
- * Opens the kernels by the documented order: the library or backend that `options` name, the library that
- * `ARROWQUANT_LIBRARY` names, a cached build, a build made now if there is a compiler, WebAssembly.
+ * Opens the kernels by the documented order: the library or backend that `options` name; the library that
+ * `ARROWQUANT_LIBRARY` names; a cached build, or a build made now if there is a compiler; where this package was
+ * imported over HTTP instead, the library of its release, fetched before or now, unless `ARROWQUANT_FETCH` is 0;
+ * WebAssembly.
  *
  * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something
  *
@@ -118,7 +127,7 @@ function kernelsFrom(
  * ```
  */
 export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
-  const { backend = "auto", library, isa, onMessage = () => {} } = options;
+  const { backend = "auto", library, isa, onMessage = tellByDefault } = options;
   if (backend !== "auto" && backend !== "native" && backend !== "wasm") {
     throw new RangeError(
       `Cannot open the kernels: backend must be auto, native or wasm, got ${JSON.stringify(backend)}`,
@@ -133,10 +142,13 @@ export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
   if (backend === "wasm" && library !== undefined) {
     throw new TypeError('Cannot open the kernels: a library was named, and the backend "wasm" has none');
   }
+  // Loaded now and not at import: compilers, downloads and half a megabyte of WebAssembly are for who opens kernels.
+  const { findLibrary, runtimeName } = await import("./library.ts");
+  const runtime = runtimeName();
   const attempts: Attempt[] = [];
   if (backend !== "wasm") {
     const found = await findLibrary(library, attempts, onMessage);
-    if (found) return kernelsFrom(found.library, "native", found.path, found.origin, attempts, isa);
+    if (found) return kernelsFrom(found.library, "native", found.path, found.origin, attempts, isa, runtime);
     const reasons = attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
     if (backend === "native") {
       throw new KernelError(
@@ -145,5 +157,6 @@ export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
     }
     onMessage(`kernels: WebAssembly, slower than a native library (${reasons})`);
   }
-  return kernelsFrom(openWasm(), "wasm", "embedded", "embedded", attempts, isa);
+  const { openWasm } = await import("./wasm.ts");
+  return kernelsFrom(openWasm(), "wasm", "embedded", "embedded", attempts, isa, runtime);
 }

@@ -22,7 +22,7 @@ export interface KeepRule {
 }
 
 /** Every rule, in the order in which they are tried. */
-export const KEEP_RULES = [
+export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "not floating",
     pattern: undefined,
@@ -63,7 +63,7 @@ export const KEEP_RULES = [
       "only with skip_sensitive_layers: the configuration's sensitive layers, and those that turn the timestep " +
       "into every block's scales and shifts (timestep embedding, adaLN, final modulation)",
   },
-] as const satisfies readonly KeepRule[];
+];
 
 type RuleName = (typeof KEEP_RULES)[number]["rule"];
 

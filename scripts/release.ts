@@ -1,0 +1,242 @@
+/** `release.ts OUT`: builds the release into a folder and tries it as its users will. */
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+} from "node:fs";
+import { basename, dirname, join, relative, resolve } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { InterruptedError, OutputError } from "../lib/errors.ts";
+import { PACKAGE_ROOT } from "../lib/native/location.ts";
+import {
+  parseReleaseManifest,
+  RELEASE_FORMAT_VERSION,
+  RELEASE_MANIFEST_FILE,
+  type ReleaseManifest,
+} from "../lib/native/release_manifest.ts";
+import { ABI_VERSION } from "../lib/native/symbols.ts";
+import { WASM_SOURCE_HASH } from "../lib/native/wasm_binary.ts";
+import { TOOL_VERSION } from "../lib/pipeline.ts";
+import { digestFile, outputError, writeWhole } from "../lib/pipeline/files.ts";
+import { buildLibraries } from "./_release_libraries.ts";
+import { bundle, packNpm } from "./_release_package.ts";
+import { tryRelease } from "./_release_trials.ts";
+import {
+  EXIT_CODE_HELP,
+  formatBytes,
+  formatTable,
+  parseOptions,
+  print,
+  runCommand,
+  usageError,
+} from "./_terminal.ts";
+
+const HELP = `Usage: release.ts OUT [options]
+
+Builds a release into the folder OUT and tries it: Deno imports it from a URL, Bun and Node install the npm package.
+Served by any web host, OUT is what "import … from https://host/…/mod.ts" needs.
+
+  mod.ts, lib/              the sources
+  arrowquant.js             mod.ts and everything it imports in one file
+  libraries/PLATFORM/       native libraries: linux-x64, and linux-arm64 by aarch64-linux-gnu-gcc
+  manifest.json             bytes and SHA-256 of all files
+  arrowquant-VERSION.tgz    the npm package
+
+OUT appears when everything is done and every trial passed. A release that is there is replaced; a folder with anything
+else in it is refused. Exit code 1: a trial failed.
+
+  --skip-trials        only build
+  --quiet              print nothing but errors
+  --help
+
+${EXIT_CODE_HELP}`;
+
+const root = fileURLToPath(PACKAGE_ROOT);
+
+/** Paths of all files below a folder, with slashes, in order. */
+function filesBelow(folder: string): string[] {
+  return readdirSync(folder, { recursive: true, withFileTypes: true })
+    .filter((entry) => !entry.isDirectory())
+    .map((entry) => relative(folder, join(entry.parentPath, entry.name)).replaceAll("\\", "/"))
+    .sort();
+}
+
+/**
+ * Sees to it that nothing but a release would be replaced.
+ *
+ * @throws {OutputError} when the folder holds anything that its own manifest does not name
+ */
+function checkReplaceable(out: string): void {
+  if (!existsSync(out)) return;
+  let names: string[];
+  try {
+    names = filesBelow(out);
+  } catch (cause) {
+    throw outputError("release into", out, cause);
+  }
+  if (names.length === 0) return;
+  const refuse = (got: string, cause?: unknown) => {
+    throw new OutputError(
+      `Cannot release into ${JSON.stringify(out)}: it must be empty or a release, got ${got}`,
+      {
+        path: out,
+        cause,
+      },
+    );
+  };
+  const path = join(out, RELEASE_MANIFEST_FILE);
+  if (!names.includes(RELEASE_MANIFEST_FILE)) {
+    refuse(`${names.length} files without ${RELEASE_MANIFEST_FILE}`);
+  }
+  let manifest: ReleaseManifest | undefined;
+  try {
+    manifest = parseReleaseManifest(readFileSync(path, "utf8"), path);
+  } catch (cause) {
+    refuse(`a ${RELEASE_MANIFEST_FILE} of something else: ${(cause as Error).message}`, cause);
+  }
+  const own = new Set([
+    RELEASE_MANIFEST_FILE,
+    ...Object.keys(manifest!.files),
+    ...manifest!.libraries.map(({ file }) => file),
+  ]);
+  const foreign = names.find((name) => !own.has(name));
+  if (foreign !== undefined) refuse(`a file that is not of the release in it: ${JSON.stringify(foreign)}`);
+}
+
+async function main(args: readonly string[], signal: AbortSignal): Promise<number> {
+  const { positionals, flags } = parseOptions(args, {
+    help: HELP,
+    boolean: ["skip-trials", "quiet", "help"],
+    string: [],
+  });
+  if (flags.help) {
+    print(HELP);
+    return 0;
+  }
+  if (positionals.length !== 1) throw usageError(`OUT is needed, got ${positionals.length} paths`, HELP);
+  const out = resolve(positionals[0]!);
+  const log = (line: string) => {
+    if (!flags.quiet) console.error(line);
+  };
+  const step = (line: string) => {
+    if (signal.aborted) {
+      throw new InterruptedError(`Cannot release: stopped by ${signal.reason}`, String(signal.reason));
+    }
+    log(line);
+  };
+  checkReplaceable(out);
+
+  let work: string;
+  try {
+    mkdirSync(dirname(out), { recursive: true });
+    work = mkdtempSync(join(dirname(out), `${basename(out)}.partial-`));
+    chmodSync(work, 0o755); // a temporary folder is its owner's alone, and a release is to be served
+  } catch (cause) {
+    throw outputError("release into", out, cause);
+  }
+  try {
+    step("1 of 6: native libraries");
+    const { libraries, skipped } = await buildLibraries(work, log);
+    step("2 of 6: sources");
+    for (const path of ["mod.ts", ...filesBelow(join(root, "lib")).map((name) => `lib/${name}`)]) {
+      if (path.endsWith(".ts")) cpSync(join(root, path), join(work, path));
+    }
+    for (const path of ["README.md", "LICENSE", "CHANGELOG.md"]) cpSync(join(root, path), join(work, path));
+    step("3 of 6: single-file bundle");
+    await bundle(join(work, "arrowquant.js"));
+    step("4 of 6: npm package");
+    const staging = mkdtempSync(`${work}-npm-`);
+    let tarball: string;
+    try {
+      tarball = await packNpm(staging, work);
+    } finally {
+      rmSync(staging, { recursive: true, force: true });
+    }
+    step("5 of 6: manifest");
+    const named = new Set(libraries.map(({ file }) => file));
+    const files: Record<string, ReleaseManifest["files"][string]> = {};
+    for (const name of filesBelow(work)) {
+      if (!named.has(name)) files[name] = await digestFile(join(work, name));
+    }
+    const manifest: ReleaseManifest = {
+      format_version: RELEASE_FORMAT_VERSION,
+      version: TOOL_VERSION,
+      abi: ABI_VERSION,
+      kernels: WASM_SOURCE_HASH,
+      libraries,
+      skipped,
+      files,
+    };
+    writeWhole(join(work, RELEASE_MANIFEST_FILE), JSON.stringify(manifest, null, 2) + "\n");
+    step(flags["skip-trials"] ? "6 of 6: trials skipped: --skip-trials" : "6 of 6: trials");
+    const trials = flags["skip-trials"] ? [] : await tryRelease({
+      folder: work,
+      tarball: join(work, tarball),
+      hasLibrary: libraries.some((each) =>
+        each.platform === process.platform && each.architecture === process.arch
+      ),
+      onTrial: ({ name, outcome, detail }) => log(`${outcome}: ${name}: ${detail}`),
+    });
+    const failed = trials.filter(({ outcome }) => outcome === "failed");
+    if (failed.length > 0) {
+      const list = failed.map(({ name, detail }) => `${name}: ${detail}`).join("\n");
+      console.error(`error: Cannot release: every trial must pass, got ${failed.length} failed\n${list}`);
+      return 1;
+    }
+    step(`into ${out}`);
+    publish(work, out);
+    if (!flags.quiet) print(summary(out, manifest, tarball));
+    return 0;
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+}
+
+/** Renames the finished folder into place; what was there goes when that has succeeded. */
+function publish(work: string, out: string): void {
+  checkReplaceable(out); // again: minutes have passed
+  try {
+    const before = `${work}-before`;
+    if (existsSync(out)) renameSync(out, before);
+    try {
+      renameSync(work, out);
+    } catch (cause) {
+      if (existsSync(before)) renameSync(before, out);
+      throw cause;
+    }
+    rmSync(before, { recursive: true, force: true });
+  } catch (cause) {
+    throw outputError("release into", out, cause);
+  }
+}
+
+function summary(out: string, manifest: ReleaseManifest, tarball: string): string {
+  const rows = [
+    ...manifest.libraries.map((
+      { file, bytes, sha256, compiler },
+    ) => [file, formatBytes(bytes), sha256, compiler]),
+    ...["arrowquant.js", tarball].map((name) => {
+      const { bytes, sha256 } = manifest.files[name]!;
+      return [name, formatBytes(bytes), sha256, ""];
+    }),
+  ];
+  const skipped = manifest.skipped.map((each) =>
+    `skipped: ${each.platform}-${each.architecture}: ${each.reason}`
+  );
+  return [
+    formatTable([["file", "size", "SHA-256", "compiler"], ...rows], [1]),
+    ...skipped,
+    `${out}: arrowquant ${manifest.version}, ABI ${manifest.abi}, ${
+      Object.keys(manifest.files).length
+    } other files`,
+  ].join("\n");
+}
+
+if (import.meta.main) await runCommand(main);
