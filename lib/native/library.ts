@@ -11,7 +11,7 @@ import { KernelError } from "../errors.ts";
 import { buildHash, buildLibrary, builtLibrary, compilerVersion, nativePlan } from "./build.ts";
 import { openInBun } from "./bun.ts";
 import { denoRuntime, isAllowed, openInDeno } from "./deno.ts";
-import { ABI_VERSION, type OpenedLibrary } from "./symbols.ts";
+import { ABI_VERSION, type OpenedLibrary, type OpenedSymbols, SYMBOLS, type SymbolTable } from "./symbols.ts";
 
 /** One place that was tried and what came of it. */
 export interface Attempt {
@@ -38,10 +38,21 @@ export function runtimeName(): string {
   return `node ${process.versions.node}`;
 }
 
-const message = (error: unknown) => (error instanceof Error ? error.message : String(error)).split("\n")[0]!;
+/** The first line of what was thrown. */
+export const message = (error: unknown) =>
+  (error instanceof Error ? error.message : String(error)).split("\n")[0]!;
 
-/** Opens a library and checks its ABI number before anything else is called. */
-export async function openLibrary(path: string): Promise<OpenedLibrary> {
+/**
+ * Opens a library and checks its ABI number before anything else is called.
+ *
+ * @throws {KernelError} when it cannot be opened, or is of another ABI
+ */
+export async function openSymbols<Table extends SymbolTable>(
+  path: string,
+  symbols: Table,
+  abi: (calls: OpenedSymbols<Table>["calls"]) => number,
+  wanted: number,
+): Promise<OpenedSymbols<Table>> {
   if (!existsSync(path)) throw new KernelError(`Cannot open the kernel library "${path}": no such file`);
   const inBun = (globalThis as { Bun?: unknown }).Bun !== undefined;
   if (!inBun && denoRuntime() === undefined) {
@@ -49,24 +60,27 @@ export async function openLibrary(path: string): Promise<OpenedLibrary> {
       `Cannot open the kernel library "${path}": this runtime has no FFI, use Bun or Deno`,
     );
   }
-  let library: OpenedLibrary;
+  let library: OpenedSymbols<Table>;
   try {
-    library = inBun ? await openInBun(path) : openInDeno(path);
+    library = inBun ? await openInBun(path, symbols) : openInDeno(path, symbols);
   } catch (cause) {
     throw new KernelError(`Cannot open the kernel library "${path}": ${message(cause)}`, { cause });
   }
-  const version = library.calls.aq_abi_version();
-  if (version !== ABI_VERSION) {
+  const version = abi(library.calls);
+  if (version !== wanted) {
     library.close();
-    throw new KernelError(
-      `Cannot use the kernel library "${path}": its ABI is ${version}, wanted ${ABI_VERSION}`,
-    );
+    throw new KernelError(`Cannot use the kernel library "${path}": its ABI is ${version}, wanted ${wanted}`);
   }
   return library;
 }
 
+/** `openSymbols` of the CPU's library. */
+export function openLibrary(path: string): Promise<OpenedLibrary> {
+  return openSymbols(path, SYMBOLS, (calls) => calls.aq_abi_version(), ABI_VERSION);
+}
+
 /** The kernels' sources beside this module, undefined where it was not loaded from a checkout. */
-function sourceFolder(): string | undefined {
+export function sourceFolder(): string | undefined {
   if (!import.meta.url.startsWith("file:")) return undefined;
   const folder = fileURLToPath(new URL("../../kernels", import.meta.url));
   return existsSync(join(folder, "include", "arrowquant.h")) ? folder : undefined;
@@ -98,7 +112,8 @@ export async function findCompiler(): Promise<{ command: string; version: string
   return undefined;
 }
 
-const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
+/** What Deno has to allow before a library is looked for. */
+export const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
 
 /**
  * The native library by the documented order: `chosen`, `ARROWQUANT_LIBRARY`, a cached build, a build made now.
