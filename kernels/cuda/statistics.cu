@@ -1,25 +1,7 @@
 /* statistics.cu: error statistics: sums in double by thread, warp, block and, on the host, over the blocks, in an order that
  * depends on the size alone. */
 #include "context.h"
-
-struct aq_error_sums {
-  double aa, bb, ab, dd;
-  float max_difference, max_a;
-};
-
-static __device__ void accumulate(const float a[AQ_CHUNK], const float b[AQ_CHUNK], size_t n, aq_error_sums *sums) {
-  for (int k = 0; k < AQ_CHUNK; k++) {
-    if ((size_t)k >= n) break;
-    const double x = a[k], y = b[k], d = x - y;
-    const float magnitude = fabsf(a[k]), difference = (float)fabs(d);
-    sums->aa += x * x;
-    sums->bb += y * y;
-    sums->ab += x * y;
-    sums->dd += d * d;
-    if (magnitude > sums->max_a) sums->max_a = magnitude;
-    if (difference > sums->max_difference) sums->max_difference = difference;
-  }
-}
+#include "statistics.h"
 
 static __device__ void reduce_block(aq_error_sums sums, double *partials) {
   __shared__ double parts[AQ_BLOCK / 32][AQ_STATISTICS];
@@ -44,29 +26,16 @@ static __device__ void reduce_block(aq_error_sums sums, double *partials) {
 static __global__ void flat_statistics(const void *a, int32_t a_dtype, const void *b, int32_t b_dtype, size_t n,
                                        double *partials) {
   aq_error_sums sums = {};
-  const size_t chunks = (n - 1) / AQ_CHUNK + 1;
-  for (size_t i = aq_thread(); i < chunks; i += aq_all_threads()) {
-    float x[AQ_CHUNK], y[AQ_CHUNK];
-    const size_t first = i * AQ_CHUNK, count = aq_smaller(AQ_CHUNK, n - first);
-    aq_load_chunk(a, a_dtype, first, count, x);
-    aq_load_chunk(b, b_dtype, first, count, y);
-    accumulate(x, y, count, &sums);
-  }
+  const aq_flat_pair pair = {a, b, a_dtype, b_dtype, n};
+  for (size_t i = aq_thread(); i < aq_flat_chunks(n); i += aq_all_threads()) aq_add_flat_errors(pair, i, &sums);
   reduce_block(sums, partials);
 }
 
 static __global__ void packed_statistics(const void *weights, int32_t dtype, aq_packed_matrix matrix,
                                          double *partials) {
   aq_error_sums sums = {};
-  const aq_layout &layout = matrix.layout;
-  for (size_t i = aq_thread(); i < layout.rows * layout.chunks; i += aq_all_threads()) {
-    const size_t row = aq_quotient(i, layout.chunks), chunk = i - row * layout.chunks;
-    const size_t count = aq_chunk_columns(layout, chunk);
-    float x[AQ_CHUNK], y[AQ_CHUNK];
-    aq_load_chunk(weights, dtype, row * layout.cols + chunk * AQ_CHUNK, count, x);
-    aq_dequantize_chunk(matrix, row, chunk, y);
-    accumulate(x, y, count, &sums);
-  }
+  for (size_t i = aq_thread(); i < matrix.layout.rows * matrix.layout.chunks; i += aq_all_threads())
+    aq_add_packed_errors(weights, dtype, matrix, i, &sums);
   reduce_block(sums, partials);
 }
 
@@ -103,7 +72,7 @@ int32_t aq_cuda_error_statistics(aq_cuda_buffer a, int32_t a_dtype, aq_cuda_buff
   const void *x = aq_cuda_memory(a, n, aq_dtype_bytes(a_dtype), on, &status);
   const void *y = aq_cuda_memory(b, n, aq_dtype_bytes(b_dtype), on, &status);
   if (status != AQ_OK) return status;
-  const unsigned blocks = blocks_of((n - 1) / AQ_CHUNK + 1);
+  const unsigned blocks = blocks_of(aq_flat_chunks(n));
   flat_statistics<<<blocks, AQ_BLOCK, 0, on->stream>>>(x, a_dtype, y, b_dtype, n, on->partials);
   return add_blocks(on, blocks, statistics);
 }

@@ -95,6 +95,18 @@ struct device_library {
     o.read(out, 1);
     return status;
   }
+  int32_t statistics(const float *a, const float *b, size_t n, double *sums) const {
+    const device_bytes x(a, 4 * n), y(b, 4 * n);
+    return aq_cuda_error_statistics(x.handle, AQ_F32, y.handle, AQ_F32, n, sums, stream);
+  }
+  int32_t packed_statistics(const quantize_case &c, const float *weights, const uint32_t *packed, const uint16_t *scale,
+                            const uint16_t *zero, double *sums) const {
+    const size_t groups = c.rows * groups_of(c) * 2;
+    const device_bytes w(weights, c.rows * c.cols * 4), p(packed, c.rows * words_of(c.cols, c.bits) * 4),
+        s(scale, groups), z(zero, groups);
+    return aq_cuda_packed_error_statistics(w.handle, AQ_F32, p.handle, s.handle, z.handle, c.rows, c.cols, c.bits,
+                                           c.group_size, sums, stream);
+  }
   int32_t adam(float *p, const float *g, float *m, float *v, size_t n, const adam_settings &s, int32_t step) const {
     const device_bytes parameters(p, 4 * n), gradient(g, 4 * n), first(m, 4 * n), second(v, 4 * n);
     const int32_t status = aq_cuda_adam_step(parameters.handle, gradient.handle, first.handle, second.handle, n,
@@ -107,42 +119,6 @@ struct device_library {
 };
 
 /* What only a device can run ------------------------------------------------------------------------------------------- */
-
-/* Sums of n doubles in another order; the maxima are exact. */
-static void compare_sums(const char *kernel, const std::string &where, size_t n, const double *expected,
-                         const double *actual) {
-  for (int i = 0; i < AQ_STATISTICS; i++) {
-    const double magnitude = i == 2 ? sqrt(expected[0] * expected[1]) : expected[i];
-    check_near(kernel, where, expected[i], actual[i], i < 4 ? magnitude * ((double)n + 8) * 0x1p-52 : 0.0);
-  }
-}
-
-static void run_statistics(void) {
-  for (size_t n : {1, 7, 8, 9, 255, 4097, 300001, 3000000}) {
-    const std::vector<float> a = values_of(n, GAUSSIAN), b = values_of(n, SKEWED);
-    double expected[AQ_STATISTICS], actual[AQ_STATISTICS];
-    aq_error_statistics(a.data(), AQ_F32, b.data(), AQ_F32, n, expected, AQ_ISA_SCALAR, 1);
-    const device_bytes x(a.data(), 4 * n), y(b.data(), 4 * n);
-    require(aq_cuda_error_statistics(x.handle, AQ_F32, y.handle, AQ_F32, n, actual, stream), "statistics");
-    compare_sums("error statistics", std::to_string(n) + " elements", n, expected, actual);
-  }
-  for (size_t cols : {1, 17, 100, 512, 1030})
-    for (int32_t bits : {2, 3, 4, 8}) {
-      const quantize_case c = {45, cols, bits, 32, AQ_ZERO_POINT_REAL, AQ_F32, GAUSSIAN, 0};
-      const std::vector<float> w = values_of(c.rows * cols, GAUSSIAN);
-      packed_bytes m = guarded_matrix(c);
-      require(aq_quantize_round(w.data(), AQ_F32, c.rows, cols, bits, 32, c.kind, at<uint32_t>(m.packed),
-                                at<uint16_t>(m.scale), at<uint16_t>(m.zero), AQ_ISA_SCALAR, 1), "quantize on the CPU");
-      double expected[AQ_STATISTICS], actual[AQ_STATISTICS];
-      aq_packed_error_statistics(w.data(), AQ_F32, at<uint32_t>(m.packed), at<uint16_t>(m.scale),
-                                 at<uint16_t>(m.zero), c.rows, cols, bits, 32, expected, AQ_ISA_SCALAR, 1);
-      const device_bytes x(w.data(), 4 * w.size()), p(m.packed.data(), m.packed.size() - GUARD),
-          s(m.scale.data(), m.scale.size() - GUARD), z(m.zero.data(), m.zero.size() - GUARD);
-      require(aq_cuda_packed_error_statistics(x.handle, AQ_F32, p.handle, s.handle, z.handle, c.rows, cols, bits, 32,
-                                              actual, stream), "packed statistics");
-      compare_sums("packed error statistics", described(c), w.size(), expected, actual);
-    }
-}
 
 /* Against double. A factor split into two TF32 numbers keeps 2^-21 of itself, the product of the smaller parts (2^-22) is left
  * out; a tensor core's sums lose up to 2^-23 a term over AQ_MOMENT_TOKENS = 256 terms, thrice, and the parts' sums 2^-24 each. */
@@ -228,7 +204,6 @@ int main(int argc, char **argv) {
   stream = (aq_cuda_stream)made;
   const device_library library = {false};
   run_shared_cases(library, quick);
-  run_statistics();
   run_moment();
   run_tensor_cores();
   run_refusals();

@@ -265,6 +265,42 @@ static void run_adam(const Library &library, size_t n) {
   }
 }
 
+/* Sums of n doubles in another order; the maxima are exact. */
+static void compare_sums(const char *kernel, const std::string &where, size_t n, const double *expected,
+                         const double *actual) {
+  for (int i = 0; i < AQ_STATISTICS; i++) {
+    const double magnitude = i == 2 ? sqrt(expected[0] * expected[1]) : expected[i];
+    check_near(kernel, where, expected[i], actual[i], i < 4 ? magnitude * ((double)n + 8) * 0x1p-52 : 0.0);
+  }
+}
+
+template <class Library>
+static void run_statistics(const Library &library) {
+  for (size_t n : {1, 7, 8, 9, 255, 4097, 300001, 3000000}) {
+    const std::vector<float> a = values_of(n, GAUSSIAN), b = values_of(n, SKEWED);
+    double expected[AQ_STATISTICS], actual[AQ_STATISTICS];
+    aq_error_statistics(a.data(), AQ_F32, b.data(), AQ_F32, n, expected, AQ_ISA_SCALAR, 1);
+    check_status("error statistics", std::to_string(n) + " elements", AQ_OK,
+                 library.statistics(a.data(), b.data(), n, actual));
+    compare_sums("error statistics", std::to_string(n) + " elements", n, expected, actual);
+  }
+  for (size_t cols : {1, 17, 100, 512, 1030})
+    for (int32_t bits : {2, 3, 4, 8}) {
+      const quantize_case c = {45, cols, bits, 32, AQ_ZERO_POINT_REAL, AQ_F32, GAUSSIAN, 0};
+      const std::vector<float> w = values_of(c.rows * cols, GAUSSIAN);
+      packed_bytes m = guarded_matrix(c);
+      aq_quantize_round(w.data(), AQ_F32, c.rows, cols, bits, 32, c.kind, at<uint32_t>(m.packed),
+                                at<uint16_t>(m.scale), at<uint16_t>(m.zero), AQ_ISA_SCALAR, 1);
+      double expected[AQ_STATISTICS], actual[AQ_STATISTICS];
+      aq_packed_error_statistics(w.data(), AQ_F32, at<uint32_t>(m.packed), at<uint16_t>(m.scale),
+                                 at<uint16_t>(m.zero), c.rows, cols, bits, 32, expected, AQ_ISA_SCALAR, 1);
+      check_status("packed error statistics", described(c), AQ_OK,
+                   library.packed_statistics(c, w.data(), at<uint32_t>(m.packed), at<uint16_t>(m.scale),
+                                             at<uint16_t>(m.zero), actual));
+      compare_sums("packed error statistics", described(c), w.size(), expected, actual);
+    }
+}
+
 template <class Library>
 static void run_shared_cases(const Library &library, int quick) {
   static const size_t columns[] = {1,   7,   8,   15,  16,  17,  31,  32,  33,  63,  64,   65,
@@ -290,6 +326,7 @@ static void run_shared_cases(const Library &library, int quick) {
   /* rows of many segments */
   for (int32_t clip = 0; clip < 3; clip++) run_quantize(library, {3, 9000, 2, 0, AQ_ZERO_POINT_REAL, AQ_BF16, GAUSSIAN, clip});
   for (size_t n : {1, 31, 257, 5000}) run_adam(library, n);
+  run_statistics(library);
 }
 
 /* The closing lines; the program's exit status. */

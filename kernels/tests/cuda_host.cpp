@@ -12,6 +12,7 @@
 #include "../cuda/adam.h"
 #include "../cuda/product.h"
 #include "../cuda/quantize.h"
+#include "../cuda/statistics.h"
 #include "cuda_cases.h"
 
 /* The block of clip_tiles, thread after thread between the barriers. */
@@ -90,6 +91,24 @@ static void run_product(const aq_product_view &view) {
     }
 }
 
+/* Some threads' sums, added up. */
+template <class Add>
+static int32_t run_sums(size_t chunks, double *statistics, Add add) {
+  const size_t threads = 96;
+  for (int i = 0; i < AQ_STATISTICS; i++) statistics[i] = 0.0;
+  for (size_t thread = 0; thread < threads; thread++) {
+    aq_error_sums sums = {};
+    for (size_t i = thread; i < chunks; i += threads) add(i, &sums);
+    statistics[0] += sums.aa;
+    statistics[1] += sums.bb;
+    statistics[2] += sums.ab;
+    statistics[3] += sums.dd;
+    if (sums.max_difference > statistics[4]) statistics[4] = sums.max_difference;
+    if (sums.max_a > statistics[5]) statistics[5] = sums.max_a;
+  }
+  return AQ_OK;
+}
+
 struct host_library {
   int32_t quantize(const quantize_case &c, const void *weights, const float *column_weights, uint32_t *packed,
                    uint16_t *scale, uint16_t *zero) const {
@@ -136,6 +155,17 @@ struct host_library {
       default: tokens == 1 ? run_product<8, 1, 4>(view) : run_product<8, 4, 2>(view); break;
     }
     return AQ_OK;
+  }
+  int32_t statistics(const float *a, const float *b, size_t n, double *sums) const {
+    const aq_flat_pair pair = {a, b, AQ_F32, AQ_F32, n};
+    return run_sums(aq_flat_chunks(n), sums, [&](size_t i, aq_error_sums *own) { aq_add_flat_errors(pair, i, own); });
+  }
+  int32_t packed_statistics(const quantize_case &c, const float *weights, const uint32_t *packed, const uint16_t *scale,
+                            const uint16_t *zero, double *sums) const {
+    const aq_packed_matrix matrix = {aq_layout_of(c.rows, c.cols, c.bits, c.group_size), packed, scale, zero};
+    return run_sums(c.rows * matrix.layout.chunks, sums, [&](size_t i, aq_error_sums *own) {
+      aq_add_packed_errors(weights, AQ_F32, matrix, i, own);
+    });
   }
   int32_t adam(float *p, const float *g, float *m, float *v, size_t n, const adam_settings &s, int32_t step) const {
     const aq_adam_factors factors = aq_adam_factors_of(s.learning_rate, s.beta1, s.beta2, s.epsilon, step);
