@@ -50,92 +50,42 @@ static void launch_few(const aq_product_view &view, cudaStream_t stream) {
 
 /* Many tokens ----------------------------------------------------------------------------------------------------------
  *
- * A block's tile of the result is TILE tokens by TILE rows, eight warps of 32 tokens by 64 rows each. Steps of DEPTH columns
- * are fetched into registers while the step before is multiplied, and dequantized on their way into shared memory. */
-#define TILE 128
-#define DEPTH 32
-#define PITCH (DEPTH + 8) /* so that fragments' rows fall on different banks */
-#define TILE_CHUNKS (TILE * DEPTH / AQ_CHUNK / AQ_BLOCK)
-
-struct fetched {
-  float x[TILE_CHUNKS][AQ_CHUNK];
-  uint64_t codes[TILE_CHUNKS];
-  aq_grid grid[TILE_CHUNKS];
-};
-
-/* Zeros where there is no token, row or column. */
-static __device__ __forceinline__ void fetch(const aq_product_view &view, size_t token, size_t row, size_t col,
-                                             fetched *next) {
-  const aq_layout &layout = view.matrix.layout;
-#pragma unroll
-  for (int k = 0; k < TILE_CHUNKS; k++) {
-    const int place = k * AQ_BLOCK + (int)threadIdx.x, line = place / (DEPTH / AQ_CHUNK);
-    const size_t at = col + (size_t)(place % (DEPTH / AQ_CHUNK)) * AQ_CHUNK;
-    const size_t t = token + (size_t)line, r = row + (size_t)line;
-    const bool inside = at < layout.cols;
-    if (inside && t < view.tokens) {
-      aq_load_chunk(view.x, AQ_F32, t * layout.cols + at, aq_smaller(AQ_CHUNK, layout.cols - at), next->x[k]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < AQ_CHUNK; i++) next->x[k][i] = 0.0f;
-    }
-    next->codes[k] = 0;
-    next->grid[k] = {0.0f, 0.0f};
-    if (inside && r < layout.rows) {
-      next->codes[k] = aq_read_codes(view.matrix.packed, layout, r, at / AQ_CHUNK);
-      next->grid[k] = aq_stored_grid(view.matrix, r, aq_quotient(at, layout.group_size));
-    }
-  }
-}
-
-static __device__ __forceinline__ void commit(const fetched &next, int32_t bits, __nv_bfloat16 *x, __nv_bfloat16 *w) {
-#pragma unroll
-  for (int k = 0; k < TILE_CHUNKS; k++) {
-    const int place = k * AQ_BLOCK + (int)threadIdx.x;
-    const int at = place / (DEPTH / AQ_CHUNK) * PITCH + place % (DEPTH / AQ_CHUNK) * AQ_CHUNK;
-    float weights[AQ_CHUNK];
-#pragma unroll
-    for (int i = 0; i < AQ_CHUNK; i++) weights[i] = aq_decode(aq_code_of(next.codes[k], i, bits), next.grid[k]);
-    aq_store_chunk(next.x[k], x + at, AQ_BF16, 0, AQ_CHUNK);
-    aq_store_chunk(weights, w + at, AQ_BF16, 0, AQ_CHUNK);
-  }
-}
-
-static __global__ void __launch_bounds__(AQ_BLOCK) many_tokens(aq_product_view view) {
+ * Eight warps of 32 tokens by 64 rows each; the next step is fetched into registers while this one is multiplied. */
+static __global__ void __launch_bounds__(AQ_TILE_THREADS) many_tokens(aq_product_view view) {
   using namespace nvcuda;
-  __shared__ __align__(32) __nv_bfloat16 x[2][TILE * PITCH], w[2][TILE * PITCH];
-  __shared__ __align__(32) float results[AQ_BLOCK / 32][16 * 16];
+  __shared__ __align__(32) uint16_t x[2][AQ_TILE * AQ_TILE_PITCH], w[2][AQ_TILE * AQ_TILE_PITCH];
+  __shared__ __align__(32) float results[AQ_TILE_THREADS / 32][16 * 16];
   const aq_layout &layout = view.matrix.layout;
-  const size_t row = (size_t)blockIdx.x * TILE;
+  const size_t row = (size_t)blockIdx.x * AQ_TILE;
   const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
   const int warp_token = warp / 2 * 32, warp_row = warp % 2 * 64;
-  for (size_t token = (size_t)blockIdx.y * TILE; token < view.tokens; token += (size_t)gridDim.y * TILE) {
+  for (size_t token = (size_t)blockIdx.y * AQ_TILE; token < view.tokens; token += (size_t)gridDim.y * AQ_TILE) {
     wmma::fragment<wmma::accumulator, 16, 16, 16, float> sums[2][4];
 #pragma unroll
     for (int i = 0; i < 8; i++) wmma::fill_fragment(sums[i / 4][i % 4], 0.0f);
-    fetched next;
-    fetch(view, token, row, 0, &next);
-    commit(next, layout.bits, x[0], w[0]);
+    aq_fetched next;
+    aq_fetch_step(view, token, row, 0, threadIdx.x, &next);
+    aq_commit_step(next, layout.bits, threadIdx.x, x[0], w[0]);
     __syncthreads();
     int current = 0;
-    for (size_t col = 0; col < layout.cols; col += DEPTH, current ^= 1) {
-      const bool more = col + DEPTH < layout.cols;
-      if (more) fetch(view, token, row, col + DEPTH, &next);
+    for (size_t col = 0; col < layout.cols; col += AQ_TILE_DEPTH, current ^= 1) {
+      const bool more = col + AQ_TILE_DEPTH < layout.cols;
+      if (more) aq_fetch_step(view, token, row, col + AQ_TILE_DEPTH, threadIdx.x, &next);
 #pragma unroll
-      for (int depth = 0; depth < DEPTH; depth += 16) {
+      for (int depth = 0; depth < AQ_TILE_DEPTH; depth += 16) {
         wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, wmma::row_major> left[2];
         wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, wmma::col_major> right[4];
 #pragma unroll
         for (int i = 0; i < 2; i++)
-          wmma::load_matrix_sync(left[i], x[current] + (warp_token + 16 * i) * PITCH + depth, PITCH);
+          wmma::load_matrix_sync(left[i], (const __nv_bfloat16 *)x[current] + (warp_token + 16 * i) * AQ_TILE_PITCH + depth, AQ_TILE_PITCH);
 #pragma unroll
         for (int j = 0; j < 4; j++)
-          wmma::load_matrix_sync(right[j], w[current] + (warp_row + 16 * j) * PITCH + depth, PITCH);
+          wmma::load_matrix_sync(right[j], (const __nv_bfloat16 *)w[current] + (warp_row + 16 * j) * AQ_TILE_PITCH + depth, AQ_TILE_PITCH);
 #pragma unroll
         for (int i = 0; i < 8; i++)
           wmma::mma_sync(sums[i / 4][i % 4], left[i / 4], right[i % 4], sums[i / 4][i % 4]);
       }
-      if (more) commit(next, layout.bits, x[current ^ 1], w[current ^ 1]);
+      if (more) aq_commit_step(next, layout.bits, threadIdx.x, x[current ^ 1], w[current ^ 1]);
       __syncthreads();
     }
 #pragma unroll
@@ -173,9 +123,9 @@ static int32_t linear(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq
   view.out = aq_cuda_view<float>(out, tokens * rows, on, &status);
   if (status != AQ_OK) return status;
   if (tensor_cores) {
-    const size_t tiles = (tokens - 1) / TILE + 1;
-    const dim3 blocks((unsigned)((rows - 1) / TILE + 1), (unsigned)(tiles < 65535 ? tiles : 65535));
-    many_tokens<<<blocks, AQ_BLOCK, 0, on->stream>>>(view);
+    const size_t tiles = (tokens - 1) / AQ_TILE + 1;
+    const dim3 blocks((unsigned)((rows - 1) / AQ_TILE + 1), (unsigned)(tiles < 65535 ? tiles : 65535));
+    many_tokens<<<blocks, AQ_TILE_THREADS, 0, on->stream>>>(view);
   } else {
     switch (bits) {
       case 2: launch_few<2>(view, on->stream); break;

@@ -1,6 +1,7 @@
-/* product.h: what one thread adds to the products of a packed matrix with a few tokens, in float32.
+/* product.h: what one thread does in products with a packed matrix: its part of the sums with a few tokens, in float32, and with
+ * many its part of the tiles that tensor cores multiply.
  *
- * A code is turned into a float in its place within the word: with the mantissa of 2^23 around it, it reads 2^23 + q 2^shift,
+ * Few tokens: a code is turned into a float in its place within the word: with the mantissa of 2^23 around it, it reads 2^23 + q 2^shift,
  * and what is multiplied with it is x 2^-shift, which is exact and shared by all rows. The zero point is taken out once a word:
  * sum x s (q - z) = s (sum x q - z sum x). */
 #ifndef AQ_CUDA_PRODUCT_H
@@ -90,6 +91,56 @@ AQ_FUNCTION void aq_add_chunk_products(const aq_product_view &view, size_t token
         for (int k = 0; k < AQ_CHUNK; k++) sums[t][r] += x[k] * weights[k];
       }
     }
+  }
+}
+
+/* Many tokens ----------------------------------------------------------------------------------------------------------
+ *
+ * A block's tile of the result is AQ_TILE tokens by AQ_TILE rows. A step is AQ_TILE_DEPTH columns of both, fetched by all threads
+ * and dequantized on their way into tiles of bfloat16 [AQ_TILE, AQ_TILE_PITCH]. */
+#define AQ_TILE 128
+#define AQ_TILE_DEPTH 32
+#define AQ_TILE_PITCH (AQ_TILE_DEPTH + 8) /* so that fragments' rows fall on different banks */
+#define AQ_TILE_THREADS 256
+#define AQ_TILE_LINE (AQ_TILE_DEPTH / AQ_CHUNK) /* chunks of a token or row */
+#define AQ_TILE_CHUNKS (AQ_TILE * AQ_TILE_LINE / AQ_TILE_THREADS)
+
+/* A thread's chunks of a step. */
+struct aq_fetched {
+  float x[AQ_TILE_CHUNKS][AQ_CHUNK];
+  uint64_t codes[AQ_TILE_CHUNKS];
+  aq_grid grid[AQ_TILE_CHUNKS];
+};
+
+/* Zeros where there is no token, row or column. */
+AQ_FUNCTION void aq_fetch_step(const aq_product_view &view, size_t token, size_t row, size_t col, unsigned thread,
+                               aq_fetched *next) {
+  const aq_layout &layout = view.matrix.layout;
+  for (unsigned k = 0; k < AQ_TILE_CHUNKS; k++) {
+    const unsigned place = k * AQ_TILE_THREADS + thread, line = place / AQ_TILE_LINE;
+    const size_t at = col + (size_t)(place % AQ_TILE_LINE) * AQ_CHUNK, t = token + line, r = row + line;
+    const bool inside = at < layout.cols;
+    for (int i = 0; i < AQ_CHUNK; i++) next->x[k][i] = 0.0f;
+    if (inside && t < view.tokens)
+      aq_load_chunk(view.x, AQ_F32, t * layout.cols + at, aq_smaller(AQ_CHUNK, layout.cols - at), next->x[k]);
+    next->codes[k] = 0;
+    next->grid[k] = {0.0f, 0.0f};
+    if (inside && r < layout.rows) {
+      next->codes[k] = aq_read_codes(view.matrix.packed, layout, r, at / AQ_CHUNK);
+      next->grid[k] = aq_stored_grid(view.matrix, r, aq_quotient(at, layout.group_size));
+    }
+  }
+}
+
+/* Behind a row's last column there are weights, too, those of code 0; the tokens' zeros take them out. */
+AQ_FUNCTION void aq_commit_step(const aq_fetched &next, int32_t bits, unsigned thread, uint16_t *x, uint16_t *w) {
+  for (unsigned k = 0; k < AQ_TILE_CHUNKS; k++) {
+    const unsigned place = k * AQ_TILE_THREADS + thread;
+    const unsigned at = place / AQ_TILE_LINE * AQ_TILE_PITCH + place % AQ_TILE_LINE * AQ_CHUNK;
+    float weights[AQ_CHUNK];
+    for (int i = 0; i < AQ_CHUNK; i++) weights[i] = aq_decode(aq_code_of(next.codes[k], i, bits), next.grid[k]);
+    aq_store_chunk(next.x[k], x + at, AQ_BF16, 0, AQ_CHUNK);
+    aq_store_chunk(weights, w + at, AQ_BF16, 0, AQ_CHUNK);
   }
 }
 

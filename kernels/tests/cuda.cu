@@ -157,23 +157,6 @@ static void run_moment(void) {
       }
 }
 
-/* x and weights rounded to bfloat16, 2^-9 of themselves each; float32 sums in tensor cores, 2^-23 a term. */
-static void run_tensor_cores(void) {
-  device_library library = {true};
-  for (size_t cols : {1, 16, 31, 32, 33, 100, 300, 512})
-    for (int32_t bits : {2, 3, 4, 8})
-      for (size_t tokens : {1, 127, 129, 260}) {
-        const quantize_case c = {1 + random_bits() % 300, cols, bits, (size_t)(random_bits() % 2 ? 32 : 0),
-                                 (int32_t)(random_bits() % 3), AQ_F32, GAUSSIAN, 0};
-        const std::vector<float> w = values_of(c.rows * cols, GAUSSIAN);
-        packed_bytes m = guarded_matrix(c);
-        require(aq_quantize_round(w.data(), AQ_F32, c.rows, cols, bits, c.group_size, c.kind, at<uint32_t>(m.packed),
-                                  at<uint16_t>(m.scale), c.kind == AQ_ZERO_POINT_SYMMETRIC ? 0 : at<uint16_t>(m.zero),
-                                  AQ_ISA_SCALAR, 1), "quantize on the CPU");
-        run_linear(library, "linear, tensor cores", c, m, tokens, 0x1p-8 + 0x1p-17 + (double)cols * 0x1p-23);
-      }
-}
-
 /* What a wrong call gets: a status, and nothing else happens. */
 static void run_refusals(void) {
   const std::vector<float> values(64);
@@ -202,10 +185,8 @@ int main(int argc, char **argv) {
   uint64_t made = 0;
   require(aq_cuda_create_stream(0, &made), "create a stream");
   stream = (aq_cuda_stream)made;
-  const device_library library = {false};
-  run_shared_cases(library, quick);
+  run_shared_cases(device_library{false}, device_library{true}, quick);
   run_moment();
-  run_tensor_cores();
   run_refusals();
   require(aq_cuda_synchronize(stream), "synchronize");
   require(aq_cuda_free_stream(stream), "free the stream");

@@ -301,8 +301,26 @@ static void run_statistics(const Library &library) {
     }
 }
 
+/* x and weights rounded to bfloat16, 2^-8 of themselves each; float32 sums in tensor cores, 2^-23 a term. */
 template <class Library>
-static void run_shared_cases(const Library &library, int quick) {
+static void run_many_tokens(const Library &library) {
+  for (size_t cols : {1, 31, 32, 33, 100, 512})
+    for (int32_t bits : {2, 3, 4, 8})
+      for (size_t tokens : {1, 129, 260}) {
+        const quantize_case c = {1 + random_bits() % 300, cols, bits, (size_t)(random_bits() % 2 ? 32 : 0),
+                                 (int32_t)(random_bits() % 3), AQ_F32, GAUSSIAN, 0};
+        const std::vector<float> w = values_of(c.rows * cols, GAUSSIAN);
+        packed_bytes m = guarded_matrix(c);
+        aq_quantize_round(w.data(), AQ_F32, c.rows, cols, bits, c.group_size, c.kind, at<uint32_t>(m.packed),
+                                  at<uint16_t>(m.scale), c.kind == AQ_ZERO_POINT_SYMMETRIC ? 0 : at<uint16_t>(m.zero),
+                                  AQ_ISA_SCALAR, 1);
+        run_linear(library, "linear, many tokens", c, m, tokens, 0x1p-7 + 0x1p-16 + (double)cols * 0x1p-23);
+      }
+}
+
+/* `many`: the library whose products are those for many tokens. */
+template <class Library>
+static void run_shared_cases(const Library &library, const Library &many, int quick) {
   static const size_t columns[] = {1,   7,   8,   15,  16,  17,  31,  32,  33,  63,  64,   65,
                                    100, 127, 128, 160, 255, 256, 257, 300, 512, 1000, 1030};
   static const size_t sizes[] = {0, 16, 32, 64, 128, 256};
@@ -327,6 +345,7 @@ static void run_shared_cases(const Library &library, int quick) {
   for (int32_t clip = 0; clip < 3; clip++) run_quantize(library, {3, 9000, 2, 0, AQ_ZERO_POINT_REAL, AQ_BF16, GAUSSIAN, clip});
   for (size_t n : {1, 31, 257, 5000}) run_adam(library, n);
   run_statistics(library);
+  run_many_tokens(many);
 }
 
 /* The closing lines; the program's exit status. */

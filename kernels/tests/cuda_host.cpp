@@ -109,7 +109,34 @@ static int32_t run_sums(size_t chunks, double *statistics, Add add) {
   return AQ_OK;
 }
 
+static float bfloat_product(uint16_t a, uint16_t b) { return aq_float_from_bfloat(a) * aq_float_from_bfloat(b); }
+
+/* Blocks of many_tokens, with loops in place of the tensor cores. */
+static void run_tiles_product(const aq_product_view &view) {
+  const aq_layout &layout = view.matrix.layout;
+  std::vector<uint16_t> x(AQ_TILE * AQ_TILE_PITCH), w(AQ_TILE * AQ_TILE_PITCH);
+  for (size_t row = 0; row < layout.rows; row += AQ_TILE)
+    for (size_t token = 0; token < view.tokens; token += AQ_TILE) {
+      std::vector<float> sums(AQ_TILE * AQ_TILE, 0.0f);
+      for (size_t col = 0; col < layout.cols; col += AQ_TILE_DEPTH) {
+        for (unsigned thread = 0; thread < AQ_TILE_THREADS; thread++) {
+          aq_fetched next;
+          aq_fetch_step(view, token, row, col, thread, &next);
+          aq_commit_step(next, layout.bits, thread, x.data(), w.data());
+        }
+        for (size_t t = 0; t < AQ_TILE; t++)
+          for (size_t r = 0; r < AQ_TILE; r++)
+            for (size_t k = 0; k < AQ_TILE_DEPTH; k++)
+              sums[t * AQ_TILE + r] += bfloat_product(x[t * AQ_TILE_PITCH + k], w[r * AQ_TILE_PITCH + k]);
+      }
+      for (size_t t = 0; t < AQ_TILE && token + t < view.tokens; t++)
+        for (size_t r = 0; r < AQ_TILE && row + r < layout.rows; r++)
+          view.out[(token + t) * layout.rows + row + r] = sums[t * AQ_TILE + r] + (view.bias ? view.bias[row + r] : 0.0f);
+    }
+}
+
 struct host_library {
+  bool many;
   int32_t quantize(const quantize_case &c, const void *weights, const float *column_weights, uint32_t *packed,
                    uint16_t *scale, uint16_t *zero) const {
     const aq_quantize_view view = {aq_layout_of(c.rows, c.cols, c.bits, c.group_size),
@@ -148,6 +175,10 @@ struct host_library {
                  const uint16_t *zero, const float *bias, float *out) const {
     const aq_product_view view = {{aq_layout_of(c.rows, c.cols, c.bits, c.group_size), packed, scale, zero},
                                   x, tokens, bias, out};
+    if (many) {
+      run_tiles_product(view);
+      return AQ_OK;
+    }
     switch (c.bits) {
       case 2: tokens == 1 ? run_product<2, 1, 4>(view) : run_product<2, 4, 2>(view); break;
       case 3: tokens == 1 ? run_product<3, 1, 4>(view) : run_product<3, 4, 2>(view); break;
@@ -177,7 +208,6 @@ struct host_library {
 int main(int argc, char **argv) {
   start(argc > 1 ? strtoull(argv[1], 0, 10) : 1);
   const int quick = argc > 2 && strcmp(argv[2], "quick") == 0;
-  const host_library library;
-  run_shared_cases(library, quick);
+  run_shared_cases(host_library{false}, host_library{true}, quick);
   return finish("on the host");
 }
