@@ -3,21 +3,24 @@ import { parseArgs } from "@std/cli/parse-args";
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { KernelError } from "../lib/errors.ts";
 import { buildHash, buildWasm, compilerVersion, WASM_PLAN } from "../lib/native/build.ts";
+import { openCuda } from "../lib/native/cuda.ts";
 import { openKernels } from "../lib/native/mod.ts";
 
-const HELP = `Usage: bun run scripts/build.ts [--wasm [--output FILE] | --check-wasm] [--cc COMPILER]
+const HELP = `Usage: bun run scripts/build.ts [--wasm [--output FILE] | --check-wasm | --cuda] [--cc COMPILER]
 
 Builds the kernel library for this machine into the cache (done by itself at first use, too).
 
   --wasm         build lib/native/wasm_binary.ts instead; needs clang and lld
   --check-wasm   say whether lib/native/wasm_binary.ts was built from these sources; exit status 1 if not
-  --cc COMPILER  the compiler to use (default: CC, cc, gcc, clang; for --wasm: clang)
+  --cuda         build the CUDA library instead; needs nvcc, but no device
+  --cc COMPILER  the compiler to use (default: CC, cc, gcc, clang; for --wasm: clang; for --cuda: NVCC, nvcc)
   --output FILE  with --wasm: write there instead
 `;
 
 const args = parseArgs(process.argv.slice(2), {
-  boolean: ["wasm", "check-wasm", "help"],
+  boolean: ["wasm", "check-wasm", "cuda", "help"],
   string: ["cc", "output"],
   unknown: (name: string) => {
     console.error(`Unknown argument ${name}\n\n${HELP}`);
@@ -40,6 +43,17 @@ if (args.help) {
     process.exit(1);
   }
   console.log("lib/native/wasm_binary.ts was built from these sources");
+} else if (args.cuda) {
+  if (args.cc !== undefined) process.env["NVCC"] = args.cc;
+  try {
+    const cuda = await openCuda({ build: true, onMessage: (line) => console.error(line) });
+    console.log(cuda.describe());
+    cuda.close();
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    console.error(error.message);
+    process.exit(5);
+  }
 } else if (args.wasm) {
   const compiler = args.cc ?? "clang";
   const version = await compilerVersion(compiler);

@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { compilerVersion, nativePlan } from "../lib/native/build.ts";
+import { compilerVersion, cudaPlan, nativePlan } from "../lib/native/build.ts";
 import { findCompiler } from "../lib/native/library.ts";
 import { denoBinary } from "./_programs.ts";
 
@@ -91,12 +91,74 @@ function kernelChecks(
   ];
 }
 
+/** The scalar kernels alone, the oracle that a driver is linked with. */
+function oracle(compiler: string, work: string): { commands: string[][]; objects: string[] } {
+  const plan = nativePlan("linux", "scalar");
+  const objects = plan.units.map((unit) => join(work, `oracle-${unit.source}.o`));
+  const commands = plan.units.map((unit, i) => {
+    return [compiler, ...plan.flags, "-c", `kernels/cpu/${unit.source}`, "-o", objects[i]!];
+  });
+  return { commands, objects };
+}
+
+/** The CUDA kernels' threads as host code against the oracle, plainly and under sanitizers. */
+function cudaHostChecks(compiler: string, work: string, sanitize: readonly string[]): string[][] {
+  const { commands, objects } = oracle(compiler, work);
+  const flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"];
+  const build = (own: readonly string[], program: string) => {
+    return [
+      "c++",
+      ...flags,
+      ...own,
+      "kernels/tests/cuda_host.cpp",
+      ...objects,
+      "-o",
+      program,
+      "-lm",
+      "-pthread",
+    ];
+  };
+  const plain = join(work, "cuda-host"), sanitized = join(work, "cuda-host-sanitized");
+  return [...commands, build(["-O2"], plain), [plain, "1"], build(sanitize, sanitized), [
+    sanitized,
+    "2",
+    "quick",
+  ]];
+}
+
+/** The CUDA library for one architecture, its loader in Bun and in Deno, and the driver, which needs a device. */
+function cudaChecks(compiler: string, work: string): string[][] {
+  const plan = cudaPlan(["90"]);
+  const objects = plan.units.map((unit) => join(work, `${unit.source}.o`));
+  const library = join(work, plan.fileName), driver = join(work, "cuda");
+  const compile = plan.units.map((unit, i) => {
+    return ["nvcc", ...plan.flags, ...unit.flags, "-c", `kernels/cuda/${unit.source}`, "-o", objects[i]!];
+  });
+  const cpu = oracle(compiler, work);
+  const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`];
+  const test = "tests/native/cuda_test.ts";
+  return [
+    ...compile,
+    ["nvcc", ...plan.flags, ...plan.linkFlags, ...objects, "-o", library],
+    [...opened, bun, "test", test, "--timeout", "120000"],
+    [...opened, deno, "test", "-A", "--no-check", importMap, test],
+    ...cpu.commands,
+    ["nvcc", ...plan.flags, "kernels/tests/cuda.cu", ...cpu.objects, library, "-o", driver, "-lm"],
+    [driver, "1", "quick"],
+  ];
+}
+
+/** Exit status of a program that lacks what it needs, and has printed the reason. */
+const SKIPPED = 77;
+
 async function steps(work: string): Promise<Step[]> {
   const compiler = await findCompiler();
   const clang = await compilerVersion("clang");
   const lld = await compilerVersion("wasm-ld");
   const cross = await compilerVersion("aarch64-linux-gnu-gcc");
   const qemu = await compilerVersion("qemu-aarch64");
+  const nvcc = await compilerVersion("nvcc");
+  const cxx = await compilerVersion("c++");
   const sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
   const noCompiler = compiler === undefined ? { skip: "no C compiler (cc, gcc or clang)" } : {};
   const cc = compiler?.command ?? "cc";
@@ -148,6 +210,16 @@ async function steps(work: string): Promise<Step[]> {
       name: "release",
       commands: [[bun, "run", "scripts/release.ts", join(work, "release")]],
       ...noCompiler,
+    },
+    {
+      name: "CUDA threads on the host",
+      commands: cudaHostChecks(cc, work, sanitize),
+      ...(compiler === undefined || cxx === undefined ? { skip: "no C or no C++ compiler (c++)" } : {}),
+    },
+    {
+      name: "CUDA",
+      commands: cudaChecks(cc, work),
+      ...(compiler === undefined || nvcc === undefined ? { skip: "no nvcc" } : {}),
     },
     { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
     { name: "tests in Deno", commands: [[deno, "test", "-A", "--no-check", importMap, "tests/"]] },
@@ -208,6 +280,7 @@ try {
     for (const command of step.commands) {
       outcome = await run(command);
       output += outcome.output;
+      if (outcome.code === SKIPPED) outcome = { ...outcome, code: 0 };
       if (outcome.code !== 0) break;
     }
     const counts = count({ code: outcome.code, output });

@@ -14,36 +14,36 @@ typedef struct {
   float zero_point;
 } aq_grid;
 
-static inline float aq_round_half(float value) { return aq_float_from_half(aq_half_from_float(value)); }
+AQ_FUNCTION float aq_round_half(float value) { return aq_float_from_half(aq_half_from_float(value)); }
 
 /* The smallest half float >= value, for value >= 0. */
-static inline float aq_round_half_up(float value) {
+AQ_FUNCTION float aq_round_half_up(float value) {
   uint16_t half = aq_half_from_float(value);
   if (aq_float_from_half(half) < value) half += 1;
   return aq_float_from_half(half);
 }
 
 /* Nearest whole number, ties to even, for |value| < 2^22. */
-static inline float aq_round_even(float value) {
+AQ_FUNCTION float aq_round_even(float value) {
   return (value + 12582912.0f) - 12582912.0f;
 }
 
 /* The code of a weight: nearest grid point, ties to even. */
-static inline uint32_t aq_encode(float weight, aq_grid grid, float code_max) {
+AQ_FUNCTION uint32_t aq_encode(float weight, aq_grid grid, float code_max) {
   float position = weight / grid.scale + grid.zero_point;
   position = position > 0.0f ? position : 0.0f;
   position = position < code_max ? position : code_max;
   return (uint32_t)aq_round_even(position);
 }
 
-static inline float aq_decode(uint32_t code, aq_grid grid) { return grid.scale * ((float)code - grid.zero_point); }
+AQ_FUNCTION float aq_decode(uint32_t code, aq_grid grid) { return grid.scale * ((float)code - grid.zero_point); }
 
-static inline double aq_abs_double(double value) { return value < 0 ? -value : value; }
+AQ_FUNCTION double aq_abs_double(double value) { return value < 0 ? -value : value; }
 
 /* A grid that holds `value` itself, exactly where any does that the search meets, else the nearest it met.
  * A half-precision scale times (code - half-precision zero point) reaches most float32 values although neither
  * factor has 24 bits; see docs/decisions.md. */
-static inline int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq_grid *grid) {
+AQ_FUNCTION int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq_grid *grid) {
   const int32_t code_max = (1 << bits) - 1;
   const float magnitude = value < 0 ? -value : value;
   if (value == 0.0f) {
@@ -96,7 +96,7 @@ static inline int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, 
 /* Asymmetric with real zero point where the plain formula is not safe: scales below the normal half floats, or
  * data so far from zero that the rounding of the zero point moves the grid by more than a quarter step. The
  * scale grows until the grid covers the group again; data nearly constant at that distance gets its middle. */
-static inline int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits, aq_grid *grid) {
+AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits, aq_grid *grid) {
   const double code_max = (double)((1 << bits) - 1);
   const double range = (double)maximum - (double)minimum;
   if (range / code_max > (double)AQ_HALF_MAX) return AQ_E_RANGE;
@@ -122,7 +122,7 @@ static inline int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bi
 }
 
 /* Round to nearest on [minimum, maximum], both finite. */
-static inline int32_t aq_round_grid(float minimum, float maximum, int32_t bits, int32_t kind, aq_grid *grid) {
+AQ_FUNCTION int32_t aq_round_grid(float minimum, float maximum, int32_t bits, int32_t kind, aq_grid *grid) {
   const float code_max = (float)((1 << bits) - 1);
   const float half_range = (float)(1 << (bits - 1));
   minimum += 0.0f; /* -0 becomes +0: its sign would show in the zero point */

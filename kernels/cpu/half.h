@@ -5,20 +5,25 @@
 
 #include <stdint.h>
 
-static inline uint32_t aq_float_bits(float value) {
+/* How the functions of half.h and group.h are declared: CUDA compiles the same definitions for both sides. */
+#if !defined(AQ_FUNCTION)
+#define AQ_FUNCTION static inline
+#endif
+
+AQ_FUNCTION uint32_t aq_float_bits(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-static inline float aq_bits_float(uint32_t bits) {
+AQ_FUNCTION float aq_bits_float(uint32_t bits) {
   float value;
   __builtin_memcpy(&value, &bits, sizeof value);
   return value;
 }
 
 /* Adding 0.5 ulp of the target's smallest normal exponent aligns a subnormal result at bit 0 of the sum. */
-static inline uint16_t aq_half_from_float(float value) {
+AQ_FUNCTION uint16_t aq_half_from_float(float value) {
   uint32_t bits = aq_float_bits(value);
   uint32_t sign = (bits >> 16) & 0x8000u;
   uint32_t magnitude = bits & 0x7fffffffu;
@@ -32,7 +37,7 @@ static inline uint16_t aq_half_from_float(float value) {
   return (uint16_t)(sign | ((rounded - 0x38000000u) >> 13));
 }
 
-static inline float aq_float_from_half(uint16_t half) {
+AQ_FUNCTION float aq_float_from_half(uint16_t half) {
   uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
   uint32_t magnitude = half & 0x7fffu;
   if (magnitude > 0x7c00u) return aq_bits_float(sign | 0x7fc00000u | (magnitude << 13));
@@ -44,18 +49,18 @@ static inline float aq_float_from_half(uint16_t half) {
   return aq_bits_float(sign | ((magnitude << 13) + 0x38000000u));
 }
 
-static inline uint16_t aq_bfloat_from_float(float value) {
+AQ_FUNCTION uint16_t aq_bfloat_from_float(float value) {
   uint32_t bits = aq_float_bits(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40u);
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-static inline float aq_float_from_bfloat(uint16_t bfloat) { return aq_bits_float((uint32_t)bfloat << 16); }
+AQ_FUNCTION float aq_float_from_bfloat(uint16_t bfloat) { return aq_bits_float((uint32_t)bfloat << 16); }
 
 /* e5m2 is the upper byte of a half float, so its reading is the half's. */
-static inline float aq_float_from_e5m2(uint8_t code) { return aq_float_from_half((uint16_t)(code << 8)); }
+AQ_FUNCTION float aq_float_from_e5m2(uint8_t code) { return aq_float_from_half((uint16_t)(code << 8)); }
 
-static inline uint8_t aq_e5m2_from_float(float value) {
+AQ_FUNCTION uint8_t aq_e5m2_from_float(float value) {
   uint32_t bits = aq_float_bits(value);
   uint32_t sign = (bits >> 24) & 0x80u;
   uint32_t magnitude = bits & 0x7fffffffu;
@@ -70,7 +75,7 @@ static inline uint8_t aq_e5m2_from_float(float value) {
 }
 
 /* e4m3fn: exponent bias 7, no infinity, 0x7f and 0xff are NaN, largest 448. Overflow becomes NaN. */
-static inline float aq_float_from_e4m3(uint8_t code) {
+AQ_FUNCTION float aq_float_from_e4m3(uint8_t code) {
   uint32_t sign = (uint32_t)(code & 0x80u) << 24;
   uint32_t magnitude = code & 0x7fu;
   if (magnitude == 0x7fu) return aq_bits_float(sign | 0x7fc00000u);
@@ -81,7 +86,7 @@ static inline float aq_float_from_e4m3(uint8_t code) {
   return aq_bits_float(sign | ((magnitude << 20) + 0x3c000000u));
 }
 
-static inline uint8_t aq_e4m3_from_float(float value) {
+AQ_FUNCTION uint8_t aq_e4m3_from_float(float value) {
   uint32_t bits = aq_float_bits(value);
   uint32_t sign = (bits >> 24) & 0x80u;
   uint32_t magnitude = bits & 0x7fffffffu;
@@ -95,7 +100,7 @@ static inline uint8_t aq_e4m3_from_float(float value) {
 }
 
 /* Round to odd: a later rounding to 22 bits or fewer then gives what one rounding of the double would. */
-static inline float aq_float_from_double_odd(double value) {
+AQ_FUNCTION float aq_float_from_double_odd(double value) {
   float nearest = (float)value;
   if ((double)nearest == value || value != value || nearest - nearest != 0.0f) return nearest;
   uint32_t bits = aq_float_bits(nearest);

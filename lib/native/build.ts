@@ -57,6 +57,8 @@ interface Unit {
 
 /** What is built for a processor. */
 export interface BuildPlan {
+  /** Folder of kernels/ that the units are in; `cpu` where nothing is said. */
+  readonly folder?: "cuda";
   readonly units: readonly Unit[];
   readonly flags: readonly string[];
   readonly linkFlags: readonly string[];
@@ -110,12 +112,51 @@ export const WASM_PLAN: BuildPlan = {
   fileName: "arrowquant.wasm",
 };
 
-/** The files of kernels/ that a build reads, by path from there, in a fixed order. */
-export function kernelSources(kernels: string): Map<string, Uint8Array> {
+/** Architectures that the CUDA library is compiled for: binaries of these, and the last one's PTX for newer ones. */
+export type CudaArchitecture = "80" | "90";
+
+/**
+ * The plan of the CUDA library on Linux: nvcc, the runtime linked in. Only products and moments fuse
+ * multiplications with additions; everything else agrees with the CPU's scalar kernels to the bit.
+ */
+export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90"]): BuildPlan {
+  const newest = architectures.at(-1)!;
+  const exact = ["-fmad=false"];
+  return {
+    folder: "cuda",
+    units: [
+      { source: "context.cu", flags: exact },
+      { source: "dequantize.cu", flags: exact },
+      { source: "quantize.cu", flags: exact },
+      { source: "statistics.cu", flags: exact },
+      { source: "adam.cu", flags: exact },
+      { source: "moment.cu", flags: [] },
+      { source: "product.cu", flags: [] },
+    ],
+    flags: [
+      "-O3",
+      "-std=c++17",
+      "-cudart=static",
+      "-Werror=all-warnings",
+      "-Xcompiler=-fPIC,-Wall,-Wextra,-ffp-contract=off,-fvisibility=hidden",
+      ...architectures.map((number) => `-gencode=arch=compute_${number},code=sm_${number}`),
+      `-gencode=arch=compute_${newest},code=compute_${newest}`,
+    ],
+    // the runtime is linked in: its symbols must not meet those of another copy in the process
+    linkFlags: ["-shared", "-Xlinker=--exclude-libs=ALL", "-Xlinker=--as-needed"],
+    fileName: "libarrowquant_cuda.so",
+  };
+}
+
+/** The files of kernels/ that a plan reads, by path from there, in a fixed order. */
+export function kernelSources(kernels: string, plan: BuildPlan): Map<string, Uint8Array> {
   const sources = new Map<string, Uint8Array>();
-  for (const folder of ["include", "cpu"]) {
+  const cuda = plan.folder === "cuda";
+  for (const folder of cuda ? ["include", "cpu", "cuda"] : ["include", "cpu"]) {
     for (const name of readdirSync(join(kernels, folder)).sort()) {
-      if (/\.[ch]$/.test(name)) sources.set(`${folder}/${name}`, readFileSync(join(kernels, folder, name)));
+      const isRead = folder === "cpu" && cuda ? /\.h$/ : /\.(c|h|cu)$/;
+      if (!isRead.test(name) || (!cuda && name === "arrowquant_cuda.h")) continue;
+      sources.set(`${folder}/${name}`, readFileSync(join(kernels, folder, name)));
     }
   }
   return sources;
@@ -125,7 +166,7 @@ export function kernelSources(kernels: string): Map<string, Uint8Array> {
 export function buildHash(plan: BuildPlan, kernels: string, compiler = ""): string {
   const hash = createHash("sha256");
   hash.update(JSON.stringify([plan, compiler]));
-  for (const [name, bytes] of kernelSources(kernels)) {
+  for (const [name, bytes] of kernelSources(kernels, plan)) {
     hash.update(`\0${name}\0${bytes.length}\0`).update(bytes);
   }
   return hash.digest("hex");
@@ -178,9 +219,9 @@ async function compile<Result>(
   const work = mkdtempSync(`${folder}.build-`);
   try {
     const result = join(work, plan.fileName);
-    const objects = plan.units.map((unit) => join(work, unit.source.replace(/\.c$/, ".o")));
+    const objects = plan.units.map((unit) => join(work, unit.source.replace(/\.cu?$/, ".o")));
     await Promise.all(plan.units.map((unit, i) => {
-      const source = join(kernels, "cpu", unit.source);
+      const source = join(kernels, plan.folder ?? "cpu", unit.source);
       return run(compiler, [...plan.flags, ...unit.flags, "-c", source, "-o", objects[i]!]);
     }));
     await run(compiler, [...plan.flags, ...plan.linkFlags, ...objects, "-o", result]);

@@ -1,5 +1,5 @@
 /** The one file that names `bun:ffi`. */
-import { type NativeCalls, type OpenedLibrary, SYMBOLS } from "./symbols.ts";
+import type { CallsOf, OpenedSymbols, SymbolTable } from "./symbols.ts";
 
 interface BunFfi {
   dlopen(
@@ -19,12 +19,15 @@ const FFI_TYPES = {
 } as const;
 
 /** Opens a library with `bun:ffi`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
-export async function openInBun(path: string): Promise<OpenedLibrary> {
+export async function openInBun<Table extends SymbolTable>(
+  path: string,
+  symbols: Table,
+): Promise<OpenedSymbols<Table>> {
   // Computed, because every other runtime fails on the name itself.
   const specifier = ["bun", "ffi"].join(":");
   const { dlopen } = await import(specifier) as BunFfi;
   const table: Record<string, { args: string[]; returns: string }> = {};
-  for (const [name, declaration] of Object.entries(SYMBOLS)) {
+  for (const [name, declaration] of Object.entries(symbols)) {
     table[name] = {
       args: declaration.parameters.map((kind) => FFI_TYPES[kind]),
       returns: declaration.result,
@@ -32,7 +35,7 @@ export async function openInBun(path: string): Promise<OpenedLibrary> {
   }
   const library = dlopen(path, table);
   return {
-    calls: library.symbols as unknown as NativeCalls,
+    calls: library.symbols as unknown as CallsOf<Table>,
     size: (count) => count,
     close: () => library.close(),
   };

@@ -1,5 +1,5 @@
 /** The one file that names `Deno.dlopen`, and the one that asks Deno what it may do. */
-import { type NativeCalls, type OpenedLibrary, SYMBOLS } from "./symbols.ts";
+import type { CallsOf, OpenedSymbols, SymbolTable } from "./symbols.ts";
 
 export interface DenoPermission {
   name: "ffi" | "read" | "env" | "run" | "write" | "net" | "sys";
@@ -41,9 +41,9 @@ const FFI_TYPES = {
 } as const;
 
 /** Opens a library with `Deno.dlopen`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
-export function openInDeno(path: string): OpenedLibrary {
+export function openInDeno<Table extends SymbolTable>(path: string, symbols: Table): OpenedSymbols<Table> {
   const table: Record<string, { parameters: string[]; result: string }> = {};
-  for (const [name, declaration] of Object.entries(SYMBOLS)) {
+  for (const [name, declaration] of Object.entries(symbols)) {
     table[name] = {
       parameters: declaration.parameters.map((kind) => FFI_TYPES[kind]),
       result: declaration.result,
@@ -51,7 +51,7 @@ export function openInDeno(path: string): OpenedLibrary {
   }
   const library = denoRuntime()!.dlopen(path, table);
   return {
-    calls: library.symbols as unknown as NativeCalls,
+    calls: library.symbols as unknown as CallsOf<Table>,
     size: BigInt, // a plain number leaves Deno's fast path
     close: () => library.close(),
   };

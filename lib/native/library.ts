@@ -13,7 +13,7 @@ import { openInBun } from "./bun.ts";
 import { type DenoPermission, denoRuntime, isAllowed, openInDeno } from "./deno.ts";
 import { fetchedLibrary, fetchLibrary, type FetchRequest } from "./fetch.ts";
 import { IS_REMOTE, PACKAGE_ROOT } from "./location.ts";
-import { ABI_VERSION, type OpenedLibrary } from "./symbols.ts";
+import { ABI_VERSION, type OpenedLibrary, type OpenedSymbols, SYMBOLS, type SymbolTable } from "./symbols.ts";
 import { WASM_SOURCE_HASH } from "./wasm_binary.ts";
 
 /** One place that was tried and what came of it. */
@@ -47,10 +47,21 @@ export function runtimeName(): string {
   return `node ${process.versions.node}`;
 }
 
-const message = (error: unknown) => (error instanceof Error ? error.message : String(error)).split("\n")[0]!;
+/** The first line of what was thrown. */
+export const message = (error: unknown) =>
+  (error instanceof Error ? error.message : String(error)).split("\n")[0]!;
 
-/** Opens a library and checks its ABI number before anything else is called. */
-export async function openLibrary(path: string): Promise<OpenedLibrary> {
+/**
+ * Opens a library and checks its ABI number before anything else is called.
+ *
+ * @throws {KernelError} when it cannot be opened, or is of another ABI
+ */
+export async function openSymbols<Table extends SymbolTable>(
+  path: string,
+  symbols: Table,
+  abi: (calls: OpenedSymbols<Table>["calls"]) => number,
+  wanted: number,
+): Promise<OpenedSymbols<Table>> {
   if (!existsSync(path)) throw new KernelError(`Cannot open the kernel library "${path}": no such file`);
   const inBun = (globalThis as { Bun?: unknown }).Bun !== undefined;
   if (!hasFfi()) {
@@ -58,24 +69,27 @@ export async function openLibrary(path: string): Promise<OpenedLibrary> {
       `Cannot open the kernel library "${path}": this runtime has no FFI, use Bun or Deno`,
     );
   }
-  let library: OpenedLibrary;
+  let library: OpenedSymbols<Table>;
   try {
-    library = inBun ? await openInBun(path) : openInDeno(path);
+    library = inBun ? await openInBun(path, symbols) : openInDeno(path, symbols);
   } catch (cause) {
     throw new KernelError(`Cannot open the kernel library "${path}": ${message(cause)}`, { cause });
   }
-  const version = library.calls.aq_abi_version();
-  if (version !== ABI_VERSION) {
+  const version = abi(library.calls);
+  if (version !== wanted) {
     library.close();
-    throw new KernelError(
-      `Cannot use the kernel library "${path}": its ABI is ${version}, wanted ${ABI_VERSION}`,
-    );
+    throw new KernelError(`Cannot use the kernel library "${path}": its ABI is ${version}, wanted ${wanted}`);
   }
   return library;
 }
 
+/** `openSymbols` of the CPU's library. */
+export function openLibrary(path: string): Promise<OpenedLibrary> {
+  return openSymbols(path, SYMBOLS, (calls) => calls.aq_abi_version(), ABI_VERSION);
+}
+
 /** The kernels' sources beside this package, undefined where there are none. */
-function sourceFolder(): string | undefined {
+export function sourceFolder(): string | undefined {
   if (PACKAGE_ROOT.protocol !== "file:") return undefined;
   const folder = fileURLToPath(new URL("kernels", PACKAGE_ROOT));
   return existsSync(join(folder, "include", "arrowquant.h")) ? folder : undefined;
@@ -107,7 +121,8 @@ export async function findCompiler(): Promise<{ command: string; version: string
   return undefined;
 }
 
-const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
+/** What Deno has to allow before a library is looked for. */
+export const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
 
 /** Whether this runtime can call a shared library. */
 const hasFfi = () => (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;

@@ -484,14 +484,23 @@ type Arguments<Kinds extends readonly ParameterKind[]> = {
   -readonly [Index in keyof Kinds]: ArgumentOf<Kinds[Index]>;
 };
 
-/** The functions of an opened library, with the parameters of the table. */
-export type NativeCalls = {
-  readonly [Name in SymbolName]: (...args: Arguments<(typeof SYMBOLS)[Name]["parameters"]>) => number;
+/** A library's functions by their C names. */
+export type SymbolTable = Readonly<Record<string, SymbolDeclaration>>;
+
+/** The functions of an opened library, with the parameters of its table. */
+export type CallsOf<Table extends SymbolTable> = {
+  readonly [Name in keyof Table]: (...args: Arguments<Table[Name]["parameters"]>) => number;
 };
 
+/** The functions of the CPU's library. */
+export type NativeCalls = CallsOf<typeof SYMBOLS>;
+
+/** The CPU's library as one runtime opened it. */
+export type OpenedLibrary = OpenedSymbols<typeof SYMBOLS>;
+
 /** A library as one runtime opened it. */
-export interface OpenedLibrary {
-  readonly calls: NativeCalls;
+export interface OpenedSymbols<Table extends SymbolTable> {
+  readonly calls: CallsOf<Table>;
   /** A count as the runtime's FFI takes it fastest: a number in Bun and WebAssembly, a bigint in Deno. */
   size(count: number): NativeSize;
   close(): void;

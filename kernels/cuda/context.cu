@@ -1,0 +1,266 @@
+/* context.cu: devices, streams, buffers and copies. */
+#include "context.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+int32_t aq_cuda_abi_version(void) { return AQ_CUDA_ABI_VERSION; }
+
+int32_t aq_cuda_status(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return AQ_OK;
+    case cudaErrorMemoryAllocation: return AQ_E_MEMORY;
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInitializationError:
+    case cudaErrorInvalidDevice:
+    case cudaErrorDevicesUnavailable: return AQ_E_DEVICE;
+    default: return AQ_E_CUDA - (int32_t)error;
+  }
+}
+
+/* Devices ----------------------------------------------------------------------------------------------------------- */
+
+int32_t aq_cuda_device_count(int32_t *count) {
+  if (!count) return AQ_E_ARGUMENT;
+  int found = 0;
+  const cudaError_t error = cudaGetDeviceCount(&found);
+  *count = error == cudaSuccess ? found : 0;
+  if (error != cudaSuccess) return aq_cuda_status(error);
+  return found > 0 ? AQ_OK : AQ_E_DEVICE;
+}
+
+int32_t aq_cuda_describe_device(int32_t device, uint8_t *text, size_t bytes) {
+  if (!text || bytes == 0) return AQ_E_ARGUMENT;
+  char *line = (char *)text;
+  int found = 0;
+  cudaError_t error = cudaGetDeviceCount(&found);
+  if (error == cudaSuccess && found == 0) error = cudaErrorNoDevice;
+  if (error != cudaSuccess) {
+    snprintf(line, bytes, "no device: %s (CUDA error %d)", cudaGetErrorString(error), (int)error);
+    return aq_cuda_status(error);
+  }
+  cudaDeviceProp properties;
+  error = device < 0 || device >= found ? cudaErrorInvalidDevice : cudaGetDeviceProperties(&properties, device);
+  if (error != cudaSuccess) {
+    snprintf(line, bytes, "no device: number %d of %d: %s", (int)device, found, cudaGetErrorString(error));
+    return aq_cuda_status(error);
+  }
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  snprintf(line, bytes, "%s, sm_%d%d, %.1f GiB, driver for CUDA %d.%d, runtime %d.%d", properties.name,
+           properties.major, properties.minor, (double)properties.totalGlobalMem / 1073741824.0, driver / 1000,
+           driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+  return AQ_OK;
+}
+
+int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
+  if (!text || bytes == 0) return AQ_E_ARGUMENT;
+  const char *reason = "unknown status";
+  switch (status) {
+    case AQ_OK: reason = "success"; break;
+    case AQ_E_ARGUMENT: reason = "a handle of nothing, of another device or freed, or an unknown enumerator"; break;
+    case AQ_E_SHAPE: reason = "a size that is not allowed, or a buffer smaller than the shape"; break;
+    case AQ_E_VALUE: reason = "a code above 2^bits - 1, or a negative or non-finite column weight"; break;
+    case AQ_E_NONFINITE: reason = "NaN or infinity among the weights"; break;
+    case AQ_E_RANGE: reason = "weights too large for a half-precision scale"; break;
+    case AQ_E_DEVICE: reason = "no device"; break;
+    case AQ_E_MEMORY: reason = "out of memory"; break;
+    default:
+      if (status < AQ_E_CUDA) reason = cudaGetErrorString((cudaError_t)(AQ_E_CUDA - status));
+  }
+  snprintf((char *)text, bytes, "%s", reason);
+  return AQ_OK;
+}
+
+/* Streams ----------------------------------------------------------------------------------------------------------- */
+
+static void release(aq_stream_state *state) {
+  if (state->stream) cudaStreamDestroy(state->stream);
+  if (state->faults) cudaFree(state->faults);
+  if (state->partials) cudaFree(state->partials);
+  free(state->host);
+  state->magic = 0;
+  free(state);
+}
+
+int32_t aq_cuda_create_stream(int32_t device, uint64_t *stream) {
+  if (!stream) return AQ_E_ARGUMENT;
+  *stream = 0;
+  int32_t count = 0;
+  const int32_t available = aq_cuda_device_count(&count);
+  if (available != AQ_OK) return available;
+  if (device < 0 || device >= count) return AQ_E_DEVICE;
+  aq_stream_state *state = (aq_stream_state *)calloc(1, sizeof *state);
+  if (!state) return AQ_E_MEMORY;
+  state->magic = AQ_STREAM_MAGIC;
+  state->device = device;
+  const size_t bytes = (size_t)AQ_SUM_BLOCKS * AQ_STATISTICS * sizeof(double);
+  cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking);
+  if (error == cudaSuccess) error = cudaMalloc((void **)&state->faults, sizeof *state->faults);
+  if (error == cudaSuccess) error = cudaMalloc((void **)&state->partials, bytes);
+  if (error == cudaSuccess && !(state->host = (double *)malloc(bytes))) error = cudaErrorMemoryAllocation;
+  if (error != cudaSuccess) {
+    release(state);
+    return aq_cuda_status(error);
+  }
+  *stream = (uint64_t)(uintptr_t)state;
+  return AQ_OK;
+}
+
+aq_stream_state *aq_cuda_use(aq_cuda_stream stream, int32_t *status) {
+  aq_stream_state *state = (aq_stream_state *)(uintptr_t)stream;
+  *status = !state || state->magic != AQ_STREAM_MAGIC ? AQ_E_ARGUMENT : aq_cuda_status(cudaSetDevice(state->device));
+  return *status == AQ_OK ? state : 0;
+}
+
+int32_t aq_cuda_synchronize(aq_cuda_stream stream) {
+  int32_t status;
+  const aq_stream_state *state = aq_cuda_use(stream, &status);
+  return state ? aq_cuda_status(cudaStreamSynchronize(state->stream)) : status;
+}
+
+int32_t aq_cuda_free_stream(aq_cuda_stream stream) {
+  if (stream == 0) return AQ_OK;
+  int32_t status;
+  aq_stream_state *state = aq_cuda_use(stream, &status);
+  if (!state) return status;
+  status = aq_cuda_status(cudaStreamSynchronize(state->stream));
+  release(state);
+  return status;
+}
+
+int32_t aq_cuda_clear_faults(const aq_stream_state *stream) {
+  return aq_cuda_status(cudaMemsetAsync(stream->faults, 0, sizeof *stream->faults, stream->stream));
+}
+
+int32_t aq_cuda_read_faults(const aq_stream_state *stream) {
+  int32_t faults = 0;
+  cudaError_t error = cudaMemcpyAsync(&faults, stream->faults, sizeof faults, cudaMemcpyDeviceToHost, stream->stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream->stream);
+  return error == cudaSuccess ? aq_status_of_faults(faults) : aq_cuda_status(error);
+}
+
+/* Buffers ----------------------------------------------------------------------------------------------------------- */
+
+static aq_buffer_state *buffer_of(aq_cuda_buffer buffer) {
+  aq_buffer_state *state = (aq_buffer_state *)(uintptr_t)buffer;
+  return state && state->magic == AQ_BUFFER_MAGIC ? state : 0;
+}
+
+void *aq_cuda_memory(aq_cuda_buffer buffer, size_t count, size_t size, const aq_stream_state *stream, int32_t *status) {
+  if (*status != AQ_OK) return 0;
+  const aq_buffer_state *state = buffer_of(buffer);
+  if (!state || state->device != stream->device) {
+    *status = AQ_E_ARGUMENT;
+    return 0;
+  }
+  if (count > state->bytes / size) {
+    *status = AQ_E_SHAPE;
+    return 0;
+  }
+  return state->data;
+}
+
+int32_t aq_cuda_allocate(size_t bytes, uint64_t *buffer, aq_cuda_stream stream) {
+  if (!buffer) return AQ_E_ARGUMENT;
+  *buffer = 0;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  aq_buffer_state *state = (aq_buffer_state *)calloc(1, sizeof *state);
+  if (!state) return AQ_E_MEMORY;
+  state->magic = AQ_BUFFER_MAGIC;
+  state->device = on->device;
+  state->bytes = bytes;
+  status = aq_cuda_status(cudaMalloc(&state->data, bytes ? bytes : 1));
+  if (status != AQ_OK) {
+    (void)cudaGetLastError(); /* so that the next launch does not find it */
+    free(state);
+    return status;
+  }
+  *buffer = (uint64_t)(uintptr_t)state;
+  return AQ_OK;
+}
+
+int32_t aq_cuda_free(aq_cuda_buffer buffer) {
+  if (buffer == 0) return AQ_OK;
+  aq_buffer_state *state = buffer_of(buffer);
+  if (!state) return AQ_E_ARGUMENT;
+  cudaError_t error = cudaSetDevice(state->device);
+  if (error == cudaSuccess) error = cudaFree(state->data);
+  state->magic = 0;
+  free(state);
+  return aq_cuda_status(error);
+}
+
+/* The part [offset, offset + bytes) of a buffer, and that it is there. */
+static uint8_t *part_of(aq_cuda_buffer buffer, size_t offset, size_t bytes, const aq_stream_state *stream,
+                        int32_t *status) {
+  if (offset + bytes < offset) *status = AQ_E_SHAPE;
+  uint8_t *data = aq_cuda_view<uint8_t>(buffer, offset + bytes, stream, status);
+  return *status == AQ_OK ? data + offset : 0;
+}
+
+int32_t aq_cuda_upload(const void *data, size_t bytes, aq_cuda_buffer buffer, size_t offset, aq_cuda_stream stream) {
+  if (bytes == 0) return AQ_OK;
+  if (!data) return AQ_E_ARGUMENT;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  uint8_t *to = part_of(buffer, offset, bytes, on, &status);
+  if (status != AQ_OK) return status;
+  cudaError_t error = cudaMemcpyAsync(to, data, bytes, cudaMemcpyHostToDevice, on->stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(on->stream);
+  return aq_cuda_status(error);
+}
+
+int32_t aq_cuda_download(aq_cuda_buffer buffer, size_t offset, void *data, size_t bytes, aq_cuda_stream stream) {
+  if (bytes == 0) return AQ_OK;
+  if (!data) return AQ_E_ARGUMENT;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  const uint8_t *from = part_of(buffer, offset, bytes, on, &status);
+  if (status != AQ_OK) return status;
+  cudaError_t error = cudaMemcpyAsync(data, from, bytes, cudaMemcpyDeviceToHost, on->stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(on->stream);
+  return aq_cuda_status(error);
+}
+
+int32_t aq_cuda_copy(aq_cuda_buffer from, aq_cuda_buffer to, size_t bytes, aq_cuda_stream stream) {
+  if (bytes == 0) return AQ_OK;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  const uint8_t *in = aq_cuda_view<uint8_t>(from, bytes, on, &status);
+  uint8_t *out = aq_cuda_view<uint8_t>(to, bytes, on, &status);
+  if (status != AQ_OK) return status;
+  return aq_cuda_status(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, on->stream));
+}
+
+int32_t aq_cuda_clear(aq_cuda_buffer buffer, aq_cuda_stream stream) {
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  uint8_t *data = aq_cuda_view<uint8_t>(buffer, 0, on, &status);
+  if (status != AQ_OK) return status;
+  return aq_cuda_status(cudaMemsetAsync(data, 0, buffer_of(buffer)->bytes, on->stream));
+}
+
+aq_packed_matrix aq_cuda_packed(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
+                                size_t cols, int32_t bits, size_t group_size, const aq_stream_state *stream,
+                                int32_t *status) {
+  aq_packed_matrix matrix = {};
+  if (*status == AQ_OK && !aq_bits_allowed(bits)) *status = AQ_E_ARGUMENT;
+  if (*status == AQ_OK && (!aq_group_size_allowed(group_size) || !aq_shape_allowed(rows, cols))) *status = AQ_E_SHAPE;
+  if (*status != AQ_OK) return matrix;
+  matrix.layout = aq_layout_of(rows, cols, bits, group_size);
+  const size_t groups = rows * matrix.layout.groups;
+  matrix.packed = aq_cuda_view<uint32_t>(packed, rows * matrix.layout.words, stream, status);
+  matrix.scale = aq_cuda_view<uint16_t>(scale, groups, stream, status);
+  matrix.zero_point = zero_point ? aq_cuda_view<uint16_t>(zero_point, groups, stream, status) : 0;
+  return matrix;
+}

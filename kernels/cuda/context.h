@@ -1,0 +1,79 @@
+/* context.h: streams, buffers and the checks that every function of the CUDA library begins with. */
+#ifndef AQ_CUDA_CONTEXT_H
+#define AQ_CUDA_CONTEXT_H
+
+#include <cuda_runtime.h>
+
+#include "chunk.h"
+
+#define AQ_STREAM_MAGIC 0x41715374u
+#define AQ_BUFFER_MAGIC 0x41714266u
+
+#define AQ_BLOCK 256
+
+/* Blocks of a sum, whose parts the host adds in order. */
+#define AQ_SUM_BLOCKS 512
+
+struct aq_stream_state {
+  uint32_t magic;
+  int device;
+  cudaStream_t stream;
+  int32_t *faults;  /* of the device, one word */
+  double *partials; /* of the device, AQ_SUM_BLOCKS * AQ_STATISTICS */
+  double *host;     /* as many, of the host */
+};
+
+struct aq_buffer_state {
+  uint32_t magic;
+  int device;
+  void *data;
+  size_t bytes;
+};
+
+/* The code of a runtime error; AQ_OK for none. */
+int32_t aq_cuda_status(cudaError_t error);
+
+/* The stream behind a handle, its device made the calling thread's; null where it is none. */
+aq_stream_state *aq_cuda_use(aq_cuda_stream stream, int32_t *status);
+
+/* What a launch left behind. */
+static inline int32_t aq_cuda_launched(void) { return aq_cuda_status(cudaGetLastError()); }
+
+/* Clears the word of faults before kernels that may set it, and reads it after them, which waits. */
+int32_t aq_cuda_clear_faults(const aq_stream_state *stream);
+int32_t aq_cuda_read_faults(const aq_stream_state *stream);
+
+/* The memory behind a handle, `count` elements of `size` bytes of it at least. With `status` not AQ_OK nothing is done, so that
+ * calls can follow each other and the first fault stays. */
+void *aq_cuda_memory(aq_cuda_buffer buffer, size_t count, size_t size, const aq_stream_state *stream, int32_t *status);
+
+template <class T>
+static inline T *aq_cuda_view(aq_cuda_buffer buffer, size_t count, const aq_stream_state *stream, int32_t *status) {
+  return (T *)aq_cuda_memory(buffer, count, sizeof(T), stream, status);
+}
+
+/* Blocks for `threads` threads that step over the grid if there are more. */
+static inline unsigned aq_cuda_blocks(size_t threads, size_t block) {
+  const size_t wanted = (threads + block - 1) / block, most = (size_t)1 << 30;
+  return (unsigned)(wanted < most ? wanted : most);
+}
+
+#if defined(__CUDACC__)
+static __device__ __forceinline__ size_t aq_thread(void) { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
+static __device__ __forceinline__ size_t aq_all_threads(void) { return (size_t)gridDim.x * blockDim.x; }
+#endif
+
+/* Arguments, as the CPU's api.c checks them. */
+static inline bool aq_bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+static inline bool aq_group_size_allowed(size_t size) {
+  return size == 0 || size == 16 || size == 32 || size == 64 || size == 128 || size == 256;
+}
+static inline bool aq_shape_allowed(size_t rows, size_t cols) { return cols == 0 || rows <= SIZE_MAX / 16 / cols; }
+static inline bool aq_narrow_dtype(int32_t dtype) { return dtype == AQ_F32 || dtype == AQ_F16 || dtype == AQ_BF16; }
+
+/* A packed matrix behind handles. rows and cols are not zero. */
+aq_packed_matrix aq_cuda_packed(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
+                                size_t cols, int32_t bits, size_t group_size, const aq_stream_state *stream,
+                                int32_t *status);
+
+#endif

@@ -1,0 +1,67 @@
+/* dequantize.cu: packing, unpacking and dequantizing, a chunk a thread. */
+#include "context.h"
+
+static __global__ void pack(aq_layout layout, const uint8_t *codes, uint32_t *packed, int32_t *faults) {
+  for (size_t i = aq_thread(); i < layout.rows * layout.chunks; i += aq_all_threads())
+    if (aq_pack_thread(layout, codes, packed, i) != AQ_OK) atomicOr(faults, AQ_FAULT_VALUE);
+}
+
+static __global__ void unpack(aq_layout layout, const uint32_t *packed, uint8_t *codes) {
+  for (size_t i = aq_thread(); i < layout.rows * layout.chunks; i += aq_all_threads())
+    aq_unpack_thread(layout, packed, codes, i);
+}
+
+static __global__ void dequantize(aq_packed_matrix matrix, void *out, int32_t dtype) {
+  for (size_t i = aq_thread(); i < matrix.layout.rows * matrix.layout.chunks; i += aq_all_threads())
+    aq_dequantize_thread(matrix, out, dtype, i);
+}
+
+int32_t aq_cuda_pack_codes(aq_cuda_buffer codes, size_t rows, size_t cols, int32_t bits, aq_cuda_buffer packed,
+                           aq_cuda_stream stream) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  if (!aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
+  if (!aq_shape_allowed(rows, cols)) return AQ_E_SHAPE;
+  const aq_layout layout = aq_layout_of(rows, cols, bits, 0);
+  const uint8_t *in = aq_cuda_view<uint8_t>(codes, rows * cols, on, &status);
+  uint32_t *out = aq_cuda_view<uint32_t>(packed, rows * layout.words, on, &status);
+  if (status == AQ_OK) status = aq_cuda_clear_faults(on);
+  if (status != AQ_OK) return status;
+  pack<<<aq_cuda_blocks(rows * layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(layout, in, out, on->faults);
+  status = aq_cuda_launched();
+  return status == AQ_OK ? aq_cuda_read_faults(on) : status;
+}
+
+int32_t aq_cuda_unpack_codes(aq_cuda_buffer packed, size_t rows, size_t cols, int32_t bits, aq_cuda_buffer codes,
+                             aq_cuda_stream stream) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  if (!aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
+  if (!aq_shape_allowed(rows, cols)) return AQ_E_SHAPE;
+  const aq_layout layout = aq_layout_of(rows, cols, bits, 0);
+  const uint32_t *in = aq_cuda_view<uint32_t>(packed, rows * layout.words, on, &status);
+  uint8_t *out = aq_cuda_view<uint8_t>(codes, rows * cols, on, &status);
+  if (status != AQ_OK) return status;
+  unpack<<<aq_cuda_blocks(rows * layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(layout, in, out);
+  return aq_cuda_launched();
+}
+
+int32_t aq_cuda_dequantize(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
+                           size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out, int32_t dtype,
+                           aq_cuda_stream stream) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  if (!aq_narrow_dtype(dtype)) return AQ_E_ARGUMENT;
+  const aq_packed_matrix matrix =
+      aq_cuda_packed(packed, scale, zero_point, rows, cols, bits, group_size, on, &status);
+  void *values = aq_cuda_memory(out, rows * cols, aq_dtype_bytes(dtype), on, &status);
+  if (status != AQ_OK) return status;
+  dequantize<<<aq_cuda_blocks(rows * matrix.layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(matrix, values, dtype);
+  return aq_cuda_launched();
+}

@@ -1,0 +1,130 @@
+/* arrowquant_cuda.h: the ABI of the CUDA kernels, a library of its own. Words, layouts, element types and error codes are
+ * arrowquant.h's.
+ *
+ * Every function returns AQ_OK or a negative code; none prints, exits or keeps state outside what its caller created. Without a
+ * device or a driver the library loads, and whatever needs one returns AQ_E_DEVICE.
+ *
+ * Matrices are in buffers of a device, opaque handles that are freed explicitly; a stream is the order in which work on them is
+ * done, and holds a little memory of its own. A stream and the buffers used with it are one device's. One stream is not used by
+ * two threads at once, and a handle not after it was freed. A buffer smaller than the shape says is AQ_E_SHAPE. A count of zero
+ * is fine before any handle is looked at. Buffers of one call must not be the same unless a function says so.
+ *
+ * Functions marked "waits" return when their result is there; the others only put work on the stream, and a failure of that
+ * work shows in the next function that waits. */
+#ifndef ARROWQUANT_CUDA_H
+#define ARROWQUANT_CUDA_H
+
+#include "arrowquant.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_CUDA_ABI_VERSION 1
+
+#define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
+#define AQ_E_MEMORY (-101) /* the device or the host has no room left */
+#define AQ_E_CUDA (-1000)  /* minus the number of the CUDA runtime's error: see aq_cuda_describe_status */
+
+typedef size_t aq_cuda_buffer; /* 0: none */
+typedef size_t aq_cuda_stream;
+
+/* AQ_CUDA_ABI_VERSION of the library. */
+AQ_API int32_t aq_cuda_abi_version(void);
+
+/* count[0] = devices, 0 with AQ_E_DEVICE. */
+AQ_API int32_t aq_cuda_device_count(int32_t *count);
+
+/* One line without its end, zero-terminated and cut to `bytes`: the device's name, architecture and memory, or "no device: "
+ * and the reason, with AQ_E_DEVICE. */
+AQ_API int32_t aq_cuda_describe_device(int32_t device, uint8_t *text, size_t bytes);
+
+/* The same for a status that another function returned. */
+AQ_API int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes);
+
+/* stream[0] = a new stream of `device`. */
+AQ_API int32_t aq_cuda_create_stream(int32_t device, uint64_t *stream);
+
+/* Waits, then frees the stream. */
+AQ_API int32_t aq_cuda_free_stream(aq_cuda_stream stream);
+
+/* Waits for all work put on the stream. */
+AQ_API int32_t aq_cuda_synchronize(aq_cuda_stream stream);
+
+/* buffer[0] = a new buffer of the stream's device, its bytes unspecified. */
+AQ_API int32_t aq_cuda_allocate(size_t bytes, uint64_t *buffer, aq_cuda_stream stream);
+
+/* Frees a buffer after the work of its device; 0 is fine. */
+AQ_API int32_t aq_cuda_free(aq_cuda_buffer buffer);
+
+/* bytes of `data` -> buffer from `offset`. Waits. */
+AQ_API int32_t aq_cuda_upload(const void *data, size_t bytes, aq_cuda_buffer buffer, size_t offset,
+                              aq_cuda_stream stream);
+
+/* buffer from `offset` -> bytes of `data`. Waits. */
+AQ_API int32_t aq_cuda_download(aq_cuda_buffer buffer, size_t offset, void *data, size_t bytes, aq_cuda_stream stream);
+
+/* buffer to buffer, both from their beginning: the bandwidth that others are measured by. */
+AQ_API int32_t aq_cuda_copy(aq_cuda_buffer from, aq_cuda_buffer to, size_t bytes, aq_cuda_stream stream);
+
+/* All bytes of a buffer to zero. */
+AQ_API int32_t aq_cuda_clear(aq_cuda_buffer buffer, aq_cuda_stream stream);
+
+/* aq_pack_codes. Waits. */
+AQ_API int32_t aq_cuda_pack_codes(aq_cuda_buffer codes, size_t rows, size_t cols, int32_t bits, aq_cuda_buffer packed,
+                                  aq_cuda_stream stream);
+
+/* aq_unpack_codes. */
+AQ_API int32_t aq_cuda_unpack_codes(aq_cuda_buffer packed, size_t rows, size_t cols, int32_t bits,
+                                    aq_cuda_buffer codes, aq_cuda_stream stream);
+
+/* aq_quantize_round, to the bit. zero_point 0: symmetric. Waits. */
+AQ_API int32_t aq_cuda_quantize_round(aq_cuda_buffer weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+                                      size_t group_size, int32_t zero_point_kind, aq_cuda_buffer packed,
+                                      aq_cuda_buffer scale, aq_cuda_buffer zero_point, aq_cuda_stream stream);
+
+/* aq_quantize_clip, to the bit; column_weights 0: all ones. Waits. */
+AQ_API int32_t aq_cuda_quantize_clip(aq_cuda_buffer weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+                                     size_t group_size, int32_t zero_point_kind, aq_cuda_buffer column_weights,
+                                     aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
+                                     aq_cuda_stream stream);
+
+/* aq_dequantize, to the bit. */
+AQ_API int32_t aq_cuda_dequantize(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
+                                  size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out, int32_t dtype,
+                                  aq_cuda_stream stream);
+
+/* aq_error_statistics with sums in another order, the same in every call; statistics f64[AQ_STATISTICS] of the host. Waits. */
+AQ_API int32_t aq_cuda_error_statistics(aq_cuda_buffer a, int32_t a_dtype, aq_cuda_buffer b, int32_t b_dtype, size_t n,
+                                        double *statistics, aq_cuda_stream stream);
+
+/* aq_packed_error_statistics likewise. Waits. */
+AQ_API int32_t aq_cuda_packed_error_statistics(aq_cuda_buffer weights, int32_t dtype, aq_cuda_buffer packed,
+                                               aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
+                                               size_t cols, int32_t bits, size_t group_size, double *statistics,
+                                               aq_cuda_stream stream);
+
+/* out[i, j] += sum_t weight[t] x[t, i] x[t, j]: aq_accumulate_moment without `y`. Tensor cores, each float32 factor as the sum of
+ * two TF32 numbers, sums in float32. */
+AQ_API int32_t aq_cuda_accumulate_moment(aq_cuda_buffer x, aq_cuda_buffer weight, size_t tokens, size_t cols,
+                                         aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* aq_linear_packed in float32, bound by memory at one token. bias 0: none. */
+AQ_API int32_t aq_cuda_linear_packed(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                                     aq_cuda_buffer zero_point, aq_cuda_buffer bias, size_t rows, size_t cols,
+                                     int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* The same for many tokens by tensor cores: x and the dequantized weights are rounded to bfloat16, sums are float32. */
+AQ_API int32_t aq_cuda_linear_packed_bf16(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                                          aq_cuda_buffer zero_point, aq_cuda_buffer bias, size_t rows, size_t cols,
+                                          int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* Adam (Kingma and Ba 2015, algorithm 1), step counted from 1: parameters, first and second moments f32[n] in place. */
+AQ_API int32_t aq_cuda_adam_step(aq_cuda_buffer parameters, aq_cuda_buffer gradient, aq_cuda_buffer first,
+                                 aq_cuda_buffer second, size_t n, double learning_rate, double beta1, double beta2,
+                                 double epsilon, int32_t step, aq_cuda_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,155 @@
+/**
+ * The CUDA kernels: a second library, found and opened like the CPU's and built by `scripts/build.ts --cuda`
+ * only. It opens on a machine without a device and says so in one line. No backend of a configuration uses it
+ * yet; docs/cuda.md has what has been run on a device and what has not.
+ */
+import { join } from "node:path";
+import process from "node:process";
+import { KernelError } from "../errors.ts";
+import { buildHash, buildLibrary, builtLibrary, compilerVersion, cudaPlan } from "./build.ts";
+import { CUDA_ABI_VERSION, CUDA_SYMBOLS } from "./cuda_symbols.ts";
+import { isAllowed } from "./deno.ts";
+import {
+  type Attempt,
+  cacheFolder,
+  environment,
+  openSymbols,
+  PERMISSIONS,
+  runtimeName,
+  sourceFolder,
+} from "./library.ts";
+import type { CallsOf, NativeSize } from "./symbols.ts";
+
+export interface OpenCudaOptions {
+  /** Path of a library to use instead of any other. */
+  readonly library?: string | undefined;
+  /** Told, in one line each, of a build. */
+  readonly onMessage?: ((line: string) => void) | undefined;
+  /** Build the library with nvcc where none is cached. Default: no, it takes minutes on a small machine. */
+  readonly build?: boolean | undefined;
+}
+
+/** The opened CUDA library. */
+export interface CudaKernels {
+  /** Path of the library. */
+  readonly library: string;
+  /** Devices that can be used; 0 without a device or a driver. */
+  readonly devices: number;
+  /** One line for logs: the devices, or `no device: ` and the reason. */
+  describe(): string;
+  /** Releases the library; no call may follow. */
+  close(): void;
+  [Symbol.dispose](): void;
+  /** The functions of kernels/include/arrowquant_cuda.h. */
+  readonly calls: CallsOf<typeof CUDA_SYMBOLS>;
+  /** A count or a handle as `calls` take it. */
+  size(count: number | bigint): NativeSize;
+}
+
+/** Bytes for a line of the library's; the longest of its own texts have about 150. */
+const LINE_BYTES = 512;
+
+/** What the library writes into a line. */
+function line(write: (text: Uint8Array) => number): string {
+  const text = new Uint8Array(LINE_BYTES);
+  write(text);
+  const end = text.indexOf(0);
+  return new TextDecoder().decode(text.subarray(0, end < 0 ? LINE_BYTES : end));
+}
+
+/** Builds the library into the cache, or finds it there. @returns its path, undefined where it may not be built */
+async function cachedLibrary(
+  attempts: Attempt[],
+  build: boolean,
+  onMessage: (line: string) => void,
+): Promise<string | undefined> {
+  const pass = (candidate: string, outcome: string) => {
+    attempts.push({ candidate, outcome });
+    return undefined;
+  };
+  const denied = PERMISSIONS.filter((name) => !isAllowed({ name }));
+  if (denied.length > 0) {
+    return pass("CUDA library", `needs ${denied.map((name) => `--allow-${name}`).join(" ")}`);
+  }
+  const kernels = sourceFolder();
+  if (kernels === undefined) return pass("build", "the kernels' sources are not beside this module");
+  if (process.platform !== "linux") {
+    return pass("build", `it is built on Linux only, this is ${process.platform}`);
+  }
+  const cache = cacheFolder();
+  if (cache === undefined) {
+    return pass("build", "no place for it: neither XDG_CACHE_HOME nor HOME is an absolute path");
+  }
+  const plan = cudaPlan();
+  const name = `cuda-${process.platform}-${process.arch}-${buildHash(plan, kernels).slice(0, 16)}`;
+  const folder = join(cache, name);
+  const cached = builtLibrary(plan, folder);
+  if (cached !== undefined) return cached;
+  if (!build) return pass(`cached build in ${folder}`, "none: run scripts/build.ts --cuda");
+  const compiler = environment("NVCC") || "nvcc";
+  const version = await compilerVersion(compiler);
+  if (version === undefined) return pass("build", `no compiler: "${compiler}" does not run`);
+  onMessage(`CUDA kernels: building with ${compiler}, once for this version …`);
+  return await buildLibrary(plan, kernels, compiler, folder);
+}
+
+/**
+ * Opens the CUDA library: the one that `options` name, the one that `ARROWQUANT_CUDA_LIBRARY` names, a cached build,
+ * and with `build` one made now. Without a device it opens, too: `devices` is 0 then and `describe()` says why.
+ *
+ * @throws {KernelError} when there is no library, or it cannot be built or opened
+ *
+ * @example
+ * ```ts
+ * try {
+ *   using cuda = await openCuda();
+ *   console.log(cuda.describe()); // without a device: "cuda: no device: …"
+ * } catch (error) {
+ *   console.log((error as Error).message); // not built: run scripts/build.ts --cuda
+ * }
+ * ```
+ */
+export async function openCuda(options: OpenCudaOptions = {}): Promise<CudaKernels> {
+  const attempts: Attempt[] = [];
+  const path = options.library ?? (environment("ARROWQUANT_CUDA_LIBRARY") || undefined) ??
+    await cachedLibrary(attempts, options.build ?? false, options.onMessage ?? (() => {}));
+  if (path === undefined) {
+    const reasons = attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
+    throw new KernelError(
+      `Cannot open the CUDA kernels: ${reasons}; name a library with ARROWQUANT_CUDA_LIBRARY`,
+    );
+  }
+  const abi = (calls: CallsOf<typeof CUDA_SYMBOLS>) => calls.aq_cuda_abi_version();
+  const library = await openSymbols(path, CUDA_SYMBOLS, abi, CUDA_ABI_VERSION);
+  const count = new Int32Array(1);
+  library.calls.aq_cuda_device_count(count);
+  const devices = count[0]!;
+  const lines = Array.from(
+    { length: Math.max(devices, 1) },
+    (_, device) =>
+      line((text) => library.calls.aq_cuda_describe_device(device, text, library.size(text.length))),
+  );
+  let isOpen = true;
+  const close = () => {
+    if (isOpen) library.close();
+    isOpen = false;
+  };
+  return {
+    library: path,
+    devices,
+    describe: () => `cuda: ${lines.join("; ")} (${path}), ${runtimeName()}`,
+    close,
+    [Symbol.dispose]: close,
+    get calls() {
+      // a call into a closed library would end the process
+      if (!isOpen) throw new KernelError(`Cannot call a kernel of ${path}: it was closed`);
+      return library.calls;
+    },
+    size: (value) => typeof value === "bigint" ? value : library.size(value),
+  };
+}
+
+/** What a status of the library's means, in its own words. */
+export function describeCudaStatus(cuda: CudaKernels, status: number): string {
+  return line((text) => cuda.calls.aq_cuda_describe_status(status, text, cuda.size(text.length)));
+}

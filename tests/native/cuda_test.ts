@@ -1,0 +1,155 @@
+import { describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { CUDA_ABI_VERSION, CUDA_SYMBOLS } from "../../lib/native/cuda_symbols.ts";
+import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+
+const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
+const header = read("kernels/include/arrowquant_cuda.h");
+
+/** The header's codes. */
+const CODES = Object.fromEntries(
+  [...header.matchAll(/#define (AQ_E_\w+) \((-\d+)\)/g)].map(([, name, value]) => [name!, Number(value)]),
+);
+
+/** The library, or why it cannot be tried here. */
+async function opened(): Promise<CudaKernels | undefined> {
+  try {
+    return await openCuda();
+  } catch (error) {
+    const reason = (error as Error).message;
+    // a library that is there and does not open is a failure
+    if (!reason.includes("scripts/build.ts --cuda") && !reason.includes("on Linux only")) throw error;
+    console.log(`skipped: ${reason}`);
+    return undefined;
+  }
+}
+
+/** The header's declarations as name → kinds of their parameters. */
+function declarations(): Record<string, string[]> {
+  const found: Record<string, string[]> = {};
+  for (const [, name, list] of header.matchAll(/AQ_API int32_t (aq_\w+)\(([^)]*)\);/g)) {
+    found[name!] = list!.trim() === "void" ? [] : list!.split(",").map((parameter) => {
+      if (/^\s*const .*\*/.test(parameter)) return "in";
+      if (parameter.includes("*")) return "out";
+      if (/\b(size_t|aq_cuda_buffer|aq_cuda_stream)\b/.test(parameter)) return "usize";
+      if (/\bint32_t\b/.test(parameter)) return "i32";
+      return /^\s*double /.test(parameter) ? "f64" : `unknown: ${parameter}`;
+    });
+  }
+  return found;
+}
+
+describe("CUDA symbol table", () => {
+  test("has exactly the header's functions with its parameters", () => {
+    const table = Object.fromEntries(
+      Object.entries(CUDA_SYMBOLS).map(([name, declaration]) => [name, [...declaration.parameters]]),
+    );
+    expect(Object.keys(table).length).toBeGreaterThan(20);
+    expect(table as Record<string, string[]>).toEqual(declarations());
+    expect(Number(/#define AQ_CUDA_ABI_VERSION (\d+)/.exec(header)![1])).toBe(CUDA_ABI_VERSION);
+  });
+
+  test("repeats each declaration of the header in its comments", () => {
+    const squeeze = (text: string) => text.replaceAll(/\s*\/\/\s*/g, " ").replaceAll(/\s+/g, " ");
+    const comments = squeeze(read("lib/native/cuda_symbols.ts"));
+    for (const [declaration] of header.matchAll(/int32_t aq_\w+\([^)]*\)(?=;)/g)) {
+      expect(comments).toContain(squeeze(declaration));
+    }
+  });
+});
+
+describe("openCuda", () => {
+  test("a library that was named and is not there is an error that names it", async () => {
+    await expect(openCuda({ library: join(tmpdir(), "no-such-cuda.so") })).rejects.toThrow(
+      /no-such-cuda\.so.*no such file/,
+    );
+  });
+
+  test("a file that is no library is an error that names it", async () => {
+    const path = fileURLToPath(new URL("../../kernels/include/arrowquant_cuda.h", import.meta.url));
+    await expect(openCuda({ library: path })).rejects.toThrow(
+      /Cannot open the kernel library.*arrowquant_cuda\.h/,
+    );
+  });
+
+  test("without a device says so in one line, and its functions return it", async () => {
+    using cuda = await opened();
+    if (cuda === undefined) return;
+    expect(cuda.describe().split("\n").length).toBe(1);
+    const handle = new BigUint64Array([7n]);
+    const status = cuda.calls.aq_cuda_create_stream(cuda.devices, handle); // one more than there are
+    expect([status, handle[0]]).toEqual([CODES["AQ_E_DEVICE"]!, 0n]);
+    expect(describeCudaStatus(cuda, status)).toBe("no device");
+    if (cuda.devices > 0) {
+      return console.log(`skipped: the line without a device, this is ${cuda.describe()}`);
+    }
+    expect(cuda.describe()).toMatch(/^cuda: no device: \S.* \(CUDA error \d+\)/);
+  });
+
+  test("wrong calls get a status, with or without a device", async () => {
+    using cuda = await opened();
+    if (cuda === undefined) return;
+    const none = cuda.size(0), eight = cuda.size(8);
+    // no stream and no buffers: an argument error; nothing to do: none is looked at
+    expect(cuda.calls.aq_cuda_unpack_codes(none, eight, eight, 4, none, none)).toBe(-1);
+    expect(cuda.calls.aq_cuda_unpack_codes(none, none, eight, 4, none, none)).toBe(0);
+    expect(cuda.calls.aq_cuda_free(none)).toBe(0);
+    expect(cuda.calls.aq_cuda_device_count(null)).toBe(-1);
+    const short = new Uint8Array(8).fill(255);
+    cuda.calls.aq_cuda_describe_status(CODES["AQ_E_NONFINITE"] ?? -4, short, cuda.size(5));
+    expect([...short]).toEqual([78, 97, 78, 32, 0, 255, 255, 255]); // "NaN " and its end, nothing behind it
+    cuda.close();
+    expect(() => cuda.calls).toThrow(/was closed/);
+  });
+
+  test("quantizes and dequantizes to the CPU's bytes", async () => {
+    using cuda = await opened();
+    if (cuda === undefined) return;
+    if (cuda.devices === 0) return console.log(`skipped: ${cuda.describe()}`);
+    using kernels = await openKernels();
+    const [rows, cols, bits, groupSize] = [37, 300, 4, 64];
+    const words = Math.ceil(cols * bits / 32), groups = Math.ceil(cols / groupSize);
+    const weights = Float32Array.from({ length: rows * cols }, (_, i) => Math.sin(i * i));
+    const outputs = () =>
+      [
+        new Uint32Array(rows * words),
+        new Uint16Array(rows * groups),
+        new Uint16Array(rows * groups),
+      ] as const;
+    const expected = outputs(), actual = outputs();
+    const wanted = new Float32Array(rows * cols), restored = new Float32Array(rows * cols);
+    const { calls, size, isaNumber } = kernels;
+    const shape = [size(rows), size(cols), bits, size(groupSize)] as const;
+    expect(calls.aq_quantize_clip(weights, 0, ...shape, 0, null, ...expected, isaNumber, 1)).toBe(0);
+    expect(calls.aq_dequantize(...expected, ...shape, wanted, 0, isaNumber, 1)).toBe(0);
+
+    const ok = (status: number) => {
+      if (status !== 0) throw new Error(describeCudaStatus(cuda, status));
+    };
+    const handle = new BigUint64Array(1);
+    ok(cuda.calls.aq_cuda_create_stream(0, handle));
+    const stream = handle[0]!;
+    const upload = (data: ArrayBufferView) => {
+      ok(cuda.calls.aq_cuda_allocate(cuda.size(data.byteLength), handle, stream));
+      const buffer = handle[0]!;
+      ok(cuda.calls.aq_cuda_upload(data, cuda.size(data.byteLength), buffer, cuda.size(0), stream));
+      return buffer;
+    };
+    const download = (buffer: bigint, data: ArrayBufferView) =>
+      ok(cuda.calls.aq_cuda_download(buffer, cuda.size(0), data, cuda.size(data.byteLength), stream));
+    const [w, packed, scale, zero, out] = [weights, ...actual, restored].map(upload);
+    const own = [cuda.size(rows), cuda.size(cols), bits, cuda.size(groupSize)] as const;
+    ok(cuda.calls.aq_cuda_quantize_clip(w!, 0, ...own, 0, cuda.size(0), packed!, scale!, zero!, stream));
+    ok(cuda.calls.aq_cuda_dequantize(packed!, scale!, zero!, ...own, out!, 0, stream));
+    [packed, scale, zero].forEach((buffer, i) => download(buffer!, actual[i]!));
+    download(out!, restored);
+    expect(actual).toEqual(expected);
+    expect(restored).toEqual(wanted);
+    for (const buffer of [w, packed, scale, zero, out]) ok(cuda.calls.aq_cuda_free(buffer!));
+    ok(cuda.calls.aq_cuda_free_stream(stream));
+  });
+});
