@@ -8,7 +8,7 @@ import type { Kernels } from "../native/mod.ts";
 const BETA1 = 0.9;
 const BETA2 = 0.999;
 const EPSILON = 1e-8;
-/** A mean loss over ten iterations that many times the first one is divergence: a batch's alone may be that by a rare large error. */
+/** A loss that many times the first one, or what was validated at the start if that is more, is divergence. */
 const DIVERGENCE_FACTOR = 10;
 /** Iterations whose mean loss is compared with that of as many before: a batch's loss alone jumps about. */
 const CONVERGENCE_WINDOW = 10;
@@ -151,14 +151,12 @@ export function optimize(
     lossHistory.push(loss);
     gradientNorms.push(norm);
     problem.onIteration?.(iteration, loss);
-    const recent = lossHistory.slice(-CONVERGENCE_WINDOW);
-    const mean = recent.reduce((sum, value) => sum + value, 0) / recent.length;
     const reference = Math.max(lossHistory[0]!, Number.isNaN(initial) ? 0 : initial);
-    if (!Number.isFinite(loss) || !Number.isFinite(norm) || mean > DIVERGENCE_FACTOR * reference) {
+    if (!Number.isFinite(loss) || !Number.isFinite(norm) || loss > DIVERGENCE_FACTOR * reference) {
       diverged = true;
-      reason = `it diverged in iteration ${iteration + 1}: the loss went from ${reference} to ${
-        Number.isFinite(mean) ? mean : loss
-      }; the best parameters were kept`;
+      reason = `it diverged in iteration ${
+        iteration + 1
+      }: the loss went from ${reference} to ${loss}; the best parameters were kept`;
       break;
     }
     if (problem.validate === undefined) consider(loss);

@@ -392,6 +392,21 @@ describe("bad input", () => {
     expect(readTimeParameters(two, expected).groups.count).toBe(2);
   });
 
+  test("what takes the place of weights and biases has to fit", async () => {
+    const { weights } = await dream();
+    const up = weights.get("model.layers.0.mlp.up_proj.weight")!;
+    const load = (options: Parameters<typeof loadModel>[2]) => () => loadModel(DREAM, kernels, options);
+    expect(load({ weights: new Map([["model.layers.0.mlp.down_proj.weight", up]]) })).toThrow(
+      'in place of "model.layers.0.mlp.down_proj.weight" must be [64, 160], got [160, 64]',
+    );
+    expect(load({ weights: new Map([["nothing.weight", up]]) })).toThrow("there is no such tensor");
+    const bias = "model.layers.0.self_attn.q_proj.bias";
+    expect(load({ biases: new Map([[bias, new Float32Array(3)]]) })).toThrow("must be [64], got [3]");
+    const { model } = load({ biases: new Map([[bias, new Float32Array(64).fill(2)]]) })();
+    expect("parts" in model && "query" in model.parts.blocks[0]! && model.parts.blocks[0].query.bias![0])
+      .toBe(2);
+  });
+
   test("nothing held out", async () => {
     const { context, weights } = await dream();
     const calibrated = {
