@@ -13,11 +13,13 @@ import { planByBudget } from "./pipeline/sensitivity.ts";
 import {
   calibrationDigest,
   calibrationSource,
+  checkCalibratedConfig,
   hasBudget,
   isCalibrated,
   openCalibration,
   type SaveCalibration,
   solvePlan,
+  stoppable,
   wantsPhases,
 } from "./pipeline/calibrated.ts";
 import type { Calibrated } from "./pipeline/calibration_data.ts";
@@ -203,6 +205,7 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
   const options = { ...given, config: withPhaseSolver(given.config) };
   const { input, output, config } = options;
   checkPaths(options);
+  checkCalibratedConfig(config);
   using checkpoint = openCheckpoint(input);
   const quantized = checkpoint.config?.[CONFIG_KEY];
   if (quantized !== undefined && quantized !== null) {
@@ -490,11 +493,11 @@ async function bitPlanOf(
   }
   if (!hasBudget(config)) return undefined;
   const calibrated = await open();
-  return await planByBudget(checkpoint, calibrated, config, kernels!, threads, {
-    onEvent,
-    onProgress,
+  return await stoppable(
     signal,
-  });
+    "give the same command again; sensitivities are measured anew",
+    () => planByBudget(checkpoint, calibrated, config, kernels!, threads, { onEvent, onProgress, signal }),
+  );
 }
 
 /** Refuses empty paths: joined with a file's name they would mean the current folder. */

@@ -5,7 +5,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Config } from "../config.ts";
-import { CalibrationError, InterruptedError } from "../errors.ts";
+import { CalibrationError, ConfigError, InterruptedError, WeightsError } from "../errors.ts";
 import { loadModel } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { CALIBRATED_SOLVERS, DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers.ts";
@@ -25,6 +25,35 @@ const BESIDE = ["calibration.jsonl", "calibration_images.safetensors", "calibrat
 /** Whether a configuration needs calibration data. */
 export function isCalibrated(config: Config): boolean {
   return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config) || wantsPhases(config);
+}
+
+/**
+ * Refuses settings that contradict a calibrated solver.
+ *
+ * @throws {ConfigError} naming the key
+ */
+export function checkCalibratedConfig(config: Config): void {
+  const { solver, minAccuracy, bitPlan, scaleBits } = config;
+  const refuse = (key: string, value: unknown, expected: string) => {
+    const problem = { key, value: String(value), expected, source: "configuration" };
+    throw new ConfigError(
+      `Cannot use configuration: 1 problem\n  "${key}": got ${value}, expected ${expected}`,
+      [problem],
+    );
+  };
+  if (CALIBRATED_SOLVERS.includes(solver) && minAccuracy > 0) {
+    refuse(
+      "min_accuracy",
+      minAccuracy,
+      `0 with solver ${solver}: the cosine of weights says nothing about what it aims at`,
+    );
+  }
+  if ((bitPlan !== null || hasBudget(config)) && scaleBits !== 16) {
+    refuse("scale_bits", scaleBits, "16 with a bit plan or a budget");
+  }
+  if (bitPlan !== null && hasBudget(config)) {
+    refuse("bit_plan", bitPlan, "null with target_bits_per_weight or target_model_size_mb");
+  }
 }
 
 /** Whether a configuration asks for a phase. */
@@ -174,6 +203,7 @@ export async function solvePlan(
   const event = (kind: RunEvent["kind"], message: string) => onEvent?.({ kind, message });
   const { data, model } = calibrated;
   event("calibrate", `${data.source}${data.isSynthetic ? ": NOT real data" : ""}`);
+  for (const warning of data.warnings) event("warning", warning);
   if (data.heldOut.length === 0 && candidates.length > 1) {
     event(
       "warning",
@@ -208,58 +238,74 @@ export async function solvePlan(
         `${solved.size} of ${wanted.length} layers were solved before (candidate ${index + 1})`,
       );
     }
-    const layers = await stoppable(
-      signal,
-      "go on with --resume, what is solved is kept",
-      () =>
-        solveModel(calibrated, {
-          kernels,
-          threads,
-          solver: config.solver,
-          settings,
-          mode: config.calibrationMode,
-          gridOf: (name) => {
-            const row = rows.get(name);
-            return row === undefined ? undefined : {
-              bits: row.bits!,
-              groupSize: row.groupSize!,
-              zeroPoint: row.zeroPoint!,
-              scaleBits: row.scaleBits,
-            };
-          },
-          solved,
-          signal,
-          onWarning: (message) => index === 0 && event("warning", message),
-          onLayer: (layer, done, of) => {
-            if (folder !== undefined && solved?.has(layer.name) !== true) {
-              saveSolvedLayer(folder, index, own, layer);
-            }
-            weightsDone += weightsOf(layer.name);
-            onProgress?.(
-              {
-                tensor: `${layer.name} (solving${candidates.length > 1 ? `, candidate ${index + 1}` : ""})`,
-                tensorsDone: index * of + done,
-                tensors: candidates.length * of,
-                weightsDone,
-                weights: allWeights,
-                bytesDone: weightsDone,
-                bytes: allWeights,
-                bytesResumed: 0,
-              } satisfies Progress,
-            );
-          },
-        }),
-    );
+    const solveCandidate = () =>
+      stoppable(
+        signal,
+        "go on with --resume, what is solved is kept",
+        () =>
+          solveModel(calibrated, {
+            kernels,
+            threads,
+            solver: config.solver,
+            settings,
+            mode: config.calibrationMode,
+            gridOf: (name) => {
+              const row = rows.get(name);
+              return row === undefined ? undefined : {
+                bits: row.bits!,
+                groupSize: row.groupSize!,
+                zeroPoint: row.zeroPoint!,
+                scaleBits: row.scaleBits,
+              };
+            },
+            solved,
+            signal,
+            keepsNonfinite: config.nonFinite === "keep",
+            onWarning: (message) => index === 0 && event("warning", message),
+            onLayer: (layer, done, of) => {
+              if (folder !== undefined && solved?.has(layer.name) !== true) {
+                saveSolvedLayer(folder, index, own, layer);
+              }
+              weightsDone += weightsOf(layer.name);
+              onProgress?.(
+                {
+                  tensor: `${layer.name} (solving${candidates.length > 1 ? `, candidate ${index + 1}` : ""})`,
+                  tensorsDone: index * of + done,
+                  tensors: candidates.length * of,
+                  weightsDone,
+                  weights: allWeights,
+                  bytesDone: weightsDone,
+                  bytes: allWeights,
+                  bytesResumed: 0,
+                } satisfies Progress,
+              );
+            },
+          }),
+      );
+    let layers: Map<string, SolvedLayer>;
+    try {
+      layers = await solveCandidate();
+    } catch (error) {
+      const isLast = index === candidates.length - 1 && best === undefined;
+      if (!(error instanceof WeightsError) || isLast || candidates.length === 1) throw error;
+      event("warning", `candidate ${index + 1} is left out: ${error.message}`);
+      distances.push(NaN);
+      continue;
+    }
     const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
     const distance = data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
     distances.push(distance);
-    if (best === undefined || distance < best.distance) best = { layers, distance, index };
+    if (best === undefined || distance < best.distance || Number.isNaN(best.distance)) {
+      best = { layers, distance, index };
+    }
   }
   const unit = calibrated.kind === "sequences" ? "KL at masked positions, nats" : "relative noise error";
   if (data.heldOut.length > 0) {
     event(
       "calibrate",
-      `held out, ${unit}: ${distances.map((value) => value.toPrecision(3)).join(", ")}` +
+      `held out, ${unit}: ${
+        distances.map((value) => Number.isNaN(value) ? "-" : value.toPrecision(3)).join(", ")
+      }` +
         (distances.length > 1 ? `; candidate ${best!.index + 1} taken` : ""),
     );
   }
@@ -267,7 +313,7 @@ export async function solvePlan(
 }
 
 /** An abort as the pipeline reports it. */
-async function stoppable<T>(
+export async function stoppable<T>(
   signal: AbortSignal | undefined,
   remedy: string,
   run: () => Promise<T>,

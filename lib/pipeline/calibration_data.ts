@@ -56,6 +56,10 @@ export interface CalibrationSet<Batch> {
   readonly source: string;
   readonly isSynthetic: boolean;
   readonly samples: number;
+  /** What whoever calibrates should know. */
+  readonly warnings: readonly string[];
+  /** Positions of all records, each counted once however often it is used. */
+  readonly distinctPositions: number;
   /** What the parts' times are on. */
   readonly axis: TimeAxis;
   readonly fit: readonly CalibrationPart<Batch>[];
@@ -72,6 +76,17 @@ export interface CalibrationOptions {
 
 function fail(path: string, message: string, cause?: unknown): CalibrationError {
   return new CalibrationError(`Cannot calibrate with ${quote(path)}: ${message}`, { path, cause });
+}
+
+/** Fewer records than this are learnt by heart: neither what is solved nor what is held out says much. */
+const FEW_RECORDS = 64;
+
+function fewRecords(count: number, isSynthetic: boolean): string[] {
+  if (isSynthetic || count >= FEW_RECORDS) return [];
+  return [
+    `only ${count} records: what is solved on them may not hold for others, and a held-out error does not tell; ` +
+    `give ${FEW_RECORDS} or more`,
+  ];
 }
 
 /** Records in a random order, each once before any is used again. */
@@ -151,12 +166,12 @@ async function readSequences(model: MaskedTransformer, folder: string, path: str
     if (cause instanceof CalibrationError) throw cause;
     throw inputError(path, cause);
   }
-  const { bosToken, eosToken, vocabularySize } = model.config;
+  const { bosToken, eosToken, maskToken, padToken, vocabularySize } = model.config;
   let tokenizer: Awaited<ReturnType<typeof loadTokenizer>> | undefined;
   const encode = async (value: string) => (tokenizer ??= await loadTokenizer(folder)).encode(value);
   const bos = bosToken === undefined ? [] : [bosToken], eos = eosToken === undefined ? [] : [eosToken];
   const sequences: Sequence[] = [];
-  for (const [i, line] of text.split("\n").entries()) {
+  for (const [i, line] of text.replace(/^\ufeff/, "").split("\n").entries()) {
     if (line.trim() === "") continue;
     const wrong = (reason: string, cause?: unknown) => fail(path, `line ${i + 1} ${reason}`, cause);
     let record: Record<string, unknown>;
@@ -168,15 +183,18 @@ async function readSequences(model: MaskedTransformer, folder: string, path: str
     const { prompt, answer, text, input_ids: ids, prompt_length: promptLength } = record ?? {};
     if (typeof prompt === "string" && typeof answer === "string") {
       try {
-        const start = [...bos, ...await encode(prompt)];
-        sequences.push({ tokens: [...start, ...await encode(answer), ...eos], answerStart: start.length });
+        const start = [...bos, ...await encode(prompt)], end = await encode(answer);
+        if (end.length === 0) throw wrong("must have an answer, got an empty one");
+        sequences.push({ tokens: [...start, ...end, ...eos], answerStart: start.length });
       } catch (cause) {
         if (!(cause instanceof RangeError)) throw cause;
         throw wrong(`must be text of the model's vocabulary: ${cause.message}`, cause);
       }
     } else if (typeof text === "string") {
       try {
-        sequences.push({ tokens: [...bos, ...await encode(text), ...eos], answerStart: bos.length });
+        const tokens = await encode(text);
+        if (tokens.length === 0) throw wrong("must have text, got an empty one");
+        sequences.push({ tokens: [...bos, ...tokens, ...eos], answerStart: bos.length });
       } catch (cause) {
         if (!(cause instanceof RangeError)) throw cause;
         throw wrong(`must be text of the model's vocabulary: ${cause.message}`, cause);
@@ -188,9 +206,14 @@ async function readSequences(model: MaskedTransformer, folder: string, path: str
           `must have input_ids from 0 to ${vocabularySize - 1}, got ${ids.length === 0 ? "none" : bad}`,
         );
       }
-      const answerStart = typeof promptLength === "number" ? promptLength : 0;
+      const answerStart = promptLength === undefined ? 0 : promptLength as number;
       if (!Number.isInteger(answerStart) || answerStart < 0 || answerStart >= ids.length) {
-        throw wrong(`must have a prompt_length from 0 to ${ids.length - 1}, got ${promptLength}`);
+        throw wrong(
+          `must have a prompt_length from 0 to ${ids.length - 1}, got ${JSON.stringify(promptLength)}`,
+        );
+      }
+      if (!ids.some((id) => id !== maskToken && id !== padToken)) {
+        throw wrong("must have tokens beside mask and padding, got none");
       }
       sequences.push({ tokens: ids as number[], answerStart });
     } else {
@@ -209,7 +232,7 @@ function readTokenTensor(model: MaskedTransformer, path: string): Sequence[] {
     throw fail(path, 'it must hold "input_ids" as I32 or I64 [records, tokens]');
   }
   const bytes = file.read("input_ids");
-  const { vocabularySize, padToken } = model.config;
+  const { vocabularySize, maskToken, padToken } = model.config;
   const ids = info.dtype === "I32"
     ? Int32Array.from(new Int32Array(bytes.buffer, bytes.byteOffset, info.elements))
     : Float64Array.from(new BigInt64Array(bytes.buffer, bytes.byteOffset, info.elements), Number);
@@ -223,6 +246,9 @@ function readTokenTensor(model: MaskedTransformer, path: string): Sequence[] {
     const all = Array.from(ids.subarray(i * tokens, (i + 1) * tokens));
     let end = all.length;
     while (end > 1 && padToken !== undefined && all[end - 1] === padToken) end--;
+    if (!all.some((id) => id !== maskToken && id !== padToken)) {
+      throw fail(path, `record ${i} must have tokens beside mask and padding, got none`);
+    }
     return { tokens: all.slice(0, end), answerStart: 0 };
   });
 }
@@ -256,7 +282,23 @@ async function sequenceSet(
     : await readSequences(model, folder, source);
   const { maskToken, padToken, maxTokens } = model.config;
   const limit = Math.min(maxTokens, MAX_SEQUENCE_TOKENS);
-  const length = Math.min(limit, Math.max(...records.map(({ tokens }) => tokens.length)));
+  let longest = 0, cut = 0;
+  for (const [i, { tokens, answerStart }] of records.entries()) {
+    longest = Math.max(longest, tokens.length);
+    if (tokens.length > limit) cut++;
+    if (answerStart < limit) continue;
+    throw fail(
+      source,
+      `record ${
+        i + 1
+      } must leave room for what is predicted in ${limit} tokens, got a prompt of ${answerStart}`,
+    );
+  }
+  const length = Math.min(limit, longest);
+  const warnings = [
+    ...(cut > 0 ? [`${cut} of ${records.length} records are longer than ${limit} tokens and were cut`] : []),
+    ...fewRecords(records.length, isSynthetic),
+  ];
   /** A batch's sequences, one after the other; where there is no padding, shorter ones go on from their beginning. */
   const batchOf = (part: readonly Draw[]): CalibrationPart<SequenceBatch> => {
     const inputIds = new Int32Array(part.length * length), weights = new Float32Array(part.length * length);
@@ -294,6 +336,8 @@ async function sequenceSet(
       : `${samples} masked sequences of the ${records.length} records in ${quote(source)}`,
     isSynthetic,
     samples,
+    warnings,
+    distinctPositions: records.reduce((sum, { tokens }) => sum + Math.min(length, tokens.length), 0),
     axis: maskRatioAxis(MASK_RATIO_BINS),
     ...draw(records.length, samples, seed, length, batchOf),
   };
@@ -391,6 +435,8 @@ function imageSet(
       : `${samples} noised images of the ${labels.length} in ${quote(source)}`,
     isSynthetic,
     samples,
+    warnings: fewRecords(labels.length, isSynthetic),
+    distinctPositions: labels.length * positions,
     axis: timestepAxis(trainTimesteps),
     ...draw(labels.length, samples, seed, positions, batchOf),
   };
@@ -416,7 +462,16 @@ const shiftOf = (kind: "dream" | "llada"): number => kind === "dream" ? 1 : 0;
 /** A model with saved statistics in place of data: nothing is run, nothing is held out. */
 export function withStatistics(loaded: LoadedModel, statistics: CalibrationStatistics): Calibrated {
   const { source, isSynthetic, samples, groups: { axis } } = statistics;
-  const data = { source, isSynthetic, samples, axis, fit: [], heldOut: [] };
+  const data = {
+    source,
+    isSynthetic,
+    samples,
+    warnings: [],
+    distinctPositions: Infinity,
+    axis,
+    fit: [],
+    heldOut: [],
+  };
   return loaded.kind === "dit"
     ? { kind: "images", model: loaded.model, data, statistics }
     : { kind: "sequences", model: loaded.model, shift: shiftOf(loaded.kind), data, statistics };

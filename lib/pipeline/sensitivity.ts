@@ -22,6 +22,7 @@ import { planQuantization } from "./plan.ts";
 import type { RunOptions } from "./rewrite.ts";
 import { collectStatistics } from "./collect.ts";
 import { calibrationGroups } from "./saved_statistics.ts";
+import { pause } from "./collect.ts";
 import { denseWeights, heldOutDistance } from "./solve.ts";
 
 /** Group sizes that a budget chooses from: whole rows, and three that share scales more and more closely. */
@@ -42,11 +43,6 @@ export async function planByBudget(
   threads: number,
   { onEvent, onProgress, signal }: RunOptions,
 ): Promise<BitPlan> {
-  if (config.scaleBits !== 16) {
-    throw new CalibrationError(
-      `Cannot choose bits by a budget with two-level scales: scale_bits must be 16, got ${config.scaleBits}`,
-    );
-  }
   const rows = planQuantization(checkpoint, config).rows;
   const wanted = rows.filter(({ action }) => action === "quantize");
   const { model, data } = calibrated;
@@ -58,8 +54,28 @@ export async function planByBudget(
           : "saved statistics without any: give the data themselves"),
     );
   }
+  const weights = wanted.reduce((sum, { shape }) => sum + elementCount(shape)!, 0);
+  const kept = rows.filter(({ action }) => action === "keep")
+    .reduce((sum, { dtype, shape }) => sum + elementCount(shape)! * BYTES_PER_ELEMENT[dtype], 0);
+  const budget = Math.min(
+    config.targetBitsPerWeight === null ? Infinity : config.targetBitsPerWeight * weights / 8,
+    config.targetModelSizeMb === null ? Infinity : config.targetModelSizeMb * 1e6 - kept,
+  );
+  // Before minutes of measuring: whether any choice fits.
+  const smallest = wanted.reduce((sum, { shape, rank }) => {
+    return sum + optionBytes(shape as [number, number], 2, 0, "symmetric", rank);
+  }, 0);
+  if (smallest > budget) {
+    throw new CalibrationError(
+      `Cannot fit the layers into ${Math.floor(budget)} bytes: their smallest forms need ${smallest}, ${
+        (smallest * 8 / weights).toFixed(3)
+      } bits per weight`,
+    );
+  }
   const layers = new Map(model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])));
   const settings = solverSettings(config);
+  // What will be used, short of the refinements of `best`.
+  const solver = config.solver === "best" ? "feedback" : config.solver;
   const linear = new Set(wanted.flatMap(({ name }) => layers.has(name) ? [name] : []));
   const statistics = calibrated.statistics ?? await collectStatistics(calibrated, {
     kernels,
@@ -83,7 +99,7 @@ export async function planByBudget(
       results.push({ name, options: [{ ...grid, bytes: bytesOf(grid), cost: 0 }] });
       continue;
     }
-    const weights = denseWeights(kernels, layer, threads);
+    const dense = denseWeights(kernels, layer, threads);
     const moment = factorMoments(kernels, statistics.moments(name), { damping: settings.damping, threads });
     const sizes = BUDGET_GROUP_SIZES.filter((size) => size < width && GROUP_SIZES.includes(size));
     // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
@@ -96,7 +112,7 @@ export async function planByBudget(
     let probe: { distance: number; objective: number } | undefined;
     const options: LayerOption[] = [];
     for (const grid of grids) {
-      const { tensor, objective } = solveLayer(kernels, "feedback", weights, height, width, moment, {
+      const { tensor, objective } = solveLayer(kernels, solver, dense, height, width, moment, {
         ...grid,
         threads,
       }, settings);
@@ -117,21 +133,14 @@ export async function planByBudget(
       bytes: bytesBefore,
       bytesResumed: 0,
     });
-    signal?.throwIfAborted();
+    await pause(signal);
   }
-  const weights = wanted.reduce((sum, { shape }) => sum + elementCount(shape)!, 0);
-  const kept = rows.filter(({ action }) => action === "keep")
-    .reduce((sum, { dtype, shape }) => sum + elementCount(shape)! * BYTES_PER_ELEMENT[dtype], 0);
-  const budgets = [
-    ...(config.targetBitsPerWeight === null ? [] : [config.targetBitsPerWeight * weights / 8]),
-    ...(config.targetModelSizeMb === null ? [] : [config.targetModelSizeMb * 1e6 - kept]),
-  ];
-  const { plan, bytes, cost } = fitBudget(results, Math.min(...budgets));
+  const { plan, bytes, cost } = fitBudget(results, budget);
   onEvent?.({
     kind: "calibrate",
     message: `budget: ${(bytes * 8 / weights).toFixed(3)} bits per weight; expected held-out distance about ${
       cost.toPrecision(2)
-    } before refinement; ${
+    } with ${solver}; ${
       [...Map.groupBy(plan.values(), ({ bits }) => bits)].sort(([a], [b]) => a - b)
         .map(([bits, of]) => `${of.length} layers at ${bits} bits`).join(", ")
     }`,

@@ -3,13 +3,13 @@
  * make, and aims at the outputs that full precision makes of its own. Beyond the model there is one stage's moments at a time, and the hidden states of the
  * calibration data in full precision and quantized.
  */
-import { CalibrationError } from "../errors.ts";
-import type { Blockwise, LinearLayer, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
+import { CalibrationError, WeightsError } from "../errors.ts";
+import type { Blockwise, LinearLayer, MaskedTransformer, SequenceBatch, Stage } from "../models/mod.ts";
 import type { Matrix } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { rotateMoment, rotateRows, type Rotation, rotationBlock } from "../quant/hadamard.ts";
 import { solveLowRankLayer } from "../quant/low_rank_fit.ts";
-import { convertFloats, type PackedTensor } from "../quant/mod.ts";
+import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/moments.ts";
 import {
   correctedTarget,
@@ -37,6 +37,8 @@ export interface SolveOptions {
   readonly mode?: "blocks" | "once" | undefined;
   /** Layers that an earlier run has solved. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
+  /** Layers with NaN or infinity among their weights are left out; otherwise they are an error. */
+  readonly keepsNonfinite?: boolean | undefined;
   readonly onLayer?: ((layer: SolvedLayer, done: number, of: number) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -116,7 +118,7 @@ async function solveStages<Batch>(
     return { full, quantized: mode === "blocks" ? full.slice() : full };
   });
   let block = 0;
-  const warned = { inputs: false };
+  warnOfFewInputs(stages, data, statistics, onWarning);
   for (const stage of stages) {
     for (; statistics === undefined && block < stage.block; block++) {
       for (const [i, { batch }] of data.fit.entries()) {
@@ -140,17 +142,15 @@ async function solveStages<Batch>(
     const gathered = statistics === undefined
       ? gather(model, data.fit, states, stage, weights, options)
       : known(statistics, first);
-    const wanted = INPUTS_PER_COLUMN * first.weights.cols;
-    if (gathered.moments.tokens < wanted && !warned.inputs) {
-      warned.inputs = true;
-      onWarning?.(
-        `${first.name} reads ${first.weights.cols} columns: calibrate with at least ${wanted} positions, ` +
-          `got ${gathered.moments.tokens}`,
-      );
-    }
     const rotation = rotationOf(first.weights.cols, settings);
     if (rotation !== undefined) rotateGathered(gathered, rotation);
-    const moment = factorMoments(kernels, gathered.moments, { damping: settings.damping, threads });
+    const moment = named(
+      first.name,
+      () => factorMoments(kernels, gathered.moments, { damping: settings.damping, threads }),
+    );
+    if (moment.deadColumns > 0) {
+      onWarning?.(`${first.name}: ${moment.deadColumns} of its ${moment.cols} inputs are always 0`);
+    }
     if (moment.damping > settings.damping) {
       onWarning?.(`${first.name}: damping raised to ${moment.damping}, its inputs' moment is singular`);
     }
@@ -159,6 +159,17 @@ async function solveStages<Batch>(
       const begun = performance.now();
       const { rows, cols } = layer.weights;
       const own = denseWeights(kernels, layer, threads);
+      const nonfinite = findNonfinite(kernels, { data: own, dtype: "F32" }, own.length);
+      if (nonfinite >= 0) {
+        // Left to the rule for such tensors, which keeps them or stops the run.
+        if (options.keepsNonfinite === true) continue;
+        throw new WeightsError(
+          `Cannot solve ${JSON.stringify(layer.name)}: weights must be finite, got ${own[nonfinite]} at row ${
+            Math.floor(nonfinite / cols)
+          }, column ${nonfinite % cols}; set non_finite: keep to store such a tensor unquantized`,
+          { tensor: layer.name },
+        );
+      }
       const dense = rotation === undefined ? own : rotateRows(own.slice(), cols, rotation);
       const target = gathered.cross === undefined ? dense : correctedTarget(
         kernels,
@@ -180,9 +191,11 @@ async function solveStages<Batch>(
         { ...gridOf(layer.name)!, threads },
         settings,
       ] as const;
-      const { tensor, objective, firstObjective } = settings.lowRank === 0
-        ? solveLayer(...problem)
-        : solveLowRankLayer(...problem, settings.lowRank);
+      const { tensor, objective, firstObjective } = named(
+        layer.name,
+        () =>
+          settings.lowRank === 0 ? solveLayer(...problem) : solveLowRankLayer(...problem, settings.lowRank),
+      );
       const result: SolvedLayer = {
         name: layer.name,
         tensor: rotation === undefined ? tensor : { ...tensor, rotation },
@@ -200,6 +213,33 @@ async function solveStages<Batch>(
     }
   }
   return solved;
+}
+
+/** Errors of a layer, with its name. */
+function named<T>(name: string, run: () => T): T {
+  try {
+    return run();
+  } catch (cause) {
+    if (!(cause instanceof WeightsError)) throw cause;
+    throw new WeightsError(`Cannot solve ${JSON.stringify(name)}: ${cause.message}`, { tensor: name, cause });
+  }
+}
+
+/** Says once, for the layer that needs most, when its inputs are too few. */
+function warnOfFewInputs<Batch>(
+  stages: readonly Pick<Stage, "layers">[],
+  data: CalibrationSet<Batch>,
+  statistics: CalibrationStatistics | undefined,
+  onWarning: SolveOptions["onWarning"],
+): void {
+  const widest = stages.map(({ layers }) => layers[0]!)
+    .reduce((a, b) => b.weights.cols > a.weights.cols ? b : a, stages[0]!.layers[0]!);
+  const wanted = INPUTS_PER_COLUMN * widest.weights.cols;
+  const got = statistics === undefined ? data.distinctPositions : statistics.moments(widest.name).tokens;
+  if (got >= wanted) return;
+  onWarning?.(
+    `${widest.name} reads ${widest.weights.cols} columns: calibrate with at least ${wanted} different positions, got ${got}`,
+  );
 }
 
 /** The rotation of inputs of so many columns; undefined where none is asked for or a block would be one column. */
