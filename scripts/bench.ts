@@ -54,6 +54,7 @@ Measures on this machine and prints tables; every number in them is from this ru
   --groups N         time groups of the suite phases, 1 to ${MAX_TIME_GROUPS}; default ${DEFAULT_TIME_GROUPS}
   --model DIR        checkpoint to quantize; may be repeated (default: the reference models). One without tasks beside it is
                      held against its own full precision on synthetic inputs
+  --packed DIR       a folder that quantize.ts made of the one --model, measured beside it; may be repeated
   --bits LIST        default 8,4,3,2; 2 for peers, phases and solvers
   --group-size N     ${
   GROUP_SIZES.join(", ")
@@ -99,6 +100,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     "phase",
     "groups",
     "model",
+    "packed",
     "bits",
     "group-size",
     "solver",
@@ -117,7 +119,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
   const parsed = parseArgs([...args], {
     string: ["_", ...string],
     boolean: [...boolean],
-    collect: ["model"],
+    collect: ["model", "packed"],
     unknown: (name: string) => {
       unknown.push(name);
       return false;
@@ -179,11 +181,17 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
   const solver = one("solver", SOLVERS);
   const models = ([parsed["model"] ?? []].flat() as string[]).map(String);
   if (models.includes("")) throw fail('option "--model" needs a value');
+  const packed = ([parsed["packed"] ?? []].flat() as string[]).map(String);
+  if (packed.includes("")) throw fail('option "--packed" needs a value');
+  if (packed.length > 0 && (models.length !== 1 || suite.name !== "accuracy")) {
+    throw fail('option "--packed" needs one --model, and the suite accuracy');
+  }
   const quick = parsed["quick"] === true;
   const isa = one("isa", INSTRUCTION_SETS);
   return {
     suite,
     options: {
+      packed,
       models: models.length > 0 ? models : ["dream-mini", "glyph-dit"].map(referenceModel),
       bits: [...new Set<BitWidth>(bits)],
       groupSize: groupSizes[0]!,

@@ -127,7 +127,7 @@ async function planModel(context: BenchContext, path: string): Promise<[ModelPla
       `Cannot measure ${JSON.stringify(path)}: weights must be plain, got ${
         JSON.stringify(packed.name)
       } in ${packed.held} bits; ` +
-        "give the original, or dequantize it first (scripts/dequantize.ts)",
+        "measure it beside its original: --model ORIGINAL --packed " + path,
       { path, tensor: packed.name },
     );
   }

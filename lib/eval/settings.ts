@@ -2,9 +2,11 @@
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { resolveConfig } from "../config.ts";
+import { CheckpointError } from "../errors.ts";
 import { quantizeCheckpoint } from "../pipeline.ts";
 import { calibrationBeside } from "../pipeline/calibrated.ts";
-import { type BitWidth, CALIBRATED_SOLVERS, MAX_THREADS, type Solver } from "../quant/mod.ts";
+import { type BitWidth, CALIBRATED_SOLVERS, MAX_THREADS, packedLayers, type Solver } from "../quant/mod.ts";
+import { openCheckpoint } from "../tensor/mod.ts";
 import { measureStored } from "./checkpoint_suite.ts";
 import { collectGarbage } from "./environment.ts";
 import type { Interval } from "./intervals.ts";
@@ -16,6 +18,8 @@ export interface Setting {
   readonly name: string;
   readonly bits: BitWidth | undefined;
   readonly solver: Solver | undefined;
+  /** A folder that was quantized before; undefined where this run quantizes. */
+  readonly folder?: string | undefined;
 }
 
 /** What a setting was measured to be; the rest is the family's. */
@@ -39,7 +43,21 @@ export const span = ({ value, low, high }: Interval, digits = 2) =>
  * Full precision, then every width with every solver. A calibrated solver among others is measured where it matters and can run: at the
  * fewest bits, on a model with calibration data beside it.
  */
-export function settingsOf({ options: { bits, solvers } }: BenchContext, path: string): Setting[] {
+export function settingsOf(
+  { options: { bits, solvers, packed = [] } }: BenchContext,
+  path: string,
+): Setting[] {
+  if (packed.length > 0) {
+    return [
+      { name: "full", bits: undefined, solver: undefined },
+      ...packed.map((folder): Setting => ({
+        name: nameOf(folder),
+        bits: leastBits(folder),
+        solver: undefined,
+        folder,
+      })),
+    ];
+  }
   const isWorth = (solver: Solver, width: BitWidth) =>
     solvers.length === 1 || !CALIBRATED_SOLVERS.includes(solver) ||
     (width === Math.min(...bits) && calibrationBeside(path) !== undefined);
@@ -55,6 +73,19 @@ export function settingsOf({ options: { bits, solvers } }: BenchContext, path: s
   ];
 }
 
+/** Bits of the layers of a quantized folder, the fewest of them. @throws {CheckpointError} when nothing in it is quantized */
+function leastBits(folder: string): BitWidth {
+  using checkpoint = openCheckpoint(folder);
+  const bits = [...packedLayers(checkpoint).values()].map((layer) => layer.bits);
+  if (bits.length > 0) return Math.min(...bits) as BitWidth;
+  throw new CheckpointError(
+    `Cannot measure ${
+      JSON.stringify(folder)
+    }: --packed names a quantized folder, got one without quantized tensors`,
+    { path: folder },
+  );
+}
+
 /** Runs `measure` on the model at `path` at every setting, each quantized into a temporary folder first. */
 export async function atEverySetting<Result>(
   context: BenchContext,
@@ -66,8 +97,16 @@ export async function atEverySetting<Result>(
   await withTemporaryFolder(async (temporary) => {
     for (const setting of settingsOf(context, path)) {
       context.progress(`${nameOf(path)}, ${setting.name}`);
+      if (CALIBRATED_SOLVERS.includes(setting.solver!) && calibrationBeside(path) === undefined) {
+        context.progress(
+          `${nameOf(path)}, ${setting.name}: no calibration data beside it, synthetic ones are used`,
+        );
+      }
       let folder = path, stored, quantizeSeconds, quantized;
-      if (setting.bits !== undefined) {
+      if (setting.folder !== undefined) {
+        folder = setting.folder;
+        stored = measureStored(kernels, path, folder);
+      } else if (setting.bits !== undefined) {
         folder = join(temporary, "quantized");
         const { config } = resolveConfig({
           overrides: {
@@ -75,6 +114,7 @@ export async function atEverySetting<Result>(
             group_size: options.groupSize,
             solver: setting.solver,
             num_threads: options.threads ?? 0,
+            calibration_data: calibrationBeside(path) === undefined ? "synthetic" : undefined,
           },
         });
         await collectGarbage(); // the model before this one

@@ -12,6 +12,8 @@ export type PhaseName = (typeof PHASES)[number];
 export interface BenchOptions {
   /** Folders of checkpoints. */
   readonly models: readonly string[];
+  /** Quantized folders of the one model, measured in place of what the run would quantize. */
+  readonly packed?: readonly string[] | undefined;
   readonly bits: readonly BitWidth[];
   readonly groupSize: GroupSize;
   /** More than one for a suite that takes a list; the first is {@linkcode groupSize}. */
