@@ -4,7 +4,7 @@
  */
 import { spawn } from "node:child_process";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -174,6 +174,8 @@ async function steps(work: string): Promise<Step[]> {
       name: "embedded WebAssembly is of these sources",
       commands: [[bun, "run", "scripts/build.ts", "--check-wasm"]],
     },
+    { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
+    { name: "tests in Deno", commands: [[deno, "test", "-A", "--no-check", importMap, "tests/"]] },
     {
       name: "kernels against the oracle",
       commands: kernelChecks(cc, process.arch, join(work, "native"), ["1"]),
@@ -221,8 +223,6 @@ async function steps(work: string): Promise<Step[]> {
       commands: cudaChecks(cc, work),
       ...(compiler === undefined || nvcc === undefined ? { skip: "no nvcc" } : {}),
     },
-    { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
-    { name: "tests in Deno", commands: [[deno, "test", "-A", "--no-check", importMap, "tests/"]] },
     {
       name: "examples in docstrings",
       commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, "mod.ts", "lib/"]],
@@ -260,45 +260,52 @@ function count(outcome: Outcome): { passed: number; failed: number; skipped: num
   return { passed, failed: outcome.code !== 0 && failed === 0 ? 1 : failed, skipped };
 }
 
+/** Steps that run at once: most have one busy thread. */
+const MAX_STEPS_AT_ONCE = 2;
+
 const work = mkdtempSync(join(tmpdir(), "arrowquant-ok-"));
 const total = { passed: 0, failed: 0, skipped: 0 };
-try {
-  for (const step of await steps(work)) {
-    if (only !== undefined && !only.includes(step.name)) continue;
-    if (arguments_.includes("--list")) {
-      console.log(step.name);
-      continue;
-    }
-    if (step.skip !== undefined) {
-      console.log(`skip    ${step.name}: ${step.skip}`);
-      total.skipped++;
-      continue;
-    }
-    const started = performance.now();
-    let outcome: Outcome = { code: 0, output: "" };
-    let output = "";
-    for (const command of step.commands) {
-      outcome = await run(command);
-      output += outcome.output;
-      if (outcome.code === SKIPPED) outcome = { ...outcome, code: 0 };
-      if (outcome.code !== 0) break;
-    }
-    const counts = count({ code: outcome.code, output });
-    total.passed += counts.passed;
-    total.failed += counts.failed;
-    total.skipped += counts.skipped;
-    const seconds = ((performance.now() - started) / 1000).toFixed(1);
-    const detail = counts.passed + counts.failed > 1
-      ? `, ${counts.passed} passed, ${counts.failed} failed`
-      : "";
-    console.log(`${outcome.code === 0 ? "ok    " : "FAILED"}  ${step.name} (${seconds} s${detail})`);
-    for (const line of output.matchAll(/^ *skipped:? .*$/gm)) {
-      console.log(`        ${line[0].trim()}`);
-    }
-    if (outcome.code !== 0) {
-      console.log(output.trimEnd().split("\n").slice(-80).map((line) => `    ${line}`).join("\n"));
-    }
+
+/** Runs a step's commands up to the first that fails, and prints its line. */
+async function perform(step: Step): Promise<void> {
+  if (step.skip !== undefined) {
+    console.log(`skip    ${step.name}: ${step.skip}`);
+    total.skipped++;
+    return;
   }
+  const started = performance.now();
+  let outcome: Outcome = { code: 0, output: "" };
+  let output = "";
+  for (const command of step.commands) {
+    outcome = await run(command);
+    output += outcome.output;
+    if (outcome.code === SKIPPED) outcome = { ...outcome, code: 0 };
+    if (outcome.code !== 0) break;
+  }
+  const counts = count({ code: outcome.code, output });
+  total.passed += counts.passed;
+  total.failed += counts.failed;
+  total.skipped += counts.skipped;
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  const detail = counts.passed + counts.failed > 1
+    ? `, ${counts.passed} passed, ${counts.failed} failed`
+    : "";
+  console.log(`${outcome.code === 0 ? "ok    " : "FAILED"}  ${step.name} (${seconds} s${detail})`);
+  for (const line of output.matchAll(/^ *skipped:? .*$/gm)) {
+    console.log(`        ${line[0].trim()}`);
+  }
+  if (outcome.code !== 0) {
+    console.log(output.trimEnd().split("\n").slice(-80).map((line) => `    ${line}`).join("\n"));
+  }
+}
+
+try {
+  const todo = (await steps(work)).filter(({ name }) => only === undefined || only.includes(name));
+  if (arguments_.includes("--list")) { for (const { name } of todo.splice(0)) console.log(name); }
+  const worker = async (): Promise<void> => {
+    for (let step = todo.shift(); step !== undefined; step = todo.shift()) await perform(step);
+  };
+  await Promise.all(Array.from({ length: Math.min(MAX_STEPS_AT_ONCE, availableParallelism()) }, worker));
 } finally {
   rmSync(work, { recursive: true, force: true });
 }
