@@ -3,6 +3,7 @@
  * what the seed system claimed. How a row is made is here; what it is measured by is phase_measure.ts's.
  */
 import { availableParallelism } from "node:os";
+import { basename } from "node:path";
 import { type Config, resolveConfig } from "../config.ts";
 import { CalibrationError, CheckpointError } from "../errors.ts";
 import { modelFrom } from "../models/mod.ts";
@@ -318,10 +319,12 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     const [what, reason] = text.split(": ") as [string, string];
     return { what: `${name}: ${what}`, reason };
   });
+  const calibration = calibrated.data.source.replaceAll(JSON.stringify(source), basename(source)) +
+    (calibrated.data.isSynthetic ? " - NOT real data" : "");
   const about = {
     name,
     full: full.kind,
-    calibrated,
+    calibration,
     yardstick,
     bits,
     groupSize: options.groupSize,
@@ -347,7 +350,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       seconds: row.seconds ?? null,
       overhead: row.overhead ?? null,
       metrics: row.report ?? null,
-      calibration: calibrated.data.source,
+      calibration,
       evaluation: yardstick.source,
       seed,
       threads,
@@ -364,7 +367,8 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
 interface About {
   readonly name: string;
   readonly full: string;
-  readonly calibrated: PhaseContext["calibrated"];
+  /** Where the calibration data come from. */
+  readonly calibration: string;
   readonly yardstick: PhaseYardstick;
   readonly bits: BitWidth;
   readonly groupSize: number;
@@ -385,7 +389,7 @@ function guardText({ smoothing, refinement }: PhasesReport): string | undefined 
 }
 
 function phaseSections(
-  { name, full, calibrated, yardstick, bits, groupSize, timeGroups }: About,
+  { name, full, calibration, yardstick, bits, groupSize, timeGroups }: About,
   rows: readonly Row[],
 ): Section[] {
   const tasks = rows[0]!.measurement.scores.map(({ task }) => task);
@@ -415,7 +419,7 @@ function phaseSections(
     title: `${about}: step KL on evaluation data`,
     notes: [
       `Measured on ${yardstick.source}; calibrated on`,
-      `${calibrated.data.source}${calibrated.data.isSynthetic ? " - NOT real data" : ""}.`,
+      `${calibration}.`,
       isImage
         ? "Step KL: mean of ω_t ‖Δε‖² an image, ω_t of DDPM cut at its 95th percentile. Noise error: ‖ε̂ − ε‖² / ‖ε‖²."
         : "Step KL: mean KL(full ‖ quantized) at a masked position; a step's is ρ times its sum over the masked positions.",
