@@ -148,7 +148,7 @@ function* seeded(): Generator<number, never> {
  * @example
  * ```ts
  * import { openKernels } from "../native/mod.ts";
- * import { fitLowRank } from "./low_rank.ts";
+ * import { fitLowRank } from "./low_rank_fit.ts";
  *
  * const kernels = await openKernels();
  * const { a, b } = fitLowRank(kernels, Float32Array.of(1, 2, 2, 4), 2, 2, Float32Array.of(1, 0, 0, 1), 1);
