@@ -263,6 +263,25 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
     await calibration.open();
   }
   for (const message of plan.warnings) onEvent?.({ kind: "warning", message });
+  if (config.calibrationData !== null && !isCalibrated(config)) {
+    onEvent?.({
+      kind: "warning",
+      message: `calibration_data has no effect with solver ${config.solver}: ${
+        CALIBRATED_SOLVERS.join(" and ")
+      } calibrate`,
+    });
+  }
+  const unplanned = bitPlan === undefined
+    ? []
+    : plan.rows.filter(({ action, name }) => action === "quantize" && !bitPlan.has(name));
+  if (unplanned.length > 0) {
+    onEvent?.({
+      kind: "warning",
+      message: `the plan leaves out ${unplanned.length} layers, the first ${
+        quote(unplanned[0]!.name)
+      }: they get bit_width ${config.bitWidth}`,
+    });
+  }
   let solved: ReadonlyMap<string, SolvedLayer> | undefined, phases: PhaseResult | undefined, workFolder = "";
   const context = {
     config,

@@ -175,7 +175,14 @@ export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
   const plan = new Map<string, LayerGrid>();
   const absent: string[] = [];
   for (const [name, entry] of Object.entries(layers as Record<string, unknown>)) {
-    const { bits, group_size: groupSize, zero_point: zeroPoint } = (entry ?? {}) as Record<string, unknown>;
+    const { bits, group_size: groupSize, zero_point: zeroPoint, ...rest } = (entry ?? {}) as Record<
+      string,
+      unknown
+    >;
+    const [unknown] = Object.keys(rest);
+    if (unknown !== undefined) {
+      throw fail(`${quote(name)} must have bits, group_size and zero_point alone, got ${quote(unknown)}`);
+    }
     if (!ZERO_POINT_KINDS.includes(zeroPoint as ZeroPointKind)) {
       throw fail(
         `zero_point of ${quote(name)} must be one of ${ZERO_POINT_KINDS.join(", ")}, got ${
