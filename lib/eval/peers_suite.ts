@@ -17,6 +17,7 @@ import {
 } from "./peers/contenders.ts";
 import { calibrationOf, collectInputs } from "./peers/inputs.ts";
 import { gridName, type MethodKind } from "./peers/method.ts";
+import { solverSpeed } from "./solver_speed.ts";
 import { quantizedLayers, type QuantizedModel } from "./peers/quantized_model.ts";
 import { type Measurement, yardstickOf } from "./peers/yardstick.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -290,7 +291,17 @@ export const correctionsSuite: Suite = {
 };
 
 /** What each step of our own solvers gains and costs. */
-export const solversSuite: Suite = suiteOf(
+const ladderSuite: Suite = suiteOf(
   { name: "solvers", summary: "the solver ladder, step by step: KL or noise error, puzzles, seconds" },
   { contenders: (_, options) => ladderContenders(options), goals: () => [] },
 );
+
+/** The ladder, and what it takes at a large model's shapes. */
+export const solversSuite: Suite = {
+  ...ladderSuite,
+  run: async (context) => {
+    const report = await ladderSuite.run(context);
+    context.progress("solvers: layer shapes of a large model");
+    return { ...report, sections: [...report.sections, solverSpeed(context)] };
+  },
+};

@@ -1,4 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { settingsOf } from "../../lib/eval/settings.ts";
+import { solverSpeed } from "../../lib/eval/solver_speed.ts";
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -435,4 +437,30 @@ test("the command writes what it prints, and JSON that a machine reads", () => {
   const text = readFileSync(join(out, "bench.txt"), "utf8");
   expect(text).toContain("command ");
   expect(text).toContain("bits/weight");
+});
+
+test("solving is timed at a large model's shapes, wider ones reckoned by their width", () => {
+  const { rows, notes, title } = solverSpeed(context({ quick: true, threads: 1 }), 64);
+  expect(title).toContain("no accuracy");
+  expect(notes.join()).toContain("extrapolated");
+  const seconds = rows.map((row) => row["seconds"] as number);
+  expect(seconds.every((value) => value > 0)).toBe(true);
+  expect(seconds[2]! / seconds[1]!).toBeGreaterThan(1); // 18 944 rows against 512
+  expect(rows.map(({ source }) => source)).toEqual(Array(4).fill("reckoned by width"));
+});
+
+describe("settings", () => {
+  test("a calibrated solver among others is measured at the fewest bits, where calibration data lie beside the model", () => {
+    const names = (changes: Partial<BenchOptions>, path: string) =>
+      settingsOf(context(changes), path).map(({ name }) => name);
+    const solvers = ["round", "best"] as const;
+    expect(names({ bits: [4, 2], solvers }, DREAM)).toEqual(["full", "4 round", "2 round", "2 best"]);
+    expect(names({ bits: [4, 2], solvers }, folder)).toEqual(["full", "4 round", "2 round"]);
+    expect(names({ bits: [4, 2], solvers: ["best"] }, DREAM)).toEqual(["full", "4 best", "2 best"]);
+  });
+
+  test("packed folders take the place of what would be quantized", () => {
+    expect(() => settingsOf(context({ packed: [DREAM] }), DREAM)).toThrow(/without quantized tensors/);
+    expect(() => parseBenchArguments(["--packed", "out"])).toThrow(/needs one --model/);
+  });
 });
