@@ -2,7 +2,7 @@
  * Bits by budget: how much each layer's error costs the model is measured, and the bits and group sizes that cost least within the
  * bytes allowed are found. The plan is data: printed, saved, edited, replayed.
  */
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { CalibrationError, FormatError } from "../errors.ts";
 import {
   BIT_WIDTHS,
@@ -155,12 +155,11 @@ export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
     new FormatError(`Cannot read the plan ${quote(path)}: ${message}`, { path, cause });
   let text: string;
   try {
+    const { size } = statSync(path);
+    if (size > MAX_PLAN_BYTES) throw fail(`it may have ${MAX_PLAN_BYTES} bytes, got ${size}`);
     text = readFileSync(path, "utf8");
   } catch (cause) {
-    throw inputError(path, cause);
-  }
-  if (text.length > MAX_PLAN_BYTES) {
-    throw fail(`it may have ${MAX_PLAN_BYTES} characters, got ${text.length}`);
+    throw cause instanceof FormatError ? cause : inputError(path, cause);
   }
   let value: { version?: unknown; layers?: unknown };
   try {

@@ -19,8 +19,8 @@ import { elementCount, SafetensorsFile } from "../tensor/mod.ts";
 import { type CalibrationStatistics, maskRatioAxis, type TimeAxis, timestepAxis } from "../time/mod.ts";
 import { inputError, quote } from "./files.ts";
 
-/** Largest file of calibration text: a million records of 1 kB. */
-export const MAX_CALIBRATION_BYTES = 1 << 30;
+/** Largest file of calibration text: it is held as one text, and engines end those at half a gigabyte. */
+export const MAX_CALIBRATION_BYTES = 256 * 2 ** 20;
 /** Most tokens of a calibration sequence; longer records are cut. */
 export const MAX_SEQUENCE_TOKENS = 2048;
 /** Every eighth record is held out: nothing is solved on it, candidates are chosen by it. */
