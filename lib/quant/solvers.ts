@@ -197,7 +197,7 @@ export function factorMoments(
   }
   // With inputs that were all 0 any codes do: plain rounding comes out of the unit moment.
   mean = mean === 0 ? 1 : mean / cols;
-  const diagonal = Float32Array.from({ length: cols }, (_, k) => moment[k * cols + k]!);
+  const diagonal = diagonalOf(moment, cols);
   const order = Int32Array.from({ length: cols }, (_, k) => k);
   order.sort((a, b) => diagonal[b]! - diagonal[a]! || a - b);
   const factor = new Float32Array(cols * cols), pivots = new Float32Array(cols);
@@ -336,6 +336,10 @@ function rangeGrid(
   return { scale, zeroPoint };
 }
 
+/** How much each column counts by itself. */
+const diagonalOf = (moment: Float32Array, cols: number): Float32Array<ArrayBuffer> =>
+  Float32Array.from({ length: cols }, (_, k) => moment[k * cols + k]!);
+
 /** The grid that `clip` finds with the moment's diagonal as the columns' weights. */
 function clipGrid(
   kernels: Kernels,
@@ -345,7 +349,7 @@ function clipGrid(
   options: GridOptions,
   moment: Float32Array,
 ): Grid {
-  const columnWeights = Float32Array.from({ length: cols }, (_, k) => moment[k * cols + k]!);
+  const columnWeights = diagonalOf(moment, cols);
   const tensor = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
     ...options,
     solver: "clip",
@@ -556,7 +560,7 @@ export function solveLayer(
   if (solver === "round" || solver === "clip") {
     const columnWeights = solver === "round" || moment === undefined
       ? undefined
-      : Float32Array.from({ length: cols }, (_, k) => moment.moment[k * cols + k]!);
+      : diagonalOf(moment.moment, cols);
     const tensor = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
       ...options,
       solver,
@@ -602,7 +606,7 @@ function solveTwoLevel(
   rounds: number,
 ): Solution {
   const { cols } = moment, { bits, groupSize } = options;
-  const columnWeights = Float32Array.from({ length: cols }, (_, k) => moment.moment[k * cols + k]!);
+  const columnWeights = diagonalOf(moment.moment, cols);
   const searched = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
     ...options,
     solver: "clip",
