@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../lib/config.ts";
 import { CalibrationError, FormatError, InterruptedError } from "../lib/errors.ts";
@@ -7,6 +7,7 @@ import { compareMasked, maskedSequences, readPuzzles } from "../lib/eval/dream_t
 import { loadDream, loadTokenizer } from "../lib/models/mod.ts";
 import { openKernels } from "../lib/native/mod.ts";
 import { quantizeCheckpoint, type QuantizeCheckpointOptions, type RunEvent } from "../lib/pipeline.ts";
+import { loadSolvedLayers, saveSolvedLayer } from "../lib/pipeline/solved_layers.ts";
 import { fitBudget, type LayerOption, readPlan } from "../lib/pipeline/budget.ts";
 import { contents, differences, matrix, MODELS, rejection, workplace, writeTensors } from "./_checkpoints.ts";
 
@@ -139,6 +140,79 @@ describe("calibrated solvers", () => {
       /only 1 records.*at least \d+ different positions, got 4/s,
     );
   });
+});
+
+describe("what must not pass unseen", () => {
+  test("a solved layer on disk that is not whole is solved again", () => {
+    const folder = place.fresh("solved");
+    mkdirSync(folder);
+    const tensor = {
+      rows: 1,
+      cols: 16,
+      bits: 2,
+      groupSize: 0,
+      zeroPointKind: "symmetric",
+      packed: Uint32Array.of(7),
+      scale: Uint16Array.of(0x3c00),
+      zeroPoint: undefined,
+    } as const;
+    const numbers = { relativeError: 0, gain: 1, damping: 0.01, deadColumns: 0, inputs: 1, milliseconds: 1 };
+    saveSolvedLayer(folder, 0, "same", { name: "a.weight", tensor, ...numbers });
+    expect(loadSolvedLayers(folder, 0, "same").get("a.weight")?.tensor).toMatchObject({
+      packed: tensor.packed,
+    });
+    expect(loadSolvedLayers(folder, 0, "other").size).toBe(0);
+    const path = join(folder, readdirSync(folder)[0]!), whole = readFileSync(path);
+    for (const bytes of [whole.subarray(0, -1), whole.subarray(0, 70), whole.subarray(0, 0)]) {
+      writeFileSync(path, bytes);
+      expect(loadSolvedLayers(folder, 0, "same").size).toBe(0);
+    }
+    const changed = Uint8Array.from(whole);
+    changed[100]! ^= 1;
+    writeFileSync(path, changed);
+    expect(loadSolvedLayers(folder, 0, "same").size).toBe(0);
+  });
+
+  test("the candidate with the least held-out error is taken", async () => {
+    for (const seed of [0, 1, 2]) {
+      const events: RunEvent[] = [];
+      await run(place.fresh("candidates"), { "solver_options.candidates": 3, calibration_seed: seed }, {
+        onEvent: (event) => events.push(event),
+      });
+      const [, list, taken] = /held out, [^:]*: (.*); candidate (\d) taken/.exec(
+        events.map(({ message }) => message).join("\n"),
+      )!;
+      const distances = list!.split(", ").map(Number);
+      expect(distances.length).toBe(3);
+      expect(Number(taken)).toBe(distances.indexOf(Math.min(...distances)) + 1);
+    }
+  }, 60_000);
+
+  test("prompts that leave no room, NaN weights and contradicting settings", async () => {
+    const long = place.fresh("long.jsonl");
+    const limit = loadDream(DREAM, kernels).config.maxTokens;
+    writeFileSync(
+      long,
+      JSON.stringify({ input_ids: new Array(limit + 9).fill(8), prompt_length: limit + 1 }),
+    );
+    expect((await rejection(run(place.fresh("x"), { calibration_data: long }))).message).toMatch(
+      /leave room/,
+    );
+    expect((await rejection(run(place.fresh("x"), { min_accuracy: 0.9 }))).message).toMatch(/"min_accuracy"/);
+    const broken = place.fresh("broken");
+    cpSync(DREAM, broken, { recursive: true });
+    const name = "model.layers.1.self_attn.v_proj.weight";
+    const file = readdirSync(broken).filter((each) =>
+      each.endsWith(".safetensors") && each.startsWith("model")
+    )
+      .map((each) => join(broken, each)).find((path) => readFileSync(path).includes(name))!;
+    const bytes = readFileSync(file), headerBytes = Number(bytes.readBigUInt64LE(0));
+    const header = JSON.parse(bytes.subarray(8, 8 + headerBytes).toString());
+    bytes.writeUInt16LE(0x7fc0, 8 + headerBytes + header[name].data_offsets[0] + 2 * 3);
+    writeFileSync(file, bytes);
+    const error = await rejection(run(place.fresh("x"), {}, { input: broken }));
+    expect(error.message).toContain(`"${name}": weights must be finite, got NaN at row 0, column 3`);
+  }, 60_000);
 });
 
 describe("bits by budget", () => {
