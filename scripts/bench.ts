@@ -15,7 +15,7 @@ import {
   type SuiteReport,
   SUITES,
 } from "../lib/eval/mod.ts";
-import { DEFAULT_TIME_GROUPS } from "../lib/eval/phase_suite.ts";
+import { DEFAULT_TIME_GROUPS } from "../lib/eval/phase_rows.ts";
 import { PHASES } from "../lib/eval/suite.ts";
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { type InstructionSet, openKernels } from "../lib/native/mod.ts";
