@@ -20,8 +20,11 @@ const STEP_POSITIONS = 1152;
 const CLIP = 20;
 /** Samples held out from the refinement: of language models more, because rare large errors decide their mean. */
 const REFINEMENT_HELD_OUT = { sequences: 1024, images: 256 };
-/** How much a visible token counts in the refinement's loss beside a masked one: attention reads it, nobody predicts it. */
-const VISIBLE_WEIGHT = 0.03;
+/**
+ * Temperature of the loss of language models: step KL itself is decided by one position in hundreds, so that its gradient is mostly chance; at
+ * a temperature every logit counts.
+ */
+const TEMPERATURE = 3;
 /** Iterations from one look at the held-out samples to the next. */
 const VALIDATE_EVERY = 50;
 
@@ -80,14 +83,14 @@ export async function refinePhase(
       (quantized as Extract<LoadedModel, { kind: "dream" | "llada" }>).model,
       more.model,
       {
-        train: more.data.fit.flatMap((part) => maskedBatches(more, part, size, VISIBLE_WEIGHT)),
+        train: more.data.fit.flatMap((part) => maskedBatches(more, part, size)),
         heldOut: firstSamples(
-          more.data.heldOut.flatMap((part) => maskedBatches(more, part, size, 0)),
+          more.data.heldOut.flatMap((part) => maskedBatches(more, part, size)),
           REFINEMENT_HELD_OUT.sequences,
           size,
         ),
       },
-      { ...options, excludedTokens: excludedOf(more) },
+      { ...options, temperature: Number(process.env.TAU ?? TEMPERATURE), excludedTokens: excludedOf(more) },
     )
     : refineDit(
       (quantized as Extract<LoadedModel, { kind: "dit" }>).model,
@@ -138,21 +141,17 @@ function maskedBatches(
   { model: { config }, shift }: Sequences,
   { batch: { inputIds }, samples, times }: Sequences["data"]["fit"][number],
   size: number,
-  visibleWeight: number,
 ): MaskedBatch[] {
-  const { maskToken, padToken } = config, tokens = inputIds.length / samples;
+  const { maskToken } = config, tokens = inputIds.length / samples;
   return Array.from({ length: Math.ceil(samples / size) }, (_, i): MaskedBatch => {
     const begin = i * size, end = Math.min(samples, begin + size);
     const ids = inputIds.slice(begin * tokens, end * tokens);
-    const common = { inputIds: ids, batch: end - begin, times: times.slice(begin, end) };
-    if (visibleWeight === 0) return { ...common, rows: maskedRows(ids, tokens, maskToken, shift) };
-    const rows: number[] = [], weights: number[] = [];
-    for (let at = 0; at < ids.length; at++) {
-      if (ids[at] === padToken || at % tokens < shift) continue;
-      rows.push(at - shift);
-      weights.push(ids[at] === maskToken ? 1 : visibleWeight);
-    }
-    return { ...common, rows: Int32Array.from(rows), weights };
+    return {
+      inputIds: ids,
+      batch: end - begin,
+      times: times.slice(begin, end),
+      rows: maskedRows(ids, tokens, maskToken, shift),
+    };
   });
 }
 

@@ -32,6 +32,11 @@ export interface MaskedKlOptions {
   readonly gradient?: Float32Array<ArrayBuffer> | undefined;
   /** Weight of each row in the gradient, `[rows]`. Default 1. */
   readonly weights?: ArrayLike<number> | undefined;
+  /**
+   * Temperature τ that both models' logits are divided by; divergences are multiplied by τ², so that gradients keep their size (Hinton, Vinyals
+   * & Dean, https://arxiv.org/abs/1503.02531). The gradient is then `weight · τ (p_Q − p_F)`. Default 1, the step KL itself.
+   */
+  readonly temperature?: number | undefined;
 }
 
 /**
@@ -40,7 +45,7 @@ export interface MaskedKlOptions {
  * **Shapes** `full` and `quantized: f32[rows, vocabulary]` → `f64[rows]`
  *
  * @throws {TypeError} when the shapes do not fit
- * @throws {RangeError} when a logit that counts is NaN or infinite, or every token is excluded
+ * @throws {RangeError} when a logit that counts is NaN or infinite, every token is excluded, or the temperature is not in [0.01, 100]
  *
  * @example
  * ```ts
@@ -52,7 +57,7 @@ export function tokenKl(
   full: Float32Array,
   quantized: Float32Array,
   vocabulary: number,
-  { excludedTokens = [], out, gradient, weights }: MaskedKlOptions = {},
+  { excludedTokens = [], out, gradient, weights, temperature = 1 }: MaskedKlOptions = {},
 ): Float64Array<ArrayBuffer> {
   const rows = full.length / vocabulary;
   const fail = (reason: string) => `Cannot compute a KL divergence: ${reason}`;
@@ -70,7 +75,10 @@ export function tokenKl(
   if (weights !== undefined && weights.length !== rows) {
     throw new TypeError(fail(`weights must be ${rows} numbers, got ${weights.length}`));
   }
-  const counts = new Uint8Array(vocabulary).fill(1);
+  if (!(temperature >= 0.01 && temperature <= 100)) {
+    throw new RangeError(fail(`the temperature must lie in [0.01, 100], got ${temperature}`));
+  }
+  const counts = new Uint8Array(vocabulary).fill(1), share = 1 / temperature;
   for (const token of excludedTokens) {
     if (!(Number.isInteger(token) && token >= 0 && token < vocabulary)) {
       throw new RangeError(
@@ -83,38 +91,39 @@ export function tokenKl(
   const result = out ?? new Float64Array(rows);
   for (let row = 0; row < rows; row++) {
     const begin = row * vocabulary;
-    const logFull = logPartition(full, begin, counts), logQuantized = logPartition(quantized, begin, counts);
+    const logFull = logPartition(full, begin, counts, share);
+    const logQuantized = logPartition(quantized, begin, counts, share);
     if (!Number.isFinite(logFull) || !Number.isFinite(logQuantized)) {
       throw new RangeError(fail(`logits must be finite, got others in row ${row}`));
     }
     let sum = 0;
-    const weight = weights?.[row] ?? 1;
+    const weight = (weights?.[row] ?? 1) * temperature;
     for (let token = 0; token < vocabulary; token++) {
       if (counts[token] === 0) {
         if (gradient !== undefined) gradient[begin + token] = 0;
         continue;
       }
-      const p = full[begin + token]! - logFull, q = quantized[begin + token]! - logQuantized;
+      const p = full[begin + token]! * share - logFull, q = quantized[begin + token]! * share - logQuantized;
       const probability = Math.exp(p);
       sum += probability * (p - q);
       if (gradient !== undefined) gradient[begin + token] = weight * (Math.exp(q) - probability);
     }
-    result[row] = Math.max(0, sum); // rounding may leave −1e-17
+    result[row] = Math.max(0, sum) * temperature ** 2; // rounding may leave −1e-17
   }
   return result;
 }
 
-/** log Σ exp of the logits that count. */
-function logPartition(logits: Float32Array, begin: number, counts: Uint8Array): number {
+/** log Σ exp of the logits that count, times `share`. */
+function logPartition(logits: Float32Array, begin: number, counts: Uint8Array, share: number): number {
   let largest = -Infinity;
   for (let token = 0; token < counts.length; token++) {
     if (counts[token] === 1 && !(logits[begin + token]! <= largest)) largest = logits[begin + token]!;
   }
   let sum = 0;
   for (let token = 0; token < counts.length; token++) {
-    if (counts[token] === 1) sum += Math.exp(logits[begin + token]! - largest);
+    if (counts[token] === 1) sum += Math.exp((logits[begin + token]! - largest) * share);
   }
-  return largest + Math.log(sum);
+  return largest * share + Math.log(sum);
 }
 
 /**

@@ -61,6 +61,8 @@ export interface RefinementOptions
   readonly markovWeight?: number | undefined;
   /** Tokens that are never written, as `<mask>` and `<pad>`. Default the model's mask. */
   readonly excludedTokens?: readonly number[] | undefined;
+  /** Of the loss that gives gradients, as in `tokenKl`; what is held out is always measured at 1. Default 1. */
+  readonly temperature?: number | undefined;
   /** Iterations from one look at the held-out batches to the next. Default 25. */
   readonly validateEvery?: number | undefined;
   readonly onIteration?: ((iteration: number, loss: number) => void) | undefined;
@@ -88,7 +90,7 @@ export function refineMaskedTransformer(
     );
   }
   checkBatches(data, fail);
-  const { excludedTokens = [maskToken] } = options;
+  const { excludedTokens = [maskToken], temperature } = options;
   const gradients = new MaskedTransformerGradients(quantized, options);
   const wantedBytes = [...data.train, ...data.heldOut].reduce(
     (sum, { rows }) => sum + rows.length * vocabularySize * 4,
@@ -109,7 +111,12 @@ export function refineMaskedTransformer(
     const target = teacher(batch);
     const logits = gradients.forward(inputIds, batch.batch, rows, attentionMask, batch.times);
     const gradient = backward ? new Float32Array(logits.length) : undefined;
-    const kl = tokenKl(target, logits, vocabularySize, { excludedTokens, gradient, weights });
+    const kl = tokenKl(target, logits, vocabularySize, {
+      excludedTokens,
+      gradient,
+      weights,
+      temperature: backward ? temperature : 1,
+    });
     if (gradient !== undefined) gradients.backward(gradient);
     return kl.reduce((sum, value, row) => sum + value * weights[row]!, 0);
   };
