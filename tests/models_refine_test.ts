@@ -103,6 +103,14 @@ describe("dream-mini at 2 bits", () => {
     );
   });
 
+  test("a temperature is of the gradients alone: what is held out is the step KL, and falls as well", () => {
+    const plain = refineMaskedTransformer(load(), full, data, options);
+    const tempered = refineMaskedTransformer(load(), full, data, { ...options, temperature: 3 });
+    expect(tempered.heldOutBefore).toBe(plain.heldOutBefore);
+    expect(tempered.lossHistory[0]).not.toBe(plain.lossHistory[0]);
+    expect(tempered.heldOutAfter).toBeLessThan(0.25 * tempered.heldOutBefore);
+  });
+
   test("runs are the same to the bit, for any number of threads, with or without recomputing", () => {
     const few = { ...options, maxIterations: 5, validateEvery: 5 };
     const first = refineMaskedTransformer(load(), full, data, few);

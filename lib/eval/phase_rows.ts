@@ -9,7 +9,7 @@ const SMOOTHING = { windowSize: 5, interpolation: "linear" } as const;
 const VALIDATION = { smoothnessThreshold: 0.3 } as const;
 /** Steps of the gradient refinement, by family: an image model's step costs as much as twenty of a small language model's. */
 const REFINEMENT = {
-  sequences: { learningRate: 0.01, maxIterations: 300, convergenceThreshold: 1e-4 },
+  sequences: { learningRate: 0.005, maxIterations: 300, convergenceThreshold: 1e-4 },
   images: { learningRate: 0.004, maxIterations: 60, convergenceThreshold: 1e-4 },
 } as const;
 const QUICK_ITERATIONS = 6;

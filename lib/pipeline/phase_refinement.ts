@@ -90,7 +90,7 @@ export async function refinePhase(
           size,
         ),
       },
-      { ...options, temperature: Number(process.env.TAU ?? TEMPERATURE), excludedTokens: excludedOf(more) },
+      { ...options, temperature: TEMPERATURE, excludedTokens: excludedOf(more) },
     )
     : refineDit(
       (quantized as Extract<LoadedModel, { kind: "dit" }>).model,

@@ -283,26 +283,29 @@ describe("Gauss-Markov prior", () => {
   });
 });
 
-test("the token KL's gradient against central differences", () => {
-  const full = gaussians(11, 12), quantized = gaussians(12, 12), weights = [0.5, 2, 1];
-  const gradient = new Float32Array(12).fill(NaN);
-  tokenKl(full, quantized, 4, { excludedTokens: [1], gradient, weights });
-  const loss = (logits: Float64Array) => {
-    let sum = 0;
-    for (let row = 0; row < 3; row++) {
-      const p = [0, 2, 3].map((i) => Math.exp(full[4 * row + i]!)),
-        q = [0, 2, 3].map((i) => Math.exp(logits[4 * row + i]!));
-      const total = (values: number[]) => values.reduce((a, b) => a + b);
-      for (let i = 0; i < 3; i++) {
-        const share = p[i]! / total(p);
-        sum += weights[row]! * share * Math.log(share / (q[i]! / total(q)));
+for (const temperature of [1, 3]) {
+  test(`the token KL's gradient at temperature ${temperature} against central differences`, () => {
+    const full = gaussians(11, 12), quantized = gaussians(12, 12), weights = [0.5, 2, 1];
+    const gradient = new Float32Array(12).fill(NaN);
+    const kl = tokenKl(full, quantized, 4, { excludedTokens: [1], gradient, weights, temperature });
+    const loss = (logits: ArrayLike<number>) => {
+      let sum = 0;
+      for (let row = 0; row < 3; row++) {
+        const p = [0, 2, 3].map((i) => Math.exp(full[4 * row + i]! / temperature)),
+          q = [0, 2, 3].map((i) => Math.exp(logits[4 * row + i]! / temperature));
+        const total = (values: number[]) => values.reduce((a, b) => a + b);
+        for (let i = 0; i < 3; i++) {
+          const share = p[i]! / total(p);
+          sum += temperature ** 2 * weights[row]! * share * Math.log(share / (q[i]! / total(q)));
+        }
       }
-    }
-    return sum;
-  };
-  expectGradient(gradient, differences(quantized, loss));
-  expect([gradient[1], gradient[5], gradient[9]]).toEqual([0, 0, 0]);
-});
+      return sum;
+    };
+    expect(kl.reduce((sum, value, row) => sum + weights[row]! * value, 0)).toBeCloseTo(loss(quantized), 10);
+    expectGradient(gradient, differences(quantized, loss));
+    expect([gradient[1], gradient[5], gradient[9]]).toEqual([0, 0, 0]);
+  });
+}
 
 test("the total is the sum of its parts, which must be finite", () => {
   expect(totalLoss({ quantization: 2, markov: 1, entropy: -0.5 }).total).toBe(2.5);

@@ -256,5 +256,10 @@ describe("masked diffusion", () => {
     expect(() => tokenKl(new Float32Array(2), new Float32Array(2), 2, { excludedTokens: [0, 1] })).toThrow(
       "got none",
     );
+    for (const temperature of [0, -1, 101, NaN]) {
+      expect(() => tokenKl(new Float32Array(2), new Float32Array(2), 2, { temperature })).toThrow(
+        `the temperature must lie in [0.01, 100], got ${temperature}`,
+      );
+    }
   });
 });
