@@ -47,6 +47,8 @@ export interface CalibrationPart<Batch> {
   readonly samples: number;
   /** `f32[positions]`: how much each position of the batch counts. */
   readonly weights: Float32Array<ArrayBuffer>;
+  /** `f32[samples]`: how much each sample counts for a layer that reads a row a sample; 1 by default. */
+  readonly sampleWeights?: Float32Array<ArrayBuffer> | undefined;
   /** Of each sample: mask ratio in (0, 1], or timestep. */
   readonly times: Float64Array<ArrayBuffer>;
 }

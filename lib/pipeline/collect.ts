@@ -104,14 +104,14 @@ async function collect<Batch>(
 /** The index behind a model's last block. */
 export const blockCount = <Batch>(model: Blockwise<Batch>): number => model.stages.at(-1)!.block;
 
-/** Weights of the rows that a layer reads: those of positions, or ones for a layer that reads a row a sample. */
+/** Weights of the rows that a layer reads: those of positions, or of samples for a layer that reads a row a sample. */
 export function rowWeights(
-  { weights, samples }: CalibrationPart<unknown>,
+  { weights, samples, sampleWeights }: CalibrationPart<unknown>,
   rows: number,
   name: string,
 ): Float32Array | undefined {
   if (rows === weights.length) return weights;
-  if (rows === samples) return undefined;
+  if (rows === samples) return sampleWeights;
   throw new CalibrationError(
     `Cannot calibrate ${JSON.stringify(name)}: it must read a row a position or a sample, got ${rows} rows`,
     { tensor: name },

@@ -21,6 +21,7 @@ import {
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./layout.ts";
+import { annealLayer } from "./annealing.ts";
 import { fitTwoLevel, groupAffine } from "./two_level.ts";
 import { type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";
 
@@ -44,6 +45,8 @@ export interface SolverSettings {
   readonly correction: number;
   /** The same for the error of the stream that the layer's output is added to. */
   readonly residualCorrection: number;
+  /** Temperature at which `best` begins to anneal codes, in squared steps of the grid; 0 does not. */
+  readonly annealing: number;
   /** Rank of a low-rank correction, 0 for none. {@linkcode solveLayer} makes none: `solveLowRankLayer` does. */
   readonly lowRank: number;
   /** Of a layer's inputs, before it is solved. {@linkcode solveLayer} rotates nothing: its caller does. */
@@ -58,6 +61,7 @@ export const DEFAULT_SOLVER_SETTINGS: SolverSettings = {
   refit: true,
   correction: 1,
   residualCorrection: 1,
+  annealing: 0,
   lowRank: 0,
   rotation: "none",
   rotationSeed: 0,
@@ -402,18 +406,19 @@ function solveOnGrid(
   kernels: Kernels,
   target: Float32Array,
   rows: number,
-  { cols, moment, factor, order }: FactoredMoment,
-  { bits, groupSize, zeroPoint: kind, threads = 1 }: GridOptions,
+  factored: FactoredMoment,
+  options: GridOptions,
   grid: Grid,
   rounds: number,
   refit: boolean,
 ): Candidate {
-  const codes = new Uint8Array(rows * cols), objective = new Float64Array(rows);
+  const { cols, factor, order } = factored, { bits, groupSize, threads = 1 } = options;
+  const codes = new Uint8Array(rows * cols);
   const { scale, zeroPoint } = grid;
   const work = workspace(kernels, cols, groupSize, threads);
   const { calls, isaNumber } = kernels;
   const [n, k, g] = [kernels.size(rows), kernels.size(cols), kernels.size(groupSize)];
-  let status = calls.aq_quantize_feedback(
+  const status = calls.aq_quantize_feedback(
     target,
     n,
     k,
@@ -429,12 +434,27 @@ function solveOnGrid(
     threads,
   );
   if (status !== 0) fail("feed errors back", status);
-  status = calls.aq_refine_codes(
+  return refineCodes(kernels, target, rows, factored, options, { codes, scale, zeroPoint }, rounds, refit);
+}
+
+/** As many rounds of refitting and descent as asked for, in place; 0 only measures. */
+function refineCodes(
+  kernels: Kernels,
+  target: Float32Array,
+  rows: number,
+  { cols, moment }: Pick<FactoredMoment, "cols" | "moment">,
+  { bits, groupSize, zeroPoint: kind, threads = 1 }: GridOptions,
+  { codes, scale, zeroPoint }: Omit<Candidate, "objective">,
+  rounds: number,
+  refit: boolean,
+): Candidate {
+  const objective = new Float64Array(rows);
+  const status = kernels.calls.aq_refine_codes(
     target,
-    n,
-    k,
+    kernels.size(rows),
+    kernels.size(cols),
     bits,
-    g,
+    kernels.size(groupSize),
     ZERO_POINT_KINDS.indexOf(kind),
     moment,
     refit ? 1 : 0,
@@ -443,8 +463,8 @@ function solveOnGrid(
     scale,
     zeroPoint,
     objective,
-    work,
-    isaNumber,
+    workspace(kernels, cols, groupSize, threads),
+    kernels.isaNumber,
     threads,
   );
   if (status !== 0) fail("refine codes", status);
@@ -585,6 +605,33 @@ export function solveLayer(
   for (const ratio of solver === "best" ? settings.ratios : [1]) {
     keepBetterRows(best, solve(rangeGrid(kernels, weights, rows, cols, options, ratio)), cols);
   }
+  if (solver === "best" && settings.annealing > 0) {
+    const codes = best.codes.slice(), scale = best.scale.slice(), zeroPoint = best.zeroPoint.slice();
+    annealLayer(
+      { target: weights, rows, cols, ...options, moment: moment.moment, scale, zeroPoint },
+      codes,
+      settings.annealing,
+    );
+    const other = refineCodes(
+      kernels,
+      weights,
+      rows,
+      moment,
+      options,
+      { codes, scale, zeroPoint },
+      rounds,
+      settings.refit,
+    );
+    if (process.env.ANNEAL_LOG) {
+      console.error(
+        rows,
+        cols,
+        total(other.objective) / total(best.objective),
+        other.objective.filter((v, i) => v < best.objective[i]!).length / rows,
+      );
+    }
+    keepBetterRows(best, other, cols);
+  }
   return {
     tensor: packed(kernels, best, rows, cols, options),
     objective: total(best.objective),
@@ -674,31 +721,11 @@ function measure(
   kernels: Kernels,
   weights: Float32Array,
   rows: number,
-  { cols, moment }: FactoredMoment,
-  { bits, groupSize, zeroPoint: kind, threads = 1 }: GridOptions,
+  factored: FactoredMoment,
+  options: GridOptions,
   tensor: PackedTensor,
 ): Candidate {
   const { scale, zeroPoint } = gridOf(tensor);
-  const codes = unpackCodes(kernels, tensor.packed, rows, cols, bits, threads);
-  const objective = new Float64Array(rows);
-  const status = kernels.calls.aq_refine_codes(
-    weights,
-    kernels.size(rows),
-    kernels.size(cols),
-    bits,
-    kernels.size(groupSize),
-    ZERO_POINT_KINDS.indexOf(kind),
-    moment,
-    0,
-    0,
-    codes,
-    scale,
-    zeroPoint,
-    objective,
-    workspace(kernels, cols, groupSize, threads),
-    kernels.isaNumber,
-    threads,
-  );
-  if (status !== 0) fail("measure a layer's objective", status);
-  return { codes, scale, zeroPoint, objective };
+  const codes = unpackCodes(kernels, tensor.packed, rows, factored.cols, options.bits, options.threads);
+  return refineCodes(kernels, weights, rows, factored, options, { codes, scale, zeroPoint }, 0, false);
 }

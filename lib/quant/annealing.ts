@@ -1,0 +1,98 @@
+/**
+ * Deterministic annealing of a layer's codes against the moment of its inputs: every code is the mean of `p = softmax(−d/τ)` given the
+ * means of the others, and τ falls to 0 (mean-field annealing; Rose 1998). The one reading in which entropy helps the error.
+ */
+
+/** Temperatures from the first down; behind them each code is the nearest. */
+const COOLING_STEPS = 12;
+/** What a temperature is of the one before. */
+const COOLING = 0.6;
+/** Distances beyond which a probability is 0: e⁻⁴⁰ is below what a sum of numbers near 1 can show. */
+const FAR = 40;
+
+/** A layer to anneal. */
+export interface AnnealedLayer {
+  /** `f32[rows, cols]`: what is aimed at. */
+  readonly target: Float32Array;
+  readonly rows: number;
+  readonly cols: number;
+  readonly bits: number;
+  /** 0 is a whole row. */
+  readonly groupSize: number;
+  /** `f32[cols, cols]`, symmetric. */
+  readonly moment: Float32Array;
+  /** `f32[rows, groups]` */
+  readonly scale: Float32Array;
+  readonly zeroPoint: Float32Array;
+}
+
+/** @throws {RangeError} when a temperature is outside [0, 100] */
+export function checkTemperature(temperature: number): void {
+  if (!(temperature >= 0 && temperature <= 100)) {
+    throw new RangeError(`Cannot anneal codes: the temperature must lie in [0, 100], got ${temperature}`);
+  }
+}
+
+/** eˣ for x in [−{@linkcode FAR}, 0], by sums and products alone: the same bits in every runtime. */
+function exponential(x: number): number {
+  const part = x / 64;
+  let sum = 1;
+  for (let k = 12; k > 0; k--) sum = 1 + sum * part / k;
+  for (let i = 0; i < 6; i++) sum *= sum;
+  return sum;
+}
+
+/** Mean code of `softmax(−(position − code)²/τ)`; at τ = 0 the nearest, the lower of two. */
+export function meanCode(position: number, largest: number, temperature: number): number {
+  const nearest = Math.min(largest, Math.max(0, Math.ceil(position - 0.5)));
+  if (temperature === 0) return nearest;
+  const least = (position - nearest) ** 2;
+  let mass = 0, sum = 0;
+  for (let code = 0; code <= largest; code++) {
+    const distance = ((position - code) ** 2 - least) / temperature;
+    if (distance > FAR) continue;
+    const p = exponential(-distance);
+    mass += p;
+    sum += p * code;
+  }
+  return sum / mass;
+}
+
+/**
+ * Anneals codes in place. Scales and zero points stay; rows are independent.
+ *
+ * @param codes `u8[rows, cols]`: where it begins, and what it found
+ * @param temperature τ at the start, in squared steps of a column's grid: the distance of a code is that from its best real value
+ * @throws {RangeError} when the temperature is outside [0, 100]
+ */
+export function annealLayer(
+  { target, rows, cols, bits, groupSize, moment, scale, zeroPoint }: AnnealedLayer,
+  codes: Uint8Array,
+  temperature: number,
+): void {
+  checkTemperature(temperature);
+  const largest = 2 ** bits - 1, width = groupSize === 0 ? cols : groupSize, groups = scale.length / rows;
+  const soft = new Float64Array(cols), products = new Float64Array(cols);
+  for (let row = 0; row < rows; row++) {
+    products.fill(0);
+    for (let k = 0; k < cols; k++) {
+      const at = row * cols + k, group = row * groups + Math.floor(k / width);
+      soft[k] = codes[at]!;
+      const delta = target[at]! - scale[group]! * (codes[at]! - zeroPoint[group]!);
+      for (let j = 0, m = k * cols; j < cols; j++, m++) products[j]! += moment[m]! * delta;
+    }
+    for (let sweep = 0; sweep <= COOLING_STEPS; sweep++) {
+      const own = sweep === COOLING_STEPS ? 0 : temperature * COOLING ** sweep;
+      for (let k = 0; k < cols; k++) {
+        const diagonal = moment[k * cols + k]!, step = scale[row * groups + Math.floor(k / width)]!;
+        if (!(diagonal > 0) || step === 0) continue;
+        const old = soft[k]!, code = meanCode(old + products[k]! / (diagonal * step), largest, own);
+        if (code === old) continue;
+        soft[k] = code;
+        const change = step * (code - old);
+        for (let j = 0, m = k * cols; j < cols; j++, m++) products[j]! -= moment[m]! * change;
+      }
+    }
+    for (let k = 0; k < cols; k++) codes[row * cols + k] = soft[k]!;
+  }
+}
