@@ -379,6 +379,13 @@ export const SCHEMA: readonly Key[] = [
     "Phase 3: codes by `best` (or `feedback`, where that is the solver), then gradient refinement of scales, zero points and biases on the step KL, kept if it falls on held-out data; needs calibration data",
   ),
   row(
+    `${TRANSITION}.time_weights`,
+    choice("none", "ddpm", "ddim"),
+    "ddpm",
+    "Whether calibration samples count by what their step weighs when codes are solved: the KL of DDPM's step or the displacement of " +
+      "DDIM's, of masked diffusion the probability of writing a position in both; kept if it helps on held-out data",
+  ),
+  row(
     `${TRANSITION}.markov_weight`,
     number(0, 100),
     0.1,
@@ -388,9 +395,8 @@ export const SCHEMA: readonly Key[] = [
   row(
     `${TRANSITION}.entropy_weight`,
     number(0, 100),
-    0.05,
-    "Starting temperature of the annealed code assignment",
-    { later: true },
+    0,
+    "Temperature at which codes begin to be annealed by `best`, in squared steps of the grid; 0 does not; kept if it helps on held-out data",
   ),
   row(
     `${TRANSITION}.learning_rate`,
@@ -413,10 +419,9 @@ export const SCHEMA: readonly Key[] = [
   ),
   row(
     `${TRANSITION}.beta_schedule`,
-    choice("linear", "cosine"),
-    "linear",
-    "Noise schedule of Gaussian diffusion",
-    { later: true },
+    choice("auto", "linear", "cosine"),
+    "auto",
+    "Noise schedule of Gaussian diffusion that `time_weights` are of; auto is the model's own. Masked diffusion has the same weights with any",
   ),
 ];
 

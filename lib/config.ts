@@ -17,16 +17,20 @@ import {
   SCHEMA,
 } from "./_config_schema.ts";
 import { ConfigError, type ConfigProblem } from "./errors.ts";
-import { defaultTwoLevelGroupSize, TWO_LEVEL_GROUP_SIZES } from "./quant/layout.ts";
+import {
+  type BitWidth,
+  defaultTwoLevelGroupSize,
+  type GroupSize,
+  type ScaleBits,
+  TWO_LEVEL_GROUP_SIZES,
+  type ZeroPointKind,
+} from "./weight_grids.ts";
 
+export type { BitWidth, GroupSize };
 export { compilePattern };
 
-/** Bits of a quantized weight. */
-export type BitWidth = 2 | 3 | 4 | 8;
 /** Bits asked for one layer; 16 keeps it as it is in the checkpoint. */
 export type LayerBits = BitWidth | 16;
-/** Weights that share a scale; 0 is a whole row. */
-export type GroupSize = 0 | 16 | 32 | 64 | 128 | 256;
 /** Named set of `bit_width`, `num_time_groups` and `group_size`. */
 export type DeploymentProfile = "edge" | "local" | "cloud";
 
@@ -36,7 +40,7 @@ export interface Config {
   readonly bitWidth: BitWidth;
   readonly groupSize: GroupSize;
   /** 4 and 6: two-level scales. */
-  readonly scaleBits: 4 | 6 | 16;
+  readonly scaleBits: ScaleBits | 16;
   readonly numTimeGroups: number;
   readonly solver: "clip" | "round" | "feedback" | "best";
   readonly calibrationData: string | null;
@@ -53,7 +57,7 @@ export interface Config {
     readonly lowRank: number;
     readonly rotation: "none" | "hadamard";
   };
-  readonly zeroPoint: "real" | "integer" | "symmetric";
+  readonly zeroPoint: ZeroPointKind;
   readonly minAccuracy: number;
   readonly layerBitWidths: Readonly<Record<string, LayerBits>>;
   readonly skipSensitiveLayers: boolean;
@@ -82,12 +86,13 @@ export interface Config {
     };
     readonly transitionOptimization: {
       readonly enabled: boolean;
+      readonly timeWeights: "none" | "ddpm" | "ddim";
       readonly markovWeight: number;
       readonly entropyWeight: number;
       readonly learningRate: number;
       readonly maxIterations: number;
       readonly convergenceThreshold: number;
-      readonly betaSchedule: "linear" | "cosine";
+      readonly betaSchedule: "auto" | "linear" | "cosine";
     };
   };
 }

@@ -83,12 +83,13 @@ describe("defaults", () => {
         boundarySmoothing: { enabled: false, windowSize: 5, interpolation: "linear" },
         transitionOptimization: {
           enabled: false,
+          timeWeights: "ddpm",
           markovWeight: 0.1,
-          entropyWeight: 0.05,
+          entropyWeight: 0,
           learningRate: 0.01,
           maxIterations: 50,
           convergenceThreshold: 1e-4,
-          betaSchedule: "linear",
+          betaSchedule: "auto",
         },
       },
     };
@@ -148,6 +149,8 @@ describe("values", () => {
     ["sensitive_layer_patterns", ["layers\\.(0|31)\\."]],
     ["thermodynamic.boundary_smoothing.interpolation", "sigmoid"],
     ["thermodynamic.transition_optimization.beta_schedule", "cosine"],
+    ["thermodynamic.transition_optimization.entropy_weight", 100],
+    ["thermodynamic.transition_optimization.time_weights", "ddim"],
     ["thermodynamic.transition_optimization.learning_rate", 1],
   ];
   for (const [key, value, normal = value] of accepted) {
@@ -186,6 +189,12 @@ describe("values", () => {
     ["thermodynamic.validation.smoothness_threshold", 1.5, "number, 0 to 1"],
     ["thermodynamic.boundary_smoothing.window_size", 0, "integer, 1 to 1000"],
     ["thermodynamic.boundary_smoothing.interpolation", "quadratic", "string, one of linear, cubic, sigmoid"],
+    ["thermodynamic.transition_optimization.entropy_weight", 100.5, "number, 0 to 100"],
+    ["thermodynamic.transition_optimization.entropy_weight", -1, "number, 0 to 100"],
+    ["thermodynamic.transition_optimization.entropy_weight", NaN, "number, 0 to 100"],
+    ["thermodynamic.transition_optimization.markov_weight", 101, "number, 0 to 100"],
+    ["thermodynamic.transition_optimization.time_weights", true, "string, one of none, ddpm, ddim"],
+    ["thermodynamic.transition_optimization.beta_schedule", "sigmoid", "string, one of auto, linear, cosine"],
     ["thermodynamic.transition_optimization.learning_rate", 0, "number, above 0, at most 1"],
     ["thermodynamic.transition_optimization.max_iterations", 0, "integer, 1 to 100000"],
   ];

@@ -18,6 +18,7 @@ import type { Progress, RunEvent, RunOptions } from "./rewrite.ts";
 import { heldOutDistance, type SolvedLayer, solveModel } from "./solve.ts";
 import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
+import { type TimeWeightSettings, withTimeWeights } from "./time_weights.ts";
 
 /** Data that lie beside a checkpoint and are used when none are named. */
 const BESIDE = ["calibration.jsonl", "calibration_images.safetensors", "calibration.safetensors"];
@@ -150,25 +151,56 @@ export async function openCalibration(
   return isUsed ? { ...calibrated, statistics: saved } : calibrated;
 }
 
-/** The solver's settings of a configuration. */
-export function solverSettings({ solverOptions, calibrationSeed }: Config): SolverSettings {
+/** The solver's settings of a configuration; annealing is phase 3's. */
+export function solverSettings({ solverOptions, calibrationSeed, thermodynamic }: Config): SolverSettings {
   const { candidates: _, ...own } = solverOptions;
-  return { ...DEFAULT_SOLVER_SETTINGS, ...own, rotationSeed: calibrationSeed };
+  const { enabled, entropyWeight } = thermodynamic.transitionOptimization;
+  return {
+    ...DEFAULT_SOLVER_SETTINGS,
+    ...own,
+    annealing: enabled ? entropyWeight : 0,
+    rotationSeed: calibrationSeed,
+  };
 }
 
-/** Settings that are tried beside the configured ones: what is best differs from model to model. */
-function candidatesOf(calibrated: Calibrated, config: Config): SolverSettings[] {
-  const own = solverSettings(config);
-  if (config.solver !== "best") return [own];
-  const { correction, residualCorrection, damping } = own;
-  const others = calibrated.kind === "sequences"
+/** Weights by time that a configuration asks for: phase 3's. */
+export function timeWeightSettings({ thermodynamic }: Config): TimeWeightSettings | undefined {
+  const { enabled, timeWeights, betaSchedule } = thermodynamic.transitionOptimization;
+  return enabled && timeWeights !== "none" ? { sampler: timeWeights, schedule: betaSchedule } : undefined;
+}
+
+/** One way to solve a model. */
+interface Candidate {
+  readonly settings: SolverSettings;
+  /** Whether samples count by the weights of their times. */
+  readonly isWeighted: boolean;
+}
+
+/**
+ * What is tried beside the configured settings. Phase 3's terms are held against doing without them; what else is best differs from
+ * model to model.
+ */
+function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
+  const { solver, solverOptions: { candidates } } = config;
+  const settings = solverSettings(config), isWeighted = timeWeightSettings(config) !== undefined;
+  const isAnnealed = solver === "best" && settings.annealing > 0;
+  const own = { settings, isWeighted };
+  const without = { ...settings, annealing: 0 };
+  const guards = [
+    ...(isWeighted || isAnnealed ? [{ settings: without, isWeighted: false }] : []),
+    ...(isWeighted && isAnnealed ? [{ settings: without, isWeighted }, { settings, isWeighted: false }] : []),
+  ];
+  if (solver !== "best") return [own, ...guards];
+  const { correction, residualCorrection, damping } = settings;
+  const others = kind === "sequences"
     ? [
       { residualCorrection: residualCorrection / 2 },
       { correction: correction / 2, residualCorrection: residualCorrection / 2 },
       { damping: damping / 10 },
     ]
     : [{ damping: damping / 10 }, { correction: correction / 2 }, { correction: 0 }];
-  return [own, ...others.map((other) => ({ ...own, ...other }))].slice(0, config.solverOptions.candidates);
+  return [own, ...guards, ...others.map((other) => ({ settings: { ...settings, ...other }, isWeighted }))]
+    .slice(0, Math.max(candidates, guards.length > 0 ? 2 : 1));
 }
 
 /** What solving made of a model. */
@@ -229,8 +261,10 @@ export async function solvePlan(
   let weightsDone = 0;
   let best: { layers: Map<string, SolvedLayer>; distance: number; index: number } | undefined;
   const distances: number[] = [];
-  for (const [index, settings] of candidates.entries()) {
-    const own = sha256(JSON.stringify([identity, settings]));
+  const weights = timeWeightSettings(config);
+  const byTime = weights && withTimeWeights(calibrated, weights);
+  for (const [index, { settings, isWeighted }] of candidates.entries()) {
+    const own = sha256(JSON.stringify([identity, settings, isWeighted]));
     const solved = folder === undefined ? undefined : loadSolvedLayers(folder, index, own);
     if (solved !== undefined && solved.size > 0) {
       event(
@@ -243,7 +277,7 @@ export async function solvePlan(
         signal,
         "go on with --resume, what is solved is kept",
         () =>
-          solveModel(calibrated, {
+          solveModel(isWeighted ? byTime! : calibrated, {
             kernels,
             threads,
             solver: config.solver,
@@ -308,6 +342,13 @@ export async function solvePlan(
       }` +
         (distances.length > 1 ? `; candidate ${best!.index + 1} taken` : ""),
     );
+  }
+  const taken = candidates[best!.index]!;
+  if (weights !== undefined) {
+    event("calibrate", `weights by time (${weights.sampler}): ${taken.isWeighted ? "kept" : "rejected"}`);
+  }
+  if (solverSettings(config).annealing > 0 && config.solver === "best") {
+    event("calibrate", `annealed codes: ${taken.settings.annealing > 0 ? "kept" : "rejected"}`);
   }
   return { layers: best!.layers, distances, chosen: best!.index, source: data.source };
 }

@@ -13,6 +13,7 @@ import {
   loadTokenizer,
   type MaskedTransformer,
   RandomStream,
+  type Scheduler,
   type SequenceBatch,
 } from "../models/mod.ts";
 import { elementCount, SafetensorsFile } from "../tensor/mod.ts";
@@ -64,6 +65,8 @@ export interface CalibrationSet<Batch> {
   readonly distinctPositions: number;
   /** What the parts' times are on. */
   readonly axis: TimeAxis;
+  /** What images were noised by; undefined for sequences. */
+  readonly scheduler?: Scheduler | undefined;
   readonly fit: readonly CalibrationPart<Batch>[];
   readonly heldOut: readonly CalibrationPart<Batch>[];
 }
@@ -440,6 +443,7 @@ function imageSet(
     warnings: fewRecords(labels.length, isSynthetic),
     distinctPositions: labels.length * positions,
     axis: timestepAxis(trainTimesteps),
+    scheduler,
     ...draw(labels.length, samples, seed, positions, batchOf),
   };
 }

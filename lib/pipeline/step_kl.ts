@@ -4,9 +4,10 @@
  */
 import type { DitModel, LoadedModel, Scheduler } from "../models/mod.ts";
 import { tokenKl } from "../thermo/masked_transition.ts";
-import { learnedVarianceWeight, TransitionComputer } from "../thermo/transition.ts";
+import { learnedVarianceWeight, type TransitionComputer } from "../thermo/transition.ts";
 import { maskRatioAxis, type TimeAxis, type TimeGroups, timestepAxis } from "../time/mod.ts";
 import type { Calibrated } from "./calibration_data.ts";
+import { transitionsOf } from "./time_weights.ts";
 
 /** Bins of the mask ratio: as many as image models mostly have timesteps, so that a window is the same share of the axis. */
 export const MASK_RATIO_BINS = 1000;
@@ -19,12 +20,8 @@ export function timeAxisOf(scheduler: Scheduler | undefined): TimeAxis {
 }
 
 /** Step-KL weights of a model's own schedule by timestep: DDPM's, cut at their 95th percentile. */
-export function stepWeights({ config, alphasCumulative, betas }: Scheduler): TransitionComputer {
-  return new TransitionComputer({ betas, alphasCumulative }, {
-    prediction: config.predictionType,
-    sampler: "ddpm",
-    variance: config.varianceType === "fixed_large" ? "fixed_large" : "fixed_small",
-  });
+export function stepWeights(scheduler: Scheduler): TransitionComputer {
+  return transitionsOf(scheduler, { sampler: "ddpm", schedule: "auto" });
 }
 
 /** Step KL of samples as sums: the mean is Σ sums / Σ counts. */

@@ -2,9 +2,15 @@
  * Weights ω_t of a model's steps, and calibration data whose samples count by them: with such weights a second moment is
  * `H̄ = Σ_t ω_t H_t` (DESIGN.md §3). What a weight is, is lib/thermo's.
  */
+import { CalibrationError } from "../errors.ts";
 import type { Scheduler } from "../models/mod.ts";
-import { capWeights, noiseSchedule, TransitionComputer, unmaskProbability } from "../thermo/mod.ts";
-import type { BetaScheduleName } from "../thermo/mod.ts";
+import { unmaskProbability } from "../thermo/masked_transition.ts";
+import {
+  type BetaScheduleName,
+  capWeights,
+  noiseSchedule,
+  TransitionComputer,
+} from "../thermo/transition.ts";
 import type { TimeAxis } from "../time/mod.ts";
 import type { Calibrated, CalibrationPart, CalibrationSet } from "./calibration_data.ts";
 
@@ -62,8 +68,24 @@ export function timeWeights(
 }
 
 /**
+ * Calibration data that count by the weights of a model's own axis: {@linkcode timeWeights} and {@linkcode weightByTime} in one.
+ *
+ * @throws {CalibrationError} when there are no data, but statistics of them alone
+ */
+export function withTimeWeights(calibrated: Calibrated, settings: TimeWeightSettings): Calibrated {
+  const { data: { axis, scheduler, fit } } = calibrated;
+  if (fit.length === 0) {
+    throw new CalibrationError(
+      "Cannot weigh calibration data by time: there must be samples, got statistics of them alone; give the data " +
+        "themselves or set thermodynamic.transition_optimization.time_weights to none",
+    );
+  }
+  return weightByTime(calibrated, timeWeights(axis, scheduler, settings));
+}
+
+/**
  * Calibration data whose samples that are solved on count by the weight of their time's bin, relative to the mean of all; what is
- * held out stays as it is. Equal weights change no number.
+ * held out stays as it is. Equal weights change no number. Statistics that were gathered before are left out.
  *
  * @param weights `[bins]` of the data's axis, as {@linkcode timeWeights} makes them
  * @throws {TypeError} when there is not a weight for each bin
@@ -72,8 +94,8 @@ export function timeWeights(
 export function weightByTime(calibrated: Calibrated, weights: ArrayLike<number>): Calibrated {
   // Two branches of the same text: a union's members are not functions of each other.
   return calibrated.kind === "sequences"
-    ? { ...calibrated, data: weighted(calibrated.data, weights) }
-    : { ...calibrated, data: weighted(calibrated.data, weights) };
+    ? { ...calibrated, data: weighted(calibrated.data, weights), statistics: undefined }
+    : { ...calibrated, data: weighted(calibrated.data, weights), statistics: undefined };
 }
 
 function weighted<Batch>(data: CalibrationSet<Batch>, weights: ArrayLike<number>): CalibrationSet<Batch> {

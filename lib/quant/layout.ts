@@ -3,27 +3,20 @@
  * bytes themselves are docs/format.md's.
  */
 
+import {
+  BIT_WIDTHS,
+  type BitWidth,
+  GROUP_SIZES,
+  type GroupSize,
+  SCALE_BITS,
+  type ScaleBits,
+  TWO_LEVEL_GROUP_SIZES,
+  ZERO_POINT_KINDS,
+  type ZeroPointKind,
+} from "../weight_grids.ts";
 import { checkRotation, type Rotation } from "./hadamard.ts";
 
-export type BitWidth = 2 | 3 | 4 | 8;
-/** Weights of one row that share a scale; 0 is the whole row. */
-export type GroupSize = 0 | 16 | 32 | 64 | 128 | 256;
-/** `real`: any half float; `integer`: a whole number in [0, 2^bits − 1]; `symmetric`: fixed at 2^(bits − 1). */
-export type ZeroPointKind = "real" | "integer" | "symmetric";
-
-export const BIT_WIDTHS: readonly BitWidth[] = [2, 3, 4, 8];
-export const GROUP_SIZES: readonly GroupSize[] = [0, 16, 32, 64, 128, 256];
-export const ZERO_POINT_KINDS: readonly ZeroPointKind[] = ["real", "integer", "symmetric"];
-
-/** Bits of the sub-codes of two-level scales. */
-export type ScaleBits = 4 | 6;
-export const SCALE_BITS: readonly ScaleBits[] = [4, 6];
-/** Group sizes that two-level scales can have. */
-export const TWO_LEVEL_GROUP_SIZES: readonly GroupSize[] = [16, 32, 64, 128];
-/** Group size of two-level scales where none is asked for: those of ggml's Q2_K and Q4_K. */
-export function defaultTwoLevelGroupSize(bits: BitWidth): 16 | 32 {
-  return bits < 4 ? 16 : 32;
-}
+export * from "../weight_grids.ts";
 
 /** Weights of a row that share the two half floats of two-level scales; the last superblock of a row may be shorter. */
 export const SUPERBLOCK_SIZE = 256;
