@@ -7,7 +7,7 @@
 const COOLING_STEPS = 12;
 /** What a temperature is of the one before. */
 const COOLING = 0.6;
-/** Distances beyond which a probability is 0: e⁻⁴⁰ is below what a sum of numbers near 1 can show. */
+/** Exponents beyond which a probability is 0: e⁻⁴⁰ is below what a sum of numbers near 1 can show. */
 const FAR = 40;
 
 /** A layer to anneal. */
@@ -26,36 +26,57 @@ export interface AnnealedLayer {
   readonly zeroPoint: Float32Array;
 }
 
-/** @throws {RangeError} when a temperature is outside [0, 100] */
+/** τ as in the configuration's `entropy_weight`. @throws {RangeError} when it is outside [0, 100] */
 export function checkTemperature(temperature: number): void {
   if (!(temperature >= 0 && temperature <= 100)) {
     throw new RangeError(`Cannot anneal codes: the temperature must lie in [0, 100], got ${temperature}`);
   }
 }
 
-/** eˣ for x in [−{@linkcode FAR}, 0], by sums and products alone: the same bits in every runtime. */
+/** ln 2 as a sum, the first of so few bits that small multiples of it are exact. */
+const LN2_HIGH = 0.69314718036912381649, LN2_LOW = 1.90821492927058770002e-10;
+
+/** eˣ for x in [−{@linkcode FAR}, 0] by sums, products and halving: `Math.exp` differs between runtimes in the last bit. */
 function exponential(x: number): number {
-  const part = x / 64;
-  let sum = 1;
-  for (let k = 12; k > 0; k--) sum = 1 + sum * part / k;
-  for (let i = 0; i < 6; i++) sum *= sum;
-  return sum;
+  const halvings = Math.floor(-x / Math.LN2);
+  const rest = (x + halvings * LN2_HIGH) + halvings * LN2_LOW; // in (−ln 2, 0]
+  let value = 1;
+  for (let k = 16; k > 0; k--) value = 1 + value * rest / k;
+  for (let i = 0; i < halvings; i++) value /= 2;
+  return value;
 }
 
-/** Mean code of `softmax(−(position − code)²/τ)`; at τ = 0 the nearest, the lower of two. */
-export function meanCode(position: number, largest: number, temperature: number): number {
-  const nearest = Math.min(largest, Math.max(0, Math.ceil(position - 0.5)));
-  if (temperature === 0) return nearest;
+/**
+ * Probabilities `p = softmax(−d/τ)` of the codes of a weight that lies at `position` on the grid, d the squared distance in steps; at τ = 0 the
+ * nearest code alone (the lower of two). Those below e⁻⁴⁰ of the nearest's are 0.
+ *
+ * @param out `f64[codes]`
+ */
+export function codeProbabilities(
+  position: number,
+  codes: number,
+  temperature: number,
+  out: Float64Array,
+): void {
+  const nearest = Math.min(codes - 1, Math.max(0, Math.ceil(position - 0.5)));
+  out.fill(0, 0, codes);
+  out[nearest] = 1;
+  if (temperature === 0) return;
   const least = (position - nearest) ** 2;
-  let mass = 0, sum = 0;
-  for (let code = 0; code <= largest; code++) {
+  let sum = 0;
+  for (let code = 0; code < codes; code++) {
     const distance = ((position - code) ** 2 - least) / temperature;
-    if (distance > FAR) continue;
-    const p = exponential(-distance);
-    mass += p;
-    sum += p * code;
+    if (distance <= FAR) sum += out[code] = exponential(-Math.max(0, distance));
   }
-  return sum / mass;
+  for (let code = 0; code < codes; code++) out[code]! /= sum;
+}
+
+/** Mean of the codes' probabilities. @param p `f64[codes]` of scratch */
+function meanCode(position: number, temperature: number, p: Float64Array): number {
+  codeProbabilities(position, p.length, temperature, p);
+  let sum = 0;
+  for (let code = 1; code < p.length; code++) sum += p[code]! * code;
+  return sum;
 }
 
 /**
@@ -71,7 +92,9 @@ export function annealLayer(
   temperature: number,
 ): void {
   checkTemperature(temperature);
-  const largest = 2 ** bits - 1, width = groupSize === 0 ? cols : groupSize, groups = scale.length / rows;
+  const p = new Float64Array(2 ** bits),
+    width = groupSize === 0 ? cols : groupSize,
+    groups = scale.length / rows;
   const soft = new Float64Array(cols), products = new Float64Array(cols);
   for (let row = 0; row < rows; row++) {
     products.fill(0);
@@ -86,7 +109,7 @@ export function annealLayer(
       for (let k = 0; k < cols; k++) {
         const diagonal = moment[k * cols + k]!, step = scale[row * groups + Math.floor(k / width)]!;
         if (!(diagonal > 0) || step === 0) continue;
-        const old = soft[k]!, code = meanCode(old + products[k]! / (diagonal * step), largest, own);
+        const old = soft[k]!, code = meanCode(old + products[k]! / (diagonal * step), own, p);
         if (code === old) continue;
         soft[k] = code;
         const change = step * (code - old);

@@ -1,9 +1,10 @@
 /**
  * The terms of phase 3's objective with their gradients: what quantizing costs a layer, how far its parameters jump between time groups, and the
- * annealing's entropy. Minimising them is elsewhere: gauss_markov.ts, annealing.ts, optimizer.ts.
+ * annealing's entropy. Minimising them is elsewhere: gauss_markov.ts, optimizer.ts, and lib/quant's annealing.ts.
  */
 import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
+import { checkTemperature, codeProbabilities } from "../quant/annealing.ts";
 
 /** A loss and its gradient. */
 export interface LossTerm<Gradient> {
@@ -138,39 +139,6 @@ export interface AnnealedLoss {
   /** Derivatives of `loss` at fixed units `s²` of the temperature. */
   readonly byScale: number;
   readonly byZeroPoint: number;
-}
-
-/** τ as in the configuration's `entropy_weight`. */
-export function checkTemperature(temperature: number): void {
-  if (!(temperature >= 0 && temperature <= 100)) {
-    throw new RangeError(
-      `Cannot anneal codes: the temperature must lie in [0, 100], got ${temperature}`,
-    );
-  }
-}
-
-/**
- * Probabilities `p = softmax(−d/τ)` of the codes of a weight that lies at `position` on the grid, d the squared distance in steps; at τ = 0 the
- * nearest code alone (the lower of two).
- */
-export function codeProbabilities(
-  position: number,
-  codes: number,
-  temperature: number,
-  out: Float64Array,
-): void {
-  const nearest = Math.min(codes - 1, Math.max(0, Math.ceil(position - 0.5)));
-  if (temperature === 0) {
-    out.fill(0, 0, codes);
-    out[nearest] = 1;
-    return;
-  }
-  const least = (position - nearest) ** 2;
-  let sum = 0;
-  for (let code = 0; code < codes; code++) {
-    sum += out[code] = Math.exp((least - (position - code) ** 2) / temperature);
-  }
-  for (let code = 0; code < codes; code++) out[code]! /= sum;
 }
 
 /**

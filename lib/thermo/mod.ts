@@ -1,11 +1,9 @@
 /** The three phases' parts: transitions and their step KL, validation, smoothing, losses, solvers and the optimizer. */
-export { annealCodes, type AnnealedCodes } from "./annealing.ts";
 export { solveBlockTridiagonal, solveGaussMarkov, type TimeQuadratics } from "./gauss_markov.ts";
 export {
   type AnnealedGroup,
   type AnnealedLoss,
   annealedLoss,
-  codeProbabilities,
   type LossTerm,
   markovLoss,
   quantizationLoss,

@@ -1,13 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { annealCodes } from "../../lib/thermo/annealing.ts";
+import { codeProbabilities } from "../../lib/quant/annealing.ts";
 import { solveBlockTridiagonal, solveGaussMarkov } from "../../lib/thermo/gauss_markov.ts";
-import {
-  annealedLoss,
-  codeProbabilities,
-  markovLoss,
-  quantizationLoss,
-  totalLoss,
-} from "../../lib/thermo/losses.ts";
+import { annealedLoss, markovLoss, quantizationLoss, totalLoss } from "../../lib/thermo/losses.ts";
 import { tokenKl } from "../../lib/thermo/masked_transition.ts";
 import { allKernels, gaussians, randomStream } from "../_kernels.ts";
 
@@ -159,42 +153,6 @@ describe("annealed loss", () => {
       expect(() => annealedLoss(group, temperature)).toThrow("the temperature must lie in [0, 100]");
     }
     expect(() => annealedLoss({ ...group, scale: 0 }, 1)).toThrow("the scale not 0");
-  });
-});
-
-describe("annealed codes", () => {
-  test("are never worse than the grid they came from, and mostly better than alternation alone", () => {
-    let better = 0, worse = 0;
-    for (let seed = 1; seed <= 200; seed++) {
-      const weights = gaussians(seed, 64);
-      const low = Math.min(...weights), high = Math.max(...weights);
-      const scale = (high - low) / 3, group = { weights, scale, zeroPoint: -low / scale, bits: 2 };
-      const cold = annealCodes(group, 0), warm = annealCodes(group, 0.5);
-      for (const found of [cold, warm]) {
-        expect(found.error).toBeLessThanOrEqual(found.errorBefore);
-        let error = 0;
-        for (const [i, w] of weights.entries()) {
-          error += (w - found.scale * (found.codes[i]! - found.zeroPoint)) ** 2;
-        }
-        expect(Math.abs(error / found.error - 1)).toBeLessThan(1e-9);
-      }
-      if (warm.error < cold.error * (1 - 1e-9)) better++;
-      if (warm.error > cold.error * (1 + 1e-9)) worse++;
-    }
-    expect(better).toBeGreaterThan(worse);
-  });
-
-  test("what can be stored is what is measured; constants stay", () => {
-    const weights = gaussians(3, 32);
-    const half = (scale: number, zeroPoint: number) =>
-      [Math.f16round(scale), Math.f16round(zeroPoint)] as const;
-    const found = annealCodes({ weights, scale: 1, zeroPoint: 1.5, bits: 2 }, 0.05, half);
-    expect([found.scale, found.zeroPoint]).toEqual([
-      Math.f16round(found.scale),
-      Math.f16round(found.zeroPoint),
-    ]);
-    const constant = annealCodes({ weights: [2, 2, 2], scale: 1, zeroPoint: 0, bits: 2 }, 0.1);
-    expect([constant.error, [...constant.codes]]).toEqual([0, [2, 2, 2]]);
   });
 });
 
