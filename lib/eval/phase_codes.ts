@@ -1,12 +1,29 @@
 /** Codes of a row of the phase suite: what the pipeline chooses before the phases, with the time that it took. */
 import type { Config } from "../config.ts";
 import { CheckpointError } from "../errors.ts";
-import { solvePlan } from "../pipeline/calibrated.ts";
+import type { BitPlan } from "../pipeline/budget.ts";
+import { type KnownSolutions, solvePlan } from "../pipeline/calibrated.ts";
 import type { PhaseContext } from "../pipeline/phase_context.ts";
 import { planQuantization } from "../pipeline/plan.ts";
+import { planByBudget } from "../pipeline/sensitivity.ts";
 import { denseWeights } from "../pipeline/solve.ts";
-import { type PackedTensor, quantize } from "../quant/mod.ts";
-import type { RowSetting } from "./phase_rows.ts";
+import { type GroupSize, type PackedTensor, quantize } from "../quant/mod.ts";
+
+/** How codes are chosen. */
+export interface CodesSetting {
+  readonly solver: "round" | "best";
+  /** Samples count by the weight of their time's step, of the model's own schedule unless there is another. */
+  readonly timeWeights?: "ddpm" | "ddim";
+  readonly betaSchedule?: "linear" | "cosine";
+  /** Temperature at which codes begin to be annealed. */
+  readonly annealing?: number;
+  /** Whether these two are held against doing without; otherwise they are taken whatever they do. */
+  readonly isGuarded?: boolean;
+  /** Default: the run's. */
+  readonly groupSize?: GroupSize;
+  /** Bits and group sizes by budget. */
+  readonly targetBitsPerWeight?: number;
+}
 
 /** Codes by a solver, with the seconds that they took. */
 export interface Codes {
@@ -14,15 +31,49 @@ export interface Codes {
   readonly seconds: number;
 }
 
-/** @throws {CheckpointError} when there is nothing to quantize */
+/** A configuration that chooses codes so. */
+export function configOf(config: Config, setting: CodesSetting): Config {
+  const { solver, timeWeights, betaSchedule, annealing = 0, isGuarded = false, groupSize } = setting;
+  const hasTerms = timeWeights !== undefined || annealing > 0;
+  const { thermodynamic, solverOptions } = config;
+  return {
+    ...config,
+    solver,
+    groupSize: groupSize ?? config.groupSize,
+    targetBitsPerWeight: setting.targetBitsPerWeight ?? null,
+    solverOptions: hasTerms && !isGuarded ? { ...solverOptions, candidates: 1 } : solverOptions,
+    thermodynamic: {
+      ...thermodynamic,
+      transitionOptimization: {
+        ...thermodynamic.transitionOptimization,
+        enabled: hasTerms,
+        timeWeights: timeWeights ?? "none",
+        betaSchedule: betaSchedule ?? "auto",
+        entropyWeight: annealing,
+      },
+    },
+  };
+}
+
+/**
+ * Codes of a setting.
+ *
+ * @param known candidates that other settings have solved
+ * @throws {CheckpointError} when there is nothing to quantize
+ */
 export async function codesOf(
   context: PhaseContext,
-  config: Config,
-  solver: RowSetting["solver"],
+  given: Config,
+  setting: CodesSetting,
+  known: KnownSolutions,
 ): Promise<Codes> {
   const { checkpoint, calibrated, kernels, threads, signal } = context;
+  const config = configOf(given, setting);
   const begin = performance.now();
-  const plan = planQuantization(checkpoint, { ...config, solver });
+  const bitPlan: BitPlan | undefined = config.targetBitsPerWeight === null
+    ? undefined
+    : await planByBudget(checkpoint, calibrated, config, kernels, threads, { signal });
+  const plan = planQuantization(checkpoint, config, bitPlan);
   const layers = new Map(
     calibrated.model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])),
   );
@@ -35,28 +86,38 @@ export async function codesOf(
       },
     );
   }
-  let weights: Map<string, PackedTensor>;
-  if (solver === "best") {
-    const solved = await solvePlan(calibrated, plan, { ...config, solver }, kernels, threads, undefined, "", {
-      signal,
-    });
-    weights = new Map([...solved.layers].map(([name, { tensor }]) => [name, tensor]));
-  } else {
-    weights = new Map(rows.map(({ name, shape, bits, groupSize, zeroPoint, scaleBits }) => {
-      const [height, width] = shape as [number, number];
-      const data = denseWeights(kernels, layers.get(name)!, threads);
-      return [
-        name,
-        quantize(kernels, { data, dtype: "F32" }, height, width, {
-          bits: bits!,
-          groupSize: groupSize!,
-          zeroPoint: zeroPoint!,
-          scaleBits,
-          solver: "round",
-          threads,
-        }),
-      ];
-    }));
+  const planSeconds = (performance.now() - begin) / 1000;
+  if (config.solver === "best") {
+    const solved = await solvePlan(
+      calibrated,
+      plan,
+      config,
+      kernels,
+      threads,
+      undefined,
+      "",
+      { signal },
+      known,
+    );
+    return {
+      weights: new Map([...solved.layers].map(([name, { tensor }]) => [name, tensor])),
+      seconds: planSeconds + solved.milliseconds / 1000,
+    };
   }
+  const weights = new Map(rows.map(({ name, shape, bits, groupSize, zeroPoint, scaleBits }) => {
+    const [height, width] = shape as [number, number];
+    const data = denseWeights(kernels, layers.get(name)!, threads);
+    return [
+      name,
+      quantize(kernels, { data, dtype: "F32" }, height, width, {
+        bits: bits!,
+        groupSize: groupSize!,
+        zeroPoint: zeroPoint!,
+        scaleBits,
+        solver: "round",
+        threads,
+      }),
+    ];
+  }));
   return { weights, seconds: (performance.now() - begin) / 1000 };
 }

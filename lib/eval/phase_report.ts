@@ -2,7 +2,7 @@
 import type { PhaseModel } from "../pipeline/phase_context.ts";
 import type { PhasesReport } from "../pipeline/phases.ts";
 import type { BitWidth } from "../quant/mod.ts";
-import { bootstrapRatio, type Difference } from "./intervals.ts";
+import { bootstrapRatio, type Difference, type Interval } from "./intervals.ts";
 import type { PhaseMeasurement, PhaseYardstick } from "./phase_measure.ts";
 import type { RowSetting } from "./phase_rows.ts";
 import { span } from "./settings.ts";
@@ -25,6 +25,8 @@ export interface Row {
   readonly seconds: number | undefined;
   readonly overhead: number | undefined;
   readonly differenceToBaseline: Difference | undefined;
+  /** Its step KL as a multiple of another row's, over the same samples. */
+  readonly over: (Interval & { readonly row: string }) | undefined;
   readonly model: PhaseModel | undefined;
 }
 
@@ -133,7 +135,19 @@ export function phaseSections(
       kept: row.report && guardText(row.report),
     })),
   };
-  return tasks.length > 0 ? [accuracy, stepKl, cost] : [stepKl, cost];
+  const compared = rows.filter(({ over }) => over !== undefined);
+  const ratios: Section = {
+    title: `${about}: step KL as a multiple of another row's`,
+    notes: ["Over the same samples, with 95 % intervals (bootstrap over pairs)."],
+    columns: [phase, { key: "over", title: "beside" }, { key: "ratio", title: "×" }],
+    rows: compared.map((row) => ({ phase: named(row), over: row.over!.row, ratio: span(row.over!, 3) })),
+  };
+  return [
+    ...(tasks.length > 0 ? [accuracy] : []),
+    stepKl,
+    ...(compared.length > 0 ? [ratios] : []),
+    cost,
+  ];
 }
 
 /** Share of prompts solved, relative to the baseline's. */

@@ -1,5 +1,6 @@
 /** The rows of the phase suite: full precision, baseline, phases, ablations and rivals, and how each is made. */
 import type { PhaseSettings } from "../pipeline/phases.ts";
+import type { CodesSetting } from "./phase_codes.ts";
 import type { PhaseName } from "./suite.ts";
 
 /** Time groups unless `--groups` says otherwise. */
@@ -14,14 +15,40 @@ const REFINEMENT = {
 } as const;
 const QUICK_ITERATIONS = 6;
 
+/** Where annealing begins, in squared steps of the grid: the seed system's own value of `entropy_weight`. */
+const ANNEALING = 0.05;
+/** Bits per weight of the budget's rows. */
+const BUDGET = 2.25;
+
 /** How a row is made. */
 export interface RowSetting {
   readonly name: string;
   readonly phase: PhaseName;
-  readonly solver: "round" | "best";
+  readonly codes: CodesSetting;
   readonly phases: PhaseSettings;
   /** Activations on a grid of their own for each token, in place of static ones. */
   readonly dynamicBits?: 4 | 8;
+  /** Name of an earlier row that its step KL is divided by. */
+  readonly over?: string;
+}
+
+const ROUND: CodesSetting = { solver: "round" }, BEST: CodesSetting = { solver: "best" };
+/** Phase 3's codes. */
+const OPTIMIZED: CodesSetting = { solver: "best", timeWeights: "ddpm", isGuarded: true };
+
+/** Rows that run on one kind of model alone, and why. */
+export function rowsLeftOut(
+  kind: "sequences" | "images",
+): readonly { readonly what: string; readonly reason: string }[] {
+  return kind === "images"
+    ? [{
+      what: `${BUDGET} bits by budget`,
+      reason: "measuring what each layer costs takes minutes there: on language models alone",
+    }]
+    : [{
+      what: "best + time weights, cosine",
+      reason: "a schedule changes no weight of masked diffusion: on image models alone",
+    }];
 }
 
 /** The rows of a run; ablations and rivals come with `all`. */
@@ -31,54 +58,76 @@ export function rowSettings(
   phase: PhaseName,
   quick: boolean,
 ): RowSetting[] {
-  const static8 = { groups, bits: 8 } as const;
+  const static8 = { groups, bits: 8 } as const, static4 = { groups, bits: 4, range: "mse" } as const;
   const refinement = quick ? { ...REFINEMENT[kind], maxIterations: QUICK_ITERATIONS } : REFINEMENT[kind];
+  const two = { validation: VALIDATION, smoothing: SMOOTHING };
   const main: RowSetting[] = [
-    { name: "baseline", phase: "baseline", solver: "round", phases: { activations: static8 } },
+    { name: "baseline", phase: "baseline", codes: ROUND, phases: { activations: static8 } },
     {
       name: "phase1",
       phase: "phase1",
-      solver: "round",
+      codes: ROUND,
       phases: { activations: static8, validation: VALIDATION },
     },
-    {
-      name: "phase2",
-      phase: "phase2",
-      solver: "round",
-      phases: { activations: static8, validation: VALIDATION, smoothing: SMOOTHING },
-    },
+    { name: "phase2", phase: "phase2", codes: ROUND, phases: { activations: static8, ...two } },
     {
       name: "phase3_full",
       phase: "phase3_full",
-      solver: "best",
-      phases: { activations: static8, validation: VALIDATION, smoothing: SMOOTHING, refinement },
+      codes: OPTIMIZED,
+      phases: { activations: static8, ...two, refinement },
     },
   ];
   if (phase !== "all") return main.filter((row) => row.phase === phase || row.phase === "baseline");
   const row = (
     name: string,
-    solver: RowSetting["solver"],
+    codes: CodesSetting,
     phases: PhaseSettings,
-    dynamicBits?: 4 | 8,
-  ): RowSetting => ({
-    name,
-    phase: "all",
-    solver,
-    phases,
-    ...(dynamicBits === undefined ? {} : { dynamicBits }),
-  });
+    more: Pick<RowSetting, "dynamicBits" | "over"> = {},
+  ): RowSetting => ({ name, phase: "all", codes, phases, ...more });
+  const overBest = { over: "best alone" } as const, overBaseline = { over: "baseline" } as const;
   return [
     ...main,
-    row("without refinement", "best", { activations: static8, validation: VALIDATION, smoothing: SMOOTHING }),
-    row("round alone", "round", {}),
-    row("round + refinement", "round", { refinement }),
-    row("best alone", "best", {}),
-    row("best + refinement", "best", { refinement }),
-    row("best, static 8 bits, G 1", "best", { activations: { groups: 1, bits: 8 } }),
-    row(`best, static 8 bits, G ${groups}`, "best", { activations: static8 }),
-    row("best, dynamic 8 bits", "best", {}, 8),
-    row("best, static 4 bits, G 1", "best", { activations: { groups: 1, bits: 4, range: "mse" } }),
-    row("best, static 4 bits, G 10", "best", { activations: { groups: 10, bits: 4, range: "mse" } }),
-    row("best, dynamic 4 bits", "best", {}, 4),
+    row("without refinement", OPTIMIZED, { activations: static8, ...two }),
+    row("round alone", ROUND, {}),
+    row("round + refinement", ROUND, { refinement }, { over: "round alone" }),
+    row("best alone", BEST, {}, { over: "round alone" }),
+    row("best + refinement", BEST, { refinement }, overBest),
+    row("best + time weights", { ...BEST, timeWeights: "ddpm" }, {}, overBest),
+    ...(kind === "images"
+      ? [
+        row(
+          "best + time weights, cosine",
+          { ...BEST, timeWeights: "ddpm", betaSchedule: "cosine" },
+          {},
+          overBest,
+        ),
+      ]
+      : []),
+    row("best + annealing", { ...BEST, annealing: ANNEALING }, {}, overBest),
+    row("best + both", { ...BEST, timeWeights: "ddpm", annealing: ANNEALING }, {}, overBest),
+    row("best, static 8 bits, G 1", BEST, { activations: { groups: 1, bits: 8 } }, overBest),
+    row(`best, static 8 bits, G ${groups}`, BEST, { activations: static8 }, overBest),
+    row("best, dynamic 8 bits", BEST, {}, { dynamicBits: 8, ...overBest }),
+    row("best, static 4 bits, G 1", BEST, { activations: { ...static4, groups: 1 } }, overBest),
+    row("best, static 4 bits, G 10", BEST, { activations: { ...static4, groups: 10 } }, overBest),
+    row("best, dynamic 4 bits", BEST, {}, { dynamicBits: 4, ...overBest }),
+    row(`baseline, static 4 bits, G ${groups}`, ROUND, { activations: static4 }, overBaseline),
+    row(`phase 3, static 4 bits, G ${groups}`, OPTIMIZED, { activations: static4, ...two, refinement }, {
+      over: `baseline, static 4 bits, G ${groups}`,
+    }),
+    ...([128, 64, 32] as const).map((groupSize) =>
+      row(`baseline, groups of ${groupSize}`, { ...ROUND, groupSize }, { activations: static8 }, overBaseline)
+    ),
+    row("best, groups of 32", { ...BEST, groupSize: 32 }, {}, overBest),
+    ...(kind === "sequences"
+      ? [
+        row(`round, ${BUDGET} bits by budget`, { ...ROUND, targetBitsPerWeight: BUDGET }, {}, {
+          over: "round alone",
+        }),
+        row(`best, ${BUDGET} bits by budget`, { ...BEST, targetBitsPerWeight: BUDGET }, {}, {
+          over: `round, ${BUDGET} bits by budget`,
+        }),
+      ]
+      : []),
   ];
 }

@@ -16,17 +16,17 @@ import {
 } from "../pipeline/phase_context.ts";
 import { type PhaseResult, runPhases } from "../pipeline/phases.ts";
 import { timeAxisOf } from "../pipeline/step_kl.ts";
-import { calibrationSource } from "../pipeline/calibrated.ts";
+import { calibrationSource, type KnownSolutions } from "../pipeline/calibrated.ts";
 import { loadCalibration } from "../pipeline/calibration_data.ts";
 import { equalTimeGroups } from "../time/mod.ts";
 import { type BitWidth, MAX_THREADS } from "../quant/mod.ts";
 import { packedByteLength } from "../quant/layout.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
-import { pairedDifference } from "./intervals.ts";
+import { bootstrapRatio, pairedDifference } from "./intervals.ts";
 import { type Codes, codesOf } from "./phase_codes.ts";
 import { phaseYardstick } from "./phase_measure.ts";
 import { claimSection, phaseGoals, phaseSections, type Row } from "./phase_report.ts";
-import { DEFAULT_TIME_GROUPS, type RowSetting, rowSettings } from "./phase_rows.ts";
+import { DEFAULT_TIME_GROUPS, rowSettings, rowsLeftOut } from "./phase_rows.ts";
 import { nameOf } from "./settings.ts";
 import type { BenchContext, Skipped, Suite, SuiteReport } from "./suite.ts";
 
@@ -106,7 +106,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     tasks: options.tasks,
     quick,
   });
-  const codes = new Map<RowSetting["solver"], Codes>();
+  const codes = new Map<string, Codes>(), known: KnownSolutions = new Map();
   const rows: Row[] = [{
     setting: undefined,
     measurement: yardstick.measure(full),
@@ -115,21 +115,22 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     seconds: undefined,
     overhead: undefined,
     differenceToBaseline: undefined,
+    over: undefined,
     model: undefined,
   }];
-  const refinements = new Map<RowSetting["solver"], PhaseResult>();
+  const refinements = new Map<string, PhaseResult>();
   let baseline: Row | undefined;
   for (const setting of rowSettings(timeGroups, calibrated.kind, phase, quick)) {
     progress(`${name}, ${setting.name}`);
-    const { solver } = setting;
-    const own = codes.get(solver) ?? await codesOf(phaseContext, config, solver);
-    codes.set(solver, own);
+    const key = JSON.stringify(setting.codes);
+    const own = codes.get(key) ?? await codesOf(phaseContext, config, setting.codes, known);
+    codes.set(key, own);
     const { refinement, ...others } = setting.phases;
     // The same refinement in several rows runs once; its time counts in each.
     const refined = refinement === undefined
       ? undefined
-      : refinements.get(solver) ?? await runPhases(phaseContext, own.weights, { refinement });
-    if (refined !== undefined) refinements.set(solver, refined);
+      : refinements.get(key) ?? await runPhases(phaseContext, own.weights, { refinement });
+    if (refined !== undefined) refinements.set(key, refined);
     const between = performance.now();
     const { model, report } = await runPhases(phaseContext, own.weights, others, refined);
     const phaseSeconds = (performance.now() - between + (refined?.report.refinement?.milliseconds ?? 0)) /
@@ -140,6 +141,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     const extra = ((validation?.milliseconds ?? 0) + (validation?.stepKlMilliseconds ?? 0) +
       (smoothing?.milliseconds ?? 0)) / 1000;
     const measurement = yardstick.measure(loadPhaseModel(phaseContext, model), setting.dynamicBits);
+    const { over } = setting, other = rows.find(({ setting }) => setting?.name === over);
     const row: Row = {
       setting,
       measurement,
@@ -154,6 +156,10 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       differenceToBaseline: baseline?.measurement.solved === undefined || measurement.solved === undefined
         ? undefined
         : pairedDifference(baseline.measurement.solved, measurement.solved, { seed }),
+      over: over === undefined || other === undefined ? undefined : {
+        row: over,
+        ...bootstrapRatio(measurement.sums, other.measurement.sums, { seed }),
+      },
       model,
     };
     if (setting.name === "baseline") baseline = row;
@@ -166,6 +172,11 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     const [what, reason] = text.split(": ") as [string, string];
     return { what: `${name}: ${what}`, reason };
   });
+  if (phase === "all") {
+    skipped.push(
+      ...rowsLeftOut(calibrated.kind).map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })),
+    );
+  }
   const calibration = calibrated.data.source.replaceAll(JSON.stringify(source), basename(source)) +
     (calibrated.data.isSynthetic ? " - NOT real data" : "");
   const about = {
@@ -184,13 +195,15 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       model: name,
       family: full.kind,
       phase: setting?.name ?? "full precision",
-      solver: setting?.solver ?? null,
+      solver: setting?.codes.solver ?? null,
+      codes: setting?.codes ?? null,
       bits: setting === undefined ? null : bits,
       groupSize: setting === undefined ? null : options.groupSize,
       timeGroups: row.report?.groups ?? null,
       bitsPerWeight: row.bitsPerWeight ?? null,
       timeParameterBytes: model?.timeParameters?.bytes ?? 0,
       stepKl: measurement.stepKl,
+      stepKlOver: row.over ?? null,
       noiseError: measurement.noiseError ?? null,
       accuracy: measurement.scores,
       differenceToBaseline: row.differenceToBaseline ?? null,

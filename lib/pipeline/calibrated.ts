@@ -177,8 +177,8 @@ interface Candidate {
 }
 
 /**
- * What is tried beside the configured settings. Phase 3's terms are held against doing without them; what else is best differs from
- * model to model.
+ * What is tried beside the configured settings. Phase 3's terms are held against doing without them, unless there is to be one candidate; what
+ * else is best differs from model to model.
  */
 function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
   const { solver, solverOptions: { candidates } } = config;
@@ -190,7 +190,7 @@ function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
     ...(isWeighted || isAnnealed ? [{ settings: without, isWeighted: false }] : []),
     ...(isWeighted && isAnnealed ? [{ settings: without, isWeighted }, { settings, isWeighted: false }] : []),
   ];
-  if (solver !== "best") return [own, ...guards];
+  if (solver !== "best") return [own, ...guards].slice(0, candidates);
   const { correction, residualCorrection, damping } = settings;
   const others = kind === "sequences"
     ? [
@@ -200,7 +200,7 @@ function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
     ]
     : [{ damping: damping / 10 }, { correction: correction / 2 }, { correction: 0 }];
   return [own, ...guards, ...others.map((other) => ({ settings: { ...settings, ...other }, isWeighted }))]
-    .slice(0, Math.max(candidates, guards.length > 0 ? 2 : 1));
+    .slice(0, candidates);
 }
 
 /** What solving made of a model. */
@@ -210,12 +210,21 @@ export interface SolvedModel {
   readonly distances: readonly number[];
   readonly chosen: number;
   readonly source: string;
+  /** Of solving and measuring all candidates, also of those that were known. */
+  readonly milliseconds: number;
 }
+
+/** Candidates solved before on the same model and calibration data, by what they were solved with. */
+export type KnownSolutions = Map<
+  string,
+  { readonly layers: Map<string, SolvedLayer>; readonly distance: number; readonly milliseconds: number }
+>;
 
 /**
  * Solves the layers of a plan.
  *
  * @param folder where solved layers are kept until the run is finished
+ * @param known candidates that need not be solved again; those that are solved are added
  * @throws {InterruptedError} when the signal stopped it; what is solved is kept
  */
 export async function solvePlan(
@@ -227,6 +236,7 @@ export async function solvePlan(
   folder: string | undefined,
   identity: string,
   { signal, onEvent, onProgress }: RunOptions,
+  known: KnownSolutions = new Map(),
 ): Promise<SolvedModel> {
   const rows = new Map(
     plan.rows.filter(({ action }) => action === "quantize").map((row) => [row.name, row]),
@@ -255,10 +265,19 @@ export async function solvePlan(
   for (const { name } of rows.values()) {
     if (!solvable.has(name)) event("warning", `${name} is no linear layer: clip search without its inputs`);
   }
+  const gridOf = (name: string) => {
+    const row = rows.get(name);
+    return row === undefined ? undefined : {
+      bits: row.bits!,
+      groupSize: row.groupSize!,
+      zeroPoint: row.zeroPoint!,
+      scaleBits: row.scaleBits,
+    };
+  };
   const weightsOf = (name: string) => rows.get(name)!.shape.reduce((product, size) => product * size, 1);
   const wanted = [...rows.keys()].filter((name) => solvable.has(name));
   const allWeights = wanted.reduce((sum, name) => sum + weightsOf(name), 0) * candidates.length;
-  let weightsDone = 0;
+  let weightsDone = 0, milliseconds = 0;
   let best: { layers: Map<string, SolvedLayer>; distance: number; index: number } | undefined;
   const distances: number[] = [];
   const weights = timeWeightSettings(config);
@@ -283,15 +302,7 @@ export async function solvePlan(
             solver: config.solver,
             settings,
             mode: config.calibrationMode,
-            gridOf: (name) => {
-              const row = rows.get(name);
-              return row === undefined ? undefined : {
-                bits: row.bits!,
-                groupSize: row.groupSize!,
-                zeroPoint: row.zeroPoint!,
-                scaleBits: row.scaleBits,
-              };
-            },
+            gridOf,
             solved,
             signal,
             keepsNonfinite: config.nonFinite === "keep",
@@ -316,9 +327,23 @@ export async function solvePlan(
             },
           }),
       );
-    let layers: Map<string, SolvedLayer>;
+    const problem = JSON.stringify([
+      config.solver,
+      config.calibrationMode,
+      settings,
+      isWeighted ? weights : undefined,
+      wanted.map((name) => gridOf(name)),
+    ]);
+    let solution = known.get(problem);
+    const begin = performance.now();
     try {
-      layers = await solveCandidate();
+      if (solution === undefined) {
+        const layers = await solveCandidate();
+        const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
+        const distance = data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
+        solution = { layers, distance, milliseconds: performance.now() - begin };
+        known.set(problem, solution);
+      }
     } catch (error) {
       const isLast = index === candidates.length - 1 && best === undefined;
       if (!(error instanceof WeightsError) || isLast || candidates.length === 1) throw error;
@@ -326,8 +351,8 @@ export async function solvePlan(
       distances.push(NaN);
       continue;
     }
-    const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
-    const distance = data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
+    const { layers, distance } = solution;
+    milliseconds += solution.milliseconds;
     distances.push(distance);
     if (best === undefined || distance < best.distance || Number.isNaN(best.distance)) {
       best = { layers, distance, index };
@@ -350,7 +375,7 @@ export async function solvePlan(
   if (solverSettings(config).annealing > 0 && config.solver === "best") {
     event("calibrate", `annealed codes: ${taken.settings.annealing > 0 ? "kept" : "rejected"}`);
   }
-  return { layers: best!.layers, distances, chosen: best!.index, source: data.source };
+  return { layers: best!.layers, distances, chosen: best!.index, source: data.source, milliseconds };
 }
 
 /** An abort as the pipeline reports it. */

@@ -104,12 +104,23 @@ describe("the suite", () => {
       "round + refinement",
       "best alone",
       "best + refinement",
+      "best + time weights",
+      "best + annealing",
+      "best + both",
       "best, static 8 bits, G 1",
       "best, static 8 bits, G 3",
       "best, dynamic 8 bits",
       "best, static 4 bits, G 1",
       "best, static 4 bits, G 10",
       "best, dynamic 4 bits",
+      "baseline, static 4 bits, G 3",
+      "phase 3, static 4 bits, G 3",
+      "baseline, groups of 128",
+      "baseline, groups of 64",
+      "baseline, groups of 32",
+      "best, groups of 32",
+      "round, 2.25 bits by budget",
+      "best, 2.25 bits by budget",
     ]);
     for (const { phase, stepKl } of report.rows as readonly { phase: string; stepKl: { value: number } }[]) {
       expect([phase, phase === "full precision" ? stepKl.value === 0 : stepKl.value > 0]).toEqual([
@@ -120,6 +131,17 @@ describe("the suite", () => {
     const kl = (name: string) => (row(name)["stepKl"] as unknown as { value: number }).value;
     expect(kl("phase3_full")).toBeLessThan(kl("baseline") / 3);
     expect(kl("best, static 4 bits, G 1")).toBeGreaterThan(kl("best, static 8 bits, G 1"));
+    expect(kl("phase 3, static 4 bits, G 3")).toBeLessThan(kl("baseline, static 4 bits, G 3"));
+    const bits = (name: string) => row(name)["bitsPerWeight"] as unknown as number;
+    for (const name of ["round", "best"]) {
+      expect(bits(`${name}, 2.25 bits by budget`)).toBeLessThanOrEqual(2.25);
+    }
+    expect(bits("baseline, groups of 32")).toBeGreaterThan(bits("baseline, groups of 64"));
+    const { row: beside, value } = row("best + time weights")["stepKlOver"] as unknown as {
+      row: string;
+      value: number;
+    };
+    expect([beside, value]).toEqual(["best alone", kl("best + time weights") / kl("best alone")]);
   });
 
   test("phase 1 measures what the baseline is; phase 3 reports its loss", () => {
