@@ -287,6 +287,14 @@ describe("bits by budget", () => {
     expect(() => readPlan(file(layers("a.weight", 5, 64)), known)).toThrow(FormatError);
     expect(() => readPlan(file(layers("a.weight", 3, 65)), known)).toThrow(/group_size/);
     expect(() => readPlan(file("{"), known)).toThrow(/must be JSON/);
+    expect(() => readPlan(file("null"), known)).toThrow(/version/);
+    expect(() => readPlan(file('{"version": 1, "version": 1, "layers": {}}'), known)).toThrow(
+      /"version".*twice/,
+    );
+    expect(() => readPlan(file('{"version": 1, "layers": {"a": {"bits": {"deep": 1}}}}'), known)).toThrow(
+      /3 deep/,
+    );
+    expect(() => readPlan(file('{"version": 1, "layers": [2]}'), known)).toThrow(FormatError);
     expect(() => readPlan(file('{"version": 2, "layers": {}}'), known)).toThrow(/version/);
   });
 });

@@ -27,6 +27,7 @@ export interface CodesSetting {
 
 /** Codes by a solver, with the seconds that they took. */
 export interface Codes {
+  /** The same object for settings that came to the same candidate. */
   readonly weights: ReadonlyMap<string, PackedTensor>;
   readonly seconds: number;
 }
@@ -100,7 +101,7 @@ export async function codesOf(
       known,
     );
     return {
-      weights: new Map([...solved.layers].map(([name, { tensor }]) => [name, tensor])),
+      weights: solved.tensors,
       seconds: planSeconds + solved.milliseconds / 1000,
     };
   }

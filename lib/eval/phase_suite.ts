@@ -118,7 +118,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     over: undefined,
     model: undefined,
   }];
-  const refinements = new Map<string, PhaseResult>();
+  const refinements = new Map<Codes["weights"], PhaseResult>();
   let baseline: Row | undefined;
   for (const setting of rowSettings(timeGroups, calibrated.kind, phase, quick)) {
     progress(`${name}, ${setting.name}`);
@@ -129,8 +129,8 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     // The same refinement in several rows runs once; its time counts in each.
     const refined = refinement === undefined
       ? undefined
-      : refinements.get(key) ?? await runPhases(phaseContext, own.weights, { refinement });
-    if (refined !== undefined) refinements.set(key, refined);
+      : refinements.get(own.weights) ?? await runPhases(phaseContext, own.weights, { refinement });
+    if (refined !== undefined) refinements.set(own.weights, refined);
     const between = performance.now();
     const { model, report } = await runPhases(phaseContext, own.weights, others, refined);
     const phaseSeconds = (performance.now() - between + (refined?.report.refinement?.milliseconds ?? 0)) /

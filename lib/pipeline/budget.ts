@@ -13,12 +13,15 @@ import {
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "../quant/mod.ts";
+import { isJsonObject, JsonFault, parseJson } from "../tensor/json_file.ts";
 import { inputError, quote } from "./files.ts";
 
 /** Steps into which a budget is divided: a layer's bytes are rounded up to one of them. */
 const BUDGET_STEPS = 100_000;
 /** Largest plan read: ten thousand layers of 200 bytes. */
 const MAX_PLAN_BYTES = 16 * 2 ** 20;
+/** Bounds on a plan's JSON: an object of objects of four plain values. */
+const PLAN_RULES = { maxDepth: 3, maxKeys: 1_000_000, maxItems: 0, integersOnly: false };
 
 /** One way to store a layer. */
 export interface LayerOption {
@@ -153,21 +156,22 @@ export function planText(plan: BitPlan): string {
 export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
   const fail = (message: string, cause?: unknown) =>
     new FormatError(`Cannot read the plan ${quote(path)}: ${message}`, { path, cause });
-  let text: string;
+  let bytes: Uint8Array;
   try {
     const { size } = statSync(path);
     if (size > MAX_PLAN_BYTES) throw fail(`it may have ${MAX_PLAN_BYTES} bytes, got ${size}`);
-    text = readFileSync(path, "utf8");
+    bytes = readFileSync(path);
   } catch (cause) {
     throw cause instanceof FormatError ? cause : inputError(path, cause);
   }
-  let value: { version?: unknown; layers?: unknown };
+  let value: unknown;
   try {
-    value = JSON.parse(text) as typeof value;
+    value = parseJson(bytes, PLAN_RULES);
   } catch (cause) {
-    throw fail("it must be JSON", cause);
+    if (!(cause instanceof JsonFault)) throw cause;
+    throw fail(`it must be JSON: ${cause.message}`, cause);
   }
-  const { version, layers } = value ?? {};
+  const { version, layers } = isJsonObject(value) ? value : {};
   if (version !== 1 || typeof layers !== "object" || layers === null || Array.isArray(layers)) {
     throw fail('it must be {"version": 1, "layers": {name: {"bits", "group_size", "zero_point"}}}');
   }

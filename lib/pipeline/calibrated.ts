@@ -7,6 +7,7 @@ import { join } from "node:path";
 import type { Config } from "../config.ts";
 import { CalibrationError, ConfigError, InterruptedError, WeightsError } from "../errors.ts";
 import { loadModel } from "../models/mod.ts";
+import type { PackedTensor } from "../quant/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { CALIBRATED_SOLVERS, DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
@@ -206,6 +207,8 @@ function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
 /** What solving made of a model. */
 export interface SolvedModel {
   readonly layers: ReadonlyMap<string, SolvedLayer>;
+  /** Their tensors; the same object for the same candidate among {@linkcode KnownSolutions}. */
+  readonly tensors: ReadonlyMap<string, PackedTensor>;
   /** Held-out distance of each candidate, and which was taken. */
   readonly distances: readonly number[];
   readonly chosen: number;
@@ -214,11 +217,17 @@ export interface SolvedModel {
   readonly milliseconds: number;
 }
 
+/** A candidate as solved. */
+export interface KnownSolution {
+  readonly layers: ReadonlyMap<string, SolvedLayer>;
+  readonly tensors: ReadonlyMap<string, PackedTensor>;
+  /** Held-out. */
+  readonly distance: number;
+  readonly milliseconds: number;
+}
+
 /** Candidates solved before on the same model and calibration data, by what they were solved with. */
-export type KnownSolutions = Map<
-  string,
-  { readonly layers: Map<string, SolvedLayer>; readonly distance: number; readonly milliseconds: number }
->;
+export type KnownSolutions = Map<string, KnownSolution>;
 
 /**
  * Solves the layers of a plan.
@@ -278,7 +287,7 @@ export async function solvePlan(
   const wanted = [...rows.keys()].filter((name) => solvable.has(name));
   const allWeights = wanted.reduce((sum, name) => sum + weightsOf(name), 0) * candidates.length;
   let weightsDone = 0, milliseconds = 0;
-  let best: { layers: Map<string, SolvedLayer>; distance: number; index: number } | undefined;
+  let best: { readonly solution: KnownSolution; readonly index: number } | undefined;
   const distances: number[] = [];
   const weights = timeWeightSettings(config);
   const byTime = weights && withTimeWeights(calibrated, weights);
@@ -341,7 +350,7 @@ export async function solvePlan(
         const layers = await solveCandidate();
         const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
         const distance = data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
-        solution = { layers, distance, milliseconds: performance.now() - begin };
+        solution = { layers, tensors, distance, milliseconds: performance.now() - begin };
         known.set(problem, solution);
       }
     } catch (error) {
@@ -351,12 +360,10 @@ export async function solvePlan(
       distances.push(NaN);
       continue;
     }
-    const { layers, distance } = solution;
     milliseconds += solution.milliseconds;
-    distances.push(distance);
-    if (best === undefined || distance < best.distance || Number.isNaN(best.distance)) {
-      best = { layers, distance, index };
-    }
+    distances.push(solution.distance);
+    const least = best?.solution.distance ?? NaN;
+    if (best === undefined || solution.distance < least || Number.isNaN(least)) best = { solution, index };
   }
   const unit = calibrated.kind === "sequences" ? "KL at masked positions, nats" : "relative noise error";
   if (data.heldOut.length > 0) {
@@ -375,7 +382,8 @@ export async function solvePlan(
   if (solverSettings(config).annealing > 0 && config.solver === "best") {
     event("calibrate", `annealed codes: ${taken.settings.annealing > 0 ? "kept" : "rejected"}`);
   }
-  return { layers: best!.layers, distances, chosen: best!.index, source: data.source, milliseconds };
+  const { layers, tensors } = best!.solution;
+  return { layers, tensors, distances, chosen: best!.index, source: data.source, milliseconds };
 }
 
 /** An abort as the pipeline reports it. */
