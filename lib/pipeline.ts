@@ -8,21 +8,10 @@ import { basename, join } from "node:path";
 import { canonicalConfig, type Config } from "./config.ts";
 import { CheckpointError, OutputError } from "./errors.ts";
 import type { Kernels } from "./native/mod.ts";
-import { type BitPlan, planText, readPlan } from "./pipeline/budget.ts";
-import { planByBudget } from "./pipeline/sensitivity.ts";
-import {
-  calibrationDigest,
-  calibrationSource,
-  checkCalibratedConfig,
-  hasBudget,
-  isCalibrated,
-  openCalibration,
-  type SaveCalibration,
-  solvePlan,
-  stoppable,
-  wantsPhases,
-} from "./pipeline/calibrated.ts";
-import type { Calibrated } from "./pipeline/calibration_data.ts";
+import { planText } from "./pipeline/budget.ts";
+import { checkCalibratedConfig, type SaveCalibration, wantsPhases } from "./pipeline/calibrated.ts";
+import { bitPlanOf, calibrationOf, calibrationWarnings, PLAN_FILE } from "./pipeline/calibration_run.ts";
+import { solvePlan } from "./pipeline/solve_plan.ts";
 import type { SolvedLayer } from "./pipeline/solve.ts";
 import { CALIBRATED_SOLVERS } from "./quant/solvers.ts";
 import {
@@ -262,25 +251,8 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
     checkOutput(request); // before minutes of work that it would make useless
     await calibration.open();
   }
-  for (const message of plan.warnings) onEvent?.({ kind: "warning", message });
-  if (config.calibrationData !== null && !isCalibrated(config)) {
-    onEvent?.({
-      kind: "warning",
-      message: `calibration_data has no effect with solver ${config.solver}: ${
-        CALIBRATED_SOLVERS.join(" and ")
-      } calibrate`,
-    });
-  }
-  const unplanned = bitPlan === undefined
-    ? []
-    : plan.rows.filter(({ action, name }) => action === "quantize" && !bitPlan.has(name));
-  if (unplanned.length > 0) {
-    onEvent?.({
-      kind: "warning",
-      message: `the plan leaves out ${unplanned.length} layers, the first ${
-        quote(unplanned[0]!.name)
-      }: they get bit_width ${config.bitWidth}`,
-    });
+  for (const message of [...plan.warnings, ...calibrationWarnings(plan, config, bitPlan)]) {
+    onEvent?.({ kind: "warning", message });
   }
   let solved: ReadonlyMap<string, SolvedLayer> | undefined, phases: PhaseResult | undefined, workFolder = "";
   const context = {
@@ -467,56 +439,6 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
     backend: kernels.describe(),
     threads,
   };
-}
-
-/** Saved beside the weights when a budget or a plan chose the bits. */
-const PLAN_FILE = "arrowquant.plan.json";
-
-/** The calibration data of a run: their digest, and the model with them, opened once when first needed. */
-async function calibrationOf(
-  checkpoint: Checkpoint,
-  options: QuantizeCheckpointOptions,
-  threads: number,
-): Promise<{ readonly digest: string | undefined; open(): Promise<Calibrated> }> {
-  const { config, kernels, dryRun = false, saveCalibration } = options;
-  let opened: Promise<Calibrated> | undefined;
-  const open = () => {
-    if (kernels === undefined) {
-      throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
-    }
-    return opened ??= openCalibration(
-      checkpoint,
-      config,
-      kernels,
-      threads,
-      dryRun ? undefined : saveCalibration,
-      options,
-    );
-  };
-  if (!isCalibrated(config)) return { digest: undefined, open };
-  return { digest: await calibrationDigest(calibrationSource(checkpoint, config)), open };
-}
-
-/** Bits by layer where a plan or a budget asks for them. */
-async function bitPlanOf(
-  checkpoint: Checkpoint,
-  { config, kernels, onEvent, onProgress, signal }: QuantizeCheckpointOptions,
-  open: () => Promise<Calibrated>,
-  threads: number,
-): Promise<BitPlan | undefined> {
-  if (config.bitPlan !== null) {
-    const known = [...checkpoint.tensors].filter(([, { info }]) => info.shape.length === 2).map(([name]) =>
-      name
-    );
-    return readPlan(config.bitPlan, new Set(known));
-  }
-  if (!hasBudget(config)) return undefined;
-  const calibrated = await open();
-  return await stoppable(
-    signal,
-    "give the same command again; sensitivities are measured anew",
-    () => planByBudget(checkpoint, calibrated, config, kernels!, threads, { onEvent, onProgress, signal }),
-  );
 }
 
 /** Refuses empty paths: joined with a file's name they would mean the current folder. */

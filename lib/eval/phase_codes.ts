@@ -2,7 +2,7 @@
 import type { Config } from "../config.ts";
 import { CheckpointError } from "../errors.ts";
 import type { BitPlan } from "../pipeline/budget.ts";
-import { type KnownSolutions, solvePlan } from "../pipeline/calibrated.ts";
+import { type KnownSolutions, solvePlan } from "../pipeline/solve_plan.ts";
 import type { PhaseContext } from "../pipeline/phase_context.ts";
 import { planQuantization } from "../pipeline/plan.ts";
 import { planByBudget } from "../pipeline/sensitivity.ts";

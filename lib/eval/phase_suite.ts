@@ -16,7 +16,8 @@ import {
 } from "../pipeline/phase_context.ts";
 import { type PhaseResult, runPhases } from "../pipeline/phases.ts";
 import { timeAxisOf } from "../pipeline/step_kl.ts";
-import { calibrationSource, type KnownSolutions } from "../pipeline/calibrated.ts";
+import { calibrationSource } from "../pipeline/calibrated.ts";
+import type { KnownSolutions } from "../pipeline/solve_plan.ts";
 import { loadCalibration } from "../pipeline/calibration_data.ts";
 import { equalTimeGroups } from "../time/mod.ts";
 import { type BitWidth, MAX_THREADS } from "../quant/mod.ts";

@@ -16,14 +16,15 @@ import {
   type LayerOptions,
   optionBytes,
 } from "./budget.ts";
-import { solverSettings } from "./calibrated.ts";
+import { solverSettings } from "./solve_plan.ts";
 import type { Calibrated } from "./calibration_data.ts";
 import { planQuantization } from "./plan.ts";
 import type { RunOptions } from "./rewrite.ts";
 import { collectStatistics } from "./collect.ts";
 import { calibrationGroups } from "./saved_statistics.ts";
 import { pause } from "./collect.ts";
-import { denseWeights, heldOutDistance } from "./solve.ts";
+import { heldOutDistance } from "./held_out.ts";
+import { denseWeights } from "./solve.ts";
 
 /** Group sizes that a budget chooses from: whole rows, and three that share scales more and more closely. */
 const BUDGET_GROUP_SIZES: readonly GroupSize[] = [0, 128, 64, 32];
