@@ -5,7 +5,7 @@ import { resolveConfig } from "../lib/config.ts";
 import { CalibrationError } from "../lib/errors.ts";
 import { loadModel, loadScheduler } from "../lib/models/mod.ts";
 import { openKernels } from "../lib/native/mod.ts";
-import { solvePlan } from "../lib/pipeline/calibrated.ts";
+import { solvePlan } from "../lib/pipeline/solve_plan.ts";
 import { type Calibrated, loadCalibration } from "../lib/pipeline/calibration_data.ts";
 import { collectStatistics } from "../lib/pipeline/collect.ts";
 import { planQuantization } from "../lib/pipeline/plan.ts";

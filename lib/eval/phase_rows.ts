@@ -43,11 +43,11 @@ export function rowsLeftOut(
   return kind === "images"
     ? [{
       what: `${BUDGET} bits by budget`,
-      reason: "measuring what each layer costs takes minutes there: on language models alone",
+      reason: "measuring what each layer costs takes minutes on images",
     }]
     : [{
       what: "best + time weights, cosine",
-      reason: "a schedule changes no weight of masked diffusion: on image models alone",
+      reason: "masked diffusion weighs its steps alike under any schedule",
     }];
 }
 
