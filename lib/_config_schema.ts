@@ -380,10 +380,11 @@ export const SCHEMA: readonly Key[] = [
   ),
   row(
     `${TRANSITION}.time_weights`,
-    choice("none", "ddpm", "ddim"),
-    "ddpm",
+    choice("auto", "none", "ddpm", "ddim"),
+    "auto",
     "Whether calibration samples count by what their step weighs when codes are solved: the KL of DDPM's step or the displacement of " +
-      "DDIM's, of masked diffusion the probability of writing a position in both; kept if it helps on held-out data",
+      "DDIM's, of masked diffusion the probability of writing a position in both; kept if it helps on held-out data. auto is ddpm for " +
+      "image models, none for language models",
   ),
   row(
     `${TRANSITION}.markov_weight`,

@@ -86,7 +86,7 @@ export interface Config {
     };
     readonly transitionOptimization: {
       readonly enabled: boolean;
-      readonly timeWeights: "none" | "ddpm" | "ddim";
+      readonly timeWeights: "auto" | "none" | "ddpm" | "ddim";
       readonly markovWeight: number;
       readonly entropyWeight: number;
       readonly learningRate: number;

@@ -83,7 +83,7 @@ describe("defaults", () => {
         boundarySmoothing: { enabled: false, windowSize: 5, interpolation: "linear" },
         transitionOptimization: {
           enabled: false,
-          timeWeights: "ddpm",
+          timeWeights: "auto",
           markovWeight: 0.1,
           entropyWeight: 0,
           learningRate: 0.01,
@@ -193,7 +193,7 @@ describe("values", () => {
     ["thermodynamic.transition_optimization.entropy_weight", -1, "number, 0 to 100"],
     ["thermodynamic.transition_optimization.entropy_weight", NaN, "number, 0 to 100"],
     ["thermodynamic.transition_optimization.markov_weight", 101, "number, 0 to 100"],
-    ["thermodynamic.transition_optimization.time_weights", true, "string, one of none, ddpm, ddim"],
+    ["thermodynamic.transition_optimization.time_weights", true, "string, one of auto, none, ddpm, ddim"],
     ["thermodynamic.transition_optimization.beta_schedule", "sigmoid", "string, one of auto, linear, cosine"],
     ["thermodynamic.transition_optimization.learning_rate", 0, "number, above 0, at most 1"],
     ["thermodynamic.transition_optimization.max_iterations", 0, "integer, 1 to 100000"],

@@ -208,16 +208,28 @@ describe("phase 3's terms, by configuration", () => {
   test("are held against doing without, and the least held-out error decides", async () => {
     const calibrated = await calibration(DREAM, join(DREAM, "calibration.jsonl"));
     const plain = await solve(calibrated, DREAM, { [WEIGHTS]: "none", "solver_options.candidates": 1 });
-    for (const terms of [{}, { [ANNEALING]: 0.1 }, { [WEIGHTS]: "none", [ANNEALING]: 0.1 }]) {
+    for (
+      const terms of [
+        { [WEIGHTS]: "ddpm" },
+        { [WEIGHTS]: "ddim", [ANNEALING]: 0.1 },
+        { [ANNEALING]: 0.1 },
+      ] as Record<string, unknown>[]
+    ) {
       const { solved, messages } = await solve(calibrated, DREAM, terms);
       expect(solved.distances.length).toBe(2);
       expect(solved.distances[1]).toBe(plain.solved.distances[0]!);
       expect(solved.chosen).toBe(solved.distances[0]! <= solved.distances[1]! ? 0 : 1);
       const outcome = solved.chosen === 0 ? "kept" : "rejected";
-      if (!(WEIGHTS in terms)) expect(messages).toContain(`weights by time (ddpm): ${outcome}`);
+      expect(messages.includes(`weights by time (${String(terms[WEIGHTS])}): ${outcome}`)).toBe(
+        WEIGHTS in terms,
+      );
       if (ANNEALING in terms) expect(messages).toContain(`annealed codes: ${outcome}`);
     }
-    const all = await solve(calibrated, DREAM, { [ANNEALING]: 0.1, "solver_options.candidates": 4 });
+    const all = await solve(calibrated, DREAM, {
+      [WEIGHTS]: "ddpm",
+      [ANNEALING]: 0.1,
+      "solver_options.candidates": 4,
+    });
     expect(all.solved.distances.length).toBe(4);
     expect(all.solved.distances[all.solved.chosen]).toBe(Math.min(...all.solved.distances));
   }, 60_000);
@@ -237,6 +249,7 @@ describe("phase 3's terms, by configuration", () => {
       codes({ [ANNEALING]: 0.5 }),
     ]);
     expect(new Set([own, ...others]).size).toBe(5);
+    expect(await codes({ [WEIGHTS]: "ddpm" })).toBe(own); // auto, on an image model
     const off = { "thermodynamic.transition_optimization.enabled": false };
     expect(await codes({ ...off, [SCHEDULE]: "cosine", [ANNEALING]: 0.5 })).toBe(others[2]!);
   }, 60_000);
@@ -244,7 +257,7 @@ describe("phase 3's terms, by configuration", () => {
   test("need data: statistics that were saved of them do not say when", async () => {
     const calibrated = await calibration(DREAM, join(DREAM, "calibration.jsonl"));
     const without = { ...calibrated, data: { ...calibrated.data, fit: [], heldOut: [] } } as Calibrated;
-    const error = await rejection(solve(without, DREAM, {}));
+    const error = await rejection(solve(without, DREAM, { [WEIGHTS]: "ddpm" }));
     expect(error).toBeInstanceOf(CalibrationError);
     expect(error.message).toContain("time_weights to none");
   });

@@ -29,10 +29,14 @@ export function solverSettings({ solverOptions, calibrationSeed, thermodynamic }
   };
 }
 
-/** Weights by time that a configuration asks for: phase 3's. */
-export function timeWeightSettings({ thermodynamic }: Config): TimeWeightSettings | undefined {
+/** Weights by time that a configuration asks for: phase 3's. Without being named they are image models' alone; docs/solvers.md has why. */
+export function timeWeightSettings(
+  { thermodynamic }: Config,
+  kind: Calibrated["kind"],
+): TimeWeightSettings | undefined {
   const { enabled, timeWeights, betaSchedule } = thermodynamic.transitionOptimization;
-  return enabled && timeWeights !== "none" ? { sampler: timeWeights, schedule: betaSchedule } : undefined;
+  const sampler = timeWeights !== "auto" ? timeWeights : kind === "images" ? "ddpm" : "none";
+  return enabled && sampler !== "none" ? { sampler, schedule: betaSchedule } : undefined;
 }
 
 /** One way to solve a model. */
@@ -48,7 +52,7 @@ interface Candidate {
  */
 function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
   const { solver, solverOptions: { candidates } } = config;
-  const settings = solverSettings(config), isWeighted = timeWeightSettings(config) !== undefined;
+  const settings = solverSettings(config), isWeighted = timeWeightSettings(config, kind) !== undefined;
   const isAnnealed = solver === "best" && settings.annealing > 0;
   const own = { settings, isWeighted };
   const without = { ...settings, annealing: 0 };
@@ -154,7 +158,7 @@ export async function solvePlan(
   let weightsDone = 0, milliseconds = 0;
   let best: { readonly solution: KnownSolution; readonly index: number } | undefined;
   const distances: number[] = [];
-  const weights = timeWeightSettings(config);
+  const weights = timeWeightSettings(config, calibrated.kind);
   const byTime = weights && withTimeWeights(calibrated, weights);
   for (const [index, { settings, isWeighted }] of candidates.entries()) {
     const own = sha256(JSON.stringify([identity, settings, isWeighted]));

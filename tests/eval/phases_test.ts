@@ -333,7 +333,6 @@ describe("the pipeline", () => {
     const config = configOf({
       ...enabled("validation", "transition_optimization"),
       solver: "feedback",
-      "thermodynamic.transition_optimization.time_weights": "none",
       "thermodynamic.transition_optimization.learning_rate": 0.02,
       "thermodynamic.transition_optimization.max_iterations": 10,
     });
