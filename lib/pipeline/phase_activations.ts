@@ -1,7 +1,7 @@
 /** Static grids of activations by time group: what layers read, and whether smooth grids (phase 2) are kept. */
 import { CalibrationError } from "../errors.ts";
 import { linear } from "../models/kernels.ts";
-import type { LayerObserver, LoadedModel } from "../models/mod.ts";
+import type { LoadedModel } from "../models/mod.ts";
 import { type GuardReport, keepWhereErrorDoesNotRise } from "../thermo/mod.ts";
 import {
   ActivationHistogram,
@@ -11,13 +11,14 @@ import {
 } from "../time/mod.ts";
 import type { Calibrated } from "./calibration_data.ts";
 import type { PhaseContext } from "./phase_context.ts";
+import type { TimedObserver } from "./step_kl.ts";
 
 /** Runs a model over calibration data; the observer also gets the time of each item of the batch. */
 function observeParts(
   { calibrated }: PhaseContext,
   loaded: LoadedModel,
   part: "fit" | "heldOut",
-  observer: (times: Float64Array, ...input: Parameters<LayerObserver>) => void,
+  observer: TimedObserver,
 ): void {
   if (calibrated.kind === "sequences") {
     if (loaded.kind === "dit") {
@@ -32,6 +33,18 @@ function observeParts(
       loaded.model.forward(samples, timesteps, labels, { observe: (...input) => observer(times, ...input) });
     }
   }
+}
+
+/** A map of values that layers share: what is made of one is made once, and shared like it. @param make from a value, and a layer's name */
+export function mapShared<Value, Result>(
+  values: ReadonlyMap<string, Value>,
+  make: (value: Value, name: string) => Result,
+): Map<string, Result> {
+  const made = new Map<Value, Result>();
+  return new Map([...values].map(([name, value]) => {
+    if (!made.has(value)) made.set(value, make(value, name));
+    return [name, made.get(value)!];
+  }));
 }
 
 /** What the inputs of the wanted layers are in every time group; layers that read the same share them. */
@@ -59,8 +72,7 @@ export function observeActivations(
     }
   });
   const empty = new Set<number>();
-  const filled = new Map([...histograms].map(([name, own]) => [
-    name,
+  const filled = mapShared(histograms, (own, name) =>
     own.map((histogram, g) => {
       if (histogram.count > 0) return histogram;
       empty.add(g);
@@ -76,8 +88,7 @@ export function observeActivations(
         );
       }
       return nearest.other;
-    }),
-  ]));
+    }));
   if (empty.size > 0) {
     warnings.push(
       `no calibration sample is in ${empty.size} of ${groups.count} time groups: they take their neighbours' ranges`,
@@ -90,10 +101,17 @@ export function observeActivations(
   return { histograms: filled, bytes };
 }
 
-/** The held-out samples at some times alone. */
-export function heldOutAt(calibrated: Calibrated, isWanted: (time: number) => boolean): Calibrated {
-  const wanted = ({ times }: { readonly times: Float64Array }) =>
-    [...times.keys()].filter((i) => isWanted(times[i]!));
+/** Some of the held-out samples alone. @param isWanted by time, and by number among all held-out samples */
+export function heldOutWhere(
+  calibrated: Calibrated,
+  isWanted: (time: number, sample: number) => boolean,
+): Calibrated {
+  let first = 0;
+  const wanted = ({ times }: { readonly times: Float64Array }) => {
+    const own = [...times.keys()].filter((i) => isWanted(times[i]!, first + i));
+    first += times.length;
+    return own;
+  };
   const pick = <Values extends Float32Array | Int32Array>(
     values: Values,
     samples: number,
@@ -136,41 +154,86 @@ export function heldOutAt(calibrated: Calibrated, isWanted: (time: number) => bo
   return { ...calibrated, data: { ...calibrated.data, heldOut } };
 }
 
-/** Decides layer by layer by ‖Ŵ (Q(x) − x)‖² over held-out inputs at the times where the grids differ. */
-export function guardLayers(
-  context: PhaseContext,
-  loaded: LoadedModel,
+/** At most so many of the held-out samples, spread evenly over those in the order of their times. */
+export function fewHeldOut(calibrated: Calibrated, most: number): Calibrated {
+  const parts: readonly { readonly times: Float64Array }[] = calibrated.data.heldOut;
+  const times = parts.flatMap((part) => [...part.times]);
+  if (times.length <= most) return calibrated;
+  const byTime = [...times.keys()].sort((a, b) => times[a]! - times[b]! || a - b);
+  const chosen = new Set(
+    Array.from({ length: most }, (_, i) => byTime[Math.floor((i + 0.5) * times.length / most)]!),
+  );
+  return heldOutWhere(calibrated, (_, sample) => chosen.has(sample));
+}
+
+/** One in so many rows of an item is weighed by the guard: neighbours in a sequence or an image say much the same. */
+const GUARD_STRIDE = 2;
+
+/**
+ * Decides layer by layer by ‖Ŵ (Q(x) − x)‖² over inputs at the times where the grids differ.
+ *
+ * @returns an observer of the model's run over held-out samples, and what follows from what it saw
+ */
+export function layerGuard(
+  { kernels, threads }: PhaseContext,
   groups: TimeGroups,
   before: ReadonlyMap<string, ActivationParameters>,
   after: ReadonlyMap<string, ActivationParameters>,
-): GuardReport {
-  const { kernels, threads } = context;
+): { readonly observe: TimedObserver; report(): GuardReport } {
   const errors = new Map([...before.keys()].map((name) => [name, { before: 0, after: 0 }]));
-  observeParts(context, loaded, "heldOut", (times, { name, weights }, x, rows) => {
-    const sums = errors.get(name);
-    if (sums === undefined) return;
-    const old = before.get(name)!, smooth = after.get(name)!;
-    const each = rows / times.length, { cols } = weights;
-    for (const [item, time] of times.entries()) {
-      const bin = groups.axis.binOf(time), group = groups.groupOfBin(bin);
-      if (old.scale[group] === smooth.scale[bin] && old.zeroPoint[group] === smooth.zeroPoint[bin]) continue;
-      const input = x.subarray(item * each * cols, (item + 1) * each * cols);
-      const errorOf = ({ scale, zeroPoint, bits }: ActivationParameters, index: number) => {
-        const lost = fakeQuantize(
-          input,
-          { scale: scale[index]!, zeroPoint: zeroPoint[index]! },
-          bits,
-          new Float32Array(input.length),
-        );
-        for (let i = 0; i < lost.length; i++) lost[i]! -= input[i]!;
-        return linear(kernels, lost, each, weights, undefined, { threads }).reduce(
-          (sum, v) => sum + v * v,
-          0,
-        );
-      };
-      sums.before += errorOf(old, group);
-      sums.after += errorOf(smooth, bin);
+  let lost = new Float32Array(0), outputs = new Float32Array(0);
+  // What the layer before lost, which others that read the same lose too.
+  let last: { readonly times: Float64Array; readonly old: ActivationParameters } | undefined, rowsLost = 0;
+  return {
+    observe(times, { name, weights }, x, rows) {
+      const sums = errors.get(name);
+      if (sums === undefined) return;
+      const old = before.get(name)!, { cols } = weights;
+      if (last?.times !== times || last.old !== old) {
+        const taken = lose(times, x, rows / times.length, cols, old, after.get(name)!);
+        [last, rowsLost] = [{ times, old }, taken];
+      }
+      if (rowsLost === 0) return;
+      const size = 2 * rowsLost * weights.rows, middle = size / 2;
+      if (outputs.length < size) outputs = new Float32Array(size);
+      const out = outputs.subarray(0, size), input = lost.subarray(0, 2 * rowsLost * cols);
+      linear(kernels, input, 2 * rowsLost, weights, undefined, { out, threads });
+      for (let k = 0; k < middle; k++) sums.before += out[k]! * out[k]!;
+      for (let k = middle; k < size; k++) sums.after += out[k]! * out[k]!;
+    },
+    report: () => keepWhereErrorDoesNotRise(before.keys(), (name) => errors.get(name)!),
+  };
+
+  /** `Q(x) − x` of some rows of all items whose grids differ: the old grids', then the smooth ones'. @returns how many rows of each */
+  function lose(
+    times: Float64Array,
+    x: Float32Array,
+    each: number,
+    cols: number,
+    old: ActivationParameters,
+    smooth: ActivationParameters,
+  ): number {
+    const differing = Array.from(times, (time, item) => {
+      const bin = groups.axis.binOf(time);
+      return { item, bin, group: groups.groupOfBin(bin) };
+    }).filter(({ bin, group }) =>
+      old.scale[group] !== smooth.scale[bin] || old.zeroPoint[group] !== smooth.zeroPoint[bin]
+    );
+    const taken = Math.ceil(each / GUARD_STRIDE), half = differing.length * taken;
+    if (lost.length < 2 * half * cols) lost = new Float32Array(2 * half * cols);
+    for (const [i, { item, bin, group }] of differing.entries()) {
+      for (let row = 0; row < taken; row++) {
+        const begin = (item * each + row * GUARD_STRIDE) * cols, input = x.subarray(begin, begin + cols);
+        for (
+          const [{ scale, zeroPoint, bits }, index, place] of [[old, group, 0], [smooth, bin, half]] as const
+        ) {
+          const to = (place + i * taken + row) * cols;
+          const grid = { scale: scale[index]!, zeroPoint: zeroPoint[index]! };
+          const own = fakeQuantize(input, grid, bits, lost.subarray(to, to + cols));
+          for (let k = 0; k < cols; k++) own[k]! -= input[k]!;
+        }
+      }
     }
-  });
-  return keepWhereErrorDoesNotRise(before.keys(), (name) => errors.get(name)!);
+    return half;
+  }
 }

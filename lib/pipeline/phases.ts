@@ -8,6 +8,7 @@ import { type RefinementReport, timeBiasesOf } from "../models/backward/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import {
   blendTable,
+  type GuardReport,
   type MarkovReport,
   smoothActivationParameters,
   type SmoothingOptions,
@@ -24,18 +25,23 @@ import {
   type TimeGroups,
   TimeParameters,
 } from "../time/mod.ts";
-import { guardLayers, heldOutAt, observeActivations } from "./phase_activations.ts";
+import { fewHeldOut, heldOutWhere, layerGuard, mapShared, observeActivations } from "./phase_activations.ts";
 import { loadPhaseModel, type PhaseContext, type PhaseModel, schedulerOf } from "./phase_context.ts";
 import { type RefinementSettings, refinePhase } from "./phase_refinement.ts";
 import { meanStepKl, stepKlByGroup, StepKlMeter, timeAxisOf } from "./step_kl.ts";
+
+/** So few that looking costs a hundredth of solving: a diagnosis, which nothing is chosen by. */
+const VALIDATION_SAMPLES = 32;
 
 export interface PhaseSettings {
   /** Time groups of the static activations; undefined leaves activations in full precision. */
   readonly activations?:
     | { readonly groups: number; readonly bits: ActivationBits; readonly range?: RangeMethod | undefined }
     | undefined;
-  /** Phase 1. */
-  readonly validation?: { readonly smoothnessThreshold: number } | undefined;
+  /** Phase 1. `samples`: held-out samples of the step KL beside the scores, at most; by default 32, or two a time group. */
+  readonly validation?:
+    | { readonly smoothnessThreshold: number; readonly samples?: number | undefined }
+    | undefined;
   /** Phase 2. */
   readonly smoothing?: SmoothingOptions | undefined;
   /** Phase 3's gradient refinement. */
@@ -50,6 +56,7 @@ export interface LayerViolation extends Violation {
 /** What the phases did, for reports. */
 export interface PhasesReport {
   readonly groups: number | undefined;
+  /** Of phase 1's samples. */
   readonly heldOutStepKl: number | undefined;
   readonly validation:
     | {
@@ -58,8 +65,9 @@ export interface PhasesReport {
       /** `[groups − 1]`, means over the layers. */
       readonly boundaryScores: readonly number[];
       readonly violations: readonly LayerViolation[];
-      /** Held-out step KL by time group. */
+      /** Held-out step KL by time group, of so many samples. */
       readonly stepKlByGroup: readonly number[];
+      readonly samples: number;
       /** Of the scores; and of the step KL beside them. */
       readonly milliseconds: number;
       readonly stepKlMilliseconds: number;
@@ -114,7 +122,6 @@ export async function runPhases(
       "Cannot run the phases: some calibration records must be held out, got too few",
     );
   }
-  const meter = new StepKlMeter(calibrated, scheduler);
   const warnings: string[] = [];
   let model: PhaseModel = { weights, biases: new Map(), timeParameters: undefined };
   let statisticsBytes = 0;
@@ -164,14 +171,14 @@ export async function runPhases(
     const plain = loadPhaseModel(context, { ...model, timeParameters: undefined });
     const ranges = observeActivations(context, plain, new Set(weights.keys()), groups, warnings);
     statisticsBytes = Math.max(statisticsBytes, ranges.bytes);
-    grids = new Map([...ranges.histograms].map(([name, own]) => {
+    grids = mapShared(ranges.histograms, (own) => {
       const all = own.map((histogram) => histogram.grid(activations.range ?? "minmax", activations.bits));
-      return [name, {
+      return {
         bits: activations.bits,
         scale: Float32Array.from(all, ({ scale }) => scale),
         zeroPoint: Int32Array.from(all, ({ zeroPoint }) => zeroPoint),
-      }];
-    }));
+      };
+    });
     model = { ...model, timeParameters: thetaOf(groups, grids, output) };
     activationMilliseconds = performance.now() - begin;
     context.signal?.throwIfAborted();
@@ -181,36 +188,26 @@ export async function runPhases(
   if (smoothing !== undefined && grids !== undefined && groups !== undefined) {
     onProgress?.("boundary smoothing");
     const begin = performance.now();
-    const smooth = new Map(
-      [...grids].map(([name, own]) => [name, smoothActivationParameters(groups, own, smoothing)]),
-    );
+    const smooth = mapShared(grids, (own) => smoothActivationParameters(groups, own, smoothing));
     const { left, right } = blendTable(groups, smoothing);
-    const near = heldOutAt(calibrated, (time) => {
+    const near = heldOutWhere(calibrated, (time) => {
       const bin = groups.axis.binOf(time);
       return left[bin]! > 0 || right[bin]! > 0;
     });
     const samples = near.data.heldOut.reduce((sum, part) => sum + part.samples, 0);
-    const guard = samples === 0
-      ? { kept: [] as readonly string[], rejected: [...grids.keys()] as readonly string[] }
-      : guardLayers(
-        { ...context, calibrated: near },
-        loadPhaseModel(context, { ...model, timeParameters: undefined }),
-        groups,
-        grids,
-        smooth,
-      );
     if (samples === 0) warnings.push("smoothing was rejected: no held-out sample lies in a window");
-    const chosen = new Map(
-      [...grids].map(([name, own]) => [name, guard.kept.includes(name) ? smooth.get(name)! : own]),
-    );
-    const candidate = { ...model, timeParameters: thetaOf(groups, chosen, output) };
-    const nearMeter = new StepKlMeter(near, scheduler);
-    const [heldOutBefore, after] = samples === 0
-      ? [NaN, NaN]
-      : [model, candidate].map((each) => meanStepKl(nearMeter.measure(loadPhaseModel(context, each)))) as [
-        number,
-        number,
-      ];
+    let heldOutBefore = NaN, after = NaN, candidate = model, chosen = grids;
+    let guard: Pick<GuardReport, "kept" | "rejected"> = { kept: [], rejected: [...grids.keys()] };
+    if (samples > 0) {
+      // One run of the model as it came is both measured and looked into.
+      const nearMeter = new StepKlMeter(near, scheduler), layers = layerGuard(context, groups, grids, smooth);
+      heldOutBefore = meanStepKl(nearMeter.measure(loadPhaseModel(context, model), layers.observe));
+      guard = layers.report();
+      const kept = new Set(guard.kept);
+      chosen = new Map([...grids].map(([name, own]) => [name, kept.has(name) ? smooth.get(name)! : own]));
+      candidate = { ...model, timeParameters: thetaOf(groups, chosen, output) };
+      after = meanStepKl(nearMeter.measure(loadPhaseModel(context, candidate)));
+    }
     const isKept = after <= heldOutBefore;
     if (isKept) [model, grids] = [candidate, chosen];
     else if (samples > 0) {
@@ -241,6 +238,8 @@ export async function runPhases(
     const mean = (value: (report: MarkovReport) => number) =>
       all.reduce((sum, report) => sum + value(report), 0) / Math.max(1, all.length);
     const scored = performance.now();
+    const { samples = Math.max(VALIDATION_SAMPLES, 2 * groups.count) } = validation;
+    const meter = new StepKlMeter(fewHeldOut(calibrated, samples), scheduler);
     const measured = meter.measure(loadPhaseModel(context, model));
     heldOutStepKl = meanStepKl(measured);
     validated = {
@@ -253,6 +252,7 @@ export async function runPhases(
         violations.map((violation) => ({ ...violation, layer }))
       ),
       stepKlByGroup: [...stepKlByGroup(measured, groups)],
+      samples: measured.sums.length,
       milliseconds: scored - begin,
       stepKlMilliseconds: performance.now() - scored,
     };

@@ -2,7 +2,7 @@
  * What a model's steps cost beside full precision on calibration data: the step KL of every sample, and of every time group. Where a
  * model's own time parameters are part of it, they run as they will.
  */
-import type { DitModel, LoadedModel, Scheduler } from "../models/mod.ts";
+import type { DitModel, LayerObserver, LoadedModel, Scheduler } from "../models/mod.ts";
 import { tokenKl } from "../thermo/masked_transition.ts";
 import { learnedVarianceWeight, type TransitionComputer } from "../thermo/transition.ts";
 import { maskRatioAxis, type TimeAxis, type TimeGroups, timestepAxis } from "../time/mod.ts";
@@ -24,6 +24,9 @@ export function stepWeights(scheduler: Scheduler): TransitionComputer {
   return transitionsOf(scheduler, { sampler: "ddpm", schedule: "auto" });
 }
 
+/** Bytes of full-precision outputs that a meter keeps for the models to come: a large vocabulary's logits are computed again. */
+const TEACHER_CACHE_BYTES = 2 ** 28;
+
 /** Step KL of samples as sums: the mean is Σ sums / Σ counts. */
 export interface StepKl {
   /** `[samples]` */
@@ -33,6 +36,9 @@ export interface StepKl {
   /** `[samples]` */
   readonly times: Float64Array<ArrayBuffer>;
 }
+
+/** Sees what linear layers read; the times are of the batch's items, whose rows are in equal parts. */
+export type TimedObserver = (times: Float64Array, ...input: Parameters<LayerObserver>) => void;
 
 /** Σ sums / Σ counts. */
 export function meanStepKl({ sums, counts }: StepKl): number {
@@ -54,13 +60,14 @@ export function stepKlByGroup(
 }
 
 /**
- * Measures models beside the full-precision one of `calibrated`, whose outputs are computed once.
+ * Measures models beside the full-precision one of `calibrated`, whose outputs are computed once, as far as they are small.
  *
  * For sequences a sample's sum is KL(full ‖ other) over its masked positions, in nats: what a step adds is ρ times that. For images it is
  * `ω_t ‖Δ prediction‖²`, with the variance's term where that is learned.
  */
 export class StepKlMeter {
-  readonly #full: Float32Array<ArrayBuffer>[] = [];
+  readonly #full = new Map<number, Float32Array<ArrayBuffer>>();
+  #bytes = 0;
   readonly #calibrated: Calibrated;
   readonly #transitions: TransitionComputer | undefined;
 
@@ -69,8 +76,28 @@ export class StepKlMeter {
     this.#transitions = scheduler === undefined ? undefined : stepWeights(scheduler);
   }
 
-  /** @throws {TypeError} when the model is of another family */
-  measure(other: LoadedModel): StepKl {
+  /** Bytes of outputs that are kept. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Full precision's output for a part; a copy, because a model's next run may overwrite its own. */
+  #fullOutput(part: number, run: () => Float32Array): Float32Array<ArrayBuffer> {
+    const known = this.#full.get(part);
+    if (known !== undefined) return known;
+    const output = run().slice() as Float32Array<ArrayBuffer>;
+    if (this.#bytes + output.byteLength <= TEACHER_CACHE_BYTES) {
+      this.#full.set(part, output);
+      this.#bytes += output.byteLength;
+    }
+    return output;
+  }
+
+  /**
+   * @param observe also sees what every linear layer reads, with the times of the batch's items; all rows of all items
+   * @throws {TypeError} when the model is of another family
+   */
+  measure(other: LoadedModel, observe?: TimedObserver): StepKl {
     const calibrated = this.#calibrated;
     const all: { sum: number; count: number; time: number }[] = [];
     if (calibrated.kind === "sequences") {
@@ -83,8 +110,17 @@ export class StepKlMeter {
       for (const [p, { batch: { inputIds, batch }, times }] of heldOut.entries()) {
         const tokens = inputIds.length / batch;
         const rows = maskedRows(inputIds, tokens, maskToken, shift);
-        const target = this.#full[p] ??= model.forward(inputIds, batch, { rows }).slice();
-        const logits = other.model.forward(inputIds, batch, { rows, t: times });
+        const target = this.#fullOutput(p, () => model.forward(inputIds, batch, { rows }));
+        const logits = observe === undefined
+          ? other.model.forward(inputIds, batch, { rows, t: times })
+          : rowsOf(
+            other.model.forward(inputIds, batch, {
+              t: times,
+              observe: (...input) => observe(times, ...input),
+            }),
+            rows,
+            vocabularySize,
+          );
         const kl = tokenKl(target, logits, vocabularySize, { excludedTokens });
         const samples = Array.from(times, (time) => ({ sum: 0, count: 0, time }));
         let row = 0;
@@ -101,9 +137,11 @@ export class StepKlMeter {
         throw new TypeError("Cannot compare an image model with one that writes text");
       }
       const { model, data: { heldOut } } = calibrated;
-      for (const [p, { batch: { samples, timesteps, labels } }] of heldOut.entries()) {
-        const target = this.#full[p] ??= model.forward(samples, timesteps, labels).slice();
-        const output = other.model.forward(samples, timesteps, labels);
+      for (const [p, { batch: { samples, timesteps, labels }, times }] of heldOut.entries()) {
+        const target = this.#fullOutput(p, () => model.forward(samples, timesteps, labels));
+        const output = other.model.forward(samples, timesteps, labels, {
+          observe: observe && ((...input) => observe(times, ...input)),
+        });
         const sums = imageStepKl(model, this.#transitions!, target, output, timesteps);
         all.push(...Array.from(sums, (sum, i) => ({ sum, count: 1, time: timesteps[i]! })));
       }
@@ -114,6 +152,13 @@ export class StepKlMeter {
       times: Float64Array.from(all, ({ time }) => time),
     };
   }
+}
+
+/** Some rows of a matrix. */
+function rowsOf(matrix: Float32Array, rows: Int32Array, cols: number): Float32Array {
+  const out = new Float32Array(rows.length * cols);
+  for (const [i, row] of rows.entries()) out.set(matrix.subarray(row * cols, (row + 1) * cols), i * cols);
+  return out;
 }
 
 /** Flat positions of the logits that predict the masked tokens, in their order. */
