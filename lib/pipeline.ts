@@ -76,6 +76,7 @@ export {
 } from "./pipeline/record.ts";
 export type { SaveCalibration } from "./pipeline/calibrated.ts";
 export type { Progress, RunEvent, RunOptions } from "./pipeline/rewrite.ts";
+export type { LayerViolation, PhasesReport } from "./pipeline/phases.ts";
 
 /** Files beside the weights that are part of a model and are copied, by the end of their names. */
 const COPIED_SUFFIXES = [".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"];

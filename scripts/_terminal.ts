@@ -3,7 +3,7 @@ import { readFileSync, writeSync } from "node:fs";
 import process from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
 import { ConfigError, type ErrorCode, InterruptedError, OutputError } from "../lib/errors.ts";
-import type { Progress } from "../lib/pipeline.ts";
+import type { Progress, RunEvent } from "../lib/pipeline.ts";
 import { errorCode } from "../lib/pipeline/files.ts";
 
 /** Exit codes by error code; docs/errors.md lists them. */
@@ -232,19 +232,22 @@ const BAR_CELLS = 24;
 /** Shows how far a run is: a bar on a terminal, a line every few seconds elsewhere, nothing when quiet. */
 export class ProgressDisplay {
   readonly #quiet: boolean;
+  readonly #format: "text" | "json";
   readonly #isTerminal = process.stderr.isTTY === true;
   readonly #started = performance.now();
   #last = performance.now() - BAR_MILLISECONDS;
   #isDrawn = false;
 
-  constructor(quiet: boolean) {
+  /** @param format of the log: text, or one JSON object a line, without progress */
+  constructor(quiet: boolean, format: "text" | "json" = "text") {
     this.#quiet = quiet;
+    this.#format = format;
   }
 
   readonly update = (progress: Progress): void => {
     const now = performance.now();
     const pause = this.#isTerminal ? BAR_MILLISECONDS : LINE_MILLISECONDS;
-    if (this.#quiet || now - this.#last < pause) return;
+    if (this.#quiet || this.#format === "json" || now - this.#last < pause) return;
     if (!this.#isTerminal && this.#last < this.#started) {
       this.#last = now; // the first line comes after one pause: short runs print none
       return;
@@ -263,11 +266,20 @@ export class ProgressDisplay {
   };
 
   /** Prints a line above the bar. */
-  readonly log = (line: string): void => {
+  readonly log = (line: string): void => this.#print(line, { event: "log", message: line });
+
+  /** Prints what happened in a run, with its numbers where the log is JSON. */
+  readonly event = ({ kind, message, data }: RunEvent): void =>
+    this.#print(`${kind}: ${printable(message)}`, { event: kind, message, data });
+
+  #print(line: string, entry: Readonly<Record<string, unknown>>): void {
     if (this.#quiet) return;
     this.clear();
-    process.stderr.write(`${line}\n`);
-  };
+    const text = this.#format === "text"
+      ? line
+      : JSON.stringify({ time: new Date().toISOString(), ...entry });
+    process.stderr.write(`${text}\n`);
+  }
 
   /** Removes the bar. */
   clear(): void {

@@ -51,6 +51,8 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
   --print-config       print the configuration in force, with where each value came from
   --quiet              print nothing but errors
   --json               print the report as JSON
+  --log FORMAT         text (default) or json: events on stderr as one JSON object a line - time, event, message, and a
+                       phase's numbers as data - and no progress
   --report DIR         also write report.html there, with charts and tables of the run; a name that ends with .html is
                        the page alone
   --help
@@ -80,13 +82,17 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const { positionals, flags, values } = parseOptions(args, {
     help: HELP,
     boolean: ["dry-run", "resume", "force", "print-config", "quiet", "json", "help", "save-group-moments"],
-    string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config", "report", "save-calibration"],
+    string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config", "report", "save-calibration", "log"],
   });
   if (flags.help) {
     print(HELP);
     return;
   }
-  const display = new ProgressDisplay(flags.quiet);
+  const log = values.log ?? "text";
+  if (log !== "text" && log !== "json") {
+    throw usageError(`--log must be text or json, got "${log}"`, HELP);
+  }
+  const display = new ProgressDisplay(flags.quiet, log);
   const options = Object.keys(KEYS) as (keyof typeof KEYS)[];
   const resolved = await loadConfig({
     path: values.config,
@@ -146,7 +152,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
         kernels,
         signal,
         onProgress: display.update,
-        onEvent: ({ kind, message }) => display.log(`${kind}: ${printable(message)}`),
+        onEvent: display.event,
       });
     } finally {
       display.clear();

@@ -12,7 +12,7 @@ import type { Calibrated } from "./calibration_data.ts";
 import type { PhaseModel } from "./phase_context.ts";
 import type { PhaseResult, PhaseSettings, PhasesReport } from "./phases.ts";
 import type { Plan } from "./plan.ts";
-import type { RunOptions } from "./rewrite.ts";
+import type { RunEvent, RunOptions } from "./rewrite.ts";
 import { denseWeights, type SolvedLayer } from "./solve.ts";
 
 /** The configuration as it runs: phase 3 is of calibrated codes, `best` unless the solver is a calibrated one. */
@@ -99,37 +99,47 @@ export async function runConfiguredPhases(
     phaseSettings(config),
   );
   for (const message of result.report.warnings) onEvent?.({ kind: "warning", message });
-  for (const line of phaseLines(result.report, config)) event(line);
+  for (const { message, data } of phaseEvents(result.report, config)) {
+    onEvent?.({ kind: "phase", message, data });
+  }
   return result;
 }
 
-/** What the phases did, in lines. */
-export function phaseLines(
+/** What the phases did: a line and its numbers for each phase, and for each violation where those are logged. */
+export function phaseEvents(
   { validation, smoothing, refinement, groups }: PhasesReport,
   { thermodynamic: { validation: { logViolations } } }: Config,
-): string[] {
+): Required<Pick<RunEvent, "message" | "data">>[] {
   return [
-    ...(refinement === undefined ? [] : [
-      `refinement: held-out step KL ${refinement.heldOutBefore.toPrecision(4)} -> ${
+    ...(refinement === undefined ? [] : [{
+      message: `refinement: held-out step KL ${refinement.heldOutBefore.toPrecision(4)} -> ${
         refinement.heldOutAfter.toPrecision(4)
       } in ${refinement.iterations} iterations, ${
         refinement.kept ? "kept" : "rejected"
       }; ${refinement.reason}`,
-    ]),
-    ...(smoothing === undefined
-      ? []
-      : [`smoothing: kept for ${smoothing.kept.length} layers, rejected for ${smoothing.rejected.length}`]),
+      data: { phase: "refinement", ...refinement },
+    }]),
+    ...(smoothing === undefined ? [] : [{
+      message:
+        `smoothing: kept for ${smoothing.kept.length} layers, rejected for ${smoothing.rejected.length}`,
+      data: { phase: "smoothing", ...smoothing },
+    }]),
     ...(validation === undefined ? [] : [
-      `validation: Markov score ${
-        validation.markovScore.toFixed(4)
-      } over ${groups} time groups, ${validation.violations.length} violations, ` +
-      `held-out step KL by group ${validation.stepKlByGroup.map((kl) => kl.toPrecision(3)).join(", ")}`,
+      {
+        message:
+          `validation: Markov score ${
+            validation.markovScore.toFixed(4)
+          } over ${groups} time groups, ${validation.violations.length} violations, ` +
+          `held-out step KL by group ${validation.stepKlByGroup.map((kl) => kl.toPrecision(3)).join(", ")}`,
+        data: { phase: "validation", groups, ...validation },
+      },
       ...(logViolations
-        ? validation.violations.map(({ layer, boundary, kind, jump, severity }) =>
-          `violation (${severity}): ${kind} of ${layer} jumps by ${
-            jump.toFixed(3)
-          } between time groups ${boundary} and ${boundary + 1}`
-        )
+        ? validation.violations.map((violation) => ({
+          message: `violation (${violation.severity}): ${violation.kind} of ${violation.layer} jumps by ${
+            violation.jump.toFixed(3)
+          } between time groups ${violation.boundary} and ${violation.boundary + 1}`,
+          data: { phase: "violation", ...violation },
+        }))
         : []),
     ]),
   ];

@@ -80,6 +80,8 @@ export interface Progress {
 export interface RunEvent {
   readonly kind: "calibrate" | "resume" | "fallback" | "kept" | "phase" | "warning" | "commit";
   readonly message: string;
+  /** The message's numbers by name, for machines, where it has any; JSON can hold them. */
+  readonly data?: Readonly<Record<string, unknown>> | undefined;
 }
 
 /** What is watched and what can stop a run. */
