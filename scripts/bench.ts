@@ -16,6 +16,7 @@ import {
   SUITES,
 } from "../lib/eval/mod.ts";
 import { DEFAULT_TIME_GROUPS } from "../lib/eval/phase_rows.ts";
+import { MODEL_SIZES } from "../lib/eval/phase_scale.ts";
 import { PHASES } from "../lib/eval/suite.ts";
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { type InstructionSet, openKernels } from "../lib/native/mod.ts";
@@ -51,6 +52,9 @@ Measures on this machine and prints tables; every number in them is from this ru
 }
                      (default ${SUITES[0]!.name})
   --phase NAME       ${PHASES.join(", ")}: the suite phases, that phase beside the baseline
+  --model-size NAME  ${
+  MODEL_SIZES.join(", ")
+}: time and memory of the phases at a large model's shapes, synthetic weights, no accuracy
   --groups N         time groups of the suite phases, 1 to ${MAX_TIME_GROUPS}; default ${DEFAULT_TIME_GROUPS}
   --model DIR        checkpoint to quantize; may be repeated (default: the reference models). One without tasks beside it is
                      held against its own full precision on synthetic inputs
@@ -99,6 +103,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     "suite",
     "phase",
     "groups",
+    "model-size",
     "model",
     "packed",
     "bits",
@@ -154,7 +159,12 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
   if (phase !== undefined && asked !== undefined && asked !== "phases") {
     throw fail(`option "--phase" is of the suite phases, got --suite ${asked}`);
   }
-  const suite = SUITES.find(({ name }) => name === (phase === undefined ? asked : "phases")) ?? SUITES[0]!;
+  const modelSize = one("model-size", MODEL_SIZES);
+  if (modelSize !== undefined && asked !== undefined && asked !== "phases") {
+    throw fail(`option "--model-size" is of the suite phases, got --suite ${asked}`);
+  }
+  const isPhases = phase !== undefined || modelSize !== undefined;
+  const suite = SUITES.find(({ name }) => name === (isPhases ? "phases" : asked)) ?? SUITES[0]!;
   const timeGroups = whole("groups", 1, MAX_TIME_GROUPS);
   if (timeGroups !== undefined && suite.name !== "phases") {
     throw fail(`option "--groups" is of the suite phases, got the suite ${suite.name}`);
@@ -181,6 +191,9 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
   const solver = one("solver", SOLVERS);
   const models = ([parsed["model"] ?? []].flat() as string[]).map(String);
   if (models.includes("")) throw fail('option "--model" needs a value');
+  if (modelSize !== undefined && models.length > 0) {
+    throw fail('option "--model-size" takes no --model: its weights are synthetic');
+  }
   const packed = ([parsed["packed"] ?? []].flat() as string[]).map(String);
   if (packed.includes("")) throw fail('option "--packed" needs a value');
   if (packed.length > 0 && (models.length !== 1 || suite.name !== "accuracy")) {
@@ -204,6 +217,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
       tasks: given("tasks")?.split(","),
       limit: whole("limit", 1, 1e6),
       phase: suite.name === "phases" ? phase ?? "all" : undefined,
+      modelSize,
       timeGroups,
       syntheticBytes: (whole("megabytes", 1, 1e6) ?? (quick ? 64 : 2000)) * 1e6,
       ignoresMemory: parsed["ignore-memory"] === true,

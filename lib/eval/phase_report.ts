@@ -2,9 +2,11 @@
 import type { PhaseModel } from "../pipeline/phase_context.ts";
 import type { PhasesReport } from "../pipeline/phases.ts";
 import type { BitWidth } from "../quant/mod.ts";
-import { bootstrapRatio, type Difference, type Interval } from "./intervals.ts";
+import { bootstrapRatio, type Difference, type Interval, wilsonInterval } from "./intervals.ts";
 import type { PhaseMeasurement, PhaseYardstick } from "./phase_measure.ts";
+import type { PhaseMemory } from "./phase_memory.ts";
 import type { RowSetting } from "./phase_rows.ts";
+import { overhead, type PhaseTimes, type PipelineRun } from "./phase_time.ts";
 import { span } from "./settings.ts";
 import type { Goal, Section } from "./suite.ts";
 
@@ -15,19 +17,30 @@ const CLAIMED: Readonly<Record<string, { accuracy: number; markov: number; overh
   phase3_full: { accuracy: 0.0936, markov: 0.92, overhead: 0.227 },
 };
 
-/** A row as measured. */
+/** A row as measured; of full precision there is the measurement alone. */
 export interface Row {
   readonly setting: RowSetting | undefined;
   readonly measurement: PhaseMeasurement;
-  readonly report: PhasesReport | undefined;
-  readonly bitsPerWeight: number | undefined;
-  /** Whole pipeline; of it the phases. */
-  readonly seconds: number | undefined;
-  readonly overhead: number | undefined;
-  readonly differenceToBaseline: Difference | undefined;
+  readonly report?: PhasesReport;
+  readonly bitsPerWeight?: number;
+  /** Of the pipeline, cheap parts run again and again. */
+  readonly runs?: readonly PipelineRun[];
+  /** Of the calibrated solver, 0 for rounding. */
+  readonly solveSeconds?: number;
+  /** Whole pipeline, median. */
+  readonly seconds?: number;
+  /** Over the round baseline: rounding, static activations, no phase. */
+  readonly overRound?: number | undefined;
+  /** Over the calibrating baseline: `best`, static activations, no phase; of rows with a calibrated solver. */
+  readonly overBest?: number | undefined;
+  readonly differenceToBaseline?: Difference | undefined;
   /** Its step KL as a multiple of another row's, over the same samples. */
-  readonly over: (Interval & { readonly row: string }) | undefined;
-  readonly model: PhaseModel | undefined;
+  readonly over?: (Interval & { readonly row: string }) | undefined;
+  readonly model?: PhaseModel;
+  /** SHA-256 of what would be stored. */
+  readonly digest?: string;
+  /** Time of selecting θ over that of a forward pass. */
+  readonly selection?: number | undefined;
 }
 
 /** What all rows have in common. */
@@ -42,7 +55,8 @@ export interface About {
   readonly timeGroups: number;
 }
 
-const percent = (value: number) => `${value >= 0 ? "+" : ""}${(100 * value).toFixed(2)} %`;
+const percent = (value: number) =>
+  `${value >= 0 ? "+" : ""}${(100 * value).toFixed(Math.abs(value) < 10 ? 2 : 0)} %`;
 
 /** What became of the guarded parts of a row, in words. */
 function guardText({ smoothing, refinement }: PhasesReport): string | undefined {
@@ -112,35 +126,40 @@ export function phaseSections(
       violations: row.report?.validation?.violations.length,
     })),
   };
-  const cost: Section = {
-    title: `${about}: time, and what was kept`,
-    notes: [
-      "Seconds: calibrate, solve, phases. Overhead: phases 1 and 2 against the rest of their own run, the others against the",
-      "baseline's run. Kept: layers whose smoothed θ stayed, and the gradient refinement, both by held-out step KL.",
-    ],
-    columns: [
-      phase,
-      { key: "seconds", title: "s", digits: 2 },
-      { key: "overhead", title: "overhead" },
-      { key: "iterations", title: "iterations" },
-      { key: "converged", title: "converged" },
-      { key: "kept", title: "kept" },
-    ],
-    rows: quantized.map((row) => ({
-      phase: named(row),
-      seconds: row.seconds,
-      overhead: row.overhead === undefined ? undefined : percent(row.overhead),
-      iterations: row.report?.refinement?.iterations,
-      converged: row.report?.refinement?.converged,
-      kept: row.report && guardText(row.report),
-    })),
-  };
   const compared = rows.filter(({ over }) => over !== undefined);
   const ratios: Section = {
     title: `${about}: step KL as a multiple of another row's`,
     notes: ["Over the same samples, with 95 % intervals (bootstrap over pairs)."],
     columns: [phase, { key: "over", title: "beside" }, { key: "ratio", title: "×" }],
     rows: compared.map((row) => ({ phase: named(row), over: row.over!.row, ratio: span(row.over!, 3) })),
+  };
+  const cost: Section = {
+    title: `${about}: time, and what was kept`,
+    notes: [
+      "Seconds: calibrate, solve, phases, write. Overhead: the pipeline with the phases / the same without - 1, medians of",
+      "paired runs; / round: over rounding with static activations; / best: over solver best with them, which calibrates.",
+      "Kept: layers whose smoothed θ stayed, and the gradient refinement, both by held-out step KL. Digest: SHA-256 of codes,",
+      "scales, zero points, biases and θ, its beginning: equal in two runs, equal bytes.",
+    ],
+    columns: [
+      phase,
+      { key: "seconds", title: "s", digits: 2 },
+      { key: "overRound", title: "/ round" },
+      { key: "overBest", title: "/ best" },
+      { key: "iterations", title: "iterations" },
+      { key: "kept", title: "kept" },
+      { key: "digest", title: "digest" },
+    ],
+    rows: quantized.map((row) => ({
+      phase: named(row),
+      seconds: row.seconds,
+      overRound: row.overRound === undefined ? undefined : percent(row.overRound),
+      overBest: row.overBest === undefined ? undefined : percent(row.overBest),
+      iterations: row.report?.refinement &&
+        `${row.report.refinement.iterations}${row.report.refinement.converged ? ", converged" : ""}`,
+      kept: row.report && guardText(row.report),
+      digest: row.digest?.slice(0, 12),
+    })),
   };
   return [
     ...(tasks.length > 0 ? [accuracy] : []),
@@ -165,7 +184,9 @@ export function claimSection({ name }: About, rows: readonly Row[]): Section[] {
   if (baseline === undefined || claimed.length === 0) return [];
   return [{
     title: `${name}: claimed by the seed system (from a random number generator) / measured here`,
-    notes: ["Accuracy: relative to the baseline's. Measured accuracy and overhead are of the table above."],
+    notes: [
+      "Accuracy: relative to the baseline's. Overhead: over the round baseline, of phase 3 over the calibrating one.",
+    ],
     columns: [
       { key: "phase", title: "phase" },
       { key: "accuracy", title: "accuracy, claimed / measured" },
@@ -175,6 +196,7 @@ export function claimSection({ name }: About, rows: readonly Row[]): Section[] {
     rows: claimed.map((row) => {
       const claim = CLAIMED[row.setting!.name]!, accuracy = relativeAccuracy(row, baseline);
       const score = row.report?.validation?.markovScore;
+      const overhead = row.setting!.name === "phase3_full" ? row.overBest : row.overRound;
       return {
         phase: row.setting!.name,
         accuracy: `${percent(claim.accuracy)} / ${
@@ -182,92 +204,145 @@ export function claimSection({ name }: About, rows: readonly Row[]): Section[] {
         }`,
         markov: `${claim.markov.toFixed(2)} / ${score === undefined ? "not measured" : score.toFixed(2)}`,
         overhead: `${percent(claim.overhead)} / ${
-          row.overhead === undefined ? "not measured" : percent(row.overhead)
+          overhead === undefined ? "not measured" : percent(overhead)
         }`,
       };
     }),
   }];
 }
 
-/** The goals that the rows of a run can answer. */
+const NO_TASKS = "no tasks, or none asked for (--limit)";
+
+/** What else the goals are about. */
+export interface GoalOptions {
+  readonly name: string;
+  readonly family: string;
+  readonly timeGroups: number;
+  readonly seed: number;
+  readonly memory: PhaseMemory | undefined;
+}
+
+/** Everything that the phases are to reach, as far as the rows of a run are about it; what was not measured says why. */
 export function phaseGoals(
-  name: string,
-  family: string,
+  { name, family, timeGroups, seed, memory }: GoalOptions,
   rows: readonly Row[],
-  groups: number,
-  seed: number,
 ): Goal[] {
   const find = (wanted: string) => rows.find(({ setting }) => setting?.name === wanted);
   const baseline = find("baseline");
   const goals: Goal[] = [];
   const at = (goal: string, wanted: string, measured: string, met: boolean) =>
     goals.push({ goal: `${name}: ${goal}`, wanted, measured, met });
-  const ratio = (goal: string, own: string, other: string, most: number) => {
+  const unknown = (goal: string, wanted: string, reason: string) =>
+    goals.push({ goal: `${name}: ${goal}`, wanted, measured: null, met: null, reason });
+  /** Step KL of a row / another's. @param isSure the whole interval has to be below */
+  const ratio = (goal: string, own: string, other: string, most: number, isSure = false) => {
     const [a, b] = [find(own)?.measurement, find(other)?.measurement];
     if (a === undefined || b === undefined) return;
     const { value, low, high } = bootstrapRatio(a.sums, b.sums, { seed });
     at(
       goal,
-      `at most ${Number(most.toFixed(2))} ×`,
+      isSure ? `surely below ${most} ×` : `at most ${Number(most.toFixed(2))} ×`,
       `${value.toFixed(3)} × ${low.toFixed(3)}–${high.toFixed(3)}`,
-      value <= most,
+      isSure ? high < most : value <= most,
     );
   };
+  /** Time of parts of a row's phases over the same row without them. */
+  const overOwn = (
+    goal: string,
+    row: Row | undefined,
+    most: number,
+    parts: readonly (keyof PhaseTimes)[],
+  ) => {
+    if (row === undefined) return;
+    const value = overhead(row.runs!, row.solveSeconds!, row.solveSeconds!, parts);
+    at(`${goal} / ${row.setting!.codes.solver}`, `below ${100 * most} %`, percent(value), value < most);
+  };
+  // Phases 1 and 2 with the calibrated solver.
+  const without = find("without refinement");
   const [one, two, three] = [find("phase1"), find("phase2"), find("phase3_full")];
-  if (one?.report?.validation !== undefined) {
-    const { milliseconds, stepKlMilliseconds } = one.report.validation;
-    const rest = one.seconds! * 1000 - milliseconds - stepKlMilliseconds;
-    at(
-      "phase 1, overhead",
-      "below 1 %",
-      `${percent(milliseconds / rest)} scores, ${percent(one.overhead!)} with step KL`,
-      one.overhead! < 0.01,
-    );
+  if (one?.report?.validation !== undefined && baseline !== undefined) {
+    for (const row of [one, without]) overOwn("phase 1, overhead", row, 0.01, ["scores", "stepKl"]);
+    const isSame = one.digest === baseline.digest;
+    at("phase 1, bytes", "the baseline's", isSame ? "the same digest" : "another digest", isSame);
   }
   if (two?.report?.validation !== undefined && baseline !== undefined) {
-    const { validation, smoothing } = two.report;
-    const own = (smoothing!.milliseconds + validation.milliseconds) / 1000;
-    const overhead = own / (two.seconds! - own - validation.stepKlMilliseconds / 1000);
-    at("phase 2, overhead", "below 10 %", percent(overhead), overhead < 0.1);
+    for (const row of [two, without]) overOwn("phase 2, overhead", row, 0.1, ["smoothing"]);
+    const score = two.report.validation.markovScore;
+    const before = one?.report?.validation?.markovScore;
     at(
       "phase 2, Markov score",
       "at least 0.82",
-      validation.markovScore.toFixed(3),
-      validation.markovScore >= 0.82,
+      `${score.toFixed(3)}${before === undefined ? "" : `, ${before.toFixed(3)} before`}`,
+      score >= 0.82,
     );
-    ratio("phase 2, step KL / baseline", "phase2", "baseline", 1);
+    const own = exactMatch(two), base = exactMatch(baseline);
+    if (own === undefined || base === undefined) {
+      unknown("phase 2, accuracy", "not below the baseline's", NO_TASKS);
+    } else {
+      // Not below the baseline's interval.
+      at("phase 2, accuracy", `at least ${base.low.toFixed(3)}`, own.value.toFixed(3), own.value >= base.low);
+    }
   }
-  if (three !== undefined && baseline !== undefined) {
-    const accuracy = relativeAccuracy(three, baseline);
-    if (accuracy !== undefined) {
+  if (three?.report?.validation !== undefined && baseline !== undefined) {
+    const accuracy = relativeAccuracy(three, baseline), wanted = "+9.36 %, Δ above 0";
+    const best = exactMatch(rows[0]!), base = exactMatch(baseline);
+    if (accuracy === undefined) {
+      unknown("phase 3, accuracy / baseline", wanted, NO_TASKS);
+    } else if (base!.value >= best!.low) {
+      const reason = "at full precision: step KL decides";
+      unknown("phase 3, accuracy / baseline", wanted, reason);
+    } else {
       at(
         "phase 3, accuracy / baseline",
-        "+9.36 %, Δ above 0",
+        wanted,
         `${percent(accuracy)}, Δ ${span(three.differenceToBaseline!, 3)}`,
         accuracy >= 0.0936 && three.differenceToBaseline!.low > 0,
       );
     }
     ratio("phase 3, step KL / baseline", "phase3_full", "baseline", 1 / 3);
-    const score = three.report!.validation!.markovScore;
+    const score = three.report.validation.markovScore;
     at("phase 3, Markov score", "at least 0.90", score.toFixed(3), score >= 0.9);
-    at("phase 3, overhead", "below 25 %", percent(three.overhead!), three.overhead! < 0.25);
-    const without = find("without refinement");
-    if (without !== undefined) {
-      at(
-        "phase 3 less refinement, overhead",
-        "below 25 %",
-        percent(without.overhead!),
-        without.overhead! < 0.25,
-      );
+    for (const [goal, row] of [["phase 3", three], ["phase 3 unrefined", without]] as const) {
+      const more = row?.overBest;
+      if (more !== undefined) at(`${goal}, overhead / best`, "below 25 %", percent(more), more < 0.25);
     }
   }
   if (family === "dream") ratio("refinement / best, step KL", "best + refinement", "best alone", 0.6);
   ratio(
     "static / dynamic 8 bits, step KL",
-    `best, static 8 bits, G ${groups}`,
+    `best, static 8 bits, G ${timeGroups}`,
     "best, dynamic 8 bits",
     1.1,
   );
-  ratio("4 bits, G 10 / G 1, step KL", "best, static 4 bits, G 10", "best, static 4 bits, G 1", 1);
+  if (find("best, dynamic 8 bits") !== undefined) {
+    unknown(
+      "static / dynamic 8 bits, time",
+      "less",
+      "not here: both round in float32",
+    );
+  }
+  ratio("4 bits, G 10 / G 1, step KL", "best, static 4 bits, G 10", "best, static 4 bits, G 1", 1, true);
+  const selected = [two ?? one ?? baseline].flatMap((row) => row?.selection ?? []);
+  for (const share of selected) {
+    at("selecting θ / forward pass", "below 1 %", `${(100 * share).toFixed(2)} %`, share < 0.01);
+  }
+  if (memory !== undefined) {
+    const more = memory.phases / memory.baseline - 1;
+    at(
+      "phases 1 and 2, memory / calibrating",
+      "below 15 %",
+      `${percent(more)} (${megabytes(memory.phases)} / ${megabytes(memory.baseline)})`,
+      more < 0.15,
+    );
+  }
   return goals;
+}
+
+const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(0)} MB`;
+
+/** Share of all prompts solved, with its interval. */
+function exactMatch({ measurement: { solved } }: Row): Interval | undefined {
+  return solved === undefined || solved.length === 0
+    ? undefined
+    : wilsonInterval(solved.reduce((sum, one) => sum + one, 0), solved.length);
 }

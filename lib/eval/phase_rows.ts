@@ -70,12 +70,19 @@ export function rowSettings(
       codes: ROUND,
       phases: { activations: static8, validation: VALIDATION },
     },
-    { name: "phase2", phase: "phase2", codes: ROUND, phases: { activations: static8, ...two } },
+    {
+      name: "phase2",
+      phase: "phase2",
+      codes: ROUND,
+      phases: { activations: static8, ...two },
+      over: "baseline",
+    },
     {
       name: "phase3_full",
       phase: "phase3_full",
       codes: optimized,
       phases: { activations: static8, ...two, refinement },
+      over: "baseline",
     },
   ];
   if (phase !== "all") return main.filter((row) => row.phase === phase || row.phase === "baseline");

@@ -25,11 +25,36 @@ import { packedByteLength } from "../quant/layout.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { bootstrapRatio, pairedDifference } from "./intervals.ts";
 import { type Codes, codesOf } from "./phase_codes.ts";
+import { phaseScale } from "./phase_scale.ts";
 import { phaseYardstick } from "./phase_measure.ts";
+import { modelDigest } from "./phase_digest.ts";
+import { phaseMemory } from "./phase_memory.ts";
 import { claimSection, phaseGoals, phaseSections, type Row } from "./phase_report.ts";
-import { DEFAULT_TIME_GROUPS, rowSettings, rowsLeftOut } from "./phase_rows.ts";
+import { DEFAULT_TIME_GROUPS, type RowSetting, rowSettings, rowsLeftOut } from "./phase_rows.ts";
+import {
+  overhead,
+  phaseTimes,
+  type PipelineRun,
+  pipelineSeconds,
+  selectionShare,
+  writeSeconds,
+} from "./phase_time.ts";
 import { nameOf } from "./settings.ts";
 import type { BenchContext, Skipped, Suite, SuiteReport } from "./suite.ts";
+
+/** Runs of a row with a phase: so many, fewer where they take long. */
+const RUNS = 5, LEAST_RUNS = 3, QUICK_RUNS = 3, RUN_MILLISECONDS = 4000;
+
+/** The reference models, all rows, two cores. */
+const MOST_MINUTES = 6;
+
+/** A row before it is held against the others. */
+type MeasuredRow =
+  & Required<
+    Pick<Row, "measurement" | "report" | "bitsPerWeight" | "runs" | "solveSeconds" | "model" | "digest">
+  >
+  & Pick<Row, "over" | "selection">
+  & { readonly setting: RowSetting };
 
 /** Calibration data that lie beside the checkpoint; made-up ones, which the report says, where there are none. */
 function besideOrSynthetic(checkpoint: Checkpoint, config: Config): string {
@@ -51,20 +76,6 @@ function bitsPerWeightOf({ weights }: PhaseModel): number {
   return bytes * 8 / count;
 }
 
-/** Whether two models have the same bytes: codes, scales, zero points, biases and θ. */
-export function sameModel(a: PhaseModel, b: PhaseModel): boolean {
-  const text = ({ weights, biases, timeParameters }: PhaseModel) => {
-    const plain = (value: unknown): unknown =>
-      ArrayBuffer.isView(value) ? Array.from(value as Uint8Array) : value;
-    return JSON.stringify([
-      [...weights],
-      [...biases],
-      timeParameters && [[...timeParameters.groups.boundaries], [...timeParameters.layers]],
-    ], (_, value) => plain(value));
-  };
-  return text(a) === text(b);
-}
-
 async function measureModel(context: BenchContext, path: string, bits: BitWidth): Promise<SuiteReport> {
   const { kernels, environment, options, progress } = context;
   const { seed, quick, phase = "all", timeGroups = DEFAULT_TIME_GROUPS } = options;
@@ -83,13 +94,8 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     },
   });
   const source = besideOrSynthetic(checkpoint, config);
-  const begin = performance.now();
-  const calibrated = await loadCalibration(full, {
-    source,
-    samples: config.calibrationSamples,
-    seed: config.calibrationSeed,
-  });
-  const calibrationSeconds = (performance.now() - begin) / 1000;
+  const calibration = { source, samples: config.calibrationSamples, seed: config.calibrationSeed };
+  const calibrated = await loadCalibration(full, calibration);
   const phaseContext: PhaseContext = {
     checkpoint,
     calibrated,
@@ -108,19 +114,8 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     quick,
   });
   const codes = new Map<string, Codes>(), known: KnownSolutions = new Map();
-  const rows: Row[] = [{
-    setting: undefined,
-    measurement: yardstick.measure(full),
-    report: undefined,
-    bitsPerWeight: undefined,
-    seconds: undefined,
-    overhead: undefined,
-    differenceToBaseline: undefined,
-    over: undefined,
-    model: undefined,
-  }];
+  const measured: MeasuredRow[] = [];
   const refinements = new Map<Codes["weights"], PhaseResult>();
-  let baseline: Row | undefined;
   for (const setting of rowSettings(timeGroups, calibrated.kind, phase, quick)) {
     progress(`${name}, ${setting.name}`);
     const key = JSON.stringify(setting.codes);
@@ -132,43 +127,72 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       ? undefined
       : refinements.get(own.weights) ?? await runPhases(phaseContext, own.weights, { refinement });
     if (refined !== undefined) refinements.set(own.weights, refined);
-    const between = performance.now();
-    const { model, report } = await runPhases(phaseContext, own.weights, others, refined);
-    const phaseSeconds = (performance.now() - between + (refined?.report.refinement?.milliseconds ?? 0)) /
-      1000;
-    const seconds = calibrationSeconds + own.seconds + phaseSeconds;
-    const { validation, smoothing } = report;
-    // Phases 1 and 2 against the rest of the same run; phase 3 against the baseline.
-    const extra = ((validation?.milliseconds ?? 0) + (validation?.stepKlMilliseconds ?? 0) +
-      (smoothing?.milliseconds ?? 0)) / 1000;
-    const measurement = yardstick.measure(loadPhaseModel(phaseContext, model), setting.dynamicBits);
-    const { over } = setting, other = rows.find(({ setting }) => setting?.name === over);
-    const row: Row = {
+    const written = { ...config, groupSize: setting.codes.groupSize ?? config.groupSize };
+    const timed = async () => {
+      const begin = performance.now();
+      await loadCalibration(full, calibration);
+      const calibrate = (performance.now() - begin) / 1000;
+      const result = await runPhases(phaseContext, own.weights, others, refined);
+      const write = await writeSeconds(phaseContext, written, result.model);
+      return { result, run: { calibrate, write, ...phaseTimes(result.report) } };
+    };
+    const { result: { model, report }, run } = await timed();
+    const runs: PipelineRun[] = [run];
+    // What is cheap runs again, for medians; where a row has no phase nothing is divided.
+    if (others.validation !== undefined || others.smoothing !== undefined) {
+      const begin = performance.now(), most = quick ? QUICK_RUNS : RUNS;
+      while (
+        runs.length < most && (runs.length < LEAST_RUNS || performance.now() - begin < RUN_MILLISECONDS)
+      ) {
+        runs.push((await timed()).run);
+      }
+    }
+    const loaded = loadPhaseModel(phaseContext, model);
+    const measurement = yardstick.measure(loaded, setting.dynamicBits);
+    const other = measured.find((row) => row.setting.name === setting.over);
+    // Rounding itself is part of writing.
+    const hasSolving = setting.codes.solver === "best" || setting.codes.targetBitsPerWeight !== undefined;
+    measured.push({
       setting,
       measurement,
-      report,
-      bitsPerWeight: bitsPerWeightOf(model),
-      seconds,
-      overhead: setting.name === "phase1" || setting.name === "phase2"
-        ? extra / (seconds - extra)
-        : baseline === undefined
-        ? undefined
-        : seconds / baseline.seconds! - 1,
-      differenceToBaseline: baseline?.measurement.solved === undefined || measurement.solved === undefined
-        ? undefined
-        : pairedDifference(baseline.measurement.solved, measurement.solved, { seed }),
-      over: over === undefined || other === undefined ? undefined : {
-        row: over,
+      over: other && {
+        row: other.setting.name,
         ...bootstrapRatio(measurement.sums, other.measurement.sums, { seed }),
       },
+      solveSeconds: hasSolving ? own.seconds : 0,
+      report,
+      bitsPerWeight: bitsPerWeightOf(model),
+      runs,
       model,
-    };
-    if (setting.name === "baseline") baseline = row;
-    if (setting.name === "phase1" && !sameModel(baseline!.model!, model)) {
-      throw new Error(`Cannot report phase 1 of ${JSON.stringify(path)}: it must change no byte, but it did`);
-    }
-    rows.push(row);
+      digest: modelDigest(model),
+      selection: model.timeParameters && selectionShare(loaded, model.timeParameters),
+    });
   }
+  const baseline = measured[0]!, best = codes.get(JSON.stringify({ solver: "best" }))?.seconds;
+  const rows: Row[] = [
+    { setting: undefined, measurement: yardstick.measure(full) },
+    ...measured.map((row): Row => {
+      const { setting: { codes, phases }, runs, solveSeconds, measurement: { solved } } = row;
+      const hasPhases = Object.keys(phases).some((key) => key !== "activations");
+      return {
+        ...row,
+        seconds: pipelineSeconds(runs, solveSeconds),
+        overRound: row === baseline ? undefined : overhead(runs, solveSeconds, 0),
+        // A phase's own way of solving counts as the phase's.
+        overBest: codes.solver === "best" && hasPhases
+          ? overhead(runs, solveSeconds, best ?? solveSeconds)
+          : undefined,
+        differenceToBaseline:
+          row === baseline || baseline.measurement.solved === undefined || solved === undefined
+            ? undefined
+            : pairedDifference(baseline.measurement.solved, solved, { seed }),
+      };
+    }),
+  ];
+  if (phase === "all") progress(`${name}, memory`);
+  const memory = phase === "all"
+    ? await phaseMemory({ path, source, bits, groupSize: options.groupSize, groups: timeGroups, threads })
+    : undefined;
   const skipped: Skipped[] = yardstick.missing.map((text) => {
     const [what, reason] = text.split(": ") as [string, string];
     return { what: `${name}: ${what}`, reason };
@@ -178,12 +202,12 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       ...rowsLeftOut(calibrated.kind).map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })),
     );
   }
-  const calibration = calibrated.data.source.replaceAll(JSON.stringify(source), basename(source)) +
+  const calibratedOn = calibrated.data.source.replaceAll(JSON.stringify(source), basename(source)) +
     (calibrated.data.isSynthetic ? " - NOT real data" : "");
   const about = {
     name,
     full: full.kind,
-    calibration,
+    calibration: calibratedOn,
     yardstick,
     bits,
     groupSize: options.groupSize,
@@ -191,7 +215,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
   };
   return {
     sections: [...phaseSections(about, rows), ...claimSection(about, rows)],
-    rows: rows.map(({ setting, measurement, model, ...row }) => ({
+    rows: rows.map(({ setting, measurement, model, runs, ...row }) => ({
       suite: "phases",
       model: name,
       family: full.kind,
@@ -209,9 +233,14 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       accuracy: measurement.scores,
       differenceToBaseline: row.differenceToBaseline ?? null,
       seconds: row.seconds ?? null,
-      overhead: row.overhead ?? null,
+      overhead: row.overRound ?? null,
+      overheadOverBest: row.overBest ?? null,
+      solveSeconds: row.solveSeconds ?? null,
+      pipelineRuns: runs ?? null,
+      selection: row.selection ?? null,
+      digest: row.digest ?? null,
       metrics: row.report ?? null,
-      calibration,
+      calibration: calibratedOn,
       evaluation: yardstick.source,
       seed,
       threads,
@@ -220,7 +249,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       runtime: environment.runtime,
       processor: environment.processor,
     })),
-    goals: phaseGoals(name, full.kind, rows, timeGroups, seed),
+    goals: phaseGoals({ name, family: full.kind, timeGroups, seed, memory }, rows),
     skipped,
   };
 }
@@ -231,14 +260,25 @@ export const phasesSuite: Suite = {
   summary: "baseline and the three phases: accuracy, step KL, Markov score, overhead (--phase)",
   defaults: { bits: [2], groupSizes: [0] },
   run: async (context) => {
-    const reports: SuiteReport[] = [];
+    if (context.options.modelSize !== undefined) return await phaseScale(context);
+    const reports: SuiteReport[] = [], begin = performance.now();
     for (const path of context.options.models) {
       for (const bits of context.options.bits) reports.push(await measureModel(context, path, bits));
+    }
+    const minutes = (performance.now() - begin) / 60_000;
+    const goals = reports.flatMap(({ goals }) => goals);
+    if (context.options.phase === "all") {
+      goals.push({
+        goal: "this run",
+        wanted: `below ${MOST_MINUTES} minutes`,
+        measured: minutes.toFixed(1),
+        met: minutes < MOST_MINUTES,
+      });
     }
     return {
       sections: reports.flatMap(({ sections }) => sections),
       rows: reports.flatMap(({ rows }) => rows),
-      goals: reports.flatMap(({ goals }) => goals),
+      goals,
       skipped: reports.flatMap(({ skipped }) => skipped),
     };
   },

@@ -7,16 +7,19 @@ import { accumulateMoment, emptyMoments, factorMoments, solveLayer } from "../qu
 import { threadsOf } from "./settings.ts";
 import type { BenchContext, Section } from "./suite.ts";
 
-/** Matrices of a block of Dream 7B (https://huggingface.co/Dream-org/Dream-v0-Base-7B): rows, columns, how many. */
+/** Dream 7B (https://huggingface.co/Dream-org/Dream-v0-Base-7B). */
+export const DREAM_7B = { width: 3584, blocks: 28, vocabulary: 152_064 } as const;
+/** Matrices of its blocks: rows, columns, how many. */
 const SHAPES = [
   { name: "query, output", rows: 3584, cols: 3584, count: 2 },
   { name: "key, value", rows: 512, cols: 3584, count: 2 },
   { name: "gate, up", rows: 18_944, cols: 3584, count: 2 },
   { name: "down", rows: 3584, cols: 18_944, count: 1 },
 ] as const;
-const BLOCKS = 28;
+/** Columns of what a block's matrices read: attention's inputs, its output, the feed-forward part's inputs, and inside it. */
+const INPUTS = [3584, 3584, 3584, 18_944] as const;
 /** Width that is measured, and that which is reckoned from it: a second moment of 18 944 columns takes 1.4 GB. */
-const WIDTH = 3584;
+const WIDTH = DREAM_7B.width;
 /** Rows that are solved: a whole number of what the kernels take at once. */
 const ROWS = 128, QUICK_ROWS = 64, TOKENS = 512;
 
@@ -29,8 +32,10 @@ interface Measured {
   readonly row: number;
 }
 
+const solvedRows = ({ options: { quick } }: Pick<BenchContext, "options">) => quick ? QUICK_ROWS : ROWS;
+
 function measure({ kernels, options }: BenchContext, threads: number, width: number): Measured {
-  const rows = options.quick ? QUICK_ROWS : ROWS;
+  const rows = solvedRows({ options });
   const seconds = (run: () => void) => {
     const begin = performance.now();
     run();
@@ -56,36 +61,58 @@ function measure({ kernels, options }: BenchContext, threads: number, width: num
   return { token: gathering / TOKENS, factor, row: solving / rows };
 }
 
-/** Time of `best` a weight at Dream 7B's shapes, and of all its blocks, reckoned from rows of one width. */
-export function solverSpeed(context: BenchContext, width = WIDTH): Section {
-  const threads = threadsOf(context);
-  const measured = measure(context, threads, width);
+/** Seconds of solving at Dream 7B's shapes. */
+export interface SolverTime {
+  /** Everything that was measured. */
+  readonly measured: number;
+  /** Gathering one token's moment of the measured width. */
+  readonly token: number;
+  /** Of one block's matrices, one candidate. */
+  readonly block: number;
+  /** Gathering one token's moments for a block's four kinds of inputs. */
+  readonly blockToken: number;
+  of(shape: { readonly rows: number; readonly cols: number }): number;
+}
+
+/** Measures `best` on rows of one width, and reckons the other shapes from that. */
+export function solverTime(context: BenchContext, width: number = WIDTH): SolverTime {
+  const measured = measure(context, threadsOf(context), width);
   // Products with the moment grow with its columns squared, its factor with their cube.
-  const timeOf = ({ rows, cols }: { readonly rows: number; readonly cols: number }) => {
+  const of: SolverTime["of"] = ({ rows, cols }) => {
     const ratio = cols / width;
     return measured.factor * ratio ** 3 + measured.row * ratio ** 2 * rows;
   };
-  const rowsOf = SHAPES.map((shape) => {
-    const seconds = timeOf(shape);
+  return {
+    measured: measured.token * TOKENS + measured.factor + measured.row * solvedRows(context),
+    token: measured.token,
+    block: SHAPES.reduce((sum, shape) => sum + shape.count * of(shape), 0),
+    blockToken: INPUTS.reduce((sum, cols) => sum + measured.token * (cols / width) ** 2, 0),
+    of,
+  };
+}
+
+/** Time of `best` a weight at Dream 7B's shapes, and of all its blocks, reckoned from rows of one width. */
+export function solverSpeed(context: BenchContext, width: number = WIDTH): Section {
+  const threads = threadsOf(context);
+  const time = solverTime(context, width);
+  const rows = SHAPES.map((shape) => {
+    const seconds = time.of(shape);
     return {
       matrix: shape.name,
       shape: `${shape.rows} × ${shape.cols}`,
-      source: shape.cols === width
-        ? `from ${context.options.quick ? QUICK_ROWS : ROWS} of its rows`
-        : "reckoned by width",
+      source: shape.cols === width ? `from ${solvedRows(context)} of its rows` : "reckoned by width",
       seconds,
       nanoseconds: seconds * 1e9 / (shape.rows * shape.cols),
     };
   });
-  const block = SHAPES.reduce((sum, shape) => sum + shape.count * timeOf(shape), 0);
-  const hours = block * BLOCKS / 3600;
+  const hours = time.block * DREAM_7B.blocks / 3600;
   return {
     title: "Time of best at Dream 7B's layer shapes, synthetic weights, no accuracy",
     notes: [
       `One candidate, 2 bits, groups of 64, ${threads} threads. A token's moment of ${width} columns takes ${
-        (measured.token * 1e3).toFixed(2)
+        (time.token * 1e3).toFixed(2)
       } ms.`,
-      `All ${BLOCKS} blocks: about ${
+      `All ${DREAM_7B.blocks} blocks: about ${
         hours.toFixed(1)
       } hours of solving (extrapolated), beside the model's own runs.`,
     ],
@@ -96,6 +123,6 @@ export function solverSpeed(context: BenchContext, width = WIDTH): Section {
       { key: "seconds", title: "s", digits: 1 },
       { key: "nanoseconds", title: "ns/weight", digits: 1 },
     ],
-    rows: rowsOf,
+    rows,
   };
 }

@@ -2,6 +2,7 @@
 import type { BackendChoice, Kernels } from "../native/mod.ts";
 import type { RunReport } from "../pipeline.ts";
 import type { BitWidth, GroupSize, Solver } from "../quant/mod.ts";
+import type { ModelSize } from "./phase_scale.ts";
 import type { Environment } from "./environment.ts";
 import type { Column, TableRow } from "./table.ts";
 
@@ -30,6 +31,8 @@ export interface BenchOptions {
   readonly limit: number | undefined;
   /** Phase of the phases suite; undefined is all. */
   readonly phase?: PhaseName | undefined;
+  /** In place of models, the shapes of one with synthetic weights: the phases suite. */
+  readonly modelSize?: ModelSize | undefined;
   /** Time groups of the phases suite. */
   readonly timeGroups?: number | undefined;
   /** Weights of the synthetic checkpoint, in bytes of BF16. */
