@@ -5,18 +5,20 @@ import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../lib/config.ts";
 import { environmentOf } from "../../lib/eval/environment.ts";
 import { dynamicActivations } from "../../lib/eval/phase_measure.ts";
-import { phasesSuite, sameModel } from "../../lib/eval/phase_suite.ts";
+import { modelDigest } from "../../lib/eval/phase_digest.ts";
+import { phasesSuite } from "../../lib/eval/phase_suite.ts";
 import { formatReport } from "../../lib/eval/report.ts";
 import type { BenchContext, SuiteReport } from "../../lib/eval/suite.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint, readManifest, verifyFiles } from "../../lib/pipeline.ts";
 import { loadCalibration } from "../../lib/pipeline/calibration_data.ts";
-import { loadPhaseModel, type PhaseContext } from "../../lib/pipeline/phase_context.ts";
+import { fewHeldOut, layerGuard, mapShared } from "../../lib/pipeline/phase_activations.ts";
+import { loadPhaseModel, type PhaseContext, schedulerOf } from "../../lib/pipeline/phase_context.ts";
 import { runPhases } from "../../lib/pipeline/phases.ts";
 import { meanStepKl, StepKlMeter, timeAxisOf } from "../../lib/pipeline/step_kl.ts";
 import { denseWeights } from "../../lib/pipeline/solve.ts";
-import { type OneLevelTensor, quantize } from "../../lib/quant/mod.ts";
+import { dequantize, type OneLevelTensor, quantize } from "../../lib/quant/mod.ts";
 import { packedLayers } from "../../lib/quant/packed_checkpoint.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import {
@@ -170,6 +172,61 @@ describe("the suite", () => {
     expect(validation.markovScore).toBeLessThanOrEqual(1);
   });
 
+  test("holds every goal against a number, or says why it cannot", () => {
+    const goals = report.goals.map(({ goal }) => goal.replace("dream-mini: ", ""));
+    expect(goals).toEqual([
+      "phase 1, overhead / round",
+      "phase 1, overhead / best",
+      "phase 1, bytes",
+      "phase 2, overhead / round",
+      "phase 2, overhead / best",
+      "phase 2, Markov score",
+      "phase 2, accuracy",
+      "phase 3, accuracy / baseline",
+      "phase 3, step KL / baseline",
+      "phase 3, Markov score",
+      "phase 3, overhead / best",
+      "phase 3 unrefined, overhead / best",
+      "refinement / best, step KL",
+      "static / dynamic 8 bits, step KL",
+      "static / dynamic 8 bits, time",
+      "4 bits, G 10 / G 1, step KL",
+      "selecting θ / forward pass",
+      "phases 1 and 2, memory / calibrating",
+      "this run",
+    ]);
+    for (const { measured, met, reason } of report.goals) {
+      expect([measured === null, met === null]).toEqual([reason !== undefined, reason !== undefined]);
+    }
+    expect(report.goals.find(({ goal }) => goal.endsWith("phase 1, bytes"))).toMatchObject({ met: true });
+  });
+
+  test("divides a row's pipeline by the same without its phases", () => {
+    type Timed = {
+      pipelineRuns: Record<string, number>[];
+      solveSeconds: number;
+      overhead: number;
+      overheadOverBest: number | null;
+    };
+    const one = row("phase1") as unknown as Timed, unrefined = row("without refinement") as unknown as Timed;
+    const ratios = ({ pipelineRuns, solveSeconds }: Timed) => {
+      expect(pipelineRuns.length).toBe(3);
+      return pipelineRuns.map(({ calibrate, activations, write, scores, stepKl, smoothing }) =>
+        (scores! + stepKl! + smoothing!) / (calibrate! + activations! + write! + solveSeconds)
+      ).sort((a, b) => a - b)[1]!;
+    };
+    expect(one.overhead).toBeCloseTo(ratios(one), 9);
+    expect([one.solveSeconds, one.overheadOverBest]).toEqual([0, null]);
+    expect(unrefined.solveSeconds).toBeGreaterThan(0);
+    expect(unrefined.overheadOverBest!).toBeCloseTo(ratios(unrefined), 9);
+    expect(row("baseline")["overhead"]).toBe(null as never);
+    expect(row("phase1")["digest"]).toBe(row("baseline")["digest"]);
+    expect(row("best alone")["digest"]).toBe(row("best, dynamic 8 bits")["digest"]);
+    expect(row("best, static 8 bits, G 1")["digest"] === row("best, static 8 bits, G 3")["digest"]).toBe(
+      false,
+    );
+  });
+
   test("says what was claimed beside what was measured, in lines that fit", () => {
     const text = formatReport(report).join("\n");
     expect(text).toContain("+9.36 % /");
@@ -196,9 +253,9 @@ describe("phases", () => {
       activations,
       validation: { smoothnessThreshold: 0.3 },
     });
-    expect(sameModel(plain.model, validated.model)).toBe(true);
+    expect(modelDigest(validated.model)).toBe(modelDigest(plain.model));
     const other = await runPhases(context, weights, { activations: { groups: 5, bits: 8 } });
-    expect(sameModel(plain.model, other.model)).toBe(false);
+    expect(modelDigest(other.model) === modelDigest(plain.model)).toBe(false);
     const { validation } = validated.report;
     expect(validation!.stepKlByGroup.every((kl) => kl > 0)).toBe(true);
     expect(plain.report.validation).toBeUndefined();
@@ -351,7 +408,8 @@ describe("the pipeline", () => {
       seed: 0,
     });
     const stored = loadModel(output, kernels, { timeParameters });
-    expect(meanStepKl(new StepKlMeter(calibrated, undefined).measure(stored))).toBe(phases!.heldOutStepKl!);
+    const same = fewHeldOut(calibrated, phases!.validation!.samples);
+    expect(meanStepKl(new StepKlMeter(same, undefined).measure(stored))).toBe(phases!.heldOutStepKl!);
     expect(await verifyFiles(output, readManifest(output)!)).toEqual([]);
   });
 
@@ -361,6 +419,111 @@ describe("the pipeline", () => {
       quantizeCheckpoint({ input, output: place.fresh(), config: configOf(enabled("validation")), kernels }),
     );
     expect(String(error)).toContain("a phase needs calibration data");
+  });
+});
+
+describe("held-out samples", () => {
+  test("few of them are spread over all times, the same every time", async () => {
+    const { context: { calibrated } } = await dream();
+    const timesOf = ({ data }: typeof calibrated) =>
+      (data.heldOut as readonly { times: Float64Array; samples: number }[]).flatMap(({ times, samples }) => {
+        expect(times.length).toBe(samples);
+        return [...times];
+      });
+    const all = timesOf(calibrated).sort((a, b) => a - b);
+    const few = timesOf(fewHeldOut(calibrated, 8)).sort((a, b) => a - b);
+    // One from the middle of each eighth.
+    expect(few).toEqual(Array.from({ length: 8 }, (_, i) => all[Math.floor((i + 0.5) * all.length / 8)]!));
+    expect(timesOf(fewHeldOut(calibrated, 8)).sort((a, b) => a - b)).toEqual(few);
+    expect(fewHeldOut(calibrated, all.length)).toBe(calibrated);
+  });
+
+  test("a run that is looked into measures the same, with and without outputs that are kept", async () => {
+    for (
+      const { context, weights } of [await dream(), await rounded(imageModel(1000), "synthetic")]
+    ) {
+      const calibrated = fewHeldOut(context.calibrated, 10);
+      const scheduler = schedulerOf(context);
+      const model = loadPhaseModel(context, { weights });
+      const meter = new StepKlMeter(calibrated, scheduler);
+      const plain = meter.measure(model);
+      expect(meter.bytes).toBeGreaterThan(0);
+      const bytes = meter.bytes, seen = new Set<string>();
+      const observed = meter.measure(model, (times, { name, weights: { cols } }, x, rows) => {
+        seen.add(name);
+        expect([x.length >= rows * cols, rows % times.length]).toEqual([true, 0]);
+      });
+      expect(meter.bytes).toBe(bytes);
+      expect(seen.size).toBeGreaterThanOrEqual(weights.size);
+      expect(observed.times).toEqual(plain.times);
+      for (const [i, sum] of observed.sums.entries()) {
+        expect(Math.abs(sum - plain.sums[i]!)).toBeLessThanOrEqual(1e-5 * Math.abs(plain.sums[i]!));
+      }
+    }
+  });
+
+  test("the guard's errors are ‖Ŵ (Q(x) − x)‖² of every second row where grids differ", async () => {
+    const { context, weights } = await dream();
+    const { model } = await runPhases(context, weights, { activations: { groups: 2, bits: 8 } });
+    const { groups, layers } = model.timeParameters!;
+    const before = new Map([...layers].map(([name, { activation }]) => [name, activation!]));
+    // Above half the axis all scales are 1.5 times as wide; below nothing changes.
+    const after = mapShared(before, (own) => ({
+      bits: own.bits,
+      scale: Float32Array.from(
+        { length: groups.axis.bins },
+        (_, bin) => own.scale[groups.groupOfBin(bin)]! * (bin < 500 ? 1 : 1.5),
+      ),
+      zeroPoint: Int32Array.from(
+        { length: groups.axis.bins },
+        (_, bin) => own.zeroPoint[groups.groupOfBin(bin)]!,
+      ),
+    }));
+    const guard = layerGuard(context, groups, before, after);
+    const wanted = ["model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.up_proj.weight"];
+    const expected = new Map(wanted.map((name) => [name, { before: 0, after: 0 }]));
+    const meter = new StepKlMeter(fewHeldOut(context.calibrated, 6), undefined);
+    meter.measure(loadPhaseModel(context, model), (times, layer, x, rows) => {
+      guard.observe(times, layer, x, rows);
+      const sums = expected.get(layer.name);
+      if (sums === undefined) return;
+      const tensor = weights.get(layer.name)!, { cols } = tensor;
+      const dense = Float64Array.from(dequantize(kernels, tensor));
+      const each = rows / times.length;
+      for (const [item, time] of times.entries()) {
+        const bin = groups.axis.binOf(time);
+        if (bin < 500) continue;
+        for (let row = item * each; row < (item + 1) * each; row += 2) {
+          for (
+            const [key, grids, at] of [["before", before, groups.groupOfBin(bin)], [
+              "after",
+              after,
+              bin,
+            ]] as const
+          ) {
+            const { scale, zeroPoint } = grids.get(layer.name)!;
+            const s = scale[at]!, z = zeroPoint[at]!;
+            const lost = Float64Array.from({ length: cols }, (_, k) => {
+              const value = x[row * cols + k]!;
+              return s * (Math.min(255, Math.max(0, Math.round(value / s) + z)) - z) - value;
+            });
+            for (let r = 0; r < tensor.rows; r++) {
+              let out = 0;
+              for (let k = 0; k < cols; k++) out += dense[r * cols + k]! * lost[k]!;
+              sums[key] += out * out;
+            }
+          }
+        }
+      }
+    });
+    const { errors, kept, rejected } = guard.report();
+    for (const [name, { before, after }] of expected) {
+      const own = errors.get(name)!;
+      expect(before).toBeGreaterThan(0);
+      expect(Math.abs(own.before / before - 1)).toBeLessThan(1e-3); // ties round half away here, half to even there
+      expect(Math.abs(own.after / after - 1)).toBeLessThan(1e-3);
+      expect((own.after <= own.before ? kept : rejected).includes(name)).toBe(true);
+    }
   });
 });
 
