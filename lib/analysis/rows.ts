@@ -4,9 +4,11 @@ import type { StepDrift, TimestepError } from "../eval/dit_metrics.ts";
 import type { MaskedComparison, TaskScore } from "../eval/dream_tasks.ts";
 import type { MaskedFidelity } from "../eval/fidelity.ts";
 import type { Interval } from "../eval/intervals.ts";
-import type { Sample, SuiteReport } from "../eval/suite.ts";
+import type { Sample, SuiteReport, TimedSetting } from "../eval/suite.ts";
 import type { LayerRecord } from "../pipeline.ts";
+import type { PhasesReport } from "../pipeline/phases.ts";
 import { cosine, relativeRmsError } from "../quant/mod.ts";
+import type { TimeGroups, TimeParameters } from "../time/mod.ts";
 import type { RowOf, TableName } from "./schema.ts";
 import { isTableName } from "./table_files.ts";
 import { type ColumnTable, tableFromRows } from "./tables.ts";
@@ -194,6 +196,86 @@ export function activationRows(
   return rows;
 }
 
+/** How a table's columns say a bin of an axis: as timestep, or as mask ratio. */
+function timesOf({ axis: { kind, bins } }: TimeGroups): {
+  readonly tUnit: "timestep" | "mask ratio";
+  at(bin: number): number;
+} {
+  return kind === "timesteps"
+    ? { tUnit: "timestep", at: (bin) => bin }
+    : { tUnit: "mask ratio", at: (bin) => bin / bins };
+}
+
+/**
+ * A model's θ as rows of the time axis: activation grids, and by group the mean gain and root mean square bias of output corrections.
+ *
+ * @param stage before or after boundary smoothing; by default what the parameters show: a grid a bin is smoothed
+ */
+export function thetaRows(
+  { groups, layers }: TimeParameters,
+  source: RowSource & { readonly stage?: "before" | "after" | undefined },
+): RowOf<"time">[] {
+  const { tUnit, at } = timesOf(groups);
+  const { bins } = groups.axis;
+  return [...layers].flatMap(([layer, { activation, output }]): RowOf<"time">[] => {
+    const isByBin = activation !== undefined && activation.scale.length === bins && bins !== groups.count;
+    const stage = source.stage ?? (isByBin ? "after" : "before");
+    if (activation !== undefined) {
+      const boundaries = isByBin
+        ? Array.from({ length: bins + 1 }, (_, bin) => at(bin))
+        : Array.from(groups.boundaries, at);
+      return activationRows({ ...activation, boundaries }, { ...source, layer, tUnit, stage });
+    }
+    if (output === undefined) return [];
+    const size = output.gain.length / groups.count;
+    return Array.from({ length: groups.count }, (_, g) => {
+      const own = (values: Float32Array) => values.subarray(g * size, (g + 1) * size);
+      return {
+        ...source,
+        layer,
+        tUnit,
+        stage,
+        timeGroup: g,
+        tBegin: at(groups.boundaries[g]!),
+        tEnd: at(groups.boundaries[g + 1]!),
+        gain: own(output.gain).reduce((sum, gain) => sum + gain, 0) / size,
+        bias: Math.sqrt(own(output.bias).reduce((sum, bias) => sum + bias * bias, 0) / size),
+      };
+    });
+  });
+}
+
+/** What was measured along a model's time axis as rows of it. */
+function timedRows({ model, setting, groups, theta, stepKl = [], layerErrors = [] }: TimedSetting) {
+  const { tUnit, at } = timesOf(groups);
+  const source = { model, setting };
+  const place = (timeGroup: number) => ({
+    ...source,
+    tUnit,
+    timeGroup,
+    tBegin: at(groups.boundaries[timeGroup]!),
+    tEnd: at(groups.boundaries[timeGroup + 1]!),
+  });
+  return [
+    ...(theta === undefined ? [] : thetaRows(theta.parameters, { ...source, stage: theta.stage })),
+    ...stepKl.flatMap((value, g) => Number.isNaN(value) ? [] : [{ ...place(g), stepKl: value }]),
+    ...layerErrors.map(({ layer, timeGroup, samples, relativeError }) => ({
+      ...place(timeGroup),
+      layer,
+      samples,
+      relativeError,
+    })),
+  ];
+}
+
+/** An optimizer's losses as rows of their table, the loss before the first step first. */
+export function lossRows(
+  lossHistory: readonly number[],
+  source: RowSource & { readonly layer?: string | undefined },
+): RowOf<"losses">[] {
+  return lossHistory.map((total, iteration) => ({ ...source, iteration, total }));
+}
+
 /** Drift by step as rows of its table. */
 export function driftRows(steps: readonly StepDrift[], source: RowSource): RowOf<"drift">[] {
   return steps.map(({ step, relativeDistance }) => ({
@@ -306,14 +388,58 @@ function peersRows(row: Row): Rows {
   };
 }
 
+/** Rows of one suite come in their order: full precision stands before the rows of the same bits. */
+function phasesRows(row: Row, all: readonly Row[]): Rows {
+  const at = all.indexOf(row), isFull = row["bits"] === null;
+  const quantized = isFull ? all.slice(at).find(({ bits }) => bits !== null) : row;
+  const source = { model: String(row["model"]), setting: `${quantized?.["bits"]} bits` };
+  const phase = isFull ? "full" : String(row["phase"]);
+  const metrics = row["metrics"] as PhasesReport | null;
+  const { smoothing, refinement, validation } = metrics ?? {};
+  const tasks = row["accuracy"] as readonly TaskScore[];
+  const difference = row["differenceToBaseline"] as Interval | null;
+  const common = { ...source, phase, bits: row["bits"], bitsPerWeight: row["bitsPerWeight"] };
+  const whole = {
+    ...(isFull ? {} : spread("stepKl", row["stepKl"] as Interval)),
+    ...(difference === null || phase === "baseline" ? {} : spread("delta", difference)),
+    markovScore: validation?.markovScore ?? null,
+    seconds: row["seconds"],
+    overhead: row["overhead"],
+    iterations: refinement?.iterations ?? null,
+    converged: refinement?.converged ?? null,
+    layersKept: smoothing?.kept.length ?? null,
+    layersRejected: smoothing?.rejected.length ?? null,
+  };
+  // The same refinement in several rows ran once.
+  const isFirst = refinement !== undefined &&
+    all.findIndex((other) =>
+        (other["metrics"] as PhasesReport | null)?.refinement?.lossHistory === refinement.lossHistory
+      ) === at;
+  return {
+    phases: tasks.length === 0 ? [{ ...common, task: "all", ...whole }] : tasks.map(
+      ({ task, prompts, exactMatch }) => ({
+        ...common,
+        task,
+        samples: prompts,
+        ...spread("accuracy", exactMatch),
+        ...(task === "all" || tasks.length === 1 ? whole : {}),
+      }),
+    ),
+    losses: isFirst
+      ? lossRows(refinement.lossHistory, { ...source, setting: `${source.setting}, ${phase}` })
+      : [],
+  };
+}
+
 /** How the rows of a suite become rows of tables. A suite that is not here gives its tables itself. */
-const SUITE_ROWS: Readonly<Record<string, (row: Row) => Rows>> = {
+const SUITE_ROWS: Readonly<Record<string, (row: Row, all: readonly Row[]) => Rows>> = {
   accuracy: accuracyRows,
   checkpoint: (row) => ({
     peers: [{ ...methodOf(row), seconds: (row["seconds"] as Summary).median }],
   }),
   kernels: (row) => ({ kernels: [kernelRow(row)] }),
   peers: peersRows,
+  phases: phasesRows,
 };
 
 /**
@@ -322,9 +448,9 @@ const SUITE_ROWS: Readonly<Record<string, (row: Row) => Rows>> = {
  * @throws {TypeError} when rows do not fit their table
  */
 export async function benchTables(
-  { rows, tables = {}, quantized = [], samples = [] }: Pick<
+  { rows, tables = {}, quantized = [], samples = [], timed = [] }: Pick<
     SuiteReport,
-    "rows" | "tables" | "quantized" | "samples"
+    "rows" | "tables" | "quantized" | "samples" | "timed"
   >,
 ): Promise<Tables> {
   const collected = new Map<TableName, Row[]>();
@@ -335,9 +461,11 @@ export async function benchTables(
     collected.set(name, [...collected.get(name) ?? [], ...more]);
   };
   for (const row of rows) {
-    for (const [name, more] of Object.entries(SUITE_ROWS[String(row["suite"])]?.(row) ?? {})) add(name, more);
+    const made = SUITE_ROWS[String(row["suite"])]?.(row, rows) ?? {};
+    for (const [name, more] of Object.entries(made)) add(name, more);
   }
   for (const each of quantized) add("layers", layerRowsOf(each.layers, each.layerMilliseconds, each));
+  for (const each of timed) add("time", timedRows(each));
   if (samples.length > 0) add("samples", samples.map(sampleRowOf));
   for (const [name, more] of Object.entries(tables)) add(name, more);
   return await tablesOf(Object.fromEntries(collected) as { [Name in TableName]?: RowOf<Name>[] });

@@ -7,7 +7,7 @@ import { availableParallelism } from "node:os";
 import { basename } from "node:path";
 import { type Config, resolveConfig } from "../config.ts";
 import { CalibrationError } from "../errors.ts";
-import { modelFrom } from "../models/mod.ts";
+import { type LoadedModel, modelFrom } from "../models/mod.ts";
 import {
   loadPhaseModel,
   type PhaseContext,
@@ -19,13 +19,14 @@ import { timeAxisOf } from "../pipeline/step_kl.ts";
 import { calibrationSource } from "../pipeline/calibrated.ts";
 import type { KnownSolutions } from "../pipeline/solve_plan.ts";
 import { loadCalibration } from "../pipeline/calibration_data.ts";
-import { equalTimeGroups } from "../time/mod.ts";
+import { equalTimeGroups, type TimeGroups } from "../time/mod.ts";
 import { type BitWidth, MAX_THREADS } from "../quant/mod.ts";
 import { packedByteLength } from "../quant/layout.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { bootstrapRatio, pairedDifference } from "./intervals.ts";
 import { type Codes, codesOf } from "./phase_codes.ts";
 import { phaseScale } from "./phase_scale.ts";
+import { layerErrors } from "./layer_errors.ts";
 import { phaseYardstick } from "./phase_measure.ts";
 import { modelDigest } from "./phase_digest.ts";
 import { phaseMemory } from "./phase_memory.ts";
@@ -40,7 +41,7 @@ import {
   writeSeconds,
 } from "./phase_time.ts";
 import { nameOf } from "./settings.ts";
-import type { BenchContext, Skipped, Suite, SuiteReport } from "./suite.ts";
+import type { BenchContext, Skipped, Suite, SuiteReport, TimedSetting } from "./suite.ts";
 
 /** Runs of a row with a phase: so many, fewer where they take long. */
 const RUNS = 5, LEAST_RUNS = 3, QUICK_RUNS = 3, RUN_MILLISECONDS = 4000;
@@ -108,7 +109,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     seed: config.calibrationSeed,
   };
   const scheduler = schedulerOf(phaseContext);
-  equalTimeGroups(timeAxisOf(scheduler), timeGroups); // refused before anything is measured
+  const groups = equalTimeGroups(timeAxisOf(scheduler), timeGroups); // refused before anything is measured
   const yardstick = await phaseYardstick(full, path, kernels, {
     seed,
     threads,
@@ -254,7 +255,42 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     })),
     goals: phaseGoals({ name, family: full.kind, timeGroups, seed, memory }, rows),
     skipped,
+    timed: timedSettings(phaseContext, full, groups, rows, name, `${bits} bits`),
   };
+}
+
+/** The main rows along the time axis: held-out step KL, errors of the layers, and θ before (baseline) and after (phase 2) smoothing. */
+function timedSettings(
+  context: PhaseContext,
+  full: LoadedModel,
+  groups: TimeGroups,
+  rows: readonly Row[],
+  name: string,
+  bits: string,
+): TimedSetting[] {
+  const of = (wanted: string) => rows.find(({ setting }) => setting?.name === wanted);
+  const compared = [of("baseline"), of("phase3_full")].filter((row) => row !== undefined);
+  const errors = layerErrors(context, full, compared.map(({ model }) => model!), groups);
+  const theta = (row: Row | undefined, stage: "before" | "after"): TimedSetting[] => {
+    const parameters = row?.model?.timeParameters;
+    if (parameters === undefined) return [];
+    return [{ model: name, setting: bits, groups, theta: { stage, parameters } }];
+  };
+  return [
+    ...["phase1", "phase2", "phase3_full"].map(of).flatMap((row): TimedSetting[] => {
+      const stepKl = row?.report?.validation?.stepKlByGroup;
+      if (stepKl === undefined) return [];
+      return [{ model: name, setting: `${bits}, ${row!.setting!.name}`, groups, stepKl }];
+    }),
+    ...compared.map(({ setting }, i): TimedSetting => ({
+      model: name,
+      setting: `${bits}, ${setting!.name}`,
+      groups,
+      layerErrors: errors[i],
+    })),
+    ...theta(of("baseline"), "before"),
+    ...theta(of("phase2"), "after"),
+  ];
 }
 
 /** The phases on the reference models, or those of `--model`. */
@@ -283,6 +319,7 @@ export const phasesSuite: Suite = {
       rows: reports.flatMap(({ rows }) => rows),
       goals,
       skipped: reports.flatMap(({ skipped }) => skipped),
+      timed: reports.flatMap(({ timed = [] }) => timed),
     };
   },
 };

@@ -3,7 +3,9 @@ import type { BackendChoice, Kernels } from "../native/mod.ts";
 import type { RunReport } from "../pipeline.ts";
 import type { BitWidth, GroupSize, Solver } from "../quant/mod.ts";
 import type { ModelSize } from "./phase_scale.ts";
+import type { TimeGroups, TimeParameters } from "../time/mod.ts";
 import type { Environment } from "./environment.ts";
+import type { LayerError } from "./layer_errors.ts";
 import type { Column, TableRow } from "./table.ts";
 
 /** What `--phase` takes. */
@@ -93,6 +95,18 @@ export interface QuantizedSetting extends Pick<RunReport, "layers" | "layerMilli
   readonly setting: string;
 }
 
+/** What was measured of a model along its time axis at one setting, and its θ. */
+export interface TimedSetting {
+  readonly model: string;
+  readonly setting: string;
+  readonly groups: TimeGroups;
+  /** Where θ is shown: before or after boundary smoothing. */
+  readonly theta?: { readonly stage: "before" | "after"; readonly parameters: TimeParameters } | undefined;
+  /** `[groups]`, held out; NaN where there are no samples. */
+  readonly stepKl?: readonly number[] | undefined;
+  readonly layerErrors?: readonly LayerError[] | undefined;
+}
+
 /** Something that this run left out. */
 export interface Skipped {
   readonly what: string;
@@ -107,6 +121,7 @@ export interface SuiteReport {
   readonly skipped: readonly Skipped[];
   readonly quantized?: readonly QuantizedSetting[];
   readonly samples?: readonly Sample[];
+  readonly timed?: readonly TimedSetting[];
   /** Rows of the tables of lib/analysis/schema.ts by the table's name, for what is nowhere above. */
   readonly tables?: Readonly<Record<string, readonly Readonly<Record<string, unknown>>[]>>;
 }
