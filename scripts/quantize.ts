@@ -185,6 +185,7 @@ async function writeRunReport(
   },
 ): Promise<string> {
   const { countCodes } = await import("../lib/analysis/codes.ts");
+  const { storedTimeParameters } = await import("../lib/analysis/stored_time_parameters.ts");
   const { nameOfPath, quantizeRun, settingOf } = await import("../lib/analysis/make_run.ts");
   const { writeReport } = await import("../lib/analysis/report_folder.ts");
   const { input, output } = result.report;
@@ -194,6 +195,7 @@ async function writeRunReport(
     date,
     environment: { runtime, processor, cores, memoryBytes },
     codes: countCodes(kernels, output, { model: nameOfPath(input), setting: settingOf(result.resolved) }),
+    timeParameters: storedTimeParameters(output),
   });
   return await writeReport(target, run);
 }

@@ -135,12 +135,19 @@ export const REPORT_SCRIPT = String.raw`
     const turn = ++drawing;
     const theme = data.themes[isDark() ? "dark" : "light"];
     // A narrow page has no room for four names side by side.
-    const config = innerWidth < 600 ? { ...theme, legend: { ...theme.legend, columns: 2, gradientLength: 180 }, axis: { ...theme.axis, labelLimit: 120 } } : theme;
+    const isNarrow = innerWidth < 600;
+    const config = isNarrow ? { ...theme, legend: { ...theme.legend, columns: 2, gradientLength: 180 }, axis: { ...theme.axis, labelLimit: 120 } } : theme;
+    // Charts one below the other have no width "container": theirs is the place's, less names and an axis.
+    const fitted = (spec, place) => {
+      if (spec.vconcat === undefined) return spec;
+      const width = Math.min(900, Math.max(150, place.clientWidth - (isNarrow ? 150 : 260)));
+      return { ...spec, vconcat: spec.vconcat.map((part) => part.width === data.fittedWidth ? { ...part, width } : part) };
+    };
     for (const place of document.querySelectorAll("[data-chart]")) {
       if (turn !== drawing) return;
       try {
         place.vegaView?.finalize();
-        const { view } = await vegaEmbed(place, data.charts[place.dataset.chart], {
+        const { view } = await vegaEmbed(place, fitted(data.charts[place.dataset.chart], place), {
           config,
           ast: true,
           renderer: "svg",

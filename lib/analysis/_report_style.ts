@@ -32,19 +32,19 @@ button,input{font:inherit;color:inherit;background:var(--panel);border:1px solid
 button{cursor:pointer}
 button:focus-visible,input:focus-visible,summary:focus-visible,.scroll:focus-visible{outline:2px solid var(--accent);outline-offset:1px}
 #theme{margin-left:auto}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px;margin:12px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,210px),1fr));gap:10px;margin:12px 0}
 .card{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:10px 12px;overflow-wrap:anywhere}
 .card dt{color:var(--muted);font-size:.85rem}
 .card dd{margin:0;font-size:1.1rem}
 dl{margin:0}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,500px),1fr));gap:20px;align-items:start}
-figure{margin:0;min-width:0;border:1px solid var(--line);border-radius:8px;padding:12px}
+figure{position:relative;margin:0;min-width:0;border:1px solid var(--line);border-radius:8px;padding:12px}
 figure.wide{grid-column:1/-1}
-figcaption{font-weight:600;margin-bottom:4px;overflow-wrap:anywhere}
+figcaption{font-weight:600;margin-bottom:4px;padding-right:28px;overflow-wrap:anywhere}
 figcaption small{display:block;font-weight:400}
 .chart{width:100%;min-height:60px;overflow-x:auto}
-.chart.vega-embed{display:block;padding-right:0}
-.chart.vega-embed details{top:-4px}
+.chart.vega-embed{display:block;position:static;padding-right:0}
+.chart.vega-embed summary{top:6px;right:6px}
 .failed{color:var(--bad)}
 details.table{border:1px solid var(--line);border-radius:8px;margin:10px 0;padding:0 12px}
 details.table>summary{cursor:pointer;padding:10px 0;font-weight:600;overflow-wrap:anywhere}

@@ -10,6 +10,9 @@ export type Theme = (typeof THEMES)[number];
 /** DejaVu Sans draws the pixels; a browser without it takes Verdana, whose letters are as wide. */
 export const FONT = "DejaVu Sans, Verdana, sans-serif";
 
+/** As many as no palette has: a colour that comes again comes with another shape. */
+const SHAPES = ["circle", "square", "triangle-up", "cross", "diamond", "triangle-right", "triangle-down"];
+
 interface Colours {
   readonly background: string;
   readonly text: string;
@@ -85,9 +88,15 @@ export function themeConfig(theme: Theme): Spec {
       columns: 4,
       labelLimit: 200,
       symbolSize: 70,
+      gradientLength: 260,
       offset: 12,
     },
-    range: { category: [...categories], heatmap: { scheme: "viridis" }, ramp: { scheme: "viridis" } },
+    range: {
+      category: [...categories],
+      symbol: [...SHAPES],
+      heatmap: { scheme: "viridis" },
+      ramp: { scheme: "viridis" },
+    },
     point: { filled: true, size: 60, color: categories[0]! },
     line: { strokeWidth: 2, color: categories[0]! },
     bar: { color: categories[0]! },
@@ -100,6 +109,7 @@ export function themeConfig(theme: Theme): Spec {
       referenceBand: { color: muted, opacity: 0.14 },
       connector: { color: muted, strokeWidth: 1, opacity: 0.6 },
       note: { color: muted, fontSize: 13 },
+      halo: { color: background, stroke: background, strokeWidth: 4, strokeJoin: "round" },
     },
   };
 }

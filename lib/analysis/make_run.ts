@@ -5,9 +5,12 @@ import type { Environment } from "../eval/environment.ts";
 import type { BenchOptions, SuiteReport } from "../eval/suite.ts";
 import { formatConfig, type ResolvedConfig } from "../config.ts";
 import type { RunReport } from "../pipeline.ts";
+import { withPhaseSolver } from "../pipeline/configured_phases.ts";
+import type { PhasesReport } from "../pipeline/phases.ts";
 import { TOOL_VERSION } from "../pipeline/record.ts";
+import type { TimeParameters } from "../time/mod.ts";
 import type { Json } from "./_chart.ts";
-import { benchTables, layerRowsOf, tablesOf } from "./rows.ts";
+import { benchTables, layerRowsOf, lossRows, tablesOf, thetaRows } from "./rows.ts";
 import type { Run, SummaryItem } from "./run.ts";
 import type { RowOf } from "./schema.ts";
 import { rowsOf } from "./tables.ts";
@@ -65,30 +68,28 @@ export async function benchRun(name: string, result: BenchResult): Promise<Run> 
   };
 }
 
-const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
+const percent = (share: number) => `${(100 * share).toFixed(1)}\u00a0%`;
 
-/** By model: full precision's accuracy, and the fewest bits per weight whose interval still holds it. */
+/** By model: full precision's accuracy, and the fewest bits per weight whose interval still meets that one's. */
 function accuracySummary(rows: readonly RowOf<"peers">[]): SummaryItem[] {
   return [...Map.groupBy(rows, ({ model }) => model)].flatMap(([model, own]) => {
     const isAll = (row: RowOf<"peers">) => row.task === "all" || row.task === "recognized";
     const full = own.find((row) => row.method === "full" && isAll(row));
     if (full === undefined || typeof full.accuracy !== "number") return [];
-    const wanted = full.accuracy;
+    const wanted = full.accuracyLow ?? full.accuracy;
     const within = own.filter((row) =>
       isAll(row) && typeof row.bitsPerWeight === "number" && typeof row.accuracyHigh === "number" &&
       row.accuracyHigh >= wanted
     ).toSorted((a, b) =>
-      a.bitsPerWeight! - b.bitsPerWeight!
+      a.bitsPerWeight! - b.bitsPerWeight! || b.accuracy! - a.accuracy!
     )[0];
     return [
-      { label: `${model}, full precision`, value: percent(wanted) },
+      { label: `${model}, full precision`, value: percent(full.accuracy) },
       {
-        label: `${model}, fewest bits whose interval holds that`,
+        label: `${model}, fewest bits per weight whose interval meets that`,
         value: within === undefined
           ? "none measured"
-          : `${within.bitsPerWeight!.toFixed(3)} bits/weight (${within.method}, ${
-            percent(within.accuracy!)
-          })`,
+          : `${within.bitsPerWeight!.toFixed(3)} (${within.method}, ${percent(within.accuracy!)})`,
       },
     ];
   });
@@ -105,10 +106,31 @@ export interface QuantizeResult {
   readonly environment: Readonly<Record<string, Json>>;
   /** Rows of the codes' table, where they were counted. */
   readonly codes?: readonly RowOf<"codes">[] | undefined;
+  /** θ that the phases stored. */
+  readonly timeParameters?: TimeParameters | undefined;
+}
+
+/** What the phases did, in the summary's words. */
+function phaseSummary({ validation, smoothing, refinement }: PhasesReport): SummaryItem[] {
+  const layers = (kept: number, rejected: number) => `kept in ${kept} of ${kept + rejected} layers`;
+  return [
+    ...(validation === undefined
+      ? []
+      : [{ label: "Markov score", value: validation.markovScore.toFixed(4) }]),
+    ...(smoothing === undefined ? [] : [{
+      label: "boundary smoothing",
+      value: layers(smoothing.kept.length, smoothing.rejected.length),
+    }]),
+    ...(refinement === undefined ? [] : [{
+      label: "refinement, held-out step KL",
+      value: `${refinement.heldOutBefore.toPrecision(4)} → ${refinement.heldOutAfter.toPrecision(4)}`,
+    }]),
+  ];
 }
 
 /** How the pipeline's setting stands in the tables, as in `2 clip` or `2 clip, scales of 4 bits`. */
-export function settingOf({ config }: ResolvedConfig): string {
+export function settingOf({ config: given }: ResolvedConfig): string {
+  const config = withPhaseSolver(given);
   const scales = config.scaleBits === 16 ? "" : `, scales of ${config.scaleBits} bits`;
   return `${config.bitWidth} ${config.solver}${scales}`;
 }
@@ -130,7 +152,7 @@ function configurationOf(resolved: ResolvedConfig): Record<string, string> {
 
 /** A quantization as a run. */
 export async function quantizeRun(name: string, result: QuantizeResult): Promise<Run> {
-  const { command, report, resolved, seconds, date, environment, codes = [] } = result;
+  const { command, report, resolved, seconds, date, environment, codes = [], timeParameters } = result;
   const { totals, layers, layerMilliseconds, threads, tensorsResumed } = report;
   const model = nameOfPath(report.input), setting = settingOf(resolved);
   const megabytes = (bytes: number) => `${(bytes / 1e6).toPrecision(4)} MB`;
@@ -161,11 +183,17 @@ export async function quantizeRun(name: string, result: QuantizeResult): Promise
       ...(tensorsResumed > 0
         ? [{ label: "done by an earlier run", value: `${tensorsResumed} tensors` }]
         : []),
+      ...(report.phases === undefined ? [] : phaseSummary(report.phases)),
       { label: "time", value: `${seconds.toFixed(2)} s` },
     ],
     sections: [],
     goals: [],
     skipped: [],
-    tables: await tablesOf({ layers: layerRowsOf(layers, layerMilliseconds, { model, setting }), codes }),
+    tables: await tablesOf({
+      layers: layerRowsOf(layers, layerMilliseconds, { model, setting }),
+      codes,
+      time: timeParameters === undefined ? [] : thetaRows(timeParameters, { model, setting }),
+      losses: lossRows(report.phases?.refinement?.lossHistory ?? [], { model, setting }),
+    }),
   };
 }

@@ -7,7 +7,7 @@ import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { formatTable } from "../eval/table.ts";
 import type { Goal, Section } from "../eval/suite.ts";
-import type { ChartRow, Json, Spec } from "./_chart.ts";
+import { type ChartRow, DEFAULT_WIDTH, type Json, type Spec } from "./_chart.ts";
 import { fitted, type PageTable, pageTable, plainTable, sectionTable } from "./_report_data.ts";
 import { REPORT_SCRIPT } from "./_report_script.ts";
 import { REPORT_STYLE } from "./_report_style.ts";
@@ -191,7 +191,7 @@ function forPage({ spec }: NamedChart): { readonly spec: Spec; readonly notes: r
 /** Charts of a fixed width beyond this get the whole width of the page. */
 const WIDE_PIXELS = 400;
 
-/** More of a command's own tables than this are closed at first. */
+/** Where a command has more tables of its own than this, only the first is open at first. */
 const OPEN_SECTIONS = 4;
 
 interface Page {
@@ -240,7 +240,7 @@ function runHtml(page: Page, run: Run, prefix: string): string {
   );
   const charts = chartsOf(run.tables, { width: "container" });
   const goals = goalsSection(run.goals);
-  const isOpen = run.sections.length <= OPEN_SECTIONS;
+  const isOpen = (index: number) => index === 0 || run.sections.length <= OPEN_SECTIONS;
   const tables = TABLE_NAMES.flatMap((name) => {
     const table = run.tables[name];
     return table === undefined ? [] : [pageTable(name, TABLE_SCHEMAS[name].doc, table)];
@@ -256,7 +256,7 @@ function runHtml(page: Page, run: Run, prefix: string): string {
       `<p class="muted">skipped: ${escapeHtml(what)}: ${escapeHtml(reason)}</p>`
     ),
     run.sections.length + goals.length === 0 ? "" : `<h3>Results</h3>`,
-    ...run.sections.map((section) => tableHtml(page, sectionTable(section), isOpen)),
+    ...run.sections.map((section, i) => tableHtml(page, sectionTable(section), isOpen(i))),
     ...goals.map((section) => tableHtml(page, sectionTable(section), true)),
     charts.length === 0 ? "" : `<h3>Charts</h3>`,
     chartsHtml(page, charts),
@@ -306,6 +306,7 @@ export async function reportHtml(allRuns: readonly Run[], options: ReportOptions
     charts: page.charts,
     tables: fitted(page.tables),
     themes: { light: themeConfig("light"), dark: themeConfig("dark") },
+    fittedWidth: DEFAULT_WIDTH,
   };
   const scripts = [...libraryScripts(), REPORT_SCRIPT].map(inlineScript);
   const policy = `default-src 'none'; script-src ${

@@ -397,6 +397,10 @@ function phasesRows(row: Row, all: readonly Row[]): Rows {
   const metrics = row["metrics"] as PhasesReport | null;
   const { smoothing, refinement, validation } = metrics ?? {};
   const tasks = row["accuracy"] as readonly TaskScore[];
+  // A row without tasks stands beside those that have some.
+  const others = all.find((other) => other["model"] === row["model"] && (other["accuracy"] as []).length > 0);
+  const [only, ...more] = (others?.["accuracy"] ?? []) as readonly TaskScore[];
+  const together = only === undefined || more.length > 0 ? "all" : only.task;
   const difference = row["differenceToBaseline"] as Interval | null;
   const common = { ...source, phase, bits: row["bits"], bitsPerWeight: row["bitsPerWeight"] };
   const whole = {
@@ -416,13 +420,13 @@ function phasesRows(row: Row, all: readonly Row[]): Rows {
         (other["metrics"] as PhasesReport | null)?.refinement?.lossHistory === refinement.lossHistory
       ) === at;
   return {
-    phases: tasks.length === 0 ? [{ ...common, task: "all", ...whole }] : tasks.map(
+    phases: tasks.length === 0 ? [{ ...common, task: together, ...whole }] : tasks.map(
       ({ task, prompts, exactMatch }) => ({
         ...common,
         task,
         samples: prompts,
         ...spread("accuracy", exactMatch),
-        ...(task === "all" || tasks.length === 1 ? whole : {}),
+        ...(task === together ? whole : {}),
       }),
     ),
     losses: isFirst

@@ -69,7 +69,7 @@ export function chartsOf(tables: TablesLike, options: Pick<ChartOptions, "width"
       if (!has(part, metric)) continue;
       add(
         `phases-${metric}`,
-        `${model}: ${lower(PHASE_METRICS[metric].title)}`,
+        `${model}: ${PHASE_METRICS[metric].title}`,
         (rest) => phasesAgainstBaseline(part, { ...rest, metric }),
       );
     }
@@ -145,8 +145,6 @@ export function chartsOf(tables: TablesLike, options: Pick<ChartOptions, "width"
   }
   return charts;
 }
-
-const lower = (title: string) => title[0]!.toLowerCase() + title.slice(1);
 
 /** Tables of several runs as one: whose row it is stands in front of its setting or method. */
 export function combineTables(

@@ -106,7 +106,7 @@ export const TABLE_SCHEMAS = {
       stepKl: {
         type: "number",
         unit: "nats",
-        doc: "KL of the transition p(x_{t−1} | x_t), full against quantized",
+        doc: "of p(x_{t−1} | x_t), full against quantized: mean at a masked position, or of an image",
       },
       stepKlLow: { type: "number", unit: "nats", doc: "interval" },
       stepKlHigh: { type: "number", unit: "nats", doc: "interval" },
@@ -144,12 +144,21 @@ export const TABLE_SCHEMAS = {
       delta: { type: "number", unit: "1", doc: "paired difference of accuracy to the baseline" },
       deltaLow: { type: "number", unit: "1", doc: "interval" },
       deltaHigh: { type: "number", unit: "1", doc: "interval" },
-      stepKl: { type: "number", unit: "nats", doc: "held-out step KL, summed over t" },
+      stepKl: {
+        type: "number",
+        unit: "nats",
+        doc:
+          "held-out: mean KL(full ‖ quantized) at a masked position, or mean ω_t ‖Δ prediction‖² of an image",
+      },
       stepKlLow: { type: "number", unit: "nats", doc: "interval" },
       stepKlHigh: { type: "number", unit: "nats", doc: "interval" },
       markovScore: { type: "number", unit: "1", doc: "mean over layers; a diagnostic, not an objective" },
       seconds: { type: "number", unit: "s", doc: "whole pipeline: calibrate, quantize, write" },
-      overhead: { type: "number", unit: "1", doc: "seconds / baseline's − 1, medians of paired runs" },
+      overhead: {
+        type: "number",
+        unit: "1",
+        doc: "seconds / baseline's − 1; of phases 1 and 2: what they add / the rest of their run",
+      },
       iterations: { type: "integer", unit: "iterations", doc: "of the optimizer, all layers" },
       converged: { type: "boolean", doc: "the optimizer's test was met in every layer" },
       layersKept: { type: "integer", unit: "layers", doc: "that took what the phase proposed" },

@@ -22,14 +22,10 @@ import type { TableLike } from "../tables.ts";
 
 /** What the phases are compared in. */
 export const PHASE_METRICS = {
-  accuracy: { title: "Accuracy by phase", axis: "accuracy (% of samples)", format: ".0%" },
-  stepKl: {
-    title: "Step KL by phase",
-    axis: "held-out step KL (nats, summed over t)",
-    format: NUMBER_FORMAT,
-  },
+  accuracy: { title: "accuracy by phase", axis: "accuracy (% of samples)", format: ".0%" },
+  stepKl: { title: "step KL by phase", axis: "step KL (nats, mean)", format: NUMBER_FORMAT },
   markovScore: { title: "Markov score by phase", axis: "Markov score (0 to 1)", format: NUMBER_FORMAT },
-  overhead: { title: "Overhead by phase", axis: "time over the baseline's (%)", format: ".1%" },
+  overhead: { title: "overhead by phase", axis: "time over the baseline's (%)", format: ",.0%" },
 } as const;
 
 /** Which measure. */
@@ -46,7 +42,8 @@ export interface PhaseOptions extends ChartOptions {
 export function phasesAgainstBaseline(table: TableLike, options: PhaseOptions = {}): Spec {
   const { metric = "accuracy" } = options;
   const { axis, format } = PHASE_METRICS[metric];
-  const title = options.title ?? PHASE_METRICS[metric].title;
+  const { title: named } = PHASE_METRICS[metric];
+  const title = options.title ?? `${named[0]!.toUpperCase()}${named.slice(1)}`;
   const hasInterval = metric === "accuracy" || metric === "stepKl";
   const { rows: all, notFinite } = chartData("phases against baseline", table, [
     "model",
@@ -68,12 +65,12 @@ export function phasesAgainstBaseline(table: TableLike, options: PhaseOptions = 
     const baseline = own.find((row) =>
       row["phase"] === "baseline" && (row["task"] === "all" || tasks.length === 1)
     );
-    const x: Spec = {
-      field: metric,
-      type: "quantitative",
-      scale: { zero: metric !== "accuracy" },
-      axis: { title: axis, format },
-    };
+    const low = hasInterval ? own.map((row) => numberIn(row, `${metric}Low`)) : [];
+    const values = [...own.map((row) => numberIn(row, metric)), ...low];
+    const { scale, axis: ticks } = metric === "stepKl"
+      ? layoutOf(values)
+      : { scale: { zero: metric !== "accuracy" }, axis: { format } };
+    const x: Spec = { field: metric, type: "quantitative", scale, axis: { title: axis, ...ticks } };
     const y: Spec = { field: "phase", type: "nominal", sort: null, axis: { title: "phase" } };
     const offset: Spec = tasks.length > 1 ? { yOffset: { field: "task", type: "nominal", sort: null } } : {};
     const color: Spec = { field: "task", type: "nominal", sort: null, ...legendFor(tasks, "task") };
@@ -116,9 +113,12 @@ export function phasesAgainstBaseline(table: TableLike, options: PhaseOptions = 
         },
       ],
     };
-    return { name, spec };
+    return { name, spec, hasBaseline: baseline !== undefined };
   });
-  const notes = ["Dashed: the baseline, all tasks together.", ...notFiniteNote(notFinite)];
+  const notes = [
+    ...(parts.some(({ hasBaseline }) => hasBaseline) ? ["Dashed: the baseline, all tasks together."] : []),
+    ...notFiniteNote(notFinite),
+  ];
   return eachBelow(title, notes, parts, options.width);
 }
 
@@ -146,7 +146,7 @@ export function lossHistory(
   const rows = withSeries(all.filter((row) => options.layer === undefined || row["layer"] === options.layer));
   const short = shortNames(rows.map((row) => String(row["layer"] ?? "all layers")));
   const line = (row: (typeof rows)[number]) =>
-    `${short.get(String(row["layer"] ?? "all layers"))}, ${row.series}`;
+    short.size === 1 ? row.series : `${short.get(String(row["layer"] ?? "all layers"))}, ${row.series}`;
   const lines = groupRows(rows, line);
   const drawn = new Set(lines.slice(0, LOSS_LINES).map(([name]) => name));
   const isOne = lines.length === 1;

@@ -193,11 +193,11 @@ function qualityPlot(
           ],
         },
       },
-      {
+      ...[{ style: "halo" }, {}].map((look): Spec => ({
         data: { values: front.filter(isDrawable) },
-        mark: { type: "text", align: "left", dx: 8, dy: higherIsBetter ? 10 : -8 },
+        mark: { type: "text", align: "left", dx: 8, dy: higherIsBetter ? 10 : -8, ...look },
         encoding: { x, y, text: { field: "method", type: "nominal" } },
-      },
+      })),
     ],
   };
 }

@@ -7,6 +7,7 @@ import {
   DEFAULT_HEIGHT,
   eachBelow,
   emptyChart,
+  extent,
   groupRows,
   layerOf,
   layoutOf,
@@ -26,7 +27,7 @@ import type { TableLike } from "../tables.ts";
 export const TIME_METRICS = {
   relativeError: { title: "relative error of the output", axis: "‖ŷ − y‖² / ‖y‖² (ratio)" },
   kl: { title: "KL at masked positions", axis: "KL(full ‖ quantized) (nats a position)" },
-  stepKl: { title: "transition KL", axis: "KL of the transition (nats a step)" },
+  stepKl: { title: "transition KL", axis: "KL of the transition (nats, mean)" },
 } as const;
 
 type TimeMetric = keyof typeof TIME_METRICS;
@@ -77,6 +78,9 @@ export function errorOverTime(table: TableLike, options: TimeChartOptions = {}):
   const own = hasLayers ? rows.filter((row) => row["layer"] !== null) : rows;
   if (own.length === 0) return emptyChart(title, "no errors over time in the table", options);
   const short = shortNames(own.map((row) => String(row["layer"] ?? "")));
+  // One scale of colours: the parts are there to be compared.
+  const layout = layoutOf(own.map((row) => numberIn(row, metric)));
+  const domain = extent(own.map((row) => numberIn(row, metric)!));
   const parts = groupRows(own, (row) => hasLayers ? `${row.series}, ${row["tUnit"]}` : String(row["model"]))
     .map(
       ([name, part]) => {
@@ -98,7 +102,6 @@ export function errorOverTime(table: TableLike, options: TimeChartOptions = {}):
               };
             },
           );
-        const layout = layoutOf(cells.map(({ value }) => value));
         const spec: Spec = {
           height: options.height ??
             Math.min(900, Math.max(60, cells.length === 0 ? 0 : Math.ceil(labels.length / merged) * 20)),
@@ -120,8 +123,8 @@ export function errorOverTime(table: TableLike, options: TimeChartOptions = {}):
             color: {
               field: "value",
               type: "quantitative",
-              scale: { type: layout.isLog ? "log" : "linear", scheme: "viridis" },
-              legend: { title: what.axis, ...layout.legend, gradientLength: 260, titleLimit: 400 },
+              scale: { type: layout.isLog ? "log" : "linear", scheme: "viridis", domain },
+              legend: { title: what.axis, ...layout.legend, titleLimit: 400 },
             },
             tooltip: [
               { field: "y", type: "nominal", title: hasLayers ? "layer" : "setting" },
@@ -219,8 +222,26 @@ export function transitionKl(table: TableLike, options: TimeChartOptions = {}): 
 
 /** Which layer's time parameters. */
 export interface TimeParameterOptions extends ChartOptions {
-  /** Default: the table's first with parameters. */
+  /** Default: among the layers that smoothing changed, or all where it changed none, the one with the largest jump. */
   readonly layer?: string | undefined;
+}
+
+/** Largest relative jump of a layer's scale from one stretch to the next. */
+function largestJump(rows: readonly ChartRow[]): number {
+  const before = rows.filter((row) => row["stage"] !== "after");
+  const scales = (before.length > 0 ? before : rows).flatMap((row) => numberIn(row, "scale") ?? []);
+  return Math.max(0, ...scales.slice(1).map((scale, i) => Math.abs(scale / scales[i]! - 1)));
+}
+
+/** The layer of which there is most to see. */
+function tellingLayer(rows: readonly ChartRow[]): ChartRow[string] | undefined {
+  const layers = groupRows(rows, (row) => `${row["model"]} ${row["setting"]} ${row["layer"]}`);
+  const count = (own: readonly ChartRow[], stage: string) =>
+    own.filter((row) => row["stage"] === stage).length;
+  const smoothed = layers.filter(([, own]) => count(own, "after") > count(own, "before"));
+  const [most] = (smoothed.length > 0 ? smoothed : layers).map(([, own]) => ({ own, jump: largestJump(own) }))
+    .sort((a, b) => b.jump - a.jump);
+  return most?.own[0]!["layer"];
 }
 
 /**
@@ -249,7 +270,7 @@ export function timeParameters(table: TableLike, options: TimeParameterOptions =
   const withTheta = all.filter((row) =>
     ["scale", "zeroPoint", "activationLow", "activationHigh"].some((field) => row[field] !== null)
   );
-  const layer = options.layer ?? withTheta[0]?.["layer"];
+  const layer = options.layer ?? tellingLayer(withTheta);
   const title = options.title ?? "Time parameters over the time groups";
   const first = withTheta.find((row) => row["layer"] === layer);
   const rows = withTheta.filter((row) =>
