@@ -21,6 +21,7 @@ export {
   compareSolvers,
   compareTables,
   MAX_TABLE_ROWS,
+  paretoFront,
   rowsOf,
   tableFromRows,
   type TableLike,
@@ -43,13 +44,16 @@ export {
   driftRows,
   layerKind,
   layerRowsOf,
+  lossRows,
   maskRatioRows,
   type RowSource,
   type Tables,
   tablesOf,
+  thetaRows,
   timestepRows,
 } from "./rows.ts";
 export { countCodes } from "./codes.ts";
+export { storedTimeParameters } from "./stored_time_parameters.ts";
 export { readRun, type Run, RUN_FILE, RUN_FORMAT_VERSION, type SummaryItem, writeRun } from "./run.ts";
 export { type BenchResult, benchRun, type QuantizeResult, quantizeRun } from "./make_run.ts";
 export { chartsOf, type NamedChart } from "./run_charts.ts";
