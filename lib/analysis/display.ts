@@ -2,6 +2,7 @@
  * What a notebook shows: charts and tables as objects with a bundle of media types, from which each front end takes the best
  * it knows. Deno's kernel asks for it through `Symbol.for("Jupyter.display")`; other runtimes print the text.
  */
+import { Buffer } from "node:buffer";
 import { formatTable } from "../eval/table.ts";
 import type { Spec } from "./_chart.ts";
 import { type Theme, withTheme } from "./_theme.ts";
@@ -60,7 +61,10 @@ export async function showChart(
   return new Display({
     "application/vnd.vegalite.v5+json": { ...withTheme(spec, theme), $schema: NOTEBOOK_SCHEMA },
     "image/svg+xml": svg,
-    "text/html": `<div>${svg}</div>`,
+    // As a picture: front ends take <svg> out of what they do not trust, and the ids of several in one page collide.
+    "text/html": `<img alt="${escapeHtml(text)}" src="data:image/svg+xml;base64,${
+      Buffer.from(svg).toString("base64")
+    }">`,
     "text/plain": text,
   });
 }
@@ -102,7 +106,7 @@ export function showTable(table: TableLike, options: ShowTableOptions = {}): Dis
     Object.fromEntries(columns.map((name) => [name, shown(row[name])]))
   );
   const isNumber = new Set(columns.filter((name) => all.some((row) => typeof row[name] === "number")));
-  const align = (name: string) => isNumber.has(name) ? ' style="text-align:right"' : "";
+  const align = (name: string) => ` style="text-align:${isNumber.has(name) ? "right" : "left"}"`;
   const html = [
     "<table><thead><tr>",
     ...columns.map((name) => `<th${align(name)}>${escapeHtml(name)}</th>`),

@@ -121,6 +121,13 @@ export function chartsOf(tables: TablesLike, options: Pick<ChartOptions, "width"
         `${model}: time parameters over the time groups`,
         (rest) => timeParameters(part, rest),
       );
+      if ((part.objects() as MeasuredRow[]).some((row) => row["stage"] === "after")) {
+        add(
+          "time-parameters-close",
+          `${model}: time parameters at the boundary with the largest jump`,
+          (rest) => timeParameters(part, { ...rest, isClose: true }),
+        );
+      }
     }
   }
   for (const { model, part } of byModel(tables.drift)) {

@@ -225,6 +225,96 @@ describe("awkward values", () => {
   });
 });
 
+describe("what a reader must be able to tell", () => {
+  test("settings beyond the palette: a colour that comes again has another shape", async () => {
+    const rows = Array.from({ length: 20 }, (_, i): RowOf<"time"> => ({
+      model: "m",
+      setting: `setting ${i}`,
+      tUnit: "timestep",
+      tBegin: 0,
+      tEnd: 1,
+      stepKl: 1 + i,
+    }));
+    const svg = await renderSvg(charts.transitionKl(await tableFromRows("time", rows)));
+    const symbols = svg.matchAll(
+      /role-legend-symbol"[^>]*><path transform="[^"]*" d="([^"]+)" fill="(#\w+)"/g,
+    );
+    const looks = [...symbols].map(([, shape, colour]) => `${shape} ${colour}`);
+    expect(looks.length).toBe(20);
+    expect(new Set(looks).size).toBe(20);
+  });
+
+  test("heat maps one below the other have one scale of colours", async () => {
+    const rows = ["a", "b"].flatMap((setting, s) =>
+      [0, 1, 2].map((g): RowOf<"time"> => ({
+        model: "m",
+        setting,
+        layer: "l.weight",
+        timeGroup: g,
+        tUnit: "mask ratio",
+        tBegin: g / 3,
+        tEnd: (g + 1) / 3,
+        relativeError: 10 ** -(s * 2 + g),
+      }))
+    );
+    const spec = charts.errorOverTime(await tableFromRows("time", rows));
+    const domains = [...objectsIn(spec)].flatMap(({ scale }) =>
+      (scale as { scheme?: string } | undefined)?.scheme === undefined
+        ? []
+        : [(scale as { domain?: number[] }).domain]
+    );
+    expect(domains).toEqual([[1e-4, 1], [1e-4, 1]]);
+  });
+
+  test("time parameters: the layer that smoothing changed most, and its boundary from near", async () => {
+    const theta = (
+      layer: string,
+      stage: string,
+      tBegin: number,
+      tEnd: number,
+      scale: number,
+    ): RowOf<"time"> => ({
+      model: "m",
+      setting: "2 bits",
+      layer,
+      stage,
+      tUnit: "timestep",
+      tBegin,
+      tEnd,
+      scale,
+      zeroPoint: 8,
+      activationLow: -8 * scale,
+      activationHigh: 7 * scale,
+    });
+    const calm = ["before", "after"].map((stage) => theta("calm", stage, 0, 1000, 1));
+    const wild = [theta("wild", "before", 0, 500, 1), theta("wild", "before", 500, 1000, 9)];
+    const kept = [theta("wild", "after", 0, 500, 1), theta("wild", "after", 500, 1000, 9)];
+    const step = [theta("step", "before", 0, 500, 1), theta("step", "before", 500, 1000, 3)];
+    const smooth = [
+      theta("step", "after", 0, 490, 1),
+      theta("step", "after", 490, 500, 2),
+      theta("step", "after", 500, 1000, 3),
+    ];
+    const table = await tableFromRows("time", [...calm, ...wild, ...kept, ...step, ...smooth]);
+    const svg = await renderSvg(charts.timeParameters(table));
+    expect(textsOf(svg)).toContain("step");
+    const near = charts.timeParameters(table, { isClose: true });
+    const times = [...objectsIn(near)].flatMap(({ data }) => {
+      const { values } = (data ?? { values: [] }) as unknown as {
+        values: { tBegin?: number; tEnd?: number }[];
+      };
+      return values.flatMap(({ tBegin, tEnd }) => tBegin === undefined ? [] : [tBegin, tEnd!]);
+    });
+    expect([Math.min(...times), Math.max(...times)]).toEqual([475, 525]);
+    expect(textsOf(await renderSvg(near))).toContain("timestep t (steps)");
+    const unsmoothed = await tableFromRows("time", wild);
+    expect(textsOf(await renderSvg(charts.timeParameters(unsmoothed)))).toContain("wild");
+    expect(textsOf(await renderSvg(charts.timeParameters(unsmoothed, { isClose: true })))).toContain(
+      "no smoothed boundary in the table",
+    );
+  });
+});
+
 describe("Pareto front", () => {
   const front = (points: readonly (readonly [number, number])[], higher = true) =>
     charts.frontOf(points, ([bits]) => bits, ([, value]) => value, higher);

@@ -23,6 +23,12 @@ describe("what a notebook shows", () => {
     expect((chart["config"] as Record<string, unknown>)["background"]).toBe("#16191d");
     expect(spec["$schema"]).toContain("/v6.json");
     expect(bundle["image/svg+xml"]).toContain("</svg>");
+    // Front ends take <svg> out of HTML that they do not trust; a picture stays.
+    const [, alt, data] = /^<img alt="([^"]*)" src="data:image\/svg\+xml;base64,([A-Za-z0-9+/=]+)">$/.exec(
+      String(bundle["text/html"]),
+    )!;
+    expect(alt).toBe("Drift of free-running trajectories");
+    expect(new TextDecoder().decode(Uint8Array.fromBase64(data!))).toBe(String(bundle["image/svg+xml"]));
     expect(String(shown)).toBe("Drift of free-running trajectories");
   });
 

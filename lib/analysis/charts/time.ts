@@ -224,6 +224,39 @@ export function transitionKl(table: TableLike, options: TimeChartOptions = {}): 
 export interface TimeParameterOptions extends ChartOptions {
   /** Default: among the layers that smoothing changed, or all where it changed none, the one with the largest jump. */
   readonly layer?: string | undefined;
+  /** Only the surroundings of the boundary with the largest jump: windows are narrow beside the axis. Default false. */
+  readonly isClose?: boolean | undefined;
+}
+
+/** Stretches on both sides of a close look, in widths of what smoothing moved there. */
+const CLOSE_MARGIN = 1.5;
+
+/** The times around the boundary with the largest jump of scale, as far as smoothing moved something there; undefined where it did not. */
+function closeRange(rows: readonly ChartRow[]): readonly [number, number] | undefined {
+  const ordered = (stage: string) =>
+    rows.filter((row) => row["stage"] === stage).sort((a, b) =>
+      numberIn(a, "tBegin")! - numberIn(b, "tBegin")!
+    );
+  const before = ordered("before"), after = ordered("after");
+  const jumps = before.slice(1).map((row, i) => ({
+    t: numberIn(row, "tBegin")!,
+    jump: Math.abs((numberIn(row, "scale") ?? 0) / (numberIn(before[i]!, "scale") ?? 1) - 1),
+  })).sort((a, b) => b.jump - a.jump);
+  const narrow = before.length === 0
+    ? 0
+    : Math.min(...before.map((row) => numberIn(row, "tEnd")! - numberIn(row, "tBegin")!)) / 4;
+  for (const { t } of jumps) {
+    const moved = after.filter((row) => {
+      const begin = numberIn(row, "tBegin")!, end = numberIn(row, "tEnd")!;
+      return end - begin < narrow && Math.abs((begin + end) / 2 - t) < 2 * narrow;
+    });
+    if (moved.length === 0) continue;
+    const reach = Math.max(
+      ...moved.flatMap((row) => [t - numberIn(row, "tBegin")!, numberIn(row, "tEnd")! - t]),
+    );
+    return [t - (1 + CLOSE_MARGIN) * reach, t + (1 + CLOSE_MARGIN) * reach];
+  }
+  return undefined;
 }
 
 /** Largest relative jump of a layer's scale from one stretch to the next. */
@@ -273,14 +306,25 @@ export function timeParameters(table: TableLike, options: TimeParameterOptions =
   const layer = options.layer ?? tellingLayer(withTheta);
   const title = options.title ?? "Time parameters over the time groups";
   const first = withTheta.find((row) => row["layer"] === layer);
-  const rows = withTheta.filter((row) =>
+  const whole = withTheta.filter((row) =>
     row["layer"] === layer && row["model"] === first!["model"] && row["setting"] === first!["setting"]
   ).map((row): ChartRow => ({ ...row, stage: row["stage"] ?? "before" }));
+  const close = options.isClose === true ? closeRange(whole) : undefined;
+  if (options.isClose === true && close === undefined) {
+    return emptyChart(title, "no smoothed boundary in the table", options);
+  }
+  const [from, to] = close ?? [-Infinity, Infinity];
+  const rows = whole.filter((row) => numberIn(row, "tEnd")! > from && numberIn(row, "tBegin")! < to)
+    .map((row): ChartRow => ({
+      ...row,
+      tBegin: Math.max(from, numberIn(row, "tBegin")!),
+      tEnd: Math.min(to, numberIn(row, "tEnd")!),
+    }));
   if (rows.length === 0) return emptyChart(title, "no time parameters in the table", options);
   const boundaries = [
     ...new Set(rows.filter((row) => row["stage"] === "before").map((row) => numberIn(row, "tBegin")!)),
   ]
-    .filter((t) => t > Math.min(...rows.map((row) => numberIn(row, "tBegin")!)));
+    .filter((t) => t > Math.min(...rows.map((row) => numberIn(row, "tBegin")!)) && t > from);
   const x = (field: string): Spec => ({
     field,
     type: "quantitative",
