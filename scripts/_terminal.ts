@@ -1,10 +1,11 @@
 /** What the commands share: options, exit codes, signals, progress, and text for people. */
-import { readFileSync, writeSync } from "node:fs";
+import { accessSync, constants, mkdirSync, readFileSync, writeSync } from "node:fs";
+import { dirname } from "node:path";
 import process from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
 import { ConfigError, type ErrorCode, InterruptedError, OutputError } from "../lib/errors.ts";
 import type { Progress, RunEvent } from "../lib/pipeline.ts";
-import { errorCode } from "../lib/pipeline/files.ts";
+import { errorCode, outputError } from "../lib/pipeline/files.ts";
 
 /** Exit codes by error code; docs/errors.md lists them. */
 export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, number>> = {
@@ -106,6 +107,21 @@ export function environmentVariables(
     if (!(error instanceof Error) || error.name !== "NotCapable") throw error;
     notice("notice: ARROW_QUANT_* variables are not read: no permission (--allow-env)");
     return {};
+  }
+}
+
+/**
+ * Makes the folder that a report will lie in, before the work that it reports is done.
+ *
+ * @throws {OutputError} when the system refuses, or would refuse a file there
+ */
+export function prepareReport(target: string): void {
+  const folder = target.endsWith(".html") ? dirname(target) : target;
+  try {
+    mkdirSync(folder, { recursive: true });
+    accessSync(folder, constants.W_OK);
+  } catch (cause) {
+    throw outputError("write a report into", folder, cause);
   }
 }
 

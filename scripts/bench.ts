@@ -1,6 +1,6 @@
 /** `bench.ts`: measures, and prints what this run measured. */
 import { mkdirSync } from "node:fs";
-import { basename, dirname, join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "@std/cli/parse-args";
@@ -30,7 +30,7 @@ import {
   SOLVERS,
 } from "../lib/quant/mod.ts";
 import { OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
-import { commandLine, EXIT_CODE_HELP, print, runCommand, usageError } from "./_terminal.ts";
+import { commandLine, EXIT_CODE_HELP, prepareReport, print, runCommand, usageError } from "./_terminal.ts";
 
 const INSTRUCTION_SETS = [
   "scalar",
@@ -294,9 +294,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   // Nothing of a measurement can be kept: the exit handlers remove its files.
   signal.addEventListener("abort", () => process.exit(signal.reason === "SIGTERM" ? 143 : 130));
   if (out !== undefined) makeFolder(out);
-  if (reportTarget !== undefined) {
-    makeFolder(reportTarget.endsWith(".html") ? dirname(reportTarget) : reportTarget);
-  }
+  if (reportTarget !== undefined) prepareReport(reportTarget);
   const progress = (line: string) => void process.stderr.write(`${suite.name}: ${line}\n`);
   using kernels = await openKernels({ backend: options.backend, isa, onMessage: progress });
   const environment = environmentOf(kernels);

@@ -15,6 +15,7 @@ import {
   formatTable,
   parseOptions,
   peakMemoryBytes,
+  prepareReport,
   print,
   printable,
   printJson,
@@ -132,6 +133,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   }
   const saveCalibration = path === undefined ? undefined : { path, groupMoments };
   const common = { input, output, config, resume: flags.resume, force: flags.force, saveCalibration };
+  if (values.report !== undefined) prepareReport(values.report);
   const started = performance.now();
   const secondsSoFar = () => (performance.now() - started) / 1000;
   let report: RunReport, seconds: number;

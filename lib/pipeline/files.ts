@@ -3,6 +3,7 @@ import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import {
   closeSync,
+  existsSync,
   fsyncSync,
   openSync,
   readdirSync,
@@ -14,6 +15,7 @@ import {
   writeSync,
 } from "node:fs";
 import { dirname } from "node:path";
+import { OutputError } from "../errors.ts";
 import { errorCode, inputError, outputError, quote } from "../tensor/_file.ts";
 
 export { errorCode, inputError, outputError, quote };
@@ -68,13 +70,17 @@ export async function digestFile(path: string, between?: () => Promise<void>): P
  * Writes a file, at once or in pieces, so that its name stands for all of it or for what it was before, and survives a
  * crash.
  *
- * @throws {OutputError} when the system refuses
+ * @throws {OutputError} when the system refuses, or a device or pipe has that name: a rename would put a file in its place
  */
 export function writeWhole(path: string, content: string | Uint8Array | Iterable<string>): FileDigest {
   const pieces = typeof content === "string" || content instanceof Uint8Array ? [content] : content;
   const hash = createHash("sha256");
   let size = 0;
   const temporary = path + TEMPORARY_SUFFIX;
+  const existing = statSync(path, { throwIfNoEntry: false });
+  if (existing !== undefined && !existing.isFile() && !existing.isDirectory()) {
+    throw new OutputError(`Cannot write ${quote(path)}: it must be a file, got a device or pipe`, { path });
+  }
   try {
     const fd = openSync(temporary, "w");
     try {
@@ -92,6 +98,7 @@ export function writeWhole(path: string, content: string | Uint8Array | Iterable
     }
     renameSync(temporary, path);
   } catch (cause) {
+    if (existsSync(temporary)) rmSync(temporary);
     throw outputError("write", path, cause);
   }
   return { bytes: size, sha256: hash.digest("hex") };

@@ -7,6 +7,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -264,9 +265,19 @@ describe("commands", () => {
 
     expect(run("report.ts", []).code).toBe(2);
     expect(run("report.ts", [place("q2"), "--format", "pdf"]).code).toBe(2);
+    const device = run("report.ts", [place("q2"), "-o", "/dev/null"]);
+    expect([device.code, device.stderr]).toEqual([
+      4,
+      'error: Cannot write "/dev/null": it must be a file, got a device or pipe\n',
+    ]);
+    expect(statSync("/dev/null").isCharacterDevice()).toBe(true);
     expect(run("report.ts", [place("nothing")])).toMatchObject({ code: 3 });
     expect(run("quantize.ts", [model, place("z"), "--dry-run", "--report", place("zz")]).code).toBe(2);
     expect(run("quantize.ts", [model, place("z"), "--report", place("z")]).code).toBe(2);
+    // What cannot be written is said before anything is quantized.
+    const blocked = run("quantize.ts", [model, place("z"), "--report", join(place("x.md"), "report")]);
+    expect([blocked.code, blocked.stderr.includes("Cannot write a report into"), existsSync(place("z"))])
+      .toEqual([4, true, false]);
   }, 60_000);
 });
 

@@ -272,9 +272,10 @@ function tellingLayer(rows: readonly ChartRow[]): ChartRow[string] | undefined {
   const count = (own: readonly ChartRow[], stage: string) =>
     own.filter((row) => row["stage"] === stage).length;
   const smoothed = layers.filter(([, own]) => count(own, "after") > count(own, "before"));
-  const [most] = (smoothed.length > 0 ? smoothed : layers).map(([, own]) => ({ own, jump: largestJump(own) }))
-    .sort((a, b) => b.jump - a.jump);
-  return most?.own[0]!["layer"];
+  const shown = (smoothed.length > 0 ? smoothed : layers).toSorted(([, a], [, b]) =>
+    largestJump(b) - largestJump(a)
+  );
+  return shown[0]?.[1][0]?.["layer"];
 }
 
 /**
