@@ -1,14 +1,14 @@
 /**
  * The process suite: a large synthetic checkpoint through the command `scripts/quantize.ts` in a process of its own,
- * timed from its start to its end, with the memory that it took, and with the memory that running the result takes.
+ * timed from its start to its end, with the memory that it took, and with the memory that running the result takes; and the time until the library
+ * is there, and until a report is.
  */
-import { spawn } from "node:child_process";
-import { readFileSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { join } from "node:path";
-import process from "node:process";
-import { fileURLToPath } from "node:url";
 import { packedLayers } from "../quant/packed_checkpoint.ts";
 import { openCheckpoint } from "../tensor/mod.ts";
+import { commandOf, runChild } from "./child_process.ts";
+import { measureStartUp, type StartUp, startUpGoals, startUpSection } from "./start_up.ts";
 import { summarize } from "./statistics.ts";
 import type { BenchContext, Goal, Suite, SuiteReport } from "./suite.ts";
 import { withTemporaryFolder } from "./temporary_folder.ts";
@@ -20,71 +20,6 @@ const GOAL_RESIDENT_BYTES = 600e6;
 /** What inference may take beside packed weights and activations. */
 const GOAL_INFERENCE_BYTES = 64e6;
 const BITS = 4;
-const POLL_MILLISECONDS = 10;
-
-/** How a command of this project is started by the runtime that runs this one. */
-export function commandOf(script: string, args: readonly string[]): string[] {
-  const path = fileURLToPath(new URL(`../../scripts/${script}`, import.meta.url));
-  if (!("Deno" in globalThis)) return [process.execPath, "run", path, ...args];
-  // Where this process runs on an import map, its children need it too.
-  const resolved = import.meta.resolve("@std/cli/parse-args");
-  const map = fileURLToPath(new URL("../../tests/deno/import_map.json", import.meta.url));
-  return [
-    process.execPath,
-    "run",
-    "-A",
-    ...(resolved.startsWith("file:") ? [`--import-map=${map}`] : []),
-    path,
-    ...args,
-  ];
-}
-
-interface ChildRun {
-  readonly seconds: number;
-  readonly output: string;
-  /** VmHWM of the process as last seen while it ran, undefined where the system does not say. */
-  readonly peakResidentBytes: number | undefined;
-}
-
-/** Runs a command to its end. @throws Error with the end of its messages when it fails */
-export function runChild(command: readonly string[]): Promise<ChildRun> {
-  return new Promise((resolve, reject) => {
-    const begin = performance.now();
-    const child = spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "pipe"] });
-    let output = "", errors = "", peak: number | undefined;
-    const stop = () => child.kill("SIGTERM");
-    process.once("exit", stop);
-    const poll = setInterval(() => {
-      try {
-        const status = readFileSync(`/proc/${child.pid}/status`, "utf8");
-        const kibibytes = /^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1];
-        if (kibibytes !== undefined) peak = Math.max(peak ?? 0, Number(kibibytes) * 1024);
-      } catch {
-        // Ended already, or not Linux: what was seen before counts.
-      }
-    }, POLL_MILLISECONDS);
-    child.stdout.on("data", (chunk) => output += chunk);
-    child.stderr.on("data", (chunk) => errors += chunk);
-    const done = () => {
-      clearInterval(poll);
-      process.off("exit", stop);
-    };
-    child.on("error", (cause) => {
-      done();
-      reject(new Error(`Cannot run ${command[0]}`, { cause }));
-    });
-    child.on("close", (code, signal) => {
-      const seconds = (performance.now() - begin) / 1000;
-      done();
-      if (code === 0) return resolve({ seconds, output, peakResidentBytes: peak });
-      reject(
-        new Error(
-          `Cannot measure a process: it must end with 0, got ${code ?? signal}\n${errors.slice(-2000)}`,
-        ),
-      );
-    });
-  });
-}
 
 /** Memory of a process that runs a model once, and of one that only opens the kernels. */
 export interface InferenceMemory {
@@ -235,6 +170,8 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
     for (const bytes of sizes) found.push(await measureSize(context, folder, bytes, runs));
     return found;
   });
+  context.progress("import of mod.ts, and reports");
+  const startUp: StartUp = await measureStartUp(options.quick ? 1 : 5);
   const threads = options.threads ?? 2;
   return {
     sections: [{
@@ -273,31 +210,40 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
           inference: (each.inference.peakResidentBytes - each.inference.baselineBytes) / 1e6,
         };
       }),
-    }],
-    rows: measured.map((each) => ({
-      suite: "process",
-      kernel: "scripts/quantize.ts",
-      backend: environment.backend,
-      isa: environment.isa,
-      dtype: `BF16 to ${BITS} bits`,
-      shape: null,
-      bits: BITS,
-      solver: "round",
-      threads,
-      runtime: environment.runtime,
-      processor: environment.processor,
-      samples: each.seconds.length,
-      checkpointBytes: each.bytes,
-      weights: each.weights,
-      bitsPerWeight: each.bitsPerWeight,
-      seconds: summarize(each.seconds),
-      secondsInPipeline: summarize(each.ownSeconds),
-      weightsPerSecond: summarize(each.seconds.map((value) => each.weights / value)),
-      peakResidentBytes: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes),
-      inference: each.inference,
-      ratio: null,
-    })),
-    goals: goalsOf(measured),
+    }, startUpSection(startUp)],
+    rows: [
+      ...measured.map((each) => ({
+        suite: "process",
+        kernel: "scripts/quantize.ts",
+        backend: environment.backend,
+        isa: environment.isa,
+        dtype: `BF16 to ${BITS} bits`,
+        shape: null,
+        bits: BITS,
+        solver: "round",
+        threads,
+        runtime: environment.runtime,
+        processor: environment.processor,
+        samples: each.seconds.length,
+        checkpointBytes: each.bytes,
+        weights: each.weights,
+        bitsPerWeight: each.bitsPerWeight,
+        seconds: summarize(each.seconds),
+        secondsInPipeline: summarize(each.ownSeconds),
+        weightsPerSecond: summarize(each.seconds.map((value) => each.weights / value)),
+        peakResidentBytes: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes),
+        inference: each.inference,
+        ratio: null,
+      })),
+      {
+        suite: "process",
+        kernel: "mod.ts and its reports",
+        runtime: environment.runtime,
+        processor: environment.processor,
+        startUp,
+      },
+    ],
+    goals: [...goalsOf(measured), ...startUpGoals(startUp)],
     skipped: [],
   };
 }
@@ -306,6 +252,6 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
 export const processSuite: Suite = {
   name: "process",
   summary:
-    "scripts/quantize.ts on a large synthetic checkpoint: rate and memory of the process, memory to run the result",
+    "scripts/quantize.ts on a large synthetic checkpoint: rate and memory of the process, memory to run the result; start-up",
   run: measure,
 };

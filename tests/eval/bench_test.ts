@@ -13,7 +13,8 @@ import { checkpointSuite, measureStored } from "../../lib/eval/checkpoint_suite.
 import { environmentOf } from "../../lib/eval/environment.ts";
 import { convertCase, dequantizeCase, Operands, quantizeCase } from "../../lib/eval/kernel_cases.ts";
 import { kernelSuiteOf } from "../../lib/eval/kernel_suite.ts";
-import { commandOf, processSuite } from "../../lib/eval/process_suite.ts";
+import { commandOf } from "../../lib/eval/child_process.ts";
+import { processSuite } from "../../lib/eval/process_suite.ts";
 import { gaussianWeights } from "../../lib/eval/random.ts";
 import { formatHeader, formatReport } from "../../lib/eval/report.ts";
 import type { BenchContext, BenchOptions, SuiteReport } from "../../lib/eval/suite.ts";
@@ -398,14 +399,27 @@ describe("the process suite", () => {
     const report = await processSuite.run(context({ syntheticBytes: 8e6 }));
     const after = readdirSync(tmpdir()).filter((name) => name.startsWith("arrowquant-bench-"));
     expect(after.filter((name) => !before.includes(name))).toEqual([]);
-    expect(report.rows.length).toBe(2);
-    for (const row of report.rows) {
+    const [small, large, start, ...others] = report.rows;
+    expect(others).toEqual([]);
+    for (const row of [small!, large!]) {
       expect(row["weights"] as number).toBeGreaterThan(0);
       expect((row["seconds"] as { median: number }).median).toBeGreaterThan(0);
     }
     // So small a checkpoint says nothing of the goal, and the goals say so.
-    expect(report.goals.map(({ met }) => met)).toEqual([null, null, null]);
-    for (const row of report.rows) {
+    expect(report.goals.slice(0, 3).map(({ met }) => met)).toEqual([null, null, null]);
+    const { importMilliseconds, reports } = start!["startUp"] as {
+      importMilliseconds: { median: number };
+      reports: { layers: number; milliseconds: { median: number }; bytes: number }[];
+    };
+    expect(importMilliseconds.median).toBeGreaterThan(0);
+    expect(reports.map(({ layers }) => layers)).toEqual([300, 10_000]);
+    // Sizes are no timings: they are the same everywhere.
+    for (const { bytes } of reports) expect(bytes > 500_000 && bytes < 5e6).toBe(true);
+    expect(report.goals.slice(3).map(({ measured }) => measured)).toEqual([
+      expect.stringContaining(" ms"),
+      expect.stringMatching(/^\d+\.\d\d s, \d\.\d\d MB$/),
+    ]);
+    for (const row of [small!, large!]) {
       const { weightBytes, peakResidentBytes, baselineBytes } = row["inference"] as Record<string, number>;
       expect(weightBytes!).toBeGreaterThan(0);
       expect(peakResidentBytes!).toBeGreaterThan(baselineBytes!);
