@@ -16,19 +16,20 @@ const HELP = `Usage: docs.ts [--check] [--shell FILE]
 Writes docs/api.md from the docstrings of what mod.ts exports.
 
   --check        write nothing; exit status 1 if docs/api.md is not what would be written
-  --shell FILE   run the \`\`\`sh blocks of a document instead, in order, in one empty folder that sees the checkout; a block
-                 after a comment "<!-- not run: REASON -->" is left out, and said
+  --shell FILE   run the \`\`\`sh blocks of a document instead, in order, in one empty folder that sees the checkout. Of a
+                 block after a comment "<!-- checked: REASON -->" nothing is run, and that is said: its scripts, paths and
+                 packages' commands must exist, and every option and option's word must be in the script's --help
   --help
 
 ${EXIT_CODE_HELP}`;
 
 const root = fileURLToPath(PACKAGE_ROOT);
 
-/** A block of shell commands and why it is left out, if it is. */
+/** A block of shell commands and why it is only checked, if it is. */
 interface ShellBlock {
   readonly line: number;
   readonly commands: string;
-  readonly notRun: string | undefined;
+  readonly checked: string | undefined;
 }
 
 /** The \`\`\`sh blocks of a document. */
@@ -36,13 +37,67 @@ export function shellBlocks(markdown: string): ShellBlock[] {
   const blocks: ShellBlock[] = [];
   for (
     const match of markdown.matchAll(
-      /(?:<!-- not run: (.*?) -->\s*\n)?^```(?:sh|bash|shell)\n([\s\S]*?)^```$/gm,
+      /(?:<!-- checked: (.*?) -->\s*\n)?^```(?:sh|bash|shell)\n([\s\S]*?)^```$/gm,
     )
   ) {
     const line = markdown.slice(0, match.index).split("\n").length;
-    blocks.push({ line, commands: match[2]!, notRun: match[1] });
+    blocks.push({ line, commands: match[2]!, checked: match[1] });
   }
   return blocks;
+}
+
+/** Words of a line of shell: quotes hold words together, a comment ends it. */
+function shellWords(line: string): string[] {
+  const words = line.match(/"[^"]*"|'[^']*'|[^\s"']+/g) ?? [];
+  const comment = words.findIndex((word) => word.startsWith("#"));
+  return comment < 0 ? words : words.slice(0, comment);
+}
+
+/** What cannot be right in commands that are not run; `helpOf` is what a script prints for `--help`. */
+export async function wrongCommands(
+  commands: string,
+  helpOf: (script: string) => Promise<string>,
+): Promise<string[]> {
+  const { scripts } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
+    readonly scripts: Readonly<Record<string, string>>;
+  };
+  const wrong: string[] = [];
+  for (const command of commands.replace(/\\\n/g, " ").split(/\n|&&/)) {
+    const words = shellWords(command);
+    const [program, verb, ...others] = words[0] === "npx" ? words.slice(1) : words;
+    if (program === undefined) continue;
+    const says = (what: string) => wrong.push(`${command.trim()}: ${what}`);
+    if ((program === "npm" || program === "bun") && verb === "install" && others.length === 0) continue;
+    const targets = others.filter((word) => word !== "-A");
+    const [target, ...args] = targets;
+    const script = /^(?:bun|npm) run ([a-z]+)$/.exec([program, verb, target].join(" "))?.[1];
+    const path = script === undefined ? target : /scripts\/\w+\.ts/.exec(scripts[script] ?? "")?.[0];
+    if (program === "bun" && verb === "test") {
+      for (const file of others) if (!existsSync(join(root, file))) says(`there is no ${file}`);
+      continue;
+    }
+    if (!["bun", "npm", "deno"].includes(program) || verb !== "run" || path === undefined) {
+      says("this command is not known");
+      continue;
+    }
+    if (!existsSync(join(root, path))) {
+      says(`there is no ${path}`);
+      continue;
+    }
+    const help = await helpOf(path);
+    const isThere = (word: string) => new RegExp(`(^|[^\\w-])${word}(?![\\w-])`, "m").test(help);
+    for (const [i, word] of args.entries()) {
+      const option = /^--?[a-z][\w-]*/.exec(word)?.[0];
+      if (option !== undefined && !isThere(option)) says(`--help does not have ${option}`);
+      // What stands behind an option as a plain word is a name that the help lists.
+      const isName = /^[a-z][a-z0-9_]*$/.test(word) && (args[i - 1] ?? "").startsWith("--");
+      if (isName && !isThere(word)) says(`--help does not have ${word}`);
+      if (/^(?:tests|scripts|lib|docs)\//.test(word) && !existsSync(join(root, word))) {
+        says(`there is no ${word}`);
+      }
+    }
+  }
+  return wrong;
 }
 
 async function runShell(path: string): Promise<number> {
@@ -55,9 +110,20 @@ async function runShell(path: string): Promise<number> {
     }
     const tools = [join(bunBinary(), ".."), join(denoBinary(), "..")];
     const PATH = [...tools.filter((folder) => existsSync(folder)), process.env["PATH"] ?? ""].join(delimiter);
-    for (const { line, commands, notRun } of blocks) {
-      if (notRun !== undefined) {
-        print(`skipped: ${path}:${line}: ${notRun}`);
+    const helps = new Map<string, Promise<string>>();
+    const helpOf = (script: string) => {
+      const own = helps.get(script) ??
+        runProgram(bunBinary(), ["run", script, "--help"], { cwd: work }).then(({ output }) => output);
+      helps.set(script, own);
+      return own;
+    };
+    for (const { line, commands, checked } of blocks) {
+      if (checked !== undefined) {
+        print(`skipped: ${path}:${line}: not run, commands and options checked: ${checked}`);
+        const wrong = await wrongCommands(commands, helpOf);
+        ran++;
+        if (wrong.length > 0) failed++;
+        for (const text of wrong) console.error(`error: ${path}:${line}: ${text}`);
         continue;
       }
       const args = ["-e", "-u", "-o", "pipefail", "-c", commands];

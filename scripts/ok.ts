@@ -3,7 +3,7 @@
  * examples. Prints a line a step and closes with `N passed, N failed, N skipped`.
  */
 import { spawn } from "node:child_process";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -34,10 +34,7 @@ const documents = [
   "README.md",
   ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => `docs/${name}`),
 ];
-/** Documents whose shell examples are run as they stand; those of others name the reader's models. */
-const SHELL_DOCUMENTS = ["quickstart", "time_axis", "tuning", "troubleshooting"].map((name) =>
-  `docs/${name}.md`
-);
+const shellDocuments = documents.filter((path) => readFileSync(join(root, path), "utf8").includes("```sh\n"));
 
 interface Outcome {
   readonly code: number;
@@ -233,7 +230,7 @@ async function steps(work: string): Promise<Step[]> {
     },
     {
       name: "shell examples in documents",
-      commands: SHELL_DOCUMENTS.map((path) => [bun, "run", "scripts/docs.ts", "--shell", path]),
+      commands: shellDocuments.map((path) => [bun, "run", "scripts/docs.ts", "--shell", path]),
     },
     {
       name: "examples in documents",

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { runProgram } from "../scripts/_run_program.ts";
-import { shellBlocks } from "../scripts/docs.ts";
+import { shellBlocks, wrongCommands } from "../scripts/docs.ts";
 import { ROOT } from "./_checkpoints.ts";
 import { runtimeBinary } from "./_runtimes.ts";
 
@@ -16,12 +16,39 @@ function runScript(script: string, ...args: string[]) {
 }
 
 describe("docs.ts", () => {
-  test("finds shell blocks, and the reason why one is not run", () => {
+  test("finds shell blocks, and the reason why one is only checked", () => {
     const text =
-      "a\n\n```sh\none\n```\n\n<!-- not run: too long -->\n\n```sh\ntwo\nthree\n```\n\n```ts\nfour\n```\n";
+      "a\n\n```sh\none\n```\n\n<!-- checked: too long -->\n\n```sh\ntwo\nthree\n```\n\n```ts\nfour\n```\n";
     expect(shellBlocks(text)).toEqual([
-      { line: 3, commands: "one\n", notRun: undefined },
-      { line: 7, commands: "two\nthree\n", notRun: "too long" },
+      { line: 3, commands: "one\n", checked: undefined },
+      { line: 7, commands: "two\nthree\n", checked: "too long" },
+    ]);
+  });
+
+  test("of commands that are not run, scripts, options, names and paths must exist", async () => {
+    const help = "  --suite NAME   kernels   each kernel\n  -o, --output FILE\n  --only-this";
+    const wrong = async (commands: string) =>
+      (await wrongCommands(commands, () => Promise.resolve(help))).map((text) => text.replace(/^.*: /, ""));
+    expect(await wrong("bun run scripts/bench.ts --suite kernels -o x   # --nonsense")).toEqual([]);
+    expect(await wrong("npm install && npx bun run bench --suite kernels\nbun test tests/docs_test.ts"))
+      .toEqual([]);
+    expect(await wrong("deno run -A scripts/bench.ts --suite kernls")).toEqual([
+      "--help does not have kernls",
+    ]);
+    expect(await wrong("bun run scripts/bench.ts --only x --out=y \\\n  --prompt '--a b'")).toEqual([
+      "--help does not have --only",
+      "--help does not have x",
+      "--help does not have --out",
+      "--help does not have --prompt",
+    ]);
+    expect(await wrong("bun run scripts/none.ts\nnpm run none\nrm -rf x\nbun test tests/none.ts")).toEqual([
+      "there is no scripts/none.ts",
+      "this command is not known",
+      "this command is not known",
+      "there is no tests/none.ts",
+    ]);
+    expect(await wrong("bun run scripts/bench.ts tests/models/none")).toEqual([
+      "there is no tests/models/none",
     ]);
   });
 
