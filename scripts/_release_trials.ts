@@ -5,6 +5,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { PACKAGE_ROOT } from "../lib/native/location.ts";
+import type { ReleaseLibrary } from "../lib/native/release_manifest.ts";
 import { bunBinary, denoBinary, findProgram } from "./_programs.ts";
 import { type Outcome, runProgram } from "./_run_program.ts";
 import { serveFolder } from "./_static_server.ts";
@@ -23,8 +24,8 @@ export interface TrialOptions {
   readonly folder: string;
   /** Path of the npm package. */
   readonly tarball: string;
-  /** Whether a library for this machine is among it. */
-  readonly hasLibrary: boolean;
+  /** Its libraries. */
+  readonly libraries: readonly Pick<ReleaseLibrary, "platform" | "architecture" | "file">[];
   readonly onTrial: (trial: Trial) => void;
 }
 
@@ -80,7 +81,10 @@ class Skip extends Error {}
 
 /** Tries a release in folders of its own, which are deleted. @returns the trials' outcomes in order */
 export async function tryRelease(options: TrialOptions): Promise<Trial[]> {
-  const { folder, tarball, hasLibrary, onTrial } = options;
+  const { folder, tarball, libraries, onTrial } = options;
+  const hasLibrary = libraries.some((each) =>
+    each.platform === process.platform && each.architecture === process.arch
+  );
   const work = mkdtempSync(join(tmpdir(), "arrowquant-trial-"));
   const trials: Trial[] = [];
   const bun = bunBinary(), deno = denoBinary();
@@ -136,6 +140,13 @@ export async function tryRelease(options: TrialOptions): Promise<Trial[]> {
       }
     });
 
+    const arm = libraries.find(({ platform, architecture }) =>
+      platform === "linux" && architecture === "arm64"
+    );
+    if (arm !== undefined && process.arch !== "arm64") {
+      await attempt("the linux-arm64 library under emulation", () => emulated(join(folder, arm.file)));
+    }
+
     for (const [runtime, command, args] of [["Bun", bun, ["run"]], ["Deno", deno, ["run", "-A"]]] as const) {
       await attempt(`${runtime} runs the single file arrowquant.js`, async () => {
         if (!await isThere(command)) throw new Skip(`no ${runtime}`);
@@ -188,6 +199,24 @@ export async function tryRelease(options: TrialOptions): Promise<Trial[]> {
     rmSync(work, { recursive: true, force: true });
   }
   return trials;
+
+  /** The C driver that compares every kernel with the scalar ones, linked with a shipped library and run by an emulator. */
+  async function emulated(library: string): Promise<string> {
+    const compiler = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
+    for (const tool of [compiler, emulator]) if (!await isThere(tool)) throw new Skip(`no ${tool}`);
+    const cwd = empty(), driver = join(cwd, "compare");
+    const sources = fileURLToPath(new URL("kernels/tests/compare.c", PACKAGE_ROOT));
+    const run = async (command: string, args: readonly string[]) => {
+      const { code, output, errors } = await runProgram(command, args, { cwd });
+      if (code !== 0) throw new Error(`${command}: exit status ${code}: ${errors || output}`);
+      return output.trim();
+    };
+    await run(compiler, ["-O2", "-std=c11", sources, library, "-o", driver, "-lm"]);
+    const system = join(await run(compiler, ["-print-file-name=libc.so.6"]), "..", "..");
+    const path = `LD_LIBRARY_PATH=${join(library, "..")}`;
+    const said = await run(emulator, ["-L", system, "-E", path, driver, "1", "quick"]);
+    return said.split("\n").at(-1)!;
+  }
 
   /** Quantizes and looks into the result with the package's commands. */
   async function command(cwd: string, runner: string, args: readonly string[]): Promise<string> {

@@ -179,9 +179,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<numbe
     const trials = flags["skip-trials"] ? [] : await tryRelease({
       folder: work,
       tarball: join(work, tarball),
-      hasLibrary: libraries.some((each) =>
-        each.platform === process.platform && each.architecture === process.arch
-      ),
+      libraries,
       onTrial: ({ name, outcome, detail }) => log(`${outcome}: ${name}: ${detail}`),
     });
     const failed = trials.filter(({ outcome }) => outcome === "failed");

@@ -39,6 +39,16 @@ function openInChild(environment: Record<string, string>, options = "{}", flags?
   return JSON.parse(result.stdout);
 }
 
+/** An empty cache, and a compiler that does not optimize: when the library is built is looked at here, not how fast it gets. */
+function buildEnvironment(cache: string, compiler: string): Record<string, string> {
+  const command = join(folder, "unoptimized");
+  writeFileSync(command, `#!/bin/sh\nexec ${compiler} "$@" -O0\n`, { mode: 0o755 });
+  return { ...process.env, CC: command, XDG_CACHE_HOME: cache, ARROWQUANT_LIBRARY: "" } as Record<
+    string,
+    string
+  >;
+}
+
 describe("openKernels", () => {
   test("always finds something, and says what", async () => {
     using kernels = await openKernels();
@@ -115,10 +125,7 @@ describe("openKernels", () => {
       return;
     }
     const cache = join(folder, "cache");
-    const environment = { ...process.env, XDG_CACHE_HOME: cache, ARROWQUANT_LIBRARY: "" } as Record<
-      string,
-      string
-    >;
+    const environment = buildEnvironment(cache, compiler.command);
     const first = openInChild(environment);
     expect(first.backend).toBe("native");
     expect(first.messages.join()).toContain("building");
@@ -147,9 +154,8 @@ describe("openKernels", () => {
       console.log("skipped: no C compiler");
       return;
     }
-    const environment = { ...process.env, XDG_CACHE_HOME: join(folder, "at-once"), ARROWQUANT_LIBRARY: "" };
     const opened = openInChild(
-      environment as Record<string, string>,
+      buildEnvironment(join(folder, "at-once"), compiler.command),
       `{ backend: (await Promise.all([openKernels(), openKernels(), openKernels()])).map((k) => k.backend).join() === "native,native,native" ? "native" : "wasm" }`,
     );
     expect(opened.backend).toBe("native");
