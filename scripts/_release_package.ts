@@ -3,6 +3,7 @@ import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { PACKAGE_ROOT } from "../lib/native/location.ts";
+import { VERSIONS } from "../lib/analysis/_libraries.ts";
 import { OutputError } from "../lib/errors.ts";
 import { bunBinary } from "./_programs.ts";
 import { runProgram } from "./_run_program.ts";
@@ -10,20 +11,10 @@ import { runProgram } from "./_run_program.ts";
 const root = fileURLToPath(PACKAGE_ROOT);
 
 /** Commands of the npm package, each a script. */
-export const NPM_COMMANDS = ["quantize", "inspect", "dequantize", "generate"] as const;
+export const NPM_COMMANDS = ["quantize", "inspect", "dequantize", "generate", "report"] as const;
 
 /** Packages that only tables, charts and reports need: whoever wants those installs them. */
-const ANALYSIS_PACKAGES = [
-  "@resvg/resvg-wasm",
-  "@uwdata/flechette",
-  "arquero",
-  "dejavu-fonts-ttf",
-  "hyparquet",
-  "hyparquet-writer",
-  "vega",
-  "vega-embed",
-  "vega-lite",
-];
+const ANALYSIS_PACKAGES = Object.keys(VERSIONS);
 
 async function run(command: string, args: readonly string[], cwd: string, what: string): Promise<string> {
   const { code, output, errors } = await runProgram(command, args, { cwd });

@@ -3,6 +3,7 @@ import { accessSync, constants, mkdirSync, readFileSync, writeSync } from "node:
 import { dirname } from "node:path";
 import process from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
+import { checkLibraries } from "../lib/analysis/_libraries.ts";
 import { ConfigError, type ErrorCode, InterruptedError, OutputError } from "../lib/errors.ts";
 import type { Progress, RunEvent } from "../lib/pipeline.ts";
 import { errorCode, outputError } from "../lib/pipeline/files.ts";
@@ -111,11 +112,13 @@ export function environmentVariables(
 }
 
 /**
- * Makes the folder that a report will lie in, before the work that it reports is done.
+ * Makes the folder that a report will lie in, and looks for the packages it takes, before the work that it reports is done.
  *
  * @throws {OutputError} when the system refuses, or would refuse a file there
+ * @throws {ConfigError} when packages are missing
  */
 export function prepareReport(target: string): void {
+  checkLibraries();
   const folder = target.endsWith(".html") ? dirname(target) : target;
   try {
     mkdirSync(folder, { recursive: true });
@@ -129,7 +132,11 @@ export function prepareReport(target: string): void {
 export function commandLine(script: string, args: readonly string[]): string {
   const runner = "Deno" in globalThis ? "deno run -A" : "bun run";
   const quoted = args.map((arg) => /^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", "'\\''")}'`);
-  return [runner, `scripts/${script}`, ...quoted].join(" ");
+  // Bundled into the npm package, scripts are its commands.
+  const start = import.meta.url.endsWith(".ts")
+    ? [runner, `scripts/${script}`]
+    : ["npx", `arrowquant-${script.replace(/\.ts$/, "")}`];
+  return [...start, ...quoted].join(" ");
 }
 
 /** A mistake in the command line. */

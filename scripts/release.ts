@@ -11,7 +11,6 @@ import {
   rmSync,
 } from "node:fs";
 import { basename, dirname, join, relative, resolve } from "node:path";
-import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { InterruptedError, OutputError } from "../lib/errors.ts";
 import { PACKAGE_ROOT } from "../lib/native/location.ts";

@@ -1,6 +1,7 @@
 /** `report.ts RUN…`: a report of runs that `--report` of the other commands left behind. */
 import { mkdirSync } from "node:fs";
 import { dirname } from "node:path";
+import { checkLibraries } from "../lib/analysis/_libraries.ts";
 import {
   REPORT_FORMATS,
   type ReportFormat,
@@ -43,6 +44,7 @@ async function main(args: readonly string[]): Promise<void> {
   }
   if (positionals.length === 0) throw usageError("at least one RUN is needed, got none", HELP);
   const format = formatOf(values.format, values.output);
+  checkLibraries();
   const runs: Run[] = [];
   for (const folder of positionals) runs.push(await readRun(folder));
   const text = format === "html"

@@ -1,7 +1,8 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { parseConfig } from "../lib/config.ts";
 import { runProgram } from "../scripts/_run_program.ts";
 import { shellBlocks, wrongCommands } from "../scripts/docs.ts";
 import { ROOT } from "./_checkpoints.ts";
@@ -61,6 +62,21 @@ describe("docs.ts", () => {
     expect(outcome.errors).toContain(`${path}:5: exit status 1`);
     expect(outcome.errors).toContain(`${path}:10: exit status 1`);
   });
+});
+
+test("YAML in the documents is a configuration, and JSON is JSON", async () => {
+  const blocks: Record<string, string[]> = { yaml: [], json: [] };
+  for (const name of readdirSync(join(ROOT, "docs")).filter((name) => name.endsWith(".md"))) {
+    const text = readFileSync(join(ROOT, "docs", name), "utf8");
+    for (const [, language, content] of text.matchAll(/^```(yaml|json)\n([\s\S]*?)^```$/gm)) {
+      blocks[language!]!.push(content!);
+    }
+  }
+  expect([blocks["yaml"]!.length, blocks["json"]!.length]).toEqual([1, 1]);
+  const { config } = await parseConfig(blocks["yaml"]![0]!);
+  // As its comments say: the profile's bits, its own group size.
+  expect([config.bitWidth, config.groupSize, config.thermodynamic.validation.enabled]).toEqual([2, 64, true]);
+  expect(Object.keys(JSON.parse(blocks["json"]![0]!))).toEqual(["quantization_config"]);
 });
 
 describe("release.ts", () => {

@@ -3,6 +3,7 @@
  * HTTP has no package beside it, so there they are named with their versions.
  */
 import { createRequire } from "node:module";
+import { ConfigError } from "../errors.ts";
 
 const IS_REMOTE = import.meta.url.startsWith("http");
 
@@ -11,11 +12,43 @@ export const VERSIONS = {
   "@resvg/resvg-wasm": "2.6.2",
   "@uwdata/flechette": "2.6.0",
   "arquero": "8.0.3",
+  "dejavu-fonts-ttf": "2.37.3",
   "hyparquet": "1.31.5",
   "hyparquet-writer": "0.17.0",
   "vega": "6.4.0",
+  "vega-embed": "7.3.0",
   "vega-lite": "6.5.0",
 } as const;
+
+/** What of each package is asked for: a font has no module. */
+const ENTRIES: Partial<Record<string, string>> = { "dejavu-fonts-ttf": "dejavu-fonts-ttf/package.json" };
+
+/**
+ * Looks whether every package is there, before the work whose report they would make. The npm package leaves their installing to those who want
+ * tables and charts.
+ *
+ * @param isThere whether a module can be found; for tests
+ * @throws {ConfigError} when packages are missing; the message has the command that installs them
+ */
+export function checkLibraries(isThere: (specifier: string) => boolean = canResolve): void {
+  const names = Object.keys(VERSIONS) as (keyof typeof VERSIONS)[];
+  const missing = names.filter((name) => !isThere(ENTRIES[name] ?? name));
+  if (missing.length === 0) return;
+  throw new ConfigError(
+    `Cannot make tables and charts: their packages must be installed, got none of ${
+      missing.join(", ")
+    }: npm install ${missing.map((name) => `${name}@${VERSIONS[name]}`).join(" ")}`,
+  );
+}
+
+function canResolve(specifier: string): boolean {
+  try {
+    import.meta.resolve(specifier);
+    return true;
+  } catch {
+    return false; // the one thing that it throws for
+  }
+}
 
 /** Computed, so that nothing tries to resolve it before it is asked for. */
 const remote = (name: keyof typeof VERSIONS): string => `npm:${name}@${VERSIONS[name]}`;

@@ -317,7 +317,7 @@ export interface FrontPoint {
  * ```
  */
 export async function paretoFront(rows: readonly MeasuredRow[]): Promise<FrontPoint[]> {
-  const { escape } = await import("arquero");
+  const { escape } = await loadArquero();
   const points = rows.flatMap((row): FrontPoint[] => {
     const { model, method, kind, bitsPerWeight, distance } = row as Partial<Record<string, unknown>>;
     const value = (distance as { readonly value?: unknown } | null | undefined)?.value;

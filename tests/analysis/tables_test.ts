@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { VERSIONS } from "../../lib/analysis/_libraries.ts";
+import { checkLibraries, VERSIONS } from "../../lib/analysis/_libraries.ts";
 import {
   columnsOf,
   type RowOf,
@@ -82,6 +82,14 @@ describe("schema", () => {
     for (const [name, version] of Object.entries(VERSIONS)) {
       expect([name, dependencies[name]]).toEqual([name, version]);
     }
+  });
+
+  test("libraries that are not installed are named with the command that installs them", () => {
+    expect(() => checkLibraries()).not.toThrow();
+    expect(() => checkLibraries((name) => !name.startsWith("vega-embed"))).toThrow(
+      "got none of vega-embed: npm install vega-embed@" + VERSIONS["vega-embed"],
+    );
+    expect(() => checkLibraries(() => false)).toThrow("dejavu-fonts-ttf@");
   });
 });
 
