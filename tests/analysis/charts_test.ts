@@ -244,6 +244,27 @@ describe("what a reader must be able to tell", () => {
     expect(new Set(looks).size).toBe(20);
   });
 
+  test("names on the front do not cover one another", async () => {
+    const row = (method: string, bitsPerWeight: number, kl: number): RowOf<"peers"> => ({
+      model: "m",
+      method,
+      library: "arrowquant",
+      bitsPerWeight,
+      task: "all",
+      kl,
+    });
+    const rows = [
+      row("a long name", 2, 1),
+      row("close by", 2.05, 0.98),
+      row("below", 2.1, 0.1),
+      row("far", 8, 0.001),
+    ];
+    const texts = textsOf(await renderSvg(charts.accuracyByBits(await tableFromRows("peers", rows))));
+    const times = (name: string) => texts.filter((text) => text === name).length;
+    // Each is drawn twice: first as its own background.
+    expect(["a long name", "close by", "below", "far"].map(times)).toEqual([2, 0, 2, 2]);
+  });
+
   test("heat maps one below the other have one scale of colours", async () => {
     const rows = ["a", "b"].flatMap((setting, s) =>
       [0, 1, 2].map((g): RowOf<"time"> => ({

@@ -5,6 +5,7 @@ import {
   type ChartRow,
   eachBelow,
   emptyChart,
+  extent,
   groupRows,
   layerOf,
   layoutOf,
@@ -15,6 +16,7 @@ import {
   type Spec,
   withInterval,
 } from "../_chart.ts";
+import { textWidth } from "../_text_widths.ts";
 import type { TableLike } from "../tables.ts";
 
 /** What a method or phase is judged by. */
@@ -122,6 +124,37 @@ export function accuracyByBits(table: TableLike, options: QualityOptions = {}): 
   return eachBelow(title, notes, parts, options.width);
 }
 
+/** Room that labels have, about: a plot's width and height in a report, and a label's own. */
+const PLOT_PIXELS = { width: 340, height: 280 };
+const LABEL_PIXELS = { font: 11, height: 13 };
+
+/** The rows whose names do not cover one another; an earlier one keeps its place. */
+function apart(
+  rows: readonly ChartRow[],
+  all: readonly ChartRow[],
+  metric: string,
+  isLog: boolean,
+): ChartRow[] {
+  const valueOf = (row: ChartRow) => isLog ? Math.log(numberIn(row, metric)!) : numberIn(row, metric)!;
+  const place = (of: (row: ChartRow) => number, pixels: number) => {
+    const [low, high] = extent(all.map(of));
+    return (row: ChartRow) => high > low ? (of(row) - low) / (high - low) * pixels : 0;
+  };
+  const x = place((row) => numberIn(row, "bitsPerWeight")!, PLOT_PIXELS.width);
+  const y = place(valueOf, PLOT_PIXELS.height);
+  const kept: { readonly row: ChartRow; readonly x: number; readonly y: number; readonly width: number }[] =
+    [];
+  for (const row of rows) {
+    const own = { row, x: x(row), y: y(row), width: textWidth(String(row["method"]), LABEL_PIXELS.font) };
+    const isFree = kept.every((other) =>
+      Math.abs(own.y - other.y) >= LABEL_PIXELS.height || own.x >= other.x + other.width ||
+      other.x >= own.x + own.width
+    );
+    if (isFree) kept.push(own);
+  }
+  return kept.map(({ row }) => row);
+}
+
 function qualityPlot(
   points: readonly ChartRow[],
   full: readonly ChartRow[],
@@ -158,6 +191,7 @@ function qualityPlot(
     !isLog || numberIn(row, `${metric}Low`)! > 0
   );
   const isDrawable = (row: ChartRow) => !isLog || numberIn(row, metric)! > 0;
+  const labelled = apart(front.filter(isDrawable), points.filter(isDrawable), metric, isLog);
   const reference = full.filter(isDrawable).slice(0, 1);
   return {
     height: options.height ?? 300,
@@ -194,7 +228,7 @@ function qualityPlot(
         },
       },
       ...[{ style: "halo" }, {}].map((look): Spec => ({
-        data: { values: front.filter(isDrawable) },
+        data: { values: labelled },
         mark: { type: "text", align: "left", dx: 8, dy: higherIsBetter ? 10 : -8, ...look },
         encoding: { x, y, text: { field: "method", type: "nominal" } },
       })),
