@@ -220,21 +220,20 @@ export function thetaRows(
   return [...layers].flatMap(([layer, { activation, output }]): RowOf<"time">[] => {
     const isByBin = activation !== undefined && activation.scale.length === bins && bins !== groups.count;
     const stage = source.stage ?? (isByBin ? "after" : "before");
-    if (activation !== undefined) {
-      const boundaries = isByBin
+    const grids = activation === undefined ? [] : activationRows({
+      ...activation,
+      boundaries: isByBin
         ? Array.from({ length: bins + 1 }, (_, bin) => at(bin))
-        : Array.from(groups.boundaries, at);
-      return activationRows({ ...activation, boundaries }, { ...source, layer, tUnit, stage });
-    }
-    if (output === undefined) return [];
-    const size = output.gain.length / groups.count;
-    return Array.from({ length: groups.count }, (_, g) => {
+        : Array.from(groups.boundaries, at),
+    }, { ...source, layer, tUnit, stage });
+    const size = output === undefined ? 0 : output.gain.length / groups.count;
+    const corrections = output === undefined ? [] : Array.from({ length: groups.count }, (_, g) => {
       const own = (values: Float32Array) => values.subarray(g * size, (g + 1) * size);
       return {
-        ...source,
+        model: source.model,
+        setting: source.setting,
         layer,
         tUnit,
-        stage,
         timeGroup: g,
         tBegin: at(groups.boundaries[g]!),
         tEnd: at(groups.boundaries[g + 1]!),
@@ -242,6 +241,7 @@ export function thetaRows(
         bias: Math.sqrt(own(output.bias).reduce((sum, bias) => sum + bias * bias, 0) / size),
       };
     });
+    return [...grids, ...corrections];
   });
 }
 

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { benchRun } from "../../lib/analysis/make_run.ts";
-import { activationRows, benchTables, layerKind } from "../../lib/analysis/rows.ts";
+import { activationRows, benchTables, layerKind, thetaRows } from "../../lib/analysis/rows.ts";
 import { chartsOf } from "../../lib/analysis/run_charts.ts";
 import { columnsOf, TABLE_NAMES } from "../../lib/analysis/schema.ts";
 import { rowsOf } from "../../lib/analysis/tables.ts";
@@ -17,6 +17,7 @@ import {
 import { kernelSuiteOf } from "../../lib/eval/kernel_suite.ts";
 import { QUICK_SCALE } from "../../lib/eval/kernel_bench.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
+import { equalTimeGroups, TimeParameters, timestepAxis } from "../../lib/time/mod.ts";
 import { MODELS, ROOT } from "../_checkpoints.ts";
 
 let kernels: Kernels;
@@ -168,6 +169,7 @@ describe("tables of the suites", () => {
       "along-t-stepKl",
       "heat-stepKl",
       "time-parameters",
+      "time-parameters-close",
       "losses",
     ]);
     const full = rowsOf("phases", tables.phases!).filter(({ phase }) => phase === "full");
@@ -212,6 +214,50 @@ test("time parameters: equal neighbours are one row, and the range follows from 
   expect(() => activationRows({ boundaries: [0, 5], scale: [], zeroPoint: [1], bits: 4 }, source)).toThrow(
     "got 0 and 1",
   );
+});
+
+test("θ: grids by group or by bin, and output corrections by group", () => {
+  const groups = equalTimeGroups(timestepAxis(8), 2);
+  const source = { model: "m", setting: "s" };
+  const output = {
+    gain: Float32Array.of(1, 3, 2, 2),
+    bias: Float32Array.of(3, 4, 0, 0),
+  };
+  const grid = (scale: number[]) => ({
+    bits: 4 as const,
+    scale: Float32Array.from(scale),
+    zeroPoint: Int32Array.from(scale, () => 8),
+  });
+  const rows = thetaRows(
+    new TimeParameters(
+      groups,
+      new Map([
+        ["both", { activation: grid([1, 2]), output }],
+        ["smooth", { activation: grid([1, 1, 1, 1.5, 2, 2, 2, 2]) }],
+      ]),
+      "",
+    ),
+    source,
+  );
+  const of = (layer: string) =>
+    rows.filter((row) => row.layer === layer).map((row) => [
+      row.stage ?? null,
+      row.tBegin,
+      row.tEnd,
+      row.scale ?? row.gain,
+      row.bias ?? null,
+    ]);
+  expect(of("both")).toEqual([
+    ["before", 0, 4, 1, null],
+    ["before", 4, 8, 2, null],
+    [null, 0, 4, 2, Math.sqrt(12.5)],
+    [null, 4, 8, 2, 0],
+  ]);
+  expect(of("smooth")).toEqual([
+    ["after", 0, 3, 1, null],
+    ["after", 3, 4, 1.5, null],
+    ["after", 4, 8, 2, null],
+  ]);
 });
 
 test("kinds of layers by their names", () => {
