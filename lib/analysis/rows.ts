@@ -390,6 +390,7 @@ function peersRows(row: Row): Rows {
 
 /** Rows of one suite come in their order: full precision stands before the rows of the same bits. */
 function phasesRows(row: Row, all: readonly Row[]): Rows {
+  if (row["stepKl"] === undefined) return {}; // times at a large model's sizes: nothing of a phase's worth
   const at = all.indexOf(row), isFull = row["bits"] === null;
   const quantized = isFull ? all.slice(at).find(({ bits }) => bits !== null) : row;
   const source = { model: String(row["model"]), setting: `${quantized?.["bits"]} bits` };

@@ -157,7 +157,8 @@ export const TABLE_SCHEMAS = {
       overhead: {
         type: "number",
         unit: "1",
-        doc: "seconds / baseline's − 1; of phases 1 and 2: what they add / the rest of their run",
+        doc:
+          "what the row adds to the time of the baseline - rounding, static activations, no phase - over that time",
       },
       iterations: { type: "integer", unit: "iterations", doc: "of the optimizer, all layers" },
       converged: { type: "boolean", doc: "the optimizer's test was met in every layer" },

@@ -1,7 +1,7 @@
 /** Memory of the phases: the peak of a process that quantizes with them, beside one that only calibrates. */
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { commandOf, runChild } from "./process_suite.ts";
+import { commandOf, runChild } from "./child_process.ts";
 import { median } from "./statistics.ts";
 import { withTemporaryFolder } from "./temporary_folder.ts";
 

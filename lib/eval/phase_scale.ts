@@ -17,7 +17,7 @@ import { collectGarbage, peakResidentBytes, resetPeakResident } from "./environm
 import { checkMemory, forecastMemory, forecastTime, secondsText, sizeText } from "./forecast.ts";
 import { DEFAULT_TIME_GROUPS } from "./phase_rows.ts";
 import { writeSeconds } from "./phase_time.ts";
-import { commandOf, runChild } from "./process_suite.ts";
+import { commandOf, runChild } from "./child_process.ts";
 import { threadsOf } from "./settings.ts";
 import { DREAM_7B, type SolverTime, solverTime } from "./solver_speed.ts";
 import { type BenchContext, type PhaseName, PHASES, type SuiteReport } from "./suite.ts";

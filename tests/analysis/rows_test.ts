@@ -188,6 +188,9 @@ describe("tables of the suites", () => {
         String,
         (error) => error.message,
       );
+    // The phase suite's times at a large model's sizes are of no table.
+    const sizes = { suite: "phases", model: "m", phase: "phase1", extrapolatedSeconds: 3 };
+    expect(await benchTables({ rows: [sizes] })).toEqual({});
     expect(await message({ drfit: [] })).toContain('there is no table "drfit"');
     expect(await message({ drift: [{ model: "m" }] })).toContain(
       "setting of row 0 must be a text, got undefined",
