@@ -1,6 +1,6 @@
 /** Commands of this project in processes of their own, timed from start to end. */
 import { spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 
@@ -10,14 +10,13 @@ const POLL_MILLISECONDS = 10;
 export function commandOf(script: string, args: readonly string[]): string[] {
   const path = fileURLToPath(new URL(`../../scripts/${script}`, import.meta.url));
   if (!("Deno" in globalThis)) return [process.execPath, "run", path, ...args];
-  // Where this process runs on an import map, its children need it too.
-  const resolved = import.meta.resolve("@std/cli/parse-args");
+  // A checkout's map needs no registry, whatever this process runs on: a notebook's kernel takes none.
   const map = fileURLToPath(new URL("../../tests/deno/import_map.json", import.meta.url));
   return [
     process.execPath,
     "run",
     "-A",
-    ...(resolved.startsWith("file:") ? [`--import-map=${map}`] : []),
+    ...(existsSync(map) ? [`--import-map=${map}`] : []),
     path,
     ...args,
   ];
