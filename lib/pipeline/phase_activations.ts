@@ -14,7 +14,7 @@ import type { PhaseContext } from "./phase_context.ts";
 import type { TimedObserver } from "./step_kl.ts";
 
 /** Runs a model over calibration data; the observer also gets the time of each item of the batch. */
-function observeParts(
+export function observeParts(
   { calibrated }: PhaseContext,
   loaded: LoadedModel,
   part: "fit" | "heldOut",
