@@ -127,12 +127,12 @@ export function rowSettings(
       { activations: { ...static8, perTokenLimit: PER_TOKEN_LIMIT } },
       overBest,
     ),
-    row(`best, static 8 bits, G ${groups}, every layer`, BEST, { activations: static8 }, overBest),
+    row("best, 8 bits, all static", BEST, { activations: static8 }, overBest),
     row("best, dynamic 8 bits", BEST, {}, { dynamicBits: 8, ...overBest }),
     row("best, static 4 bits, G 1", BEST, { activations: { ...static4, groups: 1 } }, overBest),
     row("best, static 4 bits, G 10", BEST, { activations: { ...static4, groups: 10 } }, overBest),
     row(
-      "best, static 4 bits, G 10, adaptive",
+      "best, 4 bits, adaptive G 10",
       BEST,
       { activations: { ...static4, groups: 10, grouping: "adaptive" } },
       { over: "best, static 4 bits, G 10" },
@@ -148,17 +148,17 @@ export function rowSettings(
     // Measured whether they would be kept or not.
     ...[{ groups: 1 }, { groups }, { groups, markovWeight: MARKOV_WEIGHT }].map((output) =>
       row(
-        `best + output correction, G ${output.groups}${"markovWeight" in output ? ", Gauss-Markov" : ""}`,
+        "markovWeight" in output ? "best + gain, bias, prior" : `best + gain, bias, G ${output.groups}`,
         BEST,
         { output, isGuarded: false },
         overBest,
       )
     ),
-    row(`round + output correction, G ${groups}`, ROUND, { output: { groups }, isGuarded: false }, {
+    row(`round + gain, bias, G ${groups}`, ROUND, { output: { groups }, isGuarded: false }, {
       over: "round alone",
     }),
     row(
-      `best + weight scales by time, G ${groups}`,
+      "best + scales by time",
       BEST,
       { timeScales: { groups }, isGuarded: false },
       overBest,

@@ -15,7 +15,7 @@ import {
   type TimeAxis,
   type TimeGroups,
 } from "../time/mod.ts";
-import { observeParts } from "./phase_activations.ts";
+import { mapShared, observeParts } from "./phase_activations.ts";
 import { type PhaseContext, schedulerOf } from "./phase_context.ts";
 import { stepWeights } from "./step_kl.ts";
 
@@ -105,20 +105,14 @@ export function staticGrids(
   bits: ActivationBits,
   range: RangeMethod = DEFAULT_RANGE[bits],
 ): Map<string, ActivationParameters> {
-  const made = new Map<readonly ActivationHistogram[], ActivationParameters>();
-  return new Map([...histograms].map(([name, own]) => {
-    let parameters = made.get(own);
-    if (parameters === undefined) {
-      const grids = own.map((histogram) => histogram.grid(range, bits));
-      parameters = {
-        bits,
-        scale: Float32Array.from(grids, ({ scale }) => scale),
-        zeroPoint: Int32Array.from(grids, ({ zeroPoint }) => zeroPoint),
-      };
-      made.set(own, parameters);
-    }
-    return [name, parameters];
-  }));
+  return mapShared(histograms, (own) => {
+    const grids = own.map((histogram) => histogram.grid(range, bits));
+    return {
+      bits,
+      scale: Float32Array.from(grids, ({ scale }) => scale),
+      zeroPoint: Int32Array.from(grids, ({ zeroPoint }) => zeroPoint),
+    };
+  });
 }
 
 /** Some rows of every reader's input among held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a time group. */
