@@ -24,7 +24,7 @@ import { fitSampler } from "../../lib/pipeline/phase_sampler.ts";
 import { type PhaseSettings, runPhases } from "../../lib/pipeline/phases.ts";
 import { denseWeights } from "../../lib/pipeline/solve.ts";
 import { meanStepKl, StepKlMeter } from "../../lib/pipeline/step_kl.ts";
-import { dequantize, type OneLevelTensor, quantize } from "../../lib/quant/mod.ts";
+import { dequantize, quantize } from "../../lib/quant/mod.ts";
 import { openCheckpoint, SIDECAR_FILE } from "../../lib/tensor/mod.ts";
 import {
   activationGrid,
