@@ -325,6 +325,37 @@ export const SCHEMA: readonly Key[] = [
     "When a phase is enabled: write static 8-bit grids of activations per time group beside the model, as `time_parameters.safetensors`",
   ),
   row(
+    "time_groups",
+    choice("equal", "adaptive"),
+    "equal",
+    "With `enable_time_aware`: time groups of equal width, or with boundaries where the layers' inputs change, kept if the held-out step KL falls",
+  ),
+  row(
+    "per_token_limit",
+    orNull(number(1, 100)),
+    1.05,
+    "With `enable_time_aware`: layers take a grid of each token's own in place of static ones, those that gain most first, until the held-out step KL " +
+      "is at most so many times that of such grids everywhere; null keeps static grids for all",
+  ),
+  row(
+    "output_correction",
+    boolean,
+    false,
+    "With `enable_time_aware`: a gain and a bias for each output and time group in closed form, under `markov_weight`, kept if the held-out step KL falls",
+  ),
+  row(
+    "time_scales",
+    choice("shared", "per_group"),
+    "shared",
+    "With `enable_time_aware`: weight scales of each time group's own over shared codes, kept if the held-out step KL falls; not with `output_correction`",
+  ),
+  row(
+    "sampler_correction",
+    boolean,
+    false,
+    "With `enable_time_aware`, image models: take gain, bias and noise variance of quantized predictions out of the sampler's steps, kept if the held-out step KL falls",
+  ),
+  row(
     "target_model_size_mb",
     orNull(positive(1e9)),
     null,
@@ -390,8 +421,7 @@ export const SCHEMA: readonly Key[] = [
     `${TRANSITION}.markov_weight`,
     number(0, 100),
     0.1,
-    "Weight of the Gauss-Markov prior, relative to the data term",
-    { later: true },
+    "Weight of the Gauss-Markov prior on output corrections of neighbouring time groups, relative to the data term",
   ),
   row(
     `${TRANSITION}.entropy_weight`,

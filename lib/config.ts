@@ -70,6 +70,11 @@ export interface Config {
   readonly numThreads: number;
   readonly modality: "auto" | "text" | "image";
   readonly enableTimeAware: boolean;
+  readonly timeGroups: "equal" | "adaptive";
+  readonly perTokenLimit: number | null;
+  readonly outputCorrection: boolean;
+  readonly timeScales: "shared" | "per_group";
+  readonly samplerCorrection: boolean;
   readonly targetModelSizeMb: number | null;
   readonly targetBitsPerWeight: number | null;
   readonly bitPlan: string | null;
@@ -209,6 +214,7 @@ export function resolveConfig(
   }
   fitTwoLevel(effective, problems);
   checkSolverOptions(effective, problems);
+  checkTimeParameters(effective, problems);
   throwProblems(problems);
 
   const config: Record<string, unknown> = {};
@@ -253,6 +259,14 @@ function checkSolverOptions(effective: Map<string, Given>, problems: ConfigProbl
     const expected = `${off} with solver ${solver} (${solverSource}): it needs feedback or best`;
     problems.push({ key, value: preview(value), expected, source });
   }
+}
+
+/** An output correction is made for the weights as they are at all times. */
+function checkTimeParameters(effective: Map<string, Given>, problems: ConfigProblem[]): void {
+  const { value, source } = effective.get("time_scales")!, correction = effective.get("output_correction")!;
+  if (value !== "per_group" || correction.value !== true) return;
+  const expected = `shared with output_correction true (${correction.source})`;
+  problems.push({ key: "time_scales", value: preview(value), expected, source });
 }
 
 function throwProblems(problems: readonly ConfigProblem[]): void {

@@ -43,6 +43,9 @@ export interface Parsed<B extends string, S extends string> {
   readonly values: Readonly<Partial<Record<S, string>>>;
 }
 
+/** How options begin that leave something out. */
+const NEGATION = "no-";
+
 /**
  * Parses a command line.
  *
@@ -69,8 +72,14 @@ export function parseOptions<B extends string, S extends string>(
     const next = args[i + 1] ?? "";
     return isInside && takesNext(arg) && /^-\d/.test(next) ? [`${arg}=${next}`] : [arg];
   });
+  // The parser reads `--no-x` as x negated.
+  const negatable = options.boolean.filter((name) => name.startsWith(NEGATION)).map((name) =>
+    name.slice(NEGATION.length)
+  );
   const parsed = parseArgs(joined, {
-    boolean: [...options.boolean] as string[],
+    boolean: [...options.boolean.filter((name) => !name.startsWith(NEGATION)), ...negatable] as string[],
+    negatable,
+    default: Object.fromEntries(negatable.map((name) => [name, true])),
     string: ["_", ...options.string] as string[],
     unknown: (arg: string) => {
       if (!arg.startsWith("-") || arg === "-") return true;
@@ -94,7 +103,12 @@ export function parseOptions<B extends string, S extends string>(
     if (value === "") throw usageError(`option "--${name}" needs a value`, options.help);
     values[name] = String(value);
   }
-  const flags = Object.fromEntries(options.boolean.map((name) => [name, (parsed[name] as unknown) === true]));
+  const flags = Object.fromEntries(options.boolean.map((name) => [
+    name,
+    name.startsWith(NEGATION)
+      ? (parsed[name.slice(NEGATION.length)] as unknown) === false
+      : (parsed[name] as unknown) === true,
+  ]));
   return { positionals: parsed._.map(String), flags: flags as Record<B, boolean>, values };
 }
 

@@ -27,6 +27,7 @@ import {
   type Remasking,
   REMASKINGS,
   type SamplerName,
+  storedTimeParameters,
   tileImages,
   type Tokenizer,
 } from "../lib/models/mod.ts";
@@ -35,6 +36,7 @@ import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { writeWhole } from "../lib/pipeline/files.ts";
 import { MAX_THREADS } from "../lib/quant/mod.ts";
 import { type Checkpoint, openCheckpoint, readJsonFile } from "../lib/tensor/mod.ts";
+import type { TimeParameters } from "../lib/time/mod.ts";
 import {
   EXIT_CODE_HELP,
   parseOptions,
@@ -73,6 +75,8 @@ Both:
                        put the way from noise to image into the PNG
   --threads N          0 (default) is one per core
   --backend NAME       auto (default), native or wasm
+  --no-time-parameters leave time_parameters.safetensors, which lies beside a quantized model, out of it
+  --time-groups N      refuse time parameters of another number of time groups
   --ignore-memory      run although memory looks too small
   --quiet              print nothing but the result and errors
   --json               print JSON
@@ -97,6 +101,7 @@ const STRINGS = [
   "seed",
   "threads",
   "backend",
+  "time-groups",
 ] as const;
 const TEXT_ONLY = ["prompt", "length", "algorithm", "temperature", "top-p", "top-k", "block-length"] as const;
 const IMAGE_ONLY = ["class", "out", "sampler", "guidance", "zoom"] as const;
@@ -129,6 +134,7 @@ interface Run {
   readonly isTraced: boolean;
   readonly asJson: boolean;
   readonly ignoresMemory: boolean;
+  readonly timeParameters: TimeParameters | undefined;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
 }
@@ -136,7 +142,7 @@ interface Run {
 async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
   const { positionals, flags, values } = parseOptions(args, {
     help: HELP,
-    boolean: ["trace", "ignore-memory", "quiet", "json", "help"],
+    boolean: ["trace", "ignore-memory", "no-time-parameters", "quiet", "json", "help"],
     string: STRINGS,
   });
   if (flags.help) {
@@ -166,6 +172,16 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   }
   using kernels = await openKernels({ backend: config.backend, onMessage: display.log });
   display.log(`${described.kind}; ${kernels.describe()}, threads ${threads}`);
+  const timeGroups = values["time-groups"] === undefined
+    ? undefined
+    : wholeNumber("time-groups", values["time-groups"]);
+  const timeParameters = flags["no-time-parameters"]
+    ? undefined
+    : storedTimeParameters(checkpoint, { groups: timeGroups });
+  if (timeParameters !== undefined) {
+    const { groups, layers } = timeParameters;
+    display.log(`time parameters beside it: ${groups.count} time groups, ${layers.size} layers`);
+  }
   const run: Run = {
     checkpoint,
     kernels,
@@ -174,6 +190,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     isTraced: flags.trace,
     asJson: flags.json,
     ignoresMemory: flags["ignore-memory"],
+    timeParameters,
     signal,
     log: display.log,
   };
@@ -273,7 +290,10 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
     steps ?? places.length,
   );
 
-  const { model } = modelFrom(checkpoint, run.kernels, { threads: run.threads });
+  const { model } = modelFrom(checkpoint, run.kernels, {
+    threads: run.threads,
+    timeParameters: run.timeParameters,
+  });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
   const turns: Generator<GenerationStep, Int32Array> = kind === "llada"
     ? lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
@@ -324,6 +344,7 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
       seed,
       seconds,
       ...measured(needed),
+      timeGroups: run.timeParameters?.groups.count ?? null,
       backend: run.kernels.describe(),
       ...(run.isTraced ? { trace } : {}),
     });
@@ -403,7 +424,10 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   scheduler.timesteps(steps); // refuses too many
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
   const needed = announce(run, { batch, tokens: 0 }, 0, steps);
-  const { model } = modelFrom(checkpoint, run.kernels, { threads: run.threads });
+  const { model } = modelFrom(checkpoint, run.kernels, {
+    threads: run.threads,
+    timeParameters: run.timeParameters,
+  });
   if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");
   const turns = imageSteps(model, scheduler, classes, { steps, seed, sampler, guidance });
   const kept: Float32Array<ArrayBuffer>[] = [];
@@ -443,6 +467,7 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
       seed,
       seconds,
       ...measured(needed),
+      timeGroups: run.timeParameters?.groups.count ?? null,
       backend: run.kernels.describe(),
     });
     return;

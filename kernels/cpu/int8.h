@@ -28,8 +28,8 @@ typedef struct {
   size_t row_tile; /* rows are split over threads in multiples of this */
   /* 0 if an element is NaN or infinite, else the smallest and the largest, zero among them */
   int (*range)(const float *x, size_t n, float *minimum, float *maximum);
-  /* codes[i] = x[i] / scale to nearest even + zero_point, within 0 and code_max */
-  void (*encode)(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes);
+  /* codes[i] = x[i] / scale to nearest even + zero_point, within 0 and code_max; 0 if an element is NaN or infinite */
+  int (*encode)(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes);
   /* out[t, n] for t in [token_begin, token_end), n in [row_begin, row_end) */
   void (*linear)(const aq_int8_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end);
   /* one token, the same bytes */

@@ -43,16 +43,17 @@ static int32_t quantize_tokens(const void *context, size_t begin, size_t end) {
   const float code_max = (float)((1 << c->bits) - 1);
   for (size_t t = begin; t < end; t++) {
     const float *x = c->x + t * c->cols;
-    float minimum, maximum;
-    if (!c->kernels->range(x, c->cols, &minimum, &maximum)) return AQ_E_NONFINITE;
     if (c->kind == AQ_ACTIVATIONS_PER_TOKEN) {
+      float minimum, maximum;
+      if (!c->kernels->range(x, c->cols, &minimum, &maximum)) return AQ_E_NONFINITE;
       const float wanted = maximum / code_max - minimum / code_max; /* the difference itself may overflow */
       const float scale = minimum == maximum ? 1.0f : wanted < 0x1p-126f ? 0x1p-126f : wanted;
       c->scale[t] = scale;
       c->zero_point[t] = (int32_t)aq_round_even(-minimum / scale);
       if (c->zero_point[t] > (int32_t)code_max) c->zero_point[t] = (int32_t)code_max;
     }
-    c->kernels->encode(x, c->cols, c->scale[t], (float)c->zero_point[t], code_max, c->codes + t * c->cols);
+    if (!c->kernels->encode(x, c->cols, c->scale[t], (float)c->zero_point[t], code_max, c->codes + t * c->cols))
+      return AQ_E_NONFINITE;
   }
   return AQ_OK;
 }

@@ -14,8 +14,9 @@ static int range(const float *x, size_t n, float *minimum, float *maximum) {
   return 1;
 }
 
-static void encode(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes) {
+static int encode(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes) {
   for (size_t i = 0; i < n; i++) {
+    if (!(x[i] - x[i] == 0.0f)) return 0;
     float position = x[i] / scale;
     position = position < -AQ_ENCODE_LIMIT ? -AQ_ENCODE_LIMIT : position;
     position = position > AQ_ENCODE_LIMIT ? AQ_ENCODE_LIMIT : position;
@@ -23,6 +24,7 @@ static void encode(const float *x, size_t n, float scale, float zero_point, floa
     position = position < 0.0f ? 0.0f : position;
     codes[i] = (uint8_t)(position > code_max ? code_max : position);
   }
+  return 1;
 }
 
 static float dot(const aq_int8_job *job, size_t token, size_t row) {

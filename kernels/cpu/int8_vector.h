@@ -86,16 +86,19 @@ static int range(const float *x, size_t n, float *minimum, float *maximum) {
   return 1;
 }
 
-static void encode(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes) {
+static int encode(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes) {
   const vf step = (vf){0} + scale, zero = (vf){0} + zero_point, most = (vf){0} + code_max;
   const vf limit = (vf){0} + AQ_ENCODE_LIMIT;
+  vf rest = {0}; /* becomes NaN with the first that is not finite */
   size_t i = 0;
   for (; i + AQ_W <= n; i += AQ_W) {
-    const vf position = v_round(v_min(v_max(v_load(x + i) / step, -limit), limit)) + zero;
+    const vf v = v_load(x + i);
+    rest += v - v;
+    const vf position = v_round(v_min(v_max(v / step, -limit), limit)) + zero;
     const vi code = v_round_to_int(v_min(v_max(position, (vf){0}), most));
     v_narrow_bytes(codes + i, code);
   }
-  aq_int8_scalar.encode(x + i, n - i, scale, zero_point, code_max, codes + i);
+  return aq_int8_scalar.encode(x + i, n - i, scale, zero_point, code_max, codes + i) && v_total(rest) == 0.0f;
 }
 
 /* Many tokens --------------------------------------------------------------------------------------------------------- */

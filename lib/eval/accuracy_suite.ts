@@ -7,7 +7,7 @@ import { join } from "node:path";
 import {
   type DitModel,
   encodePng,
-  loadModel,
+  loadStoredModel,
   loadTokenizer,
   type MaskedTransformer,
   tileImages,
@@ -128,7 +128,7 @@ async function measurePuzzles(
   const { kernels, options } = context;
   const tokenizer = await loadTokenizer(beside);
   const load = (folder: string) => {
-    const loaded = loadModel(folder, kernels, { threads: threadsOf(context) });
+    const loaded = loadStoredModel(folder, kernels, { threads: threadsOf(context) });
     if (loaded.kind === "dit") throw new TypeError(`Cannot solve puzzles with ${folder}: it draws images`);
     return loaded.model;
   };
@@ -265,7 +265,7 @@ async function measureGlyphs(
   const { kernels, options } = context;
   const threads = threadsOf(context);
   const load = (folder: string): DitModel => {
-    const loaded = loadModel(folder, kernels, { threads });
+    const loaded = loadStoredModel(folder, kernels, { threads });
     if (loaded.kind !== "dit") throw new TypeError(`Cannot draw images with ${folder}: it writes text`);
     return loaded.model;
   };

@@ -14,6 +14,13 @@ const REFINEMENT = {
   images: { learningRate: 0.004, maxIterations: 60, convergenceThreshold: 1e-4 },
 } as const;
 const QUICK_ITERATIONS = 6;
+/** As the configuration's defaults. */
+const PER_TOKEN_LIMIT = 1.05;
+const MARKOV_WEIGHT = 0.1;
+/** Time groups of the sampler's correction: three numbers each. */
+const SAMPLER_GROUPS = 10;
+/** The row of the sampler's correction, which has tables of its own. */
+export const SAMPLER_ROW = "best + sampler correction";
 
 /** Where annealing begins, in squared steps of the grid: the seed system's own value of `entropy_weight`. */
 const ANNEALING = 0.05;
@@ -114,10 +121,22 @@ export function rowSettings(
     row("best + annealing", { ...BEST, annealing: ANNEALING }, {}, overBest),
     row("best + both", { ...BEST, timeWeights: "ddpm", annealing: ANNEALING }, {}, overBest),
     row("best, static 8 bits, G 1", BEST, { activations: { groups: 1, bits: 8 } }, overBest),
-    row(`best, static 8 bits, G ${groups}`, BEST, { activations: static8 }, overBest),
+    row(
+      `best, static 8 bits, G ${groups}`,
+      BEST,
+      { activations: { ...static8, perTokenLimit: PER_TOKEN_LIMIT } },
+      overBest,
+    ),
+    row("best, 8 bits, all static", BEST, { activations: static8 }, overBest),
     row("best, dynamic 8 bits", BEST, {}, { dynamicBits: 8, ...overBest }),
     row("best, static 4 bits, G 1", BEST, { activations: { ...static4, groups: 1 } }, overBest),
     row("best, static 4 bits, G 10", BEST, { activations: { ...static4, groups: 10 } }, overBest),
+    row(
+      "best, 4 bits, adaptive G 10",
+      BEST,
+      { activations: { ...static4, groups: 10, grouping: "adaptive" } },
+      { over: "best, static 4 bits, G 10" },
+    ),
     row("best, dynamic 4 bits", BEST, {}, { dynamicBits: 4, ...overBest }),
     row(`baseline, static 4 bits, G ${groups}`, ROUND, { activations: static4 }, overBaseline),
     row(`phase 3, static 4 bits, G ${groups}`, optimized, { activations: static4, ...two, refinement }, {
@@ -126,6 +145,28 @@ export function rowSettings(
     ...([128, 64, 32] as const).map((groupSize) =>
       row(`baseline, groups of ${groupSize}`, { ...ROUND, groupSize }, { activations: static8 }, overBaseline)
     ),
+    // Measured whether they would be kept or not.
+    ...[{ groups: 1 }, { groups }, { groups, markovWeight: MARKOV_WEIGHT }].map((output) =>
+      row(
+        "markovWeight" in output ? "best + gain, bias, prior" : `best + gain, bias, G ${output.groups}`,
+        BEST,
+        { output, isGuarded: false },
+        overBest,
+      )
+    ),
+    row(`round + gain, bias, G ${groups}`, ROUND, { output: { groups }, isGuarded: false }, {
+      over: "round alone",
+    }),
+    row(
+      "best + scales by time",
+      BEST,
+      { timeScales: { groups }, isGuarded: false },
+      overBest,
+    ),
+    ...(kind === "images"
+      ? [row(SAMPLER_ROW, BEST, { sampler: { groups: SAMPLER_GROUPS }, isGuarded: false }, overBest)]
+      : []),
+    // About as many scales as those by time of five groups.
     row("best, groups of 32", { ...BEST, groupSize: 32 }, {}, overBest),
     ...(kind === "sequences"
       ? [

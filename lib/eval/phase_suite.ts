@@ -7,7 +7,7 @@ import { availableParallelism } from "node:os";
 import { basename } from "node:path";
 import { type Config, resolveConfig } from "../config.ts";
 import { CalibrationError } from "../errors.ts";
-import { type LoadedModel, modelFrom } from "../models/mod.ts";
+import { type DitModel, type LoadedModel, modelFrom } from "../models/mod.ts";
 import {
   loadPhaseModel,
   type PhaseContext,
@@ -31,7 +31,8 @@ import { phaseYardstick } from "./phase_measure.ts";
 import { modelDigest } from "./phase_digest.ts";
 import { phaseMemory } from "./phase_memory.ts";
 import { claimSection, phaseGoals, phaseSections, type Row } from "./phase_report.ts";
-import { DEFAULT_TIME_GROUPS, type RowSetting, rowSettings, rowsLeftOut } from "./phase_rows.ts";
+import { DEFAULT_TIME_GROUPS, type RowSetting, rowSettings, rowsLeftOut, SAMPLER_ROW } from "./phase_rows.ts";
+import { samplerSections } from "./phase_sampler.ts";
 import {
   overhead,
   phaseTimes,
@@ -217,7 +218,20 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     groupSize: options.groupSize,
     timeGroups,
   };
-  return {
+  const withSampler = rows.find(({ setting }) => setting?.name === SAMPLER_ROW)?.model;
+  const drawing = withSampler === undefined || scheduler === undefined || full.kind !== "dit"
+    ? undefined
+    : samplerSections(
+      name,
+      {
+        full: full.model,
+        plain: ditOf(loadPhaseModel(phaseContext, { ...withSampler, timeParameters: undefined })),
+        corrected: ditOf(loadPhaseModel(phaseContext, withSampler)),
+      },
+      scheduler,
+      { seed, quick },
+    );
+  const report = {
     sections: [...phaseSections(about, rows), ...claimSection(about, rows)],
     rows: rows.map(({ setting, measurement, model, runs, ...row }) => ({
       suite: "phases",
@@ -227,7 +241,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       solver: setting?.codes.solver ?? null,
       codes: setting?.codes ?? null,
       bits: setting === undefined ? null : bits,
-      groupSize: setting === undefined ? null : options.groupSize,
+      groupSize: setting === undefined ? null : setting.codes.groupSize ?? options.groupSize,
       timeGroups: row.report?.groups ?? null,
       bitsPerWeight: row.bitsPerWeight ?? null,
       timeParameterBytes: model?.timeParameters?.bytes ?? 0,
@@ -257,6 +271,19 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     skipped,
     timed: timedSettings(phaseContext, full, groups, rows, name, `${bits} bits`),
   };
+  if (drawing === undefined) return report;
+  return {
+    ...report,
+    sections: [...report.sections, ...drawing.sections],
+    rows: [...report.rows, ...drawing.rows],
+  };
+}
+
+function ditOf(loaded: LoadedModel): DitModel {
+  if (loaded.kind !== "dit") {
+    throw new TypeError("Cannot correct a sampler: the model must draw, got one that writes");
+  }
+  return loaded.model;
 }
 
 /** The main rows along the time axis: held-out step KL, errors of the layers, and θ before (baseline) and after (phase 2) smoothing. */

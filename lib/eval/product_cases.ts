@@ -232,20 +232,40 @@ export function int8LinearCase(operands: ProductOperands, bits: BitWidth): Kerne
   );
 }
 
-/** Quantizing activations to 8 bits, each token by its own range. */
-export function quantizeActivationsCase({ handle, tokens, cols, x }: ProductOperands): KernelCase {
+/** A grid that normal values fill. */
+const STATIC_GRID = { scale: 2 ** -5, zeroPoint: 128 };
+
+/** Quantizing activations to 8 bits, each token by its own range, or all on a static grid. */
+export function quantizeActivationsCase(
+  { handle, tokens, cols, x }: ProductOperands,
+  kind: "per token" | "static" = "per token",
+): KernelCase {
   const make = (count: number) => ({
     codes: new Uint8Array(count * cols),
-    scale: new Float32Array(count),
-    zeroPoint: new Int32Array(count),
+    scale: new Float32Array(count).fill(STATIC_GRID.scale),
+    zeroPoint: new Int32Array(count).fill(STATIC_GRID.zeroPoint),
   });
   const call = ({ kernels, isaNumber }: KernelHandle, count: number, out: ReturnType<typeof make>) => {
     const { calls, size } = kernels;
     const { codes, scale, zeroPoint } = out;
     const t = size(count), k = size(cols);
-    expectOk(calls.aq_quantize_activations(x, t, k, 8, 1, codes, scale, zeroPoint, isaNumber, 1));
+    expectOk(
+      calls.aq_quantize_activations(
+        x,
+        t,
+        k,
+        8,
+        kind === "static" ? 0 : 1,
+        codes,
+        scale,
+        zeroPoint,
+        isaNumber,
+        1,
+      ),
+    );
   };
-  const out = make(tokens), name = "quantize activations to 8 bits";
+  const out = make(tokens),
+    name = `quantize activations to 8 bits${kind === "static" ? ", static grid" : ""}`;
   return {
     ...ours(handle, name, "F32 to U8", tokens, cols),
     weights: 0,

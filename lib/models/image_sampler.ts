@@ -1,4 +1,8 @@
-/** Drawing images with a DiT: the loop over timesteps, guidance, and noise that does not depend on the batch. */
+/**
+ * Drawing images with a DiT: the loop over timesteps, guidance, and noise that does not depend on the batch. What a model's time parameters say of
+ * its predictions is taken out of them before each step.
+ */
+import { correctPredictions, type SamplerCorrection } from "../thermo/sampler_correction.ts";
 import type { DitModel } from "./dit.ts";
 import { imageNoise, RandomStream } from "./random.ts";
 import type { SamplerName, Scheduler, TimestepSpacing } from "./schedulers.ts";
@@ -83,8 +87,10 @@ export function* imageSteps(
     for (const [b, random] of randoms.entries()) {
       random.fillNormal(noise.subarray(b * elements, (b + 1) * elements));
     }
+    const correction = correctionAt(model, timestep);
+    if (correction !== undefined) correctPredictions(predictions, correction, predictions);
     if (sampler === "ddim") scheduler.stepDdim(samples, predictions, timestep, next, { eta }, noise);
-    else scheduler.stepDdpm(samples, predictions, timestep, next, noise, variances);
+    else scheduler.stepDdpm(samples, predictions, timestep, next, noise, variances, correction);
   }
   yield { step: timesteps.length, steps: timesteps.length, timestep: undefined, samples };
   return samples;
@@ -116,6 +122,14 @@ export function generateImages(
     if (done) return value;
     options.onStep?.(value);
   }
+}
+
+/** What quantizing does to a model's predictions at a timestep, where its time parameters say so. */
+function correctionAt({ timeParameters }: DitModel, timestep: number): SamplerCorrection | undefined {
+  if (timeParameters?.sampler === undefined) return undefined;
+  const { gain, bias, noiseVariance } = timeParameters.sampler,
+    group = timeParameters.groups.groupOf(timestep);
+  return { gain: gain[group]!, bias: bias[group]!, noiseVariance: noiseVariance[group]! };
 }
 
 /** Prediction, guided where a second half of the batch has no class, and variance where it is learned. */

@@ -1,4 +1,5 @@
 /** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, how they generate, tokens and pictures. */
+import { storedTimeParameters } from "./stored_time_parameters.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { ditFrom, type DitModel } from "./dit.ts";
@@ -57,6 +58,7 @@ export {
   requirementsAt,
 } from "./requirements.ts";
 export type { DenseMatrix, Matrix } from "./kernels.ts";
+export { type StoredTimeOptions, storedTimeParameters } from "./stored_time_parameters.ts";
 export type { EmbeddingTable, LinearLayer, LoadOptions } from "./tensors.ts";
 export { loadTokenizer, type Tokenizer } from "./tokenizer.ts";
 
@@ -92,4 +94,18 @@ export function modelFrom(checkpoint: Checkpoint, kernels: Kernels, options: Loa
 export function loadModel(path: string, kernels: Kernels, options: LoadOptions = {}): LoadedModel {
   using checkpoint = openCheckpoint(path);
   return modelFrom(checkpoint, kernels, options);
+}
+
+/**
+ * Loads whatever model lies at a path, with the time parameters that lie beside it, if any do.
+ *
+ * @throws as {@linkcode modelFrom} and {@linkcode storedTimeParameters}
+ */
+export function loadStoredModel(
+  path: string,
+  kernels: Kernels,
+  options: Omit<LoadOptions, "timeParameters"> = {},
+): LoadedModel {
+  using checkpoint = openCheckpoint(path);
+  return modelFrom(checkpoint, kernels, { ...options, timeParameters: storedTimeParameters(checkpoint) });
 }

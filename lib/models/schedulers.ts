@@ -6,6 +6,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { CheckpointError } from "../errors.ts";
 import { readJsonFile } from "../tensor/mod.ts";
+import { correctedDeviation, type SamplerCorrection } from "../thermo/sampler_correction.ts";
 import { ConfigFields } from "./model_config.ts";
 
 /** What the model predicts: the noise ε, `v = √ᾱ ε − √(1 − ᾱ) x0`, or the image x0. */
@@ -206,6 +207,8 @@ export class Scheduler {
    * One step of DDPM (https://arxiv.org/abs/2006.11239) from `timestep` to `next`, undefined behind the last: `samples` is overwritten.
    *
    * **Shapes** `samples`, `predictions` and `noise: f32[n]`; `variances: f32[n]`, what a model with a learned variance put out for it
+   *
+   * @param correction of predictions of ε whose gain and bias are out already: their noise's variance is taken out of a fixed variance of the step
    */
   stepDdpm(
     samples: Float32Array,
@@ -214,8 +217,9 @@ export class Scheduler {
     next: number | undefined,
     noise: Float32Array,
     variances?: Float32Array,
+    correction?: SamplerCorrection,
   ): void {
-    const { varianceType } = this.config;
+    const { varianceType, predictionType } = this.config;
     const from = this.alphaBar(timestep);
     const to = next === undefined ? 1 : this.alphaBar(next);
     const alpha = from / to, beta = 1 - alpha;
@@ -228,12 +232,19 @@ export class Scheduler {
       );
     }
     const fixed = varianceType.startsWith("fixed_large") ? beta : small;
+    const ofEpsilon = -ofImage * Math.sqrt((1 - from) / from);
+    const fixedDeviation = correction === undefined || predictionType !== "epsilon"
+      ? Math.sqrt(fixed)
+      : correctedDeviation(
+        { ofSample: 1 / Math.sqrt(alpha), ofEpsilon, deviation: Math.sqrt(fixed) },
+        correction,
+      );
     const { image } = this.#predictions(from);
     for (let i = 0; i < samples.length; i++) {
       const x = samples[i]!;
       let value = ofImage * image(x, predictions[i]!) + ofSample * x;
       if (next !== undefined) {
-        let deviation = Math.sqrt(fixed);
+        let deviation = fixedDeviation;
         if (varianceType === "learned") deviation = Math.sqrt(Math.max(0, variances![i]!));
         else if (varianceType === "learned_range") {
           const share = (variances![i]! + 1) / 2;

@@ -2,18 +2,25 @@
  * Linear layers whose activations, outputs or weight scales depend on time: θ is bound to a model's layers when it is loaded, and selected for
  * each item of a batch at every forward pass, without allocation and without a branch per weight.
  *
- * Activations on a static grid are rounded in float32 (`fakeQuantize`): the same values as integer codes give, not their speed.
+ * Rounded activations go through the integer kernels where the layer is packed with one level of scales; elsewhere they are rounded in float32
+ * (`fakeQuantize`), to the same values.
  */
+import { KernelError, WeightsError } from "../errors.ts";
 import {
   type ActivationGrid,
+  activationGrid,
   fakeQuantize,
   type SelectedParameters,
   type TimeParameters,
 } from "../time/mod.ts";
 import { groupCount, type OneLevelTensor } from "../quant/mod.ts";
+import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "./kernels.ts";
 import type { Operations } from "./operations.ts";
 import type { LinearLayer } from "./tensors.ts";
 import { Workspace } from "./workspace.ts";
+
+/** The kernels' status for NaN or infinity. */
+const NOT_FINITE = -4;
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -22,7 +29,10 @@ interface Prepared {
   /** Without bias where the output is corrected. */
   readonly layer: LinearLayer;
   readonly grid: ActivationGrid | undefined;
+  readonly isPerToken: boolean;
   readonly bits: SelectedParameters["bits"];
+  /** The weights, where integer kernels multiply them. */
+  readonly integer: OneLevelTensor | undefined;
   /** Name of the scratch for rounded activations: layers as wide share it. */
   readonly scratch: string;
   readonly gainLessOne: Floats | undefined;
@@ -40,6 +50,11 @@ export class TimeAwareLayers {
   readonly #workspace = new Workspace();
   /** Bin of each item of the current batch. */
   #bins = new Int32Array(16);
+  #codeBytes = new Uint8Array(0);
+  #scales = new Float32Array(0);
+  #zeroPoints = new Int32Array(0);
+  readonly #views = new Map<number, QuantizedActivations>();
+  readonly #path: string;
   #items = 0;
   #isUniform = true;
 
@@ -53,6 +68,7 @@ export class TimeAwareLayers {
     path: string,
   ) {
     this.#operations = operations;
+    this.#path = path;
     const byName = new Map([...layers].map((layer) => [layer.name, layer]));
     const prepared = new Map<LinearLayer, readonly Prepared[]>();
     for (const name of parameters.layers.keys()) {
@@ -138,22 +154,88 @@ export class TimeAwareLayers {
   }
 
   #run(
-    { layer, grid, bits, scratch, gainLessOne, correction, bias, shift }: Prepared,
+    prepared: Prepared,
     x: Float32Array,
     count: number,
     out: Floats,
   ): void {
+    const { layer, gainLessOne, correction, bias, shift } = prepared;
     const operations = this.#operations;
-    const input = grid === undefined
-      ? x
-      : fakeQuantize(x, grid, bits, this.#workspace.take(scratch, x.length));
-    operations.linear(layer, input, count, out);
+    if (prepared.grid === undefined && !prepared.isPerToken) operations.linear(layer, x, count, out);
+    else if (prepared.integer === undefined) operations.linear(layer, this.#rounded(prepared, x), count, out);
+    else this.#linearInteger(prepared, prepared.integer, x, count, out);
     if (gainLessOne !== undefined) {
       const cols = layer.weights.rows;
       for (let i = 0; i < cols; i++) shift[i] = correction![i]! + (bias === undefined ? 0 : bias[i]!);
       operations.modulate(out, gainLessOne, shift, { batch: 1, tokens: count, cols }, out);
     }
   }
+
+  /** Activations on their grid, in float32. */
+  #rounded({ layer: { weights: { cols } }, grid, bits, scratch }: Prepared, x: Float32Array): Floats {
+    const out = this.#workspace.take(scratch, x.length);
+    if (grid !== undefined) return fakeQuantize(x, grid, bits, out) as Floats;
+    for (let begin = 0; begin < x.length; begin += cols) {
+      const token = x.subarray(begin, begin + cols);
+      let low = 0, high = 0;
+      for (let i = 0; i < cols; i++) {
+        if (token[i]! < low) low = token[i]!;
+        if (token[i]! > high) high = token[i]!;
+      }
+      fakeQuantize(token, activationGrid(low, high, bits), bits, out.subarray(begin, begin + cols));
+    }
+    return out;
+  }
+
+  /** @throws {WeightsError} when what the layer reads is not finite */
+  #linearInteger(
+    { layer, grid, bits }: Prepared,
+    weights: OneLevelTensor,
+    x: Float32Array,
+    count: number,
+    out: Floats,
+  ): void {
+    const { kernels, threads } = this.#operations;
+    const codes = this.#codes(count, weights.cols, bits);
+    try {
+      quantizeActivations(kernels, x, count, weights.cols, { bits, grid, out: codes, threads });
+    } catch (error) {
+      if (!(error instanceof KernelError && error.status === NOT_FINITE)) throw error;
+      throw new WeightsError(
+        `Cannot run ${JSON.stringify(this.#path)}: every value must be finite, got NaN or infinity in what ${
+          JSON.stringify(layer.name)
+        } reads`,
+        { path: this.#path, tensor: layer.name },
+      );
+    }
+    linearPackedInt8(kernels, codes, weights, layer.bias, { out, threads });
+  }
+
+  /** Scratch for codes, the same object while sizes stay. */
+  #codes(tokens: number, cols: number, bits: SelectedParameters["bits"]): QuantizedActivations {
+    const last = this.#views.get(cols);
+    if (last?.tokens === tokens && last.bits === bits) return last;
+    if (this.#codeBytes.length < tokens * cols) this.#codeBytes = new Uint8Array(tokens * cols);
+    if (this.#scales.length < tokens) {
+      this.#scales = new Float32Array(tokens);
+      this.#zeroPoints = new Int32Array(tokens);
+    }
+    const view: QuantizedActivations = {
+      tokens,
+      cols,
+      bits,
+      codes: this.#codeBytes.subarray(0, tokens * cols),
+      scale: this.#scales.subarray(0, tokens),
+      zeroPoint: this.#zeroPoints.subarray(0, tokens),
+    };
+    this.#views.set(cols, view);
+    return view;
+  }
+}
+
+function takesIntegers(weights: LinearLayer["weights"]): weights is OneLevelTensor {
+  return "packed" in weights && weights.scaleBits === undefined && weights.lowRank === undefined &&
+    weights.rotation === undefined;
 }
 
 function prepare(
@@ -194,7 +276,9 @@ function prepare(
   return {
     layer: { name: layer.name, weights: own, bias: isCorrected ? undefined : bias },
     grid: selected.grid,
+    isPerToken: selected.isPerToken,
     bits: selected.bits,
+    integer: takesIntegers(own) ? own : undefined,
     scratch: `activations ${weights.cols}`,
     gainLessOne,
     correction: isCorrected ? correction! : undefined,

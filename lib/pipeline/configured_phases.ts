@@ -24,11 +24,25 @@ export function withPhaseSolver(config: Config): Config {
 }
 
 /** What the phases are asked to do. */
-export function phaseSettings({ thermodynamic, enableTimeAware, numTimeGroups }: Config): PhaseSettings {
+export function phaseSettings(config: Config, isImageModel: boolean): PhaseSettings {
+  const { thermodynamic, enableTimeAware, numTimeGroups: groups } = config;
   const { validation, boundarySmoothing, transitionOptimization } = thermodynamic;
-  const { learningRate, maxIterations, convergenceThreshold } = transitionOptimization;
+  const { learningRate, maxIterations, convergenceThreshold, markovWeight } = transitionOptimization;
+  const ofTime: PhaseSettings = enableTimeAware
+    ? {
+      activations: {
+        groups,
+        bits: 8,
+        grouping: config.timeGroups,
+        perTokenLimit: config.perTokenLimit ?? undefined,
+      },
+      output: config.outputCorrection ? { groups, markovWeight } : undefined,
+      timeScales: config.timeScales === "per_group" ? { groups } : undefined,
+      sampler: config.samplerCorrection && isImageModel ? { groups } : undefined,
+    }
+    : {};
   return {
-    activations: enableTimeAware ? { groups: numTimeGroups, bits: 8 } : undefined,
+    ...ofTime,
     validation: validation.enabled ? { smoothnessThreshold: validation.smoothnessThreshold } : undefined,
     smoothing: boundarySmoothing.enabled
       ? { windowSize: boundarySmoothing.windowSize, interpolation: boundarySmoothing.interpolation }
@@ -96,7 +110,7 @@ export async function runConfiguredPhases(
       onProgress: event,
     },
     weights,
-    phaseSettings(config),
+    phaseSettings(config, calibrated.kind === "images"),
   );
   for (const message of result.report.warnings) onEvent?.({ kind: "warning", message });
   for (const { message, data } of phaseEvents(result.report, config)) {
@@ -107,9 +121,22 @@ export async function runConfiguredPhases(
 
 /** What the phases did: a line and its numbers for each phase, and for each violation where those are logged. */
 export function phaseEvents(
-  { validation, smoothing, refinement, groups }: PhasesReport,
+  report: PhasesReport,
   { thermodynamic: { validation: { logViolations } } }: Config,
 ): Required<Pick<RunEvent, "message" | "data">>[] {
+  const { validation, smoothing, refinement, groups, perToken } = report;
+  const guarded = ([
+    ["output correction", "output", report.output],
+    ["weight scales by time", "timeScales", report.timeScales],
+    ["sampler correction", "sampler", report.sampler],
+  ] as const).flatMap(([name, phase, own]) =>
+    own === undefined ? [] : [{
+      message: `${name}: held-out step KL ${own.heldOutBefore.toPrecision(4)} -> ${
+        own.heldOutAfter.toPrecision(4)
+      }, ${own.kept ? "kept" : "rejected"}`,
+      data: { phase, ...own },
+    }]
+  );
   return [
     ...(refinement === undefined ? [] : [{
       message: `refinement: held-out step KL ${refinement.heldOutBefore.toPrecision(4)} -> ${
@@ -118,6 +145,12 @@ export function phaseEvents(
         refinement.kept ? "kept" : "rejected"
       }; ${refinement.reason}`,
       data: { phase: "refinement", ...refinement },
+    }]),
+    ...guarded,
+    ...(perToken.length === 0 ? [] : [{
+      message:
+        `activations: a grid of each token's own for ${perToken.length} layers that static ones do not suit`,
+      data: { phase: "activations", perToken },
     }]),
     ...(smoothing === undefined ? [] : [{
       message:
@@ -148,10 +181,10 @@ export function phaseEvents(
 /** The sidecar of a model whose other files are written. @param folder that has them */
 export function sidecarContent(folder: string, { timeParameters, weights }: PhaseModel): Uint8Array {
   using checkpoint = openCheckpoint(folder);
-  const { groups, layers } = timeParameters!;
+  const { groups, layers, sampler } = timeParameters!;
   const place = mkdtempSync(join(folder, "sidecar-"));
   try {
-    const own = new TimeParameters(groups, layers, modelFingerprint(checkpoint));
+    const own = new TimeParameters(groups, layers, modelFingerprint(checkpoint), sampler);
     return readFileSync(writeTimeParameters(place, own, (layer) => weights.get(layer)!.rows));
   } finally {
     rmSync(place, { recursive: true, force: true });

@@ -62,7 +62,7 @@ export function smoothTimeParameters(
   options: SmoothingOptions = {},
   keeps: (layer: string) => boolean = () => true,
 ): TimeParameters {
-  const { groups, fingerprint } = parameters;
+  const { groups, fingerprint, sampler } = parameters;
   const layers = new Map<string, LayerParameters>();
   for (const [name, layer] of parameters.layers) {
     layers.set(
@@ -72,7 +72,7 @@ export function smoothTimeParameters(
         : layer,
     );
   }
-  return new TimeParameters(groups, layers, fingerprint);
+  return new TimeParameters(groups, layers, fingerprint, sampler);
 }
 
 /** A time group's input moments, and how much its errors count. */

@@ -42,6 +42,7 @@ export {
   type ActivationParameters,
   type LayerParameters,
   type OutputParameters,
+  type SamplerParameters,
   type SelectedParameters,
   TimeParameters,
   type WeightScaleParameters,
@@ -52,3 +53,4 @@ export {
   type SidecarExpectation,
   writeTimeParameters,
 } from "./sidecar.ts";
+export { timeWeightScales } from "./weight_scales.ts";

@@ -33,9 +33,21 @@ export interface WeightScaleParameters {
   readonly zeroPoint: Uint16Array<ArrayBuffer> | undefined;
 }
 
+/** What quantizing does to an image model's predictions, `gain · full + bias + noise`: the sampler takes it out again. */
+export interface SamplerParameters {
+  /** `f32[groups]`, above 0. */
+  readonly gain: Float32Array<ArrayBuffer>;
+  /** `f32[groups]` */
+  readonly bias: Float32Array<ArrayBuffer>;
+  /** `f32[groups]`, at least 0: of one number of a prediction. */
+  readonly noiseVariance: Float32Array<ArrayBuffer>;
+}
+
 /** θ of a layer; any part may be missing. */
 export interface LayerParameters {
   readonly activation?: ActivationParameters | undefined;
+  /** In place of static grids: bits of a grid that every token gets from its own range. For layers that static grids do not suit. */
+  readonly perToken?: ActivationBits | undefined;
   readonly output?: OutputParameters | undefined;
   readonly weightScales?: WeightScaleParameters | undefined;
 }
@@ -43,6 +55,8 @@ export interface LayerParameters {
 /** What a layer's forward pass takes at one time; the same objects every time. */
 export interface SelectedParameters {
   readonly grid: ActivationGrid | undefined;
+  /** Whether every token has a grid of its own, of `bits`. */
+  readonly isPerToken: boolean;
   readonly bits: ActivationBits;
   /** `f32[rows]`: the gain less 1. */
   readonly gainLessOne: Float32Array<ArrayBuffer> | undefined;
@@ -56,7 +70,7 @@ export interface SelectedParameters {
 class LayerTable {
   readonly #byBin: readonly SelectedParameters[];
 
-  constructor(groups: TimeGroups, { activation, output, weightScales }: LayerParameters) {
+  constructor(groups: TimeGroups, { activation, perToken, output, weightScales }: LayerParameters) {
     const { bins } = groups.axis;
     const rows = output === undefined ? 0 : output.gain.length / groups.count;
     const scales = weightScales === undefined ? 0 : weightScales.scale.length / groups.count;
@@ -64,7 +78,8 @@ class LayerTable {
     const isByBin = activation !== undefined && activation.scale.length === bins && bins !== groups.count;
     const of = (group: number, index: number): SelectedParameters => ({
       grid: activation && { scale: activation.scale[index]!, zeroPoint: activation.zeroPoint[index]! },
-      bits: activation?.bits ?? 8,
+      isPerToken: perToken !== undefined,
+      bits: activation?.bits ?? perToken ?? 8,
       gainLessOne: gainLessOne?.subarray(group * rows, (group + 1) * rows),
       bias: output?.bias.subarray(group * rows, (group + 1) * rows),
       weightScale: weightScales?.scale.subarray(group * scales, (group + 1) * scales),
@@ -102,6 +117,7 @@ export class TimeParameters {
   /**
    * @param layers θ by the name of a layer's weight
    * @param fingerprint of the model that it belongs to, as `modelFingerprint` gives it
+   * @param sampler of an image model as a whole
    * @throws {TypeError} when an array is not as long as the groups ask for
    * @throws {RangeError} when a value is NaN, infinite or out of range; the message names the layer
    */
@@ -109,7 +125,9 @@ export class TimeParameters {
     readonly groups: TimeGroups,
     readonly layers: ReadonlyMap<string, LayerParameters>,
     readonly fingerprint: string,
+    readonly sampler?: SamplerParameters,
   ) {
+    if (sampler !== undefined) checkSampler(groups, sampler);
     for (const [name, layer] of layers) checkLayer(name, groups, layer);
     this.#tables = new Map([...layers].map(([name, layer]) => [name, new LayerTable(groups, layer)]));
   }
@@ -130,8 +148,10 @@ export class TimeParameters {
 
   /** Bytes of θ as it is stored. */
   get bytes(): number {
-    let bytes = 0;
-    for (const { activation, output, weightScales } of this.layers.values()) {
+    const { gain, bias, noiseVariance } = this.sampler ?? {};
+    let bytes = (gain?.byteLength ?? 0) + (bias?.byteLength ?? 0) + (noiseVariance?.byteLength ?? 0);
+    for (const { activation, perToken, output, weightScales } of this.layers.values()) {
+      bytes += perToken === undefined ? 0 : 4;
       bytes += (activation?.scale.byteLength ?? 0) + (activation?.zeroPoint.byteLength ?? 0);
       bytes += (output?.gain.byteLength ?? 0) + (output?.bias.byteLength ?? 0);
       bytes += (weightScales?.scale.byteLength ?? 0) + (weightScales?.zeroPoint?.byteLength ?? 0);
@@ -140,9 +160,23 @@ export class TimeParameters {
   }
 }
 
+function checkSampler({ count }: TimeGroups, { gain, bias, noiseVariance }: SamplerParameters): void {
+  const fail = (reason: string) => `Cannot use the time parameters of the sampler: ${reason}`;
+  for (const [name, values] of Object.entries({ gain, bias, noiseVariance })) {
+    if (values.length !== count) {
+      throw new TypeError(fail(`${name} must have ${count} numbers, got ${values.length}`));
+    }
+    const least = name === "bias" ? -Infinity : 0;
+    const bad = values.find((value) =>
+      !Number.isFinite(value) || value < least || (name === "gain" && value === 0)
+    );
+    if (bad !== undefined) throw new RangeError(fail(`${name} must be finite and in range, got ${bad}`));
+  }
+}
+
 function checkLayer(name: string, groups: TimeGroups, layer: LayerParameters): void {
   const fail = (reason: string) => `Cannot use the time parameters of ${JSON.stringify(name)}: ${reason}`;
-  const { activation, output, weightScales } = layer;
+  const { activation, perToken, output, weightScales } = layer;
   const finite = (what: string, values: ArrayLike<number>) => {
     for (let i = 0; i < values.length; i++) {
       if (!Number.isFinite(values[i]!)) {
@@ -169,6 +203,14 @@ function checkLayer(name: string, groups: TimeGroups, layer: LayerParameters): v
           fail(`activation zero points must be from 0 to ${2 ** bits - 1}, got ${zeroPoint[i]} at ${i}`),
         );
       }
+    }
+  }
+  if (perToken !== undefined) {
+    if (perToken !== 4 && perToken !== 8) {
+      throw new RangeError(fail(`activation bits must be 4 or 8, got ${perToken}`));
+    }
+    if (activation !== undefined) {
+      throw new TypeError(fail("activations must have static grids or a grid a token, got both"));
     }
   }
   if (output !== undefined) {

@@ -5,8 +5,10 @@
  * time_groups.boundaries              I32 [groups + 1]
  * <layer>.activation_scale            F32 [groups or bins]
  * <layer>.activation_zero_point       I32 [groups or bins]
+ * <layer>.activation_per_token        I32 [1]: bits of a grid of each token's own, in place of the two
  * <layer>.output_gain, .output_bias   F32 [groups, rows]
  * <layer>.time_scale, .time_zero_point F16 [groups, rows, weight groups]
+ * sampler.gain, .bias, .noise_variance F32 [groups], of an image model
  * __metadata__: format, version, axis, bins, activation_bits, fingerprint
  * ```
  */
@@ -24,7 +26,12 @@ import {
 import type { ActivationBits } from "./activation_range.ts";
 import { maskRatioAxis, type TimeAxis, timestepAxis } from "./axis.ts";
 import { MAX_TIME_GROUPS, TimeGroups } from "./groups.ts";
-import { type LayerParameters, MAX_LAYER_NUMBERS, TimeParameters } from "./parameters.ts";
+import {
+  type LayerParameters,
+  MAX_LAYER_NUMBERS,
+  type SamplerParameters,
+  TimeParameters,
+} from "./parameters.ts";
 
 /** `format` and `version` in the file's metadata. */
 const FORMAT = "arrowquant time parameters";
@@ -55,18 +62,26 @@ export function modelFingerprint(checkpoint: Checkpoint): string {
 const PARTS = {
   activation_scale: "F32",
   activation_zero_point: "I32",
+  activation_per_token: "I32",
   output_gain: "F32",
   output_bias: "F32",
   time_scale: "F16",
   time_zero_point: "F16",
 } as const satisfies Record<string, Dtype>;
+/** The sampler's correction in the file; no layer is called so. */
+const SAMPLER = {
+  gain: "sampler.gain",
+  bias: "sampler.bias",
+  noiseVariance: "sampler.noise_variance",
+} as const;
 type Part = keyof typeof PARTS;
 type Values = Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
 
-function partsOf({ activation, output, weightScales }: LayerParameters): [Part, Values][] {
+function partsOf({ activation, perToken, output, weightScales }: LayerParameters): [Part, Values][] {
   const parts: [Part, Values | undefined][] = [
     ["activation_scale", activation?.scale],
     ["activation_zero_point", activation?.zeroPoint],
+    ["activation_per_token", perToken === undefined ? undefined : Int32Array.of(perToken)],
     ["output_gain", output?.gain],
     ["output_bias", output?.bias],
     ["time_scale", weightScales?.scale],
@@ -123,6 +138,14 @@ export function writeTimeParameters(
         : [groups.count, rowsOf(layer), each / rowsOf(layer)];
       tensors.push({ spec: { name: `${layer}.${part}`, dtype: PARTS[part], shape }, bytes: bytesOf(values) });
     }
+  }
+  for (const key of ["gain", "bias", "noiseVariance"] as const) {
+    const values = parameters.sampler?.[key];
+    if (values === undefined) continue;
+    tensors.push({
+      spec: { name: SAMPLER[key], dtype: "F32", shape: [groups.count] },
+      bytes: bytesOf(values),
+    });
   }
   const specs = tensors.map(({ spec }) => spec);
   const path = join(folder, SIDECAR_FILE);
@@ -189,7 +212,7 @@ export function readTimeParameters(folder: string, expected: SidecarExpectation)
   if (bits !== 4 && bits !== 8) throw malformed(`activation_bits must be 4 or 8, got ${bitText}`);
   const byLayer = new Map<string, Map<Part, Values>>();
   for (const { name, dtype, shape, elements } of file.tensors.values()) {
-    if (name === BOUNDARIES) continue;
+    if (name === BOUNDARIES || Object.values<string>(SAMPLER).includes(name)) continue;
     const dot = name.lastIndexOf(".");
     const layer = name.slice(0, dot), part = name.slice(dot + 1);
     if (!Object.hasOwn(PARTS, part)) {
@@ -198,7 +221,9 @@ export function readTimeParameters(folder: string, expected: SidecarExpectation)
     const model = expected.layers.get(layer);
     if (model === undefined) throw malformed(`its layer must be one of the model's, got ${layer}`, name);
     const wanted = PARTS[part as Part];
-    const allowed = part.startsWith("activation")
+    const allowed = part === "activation_per_token"
+      ? [[1]]
+      : part.startsWith("activation")
       ? [[groups.count], [axis.bins]]
       : part.startsWith("output")
       ? [[groups.count, model.rows]]
@@ -228,7 +253,7 @@ export function readTimeParameters(folder: string, expected: SidecarExpectation)
     layers.set(name, layerOf(name, parts, bits, (reason) => malformed(reason, name)));
   }
   try {
-    return new TimeParameters(groups, layers, fingerprint!);
+    return new TimeParameters(groups, layers, fingerprint!, readSampler(file, groups.count, malformed));
   } catch (cause) {
     if (!(cause instanceof RangeError || cause instanceof TypeError)) throw cause;
     throw malformed(cause.message, undefined, cause);
@@ -236,6 +261,29 @@ export function readTimeParameters(folder: string, expected: SidecarExpectation)
 }
 
 type Malformed = (reason: string, tensor?: string, cause?: unknown) => FormatError;
+
+/** @throws {FormatError} as `malformed` makes it */
+function readSampler(
+  file: SafetensorsFile,
+  count: number,
+  malformed: Malformed,
+): SamplerParameters | undefined {
+  const names = Object.values(SAMPLER), present = names.filter((name) => file.tensors.has(name));
+  if (present.length === 0) return undefined;
+  const values = names.map((name) => {
+    const info = file.tensors.get(name);
+    if (info?.dtype !== "F32" || info.shape.join() !== `${count}`) {
+      throw malformed(
+        `${name} must be F32 [${count}] beside ${present.join(", ")}, got ${
+          info === undefined ? "none" : `${info.dtype} [${info.shape.join(", ")}]`
+        }`,
+        name,
+      );
+    }
+    return new Float32Array(file.read(name).buffer);
+  });
+  return { gain: values[0]!, bias: values[1]!, noiseVariance: values[2]! };
+}
 
 /** The time groups of a file. @throws {FormatError} as `malformed` makes it */
 export function readGroups(
@@ -281,7 +329,12 @@ function layerOf(
   const activation = pair("activation_scale", "activation_zero_point");
   const output = pair("output_gain", "output_bias");
   const weights = pair("time_scale", "time_zero_point", false);
+  const perToken = parts.get("activation_per_token")?.[0];
+  if (perToken !== undefined && perToken !== 4 && perToken !== 8) {
+    throw malformed(`${JSON.stringify(name)} must have activation_per_token 4 or 8, got ${perToken}`);
+  }
   return {
+    perToken,
     activation: activation
       ? {
         bits,
