@@ -27,7 +27,6 @@ int32_t aq_cuda_adam_step(aq_cuda_buffer parameters, aq_cuda_buffer gradient, aq
   float *m = aq_cuda_view<float>(first, n, on, &status);
   float *v = aq_cuda_view<float>(second, n, on, &status);
   if (status != AQ_OK) return status;
-  step_elements<<<aq_cuda_blocks(n, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(
-      aq_adam_factors_of(learning_rate, beta1, beta2, epsilon, step), g, p, m, v, n);
+  aq_launch(on, step_elements, aq_cuda_blocks(n, AQ_BLOCK), AQ_BLOCK, 0, aq_adam_factors_of(learning_rate, beta1, beta2, epsilon, step), g, p, m, v, n);
   return aq_cuda_launched();
 }

@@ -24,12 +24,6 @@ static inline aq_adam_factors aq_adam_factors_of(double learning_rate, double be
           (float)epsilon};
 }
 
-#if defined(__CUDA_ARCH__)
-#define AQ_SQRT __fsqrt_rn
-#else
-#define AQ_SQRT __builtin_sqrtf
-#endif
-
 AQ_FUNCTION void aq_adam_element(const aq_adam_factors &f, float gradient, float *parameter, float *first,
                                  float *second) {
   const float m = f.beta1 * *first + f.one_less_beta1 * gradient;

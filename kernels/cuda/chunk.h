@@ -21,6 +21,12 @@
 
 #define AQ_CHUNK 8
 
+#if defined(__CUDA_ARCH__)
+#define AQ_SQRT __fsqrt_rn
+#else
+#define AQ_SQRT __builtin_sqrtf
+#endif
+
 /* A quantized matrix's sizes; group_size is 1..cols. */
 struct aq_layout {
   size_t rows, cols;

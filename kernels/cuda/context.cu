@@ -80,6 +80,9 @@ static void release(aq_stream_state *state) {
   if (state->stream) cudaStreamDestroy(state->stream);
   if (state->faults) cudaFree(state->faults);
   if (state->partials) cudaFree(state->partials);
+  if (state->scratch) cudaFree(state->scratch);
+  if (state->begin) cudaEventDestroy(state->begin);
+  if (state->end) cudaEventDestroy(state->end);
   free(state->host);
   state->magic = 0;
   free(state);
@@ -101,6 +104,8 @@ int32_t aq_cuda_create_stream(int32_t device, uint64_t *stream) {
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = cudaMalloc((void **)&state->faults, sizeof *state->faults);
   if (error == cudaSuccess) error = cudaMalloc((void **)&state->partials, bytes);
+  if (error == cudaSuccess) error = cudaEventCreate(&state->begin);
+  if (error == cudaSuccess) error = cudaEventCreate(&state->end);
   if (error == cudaSuccess && !(state->host = (double *)malloc(bytes))) error = cudaErrorMemoryAllocation;
   if (error != cudaSuccess) {
     release(state);
@@ -130,6 +135,41 @@ int32_t aq_cuda_free_stream(aq_cuda_stream stream) {
   status = aq_cuda_status(cudaStreamSynchronize(state->stream));
   release(state);
   return status;
+}
+
+void *aq_cuda_scratch(aq_stream_state *stream, size_t bytes, int32_t *status) {
+  if (*status != AQ_OK) return 0;
+  if (bytes > stream->scratch_bytes) {
+    cudaError_t error = cudaStreamSynchronize(stream->stream);
+    if (error == cudaSuccess) error = cudaFree(stream->scratch);
+    stream->scratch = 0;
+    stream->scratch_bytes = 0;
+    if (error == cudaSuccess) error = cudaMalloc(&stream->scratch, bytes);
+    if (error == cudaSuccess) stream->scratch_bytes = bytes;
+    *status = aq_cuda_status(error);
+    if (error != cudaSuccess) (void)cudaGetLastError(); /* so that the next launch does not find it */
+  }
+  return *status == AQ_OK ? stream->scratch : 0;
+}
+
+int32_t aq_cuda_begin_timing(aq_cuda_stream stream) {
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  return on ? aq_cuda_status(cudaEventRecord(on->begin, on->stream)) : status;
+}
+
+int32_t aq_cuda_end_timing(aq_cuda_stream stream, double *milliseconds) {
+  if (!milliseconds) return AQ_E_ARGUMENT;
+  *milliseconds = 0.0;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  float elapsed = 0.0f;
+  cudaError_t error = cudaEventRecord(on->end, on->stream);
+  if (error == cudaSuccess) error = cudaEventSynchronize(on->end);
+  if (error == cudaSuccess) error = cudaEventElapsedTime(&elapsed, on->begin, on->end);
+  *milliseconds = (double)elapsed;
+  return aq_cuda_status(error);
 }
 
 int32_t aq_cuda_clear_faults(const aq_stream_state *stream) {

@@ -21,6 +21,9 @@ struct aq_stream_state {
   int32_t *faults;  /* of the device, one word */
   double *partials; /* of the device, AQ_SUM_BLOCKS * AQ_STATISTICS */
   double *host;     /* as many, of the host */
+  void *scratch;    /* of the device, for what a function needs on its way; grows */
+  size_t scratch_bytes;
+  cudaEvent_t begin, end; /* of aq_cuda_begin_timing */
 };
 
 struct aq_buffer_state {
@@ -35,6 +38,9 @@ int32_t aq_cuda_status(cudaError_t error);
 
 /* The stream behind a handle, its device made the calling thread's; null where it is none. */
 aq_stream_state *aq_cuda_use(aq_cuda_stream stream, int32_t *status);
+
+/* At least `bytes` of the stream's scratch memory, its contents unspecified. */
+void *aq_cuda_scratch(aq_stream_state *stream, size_t bytes, int32_t *status);
 
 /* What a launch left behind. */
 static inline int32_t aq_cuda_launched(void) { return aq_cuda_status(cudaGetLastError()); }
@@ -58,7 +64,28 @@ static inline unsigned aq_cuda_blocks(size_t threads, size_t block) {
   return (unsigned)(wanted < most ? wanted : most);
 }
 
-#if defined(__CUDACC__)
+/* Puts a kernel on the stream; what became of it says aq_cuda_launched. */
+template <class... Parameters, class... Arguments>
+static inline void aq_launch(const aq_stream_state *on, void (*kernel)(Parameters...), dim3 blocks, size_t threads,
+                             size_t shared, const Arguments &...arguments) {
+#if defined(AQ_EMULATED)
+  (void)on;
+  emulator::launch(blocks, threads, shared, [&] { kernel(arguments...); });
+#else
+  kernel<<<blocks, (unsigned)threads, shared, on->stream>>>(arguments...);
+#endif
+}
+
+/* Shared memory of the size that the launch says. */
+#if defined(AQ_EMULATED)
+#define AQ_DYNAMIC_SHARED(type, name) type *const name = (type *)emulator::dynamic
+#else
+#define AQ_DYNAMIC_SHARED(type, name)                   \
+  extern __shared__ __align__(128) uint8_t aq_dynamic[]; \
+  type *const name = (type *)aq_dynamic
+#endif
+
+#if defined(__CUDACC__) || defined(AQ_EMULATED)
 static __device__ __forceinline__ size_t aq_thread(void) { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
 static __device__ __forceinline__ size_t aq_all_threads(void) { return (size_t)gridDim.x * blockDim.x; }
 #endif

@@ -29,7 +29,7 @@ int32_t aq_cuda_pack_codes(aq_cuda_buffer codes, size_t rows, size_t cols, int32
   uint32_t *out = aq_cuda_view<uint32_t>(packed, rows * layout.words, on, &status);
   if (status == AQ_OK) status = aq_cuda_clear_faults(on);
   if (status != AQ_OK) return status;
-  pack<<<aq_cuda_blocks(rows * layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(layout, in, out, on->faults);
+  aq_launch(on, pack, aq_cuda_blocks(rows * layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, layout, in, out, on->faults);
   status = aq_cuda_launched();
   return status == AQ_OK ? aq_cuda_read_faults(on) : status;
 }
@@ -46,7 +46,7 @@ int32_t aq_cuda_unpack_codes(aq_cuda_buffer packed, size_t rows, size_t cols, in
   const uint32_t *in = aq_cuda_view<uint32_t>(packed, rows * layout.words, on, &status);
   uint8_t *out = aq_cuda_view<uint8_t>(codes, rows * cols, on, &status);
   if (status != AQ_OK) return status;
-  unpack<<<aq_cuda_blocks(rows * layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(layout, in, out);
+  aq_launch(on, unpack, aq_cuda_blocks(rows * layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, layout, in, out);
   return aq_cuda_launched();
 }
 
@@ -62,6 +62,6 @@ int32_t aq_cuda_dequantize(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_
       aq_cuda_packed(packed, scale, zero_point, rows, cols, bits, group_size, on, &status);
   void *values = aq_cuda_memory(out, rows * cols, aq_dtype_bytes(dtype), on, &status);
   if (status != AQ_OK) return status;
-  dequantize<<<aq_cuda_blocks(rows * matrix.layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(matrix, values, dtype);
+  aq_launch(on, dequantize, aq_cuda_blocks(rows * matrix.layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, matrix, values, dtype);
   return aq_cuda_launched();
 }

@@ -105,6 +105,6 @@ int32_t aq_cuda_accumulate_moment(aq_cuda_buffer x, aq_cuda_buffer weight, size_
                             aq_cuda_view<float>(out, cols * cols, on, &status)};
   if (status != AQ_OK) return status;
   const unsigned tiles = (unsigned)((cols - 1) / TILE + 1);
-  accumulate<<<dim3(tiles, tiles), THREADS, 0, on->stream>>>(view);
+  aq_launch(on, accumulate, dim3(tiles, tiles), THREADS, 0, view);
   return aq_cuda_launched();
 }

@@ -94,54 +94,37 @@ AQ_FUNCTION void aq_add_chunk_products(const aq_product_view &view, size_t token
   }
 }
 
-/* Many tokens ----------------------------------------------------------------------------------------------------------
+/* Fragments -----------------------------------------------------------------------------------------------------------
  *
- * A block's tile of the result is AQ_TILE tokens by AQ_TILE rows. A step is AQ_TILE_DEPTH columns of both, fetched by all threads
- * and dequantized on their way into tiles of bfloat16 [AQ_TILE, AQ_TILE_PITCH]. */
-#define AQ_TILE 128
-#define AQ_TILE_DEPTH 32
-#define AQ_TILE_PITCH (AQ_TILE_DEPTH + 8) /* so that fragments' rows fall on different banks */
-#define AQ_TILE_THREADS 256
-#define AQ_TILE_LINE (AQ_TILE_DEPTH / AQ_CHUNK) /* chunks of a token or row */
-#define AQ_TILE_CHUNKS (AQ_TILE * AQ_TILE_LINE / AQ_TILE_THREADS)
+ * Codes are whole numbers that bfloat16 holds exactly, so tensor cores add up x q without rounding a weight; a fold's sums become
+ * s (sum x q - z sum x) in float32. x is given as one bfloat16 number or, for float32, as three that add up to it:
+ *
+ *     x     bfloat16 [windows, columns, 32]: a window is 32 columns of the matrix, a "column" here one part of one token; chunks
+ *           have the order of aq_bfloats_of_codes; zeros where there is nothing
+ *     sums  float32 [folds, columns]: sum x over a fold's windows, at a token's first part
+ */
+#define AQ_WINDOW 32
+#define AQ_STAGE_WINDOWS 4
+#define AQ_STAGE (AQ_STAGE_WINDOWS * AQ_WINDOW) /* columns of the matrix that are copied at once */
 
-/* A thread's chunks of a step. */
-struct aq_fetched {
-  float x[AQ_TILE_CHUNKS][AQ_CHUNK];
-  uint64_t codes[AQ_TILE_CHUNKS];
-  aq_grid grid[AQ_TILE_CHUNKS];
+struct aq_fragment_view {
+  aq_packed_matrix matrix;
+  const uint16_t *x;
+  const float *sums;
+  size_t columns, tokens;
+  int parts, fold; /* windows of a fold: 1, 2 or 4, all of one group */
+  const float *bias;
+  float *out; /* [tokens, rows] */
 };
 
-/* Zeros where there is no token, row or column. */
-AQ_FUNCTION void aq_fetch_step(const aq_product_view &view, size_t token, size_t row, size_t col, unsigned thread,
-                               aq_fetched *next) {
-  const aq_layout &layout = view.matrix.layout;
-  for (unsigned k = 0; k < AQ_TILE_CHUNKS; k++) {
-    const unsigned place = k * AQ_TILE_THREADS + thread, line = place / AQ_TILE_LINE;
-    const size_t at = col + (size_t)(place % AQ_TILE_LINE) * AQ_CHUNK, t = token + line, r = row + line;
-    const bool inside = at < layout.cols;
-    for (int i = 0; i < AQ_CHUNK; i++) next->x[k][i] = 0.0f;
-    if (inside && t < view.tokens)
-      aq_load_chunk(view.x, AQ_F32, t * layout.cols + at, aq_smaller(AQ_CHUNK, layout.cols - at), next->x[k]);
-    next->codes[k] = 0;
-    next->grid[k] = {0.0f, 0.0f};
-    if (inside && r < layout.rows) {
-      next->codes[k] = aq_read_codes(view.matrix.packed, layout, r, at / AQ_CHUNK);
-      next->grid[k] = aq_stored_grid(view.matrix, r, aq_quotient(at, layout.group_size));
-    }
-  }
+/* Whether a matrix can be taken by fragments: whole groups of windows, rows of whole copies. */
+AQ_FUNCTION bool aq_fragments_fit(const aq_layout &layout) {
+  return layout.words % 4 == 0 && (layout.groups == 1 || layout.group_size % AQ_WINDOW == 0);
 }
 
-/* Behind a row's last column there are weights, too, those of code 0; the tokens' zeros take them out. */
-AQ_FUNCTION void aq_commit_step(const aq_fetched &next, int32_t bits, unsigned thread, uint16_t *x, uint16_t *w) {
-  for (unsigned k = 0; k < AQ_TILE_CHUNKS; k++) {
-    const unsigned place = k * AQ_TILE_THREADS + thread;
-    const unsigned at = place / AQ_TILE_LINE * AQ_TILE_PITCH + place % AQ_TILE_LINE * AQ_CHUNK;
-    float weights[AQ_CHUNK];
-    for (int i = 0; i < AQ_CHUNK; i++) weights[i] = aq_decode(aq_code_of(next.codes[k], i, bits), next.grid[k]);
-    aq_store_chunk(next.x[k], x + at, AQ_BF16, 0, AQ_CHUNK);
-    aq_store_chunk(weights, w + at, AQ_BF16, 0, AQ_CHUNK);
-  }
+AQ_FUNCTION int aq_fold_windows(const aq_layout &layout) {
+  if (layout.groups == 1 || layout.group_size % AQ_STAGE == 0) return AQ_STAGE_WINDOWS;
+  return layout.group_size % (2 * AQ_WINDOW) == 0 ? 2 : 1;
 }
 
 #endif

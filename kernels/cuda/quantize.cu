@@ -70,7 +70,7 @@ static __global__ void round_groups(aq_quantize_view view, int lanes, int32_t *f
 }
 
 static __global__ void clip_tiles(aq_quantize_view view, int32_t *faults) {
-  extern __shared__ float memory[];
+  AQ_DYNAMIC_SHARED(float, memory);
   const aq_tile tile = aq_tile_in(memory, view.layout, view.column_weights != 0);
   const size_t units = view.layout.rows * view.layout.groups, chunks = tile.groups * tile.group_chunks;
   for (size_t base = blockIdx.x * tile.groups; base < units; base += (size_t)gridDim.x * tile.groups) {
@@ -121,16 +121,16 @@ static int32_t quantize(aq_cuda_buffer weights, int32_t dtype, size_t rows, size
   if (status == AQ_OK) status = aq_cuda_clear_faults(on);
   if (status != AQ_OK) return status;
   if (layout.group_size > AQ_SEGMENT) {
-    quantize_long<<<aq_cuda_blocks(units * 32, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(view, clip, on->faults);
+    aq_launch(on, quantize_long, aq_cuda_blocks(units * 32, AQ_BLOCK), AQ_BLOCK, 0, view, clip, on->faults);
   } else if (clip) {
     const size_t groups = aq_tile_groups(layout), bytes = aq_tile_bytes(layout, column_weights != 0);
     status = aq_cuda_status(
         cudaFuncSetAttribute(clip_tiles, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     if (status != AQ_OK) return status;
-    clip_tiles<<<aq_cuda_blocks(units, groups), (unsigned)groups, bytes, on->stream>>>(view, on->faults);
+    aq_launch(on, clip_tiles, aq_cuda_blocks(units, groups), (unsigned)groups, bytes, view, on->faults);
   } else {
     const int lanes = aq_group_lanes(layout);
-    round_groups<<<aq_cuda_blocks(units * (size_t)lanes, AQ_BLOCK), AQ_BLOCK, 0, on->stream>>>(view, lanes, on->faults);
+    aq_launch(on, round_groups, aq_cuda_blocks(units * (size_t)lanes, AQ_BLOCK), AQ_BLOCK, 0, view, lanes, on->faults);
   }
   status = aq_cuda_launched();
   return status == AQ_OK ? aq_cuda_read_faults(on) : status;

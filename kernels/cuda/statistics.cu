@@ -73,7 +73,7 @@ int32_t aq_cuda_error_statistics(aq_cuda_buffer a, int32_t a_dtype, aq_cuda_buff
   const void *y = aq_cuda_memory(b, n, aq_dtype_bytes(b_dtype), on, &status);
   if (status != AQ_OK) return status;
   const unsigned blocks = blocks_of(aq_flat_chunks(n));
-  flat_statistics<<<blocks, AQ_BLOCK, 0, on->stream>>>(x, a_dtype, y, b_dtype, n, on->partials);
+  aq_launch(on, flat_statistics, blocks, AQ_BLOCK, 0, x, a_dtype, y, b_dtype, n, on->partials);
   return add_blocks(on, blocks, statistics);
 }
 
@@ -92,6 +92,6 @@ int32_t aq_cuda_packed_error_statistics(aq_cuda_buffer weights, int32_t dtype, a
   const void *values = aq_cuda_memory(weights, rows * cols, aq_dtype_bytes(dtype), on, &status);
   if (status != AQ_OK) return status;
   const unsigned blocks = blocks_of(rows * matrix.layout.chunks);
-  packed_statistics<<<blocks, AQ_BLOCK, 0, on->stream>>>(values, dtype, matrix, on->partials);
+  aq_launch(on, packed_statistics, blocks, AQ_BLOCK, 0, values, dtype, matrix, on->partials);
   return add_blocks(on, blocks, statistics);
 }

@@ -51,6 +51,11 @@ AQ_API int32_t aq_cuda_free_stream(aq_cuda_stream stream);
 /* Waits for all work put on the stream. */
 AQ_API int32_t aq_cuda_synchronize(aq_cuda_stream stream);
 
+/* Time by the device's own clock between two places of a stream: the first call marks one, the second the other and waits.
+ * Of one stream one measurement at a time. */
+AQ_API int32_t aq_cuda_begin_timing(aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_end_timing(aq_cuda_stream stream, double *milliseconds);
+
 /* buffer[0] = a new buffer of the stream's device, its bytes unspecified. */
 AQ_API int32_t aq_cuda_allocate(size_t bytes, uint64_t *buffer, aq_cuda_stream stream);
 
@@ -94,6 +99,19 @@ AQ_API int32_t aq_cuda_dequantize(aq_cuda_buffer packed, aq_cuda_buffer scale, a
                                   size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out, int32_t dtype,
                                   aq_cuda_stream stream);
 
+/* aq_quantize_two_level, to the bit; column_weights 0: all ones. Waits. */
+AQ_API int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
+                                          size_t group_size, int32_t scale_bits, int32_t search,
+                                          aq_cuda_buffer column_weights, aq_cuda_buffer packed,
+                                          aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min, aq_cuda_buffer super_scale,
+                                          aq_cuda_buffer super_min, aq_cuda_stream stream);
+
+/* aq_dequantize_two_level, to the bit. */
+AQ_API int32_t aq_cuda_dequantize_two_level(aq_cuda_buffer packed, aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min,
+                                            aq_cuda_buffer super_scale, aq_cuda_buffer super_min, size_t rows,
+                                            size_t cols, int32_t bits, size_t group_size, int32_t scale_bits,
+                                            aq_cuda_buffer out, int32_t dtype, aq_cuda_stream stream);
+
 /* aq_error_statistics with sums in another order, the same in every call; statistics f64[AQ_STATISTICS] of the host. Waits. */
 AQ_API int32_t aq_cuda_error_statistics(aq_cuda_buffer a, int32_t a_dtype, aq_cuda_buffer b, int32_t b_dtype, size_t n,
                                         double *statistics, aq_cuda_stream stream);
@@ -109,13 +127,32 @@ AQ_API int32_t aq_cuda_packed_error_statistics(aq_cuda_buffer weights, int32_t d
 AQ_API int32_t aq_cuda_accumulate_moment(aq_cuda_buffer x, aq_cuda_buffer weight, size_t tokens, size_t cols,
                                          aq_cuda_buffer out, aq_cuda_stream stream);
 
-/* aq_linear_packed in float32, bound by memory at one token. bias 0: none. */
+/* aq_quantize_feedback, to the bit: blocks of columns, each block's errors put on the columns behind it. Of several faults that the
+ * data have, AQ_E_VALUE comes first. Waits. */
+AQ_API int32_t aq_cuda_quantize_feedback(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits,
+                                         size_t group_size, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
+                                         aq_cuda_buffer factor, aq_cuda_buffer order, aq_cuda_buffer codes,
+                                         aq_cuda_stream stream);
+
+/* aq_linear_packed, bound by memory at one token: codes are exact, x is float32, its products are added up in float32 by tensor
+ * cores where rows are whole runs of sixteen bytes and groups multiples of 32 columns, else without them. bias 0: none. */
 AQ_API int32_t aq_cuda_linear_packed(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
                                      aq_cuda_buffer zero_point, aq_cuda_buffer bias, size_t rows, size_t cols,
                                      int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
 
-/* The same for many tokens by tensor cores: x and the dequantized weights are rounded to bfloat16, sums are float32. */
+/* The same with x rounded to bfloat16, which is faster from a few tokens on. */
 AQ_API int32_t aq_cuda_linear_packed_bf16(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                                          aq_cuda_buffer zero_point, aq_cuda_buffer bias, size_t rows, size_t cols,
+                                          int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* aq_quantize_activations, to the bit. Waits. */
+AQ_API int32_t aq_cuda_quantize_activations(aq_cuda_buffer x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
+                                            aq_cuda_buffer codes, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
+                                            aq_cuda_stream stream);
+
+/* aq_linear_packed_int8, to the bit, by dot products of four bytes. bias 0: none. Waits. */
+AQ_API int32_t aq_cuda_linear_packed_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale, aq_cuda_buffer x_zero_point,
+                                          size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
                                           aq_cuda_buffer zero_point, aq_cuda_buffer bias, size_t rows, size_t cols,
                                           int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
 

@@ -1,38 +1,8 @@
-/* cuda.cu: every kernel of the CUDA library on a device against the scalar oracle: the cases of cuda_host.cpp, then what only a
- * device can run. Prints what it ran; exit status 1 on a difference, 77 without a device. */
-#include "../include/arrowquant_cuda.h"
+/* cuda.cu: every kernel of the CUDA library against the scalar oracle, on a device or, built with the emulator's headers, on the
+ * host. Prints what it ran; exit status 1 on a difference, 77 without a device. */
 #include "cuda_cases.h"
-
-static aq_cuda_stream stream;
-
-static void require(int32_t status, const char *what) {
-  if (status == AQ_OK) return;
-  uint8_t text[256];
-  aq_cuda_describe_status(status, text, sizeof text);
-  printf("FAILED %s: status %d, %s\n", what, (int)status, (const char *)text);
-  exit(1);
-}
-
-/* A buffer of the device with GUARD bytes behind its contents that no kernel may touch; null stays the handle 0. */
-struct device_bytes {
-  aq_cuda_buffer handle;
-  size_t size;
-  device_bytes(const void *from, size_t n) : handle(0), size(n) {
-    if (!from) return;
-    uint64_t made = 0;
-    require(aq_cuda_allocate(n + GUARD, &made, stream), "allocate");
-    handle = (aq_cuda_buffer)made;
-    require(aq_cuda_upload(from, n, handle, 0, stream), "upload");
-    const bytes guard(GUARD, 0xa5);
-    require(aq_cuda_upload(guard.data(), GUARD, handle, n, stream), "upload");
-  }
-  device_bytes(const device_bytes &) = delete;
-  ~device_bytes() { require(aq_cuda_free(handle), "free"); }
-  /* Contents and guard, so that a kernel that wrote too far is found by the host's check of its own guard. */
-  void read(void *to, int guarded) const {
-    if (handle) require(aq_cuda_download(handle, 0, to, size + (guarded ? GUARD : 0), stream), "download");
-  }
-};
+#include "cuda_device.h"
+#include "cuda_solver_cases.h"
 
 static size_t groups_of(const quantize_case &c) {
   uint64_t groups = 0;
@@ -187,6 +157,9 @@ int main(int argc, char **argv) {
   stream = (aq_cuda_stream)made;
   run_shared_cases(device_library{false}, device_library{true}, quick);
   run_moment();
+  run_two_level(quick);
+  run_feedback(quick);
+  run_int8(quick);
   run_refusals();
   require(aq_cuda_synchronize(stream), "synchronize");
   require(aq_cuda_free_stream(stream), "free the stream");

@@ -1,5 +1,5 @@
-/* cuda_cases.h: the cases of cuda_host.cpp and cuda.cu: awkward shapes, guard bytes behind every output, the scalar CPU kernels
- * as the oracle. `Library` says how a kernel is run; both run the same cases. */
+/* cuda_cases.h: cases of the CUDA driver: awkward shapes, guard bytes behind every output, the scalar CPU kernels as the oracle.
+ * `Library` says how a kernel is run. */
 #ifndef AQ_CUDA_CASES_H
 #define AQ_CUDA_CASES_H
 
@@ -353,7 +353,7 @@ static void run_shared_cases(const Library &library, const Library &many, int qu
 static int finish(const char *place) {
   long total = 0;
   for (const auto &kernel : ran) {
-    printf("%s: %ld comparisons with scalar %s\n", kernel.first.c_str(), kernel.second, place);
+    printf("%s: %ld comparisons %s\n", kernel.first.c_str(), kernel.second, place);
     total += kernel.second;
   }
   printf("seed %llu: %ld comparisons, %ld failed\n", (unsigned long long)seed, total, failures);

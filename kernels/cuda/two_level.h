@@ -1,0 +1,486 @@
+/* two_level.h: quantizing with two-level scales, the arithmetic of kernels/cpu/two_level_scalar.c in its order. A tile is sixteen
+ * superblocks in shared memory; a superblock belongs to a team of as many lanes as it has groups when it is whole, one a group.
+ * What needs all groups - super scales - every lane of the team works out for itself from what the lanes have put down. `Team`
+ * has meet(), a barrier of at least the team's lanes. */
+#ifndef AQ_CUDA_TWO_LEVEL_H
+#define AQ_CUDA_TWO_LEVEL_H
+
+#include "chunk.h"
+
+#include "../cpu/two_level.h"
+
+/* Superblocks of a tile; even, so that two whose sub-codes share a byte are in one. */
+#define AQ_TILE_SUPERS 16
+
+/* Super scales and sub-codes on their way; values of the groups by group. */
+struct aq_team_notes {
+  float values[AQ_SUPER_GROUPS], weights[AQ_SUPER_GROUPS];
+  float sums[6][AQ_SUPER_GROUPS];
+};
+
+struct aq_two_level_layout {
+  aq_layout matrix; /* its group_size up to 128 */
+  int32_t scale_bits;
+  size_t supers, units; /* of a row; and rounded up to an even number, those that tiles count */
+  size_t super_groups;  /* groups of a whole superblock */
+  size_t sub_bytes;
+};
+
+AQ_FUNCTION aq_two_level_layout aq_two_level_layout_of(size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                                       int32_t scale_bits) {
+  aq_two_level_layout layout;
+  layout.matrix = aq_layout_of(rows, cols, bits, group_size);
+  layout.scale_bits = scale_bits;
+  layout.supers = (cols - 1) / AQ_SEGMENT + 1;
+  layout.units = (layout.supers + 1) / 2 * 2;
+  layout.super_groups = AQ_SEGMENT / group_size;
+  layout.sub_bytes = (layout.matrix.groups * (size_t)scale_bits + 7) / 8;
+  return layout;
+}
+
+struct aq_two_level_matrix {
+  aq_two_level_layout layout;
+  const uint32_t *packed;
+  const uint8_t *sub_scale, *sub_min;
+  const uint16_t *super_scale, *super_min;
+};
+
+struct aq_two_level_quantize_view {
+  aq_two_level_layout layout;
+  const void *weights;
+  int32_t dtype, search;
+  const float *column_weights; /* null: ones */
+  uint32_t *packed;
+  uint8_t *sub_scale, *sub_min;
+  uint16_t *super_scale, *super_min;
+};
+
+/* Where unit `unit` of all rows' is; n 0 behind a row's last superblock. */
+struct aq_super_place {
+  size_t row, super, n;
+};
+
+AQ_FUNCTION aq_super_place aq_place_super(const aq_two_level_layout &layout, size_t unit) {
+  const size_t row = aq_quotient(unit, layout.units), super = unit - row * layout.units;
+  const bool there = row < layout.matrix.rows && super < layout.supers;
+  return {row, super, there ? aq_smaller(AQ_SEGMENT, layout.matrix.cols - super * AQ_SEGMENT) : 0};
+}
+
+/* Shared memory of a tile: weights[place] and importances[place], a group behind the other with a word between them, so that the
+ * lanes of a team are on different banks. */
+AQ_FUNCTION size_t aq_super_pitch(const aq_two_level_layout &layout) { return AQ_SEGMENT + layout.super_groups; }
+#define AQ_SUPER_PITCH_MAX (AQ_SEGMENT + AQ_SUPER_GROUPS)
+
+AQ_FUNCTION size_t aq_super_column(size_t group_size, size_t col) { return col + col / group_size; }
+
+struct aq_two_level_tile {
+  float *weights, *importances;
+  float *scale, *minimum, *sign; /* of a group: [super][AQ_SUPER_GROUPS]; of a superblock */
+  uint8_t *sub_scale, *sub_min;  /* [super][AQ_SUPER_GROUPS] */
+  aq_team_notes *notes;          /* of a superblock */
+};
+
+#define AQ_TWO_LEVEL_BYTES                                                                                    \
+  (AQ_TILE_SUPERS * (2 * AQ_SUPER_PITCH_MAX * sizeof(float) + (2 * AQ_SUPER_GROUPS + 1) * sizeof(float) + \
+                     sizeof(aq_team_notes) + 2 * AQ_SUPER_GROUPS))
+
+AQ_FUNCTION aq_two_level_tile aq_two_level_tile_in(void *memory) {
+  aq_two_level_tile tile;
+  tile.weights = (float *)memory;
+  tile.importances = tile.weights + AQ_TILE_SUPERS * AQ_SUPER_PITCH_MAX;
+  tile.scale = tile.importances + AQ_TILE_SUPERS * AQ_SUPER_PITCH_MAX;
+  tile.minimum = tile.scale + AQ_TILE_SUPERS * AQ_SUPER_GROUPS;
+  tile.sign = tile.minimum + AQ_TILE_SUPERS * AQ_SUPER_GROUPS;
+  tile.notes = (aq_team_notes *)(tile.sign + AQ_TILE_SUPERS);
+  tile.sub_scale = (uint8_t *)(tile.notes + AQ_TILE_SUPERS);
+  tile.sub_min = tile.sub_scale + AQ_TILE_SUPERS * AQ_SUPER_GROUPS;
+  return tile;
+}
+
+/* Chunk c of the tile's AQ_TILE_SUPERS * 32. */
+AQ_FUNCTION int32_t aq_load_super_chunk(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+                                        size_t c) {
+  const size_t own = c / (AQ_SEGMENT / AQ_CHUNK), chunk = c % (AQ_SEGMENT / AQ_CHUNK), first = chunk * AQ_CHUNK;
+  const aq_super_place place = aq_place_super(view.layout, base + own);
+  if (first >= place.n) return 0;
+  const size_t n = aq_smaller(AQ_CHUNK, place.n - first), col = place.super * AQ_SEGMENT + first;
+  float values[AQ_CHUNK];
+  aq_load_chunk(view.weights, view.dtype, place.row * view.layout.matrix.cols + col, n, values);
+  int32_t faults = 0;
+  for (int k = 0; k < AQ_CHUNK; k++) {
+    if ((size_t)k >= n) break;
+    const float limit = AQ_HALF_MAX * (float)((1 << view.layout.scale_bits) - 1);
+    if (!(values[k] - values[k] == 0.0f)) faults |= AQ_FAULT_NONFINITE;
+    if (values[k] > limit || -values[k] > limit) faults |= AQ_FAULT_RANGE;
+    const size_t at = own * aq_super_pitch(view.layout) + aq_super_column(view.layout.matrix.group_size, first + (size_t)k);
+    tile.weights[at] = values[k];
+    const float h = view.column_weights ? view.column_weights[col + (size_t)k] : 1.0f;
+    if (!(h >= 0.0f && h < __builtin_inff())) faults |= AQ_FAULT_COLUMN_WEIGHT;
+    tile.importances[at] = h;
+  }
+  return faults;
+}
+
+AQ_FUNCTION float aq_clamped_code(float position, float code_max) {
+  position = position > 0.0f ? position : 0.0f;
+  position = position < code_max ? position : code_max;
+  return aq_round_even(position);
+}
+
+/* Nearest code of `value` in steps of `step`; 0 where there is no step. */
+AQ_FUNCTION float aq_nearest_code(float value, float step, float code_max) {
+  return step > 0.0f ? aq_clamped_code(value / step, code_max) : 0.0f;
+}
+
+/* The smallest code whose multiple of `step` is not below `value`. */
+AQ_FUNCTION float aq_code_above(float value, float step, float code_max) {
+  if (!(step > 0.0f)) return 0.0f;
+  float code = aq_round_even(value / step);
+  if (code * step < value) code += 1.0f;
+  return code < code_max ? code : code_max;
+}
+
+/* A group, its columns less its minimum. */
+struct aq_sub_group {
+  const float *w, *u;
+  size_t n;
+  float minimum; /* at most 0 */
+  float h, ht;   /* sum u, sum u (w - minimum) */
+};
+
+struct aq_code_sums {
+  float hq, hqq, htq;
+};
+
+AQ_FUNCTION aq_code_sums aq_sub_group_sums(const aq_sub_group &g, float inverse, float offset, float code_max) {
+  aq_code_sums s = {0.0f, 0.0f, 0.0f};
+  for (size_t i = 0; i < g.n; i++) {
+    const float t = g.w[i] - g.minimum, q = aq_clamped_code(t * inverse + offset, code_max);
+    const float hq = g.u[i] * q;
+    s.hq += hq;
+    s.hqq += hq * q;
+    s.htq += hq * t;
+  }
+  return s;
+}
+
+AQ_FUNCTION float aq_sub_explained(const aq_sub_group &g, const aq_code_sums &s, float scale, float offset) {
+  return 2.0f * (scale * s.htq + offset * g.ht) -
+         (scale * (scale * s.hqq + 2.0f * (offset * s.hq)) + offset * (offset * g.h));
+}
+
+AQ_FUNCTION bool aq_sub_solve(const aq_sub_group &g, const aq_code_sums &s, float *scale, float *offset) {
+  const float determinant = g.h * s.hqq - s.hq * s.hq;
+  *scale = (g.h * s.htq - g.ht * s.hq) / determinant;
+  *offset = (g.ht - *scale * s.hq) / g.h;
+  if (g.minimum + *offset > 0.0f) {
+    *offset = -g.minimum;
+    *scale = (s.htq + g.minimum * s.hq) / s.hqq;
+  }
+  return determinant > 0.0f && *scale > 0.0f;
+}
+
+struct aq_sub_fit {
+  float scale, minimum; /* real: w = scale q - minimum */
+  aq_code_sums sums;
+};
+
+AQ_FUNCTION void aq_range_step(int32_t step, float code_max, float *factor, float *shift) {
+  if (step & 1) {
+    const float clipped = (float)step * (0.7f / AQ_TWO_LEVEL_STEPS);
+    *factor = code_max / (1.0f - clipped);
+    *shift = clipped;
+  } else {
+    *factor = code_max - 0.9f + (float)step * (1.8f / (AQ_TWO_LEVEL_STEPS - 1));
+    *shift = 0.0f;
+  }
+}
+
+AQ_FUNCTION void aq_search_sub_group(const aq_sub_group &g, float range, float code_max, aq_sub_fit *fit) {
+  float best = -1.0f, best_offset = 0.0f;
+  for (int32_t step = 0; step < AQ_TWO_LEVEL_STEPS + AQ_TWO_LEVEL_REFITS; step++) {
+    float inverse, offset, scale, shift;
+    if (step < AQ_TWO_LEVEL_STEPS) {
+      aq_range_step(step, code_max, &scale, &shift);
+      inverse = scale / range;
+      offset = g.minimum * shift * inverse;
+    } else {
+      if (!(fit->scale > 0.0f)) break;
+      inverse = 1.0f / fit->scale;
+      offset = -best_offset * inverse;
+    }
+    const aq_code_sums s = aq_sub_group_sums(g, inverse, offset, code_max);
+    if (!aq_sub_solve(g, s, &scale, &shift)) continue;
+    const float value = aq_sub_explained(g, s, scale, shift);
+    if (value > best) {
+      best = value;
+      best_offset = shift;
+      fit->scale = scale;
+      fit->minimum = -(g.minimum + shift);
+      fit->sums = s;
+    }
+  }
+}
+
+/* aq_fit_super of the CPU's. */
+AQ_FUNCTION float aq_fitted_super(const float *values, const float *weights, size_t n, float code_max) {
+  float largest = 0.0f, best = -1.0f, super = 0.0f;
+  for (size_t i = 0; i < n; i++) largest = values[i] > largest ? values[i] : largest;
+  for (int32_t k = -AQ_SUPER_STEPS; k <= AQ_SUPER_STEPS; k++) {
+    const float inverse = (code_max + 0.25f * (float)k) / largest;
+    float hcv = 0.0f, hcc = 0.0f;
+    for (size_t i = 0; i < n; i++) {
+      const float code = aq_clamped_code(values[i] * inverse, code_max);
+      const float hc = weights[i] * code;
+      hcv += hc * values[i];
+      hcc += hc * code;
+    }
+    const float scale = hcv / hcc, value = hcv * scale;
+    if (value > best) {
+      best = value;
+      super = scale;
+    }
+  }
+  if (!(largest > 0.0f)) return 0.0f;
+  super = super < AQ_HALF_MAX ? super : AQ_HALF_MAX;
+  super = aq_round_half(super);
+  return super > AQ_HALF_MIN ? super : AQ_HALF_MIN;
+}
+
+/* What a superblock comes to; sub-codes are this lane's group's. */
+struct aq_super_fit {
+  float scale, minimum, sub_scale, sub_min;
+};
+
+/* Minimum and maximum; `lane` may lie behind the last group. */
+template <class Team>
+AQ_FUNCTION aq_super_fit aq_round_super(const Team &team, aq_team_notes *notes, size_t lane, size_t groups, float smallest,
+                                        float largest, float code_max, float sub_max) {
+  aq_super_fit fit;
+  if (lane < groups) notes->values[lane] = -smallest;
+  team.meet();
+  float most = 0.0f;
+  for (size_t j = 0; j < groups; j++) most = notes->values[j] > most ? notes->values[j] : most;
+  fit.minimum = aq_round_half_up(most / sub_max);
+  fit.sub_min = aq_code_above(-smallest, fit.minimum, sub_max);
+  const float own = (largest + fit.minimum * fit.sub_min) / code_max;
+  if (lane < groups) notes->weights[lane] = own;
+  team.meet();
+  most = 0.0f;
+  for (size_t j = 0; j < groups; j++) most = notes->weights[j] > most ? notes->weights[j] : most;
+  fit.scale = aq_round_half_up(most / sub_max);
+  fit.sub_scale = aq_code_above(own, fit.scale, sub_max);
+  return fit;
+}
+
+template <class Team>
+AQ_FUNCTION aq_super_fit aq_search_super(const Team &team, aq_team_notes *notes, size_t lane, size_t groups,
+                                         const aq_sub_group &g, const aq_sub_fit &own, float code_max, float sub_max) {
+  const bool there = lane < groups;
+  aq_super_fit now = {0.0f, 0.0f, 0.0f, 0.0f}, out = now;
+  float hq = own.sums.hq;
+  if (there) {
+    notes->values[lane] = own.scale;
+    notes->weights[lane] = own.sums.hqq;
+  }
+  team.meet();
+  now.scale = aq_fitted_super(notes->values, notes->weights, groups, sub_max);
+  if (there) now.sub_scale = aq_nearest_code(own.scale, now.scale, sub_max);
+  team.meet();
+  if (there) {
+    notes->values[lane] = own.minimum;
+    notes->weights[lane] = g.h;
+  }
+  team.meet();
+  now.minimum = aq_fitted_super(notes->values, notes->weights, groups, sub_max);
+
+  float best = -__builtin_inff();
+  for (int32_t round = 0; round < AQ_TWO_LEVEL_ROUNDS; round++) {
+    if (there) {
+      const float middle = now.sub_scale;
+      float group_best = -__builtin_inff();
+      now.sub_min = 0.0f;
+      aq_code_sums chosen = {0.0f, 0.0f, 0.0f};
+      for (int32_t k = -1; k <= 1; k++) {
+        float code = middle + (float)k;
+        code = code > 0.0f ? code : 0.0f;
+        code = code < sub_max ? code : sub_max;
+        const float scale = now.scale * code;
+        const float wanted = (scale * hq - g.ht) / g.h - g.minimum;
+        const float sub_min = aq_nearest_code(wanted, now.minimum, sub_max);
+        const float offset = now.minimum * sub_min + g.minimum;
+        const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        const aq_code_sums s = aq_sub_group_sums(g, inverse, offset * inverse, code_max);
+        const float value = aq_sub_explained(g, s, scale, -offset);
+        if (value > group_best) {
+          group_best = value;
+          now.sub_scale = code;
+          now.sub_min = sub_min;
+          chosen = s;
+        }
+      }
+      const float a = now.sub_scale, b = now.sub_min;
+      hq = chosen.hq;
+      notes->sums[0][lane] = group_best;
+      notes->sums[1][lane] = a * (a * chosen.hqq);
+      notes->sums[2][lane] = a * (b * chosen.hq);
+      notes->sums[3][lane] = b * (b * g.h);
+      notes->sums[4][lane] = a * (chosen.htq + g.minimum * chosen.hq);
+      notes->sums[5][lane] = b * (g.ht + g.minimum * g.h);
+    }
+    team.meet();
+    float sums[6];
+    for (int i = 0; i < 6; i++) {
+      sums[i] = 0.0f;
+      for (size_t j = 0; j < groups; j++) sums[i] += notes->sums[i][j];
+    }
+    team.meet();
+    const float ss = sums[1], sm = sums[2], mm = sums[3], sx = sums[4], mx = sums[5];
+    if (sums[0] > best) {
+      best = sums[0];
+      out = now;
+    }
+    const float determinant = ss * mm - sm * sm;
+    float scale = (mm * sx - sm * mx) / determinant, minimum = (sm * sx - ss * mx) / determinant;
+    if (!(determinant > 0.0f)) {
+      scale = sx / ss;
+      minimum = now.minimum;
+    }
+    scale = aq_round_half(scale);
+    minimum = aq_round_half(minimum);
+    if (scale > 0.0f && scale <= AQ_HALF_MAX && minimum >= 0.0f && minimum <= AQ_HALF_MAX) {
+      now.scale = scale;
+      now.minimum = minimum;
+    } else { /* the end; the other teams of the warp go on and want this one at their meetings */
+      best = __builtin_inff();
+    }
+  }
+  return out;
+}
+
+/* Superblock `own` of the tile by its team; `lane` is the group. Its grid, sign and sub-codes into the tile, its super scales into
+ * the outputs. Weights become sign * weight. */
+template <class Team>
+AQ_FUNCTION void aq_quantize_super(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+                                   size_t own, size_t lane, const Team &team) {
+  const aq_two_level_layout &layout = view.layout;
+  const aq_super_place place = aq_place_super(layout, base + own);
+  const size_t n = place.n, size = layout.matrix.group_size, groups = n == 0 ? 0 : (n - 1) / size + 1;
+  const float code_max = (float)((1 << layout.matrix.bits) - 1), sub_max = (float)((1 << layout.scale_bits) - 1);
+  float *w = tile.weights + own * aq_super_pitch(layout), *u = tile.importances + own * aq_super_pitch(layout);
+  aq_team_notes *notes = tile.notes + own;
+  const size_t begin = aq_smaller(lane * size, n), count = aq_smaller(begin + size, n) - begin;
+  float *mine = w + aq_super_column(size, lane * size), *importances = u + aq_super_column(size, lane * size);
+  float smallest = 0.0f, largest = 0.0f;
+  for (size_t i = 0; i < count; i++) {
+    if (i == 0 || mine[i] < smallest) smallest = mine[i];
+    if (i == 0 || mine[i] > largest) largest = mine[i];
+  }
+  if (lane < groups)
+    notes->values[lane] = (smallest > largest - smallest ? 1.0f : 0.0f) - (-largest > largest - smallest ? 1.0f : 0.0f);
+  team.meet();
+  float away = 0.0f;
+  for (size_t j = 0; j < groups; j++) away += notes->values[j];
+  const float sign = away > 0.0f ? -1.0f : 1.0f;
+  const float a = smallest * sign, b = largest * sign;
+  smallest = b < a ? b : a;
+  if (!(smallest < 0.0f)) smallest = 0.0f;
+  largest = a < b ? b : a;
+  for (size_t i = 0; i < count; i++) mine[i] *= sign;
+  team.meet();
+
+  aq_super_fit fit = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (!view.search) {
+    fit = aq_round_super(team, notes, lane, groups, smallest, largest, code_max, sub_max);
+  } else {
+    float squares = 0.0f, most_important = 0.0f;
+    for (size_t i = 0; i < n; i++) {
+      const float value = w[aq_super_column(size, i)], h = u[aq_super_column(size, i)];
+      squares += value * value;
+      if (h > most_important) most_important = h;
+    }
+    team.meet();
+    aq_sub_group g = {mine, importances, count, smallest, 0.0f, 0.0f};
+    aq_sub_fit own_fit = {0.0f, -smallest, {0.0f, 0.0f, 0.0f}};
+    for (size_t i = 0; i < count; i++) {
+      const float importance = most_important > 0.0f ? importances[i] / most_important : 1.0f;
+      importances[i] = (importance > AQ_LEAST_IMPORTANCE ? importance : AQ_LEAST_IMPORTANCE) *
+                       AQ_SQRT(squares / (float)n + mine[i] * mine[i]);
+      g.h += importances[i];
+      g.ht += importances[i] * (mine[i] - smallest);
+    }
+    if (largest > smallest) aq_search_sub_group(g, largest - smallest, code_max, &own_fit);
+    fit = aq_search_super(team, notes, lane, groups, g, own_fit, code_max, sub_max);
+    if (!(squares > 0.0f)) fit = {0.0f, 0.0f, 0.0f, 0.0f};
+  }
+  const size_t at = own * AQ_SUPER_GROUPS + lane;
+  tile.scale[at] = fit.scale * fit.sub_scale;
+  tile.minimum[at] = fit.minimum * fit.sub_min;
+  tile.sub_scale[at] = lane < groups ? (uint8_t)fit.sub_scale : (uint8_t)0;
+  tile.sub_min[at] = lane < groups ? (uint8_t)fit.sub_min : (uint8_t)0;
+  if (lane == 0 && n > 0) {
+    view.super_scale[place.row * layout.supers + place.super] = aq_half_from_float(fit.scale * sign);
+    view.super_min[place.row * layout.supers + place.super] = aq_half_from_float(fit.minimum * sign);
+  }
+}
+
+AQ_FUNCTION void aq_write_super_chunk(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+                                      size_t c) {
+  const size_t own = c / (AQ_SEGMENT / AQ_CHUNK), first = c % (AQ_SEGMENT / AQ_CHUNK) * AQ_CHUNK;
+  const aq_super_place place = aq_place_super(view.layout, base + own);
+  if (first >= place.n) return;
+  const size_t n = aq_smaller(AQ_CHUNK, place.n - first), size = view.layout.matrix.group_size, group = first / size;
+  const int32_t bits = view.layout.matrix.bits;
+  const float code_max = (float)((1 << bits) - 1);
+  const float scale = tile.scale[own * AQ_SUPER_GROUPS + group], minimum = tile.minimum[own * AQ_SUPER_GROUPS + group];
+  const float *w = tile.weights + own * aq_super_pitch(view.layout) + aq_super_column(size, first);
+  uint64_t codes = 0;
+  for (int k = 0; k < AQ_CHUNK; k++)
+    if ((size_t)k < n && scale > 0.0f)
+      codes |= (uint64_t)aq_clamped_code((w[k] + minimum) / scale, code_max) << (k * bits);
+  aq_write_codes(codes, view.packed, view.layout.matrix, place.row,
+                 place.super * (AQ_SEGMENT / AQ_CHUNK) + first / AQ_CHUNK);
+}
+
+/* Byte `b` of the sub-scales (which 0) or sub-minima of superblocks `pair` and pair + 1 of the tile, which fill whole bytes. */
+AQ_FUNCTION void aq_write_sub_byte(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+                                   size_t pair, size_t b, int which) {
+  const aq_two_level_layout &layout = view.layout;
+  const aq_super_place place = aq_place_super(layout, base + pair);
+  const size_t groups = layout.super_groups, at = place.super * groups * (size_t)layout.scale_bits / 8 + b;
+  if (place.n == 0 || at >= layout.sub_bytes) return;
+  const uint8_t *codes = (which ? tile.sub_min : tile.sub_scale) + pair * AQ_SUPER_GROUPS;
+  uint32_t byte = 0;
+  for (size_t bit = 0; bit < 8; bit++) {
+    const size_t i = (8 * b + bit) / (size_t)layout.scale_bits, inside = (8 * b + bit) % (size_t)layout.scale_bits;
+    const uint32_t code = i < 2 * groups ? codes[i / groups * AQ_SUPER_GROUPS + i % groups] : 0;
+    byte |= (code >> inside & 1u) << bit;
+  }
+  (which ? view.sub_min : view.sub_scale)[place.row * layout.sub_bytes + at] = (uint8_t)byte;
+}
+
+/* Dequantize ---------------------------------------------------------------------------------------------------------- */
+
+AQ_FUNCTION uint32_t aq_sub_code(const uint8_t *stream, size_t i, int32_t bits) {
+  const size_t bit = i * (size_t)bits, byte = bit >> 3, shift = bit & 7;
+  uint32_t code = stream[byte] >> shift;
+  if (shift + (size_t)bits > 8) code |= (uint32_t)stream[byte + 1] << (8 - shift);
+  return code & ((1u << bits) - 1);
+}
+
+AQ_FUNCTION void aq_dequantize_two_level_thread(const aq_two_level_matrix &matrix, void *out, int32_t dtype, size_t i) {
+  const aq_two_level_layout &layout = matrix.layout;
+  const size_t row = aq_quotient(i, layout.matrix.chunks), chunk = i - row * layout.matrix.chunks;
+  const size_t group = chunk * AQ_CHUNK / layout.matrix.group_size, super = row * layout.supers + chunk * AQ_CHUNK / AQ_SEGMENT;
+  const size_t first = row * layout.sub_bytes;
+  const float scale = aq_float_from_half(matrix.super_scale[super]) *
+                      (float)aq_sub_code(matrix.sub_scale + first, group, layout.scale_bits);
+  const float minimum = aq_float_from_half(matrix.super_min[super]) *
+                        (float)aq_sub_code(matrix.sub_min + first, group, layout.scale_bits);
+  const uint64_t codes = aq_read_codes(matrix.packed, layout.matrix, row, chunk);
+  float values[AQ_CHUNK];
+  for (int k = 0; k < AQ_CHUNK; k++) values[k] = scale * (float)aq_code_of(codes, k, layout.matrix.bits) - minimum;
+  aq_store_chunk(values, out, dtype, row * layout.matrix.cols + chunk * AQ_CHUNK, aq_chunk_columns(layout.matrix, chunk));
+}
+
+#endif

@@ -1,0 +1,355 @@
+/* cuda_runtime.h of the emulator: as much of CUDA as the kernels use, on the host, so that the library's own sources - launches,
+ * shared memory, shuffles, barriers, tensor-core fragments - run without a device and under the host's sanitizers.
+ *
+ * A block's threads are fibers of one host thread. Between two barriers each runs until it waits, in an order that changes from
+ * block to block, so that a missing barrier gives wrong results; threads that wait for ones that never come end the program.
+ * Asynchronous copies arrive when they are waited for and not before; shared memory of a dynamic size begins as NaN.
+ *
+ * What this does not show: speed, limits of a device, races within one order of threads, the devices' own arithmetic. */
+#ifndef AQ_EMULATED
+#define AQ_EMULATED
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <functional>
+#include <type_traits>
+#include <vector>
+
+#define __host__
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+/* Fibers ------------------------------------------------------------------------------------------------------------ */
+
+#if defined(__x86_64__)
+/* Leaves one stack for another, with what a call keeps: swapcontext would ask the system each time. */
+extern "C" void aq_emulator_switch(void **from, void *to);
+__asm__(
+    ".weak aq_emulator_switch\n"
+    "aq_emulator_switch:\n"
+    "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
+    "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
+    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  ret\n");
+#else
+#include <ucontext.h>
+#endif
+
+namespace emulator {
+
+#define AQ_FIBER_STACK ((size_t)256 << 10)
+
+#if defined(__x86_64__)
+struct place {
+  void *stack;
+};
+inline void change(place &from, place &to) { aq_emulator_switch(&from.stack, to.stack); }
+inline void begin_at(place &at, uint8_t *stack, void (*enter)(void)) {
+  void **top = (void **)(stack + AQ_FIBER_STACK - 64); /* a multiple of sixteen, as before a call */
+  *--top = 0;                                          /* where it would return to */
+  *--top = (void *)enter;
+  at.stack = top - 6;
+}
+#else
+struct place {
+  ucontext_t context;
+};
+inline void change(place &from, place &to) { swapcontext(&from.context, &to.context); }
+inline void begin_at(place &at, uint8_t *stack, void (*enter)(void)) {
+  getcontext(&at.context);
+  at.context.uc_stack.ss_sp = stack;
+  at.context.uc_stack.ss_size = AQ_FIBER_STACK;
+  at.context.uc_link = 0;
+  makecontext(&at.context, enter, 0);
+}
+#endif
+
+enum waiting { READY, AT_WARP, AT_BLOCK, DONE };
+
+struct copy {
+  void *to;
+  const void *from; /* null: zeros */
+  size_t bytes;
+  int group;
+};
+
+struct fiber {
+  place at;
+  unsigned thread;
+  waiting state;
+  int committed; /* groups of asynchronous copies */
+  std::vector<copy> copies;
+};
+
+#define AQ_SHARED_LIMIT ((size_t)227 << 10)
+
+inline std::vector<fiber> fibers;
+inline std::vector<uint8_t *> stacks;
+inline place scheduler;
+inline fiber *current;
+inline const std::function<void()> *body;
+inline uint64_t order;
+inline unsigned block_votes;
+alignas(128) inline uint8_t dynamic[AQ_SHARED_LIMIT];
+inline uint8_t exchanged[32][64][64]; /* [warp][lane] */
+
+[[noreturn]] inline void stop(const char *why) {
+  fprintf(stderr, "CUDA emulator: %s (block %u %u, thread %u)\n", why, blockIdx.x, blockIdx.y, threadIdx.x);
+  abort();
+}
+
+inline void enter(void) {
+  (*body)();
+  current->state = DONE;
+  change(current->at, scheduler);
+}
+
+inline void wait(waiting state) {
+  fiber *own = current;
+  own->state = state;
+  change(own->at, scheduler);
+}
+
+/* Those at a barrier go on once all that are left of the warp or block are there. */
+inline bool release(size_t begin, size_t end, waiting state) {
+  size_t there = 0;
+  for (size_t i = begin; i < end; i++) {
+    if (fibers[i].state != state && fibers[i].state != DONE) return false;
+    there += fibers[i].state == state;
+  }
+  for (size_t i = begin; i < end && there; i++)
+    if (fibers[i].state == state) fibers[i].state = READY;
+  return there > 0;
+}
+
+inline void run_block(size_t threads) {
+  for (size_t i = 0; i < threads; i++) {
+    fiber &f = fibers[i];
+    f.thread = (unsigned)i;
+    f.state = READY;
+    f.committed = 0;
+    f.copies.clear();
+    begin_at(f.at, stacks[i], enter);
+  }
+  for (size_t left = threads; left > 0;) {
+    bool moved = false;
+    order = order * 6364136223846793005u + 1442695040888963407u;
+    const size_t first = (size_t)(order >> 33) % threads;
+    const bool backwards = order >> 63;
+    for (size_t k = 0; k < threads; k++) {
+      fiber &f = fibers[(backwards ? first + threads - k : first + k) % threads];
+      if (f.state != READY) continue;
+      moved = true;
+      current = &f;
+      threadIdx = dim3(f.thread);
+      change(scheduler, f.at);
+      if (f.state == DONE) left--;
+    }
+    for (size_t warp = 0; warp < threads; warp += 32)
+      moved |= release(warp, warp + 32 < threads ? warp + 32 : threads, AT_WARP);
+    moved |= release(0, threads, AT_BLOCK);
+    if (!moved && left > 0) stop("threads wait for others that do not come");
+  }
+}
+
+inline void launch(dim3 blocks, size_t threads, size_t shared, const std::function<void()> &run) {
+  if (threads == 0 || threads > 1024 || shared > AQ_SHARED_LIMIT || blocks.x == 0 || blocks.y == 0 || blocks.z == 0 ||
+      blocks.y > 65535 || blocks.z > 65535)
+    stop("a launch that no device takes");
+  if (fibers.size() < threads) fibers.resize(1024);
+  while (stacks.size() < threads) stacks.push_back((uint8_t *)aligned_alloc(64, AQ_FIBER_STACK));
+  body = &run;
+  gridDim = blocks;
+  blockDim = dim3((unsigned)threads);
+  for (unsigned z = 0; z < blocks.z; z++)
+    for (unsigned y = 0; y < blocks.y; y++)
+      for (unsigned x = 0; x < blocks.x; x++) {
+        blockIdx = dim3(x, y, z);
+        block_votes = 0;
+        memset(dynamic, 0xff, shared);
+        run_block(threads);
+      }
+}
+
+/* What the lanes of a warp have, by lane. */
+template <class T>
+inline void gather(const T &own, T all[32]) {
+  static_assert(sizeof(T) <= 64, "exchanged at once");
+  const unsigned warp = threadIdx.x / 32;
+  memcpy(exchanged[warp][threadIdx.x % 32], &own, sizeof(T));
+  wait(AT_WARP);
+  for (int lane = 0; lane < 32; lane++) memcpy(&all[lane], exchanged[warp][lane], sizeof(T));
+  wait(AT_WARP);
+}
+
+/* The current thread's asynchronous copies but those of its last `pending` groups. */
+inline void arrive(int pending) {
+  std::vector<copy> left;
+  for (const copy &c : current->copies) {
+    if (c.group >= current->committed - pending) {
+      left.push_back(c);
+    } else if (c.from) {
+      memcpy(c.to, c.from, c.bytes);
+    } else {
+      memset(c.to, 0, c.bytes);
+    }
+  }
+  current->copies.swap(left);
+}
+
+/* mma.m16n8k16 of bfloat16, its fragments as the PTX ISA draws them. */
+inline void multiply_bfloat(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+  struct factors {
+    uint32_t a[4], b[2];
+  } own, all[32];
+  memcpy(own.a, a, sizeof own.a);
+  memcpy(own.b, b, sizeof own.b);
+  gather(own, all);
+  const auto number = [](uint32_t pair, int k) {
+    const uint32_t bits = k % 2 ? pair & 0xffff0000u : pair << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+  };
+  const int lane = (int)(threadIdx.x % 32);
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const factors &left = all[row % 8 * 4 + k % 8 / 2], &right = all[col * 4 + k % 8 / 2];
+      c[i] += number(left.a[row / 8 + k / 8 * 2], k) * number(right.b[k / 8], k);
+    }
+  }
+}
+
+}  // namespace emulator
+
+inline void __syncthreads(void) { emulator::wait(emulator::AT_BLOCK); }
+inline void __syncwarp(unsigned = 0xffffffffu) { emulator::wait(emulator::AT_WARP); }
+inline int __syncthreads_or(int vote) {
+  if (vote) emulator::block_votes = 1;
+  __syncthreads();
+  const int any = (int)emulator::block_votes;
+  __syncthreads();
+  emulator::block_votes = 0;
+  __syncthreads();
+  return any;
+}
+
+template <class T>
+inline T __shfl_sync(unsigned, T value, int lane, int width = 32) {
+  T all[32];
+  emulator::gather(value, all);
+  const int own = (int)(threadIdx.x % 32);
+  return all[own / width * width + lane % width];
+}
+
+template <class T>
+inline T __shfl_xor_sync(unsigned, T value, int distance) {
+  T all[32];
+  emulator::gather(value, all);
+  return all[(threadIdx.x % 32) ^ (unsigned)distance];
+}
+
+inline unsigned __reduce_or_sync(unsigned, unsigned value) {
+  unsigned all[32], any = 0;
+  emulator::gather(value, all);
+  for (unsigned v : all) any |= v;
+  return any;
+}
+
+template <class T>
+inline T atomicOr(T *at, T value) {
+  const T before = *at;
+  *at |= value;
+  return before;
+}
+
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+  for (int k = 0; k < 32; k += 8) c += (a >> k & 255) * (b >> k & 255);
+  return c;
+}
+
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+
+/* Runtime ----------------------------------------------------------------------------------------------------------- */
+
+typedef int cudaError_t;
+enum {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInitializationError = 3,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorDevicesUnavailable = 46,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+};
+enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum { cudaStreamNonBlocking = 1, cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+typedef struct emulated_stream *cudaStream_t;
+typedef double *cudaEvent_t;
+struct cudaDeviceProp {
+  char name[256];
+  int major, minor;
+  size_t totalGlobalMem;
+};
+
+inline const char *cudaGetErrorString(cudaError_t error) { return error == 2 ? "out of memory" : "emulated error"; }
+inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 0, cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 0, cudaSuccess; }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
+  *properties = {"emulator on the host, no GPU", 0, 0, (size_t)1 << 30};
+  return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void **data, size_t bytes) {
+  if (bytes > (size_t)1 << 34 || !(*data = aligned_alloc(256, (bytes + 255) / 256 * 256))) return cudaErrorMemoryAllocation;
+  memset(*data, 0xff, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void *data) { return free(data), cudaSuccess; }
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t) {
+  return memcpy(to, from, bytes), cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
+  return memset(to, value, bytes), cudaSuccess;
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { return *stream = 0, cudaSuccess; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+template <class F>
+inline cudaError_t cudaFuncSetAttribute(F *, int, int bytes) {
+  return (size_t)bytes > AQ_SHARED_LIMIT ? cudaErrorInvalidValue : cudaSuccess;
+}
+inline cudaError_t cudaEventCreate(cudaEvent_t *event) { return *event = new double, cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  *event = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  return *milliseconds = (float)(*to - *from), cudaSuccess;
+}
+
+#endif
