@@ -18,7 +18,7 @@ int32_t aq_cuda_adam_step(aq_cuda_buffer parameters, aq_cuda_buffer gradient, aq
   int32_t status;
   const aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
-  if (!(beta1 >= 0 && beta1 < 1) || !(beta2 >= 0 && beta2 < 1) || !(epsilon > 0) || !isfinite(epsilon) ||
+  if (!(beta1 >= 0 && beta1 < 1) || !(beta2 >= 0 && beta2 < 1) || !(epsilon >= 0) || !isfinite(epsilon) ||
       !isfinite(learning_rate) || step < 1)
     return AQ_E_VALUE;
   if (!aq_shape_allowed(1, n)) return AQ_E_SHAPE;

@@ -12,6 +12,14 @@ struct aq_adam_factors {
   float epsilon;
 };
 
+/* As kernels/cpu/backward.c takes powers. */
+static inline double aq_power(double base, int32_t exponent) {
+  double result = 1.0;
+  for (; exponent; exponent >>= 1, base *= base)
+    if (exponent & 1) result *= base;
+  return result;
+}
+
 /* step counts from 1. */
 static inline aq_adam_factors aq_adam_factors_of(double learning_rate, double beta1, double beta2, double epsilon,
                                                  int32_t step) {
@@ -19,8 +27,8 @@ static inline aq_adam_factors aq_adam_factors_of(double learning_rate, double be
           (float)(1.0 - beta1),
           (float)beta2,
           (float)(1.0 - beta2),
-          (float)(learning_rate / (1.0 - __builtin_pow(beta1, step))),
-          (float)(1.0 / __builtin_sqrt(1.0 - __builtin_pow(beta2, step))),
+          (float)(learning_rate / (1.0 - aq_power(beta1, step))),
+          (float)(1.0 / __builtin_sqrt(1.0 - aq_power(beta2, step))),
           (float)epsilon};
 }
 

@@ -2,6 +2,8 @@
  * host. Prints what it ran; exit status 1 on a difference, 77 without a device. */
 #include "cuda_cases.h"
 #include "cuda_device.h"
+#include "cuda_gradient_cases.h"
+#include "cuda_model_cases.h"
 #include "cuda_solver_cases.h"
 
 static size_t groups_of(const quantize_case &c) {
@@ -160,6 +162,8 @@ int main(int argc, char **argv) {
   run_two_level(quick);
   run_feedback(quick);
   run_int8(quick);
+  run_model();
+  run_gradients();
   run_refusals();
   require(aq_cuda_synchronize(stream), "synchronize");
   require(aq_cuda_free_stream(stream), "free the stream");

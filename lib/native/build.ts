@@ -116,8 +116,8 @@ export const WASM_PLAN: BuildPlan = {
 export type CudaArchitecture = "80" | "90";
 
 /**
- * The plan of the CUDA library on Linux: nvcc, the runtime linked in. Only products and moments fuse
- * multiplications with additions; everything else agrees with the CPU's scalar kernels to the bit.
+ * The plan of the CUDA library on Linux: nvcc, the runtime linked in. Only products, moments and a forward pass's parts fuse
+ * multiplications with additions; the rest agrees with the CPU's scalar kernels to the bit.
  */
 export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90"]): BuildPlan {
   const newest = architectures.at(-1)!;
@@ -130,6 +130,11 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
       { source: "quantize.cu", flags: exact },
       { source: "statistics.cu", flags: exact },
       { source: "adam.cu", flags: exact },
+      { source: "two_level.cu", flags: exact },
+      { source: "feedback.cu", flags: exact },
+      { source: "int8.cu", flags: exact },
+      { source: "gradient.cu", flags: exact },
+      { source: "model.cu", flags: [] },
       { source: "moment.cu", flags: [] },
       { source: "product.cu", flags: [] },
     ],

@@ -37,6 +37,7 @@ function declarations(): Record<string, string[]> {
       if (parameter.includes("*")) return "out";
       if (/\b(size_t|aq_cuda_buffer|aq_cuda_stream)\b/.test(parameter)) return "usize";
       if (/\bint32_t\b/.test(parameter)) return "i32";
+      if (/^\s*float /.test(parameter)) return "f32";
       return /^\s*double /.test(parameter) ? "f64" : `unknown: ${parameter}`;
     });
   }
