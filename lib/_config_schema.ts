@@ -4,6 +4,8 @@
  * Nothing here knows files, layers or the typed `Config`; that is config.ts.
  */
 
+import { BACKENDS } from "./native/mod.ts";
+
 /** Most entries of a list or map; more than any checkpoint known has layers. */
 const MAX_ITEMS = 4096;
 /** Longest name or pattern: a pattern is run against every tensor name, and longer ones are accidents. */
@@ -299,9 +301,9 @@ export const SCHEMA: readonly Key[] = [
   ),
   row(
     "backend",
-    choice("auto", "native", "wasm"),
+    choice(...BACKENDS),
     "auto",
-    "Kernels to use: the native library if there is one, only it, or only WebAssembly",
+    "What quantizes: a GPU if there is one; only a GPU; the CPU, by its native library or WebAssembly; only one of these two",
     { neutral: true },
   ),
   row(

@@ -17,6 +17,7 @@ import {
   SCHEMA,
 } from "./_config_schema.ts";
 import { ConfigError, type ConfigProblem } from "./errors.ts";
+import type { BackendChoice } from "./native/mod.ts";
 import {
   type BitWidth,
   defaultTwoLevelGroupSize,
@@ -66,7 +67,7 @@ export interface Config {
   readonly keepPatterns: readonly string[];
   readonly nonFinite: "fail" | "keep";
   readonly failFast: boolean;
-  readonly backend: "auto" | "native" | "wasm";
+  readonly backend: BackendChoice;
   readonly numThreads: number;
   readonly modality: "auto" | "text" | "image";
   readonly enableTimeAware: boolean;

@@ -19,7 +19,8 @@ import { DEFAULT_TIME_GROUPS } from "../lib/eval/phase_rows.ts";
 import { MODEL_SIZES } from "../lib/eval/phase_scale.ts";
 import { PHASES } from "../lib/eval/suite.ts";
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
-import { type InstructionSet, openKernels } from "../lib/native/mod.ts";
+import { findDevice } from "../lib/native/cuda.ts";
+import { BACKENDS, type InstructionSet, openKernels } from "../lib/native/mod.ts";
 import { outputError, writeWhole } from "../lib/pipeline/files.ts";
 import {
   BIT_WIDTHS,
@@ -41,8 +42,6 @@ const INSTRUCTION_SETS = [
   "neon_dot",
   "simd128",
 ] as const satisfies InstructionSet[];
-const BACKENDS = ["auto", "native", "wasm"] as const;
-
 const HELP = `Usage: bench.ts [options]
 
 Measures on this machine and prints tables; every number in them is from this run.
@@ -65,7 +64,7 @@ Measures on this machine and prints tables; every number in them is from this ru
 } (0: whole row); default 64, 0 for phases; for peers and solvers a list, default 0,32
   --solver NAME      clip, round, feedback or best; default round and clip, with best at the fewest bits; of the peers all
   --threads N        1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others
-  --backend NAME     ${BACKENDS.join(", ")}
+  --backend NAME     ${BACKENDS.join(", ")}; auto is cpu here, and cuda measures the suite kernels on a GPU
   --isa NAME         ${INSTRUCTION_SETS.join(", ")}; default: the fastest
   --tasks LIST       puzzles of the accuracy suite, as in add,sort; default all
   --limit N          puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128 (16
@@ -200,7 +199,10 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
     throw fail('option "--packed" needs one --model, and the suite accuracy');
   }
   const quick = parsed["quick"] === true;
-  const isa = one("isa", INSTRUCTION_SETS);
+  const isa = one("isa", INSTRUCTION_SETS), backend = one("backend", BACKENDS) ?? "auto";
+  if (backend === "cuda" && suite.name !== "kernels") {
+    throw fail(`"--backend" cuda is for the suite kernels, got ${suite.name}`);
+  }
   return {
     suite,
     options: {
@@ -211,7 +213,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
       groupSizes: [...new Set<GroupSize>(groupSizes)],
       solvers: solver === undefined ? suite.defaults?.solvers ?? ["round", "clip"] : [solver],
       threads: whole("threads", 1, MAX_THREADS),
-      backend: one("backend", BACKENDS) ?? "auto",
+      backend,
       isa,
       seed: whole("seed", 0, 2 ** 32 - 1) ?? 1,
       tasks: given("tasks")?.split(","),
@@ -296,7 +298,14 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   if (out !== undefined) makeFolder(out);
   if (reportTarget !== undefined) prepareReport(reportTarget);
   const progress = (line: string) => void process.stderr.write(`${suite.name}: ${line}\n`);
-  using kernels = await openKernels({ backend: options.backend, isa, onMessage: progress });
+  const { backend } = options;
+  using device = backend === "cuda" ? await findDevice(true, progress) : undefined;
+  // measured is what runs on the CPU, whatever could quantize
+  using kernels = await openKernels({
+    backend: backend === "auto" || backend === "cuda" ? "cpu" : backend,
+    isa,
+    onMessage: progress,
+  });
   const environment = environmentOf(kernels);
   const command = commandLine("bench.ts", args);
   const header = formatHeader(command, environment);
@@ -304,7 +313,9 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
 
   const others = new OtherLoad();
   const begin = performance.now();
-  const measured = await suite.run({ kernels, environment, options, progress });
+  const measured = device === undefined
+    ? await suite.run({ kernels, environment, options, progress })
+    : (await import("../lib/eval/cuda_suite.ts")).measureCuda(device, kernels, options.quick, progress);
   const seconds = (performance.now() - begin) / 1000;
   const otherCores = others.cores();
   const report = {

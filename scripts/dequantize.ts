@@ -24,7 +24,7 @@ Turns a checkpoint written by quantize.ts back into plain safetensors files in t
 
   --dtype NAME     F32, F16 or BF16; default: each tensor's type before it was quantized
   --threads N      0 (default) is one per core
-  --backend NAME   auto (default), native or wasm
+  --backend NAME   auto (default), cuda, cpu, native or wasm
   --resume         go on with a run that was stopped
   --force          replace a finished output, or start over; touches only files that this tool wrote
   --quiet          print nothing but errors

@@ -74,7 +74,7 @@ Both:
   --trace              show the masks being filled, in place on a terminal and a line a step elsewhere;
                        put the way from noise to image into the PNG
   --threads N          0 (default) is one per core
-  --backend NAME       auto (default), native or wasm
+  --backend NAME       auto (default), cuda, cpu, native or wasm
   --no-time-parameters leave time_parameters.safetensors, which lies beside a quantized model, out of it
   --time-groups N      refuse time parameters of another number of time groups
   --ignore-memory      run although memory looks too small

@@ -46,7 +46,7 @@ Prints what a checkpoint (a folder or a .safetensors file) contains.
   --against ORIGINAL   also the error of each tensor against this checkpoint
   --verify             hold every file against the manifest: size and SHA-256
   --threads N          0 (default) is one per core
-  --backend NAME       auto (default), native or wasm
+  --backend NAME       auto (default), cuda, cpu, native or wasm
   --json               print JSON
   --help
 

@@ -45,7 +45,7 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
   --zero-point KIND    real (default), integer or symmetric
   --config FILE        YAML; see docs/configuration.md
   --threads N          0 (default) is one per core
-  --backend NAME       auto (default), native or wasm
+  --backend NAME       auto (default), cuda, cpu, native or wasm
   --dry-run            show what would be done, and by which rules; write nothing
   --resume             go on with a run that was stopped
   --force              replace a finished output, or start over; touches only files that this tool wrote

@@ -66,6 +66,7 @@ int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
     case AQ_E_NONFINITE: reason = "NaN or infinity among the weights"; break;
     case AQ_E_RANGE: reason = "weights too large for a half-precision scale"; break;
     case AQ_E_DEVICE: reason = "no device"; break;
+    case AQ_E_LIBRARY: reason = "no cuBLAS that can be opened, or it refuses"; break;
     case AQ_E_MEMORY: reason = "out of memory"; break;
     default:
       if (status < AQ_E_CUDA) reason = cudaGetErrorString((cudaError_t)(AQ_E_CUDA - status));
@@ -77,6 +78,7 @@ int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
 /* Streams ----------------------------------------------------------------------------------------------------------- */
 
 static void release(aq_stream_state *state) {
+  aq_cuda_release_cublas(state);
   if (state->stream) cudaStreamDestroy(state->stream);
   if (state->faults) cudaFree(state->faults);
   if (state->partials) cudaFree(state->partials);

@@ -24,6 +24,7 @@ struct aq_stream_state {
   void *scratch;    /* of the device, for what a function needs on its way; grows */
   size_t scratch_bytes;
   cudaEvent_t begin, end; /* of aq_cuda_begin_timing */
+  void *cublas;           /* cuBLAS's handle, once it was used */
 };
 
 struct aq_buffer_state {
@@ -41,6 +42,9 @@ aq_stream_state *aq_cuda_use(aq_cuda_stream stream, int32_t *status);
 
 /* At least `bytes` of the stream's scratch memory, its contents unspecified. */
 void *aq_cuda_scratch(aq_stream_state *stream, size_t bytes, int32_t *status);
+
+/* Gives back cuBLAS's handle of a stream. */
+void aq_cuda_release_cublas(aq_stream_state *stream);
 
 /* What a launch left behind. */
 static inline int32_t aq_cuda_launched(void) { return aq_cuda_status(cudaGetLastError()); }

@@ -24,6 +24,7 @@ extern "C" {
 
 #define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
 #define AQ_E_MEMORY (-101) /* the device or the host has no room left */
+#define AQ_E_LIBRARY (-102) /* cuBLAS is not on this machine, or refuses */
 #define AQ_E_CUDA (-1000)  /* minus the number of the CUDA runtime's error: see aq_cuda_describe_status */
 
 typedef size_t aq_cuda_buffer; /* 0: none */
@@ -155,6 +156,11 @@ AQ_API int32_t aq_cuda_linear_packed_int8(aq_cuda_buffer codes, aq_cuda_buffer x
                                           size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
                                           aq_cuda_buffer zero_point, aq_cuda_buffer bias, size_t rows, size_t cols,
                                           int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* For comparisons: cuBLAS's out[t, n] = sum_k x[t, k] weights[n, k], everything bfloat16, sums in float32. The library is looked for when
+ * this is called first: AQ_E_LIBRARY without it. */
+AQ_API int32_t aq_cuda_linear_cublas(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer weights, size_t rows, size_t cols,
+                                     aq_cuda_buffer out, aq_cuda_stream stream);
 
 /* Models: the functions of arrowquant.h, within a few units in the last place of the terms that are added up; buffers may be the same
  * where they say so there. Those that look at numbers for being in range wait; the others do not. ------------------------- */

@@ -126,6 +126,7 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
     folder: "cuda",
     units: [
       { source: "context.cu", flags: exact },
+      { source: "cublas.cu", flags: exact },
       { source: "dequantize.cu", flags: exact },
       { source: "quantize.cu", flags: exact },
       { source: "statistics.cu", flags: exact },
@@ -148,7 +149,7 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
       `-gencode=arch=compute_${newest},code=compute_${newest}`,
     ],
     // the runtime is linked in: its symbols must not meet those of another copy in the process
-    linkFlags: ["-shared", "-Xlinker=--exclude-libs=ALL", "-Xlinker=--as-needed"],
+    linkFlags: ["-shared", "-Xlinker=--exclude-libs=ALL", "-Xlinker=--as-needed", "-ldl"],
     fileName: "libarrowquant_cuda.so",
   };
 }

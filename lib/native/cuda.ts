@@ -1,7 +1,7 @@
 /**
  * The CUDA kernels: a second library, found and opened like the CPU's and built by `scripts/build.ts --cuda`
- * only. It opens on a machine without a device and says so in one line. No backend of a configuration uses it
- * yet; docs/cuda.md has what has been run on a device and what has not.
+ * only. It opens on a machine without a device and says so in one line. docs/cuda.md has what has been run on a device
+ * and what has not.
  */
 import { join } from "node:path";
 import process from "node:process";
@@ -111,14 +111,52 @@ async function cachedLibrary(
  */
 export async function openCuda(options: OpenCudaOptions = {}): Promise<CudaKernels> {
   const attempts: Attempt[] = [];
-  const path = options.library ?? (environment("ARROWQUANT_CUDA_LIBRARY") || undefined) ??
-    await cachedLibrary(attempts, options.build ?? false, options.onMessage ?? (() => {}));
+  const path = await libraryPath(options, attempts);
   if (path === undefined) {
-    const reasons = attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
     throw new KernelError(
-      `Cannot open the CUDA kernels: ${reasons}; name a library with ARROWQUANT_CUDA_LIBRARY`,
+      `Cannot open the CUDA kernels: ${reasonsOf(attempts)}; name a library with ARROWQUANT_CUDA_LIBRARY`,
     );
   }
+  return await openAt(path);
+}
+
+/**
+ * The CUDA library with a device to use.
+ *
+ * @param wanted whether it is an error that there is none
+ * @returns undefined, where none is wanted, without a library and, with a line, without a device
+ * @throws {KernelError} when one is wanted and there is none, or the library does not open
+ */
+export async function findDevice(
+  wanted: boolean,
+  onMessage: (line: string) => void,
+): Promise<CudaKernels | undefined> {
+  const attempts: Attempt[] = [];
+  const path = await libraryPath({}, attempts);
+  const fail = (reason: string) =>
+    new KernelError(`Cannot use the backend "cuda": ${reason}; use the backend "cpu", or "auto"`);
+  if (path === undefined) {
+    if (wanted) throw fail(reasonsOf(attempts));
+    return undefined;
+  }
+  const cuda = await openAt(path);
+  if (cuda.devices > 0) return cuda;
+  const reason = cuda.describe();
+  cuda.close();
+  if (wanted) throw fail(reason);
+  onMessage(`${reason}; quantizing on the CPU`);
+  return undefined;
+}
+
+async function libraryPath(options: OpenCudaOptions, attempts: Attempt[]): Promise<string | undefined> {
+  return options.library ?? (environment("ARROWQUANT_CUDA_LIBRARY") || undefined) ??
+    await cachedLibrary(attempts, options.build ?? false, options.onMessage ?? (() => {}));
+}
+
+const reasonsOf = (attempts: readonly Attempt[]) =>
+  attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
+
+async function openAt(path: string): Promise<CudaKernels> {
   const abi = (calls: CallsOf<typeof CUDA_SYMBOLS>) => calls.aq_cuda_abi_version();
   const library = await openSymbols(path, CUDA_SYMBOLS, abi, CUDA_ABI_VERSION);
   const count = new Int32Array(1);

@@ -229,6 +229,12 @@ export const CUDA_SYMBOLS = {
     ],
     result: "i32",
   },
+  // int32_t aq_cuda_linear_cublas(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer weights, size_t rows, size_t cols,
+  //     aq_cuda_buffer out, aq_cuda_stream stream)
+  aq_cuda_linear_cublas: {
+    parameters: ["usize", "usize", "usize", "usize", "usize", "usize", "usize"],
+    result: "i32",
+  },
   // int32_t aq_cuda_linear(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer weights, int32_t dtype, aq_cuda_buffer
   //     bias, size_t rows, size_t cols, aq_cuda_buffer out, aq_cuda_stream stream)
   aq_cuda_linear: {

@@ -10,8 +10,12 @@ import { ABI_VERSION, type NativeCalls, type NativeSize, type OpenedLibrary } fr
 export { ABI_VERSION, type NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
 
-/** `auto` prefers a native library and says so when it has to take WebAssembly. */
-export type BackendChoice = "auto" | "native" | "wasm";
+/**
+ * `cpu` prefers a native library and says so when it has to take WebAssembly; `native` and `wasm` are one of them only.
+ * `cuda` is `cpu` with a GPU that quantizes, and an error without one; `auto` is `cuda` where there is a GPU, else `cpu`.
+ */
+export type BackendChoice = (typeof BACKENDS)[number];
+export const BACKENDS = ["auto", "cuda", "cpu", "native", "wasm"] as const;
 
 /** The value is the header's `AQ_ISA_*`. */
 const INSTRUCTION_SETS = {
@@ -41,7 +45,10 @@ export interface OpenOptions {
 
 /** Opened kernels. Which ones they are is public, and belongs in every log and measurement. */
 export interface Kernels {
+  /** What runs on the CPU. */
   readonly backend: "native" | "wasm";
+  /** One line about the GPU that quantizes; undefined where the CPU does. */
+  readonly device?: string | undefined;
   readonly isa: InstructionSet;
   /** Path of the library, or `embedded`. */
   readonly library: string;
@@ -117,7 +124,11 @@ const tellByDefault = (line: string) => {
  * imported over HTTP instead, the library of its release, fetched before or now, unless `ARROWQUANT_FETCH` is 0;
  * WebAssembly.
  *
- * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something
+ * With `auto` and `cuda` the CUDA library is looked for, too: the one that `ARROWQUANT_CUDA_LIBRARY` names, or a cached build.
+ * `auto` goes without a word where there is none, and with one line where there is one but no GPU.
+ *
+ * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something, unless the CUDA library that was named
+ * or built does not open
  *
  * @example
  * ```ts
@@ -127,12 +138,34 @@ const tellByDefault = (line: string) => {
  * ```
  */
 export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
-  const { backend = "auto", library, isa, onMessage = tellByDefault } = options;
-  if (backend !== "auto" && backend !== "native" && backend !== "wasm") {
+  const { backend = "auto", onMessage = tellByDefault } = options;
+  if (!BACKENDS.includes(backend)) {
     throw new RangeError(
-      `Cannot open the kernels: backend must be auto, native or wasm, got ${JSON.stringify(backend)}`,
+      `Cannot open the kernels: backend must be one of ${BACKENDS.join(", ")}, got ${
+        JSON.stringify(backend)
+      }`,
     );
   }
+  if (backend !== "auto" && backend !== "cuda") return await openCpu({ ...options, backend, onMessage });
+  const base = await openCpu({ ...options, backend: "cpu", onMessage });
+  try {
+    const { findDevice } = await import("./cuda.ts");
+    const cuda = await findDevice(backend === "cuda", onMessage);
+    if (cuda === undefined) return base;
+    const { withCuda } = await import("./cuda_kernels.ts");
+    return withCuda(base, cuda);
+  } catch (error) {
+    base.close();
+    throw error;
+  }
+}
+
+interface CpuOptions extends OpenOptions {
+  readonly backend: "cpu" | "native" | "wasm";
+  readonly onMessage: (line: string) => void;
+}
+
+async function openCpu({ backend, library, isa, onMessage }: CpuOptions): Promise<Kernels> {
   if (isa !== undefined && !Object.hasOwn(INSTRUCTION_SETS, isa)) {
     const known = Object.keys(INSTRUCTION_SETS).join(", ");
     throw new RangeError(

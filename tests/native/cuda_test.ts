@@ -2,10 +2,12 @@ import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { CUDA_ABI_VERSION, CUDA_SYMBOLS } from "../../lib/native/cuda_symbols.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda.ts";
 import { openKernels } from "../../lib/native/mod.ts";
+import { quantize } from "../../lib/quant/mod.ts";
 
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
 const header = read("kernels/include/arrowquant_cuda.h");
@@ -111,7 +113,7 @@ describe("openCuda", () => {
     using cuda = await opened();
     if (cuda === undefined) return;
     if (cuda.devices === 0) return console.log(`skipped: ${cuda.describe()}`);
-    using kernels = await openKernels();
+    using kernels = await openKernels({ backend: "cpu" });
     const [rows, cols, bits, groupSize] = [37, 300, 4, 64];
     const words = Math.ceil(cols * bits / 32), groups = Math.ceil(cols / groupSize);
     const weights = Float32Array.from({ length: rows * cols }, (_, i) => Math.sin(i * i));
@@ -152,5 +154,81 @@ describe("openCuda", () => {
     expect(restored).toEqual(wanted);
     for (const buffer of [w, packed, scale, zero, out]) ok(cuda.calls.aq_cuda_free(buffer!));
     ok(cuda.calls.aq_cuda_free_stream(stream));
+  });
+});
+
+describe("backend", () => {
+  const weights = {
+    data: Float32Array.from({ length: 37 * 300 }, (_, i) => Math.sin(i * i)),
+    dtype: "F32",
+  } as const;
+
+  test("a CUDA library that does not open is an error, for auto too", async () => {
+    const before = process.env["ARROWQUANT_CUDA_LIBRARY"];
+    process.env["ARROWQUANT_CUDA_LIBRARY"] = join(tmpdir(), "no-such-cuda.so");
+    try {
+      for (const backend of ["auto", "cuda"] as const) {
+        await expect(openKernels({ backend })).rejects.toThrow(/no-such-cuda\.so.*no such file/);
+      }
+      const cpu = await openKernels({ backend: "cpu" });
+      expect(cpu.device).toBe(undefined);
+      cpu.close();
+    } finally {
+      if (before === undefined) delete process.env["ARROWQUANT_CUDA_LIBRARY"];
+      else process.env["ARROWQUANT_CUDA_LIBRARY"] = before;
+    }
+  });
+
+  test("without a GPU auto takes the CPU and cuda is an error with the way out", async () => {
+    const cuda = await opened();
+    const found = cuda?.devices ?? 0, line = cuda?.describe();
+    cuda?.close();
+    if (found > 0) return console.log(`skipped: this has a GPU: ${line}`);
+    const lines: string[] = [];
+    using auto = await openKernels({ onMessage: (line) => lines.push(line) });
+    expect(auto.device).toBe(undefined);
+    expect(lines.filter((line) => /cuda/.test(line))).toEqual(
+      line === undefined ? [] : [`${line}; quantizing on the CPU`],
+    );
+    await expect(openKernels({ backend: "cuda" })).rejects.toThrow(
+      /^Cannot use the backend "cuda": .*(no device|build\.ts --cuda|on Linux only).*; use the backend "cpu", or "auto"$/,
+    );
+  });
+
+  test("a GPU's packed tensors are the CPU's, byte for byte, and so are its complaints", async () => {
+    const found = await opened();
+    const devices = found?.devices ?? 0, line = found?.describe();
+    found?.close();
+    if (devices === 0) return console.log(`skipped: ${line ?? "no CUDA library"}`);
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    expect(gpu.device).toBe(line!);
+    expect(gpu.describe()).toBe(`${line}; ${cpu.describe()}`);
+    const columnWeights = Float32Array.from({ length: 300 }, (_, i) => i % 7);
+    for (const bits of [2, 3, 4, 8] as const) {
+      for (
+        const options of [
+          { solver: "round" },
+          { solver: "round", zeroPoint: "symmetric", groupSize: 0 },
+          { solver: "clip", zeroPoint: "integer" },
+          { solver: "clip", groupSize: 32, columnWeights },
+          { solver: "clip", scaleBits: 4 },
+          { solver: "round", scaleBits: 6, groupSize: 128 },
+        ] as const
+      ) {
+        expect(quantize(gpu, weights, 37, 300, { bits, ...options }))
+          .toEqual(quantize(cpu, weights, 37, 300, { bits, ...options }));
+      }
+    }
+    const wrong = { data: weights.data.slice(), dtype: "F32" } as const;
+    wrong.data[1234] = NaN;
+    expect(() => quantize(gpu, wrong, 37, 300, { bits: 4 })).toThrow(/row 4, column 34 is NaN/);
+    wrong.data[1234] = 3e38;
+    expect(() => quantize(gpu, wrong, 37, 300, { bits: 4 })).toThrow(/too large for a half-precision scale/);
+    expect(quantize(gpu, { data: new Float32Array(0), dtype: "F32" }, 0, 8, { bits: 4 }).packed.length).toBe(
+      0,
+    );
+    gpu.close();
+    expect(() => gpu.calls).toThrow(/was closed/);
   });
 });

@@ -98,8 +98,14 @@ struct fiber {
 
 #define AQ_SHARED_LIMIT ((size_t)227 << 10)
 
+struct stack_list : std::vector<uint8_t *> {
+  ~stack_list() {
+    for (uint8_t *stack : *this) free(stack);
+  }
+};
+
 inline std::vector<fiber> fibers;
-inline std::vector<uint8_t *> stacks;
+inline stack_list stacks;
 inline place scheduler;
 inline fiber *current;
 inline const std::function<void()> *body;
