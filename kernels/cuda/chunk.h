@@ -32,17 +32,15 @@ struct aq_layout {
   size_t rows, cols;
   int32_t bits;
   size_t group_size, groups, words, chunks;
+  int32_t group_shift; /* column >> group_shift is its group */
 };
 
 AQ_FUNCTION aq_layout aq_layout_of(size_t rows, size_t cols, int32_t bits, size_t group_size) {
   const size_t size = group_size == 0 || group_size > cols ? cols : group_size;
-  return {rows,
-          cols,
-          bits,
-          size,
-          (cols - 1) / size + 1,
-          (cols * (size_t)bits + 31) / 32,
-          (cols - 1) / AQ_CHUNK + 1};
+  const size_t groups = (cols - 1) / size + 1;
+  int32_t shift = groups == 1 ? 63 : 0; /* sizes are powers of two, or all of a row */
+  while (groups > 1 && ((size_t)1 << shift) < size) shift++;
+  return {rows, cols, bits, size, groups, (cols * (size_t)bits + 31) / 32, (cols - 1) / AQ_CHUNK + 1, shift};
 }
 
 /* a / b, by the short division where both are short. */
@@ -82,6 +80,37 @@ AQ_FUNCTION void aq_write16(void *to, const aq_words4 &v) {
 #endif
 }
 
+/* A half float's value, and two numbers as half or bfloat16: the device's instructions round as half.h does. */
+AQ_FUNCTION float aq_half_value(uint16_t half) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+  return value;
+#else
+  return aq_float_from_half(half);
+#endif
+}
+
+AQ_FUNCTION uint32_t aq_two_halves(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#else
+  return (uint32_t)aq_half_from_float(low) | (uint32_t)aq_half_from_float(high) << 16;
+#endif
+}
+
+AQ_FUNCTION uint32_t aq_two_bfloats(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#else
+  return (uint32_t)aq_bfloat_from_float(low) | (uint32_t)aq_bfloat_from_float(high) << 16;
+#endif
+}
+
 AQ_FUNCTION float aq_load_element(const void *in, int32_t dtype, size_t i) {
   switch (dtype) {
     case AQ_F32: return ((const float *)in)[i];
@@ -115,7 +144,7 @@ AQ_FUNCTION void aq_load_chunk(const void *in, int32_t dtype, size_t first, size
     const aq_words4 v = aq_read16((const uint16_t *)in + first);
     for (int k = 0; k < AQ_CHUNK; k++) {
       const uint16_t element = (uint16_t)(v.at[k / 2] >> (k & 1) * 16);
-      values[k] = dtype == AQ_F16 ? aq_float_from_half(element) : aq_float_from_bfloat(element);
+      values[k] = dtype == AQ_F16 ? aq_half_value(element) : aq_float_from_bfloat(element);
     }
     return;
   }
@@ -136,9 +165,7 @@ AQ_FUNCTION void aq_store_chunk(const float values[AQ_CHUNK], void *out, int32_t
     aq_words4 v;
     for (int k = 0; k < 4; k++) {
       const float low = values[2 * k], high = values[2 * k + 1];
-      v.at[k] = dtype == AQ_F16
-                    ? (uint32_t)aq_half_from_float(low) | (uint32_t)aq_half_from_float(high) << 16
-                    : (uint32_t)aq_bfloat_from_float(low) | (uint32_t)aq_bfloat_from_float(high) << 16;
+      v.at[k] = dtype == AQ_F16 ? aq_two_halves(low, high) : aq_two_bfloats(low, high);
     }
     aq_write16((uint16_t *)out + first, v);
     return;
@@ -231,31 +258,42 @@ struct aq_packed_matrix {
 
 AQ_FUNCTION aq_grid aq_stored_grid(const aq_packed_matrix &matrix, size_t row, size_t group) {
   const size_t at = row * matrix.layout.groups + group;
-  return {aq_float_from_half(matrix.scale[at]), matrix.zero_point ? aq_float_from_half(matrix.zero_point[at])
-                                                                  : (float)(1 << (matrix.layout.bits - 1))};
+  return {aq_half_value(matrix.scale[at]),
+          matrix.zero_point ? aq_half_value(matrix.zero_point[at]) : (float)(1 << (matrix.layout.bits - 1))};
 }
 
 /* A chunk lies in one group: group sizes are multiples of eight, or the whole row. */
 AQ_FUNCTION void aq_dequantize_chunk(const aq_packed_matrix &matrix, size_t row, size_t chunk, float values[AQ_CHUNK]) {
   const uint64_t codes = aq_read_codes(matrix.packed, matrix.layout, row, chunk);
-  const aq_grid grid = aq_stored_grid(matrix, row, aq_quotient(chunk * AQ_CHUNK, matrix.layout.group_size));
+  const aq_grid grid = aq_stored_grid(matrix, row, chunk * AQ_CHUNK >> matrix.layout.group_shift);
   for (int k = 0; k < AQ_CHUNK; k++) values[k] = aq_decode(aq_code_of(codes, k, matrix.layout.bits), grid);
+}
+
+/* Chunks of a dequantizing thread, one behind the other: where it stands is worked out once for all. */
+#define AQ_DEQUANTIZED 2
+
+AQ_FUNCTION size_t aq_dequantize_threads(const aq_layout &layout) {
+  return layout.rows * ((layout.chunks - 1) / AQ_DEQUANTIZED + 1);
 }
 
 AQ_FUNCTION void aq_dequantize_thread(const aq_packed_matrix &matrix, void *out, int32_t dtype, size_t i) {
   const aq_layout &layout = matrix.layout;
-  const size_t row = aq_quotient(i, layout.chunks), chunk = i - row * layout.chunks;
-  float values[AQ_CHUNK];
-  aq_dequantize_chunk(matrix, row, chunk, values);
-  aq_store_chunk(values, out, dtype, row * layout.cols + chunk * AQ_CHUNK, aq_chunk_columns(layout, chunk));
+  const size_t runs = (layout.chunks - 1) / AQ_DEQUANTIZED + 1, row = aq_quotient(i, runs);
+  const size_t first = (i - row * runs) * AQ_DEQUANTIZED;
+  for (size_t chunk = first; chunk < first + AQ_DEQUANTIZED && chunk < layout.chunks; chunk++) {
+    float values[AQ_CHUNK];
+    aq_dequantize_chunk(matrix, row, chunk, values);
+    aq_store_chunk(values, out, dtype, row * layout.cols + chunk * AQ_CHUNK, aq_chunk_columns(layout, chunk));
+  }
 }
 
 /* Quantize ------------------------------------------------------------------------------------------------------------ */
 
-/* Lanes that share a group of up to 256 columns, a chunk each: a power of two, so that shuffles reduce over them. */
+/* Chunks of a lane, and lanes that share a group of up to 256 columns: a power of two, so that shuffles reduce over them. */
+#define AQ_LANE_CHUNKS 2
 AQ_FUNCTION int aq_group_lanes(const aq_layout &layout) {
   int lanes = 1;
-  while ((size_t)lanes * AQ_CHUNK < layout.group_size) lanes *= 2;
+  while ((size_t)lanes * AQ_LANE_CHUNKS * AQ_CHUNK < layout.group_size) lanes *= 2;
   return lanes;
 }
 
@@ -295,11 +333,30 @@ AQ_FUNCTION aq_range aq_chunk_range(const float values[AQ_CHUNK], size_t n) {
   return range;
 }
 
+#if defined(__CUDA_ARCH__)
+#define AQ_FMA __fmaf_rn
+#else
+#define AQ_FMA __builtin_fmaf
+#endif
+
+/* weight / scale as IEEE rounds it, by the nearest number to 1 / scale: one step of Newton's on the quotient is exact (Markstein 1990)
+ * where its remainder is no denormal number. Where it is, the quotient is below 2^-78 - scales are half floats - and vanishes beside
+ * any zero point but 0, whose code it does not change. */
+AQ_FUNCTION float aq_quotient_by(float weight, float scale, float inverse) {
+  const float near = weight * inverse;
+  return AQ_FMA(AQ_FMA(-near, scale, weight), inverse, near);
+}
+
+/* aq_encode of a chunk. */
 AQ_FUNCTION uint64_t aq_encode_chunk(const float values[AQ_CHUNK], size_t n, aq_grid grid, int32_t bits) {
-  const float code_max = (float)((1 << bits) - 1);
+  const float code_max = (float)((1 << bits) - 1), inverse = 1.0f / grid.scale;
   uint64_t codes = 0;
-  for (int k = 0; k < AQ_CHUNK; k++)
-    if ((size_t)k < n) codes |= (uint64_t)aq_encode(values[k], grid, code_max) << (k * bits);
+  for (int k = 0; k < AQ_CHUNK; k++) {
+    float position = aq_quotient_by(values[k], grid.scale, inverse) + grid.zero_point;
+    position = position > 0.0f ? position : 0.0f;
+    position = position < code_max ? position : code_max;
+    if ((size_t)k < n) codes |= (uint64_t)(uint32_t)aq_round_even(position) << (k * bits);
+  }
   return codes;
 }
 

@@ -11,9 +11,21 @@ static __global__ void unpack(aq_layout layout, const uint32_t *packed, uint8_t 
     aq_unpack_thread(layout, packed, codes, i);
 }
 
-static __global__ void dequantize(aq_packed_matrix matrix, void *out, int32_t dtype) {
-  for (size_t i = aq_thread(); i < matrix.layout.rows * matrix.layout.chunks; i += aq_all_threads())
-    aq_dequantize_thread(matrix, out, dtype, i);
+template <int BITS, int DTYPE>
+static __global__ void __launch_bounds__(AQ_BLOCK) dequantize(aq_packed_matrix matrix, void *out) {
+  matrix.layout.bits = BITS; /* known to the compiler */
+  for (size_t i = aq_thread(); i < aq_dequantize_threads(matrix.layout); i += aq_all_threads())
+    aq_dequantize_thread(matrix, out, DTYPE, i);
+}
+
+template <int BITS>
+static void launch_dequantize(const aq_packed_matrix &matrix, void *out, int32_t dtype, const aq_stream_state *on) {
+  const unsigned blocks = aq_cuda_blocks(aq_dequantize_threads(matrix.layout), AQ_BLOCK);
+  switch (dtype) {
+    case AQ_F32: aq_launch(on, dequantize<BITS, AQ_F32>, blocks, AQ_BLOCK, 0, matrix, out); break;
+    case AQ_F16: aq_launch(on, dequantize<BITS, AQ_F16>, blocks, AQ_BLOCK, 0, matrix, out); break;
+    default: aq_launch(on, dequantize<BITS, AQ_BF16>, blocks, AQ_BLOCK, 0, matrix, out); break;
+  }
 }
 
 int32_t aq_cuda_pack_codes(aq_cuda_buffer codes, size_t rows, size_t cols, int32_t bits, aq_cuda_buffer packed,
@@ -62,6 +74,11 @@ int32_t aq_cuda_dequantize(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_
       aq_cuda_packed(packed, scale, zero_point, rows, cols, bits, group_size, on, &status);
   void *values = aq_cuda_memory(out, rows * cols, aq_dtype_bytes(dtype), on, &status);
   if (status != AQ_OK) return status;
-  aq_launch(on, dequantize, aq_cuda_blocks(rows * matrix.layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, matrix, values, dtype);
+  switch (bits) {
+    case 2: launch_dequantize<2>(matrix, values, dtype, on); break;
+    case 3: launch_dequantize<3>(matrix, values, dtype, on); break;
+    case 4: launch_dequantize<4>(matrix, values, dtype, on); break;
+    default: launch_dequantize<8>(matrix, values, dtype, on); break;
+  }
   return aq_cuda_launched();
 }

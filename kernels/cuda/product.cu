@@ -147,7 +147,7 @@ static __global__ void __launch_bounds__(FEW_WARPS * 32) few_fragments(aq_fragme
         aq_multiply_fragments(sums[tile], second, x.at + 2);
       }
       if ((w + 1) % view.fold != 0) continue;
-      const size_t group = aq_smaller(aq_quotient(window * AQ_WINDOW, matrix.layout.group_size), matrix.layout.groups - 1);
+      const size_t group = aq_smaller(window * AQ_WINDOW >> matrix.layout.group_shift, matrix.layout.groups - 1);
       const aq_grid above = aq_stored_grid(matrix, aq_smaller(row + (unsigned)g, last_row), group);
       const aq_grid below = aq_stored_grid(matrix, aq_smaller(row + (unsigned)g + 8, last_row), group);
       const float *x = view.sums + window / (unsigned)view.fold * view.columns + column + (unsigned)(2 * t);
@@ -265,7 +265,7 @@ static __global__ void __launch_bounds__(MANY_THREADS, 1) many_fragments(aq_frag
       }
       if ((w + 1) % view.fold != 0) continue;
       const size_t window = stage * AQ_STAGE_WINDOWS + (size_t)w;
-      const size_t group = aq_smaller(aq_quotient(window * AQ_WINDOW, matrix.layout.group_size), matrix.layout.groups - 1);
+      const size_t group = aq_smaller(window * AQ_WINDOW >> matrix.layout.group_shift, matrix.layout.groups - 1);
       const float *const own_sums = x_sums + w / view.fold * MANY_TILE + warp_column + 2 * t;
 #pragma unroll
       for (int i = 0; i < 2; i++) {

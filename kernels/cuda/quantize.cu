@@ -36,36 +36,52 @@ struct aq_warp {
   }
 };
 
-/* `lanes` threads a group, of up to 32 chunks. */
-static __global__ void round_groups(aq_quantize_view view, int lanes, int32_t *faults) {
+/* `lanes` threads a group, AQ_LANE_CHUNKS chunks each. */
+template <int BITS>
+static __global__ void __launch_bounds__(AQ_BLOCK) round_groups(aq_quantize_view view, int lanes, int32_t *faults) {
+  view.layout.bits = BITS; /* known to the compiler */
   const size_t units = view.layout.rows * view.layout.groups;
   const size_t warp_lane = threadIdx.x % 32;
-  for (size_t i = aq_thread(); i - warp_lane < units * (size_t)lanes; i += aq_all_threads()) {
-    const size_t unit = i / (unsigned)lanes, lane = i % (unsigned)lanes;
+  const int shift = 31 - __clz(lanes);
+  for (size_t i = aq_thread(); i - warp_lane < units << shift; i += aq_all_threads()) {
+    const size_t unit = i >> shift, lane = (i & (size_t)(lanes - 1)) * AQ_LANE_CHUNKS;
     const bool there = unit < units;
     aq_group_place place = {};
-    float values[AQ_CHUNK];
-    size_t n = 0;
-    if (there) {
-      place = aq_place_group(view.layout, unit);
-      n = aq_load_lane(view, place, lane, values);
-    }
-    aq_range range = aq_chunk_range(values, n);
+    float values[AQ_LANE_CHUNKS][AQ_CHUNK];
+    size_t n[AQ_LANE_CHUNKS] = {};
+    if (there) place = aq_place_group(view.layout, unit);
+    aq_range range = aq_empty_range();
+#pragma unroll
+    for (int c = 0; c < AQ_LANE_CHUNKS; c++)
+      if (there) n[c] = aq_load_lane(view, place, lane + (size_t)c, values[c]);
+#pragma unroll
+    for (int c = 0; c < AQ_LANE_CHUNKS; c++) range = aq_joined_range(range, aq_chunk_range(values[c], n[c]));
     for (int distance = lanes / 2; distance > 0; distance /= 2)
       range = aq_joined_range(range, aq_warp::exchanged(range, distance));
     if (!there) continue;
     aq_grid grid;
     const int32_t fault =
         !range.finite ? AQ_FAULT_NONFINITE
-        : aq_round_grid(range.minimum, range.maximum, view.layout.bits, view.zero_point_kind, &grid) != AQ_OK
-            ? AQ_FAULT_RANGE
-            : 0;
+        : aq_round_grid(range.minimum, range.maximum, BITS, view.zero_point_kind, &grid) != AQ_OK ? AQ_FAULT_RANGE
+                                                                                                 : 0;
     if (fault) {
       if (lane == 0) atomicOr(faults, fault);
       continue;
     }
-    aq_write_lane(view, place, lane, values, n, grid);
+#pragma unroll
+    for (int c = 0; c < AQ_LANE_CHUNKS; c++) aq_write_lane(view, place, lane + (size_t)c, values[c], n[c], grid);
     if (lane == 0) aq_write_grid(view, unit, grid);
+  }
+}
+
+static void launch_round(const aq_quantize_view &view, const aq_stream_state *on) {
+  const int lanes = aq_group_lanes(view.layout);
+  const unsigned blocks = aq_cuda_blocks(view.layout.rows * view.layout.groups * (size_t)lanes, AQ_BLOCK);
+  switch (view.layout.bits) {
+    case 2: aq_launch(on, round_groups<2>, blocks, AQ_BLOCK, 0, view, lanes, on->faults); break;
+    case 3: aq_launch(on, round_groups<3>, blocks, AQ_BLOCK, 0, view, lanes, on->faults); break;
+    case 4: aq_launch(on, round_groups<4>, blocks, AQ_BLOCK, 0, view, lanes, on->faults); break;
+    default: aq_launch(on, round_groups<8>, blocks, AQ_BLOCK, 0, view, lanes, on->faults); break;
   }
 }
 
@@ -129,8 +145,7 @@ static int32_t quantize(aq_cuda_buffer weights, int32_t dtype, size_t rows, size
     if (status != AQ_OK) return status;
     aq_launch(on, clip_tiles, aq_cuda_blocks(units, groups), (unsigned)groups, bytes, view, on->faults);
   } else {
-    const int lanes = aq_group_lanes(layout);
-    aq_launch(on, round_groups, aq_cuda_blocks(units * (size_t)lanes, AQ_BLOCK), AQ_BLOCK, 0, view, lanes, on->faults);
+    launch_round(view, on);
   }
   status = aq_cuda_launched();
   return status == AQ_OK ? aq_cuda_read_faults(on) : status;

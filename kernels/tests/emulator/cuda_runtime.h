@@ -290,8 +290,7 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
   return c;
 }
 
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
+inline int __clz(int value) { return value ? __builtin_clz((unsigned)value) : 32; }
 
 /* Runtime ----------------------------------------------------------------------------------------------------------- */
 
