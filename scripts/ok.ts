@@ -98,29 +98,55 @@ function oracle(compiler: string, work: string): { commands: string[][]; objects
   return { commands, objects };
 }
 
-/** The CUDA kernels' threads as host code against the oracle, plainly and under sanitizers. */
+/**
+ * The CUDA library's own sources on the host, with the emulator's headers in place of CUDA's: its loader and what quantizes through it
+ * in Bun and in Deno, then the driver against the oracle, plainly and under sanitizers.
+ */
 function cudaHostChecks(compiler: string, work: string, sanitize: readonly string[]): string[][] {
   const { commands, objects } = oracle(compiler, work);
-  const flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"];
-  const build = (own: readonly string[], program: string) => {
-    return [
+  const plan = cudaPlan(["90"]);
+  const sources = plan.units.map((unit) => `kernels/cuda/${unit.source}`), driver = "kernels/tests/cuda.cu";
+  const warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"];
+  const base = ["c++", "-std=c++17", ...warnings, "-ffp-contract=off", "-Ikernels/tests/emulator"];
+  const library = join(work, `emulated-${plan.fileName}`);
+  const plain = join(work, "cuda-host"), sanitized = join(work, "cuda-host-sanitized");
+  const libraries = ["-lm", "-pthread", "-ldl"];
+  const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`], test = "tests/native/cuda_test.ts";
+  return [
+    ...commands,
+    [
+      ...base,
+      "-O2",
+      "-fPIC",
+      "-fvisibility=hidden",
+      "-shared",
+      "-x",
       "c++",
-      ...flags,
-      ...own,
-      "kernels/tests/cuda_host.cpp",
+      ...sources,
+      "-o",
+      library,
+      "-ldl",
+    ],
+    [...opened, bun, "test", test, "--timeout", "120000"],
+    [...opened, deno, "test", "-A", "--no-check", importMap, test],
+    [...base, "-O2", "-x", "c++", driver, "-x", "none", ...objects, library, "-o", plain, ...libraries],
+    [plain, "1", "quick"],
+    [
+      ...base,
+      ...sanitize,
+      "-x",
+      "c++",
+      driver,
+      ...sources,
+      "-x",
+      "none",
       ...objects,
       "-o",
-      program,
-      "-lm",
-      "-pthread",
-    ];
-  };
-  const plain = join(work, "cuda-host"), sanitized = join(work, "cuda-host-sanitized");
-  return [...commands, build(["-O2"], plain), [plain, "1"], build(sanitize, sanitized), [
-    sanitized,
-    "2",
-    "quick",
-  ]];
+      sanitized,
+      ...libraries,
+    ],
+    [sanitized, "2", "quick"],
+  ];
 }
 
 /** The CUDA library for one architecture, its loader in Bun and in Deno, and the driver, which needs a device. */
@@ -211,7 +237,7 @@ async function steps(work: string): Promise<Step[]> {
       ...noCompiler,
     },
     {
-      name: "CUDA threads on the host",
+      name: "CUDA kernels on the host",
       commands: cudaHostChecks(cc, work, sanitize),
       ...(compiler === undefined || cxx === undefined ? { skip: "no C or no C++ compiler (c++)" } : {}),
     },

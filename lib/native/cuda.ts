@@ -13,6 +13,7 @@ import {
   type Attempt,
   cacheFolder,
   environment,
+  hasFfi,
   openSymbols,
   PERMISSIONS,
   runtimeName,
@@ -67,6 +68,7 @@ async function cachedLibrary(
     attempts.push({ candidate, outcome });
     return undefined;
   };
+  if (!hasFfi()) return pass("CUDA library", "this runtime has no FFI, use Bun or Deno");
   const denied = PERMISSIONS.filter((name) => !isAllowed({ name }));
   if (denied.length > 0) {
     return pass("CUDA library", `needs ${denied.map((name) => `--allow-${name}`).join(" ")}`);

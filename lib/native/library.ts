@@ -125,7 +125,9 @@ export async function findCompiler(): Promise<{ command: string; version: string
 export const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
 
 /** Whether this runtime can call a shared library. */
-const hasFfi = () => (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;
+/** Whether this runtime can open a library. */
+export const hasFfi = () =>
+  (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;
 
 /**
  * The native library by the documented order: `chosen`, `ARROWQUANT_LIBRARY`; then, of a package on this machine, a

@@ -6,8 +6,10 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { CUDA_ABI_VERSION, CUDA_SYMBOLS } from "../../lib/native/cuda_symbols.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda.ts";
+import { measureCuda } from "../../lib/eval/cuda_suite.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantize } from "../../lib/quant/mod.ts";
+import { run } from "../_checkpoints.ts";
 
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
 const header = read("kernels/include/arrowquant_cuda.h");
@@ -231,4 +233,37 @@ describe("backend", () => {
     gpu.close();
     expect(() => gpu.calls).toThrow(/was closed/);
   });
+});
+
+describe("bench.ts --suite kernels --backend cuda", () => {
+  test("without a GPU it is one line and exit status 5", async () => {
+    const cuda = await opened();
+    const found = cuda?.devices ?? 0, line = cuda?.describe();
+    cuda?.close();
+    if (found > 0) return console.log(`skipped: this has a GPU: ${line}`);
+    const { code, stdout, stderr } = run("bench.ts", ["--suite", "kernels", "--backend", "cuda"]);
+    expect([code, stdout]).toEqual([5, ""]);
+    expect(stderr).toMatch(
+      /^error: Cannot use the backend "cuda": [^\n]*; use the backend "cpu", or "auto"\n$/,
+    );
+  });
+
+  test("checks every kernel before it times it, beside a copy in the same run", async () => {
+    using cuda = await opened();
+    if (cuda === undefined || cuda.devices === 0) {
+      return console.log(`skipped: ${cuda?.describe() ?? "no CUDA library"}`);
+    }
+    using cpu = await openKernels({ backend: "cpu" });
+    const { rows, goals, skipped } = measureCuda(cuda, cpu, true, () => {});
+    expect(rows[0]).toMatchObject({ kernel: "copy", ofCopy: 1 });
+    expect(rows.length).toBeGreaterThan(40);
+    for (const row of rows) {
+      expect(row["milliseconds"]).toBeGreaterThan(0);
+      expect(row["ofCopy"]).toBeGreaterThan(0);
+    }
+    const compared = rows.filter((row) => row["ofCublas"] !== undefined).length;
+    const withoutCublas = skipped.some(({ what }) => what.startsWith("cuBLAS"));
+    expect(compared > 0).toBe(!withoutCublas);
+    expect(goals.filter(({ met }) => met === null).length > 0).toBe(withoutCublas);
+  }, 60_000);
 });
