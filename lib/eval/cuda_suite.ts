@@ -52,9 +52,9 @@ const QUICK: CudaScale = {
 const HOST_ROWS = 16;
 /** Most matrices that take turns. */
 const MOST_TURNS = 64;
-/** The header's `AQ_E_LIBRARY`. */
+/** The header's `AQ_E_LIBRARY` and `AQ_BF16`. */
 const NO_CUBLAS = -102;
-const F32 = 0, BF16 = 2;
+const BF16 = 2;
 
 /** Numbers as weights have them, not zeros: those would be faster than anything that is stored. */
 function gaussians(count: number, seed: number): Float32Array<ArrayBuffer> {

@@ -63,7 +63,9 @@ describe("openKernels", () => {
   });
 
   test("refuses what it does not know", async () => {
-    await expect(openKernels({ backend: "gpu" as never })).rejects.toThrow(/one of auto, cuda, cpu, native, wasm, got "gpu"/);
+    await expect(openKernels({ backend: "gpu" as never })).rejects.toThrow(
+      /one of auto, cuda, cpu, native, wasm, got "gpu"/,
+    );
     await expect(openKernels({ isa: "sse9" as never })).rejects.toThrow(/one of scalar/);
     await expect(openKernels({ backend: "wasm", library: "x.so" })).rejects.toThrow(/has none/);
     await expect(openKernels({ backend: "wasm", isa: "avx2" })).rejects.toThrow(

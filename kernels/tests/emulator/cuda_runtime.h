@@ -1,8 +1,9 @@
 /* cuda_runtime.h of the emulator: as much of CUDA as the kernels use, on the host, so that the library's own sources - launches,
  * shared memory, shuffles, barriers, tensor-core fragments - run without a device and under the host's sanitizers.
  *
- * A block's threads are fibers of one host thread. Between two barriers each runs until it waits, in an order that changes from
- * block to block, so that a missing barrier gives wrong results; threads that wait for ones that never come end the program.
+ * A block's threads are fibers of one host thread. Between two barriers each runs until it waits, in an order that changes; in some
+ * blocks all warps keep step, in others each runs as far as it can before the next one does. So a missing barrier gives wrong
+ * results. Threads that wait for ones that never come end the program.
  * Asynchronous copies arrive when they are waited for and not before; shared memory of a dynamic size begins as NaN.
  *
  * What this does not show: speed, limits of a device, races within one order of threads, the devices' own arithmetic. */
@@ -152,22 +153,32 @@ inline void run_block(size_t threads) {
     f.copies.clear();
     begin_at(f.at, stacks[i], enter);
   }
+  order = order * 6364136223846793005u + 1442695040888963407u;
+  const bool far = order >> 62 & 1; /* a warp runs as far as it can, or all keep step */
   for (size_t left = threads; left > 0;) {
     bool moved = false;
     order = order * 6364136223846793005u + 1442695040888963407u;
-    const size_t first = (size_t)(order >> 33) % threads;
+    const size_t warps = (threads - 1) / 32 + 1, first = (size_t)(order >> 33);
     const bool backwards = order >> 63;
-    for (size_t k = 0; k < threads; k++) {
-      fiber &f = fibers[(backwards ? first + threads - k : first + k) % threads];
-      if (f.state != READY) continue;
-      moved = true;
-      current = &f;
-      threadIdx = dim3(f.thread);
-      change(scheduler, f.at);
-      if (f.state == DONE) left--;
+    for (size_t w = 0; w < warps; w++) {
+      const size_t warp = (backwards ? first % warps + warps - w : first + w) % warps * 32;
+      const size_t lanes = warp + 32 < threads ? 32 : threads - warp;
+      for (bool again = true; again;) {
+        again = false;
+        for (size_t k = 0; k < lanes; k++) {
+          fiber &f = fibers[warp + (backwards ? first % lanes + lanes - k : first + k) % lanes];
+          if (f.state != READY) continue;
+          moved = again = true;
+          current = &f;
+          threadIdx = dim3(f.thread);
+          change(scheduler, f.at);
+          if (f.state == DONE) left--;
+        }
+        const bool released = release(warp, warp + lanes, AT_WARP);
+        moved |= released;
+        again = far && released;
+      }
     }
-    for (size_t warp = 0; warp < threads; warp += 32)
-      moved |= release(warp, warp + 32 < threads ? warp + 32 : threads, AT_WARP);
     moved |= release(0, threads, AT_BLOCK);
     if (!moved && left > 0) stop("threads wait for others that do not come");
   }
