@@ -104,15 +104,16 @@ static __device__ __forceinline__ void add_fold(float total[4], const float sums
 #define FEW_ROWS 16
 #define FEW_STAGES 4
 
-/* Block x: 16 rows; block y: as many whole tokens as have 8 TILES columns. Warps take the matrix's stages in turns and copy
- * for themselves. */
+/* A block: 16 rows and as many whole tokens as have 8 TILES columns; those of the same rows follow each other, so that their weights
+ * are still in the cache. Warps take the matrix's stages in turns and copy for themselves. */
 template <int BITS, int TILES>
 static __global__ void __launch_bounds__(FEW_WARPS * 32) few_fragments(aq_fragment_view view) {
   AQ_DYNAMIC_SHARED(uint32_t, memory);
   const aq_packed_matrix &matrix = view.matrix;
   const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const size_t row = (size_t)blockIdx.x * FEW_ROWS, own_tokens = 8 * TILES / (unsigned)view.parts;
-  const size_t token = blockIdx.y * own_tokens, column = token * (size_t)view.parts;
+  const size_t row_block = aq_quotient(blockIdx.x, view.token_blocks), token_block = blockIdx.x - row_block * view.token_blocks;
+  const size_t row = row_block * FEW_ROWS, own_tokens = 8 * TILES / (unsigned)view.parts;
+  const size_t token = token_block * own_tokens, column = token * (size_t)view.parts;
   const size_t stages = (matrix.layout.words - 1) / stage_words(BITS) + 1, last_row = matrix.layout.rows - 1;
   uint32_t *const slots = memory + warp * FEW_STAGES * FEW_ROWS * stage_pitch(BITS);
   const auto fetch = [&](size_t turn) {
@@ -184,9 +185,9 @@ static int32_t launch_few_fragments(const aq_fragment_view &view, const aq_strea
   const int32_t status = aq_cuda_status(cudaFuncSetAttribute(
       few_fragments<BITS, TILES>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
   if (status != AQ_OK) return status;
-  const size_t own_tokens = 8 * TILES / (size_t)view.parts;
-  const dim3 blocks((unsigned)((view.matrix.layout.rows - 1) / FEW_ROWS + 1), (unsigned)((view.tokens - 1) / own_tokens + 1));
-  aq_launch(on, few_fragments<BITS, TILES>, blocks, FEW_WARPS * 32, bytes, view);
+  const size_t blocks = ((view.matrix.layout.rows - 1) / FEW_ROWS + 1) * view.token_blocks;
+  if (blocks > 0x7fffffff) return AQ_E_SHAPE;
+  aq_launch(on, few_fragments<BITS, TILES>, (unsigned)blocks, FEW_WARPS * 32, bytes, view);
   return aq_cuda_launched();
 }
 
@@ -300,7 +301,7 @@ static int32_t launch_many_fragments(const aq_fragment_view &view, const aq_stre
   const int32_t status = aq_cuda_status(
       cudaFuncSetAttribute(many_fragments<BITS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
   if (status != AQ_OK) return status;
-  const dim3 blocks((unsigned)((view.matrix.layout.rows - 1) / MANY_TILE + 1), (unsigned)((view.tokens - 1) / MANY_TILE + 1));
+  const dim3 blocks((unsigned)((view.matrix.layout.rows - 1) / MANY_TILE + 1), (unsigned)view.token_blocks);
   aq_launch(on, many_fragments<BITS>, blocks, MANY_THREADS, bytes, view);
   return aq_cuda_launched();
 }
@@ -336,7 +337,7 @@ static int32_t linear_fragments(const aq_product_view &whole, bool rounded, aq_s
     int32_t status = AQ_OK;
     uint8_t *scratch = (uint8_t *)aq_cuda_scratch(on, x_bytes + folds * columns * 4, &status);
     if (status != AQ_OK) return status;
-    const aq_fragment_view view = {whole.matrix, (const uint16_t *)scratch, (const float *)(scratch + x_bytes), columns, tokens,
+    const aq_fragment_view view = {whole.matrix, (const uint16_t *)scratch, (const float *)(scratch + x_bytes), columns, tokens, blocks,
                                    parts, fold, whole.bias, whole.out + done * layout.rows};
     aq_launch(on, prepare_tokens, aq_cuda_blocks(folds * columns * 32, AQ_BLOCK), AQ_BLOCK, 0, whole.x + done * layout.cols,
               layout.cols, view, folds, (uint16_t *)scratch, (float *)(scratch + x_bytes));

@@ -111,7 +111,7 @@ struct aq_fragment_view {
   aq_packed_matrix matrix;
   const uint16_t *x;
   const float *sums;
-  size_t columns, tokens;
+  size_t columns, tokens, token_blocks;
   int parts, fold; /* windows of a fold: 1, 2 or 4, all of one group */
   const float *bias;
   float *out; /* [tokens, rows] */

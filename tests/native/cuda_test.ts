@@ -9,7 +9,7 @@ import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native
 import { measureCuda } from "../../lib/eval/cuda_suite.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantize } from "../../lib/quant/mod.ts";
-import { run } from "../_checkpoints.ts";
+import { differences, MODELS, run, workplace } from "../_checkpoints.ts";
 
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
 const header = read("kernels/include/arrowquant_cuda.h");
@@ -233,6 +233,35 @@ describe("backend", () => {
     gpu.close();
     expect(() => gpu.calls).toThrow(/was closed/);
   });
+});
+
+describe("quantize.ts --backend cuda", () => {
+  test("writes the folder that the CPU writes", async () => {
+    const cuda = await opened();
+    const found = cuda?.devices ?? 0, line = cuda?.describe();
+    cuda?.close();
+    if (found === 0) return console.log(`skipped: ${line ?? "no CUDA library"}`);
+    const place = workplace();
+    try {
+      for (const options of [["--bits", "4"], ["--bits", "2", "--scale-bits", "4"]]) {
+        const folders = ["cuda", "cpu"].map((backend) => {
+          const output = place.fresh();
+          const { code, stdout } = run("quantize.ts", [
+            join(MODELS, "dream-mini"),
+            output,
+            ...options,
+            "--backend",
+            backend,
+          ]);
+          expect([code, stdout.includes(line!)]).toEqual([0, backend === "cuda"]);
+          return output;
+        });
+        expect(differences(folders[0]!, folders[1]!)).toEqual([]);
+      }
+    } finally {
+      place.remove();
+    }
+  }, 60_000);
 });
 
 describe("bench.ts --suite kernels --backend cuda", () => {
