@@ -62,10 +62,17 @@ static inline T *aq_cuda_view(aq_cuda_buffer buffer, size_t count, const aq_stre
   return (T *)aq_cuda_memory(buffer, count, sizeof(T), stream, status);
 }
 
+/* Most blocks of kernels that step over the grid; the emulator has them step soon. */
+#if defined(AQ_EMULATED)
+#define AQ_MOST_BLOCKS 3
+#else
+#define AQ_MOST_BLOCKS ((size_t)1 << 30)
+#endif
+
 /* Blocks for `threads` threads that step over the grid if there are more. */
 static inline unsigned aq_cuda_blocks(size_t threads, size_t block) {
-  const size_t wanted = (threads + block - 1) / block, most = (size_t)1 << 30;
-  return (unsigned)(wanted < most ? wanted : most);
+  const size_t wanted = (threads + block - 1) / block;
+  return (unsigned)(wanted < AQ_MOST_BLOCKS ? wanted : AQ_MOST_BLOCKS);
 }
 
 /* Puts a kernel on the stream; what became of it says aq_cuda_launched. */
