@@ -252,6 +252,12 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
     checkOutput(request); // before minutes of work that it would make useless
     await calibration.open();
   }
+  if (config.solver !== given.config.solver) {
+    onEvent?.({
+      kind: "phase",
+      message: `phase 3 is of calibrated codes: solver ${config.solver} in place of ${given.config.solver}`,
+    });
+  }
   for (const message of [...plan.warnings, ...calibrationWarnings(plan, config, bitPlan)]) {
     onEvent?.({ kind: "warning", message });
   }
@@ -298,6 +304,10 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
     failFast: config.failFast,
     async prepare(work, isDone) {
       workFolder = work;
+      if (wantsPhases(config) && !plan.rows.some(({ action }) => action === "quantize")) {
+        onEvent?.({ kind: "warning", message: "the phases have nothing to do: no layer is quantized" });
+        return;
+      }
       const toSolve = plan.rows.filter(({ action, name }) => action === "quantize" && !isDone(name));
       if (toSolve.length > 0 || wantsPhases(config)) await solve(work);
       if (!wantsPhases(config)) return;

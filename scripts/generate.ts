@@ -151,7 +151,12 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   }
   const [path] = positionals;
   if (path === undefined || positionals.length > 1) {
-    throw usageError(`one MODEL is needed, got ${positionals.length}`, HELP);
+    throw usageError(
+      `one MODEL is needed, got ${positionals.length}${
+        positionals.length > 1 ? "; a text is --prompt TEXT" : ""
+      }`,
+      HELP,
+    );
   }
   const { config } = await loadConfig({
     environment: process.env,

@@ -86,9 +86,9 @@ describe("quantize.ts", () => {
 
   test("says that a key has no effect yet", () => {
     const { stderr } = run("quantize.ts", [DREAM, place.fresh()], {
-      ARROW_QUANT_THERMODYNAMIC_TRANSITION_OPTIMIZATION_MARKOV_WEIGHT: "0.2",
+      ARROW_QUANT_MODALITY: "text",
     });
-    expect(stderr).toContain("warning: thermodynamic.transition_optimization.markov_weight");
+    expect(stderr).toContain("warning: modality");
   });
 
   test("gives the same files on WebAssembly", () => {

@@ -44,9 +44,9 @@ function readersOf(loaded: LoadedModel, wanted: ReadonlySet<string>): Reader[] {
 
 /**
  * Time groups whose boundaries lie where the wanted layers' inputs change: the logarithms of their largest magnitude and root mean square at each
- * observed time.
+ * observed time; undefined where there are more groups than times observed.
  *
- * @throws {RangeError} as `adaptiveTimeGroups`, also when there are more groups than times observed
+ * @throws {RangeError} as `adaptiveTimeGroups`
  */
 export function groupsByInputs(
   context: PhaseContext,
@@ -54,7 +54,7 @@ export function groupsByInputs(
   wanted: ReadonlySet<string>,
   axis: TimeAxis,
   count: number,
-): TimeGroups {
+): TimeGroups | undefined {
   const readers = readersOf(loaded, wanted);
   const indexOf = new Map(readers.map(({ name }, i) => [name, i]));
   interface Seen {
@@ -87,6 +87,7 @@ export function groupsByInputs(
     }
   });
   const observed = [...bins].sort(([a], [b]) => a - b);
+  if (observed.length < count) return undefined;
   // An input of zeros has no logarithm; so small a magnitude is as good as none.
   const log = (value: number) => Math.log(Math.max(value, 1e-30));
   return adaptiveTimeGroups(axis, count, {

@@ -27,7 +27,8 @@ export function isCalibrated(config: Config): boolean {
  * @throws {ConfigError} naming the key
  */
 export function checkCalibratedConfig(config: Config): void {
-  const { solver, minAccuracy, bitPlan, scaleBits } = config;
+  const { solver, minAccuracy, bitPlan, scaleBits, solverOptions: { rotation, lowRank } } = config;
+  const { validation, boundarySmoothing, transitionOptimization } = config.thermodynamic;
   const refuse = (key: string, value: unknown, expected: string) => {
     const problem = { key, value: String(value), expected, source: "configuration" };
     throw new ConfigError(
@@ -47,6 +48,30 @@ export function checkCalibratedConfig(config: Config): void {
   }
   if (bitPlan !== null && hasBudget(config)) {
     refuse("bit_plan", bitPlan, "null with target_bits_per_weight or target_model_size_mb");
+  }
+  if (transitionOptimization.enabled) {
+    const why = "with thermodynamic.transition_optimization: its gradients are of one level of scales";
+    if (scaleBits !== 16) refuse("scale_bits", scaleBits, `16 ${why}`);
+    if (rotation !== "none") {
+      refuse("solver_options.rotation", rotation, `none ${why} and inputs as they are`);
+    }
+  }
+  if (!config.enableTimeAware) {
+    for (const [name, { enabled }] of Object.entries({ validation, boundary_smoothing: boundarySmoothing })) {
+      if (!enabled) continue;
+      refuse(
+        `thermodynamic.${name}.enabled`,
+        enabled,
+        "false where enable_time_aware is false: it looks at the activations' grids",
+      );
+    }
+  }
+  if (config.timeScales === "per_group" && (scaleBits !== 16 || rotation !== "none" || lowRank > 0)) {
+    refuse(
+      "time_scales",
+      config.timeScales,
+      "shared with scale_bits, solver_options.rotation or solver_options.low_rank",
+    );
   }
 }
 

@@ -12,6 +12,7 @@ import {
   openCalibration,
   type SaveCalibration,
   stoppable,
+  wantsPhases,
 } from "./calibrated.ts";
 import type { Calibrated } from "./calibration_data.ts";
 import { quote } from "./files.ts";
@@ -87,6 +88,23 @@ export function calibrationWarnings(plan: Plan, config: Config, bitPlan: BitPlan
       `calibration_data has no effect with solver ${config.solver}: ${
         CALIBRATED_SOLVERS.join(" and ")
       } calibrate`,
+    );
+  }
+  const hasTime = wantsPhases(config) && config.enableTimeAware;
+  const ofTime = {
+    time_groups: config.timeGroups !== "equal",
+    output_correction: config.outputCorrection,
+    time_scales: config.timeScales !== "shared",
+    sampler_correction: config.samplerCorrection,
+  };
+  for (const [key, isOn] of Object.entries(ofTime)) {
+    if (!isOn || hasTime) continue;
+    warnings.push(
+      `${key} has no effect ${
+        config.enableTimeAware
+          ? "without a phase: thermodynamic enables them"
+          : "where enable_time_aware is false"
+      }`,
     );
   }
   const unplanned = bitPlan === undefined

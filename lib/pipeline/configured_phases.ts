@@ -131,17 +131,17 @@ export function phaseEvents(
     ["sampler correction", "sampler", report.sampler],
   ] as const).flatMap(([name, phase, own]) =>
     own === undefined ? [] : [{
-      message: `${name}: held-out step KL ${own.heldOutBefore.toPrecision(4)} -> ${
-        own.heldOutAfter.toPrecision(4)
-      }, ${own.kept ? "kept" : "rejected"}`,
+      message: `${name}: held-out step KL ${own.heldOutBefore.toPrecision(4)}${
+        own.kept ? ` -> ${own.heldOutAfter.toPrecision(4)}, kept` : ", rejected"
+      }`,
       data: { phase, ...own },
     }]
   );
   return [
     ...(refinement === undefined ? [] : [{
-      message: `refinement: held-out step KL ${refinement.heldOutBefore.toPrecision(4)} -> ${
-        refinement.heldOutAfter.toPrecision(4)
-      } in ${refinement.iterations} iterations, ${
+      message: `refinement: step KL of held-out samples of its own ${
+        refinement.heldOutBefore.toPrecision(4)
+      } -> ${refinement.heldOutAfter.toPrecision(4)} in ${refinement.iterations} iterations, ${
         refinement.kept ? "kept" : "rejected"
       }; ${refinement.reason}`,
       data: { phase: "refinement", ...refinement },

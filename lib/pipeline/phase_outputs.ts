@@ -2,6 +2,7 @@
  * θ by closed form: output corrections of every time group, under the Gauss-Markov prior where wanted, and the option of own weight scales, from the
  * moments of what the full-precision model's layers read.
  */
+import { CalibrationError } from "../errors.ts";
 import { dequantize, type PackedTensor } from "../quant/mod.ts";
 import { correctOutputs, type WeightedMoments } from "../thermo/mod.ts";
 import {
@@ -21,14 +22,23 @@ export interface OutputSettings {
   readonly markovWeight?: number | undefined;
 }
 
-/** Moments of a layer by time group; a group without samples takes its nearest neighbour's. */
+/** Fewest samples that a group's own moments are taken of. */
+const MIN_SAMPLES = 2;
+
+/** Moments of a layer by time group; a group with less than {@linkcode MIN_SAMPLES} takes its nearest neighbour's. */
 function momentsOf(
   statistics: CalibrationStatistics,
   layer: string,
   weights: ArrayLike<number>,
 ): WeightedMoments[] {
   const { samples } = statistics.inputOf(layer);
-  const filled = [...samples.keys()].filter((g) => samples[g]! > 0);
+  const filled = [...samples.keys()].filter((g) => samples[g]! >= MIN_SAMPLES);
+  if (filled.length === 0) {
+    throw new CalibrationError(
+      `Cannot correct ${JSON.stringify(layer)}: some time group must have ${MIN_SAMPLES} samples, got fewer`,
+      { tensor: layer },
+    );
+  }
   return Array.from(samples, (_, g) => {
     const nearest = filled.reduce((best, other) => Math.abs(other - g) < Math.abs(best - g) ? other : best);
     return { ...statistics.groupMoments(layer, nearest), weight: weights[g]! };

@@ -104,7 +104,11 @@ export class PhaseRun {
     this.#groups = timeGroupsOf(this.#scheduler, settings);
     if (context.calibrated.data.heldOut.length === 0) {
       throw new CalibrationError(
-        "Cannot run the phases: some calibration records must be held out, got too few",
+        `Cannot run the phases: ${
+          context.calibrated.statistics === undefined
+            ? "calibration data must have at least 8 records, of which every eighth is held out, got fewer"
+            : "calibration data themselves are needed, got saved statistics, which hold no samples"
+        }`,
       );
     }
     this.#meter = new StepKlMeter(context.calibrated, this.#scheduler);
@@ -156,7 +160,7 @@ export class PhaseRun {
       if (kept) [this.#model, this.#others, heldOutAfter] = [candidate, theta, after];
     }
     if (!kept) {
-      this.#warn(`the refinement was rejected: held-out step KL did not fall below ${heldOutBefore}`);
+      this.#warn(`the refinement was rejected: held-out step KL did not fall below ${figure(heldOutBefore)}`);
     }
     this.#holds(report.scratchBytes);
     const milliseconds = performance.now() - begin;
@@ -206,7 +210,8 @@ export class PhaseRun {
       this.#grids = gridsOf(this.#groups!);
       if (grouping === "adaptive") {
         const adaptive = groupsByInputs(context, plain, this.#names, this.#groups!.axis, settings.groups);
-        this.#takeAdaptive(adaptive, gridsOf(adaptive));
+        if (adaptive !== undefined) this.#takeAdaptive(adaptive, gridsOf(adaptive));
+        else this.#warn("adaptive time groups were rejected: there are fewer times in the data than groups");
       }
       if (perTokenLimit < Infinity) {
         const costly = orderByStaticCost(context, plain, this.#grids, this.#groups!);
@@ -230,7 +235,7 @@ export class PhaseRun {
     if (this.#others.size > 0) return reject("other time parameters have equal ones");
     const before = this.#stepKl(this.#withTheta({}));
     const after = this.#stepKl(this.#withTheta({ groups, grids }));
-    if (!(after < before)) return reject(`held-out step KL ${before} before, ${after} after`);
+    if (!(after < before)) return reject(`held-out step KL ${figure(before)} before, ${figure(after)} after`);
     [this.#groups, this.#grids] = [groups, grids];
   }
 
@@ -260,7 +265,9 @@ export class PhaseRun {
       const candidate = this.#withTheta({ grids: chosen });
       after = meanStepKl(meter.measure(loadPhaseModel(context, candidate)));
       if (after <= before) [this.#model, this.#grids, guard] = [candidate, chosen, all];
-      else this.#warn(`smoothing was rejected: held-out step KL ${before} before, ${after} after`);
+      else {this.#warn(
+          `smoothing was rejected: held-out step KL ${figure(before)} before, ${figure(after)} after`,
+        );}
     }
     this.#report = {
       ...this.#report,
@@ -297,6 +304,7 @@ export class PhaseRun {
     { smoothnessThreshold, samples }: NonNullable<PhaseSettings["validation"]>,
   ): Promise<void> {
     const begin = this.#begin("validation"), groups = this.#groups!;
+    if (this.#grids.size === 0) this.#warn("the Markov score says nothing: no layer has static grids");
     const reports = new Map<string, MarkovReport>([...this.#grids].map(([name, own]) => [
       name,
       own.scale.length === groups.count
@@ -362,7 +370,9 @@ export class PhaseRun {
   /** A part of θ as a whole is kept if the held-out step KL falls. */
   #guard(what: string, before: number, after: number, begin: number): GuardedReport {
     const kept = after < before || this.#settings.isGuarded === false;
-    if (!kept) this.#warn(`${what} rejected: held-out step KL ${before} before, ${after} after`);
+    if (!kept) {
+      this.#warn(`${what} rejected: held-out step KL ${figure(before)} before, ${figure(after)} after`);
+    }
     return {
       kept,
       heldOutBefore: before,
@@ -389,6 +399,8 @@ export class PhaseRun {
     return { ...this.#model, timeParameters: new TimeParameters(groups, layers, "") };
   }
 }
+
+const figure = (value: number) => value.toPrecision(4);
 
 const float64 = ({ scale, zeroPoint, bits }: ActivationParameters) => ({
   scale: Float64Array.from(scale),
