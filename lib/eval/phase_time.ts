@@ -12,14 +12,21 @@ import { withTemporaryFolder } from "./temporary_folder.ts";
 /** Seconds of the phases' parts. */
 export interface PhaseTimes {
   readonly refinement: number;
+  /** Output corrections and own weight scales by time group, with their guards. */
+  readonly output: number;
+  readonly timeScales: number;
   readonly smoothing: number;
+  readonly sampler: number;
   /** Phase 1: the scores, and the held-out step KL beside them. */
   readonly scores: number;
   readonly stepKl: number;
 }
 export const PHASE_PARTS = [
   "refinement",
+  "output",
+  "timeScales",
   "smoothing",
+  "sampler",
   "scores",
   "stepKl",
 ] as const satisfies (keyof PhaseTimes)[];
@@ -34,11 +41,14 @@ export interface PipelineRun extends PhaseTimes {
 
 /** What the phases of a row took. */
 export function phaseTimes(
-  { refinement, smoothing, validation, activationMilliseconds }: PhasesReport,
+  { refinement, output, timeScales, smoothing, sampler, validation, activationMilliseconds }: PhasesReport,
 ): PhaseTimes & Pick<PipelineRun, "activations"> {
   return {
     refinement: (refinement?.milliseconds ?? 0) / 1000,
+    output: (output?.milliseconds ?? 0) / 1000,
+    timeScales: (timeScales?.milliseconds ?? 0) / 1000,
     smoothing: (smoothing?.milliseconds ?? 0) / 1000,
+    sampler: (sampler?.milliseconds ?? 0) / 1000,
     scores: (validation?.milliseconds ?? 0) / 1000,
     stepKl: (validation?.stepKlMilliseconds ?? 0) / 1000,
     activations: (activationMilliseconds ?? 0) / 1000,

@@ -5,10 +5,18 @@ import { environmentOf } from "../../lib/eval/environment.ts";
 import { modelDigest } from "../../lib/eval/phase_digest.ts";
 import { phaseMemory } from "../../lib/eval/phase_memory.ts";
 import { phaseScale } from "../../lib/eval/phase_scale.ts";
-import { overhead, type PipelineRun, pipelineSeconds, selectionShare } from "../../lib/eval/phase_time.ts";
+import {
+  overhead,
+  PHASE_PARTS,
+  phaseTimes,
+  type PipelineRun,
+  pipelineSeconds,
+  selectionShare,
+} from "../../lib/eval/phase_time.ts";
 import { formatReport } from "../../lib/eval/report.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
+import type { PhasesReport } from "../../lib/pipeline/phases.ts";
 import type { PhaseModel } from "../../lib/pipeline/phase_context.ts";
 import { type OneLevelTensor, quantize } from "../../lib/quant/mod.ts";
 import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
@@ -34,7 +42,10 @@ describe("overhead", () => {
     activations: 2,
     write: 1,
     refinement: 0,
+    output: 0,
+    timeScales: 0,
     smoothing: 0,
+    sampler: 0,
     scores: 0,
     stepKl: 0,
     ...changes,
@@ -58,6 +69,58 @@ describe("overhead", () => {
       runOf({ calibrate: 10, activations: 20, write: 10, smoothing: 4 }),
     ];
     expect(overhead(runs, 0, 0)).toBeCloseTo(0.1, 12);
+  });
+
+  test("counts every part that a report gives milliseconds of, each once", () => {
+    const guarded = (milliseconds: number) => ({
+      kept: true,
+      heldOutBefore: 2,
+      heldOutAfter: 1,
+      milliseconds,
+    });
+    const report: PhasesReport = {
+      groups: 2,
+      boundaries: [0, 5, 10],
+      heldOutStepKl: 1,
+      perToken: [],
+      statisticsBytes: 0,
+      warnings: [],
+      activationMilliseconds: 64_000,
+      output: guarded(1000),
+      timeScales: guarded(2000),
+      sampler: guarded(4000),
+      smoothing: { ...guarded(8000), kept: [], rejected: [], samples: 1 },
+      refinement: {
+        ...guarded(16_000),
+        iterations: 1,
+        converged: false,
+        lossHistory: [1],
+        scratchBytes: 0,
+      } as unknown as NonNullable<PhasesReport["refinement"]>,
+      validation: {
+        markovScore: 1,
+        boundaryScores: [1],
+        violations: [],
+        stepKlByGroup: [1, 1],
+        samples: 1,
+        milliseconds: 128_000,
+        stepKlMilliseconds: 32_000,
+      },
+    };
+    const times = phaseTimes(report);
+    expect(times).toEqual({
+      output: 1,
+      timeScales: 2,
+      sampler: 4,
+      smoothing: 8,
+      refinement: 16,
+      stepKl: 32,
+      activations: 64,
+      scores: 128,
+    });
+    expect([...PHASE_PARTS, "activations"].sort()).toEqual(Object.keys(times).sort());
+    // 191 seconds of phases on top of 64 + 2 of the pipeline's own.
+    expect(overhead([{ calibrate: 1, write: 1, ...times }], 0, 0)).toBeCloseTo(191 / 66, 12);
   });
 
   test("of some parts leaves the others out", () => {
