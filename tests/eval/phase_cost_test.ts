@@ -1,11 +1,12 @@
 /** What the phase suite says of time, memory and bytes: overheads, digests, the shapes of a large model, the same run twice. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import { fileURLToPath } from "node:url";
 import { environmentOf } from "../../lib/eval/environment.ts";
 import { modelDigest } from "../../lib/eval/phase_digest.ts";
 import { phaseMemory } from "../../lib/eval/phase_memory.ts";
 import { phaseScale } from "../../lib/eval/phase_scale.ts";
 import {
+  forwardRatio,
   overhead,
   PHASE_PARTS,
   phaseTimes,
@@ -19,7 +20,7 @@ import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import type { PhasesReport } from "../../lib/pipeline/phases.ts";
 import type { PhaseModel } from "../../lib/pipeline/phase_context.ts";
 import { type OneLevelTensor, quantize } from "../../lib/quant/mod.ts";
-import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
+import { equalTimeGroups, type LayerParameters, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
 import { parseBenchArguments } from "../../scripts/bench.ts";
 import { run, workplace } from "../_checkpoints.ts";
 import { runIn, runtimeBinary } from "../_runtimes.ts";
@@ -156,6 +157,11 @@ describe("a digest", () => {
       "",
     );
   };
+  const corrected = (gain: number) => {
+    const { groups, layers } = theta(3);
+    const two = (value: number) => Float32Array.of(value, value);
+    return new TimeParameters(groups, layers, "", { gain: two(gain), bias: two(0), noiseVariance: two(0) });
+  };
   const digest = (changes: Partial<PhaseModel>) =>
     modelDigest({ ...model(), timeParameters: undefined, ...changes });
 
@@ -166,6 +172,8 @@ describe("a digest", () => {
     const others = [
       digest({ timeParameters: theta(3) }),
       digest({ timeParameters: theta(4) }),
+      digest({ timeParameters: corrected(0.5) }),
+      digest({ timeParameters: corrected(0.25) }),
       digest({ biases: new Map([["a.bias", Float32Array.of(1, -2)]]) }),
       digest({ biases: new Map([["b.bias", Float32Array.of(1, 2)]]) }),
       digest({ biases: new Map() }),
@@ -193,7 +201,58 @@ test("selecting θ takes a share of a forward pass, above nothing", () => {
   expect(share).toBeLessThan(1);
 });
 
-test("memory is the peaks of two processes", async () => {
+test("forward passes of two models are timed in turn, on the integer kernels of either kind of grid", () => {
+  const loadWith = (own: LayerParameters | undefined) => {
+    const plain = loadModel(DREAM, kernels);
+    const { stages } = plain.model;
+    const layers = stages.flatMap(({ layers }) => layers).filter(({ name }) => name.includes("layers."));
+    const weights = new Map(layers.map(({ name, weights: { rows, cols } }) => {
+      const data = Float32Array.from({ length: rows * cols }, (_, i) => Math.sin(i));
+      return [
+        name,
+        quantize(kernels, { data, dtype: "F32" }, rows, cols, { bits: 2, groupSize: 0, solver: "round" }),
+      ];
+    }));
+    const timeParameters = own && new TimeParameters(
+      equalTimeGroups(maskRatioAxis(10), 2),
+      new Map(layers.map(({ name }) => [name, own])),
+      "",
+    );
+    return loadModel(DREAM, kernels, { weights, timeParameters });
+  };
+  const grids = loadWith({
+    activation: { bits: 8, scale: Float32Array.of(0.1, 0.1), zeroPoint: Int32Array.of(128, 128) },
+  });
+  const { count, median, minimum, maximum } = forwardRatio(grids, loadWith({ perToken: 8 }));
+  expect(count).toBeGreaterThanOrEqual(15);
+  expect([minimum > 0, minimum <= median, median <= maximum]).toEqual([true, true, true]);
+  // A clock that passes alone move, by 3 and by 2: what is divided by what, and in which order they run.
+  let clock = 0;
+  const order: number[] = [];
+  const taking = (seconds: number) => ({
+    ...grids,
+    model: new Proxy(grids.model, {
+      get: (model, key) => {
+        if (key !== "forward") return Reflect.get(model, key, model);
+        return () => {
+          order.push(seconds);
+          clock += seconds;
+        };
+      },
+    }),
+  } as typeof grids);
+  const now = spyOn(performance, "now").mockImplementation(() => clock);
+  try {
+    expect(forwardRatio(taking(3), taking(2))).toMatchObject({ count, minimum: 1.5, maximum: 1.5 });
+  } finally {
+    now.mockRestore();
+  }
+  expect(order.every((seconds, i) => seconds === (i % 2 === 0 ? 3 : 2))).toBe(true);
+  const drawing = loadModel(DREAM.replace("dream-mini", "glyph-dit"), kernels);
+  expect(() => forwardRatio(grids, drawing)).toThrow("Cannot compare a language model");
+});
+
+test("memory is the peaks of two processes, and what the phases hold of it", async () => {
   const memory = await phaseMemory({
     path: DREAM,
     source: `${DREAM}/calibration.jsonl`,
@@ -202,7 +261,10 @@ test("memory is the peaks of two processes", async () => {
     groups: 3,
     threads: 1,
   });
-  for (const bytes of Object.values(memory!)) expect(bytes).toBeGreaterThan(20e6);
+  const { baseline, phases, statistics } = memory!;
+  for (const bytes of [baseline, phases]) expect(bytes).toBeGreaterThan(20e6);
+  expect(statistics).toBeGreaterThan(0);
+  expect(statistics).toBeLessThan(phases);
 });
 
 test("a row says what it measured at a large model's shapes and reckoned for all blocks, and no accuracy", async () => {
