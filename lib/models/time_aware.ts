@@ -17,7 +17,7 @@ import { groupCount, type OneLevelTensor } from "../quant/mod.ts";
 import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "./kernels.ts";
 import type { Operations } from "./operations.ts";
 import type { LinearLayer } from "./tensors.ts";
-import { Workspace } from "./workspace.ts";
+import type { Workspace } from "./workspace.ts";
 
 /** The kernels' status for NaN or infinity. */
 const NOT_FINITE = -4;
