@@ -336,9 +336,9 @@ export function phaseGoals(
     at(
       "phases 1 and 2, caches and statistics",
       "below 15 % of the peak",
-      `${percent(share)} (${megabytes(statistics, 1)}); peaks ${percent(phases / baseline - 1)} (${
-        megabytes(phases)
-      } / ${megabytes(baseline)})`,
+      `${(100 * share).toFixed(2)} % (${megabytes(statistics, 1)}); peaks ${
+        percent(phases / baseline - 1)
+      } (${megabytes(phases)} / ${megabytes(baseline)})`,
       share < 0.15,
     );
   }

@@ -166,8 +166,13 @@ export function rowSettings(
     ...(kind === "images"
       ? [row(SAMPLER_ROW, BEST, { sampler: { groups: SAMPLER_GROUPS }, isGuarded: false }, overBest)]
       : []),
-    // About as many scales as those by time of five groups.
-    row("best, groups of 32", { ...BEST, groupSize: 32 }, {}, overBest),
+    // About as many scales as those by time of five groups. A second candidate takes an image model ten seconds: glyph-dit rejects it.
+    row(
+      "best, groups of 32",
+      kind === "images" ? { ...BEST, groupSize: 32, candidates: 1 } : { ...BEST, groupSize: 32 },
+      {},
+      overBest,
+    ),
     ...(kind === "sequences"
       ? [
         row(`round, ${BUDGET} bits by budget`, { ...ROUND, targetBitsPerWeight: BUDGET }, {}, {
