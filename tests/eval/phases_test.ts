@@ -199,7 +199,7 @@ describe("the suite", () => {
       "static / dynamic 8 bits, time",
       "4 bits, G 10 / G 1, step KL",
       "selecting θ / forward pass",
-      "phases 1 and 2, caches and statistics",
+      "phases 1 and 2, memory kept / peak",
       "this run",
     ]);
     for (const { measured, met, reason } of report.goals) {
