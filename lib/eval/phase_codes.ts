@@ -19,6 +19,8 @@ export interface CodesSetting {
   readonly annealing?: number;
   /** Whether these two are held against doing without; otherwise they are taken whatever they do. */
   readonly isGuarded?: boolean;
+  /** Settings that `best` tries; default: the run's. */
+  readonly candidates?: number;
   /** Default: the run's. */
   readonly groupSize?: GroupSize;
   /** Bits and group sizes by budget. */
@@ -36,13 +38,14 @@ export interface Codes {
 export function configOf(config: Config, setting: CodesSetting): Config {
   const { solver, timeWeights, betaSchedule, annealing = 0, isGuarded = false, groupSize } = setting;
   const hasTerms = timeWeights !== undefined || annealing > 0;
-  const { thermodynamic, solverOptions } = config;
+  const isAlone = hasTerms && !isGuarded, { thermodynamic, solverOptions } = config;
+  const { candidates } = solverOptions;
   return {
     ...config,
     solver,
     groupSize: groupSize ?? config.groupSize,
     targetBitsPerWeight: setting.targetBitsPerWeight ?? null,
-    solverOptions: hasTerms && !isGuarded ? { ...solverOptions, candidates: 1 } : solverOptions,
+    solverOptions: { ...solverOptions, candidates: setting.candidates ?? (isAlone ? 1 : candidates) },
     thermodynamic: {
       ...thermodynamic,
       transitionOptimization: {

@@ -11,6 +11,7 @@ export function modelDigest({ weights, biases, timeParameters }: PhaseModel): st
   add(hash, weights);
   add(hash, biases);
   add(hash, timeParameters && [timeParameters.groups.boundaries, timeParameters.layers]);
+  if (timeParameters?.sampler !== undefined) add(hash, timeParameters.sampler);
   return hash.digest("hex");
 }
 

@@ -4,14 +4,7 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { activationGrid, fakeQuantize } from "../time/mod.ts";
-import {
-  type DitModel,
-  type LayerObserver,
-  type LoadedModel,
-  loadScheduler,
-  loadTokenizer,
-} from "../models/mod.ts";
+import { type DitModel, type LoadedModel, loadScheduler, loadTokenizer } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { imageStepKl, stepWeights } from "../pipeline/step_kl.ts";
 import { tokenKl } from "../thermo/mod.ts";
@@ -59,8 +52,7 @@ export interface PhaseYardstick {
   readonly stepKl: string;
   readonly tasks: readonly string[];
   readonly missing: readonly string[];
-  /** @param dynamicBits activations on a grid of their own for each token: measured without tasks */
-  measure(model: LoadedModel, dynamicBits?: 4 | 8): PhaseMeasurement;
+  measure(model: LoadedModel): PhaseMeasurement;
 }
 
 export interface PhaseYardstickOptions {
@@ -87,29 +79,6 @@ export async function phaseYardstick(
     ? imageYardstick(full.model, path, kernels, options)
     : await maskedYardstick(full, path, options);
 }
-
-/** Rounds what linear layers read in place, each row on the grid of its own minimum and maximum: the dynamic rival of static grids. */
-export function dynamicActivations(bits: 4 | 8, names: ReadonlySet<string> | undefined): LayerObserver {
-  return ({ name, weights: { cols } }, x, rows) => {
-    if (names !== undefined && !names.has(name)) return;
-    for (let row = 0; row < rows; row++) {
-      const own = x.subarray(row * cols, (row + 1) * cols);
-      let low = 0, high = 0;
-      for (let i = 0; i < cols; i++) {
-        if (own[i]! < low) low = own[i]!;
-        if (own[i]! > high) high = own[i]!;
-      }
-      fakeQuantize(own, activationGrid(low, high, bits), bits, own);
-    }
-  };
-}
-
-const packedNames = ({ model }: LoadedModel): ReadonlySet<string> =>
-  new Set(
-    model.stages.flatMap(({ layers }) =>
-      layers.flatMap(({ name, weights }) => "packed" in weights ? [name] : [])
-    ),
-  );
 
 async function maskedYardstick(
   full: Exclude<LoadedModel, { readonly kind: "dit" }>,
@@ -144,13 +113,12 @@ async function maskedYardstick(
     stepKl: "step KL, nats",
     tasks: names,
     missing,
-    measure(loaded, dynamicBits) {
+    measure(loaded) {
       if (loaded.kind === "dit") {
         throw new TypeError("Cannot compare a language model with one that draws images");
       }
-      const observe = dynamicBits && dynamicActivations(dynamicBits, packedNames(loaded));
-      teacher ??= logitsOf(full, sequences, shift, undefined);
-      const own = loaded.model === full.model ? teacher : logitsOf(loaded, sequences, shift, observe);
+      teacher ??= logitsOf(full, sequences, shift);
+      const own = loaded.model === full.model ? teacher : logitsOf(loaded, sequences, shift);
       const { vocabularySize, maskToken, padToken } = full.model.config;
       const excludedTokens = padToken === undefined ? [maskToken] : [maskToken, padToken];
       const kl = teacher.flatMap((
@@ -164,9 +132,7 @@ async function maskedYardstick(
         return sum;
       });
       const counts = Float64Array.from(sequences, ({ places }) => places.length);
-      const solved = tokenizer === undefined || observe !== undefined
-        ? undefined
-        : solvePuzzles(loaded.model, tokenizer, puzzles);
+      const solved = tokenizer === undefined ? undefined : solvePuzzles(loaded.model, tokenizer, puzzles);
       return {
         stepKl: bootstrapRatio(sums, counts, { seed }),
         sums,
@@ -184,7 +150,6 @@ function logitsOf(
   { model }: Exclude<LoadedModel, { readonly kind: "dit" }>,
   sequences: readonly MaskedSequence[],
   shift: number,
-  observe: LayerObserver | undefined,
 ): Float32Array[] {
   const tokens = sequences[0]!.tokens.length;
   return Array.from({ length: Math.ceil(sequences.length / BATCH) }, (_, b) => {
@@ -194,7 +159,7 @@ function logitsOf(
     const rows = Int32Array.from(
       part.flatMap(({ places }, i) => places.map((place) => i * tokens + Math.max(0, place - shift))),
     );
-    return model.forward(ids, part.length, { rows, observe, t: part.map(({ maskRatio }) => maskRatio) })
+    return model.forward(ids, part.length, { rows, t: part.map(({ maskRatio }) => maskRatio) })
       .slice();
   });
 }
@@ -229,8 +194,8 @@ function imageYardstick(
       labels: picked.map((image) => labels[image]!),
     };
   });
-  const outputs = (model: DitModel, observe?: LayerObserver) =>
-    batches.map(({ noisy, times, labels }) => model.forward(noisy, times, labels, { observe }).slice());
+  const outputs = (model: DitModel) =>
+    batches.map(({ noisy, times, labels }) => model.forward(noisy, times, labels).slice());
   let teacher: Float32Array[] | undefined;
   return {
     source: `${each} noised images at each of ${timesteps.length} timesteps, ${
@@ -243,15 +208,13 @@ function imageYardstick(
         lacking.length > 0 ? `there is no ${lacking.join(", ")}` : "they take long, ask with --limit"
       }`,
     ],
-    measure(loaded, dynamicBits) {
+    measure(loaded) {
       if (loaded.kind !== "dit") {
         throw new TypeError("Cannot compare an image model with one that writes text");
       }
       const { model } = loaded;
       teacher ??= outputs(full);
-      const own = model === full
-        ? teacher
-        : outputs(model, dynamicBits && dynamicActivations(dynamicBits, packedNames(loaded)));
+      const own = model === full ? teacher : outputs(model);
       const sums: number[] = [], errors: number[] = [];
       for (const [b, { times }] of batches.entries()) {
         const wanted = teacher[b]!, got = own[b]!, size = wanted.length / each;
@@ -267,7 +230,7 @@ function imageYardstick(
       }
       const counts = new Float64Array(sums.length).fill(1);
       let scores: TaskScore[] = [], solved: number[] | undefined;
-      if (classifier !== undefined && reference !== undefined && dynamicBits === undefined) {
+      if (classifier !== undefined && reference !== undefined) {
         const drawn = drawImages(model, scheduler, limit!, { ...DRAWING, seed });
         const { classAccuracy, isRecognized } = scoreImages(drawn, classifier, reference, { seed });
         solved = isRecognized.map(Number);

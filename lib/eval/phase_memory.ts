@@ -2,13 +2,10 @@
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { commandOf, runChild } from "./child_process.ts";
-import { median } from "./statistics.ts";
 import { withTemporaryFolder } from "./temporary_folder.ts";
 
 /** Samples of both: what calibration itself holds grows with them, and hides what the phases hold. */
 const SAMPLES = 32;
-/** Runs of each, in turn: when an engine collects its garbage moves a peak by a tenth. */
-const RUNS = 3;
 
 /** What is quantized, and how. */
 export interface PhaseMemoryOptions {
@@ -20,12 +17,20 @@ export interface PhaseMemoryOptions {
   readonly threads: number;
 }
 
-/** Peaks of the two processes, in bytes, medians. */
+/** In bytes: peaks of the two processes, one run of each, and what the phases count. */
 export interface PhaseMemory {
   /** Calibrates and solves (`feedback`, the quickest solver that does). */
   readonly baseline: number;
   /** The same with static activations and phases 1 and 2. */
   readonly phases: number;
+  /** What the phases say that they hold for caches and statistics at most. */
+  readonly statistics: number;
+}
+
+/** What `quantize.ts --json` prints of a run, as far as it is used. */
+interface Measured {
+  readonly peakMemoryBytes: number | null;
+  readonly phases?: { readonly statisticsBytes: number };
 }
 
 /** Measures both in processes of their own; undefined where the system tells no peak. */
@@ -33,7 +38,7 @@ export async function phaseMemory(
   { path, source, bits, groupSize, groups, threads }: PhaseMemoryOptions,
 ): Promise<PhaseMemory | undefined> {
   return await withTemporaryFolder(async (folder) => {
-    const peakOf = async (hasPhases: boolean): Promise<number | null> => {
+    const measure = async (hasPhases: boolean): Promise<Measured> => {
       const output = join(folder, "quantized"), config = join(folder, "config.yaml");
       rmSync(output, { recursive: true, force: true });
       // JSON is YAML.
@@ -53,18 +58,14 @@ export async function phaseMemory(
       const { output: text } = await runChild(
         commandOf("quantize.ts", [path, output, "--config", config, "--json"]),
       );
-      const { peakMemoryBytes } = JSON.parse(text) as { peakMemoryBytes: number | null };
-      return peakMemoryBytes;
+      return JSON.parse(text) as Measured;
     };
-    const peaks: { readonly baseline: number; readonly phases: number }[] = [];
-    for (let run = 0; run < RUNS; run++) {
-      const baseline = await peakOf(false), phases = await peakOf(true);
-      if (baseline === null || phases === null) return undefined;
-      peaks.push({ baseline, phases });
-    }
+    const baseline = await measure(false), withPhases = await measure(true);
+    if (baseline.peakMemoryBytes === null || withPhases.peakMemoryBytes === null) return undefined;
     return {
-      baseline: median(peaks.map(({ baseline }) => baseline)),
-      phases: median(peaks.map(({ phases }) => phases)),
+      baseline: baseline.peakMemoryBytes,
+      phases: withPhases.peakMemoryBytes,
+      statistics: withPhases.phases!.statisticsBytes,
     };
   });
 }

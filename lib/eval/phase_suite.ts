@@ -31,9 +31,18 @@ import { phaseYardstick } from "./phase_measure.ts";
 import { modelDigest } from "./phase_digest.ts";
 import { phaseMemory } from "./phase_memory.ts";
 import { claimSection, phaseGoals, phaseSections, type Row } from "./phase_report.ts";
-import { DEFAULT_TIME_GROUPS, type RowSetting, rowSettings, rowsLeftOut, SAMPLER_ROW } from "./phase_rows.ts";
+import {
+  DEFAULT_TIME_GROUPS,
+  DYNAMIC_ROW,
+  type RowSetting,
+  rowSettings,
+  rowsLeftOut,
+  SAMPLER_ROW,
+  STATIC_ROW,
+} from "./phase_rows.ts";
 import { samplerSections } from "./phase_sampler.ts";
 import {
+  forwardRatio,
   overhead,
   phaseTimes,
   type PipelineRun,
@@ -44,8 +53,8 @@ import {
 import { nameOf } from "./settings.ts";
 import type { BenchContext, Skipped, Suite, SuiteReport, TimedSetting } from "./suite.ts";
 
-/** Runs of a row with a phase: so many, fewer where they take long. */
-const RUNS = 5, LEAST_RUNS = 3, QUICK_RUNS = 3, RUN_MILLISECONDS = 4000;
+/** Runs of a row with a phase, fewer where one takes long. */
+const RUNS = 5, FEW_RUNS = 3, LONG_SECONDS = 1;
 
 /** The reference models, all rows, two cores. */
 const MOST_MINUTES = 6;
@@ -145,15 +154,13 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     const runs: PipelineRun[] = [run];
     // What is cheap runs again, for the medians of the rows that goals are about.
     if (others.validation !== undefined && TIMED_ROWS.includes(setting.name)) {
-      const begin = performance.now(), most = quick ? QUICK_RUNS : RUNS;
-      while (
-        runs.length < most && (runs.length < LEAST_RUNS || performance.now() - begin < RUN_MILLISECONDS)
-      ) {
-        runs.push((await timed()).run);
-      }
+      const most = quick || pipelineSeconds(runs, 0) > LONG_SECONDS ? FEW_RUNS : RUNS;
+      while (runs.length < most) runs.push((await timed()).run);
     }
     const loaded = loadPhaseModel(phaseContext, model);
-    const measurement = yardstick.measure(loaded, setting.dynamicBits);
+    // Equal bytes measure the same.
+    const digest = modelDigest(model), same = measured.find((row) => row.digest === digest);
+    const measurement = same?.measurement ?? yardstick.measure(loaded);
     const other = measured.find((row) => row.setting.name === setting.over);
     // Rounding itself is part of writing.
     const hasSolving = setting.codes.solver === "best" || setting.codes.targetBitsPerWeight !== undefined;
@@ -169,7 +176,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       bitsPerWeight: bitsPerWeightOf(model),
       runs,
       model,
-      digest: modelDigest(model),
+      digest,
       selection: model.timeParameters && selectionShare(loaded, model.timeParameters),
     });
   }
@@ -218,7 +225,11 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     groupSize: options.groupSize,
     timeGroups,
   };
-  const withSampler = rows.find(({ setting }) => setting?.name === SAMPLER_ROW)?.model;
+  const modelOf = (wanted: string) => rows.find(({ setting }) => setting?.name === wanted)?.model;
+  const [grids, tokenGrids] = [modelOf(STATIC_ROW), modelOf(DYNAMIC_ROW)];
+  const staticOverDynamic = grids && tokenGrids &&
+    forwardRatio(loadPhaseModel(phaseContext, grids), loadPhaseModel(phaseContext, tokenGrids));
+  const withSampler = modelOf(SAMPLER_ROW);
   const drawing = withSampler === undefined || scheduler === undefined || full.kind !== "dit"
     ? undefined
     : samplerSections(
@@ -267,7 +278,10 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       runtime: environment.runtime,
       processor: environment.processor,
     })),
-    goals: phaseGoals({ name, family: full.kind, timeGroups, seed, memory }, rows),
+    goals: phaseGoals(
+      { name, family: full.kind, timeGroups, seed, memory, staticOverDynamic },
+      rows,
+    ),
     skipped,
     timed: timedSettings(phaseContext, full, groups, rows, name, `${bits} bits`),
   };

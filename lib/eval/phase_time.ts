@@ -2,24 +2,32 @@
 import { join } from "node:path";
 import type { Config } from "../config.ts";
 import type { LoadedModel } from "../models/mod.ts";
+import { imageNoise } from "../models/random.ts";
 import { quantizeCheckpoint } from "../pipeline.ts";
 import type { PhaseContext, PhaseModel } from "../pipeline/phase_context.ts";
 import type { PhasesReport } from "../pipeline/phases.ts";
 import { type TimeParameters, writeTimeParameters } from "../time/mod.ts";
-import { median } from "./statistics.ts";
+import { median, pairedRatio, type Summary } from "./statistics.ts";
 import { withTemporaryFolder } from "./temporary_folder.ts";
 
 /** Seconds of the phases' parts. */
 export interface PhaseTimes {
   readonly refinement: number;
+  /** Output corrections and own weight scales by time group, with their guards. */
+  readonly output: number;
+  readonly timeScales: number;
   readonly smoothing: number;
+  readonly sampler: number;
   /** Phase 1: the scores, and the held-out step KL beside them. */
   readonly scores: number;
   readonly stepKl: number;
 }
 export const PHASE_PARTS = [
   "refinement",
+  "output",
+  "timeScales",
   "smoothing",
+  "sampler",
   "scores",
   "stepKl",
 ] as const satisfies (keyof PhaseTimes)[];
@@ -34,11 +42,14 @@ export interface PipelineRun extends PhaseTimes {
 
 /** What the phases of a row took. */
 export function phaseTimes(
-  { refinement, smoothing, validation, activationMilliseconds }: PhasesReport,
+  { refinement, output, timeScales, smoothing, sampler, validation, activationMilliseconds }: PhasesReport,
 ): PhaseTimes & Pick<PipelineRun, "activations"> {
   return {
     refinement: (refinement?.milliseconds ?? 0) / 1000,
+    output: (output?.milliseconds ?? 0) / 1000,
+    timeScales: (timeScales?.milliseconds ?? 0) / 1000,
     smoothing: (smoothing?.milliseconds ?? 0) / 1000,
+    sampler: (sampler?.milliseconds ?? 0) / 1000,
     scores: (validation?.milliseconds ?? 0) / 1000,
     stepKl: (validation?.stepKlMilliseconds ?? 0) / 1000,
     activations: (activationMilliseconds ?? 0) / 1000,
@@ -126,4 +137,44 @@ export function selectionShare(loaded: LoadedModel, parameters: TimeParameters):
   forward();
   const selecting = median(Array.from({ length: 5 }, () => seconds(select))) / SELECTIONS;
   return selecting / median(Array.from({ length: FORWARDS }, () => seconds(forward)));
+}
+
+/** Items of a batch that forward passes are timed on, by family, and how many passes of each model, in turn. */
+const TIMED_SEQUENCES = 32, TIMED_IMAGES = 16, TIMED_FORWARDS = 101;
+
+/**
+ * Time of a forward pass of one model over that of another of the same family, with the same threads: passes in turn over the same batch, all
+ * items at the middle of the axis, as a sampler's step has them.
+ *
+ * @throws {TypeError} when one draws and the other writes
+ */
+export function forwardRatio(own: LoadedModel, other: LoadedModel): Summary {
+  const runs = [own, other].map((loaded): () => void => {
+    if ((loaded.kind === "dit") !== (own.kind === "dit")) {
+      throw new TypeError("Cannot compare a language model with one that draws images");
+    }
+    if (loaded.kind === "dit") {
+      const { model } = loaded;
+      const time = Math.floor((model.timeParameters?.groups.axis.bins ?? 2) / 2);
+      const noise = imageNoise(0, 0, TIMED_IMAGES, model.imageElements);
+      const times = new Array<number>(TIMED_IMAGES).fill(time);
+      const labels = times.map((_, i) => i % model.config.classes);
+      return () => void model.forward(noise, times, labels);
+    }
+    const { model } = loaded, { maxTokens, vocabularySize } = model.config;
+    const tokens = Int32Array.from(
+      { length: TIMED_SEQUENCES * Math.min(32, maxTokens) },
+      (_, i) => i % vocabularySize,
+    );
+    return () => void model.forward(tokens, TIMED_SEQUENCES, { t: 0.5 });
+  });
+  const milliseconds: [number[], number[]] = [[], []];
+  for (let i = -2; i < TIMED_FORWARDS; i++) {
+    for (const [m, run] of runs.entries()) {
+      const begin = performance.now();
+      run();
+      if (i >= 0) milliseconds[m]!.push(performance.now() - begin); // the first ones warm up
+    }
+  }
+  return pairedRatio(...milliseconds);
 }

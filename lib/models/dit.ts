@@ -203,7 +203,7 @@ export interface ImageBatch {
 /** A loaded DiT: noisy images, timesteps and classes in, the prediction out. */
 export class DitModel implements Blockwise<ImageBatch> {
   readonly #operations: Operations;
-  readonly #workspace = new Workspace();
+  readonly #workspace: Workspace;
   readonly #patch: LinearLayer;
   readonly #positions: Float32Array<ArrayBuffer>;
   readonly #blocks: readonly DitBlock[];
@@ -222,10 +222,11 @@ export class DitModel implements Blockwise<ImageBatch> {
     readonly config: DitConfig,
     readonly kernels: Kernels,
     tensors: ModelTensors,
-    { threads = 1, timeParameters }: TransformerOptions = {},
+    { threads = 1, timeParameters, workspace = new Workspace() }: TransformerOptions = {},
   ) {
     this.threads = threads;
     this.timeParameters = timeParameters;
+    this.#workspace = workspace;
     this.#operations = new Operations(kernels, threads);
     const linear = (name: string, bias = true) =>
       tensors.linear(`${name}.weight`, bias ? `${name}.bias` : undefined);
@@ -253,7 +254,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     this.#output2 = linear("proj_out_2");
     this.weightBytes = tensors.bytes;
     this.#timeAware = timeParameters &&
-      new TimeAwareLayers(timeParameters, this.#operations, this.#linearLayers(), path);
+      new TimeAwareLayers(timeParameters, this.#operations, this.#linearLayers(), path, workspace);
   }
 
   *#linearLayers(): Generator<LinearLayer> {

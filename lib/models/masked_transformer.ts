@@ -106,6 +106,8 @@ export interface TransformerOptions {
   readonly threads?: number | undefined;
   /** What the runtime selects by time; default none. */
   readonly timeParameters?: TimeParameters | undefined;
+  /** Scratch shared with models that take turns with this one; default the model's own. */
+  readonly workspace?: Workspace | undefined;
 }
 
 /** Sequences that are run together, for a model run block by block. */
@@ -198,7 +200,7 @@ interface LinearRun extends LayerOptions {
 /** A loaded model: token sequences in, logits out. */
 export class MaskedTransformer implements Blockwise<SequenceBatch> {
   readonly #operations: Operations;
-  readonly #workspace = new Workspace();
+  readonly #workspace: Workspace;
   readonly #embedding: EmbeddingTable;
   readonly #blocks: readonly TransformerBlock[];
   readonly #finalNorm: Float32Array<ArrayBuffer>;
@@ -217,10 +219,11 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     readonly kernels: Kernels,
     tensors: ModelTensors,
     names: TransformerNames,
-    { threads = 1, timeParameters }: TransformerOptions = {},
+    { threads = 1, timeParameters, workspace = new Workspace() }: TransformerOptions = {},
   ) {
     this.threads = threads;
     this.timeParameters = timeParameters;
+    this.#workspace = workspace;
     this.#operations = new Operations(kernels, threads);
     const linear = (name: string, bias: boolean) =>
       tensors.linear(`${name}.weight`, bias ? `${name}.bias` : undefined);
@@ -246,7 +249,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
       : linear(names.head, names.otherBias);
     this.weightBytes = tensors.bytes;
     this.#timeAware = timeParameters &&
-      new TimeAwareLayers(timeParameters, this.#operations, this.#linearLayers(), path);
+      new TimeAwareLayers(timeParameters, this.#operations, this.#linearLayers(), path, workspace);
   }
 
   *#linearLayers(): Generator<LinearLayer> {

@@ -11,6 +11,7 @@ import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } fro
 import type { TimeParameters } from "../time/mod.ts";
 import type { DenseMatrix, Matrix, WeightDtype } from "./kernels.ts";
 import { shown } from "./model_config.ts";
+import type { Workspace } from "./workspace.ts";
 
 /** Names of a kind that a message lists before it only counts. */
 const MAX_LISTED = 40;
@@ -30,6 +31,11 @@ export interface LoadOptions {
   readonly weights?: ReadonlyMap<string, PackedTensor> | undefined;
   /** Biases that take the place of others, by name, as in `model.layers.0.self_attn.q_proj.bias`. */
   readonly biases?: ReadonlyMap<string, Float32Array> | undefined;
+  /**
+   * Scratch shared with other models that take turns with this one: each of their runs overwrites what the last one, of whichever model, returned.
+   * Default: the model's own.
+   */
+  readonly workspace?: Workspace | undefined;
 }
 
 /** A tensor that a model needs. */

@@ -17,7 +17,7 @@ import { groupCount, type OneLevelTensor } from "../quant/mod.ts";
 import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "./kernels.ts";
 import type { Operations } from "./operations.ts";
 import type { LinearLayer } from "./tensors.ts";
-import { Workspace } from "./workspace.ts";
+import type { Workspace } from "./workspace.ts";
 
 /** The kernels' status for NaN or infinity. */
 const NOT_FINITE = -4;
@@ -47,7 +47,7 @@ interface Prepared {
 export class TimeAwareLayers {
   readonly #prepared: ReadonlyMap<LinearLayer, readonly Prepared[]>;
   readonly #operations: Operations;
-  readonly #workspace = new Workspace();
+  readonly #workspace: Workspace;
   /** Bin of each item of the current batch. */
   #bins = new Int32Array(16);
   #codeBytes = new Uint8Array(0);
@@ -66,7 +66,9 @@ export class TimeAwareLayers {
     operations: Operations,
     layers: Iterable<LinearLayer>,
     path: string,
+    workspace: Workspace,
   ) {
+    this.#workspace = workspace;
     this.#operations = operations;
     this.#path = path;
     const byName = new Map([...layers].map((layer) => [layer.name, layer]));

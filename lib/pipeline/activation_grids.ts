@@ -15,6 +15,7 @@ import {
   type TimeAxis,
   type TimeGroups,
 } from "../time/mod.ts";
+import { Workspace } from "../models/workspace.ts";
 import { mapShared, observeParts } from "./phase_activations.ts";
 import { type PhaseContext, schedulerOf } from "./phase_context.ts";
 import { stepWeights } from "./step_kl.ts";
@@ -116,12 +117,15 @@ export function staticGrids(
   });
 }
 
-/** Some rows of every reader's input among held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a time group. */
+/**
+ * Some rows of every reader's input among held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a time group. What is visited is scratch.
+ */
 function sampleInputs(
   context: PhaseContext,
   loaded: LoadedModel,
   groups: TimeGroups,
   readers: readonly Reader[],
+  workspace: Workspace,
   visit: (reader: Reader, x: Float32Array<ArrayBuffer>, rows: number, time: number) => void,
 ): void {
   const byName = new Map(readers.map((reader) => [reader.name, reader]));
@@ -143,7 +147,7 @@ function sampleInputs(
         if (Math.floor(at / stride) !== Math.floor((at - 1) / stride)) picked.push(item * each + row);
       }
       if (picked.length === 0) continue;
-      const part = new Float32Array(picked.length * cols);
+      const part = workspace.take("picked", picked.length * cols);
       for (const [to, from] of picked.entries()) {
         part.set(x.subarray(from * cols, (from + 1) * cols), to * cols);
       }
@@ -188,7 +192,9 @@ export function orderByStaticCost(
   const scheduler = schedulerOf(context), transitions = scheduler && stepWeights(scheduler);
   const readers = readersOf(loaded, new Set(grids.keys()));
   const sums = new Map(readers.map(({ name }) => [name, { weights: 0, static: 0, perToken: 0 }]));
-  sampleInputs(context, loaded, groups, readers, ({ name, layers }, x, rows, time) => {
+  // Hundreds of inputs: what is made of each would stay until garbage is collected.
+  const workspace = new Workspace();
+  sampleInputs(context, loaded, groups, readers, workspace, ({ name, layers }, x, rows, time) => {
     const own = sums.get(name)!, weight = transitions?.weightOf(time) ?? 1, group = groups.groupOf(time);
     const { bits, scale, zeroPoint } = grids.get(name)!, cols = x.length / rows;
     const grid = { scale: scale[group]!, zeroPoint: zeroPoint[group]! };
@@ -196,16 +202,19 @@ export function orderByStaticCost(
       for (let i = 0; i < rounded.length; i++) rounded[i]! -= x[i]!;
       return rounded;
     };
-    const onStatic = lost(fakeQuantize(x, grid, bits, new Float32Array(x.length)) as typeof x);
-    const onOwn = lost(roundPerToken(x, cols, bits, new Float32Array(x.length)));
+    const onStatic = lost(fakeQuantize(x, grid, bits, workspace.take("static", x.length)) as typeof x);
+    const onOwn = lost(roundPerToken(x, cols, bits, workspace.take("perToken", x.length)));
     for (const { name: layer, weights } of layers) {
-      const times = (values: Float32Array, by: typeof weights) =>
-        linear(kernels, values, rows, by, undefined, { threads });
+      const times = (values: Float32Array, by: typeof weights, output = "output") => {
+        const out = workspace.take(output, rows * by.rows);
+        return linear(kernels, values, rows, by, undefined, { out, threads });
+      };
       const squares = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0);
       own.static += weight * squares(times(onStatic, weights));
       own.perToken += weight * squares(times(onOwn, weights));
-      const wanted = times(x, plain.get(layer)!), got = times(x, weights);
-      own.weights += weight * squares(got.map((value, i) => value - wanted[i]!));
+      const wanted = times(x, plain.get(layer)!, "wanted"), difference = times(x, weights);
+      for (let i = 0; i < difference.length; i++) difference[i]! -= wanted[i]!;
+      own.weights += weight * squares(difference);
     }
   });
   const cost = ({ name }: Reader) => {

@@ -2,6 +2,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Config } from "../config.ts";
+import { Workspace } from "../models/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
 import { groupCount, type PackedTensor, quantize } from "../quant/mod.ts";
 import { CALIBRATED_SOLVERS } from "../quant/solvers.ts";
@@ -106,6 +107,7 @@ export async function runConfiguredPhases(
       threads,
       source: calibrationSource(checkpoint, config),
       seed: config.calibrationSeed,
+      workspace: new Workspace(),
       signal,
       onProgress: event,
     },

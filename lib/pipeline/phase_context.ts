@@ -1,5 +1,6 @@
 /** What the phases work with: a model in the making, its checkpoint and its calibration data. */
 import { type LoadedModel, loadScheduler, modelFrom, type Scheduler } from "../models/mod.ts";
+import type { Workspace } from "../models/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
@@ -23,16 +24,18 @@ export interface PhaseContext {
   /** Where the calibration data come from and with which seed, for more of them. */
   readonly source: string;
   readonly seed: number;
+  /** Scratch of all models that {@linkcode loadPhaseModel} loads, which then have to take turns; default: each its own. */
+  readonly workspace?: Workspace | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((message: string) => void) | undefined;
 }
 
 /** Loads a model as it is in the making. */
 export function loadPhaseModel(
-  { checkpoint, kernels, threads }: PhaseContext,
+  { checkpoint, kernels, threads, workspace }: PhaseContext,
   model: Partial<PhaseModel>,
 ): LoadedModel {
-  return modelFrom(checkpoint, kernels, { threads, ...model });
+  return modelFrom(checkpoint, kernels, { threads, workspace, ...model });
 }
 
 /** The scheduler of an image model, undefined for others. */

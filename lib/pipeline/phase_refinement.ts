@@ -58,7 +58,8 @@ export async function refinePhase(
 > {
   const { checkpoint, calibrated, source, seed } = context;
   const quantized = loadPhaseModel(context, { weights });
-  const full: LoadedModel = loadPhaseModel(context, {});
+  // Both run in turns; a batch of the one is still read while the other runs.
+  const full: LoadedModel = loadPhaseModel({ ...context, workspace: undefined }, {});
   const first: CalibrationPart<unknown> = calibrated.data.fit[0]!;
   const positions = first.weights.length / first.samples;
   const size = Math.max(1, Math.floor(STEP_POSITIONS / positions));

@@ -125,7 +125,7 @@ export class PhaseRun {
         groups: groups?.count,
         boundaries: groups && [...groups.boundaries],
         perToken: [...this.#perToken],
-        statisticsBytes: this.#statisticsBytes,
+        statisticsBytes: this.#statisticsBytes + this.#meter.bytes,
         warnings: this.#warnings,
       },
     };

@@ -1,17 +1,26 @@
 /** What the phase suite says of time, memory and bytes: overheads, digests, the shapes of a large model, the same run twice. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import { fileURLToPath } from "node:url";
 import { environmentOf } from "../../lib/eval/environment.ts";
 import { modelDigest } from "../../lib/eval/phase_digest.ts";
 import { phaseMemory } from "../../lib/eval/phase_memory.ts";
 import { phaseScale } from "../../lib/eval/phase_scale.ts";
-import { overhead, type PipelineRun, pipelineSeconds, selectionShare } from "../../lib/eval/phase_time.ts";
+import {
+  forwardRatio,
+  overhead,
+  PHASE_PARTS,
+  phaseTimes,
+  type PipelineRun,
+  pipelineSeconds,
+  selectionShare,
+} from "../../lib/eval/phase_time.ts";
 import { formatReport } from "../../lib/eval/report.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
+import type { PhasesReport } from "../../lib/pipeline/phases.ts";
 import type { PhaseModel } from "../../lib/pipeline/phase_context.ts";
 import { type OneLevelTensor, quantize } from "../../lib/quant/mod.ts";
-import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
+import { equalTimeGroups, type LayerParameters, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
 import { parseBenchArguments } from "../../scripts/bench.ts";
 import { run, workplace } from "../_checkpoints.ts";
 import { runIn, runtimeBinary } from "../_runtimes.ts";
@@ -34,7 +43,10 @@ describe("overhead", () => {
     activations: 2,
     write: 1,
     refinement: 0,
+    output: 0,
+    timeScales: 0,
     smoothing: 0,
+    sampler: 0,
     scores: 0,
     stepKl: 0,
     ...changes,
@@ -58,6 +70,58 @@ describe("overhead", () => {
       runOf({ calibrate: 10, activations: 20, write: 10, smoothing: 4 }),
     ];
     expect(overhead(runs, 0, 0)).toBeCloseTo(0.1, 12);
+  });
+
+  test("counts every part that a report gives milliseconds of, each once", () => {
+    const guarded = (milliseconds: number) => ({
+      kept: true,
+      heldOutBefore: 2,
+      heldOutAfter: 1,
+      milliseconds,
+    });
+    const report: PhasesReport = {
+      groups: 2,
+      boundaries: [0, 5, 10],
+      heldOutStepKl: 1,
+      perToken: [],
+      statisticsBytes: 0,
+      warnings: [],
+      activationMilliseconds: 64_000,
+      output: guarded(1000),
+      timeScales: guarded(2000),
+      sampler: guarded(4000),
+      smoothing: { ...guarded(8000), kept: [], rejected: [], samples: 1 },
+      refinement: {
+        ...guarded(16_000),
+        iterations: 1,
+        converged: false,
+        lossHistory: [1],
+        scratchBytes: 0,
+      } as unknown as NonNullable<PhasesReport["refinement"]>,
+      validation: {
+        markovScore: 1,
+        boundaryScores: [1],
+        violations: [],
+        stepKlByGroup: [1, 1],
+        samples: 1,
+        milliseconds: 128_000,
+        stepKlMilliseconds: 32_000,
+      },
+    };
+    const times = phaseTimes(report);
+    expect(times).toEqual({
+      output: 1,
+      timeScales: 2,
+      sampler: 4,
+      smoothing: 8,
+      refinement: 16,
+      stepKl: 32,
+      activations: 64,
+      scores: 128,
+    });
+    expect([...PHASE_PARTS, "activations"].sort()).toEqual(Object.keys(times).sort());
+    // 191 seconds of phases on top of 64 + 2 of the pipeline's own.
+    expect(overhead([{ calibrate: 1, write: 1, ...times }], 0, 0)).toBeCloseTo(191 / 66, 12);
   });
 
   test("of some parts leaves the others out", () => {
@@ -93,6 +157,11 @@ describe("a digest", () => {
       "",
     );
   };
+  const corrected = (gain: number) => {
+    const { groups, layers } = theta(3);
+    const two = (value: number) => Float32Array.of(value, value);
+    return new TimeParameters(groups, layers, "", { gain: two(gain), bias: two(0), noiseVariance: two(0) });
+  };
   const digest = (changes: Partial<PhaseModel>) =>
     modelDigest({ ...model(), timeParameters: undefined, ...changes });
 
@@ -103,6 +172,8 @@ describe("a digest", () => {
     const others = [
       digest({ timeParameters: theta(3) }),
       digest({ timeParameters: theta(4) }),
+      digest({ timeParameters: corrected(0.5) }),
+      digest({ timeParameters: corrected(0.25) }),
       digest({ biases: new Map([["a.bias", Float32Array.of(1, -2)]]) }),
       digest({ biases: new Map([["b.bias", Float32Array.of(1, 2)]]) }),
       digest({ biases: new Map() }),
@@ -130,7 +201,58 @@ test("selecting θ takes a share of a forward pass, above nothing", () => {
   expect(share).toBeLessThan(1);
 });
 
-test("memory is the peaks of two processes", async () => {
+test("forward passes of two models are timed in turn, on the integer kernels of either kind of grid", () => {
+  const loadWith = (own: LayerParameters | undefined) => {
+    const plain = loadModel(DREAM, kernels);
+    const { stages } = plain.model;
+    const layers = stages.flatMap(({ layers }) => layers).filter(({ name }) => name.includes("layers."));
+    const weights = new Map(layers.map(({ name, weights: { rows, cols } }) => {
+      const data = Float32Array.from({ length: rows * cols }, (_, i) => Math.sin(i));
+      return [
+        name,
+        quantize(kernels, { data, dtype: "F32" }, rows, cols, { bits: 2, groupSize: 0, solver: "round" }),
+      ];
+    }));
+    const timeParameters = own && new TimeParameters(
+      equalTimeGroups(maskRatioAxis(10), 2),
+      new Map(layers.map(({ name }) => [name, own])),
+      "",
+    );
+    return loadModel(DREAM, kernels, { weights, timeParameters });
+  };
+  const grids = loadWith({
+    activation: { bits: 8, scale: Float32Array.of(0.1, 0.1), zeroPoint: Int32Array.of(128, 128) },
+  });
+  const { count, median, minimum, maximum } = forwardRatio(grids, loadWith({ perToken: 8 }));
+  expect(count).toBeGreaterThanOrEqual(15);
+  expect([minimum > 0, minimum <= median, median <= maximum]).toEqual([true, true, true]);
+  // A clock that passes alone move, by 3 and by 2: what is divided by what, and in which order they run.
+  let clock = 0;
+  const order: number[] = [];
+  const taking = (seconds: number) => ({
+    ...grids,
+    model: new Proxy(grids.model, {
+      get: (model, key) => {
+        if (key !== "forward") return Reflect.get(model, key, model);
+        return () => {
+          order.push(seconds);
+          clock += seconds;
+        };
+      },
+    }),
+  } as typeof grids);
+  const now = spyOn(performance, "now").mockImplementation(() => clock);
+  try {
+    expect(forwardRatio(taking(3), taking(2))).toMatchObject({ count, minimum: 1.5, maximum: 1.5 });
+  } finally {
+    now.mockRestore();
+  }
+  expect(order.every((seconds, i) => seconds === (i % 2 === 0 ? 3 : 2))).toBe(true);
+  const drawing = loadModel(DREAM.replace("dream-mini", "glyph-dit"), kernels);
+  expect(() => forwardRatio(grids, drawing)).toThrow("Cannot compare a language model");
+});
+
+test("memory is the peaks of two processes, and what the phases hold of it", async () => {
   const memory = await phaseMemory({
     path: DREAM,
     source: `${DREAM}/calibration.jsonl`,
@@ -139,7 +261,10 @@ test("memory is the peaks of two processes", async () => {
     groups: 3,
     threads: 1,
   });
-  for (const bytes of Object.values(memory!)) expect(bytes).toBeGreaterThan(20e6);
+  const { baseline, phases, statistics } = memory!;
+  for (const bytes of [baseline, phases]) expect(bytes).toBeGreaterThan(20e6);
+  expect(statistics).toBeGreaterThan(0);
+  expect(statistics).toBeLessThan(phases);
 });
 
 test("a row says what it measured at a large model's shapes and reckoned for all blocks, and no accuracy", async () => {
