@@ -21,11 +21,14 @@ const MARKOV_WEIGHT = 0.1;
 const SAMPLER_GROUPS = 10;
 /** Static grids for all layers, and their rival: a grid of each token's own for all layers. */
 export const STATIC_ROW = "best, 8 bits, all static", DYNAMIC_ROW = "best, dynamic 8 bits";
+/** Static grids but for the layers that they do not suit, as the configuration's default. */
+export const MIXED_ROW = "best, 8 bits, mostly static";
 /** The row of the sampler's correction, which has tables of its own. */
 export const SAMPLER_ROW = "best + sampler correction";
 
 /** Where annealing begins, in squared steps of the grid: the seed system's own value of `entropy_weight`. */
 const ANNEALING = 0.05;
+const ONE = "best, one candidate";
 /** Bits per weight of the budget's rows. */
 const BUDGET = 2.25;
 
@@ -63,6 +66,7 @@ export function rowSettings(
   quick: boolean,
 ): RowSetting[] {
   const static8 = { groups, bits: 8 } as const, static4 = { groups, bits: 4, range: "mse" } as const;
+  const mixed8 = { ...static8, perTokenLimit: PER_TOKEN_LIMIT } as const;
   const refinement = quick ? { ...REFINEMENT[kind], maxIterations: QUICK_ITERATIONS } : REFINEMENT[kind];
   // As the configuration's `time_weights: auto`.
   const optimized: CodesSetting = kind === "images"
@@ -88,7 +92,7 @@ export function rowSettings(
       name: "phase3_full",
       phase: "phase3_full",
       codes: optimized,
-      phases: { activations: static8, ...two, refinement },
+      phases: { activations: mixed8, ...two, refinement },
       over: "baseline",
     },
   ];
@@ -99,35 +103,33 @@ export function rowSettings(
     phases: PhaseSettings,
     more: Pick<RowSetting, "over"> = {},
   ): RowSetting => ({ name, phase: "all", codes, phases, ...more });
+  const overOne = { over: ONE } as const;
   const overBest = { over: "best alone" } as const, overBaseline = { over: "baseline" } as const;
   return [
     ...main,
-    row("without refinement", optimized, { activations: static8, ...two }),
+    row("without refinement", optimized, { activations: mixed8, ...two }),
     row("round alone", ROUND, {}),
     row("round + refinement", ROUND, { refinement }, { over: "round alone" }),
     row("best alone", BEST, {}, { over: "round alone" }),
     row("best + refinement", BEST, { refinement }, overBest),
-    row("best + time weights", { ...BEST, timeWeights: "ddpm" }, {}, overBest),
+    // The terms of solving are taken unseen, in one candidate: beside one candidate without them.
+    row(ONE, { ...BEST, candidates: 1 }, {}, overBest),
+    row("best + time weights", { ...BEST, timeWeights: "ddpm" }, {}, overOne),
     ...(kind === "images"
       ? [
         row(
           "best + time weights, cosine",
           { ...BEST, timeWeights: "ddpm", betaSchedule: "cosine" },
           {},
-          overBest,
+          overOne,
         ),
       ]
       : []),
-    row("best + annealing", { ...BEST, annealing: ANNEALING }, {}, overBest),
-    row("best + both", { ...BEST, timeWeights: "ddpm", annealing: ANNEALING }, {}, overBest),
-    row("best, static 8 bits, G 1", BEST, { activations: { groups: 1, bits: 8 } }, overBest),
-    row(
-      `best, static 8 bits, G ${groups}`,
-      BEST,
-      { activations: { ...static8, perTokenLimit: PER_TOKEN_LIMIT } },
-      overBest,
-    ),
+    row("best + annealing", { ...BEST, annealing: ANNEALING }, {}, overOne),
+    row("best + both", { ...BEST, timeWeights: "ddpm", annealing: ANNEALING }, {}, overOne),
+    row("best, 8 bits, all static, G 1", BEST, { activations: { groups: 1, bits: 8 } }, overBest),
     row(STATIC_ROW, BEST, { activations: static8 }, overBest),
+    row(MIXED_ROW, BEST, { activations: mixed8 }, overBest),
     row(DYNAMIC_ROW, BEST, { activations: { groups, bits: 8, isPerToken: true } }, overBest),
     row("best, static 4 bits, G 1", BEST, { activations: { ...static4, groups: 1 } }, overBest),
     row("best, static 4 bits, G 10", BEST, { activations: { ...static4, groups: 10 } }, overBest),
