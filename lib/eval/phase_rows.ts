@@ -126,7 +126,6 @@ export function rowSettings(
       ]
       : []),
     row("best + annealing", { ...BEST, annealing: ANNEALING }, {}, overOne),
-    row("best + both", { ...BEST, timeWeights: "ddpm", annealing: ANNEALING }, {}, overOne),
     row("best, 8 bits, all static, G 1", BEST, { activations: { groups: 1, bits: 8 } }, overBest),
     row(STATIC_ROW, BEST, { activations: static8 }, overBest),
     row(MIXED_ROW, BEST, { activations: mixed8 }, overBest),

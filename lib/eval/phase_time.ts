@@ -140,7 +140,7 @@ export function selectionShare(loaded: LoadedModel, parameters: TimeParameters):
 }
 
 /** Items of a batch that forward passes are timed on, by family, and how many passes of each model, in turn. */
-const TIMED_SEQUENCES = 32, TIMED_IMAGES = 16, TIMED_FORWARDS = 101;
+const TIMED_SEQUENCES = 32, TIMED_IMAGES = 16, TIMED_FORWARDS = 51;
 
 /**
  * Time of a forward pass of one model over that of another of the same family, with the same threads: passes in turn over the same batch, all

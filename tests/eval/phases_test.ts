@@ -109,7 +109,6 @@ describe("the suite", () => {
       "best, one candidate",
       "best + time weights",
       "best + annealing",
-      "best + both",
       "best, 8 bits, all static, G 1",
       "best, 8 bits, all static",
       "best, 8 bits, mostly static",
