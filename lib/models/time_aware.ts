@@ -3,7 +3,7 @@
  * each item of a batch at every forward pass, without allocation and without a branch per weight.
  *
  * Rounded activations go through the integer kernels where the layer is packed with one level of scales; elsewhere they are rounded in float32
- * (`fakeQuantize`), to the same values.
+ * (`fakeQuantize`): to the same values on static grids; on grids of each token's own to about the same, whose integer kernel finds them otherwise.
  */
 import { KernelError, WeightsError } from "../errors.ts";
 import {
