@@ -3,6 +3,7 @@
  * only. It opens on a machine without a device and says so in one line. docs/cuda.md has what has been run on a device
  * and what has not.
  */
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { KernelError } from "../errors.ts";
@@ -75,6 +76,12 @@ async function cachedLibrary(
   }
   const kernels = sourceFolder();
   if (kernels === undefined) return pass("build", "the kernels' sources are not beside this module");
+  if (!existsSync(join(kernels, "cuda"))) {
+    return pass(
+      "build",
+      "the CUDA kernels' sources are not beside this module: take a checkout of the project",
+    );
+  }
   if (process.platform !== "linux") {
     return pass("build", `it is built on Linux only, this is ${process.platform}`);
   }
