@@ -6,6 +6,7 @@ import { environmentOf } from "../lib/eval/environment.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline.ts";
 import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
+import { openCheckpoint } from "../lib/tensor/mod.ts";
 import {
   commandLine,
   environmentVariables,
@@ -187,17 +188,18 @@ async function writeRunReport(
   },
 ): Promise<string> {
   const { countCodes } = await import("../lib/analysis/codes.ts");
-  const { storedTimeParameters } = await import("../lib/analysis/stored_time_parameters.ts");
+  const { storedTimeParameters } = await import("../lib/models/mod.ts");
   const { nameOfPath, quantizeRun, settingOf } = await import("../lib/analysis/make_run.ts");
   const { writeReport } = await import("../lib/analysis/report_folder.ts");
   const { input, output } = result.report;
   const { date, runtime, processor, cores, memoryBytes } = environmentOf(kernels);
+  using checkpoint = openCheckpoint(output);
   const run = await quantizeRun(basename(resolve(target)).replace(/\.html$/, ""), {
     ...result,
     date,
     environment: { runtime, processor, cores, memoryBytes },
     codes: countCodes(kernels, output, { model: nameOfPath(input), setting: settingOf(result.resolved) }),
-    timeParameters: storedTimeParameters(output),
+    timeParameters: storedTimeParameters(checkpoint),
   });
   return await writeReport(target, run);
 }

@@ -53,7 +53,6 @@ export {
   timestepRows,
 } from "./rows.ts";
 export { countCodes } from "./codes.ts";
-export { storedTimeParameters } from "./stored_time_parameters.ts";
 export { readRun, type Run, RUN_FILE, RUN_FORMAT_VERSION, type SummaryItem, writeRun } from "./run.ts";
 export { type BenchResult, benchRun, type QuantizeResult, quantizeRun } from "./make_run.ts";
 export { chartsOf, type NamedChart } from "./run_charts.ts";

@@ -6,7 +6,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type DitModel, type LoadedModel, loadScheduler, loadTokenizer } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import { imageStepKl, stepWeights } from "../pipeline/step_kl.ts";
+import { imageStepKl, neverWritten, stepWeights } from "../pipeline/step_kl.ts";
 import { tokenKl } from "../thermo/mod.ts";
 import { DRAWING } from "./accuracy_plan.ts";
 import { loadClassifier, loadFeatureStatistics } from "./classifier.ts";
@@ -119,8 +119,8 @@ async function maskedYardstick(
       }
       teacher ??= logitsOf(full, sequences, shift);
       const own = loaded.model === full.model ? teacher : logitsOf(loaded, sequences, shift);
-      const { vocabularySize, maskToken, padToken } = full.model.config;
-      const excludedTokens = padToken === undefined ? [maskToken] : [maskToken, padToken];
+      const { vocabularySize } = full.model.config;
+      const excludedTokens = neverWritten(full.model.config);
       const kl = teacher.flatMap((
         logits,
         i,

@@ -8,8 +8,8 @@
 import { KernelError, WeightsError } from "../errors.ts";
 import {
   type ActivationGrid,
-  activationGrid,
   fakeQuantize,
+  fakeQuantizePerToken,
   type SelectedParameters,
   type TimeParameters,
 } from "../time/mod.ts";
@@ -177,16 +177,7 @@ export class TimeAwareLayers {
   #rounded({ layer: { weights: { cols } }, grid, bits, scratch }: Prepared, x: Float32Array): Floats {
     const out = this.#workspace.take(scratch, x.length);
     if (grid !== undefined) return fakeQuantize(x, grid, bits, out) as Floats;
-    for (let begin = 0; begin < x.length; begin += cols) {
-      const token = x.subarray(begin, begin + cols);
-      let low = 0, high = 0;
-      for (let i = 0; i < cols; i++) {
-        if (token[i]! < low) low = token[i]!;
-        if (token[i]! > high) high = token[i]!;
-      }
-      fakeQuantize(token, activationGrid(low, high, bits), bits, out.subarray(begin, begin + cols));
-    }
-    return out;
+    return fakeQuantizePerToken(x, cols, bits, out);
   }
 
   /** @throws {WeightsError} when what the layer reads is not finite */

@@ -6,11 +6,11 @@ import { linear } from "../models/kernels.ts";
 import type { LinearLayer, LoadedModel } from "../models/mod.ts";
 import {
   type ActivationBits,
-  activationGrid,
   type ActivationHistogram,
   type ActivationParameters,
   adaptiveTimeGroups,
   fakeQuantize,
+  fakeQuantizePerToken,
   type RangeMethod,
   type TimeAxis,
   type TimeGroups,
@@ -156,25 +156,6 @@ function sampleInputs(
   });
 }
 
-/** Each row on the grid of its own minimum and maximum, zero among them. */
-export function roundPerToken(
-  x: Float32Array,
-  cols: number,
-  bits: ActivationBits,
-  out: Float32Array<ArrayBuffer>,
-): Float32Array<ArrayBuffer> {
-  for (let begin = 0; begin < x.length; begin += cols) {
-    const token = x.subarray(begin, begin + cols);
-    let low = 0, high = 0;
-    for (let i = 0; i < cols; i++) {
-      if (token[i]! < low) low = token[i]!;
-      if (token[i]! > high) high = token[i]!;
-    }
-    fakeQuantize(token, activationGrid(low, high, bits), bits, out.subarray(begin, begin + cols));
-  }
-  return out;
-}
-
 /**
  * Layers by what static grids cost them: those first whose output on held-out data errs most beside what it would with a grid of each token's own,
  * `(‖Δx‖ static + ‖Δw‖) / (‖Δx‖ per token + ‖Δw‖)` with squared errors of outputs, weighted by the step. Layers that read one input stand together.
@@ -203,7 +184,7 @@ export function orderByStaticCost(
       return rounded;
     };
     const onStatic = lost(fakeQuantize(x, grid, bits, workspace.take("static", x.length)) as typeof x);
-    const onOwn = lost(roundPerToken(x, cols, bits, workspace.take("perToken", x.length)));
+    const onOwn = lost(fakeQuantizePerToken(x, cols, bits, workspace.take("perToken", x.length)));
     for (const { name: layer, weights } of layers) {
       const times = (values: Float32Array, by: typeof weights, output = "output") => {
         const out = workspace.take(output, rows * by.rows);

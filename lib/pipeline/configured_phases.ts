@@ -4,7 +4,7 @@ import { join } from "node:path";
 import type { Config } from "../config.ts";
 import { Workspace } from "../models/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
-import { groupCount, type PackedTensor, quantize } from "../quant/mod.ts";
+import { type PackedTensor, quantize } from "../quant/mod.ts";
 import { CALIBRATED_SOLVERS } from "../quant/solvers.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { modelFingerprint, TimeParameters, writeTimeParameters } from "../time/mod.ts";
@@ -191,15 +191,4 @@ export function sidecarContent(folder: string, { timeParameters, weights }: Phas
   } finally {
     rmSync(place, { recursive: true, force: true });
   }
-}
-
-/** Outputs and weight groups of a model's packed layers: what a sidecar is held against. */
-export function sidecarLayers(
-  weights: ReadonlyMap<string, PackedTensor>,
-): Map<string, { readonly rows: number; readonly weightGroups: number }> {
-  return new Map(
-    [...weights].map((
-      [name, { rows, cols, groupSize }],
-    ) => [name, { rows, weightGroups: groupCount(cols, groupSize) }]),
-  );
 }

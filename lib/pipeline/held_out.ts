@@ -1,7 +1,9 @@
 /** How far a model with other weights is from full precision on what calibration held out: what candidates are chosen by. */
 import type { Blockwise, MaskedTransformer, Matrix, SequenceBatch } from "../models/mod.ts";
+import { tokenKl } from "../thermo/masked_transition.ts";
 import type { Calibrated, CalibrationPart } from "./calibration_data.ts";
 import { blockCount } from "./collect.ts";
+import { maskedRows, neverWritten, rowsOf } from "./step_kl.ts";
 
 /**
  * How far a model with other weights is from full precision on the held-out part: mean KL at masked positions in nats for
@@ -42,32 +44,23 @@ function meanDistance<Batch>(
   return all.reduce((sum, value) => sum + value, 0) / all.length;
 }
 
-/** KL(full ‖ other) of each masked position; mask and padding have probability 0, as in generation. */
+/** KL(full ‖ other) of each masked position. */
 function maskedKl(
-  { config: { vocabularySize, maskToken, padToken } }: MaskedTransformer,
+  { config }: MaskedTransformer,
   shift: number,
   { batch: { inputIds }, samples }: CalibrationPart<SequenceBatch>,
   full: Float32Array,
   other: Float32Array,
 ): number[] {
-  const tokens = inputIds.length / samples, out: number[] = [];
-  const excluded = [maskToken, ...(padToken === undefined ? [] : [padToken])];
-  const logProbabilities = (logits: Float32Array, row: number) => {
-    const values = Float64Array.from(logits.subarray(row * vocabularySize, (row + 1) * vocabularySize));
-    for (const token of excluded) values[token] = -Infinity;
-    const largest = values.reduce((a, b) => Math.max(a, b), -Infinity);
-    const offset = largest + Math.log(values.reduce((sum, value) => sum + Math.exp(value - largest), 0));
-    return values.map((value) => value - offset);
-  };
-  for (let i = 0; i < inputIds.length; i++) {
-    if (inputIds[i] !== maskToken) continue;
-    const row = i % tokens < shift ? i : i - shift;
-    const p = logProbabilities(full, row), q = logProbabilities(other, row);
-    let kl = 0;
-    for (let v = 0; v < p.length; v++) if (p[v]! > -Infinity) kl += Math.exp(p[v]!) * (p[v]! - q[v]!);
-    out.push(kl);
-  }
-  return out;
+  const { vocabularySize, maskToken } = config;
+  const rows = maskedRows(inputIds, inputIds.length / samples, maskToken, shift);
+  const [p, q] = [full, other].map((logits) => rowsOf(logits, rows, vocabularySize)) as [
+    Float32Array,
+    Float32Array,
+  ];
+  // A candidate that overflows loses; it ends no run.
+  if (!q.every(Number.isFinite)) return [NaN];
+  return [...tokenKl(p, q, vocabularySize, { excludedTokens: neverWritten(config) })];
 }
 
 /** ‖ε̂ − ε‖² / ‖ε‖² of each image. */

@@ -12,7 +12,7 @@ import { learnedVarianceWeight } from "../thermo/mod.ts";
 import type { TimeGroups } from "../time/mod.ts";
 import { type Calibrated, type CalibrationPart, loadCalibration } from "./calibration_data.ts";
 import { loadPhaseModel, type PhaseContext } from "./phase_context.ts";
-import { maskedRows, meanStepKl, StepKlMeter, stepWeights } from "./step_kl.ts";
+import { maskedRows, meanStepKl, neverWritten, StepKlMeter, stepWeights } from "./step_kl.ts";
 
 /** Positions of one refinement step, roughly. */
 const STEP_POSITIONS = 1152;
@@ -91,7 +91,7 @@ export async function refinePhase(
           size,
         ),
       },
-      { ...options, temperature: TEMPERATURE, excludedTokens: excludedOf(more) },
+      { ...options, temperature: TEMPERATURE, excludedTokens: neverWritten(more.model.config) },
     )
     : refineDit(
       (quantized as Extract<LoadedModel, { kind: "dit" }>).model,
@@ -134,9 +134,6 @@ function asStored(values: Float32Array<ArrayBuffer>, dtype: string): Float32Arra
 
 type Sequences = Extract<Calibrated, { kind: "sequences" }>;
 type Images = Extract<Calibrated, { kind: "images" }>;
-
-const excludedOf = ({ model: { config: { maskToken, padToken } } }: Sequences) =>
-  padToken === undefined ? [maskToken] : [maskToken, padToken];
 
 function maskedBatches(
   { model: { config }, shift }: Sequences,

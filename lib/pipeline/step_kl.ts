@@ -105,8 +105,7 @@ export class StepKlMeter {
         throw new TypeError("Cannot compare a language model with one that draws images");
       }
       const { model, shift, data: { heldOut } } = calibrated;
-      const { vocabularySize, maskToken, padToken } = model.config;
-      const excludedTokens = padToken === undefined ? [maskToken] : [maskToken, padToken];
+      const { vocabularySize, maskToken } = model.config, excludedTokens = neverWritten(model.config);
       for (const [p, { batch: { inputIds, batch }, times }] of heldOut.entries()) {
         const tokens = inputIds.length / batch;
         const rows = maskedRows(inputIds, tokens, maskToken, shift);
@@ -154,8 +153,15 @@ export class StepKlMeter {
   }
 }
 
+/** Tokens that a model never writes: both models of a comparison give them probability 0, as generation does. */
+export function neverWritten(
+  { maskToken, padToken }: { readonly maskToken: number; readonly padToken?: number | undefined },
+): number[] {
+  return padToken === undefined ? [maskToken] : [maskToken, padToken];
+}
+
 /** Some rows of a matrix. */
-function rowsOf(matrix: Float32Array, rows: Int32Array, cols: number): Float32Array {
+export function rowsOf(matrix: Float32Array, rows: Int32Array, cols: number): Float32Array {
   const out = new Float32Array(rows.length * cols);
   for (const [i, row] of rows.entries()) out.set(matrix.subarray(row * cols, (row + 1) * cols), i * cols);
   return out;

@@ -342,3 +342,28 @@ export function fakeQuantize(
   }
   return out;
 }
+
+/**
+ * Rounds each row in float32 on the grid of its own minimum and maximum, zero among them: what grids of each token's own do.
+ *
+ * **Shapes** `x` and `out: f32[rows, cols]`; `out` may be `x`
+ *
+ * @returns `out`
+ */
+export function fakeQuantizePerToken<Out extends Float32Array>(
+  x: Float32Array,
+  cols: number,
+  bits: ActivationBits,
+  out: Out,
+): Out {
+  for (let begin = 0; begin < x.length; begin += cols) {
+    const token = x.subarray(begin, begin + cols);
+    let low = 0, high = 0;
+    for (let i = 0; i < cols; i++) {
+      if (token[i]! < low) low = token[i]!;
+      if (token[i]! > high) high = token[i]!;
+    }
+    fakeQuantize(token, activationGrid(low, high, bits), bits, out.subarray(begin, begin + cols));
+  }
+  return out;
+}

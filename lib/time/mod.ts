@@ -5,6 +5,7 @@ export {
   activationGrid,
   ActivationHistogram,
   fakeQuantize,
+  fakeQuantizePerToken,
   type HistogramState,
   RANGE_METHODS,
   type RangeMethod,
