@@ -4,7 +4,7 @@
  * Nothing here knows files, layers or the typed `Config`; that is config.ts.
  */
 
-import { BACKENDS } from "./native/mod.ts";
+import { BACKENDS } from "./backends.ts";
 
 /** Most entries of a list or map; more than any checkpoint known has layers. */
 const MAX_ITEMS = 4096;

@@ -17,7 +17,7 @@ import {
   SCHEMA,
 } from "./_config_schema.ts";
 import { ConfigError, type ConfigProblem } from "./errors.ts";
-import type { BackendChoice } from "./native/mod.ts";
+import type { BackendChoice } from "./backends.ts";
 import {
   type BitWidth,
   defaultTwoLevelGroupSize,

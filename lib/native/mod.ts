@@ -5,17 +5,13 @@
 import { KernelError } from "../errors.ts";
 import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
+import { type BackendChoice, BACKENDS } from "../backends.ts";
 import { ABI_VERSION, type NativeCalls, type NativeSize, type OpenedLibrary } from "./symbols.ts";
 
 export { ABI_VERSION, type NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
 
-/**
- * `cpu` prefers a native library and says so when it has to take WebAssembly; `native` and `wasm` are one of them only.
- * `cuda` is `cpu` with a GPU that quantizes, and an error without one; `auto` is `cuda` where there is a GPU, else `cpu`.
- */
-export type BackendChoice = (typeof BACKENDS)[number];
-export const BACKENDS = ["auto", "cuda", "cpu", "native", "wasm"] as const;
+export { type BackendChoice, BACKENDS } from "../backends.ts";
 
 /** The value is the header's `AQ_ISA_*`. */
 const INSTRUCTION_SETS = {
