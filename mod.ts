@@ -40,7 +40,7 @@ export {
   parseConfig,
   resolveConfig,
   type ResolvedConfig,
-} from "./lib/config.ts";
+} from "./lib/config/mod.ts";
 export {
   dequantizeCheckpoint,
   type DequantizeCheckpointOptions,
@@ -56,7 +56,7 @@ export {
   type RunEvent,
   type RunReport,
   verifyFiles,
-} from "./lib/pipeline.ts";
+} from "./lib/pipeline/mod.ts";
 export * from "./lib/models/mod.ts";
 
 /**
@@ -75,5 +75,5 @@ export function loadAnalysis(): Promise<typeof import("./lib/analysis/mod.ts")> 
   return import(ANALYSIS);
 }
 
-/** Computed: what Deno sees it fetches at once. A bundle's own entry names it, scripts/_bundle_entry.ts. */
+/** Computed: what Deno sees it fetches at once. A bundle's own entry names it, scripts/_release/bundle_entry.ts. */
 const ANALYSIS: string = "./lib/analysis/mod.ts";

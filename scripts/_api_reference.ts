@@ -4,8 +4,8 @@ import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { OutputError } from "../lib/errors.ts";
 import { PACKAGE_ROOT } from "../lib/native/location.ts";
-import { denoBinary } from "./_programs.ts";
-import { runProgram } from "./_run_program.ts";
+import { denoBinary } from "./_command/programs.ts";
+import { runProgram } from "./_command/run_program.ts";
 
 const root = fileURLToPath(PACKAGE_ROOT);
 

@@ -15,13 +15,13 @@ import {
   type SuiteReport,
   SUITES,
 } from "../lib/eval/mod.ts";
-import { DEFAULT_TIME_GROUPS } from "../lib/eval/phase_rows.ts";
-import { MODEL_SIZES } from "../lib/eval/phase_scale.ts";
-import { PHASES } from "../lib/eval/suite.ts";
+import { DEFAULT_TIME_GROUPS } from "../lib/bench/phases/rows.ts";
+import { MODEL_SIZES } from "../lib/bench/phases/scale.ts";
+import { PHASES } from "../lib/bench/suite.ts";
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { findDevice } from "../lib/native/cuda.ts";
 import { BACKENDS, type InstructionSet, openKernels } from "../lib/native/mod.ts";
-import { outputError, writeWhole } from "../lib/pipeline/files.ts";
+import { outputError, writeWhole } from "../lib/files/whole.ts";
 import {
   BIT_WIDTHS,
   type BitWidth,
@@ -31,7 +31,14 @@ import {
   SOLVERS,
 } from "../lib/quant/mod.ts";
 import { OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
-import { commandLine, EXIT_CODE_HELP, prepareReport, print, runCommand, usageError } from "./_terminal.ts";
+import {
+  commandLine,
+  EXIT_CODE_HELP,
+  prepareReport,
+  print,
+  runCommand,
+  usageError,
+} from "./_command/terminal.ts";
 
 const INSTRUCTION_SETS = [
   "scalar",
@@ -315,7 +322,12 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const begin = performance.now();
   const measured = device === undefined
     ? await suite.run({ kernels, environment, options, progress })
-    : (await import("../lib/eval/cuda_suite.ts")).measureCuda(device, kernels, options.quick, progress);
+    : (await import("../lib/bench/kernels/cuda_suite.ts")).measureCuda(
+      device,
+      kernels,
+      options.quick,
+      progress,
+    );
   const seconds = (performance.now() - begin) / 1000;
   const otherCores = others.cores();
   const report = {
@@ -364,7 +376,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   if (reportTarget !== undefined) {
     // Loaded only here: drawing takes libraries that nothing else needs.
     const { benchRun } = await import("../lib/analysis/make_run.ts");
-    const { writeReport } = await import("../lib/analysis/report_folder.ts");
+    const { writeReport } = await import("../lib/analysis/report/folder.ts");
     const run = await benchRun(nameOfReport(reportTarget), {
       suite: suite.name,
       command,

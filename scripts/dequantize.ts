@@ -1,7 +1,7 @@
 /** `dequantize.ts PACKED OUT`: a quantized checkpoint of ours back to plain safetensors. */
-import { loadConfig } from "../lib/config.ts";
+import { loadConfig } from "../lib/config/mod.ts";
 import { openKernels } from "../lib/native/mod.ts";
-import { dequantizeCheckpoint, type RunReport } from "../lib/pipeline.ts";
+import { dequantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
 import {
   environmentVariables,
   EXIT_CODE_HELP,
@@ -16,7 +16,7 @@ import {
   ProgressDisplay,
   runCommand,
   usageError,
-} from "./_terminal.ts";
+} from "./_command/terminal.ts";
 
 const HELP = `Usage: dequantize.ts PACKED OUT [options]
 

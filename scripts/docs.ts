@@ -5,11 +5,11 @@ import { delimiter, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { PACKAGE_ROOT } from "../lib/native/location.ts";
-import { writeWhole } from "../lib/pipeline/files.ts";
+import { writeWhole } from "../lib/files/whole.ts";
 import { apiReference } from "./_api_reference.ts";
-import { bunBinary, denoBinary } from "./_programs.ts";
-import { runProgram } from "./_run_program.ts";
-import { EXIT_CODE_HELP, parseOptions, print, runCommand, usageError } from "./_terminal.ts";
+import { bunBinary, denoBinary } from "./_command/programs.ts";
+import { runProgram } from "./_command/run_program.ts";
+import { EXIT_CODE_HELP, parseOptions, print, runCommand, usageError } from "./_command/terminal.ts";
 
 const HELP = `Usage: docs.ts [--check] [--shell FILE]
 

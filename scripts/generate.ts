@@ -3,9 +3,9 @@ import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { loadConfig } from "../lib/config.ts";
+import { loadConfig } from "../lib/config/mod.ts";
 import { ConfigError, InterruptedError } from "../lib/errors.ts";
-import { answerLength, puzzleCanvas } from "../lib/eval/dream_tasks.ts";
+import { answerLength, puzzleCanvas } from "../lib/eval/puzzles.ts";
 import { checkMemory, forecastMemory, forecastTime, memoryText, timeText } from "../lib/eval/forecast.ts";
 import {
   type DitConfig,
@@ -31,9 +31,9 @@ import {
   tileImages,
   type Tokenizer,
 } from "../lib/models/mod.ts";
-import { checkSamplingOptions } from "../lib/models/token_sampling.ts";
+import { checkSamplingOptions } from "../lib/models/masked/token_sampling.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
-import { writeWhole } from "../lib/pipeline/files.ts";
+import { writeWhole } from "../lib/files/whole.ts";
 import { MAX_THREADS } from "../lib/quant/mod.ts";
 import { type Checkpoint, openCheckpoint, readJsonFile } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
@@ -48,7 +48,7 @@ import {
   runCommand,
   StateDisplay,
   usageError,
-} from "./_terminal.ts";
+} from "./_command/terminal.ts";
 
 const HELP = `Usage: generate.ts MODEL [options]
 

@@ -1,9 +1,9 @@
 /** `inspect.ts PATH`: what a checkpoint contains, ours or any; against its original, what quantizing cost. */
 import { statSync } from "node:fs";
-import { loadConfig } from "../lib/config.ts";
+import { loadConfig } from "../lib/config/mod.ts";
 import { CheckpointError, InterruptedError } from "../lib/errors.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
-import { type Mismatch, readManifest, verifyFiles } from "../lib/pipeline.ts";
+import { type Mismatch, readManifest, verifyFiles } from "../lib/pipeline/mod.ts";
 import {
   addStatistics,
   cosine,
@@ -14,7 +14,7 @@ import {
   relativeRmsError,
   type Rotation,
 } from "../lib/quant/mod.ts";
-import { type PackedLayer, packedLayers, readPackedTensor } from "../lib/quant/packed_checkpoint.ts";
+import { type PackedLayer, packedLayers, readPackedTensor } from "../lib/quant/packed/checkpoint.ts";
 import {
   BYTES_PER_ELEMENT,
   type Checkpoint,
@@ -37,7 +37,7 @@ import {
   ProgressDisplay,
   runCommand,
   usageError,
-} from "./_terminal.ts";
+} from "./_command/terminal.ts";
 
 const HELP = `Usage: inspect.ts PATH [options]
 

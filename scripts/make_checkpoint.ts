@@ -5,7 +5,14 @@ import { join } from "node:path";
 import { OutputError } from "../lib/errors.ts";
 import { elementCount, SafetensorsWriter, type TensorSpec } from "../lib/tensor/mod.ts";
 import { bytesOf, type Layout, layoutOf, LAYOUTS, PUBLISHED_HIDDEN, tokenizerFiles } from "./_layouts.ts";
-import { EXIT_CODE_HELP, formatBytes, parseOptions, print, runCommand, usageError } from "./_terminal.ts";
+import {
+  EXIT_CODE_HELP,
+  formatBytes,
+  parseOptions,
+  print,
+  runCommand,
+  usageError,
+} from "./_command/terminal.ts";
 
 const HELP = `Usage: make_checkpoint.ts OUT [options]
 

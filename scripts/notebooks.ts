@@ -6,9 +6,9 @@ import { basename, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { FormatError } from "../lib/errors.ts";
-import { isJsonObject, readJsonFile } from "../lib/tensor/json_file.ts";
-import { denoBinary, findProgram } from "./_programs.ts";
-import { EXIT_CODE_HELP, parseOptions, print, runCommand } from "./_terminal.ts";
+import { isJsonObject, readJsonFile } from "../lib/files/json.ts";
+import { denoBinary, findProgram } from "./_command/programs.ts";
+import { EXIT_CODE_HELP, parseOptions, print, runCommand } from "./_command/terminal.ts";
 
 const HELP = `Usage: notebooks.ts [NOTEBOOK...] [options]
 

@@ -10,7 +10,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { compilerVersion, cudaPlan, nativePlan } from "../lib/native/build.ts";
 import { findCompiler } from "../lib/native/library.ts";
-import { denoBinary } from "./_programs.ts";
+import { denoBinary } from "./_command/programs.ts";
 
 const HELP = `Usage: bun run ok [--only NAME[,NAME…]] [--list]
 

@@ -1,10 +1,10 @@
 /** `quantize.ts MODEL OUT`: a checkpoint in, a quantized checkpoint out. */
 import { basename, resolve } from "node:path";
 import type { QuantizeResult } from "../lib/analysis/make_run.ts";
-import { formatConfig, LATER_KEYS, loadConfig } from "../lib/config.ts";
+import { formatConfig, LATER_KEYS, loadConfig } from "../lib/config/mod.ts";
 import { environmentOf } from "../lib/eval/environment.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
-import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline.ts";
+import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
 import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
 import { openCheckpoint } from "../lib/tensor/mod.ts";
 import {
@@ -23,7 +23,7 @@ import {
   ProgressDisplay,
   runCommand,
   usageError,
-} from "./_terminal.ts";
+} from "./_command/terminal.ts";
 
 const HELP = `Usage: quantize.ts MODEL OUT [options]
 
@@ -190,7 +190,7 @@ async function writeRunReport(
   const { countCodes } = await import("../lib/analysis/codes.ts");
   const { storedTimeParameters } = await import("../lib/models/mod.ts");
   const { nameOfPath, quantizeRun, settingOf } = await import("../lib/analysis/make_run.ts");
-  const { writeReport } = await import("../lib/analysis/report_folder.ts");
+  const { writeReport } = await import("../lib/analysis/report/folder.ts");
   const { input, output } = result.report;
   const { date, runtime, processor, cores, memoryBytes } = environmentOf(kernels);
   using checkpoint = openCheckpoint(output);

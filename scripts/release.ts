@@ -22,11 +22,11 @@ import {
 } from "../lib/native/release_manifest.ts";
 import { ABI_VERSION } from "../lib/native/symbols.ts";
 import { WASM_SOURCE_HASH } from "../lib/native/wasm_binary.ts";
-import { TOOL_VERSION } from "../lib/pipeline.ts";
-import { digestFile, outputError, writeWhole } from "../lib/pipeline/files.ts";
-import { buildLibraries } from "./_release_libraries.ts";
-import { bundle, packNpm } from "./_release_package.ts";
-import { tryRelease } from "./_release_trials.ts";
+import { TOOL_VERSION } from "../lib/pipeline/mod.ts";
+import { digestFile, outputError, writeWhole } from "../lib/files/whole.ts";
+import { buildLibraries } from "./_release/libraries.ts";
+import { bundle, packNpm } from "./_release/package.ts";
+import { tryRelease } from "./_release/trials.ts";
 import {
   EXIT_CODE_HELP,
   formatBytes,
@@ -35,7 +35,7 @@ import {
   print,
   runCommand,
   usageError,
-} from "./_terminal.ts";
+} from "./_command/terminal.ts";
 
 const HELP = `Usage: release.ts OUT [options]
 

@@ -8,10 +8,17 @@ import {
   reportHtml,
   reportMarkdown,
   reportText,
-} from "../lib/analysis/report.ts";
+} from "../lib/analysis/report/mod.ts";
 import { readRun, type Run } from "../lib/analysis/run.ts";
-import { outputError, writeWhole } from "../lib/pipeline/files.ts";
-import { commandLine, EXIT_CODE_HELP, parseOptions, print, runCommand, usageError } from "./_terminal.ts";
+import { outputError, writeWhole } from "../lib/files/whole.ts";
+import {
+  commandLine,
+  EXIT_CODE_HELP,
+  parseOptions,
+  print,
+  runCommand,
+  usageError,
+} from "./_command/terminal.ts";
 
 const HELP = `Usage: report.ts RUN... [options]
 

@@ -1,7 +1,7 @@
 /** `_generations.ts BACKEND EVERY FOLDER…`: greedy answers of each folder's model to every so manieth puzzle of dream-mini, as JSON. */
 import { join } from "node:path";
 import process from "node:process";
-import { readPuzzles, solvePuzzles } from "../lib/eval/dream_tasks.ts";
+import { readPuzzles, solvePuzzles } from "../lib/eval/puzzles.ts";
 import { loadDream, loadTokenizer } from "../lib/models/mod.ts";
 import { type BackendChoice, openKernels } from "../lib/native/mod.ts";
 import { MODELS } from "./_checkpoints.ts";

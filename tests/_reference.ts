@@ -4,7 +4,7 @@
  */
 import type { Kernels } from "../lib/native/mod.ts";
 import { convertFloats, dequantize } from "../lib/quant/mod.ts";
-import { packedLayers, readPackedTensor } from "../lib/quant/packed_checkpoint.ts";
+import { packedLayers, readPackedTensor } from "../lib/quant/packed/checkpoint.ts";
 import { type FloatDtype, openCheckpoint } from "../lib/tensor/mod.ts";
 
 /** Every tensor of a checkpoint in float64, packed ones dequantized. */

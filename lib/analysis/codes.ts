@@ -1,7 +1,7 @@
 /** Counting the codes of a quantized checkpoint. */
 import type { Kernels } from "../native/mod.ts";
 import { unpackCodes } from "../quant/mod.ts";
-import { packedLayers, readPackedTensor } from "../quant/packed_checkpoint.ts";
+import { packedLayers, readPackedTensor } from "../quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../tensor/mod.ts";
 import type { RowOf } from "./schema.ts";
 
@@ -19,9 +19,9 @@ const BLOCK_ROWS = 32;
  * ```ts
  * import { mkdtempSync } from "node:fs";
  * import { tmpdir } from "node:os";
- * import { DEFAULT_CONFIG } from "../config.ts";
+ * import { DEFAULT_CONFIG } from "../config/mod.ts";
  * import { openKernels } from "../native/mod.ts";
- * import { quantizeCheckpoint } from "../pipeline.ts";
+ * import { quantizeCheckpoint } from "../pipeline/mod.ts";
  * import { countCodes } from "./codes.ts";
  *
  * using kernels = await openKernels();

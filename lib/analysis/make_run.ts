@@ -2,12 +2,12 @@
 import { homedir } from "node:os";
 import process from "node:process";
 import type { Environment } from "../eval/environment.ts";
-import type { BenchOptions, SuiteReport } from "../eval/suite.ts";
-import { formatConfig, type ResolvedConfig } from "../config.ts";
-import type { RunReport } from "../pipeline.ts";
-import { withPhaseSolver } from "../pipeline/configured_phases.ts";
-import type { PhasesReport } from "../pipeline/phases.ts";
-import { TOOL_VERSION } from "../pipeline/record.ts";
+import type { BenchOptions, SuiteReport } from "../bench/suite.ts";
+import { formatConfig, type ResolvedConfig } from "../config/mod.ts";
+import type { RunReport } from "../pipeline/mod.ts";
+import { withPhaseSolver } from "../phases/configured.ts";
+import type { PhasesReport } from "../phases/mod.ts";
+import { TOOL_VERSION } from "../output/record.ts";
 import type { TimeParameters } from "../time/mod.ts";
 import type { Json } from "./_chart.ts";
 import { benchTables, layerRowsOf, lossRows, tablesOf, thetaRows } from "./rows.ts";

@@ -56,6 +56,6 @@ export { countCodes } from "./codes.ts";
 export { readRun, type Run, RUN_FILE, RUN_FORMAT_VERSION, type SummaryItem, writeRun } from "./run.ts";
 export { type BenchResult, benchRun, type QuantizeResult, quantizeRun } from "./make_run.ts";
 export { chartsOf, type NamedChart } from "./run_charts.ts";
-export { REPORT_FORMATS, type ReportFormat, reportHtml, reportMarkdown, reportText } from "./report.ts";
-export { writeReport, writeReportFolder } from "./report_folder.ts";
+export { REPORT_FORMATS, type ReportFormat, reportHtml, reportMarkdown, reportText } from "./report/mod.ts";
+export { writeReport, writeReportFolder } from "./report/folder.ts";
 export { Display, type MediaBundle, showChart, showTable, type ShowTableOptions } from "./display.ts";

@@ -1,12 +1,12 @@
 /** What runs measured as rows of the tables: from the pipeline's report and from the suites of the bench. */
 import { Buffer } from "node:buffer";
-import type { StepDrift, TimestepError } from "../eval/dit_metrics.ts";
-import type { MaskedComparison, TaskScore } from "../eval/dream_tasks.ts";
-import type { MaskedFidelity } from "../eval/fidelity.ts";
+import type { StepDrift, TimestepError } from "../eval/images.ts";
+import type { MaskedComparison, TaskScore } from "../eval/puzzles.ts";
+import type { MaskedFidelity } from "../bench/accuracy/fidelity.ts";
 import type { Interval } from "../eval/intervals.ts";
-import type { Sample, SuiteReport, TimedSetting } from "../eval/suite.ts";
-import type { LayerRecord } from "../pipeline.ts";
-import type { PhasesReport } from "../pipeline/phases.ts";
+import type { Sample, SuiteReport, TimedSetting } from "../bench/suite.ts";
+import type { LayerRecord } from "../pipeline/mod.ts";
+import type { PhasesReport } from "../phases/mod.ts";
 import { cosine, relativeRmsError } from "../quant/mod.ts";
 import type { TimeGroups, TimeParameters } from "../time/mod.ts";
 import type { RowOf, TableName } from "./schema.ts";

@@ -4,11 +4,11 @@
  */
 import { mkdirSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
-import type { Goal, Section, Skipped } from "../eval/suite.ts";
+import type { Goal, Section, Skipped } from "../bench/suite.ts";
 import { FormatError } from "../errors.ts";
-import { inputError, outputError, quote, writeWhole } from "../pipeline/files.ts";
-import { TOOL_VERSION } from "../pipeline/record.ts";
-import { isJsonObject, readJsonFile } from "../tensor/json_file.ts";
+import { inputError, outputError, quote, writeWhole } from "../files/whole.ts";
+import { TOOL_VERSION } from "../output/record.ts";
+import { isJsonObject, readJsonFile } from "../files/json.ts";
 import type { Json } from "./_chart.ts";
 import type { Tables } from "./rows.ts";
 import { TABLE_NAMES, type TableName } from "./schema.ts";

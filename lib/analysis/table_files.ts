@@ -5,8 +5,8 @@
 import { readFileSync, statSync } from "node:fs";
 import type { ColumnTable } from "arquero";
 import { FormatError } from "../errors.ts";
-import { inputError, quote, writeWhole } from "../pipeline/files.ts";
-import { isJsonObject, JsonFault, parseJson } from "../tensor/json_file.ts";
+import { inputError, quote, writeWhole } from "../files/whole.ts";
+import { isJsonObject, JsonFault, parseJson } from "../files/json.ts";
 import { loadArquero, loadFlechette, loadParquetReader, loadParquetWriter } from "./_libraries.ts";
 import { columnsOf, type ColumnType, TABLE_NAMES, TABLE_VERSION, type TableName } from "./schema.ts";
 import { type Cell, checkRows, MAX_TABLE_ROWS, type TableLike } from "./tables.ts";

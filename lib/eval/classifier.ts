@@ -3,8 +3,8 @@
  * Layers are those of tests/models/README.md.
  */
 import { CheckpointError } from "../errors.ts";
-import { Operations } from "../models/operations.ts";
-import type { LinearLayer } from "../models/tensors.ts";
+import { Operations } from "../models/layers/operations.ts";
+import type { LinearLayer } from "../models/layers/tensors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { SafetensorsFile } from "../tensor/mod.ts";
 import type { FeatureStatistics } from "./frechet.ts";

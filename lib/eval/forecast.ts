@@ -6,7 +6,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { freemem, totalmem } from "node:os";
 import process from "node:process";
 import { MemoryError } from "../errors.ts";
-import { linear, type Matrix } from "../models/kernels.ts";
+import { linear, type Matrix } from "../models/layers/kernels.ts";
 import type { HeldMatrix, ModelRequirements } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
 import type { Kernels } from "../native/mod.ts";

@@ -1,8 +1,8 @@
 /** How far quantized layers are from full precision's, time group by time group, on the inputs that full precision gives them. */
-import { linear } from "../models/kernels.ts";
+import { linear } from "../models/layers/kernels.ts";
 import type { LoadedModel } from "../models/mod.ts";
-import { observeParts } from "../pipeline/phase_activations.ts";
-import { loadPhaseModel, type PhaseContext, type PhaseModel } from "../pipeline/phase_context.ts";
+import { observeParts } from "../phases/activations.ts";
+import { loadPhaseModel, type PhaseContext, type PhaseModel } from "../phases/context.ts";
 import { fakeQuantize, type TimeGroups } from "../time/mod.ts";
 
 /** Items whose layers are compared, of each time group: enough to see where errors lie. */

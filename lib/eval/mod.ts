@@ -1,7 +1,7 @@
 /** Measuring: the suites of the bench, the peers they measure against, and how samples become numbers. */
-export { accuracySuite } from "./accuracy_suite.ts";
-export { benchOptions } from "./bench_options.ts";
-export { checkpointSuite, measureStored, type StoredCheckpoint } from "./checkpoint_suite.ts";
+export { accuracySuite } from "../bench/accuracy/suite.ts";
+export { benchOptions } from "../bench/options.ts";
+export { checkpointSuite, measureStored, type StoredCheckpoint } from "../bench/checkpoint/suite.ts";
 export {
   type Environment,
   environmentOf,
@@ -9,13 +9,13 @@ export {
   peakResidentBytes,
   resetPeakResident,
 } from "./environment.ts";
-export { type Ggml, openGgml } from "./ggml.ts";
-export { kernelSuite } from "./kernel_suite.ts";
+export { type Ggml, openGgml } from "../bench/ggml.ts";
+export { kernelSuite } from "../bench/kernels/suite.ts";
 export { type LayerError, layerErrors } from "./layer_errors.ts";
-export { peersSuite } from "./peers_suite.ts";
-export { phasesSuite } from "./phase_suite.ts";
-export { processSuite } from "./process_suite.ts";
-export { formatHeader, formatReport } from "./report.ts";
+export { peersSuite } from "../bench/peers/suite.ts";
+export { phasesSuite } from "../bench/phases/suite.ts";
+export { processSuite } from "../bench/process/suite.ts";
+export { formatHeader, formatReport } from "../bench/report.ts";
 export { median, pairedRatio, summarize, type Summary } from "./statistics.ts";
 export type {
   BenchContext,
@@ -26,8 +26,8 @@ export type {
   Suite,
   SuiteReport,
   TimedSetting,
-} from "./suite.ts";
-export { SUITES } from "./suites.ts";
+} from "../bench/suite.ts";
+export { SUITES } from "../bench/suites.ts";
 export { type Column, formatTable, type TableRow } from "./table.ts";
 export {
   type Clock,
@@ -37,4 +37,4 @@ export {
   timeInterleaved,
   type Timing,
   type TimingOptions,
-} from "./timing.ts";
+} from "../bench/timing.ts";

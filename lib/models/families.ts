@@ -1,12 +1,12 @@
 /** The families of models that can be run: which one a checkpoint is of, and what it then must hold. */
 import { CheckpointError } from "../errors.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
-import { type DitConfig, ditConfig, ditTensors } from "./dit.ts";
-import { dreamConfig, dreamTensors } from "./dream.ts";
-import { lladaConfig, lladaTensors } from "./llada.ts";
-import type { MaskedTransformerConfig } from "./masked_transformer.ts";
-import { ConfigFields, shown } from "./model_config.ts";
-import type { TensorList } from "./tensors.ts";
+import { type DitConfig, ditConfig, ditTensors } from "./dit/model.ts";
+import { dreamConfig, dreamTensors } from "./masked/dream.ts";
+import { lladaConfig, lladaTensors } from "./masked/llada.ts";
+import type { MaskedTransformerConfig } from "./masked/transformer.ts";
+import { ConfigFields, shown } from "./layers/model_config.ts";
+import type { TensorList } from "./layers/tensors.ts";
 
 /** Sizes of a model before it is loaded. */
 export type ModelConfig =

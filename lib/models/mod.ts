@@ -2,14 +2,14 @@
 import { storedTimeParameters } from "./stored_time_parameters.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
-import { ditFrom, type DitModel } from "./dit.ts";
-import { dreamFrom } from "./dream.ts";
+import { ditFrom, type DitModel } from "./dit/model.ts";
+import { dreamFrom } from "./masked/dream.ts";
 import { modelConfig } from "./families.ts";
-import { lladaFrom } from "./llada.ts";
-import type { MaskedTransformer } from "./masked_transformer.ts";
-import type { LoadOptions } from "./tensors.ts";
+import { lladaFrom } from "./masked/llada.ts";
+import type { MaskedTransformer } from "./masked/transformer.ts";
+import type { LoadOptions } from "./layers/tensors.ts";
 
-export { type DitConfig, type DitModel, type ImageBatch, loadDit } from "./dit.ts";
+export { type DitConfig, type DitModel, type ImageBatch, loadDit } from "./dit/model.ts";
 export {
   diffusionGenerate,
   DREAM_ALGORITHMS,
@@ -18,10 +18,15 @@ export {
   dreamSteps,
   loadDream,
   maskTimes,
-} from "./dream.ts";
+} from "./masked/dream.ts";
 export { type ModelConfig, modelConfig } from "./families.ts";
-export { type Generation, type GenerationStep, runGeneration, type TraceOptions } from "./generation.ts";
-export { generateImages, type ImageOptions, type ImageStep, imageSteps } from "./image_sampler.ts";
+export {
+  type Generation,
+  type GenerationStep,
+  runGeneration,
+  type TraceOptions,
+} from "./masked/generation.ts";
+export { generateImages, type ImageOptions, type ImageStep, imageSteps } from "./dit/sampler.ts";
 export {
   lladaGenerate,
   type LladaGenerationOptions,
@@ -29,8 +34,8 @@ export {
   loadLlada,
   type Remasking,
   REMASKINGS,
-} from "./llada.ts";
-export type { Blockwise, LayerObserver, LayerOptions, Stage } from "./blockwise.ts";
+} from "./masked/llada.ts";
+export type { Blockwise, LayerObserver, LayerOptions, Stage } from "./layers/blockwise.ts";
 export type {
   ForwardCost,
   ForwardOptions,
@@ -38,8 +43,8 @@ export type {
   MaskedTransformer,
   MaskedTransformerConfig,
   SequenceBatch,
-} from "./masked_transformer.ts";
-export { encodePng, tileImages } from "./png.ts";
+} from "./masked/transformer.ts";
+export { encodePng, tileImages } from "./dit/png.ts";
 export { imageNoise, RandomStream } from "./random.ts";
 export {
   loadScheduler,
@@ -49,7 +54,7 @@ export {
   type SchedulerConfig,
   schedulerConfig,
   type TimestepSpacing,
-} from "./schedulers.ts";
+} from "./dit/schedulers.ts";
 export {
   forwardCost,
   type HeldMatrix,
@@ -57,10 +62,10 @@ export {
   modelRequirements,
   requirementsAt,
 } from "./requirements.ts";
-export type { DenseMatrix, Matrix } from "./kernels.ts";
+export type { DenseMatrix, Matrix } from "./layers/kernels.ts";
 export { type StoredTimeOptions, storedTimeParameters } from "./stored_time_parameters.ts";
-export type { EmbeddingTable, LinearLayer, LoadOptions } from "./tensors.ts";
-export { loadTokenizer, type Tokenizer } from "./tokenizer.ts";
+export type { EmbeddingTable, LinearLayer, LoadOptions } from "./layers/tensors.ts";
+export { loadTokenizer, type Tokenizer } from "./masked/tokenizer.ts";
 
 /** A loaded model, by its family. `folder` is where the checkpoint's other files lie. */
 export type LoadedModel =

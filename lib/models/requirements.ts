@@ -4,11 +4,11 @@
  */
 import { packedWords } from "../quant/mod.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, openCheckpoint } from "../tensor/mod.ts";
-import { ditForwardCost } from "./dit.ts";
+import { ditForwardCost } from "./dit/model.ts";
 import { type ModelConfig, modelConfig, tensorList } from "./families.ts";
-import type { WeightDtype } from "./kernels.ts";
-import { type ForwardCost, type ForwardShape, maskedForwardCost } from "./masked_transformer.ts";
-import { checkTensorList, heldDtype } from "./tensors.ts";
+import type { WeightDtype } from "./layers/kernels.ts";
+import { type ForwardCost, type ForwardShape, maskedForwardCost } from "./masked/transformer.ts";
+import { checkTensorList, heldDtype } from "./layers/tensors.ts";
 
 /** A matrix of a model and how it is held. */
 export interface HeldMatrix {

@@ -5,13 +5,13 @@
 import { KernelError } from "../errors.ts";
 import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
-import { type BackendChoice, BACKENDS } from "../backends.ts";
+import { type BackendChoice, BACKENDS } from "../config/backends.ts";
 import { ABI_VERSION, type NativeCalls, type NativeSize, type OpenedLibrary } from "./symbols.ts";
 
 export { ABI_VERSION, type NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
 
-export { type BackendChoice, BACKENDS } from "../backends.ts";
+export { type BackendChoice, BACKENDS } from "../config/backends.ts";
 
 /** The value is the header's `AQ_ISA_*`. */
 const INSTRUCTION_SETS = {

@@ -1,9 +1,9 @@
 /** Calibration as a part of quantizing: data opened once when first needed, bits by plan or budget, and what to warn of. */
-import type { Config } from "../config.ts";
+import type { Config } from "../config/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import { CALIBRATED_SOLVERS } from "../quant/solvers.ts";
+import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
-import { type BitPlan, readPlan } from "./budget.ts";
+import { type BitPlan, readPlan } from "../plan/budget.ts";
 import {
   calibrationDigest,
   calibrationSource,
@@ -13,12 +13,12 @@ import {
   type SaveCalibration,
   stoppable,
   wantsPhases,
-} from "./calibrated.ts";
-import type { Calibrated } from "./calibration_data.ts";
-import { quote } from "./files.ts";
-import type { Plan } from "./plan.ts";
-import type { RunOptions } from "./rewrite.ts";
-import { planByBudget } from "./sensitivity.ts";
+} from "../calibration/source.ts";
+import type { Calibrated } from "../calibration/mod.ts";
+import { quote } from "../files/whole.ts";
+import type { Plan } from "../plan/plan.ts";
+import type { RunOptions } from "../output/rewrite.ts";
+import { planByBudget } from "../solve/sensitivity.ts";
 
 /** What of a run's options calibration needs. */
 export interface CalibrationRunOptions extends RunOptions {

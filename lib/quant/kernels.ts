@@ -5,7 +5,7 @@
 import { KernelError, WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
-import { rotateRows } from "./hadamard.ts";
+import { rotateRows } from "./packed/rotation.ts";
 import {
   BIT_WIDTHS,
   type BitWidth,
@@ -25,8 +25,8 @@ import {
   TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
-} from "./layout.ts";
-import { addLowRank } from "./low_rank.ts";
+} from "./packed/layout.ts";
+import { addLowRank } from "./packed/low_rank.ts";
 
 /** `clip`: search of clipped ranges, then least squares of scale and zero point; `round`: minimum and maximum. */
 export type WeightSolver = "round" | "clip";

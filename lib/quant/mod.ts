@@ -19,7 +19,7 @@ export {
   type TwoLevelTensor,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
-} from "./layout.ts";
+} from "./packed/layout.ts";
 export {
   addStatistics,
   convertFloats,
@@ -39,11 +39,11 @@ export {
   type Weights,
   type WeightSolver,
 } from "./kernels.ts";
-export { rotateRows, type Rotation, rotationBlock } from "./hadamard.ts";
-export { fitLowRank, solveLowRankLayer } from "./low_rank_fit.ts";
-export { type PackedLayer, packedLayers, readPackedTensor } from "./packed_checkpoint.ts";
-export { fitTwoLevel, type GroupAffine, groupAffine, type TwoLevelShape } from "./two_level.ts";
-export { accumulateMoment, emptyMoments, type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";
+export { rotateRows, type Rotation, rotationBlock } from "./packed/rotation.ts";
+export { fitLowRank, solveLowRankLayer } from "./solvers/low_rank_fit.ts";
+export { type PackedLayer, packedLayers, readPackedTensor } from "./packed/checkpoint.ts";
+export { fitTwoLevel, type GroupAffine, groupAffine, type TwoLevelShape } from "./packed/two_level.ts";
+export { accumulateMoment, emptyMoments, type InputMoments, MAX_MOMENT_COLS } from "./solvers/moments.ts";
 export {
   CALIBRATED_SOLVERS,
   correctedTarget,
@@ -56,4 +56,4 @@ export {
   type Solver,
   SOLVERS,
   type SolverSettings,
-} from "./solvers.ts";
+} from "./solvers/solve_layer.ts";

@@ -5,8 +5,8 @@
 import { readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { CheckpointError, FormatError } from "../errors.ts";
-import { inputError, quote, show } from "./_file.ts";
-import { isJsonObject, readJsonFile } from "./json_file.ts";
+import { inputError, quote, show } from "../files/positional.ts";
+import { isJsonObject, readJsonFile } from "../files/json.ts";
 import { SafetensorsFile, type TensorInfo } from "./safetensors.ts";
 import { PARTIAL_SUFFIX } from "./safetensors_writer.ts";
 

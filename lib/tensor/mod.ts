@@ -30,4 +30,4 @@ export {
   openCheckpoint,
   SIDECAR_FILE,
 } from "./checkpoint.ts";
-export { MAX_JSON_FILE_BYTES, readJsonFile } from "./json_file.ts";
+export { MAX_JSON_FILE_BYTES, readJsonFile } from "../files/json.ts";

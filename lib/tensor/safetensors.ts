@@ -9,9 +9,9 @@
  */
 import { closeSync, fstatSync } from "node:fs";
 import { CheckpointError, FormatError } from "../errors.ts";
-import { checkByteRange, openForReading, quote, readFully, show } from "./_file.ts";
+import { checkByteRange, openForReading, quote, readFully, show } from "../files/positional.ts";
 import { BYTES_PER_ELEMENT, type Dtype, DTYPES, isDtype } from "./dtype.ts";
-import { isJsonObject, JsonFault, type JsonRules, parseJson } from "./json_file.ts";
+import { isJsonObject, JsonFault, type JsonRules, parseJson } from "../files/json.ts";
 
 /** Bytes of the header's length in front of it. */
 export const LENGTH_BYTES = 8;

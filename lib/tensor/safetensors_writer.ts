@@ -6,7 +6,7 @@ import { Buffer } from "node:buffer";
 import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, renameSync, rmSync } from "node:fs";
 import { dirname } from "node:path";
 import { IntegrityError, OutputError } from "../errors.ts";
-import { checkByteRange, errorCode, outputError, quote, readFully, writeFully } from "./_file.ts";
+import { checkByteRange, errorCode, outputError, quote, readFully, writeFully } from "../files/positional.ts";
 import { BYTES_PER_ELEMENT, isDtype } from "./dtype.ts";
 import {
   elementCount,

@@ -4,7 +4,7 @@
  */
 import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { checkTemperature, codeProbabilities } from "../quant/annealing.ts";
+import { checkTemperature, codeProbabilities } from "../quant/solvers/annealing.ts";
 
 /** A loss and its gradient. */
 export interface LossTerm<Gradient> {

@@ -6,7 +6,7 @@
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { findNonfinite } from "../quant/kernels.ts";
-import { accumulateMoment, type InputMoments, MAX_MOMENT_COLS } from "../quant/moments.ts";
+import { accumulateMoment, type InputMoments, MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import type { TimeGroups } from "./groups.ts";
 import type { TimeGroupMoments } from "./output_correction.ts";

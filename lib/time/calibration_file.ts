@@ -15,7 +15,7 @@
  * ```
  */
 import { CalibrationError, FormatError } from "../errors.ts";
-import { MAX_MOMENT_COLS } from "../quant/moments.ts";
+import { MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
 import {
   type Dtype,
   MAX_TENSORS,

@@ -1,7 +1,7 @@
 /** Tables with a bit of everything for tests of charts and reports. Synthetic: nothing here was measured. */
 import type { RowOf, TableName } from "../../lib/analysis/schema.ts";
 import { type ColumnTable, tableFromRows } from "../../lib/analysis/tables.ts";
-import { encodePng } from "../../lib/models/png.ts";
+import { encodePng } from "../../lib/models/dit/png.ts";
 
 /** A number in [0, 1) that looks random and is the same every time. */
 const noise = (seed: number) => {

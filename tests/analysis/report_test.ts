@@ -13,8 +13,8 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
-import { fitted, pageTable } from "../../lib/analysis/_report_data.ts";
-import { escapeHtml, reportHtml, reportMarkdown, reportText } from "../../lib/analysis/report.ts";
+import { fitted, pageTable } from "../../lib/analysis/report/_data.ts";
+import { escapeHtml, reportHtml, reportMarkdown, reportText } from "../../lib/analysis/report/mod.ts";
 import { readRun, type Run, writeRun } from "../../lib/analysis/run.ts";
 import { chartsOf } from "../../lib/analysis/run_charts.ts";
 import { tableFromRows } from "../../lib/analysis/tables.ts";

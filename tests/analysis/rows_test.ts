@@ -14,8 +14,8 @@ import {
   phasesSuite,
   type Suite,
 } from "../../lib/eval/mod.ts";
-import { kernelSuiteOf } from "../../lib/eval/kernel_suite.ts";
-import { QUICK_SCALE } from "../../lib/eval/kernel_bench.ts";
+import { kernelSuiteOf } from "../../lib/bench/kernels/suite.ts";
+import { QUICK_SCALE } from "../../lib/bench/kernels/bench.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { equalTimeGroups, TimeParameters, timestepAxis } from "../../lib/time/mod.ts";
 import { MODELS, ROOT } from "../_checkpoints.ts";

@@ -2,14 +2,14 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { drawImages } from "../../lib/eval/dit_metrics.ts";
+import { drawImages } from "../../lib/eval/images.ts";
 import {
   maskedFidelity,
   maskedLogits,
   syntheticSequences,
   trajectoryFidelity,
   trajectoryOf,
-} from "../../lib/eval/fidelity.ts";
+} from "../../lib/bench/accuracy/fidelity.ts";
 import { bootstrapMean, stratifiedMean } from "../../lib/eval/intervals.ts";
 import { type LoadedModel, loadModel, loadScheduler } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";

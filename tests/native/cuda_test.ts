@@ -6,7 +6,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { CUDA_ABI_VERSION, CUDA_SYMBOLS } from "../../lib/native/cuda_symbols.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda.ts";
-import { measureCuda } from "../../lib/eval/cuda_suite.ts";
+import { measureCuda } from "../../lib/bench/kernels/cuda_suite.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantize } from "../../lib/quant/mod.ts";
 import { differences, MODELS, run, workplace } from "../_checkpoints.ts";

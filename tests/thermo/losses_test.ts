@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { codeProbabilities } from "../../lib/quant/annealing.ts";
+import { codeProbabilities } from "../../lib/quant/solvers/annealing.ts";
 import { solveBlockTridiagonal, solveGaussMarkov } from "../../lib/thermo/gauss_markov.ts";
 import { annealedLoss, markovLoss, quantizationLoss, totalLoss } from "../../lib/thermo/losses.ts";
 import { tokenKl } from "../../lib/thermo/masked_transition.ts";

@@ -1,10 +1,10 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { resolveConfig } from "../../lib/config.ts";
+import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError, FormatError, InterruptedError, OutputError } from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { quantizeCheckpoint, type QuantizeCheckpointOptions, type RunEvent } from "../../lib/pipeline.ts";
+import { quantizeCheckpoint, type QuantizeCheckpointOptions, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import {
   type CalibrationRun,

@@ -1,12 +1,12 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { resolveConfig } from "../../lib/config.ts";
+import { resolveConfig } from "../../lib/config/mod.ts";
 import { CheckpointError, FormatError } from "../../lib/errors.ts";
 import { DitGradients } from "../../lib/models/backward/dit.ts";
 import { MaskedTransformerGradients } from "../../lib/models/backward/masked_transformer.ts";
 import { diffusionGenerate, loadDit, loadDream } from "../../lib/models/mod.ts";
-import { quantizeCheckpoint } from "../../lib/pipeline.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { dequantize, type OneLevelTensor } from "../../lib/quant/mod.ts";
 import { openCheckpoint, SafetensorsWriter, SIDECAR_FILE } from "../../lib/tensor/mod.ts";
 import {

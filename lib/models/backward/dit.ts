@@ -2,12 +2,18 @@
  * Gradients of a DiT with respect to its packed layers' scales, zero points and biases, the conditioning's layers included. The forward pass is
  * that of ../dit.ts with what the way back needs kept; blocks can be run twice instead, so that memory does not grow with their number.
  */
-import { type DitBlock, type DitModel, NORM_EPSILON, TIMESTEP_CHANNELS, unpatchifyBackward } from "../dit.ts";
+import {
+  type DitBlock,
+  type DitModel,
+  NORM_EPSILON,
+  TIMESTEP_CHANNELS,
+  unpatchifyBackward,
+} from "../dit/model.ts";
 import type { TimeGroups } from "../../time/mod.ts";
-import type { AttentionShape, ModulationShape } from "../kernels.ts";
-import { Operations } from "../operations.ts";
-import { type LinearLayer, lookUpRows } from "../tensors.ts";
-import { Workspace } from "../workspace.ts";
+import type { AttentionShape, ModulationShape } from "../layers/kernels.ts";
+import { Operations } from "../layers/operations.ts";
+import { type LinearLayer, lookUpRows } from "../layers/tensors.ts";
+import { Workspace } from "../layers/workspace.ts";
 import { BackwardOperations } from "./kernels.ts";
 import {
   type BackwardContext,
@@ -80,7 +86,7 @@ interface BlockTape {
  * @example
  * ```ts
  * import { openKernels } from "../../native/mod.ts";
- * import { loadDit } from "../dit.ts";
+ * import { loadDit } from "../dit/model.ts";
  * import { DitGradients } from "./dit.ts";
  * const model = loadDit("tests/models/glyph-dit", await openKernels());
  * const gradients = new DitGradients(model);

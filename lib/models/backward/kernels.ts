@@ -4,8 +4,8 @@
  */
 import { KernelError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { groupCount, type OneLevelTensor, packedWords } from "../../quant/layout.ts";
-import type { AttentionShape } from "../kernels.ts";
+import { groupCount, type OneLevelTensor, packedWords } from "../../quant/packed/layout.ts";
+import type { AttentionShape } from "../layers/kernels.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 

@@ -4,10 +4,10 @@
  */
 import { dequantize, groupCount, type OneLevelTensor } from "../../quant/mod.ts";
 import type { TimeGroups } from "../../time/mod.ts";
-import type { DenseMatrix, Matrix } from "../kernels.ts";
-import type { Operations } from "../operations.ts";
-import type { LinearLayer } from "../tensors.ts";
-import type { Workspace } from "../workspace.ts";
+import type { DenseMatrix, Matrix } from "../layers/kernels.ts";
+import type { Operations } from "../layers/operations.ts";
+import type { LinearLayer } from "../layers/tensors.ts";
+import type { Workspace } from "../layers/workspace.ts";
 import type { BackwardOperations } from "./kernels.ts";
 
 type Floats = Float32Array<ArrayBuffer>;

@@ -3,11 +3,11 @@
  * ../masked_transformer.ts with what the way back needs kept; blocks can be run twice instead, so that memory does not grow with their number.
  */
 import type { TimeGroups } from "../../time/mod.ts";
-import type { AttentionShape } from "../kernels.ts";
-import { gather, type MaskedTransformer, positionsOf, type TransformerBlock } from "../masked_transformer.ts";
-import { Operations } from "../operations.ts";
-import { type LinearLayer, lookUpRows } from "../tensors.ts";
-import { Workspace } from "../workspace.ts";
+import type { AttentionShape } from "../layers/kernels.ts";
+import { gather, type MaskedTransformer, positionsOf, type TransformerBlock } from "../masked/transformer.ts";
+import { Operations } from "../layers/operations.ts";
+import { type LinearLayer, lookUpRows } from "../layers/tensors.ts";
+import { Workspace } from "../layers/workspace.ts";
 import { BackwardOperations } from "./kernels.ts";
 import {
   type BackwardContext,
@@ -71,7 +71,7 @@ interface BlockTape {
  * @example
  * ```ts
  * import { openKernels } from "../../native/mod.ts";
- * import { loadDream } from "../dream.ts";
+ * import { loadDream } from "../masked/dream.ts";
  * import { MaskedTransformerGradients } from "./masked_transformer.ts";
  * const model = loadDream("tests/models/dream-mini", await openKernels());
  * const gradients = new MaskedTransformerGradients(model);

@@ -1,0 +1,57 @@
+/** A run's folder with its reports: the page, text, Markdown with pictures, and the tables that all of them come from. */
+import { mkdirSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { outputError, writeWhole } from "../../files/whole.ts";
+import { renderSvg } from "../render.ts";
+import { reportHtml, reportMarkdown, type ReportOptions, reportText } from "./mod.ts";
+import { type Run, writeRun } from "../run.ts";
+import { chartsOf } from "../run_charts.ts";
+
+/** The page in a report's folder. */
+export const REPORT_PAGE = "report.html";
+
+function makeFolder(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true });
+  } catch (cause) {
+    throw outputError("create", path, cause);
+  }
+}
+
+/**
+ * Writes `report.html`, `report.txt`, `report.md` with `charts/*.svg`, `run.json` and `tables/*.parquet` into a folder.
+ *
+ * @throws {OutputError} when the system refuses
+ */
+export async function writeReportFolder(
+  folder: string,
+  run: Run,
+  options: ReportOptions = {},
+): Promise<void> {
+  await writeRun(folder, run);
+  makeFolder(join(folder, "charts"));
+  const pictures = new Map<string, string>();
+  for (const { id, spec } of chartsOf(run.tables)) {
+    writeWhole(join(folder, "charts", `${id}.svg`), await renderSvg(spec));
+    pictures.set(id, `charts/${id}.svg`);
+  }
+  writeWhole(join(folder, "report.txt"), await reportText([run]));
+  writeWhole(join(folder, "report.md"), await reportMarkdown([run], pictures));
+  writeWhole(join(folder, REPORT_PAGE), await reportHtml([run], options));
+}
+
+/**
+ * Writes a report where `--report` says: a name that ends with `.html` is the page alone, any other a folder.
+ *
+ * @returns path of the page
+ * @throws {OutputError} when the system refuses
+ */
+export async function writeReport(target: string, run: Run, options: ReportOptions = {}): Promise<string> {
+  if (target.endsWith(".html")) {
+    makeFolder(dirname(target));
+    writeWhole(target, await reportHtml([run], options));
+    return target;
+  }
+  await writeReportFolder(target, run, options);
+  return join(target, REPORT_PAGE);
+}

@@ -1,0 +1,146 @@
+/**
+ * What matrix products are timed against: the core's own fused multiply-adds, and ggml's dot products called row by row
+ * from C, as ggml's own product calls them. Both need a little C (kernels/tests/product_peers.c), compiled when the
+ * bench runs; it is no part of the kernels' library.
+ */
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { findCompiler } from "../../native/library.ts";
+import { type Ggml, type GgmlActivationType, type GgmlType, opener } from "../ggml.ts";
+import { type KernelCase, type KernelHandle, relativeDifference } from "./cases.ts";
+import type { VectorOperands } from "./product_cases.ts";
+
+/** The compiled peers. */
+export interface ProductPeers {
+  /** Runs `rounds` rounds of multiply-adds with an instruction set. @returns those of a round, 0 where it has none */
+  fmaChains(isaNumber: number, rounds: number): number;
+  /** `out[row] = dot(row, activations)` by a function of a library. */
+  ggmlRows(
+    library: string,
+    symbol: string,
+    cols: number,
+    rows: number,
+    weights: Uint8Array,
+    rowBytes: number,
+    activations: Uint8Array,
+    out: Float32Array,
+  ): void;
+  close(): void;
+}
+
+/** Compiles and opens the peers in `folder`. @returns them, or why they cannot be had */
+export async function openProductPeers(folder: string): Promise<ProductPeers | { readonly reason: string }> {
+  if (!import.meta.url.startsWith("file:")) return { reason: "this module was not loaded from a file" };
+  const source = fileURLToPath(new URL("../../../kernels/tests/product_peers.c", import.meta.url));
+  if (!existsSync(source)) return { reason: "kernels/tests/product_peers.c is not there" };
+  const [compiler, runtime] = [await findCompiler(), await opener()];
+  if (compiler === undefined) return { reason: "no C compiler" };
+  if (runtime === undefined) return { reason: "this runtime has no FFI, use Bun or Deno" };
+  if (process.platform === "win32") return { reason: "not written for Windows" };
+  const path = join(folder, "product_peers.so");
+  const flags = ["-std=c11", "-O2", "-shared", "-fPIC", source, "-o", path];
+  const compiled = spawnSync(compiler.command, [...flags, ...(process.platform === "linux" ? ["-ldl"] : [])]);
+  if (compiled.status !== 0) return { reason: `${compiler.command} refuses kernels/tests/product_peers.c` };
+  const library = runtime.open(path, {
+    // int32_t fma_chains(int32_t isa, int64_t rounds)
+    fma_chains: { parameters: ["i32", "i64"], result: "i32" },
+    // int32_t ggml_rows(const char *path, const char *symbol, int32_t cols, int64_t rows, const void *x,
+    //                   int64_t row_bytes, const void *y, float *out)
+    ggml_rows: {
+      parameters: ["buffer", "buffer", "i32", "i64", "buffer", "i64", "buffer", "buffer"],
+      result: "i32",
+    },
+  });
+  const text = (value: string) => new TextEncoder().encode(`${value}\0`);
+  return {
+    fmaChains: (isa, rounds) => Number(library.symbols["fma_chains"]!(isa, runtime.count(rounds))),
+    ggmlRows(libraryPath, symbol, cols, rows, weights, rowBytes, activations, out) {
+      const status = library.symbols["ggml_rows"]!(
+        text(libraryPath),
+        text(symbol),
+        cols,
+        runtime.count(rows),
+        weights,
+        runtime.count(rowBytes),
+        activations,
+        out,
+      );
+      if (status !== 0) throw new Error(`Cannot call ${symbol} of ${libraryPath}`);
+    },
+    close: () => library.close(),
+  };
+}
+
+const FMA_ROUNDS = 200_000;
+export const FMA_PEAK = "fused multiply-adds alone";
+
+/** The core's multiply-adds as fast as they go; undefined where the instruction set has none to measure. */
+export function fmaPeakCase(peers: ProductPeers, handle: KernelHandle): KernelCase | undefined {
+  const each = peers.fmaChains(handle.isaNumber, 1);
+  if (each === 0) return undefined;
+  return {
+    name: FMA_PEAK,
+    library: "none",
+    backend: "native",
+    isa: handle.isa,
+    dtype: "F32",
+    shape: [0, 0],
+    threads: 1,
+    weights: FMA_ROUNDS * each,
+    bytes: 0,
+    contender: { run: () => void peers.fmaChains(handle.isaNumber, FMA_ROUNDS) },
+    check: () => {}, // numbers that nobody reads
+  };
+}
+
+/** ggml's format of weights, of the activations that it is multiplied by, and how far a product may be off. */
+export const GGML_DOTS = {
+  q2_K: { activations: "q8_K", limit: 0.5 },
+  q3_K: { activations: "q8_K", limit: 0.25 },
+  q4_0: { activations: "q8_0", limit: 0.12 },
+  q4_K: { activations: "q8_K", limit: 0.12 },
+  q8_0: { activations: "q8_0", limit: 0.02 },
+} as const satisfies Partial<Record<GgmlType, { activations: GgmlActivationType; limit: number }>>;
+export type GgmlDotType = keyof typeof GGML_DOTS;
+
+export const GGML_DOT = (type: GgmlDotType) => `ggml vec_dot_${type}_${GGML_DOTS[type].activations}`;
+
+/** A matrix in a ggml format times one vector, its quantizing to ggml's 8 bits left out as in ours. */
+export function ggmlVectorCase(
+  ggml: Ggml,
+  peers: ProductPeers,
+  operands: VectorOperands,
+  type: GgmlDotType,
+): KernelCase {
+  const { rows, cols, weights, x } = operands;
+  const { activations, limit } = GGML_DOTS[type];
+  const packed = new Uint8Array(Math.ceil(rows * cols * 34 / 32));
+  const bytes = ggml.quantize(type, weights, packed, rows, cols), rowBytes = bytes / rows;
+  const y = new Uint8Array(2 * cols);
+  ggml.quantizeRowSimd(activations, x, y, cols);
+  const out = new Float32Array(rows);
+  const symbol = `ggml_vec_dot_${type}_${activations}`;
+  const run = () => peers.ggmlRows(ggml.processorLibraryPath, symbol, cols, rows, packed, rowBytes, y, out);
+  return {
+    name: GGML_DOT(type),
+    library: "ggml",
+    backend: "native",
+    isa: ggml.processorLibrary.replace(/^libggml-cpu-(.*)\.so$/, "$1"),
+    dtype: `${activations} × ${type}`,
+    shape: [rows, cols],
+    threads: 1,
+    weights: rows * cols,
+    bytes,
+    contender: { run },
+    check() {
+      run();
+      const error = relativeDifference(out, operands.expected());
+      if (!(error < limit)) {
+        throw new Error(`Cannot time ${symbol}: its relative error must be below ${limit}, got ${error}`);
+      }
+    },
+  };
+}

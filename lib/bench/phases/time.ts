@@ -1,0 +1,180 @@
+/** What a row of the phase suite costs: time of its pipeline and of the phases in it, and of selecting θ. What phases do is lib/pipeline's. */
+import { join } from "node:path";
+import type { Config } from "../../config/mod.ts";
+import type { LoadedModel } from "../../models/mod.ts";
+import { imageNoise } from "../../models/random.ts";
+import { quantizeCheckpoint } from "../../pipeline/mod.ts";
+import type { PhaseContext, PhaseModel } from "../../phases/context.ts";
+import type { PhasesReport } from "../../phases/mod.ts";
+import { type TimeParameters, writeTimeParameters } from "../../time/mod.ts";
+import { median, pairedRatio, type Summary } from "../../eval/statistics.ts";
+import { withTemporaryFolder } from "../temporary_folder.ts";
+
+/** Seconds of the phases' parts. */
+export interface PhaseTimes {
+  readonly refinement: number;
+  /** Output corrections and own weight scales by time group, with their guards. */
+  readonly output: number;
+  readonly timeScales: number;
+  readonly smoothing: number;
+  readonly sampler: number;
+  /** Phase 1: the scores, and the held-out step KL beside them. */
+  readonly scores: number;
+  readonly stepKl: number;
+}
+export const PHASE_PARTS = [
+  "refinement",
+  "output",
+  "timeScales",
+  "smoothing",
+  "sampler",
+  "scores",
+  "stepKl",
+] as const satisfies (keyof PhaseTimes)[];
+
+/** Seconds of one run of the pipeline by part; what a calibrated solver takes comes on top. */
+export interface PipelineRun extends PhaseTimes {
+  readonly calibrate: number;
+  readonly activations: number;
+  /** Rounding, checking and writing the checkpoint, and θ beside it. */
+  readonly write: number;
+}
+
+/** What the phases of a row took. */
+export function phaseTimes(
+  { refinement, output, timeScales, smoothing, sampler, validation, activationMilliseconds }: PhasesReport,
+): PhaseTimes & Pick<PipelineRun, "activations"> {
+  return {
+    refinement: (refinement?.milliseconds ?? 0) / 1000,
+    output: (output?.milliseconds ?? 0) / 1000,
+    timeScales: (timeScales?.milliseconds ?? 0) / 1000,
+    smoothing: (smoothing?.milliseconds ?? 0) / 1000,
+    sampler: (sampler?.milliseconds ?? 0) / 1000,
+    scores: (validation?.milliseconds ?? 0) / 1000,
+    stepKl: (validation?.stepKlMilliseconds ?? 0) / 1000,
+    activations: (activationMilliseconds ?? 0) / 1000,
+  };
+}
+
+const phaseSeconds = (run: PhaseTimes, parts: readonly (keyof PhaseTimes)[]) =>
+  parts.reduce((sum, part) => sum + run[part], 0);
+
+/** Seconds of a whole pipeline: median over its runs. @param solve seconds of its calibrated solver */
+export function pipelineSeconds(runs: readonly PipelineRun[], solve: number): number {
+  return median(
+    runs.map((run) => run.calibrate + run.activations + run.write + solve + phaseSeconds(run, PHASE_PARTS)),
+  );
+}
+
+/**
+ * Time of a pipeline with phases / the same without − 1: the median over its runs, each divided by itself less the phases.
+ *
+ * @param solve seconds of the calibrated solver in the pipeline with the phases, and `without` in the one without
+ * @param parts of the phases that count
+ */
+export function overhead(
+  runs: readonly PipelineRun[],
+  solve: number,
+  without: number,
+  parts: readonly (keyof PhaseTimes)[] = PHASE_PARTS,
+): number {
+  return median(runs.map((run) => {
+    const rest = run.calibrate + run.activations + run.write;
+    return (rest + solve + phaseSeconds(run, parts)) / (rest + without) - 1;
+  }));
+}
+
+/** Seconds of writing a model into a temporary folder: the pipeline rounds, checks and stores it; θ comes last. */
+export async function writeSeconds(
+  { checkpoint, kernels }: PhaseContext,
+  config: Config,
+  { timeParameters, weights }: PhaseModel,
+): Promise<number> {
+  return await withTemporaryFolder(async (folder) => {
+    const output = join(folder, "quantized"), begin = performance.now();
+    await quantizeCheckpoint({
+      input: checkpoint.path,
+      output,
+      config: { ...config, solver: "round" },
+      kernels,
+    });
+    if (timeParameters !== undefined) {
+      writeTimeParameters(output, timeParameters, (layer) => weights.get(layer)!.rows);
+    }
+    return (performance.now() - begin) / 1000;
+  });
+}
+
+const SELECTIONS = 2000, FORWARDS = 9;
+
+/** Time of selecting θ for every layer, by name and time, over the time of a forward pass of one item at that time. */
+export function selectionShare(loaded: LoadedModel, parameters: TimeParameters): number {
+  const { axis } = parameters.groups, names = [...parameters.layers.keys()];
+  const seconds = (run: () => void) => {
+    const begin = performance.now();
+    run();
+    return (performance.now() - begin) / 1000;
+  };
+  // The middle of the axis; times differ from call to call, so that nothing is known beforehand.
+  const times = Array.from(
+    { length: SELECTIONS },
+    (_, i) => axis.kind === "timesteps" ? i % axis.bins : (i % axis.bins + 1) / axis.bins,
+  );
+  const select = () => {
+    for (const time of times) for (const name of names) parameters.at(name, time);
+  };
+  let forward: () => void;
+  if (loaded.kind === "dit") {
+    const { model } = loaded;
+    const noise = new Float32Array(model.imageElements).fill(0.5);
+    forward = () => void model.forward(noise, [times[1]!], [0]);
+  } else {
+    const { model } = loaded, { maskToken, maxTokens } = model.config;
+    const tokens = new Int32Array(Math.min(32, maxTokens)).fill(maskToken);
+    forward = () => void model.forward(tokens, 1, { t: 1 });
+  }
+  select();
+  forward();
+  const selecting = median(Array.from({ length: 5 }, () => seconds(select))) / SELECTIONS;
+  return selecting / median(Array.from({ length: FORWARDS }, () => seconds(forward)));
+}
+
+/** Items of a batch that forward passes are timed on, by family, and how many passes of each model, in turn. */
+const TIMED_SEQUENCES = 32, TIMED_IMAGES = 16, TIMED_FORWARDS = 51;
+
+/**
+ * Time of a forward pass of one model over that of another of the same family, with the same threads: passes in turn over the same batch, all
+ * items at the middle of the axis, as a sampler's step has them.
+ *
+ * @throws {TypeError} when one draws and the other writes
+ */
+export function forwardRatio(own: LoadedModel, other: LoadedModel): Summary {
+  const runs = [own, other].map((loaded): () => void => {
+    if ((loaded.kind === "dit") !== (own.kind === "dit")) {
+      throw new TypeError("Cannot compare a language model with one that draws images");
+    }
+    if (loaded.kind === "dit") {
+      const { model } = loaded;
+      const time = Math.floor((model.timeParameters?.groups.axis.bins ?? 2) / 2);
+      const noise = imageNoise(0, 0, TIMED_IMAGES, model.imageElements);
+      const times = new Array<number>(TIMED_IMAGES).fill(time);
+      const labels = times.map((_, i) => i % model.config.classes);
+      return () => void model.forward(noise, times, labels);
+    }
+    const { model } = loaded, { maxTokens, vocabularySize } = model.config;
+    const tokens = Int32Array.from(
+      { length: TIMED_SEQUENCES * Math.min(32, maxTokens) },
+      (_, i) => i % vocabularySize,
+    );
+    return () => void model.forward(tokens, TIMED_SEQUENCES, { t: 0.5 });
+  });
+  const milliseconds: [number[], number[]] = [[], []];
+  for (let i = -2; i < TIMED_FORWARDS; i++) {
+    for (const [m, run] of runs.entries()) {
+      const begin = performance.now();
+      run();
+      if (i >= 0) milliseconds[m]!.push(performance.now() - begin); // the first ones warm up
+    }
+  }
+  return pairedRatio(...milliseconds);
+}

@@ -1,0 +1,257 @@
+/**
+ * The process suite: a large synthetic checkpoint through the command `scripts/quantize.ts` in a process of its own,
+ * timed from its start to its end, with the memory that it took, and with the memory that running the result takes; and the time until the library
+ * is there, and until a report is.
+ */
+import { rmSync } from "node:fs";
+import { join } from "node:path";
+import { packedLayers } from "../../quant/packed/checkpoint.ts";
+import { openCheckpoint } from "../../tensor/mod.ts";
+import { commandOf, runChild } from "../child_process.ts";
+import { measureStartUp, type StartUp, startUpGoals, startUpSection } from "./start_up.ts";
+import { summarize } from "../../eval/statistics.ts";
+import type { BenchContext, Goal, Suite, SuiteReport } from "../suite.ts";
+import { withTemporaryFolder } from "../temporary_folder.ts";
+
+/** Size of checkpoint that the goals are about, with some room: whole layers do not add up to a round number. */
+const GOAL_BYTES = 1.7e9;
+const GOAL_WEIGHTS_PER_SECOND = 150e6;
+const GOAL_RESIDENT_BYTES = 600e6;
+/** What inference may take beside packed weights and activations. */
+const GOAL_INFERENCE_BYTES = 64e6;
+const BITS = 4;
+
+/** Memory of a process that runs a model once, and of one that only opens the kernels. */
+export interface InferenceMemory {
+  readonly peakResidentBytes: number;
+  readonly baselineBytes: number;
+  readonly weightBytes: number;
+  readonly activationBytes: number;
+  /** What inference took beside weights and activations. */
+  readonly restBytes: number;
+}
+
+/** Measures a forward pass of 64 tokens (or one image) in a process of its own. */
+export async function measureInferenceMemory(model: string): Promise<InferenceMemory> {
+  const probe = async (args: readonly string[]) =>
+    JSON.parse((await runChild(commandOf("_probes/inference.ts", args))).output) as Record<
+      "peakResidentBytes" | "weightBytes" | "scratchBytes",
+      number
+    >;
+  const { peakResidentBytes: baselineBytes } = await probe([]);
+  const { peakResidentBytes, weightBytes, scratchBytes: activationBytes } = await probe([model]);
+  const restBytes = peakResidentBytes - baselineBytes - weightBytes - activationBytes;
+  return { peakResidentBytes, baselineBytes, weightBytes, activationBytes, restBytes };
+}
+
+interface Measured {
+  readonly bytes: number;
+  readonly weights: number;
+  readonly bitsPerWeight: number;
+  readonly seconds: readonly number[];
+  readonly ownSeconds: readonly number[];
+  readonly peakResidentBytes: readonly number[];
+  readonly inference: InferenceMemory;
+}
+
+async function measureSize(
+  context: BenchContext,
+  folder: string,
+  bytes: number,
+  runs: number,
+): Promise<Measured> {
+  const { options: { seed, threads, backend }, progress } = context;
+  const input = join(folder, "synthetic"), output = join(folder, "quantized");
+  // Below one layer of Dream 7B, narrower layers of the same proportions.
+  const layerBytes = 466e6;
+  const hidden = bytes >= layerBytes
+    ? []
+    : ["--hidden", String(Math.max(64, Math.round(3584 * Math.sqrt(bytes / layerBytes) / 64) * 64))];
+  progress(`synthetic checkpoint of ${(bytes / 1e6).toFixed(0)} MB`);
+  await runChild(
+    commandOf("make_checkpoint.ts", [
+      input,
+      "--gigabytes",
+      String(bytes / 1e9),
+      "--seed",
+      String(seed),
+      ...hidden,
+    ]),
+  );
+  const seconds: number[] = [], ownSeconds: number[] = [], peaks: number[] = [];
+  for (let run = 0; run < runs; run++) {
+    progress(`quantize ${(bytes / 1e6).toFixed(0)} MB in its own process, run ${run + 1} of ${runs}`);
+    rmSync(output, { recursive: true, force: true });
+    const args = [
+      "--bits",
+      String(BITS),
+      "--solver",
+      "round",
+      "--threads",
+      String(threads ?? 2),
+      "--backend",
+      backend,
+      "--json",
+    ];
+    const child = await runChild(commandOf("quantize.ts", [input, output, ...args]));
+    const report = JSON.parse(child.output) as { seconds: number; peakMemoryBytes?: number };
+    seconds.push(child.seconds);
+    ownSeconds.push(report.seconds);
+    // The process's own figure comes before its very end, the one seen from outside may miss it.
+    const peak = Math.max(report.peakMemoryBytes ?? 0, child.peakResidentBytes ?? 0);
+    if (peak > 0) peaks.push(peak);
+  }
+  const inference = await measureInferenceMemory(output);
+  using before = openCheckpoint(input);
+  using after = openCheckpoint(output);
+  let weights = 0, packedBytes = 0;
+  for (const layer of packedLayers(after).values()) {
+    weights += layer.rows * layer.cols;
+    packedBytes += layer.bytes;
+  }
+  const measured: Measured = {
+    bytes: before.files.reduce((sum, { file }) => sum + file.fileBytes, 0),
+    weights,
+    bitsPerWeight: packedBytes * 8 / weights,
+    seconds,
+    ownSeconds,
+    peakResidentBytes: peaks,
+    inference,
+  };
+  rmSync(input, { recursive: true, force: true });
+  rmSync(output, { recursive: true, force: true });
+  return measured;
+}
+
+const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(0)} MB`;
+
+function goalsOf(measured: readonly Measured[]): Goal[] {
+  const large = measured.at(-1)!;
+  const isGoalSize = large.bytes >= GOAL_BYTES;
+  const reason = `the checkpoint has only ${megabytes(large.bytes)}`;
+  const rate = large.weights / summarize(large.seconds).median;
+  const peaks = measured.map((each) => Math.max(0, ...each.peakResidentBytes));
+  const isKnown = peaks.every((peak) => peak > 0);
+  const goal = (text: string, wanted: string, found: string, met: boolean, why?: string): Goal =>
+    isGoalSize && why === undefined
+      ? { goal: text, wanted, measured: found, met }
+      : { goal: text, wanted, measured: null, met: null, reason: why ?? reason };
+  return [
+    goal(
+      "whole process, 4 bits round, 2 GB of warm BF16",
+      `≥ ${GOAL_WEIGHTS_PER_SECOND / 1e6} Mw/s`,
+      `${(rate / 1e6).toFixed(0)} Mw/s, start to end`,
+      rate >= GOAL_WEIGHTS_PER_SECOND,
+    ),
+    goal(
+      "its peak resident memory, whatever the size",
+      `≤ ${megabytes(GOAL_RESIDENT_BYTES)}`,
+      measured.map((each, i) => `${megabytes(peaks[i]!)} of ${megabytes(each.bytes)}`).join(", "),
+      Math.max(...peaks) <= GOAL_RESIDENT_BYTES,
+      isKnown ? undefined : "this system does not tell a process's peak memory",
+    ),
+    goal(
+      "memory of running it, beside packed weights and activations",
+      `≤ ${megabytes(GOAL_INFERENCE_BYTES)}`,
+      measured.map(({ inference: { restBytes, weightBytes } }) =>
+        `${megabytes(restBytes)} at ${megabytes(weightBytes)}`
+      ).join(", "),
+      Math.max(...measured.map(({ inference }) => inference.restBytes)) <= GOAL_INFERENCE_BYTES,
+    ),
+  ];
+}
+
+async function measure(context: BenchContext): Promise<SuiteReport> {
+  const { environment, options } = context;
+  const runs = options.quick ? 1 : 3;
+  const sizes = [options.syntheticBytes / 8, options.syntheticBytes];
+  const measured = await withTemporaryFolder(async (folder) => {
+    const found: Measured[] = [];
+    for (const bytes of sizes) found.push(await measureSize(context, folder, bytes, runs));
+    return found;
+  });
+  context.progress("import of mod.ts, and reports");
+  const startUp: StartUp = await measureStartUp(options.quick ? 1 : 5);
+  const threads = options.threads ?? 2;
+  return {
+    sections: [{
+      title: `scripts/quantize.ts as a process: ${BITS} bits, round to nearest, ${threads} threads`,
+      notes: [
+        `Synthetic BF16 checkpoints, sharded, Dream's layer shapes, just written. Median of ${runs} run${
+          runs === 1 ? "" : "s"
+        }, from the`,
+        "start of the process to its end: engine, reading, quantizing, verifying, writing, syncing. MB to run: peak of",
+        "a process that loads the result and runs 64 tokens, less that of one that only opens the kernels.",
+      ],
+      columns: [
+        { key: "before", title: "MB", digits: 0 },
+        { key: "weights", title: "M weights", digits: 1 },
+        { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
+        { key: "seconds", title: "seconds", digits: 2 },
+        { key: "spread", title: "±%", digits: 1 },
+        { key: "own", title: "s in pipeline", digits: 2 },
+        { key: "rate", title: "Mw/s", digits: 0 },
+        { key: "read", title: "GB/s read", digits: 2 },
+        { key: "memory", title: "MB peak", digits: 0 },
+        { key: "inference", title: "MB to run", digits: 0 },
+      ],
+      rows: measured.map((each) => {
+        const seconds = summarize(each.seconds);
+        return {
+          before: each.bytes / 1e6,
+          weights: each.weights / 1e6,
+          bitsPerWeight: each.bitsPerWeight,
+          seconds: seconds.median,
+          spread: 100 * seconds.medianDeviation / seconds.median,
+          own: summarize(each.ownSeconds).median,
+          rate: each.weights / seconds.median / 1e6,
+          read: each.bytes / seconds.median / 1e9,
+          memory: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes) / 1e6,
+          inference: (each.inference.peakResidentBytes - each.inference.baselineBytes) / 1e6,
+        };
+      }),
+    }, startUpSection(startUp)],
+    rows: [
+      ...measured.map((each) => ({
+        suite: "process",
+        kernel: "scripts/quantize.ts",
+        backend: environment.backend,
+        isa: environment.isa,
+        dtype: `BF16 to ${BITS} bits`,
+        shape: null,
+        bits: BITS,
+        solver: "round",
+        threads,
+        runtime: environment.runtime,
+        processor: environment.processor,
+        samples: each.seconds.length,
+        checkpointBytes: each.bytes,
+        weights: each.weights,
+        bitsPerWeight: each.bitsPerWeight,
+        seconds: summarize(each.seconds),
+        secondsInPipeline: summarize(each.ownSeconds),
+        weightsPerSecond: summarize(each.seconds.map((value) => each.weights / value)),
+        peakResidentBytes: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes),
+        inference: each.inference,
+        ratio: null,
+      })),
+      {
+        suite: "process",
+        kernel: "mod.ts and its reports",
+        runtime: environment.runtime,
+        processor: environment.processor,
+        startUp,
+      },
+    ],
+    goals: [...goalsOf(measured), ...startUpGoals(startUp)],
+    skipped: [],
+  };
+}
+
+/** The command line tool on a large checkpoint. */
+export const processSuite: Suite = {
+  name: "process",
+  summary:
+    "scripts/quantize.ts on a large synthetic checkpoint: rate and memory of the process, memory to run the result; start-up",
+  run: measure,
+};

@@ -1,0 +1,174 @@
+/** The settings that a model is measured at - full precision, then each width with each solver - and what is said of every measurement. */
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { resolveConfig } from "../config/mod.ts";
+import { CheckpointError } from "../errors.ts";
+import { quantizeCheckpoint } from "../pipeline/mod.ts";
+import { calibrationBeside } from "../calibration/source.ts";
+import { type BitWidth, CALIBRATED_SOLVERS, MAX_THREADS, packedLayers, type Solver } from "../quant/mod.ts";
+import { openCheckpoint } from "../tensor/mod.ts";
+import { measureStored } from "./checkpoint/suite.ts";
+import { collectGarbage } from "../eval/environment.ts";
+import type { Interval } from "../eval/intervals.ts";
+import type { BenchContext, QuantizedSetting } from "./suite.ts";
+import { withTemporaryFolder } from "./temporary_folder.ts";
+
+/** A model as it is or quantized in one way. */
+export interface Setting {
+  readonly name: string;
+  readonly bits: BitWidth | undefined;
+  readonly solver: Solver | undefined;
+  /** A folder that was quantized before; undefined where this run quantizes. */
+  readonly folder?: string | undefined;
+}
+
+/** What a setting was measured to be; the rest is the family's. */
+export interface Measured {
+  readonly setting: Setting;
+  readonly bitsPerWeight: number | undefined;
+  readonly relativeRmsError: number | undefined;
+  readonly quantizeSeconds: number | undefined;
+  readonly seconds: number;
+  /** What the pipeline did; undefined for full precision. */
+  readonly quantized: QuantizedSetting | undefined;
+}
+
+/** Last part of a path. */
+export const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
+/** A value with its interval, for a table. */
+export const span = ({ value, low, high }: Interval, digits = 2) =>
+  `${value.toFixed(digits)} ${low.toFixed(digits)}–${high.toFixed(digits)}`;
+
+/**
+ * Full precision, then every width with every solver. A calibrated solver among others is measured where it matters and can run: at the
+ * fewest bits, on a model with calibration data beside it.
+ */
+export function settingsOf(
+  { options: { bits, solvers, packed = [] } }: BenchContext,
+  path: string,
+): Setting[] {
+  if (packed.length > 0) {
+    return [
+      { name: "full", bits: undefined, solver: undefined },
+      ...packed.map((folder): Setting => ({
+        name: nameOf(folder),
+        bits: leastBits(folder),
+        solver: undefined,
+        folder,
+      })),
+    ];
+  }
+  const isWorth = (solver: Solver, width: BitWidth) =>
+    solvers.length === 1 || !CALIBRATED_SOLVERS.includes(solver) ||
+    (width === Math.min(...bits) && calibrationBeside(path) !== undefined);
+  return [
+    { name: "full", bits: undefined, solver: undefined },
+    ...bits.flatMap((width) =>
+      solvers.filter((solver) => isWorth(solver, width)).map((solver): Setting => ({
+        name: `${width} ${solver}`,
+        bits: width,
+        solver,
+      }))
+    ),
+  ];
+}
+
+/** Bits of the layers of a quantized folder, the fewest of them. @throws {CheckpointError} when nothing in it is quantized */
+function leastBits(folder: string): BitWidth {
+  using checkpoint = openCheckpoint(folder);
+  const bits = [...packedLayers(checkpoint).values()].map((layer) => layer.bits);
+  if (bits.length > 0) return Math.min(...bits) as BitWidth;
+  throw new CheckpointError(
+    `Cannot measure ${
+      JSON.stringify(folder)
+    }: --packed names a quantized folder, got one without quantized tensors`,
+    { path: folder },
+  );
+}
+
+/** Runs `measure` on the model at `path` at every setting, each quantized into a temporary folder first. */
+export async function atEverySetting<Result>(
+  context: BenchContext,
+  path: string,
+  measure: (folder: string, setting: Setting) => Result | Promise<Result>,
+): Promise<(Measured & { readonly result: Result })[]> {
+  const { kernels, options } = context;
+  const measured: (Measured & { readonly result: Result })[] = [];
+  await withTemporaryFolder(async (temporary) => {
+    for (const setting of settingsOf(context, path)) {
+      context.progress(`${nameOf(path)}, ${setting.name}`);
+      if (CALIBRATED_SOLVERS.includes(setting.solver!) && calibrationBeside(path) === undefined) {
+        context.progress(
+          `${nameOf(path)}, ${setting.name}: no calibration data beside it, synthetic ones are used`,
+        );
+      }
+      let folder = path, stored, quantizeSeconds, quantized;
+      if (setting.folder !== undefined) {
+        folder = setting.folder;
+        stored = measureStored(kernels, path, folder);
+      } else if (setting.bits !== undefined) {
+        folder = join(temporary, "quantized");
+        const { config } = resolveConfig({
+          overrides: {
+            bit_width: setting.bits,
+            group_size: options.groupSize,
+            solver: setting.solver,
+            num_threads: options.threads ?? 0,
+            calibration_data: calibrationBeside(path) === undefined ? "synthetic" : undefined,
+          },
+        });
+        await collectGarbage(); // the model before this one
+        const begin = performance.now();
+        const { layers, layerMilliseconds } = await quantizeCheckpoint({
+          input: path,
+          output: folder,
+          config,
+          kernels,
+          force: true,
+        });
+        quantizeSeconds = (performance.now() - begin) / 1000;
+        quantized = { model: nameOf(path), setting: setting.name, layers, layerMilliseconds };
+        stored = measureStored(kernels, path, folder);
+      }
+      await collectGarbage(); // what was read back
+      const begin = performance.now();
+      const result = await measure(folder, setting);
+      measured.push({
+        setting,
+        bitsPerWeight: stored?.bitsPerWeight,
+        relativeRmsError: stored?.relativeRmsError,
+        quantizeSeconds,
+        seconds: (performance.now() - begin) / 1000,
+        quantized,
+        result,
+      });
+    }
+  });
+  return measured;
+}
+
+/** Threads of the kernels in a run of models. */
+export const threadsOf = ({ kernels, options }: BenchContext) =>
+  kernels.backend === "wasm" ? 1 : options.threads ?? Math.min(MAX_THREADS, availableParallelism());
+
+/** Rows of the JSON report: every measurement with its circumstances. */
+export function circumstances(context: BenchContext, path: string, measured: Measured) {
+  const { environment, options } = context;
+  return {
+    suite: "accuracy",
+    model: nameOf(path),
+    setting: measured.setting.name,
+    bits: measured.setting.bits ?? null,
+    solver: measured.setting.solver ?? null,
+    groupSize: options.groupSize,
+    bitsPerWeight: measured.bitsPerWeight ?? null,
+    relativeRmsError: measured.relativeRmsError ?? null,
+    quantizeSeconds: measured.quantizeSeconds ?? null,
+    seconds: measured.seconds,
+    threads: threadsOf(context),
+    backend: environment.backend,
+    isa: environment.isa,
+    runtime: environment.runtime,
+    processor: environment.processor,
+  };
+}

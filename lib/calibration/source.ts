@@ -1,0 +1,187 @@
+/** Calibration as a configuration asks for it: whether it does, where the data are, and a model opened with them. */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import type { Config } from "../config/mod.ts";
+import { CalibrationError, ConfigError, InterruptedError } from "../errors.ts";
+import { loadModel } from "../models/mod.ts";
+import type { Kernels } from "../native/mod.ts";
+import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
+import type { Checkpoint } from "../tensor/mod.ts";
+import { modelFingerprint } from "../time/mod.ts";
+import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
+import { digestFile, quote } from "../files/whole.ts";
+import type { RunOptions } from "../output/rewrite.ts";
+import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
+
+/** Data that lie beside a checkpoint and are used when none are named. */
+const BESIDE = ["calibration.jsonl", "calibration_images.safetensors", "calibration.safetensors"];
+
+/** Whether a configuration needs calibration data. */
+export function isCalibrated(config: Config): boolean {
+  return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config) || wantsPhases(config);
+}
+
+/**
+ * Refuses settings that contradict a calibrated solver.
+ *
+ * @throws {ConfigError} naming the key
+ */
+export function checkCalibratedConfig(config: Config): void {
+  const { solver, minAccuracy, bitPlan, scaleBits, solverOptions: { rotation, lowRank } } = config;
+  const { validation, boundarySmoothing, transitionOptimization } = config.thermodynamic;
+  const refuse = (key: string, value: unknown, expected: string) => {
+    const problem = { key, value: String(value), expected, source: "configuration" };
+    throw new ConfigError(
+      `Cannot use configuration: 1 problem\n  "${key}": got ${value}, expected ${expected}`,
+      [problem],
+    );
+  };
+  if (CALIBRATED_SOLVERS.includes(solver) && minAccuracy > 0) {
+    refuse(
+      "min_accuracy",
+      minAccuracy,
+      `0 with solver ${solver}: the cosine of weights says nothing about what it aims at`,
+    );
+  }
+  if ((bitPlan !== null || hasBudget(config)) && scaleBits !== 16) {
+    refuse("scale_bits", scaleBits, "16 with a bit plan or a budget");
+  }
+  if (bitPlan !== null && hasBudget(config)) {
+    refuse("bit_plan", bitPlan, "null with target_bits_per_weight or target_model_size_mb");
+  }
+  if (transitionOptimization.enabled) {
+    const why = "with thermodynamic.transition_optimization: its gradients are of one level of scales";
+    if (scaleBits !== 16) refuse("scale_bits", scaleBits, `16 ${why}`);
+    if (rotation !== "none") {
+      refuse("solver_options.rotation", rotation, `none ${why} and inputs as they are`);
+    }
+  }
+  if (!config.enableTimeAware) {
+    for (const [name, { enabled }] of Object.entries({ validation, boundary_smoothing: boundarySmoothing })) {
+      if (!enabled) continue;
+      refuse(
+        `thermodynamic.${name}.enabled`,
+        enabled,
+        "false where enable_time_aware is false: it looks at the activations' grids",
+      );
+    }
+  }
+  if (config.timeScales === "per_group" && (scaleBits !== 16 || rotation !== "none" || lowRank > 0)) {
+    refuse(
+      "time_scales",
+      config.timeScales,
+      "shared with scale_bits, solver_options.rotation or solver_options.low_rank",
+    );
+  }
+}
+
+/** Whether a configuration asks for a phase. */
+export function wantsPhases({ thermodynamic }: Config): boolean {
+  const { validation, boundarySmoothing, transitionOptimization } = thermodynamic;
+  return validation.enabled || boundarySmoothing.enabled || transitionOptimization.enabled;
+}
+
+/** Whether bits are chosen by a budget. */
+export function hasBudget({ targetBitsPerWeight, targetModelSizeMb }: Config): boolean {
+  return targetBitsPerWeight !== null || targetModelSizeMb !== null;
+}
+
+/** The calibration data that lie beside a checkpoint, if any do. */
+export function calibrationBeside(folder: string): string | undefined {
+  return BESIDE.map((name) => join(folder, name)).find((path) => existsSync(path));
+}
+
+/**
+ * The calibration data of a configuration: the file that it names, or what lies beside the checkpoint.
+ *
+ * @throws {CalibrationError} when there are none, saying how to give some
+ */
+export function calibrationSource(checkpoint: Checkpoint, config: Config): string {
+  const { calibrationData, solver } = config;
+  if (calibrationData !== null) return calibrationData;
+  const beside = calibrationBeside(checkpoint.folder);
+  if (beside !== undefined) return beside;
+  throw new CalibrationError(
+    `Cannot quantize ${quote(checkpoint.path)}: ${
+      wantsPhases(config) ? "a phase" : `the solver "${solver}"`
+    } needs calibration data, got none: name a file ` +
+      "with --calibrate (calibration_data), or say --calibrate synthetic for made-up data",
+    { path: checkpoint.path },
+  );
+}
+
+/** Text that stands for the data's bytes. */
+export async function calibrationDigest(source: string): Promise<string> {
+  const paths = source === "synthetic" ? undefined : existsSync(source) ? [source] : statisticsFiles(source);
+  if (paths === undefined) return source;
+  const digests: string[] = [];
+  for (const path of paths) digests.push((await digestFile(path)).sha256);
+  return digests.join();
+}
+
+/** Statistics to be saved. */
+export interface SaveCalibration {
+  /** A safetensors file. */
+  readonly path: string;
+  /** Also the second moment of each time group, which output corrections need. */
+  readonly groupMoments?: boolean | undefined;
+}
+
+/** A checkpoint's model with its calibration data, or with the statistics that were saved of them. */
+export async function openCalibration(
+  checkpoint: Checkpoint,
+  config: Config,
+  kernels: Kernels,
+  threads: number,
+  save: SaveCalibration | undefined,
+  options: RunOptions & { readonly force?: boolean | undefined },
+): Promise<Calibrated> {
+  const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
+  const fingerprint = files === undefined && save === undefined ? "" : modelFingerprint(checkpoint);
+  const statistics = files && loadStatistics(files, fingerprint);
+  const loaded = loadModel(checkpoint.path, kernels, { threads });
+  const samples = config.calibrationSamples, seed = config.calibrationSeed;
+  const calibrated = statistics === undefined
+    ? await loadCalibration(loaded, { source, samples, seed })
+    : withStatistics(loaded, statistics);
+  if (save === undefined) return calibrated;
+  const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;
+  const dataIdentity = JSON.stringify([await calibrationDigest(source), samples, seed]);
+  const saved = await stoppable(
+    signal,
+    "give the same command again, what is collected is kept",
+    () =>
+      saveStatistics(calibrated, {
+        path,
+        force,
+        second: groupMoments ? "groups" : "total",
+        groups: config.numTimeGroups,
+        fingerprint,
+        dataIdentity,
+        kernels,
+        threads,
+        signal,
+        onEvent,
+        onProgress,
+      }),
+  );
+  const isUsed = statistics !== undefined || config.calibrationMode === "once" || hasBudget(config);
+  return isUsed ? { ...calibrated, statistics: saved } : calibrated;
+}
+
+/** An abort as the pipeline reports it. */
+export async function stoppable<T>(
+  signal: AbortSignal | undefined,
+  remedy: string,
+  run: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await run();
+  } catch (error) {
+    if (signal?.aborted !== true || error !== signal.reason) throw error;
+    throw new InterruptedError(
+      `Stopped by ${String(signal.reason)}: ${remedy}`,
+      String(signal.reason),
+    );
+  }
+}

@@ -1,0 +1,169 @@
+/**
+ * Strict, bounded JSON: what `JSON.parse` lets through and a file from a stranger must not have. Repeated keys,
+ * deep nesting and huge containers are found by a scan of the text before anything is built from it.
+ */
+import { closeSync, fstatSync } from "node:fs";
+import { FormatError } from "../errors.ts";
+import { openForReading, quote, readFully } from "./positional.ts";
+
+/** Largest config.json or index that is read: the largest published indexes are around 10 MB. */
+export const MAX_JSON_FILE_BYTES = 64 * 2 ** 20;
+
+/** Bounds on a JSON text. */
+export interface JsonRules {
+  /** Nested containers, the outermost counted. */
+  readonly maxDepth: number;
+  /** Keys of all objects together. */
+  readonly maxKeys: number;
+  /** Items of one array. */
+  readonly maxItems: number;
+  /** Whether a value that is no string or container must be an integer ≥ 0 written in digits only. */
+  readonly integersOnly: boolean;
+}
+
+/** Bounds on config.json and index files: generous for real ones, small enough to parse in bounded memory. */
+const FILE_RULES: JsonRules = { maxDepth: 64, maxKeys: 2_000_000, maxItems: 2_000_000, integersOnly: false };
+
+/** A text broke the rules; `keys` leads from the outermost object to the place. */
+export class JsonFault extends SyntaxError {
+  constructor(readonly reason: string, readonly keys: readonly string[], cause?: unknown) {
+    super(keys.length === 0 ? reason : `${keys.map(quote).join(" / ")}: ${reason}`, { cause });
+  }
+}
+
+/**
+ * Decodes UTF-8 and parses it as JSON under rules.
+ *
+ * @throws {JsonFault} on invalid UTF-8, invalid JSON, a repeated key at any level, or a bound exceeded
+ */
+export function parseJson(bytes: Uint8Array, rules: JsonRules): unknown {
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw new JsonFault("must be valid UTF-8", [], cause);
+  }
+  scan(text, rules);
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new JsonFault(`must be valid JSON, got ${quote(String(cause))}`, [], cause);
+  }
+}
+
+/** Whether a parsed value is a JSON object. */
+export function isJsonObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/**
+ * Reads a file that holds one JSON object.
+ *
+ * @throws {FormatError} when the file is too large, not UTF-8, not JSON, repeats a key, or holds no object
+ * @throws {CheckpointError} when it cannot be opened or read
+ */
+export function readJsonFile(path: string): Record<string, unknown> {
+  const fd = openForReading(path);
+  try {
+    const { size } = fstatSync(fd);
+    if (size > MAX_JSON_FILE_BYTES) {
+      throw new FormatError(
+        `Cannot read ${quote(path)}: must have at most ${MAX_JSON_FILE_BYTES} bytes, got ${size}`,
+        { path },
+      );
+    }
+    const bytes = new Uint8Array(size);
+    const value = parseJson(bytes.subarray(0, readFully(fd, bytes, 0, path)), FILE_RULES);
+    if (!isJsonObject(value)) throw new JsonFault("must be a JSON object", []);
+    return value;
+  } catch (error) {
+    if (!(error instanceof JsonFault)) throw error;
+    throw new FormatError(`Cannot read ${quote(path)}: ${error.message}`, { path, cause: error });
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** An open container: an object with the keys seen so far and the newest one, or an array with its commas. */
+interface Level {
+  readonly keys: Set<string> | undefined;
+  key: string;
+  commas: number;
+}
+
+const BARE_VALUE = /[^\s,:[\]{}"]+/y;
+const DIGITS = /^(?:0|[1-9][0-9]*)$/;
+
+/** Finds what `JSON.parse` would hide. Leaves grammar to it: on text that is no JSON the scan may just stop. */
+function scan(text: string, rules: JsonRules): void {
+  const levels: Level[] = [];
+  let level: Level | undefined;
+  let keyIsNext = false;
+  let keyCount = 0;
+  const fault = (reason: string) =>
+    new JsonFault(reason, levels.filter(({ keys }) => keys?.size).map(({ key }) => key));
+  for (let i = 0; i < text.length;) {
+    const c = text[i];
+    if (c === '"') {
+      const end = stringEnd(text, i);
+      if (end === undefined) return;
+      if (keyIsNext && level?.keys !== undefined) {
+        const key = decodeString(text.slice(i, end));
+        if (key === undefined) return;
+        level.key = key;
+        if (level.keys.has(key)) throw fault("key must not be repeated, got it twice");
+        level.keys.add(key);
+        if (++keyCount > rules.maxKeys) throw fault(`must have at most ${rules.maxKeys} keys, got more`);
+      }
+      i = end;
+    } else if (c === "{" || c === "[") {
+      if (levels.length === rules.maxDepth) {
+        throw fault(`must be nested at most ${rules.maxDepth} deep, got more`);
+      }
+      keyIsNext = c === "{";
+      level = { keys: keyIsNext ? new Set() : undefined, key: "", commas: 0 };
+      levels.push(level);
+      i++;
+    } else if (c === "}" || c === "]") {
+      levels.pop();
+      level = levels.at(-1);
+      keyIsNext = false;
+      i++;
+    } else if (c === ",") {
+      keyIsNext = level?.keys !== undefined;
+      if (level?.keys === undefined && level !== undefined && ++level.commas >= rules.maxItems) {
+        throw fault(`array must have at most ${rules.maxItems} items, got more`);
+      }
+      i++;
+    } else if (c === ":") {
+      keyIsNext = false;
+      i++;
+    } else {
+      BARE_VALUE.lastIndex = i;
+      const value = BARE_VALUE.exec(text)?.[0];
+      if (value !== undefined && rules.integersOnly && !DIGITS.test(value)) {
+        throw fault(`values must be strings or integers ≥ 0, got ${quote(value)}`);
+      }
+      i += value?.length ?? 1;
+    }
+  }
+}
+
+/** Index just behind the string literal that starts at `start`, undefined when it never ends. */
+function stringEnd(text: string, start: number): number | undefined {
+  for (let i = start + 1; i < text.length; i++) {
+    const c = text.charCodeAt(i);
+    if (c === 0x5c) i++;
+    else if (c === 0x22) return i + 1;
+  }
+  return undefined;
+}
+
+function decodeString(literal: string): string | undefined {
+  if (!literal.includes("\\")) return literal.slice(1, -1);
+  try {
+    return JSON.parse(literal);
+  } catch {
+    return undefined; // no JSON: parsing the whole text reports it
+  }
+}

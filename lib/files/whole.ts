@@ -1,0 +1,175 @@
+/** Whole small files: written in one step or not at all, hashed, copied; and what the file system has to say. */
+import { Buffer } from "node:buffer";
+import { createHash } from "node:crypto";
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readdirSync,
+  readSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { dirname } from "node:path";
+import { OutputError } from "../errors.ts";
+import { errorCode, inputError, outputError, quote } from "./positional.ts";
+
+export { errorCode, inputError, outputError, quote };
+
+/** What a small file's name ends with before it is complete. */
+export const TEMPORARY_SUFFIX = ".tmp";
+
+/** Bytes read at once while hashing. */
+const HASH_BLOCK_BYTES = 4 * 2 ** 20;
+
+/** SHA-256 in hexadecimal. */
+export function sha256(data: string | Uint8Array): string {
+  return createHash("sha256").update(data).digest("hex");
+}
+
+/** Size and SHA-256 of a file. */
+export interface FileDigest {
+  readonly bytes: number;
+  readonly sha256: string;
+}
+
+/**
+ * Reads a file through and hashes it; `between` runs after each block.
+ *
+ * @throws {CheckpointError} when it cannot be read
+ */
+export async function digestFile(path: string, between?: () => Promise<void>): Promise<FileDigest> {
+  const hash = createHash("sha256");
+  const block = Buffer.allocUnsafe(HASH_BLOCK_BYTES);
+  let bytes = 0;
+  try {
+    const fd = openSync(path, "r");
+    try {
+      for (;;) {
+        const got = readSync(fd, block, 0, block.length, bytes);
+        if (got === 0) break;
+        hash.update(block.subarray(0, got));
+        bytes += got;
+        await between?.();
+      }
+    } finally {
+      closeSync(fd);
+    }
+  } catch (cause) {
+    if (errorCode(cause)?.startsWith("E")) throw inputError(path, cause);
+    throw cause;
+  }
+  return { bytes, sha256: hash.digest("hex") };
+}
+
+/**
+ * Writes a file, at once or in pieces, so that its name stands for all of it or for what it was before, and survives a
+ * crash.
+ *
+ * @throws {OutputError} when the system refuses, or a device or pipe has that name: a rename would put a file in its place
+ */
+export function writeWhole(path: string, content: string | Uint8Array | Iterable<string>): FileDigest {
+  const pieces = typeof content === "string" || content instanceof Uint8Array ? [content] : content;
+  const hash = createHash("sha256");
+  let size = 0;
+  const temporary = path + TEMPORARY_SUFFIX;
+  const existing = statSync(path, { throwIfNoEntry: false });
+  if (existing !== undefined && !existing.isFile() && !existing.isDirectory()) {
+    throw new OutputError(`Cannot write ${quote(path)}: it must be a file, got a device or pipe`, { path });
+  }
+  try {
+    const fd = openSync(temporary, "w");
+    try {
+      for (const piece of pieces) {
+        const bytes = typeof piece === "string" ? Buffer.from(piece) : piece;
+        for (let done = 0; done < bytes.length;) {
+          done += writeSync(fd, bytes, done, bytes.length - done, size + done);
+        }
+        hash.update(bytes);
+        size += bytes.length;
+      }
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
+    }
+    renameSync(temporary, path);
+  } catch (cause) {
+    if (existsSync(temporary)) rmSync(temporary);
+    throw outputError("write", path, cause);
+  }
+  return { bytes: size, sha256: hash.digest("hex") };
+}
+
+/** Deletes a file that may not be there. @throws {OutputError} when the system refuses */
+export function remove(path: string): void {
+  try {
+    rmSync(path, { force: true });
+  } catch (cause) {
+    throw outputError("delete", path, cause);
+  }
+}
+
+/** Gives a file another name and makes that durable with the next {@linkcode syncFolder}. */
+export function rename(from: string, to: string): void {
+  try {
+    renameSync(from, to);
+  } catch (cause) {
+    throw outputError("rename a finished file to", to, cause);
+  }
+}
+
+/** Makes renames in a folder durable, where the system can do that for folders. */
+export function syncFolder(folder: string): void {
+  let fd: number | undefined;
+  try {
+    fd = openSync(folder, "r");
+    fsyncSync(fd);
+  } catch (cause) {
+    const unsupported = ["EISDIR", "EPERM", "EACCES", "EINVAL", "EBADF", "ENOTSUP", "ENOSYS"];
+    if (!unsupported.includes(errorCode(cause) ?? "")) throw outputError("sync the folder", folder, cause);
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
+}
+
+/** Whether a path leads to anything. @throws {OutputError} when the system does not say */
+export function exists(path: string): boolean {
+  return kindOf(path) !== "nothing";
+}
+
+/** What a path leads to, symbolic links followed. @throws {OutputError} when the system does not say */
+export function kindOf(path: string): "nothing" | "folder" | "file" | "other" {
+  try {
+    const stat = statSync(path);
+    return stat.isDirectory() ? "folder" : stat.isFile() ? "file" : "other";
+  } catch (cause) {
+    if (errorCode(cause) === "ENOENT") return "nothing";
+    throw outputError("look at", path, cause);
+  }
+}
+
+/** Names in a folder, sorted; none when it does not exist. @throws {OutputError} when the system refuses */
+export function listFolder(folder: string): string[] {
+  try {
+    return readdirSync(folder).sort();
+  } catch (cause) {
+    if (errorCode(cause) === "ENOENT") return [];
+    throw outputError("list", folder, cause);
+  }
+}
+
+/** Free bytes where `path` will be, undefined when the system does not say. */
+export function freeBytes(path: string): number | undefined {
+  for (let place = path;; place = dirname(place)) {
+    try {
+      const { bavail, bsize } = statfsSync(place);
+      return bavail * bsize;
+    } catch (cause) {
+      if (errorCode(cause) !== "ENOENT" || dirname(place) === place) return undefined;
+    }
+  }
+}

@@ -1,0 +1,294 @@
+/**
+ * A model's tensors out of a checkpoint, full precision or packed: which must be there is checked against what the
+ * checkpoint has before a weight is read; then each is read once and kept as it is stored.
+ */
+import { CheckpointError } from "../../errors.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { packedByteLength, packedRows } from "../../quant/packed/layout.ts";
+import { convertFloats, dequantize, type PackedTensor } from "../../quant/mod.ts";
+import { type PackedLayer, packedLayers, readPackedTensor } from "../../quant/packed/checkpoint.ts";
+import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../../tensor/mod.ts";
+import type { TimeParameters } from "../../time/mod.ts";
+import type { DenseMatrix, Matrix, WeightDtype } from "./kernels.ts";
+import { shown } from "./model_config.ts";
+import type { Workspace } from "./workspace.ts";
+
+/** Names of a kind that a message lists before it only counts. */
+const MAX_LISTED = 40;
+/** Sentences about single tensors that a message has: one wrong size in config.json makes one a layer. */
+const MAX_DETAILED = 8;
+
+/** Elements that are converted at once. */
+const CONVERTED_ELEMENTS = 2 ** 20;
+
+/** How a model is loaded. */
+export interface LoadOptions {
+  /** Threads of the kernels; never changes a result. Default 1. */
+  readonly threads?: number | undefined;
+  /** What the runtime selects by time; default none. Not read from the sidecar by itself. */
+  readonly timeParameters?: TimeParameters | undefined;
+  /** Packed weights that take the place of plain ones, by name: a model as it will be, before it is written. Not copied. */
+  readonly weights?: ReadonlyMap<string, PackedTensor> | undefined;
+  /** Biases that take the place of others, by name, as in `model.layers.0.self_attn.q_proj.bias`. */
+  readonly biases?: ReadonlyMap<string, Float32Array> | undefined;
+  /**
+   * Scratch shared with other models that take turns with this one: each of their runs overwrites what the last one, of whichever model, returned.
+   * Default: the model's own.
+   */
+  readonly workspace?: Workspace | undefined;
+}
+
+/** A tensor that a model needs. */
+export interface WantedTensor {
+  readonly name: string;
+  /** Sizes that config.json asks for. */
+  readonly shape: readonly number[];
+}
+
+/** A matrix whose rows are looked up. */
+export interface EmbeddingTable {
+  /** Its name in the checkpoint, as in `model.embed_tokens.weight`. */
+  readonly name: string;
+  /** As stored: halves and bfloat16 values stay 16 bits wide, packed weights packed. */
+  readonly weights: Matrix;
+}
+
+/** A linear layer: `y = W x + bias`. */
+export interface LinearLayer extends EmbeddingTable {
+  readonly bias: Float32Array<ArrayBuffer> | undefined;
+}
+
+/** What a model's configuration says that its checkpoint holds. */
+export interface TensorList {
+  /** A tensor may be in it once. */
+  readonly wanted: readonly WantedTensor[];
+  /** Patterns of entries that may be there and mean nothing, as buffers of old checkpoints. */
+  readonly ignored: readonly RegExp[];
+}
+
+/**
+ * Checks that the checkpoint has every wanted tensor with the wanted shape and nothing else; reads no weight.
+ *
+ * @returns the quantized tensors by name
+ * @throws {CheckpointError} listing what is missing, what is there in excess and what has another shape
+ * @throws {FormatError} when quantized entries do not fit each other
+ */
+export function checkTensorList(
+  checkpoint: Checkpoint,
+  { wanted, ignored }: TensorList,
+): ReadonlyMap<string, PackedLayer> {
+  const packed = packedLayers(checkpoint);
+  const parts = new Set([...packed.values()].flatMap(({ tensors }) => Object.values(tensors) as string[]));
+  const names = new Set(wanted.map(({ name }) => name));
+  const missing = wanted.filter(({ name }) => shapeOf(checkpoint, packed, name) === undefined)
+    .map(({ name }) => name);
+  const extra = [
+    ...[...checkpoint.tensors.keys()].filter((name) => !parts.has(name)),
+    ...packed.keys(),
+  ].filter((name) => !names.has(name) && !ignored.some((pattern) => pattern.test(name)));
+  const misshapen = wanted.flatMap(({ name, shape }) => {
+    const found = shapeOf(checkpoint, packed, name);
+    const isFlat = packed.has(name) && shape.length > 2;
+    const needed = isFlat ? [shape[0]!, shape.slice(1).reduce((product, size) => product * size, 1)] : shape;
+    if (found === undefined || found.join() === needed.join()) return [];
+    return [{ name, text: `${shown(name)} must be [${needed.join(", ")}], got [${found.join(", ")}]` }];
+  });
+  const wrongTypes = wanted.flatMap(({ name, shape }) => {
+    const layer = packed.get(name);
+    if (layer !== undefined) {
+      // Norms and biases are added and multiplied as they are.
+      return shape.length > 1
+        ? []
+        : [{ name, text: `${shown(name)} must be in full precision, got ${layer.bits} bits` }];
+    }
+    const dtype = checkpoint.tensors.get(name)?.info.dtype;
+    if (dtype === undefined || isFloatDtype(dtype)) return [];
+    return [{ name, text: `${shown(name)} must be floating-point, got ${dtype}` }];
+  });
+  const faults = [
+    ...(missing.length > 0 ? [`missing ${listing(missing)}`] : []),
+    ...(extra.length > 0 ? [`unknown ${listing(extra)}`] : []),
+    ...(misshapen.length > 0
+      ? [`contradicting config.json: ${listing(misshapen.map(({ text }) => text), false)}`]
+      : []),
+    ...(wrongTypes.length > 0 ? [listing(wrongTypes.map(({ text }) => text), false)] : []),
+  ];
+  if (faults.length === 0) return packed;
+  const tensor = missing[0] ?? extra[0] ?? misshapen[0]?.name ?? wrongTypes[0]?.name;
+  throw new CheckpointError(
+    `Cannot load ${
+      shown(checkpoint.path)
+    }: its tensors must be the ${wanted.length} that config.json asks for, got ${faults.join("; ")}`,
+    tensor === undefined ? { path: checkpoint.path } : { path: checkpoint.path, tensor },
+  );
+}
+
+function shapeOf(
+  checkpoint: Checkpoint,
+  packed: ReadonlyMap<string, PackedLayer>,
+  name: string,
+): readonly number[] | undefined {
+  const layer = packed.get(name);
+  return layer === undefined ? checkpoint.tensors.get(name)?.info.shape : [layer.rows, layer.cols];
+}
+
+/** The type in which a matrix stored as `dtype` is held. */
+export function heldDtype(dtype: FloatDtype): WeightDtype {
+  // Every value of the 8-bit floats is one of bfloat16 too; of float64 no kernel would use more.
+  if (dtype === "F64") return "F32";
+  return dtype === "F8_E4M3" || dtype === "F8_E5M2" ? "BF16" : dtype;
+}
+
+/** The tensors of one checkpoint, checked against a model's list. */
+export class ModelTensors {
+  readonly #checkpoint: Checkpoint;
+  readonly #kernels: Kernels;
+  readonly #packed: ReadonlyMap<string, PackedLayer>;
+  readonly #replaced: Pick<LoadOptions, "weights" | "biases">;
+  #bytes = 0;
+
+  /**
+   * Reads no weight.
+   *
+   * @param replaced what takes the place of the checkpoint's own: {@linkcode LoadOptions}
+   * @throws as {@linkcode checkTensorList}
+   * @throws {TypeError} when a weight that takes another's place is of another shape, or of none of the model's
+   */
+  constructor(
+    checkpoint: Checkpoint,
+    kernels: Kernels,
+    list: TensorList,
+    replaced: Pick<LoadOptions, "weights" | "biases"> = {},
+  ) {
+    this.#checkpoint = checkpoint;
+    this.#kernels = kernels;
+    this.#packed = checkTensorList(checkpoint, list);
+    this.#replaced = replaced;
+    for (const [name, { length }] of replaced.biases ?? []) {
+      const shape = shapeOf(checkpoint, this.#packed, name);
+      if (shape?.length === 1 && shape[0] === length) continue;
+      throw new TypeError(
+        `Cannot load ${shown(checkpoint.path)}: the values in place of ${shown(name)} must be [${
+          shape?.join(", ") ?? "none: there is no such tensor"
+        }], got [${length}]`,
+      );
+    }
+    for (const [name, { rows, cols }] of replaced.weights ?? []) {
+      const shape = shapeOf(checkpoint, this.#packed, name);
+      if (shape?.length === 2 && shape[0] === rows && shape[1] === cols) continue;
+      throw new TypeError(
+        `Cannot load ${shown(checkpoint.path)}: the weights in place of ${shown(name)} must be [${
+          shape?.join(", ") ?? "none: there is no such tensor"
+        }], got [${rows}, ${cols}]`,
+      );
+    }
+  }
+
+  /** Bytes of weights read so far, as they are kept. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** A matrix with its bias. A convolution whose stride is its kernel counts as one: `[rows, …]` is flattened. */
+  linear(name: string, biasName?: string): LinearLayer {
+    const table = this.table(name);
+    return { ...table, bias: biasName === undefined ? undefined : this.vector(biasName) };
+  }
+
+  /** A matrix whose rows are looked up. */
+  table(name: string): EmbeddingTable {
+    const other = this.#replaced.weights?.get(name);
+    if (other !== undefined) {
+      this.#bytes += packedByteLength(other);
+      return { name, weights: other };
+    }
+    const layer = this.#packed.get(name);
+    if (layer !== undefined) {
+      const packed = readPackedTensor(this.#checkpoint, layer);
+      this.#bytes += packedByteLength(packed);
+      return { name, weights: packed };
+    }
+    const weights = this.#dense(name);
+    this.#bytes += weights.data.byteLength;
+    return { name, weights };
+  }
+
+  /** A small tensor as float32: norms, biases. */
+  vector(name: string): Float32Array<ArrayBuffer> {
+    const other = this.#replaced.biases?.get(name);
+    if (other !== undefined) {
+      this.#bytes += other.byteLength;
+      return other.slice();
+    }
+    const values = this.#convert(name, "F32");
+    this.#bytes += values.byteLength;
+    return new Float32Array(values.buffer);
+  }
+
+  #dense(name: string): DenseMatrix {
+    const [rows = 1, ...rest] = this.#checkpoint.tensors.get(name)!.info.shape;
+    const cols = rest.reduce((product, size) => product * size, 1);
+    const kept = heldDtype(this.#checkpoint.tensors.get(name)!.info.dtype as FloatDtype);
+    const { buffer } = this.#convert(name, kept);
+    return kept === "F32"
+      ? { rows, cols, dtype: "F32", data: new Float32Array(buffer) }
+      : { rows, cols, dtype: kept, data: new Uint16Array(buffer) };
+  }
+
+  /** Reads a tensor once, straight into the memory that keeps it; another type goes through a small buffer. */
+  #convert(name: string, wanted: WeightDtype): Uint8Array<ArrayBuffer> {
+    const { info } = this.#checkpoint.tensors.get(name)!;
+    if (info.dtype === wanted) return this.#checkpoint.read(name);
+    const dtype = info.dtype as FloatDtype;
+    const from = BYTES_PER_ELEMENT[dtype], to = BYTES_PER_ELEMENT[wanted];
+    const out = new Uint8Array(info.elements * to);
+    const buffer = new Uint8Array(Math.min(CONVERTED_ELEMENTS, info.elements) * from);
+    for (let begin = 0; begin < info.elements; begin += CONVERTED_ELEMENTS) {
+      const count = Math.min(CONVERTED_ELEMENTS, info.elements - begin);
+      const data = buffer.subarray(0, count * from);
+      this.#checkpoint.readInto(name, begin * from, data);
+      out.set(convertFloats(this.#kernels, { data, dtype }, count, wanted), begin * to);
+    }
+    return out;
+  }
+}
+
+/**
+ * Copies rows of a table into `out`, one after the other, as float32.
+ *
+ * **Shapes** `indices: i32[n]` → `out: f32[n, cols]`
+ */
+export function lookUpRows(
+  kernels: Kernels,
+  table: EmbeddingTable,
+  indices: ArrayLike<number>,
+  out: Float32Array,
+): void {
+  const { weights } = table;
+  const { cols } = weights;
+  for (let i = 0; i < indices.length; i++) {
+    const row = indices[i]!;
+    const target = out.subarray(i * cols, (i + 1) * cols);
+    if ("packed" in weights) target.set(dequantize(kernels, packedRows(weights, row, row + 1)));
+    else widen(weights, row * cols, target);
+  }
+}
+
+const WORD = new Uint32Array(1);
+const WORD_AS_FLOAT = new Float32Array(WORD.buffer);
+
+function widen({ dtype, data }: DenseMatrix, start: number, target: Float32Array): void {
+  if (dtype === "F32") target.set(data.subarray(start, start + target.length));
+  else if (dtype === "BF16") {
+    for (let i = 0; i < target.length; i++) {
+      WORD[0] = data[start + i]! << 16;
+      target[i] = WORD_AS_FLOAT[0]!;
+    }
+  } else target.set(new Float16Array(data.buffer as ArrayBuffer, data.byteOffset + start * 2, target.length));
+}
+
+function listing(names: readonly string[], quoted = true): string {
+  const most = quoted ? MAX_LISTED : MAX_DETAILED;
+  const rest = names.length > most ? ` and ${names.length - most} more` : "";
+  return names.slice(0, most).map((name) => quoted ? shown(name) : name).join(", ") + rest;
+}

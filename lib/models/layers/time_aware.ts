@@ -1,0 +1,281 @@
+/**
+ * Linear layers whose activations, outputs or weight scales depend on time: θ is bound to a model's layers when it is loaded, and selected for
+ * each item of a batch at every forward pass, without allocation and without a branch per weight.
+ *
+ * Rounded activations go through the integer kernels where the layer is packed with one level of scales; elsewhere they are rounded in float32
+ * (`fakeQuantize`): to the same values on static grids; on grids of each token's own to about the same, whose integer kernel finds them otherwise.
+ */
+import { KernelError, WeightsError } from "../../errors.ts";
+import {
+  type ActivationGrid,
+  fakeQuantize,
+  fakeQuantizePerToken,
+  type SelectedParameters,
+  type TimeParameters,
+} from "../../time/mod.ts";
+import { groupCount, type OneLevelTensor } from "../../quant/mod.ts";
+import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "./kernels.ts";
+import type { Operations } from "./operations.ts";
+import type { LinearLayer } from "./tensors.ts";
+import type { Workspace } from "./workspace.ts";
+
+/** The kernels' status for NaN or infinity. */
+const NOT_FINITE = -4;
+
+type Floats = Float32Array<ArrayBuffer>;
+
+/** A layer at one time. */
+interface Prepared {
+  /** Without bias where the output is corrected. */
+  readonly layer: LinearLayer;
+  readonly grid: ActivationGrid | undefined;
+  readonly isPerToken: boolean;
+  readonly bits: SelectedParameters["bits"];
+  /** The weights, where integer kernels multiply them. */
+  readonly integer: OneLevelTensor | undefined;
+  /** Name of the scratch for rounded activations: layers as wide share it. */
+  readonly scratch: string;
+  readonly gainLessOne: Floats | undefined;
+  readonly correction: Floats | undefined;
+  /** The layer's own bias, where the output is corrected. */
+  readonly bias: Floats | undefined;
+  /** Scratch for both together, the layer's at all times. */
+  readonly shift: Floats;
+}
+
+/** θ bound to a model's linear layers. */
+export class TimeAwareLayers {
+  readonly #prepared: ReadonlyMap<LinearLayer, readonly Prepared[]>;
+  readonly #operations: Operations;
+  readonly #workspace: Workspace;
+  /** Bin of each item of the current batch. */
+  #bins = new Int32Array(16);
+  #codeBytes = new Uint8Array(0);
+  #scales = new Float32Array(0);
+  #zeroPoints = new Int32Array(0);
+  readonly #views = new Map<number, QuantizedActivations>();
+  readonly #path: string;
+  #items = 0;
+  #isUniform = true;
+
+  /**
+   * @throws {TypeError} when θ has a layer that the model has not, or one of another size
+   */
+  constructor(
+    readonly parameters: TimeParameters,
+    operations: Operations,
+    layers: Iterable<LinearLayer>,
+    path: string,
+    workspace: Workspace,
+  ) {
+    this.#workspace = workspace;
+    this.#operations = operations;
+    this.#path = path;
+    const byName = new Map([...layers].map((layer) => [layer.name, layer]));
+    const prepared = new Map<LinearLayer, readonly Prepared[]>();
+    for (const name of parameters.layers.keys()) {
+      const layer = byName.get(name);
+      if (layer === undefined) {
+        throw new TypeError(
+          `Cannot load ${JSON.stringify(path)}: its time parameters must be of its linear layers, got ${
+            JSON.stringify(name)
+          }`,
+        );
+      }
+      const seen = new Map<SelectedParameters, Prepared>();
+      const shift = new Float32Array(layer.weights.rows);
+      prepared.set(
+        layer,
+        Array.from({ length: parameters.groups.axis.bins }, (_, bin) => {
+          const selected = parameters.atBin(name, bin)!;
+          const made = seen.get(selected) ?? prepare(layer, selected, shift, path);
+          seen.set(selected, made);
+          return made;
+        }),
+      );
+    }
+    this.#prepared = prepared;
+  }
+
+  /**
+   * Selects θ for a batch: one time for all items, or one each.
+   *
+   * @throws {RangeError} when a time is missing or outside the axis
+   */
+  begin(times: number | ArrayLike<number> | undefined, items: number): void {
+    if (times === undefined) {
+      throw new RangeError("Cannot run a model with time parameters: t must be given, got undefined");
+    }
+    if (typeof times !== "number" && times.length !== items) {
+      throw new RangeError(
+        `Cannot run a model with time parameters: t must be one number or ${items}, got ${times.length}`,
+      );
+    }
+    if (this.#bins.length < items) this.#bins = new Int32Array(items);
+    const { axis } = this.parameters.groups;
+    this.#isUniform = true;
+    for (let item = 0; item < items; item++) {
+      const bin = axis.binOf(typeof times === "number" ? times : times[item]!);
+      this.#bins[item] = bin;
+      if (bin !== this.#bins[0]) this.#isUniform = false;
+    }
+    this.#items = items;
+  }
+
+  /**
+   * A linear layer at the selected times; rows of `x` belong to the items in equal parts, or row i to item `⌊rows[i] / rowsOfItem⌋`.
+   *
+   * **Shapes** `x: f32[count, cols]` → `out: f32[count, layer's rows]`
+   */
+  linear(
+    layer: LinearLayer,
+    x: Float32Array,
+    count: number,
+    out: Floats,
+    rows?: Int32Array,
+    rowsOfItem: number = count / this.#items,
+  ): void {
+    const prepared = this.#prepared.get(layer);
+    if (prepared === undefined) return this.#operations.linear(layer, x, count, out);
+    if (this.#isUniform) return this.#run(prepared[this.#bins[0]!]!, x, count, out);
+    const { rows: outputs, cols } = layer.weights;
+    const binOf = (row: number) =>
+      this.#bins[Math.floor((rows === undefined ? row : rows[row]!) / rowsOfItem)]!;
+    for (let begin = 0; begin < count;) {
+      const bin = binOf(begin);
+      let end = begin + 1;
+      while (end < count && binOf(end) === bin) end++;
+      this.#run(
+        prepared[bin]!,
+        x.subarray(begin * cols, end * cols),
+        end - begin,
+        out.subarray(begin * outputs, end * outputs),
+      );
+      begin = end;
+    }
+  }
+
+  #run(
+    prepared: Prepared,
+    x: Float32Array,
+    count: number,
+    out: Floats,
+  ): void {
+    const { layer, gainLessOne, correction, bias, shift } = prepared;
+    const operations = this.#operations;
+    if (prepared.grid === undefined && !prepared.isPerToken) operations.linear(layer, x, count, out);
+    else if (prepared.integer === undefined) operations.linear(layer, this.#rounded(prepared, x), count, out);
+    else this.#linearInteger(prepared, prepared.integer, x, count, out);
+    if (gainLessOne !== undefined) {
+      const cols = layer.weights.rows;
+      for (let i = 0; i < cols; i++) shift[i] = correction![i]! + (bias === undefined ? 0 : bias[i]!);
+      operations.modulate(out, gainLessOne, shift, { batch: 1, tokens: count, cols }, out);
+    }
+  }
+
+  /** Activations on their grid, in float32. */
+  #rounded({ layer: { weights: { cols } }, grid, bits, scratch }: Prepared, x: Float32Array): Floats {
+    const out = this.#workspace.take(scratch, x.length);
+    if (grid !== undefined) return fakeQuantize(x, grid, bits, out) as Floats;
+    return fakeQuantizePerToken(x, cols, bits, out);
+  }
+
+  /** @throws {WeightsError} when what the layer reads is not finite */
+  #linearInteger(
+    { layer, grid, bits }: Prepared,
+    weights: OneLevelTensor,
+    x: Float32Array,
+    count: number,
+    out: Floats,
+  ): void {
+    const { kernels, threads } = this.#operations;
+    const codes = this.#codes(count, weights.cols, bits);
+    try {
+      quantizeActivations(kernels, x, count, weights.cols, { bits, grid, out: codes, threads });
+    } catch (error) {
+      if (!(error instanceof KernelError && error.status === NOT_FINITE)) throw error;
+      throw new WeightsError(
+        `Cannot run ${JSON.stringify(this.#path)}: every value must be finite, got NaN or infinity in what ${
+          JSON.stringify(layer.name)
+        } reads`,
+        { path: this.#path, tensor: layer.name },
+      );
+    }
+    linearPackedInt8(kernels, codes, weights, layer.bias, { out, threads });
+  }
+
+  /** Scratch for codes, the same object while sizes stay. */
+  #codes(tokens: number, cols: number, bits: SelectedParameters["bits"]): QuantizedActivations {
+    const last = this.#views.get(cols);
+    if (last?.tokens === tokens && last.bits === bits) return last;
+    if (this.#codeBytes.length < tokens * cols) this.#codeBytes = new Uint8Array(tokens * cols);
+    if (this.#scales.length < tokens) {
+      this.#scales = new Float32Array(tokens);
+      this.#zeroPoints = new Int32Array(tokens);
+    }
+    const view: QuantizedActivations = {
+      tokens,
+      cols,
+      bits,
+      codes: this.#codeBytes.subarray(0, tokens * cols),
+      scale: this.#scales.subarray(0, tokens),
+      zeroPoint: this.#zeroPoints.subarray(0, tokens),
+    };
+    this.#views.set(cols, view);
+    return view;
+  }
+}
+
+function takesIntegers(weights: LinearLayer["weights"]): weights is OneLevelTensor {
+  return "packed" in weights && weights.scaleBits === undefined && weights.lowRank === undefined &&
+    weights.rotation === undefined;
+}
+
+function prepare(
+  layer: LinearLayer,
+  selected: SelectedParameters,
+  shift: Floats,
+  path: string,
+): Prepared {
+  const { weights, bias } = layer;
+  const fail = (reason: string) =>
+    new TypeError(
+      `Cannot load ${JSON.stringify(path)}: the time parameters of ${JSON.stringify(layer.name)} ${reason}`,
+    );
+  const { gainLessOne, bias: correction, weightScale, weightZeroPoint } = selected;
+  if (gainLessOne !== undefined && gainLessOne.length !== weights.rows) {
+    throw fail(`must have ${weights.rows} gains, got ${gainLessOne.length}`);
+  }
+  let own = weights;
+  if (weightScale !== undefined) {
+    if (!("packed" in weights)) {
+      throw fail("have weight scales: the layer must be packed, got full precision");
+    }
+    if (weights.scaleBits !== undefined) {
+      throw fail("have weight scales: the layer must have one level of scales, got two-level scales");
+    }
+    const scales = weights.rows * groupCount(weights.cols, weights.groupSize);
+    const isSymmetric = weights.zeroPoint === undefined;
+    if (weightScale.length !== scales || (weightZeroPoint === undefined) !== isSymmetric) {
+      throw fail(
+        `must have ${scales} weight scales ${
+          isSymmetric ? "alone" : "and zero points"
+        }, got ${weightScale.length}`,
+      );
+    }
+    own = { ...weights, scale: weightScale, zeroPoint: weightZeroPoint } satisfies OneLevelTensor;
+  }
+  const isCorrected = gainLessOne !== undefined;
+  return {
+    layer: { name: layer.name, weights: own, bias: isCorrected ? undefined : bias },
+    grid: selected.grid,
+    isPerToken: selected.isPerToken,
+    bits: selected.bits,
+    integer: takesIntegers(own) ? own : undefined,
+    scratch: `activations ${weights.cols}`,
+    gainLessOne,
+    correction: isCorrected ? correction! : undefined,
+    bias: isCorrected ? bias : undefined,
+    shift,
+  };
+}

@@ -1,0 +1,316 @@
+/**
+ * Dream: a masked diffusion language model (https://github.com/DreamLM/Dream) with the tensor names of Dream 7B, and its way
+ * to generate. Its logits are shifted: those at position i − 1 predict the token at position i, position 0 keeps its own.
+ */
+import { CheckpointError } from "../../errors.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { type Checkpoint, openCheckpoint } from "../../tensor/mod.ts";
+import {
+  checkChoice,
+  checkCount,
+  checkNotNegative,
+  checkTokens,
+  type Generation,
+  type GenerationStep,
+  runGeneration,
+  type TraceOptions,
+} from "./generation.ts";
+import {
+  MaskedTransformer,
+  type MaskedTransformerConfig,
+  type TransformerNames,
+  wantedTensors,
+} from "./transformer.ts";
+import { ConfigFields, MAX_BLOCKS, shown } from "../layers/model_config.ts";
+import { RandomStream } from "../random.ts";
+import { type LoadOptions, ModelTensors, type TensorList } from "../layers/tensors.ts";
+import {
+  checkSamplingOptions,
+  type Confidence,
+  selectMostConfident,
+  TokenSampler,
+  type TokenSamplingOptions,
+} from "./token_sampling.ts";
+
+const NAMES: TransformerNames = {
+  embedding: "model.embed_tokens",
+  finalNorm: "model.norm",
+  head: "lm_head",
+  queryKeyValueBias: true,
+  otherBias: false,
+  block: (index) => {
+    const prefix = `model.layers.${index}`;
+    return {
+      attentionNorm: `${prefix}.input_layernorm`,
+      query: `${prefix}.self_attn.q_proj`,
+      key: `${prefix}.self_attn.k_proj`,
+      value: `${prefix}.self_attn.v_proj`,
+      attentionOutput: `${prefix}.self_attn.o_proj`,
+      feedForwardNorm: `${prefix}.post_attention_layernorm`,
+      gate: `${prefix}.mlp.gate_proj`,
+      up: `${prefix}.mlp.up_proj`,
+      down: `${prefix}.mlp.down_proj`,
+    };
+  },
+};
+
+/** Buffers that old versions of transformers stored; they follow from the configuration. */
+const IGNORED = [/\.rotary_emb\.inv_freq$/];
+
+/** Dream's sizes out of config.json. @throws {CheckpointError} naming the key that is missing, wrong or not supported */
+export function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
+  fields.choice("hidden_act", ["silu"], "silu");
+  fields.refuse("rope_scaling");
+  fields.refuse("use_sliding_window", false);
+  fields.refuse("use_mrope", false);
+  const vocabularySize = fields.count("vocab_size");
+  const hiddenSize = fields.count("hidden_size");
+  const heads = fields.count("num_attention_heads");
+  const keyValueHeads = fields.count("num_key_value_heads", heads);
+  if (heads % keyValueHeads !== 0) {
+    throw fields.fault("num_key_value_heads", `a divisor of ${heads} heads`, keyValueHeads);
+  }
+  if (!fields.has("head_dim") && hiddenSize % heads !== 0) {
+    throw fields.fault("hidden_size", `a multiple of ${heads} heads`, hiddenSize);
+  }
+  const headSize = fields.count("head_dim", hiddenSize / heads);
+  if (headSize % 2 !== 0) {
+    const key = fields.has("head_dim") ? "head_dim" : "hidden_size";
+    throw fields.fault(key, `such that a head's size is even, for rotary positions`);
+  }
+  const maskToken = fields.token("mask_token_id", vocabularySize);
+  if (maskToken === undefined) throw fields.fault("mask_token_id", `a token from 0 to ${vocabularySize - 1}`);
+  return {
+    vocabularySize,
+    hiddenSize,
+    intermediateSize: fields.count("intermediate_size"),
+    blocks: fields.count("num_hidden_layers", undefined, 1, MAX_BLOCKS),
+    heads,
+    keyValueHeads,
+    headSize,
+    maxTokens: fields.count("max_position_embeddings", 32_768), // the default of Dream's own configuration
+    normEpsilon: fields.positive("rms_norm_eps", 1e-6),
+    rotaryTheta: fields.positive("rope_theta", 10_000),
+    tiesHead: fields.flag("tie_word_embeddings", false),
+    logitScale: 1,
+    embeddingScale: 1,
+    maskToken,
+    padToken: fields.token("pad_token_id", vocabularySize),
+    bosToken: fields.token("bos_token_id", vocabularySize),
+    eosToken: fields.token("eos_token_id", vocabularySize),
+  };
+}
+
+/** A Dream model out of an open checkpoint, full precision or packed. @throws as {@linkcode loadDream} */
+export function dreamFrom(
+  checkpoint: Checkpoint,
+  kernels: Kernels,
+  options: LoadOptions = {},
+): MaskedTransformer {
+  if (checkpoint.kind !== "dream") {
+    throw new CheckpointError(
+      `Cannot load ${shown(checkpoint.path)}: model_type must be "Dream", got ${
+        shown(checkpoint.config?.["model_type"])
+      }`,
+      { path: checkpoint.path },
+    );
+  }
+  const config = dreamConfig(ConfigFields.of(checkpoint));
+  const tensors = new ModelTensors(checkpoint, kernels, dreamTensors(config), options);
+  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options);
+}
+
+/** What a Dream model of these sizes has. */
+export function dreamTensors(config: MaskedTransformerConfig): TensorList {
+  return {
+    wanted: wantedTensors(config, NAMES),
+    ignored: [...IGNORED, ...(config.tiesHead ? [/^lm_head\.weight$/] : [])],
+  };
+}
+
+/**
+ * Loads a Dream model, full precision or packed. Weights stay as they are stored.
+ *
+ * @throws {CheckpointError} when config.json or the tensors are not a Dream model's: everything missing or in excess is listed
+ * @throws {FormatError} when a file is not what its format promises
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../../native/mod.ts";
+ * import { loadDream } from "./dream.ts";
+ * const model = loadDream("tests/models/dream-mini", await openKernels());
+ * const logits = model.forward(Int32Array.of(2, 8, 11, 14, 7, 12, 15, 1, 1, 1, 1), 1);
+ * console.log(logits.length / model.config.vocabularySize); // 11 positions
+ * ```
+ */
+export function loadDream(path: string, kernels: Kernels, options: LoadOptions = {}): MaskedTransformer {
+  using checkpoint = openCheckpoint(path);
+  return dreamFrom(checkpoint, kernels, options);
+}
+
+/** How positions are chosen: `origin` at random, the others by confidence - probability, lead over the second, entropy. */
+export type DreamAlgorithm = "origin" | "maskgit_plus" | "topk_margin" | "entropy";
+export const DREAM_ALGORITHMS: readonly DreamAlgorithm[] = [
+  "origin",
+  "maskgit_plus",
+  "topk_margin",
+  "entropy",
+];
+
+const CONFIDENCE: Record<DreamAlgorithm, Confidence> = {
+  origin: "probability",
+  maskgit_plus: "probability",
+  topk_margin: "margin",
+  entropy: "negative_entropy",
+};
+
+export interface DreamGenerationOptions extends TokenSamplingOptions {
+  /** Default `origin`, as Dream's. */
+  readonly algorithm?: DreamAlgorithm | undefined;
+  /** Steps from all masks to none. Default: the most masks of any sequence. */
+  readonly steps?: number | undefined;
+  /** Time of the last step. Default 0.001. */
+  readonly eps?: number | undefined;
+  /** Temperature of the choice among positions by confidence; 0 takes the most confident. Default 0. */
+  readonly algorithmTemperature?: number | undefined;
+  /** Fewest tokens that a step writes, for the algorithms by confidence: Dream's own code has 0. Default 1. */
+  readonly minimumPerStep?: number | undefined;
+  /** Tokens never proposed. Default: the mask, so that nothing stays masked. */
+  readonly excludedTokens?: readonly number[] | undefined;
+  /** Default 0. */
+  readonly seed?: number | undefined;
+  /** Number of the first sequence's stream of random numbers: what a sequence draws does not depend on its batch. Default 0. */
+  readonly firstStream?: number | undefined;
+  /** `u8[batch, tokens]`, 0 where a token is padding; by default every token is read. */
+  readonly attentionMask?: Uint8Array | undefined;
+}
+
+/** Times of the steps, from 1 to `eps`, in float32 as `torch.linspace` gives them. */
+export function maskTimes(steps: number, eps: number): Float32Array<ArrayBuffer> {
+  const times = new Float32Array(steps + 1);
+  const width = Math.fround(Math.fround(Math.fround(eps) - 1) / steps);
+  for (let i = 0; i <= steps; i++) {
+    times[i] = i < Math.floor((steps + 1) / 2)
+      ? 1 + Math.fround(width * i)
+      : Math.fround(eps) - Math.fround(width * (steps - i));
+  }
+  return times;
+}
+
+/**
+ * Fills the masks of `canvas` as Dream's `diffusion_generate` does, one step a turn: first what is given, then what each step left.
+ *
+ * **Shapes** `canvas: i32[batch, tokens]`, with `<mask>` where a token is wanted; not changed. Each sequence is on its own: how many
+ * tokens a step writes, and what it draws, do not depend on the batch (a product's last bits may).
+ *
+ * @throws {RangeError | TypeError} when an option or the canvas is not allowed, before any work
+ * @throws {WeightsError} as {@linkcode MaskedTransformer.forward}
+ */
+export function* dreamSteps(
+  model: MaskedTransformer,
+  canvas: Int32Array,
+  batch: number,
+  options: DreamGenerationOptions = {},
+): Generator<GenerationStep, Int32Array> {
+  const { maskToken, vocabularySize } = model.config;
+  const {
+    algorithm = "origin",
+    eps = 1e-3,
+    algorithmTemperature = 0,
+    minimumPerStep = 1,
+    seed = 0,
+    firstStream = 0,
+    attentionMask,
+  } = options;
+  const sampling: TokenSamplingOptions = {
+    ...options,
+    excludedTokens: options.excludedTokens ?? [maskToken],
+  };
+  checkChoice("algorithm", algorithm, DREAM_ALGORITHMS);
+  const tokens = checkTokens(model, "canvas", canvas, batch);
+  const x = canvas.slice();
+  const masksOf = (b: number) => {
+    const places: number[] = [];
+    for (let i = b * tokens; i < (b + 1) * tokens; i++) if (x[i] === maskToken) places.push(i);
+    return places;
+  };
+  let masked = Array.from({ length: batch }, (_, b) => masksOf(b));
+  const most = Math.max(1, ...masked.map((places) => places.length));
+  const { steps = most } = options;
+  checkCount("steps", steps, 1);
+  checkCount("minimumPerStep", minimumPerStep, 0);
+  checkSamplingOptions("generate", sampling, vocabularySize);
+  if (!(eps > 0 && eps < 1)) throw new RangeError(`Cannot generate: eps must lie in (0, 1), got ${eps}`);
+  checkNotNegative("algorithmTemperature", algorithmTemperature);
+  if (attentionMask !== undefined && attentionMask.length !== canvas.length) {
+    throw new TypeError(
+      `Cannot generate: attentionMask must have ${canvas.length} entries, got ${attentionMask.length}`,
+    );
+  }
+  const randoms = Array.from({ length: batch }, (_, b) => new RandomStream(seed, firstStream + b));
+  const sampler = new TokenSampler(vocabularySize, sampling, CONFIDENCE[algorithm]);
+  const times = maskTimes(steps, eps);
+  const count = () => masked.reduce((sum, places) => sum + places.length, 0);
+  const state = (step: number): GenerationStep => ({
+    step,
+    steps,
+    time: times[step]!,
+    sequences: x,
+    masks: count(),
+  });
+
+  yield state(0);
+  for (let step = 0; step < steps; step++) {
+    const isLast = step === steps - 1;
+    const share = Math.fround(1 - Math.fround(times[step + 1]! / times[step]!));
+    // The places that this step looks at; `origin` needs logits only for those that it writes.
+    const looked = masked.map((places, b) =>
+      algorithm === "origin" ? places.filter(() => randoms[b]!.uniform() < share || isLast) : places
+    );
+    const rows = Int32Array.from(looked.flat(), (place) => place % tokens === 0 ? place : place - 1);
+    if (rows.length > 0) {
+      const logits = model.forward(x, batch, { rows, attentionMask, t: times[step]! });
+      let row = 0;
+      for (const [b, places] of looked.entries()) {
+        const random = randoms[b]!;
+        const proposals = places.map(() => {
+          const begin = row++ * vocabularySize;
+          return sampler.propose(logits.subarray(begin, begin + vocabularySize), random);
+        });
+        let chosen = proposals.map((_, i) => i);
+        if (algorithm !== "origin" && !isLast) {
+          const wanted = Math.max(minimumPerStep, Math.floor(Math.fround(places.length * share)));
+          const confidences = proposals.map(({ confidence }) => confidence);
+          chosen = selectMostConfident(confidences, wanted, algorithmTemperature, random);
+        }
+        for (const i of chosen) x[places[i]!] = proposals[i]!.token;
+      }
+      masked = masked.map((places) => places.filter((place) => x[place] === maskToken));
+    }
+    yield state(step + 1);
+  }
+  return x;
+}
+
+/**
+ * Fills the masks of `canvas`; {@linkcode dreamSteps} with a callback instead of turns.
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../../native/mod.ts";
+ * import { diffusionGenerate, loadDream } from "./dream.ts";
+ * const model = loadDream("tests/models/dream-mini", await openKernels());
+ * const canvas = new Int32Array(36); // <pad>
+ * canvas.set([2, 8, 11, 14, 7, 12, 15, 1, 1, 1, 1]); // <bos> 4 7 + 3 8 = and four masks
+ * const { sequences } = diffusionGenerate(model, canvas, 1, { algorithm: "maskgit_plus", excludedTokens: [0, 1] });
+ * console.log(sequences.subarray(7, 10)); // 0 8 5: tokens 4, 12, 9
+ * ```
+ */
+export function diffusionGenerate(
+  model: MaskedTransformer,
+  canvas: Int32Array,
+  batch: number,
+  options: DreamGenerationOptions & TraceOptions = {},
+): Generation {
+  return runGeneration(dreamSteps(model, canvas, batch, options), options);
+}

@@ -1,0 +1,135 @@
+/**
+ * config.json of a quantized checkpoint: the `quantization_config` that others and we read, and putting it into a JSON
+ * text, or taking it out, without touching any other character.
+ */
+import type { Config } from "../config/mod.ts";
+import {
+  CONFIG_KEY,
+  EXTENDED_FORMAT_VERSION,
+  FORMAT_VERSION,
+  type PackedLayerEntry,
+  type PackedSection,
+  SECTION_KEY,
+} from "../quant/packed/checkpoint.ts";
+import type { FloatDtype } from "../tensor/mod.ts";
+import type { LayerRecord } from "./record.ts";
+
+/** Version of compressed-tensors whose `pack-quantized` layout ours is. */
+const COMPRESSED_TENSORS_VERSION = "0.17.0";
+
+/**
+ * The `quantization_config`. As compressed-tensors' `pack-quantized` where that can say it (symmetric or integer zero
+ * points, whole groups, plain scales), so that vLLM and transformers load the result; otherwise only as our own.
+ */
+export function quantizationConfig(layers: readonly LayerRecord[], config: Config): Record<string, unknown> {
+  const quantized = layers.filter(({ action }) => action === "quantize");
+  const isExtended = quantized.some(({ lowRank, rotation }) =>
+    lowRank !== undefined || rotation !== undefined
+  );
+  const section: PackedSection = {
+    format_version: isExtended ? EXTENDED_FORMAT_VERSION : FORMAT_VERSION,
+    solver: config.solver,
+    zero_point: config.zeroPoint,
+    layers: Object.fromEntries(quantized.map((layer): [string, PackedLayerEntry] => [layer.name, {
+      bits: layer.bits!,
+      group_size: layer.groupSize!,
+      ...(layer.zeroPoint === undefined || layer.zeroPoint === config.zeroPoint
+        ? {}
+        : { zero_point: layer.zeroPoint }),
+      ...(layer.scaleBits === undefined ? {} : { scale_bits: layer.scaleBits }),
+      ...(layer.lowRank === undefined ? {} : { low_rank: layer.lowRank }),
+      ...(layer.rotation === undefined ? {} : { rotation: layer.rotation }),
+      dtype: layer.dtype as FloatDtype,
+    }])),
+  };
+  const isExpressible = quantized.length > 0 && !isExtended && config.zeroPoint !== "real" &&
+    quantized.every(({ shape, groupSize, scaleBits, zeroPoint }) =>
+      scaleBits === undefined && zeroPoint === config.zeroPoint &&
+      (groupSize === 0 || shape[1]! % groupSize! === 0)
+    );
+  if (!isExpressible) return { quant_method: SECTION_KEY, [SECTION_KEY]: section };
+
+  const schemes = [...Map.groupBy(quantized, ({ bits, groupSize }) => bits! * 1000 + groupSize!)]
+    .sort(([a], [b]) => a - b);
+  const groups = schemes.map(([, layers], i) => [`group_${i}`, {
+    targets: layers.map(({ name }) => moduleName(name)),
+    input_activations: null,
+    output_activations: null,
+    format: "pack-quantized",
+    weights: {
+      num_bits: layers[0]!.bits!,
+      type: "int",
+      symmetric: config.zeroPoint === "symmetric",
+      ...(layers[0]!.groupSize === 0
+        ? { strategy: "channel", group_size: null }
+        : { strategy: "group", group_size: layers[0]!.groupSize }),
+      dynamic: false,
+      actorder: null,
+      block_structure: null,
+      observer: "minmax",
+      observer_kwargs: {},
+    },
+  }]);
+  return {
+    quant_method: "compressed-tensors",
+    format: "pack-quantized",
+    quantization_status: "compressed",
+    version: COMPRESSED_TENSORS_VERSION,
+    global_compression_ratio: null,
+    kv_cache_scheme: null,
+    ignore: layers.filter(isKeptLinear).map(({ name }) => moduleName(name)),
+    config_groups: Object.fromEntries(groups),
+    [SECTION_KEY]: section,
+  };
+}
+
+/** Kept matrices that a loader takes for linear layers. */
+function isKeptLinear({ action, reason, name, shape }: LayerRecord): boolean {
+  return action === "keep" && shape.length === 2 && name.endsWith(".weight") &&
+    !["embedding", "norm", "not floating"].includes(reason);
+}
+
+const moduleName = (tensor: string): string => tensor.replace(/\.weight$/, "");
+
+/**
+ * Puts `quantization_config` behind the last key of a JSON object's text, in place of one that is there (as `null`,
+ * which some exporters write); every other character stays.
+ */
+export function withQuantizationConfig(original: string, value: unknown): string {
+  const text = withoutQuantizationConfig(original);
+  const end = text.lastIndexOf("}");
+  const head = text.slice(0, end).trimEnd();
+  const tail = text.slice(head.length);
+  const indent = /^\s*\{[^\S\n]*\n([^\S\n]+)"/.exec(text)?.[1];
+  const body = JSON.stringify(value, null, indent ?? "").replaceAll("\n", `\n${indent ?? ""}`);
+  const separator = (head.endsWith("{") ? "" : ",") + (indent === undefined ? "" : `\n${indent}`);
+  return `${head}${separator}"${CONFIG_KEY}": ${body}${tail}`;
+}
+
+/** Takes `quantization_config` out of a JSON object's text; every other character stays. */
+export function withoutQuantizationConfig(text: string): string {
+  let depth = 0;
+  let start = text.indexOf("{") + 1; // behind the brace or comma in front of the current key
+  let key: string | undefined;
+  for (let i = 0; i < text.length; i++) {
+    const c = text[i]!;
+    if (c === '"') {
+      const literal = /"(?:[^"\\]|\\.)*"/sy;
+      literal.lastIndex = i;
+      const found = literal.exec(text)?.[0] ?? c;
+      if (depth === 1) key ??= JSON.parse(found) as string;
+      i += found.length - 1;
+    } else if (c === "{" || c === "[") depth++;
+    else if (c === "}" || c === "]" || c === ",") {
+      const ends = depth === 1;
+      if (ends && key === CONFIG_KEY) {
+        if (c === ",") return text.slice(0, start) + text.slice(i + 1); // the comma behind it goes with it
+        const head = text.slice(0, start).replace(/,$/, "");
+        return head + text.slice(text.slice(0, i).trimEnd().length);
+      }
+      if (ends) [start, key] = [i + 1, undefined];
+      if (c !== ",") depth--;
+    }
+  }
+  return text;
+}

@@ -1,0 +1,170 @@
+/**
+ * The journal of an unfinished run: its identity, then one line for each finished tensor with the digests of its bytes.
+ *
+ * A line is written after its tensor's bytes. Nothing is synced for it: after a loss of power the digests tell which
+ * lines are true, so the journal may run ahead of the disk.
+ */
+import { Buffer } from "node:buffer";
+import { closeSync, fsyncSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
+import type { TensorSpec } from "../tensor/mod.ts";
+import { errorCode, outputError, writeWhole } from "../files/whole.ts";
+import type { Identity, LayerRecord } from "./record.ts";
+
+/** Version of the journal's lines. */
+const JOURNAL_VERSION = 1;
+
+/** An entry as it was written, with the digest of its bytes. */
+export interface WrittenTensor extends TensorSpec {
+  readonly sha256: string;
+}
+
+/** A finished tensor: what was written for it. */
+export interface JournalEntry {
+  readonly record: LayerRecord;
+  readonly tensors: readonly WrittenTensor[];
+}
+
+/** The journal's first line. */
+export interface JournalHeader {
+  readonly journal: typeof JOURNAL_VERSION;
+  readonly identity: Identity;
+  /** When the source's files were last changed, in milliseconds; a resumed run must find the same. */
+  readonly sourceTimes: readonly number[];
+  /** Every name that the run gives to a file. */
+  readonly files: readonly string[];
+}
+
+/** An open journal. */
+export class Journal {
+  #fd: number | undefined;
+
+  private constructor(readonly path: string, fd: number) {
+    this.#fd = fd;
+  }
+
+  /**
+   * Begins a journal with these entries, in place of any that is there.
+   *
+   * @throws {OutputError} when the system refuses
+   */
+  static begin(
+    path: string,
+    header: Omit<JournalHeader, "journal">,
+    entries: readonly JournalEntry[] = [],
+  ): Journal {
+    writeWhole(path, linesOf([{ journal: JOURNAL_VERSION, ...header }, ...entries]));
+    try {
+      return new Journal(path, openSync(path, "a"));
+    } catch (cause) {
+      throw outputError("open", path, cause);
+    }
+  }
+
+  /** Adds a finished tensor. @throws {OutputError} when the system refuses */
+  append(entry: JournalEntry): void {
+    const line = new TextEncoder().encode(`${JSON.stringify(entry)}\n`);
+    try {
+      for (let done = 0; done < line.length;) done += writeSync(this.#fd!, line, done);
+    } catch (cause) {
+      throw outputError("write", this.path, cause);
+    }
+  }
+
+  /** Makes what was added survive a crash of the machine. @throws {OutputError} when the system refuses */
+  sync(): void {
+    try {
+      if (this.#fd !== undefined) fsyncSync(this.#fd);
+    } catch (cause) {
+      throw outputError("sync", this.path, cause);
+    }
+  }
+
+  close(): void {
+    const fd = this.#fd;
+    this.#fd = undefined;
+    if (fd !== undefined) closeSync(fd);
+  }
+}
+
+/** Lines that become text at once. */
+const LINES_PER_PIECE = 1000;
+
+function* linesOf(values: readonly unknown[]): Generator<string> {
+  for (let begin = 0; begin < values.length; begin += LINES_PER_PIECE) {
+    yield values.slice(begin, begin + LINES_PER_PIECE).map((value) => `${JSON.stringify(value)}\n`).join("");
+  }
+}
+
+/**
+ * Reads a journal's header alone; undefined when there is none that can be used.
+ *
+ * @throws {OutputError} when it is there and cannot be read
+ */
+export function readJournalHeader(path: string): JournalHeader | undefined {
+  const block = Buffer.alloc(HEADER_BLOCK_BYTES);
+  const decoder = new TextDecoder();
+  let text = "";
+  try {
+    const fd = openSync(path, "r");
+    try {
+      for (let end = -1; end < 0;) {
+        const got = readSync(fd, block, 0, block.length, null);
+        if (got === 0) break;
+        text += decoder.decode(block.subarray(0, got), { stream: true });
+        end = text.indexOf("\n");
+        if (end >= 0) text = text.slice(0, end);
+      }
+    } finally {
+      closeSync(fd);
+    }
+  } catch (cause) {
+    if (errorCode(cause) === "ENOENT") return undefined;
+    throw outputError("read", path, cause);
+  }
+  return headerOf(text);
+}
+
+const HEADER_BLOCK_BYTES = 2 ** 16;
+
+function headerOf(line: string): JournalHeader | undefined {
+  const header = parseLine<JournalHeader>(line);
+  return header?.journal === JOURNAL_VERSION && Array.isArray(header.files) ? header : undefined;
+}
+
+/**
+ * Reads a journal: its header, undefined when there is none that can be used, and the entries up to the first line that
+ * is not whole.
+ *
+ * @throws {OutputError} when it is there and cannot be read
+ */
+export function readJournal(
+  path: string,
+): { header: JournalHeader | undefined; entries: JournalEntry[] } {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (cause) {
+    if (errorCode(cause) === "ENOENT") return { header: undefined, entries: [] };
+    throw outputError("read", path, cause);
+  }
+  const [first, ...rest] = text.split("\n");
+  const header = headerOf(first ?? "");
+  if (header === undefined) return { header, entries: [] };
+  const entries: JournalEntry[] = [];
+  // What stands behind the last line feed is half a line, also where it happens to parse.
+  for (const line of rest.slice(0, -1)) {
+    const entry = parseLine<JournalEntry>(line);
+    if (entry === undefined || !Array.isArray(entry.tensors) || typeof entry.record?.name !== "string") break;
+    entries.push(entry);
+  }
+  return { header, entries };
+}
+
+function parseLine<T>(line: string): T | undefined {
+  try {
+    const value: unknown = JSON.parse(line);
+    return typeof value === "object" && value !== null ? value as T : undefined;
+  } catch {
+    return undefined; // the run was stopped while writing it
+  }
+}

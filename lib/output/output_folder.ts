@@ -1,0 +1,454 @@
+/**
+ * The output folder: who may write into it, the work folder inside it, and the step that turns finished work into the
+ * output.
+ *
+ * ```text
+ * OUT/arrowquant.partial/   lock, journal and unfinished files of a run; nothing else in OUT changes before the commit
+ * OUT/...                   after it: the files, and arrowquant.manifest.json, which names them and is written last
+ * ```
+ *
+ * The commit deletes what the old manifest names, the old manifest, then moves the new files up, the manifest last. A
+ * manifest in the work folder means that everything is complete and only the commit is left to do.
+ */
+import { mkdirSync, readFileSync, realpathSync, rmdirSync, statSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
+import { OutputError } from "../errors.ts";
+import { type Checkpoint, PARTIAL_SUFFIX } from "../tensor/mod.ts";
+import {
+  digestFile,
+  errorCode,
+  exists,
+  kindOf,
+  listFolder,
+  outputError,
+  quote,
+  remove,
+  rename,
+  syncFolder,
+  TEMPORARY_SUFFIX,
+  writeWhole,
+} from "../files/whole.ts";
+import { Journal, type JournalEntry, readJournal, readJournalHeader } from "./journal.ts";
+import { acquireLock, checkLock } from "./lock.ts";
+import { removeSolvedLayers } from "../solve/solved_layers.ts";
+import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, manifestText } from "./record.ts";
+
+/** Folder inside the output folder that holds an unfinished run. */
+export const WORK_FOLDER = `arrowquant${PARTIAL_SUFFIX}`;
+
+const JOURNAL_FILE = "progress.jsonl";
+
+/** What a run wants of an output folder. */
+export interface OutputRequest {
+  readonly path: string;
+  readonly identity: Identity;
+  readonly sourceTimes: readonly number[];
+  /** Every file that will be written, the manifest aside. */
+  readonly files: readonly string[];
+  readonly resume: boolean;
+  readonly force: boolean;
+}
+
+/** How a run starts. */
+export type Start =
+  | { readonly kind: "fresh" }
+  /** An unfinished run of the same identity, with what its journal says is complete. */
+  | { readonly kind: "resumed"; readonly entries: readonly JournalEntry[] }
+  /** Everything is complete; only the commit is left to do. */
+  | { readonly kind: "complete"; readonly manifest: Manifest }
+  /** The same output was finished before. */
+  | { readonly kind: "finished"; readonly manifest: Manifest };
+
+/** An output folder that this run may write into until {@linkcode OutputFolder.release}. */
+export class OutputFolder {
+  /** Where files are written until the commit. */
+  readonly work: string;
+  readonly start: Start;
+  readonly #request: OutputRequest;
+  readonly #created: string | undefined;
+  #unlock: (() => void) | undefined;
+  #journal: Journal | undefined;
+
+  private constructor(
+    request: OutputRequest,
+    start: Start,
+    created: string | undefined,
+    unlock: () => void,
+  ) {
+    this.work = join(request.path, WORK_FOLDER);
+    this.start = start;
+    this.#request = request;
+    this.#created = created;
+    this.#unlock = unlock;
+  }
+
+  /**
+   * Takes the folder for this run, creating it when there is none.
+   *
+   * @throws {OutputError} when it is in use, is not empty and not ours, holds a run that was not mentioned in the
+   *   request, or cannot be written
+   */
+  static open(request: OutputRequest): OutputFolder {
+    checkOutput(request);
+    const work = join(request.path, WORK_FOLDER);
+    let created: string | undefined;
+    const take = () => {
+      try {
+        const first = mkdirSync(work, { recursive: true });
+        created ??= first;
+      } catch (cause) {
+        throw outputError("create", work, cause);
+      }
+      return acquireLock(work);
+    };
+    let unlock: () => void;
+    try {
+      unlock = take();
+    } catch (error) {
+      // A run that ended in between has removed the work folder.
+      if (!(error instanceof OutputError) || errorCode(error.cause) !== "ENOENT") throw error;
+      unlock = take();
+    }
+    try {
+      return new OutputFolder(request, findStart(request), created, unlock);
+    } catch (error) {
+      unlock();
+      throw error;
+    }
+  }
+
+  /** Removes what an earlier run left in the work folder and begins the journal. */
+  begin(entries: readonly JournalEntry[] = []): void {
+    if (entries.length === 0) this.#clearWork();
+    if (this.start.kind === "fresh") removeSolvedLayers(this.work);
+    const { identity, sourceTimes, files } = this.#request;
+    this.#journal = Journal.begin(join(this.work, JOURNAL_FILE), { identity, sourceTimes, files }, entries);
+  }
+
+  /** Adds a finished tensor to the journal. */
+  append(entry: JournalEntry): void {
+    this.#journal!.append(entry);
+  }
+
+  /** Makes the journal durable. */
+  syncJournal(): void {
+    this.#journal?.sync();
+  }
+
+  /** Turns the work folder's files into the output; the manifest says which. */
+  commit(manifest: Manifest): void {
+    const { path } = this.#request;
+    const workManifest = join(this.work, MANIFEST_FILE);
+    const manifestPath = join(path, MANIFEST_FILE);
+    if (!exists(workManifest)) {
+      writeWhole(workManifest, manifestText(manifest));
+      syncFolder(this.work);
+    }
+    const old = readManifest(path);
+    if (old !== undefined) {
+      // config.json and the index first: without them nothing takes a mixture of old and new for a model.
+      const names = Object.keys(old.files).sort((a, b) => Number(isTensors(a)) - Number(isTensors(b)));
+      for (const name of names) remove(join(path, name));
+      remove(manifestPath);
+      syncFolder(path);
+    }
+    for (
+      const name of Object.keys(manifest.files).sort((a, b) => Number(isTensors(b)) - Number(isTensors(a)))
+    ) {
+      if (exists(join(this.work, name))) rename(join(this.work, name), join(path, name));
+    }
+    syncFolder(path);
+    rename(workManifest, manifestPath);
+    syncFolder(path);
+    this.clean();
+  }
+
+  /** Removes the work folder with all that the run put into it. */
+  clean(): void {
+    removeSolvedLayers(this.work);
+    this.#clearWork();
+    this.release();
+    try {
+      rmdirSync(this.work);
+    } catch (cause) {
+      // Something of somebody else's in it, or the next run already.
+      if (!["ENOTEMPTY", "EEXIST", "ENOENT"].includes(errorCode(cause) ?? "")) {
+        throw outputError("delete", this.work, cause);
+      }
+    }
+  }
+
+  /** Gives up: removes the work, and the output folder where this run created it. */
+  discard(): void {
+    this.clean();
+    if (this.#created === undefined || this.#created === this.work) return;
+    try {
+      rmdirSync(this.#request.path);
+    } catch {
+      // Not empty any more: then it is no longer this run's to remove.
+    }
+  }
+
+  /** Closes the journal and gives the folder back; the work stays, to be resumed. */
+  release(): void {
+    this.#journal?.close();
+    this.#unlock?.();
+    this.#unlock = undefined; // from here on the lock is the next run's
+  }
+
+  #clearWork(): void {
+    this.#journal?.close();
+    // A commit that was cut off: what it moved up is of no use without the rest. Its manifest goes before anything else
+    // in the work folder, because from then on a name missing there does not mean that it was moved.
+    for (const name of Object.keys(readManifest(this.work)?.files ?? {})) {
+      if (!exists(join(this.work, name))) remove(join(this.#request.path, name));
+    }
+    remove(join(this.work, MANIFEST_FILE));
+    const header = readJournalHeader(join(this.work, JOURNAL_FILE));
+    const names = new Set([
+      ...(header?.files ?? []).filter(isPlainName),
+      ...this.#request.files,
+      MANIFEST_FILE,
+    ]);
+    for (const name of names) {
+      for (const suffix of ["", PARTIAL_SUFFIX, TEMPORARY_SUFFIX]) remove(join(this.work, name + suffix));
+    }
+    for (const suffix of [TEMPORARY_SUFFIX, ""]) remove(join(this.work, JOURNAL_FILE + suffix));
+  }
+}
+
+/**
+ * Checks, changing nothing, that a run may write into a folder.
+ *
+ * @throws {OutputError} when it may not; the message says what would help
+ */
+export function checkOutput({ path, files, resume, force }: OutputRequest): void {
+  const refuse = (wanted: string, found: string) =>
+    new OutputError(`Cannot write ${quote(path)}: ${wanted}, got ${found}`, { path });
+  const kind = kindOf(path);
+  if (kind === "nothing") return;
+  if (kind !== "folder") throw refuse("must be a folder or not exist", "a file");
+  const work = join(path, WORK_FOLDER);
+  checkLock(work);
+  const names = listFolder(path).filter((name) => name !== WORK_FOLDER);
+  const hasWork = [JOURNAL_FILE, MANIFEST_FILE].some((name) => exists(join(work, name)));
+  const manifest = readManifest(path);
+
+  if (hasWork && !resume && !force) {
+    throw refuse(
+      "must be empty",
+      "a run that was stopped: give --resume to finish it, or --force to start over",
+    );
+  }
+  if (manifest !== undefined && !resume && !force) {
+    throw refuse("must be empty", "a finished output: choose another folder, or give --force to replace it");
+  }
+  if (manifest === undefined && !hasWork && names.length > 0) {
+    throw refuse(
+      "must be empty or an output of this tool",
+      `${names.length} other files (${
+        quote(names[0]!)
+      } …), which --force does not delete: choose another folder`,
+    );
+  }
+  const committed = readManifest(work);
+  const ours = new Set([...Object.keys(manifest?.files ?? {}), ...Object.keys(committed?.files ?? {})]);
+  const foreign = [...files, MANIFEST_FILE].find((name) =>
+    names.includes(name) && !ours.has(name) && !(name === MANIFEST_FILE && manifest !== undefined)
+  );
+  if (foreign !== undefined) {
+    throw refuse(
+      `must have no ${quote(foreign)} of somebody else's`,
+      "one that this tool did not write: move it away, or choose another folder",
+    );
+  }
+}
+
+/**
+ * Checks that the output is not the input, also by way of symbolic links.
+ *
+ * @throws {OutputError} when it is
+ */
+export function checkNotInput(checkpoint: Checkpoint, output: string): void {
+  const place = resolveExisting(output);
+  const inputs = new Set(
+    [checkpoint.path, checkpoint.folder, ...checkpoint.files.map(({ file }) => file.path)].flatMap((path) => {
+      const real = realpathSync(path);
+      return [real, ...(kindOf(real) === "file" ? [dirname(real), dirname(resolve(path))] : [])];
+    }),
+  );
+  const isSame = inputs.has(place) ||
+    (exists(place) && [...inputs].some((input) => isSameFile(input, place)));
+  if (!isSame) return;
+  throw new OutputError(
+    `Cannot write ${quote(output)}: must not be the input's folder, got the same place as ${
+      quote(checkpoint.path)
+    }`,
+    { path: output },
+  );
+}
+
+/** Reads a folder's manifest; undefined when there is none that this version understands. */
+export function readManifest(folder: string): Manifest | undefined {
+  let text: string;
+  const path = join(folder, MANIFEST_FILE);
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (cause) {
+    if (["ENOENT", "ENOTDIR"].includes(errorCode(cause) ?? "")) return undefined;
+    throw outputError("read", path, cause);
+  }
+  try {
+    const manifest = fromFileKeys(JSON.parse(text)) as Manifest;
+    const isOurs = manifest.formatVersion === 1 && typeof manifest.files === "object" &&
+      Object.keys(manifest.files).every(isPlainName) && Array.isArray(manifest.layers);
+    return isOurs ? manifest : undefined;
+  } catch {
+    return undefined; // not JSON: not written by this tool
+  }
+}
+
+/** A file that is not as its manifest says. */
+export interface Mismatch {
+  readonly name: string;
+  readonly reason: string;
+}
+
+/** Holds every file of a manifest against it: size, then SHA-256. */
+export async function verifyFiles(folder: string, manifest: Manifest): Promise<Mismatch[]> {
+  const mismatches: Mismatch[] = [];
+  for (const [name, wanted] of Object.entries(manifest.files)) {
+    const path = join(folder, name);
+    if (kindOf(path) !== "file") {
+      mismatches.push({ name, reason: "must be there, got no such file" });
+      continue;
+    }
+    const size = statSync(path).size;
+    if (size !== wanted.bytes) {
+      mismatches.push({ name, reason: `must have ${wanted.bytes} bytes, got ${size}` });
+      continue;
+    }
+    const { sha256 } = await digestFile(path);
+    if (sha256 !== wanted.sha256) {
+      mismatches.push({ name, reason: `must have SHA-256 ${wanted.sha256}, got ${sha256}` });
+    }
+  }
+  return mismatches;
+}
+
+/** Decides how to start; the lock is held. */
+function findStart(request: OutputRequest): Start {
+  checkOutputUnlocked(request);
+  const { path, identity, resume } = request;
+  const work = join(path, WORK_FOLDER);
+  if (!resume) return { kind: "fresh" };
+  const committed = readManifest(work);
+  const { header, entries } = readJournal(join(work, JOURNAL_FILE));
+  const manifest = readManifest(path);
+  if (header === undefined && committed === undefined) {
+    if (manifest === undefined) return { kind: "fresh" };
+    // Also where a run with --force was killed before its journal: then the old output is what there is.
+    checkIdentity(
+      path,
+      "no stopped run but a finished output",
+      manifest.identity,
+      identity,
+      REPLACE,
+    );
+    return { kind: "finished", manifest };
+  }
+  if (header !== undefined) {
+    checkIdentity(path, "a run that was stopped", header.identity, identity);
+    if (header.sourceTimes.join() !== request.sourceTimes.join()) {
+      throw cannotResume(path, "the input's files must not have changed since, got other times of change");
+    }
+  }
+  if (committed !== undefined) {
+    checkIdentity(path, "a run that was stopped", committed.identity, identity);
+    return { kind: "complete", manifest: committed };
+  }
+  // Cut off behind the commit, or before anything was written over the same output: its bytes decide.
+  if (manifest !== undefined && isSameIdentity(manifest.identity, identity)) {
+    return { kind: "finished", manifest };
+  }
+  return { kind: "resumed", entries };
+}
+
+/** {@linkcode checkOutput} again under the lock: another run may have finished in between. */
+function checkOutputUnlocked(request: OutputRequest): void {
+  const { path, resume, force } = request;
+  if (resume || force || readManifest(path) === undefined) return;
+  throw new OutputError(
+    `Cannot write ${
+      quote(path)
+    }: must be empty, got a finished output: choose another folder, or give --force ` +
+      "to replace it",
+    { path },
+  );
+}
+
+function isSameIdentity(a: Identity, b: Identity): boolean {
+  return JSON.stringify(a) === JSON.stringify(b);
+}
+
+function checkIdentity(
+  path: string,
+  what: string,
+  found: Identity,
+  wanted: Identity,
+  remedy: string = GO_ON,
+): void {
+  if (isSameIdentity(found, wanted)) return;
+  const differences: string[] = [];
+  if (found.operation !== wanted.operation) {
+    differences.push(`operation ${found.operation}, not ${wanted.operation}`);
+  }
+  if (found.toolVersion !== wanted.toolVersion) {
+    differences.push(`version ${found.toolVersion}, not ${wanted.toolVersion}`);
+  }
+  differences.push(...settingDifferences(found.settings, wanted.settings));
+  if (JSON.stringify(found.source) !== JSON.stringify(wanted.source)) differences.push("another input");
+  throw cannotResume(path, `must be the same run again, got ${what} with ${differences.join("; ")}`, remedy);
+}
+
+function settingDifferences(found: string, wanted: string): string[] {
+  if (found === wanted) return [];
+  const [a, b] = [found, wanted].map((text) => {
+    try {
+      return JSON.parse(text) as Record<string, unknown>;
+    } catch {
+      return {}; // from another version
+    }
+  }) as [Record<string, unknown>, Record<string, unknown>];
+  return [...new Set([...Object.keys(a), ...Object.keys(b)])]
+    .filter((key) => JSON.stringify(a[key]) !== JSON.stringify(b[key]))
+    .map((key) => `${key} ${JSON.stringify(a[key])}, not ${JSON.stringify(b[key])}`);
+}
+
+/** What helps against a run that cannot be resumed. */
+const GO_ON = "repeat the first command with --resume, or start over with --force";
+const REPLACE = "replace it with --force instead of --resume, also where a run with --force was stopped";
+
+function cannotResume(path: string, reason: string, remedy: string = GO_ON): OutputError {
+  return new OutputError(`Cannot resume ${quote(path)}: ${reason}; ${remedy}`, { path });
+}
+
+const isTensors = (name: string): boolean => name.endsWith(".safetensors");
+const isPlainName = (name: string): boolean => basename(name) === name && ![".", ".."].includes(name);
+
+/** The real path of what exists, with the rest of the path behind it. */
+function resolveExisting(path: string): string {
+  const absolute = resolve(path);
+  try {
+    return realpathSync(absolute);
+  } catch (cause) {
+    const parent = dirname(absolute);
+    if (errorCode(cause) !== "ENOENT" || parent === absolute) throw outputError("look at", path, cause);
+    return join(resolveExisting(parent), basename(absolute));
+  }
+}
+
+function isSameFile(a: string, b: string): boolean {
+  const [first, second] = [statSync(a), statSync(b)];
+  return first.ino === second.ino && first.dev === second.dev;
+}

@@ -1,0 +1,228 @@
+/**
+ * Static grids of activations: time groups by what layers read at each time, a grid for each layer and group, and which layers are better off
+ * with a grid of each token's own. What layers read is phase_activations.ts's to tell.
+ */
+import { linear } from "../models/layers/kernels.ts";
+import type { LinearLayer, LoadedModel } from "../models/mod.ts";
+import {
+  type ActivationBits,
+  type ActivationHistogram,
+  type ActivationParameters,
+  adaptiveTimeGroups,
+  fakeQuantize,
+  fakeQuantizePerToken,
+  type RangeMethod,
+  type TimeAxis,
+  type TimeGroups,
+} from "../time/mod.ts";
+import { Workspace } from "../models/layers/workspace.ts";
+import { mapShared, observeParts } from "./activations.ts";
+import { type PhaseContext, schedulerOf } from "./context.ts";
+import { stepWeights } from "../calibration/step_kl.ts";
+
+/** Rows of an input that errors are measured on, in each time group: more change hardly an order. */
+const SAMPLED_ROWS = 512;
+
+/** How ranges are found unless asked otherwise: 255 steps need no cut, 15 do. */
+export const DEFAULT_RANGE: Readonly<Record<ActivationBits, RangeMethod>> = { 8: "minmax", 4: "mse" };
+
+/** Layers that read one input, and so share its grids. */
+interface Reader {
+  readonly name: string;
+  readonly layers: readonly LinearLayer[];
+}
+
+function readersOf(loaded: LoadedModel, wanted: ReadonlySet<string>): Reader[] {
+  const seen = new Set<string>(), readers: Reader[] = [];
+  for (const stage of loaded.model.stages) {
+    const layers = stage.layers.filter(({ name }) => wanted.has(name) && !seen.has(name));
+    if (layers.length === 0) continue;
+    for (const { name } of layers) seen.add(name);
+    readers.push({ name: layers[0]!.name, layers });
+  }
+  return readers;
+}
+
+/**
+ * Time groups whose boundaries lie where the wanted layers' inputs change: the logarithms of their largest magnitude and root mean square at each
+ * observed time; undefined where there are more groups than times observed.
+ *
+ * @throws {RangeError} as `adaptiveTimeGroups`
+ */
+export function groupsByInputs(
+  context: PhaseContext,
+  loaded: LoadedModel,
+  wanted: ReadonlySet<string>,
+  axis: TimeAxis,
+  count: number,
+): TimeGroups | undefined {
+  const readers = readersOf(loaded, wanted);
+  const indexOf = new Map(readers.map(({ name }, i) => [name, i]));
+  interface Seen {
+    readonly largest: Float64Array;
+    readonly squares: Float64Array;
+    readonly values: Float64Array;
+    samples: number;
+  }
+  const bins = new Map<number, Seen>();
+  observeParts(context, loaded, "fit", (times, { name, weights: { cols } }, x, rows) => {
+    const index = indexOf.get(name);
+    if (index === undefined) return;
+    const each = rows / times.length * cols;
+    for (const [item, time] of times.entries()) {
+      const bin = axis.binOf(time);
+      const own = bins.get(bin) ?? {
+        largest: new Float64Array(readers.length),
+        squares: new Float64Array(readers.length),
+        values: new Float64Array(readers.length),
+        samples: 0,
+      };
+      bins.set(bin, own);
+      if (index === 0) own.samples++;
+      own.values[index]! += each;
+      for (let i = item * each; i < (item + 1) * each; i++) {
+        const magnitude = Math.abs(x[i]!);
+        if (magnitude > own.largest[index]!) own.largest[index] = magnitude;
+        own.squares[index]! += magnitude * magnitude;
+      }
+    }
+  });
+  const observed = [...bins].sort(([a], [b]) => a - b);
+  if (observed.length < count) return undefined;
+  // An input of zeros has no logarithm; so small a magnitude is as good as none.
+  const log = (value: number) => Math.log(Math.max(value, 1e-30));
+  return adaptiveTimeGroups(axis, count, {
+    bins: observed.map(([bin]) => bin),
+    values: observed.flatMap(([, { largest, squares, values }]) => [
+      ...Array.from(largest, log),
+      ...Array.from(squares, (sum, i) => log(sum / values[i]!) / 2),
+    ]),
+    weights: observed.map(([, { samples }]) => Math.max(1, samples)),
+  });
+}
+
+/** Static grids by layer, one a time group. @param histograms what each layer reads in every group */
+export function staticGrids(
+  histograms: ReadonlyMap<string, readonly ActivationHistogram[]>,
+  bits: ActivationBits,
+  range: RangeMethod = DEFAULT_RANGE[bits],
+): Map<string, ActivationParameters> {
+  return mapShared(histograms, (own) => {
+    const grids = own.map((histogram) => histogram.grid(range, bits));
+    return {
+      bits,
+      scale: Float32Array.from(grids, ({ scale }) => scale),
+      zeroPoint: Int32Array.from(grids, ({ zeroPoint }) => zeroPoint),
+    };
+  });
+}
+
+/**
+ * Some rows of every reader's input among held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a time group. What is visited is scratch.
+ */
+function sampleInputs(
+  context: PhaseContext,
+  loaded: LoadedModel,
+  groups: TimeGroups,
+  readers: readonly Reader[],
+  workspace: Workspace,
+  visit: (reader: Reader, x: Float32Array<ArrayBuffer>, rows: number, time: number) => void,
+): void {
+  const byName = new Map(readers.map((reader) => [reader.name, reader]));
+  const items = new Float64Array(groups.count), seen = new Map<string, Float64Array>();
+  for (const { times } of context.calibrated.data.heldOut) {
+    for (const time of times) items[groups.groupOf(time)]!++;
+  }
+  observeParts(context, loaded, "heldOut", (times, { name, weights: { cols } }, x, rows) => {
+    const reader = byName.get(name);
+    if (reader === undefined) return;
+    const each = rows / times.length, own = seen.get(name) ?? new Float64Array(groups.count);
+    seen.set(name, own);
+    for (const [item, time] of times.entries()) {
+      const group = groups.groupOf(time);
+      const stride = Math.max(1, items[group]! * each / SAMPLED_ROWS);
+      const picked: number[] = [];
+      for (let row = 0; row < each; row++) {
+        const at = own[group]!++;
+        if (Math.floor(at / stride) !== Math.floor((at - 1) / stride)) picked.push(item * each + row);
+      }
+      if (picked.length === 0) continue;
+      const part = workspace.take("picked", picked.length * cols);
+      for (const [to, from] of picked.entries()) {
+        part.set(x.subarray(from * cols, (from + 1) * cols), to * cols);
+      }
+      visit(reader, part, picked.length, time);
+    }
+  });
+}
+
+/**
+ * Layers by what static grids cost them: those first whose output on held-out data errs most beside what it would with a grid of each token's own,
+ * `(‖Δx‖ static + ‖Δw‖) / (‖Δx‖ per token + ‖Δw‖)` with squared errors of outputs, weighted by the step. Layers that read one input stand together.
+ */
+export function orderByStaticCost(
+  context: PhaseContext,
+  loaded: LoadedModel,
+  grids: ReadonlyMap<string, ActivationParameters>,
+  groups: TimeGroups,
+): (readonly string[])[] {
+  const { calibrated, kernels, threads } = context;
+  const plain = new Map(
+    calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name, weights }) => [name, weights])),
+  );
+  const scheduler = schedulerOf(context), transitions = scheduler && stepWeights(scheduler);
+  const readers = readersOf(loaded, new Set(grids.keys()));
+  const sums = new Map(readers.map(({ name }) => [name, { weights: 0, static: 0, perToken: 0 }]));
+  // Hundreds of inputs: what is made of each would stay until garbage is collected.
+  const workspace = new Workspace();
+  sampleInputs(context, loaded, groups, readers, workspace, ({ name, layers }, x, rows, time) => {
+    const own = sums.get(name)!, weight = transitions?.weightOf(time) ?? 1, group = groups.groupOf(time);
+    const { bits, scale, zeroPoint } = grids.get(name)!, cols = x.length / rows;
+    const grid = { scale: scale[group]!, zeroPoint: zeroPoint[group]! };
+    const lost = (rounded: Float32Array<ArrayBuffer>) => {
+      for (let i = 0; i < rounded.length; i++) rounded[i]! -= x[i]!;
+      return rounded;
+    };
+    const onStatic = lost(fakeQuantize(x, grid, bits, workspace.take("static", x.length)) as typeof x);
+    const onOwn = lost(fakeQuantizePerToken(x, cols, bits, workspace.take("perToken", x.length)));
+    for (const { name: layer, weights } of layers) {
+      const times = (values: Float32Array, by: typeof weights, output = "output") => {
+        const out = workspace.take(output, rows * by.rows);
+        return linear(kernels, values, rows, by, undefined, { out, threads });
+      };
+      const squares = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0);
+      own.static += weight * squares(times(onStatic, weights));
+      own.perToken += weight * squares(times(onOwn, weights));
+      const wanted = times(x, plain.get(layer)!, "wanted"), difference = times(x, weights);
+      for (let i = 0; i < difference.length; i++) difference[i]! -= wanted[i]!;
+      own.weights += weight * squares(difference);
+    }
+  });
+  const cost = ({ name }: Reader) => {
+    const own = sums.get(name)!, below = own.perToken + own.weights;
+    return below > 0 ? (own.static + own.weights) / below : own.static > 0 ? Infinity : 1;
+  };
+  return readers.map((reader) => ({ reader, cost: cost(reader) }))
+    .sort((a, b) => b.cost - a.cost)
+    .map(({ reader }) => reader.layers.map(({ name }) => name));
+}
+
+/**
+ * How many of the first entries have to change for a cost to come down to a limit: 1, 2, 4 … are tried, then the counts between the last two by
+ * bisection. Right where the cost falls with every one, and near the start where it does not.
+ *
+ * @param costOf of the first so many changed
+ * @returns at most `count`, whose cost is taken to be within the limit
+ */
+export function fewestWithin(count: number, limit: number, costOf: (changed: number) => number): number {
+  if (costOf(0) <= limit) return 0;
+  let above = 0, within = 1;
+  while (within < count && costOf(within) > limit) [above, within] = [within, 2 * within];
+  within = Math.min(within, count);
+  while (within - above > 1) {
+    const middle = (above + within) >> 1;
+    if (costOf(middle) <= limit) within = middle;
+    else above = middle;
+  }
+  return within;
+}

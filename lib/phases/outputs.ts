@@ -1,0 +1,110 @@
+/**
+ * θ by closed form: output corrections of every time group, under the Gauss-Markov prior where wanted, and the option of own weight scales, from the
+ * moments of what the full-precision model's layers read.
+ */
+import { CalibrationError } from "../errors.ts";
+import { dequantize, type PackedTensor } from "../quant/mod.ts";
+import { correctOutputs, type WeightedMoments } from "../thermo/mod.ts";
+import {
+  type CalibrationStatistics,
+  type LayerParameters,
+  type TimeGroups,
+  timeWeightScales,
+} from "../time/mod.ts";
+import { collectStatistics } from "../calibration/collect.ts";
+import { type PhaseContext, schedulerOf } from "./context.ts";
+import { denseWeights } from "../solve/solve_model.ts";
+import { stepWeights } from "../calibration/step_kl.ts";
+
+/** Output corrections. */
+export interface OutputSettings {
+  /** λ of the Gauss-Markov prior, relative to the data term; 0, the default: every group for itself. From 0 to 100. */
+  readonly markovWeight?: number | undefined;
+}
+
+/** Fewest samples that a group's own moments are taken of. */
+const MIN_SAMPLES = 2;
+
+/** Moments of a layer by time group; a group with less than {@linkcode MIN_SAMPLES} takes its nearest neighbour's. */
+function momentsOf(
+  statistics: CalibrationStatistics,
+  layer: string,
+  weights: ArrayLike<number>,
+): WeightedMoments[] {
+  const { samples } = statistics.inputOf(layer);
+  const filled = [...samples.keys()].filter((g) => samples[g]! >= MIN_SAMPLES);
+  if (filled.length === 0) {
+    throw new CalibrationError(
+      `Cannot correct ${JSON.stringify(layer)}: some time group must have ${MIN_SAMPLES} samples, got fewer`,
+      { tensor: layer },
+    );
+  }
+  return Array.from(samples, (_, g) => {
+    const nearest = filled.reduce((best, other) => Math.abs(other - g) < Math.abs(best - g) ? other : best);
+    return { ...statistics.groupMoments(layer, nearest), weight: weights[g]! };
+  });
+}
+
+/**
+ * θ of packed layers: what each one's outputs are corrected by, or its weight scales, in every time group.
+ *
+ * @throws {CalibrationError} when the moments of all time groups would take too much memory
+ * @throws {RangeError} when `markovWeight` is out of range
+ */
+export async function closedFormParameters(
+  context: PhaseContext,
+  weights: ReadonlyMap<string, PackedTensor>,
+  groups: TimeGroups,
+  { output, hasWeightScales }: {
+    readonly output: OutputSettings | undefined;
+    readonly hasWeightScales: boolean;
+  },
+): Promise<{ readonly layers: Map<string, LayerParameters>; readonly bytes: number }> {
+  const { calibrated, kernels, threads, signal } = context;
+  const scheduler = schedulerOf(context), transitions = scheduler && stepWeights(scheduler);
+  const { source, isSynthetic, samples } = calibrated.data;
+  const statistics = await collectStatistics(calibrated, {
+    kernels,
+    threads,
+    fingerprint: "",
+    groups,
+    second: "groups",
+    run: { identity: "", source, isSynthetic, samples },
+    names: new Set(weights.keys()),
+    signal,
+  });
+  const weightOf = new Float64Array(groups.count);
+  for (const { times } of calibrated.data.fit) {
+    for (const time of times) weightOf[groups.groupOf(time)]! += transitions?.weightOf(time) ?? 1;
+  }
+  const layers = new Map<string, LayerParameters>();
+  for (const layer of calibrated.model.stages.flatMap(({ layers }) => layers)) {
+    const packed = weights.get(layer.name);
+    if (packed === undefined || layers.has(layer.name)) continue;
+    const { rows, cols } = packed, dense = denseWeights(kernels, layer, threads);
+    const moments = momentsOf(statistics, layer.name, weightOf);
+    const isPlain = packed.scaleBits === undefined && packed.lowRank === undefined &&
+      packed.rotation === undefined;
+    const weightScales = hasWeightScales && isPlain
+      ? timeWeightScales(kernels, dense, packed, moments, threads)
+      : undefined;
+    const corrected = output && correctOutputs(
+      kernels,
+      dense,
+      dequantize(kernels, packed, "F32", threads),
+      rows,
+      cols,
+      moments,
+      output.markovWeight ?? 0,
+      threads,
+    );
+    if (weightScales !== undefined || corrected !== undefined) {
+      layers.set(layer.name, { weightScales, output: corrected });
+    }
+  }
+  const bytes = [...statistics.inputs.values()].reduce(
+    (sum, { groupSecond }) => sum + groupSecond!.byteLength,
+    0,
+  );
+  return { layers, bytes };
+}

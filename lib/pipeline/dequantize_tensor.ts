@@ -1,0 +1,59 @@
+/** Turning one tensor of a quantized checkpoint back into plain weights, in chunks of rows. */
+import type { Kernels } from "../native/mod.ts";
+import { dequantize } from "../quant/mod.ts";
+import { type PackedLayer, readPackedTensor } from "../quant/packed/checkpoint.ts";
+import { BYTES_PER_ELEMENT, type Checkpoint, type TensorSpec } from "../tensor/mod.ts";
+import type { LayerRecord } from "../output/record.ts";
+import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/rewrite.ts";
+import { rowsPerChunk } from "./quantize_tensor.ts";
+
+/** What all tensors of a run share. */
+export interface DequantizeContext {
+  readonly checkpoint: Checkpoint;
+  readonly kernels: Kernels;
+  readonly threads: number;
+  readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;
+}
+
+/** Stores a tensor: `layer` dequantized, or where it is undefined the tensor as it is. */
+export async function rewriteDequantized(
+  spec: TensorSpec,
+  layer: PackedLayer | undefined,
+  file: string,
+  sink: TensorSink,
+  { checkpoint, kernels, threads, buffer }: DequantizeContext,
+): Promise<LayerRecord> {
+  const { name, dtype, shape } = spec;
+  if (layer === undefined) {
+    const readInto = (start: number, target: Uint8Array) => checkpoint.readInto(name, start, target);
+    await copyTensor(sink, spec, readInto, buffer(CHUNK_BYTES));
+    const bytes = checkpoint.tensors.get(name)!.info.byteLength;
+    const reason = "not quantized";
+    return { name, file, action: "keep", reason, dtype, shape, bytesBefore: bytes, bytesAfter: bytes };
+  }
+  const { rows, cols, bits, groupSize, scaleBits, rank, rotation } = layer;
+  sink.begin([spec]);
+  const width = BYTES_PER_ELEMENT[dtype];
+  const step = rowsPerChunk(cols, width);
+  for (let begin = 0; begin < rows; begin += step) {
+    const count = Math.min(step, rows - begin);
+    const packed = readPackedTensor(checkpoint, layer, begin, begin + count);
+    sink.write(name, dequantize(kernels, packed, dtype as "F32" | "F16" | "BF16", threads));
+    await sink.advance(count * cols, count * cols * width);
+  }
+  return {
+    name,
+    file,
+    action: "dequantize",
+    reason: "quantized",
+    dtype,
+    shape,
+    bits,
+    groupSize,
+    ...(scaleBits === undefined ? {} : { scaleBits }),
+    ...(rank === 0 ? {} : { lowRank: rank }),
+    ...(rotation === undefined ? {} : { rotation }),
+    bytesBefore: layer.bytes,
+    bytesAfter: rows * cols * width,
+  };
+}

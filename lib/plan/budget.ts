@@ -1,0 +1,224 @@
+/**
+ * Bits by budget: how much each layer's error costs the model is measured, and the bits and group sizes that cost least within the
+ * bytes allowed are found. The plan is data: printed, saved, edited, replayed.
+ */
+import { readFileSync, statSync } from "node:fs";
+import { CalibrationError, FormatError } from "../errors.ts";
+import {
+  BIT_WIDTHS,
+  type BitWidth,
+  GROUP_SIZES,
+  type GroupSize,
+  packedBytes,
+  ZERO_POINT_KINDS,
+  type ZeroPointKind,
+} from "../quant/mod.ts";
+import { isJsonObject, JsonFault, parseJson } from "../files/json.ts";
+import { inputError, quote } from "../files/whole.ts";
+
+/** Steps into which a budget is divided: a layer's bytes are rounded up to one of them. */
+const BUDGET_STEPS = 100_000;
+/** Largest plan read: ten thousand layers of 200 bytes. */
+const MAX_PLAN_BYTES = 16 * 2 ** 20;
+/** Bounds on a plan's JSON: an object of objects of four plain values. */
+const PLAN_RULES = { maxDepth: 3, maxKeys: 1_000_000, maxItems: 0, integersOnly: false };
+
+/** One way to store a layer. */
+export interface LayerOption {
+  readonly bits: BitWidth;
+  readonly groupSize: GroupSize;
+  readonly zeroPoint: ZeroPointKind;
+  readonly bytes: number;
+  /** What the model loses by it, in the unit of the held-out distance. */
+  readonly cost: number;
+}
+
+/** A layer with the ways to store it. */
+export interface LayerOptions {
+  readonly name: string;
+  readonly options: readonly LayerOption[];
+}
+
+/** Bits and group size by the name of a layer's weight. */
+export type BitPlan = ReadonlyMap<string, LayerGrid>;
+
+/** The grid of a layer in a plan. */
+export interface LayerGrid {
+  readonly bits: BitWidth;
+  readonly groupSize: GroupSize;
+  readonly zeroPoint: ZeroPointKind;
+}
+
+/** A plan that fits a budget, and what it is expected to cost. */
+export interface BudgetedPlan {
+  readonly plan: BitPlan;
+  readonly bytes: number;
+  readonly cost: number;
+}
+
+/** Bytes of a layer at given bits, with a low-rank correction of a rank. */
+export function optionBytes(
+  [rows, cols]: readonly [number, number],
+  bits: BitWidth,
+  groupSize: GroupSize,
+  zeroPoint: ZeroPointKind,
+  rank = 0,
+): number {
+  return packedBytes(rows, cols, bits, groupSize, zeroPoint, undefined, rank);
+}
+
+/**
+ * The choice of one option a layer whose summed cost is least within a number of bytes: the multiple-choice knapsack by dynamic
+ * programming (Sinha and Zoltners, 1979), exact for bytes rounded up to a 100 000th of the budget.
+ *
+ * @throws {CalibrationError} when even the smallest options do not fit, saying what would
+ *
+ * @example
+ * ```ts
+ * import { fitBudget } from "./budget.ts";
+ * const option = (bits: 2 | 4, bytes: number, cost: number) =>
+ *   ({ bits, groupSize: 0, zeroPoint: "real", bytes, cost }) as const;
+ * const { plan } = fitBudget([
+ *   { name: "a", options: [option(2, 10, 5), option(4, 20, 1)] },
+ *   { name: "b", options: [option(2, 10, 3), option(4, 20, 2)] },
+ * ], 30);
+ * console.log(plan.get("a")?.bits, plan.get("b")?.bits); // 4 2
+ * ```
+ */
+export function fitBudget(layers: readonly LayerOptions[], budgetBytes: number): BudgetedPlan {
+  const least = layers.reduce((sum, { options }) => sum + Math.min(...options.map(({ bytes }) => bytes)), 0);
+  if (!(least <= budgetBytes)) {
+    throw new CalibrationError(
+      `Cannot fit the layers into ${Math.floor(budgetBytes)} bytes: the smallest forms need ${least}`,
+    );
+  }
+  const all = layers.reduce((sum, { options }) => sum + Math.max(...options.map(({ bytes }) => bytes)), 0);
+  // Rounding up may leave the smallest forms without room: then steps as fine as bytes.
+  const unit = Math.max(1, Math.floor(Math.min(budgetBytes, all) / BUDGET_STEPS));
+  for (const step of [unit, 1]) {
+    const size = Math.floor(Math.min(budgetBytes, all + layers.length * step) / step);
+    let best = new Float64Array(size + 1); // least cost of the layers so far within so many steps
+    const chosen: Uint8Array[] = [];
+    for (const { options } of layers) {
+      const next = new Float64Array(size + 1).fill(Infinity), choice = new Uint8Array(size + 1);
+      for (const [i, { bytes, cost }] of options.entries()) {
+        const steps = Math.ceil(bytes / step);
+        for (let at = steps; at <= size; at++) {
+          const value = best[at - steps]! + cost;
+          if (value < next[at]!) {
+            next[at] = value;
+            choice[at] = i;
+          }
+        }
+      }
+      best = next;
+      chosen.push(choice);
+    }
+    if (best[size] === Infinity) continue;
+    const plan = new Map<string, LayerOption>();
+    let at = size;
+    for (let i = layers.length - 1; i >= 0; i--) {
+      const { name, options } = layers[i]!;
+      const option = options[chosen[i]![at]!]!;
+      plan.set(name, option);
+      at -= Math.ceil(option.bytes / step);
+    }
+    const picked = layers.map(({ name }) => plan.get(name)!);
+    return {
+      plan: new Map(layers.map(({ name }, i) => {
+        const { bits, groupSize, zeroPoint } = picked[i]!;
+        return [name, { bits, groupSize, zeroPoint }];
+      })),
+      bytes: picked.reduce((sum, { bytes }) => sum + bytes, 0),
+      cost: picked.reduce((sum, { cost }) => sum + cost, 0),
+    };
+  }
+  throw new CalibrationError(`Cannot fit the layers into ${Math.floor(budgetBytes)} bytes`);
+}
+
+// Plans as files -----------------------------------------------------------------------------------------------
+
+/** A plan as JSON that people can edit. */
+export function planText(plan: BitPlan): string {
+  const layers = [...plan].map(([name, { bits, groupSize, zeroPoint }]) =>
+    `  ${JSON.stringify(name)}: {"bits": ${bits}, "group_size": ${groupSize}, "zero_point": "${zeroPoint}"}`
+  );
+  return `{\n "version": 1,\n "layers": {\n${layers.join(",\n")}\n }\n}\n`;
+}
+
+/**
+ * Reads a plan.
+ *
+ * @param known names of the tensors that can be quantized
+ * @throws {FormatError} when the file is no plan, or names bits or group sizes that there are not
+ * @throws {CalibrationError} when it names layers that the model lacks, listing them
+ */
+export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
+  const fail = (message: string, cause?: unknown) =>
+    new FormatError(`Cannot read the plan ${quote(path)}: ${message}`, { path, cause });
+  let bytes: Uint8Array;
+  try {
+    const { size } = statSync(path);
+    if (size > MAX_PLAN_BYTES) throw fail(`it may have ${MAX_PLAN_BYTES} bytes, got ${size}`);
+    bytes = readFileSync(path);
+  } catch (cause) {
+    throw cause instanceof FormatError ? cause : inputError(path, cause);
+  }
+  let value: unknown;
+  try {
+    value = parseJson(bytes, PLAN_RULES);
+  } catch (cause) {
+    if (!(cause instanceof JsonFault)) throw cause;
+    throw fail(`it must be JSON: ${cause.message}`, cause);
+  }
+  const { version, layers } = isJsonObject(value) ? value : {};
+  if (version !== 1 || typeof layers !== "object" || layers === null || Array.isArray(layers)) {
+    throw fail('it must be {"version": 1, "layers": {name: {"bits", "group_size", "zero_point"}}}');
+  }
+  const plan = new Map<string, LayerGrid>();
+  const absent: string[] = [];
+  for (const [name, entry] of Object.entries(layers as Record<string, unknown>)) {
+    const { bits, group_size: groupSize, zero_point: zeroPoint, ...rest } = (entry ?? {}) as Record<
+      string,
+      unknown
+    >;
+    const [unknown] = Object.keys(rest);
+    if (unknown !== undefined) {
+      throw fail(`${quote(name)} must have bits, group_size and zero_point alone, got ${quote(unknown)}`);
+    }
+    if (!ZERO_POINT_KINDS.includes(zeroPoint as ZeroPointKind)) {
+      throw fail(
+        `zero_point of ${quote(name)} must be one of ${ZERO_POINT_KINDS.join(", ")}, got ${
+          JSON.stringify(zeroPoint)
+        }`,
+      );
+    }
+    if (!BIT_WIDTHS.includes(bits as BitWidth)) {
+      throw fail(
+        `bits of ${quote(name)} must be one of ${BIT_WIDTHS.join(", ")}, got ${JSON.stringify(bits)}`,
+      );
+    }
+    if (!GROUP_SIZES.includes(groupSize as GroupSize)) {
+      throw fail(
+        `group_size of ${quote(name)} must be one of ${GROUP_SIZES.join(", ")}, got ${
+          JSON.stringify(groupSize)
+        }`,
+      );
+    }
+    if (!known.has(name)) absent.push(name);
+    plan.set(name, {
+      bits: bits as BitWidth,
+      groupSize: groupSize as GroupSize,
+      zeroPoint: zeroPoint as ZeroPointKind,
+    });
+  }
+  if (absent.length > 0) {
+    throw new CalibrationError(
+      `Cannot use the plan ${quote(path)}: it must name layers of the model, got ${
+        absent.slice(0, 5).map(quote).join(", ")
+      }${absent.length > 5 ? ` and ${absent.length - 5} more` : ""}`,
+      { path },
+    );
+  }
+  return plan;
+}

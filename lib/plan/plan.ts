@@ -1,0 +1,219 @@
+/**
+ * What will happen to each tensor of a checkpoint, decided from names, shapes and the configuration before a weight is
+ * read. The rules are data: `--dry-run` and docs/format.md print them.
+ */
+import {
+  compilePattern,
+  type Config,
+  isSensitiveLayer,
+  type LayerBits,
+  layerBitWidth,
+} from "../config/mod.ts";
+import {
+  type BitWidth,
+  type GroupSize,
+  packedBytes,
+  type ScaleBits,
+  type ZeroPointKind,
+} from "../quant/mod.ts";
+import type { BitPlan } from "./budget.ts";
+import { type Checkpoint, type Dtype, isFloatDtype, type TensorInfo } from "../tensor/mod.ts";
+
+/** A reason to keep a tensor as it is; the first rule that holds wins. */
+export interface KeepRule {
+  readonly rule: string;
+  /** Names it concerns; undefined when it looks at something else. */
+  readonly pattern: string | undefined;
+  readonly why: string;
+}
+
+/** Every rule, in the order in which they are tried. */
+export const KEEP_RULES: readonly KeepRule[] = [
+  {
+    rule: "not floating",
+    pattern: undefined,
+    why: "integers and booleans are indices or masks, not weights",
+  },
+  {
+    rule: "not a matrix",
+    pattern: undefined,
+    why:
+      "biases, norms and other vectors are small and act on whole channels; convolutions have no rows to group",
+  },
+  { rule: "empty", pattern: undefined, why: "a dimension is 0: there is nothing to quantize" },
+  { rule: "not named .weight", pattern: undefined, why: "tables and buffers are not a layer's weights" },
+  { rule: "keep_patterns", pattern: undefined, why: "the configuration keeps it" },
+  { rule: "layer_bit_widths 16", pattern: undefined, why: "the configuration asks for 16 bits" },
+  {
+    rule: "embedding",
+    pattern: String
+      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|wpe|embedding_table|(?:word|token_type|position|pos)_embeddings?|pos_embed)(?:\.|$)|(?:^|\.)(?:(?:token_|patch_)?embeddings?|shared|embed_in|embed_positions)\.weight$`,
+    why: "rows are looked up, not multiplied: an error is not averaged over a sum",
+  },
+  {
+    rule: "norm",
+    pattern: String.raw`(?:norm\d*|(?:^|\.)ln_\w+)\.weight$`,
+    why: "scales whole channels; norm1.linear.weight of a DiT is a matrix and is not meant",
+  },
+  {
+    rule: "head",
+    pattern: String
+      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|^model\.transformer\.ff_out\.weight$|^proj_out(?:_2)?\.weight$|^(?:final_layer\.linear|head|output)\.weight$`,
+    why: "its error goes into every output without another layer to absorb it",
+  },
+  {
+    rule: "sensitive",
+    pattern: String
+      .raw`(?:^|\.)(?:timestep_embedder|time_embed(?:ding|der)?|t_embedder)\.|(?:^|\.)norm1\.linear\.weight$|(?:^|\.)norm_out\.linear\.weight$|adaLN_modulation|^proj_out_1\.weight$`,
+    why:
+      "only with skip_sensitive_layers: the configuration's sensitive layers, and those that turn the timestep " +
+      "into every block's scales and shifts (timestep embedding, adaLN, final modulation)",
+  },
+];
+
+type RuleName = (typeof KEEP_RULES)[number]["rule"];
+
+/** What happens to one tensor. */
+export interface PlanRow {
+  readonly name: string;
+  /** Shard that holds it, before and after. */
+  readonly file: string;
+  readonly shape: readonly number[];
+  readonly dtype: Dtype;
+  readonly action: "quantize" | "keep";
+  /** The rule of {@linkcode KEEP_RULES} that keeps it, or where its bits come from. */
+  readonly reason: string;
+  /** Undefined when kept. */
+  readonly bits: BitWidth | undefined;
+  /** Undefined when kept. */
+  readonly groupSize: GroupSize | undefined;
+  /** Undefined when kept. */
+  readonly zeroPoint: ZeroPointKind | undefined;
+  /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
+  readonly scaleBits: ScaleBits | undefined;
+  /** Rank of the low-rank correction that it gets if it is solved on calibration data, 0 for none. */
+  readonly rank: number;
+  readonly bytesBefore: number;
+  /** Stored bytes unless `min_accuracy` asks for more bits, or a correction is planned for what is no linear layer. */
+  readonly bytesAfter: number;
+}
+
+/** The plan of a whole checkpoint. */
+export interface Plan {
+  /** One row a tensor, by file and place in the file. */
+  readonly rows: readonly PlanRow[];
+  /** Parts of the configuration that concern no tensor: probably misspelt. */
+  readonly warnings: readonly string[];
+}
+
+/**
+ * Decides what happens to each tensor.
+ *
+ * A tensor's own name in `layer_bit_widths` or in a bit plan also quantizes an embedding, a head or a sensitive layer; a pattern does
+ * not. A bit plan wins over `layer_bit_widths`, except where that keeps a tensor.
+ *
+ * @example
+ * ```ts
+ * import { DEFAULT_CONFIG } from "../config/mod.ts";
+ * import { openCheckpoint } from "../tensor/mod.ts";
+ * import { planQuantization } from "./plan.ts";
+ * using checkpoint = openCheckpoint("tests/models/dream-mini");
+ * for (const row of planQuantization(checkpoint, DEFAULT_CONFIG).rows) console.log(row.name, row.action, row.reason);
+ * ```
+ */
+export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan?: BitPlan): Plan {
+  const decide = rowPlanner(config, bitPlan);
+  const rows = checkpoint.files.flatMap(({ name, file }) =>
+    [...file.tensors.values()].map((info) => decide(info, name))
+  );
+  return { rows, warnings: unmatched([...checkpoint.tensors.keys()], config) };
+}
+
+/** Bits of the sub-codes that a configuration asks for; undefined for plain half floats. */
+export function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
+  return scaleBits === 16 ? undefined : scaleBits;
+}
+
+function rowPlanner(
+  config: Config,
+  bitPlan: BitPlan | undefined,
+): (info: TensorInfo, file: string) => PlanRow {
+  const patterns = new Map<RuleName, RegExp>(
+    KEEP_RULES.flatMap(({ rule, pattern }) => pattern === undefined ? [] : [[rule, compilePattern(pattern)]]),
+  );
+  const matches = (rule: RuleName, name: string) => patterns.get(rule)!.test(name);
+  const keepPatterns = config.keepPatterns.map(compilePattern);
+
+  const keptBy = (info: TensorInfo, ownBits: LayerBits | undefined): RuleName | undefined => {
+    const { name, shape, dtype } = info;
+    if (!isFloatDtype(dtype)) return "not floating";
+    if (shape.length !== 2) return "not a matrix";
+    if (shape.includes(0)) return "empty";
+    if (!name.endsWith(".weight")) return "not named .weight";
+    if (keepPatterns.some((pattern) => pattern.test(name))) return "keep_patterns";
+    if (layerBitWidth(config, name) === 16) return "layer_bit_widths 16";
+    if (ownBits !== undefined || bitPlan?.has(name) === true) return undefined;
+    for (const rule of ["embedding", "norm", "head"] as const) if (matches(rule, name)) return rule;
+    const sensitive = config.skipSensitiveLayers &&
+      (isSensitiveLayer(config, name) || matches("sensitive", name));
+    return sensitive ? "sensitive" : undefined;
+  };
+
+  return (info, file) => {
+    const { name, shape, dtype, byteLength } = info;
+    const ownBits = [name, name.replace(/\.weight$/, "")]
+      .filter((key) => Object.hasOwn(config.layerBitWidths, key))
+      .map((key) => config.layerBitWidths[key])[0];
+    const rule = keptBy(info, ownBits);
+    const common = { name, file, shape, dtype, bytesBefore: byteLength };
+    if (rule !== undefined) {
+      return {
+        ...common,
+        action: "keep",
+        reason: rule,
+        bits: undefined,
+        groupSize: undefined,
+        zeroPoint: undefined,
+        scaleBits: undefined,
+        rank: 0,
+        bytesAfter: byteLength,
+      };
+    }
+    const asked = layerBitWidth(config, name) as BitWidth | undefined;
+    const planned = bitPlan?.get(name);
+    const bits = planned?.bits ?? asked ?? config.bitWidth;
+    const groupSize = planned?.groupSize ?? config.groupSize;
+    const zeroPoint = planned?.zeroPoint ?? config.zeroPoint, scaleBits = scaleBitsOf(config);
+    const [rows, cols] = shape as [number, number];
+    const rank = Math.min(config.solverOptions.lowRank, rows, cols);
+    return {
+      ...common,
+      action: "quantize",
+      reason: planned !== undefined ? "bit_plan" : asked === undefined ? "bit_width" : "layer_bit_widths",
+      bits,
+      groupSize,
+      zeroPoint,
+      scaleBits,
+      rank,
+      bytesAfter: packedBytes(rows, cols, bits, groupSize, zeroPoint, scaleBits, rank),
+    };
+  };
+}
+
+/** Names and patterns of the configuration that are no tensor's. */
+function unmatched(names: readonly string[], config: Config): string[] {
+  const isName = (text: string) => names.includes(text) || names.includes(`${text}.weight`);
+  const isPattern = (text: string) => names.some((name) => compilePattern(text).test(name));
+  const warn = (key: string, texts: readonly string[], found: (text: string) => boolean) =>
+    texts.filter((text) => !found(text)).map((text) => `${key}: ${JSON.stringify(text)} concerns no tensor`);
+  return [
+    ...warn(
+      "layer_bit_widths",
+      Object.keys(config.layerBitWidths),
+      (text) => isName(text) || isPattern(text),
+    ),
+    ...warn("keep_patterns", config.keepPatterns, isPattern),
+    ...warn("sensitive_layer_names", config.sensitiveLayerNames, isName),
+    ...warn("sensitive_layer_patterns", config.sensitiveLayerPatterns, isPattern),
+  ];
+}

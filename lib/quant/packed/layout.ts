@@ -1,0 +1,235 @@
+/**
+ * The packed layout: allowed widths and group sizes, and how many words, groups and bytes a matrix takes. The
+ * bytes themselves are docs/format.md's.
+ */
+
+import {
+  BIT_WIDTHS,
+  type BitWidth,
+  GROUP_SIZES,
+  type GroupSize,
+  SCALE_BITS,
+  type ScaleBits,
+  TWO_LEVEL_GROUP_SIZES,
+  ZERO_POINT_KINDS,
+  type ZeroPointKind,
+} from "../../config/weight_grids.ts";
+import { checkRotation, type Rotation } from "./rotation.ts";
+
+export * from "../../config/weight_grids.ts";
+
+/** Weights of a row that share the two half floats of two-level scales; the last superblock of a row may be shorter. */
+export const SUPERBLOCK_SIZE = 256;
+
+/** Largest rank of a correction. */
+export const MAX_RANK = 64;
+
+/**
+ * A correction of low rank: A B is added to the weights that the codes stand for.
+ *
+ * **Shapes** `a: f16[rows, rank]`, `b: f16[rank, cols]`, as bits of half floats
+ */
+export interface LowRank {
+  readonly rank: number;
+  readonly a: Uint16Array<ArrayBuffer>;
+  readonly b: Uint16Array<ArrayBuffer>;
+}
+
+/** The codes of a matrix. With a rotation H they, and a correction A B, are those of W Hᵀ: `W = (Ŵ + A B) H`. */
+interface PackedCodes {
+  readonly rows: number;
+  readonly cols: number;
+  readonly bits: BitWidth;
+  readonly groupSize: GroupSize;
+  readonly packed: Uint32Array<ArrayBuffer>;
+  readonly lowRank?: LowRank | undefined;
+  readonly rotation?: Rotation | undefined;
+}
+
+/**
+ * A matrix of codes with a scale and a zero point for each group: `w = scale · (code − zero point)`.
+ *
+ * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`, `scale` and `zeroPoint: f16[rows, groupCount(cols, groupSize)]`
+ */
+export interface OneLevelTensor extends PackedCodes {
+  readonly scaleBits?: undefined;
+  readonly zeroPointKind: ZeroPointKind;
+  /** Bits of half floats. */
+  readonly scale: Uint16Array<ArrayBuffer>;
+  /** Bits of half floats; undefined when symmetric. */
+  readonly zeroPoint: Uint16Array<ArrayBuffer> | undefined;
+}
+
+/** The two levels of the scales and minima of a matrix's groups. */
+export interface TwoLevelScales {
+  readonly scaleBits: ScaleBits;
+  /** Codes of `scaleBits` bits, a bit stream a row as the weights' codes are, but in whole bytes. */
+  readonly subScale: Uint8Array<ArrayBuffer>;
+  readonly subMin: Uint8Array<ArrayBuffer>;
+  /** Bits of half floats, one a superblock. */
+  readonly superScale: Uint16Array<ArrayBuffer>;
+  readonly superMin: Uint16Array<ArrayBuffer>;
+}
+
+/**
+ * A matrix of codes whose groups' scales and minima are codes themselves, multiples of two half floats a superblock:
+ * `w = (super scale · sub-scale) · code − super minimum · sub-minimum`, as in ggml's Q2_K.
+ *
+ * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`, `subScale` and `subMin: u8[rows, subCodeBytes(…)]`,
+ * `superScale` and `superMin: f16[rows, superblockCount(cols)]`
+ */
+export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {}
+
+/** A packed matrix; `scaleBits` tells the two kinds apart. */
+export type PackedTensor = OneLevelTensor | TwoLevelTensor;
+
+/** Words (u32) of one packed row. */
+export function packedWords(cols: number, bits: BitWidth): number {
+  return Math.ceil(cols * bits / 32);
+}
+
+/** Groups of one row; the last is shorter when the size does not divide `cols`. */
+export function groupCount(cols: number, groupSize: GroupSize): number {
+  if (cols === 0) return 0;
+  return groupSize === 0 ? 1 : Math.ceil(cols / groupSize);
+}
+
+/** Superblocks of one row of two-level scales. */
+export function superblockCount(cols: number): number {
+  return Math.ceil(cols / SUPERBLOCK_SIZE);
+}
+
+/** Bytes of one row's sub-scales, and of its sub-minima. */
+export function subCodeBytes(cols: number, groupSize: GroupSize, scaleBits: ScaleBits): number {
+  return Math.ceil(groupCount(cols, groupSize) * scaleBits / 8);
+}
+
+/**
+ * Bytes that a packed matrix takes in a checkpoint: codes, scales, zero points (halves when real, packed codes down
+ * the columns when integer) or the two levels of scales and minima, and the two numbers of its shape.
+ *
+ * @param scaleBits of two-level scales; `zeroPointKind` then says nothing
+ * @param rank of a low-rank correction, 0 for none
+ */
+export function packedBytes(
+  rows: number,
+  cols: number,
+  bits: BitWidth,
+  groupSize: GroupSize,
+  zeroPointKind: ZeroPointKind,
+  scaleBits?: ScaleBits,
+  rank = 0,
+): number {
+  const codes = rows * packedWords(cols, bits) * 4 + 2 * rank * (rows + cols);
+  if (scaleBits !== undefined) {
+    const levels = subCodeBytes(cols, groupSize, scaleBits) + superblockCount(cols) * 2;
+    return codes + 2 * rows * levels + 16;
+  }
+  const groups = groupCount(cols, groupSize);
+  const zeroPoints = { real: rows * groups * 2, integer: packedWords(rows, bits) * groups * 4, symmetric: 0 };
+  return codes + rows * groups * 2 + zeroPoints[zeroPointKind] + 16;
+}
+
+/**
+ * Rows `[begin, end)` of a packed matrix, as views of its arrays.
+ */
+export function packedRows(tensor: PackedTensor, begin: number, end: number): PackedTensor {
+  const { rows } = tensor;
+  const part = <T extends Uint32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>>(
+    array: T,
+  ): T => {
+    const width = rows === 0 ? 0 : array.length / rows;
+    return array.subarray(begin * width, end * width) as T;
+  };
+  const { lowRank } = tensor;
+  const common = {
+    rows: end - begin,
+    packed: part(tensor.packed),
+    ...(lowRank === undefined ? {} : { lowRank: { ...lowRank, a: part(lowRank.a) } }),
+  };
+  if (tensor.scaleBits === undefined) {
+    const { scale, zeroPoint } = tensor;
+    const zeroPoints = zeroPoint === undefined ? undefined : part(zeroPoint);
+    return { ...tensor, ...common, scale: part(scale), zeroPoint: zeroPoints };
+  }
+  return {
+    ...tensor,
+    ...common,
+    subScale: part(tensor.subScale),
+    subMin: part(tensor.subMin),
+    superScale: part(tensor.superScale),
+    superMin: part(tensor.superMin),
+  };
+}
+
+/** Bytes of a packed matrix's arrays in memory. */
+export function packedByteLength(tensor: PackedTensor): number {
+  const { packed, lowRank } = tensor;
+  const own = packed.byteLength + (lowRank === undefined ? 0 : lowRank.a.byteLength + lowRank.b.byteLength);
+  if (tensor.scaleBits === undefined) {
+    return own + tensor.scale.byteLength + (tensor.zeroPoint?.byteLength ?? 0);
+  }
+  const { subScale, subMin, superScale, superMin } = tensor;
+  return [subScale, subMin, superScale, superMin].reduce((sum, array) => sum + array.byteLength, own);
+}
+
+const ARRAYS = { "u32 words": Uint32Array, "half floats": Uint16Array, "bytes": Uint8Array } as const;
+
+/**
+ * Checks that a packed matrix's arrays have the lengths that its sizes ask for, so that a kernel can be called.
+ *
+ * @param doing what is being done, for the message
+ * @throws {TypeError} when an array has another type or length
+ * @throws {RangeError} when bits or group size are none that packed matrices have
+ */
+export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
+  const { rows, cols, bits, groupSize, packed, scaleBits } = tensor;
+  for (const [name, value] of [["rows", rows], ["cols", cols]] as const) {
+    if (Number.isSafeInteger(value) && value >= 0) continue;
+    throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ≥ 0, got ${value}`);
+  }
+  const member = <T>(name: string, value: T, allowed: readonly T[]) => {
+    if (allowed.includes(value)) return;
+    throw new RangeError(
+      `Cannot ${doing}: ${name} must be one of ${allowed.join(", ")}, got ${JSON.stringify(value)}`,
+    );
+  };
+  const lengths = (name: string, array: unknown, type: keyof typeof ARRAYS, length: number) => {
+    const fits = array instanceof ARRAYS[type];
+    if (fits && (array as Uint32Array).length === length) return;
+    const got = (array as Uint32Array | undefined)?.length;
+    throw new TypeError(`Cannot ${doing}: ${name} must be ${length} ${type}, got ${got}`);
+  };
+  member("bits", bits, BIT_WIDTHS);
+  member("groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+  lengths("packed", packed, "u32 words", rows * packedWords(cols, bits));
+  const { lowRank, rotation } = tensor;
+  if (lowRank !== undefined) {
+    const { rank, a, b } = lowRank;
+    if (!Number.isInteger(rank) || rank < 1 || rank > MAX_RANK) {
+      throw new RangeError(`Cannot ${doing}: the rank must be from 1 to ${MAX_RANK}, got ${rank}`);
+    }
+    lengths("lowRank.a", a, "half floats", rows * rank);
+    lengths("lowRank.b", b, "half floats", rank * cols);
+  }
+  if (rotation !== undefined) checkRotation(doing, rotation, cols);
+  if (scaleBits !== undefined) {
+    member("scaleBits", scaleBits, SCALE_BITS);
+    const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
+    lengths("subScale", tensor.subScale, "bytes", bytes);
+    lengths("subMin", tensor.subMin, "bytes", bytes);
+    lengths("superScale", tensor.superScale, "half floats", supers);
+    lengths("superMin", tensor.superMin, "half floats", supers);
+    return;
+  }
+  const { zeroPointKind, scale, zeroPoint } = tensor;
+  member("zeroPointKind", zeroPointKind, ZERO_POINT_KINDS);
+  const groups = rows * groupCount(cols, groupSize);
+  lengths("scale", scale, "half floats", groups);
+  const zeroPointFits = zeroPointKind === "symmetric"
+    ? zeroPoint === undefined
+    : zeroPoint instanceof Uint16Array && zeroPoint.length === groups;
+  if (zeroPointFits) return;
+  const wanted = zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
+  throw new TypeError(`Cannot ${doing}: the zero points must be ${wanted}, got ${zeroPoint?.length}`);
+}

@@ -1,0 +1,328 @@
+/**
+ * Low-rank corrections: W ≈ Ŵ + A B, with A B the best matrix of rank r for what Ŵ leaves, weighed by the inputs' second moment M
+ * (LQER, https://arxiv.org/abs/2402.02446; codes and correction in turn as in CALDERA, https://arxiv.org/abs/2405.18886).
+ *
+ * With M = L Lᵀ the best A B is A (Aᵀ R), the columns of A the leading left singular vectors of R L, R = W − Ŵ: no inverse of L is needed.
+ * They come from a seeded randomised subspace iteration (Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061).
+ */
+import { KernelError } from "../../errors.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { dequantize } from "../kernels.ts";
+import type { LowRank } from "../packed/layout.ts";
+import { addLowRank } from "../packed/low_rank.ts";
+import {
+  type FactoredMoment,
+  type GridOptions,
+  type Solution,
+  solveLayer,
+  type Solver,
+  type SolverSettings,
+} from "./solve_layer.ts";
+
+/** Directions that are followed beside those wanted. */
+const OVERSAMPLING = 8;
+/** Passes over R M Rᵀ: singular values a few percent apart are told apart. */
+const ITERATIONS = 12;
+/** Times that codes and correction are solved in turn, from either start. */
+const TURNS = 2;
+
+/** `out[t, n] = Σ_k x[t, k] w[n, k]` */
+function product(
+  kernels: Kernels,
+  x: Float32Array,
+  tokens: number,
+  weights: Float32Array,
+  rows: number,
+  cols: number,
+  threads: number,
+): Float32Array<ArrayBuffer> {
+  const out = new Float32Array(tokens * rows);
+  const { calls, size, isaNumber } = kernels;
+  const status = calls.aq_linear(
+    x,
+    size(tokens),
+    weights,
+    0,
+    null,
+    size(rows),
+    size(cols),
+    out,
+    isaNumber,
+    threads,
+  );
+  if (status !== 0) throw new KernelError(`Cannot fit a low-rank correction: status ${status}`, { status });
+  return out;
+}
+
+function transposed(matrix: Float32Array, rows: number, cols: number): Float32Array<ArrayBuffer> {
+  const out = new Float32Array(matrix.length);
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < cols; j++) out[j * rows + i] = matrix[i * cols + j]!;
+  }
+  return out;
+}
+
+/** Orthonormal rows in place, by Gram and Schmidt, twice; rows that depend on those before become 0. */
+function orthonormalize(rows: Float64Array, count: number, width: number): void {
+  for (let i = 0; i < count; i++) {
+    const own = rows.subarray(i * width, (i + 1) * width);
+    const before = norm(own);
+    for (let pass = 0; pass < 2; pass++) {
+      for (let j = 0; j < i; j++) {
+        const other = rows.subarray(j * width, (j + 1) * width);
+        const along = dot(own, other);
+        for (let k = 0; k < width; k++) own[k]! -= along * other[k]!;
+      }
+    }
+    const length = norm(own);
+    const factor = length > 1e-7 * before && length > 0 ? 1 / length : 0;
+    for (let k = 0; k < width; k++) own[k]! *= factor;
+  }
+}
+
+function dot(a: Float64Array, b: Float64Array): number {
+  let sum = 0;
+  for (let k = 0; k < a.length; k++) sum += a[k]! * b[k]!;
+  return sum;
+}
+const norm = (a: Float64Array): number => Math.sqrt(dot(a, a));
+
+/** Eigenvectors of a small symmetric matrix as rows, largest eigenvalue first: Jacobi's rotations. */
+function eigenvectors(matrix: Float64Array, n: number): Float64Array {
+  const a = matrix.slice(), vectors = new Float64Array(n * n);
+  for (let i = 0; i < n; i++) vectors[i * n + i] = 1;
+  for (let sweep = 0; sweep < 30; sweep++) {
+    let off = 0, on = 0;
+    for (let i = 0; i < n; i++) {
+      on += a[i * n + i]! ** 2;
+      for (let j = 0; j < i; j++) off += a[i * n + j]! ** 2;
+    }
+    if (off <= 1e-28 * on) break;
+    for (let p = 0; p < n; p++) {
+      for (let q = p + 1; q < n; q++) {
+        const apq = a[p * n + q]!;
+        if (apq === 0) continue;
+        const theta = (a[q * n + q]! - a[p * n + p]!) / (2 * apq);
+        const t = (theta < 0 ? -1 : 1) / (Math.abs(theta) + Math.sqrt(theta * theta + 1));
+        const c = 1 / Math.sqrt(t * t + 1), s = t * c;
+        for (let k = 0; k < n; k++) {
+          const x = a[k * n + p]!, y = a[k * n + q]!;
+          a[k * n + p] = c * x - s * y;
+          a[k * n + q] = s * x + c * y;
+        }
+        for (const m of [a, vectors]) {
+          for (let k = 0; k < n; k++) {
+            const x = m[p * n + k]!, y = m[q * n + k]!;
+            m[p * n + k] = c * x - s * y;
+            m[q * n + k] = s * x + c * y;
+          }
+        }
+      }
+    }
+  }
+  const order = Array.from({ length: n }, (_, i) => i).sort((i, j) => a[j * n + j]! - a[i * n + i]! || i - j);
+  const sorted = new Float64Array(n * n);
+  for (const [to, from] of order.entries()) sorted.set(vectors.subarray(from * n, (from + 1) * n), to * n);
+  return sorted;
+}
+
+/** Numbers from −1 to 1 by Marsaglia's xorshift, the same everywhere. */
+function* seeded(): Generator<number, never> {
+  let state = 0x2545f491;
+  while (true) {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    yield state / 2 ** 31;
+  }
+}
+
+/**
+ * The best correction of rank `rank` for a residual R: A and B, as half floats, that bring tr((R − A B) M (R − A B)ᵀ) down to what the
+ * discarded singular values leave.
+ *
+ * **Shapes** `residual: f32[rows, cols]`, `moment: f32[cols, cols]` symmetric positive semidefinite → `a: f16[rows, rank]`, `b: f16[rank, cols]`
+ *
+ * @throws {RangeError} when the rank is not from 1 to the smaller size
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../../native/mod.ts";
+ * import { fitLowRank } from "./low_rank_fit.ts";
+ *
+ * const kernels = await openKernels();
+ * const { a, b } = fitLowRank(kernels, Float32Array.of(1, 2, 2, 4), 2, 2, Float32Array.of(1, 0, 0, 1), 1);
+ * const half = (bits: Uint16Array<ArrayBuffer>) => new Float16Array(bits.buffer);
+ * console.log(half(a)[0]! * half(b)[1]!); // 2: the residual has rank 1
+ * ```
+ */
+export function fitLowRank(
+  kernels: Kernels,
+  residual: Float32Array,
+  rows: number,
+  cols: number,
+  moment: Float32Array,
+  rank: number,
+  threads = 1,
+): LowRank {
+  const doing = "fit a low-rank correction";
+  if (!Number.isInteger(rank) || rank < 1 || rank > Math.min(rows, cols)) {
+    throw new RangeError(
+      `Cannot ${doing}: rank must be a whole number from 1 to ${Math.min(rows, cols)}, got ${rank}`,
+    );
+  }
+  if (residual.length !== rows * cols || moment.length !== cols * cols) {
+    throw new TypeError(
+      `Cannot ${doing}: the residual must be ${rows} × ${cols} and the moment ${cols} × ${cols}, got ` +
+        `${residual.length} and ${moment.length} values`,
+    );
+  }
+  const count = Math.min(rank + OVERSAMPLING, rows, cols);
+  const turned = transposed(residual, rows, cols);
+  const random = seeded();
+  // Rows of `basis` are directions in the space of outputs.
+  const basis = Float64Array.from({ length: count * rows }, () => random.next().value);
+  orthonormalize(basis, count, rows);
+  /** Rows times R M Rᵀ. */
+  const applied = (): Float32Array<ArrayBuffer> => {
+    const inputs = product(kernels, Float32Array.from(basis), count, turned, cols, rows, threads);
+    const weighed = product(kernels, inputs, count, moment, cols, cols, threads);
+    return product(kernels, weighed, count, residual, rows, cols, threads);
+  };
+  for (let i = 0; i < ITERATIONS; i++) {
+    basis.set(applied());
+    orthonormalize(basis, count, rows);
+  }
+  const image = Float64Array.from(applied()), small = new Float64Array(count * count);
+  for (let i = 0; i < count; i++) {
+    for (let j = 0; j <= i; j++) {
+      const value = dot(image.subarray(i * rows, (i + 1) * rows), basis.subarray(j * rows, (j + 1) * rows));
+      small[i * count + j] = small[j * count + i] = value;
+    }
+  }
+  const mixed = eigenvectors(small, count);
+  const left = new Float32Array(rank * rows); // Aᵀ
+  for (let i = 0; i < rank; i++) {
+    for (let j = 0; j < count; j++) {
+      const part = mixed[i * count + j]!;
+      for (let row = 0; row < rows; row++) left[i * rows + row]! += part * basis[j * rows + row]!;
+    }
+  }
+  // Half floats have the finest steps where A and B are of one size.
+  const right = product(kernels, left, rank, turned, cols, rows, threads);
+  for (let i = 0; i < rank; i++) {
+    const ofA = largest(left.subarray(i * rows, (i + 1) * rows));
+    const ofB = largest(right.subarray(i * cols, (i + 1) * cols));
+    const factor = ofA > 0 && ofB > 0 ? Math.sqrt(ofB / ofA) : 0;
+    for (let row = i * rows; row < (i + 1) * rows; row++) left[row] = Math.f16round(left[row]! * factor);
+  }
+  return {
+    rank,
+    a: halves(transposed(left, rank, rows)),
+    b: halves(bestRight(left, rank, rows, product(kernels, left, rank, turned, cols, rows, threads), cols)),
+  };
+}
+
+const largest = (values: Float32Array): number => values.reduce((max, v) => Math.max(max, Math.abs(v)), 0);
+const halves = (values: Float32Array) => new Uint16Array(Float16Array.from(values).buffer);
+
+/** B = (AᵀA)⁻¹ Aᵀ R: the best for A as it is rounded, whatever M is. Rows of A that are 0 get rows of 0. */
+function bestRight(
+  left: Float32Array,
+  rank: number,
+  rows: number,
+  products: Float32Array,
+  cols: number,
+): Float32Array {
+  const gram = new Float64Array(rank * rank), wide = Float64Array.from(left);
+  const row = (i: number) => wide.subarray(i * rows, (i + 1) * rows);
+  for (let i = 0; i < rank; i++) {
+    for (let j = 0; j <= i; j++) gram[i * rank + j] = dot(row(i), row(j));
+  }
+  // Cholesky's factor in place; columns of A are nearly orthogonal.
+  const out = Float64Array.from(products);
+  for (let i = 0; i < rank; i++) {
+    for (let j = 0; j <= i; j++) {
+      let value = gram[i * rank + j]!;
+      for (let k = 0; k < j; k++) value -= gram[i * rank + k]! * gram[j * rank + k]!;
+      gram[i * rank + j] = i === j ? (value > 0 ? Math.sqrt(value) : Infinity) : value / gram[j * rank + j]!;
+    }
+  }
+  for (let c = 0; c < cols; c++) {
+    for (let i = 0; i < rank; i++) {
+      let value = out[i * cols + c]!;
+      for (let k = 0; k < i; k++) value -= gram[i * rank + k]! * out[k * cols + c]!;
+      out[i * cols + c] = value / gram[i * rank + i]!;
+    }
+    for (let i = rank - 1; i >= 0; i--) {
+      let value = out[i * cols + c]!;
+      for (let k = i + 1; k < rank; k++) {
+        const factor = gram[k * rank + i]!;
+        if (factor !== 0) value -= factor * out[k * cols + c]!;
+      }
+      out[i * cols + c] = value / gram[i * rank + i]!;
+    }
+  }
+  return Float32Array.from(out);
+}
+
+/** tr(Δ M Δᵀ) */
+function objectiveOf(
+  kernels: Kernels,
+  error: Float32Array,
+  rows: number,
+  { cols, moment }: FactoredMoment,
+  threads: number,
+): number {
+  const weighed = product(kernels, error, rows, moment, cols, cols, threads);
+  let sum = 0;
+  for (let i = 0; i < error.length; i++) sum += weighed[i]! * error[i]!;
+  return sum;
+}
+
+/**
+ * Solves a layer with a low-rank correction: codes for what the correction leaves and the correction for what the codes leave, in turn,
+ * begun with either; the least objective is kept. It is never above that of the codes alone.
+ *
+ * **Shapes** as {@linkcode solveLayer}; the rank is at most the smaller size.
+ *
+ * @throws as {@linkcode solveLayer}
+ */
+export function solveLowRankLayer(
+  kernels: Kernels,
+  solver: Solver,
+  weights: Float32Array,
+  rows: number,
+  cols: number,
+  moment: FactoredMoment,
+  options: GridOptions,
+  settings: SolverSettings,
+  rank: number,
+): Solution {
+  const { threads = 1 } = options;
+  const own = Math.min(rank, rows, cols);
+  const plain = solveLayer(kernels, solver, weights, rows, cols, moment, options, settings);
+  const nothing: LowRank = { rank: own, a: new Uint16Array(rows * own), b: new Uint16Array(own * cols) };
+  let best: Solution = { ...plain, tensor: { ...plain.tensor, lowRank: nothing } };
+  const fit = (residual: Float32Array) =>
+    fitLowRank(kernels, residual, rows, cols, moment.moment, own, threads);
+  const without = (other: Float32Array) => weights.map((value, i) => value - other[i]!);
+  /** The correction of a solution's residual, kept if it is the best so far. */
+  const refit = ({ tensor }: Solution): LowRank => {
+    const residual = without(dequantize(kernels, tensor, "F32", threads));
+    const lowRank = fit(residual);
+    addLowRank(residual, lowRank, rows, cols, -1);
+    const objective = objectiveOf(kernels, residual, rows, moment, threads);
+    if (objective < best.objective) best = { ...best, tensor: { ...tensor, lowRank }, objective };
+    return lowRank;
+  };
+  for (const start of [refit(plain), fit(weights)]) {
+    let lowRank = start;
+    for (let turn = 0; turn < TURNS; turn++) {
+      const target = weights.slice();
+      addLowRank(target, lowRank, rows, cols, -1);
+      lowRank = refit(solveLayer(kernels, solver, target, rows, cols, moment, options, settings));
+    }
+  }
+  return best;
+}

@@ -1,0 +1,84 @@
+/**
+ * Second moments of a layer's inputs: what calibration gathers and solvers solve against, and how much of each was seen.
+ * Gathering them from a model's runs is lib/time's.
+ */
+import { KernelError } from "../../errors.ts";
+import type { Kernels } from "../../native/mod.ts";
+
+/** Largest number of columns of a moment: `AQ_MAX_SOLVER_COLS` of the kernels' header. */
+export const MAX_MOMENT_COLS = 65_536;
+
+/**
+ * Weighted sums over the inputs x of a layer.
+ *
+ * **Shapes** `second: f32[cols, cols]`, Σ w x xᵀ; `cross: f32[cols, cols]`, Σ w (x° − x) xᵀ where x° is what the layer would have
+ * read in full precision; `residual: f32[rows, cols]`, Σ w (r° − r) xᵀ where r is what the layer's output is added to.
+ */
+export interface InputMoments {
+  readonly cols: number;
+  /** Inputs that were added up, and the sum of their weights. */
+  tokens: number;
+  weight: number;
+  readonly second: Float32Array<ArrayBuffer>;
+  readonly cross: Float32Array<ArrayBuffer> | undefined;
+}
+
+/** Moments of nothing yet. @throws {RangeError} when `cols` is not from 1 to {@linkcode MAX_MOMENT_COLS} */
+export function emptyMoments(cols: number, { cross = false } = {}): InputMoments {
+  if (!Number.isInteger(cols) || cols < 1 || cols > MAX_MOMENT_COLS) {
+    throw new RangeError(
+      `Cannot gather moments: columns must be a whole number from 1 to ${MAX_MOMENT_COLS}, got ${cols}`,
+    );
+  }
+  return {
+    cols,
+    tokens: 0,
+    weight: 0,
+    second: new Float32Array(cols * cols),
+    cross: cross ? new Float32Array(cols * cols) : undefined,
+  };
+}
+
+/**
+ * Adds Σ w y xᵀ to `out`; with no `y`, Σ w x xᵀ.
+ *
+ * **Shapes** `x: f32[tokens, cols]`, `y: f32[tokens, rows]`, `weights: f32[tokens]` → `out: f32[rows, cols]`, added to.
+ * The same bytes whatever the threads and the instruction set.
+ *
+ * @throws {TypeError} when an array has another length than the shapes ask for
+ */
+export function accumulateMoment(
+  kernels: Kernels,
+  x: Float32Array,
+  y: Float32Array | undefined,
+  weights: Float32Array | undefined,
+  tokens: number,
+  out: Float32Array,
+  threads = 1,
+): void {
+  const cols = tokens === 0 ? 0 : x.length / tokens;
+  const rows = y === undefined ? cols : tokens === 0 ? 0 : y.length / tokens;
+  if (
+    !Number.isInteger(cols) || !Number.isInteger(rows) || out.length !== rows * cols && tokens > 0 ||
+    weights !== undefined && weights.length !== tokens
+  ) {
+    throw new TypeError(
+      `Cannot add to a moment: ${tokens} inputs of ${cols} columns must give ${rows} × ${cols} sums, ` +
+        `got ${out.length}, and ${weights?.length ?? tokens} weights`,
+    );
+  }
+  const status = kernels.calls.aq_accumulate_moment(
+    x,
+    y ?? null,
+    weights ?? null,
+    kernels.size(tokens),
+    kernels.size(rows),
+    kernels.size(cols),
+    out,
+    kernels.isaNumber,
+    threads,
+  );
+  if (status !== 0) {
+    throw new KernelError(`Cannot add to a moment: the kernel reports status ${status}`, { status });
+  }
+}

@@ -1,0 +1,113 @@
+/**
+ * Solved layers on disk, so that a calibration that was stopped goes on: one file a layer in the run's work folder, read again only if
+ * it is whole.
+ */
+import { join } from "node:path";
+import type { PackedTensor } from "../quant/mod.ts";
+import { exists, listFolder, remove, sha256, writeWhole } from "../files/whole.ts";
+import type { SolvedLayer } from "./solve_model.ts";
+import { readFileSync } from "node:fs";
+
+/** What the names of these files begin with. */
+export const SOLVED_PREFIX = "solved-";
+
+/** Of a SHA-256 in hexadecimal. */
+const DIGEST_CHARACTERS = 64;
+
+const ARRAYS = { Uint8Array, Uint16Array, Uint32Array } as const;
+
+/** Second line of a file; the first is the SHA-256 of everything behind it, the arrays follow. */
+interface Header {
+  /** What the layer was solved with: another configuration's layers are not taken. */
+  readonly identity: string;
+  readonly layer: Omit<SolvedLayer, "tensor">;
+  readonly tensor: Readonly<Record<string, unknown>>;
+  readonly arrays: readonly {
+    readonly key: string;
+    readonly type: keyof typeof ARRAYS;
+    readonly bytes: number;
+  }[];
+}
+
+const fileName = (candidate: number, name: string) =>
+  `${SOLVED_PREFIX}${candidate}-${sha256(name).slice(0, 16)}`;
+
+/** Stores a solved layer; its name stands for all of it. */
+export function saveSolvedLayer(
+  folder: string,
+  candidate: number,
+  identity: string,
+  { tensor, ...layer }: SolvedLayer,
+): void {
+  const arrays: Header["arrays"][number][] = [], parts: Uint8Array[] = [];
+  const plain: Record<string, unknown> = {};
+  const { lowRank, ...codes } = tensor;
+  const flat = { ...codes, ...(lowRank === undefined ? {} : { lowRankA: lowRank.a, lowRankB: lowRank.b }) };
+  for (const [key, value] of Object.entries(flat)) {
+    if (ArrayBuffer.isView(value)) {
+      const bytes = new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+      arrays.push({ key, type: value.constructor.name as keyof typeof ARRAYS, bytes: bytes.length });
+      parts.push(bytes);
+    } else if (value !== undefined) plain[key] = value;
+  }
+  const body = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    body.set(part, at);
+    at += part.length;
+  }
+  const header: Header = { identity, layer, tensor: plain, arrays };
+  const head = new TextEncoder().encode(`${JSON.stringify(header)}\n`);
+  const content = new Uint8Array(head.length + body.length);
+  content.set(head);
+  content.set(body, head.length);
+  const digest = new TextEncoder().encode(`${sha256(content)}\n`);
+  const file = new Uint8Array(digest.length + content.length);
+  file.set(digest);
+  file.set(content, digest.length);
+  writeWhole(join(folder, fileName(candidate, layer.name)), file);
+}
+
+/** The layers that an earlier run solved for a candidate; files of another identity, or broken ones, count as absent. */
+export function loadSolvedLayers(
+  folder: string,
+  candidate: number,
+  identity: string,
+): Map<string, SolvedLayer> {
+  const found = new Map<string, SolvedLayer>();
+  if (!exists(folder)) return found;
+  for (const name of listFolder(folder).filter((name) => name.startsWith(`${SOLVED_PREFIX}${candidate}-`))) {
+    const layer = readSolvedLayer(join(folder, name), identity);
+    if (layer !== undefined) found.set(layer.name, layer);
+  }
+  return found;
+}
+
+function readSolvedLayer(path: string, identity: string): SolvedLayer | undefined {
+  const file = readFileSync(path);
+  const decoder = new TextDecoder();
+  const content = file.subarray(DIGEST_CHARACTERS + 1);
+  // What its digest does not fit was not written by this tool, or not whole: solved again.
+  if (decoder.decode(file.subarray(0, DIGEST_CHARACTERS)) !== sha256(content)) return undefined;
+  const end = content.indexOf(10);
+  const header = JSON.parse(decoder.decode(content.subarray(0, end))) as Header;
+  if (header.identity !== identity) return undefined;
+  const body = Uint8Array.from(content.subarray(end + 1));
+  const tensor: Record<string, unknown> = { ...header.tensor };
+  let at = 0;
+  for (const { key, type, bytes } of header.arrays) {
+    tensor[key] = new ARRAYS[type](body.slice(at, at + bytes).buffer);
+    at += bytes;
+  }
+  const { lowRankA: a, lowRankB: b, ...codes } = tensor;
+  const lowRank = a instanceof Uint16Array
+    ? { lowRank: { rank: a.length / Number(header.tensor["rows"]), a, b } }
+    : {};
+  return { ...header.layer, tensor: { ...codes, ...lowRank } as unknown as PackedTensor };
+}
+
+/** Removes the files of solved layers: the tensors are in the output now. */
+export function removeSolvedLayers(folder: string): void {
+  if (!exists(folder)) return;
+  for (const name of listFolder(folder)) if (name.startsWith(SOLVED_PREFIX)) remove(join(folder, name));
+}

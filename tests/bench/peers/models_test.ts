@@ -1,0 +1,366 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { cpSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { paretoFront } from "../../../lib/analysis/tables.ts";
+import { CheckpointError } from "../../../lib/errors.ts";
+import { environmentOf } from "../../../lib/eval/environment.ts";
+import {
+  calibrationOf,
+  collectInputs,
+  gptq,
+  type LayerInputs,
+  methodContender,
+  ours,
+  pipelineContender,
+  quantizedLayers,
+  type QuantizedModel,
+  quantizeModel,
+  ReplacedCheckpoint,
+  type Target,
+  yardstickOf,
+} from "../../../lib/bench/peers/mod.ts";
+import { peersSuite, peersSuiteOf } from "../../../lib/bench/peers/suite.ts";
+import { formatReport } from "../../../lib/bench/report.ts";
+import type { BenchContext, SuiteReport } from "../../../lib/bench/suite.ts";
+import { type LoadedModel, modelFrom } from "../../../lib/models/mod.ts";
+import { openKernels } from "../../../lib/native/mod.ts";
+import { openCheckpoint } from "../../../lib/tensor/mod.ts";
+import { parseBenchArguments } from "../../../scripts/bench.ts";
+import { MODELS, workplace } from "../../_checkpoints.ts";
+import { ditCheckpoint, dreamCheckpoint, SMALL_IMAGE, store } from "../../_models.ts";
+import { relativeError } from "../../_reference.ts";
+import { thrown } from "../../tensor/_files.ts";
+
+const DREAM = join(MODELS, "dream-mini"), GLYPHS = join(MODELS, "glyph-dit");
+const place = workplace();
+const kernels = await openKernels();
+const checkpoint = openCheckpoint(DREAM);
+const full = modelFrom(checkpoint, kernels, { threads: 2 });
+const layers = quantizedLayers(checkpoint, kernels);
+const calibration = await calibrationOf(full, DREAM, { seed: 1 });
+const inputs = collectInputs(full, calibration, layers.map(({ name }) => name), kernels, 2);
+const source = {
+  collect: (part: readonly { readonly name: string }[], model: LoadedModel = full) =>
+    model === full ? inputs : collectInputs(model, calibration, part.map(({ name }) => name), kernels, 2),
+};
+afterAll(() => {
+  checkpoint.close();
+  kernels.close();
+  place.remove();
+});
+
+function quantized(made: ReturnType<typeof quantizeModel>): QuantizedModel {
+  if ("unsupported" in made) throw new Error(made.unsupported);
+  return made;
+}
+
+describe("second moments", () => {
+  test("are the mean of x xᵀ over every position, in any batch", () => {
+    const name = "model.layers.2.mlp.down_proj.weight";
+    const { cols, secondMoment } = inputs.get(name)!;
+    expect([cols, secondMoment.length]).toEqual([160, 160 * 160]);
+    const sum = new Float64Array(cols * cols);
+    let positions = 0;
+    calibration.run(full, (layer, x, tokens) => {
+      if (layer.name !== name) return;
+      positions += tokens;
+      for (let t = 0; t < tokens; t++) {
+        for (let i = 0; i < cols; i++) {
+          for (let j = 0; j <= i; j++) sum[i * cols + j]! += x[t * cols + i]! * x[t * cols + j]!;
+        }
+      }
+    });
+    expect(positions % 36).toBe(0);
+    expect(positions).toBeGreaterThan(30_000);
+    const wanted = sum.map((_, i) =>
+      sum[Math.max(Math.floor(i / cols), i % cols) * cols + Math.min(Math.floor(i / cols), i % cols)]! /
+      positions
+    );
+    expect(relativeError(secondMoment, wanted)).toBeLessThan(1e-5);
+  });
+
+  test("are there for every layer that is quantized, the same for layers of one input, others for others", () => {
+    expect([...inputs.keys()].sort()).toEqual(layers.map(({ name }) => name).sort());
+    for (const { name, cols } of layers) expect(inputs.get(name)!.cols).toBe(cols);
+    const of = (part: string) => inputs.get(`model.layers.1.${part}_proj.weight`)!.secondMoment;
+    expect([...of("self_attn.q")]).toEqual([...of("self_attn.v")]);
+    expect([...of("self_attn.q")]).not.toEqual([...of("self_attn.o")]);
+    expect([...of("self_attn.q")]).not.toEqual([...of("mlp.up")]);
+  });
+
+  test("of an image model are taken at all timesteps and stay apart for layers that share a buffer", async () => {
+    using glyphs = openCheckpoint(GLYPHS);
+    const model = modelFrom(glyphs, kernels, { threads: 2 });
+    const images = await calibrationOf(model, GLYPHS, { seed: 1 });
+    const block = "transformer_blocks.3";
+    const names = [
+      `${block}.attn1.to_q.weight`,
+      `${block}.attn1.to_out.0.weight`,
+      `${block}.norm1.emb.timestep_embedder.linear_1.weight`,
+    ];
+    const found = collectInputs(model, images, names, kernels, 2);
+    const [query, out, waves] = names.map((name) => found.get(name)!);
+    expect([...query!.secondMoment]).not.toEqual([...out!.secondMoment]);
+    // cos² + sin² = 1 for each of 128 frequencies
+    const trace = (of: LayerInputs) => {
+      let sum = 0;
+      for (let i = 0; i < of.cols; i++) sum += of.secondMoment[i * of.cols + i]!;
+      return sum;
+    };
+    expect(trace(waves!)).toBeCloseTo(128, 2);
+    // E[cos t] of the fastest frequency vanishes over all timesteps, so E[cos² t] is a half
+    expect(waves!.secondMoment[0]!).toBeCloseTo(0.5, 2);
+    expect(thrown(() => images.run(full, () => {}))).toBeInstanceOf(TypeError);
+    expect(thrown(() => calibration.run(model, () => {}))).toBeInstanceOf(TypeError);
+  });
+});
+
+describe("a replaced checkpoint", () => {
+  test("has other weights where they were given, and the rest as it was", () => {
+    const name = "lm_head.weight", { info } = checkpoint.tensors.get(name)!;
+    const values = new Float32Array(info.elements).fill(0.5);
+    const replaced = new ReplacedCheckpoint(checkpoint, new Map([[name, values]]));
+    expect(replaced.tensors.get(name)!.info.dtype).toBe("F32");
+    expect([...new Float32Array(replaced.read(name).buffer)]).toEqual([...values]);
+    const target = new Uint8Array(8);
+    replaced.readInto(name, 4, target);
+    expect([...new Float32Array(target.buffer)]).toEqual([0.5, 0.5]);
+    expect(replaced.read("model.norm.weight")).toEqual(checkpoint.read("model.norm.weight"));
+    const model = modelFrom(replaced, kernels);
+    if (model.kind === "dit") throw new Error("not a language model");
+    const logits = model.model.forward(new Int32Array(4).fill(3), 1);
+    for (let i = 1; i < 35; i++) expect(logits[i]!).toBeCloseTo(logits[0]!, 5); // all rows of the head are alike
+  });
+
+  test("refuses tensors that are not there", () => {
+    for (const [name, size] of [["lm_head.weight", 3], ["no.such", 3]] as const) {
+      const error = thrown(() =>
+        new ReplacedCheckpoint(checkpoint, new Map([[name, new Float32Array(size)]]))
+      );
+      expect(error).toBeInstanceOf(CheckpointError);
+      expect(error.message).toContain(name);
+    }
+  });
+});
+
+describe("models", () => {
+  const yardstick = yardstickOf(full, DREAM, kernels, {
+    seed: 1,
+    threads: 2,
+    limit: 40,
+    tasks: undefined,
+    quick: false,
+  });
+  const target: Target = { path: DREAM, checkpoint, kernels, threads: 2, layers, source };
+
+  test("through a method are what the pipeline makes of them", async () => {
+    const measure = await yardstick;
+    if ("unsupported" in measure) throw new Error(measure.unsupported);
+    const setting = { bits: 2, groupSize: 64 } as const;
+    const direct = quantized(await methodContender(ours(kernels, "clip", setting)).quantize(target));
+    const piped = quantized(await pipelineContender("clip", setting, { solver: "clip" }).quantize(target));
+    expect([piped.weights, piped.bitsPerWeight]).toEqual([direct.weights, direct.bitsPerWeight]);
+    expect(piped.relativeRmsError).toBeCloseTo(direct.relativeRmsError, 9);
+    const [a, b] = [direct, piped].map(({ model }) => measure.measure(model));
+    expect(a!.distance.value).toBeGreaterThan(0.01);
+    expect(Math.abs(a!.distance.value - b!.distance.value)).toBeLessThan(1e-3 * a!.distance.value);
+    expect(measure.measure(full).distance.value).toBe(0);
+  });
+
+  test("GPTQ is far nearer to full precision than round to nearest, with the blocks before quantized too", async () => {
+    const measure = await yardstick;
+    if ("unsupported" in measure) throw new Error(measure.unsupported);
+    const setting = { bits: 2, groupSize: 0 } as const;
+    const kl = (blockwise: boolean, solver: "round" | "gptq") => {
+      const method = solver === "round" ? ours(kernels, "round", setting) : gptq(kernels, setting);
+      const { model } = quantized(
+        quantizeModel(checkpoint, kernels, layers, method, source, { blockwise, threads: 2 }),
+      );
+      return measure.measure(model).distance.value;
+    };
+    const round = kl(false, "round"), blockwise = kl(true, "gptq"), atOnce = kl(false, "gptq");
+    expect(blockwise).toBeLessThan(round / 5);
+    expect(atOnce).toBeLessThan(round / 5);
+    expect(blockwise).not.toBe(atOnce);
+    expect(kl(true, "round")).toBe(round);
+  });
+});
+
+const context = (args: string): BenchContext => ({
+  kernels,
+  environment: environmentOf(kernels),
+  options: parseBenchArguments(["--suite", "peers", "--quick", "--threads", "2", ...args.split(" ")]).options,
+  progress: () => {},
+});
+const noGgml = peersSuiteOf(() => Promise.resolve({ reason: "not asked for" }));
+
+function methods({ rows }: SuiteReport): unknown[] {
+  return rows.map(({ method }) => method);
+}
+
+describe("the suite", () => {
+  test("measures every contender alike", async () => {
+    const report = await peersSuite.run(context(`--model ${DREAM} --limit 10 --group-size 32`));
+    const byName = new Map(report.rows.map((row) => [row["method"], row]));
+    const isThere = report.skipped.every(({ what }) => !what.endsWith(": ggml"));
+    if (!isThere) console.log("skipped: rows of ggml in the peers' suite");
+    expect(methods(report).slice(0, 8)).toEqual([
+      "full precision",
+      "2 round, g 32",
+      "2 clip, g 32",
+      "2 feedback, g 32",
+      "2 best, g 32",
+      "2 HQQ, g 32",
+      "2 GPTQ, g 32",
+      "2 GPTQ at once, g 32",
+    ]);
+    expect(byName.get("full precision")!["distance"]).toMatchObject({ value: 0 });
+    const bits = (name: string) => byName.get(name)!["bitsPerWeight"] as number;
+    for (const name of ["2 clip, g 32", "2 best, g 32", "2 HQQ, g 32", "2 GPTQ, g 32"]) {
+      expect(bits(name)).toBe(bits("2 round, g 32"));
+    }
+    if (isThere) {
+      expect(methods(report).length).toBe(19);
+      expect(report.goals.map(({ met }) => typeof met)).toEqual(["boolean", "boolean", "boolean", "boolean"]);
+      expect(bits("Q2_K + imatrix, flat")).toBe(2.625);
+      expect(bits("Q8_0")).toBe(8.5);
+      const kl = (name: string) => (byName.get(name)!["distance"] as { value: number }).value;
+      expect(kl("Q8_0")).toBeLessThan(kl("Q4_K, flat"));
+      expect(kl("Q4_K, flat")).toBeLessThan(kl("Q2_K, flat"));
+      expect(report.skipped.map(({ reason }) => reason).join()).toContain("multiple of 256, got 64, 160");
+    }
+    for (const row of report.rows.slice(1)) {
+      const { distance, exactMatch, quantizeSeconds } = row as {
+        distance: { value: number; low: number; high: number };
+        exactMatch: { task: string; prompts: number }[];
+        quantizeSeconds: number;
+      };
+      expect(distance.low).toBeLessThanOrEqual(distance.value);
+      expect(distance.high).toBeGreaterThanOrEqual(distance.value);
+      expect(exactMatch.map(({ task, prompts }) => [task, prompts])).toEqual([
+        ["add", 10],
+        ["sudoku", 10],
+        ["sort", 10],
+        ["all", 30],
+      ]);
+      expect(quantizeSeconds).toBeGreaterThan(0);
+    }
+    for (const line of formatReport(report)) {
+      if (!line.startsWith("skipped")) expect([line, line.length <= 132]).toEqual([line, true]);
+    }
+    const front = await paretoFront(report.rows);
+    for (let i = 1; i < front.length; i++) {
+      expect(front[i]!.bitsPerWeight).toBeGreaterThan(front[i - 1]!.bitsPerWeight);
+      expect(front[i]!.distance).toBeLessThan(front[i - 1]!.distance);
+    }
+    expect(front.length).toBeGreaterThan(0);
+  }, 30_000);
+
+  test("does without ggml, giving the reason", async () => {
+    const report = await noGgml.run(context(`--model ${DREAM} --limit 3 --group-size 0 --tasks add`));
+    expect(methods(report).length).toBe(8);
+    expect(report.skipped).toEqual([{ what: "dream-mini: ggml", reason: "not asked for" }]);
+    const wrong = await noGgml.run(context(`--model ${DREAM} --tasks chess`));
+    expect([wrong.rows, wrong.skipped.length]).toEqual([[], 1]);
+    expect(wrong.skipped[0]!.reason).toContain("chess");
+  }, 30_000);
+
+  test(
+    "takes a model of any width, and one without data is measured on synthetic ones that say so",
+    async () => {
+      const folder = store(place.fresh("wide"), dreamCheckpoint());
+      const { rows, sections, skipped } = await noGgml.run(
+        context(`--model ${folder} --bits 2,4 --group-size 0,16`),
+      );
+      expect(rows.length).toBe(1 + 2 * 2 * 7);
+      for (const row of rows) {
+        expect(row["evaluation"]).toContain("synthetic");
+        expect(row["calibration"]).toContain("synthetic");
+        expect((row["distance"] as { value: number }).value).toBeGreaterThanOrEqual(0);
+      }
+      expect(sections[0]!.notes.join()).toContain("synthetic");
+      expect(skipped[0]!.reason).toContain("there is no tokenizer.json, eval.jsonl");
+    },
+    30_000,
+  );
+
+  test("measures image models by their noise error, without what draws and reads glyphs too", async () => {
+    const folder = store(
+      place.fresh("image"),
+      ditCheckpoint({ ...SMALL_IMAGE, channels: 1, outputChannels: 1 }),
+    );
+    const args = `--model ${folder} --group-size 0`;
+    const none = await noGgml.run(context(args));
+    expect([none.rows, none.skipped[0]!.reason.includes("scheduler_config.json")]).toEqual([[], true]);
+    cpSync(join(GLYPHS, "scheduler_config.json"), join(folder, "scheduler_config.json"));
+    const { rows, sections, skipped } = await noGgml.run(context(args));
+    expect(methods({ rows } as SuiteReport)).toEqual([
+      "full precision",
+      ...["round", "clip", "feedback", "best", "HQQ", "GPTQ", "GPTQ at once"].map((name) => `2 ${name}, row`),
+    ]);
+    for (const row of rows) {
+      expect([row["measure"], row["exactMatch"]]).toEqual(["noise error", []]);
+      const { value, low, high } = row["distance"] as { value: number; low: number; high: number };
+      const errors = (row["byTimestep"] as { relativeError: { value: number } }[]).map((e) =>
+        e.relativeError.value
+      );
+      expect(errors.length).toBe(10);
+      expect(value).toBeCloseTo(errors.reduce((sum, error) => sum + error, 0) / 10, 12);
+      expect([low <= value, value <= high, row["method"] === "full precision" || low < high]).toEqual([
+        true,
+        true,
+        true,
+      ]);
+    }
+    expect(sections[0]!.columns.map(({ title }) => title)).toContain("worst timestep");
+    expect(skipped[0]).toEqual({
+      what: `${folder.split("/").at(-1)}: drawn glyphs`,
+      reason: "there is no classifier.safetensors, reference_features.safetensors",
+    });
+  }, 30_000);
+
+  test("draws glyphs with a limit", async () => {
+    const args = `--model ${GLYPHS} --group-size 0 --solver round --limit 4`;
+    const { rows } = await noGgml.run(context(args));
+    for (const row of rows) {
+      expect(
+        (row["exactMatch"] as { task: string; prompts: number }[]).map((
+          { task, prompts },
+        ) => [task, prompts]),
+      )
+        .toEqual([["recognized", 4]]);
+    }
+  }, 30_000);
+
+  test("uses what is there when only the calibration data are missing", async () => {
+    const folder = place.fresh("dream");
+    cpSync(DREAM, folder, { recursive: true });
+    rmSync(join(folder, "calibration.jsonl"));
+    const { rows } = await noGgml.run(context(`--model ${folder} --limit 3 --group-size 0`));
+    expect(rows[0]!["calibration"]).toContain("synthetic");
+    expect(rows[0]!["evaluation"]).toContain("9 puzzles of eval.jsonl");
+  }, 30_000);
+});
+
+describe("the Pareto front", () => {
+  test("holds what no other beats, each model by itself", async () => {
+    const row = (model: string, method: string, bitsPerWeight: number | null, value: number) => ({
+      model,
+      method,
+      kind: "ours",
+      bitsPerWeight,
+      distance: { value },
+    });
+    const front = await paretoFront([
+      row("a", "full", null, 0),
+      row("a", "x", 3, 0.1),
+      row("a", "y", 2, 0.5),
+      row("a", "z", 3, 0.2),
+      row("a", "same as y", 2, 0.5),
+      row("a", "worse", 2.5, 0.6),
+      row("b", "alone", 9, 9),
+    ]);
+    expect(front.map(({ method }) => method)).toEqual(["y", "same as y", "x", "alone"]);
+    expect(await paretoFront([])).toEqual([]);
+  });
+});

@@ -1,0 +1,264 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { resolveConfig } from "../../lib/config/mod.ts";
+import { maskedSequences, PUZZLE_TOKENS, readPuzzles } from "../../lib/eval/puzzles.ts";
+import {
+  applyRefinement,
+  type DitBatch,
+  type MaskedBatch,
+  refineDit,
+  refineMaskedTransformer,
+  type RefinementReport,
+  timeBiasesOf,
+} from "../../lib/models/backward/refine.ts";
+import { loadDit, loadDream, loadTokenizer } from "../../lib/models/mod.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { tokenKl } from "../../lib/thermo/masked_transition.ts";
+import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
+import { MODELS, workplace } from "../_checkpoints.ts";
+import { gaussians } from "../_kernels.ts";
+import { ditCheckpoint, SMALL_IMAGE, store } from "../_models.ts";
+
+const kernels = await openKernels();
+const place = workplace();
+afterAll(() => {
+  kernels.close();
+  place.remove();
+});
+
+async function quantized(input: string, overrides: Record<string, unknown>): Promise<string> {
+  const output = place.fresh();
+  await quantizeCheckpoint({ input, output, config: resolveConfig({ overrides }).config, kernels });
+  return output;
+}
+
+const dreamTokenizer = await loadTokenizer(join(MODELS, "dream-mini"));
+const dreamFolder = await quantized(join(MODELS, "dream-mini"), {
+  bit_width: 2,
+  group_size: 0,
+  solver: "clip",
+});
+const ditFolder = store(place.fresh(), ditCheckpoint());
+const ditPacked = await quantized(ditFolder, { bit_width: 2, group_size: 16 });
+
+describe("dream-mini at 2 bits", () => {
+  const path = join(MODELS, "dream-mini");
+  const full = loadDream(path, kernels, { threads: 2 });
+  const load = () => loadDream(dreamFolder, kernels, { threads: 2 });
+  const batches = (file: string, seed: number, count: number): MaskedBatch[] => {
+    const sequences = maskedSequences(full, dreamTokenizer, readPuzzles(join(path, file)), {
+      seed,
+      repeats: 1,
+    });
+    return Array.from({ length: count }, (_, b) => {
+      const part = Array.from({ length: 32 }, (_, i) => sequences[(b * 32 + i) * 307 % sequences.length]!);
+      const inputIds = new Int32Array(32 * PUZZLE_TOKENS);
+      for (const [i, { tokens }] of part.entries()) inputIds.set(tokens, i * PUZZLE_TOKENS);
+      const rows = part.flatMap(({ places }, i) => places.map((place) => i * PUZZLE_TOKENS + place - 1));
+      return { inputIds, batch: 32, rows: Int32Array.from(rows) };
+    });
+  };
+  const data = {
+    train: batches("calibration.jsonl", 1, 20),
+    heldOut: batches("calibration.jsonl", 2, 2),
+  };
+  const unseen = batches("eval.jsonl", 3, 4);
+  const options = {
+    learningRate: 0.02,
+    maxIterations: 40,
+    convergenceThreshold: 0,
+    excludedTokens: [0, 1],
+    validateEvery: 20,
+  };
+  const klOf = (model: ReturnType<typeof load>) => {
+    let sum = 0, count = 0;
+    for (const batch of unseen) {
+      const { inputIds, rows, attentionMask } = batch;
+      const wanted = full.forward(inputIds, 32, { rows, attentionMask }).slice();
+      const got = model.forward(inputIds, 32, { rows, attentionMask });
+      const kl = tokenKl(wanted, got, 35, { excludedTokens: [0, 1] });
+      sum += kl.reduce((a, b) => a + b, 0);
+      count += kl.length;
+    }
+    return sum / count;
+  };
+
+  test("forty steps take most of the step KL away, on prompts never seen, and touch no code", () => {
+    const model = load();
+    const before = klOf(model);
+    const codes = model.parts.blocks.map(({ up }) => "packed" in up.weights && up.weights.packed.slice());
+    const report = refineMaskedTransformer(model, full, data, options);
+    expect([report.kept, report.diverged, report.iterations]).toEqual([true, false, 40]);
+    expect(report.heldOutAfter).toBeLessThan(0.25 * report.heldOutBefore);
+    expect(klOf(model)).toBe(before); // neither model is changed
+    applyRefinement(model, report.layers);
+    expect(klOf(model)).toBeLessThan(0.25 * before);
+    expect(model.parts.blocks.map(({ up }) => "packed" in up.weights && up.weights.packed)).toEqual(codes);
+    expect(report.parameters).toBe(
+      report.layers.reduce(
+        (sum, { weights, bias }) => sum + weights.scale.length * 2 + (bias?.length ?? 0),
+        0,
+      ),
+    );
+  });
+
+  test("a temperature is of the gradients alone: what is held out is the step KL, and falls as well", () => {
+    const plain = refineMaskedTransformer(load(), full, data, options);
+    const tempered = refineMaskedTransformer(load(), full, data, { ...options, temperature: 3 });
+    expect(tempered.heldOutBefore).toBe(plain.heldOutBefore);
+    expect(tempered.lossHistory[0]).not.toBe(plain.lossHistory[0]);
+    expect(tempered.heldOutAfter).toBeLessThan(0.25 * tempered.heldOutBefore);
+  });
+
+  test("runs are the same to the bit, for any number of threads, with or without recomputing", () => {
+    const few = { ...options, maxIterations: 5, validateEvery: 5 };
+    const first = refineMaskedTransformer(load(), full, data, few);
+    const second = refineMaskedTransformer(load(), full, data, { ...few, threads: 1, recompute: true });
+    expect(second.layers).toEqual(first.layers);
+    expect(second.lossHistory).toEqual(first.lossHistory);
+    expect(second.scratchBytes).toBeLessThan(first.scratchBytes);
+  });
+
+  test("a refinement that only makes it worse is not kept", () => {
+    const report = refineMaskedTransformer(load(), full, data, {
+      ...options,
+      learningRate: 50,
+      maxIterations: 10,
+    });
+    expect([report.diverged, report.kept, report.layers]).toEqual([true, false, []]);
+    expect(report.heldOutAfter).toBe(report.heldOutBefore);
+    expect(report.reason).toContain("diverged");
+  });
+
+  test("biases by time group: the refined model's own runtime finds the loss that the refinement reports", () => {
+    const timeGroups = equalTimeGroups(maskRatioAxis(10), 4);
+    const timed = (batches: readonly MaskedBatch[]) =>
+      batches.map((batch, b) => ({
+        ...batch,
+        times: Array.from({ length: 32 }, (_, i) => (i + b % 2 + 1) / 33),
+      }));
+    const few = { ...options, maxIterations: 10, validateEvery: 5, timeGroups };
+    const all = { train: timed(data.train), heldOut: timed(data.heldOut) };
+    const report = refineMaskedTransformer(load(), full, all, few);
+    expect(report.kept).toBe(true);
+    const timeParameters = new TimeParameters(timeGroups, timeBiasesOf(report.layers), "f");
+    expect(timeParameters.layers.size).toBe(report.layers.length);
+    const model = loadDream(dreamFolder, kernels, { timeParameters });
+    applyRefinement(model, report.layers);
+    let sum = 0;
+    for (const batch of all.heldOut) {
+      const { inputIds, rows, attentionMask } = batch;
+      const wanted = full.forward(inputIds, 32, { rows, attentionMask }).slice();
+      const kl = tokenKl(
+        wanted,
+        model.forward(inputIds, 32, { rows, attentionMask, t: batch.times }),
+        35,
+        options,
+      );
+      sum += kl.reduce((a, b) => a + b, 0) / kl.length / all.heldOut.length;
+    }
+    expect(sum).toBeCloseTo(report.heldOutAfter, 5);
+
+    // The prior holds groups together.
+    const spread = (report: RefinementReport) =>
+      report.layers.reduce((sum, { timeBias, weights: { rows } }) => {
+        for (let i = rows; i < timeBias!.length; i++) sum += (timeBias![i]! - timeBias![i - rows]!) ** 2;
+        return sum;
+      }, 0);
+    const held = refineMaskedTransformer(load(), full, all, { ...few, markovWeight: 100 });
+    expect(held.kept).toBe(true);
+    expect(spread(held)).toBeLessThan(0.2 * spread(report));
+    expect(() => refineMaskedTransformer(load(), full, data, few)).toThrow(
+      "every one of 32 items must have a time",
+    );
+    expect(() => refineMaskedTransformer(load(), full, all, { ...few, markovWeight: -1 })).toThrow(
+      "markovWeight",
+    );
+  });
+
+  test("parts can be left alone; weights count", () => {
+    const few = { ...options, maxIterations: 2 };
+    const report = refineMaskedTransformer(load(), full, data, {
+      ...few,
+      parts: { zeroPoints: false, biases: false },
+    });
+    const original = new Map(load().parts.blocks.map(({ up }) => [up.name, up.weights]));
+    for (const { name, weights } of report.layers) {
+      const before = original.get(name);
+      if (before === undefined || !("packed" in before) || before.scaleBits !== undefined) continue;
+      expect(weights.zeroPoint).toEqual(before.zeroPoint);
+    }
+    const [batch] = data.train;
+    const weights = Array.from(batch!.rows, (_, i) => i % 2);
+    const weighted = refineMaskedTransformer(load(), full, { ...data, train: [{ ...batch!, weights }] }, few);
+    const plain = refineMaskedTransformer(load(), full, { ...data, train: [batch!] }, few);
+    expect(weighted.lossHistory[0]).not.toBe(plain.lossHistory[0]);
+  });
+
+  test("bad input", () => {
+    expect(() => refineMaskedTransformer(load(), full, { train: [], heldOut: [] }, options)).toThrow(
+      "there must be batches to train on and held out, got 0 and 0",
+    );
+    expect(() => refineMaskedTransformer(full, full, data, options)).toThrow(
+      "it must have packed layers with something to refine",
+    );
+    const [batch] = data.train;
+    for (const weights of [[1], Array.from(batch!.rows, () => 0), Array.from(batch!.rows, () => NaN)]) {
+      expect(() =>
+        refineMaskedTransformer(load(), full, { ...data, train: [{ ...batch!, weights }] }, options)
+      )
+        .toThrow("a batch must have");
+    }
+    expect(() => refineMaskedTransformer(load(), full, data, { ...options, learningRate: -1 })).toThrow(
+      "learningRate",
+    );
+    expect(() =>
+      applyRefinement(full, [{
+        ...load().parts.blocks[0]!.up,
+        timeBias: undefined,
+        weights: load().parts.blocks[0]!.up.weights as never,
+      }])
+    ).toThrow("it must have the packed layer");
+  });
+});
+
+describe("a small DiT with a learned variance", () => {
+  const full = loadDit(ditFolder, kernels), elements = 3 * 8 * 8;
+  const batches = (seed: number, count: number): DitBatch[] =>
+    Array.from({ length: count }, (_, b) => ({
+      samples: gaussians(seed + b, 4 * elements),
+      timesteps: [0, 300, 600, 999],
+      labels: [0, 1, SMALL_IMAGE.classes, 3],
+      weights: [1, 1, 2, 0.5],
+      varianceWeights: [0.1, 0.1, 0.1, 0.1],
+    }));
+  const data = { train: batches(100, 6), heldOut: batches(200, 2) };
+  const options = { learningRate: 0.02, maxIterations: 20, convergenceThreshold: 0, validateEvery: 10 };
+
+  test("gets nearer to full precision on images never seen", () => {
+    const model = loadDit(ditPacked, kernels);
+    const errorOf = () => {
+      const [{ samples, timesteps, labels }] = batches(300, 1) as [DitBatch];
+      const wanted = full.forward(samples, timesteps, labels).slice();
+      return model.forward(samples, timesteps, labels).reduce((sum, v, i) => sum + (v - wanted[i]!) ** 2, 0);
+    };
+    const before = errorOf();
+    const report = refineDit(model, full, data, options);
+    applyRefinement(model, report.layers);
+    expect(report.heldOutAfter).toBeLessThan(0.7 * report.heldOutBefore);
+    expect(errorOf()).toBeLessThan(0.7 * before);
+  });
+
+  test("the variance's weights must be there, and weights must be numbers", () => {
+    const model = loadDit(ditPacked, kernels);
+    const without = data.train.map(({ varianceWeights: _, ...batch }) => batch);
+    expect(() => refineDit(model, full, { ...data, train: without }, options)).toThrow(
+      "batches must have varianceWeights for a learned variance",
+    );
+    const bad = data.train.map((batch) => ({ ...batch, weights: [1, 1, 1, NaN] }));
+    expect(() => refineDit(model, full, { ...data, train: bad }, options)).toThrow(
+      "weights must be 4 finite",
+    );
+  });
+});

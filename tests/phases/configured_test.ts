@@ -1,0 +1,112 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { resolveConfig } from "../../lib/config/mod.ts";
+import { CalibrationError, ConfigError } from "../../lib/errors.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { MODELS, workplace } from "../_checkpoints.ts";
+
+const kernels = await openKernels();
+const place = workplace();
+afterAll(() => {
+  kernels.close();
+  place.remove();
+});
+
+const DREAM = join(MODELS, "dream-mini");
+const VALIDATE = { "thermodynamic.validation.enabled": true };
+const OPTIMIZE = { "thermodynamic.transition_optimization.enabled": true };
+
+/** A small run, and the warnings that it gave. */
+async function run(overrides: Record<string, unknown>) {
+  const warnings: string[] = [];
+  const { config } = resolveConfig({
+    overrides: { bit_width: 2, solver: "round", calibration_samples: 32, ...overrides },
+  });
+  const report = await quantizeCheckpoint({
+    input: DREAM,
+    output: place.fresh(),
+    config,
+    kernels,
+    onEvent: ({ kind, message }) => kind === "warning" && warnings.push(message!),
+  });
+  return { report, warnings };
+}
+
+describe("settings that contradict phases are refused before anything is solved", () => {
+  const cases: readonly (readonly [string, Record<string, unknown>, string])[] = [
+    ["two-level scales and gradients", { ...OPTIMIZE, scale_bits: 4 }, '"scale_bits": got 4, expected 16'],
+    [
+      "a rotation and gradients",
+      { ...OPTIMIZE, solver: "best", "solver_options.rotation": "hadamard" },
+      '"solver_options.rotation": got hadamard',
+    ],
+    [
+      "validation without grids",
+      { ...VALIDATE, enable_time_aware: false },
+      '"thermodynamic.validation.enabled": got true',
+    ],
+    [
+      "smoothing without grids",
+      { "thermodynamic.boundary_smoothing.enabled": true, enable_time_aware: false },
+      '"thermodynamic.boundary_smoothing.enabled": got true',
+    ],
+    [
+      "weight scales by time and two levels",
+      { ...VALIDATE, time_scales: "per_group", scale_bits: 4 },
+      '"time_scales": got per_group, expected shared',
+    ],
+  ];
+  for (const [name, overrides, message] of cases) {
+    test(name, async () => {
+      const error = await run(overrides).catch((caught) => caught);
+      expect(error).toBeInstanceOf(ConfigError);
+      expect(String(error)).toContain(message);
+    });
+  }
+
+  test("saved statistics", async () => {
+    const saved = place.fresh() + ".safetensors";
+    const { config } = resolveConfig({
+      overrides: { bit_width: 2, solver: "feedback", calibration_samples: 32 },
+    });
+    const output = place.fresh();
+    await quantizeCheckpoint({
+      input: DREAM,
+      output,
+      config,
+      kernels,
+      saveCalibration: { path: saved },
+    });
+    const error = await run({ ...VALIDATE, solver: "feedback", calibration_data: saved }).catch((caught) =>
+      caught
+    );
+    expect(error).toBeInstanceOf(CalibrationError);
+    expect(String(error)).toContain("got saved statistics, which hold no samples");
+  });
+});
+
+describe("phases with little to do say so", () => {
+  test("no layer is quantized", async () => {
+    const { report, warnings } = await run({ ...VALIDATE, ...OPTIMIZE, layer_bit_widths: { ".": 16 } });
+    expect(warnings).toContain("the phases have nothing to do: no layer is quantized");
+    expect(report.phases).toBeUndefined();
+  });
+
+  test("more groups than times observed: equal groups, neighbours' moments", async () => {
+    const { report, warnings } = await run({
+      ...VALIDATE,
+      num_time_groups: 100,
+      time_groups: "adaptive",
+      output_correction: true,
+    });
+    expect(warnings.some((text) => text.startsWith("adaptive time groups were rejected"))).toBe(true);
+    expect(report.phases!.groups).toBe(100);
+    expect(report.phases!.output!.heldOutBefore).toBeGreaterThan(0);
+  });
+
+  test("keys of time without a phase", async () => {
+    const { warnings } = await run({ output_correction: true, time_groups: "adaptive" });
+    expect(warnings.filter((text) => text.includes("has no effect without a phase"))).toHaveLength(2);
+  });
+});

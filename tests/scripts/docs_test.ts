@@ -1,0 +1,116 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { parseConfig } from "../../lib/config/mod.ts";
+import { runProgram } from "../../scripts/_command/run_program.ts";
+import { shellBlocks, wrongCommands } from "../../scripts/docs.ts";
+import { ROOT } from "../_checkpoints.ts";
+import { runtimeBinary } from "../_runtimes.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "arrowquant-docs-test-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+const bun = runtimeBinary("bun");
+
+function runScript(script: string, ...args: string[]) {
+  return runProgram(bun!, ["run", join(ROOT, "scripts", script), ...args], { cwd: folder });
+}
+
+describe("docs.ts", () => {
+  test("finds shell blocks, and the reason why one is only checked", () => {
+    const text =
+      "a\n\n```sh\none\n```\n\n<!-- checked: too long -->\n\n```sh\ntwo\nthree\n```\n\n```ts\nfour\n```\n";
+    expect(shellBlocks(text)).toEqual([
+      { line: 3, commands: "one\n", checked: undefined },
+      { line: 7, commands: "two\nthree\n", checked: "too long" },
+    ]);
+  });
+
+  test("of commands that are not run, scripts, options, names and paths must exist", async () => {
+    const help = "  --suite NAME   kernels   each kernel\n  -o, --output FILE\n  --only-this";
+    const wrong = async (commands: string) =>
+      (await wrongCommands(commands, () => Promise.resolve(help))).map((text) => text.replace(/^.*: /, ""));
+    expect(await wrong("bun run scripts/bench.ts --suite kernels -o x   # --nonsense")).toEqual([]);
+    expect(
+      await wrong("npm install && npx bun run bench --suite kernels\nbun test tests/scripts/docs_test.ts"),
+    )
+      .toEqual([]);
+    expect(await wrong("deno run -A scripts/bench.ts --suite kernls")).toEqual([
+      "--help does not have kernls",
+    ]);
+    expect(await wrong("bun run scripts/bench.ts --only x --out=y \\\n  --prompt '--a b'")).toEqual([
+      "--help does not have --only",
+      "--help does not have x",
+      "--help does not have --out",
+      "--help does not have --prompt",
+    ]);
+    expect(await wrong("bun run scripts/none.ts\nnpm run none\nrm -rf x\nbun test tests/none.ts")).toEqual([
+      "there is no scripts/none.ts",
+      "this command is not known",
+      "this command is not known",
+      "there is no tests/none.ts",
+    ]);
+    expect(await wrong("bun run scripts/bench.ts tests/models/none")).toEqual([
+      "there is no tests/models/none",
+    ]);
+  });
+
+  test("fails when a block fails, in its middle too, and names its line", async () => {
+    if (bun === undefined) return console.log("skipped: no Bun");
+    const path = join(folder, "page.md");
+    writeFileSync(path, "```sh\ntest -f mod.ts\n```\n\n```sh\nfalse\ntrue\n```\n\n```sh\nfalse | cat\n```\n");
+    const outcome = await runScript("docs.ts", "--shell", path);
+    expect([outcome.code, outcome.output]).toEqual([1, `${path}\n 1 pass\n 2 fail\n`]);
+    expect(outcome.errors).toContain(`${path}:5: exit status 1`);
+    expect(outcome.errors).toContain(`${path}:10: exit status 1`);
+  });
+});
+
+test("YAML in the documents is a configuration, and JSON is JSON", async () => {
+  const blocks: Record<string, string[]> = { yaml: [], json: [] };
+  for (const name of readdirSync(join(ROOT, "docs")).filter((name) => name.endsWith(".md"))) {
+    const text = readFileSync(join(ROOT, "docs", name), "utf8");
+    for (const [, language, content] of text.matchAll(/^```(yaml|json)\n([\s\S]*?)^```$/gm)) {
+      blocks[language!]!.push(content!);
+    }
+  }
+  expect([blocks["yaml"]!.length, blocks["json"]!.length]).toEqual([1, 1]);
+  const { config } = await parseConfig(blocks["yaml"]![0]!);
+  // As its comments say: the profile's bits, its own group size.
+  expect([config.bitWidth, config.groupSize, config.thermodynamic.validation.enabled]).toEqual([2, 64, true]);
+  expect(Object.keys(JSON.parse(blocks["json"]![0]!))).toEqual(["quantization_config"]);
+});
+
+describe("release.ts", () => {
+  test("says how to use it, and refuses folders that hold anything else before it builds", async () => {
+    if (bun === undefined) return console.log("skipped: no Bun");
+    expect((await runScript("release.ts", "--help")).output).toContain("Usage: release.ts OUT");
+    expect((await runScript("release.ts")).code).toBe(2);
+    const full = mkdtempSync(join(folder, "full-"));
+    writeFileSync(join(full, "thesis.txt"), "mine");
+    const refused = await runScript("release.ts", full);
+    expect([refused.code, refused.errors]).toEqual([
+      4,
+      `error: Cannot release into ${JSON.stringify(full)}: it must be empty or a release, ` +
+      "got 1 files without manifest.json\n",
+    ]);
+    writeFileSync(join(full, "manifest.json"), `{"name": "something else"}`);
+    expect((await runScript("release.ts", full)).errors).toContain("format_version must be 1, got nothing");
+    const kernels = "0".repeat(64);
+    const manifest = {
+      format_version: 1,
+      version: "0",
+      abi: 1,
+      kernels,
+      libraries: [],
+      skipped: [],
+      files: {},
+    };
+    writeFileSync(join(full, "manifest.json"), JSON.stringify(manifest));
+    const foreign = await runScript("release.ts", full);
+    expect([foreign.code, foreign.errors.includes('not of the release in it: "thesis.txt"')]).toEqual([
+      4,
+      true,
+    ]);
+  });
+});

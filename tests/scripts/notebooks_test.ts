@@ -1,0 +1,81 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { findProgram } from "../../scripts/_command/programs.ts";
+import { cellsOf } from "../../scripts/notebooks.ts";
+import { isDeno, ROOT, run, workplace } from "../_checkpoints.ts";
+
+const place = workplace();
+afterAll(place.remove);
+
+function notebook(...cells: string[]): string {
+  const path = `${place.fresh("notebook")}.ipynb`;
+  writeFileSync(
+    path,
+    JSON.stringify({
+      nbformat: 4,
+      nbformat_minor: 5,
+      metadata: { kernelspec: { name: "deno", display_name: "Deno", language: "typescript" } },
+      cells: [
+        { cell_type: "markdown", id: "a", metadata: {}, source: ["# not code: const x: number = 'text';"] },
+        ...cells.map((source, i) => ({
+          cell_type: "code",
+          id: `b${i}`,
+          metadata: {},
+          execution_count: null,
+          outputs: [],
+          source: [source],
+        })),
+      ],
+    }),
+  );
+  return path;
+}
+
+describe("notebooks.ts", () => {
+  test("joins cells of code, and types hold across them", () => {
+    const good = notebook("const one: number = 1;", "one + 1;");
+    expect(cellsOf(good)).toEqual(["const one: number = 1;", "one + 1;"]);
+    expect(run("notebooks.ts", [good, "--check"]).code).toBe(0);
+    const bad = notebook("const one = 1;", "one.length;");
+    const { code, stdout } = run("notebooks.ts", [bad, "--check"]);
+    expect(code).toBe(1);
+    expect(stdout).toContain("Property 'length' does not exist on type");
+  }, 60_000);
+
+  test("a cell that throws fails the run", () => {
+    if (isDeno || findProgram("jupyter-nbconvert") === undefined) {
+      console.log(`skipped: ${isDeno ? "Bun's tests start Jupyter" : "no jupyter-nbconvert"}`);
+      return;
+    }
+    expect(run("notebooks.ts", [notebook("1 + 1;")])).toMatchObject({ code: 0 });
+    const { code, stdout } = run("notebooks.ts", [notebook("1 + 1;", 'throw new Error("as it should");')]);
+    expect(code).toBe(1);
+    expect(stdout).toContain("as it should");
+  }, 60_000);
+
+  test("what is no notebook is refused", () => {
+    const path = `${place.fresh()}.ipynb`;
+    writeFileSync(path, '{"nbformat": 3}');
+    expect(() => cellsOf(path)).toThrow("must have nbformat 4 and cells, got 3");
+    writeFileSync(path, "not json");
+    expect(run("notebooks.ts", [path]).code).toBe(3);
+  });
+
+  test("those of the repository end in assertions and are saved without outputs", () => {
+    const names = readdirSync(join(ROOT, "notebooks")).filter((name) => name.endsWith(".ipynb"));
+    expect(names.sort()).toEqual([
+      "01_quantize_and_look.ipynb",
+      "02_time_axis_and_phases.ipynb",
+      "03_compare_methods.ipynb",
+    ]);
+    for (const name of names) {
+      const path = join(ROOT, "notebooks", name);
+      const { cells } = JSON.parse(readFileSync(path, "utf8")) as {
+        cells: { cell_type: string; outputs?: unknown[] }[];
+      };
+      expect(cells.flatMap(({ outputs }) => outputs ?? [])).toEqual([]);
+      expect(cellsOf(path).at(-1)!.match(/assert\./g)!.length).toBeGreaterThan(2);
+    }
+  });
+});
