@@ -1,26 +1,31 @@
 /** Builds the kernels: the native library into the cache, and with --wasm the embedded WebAssembly module. */
 import { parseArgs } from "@std/cli/parse-args";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { KernelError } from "../lib/errors.ts";
 import { buildHash, buildWasm, compilerVersion, WASM_PLAN } from "../lib/native/build.ts";
 import { openCuda } from "../lib/native/cuda.ts";
 import { openKernels } from "../lib/native/mod.ts";
+import { signaturesSource } from "./_signatures.ts";
 
-const HELP = `Usage: bun run scripts/build.ts [--wasm [--output FILE] | --check-wasm | --cuda] [--cc COMPILER]
+const HELP =
+  `Usage: bun run scripts/build.ts [--wasm [--output FILE] | --signatures | --check-wasm | --check-signatures |
+                                --cuda] [--cc COMPILER]
 
 Builds the kernel library for this machine into the cache (done by itself at first use, too).
 
   --wasm         build lib/native/wasm_binary.ts instead; needs clang and lld
-  --check-wasm   say whether lib/native/wasm_binary.ts was built from these sources; exit status 1 if not
+  --signatures   write lib/native/signatures.ts from the headers instead; needs no compiler
+  --check-wasm, --check-signatures
+                 say whether that file was made from these sources; exit status 1 if not
   --cuda         build the CUDA library instead; needs nvcc, but no device
   --cc COMPILER  the compiler to use (default: CC, cc, gcc, clang; for --wasm: clang; for --cuda: NVCC, nvcc)
   --output FILE  with --wasm: write there instead
 `;
 
 const args = parseArgs(process.argv.slice(2), {
-  boolean: ["wasm", "check-wasm", "cuda", "help"],
+  boolean: ["wasm", "check-wasm", "signatures", "check-signatures", "cuda", "help"],
   string: ["cc", "output"],
   unknown: (name: string) => {
     console.error(`Unknown argument ${name}\n\n${HELP}`);
@@ -43,6 +48,14 @@ if (args.help) {
     process.exit(1);
   }
   console.log("lib/native/wasm_binary.ts was built from these sources");
+} else if (args.signatures || args["check-signatures"]) {
+  const file = path("../lib/native/signatures.ts"), text = signaturesSource(kernels);
+  if (args.signatures) writeFileSync(file, text);
+  else if (readFileSync(file, "utf8") !== text) {
+    console.error("lib/native/signatures.ts is of other headers: run with --signatures");
+    process.exit(1);
+  }
+  console.log("lib/native/signatures.ts is of these headers");
 } else if (args.cuda) {
   if (args.cc !== undefined) process.env["NVCC"] = args.cc;
   try {

@@ -197,6 +197,10 @@ async function steps(work: string): Promise<Step[]> {
       name: "embedded WebAssembly is of these sources",
       commands: [[bun, "run", "scripts/build.ts", "--check-wasm"]],
     },
+    {
+      name: "signatures are of these headers",
+      commands: [[bun, "run", "scripts/build.ts", "--check-signatures"]],
+    },
     { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
     { name: "tests in Deno", commands: [[deno, "test", "-A", "--no-check", importMap, "tests/"]] },
     {

@@ -20,7 +20,7 @@ import {
   RELEASE_MANIFEST_FILE,
   type ReleaseManifest,
 } from "../lib/native/release_manifest.ts";
-import { ABI_VERSION } from "../lib/native/symbols.ts";
+import { ABI_VERSION } from "../lib/native/signatures.ts";
 import { WASM_SOURCE_HASH } from "../lib/native/wasm_binary.ts";
 import { TOOL_VERSION } from "../lib/pipeline/mod.ts";
 import { digestFile, outputError, writeWhole } from "../lib/files/whole.ts";

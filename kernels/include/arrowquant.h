@@ -70,6 +70,9 @@ extern "C" {
 #define AQ_API __attribute__((visibility("default")))
 #endif
 
+/* Before a pointer: read and written. A pointer without it is read if it is const, and else written only. */
+#define AQ_INOUT
+
 /* AQ_ABI_VERSION of the library. */
 AQ_API int32_t aq_abi_version(void);
 
@@ -201,8 +204,8 @@ AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t
  * read or written by `kind`. AQ_E_NONFINITE if x has NaN or infinity, AQ_E_VALUE if a given scale or zero point is out of
  * range. */
 AQ_API int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
-                                       uint8_t *codes, float *scale, int32_t *zero_point, int32_t isa,
-                                       int32_t threads);
+                                       uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT int32_t *zero_point,
+                                       int32_t isa, int32_t threads);
 
 /* aq_linear_packed of such codes, by integer products; out f32[tokens, rows], the same bytes on every instruction set.
  * x_zero_point within 0..255 (else AQ_E_VALUE). */
@@ -234,7 +237,7 @@ AQ_API int32_t aq_attention(const float *q, const float *k, const float *v, cons
  * an angle computed in double. x f32[rows, heads, head_size], head_size even, positions i32[rows] within
  * +-AQ_MAX_POSITION (else AQ_E_VALUE). */
 #define AQ_MAX_POSITION 1048576
-AQ_API int32_t aq_rotary(float *x, const int32_t *positions, size_t rows, size_t heads, size_t head_size,
+AQ_API int32_t aq_rotary(AQ_INOUT float *x, const int32_t *positions, size_t rows, size_t heads, size_t head_size,
                          double theta, int32_t isa, int32_t threads);
 
 /* silu(gate) * up, silu(x) = x / (1 + exp(-x)). out may be gate or up. */
@@ -290,15 +293,16 @@ AQ_API int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, u
 /* out[i, j] += sum_t weight[t] y[t, i] x[t, j]. x f32[tokens, cols], y f32[tokens, rows], weight f32[tokens] or null for ones,
  * out f32[rows, cols]. y null: x itself, rows = cols, out symmetric. */
 AQ_API int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
-                                    size_t cols, float *out, int32_t isa, int32_t threads);
+                                    size_t cols, AQ_INOUT float *out, int32_t isa, int32_t threads);
 
 /* M = U diag(pivots) U^T with U unit upper triangular: m f32[n, n] becomes U (of M only the upper triangle is read), pivots f32[n].
  * AQ_E_VALUE where a pivot is not positive; m is lost then. */
-AQ_API int32_t aq_factor_moment(float *m, size_t n, float *pivots, float *work, int32_t isa, int32_t threads);
+AQ_API int32_t aq_factor_moment(AQ_INOUT float *m, size_t n, float *pivots, float *work, int32_t isa,
+                                int32_t threads);
 
 /* b f32[rows, n] becomes b M^-1, M by its factor and pivots. */
-AQ_API int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work,
-                               int32_t isa, int32_t threads);
+AQ_API int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, AQ_INOUT float *b, size_t rows,
+                               float *work, int32_t isa, int32_t threads);
 
 /* Grids from each group's range shrunk by ratio in (0, 1]. */
 AQ_API int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
@@ -315,8 +319,8 @@ AQ_API int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t co
  * out; objective f64[rows] of what is left. */
 AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds,
-                               uint8_t *codes, float *scale, float *zero_point, double *objective, float *work,
-                               int32_t isa, int32_t threads);
+                               AQ_INOUT uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT float *zero_point,
+                               double *objective, float *work, int32_t isa, int32_t threads);
 
 /* Gradients ---------------------------------------------------------------------------------------------------------
  *
@@ -363,17 +367,18 @@ AQ_API int32_t aq_gelu_tanh_backward(const float *x, const float *dy, size_t n, 
  * out f32[batch, cols], `stride` floats from one batch item to the next. The gradient of a bias, and of aq_modulate's
  * scale and shift and aq_gate_add's gate. */
 AQ_API int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols, size_t stride,
-                              float *out, int32_t isa, int32_t threads);
+                              AQ_INOUT float *out, int32_t isa, int32_t threads);
 
 /* Adam's step number `step`, from 1 on (Kingma & Ba, arXiv 1412.6980): first = beta1 first + (1 - beta1) g,
  * second = beta2 second + (1 - beta2) g^2, values -= rate / (1 - beta1^step) first / (sqrt(second / (1 - beta2^step)) +
  * epsilon). AQ_E_VALUE unless the betas lie in [0, 1), epsilon >= 0 and step >= 1. */
-AQ_API int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n, double rate,
-                            double beta1, double beta2, double epsilon, int32_t step, int32_t isa, int32_t threads);
+AQ_API int32_t aq_adam_step(AQ_INOUT float *values, const float *gradients, AQ_INOUT float *first,
+                            AQ_INOUT float *second, size_t n, double rate, double beta1, double beta2, double epsilon,
+                            int32_t step, int32_t isa, int32_t threads);
 
 /* values = min(max(values - rate gradients, low), high). */
-AQ_API int32_t aq_projected_gradient_step(float *values, const float *gradients, const float *low, const float *high,
-                                          size_t n, float rate, int32_t isa, int32_t threads);
+AQ_API int32_t aq_projected_gradient_step(AQ_INOUT float *values, const float *gradients, const float *low,
+                                          const float *high, size_t n, float rate, int32_t isa, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,5 @@
 /** The one file that names `bun:ffi`. */
-import type { CallsOf, OpenedSymbols, SymbolTable } from "./symbols.ts";
+import { type CallsOf, kindsOf, type OpenedSymbols, type SymbolTable } from "./symbols.ts";
 
 interface BunFfi {
   dlopen(
@@ -13,6 +13,7 @@ const FFI_TYPES = {
   out: "ptr",
   inout: "ptr",
   usize: "u64",
+  handle: "u64",
   i32: "i32",
   f32: "f32",
   f64: "f64",
@@ -27,11 +28,8 @@ export async function openInBun<Table extends SymbolTable>(
   const specifier = ["bun", "ffi"].join(":");
   const { dlopen } = await import(specifier) as BunFfi;
   const table: Record<string, { args: string[]; returns: string }> = {};
-  for (const [name, declaration] of Object.entries(symbols)) {
-    table[name] = {
-      args: declaration.parameters.map((kind) => FFI_TYPES[kind]),
-      returns: declaration.result,
-    };
+  for (const [name, signature] of Object.entries(symbols)) {
+    table[name] = { args: kindsOf(signature).map((kind) => FFI_TYPES[kind]), returns: "i32" };
   }
   const library = dlopen(path, table);
   return {

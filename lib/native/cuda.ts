@@ -8,7 +8,6 @@ import { join } from "node:path";
 import process from "node:process";
 import { KernelError } from "../errors.ts";
 import { buildHash, buildLibrary, builtLibrary, compilerVersion, cudaPlan } from "./build.ts";
-import { CUDA_ABI_VERSION, CUDA_SYMBOLS } from "./cuda_symbols.ts";
 import { isAllowed } from "./deno.ts";
 import {
   type Attempt,
@@ -20,7 +19,8 @@ import {
   runtimeName,
   sourceFolder,
 } from "./library.ts";
-import type { CallsOf, NativeSize } from "./symbols.ts";
+import { CUDA_ABI_VERSION, CUDA_SIGNATURES } from "./signatures.ts";
+import type { CudaCalls, NativeSize } from "./symbols.ts";
 
 export interface OpenCudaOptions {
   /** Path of a library to use instead of any other. */
@@ -43,9 +43,9 @@ export interface CudaKernels {
   close(): void;
   [Symbol.dispose](): void;
   /** The functions of kernels/include/arrowquant_cuda.h. */
-  readonly calls: CallsOf<typeof CUDA_SYMBOLS>;
-  /** A count or a handle as `calls` take it. */
-  size(count: number | bigint): NativeSize;
+  readonly calls: CudaCalls;
+  /** A count as `calls` take it. */
+  size(count: number): NativeSize;
 }
 
 /** Bytes for a line of the library's; the longest of its own texts have about 150. */
@@ -166,8 +166,8 @@ const reasonsOf = (attempts: readonly Attempt[]) =>
   attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
 
 async function openAt(path: string): Promise<CudaKernels> {
-  const abi = (calls: CallsOf<typeof CUDA_SYMBOLS>) => calls.aq_cuda_abi_version();
-  const library = await openSymbols(path, CUDA_SYMBOLS, abi, CUDA_ABI_VERSION);
+  const abi = (calls: CudaCalls) => calls.aq_cuda_abi_version();
+  const library = await openSymbols(path, CUDA_SIGNATURES, abi, CUDA_ABI_VERSION);
   const count = new Int32Array(1);
   library.calls.aq_cuda_device_count(count);
   const devices = count[0]!;
@@ -192,7 +192,7 @@ async function openAt(path: string): Promise<CudaKernels> {
       if (!isOpen) throw new KernelError(`Cannot call a kernel of ${path}: it was closed`);
       return library.calls;
     },
-    size: (value) => typeof value === "bigint" ? value : library.size(value),
+    size: library.size,
   };
 }
 

@@ -4,7 +4,7 @@
  */
 import { KernelError } from "../errors.ts";
 import { type CudaKernels, describeCudaStatus } from "./cuda.ts";
-import type { Kernels } from "./mod.ts";
+import type { Kernels } from "./kernels.ts";
 import type { NativeCalls } from "./symbols.ts";
 
 /** The header's `AQ_OK`, and the first status that is the device's and not the arguments'. */

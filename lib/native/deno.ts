@@ -1,5 +1,5 @@
 /** The one file that names `Deno.dlopen`, and the one that asks Deno what it may do. */
-import type { CallsOf, OpenedSymbols, SymbolTable } from "./symbols.ts";
+import { type CallsOf, kindsOf, type OpenedSymbols, type SymbolTable } from "./symbols.ts";
 
 export interface DenoPermission {
   name: "ffi" | "read" | "env" | "run" | "write" | "net" | "sys";
@@ -35,6 +35,7 @@ const FFI_TYPES = {
   out: "buffer",
   inout: "buffer",
   usize: "usize",
+  handle: "usize",
   i32: "i32",
   f32: "f32",
   f64: "f64",
@@ -43,11 +44,8 @@ const FFI_TYPES = {
 /** Opens a library with `Deno.dlopen`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
 export function openInDeno<Table extends SymbolTable>(path: string, symbols: Table): OpenedSymbols<Table> {
   const table: Record<string, { parameters: string[]; result: string }> = {};
-  for (const [name, declaration] of Object.entries(symbols)) {
-    table[name] = {
-      parameters: declaration.parameters.map((kind) => FFI_TYPES[kind]),
-      result: declaration.result,
-    };
+  for (const [name, signature] of Object.entries(symbols)) {
+    table[name] = { parameters: kindsOf(signature).map((kind) => FFI_TYPES[kind]), result: "i32" };
   }
   const library = denoRuntime()!.dlopen(path, table);
   return {

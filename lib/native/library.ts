@@ -13,7 +13,8 @@ import { openInBun } from "./bun.ts";
 import { type DenoPermission, denoRuntime, isAllowed, openInDeno } from "./deno.ts";
 import { fetchedLibrary, fetchLibrary, type FetchRequest } from "./fetch.ts";
 import { IS_REMOTE, PACKAGE_ROOT } from "./location.ts";
-import { ABI_VERSION, type OpenedLibrary, type OpenedSymbols, SYMBOLS, type SymbolTable } from "./symbols.ts";
+import { ABI_VERSION, SIGNATURES } from "./signatures.ts";
+import type { OpenedLibrary, OpenedSymbols, SymbolTable } from "./symbols.ts";
 import { WASM_SOURCE_HASH } from "./wasm_binary.ts";
 
 /** One place that was tried and what came of it. */
@@ -85,7 +86,7 @@ export async function openSymbols<Table extends SymbolTable>(
 
 /** `openSymbols` of the CPU's library. */
 export function openLibrary(path: string): Promise<OpenedLibrary> {
-  return openSymbols(path, SYMBOLS, (calls) => calls.aq_abi_version(), ABI_VERSION);
+  return openSymbols(path, SIGNATURES, (calls) => calls.aq_abi_version(), ABI_VERSION);
 }
 
 /** The kernels' sources beside this package, undefined where there are none. */
@@ -124,7 +125,6 @@ export async function findCompiler(): Promise<{ command: string; version: string
 /** What Deno has to allow before a library is looked for. */
 export const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
 
-/** Whether this runtime can call a shared library. */
 /** Whether this runtime can open a library. */
 export const hasFfi = () =>
   (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;

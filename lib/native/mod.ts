@@ -6,24 +6,16 @@ import { KernelError } from "../errors.ts";
 import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
 import { type BackendChoice, BACKENDS } from "../config/backends.ts";
-import { ABI_VERSION, type NativeCalls, type NativeSize, type OpenedLibrary } from "./symbols.ts";
+import { ABI_VERSION } from "./signatures.ts";
+import { INSTRUCTION_SETS, type InstructionSet, type Kernels } from "./kernels.ts";
+import type { OpenedLibrary } from "./symbols.ts";
 
-export { ABI_VERSION, type NativeCalls } from "./symbols.ts";
+export { ABI_VERSION } from "./signatures.ts";
+export type { InstructionSet, Kernels } from "./kernels.ts";
+export type { NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
 
 export { type BackendChoice, BACKENDS } from "../config/backends.ts";
-
-/** The value is the header's `AQ_ISA_*`. */
-const INSTRUCTION_SETS = {
-  scalar: 1,
-  avx2: 2,
-  avx512: 3,
-  neon: 4,
-  simd128: 5,
-  avx512_vnni: 6,
-  neon_dot: 7,
-} as const;
-export type InstructionSet = keyof typeof INSTRUCTION_SETS;
 
 export interface OpenOptions {
   /** Default `auto`. */
@@ -37,33 +29,6 @@ export interface OpenOptions {
    * imported over HTTP: there it is standard error, because something may be downloaded.
    */
   readonly onMessage?: ((line: string) => void) | undefined;
-}
-
-/** Opened kernels. Which ones they are is public, and belongs in every log and measurement. */
-export interface Kernels {
-  /** What runs on the CPU. */
-  readonly backend: "native" | "wasm";
-  /** One line about the GPU that quantizes; undefined where the CPU does. */
-  readonly device?: string | undefined;
-  readonly isa: InstructionSet;
-  /** Path of the library, or `embedded`. */
-  readonly library: string;
-  /** Name and version of the runtime, as in `bun 1.4.5`. */
-  readonly runtime: string;
-  readonly abi: number;
-  /** Places that were passed over, and why. */
-  readonly attempts: readonly Attempt[];
-  /** One line for logs. */
-  describe(): string;
-  /** Releases the library; no call may follow. */
-  close(): void;
-  [Symbol.dispose](): void;
-  /** The header's functions; `lib/quant` and `lib/models` call them, with every argument checked. */
-  readonly calls: NativeCalls;
-  /** A count as `calls` take it. */
-  size(count: number): NativeSize;
-  /** The header's number of `isa`. */
-  readonly isaNumber: number;
 }
 
 function kernelsFrom(

@@ -2,13 +2,8 @@
  * The kernels as WebAssembly: the same C, built for 128-bit vectors, embedded in wasm_binary.ts. Needs no
  * compiler, no permission and no file. A call copies its buffers into the module's memory and its outputs back.
  */
-import {
-  type NativeBuffer,
-  type NativeCalls,
-  type OpenedLibrary,
-  type ParameterKind,
-  SYMBOLS,
-} from "./symbols.ts";
+import { SIGNATURES } from "./signatures.ts";
+import { kindsOf, type NativeBuffer, type NativeCalls, type OpenedLibrary } from "./symbols.ts";
 import { WASM_BASE64 } from "./wasm_binary.ts";
 
 const PAGE_BYTES = 65536;
@@ -33,7 +28,8 @@ export function openWasm(): OpenedLibrary {
   const exports = instance.exports as unknown as WasmExports;
   const heapBase = align(exports.__heap_base.value as number);
 
-  function wrap(name: string, parameters: readonly ParameterKind[]) {
+  function wrap(name: string, signature: string) {
+    const parameters = kindsOf(signature);
     const call = exports[name] as (...args: number[]) => number;
     // Calls carry whole tensors, so copying them outweighs what a rest parameter costs.
     return (...args: (NativeBuffer | number | bigint)[]): number => {
@@ -65,7 +61,7 @@ export function openWasm(): OpenedLibrary {
   }
 
   const calls = Object.fromEntries(
-    Object.entries(SYMBOLS).map(([name, declaration]) => [name, wrap(name, declaration.parameters)]),
+    Object.entries(SIGNATURES).map(([name, signature]) => [name, wrap(name, signature)]),
   );
   return { calls: calls as unknown as NativeCalls, size: (count) => count, close: () => {} };
 }

@@ -7,7 +7,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { findCompiler } from "../../lib/native/library.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { ABI_VERSION } from "../../lib/native/symbols.ts";
+import { ABI_VERSION, SIGNATURES } from "../../lib/native/signatures.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "arrowquant-open-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -186,8 +186,7 @@ describe("openKernels", () => {
     }
     const source = join(folder, "other.c");
     const header = join(root, "kernels/include/arrowquant.h");
-    const { SYMBOLS } = await import("../../lib/native/symbols.ts");
-    const names = Object.keys(SYMBOLS).filter((name) => name !== "aq_abi_version");
+    const names = Object.keys(SIGNATURES).filter((name) => name !== "aq_abi_version");
     writeFileSync(
       source,
       `/* ${header} */ int aq_abi_version(void) { return 99; }\n${

@@ -1,11 +1,24 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { ABI_VERSION, SYMBOLS } from "../../lib/native/symbols.ts";
+import { fileURLToPath } from "node:url";
+import { ABI_VERSION, CUDA_ABI_VERSION, CUDA_SIGNATURES, SIGNATURES } from "../../lib/native/signatures.ts";
+import { kindsOf, type SymbolTable } from "../../lib/native/symbols.ts";
+import { signaturesOf, signaturesSource } from "../../scripts/_signatures.ts";
 
-const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
-const header = read("kernels/include/arrowquant.h");
+const path = (relative: string) => fileURLToPath(new URL(`../../${relative}`, import.meta.url));
+const read = (relative: string) => readFileSync(path(relative), "utf8");
 
-/** Parameters that a function reads and writes; C cannot say so. */
+const LIBRARIES: readonly (readonly [string, SymbolTable, number, RegExp])[] = [
+  ["kernels/include/arrowquant.h", SIGNATURES, ABI_VERSION, /#define AQ_ABI_VERSION (\d+)/],
+  [
+    "kernels/include/arrowquant_cuda.h",
+    CUDA_SIGNATURES,
+    CUDA_ABI_VERSION,
+    /#define AQ_CUDA_ABI_VERSION (\d+)/,
+  ],
+];
+
+/** Parameters that a function reads and writes, written down apart from the header's own marks. */
 const IN_PLACE = new Set([
   "aq_rotary x",
   "aq_quantize_activations scale",
@@ -23,8 +36,8 @@ const IN_PLACE = new Set([
   "aq_column_sums out", // what lies between its rows stays
 ]);
 
-/** The header's declarations as name → kinds of its parameters. */
-function declarations(): Record<string, string[]> {
+/** A header's declarations as name → kinds of its parameters, read another way than the generator reads them. */
+function declarations(header: string): Record<string, string[]> {
   const found: Record<string, string[]> = {};
   for (const [, name, list] of header.matchAll(/AQ_API int32_t (aq_\w+)\(([^)]*)\);/g)) {
     found[name!] = list!.trim() === "void" ? [] : list!.split(",").map((parameter) => {
@@ -32,6 +45,7 @@ function declarations(): Record<string, string[]> {
       if (parameter.includes("*")) {
         return IN_PLACE.has(`${name} ${/\w+$/.exec(parameter)![0]}`) ? "inout" : "out";
       }
+      if (/\baq_cuda_(buffer|stream)\b/.test(parameter)) return "handle";
       if (/\bsize_t\b/.test(parameter)) return "usize";
       if (/\bint32_t\b/.test(parameter)) return "i32";
       if (/^\s*float /.test(parameter)) return "f32";
@@ -42,24 +56,40 @@ function declarations(): Record<string, string[]> {
   return found;
 }
 
-describe("symbol table", () => {
-  test("has exactly the header's functions with its parameters", () => {
-    const table = Object.fromEntries(
-      Object.entries(SYMBOLS).map(([name, declaration]) => [name, [...declaration.parameters]]),
+describe("signatures", () => {
+  for (const [file, table, version, pattern] of LIBRARIES) {
+    test(`are ${file}'s functions, parameters and ABI number`, () => {
+      const header = read(file);
+      const kinds = Object.fromEntries(
+        Object.entries(table).map(([name, signature]) => [name, kindsOf(signature) as string[]]),
+      );
+      expect(Object.keys(kinds).length).toBeGreaterThan(10);
+      expect(kinds).toEqual(declarations(header));
+      expect(Number(pattern.exec(header)![1])).toBe(version);
+    });
+  }
+
+  test("are the ones that the headers give now", () => {
+    expect(read("lib/native/signatures.ts")).toBe(signaturesSource(path("kernels")));
+  });
+
+  test("say what a pointer points at", () => {
+    const header = `
+      /* AQ_API int32_t aq_commented(void); */
+      AQ_API int32_t aq_one(const void *weights, AQ_INOUT float *scale, uint16_t *out, size_t n,
+                            int32_t bits, double rate);
+      AQ_API int32_t aq_none(void);`;
+    expect([...signaturesOf(header)]).toEqual([
+      ["aq_one", "in:any inout:f32 out:u16 usize i32 f64"],
+      ["aq_none", ""],
+    ]);
+  });
+
+  test("refuse a result of 64 bits and a parameter that no FFI type stands for", () => {
+    expect(() => signaturesOf("AQ_API int64_t aq_wide(void);")).toThrow(/aq_wide.*no int32_t/);
+    expect(() => signaturesOf("AQ_API int32_t aq_odd(const aq_job *job);")).toThrow(
+      /aq_odd.*"const aq_job \*job"/,
     );
-    expect(Object.keys(table).length).toBeGreaterThan(10);
-    expect(table as Record<string, string[]>).toEqual(declarations());
-  });
-
-  test("is of the header's ABI number", () => {
-    expect(Number(/#define AQ_ABI_VERSION (\d+)/.exec(header)![1])).toBe(ABI_VERSION);
-  });
-
-  test("repeats each declaration of the header in its comments", () => {
-    const squeeze = (text: string) => text.replaceAll(/\s*\/\/\s*/g, " ").replaceAll(/\s+/g, " ");
-    const comments = squeeze(read("lib/native/symbols.ts"));
-    for (const [declaration] of header.matchAll(/int32_t aq_\w+\([^)]*\)(?=;)/g)) {
-      expect(comments).toContain(squeeze(declaration));
-    }
+    expect(() => signaturesOf("AQ_API int32_t aq_odd(const size_t n);")).toThrow(/aq_odd.*"const size_t n"/);
   });
 });

@@ -270,7 +270,7 @@ function measureQuantize(bench: CudaBench, options: QuantizeOptions, name: strin
   bench.measure(() => {
     const w = memory.filled(host, rows * cols * 2),
       out = sizes.map((bytes) => memory.allocate(bytes)),
-      none = size(0);
+      none = 0n;
     const call = () => {
       if (scaleBits !== undefined) {
         const [p, s, m, ds, dm] = out;
@@ -388,7 +388,7 @@ function measureProducts(bench: CudaBench, goals: Goal[]): void {
       const plain = dequantize(cpu, tensor),
         parts = partsOf(tensor),
         sizes = parts.map((part) => part.byteLength * rows / HOST_ROWS);
-      const shape = [size(rows), size(cols), bits, size(groupSize)] as const, none = size(0);
+      const shape = [size(rows), size(cols), bits, size(groupSize)] as const, none = 0n;
       // the columns of the first rows for the last token
       const wanted = Float32Array.from({ length: HOST_ROWS }, (_, row) => {
         let sum = 0;
@@ -487,7 +487,7 @@ function goalOf(goal: string, measured: number | undefined, least: number): Goal
 /** The solvers' kernels and a forward pass's, by their bytes or operations; the driver of kernels/tests checks them. */
 function measureOthers(bench: CudaBench): void {
   const { cuda, memory, scale } = bench, { calls, size } = cuda, n = scale.square, { stream } = memory;
-  const x = gaussians(HOST_ROWS * n, 5), none = size(0);
+  const x = gaussians(HOST_ROWS * n, 5), none = 0n;
   const filled = (bytes: number) => memory.filled(x, bytes), square = n * n * 4;
   bench.measure(() => {
     const from = filled(square), out = filled(square);
