@@ -1,6 +1,9 @@
 /**
- * ArrowQuant: quantizes diffusion models - language (Dream, LLaDA) and image (DiT) - to 2, 3, 4 or 8 bits and
- * measures what that costs. Nothing is opened, read or written by importing this module.
+ * ArrowQuant quantizes diffusion models - language (Dream, LLaDA) and image (DiT) - to 2, 3, 4 or 8 bits and measures
+ * the cost. Importing this module opens, reads and writes nothing.
+ *
+ * More doors: `./time` (time groups and parameters), `./thermo` (transitions, losses, optimizer), `./phases` (the three
+ * phases), `./eval` (metrics), `./analysis` (tables, charts, reports) and `./bench` (the suites of the benchmark).
  *
  * @example
  * ```ts
@@ -16,40 +19,49 @@
  * @module
  */
 export * from "./lib/errors.ts";
+export { type BackendChoice, type Kernels, openKernels, type OpenOptions } from "./lib/native/mod.ts";
 export {
-  ABI_VERSION,
-  type Attempt,
-  type BackendChoice,
-  type InstructionSet,
-  type Kernels,
-  openKernels,
-  type OpenOptions,
-} from "./lib/native/mod.ts";
-export * from "./lib/tensor/mod.ts";
-export * from "./lib/quant/mod.ts";
+  type Checkpoint,
+  openCheckpoint,
+  SafetensorsFile,
+  SafetensorsWriter,
+  type TensorInfo,
+} from "./lib/tensor/mod.ts";
 export {
-  canonicalConfig,
+  accumulateMoment,
+  type BitWidth,
+  cosine,
+  dequantize,
+  emptyMoments,
+  type ErrorStatistics,
+  factorMoments,
+  type GroupSize,
+  type InputMoments,
+  packedErrorStatistics,
+  type PackedLayer,
+  packedLayers,
+  type PackedTensor,
+  quantize,
+  type QuantizeOptions,
+  readPackedTensor,
+  relativeRmsError,
+  solveLayer,
+  type Weights,
+} from "./lib/quant/mod.ts";
+export {
   type Config,
   type ConfigOverrides,
-  type ConfigRow,
-  configSchema,
   DEFAULT_CONFIG,
-  type DeploymentProfile,
   formatConfig,
   loadConfig,
   parseConfig,
   resolveConfig,
-  type ResolvedConfig,
 } from "./lib/config/mod.ts";
 export {
   dequantizeCheckpoint,
   type DequantizeCheckpointOptions,
-  KEEP_RULES,
-  type LayerViolation,
-  type PhasesReport,
   type Plan,
   planQuantization,
-  type PlanRow,
   quantizeCheckpoint,
   type QuantizeCheckpointOptions,
   readManifest,
@@ -57,11 +69,22 @@ export {
   type RunReport,
   verifyFiles,
 } from "./lib/pipeline/mod.ts";
-export * from "./lib/models/mod.ts";
+export {
+  diffusionGenerate,
+  encodePng,
+  generateImages,
+  lladaGenerate,
+  type LoadedModel,
+  loadModel,
+  loadScheduler,
+  loadStoredModel,
+  loadTokenizer,
+  modelRequirements,
+} from "./lib/models/mod.ts";
 
 /**
- * Tables, charts and reports (`lib/analysis/mod.ts`), loaded by the first call: who only quantizes never
- * waits for them. What draws and reads tables (Arquero, Vega) they load themselves, when first needed.
+ * Tables, charts and reports: the door `./analysis`, not loaded unless called. It loads Arquero and Vega when they are
+ * first needed.
  *
  * @example
  * ```ts
@@ -75,5 +98,5 @@ export function loadAnalysis(): Promise<typeof import("./lib/analysis/mod.ts")> 
   return import(ANALYSIS);
 }
 
-/** Computed: what Deno sees it fetches at once. A bundle's own entry names it, scripts/_release/bundle_entry.ts. */
+/** Computed, so that Deno does not fetch it with this module. The bundle's entry imports it by name. */
 const ANALYSIS: string = "./lib/analysis/mod.ts";

@@ -1,24 +1,25 @@
-/** `docs.ts`: writes the API reference from the docstrings, and runs the documents' shell examples. */
+/** Writes the API reference from the docstrings, and runs the shell examples of the documents. */
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { delimiter, join } from "node:path";
+import { delimiter, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { PACKAGE_ROOT } from "../lib/native/location.ts";
-import { writeWhole } from "../lib/files/whole.ts";
-import { apiReference } from "./_api_reference.ts";
+import { undocumented, writeReference } from "./_reference.ts";
 import { bunBinary, denoBinary } from "./_command/programs.ts";
 import { runProgram } from "./_command/run_program.ts";
 import { EXIT_CODE_HELP, parseOptions, print, runCommand, usageError } from "./_command/terminal.ts";
 
-const HELP = `Usage: docs.ts [--check] [--shell FILE]
+const HELP = `Usage: docs.ts [OUT]
+       docs.ts --check
+       docs.ts --shell FILE
 
-Writes docs/api.md from the docstrings of what mod.ts exports.
+Writes the API reference of all public modules into OUT (default out/reference) as HTML pages, from the docstrings.
 
-  --check        write nothing; exit status 1 if docs/api.md is not what would be written
-  --shell FILE   run the \`\`\`sh blocks of a document instead, in order, in one empty folder that sees the checkout. Of a
-                 block after a comment "<!-- checked: REASON -->" nothing is run, and that is said: its scripts, paths and
-                 packages' commands must exist, and every option and option's word must be in the script's --help
+  --check        write nothing; exit status 1 if a public symbol or a field of its options has no docstring
+  --shell FILE   run the \`\`\`sh blocks of a document instead, in order, in one empty folder that sees the checkout. A
+                 block after a comment "<!-- checked: REASON -->" is not run: its scripts, paths and the packages'
+                 commands must exist, and every option and option's word must be in the script's --help
   --help
 
 ${EXIT_CODE_HELP}`;
@@ -150,17 +151,16 @@ async function main(args: readonly string[]): Promise<number> {
     print(HELP);
     return 0;
   }
-  if (positionals.length > 0) throw usageError(`no paths are taken, got ${positionals.length}`, HELP);
   if (values.shell !== undefined) return await runShell(values.shell);
-  const target = join(root, "docs", "api.md");
-  const page = await apiReference();
   if (flags.check) {
-    if (existsSync(target) && readFileSync(target, "utf8") === page) return 0;
-    console.error("error: docs/api.md is not what the docstrings say: run bun run scripts/docs.ts");
-    return 1;
+    const missing = await undocumented();
+    for (const name of missing) console.error(`error: no docstring: ${name}`);
+    return missing.length === 0 ? 0 : 1;
   }
-  writeWhole(target, page);
-  print(`${target}: ${page.split("\n").length} lines`);
+  if (positionals.length > 1) throw usageError(`one folder is taken, got ${positionals.length}`, HELP);
+  const out = positionals[0] ?? join("out", "reference");
+  await writeReference(resolve(out));
+  print(`${join(out, "index.html")}`);
   return 0;
 }
 

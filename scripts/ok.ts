@@ -255,7 +255,7 @@ async function steps(work: string): Promise<Step[]> {
       commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, "mod.ts", "lib/"]],
     },
     {
-      name: "API reference is of these docstrings",
+      name: "every public symbol is documented",
       commands: [[bun, "run", "scripts/docs.ts", "--check"]],
     },
     {

@@ -1,0 +1,110 @@
+/** The order of the tree: what may import what, how large a folder may be, and where documents may reach. */
+import { describe, expect, test } from "bun:test";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { dirname, join, relative } from "node:path";
+import { ROOT } from "./_checkpoints.ts";
+
+/** Floors of lib from low to high: a file imports from its own floor and from lower ones. */
+const FLOORS = [
+  ...[
+    "errors",
+    "progress",
+    "files",
+    "config",
+    "native",
+    "tensor",
+    "quant",
+    "output",
+    "plan",
+    "time",
+    "thermo",
+  ],
+  ...["models", "calibration", "solve", "phases", "pipeline", "eval", "bench", "analysis"],
+];
+const MAX_FILES_PER_FOLDER = 16;
+
+function filesBelow(folder: string): string[] {
+  return readdirSync(join(ROOT, folder), { withFileTypes: true }).flatMap((entry) => {
+    const path = `${folder}/${entry.name}`;
+    return entry.isDirectory() ? filesBelow(path) : [path];
+  });
+}
+
+const sourceOf = (path: string) => readFileSync(join(ROOT, path), "utf8");
+/** Source without comments: their examples import, too. */
+const codeOf = (path: string) => sourceOf(path).replace(/\/\*[\s\S]*?\*\/|(?<=^|\s)\/\/.*$/gm, "");
+
+/** Relative imports of a file, by path from the project's folder. */
+function importsOf(path: string): string[] {
+  const specifiers = [...codeOf(path).matchAll(/(?:\bfrom|\bimport)\s*\(?\s*"(\.[^"]+)"/g)];
+  return specifiers.map(([, specifier]) => relative(ROOT, join(ROOT, dirname(path), specifier!)));
+}
+
+const floorOf = (path: string) => FLOORS.indexOf(path.split("/")[1]!.replace(/\.ts$/, ""));
+const library = filesBelow("lib").filter((path) => path.endsWith(".ts"));
+const imports = new Map(library.map((path) => [path, importsOf(path)]));
+
+/** Files from which `path` is reached again, as one path around; empty where there is none. */
+function circleThrough(path: string): string[] {
+  const seen = new Set<string>();
+  const walk = (at: string, trail: string[]): string[] => {
+    for (const next of imports.get(at) ?? []) {
+      if (next === path) return [...trail, at];
+      if (seen.has(next)) continue;
+      seen.add(next);
+      const found = walk(next, [...trail, at]);
+      if (found.length > 0) return found;
+    }
+    return [];
+  };
+  return walk(path, []);
+}
+
+describe("lib", () => {
+  test("has a floor for every folder", () => {
+    expect(library.filter((path) => floorOf(path) < 0)).toEqual([]);
+  });
+  test("imports from its own floor and below", () => {
+    const upward = [...imports].flatMap(([path, targets]) =>
+      targets.filter((target) => !target.startsWith("lib/") || floorOf(target) > floorOf(path))
+        .map((target) => `${path} -> ${target}`)
+    );
+    expect(upward).toEqual([]);
+  });
+  test("imports files that are there", () => {
+    const missing = [...imports.values()].flat().filter((path) => !existsSync(join(ROOT, path)));
+    expect(missing).toEqual([]);
+  });
+  test("has no circle of imports", () => {
+    expect(library.map(circleThrough).filter((circle) => circle.length > 0)).toEqual([]);
+  });
+  test("never names a path of scripts or tests", () => {
+    const naming = library.filter((path) => /["'`/](?:scripts|tests)\//.test(codeOf(path)));
+    expect(naming).toEqual([]);
+  });
+});
+
+test("no folder holds more than sixteen files", () => {
+  const counts = new Map<string, number>();
+  for (const path of ["lib", "scripts", "kernels", "tests"].flatMap(filesBelow)) {
+    if (!path.startsWith("tests/models/")) counts.set(dirname(path), (counts.get(dirname(path)) ?? 0) + 1);
+  }
+  expect([...counts].filter(([, count]) => count > MAX_FILES_PER_FOLDER)).toEqual([]);
+});
+
+test("documents and notebooks import public modules only", () => {
+  const { exports } = JSON.parse(sourceOf("deno.json")) as { exports: Record<string, string> };
+  const doors = new Set(Object.values(exports).map((path) => path.slice(2)));
+  const documents = ["README.md", ...["docs", "notebooks"].flatMap(filesBelow)];
+  const others = documents.filter((path) => /\.(?:md|ipynb)$/.test(path)).flatMap((path) =>
+    [...sourceOf(path).matchAll(/from \\?"(\.[^"\\]+)/g)]
+      .map(([, specifier]) => relative(ROOT, join(ROOT, dirname(path), specifier!)))
+      .filter((target) => !doors.has(target)).map((target) => `${path}: ${target}`)
+  );
+  expect(others).toEqual([]);
+});
+
+test("package.json and deno.json have the same doors", () => {
+  const read = (path: string) => (JSON.parse(sourceOf(path)) as { exports: unknown }).exports;
+  expect(read("package.json")).toEqual(read("deno.json"));
+});
