@@ -1,7 +1,6 @@
 /**
  * One pass of the full-precision model over calibration data, with what every layer reads added to calibration statistics.
  */
-import { setImmediate } from "node:timers/promises";
 import { CalibrationError } from "../errors.ts";
 import type { Blockwise, LayerObserver } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -12,6 +11,7 @@ import {
   type SecondMoments,
   type TimeGroups,
 } from "../time/mod.ts";
+import { pause } from "../progress.ts";
 import type { Calibrated, CalibrationPart, CalibrationSet } from "./mod.ts";
 
 /** How to collect. */
@@ -116,10 +116,4 @@ export function rowWeights(
     `Cannot calibrate ${JSON.stringify(name)}: it must read a row a position or a sample, got ${rows} rows`,
     { tensor: name },
   );
-}
-
-/** Lets the event loop run, so that a signal is seen. */
-export async function pause(signal: AbortSignal | undefined): Promise<void> {
-  await setImmediate();
-  signal?.throwIfAborted();
 }

@@ -19,7 +19,7 @@ import {
 import type { Calibrated } from "./mod.ts";
 import { collectStatistics } from "./collect.ts";
 import { exists, quote, remove, sha256 } from "../files/whole.ts";
-import type { RunOptions } from "../output/rewrite.ts";
+import type { RunOptions } from "../progress.ts";
 
 /** What the name of an unfinished pass's file ends with. */
 export const PROGRESS_SUFFIX = ".progress";

@@ -2,7 +2,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Config } from "../config/mod.ts";
-import { CalibrationError, ConfigError, InterruptedError } from "../errors.ts";
+import { CalibrationError, ConfigError } from "../errors.ts";
 import { loadModel } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
@@ -10,7 +10,7 @@ import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile, quote } from "../files/whole.ts";
-import type { RunOptions } from "../output/rewrite.ts";
+import { type RunOptions, stoppable } from "../progress.ts";
 import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 
 /** Data that lie beside a checkpoint and are used when none are named. */
@@ -167,21 +167,4 @@ export async function openCalibration(
   );
   const isUsed = statistics !== undefined || config.calibrationMode === "once" || hasBudget(config);
   return isUsed ? { ...calibrated, statistics: saved } : calibrated;
-}
-
-/** An abort as the pipeline reports it. */
-export async function stoppable<T>(
-  signal: AbortSignal | undefined,
-  remedy: string,
-  run: () => Promise<T>,
-): Promise<T> {
-  try {
-    return await run();
-  } catch (error) {
-    if (signal?.aborted !== true || error !== signal.reason) throw error;
-    throw new InterruptedError(
-      `Stopped by ${String(signal.reason)}: ${remedy}`,
-      String(signal.reason),
-    );
-  }
 }

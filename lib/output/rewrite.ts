@@ -6,7 +6,7 @@ import { Buffer } from "node:buffer";
 import { createHash, type Hash } from "node:crypto";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
-import { setImmediate } from "node:timers";
+import { pause, type RunEvent, type RunOptions } from "../progress.ts";
 import { CalibrationError, IntegrityError, InterruptedError, OutputError, WeightsError } from "../errors.ts";
 import {
   BYTES_PER_ELEMENT,
@@ -58,38 +58,6 @@ export interface RewriteFile {
 export interface SmallFile {
   readonly name: string;
   readonly content: string | Uint8Array;
-}
-
-/** Where a run is. */
-export interface Progress {
-  /** Tensor at work. */
-  readonly tensor: string;
-  readonly tensorsDone: number;
-  readonly tensors: number;
-  /** Elements of the tensors so far and of all. */
-  readonly weightsDone: number;
-  readonly weights: number;
-  /** Bytes of the input so far and of all. */
-  readonly bytesDone: number;
-  readonly bytes: number;
-  /** Part of `bytesDone` that an earlier run did. */
-  readonly bytesResumed: number;
-}
-
-/** Something worth a line in a log. */
-export interface RunEvent {
-  readonly kind: "calibrate" | "resume" | "fallback" | "kept" | "phase" | "warning" | "commit";
-  readonly message: string;
-  /** The message's numbers by name, for machines, where it has any; JSON can hold them. */
-  readonly data?: Readonly<Record<string, unknown>> | undefined;
-}
-
-/** What is watched and what can stop a run. */
-export interface RunOptions {
-  /** Finished with the current chunk, the run stops and can be resumed; the reason names the signal. */
-  readonly signal?: AbortSignal | undefined;
-  readonly onProgress?: ((progress: Progress) => void) | undefined;
-  readonly onEvent?: ((event: RunEvent) => void) | undefined;
 }
 
 /** A whole run. */
@@ -528,7 +496,7 @@ class Run {
 
   /** Lets signals and finished syncs in; throws when the run is to stop. */
   readonly #breathe = async (): Promise<void> => {
-    await new Promise<void>((resolve) => setImmediate(resolve));
+    await pause();
     this.#throwSyncError();
     const { signal } = this.#options;
     if (!signal?.aborted) return;

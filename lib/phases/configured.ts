@@ -13,7 +13,7 @@ import type { Calibrated } from "../calibration/mod.ts";
 import type { PhaseModel } from "./context.ts";
 import type { PhaseResult, PhaseSettings, PhasesReport } from "./mod.ts";
 import type { Plan } from "../plan/plan.ts";
-import type { RunEvent, RunOptions } from "../output/rewrite.ts";
+import type { RunEvent, RunOptions } from "../progress.ts";
 import { denseWeights, type SolvedLayer } from "../solve/solve_model.ts";
 
 /** The configuration as it runs: phase 3 is of calibrated codes, `best` unless the solver is a calibrated one. */

@@ -11,13 +11,12 @@ import {
   isCalibrated,
   openCalibration,
   type SaveCalibration,
-  stoppable,
   wantsPhases,
 } from "../calibration/source.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import { quote } from "../files/whole.ts";
 import type { Plan } from "../plan/plan.ts";
-import type { RunOptions } from "../output/rewrite.ts";
+import { type RunOptions, stoppable } from "../progress.ts";
 import { planByBudget } from "../solve/sensitivity.ts";
 
 /** What of a run's options calibration needs. */

@@ -39,9 +39,9 @@ import {
   rewriteCheckpoint,
   type RewriteFile,
   type RewriteJob,
-  type RunOptions,
   type SmallFile,
 } from "../output/rewrite.ts";
+import type { RunOptions } from "../progress.ts";
 import { addStatistics, cosine, type ErrorStatistics, MAX_THREADS, relativeRmsError } from "../quant/mod.ts";
 import {
   allPackedNames,
@@ -75,7 +75,7 @@ export {
   TOOL_VERSION,
 } from "../output/record.ts";
 export type { SaveCalibration } from "../calibration/source.ts";
-export type { Progress, RunEvent, RunOptions } from "../output/rewrite.ts";
+export type { Progress, RunEvent, RunOptions } from "../progress.ts";
 export type { LayerViolation, PhasesReport } from "../phases/mod.ts";
 
 /** Files beside the weights that are part of a model and are copied, by the end of their names. */

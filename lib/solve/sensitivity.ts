@@ -19,10 +19,9 @@ import {
 import { solverSettings } from "./candidates.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import { planQuantization } from "../plan/plan.ts";
-import type { RunOptions } from "../output/rewrite.ts";
+import { pause, type RunOptions } from "../progress.ts";
 import { collectStatistics } from "../calibration/collect.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
-import { pause } from "../calibration/collect.ts";
 import { heldOutDistance } from "../calibration/held_out.ts";
 import { denseWeights } from "./solve_model.ts";
 

@@ -21,7 +21,8 @@ import {
 } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import type { Calibrated, CalibrationPart, CalibrationSet } from "../calibration/mod.ts";
-import { blockCount, pause, rowWeights } from "../calibration/collect.ts";
+import { blockCount, rowWeights } from "../calibration/collect.ts";
+import { pause } from "../progress.ts";
 
 /** Fewer inputs than so many a column leave a moment to chance: solvers then fit the sample, not the layer. */
 const INPUTS_PER_COLUMN = 4;

@@ -5,7 +5,7 @@ import process from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
 import { checkLibraries } from "../../lib/analysis/_libraries.ts";
 import { ConfigError, type ErrorCode, InterruptedError, OutputError } from "../../lib/errors.ts";
-import type { Progress, RunEvent } from "../../lib/pipeline/mod.ts";
+import type { Progress, RunEvent } from "../../lib/progress.ts";
 import { errorCode, outputError } from "../../lib/files/whole.ts";
 
 /** Exit codes by error code; docs/errors.md lists them. */

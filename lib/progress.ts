@@ -1,0 +1,61 @@
+/** Progress, events and stopping of long runs. */
+import { setImmediate } from "node:timers/promises";
+import { InterruptedError } from "./errors.ts";
+
+/** How far a run is. */
+export interface Progress {
+  /** Tensor at work. */
+  readonly tensor: string;
+  readonly tensorsDone: number;
+  readonly tensors: number;
+  /** Elements of the tensors so far and of all. */
+  readonly weightsDone: number;
+  readonly weights: number;
+  /** Bytes of the input so far and of all. */
+  readonly bytesDone: number;
+  readonly bytes: number;
+  /** Part of `bytesDone` that an earlier run did. */
+  readonly bytesResumed: number;
+}
+
+/** Something worth a line in a log. */
+export interface RunEvent {
+  readonly kind: "calibrate" | "resume" | "fallback" | "kept" | "phase" | "warning" | "commit";
+  readonly message: string;
+  /** The message's numbers by name, for machines, where it has any; JSON can hold them. */
+  readonly data?: Readonly<Record<string, unknown>> | undefined;
+}
+
+/** Callbacks of a run, and the signal that stops it. */
+export interface RunOptions {
+  /** After the current chunk the run stops and can be resumed; the reason names the signal. */
+  readonly signal?: AbortSignal | undefined;
+  readonly onProgress?: ((progress: Progress) => void) | undefined;
+  readonly onEvent?: ((event: RunEvent) => void) | undefined;
+}
+
+/** Lets the event loop run, so that a signal is seen. @throws the signal's reason when it was aborted */
+export async function pause(signal?: AbortSignal): Promise<void> {
+  await setImmediate();
+  signal?.throwIfAborted();
+}
+
+/**
+ * Runs a part of a run that {@linkcode pause} may stop.
+ *
+ * @param remedy what the user can do after a stop
+ * @throws {InterruptedError} when the signal stopped it
+ */
+export async function stoppable<T>(
+  signal: AbortSignal | undefined,
+  remedy: string,
+  run: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await run();
+  } catch (error) {
+    if (signal?.aborted !== true || error !== signal.reason) throw error;
+    const reason = String(signal.reason);
+    throw new InterruptedError(`Stopped by ${reason}: ${remedy}`, reason);
+  }
+}
