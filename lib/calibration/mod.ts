@@ -462,9 +462,6 @@ export type Calibrated =
     | { readonly kind: "images"; readonly model: DitModel; readonly data: CalibrationSet<ImageBatch> }
   );
 
-/** Position `i` is predicted by the logits at so much before it. */
-const shiftOf = (kind: "dream" | "llada"): number => kind === "dream" ? 1 : 0;
-
 /** A model with saved statistics in place of data: nothing is run, nothing is held out. */
 export function withStatistics(loaded: LoadedModel, statistics: CalibrationStatistics): Calibrated {
   const { source, isSynthetic, samples, groups: { axis } } = statistics;
@@ -480,7 +477,7 @@ export function withStatistics(loaded: LoadedModel, statistics: CalibrationStati
   };
   return loaded.kind === "dit"
     ? { kind: "images", model: loaded.model, data, statistics }
-    : { kind: "sequences", model: loaded.model, shift: shiftOf(loaded.kind), data, statistics };
+    : { kind: "sequences", model: loaded.model, shift: loaded.model.config.logitShift, data, statistics };
 }
 
 /**
@@ -505,7 +502,7 @@ export async function loadCalibration(
     }
     return { kind: "images", model: loaded.model, data: imageSet(loaded.model, loaded.folder, options) };
   }
-  const shift = shiftOf(loaded.kind);
+  const shift = loaded.model.config.logitShift;
   return {
     kind: "sequences",
     model: loaded.model,

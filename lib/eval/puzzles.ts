@@ -296,7 +296,8 @@ export function compareMasked(
     const ids = new Int32Array(part.length * PUZZLE_TOKENS);
     for (const [i, { tokens }] of part.entries()) ids.set(tokens, i * PUZZLE_TOKENS);
     const rows = Int32Array.from(
-      part.flatMap(({ places }, i) => places.map((place) => i * PUZZLE_TOKENS + Math.max(0, place - 1)) // Dream's shift
+      part.flatMap(({ places }, i) =>
+        places.map((place) => full.logitRow(i * PUZZLE_TOKENS + place, PUZZLE_TOKENS))
       ),
     );
     const t = part.map(({ maskRatio }) => maskRatio);

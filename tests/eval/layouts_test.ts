@@ -277,7 +277,7 @@ describe("fidelity", () => {
       const each = masked(path), size = each.config.vocabularySize;
       const [sequence] = syntheticSequences(each.config, { sequences: 1, tokens: 12, seed: 1 });
       const all = each.forward(sequence!.tokens, 1).slice();
-      const [got] = maskedLogits(each, [sequence!], shift);
+      const [got] = maskedLogits(each, [sequence!]);
       for (const [row, place] of sequence!.places.entries()) {
         const at = shift ? Math.max(0, place - 1) : place;
         const wanted = all.subarray(at * size, (at + 1) * size);

@@ -38,7 +38,7 @@ export interface SyntheticSequence {
  * import { maskedFidelity, maskedLogits, syntheticSequences } from "./fidelity.ts";
  * const model = loadDream("tests/models/dream-mini", await openKernels());
  * const sequences = syntheticSequences(model.config, { sequences: 4, tokens: 16, seed: 1 });
- * const logits = maskedLogits(model, sequences, true);
+ * const logits = maskedLogits(model, sequences);
  * console.log(maskedFidelity(model.config, sequences, logits, logits).at(-1)!.kl.value); // 0 from itself
  * ```
  */
@@ -77,16 +77,13 @@ export function syntheticSequences(
  * Logits at the masked positions, sequence after sequence.
  *
  * **Shapes** one `f32[masked positions, vocabulary]` a sequence
- *
- * @param shift Dream's: those at position i − 1 predict the token at position i
  */
 export function maskedLogits(
   model: MaskedTransformer,
   sequences: readonly SyntheticSequence[],
-  shift: boolean,
 ): Float32Array<ArrayBuffer>[] {
   return sequences.map(({ tokens, places }) => {
-    const rows = Int32Array.from(places, (place) => shift ? Math.max(0, place - 1) : place);
+    const rows = Int32Array.from(places, (place) => model.logitRow(place, tokens.length));
     return Float32Array.from(model.forward(tokens, 1, { rows }));
   });
 }

@@ -31,7 +31,7 @@ export async function measureSequences(
     if (loaded.kind === "dit") {
       throw new TypeError(`Cannot compare distributions of ${folder}: it draws images`);
     }
-    const logits = maskedLogits(loaded.model, sequences, kind === "dream");
+    const logits = maskedLogits(loaded.model, sequences);
     full ??= logits;
     return maskedFidelity(config, sequences, full, logits, { seed });
   });

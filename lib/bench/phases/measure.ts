@@ -90,7 +90,6 @@ async function maskedYardstick(
     : ["tokenizer.json", "eval.jsonl"].filter((name) => !existsSync(join(path, name))).map((name) =>
       `puzzles: there is no ${name}`
     );
-  const shift = full.kind === "dream" ? 1 : 0;
   let sequences: readonly MaskedSequence[], puzzles: readonly Puzzle[] = [], names: readonly string[] = [];
   const tokenizer = missing.length > 0 ? undefined : await loadTokenizer(path);
   if (tokenizer === undefined) {
@@ -117,8 +116,8 @@ async function maskedYardstick(
       if (loaded.kind === "dit") {
         throw new TypeError("Cannot compare a language model with one that draws images");
       }
-      teacher ??= logitsOf(full, sequences, shift);
-      const own = loaded.model === full.model ? teacher : logitsOf(loaded, sequences, shift);
+      teacher ??= logitsOf(full, sequences);
+      const own = loaded.model === full.model ? teacher : logitsOf(loaded, sequences);
       const { vocabularySize } = full.model.config;
       const excludedTokens = neverWritten(full.model.config);
       const kl = teacher.flatMap((
@@ -149,7 +148,6 @@ async function maskedYardstick(
 function logitsOf(
   { model }: Exclude<LoadedModel, { readonly kind: "dit" }>,
   sequences: readonly MaskedSequence[],
-  shift: number,
 ): Float32Array[] {
   const tokens = sequences[0]!.tokens.length;
   return Array.from({ length: Math.ceil(sequences.length / BATCH) }, (_, b) => {
@@ -157,7 +155,7 @@ function logitsOf(
     const ids = new Int32Array(part.length * tokens);
     for (const [i, own] of part.entries()) ids.set(own.tokens, i * tokens);
     const rows = Int32Array.from(
-      part.flatMap(({ places }, i) => places.map((place) => i * tokens + Math.max(0, place - shift))),
+      part.flatMap(({ places }, i) => places.map((place) => model.logitRow(i * tokens + place, tokens))),
     );
     return model.forward(ids, part.length, { rows, t: part.map(({ maskRatio }) => maskRatio) })
       .slice();

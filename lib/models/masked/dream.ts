@@ -91,6 +91,7 @@ export function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
     maxTokens: fields.count("max_position_embeddings", 32_768), // the default of Dream's own configuration
     normEpsilon: fields.positive("rms_norm_eps", 1e-6),
     rotaryTheta: fields.positive("rope_theta", 10_000),
+    logitShift: 1,
     tiesHead: fields.flag("tie_word_embeddings", false),
     logitScale: 1,
     embeddingScale: 1,
@@ -267,7 +268,7 @@ export function* dreamSteps(
     const looked = masked.map((places, b) =>
       algorithm === "origin" ? places.filter(() => randoms[b]!.uniform() < share || isLast) : places
     );
-    const rows = Int32Array.from(looked.flat(), (place) => place % tokens === 0 ? place : place - 1);
+    const rows = Int32Array.from(looked.flat(), (place) => model.logitRow(place, tokens));
     if (rows.length > 0) {
       const logits = model.forward(x, batch, { rows, attentionMask, t: times[step]! });
       let row = 0;

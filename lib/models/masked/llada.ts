@@ -89,6 +89,7 @@ export function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
     maxTokens: fields.count("max_sequence_length"),
     normEpsilon: fields.positive("rms_norm_eps", 1e-5),
     rotaryTheta: fields.positive("rope_theta", 10_000),
+    logitShift: 0,
     tiesHead: fields.flag("weight_tying", false),
     logitScale: fields.flag("scale_logits", false) ? 1 / Math.sqrt(hiddenSize) : 1,
     embeddingScale: fields.flag("input_emb_norm", false) ? Math.sqrt(hiddenSize) : 1,
@@ -233,7 +234,7 @@ export function* lladaSteps(
       }
       return places;
     });
-    const rows = Int32Array.from(masked.flat());
+    const rows = Int32Array.from(masked.flat(), (place) => model.logitRow(place, tokens));
     if (rows.length > 0) {
       const t = timeOf(step);
       const logits = guidance > 0

@@ -40,6 +40,8 @@ export interface MaskedTransformerConfig {
   readonly rotaryTheta: number;
   /** The head is the embedding. */
   readonly tiesHead: boolean;
+  /** The token at position i is predicted by the logits at `i − logitShift`, that at position 0 by its own: 1 in Dream, else 0. */
+  readonly logitShift: 0 | 1;
   /** Factor on the logits, 1 for none. */
   readonly logitScale: number;
   /** Factor on the embeddings, 1 for none. */
@@ -306,6 +308,12 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
       );
     });
     return logits;
+  }
+
+  /** Flat position of the logits that predict the token at `place`, a flat position of sequences of so many tokens. */
+  logitRow(place: number, tokens: number): number {
+    const { logitShift } = this.config;
+    return place % tokens < logitShift ? place : place - logitShift;
   }
 
   /** Tokens of a sequence. @throws as {@linkcode MaskedTransformer.forward} */
