@@ -655,7 +655,7 @@ describe("tokenizer", () => {
 
   test("asks Deno for the version of package.json", () => {
     const { dependencies } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
-    const source = readFileSync(join(ROOT, "lib", "models", "tokenizer.ts"), "utf8");
+    const source = readFileSync(join(ROOT, "lib", "models", "masked", "tokenizer.ts"), "utf8");
     expect(/LIBRARY_VERSION = "(.*)"/.exec(source)?.[1]).toBe(dependencies["@huggingface/tokenizers"]);
   });
 
