@@ -31,14 +31,9 @@ import {
   SOLVERS,
 } from "../lib/quant/mod.ts";
 import { OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
-import {
-  commandLine,
-  EXIT_CODE_HELP,
-  prepareReport,
-  print,
-  runCommand,
-  usageError,
-} from "./_command/terminal.ts";
+import { commandLine, usageError } from "./_command/options.ts";
+import { EXIT_CODE_HELP, prepareReport, runCommand } from "./_command/run.ts";
+import { print } from "./_command/text.ts";
 
 const INSTRUCTION_SETS = [
   "scalar",

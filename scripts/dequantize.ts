@@ -2,21 +2,18 @@
 import { loadConfig } from "../lib/config/mod.ts";
 import { openKernels } from "../lib/native/mod.ts";
 import { dequantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
+import { environmentVariables, parseOptions, usageError } from "./_command/options.ts";
+import { ProgressDisplay } from "./_command/progress.ts";
+import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
 import {
-  environmentVariables,
-  EXIT_CODE_HELP,
   formatBytes,
   formatCount,
   formatTable,
-  parseOptions,
   peakMemoryBytes,
   print,
   printable,
   printJson,
-  ProgressDisplay,
-  runCommand,
-  usageError,
-} from "./_command/terminal.ts";
+} from "./_command/text.ts";
 
 const HELP = `Usage: dequantize.ts PACKED OUT [options]
 

@@ -8,7 +8,9 @@ import { PACKAGE_ROOT } from "../lib/native/location.ts";
 import { undocumented, writeReference } from "./_reference.ts";
 import { bunBinary, denoBinary } from "./_command/programs.ts";
 import { runProgram } from "./_command/run_program.ts";
-import { EXIT_CODE_HELP, parseOptions, print, runCommand, usageError } from "./_command/terminal.ts";
+import { parseOptions, usageError } from "./_command/options.ts";
+import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { print } from "./_command/text.ts";
 
 const HELP = `Usage: docs.ts [OUT]
        docs.ts --check

@@ -37,18 +37,10 @@ import { writeWhole } from "../lib/files/whole.ts";
 import { MAX_THREADS } from "../lib/quant/mod.ts";
 import { type Checkpoint, openCheckpoint, readJsonFile } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
-import {
-  EXIT_CODE_HELP,
-  parseOptions,
-  peakMemoryBytes,
-  print,
-  printable,
-  printJson,
-  ProgressDisplay,
-  runCommand,
-  StateDisplay,
-  usageError,
-} from "./_command/terminal.ts";
+import { parseOptions, usageError } from "./_command/options.ts";
+import { ProgressDisplay, StateDisplay } from "./_command/progress.ts";
+import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { peakMemoryBytes, print, printable, printJson } from "./_command/text.ts";
 
 const HELP = `Usage: generate.ts MODEL [options]
 

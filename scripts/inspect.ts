@@ -23,21 +23,10 @@ import {
   openCheckpoint,
 } from "../lib/tensor/mod.ts";
 import { availableParallelism } from "node:os";
-import {
-  environmentVariables,
-  EXIT_CODE_HELP,
-  EXIT_CODES,
-  formatBytes,
-  formatCount,
-  formatTable,
-  parseOptions,
-  print,
-  printable,
-  printJson,
-  ProgressDisplay,
-  runCommand,
-  usageError,
-} from "./_command/terminal.ts";
+import { environmentVariables, parseOptions, usageError } from "./_command/options.ts";
+import { ProgressDisplay } from "./_command/progress.ts";
+import { EXIT_CODE_HELP, EXIT_CODES, runCommand } from "./_command/run.ts";
+import { formatBytes, formatCount, formatTable, print, printable, printJson } from "./_command/text.ts";
 
 const HELP = `Usage: inspect.ts PATH [options]
 

@@ -5,14 +5,9 @@ import { join } from "node:path";
 import { OutputError } from "../lib/errors.ts";
 import { elementCount, SafetensorsWriter, type TensorSpec } from "../lib/tensor/mod.ts";
 import { bytesOf, type Layout, layoutOf, LAYOUTS, PUBLISHED_HIDDEN, tokenizerFiles } from "./_layouts.ts";
-import {
-  EXIT_CODE_HELP,
-  formatBytes,
-  parseOptions,
-  print,
-  runCommand,
-  usageError,
-} from "./_command/terminal.ts";
+import { parseOptions, usageError } from "./_command/options.ts";
+import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { formatBytes, print } from "./_command/text.ts";
 
 const HELP = `Usage: make_checkpoint.ts OUT [options]
 

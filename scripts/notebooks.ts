@@ -8,7 +8,9 @@ import { fileURLToPath } from "node:url";
 import { FormatError } from "../lib/errors.ts";
 import { isJsonObject, readJsonFile } from "../lib/files/json.ts";
 import { denoBinary, findProgram } from "./_command/programs.ts";
-import { EXIT_CODE_HELP, parseOptions, print, runCommand } from "./_command/terminal.ts";
+import { parseOptions } from "./_command/options.ts";
+import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { print } from "./_command/text.ts";
 
 const HELP = `Usage: notebooks.ts [NOTEBOOK...] [options]
 

@@ -7,23 +7,18 @@ import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
 import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
 import { openCheckpoint } from "../lib/tensor/mod.ts";
+import { commandLine, environmentVariables, parseOptions, usageError } from "./_command/options.ts";
+import { ProgressDisplay } from "./_command/progress.ts";
+import { EXIT_CODE_HELP, prepareReport, runCommand } from "./_command/run.ts";
 import {
-  commandLine,
-  environmentVariables,
-  EXIT_CODE_HELP,
   formatBytes,
   formatCount,
   formatTable,
-  parseOptions,
   peakMemoryBytes,
-  prepareReport,
   print,
   printable,
   printJson,
-  ProgressDisplay,
-  runCommand,
-  usageError,
-} from "./_command/terminal.ts";
+} from "./_command/text.ts";
 
 const HELP = `Usage: quantize.ts MODEL OUT [options]
 

@@ -27,15 +27,9 @@ import { digestFile, outputError, writeWhole } from "../lib/files/whole.ts";
 import { buildLibraries } from "./_release/libraries.ts";
 import { bundle, packNpm } from "./_release/package.ts";
 import { tryRelease } from "./_release/trials.ts";
-import {
-  EXIT_CODE_HELP,
-  formatBytes,
-  formatTable,
-  parseOptions,
-  print,
-  runCommand,
-  usageError,
-} from "./_command/terminal.ts";
+import { parseOptions, usageError } from "./_command/options.ts";
+import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { formatBytes, formatTable, print } from "./_command/text.ts";
 
 const HELP = `Usage: release.ts OUT [options]
 

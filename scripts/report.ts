@@ -11,14 +11,9 @@ import {
 } from "../lib/analysis/report/mod.ts";
 import { readRun, type Run } from "../lib/analysis/run.ts";
 import { outputError, writeWhole } from "../lib/files/whole.ts";
-import {
-  commandLine,
-  EXIT_CODE_HELP,
-  parseOptions,
-  print,
-  runCommand,
-  usageError,
-} from "./_command/terminal.ts";
+import { commandLine, parseOptions, usageError } from "./_command/options.ts";
+import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { print } from "./_command/text.ts";
 
 const HELP = `Usage: report.ts RUN... [options]
 

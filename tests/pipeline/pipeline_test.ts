@@ -46,7 +46,7 @@ import { withoutQuantizationConfig, withQuantizationConfig } from "../../lib/out
 import { readJournal } from "../../lib/output/journal.ts";
 import { TensorSink } from "../../lib/output/rewrite.ts";
 import { openCheckpoint, SafetensorsWriter } from "../../lib/tensor/mod.ts";
-import { EXIT_CODES } from "../../scripts/_command/terminal.ts";
+import { EXIT_CODES } from "../../scripts/_command/run.ts";
 import {
   contents,
   differences,

@@ -2,13 +2,8 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { WORK_FOLDER } from "../../lib/pipeline/mod.ts";
-import {
-  formatBytes,
-  formatCount,
-  formatSeconds,
-  formatTable,
-  progressText,
-} from "../../scripts/_command/terminal.ts";
+import { progressText } from "../../scripts/_command/progress.ts";
+import { formatBytes, formatCount, formatSeconds, formatTable } from "../../scripts/_command/text.ts";
 import {
   contents,
   differences,

@@ -8,7 +8,7 @@ import { inflateSync } from "node:zlib";
 import { loadClassifier } from "../../lib/eval/classifier.ts";
 import { readPuzzles } from "../../lib/eval/puzzles.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { StateDisplay } from "../../scripts/_command/terminal.ts";
+import { StateDisplay } from "../../scripts/_command/progress.ts";
 import { isDeno, MODELS, ROOT, run, workplace } from "../_checkpoints.ts";
 import { lladaCheckpoint, store } from "../_models.ts";
 

@@ -1,0 +1,130 @@
+/** Command lines: parsing options, and the mistakes in them. */
+import process from "node:process";
+import { parseArgs } from "@std/cli/parse-args";
+import { ConfigError } from "../../lib/errors.ts";
+
+/** A command's options: names without dashes. */
+export interface Options<B extends string, S extends string> {
+  /** First line is the usage. */
+  readonly help: string;
+  readonly boolean: readonly B[];
+  readonly string: readonly S[];
+}
+
+/** Parsed options. */
+export interface Parsed<B extends string, S extends string> {
+  readonly positionals: readonly string[];
+  readonly flags: Readonly<Record<B, boolean>>;
+  readonly values: Readonly<Partial<Record<S, string>>>;
+}
+
+/** How options begin that leave something out. */
+const NEGATION = "no-";
+
+/**
+ * Parses a command line.
+ *
+ * @throws {ConfigError} on an option that does not exist, one without its value, or a value that none takes
+ */
+export function parseOptions<B extends string, S extends string>(
+  args: readonly string[],
+  options: Options<B, S>,
+): Parsed<B, S> {
+  const known = [...options.boolean, ...options.string];
+  const unknown: string[] = [];
+  const end = args.indexOf("--");
+  const own = end < 0 ? args : args.slice(0, end);
+  const valued = own.find((arg) => options.boolean.some((name) => arg.startsWith(`--${name}=`)));
+  if (valued !== undefined) {
+    const name = valued.slice(0, valued.indexOf("="));
+    throw usageError(`option "${name}" takes no value, got "${valued}"`, options.help);
+  }
+  // A negative number is a value, not an option: what is wrong with it is for its key to say.
+  const joined = args.flatMap((arg, i) => {
+    const isInside = end < 0 || i < end;
+    const takesNext = (name: string | undefined) => options.string.some((option) => name === `--${option}`);
+    if (isInside && takesNext(args[i - 1]) && /^-\d/.test(arg)) return [];
+    const next = args[i + 1] ?? "";
+    return isInside && takesNext(arg) && /^-\d/.test(next) ? [`${arg}=${next}`] : [arg];
+  });
+  // The parser reads `--no-x` as x negated.
+  const negatable = options.boolean.filter((name) => name.startsWith(NEGATION)).map((name) =>
+    name.slice(NEGATION.length)
+  );
+  const parsed = parseArgs(joined, {
+    boolean: [...options.boolean.filter((name) => !name.startsWith(NEGATION)), ...negatable] as string[],
+    negatable,
+    default: Object.fromEntries(negatable.map((name) => [name, true])),
+    string: ["_", ...options.string] as string[],
+    unknown: (arg: string) => {
+      if (!arg.startsWith("-") || arg === "-") return true;
+      unknown.push(arg);
+      return false;
+    },
+  });
+  const [wrong] = unknown;
+  if (wrong !== undefined) {
+    const name = wrong.replace(/^-+/, "").replace(/=.*$/s, "");
+    const near = known.find((option) => distance(option, name) <= Math.max(1, Math.floor(option.length / 3)));
+    throw usageError(
+      `unknown option "${wrong}"${near === undefined ? "" : `; did you mean "--${near}"?`}`,
+      options.help,
+    );
+  }
+  const values: Partial<Record<S, string>> = {};
+  for (const name of options.string) {
+    const value = parsed[name];
+    if (value === undefined) continue;
+    if (value === "") throw usageError(`option "--${name}" needs a value`, options.help);
+    values[name] = String(value);
+  }
+  const flags = Object.fromEntries(options.boolean.map((name) => [
+    name,
+    name.startsWith(NEGATION)
+      ? (parsed[name.slice(NEGATION.length)] as unknown) === false
+      : (parsed[name] as unknown) === true,
+  ]));
+  return { positionals: parsed._.map(String), flags: flags as Record<B, boolean>, values };
+}
+
+/** A mistake in the command line. */
+export function usageError(reason: string, help: string): ConfigError {
+  return new ConfigError(`Cannot run the command: ${reason}\n${help.split("\n")[0]}\n--help says more`);
+}
+
+/** Levenshtein distance. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row[b.length]!;
+}
+
+/** The process's environment; empty, with a notice, where Deno may not read it. */
+export function environmentVariables(
+  notice: (line: string) => void,
+): Readonly<Record<string, string | undefined>> {
+  try {
+    return { ...process.env };
+  } catch (error) {
+    if (!(error instanceof Error) || error.name !== "NotCapable") throw error;
+    notice("notice: ARROW_QUANT_* variables are not read: no permission (--allow-env)");
+    return {};
+  }
+}
+
+/** A command line as it can be given again. */
+export function commandLine(script: string, args: readonly string[]): string {
+  const runner = "Deno" in globalThis ? "deno run -A" : "bun run";
+  const quoted = args.map((arg) => /^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", "'\\''")}'`);
+  // Bundled into the npm package, scripts are its commands.
+  const start = import.meta.url.endsWith(".ts")
+    ? [runner, `scripts/${script}`]
+    : ["npx", `arrowquant-${script.replace(/\.ts$/, "")}`];
+  return [...start, ...quoted].join(" ");
+}

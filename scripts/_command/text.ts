@@ -1,0 +1,92 @@
+/** Text for people, and printing it. */
+import { readFileSync, writeSync } from "node:fs";
+import process from "node:process";
+import { OutputError } from "../../lib/errors.ts";
+import { errorCode } from "../../lib/files/whole.ts";
+
+/**
+ * Prints a line, or several, on stdout, all of it before it returns. A reader that has gone away (`| head`) ends the
+ * process quietly.
+ *
+ * @throws {OutputError} when the system refuses, as on a full disk
+ */
+export function print(text: string): void {
+  printText(`${text}\n`);
+}
+
+/** {@linkcode print} without the end of the line. */
+export function printText(text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  for (let done = 0; done < bytes.length;) {
+    try {
+      done += writeSync(1, bytes, done);
+    } catch (cause) {
+      const code = errorCode(cause);
+      if (code === "EPIPE") process.exit();
+      if (code !== "EAGAIN") {
+        const reason = cause instanceof Error ? cause.message : String(cause);
+        throw new OutputError(`Cannot print on standard output: ${reason}`, { cause });
+      }
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, EAGAIN_MILLISECONDS);
+    }
+  }
+}
+
+/** Pause before a full pipe is tried again. */
+const EAGAIN_MILLISECONDS = 5;
+
+/** Prints a value as JSON on stdout. */
+export function printJson(value: unknown): void {
+  print(JSON.stringify(value, null, 2));
+}
+
+/** Bytes for people: decimal units, three digits. */
+export function formatBytes(bytes: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (bytes >= 999.5 && unit < units.length - 1) {
+    bytes /= 1000;
+    unit++;
+  }
+  return `${unit === 0 ? bytes.toFixed(0) : bytes.toPrecision(3)} ${units[unit]}`;
+}
+
+/** A duration as `1:02:03` or `2:03`. */
+export function formatSeconds(seconds: number): string {
+  const whole = Math.max(0, Math.round(seconds));
+  const parts = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  if (parts[0] === 0) parts.shift();
+  return parts.map((part, i) => i === 0 ? `${part}` : `${part}`.padStart(2, "0")).join(":");
+}
+
+/** A whole number with a separator every three digits. */
+export function formatCount(count: number): string {
+  return String(count).replace(/\B(?=(\d{3})+$)/g, ",");
+}
+
+/** Rows of cells as aligned lines; columns in `right` are aligned to the right. */
+export function formatTable(rows: readonly (readonly string[])[], right: readonly number[] = []): string {
+  const widths: number[] = [];
+  for (const row of rows) row.forEach((cell, i) => widths[i] = Math.max(widths[i] ?? 0, cell.length));
+  return rows.map((row) =>
+    row.map((cell, i) => right.includes(i) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)).join("  ")
+      .trimEnd()
+  ).join("\n");
+}
+
+/** A name for a terminal: control characters escaped. */
+export function printable(text: string): string {
+  return text.replace(/\p{C}/gu, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
+}
+
+/** Largest resident memory of this process so far, undefined where the system does not say. */
+export function peakMemoryBytes(): number | undefined {
+  try {
+    const kilobytes = /^VmHWM:\s*(\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1];
+    if (kilobytes !== undefined) return Number(kilobytes) * 1024;
+  } catch {
+    // Not Linux: the runtime may know.
+  }
+  const { maxRSS } = process.resourceUsage();
+  return maxRSS > 0 ? maxRSS * 1024 : undefined;
+}
