@@ -3,7 +3,7 @@ import type { Blockwise, MaskedTransformer, Matrix, SequenceBatch } from "../mod
 import { tokenKl } from "../thermo/masked_transition.ts";
 import type { Calibrated, CalibrationPart } from "./mod.ts";
 import { blockCount } from "./collect.ts";
-import { maskedRows, neverWritten, rowsOf } from "./step_kl.ts";
+import { maskedRows, rowsOf } from "./step_kl.ts";
 
 /**
  * How far a model with other weights is from full precision on the held-out part: mean KL at masked positions in nats for
@@ -60,7 +60,7 @@ function maskedKl(
   ];
   // A candidate that overflows loses; it ends no run.
   if (!q.every(Number.isFinite)) return [NaN];
-  return [...tokenKl(p, q, vocabularySize, { excludedTokens: neverWritten(config) })];
+  return [...tokenKl(p, q, config)];
 }
 
 /** ‖ε̂ − ε‖² / ‖ε‖² of each image. */

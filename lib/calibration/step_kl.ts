@@ -105,7 +105,7 @@ export class StepKlMeter {
         throw new TypeError("Cannot compare a language model with one that draws images");
       }
       const { model, shift, data: { heldOut } } = calibrated;
-      const { vocabularySize, maskToken } = model.config, excludedTokens = neverWritten(model.config);
+      const { vocabularySize, maskToken } = model.config;
       for (const [p, { batch: { inputIds, batch }, times }] of heldOut.entries()) {
         const tokens = inputIds.length / batch;
         const rows = maskedRows(inputIds, tokens, maskToken, shift);
@@ -120,7 +120,7 @@ export class StepKlMeter {
             rows,
             vocabularySize,
           );
-        const kl = tokenKl(target, logits, vocabularySize, { excludedTokens });
+        const kl = tokenKl(target, logits, model.config);
         const samples = Array.from(times, (time) => ({ sum: 0, count: 0, time }));
         let row = 0;
         for (let i = 0; i < inputIds.length; i++) {
@@ -151,13 +151,6 @@ export class StepKlMeter {
       times: Float64Array.from(all, ({ time }) => time),
     };
   }
-}
-
-/** Tokens that a model never writes: both models of a comparison give them probability 0, as generation does. */
-export function neverWritten(
-  { maskToken, padToken }: { readonly maskToken: number; readonly padToken?: number | undefined },
-): number[] {
-  return padToken === undefined ? [maskToken] : [maskToken, padToken];
 }
 
 /** Some rows of a matrix. */

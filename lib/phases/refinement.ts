@@ -12,7 +12,7 @@ import { learnedVarianceWeight } from "../thermo/mod.ts";
 import type { TimeGroups } from "../time/mod.ts";
 import { type Calibrated, type CalibrationPart, loadCalibration } from "../calibration/mod.ts";
 import { loadPhaseModel, type PhaseContext } from "./context.ts";
-import { maskedRows, meanStepKl, neverWritten, StepKlMeter, stepWeights } from "../calibration/step_kl.ts";
+import { maskedRows, meanStepKl, StepKlMeter, stepWeights } from "../calibration/step_kl.ts";
 
 /** Positions of one refinement step, roughly. */
 const STEP_POSITIONS = 1152;
@@ -91,7 +91,7 @@ export async function refinePhase(
           size,
         ),
       },
-      { ...options, temperature: TEMPERATURE, excludedTokens: neverWritten(more.model.config) },
+      { ...options, temperature: TEMPERATURE },
     )
     : refineDit(
       (quantized as Extract<LoadedModel, { kind: "dit" }>).model,

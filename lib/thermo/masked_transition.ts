@@ -1,6 +1,6 @@
 /**
- * Transitions of masked diffusion (Dream, LLaDA): the probability that a step writes a masked position, and the step KL that two models'
- * logits make. Gaussian diffusion is in transition.ts.
+ * Transitions of masked diffusion (Dream, LLaDA): the probability that a step writes a masked position, and the KL divergence between two
+ * models' distributions of the token written there. Gaussian diffusion is in transition.ts.
  */
 
 /**
@@ -23,24 +23,41 @@ export function unmaskProbability(from: number, to: number): number {
   return (from - to) / from;
 }
 
-export interface MaskedKlOptions {
-  /** Tokens that are never written, as `<mask>`: both models give them probability 0. */
-  readonly excludedTokens?: readonly number[] | undefined;
-  /** Where the rows' divergences go, `f64[rows]`. */
+/** A vocabulary with its special tokens, as a model's configuration has them. */
+export interface Vocabulary {
+  readonly vocabularySize: number;
+  readonly maskToken?: number | undefined;
+  readonly padToken?: number | undefined;
+  readonly eosToken?: number | undefined;
+}
+
+/**
+ * Tokens that the sampler never writes, to which both models of a comparison give probability 0: the mask, which is what a step replaces,
+ * and padding, unless the model ends its text with the same token (LLaDA) and so does write it. Every token KL and every comparison of most
+ * probable tokens follows this one rule.
+ */
+export function unwrittenTokens({ maskToken, padToken, eosToken }: Vocabulary): number[] {
+  return [maskToken, padToken === eosToken ? undefined : padToken].filter((token) => token !== undefined);
+}
+
+export interface TokenKlOptions {
+  /** Receives the divergence of each row, `f64[rows]`. */
   readonly out?: Float64Array<ArrayBuffer> | undefined;
-  /** Where `weight · (p_Q − p_F)` goes, the gradient by the quantized logits of the weighted sum: `f32[rows, vocabulary]`. */
+  /** Receives `weight · (p_Q − p_F)`, the gradient of the weighted sum by the quantized logits: `f32[rows, vocabulary]`. */
   readonly gradient?: Float32Array<ArrayBuffer> | undefined;
   /** Weight of each row in the gradient, `[rows]`. Default 1. */
   readonly weights?: ArrayLike<number> | undefined;
   /**
-   * Temperature τ that both models' logits are divided by; divergences are multiplied by τ², so that gradients keep their size (Hinton, Vinyals
-   * & Dean, https://arxiv.org/abs/1503.02531). The gradient is then `weight · τ (p_Q − p_F)`. Default 1, the step KL itself.
+   * Temperature τ that both models' logits are divided by; divergences are multiplied by τ², so that gradients keep their size (Hinton,
+   * Vinyals & Dean, https://arxiv.org/abs/1503.02531). The gradient is then `weight · τ (p_Q − p_F)`. Default 1, the KL itself.
    */
   readonly temperature?: number | undefined;
 }
 
 /**
- * `KL(p_F ‖ p_Q)` of every row, softmax and sum in float64.
+ * Token KL, in nats: `KL(p_F ‖ p_Q)` of every row over the tokens that can be written ({@linkcode unwrittenTokens}); softmax and sum in
+ * float64. A step that writes each masked position with probability ρ ({@linkcode unmaskProbability}) has the step KL `ρ · Σ tokenKl`
+ * exactly, because positions are written independently.
  *
  * **Shapes** `full` and `quantized: f32[rows, vocabulary]` → `f64[rows]`
  *
@@ -50,20 +67,21 @@ export interface MaskedKlOptions {
  * @example
  * ```ts
  * import { tokenKl } from "./masked_transition.ts";
- * console.log(tokenKl(Float32Array.of(0, 0), Float32Array.of(0, 1), 2)); // 0.1201
+ * console.log(tokenKl(Float32Array.of(0, 0), Float32Array.of(0, 1), { vocabularySize: 2 })); // 0.1201
  * ```
  */
 export function tokenKl(
   full: Float32Array,
   quantized: Float32Array,
-  vocabulary: number,
-  { excludedTokens = [], out, gradient, weights, temperature = 1 }: MaskedKlOptions = {},
+  vocabulary: Vocabulary,
+  { out, gradient, weights, temperature = 1 }: TokenKlOptions = {},
 ): Float64Array<ArrayBuffer> {
-  const rows = full.length / vocabulary;
+  const tokens = vocabulary.vocabularySize;
+  const rows = full.length / tokens;
   const fail = (reason: string) => `Cannot compute a KL divergence: ${reason}`;
   if (!Number.isInteger(rows) || quantized.length !== full.length) {
     throw new TypeError(
-      fail(`logits must be [rows, ${vocabulary}] twice, got ${full.length} and ${quantized.length} numbers`),
+      fail(`logits must be [rows, ${tokens}] twice, got ${full.length} and ${quantized.length} numbers`),
     );
   }
   if (out !== undefined && out.length !== rows) {
@@ -78,19 +96,10 @@ export function tokenKl(
   if (!(temperature >= 0.01 && temperature <= 100)) {
     throw new RangeError(fail(`the temperature must lie in [0.01, 100], got ${temperature}`));
   }
-  const counts = new Uint8Array(vocabulary).fill(1), share = 1 / temperature;
-  for (const token of excludedTokens) {
-    if (!(Number.isInteger(token) && token >= 0 && token < vocabulary)) {
-      throw new RangeError(
-        fail(`excluded tokens must be from 0 to ${vocabulary - 1}, got ${token}`),
-      );
-    }
-    counts[token] = 0;
-  }
-  if (!counts.includes(1)) throw new RangeError(fail("some token must not be excluded, got none"));
+  const share = 1 / temperature, counts = countedTokens(vocabulary);
   const result = out ?? new Float64Array(rows);
   for (let row = 0; row < rows; row++) {
-    const begin = row * vocabulary;
+    const begin = row * tokens;
     const logFull = logPartition(full, begin, counts, share);
     const logQuantized = logPartition(quantized, begin, counts, share);
     if (!Number.isFinite(logFull) || !Number.isFinite(logQuantized)) {
@@ -98,7 +107,7 @@ export function tokenKl(
     }
     let sum = 0;
     const weight = (weights?.[row] ?? 1) * temperature;
-    for (let token = 0; token < vocabulary; token++) {
+    for (let token = 0; token < tokens; token++) {
       if (counts[token] === 0) {
         if (gradient !== undefined) gradient[begin + token] = 0;
         continue;
@@ -127,20 +136,43 @@ function logPartition(logits: Float32Array, begin: number, counts: Uint8Array, s
 }
 
 /**
- * The KL divergence of a whole step: each masked position is written with probability ρ, independently, so that it is
- * `ρ · Σ KL(p_F ‖ p_Q)` over the masked positions exactly (DESIGN.md §3).
+ * The most probable token of each row among those that can be written; the lower of equal ones.
  *
- * **Shapes** `full` and `quantized: f32[masked positions, vocabulary]`
+ * **Shapes** `logits: f32[rows, vocabulary]` → `i32[rows]`
  *
- * @throws as {@linkcode tokenKl} and {@linkcode unmaskProbability}
+ * @throws {RangeError} when every token is excluded
+ *
+ * @example
+ * ```ts
+ * import { likeliestTokens } from "./masked_transition.ts";
+ * console.log(likeliestTokens(Float32Array.of(9, 1, 2), { vocabularySize: 3, maskToken: 0 })); // 2
+ * ```
  */
-export function maskedStepKl(
-  full: Float32Array,
-  quantized: Float32Array,
-  vocabulary: number,
-  step: { readonly from: number; readonly to: number },
-  options: MaskedKlOptions = {},
-): number {
-  const rho = unmaskProbability(step.from, step.to);
-  return rho * tokenKl(full, quantized, vocabulary, options).reduce((sum, kl) => sum + kl, 0);
+export function likeliestTokens(logits: Float32Array, vocabulary: Vocabulary): Int32Array<ArrayBuffer> {
+  const { vocabularySize } = vocabulary, counts = countedTokens(vocabulary), first = counts.indexOf(1);
+  return Int32Array.from({ length: logits.length / vocabularySize }, (_, row) => {
+    const begin = row * vocabularySize;
+    let best = first;
+    for (let token = first + 1; token < vocabularySize; token++) {
+      if (counts[token] === 1 && logits[begin + token]! > logits[begin + best]!) best = token;
+    }
+    return best;
+  });
+}
+
+/** 1 for each token that can be written, 0 for the others. */
+function countedTokens(vocabulary: Vocabulary): Uint8Array {
+  const { vocabularySize } = vocabulary, counts = new Uint8Array(vocabularySize).fill(1);
+  for (const token of unwrittenTokens(vocabulary)) {
+    if (!(Number.isInteger(token) && token >= 0 && token < vocabularySize)) {
+      throw new RangeError(
+        `Cannot compare tokens: excluded tokens must be from 0 to ${vocabularySize - 1}, got ${token}`,
+      );
+    }
+    counts[token] = 0;
+  }
+  if (!counts.includes(1)) {
+    throw new RangeError("Cannot compare tokens: some token must not be excluded, got none");
+  }
+  return counts;
 }

@@ -11,7 +11,14 @@ export {
   totalLoss,
 } from "./losses.ts";
 export { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";
-export { type MaskedKlOptions, maskedStepKl, tokenKl, unmaskProbability } from "./masked_transition.ts";
+export {
+  likeliestTokens,
+  tokenKl,
+  type TokenKlOptions,
+  unmaskProbability,
+  unwrittenTokens,
+  type Vocabulary,
+} from "./masked_transition.ts";
 export {
   type AdamArrays,
   adamStep,

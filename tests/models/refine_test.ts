@@ -68,7 +68,6 @@ describe("dream-mini at 2 bits", () => {
     learningRate: 0.02,
     maxIterations: 40,
     convergenceThreshold: 0,
-    excludedTokens: [0, 1],
     validateEvery: 20,
   };
   const klOf = (model: ReturnType<typeof load>) => {
@@ -77,7 +76,7 @@ describe("dream-mini at 2 bits", () => {
       const { inputIds, rows, attentionMask } = batch;
       const wanted = full.forward(inputIds, 32, { rows, attentionMask }).slice();
       const got = model.forward(inputIds, 32, { rows, attentionMask });
-      const kl = tokenKl(wanted, got, 35, { excludedTokens: [0, 1] });
+      const kl = tokenKl(wanted, got, full.config);
       sum += kl.reduce((a, b) => a + b, 0);
       count += kl.length;
     }
@@ -153,8 +152,7 @@ describe("dream-mini at 2 bits", () => {
       const kl = tokenKl(
         wanted,
         model.forward(inputIds, 32, { rows, attentionMask, t: batch.times }),
-        35,
-        options,
+        full.config,
       );
       sum += kl.reduce((a, b) => a + b, 0) / kl.length / all.heldOut.length;
     }

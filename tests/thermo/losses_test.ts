@@ -245,7 +245,11 @@ for (const temperature of [1, 3]) {
   test(`the token KL's gradient at temperature ${temperature} against central differences`, () => {
     const full = gaussians(11, 12), quantized = gaussians(12, 12), weights = [0.5, 2, 1];
     const gradient = new Float32Array(12).fill(NaN);
-    const kl = tokenKl(full, quantized, 4, { excludedTokens: [1], gradient, weights, temperature });
+    const kl = tokenKl(full, quantized, { vocabularySize: 4, maskToken: 1 }, {
+      gradient,
+      weights,
+      temperature,
+    });
     const loss = (logits: ArrayLike<number>) => {
       let sum = 0;
       for (let row = 0; row < 3; row++) {

@@ -1,6 +1,11 @@
 import { describe, expect, test } from "bun:test";
 import { LayerTimeCache } from "../../lib/thermo/lru_cache.ts";
-import { maskedStepKl, tokenKl, unmaskProbability } from "../../lib/thermo/masked_transition.ts";
+import {
+  likeliestTokens,
+  tokenKl,
+  unmaskProbability,
+  unwrittenTokens,
+} from "../../lib/thermo/masked_transition.ts";
 import {
   capWeights,
   ddimDisplacementWeight,
@@ -231,33 +236,44 @@ describe("masked diffusion", () => {
     }
     expect(total).toBeCloseTo(1, 14);
     const flat = (rows: number[][]) => Float32Array.from(rows.flat());
-    expect(maskedStepKl(flat(full), flat(quantized), 3, { from, to })).toBeCloseTo(wanted, 7);
+    const kl = tokenKl(flat(full), flat(quantized), { vocabularySize: 3 });
+    expect(rho * kl.reduce((sum, value) => sum + value, 0)).toBeCloseTo(wanted, 7);
     expect(unmaskProbability(from, to)).toBeCloseTo(rho, 15);
   });
 
   test("excluded tokens have no probability in either", () => {
     const full = Float32Array.of(1, 2, 30), quantized = Float32Array.of(2, 1, -5);
-    const [kl] = tokenKl(full, quantized, 3, { excludedTokens: [2] });
+    const [kl] = tokenKl(full, quantized, { vocabularySize: 3, maskToken: 2 });
     const p = softmax([1, 2]), q = softmax([2, 1]);
     expect(kl).toBeCloseTo(p[0]! * Math.log(p[0]! / q[0]!) + p[1]! * Math.log(p[1]! / q[1]!), 12);
   });
 
+  test("padding is excluded unless the model ends its text with it; the most probable token is of the others", () => {
+    const vocabulary = { vocabularySize: 4, maskToken: 0, padToken: 3, eosToken: 2 };
+    expect(unwrittenTokens(vocabulary)).toEqual([0, 3]);
+    expect(unwrittenTokens({ ...vocabulary, eosToken: 3 })).toEqual([0]);
+    expect(unwrittenTokens({ vocabularySize: 4, maskToken: 0 })).toEqual([0]);
+    const logits = Float32Array.of(9, 1, 2, 3, 9, 4, 4, 5);
+    expect([...likeliestTokens(logits, vocabulary)]).toEqual([2, 1]);
+    expect([...likeliestTokens(logits, { ...vocabulary, eosToken: 3 })]).toEqual([3, 3]);
+  });
+
   test("large logits do not overflow, equal ones give 0", () => {
     const large = Float32Array.of(1e4, -1e4, 0);
-    expect([...tokenKl(large, large, 3)]).toEqual([0]);
-    expect(tokenKl(large, Float32Array.of(0, 0, 0), 3)[0]).toBeCloseTo(Math.log(3), 12);
+    expect([...tokenKl(large, large, { vocabularySize: 3 })]).toEqual([0]);
+    expect(tokenKl(large, Float32Array.of(0, 0, 0), { vocabularySize: 3 })[0]).toBeCloseTo(Math.log(3), 12);
   });
 
   test("bad input", () => {
     expect(() => unmaskProbability(0.5, 0.5)).toThrow("0 ≤ to < from ≤ 1");
     expect(() => unmaskProbability(1.1, 0.5)).toThrow(RangeError);
-    expect(() => tokenKl(new Float32Array(5), new Float32Array(5), 3)).toThrow(TypeError);
-    expect(() => tokenKl(Float32Array.of(NaN, 1), Float32Array.of(0, 1), 2)).toThrow("got others in row 0");
-    expect(() => tokenKl(new Float32Array(2), new Float32Array(2), 2, { excludedTokens: [0, 1] })).toThrow(
-      "got none",
-    );
+    const two = { vocabularySize: 2 }, zeros = new Float32Array(2);
+    expect(() => tokenKl(new Float32Array(5), new Float32Array(5), two)).toThrow(TypeError);
+    expect(() => tokenKl(Float32Array.of(NaN, 1), Float32Array.of(0, 1), two)).toThrow("got others in row 0");
+    expect(() => tokenKl(zeros, zeros, { ...two, maskToken: 0, padToken: 1 })).toThrow("got none");
+    expect(() => likeliestTokens(zeros, { ...two, maskToken: 2 })).toThrow("from 0 to 1, got 2");
     for (const temperature of [0, -1, 101, NaN]) {
-      expect(() => tokenKl(new Float32Array(2), new Float32Array(2), 2, { temperature })).toThrow(
+      expect(() => tokenKl(zeros, zeros, two, { temperature })).toThrow(
         `the temperature must lie in [0.01, 100], got ${temperature}`,
       );
     }

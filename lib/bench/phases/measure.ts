@@ -6,7 +6,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type DitModel, type LoadedModel, loadScheduler, loadTokenizer } from "../../models/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { imageStepKl, neverWritten, stepWeights } from "../../calibration/step_kl.ts";
+import { imageStepKl, stepWeights } from "../../calibration/step_kl.ts";
 import { tokenKl } from "../../thermo/mod.ts";
 import { DRAWING } from "../accuracy/plan.ts";
 import { loadClassifier, loadFeatureStatistics } from "../../eval/classifier.ts";
@@ -118,12 +118,7 @@ async function maskedYardstick(
       }
       teacher ??= logitsOf(full, sequences);
       const own = loaded.model === full.model ? teacher : logitsOf(loaded, sequences);
-      const { vocabularySize } = full.model.config;
-      const excludedTokens = neverWritten(full.model.config);
-      const kl = teacher.flatMap((
-        logits,
-        i,
-      ) => [...tokenKl(logits, own[i]!, vocabularySize, { excludedTokens })]);
+      const kl = teacher.flatMap((logits, i) => [...tokenKl(logits, own[i]!, full.model.config)]);
       let row = 0;
       const sums = Float64Array.from(sequences, ({ places }) => {
         let sum = 0;

@@ -59,8 +59,6 @@ export interface RefinementOptions
   extends OptimizerOptions, Pick<GradientOptions, "parts" | "recompute" | "timeGroups"> {
   /** λ of the Gauss-Markov prior on biases by time group, relative to the loss at the start. Default 0. */
   readonly markovWeight?: number | undefined;
-  /** Tokens that are never written, as `<mask>` and `<pad>`. Default the model's mask. */
-  readonly excludedTokens?: readonly number[] | undefined;
   /** Of the loss that gives gradients, as in `tokenKl`; what is held out is always measured at 1. Default 1. */
   readonly temperature?: number | undefined;
   /** Iterations from one look at the held-out batches to the next. Default 25. */
@@ -82,7 +80,7 @@ export function refineMaskedTransformer(
   data: { readonly train: readonly MaskedBatch[]; readonly heldOut: readonly MaskedBatch[] },
   options: RefinementOptions = {},
 ): RefinementReport {
-  const { vocabularySize, maskToken } = quantized.config;
+  const { vocabularySize } = quantized.config;
   const fail = (reason: string) => `Cannot refine ${JSON.stringify(quantized.path)}: ${reason}`;
   if (full.config.vocabularySize !== vocabularySize) {
     throw new TypeError(
@@ -90,7 +88,7 @@ export function refineMaskedTransformer(
     );
   }
   checkBatches(data, fail);
-  const { excludedTokens = [maskToken], temperature } = options;
+  const { temperature } = options;
   const gradients = new MaskedTransformerGradients(quantized, options);
   const wantedBytes = [...data.train, ...data.heldOut].reduce(
     (sum, { rows }) => sum + rows.length * vocabularySize * 4,
@@ -111,8 +109,7 @@ export function refineMaskedTransformer(
     const target = teacher(batch);
     const logits = gradients.forward(inputIds, batch.batch, rows, attentionMask, batch.times);
     const gradient = backward ? new Float32Array(logits.length) : undefined;
-    const kl = tokenKl(target, logits, vocabularySize, {
-      excludedTokens,
+    const kl = tokenKl(target, logits, quantized.config, {
       gradient,
       weights,
       temperature: backward ? temperature : 1,
@@ -160,7 +157,7 @@ export function refineDit(
   quantized: DitModel,
   full: DitModel,
   data: { readonly train: readonly DitBatch[]; readonly heldOut: readonly DitBatch[] },
-  options: Omit<RefinementOptions, "excludedTokens"> = {},
+  options: RefinementOptions = {},
 ): RefinementReport {
   const { config } = quantized;
   const fail = (reason: string) => `Cannot refine ${JSON.stringify(quantized.path)}: ${reason}`;
