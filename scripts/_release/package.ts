@@ -1,5 +1,5 @@
-/** What of a release others install or import: the single-file bundle and the npm package. */
-import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+/** The parts of a release that others install or import: the single-file bundle and the npm package. */
+import { cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { PACKAGE_ROOT } from "../../lib/native/location.ts";
@@ -7,6 +7,7 @@ import { VERSIONS } from "../../lib/analysis/_libraries.ts";
 import { OutputError } from "../../lib/errors.ts";
 import { bunBinary } from "../_command/programs.ts";
 import { runProgram } from "../_command/run_program.ts";
+import { doors } from "../_reference.ts";
 
 const root = fileURLToPath(PACKAGE_ROOT);
 
@@ -15,6 +16,11 @@ export const NPM_COMMANDS = ["quantize", "inspect", "dequantize", "generate", "r
 
 /** Packages that only tables, charts and reports need: whoever wants those installs them. */
 const ANALYSIS_PACKAGES = Object.keys(VERSIONS);
+
+/** Folders of kernels/ that a build of the CPU library reads. */
+const KERNEL_FOLDERS = ["include", "arithmetic", "cpu"].filter((folder) =>
+  existsSync(join(root, "kernels", folder))
+);
 
 async function run(command: string, args: readonly string[], cwd: string, what: string): Promise<string> {
   const { code, output, errors } = await runProgram(command, args, { cwd });
@@ -46,6 +52,90 @@ interface PackageJson {
   readonly dependencies: Readonly<Record<string, string>>;
 }
 
+/** Public modules beside `.`: their names, and the modules of the checkout by path. */
+const innerDoors = () =>
+  Object.entries(doors()).filter(([door]) => door !== ".").map(([door, path]) => ({
+    door,
+    path,
+    name: door.slice(2),
+  }));
+
+/** One small module a door, so that each bundle has the name of its door. */
+function doorEntries(work: string): string[] {
+  const folder = join(work, ".doors");
+  mkdirSync(folder);
+  return innerDoors().map(({ path, name }) => {
+    const entry = join(folder, `${name}.ts`);
+    writeFileSync(entry, `export * from ${JSON.stringify(join(root, path))};\n`);
+    return entry;
+  });
+}
+
+/** The bundles, one an entry, with what they share in chunks. */
+async function bundleForNpm(work: string): Promise<void> {
+  const entries = [
+    "scripts/_release/bundle_entry.ts",
+    ...doorEntries(work),
+    ...NPM_COMMANDS.map((command) => `scripts/${command}.ts`),
+    "scripts/_release/npm_launch.ts",
+  ];
+  const options = [
+    ...["--target=node", "--format=esm", "--splitting", "--outdir", work],
+    ...["--entry-naming", "[name].js", "--chunk-naming", "chunk-[hash].js"],
+    // A bundle's entry is the program: the scripts ask.
+    ...["--define", "import.meta.main=true"],
+    ...external,
+  ];
+  await run(bunBinary(), ["build", ...entries, ...options], root, "bundle the npm package");
+}
+
+/** The declarations of mod.ts and lib. */
+async function writeDeclarations(work: string): Promise<void> {
+  const compiler = join(root, "node_modules", "typescript", "bin", "tsc");
+  const args = [
+    compiler,
+    ...["-p", root, "--noEmit", "false", "--declaration", "--emitDeclarationOnly"],
+    ...["--rewriteRelativeImportExtensions", "--outDir", join(work, ".types")],
+  ];
+  await run(bunBinary(), args, root, "write the declarations");
+  cpSync(join(work, ".types", "mod.d.ts"), join(work, "mod.d.ts"));
+  cpSync(join(work, ".types", "lib"), join(work, "lib"), { recursive: true });
+}
+
+/** The package.json of the npm package. */
+function npmManifest(): unknown {
+  const { name, version, description, license, dependencies } = JSON.parse(
+    readFileSync(join(root, "package.json"), "utf8"),
+  ) as PackageJson;
+  const peers = ANALYSIS_PACKAGES.flatMap((each) =>
+    dependencies[each] === undefined ? [] : [[each, dependencies[each]]]
+  );
+  const types = (path: string) => path.replace(/\.ts$/, ".d.ts");
+  return {
+    name,
+    version,
+    description,
+    license,
+    type: "module",
+    exports: {
+      ".": { types: "./mod.d.ts", default: "./bundle_entry.js" },
+      ...Object.fromEntries(
+        innerDoors().map(({ door, path }) => [door, { types: types(path), default: `${door}.js` }]),
+      ),
+      "./package.json": "./package.json",
+    },
+    bin: Object.fromEntries(
+      NPM_COMMANDS.map((command) => [`arrowquant-${command}`, `arrowquant-${command}.js`]),
+    ),
+    files: ["*.js", "*.d.ts", "lib", "kernels", "CHANGELOG.md"],
+    // Older ones lack Float16Array; the commands start Bun there.
+    engines: { node: ">=20", bun: ">=1.2", deno: ">=2" },
+    optionalDependencies: { bun: dependencies["bun"] },
+    peerDependencies: Object.fromEntries(peers),
+    peerDependenciesMeta: Object.fromEntries(peers.map(([each]) => [each, { optional: true }])),
+  };
+}
+
 /**
  * Makes the npm package in the empty folder `work` and packs it into `target`. Node strips no types of files under
  * node_modules, so it holds JavaScript with declarations, and the kernels' sources, which Bun and Deno build.
@@ -53,42 +143,8 @@ interface PackageJson {
  * @returns the tarball's name
  */
 export async function packNpm(work: string, target: string): Promise<string> {
-  const { name, version, description, license, dependencies } = JSON.parse(
-    readFileSync(join(root, "package.json"), "utf8"),
-  ) as PackageJson;
-  const bun = bunBinary();
-  const entries = [
-    "scripts/_release/bundle_entry.ts",
-    ...NPM_COMMANDS.map((command) => `scripts/${command}.ts`),
-    "scripts/_release/npm_launch.ts",
-  ];
-  await run(
-    bun,
-    [
-      "build",
-      ...entries,
-      ...["--target=node", "--format=esm", "--splitting", "--outdir", work],
-      ...["--entry-naming", "[name].js", "--chunk-naming", "chunk-[hash].js"],
-      // A bundle's entry is the program: the scripts ask.
-      ...["--define", "import.meta.main=true"],
-      ...external,
-    ],
-    root,
-    "bundle the npm package",
-  );
-  const compiler = join(root, "node_modules", "typescript", "bin", "tsc");
-  await run(
-    bun,
-    [
-      compiler,
-      ...["-p", root, "--noEmit", "false", "--declaration", "--emitDeclarationOnly"],
-      ...["--rewriteRelativeImportExtensions", "--outDir", join(work, ".types")],
-    ],
-    root,
-    "write the declarations",
-  );
-  cpSync(join(work, ".types", "mod.d.ts"), join(work, "mod.d.ts"));
-  cpSync(join(work, ".types", "lib"), join(work, "lib"), { recursive: true });
+  await bundleForNpm(work);
+  await writeDeclarations(work);
   for (const command of NPM_COMMANDS) {
     writeFileSync(
       join(work, `arrowquant-${command}.js`),
@@ -96,43 +152,12 @@ export async function packNpm(work: string, target: string): Promise<string> {
       { mode: 0o755 },
     );
   }
-  for (const folder of ["include", "cpu"]) {
-    mkdirSync(join(work, "kernels"), { recursive: true });
+  mkdirSync(join(work, "kernels"), { recursive: true });
+  for (const folder of KERNEL_FOLDERS) {
     cpSync(join(root, "kernels", folder), join(work, "kernels", folder), { recursive: true });
   }
   for (const file of ["README.md", "LICENSE", "CHANGELOG.md"]) cpSync(join(root, file), join(work, file));
-  const optional = Object.fromEntries(
-    ANALYSIS_PACKAGES.flatMap((each) => dependencies[each] === undefined ? [] : [[each, dependencies[each]]]),
-  );
-  writeFileSync(
-    join(work, "package.json"),
-    JSON.stringify(
-      {
-        name,
-        version,
-        description,
-        license,
-        type: "module",
-        exports: {
-          ".": { types: "./mod.d.ts", default: "./bundle_entry.js" },
-          "./package.json": "./package.json",
-        },
-        bin: Object.fromEntries(
-          NPM_COMMANDS.map((command) => [`arrowquant-${command}`, `arrowquant-${command}.js`]),
-        ),
-        files: ["*.js", "*.d.ts", "lib", "kernels", "CHANGELOG.md"],
-        // Older ones lack Float16Array; the commands start Bun there.
-        engines: { node: ">=20", bun: ">=1.2", deno: ">=2" },
-        optionalDependencies: { bun: dependencies["bun"] },
-        peerDependencies: optional,
-        peerDependenciesMeta: Object.fromEntries(
-          Object.keys(optional).map((each) => [each, { optional: true }]),
-        ),
-      },
-      null,
-      2,
-    ) + "\n",
-  );
+  writeFileSync(join(work, "package.json"), JSON.stringify(npmManifest(), null, 2) + "\n");
   const args = ["pack", "--json", "--ignore-scripts", "--pack-destination", target];
   const [packed] = JSON.parse(await run("npm", args, work, "pack")) as [{ readonly filename: string }];
   return packed.filename;

@@ -8,6 +8,7 @@ import { PACKAGE_ROOT } from "../../lib/native/location.ts";
 import type { ReleaseLibrary } from "../../lib/native/release_manifest.ts";
 import { bunBinary, denoBinary, findProgram } from "../_command/programs.ts";
 import { type Outcome, runProgram } from "../_command/run_program.ts";
+import { doors } from "../_reference.ts";
 import { serveFolder } from "./static_server.ts";
 
 /** What came of a trial. */
@@ -79,165 +80,215 @@ function judge({ code, output, errors }: Outcome, backend: string | undefined): 
 /** A reason not to try. */
 class Skip extends Error {}
 
-/** Tries a release in folders of its own, which are deleted. @returns the trials' outcomes in order */
-export async function tryRelease(options: TrialOptions): Promise<Trial[]> {
-  const { folder, tarball, libraries, onTrial } = options;
-  const hasLibrary = libraries.some((each) =>
-    each.platform === process.platform && each.architecture === process.arch
-  );
-  const work = mkdtempSync(join(tmpdir(), "arrowquant-trial-"));
-  const trials: Trial[] = [];
-  const bun = bunBinary(), deno = denoBinary();
-  const isThere = async (command: string) =>
-    (await runProgram(command, ["--version"], { cwd: work })).code === 0;
+/** A trial: its name, and the work that returns what was seen or throws. */
+type Attempt = readonly [name: string, body: () => Promise<string>];
 
-  /** An empty folder. */
+const bun = bunBinary(), deno = denoBinary();
+
+/** Tries a release in temporary folders. @returns the trials' outcomes in order */
+export async function tryRelease(options: TrialOptions): Promise<Trial[]> {
+  const work = mkdtempSync(join(tmpdir(), "arrowquant-trial-"));
   let folders = 0;
   const empty = () => {
     const path = join(work, String(folders++));
     mkdirSync(path);
     return path;
   };
-  async function attempt(name: string, body: () => Promise<string>): Promise<void> {
-    let trial: Trial;
-    try {
-      trial = { name, outcome: "passed", detail: await body() };
-    } catch (error) {
-      const detail = error instanceof Error ? error.message : String(error);
-      trial = { name, outcome: error instanceof Skip ? "skipped" : "failed", detail };
-    }
-    trials.push(trial);
-    onTrial(trial);
-  }
-  const native = hasLibrary ? "native" : undefined;
-
+  const trials: Trial[] = [];
   try {
-    await attempt("Deno imports mod.ts from a URL", async () => {
-      if (!await isThere(deno)) throw new Skip("no Deno");
-      const server = await serveFolder(folder);
-      try {
-        const cwd = empty();
-        writeFileSync(join(cwd, "program.ts"), program(`${server.url}mod.ts`));
-        const environment = {
-          HOME: cwd,
-          XDG_CACHE_HOME: join(cwd, "cache"),
-          DENO_DIR: join(cwd, "deno"),
-          ARROWQUANT_LIBRARY: undefined,
-          ARROWQUANT_FETCH: undefined,
-        };
-        const run = () => runProgram(deno, ["run", "-A", "--no-prompt", "program.ts"], { cwd, environment });
-        const first = judge(await run(), native);
-        if (hasLibrary) {
-          const libraries = () => server.requests.filter((path) => path.startsWith("/libraries/")).length;
-          if (libraries() !== 1) throw new Error(`the library must be fetched once, got ${libraries()}`);
-          rmSync(join(cwd, "packed"), { recursive: true });
-          judge(await run(), native);
-          if (libraries() !== 1) throw new Error("the second program must find the library in the cache");
-        }
-        return first;
-      } finally {
-        server.close();
-      }
-    });
-
-    const arm = libraries.find(({ platform, architecture }) =>
-      platform === "linux" && architecture === "arm64"
-    );
-    if (arm !== undefined && process.arch !== "arm64") {
-      await attempt("the linux-arm64 library under emulation", () => emulated(join(folder, arm.file)));
+    for (const [name, body] of attempts(options, empty)) {
+      const trial = await body().then(
+        (detail): Trial => ({ name, outcome: "passed", detail }),
+        (error: unknown): Trial => ({
+          name,
+          outcome: error instanceof Skip ? "skipped" : "failed",
+          detail: error instanceof Error ? error.message : String(error),
+        }),
+      );
+      trials.push(trial);
+      options.onTrial(trial);
     }
-
-    for (const [runtime, command, args] of [["Bun", bun, ["run"]], ["Deno", deno, ["run", "-A"]]] as const) {
-      await attempt(`${runtime} runs the single file arrowquant.js`, async () => {
-        if (!await isThere(command)) throw new Skip(`no ${runtime}`);
-        const cwd = empty();
-        writeFileSync(join(cwd, "program.js"), program(join(folder, "arrowquant.js")));
-        return judge(await runProgram(command, [...args, "program.js"], { cwd }), undefined);
-      });
-    }
-
-    await attempt("Bun uses the npm package in an empty project", async () => {
-      const cwd = empty();
-      writeFileSync(join(cwd, "package.json"), JSON.stringify({ name: "trial", private: true }));
-      const args = ["add", "--omit=optional", "--omit=peer", tarball];
-      const added = await runProgram(bun, args, { cwd });
-      if (added.code !== 0) throw new Error(`bun add: ${added.errors}`);
-      writeFileSync(join(cwd, "program.ts"), program("arrowquant"));
-      const said = judge(await runProgram(bun, ["run", "program.ts"], { cwd }), undefined);
-      return `${said}; ${await command(cwd, bun, ["x", "--bun", "--no-install"])}`;
-    });
-
-    await attempt("npx of Node runs the npm package in an empty project", async () => {
-      const npm = findProgram("npm"), npx = findProgram("npx"), node = findProgram("node");
-      if (npm === undefined || npx === undefined || node === undefined) {
-        throw new Skip("no node, npm and npx");
-      }
-      const cwd = empty();
-      writeFileSync(join(cwd, "package.json"), JSON.stringify({ name: "trial", private: true }));
-      const args = ["install", "--omit=optional", "--offline", "--no-audit", "--no-fund", tarball];
-      const added = await runProgram(npm, args, { cwd });
-      if (added.code !== 0) throw new Error(`npm install: ${added.errors}`);
-      const { output } = await runProgram(node, ["--version"], { cwd });
-      return `Node ${output.trim()}: ${await command(cwd, npx, ["--no-install"])}`;
-    });
-
-    await attempt("JSR takes the package (dry run)", async () => {
-      if (!await isThere(deno)) throw new Skip("no Deno");
-      const cwd = fileURLToPath(PACKAGE_ROOT);
-      if (!existsSync(join(cwd, "deno.json"))) throw new Skip("no deno.json");
-      const args = ["publish", "--dry-run", "--allow-dirty"];
-      const { code, errors, output } = await runProgram(deno, args, { cwd });
-      const text = `${output}\n${errors}`;
-      if (code !== 0 && /dns error|error sending request|client error \(Connect\)/i.test(text)) {
-        throw new Skip(`it needs the network: ${text.trim().split("\n").at(-1)}`);
-      }
-      if (code !== 0) throw new Error(text.trim().split("\n").slice(-30).join("\n"));
-      const files = [...text.matchAll(/^\s+file:\/\//gm)].length;
-      return `${files} files, ${[...text.matchAll(/^warning\[/gm)].length} warnings`;
-    });
   } finally {
     rmSync(work, { recursive: true, force: true });
   }
   return trials;
+}
 
-  /** The C driver that compares every kernel with the scalar ones, linked with a shipped library and run by an emulator. */
-  async function emulated(library: string): Promise<string> {
-    const compiler = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
-    for (const tool of [compiler, emulator]) if (!await isThere(tool)) throw new Skip(`no ${tool}`);
-    const cwd = empty(), driver = join(cwd, "compare");
-    const sources = fileURLToPath(new URL("kernels/tests/compare.c", PACKAGE_ROOT));
-    const run = async (command: string, args: readonly string[]) => {
-      const { code, output, errors } = await runProgram(command, args, { cwd });
-      if (code !== 0) throw new Error(`${command}: exit status ${code}: ${errors || output}`);
-      return output.trim();
-    };
-    await run(compiler, ["-O2", "-std=c11", sources, library, "-o", driver, "-lm"]);
-    const system = join(await run(compiler, ["-print-file-name=libc.so.6"]), "..", "..");
-    const path = `LD_LIBRARY_PATH=${join(library, "..")}`;
-    const said = await run(emulator, ["-L", system, "-E", path, driver, "1", "quick"]);
-    return said.split("\n").at(-1)!;
-  }
+/** The trials that make sense for a release on this machine; each gets folders from `empty`. */
+function attempts({ folder, tarball, libraries }: TrialOptions, empty: () => string): Attempt[] {
+  const hasLibrary = libraries.some((each) =>
+    each.platform === process.platform && each.architecture === process.arch
+  );
+  const arm = libraries.find(({ platform, architecture }) =>
+    platform === "linux" && architecture === "arm64"
+  );
+  const emulation: Attempt[] = arm === undefined || process.arch === "arm64" ? [] : [
+    ["the linux-arm64 library under emulation", () => emulated(join(folder, arm.file), empty())],
+  ];
+  const single = ([["Bun", bun, ["run"]], ["Deno", deno, ["run", "-A"]]] as const).map(
+    ([runtime, command, args]): Attempt => [`${runtime} runs the single file arrowquant.js`, async () => {
+      await need(command, runtime);
+      const cwd = empty();
+      writeFileSync(join(cwd, "program.js"), program(join(folder, "arrowquant.js")));
+      return judge(await runProgram(command, [...args, "program.js"], { cwd }), undefined);
+    }],
+  );
+  return [
+    ["Deno imports mod.ts from a URL", () => fromUrl(folder, hasLibrary, empty())],
+    ["Deno imports every public module from a URL", () => doorsFromUrl(folder, empty())],
+    ...emulation,
+    ...single,
+    ["Bun uses the npm package in an empty project", () => npmInBun(tarball, empty())],
+    ["npx of Node runs the npm package in an empty project", () => npmInNode(tarball, empty())],
+    ["JSR takes the package (dry run)", () => jsrDryRun()],
+  ];
+}
 
-  /** Quantizes and looks into the result with the package's commands. */
-  async function command(cwd: string, runner: string, args: readonly string[]): Promise<string> {
-    const model = join(fileURLToPath(PACKAGE_ROOT), "tests", "models", "dream-mini");
-    const path = `${process.env["PATH"] ?? ""}:${join(bun, "..")}`;
-    const run = async (...rest: readonly string[]) => {
-      const outcome = await runProgram(runner, [...args, ...rest], { cwd, environment: { PATH: path } });
-      if (outcome.code !== 0) throw new Error(`${rest[0]}: exit status ${outcome.code}: ${outcome.errors}`);
-      return outcome.output;
-    };
-    await run("arrowquant-quantize", "--help");
-    const report = JSON.parse(
-      await run("arrowquant-quantize", model, "by-command", "--bits", "4", "--json"),
-    ) as {
-      readonly backend: string;
-      readonly totals: { readonly tensors: number };
-    };
-    const found = JSON.parse(await run("arrowquant-inspect", "by-command", "--json")) as object;
-    if (report.totals.tensors < 1 || Object.keys(found).length === 0) {
-      throw new Error("the commands must quantize and inspect a model");
+async function isThere(command: string): Promise<boolean> {
+  return (await runProgram(command, ["--version"], { cwd: tmpdir() })).code === 0;
+}
+
+/** @throws {Skip} where a program is not there */
+async function need(command: string, name = command): Promise<void> {
+  if (!await isThere(command)) throw new Skip(`no ${name}`);
+}
+
+async function fromUrl(folder: string, hasLibrary: boolean, cwd: string): Promise<string> {
+  await need(deno, "Deno");
+  const native = hasLibrary ? "native" : undefined;
+  const server = await serveFolder(folder);
+  try {
+    writeFileSync(join(cwd, "program.ts"), program(`${server.url}mod.ts`));
+    const run = () =>
+      runProgram(deno, ["run", "-A", "--no-prompt", "program.ts"], { cwd, environment: cleanDeno(cwd) });
+    const first = judge(await run(), native);
+    if (hasLibrary) {
+      const fetched = () => server.requests.filter((path) => path.startsWith("/libraries/")).length;
+      if (fetched() !== 1) throw new Error(`the library must be fetched once, got ${fetched()}`);
+      rmSync(join(cwd, "packed"), { recursive: true });
+      judge(await run(), native);
+      if (fetched() !== 1) throw new Error("the second program must find the library in the cache");
     }
-    return `arrowquant-quantize: ${report.totals.tensors} tensors, ${report.backend}`;
+    return first;
+  } finally {
+    server.close();
   }
+}
+
+/** Variables of a Deno that has no cache yet. */
+const cleanDeno = (cwd: string) => ({
+  HOME: cwd,
+  XDG_CACHE_HOME: join(cwd, "cache"),
+  DENO_DIR: join(cwd, "deno"),
+  ARROWQUANT_LIBRARY: undefined,
+  ARROWQUANT_FETCH: undefined,
+});
+
+/** A program that imports modules and prints how many names each has. */
+const importing = (specifiers: readonly string[]) =>
+  `const counts = [];
+for (const specifier of ${JSON.stringify(specifiers)}) {
+  counts.push(Object.keys(await import(specifier)).length);
+}
+console.log(JSON.stringify(counts));\n`;
+
+/** @throws {Error} where a module could not be imported or is empty */
+function judgeImports({ code, output, errors }: Outcome): string {
+  if (code !== 0) throw new Error(`exit status ${code}: ${errors || output}`);
+  const counts = JSON.parse(output) as number[];
+  if (counts.some((count) => count === 0)) {
+    throw new Error(`every module must export something, got ${output}`);
+  }
+  return `${counts.length} public modules`;
+}
+
+async function doorsFromUrl(folder: string, cwd: string): Promise<string> {
+  await need(deno, "Deno");
+  const server = await serveFolder(folder);
+  try {
+    const specifiers = Object.values(doors()).map((path) => new URL(path, server.url).href);
+    writeFileSync(join(cwd, "program.ts"), importing(specifiers));
+    const args = ["run", "-A", "--no-prompt", "program.ts"];
+    return judgeImports(await runProgram(deno, args, { cwd, environment: cleanDeno(cwd) }));
+  } finally {
+    server.close();
+  }
+}
+
+async function npmInBun(tarball: string, cwd: string): Promise<string> {
+  writeFileSync(join(cwd, "package.json"), JSON.stringify({ name: "trial", private: true }));
+  const added = await runProgram(bun, ["add", "--omit=optional", "--omit=peer", tarball], { cwd });
+  if (added.code !== 0) throw new Error(`bun add: ${added.errors}`);
+  writeFileSync(join(cwd, "program.ts"), program("arrowquant"));
+  const said = judge(await runProgram(bun, ["run", "program.ts"], { cwd }), undefined);
+  writeFileSync(
+    join(cwd, "doors.ts"),
+    importing(Object.keys(doors()).map((door) => join("arrowquant", door))),
+  );
+  const imported = judgeImports(await runProgram(bun, ["run", "doors.ts"], { cwd }));
+  return `${said}; ${imported}; ${await useCommands(cwd, bun, ["x", "--bun", "--no-install"])}`;
+}
+
+async function npmInNode(tarball: string, cwd: string): Promise<string> {
+  const npm = findProgram("npm"), npx = findProgram("npx"), node = findProgram("node");
+  if (npm === undefined || npx === undefined || node === undefined) throw new Skip("no node, npm and npx");
+  writeFileSync(join(cwd, "package.json"), JSON.stringify({ name: "trial", private: true }));
+  const args = ["install", "--omit=optional", "--offline", "--no-audit", "--no-fund", tarball];
+  const added = await runProgram(npm, args, { cwd });
+  if (added.code !== 0) throw new Error(`npm install: ${added.errors}`);
+  const { output } = await runProgram(node, ["--version"], { cwd });
+  return `Node ${output.trim()}: ${await useCommands(cwd, npx, ["--no-install"])}`;
+}
+
+async function jsrDryRun(): Promise<string> {
+  await need(deno, "Deno");
+  const cwd = fileURLToPath(PACKAGE_ROOT);
+  if (!existsSync(join(cwd, "deno.json"))) throw new Skip("no deno.json");
+  const args = ["publish", "--dry-run", "--allow-dirty"];
+  const { code, errors, output } = await runProgram(deno, args, { cwd });
+  const text = `${output}\n${errors}`;
+  if (code !== 0 && /dns error|error sending request|client error \(Connect\)/i.test(text)) {
+    throw new Skip(`it needs the network: ${text.trim().split("\n").at(-1)}`);
+  }
+  if (code !== 0) throw new Error(text.trim().split("\n").slice(-30).join("\n"));
+  const files = [...text.matchAll(/^\s+file:\/\//gm)].length;
+  return `${files} files, ${[...text.matchAll(/^warning\[/gm)].length} warnings`;
+}
+
+/** The C driver that compares every kernel with the scalar ones, linked with a shipped library and run by an emulator. */
+async function emulated(library: string, cwd: string): Promise<string> {
+  const compiler = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
+  for (const tool of [compiler, emulator]) await need(tool);
+  const driver = join(cwd, "compare");
+  const sources = fileURLToPath(new URL("kernels/tests/compare.c", PACKAGE_ROOT));
+  const run = async (command: string, args: readonly string[]) => {
+    const { code, output, errors } = await runProgram(command, args, { cwd });
+    if (code !== 0) throw new Error(`${command}: exit status ${code}: ${errors || output}`);
+    return output.trim();
+  };
+  await run(compiler, ["-O2", "-std=c11", sources, library, "-o", driver, "-lm"]);
+  const system = join(await run(compiler, ["-print-file-name=libc.so.6"]), "..", "..");
+  const path = `LD_LIBRARY_PATH=${join(library, "..")}`;
+  const said = await run(emulator, ["-L", system, "-E", path, driver, "1", "quick"]);
+  return said.split("\n").at(-1)!;
+}
+
+/** Quantizes and looks into the result with the commands of the package. */
+async function useCommands(cwd: string, runner: string, args: readonly string[]): Promise<string> {
+  const model = join(fileURLToPath(PACKAGE_ROOT), "tests", "models", "dream-mini");
+  const path = `${process.env["PATH"] ?? ""}:${join(bun, "..")}`;
+  const run = async (...rest: readonly string[]) => {
+    const outcome = await runProgram(runner, [...args, ...rest], { cwd, environment: { PATH: path } });
+    if (outcome.code !== 0) throw new Error(`${rest[0]}: exit status ${outcome.code}: ${outcome.errors}`);
+    return outcome.output;
+  };
+  await run("arrowquant-quantize", "--help");
+  const report = JSON.parse(
+    await run("arrowquant-quantize", model, "by-command", "--bits", "4", "--json"),
+  ) as { readonly backend: string; readonly totals: { readonly tensors: number } };
+  const found = JSON.parse(await run("arrowquant-inspect", "by-command", "--json")) as object;
+  if (report.totals.tensors < 1 || Object.keys(found).length === 0) {
+    throw new Error("the commands must quantize and inspect a model");
+  }
+  return `arrowquant-quantize: ${report.totals.tensors} tensors, ${report.backend}`;
 }
