@@ -12,9 +12,43 @@
 
 #include "chunk.h"
 
+#define AQ_WHOLE_WARP 0xffffffffu
+
+/* The calling thread's warp, all of whose lanes are there. */
+struct aq_warp {
+  int lane;
+  template <class T>
+  __device__ T shared(const T &value, int from) const {
+    static_assert(sizeof(T) % 4 == 0, "exchanged in words");
+    T result;
+    const uint32_t *in = (const uint32_t *)&value;
+    uint32_t *out = (uint32_t *)&result;
+#pragma unroll
+    for (size_t i = 0; i < sizeof(T) / 4; i++) out[i] = __shfl_sync(AQ_WHOLE_WARP, in[i], from);
+    return result;
+  }
+  __device__ aq_range joined(aq_range range) const {
+    for (int distance = 16; distance > 0; distance /= 2) range = aq_joined_range(range, exchanged(range, distance));
+    return range;
+  }
+  __device__ float largest(float value) const {
+    for (int distance = 16; distance > 0; distance /= 2) {
+      const float other = __shfl_xor_sync(AQ_WHOLE_WARP, value, distance);
+      value = other > value ? other : value;
+    }
+    return value;
+  }
+  __device__ int32_t any(int32_t faults) const { return (int32_t)__reduce_or_sync(AQ_WHOLE_WARP, (unsigned)faults); }
+  static __device__ aq_range exchanged(const aq_range &range, int distance) {
+    return {__shfl_xor_sync(AQ_WHOLE_WARP, range.minimum, distance),
+            __shfl_xor_sync(AQ_WHOLE_WARP, range.maximum, distance),
+            __shfl_xor_sync(AQ_WHOLE_WARP, range.finite, distance)};
+  }
+};
+
 struct aq_weight_sums {
   float h, hw;
-  AQ_MEMBER void add(const aq_weight_sums &part) {
+  __device__ void add(const aq_weight_sums &part) {
     h += part.h;
     hw += part.hw;
   }
@@ -23,7 +57,7 @@ struct aq_weight_sums {
 /* For the least squares of w = s q + b; fixed zero point: with p = q - z in place of q. */
 struct aq_fit_sums {
   float hq, hqq, hwq, error;
-  AQ_MEMBER void add(const aq_fit_sums &part) {
+  __device__ void add(const aq_fit_sums &part) {
     hq += part.hq;
     hqq += part.hqq;
     hwq += part.hwq;
@@ -36,7 +70,7 @@ struct aq_fit_sums {
 
 struct aq_pass_sums {
   aq_fit_sums of[AQ_CLIP_PASS];
-  AQ_MEMBER void add(const aq_pass_sums &part) {
+  __device__ void add(const aq_pass_sums &part) {
     for (int k = 0; k < AQ_CLIP_PASS; k++) of[k].add(part.of[k]);
   }
 };
@@ -46,7 +80,7 @@ struct aq_clip_candidate {
   float zero_point;      /* subtracted from q in the sums */
 };
 
-AQ_FUNCTION aq_clip_candidate aq_clip_step(int32_t step, float minimum, float maximum, int32_t bits, int32_t kind) {
+AQ_DEVICE aq_clip_candidate aq_clip_step(int32_t step, float minimum, float maximum, int32_t bits, int32_t kind) {
   const float code_max = (float)((1 << bits) - 1);
   const float keep = 1.0f - (float)step * (0.7f / AQ_CLIP_STEPS);
   aq_clip_candidate c;
@@ -74,7 +108,7 @@ AQ_FUNCTION aq_clip_candidate aq_clip_step(int32_t step, float minimum, float ma
 }
 
 template <class Group>
-AQ_FUNCTION aq_pass_sums aq_candidate_sums(const Group &group, const aq_clip_candidate c[AQ_CLIP_PASS],
+AQ_DEVICE aq_pass_sums aq_candidate_sums(const Group &group, const aq_clip_candidate c[AQ_CLIP_PASS],
                                            float code_max) {
   return group.template ordered<aq_pass_sums>([&](size_t begin, size_t end) {
     aq_pass_sums part = {};
@@ -96,7 +130,7 @@ AQ_FUNCTION aq_pass_sums aq_candidate_sums(const Group &group, const aq_clip_can
 }
 
 template <class Group>
-AQ_FUNCTION aq_fit_sums aq_grid_sums(const Group &group, aq_grid grid, float code_max, float zero_point) {
+AQ_DEVICE aq_fit_sums aq_grid_sums(const Group &group, aq_grid grid, float code_max, float zero_point) {
   return group.template ordered<aq_fit_sums>([&](size_t begin, size_t end) {
     aq_fit_sums part = {};
     for (size_t i = begin; i < end; i++) {
@@ -114,20 +148,20 @@ AQ_FUNCTION aq_fit_sums aq_grid_sums(const Group &group, aq_grid grid, float cod
   });
 }
 
-AQ_FUNCTION bool aq_usable_grid(aq_grid grid) {
+AQ_DEVICE bool aq_usable_grid(aq_grid grid) {
   return grid.scale <= AQ_HALF_MAX && grid.scale >= -AQ_HALF_MAX && grid.scale != 0.0f &&
          grid.zero_point <= AQ_HALF_MAX && grid.zero_point >= -AQ_HALF_MAX;
 }
 
 /* How much of sum h w^2 the best grid for these codes explains, less what a constant explains. */
-AQ_FUNCTION float aq_explained(const aq_fit_sums &sums, const aq_weight_sums &all, bool affine) {
+AQ_DEVICE float aq_explained(const aq_fit_sums &sums, const aq_weight_sums &all, bool affine) {
   if (!affine) return sums.hwq * sums.hwq / sums.hqq;
   const float numerator = all.h * sums.hwq - sums.hq * all.hw;
   const float determinant = all.h * sums.hqq - sums.hq * sums.hq;
   return numerator * (numerator / determinant);
 }
 
-AQ_FUNCTION aq_grid aq_refit_grid(const aq_fit_sums &sums, const aq_weight_sums &all, bool affine, float zero_point) {
+AQ_DEVICE aq_grid aq_refit_grid(const aq_fit_sums &sums, const aq_weight_sums &all, bool affine, float zero_point) {
   aq_grid grid;
   if (!affine) {
     grid.scale = aq_round_half(sums.hwq / sums.hqq);
@@ -143,7 +177,7 @@ AQ_FUNCTION aq_grid aq_refit_grid(const aq_fit_sums &sums, const aq_weight_sums 
 
 /* The best grid found from `start`, round to nearest's; minimum < maximum. */
 template <class Group>
-AQ_FUNCTION aq_grid aq_clip_search(const Group &group, aq_grid start, float minimum, float maximum, int32_t bits,
+AQ_DEVICE aq_grid aq_clip_search(const Group &group, aq_grid start, float minimum, float maximum, int32_t bits,
                                    int32_t kind) {
   const bool affine = kind == AQ_ZERO_POINT_REAL;
   const float code_max = (float)((1 << bits) - 1);
@@ -192,38 +226,35 @@ AQ_FUNCTION aq_grid aq_clip_search(const Group &group, aq_grid start, float mini
 struct aq_tile_group {
   const float *weights, *importances;
   size_t stride, n;
-  AQ_MEMBER float weight(size_t i) const { return weights[i * stride]; }
-  AQ_MEMBER float importance(size_t i) const { return importances ? importances[i * stride] : 1.0f; }
+  __device__ float weight(size_t i) const { return weights[i * stride]; }
+  __device__ float importance(size_t i) const { return importances ? importances[i * stride] : 1.0f; }
   template <class Sums, class Part>
-  AQ_MEMBER Sums ordered(Part part) const {
+  __device__ Sums ordered(Part part) const {
     Sums total = {};
     total.add(part((size_t)0, n));
     return total;
   }
 };
 
-/* A group of any length of as many threads as `Team` says, read from memory in every pass. `Team` has `lanes`, `lane` and
- * shared(value, lane): that lane's value, in all lanes. */
-template <class Team>
+/* A group of any length of a warp's lanes, read from memory in every pass. */
 struct aq_long_group {
-  Team team;
+  aq_warp warp;
   const void *weights;
   int32_t dtype;
   size_t first, n;
   const float *column_weights; /* of the group's first column, or null */
   float weight_scale;
-  AQ_MEMBER float weight(size_t i) const { return aq_load_element(weights, dtype, first + i); }
-  AQ_MEMBER float importance(size_t i) const { return weight_scale > 0.0f ? column_weights[i] / weight_scale : 1.0f; }
+  __device__ float weight(size_t i) const { return aq_load_element(weights, dtype, first + i); }
+  __device__ float importance(size_t i) const { return weight_scale > 0.0f ? column_weights[i] / weight_scale : 1.0f; }
   template <class Sums, class Part>
-  AQ_MEMBER Sums ordered(Part part) const {
+  __device__ Sums ordered(Part part) const {
     const size_t segments = (n - 1) / AQ_SEGMENT + 1;
     Sums total = {};
-    for (size_t base = 0; base < segments; base += (size_t)team.lanes) {
-      const size_t own = base + (size_t)team.lane;
+    for (size_t base = 0; base < segments; base += 32) {
+      const size_t own = base + (size_t)warp.lane;
       Sums mine = {};
       if (own < segments) mine = part(own * AQ_SEGMENT, aq_smaller((own + 1) * AQ_SEGMENT, n));
-      for (int lane = 0; lane < team.lanes && base + (size_t)lane < segments; lane++)
-        total.add(team.shared(mine, lane));
+      for (int lane = 0; lane < 32 && base + (size_t)lane < segments; lane++) total.add(warp.shared(mine, lane));
     }
     return total;
   }

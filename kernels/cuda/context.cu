@@ -62,11 +62,10 @@ int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
     case AQ_OK: reason = "success"; break;
     case AQ_E_ARGUMENT: reason = "a handle of nothing, of another device or freed, or an unknown enumerator"; break;
     case AQ_E_SHAPE: reason = "a size that is not allowed, or a buffer smaller than the shape"; break;
-    case AQ_E_VALUE: reason = "a code above 2^bits - 1, or a negative or non-finite column weight"; break;
+    case AQ_E_VALUE: reason = "a negative or non-finite column weight"; break;
     case AQ_E_NONFINITE: reason = "NaN or infinity among the weights"; break;
     case AQ_E_RANGE: reason = "weights too large for a half-precision scale"; break;
     case AQ_E_DEVICE: reason = "no device"; break;
-    case AQ_E_LIBRARY: reason = "no cuBLAS that can be opened, or it refuses"; break;
     case AQ_E_MEMORY: reason = "out of memory"; break;
     default:
       if (status < AQ_E_CUDA) reason = cudaGetErrorString((cudaError_t)(AQ_E_CUDA - status));
@@ -78,14 +77,10 @@ int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
 /* Streams ----------------------------------------------------------------------------------------------------------- */
 
 static void release(aq_stream_state *state) {
-  aq_cuda_release_cublas(state);
   if (state->stream) cudaStreamDestroy(state->stream);
   if (state->faults) cudaFree(state->faults);
-  if (state->partials) cudaFree(state->partials);
-  if (state->scratch) cudaFree(state->scratch);
   if (state->begin) cudaEventDestroy(state->begin);
   if (state->end) cudaEventDestroy(state->end);
-  free(state->host);
   state->magic = 0;
   free(state);
 }
@@ -101,14 +96,11 @@ int32_t aq_cuda_create_stream(int32_t device, uint64_t *stream) {
   if (!state) return AQ_E_MEMORY;
   state->magic = AQ_STREAM_MAGIC;
   state->device = device;
-  const size_t bytes = (size_t)AQ_SUM_BLOCKS * AQ_STATISTICS * sizeof(double);
   cudaError_t error = cudaSetDevice(device);
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = cudaMalloc((void **)&state->faults, sizeof *state->faults);
-  if (error == cudaSuccess) error = cudaMalloc((void **)&state->partials, bytes);
   if (error == cudaSuccess) error = cudaEventCreate(&state->begin);
   if (error == cudaSuccess) error = cudaEventCreate(&state->end);
-  if (error == cudaSuccess && !(state->host = (double *)malloc(bytes))) error = cudaErrorMemoryAllocation;
   if (error != cudaSuccess) {
     release(state);
     return aq_cuda_status(error);
@@ -123,12 +115,6 @@ aq_stream_state *aq_cuda_use(aq_cuda_stream stream, int32_t *status) {
   return *status == AQ_OK ? state : 0;
 }
 
-int32_t aq_cuda_synchronize(aq_cuda_stream stream) {
-  int32_t status;
-  const aq_stream_state *state = aq_cuda_use(stream, &status);
-  return state ? aq_cuda_status(cudaStreamSynchronize(state->stream)) : status;
-}
-
 int32_t aq_cuda_free_stream(aq_cuda_stream stream) {
   if (stream == 0) return AQ_OK;
   int32_t status;
@@ -137,21 +123,6 @@ int32_t aq_cuda_free_stream(aq_cuda_stream stream) {
   status = aq_cuda_status(cudaStreamSynchronize(state->stream));
   release(state);
   return status;
-}
-
-void *aq_cuda_scratch(aq_stream_state *stream, size_t bytes, int32_t *status) {
-  if (*status != AQ_OK) return 0;
-  if (bytes > stream->scratch_bytes) {
-    cudaError_t error = cudaStreamSynchronize(stream->stream);
-    if (error == cudaSuccess) error = cudaFree(stream->scratch);
-    stream->scratch = 0;
-    stream->scratch_bytes = 0;
-    if (error == cudaSuccess) error = cudaMalloc(&stream->scratch, bytes);
-    if (error == cudaSuccess) stream->scratch_bytes = bytes;
-    *status = aq_cuda_status(error);
-    if (error != cudaSuccess) (void)cudaGetLastError(); /* so that the next launch does not find it */
-  }
-  return *status == AQ_OK ? stream->scratch : 0;
 }
 
 int32_t aq_cuda_begin_timing(aq_cuda_stream stream) {
@@ -281,28 +252,4 @@ int32_t aq_cuda_copy(aq_cuda_buffer from, aq_cuda_buffer to, size_t bytes, aq_cu
   uint8_t *out = aq_cuda_view<uint8_t>(to, bytes, on, &status);
   if (status != AQ_OK) return status;
   return aq_cuda_status(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, on->stream));
-}
-
-int32_t aq_cuda_clear(aq_cuda_buffer buffer, aq_cuda_stream stream) {
-  int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
-  if (!on) return status;
-  uint8_t *data = aq_cuda_view<uint8_t>(buffer, 0, on, &status);
-  if (status != AQ_OK) return status;
-  return aq_cuda_status(cudaMemsetAsync(data, 0, buffer_of(buffer)->bytes, on->stream));
-}
-
-aq_packed_matrix aq_cuda_packed(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
-                                size_t cols, int32_t bits, size_t group_size, const aq_stream_state *stream,
-                                int32_t *status) {
-  aq_packed_matrix matrix = {};
-  if (*status == AQ_OK && !aq_bits_allowed(bits)) *status = AQ_E_ARGUMENT;
-  if (*status == AQ_OK && (!aq_group_size_allowed(group_size) || !aq_shape_allowed(rows, cols))) *status = AQ_E_SHAPE;
-  if (*status != AQ_OK) return matrix;
-  matrix.layout = aq_layout_of(rows, cols, bits, group_size);
-  const size_t groups = rows * matrix.layout.groups;
-  matrix.packed = aq_cuda_view<uint32_t>(packed, rows * matrix.layout.words, stream, status);
-  matrix.scale = aq_cuda_view<uint16_t>(scale, groups, stream, status);
-  matrix.zero_point = zero_point ? aq_cuda_view<uint16_t>(zero_point, groups, stream, status) : 0;
-  return matrix;
 }

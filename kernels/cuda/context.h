@@ -2,8 +2,6 @@
 #ifndef AQ_CUDA_CONTEXT_H
 #define AQ_CUDA_CONTEXT_H
 
-#include <cuda_runtime.h>
-
 #include "chunk.h"
 
 #define AQ_STREAM_MAGIC 0x41715374u
@@ -11,20 +9,12 @@
 
 #define AQ_BLOCK 256
 
-/* Blocks of a sum, whose parts the host adds in order. */
-#define AQ_SUM_BLOCKS 512
-
 struct aq_stream_state {
   uint32_t magic;
   int device;
   cudaStream_t stream;
-  int32_t *faults;  /* of the device, one word */
-  double *partials; /* of the device, AQ_SUM_BLOCKS * AQ_STATISTICS */
-  double *host;     /* as many, of the host */
-  void *scratch;    /* of the device, for what a function needs on its way; grows */
-  size_t scratch_bytes;
+  int32_t *faults;        /* of the device, one word */
   cudaEvent_t begin, end; /* of aq_cuda_begin_timing */
-  void *cublas;           /* cuBLAS's handle, once it was used */
 };
 
 struct aq_buffer_state {
@@ -39,12 +29,6 @@ int32_t aq_cuda_status(cudaError_t error);
 
 /* The stream behind a handle, its device made the calling thread's; null where it is none. */
 aq_stream_state *aq_cuda_use(aq_cuda_stream stream, int32_t *status);
-
-/* At least `bytes` of the stream's scratch memory, its contents unspecified. */
-void *aq_cuda_scratch(aq_stream_state *stream, size_t bytes, int32_t *status);
-
-/* Gives back cuBLAS's handle of a stream. */
-void aq_cuda_release_cublas(aq_stream_state *stream);
 
 /* What a launch left behind. */
 static inline int32_t aq_cuda_launched(void) { return aq_cuda_status(cudaGetLastError()); }
@@ -77,7 +61,7 @@ static inline unsigned aq_cuda_blocks(size_t threads, size_t block) {
 
 /* Puts a kernel on the stream; what became of it says aq_cuda_launched. */
 template <class... Parameters, class... Arguments>
-static inline void aq_launch(const aq_stream_state *on, void (*kernel)(Parameters...), dim3 blocks, size_t threads,
+static inline void aq_launch(const aq_stream_state *on, void (*kernel)(Parameters...), unsigned blocks, size_t threads,
                              size_t shared, const Arguments &...arguments) {
 #if defined(AQ_EMULATED)
   (void)on;
@@ -96,10 +80,8 @@ static inline void aq_launch(const aq_stream_state *on, void (*kernel)(Parameter
   type *const name = (type *)aq_dynamic
 #endif
 
-#if defined(__CUDACC__) || defined(AQ_EMULATED)
 static __device__ __forceinline__ size_t aq_thread(void) { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
 static __device__ __forceinline__ size_t aq_all_threads(void) { return (size_t)gridDim.x * blockDim.x; }
-#endif
 
 /* Arguments, as the CPU's api.c checks them. */
 static inline bool aq_bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
@@ -107,11 +89,5 @@ static inline bool aq_group_size_allowed(size_t size) {
   return size == 0 || size == 16 || size == 32 || size == 64 || size == 128 || size == 256;
 }
 static inline bool aq_shape_allowed(size_t rows, size_t cols) { return cols == 0 || rows <= SIZE_MAX / 16 / cols; }
-static inline bool aq_narrow_dtype(int32_t dtype) { return dtype == AQ_F32 || dtype == AQ_F16 || dtype == AQ_BF16; }
-
-/* A packed matrix behind handles. rows and cols are not zero. */
-aq_packed_matrix aq_cuda_packed(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
-                                size_t cols, int32_t bits, size_t group_size, const aq_stream_state *stream,
-                                int32_t *status);
 
 #endif

@@ -3,39 +3,6 @@
 #include "context.h"
 #include "quantize.h"
 
-#define AQ_WHOLE_WARP 0xffffffffu
-
-struct aq_warp {
-  int lanes, lane;
-  template <class T>
-  __device__ T shared(const T &value, int from) const {
-    static_assert(sizeof(T) % 4 == 0, "exchanged in words");
-    T result;
-    const uint32_t *in = (const uint32_t *)&value;
-    uint32_t *out = (uint32_t *)&result;
-#pragma unroll
-    for (size_t i = 0; i < sizeof(T) / 4; i++) out[i] = __shfl_sync(AQ_WHOLE_WARP, in[i], from);
-    return result;
-  }
-  __device__ aq_range joined(aq_range range) const {
-    for (int distance = 16; distance > 0; distance /= 2) range = aq_joined_range(range, exchanged(range, distance));
-    return range;
-  }
-  __device__ float largest(float value) const {
-    for (int distance = 16; distance > 0; distance /= 2) {
-      const float other = __shfl_xor_sync(AQ_WHOLE_WARP, value, distance);
-      value = other > value ? other : value;
-    }
-    return value;
-  }
-  __device__ int32_t any(int32_t faults) const { return (int32_t)__reduce_or_sync(AQ_WHOLE_WARP, (unsigned)faults); }
-  static __device__ aq_range exchanged(const aq_range &range, int distance) {
-    return {__shfl_xor_sync(AQ_WHOLE_WARP, range.minimum, distance),
-            __shfl_xor_sync(AQ_WHOLE_WARP, range.maximum, distance),
-            __shfl_xor_sync(AQ_WHOLE_WARP, range.finite, distance)};
-  }
-};
-
 /* `lanes` threads a group, AQ_LANE_CHUNKS chunks each. */
 template <int BITS>
 static __global__ void __launch_bounds__(AQ_BLOCK) round_groups(aq_quantize_view view, int lanes, int32_t *faults) {
@@ -103,7 +70,7 @@ static __global__ void clip_tiles(aq_quantize_view view, int32_t *faults) {
 
 static __global__ void quantize_long(aq_quantize_view view, bool clip, int32_t *faults) {
   const size_t units = view.layout.rows * view.layout.groups;
-  const aq_warp warp = {32, (int)(threadIdx.x % 32)};
+  const aq_warp warp = {(int)(threadIdx.x % 32)};
   for (size_t unit = aq_thread() / 32; unit < units; unit += aq_all_threads() / 32) {
     const int32_t fault = aq_quantize_long_group(view, unit, clip, warp);
     if (fault && warp.lane == 0) atomicOr(faults, fault);

@@ -1,5 +1,5 @@
 /* quantize.h: the steps of the threads that quantize: a group of up to AQ_SEGMENT columns in a tile of groups, or a longer one
- * by a team. The kernels in quantize.cu and the host's test call them in the same order. */
+ * by a warp. */
 #ifndef AQ_CUDA_QUANTIZE_H
 #define AQ_CUDA_QUANTIZE_H
 
@@ -27,7 +27,7 @@ AQ_FUNCTION size_t aq_tile_bytes(const aq_layout &layout, bool weighted) {
   return (layout.group_size * (groups + 1) * (weighted ? 2 : 1)) * sizeof(float) + groups * sizeof(aq_grid);
 }
 
-AQ_FUNCTION aq_tile aq_tile_in(void *memory, const aq_layout &layout, bool weighted) {
+AQ_DEVICE aq_tile aq_tile_in(void *memory, const aq_layout &layout, bool weighted) {
   aq_tile tile;
   tile.groups = aq_tile_groups(layout);
   tile.stride = tile.groups + 1;
@@ -39,7 +39,7 @@ AQ_FUNCTION aq_tile aq_tile_in(void *memory, const aq_layout &layout, bool weigh
 }
 
 /* Chunk c of the tile's groups * group_chunks, the tile's first group being `base` of `units`. */
-AQ_FUNCTION int32_t aq_load_tile_chunk(const aq_quantize_view &view, const aq_tile &tile, size_t base, size_t units,
+AQ_DEVICE int32_t aq_load_tile_chunk(const aq_quantize_view &view, const aq_tile &tile, size_t base, size_t units,
                                        size_t c) {
   const size_t g = aq_quotient(c, tile.group_chunks), lane = c - g * tile.group_chunks;
   if (base + g >= units) return 0;
@@ -60,7 +60,7 @@ AQ_FUNCTION int32_t aq_load_tile_chunk(const aq_quantize_view &view, const aq_ti
 }
 
 /* Group g of the tile, by its own thread: its grid into tile.grids and the outputs. */
-AQ_FUNCTION int32_t aq_search_tile_group(const aq_quantize_view &view, const aq_tile &tile, size_t base, size_t units,
+AQ_DEVICE int32_t aq_search_tile_group(const aq_quantize_view &view, const aq_tile &tile, size_t base, size_t units,
                                          size_t g) {
   if (base + g >= units) return 0;
   const aq_group_place place = aq_place_group(view.layout, base + g);
@@ -92,7 +92,7 @@ AQ_FUNCTION int32_t aq_search_tile_group(const aq_quantize_view &view, const aq_
   return 0;
 }
 
-AQ_FUNCTION void aq_write_tile_chunk(const aq_quantize_view &view, const aq_tile &tile, size_t base, size_t units,
+AQ_DEVICE void aq_write_tile_chunk(const aq_quantize_view &view, const aq_tile &tile, size_t base, size_t units,
                                      size_t c) {
   const size_t g = aq_quotient(c, tile.group_chunks), lane = c - g * tile.group_chunks;
   if (base + g >= units) return;
@@ -107,27 +107,13 @@ AQ_FUNCTION void aq_write_tile_chunk(const aq_quantize_view &view, const aq_tile
 
 /* Longer groups -------------------------------------------------------------------------------------------------------- */
 
-/* A team of one, for the host. Others add up and compare over their lanes. */
-struct aq_single {
-  int lanes, lane;
-  template <class T>
-  AQ_MEMBER T shared(const T &value, int) const {
-    return value;
-  }
-  AQ_MEMBER aq_range joined(const aq_range &range) const { return range; }
-  AQ_MEMBER float largest(float value) const { return value; }
-  AQ_MEMBER int32_t any(int32_t faults) const { return faults; }
-};
-
-/* Group `unit`, clip search or round to nearest. Returns the faults of all lanes. */
-template <class Team>
-AQ_FUNCTION int32_t aq_quantize_long_group(const aq_quantize_view &view, size_t unit, bool clip, const Team &team) {
+/* Group `unit` by a warp, clip search or round to nearest. Returns the faults of all lanes. */
+AQ_DEVICE int32_t aq_quantize_long_group(const aq_quantize_view &view, size_t unit, bool clip, const aq_warp &warp) {
   const aq_group_place place = aq_place_group(view.layout, unit);
-  const size_t lanes = (size_t)team.lanes;
   aq_range range = aq_empty_range();
   float weight_scale = 0.0f;
   int32_t faults = 0;
-  for (size_t lane = (size_t)team.lane; lane * AQ_CHUNK < place.n; lane += lanes) {
+  for (size_t lane = (size_t)warp.lane; lane * AQ_CHUNK < place.n; lane += 32) {
     float values[AQ_CHUNK];
     const size_t n = aq_load_lane(view, place, lane, values);
     range = aq_joined_range(range, aq_chunk_range(values, n));
@@ -138,30 +124,26 @@ AQ_FUNCTION int32_t aq_quantize_long_group(const aq_quantize_view &view, size_t 
       if (h > weight_scale) weight_scale = h;
     }
   }
-  range = team.joined(range);
-  weight_scale = team.largest(weight_scale);
+  range = warp.joined(range);
+  weight_scale = warp.largest(weight_scale);
   if (!range.finite) faults |= AQ_FAULT_NONFINITE;
-  faults = team.any(faults);
+  faults = warp.any(faults);
   if (faults) return faults;
   aq_grid grid;
   if (aq_round_grid(range.minimum, range.maximum, view.layout.bits, view.zero_point_kind, &grid) != AQ_OK)
     return AQ_FAULT_RANGE;
   if (clip && range.minimum < range.maximum) {
-    const aq_long_group<Team> group = {team,
-                                       view.weights,
-                                       view.dtype,
-                                       place.row * view.layout.cols + place.col,
-                                       place.n,
-                                       view.column_weights ? view.column_weights + place.col : 0,
-                                       weight_scale};
+    const float *column_weights = view.column_weights ? view.column_weights + place.col : 0;
+    const aq_long_group group = {warp, view.weights, view.dtype, place.row * view.layout.cols + place.col,
+                                 place.n, column_weights, weight_scale};
     grid = aq_clip_search(group, grid, range.minimum, range.maximum, view.layout.bits, view.zero_point_kind);
   }
-  for (size_t lane = (size_t)team.lane; lane * AQ_CHUNK < place.n; lane += lanes) {
+  for (size_t lane = (size_t)warp.lane; lane * AQ_CHUNK < place.n; lane += 32) {
     float values[AQ_CHUNK];
     const size_t n = aq_load_lane(view, place, lane, values);
     aq_write_lane(view, place, lane, values, n, grid);
   }
-  if (team.lane == 0) aq_write_grid(view, unit, grid);
+  if (warp.lane == 0) aq_write_grid(view, unit, grid);
   return 0;
 }
 

@@ -1,10 +1,6 @@
-/* two_level.cu: quantizing and dequantizing with two-level scales. */
+/* two_level.cu: quantizing with two-level scales. */
 #include "context.h"
 #include "two_level.h"
-
-struct warp_team {
-  __device__ void meet() const { __syncwarp(); }
-};
 
 static __global__ void quantize_tiles(aq_two_level_quantize_view view, int32_t *faults) {
   AQ_DYNAMIC_SHARED(uint8_t, memory);
@@ -18,7 +14,7 @@ static __global__ void quantize_tiles(aq_two_level_quantize_view view, int32_t *
     for (size_t c = threadIdx.x; c < chunks; c += blockDim.x) fault |= aq_load_super_chunk(view, tile, base, c);
     if (fault) atomicOr(faults, fault);
     if (__syncthreads_or(fault)) continue; /* outputs are unspecified now */
-    aq_quantize_super(view, tile, base, own, lane, warp_team());
+    aq_quantize_super(view, tile, base, own, lane);
     __syncthreads();
     for (size_t c = threadIdx.x; c < chunks; c += blockDim.x) aq_write_super_chunk(view, tile, base, c);
     for (size_t i = threadIdx.x; i < AQ_TILE_SUPERS * pair_bytes; i += blockDim.x) {
@@ -29,19 +25,6 @@ static __global__ void quantize_tiles(aq_two_level_quantize_view view, int32_t *
   }
 }
 
-static __global__ void dequantize_chunks(aq_two_level_matrix matrix, void *out, int32_t dtype) {
-  for (size_t i = aq_thread(); i < matrix.layout.matrix.rows * matrix.layout.matrix.chunks; i += aq_all_threads())
-    aq_dequantize_two_level_thread(matrix, out, dtype, i);
-}
-
-/* The arguments that both functions have. */
-static int32_t check_layout(size_t rows, size_t cols, int32_t bits, size_t group_size, int32_t scale_bits) {
-  if (!aq_bits_allowed(bits) || (scale_bits != 4 && scale_bits != 6)) return AQ_E_ARGUMENT;
-  if (group_size == 0 || group_size > 128 || !aq_group_size_allowed(group_size) || !aq_shape_allowed(rows, cols))
-    return AQ_E_SHAPE;
-  return AQ_OK;
-}
-
 int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
                                    size_t group_size, int32_t scale_bits, int32_t search, aq_cuda_buffer column_weights,
                                    aq_cuda_buffer packed, aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min,
@@ -50,9 +33,9 @@ int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype, size_t
   int32_t status;
   const aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
-  status = check_layout(rows, cols, bits, group_size, scale_bits);
-  if (status != AQ_OK) return status;
-  if (!aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
+  if (!aq_bits_allowed(bits) || (scale_bits != 4 && scale_bits != 6) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
+  if (group_size == 0 || group_size > 128 || !aq_group_size_allowed(group_size) || !aq_shape_allowed(rows, cols))
+    return AQ_E_SHAPE;
   const aq_two_level_layout layout = aq_two_level_layout_of(rows, cols, bits, group_size, scale_bits);
   const aq_two_level_quantize_view view = {
       layout,
@@ -73,28 +56,4 @@ int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype, size_t
             on->faults);
   status = aq_cuda_launched();
   return status == AQ_OK ? aq_cuda_read_faults(on) : status;
-}
-
-int32_t aq_cuda_dequantize_two_level(aq_cuda_buffer packed, aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min,
-                                     aq_cuda_buffer super_scale, aq_cuda_buffer super_min, size_t rows, size_t cols,
-                                     int32_t bits, size_t group_size, int32_t scale_bits, aq_cuda_buffer out,
-                                     int32_t dtype, aq_cuda_stream stream) {
-  if (rows == 0 || cols == 0) return AQ_OK;
-  int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
-  if (!on) return status;
-  status = check_layout(rows, cols, bits, group_size, scale_bits);
-  if (status != AQ_OK) return status;
-  if (!aq_narrow_dtype(dtype)) return AQ_E_ARGUMENT;
-  const aq_two_level_layout layout = aq_two_level_layout_of(rows, cols, bits, group_size, scale_bits);
-  const aq_two_level_matrix matrix = {layout,
-                                      aq_cuda_view<uint32_t>(packed, rows * layout.matrix.words, on, &status),
-                                      aq_cuda_view<uint8_t>(sub_scale, rows * layout.sub_bytes, on, &status),
-                                      aq_cuda_view<uint8_t>(sub_min, rows * layout.sub_bytes, on, &status),
-                                      aq_cuda_view<uint16_t>(super_scale, rows * layout.supers, on, &status),
-                                      aq_cuda_view<uint16_t>(super_min, rows * layout.supers, on, &status)};
-  void *values = aq_cuda_memory(out, rows * cols, aq_dtype_bytes(dtype), on, &status);
-  if (status != AQ_OK) return status;
-  aq_launch(on, dequantize_chunks, aq_cuda_blocks(rows * layout.matrix.chunks, AQ_BLOCK), AQ_BLOCK, 0, matrix, values, dtype);
-  return aq_cuda_launched();
 }

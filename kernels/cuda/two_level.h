@@ -1,7 +1,7 @@
 /* two_level.h: quantizing with two-level scales, the arithmetic of kernels/cpu/two_level_scalar.c in its order. A tile is sixteen
  * superblocks in shared memory; a superblock belongs to a team of as many lanes as it has groups when it is whole, one a group.
- * What needs all groups - super scales - every lane of the team works out for itself from what the lanes have put down. `Team`
- * has meet(), a barrier of at least the team's lanes. */
+ * Super scales need all groups: every lane of the team computes them from the notes of all lanes, with the warp's barrier between
+ * writing and reading, which teams of one warp reach together. */
 #ifndef AQ_CUDA_TWO_LEVEL_H
 #define AQ_CUDA_TWO_LEVEL_H
 
@@ -38,13 +38,6 @@ AQ_FUNCTION aq_two_level_layout aq_two_level_layout_of(size_t rows, size_t cols,
   return layout;
 }
 
-struct aq_two_level_matrix {
-  aq_two_level_layout layout;
-  const uint32_t *packed;
-  const uint8_t *sub_scale, *sub_min;
-  const uint16_t *super_scale, *super_min;
-};
-
 struct aq_two_level_quantize_view {
   aq_two_level_layout layout;
   const void *weights;
@@ -60,7 +53,7 @@ struct aq_super_place {
   size_t row, super, n;
 };
 
-AQ_FUNCTION aq_super_place aq_place_super(const aq_two_level_layout &layout, size_t unit) {
+AQ_DEVICE aq_super_place aq_place_super(const aq_two_level_layout &layout, size_t unit) {
   const size_t row = aq_quotient(unit, layout.units), super = unit - row * layout.units;
   const bool there = row < layout.matrix.rows && super < layout.supers;
   return {row, super, there ? aq_smaller(AQ_SEGMENT, layout.matrix.cols - super * AQ_SEGMENT) : 0};
@@ -68,10 +61,10 @@ AQ_FUNCTION aq_super_place aq_place_super(const aq_two_level_layout &layout, siz
 
 /* Shared memory of a tile: weights[place] and importances[place], a group behind the other with a word between them, so that the
  * lanes of a team are on different banks. */
-AQ_FUNCTION size_t aq_super_pitch(const aq_two_level_layout &layout) { return AQ_SEGMENT + layout.super_groups; }
+AQ_DEVICE size_t aq_super_pitch(const aq_two_level_layout &layout) { return AQ_SEGMENT + layout.super_groups; }
 #define AQ_SUPER_PITCH_MAX (AQ_SEGMENT + AQ_SUPER_GROUPS)
 
-AQ_FUNCTION size_t aq_super_column(size_t group_size, size_t col) { return col + col / group_size; }
+AQ_DEVICE size_t aq_super_column(size_t group_size, size_t col) { return col + col / group_size; }
 
 struct aq_two_level_tile {
   float *weights, *importances;
@@ -84,7 +77,7 @@ struct aq_two_level_tile {
   (AQ_TILE_SUPERS * (2 * AQ_SUPER_PITCH_MAX * sizeof(float) + (2 * AQ_SUPER_GROUPS + 1) * sizeof(float) + \
                      sizeof(aq_team_notes) + 2 * AQ_SUPER_GROUPS))
 
-AQ_FUNCTION aq_two_level_tile aq_two_level_tile_in(void *memory) {
+AQ_DEVICE aq_two_level_tile aq_two_level_tile_in(void *memory) {
   aq_two_level_tile tile;
   tile.weights = (float *)memory;
   tile.importances = tile.weights + AQ_TILE_SUPERS * AQ_SUPER_PITCH_MAX;
@@ -98,7 +91,7 @@ AQ_FUNCTION aq_two_level_tile aq_two_level_tile_in(void *memory) {
 }
 
 /* Chunk c of the tile's AQ_TILE_SUPERS * 32. */
-AQ_FUNCTION int32_t aq_load_super_chunk(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+AQ_DEVICE int32_t aq_load_super_chunk(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
                                         size_t c) {
   const size_t own = c / (AQ_SEGMENT / AQ_CHUNK), chunk = c % (AQ_SEGMENT / AQ_CHUNK), first = chunk * AQ_CHUNK;
   const aq_super_place place = aq_place_super(view.layout, base + own);
@@ -121,19 +114,19 @@ AQ_FUNCTION int32_t aq_load_super_chunk(const aq_two_level_quantize_view &view, 
   return faults;
 }
 
-AQ_FUNCTION float aq_clamped_code(float position, float code_max) {
+AQ_DEVICE float aq_clamped_code(float position, float code_max) {
   position = position > 0.0f ? position : 0.0f;
   position = position < code_max ? position : code_max;
   return aq_round_even(position);
 }
 
 /* Nearest code of `value` in steps of `step`; 0 where there is no step. */
-AQ_FUNCTION float aq_nearest_code(float value, float step, float code_max) {
+AQ_DEVICE float aq_nearest_code(float value, float step, float code_max) {
   return step > 0.0f ? aq_clamped_code(value / step, code_max) : 0.0f;
 }
 
 /* The smallest code whose multiple of `step` is not below `value`. */
-AQ_FUNCTION float aq_code_above(float value, float step, float code_max) {
+AQ_DEVICE float aq_code_above(float value, float step, float code_max) {
   if (!(step > 0.0f)) return 0.0f;
   float code = aq_round_even(value / step);
   if (code * step < value) code += 1.0f;
@@ -152,7 +145,7 @@ struct aq_code_sums {
   float hq, hqq, htq;
 };
 
-AQ_FUNCTION aq_code_sums aq_sub_group_sums(const aq_sub_group &g, float inverse, float offset, float code_max) {
+AQ_DEVICE aq_code_sums aq_sub_group_sums(const aq_sub_group &g, float inverse, float offset, float code_max) {
   aq_code_sums s = {0.0f, 0.0f, 0.0f};
   for (size_t i = 0; i < g.n; i++) {
     const float t = g.w[i] - g.minimum, q = aq_clamped_code(t * inverse + offset, code_max);
@@ -164,12 +157,12 @@ AQ_FUNCTION aq_code_sums aq_sub_group_sums(const aq_sub_group &g, float inverse,
   return s;
 }
 
-AQ_FUNCTION float aq_sub_explained(const aq_sub_group &g, const aq_code_sums &s, float scale, float offset) {
+AQ_DEVICE float aq_sub_explained(const aq_sub_group &g, const aq_code_sums &s, float scale, float offset) {
   return 2.0f * (scale * s.htq + offset * g.ht) -
          (scale * (scale * s.hqq + 2.0f * (offset * s.hq)) + offset * (offset * g.h));
 }
 
-AQ_FUNCTION bool aq_sub_solve(const aq_sub_group &g, const aq_code_sums &s, float *scale, float *offset) {
+AQ_DEVICE bool aq_sub_solve(const aq_sub_group &g, const aq_code_sums &s, float *scale, float *offset) {
   const float determinant = g.h * s.hqq - s.hq * s.hq;
   *scale = (g.h * s.htq - g.ht * s.hq) / determinant;
   *offset = (g.ht - *scale * s.hq) / g.h;
@@ -185,7 +178,7 @@ struct aq_sub_fit {
   aq_code_sums sums;
 };
 
-AQ_FUNCTION void aq_range_step(int32_t step, float code_max, float *factor, float *shift) {
+AQ_DEVICE void aq_range_step(int32_t step, float code_max, float *factor, float *shift) {
   if (step & 1) {
     const float clipped = (float)step * (0.7f / AQ_TWO_LEVEL_STEPS);
     *factor = code_max / (1.0f - clipped);
@@ -196,7 +189,7 @@ AQ_FUNCTION void aq_range_step(int32_t step, float code_max, float *factor, floa
   }
 }
 
-AQ_FUNCTION void aq_search_sub_group(const aq_sub_group &g, float range, float code_max, aq_sub_fit *fit) {
+AQ_DEVICE void aq_search_sub_group(const aq_sub_group &g, float range, float code_max, aq_sub_fit *fit) {
   float best = -1.0f, best_offset = 0.0f;
   for (int32_t step = 0; step < AQ_TWO_LEVEL_STEPS + AQ_TWO_LEVEL_REFITS; step++) {
     float inverse, offset, scale, shift;
@@ -223,7 +216,7 @@ AQ_FUNCTION void aq_search_sub_group(const aq_sub_group &g, float range, float c
 }
 
 /* aq_fit_super of the CPU's. */
-AQ_FUNCTION float aq_fitted_super(const float *values, const float *weights, size_t n, float code_max) {
+AQ_DEVICE float aq_fitted_super(const float *values, const float *weights, size_t n, float code_max) {
   float largest = 0.0f, best = -1.0f, super = 0.0f;
   for (size_t i = 0; i < n; i++) largest = values[i] > largest ? values[i] : largest;
   for (int32_t k = -AQ_SUPER_STEPS; k <= AQ_SUPER_STEPS; k++) {
@@ -253,19 +246,18 @@ struct aq_super_fit {
 };
 
 /* Minimum and maximum; `lane` may lie behind the last group. */
-template <class Team>
-AQ_FUNCTION aq_super_fit aq_round_super(const Team &team, aq_team_notes *notes, size_t lane, size_t groups, float smallest,
+AQ_DEVICE aq_super_fit aq_round_super(aq_team_notes *notes, size_t lane, size_t groups, float smallest,
                                         float largest, float code_max, float sub_max) {
   aq_super_fit fit;
   if (lane < groups) notes->values[lane] = -smallest;
-  team.meet();
+  __syncwarp();
   float most = 0.0f;
   for (size_t j = 0; j < groups; j++) most = notes->values[j] > most ? notes->values[j] : most;
   fit.minimum = aq_round_half_up(most / sub_max);
   fit.sub_min = aq_code_above(-smallest, fit.minimum, sub_max);
   const float own = (largest + fit.minimum * fit.sub_min) / code_max;
   if (lane < groups) notes->weights[lane] = own;
-  team.meet();
+  __syncwarp();
   most = 0.0f;
   for (size_t j = 0; j < groups; j++) most = notes->weights[j] > most ? notes->weights[j] : most;
   fit.scale = aq_round_half_up(most / sub_max);
@@ -273,8 +265,7 @@ AQ_FUNCTION aq_super_fit aq_round_super(const Team &team, aq_team_notes *notes, 
   return fit;
 }
 
-template <class Team>
-AQ_FUNCTION aq_super_fit aq_search_super(const Team &team, aq_team_notes *notes, size_t lane, size_t groups,
+AQ_DEVICE aq_super_fit aq_search_super(aq_team_notes *notes, size_t lane, size_t groups,
                                          const aq_sub_group &g, const aq_sub_fit &own, float code_max, float sub_max) {
   const bool there = lane < groups;
   aq_super_fit now = {0.0f, 0.0f, 0.0f, 0.0f}, out = now;
@@ -283,15 +274,15 @@ AQ_FUNCTION aq_super_fit aq_search_super(const Team &team, aq_team_notes *notes,
     notes->values[lane] = own.scale;
     notes->weights[lane] = own.sums.hqq;
   }
-  team.meet();
+  __syncwarp();
   now.scale = aq_fitted_super(notes->values, notes->weights, groups, sub_max);
   if (there) now.sub_scale = aq_nearest_code(own.scale, now.scale, sub_max);
-  team.meet();
+  __syncwarp();
   if (there) {
     notes->values[lane] = own.minimum;
     notes->weights[lane] = g.h;
   }
-  team.meet();
+  __syncwarp();
   now.minimum = aq_fitted_super(notes->values, notes->weights, groups, sub_max);
 
   float best = -__builtin_inff();
@@ -328,13 +319,13 @@ AQ_FUNCTION aq_super_fit aq_search_super(const Team &team, aq_team_notes *notes,
       notes->sums[4][lane] = a * (chosen.htq + g.minimum * chosen.hq);
       notes->sums[5][lane] = b * (g.ht + g.minimum * g.h);
     }
-    team.meet();
+    __syncwarp();
     float sums[6];
     for (int i = 0; i < 6; i++) {
       sums[i] = 0.0f;
       for (size_t j = 0; j < groups; j++) sums[i] += notes->sums[i][j];
     }
-    team.meet();
+    __syncwarp();
     const float ss = sums[1], sm = sums[2], mm = sums[3], sx = sums[4], mx = sums[5];
     if (sums[0] > best) {
       best = sums[0];
@@ -360,9 +351,8 @@ AQ_FUNCTION aq_super_fit aq_search_super(const Team &team, aq_team_notes *notes,
 
 /* Superblock `own` of the tile by its team; `lane` is the group. Its grid, sign and sub-codes into the tile, its super scales into
  * the outputs. Weights become sign * weight. */
-template <class Team>
-AQ_FUNCTION void aq_quantize_super(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
-                                   size_t own, size_t lane, const Team &team) {
+AQ_DEVICE void aq_quantize_super(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+                                   size_t own, size_t lane) {
   const aq_two_level_layout &layout = view.layout;
   const aq_super_place place = aq_place_super(layout, base + own);
   const size_t n = place.n, size = layout.matrix.group_size, groups = n == 0 ? 0 : (n - 1) / size + 1;
@@ -378,7 +368,7 @@ AQ_FUNCTION void aq_quantize_super(const aq_two_level_quantize_view &view, const
   }
   if (lane < groups)
     notes->values[lane] = (smallest > largest - smallest ? 1.0f : 0.0f) - (-largest > largest - smallest ? 1.0f : 0.0f);
-  team.meet();
+  __syncwarp();
   float away = 0.0f;
   for (size_t j = 0; j < groups; j++) away += notes->values[j];
   const float sign = away > 0.0f ? -1.0f : 1.0f;
@@ -387,11 +377,11 @@ AQ_FUNCTION void aq_quantize_super(const aq_two_level_quantize_view &view, const
   if (!(smallest < 0.0f)) smallest = 0.0f;
   largest = a < b ? b : a;
   for (size_t i = 0; i < count; i++) mine[i] *= sign;
-  team.meet();
+  __syncwarp();
 
   aq_super_fit fit = {0.0f, 0.0f, 0.0f, 0.0f};
   if (!view.search) {
-    fit = aq_round_super(team, notes, lane, groups, smallest, largest, code_max, sub_max);
+    fit = aq_round_super(notes, lane, groups, smallest, largest, code_max, sub_max);
   } else {
     float squares = 0.0f, most_important = 0.0f;
     for (size_t i = 0; i < n; i++) {
@@ -399,7 +389,7 @@ AQ_FUNCTION void aq_quantize_super(const aq_two_level_quantize_view &view, const
       squares += value * value;
       if (h > most_important) most_important = h;
     }
-    team.meet();
+    __syncwarp();
     aq_sub_group g = {mine, importances, count, smallest, 0.0f, 0.0f};
     aq_sub_fit own_fit = {0.0f, -smallest, {0.0f, 0.0f, 0.0f}};
     for (size_t i = 0; i < count; i++) {
@@ -410,7 +400,7 @@ AQ_FUNCTION void aq_quantize_super(const aq_two_level_quantize_view &view, const
       g.ht += importances[i] * (mine[i] - smallest);
     }
     if (largest > smallest) aq_search_sub_group(g, largest - smallest, code_max, &own_fit);
-    fit = aq_search_super(team, notes, lane, groups, g, own_fit, code_max, sub_max);
+    fit = aq_search_super(notes, lane, groups, g, own_fit, code_max, sub_max);
     if (!(squares > 0.0f)) fit = {0.0f, 0.0f, 0.0f, 0.0f};
   }
   const size_t at = own * AQ_SUPER_GROUPS + lane;
@@ -424,7 +414,7 @@ AQ_FUNCTION void aq_quantize_super(const aq_two_level_quantize_view &view, const
   }
 }
 
-AQ_FUNCTION void aq_write_super_chunk(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+AQ_DEVICE void aq_write_super_chunk(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
                                       size_t c) {
   const size_t own = c / (AQ_SEGMENT / AQ_CHUNK), first = c % (AQ_SEGMENT / AQ_CHUNK) * AQ_CHUNK;
   const aq_super_place place = aq_place_super(view.layout, base + own);
@@ -443,7 +433,7 @@ AQ_FUNCTION void aq_write_super_chunk(const aq_two_level_quantize_view &view, co
 }
 
 /* Byte `b` of the sub-scales (which 0) or sub-minima of superblocks `pair` and pair + 1 of the tile, which fill whole bytes. */
-AQ_FUNCTION void aq_write_sub_byte(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+AQ_DEVICE void aq_write_sub_byte(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
                                    size_t pair, size_t b, int which) {
   const aq_two_level_layout &layout = view.layout;
   const aq_super_place place = aq_place_super(layout, base + pair);
@@ -457,30 +447,6 @@ AQ_FUNCTION void aq_write_sub_byte(const aq_two_level_quantize_view &view, const
     byte |= (code >> inside & 1u) << bit;
   }
   (which ? view.sub_min : view.sub_scale)[place.row * layout.sub_bytes + at] = (uint8_t)byte;
-}
-
-/* Dequantize ---------------------------------------------------------------------------------------------------------- */
-
-AQ_FUNCTION uint32_t aq_sub_code(const uint8_t *stream, size_t i, int32_t bits) {
-  const size_t bit = i * (size_t)bits, byte = bit >> 3, shift = bit & 7;
-  uint32_t code = stream[byte] >> shift;
-  if (shift + (size_t)bits > 8) code |= (uint32_t)stream[byte + 1] << (8 - shift);
-  return code & ((1u << bits) - 1);
-}
-
-AQ_FUNCTION void aq_dequantize_two_level_thread(const aq_two_level_matrix &matrix, void *out, int32_t dtype, size_t i) {
-  const aq_two_level_layout &layout = matrix.layout;
-  const size_t row = aq_quotient(i, layout.matrix.chunks), chunk = i - row * layout.matrix.chunks;
-  const size_t group = chunk * AQ_CHUNK / layout.matrix.group_size, super = row * layout.supers + chunk * AQ_CHUNK / AQ_SEGMENT;
-  const size_t first = row * layout.sub_bytes;
-  const float scale = aq_float_from_half(matrix.super_scale[super]) *
-                      (float)aq_sub_code(matrix.sub_scale + first, group, layout.scale_bits);
-  const float minimum = aq_float_from_half(matrix.super_min[super]) *
-                        (float)aq_sub_code(matrix.sub_min + first, group, layout.scale_bits);
-  const uint64_t codes = aq_read_codes(matrix.packed, layout.matrix, row, chunk);
-  float values[AQ_CHUNK];
-  for (int k = 0; k < AQ_CHUNK; k++) values[k] = scale * (float)aq_code_of(codes, k, layout.matrix.bits) - minimum;
-  aq_store_chunk(values, out, dtype, row * layout.matrix.cols + chunk * AQ_CHUNK, aq_chunk_columns(layout.matrix, chunk));
 }
 
 #endif

@@ -73,6 +73,15 @@ describe("signatures", () => {
     expect(read("lib/native/signatures.ts")).toBe(signaturesSource(path("kernels")));
   });
 
+  test("of the kernels that quantize are the CPU's with handles for pointers and a stream at the end", () => {
+    for (const name of ["quantize_round", "quantize_clip", "quantize_two_level"] as const) {
+      const cpu = kindsOf(SIGNATURES[`aq_${name}`]);
+      expect(cpu.slice(-2)).toEqual(["i32", "i32"]); // isa, threads
+      const wanted = cpu.slice(0, -2).map((kind) => kind === "in" || kind === "out" ? "handle" : kind);
+      expect(kindsOf(CUDA_SIGNATURES[`aq_cuda_${name}`])).toEqual([...wanted, "handle"]);
+    }
+  });
+
   test("say what a pointer points at", () => {
     const header = `
       /* AQ_API int32_t aq_commented(void); */

@@ -1,10 +1,9 @@
 /* cuda_runtime.h of the emulator: as much of CUDA as the kernels use, on the host, so that the library's own sources - launches,
- * shared memory, shuffles, barriers, tensor-core fragments - run without a device and under the host's sanitizers.
+ * shared memory, shuffles, barriers - run without a device and under the host's sanitizers.
  *
  * A block's threads are fibers of one host thread. Between two barriers each runs until it waits, in an order that changes; in some
  * blocks all warps keep step, in others each runs as far as it can before the next one does. So a missing barrier gives wrong
- * results. Threads that wait for ones that never come end the program.
- * Asynchronous copies arrive when they are waited for and not before; shared memory of a dynamic size begins as NaN.
+ * results. Threads that wait for ones that never come end the program. Shared memory of a dynamic size begins as NaN.
  *
  * What this does not show: speed, limits of a device, races within one order of threads, the devices' own arithmetic. */
 #ifndef AQ_EMULATED
@@ -29,12 +28,9 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
-struct dim3 {
-  unsigned x, y, z;
-  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
-};
-
-inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+inline struct one_dimension {
+  unsigned x;
+} threadIdx, blockIdx, blockDim, gridDim;
 
 /* Fibers ------------------------------------------------------------------------------------------------------------ */
 
@@ -82,19 +78,10 @@ inline void begin_at(place &at, uint8_t *stack, void (*enter)(void)) {
 
 enum waiting { READY, AT_WARP, AT_BLOCK, DONE };
 
-struct copy {
-  void *to;
-  const void *from; /* null: zeros */
-  size_t bytes;
-  int group;
-};
-
 struct fiber {
   place at;
   unsigned thread;
   waiting state;
-  int committed; /* groups of asynchronous copies */
-  std::vector<copy> copies;
 };
 
 #define AQ_SHARED_LIMIT ((size_t)227 << 10)
@@ -116,7 +103,7 @@ alignas(128) inline uint8_t dynamic[AQ_SHARED_LIMIT];
 inline uint8_t exchanged[32][64][64]; /* [warp][lane] */
 
 [[noreturn]] inline void stop(const char *why) {
-  fprintf(stderr, "CUDA emulator: %s (block %u %u, thread %u)\n", why, blockIdx.x, blockIdx.y, threadIdx.x);
+  fprintf(stderr, "CUDA emulator: %s (block %u, thread %u)\n", why, blockIdx.x, threadIdx.x);
   abort();
 }
 
@@ -149,8 +136,6 @@ inline void run_block(size_t threads) {
     fiber &f = fibers[i];
     f.thread = (unsigned)i;
     f.state = READY;
-    f.committed = 0;
-    f.copies.clear();
     begin_at(f.at, stacks[i], enter);
   }
   order = order * 6364136223846793005u + 1442695040888963407u;
@@ -170,7 +155,7 @@ inline void run_block(size_t threads) {
           if (f.state != READY) continue;
           moved = again = true;
           current = &f;
-          threadIdx = dim3(f.thread);
+          threadIdx.x = f.thread;
           change(scheduler, f.at);
           if (f.state == DONE) left--;
         }
@@ -184,23 +169,19 @@ inline void run_block(size_t threads) {
   }
 }
 
-inline void launch(dim3 blocks, size_t threads, size_t shared, const std::function<void()> &run) {
-  if (threads == 0 || threads > 1024 || shared > AQ_SHARED_LIMIT || blocks.x == 0 || blocks.y == 0 || blocks.z == 0 ||
-      blocks.y > 65535 || blocks.z > 65535)
-    stop("a launch that no device takes");
+inline void launch(unsigned blocks, size_t threads, size_t shared, const std::function<void()> &run) {
+  if (threads == 0 || threads > 1024 || shared > AQ_SHARED_LIMIT || blocks == 0) stop("a launch that no device takes");
   if (fibers.size() < threads) fibers.resize(1024);
   while (stacks.size() < threads) stacks.push_back((uint8_t *)aligned_alloc(64, AQ_FIBER_STACK));
   body = &run;
-  gridDim = blocks;
-  blockDim = dim3((unsigned)threads);
-  for (unsigned z = 0; z < blocks.z; z++)
-    for (unsigned y = 0; y < blocks.y; y++)
-      for (unsigned x = 0; x < blocks.x; x++) {
-        blockIdx = dim3(x, y, z);
-        block_votes = 0;
-        memset(dynamic, 0xff, shared);
-        run_block(threads);
-      }
+  gridDim.x = blocks;
+  blockDim.x = (unsigned)threads;
+  for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+    block_votes = 0;
+    memset(dynamic, 0xff, shared);
+    run_block(threads);
+  }
+  body = 0;
 }
 
 /* What the lanes of a warp have, by lane. */
@@ -212,45 +193,6 @@ inline void gather(const T &own, T all[32]) {
   wait(AT_WARP);
   for (int lane = 0; lane < 32; lane++) memcpy(&all[lane], exchanged[warp][lane], sizeof(T));
   wait(AT_WARP);
-}
-
-/* The current thread's asynchronous copies but those of its last `pending` groups. */
-inline void arrive(int pending) {
-  std::vector<copy> left;
-  for (const copy &c : current->copies) {
-    if (c.group >= current->committed - pending) {
-      left.push_back(c);
-    } else if (c.from) {
-      memcpy(c.to, c.from, c.bytes);
-    } else {
-      memset(c.to, 0, c.bytes);
-    }
-  }
-  current->copies.swap(left);
-}
-
-/* mma.m16n8k16 of bfloat16, its fragments as the PTX ISA draws them. */
-inline void multiply_bfloat(float c[4], const uint32_t a[4], const uint32_t b[2]) {
-  struct factors {
-    uint32_t a[4], b[2];
-  } own, all[32];
-  memcpy(own.a, a, sizeof own.a);
-  memcpy(own.b, b, sizeof own.b);
-  gather(own, all);
-  const auto number = [](uint32_t pair, int k) {
-    const uint32_t bits = k % 2 ? pair & 0xffff0000u : pair << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-  };
-  const int lane = (int)(threadIdx.x % 32);
-  for (int i = 0; i < 4; i++) {
-    const int row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
-    for (int k = 0; k < 16; k++) {
-      const factors &left = all[row % 8 * 4 + k % 8 / 2], &right = all[col * 4 + k % 8 / 2];
-      c[i] += number(left.a[row / 8 + k / 8 * 2], k) * number(right.b[k / 8], k);
-    }
-  }
 }
 
 }  // namespace emulator
@@ -268,11 +210,10 @@ inline int __syncthreads_or(int vote) {
 }
 
 template <class T>
-inline T __shfl_sync(unsigned, T value, int lane, int width = 32) {
+inline T __shfl_sync(unsigned, T value, int lane) {
   T all[32];
   emulator::gather(value, all);
-  const int own = (int)(threadIdx.x % 32);
-  return all[own / width * width + lane % width];
+  return all[lane];
 }
 
 template <class T>
@@ -294,11 +235,6 @@ inline T atomicOr(T *at, T value) {
   const T before = *at;
   *at |= value;
   return before;
-}
-
-inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
-  for (int k = 0; k < 32; k += 8) c += (a >> k & 255) * (b >> k & 255);
-  return c;
 }
 
 inline int __clz(int value) { return value ? __builtin_clz((unsigned)value) : 32; }
