@@ -7,17 +7,14 @@ import { parseArgs } from "@std/cli/parse-args";
 import { compareSolvers, paretoFront } from "../lib/analysis/tables.ts";
 import {
   type BenchOptions,
-  environmentOf,
   formatHeader,
   formatReport,
   type Section,
   type Suite,
   type SuiteReport,
   SUITES,
-} from "../lib/eval/mod.ts";
-import { DEFAULT_TIME_GROUPS } from "../lib/bench/phases/rows.ts";
-import { MODEL_SIZES } from "../lib/bench/phases/scale.ts";
-import { PHASES } from "../lib/bench/suite.ts";
+} from "../lib/bench/mod.ts";
+import { DEFAULT_TIME_GROUPS, MODEL_SIZES, PHASES } from "../lib/bench/options.ts";
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { findDevice } from "../lib/native/cuda.ts";
 import { BACKENDS, type InstructionSet, openKernels } from "../lib/native/mod.ts";
@@ -30,8 +27,9 @@ import {
   MAX_THREADS,
   SOLVERS,
 } from "../lib/quant/mod.ts";
-import { OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
+import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import { commandLine, usageError } from "./_command/options.ts";
+import { commandOf } from "./_command/programs.ts";
 import { EXIT_CODE_HELP, prepareReport, runCommand } from "./_command/run.ts";
 import { print } from "./_command/text.ts";
 
@@ -316,7 +314,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const others = new OtherLoad();
   const begin = performance.now();
   const measured = device === undefined
-    ? await suite.run({ kernels, environment, options, progress })
+    ? await suite.run({ kernels, environment, options, commandOf, progress })
     : (await import("../lib/bench/kernels/cuda_suite.ts")).measureCuda(
       device,
       kernels,

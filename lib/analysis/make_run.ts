@@ -2,7 +2,8 @@
 import { homedir } from "node:os";
 import process from "node:process";
 import type { Environment } from "../eval/environment.ts";
-import type { BenchOptions, SuiteReport } from "../bench/suite.ts";
+import type { BenchOptions } from "../bench/options.ts";
+import type { SuiteReport } from "../bench/suite.ts";
 import { formatConfig, type ResolvedConfig } from "../config/mod.ts";
 import type { RunReport } from "../pipeline/mod.ts";
 import { withPhaseSolver } from "../phases/configured.ts";

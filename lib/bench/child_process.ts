@@ -1,31 +1,28 @@
-/** Commands of this project in processes of their own, timed from start to end. */
+/** Commands as child processes, timed from start to end. */
 import { spawn } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import process from "node:process";
-import { fileURLToPath } from "node:url";
+import type { BenchContext, CommandOf } from "./suite.ts";
 
 const POLL_MILLISECONDS = 10;
 
-/** How a command of this project is started by the runtime that runs this one. */
-export function commandOf(script: string, args: readonly string[]): string[] {
-  const path = fileURLToPath(new URL(`../../scripts/${script}`, import.meta.url));
-  if (!("Deno" in globalThis)) return [process.execPath, "run", path, ...args];
-  // A checkout's map needs no registry, whatever this process runs on: a notebook's kernel takes none.
-  const map = fileURLToPath(new URL("../../tests/deno/import_map.json", import.meta.url));
-  return [
-    process.execPath,
-    "run",
-    "-A",
-    ...(existsSync(map) ? [`--import-map=${map}`] : []),
-    path,
-    ...args,
-  ];
+/**
+ * The commands of a run.
+ *
+ * @throws {TypeError} when its caller runs none
+ */
+export function commandsOf({ commandOf }: BenchContext): CommandOf {
+  if (commandOf === undefined) {
+    throw new TypeError("Cannot measure processes: the context must have commandOf");
+  }
+  return commandOf;
 }
 
+/** Time, output and memory of a process that ended. */
 interface ChildRun {
   readonly seconds: number;
   readonly output: string;
-  /** VmHWM of the process as last seen while it ran, undefined where the system does not say. */
+  /** VmHWM as last seen while it ran, undefined where the system does not say. */
   readonly peakResidentBytes: number | undefined;
 }
 

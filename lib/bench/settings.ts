@@ -7,7 +7,7 @@ import { quantizeCheckpoint } from "../pipeline/mod.ts";
 import { calibrationBeside } from "../calibration/source.ts";
 import { type BitWidth, CALIBRATED_SOLVERS, MAX_THREADS, packedLayers, type Solver } from "../quant/mod.ts";
 import { openCheckpoint } from "../tensor/mod.ts";
-import { measureStored } from "./checkpoint/suite.ts";
+import { measureStored } from "./stored.ts";
 import { collectGarbage } from "../eval/environment.ts";
 import type { Interval } from "../eval/intervals.ts";
 import type { BenchContext, QuantizedSetting } from "./suite.ts";

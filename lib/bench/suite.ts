@@ -1,54 +1,23 @@
-/** What a suite of the bench is and what it hands back; suites.ts lists them, scripts/bench.ts prints them. */
-import type { BackendChoice, Kernels } from "../native/mod.ts";
+/** The interface of a suite, and its report. */
+import type { Kernels } from "../native/mod.ts";
 import type { RunReport } from "../pipeline/mod.ts";
 import type { BitWidth, GroupSize, Solver } from "../quant/mod.ts";
-import type { ModelSize } from "./phases/scale.ts";
 import type { TimeGroups, TimeParameters } from "../time/mod.ts";
 import type { Environment } from "../eval/environment.ts";
 import type { LayerError } from "../eval/layer_errors.ts";
 import type { Column, TableRow } from "../eval/table.ts";
+import type { BenchOptions } from "./options.ts";
 
-/** What `--phase` takes. */
-export const PHASES = ["all", "baseline", "phase1", "phase2", "phase3_full"] as const;
-export type PhaseName = (typeof PHASES)[number];
+/** Program and arguments that run a command of this project, by its file's name, in a process. */
+export type CommandOf = (script: string, args: readonly string[]) => readonly string[];
 
-export interface BenchOptions {
-  /** Folders of checkpoints. */
-  readonly models: readonly string[];
-  /** Quantized folders of the one model, measured in place of what the run would quantize. */
-  readonly packed?: readonly string[] | undefined;
-  readonly bits: readonly BitWidth[];
-  readonly groupSize: GroupSize;
-  /** More than one for a suite that takes a list; the first is {@linkcode groupSize}. */
-  readonly groupSizes: readonly GroupSize[];
-  readonly solvers: readonly Solver[];
-  /** Threads of the kernels; `undefined` leaves the choice to the suite. */
-  readonly threads: number | undefined;
-  readonly backend: BackendChoice;
-  readonly isa: string | undefined;
-  readonly seed: number;
-  /** Tasks of the accuracy suite; undefined is all. */
-  readonly tasks: readonly string[] | undefined;
-  /** Prompts a task, or images, of the accuracy suite; undefined leaves it to the suite. */
-  readonly limit: number | undefined;
-  /** Phase of the phases suite; undefined is all. */
-  readonly phase?: PhaseName | undefined;
-  /** In place of models, the shapes of one with synthetic weights: the phases suite. */
-  readonly modelSize?: ModelSize | undefined;
-  /** Time groups of the phases suite. */
-  readonly timeGroups?: number | undefined;
-  /** Weights of the synthetic checkpoint, in bytes of BF16. */
-  readonly syntheticBytes: number;
-  /** Models are run although memory looks too small for them. Default false. */
-  readonly ignoresMemory?: boolean;
-  /** Fewer samples of smaller data: for a look, not for a report. */
-  readonly quick: boolean;
-}
-
+/** A run of the bench, as a suite gets it. */
 export interface BenchContext {
   readonly kernels: Kernels;
   readonly environment: Environment;
   readonly options: BenchOptions;
+  /** Undefined where the caller runs no commands; what needs a process is then left out, or refused. */
+  readonly commandOf?: CommandOf | undefined;
   /** Progress, one line; never a result. */
   progress(line: string): void;
 }
@@ -62,11 +31,11 @@ export interface Section {
   readonly rows: readonly TableRow[];
 }
 
-/** Something to reach, held against this run. */
+/** A goal and what this run measured. */
 export interface Goal {
   readonly goal: string;
   readonly wanted: string;
-  /** What this run measured, as text; null when it could not. */
+  /** As text; null when nothing was measured. */
   readonly measured: string | null;
   /** Null when nothing was measured. */
   readonly met: boolean | null;
@@ -74,7 +43,7 @@ export interface Goal {
   readonly reason?: string;
 }
 
-/** What a model made at one setting, to be looked at: the same `sample` has the same prompt or noise at each. */
+/** An answer or image of a model at one setting; the same `sample` has the same prompt or noise at each. */
 export interface Sample {
   readonly model: string;
   readonly setting: string;
@@ -89,18 +58,18 @@ export interface Sample {
   readonly png?: Uint8Array;
 }
 
-/** What the pipeline did to a model at one setting. */
+/** The pipeline's report on a model at one setting. */
 export interface QuantizedSetting extends Pick<RunReport, "layers" | "layerMilliseconds"> {
   readonly model: string;
   readonly setting: string;
 }
 
-/** What was measured of a model along its time axis at one setting, and its θ. */
+/** Measurements of a model along its time axis at one setting, and its θ. */
 export interface TimedSetting {
   readonly model: string;
   readonly setting: string;
   readonly groups: TimeGroups;
-  /** Where θ is shown: before or after boundary smoothing. */
+  /** θ before or after boundary smoothing. */
   readonly theta?: { readonly stage: "before" | "after"; readonly parameters: TimeParameters } | undefined;
   /** `[groups]`, held out; NaN where there are no samples. */
   readonly stepKl?: readonly number[] | undefined;
@@ -113,6 +82,7 @@ export interface Skipped {
   readonly reason: string;
 }
 
+/** Everything that a suite measured. */
 export interface SuiteReport {
   readonly sections: readonly Section[];
   /** Every measurement with all its circumstances, for machines. */
@@ -122,8 +92,25 @@ export interface SuiteReport {
   readonly quantized?: readonly QuantizedSetting[];
   readonly samples?: readonly Sample[];
   readonly timed?: readonly TimedSetting[];
-  /** Rows of the tables of lib/analysis/schema.ts by the table's name, for what is nowhere above. */
+  /** Rows of further tables of lib/analysis/schema.ts by the table's name. */
   readonly tables?: Readonly<Record<string, readonly Readonly<Record<string, unknown>>[]>>;
+}
+
+/** Reports of several models as one, in their order. */
+export function mergeReports(reports: readonly SuiteReport[]): SuiteReport {
+  const tables = new Set(reports.flatMap(({ tables = {} }) => Object.keys(tables)));
+  return {
+    sections: reports.flatMap(({ sections }) => sections),
+    rows: reports.flatMap(({ rows }) => rows),
+    goals: reports.flatMap(({ goals }) => goals),
+    skipped: reports.flatMap(({ skipped }) => skipped),
+    quantized: reports.flatMap(({ quantized = [] }) => quantized),
+    samples: reports.flatMap(({ samples = [] }) => samples),
+    timed: reports.flatMap(({ timed = [] }) => timed),
+    tables: Object.fromEntries(
+      Array.from(tables, (name) => [name, reports.flatMap(({ tables = {} }) => tables[name] ?? [])]),
+    ),
+  };
 }
 
 /** One entry of the bench. */
@@ -131,7 +118,7 @@ export interface Suite {
   readonly name: string;
   /** One line for `--help`. */
   readonly summary: string;
-  /** What it measures unless the command line says otherwise, where that is not every suite's; with it come lists of group sizes. */
+  /** Settings measured by default, where they differ from most suites'; a suite with two group sizes takes lists of them. */
   readonly defaults?: {
     readonly bits: readonly BitWidth[];
     readonly groupSizes: readonly GroupSize[];

@@ -1,7 +1,13 @@
-/** Measuring: the suites of the bench, the peers they measure against, and how samples become numbers. */
-export { accuracySuite } from "../bench/accuracy/suite.ts";
-export { benchOptions } from "../bench/options.ts";
-export { checkpointSuite, measureStored, type StoredCheckpoint } from "../bench/checkpoint/suite.ts";
+/**
+ * Measuring models: intervals, statistics, tasks of the reference models, distances to full precision, forecasts of time and
+ * memory, and the machine that measures.
+ */
+export {
+  type Classification,
+  type GlyphClassifier,
+  loadClassifier,
+  loadFeatureStatistics,
+} from "./classifier.ts";
 export {
   type Environment,
   environmentOf,
@@ -9,32 +15,55 @@ export {
   peakResidentBytes,
   resetPeakResident,
 } from "./environment.ts";
-export { type Ggml, openGgml } from "../bench/ggml.ts";
-export { kernelSuite } from "../bench/kernels/suite.ts";
-export { type LayerError, layerErrors } from "./layer_errors.ts";
-export { peersSuite } from "../bench/peers/suite.ts";
-export { phasesSuite } from "../bench/phases/suite.ts";
-export { processSuite } from "../bench/process/suite.ts";
-export { formatHeader, formatReport } from "../bench/report.ts";
-export { median, pairedRatio, summarize, type Summary } from "./statistics.ts";
-export type {
-  BenchContext,
-  BenchOptions,
-  Goal,
-  Section,
-  Skipped,
-  Suite,
-  SuiteReport,
-  TimedSetting,
-} from "../bench/suite.ts";
-export { SUITES } from "../bench/suites.ts";
-export { type Column, formatTable, type TableRow } from "./table.ts";
 export {
-  type Clock,
-  type Contender,
-  rate,
-  speedRatio,
-  timeInterleaved,
-  type Timing,
-  type TimingOptions,
-} from "../bench/timing.ts";
+  checkMemory,
+  forecastMemory,
+  forecastTime,
+  type MemoryForecast,
+  memoryText,
+  type RunSizes,
+  type TimeForecast,
+  timeText,
+} from "./forecast.ts";
+export { type FeatureStatistics, featureStatistics, FrechetReference } from "./frechet.ts";
+export {
+  drawImages,
+  type DrawnImages,
+  type DrawOptions,
+  type ImageScores,
+  type LabelledImages,
+  readImages,
+  scoreImages,
+  type StepDrift,
+  type TimestepError,
+  type TimestepErrorOptions,
+  timestepErrors,
+  trajectoryDrift,
+} from "./images.ts";
+export {
+  bootstrapMean,
+  type BootstrapOptions,
+  bootstrapRatio,
+  type Difference,
+  type Interval,
+  pairedDifference,
+  stratifiedMean,
+  wilsonInterval,
+} from "./intervals.ts";
+export { type LayerError, layerErrors } from "./layer_errors.ts";
+export {
+  compareMasked,
+  type MaskedComparison,
+  type MaskedSequence,
+  maskedSequences,
+  type Puzzle,
+  puzzleCanvas,
+  readPuzzles,
+  scoreTasks,
+  type SolvedPuzzle,
+  type SolveOptions,
+  solvePuzzles,
+  type TaskScore,
+} from "./puzzles.ts";
+export { median, pairedRatio, summarize, type Summary } from "./statistics.ts";
+export { type Column, formatTable, type TableRow } from "./table.ts";

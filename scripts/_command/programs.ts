@@ -19,6 +19,15 @@ export function denoBinary(): string {
   return "deno";
 }
 
+/** Program and arguments that run a script of this project in the runtime that runs this one. */
+export function commandOf(script: string, args: readonly string[]): string[] {
+  const path = join(ROOT, "scripts", script);
+  if (!("Deno" in globalThis)) return [process.execPath, "run", path, ...args];
+  // A checkout's map needs no registry, whatever this process runs on.
+  const map = join(ROOT, "tests", "deno", "import_map.json");
+  return [process.execPath, "run", "-A", ...(existsSync(map) ? [`--import-map=${map}`] : []), path, ...args];
+}
+
 /** Bun's own binary. */
 export function bunBinary(): string {
   if ("Bun" in globalThis) return process.execPath;

@@ -10,10 +10,10 @@ import {
   accuracySuite,
   benchOptions,
   checkpointSuite,
-  environmentOf,
   phasesSuite,
   type Suite,
-} from "../../lib/eval/mod.ts";
+} from "../../lib/bench/mod.ts";
+import { environmentOf } from "../../lib/eval/environment.ts";
 import { kernelSuiteOf } from "../../lib/bench/kernels/suite.ts";
 import { QUICK_SCALE } from "../../lib/bench/kernels/bench.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";

@@ -9,20 +9,22 @@ import { fileURLToPath } from "node:url";
 import { ConfigError } from "../../lib/errors.ts";
 import { compareSolvers } from "../../lib/analysis/tables.ts";
 import { accuracySuite } from "../../lib/bench/accuracy/suite.ts";
-import { checkpointSuite, measureStored } from "../../lib/bench/checkpoint/suite.ts";
+import { checkpointSuite } from "../../lib/bench/checkpoint/suite.ts";
 import { environmentOf } from "../../lib/eval/environment.ts";
 import { convertCase, dequantizeCase, Operands, quantizeCase } from "../../lib/bench/kernels/cases.ts";
 import { kernelSuiteOf } from "../../lib/bench/kernels/suite.ts";
-import { commandOf } from "../../lib/bench/child_process.ts";
+import type { BenchOptions } from "../../lib/bench/options.ts";
+import { measureStored } from "../../lib/bench/stored.ts";
 import { processSuite } from "../../lib/bench/process/suite.ts";
 import { gaussianWeights } from "../../lib/bench/random.ts";
 import { formatHeader, formatReport } from "../../lib/bench/report.ts";
-import type { BenchContext, BenchOptions, SuiteReport } from "../../lib/bench/suite.ts";
+import type { BenchContext, SuiteReport } from "../../lib/bench/suite.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { type BitWidth, dequantize, type GroupSize, type Solver } from "../../lib/quant/mod.ts";
 import { packedLayers, readPackedTensor } from "../../lib/quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { parseBenchArguments } from "../../scripts/bench.ts";
+import { commandOf } from "../../scripts/_command/programs.ts";
 import { rejection } from "../_checkpoints.ts";
 
 const DREAM = fileURLToPath(new URL("../models/dream-mini", import.meta.url));
@@ -51,6 +53,7 @@ const context = (changes: Partial<BenchOptions> = {}, used: Kernels = kernels): 
   kernels: used,
   environment: environmentOf(used),
   options: options(changes),
+  commandOf,
   progress: () => {},
 });
 

@@ -16,6 +16,7 @@ import { checkMemory, forecastMemory, forecastTime, SPARE_BYTES } from "../../li
 import { measureInferenceMemory } from "../../lib/bench/process/suite.ts";
 import { requirementsAt } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
+import { commandOf } from "../../scripts/_command/programs.ts";
 import { contents, MODELS, run, workplace } from "../_checkpoints.ts";
 import { dreamCheckpoint } from "../_models.ts";
 import { thrown } from "../tensor/_files.ts";
@@ -41,7 +42,7 @@ describe("running a model in a process of its own", () => {
       const packed = place.fresh("packed");
       const args = [large, packed, "--bits", `${bits}`, "--solver", "round", "--quiet"];
       expect(run("quantize.ts", args).code).toBe(0);
-      const found = await measureInferenceMemory(packed);
+      const found = await measureInferenceMemory(commandOf, packed);
       const fileBytes = readdirSync(packed).filter((name) => name.endsWith(".safetensors"))
         .reduce((sum, name) => sum + statSync(join(packed, name)).size, 0);
       expect(found.weightBytes).toBeGreaterThan(1.5 * SPARE_BYTES);
@@ -55,7 +56,7 @@ describe("running a model in a process of its own", () => {
 
   test("takes full weights once", async () => {
     if (!isKnown) return console.log("skipped: this system does not tell a process's peak memory");
-    const { weightBytes, restBytes } = await measureInferenceMemory(large);
+    const { weightBytes, restBytes } = await measureInferenceMemory(commandOf, large);
     expect(weightBytes).toBeGreaterThan(400e6);
     expect(restBytes).toBeLessThan(64e6);
   });

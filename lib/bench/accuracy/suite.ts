@@ -35,7 +35,15 @@ import { measureSequences, measureTrajectories } from "./fidelity_report.ts";
 import { FrechetReference } from "../../eval/frechet.ts";
 import { type Interval, pairedDifference, stratifiedMean } from "../../eval/intervals.ts";
 import { atEverySetting, circumstances, nameOf, type Setting, span, threadsOf } from "../settings.ts";
-import type { BenchContext, Goal, Sample, Section, Suite, SuiteReport } from "../suite.ts";
+import {
+  type BenchContext,
+  type Goal,
+  mergeReports,
+  type Sample,
+  type Section,
+  type Suite,
+  type SuiteReport,
+} from "../suite.ts";
 
 /** Samples of each model and setting that a report shows: the first of each task, or the first images. */
 const SHOWN_IMAGES = 12;
@@ -397,13 +405,6 @@ export const accuracySuite: Suite = {
     const reports: SuiteReport[] = [];
     // What is wrong with the last model is found out before the first is measured.
     for (const plan of await planModels(context)) reports.push(await measure(context, plan));
-    return {
-      sections: reports.flatMap(({ sections }) => sections),
-      rows: reports.flatMap(({ rows }) => rows),
-      goals: reports.flatMap(({ goals }) => goals),
-      skipped: reports.flatMap(({ skipped }) => skipped),
-      quantized: reports.flatMap(({ quantized = [] }) => quantized),
-      samples: reports.flatMap(({ samples = [] }) => samples),
-    };
+    return mergeReports(reports);
   },
 };

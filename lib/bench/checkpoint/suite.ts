@@ -4,72 +4,13 @@
  */
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";
-import type { Kernels } from "../../native/mod.ts";
 import { quantizeCheckpoint } from "../../pipeline/mod.ts";
-import {
-  addStatistics,
-  type BitWidth,
-  cosine,
-  type ErrorStatistics,
-  packedErrorStatistics,
-  relativeRmsError,
-  type Solver,
-} from "../../quant/mod.ts";
-import { packedLayers, readPackedTensor } from "../../quant/packed/checkpoint.ts";
-import { openCheckpoint } from "../../tensor/mod.ts";
+import type { BitWidth, Solver } from "../../quant/mod.ts";
 import { peakResidentBytes, resetPeakResident } from "../../eval/environment.ts";
 import { pairedRatio, summarize, type Summary } from "../../eval/statistics.ts";
+import { measureStored, type StoredCheckpoint } from "../stored.ts";
 import type { BenchContext, Section, Suite, SuiteReport } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
-
-/** What a quantized checkpoint is, from its files. */
-export interface StoredCheckpoint {
-  readonly weights: number;
-  readonly tensors: number;
-  readonly bitsPerWeight: number;
-  readonly fileBytesBefore: number;
-  readonly fileBytesAfter: number;
-  readonly relativeRmsError: number;
-  readonly cosine: number;
-}
-
-/** Reads a quantized checkpoint back and compares its weights with those it was made from. */
-export function measureStored(kernels: Kernels, original: string, quantized: string): StoredCheckpoint {
-  using before = openCheckpoint(original);
-  using after = openCheckpoint(quantized);
-  let weights = 0, bytes = 0, tensors = 0;
-  let statistics: ErrorStatistics | undefined;
-  const layers = [...packedLayers(after).values()];
-  const sizeOf = ({ name }: { readonly name: string }) => before.tensors.get(name)?.info.byteLength ?? 0;
-  // One buffer for all: a buffer a tensor would stay as garbage, as large as the model, until the engine collects it.
-  const buffer = new Uint8Array(Math.max(0, ...layers.map(sizeOf)));
-  for (const layer of layers) {
-    const data = buffer.subarray(0, sizeOf(layer));
-    before.readInto(layer.name, 0, data);
-    const found = packedErrorStatistics(
-      kernels,
-      { data, dtype: layer.dtype },
-      readPackedTensor(after, layer),
-    );
-    statistics = statistics === undefined ? found : addStatistics(statistics, found);
-    weights += layer.rows * layer.cols;
-    bytes += layer.bytes;
-    tensors++;
-  }
-  if (statistics === undefined) {
-    throw new Error(`Cannot measure "${quantized}": it must hold quantized tensors, got none`);
-  }
-  const fileBytes = ({ files }: typeof before) => files.reduce((sum, { file }) => sum + file.fileBytes, 0);
-  return {
-    weights,
-    tensors,
-    bitsPerWeight: bytes * 8 / weights,
-    fileBytesBefore: fileBytes(before),
-    fileBytesAfter: fileBytes(after),
-    relativeRmsError: relativeRmsError(statistics),
-    cosine: cosine(statistics),
-  };
-}
 
 /** One way to quantize one model, and what its runs took. */
 interface Cell {

@@ -7,7 +7,7 @@ import { quantizeCheckpoint } from "../../pipeline/mod.ts";
 import { calibrationBeside } from "../../calibration/source.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import type { Checkpoint } from "../../tensor/mod.ts";
-import { measureStored } from "../checkpoint/suite.ts";
+import { measureStored } from "../stored.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { gridName, type GridSetting, type Method, type MethodKind, type Unsupported } from "./method.ts";
 import { type InputSource, type Layer, type QuantizedModel, quantizeModel } from "./quantized_model.ts";

@@ -1,7 +1,8 @@
 /** Memory of the phases: the peak of a process that quantizes with them, beside one that only calibrates. */
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { commandOf, runChild } from "../child_process.ts";
+import { runChild } from "../child_process.ts";
+import type { CommandOf } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
 /** Samples of both: what calibration itself holds grows with them, and hides what the phases hold. */
@@ -35,6 +36,7 @@ interface Measured {
 
 /** Measures both in processes of their own; undefined where the system tells no peak. */
 export async function phaseMemory(
+  commandOf: CommandOf,
   { path, source, bits, groupSize, groups, threads }: PhaseMemoryOptions,
 ): Promise<PhaseMemory | undefined> {
   return await withTemporaryFolder(async (folder) => {

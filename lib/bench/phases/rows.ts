@@ -1,10 +1,8 @@
 /** The rows of the phase suite: full precision, baseline, phases, ablations and rivals, and how each is made. */
 import type { PhaseSettings } from "../../phases/mod.ts";
 import type { CodesSetting } from "./codes.ts";
-import type { PhaseName } from "../suite.ts";
+import type { PhaseName } from "../options.ts";
 
-/** Time groups unless `--groups` says otherwise. */
-export const DEFAULT_TIME_GROUPS = 5;
 /** Phase 2's window and phase 1's threshold: the configuration's defaults. */
 const SMOOTHING = { windowSize: 5, interpolation: "linear" } as const;
 const VALIDATION = { smoothnessThreshold: 0.3 } as const;

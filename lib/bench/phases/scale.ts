@@ -15,18 +15,14 @@ import { maskRatioAxis } from "../../time/mod.ts";
 import { codesOf } from "./codes.ts";
 import { collectGarbage, peakResidentBytes, resetPeakResident } from "../../eval/environment.ts";
 import { checkMemory, forecastMemory, forecastTime, secondsText, sizeText } from "../../eval/forecast.ts";
-import { DEFAULT_TIME_GROUPS } from "./rows.ts";
 import { writeSeconds } from "./time.ts";
-import { commandOf, runChild } from "../child_process.ts";
+import { commandsOf, runChild } from "../child_process.ts";
 import { threadsOf } from "../settings.ts";
 import { DREAM_7B, type SolverTime, solverTime } from "../peers/solver_speed.ts";
-import { type BenchContext, type PhaseName, PHASES, type SuiteReport } from "../suite.ts";
+import { DEFAULT_TIME_GROUPS, type PhaseName, PHASES } from "../options.ts";
+import type { BenchContext, SuiteReport } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
-
-/** What `--model-size` takes. */
-export const MODEL_SIZES = ["7B"] as const;
-export type ModelSize = (typeof MODEL_SIZES)[number];
 
 /** Tokens of the synthetic model: its head is measured by itself, from a part of Dream's. */
 const VOCABULARY = 512, HEAD_ROWS = 4096;
@@ -87,7 +83,7 @@ export async function phaseScale(
     const path = join(folder, "block");
     progress(`synthetic weights of one block, ${width} wide`);
     await runChild(
-      commandOf("make_checkpoint.ts", [
+      commandsOf(context)("make_checkpoint.ts", [
         path,
         "--layers",
         "1",

@@ -26,15 +26,7 @@ import { phaseYardstick } from "./measure.ts";
 import { modelDigest } from "./digest.ts";
 import { phaseMemory } from "./memory.ts";
 import { claimSection, phaseGoals, phaseSections, type Row } from "./report.ts";
-import {
-  DEFAULT_TIME_GROUPS,
-  DYNAMIC_ROW,
-  type RowSetting,
-  rowSettings,
-  rowsLeftOut,
-  SAMPLER_ROW,
-  STATIC_ROW,
-} from "./rows.ts";
+import { DYNAMIC_ROW, type RowSetting, rowSettings, rowsLeftOut, SAMPLER_ROW, STATIC_ROW } from "./rows.ts";
 import { samplerSections } from "./sampler.ts";
 import {
   forwardRatio,
@@ -45,8 +37,16 @@ import {
   selectionShare,
   writeSeconds,
 } from "./time.ts";
+import { DEFAULT_TIME_GROUPS } from "../options.ts";
 import { nameOf } from "../settings.ts";
-import type { BenchContext, Skipped, Suite, SuiteReport, TimedSetting } from "../suite.ts";
+import {
+  type BenchContext,
+  mergeReports,
+  type Skipped,
+  type Suite,
+  type SuiteReport,
+  type TimedSetting,
+} from "../suite.ts";
 
 /** Runs of a row with a phase, fewer where one takes long. */
 const RUNS = 5, FEW_RUNS = 3, LONG_SECONDS = 1;
@@ -198,8 +198,15 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     }),
   ];
   if (phase === "all") progress(`${name}, memory`);
-  const memory = phase === "all"
-    ? await phaseMemory({ path, source, bits, groupSize: options.groupSize, groups: timeGroups, threads })
+  const memory = phase === "all" && context.commandOf !== undefined
+    ? await phaseMemory(context.commandOf, {
+      path,
+      source,
+      bits,
+      groupSize: options.groupSize,
+      groups: timeGroups,
+      threads,
+    })
     : undefined;
   const skipped: Skipped[] = yardstick.missing.map((text) => {
     const [what, reason] = text.split(": ") as [string, string];
@@ -351,12 +358,6 @@ export const phasesSuite: Suite = {
         met: minutes < MOST_MINUTES,
       });
     }
-    return {
-      sections: reports.flatMap(({ sections }) => sections),
-      rows: reports.flatMap(({ rows }) => rows),
-      goals,
-      skipped: reports.flatMap(({ skipped }) => skipped),
-      timed: reports.flatMap(({ timed = [] }) => timed),
-    };
+    return { ...mergeReports(reports), goals };
   },
 };

@@ -1,8 +1,8 @@
 /** How long it takes until the library is there, and until a report is: processes of their own, each from nothing. */
 import { join } from "node:path";
-import { commandOf, runChild } from "../child_process.ts";
+import { runChild } from "../child_process.ts";
 import { summarize, type Summary } from "../../eval/statistics.ts";
-import type { Goal, Section } from "../suite.ts";
+import type { CommandOf, Goal, Section } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
 const GOAL_IMPORT_MILLISECONDS = 60;
@@ -24,17 +24,20 @@ export interface StartUp {
   }[];
 }
 
-async function probe(args: readonly string[]): Promise<{ milliseconds: number; bytes?: number }> {
+async function probe(
+  commandOf: CommandOf,
+  args: readonly string[],
+): Promise<{ milliseconds: number; bytes?: number }> {
   return JSON.parse((await runChild(commandOf("_probes/start.ts", args))).output);
 }
 
 /** Measures both, each so many times after one that fills the caches. */
-export async function measureStartUp(runs: number): Promise<StartUp> {
+export async function measureStartUp(commandOf: CommandOf, runs: number): Promise<StartUp> {
   const times = async (args: readonly string[]) => {
-    let last = await probe(args);
+    let last = await probe(commandOf, args);
     const milliseconds: number[] = [];
     for (let run = 0; run < runs; run++) {
-      last = await probe(args);
+      last = await probe(commandOf, args);
       milliseconds.push(last.milliseconds);
     }
     return { milliseconds: summarize(milliseconds), bytes: last.bytes };

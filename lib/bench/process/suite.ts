@@ -7,10 +7,10 @@ import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { packedLayers } from "../../quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
-import { commandOf, runChild } from "../child_process.ts";
+import { commandsOf, runChild } from "../child_process.ts";
 import { measureStartUp, type StartUp, startUpGoals, startUpSection } from "./start_up.ts";
 import { summarize } from "../../eval/statistics.ts";
-import type { BenchContext, Goal, Suite, SuiteReport } from "../suite.ts";
+import type { BenchContext, CommandOf, Goal, Suite, SuiteReport } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
 /** Size of checkpoint that the goals are about, with some room: whole layers do not add up to a round number. */
@@ -32,7 +32,10 @@ export interface InferenceMemory {
 }
 
 /** Measures a forward pass of 64 tokens (or one image) in a process of its own. */
-export async function measureInferenceMemory(model: string): Promise<InferenceMemory> {
+export async function measureInferenceMemory(
+  commandOf: CommandOf,
+  model: string,
+): Promise<InferenceMemory> {
   const probe = async (args: readonly string[]) =>
     JSON.parse((await runChild(commandOf("_probes/inference.ts", args))).output) as Record<
       "peakResidentBytes" | "weightBytes" | "scratchBytes",
@@ -60,7 +63,7 @@ async function measureSize(
   bytes: number,
   runs: number,
 ): Promise<Measured> {
-  const { options: { seed, threads, backend }, progress } = context;
+  const { options: { seed, threads, backend }, progress } = context, commandOf = commandsOf(context);
   const input = join(folder, "synthetic"), output = join(folder, "quantized");
   // Below one layer of Dream 7B, narrower layers of the same proportions.
   const layerBytes = 466e6;
@@ -101,7 +104,7 @@ async function measureSize(
     const peak = Math.max(report.peakMemoryBytes ?? 0, child.peakResidentBytes ?? 0);
     if (peak > 0) peaks.push(peak);
   }
-  const inference = await measureInferenceMemory(output);
+  const inference = await measureInferenceMemory(commandOf, output);
   using before = openCheckpoint(input);
   using after = openCheckpoint(output);
   let weights = 0, packedBytes = 0;
@@ -171,7 +174,7 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
     return found;
   });
   context.progress("import of mod.ts, and reports");
-  const startUp: StartUp = await measureStartUp(options.quick ? 1 : 5);
+  const startUp: StartUp = await measureStartUp(commandsOf(context), options.quick ? 1 : 5);
   const threads = options.threads ?? 2;
   return {
     sections: [{

@@ -27,6 +27,7 @@ import {
   TimeParameters,
 } from "../../../lib/time/mod.ts";
 import { parseBenchArguments } from "../../../scripts/bench.ts";
+import { commandOf } from "../../../scripts/_command/programs.ts";
 import { run, workplace } from "../../_checkpoints.ts";
 import { runIn, runtimeBinary } from "../../_runtimes.ts";
 
@@ -259,7 +260,7 @@ test("forward passes of two models are timed in turn, on the integer kernels of 
 });
 
 test("memory is the peaks of two processes, and what the phases hold of it", async () => {
-  const memory = await phaseMemory({
+  const memory = await phaseMemory(commandOf, {
     path: DREAM,
     source: `${DREAM}/calibration.jsonl`,
     bits: 2,
@@ -279,6 +280,7 @@ test("a row says what it measured at a large model's shapes and reckoned for all
     kernels,
     environment: environmentOf(kernels),
     options: parseBenchArguments(["--model-size", "7B", "--quick"]).options,
+    commandOf,
     progress: (line: string) => messages.push(line),
   };
   const report = await phaseScale(context, 64);

@@ -29,6 +29,7 @@ import {
   writeTimeParameters,
 } from "../../../lib/time/mod.ts";
 import { parseBenchArguments } from "../../../scripts/bench.ts";
+import { commandOf } from "../../../scripts/_command/programs.ts";
 import { rejection, workplace } from "../../_checkpoints.ts";
 import { ditCheckpoint, dreamCheckpoint, store } from "../../_models.ts";
 
@@ -50,6 +51,7 @@ const context = (args: string): BenchContext => ({
   kernels,
   environment: environmentOf(kernels),
   options: parseBenchArguments([...args.split(" "), "--quick"]).options,
+  commandOf,
   progress: () => {},
 });
 

@@ -1,0 +1,38 @@
+/** The bench: its suites, their options and reports. Intervals, metrics and tasks are those of `lib/eval`. */
+import { accuracySuite } from "./accuracy/suite.ts";
+import { checkpointSuite } from "./checkpoint/suite.ts";
+import { kernelSuite } from "./kernels/suite.ts";
+import { correctionsSuite, peersSuite, solversSuite } from "./peers/suite.ts";
+import { phasesSuite } from "./phases/suite.ts";
+import { processSuite } from "./process/suite.ts";
+import type { Suite } from "./suite.ts";
+
+export { type BenchOptions, benchOptions } from "./options.ts";
+export { formatHeader, formatReport } from "./report.ts";
+export { measureStored, type StoredCheckpoint } from "./stored.ts";
+export type {
+  BenchContext,
+  CommandOf,
+  Goal,
+  QuantizedSetting,
+  Sample,
+  Section,
+  Skipped,
+  Suite,
+  SuiteReport,
+  TimedSetting,
+} from "./suite.ts";
+export { accuracySuite, checkpointSuite, correctionsSuite, kernelSuite };
+export { peersSuite, phasesSuite, processSuite, solversSuite };
+
+/** The suites of `scripts/bench.ts` in the order of `--help`; the first is the default. */
+export const SUITES: readonly Suite[] = [
+  accuracySuite,
+  checkpointSuite,
+  correctionsSuite,
+  kernelSuite,
+  peersSuite,
+  phasesSuite,
+  processSuite,
+  solversSuite,
+];
