@@ -103,6 +103,48 @@ function checkReplaceable(out: string): void {
   if (foreign !== undefined) refuse(`a file that is not of the release in it: ${JSON.stringify(foreign)}`);
 }
 
+/** Builds everything of a release in a folder. @returns its manifest, and the name of the npm package */
+async function buildRelease(
+  work: string,
+  step: (line: string) => void,
+  log: (line: string) => void,
+): Promise<{ readonly manifest: ReleaseManifest; readonly tarball: string }> {
+  step("1 of 6: native libraries");
+  const { libraries, skipped } = await buildLibraries(work, log);
+  step("2 of 6: sources");
+  for (const path of ["mod.ts", ...filesBelow(join(root, "lib")).map((name) => `lib/${name}`)]) {
+    if (path.endsWith(".ts")) cpSync(join(root, path), join(work, path));
+  }
+  for (const path of ["README.md", "LICENSE", "CHANGELOG.md"]) cpSync(join(root, path), join(work, path));
+  step("3 of 6: single-file bundle");
+  await bundle(join(work, "arrowquant.js"));
+  step("4 of 6: npm package");
+  const staging = mkdtempSync(`${work}-npm-`);
+  let tarball: string;
+  try {
+    tarball = await packNpm(staging, work);
+  } finally {
+    rmSync(staging, { recursive: true, force: true });
+  }
+  step("5 of 6: manifest");
+  const named = new Set(libraries.map(({ file }) => file));
+  const files: Record<string, ReleaseManifest["files"][string]> = {};
+  for (const name of filesBelow(work)) {
+    if (!named.has(name)) files[name] = await digestFile(join(work, name));
+  }
+  const manifest: ReleaseManifest = {
+    format_version: RELEASE_FORMAT_VERSION,
+    version: TOOL_VERSION,
+    abi: ABI_VERSION,
+    kernels: WASM_SOURCE_HASH,
+    libraries,
+    skipped,
+    files,
+  };
+  writeWhole(join(work, RELEASE_MANIFEST_FILE), JSON.stringify(manifest, null, 2) + "\n");
+  return { manifest, tarball };
+}
+
 async function main(args: readonly string[], signal: AbortSignal): Promise<number> {
   const { positionals, flags } = parseOptions(args, {
     help: HELP,
@@ -135,44 +177,12 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<numbe
     throw outputError("release into", out, cause);
   }
   try {
-    step("1 of 6: native libraries");
-    const { libraries, skipped } = await buildLibraries(work, log);
-    step("2 of 6: sources");
-    for (const path of ["mod.ts", ...filesBelow(join(root, "lib")).map((name) => `lib/${name}`)]) {
-      if (path.endsWith(".ts")) cpSync(join(root, path), join(work, path));
-    }
-    for (const path of ["README.md", "LICENSE", "CHANGELOG.md"]) cpSync(join(root, path), join(work, path));
-    step("3 of 6: single-file bundle");
-    await bundle(join(work, "arrowquant.js"));
-    step("4 of 6: npm package");
-    const staging = mkdtempSync(`${work}-npm-`);
-    let tarball: string;
-    try {
-      tarball = await packNpm(staging, work);
-    } finally {
-      rmSync(staging, { recursive: true, force: true });
-    }
-    step("5 of 6: manifest");
-    const named = new Set(libraries.map(({ file }) => file));
-    const files: Record<string, ReleaseManifest["files"][string]> = {};
-    for (const name of filesBelow(work)) {
-      if (!named.has(name)) files[name] = await digestFile(join(work, name));
-    }
-    const manifest: ReleaseManifest = {
-      format_version: RELEASE_FORMAT_VERSION,
-      version: TOOL_VERSION,
-      abi: ABI_VERSION,
-      kernels: WASM_SOURCE_HASH,
-      libraries,
-      skipped,
-      files,
-    };
-    writeWhole(join(work, RELEASE_MANIFEST_FILE), JSON.stringify(manifest, null, 2) + "\n");
+    const { manifest, tarball } = await buildRelease(work, step, log);
     step(flags["skip-trials"] ? "6 of 6: trials skipped: --skip-trials" : "6 of 6: trials");
     const trials = flags["skip-trials"] ? [] : await tryRelease({
       folder: work,
       tarball: join(work, tarball),
-      libraries,
+      libraries: manifest.libraries,
       onTrial: ({ name, outcome, detail }) => log(`${outcome}: ${name}: ${detail}`),
     });
     const failed = trials.filter(({ outcome }) => outcome === "failed");

@@ -22,6 +22,7 @@ const FLOORS = [
   ...["models", "calibration", "solve", "phases", "pipeline", "eval", "bench", "analysis"],
 ];
 const MAX_FILES_PER_FOLDER = 16;
+const MAX_LINES_PER_FUNCTION = 80;
 
 function filesBelow(folder: string): string[] {
   return readdirSync(join(ROOT, folder), { withFileTypes: true }).flatMap((entry) => {
@@ -82,6 +83,31 @@ describe("lib", () => {
     const naming = library.filter((path) => /["'`/](?:scripts|tests)\//.test(codeOf(path)));
     expect(naming).toEqual([]);
   });
+});
+
+/** Begins of functions, as the formatter lays them out; the indentation is caught. */
+const FUNCTION_HEAD =
+  /^(\s*)(?:export )?(?:default )?(?:(?:async )?function\*?\s+\w+|(?:const|readonly) \w+.*= (?:async )?(?:<[^>]*>)?\(|(?:(?:static|async|override|private|public|get|set) )*\*?[#\w]+(?:<.*>)?\()/;
+const STATEMENT = /^\s*(?:if|for|while|switch|return|catch|await|throw|else|super)\b/;
+
+/** Functions of a file that have more lines than allowed. Bodies end at a brace as far left as their head. */
+function longFunctions(path: string): string[] {
+  const lines = sourceOf(path).split("\n");
+  return lines.flatMap((line, start) => {
+    const indent = FUNCTION_HEAD.exec(line)?.[1];
+    if (indent === undefined || STATEMENT.test(line)) return [];
+    const from = (first: string) => (text: string, i: number) => i > start && text.startsWith(indent + first);
+    const open = line.endsWith("(") ? lines.findIndex(from(")")) : start;
+    if (open < 0 || !lines[open]!.endsWith("{") || lines[open]!.includes("=> ({")) return [];
+    const end = lines.findIndex((text, i) => i > open && text.startsWith(`${indent}}`));
+    const count = end - start + 1;
+    return count > MAX_LINES_PER_FUNCTION ? [`${path}:${start + 1}: ${count} lines`] : [];
+  });
+}
+
+test("no function of lib and scripts has more than eighty lines", () => {
+  const sources = [...library, ...filesBelow("scripts").filter((path) => path.endsWith(".ts"))];
+  expect(sources.flatMap(longFunctions)).toEqual([]);
 });
 
 test("no folder holds more than sixteen files", () => {
