@@ -1,21 +1,11 @@
 /**
- * The one way through: reads a checkpoint tensor by tensor and writes another with the same files, in bounded memory,
- * verified, resumable. What happens to a tensor is a {@linkcode RewriteStep}; this file knows no quantization.
+ * Writes a checkpoint tensor by tensor, with the same files as the one that is read: in bounded memory, verified, and
+ * so that a stopped run can be resumed. A {@linkcode RewriteStep} makes a tensor; nothing here knows quantization.
  */
-import { Buffer } from "node:buffer";
-import { createHash, type Hash } from "node:crypto";
+import { createHash } from "node:crypto";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
-import { pause, type RunEvent, type RunOptions } from "../progress.ts";
 import { CalibrationError, IntegrityError, InterruptedError, OutputError, WeightsError } from "../errors.ts";
-import {
-  BYTES_PER_ELEMENT,
-  elementCount,
-  PARTIAL_SUFFIX,
-  SafetensorsFile,
-  SafetensorsWriter,
-  type TensorSpec,
-} from "../tensor/mod.ts";
 import {
   digestFile,
   errorCode,
@@ -27,12 +17,19 @@ import {
   sha256,
   writeWhole,
 } from "../files/whole.ts";
-import type { JournalEntry, WrittenTensor } from "./journal.ts";
+import { pause, type RunEvent, type RunOptions } from "../progress.ts";
+import {
+  BYTES_PER_ELEMENT,
+  elementCount,
+  PARTIAL_SUFFIX,
+  SafetensorsFile,
+  SafetensorsWriter,
+  type TensorSpec,
+} from "../tensor/mod.ts";
+import type { JournalEntry } from "./journal.ts";
 import { OutputFolder, type OutputRequest, verifyFiles } from "./output_folder.ts";
-import type { LayerRecord, Manifest } from "./record.ts";
-
-/** Source bytes handled at once, in whole rows: large enough for the kernels, small beside the memory promised. */
-export const CHUNK_BYTES = 8 * 2 ** 20;
+import type { Identity, LayerRecord, Manifest } from "./record.ts";
+import { CHUNK_BYTES, TensorSink } from "./tensor_sink.ts";
 
 /** Written bytes after which the disk is set to work in the background, so that the last sync is short. */
 const SYNC_BYTES = 64 * 2 ** 20;
@@ -46,12 +43,13 @@ export interface RewriteStep {
   run(sink: TensorSink): Promise<LayerRecord>;
 }
 
-/** One file of the output. */
+/** A safetensors file of the output, before it is known what its tensors become. */
 export interface RewriteFile {
   readonly name: string;
   readonly metadata: Readonly<Record<string, string>>;
   readonly reservedHeaderBytes: number;
-  readonly steps: readonly RewriteStep[];
+  /** Tensors of the input that it gets, in order. */
+  readonly tensors: readonly string[];
 }
 
 /** A small file of the output. */
@@ -60,7 +58,7 @@ export interface SmallFile {
   readonly content: string | Uint8Array;
 }
 
-/** A whole run. */
+/** An output as it is known before any tensor is made. */
 export interface RewriteJob {
   readonly request: OutputRequest;
   readonly files: readonly RewriteFile[];
@@ -68,17 +66,24 @@ export interface RewriteJob {
   readonly outputBytes: number;
   /** Stop at the first tensor that cannot be quantized; otherwise name them all. */
   readonly failFast: boolean;
-  /** What has to be done before the first tensor that is not done yet; may keep files in the work folder. */
-  prepare?(work: string, isDone: (name: string) => boolean): Promise<void>;
-  /** The files beside the tensors, once it is known what became of each tensor. */
+}
+
+/** The content of an output. */
+export interface RewriteContent {
+  /** The step of each tensor that {@linkcode RewriteFile.tensors} names. */
+  readonly steps: ReadonlyMap<string, RewriteStep>;
+  /**
+   * The files beside the tensors, once it is known what became of each tensor.
+   *
+   * @param tensorFiles files by the names of the stored tensors
+   */
   smallFiles(
     records: readonly LayerRecord[],
-    /** Files by the names of the stored tensors. */
     tensorFiles: () => ReadonlyMap<string, string>,
   ): Iterable<SmallFile>;
 }
 
-/** What a run did. */
+/** What became of a run. */
 export interface RewriteResult {
   readonly manifest: Manifest;
   /** Tensors that an earlier run had finished. */
@@ -88,20 +93,21 @@ export interface RewriteResult {
 }
 
 /**
- * Runs a job to its end, or to a state that can be resumed.
+ * Opens an output for `use`, which makes its content and writes it with {@linkcode Rewrite.write}. An error leaves a
+ * state that can be resumed, or nothing where the same run would fail again.
  *
  * @throws {OutputError} when the output may not or cannot be written
- * @throws {WeightsError} when tensors cannot be quantized; nothing is left behind
- * @throws {InterruptedError} when the signal stopped it
- * @throws {IntegrityError} when what is read back is not what was written
  */
-export async function rewriteCheckpoint(job: RewriteJob, options: RunOptions = {}): Promise<RewriteResult> {
+export async function withRewrite<T>(
+  job: RewriteJob,
+  options: RunOptions,
+  use: (output: Rewrite) => Promise<T>,
+): Promise<T> {
   checkSpace(job);
   const folder = OutputFolder.open(job.request);
   try {
-    return await new Run(job, options, folder).run();
+    return await use(new Rewrite(job, options, folder));
   } catch (error) {
-    // The same run again would fail again: there is nothing to resume.
     if (error instanceof WeightsError || error instanceof CalibrationError) folder.discard();
     else if (error instanceof InterruptedError) folder.syncJournal();
     throw error;
@@ -110,108 +116,13 @@ export async function rewriteCheckpoint(job: RewriteJob, options: RunOptions = {
   }
 }
 
-/** What is stored for one tensor: entries opened with `begin`, filled in order with `write`. */
-export class TensorSink {
-  readonly #writer: SafetensorsWriter | undefined;
-  readonly #between: (weights: number, bytes: number, written: number) => Promise<void>;
-  #entries = new Map<string, { readonly spec: TensorSpec; readonly hash: Hash; bytes: number }>();
-  #readBack = new Uint8Array(0);
-  #written = 0;
-
-  /** Without a writer nothing is stored: the run only looks for more tensors that cannot be quantized. */
-  constructor(
-    writer: SafetensorsWriter | undefined,
-    between: (weights: number, bytes: number, written: number) => Promise<void>,
-  ) {
-    this.#writer = writer;
-    this.#between = between;
-  }
-
-  /** Opens the entries that will be stored, in this order. */
-  begin(specs: readonly TensorSpec[]): void {
-    this.#writer?.add(specs);
-    for (const spec of specs) this.#entries.set(spec.name, { spec, hash: createHash("sha256"), bytes: 0 });
-  }
-
-  /**
-   * Appends bytes to an entry, reads them back and compares.
-   *
-   * @throws {IntegrityError} when something else is read back
-   * @throws {OutputError} when the system refuses
-   */
-  write(name: string, data: ArrayBufferView<ArrayBuffer>): void {
-    const writer = this.#writer;
-    if (writer === undefined) return;
-    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-    const entry = this.#entries.get(name)!;
-    writer.write(name, entry.bytes, bytes);
-    if (this.#readBack.length < bytes.length) this.#readBack = new Uint8Array(bytes.length);
-    const readBack = this.#readBack.subarray(0, bytes.length);
-    writer.readInto(name, entry.bytes, readBack);
-    if (Buffer.compare(readBack, bytes) !== 0) {
-      throw new IntegrityError(
-        `Cannot verify tensor ${quote(name)} of ${
-          quote(writer.partialPath)
-        }: bytes from ${entry.bytes} on must be ` +
-          "read back as written, got others: check disk and memory",
-        { path: writer.partialPath, tensor: name },
-      );
-    }
-    entry.hash.update(bytes);
-    entry.bytes += bytes.length;
-    this.#written += bytes.length;
-  }
-
-  /** Drops everything since `begin`, so that something else can be stored for the tensor. */
-  discard(): void {
-    this.#writer?.removeLast(this.#entries.size);
-    this.#entries = new Map();
-  }
-
-  /** Reports progress and lets the process breathe; throws when it is to stop. */
-  async advance(weights: number, bytes: number): Promise<void> {
-    const written = this.#written;
-    this.#written = 0;
-    await this.#between(weights, bytes, written);
-  }
-
-  /** What was stored, with digests. */
-  finish(): WrittenTensor[] {
-    const written = [...this.#entries.values()].map(({ spec: { name, dtype, shape }, hash }) => ({
-      name,
-      dtype,
-      shape,
-      sha256: hash.digest("hex"),
-    }));
-    this.#entries = new Map();
-    return written;
-  }
-}
-
-/** Copies a tensor into the sink as it is. `source.readInto` fills a buffer from a byte on. */
-export async function copyTensor(
-  sink: TensorSink,
-  spec: TensorSpec,
-  readInto: (byteStart: number, target: Uint8Array<ArrayBuffer>) => void,
-  buffer: Uint8Array<ArrayBuffer>,
-): Promise<void> {
-  const width = BYTES_PER_ELEMENT[spec.dtype];
-  const byteLength = (elementCount(spec.shape) ?? 0) * width;
-  sink.begin([{ name: spec.name, dtype: spec.dtype, shape: spec.shape }]);
-  for (let start = 0; start < byteLength;) {
-    const chunk = buffer.subarray(0, Math.min(CHUNK_BYTES, byteLength - start));
-    readInto(start, chunk);
-    sink.write(spec.name, chunk);
-    start += chunk.length;
-    await sink.advance(chunk.length / width, chunk.length);
-  }
-}
-
-/** The state of one run. */
-class Run {
+/** An output that is being written; {@linkcode withRewrite} opens one. */
+export class Rewrite {
   readonly #job: RewriteJob;
   readonly #options: RunOptions;
   readonly #folder: OutputFolder;
+  /** The journal's entries by tensor. One that was done again stands there twice: the later line counts. */
+  readonly #entries: ReadonlyMap<string, JournalEntry>;
   /** What was finished; digests stay in the journal. */
   readonly #records: LayerRecord[] = [];
   readonly #milliseconds: (number | null)[] = [];
@@ -219,7 +130,7 @@ class Run {
   readonly #names = new Map<string, readonly string[]>();
   readonly #digests: Record<string, FileDigest> = {};
   readonly #failures: WeightsError[] = [];
-  readonly #totals: { readonly tensors: number; readonly weights: number; readonly bytes: number };
+  #totals = { tensors: 0, weights: 0, bytes: 0 };
   #tensor = "";
   #weightsDone = 0;
   #bytesDone = 0;
@@ -233,72 +144,96 @@ class Run {
     this.#job = job;
     this.#options = options;
     this.#folder = folder;
-    const steps = job.files.flatMap((file) => file.steps);
+    const { start } = folder, journaled = start.kind === "resumed" ? start.entries : [];
+    this.#entries = new Map(journaled.map((entry) => [entry.record.name, entry]));
+    if (this.isComplete) return;
+    folder.begin(journaled);
+    if (journaled.length === 0) return;
+    const tensors = job.files.reduce((sum, file) => sum + file.tensors.length, 0);
+    this.#event("resume", `the journal names ${journaled.length} of ${tensors} tensors`);
+  }
+
+  /** Folder that gets the result. */
+  get path(): string {
+    return this.#job.request.path;
+  }
+
+  /** Folder of the unfinished files; others may keep files of their own there until the run is finished. */
+  get work(): string {
+    return this.#folder.work;
+  }
+
+  /** What the run does and to what: equal identities give equal bytes. */
+  get identity(): Identity {
+    return this.#job.request.identity;
+  }
+
+  /** Whether an earlier run has made every file: there is nothing to compute. */
+  get isComplete(): boolean {
+    return ["finished", "complete"].includes(this.#folder.start.kind);
+  }
+
+  /** Whether an earlier run has stored a tensor. */
+  isDone(name: string): boolean {
+    return this.isComplete || this.#entries.has(name);
+  }
+
+  /**
+   * Writes everything that is not there yet and commits it.
+   *
+   * @throws {OutputError} when the system refuses
+   * @throws {WeightsError} when tensors cannot be quantized; nothing is left behind
+   * @throws {InterruptedError} when the signal stopped it
+   * @throws {IntegrityError} when what is read back is not what was written
+   */
+  async write(content: RewriteContent): Promise<RewriteResult> {
+    const steps = [...content.steps.values()];
     this.#totals = {
       tensors: steps.length,
       weights: steps.reduce((sum, { weights }) => sum + weights, 0),
       bytes: steps.reduce((sum, { bytes }) => sum + bytes, 0),
     };
-  }
-
-  async run(): Promise<RewriteResult> {
     const { start } = this.#folder;
-    const done = (manifest: Manifest) => ({
-      manifest,
-      tensorsResumed: this.#totals.tensors,
-      milliseconds: manifest.layers.map(() => null),
-    });
-    if (start.kind === "finished") {
-      const path = this.#job.request.path;
-      const [mismatch] = await verifyFiles(path, start.manifest);
-      if (mismatch === undefined) {
-        this.#event("resume", "the output is complete: nothing is left to do");
-        this.#folder.clean();
-        return done(start.manifest);
-      }
-      throw new IntegrityError(
-        `Cannot resume ${quote(path)}: ${quote(mismatch.name)} ${mismatch.reason}; start over with --force`,
-        { path: join(path, mismatch.name) },
-      );
+    if (start.kind === "finished") await this.#checkFinished(start.manifest);
+    if (start.kind === "complete") await this.#commitComplete(start.manifest);
+    if ("manifest" in start) {
+      const { manifest } = start;
+      return { manifest, tensorsResumed: steps.length, milliseconds: manifest.layers.map(() => null) };
     }
-    if (start.kind === "complete") {
-      this.#event("resume", "every file is complete: only the last step is left to do");
-      await this.#verifyComplete(start.manifest);
-      this.#folder.commit(start.manifest);
-      return done(start.manifest);
-    }
-
-    const journaled = start.kind === "resumed" ? start.entries : [];
-    this.#folder.begin(journaled);
-    if (journaled.length > 0) {
-      this.#event("resume", `the journal names ${journaled.length} of ${this.#totals.tensors} tensors`);
-    }
-    // A tensor that had to be done again stands in the journal twice: the later line counts.
-    const entries = new Map(journaled.map((entry) => [entry.record.name, entry]));
-    await this.#job.prepare?.(this.#folder.work, (name) => entries.has(name));
-    for (const file of this.#job.files) {
-      if (this.#failures.length > 0) {
-        for (const step of file.steps) await this.#step(step, undefined);
-      } else {
-        const missing = file.steps.findIndex(({ name }) => entries.get(name)?.record.file !== file.name);
-        const known = missing < 0 ? file.steps : file.steps.slice(0, missing);
-        await this.#file(file, known.map(({ name }) => entries.get(name)!));
-      }
-    }
+    for (const file of this.#job.files) await this.#file(file, content.steps);
     this.#throwFailures();
     return {
-      manifest: await this.#finish(),
+      manifest: await this.#finish(content),
       tensorsResumed: this.#tensorsResumed,
       milliseconds: this.#milliseconds,
     };
   }
 
-  async #file(file: RewriteFile, journaled: readonly JournalEntry[]): Promise<void> {
+  async #checkFinished(manifest: Manifest): Promise<void> {
+    const { path } = this.#job.request;
+    const [mismatch] = await verifyFiles(path, manifest);
+    if (mismatch !== undefined) {
+      throw new IntegrityError(
+        `Cannot resume ${quote(path)}: ${quote(mismatch.name)} ${mismatch.reason}; start over with --force`,
+        { path: join(path, mismatch.name) },
+      );
+    }
+    this.#event("resume", "the output is complete: nothing is left to do");
+    this.#folder.clean();
+  }
+
+  async #file(file: RewriteFile, steps: ReadonlyMap<string, RewriteStep>): Promise<void> {
+    const own = file.tensors.map((name) => steps.get(name)!);
+    if (this.#failures.length > 0) {
+      for (const step of own) await this.#step(step, undefined);
+      return;
+    }
     const path = join(this.#folder.work, file.name);
-    let known = journaled;
+    const missing = own.findIndex(({ name }) => this.#entries.get(name)?.record.file !== file.name);
+    let known = own.slice(0, missing < 0 ? own.length : missing).map(({ name }) => this.#entries.get(name)!);
     if (exists(path)) {
-      if (known.length === file.steps.length && await this.#isFinished(path, known)) {
-        this.#resume(file, known);
+      if (known.length === own.length && await this.#isFinished(path, known)) {
+        this.#resume(own, known);
         this.#names.set(file.name, known.flatMap(({ tensors }) => tensors.map(({ name }) => name)));
         this.#digests[file.name] = await digestFile(path, this.#breathe);
         return;
@@ -307,9 +242,9 @@ class Run {
     }
     using writer = await this.#writer(path, file, known);
     known = known.slice(0, entriesOf(known, writer.tensors.length));
-    this.#resume(file, known);
+    this.#resume(own, known);
     try {
-      for (const step of file.steps.slice(known.length)) await this.#step(step, writer);
+      for (const step of own.slice(known.length)) await this.#step(step, writer);
       await this.#sync;
       this.#throwSyncError();
       if (this.#failures.length > 0) return;
@@ -354,13 +289,14 @@ class Run {
   }
 
   /** Takes over what an earlier run finished. */
-  #resume(file: RewriteFile, known: readonly JournalEntry[]): void {
+  #resume(steps: readonly RewriteStep[], known: readonly JournalEntry[]): void {
     for (const [i, entry] of known.entries()) {
       this.#records.push(entry.record);
       this.#milliseconds.push(null);
-      this.#weightsDone += file.steps[i]!.weights;
-      this.#bytesDone += file.steps[i]!.bytes;
-      this.#bytesResumed += file.steps[i]!.bytes;
+      const { weights, bytes } = steps[i]!;
+      this.#weightsDone += weights;
+      this.#bytesDone += bytes;
+      this.#bytesResumed += bytes;
     }
     this.#tensorsResumed += known.length;
     this.#report();
@@ -439,7 +375,8 @@ class Run {
     }
   }
 
-  async #verifyComplete(manifest: Manifest): Promise<void> {
+  async #commitComplete(manifest: Manifest): Promise<void> {
+    this.#event("resume", "every file is complete: only the last step is left to do");
     const { work } = this.#folder;
     const { path } = this.#job.request;
     for (const [name, wanted] of Object.entries(manifest.files)) {
@@ -452,15 +389,16 @@ class Run {
         { path: place },
       );
     }
+    this.#folder.commit(manifest);
   }
 
-  async #finish(): Promise<Manifest> {
+  async #finish({ smallFiles }: RewriteContent): Promise<Manifest> {
     const { request } = this.#job;
     const records = this.#records;
     const tensorFiles = () =>
       new Map([...this.#names].flatMap(([file, names]) => names.map((name) => [name, file] as const)));
     await this.#breathe();
-    for (const { name, content } of this.#job.smallFiles(records, tensorFiles)) {
+    for (const { name, content } of smallFiles(records, tensorFiles)) {
       this.#digests[name] = writeWhole(join(this.#folder.work, name), content);
     }
     const files = Object.fromEntries(

@@ -1,85 +1,61 @@
-/** Calibration as a part of quantizing: data opened once when first needed, bits by plan or budget, and what to warn of. */
-import type { Config } from "../config/mod.ts";
-import type { Kernels } from "../native/mod.ts";
-import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
-import type { Checkpoint } from "../tensor/mod.ts";
-import { type BitPlan, readPlan } from "../plan/budget.ts";
+/** Calibration within a run: data opened once when first needed, bits by plan or budget, and warnings. */
+import type { Calibrated } from "../calibration/mod.ts";
 import {
   calibrationDigest,
   calibrationSource,
-  hasBudget,
   isCalibrated,
   openCalibration,
   type SaveCalibration,
   wantsPhases,
 } from "../calibration/source.ts";
-import type { Calibrated } from "../calibration/mod.ts";
-import { quote } from "../files/whole.ts";
+import type { Config } from "../config/mod.ts";
+import { quote } from "../files/positional.ts";
+import type { Kernels } from "../native/mod.ts";
+import type { BitPlan } from "../plan/budget.ts";
 import type { Plan } from "../plan/plan.ts";
-import { type RunOptions, stoppable } from "../progress.ts";
-import { planByBudget } from "../solve/sensitivity.ts";
-
-/** What of a run's options calibration needs. */
-export interface CalibrationRunOptions extends RunOptions {
-  readonly config: Config;
-  /** Undefined on a dry run that needs none. */
-  readonly kernels?: Kernels | undefined;
-  readonly dryRun?: boolean | undefined;
-  readonly force?: boolean | undefined;
-  readonly saveCalibration?: SaveCalibration | undefined;
-}
+import type { RunOptions } from "../progress.ts";
+import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
+import type { Checkpoint } from "../tensor/mod.ts";
 
 /** Saved beside the weights when a budget or a plan chose the bits. */
 export const PLAN_FILE = "arrowquant.plan.json";
 
-/** The calibration data of a run: their digest, and the model with them, opened once when first needed. */
-export async function calibrationOf(
+/** The calibration data of a run. */
+export interface RunCalibration {
+  /** Text that stands for the data's bytes. @throws {CalibrationError} when there are none */
+  digest(): Promise<string>;
+  /** The model with the data, opened by the first call. */
+  open(): Promise<Calibrated>;
+}
+
+/** Options of a run that concern calibration. */
+interface CalibrationOptions extends RunOptions {
+  readonly config: Config;
+  readonly kernels: Kernels | undefined;
+  readonly saveCalibration?: SaveCalibration | undefined;
+  readonly force?: boolean | undefined;
+}
+
+/** The calibration data of a run, opened when first needed. */
+export function runCalibration(
   checkpoint: Checkpoint,
-  options: CalibrationRunOptions,
+  options: CalibrationOptions,
   threads: number,
-): Promise<{ readonly digest: string | undefined; open(): Promise<Calibrated> }> {
-  const { config, kernels, dryRun = false, saveCalibration } = options;
-  let opened: Promise<Calibrated> | undefined;
-  const open = () => {
-    if (kernels === undefined) {
-      throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
-    }
-    return opened ??= openCalibration(
-      checkpoint,
-      config,
-      kernels,
-      threads,
-      dryRun ? undefined : saveCalibration,
-      options,
-    );
+): RunCalibration {
+  const { config, kernels, saveCalibration } = options;
+  let digest: Promise<string> | undefined, opened: Promise<Calibrated> | undefined;
+  return {
+    digest: async () => await (digest ??= calibrationDigest(calibrationSource(checkpoint, config))),
+    open() {
+      if (kernels === undefined) {
+        throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
+      }
+      return opened ??= openCalibration(checkpoint, config, kernels, threads, saveCalibration, options);
+    },
   };
-  if (!isCalibrated(config)) return { digest: undefined, open };
-  return { digest: await calibrationDigest(calibrationSource(checkpoint, config)), open };
 }
 
-/** Bits by layer where a plan or a budget asks for them. */
-export async function bitPlanOf(
-  checkpoint: Checkpoint,
-  { config, kernels, onEvent, onProgress, signal }: CalibrationRunOptions,
-  open: () => Promise<Calibrated>,
-  threads: number,
-): Promise<BitPlan | undefined> {
-  if (config.bitPlan !== null) {
-    const known = [...checkpoint.tensors].filter(([, { info }]) => info.shape.length === 2).map(([name]) =>
-      name
-    );
-    return readPlan(config.bitPlan, new Set(known));
-  }
-  if (!hasBudget(config)) return undefined;
-  const calibrated = await open();
-  return await stoppable(
-    signal,
-    "give the same command again; sensitivities are measured anew",
-    () => planByBudget(checkpoint, calibrated, config, kernels!, threads, { onEvent, onProgress, signal }),
-  );
-}
-
-/** What of a configuration and a bit plan has no effect or leaves layers out. */
+/** Warns of keys without effect, and of layers that a bit plan leaves out. */
 export function calibrationWarnings(plan: Plan, config: Config, bitPlan: BitPlan | undefined): string[] {
   const warnings: string[] = [];
   if (config.calibrationData !== null && !isCalibrated(config)) {

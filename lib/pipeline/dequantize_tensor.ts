@@ -4,7 +4,7 @@ import { dequantize } from "../quant/mod.ts";
 import { type PackedLayer, readPackedTensor } from "../quant/packed/checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type TensorSpec } from "../tensor/mod.ts";
 import type { LayerRecord } from "../output/record.ts";
-import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/rewrite.ts";
+import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import { rowsPerChunk } from "./quantize_tensor.ts";
 
 /** What all tensors of a run share. */

@@ -28,7 +28,7 @@ import { quote } from "../files/whole.ts";
 import type { PlanRow } from "../plan/plan.ts";
 import type { LayerRecord } from "../output/record.ts";
 import type { SolvedLayer } from "../solve/solve_model.ts";
-import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/rewrite.ts";
+import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import type { RunEvent } from "../progress.ts";
 
 /** What rounding of three sums may take from a cosine: equal weights must reach a `min_accuracy` of 1. */

@@ -16,8 +16,17 @@ import {
   type ScaleBits,
   type ZeroPointKind,
 } from "../quant/mod.ts";
+import { CheckpointError } from "../errors.ts";
+import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
-import { type Checkpoint, type Dtype, isFloatDtype, type TensorInfo } from "../tensor/mod.ts";
+import { allPackedNames, packedNames } from "../quant/packed/checkpoint.ts";
+import {
+  type Checkpoint,
+  type Dtype,
+  isFloatDtype,
+  MAX_NAME_LENGTH,
+  type TensorInfo,
+} from "../tensor/mod.ts";
 
 /** A reason to keep a tensor as it is; the first rule that holds wins. */
 export interface KeepRule {
@@ -216,4 +225,36 @@ function unmatched(names: readonly string[], config: Config): string[] {
     ...warn("sensitive_layer_names", config.sensitiveLayerNames, isName),
     ...warn("sensitive_layer_patterns", config.sensitiveLayerPatterns, isPattern),
   ];
+}
+
+/**
+ * Checks that the names that quantized tensors need are free and not too long.
+ *
+ * @throws {CheckpointError} when one is taken, or a name leaves no room
+ */
+export function checkPlan(plan: Plan, checkpoint: Checkpoint, config: Config): void {
+  for (const { name, action } of plan.rows) {
+    if (action === "keep") continue;
+    const names = packedNames(name, config.zeroPoint, scaleBitsOf(config), config.solverOptions.lowRank);
+    const parts = Object.values(names).map((part: string | undefined) => part?.length ?? 0);
+    const longest = Math.max(...parts);
+    if (longest > MAX_NAME_LENGTH) {
+      throw new CheckpointError(
+        `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: name must have at most ${
+          MAX_NAME_LENGTH - (longest - name.length)
+        } characters, because the names of its parts are longer, got ${name.length}; keep_patterns can keep such ` +
+          "tensors as they are",
+        { path: checkpoint.tensors.get(name)!.file.path, tensor: name },
+      );
+    }
+    const taken = allPackedNames(name).find((part) => checkpoint.tensors.has(part));
+    if (taken === undefined) continue;
+    throw new CheckpointError(
+      `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: weights must be plain, got ${
+        quote(taken)
+      } beside ` +
+        "them, as quantized checkpoints have it; keep_patterns can keep such tensors as they are",
+      { path: checkpoint.tensors.get(taken)!.file.path, tensor: name },
+    );
+  }
 }

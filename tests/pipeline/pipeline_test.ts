@@ -44,7 +44,7 @@ import {
 } from "../../lib/pipeline/mod.ts";
 import { withoutQuantizationConfig, withQuantizationConfig } from "../../lib/output/config_file.ts";
 import { readJournal } from "../../lib/output/journal.ts";
-import { TensorSink } from "../../lib/output/rewrite.ts";
+import { TensorSink } from "../../lib/output/tensor_sink.ts";
 import { openCheckpoint, SafetensorsWriter } from "../../lib/tensor/mod.ts";
 import { EXIT_CODES } from "../../scripts/_command/run.ts";
 import {

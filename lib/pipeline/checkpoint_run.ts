@@ -1,0 +1,153 @@
+/** What quantizing and dequantizing a checkpoint share: options, the identity of a run, threads and memory. */
+import { closeSync, statSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { basename, join } from "node:path";
+import { CheckpointError, OutputError } from "../errors.ts";
+import { inputError, openForReading, quote, readFully } from "../files/positional.ts";
+import { sha256 } from "../files/whole.ts";
+import type { Kernels } from "../native/mod.ts";
+import { checkNotInput, type OutputRequest } from "../output/output_folder.ts";
+import { type Identity, type SourceFingerprint, TOOL_VERSION } from "../output/record.ts";
+import { CHUNK_BYTES } from "../output/tensor_sink.ts";
+import type { RunOptions } from "../progress.ts";
+import { MAX_THREADS } from "../quant/mod.ts";
+import { FORMAT_VERSION } from "../quant/packed/checkpoint.ts";
+import {
+  type Checkpoint,
+  MAX_TENSORS,
+  type SafetensorsFile,
+  SafetensorsWriter,
+  type TensorSpec,
+} from "../tensor/mod.ts";
+import { type Beside, configText } from "./beside.ts";
+
+/** Where a run writes. */
+export interface OutputPlace {
+  /** Folder that gets the result. */
+  readonly output: string;
+  /** Go on with a run that was stopped. */
+  readonly resume?: boolean | undefined;
+  /** Replace an output of this tool. Files that it did not write are never touched. */
+  readonly force?: boolean | undefined;
+}
+
+/** Options of both directions. */
+export interface CheckpointRun extends RunOptions, OutputPlace {
+  /** A checkpoint: a folder or a `.safetensors` file. */
+  readonly input: string;
+}
+
+/** Refuses empty paths: joined with a file's name they would mean the current folder. */
+export function checkPaths({ input, output }: CheckpointRun): void {
+  if (input === "") {
+    throw new CheckpointError('Cannot open "": input must be a path, got an empty text', { path: input });
+  }
+  if (output === "") {
+    throw new OutputError('Cannot write "": output must be a path, got an empty text', { path: output });
+  }
+}
+
+/**
+ * The request for an output folder: what identifies the run, and every file that it will write.
+ *
+ * @param more files beside the weights, config.json and the index
+ * @throws {RangeError} when both resume and force are given
+ * @throws {OutputError} when the output is the input
+ */
+export function outputRequest(
+  checkpoint: Checkpoint,
+  { output, resume = false, force = false }: OutputPlace,
+  { operation, settings }: { operation: Identity["operation"]; settings: Readonly<Record<string, unknown>> },
+  { copied }: Beside,
+  more: readonly string[] = [],
+): OutputRequest {
+  if (resume && force) {
+    throw new RangeError(
+      `Cannot write ${quote(output)}: give resume (go on) or force (start over), got both`,
+    );
+  }
+  const config = configText(checkpoint);
+  const source: SourceFingerprint = {
+    files: checkpoint.files.map(({ name, file }) => ({
+      name: basename(name),
+      bytes: file.fileBytes,
+      headerSha256: sha256(headerBytes(file)),
+    })),
+    configSha256: config === undefined ? null : sha256(config),
+  };
+  const text = JSON.stringify({ ...settings, format_version: FORMAT_VERSION });
+  const request: OutputRequest = {
+    path: output,
+    identity: { operation, toolVersion: TOOL_VERSION, settings: text, source },
+    sourceTimes: checkpoint.files.map(({ file }) => Math.floor(statSync(file.path).mtimeMs)),
+    files: [
+      ...checkpoint.files.map(({ name }) => name),
+      ...(checkpoint.indexFile === undefined ? [] : [checkpoint.indexFile]),
+      "config.json",
+      ...copied.map(({ name }) => name),
+      ...more,
+    ],
+    resume,
+    force,
+  };
+  checkNotInput(checkpoint, output);
+  return request;
+}
+
+/** The length and the header of a file, as they are. */
+function headerBytes({ path, tensors, fileBytes }: SafetensorsFile): Uint8Array {
+  const bytes = new Uint8Array(tensors.values().next().value?.byteOffset ?? fileBytes);
+  const fd = openForReading(path);
+  try {
+    if (readFully(fd, bytes, 0, path) === bytes.length) return bytes;
+  } finally {
+    closeSync(fd);
+  }
+  throw inputError(path, new Error("the file became shorter"));
+}
+
+/**
+ * Room for a file's header.
+ *
+ * @throws {CheckpointError} when no reader would take the file
+ */
+export function reservedHeaderBytes(
+  { folder }: Checkpoint,
+  name: string,
+  specs: Iterable<TensorSpec>,
+  metadata: Readonly<Record<string, string>>,
+): number {
+  try {
+    return SafetensorsWriter.headerBytes(atMost(MAX_TENSORS, specs), metadata);
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause;
+    const path = join(folder, name);
+    throw new CheckpointError(
+      `Cannot write the tensors of ${quote(path)}: ${cause.message}; split the file into shards`,
+      { path, cause },
+    );
+  }
+}
+
+function* atMost(most: number, specs: Iterable<TensorSpec>): Generator<TensorSpec> {
+  let count = 0;
+  for (const spec of specs) {
+    if (++count > most) throw new RangeError(`a file must have at most ${most} tensors, got more`);
+    yield spec;
+  }
+}
+
+/** Threads that will run: as asked for, or one per core; WebAssembly has one. */
+export function threadCount(asked: number, kernels: Kernels | undefined): number {
+  if (kernels?.backend === "wasm") return 1;
+  return asked > 0 ? asked : Math.min(MAX_THREADS, availableParallelism());
+}
+
+/** Memory that is used again for each chunk, grown when a row is longer. */
+export function growingBuffer(): (bytes: number) => Uint8Array<ArrayBuffer> {
+  let buffer = new Uint8Array(CHUNK_BYTES);
+  return (bytes) => {
+    if (buffer.length < bytes) buffer = new Uint8Array(bytes);
+    return buffer;
+  };
+}

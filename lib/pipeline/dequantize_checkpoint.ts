@@ -1,0 +1,129 @@
+/** Quantized checkpoint in, plain checkpoint out. */
+import { CheckpointError } from "../errors.ts";
+import { quote } from "../files/positional.ts";
+import type { Kernels } from "../native/mod.ts";
+import { withoutQuantizationConfig } from "../output/config_file.ts";
+import { type RewriteContent, type RewriteJob, type RewriteStep, withRewrite } from "../output/rewrite.ts";
+import { type PackedLayer, packedLayers } from "../quant/packed/checkpoint.ts";
+import {
+  BYTES_PER_ELEMENT,
+  type Checkpoint,
+  elementCount,
+  openCheckpoint,
+  type TensorSpec,
+} from "../tensor/mod.ts";
+import { configText, copies, filesBeside, indexFiles, namesBeside } from "./beside.ts";
+import {
+  checkPaths,
+  type CheckpointRun,
+  growingBuffer,
+  outputRequest,
+  reservedHeaderBytes,
+  threadCount,
+} from "./checkpoint_run.ts";
+import { rewriteDequantized } from "./dequantize_tensor.ts";
+import { type RunReport, sum, writtenReport } from "./run_report.ts";
+
+/** How to dequantize a checkpoint. */
+export interface DequantizeCheckpointOptions extends CheckpointRun {
+  readonly kernels: Kernels;
+  /** Element type of the result; by default each tensor's own before it was quantized. */
+  readonly dtype?: "F32" | "F16" | "BF16" | undefined;
+  /** Threads of the kernels; 0, the default, is one per core. */
+  readonly threads?: number | undefined;
+}
+
+/** A tensor of the result: a layer dequantized, or a tensor as it is. */
+interface Target {
+  readonly spec: TensorSpec;
+  readonly layer: PackedLayer | undefined;
+}
+
+/**
+ * Turns a quantized checkpoint of ours back into a plain one, which any safetensors reader understands.
+ *
+ * @throws as {@linkcode quantizeCheckpoint}; {@linkcode CheckpointError} when nothing in it is quantized
+ */
+export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions): Promise<RunReport> {
+  const { input, output, kernels } = options;
+  checkPaths(options);
+  using checkpoint = openCheckpoint(input);
+  const targets = targetsOf(checkpoint, options);
+  const threads = threadCount(options.threads ?? 0, kernels);
+  const beside = filesBeside(checkpoint);
+  const settings = { dtype: options.dtype ?? "original" };
+  const request = outputRequest(checkpoint, options, { operation: "dequantize", settings }, beside);
+  const files = checkpoint.files.map(({ name, file: { metadata } }) => {
+    const specs = targets.get(name)!.map(({ spec }) => spec);
+    const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
+    return { name, metadata, reservedHeaderBytes: reserved, tensors: specs.map((spec) => spec.name) };
+  });
+  const tensorBytes = [...targets.values()].flat().map(({ spec }) => bytesOf(spec));
+  const outputBytes = sum(files.map((file) => file.reservedHeaderBytes + 8)) + sum(tensorBytes) +
+    sum(beside.copied.map(({ bytes }) => bytes));
+  const job: RewriteJob = { request, files, outputBytes, failFast: true };
+  const context = { checkpoint, kernels, threads, buffer: growingBuffer() };
+  const steps = [...targets].flatMap(([file, own]) =>
+    own.map(({ spec, layer }): [string, RewriteStep] => [spec.name, {
+      name: spec.name,
+      weights: layer === undefined ? 0 : layer.rows * layer.cols,
+      bytes: bytesOf(spec),
+      run: (sink) => rewriteDequantized(spec, layer, file, sink, context),
+    }])
+  );
+  const content: RewriteContent = {
+    steps: new Map(steps),
+    *smallFiles(records, tensorFiles) {
+      yield* copies(checkpoint, beside);
+      yield { name: "config.json", content: withoutQuantizationConfig(configText(checkpoint)!) };
+      yield* indexFiles(checkpoint, records, tensorFiles);
+    },
+  };
+  return {
+    input,
+    output,
+    modelKind: checkpoint.kind,
+    plan: { rows: [], warnings: [] },
+    ...namesBeside(beside),
+    ...writtenReport(checkpoint, await withRewrite(job, options, (rewrite) => rewrite.write(content))),
+    backend: kernels.describe(),
+    threads,
+  };
+}
+
+/** The tensors of the result by file: a plain tensor takes the place of its codes, its other parts vanish. */
+function targetsOf(
+  checkpoint: Checkpoint,
+  { dtype }: DequantizeCheckpointOptions,
+): Map<string, readonly Target[]> {
+  const layers = packedLayers(checkpoint);
+  if (layers.size === 0) {
+    throw new CheckpointError(
+      `Cannot dequantize ${quote(checkpoint.path)}: must hold quantized tensors, got none`,
+      {
+        path: checkpoint.path,
+      },
+    );
+  }
+  const all = [...layers.values()];
+  const byCodes = new Map(all.map((layer) => [layer.tensors.packed, layer]));
+  const parts = new Set(all.flatMap(({ tensors }) => Object.values(tensors) as (string | undefined)[]));
+  return new Map(checkpoint.files.map(({ name, file }) => [
+    name,
+    [...file.tensors.values()].flatMap((info): Target[] => {
+      const layer = byCodes.get(info.name);
+      if (layer === undefined) return parts.has(info.name) ? [] : [{ spec: info, layer }];
+      const shape = [layer.rows, layer.cols];
+      return [{ spec: { name: layer.name, dtype: dtype ?? plainDtype(layer.dtype), shape }, layer }];
+    }),
+  ]));
+}
+
+/** Type that a dequantized tensor gets: its own, or the nearest one that the kernels write. */
+function plainDtype(dtype: string): "F32" | "F16" | "BF16" {
+  if (dtype === "F16" || dtype === "BF16") return dtype;
+  return dtype.startsWith("F8") ? "F16" : "F32";
+}
+
+const bytesOf = ({ dtype, shape }: TensorSpec): number =>
+  (elementCount(shape) ?? 0) * BYTES_PER_ELEMENT[dtype];

@@ -1,0 +1,418 @@
+/**
+ * Quantizing a checkpoint, in five stages that hand values on. `quantizeCheckpoint` runs them one after the other in an
+ * output folder that can be resumed; whoever needs the values in between calls them:
+ *
+ * ```ts
+ * using run = openRun({ input, config, kernels });
+ * const planned = await planRun(run);
+ * const calibrated = await calibrateRun(run, planned);
+ * const known: KnownSolutions = new Map();
+ * for (const other of configs) { // of resolveConfig, with the same bits
+ *   const own = withConfig(run, other);
+ *   const solved = await solveRun(own, planned, calibrated, { known }); // solves what is not known
+ *   const phases = await phasesRun(own, planned, calibrated, solved);
+ *   const request = await requestOutput(own, planned, { output });
+ *   await withOutput(own, planned, request, (folder) => writeRun(own, planned, { solved, phases }, folder));
+ * }
+ * ```
+ *
+ * The files are those of `quantizeCheckpoint` with the same configuration, byte for byte.
+ */
+import { join } from "node:path";
+import type { Calibrated } from "../calibration/mod.ts";
+import {
+  checkCalibratedConfig,
+  hasBudget,
+  isCalibrated,
+  type SaveCalibration,
+  wantsPhases,
+} from "../calibration/source.ts";
+import { canonicalConfig, type Config } from "../config/mod.ts";
+import { CheckpointError } from "../errors.ts";
+import { quote } from "../files/positional.ts";
+import type { Kernels } from "../native/mod.ts";
+import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
+import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
+import { type Rewrite, type RewriteContent, type RewriteJob, withRewrite } from "../output/rewrite.ts";
+import { runConfiguredPhases, sidecarContent, withPhaseSolver } from "../phases/configured.ts";
+import type { PhaseResult } from "../phases/mod.ts";
+import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
+import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
+import { type RunOptions, stoppable } from "../progress.ts";
+import { CONFIG_KEY, packedTensorSpecs } from "../quant/packed/checkpoint.ts";
+import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
+import { type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
+import { planByBudget } from "../solve/sensitivity.ts";
+import { type Checkpoint, openCheckpoint, SIDECAR_FILE, type TensorSpec } from "../tensor/mod.ts";
+import { type Beside, configText, copies, filesBeside, indexFiles, namesBeside } from "./beside.ts";
+import { calibrationWarnings, PLAN_FILE, type RunCalibration, runCalibration } from "./calibration_run.ts";
+import {
+  checkPaths,
+  type CheckpointRun,
+  growingBuffer,
+  type OutputPlace,
+  outputRequest,
+  reservedHeaderBytes,
+  threadCount,
+} from "./checkpoint_run.ts";
+import { rewriteTensor } from "./quantize_tensor.ts";
+import { type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
+
+/** What a run reads and how. */
+export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends RunOptions {
+  /** A checkpoint: a folder or a `.safetensors` file. */
+  readonly input: string;
+  readonly config: Config;
+  readonly kernels: K;
+  /** Save statistics of the full-precision model's inputs; also where the solver needs no calibration. */
+  readonly saveCalibration?: SaveCalibration | undefined;
+  /** Replace such a file of other statistics. */
+  readonly force?: boolean | undefined;
+}
+
+/** How to quantize a checkpoint. */
+export type QuantizeCheckpointOptions =
+  & CheckpointRun
+  & Omit<OpenRunOptions, "kernels">
+  & (
+    | { readonly kernels: Kernels; readonly dryRun?: false | undefined }
+    /** Only plan; write nothing. */
+    | { readonly kernels?: Kernels | undefined; readonly dryRun: true }
+  );
+
+/** A checkpoint that is being quantized; {@linkcode openRun} opens one. */
+export interface QuantizeRun<K extends Kernels | undefined = Kernels> extends Disposable {
+  readonly checkpoint: Checkpoint;
+  /** The configuration in force: phase 3 has a calibrated solver. */
+  readonly config: Config;
+  readonly kernels: K;
+  readonly threads: number;
+  readonly calibration: RunCalibration;
+  readonly options: RunOptions;
+}
+
+/** The plan of a run. */
+export interface PlannedRun {
+  readonly plan: Plan;
+  /** Undefined where neither a plan nor a budget chooses the bits. */
+  readonly bitPlan: BitPlan | undefined;
+  readonly beside: Beside;
+}
+
+/**
+ * Quantizes a checkpoint into a folder.
+ *
+ * Equal input, configuration and version give equal bytes, whatever the threads, the backend and the runtime, and
+ * however often the run was stopped.
+ *
+ * @throws {CheckpointError | FormatError} when the input is incomplete, broken or quantized already
+ * @throws {WeightsError} when weights are NaN, infinite or too large; nothing is left behind
+ * @throws {OutputError} when the output exists, is the input, or cannot be written
+ * @throws {IntegrityError} when what is read back is not what was written
+ * @throws {InterruptedError} when `signal` stopped it; `resume` goes on
+ *
+ * @example
+ * ```ts
+ * import { mkdtempSync } from "node:fs";
+ * import { tmpdir } from "node:os";
+ * import { DEFAULT_CONFIG } from "../config/mod.ts";
+ * import { openKernels } from "../native/mod.ts";
+ * import { quantizeCheckpoint } from "./mod.ts";
+ *
+ * using kernels = await openKernels();
+ * const { totals } = await quantizeCheckpoint({
+ *   input: "tests/models/dream-mini",
+ *   output: `${mkdtempSync(`${tmpdir()}/example-`)}/packed`,
+ *   config: DEFAULT_CONFIG,
+ *   kernels,
+ * });
+ * console.log(totals.bitsPerWeight, totals.cosine);
+ * ```
+ */
+export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Promise<RunReport> {
+  checkPaths(options);
+  if (options.dryRun) return await planOnly(options);
+  using run = openRun(options);
+  const planned = await planRun(run);
+  const request = await requestOutput(run, planned, options);
+  if (options.saveCalibration !== undefined) {
+    checkOutput(request); // before minutes of work that it would make useless
+    await run.calibration.open();
+  }
+  const { config, options: { onEvent } } = run;
+  if (config.solver !== options.config.solver) {
+    const message =
+      `phase 3 needs a calibrated solver: using "${config.solver}" instead of "${options.config.solver}"`;
+    onEvent?.({ kind: "phase", message });
+  }
+  for (
+    const message of [...planned.plan.warnings, ...calibrationWarnings(planned.plan, config, planned.bitPlan)]
+  ) {
+    onEvent?.({ kind: "warning", message });
+  }
+  return await withOutput(run, planned, request, async (output) => {
+    const calibrated = await calibrateRun(run, planned, output);
+    const solved = await solveRun(run, planned, calibrated, { output });
+    const phases = await phasesRun(run, planned, calibrated, solved);
+    return await writeRun(run, planned, { solved, phases }, output);
+  });
+}
+
+/** The report of a run that writes nothing. */
+async function planOnly(options: QuantizeCheckpointOptions): Promise<RunReport> {
+  using run = openRun({ ...options, kernels: options.kernels, saveCalibration: undefined });
+  const planned = await planRun(run);
+  checkOutput(await requestOutput(run, planned, options));
+  const { rows } = planned.plan;
+  return {
+    ...reportOf(run, planned, options.output),
+    dryRun: true,
+    layers: [],
+    layerMilliseconds: [],
+    totals: totalsOf(run.checkpoint, rows, sum(rows.map(({ bytesAfter }) => bytesAfter))),
+    tensorsResumed: 0,
+    backend: undefined,
+  };
+}
+
+/**
+ * Opens a checkpoint to be quantized.
+ *
+ * @throws {CheckpointError | FormatError} when it is incomplete, broken or quantized already
+ */
+export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K>): QuantizeRun<K> {
+  const { input, kernels } = options;
+  const config = withPhaseSolver(options.config);
+  checkCalibratedConfig(config);
+  const checkpoint = openCheckpoint(input);
+  const quantized = checkpoint.config?.[CONFIG_KEY];
+  if (quantized !== undefined && quantized !== null) {
+    checkpoint.close();
+    throw new CheckpointError(
+      `Cannot quantize ${quote(input)}: weights must be plain, got config.json with a ${CONFIG_KEY}: ` +
+        "dequantize it first",
+      { path: join(checkpoint.folder, "config.json") },
+    );
+  }
+  const threads = threadCount(config.numThreads, kernels);
+  const calibration = runCalibration(checkpoint, { ...options, config }, threads);
+  return {
+    checkpoint,
+    config,
+    kernels,
+    threads,
+    calibration,
+    options,
+    [Symbol.dispose]: () => checkpoint.close(),
+  };
+}
+
+/** The same open checkpoint with another configuration; the same calibration data are not opened again. */
+export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
+  const { checkpoint, kernels, threads, options } = run, config = withPhaseSolver(given);
+  const keys = ["calibrationData", "calibrationSamples", "calibrationSeed"] as const;
+  const calibration = keys.every((key) => config[key] === run.config[key])
+    ? run.calibration
+    : runCalibration(checkpoint, { ...options, kernels, config }, threads);
+  return { ...run, config, calibration };
+}
+
+/**
+ * Plan: which tensors are quantized, and to how many bits. With a budget it calibrates.
+ *
+ * @throws {CheckpointError} when names leave no room for those of packed parts
+ * @throws {CalibrationError} when calibration data are needed and there are none, or no plan fits the budget
+ */
+export async function planRun(run: QuantizeRun<Kernels | undefined>): Promise<PlannedRun> {
+  const { checkpoint, config, calibration } = run;
+  if (isCalibrated(config)) await calibration.digest(); // missing data are an error before anything is computed
+  const bitPlan = await bitPlanOf(run);
+  const plan = planQuantization(checkpoint, config, bitPlan);
+  checkPlan(plan, checkpoint, config);
+  return { plan, bitPlan, beside: filesBeside(checkpoint) };
+}
+
+/** Bits by layer where a plan or a budget asks for them. */
+async function bitPlanOf(
+  { checkpoint, config, kernels, threads, calibration, options }: QuantizeRun<Kernels | undefined>,
+): Promise<BitPlan | undefined> {
+  if (config.bitPlan !== null) {
+    const matrices = [...checkpoint.tensors].filter(([, { info }]) => info.shape.length === 2);
+    return readPlan(config.bitPlan, new Set(matrices.map(([name]) => name)));
+  }
+  if (!hasBudget(config)) return undefined;
+  const calibrated = await calibration.open();
+  return await stoppable(
+    options.signal,
+    "give the same command again; sensitivities are measured anew",
+    () => planByBudget(checkpoint, calibrated, config, kernels!, threads, options),
+  );
+}
+
+const quantizedRows = ({ rows }: Plan) => rows.filter(({ action }) => action === "quantize");
+
+/**
+ * Calibrate: the model with its calibration data, undefined where neither solver nor phases need them.
+ *
+ * @param output what an earlier run has finished needs no calibration
+ * @throws {CalibrationError} when data cannot be used
+ */
+export async function calibrateRun(
+  { config, calibration, options: { onEvent } }: QuantizeRun,
+  { plan }: PlannedRun,
+  output?: Rewrite,
+): Promise<Calibrated | undefined> {
+  if (output?.isComplete) return undefined;
+  const rows = quantizedRows(plan);
+  if (wantsPhases(config) && rows.length === 0) {
+    onEvent?.({ kind: "warning", message: "the phases have nothing to do: no layer is quantized" });
+    return undefined;
+  }
+  const isSolved = CALIBRATED_SOLVERS.includes(config.solver) &&
+    rows.some(({ name }) => !output?.isDone(name));
+  return isSolved || wantsPhases(config) ? await calibration.open() : undefined;
+}
+
+/**
+ * Solve: codes on calibration data, undefined where the solver looks at weights alone.
+ *
+ * @param output keeps what is solved, for a run that is stopped
+ * @param known candidates that need not be solved again; those that are solved are added
+ */
+export async function solveRun(
+  { config, kernels, threads, options }: QuantizeRun,
+  { plan }: PlannedRun,
+  calibrated: Calibrated | undefined,
+  { output, known }: { readonly output?: Rewrite | undefined; readonly known?: KnownSolutions } = {},
+): Promise<SolvedModel | undefined> {
+  if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
+  const identity = output === undefined ? "" : JSON.stringify([output.identity, kernels.isa]);
+  return await solvePlan(calibrated, plan, config, kernels, threads, output?.work, identity, options, known);
+}
+
+/** Phases: what the configuration asks for on those codes, undefined where it asks for none. */
+export async function phasesRun(
+  { checkpoint, config, kernels, threads, options }: QuantizeRun,
+  { plan }: PlannedRun,
+  calibrated: Calibrated | undefined,
+  solved: SolvedModel | undefined,
+): Promise<PhaseResult | undefined> {
+  if (calibrated === undefined || !wantsPhases(config)) return undefined;
+  return await runConfiguredPhases(
+    { checkpoint, calibrated, plan, config, kernels, threads, solved: solved?.layers },
+    options,
+  );
+}
+
+/**
+ * Write: every tensor read, quantized or taken from what was solved, stored and verified; then the files beside them.
+ *
+ * @throws as {@linkcode Rewrite.write}
+ */
+export async function writeRun(
+  run: QuantizeRun,
+  planned: PlannedRun,
+  { solved, phases }: {
+    readonly solved?: SolvedModel | undefined;
+    readonly phases?: PhaseResult | undefined;
+  },
+  output: Rewrite,
+): Promise<RunReport> {
+  const { checkpoint, config, kernels, threads, options: { onEvent } } = run;
+  const { weights: refined, biases } = phases?.model ?? {};
+  const layers = solved && new Map(
+    [...solved.layers].map((
+      [name, layer],
+    ) => [name, { ...layer, tensor: refined?.get(name) ?? layer.tensor }]),
+  );
+  const context = { config, kernels, threads, onEvent, solved: layers, biases, buffer: growingBuffer() };
+  const content: RewriteContent = {
+    steps: new Map(planned.plan.rows.map((row) => {
+      const { info: { name, elements, byteLength: bytes }, file } = checkpoint.tensors.get(row.name)!;
+      const weights = row.action === "quantize" ? elements : 0;
+      return [name, { name, weights, bytes, run: (sink) => rewriteTensor(row, file, sink, context) }];
+    })),
+    *smallFiles(records, tensorFiles) {
+      yield* copies(checkpoint, planned.beside);
+      if (planned.bitPlan !== undefined) yield { name: PLAN_FILE, content: planText(planned.bitPlan) };
+      const section = quantizationConfig(records, config);
+      yield {
+        name: "config.json",
+        content: withQuantizationConfig(configText(checkpoint) ?? "{}\n", section),
+      };
+      yield* indexFiles(checkpoint, records, tensorFiles);
+      // Last: it carries the fingerprint of what is beside it.
+      if (phases?.model.timeParameters === undefined) return;
+      yield { name: SIDECAR_FILE, content: sidecarContent(output.work, phases.model) };
+    },
+  };
+  const written = await output.write(content);
+  return {
+    ...reportOf(run, planned, output.path),
+    ...writtenReport(checkpoint, written),
+    phases: phases?.report,
+    backend: kernels.describe(),
+  };
+}
+
+/**
+ * The output folder that a run asks for.
+ *
+ * @throws {OutputError} when it is the input
+ */
+export async function requestOutput(
+  { checkpoint, config, calibration }: QuantizeRun<Kernels | undefined>,
+  { bitPlan, beside }: PlannedRun,
+  place: OutputPlace,
+): Promise<OutputRequest> {
+  const settings = {
+    ...JSON.parse(canonicalConfig(config)),
+    ...(isCalibrated(config) ? { calibration_sha256: await calibration.digest() } : {}),
+    ...(bitPlan === undefined ? {} : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
+  };
+  const hasSidecar = wantsPhases(config) && config.enableTimeAware;
+  return outputRequest(checkpoint, place, { operation: "quantize", settings }, beside, [
+    ...(bitPlan === undefined ? [] : [PLAN_FILE]),
+    ...(hasSidecar ? [SIDECAR_FILE] : []),
+  ]);
+}
+
+/**
+ * Opens the output folder of a run for `use`; a run that was stopped is gone on with where the request says so.
+ *
+ * @throws {CheckpointError} when a file would have more tensors than readers take
+ * @throws {OutputError} when the folder may not or cannot be written
+ */
+export async function withOutput<T>(
+  { checkpoint, config, options }: QuantizeRun,
+  { plan, beside }: PlannedRun,
+  request: OutputRequest,
+  use: (output: Rewrite) => Promise<T>,
+): Promise<T> {
+  const rows = new Map(plan.rows.map((row) => [row.name, row]));
+  const files = checkpoint.files.map(({ name, file: { metadata, tensors } }) => {
+    const specs = widestSpecs([...tensors.keys()].map((tensor) => rows.get(tensor)!));
+    const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
+    return { name, metadata, reservedHeaderBytes: reserved, tensors: [...tensors.keys()] };
+  });
+  const outputBytes = sum(plan.rows.map((row) => row.bytesAfter)) +
+    sum(files.map((file) => file.reservedHeaderBytes + 8)) +
+    sum(beside.copied.map(({ bytes }) => bytes));
+  const job: RewriteJob = { request, files, outputBytes, failFast: config.failFast };
+  return await withRewrite(job, options, use);
+}
+
+/** The entries that take most room in the header, whatever becomes of the tensors. */
+function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
+  for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits, rank } of rows) {
+    const [height, width] = shape as [number, number];
+    if (action === "keep") yield { name, dtype, shape };
+    else yield* packedTensorSpecs(name, height, width, 8, groupSize!, zeroPoint!, scaleBits, rank);
+  }
+}
+
+const reportOf = (
+  { checkpoint, threads }: QuantizeRun<Kernels | undefined>,
+  { plan, beside }: PlannedRun,
+  output: string,
+) => ({ input: checkpoint.path, output, modelKind: checkpoint.kind, plan, ...namesBeside(beside), threads });

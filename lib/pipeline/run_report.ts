@@ -1,0 +1,92 @@
+/** The report of a run: what became of each tensor, and sums over all of them. */
+import type { LayerRecord } from "../output/record.ts";
+import type { RewriteResult } from "../output/rewrite.ts";
+import type { PhasesReport } from "../phases/mod.ts";
+import type { Plan, PlanRow } from "../plan/plan.ts";
+import { addStatistics, cosine, type ErrorStatistics, relativeRmsError } from "../quant/mod.ts";
+import { type Checkpoint, elementCount } from "../tensor/mod.ts";
+
+/** Sums over a run. */
+export interface Totals {
+  /** Tensors that were quantized (or dequantized), and their weights. */
+  readonly tensors: number;
+  readonly weights: number;
+  readonly tensorsKept: number;
+  /** Bytes of the packed form of those tensors · 8 / weights. */
+  readonly bitsPerWeight: number;
+  /** Bytes of all safetensors files. */
+  readonly fileBytesBefore: number;
+  readonly fileBytesAfter: number;
+  /** Of all quantized weights together; undefined when there is nothing to compare. */
+  readonly relativeRmsError: number | undefined;
+  readonly cosine: number | undefined;
+}
+
+/** Result of a run, or of its plan alone. */
+export interface RunReport {
+  readonly input: string;
+  readonly output: string;
+  readonly modelKind: Checkpoint["kind"];
+  readonly dryRun: boolean;
+  readonly plan: Plan;
+  /** What became of each tensor; empty on a dry run. */
+  readonly layers: readonly LayerRecord[];
+  /** What each of them took: read, quantize, verify, write; null where an earlier run had done it. */
+  readonly layerMilliseconds: readonly (number | null)[];
+  readonly totals: Totals;
+  /** Files beside the weights that were copied, and those that were not. */
+  readonly copied: readonly string[];
+  readonly left: readonly string[];
+  /** Tensors that an earlier run had finished. */
+  readonly tensorsResumed: number;
+  /** The kernels that ran, as they describe themselves; undefined on a dry run. */
+  readonly backend: string | undefined;
+  readonly threads: number;
+  /** What the phases did; undefined where none was asked for, or an earlier run had finished. */
+  readonly phases?: PhasesReport | undefined;
+}
+
+/** The report of a run that was written, but for what its own operation adds. */
+export function writtenReport(
+  checkpoint: Checkpoint,
+  { manifest, tensorsResumed, milliseconds }: RewriteResult,
+): Pick<RunReport, "dryRun" | "layers" | "totals" | "layerMilliseconds" | "tensorsResumed"> {
+  const { layers, files } = manifest;
+  const written = Object.entries(files).filter(([name]) => name.endsWith(".safetensors"));
+  const totals = totalsOf(checkpoint, layers, sum(written.map(([, { bytes }]) => bytes)));
+  return { dryRun: false, layers, totals, layerMilliseconds: milliseconds, tensorsResumed };
+}
+
+/** Sums over the rows of a plan, or over what became of them. */
+export function totalsOf(
+  { files }: Checkpoint,
+  rows: readonly (PlanRow | LayerRecord)[],
+  fileBytesAfter: number,
+): Totals {
+  const changed = rows.filter(({ action }) => action !== "keep");
+  const weights = sum(changed.map(({ shape }) => elementCount(shape) ?? 0));
+  const packed = sum(changed.map((row) => row.action === "dequantize" ? row.bytesBefore : row.bytesAfter));
+  const all = changed.flatMap((row) =>
+    "statistics" in row && row.statistics !== undefined ? [row.statistics] : []
+  );
+  const statistics = all.length === 0 ? undefined : all.reduce<ErrorStatistics>(addStatistics, {
+    sumSquares: 0,
+    sumSquaresOther: 0,
+    dot: 0,
+    sumSquaredError: 0,
+    maxError: 0,
+    maxMagnitude: 0,
+  });
+  return {
+    tensors: changed.length,
+    weights,
+    tensorsKept: rows.length - changed.length,
+    bitsPerWeight: weights === 0 ? 0 : packed * 8 / weights,
+    fileBytesBefore: sum(files.map(({ file }) => file.fileBytes)),
+    fileBytesAfter,
+    relativeRmsError: statistics === undefined ? undefined : relativeRmsError(statistics),
+    cosine: statistics === undefined ? undefined : cosine(statistics),
+  };
+}
+
+export const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0);
