@@ -30,11 +30,13 @@ import {
 } from "../files/whole.ts";
 import { Journal, type JournalEntry, readJournal, readJournalHeader } from "./journal.ts";
 import { acquireLock, checkLock } from "./lock.ts";
-import { removeSolvedLayers } from "../solve/solved_layers.ts";
 import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, manifestText } from "./record.ts";
 
 /** Folder inside the output folder that holds an unfinished run. */
 export const WORK_FOLDER = `arrowquant${PARTIAL_SUFFIX}`;
+
+/** How the names of files begin that a run keeps in its work folder until it is finished, beside those of the output. */
+export const SOLVED_PREFIX = "solved-";
 
 const JOURNAL_FILE = "progress.jsonl";
 
@@ -120,7 +122,7 @@ export class OutputFolder {
   /** Removes what an earlier run left in the work folder and begins the journal. */
   begin(entries: readonly JournalEntry[] = []): void {
     if (entries.length === 0) this.#clearWork();
-    if (this.start.kind === "fresh") removeSolvedLayers(this.work);
+    if (this.start.kind === "fresh") this.#removeSolved();
     const { identity, sourceTimes, files } = this.#request;
     this.#journal = Journal.begin(join(this.work, JOURNAL_FILE), { identity, sourceTimes, files }, entries);
   }
@@ -165,7 +167,7 @@ export class OutputFolder {
 
   /** Removes the work folder with all that the run put into it. */
   clean(): void {
-    removeSolvedLayers(this.work);
+    this.#removeSolved();
     this.#clearWork();
     this.release();
     try {
@@ -194,6 +196,13 @@ export class OutputFolder {
     this.#journal?.close();
     this.#unlock?.();
     this.#unlock = undefined; // from here on the lock is the next run's
+  }
+
+  #removeSolved(): void {
+    if (!exists(this.work)) return;
+    for (const name of listFolder(this.work)) {
+      if (name.startsWith(SOLVED_PREFIX)) remove(join(this.work, name));
+    }
   }
 
   #clearWork(): void {

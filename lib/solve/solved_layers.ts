@@ -4,12 +4,10 @@
  */
 import { join } from "node:path";
 import type { PackedTensor } from "../quant/mod.ts";
-import { exists, listFolder, remove, sha256, writeWhole } from "../files/whole.ts";
+import { exists, listFolder, sha256, writeWhole } from "../files/whole.ts";
+import { SOLVED_PREFIX } from "../output/output_folder.ts";
 import type { SolvedLayer } from "./solve_model.ts";
 import { readFileSync } from "node:fs";
-
-/** What the names of these files begin with. */
-export const SOLVED_PREFIX = "solved-";
 
 /** Of a SHA-256 in hexadecimal. */
 const DIGEST_CHARACTERS = 64;
@@ -104,10 +102,4 @@ function readSolvedLayer(path: string, identity: string): SolvedLayer | undefine
     ? { lowRank: { rank: a.length / Number(header.tensor["rows"]), a, b } }
     : {};
   return { ...header.layer, tensor: { ...codes, ...lowRank } as unknown as PackedTensor };
-}
-
-/** Removes the files of solved layers: the tensors are in the output now. */
-export function removeSolvedLayers(folder: string): void {
-  if (!exists(folder)) return;
-  for (const name of listFolder(folder)) if (name.startsWith(SOLVED_PREFIX)) remove(join(folder, name));
 }
