@@ -8,7 +8,7 @@ import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { compilerVersion, cudaPlan, nativePlan } from "../lib/native/build.ts";
+import { compilerVersion, cudaPlan, nativePlan, objectName } from "../lib/native/build.ts";
 import { findCompiler } from "../lib/native/library.ts";
 import { denoBinary } from "./_command/programs.ts";
 
@@ -74,7 +74,7 @@ function kernelChecks(
 ): string[][] {
   const plan = nativePlan("linux", architecture);
   const all = [...plan.flags.filter((flag) => flag !== "-fPIC"), "-Werror", ...flags];
-  const objects = plan.units.map((unit) => `${output}.${unit.source}.o`);
+  const objects = plan.units.map((unit) => `${output}.${objectName(unit)}`);
   const drivers = ["compare", "two_level", "solver", "model", "backward"];
   return [
     ...plan.units.map((unit, i) => {
@@ -91,7 +91,7 @@ function kernelChecks(
 /** The scalar kernels alone, the oracle that a driver is linked with. */
 function oracle(compiler: string, work: string): { commands: string[][]; objects: string[] } {
   const plan = nativePlan("linux", "scalar");
-  const objects = plan.units.map((unit) => join(work, `oracle-${unit.source}.o`));
+  const objects = plan.units.map((unit) => join(work, `oracle-${objectName(unit)}`));
   const commands = plan.units.map((unit, i) => {
     return [compiler, ...plan.flags, "-c", `kernels/cpu/${unit.source}`, "-o", objects[i]!];
   });
@@ -152,7 +152,7 @@ function cudaHostChecks(compiler: string, work: string, sanitize: readonly strin
 /** The CUDA library for one architecture, its loader in Bun and in Deno, and the driver, which needs a device. */
 function cudaChecks(compiler: string, work: string): string[][] {
   const plan = cudaPlan(["90"]);
-  const objects = plan.units.map((unit) => join(work, `${unit.source}.o`));
+  const objects = plan.units.map((unit) => join(work, objectName(unit)));
   const library = join(work, plan.fileName), driver = join(work, "cuda");
   const compile = plan.units.map((unit, i) => {
     return ["nvcc", ...plan.flags, ...unit.flags, "-c", `kernels/cuda/${unit.source}`, "-o", objects[i]!];

@@ -4,7 +4,7 @@
 #define AQ_KERNELS_H
 
 #include "../include/arrowquant.h"
-#include "group.h"
+#include "../arithmetic/group.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "packed words are little-endian, and so must the processor be"

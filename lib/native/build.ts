@@ -30,27 +30,21 @@ const COMMON_FLAGS = [
   "-fvisibility=hidden",
 ];
 
-/** Sources of every build. */
+/** Sources of every build, by path from kernels/cpu. */
 const COMMON_SOURCES = [
-  "api.c",
-  "two_level_api.c",
-  "model_api.c",
-  "int8_api.c",
-  "image_api.c",
-  "solver_api.c",
-  "backward.c",
-  "scalar.c",
-  "two_level_scalar.c",
-  "model_scalar.c",
-  "int8_scalar.c",
-  "solver_scalar.c",
+  ...["quantize", "two_level", "forward", "int8", "solver"].flatMap((family) => [
+    `${family}/api.c`,
+    `${family}/scalar.c`,
+  ]),
+  "forward/images.c",
+  "backward/api.c",
 ];
 
 const AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"];
 const AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c"];
 
 /** One source file of the library and the flags only it gets. */
-interface Unit {
+export interface Unit {
   readonly source: string;
   readonly flags: readonly string[];
 }
@@ -71,17 +65,17 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
   const flags = [...COMMON_FLAGS, "-fPIC", "-pthread"];
   if (architecture === "x64") {
     flags.push("-DAQ_BUILD_AVX2", "-DAQ_BUILD_AVX512");
-    for (const source of ["avx2.c", "int8_avx2.c", "backward_avx2.c"]) {
+    for (const source of ["isa/avx2.c", "int8/avx2.c", "backward/avx2.c"]) {
       units.push({ source, flags: AVX2_FLAGS });
     }
-    for (const source of ["avx512.c", "int8_avx512.c", "backward_avx512.c"]) {
+    for (const source of ["isa/avx512.c", "int8/avx512.c", "backward/avx512.c"]) {
       units.push({ source, flags: AVX512_FLAGS });
     }
-    units.push({ source: "int8_avx512_vnni.c", flags: [...AVX512_FLAGS, "-mavx512vnni"] });
+    units.push({ source: "int8/avx512_vnni.c", flags: [...AVX512_FLAGS, "-mavx512vnni"] });
   } else if (architecture === "arm64") {
     flags.push("-DAQ_BUILD_NEON");
-    units.push({ source: "neon.c", flags: [] }, { source: "int8_neon.c", flags: [] });
-    units.push({ source: "int8_neon_dot.c", flags: ["-march=armv8.2-a+dotprod"] });
+    units.push({ source: "isa/neon.c", flags: [] }, { source: "int8/neon.c", flags: [] });
+    units.push({ source: "int8/neon_dot.c", flags: ["-march=armv8.2-a+dotprod"] });
   }
   return {
     units,
@@ -93,7 +87,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: [...COMMON_SOURCES, "simd128.c", "int8_simd128.c"].map((source) => ({
+  units: [...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c"].map((source) => ({
     source,
     flags: [],
   })),
@@ -141,19 +135,32 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
   };
 }
 
+/** Files below `folder`, by path from `root`, sorted by name within each folder. */
+function* filesBelow(root: string, folder: string): Generator<string> {
+  const entries = readdirSync(join(root, folder), { withFileTypes: true });
+  for (const entry of entries.sort((a, b) => a.name < b.name ? -1 : 1)) {
+    const path = `${folder}/${entry.name}`;
+    if (entry.isDirectory()) yield* filesBelow(root, path);
+    else yield path;
+  }
+}
+
 /** The files of kernels/ that a plan reads, by path from there, in a fixed order. */
 export function kernelSources(kernels: string, plan: BuildPlan): Map<string, Uint8Array> {
   const sources = new Map<string, Uint8Array>();
   const cuda = plan.folder === "cuda";
-  for (const folder of cuda ? ["include", "cpu", "cuda"] : ["include", "cpu"]) {
-    for (const name of readdirSync(join(kernels, folder)).sort()) {
+  for (const folder of ["include", "arithmetic", "cpu", ...(cuda ? ["cuda"] : [])]) {
+    for (const path of filesBelow(kernels, folder)) {
       const isRead = folder === "cpu" && cuda ? /\.h$/ : /\.(c|h|cu)$/;
-      if (!isRead.test(name) || (!cuda && name === "arrowquant_cuda.h")) continue;
-      sources.set(`${folder}/${name}`, readFileSync(join(kernels, folder, name)));
+      if (!isRead.test(path) || (!cuda && path === "include/arrowquant_cuda.h")) continue;
+      sources.set(path, readFileSync(join(kernels, path)));
     }
   }
   return sources;
 }
+
+/** File name of a unit's object: its path with hyphens, because families have files of the same name. */
+export const objectName = (unit: Unit) => unit.source.replaceAll("/", "-").replace(/\.cu?$/, ".o");
 
 /** SHA-256, in hex, of a plan and every byte it compiles. */
 export function buildHash(plan: BuildPlan, kernels: string, compiler = ""): string {
@@ -212,7 +219,7 @@ async function compile<Result>(
   const work = mkdtempSync(`${folder}.build-`);
   try {
     const result = join(work, plan.fileName);
-    const objects = plan.units.map((unit) => join(work, unit.source.replace(/\.cu?$/, ".o")));
+    const objects = plan.units.map((unit) => join(work, objectName(unit)));
     await Promise.all(plan.units.map((unit, i) => {
       const source = join(kernels, plan.folder ?? "cpu", unit.source);
       return run(compiler, [...plan.flags, ...unit.flags, "-c", source, "-o", objects[i]!]);

@@ -1,0 +1,67 @@
+/* int8_scalar.c: 8-bit activations times packed weights as plainly as it can be said: the oracle whose bytes every
+ * other instruction set must give. */
+#include "kernels.h"
+
+static int range(const float *x, size_t n, float *minimum, float *maximum) {
+  float low = 0.0f, high = 0.0f;
+  for (size_t i = 0; i < n; i++) {
+    if (!(x[i] - x[i] == 0.0f)) return 0;
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  }
+  *minimum = low;
+  *maximum = high;
+  return 1;
+}
+
+static int encode(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes) {
+  for (size_t i = 0; i < n; i++) {
+    if (!(x[i] - x[i] == 0.0f)) return 0;
+    float position = x[i] / scale;
+    position = position < -AQ_ENCODE_LIMIT ? -AQ_ENCODE_LIMIT : position;
+    position = position > AQ_ENCODE_LIMIT ? AQ_ENCODE_LIMIT : position;
+    position = aq_round_even(position) + zero_point;
+    position = position < 0.0f ? 0.0f : position;
+    codes[i] = (uint8_t)(position > code_max ? code_max : position);
+  }
+  return 1;
+}
+
+static float dot(const aq_int8_job *job, size_t token, size_t row) {
+  const aq_packed_view *view = &job->view;
+  const uint8_t *packed = (const uint8_t *)(view->packed + row * view->words), *x = job->codes + token * job->cols;
+  const size_t size = aq_segment_cols(view), bits = (size_t)view->bits;
+  const int32_t zero = job->x_zero[token];
+  float total = 0.0f;
+  for (size_t col = 0, segment = 0; col < job->cols; col += size, segment++) {
+    const size_t group = row * view->groups + (view->groups == 1 ? 0 : segment), n = aq_min_size(size, job->cols - col);
+    int32_t products = 0, sum = 0;
+    for (size_t i = col; i < col + n; i++) {
+      uint32_t code = 0;
+      for (size_t bit = 0; bit < bits; bit++)
+        code |= (uint32_t)(packed[(i * bits + bit) / 8] >> (i * bits + bit) % 8 & 1) << bit;
+      products += (x[i] - zero) * (int32_t)code;
+      sum += x[i] - zero;
+    }
+    const float scale = aq_float_from_half(view->scale[group]);
+    const float middle = (float)(1 << (bits - 1));
+    const float zero_point = view->zero_point ? aq_float_from_half(view->zero_point[group]) : middle;
+    const float shift = zero_point * (float)sum, difference = (float)products - shift, term = scale * difference;
+    total = total + term;
+  }
+  return total;
+}
+
+static void linear(const aq_int8_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end) {
+  for (size_t t = token_begin; t < token_end; t++)
+    for (size_t row = row_begin; row < row_end; row++) {
+      const float y = job->x_scale[t] * dot(job, t, row);
+      job->out[t * job->rows + row] = job->bias ? y + job->bias[row] : y;
+    }
+}
+
+static void linear_vector(const aq_int8_job *job, size_t token, size_t row_begin, size_t row_end) {
+  linear(job, token, token + 1, row_begin, row_end);
+}
+
+const aq_int8_kernels aq_int8_scalar = {1, range, encode, linear, linear_vector};

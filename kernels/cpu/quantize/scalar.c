@@ -1,0 +1,296 @@
+/* scalar.c: every kernel as plainly as it can be said. This is the oracle: the other instruction sets must give
+ * the same bytes, so each float operation and its order here is the definition. */
+#include "../kernels.h"
+#include "../forward/kernels.h"
+#include "../solver/kernels.h"
+#include "../two_level/kernels.h"
+
+static float load_one(const void *in, int32_t dtype, size_t i) {
+  switch (dtype) {
+    case AQ_F32: return ((const float *)in)[i];
+    case AQ_F16: return aq_float_from_half(((const uint16_t *)in)[i]);
+    case AQ_BF16: return aq_float_from_bfloat(((const uint16_t *)in)[i]);
+    case AQ_F8_E4M3: return aq_float_from_e4m3(((const uint8_t *)in)[i]);
+    case AQ_F8_E5M2: return aq_float_from_e5m2(((const uint8_t *)in)[i]);
+    default: return (float)((const double *)in)[i];
+  }
+}
+
+static void load(const void *in, int32_t dtype, size_t first, size_t n, float *out) {
+  for (size_t i = 0; i < n; i++) out[i] = load_one(in, dtype, first + i);
+}
+
+static void store(const float *in, size_t n, void *out, int32_t dtype, size_t first) {
+  for (size_t i = 0; i < n; i++) {
+    switch (dtype) {
+      case AQ_F32: ((float *)out)[first + i] = in[i]; break;
+      case AQ_F16: ((uint16_t *)out)[first + i] = aq_half_from_float(in[i]); break;
+      case AQ_BF16: ((uint16_t *)out)[first + i] = aq_bfloat_from_float(in[i]); break;
+      case AQ_F8_E4M3: ((uint8_t *)out)[first + i] = aq_e4m3_from_float(in[i]); break;
+      case AQ_F8_E5M2: ((uint8_t *)out)[first + i] = aq_e5m2_from_float(in[i]); break;
+      default: ((double *)out)[first + i] = (double)in[i]; break;
+    }
+  }
+}
+
+static uint32_t read_code(const uint32_t *packed, size_t i, int32_t bits) {
+  const size_t bit = i * (size_t)bits;
+  const size_t word = bit >> 5, shift = bit & 31;
+  uint32_t code = packed[word] >> shift;
+  if (shift + (size_t)bits > 32) code |= packed[word + 1] << (32 - shift);
+  return code & ((1u << bits) - 1);
+}
+
+static void or_code(uint32_t *packed, size_t i, int32_t bits, uint32_t code) {
+  const size_t bit = i * (size_t)bits;
+  const size_t word = bit >> 5, shift = bit & 31;
+  packed[word] |= code << shift;
+  if (shift + (size_t)bits > 32) packed[word + 1] |= code >> (32 - shift);
+}
+
+static int32_t pack_row(const uint8_t *codes, size_t cols, int32_t bits, uint32_t *packed) {
+  const size_t words = (cols * (size_t)bits + 31) / 32;
+  for (size_t i = 0; i < words; i++) packed[i] = 0;
+  for (size_t i = 0; i < cols; i++) {
+    if (codes[i] >> bits) return AQ_E_VALUE;
+    or_code(packed, i, bits, codes[i]);
+  }
+  return AQ_OK;
+}
+
+static void unpack_row(const uint32_t *packed, size_t cols, int32_t bits, uint8_t *codes) {
+  for (size_t i = 0; i < cols; i++) codes[i] = (uint8_t)read_code(packed, i, bits);
+}
+
+static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
+  const uint32_t *packed = view->packed + row * view->words;
+  for (size_t i = 0; i < n; i++) {
+    if (view->two_level.scale_bits) {
+      float scale, minimum;
+      aq_two_level_grid(view, row, (col + i) / view->group_size, &scale, &minimum);
+      out[i] = scale * (float)read_code(packed, col + i, view->bits) - minimum;
+      continue;
+    }
+    const size_t group = row * view->groups + (col + i) / view->group_size;
+    aq_grid grid = {aq_float_from_half(view->scale[group]),
+                    view->zero_point ? aq_float_from_half(view->zero_point[group]) : (float)(1 << (view->bits - 1))};
+    out[i] = aq_decode(read_code(packed, col + i, view->bits), grid);
+  }
+}
+
+static void accumulate(const float *a, const float *b, size_t n, aq_sums *sums) {
+  for (size_t i = 0; i < n; i++) {
+    const size_t lane = i % AQ_SUM_LANES;
+    const double x = a[i], y = b[i], d = x - y;
+    const float magnitude = x < 0 ? -a[i] : a[i], difference = (float)(d < 0 ? -d : d);
+    sums->aa[lane] += x * x;
+    sums->bb[lane] += y * y;
+    sums->ab[lane] += x * y;
+    sums->dd[lane] += d * d;
+    if (magnitude > sums->max_a) sums->max_a = magnitude;
+    if (difference > sums->max_difference) sums->max_difference = difference;
+  }
+}
+
+/* One group of a row, its columns [col, col + n). */
+typedef struct {
+  const aq_quantize_job *job;
+  size_t first; /* element index of the group's first weight */
+  size_t col;
+  size_t n;
+  float weight_scale; /* largest column weight of the group; 0 when all are zero or none are given */
+} group;
+
+static float weight_at(const group *g, size_t i) { return load_one(g->job->weights, g->job->dtype, g->first + i); }
+
+/* Column weights of a group are divided by their largest, so that no sum overflows; all zero counts as all one. */
+static float importance_at(const group *g, size_t i) {
+  return g->weight_scale > 0.0f ? g->job->column_weights[g->col + i] / g->weight_scale : 1.0f;
+}
+
+/* Sums over a group for the least squares of w = s q + b; fixed zero point: with p = q - z in place of q. */
+typedef struct {
+  float h, hw, hq, hqq, hwq;
+  float error; /* sum h (w - s (q - z))^2 */
+} fit_sums;
+
+typedef struct {
+  float inverse, offset; /* q = round(w * inverse + offset), clamped */
+  float zero_point;      /* subtracted from q in the sums */
+} clip_candidate;
+
+static fit_sums candidate_sums(const group *g, clip_candidate c, float code_max) {
+  fit_sums total = {0};
+  for (size_t begin = 0; begin < g->n; begin += AQ_SEGMENT) {
+    fit_sums part = {0};
+    for (size_t i = begin; i < aq_min_size(begin + AQ_SEGMENT, g->n); i++) {
+      const float w = weight_at(g, i), h = importance_at(g, i);
+      float position = w * c.inverse + c.offset;
+      position = position > 0.0f ? position : 0.0f;
+      position = position < code_max ? position : code_max;
+      const float q = aq_round_even(position) - c.zero_point;
+      const float hq = h * q;
+      part.hq += hq;
+      part.hqq += hq * q;
+      part.hwq += hq * w;
+    }
+    total.hq += part.hq;
+    total.hqq += part.hqq;
+    total.hwq += part.hwq;
+  }
+  return total;
+}
+
+static fit_sums grid_sums(const group *g, aq_grid grid, float code_max, float zero_point) {
+  fit_sums total = {0};
+  for (size_t begin = 0; begin < g->n; begin += AQ_SEGMENT) {
+    fit_sums part = {0};
+    for (size_t i = begin; i < aq_min_size(begin + AQ_SEGMENT, g->n); i++) {
+      const float w = weight_at(g, i), h = importance_at(g, i);
+      const float code = (float)aq_encode(w, grid, code_max);
+      const float difference = w - grid.scale * (code - grid.zero_point);
+      const float q = code - zero_point;
+      const float hq = h * q;
+      part.hq += hq;
+      part.hqq += hq * q;
+      part.hwq += hq * w;
+      part.error += h * difference * difference;
+    }
+    total.hq += part.hq;
+    total.hqq += part.hqq;
+    total.hwq += part.hwq;
+    total.error += part.error;
+  }
+  return total;
+}
+
+static int usable(aq_grid grid) {
+  return grid.scale <= AQ_HALF_MAX && grid.scale >= -AQ_HALF_MAX && grid.scale != 0.0f &&
+         grid.zero_point <= AQ_HALF_MAX && grid.zero_point >= -AQ_HALF_MAX;
+}
+
+/* How much of sum h w^2 the best grid for these codes explains, less what a constant explains. */
+static float explained(const fit_sums *sums, float h, float hw, int affine) {
+  if (!affine) return sums->hwq * sums->hwq / sums->hqq;
+  const float numerator = h * sums->hwq - sums->hq * hw;
+  const float determinant = h * sums->hqq - sums->hq * sums->hq;
+  return numerator * (numerator / determinant);
+}
+
+static aq_grid refit(const fit_sums *sums, float h, float hw, int affine, float zero_point) {
+  aq_grid grid;
+  if (!affine) {
+    grid.scale = aq_round_half(sums->hwq / sums->hqq);
+    grid.zero_point = zero_point;
+    return grid;
+  }
+  const float numerator = h * sums->hwq - sums->hq * hw;
+  const float determinant = h * sums->hqq - sums->hq * sums->hq;
+  grid.scale = aq_round_half(numerator / determinant);
+  grid.zero_point = aq_round_half((grid.scale * sums->hq - hw) / (h * grid.scale));
+  return grid;
+}
+
+static clip_candidate clip_step(int32_t step, float minimum, float maximum, int32_t bits, int32_t kind) {
+  const float code_max = (float)((1 << bits) - 1);
+  const float keep = 1.0f - (float)step * (0.7f / AQ_CLIP_STEPS);
+  clip_candidate c;
+  if (kind == AQ_ZERO_POINT_SYMMETRIC) {
+    const float half_range = (float)(1 << (bits - 1));
+    const float larger = -minimum > maximum ? -minimum : maximum;
+    c.inverse = half_range / (larger * (1.0f - (float)(step / 2) * (1.4f / AQ_CLIP_STEPS)));
+    if (step & 1) c.inverse = -c.inverse;
+    c.offset = half_range;
+    c.zero_point = half_range;
+    return c;
+  }
+  const float low = minimum * keep, high = maximum * keep;
+  if (kind == AQ_ZERO_POINT_INTEGER) {
+    const float bottom = low < 0.0f ? low : 0.0f, top = high > 0.0f ? high : 0.0f;
+    c.inverse = code_max / (top - bottom);
+    c.offset = aq_round_even(-bottom * c.inverse);
+    c.zero_point = c.offset;
+    return c;
+  }
+  c.inverse = code_max / (high - low);
+  c.offset = -low * c.inverse;
+  c.zero_point = 0.0f;
+  return c;
+}
+
+static aq_grid clip_search(const group *g, aq_grid start, float minimum, float maximum) {
+  const int32_t bits = g->job->bits, kind = g->job->zero_point_kind;
+  const int affine = kind == AQ_ZERO_POINT_REAL;
+  const float code_max = (float)((1 << bits) - 1);
+  float h = 0.0f, hw = 0.0f;
+  for (size_t begin = 0; begin < g->n; begin += AQ_SEGMENT) {
+    float part_h = 0.0f, part_hw = 0.0f;
+    for (size_t i = begin; i < aq_min_size(begin + AQ_SEGMENT, g->n); i++) {
+      part_h += importance_at(g, i);
+      part_hw += importance_at(g, i) * weight_at(g, i);
+    }
+    h += part_h;
+    hw += part_hw;
+  }
+
+  fit_sums best_sums = {0};
+  float best_explained = -1.0f, zero_point = 0.0f;
+  for (int32_t step = 0; step < AQ_CLIP_STEPS; step++) {
+    const clip_candidate c = clip_step(step, minimum, maximum, bits, kind);
+    const fit_sums sums = candidate_sums(g, c, code_max);
+    const float value = explained(&sums, h, hw, affine);
+    if (value > best_explained) {
+      best_explained = value;
+      best_sums = sums;
+      zero_point = c.zero_point;
+    }
+  }
+
+  aq_grid best = start;
+  float best_error = grid_sums(g, start, code_max, 0.0f).error;
+  fit_sums sums = best_sums;
+  for (int32_t round = 0; round < AQ_REFITS; round++) {
+    const aq_grid grid = refit(&sums, h, hw, affine, zero_point);
+    if (!usable(grid)) break;
+    sums = grid_sums(g, grid, code_max, affine ? 0.0f : zero_point);
+    if (sums.error < best_error) {
+      best_error = sums.error;
+      best = grid;
+    }
+  }
+  return best;
+}
+
+static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_t row_end) {
+  const float code_max = (float)((1 << job->bits) - 1);
+  for (size_t row = row_begin; row < row_end; row++) {
+    uint32_t *packed = job->packed + row * job->words;
+    for (size_t i = 0; i < job->words; i++) packed[i] = 0;
+    for (size_t index = 0; index < job->groups; index++) {
+      group g = {job, 0, index * job->group_size, 0, 0.0f};
+      g.first = row * job->cols + g.col;
+      g.n = aq_min_size(job->group_size, job->cols - g.col);
+      float minimum = weight_at(&g, 0), maximum = minimum;
+      for (size_t i = 0; i < g.n; i++) {
+        const float w = weight_at(&g, i);
+        if (!(w - w == 0.0f)) return AQ_E_NONFINITE;
+        if (w < minimum) minimum = w;
+        if (w > maximum) maximum = w;
+        if (job->column_weights && job->column_weights[g.col + i] > g.weight_scale)
+          g.weight_scale = job->column_weights[g.col + i];
+      }
+      aq_grid grid;
+      const int32_t status = aq_round_grid(minimum, maximum, job->bits, job->zero_point_kind, &grid);
+      if (status != AQ_OK) return status;
+      if (job->clip && minimum < maximum) grid = clip_search(&g, grid, minimum, maximum);
+      for (size_t i = 0; i < g.n; i++)
+        or_code(packed, g.col + i, job->bits, aq_encode(weight_at(&g, i), grid, code_max));
+      job->scale[row * job->groups + index] = aq_half_from_float(grid.scale);
+      if (job->zero_point) job->zero_point[row * job->groups + index] = aq_half_from_float(grid.zero_point);
+    }
+  }
+  return AQ_OK;
+}
+
+const aq_kernels aq_kernels_scalar = {quantize_rows, aq_quantize_two_level_scalar, dequantize, pack_row, unpack_row, load, store, accumulate,
+                                       &aq_model_scalar, &aq_solver_scalar};

@@ -1,0 +1,346 @@
+/* solver_api.c: the functions of arrowquant.h that solve for codes against a second moment: argument checks, and work over
+ * threads. */
+#include "kernels.h"
+
+static int bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+
+/* A group size as it is meant, 0 when it is none. */
+static size_t group_of(size_t group_size, size_t cols) {
+  switch (group_size) {
+    case 0: return cols;
+    case 16:
+    case 32:
+    case 64:
+    case 128:
+    case 256: return aq_min_size(group_size, cols);
+    default: return 0;
+  }
+}
+
+static int all_finite(const float *values, size_t n) {
+  float sum = 0;
+  for (size_t i = 0; i < n; i++) sum += values[i] * 0.0f; /* 0, or NaN */
+  return sum == 0.0f;
+}
+
+/* A thread's place among the `count` that share `units`, from where its share begins. */
+static size_t thread_of(size_t begin, size_t units, size_t count) {
+  size_t i = 0;
+  while (units * i / count < begin) i++;
+  return i;
+}
+
+static size_t thread_limit(int32_t threads) {
+  return threads < 1 ? 1 : aq_min_size((size_t)threads, AQ_MAX_THREADS);
+}
+
+/* Work in elements of the functions that quantize; see model_api.c. */
+static size_t amount(double operations) {
+  const double elements = operations / 512;
+  return elements < 0x1p31 ? (size_t)elements : (size_t)0x7fffffff;
+}
+
+/* Floats of one thread, and in front of all. */
+static size_t thread_floats(size_t cols, size_t groups) { return (aq_refine_floats(cols, groups) + 15) / 16 * 16; }
+static size_t shared_floats(size_t cols, size_t groups) {
+  const size_t sums = 2 * groups * groups, factor = 2 * AQ_SOLVER_BLOCK * cols;
+  return ((sums > factor ? sums : factor) + 15) / 16 * 16;
+}
+
+int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats) {
+  if (!floats) return AQ_E_ARGUMENT;
+  const size_t group = group_of(group_size, cols);
+  if (cols > AQ_MAX_SOLVER_COLS || (group == 0 && cols > 0)) return AQ_E_SHAPE;
+  const size_t groups = cols == 0 ? 0 : (cols - 1) / group + 1;
+  *floats = shared_floats(cols, groups) + thread_limit(threads) * (uint64_t)thread_floats(cols, groups);
+  return AQ_OK;
+}
+
+/* Moments ----------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  const aq_solver_kernels *kernels;
+  const float *x, *y, *weight;
+  size_t tokens, rows, cols, panels;
+  int symmetric;
+  float *out;
+} moment_job;
+
+static int32_t moment_panels(const void *context, size_t begin, size_t end) {
+  const moment_job *job = context;
+  for (size_t unit = begin; unit < end; unit++) {
+    /* first, last, second, … : a symmetric moment's later panels are taller */
+    const size_t panel = unit % 2 == 0 ? unit / 2 : job->panels - 1 - unit / 2;
+    const size_t first = panel * AQ_PANEL;
+    job->kernels->moment(job->x, job->y, job->weight, job->tokens, job->rows, job->cols, first,
+                         aq_min_size(first + AQ_PANEL, job->cols), job->symmetric, job->out);
+  }
+  return AQ_OK;
+}
+
+int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
+                             size_t cols, float *out, int32_t isa, int32_t threads) {
+  if (tokens == 0 || rows == 0 || cols == 0) return AQ_OK;
+  const aq_kernels *kernels = aq_choose_kernels(isa);
+  if (!kernels) return AQ_E_ISA;
+  if (!x || !out) return AQ_E_ARGUMENT;
+  const int symmetric = !y;
+  if ((symmetric && rows != cols) || !aq_counts_allowed(tokens, cols) || !aq_counts_allowed(tokens, rows) ||
+      !aq_counts_allowed(rows, cols))
+    return AQ_E_SHAPE;
+  const moment_job job = {kernels->solver, x, symmetric ? x : y, weight, tokens, rows, cols, (cols - 1) / AQ_PANEL + 1,
+                          symmetric, out};
+  const int32_t status = aq_run_units(moment_panels, &job, job.panels,
+                                      amount((double)tokens * (double)rows * (double)cols), threads);
+  if (symmetric)
+    for (size_t i = 1; i < cols; i++)
+      for (size_t j = 0; j < i; j++) out[i * cols + j] = out[j * cols + i];
+  return status;
+}
+
+/* Factor ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+  const aq_solver_kernels *kernels;
+  float *h;
+  const float *g, *a;
+  size_t n, block, cols;
+} factor_job;
+
+#define AQ_FACTOR_ROWS 48 /* rows of a unit: later ones are shorter, so threads take them in turns */
+
+static int32_t factor_rows(const void *context, size_t begin, size_t end) {
+  const factor_job *job = context;
+  const size_t units = (job->cols - 1) / AQ_FACTOR_ROWS + 1;
+  for (size_t unit = begin; unit < end; unit++) {
+    const size_t tile = unit % 2 == 0 ? unit / 2 : units - 1 - unit / 2;
+    const size_t first = tile * AQ_FACTOR_ROWS;
+    job->kernels->subtract_products(job->h, job->n, job->g, job->a, job->block, first,
+                                    aq_min_size(first + AQ_FACTOR_ROWS, job->cols), job->cols);
+  }
+  return AQ_OK;
+}
+
+int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t isa, int32_t threads) {
+  if (n == 0) return AQ_OK;
+  const aq_kernels *kernels = aq_choose_kernels(isa);
+  if (!kernels) return AQ_E_ISA;
+  if (!h || !pivots || !work) return AQ_E_ARGUMENT;
+  if (n > AQ_MAX_SOLVER_COLS) return AQ_E_SHAPE;
+  /* row k - begin of g: column k of h before it is scaled; of a: after */
+  float *g = work, *a = work + AQ_SOLVER_BLOCK * n;
+  for (size_t end = n; end > 0;) {
+    const size_t block = aq_min_size(AQ_SOLVER_BLOCK, end), begin = end - block;
+    for (size_t k = end; k-- > begin;) {
+      const float pivot = h[k * n + k];
+      if (!(pivot > 0) || !(pivot - pivot == 0)) return AQ_E_VALUE;
+      pivots[k] = pivot;
+      float *gk = g + (end - 1 - k) * n, *ak = a + (end - 1 - k) * n;
+      for (size_t i = 0; i < n; i++) gk[i] = ak[i] = 0;
+      for (size_t i = 0; i < k; i++) {
+        gk[i] = h[i * n + k];
+        ak[i] = gk[i] / pivot;
+        h[i * n + k] = ak[i];
+      }
+      h[k * n + k] = 1;
+      for (size_t i = 0; i < k; i++)
+        for (size_t j = i > begin ? i : begin; j < k; j++) h[i * n + j] -= gk[i] * ak[j];
+    }
+    if (begin > 0) {
+      for (size_t k = 0; k < block; k++)
+        for (size_t j = begin; j < aq_min_size(begin + AQ_PANEL, n); j++) a[k * n + j] = 0;
+      const factor_job job = {kernels->solver, h, g, a, n, block, begin};
+      aq_run_units(factor_rows, &job, (begin - 1) / AQ_FACTOR_ROWS + 1,
+                   amount((double)begin * (double)begin * (double)block), threads);
+    }
+    end = begin;
+  }
+  for (size_t i = 1; i < n; i++)
+    for (size_t j = 0; j < i; j++) h[i * n + j] = 0;
+  return AQ_OK;
+}
+
+typedef struct {
+  const aq_solver_kernels *kernels;
+  const float *factor, *pivots;
+  size_t n, rows, panels, threads, floats;
+  float *b, *work;
+} solve_job;
+
+static int32_t solve_panels(const void *context, size_t begin, size_t end) {
+  const solve_job *job = context;
+  float *work = job->work + thread_of(begin, job->panels, job->threads) * job->floats;
+  for (size_t row = begin * job->kernels->panel; begin < end; begin++, row += job->kernels->panel)
+    job->kernels->solve(job->factor, job->pivots, job->n, job->b + row * job->n,
+                        aq_min_size(job->kernels->panel, job->rows - row), work);
+  return AQ_OK;
+}
+
+int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work,
+                        int32_t isa, int32_t threads) {
+  if (n == 0 || rows == 0) return AQ_OK;
+  const aq_kernels *kernels = aq_choose_kernels(isa);
+  if (!kernels) return AQ_E_ISA;
+  if (!factor || !pivots || !b || !work) return AQ_E_ARGUMENT;
+  if (n > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, n)) return AQ_E_SHAPE;
+  solve_job job = {kernels->solver, factor, pivots, n, rows, (rows - 1) / kernels->solver->panel + 1, 0, n * AQ_PANEL, b,
+                   work};
+  const size_t size = amount(2 * (double)rows * (double)n * (double)n);
+  job.threads = aq_thread_count(job.panels, size, threads);
+  return aq_run_units(solve_panels, &job, job.panels, size, threads);
+}
+
+/* Rows -------------------------------------------------------------------------------------------------------------- */
+
+static int32_t check_rows(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                          const float *scale, const float *zero_point, size_t *groups) {
+  const size_t group = group_of(group_size, cols);
+  if (!weights || !scale || !zero_point || !bits_allowed(bits)) return AQ_E_ARGUMENT;
+  if (group == 0 || cols > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  *groups = (cols - 1) / group + 1;
+  for (size_t i = 0; i < rows * *groups; i++)
+    if (scale[i] == 0 || !(scale[i] - scale[i] == 0) || !(zero_point[i] - zero_point[i] == 0)) return AQ_E_VALUE;
+  return all_finite(weights, rows * cols) ? AQ_OK : AQ_E_NONFINITE;
+}
+
+typedef struct {
+  const aq_solver_kernels *kernels;
+  aq_feedback_job job;
+  size_t panels, threads, floats;
+  float *work;
+} feedback_context;
+
+static int32_t feedback_panels(const void *context, size_t begin, size_t end) {
+  const feedback_context *c = context;
+  float *work = c->work + thread_of(begin, c->panels, c->threads) * c->floats;
+  for (size_t row = begin * c->kernels->panel; begin < end; begin++, row += c->kernels->panel)
+    c->kernels->feedback(&c->job, row, aq_min_size(c->kernels->panel, c->job.rows - row), work);
+  return AQ_OK;
+}
+
+int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                             const float *scale, const float *zero_point, const float *factor, const int32_t *order,
+                             uint8_t *codes, float *work, int32_t isa, int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  const aq_kernels *kernels = aq_choose_kernels(isa);
+  if (!kernels) return AQ_E_ISA;
+  size_t groups;
+  const int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
+  if (status != AQ_OK) return status;
+  if (!factor || !order || !codes || !work) return AQ_E_ARGUMENT;
+  for (size_t k = 0; k < cols; k++)
+    if (order[k] < 0 || (size_t)order[k] >= cols) return AQ_E_VALUE;
+  if (!all_finite(factor, cols * cols)) return AQ_E_VALUE;
+  feedback_context c = {kernels->solver,
+                        {weights, rows, cols, bits, group_of(group_size, cols), groups, scale, zero_point, factor, order,
+                         codes},
+                        (rows - 1) / kernels->solver->panel + 1,
+                        0,
+                        thread_floats(cols, groups),
+                        work + shared_floats(cols, groups)};
+  const size_t size = amount((double)rows * (double)cols * (double)cols);
+  c.threads = aq_thread_count(c.panels, size, threads);
+  return aq_run_units(feedback_panels, &c, c.panels, size, threads);
+}
+
+typedef struct {
+  const aq_solver_kernels *kernels;
+  aq_refine_job job;
+  size_t panels, threads, floats;
+  float *work;
+} refine_context;
+
+static int32_t refine_panels(const void *context, size_t begin, size_t end) {
+  const refine_context *c = context;
+  float *work = c->work + thread_of(begin, c->panels, c->threads) * c->floats;
+  for (size_t row = begin * c->kernels->panel; begin < end; begin++, row += c->kernels->panel)
+    c->kernels->refine(&c->job, row, aq_min_size(c->kernels->panel, c->job.rows - row), work);
+  return AQ_OK;
+}
+
+int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                        int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds, uint8_t *codes,
+                        float *scale, float *zero_point, double *objective, float *work, int32_t isa,
+                        int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  const aq_kernels *kernels = aq_choose_kernels(isa);
+  if (!kernels) return AQ_E_ISA;
+  size_t groups;
+  const int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
+  if (status != AQ_OK) return status;
+  if (!moment || !codes || !objective || !work || zero_point_kind < AQ_ZERO_POINT_REAL ||
+      zero_point_kind > AQ_ZERO_POINT_SYMMETRIC || rounds < 0)
+    return AQ_E_ARGUMENT;
+  if (!all_finite(moment, cols * cols)) return AQ_E_VALUE;
+  for (size_t i = 0; i < rows * cols; i++)
+    if (codes[i] >> bits) return AQ_E_VALUE;
+  const size_t group = group_of(group_size, cols);
+  double *sums = (double *)work;
+  for (size_t g = 0; g < groups; g++)
+    for (size_t h = 0; h < groups; h++) {
+      double sum = 0;
+      for (size_t i = g * group; i < aq_min_size((g + 1) * group, cols); i++)
+        for (size_t j = h * group; j < aq_min_size((h + 1) * group, cols); j++) sum += (double)moment[i * cols + j];
+      sums[g * groups + h] = sum;
+    }
+  refine_context c = {kernels->solver,
+                      {weights, rows, cols, bits, group, groups, zero_point_kind, refit, rounds, moment, sums, scale,
+                       zero_point, codes, objective},
+                      (rows - 1) / kernels->solver->panel + 1,
+                      0,
+                      thread_floats(cols, groups),
+                      work + shared_floats(cols, groups)};
+  const size_t size = amount((double)rows * (double)cols * (double)cols * (1 + 4 * (double)rounds));
+  c.threads = aq_thread_count(c.panels, size, threads);
+  return aq_run_units(refine_panels, &c, c.panels, size, threads);
+}
+
+/* Grids ------------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  const float *weights;
+  size_t cols, group_size, groups;
+  int32_t bits, kind;
+  float ratio;
+  float *scale, *zero_point;
+} grid_job;
+
+static int32_t grid_rows(const void *context, size_t begin, size_t end) {
+  const grid_job *job = context;
+  for (size_t row = begin; row < end; row++)
+    for (size_t g = 0; g < job->groups; g++) {
+      const float *w = job->weights + row * job->cols + g * job->group_size;
+      const size_t n = aq_min_size(job->group_size, job->cols - g * job->group_size);
+      float minimum = w[0], maximum = w[0];
+      for (size_t i = 0; i < n; i++) {
+        if (!(w[i] - w[i] == 0)) return AQ_E_NONFINITE;
+        minimum = w[i] < minimum ? w[i] : minimum;
+        maximum = w[i] > maximum ? w[i] : maximum;
+      }
+      if (minimum < maximum && job->ratio < 1) {
+        /* a real zero point moves with the range's middle, the others keep zero where it is */
+        const float middle = job->kind == AQ_ZERO_POINT_REAL ? minimum / 2 + maximum / 2 : 0.0f;
+        minimum = middle + job->ratio * (minimum - middle);
+        maximum = middle + job->ratio * (maximum - middle);
+      }
+      aq_grid grid;
+      const int32_t status = aq_round_grid(minimum, maximum, job->bits, job->kind, &grid);
+      if (status != AQ_OK) return status;
+      job->scale[row * job->groups + g] = grid.scale;
+      job->zero_point[row * job->groups + g] = grid.zero_point;
+    }
+  return AQ_OK;
+}
+
+int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  if (!weights || !scale || !zero_point || !bits_allowed(bits) || zero_point_kind < AQ_ZERO_POINT_REAL ||
+      zero_point_kind > AQ_ZERO_POINT_SYMMETRIC)
+    return AQ_E_ARGUMENT;
+  if (!(ratio > 0) || !(ratio <= 1)) return AQ_E_VALUE;
+  const size_t group = group_of(group_size, cols);
+  if (group == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  const grid_job job = {weights, cols, group, (cols - 1) / group + 1, bits, zero_point_kind, ratio, scale, zero_point};
+  return aq_run_units(grid_rows, &job, rows, rows * cols, threads);
+}

@@ -1,0 +1,184 @@
+/* solver_scalar.c: the oracle of solver.h, a row at a time. */
+#include "kernels.h"
+
+static float quantized(float value, float scale, float zero_point, float code_max) {
+  float position = value / scale + zero_point;
+  position = position > 0.0f ? position : 0.0f;
+  position = position < code_max ? position : code_max;
+  return aq_round_even(position);
+}
+
+static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float *work) {
+  (void)rows;
+  const size_t n = job->cols;
+  const float code_max = (float)((1 << job->bits) - 1);
+  const float *weights = job->weights + row * n;
+  float *target = work; /* in the order of `order` */
+  for (size_t k = 0; k < n; k++) target[k] = weights[job->order[k]];
+  for (size_t k = 0; k < n; k++) {
+    const size_t col = (size_t)job->order[k], at = row * job->groups + col / job->group_size;
+    const float s = job->scale[at], z = job->zero_point[at];
+    const float code = quantized(target[k], s, z, code_max);
+    job->codes[row * n + col] = (uint8_t)code;
+    const float error = weights[col] - s * (code - z);
+    for (size_t j = k + 1; j < n; j++) target[j] += error * job->factor[k * n + j];
+  }
+}
+
+/* Refining ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  float *codes, *delta, *products; /* [cols] */
+  float *scale, *zero_point;       /* [groups] */
+  double objective;
+} state;
+
+static void evaluate(const aq_refine_job *job, const float *weights, state *s) {
+  for (size_t k = 0; k < job->cols; k++) {
+    const size_t g = k / job->group_size;
+    s->delta[k] = weights[k] - s->scale[g] * (s->codes[k] - s->zero_point[g]);
+    s->products[k] = 0;
+  }
+  for (size_t k = 0; k < job->cols; k++)
+    for (size_t j = 0; j < job->cols; j++) s->products[j] += s->delta[k] * job->moment[k * job->cols + j];
+  s->objective = 0;
+  for (size_t k = 0; k < job->cols; k++) s->objective += (double)(s->delta[k] * s->products[k]);
+}
+
+/* The system of the joint least squares in the steps of all scales and, with real zero points, all offsets. */
+static int refit_grid(const aq_refine_job *job, const state *s, float *sums, double *m, double *r, float *scale,
+                      float *zero_point) {
+  const size_t n = job->cols, groups = job->groups;
+  const int real = job->zero_point_kind == AQ_ZERO_POINT_REAL;
+  const size_t unknowns = real ? 2 * groups : groups;
+  /* sums: codes with codes, then ones with codes, then the right sides */
+  float *qq = sums, *oq = sums + groups * groups, *rq = oq + groups * groups, *ro = rq + groups;
+  for (size_t i = 0; i < 2 * groups * groups + 2 * groups; i++) sums[i] = 0;
+  for (size_t h = 0; h < groups; h++) {
+    const size_t begin = h * job->group_size, end = aq_min_size(begin + job->group_size, n);
+    for (size_t k = 0; k < n; k++) {
+      float sum = 0;
+      for (size_t j = begin; j < end; j++)
+        sum += (s->codes[j] - s->zero_point[h]) * job->moment[j * n + k];
+      const size_t g = k / job->group_size;
+      qq[g * groups + h] += (s->codes[k] - s->zero_point[g]) * sum;
+      oq[g * groups + h] += sum;
+    }
+  }
+  for (size_t k = 0; k < n; k++) {
+    const size_t g = k / job->group_size;
+    rq[g] += (s->codes[k] - s->zero_point[g]) * s->products[k];
+    ro[g] += s->products[k];
+  }
+  for (size_t g = 0; g < groups; g++) {
+    for (size_t h = 0; h < groups; h++) {
+      m[g * unknowns + h] = g <= h ? qq[g * groups + h] : qq[h * groups + g];
+      if (!real) continue;
+      m[(groups + g) * unknowns + h] = oq[g * groups + h];
+      m[h * unknowns + groups + g] = oq[g * groups + h];
+      m[(groups + g) * unknowns + groups + h] = job->group_sums[g * groups + h];
+    }
+    r[g] = rq[g];
+    if (real) r[groups + g] = ro[g];
+  }
+  if (!aq_solve_positive(m, r, unknowns)) return 0;
+  aq_move_grid(r, groups, job->zero_point_kind, scale, zero_point);
+  return 1;
+}
+
+static void descend(const aq_refine_job *job, state *s) {
+  const size_t n = job->cols;
+  const float code_max = (float)((1 << job->bits) - 1);
+  for (size_t k = 0; k < n; k++) {
+    const size_t g = k / job->group_size;
+    const float diagonal = job->moment[k * n + k];
+    const float scale = s->scale[g], zero_point = s->zero_point[g];
+    const float value = scale * (s->codes[k] - zero_point);
+    const float code = diagonal > 0 ? quantized(value + s->products[k] / diagonal, scale, zero_point, code_max) : s->codes[k];
+    const float step = scale * (code - s->codes[k]);
+    s->codes[k] = code;
+    for (size_t j = 0; j < n; j++) s->products[j] -= step * job->moment[k * n + j];
+  }
+}
+
+static void refine(const aq_refine_job *job, size_t row, size_t rows, float *work) {
+  (void)rows;
+  const size_t n = job->cols, groups = job->groups;
+  const float *weights = job->weights + row * n;
+  double *m = (double *)work, *r = m + 4 * groups * groups;
+  float *floats = (float *)(r + 2 * groups);
+  float *candidate = floats, *kept = candidate + n, *delta = kept + n, *products = delta + n, *sums = products + n;
+  float *scale = sums + 2 * groups * groups + 2 * groups, *zero_point = scale + groups;
+  state s = {candidate, delta, products, scale, zero_point, 0};
+  uint8_t *codes = job->codes + row * n;
+  float *own_scale = job->scale + row * groups, *own_zero = job->zero_point + row * groups;
+  for (size_t k = 0; k < n; k++) candidate[k] = kept[k] = (float)codes[k];
+  for (size_t g = 0; g < groups; g++) {
+    scale[g] = own_scale[g];
+    zero_point[g] = own_zero[g];
+  }
+  evaluate(job, weights, &s);
+  double best = s.objective;
+  for (int32_t round = 0; round < 2 * job->rounds; round++) {
+    if (round % 2 == 0) {
+      if (!job->refit || !refit_grid(job, &s, sums, m, r, scale, zero_point)) continue;
+    } else {
+      descend(job, &s);
+    }
+    evaluate(job, weights, &s);
+    if (s.objective < best) {
+      best = s.objective;
+      for (size_t k = 0; k < n; k++) kept[k] = candidate[k];
+      for (size_t g = 0; g < groups; g++) {
+        own_scale[g] = scale[g];
+        own_zero[g] = zero_point[g];
+      }
+    } else {
+      for (size_t k = 0; k < n; k++) candidate[k] = kept[k];
+      for (size_t g = 0; g < groups; g++) {
+        scale[g] = own_scale[g];
+        zero_point[g] = own_zero[g];
+      }
+      evaluate(job, weights, &s);
+    }
+  }
+  for (size_t k = 0; k < n; k++) codes[k] = (uint8_t)kept[k];
+  job->objective[row] = best;
+}
+
+/* Moments and their factor ------------------------------------------------------------------------------------------- */
+
+static void solve(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work) {
+  (void)rows;
+  (void)work;
+  for (size_t k = n; k-- > 0;)
+    for (size_t j = n; j-- > k + 1;) b[k] -= factor[k * n + j] * b[j];
+  for (size_t k = 0; k < n; k++) b[k] = b[k] / pivots[k];
+  for (size_t k = 0; k < n; k++)
+    for (size_t j = 0; j < k; j++) b[k] -= factor[j * n + k] * b[j];
+}
+
+static void subtract_products(float *h, size_t stride, const float *g, const float *a, size_t block, size_t begin,
+                              size_t end, size_t cols) {
+  for (size_t i = begin; i < end; i++)
+    for (size_t k = 0; k < block; k++)
+      for (size_t j = i; j < cols; j++) h[i * stride + j] -= g[k * stride + i] * a[k * stride + j];
+}
+
+static void moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows, size_t cols,
+                   size_t begin, size_t end, int symmetric, float *out) {
+  for (size_t first = 0; first < tokens; first += AQ_MOMENT_TOKENS) {
+    const size_t last = aq_min_size(first + AQ_MOMENT_TOKENS, tokens);
+    for (size_t i = 0; i < (symmetric ? end : rows); i++)
+      for (size_t j = begin; j < end; j++) {
+        float sum = 0;
+        for (size_t t = first; t < last; t++) {
+          const float left = weight ? weight[t] * y[t * rows + i] : y[t * rows + i];
+          sum += left * x[t * cols + j];
+        }
+        out[i * cols + j] += sum;
+      }
+  }
+}
+
+const aq_solver_kernels aq_solver_scalar = {1, feedback, refine, solve, subtract_products, moment};
