@@ -1,53 +1,39 @@
-/** What is measured in a row of the peers' suite: a way to a quantized model, layer by layer through a method or through the pipeline. */
+/** Rows of the peers' suite: ways to a quantized model, layer by layer through a method or through the pipeline. */
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";
 import { loadModel } from "../../models/mod.ts";
-import type { Kernels } from "../../native/mod.ts";
 import { quantizeCheckpoint } from "../../pipeline/mod.ts";
-import { calibrationBeside } from "../../calibration/source.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
-import type { Checkpoint } from "../../tensor/mod.ts";
 import { measureStored } from "../stored.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { gridName, type GridSetting, type Method, type MethodKind, type Unsupported } from "./method.ts";
-import { type InputSource, type Layer, type QuantizedModel, quantizeModel } from "./quantized_model.ts";
-
-/** A full-precision model that contenders quantize. */
-export interface Target {
-  readonly path: string;
-  readonly checkpoint: Checkpoint;
-  readonly kernels: Kernels;
-  readonly threads: number;
-  readonly layers: readonly Layer[];
-  readonly source: InputSource;
-}
+import {
+  type QuantizedModel,
+  quantizeModel,
+  type QuantizeModelOptions,
+  type Target,
+} from "./quantized_model.ts";
 
 export interface Contender {
   readonly name: string;
   readonly kind: MethodKind;
   readonly bits: BitWidth | undefined;
   readonly groupSize: GroupSize | undefined;
-  quantize(target: Target): QuantizedModel | Unsupported | Promise<QuantizedModel | Unsupported>;
+  quantize(target: Target): Promise<QuantizedModel | Unsupported>;
 }
 
-/** A contender that quantizes each layer by itself, with a name of its own where there are several of a method. */
+/** A contender that quantizes each layer by itself, with another name where there are several of a method. */
 export function methodContender(
   method: Method,
-  { name = method.name, blockwise = false }: { readonly name?: string; readonly blockwise?: boolean } = {},
+  { name = method.name, ...options }: QuantizeModelOptions & { readonly name?: string } = {},
 ): Contender {
-  return {
-    name,
-    kind: method.kind,
-    bits: method.bits,
-    groupSize: method.groupSize,
-    quantize: ({ checkpoint, kernels, layers, threads, source }) =>
-      quantizeModel(checkpoint, kernels, layers, method, source, { blockwise, threads }),
-  };
+  const { kind, bits, groupSize } = method;
+  return { name, kind, bits, groupSize, quantize: (target) => quantizeModel(target, method, options) };
 }
 
 /**
- * A contender that is `scripts/quantize.ts` with these settings: the whole pipeline, into a temporary folder that is read back. Its seconds
- * are the pipeline's, reading, calibrating, writing and checking included.
+ * A contender that is `scripts/quantize.ts` with these keys of the configuration: the whole pipeline into a temporary folder that is read
+ * back. Its seconds include reading, calibrating, writing and checking.
  */
 export function pipelineContender(
   name: string,
@@ -58,17 +44,12 @@ export function pipelineContender(
     name: gridName(name, setting),
     kind: "ours",
     ...setting,
-    quantize: ({ path, kernels, threads }) =>
+    quantize: ({ path, kernels, threads, keys }) =>
       withTemporaryFolder(async (temporary) => {
         const output = join(temporary, "quantized");
+        const { bits: bit_width, groupSize: group_size } = setting;
         const { config } = resolveConfig({
-          overrides: {
-            bit_width: setting.bits,
-            group_size: setting.groupSize,
-            num_threads: threads,
-            calibration_data: calibrationBeside(path) === undefined ? "synthetic" : undefined, // as its rivals do
-            ...overrides,
-          },
+          overrides: { ...keys, bit_width, group_size, num_threads: threads, ...overrides },
         });
         const begin = performance.now();
         await quantizeCheckpoint({ input: path, output, config, kernels });

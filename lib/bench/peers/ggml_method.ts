@@ -1,5 +1,5 @@
 /**
- * ggml's formats as methods: its own library quantizes and dequantizes. The super-blocks have 256 weights, so a row must be a multiple
+ * Formats of ggml as methods: its own library quantizes and dequantizes. Super-blocks have 256 weights, so a row must be a multiple
  * of that; {@linkcode ggmlMethod} can also lay them across rows, which no GGUF file does.
  */
 import type { Ggml, GgmlCodebookType, GgmlType } from "../ggml.ts";
@@ -32,7 +32,7 @@ export interface GgmlMethodOptions {
   readonly acrossRows?: boolean;
 }
 
-/** Least importance of a column, in units of the mean: its search divides by sums of them. */
+/** Least importance of a column, in units of the mean: the search divides by sums of them. */
 const MIN_IMPORTANCE = 1e-6;
 
 /** Weights of a format's block: a row must be a multiple of it. */
@@ -55,11 +55,8 @@ export function ggmlMethod(
 ): Method {
   const taken = GGML_FORMATS[format];
   if (importance ? taken === "ignored" : taken === "required") {
-    throw new RangeError(
-      `Cannot use ggml's "${format}" ${
-        importance ? "with" : "without"
-      } importance weights: they are ${taken}`,
-    );
+    const wanted = importance ? "with" : "without";
+    throw new RangeError(`Cannot use ggml's "${format}" ${wanted} importance weights: they are ${taken}`);
   }
   const name = `${format.toUpperCase()}${importance ? " + imatrix" : ""}${acrossRows ? ", flat" : ""}`;
   return {
@@ -105,13 +102,10 @@ function importanceOf({ cols, secondMoment }: LayerInputs): Float32Array {
     : Float32Array.from(diagonal, (value) => Math.max(value, MIN_IMPORTANCE * mean));
 }
 
-/** Its code may end the process on what it cannot scale, so that is refused here. */
+/** ggml may end the process on weights that it cannot scale, so those are refused here. */
 function checkMagnitude(name: string, weights: Float32Array): void {
   const bad = weights.find((value) => Math.abs(value) > MAX_MAGNITUDE);
   if (bad === undefined) return;
-  throw new WeightsError(
-    `Cannot quantize a matrix by ${
-      JSON.stringify(name)
-    }: weights must be at most ${MAX_MAGNITUDE}, got ${bad}`,
-  );
+  const doing = `Cannot quantize a matrix by ${JSON.stringify(name)}`;
+  throw new WeightsError(`${doing}: weights must be at most ${MAX_MAGNITUDE}, got ${bad}`);
 }

@@ -1,29 +1,28 @@
 /**
- * Half-quadratic quantization, re-implemented: Badri and Shaji, https://mobiusml.github.io/hqq_blog/, with the iterations and the constants of
- * the reference code (github.com/mobiusml/hqq, hqq/core/optimize.py). A rival for the bench, slow and plain; nothing of ours uses it.
+ * Half-quadratic quantization, re-implemented: Badri and Shaji, https://mobiusml.github.io/hqq_blog/, with the iterations and the
+ * constants of the reference code (github.com/mobiusml/hqq, hqq/core/optimize.py). A peer for the bench, slow and plain; nothing else
+ * uses it.
  */
 import { packedBytes } from "../../quant/mod.ts";
-import { checkLayer, checkRestored, gridName, type GridSetting, groupRanges, type Method } from "./method.ts";
+import { checkLayer, checkRestored, gridName, type GridSetting, type Method } from "./method.ts";
 
-/** The reference code's constants. */
-export interface HqqOptions {
-  /** The norm p whose p-th power is minimized. Default 0.7. */
-  readonly norm?: number;
-  /** Weight of the quadratic term at first. Default 10. */
-  readonly beta?: number;
-  /** Factor on beta after each iteration. Default 1.01. */
-  readonly kappa?: number;
-  /** Most iterations; they end when the mean absolute error no longer falls. Default 20. */
-  readonly iterations?: number;
-}
-
+/** Constants of the reference code: the norm whose power is minimized, weight of the quadratic term, its factor after each iteration. */
+const NORM = 0.7, FIRST_BETA = 10, KAPPA = 1.01;
+/** Most iterations; they end when the mean absolute error no longer falls. */
+const ITERATIONS = 20;
 /** The largest reciprocal scale: the reference code's guard of the half-precision scale. */
 const MAX_RECIPROCAL_SCALE = 2e4;
 /** Ranges up to this count as none, as there. */
 const MIN_RANGE = 1e-4;
 
+/** Half-open column ranges of a row's groups; the last is shorter when the size does not divide `cols`. */
+function groupRanges(cols: number, groupSize: number): (readonly [number, number])[] {
+  const size = groupSize === 0 ? Math.max(1, cols) : groupSize;
+  return Array.from({ length: Math.ceil(cols / size) }, (_, i) => [i * size, Math.min(cols, (i + 1) * size)]);
+}
+
 /** A matrix in HQQ's terms: `w ≈ (code − zero) / reciprocal`, a pair for each group of each row. */
-export interface HqqFit {
+interface HqqFit {
   readonly codes: Uint8Array;
   /** `f64[rows, groups]` */
   readonly reciprocal: Float64Array;
@@ -40,15 +39,15 @@ function roundHalfEven(x: number): number {
 }
 
 /** The generalized soft threshold: `sign(x) · max(0, |x| − |x|^(p − 1) / β)`. */
-function shrink(x: number, beta: number, norm: number): number {
+function shrink(x: number, beta: number): number {
   const size = Math.abs(x);
-  return Math.sign(x) * Math.max(0, size - Math.pow(size, norm - 1) / beta);
+  return Math.sign(x) * Math.max(0, size - Math.pow(size, NORM - 1) / beta);
 }
 
 /**
- * HQQ's alternation: the error W_e by the generalized soft threshold, then each group's zero point as the mean that fits W − W_e; the scale
- * stays that of minimum and maximum. As in the reference code the end is decided for the whole matrix, and the zero points behind
- * the last iteration are taken, not the best ones met.
+ * Alternates between the error W_e by the generalized soft threshold and each group's zero point as the mean that fits W − W_e; the
+ * scale stays that of minimum and maximum. As in the reference code the end is decided for the whole matrix, and the zero points
+ * behind the last iteration are taken, not the best ones met.
  *
  * **Shapes** `weights: f32[rows, cols]`. In float64, where the reference code uses float32 or half precision. Groups do not cross rows;
  * the last is shorter where the size does not divide `cols`, which the reference code refuses.
@@ -65,7 +64,7 @@ export function fitHqq(
   rows: number,
   cols: number,
   { bits, groupSize }: GridSetting,
-  { norm = 0.7, beta: firstBeta = 10, kappa = 1.01, iterations = 20 }: HqqOptions = {},
+  { iterations = ITERATIONS }: { readonly iterations?: number } = {},
 ): HqqFit {
   const ranges = groupRanges(cols, groupSize), groups = ranges.length, top = 2 ** bits - 1;
   const reciprocal = new Float64Array(rows * groups), zero = new Float64Array(rows * groups);
@@ -89,7 +88,7 @@ export function fitHqq(
     reciprocal[group] = range <= MIN_RANGE ? 1 : Math.min(MAX_RECIPROCAL_SCALE, top / range);
     zero[group] = -low * reciprocal[group]!;
   });
-  let best = Infinity, beta = firstBeta, done = 0;
+  let best = Infinity, beta = FIRST_BETA, done = 0;
   while (done < iterations) {
     let error = 0;
     eachGroup((group, begin, end) => {
@@ -97,12 +96,12 @@ export function fitHqq(
       let sum = 0;
       for (let i = begin; i < end; i++) {
         const code = codeOf(i, group), difference = weights[i]! - (code - oldZero) / scale;
-        sum += code - (weights[i]! - shrink(difference, beta, norm)) * scale;
+        sum += code - (weights[i]! - shrink(difference, beta)) * scale;
         error += Math.abs(difference);
       }
       zero[group] = sum / (end - begin);
     });
-    beta *= kappa;
+    beta *= KAPPA;
     done++;
     if (!(error < best)) break;
     best = error;
@@ -114,8 +113,8 @@ export function fitHqq(
 }
 
 /**
- * HQQ as a method: codes from {@linkcode fitHqq}; scale and zero point rounded to halves afterwards, as the reference code does when it
- * stores them. Needs no inputs.
+ * HQQ as a method: codes from {@linkcode fitHqq}; scale and zero point rounded to halves afterwards, as the reference code does when
+ * it stores them. Needs no inputs.
  *
  * @example
  * ```ts
@@ -124,7 +123,7 @@ export function fitHqq(
  * console.log(method.name, method.quantize(new Float32Array(64).fill(0.5), 2, 32, undefined)); // 2 HQQ, g 32 …
  * ```
  */
-export function hqq(setting: GridSetting, options: HqqOptions = {}): Method {
+export function hqq(setting: GridSetting): Method {
   const name = gridName("HQQ", setting);
   return {
     name,
@@ -133,7 +132,7 @@ export function hqq(setting: GridSetting, options: HqqOptions = {}): Method {
     needsInputs: false,
     quantize(weights, rows, cols) {
       checkLayer(name, weights, rows, cols, undefined);
-      const { codes, reciprocal, zero } = fitHqq(weights, rows, cols, setting, options);
+      const { codes, reciprocal, zero } = fitHqq(weights, rows, cols, setting);
       const ranges = groupRanges(cols, setting.groupSize);
       const restored = new Float32Array(weights.length);
       for (let row = 0; row < rows; row++) {

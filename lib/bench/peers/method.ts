@@ -1,6 +1,6 @@
 /**
- * What a way to quantize one matrix is to the peers' suite: its name, what it is made of, and a function from weights to weights. Ours
- * and our rivals have the same shape, so that all are measured by the same code.
+ * Interface of a quantization method under comparison: a name, how it was made, and a function from the weights of a matrix to what they
+ * are after storing.
  */
 import { WeightsError } from "../../errors.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
@@ -8,11 +8,11 @@ import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 /** What a method may look at beside the weights. */
 export interface LayerInputs {
   readonly cols: number;
-  /** `E[x xᵀ]: [cols, cols]`, mean over the calibration tokens. */
+  /** `E[x xᵀ]: [cols, cols]`, weighted mean over the positions of the calibration data. */
   readonly secondMoment: Float32Array | Float64Array;
 }
 
-/** What became of a matrix. */
+/** A quantized matrix. */
 export interface MethodResult {
   /** Dequantized: `f32[rows, cols]`. */
   readonly weights: Float32Array;
@@ -40,7 +40,7 @@ export interface Method {
   /** Undefined where the format fixes its own blocks. */
   readonly groupSize: GroupSize | undefined;
   readonly needsInputs: boolean;
-  /** What has to be done once, before the first matrix, and counts as no matrix's time. */
+  /** Runs once before the first matrix and counts as no matrix's time. */
   prepare?(): void;
   /**
    * **Shapes** `weights: f32[rows, cols]`, not changed.
@@ -62,19 +62,21 @@ export interface GridSetting {
   readonly groupSize: GroupSize;
 }
 
-/** How a grid method is called in tables: `2 HQQ, row` or `2 HQQ, g 32`. */
+/** Name of a method at a setting in tables: `2 HQQ, row` or `2 HQQ, g 32`. */
 export function gridName(name: string, { bits, groupSize }: GridSetting): string {
   return `${bits} ${name}, ${groupSize === 0 ? "row" : `g ${groupSize}`}`;
 }
 
-/** Half-open column ranges of a row's groups; the last is shorter when the size does not divide `cols`. */
-export function groupRanges(cols: number, groupSize: GroupSize): (readonly [number, number])[] {
-  const size = groupSize === 0 ? Math.max(1, cols) : groupSize;
-  return Array.from({ length: Math.ceil(cols / size) }, (_, i) => [i * size, Math.min(cols, (i + 1) * size)]);
+const doing = (name: string) => `Cannot quantize a matrix by ${JSON.stringify(name)}`;
+
+/** The first value that is NaN or infinite, and its place; undefined where all are finite. */
+function nonfinite(values: Float32Array | Float64Array, cols: number) {
+  const at = values.findIndex((value) => !Number.isFinite(value));
+  return at < 0 ? undefined : { value: values[at], row: Math.floor(at / cols), column: at % cols };
 }
 
 /**
- * Checks a matrix and, where they are given, what is known of its inputs.
+ * Checks a matrix and, where they are given, the moments of its inputs.
  *
  * @throws {TypeError} when sizes do not fit
  * @throws {WeightsError} when a value is NaN or infinite
@@ -86,59 +88,49 @@ export function checkLayer(
   cols: number,
   inputs: LayerInputs | undefined,
 ): void {
-  const doing = `Cannot quantize a matrix by ${JSON.stringify(name)}`;
   if (!Number.isSafeInteger(rows) || !Number.isSafeInteger(cols) || rows < 1 || cols < 1) {
-    throw new TypeError(`${doing}: rows and columns must be whole numbers ≥ 1, got ${rows} × ${cols}`);
+    throw new TypeError(`${doing(name)}: rows and columns must be whole numbers ≥ 1, got ${rows} × ${cols}`);
   }
   if (!(weights instanceof Float32Array) || weights.length !== rows * cols) {
-    throw new TypeError(`${doing}: weights must be ${rows * cols} float32 values, got ${weights?.length}`);
-  }
-  const bad = weights.findIndex((value) => !Number.isFinite(value));
-  if (bad >= 0) {
-    throw new WeightsError(
-      `${doing}: weights must be finite, got ${weights[bad]} at row ${Math.floor(bad / cols)}, column ${
-        bad % cols
-      }`,
+    throw new TypeError(
+      `${doing(name)}: weights must be ${rows * cols} float32 values, got ${weights?.length}`,
     );
+  }
+  const bad = nonfinite(weights, cols);
+  if (bad !== undefined) {
+    const place = `row ${bad.row}, column ${bad.column}`;
+    throw new WeightsError(`${doing(name)}: weights must be finite, got ${bad.value} at ${place}`);
   }
   if (inputs === undefined) return;
   const { secondMoment } = inputs;
   if (inputs.cols !== cols || secondMoment.length !== cols * cols) {
     throw new TypeError(
-      `${doing}: the second moment must be [${cols}, ${cols}], got ${secondMoment.length} values of ${inputs.cols} columns`,
+      `${doing(name)}: the second moment must be [${cols}, ${cols}], got ${secondMoment.length} values ` +
+        `of ${inputs.cols} columns`,
     );
   }
-  const wrong = secondMoment.findIndex((value) => !Number.isFinite(value));
-  if (wrong >= 0) {
-    throw new WeightsError(
-      `${doing}: the second moment must be finite, got ${secondMoment[wrong]} at ${
-        Math.floor(wrong / cols)
-      }, ${wrong % cols}`,
-    );
-  }
+  const wrong = nonfinite(secondMoment, cols);
+  if (wrong === undefined) return;
+  const place = `${wrong.row}, ${wrong.column}`;
+  throw new WeightsError(`${doing(name)}: the second moment must be finite, got ${wrong.value} at ${place}`);
 }
 
 /**
- * Checks that what a method stores can be read back.
+ * Checks that a stored matrix can be read back.
  *
  * @throws {WeightsError} when a value is not finite: a scale or a zero point left the range of half precision
  */
 export function checkRestored(name: string, restored: Float32Array, cols: number): void {
-  const bad = restored.findIndex((value) => !Number.isFinite(value));
-  if (bad < 0) return;
+  const bad = nonfinite(restored, cols);
+  if (bad === undefined) return;
   throw new WeightsError(
-    `Cannot quantize a matrix by ${
-      JSON.stringify(name)
-    }: scales and zero points must fit half precision, got ${restored[bad]} at row ${
-      Math.floor(bad / cols)
-    }, column ${bad % cols}`,
+    `${doing(name)}: scales and zero points must fit half precision, got ${bad.value} at row ${bad.row}, ` +
+      `column ${bad.column}`,
   );
 }
 
 /** The inputs of a method that cannot do without. @throws {TypeError} when they are absent */
 export function neededInputs(name: string, inputs: LayerInputs | undefined): LayerInputs {
   if (inputs !== undefined) return inputs;
-  throw new TypeError(
-    `Cannot quantize a matrix by ${JSON.stringify(name)}: it needs the second moment of the inputs, got none`,
-  );
+  throw new TypeError(`${doing(name)}: it needs the second moment of the inputs, got none`);
 }

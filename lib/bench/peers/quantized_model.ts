@@ -1,10 +1,18 @@
-/** A whole model through a method: the layers that the pipeline quantizes by default, one after the other, and the model that comes of it. */
+/** A whole model through a method: the layers that the pipeline quantizes by default, one after the other, and the model with them. */
+import type { Calibrated } from "../../calibration/mod.ts";
 import { resolveConfig } from "../../config/mod.ts";
 import { type LoadedModel, modelFrom } from "../../models/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { planQuantization } from "../../plan/plan.ts";
 import { convertFloats } from "../../quant/mod.ts";
 import type { Checkpoint, FloatDtype } from "../../tensor/mod.ts";
+import {
+  calibrationKeys,
+  calibrationOf,
+  collectInputs,
+  type Positions,
+  withAlikePositions,
+} from "./calibration.ts";
 import type { LayerInputs, Method, Unsupported } from "./method.ts";
 import { ReplacedCheckpoint } from "./replaced_checkpoint.ts";
 
@@ -14,6 +22,25 @@ export interface Layer {
   readonly rows: number;
   readonly cols: number;
   readonly weights: Float32Array;
+}
+
+/** A full-precision model that is quantized, and the data that all methods are calibrated on. */
+export interface Target {
+  readonly path: string;
+  readonly checkpoint: Checkpoint;
+  readonly full: LoadedModel;
+  readonly kernels: Kernels;
+  readonly threads: number;
+  readonly layers: readonly Layer[];
+  /** Keys of the configuration about calibration, and the data that they stand for. */
+  readonly keys: Readonly<Record<string, unknown>>;
+  readonly calibrated: Calibrated;
+  /** Second moments of the inputs of layers, as full precision or a quantized model makes them. */
+  inputsOf(
+    positions: Positions,
+    layers: readonly Layer[],
+    quantized?: LoadedModel,
+  ): Promise<ReadonlyMap<string, LayerInputs>>;
 }
 
 /** The matrices that the pipeline quantizes unless it is told otherwise, in the order of the files. */
@@ -30,6 +57,32 @@ export function quantizedLayers(checkpoint: Checkpoint, kernels: Kernels): Layer
   });
 }
 
+/** Opens the calibration data of a model, few samples of them for a quick look. Full precision runs once for each kind of weights. */
+export async function targetOf(
+  opened: Pick<Target, "path" | "checkpoint" | "full" | "kernels" | "threads">,
+  quick = false,
+): Promise<Target> {
+  const { path, checkpoint, full, kernels, threads } = opened;
+  const keys = calibrationKeys(path, quick), calibrated = await calibrationOf(full, checkpoint, keys);
+  const data = { weighted: calibrated, alike: withAlikePositions(calibrated) };
+  const layers = quantizedLayers(checkpoint, kernels);
+  const collected = new Map<Positions, ReturnType<typeof collectInputs>>();
+  const collect = (positions: Positions, layers: readonly Layer[], model: LoadedModel) =>
+    collectInputs(model, data[positions], layers.map(({ name }) => name), kernels, threads);
+  return {
+    ...opened,
+    layers,
+    keys,
+    calibrated,
+    inputsOf(positions, part, quantized) {
+      if (quantized !== undefined) return collect(positions, part, quantized);
+      const found = collected.get(positions) ?? collect(positions, layers, full);
+      collected.set(positions, found);
+      return found;
+    },
+  };
+}
+
 /** A model as a method left it. */
 export interface QuantizedModel {
   readonly model: LoadedModel;
@@ -38,26 +91,20 @@ export interface QuantizedModel {
   readonly bitsPerWeight: number;
   /** √(Σ (w − ŵ)² / Σ w²) over all quantized layers. */
   readonly relativeRmsError: number;
-  /** Of quantizing alone; collecting inputs is not in it. */
+  /** Of quantizing alone, without collecting inputs. */
   readonly seconds: number;
-  /** By layer, what the method had to say. */
+  /** Remarks of the method by layer. */
   readonly notes: readonly string[];
-}
-
-/** Where a method's inputs come from. */
-export interface InputSource {
-  /** Of these layers, as `model` sees the calibration data; undefined is the full-precision model. */
-  collect(layers: readonly Layer[], model?: LoadedModel): ReadonlyMap<string, LayerInputs>;
 }
 
 export interface QuantizeModelOptions {
   /**
-   * The blocks of the model one after the other, each with the inputs that the blocks before it, quantized already, leave to it; else all
-   * layers with the inputs of the full-precision model. Default false.
+   * The blocks of the model one after the other, each on the inputs that the quantized blocks before it make; else all layers on the
+   * inputs of the full-precision model. Default false.
    */
   readonly blockwise?: boolean;
-  /** Default 1. */
-  readonly threads?: number;
+  /** Default `weighted`. */
+  readonly positions?: Positions;
 }
 
 /** Layers of the same block, blocks in their order; those of no block, as a head, last. */
@@ -67,26 +114,23 @@ function blocksOf(layers: readonly Layer[]): Layer[][] {
 }
 
 /**
- * Quantizes every layer by itself and loads the model with what came of them.
+ * Quantizes every layer by itself and loads the model with the results.
  *
  * @throws as the method does
  */
-export function quantizeModel(
-  checkpoint: Checkpoint,
-  kernels: Kernels,
-  layers: readonly Layer[],
+export async function quantizeModel(
+  { checkpoint, kernels, threads, layers, inputsOf }: Target,
   method: Method,
-  source: InputSource,
-  { blockwise = false, threads = 1 }: QuantizeModelOptions = {},
-): QuantizedModel | Unsupported {
+  { blockwise = false, positions = "weighted" }: QuantizeModelOptions = {},
+): Promise<QuantizedModel | Unsupported> {
   method.prepare?.();
   const replaced = new Map<string, Float32Array>();
   const load = () => modelFrom(new ReplacedCheckpoint(checkpoint, replaced), kernels, { threads });
   const notes: string[] = [];
   let weights = 0, storedBytes = 0, error = 0, squares = 0, seconds = 0;
   for (const part of blockwise ? blocksOf(layers) : [layers]) {
-    const model = replaced.size > 0 ? load() : undefined;
-    const inputs = method.needsInputs ? source.collect(part, model) : undefined;
+    const before = replaced.size === 0 ? undefined : load();
+    const inputs = method.needsInputs ? await inputsOf(positions, part, before) : undefined;
     for (const layer of part) {
       const begin = performance.now();
       const result = method.quantize(layer.weights, layer.rows, layer.cols, inputs?.get(layer.name));

@@ -1,26 +1,20 @@
 /**
- * The peers' suite: our solvers and their rivals on the same models, layers, calibration data and held-out data. Who takes part is in
- * peers/contenders.ts, what is measured in peers/yardstick.ts.
+ * The peers' suite: our solvers and other projects' methods on the same models, layers, calibration data and held-out data. Who takes
+ * part is in contenders.ts.
  */
-import { availableParallelism } from "node:os";
 import { modelFrom } from "../../models/mod.ts";
-import { MAX_THREADS } from "../../quant/mod.ts";
+import type { Kernels } from "../../native/mod.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
 import { openGgml } from "../ggml.ts";
-import type { Interval } from "../../eval/intervals.ts";
-import type { Contender, Target } from "./contender.ts";
-import { correctionContenders, ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
-import { calibrationOf, collectInputs } from "./inputs.ts";
-import { gridName, type MethodKind } from "./method.ts";
-import { solverSpeed } from "./solver_speed.ts";
-import { quantizedLayers, type QuantizedModel } from "./quantized_model.ts";
-import { type Measurement, yardstickOf } from "./yardstick.ts";
-import type { Kernels } from "../../native/mod.ts";
+import { nameOf, span, threadsOf } from "../settings.ts";
 import type { BenchContext, Goal, Section, Skipped, Suite, SuiteReport } from "../suite.ts";
-
-const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
-const span = ({ value, low, high }: Interval, digits: number) =>
-  `${value.toFixed(digits)} ${low.toFixed(digits)}–${high.toFixed(digits)}`;
+import { hasPositionWeights } from "./calibration.ts";
+import type { Contender } from "./contender.ts";
+import { correctionContenders, ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
+import { gridName, type MethodKind } from "./method.ts";
+import { type QuantizedModel, type Target, targetOf } from "./quantized_model.ts";
+import { solverSpeed } from "./solver_speed.ts";
+import { type Measurement, type Yardstick, yardstickOf } from "./yardstick.ts";
 
 const SHORT_KINDS: Record<MethodKind, string> = {
   "ours": "ours",
@@ -28,123 +22,123 @@ const SHORT_KINDS: Record<MethodKind, string> = {
   "re-implementation": "re-impl.",
 };
 
+/** A full-precision model or a contender's, as measured. */
 interface Measured {
   readonly contender: Contender | undefined;
-  readonly quantized: Omit<QuantizedModel, "model"> | undefined;
+  readonly quantized: QuantizedModel | undefined;
   readonly measurement: Measurement;
   readonly evaluationSeconds: number;
 }
 
-function skippedReport(what: string, reason: string): SuiteReport {
-  return { sections: [], rows: [], goals: [], skipped: [{ what, reason }] };
+/** A comparison of ways to quantize, as a suite. */
+export interface Comparison extends Pick<Suite, "name" | "summary"> {
+  readonly contenders: (
+    kernels: Kernels,
+    options: BenchContext["options"] & { readonly hasPositionWeights: boolean },
+  ) => Contender[];
+  /** How ggml is opened; without it only the contenders above take part. */
+  readonly openGgml?: typeof openGgml;
+  readonly goals?: (name: string, measured: readonly Measured[], unit: string) => Goal[];
 }
 
+const skippedReport = (what: string, reason: string): SuiteReport => ({
+  sections: [],
+  rows: [],
+  goals: [],
+  skipped: [{ what, reason }],
+});
+
+/** Measures full precision and every contender on a model. */
 async function measureModel(
   context: BenchContext,
   path: string,
-  { open, contenders: own, goals }: PeersOptions,
+  comparison: Comparison,
 ): Promise<SuiteReport> {
-  const { kernels, environment, options } = context;
-  const { seed, quick } = options;
-  const threads = kernels.backend === "wasm"
-    ? 1
-    : options.threads ?? Math.min(MAX_THREADS, availableParallelism());
-  const name = nameOf(path);
+  const { kernels, options } = context, { seed, quick, tasks } = options;
+  const threads = threadsOf(context), name = nameOf(path);
   using checkpoint = openCheckpoint(path);
   const full = modelFrom(checkpoint, kernels, { threads });
-  const layers = quantizedLayers(checkpoint, kernels);
-  if (layers.length === 0) return skippedReport(name, "no matrix of it is quantized by default");
   const limit = options.limit ?? (quick && full.kind !== "dit" ? 20 : undefined);
-  const yardstick = await yardstickOf(full, path, kernels, {
-    seed,
-    threads,
-    limit,
-    quick,
-    tasks: options.tasks,
-  });
+  const yardstick = await yardstickOf(full, path, kernels, { seed, threads, limit, quick, tasks });
   if ("unsupported" in yardstick) return skippedReport(name, yardstick.unsupported);
-  const calibration = await calibrationOf(full, path, { seed, quick });
-
-  const begin = performance.now();
-  const fullInputs = collectInputs(full, calibration, layers.map((layer) => layer.name), kernels, threads);
-  const calibrationSeconds = (performance.now() - begin) / 1000;
-  const target: Target = {
-    path,
-    checkpoint,
-    kernels,
-    threads,
-    layers,
-    source: {
-      collect: (part, model) =>
-        model === undefined
-          ? fullInputs
-          : collectInputs(model, calibration, part.map((layer) => layer.name), kernels, threads),
-    },
-  };
-
+  const target = await targetOf({ path, checkpoint, full, kernels, threads }, quick);
+  if (target.layers.length === 0) return skippedReport(name, "no matrix of it is quantized by default");
   const skipped: Skipped[] = yardstick.missing.map((text) => {
     const [what, reason] = text.split(": ") as [string, string];
-    return { what: `${name}: ${what}`, reason };
+    return { what, reason };
   });
-  const opened = await open?.();
+  const opened = await comparison.openGgml?.();
   const ggml = opened === undefined || "reason" in opened ? undefined : opened;
-  if (opened !== undefined && "reason" in opened) {
-    skipped.push({ what: `${name}: ggml`, reason: opened.reason });
-  }
-  const rivals = ggml && ggmlContenders(ggml, layers);
-  skipped.push(...(rivals?.skipped ?? []).map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })));
-
+  if (opened !== undefined && "reason" in opened) skipped.push({ what: "ggml", reason: opened.reason });
+  const others = ggml && ggmlContenders(ggml, target.layers.map(({ cols }) => cols));
+  skipped.push(...others?.skipped ?? []);
+  const own = comparison.contenders(kernels, {
+    ...options,
+    hasPositionWeights: hasPositionWeights(target.calibrated),
+  });
   const measured: Measured[] = [];
-  const measure = async (contender: Contender | undefined) => {
-    context.progress(`${name}, ${contender?.name ?? "full"}`);
-    const quantized = await contender?.quantize(target);
-    if (quantized !== undefined && "unsupported" in quantized) {
-      skipped.push({ what: `${name}: ${contender!.name}`, reason: quantized.unsupported });
-      return;
-    }
-    const begin = performance.now();
-    const measurement = yardstick.measure(quantized?.model ?? full);
-    const evaluationSeconds = (performance.now() - begin) / 1000;
-    const { model: _, ...rest } = quantized ?? { model: undefined };
-    measured.push({
-      contender,
-      quantized: quantized && rest as Omit<QuantizedModel, "model">,
-      measurement,
-      evaluationSeconds,
-    });
-  };
   try {
-    await measure(undefined);
-    for (const contender of own(kernels, options)) await measure(contender);
-    for (const contender of rivals?.contenders ?? []) await measure(contender);
+    for (const contender of [undefined, ...own, ...others?.contenders ?? []]) {
+      context.progress(`${name}, ${contender?.name ?? "full"}`);
+      const found = await measureContender(contender, target, yardstick);
+      if ("unsupported" in found) skipped.push({ what: contender!.name, reason: found.unsupported });
+      else measured.push(found);
+      if ("quantized" in found) {
+        for (const note of found.quantized?.notes ?? []) {
+          context.progress(`${name}, ${contender!.name}, ${note}`);
+        }
+      }
+    }
   } finally {
     ggml?.close();
   }
+  return {
+    sections: [sectionOf(name, target, yardstick, measured)],
+    rows: measured.map((each) => rowOf(context, name, target, yardstick, each)),
+    goals: comparison.goals?.(name, measured, yardstick.distance) ?? [],
+    skipped: skipped.map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })),
+  };
+}
 
-  const { tasks } = yardstick;
+/** Where the calibration data come from, without the folder of their file. */
+const calibrationText = ({ data: { source } }: Target["calibrated"]): string =>
+  source.replace(/"[^"]*[/\\]([^"/\\]+)"/, "$1");
+
+/** Quantizes a model by a contender and measures the result; without a contender, full precision. */
+async function measureContender(contender: Contender | undefined, target: Target, yardstick: Yardstick) {
+  const quantized = await contender?.quantize(target);
+  if (quantized !== undefined && "unsupported" in quantized) return quantized;
+  const begin = performance.now();
+  const measurement = yardstick.measure(quantized?.model ?? target.full);
+  const evaluationSeconds = (performance.now() - begin) / 1000;
+  return { contender, quantized, measurement, evaluationSeconds };
+}
+
+function sectionOf(
+  name: string,
+  { full, layers, calibrated }: Target,
+  { source, distance: unit, tasks }: Yardstick,
+  measured: readonly Measured[],
+): Section {
+  const { tokenAccuracy, byTimestep } = measured[0]!.measurement;
   const weights = layers.reduce((sum, layer) => sum + layer.weights.length, 0);
-  const section: Section = {
+  return {
     title:
       `${name} (${full.kind}): ${layers.length} matrices with ${weights} weights, quantized by ours and by others`,
     notes: [
-      `Measured on ${yardstick.source}; calibrated on`,
-      `${calibration.source}, ${
-        calibrationSeconds.toFixed(1)
-      } s. 95 % intervals: Wilson for tasks, bootstrap for`,
-      `${yardstick.distance}. Library: another project's code; re-impl.: written here from its paper. s: quantizing alone.`,
+      `Measured on ${source}.`,
+      `All calibrated on ${calibrationText(calibrated)}, with the same masks or noise.`,
+      `95 % intervals: Wilson for tasks, bootstrap for ${unit}. Library: another project's code; re-impl.: written here`,
+      "from its paper. s: ours with reading, calibrating and writing; others' quantizing alone.",
     ],
     columns: [
       { key: "method", title: "method" },
       { key: "kind", title: "kind" },
       { key: "bitsPerWeight", title: "bits/w", digits: 3 },
-      { key: "distance", title: yardstick.distance },
-      ...(measured[0]!.measurement.tokenAccuracy === undefined
-        ? []
-        : [{ key: "tokens", title: "tokens", digits: 3 }]),
+      { key: "distance", title: unit },
+      ...(tokenAccuracy === undefined ? [] : [{ key: "tokens", title: "tokens", digits: 3 }]),
       ...tasks.map((task) => ({ key: task, title: task })),
-      ...(measured[0]!.measurement.byTimestep === undefined
-        ? []
-        : [{ key: "worst", title: "worst timestep" }]),
+      ...(byTimestep === undefined ? [] : [{ key: "worst", title: "worst timestep" }]),
       { key: "seconds", title: "s", digits: 2 },
     ],
     rows: measured.map(({ contender, quantized, measurement }) => {
@@ -162,7 +156,18 @@ async function measureModel(
       };
     }),
   };
-  const rows = measured.map(({ contender, quantized, measurement, evaluationSeconds }) => ({
+}
+
+/** A row of the JSON report. */
+function rowOf(
+  context: BenchContext,
+  name: string,
+  { full, calibrated, threads }: Target,
+  yardstick: Yardstick,
+  { contender, quantized, measurement, evaluationSeconds }: Measured,
+) {
+  const { environment: { backend, isa, runtime, processor }, options: { seed } } = context;
+  return {
     suite: "peers",
     model: name,
     family: full.kind,
@@ -181,25 +186,20 @@ async function measureModel(
     byTimestep: measurement.byTimestep ?? null,
     quantizeSeconds: quantized?.seconds ?? null,
     evaluationSeconds,
-    calibrationSeconds,
-    calibration: calibration.source,
+    calibration: calibrationText(calibrated),
     evaluation: yardstick.source,
     notes: quantized?.notes ?? [],
     seed,
     threads,
-    backend: environment.backend,
-    isa: environment.isa,
-    runtime: environment.runtime,
-    processor: environment.processor,
-  }));
-  for (const { contender, quantized } of measured) {
-    for (const note of quantized?.notes ?? []) context.progress(`${name}, ${contender!.name}, ${note}`);
-  }
-  return { sections: [section], rows, goals: goals(name, measured, yardstick.distance), skipped };
+    backend,
+    isa,
+    runtime,
+    processor,
+  };
 }
 
-/** Our goals against the rivals of the same run, at each setting. */
-function rivalGoals(name: string, measured: readonly Measured[], unit: string): Goal[] {
+/** Goals of `best` beside the peers of the same run, at each setting. */
+function peerGoals(name: string, measured: readonly Measured[], unit: string): Goal[] {
   const full = measured.find(({ contender }) => contender === undefined)?.measurement.scores.at(-1)
     ?.exactMatch;
   return measured.flatMap(({ contender, measurement }): Goal[] => {
@@ -208,12 +208,12 @@ function rivalGoals(name: string, measured: readonly Measured[], unit: string): 
     const own = gridName("best", { bits, groupSize });
     if (contender!.name !== own) return [];
     const { value } = measurement.distance;
-    const atMost = (rival: string, factor: number): Goal[] => {
-      const rivalName = gridName(rival, { bits, groupSize });
-      const other = measured.find((each) => each.contender?.name === rivalName)?.measurement.distance.value;
+    const atMost = (peer: string, factor: number): Goal[] => {
+      const peerName = gridName(peer, { bits, groupSize });
+      const other = measured.find((each) => each.contender?.name === peerName)?.measurement.distance.value;
       if (other === undefined) return [];
       return [{
-        goal: `${name}, ${own}: ${unit}, beside ${rival}`,
+        goal: `${name}, ${own}: ${unit}, beside ${peer}`,
         wanted: `at most ${factor} ×`,
         measured: `${(value / other).toFixed(3)} × (${value.toPrecision(3)} / ${other.toPrecision(3)})`,
         met: value <= factor * other,
@@ -234,20 +234,16 @@ function rivalGoals(name: string, measured: readonly Measured[], unit: string): 
   });
 }
 
-interface PeersOptions {
-  /** How ggml is opened; without it only our own contenders take part. */
-  readonly open?: typeof openGgml | undefined;
-  readonly contenders: (kernels: Kernels, options: BenchContext["options"]) => Contender[];
-  readonly goals: (name: string, measured: readonly Measured[], unit: string) => Goal[];
-}
-
-function suiteOf(about: Pick<Suite, "name" | "summary">, peers: PeersOptions): Suite {
+/** A comparison on each of the models, as a suite of the bench. */
+export function comparisonSuite(comparison: Comparison): Suite {
+  const { name, summary } = comparison;
   return {
-    ...about,
+    name,
+    summary,
     defaults: { bits: [2], groupSizes: [0, 32], solvers: ["round", "clip", "feedback", "best"] },
     run: async (context) => {
       const reports: SuiteReport[] = [];
-      for (const path of context.options.models) reports.push(await measureModel(context, path, peers));
+      for (const path of context.options.models) reports.push(await measureModel(context, path, comparison));
       return {
         sections: reports.flatMap(({ sections }) => sections),
         rows: reports.flatMap(({ rows }) => rows),
@@ -258,40 +254,34 @@ function suiteOf(about: Pick<Suite, "name" | "summary">, peers: PeersOptions): S
   };
 }
 
-/** The suite with a way to open ggml. */
-export function peersSuiteOf(open: typeof openGgml): Suite {
-  return suiteOf({
-    name: "peers",
-    summary: "our solvers beside HQQ, GPTQ and ggml: bits, KL, puzzles, seconds",
-  }, {
-    open,
-    contenders: (kernels, options) => gridContenders(kernels, options),
-    goals: rivalGoals,
-  });
-}
+/** Our solvers beside HQQ, GPTQ and ggml. */
+export const PEERS: Comparison = {
+  name: "peers",
+  summary: "our solvers beside HQQ, GPTQ and ggml: bits, KL, puzzles, seconds",
+  openGgml,
+  contenders: gridContenders,
+  goals: peerGoals,
+};
 
-/** Our solvers beside HQQ, GPTQ and ggml on the reference models, or those of `--model`. */
-export const peersSuite: Suite = peersSuiteOf(openGgml);
+export const peersSuite: Suite = comparisonSuite(PEERS);
 
 /** What low-rank corrections and rotations gain or lose beside the same bits spent otherwise. */
 export const correctionsSuite: Suite = {
-  ...suiteOf(
-    {
-      name: "corrections",
-      summary: "low-rank corrections and rotations beside equal bits in groups and codes",
-    },
-    { contenders: (_, options) => correctionContenders(options), goals: () => [] },
-  ),
+  ...comparisonSuite({
+    name: "corrections",
+    summary: "low-rank corrections and rotations beside equal bits in groups and codes",
+    contenders: (_, options) => correctionContenders(options),
+  }),
   defaults: { bits: [2], groupSizes: [0, 32, 16], solvers: ["best"] },
 };
 
-/** What each step of our own solvers gains and costs. */
-const ladderSuite: Suite = suiteOf(
-  { name: "solvers", summary: "the solver ladder, step by step: KL or noise error, puzzles, seconds" },
-  { contenders: (_, options) => ladderContenders(options), goals: () => [] },
-);
+const ladderSuite = comparisonSuite({
+  name: "solvers",
+  summary: "the solver ladder, step by step: KL or noise error, puzzles, seconds",
+  contenders: (_, options) => ladderContenders(options),
+});
 
-/** The ladder, and what it takes at a large model's shapes. */
+/** The solver ladder, what each step gains and costs, and the time of solving a large model. */
 export const solversSuite: Suite = {
   ...ladderSuite,
   run: async (context) => {

@@ -1,4 +1,7 @@
 /** Small quantization problems for the tests of the peers. */
+import type { Kernels } from "../../../lib/native/mod.ts";
+import { checkLayer, gridName, type GridSetting, type Method } from "../../../lib/bench/peers/method.ts";
+import { dequantize, packedBytes, quantize, type WeightSolver } from "../../../lib/quant/mod.ts";
 import { randomStream } from "../../_kernels.ts";
 
 /** Weights and second moments `E[x xᵀ]` of inputs that depend on one another. */
@@ -43,4 +46,23 @@ export function outputError(
 
 export function identity(size: number): Float64Array<ArrayBuffer> {
   return Float64Array.from({ length: size * size }, (_, i) => i % (size + 1) === 0 ? 1 : 0);
+}
+
+/** A solver of ours that looks at the weights alone, matrix by matrix as the peers. */
+export function ours(kernels: Kernels, solver: WeightSolver, setting: GridSetting): Method {
+  const name = gridName(solver, setting);
+  return {
+    name,
+    kind: "ours",
+    ...setting,
+    needsInputs: false,
+    quantize(weights, rows, cols) {
+      checkLayer(name, weights, rows, cols, undefined);
+      const packed = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, { ...setting, solver });
+      return {
+        weights: dequantize(kernels, packed),
+        storedBytes: packedBytes(rows, cols, setting.bits, setting.groupSize, "real"),
+      };
+    },
+  };
 }

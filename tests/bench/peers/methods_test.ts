@@ -1,27 +1,17 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { WeightsError } from "../../../lib/errors.ts";
 import { type Ggml, openGgml } from "../../../lib/bench/ggml.ts";
-import {
-  choleskyFactor,
-  choleskyInverse,
-  fitHqq,
-  GGML_FORMATS,
-  type GgmlFormat,
-  ggmlMethod,
-  gptq,
-  hqq,
-  type LayerInputs,
-  type Method,
-  type MethodResult,
-  minMaxGrid,
-  ours,
-} from "../../../lib/bench/peers/mod.ts";
+import { GGML_FORMATS, type GgmlFormat, ggmlMethod } from "../../../lib/bench/peers/ggml_method.ts";
+import { gptq } from "../../../lib/bench/peers/gptq.ts";
+import { fitHqq, hqq } from "../../../lib/bench/peers/hqq.ts";
+import type { LayerInputs, Method, MethodResult } from "../../../lib/bench/peers/method.ts";
 import { relativeDifference } from "../../../lib/bench/kernels/cases.ts";
 import { gaussianWeights } from "../../../lib/bench/random.ts";
 import { type Kernels, openKernels } from "../../../lib/native/mod.ts";
-import type { BitWidth, GroupSize } from "../../../lib/quant/mod.ts";
+import { type BitWidth, type GroupSize, quantize } from "../../../lib/quant/mod.ts";
+import { gridOf } from "../../../lib/quant/solvers/grids.ts";
 import { randomStream } from "../../_kernels.ts";
-import { identity, outputError, problem } from "./_problems.ts";
+import { identity, ours, outputError, problem } from "./_problems.ts";
 
 let kernels: Kernels;
 beforeAll(async () => {
@@ -101,27 +91,6 @@ describe("HQQ", () => {
   });
 });
 
-describe("Cholesky", () => {
-  test("gives factors and inverses of positive definite matrices, and none of others", () => {
-    const size = 12, { inputs } = problem(4, 1, size);
-    const matrix = inputs.secondMoment, factor = choleskyFactor(matrix, size)!;
-    const inverse = choleskyInverse(factor, size);
-    for (let i = 0; i < size; i++) {
-      for (let j = 0; j < size; j++) {
-        let product = 0, one = 0;
-        for (let k = 0; k < size; k++) {
-          product += factor[i * size + k]! * factor[j * size + k]!;
-          one += matrix[i * size + k]! * inverse[k * size + j]!;
-        }
-        expect(product).toBeCloseTo(matrix[i * size + j]!, 9);
-        expect(one).toBeCloseTo(i === j ? 1 : 0, 6);
-      }
-    }
-    expect(choleskyFactor(Float64Array.of(1, 2, 2, 1), 2)).toBeUndefined();
-    expect(choleskyFactor(Float64Array.of(1, 0, 0, NaN), 2)).toBeUndefined();
-  });
-});
-
 /** Optimal brain quantization in a given order as in its paper: at each column the inverse of what is left, by elimination. */
 function textbookObq(
   row: Float64Array,
@@ -163,19 +132,22 @@ function inverseOf(matrix: readonly (readonly number[])[]): number[][] {
 
 describe("GPTQ", () => {
   for (
-    const [seed, rows, cols, bits, groupSize, actOrder] of [
-      [1, 5, 9, 2, 0, true],
-      [2, 4, 40, 2, 16, true],
-      [3, 4, 33, 3, 32, true],
-      [4, 6, 16, 4, 0, false],
-      [5, 3, 48, 2, 16, false],
-    ] as [number, number, number, BitWidth, GroupSize, boolean][]
+    const [seed, rows, cols, bits, groupSize] of [
+      [1, 5, 9, 2, 0],
+      [2, 4, 40, 2, 16],
+      [3, 4, 33, 3, 32],
+      [4, 6, 16, 4, 0],
+      [5, 3, 48, 2, 16],
+    ] as [number, number, number, BitWidth, GroupSize][]
   ) {
-    test(`is textbook optimal brain quantization, ${rows} × ${cols}, ${bits} bits, groups of ${groupSize}, order ${actOrder}`, () => {
+    test(`is textbook optimal brain quantization, ${rows} × ${cols}, ${bits} bits, groups of ${groupSize}`, () => {
       const { weights, inputs } = problem(seed, rows, cols), { secondMoment } = inputs;
       const setting = { bits, groupSize };
-      const made = result(gptq(kernels, setting, { actOrder }), weights, rows, cols, inputs);
-      const { scale, zeroPoint } = minMaxGrid(kernels, weights, rows, cols, setting);
+      const made = result(gptq(kernels, setting), weights, rows, cols, inputs);
+      const matrixOf = { data: weights, dtype: "F32" } as const;
+      const { scale, zeroPoint } = gridOf(
+        quantize(kernels, matrixOf, rows, cols, { ...setting, solver: "round" }),
+      );
       const size = groupSize === 0 ? cols : groupSize, groups = Math.ceil(cols / size);
       const diagonal = Array.from({ length: cols }, (_, i) => secondMoment[i * cols + i]!);
       const damping = 0.01 * diagonal.reduce((sum, value) => sum + value, 0) / cols;
@@ -183,7 +155,7 @@ describe("GPTQ", () => {
         diagonal.map((_, j) => secondMoment[i * cols + j]! + (i === j ? damping : 0))
       );
       const order = [...diagonal.keys()];
-      if (actOrder) order.sort((a, b) => diagonal[b]! - diagonal[a]!);
+      order.sort((a, b) => diagonal[b]! - diagonal[a]!);
       const wanted = new Float32Array(weights.length);
       for (let row = 0; row < rows; row++) {
         const nearest = (column: number, value: number) => {

@@ -7,76 +7,88 @@ import { environmentOf } from "../../../lib/eval/environment.ts";
 import {
   calibrationOf,
   collectInputs,
-  gptq,
-  type LayerInputs,
-  methodContender,
-  ours,
-  pipelineContender,
-  quantizedLayers,
+  hasPositionWeights,
+  withAlikePositions,
+} from "../../../lib/bench/peers/calibration.ts";
+import { methodContender, pipelineContender } from "../../../lib/bench/peers/contender.ts";
+import { gptq } from "../../../lib/bench/peers/gptq.ts";
+import type { LayerInputs } from "../../../lib/bench/peers/method.ts";
+import {
   type QuantizedModel,
   quantizeModel,
-  ReplacedCheckpoint,
-  type Target,
-  yardstickOf,
-} from "../../../lib/bench/peers/mod.ts";
-import { peersSuite, peersSuiteOf } from "../../../lib/bench/peers/suite.ts";
+  type QuantizeModelOptions,
+  targetOf,
+} from "../../../lib/bench/peers/quantized_model.ts";
+import { ReplacedCheckpoint } from "../../../lib/bench/peers/replaced_checkpoint.ts";
+import { comparisonSuite, PEERS, peersSuite } from "../../../lib/bench/peers/suite.ts";
+import { yardstickOf } from "../../../lib/bench/peers/yardstick.ts";
 import { formatReport } from "../../../lib/bench/report.ts";
 import type { BenchContext, SuiteReport } from "../../../lib/bench/suite.ts";
-import { type LoadedModel, modelFrom } from "../../../lib/models/mod.ts";
+import { modelFrom } from "../../../lib/models/mod.ts";
 import { openKernels } from "../../../lib/native/mod.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
 import { parseBenchArguments } from "../../../scripts/bench.ts";
-import { MODELS, workplace } from "../../_checkpoints.ts";
+import { MODELS, rejection, workplace } from "../../_checkpoints.ts";
 import { ditCheckpoint, dreamCheckpoint, SMALL_IMAGE, store } from "../../_models.ts";
 import { relativeError } from "../../_reference.ts";
 import { thrown } from "../../tensor/_files.ts";
+import { ours } from "./_problems.ts";
 
 const DREAM = join(MODELS, "dream-mini"), GLYPHS = join(MODELS, "glyph-dit");
 const place = workplace();
 const kernels = await openKernels();
 const checkpoint = openCheckpoint(DREAM);
 const full = modelFrom(checkpoint, kernels, { threads: 2 });
-const layers = quantizedLayers(checkpoint, kernels);
-const calibration = await calibrationOf(full, DREAM, { seed: 1 });
-const inputs = collectInputs(full, calibration, layers.map(({ name }) => name), kernels, 2);
-const source = {
-  collect: (part: readonly { readonly name: string }[], model: LoadedModel = full) =>
-    model === full ? inputs : collectInputs(model, calibration, part.map(({ name }) => name), kernels, 2),
-};
+const target = await targetOf({ path: DREAM, checkpoint, full, kernels, threads: 2 });
+const { layers, calibrated } = target;
+const inputs = await target.inputsOf("weighted", layers);
 afterAll(() => {
   checkpoint.close();
   kernels.close();
   place.remove();
 });
 
-function quantized(made: ReturnType<typeof quantizeModel>): QuantizedModel {
+function quantized(made: Awaited<ReturnType<typeof quantizeModel>>): QuantizedModel {
   if ("unsupported" in made) throw new Error(made.unsupported);
   return made;
 }
 
 describe("second moments", () => {
-  test("are the mean of x xᵀ over every position, in any batch", () => {
-    const name = "model.layers.2.mlp.down_proj.weight";
-    const { cols, secondMoment } = inputs.get(name)!;
-    expect([cols, secondMoment.length]).toEqual([160, 160 * 160]);
-    const sum = new Float64Array(cols * cols);
-    let positions = 0;
-    calibration.run(full, (layer, x, tokens) => {
-      if (layer.name !== name) return;
-      positions += tokens;
-      for (let t = 0; t < tokens; t++) {
-        for (let i = 0; i < cols; i++) {
-          for (let j = 0; j <= i; j++) sum[i * cols + j]! += x[t * cols + i]! * x[t * cols + j]!;
-        }
+  for (const positions of ["weighted", "alike"] as const) {
+    test(`are the mean of x xᵀ over every position of the pipeline's data, ${positions}`, async () => {
+      const name = "model.layers.2.mlp.down_proj.weight";
+      const { cols, secondMoment } = (await target.inputsOf(positions, layers)).get(name)!;
+      expect([cols, secondMoment.length]).toEqual([160, 160 * 160]);
+      if (calibrated.kind !== "sequences") throw new Error("not a language model");
+      const sum = new Float64Array(cols * cols);
+      let total = 0, samples = 0;
+      for (const { batch, weights } of calibrated.data.fit) {
+        samples += batch.batch;
+        calibrated.model.forward(batch.inputIds, batch.batch, {
+          observe: (layer, x, tokens) => {
+            if (layer.name !== name) return;
+            expect(tokens).toBe(weights.length);
+            for (let t = 0; t < tokens; t++) {
+              const weight = positions === "alike" ? 1 : weights[t]!;
+              total += weight;
+              for (let i = 0; i < cols; i++) {
+                const scaled = weight * x[t * cols + i]!;
+                for (let j = 0; j < cols; j++) sum[i * cols + j]! += scaled * x[t * cols + j]!;
+              }
+            }
+          },
+        });
       }
+      expect(samples).toBe(512);
+      expect(relativeError(secondMoment, sum.map((value) => value / total))).toBeLessThan(1e-5);
     });
-    expect(positions % 36).toBe(0);
-    expect(positions).toBeGreaterThan(30_000);
-    const wanted = sum.map((_, i) =>
-      sum[Math.max(Math.floor(i / cols), i % cols) * cols + Math.min(Math.floor(i / cols), i % cols)]! /
-      positions
-    );
-    expect(relativeError(secondMoment, wanted)).toBeLessThan(1e-5);
+  }
+
+  test("count positions as the pipeline does, or all alike", () => {
+    expect(hasPositionWeights(calibrated)).toBe(true);
+    expect(hasPositionWeights(withAlikePositions(calibrated))).toBe(false);
+    const weights = calibrated.data.fit.flatMap((part) => [...part.weights]);
+    expect([...new Set(weights)].sort()).toEqual([0.1, 0.3, 1].map(Math.fround));
   });
 
   test("are there for every layer that is quantized, the same for layers of one input, others for others", () => {
@@ -91,14 +103,15 @@ describe("second moments", () => {
   test("of an image model are taken at all timesteps and stay apart for layers that share a buffer", async () => {
     using glyphs = openCheckpoint(GLYPHS);
     const model = modelFrom(glyphs, kernels, { threads: 2 });
-    const images = await calibrationOf(model, GLYPHS, { seed: 1 });
+    const images = await calibrationOf(model, glyphs, {});
+    expect(hasPositionWeights(images)).toBe(false);
     const block = "transformer_blocks.3";
     const names = [
       `${block}.attn1.to_q.weight`,
       `${block}.attn1.to_out.0.weight`,
       `${block}.norm1.emb.timestep_embedder.linear_1.weight`,
     ];
-    const found = collectInputs(model, images, names, kernels, 2);
+    const found = await collectInputs(model, images, names, kernels, 2);
     const [query, out, waves] = names.map((name) => found.get(name)!);
     expect([...query!.secondMoment]).not.toEqual([...out!.secondMoment]);
     // cos² + sin² = 1 for each of 128 frequencies
@@ -108,10 +121,13 @@ describe("second moments", () => {
       return sum;
     };
     expect(trace(waves!)).toBeCloseTo(128, 2);
-    // E[cos t] of the fastest frequency vanishes over all timesteps, so E[cos² t] is a half
-    expect(waves!.secondMoment[0]!).toBeCloseTo(0.5, 2);
-    expect(thrown(() => images.run(full, () => {}))).toBeInstanceOf(TypeError);
-    expect(thrown(() => calibration.run(model, () => {}))).toBeInstanceOf(TypeError);
+    // The fastest frequency is 1: its second moment is the mean of cos² t over the timesteps of the data, about a half.
+    const times = images.kind === "images" ? images.data.fit.flatMap((part) => [...part.times]) : [];
+    const mean = times.reduce((sum, t) => sum + Math.cos(t) ** 2, 0) / times.length;
+    expect([times.length, Math.abs(mean - 0.5) < 0.05]).toEqual([512, true]);
+    expect(waves!.secondMoment[0]!).toBeCloseTo(mean, 5);
+    expect(await rejection(collectInputs(full, images, names, kernels))).toBeInstanceOf(TypeError);
+    expect(await rejection(collectInputs(model, calibrated, names, kernels))).toBeInstanceOf(TypeError);
   });
 });
 
@@ -151,8 +167,6 @@ describe("models", () => {
     tasks: undefined,
     quick: false,
   });
-  const target: Target = { path: DREAM, checkpoint, kernels, threads: 2, layers, source };
-
   test("through a method are what the pipeline makes of them", async () => {
     const measure = await yardstick;
     if ("unsupported" in measure) throw new Error(measure.unsupported);
@@ -171,18 +185,18 @@ describe("models", () => {
     const measure = await yardstick;
     if ("unsupported" in measure) throw new Error(measure.unsupported);
     const setting = { bits: 2, groupSize: 0 } as const;
-    const kl = (blockwise: boolean, solver: "round" | "gptq") => {
+    const kl = async (solver: "round" | "gptq", options: QuantizeModelOptions) => {
       const method = solver === "round" ? ours(kernels, "round", setting) : gptq(kernels, setting);
-      const { model } = quantized(
-        quantizeModel(checkpoint, kernels, layers, method, source, { blockwise, threads: 2 }),
-      );
-      return measure.measure(model).distance.value;
+      return measure.measure(quantized(await quantizeModel(target, method, options)).model).distance.value;
     };
-    const round = kl(false, "round"), blockwise = kl(true, "gptq"), atOnce = kl(false, "gptq");
+    const round = await kl("round", {}), atOnce = await kl("gptq", {});
+    const blockwise = await kl("gptq", { blockwise: true });
+    const alike = await kl("gptq", { blockwise: true, positions: "alike" });
     expect(blockwise).toBeLessThan(round / 5);
     expect(atOnce).toBeLessThan(round / 5);
-    expect(blockwise).not.toBe(atOnce);
-    expect(kl(true, "round")).toBe(round);
+    expect(alike).toBeLessThan(round / 5);
+    expect(new Set([blockwise, atOnce, alike]).size).toBe(3);
+    expect(await kl("round", { blockwise: true })).toBe(round);
   });
 });
 
@@ -192,7 +206,10 @@ const context = (args: string): BenchContext => ({
   options: parseBenchArguments(["--suite", "peers", "--quick", "--threads", "2", ...args.split(" ")]).options,
   progress: () => {},
 });
-const noGgml = peersSuiteOf(() => Promise.resolve({ reason: "not asked for" }));
+const noGgml = comparisonSuite({
+  ...PEERS,
+  openGgml: () => Promise.resolve({ reason: "not asked for" }),
+});
 
 function methods({ rows }: SuiteReport): unknown[] {
   return rows.map(({ method }) => method);
@@ -204,7 +221,7 @@ describe("the suite", () => {
     const byName = new Map(report.rows.map((row) => [row["method"], row]));
     const isThere = report.skipped.every(({ what }) => !what.endsWith(": ggml"));
     if (!isThere) console.log("skipped: rows of ggml in the peers' suite");
-    expect(methods(report).slice(0, 8)).toEqual([
+    expect(methods(report).slice(0, 9)).toEqual([
       "full precision",
       "2 round, g 32",
       "2 clip, g 32",
@@ -213,6 +230,7 @@ describe("the suite", () => {
       "2 HQQ, g 32",
       "2 GPTQ, g 32",
       "2 GPTQ at once, g 32",
+      "2 GPTQ, positions alike, g 32",
     ]);
     expect(byName.get("full precision")!["distance"]).toMatchObject({ value: 0 });
     const bits = (name: string) => byName.get(name)!["bitsPerWeight"] as number;
@@ -220,7 +238,7 @@ describe("the suite", () => {
       expect(bits(name)).toBe(bits("2 round, g 32"));
     }
     if (isThere) {
-      expect(methods(report).length).toBe(19);
+      expect(methods(report).length).toBe(20);
       expect(report.goals.map(({ met }) => typeof met)).toEqual(["boolean", "boolean", "boolean", "boolean"]);
       expect(bits("Q2_K + imatrix, flat")).toBe(2.625);
       expect(bits("Q8_0")).toBe(8.5);
@@ -254,16 +272,16 @@ describe("the suite", () => {
       expect(front[i]!.distance).toBeLessThan(front[i - 1]!.distance);
     }
     expect(front.length).toBeGreaterThan(0);
-  }, 30_000);
+  }, 60_000);
 
   test("does without ggml, giving the reason", async () => {
     const report = await noGgml.run(context(`--model ${DREAM} --limit 3 --group-size 0 --tasks add`));
-    expect(methods(report).length).toBe(8);
+    expect(methods(report).length).toBe(9);
     expect(report.skipped).toEqual([{ what: "dream-mini: ggml", reason: "not asked for" }]);
     const wrong = await noGgml.run(context(`--model ${DREAM} --tasks chess`));
     expect([wrong.rows, wrong.skipped.length]).toEqual([[], 1]);
     expect(wrong.skipped[0]!.reason).toContain("chess");
-  }, 30_000);
+  }, 60_000);
 
   test(
     "takes a model of any width, and one without data is measured on synthetic ones that say so",
@@ -272,7 +290,7 @@ describe("the suite", () => {
       const { rows, sections, skipped } = await noGgml.run(
         context(`--model ${folder} --bits 2,4 --group-size 0,16`),
       );
-      expect(rows.length).toBe(1 + 2 * 2 * 7);
+      expect(rows.length).toBe(1 + 2 * 2 * 8);
       for (const row of rows) {
         expect(row["evaluation"]).toContain("synthetic");
         expect(row["calibration"]).toContain("synthetic");
@@ -281,7 +299,7 @@ describe("the suite", () => {
       expect(sections[0]!.notes.join()).toContain("synthetic");
       expect(skipped[0]!.reason).toContain("there is no tokenizer.json, eval.jsonl");
     },
-    30_000,
+    60_000,
   );
 
   test("measures image models by their noise error, without what draws and reads glyphs too", async () => {
@@ -317,7 +335,7 @@ describe("the suite", () => {
       what: `${folder.split("/").at(-1)}: drawn glyphs`,
       reason: "there is no classifier.safetensors, reference_features.safetensors",
     });
-  }, 30_000);
+  }, 60_000);
 
   test("draws glyphs with a limit", async () => {
     const args = `--model ${GLYPHS} --group-size 0 --solver round --limit 4`;
@@ -330,7 +348,7 @@ describe("the suite", () => {
       )
         .toEqual([["recognized", 4]]);
     }
-  }, 30_000);
+  }, 60_000);
 
   test("uses what is there when only the calibration data are missing", async () => {
     const folder = place.fresh("dream");
@@ -339,7 +357,7 @@ describe("the suite", () => {
     const { rows } = await noGgml.run(context(`--model ${folder} --limit 3 --group-size 0`));
     expect(rows[0]!["calibration"]).toContain("synthetic");
     expect(rows[0]!["evaluation"]).toContain("9 puzzles of eval.jsonl");
-  }, 30_000);
+  }, 60_000);
 });
 
 describe("the Pareto front", () => {

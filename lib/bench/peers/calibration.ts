@@ -1,0 +1,95 @@
+/**
+ * Calibration data of the methods under comparison: those that the pipeline solves on, with their masks or noise and the weights of
+ * their positions, collected by the pipeline's own pass.
+ */
+import { collectStatistics } from "../../calibration/collect.ts";
+import { type Calibrated, type CalibrationSet, loadCalibration } from "../../calibration/mod.ts";
+import { calibrationGroups } from "../../calibration/saved_statistics.ts";
+import { calibrationBeside, calibrationSource } from "../../calibration/source.ts";
+import { resolveConfig } from "../../config/mod.ts";
+import type { LoadedModel } from "../../models/mod.ts";
+import type { Kernels } from "../../native/mod.ts";
+import type { Checkpoint } from "../../tensor/mod.ts";
+import type { LayerInputs } from "./method.ts";
+
+/** How much each position counts: as the pipeline weighs them, or all alike as other projects have it. */
+export type Positions = "weighted" | "alike";
+
+/** Keys of the configuration about calibration, the same for all methods of a comparison; few samples for a quick look. */
+export function calibrationKeys(path: string, quick: boolean): Readonly<Record<string, unknown>> {
+  return {
+    ...(calibrationBeside(path) === undefined ? { calibration_data: "synthetic" } : {}),
+    ...(quick ? { calibration_samples: 32 } : {}),
+  };
+}
+
+/** The calibration data that the pipeline uses for a checkpoint with these keys of the configuration. */
+export function calibrationOf(
+  full: LoadedModel,
+  checkpoint: Checkpoint,
+  keys: Readonly<Record<string, unknown>>,
+): Promise<Calibrated> {
+  const { config } = resolveConfig({ overrides: { solver: "feedback", ...keys } });
+  const source = calibrationSource(checkpoint, config);
+  return loadCalibration(full, { source, samples: config.calibrationSamples, seed: config.calibrationSeed });
+}
+
+/** The same data with weight 1 at every position. */
+export function withAlikePositions(calibrated: Calibrated): Calibrated {
+  const alike = <Batch>(data: CalibrationSet<Batch>): CalibrationSet<Batch> => ({
+    ...data,
+    fit: data.fit.map((part) => ({ ...part, weights: new Float32Array(part.weights.length).fill(1) })),
+  });
+  return calibrated.kind === "images"
+    ? { ...calibrated, data: alike(calibrated.data) }
+    : { ...calibrated, data: alike(calibrated.data) };
+}
+
+/** Whether some positions count more than others. */
+export const hasPositionWeights = ({ data: { fit } }: Calibrated): boolean =>
+  fit.some(({ weights }) => weights.some((weight) => weight !== 1));
+
+/**
+ * Runs a model, full precision or quantized, on calibration data and takes the second moment of every wanted layer's inputs.
+ *
+ * @throws {TypeError} when the data are of another kind of model
+ *
+ * @example
+ * ```ts
+ * import { modelFrom } from "../../models/mod.ts";
+ * import { openKernels } from "../../native/mod.ts";
+ * import { openCheckpoint } from "../../tensor/mod.ts";
+ * import { calibrationOf, collectInputs } from "./calibration.ts";
+ * const kernels = await openKernels();
+ * using checkpoint = openCheckpoint("tests/models/dream-mini");
+ * const model = modelFrom(checkpoint, kernels);
+ * const calibrated = await calibrationOf(model, checkpoint, { calibration_samples: 32 });
+ * const inputs = await collectInputs(model, calibrated, ["model.layers.0.mlp.down_proj.weight"], kernels);
+ * console.log(inputs.get("model.layers.0.mlp.down_proj.weight")?.cols); // 160
+ * ```
+ */
+export async function collectInputs(
+  { kind, model }: LoadedModel,
+  calibrated: Calibrated,
+  layers: Iterable<string>,
+  kernels: Kernels,
+  threads = 1,
+): Promise<Map<string, LayerInputs>> {
+  if ((kind === "dit") !== (calibrated.kind === "images")) {
+    throw new TypeError(`Cannot calibrate a ${kind} model with ${calibrated.kind}`);
+  }
+  const names = new Set(layers), { source, isSynthetic, samples, axis } = calibrated.data;
+  const statistics = await collectStatistics({ ...calibrated, model } as Calibrated, {
+    kernels,
+    threads,
+    names,
+    fingerprint: "",
+    groups: calibrationGroups(axis, 1),
+    second: "total",
+    run: { identity: "", source, isSynthetic, samples },
+  });
+  return new Map([...names].map((name) => {
+    const { cols, second, weight } = statistics.moments(name);
+    return [name, { cols, secondMoment: second.map((sum) => sum / weight) }];
+  }));
+}
