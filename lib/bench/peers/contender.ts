@@ -2,10 +2,19 @@
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";
 import { loadModel } from "../../models/mod.ts";
-import { quantizeCheckpoint } from "../../pipeline/mod.ts";
+import {
+  calibrateRun,
+  openRun,
+  planRun,
+  requestOutput,
+  solveRun,
+  withOutput,
+  writeRun,
+} from "../../pipeline/quantize_checkpoint.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import { measureStored } from "../stored.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
+import { type Positions, withAlikePositions } from "./calibration.ts";
 import { gridName, type GridSetting, type Method, type MethodKind, type Unsupported } from "./method.ts";
 import {
   type QuantizedModel,
@@ -32,13 +41,16 @@ export function methodContender(
 }
 
 /**
- * A contender that is `scripts/quantize.ts` with these keys of the configuration: the whole pipeline into a temporary folder that is read
- * back. Its seconds include reading, calibrating, writing and checking.
+ * A contender that is `scripts/quantize.ts` with these keys of the configuration: the stages of the pipeline into a temporary folder
+ * that is read back. Its seconds include reading, calibrating, writing and checking.
+ *
+ * @param positions `alike` solves on the same data with weight 1 at every position, for which there is no key
  */
 export function pipelineContender(
   name: string,
   setting: GridSetting,
   overrides: Readonly<Record<string, unknown>>,
+  positions: Positions = "weighted",
 ): Contender {
   return {
     name: gridName(name, setting),
@@ -52,7 +64,13 @@ export function pipelineContender(
           overrides: { ...keys, bit_width, group_size, num_threads: threads, ...overrides },
         });
         const begin = performance.now();
-        await quantizeCheckpoint({ input: path, output, config, kernels });
+        using run = openRun({ input: path, config, kernels });
+        const planned = await planRun(run);
+        const calibrated = await calibrateRun(run, planned);
+        const data = positions === "alike" && calibrated ? withAlikePositions(calibrated) : calibrated;
+        const solved = await solveRun(run, planned, data);
+        const request = await requestOutput(run, planned, { output });
+        await withOutput(run, planned, request, (folder) => writeRun(run, planned, { solved }, folder));
         const seconds = (performance.now() - begin) / 1000;
         const { weights, bitsPerWeight, relativeRmsError } = measureStored(kernels, path, output);
         return {

@@ -85,28 +85,31 @@ export function correctionContenders(
 
 /**
  * Our solvers and re-implementations of others at every setting. GPTQ as its reference code runs it, block by block, and on the inputs of
- * the full-precision model for all layers (`at once`).
+ * the full-precision model for all layers (`at once`). All are calibrated on the same data with the same weights of positions; where
+ * those differ, `best` and GPTQ come a second time with all positions alike, as GPTQ was published.
  */
 export function gridContenders(
   kernels: Kernels,
   options: ContenderOptions & { readonly hasPositionWeights: boolean },
 ): Contender[] {
   const quick = options.quick ? { "solver_options.candidates": 1, "solver_options.rounds": 1 } : {};
+  const { solvers, hasPositionWeights } = options;
   return atEverySetting(options, (setting) => {
     const plain = gptq(kernels, setting);
     return [
-      ...options.solvers.map((solver) => pipelineContender(solver, setting, { solver, ...quick })),
+      ...solvers.map((solver) => pipelineContender(solver, setting, { solver, ...quick })),
+      ...(hasPositionWeights && solvers.includes("best")
+        ? [pipelineContender("best, positions alike", setting, { solver: "best", ...quick }, "alike")]
+        : []),
       methodContender(hqq(setting)),
       methodContender(plain, { blockwise: true }),
       methodContender(plain, { name: gridName("GPTQ at once", setting) }),
-      ...(options.hasPositionWeights
-        ? [
-          methodContender(plain, {
-            name: gridName("GPTQ, positions alike", setting),
-            blockwise: true,
-            positions: "alike",
-          }),
-        ]
+      ...(hasPositionWeights
+        ? [methodContender(plain, {
+          name: gridName("GPTQ, positions alike", setting),
+          blockwise: true,
+          positions: "alike",
+        })]
         : []),
     ];
   });

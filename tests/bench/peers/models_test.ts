@@ -221,24 +221,27 @@ describe("the suite", () => {
     const byName = new Map(report.rows.map((row) => [row["method"], row]));
     const isThere = report.skipped.every(({ what }) => !what.endsWith(": ggml"));
     if (!isThere) console.log("skipped: rows of ggml in the peers' suite");
-    expect(methods(report).slice(0, 9)).toEqual([
+    expect(methods(report).slice(0, 10)).toEqual([
       "full precision",
       "2 round, g 32",
       "2 clip, g 32",
       "2 feedback, g 32",
       "2 best, g 32",
+      "2 best, positions alike, g 32",
       "2 HQQ, g 32",
       "2 GPTQ, g 32",
       "2 GPTQ at once, g 32",
       "2 GPTQ, positions alike, g 32",
     ]);
     expect(byName.get("full precision")!["distance"]).toMatchObject({ value: 0 });
+    const value = (name: string) => (byName.get(name)!["distance"] as { value: number }).value;
+    expect(value("2 best, positions alike, g 32") === value("2 best, g 32")).toBe(false);
     const bits = (name: string) => byName.get(name)!["bitsPerWeight"] as number;
     for (const name of ["2 clip, g 32", "2 best, g 32", "2 HQQ, g 32", "2 GPTQ, g 32"]) {
       expect(bits(name)).toBe(bits("2 round, g 32"));
     }
     if (isThere) {
-      expect(methods(report).length).toBe(20);
+      expect(methods(report).length).toBe(21);
       expect(report.goals.map(({ met }) => typeof met)).toEqual(["boolean", "boolean", "boolean", "boolean"]);
       expect(bits("Q2_K + imatrix, flat")).toBe(2.625);
       expect(bits("Q8_0")).toBe(8.5);
@@ -276,7 +279,7 @@ describe("the suite", () => {
 
   test("does without ggml, giving the reason", async () => {
     const report = await noGgml.run(context(`--model ${DREAM} --limit 3 --group-size 0 --tasks add`));
-    expect(methods(report).length).toBe(9);
+    expect(methods(report).length).toBe(10);
     expect(report.skipped).toEqual([{ what: "dream-mini: ggml", reason: "not asked for" }]);
     const wrong = await noGgml.run(context(`--model ${DREAM} --tasks chess`));
     expect([wrong.rows, wrong.skipped.length]).toEqual([[], 1]);
@@ -290,7 +293,7 @@ describe("the suite", () => {
       const { rows, sections, skipped } = await noGgml.run(
         context(`--model ${folder} --bits 2,4 --group-size 0,16`),
       );
-      expect(rows.length).toBe(1 + 2 * 2 * 8);
+      expect(rows.length).toBe(1 + 2 * 2 * 9);
       for (const row of rows) {
         expect(row["evaluation"]).toContain("synthetic");
         expect(row["calibration"]).toContain("synthetic");
