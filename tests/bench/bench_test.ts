@@ -457,14 +457,14 @@ test("the command writes what it prints, and JSON that a machine reads", () => {
   expect(text).toContain("bits/weight");
 });
 
-test("solving is timed at a large model's shapes, wider ones reckoned by their width", () => {
+test("solving is timed at a large model's shapes, wider ones extrapolated by their width", () => {
   const { rows, notes, title } = solverSpeed(context({ quick: true, threads: 1 }), 64);
   expect(title).toContain("no accuracy");
   expect(notes.join()).toContain("extrapolated");
   const seconds = rows.map((row) => row["seconds"] as number);
   expect(seconds.every((value) => value > 0)).toBe(true);
   expect(seconds[2]! / seconds[1]!).toBeGreaterThan(1); // 18 944 rows against 512
-  expect(rows.map(({ source }) => source)).toEqual(Array(4).fill("reckoned by width"));
+  expect(rows.map(({ source }) => source)).toEqual(Array(4).fill("extrapolated by width"));
 });
 
 describe("settings", () => {

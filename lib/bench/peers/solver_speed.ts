@@ -1,6 +1,6 @@
 /**
- * What solving takes at the shapes of a large model: rows of one matrix of each width are solved on made-up inputs, and the time of the
- * whole model is reckoned from that. No accuracy: the weights are random.
+ * Time of solving at the shapes of a large model: rows of one width are solved on synthetic inputs, and the time of the whole model is
+ * extrapolated from that. No accuracy: the weights are random.
  */
 import { gaussianWeights } from "../random.ts";
 import { accumulateMoment, emptyMoments, factorMoments, solveLayer } from "../../quant/mod.ts";
@@ -18,47 +18,17 @@ const SHAPES = [
 ] as const;
 /** Columns of what a block's matrices read: attention's inputs, its output, the feed-forward part's inputs, and inside it. */
 const INPUTS = [3584, 3584, 3584, 18_944] as const;
-/** Width that is measured, and that which is reckoned from it: a second moment of 18 944 columns takes 1.4 GB. */
+/** Width that is measured; others are extrapolated: a second moment of 18 944 columns takes 1.4 GB. */
 const WIDTH = DREAM_7B.width;
 /** Rows that are solved: a whole number of what the kernels take at once. */
 const ROWS = 128, QUICK_ROWS = 64, TOKENS = 512;
 
-/** Seconds of the parts of solving, measured at {@linkcode WIDTH} columns. */
-interface Measured {
-  /** Gathering one token's moment. */
-  readonly token: number;
-  readonly factor: number;
-  /** Solving one row. */
-  readonly row: number;
-}
-
 const solvedRows = ({ options: { quick } }: Pick<BenchContext, "options">) => quick ? QUICK_ROWS : ROWS;
 
-function measure({ kernels, options }: BenchContext, threads: number, width: number): Measured {
-  const rows = solvedRows({ options });
-  const seconds = (run: () => void) => {
-    const begin = performance.now();
-    run();
-    return (performance.now() - begin) / 1000;
-  };
-  const x = gaussianWeights(TOKENS * width, options.seed),
-    weights = gaussianWeights(rows * width, options.seed + 1);
-  const moments = emptyMoments(width);
-  const gathering = seconds(() =>
-    accumulateMoment(kernels, x, undefined, undefined, TOKENS, moments.second, threads)
-  );
-  moments.tokens = moments.weight = TOKENS;
-  let moment: ReturnType<typeof factorMoments>;
-  const factor = seconds(() => moment = factorMoments(kernels, moments, { threads }));
-  const solving = seconds(() =>
-    solveLayer(kernels, "best", weights, rows, width, moment, {
-      bits: 2,
-      groupSize: 64,
-      zeroPoint: "real",
-      threads,
-    })
-  );
-  return { token: gathering / TOKENS, factor, row: solving / rows };
+function secondsOf(run: () => void): number {
+  const begin = performance.now();
+  run();
+  return (performance.now() - begin) / 1000;
 }
 
 /** Seconds of solving at Dream 7B's shapes. */
@@ -74,24 +44,33 @@ export interface SolverTime {
   of(shape: { readonly rows: number; readonly cols: number }): number;
 }
 
-/** Measures `best` on rows of one width, and reckons the other shapes from that. */
+/** Measures `best` on rows of one width; products with the moment grow with its columns squared, its factor with their cube. */
 export function solverTime(context: BenchContext, width: number = WIDTH): SolverTime {
-  const measured = measure(context, threadsOf(context), width);
-  // Products with the moment grow with its columns squared, its factor with their cube.
-  const of: SolverTime["of"] = ({ rows, cols }) => {
+  const { kernels, options: { seed } } = context, threads = threadsOf(context), rows = solvedRows(context);
+  const x = gaussianWeights(TOKENS * width, seed), weights = gaussianWeights(rows * width, seed + 1);
+  const moments = { ...emptyMoments(width), tokens: TOKENS, weight: TOKENS };
+  const gathering = secondsOf(() =>
+    accumulateMoment(kernels, x, undefined, undefined, TOKENS, moments.second, threads)
+  );
+  let moment: ReturnType<typeof factorMoments>;
+  const factor = secondsOf(() => moment = factorMoments(kernels, moments, { threads }));
+  const grid = { bits: 2, groupSize: 64, zeroPoint: "real", threads } as const;
+  const solving = secondsOf(() => solveLayer(kernels, "best", weights, rows, width, moment, grid));
+  const of: SolverTime["of"] = ({ rows: height, cols }) => {
     const ratio = cols / width;
-    return measured.factor * ratio ** 3 + measured.row * ratio ** 2 * rows;
+    return factor * ratio ** 3 + solving / rows * ratio ** 2 * height;
   };
+  const token = gathering / TOKENS;
   return {
-    measured: measured.token * TOKENS + measured.factor + measured.row * solvedRows(context),
-    token: measured.token,
+    measured: gathering + factor + solving,
+    token,
     block: SHAPES.reduce((sum, shape) => sum + shape.count * of(shape), 0),
-    blockToken: INPUTS.reduce((sum, cols) => sum + measured.token * (cols / width) ** 2, 0),
+    blockToken: INPUTS.reduce((sum, cols) => sum + token * (cols / width) ** 2, 0),
     of,
   };
 }
 
-/** Time of `best` a weight at Dream 7B's shapes, and of all its blocks, reckoned from rows of one width. */
+/** Table of the time of `best` a weight at Dream 7B's shapes and of all its blocks, extrapolated from rows of one width. */
 export function solverSpeed(context: BenchContext, width: number = WIDTH): Section {
   const threads = threadsOf(context);
   const time = solverTime(context, width);
@@ -100,21 +79,18 @@ export function solverSpeed(context: BenchContext, width: number = WIDTH): Secti
     return {
       matrix: shape.name,
       shape: `${shape.rows} × ${shape.cols}`,
-      source: shape.cols === width ? `from ${solvedRows(context)} of its rows` : "reckoned by width",
+      source: shape.cols === width ? `from ${solvedRows(context)} of its rows` : "extrapolated by width",
       seconds,
       nanoseconds: seconds * 1e9 / (shape.rows * shape.cols),
     };
   });
-  const hours = time.block * DREAM_7B.blocks / 3600;
+  const hours = (time.block * DREAM_7B.blocks / 3600).toFixed(1),
+    milliseconds = (time.token * 1e3).toFixed(2);
   return {
     title: "Time of best at Dream 7B's layer shapes, synthetic weights, no accuracy",
     notes: [
-      `One candidate, 2 bits, groups of 64, ${threads} threads. A token's moment of ${width} columns takes ${
-        (time.token * 1e3).toFixed(2)
-      } ms.`,
-      `All ${DREAM_7B.blocks} blocks: about ${
-        hours.toFixed(1)
-      } hours of solving (extrapolated), beside the model's own runs.`,
+      `One candidate, 2 bits, groups of 64, ${threads} threads. A token's moment of ${width} columns takes ${milliseconds} ms.`,
+      `All ${DREAM_7B.blocks} blocks: about ${hours} hours of solving (extrapolated), beside the model's own runs.`,
     ],
     columns: [
       { key: "matrix", title: "matrix" },
