@@ -30,6 +30,7 @@ export {
 export {
   accumulateMoment,
   type BitWidth,
+  correctedTarget,
   cosine,
   dequantize,
   emptyMoments,
@@ -46,6 +47,7 @@ export {
   readPackedTensor,
   relativeRmsError,
   solveLayer,
+  solveLowRankLayer,
   type Weights,
 } from "./lib/quant/mod.ts";
 export {
