@@ -17,16 +17,9 @@ import {
 import { DEFAULT_TIME_GROUPS, MODEL_SIZES, PHASES } from "../lib/bench/options.ts";
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { findDevice } from "../lib/native/cuda.ts";
-import { BACKENDS, type InstructionSet, openKernels } from "../lib/native/mod.ts";
+import { BACKENDS, type InstructionSet, MAX_THREADS, openKernels } from "../lib/native/mod.ts";
 import { outputError, writeWhole } from "../lib/files/whole.ts";
-import {
-  BIT_WIDTHS,
-  type BitWidth,
-  GROUP_SIZES,
-  type GroupSize,
-  MAX_THREADS,
-  SOLVERS,
-} from "../lib/quant/mod.ts";
+import { BIT_WIDTHS, type BitWidth, GROUP_SIZES, type GroupSize, SOLVERS } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import { commandLine, usageError } from "./_command/options.ts";
 import { commandOf } from "./_command/programs.ts";
@@ -304,6 +297,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   using kernels = await openKernels({
     backend: backend === "auto" || backend === "cuda" ? "cpu" : backend,
     isa,
+    threads: options.threads,
     onMessage: progress,
   });
   const environment = environmentOf(kernels);

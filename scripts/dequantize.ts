@@ -59,7 +59,11 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   });
 
   const started = performance.now();
-  using kernels = await openKernels({ backend: config.backend, onMessage: (line) => display.log(line) });
+  using kernels = await openKernels({
+    backend: config.backend,
+    threads: config.numThreads,
+    onMessage: (line) => display.log(line),
+  });
   display.log(kernels.describe());
   let report: RunReport;
   try {
@@ -68,7 +72,6 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
       output,
       kernels,
       dtype,
-      threads: config.numThreads,
       resume: flags.resume,
       force: flags.force,
       signal,

@@ -1,6 +1,5 @@
 /** `generate.ts MODEL`: solves a puzzle, continues a text or draws images with a checkpoint, full precision or packed. */
 import { existsSync } from "node:fs";
-import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { loadConfig } from "../lib/config/mod.ts";
@@ -34,7 +33,6 @@ import {
 import { checkSamplingOptions } from "../lib/models/masked/token_sampling.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { writeWhole } from "../lib/files/whole.ts";
-import { MAX_THREADS } from "../lib/quant/mod.ts";
 import { type Checkpoint, openCheckpoint, readJsonFile } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
 import { parseOptions, usageError } from "./_command/options.ts";
@@ -121,7 +119,6 @@ const TRACE_PICTURES = 10;
 interface Run {
   readonly checkpoint: Checkpoint;
   readonly kernels: Kernels;
-  readonly threads: number;
   readonly values: Values;
   readonly isTraced: boolean;
   readonly asJson: boolean;
@@ -155,7 +152,6 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     overrides: { num_threads: values.threads, backend: values.backend },
     overrideSources: { num_threads: "--threads", backend: "--backend" },
   });
-  const threads = config.numThreads > 0 ? config.numThreads : Math.min(MAX_THREADS, availableParallelism());
   const display = new ProgressDisplay(flags.quiet || flags.json);
   using checkpoint = openCheckpoint(path);
   const described = modelConfig(checkpoint);
@@ -167,8 +163,12 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
       HELP,
     );
   }
-  using kernels = await openKernels({ backend: config.backend, onMessage: display.log });
-  display.log(`${described.kind}; ${kernels.describe()}, threads ${threads}`);
+  using kernels = await openKernels({
+    backend: config.backend,
+    threads: config.numThreads,
+    onMessage: display.log,
+  });
+  display.log(`${described.kind}; ${kernels.describe()}, threads ${kernels.threads}`);
   const timeGroups = values["time-groups"] === undefined
     ? undefined
     : wholeNumber("time-groups", values["time-groups"]);
@@ -182,7 +182,6 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const run: Run = {
     checkpoint,
     kernels,
-    threads,
     values,
     isTraced: flags.trace,
     asJson: flags.json,
@@ -203,7 +202,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
 
 /** Says what the run needs, from sizes alone. @throws {MemoryError} when that is more than there is */
 function announce(
-  { checkpoint, kernels, threads, ignoresMemory, log }: Run,
+  { checkpoint, kernels, ignoresMemory, log }: Run,
   shape: ForwardShape,
   /** Rows of a typical pass, whose logits are wanted. */
   typicalRows: number,
@@ -222,7 +221,7 @@ function announce(
     checkMemory(checkpoint.path, memory, wayOut);
   }
   const { multiplyAdds } = forwardCost(needs.model, { ...shape, rows: typicalRows });
-  const time = forecastTime(kernels, needs, passes * multiplyAdds, rows, threads);
+  const time = forecastTime(kernels, needs, passes * multiplyAdds, rows);
   log(`needs ${memoryText(memory)}`);
   log(`takes ${timeText(time)}`);
   return { memory, time };
@@ -288,7 +287,6 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
   );
 
   const { model } = modelFrom(checkpoint, run.kernels, {
-    threads: run.threads,
     timeParameters: run.timeParameters,
   });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
@@ -422,7 +420,6 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
   const needed = announce(run, { batch, tokens: 0 }, 0, steps);
   const { model } = modelFrom(checkpoint, run.kernels, {
-    threads: run.threads,
     timeParameters: run.timeParameters,
   });
   if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");

@@ -9,7 +9,6 @@ import {
   cosine,
   type ErrorStatistics,
   errorStatistics,
-  MAX_THREADS,
   packedErrorStatistics,
   relativeRmsError,
   type Rotation,
@@ -90,16 +89,19 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<numbe
     overrides: { num_threads: values.threads, backend: values.backend },
     overrideSources: { num_threads: "--threads", backend: "--backend" },
   });
-  const threads = config.numThreads > 0 ? config.numThreads : Math.min(MAX_THREADS, availableParallelism());
 
   using checkpoint = openCheckpoint(path);
   const layers = packedLayers(checkpoint);
   const rows = describe(checkpoint, layers);
-  using kernels = await openKernels({ backend: config.backend, onMessage: (line) => display.log(line) });
+  using kernels = await openKernels({
+    backend: config.backend,
+    threads: config.numThreads,
+    onMessage: (line) => display.log(line),
+  });
   if (values.against !== undefined) {
     using original = openCheckpoint(values.against);
     for (const row of rows) {
-      await compare(row, checkpoint, layers.get(row.name), original, kernels, threads);
+      await compare(row, checkpoint, layers.get(row.name), original, kernels);
       stopIfAsked(signal);
     }
   }
@@ -195,7 +197,6 @@ async function compare(
   layer: PackedLayer | undefined,
   original: Checkpoint,
   kernels: Kernels,
-  threads: number,
 ): Promise<void> {
   const source = original.tensors.get(row.name)?.info;
   if (source === undefined) {
@@ -225,9 +226,8 @@ async function compare(
         weights,
         { data: checkpoint.read(row.name, begin * ownWidth, end * ownWidth), dtype: own },
         (end - begin) * cols,
-        threads,
       )
-      : packedErrorStatistics(kernels, weights, readPackedTensor(checkpoint, layer, begin, end), threads);
+      : packedErrorStatistics(kernels, weights, readPackedTensor(checkpoint, layer, begin, end));
     statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
     await new Promise((resolve) => setTimeout(resolve)); // lets a signal in
   }

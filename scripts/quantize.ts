@@ -133,14 +133,16 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const started = performance.now();
   const secondsSoFar = () => (performance.now() - started) / 1000;
   let report: RunReport, seconds: number;
+  const { backend, numThreads: threads } = config;
   if (flags["dry-run"]) {
     const needsKernels = config.targetBitsPerWeight !== null || config.targetModelSizeMb !== null;
-    using kernels = needsKernels ? await openKernels({ backend: config.backend }) : undefined;
+    using kernels = needsKernels ? await openKernels({ backend, threads }) : undefined;
     report = await quantizeCheckpoint({ ...common, kernels, dryRun: true });
     seconds = secondsSoFar();
   } else {
     using kernels = await openKernels({
-      backend: config.backend,
+      backend,
+      threads,
       onMessage: (line) => display.log(line),
     });
     display.log(kernels.describe());

@@ -40,7 +40,7 @@ async function kernelsOf(sets: readonly InstructionSet[]): Promise<{ name: strin
   for (const backend of ["native", "wasm"] as const) {
     for (const isa of sets) {
       try {
-        found.push({ name: `${backend} ${isa}`, kernels: await openKernels({ backend, isa }) });
+        found.push({ name: `${backend} ${isa}`, kernels: await openKernels({ backend, isa, threads: 1 }) });
       } catch (error) {
         // expected for what this processor or build lacks; anything else is a fault
         if ((error as { code?: string }).code !== "AQ_KERNELS") throw error;

@@ -1,11 +1,10 @@
 /** The settings that a model is measured at - full precision, then each width with each solver - and what is said of every measurement. */
-import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { resolveConfig } from "../config/mod.ts";
 import { CheckpointError } from "../errors.ts";
 import { quantizeCheckpoint } from "../pipeline/mod.ts";
 import { calibrationBeside } from "../calibration/source.ts";
-import { type BitWidth, CALIBRATED_SOLVERS, MAX_THREADS, packedLayers, type Solver } from "../quant/mod.ts";
+import { type BitWidth, CALIBRATED_SOLVERS, packedLayers, type Solver } from "../quant/mod.ts";
 import { openCheckpoint } from "../tensor/mod.ts";
 import { measureStored } from "./stored.ts";
 import { collectGarbage } from "../eval/environment.ts";
@@ -147,10 +146,6 @@ export async function atEverySetting<Result>(
   return measured;
 }
 
-/** Threads of the kernels in a run of models. */
-export const threadsOf = ({ kernels, options }: BenchContext) =>
-  kernels.backend === "wasm" ? 1 : options.threads ?? Math.min(MAX_THREADS, availableParallelism());
-
 /** Rows of the JSON report: every measurement with its circumstances. */
 export function circumstances(context: BenchContext, path: string, measured: Measured) {
   const { environment, options } = context;
@@ -165,7 +160,7 @@ export function circumstances(context: BenchContext, path: string, measured: Mea
     relativeRmsError: measured.relativeRmsError ?? null,
     quantizeSeconds: measured.quantizeSeconds ?? null,
     seconds: measured.seconds,
-    threads: threadsOf(context),
+    threads: context.kernels.threads,
     backend: environment.backend,
     isa: environment.isa,
     runtime: environment.runtime,

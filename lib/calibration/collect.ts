@@ -17,7 +17,6 @@ import type { Calibrated, CalibrationPart, CalibrationSet } from "./mod.ts";
 /** How to collect. */
 export interface CollectOptions {
   readonly kernels: Kernels;
-  readonly threads: number;
   readonly fingerprint: string;
   readonly groups: TimeGroups;
   readonly second: SecondMoments;
@@ -64,7 +63,7 @@ export function layerInputs<Batch>(
 async function collect<Batch>(
   model: Blockwise<Batch>,
   { fit }: CalibrationSet<Batch>,
-  { kernels, threads, fingerprint, groups, second, run, names, start, onPart, signal }: CollectOptions,
+  { kernels, fingerprint, groups, second, run, names, start, onPart, signal }: CollectOptions,
 ): Promise<CalibrationStatistics> {
   const statistics = start?.statistics ?? new CalibrationStatistics({
     fingerprint,
@@ -87,7 +86,6 @@ async function collect<Batch>(
         x.subarray(0, rows * input.cols),
         rows,
         { times: part.times, weights },
-        threads,
       );
     };
     const hidden = model.start(part.batch);

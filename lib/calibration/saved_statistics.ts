@@ -73,7 +73,6 @@ export interface SaveStatistics extends RunOptions {
   /** Stands for data, samples and seed. */
   readonly dataIdentity: string;
   readonly kernels: Kernels;
-  readonly threads: number;
 }
 
 /**
@@ -86,8 +85,7 @@ export async function saveStatistics(
   calibrated: Calibrated,
   options: SaveStatistics,
 ): Promise<CalibrationStatistics> {
-  const { path, force, second, fingerprint, dataIdentity, kernels, threads, signal, onEvent, onProgress } =
-    options;
+  const { path, force, second, fingerprint, dataIdentity, kernels, signal, onEvent, onProgress } = options;
   const { data, statistics: given } = calibrated;
   const groups = calibrationGroups(data.axis, options.groups);
   const { source, isSynthetic, samples } = data;
@@ -144,7 +142,6 @@ export async function saveStatistics(
   }
   const statistics = await collectStatistics(calibrated, {
     kernels,
-    threads,
     fingerprint,
     groups,
     second,

@@ -132,14 +132,13 @@ export async function openCalibration(
   checkpoint: Checkpoint,
   config: Config,
   kernels: Kernels,
-  threads: number,
   save: SaveCalibration | undefined,
   options: RunOptions & { readonly force?: boolean | undefined },
 ): Promise<Calibrated> {
   const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
   const fingerprint = files === undefined && save === undefined ? "" : modelFingerprint(checkpoint);
   const statistics = files && loadStatistics(files, fingerprint);
-  const loaded = loadModel(checkpoint.path, kernels, { threads });
+  const loaded = loadModel(checkpoint.path, kernels);
   const samples = config.calibrationSamples, seed = config.calibrationSeed;
   const calibrated = statistics === undefined
     ? await loadCalibration(loaded, { source, samples, seed })
@@ -159,7 +158,6 @@ export async function openCalibration(
         fingerprint,
         dataIdentity,
         kernels,
-        threads,
         signal,
         onEvent,
         onProgress,

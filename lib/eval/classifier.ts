@@ -57,8 +57,8 @@ export class GlyphClassifier {
   readonly #operations: Operations;
   readonly #layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>;
 
-  constructor(layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>, kernels: Kernels, threads: number) {
-    this.#operations = new Operations(kernels, threads);
+  constructor(layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>, kernels: Kernels) {
+    this.#operations = new Operations(kernels);
     this.#layers = layers;
   }
 
@@ -152,7 +152,7 @@ function pool(x: Float32Array, planes: number, side: number): Float32Array<Array
  * @throws {CheckpointError} when the file is not it
  * @throws {FormatError} when the file is no safetensors file
  */
-export function loadClassifier(path: string, kernels: Kernels, threads = 1): GlyphClassifier {
+export function loadClassifier(path: string, kernels: Kernels): GlyphClassifier {
   using file = SafetensorsFile.open(path);
   const layer = (name: keyof typeof SHAPES): LinearLayer => {
     const [rows, ...rest] = SHAPES[name];
@@ -170,7 +170,6 @@ export function loadClassifier(path: string, kernels: Kernels, threads = 1): Gly
   return new GlyphClassifier(
     { c1: layer("c1"), c2: layer("c2"), f1: layer("f1"), f2: layer("f2") },
     kernels,
-    threads,
   );
 }
 

@@ -182,7 +182,6 @@ export function forecastTime(
   { matrices }: ModelRequirements,
   multiplyAdds: number,
   rows: number,
-  threads: number,
 ): TimeForecast {
   const byShape = Map.groupBy(matrices, ({ rows, cols, held }) => `${rows} ${cols} ${held}`);
   const weightsOf = (group: readonly HeldMatrix[]) => group.length * group[0]!.rows * group[0]!.cols;
@@ -194,7 +193,7 @@ export function forecastTime(
   const matrix = syntheticMatrix(group[0]!, tokens);
   const x = new Float32Array(tokens * matrix.cols), out = new Float32Array(tokens * matrix.rows);
   new RandomStream(0).fillNormal(x);
-  const run = () => void linear(kernels, x, tokens, matrix, undefined, { out, threads });
+  const run = () => void linear(kernels, x, tokens, matrix, undefined, { out });
   run(); // touches every page once
   const seconds: number[] = [];
   const begin = performance.now();

@@ -32,7 +32,7 @@ export function layerErrors(
   models: readonly Pick<PhaseModel, "weights" | "timeParameters">[],
   groups: TimeGroups,
 ): LayerError[][] {
-  const { kernels, threads } = context;
+  const { kernels } = context;
   const layers = models.map((model) => {
     const own = loadPhaseModel(context, { weights: model.weights }).model.stages.flatMap((stage) =>
       stage.layers
@@ -57,12 +57,12 @@ export function layerErrors(
         sums[m]!.set(name, byGroup);
         const sum = byGroup[group]!;
         if (sum.samples >= ITEMS_PER_GROUP) continue;
-        wanted ??= linear(kernels, input, each, weights, undefined, { threads });
+        wanted ??= linear(kernels, input, each, weights);
         const selected = timeParameters?.at(name, time);
         const read = selected?.grid === undefined
           ? input
           : fakeQuantize(input, selected.grid, selected.bits, new Float32Array(input.length));
-        const got = linear(kernels, read, each, own, undefined, { threads });
+        const got = linear(kernels, read, each, own);
         sum.samples++;
         for (let i = 0; i < got.length; i++) {
           sum.error += (got[i]! - wanted[i]!) ** 2;

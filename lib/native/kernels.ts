@@ -1,4 +1,5 @@
-/** Opened kernels: the type that the rest of the package works with. */
+/** The type of opened kernels, and their number of threads. */
+import { availableParallelism } from "node:os";
 import type { Attempt } from "./library.ts";
 import type { NativeCalls, NativeSize } from "./symbols.ts";
 
@@ -14,6 +15,9 @@ export const INSTRUCTION_SETS = {
 } as const;
 export type InstructionSet = keyof typeof INSTRUCTION_SETS;
 
+/** The header's `AQ_MAX_THREADS`. */
+export const MAX_THREADS = 64;
+
 /** Opened kernels. Which ones they are is public, and belongs in every log and measurement. */
 export interface Kernels {
   /** What runs on the CPU. */
@@ -21,6 +25,8 @@ export interface Kernels {
   /** One line about the GPU that quantizes; undefined where the CPU does. */
   readonly device?: string | undefined;
   readonly isa: InstructionSet;
+  /** Threads of a call, 1 to 64; 1 with WebAssembly. No result depends on it. */
+  readonly threads: number;
   /** Path of the library, or `embedded`. */
   readonly library: string;
   /** Name and version of the runtime, as in `bun 1.4.5`. */
@@ -39,4 +45,26 @@ export interface Kernels {
   size(count: number): NativeSize;
   /** The header's number of `isa`. */
   readonly isaNumber: number;
+}
+
+/**
+ * Threads that run where `asked` are wanted: 0 is one per core, and WebAssembly has one.
+ *
+ * @throws {RangeError} when `asked` is no whole number from 0 to 64
+ */
+export function threadCount(asked: number, backend: Kernels["backend"]): number {
+  if (!Number.isInteger(asked) || asked < 0 || asked > MAX_THREADS) {
+    throw new RangeError(
+      `Cannot open the kernels: threads must be a whole number from 0 to ${MAX_THREADS}, got ${asked}`,
+    );
+  }
+  if (backend === "wasm") return 1;
+  return asked > 0 ? asked : Math.min(MAX_THREADS, availableParallelism());
+}
+
+/** The same kernels with another number of threads, 0 for one per core. Closing either closes both. */
+export function withThreads(kernels: Kernels, threads: number): Kernels {
+  const count = threadCount(threads, kernels.backend);
+  if (count === kernels.threads) return kernels;
+  return Object.create(kernels, { threads: { value: count, enumerable: true } });
 }

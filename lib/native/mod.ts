@@ -7,13 +7,13 @@ import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
 import { type BackendChoice, BACKENDS } from "../config/backends.ts";
 import { ABI_VERSION } from "./signatures.ts";
-import { INSTRUCTION_SETS, type InstructionSet, type Kernels } from "./kernels.ts";
+import { INSTRUCTION_SETS, type InstructionSet, type Kernels, threadCount } from "./kernels.ts";
 import type { OpenedLibrary } from "./symbols.ts";
 
 export { ABI_VERSION } from "./signatures.ts";
-export type { InstructionSet, Kernels } from "./kernels.ts";
 export type { NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
+export { type InstructionSet, type Kernels, MAX_THREADS, threadCount, withThreads } from "./kernels.ts";
 
 export { type BackendChoice, BACKENDS } from "../config/backends.ts";
 
@@ -24,6 +24,8 @@ export interface OpenOptions {
   readonly library?: string | undefined;
   /** Default: the fastest that the processor has. */
   readonly isa?: InstructionSet | undefined;
+  /** Threads of each call: 0, the default, is one per core; WebAssembly has one. No result depends on it. */
+  readonly threads?: number | undefined;
   /**
    * Told, in one line each, of a build, of a download and of a fallback. Default: nobody, except where this package was
    * imported over HTTP: there it is standard error, because something may be downloaded.
@@ -31,14 +33,18 @@ export interface OpenOptions {
   readonly onMessage?: ((line: string) => void) | undefined;
 }
 
+interface Opened {
+  readonly library: OpenedLibrary;
+  readonly backend: Kernels["backend"];
+  readonly path: string;
+  readonly origin: string;
+  readonly attempts: readonly Attempt[];
+  readonly runtime: string;
+}
+
 function kernelsFrom(
-  library: OpenedLibrary,
-  backend: "native" | "wasm",
-  path: string,
-  origin: string,
-  attempts: readonly Attempt[],
-  isa: InstructionSet | undefined,
-  runtime: string,
+  { library, backend, path, origin, attempts, runtime }: Opened,
+  { isa, threads = 0 }: OpenOptions,
 ): Kernels {
   const names = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
   if (isa !== undefined && library.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) !== 1) {
@@ -58,6 +64,7 @@ function kernelsFrom(
   return {
     backend,
     isa: chosen,
+    threads: threadCount(threads, backend),
     library: path,
     runtime,
     abi: ABI_VERSION,
@@ -126,7 +133,9 @@ interface CpuOptions extends OpenOptions {
   readonly onMessage: (line: string) => void;
 }
 
-async function openCpu({ backend, library, isa, onMessage }: CpuOptions): Promise<Kernels> {
+async function openCpu(options: CpuOptions): Promise<Kernels> {
+  const { backend, library, isa, onMessage } = options;
+  threadCount(options.threads ?? 0, "native");
   if (isa !== undefined && !Object.hasOwn(INSTRUCTION_SETS, isa)) {
     const known = Object.keys(INSTRUCTION_SETS).join(", ");
     throw new RangeError(
@@ -142,7 +151,7 @@ async function openCpu({ backend, library, isa, onMessage }: CpuOptions): Promis
   const attempts: Attempt[] = [];
   if (backend !== "wasm") {
     const found = await findLibrary(library, attempts, onMessage);
-    if (found) return kernelsFrom(found.library, "native", found.path, found.origin, attempts, isa, runtime);
+    if (found) return kernelsFrom({ ...found, backend: "native", attempts, runtime }, options);
     const reasons = attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
     if (backend === "native") {
       throw new KernelError(
@@ -152,5 +161,6 @@ async function openCpu({ backend, library, isa, onMessage }: CpuOptions): Promis
     onMessage(`kernels: WebAssembly, slower than a native library (${reasons})`);
   }
   const { openWasm } = await import("./wasm.ts");
-  return kernelsFrom(openWasm(), "wasm", "embedded", "embedded", attempts, isa, runtime);
+  const embedded = { library: openWasm(), path: "embedded", origin: "embedded" };
+  return kernelsFrom({ ...embedded, backend: "wasm", attempts, runtime }, options);
 }

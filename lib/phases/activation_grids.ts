@@ -166,7 +166,7 @@ export function orderByStaticCost(
   grids: ReadonlyMap<string, ActivationParameters>,
   groups: TimeGroups,
 ): (readonly string[])[] {
-  const { calibrated, kernels, threads } = context;
+  const { calibrated, kernels } = context;
   const plain = new Map(
     calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name, weights }) => [name, weights])),
   );
@@ -188,7 +188,7 @@ export function orderByStaticCost(
     for (const { name: layer, weights } of layers) {
       const times = (values: Float32Array, by: typeof weights, output = "output") => {
         const out = workspace.take(output, rows * by.rows);
-        return linear(kernels, values, rows, by, undefined, { out, threads });
+        return linear(kernels, values, rows, by, undefined, { out });
       };
       const squares = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0);
       own.static += weight * squares(times(onStatic, weights));

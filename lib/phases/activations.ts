@@ -175,7 +175,7 @@ const GUARD_STRIDE = 2;
  * @returns an observer of the model's run over held-out samples, and what follows from what it saw
  */
 export function layerGuard(
-  { kernels, threads }: PhaseContext,
+  { kernels }: PhaseContext,
   groups: TimeGroups,
   before: ReadonlyMap<string, ActivationParameters>,
   after: ReadonlyMap<string, ActivationParameters>,
@@ -197,7 +197,7 @@ export function layerGuard(
       const size = 2 * rowsLost * weights.rows, middle = size / 2;
       if (outputs.length < size) outputs = new Float32Array(size);
       const out = outputs.subarray(0, size), input = lost.subarray(0, 2 * rowsLost * cols);
-      linear(kernels, input, 2 * rowsLost, weights, undefined, { out, threads });
+      linear(kernels, input, 2 * rowsLost, weights, undefined, { out });
       for (let k = 0; k < middle; k++) sums.before += out[k]! * out[k]!;
       for (let k = middle; k < size; k++) sums.after += out[k]! * out[k]!;
     },

@@ -61,7 +61,6 @@ export interface PhaseRun {
   readonly plan: Plan;
   readonly config: Config;
   readonly kernels: Kernels;
-  readonly threads: number;
   /** Undefined where the solver looks at weights alone. */
   readonly solved: ReadonlyMap<string, SolvedLayer> | undefined;
 }
@@ -72,7 +71,7 @@ export interface PhaseRun {
  * @throws as `runPhases`
  */
 export async function runConfiguredPhases(
-  { checkpoint, calibrated, plan, config, kernels, threads, solved }: PhaseRun,
+  { checkpoint, calibrated, plan, config, kernels, solved }: PhaseRun,
   { onEvent, signal }: RunOptions,
 ): Promise<PhaseResult> {
   // Gradients are loaded by those who want a phase alone.
@@ -85,7 +84,7 @@ export async function runConfiguredPhases(
     const own = solved?.get(row.name)?.tensor;
     if (own !== undefined) return [row.name, own];
     const { bits, groupSize, zeroPoint, scaleBits } = row, [height, width] = row.shape as [number, number];
-    const data = denseWeights(kernels, layers.get(row.name)!, threads);
+    const data = denseWeights(kernels, layers.get(row.name)!);
     return [
       row.name,
       quantize(kernels, { data, dtype: "F32" }, height, width, {
@@ -94,7 +93,6 @@ export async function runConfiguredPhases(
         zeroPoint: zeroPoint!,
         scaleBits,
         solver: config.solver === "round" ? "round" : "clip",
-        threads,
       }),
     ];
   }));
@@ -104,7 +102,6 @@ export async function runConfiguredPhases(
       checkpoint,
       calibrated,
       kernels,
-      threads,
       source: calibrationSource(checkpoint, config),
       seed: config.calibrationSeed,
       workspace: new Workspace(),

@@ -20,7 +20,6 @@ export interface PhaseContext {
   readonly checkpoint: Checkpoint;
   readonly calibrated: Calibrated;
   readonly kernels: Kernels;
-  readonly threads: number;
   /** Where the calibration data come from and with which seed, for more of them. */
   readonly source: string;
   readonly seed: number;
@@ -32,10 +31,10 @@ export interface PhaseContext {
 
 /** Loads a model as it is in the making. */
 export function loadPhaseModel(
-  { checkpoint, kernels, threads, workspace }: PhaseContext,
+  { checkpoint, kernels, workspace }: PhaseContext,
   model: Partial<PhaseModel>,
 ): LoadedModel {
-  return modelFrom(checkpoint, kernels, { threads, workspace, ...model });
+  return modelFrom(checkpoint, kernels, { workspace, ...model });
 }
 
 /** The scheduler of an image model, undefined for others. */

@@ -60,12 +60,11 @@ export async function closedFormParameters(
     readonly hasWeightScales: boolean;
   },
 ): Promise<{ readonly layers: Map<string, LayerParameters>; readonly bytes: number }> {
-  const { calibrated, kernels, threads, signal } = context;
+  const { calibrated, kernels, signal } = context;
   const scheduler = schedulerOf(context), transitions = scheduler && stepWeights(scheduler);
   const { source, isSynthetic, samples } = calibrated.data;
   const statistics = await collectStatistics(calibrated, {
     kernels,
-    threads,
     fingerprint: "",
     groups,
     second: "groups",
@@ -81,22 +80,21 @@ export async function closedFormParameters(
   for (const layer of calibrated.model.stages.flatMap(({ layers }) => layers)) {
     const packed = weights.get(layer.name);
     if (packed === undefined || layers.has(layer.name)) continue;
-    const { rows, cols } = packed, dense = denseWeights(kernels, layer, threads);
+    const { rows, cols } = packed, dense = denseWeights(kernels, layer);
     const moments = momentsOf(statistics, layer.name, weightOf);
     const isPlain = packed.scaleBits === undefined && packed.lowRank === undefined &&
       packed.rotation === undefined;
     const weightScales = hasWeightScales && isPlain
-      ? timeWeightScales(kernels, dense, packed, moments, threads)
+      ? timeWeightScales(kernels, dense, packed, moments)
       : undefined;
     const corrected = output && correctOutputs(
       kernels,
       dense,
-      dequantize(kernels, packed, "F32", threads),
+      dequantize(kernels, packed, "F32"),
       rows,
       cols,
       moments,
       output.markovWeight ?? 0,
-      threads,
     );
     if (weightScales !== undefined || corrected !== undefined) {
       layers.set(layer.name, { weightScales, output: corrected });

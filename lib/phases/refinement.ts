@@ -76,7 +76,6 @@ export async function refinePhase(
     timeGroups,
     markovWeight: timeBiases,
     validateEvery: VALIDATE_EVERY,
-    threads: context.threads,
     clipNorm: Math.max(CLIP * before, Number.MIN_VALUE),
   };
   const report = more.kind === "sequences"

@@ -40,7 +40,6 @@ interface CalibrationOptions extends RunOptions {
 export function runCalibration(
   checkpoint: Checkpoint,
   options: CalibrationOptions,
-  threads: number,
 ): RunCalibration {
   const { config, kernels, saveCalibration } = options;
   let digest: Promise<string> | undefined, opened: Promise<Calibrated> | undefined;
@@ -50,7 +49,7 @@ export function runCalibration(
       if (kernels === undefined) {
         throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
       }
-      return opened ??= openCalibration(checkpoint, config, kernels, threads, saveCalibration, options);
+      return opened ??= openCalibration(checkpoint, config, kernels, saveCalibration, options);
     },
   };
 }

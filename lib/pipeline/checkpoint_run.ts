@@ -1,16 +1,13 @@
-/** What quantizing and dequantizing a checkpoint share: options, the identity of a run, threads and memory. */
+/** What quantizing and dequantizing a checkpoint share: options, the identity of a run and memory. */
 import { closeSync, statSync } from "node:fs";
-import { availableParallelism } from "node:os";
 import { basename, join } from "node:path";
 import { CheckpointError, OutputError } from "../errors.ts";
 import { inputError, openForReading, quote, readFully } from "../files/positional.ts";
 import { sha256 } from "../files/whole.ts";
-import type { Kernels } from "../native/mod.ts";
 import { checkNotInput, type OutputRequest } from "../output/output_folder.ts";
 import { type Identity, type SourceFingerprint, TOOL_VERSION } from "../output/record.ts";
 import { CHUNK_BYTES } from "../output/tensor_sink.ts";
 import type { RunOptions } from "../progress.ts";
-import { MAX_THREADS } from "../quant/mod.ts";
 import { FORMAT_VERSION } from "../quant/packed/checkpoint.ts";
 import {
   type Checkpoint,
@@ -135,12 +132,6 @@ function* atMost(most: number, specs: Iterable<TensorSpec>): Generator<TensorSpe
     if (++count > most) throw new RangeError(`a file must have at most ${most} tensors, got more`);
     yield spec;
   }
-}
-
-/** Threads that will run: as asked for, or one per core; WebAssembly has one. */
-export function threadCount(asked: number, kernels: Kernels | undefined): number {
-  if (kernels?.backend === "wasm") return 1;
-  return asked > 0 ? asked : Math.min(MAX_THREADS, availableParallelism());
 }
 
 /** Memory that is used again for each chunk, grown when a row is longer. */

@@ -19,7 +19,6 @@ import {
   growingBuffer,
   outputRequest,
   reservedHeaderBytes,
-  threadCount,
 } from "./checkpoint_run.ts";
 import { rewriteDequantized } from "./dequantize_tensor.ts";
 import { type RunReport, sum, writtenReport } from "./run_report.ts";
@@ -29,8 +28,6 @@ export interface DequantizeCheckpointOptions extends CheckpointRun {
   readonly kernels: Kernels;
   /** Element type of the result; by default each tensor's own before it was quantized. */
   readonly dtype?: "F32" | "F16" | "BF16" | undefined;
-  /** Threads of the kernels; 0, the default, is one per core. */
-  readonly threads?: number | undefined;
 }
 
 /** A tensor of the result: a layer dequantized, or a tensor as it is. */
@@ -49,7 +46,6 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   checkPaths(options);
   using checkpoint = openCheckpoint(input);
   const targets = targetsOf(checkpoint, options);
-  const threads = threadCount(options.threads ?? 0, kernels);
   const beside = filesBeside(checkpoint);
   const settings = { dtype: options.dtype ?? "original" };
   const request = outputRequest(checkpoint, options, { operation: "dequantize", settings }, beside);
@@ -62,7 +58,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const outputBytes = sum(files.map((file) => file.reservedHeaderBytes + 8)) + sum(tensorBytes) +
     sum(beside.copied.map(({ bytes }) => bytes));
   const job: RewriteJob = { request, files, outputBytes, failFast: true };
-  const context = { checkpoint, kernels, threads, buffer: growingBuffer() };
+  const context = { checkpoint, kernels, buffer: growingBuffer() };
   const steps = [...targets].flatMap(([file, own]) =>
     own.map(({ spec, layer }): [string, RewriteStep] => [spec.name, {
       name: spec.name,
@@ -87,7 +83,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
     ...namesBeside(beside),
     ...writtenReport(checkpoint, await withRewrite(job, options, (rewrite) => rewrite.write(content))),
     backend: kernels.describe(),
-    threads,
+    threads: kernels.threads,
   };
 }
 

@@ -11,7 +11,6 @@ import { rowsPerChunk } from "./quantize_tensor.ts";
 export interface DequantizeContext {
   readonly checkpoint: Checkpoint;
   readonly kernels: Kernels;
-  readonly threads: number;
   readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;
 }
 
@@ -21,7 +20,7 @@ export async function rewriteDequantized(
   layer: PackedLayer | undefined,
   file: string,
   sink: TensorSink,
-  { checkpoint, kernels, threads, buffer }: DequantizeContext,
+  { checkpoint, kernels, buffer }: DequantizeContext,
 ): Promise<LayerRecord> {
   const { name, dtype, shape } = spec;
   if (layer === undefined) {
@@ -38,7 +37,7 @@ export async function rewriteDequantized(
   for (let begin = 0; begin < rows; begin += step) {
     const count = Math.min(step, rows - begin);
     const packed = readPackedTensor(checkpoint, layer, begin, begin + count);
-    sink.write(name, dequantize(kernels, packed, dtype as "F32" | "F16" | "BF16", threads));
+    sink.write(name, dequantize(kernels, packed, dtype as "F32" | "F16" | "BF16"));
     await sink.advance(count * cols, count * cols * width);
   }
   return {

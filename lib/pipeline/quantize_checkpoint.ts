@@ -30,7 +30,7 @@ import {
 import { canonicalConfig, type Config } from "../config/mod.ts";
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
-import type { Kernels } from "../native/mod.ts";
+import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
 import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
 import { type Rewrite, type RewriteContent, type RewriteJob, withRewrite } from "../output/rewrite.ts";
@@ -53,7 +53,6 @@ import {
   type OutputPlace,
   outputRequest,
   reservedHeaderBytes,
-  threadCount,
 } from "./checkpoint_run.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
@@ -62,6 +61,7 @@ import { type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
 export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends RunOptions {
   /** A checkpoint: a folder or a `.safetensors` file. */
   readonly input: string;
+  /** Its `numThreads` goes before the kernels' own number of threads; 0 leaves theirs. */
   readonly config: Config;
   readonly kernels: K;
   /** Save statistics of the full-precision model's inputs; also where the solver needs no calibration. */
@@ -86,7 +86,6 @@ export interface QuantizeRun<K extends Kernels | undefined = Kernels> extends Di
   /** The configuration in force: phase 3 has a calibrated solver. */
   readonly config: Config;
   readonly kernels: K;
-  readonly threads: number;
   readonly calibration: RunCalibration;
   readonly options: RunOptions;
 }
@@ -181,8 +180,11 @@ async function planOnly(options: QuantizeCheckpointOptions): Promise<RunReport> 
  * @throws {CheckpointError | FormatError} when it is incomplete, broken or quantized already
  */
 export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K>): QuantizeRun<K> {
-  const { input, kernels } = options;
-  const config = withPhaseSolver(options.config);
+  const { input } = options;
+  const config = withPhaseSolver(options.config), { numThreads } = config;
+  const kernels = numThreads > 0 && options.kernels
+    ? withThreads(options.kernels, numThreads) as K
+    : options.kernels;
   checkCalibratedConfig(config);
   const checkpoint = openCheckpoint(input);
   const quantized = checkpoint.config?.[CONFIG_KEY];
@@ -194,13 +196,11 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
       { path: join(checkpoint.folder, "config.json") },
     );
   }
-  const threads = threadCount(config.numThreads, kernels);
-  const calibration = runCalibration(checkpoint, { ...options, config }, threads);
+  const calibration = runCalibration(checkpoint, { ...options, kernels, config });
   return {
     checkpoint,
     config,
     kernels,
-    threads,
     calibration,
     options,
     [Symbol.dispose]: () => checkpoint.close(),
@@ -209,11 +209,11 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
 
 /** The same open checkpoint with another configuration; the same calibration data are not opened again. */
 export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
-  const { checkpoint, kernels, threads, options } = run, config = withPhaseSolver(given);
+  const { checkpoint, kernels, options } = run, config = withPhaseSolver(given);
   const keys = ["calibrationData", "calibrationSamples", "calibrationSeed"] as const;
   const calibration = keys.every((key) => config[key] === run.config[key])
     ? run.calibration
-    : runCalibration(checkpoint, { ...options, kernels, config }, threads);
+    : runCalibration(checkpoint, { ...options, kernels, config });
   return { ...run, config, calibration };
 }
 
@@ -234,7 +234,7 @@ export async function planRun(run: QuantizeRun<Kernels | undefined>): Promise<Pl
 
 /** Bits by layer where a plan or a budget asks for them. */
 async function bitPlanOf(
-  { checkpoint, config, kernels, threads, calibration, options }: QuantizeRun<Kernels | undefined>,
+  { checkpoint, config, kernels, calibration, options }: QuantizeRun<Kernels | undefined>,
 ): Promise<BitPlan | undefined> {
   if (config.bitPlan !== null) {
     const matrices = [...checkpoint.tensors].filter(([, { info }]) => info.shape.length === 2);
@@ -245,7 +245,7 @@ async function bitPlanOf(
   return await stoppable(
     options.signal,
     "give the same command again; sensitivities are measured anew",
-    () => planByBudget(checkpoint, calibrated, config, kernels!, threads, options),
+    () => planByBudget(checkpoint, calibrated, config, kernels!, options),
   );
 }
 
@@ -280,26 +280,26 @@ export async function calibrateRun(
  * @param known candidates that need not be solved again; those that are solved are added
  */
 export async function solveRun(
-  { config, kernels, threads, options }: QuantizeRun,
+  { config, kernels, options }: QuantizeRun,
   { plan }: PlannedRun,
   calibrated: Calibrated | undefined,
   { output, known }: { readonly output?: Rewrite | undefined; readonly known?: KnownSolutions } = {},
 ): Promise<SolvedModel | undefined> {
   if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
   const identity = output === undefined ? "" : JSON.stringify([output.identity, kernels.isa]);
-  return await solvePlan(calibrated, plan, config, kernels, threads, output?.work, identity, options, known);
+  return await solvePlan(calibrated, plan, config, kernels, output?.work, identity, options, known);
 }
 
 /** Phases: what the configuration asks for on those codes, undefined where it asks for none. */
 export async function phasesRun(
-  { checkpoint, config, kernels, threads, options }: QuantizeRun,
+  { checkpoint, config, kernels, options }: QuantizeRun,
   { plan }: PlannedRun,
   calibrated: Calibrated | undefined,
   solved: SolvedModel | undefined,
 ): Promise<PhaseResult | undefined> {
   if (calibrated === undefined || !wantsPhases(config)) return undefined;
   return await runConfiguredPhases(
-    { checkpoint, calibrated, plan, config, kernels, threads, solved: solved?.layers },
+    { checkpoint, calibrated, plan, config, kernels, solved: solved?.layers },
     options,
   );
 }
@@ -318,14 +318,14 @@ export async function writeRun(
   },
   output: Rewrite,
 ): Promise<RunReport> {
-  const { checkpoint, config, kernels, threads, options: { onEvent } } = run;
+  const { checkpoint, config, kernels, options: { onEvent } } = run;
   const { weights: refined, biases } = phases?.model ?? {};
   const layers = solved && new Map(
     [...solved.layers].map((
       [name, layer],
     ) => [name, { ...layer, tensor: refined?.get(name) ?? layer.tensor }]),
   );
-  const context = { config, kernels, threads, onEvent, solved: layers, biases, buffer: growingBuffer() };
+  const context = { config, kernels, onEvent, solved: layers, biases, buffer: growingBuffer() };
   const content: RewriteContent = {
     steps: new Map(planned.plan.rows.map((row) => {
       const { info: { name, elements, byteLength: bytes }, file } = checkpoint.tensors.get(row.name)!;
@@ -412,7 +412,14 @@ function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
 }
 
 const reportOf = (
-  { checkpoint, threads }: QuantizeRun<Kernels | undefined>,
+  { checkpoint, config, kernels }: QuantizeRun<Kernels | undefined>,
   { plan, beside }: PlannedRun,
   output: string,
-) => ({ input: checkpoint.path, output, modelKind: checkpoint.kind, plan, ...namesBeside(beside), threads });
+) => ({
+  input: checkpoint.path,
+  output,
+  modelKind: checkpoint.kind,
+  plan,
+  ...namesBeside(beside),
+  threads: kernels?.threads ?? threadCount(config.numThreads, "native"),
+});

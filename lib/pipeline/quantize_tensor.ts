@@ -38,7 +38,6 @@ const COSINE_ROUNDING = 1e-12;
 export interface QuantizeContext {
   readonly config: Config;
   readonly kernels: Kernels;
-  readonly threads: number;
   readonly onEvent: ((event: RunEvent) => void) | undefined;
   /** What was solved on calibration data, by name. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
@@ -219,7 +218,7 @@ async function storeSolved(
   sink: TensorSink,
   context: QuantizeContext,
 ): Promise<ErrorStatistics> {
-  const { kernels, threads } = context;
+  const { kernels } = context;
   const { name, scaleBits } = row, zeroPoint = row.zeroPoint!;
   const { rows, cols, bits, groupSize, lowRank } = tensor;
   const dtype = row.dtype as FloatDtype;
@@ -241,7 +240,7 @@ async function storeSolved(
     const data = context.buffer(count * rowBytes).subarray(0, count * rowBytes);
     source.readInto(name, begin * rowBytes, data);
     const part = packedRows(tensor, begin, end);
-    const ofChunk = packedErrorStatistics(kernels, { data, dtype }, part, threads);
+    const ofChunk = packedErrorStatistics(kernels, { data, dtype }, part);
     statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
     await sink.advance(count * cols, data.length);
   }
@@ -255,7 +254,7 @@ async function quantizeRows(
   sink: TensorSink,
   context: QuantizeContext,
 ): Promise<ErrorStatistics> {
-  const { config: { solver: configured }, kernels, threads } = context;
+  const { config: { solver: configured }, kernels } = context;
   // What no calibration reaches, or what was solved and missed min_accuracy.
   const solver = configured === "round" ? "round" : "clip";
   const { name, scaleBits } = row, groupSize = row.groupSize!, zeroPoint = row.zeroPoint!;
@@ -283,7 +282,6 @@ async function quantizeRows(
         solver,
         zeroPoint,
         scaleBits,
-        threads,
       });
     } catch (error) {
       throw error instanceof WeightsError ? describe(error, begin) : error;
@@ -293,7 +291,7 @@ async function quantizeRows(
       integers.set(new Float16Array(tensor.zeroPoint!.buffer), begin * groups);
     }
     // The sink has compared these bytes with those read back, so this is the error of what is stored.
-    const ofChunk = packedErrorStatistics(kernels, weights, tensor, threads);
+    const ofChunk = packedErrorStatistics(kernels, weights, tensor);
     statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
     await sink.advance(count * cols, data.length);
   }

@@ -50,8 +50,6 @@ export interface QuantizeOptions {
   readonly scaleBits?: ScaleBits | undefined;
   /** Importance of each input column, finite and ≥ 0; default all ones. Only `clip` uses it. */
   readonly columnWeights?: Float32Array | undefined;
-  /** Default 1. Never changes a byte of the result. */
-  readonly threads?: number | undefined;
 }
 
 /** Sums and maxima of `b` against `a`, in float64. */
@@ -74,8 +72,6 @@ export interface ErrorStatistics {
 const DTYPE_NUMBERS: Record<FloatDtype, number> = { F32: 0, F16: 1, BF16: 2, F8_E4M3: 3, F8_E5M2: 4, F64: 5 };
 /** The header's `AQ_ZERO_POINT_*`. */
 const ZERO_POINT_NUMBERS: Record<ZeroPointKind, number> = { real: 0, integer: 1, symmetric: 2 };
-
-export const MAX_THREADS = 64;
 
 /**
  * Elements of a block of whole rows. WebAssembly gets a matrix block by block, because it copies a call's buffers
@@ -110,14 +106,6 @@ function checkMember<T>(doing: string, name: string, value: T, allowed: readonly
   if (!allowed.includes(value)) {
     throw new RangeError(
       `Cannot ${doing}: ${name} must be one of ${allowed.join(", ")}, got ${JSON.stringify(value)}`,
-    );
-  }
-}
-
-function checkThreads(doing: string, threads: number): void {
-  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
-    throw new RangeError(
-      `Cannot ${doing}: threads must be a whole number from 1 to ${MAX_THREADS}, got ${threads}`,
     );
   }
 }
@@ -213,7 +201,6 @@ export function quantize(
     solver = "clip",
     zeroPoint: zeroPointKind = "real",
     columnWeights,
-    threads = 1,
   } = options;
   checkCount(doing, "rows", rows);
   checkCount(doing, "cols", cols);
@@ -225,7 +212,6 @@ export function quantize(
   }
   checkMember(doing, "solver", solver, WEIGHT_SOLVERS);
   checkMember(doing, "zeroPoint", zeroPointKind, ZERO_POINT_KINDS);
-  checkThreads(doing, threads);
   if (columnWeights !== undefined) {
     if (!(columnWeights instanceof Float32Array) || columnWeights.length !== cols) {
       throw new TypeError(
@@ -271,14 +257,28 @@ export function quantize(
         part.superScale,
         part.superMin,
         isaNumber,
-        threads,
+        kernels.threads,
       );
     } else {
       const { packed, scale: s, zeroPoint } = part;
       const z = zeroPoint ?? null;
       status = solver === "round"
-        ? calls.aq_quantize_round(block, dtype, n, k, bits, g, kind, packed, s, z, isaNumber, threads)
-        : calls.aq_quantize_clip(block, dtype, n, k, bits, g, kind, h, packed, s, z, isaNumber, threads);
+        ? calls.aq_quantize_round(block, dtype, n, k, bits, g, kind, packed, s, z, isaNumber, kernels.threads)
+        : calls.aq_quantize_clip(
+          block,
+          dtype,
+          n,
+          k,
+          bits,
+          g,
+          kind,
+          h,
+          packed,
+          s,
+          z,
+          isaNumber,
+          kernels.threads,
+        );
     }
     if (status === -4) {
       const index = findNonfinite(kernels, { data: block, dtype: weights.dtype }, (end - begin) * cols);
@@ -338,32 +338,27 @@ export function dequantize(
   kernels: Kernels,
   tensor: PackedTensor,
   dtype?: "F32",
-  threads?: number,
 ): Float32Array<ArrayBuffer>;
 export function dequantize(
   kernels: Kernels,
   tensor: PackedTensor,
   dtype: "F16" | "BF16",
-  threads?: number,
 ): Uint16Array<ArrayBuffer>;
 export function dequantize(
   kernels: Kernels,
   tensor: PackedTensor,
   dtype?: "F32" | "F16" | "BF16",
-  threads?: number,
 ): Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
 export function dequantize(
   kernels: Kernels,
   tensor: PackedTensor,
   dtype: "F32" | "F16" | "BF16" = "F32",
-  threads = 1,
 ): Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> {
   const doing = "dequantize a matrix";
   checkPackedTensor(doing, tensor);
   checkMember(doing, "dtype", dtype, ["F32", "F16", "BF16"]);
-  checkThreads(doing, threads);
   if (tensor.lowRank !== undefined || tensor.rotation !== undefined) {
-    return dequantizeExtended(kernels, tensor, dtype, threads);
+    return dequantizeExtended(kernels, tensor, dtype);
   }
   const { rows, cols, bits } = tensor;
   const out = dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols);
@@ -384,7 +379,7 @@ export function dequantize(
         target,
         d,
         isaNumber,
-        threads,
+        kernels.threads,
       )
       : calls.aq_dequantize_two_level(
         part.packed,
@@ -400,7 +395,7 @@ export function dequantize(
         target,
         d,
         isaNumber,
-        threads,
+        kernels.threads,
       );
     check(status, doing);
   }
@@ -412,14 +407,13 @@ function dequantizeExtended(
   kernels: Kernels,
   { lowRank, rotation, ...codes }: PackedTensor,
   dtype: "F32" | "F16" | "BF16",
-  threads: number,
 ): Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> {
   const { rows, cols } = codes;
-  const values = dequantize(kernels, codes, "F32", threads);
+  const values = dequantize(kernels, codes, "F32");
   if (lowRank !== undefined) addLowRank(values, lowRank, rows, cols);
   if (rotation !== undefined && cols > 0) rotateRows(values, cols, rotation, { inverse: true });
   if (dtype === "F32") return values;
-  const bytes = convertFloats(kernels, { data: values, dtype: "F32" }, values.length, dtype, threads);
+  const bytes = convertFloats(kernels, { data: values, dtype: "F32" }, values.length, dtype);
   return new Uint16Array(bytes.buffer);
 }
 
@@ -435,13 +429,11 @@ export function packCodes(
   rows: number,
   cols: number,
   bits: BitWidth,
-  threads = 1,
 ): Uint32Array<ArrayBuffer> {
   const doing = "pack codes";
   checkCount(doing, "rows", rows);
   checkCount(doing, "cols", cols);
   checkMember(doing, "bits", bits, BIT_WIDTHS);
-  checkThreads(doing, threads);
   if (!(codes instanceof Uint8Array) || codes.length !== rows * cols) {
     throw new TypeError(`Cannot ${doing}: codes must be ${rows * cols} bytes, got ${codes?.length}`);
   }
@@ -455,7 +447,7 @@ export function packCodes(
       bits,
       packed.subarray(begin * words, end * words),
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     );
     if (status === -3) {
       throw new RangeError(
@@ -474,13 +466,11 @@ export function unpackCodes(
   rows: number,
   cols: number,
   bits: BitWidth,
-  threads = 1,
 ): Uint8Array<ArrayBuffer> {
   const doing = "unpack codes";
   checkCount(doing, "rows", rows);
   checkCount(doing, "cols", cols);
   checkMember(doing, "bits", bits, BIT_WIDTHS);
-  checkThreads(doing, threads);
   const words = packedWords(cols, bits);
   if (!(packed instanceof Uint32Array) || packed.length !== rows * words) {
     throw new TypeError(`Cannot ${doing}: packed must be ${rows * words} u32 words, got ${packed?.length}`);
@@ -494,7 +484,7 @@ export function unpackCodes(
       bits,
       codes.subarray(begin * cols, end * cols),
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     );
     check(status, doing);
   }
@@ -512,11 +502,9 @@ export function convertFloats(
   weights: Weights,
   elements: number,
   dtype: FloatDtype,
-  threads = 1,
 ): Uint8Array<ArrayBuffer> {
   const doing = `convert to ${dtype}`;
   checkCount(doing, "elements", elements);
-  checkThreads(doing, threads);
   if (!isFloatDtype(dtype)) throw new TypeError(`Cannot ${doing}: not a floating type`);
   const bytes = weightBytes(doing, weights, elements);
   const from = BYTES_PER_ELEMENT[weights.dtype], to = BYTES_PER_ELEMENT[dtype];
@@ -529,7 +517,7 @@ export function convertFloats(
       DTYPE_NUMBERS[dtype],
       kernels.size(end - begin),
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     );
     check(status, doing);
   }
@@ -605,11 +593,9 @@ export function packedErrorStatistics(
   kernels: Kernels,
   weights: Weights,
   tensor: PackedTensor,
-  threads = 1,
 ): ErrorStatistics {
   const doing = "measure the error of a packed matrix";
   checkPackedTensor(doing, tensor);
-  checkThreads(doing, threads);
   const { rows, cols, bits } = tensor;
   const bytes = weightBytes(doing, weights, rows * cols);
   const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
@@ -617,8 +603,8 @@ export function packedErrorStatistics(
     let sums = NO_STATISTICS;
     for (const [begin, end] of rowBlocks(rows, cols)) {
       const a = { data: bytes.subarray(begin * rowBytes, end * rowBytes), dtype: weights.dtype };
-      const data = dequantize(kernels, packedRows(tensor, begin, end), "F32", threads);
-      sums = addStatistics(sums, errorStatistics(kernels, a, { data, dtype: "F32" }, data.length, threads));
+      const data = dequantize(kernels, packedRows(tensor, begin, end), "F32");
+      sums = addStatistics(sums, errorStatistics(kernels, a, { data, dtype: "F32" }, data.length));
     }
     return sums;
   }
@@ -642,7 +628,7 @@ export function packedErrorStatistics(
         g,
         raw,
         isaNumber,
-        threads,
+        kernels.threads,
       )
       : calls.aq_two_level_error_statistics(
         block,
@@ -659,7 +645,7 @@ export function packedErrorStatistics(
         part.scaleBits,
         raw,
         isaNumber,
-        threads,
+        kernels.threads,
       );
     check(status, doing);
     total = addStatistics(total, statisticsFrom(raw));
@@ -673,11 +659,9 @@ export function errorStatistics(
   a: Weights,
   b: Weights,
   elements: number,
-  threads = 1,
 ): ErrorStatistics {
   const doing = "measure an error";
   checkCount(doing, "elements", elements);
-  checkThreads(doing, threads);
   const left = weightBytes(doing, a, elements), right = weightBytes(doing, b, elements);
   const leftWidth = BYTES_PER_ELEMENT[a.dtype], rightWidth = BYTES_PER_ELEMENT[b.dtype];
   const raw = new Float64Array(6);
@@ -691,7 +675,7 @@ export function errorStatistics(
       kernels.size(end - begin),
       raw,
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     );
     check(status, doing);
     total = addStatistics(total, statisticsFrom(raw));

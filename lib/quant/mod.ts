@@ -28,7 +28,6 @@ export {
   type ErrorStatistics,
   errorStatistics,
   findNonfinite,
-  MAX_THREADS,
   packCodes,
   packedErrorStatistics,
   quantize,

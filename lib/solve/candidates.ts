@@ -109,7 +109,6 @@ export async function solvePlan(
   plan: Plan,
   config: Config,
   kernels: Kernels,
-  threads: number,
   folder: string | undefined,
   identity: string,
   { signal, onEvent, onProgress }: RunOptions,
@@ -175,7 +174,6 @@ export async function solvePlan(
         () =>
           solveModel(isWeighted ? byTime! : calibrated, {
             kernels,
-            threads,
             solver: config.solver,
             settings,
             mode: config.calibrationMode,

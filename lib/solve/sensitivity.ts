@@ -40,7 +40,6 @@ export async function planByBudget(
   calibrated: Calibrated,
   config: Config,
   kernels: Kernels,
-  threads: number,
   { onEvent, onProgress, signal }: RunOptions,
 ): Promise<BitPlan> {
   const rows = planQuantization(checkpoint, config).rows;
@@ -79,7 +78,6 @@ export async function planByBudget(
   const linear = new Set(wanted.flatMap(({ name }) => layers.has(name) ? [name] : []));
   const statistics = calibrated.statistics ?? await collectStatistics(calibrated, {
     kernels,
-    threads,
     fingerprint: "",
     groups: calibrationGroups(data.axis, 1),
     second: "total",
@@ -99,8 +97,8 @@ export async function planByBudget(
       results.push({ name, options: [{ ...grid, bytes: bytesOf(grid), cost: 0 }] });
       continue;
     }
-    const dense = denseWeights(kernels, layer, threads);
-    const moment = factorMoments(kernels, statistics.moments(name), { damping: settings.damping, threads });
+    const dense = denseWeights(kernels, layer);
+    const moment = factorMoments(kernels, statistics.moments(name), { damping: settings.damping });
     const sizes = BUDGET_GROUP_SIZES.filter((size) => size < width && GROUP_SIZES.includes(size));
     // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
     const kinds = config.zeroPoint === "symmetric"
@@ -114,7 +112,6 @@ export async function planByBudget(
     for (const grid of grids) {
       const { tensor, objective } = solveLayer(kernels, solver, dense, height, width, moment, {
         ...grid,
-        threads,
       }, settings);
       if (probe === undefined && grid.bits === PROBE_BITS) {
         probe = { distance: heldOutDistance(calibrated, new Map([[name, tensor]]), 2), objective };

@@ -29,11 +29,10 @@ const INPUTS_PER_COLUMN = 4;
 
 export interface SolveOptions {
   readonly kernels: Kernels;
-  readonly threads: number;
   readonly solver: Solver;
   readonly settings: SolverSettings;
   /** The grid of a layer by the name of its weight; undefined leaves the layer as it is. */
-  readonly gridOf: (name: string) => Omit<GridOptions, "threads"> | undefined;
+  readonly gridOf: (name: string) => GridOptions | undefined;
   /** `blocks`: on the inputs that the quantized layers before make; `once`: all on those of the full-precision model. */
   readonly mode?: "blocks" | "once" | undefined;
   /** Layers that an earlier run has solved. */
@@ -61,7 +60,7 @@ export interface SolvedLayer {
 }
 
 /** A layer's weights as float32, row-major. */
-export function denseWeights(kernels: Kernels, { weights, name }: LinearLayer, threads = 1): Float32Array {
+export function denseWeights(kernels: Kernels, { weights, name }: LinearLayer): Float32Array {
   if ("packed" in weights) {
     throw new CalibrationError(
       `Cannot solve ${JSON.stringify(name)}: its weights must be plain, got packed ones`,
@@ -72,7 +71,7 @@ export function denseWeights(kernels: Kernels, { weights, name }: LinearLayer, t
   }
   const { data, dtype, rows, cols } = weights;
   if (dtype === "F32") return data as Float32Array;
-  return new Float32Array(convertFloats(kernels, { data, dtype }, rows * cols, "F32", threads).buffer);
+  return new Float32Array(convertFloats(kernels, { data, dtype }, rows * cols, "F32").buffer);
 }
 
 /** The layers to solve, in the order in which they run, a stage at a time. */
@@ -108,7 +107,7 @@ async function solveStages<Batch>(
   statistics: CalibrationStatistics | undefined,
   options: SolveOptions,
 ): Promise<Map<string, SolvedLayer>> {
-  const { kernels, threads, settings, solver, gridOf, mode = "blocks", onWarning } = options;
+  const { kernels, settings, solver, gridOf, mode = "blocks", onWarning } = options;
   const solved = new Map<string, SolvedLayer>();
   const weights = new Map<string, Matrix>();
   const stages = stagesToSolve(model as Blockwise<never>, gridOf);
@@ -147,7 +146,7 @@ async function solveStages<Batch>(
     if (rotation !== undefined) rotateGathered(gathered, rotation);
     const moment = named(
       first.name,
-      () => factorMoments(kernels, gathered.moments, { damping: settings.damping, threads }),
+      () => factorMoments(kernels, gathered.moments, { damping: settings.damping }),
     );
     if (moment.deadColumns > 0) {
       onWarning?.(`${first.name}: ${moment.deadColumns} of its ${moment.cols} inputs are always 0`);
@@ -159,7 +158,7 @@ async function solveStages<Batch>(
     for (const layer of stage.layers) {
       const begun = performance.now();
       const { rows, cols } = layer.weights;
-      const own = denseWeights(kernels, layer, threads);
+      const own = denseWeights(kernels, layer);
       const nonfinite = findNonfinite(kernels, { data: own, dtype: "F32" }, own.length);
       if (nonfinite >= 0) {
         // Left to the rule for such tensors, which keeps them or stops the run.
@@ -180,7 +179,6 @@ async function solveStages<Batch>(
         gathered.cross,
         gathered.residuals.get(layer.name),
         settings,
-        threads,
       );
       const problem = [
         kernels,
@@ -189,7 +187,7 @@ async function solveStages<Batch>(
         rows,
         cols,
         moment,
-        { ...gridOf(layer.name)!, threads },
+        gridOf(layer.name)!,
         settings,
       ] as const;
       const { tensor, objective, firstObjective } = named(
@@ -200,7 +198,7 @@ async function solveStages<Batch>(
       const result: SolvedLayer = {
         name: layer.name,
         tensor: rotation === undefined ? tensor : { ...tensor, rotation },
-        relativeError: objective / outputPower(kernels, target, rows, moment.moment, cols, threads),
+        relativeError: objective / outputPower(kernels, target, rows, moment.moment, cols),
         gain: firstObjective / objective,
         damping: moment.damping,
         deadColumns: moment.deadColumns,
@@ -287,7 +285,7 @@ function gather<Batch>(
   }[],
   stage: { readonly block: number; readonly layers: readonly LinearLayer[] },
   weights: ReadonlyMap<string, Matrix>,
-  { kernels, threads, settings, solver, mode = "blocks" }: SolveOptions,
+  { kernels, settings, solver, mode = "blocks" }: SolveOptions,
 ): Gathered {
   const names = new Set(stage.layers.map(({ name }) => name));
   const first = stage.layers[0]!, { cols } = first.weights;
@@ -335,13 +333,13 @@ function gather<Batch>(
         seen.add(name);
         const own = rowWeights(part, rows, name), inputs = x.subarray(0, rows * cols);
         if (name === first.name) {
-          accumulateMoment(kernels, inputs, undefined, own, rows, moments.second, threads);
+          accumulateMoment(kernels, inputs, undefined, own, rows, moments.second);
           moments.tokens += rows;
           moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
           if (cross !== undefined) {
             const lost = fullInputs.get(name)!.x!;
             for (let k = 0; k < lost.length; k++) lost[k]! -= inputs[k]!;
-            accumulateMoment(kernels, inputs, lost, own, rows, cross, threads);
+            accumulateMoment(kernels, inputs, lost, own, rows, cross);
           }
         }
         if (residual === undefined || cross === undefined) return;
@@ -350,7 +348,7 @@ function gather<Batch>(
         for (let k = 0; k < lost.length; k++) lost[k]! -= residual[k]!;
         let sums = residuals.get(name);
         if (sums === undefined) residuals.set(name, sums = new Float32Array(height * cols));
-        accumulateMoment(kernels, inputs, lost, own, rows, sums, threads);
+        accumulateMoment(kernels, inputs, lost, own, rows, sums);
       },
     });
   }
@@ -372,7 +370,6 @@ function outputPower(
   rows: number,
   moment: Float32Array,
   cols: number,
-  threads: number,
 ): number {
   const products = new Float32Array(rows * cols);
   kernels.calls.aq_linear(
@@ -385,7 +382,7 @@ function outputPower(
     kernels.size(cols),
     products,
     kernels.isaNumber,
-    threads,
+    kernels.threads,
   );
   let sum = 0;
   for (let i = 0; i < products.length; i++) sum += products[i]! * target[i]!;

@@ -37,7 +37,6 @@ export function quantizationLoss(
   moment: Float32Array,
   rows: number,
   cols: number,
-  threads = 1,
 ): LossTerm<Float32Array<ArrayBuffer>> {
   const doing = "compute the quantization loss";
   const n = rows * cols;
@@ -60,7 +59,7 @@ export function quantizationLoss(
     size(cols),
     gradient,
     isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });
   let loss = 0;

@@ -34,8 +34,6 @@ export interface OptimizerOptions {
   readonly clipNorm?: number | undefined;
   /** `cosine` lowers the step size to 0 over the iterations. Default `cosine`. */
   readonly schedule?: "constant" | "cosine" | undefined;
-  /** Default 1; never changes a byte. */
-  readonly threads?: number | undefined;
 }
 
 export interface OptimizationProblem {
@@ -118,13 +116,12 @@ export function optimize(
     maxIterations: 50,
     convergenceThreshold: 1e-4,
     schedule: "cosine" as const,
-    threads: 1,
     ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
   } as Required<Omit<OptimizerOptions, "clipNorm">> & OptimizerOptions;
   checkOptions(settings);
-  const { learningRate, maxIterations, convergenceThreshold, clipNorm, schedule, threads } = settings;
+  const { learningRate, maxIterations, convergenceThreshold, clipNorm, schedule } = settings;
   const { validateEvery = 10 } = problem;
-  const state = new AdamState(kernels, problem.parameters, threads!);
+  const state = new AdamState(kernels, problem.parameters);
   const lossHistory: number[] = [], gradientNorms: number[] = [];
   let clipped = 0, best = Infinity, bestIteration = 0, initial = NaN;
   let converged = false, diverged = false, reason = "the last iteration was reached", iteration = 0;
@@ -219,7 +216,6 @@ class AdamState {
   constructor(
     readonly kernels: Kernels,
     readonly parameters: readonly Parameters[],
-    readonly threads: number,
   ) {
     for (const { name, values, gradients, units } of parameters) {
       if (gradients.length !== values.length || (units !== undefined && units.length !== values.length)) {
@@ -278,7 +274,6 @@ class AdamState {
       },
       ++this.#steps,
       rate,
-      this.threads,
     );
     this.#publish(this.#values);
   }
@@ -319,7 +314,6 @@ export function adamStep(
   { values, gradients, first, second }: AdamArrays,
   step: number,
   rate: number,
-  threads = 1,
 ): void {
   const n = values.length;
   if (gradients.length !== n || first.length !== n || second.length !== n) {
@@ -340,7 +334,7 @@ export function adamStep(
     EPSILON,
     step,
     isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) {
     throw new KernelError(`Cannot take a step: the kernel reports status ${status}`, { status });
@@ -360,7 +354,6 @@ export function projectedGradientStep(
   gradients: Float32Array,
   bounds: { readonly low: Float32Array; readonly high: Float32Array },
   rate: number,
-  threads = 1,
 ): void {
   const n = values.length, { low, high } = bounds;
   if (gradients.length !== n || low.length !== n || high.length !== n) {
@@ -377,7 +370,7 @@ export function projectedGradientStep(
     size(n),
     rate,
     isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) {
     throw new KernelError(`Cannot take a step: the kernel reports status ${status}`, { status });

@@ -97,7 +97,6 @@ export function correctOutputs(
   cols: number,
   moments: readonly WeightedMoments[],
   markovWeight = 0,
-  threads = 1,
 ): OutputParameters {
   const groups = moments.length;
   const gain = new Float32Array(groups * rows), bias = new Float32Array(groups * rows);
@@ -109,7 +108,7 @@ export function correctOutputs(
         `Cannot correct a layer's output: weights must be numbers ≥ 0, got ${weight} for group ${g}`,
       );
     }
-    const own = outputCorrection(kernels, weights, quantized, rows, cols, group, threads);
+    const own = outputCorrection(kernels, weights, quantized, rows, cols, group);
     gain.set(own.gain, g * rows);
     bias.set(own.bias, g * rows);
     if (markovWeight === 0) continue;

@@ -213,7 +213,6 @@ export class CalibrationStatistics {
     x: Float32Array,
     rows: number,
     { times, weights }: ObservedSamples,
-    threads = 1,
   ): void {
     const own = this.inputs.get(input), doing = `Cannot calibrate ${JSON.stringify(input)}`;
     if (own === undefined) throw new TypeError(`${doing}: it must be one of the inputs, got another`);
@@ -250,7 +249,7 @@ export class CalibrationStatistics {
       own.histograms[group]!.add(x.subarray(first * cols, end * cols));
     }
     if (own.second !== undefined) {
-      accumulateMoment(kernels, x, undefined, weights, rows, own.second, threads);
+      accumulateMoment(kernels, x, undefined, weights, rows, own.second);
     }
     if (own.groupSecond === undefined) return;
     for (const group of new Set(groupOfSample)) {
@@ -263,7 +262,7 @@ export class CalibrationStatistics {
         partWeights?.set(weights!.subarray(first, end), i * rowsPerSample);
       }
       const out = own.groupSecond.subarray(group * cols * cols, (group + 1) * cols * cols);
-      accumulateMoment(kernels, part, undefined, partWeights, samples.length * rowsPerSample, out, threads);
+      accumulateMoment(kernels, part, undefined, partWeights, samples.length * rowsPerSample, out);
     }
   }
 

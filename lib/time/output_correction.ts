@@ -46,7 +46,6 @@ export function outputCorrection(
   rows: number,
   cols: number,
   { second, mean, samples }: TimeGroupMoments,
-  threads = 1,
 ): OutputCorrection {
   const doing = "correct a layer's output";
   if (
@@ -77,7 +76,7 @@ export function outputCorrection(
     size(cols),
     spread,
     isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });
   const other = new Float32Array(rows * cols); // W C
@@ -91,7 +90,7 @@ export function outputCorrection(
     size(cols),
     other,
     isaNumber,
-    threads,
+    kernels.threads,
   );
   if (again !== 0) {
     throw new KernelError(`Cannot ${doing}: the kernel reports status ${again}`, { status: again });

@@ -39,7 +39,6 @@ export function timeWeightScales(
   weights: Float32Array,
   quantized: OneLevelTensor,
   moments: readonly TimeGroupMoments[],
-  threads = 1,
 ): WeightScaleParameters {
   const doing = "fit weight scales to time groups";
   const { rows, cols, bits, groupSize, packed } = quantized;
@@ -47,7 +46,7 @@ export function timeWeightScales(
     throw new TypeError(`Cannot ${doing}: weights must be [${rows}, ${cols}], got ${weights.length} numbers`);
   }
   const count = groupCount(cols, groupSize), width = groupSize === 0 ? cols : groupSize;
-  const codes = Float32Array.from(unpackCodes(kernels, packed, rows, cols, bits, threads));
+  const codes = Float32Array.from(unpackCodes(kernels, packed, rows, cols, bits));
   const half = (values: Uint16Array) => new Float16Array(values.buffer, values.byteOffset, values.length);
   const stored = half(quantized.scale), middle = 2 ** (bits - 1);
   const storedZero = quantized.zeroPoint && half(quantized.zeroPoint);
@@ -72,7 +71,7 @@ export function timeWeightScales(
         size(cols),
         out,
         isaNumber,
-        threads,
+        kernels.threads,
       );
       if (status !== 0) {
         throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });

@@ -11,7 +11,7 @@ const [path, tokens = "64"] = process.argv.slice(2);
 using kernels = await openKernels();
 let weightBytes = 0, scratchBytes = 0;
 if (path !== undefined) {
-  const { kind, model } = loadModel(path, kernels, { threads: 2 });
+  const { kind, model } = loadModel(path, kernels);
   if (kind === "dit") model.forward(new Float32Array(model.imageElements), [500], [0]);
   else model.forward(new Int32Array(Number(tokens)).fill(model.config.maskToken), 1);
   ({ weightBytes, scratchBytes } = model);

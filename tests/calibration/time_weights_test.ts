@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError } from "../../lib/errors.ts";
 import { loadModel, loadScheduler } from "../../lib/models/mod.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { solvePlan } from "../../lib/solve/candidates.ts";
 import { type Calibrated, loadCalibration } from "../../lib/calibration/mod.ts";
 import { collectStatistics } from "../../lib/calibration/collect.ts";
@@ -18,7 +18,7 @@ import { MODELS, rejection, workplace } from "../_checkpoints.ts";
 import { ditCheckpoint, store } from "../_models.ts";
 
 const place = workplace();
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 afterAll(() => {
   kernels.close();
   place.remove();
@@ -112,7 +112,6 @@ describe("calibration data by time", () => {
       const collect = (data: Calibrated, second: "total" | "groups") =>
         collectStatistics(data, {
           kernels,
-          threads: 1,
           fingerprint: "",
           groups,
           second,
@@ -149,8 +148,7 @@ describe("calibration data by time", () => {
     const solve = async (data: Calibrated, threads = 1) =>
       [
         ...await solveModel(data, {
-          kernels,
-          threads,
+          kernels: withThreads(kernels, threads),
           solver: "best",
           settings: DEFAULT_SOLVER_SETTINGS,
           gridOf: (name) => names.includes(name) ? { bits: 2, groupSize: 0, zeroPoint: "real" } : undefined,
@@ -196,7 +194,7 @@ describe("phase 3's terms, by configuration", () => {
     const messages: string[] = [];
     const checkpoint = openCheckpoint(path);
     const plan = planQuantization(checkpoint, config);
-    const solved = await solvePlan(calibrated, plan, config, kernels, 1, undefined, "", {
+    const solved = await solvePlan(calibrated, plan, config, kernels, undefined, "", {
       onEvent: ({ message }) => messages.push(message),
     });
     return { solved, messages: messages.join("\n") };

@@ -26,7 +26,7 @@ test(
     const source = join(path, "calibration.jsonl");
     const calibrated = await loadCalibration(full, { source, samples: 24, seed: 1 });
     if (calibrated.kind !== "sequences") throw new TypeError("sequences are needed");
-    const context: PhaseContext = { checkpoint, calibrated, kernels, threads: 1, source, seed: 1 };
+    const context: PhaseContext = { checkpoint, calibrated, kernels, source, seed: 1 };
     const groups = equalTimeGroups(timeAxisOf(undefined), 2);
     const layer = "model.layers.1.mlp.down_proj.weight";
     const { weights } = full.model.stages.flatMap(({ layers }) => layers).find(({ name }) => name === layer)!;

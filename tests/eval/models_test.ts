@@ -22,7 +22,7 @@ import {
 } from "../../lib/eval/puzzles.ts";
 import { FrechetReference } from "../../lib/eval/frechet.ts";
 import { imageNoise, loadDit, loadDream, loadScheduler, loadTokenizer } from "../../lib/models/mod.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
 import { MODELS, run, workplace } from "../_checkpoints.ts";
@@ -44,12 +44,12 @@ async function quantized(input: string, bits: number, solver: string, groupSize:
   return output;
 }
 
-const full = loadDream(DREAM, kernels, { threads: 2 });
+const full = loadDream(DREAM, withThreads(kernels, 2));
 const tokenizer = await loadTokenizer(DREAM);
 const puzzles = readPuzzles(join(DREAM, "eval.jsonl"));
 /** Some of each task. */
 const some = puzzles.filter((_, i) => i % 12 === 0);
-const coarse = loadDream(await quantized(DREAM, 2, "round", 0), kernels, { threads: 2 });
+const coarse = loadDream(await quantized(DREAM, 2, "round", 0), withThreads(kernels, 2));
 
 describe("puzzles", () => {
   test("are the 900 of the file, in the three forms", () => {
@@ -172,7 +172,7 @@ describe("images", () => {
     loadFeatureStatistics(join(GLYPHS, "reference_features.safetensors")),
   );
   const scheduler = loadScheduler(GLYPHS);
-  const model = loadDit(GLYPHS, kernels, { threads: 2 });
+  const model = loadDit(GLYPHS, withThreads(kernels, 2));
 
   test("are read by the classifier as in the golden file", () => {
     using golden = SafetensorsFile.open(join(GLYPHS, "golden.safetensors"));
@@ -204,8 +204,8 @@ describe("images", () => {
   });
 
   test("of a quantized model differ by timestep and drift with the steps", async () => {
-    const two = loadDit(await quantized(GLYPHS, 2, "clip", 64), kernels, { threads: 2 });
-    const eight = loadDit(await quantized(GLYPHS, 8, "clip", 64), kernels, { threads: 2 });
+    const two = loadDit(await quantized(GLYPHS, 2, "clip", 64), withThreads(kernels, 2));
+    const eight = loadDit(await quantized(GLYPHS, 8, "clip", 64), withThreads(kernels, 2));
     const options = { timesteps: [999, 500, 20], imagesPerTimestep: 16, resamples: 100 };
     const self = timestepErrors(model, model, scheduler, real, options);
     expect(self.map(({ timestep, relativeError: { value } }) => [timestep, value])).toEqual([[999, 0], [

@@ -1,4 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { withThreads } from "../../lib/native/mod.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { BackwardOperations } from "../../lib/models/backward/kernels.ts";
 import { DitGradients } from "../../lib/models/backward/dit.ts";
@@ -108,7 +109,7 @@ function attention(
 
 for (const { name, kernels: each_ } of everywhere) {
   describe(`${name}: gradients against central differences in float64`, () => {
-    const operations = new BackwardOperations(each_, 2);
+    const operations = new BackwardOperations(each_);
     const rows = 5, cols = 23, epsilon = 1e-5;
     const x = gaussians(1, rows * cols), dy = gaussians(2, rows * cols), weight = gaussians(3, cols);
 
@@ -246,7 +247,7 @@ test("every instruction set and number of threads gives the same bits", () => {
   const out = Float32Array.from(attention(q, k, v, shape));
   const digests = everywhere.flatMap(({ name, kernels: each }) =>
     [1, 3].map((threads) => {
-      const operations = new BackwardOperations(each, threads);
+      const operations = new BackwardOperations(withThreads(each, threads));
       const results = Array.from({ length: 5 }, () => new Float32Array(queries));
       operations.rmsNorm(q, dout, undefined, 3 * 67, 80, 1e-6, results[0]!);
       operations.layerNorm(q, dout, undefined, 3 * 67, 80, 1e-6, results[1]!);

@@ -18,7 +18,7 @@ import {
   tileImages,
 } from "../../lib/models/mod.ts";
 import { ConfigFields } from "../../lib/models/layers/model_config.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
 import { MODELS, workplace } from "../_checkpoints.ts";
@@ -29,7 +29,7 @@ import { thrown } from "../tensor/_files.ts";
 
 const GLYPHS = join(MODELS, "glyph-dit");
 const place = workplace();
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 const everyKernels = await allKernels();
 afterAll(() => {
   for (const { kernels: each } of everyKernels) each.close();
@@ -97,7 +97,7 @@ describe("forward pass", () => {
     const elements = sizes.channels * sizes.size ** 2;
     const samples = gaussians(8, count * elements);
     const [times, labels] = [[999, 0, 417], [0, sizes.classes, 3]];
-    const got = loadDit(path, kernels, { threads: 2 }).forward(samples, times, labels).slice();
+    const got = loadDit(path, withThreads(kernels, 2)).forward(samples, times, labels).slice();
     const weights = readWeights(path, kernels);
     const wanted = times.flatMap((time, i) =>
       imagePrediction(

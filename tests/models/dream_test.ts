@@ -15,7 +15,7 @@ import {
   RandomStream,
 } from "../../lib/models/mod.ts";
 import { selectMostConfident, TokenSampler } from "../../lib/models/masked/token_sampling.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
 import { MODELS, ROOT, workplace } from "../_checkpoints.ts";
@@ -34,7 +34,7 @@ import { randomIntegers, thrown } from "../tensor/_files.ts";
 
 const DREAM = join(MODELS, "dream-mini");
 const place = workplace();
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 const everyKernels = await allKernels();
 afterAll(() => {
   for (const { kernels: each } of everyKernels) each.close();
@@ -120,7 +120,7 @@ describe("golden outputs of dream-mini", () => {
 
   test("threads change no byte", () => {
     const one = loadDream(DREAM, kernels).forward(ids, 12).slice();
-    expect(loadDream(DREAM, kernels, { threads: 2 }).forward(ids, 12)).toEqual(one);
+    expect(loadDream(DREAM, withThreads(kernels, 2)).forward(ids, 12)).toEqual(one);
   });
 });
 
@@ -351,7 +351,7 @@ describe("what is not a model", () => {
 });
 
 describe("generation of Dream", () => {
-  const model = loadDream(DREAM, kernels, { threads: 2 });
+  const model = loadDream(DREAM, withThreads(kernels, 2));
   const puzzle = (tokens: readonly number[], masks: number) => {
     const canvas = new Int32Array(36);
     canvas.set([2, ...tokens]);

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { withThreads } from "../../lib/native/mod.ts";
 import {
   ACTIVATION_BITS,
   add,
@@ -119,7 +120,7 @@ for (const { name, kernels } of everywhere) {
       for (const weights of [dense, packed]) {
         const one = linear(kernels, x, tokens, weights);
         for (const threads of [2, 3, 8]) {
-          expect(linear(kernels, x, tokens, weights, undefined, { threads })).toEqual(one);
+          expect(linear(withThreads(kernels, threads), x, tokens, weights, undefined)).toEqual(one);
         }
         expect(linear(kernels, x.slice(7 * cols, 16 * cols), 9, weights)).toEqual(
           one.slice(7 * rows, 16 * rows),
@@ -150,7 +151,7 @@ for (const { name, kernels } of everywhere) {
         const layered = layerNorm(kernels, x, rows, cols, weight, bias, 1e-5);
         expect(worst(layered, layer, () => 8 * unit)).toBeLessThan(1);
         expect(worst(softmax(kernels, x, rows, cols), soft, () => unit)).toBeLessThan(1);
-        expect(layerNorm(kernels, x, rows, cols, weight, bias, 1e-5, { out: x.slice(), threads: 3 })).toEqual(
+        expect(layerNorm(withThreads(kernels, 3), x, rows, cols, weight, bias, 1e-5, { out: x.slice() })).toEqual(
           layered,
         );
         const own = x.slice();
@@ -207,7 +208,7 @@ for (const { name, kernels } of everywhere) {
         const shape = { batch, tokens, heads, kvHeads, headSize };
         const out = attention(kernels, q, k, v, shape, { keyMask });
         expect(worst(out, reference, () => 10 * (headSize + tokens) * EPSILON)).toBeLessThan(1);
-        expect(attention(kernels, q, k, v, shape, { keyMask, threads: 3 })).toEqual(out);
+        expect(attention(withThreads(kernels, 3), q, k, v, shape, { keyMask })).toEqual(out);
       }
     });
 
@@ -238,7 +239,7 @@ for (const { name, kernels } of everywhere) {
       const own = x.slice();
       expect(rotary(kernels, own, positions, heads, headSize, theta)).toBe(own);
       expect(worst(own, reference, () => 16 * EPSILON)).toBeLessThan(1);
-      expect(rotary(kernels, x.slice(), positions, heads, headSize, theta, 3)).toEqual(own);
+      expect(rotary(withThreads(kernels, 3), x.slice(), positions, heads, headSize, theta)).toEqual(own);
     });
 
     test("SiLU, GELU and their products", () => {
@@ -273,7 +274,7 @@ for (const { name, kernels } of everywhere) {
       expect(worst(modulate(kernels, x, scale, shift, shape), modulated, unit)).toBeLessThan(1);
       const gated = Float64Array.from(x, (v, i) => residual[i]! + chunk(i, 5) * v);
       const own = residual.slice();
-      gateAdd(kernels, own, chunks.subarray(5 * cols), x, shape, { out: own, threads: 2 });
+      gateAdd(withThreads(kernels, 2), own, chunks.subarray(5 * cols), x, shape, { out: own });
       expect(worst(own, gated, unit)).toBeLessThan(1);
     });
 
@@ -414,7 +415,7 @@ describe("8-bit activations", () => {
             expect(Math.abs(back - x[i]!)).toBeLessThanOrEqual(s * 0.50001);
             expect(out.codes[i]! < 2 ** bits).toBe(true);
           }
-          expect(quantizeActivations(kernels, x, tokens, cols, { bits, threads: 3 })).toEqual(out);
+          expect(quantizeActivations(withThreads(kernels, 3), x, tokens, cols, { bits })).toEqual(out);
         }
       }
     });
@@ -456,7 +457,7 @@ describe("8-bit activations", () => {
       });
       expect([...buffer.subarray(tokens * rows)]).toEqual(new Array(16).fill(1234.5));
       for (const threads of [2, 3, 8]) {
-        expect(linearPackedInt8(kernels, activations, weights, undefined, { threads })).toEqual(one.slice());
+        expect(linearPackedInt8(withThreads(kernels, threads), activations, weights, undefined)).toEqual(one.slice());
       }
       const alone = quantizeActivations(kernels, x.slice(5 * cols, 6 * cols), 1, cols);
       expect(linearPackedInt8(kernels, alone, weights)).toEqual(one.slice(5 * rows, 6 * rows));
@@ -479,7 +480,6 @@ describe("8-bit activations", () => {
     expect(() => quantizeActivations(scalar, x, 2, 4)).toThrow(/x must be 8 float32 values, got 6/);
     expect(quantized({ bits: 9 })).toThrow(/2 to 8, got 9/);
     expect(quantized({ bits: 1.5 })).toThrow(RangeError);
-    expect(quantized({ threads: 0 })).toThrow(/1 to 64/);
     expect(quantized({ grid: { scale: 0, zeroPoint: 0 } })).toThrow(/at least 2\^-126, got 0/);
     expect(quantized({ grid: { scale: NaN, zeroPoint: 0 } })).toThrow(RangeError);
     expect(quantized({ grid: { scale: 1e39, zeroPoint: 0 } })).toThrow(RangeError);
@@ -528,7 +528,7 @@ describe("images", () => {
           }
         }
       }
-      expect(patchify(kernels, images, shape, { threads: 3 })).toEqual(tokens);
+      expect(patchify(withThreads(kernels, 3), images, shape)).toEqual(tokens);
       expect(() => patchify(kernels, images, { ...shape, patch: 4 })).toThrow(/must divide 6 × 4/);
       expect(() => unpatchify(kernels, images, { ...shape, patch: 0 })).toThrow(RangeError);
       expect(() => patchify(kernels, images, { ...shape, batch: 3 })).toThrow(/images must be 216/);
@@ -591,7 +591,6 @@ describe("arguments", () => {
       /zero points/,
     );
     expect(() => silu(kernels, new Float64Array(3) as never)).toThrow(TypeError);
-    expect(() => silu(kernels, new Float32Array(3), { threads: 65 })).toThrow(/1 to 64/);
     expect(() =>
       modulate(kernels, new Float32Array(12), new Float32Array(5), new Float32Array(6), {
         batch: 2,

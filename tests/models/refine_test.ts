@@ -12,7 +12,7 @@ import {
   timeBiasesOf,
 } from "../../lib/models/backward/refine.ts";
 import { loadDit, loadDream, loadTokenizer } from "../../lib/models/mod.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { tokenKl } from "../../lib/thermo/masked_transition.ts";
 import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
@@ -20,7 +20,7 @@ import { MODELS, workplace } from "../_checkpoints.ts";
 import { gaussians } from "../_kernels.ts";
 import { ditCheckpoint, SMALL_IMAGE, store } from "../_models.ts";
 
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 const place = workplace();
 afterAll(() => {
   kernels.close();
@@ -44,8 +44,8 @@ const ditPacked = await quantized(ditFolder, { bit_width: 2, group_size: 16 });
 
 describe("dream-mini at 2 bits", () => {
   const path = join(MODELS, "dream-mini");
-  const full = loadDream(path, kernels, { threads: 2 });
-  const load = () => loadDream(dreamFolder, kernels, { threads: 2 });
+  const full = loadDream(path, withThreads(kernels, 2));
+  const load = (threads = 2) => loadDream(dreamFolder, withThreads(kernels, threads));
   const batches = (file: string, seed: number, count: number): MaskedBatch[] => {
     const sequences = maskedSequences(full, dreamTokenizer, readPuzzles(join(path, file)), {
       seed,
@@ -113,7 +113,7 @@ describe("dream-mini at 2 bits", () => {
   test("runs are the same to the bit, for any number of threads, with or without recomputing", () => {
     const few = { ...options, maxIterations: 5, validateEvery: 5 };
     const first = refineMaskedTransformer(load(), full, data, few);
-    const second = refineMaskedTransformer(load(), full, data, { ...few, threads: 1, recompute: true });
+    const second = refineMaskedTransformer(load(1), full, data, { ...few, recompute: true });
     expect(second.layers).toEqual(first.layers);
     expect(second.lossHistory).toEqual(first.lossHistory);
     expect(second.scratchBytes).toBeLessThan(first.scratchBytes);

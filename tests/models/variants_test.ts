@@ -37,7 +37,7 @@ import {
 import { randomIntegers, thrown } from "../tensor/_files.ts";
 
 const place = workplace();
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 afterAll(() => {
   kernels.close();
   place.remove();

@@ -1,12 +1,12 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { findCompiler } from "../../lib/native/library.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { ABI_VERSION, SIGNATURES } from "../../lib/native/signatures.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "arrowquant-open-"));
@@ -60,6 +60,22 @@ describe("openKernels", () => {
   test("opens the embedded WebAssembly when asked", async () => {
     using kernels = await openKernels({ backend: "wasm" });
     expect([kernels.backend, kernels.isa, kernels.library]).toEqual(["wasm", "simd128", "embedded"]);
+  });
+
+  test("runs as many threads as asked, 0 being one per core, and one with WebAssembly", async () => {
+    using kernels = await openKernels({ threads: 3 });
+    const isNative = kernels.backend === "native";
+    expect(kernels.threads).toBe(isNative ? 3 : 1);
+    const one = withThreads(kernels, 1), all = withThreads(kernels, 0);
+    expect([one.threads, one.isa, one.calls]).toEqual([1, kernels.isa, kernels.calls]);
+    expect(all.threads).toBe(isNative ? Math.min(64, availableParallelism()) : 1);
+    expect(withThreads(one, 1)).toBe(one);
+    using wasm = await openKernels({ backend: "wasm", threads: 3 });
+    expect([wasm.threads, withThreads(wasm, 2).threads]).toEqual([1, 1]);
+    for (const threads of [-1, 65, 1.5, NaN]) {
+      await expect(openKernels({ threads })).rejects.toThrow(/whole number from 0 to 64/);
+      expect(() => withThreads(kernels, threads)).toThrow(RangeError);
+    }
   });
 
   test("refuses what it does not know", async () => {

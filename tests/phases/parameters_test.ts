@@ -63,7 +63,7 @@ async function rounded(path: string, source: string) {
       })
     ),
   );
-  const context: PhaseContext = { checkpoint, calibrated, kernels, threads: 1, source, seed: 3 };
+  const context: PhaseContext = { checkpoint, calibrated, kernels, source, seed: 3 };
   return { context, weights };
 }
 const dream = await rounded(DREAM, join(DREAM, "calibration.jsonl"));

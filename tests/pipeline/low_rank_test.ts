@@ -97,7 +97,7 @@ describe("a checkpoint with low-rank corrections and rotations", () => {
       const output = overrides === undefined ? both : place.fresh(name);
       const report = overrides === undefined ? undefined : await run(output, overrides);
       const plain = place.fresh(`${name}-plain`);
-      await dequantizeCheckpoint({ input: output, output: plain, kernels, threads: 1 });
+      await dequantizeCheckpoint({ input: output, output: plain, kernels });
       // The original is stored as half floats or bfloat16, so the way back rounds each weight once.
       expect(distance(logitsOf(output), logitsOf(plain))).toBeLessThan(0.02);
       using checkpoint = openCheckpoint(output);

@@ -27,7 +27,7 @@ import {
   OutputError,
   WeightsError,
 } from "../../lib/errors.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import {
   dequantizeCheckpoint,
   KEEP_RULES,
@@ -912,7 +912,7 @@ describe("a stopped run", () => {
       },
     }));
     expect(stopped).toBeInstanceOf(InterruptedError);
-    await dequantizeCheckpoint({ kernels, input: reference, output, resume: true, threads: 2 });
+    await dequantizeCheckpoint({ kernels: withThreads(kernels, 2), input: reference, output, resume: true });
     expect(differences(output, plain)).toEqual([]);
     expect(contents(plain)["config.json"]).toBe(contents(input)["config.json"]!);
     expect(contents(plain)["tokenizer.json"]).toBe(contents(input)["tokenizer.json"]!);

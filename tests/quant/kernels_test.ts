@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import type { Kernels } from "../../lib/native/mod.ts";
+import { type Kernels, withThreads } from "../../lib/native/mod.ts";
 import {
   BIT_WIDTHS,
   type BitWidth,
@@ -156,14 +156,14 @@ for (const { name, kernels } of every) {
               };
               const expected = quantize(scalar, weights, rows, cols, options);
               expectSame(
-                quantize(kernels, weights, rows, cols, { ...options, threads: 1 + Math.floor(random() * 4) }),
+                quantize(withThreads(kernels, 1 + Math.floor(random() * 4)), weights, rows, cols, options),
                 expected,
               );
               const threads = 1 + Math.floor(random() * 4);
-              expect(bytes(dequantize(kernels, expected, "F32", threads))).toEqual(
+              expect(bytes(dequantize(withThreads(kernels, threads), expected, "F32"))).toEqual(
                 bytes(dequantize(scalar, expected)),
               );
-              expect(packedErrorStatistics(kernels, weights, expected, threads)).toEqual(
+              expect(packedErrorStatistics(withThreads(kernels, threads), weights, expected)).toEqual(
                 packedErrorStatistics(scalar, weights, expected),
               );
             }
@@ -174,9 +174,9 @@ for (const { name, kernels } of every) {
 
     test("threads do not change a byte of a matrix large enough to be split", () => {
       const weights = f32Weights(gaussians(3, 600 * 512));
-      const one = quantize(kernels, weights, 600, 512, { bits: 3, threads: 1 });
+      const one = quantize(kernels, weights, 600, 512, { bits: 3 });
       for (const threads of [2, 3, 8]) {
-        expectSame(quantize(kernels, weights, 600, 512, { bits: 3, threads }), one);
+        expectSame(quantize(withThreads(kernels, threads), weights, 600, 512, { bits: 3 }), one);
       }
     });
 
@@ -219,7 +219,7 @@ for (const { name, kernels } of every) {
     test("statistics agree with float64 sums", () => {
       for (const n of [1, 7, 8, 9, 255, 256, 257, 5000, 300001]) {
         const a = gaussians(n, n), b = gaussians(n + 1, n);
-        const got = errorStatistics(kernels, f32Weights(a), f32Weights(b), n, 2);
+        const got = errorStatistics(withThreads(kernels, 2), f32Weights(a), f32Weights(b), n);
         let aa = 0, ab = 0, dd = 0, maximum = 0;
         for (let i = 0; i < n; i++) {
           aa += a[i]! ** 2;
@@ -506,10 +506,10 @@ describe("properties, on the fastest kernels", () => {
       const data = gaussians(2, 600 * 512);
       data[row * 512 + 5] = NaN;
       const place = new RegExp(`row ${row}, column 5 `);
-      expect(() => quantize(kernels, f32Weights(data), 600, 512, { bits: 4, threads: 3 })).toThrow(place);
+      expect(() => quantize(withThreads(kernels, 3), f32Weights(data), 600, 512, { bits: 4 })).toThrow(place);
       const codes = new Uint8Array(600 * 512);
       codes[row * 512] = 4;
-      expect(() => packCodes(kernels, codes, 600, 512, 2, 3)).toThrow(/at most 3/);
+      expect(() => packCodes(withThreads(kernels, 3), codes, 600, 512, 2)).toThrow(/at most 3/);
     }
   });
 
@@ -535,8 +535,6 @@ describe("properties, on the fastest kernels", () => {
     expect(call({ groupSize: 48 })).toThrow(/groupSize must be one of/);
     expect(call({ solver: "magic" })).toThrow(/solver/);
     expect(call({ zeroPoint: "none" })).toThrow(/zeroPoint/);
-    expect(call({ threads: 0 })).toThrow(/threads/);
-    expect(call({ threads: NaN })).toThrow(/threads/);
     expect(call({ columnWeights: new Float32Array(3) })).toThrow(/columnWeights must be 4/);
     expect(call({ columnWeights: Float32Array.of(1, -1, 1, 1) })).toThrow(/finite and ≥ 0, got -1 at 1/);
     expect(() => quantize(kernels, weights, 2, 5, { bits: 4 })).toThrow(

@@ -5,7 +5,7 @@ import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError, FormatError, InterruptedError } from "../../lib/errors.ts";
 import { compareMasked, maskedSequences, readPuzzles } from "../../lib/eval/puzzles.ts";
 import { loadDream, loadTokenizer } from "../../lib/models/mod.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint, type QuantizeCheckpointOptions, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "../../lib/solve/solved_layers.ts";
 import { fitBudget, type LayerOption, readPlan } from "../../lib/plan/budget.ts";
@@ -20,7 +20,7 @@ import {
 } from "../_checkpoints.ts";
 
 const place = workplace();
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 afterAll(() => {
   kernels.close();
   place.remove();
@@ -54,13 +54,13 @@ function run(
 describe("calibrated solvers", () => {
   test("at 2 bits best loses a twentieth of rounding's KL on held-out data, or less", async () => {
     const tokenizer = await loadTokenizer(DREAM);
-    const full = loadDream(DREAM, kernels, { threads: 2 });
+    const full = loadDream(DREAM, withThreads(kernels, 2));
     const puzzles = readPuzzles(join(DREAM, "eval.jsonl")).filter((_, i) => i % 3 === 0);
     const sequences = maskedSequences(full, tokenizer, puzzles, { seed: 11 });
     const klOf = async (name: string, overrides: Record<string, unknown>) => {
       const output = place.fresh(name);
       await run(output, { calibration_samples: 512, num_threads: 2, ...overrides });
-      const other = loadDream(output, kernels, { threads: 2 });
+      const other = loadDream(output, withThreads(kernels, 2));
       return compareMasked(full, other, sequences, { bins: 1 }).at(-1)!.kl.value;
     };
     for (const groupSize of [0, 32]) {

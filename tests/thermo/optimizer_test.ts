@@ -1,4 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { withThreads } from "../../lib/native/mod.ts";
 import { adamStep, optimize, projectedGradientStep } from "../../lib/thermo/optimizer.ts";
 import { allKernels, gaussians } from "../_kernels.ts";
 
@@ -38,7 +39,7 @@ describe("Adam's step", () => {
       };
       for (let step = 1; step <= steps; step++) {
         arrays.gradients.set(gaussians(1 + step % 4, n));
-        adamStep(of, arrays, step, 0.01, threads);
+        adamStep(withThreads(of, threads), arrays, step, 0.01);
       }
       return arrays;
     };

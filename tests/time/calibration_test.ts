@@ -3,7 +3,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError, FormatError, InterruptedError, OutputError } from "../../lib/errors.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint, type QuantizeCheckpointOptions, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import {
@@ -24,7 +24,7 @@ import { gaussians, randomStream } from "../_kernels.ts";
 import { fileBytes, thrown } from "../tensor/_files.ts";
 
 const place = workplace();
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 afterAll(() => {
   kernels.close();
   place.remove();
@@ -91,8 +91,8 @@ function addAll(
   threads = 1,
 ): CalibrationStatistics {
   for (const { times, rows, x, weights, perSample } of all) {
-    statistics.add(kernels, "q.weight", x, rows, { times, weights }, threads);
-    statistics.add(kernels, "time.weight", perSample, times.length, { times }, threads);
+    statistics.add(withThreads(kernels, threads), "q.weight", x, rows, { times, weights });
+    statistics.add(withThreads(kernels, threads), "time.weight", perSample, times.length, { times });
   }
   return statistics;
 }

@@ -9,7 +9,7 @@ import {
   trajectoryOf,
 } from "./fidelity.ts";
 import { stratifiedMean } from "../../eval/intervals.ts";
-import { atEverySetting, circumstances, nameOf, span, threadsOf } from "../settings.ts";
+import { atEverySetting, circumstances, nameOf, span } from "../settings.ts";
 import type { BenchContext, Skipped, SuiteReport } from "../suite.ts";
 
 function noAccuracy(path: string, kind: string, reason: string): Skipped {
@@ -27,7 +27,7 @@ export async function measureSequences(
   const { kernels, options: { seed } } = context;
   let full: Float32Array[] | undefined;
   const rows = await atEverySetting(context, path, (folder) => {
-    const loaded = loadModel(folder, kernels, { threads: threadsOf(context) });
+    const loaded = loadModel(folder, kernels);
     if (loaded.kind === "dit") {
       throw new TypeError(`Cannot compare distributions of ${folder}: it draws images`);
     }
@@ -82,7 +82,7 @@ export async function measureTrajectories(
   const { kernels, options: { seed } } = context;
   let full: Trajectory | undefined;
   const rows = await atEverySetting(context, path, (folder) => {
-    const loaded = loadModel(folder, kernels, { threads: threadsOf(context) });
+    const loaded = loadModel(folder, kernels);
     if (loaded.kind !== "dit") throw new TypeError(`Cannot draw images with ${folder}: it writes text`);
     const trajectory = trajectoryOf(loaded.model, scheduler, { images, steps, batch, seed }, full);
     full ??= trajectory;

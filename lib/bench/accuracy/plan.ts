@@ -29,7 +29,7 @@ import {
   timeText,
 } from "../../eval/forecast.ts";
 import { gaussianWeights } from "../random.ts";
-import { nameOf, type Setting, settingsOf, threadsOf } from "../settings.ts";
+import { nameOf, type Setting, settingsOf } from "../settings.ts";
 import type { BenchContext } from "../suite.ts";
 
 /** Images drawn at a setting unless `--limit` says otherwise: what keeps the whole suite within four minutes. */
@@ -305,8 +305,8 @@ function announce(context: BenchContext, plan: ModelPlan, needs: ModelRequiremen
     const wayOut = "free some, measure less at a time with --limit, or try anyway with --ignore-memory";
     checkMemory(plan.path, memory, wayOut);
   }
-  const settings = settingsOf(context, plan.path), threads = threadsOf(context);
-  const time = forecastTime(kernels, needs, settings.length * load.multiplyAdds, load.rows, threads);
+  const settings = settingsOf(context, plan.path);
+  const time = forecastTime(kernels, needs, settings.length * load.multiplyAdds, load.rows);
   const quantizing = quantizeSeconds(context, settings, needs.matrixWeights);
   const name = `${nameOf(plan.path)} (${needs.model.kind}), ${settings.length} settings`;
   progress(`${name}: needs ${memoryText(memory)}, ${sizeText(needs.weightBytes)} of temporary files at most`);
@@ -329,7 +329,6 @@ function quantizeSeconds(context: BenchContext, settings: readonly Setting[], we
       // Calibrated solvers take longer, by what their data and the model ask for: counted as clip search here.
       solver: solver === "round" ? "round" : "clip",
       groupSize,
-      threads: threadsOf(context),
     });
     return sum + (performance.now() - begin) / 1000 * weights / (rows * cols);
   }, 0);

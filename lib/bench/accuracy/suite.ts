@@ -34,7 +34,7 @@ import {
 import { measureSequences, measureTrajectories } from "./fidelity_report.ts";
 import { FrechetReference } from "../../eval/frechet.ts";
 import { type Interval, pairedDifference, stratifiedMean } from "../../eval/intervals.ts";
-import { atEverySetting, circumstances, nameOf, type Setting, span, threadsOf } from "../settings.ts";
+import { atEverySetting, circumstances, nameOf, type Setting, span } from "../settings.ts";
 import {
   type BenchContext,
   type Goal,
@@ -136,7 +136,7 @@ async function measurePuzzles(
   const { kernels, options } = context;
   const tokenizer = await loadTokenizer(beside);
   const load = (folder: string) => {
-    const loaded = loadStoredModel(folder, kernels, { threads: threadsOf(context) });
+    const loaded = loadStoredModel(folder, kernels);
     if (loaded.kind === "dit") throw new TypeError(`Cannot solve puzzles with ${folder}: it draws images`);
     return loaded.model;
   };
@@ -271,13 +271,12 @@ async function measureGlyphs(
   { path, folder: beside, scheduler, images: count }: GlyphPlan,
 ): Promise<SuiteReport> {
   const { kernels, options } = context;
-  const threads = threadsOf(context);
   const load = (folder: string): DitModel => {
-    const loaded = loadStoredModel(folder, kernels, { threads });
+    const loaded = loadStoredModel(folder, kernels);
     if (loaded.kind !== "dit") throw new TypeError(`Cannot draw images with ${folder}: it writes text`);
     return loaded.model;
   };
-  const classifier = loadClassifier(join(beside, "classifier.safetensors"), kernels, threads);
+  const classifier = loadClassifier(join(beside, "classifier.safetensors"), kernels);
   const reference = new FrechetReference(
     loadFeatureStatistics(join(beside, "reference_features.safetensors")),
   );

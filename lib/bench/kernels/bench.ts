@@ -2,7 +2,7 @@
  * What the groups of the kernel suite have in common: input, checks and timing together, rows, tables and goals. Which
  * kernels and peers are in which group is kernel_suite.ts's.
  */
-import type { Kernels } from "../../native/mod.ts";
+import { type Kernels, withThreads } from "../../native/mod.ts";
 import type { Ggml } from "../ggml.ts";
 import { type KernelCase, type KernelHandle, Operands } from "./cases.ts";
 import { gaussianWeights } from "../random.ts";
@@ -145,7 +145,7 @@ export class KernelBench {
   readonly #pools = new Map<number, ReturnType<typeof weightPools>>();
 
   constructor(readonly context: BenchContext, readonly ggml: Ggml | undefined, readonly scale: KernelScale) {
-    const { kernels } = context;
+    const kernels = withThreads(context.kernels, 1);
     this.handle = { kernels, isa: kernels.isa, isaNumber: kernels.isaNumber };
   }
 

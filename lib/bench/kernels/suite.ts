@@ -467,7 +467,7 @@ async function measurePublicApi(bench: KernelBench): Promise<void> {
   const raw = quantizeCase(handle, handle.kernels, operands, spec, "aq_quantize_round 4 bits");
   const rawBack = dequantizeCase(handle, handle.kernels, operands, spec, "F32", "aq_dequantize 4 bits");
   const quantized = () =>
-    quantize(handle.kernels, { data: weights, dtype: "F32" }, operands.rows, COLS, { ...spec, threads: 1 });
+    quantize(handle.kernels, { data: weights, dtype: "F32" }, operands.rows, COLS, spec);
   const tensor = quantized();
   const { check: _, contender: __, ...circumstances } = raw;
   const { check: ___, contender: ____, ...circumstancesBack } = rawBack;

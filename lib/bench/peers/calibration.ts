@@ -73,7 +73,6 @@ export async function collectInputs(
   calibrated: Calibrated,
   layers: Iterable<string>,
   kernels: Kernels,
-  threads = 1,
 ): Promise<Map<string, LayerInputs>> {
   if ((kind === "dit") !== (calibrated.kind === "images")) {
     throw new TypeError(`Cannot calibrate a ${kind} model with ${calibrated.kind}`);
@@ -81,7 +80,6 @@ export async function collectInputs(
   const names = new Set(layers), { source, isSynthetic, samples, axis } = calibrated.data;
   const statistics = await collectStatistics({ ...calibrated, model } as Calibrated, {
     kernels,
-    threads,
     names,
     fingerprint: "",
     groups: calibrationGroups(axis, 1),

@@ -56,12 +56,12 @@ export function pipelineContender(
     name: gridName(name, setting),
     kind: "ours",
     ...setting,
-    quantize: ({ path, kernels, threads, keys }) =>
+    quantize: ({ path, kernels, keys }) =>
       withTemporaryFolder(async (temporary) => {
         const output = join(temporary, "quantized");
         const { bits: bit_width, groupSize: group_size } = setting;
         const { config } = resolveConfig({
-          overrides: { ...keys, bit_width, group_size, num_threads: threads, ...overrides },
+          overrides: { ...keys, bit_width, group_size, num_threads: kernels.threads, ...overrides },
         });
         const begin = performance.now();
         using run = openRun({ input: path, config, kernels });
@@ -74,7 +74,7 @@ export function pipelineContender(
         const seconds = (performance.now() - begin) / 1000;
         const { weights, bitsPerWeight, relativeRmsError } = measureStored(kernels, path, output);
         return {
-          model: loadModel(output, kernels, { threads }),
+          model: loadModel(output, kernels),
           weights,
           storedBytes: bitsPerWeight * weights / 8,
           bitsPerWeight,

@@ -30,7 +30,6 @@ export interface Target {
   readonly checkpoint: Checkpoint;
   readonly full: LoadedModel;
   readonly kernels: Kernels;
-  readonly threads: number;
   readonly layers: readonly Layer[];
   /** Keys of the configuration about calibration, and the data that they stand for. */
   readonly keys: Readonly<Record<string, unknown>>;
@@ -59,16 +58,16 @@ export function quantizedLayers(checkpoint: Checkpoint, kernels: Kernels): Layer
 
 /** Opens the calibration data of a model, few samples of them for a quick look. Full precision runs once for each kind of weights. */
 export async function targetOf(
-  opened: Pick<Target, "path" | "checkpoint" | "full" | "kernels" | "threads">,
+  opened: Pick<Target, "path" | "checkpoint" | "full" | "kernels">,
   quick = false,
 ): Promise<Target> {
-  const { path, checkpoint, full, kernels, threads } = opened;
+  const { path, checkpoint, full, kernels } = opened;
   const keys = calibrationKeys(path, quick), calibrated = await calibrationOf(full, checkpoint, keys);
   const data = { weighted: calibrated, alike: withAlikePositions(calibrated) };
   const layers = quantizedLayers(checkpoint, kernels);
   const collected = new Map<Positions, ReturnType<typeof collectInputs>>();
   const collect = (positions: Positions, layers: readonly Layer[], model: LoadedModel) =>
-    collectInputs(model, data[positions], layers.map(({ name }) => name), kernels, threads);
+    collectInputs(model, data[positions], layers.map(({ name }) => name), kernels);
   return {
     ...opened,
     layers,
@@ -119,13 +118,13 @@ function blocksOf(layers: readonly Layer[]): Layer[][] {
  * @throws as the method does
  */
 export async function quantizeModel(
-  { checkpoint, kernels, threads, layers, inputsOf }: Target,
+  { checkpoint, kernels, layers, inputsOf }: Target,
   method: Method,
   { blockwise = false, positions = "weighted" }: QuantizeModelOptions = {},
 ): Promise<QuantizedModel | Unsupported> {
   method.prepare?.();
   const replaced = new Map<string, Float32Array>();
-  const load = () => modelFrom(new ReplacedCheckpoint(checkpoint, replaced), kernels, { threads });
+  const load = () => modelFrom(new ReplacedCheckpoint(checkpoint, replaced), kernels);
   const notes: string[] = [];
   let weights = 0, storedBytes = 0, error = 0, squares = 0, seconds = 0;
   for (const part of blockwise ? blocksOf(layers) : [layers]) {

@@ -4,7 +4,6 @@
  */
 import { gaussianWeights } from "../random.ts";
 import { accumulateMoment, emptyMoments, factorMoments, solveLayer } from "../../quant/mod.ts";
-import { threadsOf } from "../settings.ts";
 import type { BenchContext, Section } from "../suite.ts";
 
 /** Dream 7B (https://huggingface.co/Dream-org/Dream-v0-Base-7B). */
@@ -46,15 +45,15 @@ export interface SolverTime {
 
 /** Measures `best` on rows of one width; products with the moment grow with its columns squared, its factor with their cube. */
 export function solverTime(context: BenchContext, width: number = WIDTH): SolverTime {
-  const { kernels, options: { seed } } = context, threads = threadsOf(context), rows = solvedRows(context);
+  const { kernels, options: { seed } } = context, rows = solvedRows(context);
   const x = gaussianWeights(TOKENS * width, seed), weights = gaussianWeights(rows * width, seed + 1);
   const moments = { ...emptyMoments(width), tokens: TOKENS, weight: TOKENS };
   const gathering = secondsOf(() =>
-    accumulateMoment(kernels, x, undefined, undefined, TOKENS, moments.second, threads)
+    accumulateMoment(kernels, x, undefined, undefined, TOKENS, moments.second)
   );
   let moment: ReturnType<typeof factorMoments>;
-  const factor = secondsOf(() => moment = factorMoments(kernels, moments, { threads }));
-  const grid = { bits: 2, groupSize: 64, zeroPoint: "real", threads } as const;
+  const factor = secondsOf(() => moment = factorMoments(kernels, moments));
+  const grid = { bits: 2, groupSize: 64, zeroPoint: "real" } as const;
   const solving = secondsOf(() => solveLayer(kernels, "best", weights, rows, width, moment, grid));
   const of: SolverTime["of"] = ({ rows: height, cols }) => {
     const ratio = cols / width;
@@ -72,7 +71,6 @@ export function solverTime(context: BenchContext, width: number = WIDTH): Solver
 
 /** Table of the time of `best` a weight at Dream 7B's shapes and of all its blocks, extrapolated from rows of one width. */
 export function solverSpeed(context: BenchContext, width: number = WIDTH): Section {
-  const threads = threadsOf(context);
   const time = solverTime(context, width);
   const rows = SHAPES.map((shape) => {
     const seconds = time.of(shape);
@@ -89,7 +87,7 @@ export function solverSpeed(context: BenchContext, width: number = WIDTH): Secti
   return {
     title: "Time of best at Dream 7B's layer shapes, synthetic weights, no accuracy",
     notes: [
-      `One candidate, 2 bits, groups of 64, ${threads} threads. A token's moment of ${width} columns takes ${milliseconds} ms.`,
+      `One candidate, 2 bits, groups of 64, ${context.kernels.threads} threads. A token's moment of ${width} columns takes ${milliseconds} ms.`,
       `All ${DREAM_7B.blocks} blocks: about ${hours} hours of solving (extrapolated), beside the model's own runs.`,
     ],
     columns: [

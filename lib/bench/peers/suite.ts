@@ -6,7 +6,7 @@ import { modelFrom } from "../../models/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
 import { openGgml } from "../ggml.ts";
-import { nameOf, span, threadsOf } from "../settings.ts";
+import { nameOf, span } from "../settings.ts";
 import type { BenchContext, Goal, Section, Skipped, Suite, SuiteReport } from "../suite.ts";
 import { hasPositionWeights } from "./calibration.ts";
 import type { Contender } from "./contender.ts";
@@ -55,13 +55,13 @@ async function measureModel(
   comparison: Comparison,
 ): Promise<SuiteReport> {
   const { kernels, options } = context, { seed, quick, tasks } = options;
-  const threads = threadsOf(context), name = nameOf(path);
+  const name = nameOf(path);
   using checkpoint = openCheckpoint(path);
-  const full = modelFrom(checkpoint, kernels, { threads });
+  const full = modelFrom(checkpoint, kernels);
   const limit = options.limit ?? (quick && full.kind !== "dit" ? 20 : undefined);
-  const yardstick = await yardstickOf(full, path, kernels, { seed, threads, limit, quick, tasks });
+  const yardstick = await yardstickOf(full, path, kernels, { seed, limit, quick, tasks });
   if ("unsupported" in yardstick) return skippedReport(name, yardstick.unsupported);
-  const target = await targetOf({ path, checkpoint, full, kernels, threads }, quick);
+  const target = await targetOf({ path, checkpoint, full, kernels }, quick);
   if (target.layers.length === 0) return skippedReport(name, "no matrix of it is quantized by default");
   const skipped: Skipped[] = yardstick.missing.map((text) => {
     const [what, reason] = text.split(": ") as [string, string];
@@ -162,7 +162,7 @@ function sectionOf(
 function rowOf(
   context: BenchContext,
   name: string,
-  { full, calibrated, threads }: Target,
+  { full, calibrated }: Target,
   yardstick: Yardstick,
   { contender, quantized, measurement, evaluationSeconds }: Measured,
 ) {
@@ -190,7 +190,7 @@ function rowOf(
     evaluation: yardstick.source,
     notes: quantized?.notes ?? [],
     seed,
-    threads,
+    threads: context.kernels.threads,
     backend,
     isa,
     runtime,

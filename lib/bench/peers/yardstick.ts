@@ -51,7 +51,6 @@ export interface Yardstick {
 
 export interface YardstickOptions {
   readonly seed: number;
-  readonly threads: number;
   /** Puzzles a task; images that are drawn. Without, all puzzles and no image: drawing takes most of the time. */
   readonly limit: number | undefined;
   /** Tasks of a masked model; undefined is all. */
@@ -125,7 +124,7 @@ function imageYardstick(
   full: DitModel,
   path: string,
   kernels: Kernels,
-  { seed, threads, limit, quick }: YardstickOptions,
+  { seed, limit, quick }: YardstickOptions,
 ): Yardstick | Unsupported {
   const imagesPerTimestep = quick ? QUICK_IMAGES_PER_TIMESTEP : IMAGES_PER_TIMESTEP;
   if (!existsSync(join(path, "scheduler_config.json"))) {
@@ -138,7 +137,7 @@ function imageYardstick(
   const needed = ["classifier.safetensors", "reference_features.safetensors"];
   const missing = needed.filter((name) => !existsSync(join(path, name)));
   const draws = limit !== undefined && missing.length === 0;
-  const classifier = draws ? loadClassifier(join(path, needed[0]!), kernels, threads) : undefined;
+  const classifier = draws ? loadClassifier(join(path, needed[0]!), kernels) : undefined;
   const reference = draws ? new FrechetReference(loadFeatureStatistics(join(path, needed[1]!))) : undefined;
   return {
     distance: "noise error",

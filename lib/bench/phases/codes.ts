@@ -71,12 +71,12 @@ export async function codesOf(
   setting: CodesSetting,
   known: KnownSolutions,
 ): Promise<Codes> {
-  const { checkpoint, calibrated, kernels, threads, signal } = context;
+  const { checkpoint, calibrated, kernels, signal } = context;
   const config = configOf(given, setting);
   const begin = performance.now();
   const bitPlan: BitPlan | undefined = config.targetBitsPerWeight === null
     ? undefined
-    : await planByBudget(checkpoint, calibrated, config, kernels, threads, { signal });
+    : await planByBudget(checkpoint, calibrated, config, kernels, { signal });
   const plan = planQuantization(checkpoint, config, bitPlan);
   const layers = new Map(
     calibrated.model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])),
@@ -97,7 +97,6 @@ export async function codesOf(
       plan,
       config,
       kernels,
-      threads,
       undefined,
       "",
       { signal },
@@ -110,7 +109,7 @@ export async function codesOf(
   }
   const weights = new Map(rows.map(({ name, shape, bits, groupSize, zeroPoint, scaleBits }) => {
     const [height, width] = shape as [number, number];
-    const data = denseWeights(kernels, layers.get(name)!, threads);
+    const data = denseWeights(kernels, layers.get(name)!);
     return [
       name,
       quantize(kernels, { data, dtype: "F32" }, height, width, {
@@ -119,7 +118,6 @@ export async function codesOf(
         zeroPoint: zeroPoint!,
         scaleBits,
         solver: "round",
-        threads,
       }),
     ];
   }));

@@ -57,7 +57,6 @@ export interface PhaseYardstick {
 
 export interface PhaseYardstickOptions {
   readonly seed: number;
-  readonly threads: number;
   /** Prompts a task; images drawn, none without it. */
   readonly limit: number | undefined;
   readonly tasks: readonly string[] | undefined;
@@ -161,7 +160,7 @@ function imageYardstick(
   full: DitModel,
   path: string,
   kernels: Kernels,
-  { seed, threads, limit, quick }: PhaseYardstickOptions,
+  { seed, limit, quick }: PhaseYardstickOptions,
 ): PhaseYardstick {
   const scheduler = loadScheduler(path), transitions = stepWeights(scheduler);
   const each = quick ? QUICK_IMAGES_PER_TIMESTEP : IMAGES_PER_TIMESTEP;
@@ -170,7 +169,7 @@ function imageYardstick(
   const needed = ["classifier.safetensors", "reference_features.safetensors"];
   const lacking = needed.filter((name) => !existsSync(join(path, name)));
   const draws = limit !== undefined && lacking.length === 0;
-  const classifier = draws ? loadClassifier(join(path, needed[0]!), kernels, threads) : undefined;
+  const classifier = draws ? loadClassifier(join(path, needed[0]!), kernels) : undefined;
   const reference = draws ? new FrechetReference(loadFeatureStatistics(join(path, needed[1]!))) : undefined;
   const elements = full.imageElements;
   const timesteps = scheduler.timesteps(Math.min(10, scheduler.config.trainTimesteps), "linspace");

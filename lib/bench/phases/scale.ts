@@ -17,7 +17,6 @@ import { collectGarbage, peakResidentBytes, resetPeakResident } from "../../eval
 import { checkMemory, forecastMemory, forecastTime, secondsText, sizeText } from "../../eval/forecast.ts";
 import { writeSeconds } from "./time.ts";
 import { commandsOf, runChild } from "../child_process.ts";
-import { threadsOf } from "../settings.ts";
 import { DREAM_7B, type SolverTime, solverTime } from "../peers/solver_speed.ts";
 import { DEFAULT_TIME_GROUPS, type PhaseName, PHASES } from "../options.ts";
 import type { BenchContext, SuiteReport } from "../suite.ts";
@@ -105,7 +104,7 @@ export async function phaseScale(
 
 /** Says what is to come before anything takes long. */
 function sayForecast(context: BenchContext, path: string): void {
-  const { kernels, options: { quick }, progress } = context, threads = threadsOf(context);
+  const { kernels, options: { quick }, progress } = context;
   const needs = requirementsAt(path), positions = SEQUENCES * (quick ? QUICK_TOKENS : TOKENS);
   const weights = needs.matrices.reduce((sum, { rows, cols }) => sum + rows * cols, 0);
   const largest = Math.max(...needs.matrices.map(({ rows, cols }) => rows * cols));
@@ -121,7 +120,6 @@ function sayForecast(context: BenchContext, path: string): void {
     needs,
     PASSES * positions * weights + SOLVER_MULTIPLY_ADDS,
     positions,
-    threads,
   );
   progress(`forecast: about ${secondsText(seconds)} and ${sizeText(memory.total)} of memory`);
 }
@@ -153,15 +151,15 @@ async function measureBlock(context: BenchContext, path: string): Promise<Measur
     options: { quick, seed, bits, groupSize, timeGroups: groups = DEFAULT_TIME_GROUPS },
     progress,
   } = context;
-  const threads = threadsOf(context), tokens = quick ? QUICK_TOKENS : TOKENS;
+  const tokens = quick ? QUICK_TOKENS : TOKENS;
   using checkpoint = openCheckpoint(path);
-  const full = modelFrom(checkpoint, kernels, { threads });
+  const full = modelFrom(checkpoint, kernels);
   if (full.kind !== "dream") {
     throw new TypeError(`Cannot measure phases: the model must be Dream's, got ${full.kind}`);
   }
   const { maskToken } = full.model.config;
   const { config } = resolveConfig({
-    overrides: { bit_width: bits[0], group_size: groupSize, num_threads: threads },
+    overrides: { bit_width: bits[0], group_size: groupSize, num_threads: kernels.threads },
   });
   const spread = Array.from({ length: SEQUENCES }, (_, i) => (i + 0.5) / SEQUENCES);
   // Next to the boundaries, so that smoothing changes the grids of all of them.
@@ -188,7 +186,6 @@ async function measureBlock(context: BenchContext, path: string): Promise<Measur
     checkpoint,
     calibrated,
     kernels,
-    threads,
     source: "synthetic",
     seed,
   };
@@ -210,13 +207,13 @@ async function measureBlock(context: BenchContext, path: string): Promise<Measur
   progress("writing");
   const write = await writeSeconds(phaseContext, config, model);
   progress("gradients");
-  const quantized = modelFrom(checkpoint, kernels, { threads, weights });
+  const quantized = modelFrom(checkpoint, kernels, { weights });
   if (quantized.kind !== "dream") {
     throw new TypeError("Cannot measure gradients: the model must stay Dream's");
   }
   // A quarter first: of the scratch, what does not grow with the positions.
   const [few, many] = [1, SEQUENCES].map((sequences) => {
-    const gradients = new MaskedTransformerGradients(quantized.model, { threads });
+    const gradients = new MaskedTransformerGradients(quantized.model);
     const { inputIds, batch } = part(maskToken, tokens, spread.slice(0, sequences), seed + 2).batch;
     const rows = Int32Array.from(inputIds.keys());
     const begin = performance.now();
@@ -248,7 +245,7 @@ async function measureBlock(context: BenchContext, path: string): Promise<Measur
 
 /** Seconds of the head's product for one position, from some of its rows. */
 function headSeconds(context: BenchContext, cols: number): number {
-  const threads = threadsOf(context), tokens = 32;
+  const tokens = 32;
   const matrix: Matrix = {
     rows: HEAD_ROWS,
     cols,
@@ -257,7 +254,7 @@ function headSeconds(context: BenchContext, cols: number): number {
   };
   const x = new Float32Array(tokens * cols), out = new Float32Array(tokens * HEAD_ROWS);
   new RandomStream(context.options.seed, 9).fillNormal(x);
-  const run = () => void linear(context.kernels, x, tokens, matrix, undefined, { out, threads });
+  const run = () => void linear(context.kernels, x, tokens, matrix, undefined, { out });
   run();
   const begin = performance.now();
   run();

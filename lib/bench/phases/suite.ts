@@ -3,7 +3,6 @@
  * what the seed system claimed. Which rows there are is phase_rows.ts's, what they are measured by phase_measure.ts's, what is printed of them
  * phase_report.ts's.
  */
-import { availableParallelism } from "node:os";
 import { basename } from "node:path";
 import { type Config, resolveConfig } from "../../config/mod.ts";
 import { CalibrationError } from "../../errors.ts";
@@ -15,7 +14,7 @@ import { calibrationSource } from "../../calibration/source.ts";
 import type { KnownSolutions } from "../../solve/candidates.ts";
 import { loadCalibration } from "../../calibration/mod.ts";
 import { equalTimeGroups, type TimeGroups } from "../../time/mod.ts";
-import { type BitWidth, MAX_THREADS } from "../../quant/mod.ts";
+import type { BitWidth } from "../../quant/mod.ts";
 import { packedByteLength } from "../../quant/packed/layout.ts";
 import { type Checkpoint, openCheckpoint } from "../../tensor/mod.ts";
 import { bootstrapRatio, pairedDifference } from "../../eval/intervals.ts";
@@ -88,17 +87,14 @@ function bitsPerWeightOf({ weights }: PhaseModel): number {
 async function measureModel(context: BenchContext, path: string, bits: BitWidth): Promise<SuiteReport> {
   const { kernels, environment, options, progress } = context;
   const { seed, quick, phase = "all", timeGroups = DEFAULT_TIME_GROUPS } = options;
-  const threads = kernels.backend === "wasm"
-    ? 1
-    : options.threads ?? Math.min(MAX_THREADS, availableParallelism());
   const name = nameOf(path);
   using checkpoint = openCheckpoint(path);
-  const full = modelFrom(checkpoint, kernels, { threads });
+  const full = modelFrom(checkpoint, kernels);
   const { config } = resolveConfig({
     overrides: {
       bit_width: bits,
       group_size: options.groupSize,
-      num_threads: threads,
+      num_threads: kernels.threads,
       calibration_samples: quick ? 64 : 512,
     },
   });
@@ -109,7 +105,6 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     checkpoint,
     calibrated,
     kernels,
-    threads,
     source,
     seed: config.calibrationSeed,
   };
@@ -117,7 +112,6 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
   const groups = equalTimeGroups(timeAxisOf(scheduler), timeGroups); // refused before anything is measured
   const yardstick = await phaseYardstick(full, path, kernels, {
     seed,
-    threads,
     limit: options.limit ?? (quick && full.kind !== "dit" ? 10 : undefined),
     tasks: options.tasks,
     quick,
@@ -205,7 +199,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       bits,
       groupSize: options.groupSize,
       groups: timeGroups,
-      threads,
+      threads: kernels.threads,
     })
     : undefined;
   const skipped: Skipped[] = yardstick.missing.map((text) => {
@@ -275,7 +269,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       calibration: calibratedOn,
       evaluation: yardstick.source,
       seed,
-      threads,
+      threads: kernels.threads,
       backend: environment.backend,
       isa: environment.isa,
       runtime: environment.runtime,

@@ -120,9 +120,8 @@ export class DitGradients {
       ...options.parts,
       timeGroups: options.timeGroups?.count ?? 0,
     };
-    const threads = options.threads ?? model.threads;
-    this.#operations = new Operations(model.kernels, threads);
-    this.#backward = new BackwardOperations(model.kernels, threads);
+    this.#operations = new Operations(model.kernels);
+    this.#backward = new BackwardOperations(model.kernels);
     this.#context = {
       operations: this.#operations,
       backward: this.#backward,

@@ -32,15 +32,9 @@ function checkCounts(doing: string, counts: Readonly<Record<string, number>>): v
   }
 }
 
-/** The gradients' kernels, bound to opened kernels and a number of threads; results go to the last arguments. */
+/** The gradients' kernels, bound to opened kernels; results go to the last arguments. */
 export class BackwardOperations {
-  constructor(readonly kernels: Kernels, readonly threads: number) {
-    if (!Number.isInteger(threads) || threads < 1 || threads > 64) {
-      throw new RangeError(
-        `Cannot compute gradients: threads must be a whole number from 1 to 64, got ${threads}`,
-      );
-    }
-  }
+  constructor(readonly kernels: Kernels) {}
 
   /** `x: f32[rows, cols]` → `out: f32[cols, rows]`; `out` must not be `x`. */
   transpose(x: Float32Array, rows: number, cols: number, out: Floats): void {
@@ -48,7 +42,7 @@ export class BackwardOperations {
     checkCounts(doing, { rows, cols });
     checkFloats(doing, { x: [x, rows * cols], out: [out, rows * cols] });
     const { calls, size, isaNumber } = this.kernels;
-    check(calls.aq_transpose(x, size(rows), size(cols), out, isaNumber, this.threads), doing);
+    check(calls.aq_transpose(x, size(rows), size(cols), out, isaNumber, this.kernels.threads), doing);
   }
 
   /**
@@ -88,7 +82,7 @@ export class BackwardOperations {
         dscale,
         dzero ?? null,
         isaNumber,
-        this.threads,
+        this.kernels.threads,
       ),
       doing,
     );
@@ -137,7 +131,17 @@ export class BackwardOperations {
     if (weight !== undefined) checkFloats(doing, { weight: [weight, cols] });
     const { calls, size, isaNumber } = this.kernels;
     check(
-      calls[name](x, dy, size(rows), size(cols), weight ?? null, epsilon, dx, isaNumber, this.threads),
+      calls[name](
+        x,
+        dy,
+        size(rows),
+        size(cols),
+        weight ?? null,
+        epsilon,
+        dx,
+        isaNumber,
+        this.kernels.threads,
+      ),
       doing,
     );
   }
@@ -194,7 +198,7 @@ export class BackwardOperations {
         dk,
         dv,
         isaNumber,
-        this.threads,
+        this.kernels.threads,
       ),
       doing,
     );
@@ -207,7 +211,7 @@ export class BackwardOperations {
     checkFloats(doing, { up: [up, n], dy: [dy, n], dgate: [dgate, n], dup: [dup, n] });
     const { calls, size, isaNumber } = this.kernels;
     check(
-      calls.aq_silu_multiply_backward(gate, up, dy, size(n), dgate, dup, isaNumber, this.threads),
+      calls.aq_silu_multiply_backward(gate, up, dy, size(n), dgate, dup, isaNumber, this.kernels.threads),
       doing,
     );
   }
@@ -231,7 +235,7 @@ export class BackwardOperations {
     const doing = "find the gradient of an activation";
     checkFloats(doing, { dy: [dy, x.length], dx: [dx, x.length] });
     const { calls, size, isaNumber } = this.kernels;
-    check(calls[name](x, dy, size(x.length), dx, isaNumber, this.threads), doing);
+    check(calls[name](x, dy, size(x.length), dx, isaNumber, this.kernels.threads), doing);
   }
 
   /**
@@ -270,7 +274,7 @@ export class BackwardOperations {
         size(stride),
         out,
         isaNumber,
-        this.threads,
+        this.kernels.threads,
       ),
       doing,
     );

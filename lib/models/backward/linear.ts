@@ -309,7 +309,7 @@ function toHalves(values: Float32Array, bits: Uint16Array<ArrayBuffer>): void {
 /** A matrix as float32 values; scratch unless it is stored so. */
 function denseValues(operations: Operations, weights: Matrix, workspace: Workspace): Float32Array {
   if ("packed" in weights) {
-    return dequantize(operations.kernels, weights, "F32", operations.threads);
+    return dequantize(operations.kernels, weights, "F32");
   }
   if (weights.data instanceof Float32Array) return weights.data;
   const out = workspace.take("weights", weights.rows * weights.cols);

@@ -31,8 +31,6 @@ export interface GradientOptions {
   readonly recompute?: boolean | undefined;
   /** Groups that get a bias each in every packed layer, beside the layer's own. Default none. */
   readonly timeGroups?: TimeGroups | undefined;
-  /** Default the model's. */
-  readonly threads?: number | undefined;
 }
 
 /** One call's input. */
@@ -102,9 +100,8 @@ export class MaskedTransformerGradients {
       ...options.parts,
       timeGroups: options.timeGroups?.count ?? 0,
     };
-    const threads = options.threads ?? model.threads;
-    this.#operations = new Operations(model.kernels, threads);
-    this.#backward = new BackwardOperations(model.kernels, threads);
+    this.#operations = new Operations(model.kernels);
+    this.#backward = new BackwardOperations(model.kernels);
     this.#context = {
       operations: this.#operations,
       backward: this.#backward,

@@ -120,7 +120,7 @@ export function refineMaskedTransformer(
   return refine(gradients, {
     loss: (iteration) => lossOf(data.train[iteration % data.train.length]!, true),
     heldOut: () => data.heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / data.heldOut.length,
-  }, { ...options, kernels: quantized.kernels, fail, threads: options.threads ?? quantized.threads });
+  }, { ...options, kernels: quantized.kernels, fail });
 }
 
 /** Weights that add up to 1. */
@@ -205,7 +205,7 @@ export function refineDit(
   return refine(gradients, {
     loss: (iteration) => lossOf(data.train[iteration % data.train.length]!, true),
     heldOut: () => data.heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / data.heldOut.length,
-  }, { ...options, kernels: quantized.kernels, fail, threads: options.threads ?? quantized.threads });
+  }, { ...options, kernels: quantized.kernels, fail });
 }
 
 function imageWeights(name: string, weights: ArrayLike<number> | undefined, images: number): Float64Array {

@@ -218,7 +218,6 @@ export class DitModel implements Blockwise<ImageBatch> {
   readonly #timeAware: TimeAwareLayers | undefined;
   /** Bytes of the weights as they are held. */
   readonly weightBytes: number;
-  readonly threads: number;
   /** What it selects by time, undefined for nothing. */
   readonly timeParameters: TimeParameters | undefined;
 
@@ -228,12 +227,11 @@ export class DitModel implements Blockwise<ImageBatch> {
     readonly config: DitConfig,
     readonly kernels: Kernels,
     tensors: ModelTensors,
-    { threads = 1, timeParameters, workspace = new Workspace() }: TransformerOptions = {},
+    { timeParameters, workspace = new Workspace() }: TransformerOptions = {},
   ) {
-    this.threads = threads;
     this.timeParameters = timeParameters;
     this.#workspace = workspace;
-    this.#operations = new Operations(kernels, threads);
+    this.#operations = new Operations(kernels);
     const linear = (name: string, bias = true) =>
       tensors.linear(`${name}.weight`, bias ? `${name}.bias` : undefined);
     this.#patch = linear("pos_embed.proj");

@@ -27,12 +27,9 @@ export type Matrix = DenseMatrix | PackedTensor;
 export interface RunOptions {
   /** Where the result goes; default a new array. */
   readonly out?: Floats | undefined;
-  /** Default 1. Never changes a byte of the result. */
-  readonly threads?: number | undefined;
 }
 
 const DTYPE_NUMBERS: Record<WeightDtype, number> = { F32: 0, F16: 1, BF16: 2 };
-const MAX_THREADS = 64;
 /** The header's `AQ_ACTIVATIONS_STATIC` and `AQ_ACTIVATIONS_PER_TOKEN`. */
 const STATIC = 0, PER_TOKEN = 1;
 /** The header's `AQ_MAX_POSITION`: beyond it the angle of a position or a timestep loses accuracy. */
@@ -64,16 +61,6 @@ function checkFloats(doing: string, name: string, array: unknown, length: number
     const got = array instanceof Float32Array ? `${array.length}` : typeof array;
     throw new TypeError(`Cannot ${doing}: ${name} must be ${length} float32 values, got ${got}`);
   }
-}
-
-function threadsOf(doing: string, options: Pick<RunOptions, "threads">): number {
-  const { threads = 1 } = options;
-  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
-    throw new RangeError(
-      `Cannot ${doing}: threads must be a whole number from 1 to ${MAX_THREADS}, got ${threads}`,
-    );
-  }
-  return threads;
 }
 
 function outOf(doing: string, options: RunOptions, length: number): Floats {
@@ -130,25 +117,27 @@ export function linear(
   const { rows, cols } = weights;
   checkFloats(doing, "x", x, tokens * cols);
   if (bias !== undefined) checkFloats(doing, "bias", bias, rows);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, tokens * rows);
   const { calls, isaNumber } = kernels;
   const [t, n, k] = [kernels.size(tokens), kernels.size(rows), kernels.size(cols)];
   const b = bias ?? null;
   if (!("packed" in weights)) {
     const dtype = DTYPE_NUMBERS[weights.dtype];
-    check(calls.aq_linear(x, t, weights.data, dtype, b, n, k, out, isaNumber, threads), doing);
+    check(calls.aq_linear(x, t, weights.data, dtype, b, n, k, out, isaNumber, kernels.threads), doing);
     return out;
   }
   const { packed, bits, lowRank, rotation } = weights;
   if (lowRank !== undefined || rotation !== undefined) {
-    return linearExtended(kernels, x, tokens, weights, bias, { out, threads });
+    return linearExtended(kernels, x, tokens, weights, bias, { out });
   }
   const g = kernels.size(weights.groupSize);
   if (weights.scaleBits === undefined) {
     const { scale, zeroPoint } = weights;
     const z = zeroPoint ?? null;
-    check(calls.aq_linear_packed(x, t, packed, scale, z, b, n, k, bits, g, out, isaNumber, threads), doing);
+    check(
+      calls.aq_linear_packed(x, t, packed, scale, z, b, n, k, bits, g, out, isaNumber, kernels.threads),
+      doing,
+    );
     return out;
   }
   const { scaleBits, subScale, subMin, superScale, superMin } = weights;
@@ -169,7 +158,7 @@ export function linear(
       scaleBits,
       out,
       isaNumber,
-      threads,
+      kernels.threads,
     ),
     doing,
   );
@@ -185,17 +174,13 @@ function linearExtended(
   bias: Float32Array | undefined,
   options: RunOptions & { readonly out: Floats },
 ): Floats {
-  const { rows, cols } = codes, { out, threads } = options;
+  const { rows, cols } = codes, { out } = options;
   const input = rotation === undefined ? x : rotateRows(x.slice(), cols, rotation);
   linear(kernels, input, tokens, codes, bias, options);
   if (lowRank === undefined) return out;
   const { rank, a, b } = lowRank;
-  const narrow = linear(kernels, input, tokens, { rows: rank, cols, dtype: "F16", data: b }, undefined, {
-    threads,
-  });
-  const correction = linear(kernels, narrow, tokens, { rows, cols: rank, dtype: "F16", data: a }, undefined, {
-    threads,
-  });
+  const narrow = linear(kernels, input, tokens, { rows: rank, cols, dtype: "F16", data: b });
+  const correction = linear(kernels, narrow, tokens, { rows, cols: rank, dtype: "F16", data: a });
   return add(kernels, out, correction, options);
 }
 
@@ -233,8 +218,6 @@ export interface QuantizeActivationsOptions {
   readonly grid?: ActivationGrid | readonly ActivationGrid[] | undefined;
   /** Arrays to write into, of the same sizes and bits. */
   readonly out?: QuantizedActivations | undefined;
-  /** Default 1. Never changes a byte of the result. */
-  readonly threads?: number | undefined;
 }
 
 function checkArray(
@@ -320,7 +303,6 @@ export function quantizeActivations(
   checkCount(doing, "tokens", tokens);
   checkCount(doing, "cols", cols);
   checkFloats(doing, "x", x, tokens * cols);
-  const threads = threadsOf(doing, options);
   const out: QuantizedActivations = options.out ?? {
     tokens,
     cols,
@@ -349,7 +331,7 @@ export function quantizeActivations(
       out.scale,
       out.zeroPoint,
       isaNumber,
-      threads,
+      kernels.threads,
     ),
     doing,
   );
@@ -407,7 +389,6 @@ export function linearPackedInt8(
   if (bad !== undefined) {
     throw new RangeError(`Cannot ${doing}: activation zeroPoint must be from 0 to 255, got ${bad}`);
   }
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, tokens * rows);
   const { calls, isaNumber, size } = kernels;
   check(
@@ -426,7 +407,7 @@ export function linearPackedInt8(
       size(groupSize),
       out,
       isaNumber,
-      threads,
+      kernels.threads,
     ),
     doing,
   );
@@ -452,7 +433,6 @@ export function rmsNorm(
   checkCount(doing, "cols", cols);
   checkFloats(doing, "x", x, rows * cols);
   if (weight !== undefined) checkFloats(doing, "weight", weight, cols);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, rows * cols);
   check(
     kernels.calls.aq_rms_norm(
@@ -463,7 +443,7 @@ export function rmsNorm(
       epsilon,
       out,
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     ),
     doing,
   );
@@ -491,7 +471,6 @@ export function layerNorm(
   checkFloats(doing, "x", x, rows * cols);
   if (weight !== undefined) checkFloats(doing, "weight", weight, cols);
   if (bias !== undefined) checkFloats(doing, "bias", bias, cols);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, rows * cols);
   check(
     kernels.calls.aq_layer_norm(
@@ -503,7 +482,7 @@ export function layerNorm(
       epsilon,
       out,
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     ),
     doing,
   );
@@ -522,10 +501,16 @@ export function softmax(
   checkCount(doing, "rows", rows);
   checkCount(doing, "cols", cols);
   checkFloats(doing, "x", x, rows * cols);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, rows * cols);
   check(
-    kernels.calls.aq_softmax(x, kernels.size(rows), kernels.size(cols), out, kernels.isaNumber, threads),
+    kernels.calls.aq_softmax(
+      x,
+      kernels.size(rows),
+      kernels.size(cols),
+      out,
+      kernels.isaNumber,
+      kernels.threads,
+    ),
     doing,
   );
   return out;
@@ -577,7 +562,6 @@ export function attention(
   if (keyMask !== undefined && (!(keyMask instanceof Uint8Array) || keyMask.length !== batch * tokens)) {
     throw new TypeError(`Cannot ${doing}: keyMask must be ${batch * tokens} bytes, got ${keyMask?.length}`);
   }
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, q.length);
   check(
     kernels.calls.aq_attention(
@@ -593,7 +577,7 @@ export function attention(
       scale,
       out,
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     ),
     doing,
   );
@@ -614,7 +598,6 @@ export function rotary(
   heads: number,
   headSize: number,
   theta: number,
-  threads = 1,
 ): Floats {
   const doing = "embed positions";
   checkCount(doing, "heads", heads);
@@ -640,7 +623,7 @@ export function rotary(
       kernels.size(headSize),
       theta,
       kernels.isaNumber,
-      threadsOf(doing, { threads }),
+      kernels.threads,
     ),
     doing,
   );
@@ -657,10 +640,9 @@ export function siluMultiply(
   const doing = "gate by SiLU";
   checkFloats(doing, "gate", gate, gate?.length);
   checkFloats(doing, "up", up, gate.length);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, gate.length);
   const n = kernels.size(gate.length);
-  check(kernels.calls.aq_silu_multiply(gate, up, n, out, kernels.isaNumber, threads), doing);
+  check(kernels.calls.aq_silu_multiply(gate, up, n, out, kernels.isaNumber, kernels.threads), doing);
   return out;
 }
 
@@ -668,9 +650,8 @@ export function siluMultiply(
 export function silu(kernels: Kernels, x: Float32Array, options: RunOptions = {}): Floats {
   const doing = "apply SiLU";
   checkFloats(doing, "x", x, x?.length);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, x.length);
-  check(kernels.calls.aq_silu(x, kernels.size(x.length), out, kernels.isaNumber, threads), doing);
+  check(kernels.calls.aq_silu(x, kernels.size(x.length), out, kernels.isaNumber, kernels.threads), doing);
   return out;
 }
 
@@ -678,9 +659,11 @@ export function silu(kernels: Kernels, x: Float32Array, options: RunOptions = {}
 export function geluTanh(kernels: Kernels, x: Float32Array, options: RunOptions = {}): Floats {
   const doing = "apply GELU";
   checkFloats(doing, "x", x, x?.length);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, x.length);
-  check(kernels.calls.aq_gelu_tanh(x, kernels.size(x.length), out, kernels.isaNumber, threads), doing);
+  check(
+    kernels.calls.aq_gelu_tanh(x, kernels.size(x.length), out, kernels.isaNumber, kernels.threads),
+    doing,
+  );
   return out;
 }
 
@@ -725,7 +708,6 @@ export function modulate(
   const stride = checkModulation(doing, shape, { scale, shift });
   const { batch, tokens, cols } = shape;
   checkFloats(doing, "x", x, batch * tokens * cols);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, x.length);
   const { size } = kernels;
   check(
@@ -739,7 +721,7 @@ export function modulate(
       size(cols),
       out,
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     ),
     doing,
   );
@@ -764,7 +746,6 @@ export function gateAdd(
   const { batch, tokens, cols } = shape;
   checkFloats(doing, "residual", residual, batch * tokens * cols);
   checkFloats(doing, "x", x, batch * tokens * cols);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, x.length);
   const { size } = kernels;
   check(
@@ -778,7 +759,7 @@ export function gateAdd(
       size(cols),
       out,
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     ),
     doing,
   );
@@ -790,9 +771,8 @@ export function add(kernels: Kernels, a: Float32Array, b: Float32Array, options:
   const doing = "add";
   checkFloats(doing, "a", a, a?.length);
   checkFloats(doing, "b", b, a.length);
-  const threads = threadsOf(doing, options);
   const out = outOf(doing, options, a.length);
-  check(kernels.calls.aq_add(a, b, kernels.size(a.length), out, kernels.isaNumber, threads), doing);
+  check(kernels.calls.aq_add(a, b, kernels.size(a.length), out, kernels.isaNumber, kernels.threads), doing);
   return out;
 }
 
@@ -831,11 +811,11 @@ export function patchify(
 ): Floats {
   const doing = "take images apart";
   checkPatches(doing, "images", images, shape);
-  const threads = threadsOf(doing, options), out = outOf(doing, options, images.length);
+  const out = outOf(doing, options, images.length);
   const { calls, size } = kernels;
   const { batch, channels, height, width, patch } = shape;
   const [b, c, h, w, p] = [size(batch), size(channels), size(height), size(width), size(patch)];
-  check(calls.aq_patchify(images, b, c, h, w, p, out, threads), doing);
+  check(calls.aq_patchify(images, b, c, h, w, p, out, kernels.threads), doing);
   return out;
 }
 
@@ -853,11 +833,11 @@ export function unpatchify(
 ): Floats {
   const doing = "put images together";
   checkPatches(doing, "tokens", tokens, shape);
-  const threads = threadsOf(doing, options), out = outOf(doing, options, tokens.length);
+  const out = outOf(doing, options, tokens.length);
   const { calls, size } = kernels;
   const { batch, channels, height, width, patch } = shape;
   const [b, c, h, w, p] = [size(batch), size(channels), size(height), size(width), size(patch)];
-  check(calls.aq_unpatchify(tokens, b, c, h, w, p, out, threads), doing);
+  check(calls.aq_unpatchify(tokens, b, c, h, w, p, out, kernels.threads), doing);
   return out;
 }
 

@@ -1,4 +1,4 @@
-/** The operations of a forward pass, bound to opened kernels and a number of threads. */
+/** The operations of a forward pass, bound to opened kernels. */
 import type { Kernels } from "../../native/mod.ts";
 import * as kernel from "./kernels.ts";
 import type { LinearLayer } from "./tensors.ts";
@@ -8,16 +8,14 @@ type Floats = Float32Array<ArrayBuffer>;
 /** What kernels.ts has, without the arguments that are the same for a whole model; results go to the last argument. */
 export class Operations {
   readonly kernels: Kernels;
-  readonly threads: number;
 
-  constructor(kernels: Kernels, threads: number) {
+  constructor(kernels: Kernels) {
     this.kernels = kernels;
-    this.threads = threads;
   }
 
   /** `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `out` must not be `x`. */
   linear({ weights, bias }: LinearLayer, x: Float32Array, tokens: number, out: Floats): void {
-    kernel.linear(this.kernels, x, tokens, weights, bias, { out, threads: this.threads });
+    kernel.linear(this.kernels, x, tokens, weights, bias, { out });
   }
 
   /** `x: f32[rows, cols]`; `out` may be `x`. */
@@ -29,7 +27,7 @@ export class Operations {
     epsilon: number,
     out: Floats,
   ): void {
-    kernel.rmsNorm(this.kernels, x, rows, cols, weight, epsilon, { out, threads: this.threads });
+    kernel.rmsNorm(this.kernels, x, rows, cols, weight, epsilon, { out });
   }
 
   /** `x: f32[rows, cols]`; `out` may be `x`. */
@@ -42,7 +40,7 @@ export class Operations {
     epsilon: number,
     out: Floats,
   ): void {
-    kernel.layerNorm(this.kernels, x, rows, cols, weight, bias, epsilon, { out, threads: this.threads });
+    kernel.layerNorm(this.kernels, x, rows, cols, weight, bias, epsilon, { out });
   }
 
   /** `q: f32[batch, tokens, heads, headSize]`, `k` and `v: f32[batch, tokens, kvHeads, headSize]` → like `q`. */
@@ -54,24 +52,24 @@ export class Operations {
     keyMask: Uint8Array | undefined,
     out: Floats,
   ): void {
-    kernel.attention(this.kernels, q, k, v, shape, { keyMask, out, threads: this.threads });
+    kernel.attention(this.kernels, q, k, v, shape, { keyMask, out });
   }
 
   /** In place: `x: f32[positions, heads, headSize]`. */
   rotary(x: Floats, positions: Int32Array, heads: number, headSize: number, theta: number): void {
-    kernel.rotary(this.kernels, x, positions, heads, headSize, theta, this.threads);
+    kernel.rotary(this.kernels, x, positions, heads, headSize, theta);
   }
 
   siluMultiply(gate: Float32Array, up: Float32Array, out: Floats): void {
-    kernel.siluMultiply(this.kernels, gate, up, { out, threads: this.threads });
+    kernel.siluMultiply(this.kernels, gate, up, { out });
   }
 
   silu(x: Float32Array, out: Floats): void {
-    kernel.silu(this.kernels, x, { out, threads: this.threads });
+    kernel.silu(this.kernels, x, { out });
   }
 
   geluTanh(x: Float32Array, out: Floats): void {
-    kernel.geluTanh(this.kernels, x, { out, threads: this.threads });
+    kernel.geluTanh(this.kernels, x, { out });
   }
 
   /** `x (1 + scale) + shift`, one row of `scale` and `shift` a batch item. */
@@ -82,7 +80,7 @@ export class Operations {
     shape: kernel.ModulationShape,
     out: Floats,
   ): void {
-    kernel.modulate(this.kernels, x, scale, shift, shape, { out, threads: this.threads });
+    kernel.modulate(this.kernels, x, scale, shift, shape, { out });
   }
 
   /** `residual + gate · x`, one row of `gate` a batch item. */
@@ -93,21 +91,21 @@ export class Operations {
     shape: kernel.ModulationShape,
     out: Floats,
   ): void {
-    kernel.gateAdd(this.kernels, residual, gate, x, shape, { out, threads: this.threads });
+    kernel.gateAdd(this.kernels, residual, gate, x, shape, { out });
   }
 
   add(a: Float32Array, b: Float32Array, out: Floats): void {
-    kernel.add(this.kernels, a, b, { out, threads: this.threads });
+    kernel.add(this.kernels, a, b, { out });
   }
 
   /** `images: f32[batch, channels, height, width]` → rows of a patch embedding; `out` must not be `images`. */
   patchify(images: Float32Array, shape: kernel.PatchShape, out: Floats): void {
-    kernel.patchify(this.kernels, images, shape, { out, threads: this.threads });
+    kernel.patchify(this.kernels, images, shape, { out });
   }
 
   /** Rows of patches, channels last → `out: f32[batch, channels, height, width]`; `out` must not be `tokens`. */
   unpatchify(tokens: Float32Array, shape: kernel.PatchShape, out: Floats): void {
-    kernel.unpatchify(this.kernels, tokens, shape, { out, threads: this.threads });
+    kernel.unpatchify(this.kernels, tokens, shape, { out });
   }
 
   /** `timesteps: [n]` → `out: f32[n, channels]` */

@@ -23,8 +23,6 @@ const CONVERTED_ELEMENTS = 2 ** 20;
 
 /** How a model is loaded. */
 export interface LoadOptions {
-  /** Threads of the kernels; never changes a result. Default 1. */
-  readonly threads?: number | undefined;
   /** What the runtime selects by time; default none. Not read from the sidecar by itself. */
   readonly timeParameters?: TimeParameters | undefined;
   /** Packed weights that take the place of plain ones, by name: a model as it will be, before it is written. Not copied. */

@@ -188,10 +188,10 @@ export class TimeAwareLayers {
     count: number,
     out: Floats,
   ): void {
-    const { kernels, threads } = this.#operations;
+    const { kernels } = this.#operations;
     const codes = this.#codes(count, weights.cols, bits);
     try {
-      quantizeActivations(kernels, x, count, weights.cols, { bits, grid, out: codes, threads });
+      quantizeActivations(kernels, x, count, weights.cols, { bits, grid, out: codes });
     } catch (error) {
       if (!(error instanceof KernelError && error.status === NOT_FINITE)) throw error;
       throw new WeightsError(
@@ -201,7 +201,7 @@ export class TimeAwareLayers {
         { path: this.#path, tensor: layer.name },
       );
     }
-    linearPackedInt8(kernels, codes, weights, layer.bias, { out, threads });
+    linearPackedInt8(kernels, codes, weights, layer.bias, { out });
   }
 
   /** Scratch for codes, the same object while sizes stay. */

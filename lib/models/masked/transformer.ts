@@ -110,8 +110,6 @@ export interface ForwardOptions extends LayerOptions {
 
 /** How a model runs. */
 export interface TransformerOptions {
-  /** Threads of the kernels; never changes a result. Default 1. */
-  readonly threads?: number | undefined;
   /** What the runtime selects by time; default none. */
   readonly timeParameters?: TimeParameters | undefined;
   /** Scratch shared with models that take turns with this one; default the model's own. */
@@ -216,7 +214,6 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
   readonly #timeAware: TimeAwareLayers | undefined;
   /** Bytes of the weights as they are held. */
   readonly weightBytes: number;
-  readonly threads: number;
   /** What it selects by time, undefined for nothing. */
   readonly timeParameters: TimeParameters | undefined;
 
@@ -227,12 +224,11 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     readonly kernels: Kernels,
     tensors: ModelTensors,
     names: TransformerNames,
-    { threads = 1, timeParameters, workspace = new Workspace() }: TransformerOptions = {},
+    { timeParameters, workspace = new Workspace() }: TransformerOptions = {},
   ) {
-    this.threads = threads;
     this.timeParameters = timeParameters;
     this.#workspace = workspace;
-    this.#operations = new Operations(kernels, threads);
+    this.#operations = new Operations(kernels);
     const linear = (name: string, bias: boolean) =>
       tensors.linear(`${name}.weight`, bias ? `${name}.bias` : undefined);
     this.#embedding = tensors.table(`${names.embedding}.weight`);

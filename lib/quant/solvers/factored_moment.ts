@@ -4,7 +4,7 @@
  */
 import { KernelError, WeightsError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { findNonfinite, MAX_THREADS } from "../kernels.ts";
+import { findNonfinite } from "../kernels.ts";
 import type { GroupSize } from "../packed/layout.ts";
 import { type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";
 
@@ -49,21 +49,17 @@ export function workspace(
   kernels: Kernels,
   cols: number,
   groupSize: GroupSize,
-  threads: number,
 ): Float32Array {
   const floats = new BigUint64Array(1);
-  const status = kernels.calls.aq_solver_work(kernels.size(cols), kernels.size(groupSize), threads, floats);
+  const status = kernels.calls.aq_solver_work(
+    kernels.size(cols),
+    kernels.size(groupSize),
+    kernels.threads,
+    floats,
+  );
   if (status !== 0) fail(`solve a layer of ${cols} columns`, status);
   if (scratch.length < Number(floats[0])) scratch = new Float32Array(Number(floats[0]));
   return scratch;
-}
-
-export function checkThreads(doing: string, threads: number): void {
-  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
-    throw new RangeError(
-      `Cannot ${doing}: threads must be a whole number from 1 to ${MAX_THREADS}, got ${threads}`,
-    );
-  }
 }
 
 /**
@@ -89,14 +85,12 @@ export function checkThreads(doing: string, threads: number): void {
 export function factorMoments(
   kernels: Kernels,
   moments: InputMoments,
-  { damping = DEFAULT_DAMPING, threads = 1 }: {
+  { damping = DEFAULT_DAMPING }: {
     readonly damping?: number | undefined;
-    readonly threads?: number | undefined;
   } = {},
 ): FactoredMoment {
   const doing = "factor a moment";
   const { cols, second, weight, tokens } = moments;
-  checkThreads(doing, threads);
   if (!(cols >= 1 && cols <= MAX_MOMENT_COLS) || second.length !== cols * cols) {
     throw new TypeError(`Cannot ${doing}: second must be ${cols} × ${cols} sums, got ${second.length}`);
   }
@@ -120,7 +114,7 @@ export function factorMoments(
   const order = Int32Array.from({ length: cols }, (_, k) => k);
   order.sort((a, b) => diagonal[b]! - diagonal[a]! || a - b);
   const factor = new Float32Array(cols * cols), pivots = new Float32Array(cols);
-  const work = workspace(kernels, cols, 0, threads);
+  const work = workspace(kernels, cols, 0);
   let used = damping;
   for (let raises = 0;; raises++) {
     for (let k = 0; k < cols; k++) moment[k * cols + k] = diagonal[k]! + used * mean;
@@ -134,7 +128,7 @@ export function factorMoments(
       pivots,
       work,
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     );
     if (status === 0) break;
     if (status !== -3) fail(doing, status);
@@ -163,7 +157,6 @@ export function correctedTarget(
   cross: Float32Array | undefined,
   residual: Float32Array | undefined,
   settings: Correction,
-  threads = 1,
 ): Float32Array<ArrayBuffer> {
   const wanted = new Float32Array(rows * cols);
   if (cross !== undefined && settings.correction > 0) {
@@ -182,7 +175,7 @@ export function correctedTarget(
       kernels.size(cols),
       wanted,
       kernels.isaNumber,
-      threads,
+      kernels.threads,
     );
     if (status !== 0) fail("correct a layer's target", status);
   }
@@ -199,9 +192,9 @@ export function correctedTarget(
     kernels.size(cols),
     ordered,
     kernels.size(rows),
-    workspace(kernels, cols, 0, threads),
+    workspace(kernels, cols, 0),
     kernels.isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) fail("correct a layer's target", status);
   for (let row = 0; row < rows * cols; row += cols) {

@@ -22,8 +22,6 @@ export interface GridOptions {
   readonly zeroPoint: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales; undefined for plain half floats. They need real zero points. */
   readonly scaleBits?: ScaleBits | undefined;
-  /** Default 1. Never changes a byte. */
-  readonly threads?: number | undefined;
 }
 
 /** Codes with the grid they are on, and each row's objective: what the steps below hand on. */
@@ -43,7 +41,7 @@ export function rangeGrid(
   weights: Float32Array,
   rows: number,
   cols: number,
-  { bits, groupSize, zeroPoint: kind, threads = 1 }: GridOptions,
+  { bits, groupSize, zeroPoint: kind }: GridOptions,
   ratio: number,
 ): Grid {
   const groups = groupCount(cols, groupSize);
@@ -58,7 +56,7 @@ export function rangeGrid(
     ratio,
     scale,
     zeroPoint,
-    threads,
+    kernels.threads,
   );
   if (status === -4) {
     throw new WeightsError("Cannot solve a layer: weights must be finite, got NaN or infinity");
@@ -122,10 +120,10 @@ export function solveOnGrid(
   rounds: number,
   refit: boolean,
 ): Candidate {
-  const { cols, factor, order } = factored, { bits, groupSize, threads = 1 } = options;
+  const { cols, factor, order } = factored, { bits, groupSize } = options;
   const codes = new Uint8Array(rows * cols);
   const { scale, zeroPoint } = grid;
-  const work = workspace(kernels, cols, groupSize, threads);
+  const work = workspace(kernels, cols, groupSize);
   const { calls, isaNumber } = kernels;
   const [n, k, g] = [kernels.size(rows), kernels.size(cols), kernels.size(groupSize)];
   const status = calls.aq_quantize_feedback(
@@ -141,7 +139,7 @@ export function solveOnGrid(
     codes,
     work,
     isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) fail("feed errors back", status);
   return refineCodes(kernels, target, rows, factored, options, { codes, scale, zeroPoint }, rounds, refit);
@@ -153,7 +151,7 @@ export function refineCodes(
   target: Float32Array,
   rows: number,
   { cols, moment }: Pick<FactoredMoment, "cols" | "moment">,
-  { bits, groupSize, zeroPoint: kind, threads = 1 }: GridOptions,
+  { bits, groupSize, zeroPoint: kind }: GridOptions,
   { codes, scale, zeroPoint }: Omit<Candidate, "objective">,
   rounds: number,
   refit: boolean,
@@ -173,9 +171,9 @@ export function refineCodes(
     scale,
     zeroPoint,
     objective,
-    workspace(kernels, cols, groupSize, threads),
+    workspace(kernels, cols, groupSize),
     kernels.isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) fail("refine codes", status);
   return { codes, scale, zeroPoint, objective };
@@ -225,7 +223,7 @@ export function measure(
   tensor: PackedTensor,
 ): Candidate {
   const { scale, zeroPoint } = gridOf(tensor);
-  const codes = unpackCodes(kernels, tensor.packed, rows, factored.cols, options.bits, options.threads);
+  const codes = unpackCodes(kernels, tensor.packed, rows, factored.cols, options.bits);
   return refineCodes(kernels, weights, rows, factored, options, { codes, scale, zeroPoint }, 0, false);
 }
 

@@ -34,7 +34,6 @@ function product(
   weights: Float32Array,
   rows: number,
   cols: number,
-  threads: number,
 ): Float32Array<ArrayBuffer> {
   const out = new Float32Array(tokens * rows);
   const { calls, size, isaNumber } = kernels;
@@ -48,7 +47,7 @@ function product(
     size(cols),
     out,
     isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) throw new KernelError(`Cannot fit a low-rank correction: status ${status}`, { status });
   return out;
@@ -163,7 +162,6 @@ export function fitLowRank(
   cols: number,
   moment: Float32Array,
   rank: number,
-  threads = 1,
 ): LowRank {
   const doing = "fit a low-rank correction";
   if (!Number.isInteger(rank) || rank < 1 || rank > Math.min(rows, cols)) {
@@ -185,9 +183,9 @@ export function fitLowRank(
   orthonormalize(basis, count, rows);
   /** Rows times R M Rᵀ. */
   const applied = (): Float32Array<ArrayBuffer> => {
-    const inputs = product(kernels, Float32Array.from(basis), count, turned, cols, rows, threads);
-    const weighed = product(kernels, inputs, count, moment, cols, cols, threads);
-    return product(kernels, weighed, count, residual, rows, cols, threads);
+    const inputs = product(kernels, Float32Array.from(basis), count, turned, cols, rows);
+    const weighed = product(kernels, inputs, count, moment, cols, cols);
+    return product(kernels, weighed, count, residual, rows, cols);
   };
   for (let i = 0; i < ITERATIONS; i++) {
     basis.set(applied());
@@ -209,7 +207,7 @@ export function fitLowRank(
     }
   }
   // Half floats have the finest steps where A and B are of one size.
-  const right = product(kernels, left, rank, turned, cols, rows, threads);
+  const right = product(kernels, left, rank, turned, cols, rows);
   for (let i = 0; i < rank; i++) {
     const ofA = largest(left.subarray(i * rows, (i + 1) * rows));
     const ofB = largest(right.subarray(i * cols, (i + 1) * cols));
@@ -219,7 +217,7 @@ export function fitLowRank(
   return {
     rank,
     a: halves(transposed(left, rank, rows)),
-    b: halves(bestRight(left, rank, rows, product(kernels, left, rank, turned, cols, rows, threads), cols)),
+    b: halves(bestRight(left, rank, rows, product(kernels, left, rank, turned, cols, rows), cols)),
   };
 }
 
@@ -272,9 +270,8 @@ function objectiveOf(
   error: Float32Array,
   rows: number,
   { cols, moment }: FactoredMoment,
-  threads: number,
 ): number {
-  const weighed = product(kernels, error, rows, moment, cols, cols, threads);
+  const weighed = product(kernels, error, rows, moment, cols, cols);
   let sum = 0;
   for (let i = 0; i < error.length; i++) sum += weighed[i]! * error[i]!;
   return sum;
@@ -299,20 +296,18 @@ export function solveLowRankLayer(
   settings: SolverSettings,
   rank: number,
 ): Solution {
-  const { threads = 1 } = options;
   const own = Math.min(rank, rows, cols);
   const plain = solveLayer(kernels, solver, weights, rows, cols, moment, options, settings);
   const nothing: LowRank = { rank: own, a: new Uint16Array(rows * own), b: new Uint16Array(own * cols) };
   let best: Solution = { ...plain, tensor: { ...plain.tensor, lowRank: nothing } };
-  const fit = (residual: Float32Array) =>
-    fitLowRank(kernels, residual, rows, cols, moment.moment, own, threads);
+  const fit = (residual: Float32Array) => fitLowRank(kernels, residual, rows, cols, moment.moment, own);
   const without = (other: Float32Array) => weights.map((value, i) => value - other[i]!);
   /** The correction of a solution's residual, kept if it is the best so far. */
   const refit = ({ tensor }: Solution): LowRank => {
-    const residual = without(dequantize(kernels, tensor, "F32", threads));
+    const residual = without(dequantize(kernels, tensor, "F32"));
     const lowRank = fit(residual);
     addLowRank(residual, lowRank, rows, cols, -1);
-    const objective = objectiveOf(kernels, residual, rows, moment, threads);
+    const objective = objectiveOf(kernels, residual, rows, moment);
     if (objective < best.objective) best = { ...best, tensor: { ...tensor, lowRank }, objective };
     return lowRank;
   };

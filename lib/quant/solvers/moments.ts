@@ -54,7 +54,6 @@ export function accumulateMoment(
   weights: Float32Array | undefined,
   tokens: number,
   out: Float32Array,
-  threads = 1,
 ): void {
   const cols = tokens === 0 ? 0 : x.length / tokens;
   const rows = y === undefined ? cols : tokens === 0 ? 0 : y.length / tokens;
@@ -76,7 +75,7 @@ export function accumulateMoment(
     kernels.size(cols),
     out,
     kernels.isaNumber,
-    threads,
+    kernels.threads,
   );
   if (status !== 0) {
     throw new KernelError(`Cannot add to a moment: the kernel reports status ${status}`, { status });

@@ -6,7 +6,7 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import { checkTemperature } from "./annealing.ts";
-import { checkThreads, DEFAULT_DAMPING, diagonalOf, type FactoredMoment } from "./factored_moment.ts";
+import { DEFAULT_DAMPING, diagonalOf, type FactoredMoment } from "./factored_moment.ts";
 import { packCodes, quantize } from "../kernels.ts";
 import {
   BIT_WIDTHS,
@@ -174,7 +174,6 @@ export function solveLayer(
 ): Solution {
   checkProblem(weights, rows, cols, options);
   checkSettings("solve a layer", settings);
-  checkThreads("solve a layer", options.threads ?? 1);
   if (moment !== undefined && moment.cols !== cols) {
     throw new TypeError(`Cannot solve a layer: the moment must have ${cols} columns, got ${moment.cols}`);
   }
@@ -223,7 +222,7 @@ function packed(
   { codes, scale, zeroPoint }: Candidate,
   rows: number,
   cols: number,
-  { bits, groupSize, zeroPoint: zeroPointKind, threads = 1 }: GridOptions,
+  { bits, groupSize, zeroPoint: zeroPointKind }: GridOptions,
 ): OneLevelTensor {
   const halves = (values: Float32Array) => new Uint16Array(Float16Array.from(values).buffer);
   return {
@@ -232,7 +231,7 @@ function packed(
     bits,
     groupSize,
     zeroPointKind,
-    packed: packCodes(kernels, codes, rows, cols, bits, threads),
+    packed: packCodes(kernels, codes, rows, cols, bits),
     scale: halves(scale),
     zeroPoint: zeroPointKind === "symmetric" ? undefined : halves(zeroPoint),
   };

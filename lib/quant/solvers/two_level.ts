@@ -95,7 +95,7 @@ export function solveTwoLevel(
     cols,
     bits,
     groupSize,
-    packed: packCodes(kernels, codes, rows, cols, bits, options.threads ?? 1),
+    packed: packCodes(kernels, codes, rows, cols, bits),
   };
   return { tensor, objective: total(objective), firstObjective };
 }

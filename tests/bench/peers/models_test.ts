@@ -25,7 +25,7 @@ import { yardstickOf } from "../../../lib/bench/peers/yardstick.ts";
 import { formatReport } from "../../../lib/bench/report.ts";
 import type { BenchContext, SuiteReport } from "../../../lib/bench/suite.ts";
 import { modelFrom } from "../../../lib/models/mod.ts";
-import { openKernels } from "../../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
 import { parseBenchArguments } from "../../../scripts/bench.ts";
 import { MODELS, rejection, workplace } from "../../_checkpoints.ts";
@@ -38,8 +38,8 @@ const DREAM = join(MODELS, "dream-mini"), GLYPHS = join(MODELS, "glyph-dit");
 const place = workplace();
 const kernels = await openKernels();
 const checkpoint = openCheckpoint(DREAM);
-const full = modelFrom(checkpoint, kernels, { threads: 2 });
-const target = await targetOf({ path: DREAM, checkpoint, full, kernels, threads: 2 });
+const full = modelFrom(checkpoint, withThreads(kernels, 2));
+const target = await targetOf({ path: DREAM, checkpoint, full, kernels });
 const { layers, calibrated } = target;
 const inputs = await target.inputsOf("weighted", layers);
 afterAll(() => {
@@ -102,7 +102,7 @@ describe("second moments", () => {
 
   test("of an image model are taken at all timesteps and stay apart for layers that share a buffer", async () => {
     using glyphs = openCheckpoint(GLYPHS);
-    const model = modelFrom(glyphs, kernels, { threads: 2 });
+    const model = modelFrom(glyphs, withThreads(kernels, 2));
     const images = await calibrationOf(model, glyphs, {});
     expect(hasPositionWeights(images)).toBe(false);
     const block = "transformer_blocks.3";
@@ -111,7 +111,7 @@ describe("second moments", () => {
       `${block}.attn1.to_out.0.weight`,
       `${block}.norm1.emb.timestep_embedder.linear_1.weight`,
     ];
-    const found = await collectInputs(model, images, names, kernels, 2);
+    const found = await collectInputs(model, images, names, withThreads(kernels, 2));
     const [query, out, waves] = names.map((name) => found.get(name)!);
     expect([...query!.secondMoment]).not.toEqual([...out!.secondMoment]);
     // cos² + sin² = 1 for each of 128 frequencies
@@ -160,9 +160,8 @@ describe("a replaced checkpoint", () => {
 });
 
 describe("models", () => {
-  const yardstick = yardstickOf(full, DREAM, kernels, {
+  const yardstick = yardstickOf(full, DREAM, withThreads(kernels, 2), {
     seed: 1,
-    threads: 2,
     limit: 40,
     tasks: undefined,
     quick: false,

@@ -83,7 +83,7 @@ async function rounded(
       })
     ),
   );
-  return { context: { checkpoint, calibrated, kernels, threads: 1, source, seed: 3 }, weights };
+  return { context: { checkpoint, calibrated, kernels, source, seed: 3 }, weights };
 }
 
 const dream = () => rounded(DREAM, join(DREAM, "calibration.jsonl"));

@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { linear, linearPackedInt8, quantizeActivations } from "../../../lib/models/layers/kernels.ts";
 import { RefinableLinear } from "../../../lib/models/backward/linear.ts";
-import { openKernels } from "../../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import {
   dequantize,
   errorStatistics,
@@ -21,7 +21,7 @@ import { accumulateMoment, emptyMoments } from "../../../lib/quant/solvers/momen
 import { DEFAULT_SOLVER_SETTINGS, factorMoments } from "../../../lib/quant/solvers/solve_layer.ts";
 import { allKernels } from "../../_kernels.ts";
 
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 const others = (await allKernels()).map((each) => each.kernels);
 afterAll(() => kernels.close());
 
@@ -115,7 +115,9 @@ describe("a low-rank correction", () => {
 
   test("is the same for any number of threads", () => {
     const random = new RandomStream(8), moment = momentOf(random, 96), residual = normals(random, 300 * 96);
-    const [one, four] = [1, 4].map((threads) => fitLowRank(kernels, residual, 300, 96, moment, 16, threads));
+    const [one, four] = [1, 4].map((threads) =>
+      fitLowRank(withThreads(kernels, threads), residual, 300, 96, moment, 16)
+    );
     expect(four).toEqual(one!);
   });
 

@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { withThreads } from "../../../lib/native/mod.ts";
 import { WeightsError } from "../../../lib/errors.ts";
 import { type Ggml, openGgml } from "../../../lib/bench/ggml.ts";
 import { linear } from "../../../lib/models/layers/kernels.ts";
@@ -111,9 +112,13 @@ describe("two-level scales", () => {
             const values = decode(expected);
             for (const { kernels } of every) {
               const threads = 1 + Math.floor(random() * 4);
-              expect(quantize(kernels, weights, rows, cols, { ...options, threads })).toEqual(expected);
-              expect(dequantize(kernels, expected, "F32", threads)).toEqual(values);
-              const { sumSquaredError } = packedErrorStatistics(kernels, weights, expected, threads);
+              expect(quantize(withThreads(kernels, threads), weights, rows, cols, options)).toEqual(expected);
+              expect(dequantize(withThreads(kernels, threads), expected, "F32")).toEqual(values);
+              const { sumSquaredError } = packedErrorStatistics(
+                withThreads(kernels, threads),
+                weights,
+                expected,
+              );
               const wanted = values.reduce((sum, v, i) => sum + (v - weights.data[i]!) ** 2, 0);
               expect(Math.abs(sumSquaredError - wanted)).toBeLessThanOrEqual(1e-12 * wanted);
             }
@@ -234,7 +239,7 @@ describe("products with two-level scales", () => {
         for (const { name, kernels } of every) {
           const out = linear(kernels, x, tokens, tensor, bias);
           for (const threads of [2, 3]) {
-            expect(linear(kernels, x, tokens, tensor, bias, { threads })).toEqual(out);
+            expect(linear(withThreads(kernels, threads), x, tokens, tensor, bias)).toEqual(out);
           }
           for (let t = 0; t < tokens; t++) {
             for (let r = 0; r < rows; r++) {

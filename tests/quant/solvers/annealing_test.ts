@@ -1,7 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { createHash } from "node:crypto";
 import { RandomStream } from "../../../lib/models/mod.ts";
-import { openKernels } from "../../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import { annealLayer, codeProbabilities } from "../../../lib/quant/solvers/annealing.ts";
 import { dequantize } from "../../../lib/quant/mod.ts";
 import { accumulateMoment, emptyMoments } from "../../../lib/quant/solvers/moments.ts";
@@ -12,7 +12,7 @@ import {
   solveLayer,
 } from "../../../lib/quant/solvers/solve_layer.ts";
 
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 afterAll(() => kernels.close());
 
 const normals = (random: RandomStream, n: number) => Float32Array.from({ length: n }, () => random.normal());
@@ -142,7 +142,7 @@ describe("annealing of codes", () => {
     for (const [rows, cols, options] of grids) {
       const { moment, weights } = problem(6, rows, cols);
       const [one, three] = [1, 3].map((threads) =>
-        solveLayer(kernels, "best", weights, rows, cols, moment, { ...options, threads }, {
+        solveLayer(withThreads(kernels, threads), "best", weights, rows, cols, moment, options, {
           ...DEFAULT_SOLVER_SETTINGS,
           annealing: 0.2,
         })

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { openKernels } from "../../../lib/native/mod.ts";
+import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../../../lib/quant/solvers/moments.ts";
 import {
@@ -12,7 +12,7 @@ import {
 import { dequantize, type OneLevelTensor, quantize } from "../../../lib/quant/mod.ts";
 import { allKernels } from "../../_kernels.ts";
 
-const kernels = await openKernels();
+const kernels = await openKernels({ threads: 1 });
 const others = (await allKernels()).map((each) => each.kernels);
 afterAll(() => kernels.close());
 
@@ -136,24 +136,30 @@ describe("solvers", () => {
       const weights = normals(random, rows * cols), tokenWeights = normals(random, tokens).map(Math.abs);
       const solveWith = (each: typeof kernels, threads: number) => {
         const moments = { ...emptyMoments(cols), tokens, weight: tokens };
-        accumulateMoment(each, x, undefined, tokenWeights, tokens, moments.second, threads);
+        accumulateMoment(withThreads(each, threads), x, undefined, tokenWeights, tokens, moments.second);
         const residual = new Float32Array(rows * cols);
-        accumulateMoment(each, x, y, undefined, tokens, residual, threads);
-        const moment = factorMoments(each, moments, { threads });
+        accumulateMoment(withThreads(each, threads), x, y, undefined, tokens, residual);
+        const moment = factorMoments(withThreads(each, threads), moments);
         const target = correctedTarget(
-          each,
+          withThreads(each, threads),
           weights,
           rows,
           moment,
           undefined,
           residual.map((value) => value / tokens / 10),
           DEFAULT_SOLVER_SETTINGS,
-          threads,
         );
-        const { tensor, objective } = solveLayer(each, "best", target, rows, cols, moment, {
-          ...options,
-          threads,
-        });
+        const { tensor, objective } = solveLayer(
+          withThreads(each, threads),
+          "best",
+          target,
+          rows,
+          cols,
+          moment,
+          {
+            ...options,
+          },
+        );
         return { second: moments.second, residual, moment, target, tensor, objective };
       };
       const wanted = solveWith(others[0]!, 1);
