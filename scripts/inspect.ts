@@ -21,7 +21,6 @@ import {
   isFloatDtype,
   openCheckpoint,
 } from "../lib/tensor/mod.ts";
-import { availableParallelism } from "node:os";
 import { environmentVariables, parseOptions, usageError } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
 import { EXIT_CODE_HELP, EXIT_CODES, runCommand } from "./_command/run.ts";
