@@ -1,11 +1,10 @@
 /** Calibration as a configuration asks for it: whether it does, where the data are, and a model opened with them. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import type { Config } from "../config/mod.ts";
-import { CalibrationError, ConfigError } from "../errors.ts";
+import { type Config, hasBudget, wantsPhases } from "../config/mod.ts";
+import { CalibrationError } from "../errors.ts";
 import { loadModel } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
@@ -15,76 +14,6 @@ import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statist
 
 /** Data that lie beside a checkpoint and are used when none are named. */
 const BESIDE = ["calibration.jsonl", "calibration_images.safetensors", "calibration.safetensors"];
-
-/** Whether a configuration needs calibration data. */
-export function isCalibrated(config: Config): boolean {
-  return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config) || wantsPhases(config);
-}
-
-/**
- * Refuses settings that contradict a calibrated solver.
- *
- * @throws {ConfigError} naming the key
- */
-export function checkCalibratedConfig(config: Config): void {
-  const { solver, minAccuracy, bitPlan, scaleBits, solverOptions: { rotation, lowRank } } = config;
-  const { validation, boundarySmoothing, transitionOptimization } = config.thermodynamic;
-  const refuse = (key: string, value: unknown, expected: string) => {
-    const problem = { key, value: String(value), expected, source: "configuration" };
-    throw new ConfigError(
-      `Cannot use configuration: 1 problem\n  "${key}": got ${value}, expected ${expected}`,
-      [problem],
-    );
-  };
-  if (CALIBRATED_SOLVERS.includes(solver) && minAccuracy > 0) {
-    refuse(
-      "min_accuracy",
-      minAccuracy,
-      `0 with solver ${solver}: the cosine of weights says nothing about what it aims at`,
-    );
-  }
-  if ((bitPlan !== null || hasBudget(config)) && scaleBits !== 16) {
-    refuse("scale_bits", scaleBits, "16 with a bit plan or a budget");
-  }
-  if (bitPlan !== null && hasBudget(config)) {
-    refuse("bit_plan", bitPlan, "null with target_bits_per_weight or target_model_size_mb");
-  }
-  if (transitionOptimization.enabled) {
-    const why = "with thermodynamic.transition_optimization: its gradients are of one level of scales";
-    if (scaleBits !== 16) refuse("scale_bits", scaleBits, `16 ${why}`);
-    if (rotation !== "none") {
-      refuse("solver_options.rotation", rotation, `none ${why} and inputs as they are`);
-    }
-  }
-  if (!config.enableTimeAware) {
-    for (const [name, { enabled }] of Object.entries({ validation, boundary_smoothing: boundarySmoothing })) {
-      if (!enabled) continue;
-      refuse(
-        `thermodynamic.${name}.enabled`,
-        enabled,
-        "false where enable_time_aware is false: it looks at the activations' grids",
-      );
-    }
-  }
-  if (config.timeScales === "per_group" && (scaleBits !== 16 || rotation !== "none" || lowRank > 0)) {
-    refuse(
-      "time_scales",
-      config.timeScales,
-      "shared with scale_bits, solver_options.rotation or solver_options.low_rank",
-    );
-  }
-}
-
-/** Whether a configuration asks for a phase. */
-export function wantsPhases({ thermodynamic }: Config): boolean {
-  const { validation, boundarySmoothing, transitionOptimization } = thermodynamic;
-  return validation.enabled || boundarySmoothing.enabled || transitionOptimization.enabled;
-}
-
-/** Whether bits are chosen by a budget. */
-export function hasBudget({ targetBitsPerWeight, targetModelSizeMb }: Config): boolean {
-  return targetBitsPerWeight !== null || targetModelSizeMb !== null;
-}
 
 /** The calibration data that lie beside a checkpoint, if any do. */
 export function calibrationBeside(folder: string): string | undefined {

@@ -5,7 +5,7 @@
 import { KernelError } from "../errors.ts";
 import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
-import { type BackendChoice, BACKENDS } from "../config/backends.ts";
+import { type BackendChoice, BACKENDS } from "../config/names.ts";
 import { ABI_VERSION } from "./signatures.ts";
 import { INSTRUCTION_SETS, type InstructionSet, type Kernels, threadCount } from "./kernels.ts";
 import type { OpenedLibrary } from "./symbols.ts";
@@ -15,7 +15,7 @@ export type { NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
 export { type InstructionSet, type Kernels, MAX_THREADS, threadCount, withThreads } from "./kernels.ts";
 
-export { type BackendChoice, BACKENDS } from "../config/backends.ts";
+export { type BackendChoice, BACKENDS } from "../config/names.ts";
 
 export interface OpenOptions {
   /** Default `auto`. */

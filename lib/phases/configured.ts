@@ -5,7 +5,6 @@ import type { Config } from "../config/mod.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type PackedTensor, quantize } from "../quant/mod.ts";
-import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { modelFingerprint, TimeParameters, writeTimeParameters } from "../time/mod.ts";
 import { calibrationSource } from "../calibration/source.ts";
@@ -15,14 +14,6 @@ import type { PhaseResult, PhaseSettings, PhasesReport } from "./mod.ts";
 import type { Plan } from "../plan/plan.ts";
 import type { RunEvent, RunOptions } from "../progress.ts";
 import { denseWeights, type SolvedLayer } from "../solve/solve_model.ts";
-
-/** The configuration as it runs: phase 3 is of calibrated codes, `best` unless the solver is a calibrated one. */
-export function withPhaseSolver(config: Config): Config {
-  if (!config.thermodynamic.transitionOptimization.enabled || CALIBRATED_SOLVERS.includes(config.solver)) {
-    return config;
-  }
-  return { ...config, solver: "best" };
-}
 
 /** What the phases are asked to do. */
 export function phaseSettings(config: Config, isImageModel: boolean): PhaseSettings {

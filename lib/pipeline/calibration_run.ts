@@ -3,18 +3,16 @@ import type { Calibrated } from "../calibration/mod.ts";
 import {
   calibrationDigest,
   calibrationSource,
-  isCalibrated,
   openCalibration,
   type SaveCalibration,
-  wantsPhases,
 } from "../calibration/source.ts";
-import type { Config } from "../config/mod.ts";
+import { type Config, isCalibrated, wantsPhases } from "../config/mod.ts";
+import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { quote } from "../files/positional.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { BitPlan } from "../plan/budget.ts";
 import type { Plan } from "../plan/plan.ts";
 import type { RunOptions } from "../progress.ts";
-import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 
 /** Saved beside the weights when a budget or a plan chose the bits. */

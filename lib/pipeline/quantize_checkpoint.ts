@@ -20,27 +20,29 @@
  */
 import { join } from "node:path";
 import type { Calibrated } from "../calibration/mod.ts";
+import type { SaveCalibration } from "../calibration/source.ts";
 import {
-  checkCalibratedConfig,
+  canonicalConfig,
+  checkConfig,
+  type Config,
   hasBudget,
   isCalibrated,
-  type SaveCalibration,
   wantsPhases,
-} from "../calibration/source.ts";
-import { canonicalConfig, type Config } from "../config/mod.ts";
+  withPhaseSolver,
+} from "../config/mod.ts";
+import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
 import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
 import { type Rewrite, type RewriteContent, type RewriteJob, withRewrite } from "../output/rewrite.ts";
-import { runConfiguredPhases, sidecarContent, withPhaseSolver } from "../phases/configured.ts";
+import { runConfiguredPhases, sidecarContent } from "../phases/configured.ts";
 import type { PhaseResult } from "../phases/mod.ts";
 import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { type RunOptions, stoppable } from "../progress.ts";
 import { CONFIG_KEY, packedTensorSpecs } from "../quant/packed/checkpoint.ts";
-import { CALIBRATED_SOLVERS } from "../quant/solvers/solve_layer.ts";
 import { type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { planByBudget } from "../solve/sensitivity.ts";
 import { type Checkpoint, openCheckpoint, SIDECAR_FILE, type TensorSpec } from "../tensor/mod.ts";
@@ -181,11 +183,11 @@ async function planOnly(options: QuantizeCheckpointOptions): Promise<RunReport> 
  */
 export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K>): QuantizeRun<K> {
   const { input } = options;
+  checkConfig(options.config);
   const config = withPhaseSolver(options.config), { numThreads } = config;
   const kernels = numThreads > 0 && options.kernels
     ? withThreads(options.kernels, numThreads) as K
     : options.kernels;
-  checkCalibratedConfig(config);
   const checkpoint = openCheckpoint(input);
   const quantized = checkpoint.config?.[CONFIG_KEY];
   if (quantized !== undefined && quantized !== null) {

@@ -1,6 +1,7 @@
 /** Command lines: parsing options, and the mistakes in them. */
 import process from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
+import { nearestName } from "../../lib/config/nearest.ts";
 import { ConfigError } from "../../lib/errors.ts";
 
 /** A command's options: names without dashes. */
@@ -65,7 +66,7 @@ export function parseOptions<B extends string, S extends string>(
   const [wrong] = unknown;
   if (wrong !== undefined) {
     const name = wrong.replace(/^-+/, "").replace(/=.*$/s, "");
-    const near = known.find((option) => distance(option, name) <= Math.max(1, Math.floor(option.length / 3)));
+    const near = nearestName(name, known);
     throw usageError(
       `unknown option "${wrong}"${near === undefined ? "" : `; did you mean "--${near}"?`}`,
       options.help,
@@ -90,19 +91,6 @@ export function parseOptions<B extends string, S extends string>(
 /** A mistake in the command line. */
 export function usageError(reason: string, help: string): ConfigError {
   return new ConfigError(`Cannot run the command: ${reason}\n${help.split("\n")[0]}\n--help says more`);
-}
-
-/** Levenshtein distance. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
-    }
-    row = next;
-  }
-  return row[b.length]!;
 }
 
 /** The process's environment; empty, with a notice, where Deno may not read it. */

@@ -701,6 +701,39 @@ test("docs/configuration.md holds the schema's table", async () => {
   for (const row of configSchema()) expect(configTable()).toContain(`| \`${row.key}\` |`);
 });
 
+test("every rule over several keys that is broken stands in one message, with the sources", async () => {
+  const fault = await faultOf(() =>
+    resolveConfig({
+      file: {
+        solver: "best",
+        min_accuracy: 0.9,
+        enable_time_aware: false,
+        thermodynamic: { validation: { enabled: true }, transition_optimization: { enabled: true } },
+      },
+      fileSource: "f.yaml",
+      environment: { ARROW_QUANT_TARGET_BITS_PER_WEIGHT: "3", ARROW_QUANT_BIT_PLAN: "plan.json" },
+      overrides: { "solver_options.rotation": "hadamard" },
+      overrideSources: { "solver_options.rotation": "--rotation" },
+    })
+  );
+  expect(fault.message).toBe(
+    "Cannot use configuration: 4 problems\n" +
+      '  "min_accuracy": got 0.9, expected 0 with solver best: the cosine of weights is not what it minimizes (f.yaml)\n' +
+      '  "bit_plan": got "plan.json", expected null with target_bits_per_weight or target_model_size_mb ' +
+      "(environment ARROW_QUANT_BIT_PLAN)\n" +
+      '  "solver_options.rotation": got "hadamard", expected none with ' +
+      "thermodynamic.transition_optimization.enabled true (f.yaml): its gradients know inputs as they are (--rotation)\n" +
+      '  "thermodynamic.validation.enabled": got true, expected false with enable_time_aware false (f.yaml): ' +
+      "it looks at the activations' quantization parameters (f.yaml)",
+  );
+  expect(fault.problems.map(({ source }) => source)).toEqual([
+    "f.yaml",
+    "environment ARROW_QUANT_BIT_PLAN",
+    "--rotation",
+    "f.yaml",
+  ]);
+});
+
 describe("scale_bits", () => {
   const groupSizeOf = (file: object) => {
     const { config, origins } = resolveConfig({ file });

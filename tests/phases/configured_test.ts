@@ -39,7 +39,7 @@ describe("settings that contradict phases are refused before anything is solved"
     [
       "a rotation and gradients",
       { ...OPTIMIZE, solver: "best", "solver_options.rotation": "hadamard" },
-      '"solver_options.rotation": got hadamard',
+      '"solver_options.rotation": got "hadamard"',
     ],
     [
       "validation without grids",
@@ -54,7 +54,7 @@ describe("settings that contradict phases are refused before anything is solved"
     [
       "weight scales by time and two levels",
       { ...VALIDATE, time_scales: "per_group", scale_bits: 4 },
-      '"time_scales": got per_group, expected shared',
+      '"time_scales": got "per_group", expected shared',
     ],
   ];
   for (const [name, overrides, message] of cases) {

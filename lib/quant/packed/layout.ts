@@ -13,10 +13,21 @@ import {
   TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
-} from "../../config/weight_grids.ts";
+} from "../../config/names.ts";
 import { checkRotation, type Rotation } from "./rotation.ts";
 
-export * from "../../config/weight_grids.ts";
+export {
+  BIT_WIDTHS,
+  type BitWidth,
+  defaultTwoLevelGroupSize,
+  GROUP_SIZES,
+  type GroupSize,
+  SCALE_BITS,
+  type ScaleBits,
+  TWO_LEVEL_GROUP_SIZES,
+  ZERO_POINT_KINDS,
+  type ZeroPointKind,
+} from "../../config/names.ts";
 
 /** Weights of a row that share the two half floats of two-level scales; the last superblock of a row may be shorter. */
 export const SUPERBLOCK_SIZE = 256;

@@ -27,16 +27,12 @@ import {
   solveOnGrid,
   total,
 } from "./grids.ts";
+import type { Solver } from "../../config/names.ts";
 import { solveTwoLevel } from "./two_level.ts";
 
+export { CALIBRATED_SOLVERS, type Solver, SOLVERS } from "../../config/names.ts";
 export { correctedTarget, type FactoredMoment, factorMoments } from "./factored_moment.ts";
 export type { GridOptions } from "./grids.ts";
-
-/** How scales, zero points and codes are found; each needs more of the layer's inputs and time than the one before. */
-export type Solver = "round" | "clip" | "feedback" | "best";
-export const SOLVERS: readonly Solver[] = ["clip", "round", "feedback", "best"];
-/** Solvers that need {@linkcode InputMoments}. */
-export const CALIBRATED_SOLVERS: readonly Solver[] = ["feedback", "best"];
 
 /** Settings of `feedback` and `best`. */
 export interface SolverSettings {

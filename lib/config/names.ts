@@ -1,6 +1,22 @@
-/** The grids of codes that there are: bits, groups and zero points by name. Bytes and sizes are lib/quant's. */
+/** Names that a configuration gives: backends, solvers, bits, groups and zero points of weights. */
+
+/**
+ * How kernels are run. `cpu` prefers a native library and says so when it has to take WebAssembly; `native` and `wasm`
+ * are one of them only. `cuda` is `cpu` with a GPU that quantizes, and an error without one; `auto` is `cuda` where
+ * there is a GPU, else `cpu`.
+ */
+export type BackendChoice = (typeof BACKENDS)[number];
+export const BACKENDS = ["auto", "cuda", "cpu", "native", "wasm"] as const;
+
+/** Solvers, those that need calibration data last. */
+export type Solver = (typeof SOLVERS)[number];
+export const SOLVERS = ["clip", "round", "feedback", "best"] as const;
+/** Solvers that need calibration data. */
+export const CALIBRATED_SOLVERS: readonly Solver[] = ["feedback", "best"];
 
 export type BitWidth = 2 | 3 | 4 | 8;
+/** Bits asked for one layer; 16 keeps it as it is in the checkpoint. */
+export type LayerBits = BitWidth | 16;
 /** Weights of one row that share a scale; 0 is the whole row. */
 export type GroupSize = 0 | 16 | 32 | 64 | 128 | 256;
 /** `real`: any half float; `integer`: a whole number in [0, 2^bits − 1]; `symmetric`: fixed at 2^(bits − 1). */

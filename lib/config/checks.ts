@@ -1,0 +1,86 @@
+/** Rules over several keys of a configuration, all of them checked at once. */
+import { ConfigError, type ConfigProblem } from "../errors.ts";
+import { hasBudget, withPhaseSolver } from "./derived.ts";
+import { isMapping, quoted } from "./kinds.ts";
+import { CALIBRATED_SOLVERS, TWO_LEVEL_GROUP_SIZES } from "./names.ts";
+import { type Config, valueAt } from "./schema.ts";
+
+/** A key whose value contradicts others, and the value that it must have with them. */
+type Contradiction = readonly [key: string, expected: string];
+
+/** @param from a key with its value and its source, for messages */
+function* contradictions(config: Config, from: (key: string) => string): Generator<Contradiction> {
+  const { scaleBits, groupSize, zeroPoint, solver, solverOptions: { lowRank, rotation }, bitPlan } = config;
+  const { validation, boundarySmoothing, transitionOptimization } = config.thermodynamic;
+  const hasTimeScales = config.timeScales === "per_group";
+  if (scaleBits !== 16) {
+    const why = `with ${from("scale_bits")}`;
+    if (!TWO_LEVEL_GROUP_SIZES.includes(groupSize)) {
+      yield ["group_size", `one of ${TWO_LEVEL_GROUP_SIZES.join(", ")} ${why}`];
+    }
+    if (zeroPoint !== "real") yield ["zero_point", `real ${why}`];
+    if (bitPlan !== null || hasBudget(config)) yield ["scale_bits", "16 with a bit plan or a budget"];
+  }
+  if (!CALIBRATED_SOLVERS.includes(solver)) {
+    const why = `with ${from("solver")}: it needs feedback or best`;
+    if (lowRank > 0) yield ["solver_options.low_rank", `0 ${why}`];
+    if (rotation !== "none") yield ["solver_options.rotation", `none ${why}`];
+  }
+  const effective = withPhaseSolver(config).solver;
+  if (CALIBRATED_SOLVERS.includes(effective) && config.minAccuracy > 0) {
+    yield ["min_accuracy", `0 with solver ${effective}: the cosine of weights is not what it minimizes`];
+  }
+  if (bitPlan !== null && hasBudget(config)) {
+    yield ["bit_plan", "null with target_bits_per_weight or target_model_size_mb"];
+  }
+  if (transitionOptimization.enabled) {
+    const why = `with ${from("thermodynamic.transition_optimization.enabled")}: its gradients`;
+    if (scaleBits !== 16) yield ["scale_bits", `16 ${why} know one level of scales`];
+    if (rotation !== "none") yield ["solver_options.rotation", `none ${why} know inputs as they are`];
+  }
+  if (!config.enableTimeAware) {
+    const expected = `false with ${
+      from("enable_time_aware")
+    }: it looks at the activations' quantization parameters`;
+    if (validation.enabled) yield ["thermodynamic.validation.enabled", expected];
+    if (boundarySmoothing.enabled) yield ["thermodynamic.boundary_smoothing.enabled", expected];
+  }
+  if (hasTimeScales && config.outputCorrection) {
+    yield ["time_scales", `shared with ${from("output_correction")}`];
+  }
+  if (hasTimeScales && (scaleBits !== 16 || rotation !== "none" || lowRank > 0)) {
+    yield ["time_scales", "shared with scale_bits, solver_options.rotation or solver_options.low_rank"];
+  }
+}
+
+/**
+ * Checks the rules over several keys.
+ *
+ * @param origins source of each key's value, for messages; a configuration that was made otherwise has none
+ * @throws {ConfigError} with every rule that is broken
+ */
+export function checkConfig(config: Config, origins: Readonly<Record<string, string>> = {}): void {
+  const source = (key: string) => origins[key] ?? "configuration";
+  const from = (key: string) => `${key} ${valueAt(config, key)} (${source(key)})`;
+  throwProblems([...contradictions(config, from)].map(([key, expected]) => (
+    { key, value: preview(valueAt(config, key)), expected, source: source(key) }
+  )));
+}
+
+/** @throws {ConfigError} with every problem, when there is one */
+export function throwProblems(problems: readonly ConfigProblem[]): void {
+  if (problems.length === 0) return;
+  const lines = problems.map((p) => `  "${p.key}": got ${p.value}, expected ${p.expected} (${p.source})`);
+  const count = problems.length === 1 ? "1 problem" : `${problems.length} problems`;
+  throw new ConfigError(`Cannot use configuration: ${count}\n${lines.join("\n")}`, problems);
+}
+
+/** A short text for any value found; never descends, so aliases that expand to gigabytes or to a cycle cost nothing. */
+export function preview(value: unknown): string {
+  if (typeof value === "string") return quoted(value.length > 80 ? `${value.slice(0, 79)}…` : value);
+  if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (value instanceof Date) return "a date";
+  if (isMapping(value)) return `a mapping of ${Object.keys(value).length}`;
+  if (typeof value === "object" && value !== null) return `a ${value.constructor?.name ?? "object"}`;
+  return Object.is(value, -0) ? "-0" : String(value);
+}

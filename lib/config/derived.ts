@@ -1,0 +1,46 @@
+/** What a configuration asks for that follows from several of its keys. */
+import { compilePattern } from "./kinds.ts";
+import { CALIBRATED_SOLVERS, type LayerBits } from "./names.ts";
+import type { Config } from "./schema.ts";
+
+/** The configuration as it runs: phase 3 needs a calibrated solver, `best` unless another one is configured. */
+export function withPhaseSolver(config: Config): Config {
+  const { solver, thermodynamic: { transitionOptimization } } = config;
+  return !transitionOptimization.enabled || CALIBRATED_SOLVERS.includes(solver)
+    ? config
+    : { ...config, solver: "best" };
+}
+
+/** Whether a configuration asks for a phase. */
+export function wantsPhases({ thermodynamic }: Config): boolean {
+  const { validation, boundarySmoothing, transitionOptimization } = thermodynamic;
+  return validation.enabled || boundarySmoothing.enabled || transitionOptimization.enabled;
+}
+
+/** Whether a budget chooses the bits. */
+export function hasBudget({ targetBitsPerWeight, targetModelSizeMb }: Config): boolean {
+  return targetBitsPerWeight !== null || targetModelSizeMb !== null;
+}
+
+/** Whether a configuration needs calibration data. */
+export function isCalibrated(config: Config): boolean {
+  return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config) || wantsPhases(config);
+}
+
+/** The bits `layer_bit_widths` asks for a tensor, or undefined. Its own name wins; of several patterns the most bits. */
+export function layerBitWidth(config: Config, tensor: string): LayerBits | undefined {
+  const widths = config.layerBitWidths;
+  for (const name of [tensor, layerName(tensor)]) {
+    if (Object.hasOwn(widths, name)) return widths[name];
+  }
+  const matching = Object.entries(widths).filter(([pattern]) => compilePattern(pattern).test(tensor));
+  return matching.map(([, bits]) => bits).sort((a, b) => b - a)[0];
+}
+
+/** Whether `sensitive_layer_names` or `sensitive_layer_patterns` names a tensor; heeds no `skip_sensitive_layers`. */
+export function isSensitiveLayer(config: Config, tensor: string): boolean {
+  return config.sensitiveLayerNames.some((name) => name === tensor || name === layerName(tensor)) ||
+    config.sensitiveLayerPatterns.some((pattern) => compilePattern(pattern).test(tensor));
+}
+
+const layerName = (tensor: string): string => tensor.replace(/\.weight$/, "");

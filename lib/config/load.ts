@@ -1,0 +1,93 @@
+/** Configuration files: read, parsed as YAML and resolved. */
+import { open } from "node:fs/promises";
+import { ConfigError } from "../errors.ts";
+import { type ConfigOverrides, resolveConfig, type ResolvedConfig } from "./resolve.ts";
+
+/** Largest configuration read: a list of `MAX_ITEMS` tensor names of 60 characters fits. */
+export const MAX_CONFIG_BYTES = 256 * 1024;
+/** Where a module loaded over HTTP finds YAML: it has no import map, so the bare name would not resolve. */
+const REMOTE_YAML: string = "jsr:@std/yaml@^1.0.5";
+
+/**
+ * Parses and validates YAML text.
+ *
+ * @param options.source Name of the text in messages and origins, such as its path.
+ * @throws {ConfigError} With line and column and the parser's error as `cause` if the text is not YAML; otherwise with
+ *   every fault found.
+ *
+ * @example
+ * ```ts
+ * import { parseConfig } from "./mod.ts";
+ * const { config } = await parseConfig("bit_width: 2\ngroup_size: 32\n", { source: "example.yaml" });
+ * config.groupSize; // 32
+ * ```
+ */
+export async function parseConfig(
+  yamlText: string,
+  options: ConfigOverrides & { readonly source?: string | undefined } = {},
+): Promise<ResolvedConfig> {
+  const source = options.source ?? "configuration text";
+  if (yamlText.length > MAX_CONFIG_BYTES) throw tooLarge(source);
+  return resolveConfig({ ...options, file: await parseYaml(yamlText, source), fileSource: source });
+}
+
+/**
+ * Reads, parses and validates a configuration file; without `path`, only the other layers count.
+ *
+ * @throws {ConfigError} If the file cannot be read, is larger than `MAX_CONFIG_BYTES` or is not UTF-8, and as `parseConfig`.
+ *
+ * @example
+ * ```ts
+ * import process from "node:process";
+ * import { formatConfig, loadConfig } from "./mod.ts";
+ * console.log(formatConfig(await loadConfig({ environment: process.env, overrides: { bit_width: 2 } })));
+ * ```
+ */
+export async function loadConfig(
+  options: ConfigOverrides & { readonly path?: string | undefined } = {},
+): Promise<ResolvedConfig> {
+  const { path } = options;
+  if (path === undefined) return resolveConfig(options);
+  return await parseConfig(await readText(path), { ...options, source: path });
+}
+
+async function readText(path: string): Promise<string> {
+  try {
+    // Read up to one byte past the limit rather than trust the size: a pipe or device has none.
+    const buffer = new Uint8Array(MAX_CONFIG_BYTES + 1);
+    const file = await open(path, "r");
+    let bytes = 0;
+    try {
+      while (bytes < buffer.length) {
+        const { bytesRead } = await file.read(buffer, bytes, buffer.length - bytes, null);
+        if (bytesRead === 0) break;
+        bytes += bytesRead;
+      }
+    } finally {
+      await file.close();
+    }
+    if (bytes > MAX_CONFIG_BYTES) throw tooLarge(path);
+    return new TextDecoder("utf-8", { fatal: true }).decode(buffer.subarray(0, bytes));
+  } catch (error) {
+    if (error instanceof ConfigError) throw error;
+    const reason = error instanceof TypeError ? "not UTF-8 text" : (error as Error).message;
+    throw new ConfigError(`Cannot read configuration "${path}": ${reason}`, [], error);
+  }
+}
+
+function tooLarge(source: string): ConfigError {
+  return new ConfigError(`Cannot read configuration "${source}": larger than ${MAX_CONFIG_BYTES} bytes`);
+}
+
+async function parseYaml(text: string, source: string): Promise<unknown> {
+  const yaml: { parse(text: string): unknown } = import.meta.url.startsWith("http")
+    ? await import(REMOTE_YAML)
+    : await import("@std/yaml");
+  try {
+    return yaml.parse(text);
+  } catch (error) {
+    // The parsers share no field for the place, but both end the first line with "at line L, column C".
+    const message = String((error as Error).message).split("\n")[0]!.replace(/:$/, "");
+    throw new ConfigError(`Cannot parse configuration "${source}": ${message}`, [], error);
+  }
+}

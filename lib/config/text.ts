@@ -1,0 +1,89 @@
+/** The configuration as text: YAML with origins, canonical JSON, and the table of docs/configuration.md. */
+import { escapeCharacter, isMapping, quoted } from "./kinds.ts";
+import type { ResolvedConfig } from "./resolve.ts";
+import { type Config, environmentName, SCHEMA, valueAt } from "./schema.ts";
+
+/** One row of the schema, as text for documentation. */
+export interface ConfigRow {
+  readonly key: string;
+  readonly type: string;
+  readonly allowed: string;
+  readonly unit: string;
+  readonly default: string;
+  readonly environment: string;
+  readonly description: string;
+}
+
+/**
+ * The effective configuration as YAML, every value followed by `# from` and its origin; it parses back to the same values.
+ */
+export function formatConfig(resolved: ResolvedConfig): string {
+  const lines: string[] = [];
+  let current: string[] = [];
+  for (const { key } of SCHEMA) {
+    const sections = key.split(".");
+    const name = sections.pop()!;
+    sections.forEach((section, depth) => {
+      if (current[depth] === section) return;
+      current = [...current.slice(0, depth), section];
+      lines.push(`${"  ".repeat(depth)}${section}:`);
+    });
+    const entry = `${"  ".repeat(sections.length)}${name}: ${yamlText(valueAt(resolved.config, key))}`;
+    lines.push(`${entry.padEnd(32)} # from ${printable(resolved.origins[key] ?? "unknown")}`);
+  }
+  return lines.join("\n") + "\n";
+}
+
+/**
+ * The values that can change a byte of the output, as JSON with sorted key paths: the same text for the same result.
+ *
+ * Left out are `num_threads` and `backend` (results do not depend on them), `fail_fast` (it only ends a failing run
+ * sooner) and `deployment_profile` (it acts through three keys that are present).
+ */
+export function canonicalConfig(config: Config): string {
+  const entries = SCHEMA.filter((k) => !k.neutral).map(({ key }): [string, unknown] => {
+    const value = valueAt(config, key);
+    return [key, isMapping(value) ? sortedByKey(Object.entries(value)) : value];
+  });
+  return JSON.stringify(sortedByKey(entries));
+}
+
+/** The schema as text, one row a key, in the order of `formatConfig`. */
+export function configSchema(): ConfigRow[] {
+  return SCHEMA.map((k) => ({
+    key: k.key,
+    type: k.kind.type,
+    allowed: k.kind.allowed,
+    unit: k.unit ?? "",
+    default: yamlText(k.default),
+    environment: environmentName(k.key),
+    description: k.description + (k.later ? ". _Without effect in this version_" : ""),
+  }));
+}
+
+/** The schema as the Markdown table of docs/configuration.md. */
+export function configTable(): string {
+  const rows = configSchema().map((r) => {
+    const unit = r.unit === "" ? "" : ` (${r.unit})`;
+    return `| \`${r.key}\` | ${r.type}, ${r.allowed}${unit} | \`${r.default}\` | ${r.description} |`;
+  });
+  return ["| key | value | default | meaning |", "| --- | --- | --- | --- |", ...rows].join("\n");
+}
+
+/** Strings appear only as choices, which are plain words, or inside lists and maps, where they are quoted. */
+function yamlText(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map((item) => quoted(item)).join(", ")}]`;
+  if (!isMapping(value)) return String(value);
+  return `{${Object.entries(value).map(([name, bits]) => `${quoted(name)}: ${bits}`).join(", ")}}`;
+}
+
+/** Text for one line of a terminal: control characters escaped. */
+function printable(text: string): string {
+  // deno-lint-ignore no-control-regex
+  return text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff\ufffe\uffff]/g, escapeCharacter);
+}
+
+/** Code-unit order, which no locale changes. */
+function sortedByKey(entries: [string, unknown][]): Record<string, unknown> {
+  return Object.fromEntries(entries.sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0));
+}
