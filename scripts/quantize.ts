@@ -1,7 +1,7 @@
 /** `quantize.ts MODEL OUT`: a checkpoint in, a quantized checkpoint out. */
 import { basename, resolve } from "node:path";
 import type { QuantizeResult } from "../lib/analysis/make_run.ts";
-import { formatConfig, LATER_KEYS, loadConfig } from "../lib/config/mod.ts";
+import { type ConfigOverrides, formatConfig, hasBudget, LATER_KEYS, loadConfig } from "../lib/config/mod.ts";
 import { environmentOf } from "../lib/eval/environment.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
@@ -36,6 +36,8 @@ Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
                        FILE.progress
   --save-group-moments with --save-calibration: also the second moments of each time group
   --samples N          calibration samples, 32 to 1024
+  --phases LIST        phases to run: 1 (validation), 2 (smoothing), 3 (optimization), as in 1,3; or all, or none
+  --time-groups N      time groups of the phases (configuration: num_time_groups)
   --target-bits X      bits per weight over all quantized layers, chosen by layer
   --plan FILE          bits and group sizes by layer, as a run with --target-bits saves them
   --zero-point KIND    real (default), integer or symmetric
@@ -71,89 +73,64 @@ const KEYS = {
   "zero-point": "zero_point",
   threads: "num_threads",
   backend: "backend",
+  "time-groups": "num_time_groups",
 } as const;
+
+/** Keys that `--phases` sets: those of phases 1, 2 and 3. */
+const PHASE_KEYS = [
+  "thermodynamic.validation.enabled",
+  "thermodynamic.boundary_smoothing.enabled",
+  "thermodynamic.transition_optimization.enabled",
+];
 
 const WORST_LAYERS = 5;
 
-async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
-  const { positionals, flags, values } = parseOptions(args, {
-    help: HELP,
-    boolean: ["dry-run", "resume", "force", "print-config", "quiet", "json", "help", "save-group-moments"],
-    string: [...Object.keys(KEYS) as (keyof typeof KEYS)[], "config", "report", "save-calibration", "log"],
-  });
-  if (flags.help) {
-    print(HELP);
-    return;
-  }
-  const log = values.log ?? "text";
-  if (log !== "text" && log !== "json") {
-    throw usageError(`--log must be text or json, got "${log}"`, HELP);
-  }
-  const display = new ProgressDisplay(flags.quiet, log);
-  const options = Object.keys(KEYS) as (keyof typeof KEYS)[];
-  const resolved = await loadConfig({
-    path: values.config,
-    environment: environmentVariables(display.log),
-    overrides: Object.fromEntries(options.map((option) => [KEYS[option], values[option]])),
-    overrideSources: Object.fromEntries(options.map((option) => [KEYS[option], `--${option}`])),
-  });
-  const { config, origins } = resolved;
-  if (flags["print-config"]) {
-    print(formatConfig(resolved).trimEnd());
-    return;
-  }
-  const [input, output] = positionals;
-  if (input === undefined || output === undefined || positionals.length > 2) {
-    throw usageError(`MODEL and OUT are needed, got ${positionals.length} paths`, HELP);
-  }
-  if (flags.resume && flags.force) throw usageError("--resume and --force exclude each other", HELP);
-  if (values.report !== undefined) {
-    if (flags["dry-run"]) throw usageError("--dry-run writes nothing: there is nothing to report", HELP);
-    if (resolve(values.report) === resolve(output)) throw usageError("--report must not be OUT itself", HELP);
-  }
+const OPTIONS = {
+  help: HELP,
+  boolean: ["dry-run", "resume", "force", "print-config", "quiet", "json", "help", "save-group-moments"],
+  string: [
+    ...Object.keys(KEYS) as (keyof typeof KEYS)[],
+    "phases",
+    "config",
+    "report",
+    "save-calibration",
+    "log",
+  ],
+} as const;
 
+type Arguments = ReturnType<
+  typeof parseOptions<typeof OPTIONS.boolean[number], typeof OPTIONS.string[number]>
+>;
+
+async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
+  const parsed: Arguments = parseOptions(args, OPTIONS), { flags, values } = parsed;
+  if (flags.help) return print(HELP);
+  const log = values.log ?? "text";
+  if (log !== "text" && log !== "json") throw usageError(`--log must be text or json, got "${log}"`, HELP);
+  const display = new ProgressDisplay(flags.quiet, log);
+  const environment = environmentVariables(display.log);
+  const resolved = await loadConfig({ path: values.config, environment, ...overridesOf(parsed) });
+  if (flags["print-config"]) return print(formatConfig(resolved).trimEnd());
+  const { config, origins } = resolved, run = { ...checkedRun(parsed), config };
   for (const key of LATER_KEYS) {
     if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
       display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
     }
   }
-  const path = values["save-calibration"], groupMoments = flags["save-group-moments"];
-  if (path === undefined && groupMoments) {
-    throw usageError("--save-group-moments needs --save-calibration FILE", HELP);
-  }
-  if (path !== undefined) {
-    if (flags["dry-run"]) throw usageError("--dry-run writes nothing: there is nothing to save", HELP);
-    if (!path.endsWith(".safetensors")) {
-      throw usageError(`--save-calibration must name a .safetensors file, got ${path}`, HELP);
-    }
-  }
-  const saveCalibration = path === undefined ? undefined : { path, groupMoments };
-  const common = { input, output, config, resume: flags.resume, force: flags.force, saveCalibration };
   if (values.report !== undefined) prepareReport(values.report);
-  const started = performance.now();
-  const secondsSoFar = () => (performance.now() - started) / 1000;
+  const started = performance.now(), secondsSoFar = () => (performance.now() - started) / 1000;
   let report: RunReport, seconds: number;
   const { backend, numThreads: threads } = config;
   if (flags["dry-run"]) {
-    const needsKernels = config.targetBitsPerWeight !== null || config.targetModelSizeMb !== null;
-    using kernels = needsKernels ? await openKernels({ backend, threads }) : undefined;
-    report = await quantizeCheckpoint({ ...common, kernels, dryRun: true });
+    using kernels = hasBudget(config) ? await openKernels({ backend, threads }) : undefined;
+    report = await quantizeCheckpoint({ ...run, kernels, dryRun: true });
     seconds = secondsSoFar();
   } else {
-    using kernels = await openKernels({
-      backend,
-      threads,
-      onMessage: (line) => display.log(line),
-    });
+    using kernels = await openKernels({ backend, threads, onMessage: display.log });
     display.log(kernels.describe());
     try {
-      report = await quantizeCheckpoint({
-        ...common,
-        kernels,
-        signal,
-        onProgress: display.update,
-        onEvent: display.event,
-      });
+      const { update: onProgress, event: onEvent } = display;
+      report = await quantizeCheckpoint({ ...run, kernels, signal, onProgress, onEvent });
     } finally {
       display.clear();
     }
@@ -165,16 +142,60 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     }
   }
   if (flags.json) {
-    printJson({
-      ...report,
-      seconds,
-      weightsPerSecond: report.totals.weights / seconds,
-      peakMemoryBytes: peakMemoryBytes(),
-    });
+    const weightsPerSecond = report.totals.weights / seconds;
+    printJson({ ...report, seconds, weightsPerSecond, peakMemoryBytes: peakMemoryBytes() });
   } else if (!flags.quiet) {
     if (report.dryRun) printPlan(report);
     printSummary(report, seconds);
   }
+}
+
+/** Configuration keys that options set, each with the option's name. @throws {ConfigError} on a bad list of phases */
+function overridesOf(
+  { values }: Arguments,
+): Required<Pick<ConfigOverrides, "overrides" | "overrideSources">> {
+  const own = Object.entries(KEYS).map(([option, key]) =>
+    [key, values[option as keyof typeof KEYS], `--${option}`] as const
+  );
+  const phases = values.phases === undefined ? undefined : phasesOf(values.phases);
+  const all = [...own, ...PHASE_KEYS.map((key, i) => [key, phases?.includes(i + 1), "--phases"] as const)];
+  return {
+    overrides: Object.fromEntries(all.map(([key, value]) => [key, value])),
+    overrideSources: Object.fromEntries(all.map(([key, , source]) => [key, source])),
+  };
+}
+
+/** Numbers of the phases that a list names. */
+function phasesOf(list: string): readonly number[] {
+  if (list === "all") return [1, 2, 3];
+  if (list === "none") return [];
+  const phases = list.split(",").map((text) => ["1", "2", "3"].indexOf(text.trim()) + 1);
+  if (!phases.includes(0)) return phases;
+  throw usageError(`--phases must be all, none or a list of 1, 2 and 3 as in 1,3, got "${list}"`, HELP);
+}
+
+/** What is read, where it goes and how. @throws {ConfigError} on paths or options that do not go together */
+function checkedRun({ positionals, flags, values }: Arguments) {
+  const [input, output] = positionals;
+  if (input === undefined || output === undefined || positionals.length > 2) {
+    throw usageError(`MODEL and OUT are needed, got ${positionals.length} paths`, HELP);
+  }
+  const { resume, force } = flags;
+  if (resume && force) throw usageError("--resume and --force exclude each other", HELP);
+  if (values.report !== undefined) {
+    if (flags["dry-run"]) throw usageError("--dry-run writes nothing: there is nothing to report", HELP);
+    if (resolve(values.report) === resolve(output)) throw usageError("--report must not be OUT itself", HELP);
+  }
+  const path = values["save-calibration"], groupMoments = flags["save-group-moments"];
+  if (path === undefined) {
+    if (groupMoments) throw usageError("--save-group-moments needs --save-calibration FILE", HELP);
+    return { input, output, resume, force };
+  }
+  if (flags["dry-run"]) throw usageError("--dry-run writes nothing: there is nothing to save", HELP);
+  if (!path.endsWith(".safetensors")) {
+    throw usageError(`--save-calibration must name a .safetensors file, got ${path}`, HELP);
+  }
+  return { input, output, resume, force, saveCalibration: { path, groupMoments } };
 }
 
 /** Writes the report of a run; what that needs is loaded only here. */

@@ -68,6 +68,7 @@ export interface Config {
   readonly modality: "auto" | "text" | "image";
   readonly enableTimeAware: boolean;
   readonly timeGroups: "equal" | "adaptive";
+  readonly activationBits: 4 | 8;
   readonly perTokenLimit: number | null;
   readonly outputCorrection: boolean;
   readonly timeScales: "shared" | "per_group";
@@ -262,6 +263,12 @@ const ROWS: Rows = {
     boolean,
     true,
     "When a phase is enabled: static activation quantization per time group, stored beside the model as `time_parameters.safetensors`",
+  ),
+  activation_bits: key(
+    integerOf(4, 8),
+    8,
+    "With `enable_time_aware`: bits of static and of per-token dynamic activation quantization",
+    { unit: "bits" },
   ),
   time_groups: key(
     choice("equal", "adaptive"),

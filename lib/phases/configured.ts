@@ -24,7 +24,7 @@ export function phaseSettings(config: Config, isImageModel: boolean): PhaseSetti
     ? {
       activations: {
         groups,
-        bits: 8,
+        bits: config.activationBits,
         grouping: config.timeGroups,
         perTokenLimit: config.perTokenLimit ?? undefined,
       },

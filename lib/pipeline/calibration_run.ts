@@ -64,6 +64,7 @@ export function calibrationWarnings(plan: Plan, config: Config, bitPlan: BitPlan
   }
   const hasTime = wantsPhases(config) && config.enableTimeAware;
   const ofTime = {
+    activation_bits: config.activationBits !== 8,
     time_groups: config.timeGroups !== "equal",
     output_correction: config.outputCorrection,
     time_scales: config.timeScales !== "shared",

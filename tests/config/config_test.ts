@@ -62,6 +62,7 @@ describe("defaults", () => {
       modality: "auto",
       enableTimeAware: true,
       timeGroups: "equal",
+      activationBits: 8,
       perTokenLimit: 1.05,
       outputCorrection: false,
       timeScales: "shared",

@@ -3,7 +3,9 @@ import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError, ConfigError } from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
+import { storedTimeParameters } from "../../lib/models/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { MODELS, workplace } from "../_checkpoints.ts";
 
 const kernels = await openKernels();
@@ -84,6 +86,19 @@ describe("settings that contradict phases are refused before anything is solved"
     expect(error).toBeInstanceOf(CalibrationError);
     expect(String(error)).toContain("got saved statistics, which hold no samples");
   });
+});
+
+test("activations have the bits that the configuration asks for", async () => {
+  const { report } = await run({
+    ...VALIDATE,
+    activation_bits: 4,
+    num_time_groups: 2,
+    per_token_limit: null,
+  });
+  using checkpoint = openCheckpoint(report.output);
+  const layers = [...storedTimeParameters(checkpoint)!.layers.values()];
+  expect(layers.length).toBeGreaterThan(0);
+  expect(new Set(layers.map(({ activation }) => activation!.bits))).toEqual(new Set([4]));
 });
 
 describe("phases with little to do say so", () => {

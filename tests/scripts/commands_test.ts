@@ -85,6 +85,50 @@ describe("quantize.ts", () => {
     expect(stdout).toMatch(/solver: round +# from .*config\.yaml/);
   });
 
+  test("takes phases and time groups from options, over file and environment", () => {
+    const file = join(place.path, "phases.yaml");
+    writeFileSync(file, "num_time_groups: 4\nthermodynamic: {validation: {enabled: true}}\n");
+    const variables = { ARROW_QUANT_THERMODYNAMIC_BOUNDARY_SMOOTHING_ENABLED: "true" };
+    const enabled = (phases: string[]) => {
+      const args = ["--config", file, ...phases, "--print-config"];
+      const { code, stdout } = run("quantize.ts", args, variables);
+      expect(code).toBe(0);
+      return [...stdout.matchAll(/enabled: (true|false) +# from ([^\n]*)/g)].map(([, value, source]) =>
+        `${value} ${source!.replace(/.*phases\.yaml/, "file")}`
+      );
+    };
+    expect(enabled(["--phases", "1,3"])).toEqual(["true --phases", "false --phases", "true --phases"]);
+    expect(enabled(["--phases=all"])).toEqual(Array(3).fill("true --phases"));
+    expect(enabled(["--phases", "none"])).toEqual(Array(3).fill("false --phases"));
+    expect(enabled([])).toEqual([
+      "true file",
+      "true environment ARROW_QUANT_THERMODYNAMIC_BOUNDARY_SMOOTHING_ENABLED",
+      "false default",
+    ]);
+    const { stdout } = run("quantize.ts", ["--config", file, "--time-groups", "7", "--print-config"]);
+    expect(stdout).toMatch(/num_time_groups: 7 +# from --time-groups/);
+  });
+
+  test("runs the phases that an option names", () => {
+    const output = place.fresh();
+    const args = [
+      DREAM,
+      output,
+      "--phases",
+      "1",
+      "--time-groups",
+      "3",
+      "--samples",
+      "32",
+      "--solver",
+      "round",
+    ];
+    const { code, stderr } = run("quantize.ts", args);
+    expect(code).toBe(0);
+    expect(stderr).toMatch(/phase: validation: Markov score .* over 3 time groups/);
+    expect(existsSync(join(output, "time_parameters.safetensors"))).toBe(true);
+  });
+
   test("says that a key has no effect yet", () => {
     const { stderr } = run("quantize.ts", [DREAM, place.fresh()], {
       ARROW_QUANT_MODALITY: "text",
@@ -144,6 +188,9 @@ describe("exit codes", () => {
     ["an empty OUT", "quantize.ts", [DREAM, ""], 4, "output must be a path"],
     ["an empty OUT", "dequantize.ts", [finished, "", "--force"], 4, "output must be a path"],
     ["a folder that cannot be made", "bench.ts", ["--out", "/proc/nope/x"], 4, "/proc/nope/x"],
+    ["a fourth phase", "quantize.ts", [DREAM, nothing, "--phases", "1,4"], 2, 'as in 1,3, got "1,4"'],
+    ["phases of nothing", "quantize.ts", [DREAM, nothing, "--phases", "1,"], 2, "--phases must be all, none"],
+    ["0 time groups", "quantize.ts", [DREAM, nothing, "--time-groups", "0"], 2, '"num_time_groups": got 0'],
     ["5 bits", "quantize.ts", [DREAM, nothing, "--bits", "5"], 2, '"bit_width": got 5'],
     ["no configuration file", "quantize.ts", [DREAM, nothing, "--config", "none.yaml"], 2, "none.yaml"],
     ["resume and force", "quantize.ts", [DREAM, nothing, "--resume", "--force"], 2, "exclude each other"],
