@@ -156,29 +156,29 @@ describe("kernel cases", () => {
   const operands = () => {
     const F32 = gaussianWeights(4 * 1024, 3);
     const BF16 = new Uint16Array(F32.length);
-    return new Operands(2, 1024, { F32, BF16 });
+    return new Operands(kernels, 2, 1024, { F32, BF16 });
   };
   const handle = (used: Kernels) => ({ kernels: used, isa: used.isa, isaNumber: used.isaNumber });
   const round = { solver: "round", bits: 4, groupSize: 32, zeroPoint: "real" } as const;
 
   test("with right results pass their check", () => {
-    quantizeCase(handle(kernels), kernels, operands(), round).check();
-    quantizeCase(handle(kernels), kernels, operands(), { ...round, solver: "clip" }).check();
-    dequantizeCase(handle(kernels), kernels, operands(), round).check();
-    convertCase(handle(kernels), kernels, operands(), "F16", "F32").check();
+    quantizeCase(handle(kernels), operands(), round).check();
+    quantizeCase(handle(kernels), operands(), { ...round, solver: "clip" }).check();
+    dequantizeCase(handle(kernels), operands(), round).check();
+    convertCase(handle(kernels), operands(), "F16", "F32").check();
   });
 
   test("with one wrong byte are refused before anything is timed", () => {
     const wrongCodes = changed("aq_quantize_round", (args) => (args[7] as Uint32Array)[5]! ^= 1);
-    expect(() => quantizeCase(handle(wrongCodes), kernels, operands(), round).check()).toThrow("byte 20");
+    expect(() => quantizeCase(handle(wrongCodes), operands(), round).check()).toThrow("byte 20");
     const wrongWeights = changed("aq_dequantize", (args) => (args[7] as Float32Array)[1]! += 1);
-    expect(() => dequantizeCase(handle(wrongWeights), kernels, operands(), round).check()).toThrow(
+    expect(() => dequantizeCase(handle(wrongWeights), operands(), round).check()).toThrow(
       "Cannot time",
     );
   });
 
   test("whose kernel fails are refused", () => {
-    expect(() => quantizeCase(handle(kernels), kernels, operands(), { ...round, bits: 5 as 4 }).check())
+    expect(() => quantizeCase(handle(kernels), operands(), { ...round, bits: 5 as 4 }).check())
       .toThrow("returned -1");
   });
 

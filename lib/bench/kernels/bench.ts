@@ -1,7 +1,4 @@
-/**
- * What the groups of the kernel suite have in common: input, checks and timing together, rows, tables and goals. Which
- * kernels and peers are in which group is kernel_suite.ts's.
- */
+/** Common to all groups of the kernel suite: input, checks and timing together, rows, tables and goals. */
 import { type Kernels, withThreads } from "../../native/mod.ts";
 import type { Ggml } from "../ggml.ts";
 import { type KernelCase, type KernelHandle, Operands } from "./cases.ts";
@@ -58,6 +55,9 @@ export const QUICK_SCALE: KernelScale = {
   wasmWarmUpMilliseconds: 300,
   settleMilliseconds: 0,
 };
+
+/** Why a comparison with ggml was left out. */
+export const NO_GGML = "ggml is not there";
 
 interface Measured {
   readonly of: KernelCase;
@@ -155,7 +155,7 @@ export class KernelBench {
     const pools = this.#pools.get(count) ??
       weightPools(this.handle.kernels, count, this.context.options.seed);
     this.#pools.set(count, pools);
-    return new Operands(rows, COLS, pools);
+    return new Operands(this.handle.kernels, rows, COLS, pools);
   }
 
   weights(rows: number): Float32Array<ArrayBuffer> {
@@ -196,17 +196,18 @@ export class KernelBench {
       return speed === undefined ? [] : [{ to, label: label ?? shortName(to), ...speed }];
     });
     const { environment } = this.context;
+    const { name: kernel, library, backend, isa, dtype, shape, threads } = of;
     this.rows.push({
       suite: "kernels",
       group: group.title,
-      kernel: of.name,
-      library: of.library,
-      backend: of.backend,
-      isa: of.isa,
-      dtype: of.dtype,
-      shape: of.shape,
+      kernel,
+      library,
+      backend,
+      isa,
+      dtype,
+      shape,
       place: group.place,
-      threads: of.threads,
+      threads,
       runtime: environment.runtime,
       processor: environment.processor,
       samples: timing.milliseconds.length,
@@ -239,15 +240,11 @@ export class KernelBench {
   ): void {
     const found = ratios.filter((entry): entry is [string, Summary] => entry[1] !== undefined);
     const wanted = `≥ ${least} ×`;
-    if (found.length === 0) {
-      this.goals.push({ goal, wanted, measured: null, met: null, reason });
-      return;
-    }
-    this.goals.push({
-      goal,
-      wanted,
-      measured: found.map(([label, { median }]) => `${median.toFixed(2)} ${label}`.trim()).join(", "),
-      met: found.every(([, { median }]) => median >= least),
-    });
+    const measured = found.map(([label, { median }]) => `${median.toFixed(2)} ${label}`.trim()).join(", ");
+    this.goals.push(
+      found.length === 0
+        ? { goal, wanted, measured: null, met: null, reason }
+        : { goal, wanted, measured, met: found.every(([, { median }]) => median >= least) },
+    );
   }
 }

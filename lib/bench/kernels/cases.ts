@@ -1,26 +1,29 @@
 /**
- * The calls that the kernel suite times: each kernel of the header with its buffers made beforehand, and the check
- * that comes before any timing. Peers are kernel_peers.ts's.
+ * The calls that the kernel suite times: each kernel of the header with its buffers made beforehand, and the check that comes before any
+ * timing. Matrix products are in product_cases.ts, peers in peers.ts.
  */
-import type { Kernels } from "../../native/mod.ts";
+import type { InstructionSet, Kernels } from "../../native/mod.ts";
 import {
   type BitWidth,
   groupCount,
   type GroupSize,
   packedWords,
+  quantize,
+  type ScaleBits,
+  type TwoLevelTensor,
   type ZeroPointKind,
 } from "../../quant/mod.ts";
 import type { Contender } from "../timing.ts";
 
-/** Kernels with one instruction set of theirs. */
+/** Kernels with one of their instruction sets. */
 export interface KernelHandle {
   readonly kernels: Kernels;
-  /** Name and the header's number. */
-  readonly isa: string;
+  readonly isa: InstructionSet;
+  /** The header's number of `isa`. */
   readonly isaNumber: number;
 }
 
-/** One thing that is timed, and what it is. */
+/** One thing that is timed, and where. */
 export interface KernelCase {
   /** Unique in its group. */
   readonly name: string;
@@ -62,15 +65,12 @@ export function elements(dtype: TimedDtype, count: number): Elements {
   return DTYPES[dtype].bytes === 2 ? new Uint16Array(count) : new Uint8Array(count);
 }
 
-function bytesOf(view: ArrayBufferView<ArrayBuffer>): Uint8Array {
-  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-}
-
 export function expectEqual(
   what: string,
   found: ArrayBufferView<ArrayBuffer>,
   wanted: ArrayBufferView<ArrayBuffer>,
 ): void {
+  const bytesOf = (view: ArrayBufferView) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
   const a = bytesOf(found), b = bytesOf(wanted);
   for (let i = 0; i < b.length; i++) {
     if (a[i] !== b[i]) {
@@ -99,22 +99,22 @@ export function expectOk(status: number): void {
  */
 export class Operands {
   readonly count: number;
-  readonly #pool: Readonly<Record<"F32" | "BF16", Elements>>;
   readonly #offsets = new Map<Elements, number>();
 
   /** `pool` holds at least `rows · cols` weights; when it holds more, calls are given one part after the other. */
   constructor(
+    /** Kernels whose scalar results others are compared with. */
+    readonly reference: Kernels,
     readonly rows: number,
     readonly cols: number,
-    pool: { readonly F32: Float32Array<ArrayBuffer>; readonly BF16: Uint16Array<ArrayBuffer> },
+    readonly pool: { readonly F32: Float32Array<ArrayBuffer>; readonly BF16: Uint16Array<ArrayBuffer> },
   ) {
     this.count = rows * cols;
-    this.#pool = pool;
   }
 
   /** An input buffer, and what fills it with the next weights (nothing when the pool is one buffer's size). */
   input(dtype: "F32" | "BF16"): { buffer: Elements; refill: (() => void) | undefined } {
-    const pool = this.#pool[dtype];
+    const pool: Elements = this.pool[dtype];
     if (pool.length < 2 * this.count) return { buffer: pool.subarray(0, this.count), refill: undefined };
     const buffer = elements(dtype, this.count);
     const refill = () => {
@@ -126,6 +126,72 @@ export class Operands {
     refill();
     return { buffer, refill };
   }
+
+  /** The first input in float32. */
+  weights(): Float32Array<ArrayBuffer> {
+    return this.input("F32").buffer as Float32Array<ArrayBuffer>;
+  }
+}
+
+export const scalarOf = (kernels: Kernels): KernelHandle => ({ kernels, isa: "scalar", isaNumber: SCALAR });
+
+/** What a kernel writes: `null` where an argument is absent. */
+type Arrays = readonly (ArrayBufferView<ArrayBuffer> | null)[];
+
+export const bytesOfArrays = (arrays: Arrays): number =>
+  arrays.reduce((sum, array) => sum + (array?.byteLength ?? 0), 0);
+
+/** A kernel with its buffers. */
+interface OwnCall<Out extends Arrays> {
+  readonly name: string;
+  readonly dtype: string;
+  readonly threads?: number | undefined;
+  readonly prepare?: (() => void) | undefined;
+  /** Bytes of the arrays; default `bytesRead` and what is written. */
+  readonly bytesRead: number;
+  /** Default the operands'. */
+  readonly weights?: number;
+  /** Makes what the call writes for so many rows. */
+  make(rows: number): Out;
+  call(handle: KernelHandle, rows: number, out: Out): void;
+  /** Whether `out` is sums over all rows, and no rows. */
+  readonly isSum?: boolean;
+}
+
+/** A call of ours as a case, compared with the scalar kernel's result of the first rows before it is timed. */
+export function ownCase<Out extends Arrays>(
+  handle: KernelHandle,
+  { rows, cols, reference }: Pick<Operands, "rows" | "cols" | "reference">,
+  { name, dtype, threads = 1, prepare, bytesRead, weights = rows * cols, make, call, isSum = false }: OwnCall<
+    Out
+  >,
+): KernelCase {
+  const out = make(rows);
+  return {
+    ...circumstancesOf(handle, name, dtype, [rows, cols], threads),
+    weights,
+    bytes: bytesRead + (isSum ? 0 : bytesOfArrays(out)),
+    contender: { prepare, run: () => call(handle, rows, out) },
+    check() {
+      call(handle, rows, out);
+      const checked = Math.min(rows, CHECKED_ROWS), wanted = make(checked);
+      let found = out;
+      if (isSum) call(handle, checked, found = make(checked));
+      call(scalarOf(reference), checked, wanted);
+      for (const [i, array] of wanted.entries()) if (array !== null) expectEqual(name, found[i]!, array);
+    },
+  };
+}
+
+/** The circumstances that all our cases have. */
+export function circumstancesOf(
+  { kernels: { backend }, isa }: KernelHandle,
+  name: string,
+  dtype: string,
+  shape: readonly [rows: number, cols: number],
+  threads = 1,
+) {
+  return { name, library: "arrowquant" as const, backend, isa, dtype, shape, threads };
 }
 
 export interface QuantizeSpec {
@@ -137,288 +203,189 @@ export interface QuantizeSpec {
   readonly threads?: number;
 }
 
-/** As in `round 4 bits, g 32, symmetric`. */
-export function specName(spec: Pick<QuantizeSpec, "bits" | "groupSize" | "zeroPoint">): string {
-  return `${spec.bits} bits, g ${spec.groupSize}, ${spec.zeroPoint}`;
-}
+/** As in `4 bits, g 32, symmetric`. */
+export const specName = ({ bits, groupSize, zeroPoint }: Omit<QuantizeSpec, "solver">): string =>
+  `${bits} bits, g ${groupSize}, ${zeroPoint}`;
 
-/** Arrays of a packed matrix. */
-export interface PackedArrays {
-  readonly packed: Uint32Array<ArrayBuffer>;
-  readonly scale: Uint16Array<ArrayBuffer>;
-  readonly zeroPoint: Uint16Array<ArrayBuffer> | null;
-}
+/** Codes, scales and zero points of a packed matrix. */
+export type PackedArrays = readonly [
+  packed: Uint32Array<ArrayBuffer>,
+  scale: Uint16Array<ArrayBuffer>,
+  zeroPoint: Uint16Array<ArrayBuffer> | null,
+];
 
-export function packedArrays(rows: number, cols: number, spec: QuantizeSpec): PackedArrays {
-  const groups = rows * groupCount(cols, spec.groupSize);
-  return {
-    packed: new Uint32Array(rows * packedWords(cols, spec.bits)),
-    scale: new Uint16Array(groups),
-    zeroPoint: spec.zeroPoint === "symmetric" ? null : new Uint16Array(groups),
-  };
-}
-
-export function packedArrayBytes({ packed, scale, zeroPoint }: PackedArrays): number {
-  return packed.byteLength + scale.byteLength + (zeroPoint?.byteLength ?? 0);
+export function packedArrays(
+  rows: number,
+  cols: number,
+  { bits, groupSize, zeroPoint }: Omit<QuantizeSpec, "solver">,
+): PackedArrays {
+  const groups = rows * groupCount(cols, groupSize);
+  return [
+    new Uint32Array(rows * packedWords(cols, bits)),
+    new Uint16Array(groups),
+    zeroPoint === "symmetric" ? null : new Uint16Array(groups),
+  ];
 }
 
 /** Calls the raw kernel. */
 export function quantizeInto(
-  { kernels, isaNumber }: KernelHandle,
+  { kernels: { calls, size }, isaNumber }: KernelHandle,
   weights: ArrayBufferView<ArrayBuffer>,
   rows: number,
   cols: number,
-  spec: QuantizeSpec,
+  { solver, bits, groupSize, zeroPoint, dtype = "F32", threads = 1 }: QuantizeSpec,
   out: PackedArrays,
 ): void {
-  const { calls, size } = kernels;
-  const dtype = DTYPES[spec.dtype ?? "F32"].number,
-    kind = ZERO_POINTS[spec.zeroPoint],
-    threads = spec.threads ?? 1;
-  const n = size(rows), k = size(cols), g = size(spec.groupSize);
-  const { packed, scale, zeroPoint } = out;
+  const { number } = DTYPES[dtype], [n, k, g] = [size(rows), size(cols), size(groupSize)];
+  const matrix = [weights, number, n, k, bits, g, ZERO_POINTS[zeroPoint]] as const;
   expectOk(
-    spec.solver === "round"
-      ? calls.aq_quantize_round(
-        weights,
-        dtype,
-        n,
-        k,
-        spec.bits,
-        g,
-        kind,
-        packed,
-        scale,
-        zeroPoint,
-        isaNumber,
-        threads,
-      )
-      : calls.aq_quantize_clip(
-        weights,
-        dtype,
-        n,
-        k,
-        spec.bits,
-        g,
-        kind,
-        null,
-        packed,
-        scale,
-        zeroPoint,
-        isaNumber,
-        threads,
-      ),
+    solver === "round"
+      ? calls.aq_quantize_round(...matrix, ...out, isaNumber, threads)
+      : calls.aq_quantize_clip(...matrix, null, ...out, isaNumber, threads),
   );
 }
 
-/** Round to nearest or clip search. `reference` makes the scalar result for the check. */
+/** Round to nearest or clip search. */
 export function quantizeCase(
   handle: KernelHandle,
-  reference: Kernels,
   operands: Operands,
   spec: QuantizeSpec,
   name = `${spec.solver} ${specName(spec)}${spec.dtype === "BF16" ? ", from BF16" : ""}`,
 ): KernelCase {
-  const { rows, cols, count } = operands;
-  const dtype = spec.dtype ?? "F32";
-  const { buffer, refill } = operands.input(dtype);
-  const out = packedArrays(rows, cols, spec);
-  return {
-    ...ours(handle, name, `${dtype} to ${spec.bits} bits`, rows, cols, spec.threads),
-    weights: count,
-    bytes: buffer.byteLength + packedArrayBytes(out),
-    contender: { prepare: refill, run: () => quantizeInto(handle, buffer, rows, cols, spec, out) },
-    check() {
-      quantizeInto(handle, buffer, rows, cols, spec, out);
-      const checked = Math.min(rows, CHECKED_ROWS);
-      const wanted = packedArrays(checked, cols, spec);
-      quantizeInto(scalarOf(reference), buffer.subarray(0, checked * cols), checked, cols, spec, wanted);
-      expectEqual(name, out.packed, wanted.packed);
-      expectEqual(name, out.scale, wanted.scale);
-      if (wanted.zeroPoint !== null) expectEqual(name, out.zeroPoint!, wanted.zeroPoint);
-    },
-  };
+  const { cols } = operands, { dtype = "F32", bits, threads } = spec;
+  const { buffer, refill: prepare } = operands.input(dtype);
+  return ownCase(handle, operands, {
+    name,
+    dtype: `${dtype} to ${bits} bits`,
+    threads,
+    prepare,
+    bytesRead: buffer.byteLength,
+    make: (rows) => packedArrays(rows, cols, spec),
+    call: (used, rows, out) => quantizeInto(used, buffer, rows, cols, spec, out),
+  });
 }
 
-export const scalarOf = (kernels: Kernels): KernelHandle => ({ kernels, isa: "scalar", isaNumber: SCALAR });
-
-/** The circumstances that all our cases share. */
-export function ours(
+/** Weights quantized round to nearest, for the cases that read packed arrays. */
+function packedInput(
   handle: KernelHandle,
-  name: string,
-  dtype: string,
-  rows: number,
-  cols: number,
-  threads = 1,
-) {
-  return {
-    name,
-    library: "arrowquant" as const,
-    backend: handle.kernels.backend,
-    isa: handle.isa,
-    dtype,
-    shape: [rows, cols] as const,
-    threads,
-  };
+  operands: Operands,
+  spec: Omit<QuantizeSpec, "solver">,
+): PackedArrays {
+  const { rows, cols } = operands, out = packedArrays(rows, cols, spec);
+  quantizeInto(handle, operands.weights(), rows, cols, { ...spec, solver: "round" }, out);
+  return out;
 }
 
 /** Dequantizing to float32, half or bfloat16. */
 export function dequantizeCase(
   handle: KernelHandle,
-  reference: Kernels,
   operands: Operands,
   spec: Omit<QuantizeSpec, "solver" | "dtype">,
   to: "F32" | "F16" | "BF16" = "F32",
   name = `dequantize ${specName(spec)}${to === "F32" ? "" : ` to ${to}`}`,
 ): KernelCase {
-  const { rows, cols, count } = operands;
-  const full = { ...spec, solver: "round" as const };
-  const from = packedArrays(rows, cols, full);
-  quantizeInto(handle, operands.input("F32").buffer, rows, cols, full, from);
-  const out = elements(to, count);
-  const call = ({ kernels, isaNumber }: KernelHandle, height: number, target: Elements) => {
-    const { calls, size } = kernels;
-    const n = size(height), k = size(cols), g = size(spec.groupSize), number = DTYPES[to].number;
-    const { packed, scale, zeroPoint } = from, threads = spec.threads ?? 1;
-    expectOk(
-      calls.aq_dequantize(packed, scale, zeroPoint, n, k, spec.bits, g, target, number, isaNumber, threads),
-    );
-  };
-  return {
-    ...ours(handle, name, `${spec.bits} bits to ${to}`, rows, cols, spec.threads),
-    weights: count,
-    bytes: packedArrayBytes(from) + out.byteLength,
-    contender: { run: () => call(handle, rows, out) },
-    check() {
-      call(handle, rows, out);
-      const checked = Math.min(rows, CHECKED_ROWS);
-      const wanted = elements(to, checked * cols);
-      call(scalarOf(reference), checked, wanted);
-      expectEqual(name, out, wanted);
+  const { cols } = operands, { bits, groupSize, threads = 1 } = spec;
+  const from = packedInput(handle, operands, spec);
+  return ownCase(handle, operands, {
+    name,
+    dtype: `${bits} bits to ${to}`,
+    threads,
+    bytesRead: bytesOfArrays(from),
+    make: (rows) => [elements(to, rows * cols)] as const,
+    call({ kernels: { calls, size }, isaNumber }, rows, [out]) {
+      const [n, k, g] = [size(rows), size(cols), size(groupSize)], { number } = DTYPES[to];
+      expectOk(calls.aq_dequantize(...from, n, k, bits, g, out, number, isaNumber, threads));
     },
-  };
+  });
 }
 
 /** Packing codes, or unpacking them. */
 export function codesCase(
   handle: KernelHandle,
-  operands: Operands,
+  { rows, cols, count }: Operands,
   direction: "pack" | "unpack",
   bits: BitWidth,
 ): KernelCase {
-  const { rows, cols, count } = operands;
   const codes = Uint8Array.from({ length: count }, (_, i) => Math.imul(i, 0x9e3779b1) >>> (32 - bits));
   const packed = new Uint32Array(rows * packedWords(cols, bits));
   const unpacked = new Uint8Array(count);
-  const { calls, size } = handle.kernels;
-  const n = size(rows), k = size(cols), isa = handle.isaNumber;
-  const pack = () => expectOk(calls.aq_pack_codes(codes, n, k, bits, packed, isa, 1));
-  const unpack = () => expectOk(calls.aq_unpack_codes(packed, n, k, bits, unpacked, isa, 1));
+  const { kernels: { calls, size }, isaNumber } = handle;
+  const matrix = [size(rows), size(cols), bits] as const;
+  const pack = () => expectOk(calls.aq_pack_codes(codes, ...matrix, packed, isaNumber, 1));
+  const unpack = () => expectOk(calls.aq_unpack_codes(packed, ...matrix, unpacked, isaNumber, 1));
   pack();
+  const name = `${direction} ${bits} bits`;
+  const dtype = direction === "pack" ? `U8 to ${bits} bits` : `${bits} bits to U8`;
   return {
-    ...ours(
-      handle,
-      `${direction} ${bits} bits`,
-      direction === "pack" ? `U8 to ${bits} bits` : `${bits} bits to U8`,
-      rows,
-      cols,
-    ),
+    ...circumstancesOf(handle, name, dtype, [rows, cols]),
     weights: count,
     bytes: codes.byteLength + packed.byteLength,
     contender: { run: direction === "pack" ? pack : unpack },
     check() {
       unpacked.fill(0xff);
       unpack();
-      expectEqual(`${direction} ${bits} bits`, unpacked, codes);
+      expectEqual(name, unpacked, codes);
     },
   };
+}
+
+/** Converts floats by the raw kernel. */
+export function convertInto(
+  { kernels: { calls, size }, isaNumber }: KernelHandle,
+  source: Elements,
+  from: TimedDtype,
+  target: Elements,
+  to: TimedDtype,
+): void {
+  const count = size(target.length);
+  expectOk(calls.aq_convert(source, DTYPES[from].number, target, DTYPES[to].number, count, isaNumber, 1));
 }
 
 /** Conversion from one floating type to another. */
 export function convertCase(
   handle: KernelHandle,
-  reference: Kernels,
   operands: Operands,
   from: TimedDtype,
   to: TimedDtype,
+  name = `convert ${from} to ${to}`,
 ): KernelCase {
-  const { rows, cols, count } = operands;
-  const name = `convert ${from} to ${to}`;
-  const call = (
-    { kernels, isaNumber }: KernelHandle,
-    source: Elements,
-    source_: TimedDtype,
-    target: Elements,
-    target_: TimedDtype,
-  ) =>
-    expectOk(
-      kernels.calls.aq_convert(
-        source,
-        DTYPES[source_].number,
-        target,
-        DTYPES[target_].number,
-        kernels.size(target.length),
-        isaNumber,
-        1,
-      ),
-    );
-  const input = elements(from, count), out = elements(to, count);
-  call(handle, operands.input("F32").buffer, "F32", input, from);
-  return {
-    ...ours(handle, name, `${from} to ${to}`, rows, cols),
-    weights: count,
-    bytes: input.byteLength + out.byteLength,
-    contender: { run: () => call(handle, input, from, out, to) },
-    check() {
-      call(handle, input, from, out, to);
-      const checked = Math.min(rows, CHECKED_ROWS) * cols;
-      const wanted = elements(to, checked);
-      call(scalarOf(reference), input.subarray(0, checked), from, wanted, to);
-      expectEqual(name, out, wanted);
-    },
-  };
+  const input = elements(from, operands.count);
+  convertInto(handle, operands.weights(), "F32", input, from);
+  return ownCase(handle, operands, {
+    name,
+    dtype: `${from} to ${to}`,
+    bytesRead: input.byteLength,
+    make: (rows) => [elements(to, rows * operands.cols)] as const,
+    call: (used, _rows, [out]) => convertInto(used, input, from, out, to),
+  });
 }
 
 /** Error statistics of float32 against float32, or of a packed matrix against its weights. */
 export function statisticsCase(
   handle: KernelHandle,
-  reference: Kernels,
   operands: Operands,
   bits: BitWidth | undefined,
+  name?: string,
 ): KernelCase {
-  const { rows, cols, count } = operands;
-  const a = operands.input("F32").buffer;
+  const { cols } = operands, a = operands.weights();
   const b = Float32Array.from(a, (value) => value * 1.01);
-  const spec: QuantizeSpec = { solver: "round", bits: bits ?? 4, groupSize: 64, zeroPoint: "real" };
-  const from = packedArrays(rows, cols, spec);
-  quantizeInto(handle, a, rows, cols, spec, from);
-  const statistics = new Float64Array(6);
-  const call = ({ kernels, isaNumber }: KernelHandle, height: number, out: Float64Array<ArrayBuffer>) => {
-    const { calls, size } = kernels;
-    if (bits === undefined) {
-      return expectOk(calls.aq_error_statistics(a, 0, b, 0, size(height * cols), out, isaNumber, 1));
-    }
-    const { packed, scale, zeroPoint } = from;
-    const n = size(height), k = size(cols), g = size(spec.groupSize);
-    expectOk(
-      calls.aq_packed_error_statistics(a, 0, packed, scale, zeroPoint, n, k, bits, g, out, isaNumber, 1),
-    );
-  };
-  const name = bits === undefined ? "error statistics" : `packed error statistics ${specName(spec)}`;
-  return {
-    ...ours(handle, name, bits === undefined ? "F32 against F32" : `${bits} bits against F32`, rows, cols),
-    weights: count,
-    bytes: a.byteLength + (bits === undefined ? b.byteLength : packedArrayBytes(from)),
-    contender: { run: () => call(handle, rows, statistics) },
-    check() {
-      const checked = Math.min(rows, CHECKED_ROWS);
-      const found = new Float64Array(6), wanted = new Float64Array(6);
-      call(handle, checked, found);
-      call(scalarOf(reference), checked, wanted);
-      expectEqual(name, found, wanted);
-      call(handle, rows, statistics);
+  const spec = { bits: bits ?? 4, groupSize: 64, zeroPoint: "real" } as const;
+  const from = packedInput(handle, operands, spec);
+  return ownCase(handle, operands, {
+    name: name ?? (bits === undefined ? "error statistics" : `packed error statistics ${specName(spec)}`),
+    dtype: bits === undefined ? "F32 against F32" : `${bits} bits against F32`,
+    bytesRead: a.byteLength + (bits === undefined ? b.byteLength : bytesOfArrays(from)),
+    isSum: true,
+    make: () => [new Float64Array(6)] as const,
+    call({ kernels: { calls, size }, isaNumber }, rows, [out]) {
+      const [n, k, g] = [size(rows), size(cols), size(spec.groupSize)];
+      expectOk(
+        bits === undefined
+          ? calls.aq_error_statistics(a, 0, b, 0, size(rows * cols), out, isaNumber, 1)
+          : calls.aq_packed_error_statistics(a, 0, ...from, n, k, bits, g, out, isaNumber, 1),
+      );
     },
-  };
+  });
 }
 
 /** The search for NaN and infinity where there is none, which reads everything. */
@@ -428,31 +395,71 @@ export function findNonfiniteCase(
   dtype: "F32" | "BF16",
 ): KernelCase {
   const { rows, cols, count } = operands;
-  const values = operands.input(dtype).buffer;
-  const index = new BigUint64Array(1);
-  const { calls, size } = handle.kernels;
+  const values = operands.input(dtype).buffer, index = new BigUint64Array(1);
+  const { kernels: { calls, size }, isaNumber } = handle;
   const call = (input: Elements) => {
     expectOk(
-      calls.aq_find_nonfinite(input, DTYPES[dtype].number, size(input.length), index, handle.isaNumber, 1),
+      calls.aq_find_nonfinite(input, DTYPES[dtype].number, size(input.length), index, isaNumber, 1),
     );
     return Number(index[0]);
   };
   return {
-    ...ours(handle, `find non-finite in ${dtype}`, dtype, rows, cols),
+    ...circumstancesOf(handle, `find non-finite in ${dtype}`, dtype, [rows, cols]),
     weights: count,
     bytes: values.byteLength,
     contender: { run: () => void call(values) },
     check() {
-      const planted = values.slice(0, Math.min(count, 4096));
-      planted[planted.length - 3] = dtype === "F32" ? NaN : 0x7fc0;
+      const planted = values.slice(0, Math.min(count, 4096)), place = planted.length - 3;
+      planted[place] = dtype === "F32" ? NaN : 0x7fc0;
       const found = call(planted), none = call(values);
-      if (found !== planted.length - 3 || none !== count) {
-        throw new Error(
-          `Cannot time find_nonfinite: it must find ${
-            planted.length - 3
-          } and ${count}, got ${found} and ${none}`,
-        );
-      }
+      if (found === place && none === count) return;
+      throw new Error(
+        `Cannot time find_nonfinite: it must find ${place} and ${count}, got ${found} and ${none}`,
+      );
     },
   };
+}
+
+export interface TwoLevelSpec {
+  readonly bits: BitWidth;
+  readonly groupSize: GroupSize;
+  readonly scaleBits: ScaleBits;
+}
+
+/** The layouts of ggml's Q2_K and Q4_K. */
+export const TWO_LEVEL_SPECS = [
+  { bits: 2, groupSize: 16, scaleBits: 4, peer: "q2_K" },
+  { bits: 4, groupSize: 32, scaleBits: 6, peer: "q4_K" },
+] as const satisfies readonly (TwoLevelSpec & { readonly peer: string })[];
+
+/** As in `two-level 2 bits, g 16`. */
+export const twoLevelName = ({ bits, groupSize }: TwoLevelSpec): string =>
+  `two-level ${bits} bits, g ${groupSize}`;
+
+/** The search for two-level scales, with importance of columns or without. */
+export function twoLevelCase(
+  handle: KernelHandle,
+  operands: Operands,
+  spec: TwoLevelSpec,
+  importance?: Float32Array<ArrayBuffer>,
+): KernelCase {
+  const { cols } = operands, { bits, groupSize, scaleBits } = spec;
+  const { buffer, refill: prepare } = operands.input("F32");
+  return ownCase(handle, operands, {
+    name: twoLevelName(spec) + (importance ? ", weighted" : ""),
+    dtype: `F32 to ${bits} bits`,
+    prepare,
+    bytesRead: buffer.byteLength,
+    make(rows) {
+      const zeros = { data: new Float32Array(rows * cols), dtype: "F32" } as const;
+      const tensor = quantize(operands.reference, zeros, rows, cols, { ...spec, solver: "round" });
+      const { packed, subScale, subMin, superScale, superMin } = tensor as TwoLevelTensor;
+      return [packed, subScale, subMin, superScale, superMin] as const;
+    },
+    call({ kernels: { calls, size }, isaNumber }, rows, out) {
+      const [n, k, g] = [size(rows), size(cols), size(groupSize)], { number } = DTYPES.F32;
+      const matrix = [buffer, number, n, k, bits, g, scaleBits, 1, importance ?? null] as const;
+      expectOk(calls.aq_quantize_two_level(...matrix, ...out, isaNumber, 1));
+    },
+  });
 }

@@ -1,5 +1,4 @@
-/** What our kernels are timed against, on the same data: memcpy and ggml. */
-import type { Kernels } from "../../native/mod.ts";
+/** Peers that our kernels are timed beside, on the same data: memcpy and ggml. */
 import {
   CONVERSIONS,
   type Ggml,
@@ -9,26 +8,25 @@ import {
   type GgmlType,
 } from "../ggml.ts";
 import {
-  DTYPES,
+  convertInto,
   elements,
   expectEqual,
-  expectOk,
   type KernelCase,
   type Operands,
   relativeDifference,
-  SCALAR,
+  scalarOf,
 } from "./cases.ts";
 
-/** `bytes` bytes copied by the runtime's `TypedArray.set`, which is memcpy. */
-export function memcpyCase(bytes: number, shape: readonly [number, number]): KernelCase {
-  const from = new Uint8Array(bytes).fill(1), to = new Uint8Array(bytes);
+/** As many bytes as a float32 matrix has, copied by the runtime's `TypedArray.set`, which is memcpy. */
+export function memcpyCase({ rows, cols, count }: Operands): KernelCase {
+  const bytes = 4 * count, from = new Uint8Array(bytes).fill(1), to = new Uint8Array(bytes);
   return {
     name: "memcpy",
     library: "memcpy",
     backend: "runtime",
     isa: "-",
     dtype: "U8",
-    shape,
+    shape: [rows, cols],
     threads: 1,
     weights: 0,
     bytes: 2 * bytes,
@@ -43,23 +41,20 @@ export function memcpyCase(bytes: number, shape: readonly [number, number]): Ker
 /** Largest relative RMS error that a ggml round trip may have to count as working, by the bits in the type's name. */
 const GGML_ERROR_LIMITS: Record<string, number> = { "8": 0.01, "4": 0.12, "3": 0.25, "2": 0.9 };
 
-function ggmlCase(
-  ggml: Ggml,
-  name: string,
-  operands: Operands,
-  dtype: string,
-): Pick<KernelCase, "name" | "library" | "backend" | "isa" | "dtype" | "shape" | "threads" | "weights"> {
-  return {
-    name,
-    library: "ggml",
-    backend: "native",
-    isa: name.includes("simd") ? ggml.processorLibrary.replace(/^libggml-cpu-(.*)\.so$/, "$1") : "base",
-    dtype,
-    shape: [operands.rows, operands.cols],
-    threads: 1,
-    weights: operands.count,
-  };
-}
+/** The instruction set of ggml's processor library. */
+export const ggmlIsa = ({ processorLibrary }: Ggml): string =>
+  processorLibrary.replace(/^libggml-cpu-(.*)\.so$/, "$1");
+
+const ggmlCase = (ggml: Ggml, name: string, { rows, cols, count }: Operands, dtype: string) => ({
+  name,
+  library: "ggml" as const,
+  backend: "native" as const,
+  isa: name.includes("simd") ? ggmlIsa(ggml) : "base",
+  dtype,
+  shape: [rows, cols] as const,
+  threads: 1,
+  weights: count,
+});
 
 function checkGgml(ggml: Ggml, type: GgmlType, weights: Float32Array, packed: Uint8Array): void {
   const count = Math.min(weights.length, 65536);
@@ -67,14 +62,20 @@ function checkGgml(ggml: Ggml, type: GgmlType, weights: Float32Array, packed: Ui
   ggml.dequantizeRow(type, packed, restored, count);
   const error = relativeDifference(restored, weights.subarray(0, count));
   const limit = GGML_ERROR_LIMITS[/\d/.exec(type)![0]]!;
-  if (!(error < limit)) {
-    throw new Error(`Cannot time ggml ${type}: its relative error must be below ${limit}, got ${error}`);
-  }
+  if (error < limit) return;
+  throw new Error(`Cannot time ggml ${type}: its relative error must be below ${limit}, got ${error}`);
 }
 
 export const GGML_QUANTIZE = (type: GgmlType) => `ggml quantize_${type}`;
 export const GGML_QUANTIZE_SIMD = (type: GgmlSimdType) => `ggml quantize_row_${type} simd`;
 export const GGML_DEQUANTIZE = (type: GgmlType) => `ggml dequantize_row_${type}`;
+
+/** Weights, what refills them, and room for their packed form. */
+function ggmlInput(operands: Operands) {
+  const { buffer, refill } = operands.input("F32");
+  const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
+  return { weights: buffer as Float32Array<ArrayBuffer>, refill, packed };
+}
 
 /** ggml's public quantizer, with an importance matrix or without. */
 export function ggmlQuantizeCase(
@@ -83,9 +84,7 @@ export function ggmlQuantizeCase(
   type: GgmlType,
   importance?: Float32Array<ArrayBuffer>,
 ): KernelCase {
-  const { buffer, refill } = operands.input("F32");
-  const weights = buffer as Float32Array<ArrayBuffer>;
-  const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
+  const { weights, refill, packed } = ggmlInput(operands);
   const run = () => ggml.quantize(type, weights, packed, operands.rows, operands.cols, importance);
   const name = GGML_QUANTIZE(type) + (importance ? ", weighted" : "");
   return {
@@ -101,9 +100,7 @@ export function ggmlQuantizeCase(
 
 /** ggml's vectorized row quantizer, the one that its matrix products use on activations. */
 export function ggmlQuantizeSimdCase(ggml: Ggml, operands: Operands, type: GgmlSimdType): KernelCase {
-  const { buffer, refill } = operands.input("F32");
-  const weights = buffer as Float32Array<ArrayBuffer>;
-  const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
+  const { weights, refill, packed } = ggmlInput(operands);
   const run = () => ggml.quantizeRowSimd(type, weights, packed, operands.count);
   return {
     ...ggmlCase(ggml, GGML_QUANTIZE_SIMD(type), operands, `F32 to ${type}`),
@@ -118,8 +115,7 @@ export function ggmlQuantizeSimdCase(ggml: Ggml, operands: Operands, type: GgmlS
 }
 
 export function ggmlDequantizeCase(ggml: Ggml, operands: Operands, type: GgmlType): KernelCase {
-  const weights = operands.input("F32").buffer as Float32Array<ArrayBuffer>;
-  const packed = new Uint8Array(Math.ceil(operands.count * GGML_MAX_BYTES_PER_WEIGHT));
+  const { weights, packed } = ggmlInput(operands);
   const bytes = ggml.quantize(type, weights, packed, operands.rows, operands.cols);
   const out = new Float32Array(operands.count);
   return {
@@ -130,18 +126,11 @@ export function ggmlDequantizeCase(ggml: Ggml, operands: Operands, type: GgmlTyp
   };
 }
 
-export function ggmlConvertCase(
-  ggml: Ggml,
-  reference: Kernels,
-  operands: Operands,
-  conversion: GgmlConversion,
-): KernelCase {
-  const [, , from, to] = CONVERSIONS[conversion];
-  const name = `ggml ${conversion}`;
-  const source = operands.input("F32").buffer, count = operands.count;
+export function ggmlConvertCase(ggml: Ggml, operands: Operands, conversion: GgmlConversion): KernelCase {
+  const [, , from, to] = CONVERSIONS[conversion], { count } = operands;
   const input = elements(from, count), out = elements(to, count), wanted = elements(to, count);
-  const { calls, size } = reference;
-  expectOk(calls.aq_convert(source, 0, input, DTYPES[from].number, size(count), SCALAR, 1));
+  const scalar = scalarOf(operands.reference), name = `ggml ${conversion}`;
+  convertInto(scalar, operands.weights(), "F32", input, from);
   const run = () => ggml.convert(conversion, input, out, count);
   return {
     ...ggmlCase(ggml, name, operands, `${from} to ${to}`),
@@ -149,9 +138,7 @@ export function ggmlConvertCase(
     contender: { run },
     check() {
       run();
-      expectOk(
-        calls.aq_convert(input, DTYPES[from].number, wanted, DTYPES[to].number, size(count), SCALAR, 1),
-      );
+      convertInto(scalar, input, from, wanted, to);
       expectEqual(name, out, wanted);
     },
   };

@@ -1,6 +1,6 @@
 /**
- * What matrix products are timed against: the core's own fused multiply-adds, and ggml's dot products called row by row
- * from C, as ggml's own product calls them. Both need a little C (kernels/tests/product_peers.c), compiled when the
+ * Peers of matrix products: the core's own fused multiply-adds, and ggml's dot products called row by row
+ * from C, as ggml's own product calls them. Both need a little C (kernels/bench/product_peers.c), compiled when the
  * bench runs; it is no part of the kernels' library.
  */
 import { spawnSync } from "node:child_process";
@@ -11,7 +11,8 @@ import { fileURLToPath } from "node:url";
 import { findCompiler } from "../../native/library.ts";
 import { type Ggml, type GgmlActivationType, type GgmlType, opener } from "../ggml.ts";
 import { type KernelCase, type KernelHandle, relativeDifference } from "./cases.ts";
-import type { VectorOperands } from "./product_cases.ts";
+import { ggmlIsa } from "./peers.ts";
+import type { ProductOperands } from "./product_cases.ts";
 
 /** The compiled peers. */
 export interface ProductPeers {
@@ -34,8 +35,8 @@ export interface ProductPeers {
 /** Compiles and opens the peers in `folder`. @returns them, or why they cannot be had */
 export async function openProductPeers(folder: string): Promise<ProductPeers | { readonly reason: string }> {
   if (!import.meta.url.startsWith("file:")) return { reason: "this module was not loaded from a file" };
-  const source = fileURLToPath(new URL("../../../kernels/tests/product_peers.c", import.meta.url));
-  if (!existsSync(source)) return { reason: "kernels/tests/product_peers.c is not there" };
+  const source = fileURLToPath(new URL("../../../kernels/bench/product_peers.c", import.meta.url));
+  if (!existsSync(source)) return { reason: "kernels/bench/product_peers.c is not there" };
   const [compiler, runtime] = [await findCompiler(), await opener()];
   if (compiler === undefined) return { reason: "no C compiler" };
   if (runtime === undefined) return { reason: "this runtime has no FFI, use Bun or Deno" };
@@ -43,7 +44,7 @@ export async function openProductPeers(folder: string): Promise<ProductPeers | {
   const path = join(folder, "product_peers.so");
   const flags = ["-std=c11", "-O2", "-shared", "-fPIC", source, "-o", path];
   const compiled = spawnSync(compiler.command, [...flags, ...(process.platform === "linux" ? ["-ldl"] : [])]);
-  if (compiled.status !== 0) return { reason: `${compiler.command} refuses kernels/tests/product_peers.c` };
+  if (compiled.status !== 0) return { reason: `${compiler.command} refuses kernels/bench/product_peers.c` };
   const library = runtime.open(path, {
     // int32_t fma_chains(int32_t isa, int64_t rounds)
     fma_chains: { parameters: ["i32", "i64"], result: "i32" },
@@ -58,16 +59,10 @@ export async function openProductPeers(folder: string): Promise<ProductPeers | {
   return {
     fmaChains: (isa, rounds) => Number(library.symbols["fma_chains"]!(isa, runtime.count(rounds))),
     ggmlRows(libraryPath, symbol, cols, rows, weights, rowBytes, activations, out) {
-      const status = library.symbols["ggml_rows"]!(
-        text(libraryPath),
-        text(symbol),
-        cols,
-        runtime.count(rows),
-        weights,
-        runtime.count(rowBytes),
-        activations,
-        out,
-      );
+      const names = [text(libraryPath), text(symbol)],
+        { count } = runtime,
+        matrix = [weights, count(rowBytes)];
+      const status = library.symbols["ggml_rows"]!(...names, cols, count(rows), ...matrix, activations, out);
       if (status !== 0) throw new Error(`Cannot call ${symbol} of ${libraryPath}`);
     },
     close: () => library.close(),
@@ -112,7 +107,7 @@ export const GGML_DOT = (type: GgmlDotType) => `ggml vec_dot_${type}_${GGML_DOTS
 export function ggmlVectorCase(
   ggml: Ggml,
   peers: ProductPeers,
-  operands: VectorOperands,
+  operands: ProductOperands,
   type: GgmlDotType,
 ): KernelCase {
   const { rows, cols, weights, x } = operands;
@@ -128,7 +123,7 @@ export function ggmlVectorCase(
     name: GGML_DOT(type),
     library: "ggml",
     backend: "native",
-    isa: ggml.processorLibrary.replace(/^libggml-cpu-(.*)\.so$/, "$1"),
+    isa: ggmlIsa(ggml),
     dtype: `${activations} × ${type}`,
     shape: [rows, cols],
     threads: 1,

@@ -1,6 +1,6 @@
 /**
- * The matrix products of the kernel suite: float32 against the core's own multiply-adds, packed weights against float32
- * and ggml, 8-bit activations against both.
+ * The matrix products of the kernel suite: float32 beside the core's own multiply-adds, packed weights beside float32
+ * and ggml, 8-bit activations beside both.
  */
 import type { BitWidth } from "../../quant/mod.ts";
 import { COLS, Group, type KernelBench, type RatioOf } from "./bench.ts";
@@ -14,7 +14,6 @@ import {
   packedLinearCase,
   ProductOperands,
   quantizeActivationsCase,
-  VectorOperands,
 } from "./product_cases.ts";
 import {
   FMA_PEAK,
@@ -153,7 +152,7 @@ async function measureVector(
     weights.set(some.subarray(0, Math.min(part, weights.length - at)), at);
   }
   const x = gaussianWeights(COLS, context.options.seed + 1);
-  const operands = new VectorOperands(handle, rows, COLS, x, weights);
+  const operands = new ProductOperands(handle, 1, rows, COLS, x, weights);
   const peersOf = (bits: BitWidth) => ggml && peers ? GGML_OF[bits] : [];
   const ratios: RatioOf[] = BITS.flatMap((bits) => [
     { of: LINEAR_PACKED(bits), to: LINEAR_F32, label: "F32" },
