@@ -7,7 +7,7 @@ import { KernelError } from "../lib/errors.ts";
 import { buildHash, buildWasm, compilerVersion, WASM_PLAN } from "../lib/native/build.ts";
 import { openCuda } from "../lib/native/cuda.ts";
 import { openKernels } from "../lib/native/mod.ts";
-import { signaturesSource } from "./_signatures.ts";
+import { functionsSource, signaturesSource } from "./_signatures.ts";
 
 const HELP =
   `Usage: bun run scripts/build.ts [--wasm [--output FILE] | --signatures | --check-wasm | --check-signatures |
@@ -16,9 +16,9 @@ const HELP =
 Builds the kernel library for this machine into the cache (done by itself at first use, too).
 
   --wasm         build lib/native/wasm_binary.ts instead; needs clang and lld
-  --signatures   write lib/native/signatures.ts from the headers instead; needs no compiler
+  --signatures   write lib/native/signatures.ts and functions.ts from the headers instead; needs no compiler
   --check-wasm, --check-signatures
-                 say whether that file was made from these sources; exit status 1 if not
+                 say whether those files were made from these sources; exit status 1 if not
   --cuda         build the CUDA library instead; needs nvcc, but no device
   --cc COMPILER  the compiler to use (default: CC, cc, gcc, clang; for --wasm: clang; for --cuda: NVCC, nvcc)
   --output FILE  with --wasm: write there instead
@@ -49,13 +49,17 @@ if (args.help) {
   }
   console.log("lib/native/wasm_binary.ts was built from these sources");
 } else if (args.signatures || args["check-signatures"]) {
-  const file = path("../lib/native/signatures.ts"), text = signaturesSource(kernels);
-  if (args.signatures) writeFileSync(file, text);
-  else if (readFileSync(file, "utf8") !== text) {
-    console.error("lib/native/signatures.ts is of other headers: run with --signatures");
-    process.exit(1);
+  for (
+    const [name, text] of [["signatures", signaturesSource(kernels)], ["functions", functionsSource(kernels)]]
+  ) {
+    const file = path(`../lib/native/${name}.ts`);
+    if (args.signatures) writeFileSync(file, text!);
+    else if (readFileSync(file, "utf8") !== text) {
+      console.error(`lib/native/${name}.ts is of other headers: run with --signatures`);
+      process.exit(1);
+    }
+    console.log(`lib/native/${name}.ts is of these headers`);
   }
-  console.log("lib/native/signatures.ts is of these headers");
 } else if (args.cuda) {
   if (args.cc !== undefined) process.env["NVCC"] = args.cc;
   try {

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { ABI_VERSION, CUDA_ABI_VERSION, CUDA_SIGNATURES, SIGNATURES } from "../../lib/native/signatures.ts";
 import { kindsOf, type SymbolTable } from "../../lib/native/symbols.ts";
-import { signaturesOf, signaturesSource } from "../../scripts/_signatures.ts";
+import { functionsSource, signaturesOf, signaturesSource } from "../../scripts/_signatures.ts";
 
 const path = (relative: string) => fileURLToPath(new URL(`../../${relative}`, import.meta.url));
 const read = (relative: string) => readFileSync(path(relative), "utf8");
@@ -71,6 +71,7 @@ describe("signatures", () => {
 
   test("are the ones that the headers give now", () => {
     expect(read("lib/native/signatures.ts")).toBe(signaturesSource(path("kernels")));
+    expect(read("lib/native/functions.ts")).toBe(functionsSource(path("kernels")));
   });
 
   test("of the kernels that quantize are the CPU's with handles for pointers and a stream at the end", () => {

@@ -1,0 +1,137 @@
+/**
+ * Around every call of a kernel: the one set of argument checks, and the one place that turns a kernel's status
+ * into an error. The kernels themselves are called through functions.ts.
+ */
+import { KernelError } from "../errors.ts";
+
+/** The header's `AQ_F32`, …. */
+export const DTYPE_NUMBERS = { F32: 0, F16: 1, BF16: 2, F8_E4M3: 3, F8_E5M2: 4, F64: 5 } as const;
+/** The header's `AQ_ZERO_POINT_*`. */
+export const ZERO_POINT_NUMBERS = { real: 0, integer: 1, symmetric: 2 } as const;
+
+/** The header's `AQ_E_VALUE`, `AQ_E_NONFINITE` and `AQ_E_RANGE`. */
+export const E_VALUE = -3, E_NONFINITE = -4, E_RANGE = -5;
+
+const STATUS_TEXT: Readonly<Record<number, string>> = {
+  [-1]: "a null pointer or an unknown enumerator",
+  [-2]: "a size that is not allowed or too large",
+  [E_VALUE]: "a value out of range",
+  [E_NONFINITE]: "NaN or infinity among the values",
+  [E_RANGE]: "weights too large for a half-precision scale",
+  [-6]: "an instruction set that this processor or build lacks",
+};
+
+/**
+ * Purpose of a call, for messages, as in `apply a linear layer`. With `explain`, a status that means something
+ * else than its own text gets another error; undefined keeps the usual one.
+ */
+export type Doing = string | {
+  readonly doing: string;
+  readonly explain: (status: number) => Error | undefined;
+};
+
+const textOf = (doing: Doing): string => typeof doing === "string" ? doing : doing.doing;
+
+/** Throws unless a kernel succeeded. @throws {KernelError} or what `doing` explains the status by */
+export function finish(doing: Doing, status: number): void {
+  if (status === 0) return;
+  const explained = typeof doing === "string" ? undefined : doing.explain(status);
+  if (explained !== undefined) throw explained;
+  const reason = STATUS_TEXT[status] ?? `status ${status}`;
+  throw new KernelError(`Cannot ${textOf(doing)}: the kernel reports ${reason}`, { status });
+}
+
+type Maybe<T> = T | null | undefined;
+type ArrayType<T> = { readonly name: string; readonly prototype: T };
+
+/** A check that an array is of a type; it gives the array as a kernel takes it, null where there is none. */
+function typed<T extends ArrayBufferView<ArrayBufferLike>>(type: ArrayType<T>) {
+  return (doing: Doing, name: string, array: Maybe<T>): T | null => {
+    if (array === null || array === undefined) return null;
+    if (array instanceof (type as unknown as new () => T)) return array;
+    throw new TypeError(`Cannot ${textOf(doing)}: ${name} must be of ${type.name}, got ${typeName(array)}`);
+  };
+}
+
+const typeName = (value: unknown): string =>
+  ArrayBuffer.isView(value) ? value.constructor.name : typeof value;
+
+/** An array of any type as a kernel takes it. */
+export function any(doing: Doing, name: string, array: ANY) {
+  if (array === null || array === undefined) return null;
+  if (ArrayBuffer.isView(array)) return array;
+  throw new TypeError(`Cannot ${textOf(doing)}: ${name} must be a typed array, got ${typeof array}`);
+}
+export const f32 = typed<Float32Array>(Float32Array);
+export const f64 = typed<Float64Array>(Float64Array);
+export const i32 = typed<Int32Array>(Int32Array);
+export const u8 = typed<Uint8Array>(Uint8Array);
+export const u16 = typed<Uint16Array>(Uint16Array);
+export const u32 = typed<Uint32Array>(Uint32Array);
+export const u64 = typed<BigUint64Array>(BigUint64Array);
+export type ANY = Maybe<ArrayBufferView<ArrayBufferLike>>;
+export type F32 = Maybe<Float32Array>;
+export type F64 = Maybe<Float64Array>;
+export type I32 = Maybe<Int32Array>;
+export type U8 = Maybe<Uint8Array>;
+export type U16 = Maybe<Uint16Array>;
+export type U32 = Maybe<Uint32Array>;
+export type U64 = Maybe<BigUint64Array>;
+
+/** Throws unless a count is a whole number ≥ 0. */
+export function checkCount(doing: string, name: string, count: number): void {
+  if (Number.isSafeInteger(count) && count >= 0) return;
+  throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ≥ 0, got ${count}`);
+}
+
+/** Throws unless every count, by its name, is a whole number ≥ 0. */
+export function checkCounts(doing: string, counts: Readonly<Record<string, number>>): void {
+  for (const name in counts) checkCount(doing, name, counts[name]!);
+}
+
+/** Throws unless a value is among those allowed. */
+export function checkMember<T>(doing: string, name: string, value: T, allowed: readonly T[]): void {
+  if (allowed.includes(value)) return;
+  const got = JSON.stringify(value);
+  throw new RangeError(`Cannot ${doing}: ${name} must be one of ${allowed.join(", ")}, got ${got}`);
+}
+
+/** Throws unless a number is from `low` to `high`. */
+export function checkRange(doing: string, name: string, value: number, low: number, high: number): void {
+  if (value >= low && value <= high) return;
+  throw new RangeError(`Cannot ${doing}: ${name} must be from ${low} to ${high}, got ${value}`);
+}
+
+const ARRAY_TYPES = {
+  "float32 values": Float32Array,
+  "int32 values": Int32Array,
+  "half floats": Uint16Array,
+  "u32 words": Uint32Array,
+  "bytes": Uint8Array,
+} as const;
+
+/** Throws unless `array` has the type and the length that a kernel reads or writes. */
+export function checkArray(
+  doing: string,
+  name: string,
+  array: unknown,
+  length: number,
+  type: keyof typeof ARRAY_TYPES = "float32 values",
+): void {
+  const isOne = array instanceof ARRAY_TYPES[type];
+  if (isOne && array.length === length) return;
+  throw new TypeError(
+    `Cannot ${doing}: ${name} must be ${length} ${type}, got ${isOne ? array.length : typeName(array)}`,
+  );
+}
+
+/** Throws unless every array, by its name, holds as many float32 values as said; undefined ones are passed over. */
+export function checkFloats(
+  doing: string,
+  arrays: Readonly<Record<string, readonly [Float32Array | undefined, number]>>,
+): void {
+  for (const name in arrays) {
+    const [array, length] = arrays[name]!;
+    if (array !== undefined) checkArray(doing, name, array, length);
+  }
+}
