@@ -3,11 +3,8 @@
 #ifndef AQ_GROUP_H
 #define AQ_GROUP_H
 
+#include "../include/arrowquant.h"
 #include "half.h"
-
-/* Columns that a kernel holds at once: a multiple of every group size and of the 32 codes that fill whole words at any width. Sums over
- * longer groups are sums of segments' sums, in every instruction set and on a GPU. */
-#define AQ_SEGMENT 256
 
 #define AQ_HALF_MAX 65504.0f
 #define AQ_HALF_MIN_NORMAL 0x1p-14f

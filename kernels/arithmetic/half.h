@@ -3,29 +3,12 @@
 #ifndef AQ_HALF_H
 #define AQ_HALF_H
 
-#include "../include/arrowquant.h"
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "packed words are little-endian, and so must the processor be"
-#endif
+#include <stdint.h>
 
 /* How the functions of half.h and group.h are declared: CUDA compiles the same definitions for both sides. */
 #if !defined(AQ_FUNCTION)
 #define AQ_FUNCTION static inline
 #endif
-
-/* Bytes of one element of a dtype, 0 if it is none. */
-AQ_FUNCTION size_t aq_dtype_bytes(int32_t dtype) {
-  switch (dtype) {
-    case AQ_F32: return 4;
-    case AQ_F16:
-    case AQ_BF16: return 2;
-    case AQ_F8_E4M3:
-    case AQ_F8_E5M2: return 1;
-    case AQ_F64: return 8;
-    default: return 0;
-  }
-}
 
 AQ_FUNCTION uint32_t aq_float_bits(float value) {
   uint32_t bits;

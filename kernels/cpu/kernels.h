@@ -4,10 +4,22 @@
 #define AQ_KERNELS_H
 
 #include "../include/arrowquant.h"
-#include "../arithmetic/clip.h"
+#include "../arithmetic/group.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "packed words are little-endian, and so must the processor be"
+#endif
+
+/* Columns that a kernel holds at once: a multiple of every group size and of the 32 codes that fill whole words
+ * at any width. Sums over longer groups are sums of segments' sums, in every instruction set. */
+#define AQ_SEGMENT 256
 
 /* Lanes of the float64 sums: element i of a run belongs to lane i mod 8. */
 #define AQ_SUM_LANES 8
+
+/* Clipped ranges tried by aq_quantize_clip, and rounds of least squares after the best of them. */
+#define AQ_CLIP_STEPS 12
+#define AQ_REFITS 5
 
 typedef struct {
   const void *weights;
@@ -106,6 +118,19 @@ int32_t aq_view_statistics(const aq_kernels *kernels, const aq_packed_view *view
 size_t aq_thread_count(size_t units, size_t elements, int32_t threads);
 /* Runs units [0, units) split into contiguous ranges. Every unit writes its own outputs, so the split is invisible. */
 int32_t aq_run_units(aq_part_function run, const void *context, size_t units, size_t elements, int32_t threads);
+
+/* Bytes of one element of a dtype, 0 if it is none. */
+static inline size_t aq_dtype_bytes(int32_t dtype) {
+  switch (dtype) {
+    case AQ_F32: return 4;
+    case AQ_F16:
+    case AQ_BF16: return 2;
+    case AQ_F8_E4M3:
+    case AQ_F8_E5M2: return 1;
+    case AQ_F64: return 8;
+    default: return 0;
+  }
+}
 
 #define AQ_INLINE static inline __attribute__((always_inline))
 

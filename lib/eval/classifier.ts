@@ -3,7 +3,7 @@
  * Layers are those of tests/models/README.md.
  */
 import { CheckpointError } from "../errors.ts";
-import { Operations } from "../models/layers/operations.ts";
+import { linear } from "../models/layers/linear.ts";
 import type { LinearLayer } from "../models/layers/tensors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { SafetensorsFile } from "../tensor/mod.ts";
@@ -54,11 +54,11 @@ function readFloats(
 
 /** The shipped classifier. */
 export class GlyphClassifier {
-  readonly #operations: Operations;
+  readonly #kernels: Kernels;
   readonly #layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>;
 
   constructor(layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>, kernels: Kernels) {
-    this.#operations = new Operations(kernels);
+    this.#kernels = kernels;
     this.#layers = layers;
   }
 
@@ -82,9 +82,9 @@ export class GlyphClassifier {
       const first = this.#convolve("c1", images.subarray(begin * SIDE * SIDE, end * SIDE * SIDE), part, SIDE);
       const second = this.#convolve("c2", pool(first, part * 16, SIDE), part, SIDE / 2);
       const inner = features.subarray(begin * FEATURES, end * FEATURES);
-      this.#operations.linear(this.#layers.f1, pool(second, part * 32, SIDE / 2), part, inner);
+      linear(this.#kernels, this.#layers.f1, pool(second, part * 32, SIDE / 2), part, inner);
       for (let i = 0; i < inner.length; i++) inner[i] = Math.max(0, inner[i]!);
-      this.#operations.linear(this.#layers.f2, inner, part, logits.subarray(begin * CLASSES, end * CLASSES));
+      linear(this.#kernels, this.#layers.f2, inner, part, logits.subarray(begin * CLASSES, end * CLASSES));
     }
     const classes = Int32Array.from({ length: count }, (_, i) => {
       let best = 0;
@@ -115,7 +115,7 @@ export class GlyphClassifier {
       }
     }
     const pixels = new Float32Array(count * area * layer.weights.rows);
-    this.#operations.linear(layer, patches, count * area, pixels);
+    linear(this.#kernels, layer, patches, count * area, pixels);
     const out = new Float32Array(pixels.length);
     for (let b = 0; b < count; b++) {
       for (let i = 0; i < area; i++) {

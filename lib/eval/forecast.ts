@@ -6,7 +6,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { freemem, totalmem } from "node:os";
 import process from "node:process";
 import { MemoryError } from "../errors.ts";
-import { linear, type Matrix } from "../models/layers/kernels.ts";
+import { linear, type Matrix } from "../models/layers/linear.ts";
 import type { HeldMatrix, ModelRequirements } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -193,7 +193,7 @@ export function forecastTime(
   const matrix = syntheticMatrix(group[0]!, tokens);
   const x = new Float32Array(tokens * matrix.cols), out = new Float32Array(tokens * matrix.rows);
   new RandomStream(0).fillNormal(x);
-  const run = () => void linear(kernels, x, tokens, matrix, undefined, { out });
+  const run = () => void linear(kernels, { weights: matrix }, x, tokens, out);
   run(); // touches every page once
   const seconds: number[] = [];
   const begin = performance.now();

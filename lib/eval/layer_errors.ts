@@ -1,5 +1,5 @@
 /** How far quantized layers are from full precision's, time group by time group, on the inputs that full precision gives them. */
-import { linear } from "../models/layers/kernels.ts";
+import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
 import { observeParts } from "../phases/activations.ts";
 import { loadPhaseModel, type PhaseContext, type PhaseModel } from "../phases/context.ts";
@@ -57,12 +57,12 @@ export function layerErrors(
         sums[m]!.set(name, byGroup);
         const sum = byGroup[group]!;
         if (sum.samples >= ITEMS_PER_GROUP) continue;
-        wanted ??= linear(kernels, input, each, weights);
+        wanted ??= linear(kernels, { weights }, input, each);
         const selected = timeParameters?.at(name, time);
         const read = selected?.grid === undefined
           ? input
           : fakeQuantize(input, selected.grid, selected.bits, new Float32Array(input.length));
-        const got = linear(kernels, read, each, own);
+        const got = linear(kernels, { weights: own }, read, each);
         sum.samples++;
         for (let i = 0; i < got.length; i++) {
           sum.error += (got[i]! - wanted[i]!) ** 2;

@@ -1,43 +1,116 @@
-/** The families of models that can be run: which one a checkpoint is of, and what it then must hold. */
+/** The families of models that can be run. A new one is an entry of the table; `modelKind` of lib/tensor tells which one a checkpoint is. */
 import { CheckpointError } from "../errors.ts";
-import type { Checkpoint } from "../tensor/mod.ts";
-import { type DitConfig, ditConfig, ditTensors } from "./dit/model.ts";
-import { dreamConfig, dreamTensors } from "./masked/dream.ts";
-import { lladaConfig, lladaTensors } from "./masked/llada.ts";
-import type { MaskedTransformerConfig } from "./masked/transformer.ts";
+import type { Kernels } from "../native/mod.ts";
+import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
+import { DIT } from "./dit/model.ts";
+import { type Family, type ForwardCost, type ForwardShape, modelOf } from "./family.ts";
 import { ConfigFields, shown } from "./layers/model_config.ts";
-import type { TensorList } from "./layers/tensors.ts";
+import type { LoadOptions, TensorList } from "./layers/tensors.ts";
+import { DREAM } from "./masked/dream.ts";
+import { LLADA } from "./masked/llada.ts";
+import { storedTimeParameters } from "./stored_time_parameters.ts";
+
+const FAMILIES = { dream: DREAM, llada: LLADA, dit: DIT } as const;
+
+type Families = typeof FAMILIES;
+type Kind = keyof Families;
+type AnyFamily = Family<Kind, unknown, unknown>;
 
 /** Sizes of a model before it is loaded. */
-export type ModelConfig =
-  | { readonly kind: "dream" | "llada"; readonly config: MaskedTransformerConfig }
-  | { readonly kind: "dit"; readonly config: DitConfig };
+export type ModelConfig = {
+  [K in Kind]: { readonly kind: K; readonly config: ReturnType<Families[K]["config"]> };
+}[Kind];
 
-/**
- * What config.json of a checkpoint says of its model; reads no tensor.
- *
- * @throws {CheckpointError} when the family is unknown (naming those that are not), or a key is missing, wrong or not supported
- */
-export function modelConfig(checkpoint: Checkpoint): ModelConfig {
-  const { kind, config, path } = checkpoint;
-  const fields = () => ConfigFields.of(checkpoint);
-  if (kind === "dream") return { kind, config: dreamConfig(fields()) };
-  if (kind === "llada") return { kind, config: lladaConfig(fields()) };
-  if (kind === "dit") return { kind, config: ditConfig(fields()) };
-  const named = config === undefined
+/** A loaded model, by its family. `folder` is where the checkpoint's other files lie. */
+export type LoadedModel = {
+  [K in Kind]: {
+    readonly kind: K;
+    readonly folder: string;
+    readonly model: ReturnType<Families[K]["model"]>;
+  };
+}[Kind];
+
+/** @throws {CheckpointError} when the family is unknown, naming those that are not */
+function familyOf({ kind, config, path }: Checkpoint): AnyFamily {
+  if (kind !== "unknown") return FAMILIES[kind] as AnyFamily;
+  const known = Object.values(FAMILIES).map(({ named: { key, value } }) => `${shown(value)} (${key})`);
+  const found = config === undefined
     ? "no config.json"
     : shown(config["model_type"] ?? config["_class_name"] ?? config["architectures"]);
   throw new CheckpointError(
-    `Cannot load ${
-      shown(path)
-    }: the architecture must be "Dream", "llada" (model_type) or "DiTTransformer2DModel" ` +
-      `(_class_name), got ${named}`,
+    `Cannot load ${shown(path)}: the architecture must be one of ${known.join(", ")}, got ${found}`,
     { path },
   );
 }
 
+/**
+ * The sizes that a checkpoint's config.json gives its model; reads no tensor.
+ *
+ * @throws {CheckpointError} when the family is unknown, or a key is missing, wrong or not supported
+ */
+export function modelConfig(checkpoint: Checkpoint): ModelConfig {
+  const family = familyOf(checkpoint);
+  return { kind: family.kind, config: family.config(ConfigFields.of(checkpoint)) } as ModelConfig;
+}
+
 /** Every tensor that a checkpoint of this configuration has. */
 export function tensorList(checkpoint: Checkpoint, { kind, config }: ModelConfig): TensorList {
-  if (kind === "dit") return ditTensors(config);
-  return kind === "dream" ? dreamTensors(config) : lladaTensors(ConfigFields.of(checkpoint), config);
+  return (FAMILIES[kind] as AnyFamily).tensors(config, ConfigFields.of(checkpoint));
+}
+
+/**
+ * Cost of a forward pass of `batch` images, or of `batch` sequences of so many tokens.
+ *
+ * @example
+ * ```ts
+ * import { forwardCost } from "./families.ts";
+ * import { requirementsAt } from "./requirements.ts";
+ * const { model } = requirementsAt("tests/models/dream-mini");
+ * const { activationBytes, multiplyAdds } = forwardCost(model, { batch: 1, tokens: 36, rows: 4 });
+ * console.log(activationBytes, multiplyAdds);
+ * ```
+ */
+export function forwardCost({ kind, config }: ModelConfig, shape: ForwardShape): ForwardCost {
+  return (FAMILIES[kind] as AnyFamily).forwardCost(config, shape);
+}
+
+/**
+ * Loads whatever model an open checkpoint is, full precision or packed. The checkpoint may be closed afterwards.
+ *
+ * @throws {CheckpointError} as {@linkcode modelConfig}, or listing tensors that are missing, in excess or of another shape
+ * @throws {FormatError} when a file is not what its format promises
+ */
+export function modelFrom(checkpoint: Checkpoint, kernels: Kernels, options: LoadOptions = {}): LoadedModel {
+  const family = familyOf(checkpoint);
+  const model = modelOf(family, checkpoint, kernels, options);
+  return { kind: family.kind, folder: checkpoint.folder, model } as LoadedModel;
+}
+
+/**
+ * Loads whatever model lies at a path: {@linkcode modelFrom} of it.
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ * import { loadModel } from "./mod.ts";
+ * console.log(loadModel("tests/models/glyph-dit", await openKernels()).kind); // dit
+ * ```
+ */
+export function loadModel(path: string, kernels: Kernels, options: LoadOptions = {}): LoadedModel {
+  using checkpoint = openCheckpoint(path);
+  return modelFrom(checkpoint, kernels, options);
+}
+
+/**
+ * Loads whatever model lies at a path, with the time parameters that lie beside it, if any do.
+ *
+ * @throws as {@linkcode modelFrom} and {@linkcode storedTimeParameters}
+ */
+export function loadStoredModel(
+  path: string,
+  kernels: Kernels,
+  options: Omit<LoadOptions, "timeParameters"> = {},
+): LoadedModel {
+  using checkpoint = openCheckpoint(path);
+  return modelFrom(checkpoint, kernels, { ...options, timeParameters: storedTimeParameters(checkpoint) });
 }

@@ -1,13 +1,11 @@
 /**
- * What a checkpoint's model needs, from config.json and the files' headers: its tensors are checked, no weight is read. How fast this
- * machine is, and how much memory it has, is lib/eval/forecast.ts's.
+ * What a checkpoint's model needs, from config.json and the files' headers: its tensors are checked, no weight is read.
+ * The speed and memory of this machine are in lib/eval/forecast.ts.
  */
 import { packedWords } from "../quant/mod.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, openCheckpoint } from "../tensor/mod.ts";
-import { ditForwardCost } from "./dit/model.ts";
 import { type ModelConfig, modelConfig, tensorList } from "./families.ts";
-import type { WeightDtype } from "./layers/kernels.ts";
-import { type ForwardCost, type ForwardShape, maskedForwardCost } from "./masked/transformer.ts";
+import type { WeightDtype } from "./layers/linear.ts";
 import { checkTensorList, heldDtype } from "./layers/tensors.ts";
 
 /** A matrix of a model and how it is held. */
@@ -20,12 +18,12 @@ export interface HeldMatrix {
   readonly bytes: number;
 }
 
-/** What a model needs before a weight of it is read. */
+/** Sizes of a model before a weight of it is read. */
 export interface ModelRequirements {
   readonly model: ModelConfig;
   /** Numbers in all its tensors. */
   readonly weights: number;
-  /** Of them, those of matrices. */
+  /** Those of matrices among them. */
   readonly matrixWeights: number;
   /** Bytes of the weights as they are held: as stored, but norms and biases as float32. */
   readonly weightBytes: number;
@@ -33,7 +31,7 @@ export interface ModelRequirements {
 }
 
 /**
- * Checks a checkpoint as loading it would, and says what it will need; reads no weight.
+ * Checks a checkpoint as loading it would, and returns the sizes of its model; reads no weight.
  *
  * @throws {CheckpointError | FormatError} as loading the model does
  *
@@ -96,19 +94,4 @@ export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
 export function requirementsAt(path: string): ModelRequirements {
   using checkpoint = openCheckpoint(path);
   return modelRequirements(checkpoint);
-}
-
-/**
- * What a forward pass takes: of `batch` images, or of `batch` sequences of so many tokens.
- *
- * @example
- * ```ts
- * import { forwardCost, requirementsAt } from "./requirements.ts";
- * const { model } = requirementsAt("tests/models/dream-mini");
- * const { activationBytes, multiplyAdds } = forwardCost(model, { batch: 1, tokens: 36, rows: 4 });
- * console.log(activationBytes, multiplyAdds);
- * ```
- */
-export function forwardCost({ kind, config }: ModelConfig, shape: ForwardShape): ForwardCost {
-  return kind === "dit" ? ditForwardCost(config, shape.batch) : maskedForwardCost(config, shape);
 }

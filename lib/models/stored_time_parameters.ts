@@ -1,4 +1,4 @@
-/** The time parameters that lie beside a quantized checkpoint, held against the model that they are loaded for. */
+/** The time parameters that lie beside a quantized checkpoint, checked against the model that they are loaded for. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { groupCount, packedLayers } from "../quant/mod.ts";
@@ -6,9 +6,9 @@ import { type Checkpoint, SIDECAR_FILE } from "../tensor/mod.ts";
 import { modelFingerprint, readTimeParameters, type TimeParameters } from "../time/mod.ts";
 import { loadScheduler } from "./dit/schedulers.ts";
 
-/** What a sidecar must be, beside fitting the model. */
+/** Requirements on a sidecar, beside fitting the model. */
 export interface StoredTimeOptions {
-  /** Wanted number of time groups; whatever the file has by default. */
+  /** Wanted number of time groups; any by default. */
   readonly groups?: number | undefined;
 }
 

@@ -148,10 +148,11 @@ function* filesBelow(root: string, folder: string): Generator<string> {
 /** The files of kernels/ that a plan reads, by path from there, in a fixed order. */
 export function kernelSources(kernels: string, plan: BuildPlan): Map<string, Uint8Array> {
   const sources = new Map<string, Uint8Array>();
-  const own = plan.folder ?? "cpu";
-  for (const folder of ["include", "arithmetic", own]) {
+  const cuda = plan.folder === "cuda";
+  for (const folder of ["include", "arithmetic", "cpu", ...(cuda ? ["cuda"] : [])]) {
     for (const path of filesBelow(kernels, folder)) {
-      if (!/\.(c|h|cu)$/.test(path) || (own === "cpu" && path === "include/arrowquant_cuda.h")) continue;
+      const isRead = folder === "cpu" && cuda ? /\.h$/ : /\.(c|h|cu)$/;
+      if (!isRead.test(path) || (!cuda && path === "include/arrowquant_cuda.h")) continue;
       sources.set(path, readFileSync(join(kernels, path)));
     }
   }

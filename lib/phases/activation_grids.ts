@@ -2,7 +2,7 @@
  * Static grids of activations: time groups by what layers read at each time, a grid for each layer and group, and which layers are better off
  * with a grid of each token's own. What layers read is phase_activations.ts's to tell.
  */
-import { linear } from "../models/layers/kernels.ts";
+import { linear } from "../models/layers/linear.ts";
 import type { LinearLayer, LoadedModel } from "../models/mod.ts";
 import {
   type ActivationBits,
@@ -188,7 +188,7 @@ export function orderByStaticCost(
     for (const { name: layer, weights } of layers) {
       const times = (values: Float32Array, by: typeof weights, output = "output") => {
         const out = workspace.take(output, rows * by.rows);
-        return linear(kernels, values, rows, by, undefined, { out });
+        return linear(kernels, { weights: by }, values, rows, out);
       };
       const squares = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0);
       own.static += weight * squares(times(onStatic, weights));

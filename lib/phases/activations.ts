@@ -1,6 +1,6 @@
 /** Static grids of activations by time group: what layers read, and whether smooth grids (phase 2) are kept. */
 import { CalibrationError } from "../errors.ts";
-import { linear } from "../models/layers/kernels.ts";
+import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
 import { type GuardReport, keepWhereErrorDoesNotRise } from "../thermo/mod.ts";
 import {
@@ -197,7 +197,7 @@ export function layerGuard(
       const size = 2 * rowsLost * weights.rows, middle = size / 2;
       if (outputs.length < size) outputs = new Float32Array(size);
       const out = outputs.subarray(0, size), input = lost.subarray(0, 2 * rowsLost * cols);
-      linear(kernels, input, 2 * rowsLost, weights, undefined, { out });
+      linear(kernels, { weights }, input, 2 * rowsLost, out);
       for (let k = 0; k < middle; k++) sums.before += out[k]! * out[k]!;
       for (let k = middle; k < size; k++) sums.after += out[k]! * out[k]!;
     },

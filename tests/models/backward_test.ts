@@ -1,7 +1,17 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { withThreads } from "../../lib/native/mod.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
-import { BackwardOperations } from "../../lib/models/backward/kernels.ts";
+import {
+  attentionBackward,
+  columnSums,
+  geluTanhBackward,
+  layerNormBackward,
+  packedGradient,
+  rmsNormBackward,
+  siluBackward,
+  siluMultiplyBackward,
+  transpose,
+} from "../../lib/models/backward/kernels.ts";
 import { DitGradients } from "../../lib/models/backward/dit.ts";
 import { MaskedTransformerGradients } from "../../lib/models/backward/masked_transformer.ts";
 import type { RefinableLinear } from "../../lib/models/backward/linear.ts";
@@ -109,7 +119,7 @@ function attention(
 
 for (const { name, kernels: each_ } of everywhere) {
   describe(`${name}: gradients against central differences in float64`, () => {
-    const operations = new BackwardOperations(each_);
+    const two = withThreads(each_, 2);
     const rows = 5, cols = 23, epsilon = 1e-5;
     const x = gaussians(1, rows * cols), dy = gaussians(2, rows * cols), weight = gaussians(3, cols);
 
@@ -120,7 +130,7 @@ for (const { name, kernels: each_ } of everywhere) {
           return value / Math.sqrt(dot(row, row) / cols + epsilon) * weight[i % cols]!;
         });
       const dx = new Float32Array(x.length);
-      operations.rmsNorm(x, dy, weight, rows, cols, epsilon, dx);
+      rmsNormBackward(two, x, dy, { rows, cols, weight, epsilon }, dx);
       expectGradient(dx, differences(x, (x) => dot(norm(x), dy)));
     });
 
@@ -134,7 +144,7 @@ for (const { name, kernels: each_ } of everywhere) {
             return (value - mean) / Math.sqrt(variance + epsilon) * (w?.[i % cols] ?? 1);
           });
         const dx = dy.slice();
-        operations.layerNorm(x, dx, w, rows, cols, epsilon, dx); // in place
+        layerNormBackward(two, x, dx, { rows, cols, weight: w, epsilon }, dx); // in place
         expectGradient(dx, differences(x, (x) => dot(norm(x), dy)));
       }
     });
@@ -144,15 +154,15 @@ for (const { name, kernels: each_ } of everywhere) {
         up = gaussians(5, 301),
         dy = gaussians(6, 301);
       const dx = new Float32Array(301), dup = new Float32Array(301);
-      operations.silu(wide, dy, dx);
+      siluBackward(two, wide, dy, dx);
       expectGradient(dx, differences(wide, (x) => dot(each(x, (v) => v * sigmoid(v)), dy)));
-      operations.geluTanh(wide, dy, dx);
+      geluTanhBackward(two, wide, dy, dx);
       expectGradient(dx, differences(wide, (x) => dot(each(x, geluTanh), dy)));
-      operations.siluMultiply(wide, up, dy, dx, dup);
+      siluMultiplyBackward(two, { gate: wide, up }, dy, { dgate: dx, dup });
       expectGradient(dx, differences(wide, (x) => dot(each(x, (v, i) => v * sigmoid(v) * up[i]!), dy)));
       expectGradient(dup, differences(up, (up) => dot(each(wide, (v, i) => v * sigmoid(v) * up[i]!), dy)));
       const far = Float32Array.of(-200, -88, 88, 200);
-      operations.silu(far, Float32Array.of(1, 1, 1, 1), dx.subarray(0, 4));
+      siluBackward(two, far, Float32Array.of(1, 1, 1, 1), dx.subarray(0, 4));
       expect([...dx.subarray(0, 4)].map((v) => Math.round(v * 1e6) / 1e6 + 0)).toEqual([0, 0, 1, 1]);
     });
 
@@ -180,7 +190,7 @@ for (const { name, kernels: each_ } of everywhere) {
           dk: new Float32Array(keys),
           dv: new Float32Array(keys),
         };
-        operations.attention({ q, k, v, out }, dy, shape, mask, gradients);
+        attentionBackward(two, { q, k, v, keyMask: mask, out }, dy, shape, gradients);
         expectGradient(gradients.dq, differences(q, (q) => dot(attention(q, k, v, shape, mask), dy)));
         expectGradient(gradients.dk, differences(k, (k) => dot(attention(q, k, v, shape, mask), dy)));
         expectGradient(gradients.dv, differences(v, (v) => dot(attention(q, k, v, shape, mask), dy)));
@@ -199,7 +209,7 @@ for (const { name, kernels: each_ } of everywhere) {
             });
             const dscale = new Float32Array(packed.scale.length);
             const dzero = zeroPointKind === "real" ? new Float32Array(packed.scale.length) : undefined;
-            operations.packedGradient(dw, packed, dscale, dzero);
+            packedGradient(two, dw, packed, dscale, dzero);
             const values = parametersOf(packed);
             const loss = (scale: Float64Array, zero: Float64Array) => dot(weightsOf(packed, scale, zero), dw);
             expectGradient(dscale, differences(values.scale, (scale) => loss(scale, values.zero)));
@@ -215,7 +225,7 @@ for (const { name, kernels: each_ } of everywhere) {
       const batch = 2, tokens = 7, cols = 70, stride = 100;
       const a = gaussians(14, batch * tokens * cols), b = gaussians(15, a.length);
       const out = new Float32Array(batch * stride).fill(7);
-      operations.columnSums(a, b, { batch, tokens, cols, stride }, out);
+      columnSums(two, a, b, { batch, tokens, cols, stride }, out);
       for (let item = 0; item < batch; item++) {
         for (let col = 0; col < stride; col++) {
           let sum = 0;
@@ -227,7 +237,7 @@ for (const { name, kernels: each_ } of everywhere) {
         }
       }
       const turned = new Float32Array(a.length);
-      operations.transpose(a, batch * tokens, cols, turned);
+      transpose(two, a, batch * tokens, cols, turned);
       for (let i = 0; i < a.length; i++) {
         expect(turned[i % cols * batch * tokens + Math.floor(i / cols)]).toBe(a[i]!);
       }
@@ -247,18 +257,18 @@ test("every instruction set and number of threads gives the same bits", () => {
   const out = Float32Array.from(attention(q, k, v, shape));
   const digests = everywhere.flatMap(({ name, kernels: each }) =>
     [1, 3].map((threads) => {
-      const operations = new BackwardOperations(withThreads(each, threads));
+      const own = withThreads(each, threads), norm = { rows: 3 * 67, cols: 80, epsilon: 1e-6 };
       const results = Array.from({ length: 5 }, () => new Float32Array(queries));
-      operations.rmsNorm(q, dout, undefined, 3 * 67, 80, 1e-6, results[0]!);
-      operations.layerNorm(q, dout, undefined, 3 * 67, 80, 1e-6, results[1]!);
-      operations.siluMultiply(q, dout, out, results[2]!, results[3]!);
-      operations.geluTanh(q, dout, results[4]!);
+      rmsNormBackward(own, q, dout, norm, results[0]!);
+      layerNormBackward(own, q, dout, norm, results[1]!);
+      siluMultiplyBackward(own, { gate: q, up: dout }, out, { dgate: results[2]!, dup: results[3]! });
+      geluTanhBackward(own, q, dout, results[4]!);
       const gradients = {
         dq: new Float32Array(queries),
         dk: new Float32Array(keys),
         dv: new Float32Array(keys),
       };
-      operations.attention({ q, k, v, out }, dout, shape, undefined, gradients);
+      attentionBackward(own, { q, k, v, out }, dout, shape, gradients);
       return { name, values: [...results, ...Object.values(gradients)] };
     })
   );

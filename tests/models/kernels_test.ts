@@ -1,28 +1,11 @@
 import { describe, expect, test } from "bun:test";
 import { withThreads } from "../../lib/native/mod.ts";
-import {
-  ACTIVATION_BITS,
-  add,
-  attention,
-  gateAdd,
-  geluTanh,
-  layerNorm,
-  linear,
-  linearPackedInt8,
-  type Matrix,
-  MAX_POSITION,
-  modulate,
-  patchify,
-  quantizeActivations,
-  type QuantizedActivations,
-  rmsNorm,
-  rotary,
-  silu,
-  siluMultiply,
-  softmax,
-  timestepEmbedding,
-  unpatchify,
-} from "../../lib/models/layers/kernels.ts";
+import { attention, MAX_POSITION, rotary, timestepEmbedding } from "../../lib/models/layers/attention.ts";
+import { add, gateAdd, geluTanh, modulate, silu, siluMultiply } from "../../lib/models/layers/elementwise.ts";
+import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "../../lib/models/layers/int8.ts";
+import { linear, type Matrix } from "../../lib/models/layers/linear.ts";
+import { layerNorm, rmsNorm } from "../../lib/models/layers/norms.ts";
+import { patchify, unpatchify } from "../../lib/models/layers/patches.ts";
 import { convertFloats, dequantize, quantize, unpackCodes } from "../../lib/quant/kernels.ts";
 import { BIT_WIDTHS, type OneLevelTensor } from "../../lib/quant/packed/layout.ts";
 import { allInt8Kernels, allKernels, gaussians, randomStream } from "../_kernels.ts";
@@ -82,7 +65,7 @@ for (const { name, kernels } of everywhere) {
             convertFloats(kernels, { data, dtype }, raw.length, "F32").buffer,
           );
           for (const b of [undefined, bias]) {
-            const out = linear(kernels, x, tokens, { rows, cols, dtype, data }, b);
+            const out = linear(kernels, { weights: { rows, cols, dtype, data }, bias: b }, x, tokens);
             const { out: reference, size } = linearReference(x, exact, b, tokens, rows, cols);
             expect(worst(out, reference, (i) => (cols + 8) * EPSILON * size[i]!)).toBeLessThan(1);
           }
@@ -102,7 +85,7 @@ for (const { name, kernels } of everywhere) {
                 zeroPoint,
                 solver: "round",
               });
-              const out = linear(kernels, x, tokens, weights, bias);
+              const out = linear(kernels, { weights, bias }, x, tokens);
               const exact = dequantize(kernels, weights);
               const { out: reference, size } = linearReference(x, exact, bias, tokens, rows, cols);
               expect(worst(out, reference, (i) => (cols + 8) * EPSILON * size[i]!)).toBeLessThan(1);
@@ -118,53 +101,43 @@ for (const { name, kernels } of everywhere) {
       const dense: Matrix = { rows, cols, dtype: "F32", data: raw };
       const packed = quantize(kernels, { data: raw, dtype: "F32" }, rows, cols, { bits: 3 });
       for (const weights of [dense, packed]) {
-        const one = linear(kernels, x, tokens, weights);
+        const one = linear(kernels, { weights }, x, tokens);
         for (const threads of [2, 3, 8]) {
-          expect(linear(withThreads(kernels, threads), x, tokens, weights, undefined)).toEqual(one);
+          expect(linear(withThreads(kernels, threads), { weights }, x, tokens)).toEqual(one);
         }
-        expect(linear(kernels, x.slice(7 * cols, 16 * cols), 9, weights)).toEqual(
+        expect(linear(kernels, { weights }, x.slice(7 * cols, 16 * cols), 9)).toEqual(
           one.slice(7 * rows, 16 * rows),
         );
       }
     });
 
-    test("norms and softmax", () => {
+    test("norms", () => {
       for (const [rows, cols] of [[1, 1], [3, 5], [7, 33], [40, 100]] as const) {
         const x = gaussians(9, rows * cols), weight = gaussians(10, cols), bias = gaussians(11, cols);
         const rms = new Float64Array(x.length), layer = new Float64Array(x.length);
-        const soft = new Float64Array(x.length);
         for (let r = 0; r < rows; r++) {
           const row = Array.from(x.subarray(r * cols, (r + 1) * cols));
           const mean = row.reduce((a, b) => a + b) / cols;
           const squares = row.reduce((a, b) => a + b * b, 0) / cols;
           const variance = row.reduce((a, b) => a + (b - mean) ** 2, 0) / cols;
-          const total = row.reduce((a, b) => a + Math.exp(b), 0);
           row.forEach((v, i) => {
             rms[r * cols + i] = v / Math.sqrt(squares + Math.fround(1e-6)) * weight[i]!;
             layer[r * cols + i] = (v - mean) / Math.sqrt(variance + Math.fround(1e-5)) * weight[i]! +
               bias[i]!;
-            soft[r * cols + i] = Math.exp(v) / total;
           });
         }
         const unit = (cols + 32) * EPSILON;
-        expect(worst(rmsNorm(kernels, x, rows, cols, weight, 1e-6), rms, () => 4 * unit)).toBeLessThan(1);
-        const layered = layerNorm(kernels, x, rows, cols, weight, bias, 1e-5);
+        expect(worst(rmsNorm(kernels, x, { rows, cols, weight, epsilon: 1e-6 }), rms, () => 4 * unit)).toBeLessThan(1);
+        const norm = { rows, cols, weight, bias, epsilon: 1e-5 };
+        const layered = layerNorm(kernels, x, norm);
         expect(worst(layered, layer, () => 8 * unit)).toBeLessThan(1);
-        expect(worst(softmax(kernels, x, rows, cols), soft, () => unit)).toBeLessThan(1);
-        expect(layerNorm(withThreads(kernels, 3), x, rows, cols, weight, bias, 1e-5, { out: x.slice() })).toEqual(
+        expect(layerNorm(withThreads(kernels, 3), x, norm, x.slice())).toEqual(
           layered,
         );
         const own = x.slice();
-        expect(layerNorm(kernels, own, rows, cols, weight, bias, 1e-5, { out: own })).toBe(own);
+        expect(layerNorm(kernels, own, norm, own)).toBe(own);
         expect(own).toEqual(layered);
       }
-    });
-
-    test("softmax of extreme rows", () => {
-      const far = softmax(kernels, Float32Array.of(1e30, -1e30, 0, -Infinity), 1, 4);
-      expect([...far]).toEqual([1, 0, 0, 0]);
-      expect([...softmax(kernels, Float32Array.of(NaN, 1, 2), 1, 3)]).toEqual([NaN, NaN, NaN]);
-      expect([...softmax(kernels, Float32Array.of(-Infinity, -Infinity), 1, 2)]).toEqual([NaN, NaN]);
     });
 
     test("attention with grouped heads, a mask and more keys than a block", () => {
@@ -206,17 +179,19 @@ for (const { name, kernels } of everywhere) {
           }
         }
         const shape = { batch, tokens, heads, kvHeads, headSize };
-        const out = attention(kernels, q, k, v, shape, { keyMask });
+        const out = attention(kernels, { q, k, v, keyMask }, shape);
         expect(worst(out, reference, () => 10 * (headSize + tokens) * EPSILON)).toBeLessThan(1);
-        expect(attention(withThreads(kernels, 3), q, k, v, shape, { keyMask })).toEqual(out);
+        expect(attention(withThreads(kernels, 3), { q, k, v, keyMask }, shape)).toEqual(out);
       }
     });
 
     test("attention gives zeros where a batch item has no key", () => {
       const q = gaussians(16, 2 * 4 * 8);
-      const out = attention(kernels, q, q, q, { batch: 2, tokens: 4, heads: 1, headSize: 8 }, {
-        keyMask: Uint8Array.of(0, 0, 0, 0, 1, 0, 0, 0),
-      });
+      const out = attention(
+        kernels,
+        { q, k: q, v: q, keyMask: Uint8Array.of(0, 0, 0, 0, 1, 0, 0, 0) },
+        { batch: 2, tokens: 4, heads: 1, headSize: 8 },
+      );
       expect([...out.subarray(0, 32)].every((value) => value === 0)).toBe(true);
       expect([...out.subarray(40, 48)]).toEqual([...q.subarray(32, 40)]);
     });
@@ -237,9 +212,9 @@ for (const { name, kernels } of everywhere) {
         }
       }
       const own = x.slice();
-      expect(rotary(kernels, own, positions, heads, headSize, theta)).toBe(own);
+      expect(rotary(kernels, own, positions, { heads, headSize, theta })).toBe(own);
       expect(worst(own, reference, () => 16 * EPSILON)).toBeLessThan(1);
-      expect(rotary(withThreads(kernels, 3), x.slice(), positions, heads, headSize, theta)).toEqual(own);
+      expect(rotary(withThreads(kernels, 3), x.slice(), positions, { heads, headSize, theta })).toEqual(own);
     });
 
     test("SiLU, GELU and their products", () => {
@@ -257,7 +232,7 @@ for (const { name, kernels } of everywhere) {
       );
       expect(worst(geluTanh(kernels, x), gelu, size)).toBeLessThan(1);
       const own = x.slice();
-      expect(siluMultiply(kernels, own, b, { out: own })).toEqual(siluMultiply(kernels, x, b));
+      expect(siluMultiply(kernels, own, b, own)).toEqual(siluMultiply(kernels, x, b));
       expect([...add(kernels, x, b)]).toEqual([...x].map((v, i) => Math.fround(v + b[i]!)));
     });
 
@@ -271,32 +246,26 @@ for (const { name, kernels } of everywhere) {
       const modulated = Float64Array.from(x, (v, i) => v * (1 + chunk(i, 4)) + chunk(i, 3));
       const scale = chunks.subarray(4 * cols), shift = chunks.subarray(3 * cols);
       const unit = () => 40 * EPSILON;
-      expect(worst(modulate(kernels, x, scale, shift, shape), modulated, unit)).toBeLessThan(1);
+      expect(worst(modulate(kernels, x, { scale, shift }, shape), modulated, unit)).toBeLessThan(1);
       const gated = Float64Array.from(x, (v, i) => residual[i]! + chunk(i, 5) * v);
       const own = residual.slice();
-      gateAdd(withThreads(kernels, 2), own, chunks.subarray(5 * cols), x, shape, { out: own });
+      gateAdd(withThreads(kernels, 2), own, chunks.subarray(5 * cols), x, shape, own);
       expect(worst(own, gated, unit)).toBeLessThan(1);
     });
 
     test("nothing in, nothing out", () => {
       const weights: Matrix = { rows: 2, cols: 3, dtype: "F32", data: new Float32Array(6) };
-      expect(linear(kernels, new Float32Array(0), 0, weights).length).toBe(0);
-      expect([...linear(
-        kernels,
-        new Float32Array(0),
-        1,
-        { rows: 2, cols: 0, dtype: "F32", data: new Float32Array(0) },
-        Float32Array.of(3, 4),
-      )]).toEqual([3, 4]);
-      expect(softmax(kernels, new Float32Array(0), 0, 4).length).toBe(0);
+      expect(linear(kernels, { weights }, new Float32Array(0), 0).length).toBe(0);
+      const empty: Matrix = { rows: 2, cols: 0, dtype: "F32", data: new Float32Array(0) };
+      const bias = Float32Array.of(3, 4);
+      expect([...linear(kernels, { weights: empty, bias }, new Float32Array(0), 1)]).toEqual([3, 4]);
       expect(silu(kernels, new Float32Array(0)).length).toBe(0);
       expect(
-        attention(kernels, new Float32Array(0), new Float32Array(0), new Float32Array(0), {
-          batch: 0,
-          tokens: 4,
-          heads: 2,
-          headSize: 8,
-        }).length,
+        attention(
+          kernels,
+          { q: new Float32Array(0), k: new Float32Array(0), v: new Float32Array(0) },
+          { batch: 0, tokens: 4, heads: 2, headSize: 8 },
+        ).length,
       ).toBe(0);
     });
   });
@@ -359,13 +328,13 @@ describe("8-bit activations", () => {
             solver: "round",
           });
           const activations = quantizeActivations(scalar, x, tokens, cols);
-          const expected = linearPackedInt8(scalar, activations, weights, bias);
+          const expected = linearPackedInt8(scalar, { weights, bias }, activations);
           const codes = unpackCodes(scalar, weights.packed, rows, cols, bits);
           const { out, size } = int8Reference(activations, weights, codes, bias);
           expect(worst(expected, out, (i) => (cols / 16 + 8) * EPSILON * (size[i]! + 1e-30))).toBeLessThan(1);
           for (const { kernels } of int8Everywhere) {
             expect(quantizeActivations(kernels, x, tokens, cols)).toEqual(activations);
-            expect(linearPackedInt8(kernels, activations, weights, bias)).toEqual(expected);
+            expect(linearPackedInt8(kernels, { weights, bias }, activations)).toEqual(expected);
           }
         }
       }
@@ -394,17 +363,17 @@ describe("8-bit activations", () => {
       zeroPoint: Int32Array.of(0, 128, 255),
     };
     const exact = [255, 127, -255].flatMap((x) => [x * 255 * cols, x * 255 * cols]);
-    const wanted = linearPackedInt8(scalar, activations, weights);
+    const wanted = linearPackedInt8(scalar, { weights }, activations);
     wanted.forEach((value, i) => expect(Math.abs(value / exact[i]! - 1)).toBeLessThan(1e-5));
     for (const { kernels } of int8Everywhere) {
-      expect(linearPackedInt8(kernels, activations, weights)).toEqual(wanted);
+      expect(linearPackedInt8(kernels, { weights }, activations)).toEqual(wanted);
     }
   });
 
   for (const { name, kernels } of int8Everywhere) {
     test(`${name}: a token's own range keeps every value within half a step, at every width`, () => {
       for (const cols of [1, 31, 32, 33, 257]) {
-        for (const bits of ACTIVATION_BITS) {
+        for (const bits of [2, 3, 4, 5, 6, 7, 8]) {
           const tokens = 4, x = gaussians(cols + bits, tokens * cols);
           x.fill(0, 0, cols); // a token of zeros
           for (let i = cols; i < 2 * cols; i++) x[i] = Math.abs(x[i]!) + 1; // zero is not among it
@@ -452,25 +421,23 @@ describe("8-bit activations", () => {
       const weights = quantize(kernels, { data: raw, dtype: "F32" }, rows, cols, { bits: 3 });
       const activations = quantizeActivations(kernels, x, tokens, cols);
       const buffer = new Float32Array(tokens * rows + 16).fill(1234.5);
-      const one = linearPackedInt8(kernels, activations, weights, undefined, {
-        out: buffer.subarray(0, tokens * rows),
-      });
+      const one = linearPackedInt8(kernels, { weights }, activations, buffer.subarray(0, tokens * rows));
       expect([...buffer.subarray(tokens * rows)]).toEqual(new Array(16).fill(1234.5));
       for (const threads of [2, 3, 8]) {
-        expect(linearPackedInt8(withThreads(kernels, threads), activations, weights, undefined)).toEqual(one.slice());
+        expect(linearPackedInt8(withThreads(kernels, threads), { weights }, activations)).toEqual(one.slice());
       }
       const alone = quantizeActivations(kernels, x.slice(5 * cols, 6 * cols), 1, cols);
-      expect(linearPackedInt8(kernels, alone, weights)).toEqual(one.slice(5 * rows, 6 * rows));
+      expect(linearPackedInt8(kernels, { weights }, alone)).toEqual(one.slice(5 * rows, 6 * rows));
     });
 
     test(`${name}: nothing in, nothing out`, () => {
       const none = quantizeActivations(kernels, new Float32Array(0), 0, 5);
       expect(none.codes.length).toBe(0);
       const weights = quantize(kernels, { data: new Float32Array(10), dtype: "F32" }, 2, 5, { bits: 4 });
-      expect(linearPackedInt8(kernels, none, weights).length).toBe(0);
+      expect(linearPackedInt8(kernels, { weights }, none).length).toBe(0);
       const empty = quantize(kernels, { data: new Float32Array(0), dtype: "F32" }, 2, 0, { bits: 4 });
       const bare = quantizeActivations(kernels, new Float32Array(0), 1, 0);
-      expect([...linearPackedInt8(kernels, bare, empty, Float32Array.of(3, 4))]).toEqual([3, 4]);
+      expect([...linearPackedInt8(kernels, { weights: empty, bias: Float32Array.of(3, 4) }, bare)]).toEqual([3, 4]);
     });
   }
 
@@ -486,26 +453,26 @@ describe("8-bit activations", () => {
     expect(quantized({ grid: { scale: 1, zeroPoint: 16 }, bits: 4 })).toThrow(/from 0 to 15, got 16/);
     expect(quantized({ grid: { scale: 1, zeroPoint: 0.5 } })).toThrow(/whole number/);
     expect(quantized({ grid: [{ scale: 1, zeroPoint: 0 }] })).toThrow(
-      /2 tokens must have a grid each, got 1/,
+      /2 tokens must have parameters each, got 1/,
     );
     const activations = quantizeActivations(scalar, x, 2, 3);
     expect(quantized({ bits: 4, out: activations })).toThrow(/of 4 bits, got 2 × 3 of 8/);
     const weights = quantize(scalar, { data: x, dtype: "F32" }, 2, 3, { bits: 4 });
     const product = (change: object, of: object = {}) => () =>
-      linearPackedInt8(scalar, { ...activations, ...change }, { ...weights, ...of });
+      linearPackedInt8(scalar, { weights: { ...weights, ...of } }, { ...activations, ...change });
     expect(product({ codes: new Uint8Array(5) })).toThrow(/codes must be a Uint8Array of 6, got 5/);
     expect(product({ scale: new Float64Array(2) })).toThrow(TypeError);
     expect(product({ zeroPoint: Int32Array.of(0, 256) })).toThrow(/0 to 255, got 256/);
     expect(product({ zeroPoint: Int32Array.of(-1, 0) })).toThrow(RangeError);
     expect(product({ cols: 2, codes: new Uint8Array(4) })).toThrow(/must have 3 columns, got 2/);
     expect(product({}, { scale: new Uint16Array(1) })).toThrow(/scale must be 2/);
-    expect(() => linearPackedInt8(scalar, activations, weights, new Float32Array(3))).toThrow(
+    expect(() => linearPackedInt8(scalar, { weights, bias: new Float32Array(3) }, activations)).toThrow(
       /bias must be 2/,
     );
     const full = { rows: 2, cols: 3, dtype: "F32", data: x } as never;
-    expect(() => linearPackedInt8(scalar, activations, full)).toThrow(/must be packed/);
+    expect(() => linearPackedInt8(scalar, { weights: full }, activations)).toThrow(/must be packed/);
     const two = quantize(scalar, { data: x, dtype: "F32" }, 2, 3, { bits: 2, scaleBits: 4 }) as never;
-    expect(() => linearPackedInt8(scalar, activations, two)).toThrow(/got two-level scales/);
+    expect(() => linearPackedInt8(scalar, { weights: two }, activations)).toThrow(/got two-level scales/);
   });
 });
 
@@ -567,32 +534,32 @@ describe("arguments", () => {
   const weights: Matrix = { rows: 2, cols: 3, dtype: "F32", data: new Float32Array(6) };
 
   test("sizes are checked before the kernel sees them", () => {
-    expect(() => linear(kernels, new Float32Array(5), 2, weights)).toThrow(
+    expect(() => linear(kernels, { weights }, new Float32Array(5), 2)).toThrow(
       /x must be 6 float32 values, got 5/,
     );
-    expect(() => linear(kernels, new Float32Array(3), 1, { ...weights, rows: 3 })).toThrow(
+    expect(() => linear(kernels, { weights: { ...weights, rows: 3 } }, new Float32Array(3), 1)).toThrow(
       /9 float32 values/,
     );
-    expect(() => linear(kernels, new Float32Array(3), 1, weights, new Float32Array(3))).toThrow(
+    expect(() => linear(kernels, { weights, bias: new Float32Array(3) }, new Float32Array(3), 1)).toThrow(
       /bias must be 2/,
     );
-    expect(() => linear(kernels, new Float32Array(3), 1, weights, undefined, { out: new Float32Array(3) }))
+    expect(() => linear(kernels, { weights }, new Float32Array(3), 1, new Float32Array(3)))
       .toThrow(/out must be 2/);
-    expect(() => linear(kernels, new Float32Array(3), -1, weights)).toThrow(RangeError);
-    expect(() => linear(kernels, new Float32Array(3), 1, { ...weights, dtype: "F64" as never })).toThrow(
+    expect(() => linear(kernels, { weights }, new Float32Array(3), -1)).toThrow(RangeError);
+    expect(() => linear(kernels, { weights: { ...weights, dtype: "F64" as never } }, new Float32Array(3), 1)).toThrow(
       /F32, F16 or BF16/,
     );
-    expect(() => linear(kernels, new Float32Array(3), 1, { ...weights, dtype: "BF16" })).toThrow(/16-bit/);
+    expect(() => linear(kernels, { weights: { ...weights, dtype: "BF16" } }, new Float32Array(3), 1)).toThrow(/16-bit/);
     const packed = quantize(kernels, { data: new Float32Array(6), dtype: "F32" }, 2, 3, { bits: 4 });
-    expect(() => linear(kernels, new Float32Array(3), 1, { ...packed, scale: new Uint16Array(1) })).toThrow(
+    expect(() => linear(kernels, { weights: { ...packed, scale: new Uint16Array(1) } }, new Float32Array(3), 1)).toThrow(
       /scale must be 2/,
     );
-    expect(() => linear(kernels, new Float32Array(3), 1, { ...packed, zeroPoint: undefined })).toThrow(
+    expect(() => linear(kernels, { weights: { ...packed, zeroPoint: undefined } }, new Float32Array(3), 1)).toThrow(
       /zero points/,
     );
     expect(() => silu(kernels, new Float64Array(3) as never)).toThrow(TypeError);
     expect(() =>
-      modulate(kernels, new Float32Array(12), new Float32Array(5), new Float32Array(6), {
+      modulate(kernels, new Float32Array(12), { scale: new Float32Array(5), shift: new Float32Array(6) }, {
         batch: 2,
         tokens: 2,
         cols: 3,
@@ -602,10 +569,10 @@ describe("arguments", () => {
 
   test("heads and positions are checked", () => {
     const x = new Float32Array(8);
-    expect(() => attention(kernels, x, x, x, { batch: 1, tokens: 1, heads: 4, kvHeads: 3, headSize: 2 }))
+    expect(() => attention(kernels, { q: x, k: x, v: x }, { batch: 1, tokens: 1, heads: 4, kvHeads: 3, headSize: 2 }))
       .toThrow(/kvHeads must divide 4 heads/);
-    expect(() => rotary(kernels, x, Int32Array.of(MAX_POSITION + 1), 1, 8, 1e4)).toThrow(/1048577/);
-    expect(() => rotary(kernels, x, Int32Array.of(0), 8, 1, 1e4)).toThrow(/even/);
-    expect(() => rotary(kernels, x, Int32Array.of(0), 1, 8, 0)).toThrow(/theta/);
+    expect(() => rotary(kernels, x, Int32Array.of(MAX_POSITION + 1), { heads: 1, headSize: 8, theta: 1e4 })).toThrow(/1048577/);
+    expect(() => rotary(kernels, x, Int32Array.of(0), { heads: 8, headSize: 1, theta: 1e4 })).toThrow(/even/);
+    expect(() => rotary(kernels, x, Int32Array.of(0), { heads: 1, headSize: 8, theta: 0 })).toThrow(/theta/);
   });
 });

@@ -4,7 +4,7 @@
  */
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";
-import { linear, type Matrix } from "../../models/layers/kernels.ts";
+import { linear, type Matrix } from "../../models/layers/linear.ts";
 import { MaskedTransformerGradients } from "../../models/backward/mod.ts";
 import { modelFrom, requirementsAt } from "../../models/mod.ts";
 import { RandomStream } from "../../models/random.ts";
@@ -254,7 +254,7 @@ function headSeconds(context: BenchContext, cols: number): number {
   };
   const x = new Float32Array(tokens * cols), out = new Float32Array(tokens * HEAD_ROWS);
   new RandomStream(context.options.seed, 9).fillNormal(x);
-  const run = () => void linear(context.kernels, x, tokens, matrix, undefined, { out });
+  const run = () => void linear(context.kernels, { weights: matrix }, x, tokens, out);
   run();
   const begin = performance.now();
   run();

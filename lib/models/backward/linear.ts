@@ -1,21 +1,22 @@
 /**
- * Linear layers whose codes are frozen and whose scales, zero points and biases are being refined: real-valued parameters, the rounded ones that
- * the forward pass uses and that will be stored, and gradients.
+ * Linear layers whose codes are frozen and whose scales, zero points and biases are being refined: real-valued
+ * parameters, the rounded ones that the forward pass uses and that will be stored, and gradients.
  */
+import type { Kernels } from "../../native/mod.ts";
 import { dequantize, groupCount, type OneLevelTensor } from "../../quant/mod.ts";
 import type { TimeGroups } from "../../time/mod.ts";
-import type { DenseMatrix, Matrix } from "../layers/kernels.ts";
-import type { Operations } from "../layers/operations.ts";
-import type { LinearLayer } from "../layers/tensors.ts";
-import type { Workspace } from "../layers/workspace.ts";
-import type { BackwardOperations } from "./kernels.ts";
+import { add } from "../layers/elementwise.ts";
+import { type DenseMatrix, linear } from "../layers/linear.ts";
+import { type LinearLayer, widen } from "../layers/tensors.ts";
+import { Workspace } from "../layers/workspace.ts";
+import { columnSums, packedGradient, transpose } from "./kernels.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
 /** Elements of a weight gradient that are held at once: a layer of 7 B is done in blocks of rows. */
 const GRADIENT_ELEMENTS = 2 ** 22;
 
-/** What of a layer is refined. */
+/** The parameters of a layer that are refined. */
 export interface RefinedParts {
   readonly scales: boolean;
   readonly zeroPoints: boolean;
@@ -30,7 +31,7 @@ export interface ParameterArray {
   readonly name: string;
   readonly values: Floats;
   readonly gradients: Floats;
-  /** What a step of 1 stands for: the optimizer works in these units. */
+  /** The size of a step of 1: the optimizer works in these units. */
   readonly units: Floats;
 }
 
@@ -54,17 +55,12 @@ export class RefinableLinear {
     this.rows = weights.rows;
     this.cols = weights.cols;
     const packed = "packed" in weights ? weights : undefined;
+    const fail = (reason: string) => new TypeError(`Cannot refine ${JSON.stringify(layer.name)}: ${reason}`);
     if (packed?.scaleBits !== undefined) {
-      throw new TypeError(
-        `Cannot refine ${JSON.stringify(layer.name)}: it must have one level of scales, got two-level scales`,
-      );
+      throw fail("it must have one level of scales, got two-level scales");
     }
     if (packed?.rotation !== undefined) {
-      throw new TypeError(
-        `Cannot refine ${
-          JSON.stringify(layer.name)
-        }: its inputs must not be rotated, got a Hadamard rotation`,
-      );
+      throw fail("its inputs must not be rotated, got a Hadamard rotation");
     }
     const own: OneLevelTensor | undefined = packed && {
       ...packed,
@@ -82,24 +78,18 @@ export class RefinableLinear {
       }
       if (parts.zeroPoints && own.zeroPointKind === "real" && own.zeroPoint !== undefined) {
         const zeroPoint = fromHalves(own.zeroPoint);
-        this.#zeroPoint = parameter(
-          `${layer.name} zero_point`,
-          zeroPoint,
-          new Float32Array(zeroPoint.length).fill(1),
-        );
+        const units = new Float32Array(zeroPoint.length).fill(1);
+        this.#zeroPoint = parameter(`${layer.name} zero_point`, zeroPoint, units);
       }
     }
     if (parts.biases && own !== undefined && bias !== undefined) {
       const rms = Math.sqrt(bias.reduce((sum, value) => sum + value * value, 0) / bias.length);
-      this.#bias = parameter(
-        `${layer.name} bias`,
-        bias.slice(),
-        new Float32Array(bias.length).fill(rms || 1),
-      );
+      const units = new Float32Array(bias.length).fill(rms || 1);
+      this.#bias = parameter(`${layer.name} bias`, bias.slice(), units);
     }
     if (parts.timeGroups > 0 && own !== undefined) {
       const values = new Float32Array(parts.timeGroups * this.rows);
-      // A unit is what rounding the weights does to an output of inputs of size 1.
+      // A unit is the error that rounding the weights makes in an output, for inputs of size 1.
       const step = fromHalves(own.scale).reduce((sum, s) => sum + Math.abs(s), 0) / own.scale.length;
       const units = new Float32Array(values.length).fill(step * Math.sqrt(this.cols / 12) || 1);
       this.#timeBias = parameter(`${layer.name} time_bias`, values, units);
@@ -116,13 +106,13 @@ export class RefinableLinear {
 
   /** `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `groups: i32[tokens]` has the time group of each token. */
   forward(
-    operations: Operations,
+    kernels: Kernels,
     x: Float32Array,
     tokens: number,
     out: Floats,
     groups: Int32Array | undefined,
   ): void {
-    operations.linear(this.layer, x, tokens, out);
+    linear(kernels, this.layer, x, tokens, out);
     if (this.#timeBias === undefined) return;
     const { values } = this.#timeBias, { rows } = this;
     for (let t = 0; t < tokens; t++) {
@@ -142,11 +132,14 @@ export class RefinableLinear {
     for (const { gradients } of this.parameters) gradients.fill(0);
   }
 
-  /** Gradients of the parameters, added up; `x: f32[tokens, cols]`, `dy: f32[tokens, rows]`, `xT` is x transposed, made when it is needed. */
+  /**
+   * Adds the gradients of the parameters.
+   *
+   * **Shapes** `dy: f32[tokens, rows]`; `xT: f32[cols, tokens]`, the transposed input, made where it is needed;
+   * `timeGroups: i32[tokens]`
+   */
   backwardParameters(
-    operations: Operations,
-    backward: BackwardOperations,
-    workspace: Workspace,
+    { kernels, workspace }: RefinableLayers,
     dy: Float32Array,
     tokens: number,
     xT: () => Float32Array,
@@ -162,26 +155,21 @@ export class RefinableLinear {
     }
     if (this.#bias !== undefined) {
       const sums = workspace.take("bias gradient", rows);
-      backward.columnSums(dy, undefined, { batch: 1, tokens, cols: rows }, sums);
+      columnSums(kernels, dy, undefined, { batch: 1, tokens, cols: rows }, sums);
       addTo(this.#bias.gradients, sums, 0);
     }
     const packed = this.#packed;
     if (packed === undefined || (this.#scale === undefined && this.#zeroPoint === undefined)) return;
     const groups = groupCount(cols, packed.groupSize), words = packed.packed.length / rows;
     const dyT = workspace.take("output gradient, transposed", rows * tokens);
-    backward.transpose(dy, tokens, rows, dyT);
+    transpose(kernels, dy, tokens, rows, dyT);
     const input: DenseMatrix = { rows: cols, cols: tokens, dtype: "F32", data: xT() };
     const block = Math.max(1, Math.min(rows, Math.floor(GRADIENT_ELEMENTS / cols)));
     for (let first = 0; first < rows; first += block) {
       const count = Math.min(block, rows - first), end = first + count;
       const dw = workspace.take("weight gradient", count * cols);
       // dW = dyᵀ x: rows of dyᵀ are the "tokens" of a linear layer with the weights xᵀ.
-      operations.linear(
-        { name: "", weights: input, bias: undefined },
-        dyT.subarray(first * tokens, end * tokens),
-        count,
-        dw,
-      );
+      linear(kernels, { weights: input }, dyT.subarray(first * tokens, end * tokens), count, dw);
       const part: OneLevelTensor = {
         ...packed,
         rows: count,
@@ -191,103 +179,142 @@ export class RefinableLinear {
       };
       const dscale = workspace.take("scale gradient", count * groups);
       const dzero = this.#zeroPoint && workspace.take("zero point gradient", count * groups);
-      backward.packedGradient(dw, part, dscale, dzero);
+      packedGradient(kernels, dw, part, dscale, dzero);
       if (this.#scale !== undefined) addTo(this.#scale.gradients, dscale, first * groups);
       if (dzero !== undefined) addTo(this.#zeroPoint!.gradients, dzero, first * groups);
     }
   }
 
   /** `dx = dy W`: `dy: f32[tokens, rows]` → `dx: f32[tokens, cols]`. */
-  backwardInput(
-    operations: Operations,
-    backward: BackwardOperations,
-    workspace: Workspace,
-    dy: Float32Array,
-    tokens: number,
-    dx: Floats,
-  ): void {
-    const { rows, cols } = this;
-    const dense = denseValues(operations, this.layer.weights, workspace);
+  backwardInput({ kernels, workspace }: RefinableLayers, dy: Float32Array, tokens: number, dx: Floats): void {
+    const { rows, cols, layer } = this;
     const turned = workspace.take("weights, transposed", rows * cols);
-    backward.transpose(dense, rows, cols, turned);
-    const weights: DenseMatrix = { rows: cols, cols: rows, dtype: "F32", data: turned };
-    operations.linear({ name: this.layer.name, weights, bias: undefined }, dy, tokens, dx);
+    transpose(kernels, denseValues(kernels, layer, workspace), rows, cols, turned);
+    linear(kernels, { weights: { rows: cols, cols: rows, dtype: "F32", data: turned } }, dy, tokens, dx);
   }
 }
 
-/** Time parameters are no part of the gradients' forward pass. @throws {TypeError} when a model has some */
-export function refuseTimeParameters(
-  model: { readonly path: string; readonly timeParameters: unknown },
-): void {
-  if (model.timeParameters === undefined) return;
-  throw new TypeError(
-    `Cannot compute gradients of ${
-      JSON.stringify(model.path)
-    }: it must be loaded without time parameters, got some`,
-  );
+/** How gradients are computed. */
+export interface GradientOptions {
+  /** Parameters that are refined. Default scales, zero points and biases. */
+  readonly parts?: Partial<Omit<RefinedParts, "timeGroups">> | undefined;
+  /** Keep only the blocks' inputs and run each block again backward: less memory, a third more time. Default false. */
+  readonly recompute?: boolean | undefined;
+  /** Groups that get a bias each in every packed layer, beside the layer's own. Default none. */
+  readonly timeGroups?: TimeGroups | undefined;
 }
 
-/** What the way back through linear layers works with. */
-export interface BackwardContext {
-  readonly operations: Operations;
-  readonly backward: BackwardOperations;
-  readonly workspace: Workspace;
+/** A model whose linear layers can be refined. */
+interface RefinableModel {
+  readonly path: string;
+  readonly kernels: Kernels;
+  readonly timeParameters: unknown;
+  readonly linearLayers: readonly LinearLayer[];
 }
 
-/**
- * The way back through layers that read the same input: their parameters' gradients grow, and the gradients of `x` add up in `dx`, which is
- * overwritten; undefined where nobody wants it.
- *
- * **Shapes** `x: f32[tokens, cols]`, each `dy: f32[tokens, rows of its layer]` → `dx: f32[tokens, cols]`; `groups: i32[tokens]` as in `forward`
- */
-export function backwardLinears(
-  { operations, backward, workspace }: BackwardContext,
-  layers: readonly (readonly [RefinableLinear, Floats])[],
-  x: Float32Array,
-  tokens: number,
-  dx: Floats | undefined,
-  groups: Int32Array | undefined,
-): void {
-  const cols = layers[0]![0].cols;
-  let turned: Floats | undefined;
-  const xT = () => {
-    if (turned === undefined) {
-      turned = workspace.take("input, transposed", x.length);
-      backward.transpose(x, tokens, cols, turned);
+/** The linear layers of one model, and the memory of their gradients. */
+export class RefinableLayers {
+  readonly kernels: Kernels;
+  readonly workspace = new Workspace();
+  readonly recompute: boolean;
+  /** Every linear layer, in the order of the forward pass. */
+  readonly layers: readonly RefinableLinear[];
+  readonly #timeGroups: TimeGroups | undefined;
+  readonly #byLayer: ReadonlyMap<LinearLayer, RefinableLinear>;
+
+  /**
+   * @param frozen a layer that stays as it is
+   * @throws {TypeError} when the model has time parameters: they are no part of the gradients' forward pass
+   */
+  constructor(model: RefinableModel, options: GradientOptions, frozen?: LinearLayer) {
+    if (model.timeParameters !== undefined) {
+      const path = JSON.stringify(model.path);
+      throw new TypeError(
+        `Cannot compute gradients of ${path}: it must be loaded without time parameters, got some`,
+      );
     }
-    return turned;
-  };
-  for (const [i, [layer, dy]] of layers.entries()) {
-    layer.backwardParameters(operations, backward, workspace, dy, tokens, xT, groups);
-    if (dx === undefined) continue;
-    const part = i === 0 ? dx : workspace.take("input gradient", x.length);
-    layer.backwardInput(operations, backward, workspace, dy, tokens, part);
-    if (i > 0) operations.add(dx, part, dx);
+    this.kernels = model.kernels;
+    this.recompute = options.recompute ?? false;
+    this.#timeGroups = options.timeGroups;
+    const timeGroups = options.timeGroups?.count ?? 0;
+    const parts = { scales: true, zeroPoints: true, biases: true, ...options.parts, timeGroups };
+    const none = { scales: false, zeroPoints: false, biases: false, timeGroups: 0 };
+    this.layers = model.linearLayers.map((layer) =>
+      new RefinableLinear(layer, layer === frozen ? none : parts)
+    );
+    this.#byLayer = new Map(model.linearLayers.map((layer, i) => [layer, this.layers[i]!]));
+  }
+
+  /** Memory of a name, cut to size. */
+  take(name: string, rows: number, cols: number): Floats {
+    return this.workspace.take(name, rows * cols);
+  }
+
+  /** Names of a block's values: memory of its own, unless blocks are run again backward. */
+  nameIn(block: number, name: string): string {
+    return this.recompute ? name : `${name}.${block}`;
+  }
+
+  /** The model's layer with its refined parameters: `x: f32[tokens, cols]` → `out: f32[tokens, rows]`. */
+  forward(layer: LinearLayer, x: Float32Array, tokens: number, out: Floats, groups?: Int32Array): void {
+    this.#byLayer.get(layer)!.forward(this.kernels, x, tokens, out, groups);
+  }
+
+  /**
+   * The backward pass through layers that read the same input: adds to the gradients of their parameters, and overwrites
+   * `dx` with the sum of the gradients of `x`, where it is wanted.
+   *
+   * **Shapes** `x: f32[tokens, cols]`, each `dy: f32[tokens, rows of its layer]` → `dx: f32[tokens, cols]`;
+   * `groups: i32[tokens]`, the time group of each token
+   */
+  backward(
+    layers: readonly (readonly [LinearLayer, Floats])[],
+    x: Float32Array,
+    tokens: number,
+    dx: Floats | undefined,
+    groups: Int32Array | undefined,
+  ): void {
+    const { kernels, workspace } = this;
+    let turned: Floats | undefined;
+    const xT = () => {
+      if (turned === undefined) {
+        turned = workspace.take("input, transposed", x.length);
+        transpose(kernels, x, tokens, x.length / tokens, turned);
+      }
+      return turned;
+    };
+    for (const [i, [layer, dy]] of layers.entries()) {
+      const refinable = this.#byLayer.get(layer)!;
+      refinable.backwardParameters(this, dy, tokens, xT, groups);
+      if (dx === undefined) continue;
+      const part = i === 0 ? dx : workspace.take("input gradient", x.length);
+      refinable.backwardInput(this, dy, tokens, part);
+      if (i > 0) add(kernels, dx, part, dx);
+    }
+  }
+
+  /**
+   * The time group of every token of items that have equally many, undefined without time groups.
+   *
+   * @throws {TypeError} when there is not a time for each item
+   */
+  groupsOf(times: ArrayLike<number> | undefined, items: number, tokens: number): Int32Array | undefined {
+    if (this.#timeGroups === undefined) return undefined;
+    if (times === undefined || times.length !== items) {
+      throw new TypeError(
+        `Cannot compute gradients: every one of ${items} items must have a time, got ${times?.length}`,
+      );
+    }
+    const groups = new Int32Array(items * tokens);
+    for (let item = 0; item < items; item++) {
+      groups.fill(this.#timeGroups.groupOf(times[item]!), item * tokens, (item + 1) * tokens);
+    }
+    return groups;
   }
 }
 
 function parameter(name: string, values: Floats, units: Floats): ParameterArray {
   return { name, values, gradients: new Float32Array(values.length), units };
-}
-
-/** The time group of every token of items that have equally many. @throws {TypeError} when there is not a time for each item */
-export function groupsOfTokens(
-  timeGroups: TimeGroups | undefined,
-  times: ArrayLike<number> | undefined,
-  items: number,
-  tokens: number,
-): Int32Array | undefined {
-  if (timeGroups === undefined) return undefined;
-  if (times === undefined || times.length !== items) {
-    throw new TypeError(
-      `Cannot compute gradients: every one of ${items} items must have a time, got ${times?.length}`,
-    );
-  }
-  const groups = new Int32Array(items * tokens);
-  for (let item = 0; item < items; item++) {
-    groups.fill(timeGroups.groupOf(times[item]!), item * tokens, (item + 1) * tokens);
-  }
-  return groups;
 }
 
 function addTo(target: Float32Array, values: Float32Array, first: number): void {
@@ -307,17 +334,10 @@ function toHalves(values: Float32Array, bits: Uint16Array<ArrayBuffer>): void {
 }
 
 /** A matrix as float32 values; scratch unless it is stored so. */
-function denseValues(operations: Operations, weights: Matrix, workspace: Workspace): Float32Array {
-  if ("packed" in weights) {
-    return dequantize(operations.kernels, weights, "F32");
-  }
+function denseValues(kernels: Kernels, { weights }: LinearLayer, workspace: Workspace): Float32Array {
+  if ("packed" in weights) return dequantize(kernels, weights, "F32");
   if (weights.data instanceof Float32Array) return weights.data;
   const out = workspace.take("weights", weights.rows * weights.cols);
-  if (weights.dtype === "F16") {
-    out.set(new Float16Array(weights.data.buffer as ArrayBuffer, weights.data.byteOffset, out.length));
-    return out;
-  }
-  const words = new Uint32Array(out.buffer, out.byteOffset, out.length);
-  for (let i = 0; i < words.length; i++) words[i] = weights.data[i]! << 16;
+  widen(weights, 0, out);
   return out;
 }

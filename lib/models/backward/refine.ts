@@ -9,10 +9,9 @@ import type { OneLevelTensor } from "../../quant/mod.ts";
 import type { LayerParameters } from "../../time/mod.ts";
 import type { DitModel } from "../dit/model.ts";
 import type { MaskedTransformer } from "../masked/transformer.ts";
-import type { LinearLayer } from "../layers/tensors.ts";
 import { DitGradients } from "./dit.ts";
-import type { RefinableLinear } from "./linear.ts";
-import { type GradientOptions, MaskedTransformerGradients } from "./masked_transformer.ts";
+import type { GradientOptions, RefinableLinear } from "./linear.ts";
+import { MaskedTransformerGradients } from "./masked_transformer.ts";
 
 /** Bytes of full-precision logits that are kept for batches seen again. */
 const TEACHER_CACHE_BYTES = 2 ** 28;
@@ -321,7 +320,7 @@ export function applyRefinement(
   model: MaskedTransformer | DitModel,
   refined: readonly RefinedLayer[],
 ): void {
-  const layers = new Map(linearLayers(model).map((layer) => [layer.name, layer]));
+  const layers = new Map(model.linearLayers.map((layer) => [layer.name, layer]));
   for (const { name, weights, bias } of refined) {
     const layer = layers.get(name);
     if (
@@ -336,14 +335,6 @@ export function applyRefinement(
     if (weights.zeroPoint !== undefined) layer.weights.zeroPoint!.set(weights.zeroPoint);
     if (bias !== undefined) layer.bias!.set(bias);
   }
-}
-
-/** Every linear layer of a loaded model. */
-function linearLayers(model: MaskedTransformer | DitModel): LinearLayer[] {
-  const { blocks, ...rest } = model.parts;
-  const isLayer = (part: unknown): part is LinearLayer =>
-    typeof part === "object" && part !== null && "weights" in part && "bias" in part;
-  return [...blocks.flatMap((block) => Object.values(block)), ...Object.values(rest)].filter(isLayer);
 }
 
 /**

@@ -1,6 +1,6 @@
 /**
- * Drawing images with a DiT: the loop over timesteps, guidance, and noise that does not depend on the batch. What a model's time parameters say of
- * its predictions is taken out of them before each step.
+ * Drawing images with a DiT: the loop over timesteps, guidance, and noise that does not depend on the batch. The errors of
+ * predictions that a model's time parameters foresee are taken out before each step.
  */
 import { correctPredictions, type SamplerCorrection } from "../../thermo/sampler_correction.ts";
 import type { DitModel } from "./model.ts";
@@ -8,7 +8,7 @@ import { imageNoise, RandomStream } from "../random.ts";
 import type { SamplerName, Scheduler, TimestepSpacing } from "./schedulers.ts";
 
 export interface ImageOptions {
-  /** Default: what the schedule names. */
+  /** Default: the schedule's. */
   readonly sampler?: SamplerName | undefined;
   /** Default 50. */
   readonly steps?: number | undefined;
@@ -42,7 +42,8 @@ export interface ImageStep {
 const STEP_STREAMS = 2 ** 24;
 
 /**
- * Draws one image a label, a step a turn: first the noise, then what each step left; the last turn has the finished images.
+ * Draws one image a label, a step a turn: first the noise, then the result of each step; the last turn has the finished
+ * images.
  *
  * **Shapes** `labels: [batch]` → `f32[batch, channels, size, size]`, nominally in [−1, 1]
  *
@@ -124,7 +125,7 @@ export function generateImages(
   }
 }
 
-/** What quantizing does to a model's predictions at a timestep, where its time parameters say so. */
+/** The effect of quantization on a model's predictions at a timestep, where its time parameters have it. */
 function correctionAt({ timeParameters }: DitModel, timestep: number): SamplerCorrection | undefined {
   if (timeParameters?.sampler === undefined) return undefined;
   const { gain, bias, noiseVariance } = timeParameters.sampler,

@@ -1,6 +1,6 @@
 /**
- * Noise schedules and the steps of DDPM and DDIM from diffusers' scheduler_config.json. A step goes from one timestep of a list to the next
- * one, and from the last to no noise.
+ * Noise schedules and the steps of DDPM and DDIM from diffusers' scheduler_config.json. A step goes from one timestep of a
+ * list to the next one, and from the last to no noise.
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -9,7 +9,7 @@ import { readJsonFile } from "../../tensor/mod.ts";
 import { correctedDeviation, type SamplerCorrection } from "../../thermo/sampler_correction.ts";
 import { ConfigFields } from "../layers/model_config.ts";
 
-/** What the model predicts: the noise ε, `v = √ᾱ ε − √(1 − ᾱ) x0`, or the image x0. */
+/** The quantity that the model predicts: the noise ε, `v = √ᾱ ε − √(1 − ᾱ) x0`, or the image x0. */
 export type PredictionType = "epsilon" | "v_prediction" | "sample";
 export type BetaSchedule = "linear" | "scaled_linear" | "squaredcos_cap_v2";
 /** How timesteps are picked from the training's. */
@@ -42,12 +42,12 @@ export interface SchedulerConfig {
   readonly varianceType: VarianceType;
 }
 
-/** diffusers' classes, by what takes their place here: the noise of training is the same for all of them. */
+/** The sampler for each of diffusers' classes: the noise of training is the same for all of them. */
 const SAMPLERS: Readonly<Record<string, SamplerName>> = { DDIMScheduler: "ddim", DDPMScheduler: "ddpm" };
 
 /**
- * A schedule out of the fields of scheduler_config.json. Where `timestep_spacing` is missing, it is `leading` in a file that diffusers wrote, which
- * has its version in it and leaves out defaults, and else `linspace`.
+ * A schedule out of the fields of scheduler_config.json. Where `timestep_spacing` is missing, it is `leading` in a file
+ * written by diffusers, which has its version in it and leaves out defaults, and else `linspace`.
  *
  * @throws {CheckpointError} naming the key that is wrong or not supported
  */
@@ -94,7 +94,7 @@ export function schedulerConfig(fields: ConfigFields): SchedulerConfig {
 /**
  * The schedule of a checkpoint: scheduler_config.json in its folder, or a pipeline's `scheduler` folder beside it.
  *
- * @throws {CheckpointError} when there is none, or it holds what is not supported
+ * @throws {CheckpointError} when there is none, or it has an entry that is not supported
  */
 export function loadScheduler(folder: string): Scheduler {
   const places = [folder, join(folder, "..", "scheduler"), join(folder, "scheduler")];
@@ -121,12 +121,6 @@ function betasOf(config: SchedulerConfig): Float64Array {
     const alphaBar = (t: number) => Math.cos((t + 0.008) / 1.008 * Math.PI / 2) ** 2;
     return Math.min(1 - alphaBar((i + 1) / count) / alphaBar(i / count), 0.999);
   });
-}
-
-/** What one step of a sampler multiplies, for images at one timestep. */
-export interface StepOptions {
-  /** DDIM's share of fresh noise, 0 (none) to 1 (as much as DDPM). Default 0. */
-  readonly eta?: number | undefined;
 }
 
 /** A noise schedule and its steps; sums in float64. */
@@ -176,16 +170,19 @@ export class Scheduler {
   }
 
   /**
-   * One step of DDIM (https://arxiv.org/abs/2010.02502) from `timestep` to `next`, undefined behind the last: `samples` is overwritten.
+   * One step of DDIM (https://arxiv.org/abs/2010.02502) from `timestep` to `next`, undefined behind the last: `samples` is
+   * overwritten.
    *
    * **Shapes** `samples` and `predictions: f32[n]`; `noise: f32[n]`, needed when eta is above 0
+   *
+   * @param options `eta`, the share of fresh noise: 0, the default, for none to 1 for as much as DDPM
    */
   stepDdim(
     samples: Float32Array,
     predictions: Float32Array,
     timestep: number,
     next: number | undefined,
-    { eta = 0 }: StepOptions = {},
+    { eta = 0 }: { readonly eta?: number | undefined } = {},
     noise?: Float32Array,
   ): void {
     const from = this.alphaBar(timestep), to = this.alphaBar(next);
@@ -204,11 +201,14 @@ export class Scheduler {
   }
 
   /**
-   * One step of DDPM (https://arxiv.org/abs/2006.11239) from `timestep` to `next`, undefined behind the last: `samples` is overwritten.
+   * One step of DDPM (https://arxiv.org/abs/2006.11239) from `timestep` to `next`, undefined behind the last: `samples` is
+   * overwritten.
    *
-   * **Shapes** `samples`, `predictions` and `noise: f32[n]`; `variances: f32[n]`, what a model with a learned variance put out for it
+   * **Shapes** `samples`, `predictions` and `noise: f32[n]`; `variances: f32[n]`, the variance channels of a model that
+   * learned them
    *
-   * @param correction of predictions of ε whose gain and bias are out already: their noise's variance is taken out of a fixed variance of the step
+   * @param correction of predictions of ε whose gain and bias are out already: their noise's variance is taken out of a
+   * fixed variance of the step
    */
   stepDdpm(
     samples: Float32Array,

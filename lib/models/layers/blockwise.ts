@@ -1,15 +1,16 @@
 /**
- * A model run a block at a time, with other weights where that is wanted and an eye on what its linear layers read: what
- * calibration and solving need of a model, whatever its family.
+ * A model of any family run a block at a time, with other weights where wanted and an observer of its linear layers'
+ * inputs: for calibration and solving.
  */
+import { WeightsError } from "../../errors.ts";
 import type { TimeParameters } from "../../time/mod.ts";
-import type { Matrix } from "./kernels.ts";
+import type { Matrix } from "./linear.ts";
 import { shown } from "./model_config.ts";
 import type { LinearLayer } from "./tensors.ts";
 
 /**
- * Sees the input of every linear layer: `x: f32[rows, cols]`, valid only during the call. `residual` is what the layer's output is
- * then added to as it is, where that is what happens: `f32[rows, layer rows]`.
+ * Sees the input of every linear layer: `x: f32[rows, cols]`, valid only during the call. `residual: f32[rows, layer rows]`
+ * is given where the layer's output is then added to it as it is.
  */
 export type LayerObserver = (
   layer: LinearLayer,
@@ -18,7 +19,7 @@ export type LayerObserver = (
   residual?: Float32Array,
 ) => void;
 
-/** What can be done to the linear layers of a run. */
+/** Changes to the linear layers of a run. */
 export interface LayerOptions {
   /** For calibration. */
   readonly observe?: LayerObserver | undefined;
@@ -36,11 +37,11 @@ export interface Stage {
 export interface Blockwise<Batch> {
   /** Every linear layer of a forward pass, in the order in which they run. */
   readonly stages: readonly Stage[];
-  /** What the first block reads: memory of its own. */
+  /** The first block's input, in new memory. */
   start(batch: Batch): Float32Array<ArrayBuffer>;
   /** Runs a block on hidden states, in place. */
   runBlock(block: number, batch: Batch, hidden: Float32Array<ArrayBuffer>, options: LayerOptions): void;
-  /** What the model makes of the last block's hidden states: logits or a prediction. Scratch: the next call overwrites it. */
+  /** Logits or prediction from the last block's hidden states. Scratch: the next call overwrites it. */
   finish(batch: Batch, hidden: Float32Array, options: LayerOptions): Float32Array;
 }
 
@@ -70,4 +71,20 @@ export function checkPlain(
       shown(path)
     }: with other weights or block by block it must have no time parameters, got some`,
   );
+}
+
+/**
+ * An inspector of a pass.
+ *
+ * @throws {WeightsError} from the inspector, at the first value that is not finite
+ */
+export function firstFault(path: string): (place: string, values: Float32Array) => void {
+  return (place, values) => {
+    const bad = values.findIndex((value) => !Number.isFinite(value));
+    if (bad < 0) return;
+    throw new WeightsError(
+      `Cannot run ${shown(path)}: every value must be finite, got ${values[bad]} from ${shown(place)}`,
+      { path, tensor: place },
+    );
+  };
 }

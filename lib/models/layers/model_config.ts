@@ -23,7 +23,7 @@ export class ConfigFields {
     readonly fields: Readonly<Record<string, unknown>>,
   ) {}
 
-  /** Those of a checkpoint's config.json. @throws {CheckpointError} when there is none */
+  /** The fields of a checkpoint's config.json. @throws {CheckpointError} when there is none */
   static of(checkpoint: Checkpoint): ConfigFields {
     const path = join(checkpoint.folder, "config.json");
     if (checkpoint.config === undefined) {

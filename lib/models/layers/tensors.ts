@@ -1,6 +1,6 @@
 /**
- * A model's tensors out of a checkpoint, full precision or packed: which must be there is checked against what the
- * checkpoint has before a weight is read; then each is read once and kept as it is stored.
+ * A model's tensors out of a checkpoint, full precision or packed: the checkpoint is compared with the model's list before
+ * a weight is read; then each tensor is read once and kept as it is stored.
  */
 import { CheckpointError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
@@ -9,7 +9,7 @@ import { convertFloats, dequantize, type PackedTensor } from "../../quant/mod.ts
 import { type PackedLayer, packedLayers, readPackedTensor } from "../../quant/packed/checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../../tensor/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
-import type { DenseMatrix, Matrix, WeightDtype } from "./kernels.ts";
+import type { DenseMatrix, Linear, Matrix, WeightDtype } from "./linear.ts";
 import { shown } from "./model_config.ts";
 import type { Workspace } from "./workspace.ts";
 
@@ -23,15 +23,15 @@ const CONVERTED_ELEMENTS = 2 ** 20;
 
 /** How a model is loaded. */
 export interface LoadOptions {
-  /** What the runtime selects by time; default none. Not read from the sidecar by itself. */
+  /** Parameters that the runtime selects by time; default none. Not read from the sidecar by itself. */
   readonly timeParameters?: TimeParameters | undefined;
-  /** Packed weights that take the place of plain ones, by name: a model as it will be, before it is written. Not copied. */
+  /** Packed weights in place of plain ones, by name: a model as it will be, before it is written. Not copied. */
   readonly weights?: ReadonlyMap<string, PackedTensor> | undefined;
-  /** Biases that take the place of others, by name, as in `model.layers.0.self_attn.q_proj.bias`. */
+  /** Biases in place of others, by name, as in `model.layers.0.self_attn.q_proj.bias`. */
   readonly biases?: ReadonlyMap<string, Float32Array> | undefined;
   /**
-   * Scratch shared with other models that take turns with this one: each of their runs overwrites what the last one, of whichever model, returned.
-   * Default: the model's own.
+   * Scratch shared with models that take turns with this one: each run overwrites the result of the last one, of whichever
+   * model. Default: not shared.
    */
   readonly workspace?: Workspace | undefined;
 }
@@ -51,24 +51,30 @@ export interface EmbeddingTable {
   readonly weights: Matrix;
 }
 
-/** A linear layer: `y = W x + bias`. */
-export interface LinearLayer extends EmbeddingTable {
+/** A linear layer with the name of its weight in the checkpoint. */
+export interface LinearLayer extends EmbeddingTable, Linear {
   readonly bias: Float32Array<ArrayBuffer> | undefined;
 }
 
-/** What a model's configuration says that its checkpoint holds. */
+/** The tensors that a checkpoint holds, by its model's configuration. */
 export interface TensorList {
   /** A tensor may be in it once. */
   readonly wanted: readonly WantedTensor[];
-  /** Patterns of entries that may be there and mean nothing, as buffers of old checkpoints. */
+  /** Patterns of entries that may be there without effect, as buffers of old checkpoints. */
   readonly ignored: readonly RegExp[];
+}
+
+/** The tensors of a linear layer; `name` is without `.weight` and `.bias`. */
+export function wantedLinear(name: string, rows: number, cols: number, bias: boolean): WantedTensor[] {
+  const weight: WantedTensor = { name: `${name}.weight`, shape: [rows, cols] };
+  return bias ? [weight, { name: `${name}.bias`, shape: [rows] }] : [weight];
 }
 
 /**
  * Checks that the checkpoint has every wanted tensor with the wanted shape and nothing else; reads no weight.
  *
  * @returns the quantized tensors by name
- * @throws {CheckpointError} listing what is missing, what is there in excess and what has another shape
+ * @throws {CheckpointError} listing the tensors that are missing, in excess, or of another shape
  * @throws {FormatError} when quantized entries do not fit each other
  */
 export function checkTensorList(
@@ -148,7 +154,7 @@ export class ModelTensors {
   /**
    * Reads no weight.
    *
-   * @param replaced what takes the place of the checkpoint's own: {@linkcode LoadOptions}
+   * @param replaced weights and biases in place of the checkpoint's: {@linkcode LoadOptions}
    * @throws as {@linkcode checkTensorList}
    * @throws {TypeError} when a weight that takes another's place is of another shape, or of none of the model's
    */
@@ -162,22 +168,19 @@ export class ModelTensors {
     this.#kernels = kernels;
     this.#packed = checkTensorList(checkpoint, list);
     this.#replaced = replaced;
-    for (const [name, { length }] of replaced.biases ?? []) {
-      const shape = shapeOf(checkpoint, this.#packed, name);
-      if (shape?.length === 1 && shape[0] === length) continue;
+    const given: (readonly [name: string, kind: string, shape: readonly number[]])[] = [
+      ...[...replaced.biases ?? []].map(([name, { length }]) => [name, "values", [length]] as const),
+      ...[...replaced.weights ?? []].map(([name, { rows, cols }]) =>
+        [name, "weights", [rows, cols]] as const
+      ),
+    ];
+    for (const [name, kind, shape] of given) {
+      const wanted = shapeOf(checkpoint, this.#packed, name)?.join(", ");
+      if (wanted === shape.join(", ")) continue;
       throw new TypeError(
-        `Cannot load ${shown(checkpoint.path)}: the values in place of ${shown(name)} must be [${
-          shape?.join(", ") ?? "none: there is no such tensor"
-        }], got [${length}]`,
-      );
-    }
-    for (const [name, { rows, cols }] of replaced.weights ?? []) {
-      const shape = shapeOf(checkpoint, this.#packed, name);
-      if (shape?.length === 2 && shape[0] === rows && shape[1] === cols) continue;
-      throw new TypeError(
-        `Cannot load ${shown(checkpoint.path)}: the weights in place of ${shown(name)} must be [${
-          shape?.join(", ") ?? "none: there is no such tensor"
-        }], got [${rows}, ${cols}]`,
+        `Cannot load ${shown(checkpoint.path)}: the ${kind} in place of ${shown(name)} must be [${
+          wanted ?? "none: there is no such tensor"
+        }], got [${shape.join(", ")}]`,
       );
     }
   }
@@ -187,10 +190,12 @@ export class ModelTensors {
     return this.#bytes;
   }
 
-  /** A matrix with its bias. A convolution whose stride is its kernel counts as one: `[rows, …]` is flattened. */
-  linear(name: string, biasName?: string): LinearLayer {
-    const table = this.table(name);
-    return { ...table, bias: biasName === undefined ? undefined : this.vector(biasName) };
+  /**
+   * A matrix with its bias; `name` is without `.weight` and `.bias`. A convolution whose stride is its kernel counts as
+   * one: `[rows, …]` is flattened.
+   */
+  linear(name: string, hasBias: boolean): LinearLayer {
+    return { ...this.table(`${name}.weight`), bias: hasBias ? this.vector(`${name}.bias`) : undefined };
   }
 
   /** A matrix whose rows are looked up. */
@@ -275,7 +280,8 @@ export function lookUpRows(
 const WORD = new Uint32Array(1);
 const WORD_AS_FLOAT = new Float32Array(WORD.buffer);
 
-function widen({ dtype, data }: DenseMatrix, start: number, target: Float32Array): void {
+/** Copies values of a matrix from element `start` on into `target`, as float32. */
+export function widen({ dtype, data }: DenseMatrix, start: number, target: Float32Array): void {
   if (dtype === "F32") target.set(data.subarray(start, start + target.length));
   else if (dtype === "BF16") {
     for (let i = 0; i < target.length; i++) {

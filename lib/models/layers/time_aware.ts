@@ -1,9 +1,10 @@
 /**
- * Linear layers whose activations, outputs or weight scales depend on time: θ is bound to a model's layers when it is loaded, and selected for
- * each item of a batch at every forward pass, without allocation and without a branch per weight.
+ * Linear layers whose activations, outputs or weight scales depend on time: θ is bound to a model's layers when it is
+ * loaded, and selected for each item of a batch at every forward pass, without allocation and without a branch per weight.
  *
- * Rounded activations go through the integer kernels where the layer is packed with one level of scales; elsewhere they are rounded in float32
- * (`fakeQuantize`): to the same values on static grids; on grids of each token's own to about the same, whose integer kernel finds them otherwise.
+ * Quantized activations go through the integer kernels where the layer is packed with one level of scales; elsewhere they
+ * are rounded in float32 (`fakeQuantize`): to the same values with static parameters, to about the same per token, where
+ * the integer kernel computes the parameters in another way.
  */
 import { KernelError, WeightsError } from "../../errors.ts";
 import {
@@ -14,8 +15,10 @@ import {
   type TimeParameters,
 } from "../../time/mod.ts";
 import { groupCount, type OneLevelTensor } from "../../quant/mod.ts";
-import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "./kernels.ts";
-import type { Operations } from "./operations.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { modulate } from "./elementwise.ts";
+import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "./int8.ts";
+import { linear } from "./linear.ts";
 import type { LinearLayer } from "./tensors.ts";
 import type { Workspace } from "./workspace.ts";
 
@@ -37,16 +40,16 @@ interface Prepared {
   readonly scratch: string;
   readonly gainLessOne: Floats | undefined;
   readonly correction: Floats | undefined;
-  /** The layer's own bias, where the output is corrected. */
+  /** The layer's bias, where the output is corrected. */
   readonly bias: Floats | undefined;
-  /** Scratch for both together, the layer's at all times. */
+  /** Scratch for the sum of both, shared by the layer's times. */
   readonly shift: Floats;
 }
 
 /** θ bound to a model's linear layers. */
 export class TimeAwareLayers {
   readonly #prepared: ReadonlyMap<LinearLayer, readonly Prepared[]>;
-  readonly #operations: Operations;
+  readonly #kernels: Kernels;
   readonly #workspace: Workspace;
   /** Bin of each item of the current batch. */
   #bins = new Int32Array(16);
@@ -59,17 +62,17 @@ export class TimeAwareLayers {
   #isUniform = true;
 
   /**
-   * @throws {TypeError} when θ has a layer that the model has not, or one of another size
+   * @throws {TypeError} when θ has a layer that the model lacks, or one of another size
    */
   constructor(
     readonly parameters: TimeParameters,
-    operations: Operations,
+    kernels: Kernels,
     layers: Iterable<LinearLayer>,
     path: string,
     workspace: Workspace,
   ) {
     this.#workspace = workspace;
-    this.#operations = operations;
+    this.#kernels = kernels;
     this.#path = path;
     const byName = new Map([...layers].map((layer) => [layer.name, layer]));
     const prepared = new Map<LinearLayer, readonly Prepared[]>();
@@ -123,7 +126,8 @@ export class TimeAwareLayers {
   }
 
   /**
-   * A linear layer at the selected times; rows of `x` belong to the items in equal parts, or row i to item `⌊rows[i] / rowsOfItem⌋`.
+   * A linear layer at the selected times; rows of `x` belong to the items in equal parts, or row i to item
+   * `⌊rows[i] / rowsOfItem⌋`.
    *
    * **Shapes** `x: f32[count, cols]` → `out: f32[count, layer's rows]`
    */
@@ -136,7 +140,7 @@ export class TimeAwareLayers {
     rowsOfItem: number = count / this.#items,
   ): void {
     const prepared = this.#prepared.get(layer);
-    if (prepared === undefined) return this.#operations.linear(layer, x, count, out);
+    if (prepared === undefined) return void linear(this.#kernels, layer, x, count, out);
     if (this.#isUniform) return this.#run(prepared[this.#bins[0]!]!, x, count, out);
     const { rows: outputs, cols } = layer.weights;
     const binOf = (row: number) =>
@@ -162,25 +166,25 @@ export class TimeAwareLayers {
     out: Floats,
   ): void {
     const { layer, gainLessOne, correction, bias, shift } = prepared;
-    const operations = this.#operations;
-    if (prepared.grid === undefined && !prepared.isPerToken) operations.linear(layer, x, count, out);
-    else if (prepared.integer === undefined) operations.linear(layer, this.#rounded(prepared, x), count, out);
+    const kernels = this.#kernels;
+    if (prepared.grid === undefined && !prepared.isPerToken) linear(kernels, layer, x, count, out);
+    else if (prepared.integer === undefined) linear(kernels, layer, this.#rounded(prepared, x), count, out);
     else this.#linearInteger(prepared, prepared.integer, x, count, out);
     if (gainLessOne !== undefined) {
       const cols = layer.weights.rows;
       for (let i = 0; i < cols; i++) shift[i] = correction![i]! + (bias === undefined ? 0 : bias[i]!);
-      operations.modulate(out, gainLessOne, shift, { batch: 1, tokens: count, cols }, out);
+      modulate(kernels, out, { scale: gainLessOne, shift }, { batch: 1, tokens: count, cols }, out);
     }
   }
 
-  /** Activations on their grid, in float32. */
+  /** Quantized activations, in float32. */
   #rounded({ layer: { weights: { cols } }, grid, bits, scratch }: Prepared, x: Float32Array): Floats {
     const out = this.#workspace.take(scratch, x.length);
     if (grid !== undefined) return fakeQuantize(x, grid, bits, out) as Floats;
     return fakeQuantizePerToken(x, cols, bits, out);
   }
 
-  /** @throws {WeightsError} when what the layer reads is not finite */
+  /** @throws {WeightsError} when the layer's input is not finite */
   #linearInteger(
     { layer, grid, bits }: Prepared,
     weights: OneLevelTensor,
@@ -188,10 +192,9 @@ export class TimeAwareLayers {
     count: number,
     out: Floats,
   ): void {
-    const { kernels } = this.#operations;
     const codes = this.#codes(count, weights.cols, bits);
     try {
-      quantizeActivations(kernels, x, count, weights.cols, { bits, grid, out: codes });
+      quantizeActivations(this.#kernels, x, count, weights.cols, { bits, grid, out: codes });
     } catch (error) {
       if (!(error instanceof KernelError && error.status === NOT_FINITE)) throw error;
       throw new WeightsError(
@@ -201,7 +204,7 @@ export class TimeAwareLayers {
         { path: this.#path, tensor: layer.name },
       );
     }
-    linearPackedInt8(kernels, codes, weights, layer.bias, { out });
+    linearPackedInt8(this.#kernels, { weights, bias: layer.bias }, codes, out);
   }
 
   /** Scratch for codes, the same object while sizes stay. */

@@ -5,7 +5,7 @@ export class Workspace {
   readonly #buffers = new Map<string, Float32Array<ArrayBuffer>>();
   readonly #views = new Map<string, Float32Array<ArrayBuffer>>();
 
-  /** A buffer of this length; its content is what the last user of the name left, or anything. */
+  /** A buffer of this length, with whatever content the last user of the name left. */
   take(name: string, length: number): Float32Array<ArrayBuffer> {
     const view = this.#views.get(name);
     if (view?.length === length) return view;

@@ -2,28 +2,23 @@
  * Dream: a masked diffusion language model (https://github.com/DreamLM/Dream) with the tensor names of Dream 7B, and its way
  * to generate. Its logits are shifted: those at position i − 1 predict the token at position i, position 0 keeps its own.
  */
-import { CheckpointError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { type Checkpoint, openCheckpoint } from "../../tensor/mod.ts";
+import { type Family, loadAs } from "../family.ts";
+import { type ConfigFields, MAX_BLOCKS } from "../layers/model_config.ts";
+import type { LoadOptions } from "../layers/tensors.ts";
+import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
 import {
   checkChoice,
   checkCount,
   checkNotNegative,
   checkTokens,
+  fillMasks,
   type Generation,
   type GenerationStep,
+  maskedPlaces,
   runGeneration,
   type TraceOptions,
 } from "./generation.ts";
-import {
-  MaskedTransformer,
-  type MaskedTransformerConfig,
-  type TransformerNames,
-  wantedTensors,
-} from "./transformer.ts";
-import { ConfigFields, MAX_BLOCKS, shown } from "../layers/model_config.ts";
-import { RandomStream } from "../random.ts";
-import { type LoadOptions, ModelTensors, type TensorList } from "../layers/tensors.ts";
 import {
   checkSamplingOptions,
   type Confidence,
@@ -31,34 +26,33 @@ import {
   TokenSampler,
   type TokenSamplingOptions,
 } from "./token_sampling.ts";
+import { MaskedTransformer } from "./transformer.ts";
+import { type TransformerNames, wantedTensors } from "./weights.ts";
 
 const NAMES: TransformerNames = {
   embedding: "model.embed_tokens",
   finalNorm: "model.norm",
   head: "lm_head",
+  blocks: "model.layers",
+  block: {
+    attentionNorm: "input_layernorm",
+    query: "self_attn.q_proj",
+    key: "self_attn.k_proj",
+    value: "self_attn.v_proj",
+    attentionOutput: "self_attn.o_proj",
+    feedForwardNorm: "post_attention_layernorm",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    down: "mlp.down_proj",
+  },
   queryKeyValueBias: true,
   otherBias: false,
-  block: (index) => {
-    const prefix = `model.layers.${index}`;
-    return {
-      attentionNorm: `${prefix}.input_layernorm`,
-      query: `${prefix}.self_attn.q_proj`,
-      key: `${prefix}.self_attn.k_proj`,
-      value: `${prefix}.self_attn.v_proj`,
-      attentionOutput: `${prefix}.self_attn.o_proj`,
-      feedForwardNorm: `${prefix}.post_attention_layernorm`,
-      gate: `${prefix}.mlp.gate_proj`,
-      up: `${prefix}.mlp.up_proj`,
-      down: `${prefix}.mlp.down_proj`,
-    };
-  },
 };
 
 /** Buffers that old versions of transformers stored; they follow from the configuration. */
 const IGNORED = [/\.rotary_emb\.inv_freq$/];
 
-/** Dream's sizes out of config.json. @throws {CheckpointError} naming the key that is missing, wrong or not supported */
-export function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
+function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
   fields.choice("hidden_act", ["silu"], "silu");
   fields.refuse("rope_scaling");
   fields.refuse("use_sliding_window", false);
@@ -102,38 +96,20 @@ export function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
   };
 }
 
-/** A Dream model out of an open checkpoint, full precision or packed. @throws as {@linkcode loadDream} */
-export function dreamFrom(
-  checkpoint: Checkpoint,
-  kernels: Kernels,
-  options: LoadOptions = {},
-): MaskedTransformer {
-  if (checkpoint.kind !== "dream") {
-    throw new CheckpointError(
-      `Cannot load ${shown(checkpoint.path)}: model_type must be "Dream", got ${
-        shown(checkpoint.config?.["model_type"])
-      }`,
-      { path: checkpoint.path },
-    );
-  }
-  const config = dreamConfig(ConfigFields.of(checkpoint));
-  const tensors = new ModelTensors(checkpoint, kernels, dreamTensors(config), options);
-  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, NAMES, options);
-}
-
-/** What a Dream model of these sizes has. */
-export function dreamTensors(config: MaskedTransformerConfig): TensorList {
-  return {
+export const DREAM: Family<"dream", MaskedTransformerConfig, MaskedTransformer> = {
+  kind: "dream",
+  named: { key: "model_type", value: "Dream" },
+  config: dreamConfig,
+  tensors: (config) => ({
     wanted: wantedTensors(config, NAMES),
     ignored: [...IGNORED, ...(config.tiesHead ? [/^lm_head\.weight$/] : [])],
-  };
-}
+  }),
+  model: (source, options) => new MaskedTransformer(source, NAMES, options),
+  forwardCost: maskedForwardCost,
+};
 
 /**
- * Loads a Dream model, full precision or packed. Weights stay as they are stored.
- *
- * @throws {CheckpointError} when config.json or the tensors are not a Dream model's: everything missing or in excess is listed
- * @throws {FormatError} when a file is not what its format promises
+ * Loads a Dream model. @throws as {@linkcode loadAs}
  *
  * @example
  * ```ts
@@ -145,8 +121,7 @@ export function dreamTensors(config: MaskedTransformerConfig): TensorList {
  * ```
  */
 export function loadDream(path: string, kernels: Kernels, options: LoadOptions = {}): MaskedTransformer {
-  using checkpoint = openCheckpoint(path);
-  return dreamFrom(checkpoint, kernels, options);
+  return loadAs(DREAM, path, kernels, options);
 }
 
 /** How positions are chosen: `origin` at random, the others by confidence - probability, lead over the second, entropy. */
@@ -199,10 +174,11 @@ export function maskTimes(steps: number, eps: number): Float32Array<ArrayBuffer>
 }
 
 /**
- * Fills the masks of `canvas` as Dream's `diffusion_generate` does, one step a turn: first what is given, then what each step left.
+ * Fills the masks of `canvas` as Dream's `diffusion_generate` does, one step a turn: first the canvas, then the result of
+ * each step.
  *
- * **Shapes** `canvas: i32[batch, tokens]`, with `<mask>` where a token is wanted; not changed. Each sequence is on its own: how many
- * tokens a step writes, and what it draws, do not depend on the batch (a product's last bits may).
+ * **Shapes** `canvas: i32[batch, tokens]`, with `<mask>` where a token is wanted; not changed. The number of tokens that
+ * a step writes into a sequence, and its draws, do not depend on the batch (a product's last bits may).
  *
  * @throws {RangeError | TypeError} when an option or the canvas is not allowed, before any work
  * @throws {WeightsError} as {@linkcode MaskedTransformer.forward}
@@ -214,30 +190,16 @@ export function* dreamSteps(
   options: DreamGenerationOptions = {},
 ): Generator<GenerationStep, Int32Array> {
   const { maskToken, vocabularySize } = model.config;
-  const {
-    algorithm = "origin",
-    eps = 1e-3,
-    algorithmTemperature = 0,
-    minimumPerStep = 1,
-    seed = 0,
-    firstStream = 0,
-    attentionMask,
-  } = options;
-  const sampling: TokenSamplingOptions = {
-    ...options,
-    excludedTokens: options.excludedTokens ?? [maskToken],
-  };
+  const { algorithm = "origin", eps = 1e-3, algorithmTemperature = 0, minimumPerStep = 1, attentionMask } =
+    options;
+  const sampling = { ...options, excludedTokens: options.excludedTokens ?? [maskToken] };
   checkChoice("algorithm", algorithm, DREAM_ALGORITHMS);
   const tokens = checkTokens(model, "canvas", canvas, batch);
-  const x = canvas.slice();
-  const masksOf = (b: number) => {
-    const places: number[] = [];
-    for (let i = b * tokens; i < (b + 1) * tokens; i++) if (x[i] === maskToken) places.push(i);
-    return places;
-  };
-  let masked = Array.from({ length: batch }, (_, b) => masksOf(b));
-  const most = Math.max(1, ...masked.map((places) => places.length));
-  const { steps = most } = options;
+  const masks = Array.from(
+    { length: batch },
+    (_, b) => maskedPlaces(canvas, maskToken, b * tokens, (b + 1) * tokens).length,
+  );
+  const { steps = Math.max(1, ...masks) } = options;
   checkCount("steps", steps, 1);
   checkCount("minimumPerStep", minimumPerStep, 0);
   checkSamplingOptions("generate", sampling, vocabularySize);
@@ -248,49 +210,24 @@ export function* dreamSteps(
       `Cannot generate: attentionMask must have ${canvas.length} entries, got ${attentionMask.length}`,
     );
   }
-  const randoms = Array.from({ length: batch }, (_, b) => new RandomStream(seed, firstStream + b));
+  const x = canvas.slice(), times = maskTimes(steps, eps), isRandom = algorithm === "origin";
   const sampler = new TokenSampler(vocabularySize, sampling, CONFIDENCE[algorithm]);
-  const times = maskTimes(steps, eps);
-  const count = () => masked.reduce((sum, places) => sum + places.length, 0);
-  const state = (step: number): GenerationStep => ({
-    step,
+  const shareOf = (step: number) => Math.fround(1 - Math.fround(times[step + 1]! / times[step]!));
+  const isLast = (step: number) => step === steps - 1;
+  return yield* fillMasks(model, x, batch, {
     steps,
-    time: times[step]!,
-    sequences: x,
-    masks: count(),
-  });
-
-  yield state(0);
-  for (let step = 0; step < steps; step++) {
-    const isLast = step === steps - 1;
-    const share = Math.fround(1 - Math.fround(times[step + 1]! / times[step]!));
-    // The places that this step looks at; `origin` needs logits only for those that it writes.
-    const looked = masked.map((places, b) =>
-      algorithm === "origin" ? places.filter(() => randoms[b]!.uniform() < share || isLast) : places
-    );
-    const rows = Int32Array.from(looked.flat(), (place) => model.logitRow(place, tokens));
-    if (rows.length > 0) {
-      const logits = model.forward(x, batch, { rows, attentionMask, t: times[step]! });
-      let row = 0;
-      for (const [b, places] of looked.entries()) {
-        const random = randoms[b]!;
-        const proposals = places.map(() => {
-          const begin = row++ * vocabularySize;
-          return sampler.propose(logits.subarray(begin, begin + vocabularySize), random);
-        });
-        let chosen = proposals.map((_, i) => i);
-        if (algorithm !== "origin" && !isLast) {
-          const wanted = Math.max(minimumPerStep, Math.floor(Math.fround(places.length * share)));
-          const confidences = proposals.map(({ confidence }) => confidence);
-          chosen = selectMostConfident(confidences, wanted, algorithmTemperature, random);
-        }
-        for (const i of chosen) x[places[i]!] = proposals[i]!.token;
-      }
-      masked = masked.map((places) => places.filter((place) => x[place] === maskToken));
-    }
-    yield state(step + 1);
-  }
-  return x;
+    timeOf: (step) => times[step]!,
+    // `origin` needs logits only for the places that it writes.
+    look: (step, places, random) =>
+      isRandom ? places.filter(() => random.uniform() < shareOf(step) || isLast(step)) : places,
+    logits: (step, rows) => model.forward(x, batch, { rows, attentionMask, t: times[step]! }),
+    propose: (logits, random) => sampler.propose(logits, random),
+    choose(step, confidences, random) {
+      if (isRandom || isLast(step)) return [...confidences.keys()];
+      const wanted = Math.max(minimumPerStep, Math.floor(Math.fround(confidences.length * shareOf(step))));
+      return selectMostConfident(confidences, wanted, algorithmTemperature, random);
+    },
+  }, options);
 }
 
 /**

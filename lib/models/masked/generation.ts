@@ -1,11 +1,13 @@
 /**
- * What the generations of Dream and LLaDA share: the steps that they hand out, running them to the end, and the checks of
- * their options, all before any work.
+ * Filling masks step by step, as Dream and LLaDA both do: the loop over steps, the steps that it hands out, and the
+ * checks of options, all before any work.
  */
-import type { MaskedTransformer } from "./transformer.ts";
 import { shown } from "../layers/model_config.ts";
+import { RandomStream } from "../random.ts";
+import type { Proposal } from "./token_sampling.ts";
+import type { MaskedTransformer } from "./transformer.ts";
 
-/** What a step of a generation left. */
+/** The state of a generation behind one of its steps. */
 export interface GenerationStep {
   /** Steps done: 0 for the start, then 1 to `steps`. */
   readonly step: number;
@@ -46,6 +48,80 @@ export function runGeneration(
     if (trace) kept.push(value.sequences.slice());
     onStep?.(value);
   }
+}
+
+/** How a family fills masks. Places are flat positions; every sequence has a stream of random numbers to itself. */
+export interface Filling {
+  readonly steps: number;
+  /** Time in front of a step, `steps` for that behind the last. */
+  timeOf(step: number): number;
+  /** Positions `[begin, end)` of each sequence that a step may write; default all. */
+  readonly span?: ((step: number) => readonly [begin: number, end: number]) | undefined;
+  /** The masked places of one sequence for which a step makes proposals. */
+  look(step: number, places: readonly number[], random: RandomStream): readonly number[];
+  /** **Shapes** `rows: i32[n]` flat positions → `f32[n, vocabulary]` */
+  logits(step: number, rows: Int32Array): Float32Array;
+  /** **Shapes** `logits: f32[vocabulary]` */
+  propose(logits: Float32Array, random: RandomStream): Proposal;
+  /** Indices of one sequence's proposals that a step writes. */
+  choose(step: number, confidences: readonly number[], random: RandomStream): readonly number[];
+}
+
+/** Flat positions of the masks in `[begin, end)`. */
+export function maskedPlaces(
+  sequences: Int32Array,
+  maskToken: number,
+  begin = 0,
+  end = sequences.length,
+): number[] {
+  const places: number[] = [];
+  for (let i = begin; i < end; i++) if (sequences[i] === maskToken) places.push(i);
+  return places;
+}
+
+/**
+ * Fills masks in place, one step a turn: first what is given, then the result of each step.
+ *
+ * **Shapes** `x: i32[batch, tokens]`
+ *
+ * @param options seed, and number of the first sequence's stream of random numbers
+ */
+export function* fillMasks(
+  model: MaskedTransformer,
+  x: Int32Array,
+  batch: number,
+  filling: Filling,
+  { seed = 0, firstStream = 0 }: {
+    readonly seed?: number | undefined;
+    readonly firstStream?: number | undefined;
+  },
+): Generator<GenerationStep, Int32Array> {
+  const { maskToken, vocabularySize } = model.config, { steps } = filling, tokens = x.length / batch;
+  const randoms = Array.from({ length: batch }, (_, b) => new RandomStream(seed, firstStream + b));
+  const state = (step: number): GenerationStep => {
+    const masks = maskedPlaces(x, maskToken).length;
+    return { step, steps, time: filling.timeOf(step), sequences: x, masks };
+  };
+  yield state(0);
+  for (let step = 0; step < steps; step++) {
+    const [begin, end] = filling.span?.(step) ?? [0, tokens];
+    const looked = randoms.map((random, b) =>
+      filling.look(step, maskedPlaces(x, maskToken, b * tokens + begin, b * tokens + end), random)
+    );
+    const rows = Int32Array.from(looked.flat(), (place) => model.logitRow(place, tokens));
+    const logits = rows.length === 0 ? undefined : filling.logits(step, rows);
+    let row = 0;
+    for (const [b, places] of logits === undefined ? [] : looked.entries()) {
+      const proposals = places.map(() => {
+        const at = row++ * vocabularySize;
+        return filling.propose(logits!.subarray(at, at + vocabularySize), randoms[b]!);
+      });
+      const confidences = proposals.map(({ confidence }) => confidence);
+      for (const i of filling.choose(step, confidences, randoms[b]!)) x[places[i]!] = proposals[i]!.token;
+    }
+    yield state(step + 1);
+  }
+  return x;
 }
 
 // Checks -------------------------------------------------------------------------------------------------------

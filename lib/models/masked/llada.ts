@@ -2,61 +2,56 @@
  * LLaDA: a masked diffusion language model (https://github.com/ML-GSAI/LLaDA) over the same transformer as Dream, with names and
  * configuration of its own, no shift of the logits, and generation block after block.
  */
-import { CheckpointError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { type Checkpoint, openCheckpoint } from "../../tensor/mod.ts";
+import { type Family, loadAs } from "../family.ts";
+import { type ConfigFields, MAX_BLOCKS } from "../layers/model_config.ts";
+import type { LoadOptions } from "../layers/tensors.ts";
+import type { RandomStream } from "../random.ts";
+import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
 import {
   checkChoice,
   checkCount,
   checkNotNegative,
   checkTokens,
+  fillMasks,
   type Generation,
   type GenerationStep,
   runGeneration,
   type TraceOptions,
 } from "./generation.ts";
 import {
-  MaskedTransformer,
-  type MaskedTransformerConfig,
-  type TransformerNames,
-  wantedTensors,
-} from "./transformer.ts";
-import { ConfigFields, MAX_BLOCKS, shown } from "../layers/model_config.ts";
-import { RandomStream } from "../random.ts";
-import { type LoadOptions, ModelTensors, type TensorList } from "../layers/tensors.ts";
-import {
   checkSamplingOptions,
   indexOfLargest,
   selectMostConfident,
   softmaxInPlace,
 } from "./token_sampling.ts";
+import { MaskedTransformer } from "./transformer.ts";
+import { type TransformerNames, wantedTensors } from "./weights.ts";
 
-function names(queryKeyValueBias: boolean, otherBias: boolean): TransformerNames {
+function namesOf(fields: ConfigFields): TransformerNames {
+  const otherBias = fields.flag("include_bias", false);
   return {
     embedding: "model.transformer.wte",
     finalNorm: "model.transformer.ln_f",
     head: "model.transformer.ff_out",
-    queryKeyValueBias,
-    otherBias,
-    block: (index) => {
-      const prefix = `model.transformer.blocks.${index}`;
-      return {
-        attentionNorm: `${prefix}.attn_norm`,
-        query: `${prefix}.q_proj`,
-        key: `${prefix}.k_proj`,
-        value: `${prefix}.v_proj`,
-        attentionOutput: `${prefix}.attn_out`,
-        feedForwardNorm: `${prefix}.ff_norm`,
-        gate: `${prefix}.ff_proj`,
-        up: `${prefix}.up_proj`,
-        down: `${prefix}.ff_out`,
-      };
+    blocks: "model.transformer.blocks",
+    block: {
+      attentionNorm: "attn_norm",
+      query: "q_proj",
+      key: "k_proj",
+      value: "v_proj",
+      attentionOutput: "attn_out",
+      feedForwardNorm: "ff_norm",
+      gate: "ff_proj",
+      up: "up_proj",
+      down: "ff_out",
     },
+    queryKeyValueBias: otherBias || fields.flag("include_qkv_bias", false),
+    otherBias,
   };
 }
 
-/** LLaDA's sizes out of config.json. @throws {CheckpointError} naming the key that is missing, wrong or not supported */
-export function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
+function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
   fields.choice("block_type", ["llama"], "llama");
   fields.choice("layer_norm_type", ["rms"], "rms");
   fields.choice("activation_type", ["silu", "swiglu"], "silu");
@@ -100,48 +95,21 @@ export function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
   };
 }
 
-/** A LLaDA model out of an open checkpoint, full precision or packed. @throws as {@linkcode loadLlada} */
-export function lladaFrom(
-  checkpoint: Checkpoint,
-  kernels: Kernels,
-  options: LoadOptions = {},
-): MaskedTransformer {
-  if (checkpoint.kind !== "llada") {
-    throw new CheckpointError(
-      `Cannot load ${shown(checkpoint.path)}: model_type must be "llada", got ${
-        shown(checkpoint.config?.["model_type"])
-      }`,
-      { path: checkpoint.path },
-    );
-  }
-  const fields = ConfigFields.of(checkpoint);
-  const config = lladaConfig(fields);
-  const tensors = new ModelTensors(checkpoint, kernels, lladaTensors(fields, config), options);
-  return new MaskedTransformer(checkpoint.path, config, kernels, tensors, namesOf(fields), options);
-}
-
-function namesOf(fields: ConfigFields): TransformerNames {
-  const otherBias = fields.flag("include_bias", false);
-  return names(otherBias || fields.flag("include_qkv_bias", false), otherBias);
-}
-
-/** What a LLaDA model of this configuration has. */
-export function lladaTensors(fields: ConfigFields, config: MaskedTransformerConfig): TensorList {
-  return {
+export const LLADA: Family<"llada", MaskedTransformerConfig, MaskedTransformer> = {
+  kind: "llada",
+  named: { key: "model_type", value: "llada" },
+  config: lladaConfig,
+  tensors: (config, fields) => ({
     wanted: wantedTensors(config, namesOf(fields)),
     ignored: config.tiesHead ? [/^model\.transformer\.ff_out\.weight$/] : [],
-  };
-}
+  }),
+  model: (source, options) => new MaskedTransformer(source, namesOf(source.fields), options),
+  forwardCost: maskedForwardCost,
+};
 
-/**
- * Loads a LLaDA model, full precision or packed. Weights stay as they are stored.
- *
- * @throws {CheckpointError} when config.json or the tensors are not a LLaDA model's: everything missing or in excess is listed
- * @throws {FormatError} when a file is not what its format promises
- */
+/** Loads a LLaDA model. @throws as {@linkcode loadAs} */
 export function loadLlada(path: string, kernels: Kernels, options: LoadOptions = {}): MaskedTransformer {
-  using checkpoint = openCheckpoint(path);
-  return lladaFrom(checkpoint, kernels, options);
+  return loadAs(LLADA, path, kernels, options);
 }
 
 /** Which proposals are kept: the most probable, or any. */
@@ -170,7 +138,8 @@ export interface LladaGenerationOptions {
 }
 
 /**
- * Continues prompts as LLaDA's `generate` does, one step a turn: first the prompts with their masks, then what each step left.
+ * Continues prompts as LLaDA's `generate` does, one step a turn: first the prompts with their masks, then the result of
+ * each step.
  *
  * **Shapes** `prompts: i32[batch, tokens]` → `i32[batch, tokens + generationLength]`
  *
@@ -184,10 +153,8 @@ export function* lladaSteps(
   options: LladaGenerationOptions = {},
 ): Generator<GenerationStep, Int32Array> {
   const { maskToken, vocabularySize } = model.config;
-  const { generationLength = 128, temperature = 0, guidance = 0, remasking = "low_confidence", seed = 0 } =
-    options;
-  const { blockLength = generationLength, steps = generationLength, firstStream = 0 } = options;
-  const { excludedTokens = [maskToken] } = options;
+  const { generationLength = 128, temperature = 0, guidance = 0, remasking = "low_confidence" } = options;
+  const { blockLength = generationLength, steps = generationLength, excludedTokens = [maskToken] } = options;
   checkCount("generationLength", generationLength, 1);
   checkCount("blockLength", blockLength, 1);
   checkCount("steps", steps, 1);
@@ -195,13 +162,12 @@ export function* lladaSteps(
   checkChoice("remasking", remasking, REMASKINGS);
   checkSamplingOptions("generate", { temperature, excludedTokens }, vocabularySize);
   const promptTokens = checkTokens(model, "prompts", prompts, batch, generationLength);
-  const tokens = promptTokens + generationLength;
+  const tokens = promptTokens + generationLength, blocks = generationLength / blockLength;
   if (generationLength % blockLength !== 0) {
     throw new RangeError(
       `Cannot generate: blockLength must divide ${generationLength} tokens, got ${blockLength}`,
     );
   }
-  const blocks = generationLength / blockLength;
   if (steps % blocks !== 0) {
     throw new RangeError(`Cannot generate: steps must be a multiple of ${blocks} blocks, got ${steps}`);
   }
@@ -209,80 +175,55 @@ export function* lladaSteps(
   for (let b = 0; b < batch; b++) {
     x.set(prompts.subarray(b * promptTokens, (b + 1) * promptTokens), b * tokens);
   }
-  const unconditional = x.map((token) => guidance > 0 ? maskToken : token);
-  const randoms = Array.from({ length: batch }, (_, b) => new RandomStream(seed, firstStream + b));
-  const values = new Float64Array(vocabularySize);
-  const masks = () => x.reduce((sum, token) => sum + (token === maskToken ? 1 : 0), 0);
+  const values = new Float64Array(vocabularySize), stepsPerBlock = steps / blocks;
   const timeOf = (step: number) => 1 - step / steps;
-  const state = (step: number): GenerationStep => ({
-    step,
+  return yield* fillMasks(model, x, batch, {
     steps,
-    time: timeOf(step),
-    sequences: x,
-    masks: masks(),
-  });
-
-  yield state(0);
-  const stepsPerBlock = steps / blocks;
-  for (let step = 0; step < steps; step++) {
-    const block = Math.floor(step / stepsPerBlock), stepOfBlock = step % stepsPerBlock;
-    const begin = promptTokens + block * blockLength;
-    const masked = Array.from({ length: batch }, (_, b) => {
-      const places: number[] = [];
-      for (let i = b * tokens + begin; i < b * tokens + begin + blockLength; i++) {
-        if (x[i] === maskToken) places.push(i);
-      }
-      return places;
-    });
-    const rows = Int32Array.from(masked.flat(), (place) => model.logitRow(place, tokens));
-    if (rows.length > 0) {
-      const t = timeOf(step);
-      const logits = guidance > 0
-        ? guidedLogits(model, x, unconditional, batch, rows, promptTokens, guidance, t)
-        : model.forward(x, batch, { rows, t });
-      let row = 0;
-      for (const [b, places] of masked.entries()) {
-        const random = randoms[b]!;
-        const proposals = places.map(() => {
-          values.set(logits.subarray(row * vocabularySize, (row + 1) * vocabularySize));
-          row++;
-          for (const token of excludedTokens) values[token] = -Infinity;
-          const token = temperature > 0 ? gumbelChoice(values, temperature, random) : indexOfLargest(values);
-          if (remasking === "random") return { token, confidence: random.uniform() };
-          softmaxInPlace(values);
-          return { token, confidence: values[token]! };
-        });
-        // The masks left are spread over the steps left as evenly as whole numbers allow, larger shares first.
-        const left = stepsPerBlock - stepOfBlock;
-        const wanted = Math.ceil(places.length / left);
-        const confidences = proposals.map(({ confidence }) => confidence);
-        for (const i of selectMostConfident(confidences, wanted, 0, random)) {
-          x[places[i]!] = proposals[i]!.token;
-        }
-      }
-    }
-    yield state(step + 1);
-  }
-  return x;
+    timeOf,
+    span(step) {
+      const begin = promptTokens + Math.floor(step / stepsPerBlock) * blockLength;
+      return [begin, begin + blockLength];
+    },
+    look: (_step, places) => places,
+    logits: (step, rows) =>
+      guidance > 0
+        ? guidedLogits(model, x, batch, rows, { promptTokens, guidance, t: timeOf(step) })
+        : model.forward(x, batch, { rows, t: timeOf(step) }),
+    propose(logits, random) {
+      values.set(logits);
+      for (const token of excludedTokens) values[token] = -Infinity;
+      const token = temperature > 0 ? gumbelChoice(values, temperature, random) : indexOfLargest(values);
+      if (remasking === "random") return { token, confidence: random.uniform() };
+      softmaxInPlace(values);
+      return { token, confidence: values[token]! };
+    },
+    // The masks left are spread over the steps left as evenly as whole numbers allow, larger shares first.
+    choose: (step, confidences, random) =>
+      selectMostConfident(
+        confidences,
+        Math.ceil(confidences.length / (stepsPerBlock - step % stepsPerBlock)),
+        0,
+        random,
+      ),
+  }, options);
 }
 
-/** none + (scale + 1) · (prompt − none) */
+/** none + (guidance + 1) · (prompt − none), none being the logits with the prompt masked. */
 function guidedLogits(
   model: MaskedTransformer,
   x: Int32Array,
-  unconditional: Int32Array,
   batch: number,
   rows: Int32Array,
-  promptTokens: number,
-  guidance: number,
-  t: number,
+  { promptTokens, guidance, t }: {
+    readonly promptTokens: number;
+    readonly guidance: number;
+    readonly t: number;
+  },
 ): Float32Array {
-  const tokens = x.length / batch;
+  const tokens = x.length / batch, { maskToken } = model.config;
   const both = new Int32Array(2 * x.length);
   both.set(x);
-  for (let i = 0; i < x.length; i++) {
-    both[x.length + i] = i % tokens < promptTokens ? unconditional[i]! : x[i]!;
-  }
+  both.set(x.map((token, i) => i % tokens < promptTokens ? maskToken : token), x.length);
   const bothRows = new Int32Array(2 * rows.length);
   bothRows.set(rows);
   bothRows.set(rows.map((row) => row + x.length), rows.length);

@@ -1,7 +1,7 @@
-/** From one position's logits to a proposed token and how sure the model is of it. */
+/** From one position's logits to a proposed token and the model's confidence in it. */
 import type { RandomStream } from "../random.ts";
 
-/** How sure a proposal is: its probability, its lead over the second, or the negative entropy of all. */
+/** Measure of confidence: a token's probability, its lead over the second, or the negative entropy of all. */
 export type Confidence = "probability" | "margin" | "negative_entropy";
 
 export interface TokenSamplingOptions {
@@ -50,7 +50,7 @@ export interface Proposal {
   readonly confidence: number;
 }
 
-/** Proposes tokens for positions one after the other, in memory of its own. */
+/** Proposes tokens for positions one after the other. */
 export class TokenSampler {
   readonly #probabilities: Float64Array;
   readonly #options: TokenSamplingOptions;
@@ -128,7 +128,7 @@ export function draw(probabilities: Float64Array, random: RandomStream): number 
   return last; // rounding left the sum a little below 1
 }
 
-/** Sets to -Infinity what lies behind the first tokens, from the most probable on, whose sum is above `topP`. */
+/** Keeps the fewest tokens, from the most probable on, whose sum is above `topP`; sets the others to -Infinity. */
 function keepTopP(logits: Float64Array, topP: number): void {
   const probabilities = logits.slice();
   softmaxInPlace(probabilities);
@@ -143,7 +143,7 @@ function keepTopP(logits: Float64Array, topP: number): void {
   }
 }
 
-/** Sets to -Infinity what is below the `topK`-th largest. */
+/** Sets logits below the `topK`-th largest to -Infinity. */
 function keepTopK(logits: Float64Array, topK: number): void {
   const threshold = logits.slice().sort()[logits.length - topK]!;
   for (let i = 0; i < logits.length; i++) if (logits[i]! < threshold) logits[i] = -Infinity;

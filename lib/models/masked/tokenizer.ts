@@ -20,7 +20,8 @@ export class Tokenizer {
   }
 
   /**
-   * Tokens of a text; special tokens may stand in it, as `<mask>`. Those that the tokenizer itself puts around a text are added when asked for.
+   * Tokens of a text; special tokens may stand in it, as `<mask>`. Those that the tokenizer puts around a text are added
+   * with `special`.
    *
    * @throws {RangeError} when a part of the text is not in the vocabulary, naming it
    */

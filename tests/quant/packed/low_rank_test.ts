@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { RandomStream } from "../../../lib/models/mod.ts";
-import { linear, linearPackedInt8, quantizeActivations } from "../../../lib/models/layers/kernels.ts";
+import { linearPackedInt8, quantizeActivations } from "../../../lib/models/layers/int8.ts";
+import { linear } from "../../../lib/models/layers/linear.ts";
 import { RefinableLinear } from "../../../lib/models/backward/linear.ts";
 import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import {
@@ -181,8 +182,8 @@ describe("a layer solved with a low-rank correction", () => {
     ) {
       const dense = dequantize(kernels, each), bias = normals(random, rows);
       for (const own of others) {
-        const got = linear(own, x, 200, each, bias);
-        const wanted = linear(own, x, 200, { rows, cols, dtype: "F32", data: dense }, bias);
+        const got = linear(own, { weights: each, bias }, x, 200);
+        const wanted = linear(own, { weights: { rows, cols, dtype: "F32", data: dense }, bias }, x, 200);
         let error = 0, power = 0;
         for (const [i, value] of wanted.entries()) {
           error += (got[i]! - value) ** 2;
@@ -210,14 +211,14 @@ describe("a layer solved with a low-rank correction", () => {
     expect(wrong({ rank: 5, a, b })).toThrow(TypeError);
     expect(wrong({ rank: 65, a, b })).toThrow(/rank must be from 1 to 64, got 65/);
     const turned = (block: number, seed = 0) => () =>
-      linear(kernels, x, 200, { ...tensor, rotation: { kind: "hadamard", block, seed } });
+      linear(kernels, { weights: { ...tensor, rotation: { kind: "hadamard", block, seed } } }, x, 200);
     expect(turned(16)).toThrow(/power of two that divides 40 columns, got 16/);
     expect(turned(3)).toThrow(RangeError);
     expect(turned(8, -1)).toThrow(/seed/);
     const activations = quantizeActivations(kernels, x, 200, cols);
     const rotation = { kind: "hadamard", block: 8, seed: 0 } as const;
     for (const more of [{ rotation }, { lowRank: { rank: 4, a, b } }]) {
-      expect(() => linearPackedInt8(kernels, activations, { ...tensor, ...more })).toThrow(
+      expect(() => linearPackedInt8(kernels, { weights: { ...tensor, ...more } }, activations)).toThrow(
         /codes and scales alone/,
       );
     }

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { withThreads } from "../../../lib/native/mod.ts";
 import { WeightsError } from "../../../lib/errors.ts";
 import { type Ggml, openGgml } from "../../../lib/bench/ggml.ts";
-import { linear } from "../../../lib/models/layers/kernels.ts";
+import { linear } from "../../../lib/models/layers/linear.ts";
 import {
   dequantize,
   fitTwoLevel,
@@ -237,9 +237,9 @@ describe("products with two-level scales", () => {
         const tensor = twoLevel(scalar, weights, rows, cols, { bits, scaleBits, groupSize });
         const values = decode(tensor), x = gaussians(tokens, tokens * cols), bias = gaussians(8, rows);
         for (const { name, kernels } of every) {
-          const out = linear(kernels, x, tokens, tensor, bias);
+          const out = linear(kernels, { weights: tensor, bias }, x, tokens);
           for (const threads of [2, 3]) {
-            expect(linear(withThreads(kernels, threads), x, tokens, tensor, bias)).toEqual(out);
+            expect(linear(withThreads(kernels, threads), { weights: tensor, bias }, x, tokens)).toEqual(out);
           }
           for (let t = 0; t < tokens; t++) {
             for (let r = 0; r < rows; r++) {
@@ -385,7 +385,7 @@ describe("arguments of two-level scales", () => {
       const bad = { ...good, ...change } as TwoLevelTensor;
       expect(() => dequantize(scalar, bad)).toThrow(message);
       expect(() => packedErrorStatistics(scalar, weights, bad)).toThrow(message);
-      expect(() => linear(scalar, new Float32Array(300), 1, bad)).toThrow(message);
+      expect(() => linear(scalar, { weights: bad }, new Float32Array(300), 1)).toThrow(message);
       expect(() => groupAffine(bad)).toThrow(message);
     }
   });

@@ -1,0 +1,162 @@
+/** Attention, and the positions and timesteps that transformers are told. */
+import type { Kernels } from "../../native/mod.ts";
+import { check, checkCount, checkFloats } from "./_checks.ts";
+
+type Floats = Float32Array<ArrayBuffer>;
+
+/** The header's `AQ_MAX_POSITION`: beyond it the angle of a position or a timestep loses accuracy. */
+export const MAX_POSITION = 2 ** 20;
+
+/** Sizes of an attention call. */
+export interface AttentionShape {
+  readonly batch: number;
+  readonly tokens: number;
+  readonly heads: number;
+  /** Key and value heads, a divisor of `heads`; default `heads`. */
+  readonly kvHeads?: number | undefined;
+  readonly headSize: number;
+}
+
+/** Inputs of an attention call. */
+export interface AttentionInputs {
+  /** `f32[batch, tokens, heads, headSize]` */
+  readonly q: Float32Array;
+  /** `f32[batch, tokens, kvHeads, headSize]` */
+  readonly k: Float32Array;
+  /** `f32[batch, tokens, kvHeads, headSize]` */
+  readonly v: Float32Array;
+  /** `u8[batch, tokens]`, 0 where a key is not attended to. */
+  readonly keyMask?: Uint8Array | undefined;
+}
+
+/** @throws {RangeError | TypeError} unless `queries` are like `q`, and `keys` like `k` and `v` */
+export function checkAttention(
+  doing: string,
+  shape: AttentionShape,
+  keyMask: Uint8Array | undefined,
+  queries: Readonly<Record<string, Float32Array>>,
+  keys: Readonly<Record<string, Float32Array>>,
+): void {
+  const { batch, tokens, heads, kvHeads = heads, headSize } = shape;
+  checkCount(doing, "batch", batch);
+  checkCount(doing, "tokens", tokens);
+  checkCount(doing, "heads", heads);
+  checkCount(doing, "kvHeads", kvHeads);
+  checkCount(doing, "headSize", headSize);
+  if (heads > 0 && (kvHeads === 0 || heads % kvHeads !== 0)) {
+    throw new RangeError(`Cannot ${doing}: kvHeads must divide ${heads} heads, got ${kvHeads}`);
+  }
+  for (const name in queries) checkFloats(doing, name, queries[name], batch * tokens * heads * headSize);
+  for (const name in keys) checkFloats(doing, name, keys[name], batch * tokens * kvHeads * headSize);
+  if (keyMask !== undefined && (!(keyMask instanceof Uint8Array) || keyMask.length !== batch * tokens)) {
+    throw new TypeError(`Cannot ${doing}: keyMask must be ${batch * tokens} bytes, got ${keyMask?.length}`);
+  }
+}
+
+/**
+ * Bidirectional attention, `softmax(q kᵀ / √headSize) v` for every head. Needs no memory that grows with tokens².
+ *
+ * **Shapes** → like `q`; zeros where a batch item has no key. `out` must be none of the inputs.
+ */
+export function attention(
+  kernels: Kernels,
+  { q, k, v, keyMask }: AttentionInputs,
+  shape: AttentionShape,
+  out: Floats = new Float32Array(q.length),
+): Floats {
+  const doing = "attend";
+  checkAttention(doing, shape, keyMask, { q, out }, { k, v });
+  const { batch, tokens, heads, kvHeads = heads, headSize } = shape;
+  const { calls, size, isaNumber, threads } = kernels;
+  const b = size(batch), t = size(tokens), h = size(heads), kv = size(kvHeads), d = size(headSize);
+  const mask = keyMask ?? null, scale = 1 / Math.sqrt(headSize);
+  check(calls.aq_attention(q, k, v, mask, b, t, h, kv, d, scale, out, isaNumber, threads), doing);
+  return out;
+}
+
+/**
+ * Rotary embedding in place, halves rotated as Llama does: `x[i]` and `x[i + headSize/2]` turn by
+ * `positions[row] · theta^(−2i/headSize)`.
+ *
+ * **Shapes** `x: f32[rows, heads, headSize]`, `positions: i32[rows]` within ±{@linkcode MAX_POSITION} → `x`
+ */
+export function rotary(
+  kernels: Kernels,
+  x: Floats,
+  positions: Int32Array,
+  shape: { readonly heads: number; readonly headSize: number; readonly theta: number },
+): Floats {
+  const doing = "embed positions", { heads, headSize, theta } = shape;
+  checkCount(doing, "heads", heads);
+  checkCount(doing, "headSize", headSize);
+  if (headSize % 2 !== 0) throw new RangeError(`Cannot ${doing}: headSize must be even, got ${headSize}`);
+  if (!(theta >= 1 && theta < 1e300)) {
+    throw new RangeError(`Cannot ${doing}: theta must be ≥ 1, got ${theta}`);
+  }
+  if (!(positions instanceof Int32Array)) {
+    throw new TypeError(`Cannot ${doing}: positions must be int32 values, got ${typeof positions}`);
+  }
+  checkFloats(doing, "x", x, positions.length * heads * headSize);
+  const bad = positions.find((position) => Math.abs(position) > MAX_POSITION);
+  if (bad !== undefined) {
+    throw new RangeError(`Cannot ${doing}: positions must be within ±${MAX_POSITION}, got ${bad}`);
+  }
+  const { calls, size, isaNumber, threads } = kernels, n = size(positions.length);
+  check(calls.aq_rotary(x, positions, n, size(heads), size(headSize), theta, isaNumber, threads), doing);
+  return x;
+}
+
+/** Names and defaults as of diffusers' `get_timestep_embedding`. */
+export interface TimestepEmbeddingOptions {
+  /** Default false: sines first. */
+  readonly flipSinToCos?: boolean | undefined;
+  /** Default 1. Less than half the channels. */
+  readonly downscaleFreqShift?: number | undefined;
+  /** Default 10 000. At least 1. */
+  readonly maxPeriod?: number | undefined;
+}
+
+/**
+ * Sinusoidal embedding of timesteps: sine and cosine of `t · maxPeriod^(−i / (half − downscaleFreqShift))` for i below
+ * half the channels, the angle rounded to float32 as PyTorch does, its sine and cosine taken in double; a zero last if
+ * the channels are odd. diffusers' `get_timestep_embedding`.
+ *
+ * **Shapes** `timesteps: [n]` within ±{@linkcode MAX_POSITION} → `f32[n, channels]`
+ *
+ * @throws {RangeError} when a timestep or an option is not allowed
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../../native/mod.ts";
+ *
+ * console.log(timestepEmbedding(await openKernels(), [0], 4)); // 0, 0, 1, 1
+ * ```
+ */
+export function timestepEmbedding(
+  kernels: Kernels,
+  timesteps: ArrayLike<number>,
+  channels: number,
+  { flipSinToCos = false, downscaleFreqShift = 1, maxPeriod = 10_000 }: TimestepEmbeddingOptions = {},
+  out: Floats = new Float32Array(timesteps.length * channels),
+): Floats {
+  const doing = "embed timesteps";
+  checkCount(doing, "channels", channels);
+  const half = Math.floor(channels / 2);
+  if (!(maxPeriod >= 1 && maxPeriod < 1e300)) {
+    throw new RangeError(`Cannot ${doing}: maxPeriod must be ≥ 1, got ${maxPeriod}`);
+  }
+  if (half > 0 && !(Math.fround(half - downscaleFreqShift) > 0)) {
+    throw new RangeError(
+      `Cannot ${doing}: downscaleFreqShift must be less than ${half}, half the channels, got ${downscaleFreqShift}`,
+    );
+  }
+  const t = Float32Array.from(timesteps);
+  const bad = t.findIndex((value) => !(Math.abs(value) <= MAX_POSITION));
+  if (bad >= 0) {
+    throw new RangeError(`Cannot ${doing}: timesteps must be within ±${MAX_POSITION}, got ${timesteps[bad]}`);
+  }
+  checkFloats(doing, "out", out, t.length * channels);
+  const { calls, size } = kernels, n = size(t.length), c = size(channels), flip = flipSinToCos ? 1 : 0;
+  check(calls.aq_timestep_embedding(t, n, c, flip, downscaleFreqShift, maxPeriod, out), doing);
+  return out;
+}

@@ -1,0 +1,218 @@
+/** Linear layers by integer products: activations as codes of up to 8 bits, packed weights. */
+import type { Kernels } from "../../native/mod.ts";
+import { checkPackedTensor, type OneLevelTensor } from "../../quant/packed/layout.ts";
+import type { ActivationGrid } from "../../time/mod.ts";
+import { check, checkCount, checkFloats } from "./_checks.ts";
+
+type Floats = Float32Array<ArrayBuffer>;
+
+/** The header's `AQ_ACTIVATIONS_STATIC` and `AQ_ACTIVATIONS_PER_TOKEN`. */
+const STATIC = 0, PER_TOKEN = 1;
+/** Smallest normal float32: the header's least scale of activations. */
+const MIN_SCALE = 2 ** -126;
+const MIN_BITS = 2, MAX_BITS = 8;
+
+/**
+ * Activations as whole numbers, `x ≈ scale[t] · (codes[t, k] − zeroPoint[t])`, codes in `[0, 2^bits − 1]`, a byte each.
+ */
+export interface QuantizedActivations {
+  readonly tokens: number;
+  readonly cols: number;
+  /** 2 to 8. */
+  readonly bits: number;
+  /** `u8[tokens, cols]` */
+  readonly codes: Uint8Array<ArrayBuffer>;
+  /** `f32[tokens]` */
+  readonly scale: Float32Array<ArrayBuffer>;
+  /** `i32[tokens]` */
+  readonly zeroPoint: Int32Array<ArrayBuffer>;
+}
+
+export interface QuantizeActivationsOptions {
+  /** 2 to 8, default 8. */
+  readonly bits?: number | undefined;
+  /**
+   * Static quantization parameters, scale at least 2^-126: one pair for the whole tensor, or one a token. Default: per
+   * token dynamic, from the range of the token's values and zero.
+   */
+  readonly grid?: ActivationGrid | readonly ActivationGrid[] | undefined;
+  /** Arrays to write into, of the same sizes and bits. */
+  readonly out?: QuantizedActivations | undefined;
+}
+
+function checkActivations(doing: string, activations: QuantizedActivations): void {
+  const { tokens, cols, bits, codes, scale, zeroPoint } = activations;
+  checkCount(doing, "tokens", tokens);
+  checkCount(doing, "cols", cols);
+  if (!(Number.isInteger(bits) && bits >= MIN_BITS && bits <= MAX_BITS)) {
+    throw new RangeError(`Cannot ${doing}: activation bits must be 2 to 8, got ${bits}`);
+  }
+  for (
+    const [name, array, kind, length] of [
+      ["codes", codes, Uint8Array, tokens * cols],
+      ["activation scale", scale, Float32Array, tokens],
+      ["activation zeroPoint", zeroPoint, Int32Array, tokens],
+    ] as const
+  ) {
+    if (array instanceof kind && array.length === length) continue;
+    const got = array instanceof kind ? `${array.length}` : typeof array;
+    throw new TypeError(`Cannot ${doing}: ${name} must be a ${kind.name} of ${length}, got ${got}`);
+  }
+}
+
+/** Writes static parameters into the arrays that the kernel reads. */
+function fillStatic(
+  doing: string,
+  given: ActivationGrid | readonly ActivationGrid[],
+  { tokens, bits, scale, zeroPoint }: QuantizedActivations,
+): void {
+  const isOne = "scale" in given, most = 2 ** bits - 1;
+  if (!isOne && given.length !== tokens) {
+    throw new TypeError(`Cannot ${doing}: ${tokens} tokens must have parameters each, got ${given.length}`);
+  }
+  for (let t = 0; t < tokens; t++) {
+    const own = isOne ? given : given[t]!, rounded = Math.fround(own.scale);
+    if (!(rounded >= MIN_SCALE && rounded < Infinity)) {
+      throw new RangeError(`Cannot ${doing}: a scale must be a float32 of at least 2^-126, got ${own.scale}`);
+    }
+    if (!Number.isInteger(own.zeroPoint) || own.zeroPoint < 0 || own.zeroPoint > most) {
+      throw new RangeError(
+        `Cannot ${doing}: a zero point must be a whole number from 0 to ${most}, got ${own.zeroPoint}`,
+      );
+    }
+    scale[t] = rounded;
+    zeroPoint[t] = own.zeroPoint;
+  }
+}
+
+/**
+ * Rounds activations to codes of 2 to 8 bits: with static parameters, values beyond their range clipped, or per token
+ * dynamic, `|x − scale · (code − zeroPoint)| ≤ scale / 2` up to rounding.
+ *
+ * **Shapes** `x: f32[tokens, cols]` → `codes: u8[tokens, cols]`, `scale: f32[tokens]`, `zeroPoint: i32[tokens]`
+ *
+ * @throws {TypeError} when an array does not fit the sizes
+ * @throws {RangeError} when bits, scale or zero point are not allowed
+ * @throws {KernelError} when `x` has NaN or infinity
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../../native/mod.ts";
+ *
+ * const kernels = await openKernels();
+ * const { codes, scale, zeroPoint } = quantizeActivations(kernels, Float32Array.of(-1, 0, 2), 1, 3, { bits: 2 });
+ * console.log([...codes], scale[0], zeroPoint[0]); // [ 0, 1, 3 ] 1 1
+ * ```
+ */
+export function quantizeActivations(
+  kernels: Kernels,
+  x: Float32Array,
+  tokens: number,
+  cols: number,
+  { bits = 8, grid, out: given }: QuantizeActivationsOptions = {},
+): QuantizedActivations {
+  const doing = "quantize activations";
+  checkCount(doing, "tokens", tokens);
+  checkCount(doing, "cols", cols);
+  checkFloats(doing, "x", x, tokens * cols);
+  const out: QuantizedActivations = given ?? {
+    tokens,
+    cols,
+    bits,
+    codes: new Uint8Array(tokens * cols),
+    scale: new Float32Array(tokens).fill(1),
+    zeroPoint: new Int32Array(tokens),
+  };
+  checkActivations(doing, out);
+  if (out.tokens !== tokens || out.cols !== cols || out.bits !== bits) {
+    throw new TypeError(
+      `Cannot ${doing}: out must be of ${tokens} × ${cols} elements of ${bits} bits, ` +
+        `got ${out.tokens} × ${out.cols} of ${out.bits}`,
+    );
+  }
+  if (grid !== undefined) fillStatic(doing, grid, out);
+  const { calls, size, isaNumber, threads } = kernels, { codes, scale, zeroPoint } = out;
+  const t = size(tokens), k = size(cols), mode = grid === undefined ? PER_TOKEN : STATIC;
+  check(
+    calls.aq_quantize_activations(x, t, k, bits, mode, codes, scale, zeroPoint, isaNumber, threads),
+    doing,
+  );
+  return out;
+}
+
+/**
+ * A linear layer of 8-bit activations and packed weights by integer products: the same bytes for every instruction set
+ * and number of threads. Products are added up as whole numbers within a group (or 256 columns of a group that is the
+ * whole row), groups in float32, in the order of the columns.
+ *
+ * **Shapes** `activations: [tokens, cols]`, `weights: [rows, cols]`, `bias: f32[rows]` → `f32[tokens, rows]`
+ *
+ * @throws {TypeError} when an array does not fit the sizes, or the weights have two-level scales
+ * @throws {RangeError} when a zero point of the activations is not from 0 to 255
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../../native/mod.ts";
+ * import { quantize } from "../../quant/mod.ts";
+ *
+ * const kernels = await openKernels();
+ * const weights = quantize(kernels, { data: Float32Array.of(1, 2, 3, 4), dtype: "F32" }, 2, 2, { bits: 8 });
+ * const activations = quantizeActivations(kernels, Float32Array.of(1, 1), 1, 2);
+ * console.log(linearPackedInt8(kernels, { weights }, activations)); // about 3 and 7
+ * ```
+ */
+export function linearPackedInt8(
+  kernels: Kernels,
+  { weights, bias }: { readonly weights: OneLevelTensor; readonly bias?: Float32Array | undefined },
+  activations: QuantizedActivations,
+  out: Floats = new Float32Array(activations.tokens * weights.rows),
+): Floats {
+  const doing = "apply a linear layer to 8-bit activations";
+  checkActivations(doing, activations);
+  checkOneLevel(doing, weights);
+  const { tokens, codes, scale: xScale, zeroPoint: xZero } = activations;
+  const { rows, cols, packed, scale, zeroPoint, bits, groupSize } = weights;
+  if (activations.cols !== cols) {
+    throw new TypeError(`Cannot ${doing}: activations must have ${cols} columns, got ${activations.cols}`);
+  }
+  if (bias !== undefined) checkFloats(doing, "bias", bias, rows);
+  const bad = xZero.find((value) => value < 0 || value > 255);
+  if (bad !== undefined) {
+    throw new RangeError(`Cannot ${doing}: activation zeroPoint must be from 0 to 255, got ${bad}`);
+  }
+  checkFloats(doing, "out", out, tokens * rows);
+  const { calls, size, isaNumber: isa, threads } = kernels, z = zeroPoint ?? null, b = bias ?? null;
+  const t = size(tokens), n = size(rows), k = size(cols), g = size(groupSize);
+  check(
+    calls.aq_linear_packed_int8(
+      codes,
+      xScale,
+      xZero,
+      t,
+      packed,
+      scale,
+      z,
+      b,
+      n,
+      k,
+      bits,
+      g,
+      out,
+      isa,
+      threads,
+    ),
+    doing,
+  );
+  return out;
+}
+
+/** @throws {TypeError} unless the weights are codes and one level of scales alone */
+function checkOneLevel(doing: string, weights: OneLevelTensor): void {
+  const fail = (reason: string) => new TypeError(`Cannot ${doing}: weights must ${reason}`);
+  if (!("packed" in weights)) throw fail("be packed, got a full matrix");
+  checkPackedTensor(doing, weights);
+  if (weights.scaleBits !== undefined) throw fail("have one level of scales, got two-level scales");
+  if (weights.lowRank === undefined && weights.rotation === undefined) return;
+  const got = weights.lowRank === undefined ? "a rotation" : "a low-rank correction";
+  throw fail(`be codes and scales alone, got ${got}`);
+}

@@ -1,0 +1,54 @@
+/** Sizes of a masked transformer, and the cost of one of its forward passes. */
+import type { ForwardCost, ForwardShape } from "../family.ts";
+
+/** Sizes and constants of a masked diffusion language model. */
+export interface MaskedTransformerConfig {
+  /** Rows of the embedding and of the head. */
+  readonly vocabularySize: number;
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly blocks: number;
+  readonly heads: number;
+  readonly keyValueHeads: number;
+  readonly headSize: number;
+  /** Most tokens of a sequence. */
+  readonly maxTokens: number;
+  readonly normEpsilon: number;
+  readonly rotaryTheta: number;
+  /** The head is the embedding. */
+  readonly tiesHead: boolean;
+  /** The logits at position `i − logitShift` predict the token at i; position 0 is predicted by its own. Dream has 1. */
+  readonly logitShift: 0 | 1;
+  /** Factor on the logits, 1 for none. */
+  readonly logitScale: number;
+  /** Factor on the embeddings, 1 for none. */
+  readonly embeddingScale: number;
+  readonly maskToken: number;
+  readonly padToken: number | undefined;
+  readonly bosToken: number | undefined;
+  readonly eosToken: number | undefined;
+}
+
+/** Cost of a forward pass: the model's `scratchBytes` behind it, and its products. */
+export function maskedForwardCost(
+  config: MaskedTransformerConfig,
+  { batch, tokens, rows }: ForwardShape,
+): ForwardCost {
+  const { hiddenSize, intermediateSize, vocabularySize, heads, keyValueHeads, headSize, blocks } = config;
+  const count = batch * tokens, last = rows ?? count; // the last block's second half runs on `last` positions
+  const inner = blocks > 1 ? Math.max(count, last) : last;
+  const width = heads * headSize, keyValueWidth = keyValueHeads * headSize;
+  const floats = count * hiddenSize + Math.max(count, last) * hiddenSize + // hidden, normed
+    2 * count * width + 2 * count * keyValueWidth + // query, attended, key, value
+    (rows === undefined ? 0 : last * (width + hiddenSize)) + // attendedRows, hiddenRows
+    inner * hiddenSize + 2 * inner * intermediateSize + // delta, gate, up
+    last * vocabularySize;
+  const attention = 2 * count * tokens * width;
+  const before = count * hiddenSize * (width + 2 * keyValueWidth) + attention;
+  const after = hiddenSize * (width + 3 * intermediateSize);
+  return {
+    activationBytes: 4 * floats,
+    multiplyAdds: blocks * before + ((blocks - 1) * count + last) * after +
+      last * hiddenSize * vocabularySize,
+  };
+}

@@ -1,0 +1,177 @@
+/**
+ * The forward pass of a masked transformer, for inference and for gradients: with a tape, every value that the backward
+ * pass reads gets memory that nothing overwrites.
+ */
+import type { Kernels } from "../../native/mod.ts";
+import { attention, rotary } from "../layers/attention.ts";
+import { add, siluMultiply } from "../layers/elementwise.ts";
+import { rmsNorm } from "../layers/norms.ts";
+import { type LinearLayer, lookUpRows } from "../layers/tensors.ts";
+import type { Workspace } from "../layers/workspace.ts";
+import type { MaskedTransformerConfig } from "./config.ts";
+import type { TransformerParts } from "./weights.ts";
+
+type Floats = Float32Array<ArrayBuffer>;
+
+/** A model's weights, and how a pass runs its linear layers. */
+export interface TransformerPass {
+  readonly kernels: Kernels;
+  readonly config: MaskedTransformerConfig;
+  readonly parts: TransformerParts;
+  readonly workspace: Workspace;
+  /**
+   * **Shapes** `x: f32[count, cols]` → `out: f32[count, rows of the layer]`
+   *
+   * @param positions flat position of each of these rows, undefined where `x` has all positions
+   * @param residual values that the output is then added to
+   */
+  linear(
+    layer: LinearLayer,
+    x: Float32Array,
+    count: number,
+    out: Floats,
+    positions?: Int32Array,
+    residual?: Float32Array,
+  ): void;
+}
+
+/** Sequences that are run together. */
+export interface SequenceCall {
+  readonly batch: number;
+  readonly tokens: number;
+  /** Rotary positions. */
+  readonly positions: Int32Array;
+  readonly attentionMask: Uint8Array | undefined;
+  /** Flat positions whose logits are wanted, all by default. No position reads another behind the last attention: only these run there. */
+  readonly rows: Int32Array | undefined;
+}
+
+/** What a block's backward pass reads. */
+export interface BlockTape {
+  readonly input: Floats;
+  readonly normed: Floats;
+  readonly query: Floats;
+  readonly key: Floats;
+  readonly value: Floats;
+  readonly attended: Floats;
+  /** `attended` itself where the block runs on all positions to its end. */
+  readonly attendedRows: Floats;
+  readonly middle: Floats;
+  readonly normedAgain: Floats;
+  readonly gate: Floats;
+  readonly up: Floats;
+  readonly gated: Floats;
+  readonly output: Floats;
+}
+
+/** Token embeddings. **Shapes** `inputIds: i32[n]` → `hidden: f32[n, hiddenSize]` */
+export function embed(pass: TransformerPass, inputIds: Int32Array, hidden: Floats): void {
+  lookUpRows(pass.kernels, pass.parts.embedding, inputIds, hidden);
+  scaleInPlace(hidden, pass.config.embeddingScale);
+}
+
+/**
+ * One block, in place; in other memory with a tape, or where it ends on the wanted positions alone.
+ *
+ * **Shapes** `hidden: f32[batch · tokens, hiddenSize]` → the same, or `f32[wanted rows, hiddenSize]`
+ */
+export function runBlock(
+  pass: TransformerPass,
+  index: number,
+  call: SequenceCall,
+  hidden: Floats,
+  tape?: BlockTape,
+): Floats {
+  const { kernels, config, parts } = pass, { batch, tokens, positions, attentionMask: keyMask } = call;
+  const { hiddenSize, intermediateSize, heads, keyValueHeads: kvHeads, headSize, normEpsilon: epsilon } =
+    config;
+  const block = parts.blocks[index]!, rows = index === parts.blocks.length - 1 ? call.rows : undefined;
+  let count = batch * tokens, residual = hidden;
+  const take = (name: string, cols: number) => pass.workspace.take(name, count * cols);
+
+  const normed = tape?.normed ?? take("normed", hiddenSize);
+  rmsNorm(kernels, hidden, { rows: count, cols: hiddenSize, weight: block.attentionNorm, epsilon }, normed);
+  const q = tape?.query ?? take("query", heads * headSize);
+  const k = tape?.key ?? take("key", kvHeads * headSize),
+    v = tape?.value ?? take("value", kvHeads * headSize);
+  pass.linear(block.query, normed, count, q);
+  pass.linear(block.key, normed, count, k);
+  pass.linear(block.value, normed, count, v);
+  rotary(kernels, q, positions, { heads, headSize, theta: config.rotaryTheta });
+  rotary(kernels, k, positions, { heads: kvHeads, headSize, theta: config.rotaryTheta });
+  let attended = tape?.attended ?? take("attended", heads * headSize);
+  attention(kernels, { q, k, v, keyMask }, { batch, tokens, heads, kvHeads, headSize }, attended);
+  if (rows !== undefined) {
+    count = rows.length;
+    const width = heads * headSize;
+    attended = gather(attended, rows, width, tape?.attendedRows ?? take("attendedRows", width));
+    residual = gather(hidden, rows, hiddenSize, take("hiddenRows", hiddenSize));
+  }
+  const delta = take("delta", hiddenSize);
+  pass.linear(block.attentionOutput, attended, count, delta, rows, residual);
+  const middle = add(kernels, residual, delta, tape?.middle ?? residual);
+
+  const normedAgain = tape?.normedAgain ?? take("normed", hiddenSize);
+  const norm = { rows: count, cols: hiddenSize, weight: block.feedForwardNorm, epsilon };
+  rmsNorm(kernels, middle, norm, normedAgain);
+  const gate = tape?.gate ?? take("gate", intermediateSize), up = tape?.up ?? take("up", intermediateSize);
+  pass.linear(block.gate, normedAgain, count, gate, rows);
+  pass.linear(block.up, normedAgain, count, up, rows);
+  const gated = siluMultiply(kernels, gate, up, tape?.gated ?? gate);
+  pass.linear(block.down, gated, count, delta, rows, middle);
+  return add(kernels, middle, delta, tape?.output ?? middle);
+}
+
+/**
+ * Logits of the last block's hidden states.
+ *
+ * **Shapes** `hidden: f32[n, hiddenSize]` → `f32[n, vocabulary]`, scratch
+ *
+ * @param rows flat positions of the hidden states, undefined for all
+ * @param normed memory that keeps the input of the head
+ */
+export function runHead(
+  pass: TransformerPass,
+  hidden: Float32Array,
+  rows: Int32Array | undefined,
+  normed?: Floats,
+): Floats {
+  const { kernels, config, parts, workspace } = pass, { hiddenSize: cols, normEpsilon: epsilon } = config;
+  const count = hidden.length / cols, input = normed ?? workspace.take("normed", hidden.length);
+  rmsNorm(kernels, hidden, { rows: count, cols, weight: parts.finalNorm, epsilon }, input);
+  const logits = workspace.take("logits", count * config.vocabularySize);
+  pass.linear(parts.head, input, count, logits, rows);
+  scaleInPlace(logits, config.logitScale);
+  return logits;
+}
+
+/** Multiplies by a factor, in place. */
+export function scaleInPlace(values: Float32Array, factor: number): void {
+  if (factor !== 1) { for (let i = 0; i < values.length; i++) values[i]! *= factor; }
+}
+
+/** Rows of a matrix, one after the other. */
+function gather(from: Float32Array, rows: Int32Array, cols: number, to: Floats): Floats {
+  for (let i = 0; i < rows.length; i++) {
+    to.set(from.subarray(rows[i]! * cols, (rows[i]! + 1) * cols), i * cols);
+  }
+  return to;
+}
+
+/** Rotary positions: 0, 1, … in each sequence; with padding they count real tokens, as in Dream's own code. */
+export function positionsOf(
+  batch: number,
+  tokens: number,
+  attentionMask: Uint8Array | undefined,
+): Int32Array {
+  const positions = new Int32Array(batch * tokens);
+  for (let b = 0; b < batch; b++) {
+    for (let t = 0, next = 0; t < tokens; t++) {
+      const i = b * tokens + t;
+      if (attentionMask === undefined) positions[i] = t;
+      else if (attentionMask[i] === 0) positions[i] = 1;
+      else positions[i] = next++;
+    }
+  }
+  return positions;
+}
