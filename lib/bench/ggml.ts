@@ -1,6 +1,6 @@
 /**
  * ggml as a peer: the shared libraries of the npm package `@node-llama-cpp/linux-x64`, called over FFI with the same
- * buffers as our kernels. An optional dependency: where it is missing the reason is returned, for the report.
+ * buffers as our kernels. An optional dependency: where it is missing the reason is returned for the report.
  */
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
@@ -14,11 +14,7 @@ export type GgmlType = typeof GGML_TYPES[number];
 export const GGML_CODEBOOK_TYPES = { iq2_xs: 17, iq2_s: 22 } as const;
 export type GgmlCodebookType = keyof typeof GGML_CODEBOOK_TYPES;
 
-/** Formats whose row quantizer is vectorized by hand in the processor's library. */
-export const GGML_SIMD_TYPES = ["q8_0"] as const;
-export type GgmlSimdType = typeof GGML_SIMD_TYPES[number];
-
-/** Formats of activations in ggml's dot products. */
+/** Formats of activations in ggml's dot products: their row quantizers are vectorized by hand in the processor's library. */
 export const GGML_ACTIVATION_TYPES = ["q8_0", "q8_K"] as const;
 export type GgmlActivationType = typeof GGML_ACTIVATION_TYPES[number];
 
@@ -44,7 +40,7 @@ export interface Ggml {
   prepare(type: GgmlCodebookType): void;
   /** The same by the processor's library, for a flat run of `count` weights. */
   quantizeRowSimd(
-    type: GgmlSimdType | GgmlActivationType,
+    type: GgmlActivationType,
     weights: Float32Array,
     packed: Uint8Array,
     count: number,
@@ -104,17 +100,14 @@ interface BunFfi {
 /** The runtime's FFI for libraries that are not ours; undefined where it has none. */
 export async function opener(): Promise<Opener | undefined> {
   const { Deno, Bun } = globalThis as { Deno?: DenoFfi; Bun?: unknown };
+  const mapped = <T>(table: Readonly<Record<string, Declaration>>, as: (declaration: Declaration) => T) =>
+    Object.fromEntries(Object.entries(table).map(([name, declaration]) => [name, as(declaration)]));
   if (Deno !== undefined) {
     return {
       open: (path, table) =>
         Deno.dlopen(
           path,
-          Object.fromEntries(
-            Object.entries(table).map(([name, { parameters, result }]) => [name, {
-              parameters: [...parameters],
-              result,
-            }]),
-          ),
+          mapped(table, ({ parameters, result }) => ({ parameters: [...parameters], result })),
         ),
       count: BigInt,
     };
@@ -123,19 +116,11 @@ export async function opener(): Promise<Opener | undefined> {
   const specifier = ["bun", "ffi"].join(":"); // computed: every other runtime fails on the name itself
   const { dlopen } = await import(specifier) as BunFfi;
   const named = (kind: Kind) => kind === "buffer" ? "ptr" : kind === "u64" ? "u64_fast" : kind;
-  return {
-    open: (path, table) =>
-      dlopen(
-        path,
-        Object.fromEntries(
-          Object.entries(table).map(([name, { parameters, result }]) => [name, {
-            args: parameters.map(named),
-            returns: named(result),
-          }]),
-        ),
-      ),
-    count: (value) => value,
-  };
+  const declared = ({ parameters, result }: Declaration) => ({
+    args: parameters.map(named),
+    returns: named(result),
+  });
+  return { open: (path, table) => dlopen(path, mapped(table, declared)), count: (value) => value };
 }
 
 // void dequantize_row_q4_0(const block *x, float *y, int64_t k); the row quantizers and conversions alike
@@ -166,26 +151,26 @@ export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
   if (!existsSync(basePath)) return { reason: "the npm package @node-llama-cpp/linux-x64 is not installed" };
   const runtime = await opener();
   if (runtime === undefined) return { reason: "this runtime has no FFI, use Bun or Deno" };
-  const ofLibrary = (wanted: string) =>
-    Object.values(CONVERSIONS).filter(([library]) => library === wanted).map(([, symbol]) => [symbol, ROW]);
+  const named = (names: readonly string[], declaration: Declaration) =>
+    Object.fromEntries(names.map((name) => [name, declaration]));
+  const conversions = (wanted: string) =>
+    named(Object.values(CONVERSIONS).flatMap(([library, symbol]) => library === wanted ? [symbol] : []), ROW);
   const types = [...GGML_TYPES, ...Object.keys(GGML_CODEBOOK_TYPES)];
   let base: Opened;
   try {
     base = runtime.open(basePath, {
-      ...Object.fromEntries(types.map((type) => [`quantize_${type}`, QUANTIZE])),
-      ...Object.fromEntries(types.map((type) => [`dequantize_row_${type}`, ROW])),
+      ...named(types.map((type) => `quantize_${type}`), QUANTIZE),
+      ...named(types.map((type) => `dequantize_row_${type}`), ROW),
       ggml_quantize_init: PREPARE,
-      ...Object.fromEntries(ofLibrary("base")),
+      ...conversions("base"),
     });
   } catch (error) {
     return { reason: `libggml-base.so: ${message(error)}` };
   }
   const found = openProcessorLibrary(runtime, folder, {
     ggml_cpu_init: INIT,
-    ...Object.fromEntries(
-      [...GGML_SIMD_TYPES, ...GGML_ACTIVATION_TYPES].map((type) => [`quantize_row_${type}`, ROW]),
-    ),
-    ...Object.fromEntries(ofLibrary("processor")),
+    ...named(GGML_ACTIVATION_TYPES.map((type) => `quantize_row_${type}`), ROW),
+    ...conversions("processor"),
   });
   if ("reason" in found) {
     base.close();

@@ -1,4 +1,4 @@
-/** Timing of functions against each other: warmed up, interleaved, sampled. What they compute is checked elsewhere. */
+/** Timing of functions beside each other: warmed up, interleaved, sampled. Their results are checked elsewhere. */
 import { pairedRatio, summarize, type Summary } from "../eval/statistics.ts";
 
 /** Milliseconds since any fixed moment. */
@@ -10,7 +10,7 @@ export interface Contender {
   run(): void;
   /** Called before every `run` and never timed: fresh input, for instance. */
   readonly prepare?: (() => void) | undefined;
-  /** Least time of warm-up instead of the options': an engine needs a while to reach its optimizing compiler. */
+  /** Least time of warm-up in place of that in the options: an engine needs a while to reach its optimizing compiler. */
   readonly warmUpMilliseconds?: number | undefined;
 }
 

@@ -1,163 +1,158 @@
 /**
- * The checkpoint suite: whole checkpoints through the pipeline, read back and compared with what they were. Says what
- * the bytes and the time are; what a quantized model still can do is not measured here.
+ * The checkpoint suite: whole checkpoints through the pipeline, read back and compared with the originals. Bytes, weight error and
+ * time; the accuracy of a quantized model is not measured here.
  */
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";
-import { quantizeCheckpoint } from "../../pipeline/mod.ts";
-import type { BitWidth, Solver } from "../../quant/mod.ts";
 import { peakResidentBytes, resetPeakResident } from "../../eval/environment.ts";
 import { pairedRatio, summarize, type Summary } from "../../eval/statistics.ts";
+import { quantizeCheckpoint } from "../../pipeline/mod.ts";
+import type { BitWidth, Solver } from "../../quant/mod.ts";
+import { nameOf } from "../settings.ts";
 import { measureStored, type StoredCheckpoint } from "../stored.ts";
 import type { BenchContext, Section, Suite, SuiteReport } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
-/** One way to quantize one model, and what its runs took. */
+/** One way to quantize one model, and the measurements of its runs. */
 interface Cell {
-  readonly model: string;
   readonly path: string;
   readonly bits: BitWidth;
   readonly solver: Solver;
   readonly seconds: number[];
   readonly peakBytes: number[];
+  /** Of the first run, which counts for nothing else. */
   stored?: StoredCheckpoint;
   kind?: string;
   threads?: number;
 }
 
-const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
+const runsOf = ({ options: { quick } }: BenchContext): number => quick ? 1 : 5;
 
-async function measure(context: BenchContext): Promise<SuiteReport> {
-  const { kernels, environment, options } = context;
-  const { models, bits, solvers, groupSize, quick } = options;
-  const runs = quick ? 1 : 5;
-  const cells: Cell[] = models.flatMap((path) =>
-    bits.flatMap((width) =>
-      solvers.map((solver): Cell => ({
-        model: nameOf(path),
-        path,
-        bits: width,
-        solver,
-        seconds: [],
-        peakBytes: [],
-      }))
-    )
-  );
+/** Quantizes every cell in turn, once more than is measured: the engine compiles the pipeline in the first run. */
+async function runCells(context: BenchContext, cells: readonly Cell[], folder: string): Promise<boolean> {
+  const { kernels, options: { groupSize, threads } } = context;
+  const runs = runsOf(context), output = join(folder, "quantized");
   let isReset = true;
-  await withTemporaryFolder(async (folder) => {
-    // One more run comes first, for the engine to compile the pipeline; it counts for nothing.
-    for (let run = -1; run < runs; run++) {
-      context.progress(run < 0 ? `${cells.length} checkpoints, warm-up` : `run ${run + 1} of ${runs}`);
-      for (const cell of cells) {
-        const { config } = resolveConfig({
-          overrides: {
-            bit_width: cell.bits,
-            group_size: groupSize,
-            solver: cell.solver,
-            num_threads: options.threads ?? 0,
-          },
-        });
-        const output = join(folder, "quantized");
-        isReset = resetPeakResident() && isReset;
-        const begin = performance.now();
-        const report = await quantizeCheckpoint({ input: cell.path, output, config, kernels, force: true });
-        const seconds = (performance.now() - begin) / 1000;
-        if (run < 0) {
-          cell.stored = measureStored(kernels, cell.path, output);
-          cell.kind = report.modelKind;
-          cell.threads = report.threads;
-        } else {
-          cell.peakBytes.push(peakResidentBytes());
-          cell.seconds.push(seconds);
-        }
+  for (let run = -1; run < runs; run++) {
+    context.progress(run < 0 ? `${cells.length} checkpoints, warm-up` : `run ${run + 1} of ${runs}`);
+    for (const cell of cells) {
+      const { path: input, bits, solver } = cell;
+      const overrides = { bit_width: bits, group_size: groupSize, solver, num_threads: threads ?? 0 };
+      const { config } = resolveConfig({ overrides });
+      isReset = resetPeakResident() && isReset;
+      const begin = performance.now();
+      const report = await quantizeCheckpoint({ input, output, config, kernels, force: true });
+      const seconds = (performance.now() - begin) / 1000;
+      if (run < 0) {
+        cell.stored = measureStored(kernels, input, output);
+        cell.kind = report.modelKind;
+        cell.threads = report.threads;
+      } else {
+        cell.peakBytes.push(peakResidentBytes());
+        cell.seconds.push(seconds);
       }
     }
-  });
-  const rows = cells.map((cell) => {
-    const { stored, seconds, peakBytes } = cell;
-    return {
-      suite: "checkpoint",
-      kernel: "quantizeCheckpoint",
-      model: cell.model,
-      kind: cell.kind,
-      bits: cell.bits,
-      solver: cell.solver,
-      groupSize,
-      zeroPoint: "real",
-      dtype: `checkpoint to ${cell.bits} bits`,
-      shape: null,
-      ...stored!,
-      seconds: summarize(seconds),
-      weightsPerSecond: summarize(seconds.map((value) => stored!.weights / value)),
-      samples: seconds.length,
-      peakResidentBytes: Math.max(...peakBytes),
-      peakIsOfRun: isReset,
-      threads: cell.threads,
-      backend: environment.backend,
-      isa: environment.isa,
-      runtime: environment.runtime,
-      processor: environment.processor,
-      ratio: clipAgainstRound(cell, cells) ?? null,
-    };
-  });
-  const memory = isReset
-    ? "Memory: most resident memory of this process, engine included, during any of the runs."
-    : "Memory: most resident memory of this process since it began, which this system cannot reset.";
-  const sections = models.map((path): Section => {
-    const own = cells.filter((cell) => cell.path === path);
-    const { kind, threads, stored } = own[0]!;
-    return {
-      title: `${nameOf(path)} (${kind}), ${stored!.tensors} matrices with ${
-        stored!.weights
-      } weights, group size ${groupSize}`,
-      notes: [
-        `Median of ${runs} run${runs === 1 ? "" : "s"}, ${threads} thread${
-          threads === 1 ? "" : "s"
-        }: read, quantize, ` +
-        "verify, write, sync. Errors are of the files read back.",
-        memory,
-      ],
-      columns: [
-        { key: "bits", title: "bits" },
-        { key: "solver", title: "solver" },
-        { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
-        { key: "before", title: "MB before", digits: 3 },
-        { key: "after", title: "MB after", digits: 3 },
-        { key: "relativeRmsError", title: "rel. RMS error", digits: 5 },
-        { key: "cosine", title: "cosine", digits: 6 },
-        { key: "rate", title: "Mw/s", digits: 1 },
-        { key: "seconds", title: "seconds", digits: 3 },
-        { key: "spread", title: "±%", digits: 0 },
-        { key: "memory", title: "MB peak", digits: 0 },
-      ],
-      rows: own.map((cell) => {
-        const seconds = summarize(cell.seconds);
-        return {
-          bits: cell.bits,
-          solver: cell.solver,
-          bitsPerWeight: cell.stored!.bitsPerWeight,
-          before: cell.stored!.fileBytesBefore / 1e6,
-          after: cell.stored!.fileBytesAfter / 1e6,
-          relativeRmsError: cell.stored!.relativeRmsError,
-          cosine: cell.stored!.cosine,
-          rate: cell.stored!.weights / seconds.median / 1e6,
-          seconds: seconds.median,
-          spread: 100 * seconds.medianDeviation / seconds.median,
-          memory: Math.max(...cell.peakBytes) / 1e6,
-        };
-      }),
-    };
-  });
-  return { sections, rows, goals: [], skipped: [] };
+  }
+  return isReset;
+}
+
+async function measure(context: BenchContext): Promise<SuiteReport> {
+  const { models, bits, solvers } = context.options;
+  const cells: Cell[] = models.flatMap((path) =>
+    bits.flatMap((width) =>
+      solvers.map((solver) => ({ path, bits: width, solver, seconds: [], peakBytes: [] }))
+    )
+  );
+  const isReset = await withTemporaryFolder((folder) => runCells(context, cells, folder));
+  return {
+    sections: models.map((path) => sectionOf(context, cells.filter((cell) => cell.path === path), isReset)),
+    rows: cells.map((cell) => rowOf(context, cell, cells, isReset)),
+    goals: [],
+    skipped: [],
+  };
+}
+
+/** A row of the JSON report. */
+function rowOf({ environment, options }: BenchContext, cell: Cell, cells: readonly Cell[], isReset: boolean) {
+  const { stored, seconds, peakBytes } = cell, { backend, isa, runtime, processor } = environment;
+  return {
+    suite: "checkpoint",
+    kernel: "quantizeCheckpoint",
+    model: nameOf(cell.path),
+    kind: cell.kind,
+    bits: cell.bits,
+    solver: cell.solver,
+    groupSize: options.groupSize,
+    zeroPoint: "real",
+    dtype: `checkpoint to ${cell.bits} bits`,
+    shape: null,
+    ...stored!,
+    seconds: summarize(seconds),
+    weightsPerSecond: summarize(seconds.map((value) => stored!.weights / value)),
+    samples: seconds.length,
+    peakResidentBytes: Math.max(...peakBytes),
+    peakIsOfRun: isReset,
+    threads: cell.threads,
+    backend,
+    isa,
+    runtime,
+    processor,
+    ratio: clipBesideRound(cell, cells) ?? null,
+  };
+}
+
+/** The table of a model. */
+function sectionOf(context: BenchContext, cells: readonly Cell[], isReset: boolean): Section {
+  const { path, kind, threads, stored } = cells[0]!, runs = runsOf(context);
+  const { tensors, weights } = stored!;
+  return {
+    title: `${nameOf(path)} (${kind}), ${tensors} matrices with ${weights} weights, group size ` +
+      `${context.options.groupSize}`,
+    notes: [
+      `Median of ${runs} run${runs === 1 ? "" : "s"}, ${threads} thread${threads === 1 ? "" : "s"}: ` +
+      "read, quantize, verify, write, sync. Errors are of the files read back.",
+      isReset
+        ? "Memory: most resident memory of this process, engine included, during any of the runs."
+        : "Memory: most resident memory of this process since it began, which this system cannot reset.",
+    ],
+    columns: [
+      { key: "bits", title: "bits" },
+      { key: "solver", title: "solver" },
+      { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
+      { key: "before", title: "MB before", digits: 3 },
+      { key: "after", title: "MB after", digits: 3 },
+      { key: "relativeRmsError", title: "rel. RMS error", digits: 5 },
+      { key: "cosine", title: "cosine", digits: 6 },
+      { key: "rate", title: "Mw/s", digits: 1 },
+      { key: "seconds", title: "seconds", digits: 3 },
+      { key: "spread", title: "±%", digits: 0 },
+      { key: "memory", title: "MB peak", digits: 0 },
+    ],
+    rows: cells.map(({ bits, solver, stored, seconds, peakBytes }) => {
+      const { bitsPerWeight, fileBytesBefore, fileBytesAfter, relativeRmsError, cosine, weights } = stored!;
+      const { median, medianDeviation } = summarize(seconds);
+      return {
+        bits,
+        solver,
+        bitsPerWeight,
+        before: fileBytesBefore / 1e6,
+        after: fileBytesAfter / 1e6,
+        relativeRmsError,
+        cosine,
+        rate: weights / median / 1e6,
+        seconds: median,
+        spread: 100 * medianDeviation / median,
+        memory: Math.max(...peakBytes) / 1e6,
+      };
+    }),
+  };
 }
 
 /** Seconds of clip search in units of round-to-nearest's, from pairs of runs. */
-function clipAgainstRound(cell: Cell, cells: readonly Cell[]): Summary | undefined {
-  if (cell.solver !== "clip") return undefined;
-  const round = cells.find((other) =>
-    other.path === cell.path && other.bits === cell.bits && other.solver === "round"
-  );
-  return round && pairedRatio(cell.seconds, round.seconds);
+function clipBesideRound({ path, bits, solver, seconds }: Cell, cells: readonly Cell[]): Summary | undefined {
+  if (solver !== "clip") return undefined;
+  const round = cells.find((other) => other.path === path && other.bits === bits && other.solver === "round");
+  return round && pairedRatio(seconds, round.seconds);
 }
 
 /** The reference models through the pipeline. */

@@ -4,7 +4,6 @@ import {
   type Ggml,
   GGML_MAX_BYTES_PER_WEIGHT,
   type GgmlConversion,
-  type GgmlSimdType,
   type GgmlType,
 } from "../ggml.ts";
 import {
@@ -67,7 +66,7 @@ function checkGgml(ggml: Ggml, type: GgmlType, weights: Float32Array, packed: Ui
 }
 
 export const GGML_QUANTIZE = (type: GgmlType) => `ggml quantize_${type}`;
-export const GGML_QUANTIZE_SIMD = (type: GgmlSimdType) => `ggml quantize_row_${type} simd`;
+export const GGML_QUANTIZE_SIMD = "ggml quantize_row_q8_0 simd";
 export const GGML_DEQUANTIZE = (type: GgmlType) => `ggml dequantize_row_${type}`;
 
 /** Weights, what refills them, and room for their packed form. */
@@ -98,18 +97,18 @@ export function ggmlQuantizeCase(
   };
 }
 
-/** ggml's vectorized row quantizer, the one that its matrix products use on activations. */
-export function ggmlQuantizeSimdCase(ggml: Ggml, operands: Operands, type: GgmlSimdType): KernelCase {
+/** ggml's vectorized row quantizer to q8_0, which its matrix products use on activations. */
+export function ggmlQuantizeSimdCase(ggml: Ggml, operands: Operands): KernelCase {
   const { weights, refill, packed } = ggmlInput(operands);
-  const run = () => ggml.quantizeRowSimd(type, weights, packed, operands.count);
+  const run = () => ggml.quantizeRowSimd("q8_0", weights, packed, operands.count);
   return {
-    ...ggmlCase(ggml, GGML_QUANTIZE_SIMD(type), operands, `F32 to ${type}`),
-    bytes: weights.byteLength + ggml.quantize(type, weights, packed, operands.rows, operands.cols),
+    ...ggmlCase(ggml, GGML_QUANTIZE_SIMD, operands, "F32 to q8_0"),
+    bytes: weights.byteLength + ggml.quantize("q8_0", weights, packed, operands.rows, operands.cols),
     contender: { prepare: refill, run },
     check: () => {
       packed.fill(0);
       run();
-      checkGgml(ggml, type, weights, packed);
+      checkGgml(ggml, "q8_0", weights, packed);
     },
   };
 }

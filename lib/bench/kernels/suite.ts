@@ -4,10 +4,10 @@
  */
 import { OtherLoad } from "../../eval/environment.ts";
 import type { Summary } from "../../eval/statistics.ts";
+import { RandomStream } from "../../models/random.ts";
 import { type InstructionSet, type Kernels, openKernels } from "../../native/mod.ts";
 import { type BitWidth, dequantize, quantize } from "../../quant/mod.ts";
 import { type GgmlConversion, type GgmlType, openGgml } from "../ggml.ts";
-import { uniformGenerator } from "../random.ts";
 import type { BenchContext, Suite, SuiteReport } from "../suite.ts";
 import { rate } from "../timing.ts";
 import {
@@ -72,7 +72,7 @@ async function measureRound(bench: KernelBench): Promise<void> {
   const ratios: RatioOf[] = (["symmetric", "real"] as const).flatMap((zeroPoint) => [
     { of: name(4, zeroPoint), to: GGML_QUANTIZE("q4_0") },
     { of: name(8, zeroPoint), to: GGML_QUANTIZE("q8_0") },
-    { of: name(8, zeroPoint), to: GGML_QUANTIZE_SIMD("q8_0") },
+    { of: name(8, zeroPoint), to: GGML_QUANTIZE_SIMD },
     { of: name(2, zeroPoint), to: name(4, zeroPoint) },
   ]);
   const groups: Group[] = [];
@@ -88,9 +88,7 @@ async function measureRound(bench: KernelBench): Promise<void> {
       ...(ggml ? [ggmlQuantizeCase(ggml, operands, "q4_0")] : []),
       ...round([4, 2, 3], "real"),
       ...round([8], "symmetric"),
-      ...(ggml
-        ? [ggmlQuantizeCase(ggml, operands, "q8_0"), ggmlQuantizeSimdCase(ggml, operands, "q8_0")]
-        : []),
+      ...(ggml ? [ggmlQuantizeCase(ggml, operands, "q8_0"), ggmlQuantizeSimdCase(ggml, operands)] : []),
       ...round([8], "real"),
       ...round([2, 4, 8], "real", "BF16"),
     ]);
@@ -137,8 +135,8 @@ async function measureClip(bench: KernelBench): Promise<void> {
 
 /** Column weights between 0.1 and 10, evenly on a logarithmic scale. */
 function importanceOf(cols: number): Float32Array<ArrayBuffer> {
-  const uniform = uniformGenerator(5);
-  return Float32Array.from({ length: cols }, () => 10 ** (2 * uniform() - 1));
+  const random = new RandomStream(5);
+  return Float32Array.from({ length: cols }, () => 10 ** (2 * random.uniform() - 1));
 }
 
 async function measureTwoLevel(bench: KernelBench): Promise<void> {

@@ -1,4 +1,4 @@
-/** How long it takes until the library is there, and until a report is: processes of their own, each from nothing. */
+/** Time until the library is loaded and until a report is written, each measured in a fresh process. */
 import { join } from "node:path";
 import { runChild } from "../child_process.ts";
 import { summarize, type Summary } from "../../eval/statistics.ts";
@@ -54,13 +54,13 @@ export async function measureStartUp(commandOf: CommandOf, runs: number): Promis
   return { importMilliseconds, reports };
 }
 
-/** The table that is printed. */
+/** The printed table. */
 export function startUpSection({ importMilliseconds, reports }: StartUp): Section {
   return {
     title: "Start-up and reports",
     notes: [
-      "Each in a process of its own with warm files, medians: the import of mod.ts without tables and charts; the report of",
-      "a quantization with made-up layers and the histograms of their codes, from loading the libraries to the last file.",
+      "Each in a fresh process with warm files, medians: the import of mod.ts without tables and charts; the report of a",
+      "quantization with synthetic layers and histograms of their codes, from loading the libraries to the last file.",
     ],
     columns: [
       { key: "what", title: "" },
@@ -84,7 +84,7 @@ export function startUpSection({ importMilliseconds, reports }: StartUp): Sectio
   };
 }
 
-/** What was wanted, and what this run found. */
+/** Goals beside what this run measured. */
 export function startUpGoals({ importMilliseconds, reports }: StartUp): Goal[] {
   const { layers, milliseconds, bytes } = reports[0]!;
   return [

@@ -1,7 +1,6 @@
 /**
- * The process suite: a large synthetic checkpoint through the command `scripts/quantize.ts` in a process of its own,
- * timed from its start to its end, with the memory that it took, and with the memory that running the result takes; and the time until the library
- * is there, and until a report is.
+ * The process suite: a large synthetic checkpoint through the command `scripts/quantize.ts` in a separate process, timed from start to
+ * end; the memory that it takes and that running the result takes; and the time until the library is loaded and until a report is written.
  */
 import { rmSync } from "node:fs";
 import { join } from "node:path";
@@ -10,14 +9,14 @@ import { openCheckpoint } from "../../tensor/mod.ts";
 import { commandsOf, runChild } from "../child_process.ts";
 import { measureStartUp, type StartUp, startUpGoals, startUpSection } from "./start_up.ts";
 import { summarize } from "../../eval/statistics.ts";
-import type { BenchContext, CommandOf, Goal, Suite, SuiteReport } from "../suite.ts";
+import type { BenchContext, CommandOf, Goal, Section, Suite, SuiteReport } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
 /** Size of checkpoint that the goals are about, with some room: whole layers do not add up to a round number. */
 const GOAL_BYTES = 1.7e9;
 const GOAL_WEIGHTS_PER_SECOND = 150e6;
 const GOAL_RESIDENT_BYTES = 600e6;
-/** What inference may take beside packed weights and activations. */
+/** Memory that inference may take beside packed weights and activations. */
 const GOAL_INFERENCE_BYTES = 64e6;
 const BITS = 4;
 
@@ -27,11 +26,11 @@ export interface InferenceMemory {
   readonly baselineBytes: number;
   readonly weightBytes: number;
   readonly activationBytes: number;
-  /** What inference took beside weights and activations. */
+  /** Beside weights and activations. */
   readonly restBytes: number;
 }
 
-/** Measures a forward pass of 64 tokens (or one image) in a process of its own. */
+/** Measures a forward pass of 64 tokens (or one image) in a separate process. */
 export async function measureInferenceMemory(
   commandOf: CommandOf,
   model: string,
@@ -71,31 +70,14 @@ async function measureSize(
     ? []
     : ["--hidden", String(Math.max(64, Math.round(3584 * Math.sqrt(bytes / layerBytes) / 64) * 64))];
   progress(`synthetic checkpoint of ${(bytes / 1e6).toFixed(0)} MB`);
-  await runChild(
-    commandOf("make_checkpoint.ts", [
-      input,
-      "--gigabytes",
-      String(bytes / 1e9),
-      "--seed",
-      String(seed),
-      ...hidden,
-    ]),
-  );
+  const size = ["--gigabytes", String(bytes / 1e9), "--seed", String(seed), ...hidden];
+  await runChild(commandOf("make_checkpoint.ts", [input, ...size]));
   const seconds: number[] = [], ownSeconds: number[] = [], peaks: number[] = [];
   for (let run = 0; run < runs; run++) {
     progress(`quantize ${(bytes / 1e6).toFixed(0)} MB in its own process, run ${run + 1} of ${runs}`);
     rmSync(output, { recursive: true, force: true });
-    const args = [
-      "--bits",
-      String(BITS),
-      "--solver",
-      "round",
-      "--threads",
-      String(threads ?? 2),
-      "--backend",
-      backend,
-      "--json",
-    ];
+    const kernelArgs = ["--threads", String(threads ?? 2), "--backend", backend];
+    const args = ["--bits", String(BITS), "--solver", "round", ...kernelArgs, "--json"];
     const child = await runChild(commandOf("quantize.ts", [input, output, ...args]));
     const report = JSON.parse(child.output) as { seconds: number; peakMemoryBytes?: number };
     seconds.push(child.seconds);
@@ -112,7 +94,9 @@ async function measureSize(
     weights += layer.rows * layer.cols;
     packedBytes += layer.bytes;
   }
-  const measured: Measured = {
+  rmSync(input, { recursive: true, force: true });
+  rmSync(output, { recursive: true, force: true });
+  return {
     bytes: before.files.reduce((sum, { file }) => sum + file.fileBytes, 0),
     weights,
     bitsPerWeight: packedBytes * 8 / weights,
@@ -121,9 +105,6 @@ async function measureSize(
     peakResidentBytes: peaks,
     inference,
   };
-  rmSync(input, { recursive: true, force: true });
-  rmSync(output, { recursive: true, force: true });
-  return measured;
 }
 
 const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(0)} MB`;
@@ -175,69 +156,10 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
   });
   context.progress("import of mod.ts, and reports");
   const startUp: StartUp = await measureStartUp(commandsOf(context), options.quick ? 1 : 5);
-  const threads = options.threads ?? 2;
   return {
-    sections: [{
-      title: `scripts/quantize.ts as a process: ${BITS} bits, round to nearest, ${threads} threads`,
-      notes: [
-        `Synthetic BF16 checkpoints, sharded, Dream's layer shapes, just written. Median of ${runs} run${
-          runs === 1 ? "" : "s"
-        }, from the`,
-        "start of the process to its end: engine, reading, quantizing, verifying, writing, syncing. MB to run: peak of",
-        "a process that loads the result and runs 64 tokens, less that of one that only opens the kernels.",
-      ],
-      columns: [
-        { key: "before", title: "MB", digits: 0 },
-        { key: "weights", title: "M weights", digits: 1 },
-        { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
-        { key: "seconds", title: "seconds", digits: 2 },
-        { key: "spread", title: "±%", digits: 1 },
-        { key: "own", title: "s in pipeline", digits: 2 },
-        { key: "rate", title: "Mw/s", digits: 0 },
-        { key: "read", title: "GB/s read", digits: 2 },
-        { key: "memory", title: "MB peak", digits: 0 },
-        { key: "inference", title: "MB to run", digits: 0 },
-      ],
-      rows: measured.map((each) => {
-        const seconds = summarize(each.seconds);
-        return {
-          before: each.bytes / 1e6,
-          weights: each.weights / 1e6,
-          bitsPerWeight: each.bitsPerWeight,
-          seconds: seconds.median,
-          spread: 100 * seconds.medianDeviation / seconds.median,
-          own: summarize(each.ownSeconds).median,
-          rate: each.weights / seconds.median / 1e6,
-          read: each.bytes / seconds.median / 1e9,
-          memory: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes) / 1e6,
-          inference: (each.inference.peakResidentBytes - each.inference.baselineBytes) / 1e6,
-        };
-      }),
-    }, startUpSection(startUp)],
+    sections: [sectionOf(context, measured, runs), startUpSection(startUp)],
     rows: [
-      ...measured.map((each) => ({
-        suite: "process",
-        kernel: "scripts/quantize.ts",
-        backend: environment.backend,
-        isa: environment.isa,
-        dtype: `BF16 to ${BITS} bits`,
-        shape: null,
-        bits: BITS,
-        solver: "round",
-        threads,
-        runtime: environment.runtime,
-        processor: environment.processor,
-        samples: each.seconds.length,
-        checkpointBytes: each.bytes,
-        weights: each.weights,
-        bitsPerWeight: each.bitsPerWeight,
-        seconds: summarize(each.seconds),
-        secondsInPipeline: summarize(each.ownSeconds),
-        weightsPerSecond: summarize(each.seconds.map((value) => each.weights / value)),
-        peakResidentBytes: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes),
-        inference: each.inference,
-        ratio: null,
-      })),
+      ...measured.map((each) => rowOf(context, each)),
       {
         suite: "process",
         kernel: "mod.ts and its reports",
@@ -248,6 +170,75 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
     ],
     goals: [...goalsOf(measured), ...startUpGoals(startUp)],
     skipped: [],
+  };
+}
+
+/** A row of the JSON report. */
+function rowOf({ environment, options }: BenchContext, each: Measured) {
+  const { backend, isa, runtime, processor } = environment;
+  return {
+    suite: "process",
+    kernel: "scripts/quantize.ts",
+    backend,
+    isa,
+    dtype: `BF16 to ${BITS} bits`,
+    shape: null,
+    bits: BITS,
+    solver: "round",
+    threads: options.threads ?? 2,
+    runtime,
+    processor,
+    samples: each.seconds.length,
+    checkpointBytes: each.bytes,
+    weights: each.weights,
+    bitsPerWeight: each.bitsPerWeight,
+    seconds: summarize(each.seconds),
+    secondsInPipeline: summarize(each.ownSeconds),
+    weightsPerSecond: summarize(each.seconds.map((value) => each.weights / value)),
+    peakResidentBytes: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes),
+    inference: each.inference,
+    ratio: null,
+  };
+}
+
+function sectionOf({ options }: BenchContext, measured: readonly Measured[], runs: number): Section {
+  const threads = options.threads ?? 2;
+  return {
+    title: `scripts/quantize.ts as a process: ${BITS} bits, round to nearest, ${threads} threads`,
+    notes: [
+      `Synthetic BF16 checkpoints, sharded, Dream's layer shapes, just written. Median of ${runs} run${
+        runs === 1 ? "" : "s"
+      }, from the`,
+      "start of the process to its end: engine, reading, quantizing, verifying, writing, syncing. MB to run: peak of",
+      "a process that loads the result and runs 64 tokens, less that of one that only opens the kernels.",
+    ],
+    columns: [
+      { key: "before", title: "MB", digits: 0 },
+      { key: "weights", title: "M weights", digits: 1 },
+      { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
+      { key: "seconds", title: "seconds", digits: 2 },
+      { key: "spread", title: "±%", digits: 1 },
+      { key: "own", title: "s in pipeline", digits: 2 },
+      { key: "rate", title: "Mw/s", digits: 0 },
+      { key: "read", title: "GB/s read", digits: 2 },
+      { key: "memory", title: "MB peak", digits: 0 },
+      { key: "inference", title: "MB to run", digits: 0 },
+    ],
+    rows: measured.map(({ bytes, weights, bitsPerWeight, inference, ...each }) => {
+      const { median, medianDeviation } = summarize(each.seconds);
+      return {
+        before: bytes / 1e6,
+        weights: weights / 1e6,
+        bitsPerWeight,
+        seconds: median,
+        spread: 100 * medianDeviation / median,
+        own: summarize(each.ownSeconds).median,
+        rate: weights / median / 1e6,
+        read: bytes / median / 1e9,
+        memory: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes) / 1e6,
+        inference: (inference.peakResidentBytes - inference.baselineBytes) / 1e6,
+      };
+    }),
   };
 }
 
