@@ -1,6 +1,6 @@
 /**
- * What a DiT is worth: error of its prediction by timestep, class accuracy and Fréchet distance of what it draws, and how far its trajectory
- * drifts from the full-precision one with the same noise. The protocol is that of tests/models/README.md.
+ * Measures of an image model: error of its predictions by timestep, class accuracy and Fréchet distance of its images, and drift of its
+ * trajectories from the full-precision ones with the same noise. The protocol is that of tests/models/README.md.
  */
 import { CheckpointError } from "../errors.ts";
 import {
@@ -14,6 +14,7 @@ import { SafetensorsFile } from "../tensor/mod.ts";
 import type { GlyphClassifier } from "./classifier.ts";
 import type { FrechetReference } from "./frechet.ts";
 import { type BootstrapOptions, bootstrapRatio, type Interval, wilsonInterval } from "./intervals.ts";
+import { squaredDistances } from "./statistics.ts";
 
 /** Images with their classes. */
 export interface LabelledImages {
@@ -57,6 +58,72 @@ export function readImages(path: string): LabelledImages {
   };
 }
 
+/** Noisy images of one timestep. */
+export interface NoisyImages {
+  readonly timestep: number;
+  /** `f32[count, elements]` */
+  readonly samples: Float32Array<ArrayBuffer>;
+  /** `[count]` */
+  readonly labels: ArrayLike<number>;
+}
+
+/** Choice of noised images. */
+export interface NoisedImagesOptions {
+  /** Default: ten, spread over the training's. */
+  readonly timesteps?: ArrayLike<number> | undefined;
+  /** Images a timestep, taken in turn. Default 64. */
+  readonly imagesPerTimestep?: number | undefined;
+  /** Of the noise. Default 0. */
+  readonly seed?: number | undefined;
+}
+
+/** Images with the noise of some timesteps. */
+export function noisedImages(
+  scheduler: Scheduler,
+  { images, labels }: LabelledImages,
+  {
+    timesteps = scheduler.timesteps(Math.min(10, scheduler.config.trainTimesteps), "linspace"),
+    imagesPerTimestep: each = 64,
+    seed = 0,
+  }: NoisedImagesOptions = {},
+): NoisyImages[] {
+  const elements = images.length / labels.length;
+  return Array.from(timesteps, (timestep, t): NoisyImages => {
+    const picked = Array.from({ length: each }, (_, i) => (t * each + i) % labels.length);
+    const samples = new Float32Array(each * elements);
+    for (const [i, image] of picked.entries()) {
+      samples.set(images.subarray(image * elements, (image + 1) * elements), i * elements);
+    }
+    scheduler.addNoise(samples, imageNoise(seed, t * each, each, elements), timestep, samples);
+    return { timestep, samples, labels: picked.map((image) => labels[image]!) };
+  });
+}
+
+/**
+ * Predictions of a model for noisy images, with the learned variance where it has one.
+ *
+ * @param batch images of one forward pass
+ */
+export function predictionsAt(
+  model: DitModel,
+  states: readonly NoisyImages[],
+  batch = 32,
+): Float32Array<ArrayBuffer>[] {
+  const elements = model.imageElements;
+  return states.map(({ timestep, samples, labels }) => {
+    const count = labels.length;
+    let out: Float32Array<ArrayBuffer> | undefined;
+    for (let begin = 0; begin < count; begin += batch) {
+      const end = Math.min(count, begin + batch), times = new Array<number>(end - begin).fill(timestep);
+      const own = Array.from({ length: end - begin }, (_, i) => labels[begin + i]!);
+      const output = model.forward(samples.subarray(begin * elements, end * elements), times, own);
+      const width = output.length / (end - begin);
+      (out ??= new Float32Array(count * width)).set(output, begin * width);
+    }
+    return out!;
+  });
+}
+
 /** Error of predictions at one timestep: ‖ε̂ − ε‖² / ‖ε‖² over all images. */
 export interface TimestepError {
   readonly timestep: number;
@@ -66,63 +133,55 @@ export interface TimestepError {
   readonly perImage: Float64Array;
 }
 
-export interface TimestepErrorOptions extends BootstrapOptions {
-  /** Default: ten, spread over the training's. */
-  readonly timesteps?: ArrayLike<number> | undefined;
-  /** Images a timestep, taken in turn. Default 64. */
-  readonly imagesPerTimestep?: number | undefined;
-  /** Images of one forward pass. Default 32. */
-  readonly batch?: number | undefined;
+/**
+ * Relative error of predictions beside the full-precision model's, by timestep; intervals by a bootstrap over images.
+ *
+ * @param full as {@linkcode predictionsAt} returns them
+ * @param elements numbers of one image
+ */
+export function predictionErrors(
+  states: readonly NoisyImages[],
+  full: readonly Float32Array[],
+  other: readonly Float32Array[],
+  elements: number,
+  bootstrap: BootstrapOptions = {},
+): TimestepError[] {
+  return states.map(({ timestep, labels: { length: images } }, t): TimestepError => {
+    const { errors, norms } = squaredDistances(other[t]!, full[t]!, images, elements);
+    return {
+      timestep,
+      images,
+      relativeError: bootstrapRatio(errors, norms, bootstrap),
+      perImage: errors.map((error, i) => error / norms[i]!),
+    };
+  });
+}
+
+/** Choice of noised images, and of intervals. */
+export interface TimestepErrorOptions extends BootstrapOptions, NoisedImagesOptions {
+  /** Of the noise and of resampling. Default 0. */
+  readonly seed?: number | undefined;
 }
 
 /**
- * Relative error of a model's prediction against full precision on noised images, by timestep.
+ * Relative error of a model's prediction beside full precision on noised images, by timestep.
  *
- * Both models see the same images and the same noise; the interval is of a bootstrap over images.
+ * @throws {TypeError} when the models' shapes differ, or are not the images'
  */
 export function timestepErrors(
   full: DitModel,
   other: DitModel,
   scheduler: Scheduler,
-  { images, labels }: LabelledImages,
+  images: LabelledImages,
   options: TimestepErrorOptions = {},
 ): TimestepError[] {
-  const { imagesPerTimestep = 64, batch = 32, seed = 0 } = options;
-  const { timesteps = scheduler.timesteps(Math.min(10, scheduler.config.trainTimesteps), "linspace") } =
-    options;
-  const elements = full.imageElements, count = labels.length;
-  checkSameShape(full, other, images.length / count);
-  return Array.from(timesteps, (timestep, t): TimestepError => {
-    const errors = new Float64Array(imagesPerTimestep), norms = new Float64Array(imagesPerTimestep);
-    for (let begin = 0; begin < imagesPerTimestep; begin += batch) {
-      const part = Math.min(batch, imagesPerTimestep - begin);
-      const first = t * imagesPerTimestep + begin;
-      const picked = Array.from({ length: part }, (_, i) => (first + i) % count);
-      const noisy = new Float32Array(part * elements);
-      for (const [i, image] of picked.entries()) {
-        noisy.set(images.subarray(image * elements, (image + 1) * elements), i * elements);
-      }
-      scheduler.addNoise(noisy, imageNoise(seed, first, part, elements), timestep, noisy);
-      const partLabels = picked.map((image) => labels[image]!),
-        times = new Array<number>(part).fill(timestep);
-      const wanted = full.forward(noisy, times, partLabels).slice();
-      const got = other.forward(noisy, times, partLabels);
-      const width = wanted.length / part; // a learned variance follows the prediction
-      for (let i = 0; i < part; i++) {
-        for (let k = 0; k < elements; k++) {
-          const value = wanted[i * width + k]!;
-          errors[begin + i]! += (got[i * width + k]! - value) ** 2;
-          norms[begin + i]! += value * value;
-        }
-      }
-    }
-    return {
-      timestep,
-      images: imagesPerTimestep,
-      relativeError: bootstrapRatio(errors, norms, options),
-      perImage: errors.map((error, i) => error / norms[i]!),
-    };
-  });
+  checkSameShape(full, other, images.images.length / images.labels.length);
+  const states = noisedImages(scheduler, images, options);
+  const [wanted, got] = [full, other].map((model) => predictionsAt(model, states)) as [
+    Float32Array[],
+    Float32Array[],
+  ];
+  return predictionErrors(states, wanted, got, full.imageElements, options);
 }
 
 function checkSameShape(full: DitModel, other: DitModel, elements: number): void {
@@ -138,7 +197,7 @@ function checkSameShape(full: DitModel, other: DitModel, elements: number): void
   }
 }
 
-/** Images that a model drew, and the way there where it was asked for. */
+/** Images that a model drew, with their trajectory on request. */
 export interface DrawnImages extends LabelledImages {
   /** Noisy images in front of each step and the finished ones: `f32[count, elements]` each. */
   readonly trajectory: readonly Float32Array<ArrayBuffer>[] | undefined;
@@ -150,7 +209,7 @@ export interface DrawOptions
   extends Pick<ImageOptions, "sampler" | "steps" | "spacing" | "guidance" | "eta" | "seed"> {
   /** Images of one forward pass. Default 64. */
   readonly batch?: number | undefined;
-  /** Keeps what {@linkcode trajectoryDrift} needs: `(steps + 1)` times the memory. Default false. */
+  /** Keeps the trajectory, `(steps + 1)` times the memory. Default false. */
   readonly trajectory?: boolean | undefined;
   readonly onProgress?: ((done: number, of: number) => void) | undefined;
 }
@@ -204,21 +263,13 @@ export function trajectoryDrift(
       "Cannot compare trajectories: both must have been kept, with the same images and steps",
     );
   }
-  const { elements } = full, count = full.labels.length;
   return a.map((wanted, step): StepDrift => {
-    const got = b[step]!;
-    const distances = new Float64Array(count), norms = new Float64Array(count);
-    for (let i = 0; i < count; i++) {
-      for (let k = i * elements; k < (i + 1) * elements; k++) {
-        distances[i]! += (got[k]! - wanted[k]!) ** 2;
-        norms[i]! += wanted[k]! ** 2;
-      }
-    }
-    return { step, relativeDistance: bootstrapRatio(distances, norms, options) };
+    const { errors, norms } = squaredDistances(b[step]!, wanted, full.labels.length);
+    return { step, relativeDistance: bootstrapRatio(errors, norms, options) };
   });
 }
 
-/** What the classifier thinks of drawn images. */
+/** Scores of drawn images. */
 export interface ImageScores {
   readonly images: number;
   /** Share that the classifier reads as the class asked for, with Wilson's interval. */

@@ -4,6 +4,7 @@ import type { LoadedModel } from "../models/mod.ts";
 import { observeParts } from "../phases/activations.ts";
 import { loadPhaseModel, type PhaseContext, type PhaseModel } from "../phases/context.ts";
 import { fakeQuantize, type TimeGroups } from "../time/mod.ts";
+import { squaredDistances } from "./statistics.ts";
 
 /** Items whose layers are compared, of each time group: enough to see where errors lie. */
 const ITEMS_PER_GROUP = 8;
@@ -63,11 +64,10 @@ export function layerErrors(
           ? input
           : fakeQuantize(input, selected.grid, selected.bits, new Float32Array(input.length));
         const got = linear(kernels, { weights: own }, read, each);
+        const { errors: [error], norms: [norm] } = squaredDistances(got, wanted, 1);
         sum.samples++;
-        for (let i = 0; i < got.length; i++) {
-          sum.error += (got[i]! - wanted[i]!) ** 2;
-          sum.norm += wanted[i]! ** 2;
-        }
+        sum.error += error!;
+        sum.norm += norm!;
       }
     }
   });

@@ -1,6 +1,6 @@
 /**
- * The puzzles of the Dream reference model: how a prompt becomes a sequence of tokens, how it is solved, exact match a task, and how far
- * a model's distributions at masked positions are from another's. The protocol is that of tests/models/README.md.
+ * The puzzles of the Dream reference model: posing and solving them, exact match by task, and masking them as in training. The protocol
+ * is that of tests/models/README.md.
  */
 import { readFileSync } from "node:fs";
 import { CheckpointError, FormatError } from "../errors.ts";
@@ -11,7 +11,8 @@ import {
   RandomStream,
   type Tokenizer,
 } from "../models/mod.ts";
-import { type BootstrapOptions, bootstrapRatio, type Interval, wilsonInterval } from "./intervals.ts";
+import { type Interval, wilsonInterval } from "./intervals.ts";
+import type { MaskedSequence } from "./masked.ts";
 
 /** Tokens of a puzzle's sequence, padding included. */
 export const PUZZLE_TOKENS = 36;
@@ -210,15 +211,9 @@ export function scoreTasks(solved: readonly SolvedPuzzle[], confidence?: number)
   return [...[...byTask].map(([task, part]) => score(task, part)), score("all", solved)];
 }
 
-/** A sequence with some of its answer masked, as in training. */
-export interface MaskedSequence {
+/** A puzzle with some of its answer masked, as in training. */
+export interface MaskedPuzzle extends MaskedSequence {
   readonly task: string;
-  /** Probability with which each position of the answer was masked. */
-  readonly maskRatio: number;
-  /** `i32[PUZZLE_TOKENS]` */
-  readonly tokens: Int32Array;
-  /** Masked positions and the tokens that belong there. */
-  readonly places: readonly number[];
   readonly targets: readonly number[];
 }
 
@@ -232,10 +227,10 @@ export function maskedSequences(
   puzzles: readonly Puzzle[],
   { seed = 0, repeats = 1 }: { readonly seed?: number | undefined; readonly repeats?: number | undefined } =
     {},
-): MaskedSequence[] {
+): MaskedPuzzle[] {
   const { eos, mask } = specialTokens(model);
   return Array.from({ length: repeats }, (_, repeat) =>
-    puzzles.flatMap((puzzle, index): MaskedSequence[] => {
+    puzzles.flatMap((puzzle, index): MaskedPuzzle[] => {
       const answer = tokenizer.encode(puzzle.answer);
       const tokens = puzzleCanvas(model, tokenizer, puzzle.prompt, answer.length);
       const start = tokens.indexOf(mask);
@@ -250,110 +245,4 @@ export function maskedSequences(
       }
       return places.length === 0 ? [] : [{ task: puzzle.task, maskRatio, tokens, places, targets }];
     })).flat();
-}
-
-/** How a model fares at masked positions beside the full-precision one, for a range of mask ratios. */
-export interface MaskedComparison {
-  /** Mask ratios (low, high]. */
-  readonly low: number;
-  readonly high: number;
-  readonly sequences: number;
-  readonly positions: number;
-  /** Share of masked positions whose most probable token is the right one. */
-  readonly accuracy: Interval;
-  readonly fullAccuracy: Interval;
-  /** Mean over masked positions of KL(full ‖ other), in nats. */
-  readonly kl: Interval;
-}
-
-/**
- * Token accuracy and KL divergence against full precision at masked positions, by mask ratio; the last entry is over all. Mask and pad have
- * probability 0, as in generation. Intervals are of a bootstrap over sequences: positions of one sequence are no independent samples.
- *
- * @throws {TypeError} when the models have different vocabularies
- */
-export function compareMasked(
-  full: MaskedTransformer,
-  other: MaskedTransformer,
-  sequences: readonly MaskedSequence[],
-  { bins = 10, batch = 100, ...bootstrap }: BootstrapOptions & {
-    readonly bins?: number;
-    readonly batch?: number;
-  } = {},
-): MaskedComparison[] {
-  const { vocabularySize } = full.config;
-  if (other.config.vocabularySize !== vocabularySize) {
-    throw new TypeError(
-      `Cannot compare models: both must have ${vocabularySize} tokens, got ${other.config.vocabularySize}`,
-    );
-  }
-  const { pad, mask } = specialTokens(full);
-  const excluded = [mask, pad];
-  const measured: { sequence: MaskedSequence; kl: number; right: number; fullRight: number }[] = [];
-  const [p, q] = [new Float64Array(vocabularySize), new Float64Array(vocabularySize)];
-  for (let begin = 0; begin < sequences.length; begin += batch) {
-    const part = sequences.slice(begin, begin + batch);
-    const ids = new Int32Array(part.length * PUZZLE_TOKENS);
-    for (const [i, { tokens }] of part.entries()) ids.set(tokens, i * PUZZLE_TOKENS);
-    const rows = Int32Array.from(
-      part.flatMap(({ places }, i) =>
-        places.map((place) => full.logitRow(i * PUZZLE_TOKENS + place, PUZZLE_TOKENS))
-      ),
-    );
-    const t = part.map(({ maskRatio }) => maskRatio);
-    const fullLogits = full.forward(ids, part.length, { rows, t });
-    const otherLogits = other === full ? fullLogits : other.forward(ids, part.length, { rows, t });
-    let row = 0;
-    for (const sequence of part) {
-      let kl = 0, right = 0, fullRight = 0;
-      for (const target of sequence.targets) {
-        const begin = row++ * vocabularySize;
-        const best = logProbabilities(fullLogits, begin, excluded, p);
-        const otherBest = logProbabilities(otherLogits, begin, excluded, q);
-        if (best === target) fullRight++;
-        if (otherBest === target) right++;
-        for (let i = 0; i < p.length; i++) if (p[i]! > -Infinity) kl += Math.exp(p[i]!) * (p[i]! - q[i]!);
-      }
-      measured.push({ sequence, kl, right, fullRight });
-    }
-  }
-  const summary = (low: number, high: number): MaskedComparison[] => {
-    const part = measured.filter(({ sequence: { maskRatio } }) => maskRatio > low && maskRatio <= high);
-    if (part.length === 0) return [];
-    const positions = part.map(({ sequence }) => sequence.places.length);
-    const ratio = (key: "kl" | "right" | "fullRight") =>
-      bootstrapRatio(part.map((entry) => entry[key]), positions, bootstrap);
-    return [{
-      low,
-      high,
-      sequences: part.length,
-      positions: positions.reduce((sum, count) => sum + count, 0),
-      accuracy: ratio("right"),
-      fullAccuracy: ratio("fullRight"),
-      kl: ratio("kl"),
-    }];
-  };
-  return [
-    ...Array.from({ length: bins }, (_, i) => summary(i / bins, (i + 1) / bins)).flat(),
-    ...summary(0, 1),
-  ];
-}
-
-/** Writes log-probabilities of a row of logits into `out`, `-Infinity` for excluded tokens; returns the most probable token. */
-function logProbabilities(
-  logits: Float32Array,
-  begin: number,
-  excluded: readonly number[],
-  out: Float64Array,
-): number {
-  for (let i = 0; i < out.length; i++) out[i] = logits[begin + i]!;
-  for (const token of excluded) out[token] = -Infinity;
-  let best = 0;
-  for (let i = 1; i < out.length; i++) if (out[i]! > out[best]!) best = i;
-  let sum = 0;
-  const largest = out[best]!;
-  for (let i = 0; i < out.length; i++) sum += Math.exp(out[i]! - largest);
-  const offset = largest + Math.log(sum);
-  for (let i = 0; i < out.length; i++) out[i]! -= offset;
-  return best;
 }

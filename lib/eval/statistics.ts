@@ -57,3 +57,25 @@ export function pairedRatio(numerators: readonly number[], denominators: readonl
   }
   return summarize(numerators.map((numerator, i) => numerator / denominators[i]!));
 }
+
+/**
+ * `‖x − wanted‖²` and `‖wanted‖²` of each of `count` items. Where an item has more than `elements` numbers (a learned variance
+ * follows an image model's prediction), the rest is left out.
+ *
+ * **Shapes** `x` and `wanted: f32[count, any]` → `f64[count]` each
+ */
+export function squaredDistances(
+  x: Float32Array,
+  wanted: Float32Array,
+  count: number,
+  elements: number = wanted.length / count,
+): { readonly errors: Float64Array<ArrayBuffer>; readonly norms: Float64Array<ArrayBuffer> } {
+  const errors = new Float64Array(count), norms = new Float64Array(count), size = wanted.length / count;
+  for (let i = 0; i < count; i++) {
+    for (let k = i * size; k < i * size + elements; k++) {
+      errors[i]! += (x[k]! - wanted[k]!) ** 2;
+      norms[i]! += wanted[k]! ** 2;
+    }
+  }
+  return { errors, norms };
+}
