@@ -1,8 +1,8 @@
 /** What runs measured as rows of the tables: from the pipeline's report and from the suites of the bench. */
 import { Buffer } from "node:buffer";
 import type { StepDrift, TimestepError } from "../eval/images.ts";
-import type { MaskedComparison, TaskScore } from "../eval/puzzles.ts";
-import type { MaskedFidelity } from "../bench/accuracy/fidelity.ts";
+import type { MaskedComparison } from "../eval/masked.ts";
+import type { TaskScore } from "../eval/puzzles.ts";
 import type { Interval } from "../eval/intervals.ts";
 import type { Sample, SuiteReport, TimedSetting } from "../bench/suite.ts";
 import type { LayerRecord } from "../pipeline/mod.ts";
@@ -304,7 +304,7 @@ function accuracyRows(row: Row): Rows {
     };
   }
   if (row["kind"] === "masked language model, synthetic sequences") {
-    const bins = row["byMaskRatio"] as readonly MaskedFidelity[];
+    const bins = row["byMaskRatio"] as readonly MaskedComparison[];
     return {
       peers: [{
         ...method,

@@ -188,6 +188,7 @@ export function compareMasked(
       `Cannot compare models: both must have ${vocabularySize} tokens, got ${other.config.vocabularySize}`,
     );
   }
-  const logits = maskedLogits(full, sequences), own = other === full ? logits : maskedLogits(other, sequences);
+  const logits = maskedLogits(full, sequences),
+    own = other === full ? logits : maskedLogits(other, sequences);
   return byMaskRatio(maskedDistances(full.config, sequences, logits, own), options);
 }

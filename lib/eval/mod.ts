@@ -32,6 +32,11 @@ export {
   type DrawOptions,
   type ImageScores,
   type LabelledImages,
+  noisedImages,
+  type NoisedImagesOptions,
+  type NoisyImages,
+  predictionErrors,
+  predictionsAt,
   readImages,
   scoreImages,
   type StepDrift,
@@ -52,9 +57,17 @@ export {
 } from "./intervals.ts";
 export { type LayerError, layerErrors } from "./layer_errors.ts";
 export {
+  byMaskRatio,
   compareMasked,
   type MaskedComparison,
+  maskedDistances,
+  maskedLogits,
   type MaskedSequence,
+  type SequenceDistance,
+  syntheticSequences,
+} from "./masked.ts";
+export {
+  type MaskedPuzzle,
   maskedSequences,
   type Puzzle,
   puzzleCanvas,
@@ -65,5 +78,15 @@ export {
   solvePuzzles,
   type TaskScore,
 } from "./puzzles.ts";
-export { median, pairedRatio, summarize, type Summary } from "./statistics.ts";
+export { median, pairedRatio, squaredDistances, summarize, type Summary } from "./statistics.ts";
 export { type Column, formatTable, type TableRow } from "./table.ts";
+export {
+  ImageYardstick,
+  MaskedYardstick,
+  type Measurement,
+  type Missing,
+  trajectoryStates,
+  type Yardstick,
+  yardstickOf,
+  type YardstickOptions,
+} from "./yardstick.ts";

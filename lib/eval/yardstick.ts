@@ -67,8 +67,6 @@ const SYNTHETIC_TOKENS = 32;
 export interface YardstickOptions {
   /** Of masks, noise and resampling. */
   readonly seed: number;
-  /** Of the classifier. Default 1. */
-  readonly threads?: number | undefined;
   /** Tasks of a language model; default all. */
   readonly tasks?: readonly string[] | undefined;
   /** Puzzles a task; default all. */
@@ -77,10 +75,10 @@ export interface YardstickOptions {
   readonly repeats?: number | undefined;
   /** Synthetic sequences of a language model without puzzles. */
   readonly sequences: number;
-  /** Synthetic sequences of one forward pass. Default 100. */
-  readonly batch?: number | undefined;
-  /** Noisy images a timestep. */
+  /** Noised images a timestep. */
   readonly images: number;
+  /** Trajectories of an image model without real images. Default {@linkcode images}. */
+  readonly trajectories?: number | undefined;
   /** Images drawn and classified; default none. */
   readonly drawn?: number | undefined;
 }
@@ -90,7 +88,9 @@ export interface Measurement {
   /** Mean token KL at masked positions, in nats; or mean over timesteps of ‖ε̂ − ε‖² / ‖ε‖². */
   readonly distance: Interval;
   /** Step KL of each sample: of a sequence its token KL at masked positions, of an image `ω_t ‖Δε‖²`. */
-  readonly stepKl: StepKl;
+  readonly stepKl: StepKl & { readonly mean: Interval };
+  /** Language models: share of masked positions whose most probable token is the right one. */
+  readonly tokenAccuracy?: Interval | undefined;
   /** Language models: distances by sequence. */
   readonly sequences?: readonly SequenceDistance[] | undefined;
   /** Image models: the error at each timestep. */
@@ -142,6 +142,11 @@ export class MaskedYardstick {
     readonly options: YardstickOptions,
   ) {}
 
+  /** Sequences of one forward pass: one where a large model may have no tasks, for the memory. */
+  get batch(): number {
+    return this.puzzles.length === 0 ? 1 : 100;
+  }
+
   /** Tasks that are solved. */
   get tasks(): string[] {
     return [...new Set(this.puzzles.map(({ task }) => task))];
@@ -156,7 +161,7 @@ export class MaskedYardstick {
     if (loaded.kind === "dit") {
       throw new TypeError("Cannot compare a language model with one that draws images");
     }
-    const { options: { seed, batch }, sequences, puzzles, tokenizer } = this;
+    const { options: { seed }, sequences, batch, puzzles, tokenizer } = this;
     const logits = maskedLogits(loaded.model, sequences, batch);
     const distances = maskedDistances(this.config, sequences, this.#full ??= logits, logits);
     const answers = tokenizer && solvePuzzles(loaded.model, tokenizer, puzzles);
@@ -165,9 +170,11 @@ export class MaskedYardstick {
       counts: Float64Array.from(distances, ({ positions }) => positions),
       times: Float64Array.from(distances, ({ maskRatio }) => maskRatio),
     };
+    const distance = bootstrapRatio(stepKl.sums, stepKl.counts, { seed });
     return {
-      distance: bootstrapRatio(stepKl.sums, stepKl.counts, { seed }),
-      stepKl,
+      distance,
+      stepKl: { ...stepKl, mean: distance },
+      tokenAccuracy: answers && bootstrapRatio(distances.map(({ right }) => right), stepKl.counts, { seed }),
       sequences: distances,
       scores: answers === undefined ? [] : scoreTasks(answers),
       solved: answers?.map(({ isCorrect }) => Number(isCorrect)),
@@ -190,13 +197,20 @@ export class ImageYardstick {
     /** Undefined where full precision's own trajectories stand in for them. */
     readonly real: LabelledImages | undefined,
     readonly missing: readonly Missing[],
-    readonly readers: { readonly classifier: GlyphClassifier; readonly reference: FrechetReference } | undefined,
+    readonly readers:
+      | { readonly classifier: GlyphClassifier; readonly reference: FrechetReference }
+      | undefined,
     readonly options: YardstickOptions,
   ) {}
 
   /** Tasks that are solved. */
   get tasks(): string[] {
     return this.readers === undefined ? [] : ["recognized"];
+  }
+
+  /** Trajectories that are drawn where there are no real images. */
+  get trajectories(): number {
+    return this.options.trajectories ?? this.options.images;
   }
 
   /** Steps of a drawing. */
@@ -215,12 +229,18 @@ export class ImageYardstick {
     if (loaded.kind !== "dit") {
       throw new TypeError("Cannot compare an image model with one that writes text");
     }
-    const { model } = loaded, { scheduler, real, readers, steps, options: { seed, images, drawn } } = this;
+    const { model } = loaded, { scheduler, real, readers, steps, trajectories } = this;
+    const { seed, images, drawn } = this.options;
     const kept = { seed, trajectory: true } as const;
     const own = readers !== undefined
       ? drawImages(model, scheduler, drawn!, { ...DRAWING, ...kept })
       : real === undefined
-      ? drawImages(model, scheduler, images, { sampler: "ddim", steps, batch: TRAJECTORY_BATCH, ...kept })
+      ? drawImages(model, scheduler, trajectories, {
+        sampler: "ddim",
+        steps,
+        batch: TRAJECTORY_BATCH,
+        ...kept,
+      })
       : undefined;
     this.#drawn ??= own;
     const states = this.#states ??= real === undefined
@@ -234,13 +254,15 @@ export class ImageYardstick {
     const sums = times.flatMap((own, i) => [
       ...imageStepKl(model, transitions, full[i]!, predictions[i]!, own),
     ]);
+    const counts = new Float64Array(sums.length).fill(1);
     const scores = readers && scoreImages(own!, readers.classifier, readers.reference, { seed });
     return {
       distance: stratifiedMean(byTimestep.map(({ perImage }) => perImage), { seed }),
       stepKl: {
         sums: Float64Array.from(sums),
-        counts: new Float64Array(sums.length).fill(1),
+        counts,
         times: Float64Array.from(times.flat()),
+        mean: bootstrapRatio(sums, counts, { seed }),
       },
       byTimestep,
       drift: own && trajectoryDrift(this.#drawn!, own, { seed }),
@@ -351,7 +373,10 @@ function checkPuzzles(
     let tokens: Int32Array;
     try {
       const answerTokens = tokenizer.encode(answer);
-      tokens = Int32Array.of(...puzzleCanvas({ path, config }, tokenizer, prompt, answerTokens.length), ...answerTokens);
+      tokens = Int32Array.of(
+        ...puzzleCanvas({ path, config }, tokenizer, prompt, answerTokens.length),
+        ...answerTokens,
+      );
     } catch (cause) {
       if (!(cause instanceof RangeError)) throw cause;
       throw fault(cause.message, cause);
@@ -369,19 +394,27 @@ function imageYardstick(
   kernels: Kernels,
   options: YardstickOptions,
 ): ImageYardstick {
-  const { images, drawn } = options, steps = Math.min(TRAJECTORY_STEPS, scheduler.config.trainTimesteps);
-  const [classifier, features, file] = IMAGE_FILES.map((name) => join(folder, name)) as [string, string, string];
+  const { images, drawn, trajectories = images } = options,
+    steps = Math.min(TRAJECTORY_STEPS, scheduler.config.trainTimesteps);
+  const [classifier, features, file] = IMAGE_FILES.map((name) => join(folder, name)) as [
+    string,
+    string,
+    string,
+  ];
   const lacking = IMAGE_FILES.filter((name) => !existsSync(join(folder, name)));
   const readers = drawn === undefined || lacking.length > 0 ? undefined : {
-    classifier: loadClassifier(classifier, kernels, options.threads),
+    classifier: loadClassifier(classifier, kernels),
     reference: new FrechetReference(loadFeatureStatistics(features)),
   };
   const real = existsSync(file) ? readImages(file) : undefined;
-  const source = (real === undefined
-    ? `${images} synthetic trajectories of ${steps} steps, DDIM`
-    : `${images} noised images of ${IMAGE_FILES[2]} at each of ${steps} timesteps`) +
+  const source =
+    (real === undefined
+      ? `${trajectories} synthetic trajectories of ${steps} steps, DDIM`
+      : `${images} noised images of ${IMAGE_FILES[2]} at each of ${steps} timesteps`) +
     (readers === undefined ? "" : `; ${drawn} glyphs drawn`);
-  const reason = lacking.length > 0 ? `there is no ${lacking.join(", ")}` : "they take long, ask with --limit";
+  const reason = lacking.length > 0
+    ? `there is no ${lacking.join(", ")}`
+    : "they take long, ask with --limit";
   const missing = readers === undefined ? [{ what: "drawn glyphs", reason }] : [];
   return new ImageYardstick(scheduler, source, real, missing, readers, options);
 }

@@ -2,15 +2,10 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { drawImages } from "../../lib/eval/images.ts";
-import {
-  maskedFidelity,
-  maskedLogits,
-  syntheticSequences,
-  trajectoryFidelity,
-  trajectoryOf,
-} from "../../lib/bench/accuracy/fidelity.ts";
+import { drawImages, predictionErrors, predictionsAt, trajectoryDrift } from "../../lib/eval/images.ts";
 import { bootstrapMean, stratifiedMean } from "../../lib/eval/intervals.ts";
+import { byMaskRatio, maskedDistances, maskedLogits, syntheticSequences } from "../../lib/eval/masked.ts";
+import { trajectoryStates } from "../../lib/eval/yardstick.ts";
 import { type LoadedModel, loadModel, loadScheduler } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
@@ -288,17 +283,18 @@ describe("fidelity", () => {
   });
 
   test("is KL and agreement by the definition, the mask left out", () => {
-    const tiny = { ...config, vocabularySize: 3, maskToken: 1 };
+    const tiny = { vocabularySize: 3, maskToken: 1 };
     const sequences = [{ maskRatio: 0.2, tokens: Int32Array.of(1, 1), places: [0, 1] }];
     const p = [Float32Array.of(1, 9, 0, 0, 9, 2)], q = [Float32Array.of(0, 9, 0.5, 0, -9, 1)];
     const softmax = (a: number, b: number) =>
       [Math.exp(a), Math.exp(b)].map((v) => v / (Math.exp(a) + Math.exp(b)));
     const kl = (a: number[], b: number[]) => a.reduce((sum, v, i) => sum + v * Math.log(v / b[i]!), 0);
     const wanted = (kl(softmax(1, 0), softmax(0, 0.5)) + kl(softmax(0, 2), softmax(0, 1))) / 2;
-    const [bin, all] = maskedFidelity(tiny, sequences, p, q, { resamples: 10 });
+    const few = { bins: 4, resamples: 10 };
+    const [bin, all] = byMaskRatio(maskedDistances(tiny, sequences, p, q), few);
     expect(bin!.kl.value).toBeCloseTo(wanted, 12);
     expect([bin!.low, bin!.high, all!.agreement.value, all!.positions]).toEqual([0, 0.25, 0.5, 2]);
-    expect(maskedFidelity(tiny, sequences, p, p, { resamples: 10 })[0]!.kl.value).toBe(0);
+    expect(byMaskRatio(maskedDistances(tiny, sequences, p, p), few)[0]!.kl.value).toBe(0);
   });
 
   test("along trajectories is the error at full precision's states, whatever the batch", () => {
@@ -310,22 +306,17 @@ describe("fidelity", () => {
       if (loaded.kind !== "dit") throw new Error("expected an image model");
       return loaded.model;
     }) as [Extract<LoadedModel, { kind: "dit" }>["model"], Extract<LoadedModel, { kind: "dit" }>["model"]];
-    const options = { images: 3, steps: 4, seed: 5 };
-    const reference = trajectoryOf(full, scheduler, options);
-    const found = trajectoryFidelity(
-      reference,
-      trajectoryOf(other, scheduler, { ...options, batch: 2 }, reference),
-      {
-        resamples: 20,
-      },
-    );
-    expect(found.byTimestep.map(({ timestep }) => timestep)).toEqual([...scheduler.timesteps(4)]);
-    const { elements, trajectory } = drawImages(full, scheduler, 3, {
-      sampler: "ddim",
-      steps: 4,
-      seed: 5,
-      trajectory: true,
+    const options = { sampler: "ddim", steps: 4, seed: 5, trajectory: true } as const;
+    const drawn = drawImages(full, scheduler, 3, options), timesteps = scheduler.timesteps(4);
+    const states = trajectoryStates(drawn, timesteps), reference = predictionsAt(full, states);
+    const errorsOf = (predictions: Float32Array[]) =>
+      predictionErrors(states, reference, predictions, full.imageElements, { resamples: 20 });
+    const byTimestep = errorsOf(predictionsAt(other, states, 2));
+    const drift = trajectoryDrift(drawn, drawImages(other, scheduler, 3, { ...options, batch: 2 }), {
+      resamples: 20,
     });
+    expect(byTimestep.map(({ timestep }) => timestep)).toEqual([...timesteps]);
+    const { elements, trajectory } = drawn;
     const state = trajectory![2]!, timestep = scheduler.timesteps(4)[2]!;
     const predict = (each: typeof full) =>
       each.forward(state, [timestep, timestep, timestep], [0, 1, 2]).slice();
@@ -338,13 +329,11 @@ describe("fidelity", () => {
         norm += wanted[at]! ** 2;
       }
     }
-    expect(found.byTimestep[2]!.relativeError.value).toBeCloseTo(error / norm, 4);
-    expect(found.drift[0]!.relativeDistance.value).toBe(0);
-    expect(found.drift.at(-1)!.relativeDistance.value).toBeGreaterThan(0);
-    const self = trajectoryFidelity(reference, trajectoryOf(full, scheduler, options, reference), {
-      resamples: 20,
-    });
-    expect(self.byTimestep.map(({ relativeError }) => relativeError.value)).toEqual([0, 0, 0, 0]);
+    expect(byTimestep[2]!.relativeError.value).toBeCloseTo(error / norm, 4);
+    expect(drift[0]!.relativeDistance.value).toBe(0);
+    expect(drift.at(-1)!.relativeDistance.value).toBeGreaterThan(0);
+    const self = errorsOf(predictionsAt(full, states));
+    expect(self.map(({ relativeError }) => relativeError.value)).toEqual([0, 0, 0, 0]);
   });
 });
 

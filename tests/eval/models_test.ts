@@ -11,9 +11,9 @@ import {
   timestepErrors,
   trajectoryDrift,
 } from "../../lib/eval/images.ts";
+import { compareMasked } from "../../lib/eval/masked.ts";
 import {
   answerLength,
-  compareMasked,
   maskedSequences,
   puzzleCanvas,
   readPuzzles,

@@ -3,7 +3,8 @@ import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "nod
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError, FormatError, InterruptedError } from "../../lib/errors.ts";
-import { compareMasked, maskedSequences, readPuzzles } from "../../lib/eval/puzzles.ts";
+import { compareMasked } from "../../lib/eval/masked.ts";
+import { maskedSequences, readPuzzles } from "../../lib/eval/puzzles.ts";
 import { loadDream, loadTokenizer } from "../../lib/models/mod.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint, type QuantizeCheckpointOptions, type RunEvent } from "../../lib/pipeline/mod.ts";

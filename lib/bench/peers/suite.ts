@@ -3,18 +3,30 @@
  * part is in contenders.ts.
  */
 import { modelFrom } from "../../models/mod.ts";
+import { CheckpointError, ConfigError } from "../../errors.ts";
+import { DISTANCE_TITLES, type Measurement, type Yardstick, yardstickOf } from "../../eval/yardstick.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
 import { openGgml } from "../ggml.ts";
 import { nameOf, span } from "../settings.ts";
-import type { BenchContext, Goal, Section, Skipped, Suite, SuiteReport } from "../suite.ts";
+import {
+  type BenchContext,
+  type Goal,
+  mergeReports,
+  type Section,
+  type Skipped,
+  type Suite,
+  type SuiteReport,
+} from "../suite.ts";
 import { hasPositionWeights } from "./calibration.ts";
 import type { Contender } from "./contender.ts";
 import { correctionContenders, ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
 import { gridName, type MethodKind } from "./method.ts";
 import { type QuantizedModel, type Target, targetOf } from "./quantized_model.ts";
 import { solverSpeed } from "./solver_speed.ts";
-import { type Measurement, type Yardstick, yardstickOf } from "./yardstick.ts";
+
+/** Sequences for a language model without puzzles, and noised images a timestep. */
+const SYNTHETIC_SEQUENCES = 300, IMAGES = 32, QUICK_IMAGES = 4;
 
 const SHORT_KINDS: Record<MethodKind, string> = {
   "ours": "ours",
@@ -59,14 +71,23 @@ async function measureModel(
   using checkpoint = openCheckpoint(path);
   const full = modelFrom(checkpoint, kernels);
   const limit = options.limit ?? (quick && full.kind !== "dit" ? 20 : undefined);
-  const yardstick = await yardstickOf(full, path, kernels, { seed, limit, quick, tasks });
-  if ("unsupported" in yardstick) return skippedReport(name, yardstick.unsupported);
+  let yardstick: Yardstick;
+  try {
+    yardstick = await yardstickOf(checkpoint, kernels, {
+      seed,
+      tasks,
+      puzzles: limit,
+      drawn: limit,
+      sequences: SYNTHETIC_SEQUENCES,
+      images: quick ? QUICK_IMAGES : IMAGES,
+    });
+  } catch (error) {
+    if (!(error instanceof ConfigError || error instanceof CheckpointError)) throw error;
+    return skippedReport(name, error.message); // the next model may have what it needs
+  }
   const target = await targetOf({ path, checkpoint, full, kernels }, quick);
   if (target.layers.length === 0) return skippedReport(name, "no matrix of it is quantized by default");
-  const skipped: Skipped[] = yardstick.missing.map((text) => {
-    const [what, reason] = text.split(": ") as [string, string];
-    return { what, reason };
-  });
+  const skipped: Skipped[] = [...yardstick.missing];
   const opened = await comparison.openGgml?.();
   const ggml = opened === undefined || "reason" in opened ? undefined : opened;
   if (opened !== undefined && "reason" in opened) skipped.push({ what: "ggml", reason: opened.reason });
@@ -95,7 +116,7 @@ async function measureModel(
   return {
     sections: [sectionOf(name, target, yardstick, measured)],
     rows: measured.map((each) => rowOf(context, name, target, yardstick, each)),
-    goals: comparison.goals?.(name, measured, yardstick.distance) ?? [],
+    goals: comparison.goals?.(name, measured, DISTANCE_TITLES[yardstick.kind]) ?? [],
     skipped: skipped.map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })),
   };
 }
@@ -117,10 +138,10 @@ async function measureContender(contender: Contender | undefined, target: Target
 function sectionOf(
   name: string,
   { full, layers, calibrated }: Target,
-  { source, distance: unit, tasks }: Yardstick,
+  { kind, source, tasks }: Yardstick,
   measured: readonly Measured[],
 ): Section {
-  const { tokenAccuracy, byTimestep } = measured[0]!.measurement;
+  const { tokenAccuracy, byTimestep } = measured[0]!.measurement, unit = DISTANCE_TITLES[kind];
   const weights = layers.reduce((sum, layer) => sum + layer.weights.length, 0);
   return {
     title:
@@ -179,11 +200,11 @@ function rowOf(
     storedBytes: quantized?.storedBytes ?? null,
     weights: quantized?.weights ?? null,
     relativeRmsError: quantized?.relativeRmsError ?? null,
-    measure: yardstick.distance,
+    measure: DISTANCE_TITLES[yardstick.kind],
     distance: measurement.distance,
     tokenAccuracy: measurement.tokenAccuracy ?? null,
     exactMatch: measurement.scores,
-    byTimestep: measurement.byTimestep ?? null,
+    byTimestep: measurement.byTimestep?.map(({ perImage: _, ...error }) => error) ?? null,
     quantizeSeconds: quantized?.seconds ?? null,
     evaluationSeconds,
     calibration: calibrationText(calibrated),
@@ -244,12 +265,7 @@ export function comparisonSuite(comparison: Comparison): Suite {
     run: async (context) => {
       const reports: SuiteReport[] = [];
       for (const path of context.options.models) reports.push(await measureModel(context, path, comparison));
-      return {
-        sections: reports.flatMap(({ sections }) => sections),
-        rows: reports.flatMap(({ rows }) => rows),
-        goals: reports.flatMap(({ goals }) => goals),
-        skipped: reports.flatMap(({ skipped }) => skipped),
-      };
+      return mergeReports(reports);
     },
   };
 }

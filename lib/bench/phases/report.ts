@@ -3,7 +3,7 @@ import type { PhaseModel } from "../../phases/context.ts";
 import type { PhasesReport } from "../../phases/mod.ts";
 import type { BitWidth } from "../../quant/mod.ts";
 import { bootstrapRatio, type Difference, type Interval, wilsonInterval } from "../../eval/intervals.ts";
-import type { PhaseMeasurement, PhaseYardstick } from "./measure.ts";
+import { type Measurement, STEP_KL_TITLES, type Yardstick } from "../../eval/yardstick.ts";
 import type { PhaseMemory } from "./memory.ts";
 import { DYNAMIC_ROW, MIXED_ROW, type RowSetting, STATIC_ROW } from "./rows.ts";
 import { overhead, type PhaseTimes, type PipelineRun } from "./time.ts";
@@ -21,7 +21,7 @@ const CLAIMED: Readonly<Record<string, { accuracy: number; markov: number; overh
 /** A row as measured; of full precision there is the measurement alone. */
 export interface Row {
   readonly setting: RowSetting | undefined;
-  readonly measurement: PhaseMeasurement;
+  readonly measurement: Measurement;
   readonly report?: PhasesReport;
   readonly bitsPerWeight?: number;
   /** Of the pipeline, cheap parts run again and again. */
@@ -50,7 +50,7 @@ export interface About {
   readonly full: string;
   /** Where the calibration data come from. */
   readonly calibration: string;
-  readonly yardstick: PhaseYardstick;
+  readonly yardstick: Yardstick;
   readonly bits: BitWidth;
   readonly groupSize: number;
   readonly timeGroups: number;
@@ -76,7 +76,7 @@ export function phaseSections(
   rows: readonly Row[],
 ): Section[] {
   const tasks = rows[0]!.measurement.scores.map(({ task }) => task);
-  const isImage = rows[0]!.measurement.noiseError !== undefined;
+  const isImage = yardstick.kind === "images";
   const about = `${name} (${full}), ${bits} bits, group size ${
     groupSize === 0 ? "row" : groupSize
   }, ${timeGroups} time groups`;
@@ -112,7 +112,7 @@ export function phaseSections(
       phase,
       { key: "bitsPerWeight", title: "bits/w", digits: 3 },
       { key: "theta", title: "θ, kB", digits: 1 },
-      { key: "stepKl", title: yardstick.stepKl },
+      { key: "stepKl", title: STEP_KL_TITLES[yardstick.kind] },
       ...(isImage ? [{ key: "noise", title: "noise error" }] : []),
       { key: "markov", title: "Markov", digits: 3 },
       { key: "violations", title: "violations" },
@@ -121,8 +121,8 @@ export function phaseSections(
       phase: named(row),
       bitsPerWeight: row.bitsPerWeight,
       theta: row.model?.timeParameters === undefined ? undefined : row.model.timeParameters.bytes / 1000,
-      stepKl: span(row.measurement.stepKl, 5),
-      noise: row.measurement.noiseError && span(row.measurement.noiseError, 4),
+      stepKl: span(row.measurement.stepKl.mean, 5),
+      noise: isImage ? span(row.measurement.distance, 4) : undefined,
       markov: row.report?.validation?.markovScore,
       violations: row.report?.validation?.violations.length,
     })),
@@ -241,7 +241,7 @@ export function phaseGoals(
   const ratio = (goal: string, own: string, other: string, most: number, isSure = false) => {
     const [a, b] = [find(own)?.measurement, find(other)?.measurement];
     if (a === undefined || b === undefined) return;
-    const { value, low, high } = bootstrapRatio(a.sums, b.sums, { seed });
+    const { value, low, high } = bootstrapRatio(a.stepKl.sums, b.stepKl.sums, { seed });
     at(
       goal,
       isSure ? `surely below ${most} ×` : `at most ${Number(most.toFixed(2))} ×`,

@@ -2,6 +2,7 @@
 import { type DitModel, imageSteps, type SamplerName, type Scheduler } from "../../models/mod.ts";
 import { correctPredictions } from "../../thermo/mod.ts";
 import { bootstrapRatio, type Interval } from "../../eval/intervals.ts";
+import { squaredDistances } from "../../eval/statistics.ts";
 import type { Section } from "../suite.ts";
 import type { TableRow } from "../../eval/table.ts";
 
@@ -20,16 +21,7 @@ export interface CorrectedPair {
 
 /** `Σ ‖x − wanted‖² / Σ ‖wanted‖²` with its interval over images. */
 function relativeError(x: Float32Array, wanted: Float32Array, images: number, seed: number): Interval {
-  const size = x.length / images, errors: number[] = [], norms: number[] = [];
-  for (let i = 0; i < images; i++) {
-    let error = 0, norm = 0;
-    for (let k = i * size; k < (i + 1) * size; k++) {
-      error += (x[k]! - wanted[k]!) ** 2;
-      norm += wanted[k]! ** 2;
-    }
-    errors.push(error);
-    norms.push(norm);
-  }
+  const { errors, norms } = squaredDistances(x, wanted, images);
   return bootstrapRatio(errors, norms, { seed });
 }
 

@@ -21,7 +21,7 @@ import { bootstrapRatio, pairedDifference } from "../../eval/intervals.ts";
 import { type Codes, codesOf } from "./codes.ts";
 import { phaseScale } from "./scale.ts";
 import { layerErrors } from "../../eval/layer_errors.ts";
-import { phaseYardstick } from "./measure.ts";
+import { yardstickOf } from "../../eval/yardstick.ts";
 import { modelDigest } from "./digest.ts";
 import { phaseMemory } from "./memory.ts";
 import { claimSection, phaseGoals, phaseSections, type Row } from "./report.ts";
@@ -50,6 +50,8 @@ import {
 /** Runs of a row with a phase, fewer where one takes long. */
 const RUNS = 5, FEW_RUNS = 3, LONG_SECONDS = 1;
 
+/** Times that the puzzles are masked for the step KL: rare large errors decide its mean. */
+const REPEATS = 3;
 /** The reference models, all rows, two cores. */
 const MOST_MINUTES = 6;
 
@@ -110,12 +112,17 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
   };
   const scheduler = schedulerOf(phaseContext);
   const groups = equalTimeGroups(timeAxisOf(scheduler), timeGroups); // refused before anything is measured
-  const yardstick = await phaseYardstick(full, path, kernels, {
+  const limit = options.limit ?? (quick && full.kind !== "dit" ? 10 : undefined);
+  const yardstick = await yardstickOf(checkpoint, kernels, {
     seed,
-    limit: options.limit ?? (quick && full.kind !== "dit" ? 10 : undefined),
     tasks: options.tasks,
-    quick,
+    puzzles: limit,
+    repeats: REPEATS,
+    sequences: quick ? 40 : 300,
+    images: quick ? 4 : 32,
+    drawn: limit,
   });
+  const fullMeasurement = yardstick.measure(full);
   const codes = new Map<string, Codes>(), known: KnownSolutions = new Map();
   const measured: MeasuredRow[] = [];
   const refinements = new Map<Codes["weights"], PhaseResult>();
@@ -158,7 +165,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       measurement,
       over: other && {
         row: other.setting.name,
-        ...bootstrapRatio(measurement.sums, other.measurement.sums, { seed }),
+        ...bootstrapRatio(measurement.stepKl.sums, other.measurement.stepKl.sums, { seed }),
       },
       solveSeconds: hasSolving ? own.seconds : 0,
       report,
@@ -171,7 +178,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
   }
   const baseline = measured[0]!, best = codes.get(JSON.stringify({ solver: "best" }))?.seconds;
   const rows: Row[] = [
-    { setting: undefined, measurement: yardstick.measure(full) },
+    { setting: undefined, measurement: fullMeasurement },
     ...measured.map((row): Row => {
       const { setting: { codes, phases }, runs, solveSeconds, measurement: { solved } } = row;
       const hasPhases = Object.keys(phases).some((key) => key !== "activations");
@@ -202,10 +209,10 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       threads: kernels.threads,
     })
     : undefined;
-  const skipped: Skipped[] = yardstick.missing.map((text) => {
-    const [what, reason] = text.split(": ") as [string, string];
-    return { what: `${name}: ${what}`, reason };
-  });
+  const skipped: Skipped[] = yardstick.missing.map(({ what, reason }) => ({
+    what: `${name}: ${what}`,
+    reason,
+  }));
   if (phase === "all") {
     skipped.push(
       ...rowsLeftOut(calibrated.kind).map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })),
@@ -253,9 +260,9 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
       timeGroups: row.report?.groups ?? null,
       bitsPerWeight: row.bitsPerWeight ?? null,
       timeParameterBytes: model?.timeParameters?.bytes ?? 0,
-      stepKl: measurement.stepKl,
+      stepKl: measurement.stepKl.mean,
       stepKlOver: row.over ?? null,
-      noiseError: measurement.noiseError ?? null,
+      noiseError: full.kind === "dit" ? measurement.distance : null,
       accuracy: measurement.scores,
       differenceToBaseline: row.differenceToBaseline ?? null,
       seconds: row.seconds ?? null,

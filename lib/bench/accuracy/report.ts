@@ -1,0 +1,361 @@
+/** Tables, rows, samples and goals of the accuracy suite. */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { type Difference, type Interval, pairedDifference } from "../../eval/intervals.ts";
+import { byMaskRatio, type MaskedComparison } from "../../eval/masked.ts";
+import type { SolvedPuzzle } from "../../eval/puzzles.ts";
+import type { Column } from "../../eval/table.ts";
+import {
+  DRAWING,
+  type ImageYardstick,
+  type MaskedYardstick,
+  type Measurement,
+} from "../../eval/yardstick.ts";
+import { encodePng, tileImages } from "../../models/mod.ts";
+import { readJsonFile } from "../../tensor/mod.ts";
+import { circumstances, type Measured, nameOf, type Setting, span } from "../settings.ts";
+import type { BenchContext, Goal, Sample, Section, SuiteReport } from "../suite.ts";
+import type { ModelPlan } from "./plan.ts";
+
+/** Samples of each model and setting that a report shows: the first of each task, or the first images. */
+const SHOWN_IMAGES = 12;
+const SHOWN_PUZZLES = 4;
+/** Mask ratios of a table by bins, for puzzles and for the few synthetic sequences. */
+const BINS = 10, SYNTHETIC_BINS = 4;
+/** Error of the noise that counts as visible where no other width was measured. */
+const VISIBLE_NOISE_ERROR = 0.01;
+
+/** A model measured at a setting. */
+export type MeasuredSetting = Measured & { readonly result: Measurement };
+/** The same with the difference of its solved prompts to full precision's. */
+type Compared = MeasuredSetting & { readonly lost: Difference | undefined };
+
+/** Report of a model from its measurements; full precision's come first. */
+export function accuracyReport(
+  context: BenchContext,
+  plan: ModelPlan,
+  measured: readonly MeasuredSetting[],
+): SuiteReport {
+  const { yardstick } = plan, { seed } = context.options, base = measured[0]!.result.solved;
+  const rows = measured.map((entry): Compared => ({
+    ...entry,
+    lost: base && pairedDifference(base, entry.result.solved!, { seed }),
+  }));
+  const report = yardstick.kind === "masked"
+    ? maskedReport(context, plan, yardstick, rows)
+    : imageReport(context, plan, yardstick, rows);
+  return { ...report, quantized: rows.flatMap(({ quantized }) => quantized ?? []) };
+}
+
+/** A published score compared with the interval of this run; none where the file is not there. */
+function referenceGoal(path: string, what: string, keys: readonly string[], measured: Interval): Goal[] {
+  const file = join(path, "reference_scores.json");
+  if (!existsSync(file)) return [];
+  let value: unknown = readJsonFile(file);
+  for (const key of keys) value = (value as Record<string, unknown> | undefined)?.[key];
+  if (typeof value !== "number") return [];
+  return [{
+    goal: `${nameOf(path)}, full precision: ${what} as published`,
+    wanted: `${value.toFixed(3)} inside`,
+    measured: span(measured, 3),
+    met: value >= measured.low - 1e-6 && value <= measured.high + 1e-6,
+  }];
+}
+
+/** Round to nearest at 2 bits must be visibly worse: otherwise this measure sees nothing. */
+function sensitivityGoal(path: string, rows: readonly Compared[]): Goal[] {
+  const two = rows.find(({ setting }) => setting.solver === "round" && setting.bits === 2)?.lost;
+  if (two === undefined) return [];
+  return [{
+    goal: `${nameOf(path)}, 2 bits, round: puzzles, less full precision's`,
+    wanted: "all of it below 0",
+    measured: span(two, 3),
+    met: two.high < 0,
+  }];
+}
+
+/**
+ * Round to nearest at 2 bits must be visibly worse than at the most bits. A hundred glyphs are too few for the classifier to tell, so the
+ * error of the predicted noise decides, which is 0 for full precision.
+ */
+function noiseGoal(path: string, rows: readonly Compared[]): Goal[] {
+  const rounded = rows.filter(({ setting: { solver } }) => solver === "round");
+  const two = rounded.find(({ setting: { bits } }) => bits === 2);
+  if (two === undefined) return [];
+  const most = rounded.reduce((a, b) => (b.setting.bits ?? 0) > (a.setting.bits ?? 0) ? b : a);
+  const [own, other] = [two.result.distance, most.result.distance];
+  const least = most === two ? VISIBLE_NOISE_ERROR : Math.max(VISIBLE_NOISE_ERROR, other.high);
+  return [{
+    goal: `${nameOf(path)}, 2 bits, round: noise error against full precision`,
+    wanted: most === two
+      ? `all of it above ${least}`
+      : `all of it above ${least} and above that of ${most.setting.bits} bits`,
+    measured: most === two ? span(own, 4) : `${span(own, 4)} and ${span(other, 4)}`,
+    met: own.low > least,
+  }];
+}
+
+/** A table with a column for each bin of the denoising axis. */
+function byBin(
+  title: string,
+  bins: readonly string[],
+  digits: number,
+  rows: readonly { readonly setting: Setting; readonly values: readonly number[] }[],
+): Section {
+  return {
+    title,
+    notes: ["Means; their intervals are in the JSON report (--json, --out)."],
+    columns: [
+      { key: "setting", title: "setting" },
+      ...bins.map((bin) => ({ key: bin, title: bin, digits })),
+    ],
+    rows: rows.map(({ setting, values }) => ({
+      setting: setting.name,
+      ...Object.fromEntries(bins.map((bin, i) => [bin, values[i]])),
+    })),
+  };
+}
+
+/** Columns of every table by setting, around its own. */
+const settingColumns = (own: readonly Column[]): Column[] => [
+  { key: "setting", title: "setting" },
+  { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
+  ...own,
+  { key: "seconds", title: "s", digits: 1 },
+];
+const settingCells = ({ setting, bitsPerWeight, relativeRmsError, seconds }: Compared) => ({
+  setting: setting.name,
+  bitsPerWeight,
+  error: relativeRmsError,
+  seconds,
+});
+
+function maskedReport(
+  context: BenchContext,
+  { path, folder, needs: { model: { kind } } }: ModelPlan,
+  { puzzles, sequences, missing }: MaskedYardstick,
+  rows: readonly Compared[],
+): SuiteReport {
+  const { seed } = context.options, hasTasks = puzzles.length > 0, name = nameOf(path);
+  const bins = rows.map(({ result }) =>
+    byMaskRatio(result.sequences!, { seed, bins: hasTasks ? BINS : SYNTHETIC_BINS })
+  );
+  const overall = (i: number) => bins[i]!.at(-1)!;
+  const tasks = rows[0]!.result.scores, counted = tasks.slice(0, -1);
+  const section: Section = hasTasks
+    ? {
+      title: `${name}: puzzles solved, ${
+        counted.map(({ prompts, task }) => `${prompts} ${task}`).join(", ")
+      }`,
+      notes: [
+        "Share of exact answers with its 95 % interval (Wilson); KL at masked positions beside full precision, in nats",
+        "(bootstrap over sequences). Worse: the paired difference to full precision lies below 0 with its whole interval.",
+      ],
+      columns: settingColumns([
+        ...tasks.map(({ task }) => ({ key: task, title: task })),
+        { key: "kl", title: "KL, nats" },
+        { key: "worse", title: "worse" },
+      ]),
+      rows: rows.map((row, i) => ({
+        ...settingCells(row),
+        ...Object.fromEntries(row.result.scores.map(({ task, exactMatch }) => [task, span(exactMatch)])),
+        kl: row.setting.bits && span(overall(i).kl, 4),
+        worse: row.setting.bits === undefined ? undefined : row.lost!.high < 0,
+      })),
+    }
+    : {
+      title: `${name} (${kind}): ${sequences.length} synthetic sequences, ${
+        overall(0).positions
+      } masks - no accuracy`,
+      notes: [
+        "Random tokens, not text: KL beside full precision at masked positions, in nats, and share of them with the same",
+        "most probable token, with 95 % intervals (bootstrap over sequences). They say how far the distributions moved,",
+        "not how many answers are right.",
+      ],
+      columns: settingColumns([
+        { key: "error", title: "rel. RMS error", digits: 4 },
+        { key: "kl", title: "KL, nats" },
+        { key: "agreement", title: "same token" },
+      ]),
+      rows: rows.map((row, i) => ({
+        ...settingCells(row),
+        kl: row.setting.bits && span(overall(i).kl, 4),
+        agreement: row.setting.bits && span(overall(i).agreement, 3),
+      })),
+    };
+  const ratios = bins[0]!.slice(0, -1).map(({ low, high }) => `${low}–${high}`);
+  const along = (title: string, digits: number, begin: number, value: (bin: MaskedComparison) => number) =>
+    byBin(
+      `${name}: ${title} by mask ratio`,
+      ratios,
+      digits,
+      rows.slice(begin).map(({ setting }, i) => ({
+        setting,
+        values: bins[begin + i]!.slice(0, -1).map(value),
+      })),
+    );
+  return {
+    sections: hasTasks
+      ? [
+        section,
+        along("KL at masked positions, nats,", 4, 1, ({ kl }) => kl.value),
+        along("accuracy of single tokens", 3, 0, ({ accuracy }) => accuracy.value),
+      ]
+      : [section],
+    rows: rows.map((row, i) => ({
+      ...circumstances(context, path, row),
+      ...(hasTasks
+        ? { kind: "masked language model", exactMatch: row.result.scores, differenceToFull: row.lost }
+        : { kind: "masked language model, synthetic sequences" }),
+      byMaskRatio: hasTasks ? bins[i]! : bins[i]!.map(({ accuracy: _, fullAccuracy: __, ...bin }) => bin),
+    })),
+    goals: [
+      ...counted.flatMap(({ task, exactMatch }) =>
+        referenceGoal(folder, `exact match of ${task}`, ["exact_match", task], exactMatch)
+      ),
+      ...sensitivityGoal(path, rows),
+    ],
+    skipped: noAccuracy(path, kind, missing),
+    samples: rows.flatMap(({ setting, result }) => shownPuzzles(name, setting, result.answers ?? [])),
+  };
+}
+
+const noAccuracy = (path: string, kind: string, missing: readonly { readonly reason: string }[]) =>
+  missing.map(({ reason }) => ({
+    what: `${nameOf(path)} (${kind}): accuracy`,
+    reason: `${reason}; distance to full precision on synthetic inputs instead`,
+  }));
+
+/** The first puzzles of each task. */
+function shownPuzzles(model: string, setting: Setting, solved: readonly SolvedPuzzle[]): Sample[] {
+  const shown = [...Map.groupBy(solved, ({ puzzle }) => puzzle.task).values()].flatMap((own) =>
+    own.slice(0, SHOWN_PUZZLES)
+  );
+  return shown.map(({ puzzle, answer, isCorrect }, sample) => ({
+    model,
+    setting: setting.name,
+    sample,
+    label: puzzle.task,
+    prompt: puzzle.prompt,
+    expected: puzzle.answer,
+    answer,
+    isCorrect,
+  }));
+}
+
+/** The first images, as files; none of a model whose channels are no colours. */
+function shownImages(
+  model: string,
+  setting: Setting,
+  { images: { images, labels, elements }, scores }: NonNullable<Measurement["drawn"]>,
+  channels: number,
+): Sample[] {
+  if (channels !== 1 && channels !== 3) return [];
+  const size = Math.sqrt(elements / channels);
+  return Array.from(labels.subarray(0, SHOWN_IMAGES), (label, sample) => {
+    const image = images.subarray(sample * elements, (sample + 1) * elements);
+    const { pixels, width, height } = tileImages(image, channels, size, 1);
+    return {
+      model,
+      setting: setting.name,
+      sample,
+      label: String(label),
+      isCorrect: scores.isRecognized[sample]!,
+      png: encodePng(pixels, width, height, channels),
+    };
+  });
+}
+
+function imageReport(
+  context: BenchContext,
+  { path, folder, needs: { model } }: ModelPlan,
+  { readers, steps, trajectories, missing, options }: ImageYardstick,
+  rows: readonly Compared[],
+): SuiteReport {
+  const name = nameOf(path), images = readers === undefined ? trajectories : options.drawn!;
+  const isFull = ({ setting }: Compared) => setting.bits === undefined;
+  const drift = ({ result }: Compared) => span(result.drift!.at(-1)!.relativeDistance, 3);
+  const scores = ({ result }: Compared) => result.drawn!.scores;
+  const section: Section = readers === undefined
+    ? {
+      title: `${name} (${model.kind}): ${images} trajectories of ${steps} steps, DDIM - no accuracy`,
+      notes: [
+        "No classifier and no real images lie beside it. Prediction error: mean over steps of ‖ε̂ − ε‖² / ‖ε‖² at the states",
+        "of the full-precision model's trajectory; drift: ‖x̂ − x‖² / ‖x‖² of the finished images, from the same noise; 95 %",
+        "intervals by a bootstrap over images.",
+      ],
+      columns: settingColumns([
+        { key: "error", title: "rel. RMS error", digits: 4 },
+        { key: "noise", title: "prediction error" },
+        { key: "drift", title: "drift" },
+      ]),
+      rows: rows.map((row) => ({
+        ...settingCells(row),
+        noise: isFull(row) ? undefined : span(row.result.distance, 4),
+        drift: isFull(row) ? undefined : drift(row),
+      })),
+    }
+    : {
+      title: `${name}: ${images} glyphs drawn, DDIM, ${DRAWING.steps} steps`,
+      notes: [
+        "Recognized: share that the shipped classifier reads as the class asked for, with its 95 % interval (Wilson).",
+        `Fréchet distance on its features, of ${images} images: biased upwards for few. Noise error: mean over ten`,
+        "timesteps of ‖ε̂ − ε‖² / ‖ε‖² beside full precision. Drift: ‖x̂ − x‖² / ‖x‖² of the finished images, same noise.",
+        "Fewer: the paired difference of recognized glyphs to full precision lies below 0 with its whole interval.",
+      ],
+      columns: settingColumns([
+        { key: "recognized", title: "recognized" },
+        { key: "frechet", title: "Fréchet distance" },
+        { key: "noise", title: "noise error" },
+        { key: "drift", title: "drift" },
+        { key: "fewer", title: "fewer" },
+      ]),
+      rows: rows.map((row) => ({
+        ...settingCells(row),
+        recognized: span(scores(row).classAccuracy),
+        frechet: span(scores(row).frechetDistance, 1),
+        noise: isFull(row) ? undefined : span(row.result.distance, 4),
+        drift: isFull(row) ? undefined : drift(row),
+        fewer: isFull(row) ? undefined : row.lost!.high < 0,
+      })),
+    };
+  const byTimestep = byBin(
+    `${name}: noise error by timestep`,
+    rows[0]!.result.byTimestep!.map(({ timestep }) => `${timestep}`),
+    4,
+    rows.slice(1).map(({ setting, result }) => ({
+      setting,
+      values: result.byTimestep!.map(({ relativeError }) => relativeError.value),
+    })),
+  );
+  const full = readers && scores(rows[0]!);
+  return {
+    sections: readers === undefined ? [section] : [section, byTimestep],
+    rows: rows.map((row) => ({
+      ...circumstances(context, path, row),
+      ...(readers === undefined ? { kind: "image model, synthetic trajectories" } : {
+        kind: "image model",
+        classAccuracy: scores(row).classAccuracy,
+        frechetDistance: scores(row).frechetDistance,
+        differenceToFull: row.lost,
+      }),
+      images,
+      noiseError: row.result.distance,
+      byTimestep: row.result.byTimestep!.map(({ perImage: _, ...error }) => error),
+      drift: row.result.drift!,
+    })),
+    goals: full === undefined ? [] : [
+      ...referenceGoal(folder, "class accuracy", ["class_accuracy_of_samples"], full.classAccuracy),
+      ...(images >= 1000
+        ? referenceGoal(folder, "Fréchet distance", ["frechet_distance"], full.frechetDistance)
+        : []),
+      ...noiseGoal(path, rows),
+    ],
+    skipped: readers === undefined ? noAccuracy(path, model.kind, missing) : [],
+    samples: readers === undefined
+      ? []
+      : rows.flatMap(({ setting, result }) =>
+        shownImages(name, setting, result.drawn!, (model.config as { readonly channels: number }).channels)
+      ),
+  };
+}
