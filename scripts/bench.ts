@@ -16,7 +16,7 @@ import {
 } from "../lib/bench/mod.ts";
 import { DEFAULT_TIME_GROUPS, MODEL_SIZES, PHASES } from "../lib/bench/options.ts";
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
-import { findDevice } from "../lib/native/cuda.ts";
+import { findDevice } from "../lib/native/cuda/mod.ts";
 import { BACKENDS, type InstructionSet, MAX_THREADS, openKernels } from "../lib/native/mod.ts";
 import { outputError, writeWhole } from "../lib/files/whole.ts";
 import { BIT_WIDTHS, type BitWidth, GROUP_SIZES, type GroupSize, SOLVERS } from "../lib/quant/mod.ts";

@@ -5,7 +5,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { KernelError } from "../lib/errors.ts";
 import { buildHash, buildWasm, compilerVersion, WASM_PLAN } from "../lib/native/build.ts";
-import { openCuda } from "../lib/native/cuda.ts";
+import { openCuda } from "../lib/native/cuda/mod.ts";
 import { openKernels } from "../lib/native/mod.ts";
 import { functionsSource, signaturesSource } from "./_signatures.ts";
 

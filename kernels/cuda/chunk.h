@@ -1,5 +1,4 @@
 /* chunk.h: the part of one thread in a chunk, eight consecutive columns of a row, whose codes are `bits` whole bytes at any width.
- * Arithmetic is half.h and group.h, which the CPU compiles, too.
  *
  *     row    | chunk 0 | chunk 1 | ... | last chunk, 1 to 8 columns |
  *     packed | bits B  | bits B  | ... | up to the end of the row's last word, zeros behind the codes |
@@ -9,7 +8,7 @@
 
 #include <cuda_runtime.h>
 
-/* Functions that a launch needs, too; half.h's and group.h's are of this kind. */
+/* Functions of the host, too: what a launch needs, and all of kernels/arithmetic. */
 #define AQ_FUNCTION static inline __host__ __device__
 #define AQ_DEVICE static inline __device__
 

@@ -97,8 +97,8 @@ export function sourceFolder(): string | undefined {
 }
 
 /**
- * Where builds are kept: `$XDG_CACHE_HOME/arrowquant`, or `~/.cache/arrowquant`; undefined where neither is an
- * absolute path, because native code is never loaded from wherever a command happens to run.
+ * Where builds are kept: `$XDG_CACHE_HOME/arrowquant`, or `~/.cache/arrowquant`; undefined where neither is
+ * an absolute path, because native code is never loaded from wherever a command happens to run.
  */
 export function cacheFolder(): string | undefined {
   const xdg = environment("XDG_CACHE_HOME");
@@ -130,11 +130,13 @@ export const hasFfi = () =>
   (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;
 
 /**
- * The native library by the documented order: `chosen`, `ARROWQUANT_LIBRARY`; then, of a package on this machine, a
- * cached build and a build made now; of one imported over HTTP, the release's library, fetched before or now.
- * A library that was named and cannot be used is an error; the others are passed over and recorded.
+ * The native library by the documented order: `chosen`, `ARROWQUANT_LIBRARY`; then, of a package on this
+ * machine, a cached build and a build made now; of one imported over HTTP, the release's library, fetched
+ * before or now. A library that was named and cannot be used is an error; the others are passed over and
+ * recorded.
  *
- * @throws {KernelError} when a library that was named cannot be opened, or `ARROWQUANT_FETCH` is neither 0 nor 1
+ * @throws {KernelError} when a library that was named cannot be opened, or `ARROWQUANT_FETCH` is neither 0
+ * nor 1
  */
 export async function findLibrary(
   chosen: string | undefined,

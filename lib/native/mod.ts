@@ -1,6 +1,6 @@
 /**
- * The kernels behind one interface, whatever runs them: a shared library over Bun's or Deno's FFI, or the same C
- * as WebAssembly. Nothing is opened before `openKernels` is called.
+ * The kernels behind one interface, whatever runs them: a shared library over Bun's or Deno's FFI, or the
+ * same C as WebAssembly. Nothing is opened before `openKernels` is called.
  */
 import { KernelError } from "../errors.ts";
 import { IS_REMOTE } from "./location.ts";
@@ -27,8 +27,8 @@ export interface OpenOptions {
   /** Threads of each call: 0, the default, is one per core; WebAssembly has one. No result depends on it. */
   readonly threads?: number | undefined;
   /**
-   * Told, in one line each, of a build, of a download and of a fallback. Default: nobody, except where this package was
-   * imported over HTTP: there it is standard error, because something may be downloaded.
+   * Told, in one line each, of a build, of a download and of a fallback. Default: nobody, except where this
+   * package was imported over HTTP: there it is standard error, because something may be downloaded.
    */
   readonly onMessage?: ((line: string) => void) | undefined;
 }
@@ -88,15 +88,16 @@ const tellByDefault = (line: string) => {
 
 /**
  * Opens the kernels by the documented order: the library or backend that `options` name; the library that
- * `ARROWQUANT_LIBRARY` names; a cached build, or a build made now if there is a compiler; where this package was
- * imported over HTTP instead, the library of its release, fetched before or now, unless `ARROWQUANT_FETCH` is 0;
- * WebAssembly.
+ * `ARROWQUANT_LIBRARY` names; a cached build, or a build made now if there is a compiler; where this package
+ * was imported over HTTP instead, the library of its release, fetched before or now, unless
+ * `ARROWQUANT_FETCH` is 0; WebAssembly.
  *
- * With `auto` and `cuda` the CUDA library is looked for, too: the one that `ARROWQUANT_CUDA_LIBRARY` names, or a cached build.
- * `auto` goes without a word where there is none, and with one line where there is one but no GPU.
+ * With `auto` and `cuda` the CUDA library is looked for, too: the one that `ARROWQUANT_CUDA_LIBRARY` names,
+ * or a cached build. `auto` goes without a word where there is none, and with one line where there is one but
+ * no GPU.
  *
- * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something, unless the CUDA library that was named
- * or built does not open
+ * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something, unless the CUDA
+ * library that was named or built does not open
  *
  * @example
  * ```ts
@@ -117,10 +118,10 @@ export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
   if (backend !== "auto" && backend !== "cuda") return await openCpu({ ...options, backend, onMessage });
   const base = await openCpu({ ...options, backend: "cpu", onMessage });
   try {
-    const { findDevice } = await import("./cuda.ts");
+    const { findDevice } = await import("./cuda/mod.ts");
     const cuda = await findDevice(backend === "cuda", onMessage);
     if (cuda === undefined) return base;
-    const { withCuda } = await import("./cuda_kernels.ts");
+    const { withCuda } = await import("./cuda/kernels.ts");
     return withCuda(base, cuda);
   } catch (error) {
     base.close();

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda.ts";
+import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
 import { measureCuda } from "../../lib/bench/kernels/cuda_suite.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantize } from "../../lib/quant/mod.ts";

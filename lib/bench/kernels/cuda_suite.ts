@@ -1,11 +1,11 @@
 /**
- * The kernel suite on a GPU: quantizing by the device's own clock, beside a copy within the device's memory in the same
- * run. Each kernel's result is compared with the CPU's before it is timed.
+ * The kernel suite on a GPU: quantizing by the device's own clock, beside a copy within the device's memory
+ * in the same run. Each kernel's result is compared with the CPU's before it is timed.
  */
 import { environmentOf } from "../../eval/environment.ts";
 import { summarize } from "../../eval/statistics.ts";
-import { type CudaKernels, describeCudaStatus } from "../../native/cuda.ts";
-import { DeviceMemory } from "../../native/cuda_memory.ts";
+import { type CudaKernels, describeCudaStatus } from "../../native/cuda/mod.ts";
+import { DeviceMemory } from "../../native/cuda/memory.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { convertFloats, quantize, type QuantizeOptions } from "../../quant/mod.ts";
 import { gaussianWeights } from "../random.ts";
@@ -185,7 +185,7 @@ export function measureCuda(
     sections: [{
       title: `CUDA kernels: ${device}`,
       notes: [
-        "Medians by the device's own clock; quantizing waits for its result, so the way to the host and back is in its time.",
+        "Medians by the device's own clock. Quantizing waits for its result: the way to the host and back is included.",
         "of copy: bytes a second over those of a copy within the device's memory.",
       ],
       columns: [

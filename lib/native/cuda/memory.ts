@@ -1,5 +1,5 @@
 /** Memory of a GPU behind one stream of the CUDA library. */
-import type { CudaKernels } from "./cuda.ts";
+import type { CudaKernels } from "./mod.ts";
 
 /** Buffers of the first device, freed together with their stream. */
 export class DeviceMemory {

@@ -1,13 +1,13 @@
 /**
- * Kernels whose quantization runs on a GPU: the CPU's, with the calls that quantize replaced by ones of the same
- * arguments and the same bytes. Nothing else of the package knows which of the two it has.
+ * Kernels whose quantization runs on a GPU: the CPU's, with the calls that quantize replaced by ones of the
+ * same arguments and the same bytes. Nothing else of the package knows which of the two it has.
  */
-import { KernelError } from "../errors.ts";
-import { type CudaKernels, describeCudaStatus } from "./cuda.ts";
-import { DeviceMemory } from "./cuda_memory.ts";
-import type { Kernels } from "./kernels.ts";
-import { SIGNATURES } from "./signatures.ts";
-import { kindsOf, type NativeBuffer, type NativeCalls } from "./symbols.ts";
+import { KernelError } from "../../errors.ts";
+import { type CudaKernels, describeCudaStatus } from "./mod.ts";
+import { DeviceMemory } from "./memory.ts";
+import type { Kernels } from "../kernels.ts";
+import { SIGNATURES } from "../signatures.ts";
+import { kindsOf, type NativeBuffer, type NativeCalls } from "../symbols.ts";
 
 /** The functions that a GPU takes over: `aq_…` of the CPU's library, `aq_cuda_…` of the CUDA library. */
 const QUANTIZING = ["quantize_round", "quantize_clip", "quantize_two_level"] as const;
@@ -18,8 +18,8 @@ const OK = 0, DEVICE_STATUS = -100;
 type Argument = NativeBuffer | number | bigint;
 
 /**
- * A function of the CUDA library with the parameters of the CPU's. The two differ in three things: where the CPU's
- * has pointers the device's has handles, `isa` and `threads` are missing, and a stream comes last.
+ * A function of the CUDA library with the parameters of the CPU's. The two differ in three things: where the
+ * CPU's has pointers the device's has handles, `isa` and `threads` are missing, and a stream comes last.
  *
  * @param slots buffers by a parameter's position, kept from call to call and grown when a call needs more
  */
@@ -61,8 +61,8 @@ function onDevice(
 }
 
 /**
- * `base`, quantizing on the first device of `cuda`: round to nearest, clip search and two-level scales. Closing it closes both.
- * A call whose data is at fault returns the CPU's status.
+ * `base`, quantizing on the first device of `cuda`: round to nearest, clip search and two-level scales.
+ * Closing it closes both. A call whose data is at fault returns the CPU's status.
  *
  * @throws {KernelError} when the device cannot be used; in a call, when it fails or has no room left
  */

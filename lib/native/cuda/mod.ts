@@ -1,14 +1,13 @@
 /**
- * The CUDA kernels: a second library, found and opened like the CPU's and built by `scripts/build.ts --cuda`
- * only. It opens on a machine without a device and says so in one line. docs/cuda.md has what has been run on a device
- * and what has not.
+ * The CUDA library: found and opened like the CPU's, built by `scripts/build.ts --cuda` only. It opens on a
+ * machine without a device and says so in one line. docs/cuda.md lists what has been run on a device.
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
-import { KernelError } from "../errors.ts";
-import { buildHash, buildLibrary, builtLibrary, compilerVersion, cudaPlan } from "./build.ts";
-import { isAllowed } from "./deno.ts";
+import { KernelError } from "../../errors.ts";
+import { buildHash, buildLibrary, builtLibrary, compilerVersion, cudaPlan } from "../build.ts";
+import { isAllowed } from "../deno.ts";
 import {
   type Attempt,
   cacheFolder,
@@ -18,9 +17,9 @@ import {
   PERMISSIONS,
   runtimeName,
   sourceFolder,
-} from "./library.ts";
-import { CUDA_ABI_VERSION, CUDA_SIGNATURES } from "./signatures.ts";
-import type { CudaCalls, NativeSize } from "./symbols.ts";
+} from "../library.ts";
+import { CUDA_ABI_VERSION, CUDA_SIGNATURES } from "../signatures.ts";
+import type { CudaCalls, NativeSize } from "../symbols.ts";
 
 export interface OpenCudaOptions {
   /** Path of a library to use instead of any other. */
@@ -48,10 +47,10 @@ export interface CudaKernels {
   size(count: number): NativeSize;
 }
 
-/** Bytes for a line of the library's; the longest of its own texts have about 150. */
+/** Room for a line of text from the library, whose longest has about 150 bytes. */
 const LINE_BYTES = 512;
 
-/** What the library writes into a line. */
+/** The line of text that the library writes. */
 function line(write: (text: Uint8Array) => number): string {
   const text = new Uint8Array(LINE_BYTES);
   write(text);
@@ -59,7 +58,7 @@ function line(write: (text: Uint8Array) => number): string {
   return new TextDecoder().decode(text.subarray(0, end < 0 ? LINE_BYTES : end));
 }
 
-/** Builds the library into the cache, or finds it there. @returns its path, undefined where it may not be built */
+/** Builds the library into the cache, or finds it there. @returns undefined where it may not be built */
 async function cachedLibrary(
   attempts: Attempt[],
   build: boolean,
@@ -103,8 +102,9 @@ async function cachedLibrary(
 }
 
 /**
- * Opens the CUDA library: the one that `options` name, the one that `ARROWQUANT_CUDA_LIBRARY` names, a cached build,
- * and with `build` one made now. Without a device it opens, too: `devices` is 0 then and `describe()` says why.
+ * Opens the CUDA library: the one that `options` name, the one that `ARROWQUANT_CUDA_LIBRARY` names, a cached
+ * build, and with `build` one made now. Without a device it opens, too: `devices` is 0 then and `describe()`
+ * says why.
  *
  * @throws {KernelError} when there is no library, or it cannot be built or opened
  *
@@ -196,7 +196,7 @@ async function openAt(path: string): Promise<CudaKernels> {
   };
 }
 
-/** What a status of the library's means, in its own words. */
+/** The library's description of a status. */
 export function describeCudaStatus(cuda: CudaKernels, status: number): string {
   return line((text) => cuda.calls.aq_cuda_describe_status(status, text, cuda.size(text.length)));
 }
