@@ -33,7 +33,8 @@ import {
 import { checkSamplingOptions } from "../lib/models/masked/token_sampling.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { writeWhole } from "../lib/files/whole.ts";
-import { type Checkpoint, openCheckpoint, readJsonFile } from "../lib/tensor/mod.ts";
+import { readJsonFile } from "../lib/files/json.ts";
+import { type Checkpoint, openCheckpoint } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
 import { parseOptions, usageError } from "./_command/options.ts";
 import { ProgressDisplay, StateDisplay } from "./_command/progress.ts";

@@ -2,6 +2,7 @@
 import { basename, resolve } from "node:path";
 import type { QuantizeResult } from "../lib/analysis/make_run.ts";
 import { type ConfigOverrides, formatConfig, hasBudget, LATER_KEYS, loadConfig } from "../lib/config/mod.ts";
+import { nameOfPath } from "../lib/files/whole.ts";
 import { environmentOf } from "../lib/eval/environment.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
@@ -207,7 +208,7 @@ async function writeRunReport(
 ): Promise<string> {
   const { countCodes } = await import("../lib/analysis/codes.ts");
   const { storedTimeParameters } = await import("../lib/models/mod.ts");
-  const { nameOfPath, quantizeRun, settingOf } = await import("../lib/analysis/make_run.ts");
+  const { quantizeRun, settingOf } = await import("../lib/analysis/make_run.ts");
   const { writeReport } = await import("../lib/analysis/report/folder.ts");
   const { input, output } = result.report;
   const { date, runtime, processor, cores, memoryBytes } = environmentOf(kernels);

@@ -7,6 +7,7 @@ import type { SuiteReport } from "../bench/suite.ts";
 import { formatConfig, type ResolvedConfig, withPhaseSolver } from "../config/mod.ts";
 import type { RunReport } from "../pipeline/mod.ts";
 import type { PhasesReport } from "../phases/mod.ts";
+import { nameOfPath } from "../files/whole.ts";
 import { TOOL_VERSION } from "../output/record.ts";
 import type { TimeParameters } from "../time/mod.ts";
 import type { Json } from "./_chart.ts";
@@ -17,11 +18,6 @@ import { rowsOf } from "./tables.ts";
 
 /** Any measured object as JSON has it; what JSON has not becomes null or goes. */
 const asJson = (value: unknown) => JSON.parse(JSON.stringify(value)) as Readonly<Record<string, Json>>;
-
-/** The last part of a path. */
-export function nameOfPath(path: string): string {
-  return path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1) ?? path;
-}
 
 /** What a bench measured, as scripts/bench.ts has it at its end. */
 export interface BenchResult {

@@ -2,6 +2,7 @@
 import { join } from "node:path";
 import { resolveConfig } from "../config/mod.ts";
 import { CheckpointError } from "../errors.ts";
+import { nameOfPath as nameOf } from "../files/whole.ts";
 import { quantizeCheckpoint } from "../pipeline/mod.ts";
 import { calibrationBeside } from "../calibration/source.ts";
 import { type BitWidth, CALIBRATED_SOLVERS, packedLayers, type Solver } from "../quant/mod.ts";
@@ -32,8 +33,7 @@ export interface Measured {
   readonly quantized: QuantizedSetting | undefined;
 }
 
-/** Last part of a path. */
-export const nameOf = (path: string) => path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
+export { nameOf };
 /** A value with its interval, for a table. */
 export const span = ({ value, low, high }: Interval, digits = 2) =>
   `${value.toFixed(digits)} ${low.toFixed(digits)}–${high.toFixed(digits)}`;

@@ -2,12 +2,11 @@
  * Strict, bounded JSON: what `JSON.parse` lets through and a file from a stranger must not have. Repeated keys,
  * deep nesting and huge containers are found by a scan of the text before anything is built from it.
  */
-import { closeSync, fstatSync } from "node:fs";
 import { FormatError } from "../errors.ts";
-import { openForReading, quote, readFully } from "./positional.ts";
+import { quote, readWhole } from "./whole.ts";
 
 /** Largest config.json or index that is read: the largest published indexes are around 10 MB. */
-export const MAX_JSON_FILE_BYTES = 64 * 2 ** 20;
+const MAX_JSON_FILE_BYTES = 64 * 2 ** 20;
 
 /** Bounds on a JSON text. */
 export interface JsonRules {
@@ -63,24 +62,14 @@ export function isJsonObject(value: unknown): value is Record<string, unknown> {
  * @throws {CheckpointError} when it cannot be opened or read
  */
 export function readJsonFile(path: string): Record<string, unknown> {
-  const fd = openForReading(path);
+  const bytes = readWhole(path, MAX_JSON_FILE_BYTES);
   try {
-    const { size } = fstatSync(fd);
-    if (size > MAX_JSON_FILE_BYTES) {
-      throw new FormatError(
-        `Cannot read ${quote(path)}: must have at most ${MAX_JSON_FILE_BYTES} bytes, got ${size}`,
-        { path },
-      );
-    }
-    const bytes = new Uint8Array(size);
-    const value = parseJson(bytes.subarray(0, readFully(fd, bytes, 0, path)), FILE_RULES);
-    if (!isJsonObject(value)) throw new JsonFault("must be a JSON object", []);
-    return value;
+    const value = parseJson(bytes, FILE_RULES);
+    if (isJsonObject(value)) return value;
+    throw new JsonFault("must be a JSON object", []);
   } catch (error) {
     if (!(error instanceof JsonFault)) throw error;
     throw new FormatError(`Cannot read ${quote(path)}: ${error.message}`, { path, cause: error });
-  } finally {
-    closeSync(fd);
   }
 }
 

@@ -1,13 +1,13 @@
-/** Whole small files: written in one step or not at all, hashed, copied; and what the file system has to say. */
+/** Whole files: read within a size limit, hashed, written in one step or not at all; and questions to the file system. */
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import {
   closeSync,
   existsSync,
+  fstatSync,
   fsyncSync,
   openSync,
   readdirSync,
-  readSync,
   renameSync,
   rmSync,
   statfsSync,
@@ -15,8 +15,8 @@ import {
   writeSync,
 } from "node:fs";
 import { dirname } from "node:path";
-import { OutputError } from "../errors.ts";
-import { errorCode, inputError, outputError, quote } from "./positional.ts";
+import { FormatError, OutputError } from "../errors.ts";
+import { errorCode, inputError, openForReading, outputError, quote, readFully } from "./positional.ts";
 
 export { errorCode, inputError, outputError, quote };
 
@@ -43,27 +43,40 @@ export interface FileDigest {
  * @throws {CheckpointError} when it cannot be read
  */
 export async function digestFile(path: string, between?: () => Promise<void>): Promise<FileDigest> {
-  const hash = createHash("sha256");
-  const block = Buffer.allocUnsafe(HASH_BLOCK_BYTES);
+  const hash = createHash("sha256"), block = Buffer.allocUnsafe(HASH_BLOCK_BYTES);
   let bytes = 0;
+  const fd = openForReading(path);
   try {
-    const fd = openSync(path, "r");
-    try {
-      for (;;) {
-        const got = readSync(fd, block, 0, block.length, bytes);
-        if (got === 0) break;
-        hash.update(block.subarray(0, got));
-        bytes += got;
-        await between?.();
-      }
-    } finally {
-      closeSync(fd);
+    for (let got; (got = readFully(fd, block, bytes, path)) > 0; bytes += got) {
+      hash.update(block.subarray(0, got));
+      await between?.();
     }
-  } catch (cause) {
-    if (errorCode(cause)?.startsWith("E")) throw inputError(path, cause);
-    throw cause;
+  } finally {
+    closeSync(fd);
   }
   return { bytes, sha256: hash.digest("hex") };
+}
+
+/**
+ * Reads a whole file into memory.
+ *
+ * @param refuse error for a file of more than `maxBytes`, which is not read
+ * @throws {CheckpointError} when it cannot be read
+ */
+export function readWhole(
+  path: string,
+  maxBytes = Infinity,
+  refuse = (reason: string): Error => new FormatError(`Cannot read ${quote(path)}: ${reason}`, { path }),
+): Uint8Array<ArrayBuffer> {
+  const fd = openForReading(path);
+  try {
+    const { size } = fstatSync(fd);
+    if (size > maxBytes) throw refuse(`must have at most ${maxBytes} bytes, got ${size}`);
+    const bytes = new Uint8Array(size);
+    return bytes.subarray(0, readFully(fd, bytes, 0, path));
+  } finally {
+    closeSync(fd);
+  }
 }
 
 /**
@@ -102,6 +115,11 @@ export function writeWhole(path: string, content: string | Uint8Array | Iterable
     throw outputError("write", path, cause);
   }
   return { bytes: size, sha256: hash.digest("hex") };
+}
+
+/** The last part of a path, whichever way its slashes lean. */
+export function nameOfPath(path: string): string {
+  return path.replace(/[/\\]+$/, "").split(/[/\\]/).at(-1)!;
 }
 
 /** Deletes a file that may not be there. @throws {OutputError} when the system refuses */

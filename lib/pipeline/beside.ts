@@ -1,7 +1,7 @@
 /** The files beside the weights: which are copied, config.json, and the index of what was written. */
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { inputError } from "../files/whole.ts";
+import { readWhole } from "../files/whole.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
 import type { SmallFile } from "../output/rewrite.ts";
 import { type Checkpoint, SIDECAR_FILE } from "../tensor/mod.ts";
@@ -51,14 +51,6 @@ export function filesBeside(checkpoint: Checkpoint): Beside {
 /** Copies of the small files. */
 export function* copies(checkpoint: Checkpoint, { copied }: Beside): Generator<SmallFile> {
   for (const { name } of copied) yield { name, content: readWhole(join(checkpoint.folder, name)) };
-}
-
-function readWhole(path: string): Uint8Array {
-  try {
-    return readFileSync(path);
-  } catch (cause) {
-    throw inputError(path, cause);
-  }
 }
 
 /** The text of config.json, undefined when there is none. */

@@ -2,8 +2,9 @@
  * Bits by budget: how much each layer's error costs the model is measured, and the bits and group sizes that cost least within the
  * bytes allowed are found. The plan is data: printed, saved, edited, replayed.
  */
-import { readFileSync, statSync } from "node:fs";
 import { CalibrationError, FormatError } from "../errors.ts";
+import { isJsonObject, JsonFault, parseJson } from "../files/json.ts";
+import { quote, readWhole } from "../files/whole.ts";
 import {
   BIT_WIDTHS,
   type BitWidth,
@@ -13,8 +14,6 @@ import {
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "../quant/mod.ts";
-import { isJsonObject, JsonFault, parseJson } from "../files/json.ts";
-import { inputError, quote } from "../files/whole.ts";
 
 /** Steps into which a budget is divided: a layer's bytes are rounded up to one of them. */
 const BUDGET_STEPS = 100_000;
@@ -146,6 +145,9 @@ export function planText(plan: BitPlan): string {
   return `{\n "version": 1,\n "layers": {\n${layers.join(",\n")}\n }\n}\n`;
 }
 
+/** Keys of a layer in a plan, with what they may be. */
+const ENTRY = { zero_point: ZERO_POINT_KINDS, bits: BIT_WIDTHS, group_size: GROUP_SIZES };
+
 /**
  * Reads a plan.
  *
@@ -156,61 +158,34 @@ export function planText(plan: BitPlan): string {
 export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
   const fail = (message: string, cause?: unknown) =>
     new FormatError(`Cannot read the plan ${quote(path)}: ${message}`, { path, cause });
-  let bytes: Uint8Array;
-  try {
-    const { size } = statSync(path);
-    if (size > MAX_PLAN_BYTES) throw fail(`it may have ${MAX_PLAN_BYTES} bytes, got ${size}`);
-    bytes = readFileSync(path);
-  } catch (cause) {
-    throw cause instanceof FormatError ? cause : inputError(path, cause);
-  }
+  const bytes = readWhole(path, MAX_PLAN_BYTES, fail);
   let value: unknown;
   try {
     value = parseJson(bytes, PLAN_RULES);
   } catch (cause) {
     if (!(cause instanceof JsonFault)) throw cause;
-    throw fail(`it must be JSON: ${cause.message}`, cause);
+    throw fail(`must be JSON: ${cause.message}`, cause);
   }
   const { version, layers } = isJsonObject(value) ? value : {};
-  if (version !== 1 || typeof layers !== "object" || layers === null || Array.isArray(layers)) {
-    throw fail('it must be {"version": 1, "layers": {name: {"bits", "group_size", "zero_point"}}}');
+  if (version !== 1 || !isJsonObject(layers)) {
+    throw fail('must be {"version": 1, "layers": {name: {"bits", "group_size", "zero_point"}}}');
   }
-  const plan = new Map<string, LayerGrid>();
-  const absent: string[] = [];
-  for (const [name, entry] of Object.entries(layers as Record<string, unknown>)) {
-    const { bits, group_size: groupSize, zero_point: zeroPoint, ...rest } = (entry ?? {}) as Record<
-      string,
-      unknown
-    >;
-    const [unknown] = Object.keys(rest);
+  const plan = new Map<string, LayerGrid>(), absent: string[] = [];
+  for (const [name, entry] of Object.entries(layers)) {
+    const own = isJsonObject(entry) ? entry : {}, keys = Object.keys(ENTRY);
+    const unknown = Object.keys(own).find((key) => !keys.includes(key));
     if (unknown !== undefined) {
       throw fail(`${quote(name)} must have bits, group_size and zero_point alone, got ${quote(unknown)}`);
     }
-    if (!ZERO_POINT_KINDS.includes(zeroPoint as ZeroPointKind)) {
+    for (const [key, allowed] of Object.entries(ENTRY)) {
+      if (allowed.includes(own[key] as never)) continue;
       throw fail(
-        `zero_point of ${quote(name)} must be one of ${ZERO_POINT_KINDS.join(", ")}, got ${
-          JSON.stringify(zeroPoint)
-        }`,
-      );
-    }
-    if (!BIT_WIDTHS.includes(bits as BitWidth)) {
-      throw fail(
-        `bits of ${quote(name)} must be one of ${BIT_WIDTHS.join(", ")}, got ${JSON.stringify(bits)}`,
-      );
-    }
-    if (!GROUP_SIZES.includes(groupSize as GroupSize)) {
-      throw fail(
-        `group_size of ${quote(name)} must be one of ${GROUP_SIZES.join(", ")}, got ${
-          JSON.stringify(groupSize)
-        }`,
+        `${key} of ${quote(name)} must be one of ${allowed.join(", ")}, got ${JSON.stringify(own[key])}`,
       );
     }
     if (!known.has(name)) absent.push(name);
-    plan.set(name, {
-      bits: bits as BitWidth,
-      groupSize: groupSize as GroupSize,
-      zeroPoint: zeroPoint as ZeroPointKind,
-    });
+    const { bits, group_size: groupSize, zero_point: zeroPoint } = own;
+    plan.set(name, { bits, groupSize, zeroPoint } as LayerGrid);
   }
   if (absent.length > 0) {
     throw new CalibrationError(

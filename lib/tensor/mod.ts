@@ -30,4 +30,3 @@ export {
   openCheckpoint,
   SIDECAR_FILE,
 } from "./checkpoint.ts";
-export { MAX_JSON_FILE_BYTES, readJsonFile } from "../files/json.ts";

@@ -5,7 +5,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { CheckpointError } from "../../errors.ts";
-import { readJsonFile } from "../../tensor/mod.ts";
+import { readJsonFile } from "../../files/json.ts";
 import { correctedDeviation, type SamplerCorrection } from "../../thermo/sampler_correction.ts";
 import { ConfigFields } from "../layers/model_config.ts";
 

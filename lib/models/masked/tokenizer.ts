@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { CheckpointError } from "../../errors.ts";
-import { readJsonFile } from "../../tensor/mod.ts";
+import { readJsonFile } from "../../files/json.ts";
 import { shown } from "../layers/model_config.ts";
 
 /** Longest text that is encoded: beyond any model's limit, and tokenizers may take quadratic time. */
