@@ -4,14 +4,14 @@
  */
 import { readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { CheckpointError, FormatError } from "../errors.ts";
+import { CheckpointError, type ErrorPlace, FormatError } from "../errors.ts";
 import { inputError, quote, show } from "../files/positional.ts";
 import { isJsonObject, readJsonFile } from "../files/json.ts";
-import { SafetensorsFile, type TensorInfo } from "./safetensors.ts";
+import { noTensor, SafetensorsFile, type TensorInfo } from "./safetensors.ts";
 import { PARTIAL_SUFFIX } from "./safetensors_writer.ts";
 
 /** Most files of a checkpoint: each stays open, and systems commonly allow 1024; the largest published have 163. */
-export const MAX_SHARDS = 512;
+const MAX_SHARDS = 512;
 
 /** Name of the file of time parameters that may lie beside quantized weights; never a checkpoint's own tensors. */
 export const SIDECAR_FILE = "time_parameters.safetensors";
@@ -38,6 +38,9 @@ const INDEX_SUFFIX = ".safetensors.index.json";
 const STEMS = ["model", "diffusion_pytorch_model"];
 const SHARD_NAME = /-\d+-of-(\d+)\.safetensors$/;
 
+const cannotOpen = (path: string, reason: string, place: ErrorPlace = { path }): CheckpointError =>
+  new CheckpointError(`Cannot open ${quote(path)}: ${reason}`, place);
+
 /** An open checkpoint; {@linkcode openCheckpoint} makes one. */
 export class Checkpoint {
   /** Path as it was given. */
@@ -56,7 +59,7 @@ export class Checkpoint {
   /** Tensors by name, sorted by file name and place in the file. */
   readonly tensors: ReadonlyMap<string, CheckpointTensor>;
 
-  /** Takes over the files of `parts`; use {@linkcode openCheckpoint}. */
+  /** Takes over the files; use {@linkcode openCheckpoint}. */
   constructor(parts: Pick<Checkpoint, "path" | "folder" | "subfolder" | "indexFile" | "config" | "files">) {
     this.path = parts.path;
     this.folder = parts.folder;
@@ -70,11 +73,11 @@ export class Checkpoint {
       for (const info of file.tensors.values()) {
         const other = tensors.get(info.name);
         if (other !== undefined) {
-          throw new CheckpointError(
-            `Cannot open ${quote(parts.folder)}: tensor ${quote(info.name)} must be in one file, got both ` +
-              `${quote(basename(other.file.path))} and ${quote(name)}`,
-            { path: parts.folder, tensor: info.name },
-          );
+          const both = `${quote(basename(other.file.path))} and ${quote(name)}`;
+          throw cannotOpen(parts.folder, `tensor ${quote(info.name)} must be in one file, got both ${both}`, {
+            path: parts.folder,
+            tensor: info.name,
+          });
         }
         tensors.set(info.name, { info, file });
       }
@@ -112,13 +115,7 @@ export class Checkpoint {
   #file(name: string): SafetensorsFile {
     const tensor = this.tensors.get(name);
     if (tensor !== undefined) return tensor.file;
-    throw new CheckpointError(
-      `Cannot read tensor ${quote(name)}: ${quote(this.path)} must have it, got no such name`,
-      {
-        path: this.path,
-        tensor: name,
-      },
-    );
+    throw noTensor(this.path, name);
   }
 }
 
@@ -211,10 +208,7 @@ function filePlace(path: string): Place {
   const modelFile = basename(path);
   if (modelFile.endsWith(PARTIAL_SUFFIX)) throw unfinished(path, [modelFile]);
   if (!modelFile.endsWith(SUFFIX)) {
-    throw new CheckpointError(
-      `Cannot open ${quote(path)}: must be a folder or a file named *${SUFFIX}, got another file`,
-      { path },
-    );
+    throw cannotOpen(path, `must be a folder or a file named *${SUFFIX}, got another file`);
   }
   const folder = dirname(path);
   return { folder, names: listFolder(folder), subfolder: undefined, indexFile: undefined, modelFile };
@@ -226,24 +220,14 @@ function folderPlace(path: string): Place {
   const indexes = names.filter((name) => name.endsWith(INDEX_SUFFIX));
   if (names.includes("model_index.json") && modelFiles.length === 0 && indexes.length === 0) {
     if (!names.includes("transformer")) {
-      throw new CheckpointError(
-        `Cannot open ${quote(path)}: a diffusers pipeline must have a folder "transformer", got ${
-          listing(names)
-        }`,
-        { path },
-      );
+      throw cannotOpen(path, `a diffusers pipeline must have a folder "transformer", got ${listing(names)}`);
     }
     return { ...folderPlace(join(path, "transformer")), subfolder: "transformer" };
   }
   const place = { folder: path, names, subfolder: undefined };
   const pick = (candidates: readonly string[]) => {
     if (candidates.length < 2) return candidates[0];
-    throw new CheckpointError(
-      `Cannot open ${quote(path)}: must have one model, got ${
-        listing(candidates)
-      }; give one file's path instead`,
-      { path },
-    );
+    throw cannotOpen(path, `must have one model, got ${listing(candidates)}; give one file's path instead`);
   };
   const known = (suffix: string) =>
     pick(STEMS.map((stem) => stem + suffix).filter((name) => names.includes(name)));
@@ -260,19 +244,16 @@ function folderPlace(path: string): Place {
   if (partials.length > 0) throw unfinished(path, partials);
   const shards = modelFiles.filter((name) => Number(SHARD_NAME.exec(name)?.[1] ?? 1) > 1);
   if (shards.length > 0) {
-    throw new CheckpointError(
-      `Cannot open ${quote(path)}: shards must have an index *${INDEX_SUFFIX}, got only ${listing(shards)}`,
-      { path },
-    );
+    throw cannotOpen(path, `shards must have an index *${INDEX_SUFFIX}, got only ${listing(shards)}`);
   }
   const modelFile = pick(modelFiles);
   if (modelFile !== undefined) return { ...place, indexFile: undefined, modelFile };
-  throw new CheckpointError(
-    `Cannot open ${quote(path)}: must have ${
-      STEMS.map((stem) => stem + SUFFIX).join(" or ")
-    }, one of these with ` +
-      `.index.json and its shards, or one *${SUFFIX}, got ${listing(names)}`,
-    { path },
+  const usual = STEMS.map((stem) => stem + SUFFIX).join(" or ");
+  throw cannotOpen(
+    path,
+    `must have ${usual}, one of these with .index.json and its shards, or one *${SUFFIX}, got ${
+      listing(names)
+    }`,
   );
 }
 
@@ -291,12 +272,8 @@ function readIndex(path: string): Map<string, string> {
   if (entries.length === 0) throw fail("weight_map must name at least one tensor, got none");
   for (const [tensor, name] of entries) {
     if (typeof name !== "string" || !name.endsWith(SUFFIX) || /[/\\\0:]/.test(name)) {
-      throw fail(
-        `tensor ${quote(tensor)}: weight_map must name a *${SUFFIX} file in the same folder, got ${
-          show(name)
-        }`,
-        tensor,
-      );
+      const wanted = `weight_map must name a *${SUFFIX} file in the same folder`;
+      throw fail(`tensor ${quote(tensor)}: ${wanted}, got ${show(name)}`, tensor);
     }
   }
   return new Map(entries as [string, string][]);
@@ -307,56 +284,36 @@ function checkShards(names: readonly string[], place: Place): void {
   const partials = missing.map((name) => name + PARTIAL_SUFFIX).filter((name) => place.names.includes(name));
   if (partials.length > 0) throw unfinished(place.folder, partials);
   if (missing.length > 0) {
-    throw new CheckpointError(
-      `Cannot open ${quote(place.folder)}: it must have every file of ${place.indexFile}, got none named ` +
-        listing(missing),
-      { path: join(place.folder, missing[0]!) },
-    );
+    const reason = `it must have every file of ${place.indexFile}, got none named ${listing(missing)}`;
+    throw cannotOpen(place.folder, reason, { path: join(place.folder, missing[0]!) });
   }
   if (names.length > MAX_SHARDS) {
-    throw new CheckpointError(
-      `Cannot open ${quote(place.folder)}: it must have at most ${MAX_SHARDS} files, got ${names.length}`,
-      { path: place.folder },
-    );
+    throw cannotOpen(place.folder, `it must have at most ${MAX_SHARDS} files, got ${names.length}`);
   }
 }
 
-/** Holds the index against what the files have. */
-function checkIndex(weightMap: ReadonlyMap<string, string>, checkpoint: Checkpoint): void {
-  const fail = (reason: string, path: string, tensor: string) =>
-    new CheckpointError(`Cannot open ${quote(checkpoint.folder)}: ${reason}`, { path, tensor });
+/** Compares the index with what the files have. */
+function checkIndex(
+  weightMap: ReadonlyMap<string, string>,
+  { folder, indexFile, tensors }: Checkpoint,
+): void {
   for (const [tensor, name] of weightMap) {
-    const found = checkpoint.tensors.get(tensor)?.file.path;
-    const path = join(checkpoint.folder, name);
-    if (found !== path) {
-      const got = found === undefined ? "no such tensor" : `it in ${quote(basename(found))}`;
-      throw fail(
-        `${checkpoint.indexFile} says that ${quote(name)} must have tensor ${quote(tensor)}, got ${got}`,
-        path,
-        tensor,
-      );
-    }
+    const found = tensors.get(tensor)?.file.path, path = join(folder, name);
+    if (found === path) continue;
+    const got = found === undefined ? "no such tensor" : `it in ${quote(basename(found))}`;
+    const reason = `${indexFile} says that ${quote(name)} must have tensor ${quote(tensor)}, got ${got}`;
+    throw cannotOpen(folder, reason, { path, tensor });
   }
-  const extra = [...checkpoint.tensors].filter(([tensor]) => !weightMap.has(tensor));
-  const [first] = extra;
-  if (first !== undefined) {
-    const names = extra.map(([tensor, { file }]) => `${tensor} (${basename(file.path)})`);
-    throw fail(
-      `${checkpoint.indexFile} must name every tensor of its files, got none of ${listing(names)}`,
-      first[1].file.path,
-      first[0],
-    );
-  }
+  const extra = [...tensors].filter(([tensor]) => !weightMap.has(tensor)), [first] = extra;
+  if (first === undefined) return;
+  const names = listing(extra.map(([tensor, { file }]) => `${tensor} (${basename(file.path)})`));
+  const place = { path: first[1].file.path, tensor: first[0] };
+  throw cannotOpen(folder, `${indexFile} must name every tensor of its files, got none of ${names}`, place);
 }
 
 function unfinished(path: string, partials: readonly string[]): CheckpointError {
-  return new CheckpointError(
-    `Cannot open ${quote(path)}: must be finished, got ${
-      listing(partials)
-    } of a run that was stopped; run the same ` +
-      "command with --resume to finish it",
-    { path },
-  );
+  const remedy = "run the same command with --resume to finish it";
+  return cannotOpen(path, `must be finished, got ${listing(partials)} of a run that was stopped; ${remedy}`);
 }
 
 /** Names for a message, the first ten of many. */

@@ -5,10 +5,8 @@
 export { BYTES_PER_ELEMENT, type Dtype, DTYPES, type FloatDtype, isDtype, isFloatDtype } from "./dtype.ts";
 export {
   elementCount,
-  MAX_DIMENSIONS,
   MAX_HEADER_BYTES,
   MAX_NAME_LENGTH,
-  MAX_TENSOR_BYTES,
   MAX_TENSORS,
   SafetensorsFile,
   type TensorInfo,
@@ -24,7 +22,6 @@ export {
   Checkpoint,
   type CheckpointFile,
   type CheckpointTensor,
-  MAX_SHARDS,
   type ModelKind,
   modelKind,
   openCheckpoint,

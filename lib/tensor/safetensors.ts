@@ -114,13 +114,13 @@ export class SafetensorsFile {
     }
     const got = readFully(this.#fd, target, info.byteOffset + byteStart, this.path);
     if (got < target.length) {
-      throw new FormatError(
-        `Cannot read tensor ${quote(name)} of ${
-          quote(this.path)
-        }: file must have ${this.fileBytes} bytes as when it ` +
-          `was opened, got ${fstatSync(this.#fd).size}`,
-        { path: this.path, tensor: name },
-      );
+      const reason = `file must have ${this.fileBytes} bytes as when it was opened, got ${
+        fstatSync(this.#fd).size
+      }`;
+      throw new FormatError(`Cannot read tensor ${quote(name)} of ${quote(this.path)}: ${reason}`, {
+        path: this.path,
+        tensor: name,
+      });
     }
   }
 
@@ -149,15 +149,15 @@ export class SafetensorsFile {
 
   #info(name: string): TensorInfo {
     const info = this.tensors.get(name);
-    if (info !== undefined) return info;
-    throw new CheckpointError(
-      `Cannot read tensor ${quote(name)}: ${quote(this.path)} must have it, got no such name`,
-      {
-        path: this.path,
-        tensor: name,
-      },
-    );
+    if (info === undefined) throw noTensor(this.path, name);
+    return info;
   }
+}
+
+/** Error for a tensor that a file or checkpoint lacks. */
+export function noTensor(path: string, tensor: string): CheckpointError {
+  const reason = `${quote(path)} must have it, got no such name`;
+  return new CheckpointError(`Cannot read tensor ${quote(tensor)}: ${reason}`, { path, tensor });
 }
 
 interface Header {

@@ -3,10 +3,11 @@
  * reserved for it; until then the file is called `<path>.partial` and starts with a length of 0, which no reader takes.
  */
 import { Buffer } from "node:buffer";
-import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, renameSync, rmSync } from "node:fs";
+import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, renameSync } from "node:fs";
 import { dirname } from "node:path";
 import { IntegrityError, OutputError } from "../errors.ts";
 import { checkByteRange, errorCode, outputError, quote, readFully, writeFully } from "../files/positional.ts";
+import { syncFolder } from "../files/whole.ts";
 import { BYTES_PER_ELEMENT, isDtype } from "./dtype.ts";
 import {
   elementCount,
@@ -92,13 +93,12 @@ export class SafetensorsWriter {
     const { reservedHeaderBytes: reserved, metadata = {} } = options;
     this.partialPath = path + PARTIAL_SUFFIX;
     this.#metadataText = metadataText(metadata);
-    this.#headerBytes = 2 + utf8Bytes(this.#metadataText);
+    this.#headerBytes = 2 + Buffer.byteLength(this.#metadataText);
     this.#reserved = reserved;
     if (!Number.isInteger(reserved) || reserved % 8 !== 0 || reserved < 8 || reserved > MAX_HEADER_BYTES) {
+      const wanted = `a multiple of 8 from 8 to ${MAX_HEADER_BYTES}`;
       throw new RangeError(
-        `Cannot write ${
-          quote(path)
-        }: reservedHeaderBytes must be a multiple of 8 from 8 to ${MAX_HEADER_BYTES}, got ${reserved}`,
+        `Cannot write ${quote(path)}: reservedHeaderBytes must be ${wanted}, got ${reserved}`,
       );
     }
     this.#checkHeaderFits(this.#headerBytes);
@@ -106,12 +106,11 @@ export class SafetensorsWriter {
       this.#fd = openSync(this.partialPath, mode);
     } catch (cause) {
       if (mode === "w+" || errorCode(cause) !== "ENOENT") throw outputError("open", this.partialPath, cause);
-      throw new OutputError(
-        `Cannot resume ${
-          quote(this.partialPath)
-        }: it must exist, got no such file: start again without --resume`,
-        { path: this.partialPath, cause },
-      );
+      const reason = "it must exist, got no such file: start again without --resume";
+      throw new OutputError(`Cannot resume ${quote(this.partialPath)}: ${reason}`, {
+        path: this.partialPath,
+        cause,
+      });
     }
   }
 
@@ -141,10 +140,8 @@ export class SafetensorsWriter {
       const size = writer.#attempt("read", (fd) => fstatSync(fd).size);
       if (size < dataEnd && options.tensors.length > 0) {
         throw new IntegrityError(
-          `Cannot resume ${
-            quote(writer.partialPath)
-          }: it must have the ${dataEnd} bytes of its ${options.tensors.length} ` +
-            `complete tensors, got ${size}: start again without --resume`,
+          `Cannot resume ${quote(writer.partialPath)}: it must have the ${dataEnd} bytes of its ` +
+            `${options.tensors.length} complete tensors, got ${size}: start again without --resume`,
           { path: writer.partialPath },
         );
       }
@@ -165,11 +162,11 @@ export class SafetensorsWriter {
    * @throws {RangeError} when no file can have such a header
    */
   static headerBytes(specs: Iterable<TensorSpec>, metadata: Readonly<Record<string, string>> = {}): number {
-    let bytes = 2 + utf8Bytes(metadataText(metadata));
+    let bytes = 2 + Buffer.byteLength(metadataText(metadata));
     let tensors = 0;
     for (const spec of specs) {
       tensors++;
-      bytes += 1 + utf8Bytes(entryText(spec, MAX_TENSOR_BYTES, MAX_TENSOR_BYTES));
+      bytes += 1 + Buffer.byteLength(entryText(spec, MAX_TENSOR_BYTES, MAX_TENSOR_BYTES));
     }
     bytes = Math.ceil(bytes / 8) * 8;
     if (bytes <= MAX_HEADER_BYTES) return bytes;
@@ -204,7 +201,7 @@ export class SafetensorsWriter {
       const { name, dtype, shape } = spec;
       const elements = byteLength / BYTES_PER_ELEMENT[dtype];
       const info: TensorInfo = { name, dtype, shape, byteOffset, byteLength, elements };
-      const entryBytes = 1 + utf8Bytes(this.#entryText(info));
+      const entryBytes = 1 + Buffer.byteLength(this.#entryText(info));
       added.push({ info, headerBytes: entryBytes, written: NOTHING });
       byteOffset += byteLength;
       headerBytes += entryBytes;
@@ -231,11 +228,8 @@ export class SafetensorsWriter {
    */
   removeLast(count: number): void {
     if (!Number.isInteger(count) || count < 0 || count > this.#entries.length) {
-      throw new RangeError(
-        `Cannot remove tensors of ${
-          quote(this.path)
-        }: count must be from 0 to ${this.#entries.length}, got ${count}`,
-      );
+      const wanted = `count must be from 0 to ${this.#entries.length}`;
+      throw new RangeError(`Cannot remove tensors of ${quote(this.path)}: ${wanted}, got ${count}`);
     }
     for (const { info, headerBytes } of this.#entries.splice(this.#entries.length - count)) {
       this.#byName.delete(info.name);
@@ -282,8 +276,8 @@ export class SafetensorsWriter {
     throw new IntegrityError(
       `Cannot read back tensor ${quote(name)} of ${
         quote(this.partialPath)
-      }: bytes [${byteStart}, ${byteEnd}) must have ` +
-        `been written, got ${known ? "a shorter file" : "not all of them"}`,
+      }: bytes [${byteStart}, ${byteEnd}) ` +
+        `must have been written, got ${known ? "a shorter file" : "not all of them"}`,
       { path: this.partialPath, tensor: name },
     );
   }
@@ -309,10 +303,8 @@ export class SafetensorsWriter {
       const bytes = written.reduce((sum, [start, end]) => sum + end - start, 0);
       if (bytes !== info.byteLength) {
         throw new IntegrityError(
-          `Cannot finish ${quote(this.path)}: tensor ${
-            quote(info.name)
-          } must have its ${info.byteLength} bytes written, ` +
-            `got ${bytes}`,
+          `Cannot finish ${quote(this.path)}: tensor ${quote(info.name)} must have its ${info.byteLength} ` +
+            `bytes written, got ${bytes}`,
           { path: this.partialPath, tensor: info.name },
         );
       }
@@ -336,7 +328,7 @@ export class SafetensorsWriter {
     return { path: this.path, bytes };
   }
 
-  /** Closes the file and leaves it unfinished, to be resumed; does nothing after finish, abort or close. @throws {OutputError} when the system refuses */
+  /** Closes the file and leaves it unfinished, to be resumed; does nothing after finish or close. @throws {OutputError} when the system refuses */
   close(): void {
     const fd = this.#fd;
     this.#fd = undefined;
@@ -345,21 +337,6 @@ export class SafetensorsWriter {
       closeSync(fd);
     } catch (cause) {
       throw outputError("close", this.partialPath, cause);
-    }
-  }
-
-  /**
-   * Closes the file and deletes what was written; does nothing after finish, abort or close.
-   *
-   * @throws {OutputError} when the system refuses
-   */
-  abort(): void {
-    if (this.#fd === undefined) return;
-    this.close();
-    try {
-      rmSync(this.partialPath, { force: true });
-    } catch (cause) {
-      throw outputError("delete", this.partialPath, cause);
     }
   }
 
@@ -437,11 +414,8 @@ export class SafetensorsWriter {
 
   #checkHeaderFits(bytes: number): void {
     if (bytes <= this.#reserved) return;
-    throw new RangeError(
-      `Cannot write ${
-        quote(this.path)
-      }: header must fit the ${this.#reserved} bytes reserved for it, got ${bytes}`,
-    );
+    const wanted = `header must fit the ${this.#reserved} bytes reserved for it`;
+    throw new RangeError(`Cannot write ${quote(this.path)}: ${wanted}, got ${bytes}`);
   }
 
   /** Bytes of a tensor that may be written at `byteOffset`. */
@@ -481,10 +455,6 @@ function entryText({ name, dtype, shape }: TensorSpec, start: number, end: numbe
   return `${JSON.stringify(name)}:{"dtype":"${dtype}","shape":[${shape}],"data_offsets":[${start},${end}]}`;
 }
 
-function utf8Bytes(text: string): number {
-  return Buffer.byteLength(text);
-}
-
 /** Adds a range to ascending ranges and joins those that touch it. */
 function joinRanges(
   ranges: Exclude<Entry["written"], "all">,
@@ -498,18 +468,4 @@ function joinRanges(
     end = Math.max(end, e);
   }
   return [...before, [start, end], ...after];
-}
-
-/** Makes a rename in a folder durable, where folders can be opened and synced; elsewhere there is nothing to call. */
-function syncFolder(folder: string): void {
-  let fd: number | undefined;
-  try {
-    fd = openSync(folder, "r");
-    fsyncSync(fd);
-  } catch (error) {
-    const unsupported = ["EISDIR", "EPERM", "EACCES", "EINVAL", "EBADF", "ENOTSUP", "ENOSYS"];
-    if (!unsupported.includes(errorCode(error) ?? "")) throw outputError("sync the folder", folder, error);
-  } finally {
-    if (fd !== undefined) closeSync(fd);
-  }
 }
