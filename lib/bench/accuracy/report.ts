@@ -12,7 +12,7 @@ import {
   type Measurement,
 } from "../../eval/yardstick.ts";
 import { encodePng, tileImages } from "../../models/mod.ts";
-import { readJsonFile } from "../../tensor/mod.ts";
+import { readJsonFile } from "../../files/json.ts";
 import { circumstances, type Measured, nameOf, type Setting, span } from "../settings.ts";
 import type { BenchContext, Goal, Sample, Section, SuiteReport } from "../suite.ts";
 import type { ModelPlan } from "./plan.ts";
