@@ -460,7 +460,7 @@ describe("8-bit activations", () => {
     const weights = quantize(scalar, { data: x, dtype: "F32" }, 2, 3, { bits: 4 });
     const product = (change: object, of: object = {}) => () =>
       linearPackedInt8(scalar, { weights: { ...weights, ...of } }, { ...activations, ...change });
-    expect(product({ codes: new Uint8Array(5) })).toThrow(/codes must be a Uint8Array of 6, got 5/);
+    expect(product({ codes: new Uint8Array(5) })).toThrow(/codes must be 6 bytes, got 5/);
     expect(product({ scale: new Float64Array(2) })).toThrow(TypeError);
     expect(product({ zeroPoint: Int32Array.of(0, 256) })).toThrow(/0 to 255, got 256/);
     expect(product({ zeroPoint: Int32Array.of(-1, 0) })).toThrow(RangeError);

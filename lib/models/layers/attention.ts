@@ -1,6 +1,7 @@
 /** Attention, and the positions and timesteps that transformers are told. */
+import { checkArray, checkCounts } from "../../native/call.ts";
+import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { check, checkCount, checkFloats } from "./_checks.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -38,19 +39,13 @@ export function checkAttention(
   keys: Readonly<Record<string, Float32Array>>,
 ): void {
   const { batch, tokens, heads, kvHeads = heads, headSize } = shape;
-  checkCount(doing, "batch", batch);
-  checkCount(doing, "tokens", tokens);
-  checkCount(doing, "heads", heads);
-  checkCount(doing, "kvHeads", kvHeads);
-  checkCount(doing, "headSize", headSize);
+  checkCounts(doing, { batch, tokens, heads, kvHeads, headSize });
   if (heads > 0 && (kvHeads === 0 || heads % kvHeads !== 0)) {
     throw new RangeError(`Cannot ${doing}: kvHeads must divide ${heads} heads, got ${kvHeads}`);
   }
-  for (const name in queries) checkFloats(doing, name, queries[name], batch * tokens * heads * headSize);
-  for (const name in keys) checkFloats(doing, name, keys[name], batch * tokens * kvHeads * headSize);
-  if (keyMask !== undefined && (!(keyMask instanceof Uint8Array) || keyMask.length !== batch * tokens)) {
-    throw new TypeError(`Cannot ${doing}: keyMask must be ${batch * tokens} bytes, got ${keyMask?.length}`);
-  }
+  for (const name in queries) checkArray(doing, name, queries[name], batch * tokens * heads * headSize);
+  for (const name in keys) checkArray(doing, name, keys[name], batch * tokens * kvHeads * headSize);
+  if (keyMask !== undefined) checkArray(doing, "keyMask", keyMask, batch * tokens, "bytes");
 }
 
 /**
@@ -67,10 +62,8 @@ export function attention(
   const doing = "attend";
   checkAttention(doing, shape, keyMask, { q, out }, { k, v });
   const { batch, tokens, heads, kvHeads = heads, headSize } = shape;
-  const { calls, size, isaNumber, threads } = kernels;
-  const b = size(batch), t = size(tokens), h = size(heads), kv = size(kvHeads), d = size(headSize);
-  const mask = keyMask ?? null, scale = 1 / Math.sqrt(headSize);
-  check(calls.aq_attention(q, k, v, mask, b, t, h, kv, d, scale, out, isaNumber, threads), doing);
+  const scale = 1 / Math.sqrt(headSize);
+  native.attention(kernels, doing, q, k, v, keyMask, batch, tokens, heads, kvHeads, headSize, scale, out);
   return out;
 }
 
@@ -87,22 +80,17 @@ export function rotary(
   shape: { readonly heads: number; readonly headSize: number; readonly theta: number },
 ): Floats {
   const doing = "embed positions", { heads, headSize, theta } = shape;
-  checkCount(doing, "heads", heads);
-  checkCount(doing, "headSize", headSize);
+  checkCounts(doing, { heads, headSize });
   if (headSize % 2 !== 0) throw new RangeError(`Cannot ${doing}: headSize must be even, got ${headSize}`);
   if (!(theta >= 1 && theta < 1e300)) {
     throw new RangeError(`Cannot ${doing}: theta must be ≥ 1, got ${theta}`);
   }
-  if (!(positions instanceof Int32Array)) {
-    throw new TypeError(`Cannot ${doing}: positions must be int32 values, got ${typeof positions}`);
-  }
-  checkFloats(doing, "x", x, positions.length * heads * headSize);
+  checkArray(doing, "x", x, positions.length * heads * headSize);
   const bad = positions.find((position) => Math.abs(position) > MAX_POSITION);
   if (bad !== undefined) {
     throw new RangeError(`Cannot ${doing}: positions must be within ±${MAX_POSITION}, got ${bad}`);
   }
-  const { calls, size, isaNumber, threads } = kernels, n = size(positions.length);
-  check(calls.aq_rotary(x, positions, n, size(heads), size(headSize), theta, isaNumber, threads), doing);
+  native.rotary(kernels, doing, x, positions, positions.length, heads, headSize, theta);
   return x;
 }
 
@@ -140,7 +128,7 @@ export function timestepEmbedding(
   out: Floats = new Float32Array(timesteps.length * channels),
 ): Floats {
   const doing = "embed timesteps";
-  checkCount(doing, "channels", channels);
+  checkCounts(doing, { channels });
   const half = Math.floor(channels / 2);
   if (!(maxPeriod >= 1 && maxPeriod < 1e300)) {
     throw new RangeError(`Cannot ${doing}: maxPeriod must be ≥ 1, got ${maxPeriod}`);
@@ -155,8 +143,8 @@ export function timestepEmbedding(
   if (bad >= 0) {
     throw new RangeError(`Cannot ${doing}: timesteps must be within ±${MAX_POSITION}, got ${timesteps[bad]}`);
   }
-  checkFloats(doing, "out", out, t.length * channels);
-  const { calls, size } = kernels, n = size(t.length), c = size(channels), flip = flipSinToCos ? 1 : 0;
-  check(calls.aq_timestep_embedding(t, n, c, flip, downscaleFreqShift, maxPeriod, out), doing);
+  checkArray(doing, "out", out, t.length * channels);
+  const flip = flipSinToCos ? 1 : 0;
+  native.timestepEmbedding(kernels, doing, t, t.length, channels, flip, downscaleFreqShift, maxPeriod, out);
   return out;
 }

@@ -1,15 +1,15 @@
 /** Activation functions, sums, and the modulation of adaLN. Results go to `out`, by default a new array. */
+import { checkArray, checkCounts, checkFloats } from "../../native/call.ts";
+import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { check, checkCount, checkFloats } from "./_checks.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
 /** `x / (1 + exp(−x))`, element by element; `out` may be `x`. */
 export function silu(kernels: Kernels, x: Float32Array, out: Floats = new Float32Array(x.length)): Floats {
   const doing = "apply SiLU";
-  checkFloats(doing, "x", x, x.length);
-  checkFloats(doing, "out", out, x.length);
-  check(kernels.calls.aq_silu(x, kernels.size(x.length), out, kernels.isaNumber, kernels.threads), doing);
+  checkArray(doing, "out", out, x.length);
+  native.silu(kernels, doing, x, x.length, out);
   return out;
 }
 
@@ -19,10 +19,9 @@ export function geluTanh(
   x: Float32Array,
   out: Floats = new Float32Array(x.length),
 ): Floats {
-  const doing = "apply GELU", { calls, size, isaNumber, threads } = kernels;
-  checkFloats(doing, "x", x, x.length);
-  checkFloats(doing, "out", out, x.length);
-  check(calls.aq_gelu_tanh(x, size(x.length), out, isaNumber, threads), doing);
+  const doing = "apply GELU";
+  checkArray(doing, "out", out, x.length);
+  native.geluTanh(kernels, doing, x, x.length, out);
   return out;
 }
 
@@ -33,11 +32,9 @@ export function siluMultiply(
   up: Float32Array,
   out: Floats = new Float32Array(gate.length),
 ): Floats {
-  const doing = "gate by SiLU", { calls, size, isaNumber, threads } = kernels;
-  checkFloats(doing, "gate", gate, gate.length);
-  checkFloats(doing, "up", up, gate.length);
-  checkFloats(doing, "out", out, gate.length);
-  check(calls.aq_silu_multiply(gate, up, size(gate.length), out, isaNumber, threads), doing);
+  const doing = "gate by SiLU", n = gate.length;
+  checkFloats(doing, { up: [up, n], out: [out, n] });
+  native.siluMultiply(kernels, doing, gate, up, n, out);
   return out;
 }
 
@@ -48,11 +45,9 @@ export function add(
   b: Float32Array,
   out: Floats = new Float32Array(a.length),
 ): Floats {
-  const doing = "add", { calls, size, isaNumber, threads } = kernels;
-  checkFloats(doing, "a", a, a.length);
-  checkFloats(doing, "b", b, a.length);
-  checkFloats(doing, "out", out, a.length);
-  check(calls.aq_add(a, b, size(a.length), out, isaNumber, threads), doing);
+  const doing = "add", n = a.length;
+  checkFloats(doing, { b: [b, n], out: [out, n] });
+  native.add(kernels, doing, a, b, n, out);
   return out;
 }
 
@@ -72,11 +67,8 @@ export function checkModulation(
   tensors: Readonly<Record<string, Float32Array>>,
   rows: Readonly<Record<string, Float32Array>>,
 ): void {
-  checkCount(doing, "batch", batch);
-  checkCount(doing, "tokens", tokens);
-  checkCount(doing, "cols", cols);
-  checkCount(doing, "stride", stride);
-  for (const name in tensors) checkFloats(doing, name, tensors[name], batch * tokens * cols);
+  checkCounts(doing, { batch, tokens, cols, stride });
+  for (const name in tensors) checkArray(doing, name, tensors[name], batch * tokens * cols);
   const least = batch === 0 ? 0 : (batch - 1) * stride + cols;
   for (const name in rows) {
     const row = rows[name];
@@ -102,9 +94,8 @@ export function modulate(
 ): Floats {
   const doing = "modulate";
   checkModulation(doing, shape, { x, out }, { scale, shift });
-  const { batch, tokens, cols, stride = cols } = shape, { calls, size, isaNumber, threads } = kernels;
-  const s = size(stride), b = size(batch), t = size(tokens), c = size(cols);
-  check(calls.aq_modulate(x, scale, shift, s, b, t, c, out, isaNumber, threads), doing);
+  const { batch, tokens, cols, stride = cols } = shape;
+  native.modulate(kernels, doing, x, scale, shift, stride, batch, tokens, cols, out);
   return out;
 }
 
@@ -123,8 +114,7 @@ export function gateAdd(
 ): Floats {
   const doing = "add a gated branch";
   checkModulation(doing, shape, { residual, x, out }, { gate });
-  const { batch, tokens, cols, stride = cols } = shape, { calls, size, isaNumber, threads } = kernels;
-  const s = size(stride), b = size(batch), t = size(tokens), c = size(cols);
-  check(calls.aq_gate_add(residual, gate, x, s, b, t, c, out, isaNumber, threads), doing);
+  const { batch, tokens, cols, stride = cols } = shape;
+  native.gateAdd(kernels, doing, residual, gate, x, stride, batch, tokens, cols, out);
   return out;
 }

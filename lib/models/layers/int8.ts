@@ -1,8 +1,9 @@
 /** Linear layers by integer products: activations as codes of up to 8 bits, packed weights. */
+import { checkArray, checkCounts, checkFloats } from "../../native/call.ts";
+import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { checkPackedTensor, type OneLevelTensor } from "../../quant/packed/layout.ts";
 import type { ActivationGrid } from "../../time/mod.ts";
-import { check, checkCount, checkFloats } from "./_checks.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -42,22 +43,13 @@ export interface QuantizeActivationsOptions {
 
 function checkActivations(doing: string, activations: QuantizedActivations): void {
   const { tokens, cols, bits, codes, scale, zeroPoint } = activations;
-  checkCount(doing, "tokens", tokens);
-  checkCount(doing, "cols", cols);
+  checkCounts(doing, { tokens, cols });
   if (!(Number.isInteger(bits) && bits >= MIN_BITS && bits <= MAX_BITS)) {
     throw new RangeError(`Cannot ${doing}: activation bits must be 2 to 8, got ${bits}`);
   }
-  for (
-    const [name, array, kind, length] of [
-      ["codes", codes, Uint8Array, tokens * cols],
-      ["activation scale", scale, Float32Array, tokens],
-      ["activation zeroPoint", zeroPoint, Int32Array, tokens],
-    ] as const
-  ) {
-    if (array instanceof kind && array.length === length) continue;
-    const got = array instanceof kind ? `${array.length}` : typeof array;
-    throw new TypeError(`Cannot ${doing}: ${name} must be a ${kind.name} of ${length}, got ${got}`);
-  }
+  checkArray(doing, "codes", codes, tokens * cols, "bytes");
+  checkArray(doing, "activation scale", scale, tokens);
+  checkArray(doing, "activation zeroPoint", zeroPoint, tokens, "int32 values");
 }
 
 /** Writes static parameters into the arrays that the kernel reads. */
@@ -112,9 +104,8 @@ export function quantizeActivations(
   { bits = 8, grid, out: given }: QuantizeActivationsOptions = {},
 ): QuantizedActivations {
   const doing = "quantize activations";
-  checkCount(doing, "tokens", tokens);
-  checkCount(doing, "cols", cols);
-  checkFloats(doing, "x", x, tokens * cols);
+  checkCounts(doing, { tokens, cols });
+  checkArray(doing, "x", x, tokens * cols);
   const out: QuantizedActivations = given ?? {
     tokens,
     cols,
@@ -131,12 +122,8 @@ export function quantizeActivations(
     );
   }
   if (grid !== undefined) fillStatic(doing, grid, out);
-  const { calls, size, isaNumber, threads } = kernels, { codes, scale, zeroPoint } = out;
-  const t = size(tokens), k = size(cols), mode = grid === undefined ? PER_TOKEN : STATIC;
-  check(
-    calls.aq_quantize_activations(x, t, k, bits, mode, codes, scale, zeroPoint, isaNumber, threads),
-    doing,
-  );
+  const { codes, scale, zeroPoint } = out, mode = grid === undefined ? PER_TOKEN : STATIC;
+  native.quantizeActivations(kernels, doing, x, tokens, cols, bits, mode, codes, scale, zeroPoint);
   return out;
 }
 
@@ -175,34 +162,13 @@ export function linearPackedInt8(
   if (activations.cols !== cols) {
     throw new TypeError(`Cannot ${doing}: activations must have ${cols} columns, got ${activations.cols}`);
   }
-  if (bias !== undefined) checkFloats(doing, "bias", bias, rows);
+  checkFloats(doing, { bias: [bias, rows], out: [out, tokens * rows] });
   const bad = xZero.find((value) => value < 0 || value > 255);
   if (bad !== undefined) {
     throw new RangeError(`Cannot ${doing}: activation zeroPoint must be from 0 to 255, got ${bad}`);
   }
-  checkFloats(doing, "out", out, tokens * rows);
-  const { calls, size, isaNumber: isa, threads } = kernels, z = zeroPoint ?? null, b = bias ?? null;
-  const t = size(tokens), n = size(rows), k = size(cols), g = size(groupSize);
-  check(
-    calls.aq_linear_packed_int8(
-      codes,
-      xScale,
-      xZero,
-      t,
-      packed,
-      scale,
-      z,
-      b,
-      n,
-      k,
-      bits,
-      g,
-      out,
-      isa,
-      threads,
-    ),
-    doing,
-  );
+  const inputs = [codes, xScale, xZero, tokens, packed, scale, zeroPoint, bias] as const;
+  native.linearPackedInt8(kernels, doing, ...inputs, rows, cols, bits, groupSize, out);
   return out;
 }
 

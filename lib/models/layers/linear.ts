@@ -1,15 +1,15 @@
 /** Linear layers of full or packed weights. */
+import { checkCounts, checkFloats, DTYPE_NUMBERS } from "../../native/call.ts";
+import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { checkPackedTensor, type PackedTensor } from "../../quant/packed/layout.ts";
 import { rotateRows } from "../../quant/packed/rotation.ts";
-import { check, checkCount, checkFloats } from "./_checks.ts";
 import { add } from "./elementwise.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
-/** Element types that a linear layer reads without converting the whole matrix; the values are the header's. */
-const DTYPES = { F32: 0, F16: 1, BF16: 2 } as const;
-export type WeightDtype = keyof typeof DTYPES;
+/** Element types that a linear layer reads without converting the whole matrix. */
+export type WeightDtype = "F32" | "F16" | "BF16";
 
 /** A matrix of weights as stored: float32 values, or the bits of half or bfloat16 values. */
 export interface DenseMatrix {
@@ -54,33 +54,28 @@ export function linear(
   tokens: number,
   out: Floats = new Float32Array(tokens * weights.rows),
 ): Floats {
-  const doing = "apply a linear layer";
-  checkCount(doing, "tokens", tokens);
+  const doing = "apply a linear layer", { rows, cols } = weights;
+  checkCounts(doing, { tokens });
   checkMatrix(doing, weights);
-  const { rows, cols } = weights;
-  checkFloats(doing, "x", x, tokens * cols);
-  if (bias !== undefined) checkFloats(doing, "bias", bias, rows);
-  checkFloats(doing, "out", out, tokens * rows);
-  const { calls, size, isaNumber: isa, threads } = kernels;
-  const t = size(tokens), n = size(rows), k = size(cols), b = bias ?? null;
+  checkFloats(doing, { x: [x, tokens * cols], bias: [bias, rows], out: [out, tokens * rows] });
   if (!("packed" in weights)) {
-    check(calls.aq_linear(x, t, weights.data, DTYPES[weights.dtype], b, n, k, out, isa, threads), doing);
+    const { dtype, data } = weights;
+    native.linear(kernels, doing, x, tokens, data, DTYPE_NUMBERS[dtype], bias, rows, cols, out);
     return out;
   }
-  const { packed, bits, lowRank, rotation } = weights, g = size(weights.groupSize);
+  const { packed, bits, groupSize, lowRank, rotation } = weights;
   if (lowRank !== undefined || rotation !== undefined) {
     return linearExtended(kernels, weights, bias, x, tokens, out);
   }
+  const sizes = [rows, cols, bits, groupSize] as const;
   if (weights.scaleBits === undefined) {
-    const { scale, zeroPoint } = weights, z = zeroPoint ?? null;
-    check(calls.aq_linear_packed(x, t, packed, scale, z, b, n, k, bits, g, out, isa, threads), doing);
+    const { scale, zeroPoint } = weights;
+    native.linearPacked(kernels, doing, x, tokens, packed, scale, zeroPoint, bias, ...sizes, out);
     return out;
   }
-  const { scaleBits, subScale: s, subMin: m, superScale: ss, superMin: sm } = weights;
-  check(
-    calls.aq_linear_two_level(x, t, packed, s, m, ss, sm, b, n, k, bits, g, scaleBits, out, isa, threads),
-    doing,
-  );
+  const { scaleBits, subScale, subMin, superScale, superMin } = weights;
+  const scales = [subScale, subMin, superScale, superMin] as const;
+  native.linearTwoLevel(kernels, doing, x, tokens, packed, ...scales, bias, ...sizes, scaleBits, out);
   return out;
 }
 
@@ -106,9 +101,8 @@ function linearExtended(
 function checkMatrix(doing: string, weights: Matrix): void {
   if ("packed" in weights) return checkPackedTensor(doing, weights);
   const { rows, cols, dtype, data } = weights;
-  checkCount(doing, "rows", rows);
-  checkCount(doing, "cols", cols);
-  if (!(dtype in DTYPES)) {
+  checkCounts(doing, { rows, cols });
+  if (dtype !== "F32" && dtype !== "F16" && dtype !== "BF16") {
     throw new TypeError(`Cannot ${doing}: weights must be F32, F16 or BF16, got ${JSON.stringify(dtype)}`);
   }
   const fits = dtype === "F32" ? data instanceof Float32Array : data instanceof Uint16Array;

@@ -1,6 +1,7 @@
 /** Normalization of rows. */
+import { checkArray, checkCounts, checkFloats } from "../../native/call.ts";
+import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { check, checkCount, checkFloats } from "./_checks.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -16,10 +17,9 @@ export interface Norm {
 /** @throws {RangeError | TypeError} unless every array is `f32[rows, cols]` */
 export function checkNorm(doing: string, norm: Norm, arrays: Readonly<Record<string, Float32Array>>): void {
   const { rows, cols, weight } = norm;
-  checkCount(doing, "rows", rows);
-  checkCount(doing, "cols", cols);
-  for (const name in arrays) checkFloats(doing, name, arrays[name], rows * cols);
-  if (weight !== undefined) checkFloats(doing, "weight", weight, cols);
+  checkCounts(doing, { rows, cols });
+  for (const name in arrays) checkArray(doing, name, arrays[name], rows * cols);
+  checkFloats(doing, { weight: [weight, cols] });
 }
 
 /**
@@ -33,13 +33,9 @@ export function rmsNorm(
   norm: Norm,
   out: Floats = new Float32Array(x.length),
 ): Floats {
-  const doing = "normalize by the root mean square";
+  const doing = "normalize by the root mean square", { rows, cols, weight, epsilon } = norm;
   checkNorm(doing, norm, { x, out });
-  const { rows, cols, weight, epsilon } = norm, { calls, size, isaNumber, threads } = kernels;
-  check(
-    calls.aq_rms_norm(x, size(rows), size(cols), weight ?? null, epsilon, out, isaNumber, threads),
-    doing,
-  );
+  native.rmsNorm(kernels, doing, x, rows, cols, weight, epsilon, out);
   return out;
 }
 
@@ -54,11 +50,9 @@ export function layerNorm(
   norm: Norm & { readonly bias?: Float32Array | undefined },
   out: Floats = new Float32Array(x.length),
 ): Floats {
-  const doing = "normalize rows";
+  const doing = "normalize rows", { rows, cols, weight, bias, epsilon } = norm;
   checkNorm(doing, norm, { x, out });
-  const { rows, cols, weight, bias, epsilon } = norm, { calls, size, isaNumber, threads } = kernels;
-  if (bias !== undefined) checkFloats(doing, "bias", bias, cols);
-  const r = size(rows), c = size(cols);
-  check(calls.aq_layer_norm(x, r, c, weight ?? null, bias ?? null, epsilon, out, isaNumber, threads), doing);
+  checkFloats(doing, { bias: [bias, cols] });
+  native.layerNorm(kernels, doing, x, rows, cols, weight, bias, epsilon, out);
   return out;
 }

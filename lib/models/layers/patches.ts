@@ -1,6 +1,7 @@
 /** Images as the patches that a diffusion transformer reads and writes. */
+import { checkArray, checkCounts } from "../../native/call.ts";
+import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { check, checkCount, checkFloats } from "./_checks.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -20,8 +21,16 @@ export interface PatchShape {
  * **Shapes** `images: f32[batch, channels, height, width]` →
  * `f32[batch, height/patch, width/patch, channels, patch, patch]`. `out` must not be `images`.
  */
-export function patchify(kernels: Kernels, images: Float32Array, shape: PatchShape, out?: Floats): Floats {
-  return rearrange(kernels, "aq_patchify", "take images apart", { images }, shape, out);
+export function patchify(
+  kernels: Kernels,
+  images: Float32Array,
+  shape: PatchShape,
+  out: Floats = new Float32Array(images.length),
+): Floats {
+  const doing = "take images apart", { batch, channels, height, width, patch } = shape;
+  checkPatches(doing, shape, { images, out });
+  native.patchify(kernels, doing, images, batch, channels, height, width, patch, out);
+  return out;
 }
 
 /**
@@ -30,30 +39,26 @@ export function patchify(kernels: Kernels, images: Float32Array, shape: PatchSha
  * **Shapes** `tokens: f32[batch, height/patch, width/patch, patch, patch, channels]` →
  * `f32[batch, channels, height, width]`. `out` must not be `tokens`.
  */
-export function unpatchify(kernels: Kernels, tokens: Float32Array, shape: PatchShape, out?: Floats): Floats {
-  return rearrange(kernels, "aq_unpatchify", "put images together", { tokens }, shape, out);
+export function unpatchify(
+  kernels: Kernels,
+  tokens: Float32Array,
+  shape: PatchShape,
+  out: Floats = new Float32Array(tokens.length),
+): Floats {
+  const doing = "put images together", { batch, channels, height, width, patch } = shape;
+  checkPatches(doing, shape, { tokens, out });
+  native.unpatchify(kernels, doing, tokens, batch, channels, height, width, patch, out);
+  return out;
 }
 
-function rearrange(
-  kernels: Kernels,
-  call: "aq_patchify" | "aq_unpatchify",
+function checkPatches(
   doing: string,
-  from: Readonly<Record<string, Float32Array>>,
-  shape: PatchShape,
-  into: Floats | undefined,
-): Floats {
-  const { batch, channels, height, width, patch } = shape, { calls, size, threads } = kernels;
-  for (const [name, value] of Object.entries({ batch, channels, height, width, patch })) {
-    checkCount(doing, name, value);
-  }
+  { batch, channels, height, width, patch }: PatchShape,
+  arrays: Readonly<Record<string, Float32Array>>,
+): void {
+  checkCounts(doing, { batch, channels, height, width, patch });
   if (patch === 0 || height % patch !== 0 || width % patch !== 0) {
     throw new RangeError(`Cannot ${doing}: patch must divide ${height} × ${width} pixels, got ${patch}`);
   }
-  const elements = batch * channels * height * width, out = into ?? new Float32Array(elements);
-  const [[name, values]] = Object.entries(from) as [[string, Float32Array]];
-  checkFloats(doing, name, values, elements);
-  checkFloats(doing, "out", out, elements);
-  const b = size(batch), c = size(channels), h = size(height), w = size(width), p = size(patch);
-  check(calls[call](values, b, c, h, w, p, out, threads), doing);
-  return out;
+  for (const name in arrays) checkArray(doing, name, arrays[name], batch * channels * height * width);
 }

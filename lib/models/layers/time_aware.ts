@@ -15,15 +15,13 @@ import {
   type TimeParameters,
 } from "../../time/mod.ts";
 import { groupCount, type OneLevelTensor } from "../../quant/mod.ts";
+import { E_NONFINITE } from "../../native/call.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { modulate } from "./elementwise.ts";
 import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "./int8.ts";
 import { linear } from "./linear.ts";
 import type { LinearLayer } from "./tensors.ts";
 import type { Workspace } from "./workspace.ts";
-
-/** The kernels' status for NaN or infinity. */
-const NOT_FINITE = -4;
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -196,7 +194,7 @@ export class TimeAwareLayers {
     try {
       quantizeActivations(this.#kernels, x, count, weights.cols, { bits, grid, out: codes });
     } catch (error) {
-      if (!(error instanceof KernelError && error.status === NOT_FINITE)) throw error;
+      if (!(error instanceof KernelError && error.status === E_NONFINITE)) throw error;
       throw new WeightsError(
         `Cannot run ${JSON.stringify(this.#path)}: every value must be finite, got NaN or infinity in what ${
           JSON.stringify(layer.name)
