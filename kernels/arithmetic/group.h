@@ -1,12 +1,20 @@
 /* group.h: scale and zero point of one group from its minimum and maximum, the part that is scalar in every
- * instruction set. Both outputs are values a half float holds exactly. */
+ * instruction set and on the GPU. Both outputs are values that a half float holds exactly. */
 #ifndef AQ_GROUP_H
 #define AQ_GROUP_H
 
-#include "../include/arrowquant.h"
 #include "half.h"
 
+/* Columns that a kernel holds at once: a multiple of every group size and of the 32 codes that fill whole words
+ * at any width. Sums over longer groups are sums of segments' sums, in every instruction set. */
+#define AQ_SEGMENT 256
+
+/* Clipped ranges tried by aq_quantize_clip, and rounds of least squares after the best of them. */
+#define AQ_CLIP_STEPS 12
+#define AQ_REFITS 5
+
 #define AQ_HALF_MAX 65504.0f
+#define AQ_HALF_MIN 0x1p-24f
 #define AQ_HALF_MIN_NORMAL 0x1p-14f
 
 typedef struct {

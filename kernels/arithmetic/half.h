@@ -1,11 +1,11 @@
-/* half.h: scalar conversions between float32 and the narrow formats, round to nearest even.
+/* half.h: element types and scalar conversions between float32 and the narrow ones, round to nearest even.
  * NaN keeps its sign and upper payload and becomes quiet, as F16C and FCVT do, so every instruction set agrees. */
 #ifndef AQ_HALF_H
 #define AQ_HALF_H
 
-#include <stdint.h>
+#include "../include/arrowquant.h"
 
-/* How the functions of half.h and group.h are declared: CUDA compiles the same definitions for both sides. */
+/* How the functions of this folder are declared: CUDA compiles the same definitions for the device. */
 #if !defined(AQ_FUNCTION)
 #define AQ_FUNCTION static inline
 #endif
@@ -108,6 +108,19 @@ AQ_FUNCTION float aq_float_from_double_odd(double value) {
   double rounded = nearest < 0 ? -(double)nearest : (double)nearest;
   if (rounded > magnitude) bits -= 1; /* toward zero */
   return aq_bits_float(bits | 1u);
+}
+
+/* Bytes of one element of a dtype, 0 for an unknown one. */
+static inline size_t aq_dtype_bytes(int32_t dtype) {
+  switch (dtype) {
+    case AQ_F32: return 4;
+    case AQ_F16:
+    case AQ_BF16: return 2;
+    case AQ_F8_E4M3:
+    case AQ_F8_E5M2: return 1;
+    case AQ_F64: return 8;
+    default: return 0;
+  }
 }
 
 #endif

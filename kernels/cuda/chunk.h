@@ -12,7 +12,7 @@
 #define AQ_FUNCTION static inline __host__ __device__
 #define AQ_DEVICE static inline __device__
 
-#include "../cpu/kernels.h"
+#include "../arithmetic/group.h"
 #include "../include/arrowquant_cuda.h"
 
 #define AQ_CHUNK 8

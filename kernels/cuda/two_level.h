@@ -7,7 +7,7 @@
 
 #include "chunk.h"
 
-#include "../cpu/two_level/kernels.h"
+#include "../arithmetic/two_level.h"
 
 /* Superblocks of a tile; even, so that two whose sub-codes share a byte are in one. */
 #define AQ_TILE_SUPERS 16

@@ -32,12 +32,16 @@ const COMMON_FLAGS = [
 
 /** Sources of every build, by path from kernels/cpu. */
 const COMMON_SOURCES = [
-  ...["quantize", "two_level", "forward", "int8", "solver"].flatMap((family) => [
+  "dispatch.c",
+  "packed.c",
+  "threads.c",
+  ...["quantize", "two_level", "forward", "int8", "solver", "backward"].flatMap((family) => [
     `${family}/api.c`,
     `${family}/scalar.c`,
   ]),
+  "quantize/elements.c",
   "forward/images.c",
-  "backward/api.c",
+  "forward/linear.c",
 ];
 
 const AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"];
@@ -149,10 +153,9 @@ function* filesBelow(root: string, folder: string): Generator<string> {
 export function kernelSources(kernels: string, plan: BuildPlan): Map<string, Uint8Array> {
   const sources = new Map<string, Uint8Array>();
   const cuda = plan.folder === "cuda";
-  for (const folder of ["include", "arithmetic", "cpu", ...(cuda ? ["cuda"] : [])]) {
+  for (const folder of ["include", "arithmetic", cuda ? "cuda" : "cpu"]) {
     for (const path of filesBelow(kernels, folder)) {
-      const isRead = folder === "cpu" && cuda ? /\.h$/ : /\.(c|h|cu)$/;
-      if (!isRead.test(path) || (!cuda && path === "include/arrowquant_cuda.h")) continue;
+      if (!/\.(c|h|cu)$/.test(path) || (!cuda && path === "include/arrowquant_cuda.h")) continue;
       sources.set(path, readFileSync(join(kernels, path)));
     }
   }

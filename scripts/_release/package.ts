@@ -1,5 +1,5 @@
 /** The parts of a release that others install or import: the single-file bundle and the npm package. */
-import { cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { PACKAGE_ROOT } from "../../lib/native/location.ts";
@@ -18,9 +18,7 @@ export const NPM_COMMANDS = ["quantize", "inspect", "dequantize", "generate", "r
 const ANALYSIS_PACKAGES = Object.keys(VERSIONS);
 
 /** Folders of kernels/ that a build of the CPU library reads. */
-const KERNEL_FOLDERS = ["include", "arithmetic", "cpu"].filter((folder) =>
-  existsSync(join(root, "kernels", folder))
-);
+const KERNEL_FOLDERS = ["include", "arithmetic", "cpu"];
 
 async function run(command: string, args: readonly string[], cwd: string, what: string): Promise<string> {
   const { code, output, errors } = await runProgram(command, args, { cwd });

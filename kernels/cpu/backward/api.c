@@ -1,28 +1,9 @@
-/* backward.c: the functions of arrowquant.h that find gradients and follow them: argument checks, work over threads,
- * and the loops compiled for the processor's floor. */
-#define AQ_BACKWARD aq_backward_floor
-#include "loops.h"
+/* backward/api.c: the functions of arrowquant.h that compute gradients and follow them: argument checks, and work over
+ * threads. */
+#include "../dispatch.h"
+#include "../threads.h"
 
-/* Multiply-adds that take as long as an element of those that aq_run_units counts in. */
-#define AQ_CHEAP 16
 #define AQ_ELEMENTS_PER_UNIT 4096
-
-static const aq_backward_kernels *choose(int32_t isa) {
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return 0;
-#if defined(AQ_BUILD_AVX2)
-  if (kernels == &aq_kernels_avx2) return &aq_backward_avx2;
-#endif
-#if defined(AQ_BUILD_AVX512)
-  if (kernels == &aq_kernels_avx512) return &aq_backward_avx512;
-#endif
-  return &aq_backward_floor;
-}
-
-static size_t product(size_t a, size_t b, size_t c) {
-  const double p = (double)a * (double)b * (double)c;
-  return p < 0x1p31 ? a * b * c : (size_t)0x7fffffff;
-}
 
 typedef struct {
   const aq_backward_kernels *kernels;
@@ -43,11 +24,11 @@ static int32_t run_transpose(const void *context, size_t begin, size_t end) {
 
 int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_backward_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!in || !out) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
-  const rows_context context = {.kernels = kernels, .x = in, .rows = rows, .cols = cols, .out = out};
+  const rows_context context = {.kernels = kernels->backward, .x = in, .rows = rows, .cols = cols, .out = out};
   return aq_run_units(run_transpose, &context, (rows - 1) / AQ_BLOCK + 1, rows * cols / AQ_CHEAP, threads);
 }
 
@@ -55,7 +36,7 @@ int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int3
 
 typedef struct {
   const aq_backward_kernels *kernels;
-  const aq_kernels *unpacking;
+  const aq_quantize_kernels *unpacking;
   const float *dw;
   aq_packed_view view;
   float *dscale, *dzero;
@@ -93,11 +74,11 @@ int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16
                            size_t rows, size_t cols, int32_t bits, size_t group_size, float *dscale, float *dzero,
                            int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_backward_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!dw || !dscale || (dzero && !zero_point)) return AQ_E_ARGUMENT;
   packed_context context = {
-      .kernels = kernels, .unpacking = aq_choose_kernels(isa), .dw = dw, .dscale = dscale, .dzero = dzero};
+      .kernels = kernels->backward, .unpacking = kernels->quantize, .dw = dw, .dscale = dscale, .dzero = dzero};
   const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
   if (status != AQ_OK) return status;
   return aq_run_units(run_packed, &context, rows, rows * cols / AQ_CHEAP, threads);
@@ -118,11 +99,11 @@ static int32_t run_norm(const void *context, size_t begin, size_t end) {
 static int32_t norm(int32_t layer, const float *x, const float *dy, size_t rows, size_t cols, const float *weight,
                     float epsilon, float *dx, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_backward_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!x || !dy || !dx) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
-  const rows_context context = {.kernels = kernels, .x = x, .dy = dy, .weight = weight, .cols = cols,
+  const rows_context context = {.kernels = kernels->backward, .x = x, .dy = dy, .weight = weight, .cols = cols,
                                 .epsilon = epsilon, .out = dx, .function = layer};
   return aq_run_units(run_norm, &context, rows, rows * cols / AQ_CHEAP, threads);
 }
@@ -152,11 +133,11 @@ static int32_t run_elements(const void *context, size_t begin, size_t end) {
 static int32_t elements(int32_t function, const float *x, const float *up, const float *dy, size_t n, float *dx,
                         float *dup, int32_t isa, int32_t threads) {
   if (n == 0) return AQ_OK;
-  const aq_backward_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!x || !dy || !dx) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
-  const rows_context context = {.kernels = kernels, .x = x, .weight = up, .dy = dy, .rows = n, .out = dx,
+  const rows_context context = {.kernels = kernels->backward, .x = x, .weight = up, .dy = dy, .rows = n, .out = dx,
                                 .other = dup, .function = function};
   return aq_run_units(run_elements, &context, (n - 1) / AQ_ELEMENTS_PER_UNIT + 1, n / AQ_CHEAP, threads);
 }
@@ -172,7 +153,7 @@ int32_t aq_gelu_tanh_backward(const float *x, const float *dy, size_t n, float *
 int32_t aq_silu_multiply_backward(const float *gate, const float *up, const float *dy, size_t n, float *dgate,
                                   float *dup, int32_t isa, int32_t threads) {
   if (n == 0) return AQ_OK;
-  if (!up || !dup) return choose(isa) ? AQ_E_ARGUMENT : AQ_E_ISA;
+  if (!up || !dup) return aq_choose_kernels(isa) ? AQ_E_ARGUMENT : AQ_E_ISA;
   return elements(0, gate, up, dy, n, dgate, dup, isa, threads);
 }
 
@@ -191,15 +172,15 @@ static int32_t run_columns(const void *context, size_t begin, size_t end) {
 int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols, size_t stride,
                        float *out, int32_t isa, int32_t threads) {
   if (batch == 0 || cols == 0) return AQ_OK;
-  const aq_backward_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!out || (!a && tokens)) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(batch, cols) || (tokens && !aq_counts_allowed(batch * cols, tokens)) || stride < cols ||
       !aq_counts_allowed(batch, stride))
     return AQ_E_SHAPE;
-  const rows_context context = {.kernels = kernels, .x = a, .dy = b, .tokens = tokens, .cols = cols, .stride = stride,
+  const rows_context context = {.kernels = kernels->backward, .x = a, .dy = b, .tokens = tokens, .cols = cols, .stride = stride,
                                 .out = out, .blocks = (cols - 1) / AQ_BLOCK + 1};
-  return aq_run_units(run_columns, &context, batch * context.blocks, product(batch, tokens, cols) / AQ_CHEAP, threads);
+  return aq_run_units(run_columns, &context, batch * context.blocks, aq_work((double)batch * (double)tokens * (double)cols / AQ_CHEAP), threads);
 }
 
 /* Attention ----------------------------------------------------------------------------------------------------------- */
@@ -221,16 +202,15 @@ int32_t aq_attention_backward(const float *q, const float *k, const float *v, co
                               size_t head_size, float scale, float *dq, float *dk, float *dv, int32_t isa,
                               int32_t threads) {
   if (batch == 0 || tokens == 0 || heads == 0 || head_size == 0) return AQ_OK;
-  const aq_backward_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!q || !k || !v || !out || !dout || !dq || !dk || !dv) return AQ_E_ARGUMENT;
   if (kv_heads == 0 || heads % kv_heads != 0) return AQ_E_SHAPE;
-  if (!aq_counts_allowed(batch, tokens) || !aq_counts_allowed(batch * tokens, heads) ||
-      !aq_counts_allowed(batch * tokens * heads, head_size))
+  if (!aq_three_counts_allowed(batch, tokens, heads) || !aq_counts_allowed(batch * tokens * heads, head_size))
     return AQ_E_SHAPE;
   const attention_context context = {
-      kernels, {q, k, v, out, dout, key_mask, tokens, heads, kv_heads, head_size, scale, dq, dk, dv}};
-  const size_t work = product(batch * heads, tokens * head_size / 16 + 1, tokens);
+      kernels->backward, {q, k, v, out, dout, key_mask, tokens, heads, kv_heads, head_size, scale, dq, dk, dv}};
+  const size_t work = aq_work((double)(batch * heads) * (double)(tokens * head_size / 16 + 1) * (double)tokens);
   return aq_run_units(run_attention, &context, batch * kv_heads, work, threads);
 }
 
@@ -265,14 +245,14 @@ static double power(double base, int32_t exponent) {
 int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n, double rate,
                      double beta1, double beta2, double epsilon, int32_t step, int32_t isa, int32_t threads) {
   if (n == 0) return AQ_OK;
-  const aq_backward_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!values || !gradients || !first || !second) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
   if (!(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0 && epsilon >= 0.0 && step >= 1)) return AQ_E_VALUE;
   const double factors[7] = {beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate / (1.0 - power(beta1, step)),
                              1.0 / __builtin_sqrt(1.0 - power(beta2, step)), epsilon};
-  const step_context context = {.kernels = kernels, .values = values, .first = first, .second = second,
+  const step_context context = {.kernels = kernels->backward, .values = values, .first = first, .second = second,
                                 .gradients = gradients, .n = n, .factors = factors};
   return aq_run_units(run_step, &context, (n - 1) / AQ_ELEMENTS_PER_UNIT + 1, n / AQ_CHEAP, threads);
 }
@@ -280,11 +260,11 @@ int32_t aq_adam_step(float *values, const float *gradients, float *first, float 
 int32_t aq_projected_gradient_step(float *values, const float *gradients, const float *low, const float *high,
                                    size_t n, float rate, int32_t isa, int32_t threads) {
   if (n == 0) return AQ_OK;
-  const aq_backward_kernels *kernels = choose(isa);
+  const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!values || !gradients || !low || !high) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
-  const step_context context = {.kernels = kernels, .values = values, .gradients = gradients, .low = low,
+  const step_context context = {.kernels = kernels->backward, .values = values, .gradients = gradients, .low = low,
                                 .high = high, .n = n, .rate = rate};
   return aq_run_units(run_step, &context, (n - 1) / AQ_ELEMENTS_PER_UNIT + 1, n / AQ_CHEAP, threads);
 }

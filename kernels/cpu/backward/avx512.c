@@ -1,3 +1,3 @@
-/* backward_avx512.c: the loops of backward_loops.h over this instruction set's vectors; the same bits. */
-#define AQ_BACKWARD aq_backward_avx512
+/* backward/avx512.c: loops.h compiled for this instruction set's vectors; the same bits. */
+#define AQ_NAMED(family) aq_##family##_avx512
 #include "loops.h"

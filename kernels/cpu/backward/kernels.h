@@ -1,10 +1,10 @@
-/* backward.h: gradients of the parts of a forward pass, as plain loops. No sum is taken in another order than the
- * loops say and nothing is fused, so that every instruction set gives the same bits: backward.c compiles them for
- * the processor's floor, backward_avx2.c and backward_avx512.c for wider vectors. */
+/* backward/kernels.h: gradients of the parts of a forward pass, as plain loops. No sum is taken in another order than
+ * the loops say and nothing is fused, so that every instruction set gives the same bits: scalar.c compiles them for
+ * every processor of an architecture, avx2.c and avx512.c for wider vectors. */
 #ifndef AQ_BACKWARD_H
 #define AQ_BACKWARD_H
 
-#include "../kernels.h"
+#include "../quantize/kernels.h"
 
 /* Rows and columns of the blocks that a transposition copies, and of the scores that attention's backward holds. */
 #define AQ_BLOCK 64
@@ -35,13 +35,5 @@ typedef struct {
   void (*projected_gradient)(float *values, const float *gradients, const float *low, const float *high, size_t n,
                              float rate);
 } aq_backward_kernels;
-
-extern const aq_backward_kernels aq_backward_floor;
-#if defined(AQ_BUILD_AVX2)
-extern const aq_backward_kernels aq_backward_avx2;
-#endif
-#if defined(AQ_BUILD_AVX512)
-extern const aq_backward_kernels aq_backward_avx512;
-#endif
 
 #endif

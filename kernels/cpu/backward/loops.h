@@ -1,8 +1,8 @@
-/* backward_loops.h: the loops behind backward.h, included once by each file that names AQ_BACKWARD. Sums run in
+/* backward/loops.h: the loops of backward/kernels.h, included once by each file that defines AQ_NAMED. Sums run in
  * AQ_SUM_LANES lanes by position, added up in order: the same bits whatever the vectors' width. */
 #include "kernels.h"
 
-/* exp(x) in float32 for x <= 88, relative error below 2^-22; 0 below -87.33. As v_exp of model_vector.h, unfused. */
+/* exp(x) in float32 for x <= 88, relative error below 2^-22; 0 below -87.33. As v_exp of forward/vector.h, unfused. */
 AQ_INLINE float exp_of(float x) {
   const float magic = x * 1.44269504f + 12582912.0f, n = magic - 12582912.0f;
   float r = x - n * 0.693359375f;
@@ -258,5 +258,5 @@ static void projected_gradient(float *values, const float *gradients, const floa
   }
 }
 
-const aq_backward_kernels AQ_BACKWARD = {transpose,   code_sums,     rms_norm,    layer_norm, attention,
+const aq_backward_kernels AQ_NAMED(backward) = {transpose,   code_sums,     rms_norm,    layer_norm, attention,
                                          elementwise, silu_multiply, column_sums, adam,       projected_gradient};

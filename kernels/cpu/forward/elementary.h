@@ -1,4 +1,4 @@
-/* model_math.h: the few elementary functions that models need, in double and without a C library (WebAssembly has
+/* forward/elementary.h: the elementary functions that models need, in double and without a C library (WebAssembly has
  * none). Errors are a few units in the last place of a double. */
 #ifndef AQ_MODEL_MATH_H
 #define AQ_MODEL_MATH_H

@@ -1,6 +1,6 @@
-/* image_api.c: the functions of arrowquant.h that take images apart into patches and put them together again, and the
+/* forward/images.c: the functions of arrowquant.h that take images apart into patches and put them together again, and the
  * embedding of timesteps. They move numbers, or are small: one version serves every instruction set. */
-#include "../kernels.h"
+#include "../threads.h"
 #include "elementary.h"
 
 typedef struct {
@@ -37,8 +37,7 @@ static int32_t patches(const float *in, size_t batch, size_t channels, size_t he
   if (batch == 0 || channels == 0 || height == 0 || width == 0) return AQ_OK;
   if (!in || !out) return AQ_E_ARGUMENT;
   if (patch == 0 || height % patch != 0 || width % patch != 0) return AQ_E_SHAPE;
-  if (!aq_counts_allowed(batch, channels) || !aq_counts_allowed(batch * channels, height) ||
-      !aq_counts_allowed(batch * channels * height, width))
+  if (!aq_three_counts_allowed(batch, channels, height) || !aq_counts_allowed(batch * channels * height, width))
     return AQ_E_SHAPE;
   const patches_context context = {in, out, channels, patch, height / patch, width / patch, unpatch};
   return aq_run_units(run_patches, &context, batch * context.down, batch * channels * height * width / 4, threads);

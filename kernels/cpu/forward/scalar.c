@@ -1,7 +1,8 @@
-/* model_scalar.c: the parts of a forward pass as plainly as they can be said, with sums in double. The oracle that
- * the other instruction sets are compared with, within tolerances. */
-#include "kernels.h"
+/* forward/scalar.c: the parts of a forward pass in plain loops, with sums in double: the oracle that the other
+ * instruction sets are compared with, within tolerances. */
+#include "../quantize/kernels.h"
 #include "elementary.h"
+#include "kernels.h"
 
 static double dot(const aq_linear_job *job, const float *x, size_t row) {
   double sum = 0.0;
@@ -9,9 +10,9 @@ static double dot(const aq_linear_job *job, const float *x, size_t row) {
     float w[AQ_SEGMENT];
     const size_t n = aq_min_size(AQ_SEGMENT, job->cols - col);
     if (job->view.packed)
-      aq_kernels_scalar.dequantize(&job->view, row, col, n, w);
+      aq_quantize_scalar.dequantize(&job->view, row, col, n, w);
     else
-      aq_kernels_scalar.load(job->weights, job->dtype, row * job->cols + col, n, w);
+      aq_quantize_scalar.load(job->weights, job->dtype, row * job->cols + col, n, w);
     for (size_t i = 0; i < n; i++) sum += (double)x[col + i] * (double)w[i];
   }
   return sum;
@@ -24,8 +25,8 @@ static void linear(const aq_linear_job *job, size_t token_begin, size_t token_en
           (float)(dot(job, job->x + t * job->cols, row) + (job->bias ? (double)job->bias[row] : 0.0));
 }
 
-static void linear_vector(const aq_linear_job *job, size_t row_begin, size_t row_end) {
-  linear(job, 0, 1, row_begin, row_end);
+static void linear_vector(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end) {
+  linear(job, token, token + 1, row_begin, row_end);
 }
 
 static void rms_norm(const float *x, size_t cols, const float *weight, float epsilon, float *out) {
@@ -123,5 +124,6 @@ static void gate_add(const float *residual, const float *gate, const float *x, s
   for (size_t i = 0; i < cols; i++) out[i] = (float)((double)residual[i] + (double)gate[i] * (double)x[i]);
 }
 
-const aq_model_kernels aq_model_scalar = {1,       SIZE_MAX,  linear, linear_vector, rms_norm, layer_norm,
-                                          softmax, attention, rotary, elementwise,   modulate, gate_add};
+const aq_forward_kernels aq_forward_scalar = {{1, 1, 512.0, linear, linear_vector},
+                                              SIZE_MAX, rms_norm, layer_norm, softmax, attention,
+                                              rotary, elementwise, modulate, gate_add};

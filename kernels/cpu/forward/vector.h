@@ -1,21 +1,20 @@
-/* model_vector.h: the parts of a forward pass over vectors of AQ_W floats, included once by each instruction set
- * through vector.h. Every output element is summed in an order that only its own row or token decides, so threads
- * and neighbours never change a byte; against model_scalar.c results differ by rounding.
+/* forward/vector.h: the parts of a forward pass over vectors of AQ_W floats, included once by each unit of isa/
+ * behind quantize/vector.h. Every output element is summed in an order that only its own row or token decides, so threads
+ * and neighbours never change a byte; against forward/scalar.c results differ by rounding.
  *
  * A linear layer transposes blocks of weights into panels: AQ_W rows in the lanes, columns one after the other, and
  * runs tiles of AQ_MR tokens over them. Panels live on the stack.
  *
  *     panel[k] = column k of row 0 | column k of row 1 | ... | column k of row AQ_W - 1
  *
- * Expected from the including file, beside vector.h's primitives:
+ * Expected from the including file, beside the primitives of quantize/vector.h:
  *   AQ_MR: tokens of a tile; 2 AQ_MR accumulators and three more vectors fit the registers
  *   v_splat(x), v_fma(a, b, c): a b + c, fused where the processor can
  *   v_load_half(p): AQ_W half floats
  *   Optionally, under AQ_OWN_DECODE: v_grid, v_grid_of and v_decode below, AQ_DECODE_BYTES and AQ_DECODE_ORDER
  */
-#include "../isa/lanes.h"
-#include "kernels.h"
 #include "elementary.h"
+#include "kernels.h"
 
 #define AQ_KC AQ_SEGMENT          /* columns of a panel; sums over more are sums of such parts' sums */
 #define AQ_XS (AQ_KC + 16)        /* floats from one token of a tile to the next: not a power of two */
@@ -148,7 +147,7 @@ AQ_INLINE void fill_panel(const void *in, int32_t dtype, const size_t first[AQ_W
   }
   if (i == n) return;
   float part[AQ_W][AQ_W] = {{0}};
-  for (int lane = 0; lane < AQ_W; lane++) aq_kernels_scalar.load(in, dtype, first[lane] + i, n - i, part[lane]);
+  for (int lane = 0; lane < AQ_W; lane++) aq_quantize_scalar.load(in, dtype, first[lane] + i, n - i, part[lane]);
   for (int lane = 0; lane < AQ_W; lane++) r[lane] = v_load(part[lane]);
   v_transpose(r);
   for (int j = 0; i < n; i++, j++) panel[i] = r[j];
@@ -233,7 +232,7 @@ AQ_INLINE void dense_rows(const aq_linear_job *job, int32_t dtype, size_t row, c
 #pragma GCC unroll 4
     for (int r = 0; r < count; r++) {
       float w[AQ_W] = {0};
-      aq_kernels_scalar.load(job->weights, dtype, first + (size_t)r * cols + i, n, w);
+      aq_quantize_scalar.load(job->weights, dtype, first + (size_t)r * cols + i, n, w);
       sum[r][lane] = v_fma(v_load(w), x, sum[r][lane]);
     }
   }
@@ -374,7 +373,11 @@ AQ_INLINE void packed_vector_bits(const aq_linear_job *job, size_t row_begin, si
   }
 }
 
-static void linear_vector(const aq_linear_job *job, size_t row_begin, size_t row_end) {
+static void linear_vector(const aq_linear_job *all, size_t token, size_t row_begin, size_t row_end) {
+  aq_linear_job one = *all;
+  const aq_linear_job *job = &one;
+  one.x += token * one.cols;
+  one.out += token * one.rows;
   if (!job->view.packed) {
     switch (job->dtype) {
       case AQ_F32: dense_vector(job, AQ_F32, row_begin, row_end); break;
@@ -616,5 +619,6 @@ static void attention(const aq_attention_job *job, size_t item, size_t head, siz
   }
 }
 
-static const aq_model_kernels model_kernels = {2 * AQ_W, AQ_QUERIES, linear, linear_vector, rms_norm, layer_norm,
-                                               softmax,  attention,  rotary, elementwise,   modulate, gate_add};
+const aq_forward_kernels AQ_NAMED(forward) = {{2 * AQ_W, 1, 512.0, linear, linear_vector},
+                                              AQ_QUERIES, rms_norm, layer_norm, softmax, attention,
+                                              rotary, elementwise, modulate, gate_add};

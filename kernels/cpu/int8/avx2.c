@@ -1,7 +1,7 @@
-/* int8_avx2.c: 8-bit activations with AVX2, compiled with the matching -m flags and reached only after a check. */
+/* int8/avx2.c: 8-bit activations with AVX2, compiled with the matching -m flags and reached only after a check. */
 #include "../isa/avx2.h"
 
-#define AQ_INT8 aq_int8_avx2
+#define AQ_NAMED(family) aq_##family##_avx2
 #define AQ_TOKENS 4
 #define AQ_OWN_WIDE 1
 #define AQ_OFFSET 128

@@ -1,8 +1,8 @@
-/* int8_avx512.c: 8-bit activations with AVX-512 BW, where the processor has no VNNI. Compiled with the matching -m flags
+/* int8/avx512.c: 8-bit activations with AVX-512 BW, where the processor has no VNNI. Compiled with the matching -m flags
  * and reached only after a check. */
 #include "../isa/avx512.h"
 
-#define AQ_INT8 aq_int8_avx512
+#define AQ_NAMED(family) aq_##family##_avx512
 #define AQ_TOKENS 12
 #define AQ_OWN_WIDE 1
 #define AQ_OFFSET 128

@@ -1,8 +1,8 @@
-/* int8_avx512_vnni.c: 8-bit activations with AVX-512 VNNI. Compiled with the matching -m flags and reached only after a
+/* int8/avx512_vnni.c: 8-bit activations with AVX-512 VNNI. Compiled with the matching -m flags and reached only after a
  * check. */
 #include "../isa/avx512.h"
 
-#define AQ_INT8 aq_int8_avx512_vnni
+#define AQ_NAMED(family) aq_##family##_avx512_vnni
 #define AQ_TOKENS 12
 #define AQ_OWN_WIDE 0
 #define AQ_OFFSET 128

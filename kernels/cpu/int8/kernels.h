@@ -1,4 +1,4 @@
-/* int8.h: 8-bit activations times packed weights. Every instruction set gives the same bytes: products are added up as
+/* int8/kernels.h: 8-bit activations times packed weights. Every instruction set gives the same bytes: products are added up as
  * whole numbers over segments of a row, each exact in float32 too, and segments are combined in float32 in one order,
  * every operation rounded on its own:
  *
@@ -11,44 +11,20 @@
 #ifndef AQ_INT8_H
 #define AQ_INT8_H
 
-#include "../kernels.h"
+#include "../forward/linear.h"
 
 typedef struct {
-  const uint8_t *codes; /* [tokens, cols] */
-  const float *x_scale;
-  const int32_t *x_zero; /* 0..255 */
-  size_t tokens;
-  aq_packed_view view;
-  const float *bias; /* null: none */
-  size_t rows, cols;
-  float *out;
-} aq_int8_job;
-
-typedef struct {
-  size_t row_tile; /* rows are split over threads in multiples of this */
+  aq_linear_kernels linear;
   /* 0 if an element is NaN or infinite, else the smallest and the largest, zero among them */
   int (*range)(const float *x, size_t n, float *minimum, float *maximum);
   /* codes[i] = x[i] / scale to nearest even + zero_point, within 0 and code_max; 0 if an element is NaN or infinite */
   int (*encode)(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes);
-  /* out[t, n] for t in [token_begin, token_end), n in [row_begin, row_end) */
-  void (*linear)(const aq_int8_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end);
-  /* one token, the same bytes */
-  void (*linear_vector)(const aq_int8_job *job, size_t token, size_t row_begin, size_t row_end);
 } aq_int8_kernels;
 
 extern const aq_int8_kernels aq_int8_scalar;
-#if defined(AQ_BUILD_AVX2)
-extern const aq_int8_kernels aq_int8_avx2;
-#endif
-#if defined(AQ_BUILD_AVX512)
-extern const aq_int8_kernels aq_int8_avx512, aq_int8_avx512_vnni;
-#endif
-#if defined(AQ_BUILD_NEON)
-extern const aq_int8_kernels aq_int8_neon, aq_int8_neon_dot;
-#endif
-#if defined(AQ_BUILD_SIMD128)
-extern const aq_int8_kernels aq_int8_simd128;
-#endif
+
+/* Up to as many tokens are taken one by one: unpacking into panels costs more than it saves. */
+#define AQ_FEW_TOKENS 2
 
 /* Columns of a segment, a multiple of 16 that divides AQ_SEGMENT, and how many a row has. */
 AQ_INLINE size_t aq_segment_cols(const aq_packed_view *view) {

@@ -1,7 +1,7 @@
-/* int8_neon.c: 8-bit activations with the Advanced SIMD that every AArch64 processor has. */
+/* int8/neon.c: 8-bit activations with the Advanced SIMD that every AArch64 processor has. */
 #include "../isa/neon.h"
 
-#define AQ_INT8 aq_int8_neon
+#define AQ_NAMED(family) aq_##family##_neon
 #define AQ_TOKENS 8
 #define AQ_OWN_WIDE 0
 #define AQ_OFFSET 0

@@ -1,8 +1,8 @@
-/* int8_neon_dot.c: 8-bit activations with Arm's dot product of bytes (UDOT), part of Armv8.2 and later. Compiled with the
+/* int8/neon_dot.c: 8-bit activations with Arm's dot product of bytes (UDOT), part of Armv8.2 and later. Compiled with the
  * matching -march flag and reached only after a check. */
 #include "../isa/neon.h"
 
-#define AQ_INT8 aq_int8_neon_dot
+#define AQ_NAMED(family) aq_##family##_neon_dot
 #define AQ_TOKENS 8
 #define AQ_OWN_WIDE 0
 #define AQ_OFFSET 0

@@ -1,5 +1,5 @@
-/* int8_scalar.c: 8-bit activations times packed weights as plainly as it can be said: the oracle whose bytes every
- * other instruction set must give. */
+/* int8/scalar.c: 8-bit activations times packed weights in plain loops: the oracle whose bytes every other
+ * instruction set must give. */
 #include "kernels.h"
 
 static int range(const float *x, size_t n, float *minimum, float *maximum) {
@@ -27,7 +27,7 @@ static int encode(const float *x, size_t n, float scale, float zero_point, float
   return 1;
 }
 
-static float dot(const aq_int8_job *job, size_t token, size_t row) {
+static float dot(const aq_linear_job *job, size_t token, size_t row) {
   const aq_packed_view *view = &job->view;
   const uint8_t *packed = (const uint8_t *)(view->packed + row * view->words), *x = job->codes + token * job->cols;
   const size_t size = aq_segment_cols(view), bits = (size_t)view->bits;
@@ -52,7 +52,7 @@ static float dot(const aq_int8_job *job, size_t token, size_t row) {
   return total;
 }
 
-static void linear(const aq_int8_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end) {
+static void linear(const aq_linear_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end) {
   for (size_t t = token_begin; t < token_end; t++)
     for (size_t row = row_begin; row < row_end; row++) {
       const float y = job->x_scale[t] * dot(job, t, row);
@@ -60,8 +60,8 @@ static void linear(const aq_int8_job *job, size_t token_begin, size_t token_end,
     }
 }
 
-static void linear_vector(const aq_int8_job *job, size_t token, size_t row_begin, size_t row_end) {
+static void linear_vector(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end) {
   linear(job, token, token + 1, row_begin, row_end);
 }
 
-const aq_int8_kernels aq_int8_scalar = {1, range, encode, linear, linear_vector};
+const aq_int8_kernels aq_int8_scalar = {{1, AQ_FEW_TOKENS, 1024.0, linear, linear_vector}, range, encode};

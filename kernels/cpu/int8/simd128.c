@@ -1,7 +1,7 @@
-/* int8_simd128.c: 8-bit activations with WebAssembly's 128-bit vectors, whose dot product is of 16-bit numbers. */
+/* int8/simd128.c: 8-bit activations with WebAssembly's 128-bit vectors, whose dot product is of 16-bit numbers. */
 #include "../isa/simd128.h"
 
-#define AQ_INT8 aq_int8_simd128
+#define AQ_NAMED(family) aq_##family##_simd128
 #define AQ_TOKENS 4
 #define AQ_OWN_WIDE 0
 #define AQ_OFFSET 0

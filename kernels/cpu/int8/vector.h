@@ -1,5 +1,5 @@
-/* int8_vector.h: 8-bit activations times packed weights over vectors, included once by each instruction set. The same
- * bytes as int8_scalar.c.
+/* int8/vector.h: 8-bit activations times packed weights over vectors, included once by each instruction set. The same
+ * bytes as int8/scalar.c.
  *
  * Many tokens: blocks of weights are unpacked to bytes and transposed into panels, AQ_W rows in the lanes, four columns
  * (or, as 16-bit numbers, two) in each lane; tiles of tokens run over them. One token: vectors along the row.
@@ -7,7 +7,7 @@
  *     panel[i] = columns 4i .. 4i + 3 of row 0 | the same of row 1 | ... | of row AQ_W - 1
  *
  * Expected from the including file, beside the primitives of its instruction set:
- *   AQ_INT8: name of the table
+ *   AQ_NAMED(family): name of its table
  *   AQ_TOKENS: even, tokens of a tile; 2 AQ_TOKENS accumulators and four more vectors fit the registers
  *   AQ_OFFSET: what is taken from the codes of x so that v_dot can read them, 128 for signed bytes or 0
  *   v_dot(sum, w, x, wide): sum + products of unsigned bytes of w and bytes of x, four in a lane; w up to 255 if wide,
@@ -15,8 +15,8 @@
  *   AQ_OWN_WIDE: 1 if products of 8 bits are other code than those of fewer
  *   AQ_PAIRS(bits), optional: 1 if panels of this width hold pairs of 16-bit numbers, then v_dot_pairs(sum, w, x)
  */
-#include "kernels.h"
 #include "../isa/lanes.h"
+#include "kernels.h"
 
 #define AQ_KC AQ_SEGMENT     /* columns of a panel */
 #define AQ_XS (AQ_KC + 64)   /* elements from one token of a tile to the next: not a power of two */
@@ -130,7 +130,7 @@ AQ_INLINE void unpack_bytes(const aq_packed_view *view, size_t row, size_t col, 
   v_store_int(out + i, quads_of(last, bits));
 }
 
-AQ_INLINE void fill_rows(const aq_int8_job *job, size_t row, size_t n, size_t col, size_t k, const int32_t bits,
+AQ_INLINE void fill_rows(const aq_linear_job *job, size_t row, size_t n, size_t col, size_t k, const int32_t bits,
                          vi *panel) {
   uint8_t bytes[AQ_W][AQ_KC];
   for (size_t lane = 0; lane < AQ_W; lane++)
@@ -159,7 +159,7 @@ AQ_INLINE vi dot_step(vi sum, vi w, vi x, const int32_t bits) {
 }
 
 /* Panel v of two: rows [row, row + n), n <= AQ_W. */
-AQ_INLINE void fill_panel(const aq_int8_job *job, size_t row, size_t n, size_t col, size_t k, const int32_t bits,
+AQ_INLINE void fill_panel(const aq_linear_job *job, size_t row, size_t n, size_t col, size_t k, const int32_t bits,
                           const int v, panels *p) {
   const aq_packed_view *view = &job->view;
   const size_t size = aq_segment_cols(view), segments = (k - 1) / size + 1, step = AQ_PAIRS(bits) ? 2 : 4;
@@ -183,7 +183,7 @@ AQ_INLINE void fill_panel(const aq_int8_job *job, size_t row, size_t n, size_t c
 }
 
 /* m tokens from t on into a tile of `count`. */
-AQ_INLINE void fill_tile(const aq_int8_job *job, size_t t, size_t m, size_t count, size_t col, size_t k,
+AQ_INLINE void fill_tile(const aq_linear_job *job, size_t t, size_t m, size_t count, size_t col, size_t k,
                          const int pairs, tokens_tile *tile) {
   const size_t size = aq_segment_cols(&job->view), padded = (k + 3) / 4 * 4;
   for (size_t i = 0; i < count; i++) {
@@ -281,7 +281,7 @@ static const tile_function tiles[AQ_TOKENS / 2][2] = {
 #endif
 };
 
-AQ_INLINE void linear_bits(const aq_int8_job *job, size_t token_begin, size_t token_end, size_t row_begin,
+AQ_INLINE void linear_bits(const aq_linear_job *job, size_t token_begin, size_t token_end, size_t row_begin,
                            size_t row_end, const int32_t bits) {
   panels block[AQ_PANELS / 2];
   tokens_tile tile;
@@ -328,7 +328,7 @@ AQ_INLINE void linear_bits(const aq_int8_job *job, size_t token_begin, size_t to
   }
 }
 
-static void linear(const aq_int8_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end) {
+static void linear(const aq_linear_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end) {
   switch (job->view.bits) {
     case 2: linear_bits(job, token_begin, token_end, row_begin, row_end, 2); break;
     case 3: linear_bits(job, token_begin, token_end, row_begin, row_end, 3); break;
@@ -486,7 +486,7 @@ static void row_terms(const aq_packed_view *view, size_t row, const vector_block
   }
 }
 
-static void linear_vector(const aq_int8_job *job, size_t token, size_t row_begin, size_t row_end) {
+static void linear_vector(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end) {
   const aq_packed_view *view = &job->view;
   const size_t size = aq_segment_cols(view), bits = (size_t)view->bits, planes = (size_t)AQ_PLANES(bits);
   const size_t lanes = size / (planes * 4); /* of a segment */
@@ -539,4 +539,4 @@ static void linear_vector(const aq_int8_job *job, size_t token, size_t row_begin
   }
 }
 
-const aq_int8_kernels AQ_INT8 = {2 * AQ_W, range, encode, linear, linear_vector};
+const aq_int8_kernels AQ_NAMED(int8) = {{2 * AQ_W, AQ_FEW_TOKENS, 1024.0, linear, linear_vector}, range, encode};

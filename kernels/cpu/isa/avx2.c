@@ -1,7 +1,11 @@
-/* avx2.c: the kernels with AVX2, FMA and F16C, eight groups at a time. Compiled with the matching -m flags and reached
- * only after a check. */
+/* isa/avx2.c: the families that share quantize/vector.h, with AVX2, FMA and F16C, eight lanes. Compiled with the
+ * matching -m flags and reached only after a check. */
 #include "avx2.h"
 
-#define AQ_KERNELS aq_kernels_avx2
+#define AQ_NAMED(family) aq_##family##_avx2
 
 #include "../quantize/vector.h"
+
+#include "../forward/vector.h"
+#include "../solver/vector.h"
+#include "../two_level/vector.h"

@@ -1,7 +1,11 @@
-/* avx512.c: the kernels with AVX-512 F, BW, DQ and VL, sixteen groups at a time. Compiled with the matching -m flags
- * and reached only after a check. */
+/* isa/avx512.c: the families that share quantize/vector.h, with AVX-512 F, BW, DQ and VL, sixteen lanes. Compiled with the
+ * matching -m flags and reached only after a check. */
 #include "avx512.h"
 
-#define AQ_KERNELS aq_kernels_avx512
+#define AQ_NAMED(family) aq_##family##_avx512
 
 #include "../quantize/vector.h"
+
+#include "../forward/vector.h"
+#include "../solver/vector.h"
+#include "../two_level/vector.h"

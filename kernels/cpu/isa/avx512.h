@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../kernels.h"
+#include "../packed.h"
 
 #define AQ_W 16
 #define AQ_D 8

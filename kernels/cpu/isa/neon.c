@@ -1,6 +1,10 @@
-/* neon.c: the kernels with Arm's Advanced SIMD, four groups at a time. */
+/* isa/neon.c: the families that share quantize/vector.h, with Arm's Advanced SIMD, four lanes. */
 #include "neon.h"
 
-#define AQ_KERNELS aq_kernels_neon
+#define AQ_NAMED(family) aq_##family##_neon
 
 #include "../quantize/vector.h"
+
+#include "../forward/vector.h"
+#include "../solver/vector.h"
+#include "../two_level/vector.h"

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../kernels.h"
+#include "../packed.h"
 
 #define AQ_W 4
 #define AQ_D 2

@@ -1,6 +1,10 @@
-/* simd128.c: the kernels with WebAssembly's 128-bit vectors, four groups at a time. */
+/* isa/simd128.c: the families that share quantize/vector.h, with WebAssembly's 128-bit vectors, four lanes. */
 #include "simd128.h"
 
-#define AQ_KERNELS aq_kernels_simd128
+#define AQ_NAMED(family) aq_##family##_simd128
 
 #include "../quantize/vector.h"
+
+#include "../forward/vector.h"
+#include "../solver/vector.h"
+#include "../two_level/vector.h"

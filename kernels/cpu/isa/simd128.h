@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../kernels.h"
+#include "../packed.h"
 #include <wasm_simd128.h>
 
 #define AQ_W 4

@@ -1,9 +1,6 @@
 /* scalar.c: every kernel as plainly as it can be said. This is the oracle: the other instruction sets must give
  * the same bytes, so each float operation and its order here is the definition. */
-#include "../kernels.h"
-#include "../forward/kernels.h"
-#include "../solver/kernels.h"
-#include "../two_level/kernels.h"
+#include "kernels.h"
 
 static float load_one(const void *in, int32_t dtype, size_t i) {
   switch (dtype) {
@@ -292,5 +289,5 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
   return AQ_OK;
 }
 
-const aq_kernels aq_kernels_scalar = {quantize_rows, aq_quantize_two_level_scalar, dequantize, pack_row, unpack_row, load, store, accumulate,
-                                       &aq_model_scalar, &aq_solver_scalar};
+const aq_quantize_kernels aq_quantize_scalar = {quantize_rows, dequantize, pack_row, unpack_row,
+                                                load,          store,      accumulate};

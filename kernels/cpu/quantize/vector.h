@@ -7,7 +7,7 @@
  *     tile[i] = column i of group 0 | column i of group 1 | ... | column i of group AQ_W - 1
  *
  * Expected from the including file:
- *   AQ_W, AQ_CLIP_UNROLL (candidates of a clip search per pass over a tile), AQ_KERNELS (name of the table)
+ *   AQ_W, AQ_CLIP_UNROLL (candidates of a clip search per pass over a tile), AQ_NAMED(family) (name of its table)
  *   types vf, vi, vu: AQ_W floats, int32 and uint32 as compiler vectors
  *   v_min(a, b): b < a ? b : a    v_max(a, b): a < b ? b : a   (so NaN in b gives a)
  *   v_round(x), v_round_to_int(x): ties to even, |x| < 2^22
@@ -18,9 +18,8 @@
  *   AQ_STREAM(p, v), optional: an aligned store past the caches
  *   vd, AQ_D, d_load(p): AQ_D doubles (AQ_D divides 8) from floats; d_abs(x), d_max(a, b)
  */
-#include "../kernels.h"
 #include "../isa/lanes.h"
-#include "../two_level/kernels.h"
+#include "kernels.h"
 
 #define AQ_UNPACK (AQ_W > 8 ? AQ_W : 8)
 
@@ -73,7 +72,7 @@ AQ_INLINE void v_store_as(vf v, void *out, int32_t dtype, size_t i) {
 AQ_INLINE void load_vectors(const void *in, int32_t dtype, size_t first, size_t n, float *out) {
   size_t i = 0;
   for (; i + AQ_W <= n; i += AQ_W) v_store(out + i, v_load_as(in, dtype, first + i));
-  aq_kernels_scalar.load(in, dtype, first + i, n - i, out + i);
+  aq_quantize_scalar.load(in, dtype, first + i, n - i, out + i);
 }
 
 static void load(const void *in, int32_t dtype, size_t first, size_t n, float *out) {
@@ -83,14 +82,14 @@ static void load(const void *in, int32_t dtype, size_t first, size_t n, float *o
     case AQ_F16: load_vectors(in, AQ_F16, first, n, out); break;
     case AQ_F8_E4M3: load_vectors(in, AQ_F8_E4M3, first, n, out); break;
     case AQ_F8_E5M2: load_vectors(in, AQ_F8_E5M2, first, n, out); break;
-    default: aq_kernels_scalar.load(in, dtype, first, n, out); break;
+    default: aq_quantize_scalar.load(in, dtype, first, n, out); break;
   }
 }
 
 AQ_INLINE void store_vectors(const float *in, size_t n, void *out, int32_t dtype, size_t first) {
   size_t i = 0;
   for (; i + AQ_W <= n; i += AQ_W) v_store_as(v_load(in + i), out, dtype, first + i);
-  aq_kernels_scalar.store(in + i, n - i, out, dtype, first + i);
+  aq_quantize_scalar.store(in + i, n - i, out, dtype, first + i);
 }
 
 static void store(const float *in, size_t n, void *out, int32_t dtype, size_t first) {
@@ -98,7 +97,7 @@ static void store(const float *in, size_t n, void *out, int32_t dtype, size_t fi
     case AQ_F32: store_vectors(in, n, out, AQ_F32, first); break;
     case AQ_BF16: store_vectors(in, n, out, AQ_BF16, first); break;
     case AQ_F16: store_vectors(in, n, out, AQ_F16, first); break;
-    default: aq_kernels_scalar.store(in, n, out, dtype, first); break;
+    default: aq_quantize_scalar.store(in, n, out, dtype, first); break;
   }
 }
 
@@ -140,7 +139,7 @@ AQ_INLINE int32_t pack_row_bits(const uint8_t *codes, size_t cols, int32_t bits,
     __builtin_memcpy(out, block, 4 * (size_t)bits);
   }
   if (seen & forbidden) return AQ_E_VALUE;
-  return aq_kernels_scalar.pack_row(codes + i, cols - i, bits, packed + i / 32 * (size_t)bits);
+  return aq_quantize_scalar.pack_row(codes + i, cols - i, bits, packed + i / 32 * (size_t)bits);
 }
 
 static int32_t pack_row(const uint8_t *codes, size_t cols, int32_t bits, uint32_t *packed) {
@@ -165,7 +164,7 @@ AQ_INLINE void unpack_row_bits(const uint32_t *packed, size_t cols, int32_t bits
       __builtin_memcpy(codes + i + 8 * k, &part, 8);
     }
   }
-  aq_kernels_scalar.unpack_row(packed + i / 32 * (size_t)bits, cols - i, bits, codes + i);
+  aq_quantize_scalar.unpack_row(packed + i / 32 * (size_t)bits, cols - i, bits, codes + i);
 }
 
 static void unpack_row(const uint32_t *packed, size_t cols, int32_t bits, uint8_t *codes) {
@@ -390,7 +389,7 @@ static void accumulate(const float *a, const float *b, size_t n, aq_sums *sums) 
     if ((float)max_d[k] > sums->max_difference) sums->max_difference = (float)max_d[k];
   }
   /* i is a multiple of the lanes, so the rest keeps its lanes */
-  aq_kernels_scalar.accumulate(a + i, b + i, n - i, sums);
+  aq_quantize_scalar.accumulate(a + i, b + i, n - i, sums);
 }
 
 /* Quantize, one group per lane -------------------------------------------------------------------------------- */
@@ -418,7 +417,7 @@ AQ_INLINE void load_tile(const void *in, int32_t dtype, const size_t first[AQ_W]
     for (int k = 0; k < AQ_W; k++) tile[i + k] = r[k];
   }
   for (; i < n; i++)
-    for (int lane = 0; lane < AQ_W; lane++) aq_kernels_scalar.load(in, dtype, first[lane] + i, 1, (float *)&tile[i] + lane);
+    for (int lane = 0; lane < AQ_W; lane++) aq_quantize_scalar.load(in, dtype, first[lane] + i, 1, (float *)&tile[i] + lane);
 }
 
 static void load_weights(const batch *b, size_t begin, size_t n) {
@@ -433,7 +432,7 @@ static void load_weights(const batch *b, size_t begin, size_t n) {
     default:
       for (size_t i = 0; i < n; i++)
         for (int lane = 0; lane < AQ_W; lane++)
-          aq_kernels_scalar.load(b->job->weights, b->job->dtype, first[lane] + i, 1, (float *)&b->weights[i] + lane);
+          aq_quantize_scalar.load(b->job->weights, b->job->dtype, first[lane] + i, 1, (float *)&b->weights[i] + lane);
   }
 }
 
@@ -817,9 +816,5 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
   return rest ? quantize_groups(&b, row_begin, row_end, whole, whole + 1, rest) : AQ_OK;
 }
 
-#include "../two_level/vector.h"
-#include "../forward/vector.h"
-#include "../solver/vector.h"
-
-const aq_kernels AQ_KERNELS = {quantize_rows, quantize_two_level, dequantize, pack_row, unpack_row, load, store, accumulate, &model_kernels,
-                               &solver_kernels};
+const aq_quantize_kernels AQ_NAMED(quantize) = {quantize_rows, dequantize, pack_row, unpack_row,
+                                                load,          store,      accumulate};

@@ -1,21 +1,7 @@
-/* solver_api.c: the functions of arrowquant.h that solve for codes against a second moment: argument checks, and work over
- * threads. */
-#include "kernels.h"
-
-static int bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
-
-/* A group size as it is meant, 0 when it is none. */
-static size_t group_of(size_t group_size, size_t cols) {
-  switch (group_size) {
-    case 0: return cols;
-    case 16:
-    case 32:
-    case 64:
-    case 128:
-    case 256: return aq_min_size(group_size, cols);
-    default: return 0;
-  }
-}
+/* solver/api.c: the functions of arrowquant.h that solve for codes against a second moment: argument checks, and work
+ * over threads. */
+#include "../dispatch.h"
+#include "../threads.h"
 
 static int all_finite(const float *values, size_t n) {
   float sum = 0;
@@ -34,11 +20,8 @@ static size_t thread_limit(int32_t threads) {
   return threads < 1 ? 1 : aq_min_size((size_t)threads, AQ_MAX_THREADS);
 }
 
-/* Work in elements of the functions that quantize; see model_api.c. */
-static size_t amount(double operations) {
-  const double elements = operations / 512;
-  return elements < 0x1p31 ? (size_t)elements : (size_t)0x7fffffff;
-}
+/* Multiply-adds that take as long as a unit of work. */
+#define AQ_PER_WORK 512
 
 /* Floats of one thread, and in front of all. */
 static size_t thread_floats(size_t cols, size_t groups) { return (aq_refine_floats(cols, groups) + 15) / 16 * 16; }
@@ -49,7 +32,7 @@ static size_t shared_floats(size_t cols, size_t groups) {
 
 int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats) {
   if (!floats) return AQ_E_ARGUMENT;
-  const size_t group = group_of(group_size, cols);
+  const size_t group = aq_group_columns(group_size, cols);
   if (cols > AQ_MAX_SOLVER_COLS || (group == 0 && cols > 0)) return AQ_E_SHAPE;
   const size_t groups = cols == 0 ? 0 : (cols - 1) / group + 1;
   *floats = shared_floats(cols, groups) + thread_limit(threads) * (uint64_t)thread_floats(cols, groups);
@@ -91,7 +74,7 @@ int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight
   const moment_job job = {kernels->solver, x, symmetric ? x : y, weight, tokens, rows, cols, (cols - 1) / AQ_PANEL + 1,
                           symmetric, out};
   const int32_t status = aq_run_units(moment_panels, &job, job.panels,
-                                      amount((double)tokens * (double)rows * (double)cols), threads);
+                                      aq_work((double)tokens * (double)rows * (double)cols / AQ_PER_WORK), threads);
   if (symmetric)
     for (size_t i = 1; i < cols; i++)
       for (size_t j = 0; j < i; j++) out[i * cols + j] = out[j * cols + i];
@@ -151,7 +134,7 @@ int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t
         for (size_t j = begin; j < aq_min_size(begin + AQ_PANEL, n); j++) a[k * n + j] = 0;
       const factor_job job = {kernels->solver, h, g, a, n, block, begin};
       aq_run_units(factor_rows, &job, (begin - 1) / AQ_FACTOR_ROWS + 1,
-                   amount((double)begin * (double)begin * (double)block), threads);
+                   aq_work((double)begin * (double)begin * (double)block / AQ_PER_WORK), threads);
     }
     end = begin;
   }
@@ -160,20 +143,39 @@ int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t
   return AQ_OK;
 }
 
+/* Panels of rows over threads, each thread with a work area of `floats`: one of three kernels. */
 typedef struct {
   const aq_solver_kernels *kernels;
-  const float *factor, *pivots;
-  size_t n, rows, panels, threads, floats;
-  float *b, *work;
-} solve_job;
+  const aq_feedback_job *feedback;
+  const aq_refine_job *refine;
+  const float *factor, *pivots; /* and b[rows, cols]: of solve */
+  float *b;
+  size_t rows, cols, floats;
+  float *work;
+  size_t panels, threads;
+} panels_context;
 
-static int32_t solve_panels(const void *context, size_t begin, size_t end) {
-  const solve_job *job = context;
-  float *work = job->work + thread_of(begin, job->panels, job->threads) * job->floats;
-  for (size_t row = begin * job->kernels->panel; begin < end; begin++, row += job->kernels->panel)
-    job->kernels->solve(job->factor, job->pivots, job->n, job->b + row * job->n,
-                        aq_min_size(job->kernels->panel, job->rows - row), work);
+static int32_t run_panels(const void *context, size_t begin, size_t end) {
+  const panels_context *c = context;
+  float *work = c->work + thread_of(begin, c->panels, c->threads) * c->floats;
+  for (; begin < end; begin++) {
+    const size_t row = begin * c->kernels->panel, rows = aq_min_size(c->kernels->panel, c->rows - row);
+    if (c->feedback)
+      c->kernels->feedback(c->feedback, row, rows, work);
+    else if (c->refine)
+      c->kernels->refine(c->refine, row, rows, work);
+    else
+      c->kernels->solve(c->factor, c->pivots, c->cols, c->b + row * c->cols, rows, work);
+  }
   return AQ_OK;
+}
+
+/* `products`: sums over all columns for every element, in multiples of rows cols^2. */
+static int32_t panels_over_threads(panels_context *c, double products, int32_t threads) {
+  const size_t work = aq_work(products * (double)c->rows * (double)c->cols * (double)c->cols / AQ_PER_WORK);
+  c->panels = (c->rows - 1) / c->kernels->panel + 1;
+  c->threads = aq_thread_count(c->panels, work, threads);
+  return aq_run_units(run_panels, c, c->panels, work, threads);
 }
 
 int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work,
@@ -183,39 +185,22 @@ int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, floa
   if (!kernels) return AQ_E_ISA;
   if (!factor || !pivots || !b || !work) return AQ_E_ARGUMENT;
   if (n > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, n)) return AQ_E_SHAPE;
-  solve_job job = {kernels->solver, factor, pivots, n, rows, (rows - 1) / kernels->solver->panel + 1, 0, n * AQ_PANEL, b,
-                   work};
-  const size_t size = amount(2 * (double)rows * (double)n * (double)n);
-  job.threads = aq_thread_count(job.panels, size, threads);
-  return aq_run_units(solve_panels, &job, job.panels, size, threads);
+  panels_context context = {.kernels = kernels->solver, .factor = factor, .pivots = pivots, .b = b, .rows = rows,
+                            .cols = n, .floats = n * AQ_PANEL, .work = work};
+  return panels_over_threads(&context, 2, threads);
 }
 
 /* Rows -------------------------------------------------------------------------------------------------------------- */
 
 static int32_t check_rows(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                           const float *scale, const float *zero_point, size_t *groups) {
-  const size_t group = group_of(group_size, cols);
-  if (!weights || !scale || !zero_point || !bits_allowed(bits)) return AQ_E_ARGUMENT;
+  const size_t group = aq_group_columns(group_size, cols);
+  if (!weights || !scale || !zero_point || !aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
   if (group == 0 || cols > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   *groups = (cols - 1) / group + 1;
   for (size_t i = 0; i < rows * *groups; i++)
     if (scale[i] == 0 || !(scale[i] - scale[i] == 0) || !(zero_point[i] - zero_point[i] == 0)) return AQ_E_VALUE;
   return all_finite(weights, rows * cols) ? AQ_OK : AQ_E_NONFINITE;
-}
-
-typedef struct {
-  const aq_solver_kernels *kernels;
-  aq_feedback_job job;
-  size_t panels, threads, floats;
-  float *work;
-} feedback_context;
-
-static int32_t feedback_panels(const void *context, size_t begin, size_t end) {
-  const feedback_context *c = context;
-  float *work = c->work + thread_of(begin, c->panels, c->threads) * c->floats;
-  for (size_t row = begin * c->kernels->panel; begin < end; begin++, row += c->kernels->panel)
-    c->kernels->feedback(&c->job, row, aq_min_size(c->kernels->panel, c->job.rows - row), work);
-  return AQ_OK;
 }
 
 int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
@@ -231,31 +216,11 @@ int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int
   for (size_t k = 0; k < cols; k++)
     if (order[k] < 0 || (size_t)order[k] >= cols) return AQ_E_VALUE;
   if (!all_finite(factor, cols * cols)) return AQ_E_VALUE;
-  feedback_context c = {kernels->solver,
-                        {weights, rows, cols, bits, group_of(group_size, cols), groups, scale, zero_point, factor, order,
-                         codes},
-                        (rows - 1) / kernels->solver->panel + 1,
-                        0,
-                        thread_floats(cols, groups),
-                        work + shared_floats(cols, groups)};
-  const size_t size = amount((double)rows * (double)cols * (double)cols);
-  c.threads = aq_thread_count(c.panels, size, threads);
-  return aq_run_units(feedback_panels, &c, c.panels, size, threads);
-}
-
-typedef struct {
-  const aq_solver_kernels *kernels;
-  aq_refine_job job;
-  size_t panels, threads, floats;
-  float *work;
-} refine_context;
-
-static int32_t refine_panels(const void *context, size_t begin, size_t end) {
-  const refine_context *c = context;
-  float *work = c->work + thread_of(begin, c->panels, c->threads) * c->floats;
-  for (size_t row = begin * c->kernels->panel; begin < end; begin++, row += c->kernels->panel)
-    c->kernels->refine(&c->job, row, aq_min_size(c->kernels->panel, c->job.rows - row), work);
-  return AQ_OK;
+  const aq_feedback_job job = {weights, rows,  cols,       bits,   aq_group_columns(group_size, cols), groups,
+                               scale,   zero_point, factor, order, codes};
+  panels_context context = {.kernels = kernels->solver, .feedback = &job, .rows = rows, .cols = cols,
+                            .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
+  return panels_over_threads(&context, 1, threads);
 }
 
 int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
@@ -268,13 +233,12 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
   size_t groups;
   const int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
   if (status != AQ_OK) return status;
-  if (!moment || !codes || !objective || !work || zero_point_kind < AQ_ZERO_POINT_REAL ||
-      zero_point_kind > AQ_ZERO_POINT_SYMMETRIC || rounds < 0)
+  if (!moment || !codes || !objective || !work || !aq_zero_point_kind_allowed(zero_point_kind) || rounds < 0)
     return AQ_E_ARGUMENT;
   if (!all_finite(moment, cols * cols)) return AQ_E_VALUE;
   for (size_t i = 0; i < rows * cols; i++)
     if (codes[i] >> bits) return AQ_E_VALUE;
-  const size_t group = group_of(group_size, cols);
+  const size_t group = aq_group_columns(group_size, cols);
   double *sums = (double *)work;
   for (size_t g = 0; g < groups; g++)
     for (size_t h = 0; h < groups; h++) {
@@ -283,16 +247,11 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
         for (size_t j = h * group; j < aq_min_size((h + 1) * group, cols); j++) sum += (double)moment[i * cols + j];
       sums[g * groups + h] = sum;
     }
-  refine_context c = {kernels->solver,
-                      {weights, rows, cols, bits, group, groups, zero_point_kind, refit, rounds, moment, sums, scale,
-                       zero_point, codes, objective},
-                      (rows - 1) / kernels->solver->panel + 1,
-                      0,
-                      thread_floats(cols, groups),
-                      work + shared_floats(cols, groups)};
-  const size_t size = amount((double)rows * (double)cols * (double)cols * (1 + 4 * (double)rounds));
-  c.threads = aq_thread_count(c.panels, size, threads);
-  return aq_run_units(refine_panels, &c, c.panels, size, threads);
+  const aq_refine_job job = {weights, rows, cols, bits, group, groups, zero_point_kind, refit, rounds, moment, sums,
+                             scale, zero_point, codes, objective};
+  panels_context context = {.kernels = kernels->solver, .refine = &job, .rows = rows, .cols = cols,
+                            .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
+  return panels_over_threads(&context, 1 + 4 * (double)rounds, threads);
 }
 
 /* Grids ------------------------------------------------------------------------------------------------------------- */
@@ -335,11 +294,10 @@ static int32_t grid_rows(const void *context, size_t begin, size_t end) {
 int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                 int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  if (!weights || !scale || !zero_point || !bits_allowed(bits) || zero_point_kind < AQ_ZERO_POINT_REAL ||
-      zero_point_kind > AQ_ZERO_POINT_SYMMETRIC)
+  if (!weights || !scale || !zero_point || !aq_bits_allowed(bits) || !aq_zero_point_kind_allowed(zero_point_kind))
     return AQ_E_ARGUMENT;
   if (!(ratio > 0) || !(ratio <= 1)) return AQ_E_VALUE;
-  const size_t group = group_of(group_size, cols);
+  const size_t group = aq_group_columns(group_size, cols);
   if (group == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const grid_job job = {weights, cols, group, (cols - 1) / group + 1, bits, zero_point_kind, ratio, scale, zero_point};
   return aq_run_units(grid_rows, &job, rows, rows * cols, threads);

@@ -1,10 +1,10 @@
-/* solver.h: error feedback, descent over codes and refits against a layer's second moment. Each row of a matrix is its
+/* solver/kernels.h: error feedback, descent over codes and refits against a layer's second moment. Each row of a matrix is its
  * own problem and sits in its own lane; every instruction set multiplies and adds in the oracle's order without fusing,
  * so that codes, scales and zero points are the same to the bit. */
 #ifndef AQ_SOLVER_H
 #define AQ_SOLVER_H
 
-#include "../kernels.h"
+#include "../packed.h"
 
 /* Most rows that a kernel works on at once: floats from one column of a panel to the next. */
 #define AQ_PANEL 32
@@ -46,7 +46,7 @@ static inline size_t aq_refine_floats(size_t cols, size_t groups) {
   return (5 * cols + 6 * groups + 4 * groups * groups) * AQ_PANEL + 2 * (4 * groups * groups + 8 * groups) + 16;
 }
 
-struct aq_solver_kernels {
+typedef struct {
   size_t panel; /* rows of one call, at most AQ_PANEL */
   void (*feedback)(const aq_feedback_job *job, size_t row, size_t rows, float *work);
   void (*refine)(const aq_refine_job *job, size_t row, size_t rows, float *work);
@@ -59,7 +59,7 @@ struct aq_solver_kernels {
   /* out[i, j] += sum_t weight[t] y[t, i] x[t, j] for columns j in [begin, end), all rows i (symmetric: i < end) */
   void (*moment)(const float *x, const float *y, const float *weight, size_t tokens, size_t rows, size_t cols,
                  size_t begin, size_t end, int symmetric, float *out);
-};
+} aq_solver_kernels;
 
 extern const aq_solver_kernels aq_solver_scalar;
 

@@ -1,4 +1,4 @@
-/* solver_scalar.c: the oracle of solver.h, a row at a time. */
+/* solver/scalar.c: the oracle of solver/kernels.h, a row at a time. */
 #include "kernels.h"
 
 static float quantized(float value, float scale, float zero_point, float code_max) {

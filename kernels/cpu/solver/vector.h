@@ -1,5 +1,5 @@
-/* solver_vector.h: solver.h over vectors of AQ_W floats, included once by each instruction set through vector.h. A panel
- * holds two vectors of rows; every lane repeats the oracle's operations in its order.
+/* solver/vector.h: solver/kernels.h over vectors of AQ_W floats, included once by each unit of isa/ behind
+ * quantize/vector.h. A panel holds two vectors of rows; every lane repeats the oracle's operations in its order.
  *
  *     panel[k * AQ_ROWS + lane] = column k of the panel's row `lane`
  */
@@ -440,4 +440,4 @@ static void moment(const float *x, const float *y, const float *weight, size_t t
   }
 }
 
-static const aq_solver_kernels solver_kernels = {AQ_ROWS, feedback, refine, solve, subtract_products, moment};
+const aq_solver_kernels AQ_NAMED(solver) = {AQ_ROWS, feedback, refine, solve, subtract_products, moment};

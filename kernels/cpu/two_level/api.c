@@ -1,36 +1,17 @@
-/* two_level_api.c: the functions of arrowquant.h for two-level scales: argument checks, and rows over threads. */
-#include "../forward/kernels.h"
-#include "kernels.h"
-
-static int group_size_allowed(size_t size) { return size == 16 || size == 32 || size == 64 || size == 128; }
-
-static int scale_bits_allowed(int32_t bits) { return bits == 4 || bits == 6; }
-
-static int bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
-
-static size_t words_of(size_t cols, int32_t bits) { return (cols * (size_t)bits + 31) / 32; }
-
-static size_t bytes_of(size_t groups, int32_t scale_bits) { return (groups * (size_t)scale_bits + 7) / 8; }
-
-int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes) {
-  if (!sizes || !scale_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
-  if (!group_size_allowed(group_size) || !aq_counts_allowed(1, cols)) return AQ_E_SHAPE;
-  const size_t groups = cols == 0 ? 0 : (cols - 1) / group_size + 1;
-  sizes[0] = bytes_of(groups, scale_bits);
-  sizes[1] = cols == 0 ? 0 : (cols - 1) / AQ_SEGMENT + 1;
-  return AQ_OK;
-}
+/* two_level/api.c: the functions of arrowquant.h for two-level scales. */
+#include "../dispatch.h"
+#include "../threads.h"
 
 /* Quantize ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-  const aq_kernels *kernels;
+  aq_two_level_function *quantize;
   aq_two_level_job job;
 } quantize_context;
 
 static int32_t quantize_rows(const void *context, size_t begin, size_t end) {
   const quantize_context *c = context;
-  return c->kernels->quantize_two_level(&c->job, begin, end);
+  return c->quantize(&c->job, begin, end);
 }
 
 int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
@@ -41,36 +22,30 @@ int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, s
   const aq_kernels *kernels = aq_choose_kernels(isa);
   if (!kernels) return AQ_E_ISA;
   if (!weights || !packed || !sub_scale || !sub_min || !super_scale || !super_min) return AQ_E_ARGUMENT;
-  if (!bits_allowed(bits) || !scale_bits_allowed(scale_bits) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
-  if (!group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
-  if (column_weights)
-    for (size_t i = 0; i < cols; i++)
-      if (!(column_weights[i] >= 0.0f && column_weights[i] < __builtin_inff())) return AQ_E_VALUE;
+  if (!aq_bits_allowed(bits) || !aq_scale_bits_allowed(scale_bits) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
+  if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  if (!aq_column_weights_allowed(column_weights, cols)) return AQ_E_VALUE;
   const size_t size = aq_min_size(group_size, cols), groups = (cols - 1) / size + 1;
-  const quantize_context context = {kernels,
+  const quantize_context context = {kernels->two_level,
                                     {.base = {.weights = weights,
                                               .dtype = dtype,
                                               .cols = cols,
                                               .bits = bits,
                                               .group_size = size,
                                               .groups = groups,
-                                              .words = words_of(cols, bits),
+                                              .words = aq_words_of(cols, bits),
                                               .clip = search != 0,
                                               .column_weights = column_weights,
                                               .packed = packed},
                                      .scale_bits = scale_bits,
                                      .supers = (cols - 1) / AQ_SEGMENT + 1,
-                                     .sub_bytes = bytes_of(groups, scale_bits),
+                                     .sub_bytes = aq_sub_bytes_of(groups, scale_bits),
                                      .sub_scale = sub_scale,
                                      .sub_min = sub_min,
                                      .super_scale = super_scale,
                                      .super_min = super_min}};
   const int32_t status = aq_run_units(quantize_rows, &context, rows, rows * cols, threads);
-  if (status == AQ_OK) return AQ_OK;
-  /* Which superblock failed first depends on the split; which of the two faults the tensor has does not. */
-  uint64_t index = 0;
-  aq_find_nonfinite(weights, dtype, rows * cols, &index, isa, threads);
-  return index < (uint64_t)rows * cols ? AQ_E_NONFINITE : AQ_E_RANGE;
+  return status == AQ_OK ? AQ_OK : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
 }
 
 /* Two levels for given scales --------------------------------------------------------------------------------------- */
@@ -79,11 +54,11 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
                          size_t group_size, int32_t scale_bits, uint8_t *sub_scale, uint8_t *sub_min,
                          uint16_t *super_scale, uint16_t *super_min) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  if (!scale || !minimum || !sub_scale || !sub_min || !super_scale || !super_min || !scale_bits_allowed(scale_bits))
+  if (!scale || !minimum || !sub_scale || !sub_min || !super_scale || !super_min || !aq_scale_bits_allowed(scale_bits))
     return AQ_E_ARGUMENT;
-  if (!group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const size_t groups = (cols - 1) / group_size + 1, super_groups = AQ_SEGMENT / group_size;
-  const size_t supers = (cols - 1) / AQ_SEGMENT + 1, bytes = bytes_of(groups, scale_bits);
+  const size_t supers = (cols - 1) / AQ_SEGMENT + 1, bytes = aq_sub_bytes_of(groups, scale_bits);
   const float sub_max = (float)((1 << scale_bits) - 1), limit = AQ_HALF_MAX * sub_max;
   for (size_t i = 0; i < rows * groups; i++) {
     if (!(scale[i] - scale[i] == 0.0f) || !(minimum[i] - minimum[i] == 0.0f)) return AQ_E_NONFINITE;
@@ -123,30 +98,6 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
 
 /* Packed matrices --------------------------------------------------------------------------------------------------- */
 
-int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
-                          const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
-                          int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view) {
-  if (!packed || !sub_scale || !sub_min || !super_scale || !super_min) return AQ_E_ARGUMENT;
-  if (!bits_allowed(bits) || !scale_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
-  if (!group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
-  const size_t size = aq_min_size(group_size, cols), groups = (cols - 1) / size + 1;
-  *view = (aq_packed_view){.packed = packed,
-                           .cols = cols,
-                           .bits = bits,
-                           .group_size = size,
-                           .groups = groups,
-                           .words = words_of(cols, bits),
-                           .two_level = {.scale_bits = scale_bits,
-                                         .sub_scale = sub_scale,
-                                         .sub_min = sub_min,
-                                         .super_scale = super_scale,
-                                         .super_min = super_min,
-                                         .super_groups = AQ_SEGMENT / group_size,
-                                         .supers = (cols - 1) / AQ_SEGMENT + 1,
-                                         .sub_bytes = bytes_of(groups, scale_bits)}};
-  return AQ_OK;
-}
-
 int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                                 const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
                                 int32_t bits, size_t group_size, int32_t scale_bits, void *out, int32_t dtype,
@@ -157,7 +108,7 @@ int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale
   aq_packed_view view;
   const int32_t status = aq_view_two_level(packed, sub_scale, sub_min, super_scale, super_min, rows, cols, bits,
                                            group_size, scale_bits, &view);
-  return status == AQ_OK ? aq_dequantize_view(kernels, &view, rows, out, dtype, threads) : status;
+  return status == AQ_OK ? aq_dequantize_view(kernels->quantize, &view, rows, out, dtype, threads) : status;
 }
 
 int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
@@ -173,5 +124,5 @@ int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const 
   aq_packed_view view;
   const int32_t status = aq_view_two_level(packed, sub_scale, sub_min, super_scale, super_min, rows, cols, bits,
                                            group_size, scale_bits, &view);
-  return status == AQ_OK ? aq_view_statistics(kernels, &view, rows, weights, dtype, statistics, threads) : status;
+  return status == AQ_OK ? aq_view_statistics(kernels->quantize, &view, rows, weights, dtype, statistics, threads) : status;
 }

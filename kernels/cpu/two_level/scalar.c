@@ -218,7 +218,7 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
   const size_t first_group = super * (AQ_SEGMENT / size); /* a row of one superblock may have any size */
   const float code_max = (float)((1 << base->bits) - 1), sub_max = (float)((1 << job->scale_bits) - 1);
   float w[AQ_SEGMENT], t[AQ_SEGMENT], u[AQ_SEGMENT], smallest[AQ_SUPER_GROUPS], largest[AQ_SUPER_GROUPS];
-  aq_kernels_scalar.load(base->weights, base->dtype, row * base->cols + col, n, w);
+  aq_quantize_scalar.load(base->weights, base->dtype, row * base->cols + col, n, w);
 
   float squares = 0.0f, most_important = 0.0f, away = 0.0f;
   const float limit = AQ_HALF_MAX * sub_max;
@@ -282,11 +282,11 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
   }
   job->super_scale[row * job->supers + super] = aq_half_from_float(fit.scale * sign);
   job->super_min[row * job->supers + super] = aq_half_from_float(fit.minimum * sign);
-  return aq_kernels_scalar.pack_row(codes, n, base->bits,
+  return aq_quantize_scalar.pack_row(codes, n, base->bits,
                                     base->packed + row * base->words + col / 32 * (size_t)base->bits);
 }
 
-int32_t aq_quantize_two_level_scalar(const aq_two_level_job *job, size_t row_begin, size_t row_end) {
+int32_t aq_two_level_scalar(const aq_two_level_job *job, size_t row_begin, size_t row_end) {
   for (size_t row = row_begin; row < row_end; row++) {
     for (size_t i = 0; i < job->sub_bytes; i++)
       job->sub_scale[row * job->sub_bytes + i] = job->sub_min[row * job->sub_bytes + i] = 0;

@@ -1,5 +1,7 @@
-/* two_level_vector.h: quantizing with two-level scales over vectors of AQ_W floats, included once by vector.h. One
- * superblock in each lane, a tile of AQ_SEGMENT columns; every operation and its order is two_level_scalar.c's. */
+/* two_level/vector.h: quantizing with two-level scales over vectors of AQ_W floats, included once by each unit of isa/
+ * behind quantize/vector.h. One superblock in each lane, a tile of AQ_SEGMENT columns; every operation is that of
+ * two_level/scalar.c, in its order. */
+#include "kernels.h"
 
 typedef struct {
   vf t[AQ_SEGMENT / 2]; /* of the group being searched: at most 128 columns */
@@ -387,7 +389,7 @@ static int32_t quantize_super_columns(const aq_two_level_job *job, batch *b, sup
   return b->lanes ? quantize_supers(job, b, tile) : AQ_OK;
 }
 
-static int32_t quantize_two_level(const aq_two_level_job *job, size_t row_begin, size_t row_end) {
+int32_t AQ_NAMED(two_level)(const aq_two_level_job *job, size_t row_begin, size_t row_end) {
   super_tile tile;
   batch b = {.job = &job->base, .weights = tile.weights};
   const size_t whole = job->base.cols / AQ_SEGMENT, rest = job->base.cols % AQ_SEGMENT;

@@ -1,0 +1,25 @@
+/* dispatch.h: the kernels of each instruction set. */
+#ifndef AQ_DISPATCH_H
+#define AQ_DISPATCH_H
+
+#include "backward/kernels.h"
+#include "forward/kernels.h"
+#include "int8/kernels.h"
+#include "quantize/kernels.h"
+#include "solver/kernels.h"
+#include "two_level/kernels.h"
+
+typedef struct {
+  int (*supported)(void); /* whether this processor has it; null: it is not in this build */
+  const aq_quantize_kernels *quantize;
+  aq_two_level_function *two_level;
+  const aq_forward_kernels *forward;
+  const aq_solver_kernels *solver;
+  const aq_int8_kernels *int8;
+  const aq_backward_kernels *backward;
+} aq_kernels;
+
+/* The kernels of an AQ_ISA_*; null: not in this build or not on this processor. */
+const aq_kernels *aq_choose_kernels(int32_t isa);
+
+#endif

@@ -1,0 +1,105 @@
+/* packed.c: sizes of packed matrices and the checks of packed.h. */
+#include "packed.h"
+
+int aq_counts_allowed(size_t rows, size_t cols) { return cols == 0 || rows <= SIZE_MAX / 16 / cols; }
+
+int aq_three_counts_allowed(size_t a, size_t b, size_t c) {
+  return aq_counts_allowed(a, b) && (a == 0 || b == 0 || aq_counts_allowed(a * b, c));
+}
+
+int aq_bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+
+int aq_scale_bits_allowed(int32_t scale_bits) { return scale_bits == 4 || scale_bits == 6; }
+
+int aq_zero_point_kind_allowed(int32_t kind) {
+  return kind >= AQ_ZERO_POINT_REAL && kind <= AQ_ZERO_POINT_SYMMETRIC;
+}
+
+int aq_column_weights_allowed(const float *weights, size_t cols) {
+  for (size_t i = 0; weights && i < cols; i++)
+    if (!(weights[i] >= 0.0f && weights[i] < __builtin_inff())) return 0;
+  return 1;
+}
+
+size_t aq_group_columns(size_t group_size, size_t cols) {
+  switch (group_size) {
+    case 0: return cols;
+    case 16:
+    case 32:
+    case 64:
+    case 128:
+    case 256: return aq_min_size(group_size, cols);
+    default: return 0;
+  }
+}
+
+int aq_two_level_group_size_allowed(size_t group_size) {
+  return group_size != 0 && group_size != AQ_SEGMENT && aq_group_columns(group_size, AQ_SEGMENT) != 0;
+}
+
+size_t aq_words_of(size_t cols, int32_t bits) { return (cols * (size_t)bits + 31) / 32; }
+
+size_t aq_sub_bytes_of(size_t groups, int32_t scale_bits) { return (groups * (size_t)scale_bits + 7) / 8; }
+
+int32_t aq_packed_words(size_t cols, int32_t bits, uint64_t *words) {
+  if (!words || !aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
+  if (!aq_counts_allowed(1, cols)) return AQ_E_SHAPE;
+  *words = aq_words_of(cols, bits);
+  return AQ_OK;
+}
+
+int32_t aq_group_count(size_t cols, size_t group_size, uint64_t *groups) {
+  if (!groups) return AQ_E_ARGUMENT;
+  const size_t size = aq_group_columns(group_size, cols == 0 ? 1 : cols);
+  if (size == 0) return AQ_E_SHAPE;
+  *groups = cols == 0 ? 0 : (cols - 1) / size + 1;
+  return AQ_OK;
+}
+
+int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes) {
+  if (!sizes || !aq_scale_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
+  if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(1, cols)) return AQ_E_SHAPE;
+  sizes[0] = cols == 0 ? 0 : aq_sub_bytes_of((cols - 1) / group_size + 1, scale_bits);
+  sizes[1] = cols == 0 ? 0 : (cols - 1) / AQ_SEGMENT + 1;
+  return AQ_OK;
+}
+
+int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
+                       size_t cols, int32_t bits, size_t group_size, aq_packed_view *view) {
+  if (!packed || !scale || !aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
+  const size_t size = aq_group_columns(group_size, cols);
+  if (size == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  *view = (aq_packed_view){.packed = packed,
+                           .scale = scale,
+                           .zero_point = zero_point,
+                           .cols = cols,
+                           .bits = bits,
+                           .group_size = size,
+                           .groups = (cols - 1) / size + 1,
+                           .words = aq_words_of(cols, bits)};
+  return AQ_OK;
+}
+
+int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+                          const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
+                          int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view) {
+  if (!packed || !sub_scale || !sub_min || !super_scale || !super_min) return AQ_E_ARGUMENT;
+  if (!aq_bits_allowed(bits) || !aq_scale_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
+  if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  const size_t size = aq_min_size(group_size, cols), groups = (cols - 1) / size + 1;
+  *view = (aq_packed_view){.packed = packed,
+                           .cols = cols,
+                           .bits = bits,
+                           .group_size = size,
+                           .groups = groups,
+                           .words = aq_words_of(cols, bits),
+                           .two_level = {.scale_bits = scale_bits,
+                                         .sub_scale = sub_scale,
+                                         .sub_min = sub_min,
+                                         .super_scale = super_scale,
+                                         .super_min = super_min,
+                                         .super_groups = AQ_SEGMENT / group_size,
+                                         .supers = (cols - 1) / AQ_SEGMENT + 1,
+                                         .sub_bytes = aq_sub_bytes_of(groups, scale_bits)}};
+  return AQ_OK;
+}

@@ -1,0 +1,76 @@
+/* packed.h: packed matrices, their sizes, and the checks that every family's functions make. */
+#ifndef AQ_PACKED_H
+#define AQ_PACKED_H
+
+#include "../arithmetic/group.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "packed words are little-endian, and so must the processor be"
+#endif
+
+#define AQ_INLINE static inline __attribute__((always_inline))
+
+AQ_INLINE size_t aq_min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Two-level scales of a packed matrix (arithmetic/two_level.h); scale_bits 0: it has plain ones. */
+typedef struct {
+  int32_t scale_bits;
+  const uint8_t *sub_scale, *sub_min;
+  const uint16_t *super_scale, *super_min;
+  size_t super_groups; /* groups of a superblock */
+  size_t supers;       /* superblocks of a row */
+  size_t sub_bytes;    /* bytes of a row's sub-scales */
+} aq_two_level_view;
+
+typedef struct {
+  const uint32_t *packed;
+  const uint16_t *scale;
+  const uint16_t *zero_point; /* null when symmetric */
+  size_t cols;
+  int32_t bits;
+  size_t group_size;
+  size_t groups;
+  size_t words;
+  int32_t stream; /* the result is larger than any cache: store past them */
+  aq_two_level_view two_level;
+} aq_packed_view;
+
+/* So that no element count times eight bytes wraps. */
+int aq_counts_allowed(size_t rows, size_t cols);
+int aq_three_counts_allowed(size_t a, size_t b, size_t c);
+int aq_bits_allowed(int32_t bits);
+int aq_scale_bits_allowed(int32_t scale_bits);
+int aq_zero_point_kind_allowed(int32_t kind);
+int aq_column_weights_allowed(const float *weights, size_t cols); /* null: all ones */
+
+/* Columns of a group of this size, 0 if the size is not allowed; cols > 0. */
+size_t aq_group_columns(size_t group_size, size_t cols);
+int aq_two_level_group_size_allowed(size_t group_size);
+size_t aq_words_of(size_t cols, int32_t bits);
+size_t aq_sub_bytes_of(size_t groups, int32_t scale_bits);
+
+/* A view of the arguments, checked. */
+int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
+                       size_t cols, int32_t bits, size_t group_size, aq_packed_view *view);
+int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+                          const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
+                          int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view);
+
+/* Sub-code `i` of a row's bytes. */
+static inline uint32_t aq_read_sub_code(const uint8_t *stream, size_t i, int32_t bits) {
+  const size_t bit = i * (size_t)bits, byte = bit >> 3, shift = bit & 7;
+  uint32_t code = stream[byte] >> shift;
+  if (shift + (size_t)bits > 8) code |= (uint32_t)stream[byte + 1] << (8 - shift);
+  return code & ((1u << bits) - 1);
+}
+
+/* Scale and minimum of group `group` of a row: w = scale * q - minimum. */
+static inline void aq_two_level_grid(const aq_packed_view *view, size_t row, size_t group, float *scale,
+                                     float *minimum) {
+  const aq_two_level_view *t = &view->two_level;
+  const size_t super = row * t->supers + group / t->super_groups, first = row * t->sub_bytes;
+  *scale = aq_float_from_half(t->super_scale[super]) * (float)aq_read_sub_code(t->sub_scale + first, group, t->scale_bits);
+  *minimum = aq_float_from_half(t->super_min[super]) * (float)aq_read_sub_code(t->sub_min + first, group, t->scale_bits);
+}
+
+#endif
