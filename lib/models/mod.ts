@@ -1,6 +1,22 @@
-/** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, how they generate, tokens and pictures. */
+/** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, their generation, tokens and pictures. */
 export type { DitConfig } from "./dit/config.ts";
 export { type DitModel, type ImageBatch, loadDit } from "./dit/model.ts";
+export { encodePng, tileImages } from "./dit/png.ts";
+export { generateImages, type ImageOptions, imageSteps } from "./dit/sampler.ts";
+export { loadScheduler, type SamplerName, Scheduler } from "./dit/schedulers.ts";
+export {
+  forwardCost,
+  type LoadedModel,
+  loadModel,
+  loadStoredModel,
+  modelConfig,
+  modelFrom,
+} from "./families.ts";
+export type { ForwardShape } from "./family.ts";
+export type { Blockwise, LayerObserver, Stage } from "./layers/blockwise.ts";
+export type { Matrix } from "./layers/linear.ts";
+export type { LinearLayer } from "./layers/tensors.ts";
+export type { MaskedTransformerConfig } from "./masked/config.ts";
 export {
   diffusionGenerate,
   DREAM_ALGORITHMS,
@@ -8,54 +24,16 @@ export {
   type DreamGenerationOptions,
   dreamSteps,
   loadDream,
-  maskTimes,
 } from "./masked/dream.ts";
-export {
-  forwardCost,
-  type LoadedModel,
-  loadModel,
-  loadStoredModel,
-  type ModelConfig,
-  modelConfig,
-  modelFrom,
-} from "./families.ts";
-export type { ForwardCost, ForwardShape } from "./family.ts";
-export {
-  type Generation,
-  type GenerationStep,
-  runGeneration,
-  type TraceOptions,
-} from "./masked/generation.ts";
-export { generateImages, type ImageOptions, type ImageStep, imageSteps } from "./dit/sampler.ts";
-export {
-  lladaGenerate,
-  type LladaGenerationOptions,
-  lladaSteps,
-  loadLlada,
-  type Remasking,
-  REMASKINGS,
-} from "./masked/llada.ts";
-export type { Blockwise, LayerObserver, LayerOptions, Stage } from "./layers/blockwise.ts";
-export type { MaskedTransformerConfig } from "./masked/config.ts";
-export type { ForwardOptions, MaskedTransformer, SequenceBatch } from "./masked/transformer.ts";
-export { encodePng, tileImages } from "./dit/png.ts";
+export type { GenerationStep } from "./masked/generation.ts";
+export { lladaGenerate, lladaSteps, loadLlada, type Remasking, REMASKINGS } from "./masked/llada.ts";
+export { loadTokenizer, type Tokenizer } from "./masked/tokenizer.ts";
+export type { MaskedTransformer, SequenceBatch } from "./masked/transformer.ts";
 export { imageNoise, RandomStream } from "./random.ts";
-export {
-  loadScheduler,
-  type PredictionType,
-  type SamplerName,
-  Scheduler,
-  type SchedulerConfig,
-  schedulerConfig,
-  type TimestepSpacing,
-} from "./dit/schedulers.ts";
 export {
   type HeldMatrix,
   type ModelRequirements,
   modelRequirements,
   requirementsAt,
 } from "./requirements.ts";
-export type { DenseMatrix, Matrix } from "./layers/linear.ts";
-export { type StoredTimeOptions, storedTimeParameters } from "./stored_time_parameters.ts";
-export type { EmbeddingTable, LinearLayer, LoadOptions } from "./layers/tensors.ts";
-export { loadTokenizer, type Tokenizer } from "./masked/tokenizer.ts";
+export { storedTimeParameters } from "./stored_time_parameters.ts";

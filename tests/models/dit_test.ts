@@ -14,9 +14,9 @@ import {
   loadScheduler,
   RandomStream,
   Scheduler,
-  schedulerConfig,
   tileImages,
 } from "../../lib/models/mod.ts";
+import { schedulerConfig } from "../../lib/models/dit/schedulers.ts";
 import { ConfigFields } from "../../lib/models/layers/model_config.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";

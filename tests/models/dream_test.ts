@@ -11,9 +11,9 @@ import {
   loadLlada,
   loadModel,
   loadTokenizer,
-  maskTimes,
   RandomStream,
 } from "../../lib/models/mod.ts";
+import { maskTimes } from "../../lib/models/masked/dream.ts";
 import { selectMostConfident, TokenSampler } from "../../lib/models/masked/token_sampling.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";

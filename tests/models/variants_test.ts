@@ -10,8 +10,8 @@ import {
   loadScheduler,
   requirementsAt,
   Scheduler,
-  schedulerConfig,
 } from "../../lib/models/mod.ts";
+import { schedulerConfig } from "../../lib/models/dit/schedulers.ts";
 import { ConfigFields } from "../../lib/models/layers/model_config.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { convertFloats } from "../../lib/quant/mod.ts";
