@@ -21,9 +21,9 @@ export type ErrorCode =
 /** Where an error happened, as far as it is known. */
 export interface ErrorPlace {
   /** File or folder concerned. */
-  readonly path?: string;
+  readonly path?: string | undefined;
   /** Tensor concerned. */
-  readonly tensor?: string;
+  readonly tensor?: string | undefined;
   readonly cause?: unknown;
 }
 

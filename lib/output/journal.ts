@@ -4,8 +4,7 @@
  * A line is written after its tensor's bytes. Nothing is synced for it: after a loss of power the digests tell which
  * lines are true, so the journal may run ahead of the disk.
  */
-import { Buffer } from "node:buffer";
-import { closeSync, fsyncSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, readFileSync, writeSync } from "node:fs";
 import type { TensorSpec } from "../tensor/mod.ts";
 import { errorCode, outputError, writeWhole } from "../files/whole.ts";
 import type { Identity, LayerRecord } from "./record.ts";
@@ -96,50 +95,12 @@ function* linesOf(values: readonly unknown[]): Generator<string> {
 }
 
 /**
- * Reads a journal's header alone; undefined when there is none that can be used.
- *
- * @throws {OutputError} when it is there and cannot be read
- */
-export function readJournalHeader(path: string): JournalHeader | undefined {
-  const block = Buffer.alloc(HEADER_BLOCK_BYTES);
-  const decoder = new TextDecoder();
-  let text = "";
-  try {
-    const fd = openSync(path, "r");
-    try {
-      for (let end = -1; end < 0;) {
-        const got = readSync(fd, block, 0, block.length, null);
-        if (got === 0) break;
-        text += decoder.decode(block.subarray(0, got), { stream: true });
-        end = text.indexOf("\n");
-        if (end >= 0) text = text.slice(0, end);
-      }
-    } finally {
-      closeSync(fd);
-    }
-  } catch (cause) {
-    if (errorCode(cause) === "ENOENT") return undefined;
-    throw outputError("read", path, cause);
-  }
-  return headerOf(text);
-}
-
-const HEADER_BLOCK_BYTES = 2 ** 16;
-
-function headerOf(line: string): JournalHeader | undefined {
-  const header = parseLine<JournalHeader>(line);
-  return header?.journal === JOURNAL_VERSION && Array.isArray(header.files) ? header : undefined;
-}
-
-/**
  * Reads a journal: its header, undefined when there is none that can be used, and the entries up to the first line that
  * is not whole.
  *
  * @throws {OutputError} when it is there and cannot be read
  */
-export function readJournal(
-  path: string,
-): { header: JournalHeader | undefined; entries: JournalEntry[] } {
+export function readJournal(path: string): { header: JournalHeader | undefined; entries: JournalEntry[] } {
   let text: string;
   try {
     text = readFileSync(path, "utf8");
@@ -147,10 +108,11 @@ export function readJournal(
     if (errorCode(cause) === "ENOENT") return { header: undefined, entries: [] };
     throw outputError("read", path, cause);
   }
-  const [first, ...rest] = text.split("\n");
-  const header = headerOf(first ?? "");
-  if (header === undefined) return { header, entries: [] };
-  const entries: JournalEntry[] = [];
+  const [first, ...rest] = text.split("\n"), entries: JournalEntry[] = [];
+  const header = parseLine<JournalHeader>(first!);
+  if (header?.journal !== JOURNAL_VERSION || !Array.isArray(header.files)) {
+    return { header: undefined, entries };
+  }
   // What stands behind the last line feed is half a line, also where it happens to parse.
   for (const line of rest.slice(0, -1)) {
     const entry = parseLine<JournalEntry>(line);

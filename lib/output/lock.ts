@@ -23,14 +23,9 @@ function host(): string {
   try {
     return hostname().replace(/[^\w.-]/g, "_");
   } catch (error) {
-    if (!isNotPermitted(error)) throw error;
+    if (!(error instanceof Error) || error.name !== "NotCapable") throw error; // Deno's lack of a permission
     return UNKNOWN_HOST;
   }
-}
-
-/** Whether Deno refused something for lack of a permission. */
-function isNotPermitted(error: unknown): boolean {
-  return error instanceof Error && error.name === "NotCapable";
 }
 
 /** Names of the locks that this process holds. */
@@ -70,11 +65,12 @@ export function checkLock(folder: string, own?: string): void {
   const name = otherLocks(folder, own).find(isHeld);
   if (name === undefined) return;
   const [, itsHost, pid] = LOCK_NAME.exec(name)!;
+  const found = `process ${pid} on ${quote(itsHost!)} at work`;
   throw new OutputError(
-    `Cannot write into ${quote(folder)}: it must have one run at a time, got process ${pid} on ${
-      quote(itsHost!)
-    } at ` +
-      `work; wait for it, or delete ${quote(name)} there when you are sure that it is gone`,
+    `Cannot write into ${
+      quote(folder)
+    }: it must have one run at a time, got ${found}; wait for it, or delete ` +
+      `${quote(name)} there when you are sure that it is gone`,
     { path: join(folder, name) },
   );
 }

@@ -1,6 +1,6 @@
 /**
- * The output folder: who may write into it, the work folder inside it, and the step that turns finished work into the
- * output.
+ * The output folder: checks before it is written into, the work folder inside it, and the step that turns finished
+ * work into the output.
  *
  * ```text
  * OUT/arrowquant.partial/   lock, journal and unfinished files of a run; nothing else in OUT changes before the commit
@@ -18,6 +18,7 @@ import {
   digestFile,
   errorCode,
   exists,
+  type FileDigest,
   kindOf,
   listFolder,
   outputError,
@@ -28,7 +29,7 @@ import {
   TEMPORARY_SUFFIX,
   writeWhole,
 } from "../files/whole.ts";
-import { Journal, type JournalEntry, readJournal, readJournalHeader } from "./journal.ts";
+import { Journal, type JournalEntry, readJournal } from "./journal.ts";
 import { acquireLock, checkLock } from "./lock.ts";
 import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, manifestText } from "./record.ts";
 
@@ -40,7 +41,7 @@ export const SOLVED_PREFIX = "solved-";
 
 const JOURNAL_FILE = "progress.jsonl";
 
-/** What a run wants of an output folder. */
+/** The output that a run asks for. */
 export interface OutputRequest {
   readonly path: string;
   readonly identity: Identity;
@@ -119,7 +120,7 @@ export class OutputFolder {
     }
   }
 
-  /** Removes what an earlier run left in the work folder and begins the journal. */
+  /** Removes the files that an earlier run left in the work folder, and begins the journal. */
   begin(entries: readonly JournalEntry[] = []): void {
     if (entries.length === 0) this.#clearWork();
     if (this.start.kind === "fresh") this.#removeSolved();
@@ -149,14 +150,11 @@ export class OutputFolder {
     const old = readManifest(path);
     if (old !== undefined) {
       // config.json and the index first: without them nothing takes a mixture of old and new for a model.
-      const names = Object.keys(old.files).sort((a, b) => Number(isTensors(a)) - Number(isTensors(b)));
-      for (const name of names) remove(join(path, name));
+      for (const name of Object.keys(old.files).sort((a, b) => tensorsFirst(b, a))) remove(join(path, name));
       remove(manifestPath);
       syncFolder(path);
     }
-    for (
-      const name of Object.keys(manifest.files).sort((a, b) => Number(isTensors(b)) - Number(isTensors(a)))
-    ) {
+    for (const name of Object.keys(manifest.files).sort(tensorsFirst)) {
       if (exists(join(this.work, name))) rename(join(this.work, name), join(path, name));
     }
     syncFolder(path);
@@ -165,7 +163,7 @@ export class OutputFolder {
     this.clean();
   }
 
-  /** Removes the work folder with all that the run put into it. */
+  /** Removes the work folder with the run's files in it. */
   clean(): void {
     this.#removeSolved();
     this.#clearWork();
@@ -173,7 +171,7 @@ export class OutputFolder {
     try {
       rmdirSync(this.work);
     } catch (cause) {
-      // Something of somebody else's in it, or the next run already.
+      // It holds a file that is not ours, or the next run already.
       if (!["ENOTEMPTY", "EEXIST", "ENOENT"].includes(errorCode(cause) ?? "")) {
         throw outputError("delete", this.work, cause);
       }
@@ -213,12 +211,9 @@ export class OutputFolder {
       if (!exists(join(this.work, name))) remove(join(this.#request.path, name));
     }
     remove(join(this.work, MANIFEST_FILE));
-    const header = readJournalHeader(join(this.work, JOURNAL_FILE));
-    const names = new Set([
-      ...(header?.files ?? []).filter(isPlainName),
-      ...this.#request.files,
-      MANIFEST_FILE,
-    ]);
+    const { header } = readJournal(join(this.work, JOURNAL_FILE));
+    const files = [...(header?.files ?? []).filter(isPlainName), ...this.#request.files];
+    const names = new Set([...files, MANIFEST_FILE]);
     for (const name of names) {
       for (const suffix of ["", PARTIAL_SUFFIX, TEMPORARY_SUFFIX]) remove(join(this.work, name + suffix));
     }
@@ -227,13 +222,12 @@ export class OutputFolder {
 }
 
 /**
- * Checks, changing nothing, that a run may write into a folder.
+ * Checks that a run may write into a folder, without changing anything.
  *
  * @throws {OutputError} when it may not; the message says what would help
  */
 export function checkOutput({ path, files, resume, force }: OutputRequest): void {
-  const refuse = (wanted: string, found: string) =>
-    new OutputError(`Cannot write ${quote(path)}: ${wanted}, got ${found}`, { path });
+  const refuse = (wanted: string, found: string) => cannotWrite(path, `${wanted}, got ${found}`);
   const kind = kindOf(path);
   if (kind === "nothing") return;
   if (kind !== "folder") throw refuse("must be a folder or not exist", "a file");
@@ -249,15 +243,12 @@ export function checkOutput({ path, files, resume, force }: OutputRequest): void
       "a run that was stopped: give --resume to finish it, or --force to start over",
     );
   }
-  if (manifest !== undefined && !resume && !force) {
-    throw refuse("must be empty", "a finished output: choose another folder, or give --force to replace it");
-  }
+  if (manifest !== undefined && !resume && !force) throw refuse("must be empty", FINISHED);
   if (manifest === undefined && !hasWork && names.length > 0) {
+    const found = `${names.length} other files (${quote(names[0]!)} …)`;
     throw refuse(
       "must be empty or an output of this tool",
-      `${names.length} other files (${
-        quote(names[0]!)
-      } …), which --force does not delete: choose another folder`,
+      `${found}, which --force does not delete: choose another folder`,
     );
   }
   const committed = readManifest(work);
@@ -265,13 +256,15 @@ export function checkOutput({ path, files, resume, force }: OutputRequest): void
   const foreign = [...files, MANIFEST_FILE].find((name) =>
     names.includes(name) && !ours.has(name) && !(name === MANIFEST_FILE && manifest !== undefined)
   );
-  if (foreign !== undefined) {
-    throw refuse(
-      `must have no ${quote(foreign)} of somebody else's`,
-      "one that this tool did not write: move it away, or choose another folder",
-    );
-  }
+  if (foreign === undefined) return;
+  const remedy = "move it away, or choose another folder";
+  throw refuse(`must have no other ${quote(foreign)}`, `one that this tool did not write: ${remedy}`);
 }
+
+const FINISHED = "a finished output: choose another folder, or give --force to replace it";
+
+const cannotWrite = (path: string, reason: string) =>
+  new OutputError(`Cannot write ${quote(path)}: ${reason}`, { path });
 
 /**
  * Checks that the output is not the input, also by way of symbolic links.
@@ -289,11 +282,9 @@ export function checkNotInput(checkpoint: Checkpoint, output: string): void {
   const isSame = inputs.has(place) ||
     (exists(place) && [...inputs].some((input) => isSameFile(input, place)));
   if (!isSame) return;
-  throw new OutputError(
-    `Cannot write ${quote(output)}: must not be the input's folder, got the same place as ${
-      quote(checkpoint.path)
-    }`,
-    { path: output },
+  throw cannotWrite(
+    output,
+    `must not be the input's folder, got the same place as ${quote(checkpoint.path)}`,
   );
 }
 
@@ -323,26 +314,22 @@ export interface Mismatch {
   readonly reason: string;
 }
 
-/** Holds every file of a manifest against it: size, then SHA-256. */
-export async function verifyFiles(folder: string, manifest: Manifest): Promise<Mismatch[]> {
+/** Compares every file of a manifest with it: size, then SHA-256. */
+export async function verifyFiles(folder: string, { files }: Manifest): Promise<Mismatch[]> {
   const mismatches: Mismatch[] = [];
-  for (const [name, wanted] of Object.entries(manifest.files)) {
-    const path = join(folder, name);
-    if (kindOf(path) !== "file") {
-      mismatches.push({ name, reason: "must be there, got no such file" });
-      continue;
-    }
-    const size = statSync(path).size;
-    if (size !== wanted.bytes) {
-      mismatches.push({ name, reason: `must have ${wanted.bytes} bytes, got ${size}` });
-      continue;
-    }
-    const { sha256 } = await digestFile(path);
-    if (sha256 !== wanted.sha256) {
-      mismatches.push({ name, reason: `must have SHA-256 ${wanted.sha256}, got ${sha256}` });
-    }
+  for (const [name, wanted] of Object.entries(files)) {
+    const reason = await mismatch(join(folder, name), wanted);
+    if (reason !== undefined) mismatches.push({ name, reason });
   }
   return mismatches;
+}
+
+async function mismatch(path: string, wanted: FileDigest): Promise<string | undefined> {
+  if (kindOf(path) !== "file") return "must be there, got no such file";
+  const { size } = statSync(path);
+  if (size !== wanted.bytes) return `must have ${wanted.bytes} bytes, got ${size}`;
+  const { sha256 } = await digestFile(path);
+  return sha256 === wanted.sha256 ? undefined : `must have SHA-256 ${wanted.sha256}, got ${sha256}`;
 }
 
 /** Decides how to start; the lock is held. */
@@ -357,13 +344,7 @@ function findStart(request: OutputRequest): Start {
   if (header === undefined && committed === undefined) {
     if (manifest === undefined) return { kind: "fresh" };
     // Also where a run with --force was killed before its journal: then the old output is what there is.
-    checkIdentity(
-      path,
-      "no stopped run but a finished output",
-      manifest.identity,
-      identity,
-      REPLACE,
-    );
+    checkIdentity(path, "no stopped run but a finished output", manifest.identity, identity, REPLACE);
     return { kind: "finished", manifest };
   }
   if (header !== undefined) {
@@ -387,34 +368,17 @@ function findStart(request: OutputRequest): Start {
 function checkOutputUnlocked(request: OutputRequest): void {
   const { path, resume, force } = request;
   if (resume || force || readManifest(path) === undefined) return;
-  throw new OutputError(
-    `Cannot write ${
-      quote(path)
-    }: must be empty, got a finished output: choose another folder, or give --force ` +
-      "to replace it",
-    { path },
-  );
+  throw cannotWrite(path, `must be empty, got ${FINISHED}`);
 }
 
 function isSameIdentity(a: Identity, b: Identity): boolean {
   return JSON.stringify(a) === JSON.stringify(b);
 }
 
-function checkIdentity(
-  path: string,
-  what: string,
-  found: Identity,
-  wanted: Identity,
-  remedy: string = GO_ON,
-): void {
+function checkIdentity(path: string, what: string, found: Identity, wanted: Identity, remedy = GO_ON): void {
   if (isSameIdentity(found, wanted)) return;
-  const differences: string[] = [];
-  if (found.operation !== wanted.operation) {
-    differences.push(`operation ${found.operation}, not ${wanted.operation}`);
-  }
-  if (found.toolVersion !== wanted.toolVersion) {
-    differences.push(`version ${found.toolVersion}, not ${wanted.toolVersion}`);
-  }
+  const differences = (["operation", "toolVersion"] as const).filter((key) => found[key] !== wanted[key])
+    .map((key) => `${key === "toolVersion" ? "version" : key} ${found[key]}, not ${wanted[key]}`);
   differences.push(...settingDifferences(found.settings, wanted.settings));
   if (JSON.stringify(found.source) !== JSON.stringify(wanted.source)) differences.push("another input");
   throw cannotResume(path, `must be the same run again, got ${what} with ${differences.join("; ")}`, remedy);
@@ -434,7 +398,7 @@ function settingDifferences(found: string, wanted: string): string[] {
     .map((key) => `${key} ${JSON.stringify(a[key])}, not ${JSON.stringify(b[key])}`);
 }
 
-/** What helps against a run that cannot be resumed. */
+/** Remedies for a run that cannot be resumed. */
 const GO_ON = "repeat the first command with --resume, or start over with --force";
 const REPLACE = "replace it with --force instead of --resume, also where a run with --force was stopped";
 
@@ -442,7 +406,8 @@ function cannotResume(path: string, reason: string, remedy: string = GO_ON): Out
   return new OutputError(`Cannot resume ${quote(path)}: ${reason}; ${remedy}`, { path });
 }
 
-const isTensors = (name: string): boolean => name.endsWith(".safetensors");
+const isTensors = (name: string): number => Number(name.endsWith(".safetensors"));
+const tensorsFirst = (a: string, b: string): number => isTensors(b) - isTensors(a);
 const isPlainName = (name: string): boolean => basename(name) === name && ![".", ".."].includes(name);
 
 /** The real path of what exists, with the rest of the path behind it. */

@@ -1,4 +1,4 @@
-/** What became of one tensor, as the journal and the manifest store it, and the manifest itself. */
+/** The record of one tensor, as the journal and the manifest store it, and the manifest itself. */
 import type {
   BitWidth,
   ErrorStatistics,
@@ -14,9 +14,6 @@ export const TOOL_VERSION = "0.1.0";
 
 /** File that is written last: a folder that has it is finished. */
 export const MANIFEST_FILE = "arrowquant.manifest.json";
-
-/** What the pipeline does to a checkpoint. */
-export type Operation = "quantize" | "dequantize";
 
 /** What became of one tensor. */
 export interface LayerRecord {
@@ -51,9 +48,9 @@ export interface LayerRecord {
   readonly statistics?: ErrorStatistics;
   /** Of a tensor that was solved on calibration data. */
   readonly solved?: {
-    /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², W what was aimed at. */
+    /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², where W are the target weights. */
     readonly relativeError: number;
-    /** Error of the first grid that was tried / error of the result. */
+    /** Error of the first scales that were tried / error of the result. */
     readonly gain: number;
     readonly damping: number;
     readonly deadColumns: number;
@@ -75,9 +72,9 @@ export interface SourceFingerprint {
   readonly configSha256: string | null;
 }
 
-/** What a run does and to what: equal identities give equal bytes. */
+/** Operation, settings and input of a run: equal identities give equal bytes. */
 export interface Identity {
-  readonly operation: Operation;
+  readonly operation: "quantize" | "dequantize";
   readonly toolVersion: string;
   /** Canonical JSON of every setting that can change a byte. */
   readonly settings: string;
@@ -95,9 +92,8 @@ export interface Manifest {
 }
 
 /** Keys in snake case, as in every file of the project; values of `layers`, `files` and `settings` keep theirs. */
-export function toFileKeys(value: unknown): unknown {
-  return mapKeys(value, remembered((key) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)));
-}
+const toFileKeys = (value: unknown): unknown =>
+  mapKeys(value, remembered((key) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)));
 
 /** Layers that become text at once: a manifest may have hundreds of thousands. */
 const LAYERS_PER_PIECE = 1000;
@@ -118,7 +114,7 @@ export function* manifestText(manifest: Manifest): Generator<string> {
   yield `${layers.length === 0 ? "" : "\n "}]\n}\n`;
 }
 
-/** The inverse of {@linkcode toFileKeys}. */
+/** The inverse of `toFileKeys`. */
 export function fromFileKeys(value: unknown): unknown {
   return mapKeys(
     value,

@@ -213,13 +213,15 @@ export class Rewrite {
     const { path } = this.#job.request;
     const [mismatch] = await verifyFiles(path, manifest);
     if (mismatch !== undefined) {
-      throw new IntegrityError(
-        `Cannot resume ${quote(path)}: ${quote(mismatch.name)} ${mismatch.reason}; start over with --force`,
-        { path: join(path, mismatch.name) },
-      );
+      throw this.#cannotResume(`${quote(mismatch.name)} ${mismatch.reason}`, join(path, mismatch.name));
     }
     this.#event("resume", "the output is complete: nothing is left to do");
     this.#folder.clean();
+  }
+
+  #cannotResume(reason: string, path: string): IntegrityError {
+    const output = quote(this.#job.request.path);
+    return new IntegrityError(`Cannot resume ${output}: ${reason}; start over with --force`, { path });
   }
 
   async #file(file: RewriteFile, steps: ReadonlyMap<string, RewriteStep>): Promise<void> {
@@ -303,16 +305,9 @@ export class Rewrite {
   }
 
   /** Opens the file to be written, with those of the journal's tensors whose bytes are there. */
-  async #writer(
-    path: string,
-    file: RewriteFile,
-    known: readonly JournalEntry[],
-  ): Promise<SafetensorsWriter> {
+  async #writer(path: string, file: RewriteFile, known: readonly JournalEntry[]): Promise<SafetensorsWriter> {
     const { metadata, reservedHeaderBytes } = file;
-    if (known.length === 0 || !exists(path + PARTIAL_SUFFIX)) {
-      return SafetensorsWriter.create(path, { metadata, reservedHeaderBytes });
-    }
-    for (let count = known.length; count > 0; count--) {
+    for (let count = exists(path + PARTIAL_SUFFIX) ? known.length : 0; count > 0; count--) {
       const tensors = known.slice(0, count).flatMap((entry) => entry.tensors);
       let writer: SafetensorsWriter;
       try {
@@ -321,12 +316,9 @@ export class Rewrite {
         if (error instanceof IntegrityError || error instanceof RangeError) continue; // shorter than the journal
         throw error;
       }
-      const good = await this.#countIntact(known.slice(0, count), (name, start, target) => {
-        writer.readInto(name, start, target);
-      });
+      const good = await this.#countIntact(known.slice(0, count), writer);
       if (good < count) {
-        const dropped = known.slice(good, count).flatMap((entry) => entry.tensors).length;
-        writer.removeLast(dropped);
+        writer.removeLast(known.slice(good, count).flatMap((entry) => entry.tensors).length);
         this.#event(
           "warning",
           `${file.name}: ${count - good} tensors of the journal are not intact, done again`,
@@ -337,10 +329,10 @@ export class Rewrite {
     return SafetensorsWriter.create(path, { metadata, reservedHeaderBytes });
   }
 
-  /** How many of the first entries have the bytes that the journal says. */
+  /** Number of the first entries whose bytes have the journal's digests. */
   async #countIntact(
     entries: readonly JournalEntry[],
-    readInto: (name: string, byteStart: number, target: Uint8Array) => void,
+    file: Pick<SafetensorsFile, "readInto">,
   ): Promise<number> {
     const buffer = new Uint8Array(CHUNK_BYTES);
     for (const [i, { tensors }] of entries.entries()) {
@@ -349,7 +341,7 @@ export class Rewrite {
         const byteLength = (elementCount(shape) ?? 0) * BYTES_PER_ELEMENT[dtype];
         for (let start = 0; start < byteLength; start += CHUNK_BYTES) {
           const chunk = buffer.subarray(0, Math.min(CHUNK_BYTES, byteLength - start));
-          readInto(name, start, chunk);
+          file.readInto(name, start, chunk);
           hash.update(chunk);
           await this.#breathe();
         }
@@ -366,9 +358,7 @@ export class Rewrite {
       const specs = ({ name, dtype, shape }: TensorSpec) => ({ name, dtype, shape });
       const found = JSON.stringify([...file.tensors.values()].map(specs));
       if (found !== JSON.stringify(known.flatMap(({ tensors }) => tensors.map(specs)))) return false;
-      const readInto = (name: string, start: number, target: Uint8Array) =>
-        file.readInto(name, start, target);
-      return await this.#countIntact(known, readInto) === known.length;
+      return await this.#countIntact(known, file) === known.length;
     } catch (error) {
       if (error instanceof InterruptedError) throw error;
       return false; // unreadable: written again
@@ -383,18 +373,14 @@ export class Rewrite {
       const place = exists(join(work, name)) ? join(work, name) : join(path, name);
       const found = exists(place) ? await digestFile(place, this.#breathe) : undefined;
       if (found?.sha256 === wanted.sha256) continue;
-      throw new IntegrityError(
-        `Cannot resume ${quote(path)}: ${quote(name)} must have SHA-256 ${wanted.sha256}, got ` +
-          `${found?.sha256 ?? "no such file"}; start over with --force`,
-        { path: place },
-      );
+      const got = found?.sha256 ?? "no such file";
+      throw this.#cannotResume(`${quote(name)} must have SHA-256 ${wanted.sha256}, got ${got}`, place);
     }
     this.#folder.commit(manifest);
   }
 
   async #finish({ smallFiles }: RewriteContent): Promise<Manifest> {
-    const { request } = this.#job;
-    const records = this.#records;
+    const { request } = this.#job, records = this.#records;
     const tensorFiles = () =>
       new Map([...this.#names].flatMap(([file, names]) => names.map((name) => [name, file] as const)));
     await this.#breathe();
@@ -404,13 +390,8 @@ export class Rewrite {
     const files = Object.fromEntries(
       Object.entries(this.#digests).sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0),
     );
-    const manifest: Manifest = {
-      formatVersion: 1,
-      identity: request.identity,
-      settingsSha256: sha256(request.identity.settings),
-      files,
-      layers: records,
-    };
+    const { identity } = request, settingsSha256 = sha256(identity.settings);
+    const manifest: Manifest = { formatVersion: 1, identity, settingsSha256, files, layers: records };
     await this.#breathe();
     this.#event("commit", `moving ${Object.keys(files).length} finished files into ${quote(request.path)}`);
     this.#folder.commit(manifest);
@@ -460,12 +441,8 @@ export class Rewrite {
       }
     };
     this.#sync = sync()
-      .catch((cause) => {
-        this.#syncError = outputError("sync", partialPath, cause);
-      })
-      .finally(() => {
-        this.#sync = undefined;
-      });
+      .catch((cause) => void (this.#syncError = outputError("sync", partialPath, cause)))
+      .finally(() => this.#sync = undefined);
   }
 
   #throwSyncError(): void {
@@ -480,10 +457,8 @@ export class Rewrite {
       return error;
     }
     const left = this.#job.outputBytes * (1 - this.#bytesDone / Math.max(1, this.#totals.bytes));
-    return new OutputError(`${error.message} (about ${Math.ceil(left)} more bytes are needed)`, {
-      ...(error.path === undefined ? {} : { path: error.path }),
-      cause: error.cause,
-    });
+    const { message, path, cause } = error;
+    return new OutputError(`${message} (about ${Math.ceil(left)} more bytes are needed)`, { path, cause });
   }
 
   #throwFailures(): void {
@@ -491,15 +466,13 @@ export class Rewrite {
     if (first === undefined) return;
     if (this.#failures.length === 1) throw first;
     const lines = this.#failures.map(({ message }) => `\n  ${message}`);
-    throw new WeightsError(`Cannot quantize ${this.#failures.length} tensors:${lines.join("")}`, {
-      ...(first.path === undefined ? {} : { path: first.path }),
-      ...(first.tensor === undefined ? {} : { tensor: first.tensor }),
-      cause: first,
-    });
+    const { path, tensor } = first,
+      message = `Cannot quantize ${this.#failures.length} tensors:${lines.join("")}`;
+    throw new WeightsError(message, { path, tensor, cause: first });
   }
 }
 
-/** How many journal entries the first `count` written tensors are. */
+/** Number of journal entries that the first `count` written tensors are. */
 function entriesOf(known: readonly JournalEntry[], count: number): number {
   let entries = 0;
   for (let tensors = 0; entries < known.length && tensors < count; entries++) {
@@ -508,16 +481,13 @@ function entriesOf(known: readonly JournalEntry[], count: number): number {
   return entries;
 }
 
-/** Refuses early what a full disk would refuse late. */
+/** Refuses at once a disk that has too little space. */
 function checkSpace({ request: { path, resume }, outputBytes }: RewriteJob): void {
   if (resume && exists(path)) return; // part of it is there already
   const free = freeBytes(path);
   if (free === undefined || free >= outputBytes) return;
-  throw new OutputError(
-    `Cannot write ${
-      quote(path)
-    }: the file system must have ${outputBytes} free bytes, got ${free}: free some ` +
-      "space or choose another folder",
-    { path },
-  );
+  const reason = `the file system must have ${outputBytes} free bytes, got ${free}`;
+  throw new OutputError(`Cannot write ${quote(path)}: ${reason}: free some space or choose another folder`, {
+    path,
+  });
 }

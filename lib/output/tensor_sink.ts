@@ -1,4 +1,4 @@
-/** Where the entries of one tensor are written: each write is read back, compared and hashed. */
+/** The entries of one tensor on their way to disk: each write is read back, compared and hashed. */
 import { Buffer } from "node:buffer";
 import { createHash, type Hash } from "node:crypto";
 import { IntegrityError } from "../errors.ts";
@@ -9,7 +9,7 @@ import type { WrittenTensor } from "./journal.ts";
 /** Source bytes handled at once, in whole rows: large enough for the kernels, small beside the memory promised. */
 export const CHUNK_BYTES = 8 * 2 ** 20;
 
-/** What is stored for one tensor: entries opened with `begin`, filled in order with `write`. */
+/** The entries of one tensor: opened with `begin`, filled in order with `write`. */
 export class TensorSink {
   readonly #writer: SafetensorsWriter | undefined;
   readonly #between: (weights: number, bytes: number, written: number) => Promise<void>;
@@ -48,13 +48,11 @@ export class TensorSink {
     const readBack = this.#readBack.subarray(0, bytes.length);
     writer.readInto(name, entry.bytes, readBack);
     if (Buffer.compare(readBack, bytes) !== 0) {
-      throw new IntegrityError(
-        `Cannot verify tensor ${quote(name)} of ${
-          quote(writer.partialPath)
-        }: bytes from ${entry.bytes} on must be ` +
-          "read back as written, got others: check disk and memory",
-        { path: writer.partialPath, tensor: name },
-      );
+      const path = writer.partialPath, what = `bytes from ${entry.bytes} on must be read back as written`;
+      const message = `Cannot verify tensor ${quote(name)} of ${
+        quote(path)
+      }: ${what}, got others: check disk and memory`;
+      throw new IntegrityError(message, { path, tensor: name });
     }
     entry.hash.update(bytes);
     entry.bytes += bytes.length;
@@ -76,12 +74,9 @@ export class TensorSink {
 
   /** What was stored, with digests. */
   finish(): WrittenTensor[] {
-    const written = [...this.#entries.values()].map(({ spec: { name, dtype, shape }, hash }) => ({
-      name,
-      dtype,
-      shape,
-      sha256: hash.digest("hex"),
-    }));
+    const written = [...this.#entries.values()].map(({ spec: { name, dtype, shape }, hash }) => (
+      { name, dtype, shape, sha256: hash.digest("hex") }
+    ));
     this.#entries = new Map();
     return written;
   }
