@@ -1,0 +1,151 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { DEFAULT_CONFIG } from "../../lib/config/mod.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+import { KEEP_RULES, planQuantization } from "../../lib/pipeline/mod.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
+import { workplace } from "../_checkpoints.ts";
+import { DIT, DREAM, pipelineRuns } from "../pipeline/_runs.ts";
+
+const place = workplace();
+const kernels = await openKernels();
+afterAll(() => {
+  kernels.close();
+  place.remove();
+});
+const { quantizeTo, planOf } = pipelineRuns(kernels, place);
+
+describe("planQuantization", () => {
+  const M = [32, 64];
+  const decisions: [name: string, dtype: string, shape: number[], reason: string][] = [
+    ["model.layers.0.mlp.up_proj.weight", "BF16", M, "bit_width"],
+    ["model.layers.0.mlp.up_proj.bias", "BF16", [32], "not a matrix"],
+    ["model.embed_tokens.weight", "BF16", M, "embedding"],
+    ["lm_head.weight", "BF16", M, "head"],
+    ...[
+      "token_embedding",
+      "shared",
+      "embed_in",
+      "embeddings",
+      "embedding",
+      "embed_positions",
+      "patch_embedding",
+    ]
+      .flatMap((module): [string, string, number[], string][] => [
+        [`${module}.weight`, "F32", M, "embedding"],
+        [`encoder.${module}.weight`, "F32", M, "embedding"],
+        [`${module}.proj.weight`, "F32", M, "bit_width"],
+      ]),
+    ...["embed_out", "score", "classifier"].flatMap((module): [string, string, number[], string][] => [
+      [`${module}.weight`, "F32", M, "head"],
+      [`model.${module}.weight`, "F32", M, "head"],
+      [`${module}.dense.weight`, "F32", M, "bit_width"],
+    ]),
+    ["mlp.shared_expert.weight", "BF16", M, "bit_width"],
+    ["underscore.weight", "BF16", M, "bit_width"],
+    ["model.norm.weight", "BF16", [64], "not a matrix"],
+    ["model.layers.0.q_norm.weight", "BF16", M, "norm"],
+    ["model.transformer.wte.weight", "BF16", M, "embedding"],
+    ["model.transformer.ff_out.weight", "BF16", M, "head"],
+    ["model.transformer.ln_f.weight", "BF16", M, "norm"],
+    ["model.transformer.blocks.3.ff_out.weight", "BF16", M, "bit_width"],
+    ["transformer_blocks.0.norm1.linear.weight", "F32", M, "bit_width"],
+    ["transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight", "F32", M, "bit_width"],
+    ["transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight", "F32", M, "embedding"],
+    ["pos_embed.proj.weight", "F32", [8, 1, 2, 2], "not a matrix"],
+    ["pos_embed.table.weight", "F32", M, "embedding"],
+    ["proj_out_1.weight", "F32", M, "bit_width"],
+    ["proj_out_2.weight", "F32", M, "head"],
+    ["rotary.table", "F32", M, "not named .weight"],
+    ["mask.weight", "I64", M, "not floating"],
+    ["hollow.weight", "F32", [0, 64], "empty"],
+    ["thin.weight", "F32", [1, 1], "bit_width"],
+  ];
+  for (const [name, dtype, shape, reason] of decisions) {
+    test(`${name} ${dtype} [${shape}]: ${reason}`, () => {
+      const { rows: [row] } = planOf({ [name]: [dtype, shape] });
+      expect(row!.reason).toBe(reason);
+      expect(row!.action).toBe(reason === "bit_width" ? "quantize" : "keep");
+    });
+  }
+
+  test("gives every kept tensor a rule of the table", () => {
+    const rules: string[] = KEEP_RULES.map(({ rule }) => rule);
+    for (const model of [DREAM, DIT]) {
+      using checkpoint = openCheckpoint(model);
+      for (const row of planQuantization(checkpoint, DEFAULT_CONFIG).rows) {
+        if (row.action === "keep") expect(rules).toContain(row.reason);
+      }
+    }
+  });
+
+  test("quantizes the linear layers of both reference models", () => {
+    const counts = [DREAM, DIT].map((model) => {
+      using checkpoint = openCheckpoint(model);
+      return planQuantization(checkpoint, DEFAULT_CONFIG).rows.filter((row) => row.action === "quantize")
+        .length;
+    });
+    expect(counts).toEqual([4 * 7, 6 * 9 + 1]); // DiT: two of the embedder, adaLN, four of attention, two of ff
+  });
+
+  const tensors: Record<string, [string, number[]]> = {
+    "a.1.weight": ["F32", M],
+    "a.2.weight": ["F32", M],
+    "lm_head.weight": ["F32", M],
+    "time_embed.0.weight": ["F32", M],
+  };
+  const reasons = (config: Record<string, unknown>) =>
+    planOf(tensors, config).rows.map(({ reason, bits }) => bits ?? reason);
+
+  test("takes bits from names and patterns; an own name also reaches a head", () => {
+    const config = { layer_bit_widths: { "a\\.": 3, "a.1": 8, lm_head: 8 } };
+    expect(reasons(config)).toEqual([8, 3, 8, 4]);
+  });
+
+  test("does not quantize a head by a pattern", () => {
+    expect(reasons({ layer_bit_widths: { ".": 8 } })).toEqual([8, 8, "head", 8]);
+  });
+
+  test("keeps by 16 bits, keep_patterns and skip_sensitive_layers", () => {
+    const config = {
+      layer_bit_widths: { "a.1.weight": 16 },
+      keep_patterns: ["2\\.weight"],
+      skip_sensitive_layers: true,
+    };
+    expect(reasons(config)).toEqual(["layer_bit_widths 16", "keep_patterns", "head", "sensitive"]);
+  });
+
+  test("names sensitive layers only when they are skipped", () => {
+    const config = { sensitive_layer_names: ["a.1"], sensitive_layer_patterns: ["^a\\.2"] };
+    expect(reasons(config)).toEqual([4, 4, "head", 4]);
+    expect(reasons({ ...config, skip_sensitive_layers: true })).toEqual([
+      "sensitive",
+      "sensitive",
+      "head",
+      "sensitive",
+    ]);
+  });
+
+  test("warns about names and patterns that concern nothing", () => {
+    const { warnings } = planOf(tensors, {
+      layer_bit_widths: { "a.1": 3, "layers.9": 3 },
+      keep_patterns: ["nowhere"],
+      sensitive_layer_names: ["a.2", "a.3"],
+      sensitive_layer_patterns: ["^b"],
+    });
+    expect(warnings.map((line) => line.split(" concerns")[0])).toEqual([
+      'layer_bit_widths: "layers.9"',
+      'keep_patterns: "nowhere"',
+      'sensitive_layer_names: "a.3"',
+      'sensitive_layer_patterns: "^b"',
+    ]);
+  });
+
+  test("predicts the bytes that are written", async () => {
+    for (const zero_point of ["real", "integer", "symmetric"]) {
+      const { plan, layers } = await quantizeTo(place.fresh(), DREAM, {
+        config: { zero_point, bit_width: 3 },
+      });
+      expect(layers.map((layer) => layer.bytesAfter)).toEqual(plan.rows.map((row) => row.bytesAfter));
+    }
+  });
+});
