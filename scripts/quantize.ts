@@ -175,7 +175,7 @@ function phasesOf(list: string): readonly number[] {
   throw usageError(`--phases must be all, none or a list of 1, 2 and 3 as in 1,3, got "${list}"`, HELP);
 }
 
-/** What is read, where it goes and how. @throws {ConfigError} on paths or options that do not go together */
+/** Input, output and mode of the run. @throws {ConfigError} on paths or options that exclude each other */
 function checkedRun({ positionals, flags, values }: Arguments) {
   const [input, output] = positionals;
   if (input === undefined || output === undefined || positionals.length > 2) {

@@ -75,7 +75,7 @@ export function throwProblems(problems: readonly ConfigProblem[]): void {
   throw new ConfigError(`Cannot use configuration: ${count}\n${lines.join("\n")}`, problems);
 }
 
-/** A short text for any value found; never descends, so aliases that expand to gigabytes or to a cycle cost nothing. */
+/** A short text for any value; never descends, so aliases that expand to gigabytes or a cycle cost nothing. */
 export function preview(value: unknown): string {
   if (typeof value === "string") return quoted(value.length > 80 ? `${value.slice(0, 79)}…` : value);
   if (Array.isArray(value)) return `a list of ${value.length}`;

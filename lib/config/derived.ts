@@ -1,9 +1,9 @@
-/** What a configuration asks for that follows from several of its keys. */
+/** Answers of a configuration that follow from several of its keys. */
 import { compilePattern } from "./kinds.ts";
 import { CALIBRATED_SOLVERS, type LayerBits } from "./names.ts";
 import type { Config } from "./schema.ts";
 
-/** The configuration as it runs: phase 3 needs a calibrated solver, `best` unless another one is configured. */
+/** The configuration in force: phase 3 needs a calibrated solver, `best` unless another one is configured. */
 export function withPhaseSolver(config: Config): Config {
   const { solver, thermodynamic: { transitionOptimization } } = config;
   return !transitionOptimization.enabled || CALIBRATED_SOLVERS.includes(solver)
@@ -27,7 +27,7 @@ export function isCalibrated(config: Config): boolean {
   return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config) || wantsPhases(config);
 }
 
-/** The bits `layer_bit_widths` asks for a tensor, or undefined. Its own name wins; of several patterns the most bits. */
+/** Bits of a tensor by `layer_bit_widths`: its own name wins, of several patterns the one with most bits. */
 export function layerBitWidth(config: Config, tensor: string): LayerBits | undefined {
   const widths = config.layerBitWidths;
   for (const name of [tensor, layerName(tensor)]) {
@@ -37,7 +37,7 @@ export function layerBitWidth(config: Config, tensor: string): LayerBits | undef
   return matching.map(([, bits]) => bits).sort((a, b) => b - a)[0];
 }
 
-/** Whether `sensitive_layer_names` or `sensitive_layer_patterns` names a tensor; heeds no `skip_sensitive_layers`. */
+/** Whether `sensitive_layer_names` or `sensitive_layer_patterns` name a tensor. */
 export function isSensitiveLayer(config: Config, tensor: string): boolean {
   return config.sensitiveLayerNames.some((name) => name === tensor || name === layerName(tensor)) ||
     config.sensitiveLayerPatterns.some((pattern) => compilePattern(pattern).test(tensor));

@@ -13,7 +13,7 @@ type Reject = (value: unknown, at?: string, expected?: string) => void;
 export interface Kind<V = unknown> {
   readonly type: string;
   readonly allowed: string;
-  /** Text of a variable or option as a value; text that does not convert stays as it is, for `check` to reject. */
+  /** Text of a variable or option as a value; text that does not convert stays, for `check` to reject. */
   fromText(text: string): unknown;
   /** The value as the configuration holds it; meaningless if `reject` was called. */
   check(value: unknown, reject: Reject): V | void;
@@ -136,7 +136,8 @@ export const layerBits: Kind<Readonly<Record<string, LayerBits>>> = {
       checkName(name, true, at, (_, __, expected) => reject(name, at, expected));
       integerOf(2, 3, 4, 8, 16).check(bits, () => reject(bits, at, "one of 2, 3, 4, 8, 16"));
     }
-    return Object.fromEntries(Object.entries(value)) as Record<string, LayerBits>; // own properties only, `__proto__` included
+    // Own properties only, `__proto__` included.
+    return Object.fromEntries(Object.entries(value)) as Record<string, LayerBits>;
   },
 };
 

@@ -12,8 +12,8 @@ const REMOTE_YAML: string = "jsr:@std/yaml@^1.0.5";
  * Parses and validates YAML text.
  *
  * @param options.source Name of the text in messages and origins, such as its path.
- * @throws {ConfigError} With line and column and the parser's error as `cause` if the text is not YAML; otherwise with
- *   every fault found.
+ * @throws {ConfigError} With line and column and the parser's error as `cause` if the text is not YAML;
+ *   otherwise with every fault found.
  *
  * @example
  * ```ts
@@ -34,7 +34,8 @@ export async function parseConfig(
 /**
  * Reads, parses and validates a configuration file; without `path`, only the other layers count.
  *
- * @throws {ConfigError} If the file cannot be read, is larger than `MAX_CONFIG_BYTES` or is not UTF-8, and as `parseConfig`.
+ * @throws {ConfigError} If the file cannot be read, is larger than `MAX_CONFIG_BYTES` or is not UTF-8, and as
+ *   `parseConfig`.
  *
  * @example
  * ```ts

@@ -1,6 +1,6 @@
 /**
- * Configuration: YAML text, environment variables and command-line values in, one frozen and validated `Config` out.
- * schema.ts lists the keys; what they do belongs to the modules that use them.
+ * Configuration: YAML text, environment variables and command-line values in, one frozen and validated
+ * `Config` out. schema.ts lists the keys; what they do belongs to the modules that use them.
  */
 export {
   hasBudget,

@@ -1,9 +1,9 @@
 /** Names that a configuration gives: backends, solvers, bits, groups and zero points of weights. */
 
 /**
- * How kernels are run. `cpu` prefers a native library and says so when it has to take WebAssembly; `native` and `wasm`
- * are one of them only. `cuda` is `cpu` with a GPU that quantizes, and an error without one; `auto` is `cuda` where
- * there is a GPU, else `cpu`.
+ * How kernels are run. `cpu` prefers a native library and says so when it has to take WebAssembly; `native`
+ * and `wasm` are one of them only. `cuda` is `cpu` with a GPU that quantizes, and an error without one;
+ * `auto` is `cuda` where there is a GPU, else `cpu`.
  */
 export type BackendChoice = (typeof BACKENDS)[number];
 export const BACKENDS = ["auto", "cuda", "cpu", "native", "wasm"] as const;
@@ -19,7 +19,7 @@ export type BitWidth = 2 | 3 | 4 | 8;
 export type LayerBits = BitWidth | 16;
 /** Weights of one row that share a scale; 0 is the whole row. */
 export type GroupSize = 0 | 16 | 32 | 64 | 128 | 256;
-/** `real`: any half float; `integer`: a whole number in [0, 2^bits − 1]; `symmetric`: fixed at 2^(bits − 1). */
+/** `real`: any half float; `integer`: whole, in [0, 2^bits − 1]; `symmetric`: fixed at 2^(bits − 1). */
 export type ZeroPointKind = "real" | "integer" | "symmetric";
 
 export const BIT_WIDTHS: readonly BitWidth[] = [2, 3, 4, 8];

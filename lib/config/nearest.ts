@@ -1,4 +1,4 @@
-/** The name that was probably meant by a wrong one. A package for it could not be imported from a URL in Deno. */
+/** The name that was probably meant by a wrong one. */
 
 /** Longest text that is compared. */
 const MAX_WRONG_LENGTH = 512;

@@ -1,4 +1,4 @@
-/** Layers of settings combined into one configuration: default < profile < file < environment < command line. */
+/** Combines layers of settings: default < profile < file < environment < command line. */
 import type { ConfigProblem } from "../errors.ts";
 import { checkConfig, preview, throwProblems } from "./checks.ts";
 import { isMapping } from "./kinds.ts";
@@ -17,13 +17,13 @@ import {
 /** A configuration and, for every key path, the place its value came from. */
 export interface ResolvedConfig {
   readonly config: Config;
-  /** Key path, as in `thermodynamic.validation.enabled`, to a text such as `default` or `environment ARROW_QUANT_BIT_WIDTH`. */
+  /** Key path to a text such as `default` or `environment ARROW_QUANT_BIT_WIDTH`. */
   readonly origins: Readonly<Record<string, string>>;
 }
 
-/** What may override the defaults and the file; later fields win over earlier ones. */
+/** Layers above the defaults and the file; later fields win over earlier ones. */
 export interface ConfigOverrides {
-  /** Environment variables; those that start with `ARROW_QUANT_` count. Nothing is read from the process itself. */
+  /** Environment variables; those that start with `ARROW_QUANT_` count. The process is not asked. */
   readonly environment?: Readonly<Record<string, string | undefined>> | undefined;
   /** Short for `overrides.deployment_profile`. */
   readonly profile?: string | undefined;
@@ -55,7 +55,8 @@ interface Given {
 /**
  * Combines the layers into one configuration: default < profile < file < environment < command line.
  *
- * Pure: nothing but the arguments is read. Every value of every layer is checked, also one that another layer hides.
+ * Pure: nothing but the arguments is read. Every value of every layer is checked, also one that another layer
+ * hides.
  *
  * @param layers.file The parsed YAML document; undefined or null for none.
  * @param layers.fileSource Name of the file in messages and origins.

@@ -1,6 +1,7 @@
 /**
- * The schema of the configuration: one typed row a key, and the object that they make. The compiler checks that both
- * have the same keys and types; parsing, overrides, `formatConfig` and docs/configuration.md are derived from the rows.
+ * The schema of the configuration: one typed row a key, and the object that they make. The compiler checks
+ * that both have the same keys and types; parsing, overrides, `formatConfig` and docs/configuration.md are
+ * derived from the rows.
  */
 import {
   boolean,

@@ -15,7 +15,8 @@ export interface ConfigRow {
 }
 
 /**
- * The effective configuration as YAML, every value followed by `# from` and its origin; it parses back to the same values.
+ * The effective configuration as YAML, every value followed by `# from` and its origin; it parses back to the
+ * same values.
  */
 export function formatConfig(resolved: ResolvedConfig): string {
   const lines: string[] = [];
@@ -35,10 +36,11 @@ export function formatConfig(resolved: ResolvedConfig): string {
 }
 
 /**
- * The values that can change a byte of the output, as JSON with sorted key paths: the same text for the same result.
+ * The values that can change a byte of the output, as JSON with sorted key paths: the same text for the same
+ * result.
  *
- * Left out are `num_threads` and `backend` (results do not depend on them), `fail_fast` (it only ends a failing run
- * sooner) and `deployment_profile` (it acts through three keys that are present).
+ * Left out are `num_threads` and `backend` (results do not depend on them), `fail_fast` (it only ends a
+ * failing run sooner) and `deployment_profile` (it acts through three keys that are present).
  */
 export function canonicalConfig(config: Config): string {
   const entries = SCHEMA.filter((k) => !k.neutral).map(({ key }): [string, unknown] => {

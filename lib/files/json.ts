@@ -1,6 +1,6 @@
 /**
- * Strict, bounded JSON: what `JSON.parse` lets through and a file from a stranger must not have. Repeated keys,
- * deep nesting and huge containers are found by a scan of the text before anything is built from it.
+ * Strict, bounded JSON: what `JSON.parse` lets through and a file from a stranger must not have. Repeated
+ * keys, deep nesting and huge containers are found by a scan of the text before anything is built from it.
  */
 import { FormatError } from "../errors.ts";
 import { quote, readWhole } from "./whole.ts";
@@ -83,7 +83,7 @@ interface Level {
 const BARE_VALUE = /[^\s,:[\]{}"]+/y;
 const DIGITS = /^(?:0|[1-9][0-9]*)$/;
 
-/** Finds what `JSON.parse` would hide. Leaves grammar to it: on text that is no JSON the scan may just stop. */
+/** Finds what `JSON.parse` would hide. Grammar is left to it: on text that is no JSON the scan may stop. */
 function scan(text: string, rules: JsonRules): void {
   const levels: Level[] = [];
   let level: Level | undefined;

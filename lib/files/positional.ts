@@ -25,7 +25,7 @@ export function errorCode(error: unknown): string | undefined {
   return error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : undefined;
 }
 
-/** What went wrong, and what its reader can do about it. */
+/** Reasons of a failed write by code, each with a remedy. */
 const REMEDIES: Readonly<Record<string, string>> = {
   ENOSPC: "no space left on the device: free some or choose another folder, then continue with --resume",
   EDQUOT: "the disk quota is used up: free some space or choose another folder, then continue with --resume",

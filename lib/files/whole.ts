@@ -1,4 +1,4 @@
-/** Whole files: read within a size limit, hashed, written in one step or not at all; and questions to the file system. */
+/** Whole files: read within a size limit, hashed, written at once or not at all; and file-system calls. */
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import {
@@ -20,7 +20,7 @@ import { errorCode, inputError, openForReading, outputError, quote, readFully } 
 
 export { errorCode, inputError, outputError, quote };
 
-/** What a small file's name ends with before it is complete. */
+/** Suffix of a small file's name before it is complete. */
 export const TEMPORARY_SUFFIX = ".tmp";
 
 /** Bytes read at once while hashing. */
@@ -80,10 +80,11 @@ export function readWhole(
 }
 
 /**
- * Writes a file, at once or in pieces, so that its name stands for all of it or for what it was before, and survives a
- * crash.
+ * Writes a file, at once or in pieces, so that its name stands for all of it or for what it was before, and
+ * survives a crash.
  *
- * @throws {OutputError} when the system refuses, or a device or pipe has that name: a rename would put a file in its place
+ * @throws {OutputError} when the system refuses, or a device or pipe has that name: a rename would put a file
+ *   in its place
  */
 export function writeWhole(path: string, content: string | Uint8Array | Iterable<string>): FileDigest {
   const pieces = typeof content === "string" || content instanceof Uint8Array ? [content] : content;
@@ -159,7 +160,7 @@ export function exists(path: string): boolean {
   return kindOf(path) !== "nothing";
 }
 
-/** What a path leads to, symbolic links followed. @throws {OutputError} when the system does not say */
+/** Kind of what a path leads to, symbolic links followed. @throws {OutputError} when the system does not say */
 export function kindOf(path: string): "nothing" | "folder" | "file" | "other" {
   try {
     const stat = statSync(path);

@@ -1,6 +1,6 @@
 /**
- * config.json of a quantized checkpoint: the `quantization_config` that others and we read, and putting it into a JSON
- * text, or taking it out, without touching any other character.
+ * config.json of a quantized checkpoint: the `quantization_config` that others and we read, and putting it
+ * into a JSON text, or taking it out, without touching any other character.
  */
 import type { Config } from "../config/mod.ts";
 import {
@@ -18,8 +18,9 @@ import type { LayerRecord } from "./record.ts";
 const COMPRESSED_TENSORS_VERSION = "0.17.0";
 
 /**
- * The `quantization_config`. As compressed-tensors' `pack-quantized` where that can say it (symmetric or integer zero
- * points, whole groups, plain scales), so that vLLM and transformers load the result; otherwise only as our own.
+ * The `quantization_config`. As compressed-tensors' `pack-quantized` where that can say it (symmetric or
+ * integer zero points, whole groups, plain scales), so that vLLM and transformers load the result; otherwise
+ * only as our own.
  */
 export function quantizationConfig(layers: readonly LayerRecord[], config: Config): Record<string, unknown> {
   const quantized = layers.filter(({ action }) => action === "quantize");
@@ -92,8 +93,8 @@ function isKeptLinear({ action, reason, name, shape }: LayerRecord): boolean {
 const moduleName = (tensor: string): string => tensor.replace(/\.weight$/, "");
 
 /**
- * Puts `quantization_config` behind the last key of a JSON object's text, in place of one that is there (as `null`,
- * which some exporters write); every other character stays.
+ * Puts `quantization_config` behind the last key of a JSON object's text, in place of one that is there (as
+ * `null`, which some exporters write); every other character stays.
  */
 export function withQuantizationConfig(original: string, value: unknown): string {
   const text = withoutQuantizationConfig(original);

@@ -1,8 +1,9 @@
 /**
- * The journal of an unfinished run: its identity, then one line for each finished tensor with the digests of its bytes.
+ * The journal of an unfinished run: its identity, then one line for each finished tensor with the digests of
+ * its bytes.
  *
- * A line is written after its tensor's bytes. Nothing is synced for it: after a loss of power the digests tell which
- * lines are true, so the journal may run ahead of the disk.
+ * A line is written after its tensor's bytes. Nothing is synced for it: after a loss of power the digests
+ * tell which lines are true, so the journal may run ahead of the disk.
  */
 import { closeSync, fsyncSync, openSync, readFileSync, writeSync } from "node:fs";
 import type { TensorSpec } from "../tensor/mod.ts";
@@ -95,8 +96,8 @@ function* linesOf(values: readonly unknown[]): Generator<string> {
 }
 
 /**
- * Reads a journal: its header, undefined when there is none that can be used, and the entries up to the first line that
- * is not whole.
+ * Reads a journal: its header, undefined when there is none that can be used, and the entries up to the first
+ * line that is not whole.
  *
  * @throws {OutputError} when it is there and cannot be read
  */
@@ -113,7 +114,7 @@ export function readJournal(path: string): { header: JournalHeader | undefined; 
   if (header?.journal !== JOURNAL_VERSION || !Array.isArray(header.files)) {
     return { header: undefined, entries };
   }
-  // What stands behind the last line feed is half a line, also where it happens to parse.
+  // Text behind the last line feed is half a line, also where it happens to parse.
   for (const line of rest.slice(0, -1)) {
     const entry = parseLine<JournalEntry>(line);
     if (entry === undefined || !Array.isArray(entry.tensors) || typeof entry.record?.name !== "string") break;

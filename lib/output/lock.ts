@@ -1,9 +1,10 @@
 /**
  * One run at a time in one folder, also after a run was killed and could not clean up.
  *
- * Each run first puts an empty file into the folder whose name says who it is, then looks for others: of two runs at
- * least one sees the other. No two runs share a name, and the name is there at once and complete, so what a dead run
- * left can be told and deleted by anyone at any time. Two runs that start in the same instant may both give way.
+ * Each run first puts an empty file into the folder whose name identifies the run, then looks for others: of two
+ * runs at least one sees the other. No two runs share a name, and the name is there at once and complete, so
+ * what a dead run left can be told and deleted by anyone at any time. Two runs that start in the same instant
+ * may both give way.
  */
 import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
 import { hostname } from "node:os";
@@ -93,12 +94,13 @@ function isHeld(name: string): boolean {
   }
 }
 
-/** When a process started, as Linux tells it: the machine's boot and the clock ticks since; undefined for a dead one. */
+/** When a process started, on Linux: the boot and the clock ticks since; undefined for a dead process. */
 function startOf(pid: number): string | undefined {
   try {
     const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").slice(0, 8);
     const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    // The name in parentheses may hold spaces; the state is the first field behind it, the start time the 20th.
+    // The name in parentheses may hold spaces; the state is the first field behind it, the start time the
+    // 20th.
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
     const isDead = fields[0] === "Z" || fields[0] === "X"; // killed, and its parent has not looked yet
     return isDead || fields[19] === undefined ? undefined : `${boot}.${fields[19]}`;

@@ -1,14 +1,14 @@
 /**
- * The output folder: checks before it is written into, the work folder inside it, and the step that turns finished
- * work into the output.
+ * The output folder: checks before it is written into, the work folder inside it, and the step that turns
+ * finished work into the output.
  *
  * ```text
  * OUT/arrowquant.partial/   lock, journal and unfinished files of a run; nothing else in OUT changes before the commit
  * OUT/...                   after it: the files, and arrowquant.manifest.json, which names them and is written last
  * ```
  *
- * The commit deletes what the old manifest names, the old manifest, then moves the new files up, the manifest last. A
- * manifest in the work folder means that everything is complete and only the commit is left to do.
+ * The commit deletes what the old manifest names, the old manifest, then moves the new files up, the manifest
+ * last. A manifest in the work folder means that everything is complete and only the commit is left to do.
  */
 import { mkdirSync, readFileSync, realpathSync, rmdirSync, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
@@ -36,7 +36,7 @@ import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, manifestText
 /** Folder inside the output folder that holds an unfinished run. */
 export const WORK_FOLDER = `arrowquant${PARTIAL_SUFFIX}`;
 
-/** How the names of files begin that a run keeps in its work folder until it is finished, beside those of the output. */
+/** Prefix of the files of solved layers, which a run keeps in its work folder until it is finished. */
 export const SOLVED_PREFIX = "solved-";
 
 const JOURNAL_FILE = "progress.jsonl";
@@ -88,8 +88,8 @@ export class OutputFolder {
   /**
    * Takes the folder for this run, creating it when there is none.
    *
-   * @throws {OutputError} when it is in use, is not empty and not ours, holds a run that was not mentioned in the
-   *   request, or cannot be written
+   * @throws {OutputError} when it is in use, is not empty and not ours, holds a run that was not mentioned in
+   *   the request, or cannot be written
    */
   static open(request: OutputRequest): OutputFolder {
     checkOutput(request);
@@ -205,8 +205,9 @@ export class OutputFolder {
 
   #clearWork(): void {
     this.#journal?.close();
-    // A commit that was cut off: what it moved up is of no use without the rest. Its manifest goes before anything else
-    // in the work folder, because from then on a name missing there does not mean that it was moved.
+    // A commit that was cut off: what it moved up is of no use without the rest. Its manifest goes before
+    // anything else in the work folder, because from then on a name missing there does not mean that it was
+    // moved.
     for (const name of Object.keys(readManifest(this.work)?.files ?? {})) {
       if (!exists(join(this.work, name))) remove(join(this.#request.path, name));
     }

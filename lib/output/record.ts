@@ -15,7 +15,7 @@ export const TOOL_VERSION = "0.1.0";
 /** File that is written last: a folder that has it is finished. */
 export const MANIFEST_FILE = "arrowquant.manifest.json";
 
-/** What became of one tensor. */
+/** How one tensor was stored. */
 export interface LayerRecord {
   /** Original name. */
   readonly name: string;
@@ -60,7 +60,7 @@ export interface LayerRecord {
   readonly tried?: readonly { readonly bits: BitWidth; readonly cosine: number }[];
 }
 
-/** What a run reads; a resumed run must read the same. */
+/** The input of a run; a resumed run must read the same. */
 export interface SourceFingerprint {
   readonly files: readonly {
     readonly name: string;
@@ -91,7 +91,7 @@ export interface Manifest {
   readonly layers: readonly LayerRecord[];
 }
 
-/** Keys in snake case, as in every file of the project; values of `layers`, `files` and `settings` keep theirs. */
+/** Keys in snake case, as in every file of the project; file names and the text of the settings stay. */
 const toFileKeys = (value: unknown): unknown =>
   mapKeys(value, remembered((key) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)));
 

@@ -1,6 +1,7 @@
 /**
- * Writes a checkpoint tensor by tensor, with the same files as the one that is read: in bounded memory, verified, and
- * so that a stopped run can be resumed. A {@linkcode RewriteStep} makes a tensor; nothing here knows quantization.
+ * Writes a checkpoint tensor by tensor, with the same files as the one that is read: in bounded memory,
+ * verified, and so that a stopped run can be resumed. A {@linkcode RewriteStep} makes a tensor; nothing here
+ * knows quantization.
  */
 import { createHash } from "node:crypto";
 import { open } from "node:fs/promises";
@@ -73,7 +74,7 @@ export interface RewriteContent {
   /** The step of each tensor that {@linkcode RewriteFile.tensors} names. */
   readonly steps: ReadonlyMap<string, RewriteStep>;
   /**
-   * The files beside the tensors, once it is known what became of each tensor.
+   * The files beside the tensors, once every tensor is stored.
    *
    * @param tensorFiles files by the names of the stored tensors
    */
@@ -83,18 +84,18 @@ export interface RewriteContent {
   ): Iterable<SmallFile>;
 }
 
-/** What became of a run. */
+/** Result of a run. */
 export interface RewriteResult {
   readonly manifest: Manifest;
   /** Tensors that an earlier run had finished. */
   readonly tensorsResumed: number;
-  /** What each of the manifest's layers took; null where an earlier run had done it. */
+  /** Time of each of the manifest's layers; null where an earlier run had done it. */
   readonly milliseconds: readonly (number | null)[];
 }
 
 /**
- * Opens an output for `use`, which makes its content and writes it with {@linkcode Rewrite.write}. An error leaves a
- * state that can be resumed, or nothing where the same run would fail again.
+ * Opens an output for `use`, which makes its content and writes it with {@linkcode Rewrite.write}. An error
+ * leaves a state that can be resumed, or nothing where the same run would fail again.
  *
  * @throws {OutputError} when the output may not or cannot be written
  */
@@ -123,7 +124,7 @@ export class Rewrite {
   readonly #folder: OutputFolder;
   /** The journal's entries by tensor. One that was done again stands there twice: the later line counts. */
   readonly #entries: ReadonlyMap<string, JournalEntry>;
-  /** What was finished; digests stay in the journal. */
+  /** Finished tensors; their digests stay in the journal. */
   readonly #records: LayerRecord[] = [];
   readonly #milliseconds: (number | null)[] = [];
   /** Names of the tensors of each finished file. */
@@ -163,7 +164,7 @@ export class Rewrite {
     return this.#folder.work;
   }
 
-  /** What the run does and to what: equal identities give equal bytes. */
+  /** Equal identities give equal bytes. */
   get identity(): Identity {
     return this.#job.request.identity;
   }
@@ -313,7 +314,7 @@ export class Rewrite {
       try {
         writer = SafetensorsWriter.resume(path, { metadata, reservedHeaderBytes, tensors });
       } catch (error) {
-        if (error instanceof IntegrityError || error instanceof RangeError) continue; // shorter than the journal
+        if (error instanceof IntegrityError || error instanceof RangeError) continue; // too short
         throw error;
       }
       const good = await this.#countIntact(known.slice(0, count), writer);

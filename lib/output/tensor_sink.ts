@@ -6,7 +6,7 @@ import { quote } from "../files/positional.ts";
 import { BYTES_PER_ELEMENT, elementCount, type SafetensorsWriter, type TensorSpec } from "../tensor/mod.ts";
 import type { WrittenTensor } from "./journal.ts";
 
-/** Source bytes handled at once, in whole rows: large enough for the kernels, small beside the memory promised. */
+/** Source bytes handled at once, in whole rows: enough for the kernels, little memory. */
 export const CHUNK_BYTES = 8 * 2 ** 20;
 
 /** The entries of one tensor: opened with `begin`, filled in order with `write`. */
@@ -72,7 +72,7 @@ export class TensorSink {
     await this.#between(weights, bytes, written);
   }
 
-  /** What was stored, with digests. */
+  /** The stored entries with their digests. */
   finish(): WrittenTensor[] {
     const written = [...this.#entries.values()].map(({ spec: { name, dtype, shape }, hash }) => (
       { name, dtype, shape, sha256: hash.digest("hex") }

@@ -15,7 +15,7 @@ const SCORES = /(?:scores|results|metrics)[^/]*\.json$/i;
 /** Largest file that is copied beside the weights: the largest published tokenizers have about 35 MB. */
 const MAX_COPIED_BYTES = 64 * 2 ** 20;
 
-/** What lies beside the weights. */
+/** Files beside the weights. */
 export interface Beside {
   readonly copied: readonly { readonly name: string; readonly bytes: number }[];
   readonly left: readonly string[];

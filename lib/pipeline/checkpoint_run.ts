@@ -1,4 +1,4 @@
-/** What quantizing and dequantizing a checkpoint share: options, the identity of a run and memory. */
+/** Options, identity and memory of a run, for quantizing and dequantizing a checkpoint. */
 import { closeSync, statSync } from "node:fs";
 import { basename, join } from "node:path";
 import { CheckpointError, OutputError } from "../errors.ts";

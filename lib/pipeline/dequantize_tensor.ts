@@ -1,4 +1,4 @@
-/** Turning one tensor of a quantized checkpoint back into plain weights, in chunks of rows. */
+/** Turns one tensor of a quantized checkpoint back into plain weights, in chunks of rows. */
 import type { Kernels } from "../native/mod.ts";
 import { dequantize } from "../quant/mod.ts";
 import { type PackedLayer, readPackedTensor } from "../quant/packed/checkpoint.ts";
@@ -7,7 +7,7 @@ import type { LayerRecord } from "../output/record.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import { rowsPerChunk } from "./quantize_tensor.ts";
 
-/** What all tensors of a run share. */
+/** Checkpoint and memory that all tensors of a run share. */
 export interface DequantizeContext {
   readonly checkpoint: Checkpoint;
   readonly kernels: Kernels;

@@ -1,6 +1,6 @@
 /**
- * Checkpoint in, quantized checkpoint out, and back. Tensors are read, quantized, written and verified one after the
- * other in bounded memory; a stopped run can be resumed. docs/format.md specifies the files.
+ * Checkpoint in, quantized checkpoint out, and back. Tensors are read, quantized, written and verified one
+ * after the other in bounded memory; a stopped run can be resumed. docs/format.md specifies the files.
  */
 export { dequantizeCheckpoint, type DequantizeCheckpointOptions } from "./dequantize_checkpoint.ts";
 export { quantizeCheckpoint, type QuantizeCheckpointOptions } from "./quantize_checkpoint.ts";

@@ -1,6 +1,6 @@
 /**
- * Quantizing a checkpoint, in five stages that hand values on. `quantizeCheckpoint` runs them one after the other in an
- * output folder that can be resumed; whoever needs the values in between calls them:
+ * Quantizing a checkpoint, in five stages that hand values on. `quantizeCheckpoint` runs them one after the
+ * other in an output folder that can be resumed; whoever needs the values in between calls them:
  *
  * ```ts
  * using run = openRun({ input, config, kernels });
@@ -59,7 +59,7 @@ import {
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
 
-/** What a run reads and how. */
+/** Input and settings of a run. */
 export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends RunOptions {
   /** A checkpoint: a folder or a `.safetensors` file. */
   readonly input: string;
@@ -103,8 +103,8 @@ export interface PlannedRun {
 /**
  * Quantizes a checkpoint into a folder.
  *
- * Equal input, configuration and version give equal bytes, whatever the threads, the backend and the runtime, and
- * however often the run was stopped.
+ * Equal input, configuration and version give equal bytes, whatever the threads, the backend and the runtime,
+ * and however often the run was stopped.
  *
  * @throws {CheckpointError | FormatError} when the input is incomplete, broken or quantized already
  * @throws {WeightsError} when weights are NaN, infinite or too large; nothing is left behind
@@ -227,7 +227,7 @@ export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
  */
 export async function planRun(run: QuantizeRun<Kernels | undefined>): Promise<PlannedRun> {
   const { checkpoint, config, calibration } = run;
-  if (isCalibrated(config)) await calibration.digest(); // missing data are an error before anything is computed
+  if (isCalibrated(config)) await calibration.digest(); // an error at once where data are missing
   const bitPlan = await bitPlanOf(run);
   const plan = planQuantization(checkpoint, config, bitPlan);
   checkPlan(plan, checkpoint, config);
@@ -307,7 +307,8 @@ export async function phasesRun(
 }
 
 /**
- * Write: every tensor read, quantized or taken from what was solved, stored and verified; then the files beside them.
+ * Write: every tensor read, quantized or taken from what was solved, stored and verified; then the files
+ * beside them.
  *
  * @throws as {@linkcode Rewrite.write}
  */
@@ -380,7 +381,8 @@ export async function requestOutput(
 }
 
 /**
- * Opens the output folder of a run for `use`; a run that was stopped is gone on with where the request says so.
+ * Opens the output folder of a run for `use`; a run that was stopped is gone on with where the request says
+ * so.
  *
  * @throws {CheckpointError} when a file would have more tensors than readers take
  * @throws {OutputError} when the folder may not or cannot be written

@@ -1,4 +1,4 @@
-/** Quantizing one tensor of a checkpoint, in chunks of rows, with what `min_accuracy` and `non_finite` ask for. */
+/** Quantizes one tensor of a checkpoint, in chunks of rows, under `min_accuracy` and `non_finite`. */
 import type { Config } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -31,15 +31,15 @@ import type { SolvedLayer } from "../solve/solve_model.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import type { RunEvent } from "../progress.ts";
 
-/** What rounding of three sums may take from a cosine: equal weights must reach a `min_accuracy` of 1. */
+/** Rounding error of a cosine of three sums: equal weights must reach a `min_accuracy` of 1. */
 const COSINE_ROUNDING = 1e-12;
 
-/** What all tensors of a run share. */
+/** Settings and solved layers that all tensors of a run share. */
 export interface QuantizeContext {
   readonly config: Config;
   readonly kernels: Kernels;
   readonly onEvent: ((event: RunEvent) => void) | undefined;
-  /** What was solved on calibration data, by name. */
+  /** Layers solved on calibration data, by name. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
   /** Refined biases by name, values of their tensor's type. */
   readonly biases?: ReadonlyMap<string, Float32Array<ArrayBuffer>> | undefined;
@@ -47,7 +47,7 @@ export interface QuantizeContext {
   readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;
 }
 
-/** Stores a tensor as the plan says, or wider, or as it is, where the configuration asks for that. */
+/** Stores a tensor as planned, or with more bits or as it is where the configuration asks for that. */
 export async function rewriteTensor(
   row: PlanRow,
   source: SafetensorsFile,
@@ -255,7 +255,7 @@ async function quantizeRows(
   context: QuantizeContext,
 ): Promise<ErrorStatistics> {
   const { config: { solver: configured }, kernels } = context;
-  // What no calibration reaches, or what was solved and missed min_accuracy.
+  // For layers without calibration, and for solved ones that missed min_accuracy.
   const solver = configured === "round" ? "round" : "clip";
   const { name, scaleBits } = row, groupSize = row.groupSize!, zeroPoint = row.zeroPoint!;
   const [rows, cols] = row.shape as [number, number];

@@ -1,4 +1,4 @@
-/** The report of a run: what became of each tensor, and sums over all of them. */
+/** The report of a run: a record for each tensor, and sums over all of them. */
 import type { LayerRecord } from "../output/record.ts";
 import type { RewriteResult } from "../output/rewrite.ts";
 import type { PhasesReport } from "../phases/mod.ts";
@@ -29,9 +29,9 @@ export interface RunReport {
   readonly modelKind: Checkpoint["kind"];
   readonly dryRun: boolean;
   readonly plan: Plan;
-  /** What became of each tensor; empty on a dry run. */
+  /** A record for each tensor; none on a dry run. */
   readonly layers: readonly LayerRecord[];
-  /** What each of them took: read, quantize, verify, write; null where an earlier run had done it. */
+  /** Time of each: read, quantize, verify, write; null where an earlier run had done it. */
   readonly layerMilliseconds: readonly (number | null)[];
   readonly totals: Totals;
   /** Files beside the weights that were copied, and those that were not. */
@@ -42,7 +42,7 @@ export interface RunReport {
   /** The kernels that ran, as they describe themselves; undefined on a dry run. */
   readonly backend: string | undefined;
   readonly threads: number;
-  /** What the phases did; undefined where none was asked for, or an earlier run had finished. */
+  /** Undefined where no phase was asked for, or an earlier run had finished. */
   readonly phases?: PhasesReport | undefined;
 }
 

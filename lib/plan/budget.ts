@@ -1,6 +1,6 @@
 /**
- * Bits by budget: how much each layer's error costs the model is measured, and the bits and group sizes that cost least within the
- * bytes allowed are found. The plan is data: printed, saved, edited, replayed.
+ * Bits by budget: how much each layer's error costs the model is measured, and the bits and group sizes that
+ * cost least within the bytes allowed are found. The plan is data: printed, saved, edited, replayed.
  */
 import { CalibrationError, FormatError } from "../errors.ts";
 import { isJsonObject, JsonFault, parseJson } from "../files/json.ts";
@@ -28,7 +28,7 @@ export interface LayerOption {
   readonly groupSize: GroupSize;
   readonly zeroPoint: ZeroPointKind;
   readonly bytes: number;
-  /** What the model loses by it, in the unit of the held-out distance. */
+  /** Loss of the model, in the unit of the held-out distance. */
   readonly cost: number;
 }
 
@@ -41,7 +41,7 @@ export interface LayerOptions {
 /** Bits and group size by the name of a layer's weight. */
 export type BitPlan = ReadonlyMap<string, LayerGrid>;
 
-/** The grid of a layer in a plan. */
+/** Bits, groups and zero points of a layer in a plan. */
 export interface LayerGrid {
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
@@ -67,8 +67,9 @@ export function optionBytes(
 }
 
 /**
- * The choice of one option a layer whose summed cost is least within a number of bytes: the multiple-choice knapsack by dynamic
- * programming (Sinha and Zoltners, 1979), exact for bytes rounded up to a 100 000th of the budget.
+ * The choice of one option a layer whose summed cost is least within a number of bytes: the multiple-choice
+ * knapsack by dynamic programming (Sinha and Zoltners, 1979), exact for bytes rounded up to a 100 000th of
+ * the budget.
  *
  * @throws {CalibrationError} when even the smallest options do not fit, saying what would
  *
@@ -135,7 +136,8 @@ export function fitBudget(layers: readonly LayerOptions[], budgetBytes: number):
   throw new CalibrationError(`Cannot fit the layers into ${Math.floor(budgetBytes)} bytes`);
 }
 
-// Plans as files -----------------------------------------------------------------------------------------------
+// Plans as files
+// -----------------------------------------------------------------------------------------------
 
 /** A plan as JSON that people can edit. */
 export function planText(plan: BitPlan): string {

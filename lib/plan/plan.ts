@@ -1,6 +1,6 @@
 /**
- * What will happen to each tensor of a checkpoint, decided from names, shapes and the configuration before a weight is
- * read. The rules are data: `--dry-run` and docs/format.md print them.
+ * The plan of each tensor of a checkpoint, decided from names, shapes and the configuration before a
+ * weight is read. The rules are data: `--dry-run` and docs/format.md print them.
  */
 import {
   compilePattern,
@@ -82,7 +82,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
 
 type RuleName = (typeof KEEP_RULES)[number]["rule"];
 
-/** What happens to one tensor. */
+/** The plan of one tensor. */
 export interface PlanRow {
   readonly name: string;
   /** Shard that holds it, before and after. */
@@ -103,7 +103,7 @@ export interface PlanRow {
   /** Rank of the low-rank correction that it gets if it is solved on calibration data, 0 for none. */
   readonly rank: number;
   readonly bytesBefore: number;
-  /** Stored bytes unless `min_accuracy` asks for more bits, or a correction is planned for what is no linear layer. */
+  /** Stored bytes; `min_accuracy` may ask for more, and a layer that is not solved has no low-rank correction. */
   readonly bytesAfter: number;
 }
 
@@ -118,8 +118,9 @@ export interface Plan {
 /**
  * Decides what happens to each tensor.
  *
- * A tensor's own name in `layer_bit_widths` or in a bit plan also quantizes an embedding, a head or a sensitive layer; a pattern does
- * not. A bit plan wins over `layer_bit_widths`, except where that keeps a tensor.
+ * A tensor's own name in `layer_bit_widths` or in a bit plan also quantizes an embedding, a head or a
+ * sensitive layer; a pattern does not. A bit plan wins over `layer_bit_widths`, except where that keeps a
+ * tensor.
  *
  * @example
  * ```ts

@@ -1,6 +1,6 @@
 /**
- * Opening a checkpoint: which files of a folder belong to it, what kind of model it is, and all its tensors under one
- * roof. Every file's header is checked on opening; tensor bytes are read on demand.
+ * Opening a checkpoint: which files of a folder belong to it, what kind of model it is, and all its tensors
+ * under one roof. Every file's header is checked on opening; tensor bytes are read on demand.
  */
 import { readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
@@ -10,10 +10,10 @@ import { isJsonObject, readJsonFile } from "../files/json.ts";
 import { noTensor, SafetensorsFile, type TensorInfo } from "./safetensors.ts";
 import { PARTIAL_SUFFIX } from "./safetensors_writer.ts";
 
-/** Most files of a checkpoint: each stays open, and systems commonly allow 1024; the largest published have 163. */
+/** Most files of a checkpoint: each stays open, and systems commonly allow 1024; published ones have 163. */
 const MAX_SHARDS = 512;
 
-/** Name of the file of time parameters that may lie beside quantized weights; never a checkpoint's own tensors. */
+/** File of time parameters that may lie beside quantized weights; not part of the checkpoint. */
 export const SIDECAR_FILE = "time_parameters.safetensors";
 
 /** Families whose layers and forward pass are known; `unknown` can still be quantized. */
@@ -51,7 +51,7 @@ export class Checkpoint {
   readonly subfolder: string | undefined;
   /** Name of the index file, undefined for a checkpoint of one file. */
   readonly indexFile: string | undefined;
-  /** What config.json holds, undefined when there is none. */
+  /** Content of config.json, undefined when there is none. */
   readonly config: Readonly<Record<string, unknown>> | undefined;
   readonly kind: ModelKind;
   /** Files, sorted by name. */
@@ -120,11 +120,12 @@ export class Checkpoint {
 }
 
 /**
- * Opens a checkpoint: a `.safetensors` file, a folder with one or with an index and shards, or a diffusers pipeline,
- * of which `transformer/` is taken.
+ * Opens a checkpoint: a `.safetensors` file, a folder with one or with an index and shards, or a diffusers
+ * pipeline, of which `transformer/` is taken.
  *
- * In a folder the order is: `model.safetensors.index.json` (or `diffusion_pytorch_model.…`), `model.safetensors` (or
- * `diffusion_pytorch_model.…`), any other index, any other `.safetensors`; two of the same rank are refused.
+ * In a folder the order is: `model.safetensors.index.json` (or `diffusion_pytorch_model.…`),
+ * `model.safetensors` (or `diffusion_pytorch_model.…`), any other index, any other `.safetensors`; two of the
+ * same rank are refused.
  *
  * @throws {CheckpointError} when files are missing, left unfinished, ambiguous, or disagree with the index
  * @throws {FormatError} when a file is not what its format promises
@@ -163,7 +164,8 @@ export function openCheckpoint(path: string): Checkpoint {
 }
 
 /**
- * The family a configuration names: by `model_type` or `architectures` (transformers), or `_class_name` (diffusers).
+ * The family a configuration names: by `model_type` or `architectures` (transformers), or `_class_name`
+ * (diffusers).
  */
 export function modelKind(config: Readonly<Record<string, unknown>> | undefined): ModelKind {
   if (config === undefined) return "unknown";
@@ -239,7 +241,8 @@ function folderPlace(path: string): Place {
   const indexFile = pick(indexes);
   if (indexFile !== undefined) return { ...place, indexFile, modelFile: "" };
 
-  // Without an index a lone shard looks like a whole model: what a stopped run or download leaves must not pass as one.
+  // Without an index a lone shard looks like a whole model: what a stopped run or download leaves must not
+  // pass as one.
   const partials = names.filter((name) => name.endsWith(PARTIAL_SUFFIX));
   if (partials.length > 0) throw unfinished(path, partials);
   const shards = modelFiles.filter((name) => Number(SHARD_NAME.exec(name)?.[1] ?? 1) > 1);

@@ -1,6 +1,6 @@
 /**
- * Names and sizes of the element types that safetensors files may hold. Conversions between them are kernels and
- * live elsewhere.
+ * Names and sizes of the element types that safetensors files may hold. Conversions between them are kernels
+ * and live elsewhere.
  */
 
 /** Bytes of one element, by type name as it stands in a safetensors header. */

@@ -1,6 +1,6 @@
 /**
- * Tensors and checkpoints: element types, safetensors files in and out, sharded checkpoints. What a tensor means to a
- * model, and any arithmetic on its elements, is elsewhere.
+ * Tensors and checkpoints: element types, safetensors files in and out, sharded checkpoints. What a tensor
+ * means to a model, and any arithmetic on its elements, is elsewhere.
  */
 export { BYTES_PER_ELEMENT, type Dtype, DTYPES, type FloatDtype, isDtype, isFloatDtype } from "./dtype.ts";
 export {

@@ -15,21 +15,21 @@ import { isJsonObject, JsonFault, type JsonRules, parseJson } from "../files/jso
 
 /** Bytes of the header's length in front of it. */
 export const LENGTH_BYTES = 8;
-/** Largest header: the reference implementation refuses more, so that a lying length cannot exhaust memory. */
+/** Largest header: the reference implementation refuses more; a lying length must not exhaust memory. */
 export const MAX_HEADER_BYTES = 100_000_000;
 /** Most dimensions of a tensor: weights have up to 5 (3-D convolutions); more is a broken or hostile file. */
 export const MAX_DIMENSIONS = 8;
 /** Most tensors of a file: at about 100 bytes an entry a real header reaches its byte limit first. */
 export const MAX_TENSORS = 1_000_000;
-/** Longest tensor name in UTF-16 units: published names stay under 200, and names end up in messages and manifests. */
+/** Longest tensor name in UTF-16 units; published names stay under 200. */
 export const MAX_NAME_LENGTH = 1024;
-/** Most elements, and most bytes, of a tensor: beyond it a JavaScript number loses integers, so offsets would lie. */
+/** Most elements, and most bytes, of a tensor: beyond it JavaScript numbers are not exact. */
 export const MAX_TENSOR_BYTES = Number.MAX_SAFE_INTEGER;
 
 /** The header's key that holds text about the file instead of a tensor. */
 export const METADATA_KEY = "__metadata__";
 
-/** What a tensor is, before it has a place in a file. */
+/** A tensor before it has a place in a file. */
 export interface TensorSpec {
   readonly name: string;
   readonly dtype: Dtype;

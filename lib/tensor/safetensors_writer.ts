@@ -1,6 +1,7 @@
 /**
  * Writing safetensors files tensor by tensor, in bounded memory, resumable. The header comes last, into space
- * reserved for it; until then the file is called `<path>.partial` and starts with a length of 0, which no reader takes.
+ * reserved for it; until then the file is called `<path>.partial` and starts with a length of 0, which no
+ * reader takes.
  */
 import { Buffer } from "node:buffer";
 import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, renameSync } from "node:fs";
@@ -22,12 +23,12 @@ import {
   type TensorSpec,
 } from "./safetensors.ts";
 
-/** What an unfinished file's name ends with. */
+/** Suffix of an unfinished file's name. */
 export const PARTIAL_SUFFIX = ".partial";
 
 /** How to begin a file. */
 export interface WriterOptions {
-  /** Room for the header, a multiple of 8 so that the data is aligned; see {@linkcode SafetensorsWriter.headerBytes}. */
+  /** Room for the header, a multiple of 8; see {@linkcode SafetensorsWriter.headerBytes}. */
   readonly reservedHeaderBytes: number;
   /** Text about the file. */
   readonly metadata?: Readonly<Record<string, string>>;
@@ -49,16 +50,16 @@ const NOTHING: Entry["written"] = Object.freeze([]);
 interface Entry {
   readonly info: TensorInfo;
   readonly headerBytes: number;
-  /** Written byte ranges inside the tensor: ascending, not touching. Shared where nothing or everything is written. */
+  /** Written byte ranges inside the tensor: ascending, not touching. */
   written: readonly (readonly [start: number, end: number])[] | "all";
 }
 
 /**
  * A safetensors file being written.
  *
- * A stopped run leaves `<path>.partial`; {@linkcode SafetensorsWriter.resume} goes on with it, and the finished file is
- * the same to the byte. Only after {@linkcode SafetensorsWriter.finish} is there a file at `path`; one that was there
- * before is replaced at that moment, in one step.
+ * A stopped run leaves `<path>.partial`; {@linkcode SafetensorsWriter.resume} goes on with it, and the
+ * finished file is the same to the byte. Only after {@linkcode SafetensorsWriter.finish} is there a file at
+ * `path`; one that was there before is replaced at that moment, in one step.
  *
  * @example
  * ```ts
@@ -118,15 +119,16 @@ export class SafetensorsWriter {
    * Begins a file; an unfinished one of the same name is overwritten.
    *
    * @throws {OutputError} when the system refuses
-   * @throws {RangeError} when the reserved header is not a multiple of 8, too large, or too small for the metadata
+   * @throws {RangeError} when the reserved header is not a multiple of 8, too large, or too small for the
+   *   metadata
    */
   static create(path: string, options: WriterOptions): SafetensorsWriter {
     return new SafetensorsWriter(path, options, "w+");
   }
 
   /**
-   * Goes on with an unfinished file: keeps the bytes of the tensors given, drops whatever follows them. The reserved
-   * header and the metadata must be what the file was begun with.
+   * Goes on with an unfinished file: keeps the bytes of the tensors given, drops whatever follows them. The
+   * reserved header and the metadata must be what the file was begun with.
    *
    * @throws {IntegrityError} when the unfinished file is shorter than these tensors
    * @throws {OutputError} when there is no unfinished file or the system refuses
@@ -156,8 +158,8 @@ export class SafetensorsWriter {
   }
 
   /**
-   * An upper bound of the header of these tensors wherever they come to lie, a multiple of 8. If a tensor may change on
-   * the way (more bits), give its largest shape.
+   * An upper bound of the header of these tensors wherever they come to lie, a multiple of 8. If a tensor may
+   * change on the way (more bits), give its largest shape.
    *
    * @throws {RangeError} when no file can have such a header
    */
@@ -185,7 +187,8 @@ export class SafetensorsWriter {
    *
    * The shapes are kept, not copied.
    *
-   * @throws {RangeError} on a repeated or impossible name, an impossible shape, or when the header would not fit
+   * @throws {RangeError} on a repeated or impossible name, an impossible shape, or when the header would not
+   *   fit
    */
   add(specs: readonly TensorSpec[]): TensorInfo[] {
     const added: Entry[] = [];
@@ -294,7 +297,8 @@ export class SafetensorsWriter {
   /**
    * Writes the header, makes the file durable and gives it its name.
    *
-   * @throws {IntegrityError} when a tensor is not completely written or the file has not the size it must have
+   * @throws {IntegrityError} when a tensor is not completely written or the file has not the size it must
+   *   have
    * @throws {OutputError} when the system refuses; the unfinished file stays
    */
   finish(): { path: string; bytes: number } {
@@ -328,7 +332,7 @@ export class SafetensorsWriter {
     return { path: this.path, bytes };
   }
 
-  /** Closes the file and leaves it unfinished, to be resumed; does nothing after finish or close. @throws {OutputError} when the system refuses */
+  /** Closes the file and leaves it unfinished, to be resumed. @throws {OutputError} when the system refuses */
   close(): void {
     const fd = this.#fd;
     this.#fd = undefined;
