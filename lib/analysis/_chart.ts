@@ -1,4 +1,4 @@
-/** What the charts have in common: data out of tables, names short enough for an axis, and what to draw of nothing. */
+/** Common to all charts: data out of tables, names short enough for an axis, layouts of quantities, charts of nothing. */
 import { textWidth } from "./_text_widths.ts";
 import type { MeasuredRow, TableLike } from "./tables.ts";
 
@@ -7,9 +7,9 @@ export type Json = string | number | boolean | null | readonly Json[] | { readon
 /** A Vega-Lite specification, whole or a part. */
 export type Spec = { readonly [key: string]: Json };
 
-/** What every chart takes. */
+/** Options of every chart. */
 export interface ChartOptions {
-  /** Default: what the chart shows. */
+  /** Default says what the chart shows. */
   readonly title?: string | undefined;
   /** Of the plot without axes, in pixels; `container` fits a page. Default 560. */
   readonly width?: number | "container" | undefined;
@@ -24,7 +24,7 @@ export const DEFAULT_HEIGHT = 260;
 /** Rows of a chart's data: finite numbers, texts, booleans or null. */
 export type ChartRow = Readonly<Record<string, string | number | boolean | null>>;
 
-/** The data of one chart, and what its reader must know of it. */
+/** The data of one chart. */
 export interface ChartData {
   readonly rows: ChartRow[];
   /** Values that are NaN or infinite: drawn as absent. */
@@ -57,7 +57,7 @@ export function chartData(chart: string, table: TableLike, columns: readonly str
   return { rows, notFinite };
 }
 
-/** What the subtitle says of values that cannot be drawn. */
+/** A line of the subtitle about values that cannot be drawn. */
 export function notFiniteNote(count: number): string[] {
   return count === 0 ? [] : [`${count} value${count === 1 ? " is" : "s are"} NaN or infinite and not drawn`];
 }
@@ -129,7 +129,7 @@ export function withSeries<Row extends ChartRow>(
 /** Share of the names that must begin alike for the beginning to go. */
 const COMMON_SHARE = 0.9;
 
-/** Names without what (nearly) all have in common: dotted beginnings, and `.weight`; never without what tells them apart. */
+/** Names without the dotted beginning that (nearly) all share and without `.weight`, as long as they stay distinct. */
 export function shortNames(names: readonly string[]): Map<string, string> {
   const distinct = [...new Set(names)];
   let parts = distinct.map((name) => name.replace(/\.weight$/, "").split("."));
@@ -178,7 +178,7 @@ export function layoutOf(values: readonly (number | null)[]): Layout {
 }
 
 /** Powers of ten; also 2 and 5 times them where there would be few. */
-export function logTicks(low: number, high: number): number[] {
+function logTicks(low: number, high: number): number[] {
   const first = Math.floor(Math.log10(low)) - 1, last = Math.ceil(Math.log10(high)) + 1;
   const steps = high / low > 300 ? [1] : [1, 2, 5];
   const every = Math.ceil((last - first) / 12);

@@ -1,4 +1,4 @@
-/** Which charts a run's tables are worth, in the order in which a reader wants them. */
+/** The charts that the tables of a run are worth, in the order in which a reader wants them. */
 import { type ChartOptions, groupRows, type Spec } from "./_chart.ts";
 import {
   accuracyByBits,
@@ -46,6 +46,98 @@ function byModel(table: TableLike | undefined): { readonly model: string; readon
 const has = (table: TableLike, column: string) =>
   (table.objects() as MeasuredRow[]).some((row) => typeof row[column] === "number");
 
+/** A chart that a table is worth: its id, its title and its function. */
+type Offer = readonly [id: string, title: string, draw: (options: ChartOptions) => Spec];
+
+/** An offer for each measure that the table has values of. */
+function ofMeasures<Metric extends string>(
+  table: TableLike,
+  metrics: Readonly<Record<Metric, unknown>>,
+  offer: (metric: Metric) => Offer,
+): Offer[] {
+  return (Object.keys(metrics) as Metric[]).filter((metric) => has(table, metric)).map(offer);
+}
+
+function qualityName(metric: keyof typeof QUALITY_METRICS): string {
+  if (metric === "accuracy") return "accuracy";
+  return metric === "relativeRmsError" ? "weight error" : QUALITY_METRICS[metric].axis.replace(/ \(.*$/, "");
+}
+
+function timeOffers(table: TableLike): Offer[] {
+  const rows = table.objects() as MeasuredRow[];
+  const output = subset(table, rows.filter((row) => row["layer"] === null));
+  const layers = subset(table, rows.filter((row) => row["layer"] !== null));
+  const names = Object.keys(TIME_METRICS) as (keyof typeof TIME_METRICS)[];
+  const errors = names.flatMap((metric): Offer[] => {
+    const { title } = TIME_METRICS[metric];
+    const of = (part: TableLike, ...offers: Offer[]) => has(part, metric) ? offers : [];
+    return [
+      ...of(
+        output,
+        [`along-t-${metric}`, `${title} along t`, (rest) => transitionKl(output, { ...rest, metric })],
+        [
+          `heat-${metric}`,
+          `${title} by setting and time`,
+          (rest) => errorOverTime(output, { ...rest, metric }),
+        ],
+      ),
+      ...of(layers, [
+        `layers-heat-${metric}`,
+        `${title} by layer and time`,
+        (rest) => errorOverTime(layers, { ...rest, metric }),
+      ]),
+    ];
+  });
+  if (!has(table, "scale") && !has(table, "activationHigh")) return errors;
+  const close: Offer = [
+    "time-parameters-close",
+    "time parameters at the boundary with the largest jump",
+    (rest) => timeParameters(table, { ...rest, isClose: true }),
+  ];
+  return [
+    ...errors,
+    ["time-parameters", "time parameters over the time groups", (rest) => timeParameters(table, rest)],
+    ...(rows.some((row) => row["stage"] === "after") ? [close] : []),
+  ];
+}
+
+/** Losses together; where there are several settings and terms of the loss, these for each. */
+function lossOffers(table: TableLike): Offer[] {
+  const settings = groupRows(table.objects() as MeasuredRow[], (row) => String(row["setting"]));
+  const hasTerms = settings.length > 1 &&
+    ["quantization", "markov", "entropy"].some((term) => has(table, term));
+  return [
+    ["losses", "loss over the iterations", (rest) => lossHistory(table, rest)],
+    ...(hasTerms ? settings : []).map(([setting, rows]): Offer => [
+      "loss-terms",
+      `terms of the loss, ${setting}`,
+      (rest) => lossHistory(subset(table, rows), rest),
+    ]),
+  ];
+}
+
+/** Charts of each table of models, in the order in which they are shown. */
+const OFFERS: { readonly [Name in TableName]?: (table: TableLike) => Offer[] } = {
+  phases: (table) =>
+    ofMeasures(table, PHASE_METRICS, (metric) => [
+      `phases-${metric}`,
+      PHASE_METRICS[metric].title,
+      (rest) => phasesAgainstBaseline(table, { ...rest, metric }),
+    ]),
+  peers: (table) =>
+    ofMeasures(table, QUALITY_METRICS, (metric) => [
+      `bits-${metric}`,
+      `${qualityName(metric)} against bits per weight`,
+      (rest) => accuracyByBits(table, { ...rest, metric }),
+    ]),
+  time: timeOffers,
+  drift: (table) => [["drift", "drift of free-running trajectories", (rest) => trajectoryDrift(table, rest)]],
+  samples: (table) => [["samples", "the same samples at each setting", (rest) => sampleSheet(table, rest)]],
+  layers: (table) => [["layers", "weight error by layer", (rest) => errorByLayer(table, rest)]],
+  codes: (table) => [["codes", "how often each code occurs", (rest) => codeHistogram(table, rest)]],
+  losses: lossOffers,
+};
+
 /**
  * The charts of a run.
  *
@@ -55,105 +147,25 @@ export function chartsOf(tables: TablesLike, options: Pick<ChartOptions, "width"
   const charts: NamedChart[] = [];
   /** Charts of the same kind, of different models. */
   const counts = new Map<string, number>();
-  const add = (id: string, title: string, draw: (options: ChartOptions) => Spec) => {
+  const add = ([id, title, draw]: Offer) => {
     const count = (counts.get(id) ?? 0) + 1;
     counts.set(id, count);
-    charts.push({
-      id: count === 1 ? id : `${id}-${count}`,
-      title,
-      spec: draw({ ...options, title }),
-    });
+    charts.push({ id: count === 1 ? id : `${id}-${count}`, title, spec: draw({ ...options, title }) });
   };
-  for (const { model, part } of byModel(tables.phases)) {
-    for (const metric of Object.keys(PHASE_METRICS) as (keyof typeof PHASE_METRICS)[]) {
-      if (!has(part, metric)) continue;
-      add(
-        `phases-${metric}`,
-        `${model}: ${PHASE_METRICS[metric].title}`,
-        (rest) => phasesAgainstBaseline(part, { ...rest, metric }),
-      );
+  for (const [name, offersOf] of Object.entries(OFFERS)) {
+    for (const { model, part } of byModel(tables[name as TableName])) {
+      for (const [id, title, draw] of offersOf(part)) add([id, `${model}: ${title}`, draw]);
     }
   }
-  for (const { model, part } of byModel(tables.peers)) {
-    for (const metric of Object.keys(QUALITY_METRICS) as (keyof typeof QUALITY_METRICS)[]) {
-      if (!has(part, metric)) continue;
-      const name = metric === "accuracy"
-        ? "accuracy"
-        : metric === "relativeRmsError"
-        ? "weight error"
-        : QUALITY_METRICS[metric].axis.replace(/ \(.*$/, "");
-      add(
-        `bits-${metric}`,
-        `${model}: ${name} against bits per weight`,
-        (rest) => accuracyByBits(part, { ...rest, metric }),
-      );
-    }
-  }
-  for (const { model, part } of byModel(tables.time)) {
-    const rows = part.objects() as MeasuredRow[];
-    const output = subset(part, rows.filter((row) => row["layer"] === null));
-    const layers = subset(part, rows.filter((row) => row["layer"] !== null));
-    for (const metric of Object.keys(TIME_METRICS) as (keyof typeof TIME_METRICS)[]) {
-      const { title } = TIME_METRICS[metric];
-      if (has(output, metric)) {
-        add(
-          `along-t-${metric}`,
-          `${model}: ${title} along t`,
-          (rest) => transitionKl(output, { ...rest, metric }),
-        );
-        add(
-          `heat-${metric}`,
-          `${model}: ${title} by setting and time`,
-          (rest) => errorOverTime(output, { ...rest, metric }),
-        );
-      }
-      if (has(layers, metric)) {
-        add(
-          `layers-heat-${metric}`,
-          `${model}: ${title} by layer and time`,
-          (rest) => errorOverTime(layers, { ...rest, metric }),
-        );
-      }
-    }
-    if (has(part, "scale") || has(part, "activationHigh")) {
-      add(
-        "time-parameters",
-        `${model}: time parameters over the time groups`,
-        (rest) => timeParameters(part, rest),
-      );
-      if ((part.objects() as MeasuredRow[]).some((row) => row["stage"] === "after")) {
-        add(
-          "time-parameters-close",
-          `${model}: time parameters at the boundary with the largest jump`,
-          (rest) => timeParameters(part, { ...rest, isClose: true }),
-        );
-      }
-    }
-  }
-  for (const { model, part } of byModel(tables.drift)) {
-    add("drift", `${model}: drift of free-running trajectories`, (rest) => trajectoryDrift(part, rest));
-  }
-  for (const { model, part } of byModel(tables.samples)) {
-    add("samples", `${model}: the same samples at each setting`, (rest) => sampleSheet(part, rest));
-  }
-  for (const { model, part } of byModel(tables.layers)) {
-    add("layers", `${model}: weight error by layer`, (rest) => errorByLayer(part, rest));
-  }
-  for (const { model, part } of byModel(tables.codes)) {
-    add("codes", `${model}: how often each code occurs`, (rest) => codeHistogram(part, rest));
-  }
-  for (const { model, part } of byModel(tables.losses)) {
-    add("losses", `${model}: loss over the iterations`, (rest) => lossHistory(part, rest));
-  }
-  if (tables.kernels !== undefined && has(tables.kernels, "bytesPerSecond")) {
-    const { kernels } = tables;
-    add("roofline", "Kernel throughput under the roof of memcpy", (rest) => kernelRoofline(kernels, rest));
-    add("throughput", "Kernel throughput against memcpy", (rest) => kernelThroughput(kernels, rest));
+  const { kernels } = tables;
+  if (kernels !== undefined && has(kernels, "bytesPerSecond")) {
+    add(["roofline", "Kernel throughput under the roof of memcpy", (rest) => kernelRoofline(kernels, rest)]);
+    add(["throughput", "Kernel throughput against memcpy", (rest) => kernelThroughput(kernels, rest)]);
   }
   return charts;
 }
 
-/** Tables of several runs as one: whose row it is stands in front of its setting or method. */
+/** Tables of several runs as one: the run's name stands in front of each row's setting or method. */
 export function combineTables(
   runs: readonly { readonly name: string; readonly tables: TablesLike }[],
   names: readonly TableName[],

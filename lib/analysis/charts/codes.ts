@@ -10,6 +10,9 @@ import {
   withSeries,
 } from "../_chart.ts";
 import type { TableLike } from "../tables.ts";
+import { number, quantity } from "./_encodings.ts";
+
+const COLUMNS = ["model", "setting", "layer", "bits", "code", "count"];
 
 /**
  * How often each code occurs: of one layer, or of all layers of a bit width together.
@@ -20,23 +23,18 @@ export function codeHistogram(
   table: TableLike,
   options: ChartOptions & { readonly layer?: string | undefined } = {},
 ): Spec {
-  const { rows: all } = chartData("code histogram", table, [
-    "model",
-    "setting",
-    "layer",
-    "bits",
-    "code",
-    "count",
-  ]);
+  const { rows: all } = chartData("code histogram", table, COLUMNS);
   const title = options.title ?? "How often each code occurs";
   const rows = withSeries(all.filter((row) => options.layer === undefined || row["layer"] === options.layer));
   if (rows.length === 0) return emptyChart(title, "no codes in the table", options);
   const layers = new Set(rows.map((row) => row["layer"])).size;
+  const sum = (own: readonly (typeof rows)[number][]) =>
+    own.reduce((sum, row) => sum + numberIn(row, "count")!, 0);
   const parts = groupRows(rows, (row) => `${row.series}, ${row["bits"]} bits`).map(([name, own]) => {
-    const total = own.reduce((sum, row) => sum + numberIn(row, "count")!, 0);
+    const total = Math.max(1, sum(own));
     const counts = groupRows(own, (row) => String(row["code"])).map(([, same]) => ({
       code: same[0]!["code"]!,
-      share: same.reduce((sum, row) => sum + numberIn(row, "count")!, 0) / Math.max(1, total),
+      share: sum(same) / total,
     }));
     const isFew = counts.length <= 16;
     const spec: Spec = {
@@ -46,16 +44,9 @@ export function codeHistogram(
       encoding: {
         x: isFew
           ? { field: "code", type: "ordinal", axis: { title: "code", labelAngle: 0 } }
-          : { field: "code", type: "quantitative", scale: { nice: false }, axis: { title: "code" } },
-        y: {
-          field: "share",
-          type: "quantitative",
-          axis: { title: "share of the weights (%)", format: "~%" },
-        },
-        tooltip: [
-          { field: "code", type: "quantitative" },
-          { field: "share", type: "quantitative", format: ".3%" },
-        ],
+          : quantity("code", "code", {}, { nice: false }),
+        y: quantity("share", "share of the weights (%)", { format: "~%" }),
+        tooltip: [number("code"), number("share", ".3%")],
       },
     };
     return { name, spec };

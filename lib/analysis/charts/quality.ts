@@ -1,4 +1,4 @@
-/** What methods achieve at their bits per weight: charts of the table of peers. */
+/** Quality of methods at their bits per weight: charts of the table of peers. */
 import {
   chartData,
   type ChartOptions,
@@ -9,41 +9,28 @@ import {
   groupRows,
   layerOf,
   layoutOf,
-  legendFor,
   notFiniteNote,
-  NUMBER_FORMAT,
   numberIn,
   type Spec,
-  withInterval,
 } from "../_chart.ts";
 import { textWidth } from "../_text_widths.ts";
 import type { TableLike } from "../tables.ts";
+import { byColumn, DIGITS, interval, intervalLayer, number, quantity, text } from "./_encodings.ts";
 
-/** What a method or phase is judged by. */
+/** Measures of a method's quality: their axes, and whether more is better. */
 export const QUALITY_METRICS = {
-  accuracy: { axis: "accuracy (% of samples)", format: ".0%", higherIsBetter: true },
-  kl: { axis: "KL at masked positions (nats a position)", format: NUMBER_FORMAT, higherIsBetter: false },
-  relativeError: {
-    axis: "noise error ‖ε̂ − ε‖² / ‖ε‖² (ratio)",
-    format: NUMBER_FORMAT,
-    higherIsBetter: false,
-  },
-  frechetDistance: {
-    axis: "Fréchet distance (feature units²)",
-    format: NUMBER_FORMAT,
-    higherIsBetter: false,
-  },
-  relativeRmsError: {
-    axis: "relative RMS error (ratio)",
-    format: NUMBER_FORMAT,
-    higherIsBetter: false,
-  },
+  accuracy: { axis: "accuracy (% of samples)", higherIsBetter: true },
+  kl: { axis: "KL at masked positions (nats a position)", higherIsBetter: false },
+  relativeError: { axis: "noise error ‖ε̂ − ε‖² / ‖ε‖² (ratio)", higherIsBetter: false },
+  frechetDistance: { axis: "Fréchet distance (feature units²)", higherIsBetter: false },
+  relativeRmsError: { axis: "relative RMS error (ratio)", higherIsBetter: false },
 } as const;
+type QualityMetric = keyof typeof QUALITY_METRICS;
 
 /** Which measure, task and model. */
 export interface QualityOptions extends ChartOptions {
   /** Default: the first that the table has values of. */
-  readonly metric?: keyof typeof QUALITY_METRICS | undefined;
+  readonly metric?: QualityMetric | undefined;
   /** Default `all`, or the only one. */
   readonly task?: string | undefined;
   readonly model?: string | undefined;
@@ -75,29 +62,26 @@ export function frontOf<Row>(
   });
 }
 
+const COLUMNS = ["model", "method", "library", "bitsPerWeight", "task"];
+
 /**
  * Accuracy (or an error) against bits per weight: every method with its interval, the Pareto front, and full precision.
  *
  * @throws {TypeError} when the table is not one of peers
  */
 export function accuracyByBits(table: TableLike, options: QualityOptions = {}): Spec {
-  const names = Object.keys(QUALITY_METRICS) as (keyof typeof QUALITY_METRICS)[];
+  const names = Object.keys(QUALITY_METRICS) as QualityMetric[];
   const objects = table.objects() as Record<string, unknown>[];
   const metric = options.metric ??
     names.find((name) => objects.some((row) => typeof row[name] === "number")) ??
     "accuracy";
-  const { axis, format, higherIsBetter } = QUALITY_METRICS[metric];
-  const title = options.title ??
-    `${metric === "accuracy" ? "Accuracy" : axis.replace(/ \(.*$/, "")} against bits per weight`;
-  const hasInterval = table.columnNames().includes(`${metric}Low`);
+  const name = metric === "accuracy" ? "Accuracy" : QUALITY_METRICS[metric].axis.replace(/ \(.*$/, "");
+  const title = options.title ?? `${name} against bits per weight`;
+  const ends = [`${metric}Low`, `${metric}High`].filter((column) => table.columnNames().includes(column));
   const { rows: all, notFinite } = chartData("accuracy against bits per weight", table, [
-    "model",
-    "method",
-    "library",
-    "bitsPerWeight",
-    "task",
+    ...COLUMNS,
     metric,
-    ...(hasInterval ? [`${metric}Low`, `${metric}High`] : []),
+    ...ends,
   ]);
   const measured = all.filter((row) =>
     row[metric] !== null && (options.model === undefined || row["model"] === options.model)
@@ -109,16 +93,12 @@ export function accuracyByBits(table: TableLike, options: QualityOptions = {}): 
     const points = rows.filter((row) => row["bitsPerWeight"] !== null);
     if (points.length === 0) return [];
     const full = rows.filter((row) => row["bitsPerWeight"] === null);
-    return [{
-      name,
-      spec: qualityPlot(points, full, metric, hasInterval, axis, format, higherIsBetter, options),
-    }];
+    return [{ name, spec: qualityPlot(points, full, metric, ends, options) }];
   });
   if (parts.length === 0) return emptyChart(title, "no method with bits per weight in the table", options);
+  const hasFull = measured.some((row) => row["bitsPerWeight"] === null);
   const notes = [
-    `${
-      measured.some((row) => row["bitsPerWeight"] === null) ? "Dashed: full precision. " : ""
-    }Line: nothing else is better at as few bits.`,
+    `${hasFull ? "Dashed: full precision. " : ""}Line: nothing else is better at as few bits.`,
     ...notFiniteNote(notFinite),
   ];
   return eachBelow(title, notes, parts, options.width);
@@ -135,102 +115,82 @@ function apart(
   metric: string,
   isLog: boolean,
 ): ChartRow[] {
-  const valueOf = (row: ChartRow) => isLog ? Math.log(numberIn(row, metric)!) : numberIn(row, metric)!;
   const place = (of: (row: ChartRow) => number, pixels: number) => {
     const [low, high] = extent(all.map(of));
     return (row: ChartRow) => high > low ? (of(row) - low) / (high - low) * pixels : 0;
   };
   const x = place((row) => numberIn(row, "bitsPerWeight")!, PLOT_PIXELS.width);
-  const y = place(valueOf, PLOT_PIXELS.height);
-  const kept: { readonly row: ChartRow; readonly x: number; readonly y: number; readonly width: number }[] =
-    [];
+  const value = (row: ChartRow) => isLog ? Math.log(numberIn(row, metric)!) : numberIn(row, metric)!;
+  const y = place(value, PLOT_PIXELS.height);
+  const width = (row: ChartRow) => textWidth(String(row["method"]), LABEL_PIXELS.font);
+  const kept: ChartRow[] = [];
   for (const row of rows) {
-    const own = { row, x: x(row), y: y(row), width: textWidth(String(row["method"]), LABEL_PIXELS.font) };
     const isFree = kept.every((other) =>
-      Math.abs(own.y - other.y) >= LABEL_PIXELS.height || own.x >= other.x + other.width ||
-      other.x >= own.x + own.width
+      Math.abs(y(row) - y(other)) >= LABEL_PIXELS.height || x(row) >= x(other) + width(other) ||
+      x(other) >= x(row) + width(row)
     );
-    if (isFree) kept.push(own);
+    if (isFree) kept.push(row);
   }
-  return kept.map(({ row }) => row);
+  return kept;
 }
 
+/** The methods of one model; `ends` are the columns of the measure's interval, if it has one. */
 function qualityPlot(
   points: readonly ChartRow[],
   full: readonly ChartRow[],
-  metric: string,
-  hasInterval: boolean,
-  axis: string,
-  format: string,
-  higherIsBetter: boolean,
+  metric: QualityMetric,
+  ends: readonly string[],
   options: ChartOptions,
 ): Spec {
-  const front = frontOf(
-    points,
-    (row) => numberIn(row, "bitsPerWeight")!,
-    (row) => numberIn(row, metric)!,
-    higherIsBetter,
-  );
-  const { isLog, scale, axis: ticks } = metric === "accuracy"
-    ? { isLog: false, scale: { zero: false, nice: true }, axis: { format } }
+  const { axis, higherIsBetter } = QUALITY_METRICS[metric];
+  const bits = (row: ChartRow) => numberIn(row, "bitsPerWeight")!;
+  const front = frontOf(points, bits, (row) => numberIn(row, metric)!, higherIsBetter);
+  const layout = metric === "accuracy"
+    ? { isLog: false, scale: { zero: false, nice: true }, axis: { format: ".0%" } }
     : layoutOf(points.map((row) => numberIn(row, metric)));
-  const y: Spec = { field: metric, type: "quantitative", scale, axis: { title: axis, ...ticks } };
-  const x: Spec = {
-    field: "bitsPerWeight",
-    type: "quantitative",
-    scale: { zero: false, nice: true, padding: 14 },
-    axis: { title: "stored bits per weight (bits)" },
-  };
-  const color: Spec = {
-    field: "library",
-    type: "nominal",
-    sort: null,
-    ...legendFor(points.map((row) => row["library"]), null),
-  };
-  const intervals = withInterval(points, metric).filter((row) =>
-    !isLog || numberIn(row, `${metric}Low`)! > 0
-  );
-  const isDrawable = (row: ChartRow) => !isLog || numberIn(row, metric)! > 0;
-  const labelled = apart(front.filter(isDrawable), points.filter(isDrawable), metric, isLog);
-  const reference = full.filter(isDrawable).slice(0, 1);
+  const y = quantity(metric, axis, layout.axis, layout.scale);
+  const x = quantity("bitsPerWeight", "stored bits per weight (bits)", {}, {
+    zero: false,
+    nice: true,
+    padding: 14,
+  });
+  const color = byColumn("library", points);
+  const isDrawable = (row: ChartRow, column: string = metric) =>
+    !layout.isLog || (numberIn(row, column) ?? 0) > 0;
+  const drawn = points.filter((row) => isDrawable(row));
+  const labelled = apart(front.filter((row) => isDrawable(row)), drawn, metric, layout.isLog);
+  const tooltip = [
+    text("method"),
+    number("bitsPerWeight", ".3f"),
+    ...[metric, ...ends].map((field) => number(field, DIGITS)),
+  ];
   return {
     height: options.height ?? 300,
     layer: [
-      ...layerOf(reference, { mark: { type: "rule", style: "reference" }, encoding: { y } }),
+      ...layerOf(full.filter((row) => isDrawable(row)).slice(0, 1), {
+        mark: { type: "rule", style: "reference" },
+        encoding: { y },
+      }),
       {
         data: { values: front },
         mark: { type: "line", interpolate: "step-after", style: "connector", strokeWidth: 1.5 },
         encoding: { x, y },
       },
-      ...layerOf(intervals, {
-        mark: { type: "rule", strokeWidth: 1.5, opacity: 0.65 },
-        encoding: { x, y: { ...y, field: `${metric}Low` }, y2: { field: `${metric}High` }, color },
-      }),
+      ...intervalLayer(
+        points.filter((row) => isDrawable(row, `${metric}Low`)),
+        { type: "rule", strokeWidth: 1.5, opacity: 0.65 },
+        metric,
+        { x, ...interval("y", y, metric), color },
+      ),
       {
-        data: { values: points.filter(isDrawable) },
+        data: { values: drawn },
         mark: { type: "point", size: 70 },
-        encoding: {
-          x,
-          y,
-          color,
-          shape: color,
-          tooltip: [
-            { field: "method", type: "nominal" },
-            { field: "bitsPerWeight", type: "quantitative", format: ".3f" },
-            { field: metric, type: "quantitative", format: ".4~g" },
-            ...(hasInterval
-              ? [
-                { field: `${metric}Low`, type: "quantitative", format: ".4~g" },
-                { field: `${metric}High`, type: "quantitative", format: ".4~g" },
-              ]
-              : []),
-          ],
-        },
+        encoding: { x, y, color, shape: color, tooltip },
       },
       ...[{ style: "halo" }, {}].map((look): Spec => ({
         data: { values: labelled },
         mark: { type: "text", align: "left", dx: 8, dy: higherIsBetter ? 10 : -8, ...look },
-        encoding: { x, y, text: { field: "method", type: "nominal" } },
+        encoding: { x, y, text: text("method") },
       })),
     ],
   };

@@ -1,4 +1,4 @@
-/** Charts of what the models make: trajectories and samples. */
+/** Charts of what the models generate: trajectories and samples. */
 import {
   chart,
   chartData,
@@ -8,16 +8,24 @@ import {
   eachBelow,
   emptyChart,
   groupRows,
-  layerOf,
-  legendFor,
   notFiniteNote,
-  NUMBER_FORMAT,
-  numberIn,
   type Spec,
-  withInterval,
   withSeries,
 } from "../_chart.ts";
 import type { TableLike } from "../tables.ts";
+import {
+  byColumn,
+  DIGITS,
+  interval,
+  intervalLayer,
+  number,
+  NUMBERS,
+  quantity,
+  text,
+  WHOLE,
+} from "./_encodings.ts";
+
+const DISTANCE = "relativeDistance";
 
 /**
  * How far free-running trajectories drift from full precision's, by step, with intervals.
@@ -25,56 +33,21 @@ import type { TableLike } from "../tables.ts";
  * @throws {TypeError} when the table is not one of drift
  */
 export function trajectoryDrift(table: TableLike, options: ChartOptions = {}): Spec {
-  const { rows: all, notFinite } = chartData("trajectory drift", table, [
-    "model",
-    "setting",
-    "step",
-    "relativeDistance",
-    "relativeDistanceLow",
-    "relativeDistanceHigh",
-  ]);
+  const columns = ["model", "setting", "step", DISTANCE, `${DISTANCE}Low`, `${DISTANCE}High`];
+  const { rows: all, notFinite } = chartData("trajectory drift", table, columns);
   const title = options.title ?? "Drift of free-running trajectories";
-  const values = withSeries(
-    all.filter((row) => row["relativeDistance"] !== null && row["setting"] !== "full"),
-  );
+  const values = withSeries(all.filter((row) => row[DISTANCE] !== null && row["setting"] !== "full"));
   if (values.length === 0) return emptyChart(title, "no trajectories in the table", options);
-  const x: Spec = {
-    field: "step",
-    type: "quantitative",
-    scale: { nice: false },
-    axis: { title: "sampler steps done (steps)", format: "d", tickMinStep: 1 },
-  };
-  const axis = { title: "‖x̂ − x‖² / ‖x‖² to full precision (ratio)", format: NUMBER_FORMAT };
-  const color: Spec = {
-    field: "series",
-    type: "nominal",
-    sort: null,
-    ...legendFor(values.map(({ series }) => series), null),
-  };
+  const y = quantity(DISTANCE, "‖x̂ − x‖² / ‖x‖² to full precision (ratio)", NUMBERS);
+  const color = byColumn("series", values);
+  const tooltip = [text("series", "setting"), number("step"), number(DISTANCE, DIGITS)];
   return chart({ title, width: options.width }, notFiniteNote(notFinite), {
     height: options.height ?? DEFAULT_HEIGHT,
     data: { values },
-    encoding: { x, color },
+    encoding: { x: quantity("step", "sampler steps done (steps)", WHOLE, { nice: false }), color },
     layer: [
-      ...layerOf(withInterval(values, "relativeDistance"), {
-        mark: "area",
-        encoding: {
-          y: { field: "relativeDistanceLow", type: "quantitative", axis },
-          y2: { field: "relativeDistanceHigh" },
-        },
-      }),
-      {
-        mark: "line",
-        encoding: {
-          y: { field: "relativeDistance", type: "quantitative", axis },
-          strokeDash: color,
-          tooltip: [
-            { field: "series", type: "nominal", title: "setting" },
-            { field: "step", type: "quantitative" },
-            { field: "relativeDistance", type: "quantitative", format: ".4~g" },
-          ],
-        },
-      },
+      ...intervalLayer(values, "area", DISTANCE, interval("y", y, DISTANCE)),
+      { mark: "line", encoding: { y, strokeDash: color, tooltip } },
     ],
   });
 }
@@ -83,6 +56,10 @@ export function trajectoryDrift(table: TableLike, options: ChartOptions = {}): S
 const SHEET_IMAGES = 12;
 const SHEET_TEXTS = 16;
 const SHEET_SIDE = 44;
+const SHEET_COLUMNS = [
+  ...["model", "setting", "sample", "label"],
+  ...["prompt", "expected", "answer", "isCorrect", "image"],
+];
 
 /**
  * The same samples at each setting: images in rows, texts in columns, right and wrong ones marked.
@@ -90,17 +67,7 @@ const SHEET_SIDE = 44;
  * @throws {TypeError} when the table is not one of samples
  */
 export function sampleSheet(table: TableLike, options: ChartOptions = {}): Spec {
-  const { rows: all } = chartData("sample sheet", table, [
-    "model",
-    "setting",
-    "sample",
-    "label",
-    "prompt",
-    "expected",
-    "answer",
-    "isCorrect",
-    "image",
-  ]);
+  const { rows: all } = chartData("sample sheet", table, SHEET_COLUMNS);
   const title = options.title ?? "The same samples at each setting";
   const parts = groupRows(all, (row) => String(row["model"])).flatMap(([name, rows]) => {
     const images = rows.filter((row) => row["image"] !== null);
@@ -116,19 +83,22 @@ export function sampleSheet(table: TableLike, options: ChartOptions = {}): Spec 
 
 const mark = (row: ChartRow) => row["isCorrect"] === null ? "" : row["isCorrect"] === true ? "✓" : "✗";
 
+/** The first samples in the rows, as many as a sheet has. */
+function firstSamples(rows: readonly ChartRow[], most: number): ChartRow[] {
+  const samples = [...new Set(rows.map((row) => row["sample"]))].slice(0, most);
+  return rows.filter((row) => samples.includes(row["sample"]));
+}
+
+const count = (rows: readonly ChartRow[], column: string) => new Set(rows.map((row) => row[column])).size;
+
 function imageSheet(rows: readonly ChartRow[]): Spec {
-  const samples = [...new Set(rows.map((row) => numberIn(row, "sample")!))].slice(0, SHEET_IMAGES);
-  const values = rows.filter((row) => samples.includes(numberIn(row, "sample")!)).map((row) => ({
-    setting: row["setting"]!,
-    sample: row["sample"]!,
-    label: row["label"]!,
-    image: row["image"]!,
-    mark: mark(row),
-  }));
-  const settings = new Set(values.map(({ setting }) => setting)).size;
+  const values = firstSamples(rows, SHEET_IMAGES).map((row): ChartRow => {
+    const { setting, sample, label, image } = row;
+    return { setting: setting!, sample: sample!, label: label!, image: image!, mark: mark(row) };
+  });
   return {
-    width: samples.length * (SHEET_SIDE + 6),
-    height: settings * (SHEET_SIDE + 18),
+    width: count(values, "sample") * (SHEET_SIDE + 6),
+    height: count(values, "setting") * (SHEET_SIDE + 18),
     data: { values },
     encoding: {
       x: {
@@ -139,40 +109,31 @@ function imageSheet(rows: readonly ChartRow[]): Spec {
       y: { field: "setting", type: "ordinal", sort: null, axis: { title: "setting" } },
     },
     layer: [
-      {
-        mark: { type: "image", width: SHEET_SIDE, height: SHEET_SIDE },
-        encoding: { url: { field: "image", type: "nominal" } },
-      },
-      {
-        mark: { type: "text", dy: SHEET_SIDE / 2 + 8, fontSize: 10 },
-        encoding: { text: { field: "mark", type: "nominal" } },
-      },
+      { mark: { type: "image", width: SHEET_SIDE, height: SHEET_SIDE }, encoding: { url: text("image") } },
+      { mark: { type: "text", dy: SHEET_SIDE / 2 + 8, fontSize: 10 }, encoding: { text: text("mark") } },
     ],
   };
 }
 
 function textSheet(rows: readonly ChartRow[]): Spec {
-  const samples = [...new Set(rows.map((row) => numberIn(row, "sample")!))].slice(0, SHEET_TEXTS);
-  const chosen = rows.filter((row) => samples.includes(numberIn(row, "sample")!));
-  const asked = groupRows(chosen, (row) => String(row["sample"])).map(([, [row]]) => ({
+  const chosen = firstSamples(rows, SHEET_TEXTS);
+  const line = ({ prompt, sample }: ChartRow) => prompt ?? String(sample);
+  const asked = groupRows(chosen, (row) => String(row["sample"])).map(([, own]): ChartRow => ({
     column: "expected",
-    line: row!["prompt"] ?? String(row!["sample"]),
-    text: row!["expected"] ?? "",
+    line: line(own[0]!),
+    text: own[0]!["expected"] ?? "",
     state: "expected",
   }));
-  const values = [
-    ...asked,
-    ...chosen.map((row) => ({
-      column: row["setting"]!,
-      line: row["prompt"] ?? String(row["sample"]),
-      text: `${mark(row)} ${row["answer"]}`,
-      state: row["isCorrect"] === false ? "wrong" : "right",
-    })),
-  ];
-  const columns = new Set(values.map(({ column }) => column)).size;
+  const given = chosen.map((row): ChartRow => ({
+    column: row["setting"]!,
+    line: line(row),
+    text: `${mark(row)} ${row["answer"]}`,
+    state: row["isCorrect"] === false ? "wrong" : "right",
+  }));
+  const values = [...asked, ...given];
   return {
-    width: columns * 150,
-    height: samples.length * 20,
+    width: count(values, "column") * 150,
+    height: count(chosen, "sample") * 20,
     data: { values },
     mark: { type: "text", limit: 145 },
     encoding: {
@@ -183,7 +144,7 @@ function textSheet(rows: readonly ChartRow[]): Spec {
         axis: { title: "setting", labelAngle: 0, orient: "top" },
       },
       y: { field: "line", type: "ordinal", sort: null, axis: { title: "prompt", labelLimit: 200 } },
-      text: { field: "text", type: "nominal" },
+      text: text("text"),
       color: {
         field: "state",
         type: "nominal",
