@@ -16,4 +16,4 @@ export { loadConfig, MAX_CONFIG_BYTES, parseConfig } from "./load.ts";
 export type { BitWidth, GroupSize, LayerBits } from "./names.ts";
 export { type ConfigOverrides, DEFAULT_CONFIG, resolveConfig, type ResolvedConfig } from "./resolve.ts";
 export { type Config, type DeploymentProfile, LATER_KEYS } from "./schema.ts";
-export { canonicalConfig, type ConfigRow, configSchema, configTable, formatConfig } from "./text.ts";
+export { canonicalConfig, configTable, formatConfig } from "./text.ts";

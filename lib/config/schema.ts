@@ -130,257 +130,200 @@ type Rows = { readonly [E in Entries<Config> as E[0]]: KeyOf<E[1]> };
 const key = <V>(
   kind: Kind<V>,
   value: NoInfer<V>,
-  description: string,
   more: Pick<KeyOf<V>, "unit" | "later" | "neutral"> = {},
-): KeyOf<V> => ({ kind, default: value, description, ...more });
+) => ({
+  means: (description: string): KeyOf<V> => ({ kind, default: value, description, ...more }),
+});
 
 /** Every key, in the order in which it is printed; the keys of one section stand together. */
 const ROWS: Rows = {
-  deployment_profile: key(
-    orNull(choice("edge", "local", "cloud")),
-    null,
+  deployment_profile: key(orNull(choice("edge", "local", "cloud")), null, { neutral: true }).means(
     "Sets `bit_width`, `num_time_groups`, `group_size`: edge 2, 5, 256; local 4, 10, 128; cloud 8, 20, " +
       "64. A key set anywhere else wins",
-    { neutral: true },
   ),
-  bit_width: key(integerOf(2, 3, 4, 8), 4, "Bits of a quantized weight", { unit: "bits" }),
-  group_size: key(
-    integerOf(0, 16, 32, 64, 128, 256),
-    64,
-    "Consecutive weights of a row that share a scale; 0 is a whole row. With two-level scales 16, 32, 64 or 128; " +
-      "where it is not set, 16 for 2 and 3 bits, 32 for 4 and 8",
-    { unit: "weights" },
+  bit_width: key(integerOf(2, 3, 4, 8), 4, { unit: "bits" }).means("Bits of a quantized weight"),
+  group_size: key(integerOf(0, 16, 32, 64, 128, 256), 64, { unit: "weights" }).means(
+    "Consecutive weights of a row that share a scale; 0 is a whole row. With two-level scales 16, 32, " +
+      "64 or 128; where it is not set, 16 for 2 and 3 bits, 32 for 4 and 8",
   ),
-  scale_bits: key(
-    integerOf(4, 6, 16),
-    16,
-    "16: a half-precision scale and zero point for each group. 4 and 6: two-level scales, codes of so many bits under " +
-      "half-precision ones for every 256 weights of a row, as ggml's Q2_K and Q4_K; they need `zero_point` real",
-    { unit: "bits" },
+  scale_bits: key(integerOf(4, 6, 16), 16, { unit: "bits" }).means(
+    "16: a half-precision scale and zero point for each group. 4 and 6: two-level scales, codes of so " +
+      "many bits under half-precision ones for every 256 weights of a row, as ggml's Q2_K and Q4_K; they " +
+      "need `zero_point` real",
   ),
-  num_time_groups: key(
-    integer(1, 100),
-    10,
-    "Groups into which timesteps or mask ratios are divided, when a phase is enabled and in saved calibration statistics",
+  num_time_groups: key(integer(1, 100), 10).means(
+    "Groups into which timesteps or mask ratios are divided, when a phase is enabled and in saved " +
+      "calibration statistics",
   ),
-  solver: key(
-    choice(...SOLVERS),
-    "clip",
-    "How codes and scales are chosen: round to nearest; clip search with least squares; and on calibration data error feedback, or " +
-      "that with refits, descent and corrected targets",
+  solver: key(choice(...SOLVERS), "clip").means(
+    "How codes and scales are chosen: round to nearest; clip search with least squares; and on " +
+      "calibration data error feedback, or that with refits, descent and corrected targets",
   ),
-  calibration_data: key(
-    orNull(text),
-    null,
-    "File of calibration data, JSONL or safetensors, or `synthetic`; or of saved statistics, several with commas between them; " +
-      "by default what lies beside the checkpoint",
+  calibration_data: key(orNull(text), null).means(
+    "File of calibration data, JSONL or safetensors, or `synthetic`; or of saved statistics, several " +
+      "with commas between them; by default what lies beside the checkpoint",
   ),
-  calibration_samples: key(
-    integer(32, 1024),
-    512,
-    "Sequences or noised images that are solved on; records are masked or noised again when there are fewer",
-    { unit: "samples" },
+  calibration_samples: key(integer(32, 1024), 512, { unit: "samples" }).means(
+    "Sequences or noised images that are solved on; records are masked or noised again when there are " +
+      "fewer",
   ),
-  calibration_seed: key(integer(0, 2 ** 31 - 1), 0, "Seed of masks, noise and the choice of records"),
-  calibration_mode: key(
-    choice("blocks", "once"),
-    "blocks",
+  calibration_seed: key(integer(0, 2 ** 31 - 1), 0).means("Seed of masks, noise and the choice of records"),
+  calibration_mode: key(choice("blocks", "once"), "blocks").means(
     "Inputs of a layer: as the quantized layers before it make them, or all as full precision does",
   ),
-  "solver_options.damping": key(positive(10), 0.01, "Part of a moment's mean diagonal that is added to it"),
-  "solver_options.rounds": key(integer(0, 100), 4, "Times that `best` refits scales and descends over codes"),
-  "solver_options.refit": key(boolean, true, "Whether `best` refits scales and zero points"),
-  "solver_options.correction": key(
-    number(0, 1),
-    1,
+  "solver_options.damping": key(positive(10), 0.01).means(
+    "Part of a moment's mean diagonal that is added to it",
+  ),
+  "solver_options.rounds": key(integer(0, 100), 4).means(
+    "Times that `best` refits scales and descends over codes",
+  ),
+  "solver_options.refit": key(boolean, true).means("Whether `best` refits scales and zero points"),
+  "solver_options.correction": key(number(0, 1), 1).means(
     "How much of the error made before a layer `best` lets it undo",
   ),
-  "solver_options.residual_correction": key(
-    number(0, 1),
-    1,
+  "solver_options.residual_correction": key(number(0, 1), 1).means(
     "The same for the error of the stream that a layer's output is added to",
   ),
-  "solver_options.candidates": key(
-    integer(1, 4),
-    2,
+  "solver_options.candidates": key(integer(1, 4), 2).means(
     "Settings that `best` tries on the whole model; the least held-out error decides",
   ),
   "solver_options.low_rank": key(
     numberKind("integer", "0, or 4 to 64", (v) => v === 0 || (v >= 4 && v <= 64)),
     0,
-    "Rank of a correction A B, stored as half floats beside the codes of each layer that `feedback` or `best` solves; 0 for none",
+  ).means(
+    "Rank of a correction A B, stored as half floats beside the codes of each layer that `feedback` or " +
+      "`best` solves; 0 for none",
   ),
-  "solver_options.rotation": key(
-    choice("none", "hadamard"),
-    "none",
-    "Whether `feedback` and `best` solve layers on inputs turned by a randomised Hadamard matrix, as the runtime then does",
+  "solver_options.rotation": key(choice("none", "hadamard"), "none").means(
+    "Whether `feedback` and `best` solve layers on inputs turned by a randomised Hadamard matrix, as " +
+      "the runtime then does",
   ),
-  zero_point: key(
-    choice("real", "integer", "symmetric"),
-    "real",
+  zero_point: key(choice("real", "integer", "symmetric"), "real").means(
     "Zero point of a group: any real number, an integer code, or fixed in the middle",
   ),
-  min_accuracy: key(
-    number(0, 1),
-    0,
+  min_accuracy: key(number(0, 1), 0).means(
     "Least cosine between a tensor and its quantized form; below it the tensor is tried again with 3, " +
       "4, then 8 bits. 0 never falls back",
   ),
-  layer_bit_widths: key(
-    layerBits,
-    {},
+  layer_bit_widths: key(layerBits, {}).means(
     "Bits for single tensors, by name or pattern; 16 keeps the tensor as it is. A tensor's own name " +
       "(with or without `.weight`) wins over patterns, and of several patterns the one with most bits",
   ),
-  skip_sensitive_layers: key(boolean, false, "Keep the tensors named by the two keys below as they are"),
-  sensitive_layer_names: key(list(false), [], "Names of sensitive tensors, with or without `.weight`"),
-  sensitive_layer_patterns: key(list(true), [], "Patterns of the names of sensitive tensors"),
-  keep_patterns: key(list(true), [], "Patterns of the names of tensors that are always kept as they are"),
-  non_finite: key(
-    choice("fail", "keep"),
-    "fail",
-    "A tensor that holds NaN or infinity, kept ones included: stop with an error, or store it unquantized",
+  skip_sensitive_layers: key(boolean, false).means(
+    "Keep the tensors named by the two keys below as they are",
   ),
-  fail_fast: key(boolean, false, "Stop at the first tensor that fails instead of reporting all of them", {
-    neutral: true,
-  }),
-  backend: key(
-    choice(...BACKENDS),
-    "auto",
-    "Where kernels run: on a GPU if there is one; only on a GPU; on the CPU, by its native library or WebAssembly; only one of these two",
-    { neutral: true },
+  sensitive_layer_names: key(list(false), []).means("Names of sensitive tensors, with or without `.weight`"),
+  sensitive_layer_patterns: key(list(true), []).means("Patterns of the names of sensitive tensors"),
+  keep_patterns: key(list(true), []).means(
+    "Patterns of the names of tensors that are always kept as they are",
   ),
-  num_threads: key(integer(0, 64), 0, "Threads of the kernels; 0 is one per core", {
-    unit: "threads",
-    neutral: true,
-  }),
-  modality: key(
-    choice("auto", "text", "image"),
-    "auto",
+  non_finite: key(choice("fail", "keep"), "fail").means(
+    "A tensor that holds NaN or infinity, kept ones included: stop with an error, or store it " +
+      "unquantized",
+  ),
+  fail_fast: key(boolean, false, { neutral: true }).means(
+    "Stop at the first tensor that fails instead of reporting all of them",
+  ),
+  backend: key(choice(...BACKENDS), "auto", { neutral: true }).means(
+    "Where kernels run: on a GPU if there is one; only on a GPU; on the CPU, by its native library or " +
+      "WebAssembly; only one of these two",
+  ),
+  num_threads: key(integer(0, 64), 0, { unit: "threads", neutral: true }).means(
+    "Threads of the kernels; 0 is one per core",
+  ),
+  modality: key(choice("auto", "text", "image"), "auto", { later: true }).means(
     "Accepted and ignored: the checkpoint says what the model generates",
-    { later: true },
   ),
-  enable_time_aware: key(
-    boolean,
-    true,
-    "When a phase is enabled: static activation quantization per time group, stored beside the model as `time_parameters.safetensors`",
+  enable_time_aware: key(boolean, true).means(
+    "When a phase is enabled: static activation quantization per time group, stored beside the model as " +
+      "`time_parameters.safetensors`",
   ),
-  activation_bits: key(
-    integerOf(4, 8),
-    8,
+  activation_bits: key(integerOf(4, 8), 8, { unit: "bits" }).means(
     "With `enable_time_aware`: bits of static and of per-token dynamic activation quantization",
-    { unit: "bits" },
   ),
-  time_groups: key(
-    choice("equal", "adaptive"),
-    "equal",
-    "With `enable_time_aware`: time groups of equal width, or with boundaries where the layers' inputs change, kept if the held-out step KL falls",
+  time_groups: key(choice("equal", "adaptive"), "equal").means(
+    "With `enable_time_aware`: time groups of equal width, or with boundaries where the layers' inputs " +
+      "change, kept if the held-out step KL falls",
   ),
-  per_token_limit: key(
-    orNull(number(1, 100)),
-    1.05,
-    "With `enable_time_aware`: dynamic per-token activation quantization for the layers that lose most with static ranges, until the " +
-      "held-out step KL is at most this many times that of dynamic quantization everywhere; null keeps static ranges for all",
+  per_token_limit: key(orNull(number(1, 100)), 1.05).means(
+    "With `enable_time_aware`: dynamic per-token activation quantization for the layers that lose most " +
+      "with static ranges, until the held-out step KL is at most this many times that of dynamic " +
+      "quantization everywhere; null keeps static ranges for all",
   ),
-  output_correction: key(
-    boolean,
-    false,
-    "With `enable_time_aware`: a gain and a bias for each output and time group in closed form, under `markov_weight`, kept if the held-out step KL falls",
+  output_correction: key(boolean, false).means(
+    "With `enable_time_aware`: a gain and a bias for each output and time group in closed form, under " +
+      "`markov_weight`, kept if the held-out step KL falls",
   ),
-  time_scales: key(
-    choice("shared", "per_group"),
-    "shared",
-    "With `enable_time_aware`: weight scales for each time group over shared codes, kept if the held-out step KL falls; not with `output_correction`",
+  time_scales: key(choice("shared", "per_group"), "shared").means(
+    "With `enable_time_aware`: weight scales for each time group over shared codes, kept if the " +
+      "held-out step KL falls; not with `output_correction`",
   ),
-  sampler_correction: key(
-    boolean,
-    false,
-    "With `enable_time_aware`, image models: correct the sampler's steps for gain, bias and noise variance of quantized predictions, kept if the held-out step KL falls",
+  sampler_correction: key(boolean, false).means(
+    "With `enable_time_aware`, image models: correct the sampler's steps for gain, bias and noise " +
+      "variance of quantized predictions, kept if the held-out step KL falls",
   ),
-  target_model_size_mb: key(
-    orNull(positive(1e9)),
-    null,
-    "Size into which the quantized model has to fit, all its tensors together, by choosing bits per layer; needs calibration data",
-    { unit: "MB" },
+  target_model_size_mb: key(orNull(positive(1e9)), null, { unit: "MB" }).means(
+    "Size into which the quantized model has to fit, all its tensors together, by choosing bits per " +
+      "layer; needs calibration data",
   ),
-  target_bits_per_weight: key(
-    orNull(number(2, 16)),
-    null,
-    "Bits per weight that all quantized layers may take together, every stored byte counted, by choosing bits and group sizes " +
-      "per layer; needs calibration data",
-    { unit: "bits" },
+  target_bits_per_weight: key(orNull(number(2, 16)), null, { unit: "bits" }).means(
+    "Bits per weight that all quantized layers may take together, every stored byte counted, by " +
+      "choosing bits and group sizes per layer; needs calibration data",
   ),
-  bit_plan: key(orNull(text), null, "File of bits and group sizes by layer, as a budget's plan is saved"),
-  "thermodynamic.validation.enabled": key(
-    boolean,
-    false,
-    "Phase 1: report jumps between neighbouring time groups, and the held-out step KL of each; needs calibration data",
+  bit_plan: key(orNull(text), null).means(
+    "File of bits and group sizes by layer, as a budget's plan is saved",
   ),
-  "thermodynamic.validation.smoothness_threshold": key(
-    number(0, 1),
-    0.3,
+  "thermodynamic.validation.enabled": key(boolean, false).means(
+    "Phase 1: report jumps between neighbouring time groups, and the held-out step KL of each; needs " +
+      "calibration data",
+  ),
+  "thermodynamic.validation.smoothness_threshold": key(number(0, 1), 0.3).means(
     "Relative jump above which a boundary is a violation",
   ),
-  "thermodynamic.validation.log_violations": key(boolean, true, "Tell each violation"),
-  "thermodynamic.boundary_smoothing.enabled": key(
-    boolean,
-    false,
-    "Phase 2: blend the time parameters across boundaries where held-out errors do not rise; needs calibration data",
+  "thermodynamic.validation.log_violations": key(boolean, true).means("Tell each violation"),
+  "thermodynamic.boundary_smoothing.enabled": key(boolean, false).means(
+    "Phase 2: blend the time parameters across boundaries where held-out errors do not rise; needs " +
+      "calibration data",
   ),
-  "thermodynamic.boundary_smoothing.window_size": key(
-    integer(1, 1000),
-    5,
+  "thermodynamic.boundary_smoothing.window_size": key(integer(1, 1000), 5, { unit: "timesteps" }).means(
     "Distance from a boundary within which parameters blend",
-    { unit: "timesteps" },
   ),
-  "thermodynamic.boundary_smoothing.interpolation": key(
-    choice("linear", "cubic", "sigmoid"),
-    "linear",
+  "thermodynamic.boundary_smoothing.interpolation": key(choice("linear", "cubic", "sigmoid"), "linear").means(
     "Shape of the blend",
   ),
-  "thermodynamic.transition_optimization.enabled": key(
-    boolean,
-    false,
-    "Phase 3: codes by `best` (or `feedback`, where that is the solver), then gradient refinement of scales, zero points and biases on the step KL, kept if it falls on held-out data; needs calibration data",
+  "thermodynamic.transition_optimization.enabled": key(boolean, false).means(
+    "Phase 3: codes by `best` (or `feedback`, where that is the solver), then gradient refinement of " +
+      "scales, zero points and biases on the step KL, kept if it falls on held-out data; needs " +
+      "calibration data",
   ),
-  "thermodynamic.transition_optimization.time_weights": key(
-    choice("auto", "none", "ddpm", "ddim"),
-    "auto",
-    "Whether calibration samples count by what their step weighs when codes are solved: the KL of DDPM's step or the displacement of " +
-      "DDIM's, of masked diffusion the probability of writing a position in both; kept if it helps on held-out data. auto is ddpm for " +
-      "image models, none for language models",
+  "thermodynamic.transition_optimization.time_weights": key(choice("auto", "none", "ddpm", "ddim"), "auto")
+    .means(
+      "Whether calibration samples count by what their step weighs when codes are solved: the KL of " +
+        "DDPM's step or the displacement of DDIM's, of masked diffusion the probability of writing a " +
+        "position in both; kept if it helps on held-out data. auto is ddpm for image models, none for " +
+        "language models",
+    ),
+  "thermodynamic.transition_optimization.markov_weight": key(number(0, 100), 0.1).means(
+    "Weight of the Gauss-Markov prior on output corrections of neighbouring time groups, relative to " +
+      "the data term",
   ),
-  "thermodynamic.transition_optimization.markov_weight": key(
-    number(0, 100),
-    0.1,
-    "Weight of the Gauss-Markov prior on output corrections of neighbouring time groups, relative to the data term",
+  "thermodynamic.transition_optimization.entropy_weight": key(number(0, 100), 0).means(
+    "Temperature at which `best` begins to anneal codes, in squared quantization steps; 0 does not " +
+      "anneal; kept if it helps on held-out data",
   ),
-  "thermodynamic.transition_optimization.entropy_weight": key(
-    number(0, 100),
-    0,
-    "Temperature at which `best` begins to anneal codes, in squared quantization steps; 0 does not anneal; kept if it helps on held-out data",
-  ),
-  "thermodynamic.transition_optimization.learning_rate": key(
-    positive(1),
-    0.01,
+  "thermodynamic.transition_optimization.learning_rate": key(positive(1), 0.01).means(
     "Step size of the gradient refinement",
   ),
-  "thermodynamic.transition_optimization.max_iterations": key(
-    integer(1, 100_000),
-    50,
-    "Most iterations of the gradient refinement",
-    { unit: "iterations" },
-  ),
-  "thermodynamic.transition_optimization.convergence_threshold": key(
-    positive(1),
-    1e-4,
+  "thermodynamic.transition_optimization.max_iterations": key(integer(1, 100_000), 50, { unit: "iterations" })
+    .means("Most iterations of the gradient refinement"),
+  "thermodynamic.transition_optimization.convergence_threshold": key(positive(1), 1e-4).means(
     "Relative change of the loss below which the refinement has converged",
   ),
-  "thermodynamic.transition_optimization.beta_schedule": key(
-    choice("auto", "linear", "cosine"),
-    "auto",
-    "Noise schedule of Gaussian diffusion behind `time_weights`; auto takes the model's. Masked diffusion has the same weights with any",
-  ),
+  "thermodynamic.transition_optimization.beta_schedule": key(choice("auto", "linear", "cosine"), "auto")
+    .means(
+      "Noise schedule of Gaussian diffusion behind `time_weights`; auto takes the model's. Masked " +
+        "diffusion has the same weights with any",
+    ),
 };
 
 /** A key of the configuration. */

@@ -1,18 +1,7 @@
 /** The configuration as text: YAML with origins, canonical JSON, and the table of docs/configuration.md. */
 import { escapeCharacter, isMapping, quoted } from "./kinds.ts";
 import type { ResolvedConfig } from "./resolve.ts";
-import { type Config, environmentName, SCHEMA, valueAt } from "./schema.ts";
-
-/** One row of the schema, as text for documentation. */
-export interface ConfigRow {
-  readonly key: string;
-  readonly type: string;
-  readonly allowed: string;
-  readonly unit: string;
-  readonly default: string;
-  readonly environment: string;
-  readonly description: string;
-}
+import { type Config, SCHEMA, valueAt } from "./schema.ts";
 
 /**
  * The effective configuration as YAML, every value followed by `# from` and its origin; it parses back to the
@@ -50,24 +39,12 @@ export function canonicalConfig(config: Config): string {
   return JSON.stringify(sortedByKey(entries));
 }
 
-/** The schema as text, one row a key, in the order of `formatConfig`. */
-export function configSchema(): ConfigRow[] {
-  return SCHEMA.map((k) => ({
-    key: k.key,
-    type: k.kind.type,
-    allowed: k.kind.allowed,
-    unit: k.unit ?? "",
-    default: yamlText(k.default),
-    environment: environmentName(k.key),
-    description: k.description + (k.later ? ". _Without effect in this version_" : ""),
-  }));
-}
-
-/** The schema as the Markdown table of docs/configuration.md. */
+/** The schema as the Markdown table of docs/configuration.md, in the order of `formatConfig`. */
 export function configTable(): string {
-  const rows = configSchema().map((r) => {
-    const unit = r.unit === "" ? "" : ` (${r.unit})`;
-    return `| \`${r.key}\` | ${r.type}, ${r.allowed}${unit} | \`${r.default}\` | ${r.description} |`;
+  const rows = SCHEMA.map(({ key, kind: { type, allowed }, unit, default: value, description, later }) => {
+    const values = `${type}, ${allowed}${unit === undefined ? "" : ` (${unit})`}`;
+    const meaning = description + (later ? ". _Without effect in this version_" : "");
+    return `| \`${key}\` | ${values} | \`${yamlText(value)}\` | ${meaning} |`;
   });
   return ["| key | value | default | meaning |", "| --- | --- | --- | --- |", ...rows].join("\n");
 }

@@ -6,7 +6,6 @@ import { parse } from "@std/yaml";
 import {
   canonicalConfig,
   type Config,
-  configSchema,
   configTable,
   DEFAULT_CONFIG,
   formatConfig,
@@ -18,6 +17,7 @@ import {
   parseConfig,
   resolveConfig,
 } from "../../lib/config/mod.ts";
+import { environmentName, SCHEMA } from "../../lib/config/schema.ts";
 import { ConfigError } from "../../lib/errors.ts";
 
 /** The error that `run` ends with; a test fails if there is none or it is another. */
@@ -121,13 +121,13 @@ describe("defaults", () => {
   });
 
   test("every schema row has its own environment variable", () => {
-    const names = configSchema().map((row) => row.environment);
+    const names = SCHEMA.map((row) => environmentName(row.key));
     expect(new Set(names).size).toBe(names.length);
     expect(names).toContain("ARROW_QUANT_THERMODYNAMIC_VALIDATION_ENABLED");
   });
 
   test("keys without effect are keys of the schema", () => {
-    const keys = configSchema().map((row) => row.key);
+    const keys = SCHEMA.map((row) => row.key);
     expect(LATER_KEYS.length).toBeGreaterThan(0);
     for (const key of LATER_KEYS) expect(keys).toContain(key);
   });
@@ -587,7 +587,7 @@ describe("formatConfig", () => {
     const text = formatConfig(resolved);
     const lines = text.trimEnd().split("\n");
     const values = lines.filter((line) => / # from /.test(line));
-    expect(values).toHaveLength(configSchema().length);
+    expect(values).toHaveLength(SCHEMA.length);
     expect(lines.filter((line) => !values.includes(line))).toEqual([
       "solver_options:",
       "thermodynamic:",
@@ -699,7 +699,7 @@ test("docs/configuration.md holds the schema's table", async () => {
   const page = await readFile(new URL("../../docs/configuration.md", import.meta.url), "utf8");
   const table = page.split("\n").filter((line) => line.startsWith("| "));
   expect(table).toEqual(configTable().split("\n"));
-  for (const row of configSchema()) expect(configTable()).toContain(`| \`${row.key}\` |`);
+  for (const row of SCHEMA) expect(configTable()).toContain(`| \`${row.key}\` |`);
 });
 
 test("every rule over several keys that is broken stands in one message, with the sources", async () => {
