@@ -75,7 +75,7 @@ function kernelChecks(
   const plan = nativePlan("linux", architecture);
   const all = [...plan.flags.filter((flag) => flag !== "-fPIC"), "-Werror", ...flags];
   const objects = plan.units.map((unit) => `${output}.${objectName(unit)}`);
-  const drivers = ["compare", "two_level", "solver", "model", "backward"];
+  const drivers = ["quantize", "two_level", "forward", "int8", "solver", "backward"];
   return [
     ...plan.units.map((unit, i) => {
       const source = `kernels/cpu/${unit.source}`;

@@ -5,8 +5,8 @@
 
 #include "half.h"
 
-/* Columns that a kernel holds at once: a multiple of every group size and of the 32 codes that fill whole words
- * at any width. Sums over longer groups are sums of segments' sums, in every instruction set. */
+/* Columns that a kernel holds at once: a multiple of every group size and of the 32 codes that fill whole
+ * words at any width. Sums over longer groups are sums of segments' sums, in every instruction set. */
 #define AQ_SEGMENT 256
 
 /* Clipped ranges tried by aq_quantize_clip, and rounds of least squares after the best of them. */
@@ -48,8 +48,8 @@ AQ_FUNCTION float aq_decode(uint32_t code, aq_grid grid) { return grid.scale * (
 
 AQ_FUNCTION double aq_abs_double(double value) { return value < 0 ? -value : value; }
 
-/* A grid that holds `value` itself, exactly where any does that the search meets, else the nearest it met.
- * A half-precision scale times (code - half-precision zero point) reaches most float32 values although neither
+/* A grid that holds `value` itself, exactly where any does that the search meets, else the nearest it met. A
+ * half-precision scale times (code - half-precision zero point) reaches most float32 values although neither
  * factor has 24 bits; see docs/decisions.md. */
 AQ_FUNCTION int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq_grid *grid) {
   const int32_t code_max = (1 << bits) - 1;
@@ -101,9 +101,10 @@ AQ_FUNCTION int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq
   return best < __builtin_inf() ? AQ_OK : AQ_E_RANGE;
 }
 
-/* Asymmetric with real zero point where the plain formula is not safe: scales below the normal half floats, or
- * data so far from zero that the rounding of the zero point moves the grid by more than a quarter step. The
- * scale grows until the grid covers the group again; data nearly constant at that distance gets its middle. */
+/* Asymmetric with real zero point where the plain formula is not safe: scales below the normal half floats,
+ * or data so far from zero that the rounding of the zero point moves the grid by more than a quarter step.
+ * The scale grows until the grid covers the group again; data nearly constant at that distance gets its
+ * middle. */
 AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits, aq_grid *grid) {
   const double code_max = (double)((1 << bits) - 1);
   const double range = (double)maximum - (double)minimum;

@@ -1,5 +1,6 @@
 /* half.h: element types and scalar conversions between float32 and the narrow ones, round to nearest even.
- * NaN keeps its sign and upper payload and becomes quiet, as F16C and FCVT do, so every instruction set agrees. */
+ * NaN keeps its sign and upper payload and becomes quiet, as F16C and FCVT do, so every instruction set
+ * agrees. */
 #ifndef AQ_HALF_H
 #define AQ_HALF_H
 

@@ -1,7 +1,7 @@
-/* two_level.h: two-level scales. A superblock is AQ_SEGMENT columns of a row; its groups' scales and minima are whole
- * multiples of the superblock's two half floats:
+/* two_level.h: two-level scales. A superblock is AQ_SEGMENT columns of a row; its groups' scales and minima
+ * are whole multiples of the superblock's two half floats:
  *
- *     w = (super_scale * sub_scale) * q - super_min * sub_min       float32: three products, each rounded, then minus
+ *     w = (super_scale * sub_scale) * q - super_min * sub_min      float32: each product rounded, then minus
  *
  * The layout and the search's objective are those of ggml's Q2_K and Q4_K. */
 #ifndef AQ_TWO_LEVEL_ARITHMETIC_H
@@ -16,11 +16,13 @@
 #define AQ_TWO_LEVEL_STEPS 12
 /* Rounds of least squares after the best of them. */
 #define AQ_TWO_LEVEL_REFITS 2
-/* Super scales tried when the groups' real scales are fitted: (largest code + k / 4) / largest scale, |k| <= this. */
+/* Super scales tried when the groups' real scales are fitted: (largest code + k / 4) / largest scale, |k| <=
+ * this. */
 #define AQ_SUPER_STEPS 4
 /* Rounds that choose sub-codes for given super scales and then fit the super scales to them. */
 #define AQ_TWO_LEVEL_ROUNDS 2
-/* A column weight counts at least this part of the superblock's largest, so that every group has a solution. */
+/* A column weight counts at least this part of the superblock's largest, so that every group has a
+ * solution. */
 #define AQ_LEAST_IMPORTANCE 0x1p-20f
 /* Range `step` of a group: t * inverse + offset is a position among the codes, where t = w - minimum,
  * inverse = factor / (maximum - minimum) and offset = minimum * shift * inverse. */

@@ -11,8 +11,9 @@
 static int always(void) { return 1; }
 
 #if defined(AQ_BUILD_AVX2)
-/* __builtin_cpu_supports also asks, through XGETBV, whether the system saves the registers; not every compiler
- * lets it name F16C, whose registers are AVX's. CPUID is remembered: under a hypervisor it takes microseconds. */
+/* __builtin_cpu_supports also asks, through XGETBV, whether the system saves the registers; not every
+ * compiler lets it name F16C, whose registers are AVX's. CPUID is remembered: under a hypervisor it takes
+ * microseconds. */
 static int has_avx2(void) {
   static _Atomic int answer; /* 0: not asked yet */
   int known = answer;
@@ -48,9 +49,9 @@ static int has_byte_dot(void) {
 }
 #endif
 
-/* Quantizing, forward passes and solvers come as one set: one unit in isa/ compiles their vector.h. Two sets have
- * faster products of 8-bit activations than the one they extend. Gradients are plain loops: only x86's wider sets
- * compile them again. */
+/* Quantizing, forward passes and solvers come as one set: one unit in isa/ compiles their vector.h. Two sets
+ * have faster products of 8-bit activations than the one they extend. Gradients are plain loops: only x86's
+ * wider sets compile them again. */
 #define AQ_SLOT(test, set, int8_set, backward_set)                                                        \
   {                                                                                                       \
     test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_solver_##set, &aq_int8_##int8_set, \

@@ -1,19 +1,20 @@
 /* arrowquant.h: the ABI of the CPU kernels.
  *
- * Every function returns AQ_OK or a negative AQ_E_*. Buffers belong to the caller; nothing is allocated for or
- * kept from it. No function prints, exits or keeps state, so all may run at once. Outputs must not overlap
- * inputs unless a function says so. A count of zero is fine before any pointer is looked at. On an error the outputs are unspecified.
+ * Every function returns AQ_OK or a negative AQ_E_*. Buffers belong to the caller; nothing is allocated for
+ * or kept from it. No function prints, exits or keeps state, so all may run at once. Outputs must not overlap
+ * inputs unless a function says so. A count of zero is fine before any pointer is looked at. On an error the
+ * outputs are unspecified.
  *
- * Words (see docs/format.md): codes are unsigned integers of `bits` bits, `w = s * (q - z)` in float32 arithmetic
- * (subtract, then multiply). A group is `group_size` consecutive weights of one row; 0 means the whole row; the
- * last group of a row is shorter when the size does not divide `cols`. Scales and zero points are IEEE half
- * floats, [rows, groups]. Packed codes are a little-endian bit stream per row in uint32 words, least
- * significant bits first, [rows, words]; unused bits at a row's end are zero.
+ * Words (see docs/format.md): codes are unsigned integers of `bits` bits, `w = s * (q - z)` in float32
+ * arithmetic (subtract, then multiply). A group is `group_size` consecutive weights of one row; 0 means the
+ * whole row; the last group of a row is shorter when the size does not divide `cols`. Scales and zero points
+ * are IEEE half floats, [rows, groups]. Packed codes are a little-endian bit stream per row in uint32 words,
+ * least significant bits first, [rows, words]; unused bits at a row's end are zero.
  *
- * `isa` chooses the instruction set, `threads` how many threads share the rows. `threads` never changes a byte of
- * any result. Neither does `isa`, except in the functions that run a model in floats (from aq_linear to aq_add, without
- * those of 8-bit activations): there the instruction sets round differently, within a few units in the last place of
- * the terms that are added up.
+ * `isa` chooses the instruction set, `threads` how many threads share the rows. `threads` never changes a
+ * byte of any result. Neither does `isa`, except in the functions that run a model in floats (from aq_linear
+ * to aq_add, without those of 8-bit activations): there the instruction sets round differently, within a few
+ * units in the last place of the terms that are added up.
  */
 #ifndef ARROWQUANT_H
 #define ARROWQUANT_H
@@ -101,8 +102,8 @@ AQ_API int32_t aq_quantize_round(const void *weights, int32_t dtype, size_t rows
                                  size_t group_size, int32_t zero_point_kind, uint32_t *packed, uint16_t *scale,
                                  uint16_t *zero_point, int32_t isa, int32_t threads);
 
-/* Search of clipped ranges, then weighted least squares of scale and zero point; never a larger weighted error
- * than aq_quantize_round's. column_weights f32[cols], finite and >= 0, or null for all ones. */
+/* Search of clipped ranges, then weighted least squares of scale and zero point; never a larger weighted
+ * error than aq_quantize_round's. column_weights f32[cols], finite and >= 0, or null for all ones. */
 AQ_API int32_t aq_quantize_clip(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
                                 size_t group_size, int32_t zero_point_kind, const float *column_weights,
                                 uint32_t *packed, uint16_t *scale, uint16_t *zero_point, int32_t isa,
@@ -113,20 +114,20 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
                              size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
                              int32_t threads);
 
-/* Two-level scales. A superblock is 256 consecutive weights of a row (the last of a row may be shorter), in groups of
- * `group_size` (16, 32, 64 or 128). A group has a sub-scale and a sub-minimum, unsigned codes of `scale_bits` (4 or 6)
- * bits; a superblock has two half floats. In float32, each product rounded:
+/* Two-level scales. A superblock is 256 consecutive weights of a row (the last of a row may be shorter), in
+ * groups of `group_size` (16, 32, 64 or 128). A group has a sub-scale and a sub-minimum, unsigned codes of
+ * `scale_bits` (4 or 6) bits; a superblock has two half floats. In float32, each product rounded:
  *
  *     w = (super_scale * sub_scale) * q - super_min * sub_min
  *
- * Super scales are [rows, superblocks], sub-codes a bit stream per row, least significant
- * bits first, in whole bytes, [rows, sub-bytes]. */
+ * Super scales are [rows, superblocks], sub-codes a bit stream per row, least significant bits first, in
+ * whole bytes, [rows, sub-bytes]. */
 
 /* sizes[0] = bytes of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
 AQ_API int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes);
 
-/* search 0: minimum and maximum, rounded so that the grid covers the group. Else a search with the objective of
- * ggml's Q2_K: squared error weighted by column weight * sqrt(mean of the superblock's squares + w^2).
+/* search 0: minimum and maximum, rounded so that the grid covers the group. Else a search with the objective
+ * of ggml's Q2_K: squared error weighted by column weight * sqrt(mean of the superblock's squares + w^2).
  * column_weights f32[cols], finite and >= 0, or null for all ones; only the search uses them. */
 AQ_API int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
                                      size_t group_size, int32_t scale_bits, int32_t search,
@@ -134,9 +135,9 @@ AQ_API int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t 
                                      uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
                                      int32_t threads);
 
-/* Two levels for given real scales and minima f32[rows, groups] (w = scale q - minimum), by least squares with
- * group_weights f32[rows, groups], finite and >= 0, or null for all ones. Values whose sign is not that of their
- * superblock's weighted sum become 0. */
+/* Two levels for given real scales and minima f32[rows, groups] (w = scale q - minimum), by least squares
+ * with group_weights f32[rows, groups], finite and >= 0, or null for all ones. Values whose sign is not that
+ * of their superblock's weighted sum become 0. */
 AQ_API int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows,
                                 size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale,
                                 uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min);
@@ -173,14 +174,14 @@ AQ_API int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, co
 AQ_API int32_t aq_find_nonfinite(const void *values, int32_t dtype, size_t n, uint64_t *index, int32_t isa,
                                  int32_t threads);
 
-/* Models ------------------------------------------------------------------------------------------------------------
+/* Models ----------------------------------------------------------------------------------------------------
  *
  * Tensors are float32, row-major. A token's results do not depend on the other tokens of the call, with one
  * exception: aq_linear and aq_linear_packed take another order of additions when there is a single token.
  */
 
-/* out[t, n] = sum_k x[t, k] weights[n, k] + bias[n]. x f32[tokens, cols], weights [rows, cols] of `dtype` (F32, F16
- * or BF16), bias f32[rows] or null, out f32[tokens, rows]. */
+/* out[t, n] = sum_k x[t, k] weights[n, k] + bias[n]. x f32[tokens, cols], weights [rows, cols] of `dtype`
+ * (F32, F16 or BF16), bias f32[rows] or null, out f32[tokens, rows]. */
 AQ_API int32_t aq_linear(const float *x, size_t tokens, const void *weights, int32_t dtype, const float *bias,
                          size_t rows, size_t cols, float *out, int32_t isa, int32_t threads);
 
@@ -195,20 +196,20 @@ AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t
                                    const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                    int32_t scale_bits, float *out, int32_t isa, int32_t threads);
 
-/* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1], bits 2..8, one
- * scale and zero point a token. */
+/* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1],
+ * bits 2..8, one scale and zero point a token. */
 #define AQ_ACTIVATIONS_STATIC 0    /* scale and zero_point are given, scale normal; what lies beyond is clipped */
 #define AQ_ACTIVATIONS_PER_TOKEN 1 /* scale and zero_point are the token's own range's, zero among it, and written */
 
-/* x f32[tokens, cols] -> codes u8[tokens, cols], nearest, ties to even; scale f32[tokens], zero_point i32[tokens], both
- * read or written by `kind`. AQ_E_NONFINITE if x has NaN or infinity, AQ_E_VALUE if a given scale or zero point is out of
- * range. */
+/* x f32[tokens, cols] -> codes u8[tokens, cols], nearest, ties to even; scale f32[tokens], zero_point
+ * i32[tokens], both read or written by `kind`. AQ_E_NONFINITE if x has NaN or infinity, AQ_E_VALUE if a given
+ * scale or zero point is out of range. */
 AQ_API int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
                                        uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT int32_t *zero_point,
                                        int32_t isa, int32_t threads);
 
-/* aq_linear_packed of such codes, by integer products; out f32[tokens, rows], the same bytes on every instruction set.
- * x_zero_point within 0..255 (else AQ_E_VALUE). */
+/* aq_linear_packed of such codes, by integer products; out f32[tokens, rows], the same bytes on every
+ * instruction set. x_zero_point within 0..255 (else AQ_E_VALUE). */
 AQ_API int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point,
                                      size_t tokens, const uint32_t *packed, const uint16_t *scale,
                                      const uint16_t *zero_point, const float *bias, size_t rows, size_t cols,
@@ -218,24 +219,26 @@ AQ_API int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale,
 AQ_API int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float *weight, float epsilon, float *out,
                            int32_t isa, int32_t threads);
 
-/* (x - mean) / sqrt(variance + epsilon) * weight + bias, by rows. weight null: ones; bias null: zeros. out may be x. */
+/* (x - mean) / sqrt(variance + epsilon) * weight + bias, by rows. weight null: ones; bias null: zeros. out
+ * may be x. */
 AQ_API int32_t aq_layer_norm(const float *x, size_t rows, size_t cols, const float *weight, const float *bias,
                              float epsilon, float *out, int32_t isa, int32_t threads);
 
-/* exp(x - max) / sum, by rows. A row with NaN or +infinity, or of -infinity alone, becomes NaN. out may be x. */
+/* exp(x - max) / sum, by rows. A row with NaN or +infinity, or of -infinity alone, becomes NaN. out may be
+ * x. */
 AQ_API int32_t aq_softmax(const float *x, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads);
 
-/* softmax(scale q k^T) v for every head, over all keys of a batch item that key_mask does not switch off. Memory does
- * not grow with tokens. q f32[batch, tokens, heads, head_size]; k and v f32[batch, tokens, kv_heads, head_size], heads
- * a multiple of kv_heads; key_mask u8[batch, tokens], 0 where not attended to, or null. out like q; zeros where a
- * batch item has no key. */
+/* softmax(scale q k^T) v for every head, over all keys of a batch item that key_mask does not switch off.
+ * Memory does not grow with tokens. q f32[batch, tokens, heads, head_size]; k and v f32[batch, tokens,
+ * kv_heads, head_size], heads a multiple of kv_heads; key_mask u8[batch, tokens], 0 where not attended to, or
+ * null. out like q; zeros where a batch item has no key. */
 AQ_API int32_t aq_attention(const float *q, const float *k, const float *v, const uint8_t *key_mask, size_t batch,
                             size_t tokens, size_t heads, size_t kv_heads, size_t head_size, float scale, float *out,
                             int32_t isa, int32_t threads);
 
-/* Rotary embedding in place, halves rotated: pairs (x[i], x[i + head_size/2]) turn by positions[row] theta^(-2i/head_size),
- * an angle computed in double. x f32[rows, heads, head_size], head_size even, positions i32[rows] within
- * +-AQ_MAX_POSITION (else AQ_E_VALUE). */
+/* Rotary embedding in place, halves rotated: pairs (x[i], x[i + head_size/2]) turn by positions[row]
+ * theta^(-2i/head_size), an angle computed in double. x f32[rows, heads, head_size], head_size even,
+ * positions i32[rows] within +-AQ_MAX_POSITION (else AQ_E_VALUE). */
 #define AQ_MAX_POSITION 1048576
 AQ_API int32_t aq_rotary(AQ_INOUT float *x, const int32_t *positions, size_t rows, size_t heads, size_t head_size,
                          double theta, int32_t isa, int32_t threads);
@@ -250,53 +253,55 @@ AQ_API int32_t aq_silu(const float *x, size_t n, float *out, int32_t isa, int32_
 /* x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). out may be x. */
 AQ_API int32_t aq_gelu_tanh(const float *x, size_t n, float *out, int32_t isa, int32_t threads);
 
-/* x (1 + scale) + shift. x f32[batch, tokens, cols]; scale and shift f32[batch, cols], `stride` floats from one batch
- * item to the next. out may be x. */
+/* x (1 + scale) + shift. x f32[batch, tokens, cols]; scale and shift f32[batch, cols], `stride` floats from
+ * one batch item to the next. out may be x. */
 AQ_API int32_t aq_modulate(const float *x, const float *scale, const float *shift, size_t stride, size_t batch,
                            size_t tokens, size_t cols, float *out, int32_t isa, int32_t threads);
 
-/* residual + gate x. x and residual f32[batch, tokens, cols]; gate f32[batch, cols], `stride` floats from one batch item
- * to the next. out may be residual or x. */
+/* residual + gate x. x and residual f32[batch, tokens, cols]; gate f32[batch, cols], `stride` floats from one
+ * batch item to the next. out may be residual or x. */
 AQ_API int32_t aq_gate_add(const float *residual, const float *gate, const float *x, size_t stride, size_t batch,
                            size_t tokens, size_t cols, float *out, int32_t isa, int32_t threads);
 
 /* a + b. out may be a or b. */
 AQ_API int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads);
 
-/* images f32[batch, channels, height, width] -> out f32[batch, height/patch, width/patch, channels, patch, patch]. patch
- * divides height and width (else AQ_E_SHAPE). */
+/* images f32[batch, channels, height, width] -> out f32[batch, height/patch, width/patch, channels, patch,
+ * patch]. patch divides height and width (else AQ_E_SHAPE). */
 AQ_API int32_t aq_patchify(const float *images, size_t batch, size_t channels, size_t height, size_t width,
                            size_t patch, float *out, int32_t threads);
 
-/* tokens f32[batch, height/patch, width/patch, patch, patch, channels] -> out f32[batch, channels, height, width]. */
+/* tokens f32[batch, height/patch, width/patch, patch, patch, channels] -> out f32[batch, channels, height,
+ * width]. */
 AQ_API int32_t aq_unpatchify(const float *tokens, size_t batch, size_t channels, size_t height, size_t width,
                              size_t patch, float *out, int32_t threads);
 
-/* diffusers' sinusoidal embedding: out f32[n, channels], with half = channels / 2, holds sin(a_i) in the first half and
- * cos(a_i) in the second, or cosines_first, and a zero behind them if channels is odd; a_i = t max_period^(-i / (half -
- * downscale_freq_shift)), rounded as PyTorch's float32 does, its sine and cosine in double. timesteps f32[n] within
- * +-AQ_MAX_POSITION, max_period >= 1, downscale_freq_shift < half (else AQ_E_VALUE). */
+/* diffusers' sinusoidal embedding: out f32[n, channels], with half = channels / 2, holds sin(a_i) in the
+ * first half and cos(a_i) in the second, or cosines_first, and a zero behind them if channels is odd; a_i = t
+ * max_period^(-i / (half - downscale_freq_shift)), rounded as PyTorch's float32 does, its sine and cosine in
+ * double. timesteps f32[n] within +-AQ_MAX_POSITION, max_period >= 1, downscale_freq_shift < half (else
+ * AQ_E_VALUE). */
 AQ_API int32_t aq_timestep_embedding(const float *timesteps, size_t n, size_t channels, int32_t cosines_first,
                                      double downscale_freq_shift, double max_period, float *out);
 
-/* Solvers -----------------------------------------------------------------------------------------------------------
+/* Solvers ---------------------------------------------------------------------------------------------------
  *
  * A layer's codes against the second moment of its inputs: small weight errors are not the aim, but a small
- * tr(D M D^T), D the error and M[cols, cols] = sum of weight x x^T. Matrices are float32, row-major; scales and zero points are
- * float32 here, [rows, groups], and codes bytes. Neither `isa` nor `threads` changes a byte. `work` is what
- * aq_solver_work asks for, aligned to 8 bytes. */
+ * tr(D M D^T), D the error and M[cols, cols] = sum of weight x x^T. Matrices are float32, row-major; scales
+ * and zero points are float32 here, [rows, groups], and codes bytes. Neither `isa` nor `threads` changes a
+ * byte. `work` is what aq_solver_work asks for, aligned to 8 bytes. */
 #define AQ_MAX_SOLVER_COLS 65536
 
 /* floats[0] = float32 elements of `work`, enough for each function below with these arguments. */
 AQ_API int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats);
 
-/* out[i, j] += sum_t weight[t] y[t, i] x[t, j]. x f32[tokens, cols], y f32[tokens, rows], weight f32[tokens] or null for ones,
- * out f32[rows, cols]. y null: x itself, rows = cols, out symmetric. */
+/* out[i, j] += sum_t weight[t] y[t, i] x[t, j]. x f32[tokens, cols], y f32[tokens, rows], weight f32[tokens]
+ * or null for ones, out f32[rows, cols]. y null: x itself, rows = cols, out symmetric. */
 AQ_API int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
                                     size_t cols, AQ_INOUT float *out, int32_t isa, int32_t threads);
 
-/* M = U diag(pivots) U^T with U unit upper triangular: m f32[n, n] becomes U (of M only the upper triangle is read), pivots f32[n].
- * AQ_E_VALUE where a pivot is not positive; m is lost then. */
+/* M = U diag(pivots) U^T with U unit upper triangular: m f32[n, n] becomes U (of M only the upper triangle is
+ * read), pivots f32[n]. AQ_E_VALUE where a pivot is not positive; m is lost then. */
 AQ_API int32_t aq_factor_moment(AQ_INOUT float *m, size_t n, float *pivots, float *work, int32_t isa,
                                 int32_t threads);
 
@@ -308,32 +313,33 @@ AQ_API int32_t aq_solve_moment(const float *factor, const float *pivots, size_t 
 AQ_API int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                        int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads);
 
-/* Error feedback: columns in the order of `order` (a permutation, i32[cols]), each rounded after it has taken over the
- * errors of those before it. factor f32[cols, cols]: U of the moment in that order. codes u8[rows, cols]. */
+/* Error feedback: columns in the order of `order` (a permutation, i32[cols]), each rounded after it has taken
+ * over the errors of those before it. factor f32[cols, cols]: U of the moment in that order. codes u8[rows,
+ * cols]. */
 AQ_API int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                     const float *scale, const float *zero_point, const float *factor,
                                     const int32_t *order, uint8_t *codes, float *work, int32_t isa, int32_t threads);
 
-/* `rounds` times: a joint least-squares refit of a row's scales and zero points to half floats (where `refit` is not 0), then
- * coordinate descent over its codes. What does not lower the row's objective is taken back. codes, scale and zero_point in and
- * out; objective f64[rows] of what is left. */
+/* `rounds` times: a joint least-squares refit of a row's scales and zero points to half floats (where `refit`
+ * is not 0), then coordinate descent over its codes. What does not lower the row's objective is taken back.
+ * codes, scale and zero_point in and out; objective f64[rows] of what is left. */
 AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds,
                                AQ_INOUT uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT float *zero_point,
                                double *objective, float *work, int32_t isa, int32_t threads);
 
-/* Gradients ---------------------------------------------------------------------------------------------------------
+/* Gradients -------------------------------------------------------------------------------------------------
  *
- * For a loss L, dy stands for dL/dy. Neither `isa` nor `threads` changes a byte of these functions' results. A linear
- * layer's are aq_linear of transposed matrices: dx = dy W, dW = dy^T x. A rotary embedding's is itself with the
- * positions' signs changed.
+ * For a loss L, dy stands for dL/dy. Neither `isa` nor `threads` changes a byte of these functions' results.
+ * A linear layer's are aq_linear of transposed matrices: dx = dy W, dW = dy^T x. A rotary embedding's is
+ * itself with the positions' signs changed.
  */
 
 /* in f32[rows, cols] -> out f32[cols, rows]. */
 AQ_API int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads);
 
-/* dw f32[rows, cols], the gradient of the weights s (q - z) -> dscale = sum dw (q - z) and dzero = -s sum dw over each
- * group, f32[rows, groups]. dzero may be null, and must be when zero_point is. */
+/* dw f32[rows, cols], the gradient of the weights s (q - z) -> dscale = sum dw (q - z) and dzero = -s sum dw
+ * over each group, f32[rows, groups]. dzero may be null, and must be when zero_point is. */
 AQ_API int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16_t *scale,
                                   const uint16_t *zero_point, size_t rows, size_t cols, int32_t bits,
                                   size_t group_size, float *dscale, float *dzero, int32_t isa, int32_t threads);
@@ -363,15 +369,15 @@ AQ_API int32_t aq_silu_backward(const float *x, const float *dy, size_t n, float
 AQ_API int32_t aq_gelu_tanh_backward(const float *x, const float *dy, size_t n, float *dx, int32_t isa,
                                      int32_t threads);
 
-/* out[item, col] = sum over tokens of a (times b, if that is not null), in float64. a and b f32[batch, tokens, cols];
- * out f32[batch, cols], `stride` floats from one batch item to the next. The gradient of a bias, and of aq_modulate's
- * scale and shift and aq_gate_add's gate. */
+/* out[item, col] = sum over tokens of a (times b, if that is not null), in float64. a and b f32[batch,
+ * tokens, cols]; out f32[batch, cols], `stride` floats from one batch item to the next. The gradient of a
+ * bias, and of aq_modulate's scale and shift and aq_gate_add's gate. */
 AQ_API int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols, size_t stride,
                               AQ_INOUT float *out, int32_t isa, int32_t threads);
 
 /* Adam's step number `step`, from 1 on (Kingma & Ba, arXiv 1412.6980): first = beta1 first + (1 - beta1) g,
- * second = beta2 second + (1 - beta2) g^2, values -= rate / (1 - beta1^step) first / (sqrt(second / (1 - beta2^step)) +
- * epsilon). AQ_E_VALUE unless the betas lie in [0, 1), epsilon >= 0 and step >= 1. */
+ * second = beta2 second + (1 - beta2) g^2, values -= rate / (1 - beta1^step) first / (sqrt(second / (1 -
+ * beta2^step)) + epsilon). AQ_E_VALUE unless the betas lie in [0, 1), epsilon >= 0 and step >= 1. */
 AQ_API int32_t aq_adam_step(AQ_INOUT float *values, const float *gradients, AQ_INOUT float *first,
                             AQ_INOUT float *second, size_t n, double rate, double beta1, double beta2, double epsilon,
                             int32_t step, int32_t isa, int32_t threads);

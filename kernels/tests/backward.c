@@ -1,41 +1,10 @@
-/* backward.c: every function that finds gradients or follows them gives the same bytes on every instruction set of
- * this build and for any number of threads, never writes past the end of an output, takes nothing at all, and refuses
- * what the header says. That the gradients are right is a matter of central differences: tests/models_backward_test.ts.
- * Prints what it ran; exit status 1 on a difference. */
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "../include/arrowquant.h"
+/* backward.c: every function that computes gradients or follows them gives the same bytes on every
+ * instruction set of this build and for any number of threads, never writes past the end of an output, takes
+ * counts of zero, and refuses what the header says. That the gradients are right is checked by central
+ * differences: tests/models/backward_test.ts. */
+#include "harness.h"
 
 #define OUTPUTS 3
-#define GUARD 64
-
-static uint64_t state;
-static long cases, failures;
-
-static uint32_t random_bits(void) { /* splitmix64 */
-  uint64_t z = (state += 0x9e3779b97f4a7c15u);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return (uint32_t)(z >> 32);
-}
-
-static float *gaussians(size_t n) {
-  float *x = malloc(n * 4 + 4);
-  if (!x) abort();
-  for (size_t i = 0; i < n; i++) {
-    const double u = (random_bits() + 1.0) / 4294967297.0, v = random_bits() / 4294967296.0;
-    x[i] = (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
-  }
-  return x;
-}
-
-static void fail(const char *what, size_t a, size_t b, const char *why) {
-  if (++failures <= 40) printf("FAILED %s, %zu x %zu: %s\n", what, a, b, why);
-}
 
 typedef struct {
   size_t rows, cols;
@@ -109,93 +78,69 @@ static const struct {
     {"Adam", run_adam},             {"projected gradient", run_projected},
 };
 
-static float *guarded(size_t n) {
-  float *out = malloc(n * 4 + GUARD);
-  if (!out) abort();
-  memset(out, 0xa5, n * 4 + GUARD);
-  return out;
-}
-
 static void check(const inputs *in) {
-  static const int32_t thread_counts[] = {1, 2, 5};
   const size_t n = in->rows * in->cols;
-  for (size_t f = 0; f < sizeof functions / sizeof *functions; f++) {
-    float *expected[OUTPUTS];
-    for (int k = 0; k < OUTPUTS; k++) expected[k] = guarded(n);
-    if (functions[f].run(in, expected, AQ_ISA_SCALAR, 1) != AQ_OK)
-      fail(functions[f].name, in->rows, in->cols, "was refused");
-    for (int32_t isa = AQ_ISA_SCALAR; isa <= AQ_ISA_SIMD128; isa++) {
-      if (!aq_isa_supported(isa)) continue;
-      for (size_t t = 0; t < sizeof thread_counts / sizeof *thread_counts; t++) {
-        cases++;
-        float *out[OUTPUTS];
-        for (int k = 0; k < OUTPUTS; k++) out[k] = guarded(n);
-        if (functions[f].run(in, out, isa, thread_counts[t]) != AQ_OK)
-          fail(functions[f].name, in->rows, in->cols, "was refused");
-        for (int k = 0; k < OUTPUTS; k++) {
-          if (memcmp(out[k], expected[k], n * 4)) fail(functions[f].name, in->rows, in->cols, "other bytes");
-          for (size_t i = 0; i < GUARD; i++)
-            if (((const uint8_t *)(out[k] + n))[i] != 0xa5) {
-              fail(functions[f].name, in->rows, in->cols, "wrote past the end");
-              break;
-            }
-          free(out[k]);
-        }
+  char where[80];
+  for (size_t f = 0; f < COUNT(functions); f++) {
+    float *expected[OUTPUTS], *out[OUTPUTS];
+    for (int k = 0; k < OUTPUTS; k++) expected[k] = guarded(n * 4);
+    expect_status(functions[f].name, "scalar", functions[f].run(in, expected, AQ_ISA_SCALAR, 1), AQ_OK);
+    for (int32_t isa = AQ_ISA_SCALAR; isa <= AQ_ISA_SIMD128; isa++)
+      for (size_t t = 0; t < COUNT(thread_counts) && aq_isa_supported(isa); t++) {
+        snprintf(where, sizeof where, "%s, %d threads, %zu x %zu", isa_names[isa], thread_counts[t], in->rows,
+                 in->cols);
+        for (int k = 0; k < OUTPUTS; k++) out[k] = guarded(n * 4);
+        expect_status(functions[f].name, where, functions[f].run(in, out, isa, thread_counts[t]), AQ_OK);
+        for (int k = 0; k < OUTPUTS; k++) expect_output(functions[f].name, where, expected[k], out[k], n * 4);
       }
-    }
-    for (int k = 0; k < OUTPUTS; k++) free(expected[k]);
   }
 }
 
-static void expect(const char *what, int32_t actual, int32_t wanted) {
-  cases++;
-  if (actual != wanted) fail(what, (size_t)(actual + 100), (size_t)(wanted + 100), "another status");
+static void check_refusals(void) {
+  float one[4] = {1, 1, 1, 1};
+  expect_status("nothing", "refusals", aq_transpose(0, 0, 5, 0, 99, 1), AQ_OK);
+  expect_status("nothing", "refusals", aq_adam_step(0, 0, 0, 0, 0, 1, 2, 2, 0, 0, 99, 1), AQ_OK);
+  expect_status("instruction set", "refusals", aq_silu_backward(one, one, 4, one, 99, 1), AQ_E_ISA);
+  expect_status("null", "refusals", aq_rms_norm_backward(one, 0, 1, 4, 0, 0, one, 0, 1), AQ_E_ARGUMENT);
+  expect_status("null", "refusals", aq_silu_multiply_backward(one, 0, one, 4, one, one, 0, 1), AQ_E_ARGUMENT);
+  expect_status("heads", "refusals", aq_attention_backward(one, one, one, one, one, 0, 1, 1, 3, 2, 1, 1, one, one, one,
+                                                           0, 1), AQ_E_SHAPE);
+  expect_status("stride", "refusals", aq_column_sums(one, 0, 1, 1, 4, 3, one, 0, 1), AQ_E_SHAPE);
+  expect_status("overflow", "refusals", aq_transpose(one, SIZE_MAX / 2, SIZE_MAX / 2, one, 0, 1), AQ_E_SHAPE);
+  expect_status("beta", "refusals", aq_adam_step(one, one, one, one, 4, 1, 1.0, 0.9, 0, 1, 0, 1), AQ_E_VALUE);
+  expect_status("step", "refusals", aq_adam_step(one, one, one, one, 4, 1, 0.9, 0.9, 0, 0, 0, 1), AQ_E_VALUE);
+  uint32_t word = 0;
+  uint16_t half = 0;
+  expect_status("group size", "refusals", aq_packed_gradient(one, &word, &half, &half, 1, 4, 2, 5, one, one, 0, 1),
+                AQ_E_SHAPE);
+  expect_status("symmetric", "refusals", aq_packed_gradient(one, &word, &half, 0, 1, 4, 2, 0, one, one, 0, 1),
+                AQ_E_ARGUMENT);
 }
 
 int main(int argc, char **argv) {
-  state = argc > 1 ? strtoull(argv[1], 0, 10) : 1;
-  const int quick = argc > 2;
-  const size_t sizes[][2] = {{1, 1}, {1, 16}, {3, 7}, {2, 31}, {5, 32}, {33, 34}, {65, 66}, {70, 300}, {257, 130}, {700, 512}};
-  const int32_t widths[] = {2, 3, 4, 8};
-  const size_t groups[] = {0, 16, 32, 64, 256};
-  for (size_t i = 0; i < sizeof sizes / sizeof *sizes - (quick ? 1 : 0); i++) {
+  begin(argc, argv);
+  static const size_t sizes[][2] = {{1, 1},   {1, 16},  {3, 7},    {2, 31},    {5, 32},
+                                    {33, 34}, {65, 66}, {70, 300}, {257, 130}, {700, 512}};
+  static const int32_t widths[] = {2, 3, 4, 8};
+  static const size_t groups[] = {0, 16, 32, 64, 256};
+  for (size_t i = 0; i < COUNT(sizes) - (quick ? 1 : 0); i++) {
     inputs in = {.rows = sizes[i][0], .cols = sizes[i][1], .bits = widths[i % 4], .group_size = groups[i % 5]};
-    const size_t n = in.rows * in.cols;
     float **all[] = {&in.x, &in.y, &in.z, &in.u, &in.v};
-    for (size_t k = 0; k < 5; k++) *all[k] = gaussians(n);
+    for (size_t k = 0; k < COUNT(all); k++) *all[k] = gaussians(in.rows * in.cols, 1);
     uint64_t words, count;
     aq_packed_words(in.cols, in.bits, &words);
     aq_group_count(in.cols, in.group_size, &count);
-    in.packed = malloc(in.rows * words * 4);
-    in.scale = malloc(in.rows * count * 2);
-    in.zero = malloc(in.rows * count * 2);
-    in.mask = i % 2 ? malloc(in.rows) : 0;
+    in.packed = take(in.rows * words * 4);
+    in.scale = take(in.rows * count * 2);
+    in.zero = take(in.rows * count * 2);
+    in.mask = i % 2 ? take(in.rows) : 0;
     for (size_t k = 0; in.mask && k < in.rows; k++) in.mask[k] = (uint8_t)(random_bits() % 3 > 0);
-    expect("quantize", aq_quantize_round(in.x, AQ_F32, in.rows, in.cols, in.bits, in.group_size, AQ_ZERO_POINT_REAL,
-                                         in.packed, in.scale, in.zero, AQ_ISA_SCALAR, 1), AQ_OK);
+    const int32_t status = aq_quantize_round(in.x, AQ_F32, in.rows, in.cols, in.bits, in.group_size, AQ_ZERO_POINT_REAL,
+                                             in.packed, in.scale, in.zero, AQ_ISA_SCALAR, 1);
+    expect_status("quantize", "scalar", status, AQ_OK);
     check(&in);
-    for (size_t k = 0; k < 5; k++) free(*all[k]);
-    free(in.packed);
-    free(in.scale);
-    free(in.zero);
-    free(in.mask);
+    release();
   }
-
-  float one[4] = {1, 1, 1, 1};
-  expect("nothing", aq_transpose(0, 0, 5, 0, 99, 1), AQ_OK);
-  expect("nothing", aq_adam_step(0, 0, 0, 0, 0, 1, 2, 2, 0, 0, 99, 1), AQ_OK);
-  expect("instruction set", aq_silu_backward(one, one, 4, one, 99, 1), AQ_E_ISA);
-  expect("null", aq_rms_norm_backward(one, 0, 1, 4, 0, 0, one, 0, 1), AQ_E_ARGUMENT);
-  expect("null", aq_silu_multiply_backward(one, 0, one, 4, one, one, 0, 1), AQ_E_ARGUMENT);
-  expect("heads", aq_attention_backward(one, one, one, one, one, 0, 1, 1, 3, 2, 1, 1, one, one, one, 0, 1), AQ_E_SHAPE);
-  expect("stride", aq_column_sums(one, 0, 1, 1, 4, 3, one, 0, 1), AQ_E_SHAPE);
-  expect("overflow", aq_transpose(one, SIZE_MAX / 2, SIZE_MAX / 2, one, 0, 1), AQ_E_SHAPE);
-  expect("beta", aq_adam_step(one, one, one, one, 4, 1, 1.0, 0.9, 0, 1, 0, 1), AQ_E_VALUE);
-  expect("step", aq_adam_step(one, one, one, one, 4, 1, 0.9, 0.9, 0, 0, 0, 1), AQ_E_VALUE);
-  uint32_t word = 0;
-  uint16_t half = 0;
-  expect("group size", aq_packed_gradient(one, &word, &half, &half, 1, 4, 2, 5, one, one, 0, 1), AQ_E_SHAPE);
-  expect("symmetric", aq_packed_gradient(one, &word, &half, 0, 1, 4, 2, 0, one, one, 0, 1), AQ_E_ARGUMENT);
-  printf("%ld cases, %ld failures\n", cases, failures);
-  return failures != 0;
+  check_refusals();
+  return finish();
 }

@@ -1,55 +1,7 @@
-/* solver.c: moments, their factor, error feedback and refining on every instruction set of this build against the scalar
- * oracle, to the bit, on awkward shapes, with guard bytes behind each output, for 1 and 3 threads; and the oracle against
- * sums in double. Prints what it ran; exit status 1 on a difference. */
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "../include/arrowquant.h"
-
-static const char *isa_names[] = {"best", "scalar", "avx2", "avx512", "neon", "simd128", "avx512_vnni", "neon_dot"};
-enum { ISAS = sizeof isa_names / sizeof *isa_names };
-static uint64_t state;
-static long cases, failures;
-
-static uint32_t random_bits(void) { /* splitmix64 */
-  uint64_t z = (state += 0x9e3779b97f4a7c15u);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return (uint32_t)(z >> 32);
-}
-
-static float gaussian(void) {
-  const double u = (random_bits() + 1.0) / 4294967297.0, v = random_bits() / 4294967296.0;
-  return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
-}
-
-#define GUARD 64
-
-/* Bytes with a guard behind them, aligned for doubles. */
-static void *guarded(size_t bytes) {
-  uint8_t *p = malloc(bytes + GUARD);
-  if (!p) abort();
-  memset(p, 0, bytes);
-  memset(p + bytes, 0xa5, GUARD);
-  return p;
-}
-
-static void expect(int condition, const char *what, const char *where) {
-  cases++;
-  if (condition) return;
-  failures++;
-  printf("FAILED %s, %s\n", what, where);
-}
-
-static void expect_guard(const void *p, size_t bytes, const char *what, const char *where) {
-  const uint8_t *end = (const uint8_t *)p + bytes;
-  int whole = 1;
-  for (int i = 0; i < GUARD; i++) whole &= end[i] == 0xa5;
-  expect(whole, what, where);
-}
+/* solver.c: moments, their factor, error feedback and refining on every instruction set of this build against
+ * the scalar oracle, to the bit, on awkward shapes, with guard bytes behind each output, for 1 and 3 threads;
+ * and the oracle against sums in double. */
+#include "harness.h"
 
 typedef struct {
   size_t rows, cols, tokens;
@@ -67,42 +19,39 @@ typedef struct {
   size_t bytes[OUTPUTS];
 } outputs;
 
-static outputs run(const shape *s, const float *x, const float *y, const float *weight, const float *w, const int32_t *order,
+static outputs solve_all(const shape *s, const float *x, const float *y, const float *weight, const float *w,
+                         const int32_t *order,
                    int32_t isa, int32_t threads, const char *where) {
   const size_t rows = s->rows, n = s->cols;
   uint64_t groups, floats;
-  expect(aq_group_count(n, s->group_size, &groups) == AQ_OK, "group count", where);
-  expect(aq_solver_work(n, s->group_size, threads, &floats) == AQ_OK, "work", where);
+  expect_status("group count", where, aq_group_count(n, s->group_size, &groups), AQ_OK);
+  expect_status("work", where, aq_solver_work(n, s->group_size, threads, &floats), AQ_OK);
   outputs o;
   const size_t sizes[OUTPUTS] = {n * n * 4, rows * n * 4, n * n * 4,    n * 4,   rows * n * 4,
                                  rows * n,  rows * groups * 4, rows * groups * 4, rows * 8};
-  for (int i = 0; i < OUTPUTS; i++) o.data[i] = guarded(o.bytes[i] = sizes[i]);
+  for (int i = 0; i < OUTPUTS; i++) o.data[i] = memset(guarded(o.bytes[i] = sizes[i]), 0, sizes[i]);
   float *work = guarded(floats * 4), *moment = o.data[0], *factor = o.data[2], *scale = o.data[6], *zero = o.data[7];
-  expect(aq_accumulate_moment(x, 0, weight, s->tokens, n, n, moment, isa, threads) == AQ_OK, "moment", where);
-  expect(aq_accumulate_moment(x, y, 0, s->tokens, rows, n, o.data[1], isa, threads) == AQ_OK, "cross moment", where);
+  expect_status("moment", where, aq_accumulate_moment(x, 0, weight, s->tokens, n, n, moment, isa, threads), AQ_OK);
+  expect_status("cross moment", where, aq_accumulate_moment(x, y, 0, s->tokens, rows, n, o.data[1], isa, threads),
+                AQ_OK);
   float mean = 0;
   for (size_t k = 0; k < n; k++) mean += moment[k * n + k] / (float)n;
   for (size_t i = 0; i < n; i++)
     for (size_t j = i; j < n; j++)
       factor[i * n + j] = moment[(size_t)order[i] * n + (size_t)order[j]] + (i == j ? 0.05f * mean + 1e-6f : 0.0f);
-  expect(aq_factor_moment(factor, n, o.data[3], work, isa, threads) == AQ_OK, "factor", where);
+  expect_status("factor", where, aq_factor_moment(factor, n, o.data[3], work, isa, threads), AQ_OK);
   memcpy(o.data[4], w, rows * n * 4);
-  expect(aq_solve_moment(factor, o.data[3], n, o.data[4], rows, work, isa, threads) == AQ_OK, "solve", where);
-  expect(aq_clipped_grids(w, rows, n, s->bits, s->group_size, s->kind, 0.8f, scale, zero, threads) == AQ_OK, "grids", where);
-  expect(aq_quantize_feedback(w, rows, n, s->bits, s->group_size, scale, zero, factor, order, o.data[5], work, isa, threads) ==
-             AQ_OK,
-         "feedback", where);
-  expect(aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, moment, 1, 2, o.data[5], scale, zero, o.data[8], work, isa,
-                         threads) == AQ_OK,
-         "refine", where);
-  for (int i = 0; i < OUTPUTS; i++) expect_guard(o.data[i], o.bytes[i], output_names[i], where);
-  expect_guard(work, floats * 4, "work", where);
-  free(work);
+  expect_status("solve", where, aq_solve_moment(factor, o.data[3], n, o.data[4], rows, work, isa, threads), AQ_OK);
+  expect_status("grids", where, aq_clipped_grids(w, rows, n, s->bits, s->group_size, s->kind, 0.8f, scale, zero,
+                                                 threads), AQ_OK);
+  expect_status("feedback", where, aq_quantize_feedback(w, rows, n, s->bits, s->group_size, scale, zero, factor, order,
+                                                        o.data[5], work, isa, threads), AQ_OK);
+  expect_status("refine", where, aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, moment, 1, 2, o.data[5],
+                                                 scale, zero, o.data[8], work, isa,
+                         threads), AQ_OK);
+  for (int i = 0; i < OUTPUTS; i++) expect_guard(output_names[i], where, o.data[i], o.bytes[i]);
+  expect_guard("work", where, work, floats * 4);
   return o;
-}
-
-static void release(outputs *o) {
-  for (int i = 0; i < OUTPUTS; i++) free(o->data[i]);
 }
 
 /* The oracle's factor and solution against the matrix they came from, in double. */
@@ -111,8 +60,7 @@ static void check_oracle(const shape *s, const outputs *o, const int32_t *order,
   const float *moment = o->data[0], *u = o->data[2], *d = o->data[3], *solved = o->data[4];
   double mean = 0, worst = 0;
   for (size_t k = 0; k < n; k++) mean += (double)moment[k * n + k] / (double)n;
-  double *m = malloc(n * n * sizeof *m);
-  if (!m) abort();
+  double *m = take(n * n * sizeof *m);
   for (size_t i = 0; i < n; i++)
     for (size_t j = 0; j < n; j++)
       m[i * n + j] = (double)moment[(size_t)order[i] * n + (size_t)order[j]] + (i == j ? 0.05 * mean + 1e-6 : 0.0);
@@ -133,13 +81,12 @@ static void check_oracle(const shape *s, const outputs *o, const int32_t *order,
       largest = fmax(largest, fabs((double)w[row * n + j]));
     }
   expect(worst <= 2e-3 * (largest + 1e-6), "rows times the moment are not what was solved", where);
-  free(m);
 }
 
 static void check_shape(const shape *s) {
   const size_t rows = s->rows, n = s->cols, tokens = s->tokens;
-  float *x = guarded(tokens * n * 4), *y = guarded(tokens * rows * 4), *weight = guarded(tokens * 4), *w = guarded(rows * n * 4);
-  int32_t *order = guarded(n * 4);
+  float *x = take(tokens * n * 4), *y = take(tokens * rows * 4), *weight = take(tokens * 4), *w = take(rows * n * 4);
+  int32_t *order = take(n * 4);
   for (size_t i = 0; i < tokens; i++) {
     const float shared = gaussian();
     for (size_t k = 0; k < n; k++) x[i * n + k] = (shared + gaussian()) * (float)(1 + k % 3);
@@ -155,22 +102,22 @@ static void check_shape(const shape *s) {
     order[j] = t;
   }
   char where[160];
-  snprintf(where, sizeof where, "scalar, %zu x %zu, %d bits, groups of %zu, kind %d", rows, n, s->bits, s->group_size, s->kind);
-  outputs expected = run(s, x, y, weight, w, order, AQ_ISA_SCALAR, 1, where);
+  snprintf(where, sizeof where, "scalar, %zu x %zu, %d bits, groups of %zu, kind %d", rows, n, s->bits, s->group_size,
+           s->kind);
+  outputs expected = solve_all(s, x, y, weight, w, order, AQ_ISA_SCALAR, 1, where);
   check_oracle(s, &expected, order, w, where);
-  for (int32_t isa = 1; isa < ISAS; isa++) {
+  for (int32_t isa = 1; isa <= AQ_ISA_NEON_DOT; isa++) {
     if (!aq_isa_supported(isa)) continue;
     for (int32_t threads = 1; threads <= 3; threads += 2) {
-      snprintf(where, sizeof where, "%s, %d threads, %zu x %zu, %d bits, groups of %zu, kind %d", isa_names[isa], threads, rows, n,
+      snprintf(where, sizeof where, "%s, %d threads, %zu x %zu, %d bits, groups of %zu, kind %d", isa_names[isa],
+               threads, rows, n,
                s->bits, s->group_size, s->kind);
-      outputs actual = run(s, x, y, weight, w, order, isa, threads, where);
+      outputs actual = solve_all(s, x, y, weight, w, order, isa, threads, where);
       for (int i = 0; i < OUTPUTS; i++)
-        expect(memcmp(expected.data[i], actual.data[i], expected.bytes[i]) == 0, output_names[i], where);
-      release(&actual);
+        expect_bytes(output_names[i], where, expected.data[i], actual.data[i], expected.bytes[i]);
     }
   }
-  release(&expected);
-  free(x), free(y), free(weight), free(w), free(order);
+  release();
 }
 
 static void check_refusals(void) {
@@ -181,35 +128,31 @@ static void check_refusals(void) {
   uint64_t floats;
   const float nan = nanf("");
   float broken[4] = {1, nan, 0, 1}, zero_scale[2] = {0, 1}, unit[2] = {1, 1}, indefinite[4] = {1, 2, 2, 1};
-  expect(aq_solver_work(AQ_MAX_SOLVER_COLS + 1, 0, 1, &floats) == AQ_E_SHAPE, "too many columns", "work");
-  expect(aq_solver_work(2, 17, 1, &floats) == AQ_E_SHAPE, "a group of 17", "work");
-  expect(aq_factor_moment(indefinite, 2, work, work + 64, AQ_ISA_BEST, 1) == AQ_E_VALUE, "an indefinite moment", "factor");
-  expect(aq_quantize_feedback(broken, 2, 2, 2, 0, unit, unit, one, order, codes, work, AQ_ISA_BEST, 1) == AQ_E_NONFINITE, "NaN",
-         "feedback");
-  expect(aq_quantize_feedback(one, 2, 2, 2, 0, unit, unit, one, wrong, codes, work, AQ_ISA_BEST, 1) == AQ_E_VALUE, "a wrong order",
-         "feedback");
-  expect(aq_quantize_feedback(one, 2, 2, 2, 0, zero_scale, unit, one, order, codes, work, AQ_ISA_BEST, 1) == AQ_E_VALUE,
-         "a scale of 0", "feedback");
-  expect(aq_refine_codes(one, 2, 2, 2, 0, 3, one, 1, 1, codes, unit, unit, objective, work, AQ_ISA_BEST, 1) == AQ_E_ARGUMENT,
-         "a wrong kind", "refine");
-  expect(aq_refine_codes(0, 0, 2, 2, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, AQ_ISA_BEST, 1) == AQ_OK, "no rows", "refine");
-  expect(aq_clipped_grids(one, 2, 2, 2, 0, 0, 1.5f, work, work, 1) == AQ_E_VALUE, "a ratio above 1", "grids");
+  expect_status("too many columns", "work", aq_solver_work(AQ_MAX_SOLVER_COLS + 1, 0, 1, &floats), AQ_E_SHAPE);
+  expect_status("a group of 17", "work", aq_solver_work(2, 17, 1, &floats), AQ_E_SHAPE);
+  expect_status("an indefinite moment", "factor", aq_factor_moment(indefinite, 2, work, work + 64, AQ_ISA_BEST, 1),
+                AQ_E_VALUE);
+  expect_status("NaN", "feedback", aq_quantize_feedback(broken, 2, 2, 2, 0, unit, unit, one, order, codes, work,
+                                                        AQ_ISA_BEST, 1), AQ_E_NONFINITE);
+  expect_status("a wrong order", "feedback", aq_quantize_feedback(one, 2, 2, 2, 0, unit, unit, one, wrong, codes, work,
+                                                                  AQ_ISA_BEST, 1), AQ_E_VALUE);
+  expect_status("a scale of 0", "feedback", aq_quantize_feedback(one, 2, 2, 2, 0, zero_scale, unit, one, order, codes,
+                                                                 work, AQ_ISA_BEST, 1), AQ_E_VALUE);
+  expect_status("a wrong kind", "refine", aq_refine_codes(one, 2, 2, 2, 0, 3, one, 1, 1, codes, unit, unit, objective,
+                                                          work, AQ_ISA_BEST, 1), AQ_E_ARGUMENT);
+  expect_status("no rows", "refine", aq_refine_codes(0, 0, 2, 2, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, AQ_ISA_BEST, 1), AQ_OK);
+  expect_status("a ratio above 1", "grids", aq_clipped_grids(one, 2, 2, 2, 0, 0, 1.5f, work, work, 1), AQ_E_VALUE);
 }
 
 int main(int argc, char **argv) {
-  state = argc > 1 ? (uint64_t)strtoull(argv[1], 0, 10) : 1;
-  const int quick = argc > 2 && strcmp(argv[2], "quick") == 0;
+  begin(argc, argv);
   static const shape shapes[] = {
       {1, 1, 5, 2, 0, 0},       {3, 17, 40, 2, 0, 0},      {33, 47, 300, 3, 16, 0},  {40, 96, 257, 4, 32, 1},
       {31, 48, 90, 8, 0, 2},    {70, 49, 100, 2, 64, 2},   {5, 130, 200, 2, 32, 0},  {64, 160, 513, 2, 0, 0},
       {65, 200, 64, 3, 128, 1}, {32, 257, 300, 4, 256, 0},
   };
-  const size_t count = quick ? 7 : sizeof shapes / sizeof *shapes;
+  const size_t count = quick ? 7 : COUNT(shapes);
   for (size_t i = 0; i < count; i++) check_shape(&shapes[i]);
   check_refusals();
-  printf("solvers:");
-  for (int32_t isa = 1; isa < ISAS; isa++)
-    if (aq_isa_supported(isa)) printf(" %s", isa_names[isa]);
-  printf("; %ld checks, %ld failed\n", cases, failures);
-  return failures != 0;
+  return finish();
 }

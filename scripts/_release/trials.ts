@@ -260,7 +260,7 @@ async function emulated(library: string, cwd: string): Promise<string> {
   const compiler = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
   for (const tool of [compiler, emulator]) await need(tool);
   const driver = join(cwd, "compare");
-  const sources = fileURLToPath(new URL("kernels/tests/compare.c", PACKAGE_ROOT));
+  const sources = fileURLToPath(new URL("kernels/tests/quantize.c", PACKAGE_ROOT));
   const run = async (command: string, args: readonly string[]) => {
     const { code, output, errors } = await runProgram(command, args, { cwd });
     if (code !== 0) throw new Error(`${command}: exit status ${code}: ${errors || output}`);

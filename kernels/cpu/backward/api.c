@@ -1,5 +1,5 @@
-/* backward/api.c: the functions of arrowquant.h that compute gradients and follow them: argument checks, and work over
- * threads. */
+/* backward/api.c: the functions of arrowquant.h that compute gradients and follow them: argument checks, and
+ * work over threads. */
 #include "../dispatch.h"
 #include "../threads.h"
 
@@ -14,7 +14,7 @@ typedef struct {
   int32_t function;
 } rows_context;
 
-/* Transposition ------------------------------------------------------------------------------------------------------- */
+/* Transposition ------------------------------------------------------------------------------------------ */
 
 static int32_t run_transpose(const void *context, size_t begin, size_t end) {
   const rows_context *c = context;
@@ -32,7 +32,7 @@ int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int3
   return aq_run_units(run_transpose, &context, (rows - 1) / AQ_BLOCK + 1, rows * cols / AQ_CHEAP, threads);
 }
 
-/* Scales and zero points ---------------------------------------------------------------------------------------------- */
+/* Scales and zero points --------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_backward_kernels *kernels;
@@ -84,7 +84,7 @@ int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16
   return aq_run_units(run_packed, &context, rows, rows * cols / AQ_CHEAP, threads);
 }
 
-/* Norms --------------------------------------------------------------------------------------------------------------- */
+/* Norms -------------------------------------------------------------------------------------------------- */
 
 static int32_t run_norm(const void *context, size_t begin, size_t end) {
   const rows_context *c = context;
@@ -118,7 +118,7 @@ int32_t aq_layer_norm_backward(const float *x, const float *dy, size_t rows, siz
   return norm(1, x, dy, rows, cols, weight, epsilon, dx, isa, threads);
 }
 
-/* Elements ------------------------------------------------------------------------------------------------------------ */
+/* Elements ----------------------------------------------------------------------------------------------- */
 
 static int32_t run_elements(const void *context, size_t begin, size_t end) {
   const rows_context *c = context;
@@ -157,7 +157,7 @@ int32_t aq_silu_multiply_backward(const float *gate, const float *up, const floa
   return elements(0, gate, up, dy, n, dgate, dup, isa, threads);
 }
 
-/* Sums of columns ----------------------------------------------------------------------------------------------------- */
+/* Sums of columns ---------------------------------------------------------------------------------------- */
 
 static int32_t run_columns(const void *context, size_t begin, size_t end) {
   const rows_context *c = context;
@@ -183,7 +183,7 @@ int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t toke
   return aq_run_units(run_columns, &context, batch * context.blocks, aq_work((double)batch * (double)tokens * (double)cols / AQ_CHEAP), threads);
 }
 
-/* Attention ----------------------------------------------------------------------------------------------------------- */
+/* Attention ---------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_backward_kernels *kernels;
@@ -214,7 +214,7 @@ int32_t aq_attention_backward(const float *q, const float *k, const float *v, co
   return aq_run_units(run_attention, &context, batch * kv_heads, work, threads);
 }
 
-/* Steps ----------------------------------------------------------------------------------------------------------------- */
+/* Steps -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_backward_kernels *kernels;

@@ -1,12 +1,13 @@
-/* backward/kernels.h: gradients of the parts of a forward pass, as plain loops. No sum is taken in another order than
- * the loops say and nothing is fused, so that every instruction set gives the same bits: scalar.c compiles them for
- * every processor of an architecture, avx2.c and avx512.c for wider vectors. */
+/* backward/kernels.h: gradients of the parts of a forward pass, as plain loops. No sum is taken in another
+ * order than the loops say and nothing is fused, so that every instruction set gives the same bits: scalar.c
+ * compiles them for every processor of an architecture, avx2.c and avx512.c for wider vectors. */
 #ifndef AQ_BACKWARD_H
 #define AQ_BACKWARD_H
 
 #include "../quantize/kernels.h"
 
-/* Rows and columns of the blocks that a transposition copies, and of the scores that attention's backward holds. */
+/* Rows and columns of the blocks that a transposition copies, and of the scores that attention's backward
+ * holds. */
 #define AQ_BLOCK 64
 #define AQ_BLOCK_QUERIES 32
 

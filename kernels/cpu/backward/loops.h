@@ -1,8 +1,9 @@
-/* backward/loops.h: the loops of backward/kernels.h, included once by each file that defines AQ_NAMED. Sums run in
- * AQ_SUM_LANES lanes by position, added up in order: the same bits whatever the vectors' width. */
+/* backward/loops.h: the loops of backward/kernels.h, included once by each file that defines AQ_NAMED. Sums
+ * run in AQ_SUM_LANES lanes by position, added up in order: the same bits whatever the vectors' width. */
 #include "kernels.h"
 
-/* exp(x) in float32 for x <= 88, relative error below 2^-22; 0 below -87.33. As v_exp of forward/vector.h, unfused. */
+/* exp(x) in float32 for x <= 88, relative error below 2^-22; 0 below -87.33. As v_exp of forward/vector.h,
+ * unfused. */
 AQ_INLINE float exp_of(float x) {
   const float magic = x * 1.44269504f + 12582912.0f, n = magic - 12582912.0f;
   float r = x - n * 0.693359375f;
@@ -122,8 +123,9 @@ AQ_INLINE void block_scores(const float *a, size_t a_stride, size_t m, const flo
   }
 }
 
-/* P = softmax(scale q k^T), dP = dout v^T, dS = P (dP - dout out): dq = scale dS k, dk = scale dS^T q, dv = P^T dout.
- * One key/value head of one item: the heads that share it add up in order. Scores are made again, never kept. */
+/* P = softmax(scale q k^T), dP = dout v^T, dS = P (dP - dout out): dq = scale dS k, dk = scale dS^T q, dv =
+ * P^T dout. One key/value head of one item: the heads that share it add up in order. Scores are made again,
+ * never kept. */
 static void attention(const aq_attention_backward_job *job, size_t item, size_t kv_head) {
   float scores[AQ_BLOCK_QUERIES][AQ_BLOCK], slopes[AQ_BLOCK_QUERIES][AQ_BLOCK];
   float largest[AQ_BLOCK_QUERIES], sums[AQ_BLOCK_QUERIES], shares[AQ_BLOCK_QUERIES];

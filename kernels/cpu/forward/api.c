@@ -1,10 +1,10 @@
-/* forward/api.c: the functions of arrowquant.h that run a model, without linear layers: argument checks, and work over
- * threads. */
+/* forward/api.c: the functions of arrowquant.h that run a model, without linear layers: argument checks, and
+ * work over threads. */
 #include "../dispatch.h"
 #include "../threads.h"
 #include "elementary.h"
 
-/* Rows -------------------------------------------------------------------------------------------------------------- */
+/* Rows --------------------------------------------------------------------------------------------------- */
 
 enum { RMS_NORM, LAYER_NORM, SOFTMAX, MODULATE, GATE_ADD };
 
@@ -82,7 +82,7 @@ int32_t aq_gate_add(const float *residual, const float *gate, const float *x, si
   return rows_over_threads(&context, batch * tokens, isa, threads);
 }
 
-/* Elements ---------------------------------------------------------------------------------------------------------- */
+/* Elements ----------------------------------------------------------------------------------------------- */
 
 #define AQ_ELEMENTS_PER_UNIT 1024
 
@@ -128,7 +128,7 @@ int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa
   return elements(AQ_ADD, a, b, n, out, isa, threads);
 }
 
-/* Attention --------------------------------------------------------------------------------------------------------- */
+/* Attention ---------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_forward_kernels *kernels;
@@ -163,7 +163,7 @@ int32_t aq_attention(const float *q, const float *k, const float *v, const uint8
   return aq_run_units(run_attention, &context, batch * heads * context.blocks, work, threads);
 }
 
-/* Rotary embedding -------------------------------------------------------------------------------------------------- */
+/* Rotary embedding --------------------------------------------------------------------------------------- */
 
 /* Frequencies held at once. */
 #define AQ_FREQUENCIES 64

@@ -1,5 +1,5 @@
-/* forward/elementary.h: the elementary functions that models need, in double and without a C library (WebAssembly has
- * none). Errors are a few units in the last place of a double. */
+/* forward/elementary.h: the elementary functions that models need, in double and without a C library
+ * (WebAssembly has none). Errors are a few units in the last place of a double. */
 #ifndef AQ_MODEL_MATH_H
 #define AQ_MODEL_MATH_H
 
@@ -51,7 +51,8 @@ static inline double aq_log(double x) {
   return exponent * AQ_LN2_HIGH + (exponent * AQ_LN2_LOW + 2.0 * s * sum);
 }
 
-/* Sine and cosine as polynomials in r^2 on [-pi/4, pi/4] (fdlibm). Written for numbers and for vectors alike. */
+/* Sine and cosine as polynomials in r^2 on [-pi/4, pi/4] (fdlibm). Written for numbers and for vectors
+ * alike. */
 #define AQ_SINE(r, r2)                                                                                              \
   ((r) + (r) * (r2) *                                                                                               \
              (-1.66666666666666324348e-01 +                                                                         \

@@ -1,5 +1,6 @@
-/* forward/images.c: the functions of arrowquant.h that take images apart into patches and put them together again, and the
- * embedding of timesteps. They move numbers, or are small: one version serves every instruction set. */
+/* forward/images.c: the functions of arrowquant.h that take images apart into patches and put them together
+ * again, and the embedding of timesteps. They move numbers, or are small: one version serves every
+ * instruction set. */
 #include "../threads.h"
 #include "elementary.h"
 

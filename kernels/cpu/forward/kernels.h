@@ -1,5 +1,5 @@
-/* forward/kernels.h: the parts of a forward pass. Rounding may differ between instruction sets, but never depends on
- * threads, nor on how the API splits rows, tokens or elements into calls. */
+/* forward/kernels.h: the parts of a forward pass. Rounding may differ between instruction sets, but never
+ * depends on threads, nor on how the API splits rows, tokens or elements into calls. */
 #ifndef AQ_FORWARD_H
 #define AQ_FORWARD_H
 

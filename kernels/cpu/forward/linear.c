@@ -1,4 +1,5 @@
-/* forward/linear.c: linear layers over threads, and the functions of arrowquant.h for those of float32 activations. */
+/* forward/linear.c: linear layers over threads, and the functions of arrowquant.h for those of float32
+ * activations. */
 #include "linear.h"
 
 #include "../dispatch.h"

@@ -1,4 +1,5 @@
-/* forward/linear.h: linear layers, with activations in float32 or in 8 bits (int8/), shared out over threads. */
+/* forward/linear.h: linear layers, with activations in float32 or in 8 bits (int8/), shared out over
+ * threads. */
 #ifndef AQ_LINEAR_H
 #define AQ_LINEAR_H
 

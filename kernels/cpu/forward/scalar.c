@@ -1,5 +1,5 @@
-/* forward/scalar.c: the parts of a forward pass in plain loops, with sums in double: the oracle that the other
- * instruction sets are compared with, within tolerances. */
+/* forward/scalar.c: the parts of a forward pass in plain loops, with sums in double: the oracle that the
+ * other instruction sets are compared with, within tolerances. */
 #include "../quantize/kernels.h"
 #include "elementary.h"
 #include "kernels.h"

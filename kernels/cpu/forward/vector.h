@@ -1,9 +1,10 @@
-/* forward/vector.h: the parts of a forward pass over vectors of AQ_W floats, included once by each unit of isa/
- * behind quantize/vector.h. Every output element is summed in an order that only its own row or token decides, so threads
- * and neighbours never change a byte; against forward/scalar.c results differ by rounding.
+/* forward/vector.h: the parts of a forward pass over vectors of AQ_W floats, included once by each unit of
+ * isa/ behind quantize/vector.h. Every output element is summed in an order that only its own row or token
+ * decides, so threads and neighbours never change a byte; against forward/scalar.c results differ by
+ * rounding.
  *
- * A linear layer transposes blocks of weights into panels: AQ_W rows in the lanes, columns one after the other, and
- * runs tiles of AQ_MR tokens over them. Panels live on the stack.
+ * A linear layer transposes blocks of weights into panels: AQ_W rows in the lanes, columns one after the
+ * other, and runs tiles of AQ_MR tokens over them. Panels live on the stack.
  *
  *     panel[k] = column k of row 0 | column k of row 1 | ... | column k of row AQ_W - 1
  *
@@ -29,8 +30,8 @@ AQ_INLINE vf v_load_part(const float *p, size_t n, float fill) {
 
 AQ_INLINE void v_store_part(float *p, vf v, size_t n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
 
-/* exp(x) for x <= 88, relative error below 2^-22; 0 below -87.33, NaN of NaN. Cody-Waite reduction and Cephes'
- * polynomial; the low bits of x log2(e) + 1.5 2^23 are the exponent. */
+/* exp(x) for x <= 88, relative error below 2^-22; 0 below -87.33, NaN of NaN. Cody-Waite reduction and
+ * Cephes' polynomial; the low bits of x log2(e) + 1.5 2^23 are the exponent. */
 AQ_INLINE vf v_exp(vf x) {
   const vf magic = v_fma(x, v_splat(1.44269504f), v_splat(12582912.0f)), n = magic - 12582912.0f;
   vf r = v_fma(n, v_splat(-0.693359375f), x);
@@ -52,7 +53,7 @@ AQ_INLINE vf v_gate(vf x, vf u) {
   return x * v_select(positive, v_splat(1.0f), e) / (1.0f + e);
 }
 
-/* Tiles of products --------------------------------------------------------------------------------------------------- */
+/* Tiles of products -------------------------------------------------------------------------------------- */
 
 /* out[i, j] (+)= sum_k x[i, k] w[k, j] (+ bias[j]) for m tokens and nv vectors of rows. */
 AQ_INLINE void tile_of(const int m, const int nv, const float *x, const vf *w, size_t k, float *out, size_t out_stride,
@@ -207,7 +208,7 @@ static void linear(const aq_linear_job *job, size_t token_begin, size_t token_en
   }
 }
 
-/* One token: vectors along the row ------------------------------------------------------------------------------------ */
+/* One token: vectors along the row ----------------------------------------------------------------------- */
 
 /* Dense rows begun together, so that their loads and sums overlap. */
 #define AQ_VECTOR_ROWS 4
@@ -295,8 +296,8 @@ AQ_INLINE void widen_grids(const aq_packed_view *view, size_t group, size_t n, f
     _Pragma("GCC unroll 4") for (int k = 0; k < K; k++) which[k] = v_fma(w[k], x[(at) * K + k], which[k]);          \
   } while (0)
 
-/* Four sums in turn: a single one would wait for its last addition. One row after the other, because memory is read
- * fastest as one stream. */
+/* Four sums in turn: a single one would wait for its last addition. One row after the other, because memory
+ * is read fastest as one stream. */
 AQ_INLINE void packed_row(const aq_linear_job *job, int32_t bits, const vf *x, size_t col, size_t n, size_t row) {
   enum { K = 16 / AQ_W };
   const aq_packed_view *view = &job->view;
@@ -394,7 +395,7 @@ static void linear_vector(const aq_linear_job *all, size_t token, size_t row_beg
   }
 }
 
-/* Rows ---------------------------------------------------------------------------------------------------------------- */
+/* Rows --------------------------------------------------------------------------------------------------- */
 
 /* Runs `body` with element i and n elements from there, n = AQ_W but at the end. */
 #define AQ_FOR_VECTORS(count, ...)                       \
@@ -494,7 +495,7 @@ static void elementwise(int32_t function, const float *a, const float *b, size_t
   }
 }
 
-/* Rotary embedding ------------------------------------------------------------------------------------------------------ */
+/* Rotary embedding --------------------------------------------------------------------------------------- */
 
 typedef int64_t vl __attribute__((vector_size(8 * AQ_D)));
 
@@ -527,7 +528,7 @@ static void rotary(float *x, double position, const double *frequency, size_t he
   }
 }
 
-/* Attention ------------------------------------------------------------------------------------------------------------- */
+/* Attention ---------------------------------------------------------------------------------------------- */
 
 /* Softmax of blocks of AQ_KC keys, each block's largest score and sum carried on to the next. */
 static void attention(const aq_attention_job *job, size_t item, size_t head, size_t begin, size_t end) {

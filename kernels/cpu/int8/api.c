@@ -2,7 +2,7 @@
 #include "../dispatch.h"
 #include "../threads.h"
 
-/* Quantize ---------------------------------------------------------------------------------------------------------- */
+/* Quantize ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_int8_kernels *kernels;
@@ -49,7 +49,7 @@ int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int3
   return aq_run_units(quantize_tokens, &context, tokens, tokens * cols / AQ_CHEAP, threads);
 }
 
-/* Linear ------------------------------------------------------------------------------------------------------------ */
+/* Linear ------------------------------------------------------------------------------------------------- */
 
 int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t tokens,
                               const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point,

@@ -1,5 +1,5 @@
-/* int8/avx512_vnni.c: 8-bit activations with AVX-512 VNNI. Compiled with the matching -m flags and reached only after a
- * check. */
+/* int8/avx512_vnni.c: 8-bit activations with AVX-512 VNNI. Compiled with the matching -m flags and reached
+ * only after a check. */
 #include "../isa/avx512.h"
 
 #define AQ_NAMED(family) aq_##family##_avx512_vnni

@@ -1,13 +1,13 @@
-/* int8/kernels.h: 8-bit activations times packed weights. Every instruction set gives the same bytes: products are added up as
- * whole numbers over segments of a row, each exact in float32 too, and segments are combined in float32 in one order,
- * every operation rounded on its own:
+/* int8/kernels.h: 8-bit activations times packed weights. Every instruction set gives the same bytes:
+ * products are added up as whole numbers over segments of a row, each exact in float32 too, and segments are
+ * combined in float32 in one order, every operation rounded on its own:
  *
  *     I = sum (x_code - x_zero) w_code        A = sum (x_code - x_zero)      both below 2^24
  *     sum = sum + w_scale (I - w_zero A)      segment after segment
  *     out = x_scale sum + bias
  *
- * A segment is a group, or AQ_SEGMENT columns where the group is the whole row: no sum of products overflows, however
- * long a row is. */
+ * A segment is a group, or AQ_SEGMENT columns where the group is the whole row: no sum of products overflows,
+ * however long a row is. */
 #ifndef AQ_INT8_H
 #define AQ_INT8_H
 
@@ -17,7 +17,8 @@ typedef struct {
   aq_linear_kernels linear;
   /* 0 if an element is NaN or infinite, else the smallest and the largest, zero among them */
   int (*range)(const float *x, size_t n, float *minimum, float *maximum);
-  /* codes[i] = x[i] / scale to nearest even + zero_point, within 0 and code_max; 0 if an element is NaN or infinite */
+  /* codes[i] = x[i] / scale to nearest even + zero_point, within 0 and code_max; 0 if an element is NaN or
+   * infinite */
   int (*encode)(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes);
 } aq_int8_kernels;
 
@@ -31,7 +32,8 @@ AQ_INLINE size_t aq_segment_cols(const aq_packed_view *view) {
   return view->groups == 1 ? AQ_SEGMENT : view->group_size;
 }
 
-/* Limits of x / scale before it is rounded: beyond them the code is 0 or the largest whatever the zero point. */
+/* Limits of x / scale before it is rounded: beyond them the code is 0 or the largest whatever the zero
+ * point. */
 #define AQ_ENCODE_LIMIT 1024.0f
 
 #endif

@@ -1,5 +1,5 @@
-/* int8/neon_dot.c: 8-bit activations with Arm's dot product of bytes (UDOT), part of Armv8.2 and later. Compiled with the
- * matching -march flag and reached only after a check. */
+/* int8/neon_dot.c: 8-bit activations with Arm's dot product of bytes (UDOT), part of Armv8.2 and later.
+ * Compiled with the matching -march flag and reached only after a check. */
 #include "../isa/neon.h"
 
 #define AQ_NAMED(family) aq_##family##_neon_dot

@@ -1,4 +1,5 @@
-/* int8/simd128.c: 8-bit activations with WebAssembly's 128-bit vectors, whose dot product is of 16-bit numbers. */
+/* int8/simd128.c: 8-bit activations with WebAssembly's 128-bit vectors, whose dot product is of 16-bit
+ * numbers. */
 #include "../isa/simd128.h"
 
 #define AQ_NAMED(family) aq_##family##_simd128

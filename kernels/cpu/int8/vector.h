@@ -1,8 +1,9 @@
-/* int8/vector.h: 8-bit activations times packed weights over vectors, included once by each instruction set. The same
- * bytes as int8/scalar.c.
+/* int8/vector.h: 8-bit activations times packed weights over vectors, included once by each instruction set.
+ * The same bytes as int8/scalar.c.
  *
- * Many tokens: blocks of weights are unpacked to bytes and transposed into panels, AQ_W rows in the lanes, four columns
- * (or, as 16-bit numbers, two) in each lane; tiles of tokens run over them. One token: vectors along the row.
+ * Many tokens: blocks of weights are unpacked to bytes and transposed into panels, AQ_W rows in the lanes,
+ * four columns (or, as 16-bit numbers, two) in each lane; tiles of tokens run over them. One token: vectors
+ * along the row.
  *
  *     panel[i] = columns 4i .. 4i + 3 of row 0 | the same of row 1 | ... | of row AQ_W - 1
  *
@@ -67,7 +68,7 @@ AQ_INLINE void copy_end(const uint8_t *from, size_t n, int32_t bits, uint8_t *to
   if (used % 8) to[bytes - 1] &= (uint8_t)((1u << used % 8) - 1);
 }
 
-/* Activations --------------------------------------------------------------------------------------------------------- */
+/* Activations -------------------------------------------------------------------------------------------- */
 
 static int range(const float *x, size_t n, float *minimum, float *maximum) {
   vf low = {0}, high = {0}, rest = {0}; /* rest becomes NaN with the first that is not finite */
@@ -101,7 +102,7 @@ static int encode(const float *x, size_t n, float scale, float zero_point, float
   return aq_int8_scalar.encode(x + i, n - i, scale, zero_point, code_max, codes + i) && v_total(rest) == 0.0f;
 }
 
-/* Many tokens --------------------------------------------------------------------------------------------------------- */
+/* Many tokens -------------------------------------------------------------------------------------------- */
 
 /* Two panels, and of each of their rows and segments scale, zero point and sum of codes. */
 typedef struct {
@@ -254,7 +255,8 @@ typedef void (*tile_function)(const tokens_tile *tile, const panels *p, size_t s
                                 vf sums[AQ_TOKENS][2]) {                                                            \
     tile_of(m, bits, tile, p, size, k, sums);                                                                       \
   }
-/* The products of 2, 3 and 4 bits are the same code, and those of 8 where neither the panels nor v_dot differ. */
+/* The products of 2, 3 and 4 bits are the same code, and those of 8 where neither the panels nor v_dot
+ * differ. */
 #if AQ_OWN_WIDE
 #define AQ_TILES(m) AQ_TILE(m, 4) AQ_TILE(m, 8)
 #define AQ_TILE_ENTRY(m) {tile_##m##_4, tile_##m##_8}
@@ -337,16 +339,16 @@ static void linear(const aq_linear_job *job, size_t token_begin, size_t token_en
   }
 }
 
-/* One token: vectors along the row ------------------------------------------------------------------------------------ */
+/* One token: vectors along the row ----------------------------------------------------------------------- */
 
 #define AQ_VECTOR_COLS 4096 /* columns of x held at once */
 
-/* Bytes of codes that are asked for ahead, into the second cache: two rows or more, because memory would idle while the
- * sums of a row are folded. */
+/* Bytes of codes that are asked for ahead, into the second cache: two rows or more, because memory would idle
+ * while the sums of a row are folded. */
 #define AQ_AHEAD 8192
 
-/* Codes of 2 and 4 bits lie in planes: plane p has every 8/bits-th code, from code p on, and needs only a shift and a
- * mask. A step is a vector of bytes of each plane. */
+/* Codes of 2 and 4 bits lie in planes: plane p has every 8/bits-th code, from code p on, and needs only a
+ * shift and a mask. A step is a vector of bytes of each plane. */
 #define AQ_PLANES(bits) ((bits) == 2 ? 4 : (bits) == 4 ? 2 : 1)
 #define AQ_STEP(bits) (AQ_PLANES(bits) * AQ_QUADS)     /* columns */
 #define AQ_STEP_BYTES(bits) (AQ_STEP(bits) / 8 * (bits))
@@ -380,8 +382,8 @@ AQ_INLINE vi v_add_neighbours(vi a, vi b) {
 #endif
 }
 
-/* I of AQ_W segments, one in a lane: `run` vectors whose lanes are parts of segments, then neighbours added until one is
- * left. A vector is a step, or `steps` of them where a step is only part of a segment. */
+/* I of AQ_W segments, one in a lane: `run` vectors whose lanes are parts of segments, then neighbours added
+ * until one is left. A vector is a step, or `steps` of them where a step is only part of a segment. */
 AQ_INLINE vi products_of(const uint8_t *from, const uint8_t *x, vi zero, size_t steps, const int32_t bits,
                          const int run) {
   vi lanes[AQ_W];

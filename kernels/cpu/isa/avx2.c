@@ -1,5 +1,5 @@
-/* isa/avx2.c: the families that share quantize/vector.h, with AVX2, FMA and F16C, eight lanes. Compiled with the
- * matching -m flags and reached only after a check. */
+/* isa/avx2.c: the families that share quantize/vector.h, with AVX2, FMA and F16C, eight lanes. Compiled with
+ * the matching -m flags and reached only after a check. */
 #include "avx2.h"
 
 #define AQ_NAMED(family) aq_##family##_avx2

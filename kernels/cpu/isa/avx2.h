@@ -1,5 +1,5 @@
-/* avx2.h: primitives of AVX2, FMA and F16C, eight lanes. Included only by files that are compiled with the matching
- * -m flags and reached after a check. */
+/* avx2.h: primitives of AVX2, FMA and F16C, eight lanes. Included only by files that are compiled with the
+ * matching -m flags and reached after a check. */
 #ifndef AQ_AVX2_H
 #define AQ_AVX2_H
 
@@ -114,7 +114,8 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[2]) 
   }
 }
 
-/* Eight bytes into lanes, and numbers up to 255 back; eight times 12 bits from a byte boundary into lanes, with bits above. */
+/* Eight bytes into lanes, and numbers up to 255 back; eight times 12 bits from a byte boundary into lanes,
+ * with bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) { return (vu)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 AQ_INLINE void v_narrow_bytes(uint8_t *p, vi codes) {
   const __m128i low = _mm256_castsi256_si128((__m256i)codes), high = _mm256_extracti128_si256((__m256i)codes, 1);

@@ -1,5 +1,5 @@
-/* avx512.h: primitives of AVX-512 F, BW, DQ and VL, sixteen lanes. Included only by files that are compiled with the
- * matching -m flags and reached after a check. */
+/* avx512.h: primitives of AVX-512 F, BW, DQ and VL, sixteen lanes. Included only by files that are compiled
+ * with the matching -m flags and reached after a check. */
 #ifndef AQ_AVX512_H
 #define AQ_AVX512_H
 
@@ -129,14 +129,16 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[1]) 
     out[0] = (vf)_mm512_permutexvar_ps(words, (__m512)g.table);
 }
 
-/* Sixteen bytes into lanes, and numbers up to 255 back; sixteen times 12 bits from a byte boundary into lanes, with bits above. */
+/* Sixteen bytes into lanes, and numbers up to 255 back; sixteen times 12 bits from a byte boundary into
+ * lanes, with bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) { return (vu)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 AQ_INLINE void v_narrow_bytes(uint8_t *p, vi codes) {
   _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)codes));
 }
 AQ_INLINE vu v_widen_triples(const uint8_t *p) {
   const __m512i words = _mm512_maskz_loadu_epi16(0xfff, p);
-  /* lane i begins at bit 12 i: in word 3 i / 4, at bit 0, 12, 8 or 4; with the next word the 12 bits are there */
+  /* lane i begins at bit 12 i: in word 3 i / 4, at bit 0, 12, 8 or 4; with the next word the 12 bits are
+   * there */
   const __m512i places = _mm512_setr_epi32(0x10000, 0x10000, 0x20001, 0x30002, 0x40003, 0x40003, 0x50004, 0x60005,
                                            0x70006, 0x70006, 0x80007, 0x90008, 0xa0009, 0xa0009, 0xb000a, 0xc000b);
   const __m512i shifts = _mm512_setr_epi32(0, 12, 8, 4, 0, 12, 8, 4, 0, 12, 8, 4, 0, 12, 8, 4);

@@ -1,4 +1,5 @@
-/* lanes.h: vectors to and from memory and folded into a number, for any instruction set whose primitives are included before. */
+/* lanes.h: vectors to and from memory and folded into a number, for any instruction set whose primitives are
+ * included before. */
 #ifndef AQ_LANES_H
 #define AQ_LANES_H
 

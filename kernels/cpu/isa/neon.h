@@ -69,7 +69,8 @@ AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (flo
 
 AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 
-/* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with bits above. */
+/* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with
+ * bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) { return (vu){p[0], p[1], p[2], p[3]}; }
 AQ_INLINE void v_narrow_bytes(uint8_t *p, vi codes) {
   const uint16x4_t words = vmovn_u32((uint32x4_t)codes);

@@ -1,4 +1,5 @@
-/* isa/simd128.c: the families that share quantize/vector.h, with WebAssembly's 128-bit vectors, four lanes. */
+/* isa/simd128.c: the families that share quantize/vector.h, with WebAssembly's 128-bit vectors, four
+ * lanes. */
 #include "simd128.h"
 
 #define AQ_NAMED(family) aq_##family##_simd128

@@ -65,7 +65,8 @@ AQ_INLINE void v_transpose(vf r[4]) {
   r[3] = (vf)wasm_i64x2_shuffle(b, d, 1, 3);
 }
 
-/* No shift by lane here: each lane masks its code in place, and a product with 2^-shift brings it down, exactly. */
+/* No shift by lane here: each lane masks its code in place, and a product with 2^-shift brings it down,
+ * exactly. */
 AQ_INLINE void v_unpack(const uint8_t *bytes, int32_t bits, vf *out) {
   if (bits == 8) {
     const v128_t wide = wasm_u16x8_load8x8(bytes);
@@ -93,7 +94,8 @@ AQ_INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; } /* none here; rounds 
 
 AQ_INLINE vf v_load_half(const uint16_t *p) { return v_half_value(v_widen(p)); }
 
-/* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with bits above. */
+/* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with
+ * bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) {
   return (vu)wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(p)));
 }

@@ -2,7 +2,7 @@
 #include "../dispatch.h"
 #include "../threads.h"
 
-/* Codes ------------------------------------------------------------------------------------------------------------- */
+/* Codes -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_quantize_kernels *kernels;
@@ -51,7 +51,7 @@ int32_t aq_unpack_codes(const uint32_t *packed, size_t rows, size_t cols, int32_
   return codes(&job, to && packed, rows, isa, threads);
 }
 
-/* Quantize ---------------------------------------------------------------------------------------------------------- */
+/* Quantize ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_quantize_kernels *kernels;
@@ -107,7 +107,7 @@ int32_t aq_quantize_clip(const void *weights, int32_t dtype, size_t rows, size_t
                   zero_point, isa, threads);
 }
 
-/* Dequantize -------------------------------------------------------------------------------------------------------- */
+/* Dequantize --------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_quantize_kernels *kernels;

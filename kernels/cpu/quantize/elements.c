@@ -1,9 +1,9 @@
-/* quantize/elements.c: the functions of arrowquant.h that convert elements, look for NaN and infinity, and add up
- * error statistics. */
+/* quantize/elements.c: the functions of arrowquant.h that convert elements, look for NaN and infinity, and
+ * add up error statistics. */
 #include "../dispatch.h"
 #include "../threads.h"
 
-/* Conversion -------------------------------------------------------------------------------------------------------- */
+/* Conversion --------------------------------------------------------------------------------------------- */
 
 /* Elements of the unit that threads share out in flat arrays; a multiple of the sums' lanes. */
 #define AQ_UNIT 4096
@@ -95,7 +95,7 @@ int32_t aq_weights_fault(const void *weights, int32_t dtype, size_t n, int32_t i
   return index < (uint64_t)n ? AQ_E_NONFINITE : AQ_E_RANGE;
 }
 
-/* Error statistics -------------------------------------------------------------------------------------------------- */
+/* Error statistics --------------------------------------------------------------------------------------- */
 
 /* Parts into which a tensor's sums are split, whatever the number of threads; added up in order. */
 #define AQ_PARTS 64

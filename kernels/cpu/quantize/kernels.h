@@ -32,7 +32,8 @@ typedef struct {
 typedef struct {
   /* Quantizes rows [row_begin, row_end). */
   int32_t (*quantize_rows)(const aq_quantize_job *job, size_t row_begin, size_t row_end);
-  /* out[0..n) = weights of `row` from column `col`, a multiple of AQ_SEGMENT; n <= AQ_SEGMENT unless at the end. */
+  /* out[0..n) = weights of `row` from column `col`, a multiple of AQ_SEGMENT; n <= AQ_SEGMENT unless at the
+   * end. */
   void (*dequantize)(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out);
   int32_t (*pack_row)(const uint8_t *codes, size_t cols, int32_t bits, uint32_t *packed);
   void (*unpack_row)(const uint32_t *packed, size_t cols, int32_t bits, uint8_t *codes);
@@ -44,8 +45,8 @@ typedef struct {
 
 extern const aq_quantize_kernels aq_quantize_scalar;
 
-/* NaN or infinity among the weights, or else too large for a half-precision scale: which group failed first depends
- * on how rows were split, which fault the tensor has does not. */
+/* NaN or infinity among the weights, or else too large for a half-precision scale: which group failed first
+ * depends on how rows were split, which fault the tensor has does not. */
 int32_t aq_weights_fault(const void *weights, int32_t dtype, size_t n, int32_t isa, int32_t threads);
 
 int32_t aq_dequantize_view(const aq_quantize_kernels *kernels, const aq_packed_view *view, size_t rows, void *out,

@@ -1,5 +1,5 @@
-/* scalar.c: every kernel as plainly as it can be said. This is the oracle: the other instruction sets must give
- * the same bytes, so each float operation and its order here is the definition. */
+/* scalar.c: every kernel as plainly as it can be said. This is the oracle: the other instruction sets must
+ * give the same bytes, so each float operation and its order here is the definition. */
 #include "kernels.h"
 
 static float load_one(const void *in, int32_t dtype, size_t i) {
@@ -100,7 +100,8 @@ typedef struct {
 
 static float weight_at(const group *g, size_t i) { return load_one(g->job->weights, g->job->dtype, g->first + i); }
 
-/* Column weights of a group are divided by their largest, so that no sum overflows; all zero counts as all one. */
+/* Column weights of a group are divided by their largest, so that no sum overflows; all zero counts as all
+ * one. */
 static float importance_at(const group *g, size_t i) {
   return g->weight_scale > 0.0f ? g->job->column_weights[g->col + i] / g->weight_scale : 1.0f;
 }

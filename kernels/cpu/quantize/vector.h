@@ -1,8 +1,8 @@
-/* vector.h: the kernels over vectors of AQ_W floats, included once by each instruction set's file after it has
- * defined the primitives below. Results equal scalar.c's to the bit.
+/* vector.h: the kernels over vectors of AQ_W floats, included once by each instruction set's file after it
+ * has defined the primitives below. Results equal scalar.c's to the bit.
  *
- * Quantizing puts one group in each lane: a tile holds AQ_SEGMENT columns of AQ_W groups, transposed. Sums then
- * run down the lanes in the oracle's order, and nothing is ever added across lanes.
+ * Quantizing puts one group in each lane: a tile holds AQ_SEGMENT columns of AQ_W groups, transposed. Sums
+ * then run down the lanes in the oracle's order, and nothing is ever added across lanes.
  *
  *     tile[i] = column i of group 0 | column i of group 1 | ... | column i of group AQ_W - 1
  *
@@ -29,7 +29,7 @@ AQ_INLINE vf v_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (
 
 AQ_INLINE vf v_round_half(vf x) { return v_half_value(v_half_bits(x)); }
 
-/* Loads and stores ------------------------------------------------------------------------------------------- */
+/* Loads and stores --------------------------------------------------------------------------------------- */
 
 typedef uint8_t vb __attribute__((vector_size(AQ_W)));
 
@@ -101,7 +101,7 @@ static void store(const float *in, size_t n, void *out, int32_t dtype, size_t fi
   }
 }
 
-/* Codes <-> words: eight codes at a time inside one uint64 ---------------------------------------------------- */
+/* Codes <-> words: eight codes at a time inside one uint64 ----------------------------------------------- */
 
 AQ_INLINE uint64_t spread_codes(uint64_t packed, int32_t bits) {
   if (bits == 8) return packed;
@@ -176,7 +176,7 @@ static void unpack_row(const uint32_t *packed, size_t cols, int32_t bits, uint8_
   }
 }
 
-/* Dequantize, along the row ------------------------------------------------------------------------------------ */
+/* Dequantize, along the row ------------------------------------------------------------------------------ */
 
 /* Groups whose scales and zero points are widened at once. */
 #define AQ_GRIDS 32
@@ -232,8 +232,8 @@ AQ_INLINE void unpack_sub_codes(const uint8_t *stream, size_t bytes, size_t bit,
 /* Superblocks whose two half floats are widened at once. */
 #define AQ_SUPERS 16
 
-/* Scales, and minima times `sign`, of `count` groups of a row from `first` on, which starts a superblock. Writes up to
- * AQ_UNPACK - 1 floats beyond the last. */
+/* Scales, and minima times `sign`, of `count` groups of a row from `first` on, which starts a superblock.
+ * Writes up to AQ_UNPACK - 1 floats beyond the last. */
 AQ_INLINE void widen_two_level_bits(const aq_packed_view *view, size_t row, size_t first, size_t count, float sign,
                                     float *scales, float *minima, int32_t bits) {
   const aq_two_level_view *t = &view->two_level;
@@ -359,7 +359,7 @@ static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_
   dequantize_any(view, row, col, n, out, 0, 0);
 }
 
-/* Error statistics ------------------------------------------------------------------------------------------------ */
+/* Error statistics --------------------------------------------------------------------------------------- */
 
 static void accumulate(const float *a, const float *b, size_t n, aq_sums *sums) {
   enum { K = AQ_SUM_LANES / AQ_D };
@@ -392,7 +392,7 @@ static void accumulate(const float *a, const float *b, size_t n, aq_sums *sums) 
   aq_quantize_scalar.accumulate(a + i, b + i, n - i, sums);
 }
 
-/* Quantize, one group per lane -------------------------------------------------------------------------------- */
+/* Quantize, one group per lane --------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_quantize_job *job;
@@ -444,7 +444,8 @@ static void load_importance(const batch *b, size_t begin, size_t n) {
     b->importance[i] = v_select(b->importance_none, v_set(1.0f), b->importance[i] / b->importance_scale);
 }
 
-/* Runs `body` with segment columns [begin, begin + m); groups of one segment keep their tiles between passes. */
+/* Runs `body` with segment columns [begin, begin + m); groups of one segment keep their tiles between
+ * passes. */
 #define AQ_FOR_SEGMENTS(b, m, ...)                                              \
   for (size_t begin = 0; begin < (b)->n; begin += AQ_SEGMENT) {                 \
     const size_t m = aq_min_size(AQ_SEGMENT, (b)->n - begin);                   \

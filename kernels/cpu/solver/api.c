@@ -1,5 +1,5 @@
-/* solver/api.c: the functions of arrowquant.h that solve for codes against a second moment: argument checks, and work
- * over threads. */
+/* solver/api.c: the functions of arrowquant.h that solve for codes against a second moment: argument checks,
+ * and work over threads. */
 #include "../dispatch.h"
 #include "../threads.h"
 
@@ -39,7 +39,7 @@ int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t
   return AQ_OK;
 }
 
-/* Moments ----------------------------------------------------------------------------------------------------------- */
+/* Moments ------------------------------------------------------------------------------------------------ */
 
 typedef struct {
   const aq_solver_kernels *kernels;
@@ -81,7 +81,7 @@ int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight
   return status;
 }
 
-/* Factor ------------------------------------------------------------------------------------------------------------ */
+/* Factor ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_solver_kernels *kernels;
@@ -190,7 +190,7 @@ int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, floa
   return panels_over_threads(&context, 2, threads);
 }
 
-/* Rows -------------------------------------------------------------------------------------------------------------- */
+/* Rows --------------------------------------------------------------------------------------------------- */
 
 static int32_t check_rows(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                           const float *scale, const float *zero_point, size_t *groups) {
@@ -254,7 +254,7 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
   return panels_over_threads(&context, 1 + 4 * (double)rounds, threads);
 }
 
-/* Grids ------------------------------------------------------------------------------------------------------------- */
+/* Grids -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const float *weights;

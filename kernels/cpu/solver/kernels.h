@@ -1,6 +1,6 @@
-/* solver/kernels.h: error feedback, descent over codes and refits against a layer's second moment. Each row of a matrix is its
- * own problem and sits in its own lane; every instruction set multiplies and adds in the oracle's order without fusing,
- * so that codes, scales and zero points are the same to the bit. */
+/* solver/kernels.h: error feedback, descent over codes and refits against a layer's second moment. Each row
+ * of a matrix is its own problem and sits in its own lane; every instruction set multiplies and adds in the
+ * oracle's order without fusing, so that codes, scales and zero points are the same to the bit. */
 #ifndef AQ_SOLVER_H
 #define AQ_SOLVER_H
 
@@ -52,19 +52,20 @@ typedef struct {
   void (*refine)(const aq_refine_job *job, size_t row, size_t rows, float *work);
   /* rows of `b` [rows, n] become those of b M^-1, M = U diag(pivots) U^T */
   void (*solve)(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work);
-  /* h[i, j] -= sum_k g[k, i] a[k, j], k ascending, for i in [begin, end), i <= j < cols; g and a are [block, stride];
-   * entries of a from `cols` to the next multiple of AQ_PANEL are zero */
+  /* h[i, j] -= sum_k g[k, i] a[k, j], k ascending, for i in [begin, end), i <= j < cols; g and a are [block,
+   * stride]; entries of a from `cols` to the next multiple of AQ_PANEL are zero */
   void (*subtract_products)(float *h, size_t stride, const float *g, const float *a, size_t block, size_t begin,
                             size_t end, size_t cols);
-  /* out[i, j] += sum_t weight[t] y[t, i] x[t, j] for columns j in [begin, end), all rows i (symmetric: i < end) */
+  /* out[i, j] += sum_t weight[t] y[t, i] x[t, j] for columns j in [begin, end), all rows i (symmetric: i <
+   * end) */
   void (*moment)(const float *x, const float *y, const float *weight, size_t tokens, size_t rows, size_t cols,
                  size_t begin, size_t end, int symmetric, float *out);
 } aq_solver_kernels;
 
 extern const aq_solver_kernels aq_solver_scalar;
 
-/* Solves m delta = r for a symmetric positive definite m [n, n] by LDL^T in place, m's diagonal raised by a tiny part of
- * its mean; 0 when a pivot is not positive. */
+/* Solves m delta = r for a symmetric positive definite m [n, n] by LDL^T in place, m's diagonal raised by a
+ * tiny part of its mean; 0 when a pivot is not positive. */
 static inline int aq_solve_positive(double *m, double *r, size_t n) {
   double mean = 0;
   for (size_t i = 0; i < n; i++) mean += m[i * n + i];
@@ -88,8 +89,9 @@ static inline int aq_solve_positive(double *m, double *r, size_t n) {
   return 1;
 }
 
-/* A row's scales and zero points moved by the solved steps; a group whose new grid could not be stored keeps its own.
- * delta: per group the step of the scale, at the zero point as it is, and, with real zero points, that of the offset. */
+/* A row's scales and zero points moved by the solved steps; a group whose new grid could not be stored keeps
+ * its own. delta: per group the step of the scale, at the zero point as it is, and, with real zero points,
+ * that of the offset. */
 static inline void aq_move_grid(const double *delta, size_t groups, int32_t kind, float *scale, float *zero_point) {
   const int real = kind == AQ_ZERO_POINT_REAL;
   for (size_t g = 0; g < groups; g++) {

@@ -25,7 +25,7 @@ static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float 
   }
 }
 
-/* Refining ---------------------------------------------------------------------------------------------------------- */
+/* Refining ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
   float *codes, *delta, *products; /* [cols] */
@@ -45,7 +45,8 @@ static void evaluate(const aq_refine_job *job, const float *weights, state *s) {
   for (size_t k = 0; k < job->cols; k++) s->objective += (double)(s->delta[k] * s->products[k]);
 }
 
-/* The system of the joint least squares in the steps of all scales and, with real zero points, all offsets. */
+/* The system of the joint least squares in the steps of all scales and, with real zero points, all
+ * offsets. */
 static int refit_grid(const aq_refine_job *job, const state *s, float *sums, double *m, double *r, float *scale,
                       float *zero_point) {
   const size_t n = job->cols, groups = job->groups;
@@ -146,7 +147,7 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   job->objective[row] = best;
 }
 
-/* Moments and their factor ------------------------------------------------------------------------------------------- */
+/* Moments and their factor ------------------------------------------------------------------------------- */
 
 static void solve(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work) {
   (void)rows;

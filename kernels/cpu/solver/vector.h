@@ -1,5 +1,6 @@
 /* solver/vector.h: solver/kernels.h over vectors of AQ_W floats, included once by each unit of isa/ behind
- * quantize/vector.h. A panel holds two vectors of rows; every lane repeats the oracle's operations in its order.
+ * quantize/vector.h. A panel holds two vectors of rows; every lane repeats the oracle's operations in its
+ * order.
  *
  *     panel[k * AQ_ROWS + lane] = column k of the panel's row `lane`
  */
@@ -162,7 +163,7 @@ static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float 
   store_codes(codes, rows, n, job->codes + row * n);
 }
 
-/* Refining ---------------------------------------------------------------------------------------------------------- */
+/* Refining ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
   float *codes, *kept, *delta, *products, *weights; /* [cols, AQ_ROWS] */
@@ -352,7 +353,7 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   store_codes(s.kept, rows, n, job->codes + row * n);
 }
 
-/* Moments and their factor ------------------------------------------------------------------------------------------- */
+/* Moments and their factor ------------------------------------------------------------------------------- */
 
 /* out[i] -= sum_j x[i, j] y[j], j descending: rows of x this time. */
 AQ_INLINE void subtract_rows(const int m, const float *x, size_t x_rows, const float *y, size_t n, float *out) {

@@ -2,7 +2,7 @@
 #include "../dispatch.h"
 #include "../threads.h"
 
-/* Quantize ---------------------------------------------------------------------------------------------------------- */
+/* Quantize ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
   aq_two_level_function *quantize;
@@ -48,7 +48,7 @@ int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, s
   return status == AQ_OK ? AQ_OK : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
 }
 
-/* Two levels for given scales --------------------------------------------------------------------------------------- */
+/* Two levels for given scales ---------------------------------------------------------------------------- */
 
 int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *group_weights, size_t rows, size_t cols,
                          size_t group_size, int32_t scale_bits, uint8_t *sub_scale, uint8_t *sub_min,
@@ -78,7 +78,8 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
           weights[i] = group_weights ? group_weights[first + i] : 1.0f;
           total += weights[i] * from[first + i];
         }
-        /* codes have no sign: the super scale has it, that of the weighted sum; the others' values become 0 */
+        /* codes have no sign: the super scale has it, that of the weighted sum; the others' values become
+         * 0 */
         const float sign = total < 0.0f ? -1.0f : 1.0f;
         for (size_t i = 0; i < n; i++) values[i] = from[first + i] * sign;
         const float step = aq_fit_super(values, weights, n, sub_max);
@@ -96,7 +97,7 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
   return AQ_OK;
 }
 
-/* Packed matrices --------------------------------------------------------------------------------------------------- */
+/* Packed matrices ---------------------------------------------------------------------------------------- */
 
 int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                                 const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,

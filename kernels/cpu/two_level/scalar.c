@@ -1,4 +1,4 @@
-/* two_level_scalar.c: quantizing with two-level scales as plainly as it can be said; the oracle for two_level_vector.h. */
+/* two_level/scalar.c: quantizing with two-level scales in plain loops; the oracle for two_level/vector.h. */
 #include "kernels.h"
 
 static float clamp_code(float position, float code_max) {
@@ -50,7 +50,8 @@ static float explained(const group *g, const code_sums *s, float scale, float of
          (scale * (scale * s->hqq + 2.0f * (offset * s->hq)) + offset * (offset * g->h));
 }
 
-/* Least squares of scale and offset for these codes, with minimum + offset <= 0. 0 if there is no solution. */
+/* Least squares of scale and offset for these codes, with minimum + offset <= 0. 0 if there is no
+ * solution. */
 static int solve(const group *g, const code_sums *s, float *scale, float *offset) {
   const float determinant = g->h * s->hqq - s->hq * s->hq;
   *scale = (g->h * s->htq - g->ht * s->hq) / determinant;
@@ -139,8 +140,8 @@ static void round_super(const float *smallest, const float *largest, size_t grou
     out->sub_scale[j] = code_above((largest[j] + out->minimum * out->sub_min[j]) / code_max, out->scale, sub_max);
 }
 
-/* Sub-codes for given super scales: for each group its nearest sub-scale and that one's neighbours, each with the
- * minimum that suits the group's codes so far. Then super scales for the codes, and again. */
+/* Sub-codes for given super scales: for each group its nearest sub-scale and that one's neighbours, each with
+ * the minimum that suits the group's codes so far. Then super scales for the codes, and again. */
 static void search_super(const group *g, const group_fit *fits, size_t groups, float code_max, float sub_max,
                          super_fit *out) {
   float values[AQ_SUPER_GROUPS], weights[AQ_SUPER_GROUPS], hq[AQ_SUPER_GROUPS];

@@ -1,6 +1,6 @@
-/* two_level/vector.h: quantizing with two-level scales over vectors of AQ_W floats, included once by each unit of isa/
- * behind quantize/vector.h. One superblock in each lane, a tile of AQ_SEGMENT columns; every operation is that of
- * two_level/scalar.c, in its order. */
+/* two_level/vector.h: quantizing with two-level scales over vectors of AQ_W floats, included once by each
+ * unit of isa/ behind quantize/vector.h. One superblock in each lane, a tile of AQ_SEGMENT columns; every
+ * operation is that of two_level/scalar.c, in its order. */
 #include "kernels.h"
 
 typedef struct {

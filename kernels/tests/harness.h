@@ -1,0 +1,172 @@
+/* harness.h: what every driver needs: its arguments, random numbers, memory of a case, checks, and a run over
+ * the instruction sets. A driver prints what it ran; exit status 1 on a difference. Drivers run natively,
+ * under sanitizers, and for other processors under an emulator: driver [seed] [quick] */
+#ifndef AQ_HARNESS_H
+#define AQ_HARNESS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../include/arrowquant.h"
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static const char *const isa_names[] = {"best", "scalar",  "avx2",        "avx512",
+                                        "neon", "simd128", "avx512_vnni", "neon_dot"};
+static uint64_t state;
+static long cases, failures;
+static int quick; /* a part of the cases */
+
+/* Random numbers ----------------------------------------------------------------------------------------- */
+
+static inline uint32_t random_bits(void) { /* splitmix64 */
+  uint64_t z = (state += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return (uint32_t)(z >> 32);
+}
+
+static inline float gaussian(void) {
+  const double u = (random_bits() + 1.0) / 4294967297.0, v = random_bits() / 4294967296.0;
+  return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+}
+
+/* Memory of a case --------------------------------------------------------------------------------------- */
+
+#define GUARD 64
+
+static void *taken[4096];
+static size_t taken_count;
+
+/* Bytes that live until release(), each piece an allocation of its own so that sanitizers see its ends. */
+static inline void *take(size_t bytes) {
+  void *p = malloc(bytes ? bytes : 1);
+  if (!p || taken_count == COUNT(taken)) abort();
+  return taken[taken_count++] = p;
+}
+
+/* An output: bytes of 0xa5 with a guard behind them that no kernel may touch. */
+static inline void *guarded(size_t bytes) { return memset(take(bytes + GUARD), 0xa5, bytes + GUARD); }
+
+static inline float *gaussians(size_t n, float factor) {
+  float *x = take(n * sizeof *x);
+  for (size_t i = 0; i < n; i++) x[i] = factor * gaussian();
+  return x;
+}
+
+static inline void release(void) {
+  while (taken_count) free(taken[--taken_count]);
+}
+
+/* Checks ------------------------------------------------------------------------------------------------- */
+
+static inline void fail(const char *what, const char *where, const char *why) {
+  if (++failures <= 40) printf("FAILED %s, %s: %s\n", what, where, why);
+}
+
+static inline void expect(int condition, const char *what, const char *where) {
+  cases++;
+  if (!condition) fail(what, where, "is not so");
+}
+
+static inline void expect_status(const char *what, const char *where, int32_t actual, int32_t expected) {
+  char why[64];
+  cases++;
+  if (actual == expected) return;
+  snprintf(why, sizeof why, "status %d instead of %d", (int)actual, (int)expected);
+  fail(what, where, why);
+}
+
+static inline void expect_guard(const char *what, const char *where, const void *output, size_t bytes) {
+  cases++;
+  for (size_t i = 0; i < GUARD; i++)
+    if (((const uint8_t *)output)[bytes + i] != 0xa5) {
+      fail(what, where, "wrote past the end");
+      return;
+    }
+}
+
+/* The same bytes; both may be longer. */
+static inline void expect_bytes(const char *what, const char *where, const void *expected, const void *actual,
+                                size_t bytes) {
+  const uint8_t *e = expected, *a = actual;
+  size_t at = 0;
+  char why[80];
+  cases++;
+  while (at < bytes && e[at] == a[at]) at++;
+  if (at == bytes) return;
+  snprintf(why, sizeof why, "differs at byte %zu of %zu", at, bytes);
+  fail(what, where, why);
+}
+
+/* Outputs of guarded() against the oracle's. */
+static inline void expect_output(const char *what, const char *where, const void *expected, const void *actual,
+                                 size_t bytes) {
+  expect_bytes(what, where, expected, actual, bytes);
+  expect_guard(what, where, actual, bytes);
+}
+
+/* |actual - expected| <= tolerance[i], or `flat` where that is null; and nothing behind the end was
+ * touched. */
+static inline void expect_close(const char *what, const char *where, const float *expected, const float *actual,
+                                size_t n, const float *tolerance, double flat) {
+  char why[96];
+  cases++;
+  for (size_t i = 0; i < n; i++) {
+    const double e = expected[i], a = actual[i];
+    if (isnan(e) ? isnan(a) : e == a || fabs(e - a) <= (tolerance ? (double)tolerance[i] : flat)) continue;
+    snprintf(why, sizeof why, "%.9g instead of %.9g at %zu", a, e, i);
+    fail(what, where, why);
+    return;
+  }
+  expect_guard(what, where, actual, n * sizeof *actual);
+}
+
+/* Numbers of threads that must give the same bytes. */
+static const int32_t thread_counts[] = {1, 2, 3, 8};
+
+/* `call`, which writes `out` with `threads`, against the oracle's output as expect_close, and the same bytes
+ * for every number of threads. `first` becomes the output of one thread. */
+#define EXPECT_ON_THREADS(what, where, first, expected, n, tolerance, flat, call)                 \
+  do {                                                                                            \
+    for (size_t at_ = 0; at_ < COUNT(thread_counts); at_++) {                                     \
+      const int32_t threads = thread_counts[at_];                                                 \
+      float *out = guarded((n) * sizeof *out);                                                    \
+      expect_status(what, where, call, AQ_OK);                                                    \
+      expect_close(what, where, expected, out, n, tolerance, flat);                               \
+      if (at_ == 0) first = out;                                                                  \
+      expect_bytes(what ", threads", where, first, out, (n) * sizeof *out);                       \
+    }                                                                                             \
+  } while (0)
+
+/* Runs --------------------------------------------------------------------------------------------------- */
+
+static inline void begin(int argc, char **argv) {
+  state = argc > 1 ? strtoull(argv[1], 0, 10) : 1;
+  quick = argc > 2 && strcmp(argv[2], "quick") == 0;
+  printf("seed %llu\n", (unsigned long long)state);
+}
+
+/* Runs a driver's cases on every instruction set up to `last` that this build and processor have. */
+static inline void run_sets(int32_t last, void (*run)(int32_t isa)) {
+  for (int32_t isa = AQ_ISA_AVX2; isa <= last; isa++) {
+    if (!aq_isa_supported(isa)) {
+      printf("skipped %s: not in this build or not on this processor\n", isa_names[isa]);
+      continue;
+    }
+    const long before = cases;
+    run(isa);
+    printf("%s: %ld checks\n", isa_names[isa], cases - before);
+  }
+}
+
+/* The exit status of a driver. */
+static inline int finish(void) {
+  printf("%ld checks, %ld failed\n", cases, failures);
+  return failures != 0;
+}
+
+#endif
