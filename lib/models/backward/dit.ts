@@ -5,14 +5,14 @@
  */
 import { type DitConfig, NORM_EPSILON, TIMESTEP_CHANNELS } from "../dit/config.ts";
 import {
-  type BlockTape,
-  type ConditionTape,
+  type BlockValue,
+  type ConditionValue,
   type DitPass,
   embed,
   embedTimesteps,
   type ImageConditions,
   modulationShape,
-  type ModulationTape,
+  type OutputValue,
   runBlock,
   runCondition,
   runOutput,
@@ -20,7 +20,7 @@ import {
 } from "../dit/forward.ts";
 import type { DitModel } from "../dit/model.ts";
 import { add, gateAdd, modulate } from "../layers/elementwise.ts";
-import type { LinearLayer } from "../layers/tensors.ts";
+import { Tape } from "../layers/tape.ts";
 import {
   attentionBackward,
   columnSums,
@@ -62,10 +62,13 @@ export class DitGradients {
   readonly #pass: DitPass;
   #zeros = new Float32Array(0);
   #call: Call | undefined;
+  #tapes: readonly Tape<BlockValue>[] = [];
+  readonly #finalTape: Tape<OutputValue>;
 
   constructor(readonly model: DitModel, options: GradientOptions = {}) {
     const { kernels, config, parts } = model, linears = new RefinableLayers(model, options);
     this.#linears = linears;
+    this.#finalTape = new Tape(linears.workspace, (name) => name);
     this.#pass = {
       kernels,
       config,
@@ -105,13 +108,11 @@ export class DitGradients {
     let hidden = this.#take("input.0", call.count, config.hiddenSize);
     embed(this.#pass, samples, batch, hidden);
     embedTimesteps(this.#pass, timesteps);
-    for (let index = 0; index < config.blocks; index++) {
-      hidden = runBlock(this.#pass, index, call, hidden, this.#tapeOf(index, call));
+    this.#tapes = Array.from({ length: config.blocks }, (_, index) => this.#linears.tapeOf(index));
+    for (const [index, tape] of this.#tapes.entries()) {
+      hidden = runBlock(this.#pass, index, call, hidden, tape);
     }
-    return runOutput(this.#pass, call, hidden, {
-      ...this.#modulationTape((name) => `final ${name}`, 2, call),
-      condition: this.#conditionTape(0, call),
-    });
+    return runOutput(this.#pass, call, hidden, this.#finalTape, this.#tapes[0]);
   }
 
   /**
@@ -135,24 +136,29 @@ export class DitGradients {
     }
     const dpixels = this.#take("pixel gradient", count, parts.output2.weights.rows);
     unpatchifyBackward(doutput, config, dpixels);
-    const tape = this.#modulationTape((name) => `final ${name}`, 2, call);
+    const tape = this.#finalTape, first = this.#tapes[0]!;
     const dmodulated = this.#take("modulated gradient", count, width);
-    linears.backward([[parts.output2, dpixels]], tape.modulated, count, dmodulated, groups);
+    linears.backward([[parts.output2, dpixels]], tape.get("finalModulated"), dmodulated, groups);
     const dmodulation = this.#take("final modulation gradient", batch, 2 * width);
-    this.#modulateBackward(call, dmodulated, tape.normed, tape.modulation, dmodulation, [0, 1, 2]);
-    const { condition } = this.#conditionTape(0, call);
-    if (linears.recompute) runCondition(this.#pass, 0, call, this.#conditionTape(0, call));
+    const modulation = tape.get("finalModulation");
+    this.#modulateBackward(call, dmodulated, tape.get("finalNormed"), modulation, dmodulation, [0, 1, 2]);
+    if (linears.recompute) runCondition(this.#pass, 0, call, first);
     const dcondition = this.#take("final condition gradient", batch, width);
-    linears.backward([[parts.output1, dmodulation]], condition, batch, dcondition, groupsOfImages);
+    linears.backward([[parts.output1, dmodulation]], first.get("condition"), dcondition, groupsOfImages);
     const last = this.#take(`input.${config.blocks}`, count, width);
     const gradient = this.#take("hidden gradient", count, width);
-    const norm = { rows: count, cols: width, epsilon: NORM_EPSILON };
-    layerNormBackward(kernels, last, dmodulated, norm, gradient);
+    layerNormBackward(
+      kernels,
+      last,
+      dmodulated,
+      { rows: count, cols: width, epsilon: NORM_EPSILON },
+      gradient,
+    );
     for (let index = config.blocks - 1; index >= 0; index--) {
       this.#blockBackward(index, call, gradient, index === 0 ? dcondition : undefined);
     }
     const patches = this.#take("patches", count, parts.patch.weights.cols);
-    linears.backward([[parts.patch, gradient]], patches, count, undefined, groups);
+    linears.backward([[parts.patch, gradient]], patches, undefined, groups);
   }
 
   #take(name: string, rows: number, cols: number): Floats {
@@ -163,51 +169,6 @@ export class DitGradients {
   #zero(n: number): Float32Array {
     if (this.#zeros.length < n) this.#zeros = new Float32Array(n);
     return this.#zeros.subarray(0, n);
-  }
-
-  #modulationTape(nameOf: (name: string) => string, chunks: number, { batch, count }: Call): ModulationTape {
-    const { hiddenSize: width } = this.model.config;
-    return {
-      modulation: this.#take(nameOf("modulation"), batch, chunks * width),
-      normed: this.#take(nameOf("normed"), count, width),
-      modulated: this.#take(nameOf("modulated"), count, width),
-    };
-  }
-
-  #conditionTape(index: number, { batch }: Call): ConditionTape {
-    const { hiddenSize: width } = this.model.config;
-    const take = (name: string) =>
-      this.#take(this.#linears.nameIn(index, `condition's ${name}`), batch, width);
-    return {
-      inner: take("inner"),
-      activated: take("activated"),
-      embedding: this.#take("label embedding", batch, width),
-      sum: take("sum"),
-      condition: take("output"),
-    };
-  }
-
-  #tapeOf(index: number, call: Call): BlockTape {
-    const { hiddenSize: width } = this.model.config, { count } = call;
-    const nameOf = (name: string) => this.#linears.nameIn(index, name);
-    const take = (name: string, cols = width) => this.#take(nameOf(name), count, cols);
-    return {
-      ...this.#modulationTape(nameOf, 6, call),
-      condition: this.#conditionTape(index, call),
-      input: this.#take(`input.${index}`, count, width),
-      query: take("query"),
-      key: take("key"),
-      value: take("value"),
-      attended: take("attended"),
-      attentionDelta: take("attention delta"),
-      middle: take("middle"),
-      normedAgain: take("normed again"),
-      modulatedAgain: take("modulated again"),
-      inner: take("inner", 4 * width),
-      activated: take("activated", 4 * width),
-      feedForwardDelta: take("feed-forward delta"),
-      output: this.#take(`input.${index + 1}`, count, width),
-    };
   }
 
   /**
@@ -232,87 +193,95 @@ export class DitGradients {
 
   /** Turns the gradient of a block's output into that of its input, in place; the layers' gradients grow. */
   #blockBackward(index: number, call: Call, gradient: Floats, dconditionOfOutput: Floats | undefined): void {
-    const tape = this.#tapeOf(index, call);
-    if (this.#linears.recompute) runBlock(this.#pass, index, call, tape.input, tape);
-    const dmodulation = this.#take("modulation gradient", call.batch, 6 * this.model.config.hiddenSize);
+    const tape = this.#tapes[index]!, { hiddenSize: width } = this.model.config;
+    const input = this.#take(`input.${index}`, call.count, width);
+    if (this.#linears.recompute) runBlock(this.#pass, index, call, input, tape);
+    const dmodulation = this.#take("modulation gradient", call.batch, 6 * width);
     this.#feedForwardBackward(index, call, tape, gradient, dmodulation);
-    this.#attentionBackward(index, call, tape, gradient, dmodulation);
+    this.#attentionBackward(index, call, tape, input, gradient, dmodulation);
     this.#conditionBackward(index, call, tape, dmodulation, dconditionOfOutput);
+  }
+
+  /** The gradient of a branch from that of its gated sum; that of the gate goes into chunk `index` of `dmodulation`. */
+  #gateBackward(
+    call: Call,
+    tape: Tape<BlockValue>,
+    branch: "attentionDelta" | "feedForwardDelta",
+    gradient: Floats,
+    dmodulation: Floats,
+    index: number,
+  ): Floats {
+    const { kernels } = this.model, shape = modulationShape(this.#pass, call, 6), at = index * shape.cols;
+    const delta = this.#take("delta gradient", call.count, shape.cols);
+    columnSums(kernels, gradient, tape.get(branch), shape, dmodulation.subarray(at));
+    const gate = tape.get("modulation").subarray(at);
+    return gateAdd(kernels, this.#zero(delta.length), gate, gradient, shape, delta);
   }
 
   #feedForwardBackward(
     index: number,
     call: Call,
-    tape: BlockTape,
+    tape: Tape<BlockValue>,
     gradient: Floats,
     dmodulation: Floats,
   ): void {
     const { kernels, config: { hiddenSize: width, normEpsilon: epsilon }, parts } = this.model;
-    const { count, groups } = call, shape = modulationShape(this.#pass, call, 6), linears = this.#linears;
-    const block = parts.blocks[index]!, delta = this.#take("delta gradient", count, width);
-    columnSums(kernels, gradient, tape.feedForwardDelta, shape, dmodulation.subarray(5 * width));
-    const gate = tape.modulation.subarray(5 * width);
-    gateAdd(kernels, this.#zero(count * width), gate, gradient, shape, delta);
+    const { count, groups } = call, block = parts.blocks[index]!, linears = this.#linears;
+    const delta = this.#gateBackward(call, tape, "feedForwardDelta", gradient, dmodulation, 5);
     const dinner = this.#take("inner gradient", count, 4 * width);
-    linears.backward([[block.feedForward2, delta]], tape.activated, count, dinner, groups);
-    geluTanhBackward(kernels, tape.inner, dinner, dinner);
-    linears.backward([[block.feedForward1, dinner]], tape.modulatedAgain, count, delta, groups);
-    this.#modulateBackward(call, delta, tape.normedAgain, tape.modulation, dmodulation, [3, 4, 6]);
+    linears.backward([[block.feedForward2, delta]], tape.get("activated"), dinner, groups);
+    geluTanhBackward(kernels, tape.get("inner"), dinner, dinner);
+    linears.backward([[block.feedForward1, dinner]], tape.get("modulatedAgain"), delta, groups);
+    const modulation = tape.get("modulation");
+    this.#modulateBackward(call, delta, tape.get("normedAgain"), modulation, dmodulation, [3, 4, 6]);
     const norm = { rows: count, cols: width, weight: block.normWeight, epsilon };
-    layerNormBackward(kernels, tape.middle, delta, norm, delta);
+    layerNormBackward(kernels, tape.get("middle"), delta, norm, delta);
     add(kernels, gradient, delta, gradient);
   }
 
   #attentionBackward(
     index: number,
     call: Call,
-    tape: BlockTape,
+    tape: Tape<BlockValue>,
+    input: Floats,
     gradient: Floats,
     dmodulation: Floats,
   ): void {
     const { kernels, config: { hiddenSize: width, heads, headSize }, parts } = this.model;
-    const { batch, count, groups } = call,
-      shape = modulationShape(this.#pass, call, 6),
-      linears = this.#linears;
-    const block = parts.blocks[index]!, delta = this.#take("delta gradient", count, width);
-    columnSums(kernels, gradient, tape.attentionDelta, shape, dmodulation.subarray(2 * width));
-    const gate = tape.modulation.subarray(2 * width);
-    gateAdd(kernels, this.#zero(count * width), gate, gradient, shape, delta);
-    const dattended = this.#take("attended gradient", count, width);
-    linears.backward([[block.attentionOutput, delta]], tape.attended, count, dattended, groups);
+    const { batch, count, groups } = call, block = parts.blocks[index]!, linears = this.#linears;
+    const delta = this.#gateBackward(call, tape, "attentionDelta", gradient, dmodulation, 2);
+    const dattended = this.#take("attended gradient", count, width), out = tape.get("attended");
+    linears.backward([[block.attentionOutput, delta]], out, dattended, groups);
     const dq = this.#take("query gradient", count, width), dk = this.#take("key gradient", count, width);
     const dv = this.#take("value gradient", count, width);
-    const { query: q, key: k, value: v, attended: out } = tape;
-    const attentionShape = { batch, tokens: shape.tokens, heads, headSize };
-    attentionBackward(kernels, { q, k, v, out }, dattended, attentionShape, { dq, dk, dv });
-    const read: readonly (readonly [LinearLayer, Floats])[] = [
-      [block.query, dq],
-      [block.key, dk],
-      [block.value, dv],
-    ];
-    linears.backward(read, tape.modulated, count, delta, groups);
-    this.#modulateBackward(call, delta, tape.normed, tape.modulation, dmodulation, [0, 1, 6]);
-    layerNormBackward(kernels, tape.input, delta, { rows: count, cols: width, epsilon: NORM_EPSILON }, delta);
+    const inputs = { q: tape.get("query"), k: tape.get("key"), v: tape.get("value"), out };
+    const shape = { batch, tokens: count / batch, heads, headSize };
+    attentionBackward(kernels, inputs, dattended, shape, { dq, dk, dv });
+    const { query, key, value } = block;
+    linears.backward([[query, dq], [key, dk], [value, dv]], tape.get("modulated"), delta, groups);
+    const modulation = tape.get("modulation");
+    this.#modulateBackward(call, delta, tape.get("normed"), modulation, dmodulation, [0, 1, 6]);
+    layerNormBackward(kernels, input, delta, { rows: count, cols: width, epsilon: NORM_EPSILON }, delta);
     add(kernels, gradient, delta, gradient);
   }
 
   #conditionBackward(
     index: number,
     { batch, groupsOfImages: groups }: Call,
-    { condition: tape }: BlockTape,
+    tape: Tape<ConditionValue>,
     dmodulation: Floats,
     dconditionOfOutput: Floats | undefined,
   ): void {
     const { kernels, config: { hiddenSize: width }, parts } = this.model, linears = this.#linears;
     const block = parts.blocks[index]!, dcondition = this.#take("condition gradient", batch, width);
-    linears.backward([[block.modulation, dmodulation]], tape.condition, batch, dcondition, groups);
+    linears.backward([[block.modulation, dmodulation]], tape.get("condition"), dcondition, groups);
     if (dconditionOfOutput !== undefined) add(kernels, dcondition, dconditionOfOutput, dcondition);
-    siluBackward(kernels, tape.sum, dcondition, dcondition);
+    siluBackward(kernels, tape.get("conditionSum"), dcondition, dcondition);
     const dactivated = this.#take("activated gradient", batch, width);
-    linears.backward([[block.timestep2, dcondition]], tape.activated, batch, dactivated, groups);
-    siluBackward(kernels, tape.inner, dactivated, dactivated);
+    linears.backward([[block.timestep2, dcondition]], tape.get("conditionActivated"), dactivated, groups);
+    siluBackward(kernels, tape.get("conditionInner"), dactivated, dactivated);
     const waves = this.#take("waves", batch, TIMESTEP_CHANNELS);
-    linears.backward([[block.timestep1, dactivated]], waves, batch, undefined, groups);
+    linears.backward([[block.timestep1, dactivated]], waves, undefined, groups);
   }
 }
 

@@ -8,6 +8,7 @@ import type { TimeGroups } from "../../time/mod.ts";
 import { add } from "../layers/elementwise.ts";
 import { type DenseMatrix, linear } from "../layers/linear.ts";
 import { type LinearLayer, widen } from "../layers/tensors.ts";
+import { Tape } from "../layers/tape.ts";
 import { Workspace } from "../layers/workspace.ts";
 import { columnSums, packedGradient, transpose } from "./kernels.ts";
 
@@ -250,9 +251,12 @@ export class RefinableLayers {
     return this.workspace.take(name, rows * cols);
   }
 
-  /** Names of a block's values: memory of its own, unless blocks are run again backward. */
-  nameIn(block: number, name: string): string {
-    return this.recompute ? name : `${name}.${block}`;
+  /** A tape for a block; blocks that are run again backward share its memory. Its output is the buffer `input.<index + 1>`. */
+  tapeOf<Name extends string>(index: number): Tape<Name> {
+    return new Tape(this.workspace, (name) => {
+      if (name === "output") return `input.${index + 1}`;
+      return this.recompute ? name : `${name}.${index}`;
+    });
   }
 
   /** The model's layer with its refined parameters: `x: f32[tokens, cols]` → `out: f32[tokens, rows]`. */
@@ -268,13 +272,12 @@ export class RefinableLayers {
    * `groups: i32[tokens]`, the time group of each token
    */
   backward(
-    layers: readonly (readonly [LinearLayer, Floats])[],
+    layers: readonly (readonly [LinearLayer, dy: Floats])[],
     x: Float32Array,
-    tokens: number,
     dx: Floats | undefined,
     groups: Int32Array | undefined,
   ): void {
-    const { kernels, workspace } = this;
+    const { kernels, workspace } = this, tokens = x.length / layers[0]![0].weights.cols;
     let turned: Floats | undefined;
     const xT = () => {
       if (turned === undefined) {

@@ -5,9 +5,9 @@
  */
 import { add } from "../layers/elementwise.ts";
 import { rotary } from "../layers/attention.ts";
-import type { LinearLayer } from "../layers/tensors.ts";
+import type { Tape } from "../layers/tape.ts";
 import {
-  type BlockTape,
+  type BlockValue,
   embed,
   positionsOf,
   runBlock,
@@ -49,6 +49,7 @@ export class MaskedTransformerGradients {
   readonly #linears: RefinableLayers;
   readonly #pass: TransformerPass;
   #call: Call | undefined;
+  #tapes: readonly Tape<BlockValue>[] = [];
 
   constructor(readonly model: MaskedTransformer, options: GradientOptions = {}) {
     const { kernels, config, parts } = model, { head, embedding } = parts;
@@ -104,8 +105,9 @@ export class MaskedTransformerGradients {
     this.#call = call;
     let hidden = this.#take("input.0", batch * tokens, hiddenSize);
     embed(this.#pass, inputIds, hidden);
-    for (let index = 0; index < blocks; index++) {
-      hidden = runBlock(this.#pass, index, call, hidden, this.#tapeOf(index, call));
+    this.#tapes = Array.from({ length: blocks }, (_, index) => this.#linears.tapeOf(index));
+    for (const [index, tape] of this.#tapes.entries()) {
+      hidden = runBlock(this.#pass, index, call, hidden, tape);
     }
     return runHead(this.#pass, hidden, rows, this.#take("final", rows.length, hiddenSize));
   }
@@ -132,13 +134,12 @@ export class MaskedTransformerGradients {
     const dy = this.#take("logit gradient", count, vocabularySize);
     dy.set(dlogits);
     scaleInPlace(dy, config.logitScale);
-    const dhidden = this.#take("hidden gradient", count, hiddenSize);
+    let gradient = this.#take("hidden gradient", count, hiddenSize);
     const input = this.#take("final", count, hiddenSize);
-    this.#linears.backward([[parts.head, dy]], input, count, dhidden, call.groupsOfRows);
+    this.#linears.backward([[parts.head, dy]], input, gradient, call.groupsOfRows);
     const last = this.#take(`input.${config.blocks}`, count, hiddenSize);
     const norm = { rows: count, cols: hiddenSize, weight: parts.finalNorm, epsilon: normEpsilon };
-    rmsNormBackward(kernels, last, dhidden, norm, dhidden);
-    let gradient = dhidden;
+    rmsNormBackward(kernels, last, gradient, norm, gradient);
     for (let index = config.blocks - 1; index >= 0; index--) {
       gradient = this.#blockBackward(index, call, gradient);
     }
@@ -148,103 +149,80 @@ export class MaskedTransformerGradients {
     return this.#linears.take(name, rows, cols);
   }
 
-  /** Whether a block ends on the wanted rows alone: behind the last attention no position reads another. */
-  #endsOnRows(index: number): boolean {
-    return index === this.model.config.blocks - 1;
-  }
-
-  #tapeOf(index: number, { batch, tokens, rows }: Call): BlockTape {
-    const { hiddenSize, intermediateSize, heads, keyValueHeads, headSize } = this.model.config;
-    const all = batch * tokens, behind = this.#endsOnRows(index) ? rows.length : all;
-    const take = (name: string, rows: number, cols: number) =>
-      this.#take(this.#linears.nameIn(index, name), rows, cols);
-    const width = heads * headSize, attended = take("attended", all, width);
-    return {
-      input: this.#take(`input.${index}`, all, hiddenSize),
-      normed: take("normed", all, hiddenSize),
-      query: take("query", all, width),
-      key: take("key", all, keyValueHeads * headSize),
-      value: take("value", all, keyValueHeads * headSize),
-      attended,
-      attendedRows: this.#endsOnRows(index) ? take("attendedRows", behind, width) : attended,
-      middle: take("middle", behind, hiddenSize),
-      normedAgain: take("normedAgain", behind, hiddenSize),
-      gate: take("gate", behind, intermediateSize),
-      up: take("up", behind, intermediateSize),
-      gated: take("gated", behind, intermediateSize),
-      output: this.#take(`input.${index + 1}`, behind, hiddenSize),
-    };
-  }
-
   /** The gradient of a block's input; the layers' gradients grow. */
   #blockBackward(index: number, call: Call, doutput: Floats): Floats {
-    const tape = this.#tapeOf(index, call);
-    if (this.#linears.recompute) runBlock(this.#pass, index, call, tape.input, tape);
-    return this.#attentionBackward(index, call, tape, this.#feedForwardBackward(index, call, tape, doutput));
+    const { config } = this.model, tape = this.#tapes[index]!;
+    const input = this.#take(`input.${index}`, call.batch * call.tokens, config.hiddenSize);
+    if (this.#linears.recompute) runBlock(this.#pass, index, call, input, tape);
+    // Behind the last attention no position reads another: the last block ends on the wanted rows alone.
+    const rows = index === config.blocks - 1 ? call.rows : undefined;
+    const groups = rows === undefined ? call.groups : call.groupsOfRows;
+    const dmiddle = this.#feedForwardBackward(index, tape, doutput, groups);
+    const attended = tape.get(rows === undefined ? "attended" : "attendedRows");
+    const dattended = this.#take("attended rows gradient", 1, attended.length);
+    this.#linears.backward(
+      [[this.model.parts.blocks[index]!.attentionOutput, dmiddle]],
+      attended,
+      dattended,
+      groups,
+    );
+    if (rows === undefined) return this.#attentionBackward(index, call, tape, input, dattended, dmiddle);
+    const everywhere = (values: Floats, of: number, name: string) =>
+      scatter(values, rows, values.length / rows.length, this.#take(name, 1, of));
+    const dall = everywhere(dattended, tape.get("attended").length, "attended gradient");
+    const dinput = everywhere(dmiddle, input.length, "input.gradient");
+    return this.#attentionBackward(index, call, tape, input, dall, dinput);
   }
 
   /** The gradient of `middle`, in place of that of the block's output. */
-  #feedForwardBackward(index: number, call: Call, tape: BlockTape, doutput: Floats): Floats {
-    const { kernels, config: { hiddenSize, intermediateSize, normEpsilon }, parts } = this.model;
-    const block = parts.blocks[index]!, linears = this.#linears;
-    const count = doutput.length / hiddenSize, groups = this.#groupsBehind(index, call);
-    const dgated = this.#take("gated gradient", count, intermediateSize);
-    const dup = this.#take("up gradient", count, intermediateSize);
-    linears.backward([[block.down, doutput]], tape.gated, count, dgated, groups);
-    siluMultiplyBackward(kernels, tape, dgated, { dgate: dgated, dup });
-    const dnormed = this.#take("normed gradient", count, hiddenSize);
-    const read: readonly (readonly [LinearLayer, Floats])[] = [[block.gate, dgated], [block.up, dup]];
-    linears.backward(read, tape.normedAgain, count, dnormed, groups);
-    const norm = { rows: count, cols: hiddenSize, weight: block.feedForwardNorm, epsilon: normEpsilon };
-    rmsNormBackward(kernels, tape.middle, dnormed, norm, dnormed);
+  #feedForwardBackward(
+    index: number,
+    tape: Tape<BlockValue>,
+    doutput: Floats,
+    groups: Int32Array | undefined,
+  ): Floats {
+    const { kernels, config: { hiddenSize: cols, intermediateSize, normEpsilon: epsilon }, parts } =
+      this.model;
+    const block = parts.blocks[index]!, rows = doutput.length / cols;
+    const dgate = this.#take("gated gradient", rows, intermediateSize);
+    const dup = this.#take("up gradient", rows, intermediateSize);
+    this.#linears.backward([[block.down, doutput]], tape.get("gated"), dgate, groups);
+    siluMultiplyBackward(kernels, { gate: tape.get("gate"), up: tape.get("up") }, dgate, { dgate, dup });
+    const dnormed = this.#take("normed gradient", rows, cols);
+    this.#linears.backward([[block.gate, dgate], [block.up, dup]], tape.get("normedAgain"), dnormed, groups);
+    const norm = { rows, cols, weight: block.feedForwardNorm, epsilon };
+    rmsNormBackward(kernels, tape.get("middle"), dnormed, norm, dnormed);
     return add(kernels, doutput, dnormed, doutput);
   }
 
-  /** The gradient of the block's input from that of `middle`. */
-  #attentionBackward(index: number, call: Call, tape: BlockTape, dmiddle: Floats): Floats {
-    const { kernels, config, parts } = this.model, { batch, tokens, positions, rows } = call;
-    const { hiddenSize, heads, keyValueHeads: kvHeads, headSize, normEpsilon, rotaryTheta: theta } = config;
-    const block = parts.blocks[index]!, linears = this.#linears, width = heads * headSize;
-    const all = batch * tokens, count = dmiddle.length / hiddenSize;
-    const dattendedRows = this.#take("attended rows gradient", count, width);
-    const groupsBehind = this.#groupsBehind(index, call);
-    linears.backward(
-      [[block.attentionOutput, dmiddle]],
-      tape.attendedRows,
-      count,
-      dattendedRows,
-      groupsBehind,
-    );
-    let dattended = dattendedRows, dinput = dmiddle;
-    if (this.#endsOnRows(index)) {
-      dattended = scatter(dattendedRows, rows, width, this.#take("attended gradient", all, width));
-      dinput = scatter(dmiddle, rows, hiddenSize, this.#take("input.gradient", all, hiddenSize));
-    }
-    const dq = this.#take("query gradient", all, width);
-    const dk = this.#take("key gradient", all, kvHeads * headSize);
-    const dv = this.#take("value gradient", all, kvHeads * headSize);
-    const { query: q, key: k, value: v, attended: out } = tape, keyMask = call.attentionMask;
+  /** The gradient of the block's input: that of attention added to `dinput`, its part that goes around attention. */
+  #attentionBackward(
+    index: number,
+    { batch, tokens, positions, attentionMask: keyMask, groups }: Call,
+    tape: Tape<BlockValue>,
+    input: Floats,
+    dattended: Floats,
+    dinput: Floats,
+  ): Floats {
+    const { kernels, config, parts } = this.model, block = parts.blocks[index]!, rows = batch * tokens;
+    const { hiddenSize: cols, heads, keyValueHeads: kvHeads, headSize, rotaryTheta: theta } = config;
+    const dq = this.#take("query gradient", rows, heads * headSize);
+    const dk = this.#take("key gradient", rows, kvHeads * headSize);
+    const dv = this.#take("value gradient", rows, kvHeads * headSize);
+    const inputs = { q: tape.get("query"), k: tape.get("key"), v: tape.get("value"), keyMask };
     const shape = { batch, tokens, heads, kvHeads, headSize };
-    attentionBackward(kernels, { q, k, v, keyMask, out }, dattended, shape, { dq, dk, dv });
+    attentionBackward(kernels, { ...inputs, out: tape.get("attended") }, dattended, shape, { dq, dk, dv });
     const backwards = positions.map((position) => -position);
     rotary(kernels, dq, backwards, { heads, headSize, theta });
     rotary(kernels, dk, backwards, { heads: kvHeads, headSize, theta });
     // Nothing in front of the first block is refined.
-    const dnormed = index === 0 ? undefined : this.#take("attention's normed gradient", all, hiddenSize);
-    const read: readonly (readonly [LinearLayer, Floats])[] = [
-      [block.query, dq],
-      [block.key, dk],
-      [block.value, dv],
-    ];
-    linears.backward(read, tape.normed, all, dnormed, call.groups);
+    const dnormed = index === 0 ? undefined : this.#take("attention's normed gradient", rows, cols);
+    const { query, key, value } = block;
+    this.#linears.backward([[query, dq], [key, dk], [value, dv]], tape.get("normed"), dnormed, groups);
     if (dnormed === undefined) return dinput;
-    const norm = { rows: all, cols: hiddenSize, weight: block.attentionNorm, epsilon: normEpsilon };
-    rmsNormBackward(kernels, tape.input, dnormed, norm, dnormed);
+    const norm = { rows, cols, weight: block.attentionNorm, epsilon: config.normEpsilon };
+    rmsNormBackward(kernels, input, dnormed, norm, dnormed);
     return add(kernels, dinput, dnormed, dinput);
-  }
-
-  #groupsBehind(index: number, { groups, groupsOfRows }: Call): Int32Array | undefined {
-    return this.#endsOnRows(index) ? groupsOfRows : groups;
   }
 }
 

@@ -8,6 +8,7 @@ import { add, gateAdd, geluTanh, modulate, type ModulationShape, silu } from "..
 import { layerNorm } from "../layers/norms.ts";
 import { patchify, unpatchify } from "../layers/patches.ts";
 import { type LinearLayer, lookUpRows } from "../layers/tensors.ts";
+import { memoryFor, type Tape } from "../layers/tape.ts";
 import type { Workspace } from "../layers/workspace.ts";
 import { type DitConfig, NORM_EPSILON, TIMESTEP_CHANNELS } from "./config.ts";
 import type { DitParts } from "./weights.ts";
@@ -30,39 +31,15 @@ export interface ImageConditions {
   readonly labels: ArrayLike<number>;
 }
 
-/** What the backward pass through a block's conditioning reads: `f32[batch, width]` each. */
-export interface ConditionTape {
-  readonly inner: Floats;
-  readonly activated: Floats;
-  readonly embedding: Floats;
-  readonly sum: Floats;
-  readonly condition: Floats;
-}
-
-/** What the backward pass through a modulated norm reads. */
-export interface ModulationTape {
-  readonly modulation: Floats;
-  readonly normed: Floats;
-  readonly modulated: Floats;
-}
-
-/** What the backward pass through a block reads. */
-export interface BlockTape extends ModulationTape {
-  readonly condition: ConditionTape;
-  readonly input: Floats;
-  readonly query: Floats;
-  readonly key: Floats;
-  readonly value: Floats;
-  readonly attended: Floats;
-  readonly attentionDelta: Floats;
-  readonly middle: Floats;
-  readonly normedAgain: Floats;
-  readonly modulatedAgain: Floats;
-  readonly inner: Floats;
-  readonly activated: Floats;
-  readonly feedForwardDelta: Floats;
-  readonly output: Floats;
-}
+/** Values of a block's conditioning that its backward pass reads: `f32[batch, width]` each. */
+export type ConditionValue = "conditionInner" | "conditionActivated" | "conditionSum" | "condition";
+/** Values of the output that its backward pass reads. */
+export type OutputValue = "finalModulation" | "finalNormed" | "finalModulated";
+/** Values of a block that its backward pass reads. */
+export type BlockValue =
+  | ConditionValue
+  | ("modulation" | "normed" | "modulated" | "query" | "key" | "value" | "attended" | "attentionDelta")
+  | ("middle" | "normedAgain" | "modulatedAgain" | "inner" | "activated" | "feedForwardDelta" | "output");
 
 /** Tokens of an image. */
 export const tokensOf = ({ sampleSize, patchSize }: DitConfig): number => (sampleSize / patchSize) ** 2;
@@ -100,84 +77,89 @@ export function embedTimesteps({ kernels, workspace }: DitPass, timesteps: Array
 
 /** The input of a block's modulation, from its embeddings of timestep and class: `f32[batch, width]`. */
 export function runCondition(
-  pass: DitPass,
+  { kernels, config, parts, workspace, linear }: DitPass,
   index: number,
   { labels }: ImageConditions,
-  tape?: ConditionTape,
+  tape?: Tape<ConditionValue>,
 ): Floats {
-  const { kernels, parts, workspace } = pass,
-    batch = labels.length,
-    elements = batch * pass.config.hiddenSize;
-  const block = parts.blocks[index]!, waves = workspace.take("waves", batch * TIMESTEP_CHANNELS);
-  const inner = tape?.inner ?? workspace.take("conditionInner", elements);
-  pass.linear(block.timestep1, waves, batch, inner);
-  const activated = silu(kernels, inner, tape?.activated ?? inner);
-  const sum = tape?.sum ?? workspace.take("condition", elements);
-  pass.linear(block.timestep2, activated, batch, sum);
-  const embedding = tape?.embedding ?? inner;
+  const batch = labels.length, elements = batch * config.hiddenSize, block = parts.blocks[index]!;
+  const take = (name: ConditionValue, shared?: string | Floats) =>
+    memoryFor(workspace, tape, name, elements, shared);
+  const waves = workspace.take("waves", batch * TIMESTEP_CHANNELS), inner = take("conditionInner");
+  linear(block.timestep1, waves, batch, inner);
+  const activated = silu(kernels, inner, take("conditionActivated", inner));
+  const sum = take("conditionSum", "condition");
+  linear(block.timestep2, activated, batch, sum);
+  const embedding = tape === undefined ? inner : workspace.take("label embedding", elements);
   lookUpRows(kernels, block.labels, labels, embedding);
   add(kernels, sum, embedding, sum);
-  return silu(kernels, sum, tape?.condition ?? sum);
+  return silu(kernels, sum, take("condition", sum));
 }
 
-/** One block, in place; into `tape.output` with a tape. */
+/** One block, in place; in other memory with a tape. */
 export function runBlock(
   pass: DitPass,
   index: number,
   call: ImageConditions,
   hidden: Floats,
-  tape?: BlockTape,
+  tape?: Tape<BlockValue>,
 ): Floats {
-  const { kernels, config, parts } = pass, block = parts.blocks[index]!;
-  const { hiddenSize: width, heads, headSize } = config;
+  const { kernels, config, parts, workspace } = pass, block = parts.blocks[index]!;
+  const { hiddenSize: width, heads, headSize, normEpsilon } = config;
   const shape = modulationShape(pass, call, 6), { batch, tokens } = shape, count = batch * tokens;
-  const take = (name: string, cols: number) => pass.workspace.take(name, count * cols);
-  const modulation = tape?.modulation ?? pass.workspace.take("modulation", batch * 6 * width);
-  pass.linear(block.modulation, runCondition(pass, index, call, tape?.condition), batch, modulation);
+  const take = (name: BlockValue, shared?: string | Floats, cols = width) =>
+    memoryFor(workspace, tape, name, count * cols, shared);
+  const modulation = memoryFor(workspace, tape, "modulation", batch * 6 * width);
+  pass.linear(block.modulation, runCondition(pass, index, call, tape), batch, modulation);
   const chunk = (i: number) => modulation.subarray(i * width);
 
-  const normed = tape?.normed ?? take("normed", width), delta = tape?.attentionDelta ?? take("delta", width);
-  layerNorm(kernels, hidden, { rows: count, cols: width, epsilon: NORM_EPSILON }, normed);
+  const normed = take("normed"), norm = { rows: count, cols: width };
+  layerNorm(kernels, hidden, { ...norm, epsilon: NORM_EPSILON }, normed);
   const scaled = { scale: chunk(1), shift: chunk(0) };
-  const modulated = modulate(kernels, normed, scaled, shape, tape?.modulated ?? normed);
-  const q = tape?.query ?? take("query", width), k = tape?.key ?? take("key", width);
-  const v = tape?.value ?? take("value", width);
+  const modulated = modulate(kernels, normed, scaled, shape, take("modulated", normed));
+  const q = take("query"), k = take("key"), v = take("value");
   pass.linear(block.query, modulated, count, q);
   pass.linear(block.key, modulated, count, k);
   pass.linear(block.value, modulated, count, v);
-  const attended = tape?.attended ?? normed;
+  const attended = take("attended", normed), delta = take("attentionDelta", "delta");
   attention(kernels, { q, k, v }, { batch, tokens, heads, headSize }, attended);
   pass.linear(block.attentionOutput, attended, count, delta);
-  const middle = gateAdd(kernels, hidden, chunk(2), delta, shape, tape?.middle ?? hidden);
+  const middle = gateAdd(kernels, hidden, chunk(2), delta, shape, take("middle", hidden));
 
-  const normedAgain = tape?.normedAgain ?? normed, inner = tape?.inner ?? take("inner", 4 * width);
+  const normedAgain = take("normedAgain", normed), inner = take("inner", "inner", 4 * width);
   const { normWeight: weight, normBias: bias } = block;
-  const norm = { rows: count, cols: width, weight, bias, epsilon: config.normEpsilon };
-  layerNorm(kernels, middle, norm, normedAgain);
+  layerNorm(kernels, middle, { ...norm, weight, bias, epsilon: normEpsilon }, normedAgain);
   const scaledAgain = { scale: chunk(4), shift: chunk(3) };
-  const again = modulate(kernels, normedAgain, scaledAgain, shape, tape?.modulatedAgain ?? normedAgain);
+  const again = modulate(kernels, normedAgain, scaledAgain, shape, take("modulatedAgain", normedAgain));
   pass.linear(block.feedForward1, again, count, inner);
-  const activated = geluTanh(kernels, inner, tape?.activated ?? inner);
-  const feedForwardDelta = tape?.feedForwardDelta ?? delta;
+  const activated = geluTanh(kernels, inner, take("activated", inner, 4 * width));
+  const feedForwardDelta = take("feedForwardDelta", delta);
   pass.linear(block.feedForward2, activated, count, feedForwardDelta);
-  return gateAdd(kernels, middle, chunk(5), feedForwardDelta, shape, tape?.output ?? middle);
+  return gateAdd(kernels, middle, chunk(5), feedForwardDelta, shape, take("output", middle));
 }
 
-/** The prediction of the last block's hidden states: `f32[batch, output channels, size, size]`, scratch. */
+/**
+ * The prediction of the last block's hidden states: `f32[batch, output channels, size, size]`, scratch.
+ *
+ * @param condition tape of block 0, whose conditioning the output shares, as in diffusers
+ */
 export function runOutput(
   pass: DitPass,
   call: ImageConditions,
   hidden: Float32Array,
-  tape?: ModulationTape & { readonly condition: ConditionTape },
+  tape?: Tape<OutputValue>,
+  condition?: Tape<ConditionValue>,
 ): Floats {
   const { kernels, config, parts: { output1, output2 }, workspace } = pass, width = config.hiddenSize;
   const shape = modulationShape(pass, call, 2), { batch, tokens } = shape, count = batch * tokens;
-  const modulation = tape?.modulation ?? workspace.take("modulation", batch * 2 * width);
-  pass.linear(output1, runCondition(pass, 0, call, tape?.condition), batch, modulation); // block 0's, as in diffusers
-  const normed = tape?.normed ?? workspace.take("normed", count * width);
+  const take = (name: OutputValue, shared: string | Floats, elements = count * width) =>
+    memoryFor(workspace, tape, name, elements, shared);
+  const modulation = take("finalModulation", "modulation", batch * 2 * width);
+  pass.linear(output1, runCondition(pass, 0, call, condition), batch, modulation);
+  const normed = take("finalNormed", "normed");
   layerNorm(kernels, hidden, { rows: count, cols: width, epsilon: NORM_EPSILON }, normed);
   const scaled = { scale: modulation.subarray(width), shift: modulation };
-  const modulated = modulate(kernels, normed, scaled, shape, tape?.modulated ?? normed);
+  const modulated = modulate(kernels, normed, scaled, shape, take("finalModulated", normed));
   const pixels = workspace.take("pixels", count * output2.weights.rows);
   pass.linear(output2, modulated, count, pixels);
   const output = workspace.take("output", batch * config.outputChannels * config.sampleSize ** 2);

@@ -7,6 +7,7 @@ import { attention, rotary } from "../layers/attention.ts";
 import { add, siluMultiply } from "../layers/elementwise.ts";
 import { rmsNorm } from "../layers/norms.ts";
 import { type LinearLayer, lookUpRows } from "../layers/tensors.ts";
+import { memoryFor, type Tape } from "../layers/tape.ts";
 import type { Workspace } from "../layers/workspace.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
 import type { TransformerParts } from "./weights.ts";
@@ -46,23 +47,10 @@ export interface SequenceCall {
   readonly rows: Int32Array | undefined;
 }
 
-/** What a block's backward pass reads. */
-export interface BlockTape {
-  readonly input: Floats;
-  readonly normed: Floats;
-  readonly query: Floats;
-  readonly key: Floats;
-  readonly value: Floats;
-  readonly attended: Floats;
-  /** `attended` itself where the block runs on all positions to its end. */
-  readonly attendedRows: Floats;
-  readonly middle: Floats;
-  readonly normedAgain: Floats;
-  readonly gate: Floats;
-  readonly up: Floats;
-  readonly gated: Floats;
-  readonly output: Floats;
-}
+/** Values of a block that its backward pass reads. */
+export type BlockValue =
+  | ("normed" | "query" | "key" | "value" | "attended" | "attendedRows" | "middle")
+  | ("normedAgain" | "gate" | "up" | "gated" | "output");
 
 /** Token embeddings. **Shapes** `inputIds: i32[n]` → `hidden: f32[n, hiddenSize]` */
 export function embed(pass: TransformerPass, inputIds: Int32Array, hidden: Floats): void {
@@ -80,46 +68,50 @@ export function runBlock(
   index: number,
   call: SequenceCall,
   hidden: Floats,
-  tape?: BlockTape,
+  tape?: Tape<BlockValue>,
 ): Floats {
-  const { kernels, config, parts } = pass, { batch, tokens, positions, attentionMask: keyMask } = call;
-  const { hiddenSize, intermediateSize, heads, keyValueHeads: kvHeads, headSize, normEpsilon: epsilon } =
+  const { kernels, config, parts, workspace } = pass, { batch, tokens, positions } = call;
+  const { hiddenSize, intermediateSize, heads, keyValueHeads: kvHeads, headSize, rotaryTheta: theta } =
     config;
   const block = parts.blocks[index]!, rows = index === parts.blocks.length - 1 ? call.rows : undefined;
   let count = batch * tokens, residual = hidden;
-  const take = (name: string, cols: number) => pass.workspace.take(name, count * cols);
+  const take = (name: BlockValue, cols: number, shared?: string | Floats) =>
+    memoryFor(workspace, tape, name, count * cols, shared);
+  const norm = (weight: Floats) => ({ rows: count, cols: hiddenSize, weight, epsilon: config.normEpsilon });
 
-  const normed = tape?.normed ?? take("normed", hiddenSize);
-  rmsNorm(kernels, hidden, { rows: count, cols: hiddenSize, weight: block.attentionNorm, epsilon }, normed);
-  const q = tape?.query ?? take("query", heads * headSize);
-  const k = tape?.key ?? take("key", kvHeads * headSize),
-    v = tape?.value ?? take("value", kvHeads * headSize);
+  const normed = rmsNorm(kernels, hidden, norm(block.attentionNorm), take("normed", hiddenSize));
+  const q = take("query", heads * headSize), k = take("key", kvHeads * headSize);
+  const v = take("value", kvHeads * headSize);
   pass.linear(block.query, normed, count, q);
   pass.linear(block.key, normed, count, k);
   pass.linear(block.value, normed, count, v);
-  rotary(kernels, q, positions, { heads, headSize, theta: config.rotaryTheta });
-  rotary(kernels, k, positions, { heads: kvHeads, headSize, theta: config.rotaryTheta });
-  let attended = tape?.attended ?? take("attended", heads * headSize);
-  attention(kernels, { q, k, v, keyMask }, { batch, tokens, heads, kvHeads, headSize }, attended);
+  rotary(kernels, q, positions, { heads, headSize, theta });
+  rotary(kernels, k, positions, { heads: kvHeads, headSize, theta });
+  let attended = take("attended", heads * headSize);
+  const inputs = { q, k, v, keyMask: call.attentionMask };
+  attention(kernels, inputs, { batch, tokens, heads, kvHeads, headSize }, attended);
   if (rows !== undefined) {
     count = rows.length;
     const width = heads * headSize;
-    attended = gather(attended, rows, width, tape?.attendedRows ?? take("attendedRows", width));
-    residual = gather(hidden, rows, hiddenSize, take("hiddenRows", hiddenSize));
+    attended = gather(attended, rows, width, take("attendedRows", width));
+    residual = gather(hidden, rows, hiddenSize, workspace.take("hiddenRows", count * hiddenSize));
   }
-  const delta = take("delta", hiddenSize);
+  const delta = workspace.take("delta", count * hiddenSize);
   pass.linear(block.attentionOutput, attended, count, delta, rows, residual);
-  const middle = add(kernels, residual, delta, tape?.middle ?? residual);
+  const middle = add(kernels, residual, delta, take("middle", hiddenSize, residual));
 
-  const normedAgain = tape?.normedAgain ?? take("normed", hiddenSize);
-  const norm = { rows: count, cols: hiddenSize, weight: block.feedForwardNorm, epsilon };
-  rmsNorm(kernels, middle, norm, normedAgain);
-  const gate = tape?.gate ?? take("gate", intermediateSize), up = tape?.up ?? take("up", intermediateSize);
-  pass.linear(block.gate, normedAgain, count, gate, rows);
-  pass.linear(block.up, normedAgain, count, up, rows);
-  const gated = siluMultiply(kernels, gate, up, tape?.gated ?? gate);
+  const again = rmsNorm(
+    kernels,
+    middle,
+    norm(block.feedForwardNorm),
+    take("normedAgain", hiddenSize, "normed"),
+  );
+  const gate = take("gate", intermediateSize), up = take("up", intermediateSize);
+  pass.linear(block.gate, again, count, gate, rows);
+  pass.linear(block.up, again, count, up, rows);
+  const gated = siluMultiply(kernels, gate, up, take("gated", intermediateSize, gate));
   pass.linear(block.down, gated, count, delta, rows, middle);
-  return add(kernels, middle, delta, tape?.output ?? middle);
+  return add(kernels, middle, delta, take("output", hiddenSize, middle));
 }
 
 /**

@@ -1,0 +1,44 @@
+/** Memory for the values of a forward pass: with a tape, those that the backward pass reads are kept. */
+import type { Workspace } from "./workspace.ts";
+
+type Floats = Float32Array<ArrayBuffer>;
+
+/** Values that a forward pass keeps, by name. */
+export class Tape<Name extends string> {
+  readonly #workspace: Workspace;
+  readonly #bufferOf: (name: string) => string;
+  readonly #kept = new Map<string, Floats>();
+
+  /** @param bufferOf name of the buffer for each value */
+  constructor(workspace: Workspace, bufferOf: (name: string) => string) {
+    this.#workspace = workspace;
+    this.#bufferOf = bufferOf;
+  }
+
+  /** Memory for a value, which {@linkcode get} gives until it is kept again. */
+  keep(name: Name, length: number): Floats {
+    const values = this.#workspace.take(this.#bufferOf(name), length);
+    this.#kept.set(name, values);
+    return values;
+  }
+
+  /** A value of the last forward pass. */
+  get(name: Name): Floats {
+    return this.#kept.get(name)!;
+  }
+}
+
+/**
+ * Memory for a value: kept on the tape, if there is one; else `shared`, a buffer of the workspace by name or values that may
+ * be overwritten.
+ */
+export function memoryFor<Name extends string>(
+  workspace: Workspace,
+  tape: Tape<Name> | undefined,
+  name: Name,
+  length: number,
+  shared: string | Floats = name,
+): Floats {
+  if (tape !== undefined) return tape.keep(name, length);
+  return typeof shared === "string" ? workspace.take(shared, length) : shared;
+}
