@@ -4,6 +4,7 @@ import { basename, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "@std/cli/parse-args";
+import { SOLVERS } from "../lib/config/names.ts";
 import { compareSolvers, paretoFront } from "../lib/analysis/tables.ts";
 import {
   type BenchOptions,
@@ -19,7 +20,7 @@ import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { findDevice } from "../lib/native/cuda/mod.ts";
 import { BACKENDS, type InstructionSet, MAX_THREADS, openKernels } from "../lib/native/mod.ts";
 import { outputError, writeWhole } from "../lib/files/whole.ts";
-import { BIT_WIDTHS, type BitWidth, GROUP_SIZES, type GroupSize, SOLVERS } from "../lib/quant/mod.ts";
+import { BIT_WIDTHS, type BitWidth, GROUP_SIZES, type GroupSize } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import { commandLine, usageError } from "./_command/options.ts";
 import { commandOf } from "./_command/programs.ts";

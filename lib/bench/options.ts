@@ -1,6 +1,7 @@
 /** Options of a bench run, their defaults, and the names that they may have. */
+import type { Solver } from "../config/names.ts";
 import type { BackendChoice } from "../native/mod.ts";
-import type { BitWidth, GroupSize, Solver } from "../quant/mod.ts";
+import type { BitWidth, GroupSize } from "../quant/mod.ts";
 
 /** Values of `--phase`. */
 export const PHASES = ["all", "baseline", "phase1", "phase2", "phase3_full"] as const;

@@ -1,11 +1,12 @@
 /** The settings that a model is measured at - full precision, then each width with each solver - and what is said of every measurement. */
 import { join } from "node:path";
+import { CALIBRATED_SOLVERS, type Solver } from "../config/names.ts";
 import { resolveConfig } from "../config/mod.ts";
 import { CheckpointError } from "../errors.ts";
 import { nameOfPath as nameOf } from "../files/whole.ts";
 import { quantizeCheckpoint } from "../pipeline/mod.ts";
 import { calibrationBeside } from "../calibration/source.ts";
-import { type BitWidth, CALIBRATED_SOLVERS, packedLayers, type Solver } from "../quant/mod.ts";
+import { type BitWidth, packedLayers } from "../quant/mod.ts";
 import { openCheckpoint } from "../tensor/mod.ts";
 import { measureStored } from "./stored.ts";
 import { collectGarbage } from "../eval/environment.ts";

@@ -1,7 +1,8 @@
 /** The interface of a suite, and its report. */
+import type { Solver } from "../config/names.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { RunReport } from "../pipeline/mod.ts";
-import type { BitWidth, GroupSize, Solver } from "../quant/mod.ts";
+import type { BitWidth, GroupSize } from "../quant/mod.ts";
 import type { TimeGroups, TimeParameters } from "../time/mod.ts";
 import type { Environment } from "../eval/environment.ts";
 import type { LayerError } from "../eval/layer_errors.ts";

@@ -1,5 +1,6 @@
 /** Fréchet distance between feature distributions taken as Gaussian, in float64, with the eigenvalues by Jacobi's rotations. */
 import { RandomStream } from "../models/random.ts";
+import { symmetricEigen } from "../quant/symmetric_eigen.ts";
 import { type BootstrapOptions, DEFAULT_CONFIDENCE, type Interval, percentileInterval } from "./intervals.ts";
 
 /** Mean and covariance of features. */
@@ -10,70 +11,6 @@ export interface FeatureStatistics {
   readonly covariance: Float64Array;
 }
 
-/** Sweeps after which Jacobi's method has converged for any matrix met in practice; it takes about eight. */
-const MAX_SWEEPS = 60;
-
-/**
- * Eigenvalues, and eigenvectors as columns, of a symmetric matrix: cyclic Jacobi (Golub and Van Loan, 8.5).
- *
- * **Shapes** `matrix: f64[n, n]`, not changed → `values: f64[n]`, `vectors: f64[n, n]`
- */
-export function symmetricEigen(
-  matrix: Float64Array,
-  wantsVectors = true,
-): { readonly values: Float64Array; readonly vectors: Float64Array } {
-  const n = Math.sqrt(matrix.length);
-  if (!Number.isInteger(n)) {
-    throw new TypeError(`Cannot find eigenvalues: the matrix must be square, got ${matrix.length} numbers`);
-  }
-  const a = matrix.slice();
-  const vectors = new Float64Array(wantsVectors ? n * n : 0);
-  if (wantsVectors) { for (let i = 0; i < n; i++) vectors[i * n + i] = 1; }
-  let norm = 0;
-  for (const value of a) norm += value * value;
-  for (let sweep = 0; sweep < MAX_SWEEPS; sweep++) {
-    let off = 0;
-    for (let p = 0; p < n; p++) for (let q = p + 1; q < n; q++) off += a[p * n + q]! ** 2;
-    if (off <= 1e-30 * norm) break;
-    for (let p = 0; p < n; p++) {
-      for (let q = p + 1; q < n; q++) rotate(a, vectors, n, p, q, wantsVectors);
-    }
-  }
-  return { values: Float64Array.from({ length: n }, (_, i) => a[i * n + i]!), vectors };
-}
-
-/** One rotation that makes `a[p, q]` 0. */
-function rotate(
-  a: Float64Array,
-  vectors: Float64Array,
-  n: number,
-  p: number,
-  q: number,
-  wantsVectors: boolean,
-): void {
-  const apq = a[p * n + q]!;
-  if (apq === 0) return;
-  const theta = (a[q * n + q]! - a[p * n + p]!) / (2 * apq);
-  const t = Math.sign(theta || 1) / (Math.abs(theta) + Math.sqrt(theta * theta + 1));
-  const c = 1 / Math.sqrt(t * t + 1), s = t * c;
-  for (let k = 0; k < n; k++) {
-    const kp = a[k * n + p]!, kq = a[k * n + q]!;
-    a[k * n + p] = c * kp - s * kq;
-    a[k * n + q] = s * kp + c * kq;
-  }
-  for (let k = 0; k < n; k++) {
-    const pk = a[p * n + k]!, qk = a[q * n + k]!;
-    a[p * n + k] = c * pk - s * qk;
-    a[q * n + k] = s * pk + c * qk;
-  }
-  if (!wantsVectors) return;
-  for (let k = 0; k < n; k++) {
-    const kp = vectors[k * n + p]!, kq = vectors[k * n + q]!;
-    vectors[k * n + p] = c * kp - s * kq;
-    vectors[k * n + q] = s * kp + c * kq;
-  }
-}
-
 /** The symmetric square root of a symmetric matrix; eigenvalues below 0, from rounding, count as 0. */
 export function symmetricSquareRoot(matrix: Float64Array): Float64Array {
   const { values, vectors } = symmetricEigen(matrix);
@@ -82,8 +19,8 @@ export function symmetricSquareRoot(matrix: Float64Array): Float64Array {
   for (let k = 0; k < n; k++) {
     const weight = Math.sqrt(Math.max(0, values[k]!));
     for (let i = 0; i < n; i++) {
-      const left = weight * vectors[i * n + k]!;
-      for (let j = 0; j < n; j++) root[i * n + j]! += left * vectors[j * n + k]!;
+      const left = weight * vectors[k * n + i]!;
+      for (let j = 0; j < n; j++) root[i * n + j]! += left * vectors[k * n + j]!;
     }
   }
   return root;
@@ -148,7 +85,7 @@ export class FrechetReference {
         product[i * n + j] = product[j * n + i] = (product[i * n + j]! + product[j * n + i]!) / 2;
       }
     }
-    for (const value of symmetricEigen(product, false).values) distance -= 2 * Math.sqrt(Math.max(0, value));
+    for (const value of symmetricEigen(product).values) distance -= 2 * Math.sqrt(Math.max(0, value));
     return Math.max(0, distance);
   }
 

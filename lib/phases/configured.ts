@@ -4,7 +4,7 @@ import { join } from "node:path";
 import type { Config } from "../config/mod.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
-import { type PackedTensor, quantize } from "../quant/mod.ts";
+import { LAYER_SOLVERS, type PackedTensor, quantize } from "../quant/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { modelFingerprint, TimeParameters, writeTimeParameters } from "../time/mod.ts";
 import { calibrationSource } from "../calibration/source.ts";
@@ -83,7 +83,7 @@ export async function runConfiguredPhases(
         groupSize: groupSize!,
         zeroPoint: zeroPoint!,
         scaleBits,
-        solver: config.solver === "round" ? "round" : "clip",
+        solver: LAYER_SOLVERS[config.solver].withoutMoment,
       }),
     ];
   }));

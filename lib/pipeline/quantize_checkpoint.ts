@@ -29,6 +29,7 @@
  * The files are those of `quantizeCheckpoint` with the same configuration, byte for byte.
  */
 import { join } from "node:path";
+import { packedTensorSpecs } from "../quant/packed/entries.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import type { SaveCalibration } from "../calibration/source.ts";
 import {
@@ -52,7 +53,7 @@ import type { PhaseResult } from "../phases/mod.ts";
 import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { type RunOptions, stoppable } from "../progress.ts";
-import { CONFIG_KEY, packedTensorSpecs } from "../quant/packed/checkpoint.ts";
+import { CONFIG_KEY } from "../quant/packed/checkpoint.ts";
 import { type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { planByBudget } from "../solve/sensitivity.ts";
 import { type Checkpoint, openCheckpoint, SIDECAR_FILE, type TensorSpec } from "../tensor/mod.ts";
@@ -421,7 +422,15 @@ function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
   for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits, rank } of rows) {
     const [height, width] = shape as [number, number];
     if (action === "keep") yield { name, dtype, shape };
-    else yield* packedTensorSpecs(name, height, width, 8, groupSize!, zeroPoint!, scaleBits, rank);
+    else {yield* packedTensorSpecs(name, {
+        rows: height,
+        cols: width,
+        bits: 8,
+        groupSize: groupSize!,
+        zeroPoint: zeroPoint!,
+        scaleBits,
+        rank,
+      });}
   }
 }
 

@@ -1,4 +1,11 @@
 /** Quantizes one tensor of a checkpoint, in chunks of rows, under `min_accuracy` and `non_finite`. */
+import {
+  packedEntries,
+  packedNames,
+  packedTensorSpecs,
+  packZeroPoints,
+  specBytes,
+} from "../quant/packed/entries.ts";
 import type { Config } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -11,18 +18,12 @@ import {
   type ErrorStatistics,
   findNonfinite,
   groupCount,
+  LAYER_SOLVERS,
   packedErrorStatistics,
   packedRows,
   quantize,
   type Weights,
 } from "../quant/mod.ts";
-import {
-  packedEntries,
-  packedNames,
-  packedTensorSpecs,
-  packZeroPoints,
-  specBytes,
-} from "../quant/packed/checkpoint.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
 import { quote } from "../files/whole.ts";
 import type { PlanRow } from "../plan/plan.ts";
@@ -77,7 +78,7 @@ export async function rewriteTensor(
       const [rows, cols] = row.shape as [number, number];
       const stored = tried.length > 0 ? undefined : solved?.tensor;
       const rank = stored?.lowRank?.rank, rotation = stored?.rotation;
-      const specs = packedTensorSpecs(row.name, rows, cols, bits, groupSize, zeroPoint, scaleBits, rank);
+      const specs = packedTensorSpecs(row.name, { rows, cols, bits, groupSize, zeroPoint, scaleBits, rank });
       const { name, file, dtype, shape, bytesBefore } = row;
       return {
         name,
@@ -223,8 +224,10 @@ async function storeSolved(
   const { rows, cols, bits, groupSize, lowRank } = tensor;
   const dtype = row.dtype as FloatDtype;
   const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
-  const names = packedNames(name, zeroPoint, scaleBits, lowRank?.rank);
-  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits, lowRank?.rank));
+  const names = packedNames(name, { zeroPoint, scaleBits, rank: lowRank?.rank });
+  sink.begin(
+    packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits, rank: lowRank?.rank }),
+  );
   for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
   if (lowRank !== undefined) sink.write(names.lowRankB!, lowRank.b);
   if (zeroPoint === "integer" && tensor.scaleBits === undefined) {
@@ -256,17 +259,17 @@ async function quantizeRows(
 ): Promise<ErrorStatistics> {
   const { config: { solver: configured }, kernels } = context;
   // For layers without calibration, and for solved ones that missed min_accuracy.
-  const solver = configured === "round" ? "round" : "clip";
+  const solver = LAYER_SOLVERS[configured].withoutMoment;
   const { name, scaleBits } = row, groupSize = row.groupSize!, zeroPoint = row.zeroPoint!;
   const [rows, cols] = row.shape as [number, number];
   const dtype = row.dtype as FloatDtype;
   const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
   const groups = groupCount(cols, groupSize);
-  const names = packedNames(name, zeroPoint, scaleBits);
+  const names = packedNames(name, { zeroPoint, scaleBits });
   // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
   const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
-  sink.begin(packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPoint, scaleBits));
+  sink.begin(packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits }));
 
   let statistics: ErrorStatistics | undefined;
   for (let begin = 0; begin < rows; begin += step) {

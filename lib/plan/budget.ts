@@ -63,7 +63,7 @@ export function optionBytes(
   zeroPoint: ZeroPointKind,
   rank = 0,
 ): number {
-  return packedBytes(rows, cols, bits, groupSize, zeroPoint, undefined, rank);
+  return packedBytes({ rows, cols, bits, groupSize, zeroPoint, rank });
 }
 
 /**

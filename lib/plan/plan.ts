@@ -2,6 +2,7 @@
  * The plan of each tensor of a checkpoint, decided from names, shapes and the configuration before a
  * weight is read. The rules are data: `--dry-run` and docs/format.md print them.
  */
+import { allPackedNames, packedNames } from "../quant/packed/entries.ts";
 import {
   compilePattern,
   type Config,
@@ -19,7 +20,6 @@ import {
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
-import { allPackedNames, packedNames } from "../quant/packed/checkpoint.ts";
 import {
   type Checkpoint,
   type Dtype,
@@ -205,7 +205,7 @@ function rowPlanner(
       zeroPoint,
       scaleBits,
       rank,
-      bytesAfter: packedBytes(rows, cols, bits, groupSize, zeroPoint, scaleBits, rank),
+      bytesAfter: packedBytes({ rows, cols, bits, groupSize, zeroPoint, scaleBits, rank }),
     };
   };
 }
@@ -236,7 +236,11 @@ function unmatched(names: readonly string[], config: Config): string[] {
 export function checkPlan(plan: Plan, checkpoint: Checkpoint, config: Config): void {
   for (const { name, action } of plan.rows) {
     if (action === "keep") continue;
-    const names = packedNames(name, config.zeroPoint, scaleBitsOf(config), config.solverOptions.lowRank);
+    const names = packedNames(name, {
+      zeroPoint: config.zeroPoint,
+      scaleBits: scaleBitsOf(config),
+      rank: config.solverOptions.lowRank,
+    });
     const parts = Object.values(names).map((part: string | undefined) => part?.length ?? 0);
     const longest = Math.max(...parts);
     if (longest > MAX_NAME_LENGTH) {

@@ -1,14 +1,15 @@
-/** Quantizing and dequantizing matrices, the packed layout, and what quantizing cost. */
+/** Quantizing and dequantizing matrices, the packed layout, and the error of a packed matrix. */
 export {
   BIT_WIDTHS,
   type BitWidth,
   defaultTwoLevelGroupSize,
+  type GridOptions,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
   type LowRank,
   type OneLevelTensor,
-  packedBytes,
+  type PackedForm,
   packedRows,
   type PackedTensor,
   packedWords,
@@ -20,39 +21,26 @@ export {
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./packed/layout.ts";
+export { packCodes, unpackCodes } from "./codes.ts";
+export { convertFloats, findNonfinite } from "./convert.ts";
+export { dequantize } from "./dequantize.ts";
 export {
   addStatistics,
-  convertFloats,
   cosine,
-  dequantize,
   type ErrorStatistics,
   errorStatistics,
-  findNonfinite,
-  packCodes,
   packedErrorStatistics,
-  quantize,
-  type QuantizeOptions,
   relativeRmsError,
-  unpackCodes,
-  WEIGHT_SOLVERS,
-  type Weights,
-  type WeightSolver,
-} from "./kernels.ts";
-export { rotateRows, type Rotation, rotationBlock } from "./packed/rotation.ts";
-export { fitLowRank, solveLowRankLayer } from "./solvers/low_rank_fit.ts";
+} from "./error_statistics.ts";
+export { packedBytes } from "./packed/entries.ts";
 export { type PackedLayer, packedLayers, readPackedTensor } from "./packed/checkpoint.ts";
+export { rotateRows, type Rotation, rotationBlock } from "./packed/rotation.ts";
 export { fitTwoLevel, type GroupAffine, groupAffine, type TwoLevelShape } from "./packed/two_level.ts";
+export { quantize, type QuantizeOptions, WEIGHT_SOLVERS, type WeightSolver } from "./quantize.ts";
+export { correctedTarget, type FactoredMoment, factorMoments } from "./solvers/factored_moment.ts";
+export { fitLowRank, solveLowRankLayer } from "./solvers/low_rank_fit.ts";
 export { accumulateMoment, emptyMoments, type InputMoments, MAX_MOMENT_COLS } from "./solvers/moments.ts";
-export {
-  CALIBRATED_SOLVERS,
-  correctedTarget,
-  DEFAULT_SOLVER_SETTINGS,
-  type FactoredMoment,
-  factorMoments,
-  type GridOptions,
-  type Solution,
-  solveLayer,
-  type Solver,
-  SOLVERS,
-  type SolverSettings,
-} from "./solvers/solve_layer.ts";
+export type { LayerProblem } from "./solvers/problem.ts";
+export { DEFAULT_SOLVER_SETTINGS, type Solution, type SolverSettings } from "./solvers/settings.ts";
+export { LAYER_SOLVERS, solveLayer } from "./solvers/solve_layer.ts";
+export type { Weights } from "./weights.ts";

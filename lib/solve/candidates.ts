@@ -2,11 +2,11 @@
  * Solving a checkpoint's layers on calibration data, as a step of the pipeline: candidates are solved one after the other, the one with the
  * smallest held-out distance is taken, and what is solved is kept on disk, so that a run that was stopped goes on.
  */
+import { DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers/settings.ts";
 import type { Config } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
-import { DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers/solve_layer.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import { sha256 } from "../files/whole.ts";
 import type { Plan } from "../plan/plan.ts";

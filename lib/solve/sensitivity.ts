@@ -2,11 +2,12 @@
  * What each layer's error costs the whole model, measured: the layer alone is quantized and the held-out distance to full precision
  * taken; other bits and group sizes cost in proportion to the error that the layer's own objective says they make.
  */
+import { factorMoments } from "../quant/solvers/factored_moment.ts";
 import type { Config } from "../config/mod.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BIT_WIDTHS, GROUP_SIZES, type GroupSize } from "../quant/mod.ts";
-import { factorMoments, solveLayer } from "../quant/solvers/solve_layer.ts";
+import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, elementCount } from "../tensor/mod.ts";
 import {
   type BitPlan,
@@ -110,7 +111,11 @@ export async function planByBudget(
     let probe: { distance: number; objective: number } | undefined;
     const options: LayerOption[] = [];
     for (const grid of grids) {
-      const { tensor, objective } = solveLayer(kernels, solver, dense, height, width, moment, {
+      const { tensor, objective } = solveLayer(kernels, solver, {
+        weights: dense,
+        rows: height,
+        cols: width,
+        moment,
         ...grid,
       }, settings);
       if (probe === undefined && grid.bits === PROBE_BITS) {

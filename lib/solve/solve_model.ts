@@ -3,22 +3,20 @@
  * make, and aims at the outputs that full precision makes of its own. Beyond the model there is one stage's moments at a time, and the hidden states of the
  * calibration data in full precision and quantized.
  */
+import { correctedTarget, factorMoments } from "../quant/solvers/factored_moment.ts";
+import type { GridOptions } from "../quant/packed/layout.ts";
+import type { Solver } from "../config/names.ts";
+import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
 import type { Blockwise, LinearLayer, Stage } from "../models/mod.ts";
 import type { Matrix } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { rotateMoment, rotateRows, type Rotation, rotationBlock } from "../quant/packed/rotation.ts";
+import { outputPower } from "../quant/product.ts";
 import { solveLowRankLayer } from "../quant/solvers/low_rank_fit.ts";
 import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/solvers/moments.ts";
-import {
-  correctedTarget,
-  factorMoments,
-  type GridOptions,
-  solveLayer,
-  type Solver,
-  type SolverSettings,
-} from "../quant/solvers/solve_layer.ts";
+import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import type { Calibrated, CalibrationPart, CalibrationSet } from "../calibration/mod.ts";
 import { blockCount, rowWeights } from "../calibration/collect.ts";
@@ -171,34 +169,23 @@ async function solveStages<Batch>(
         );
       }
       const dense = rotation === undefined ? own : rotateRows(own.slice(), cols, rotation);
-      const target = gathered.cross === undefined ? dense : correctedTarget(
-        kernels,
-        dense,
+      const target = gathered.cross === undefined ? dense : correctedTarget(kernels, {
+        weights: dense,
         rows,
         moment,
-        gathered.cross,
-        gathered.residuals.get(layer.name),
-        settings,
-      );
-      const problem = [
-        kernels,
-        solver,
-        target,
-        rows,
-        cols,
-        moment,
-        gridOf(layer.name)!,
-        settings,
-      ] as const;
+        cross: gathered.cross,
+        residual: gathered.residuals.get(layer.name),
+      }, settings);
+      const solve = settings.lowRank === 0 ? solveLayer : solveLowRankLayer;
+      const problem = { weights: target, rows, cols, moment, ...gridOf(layer.name)! };
       const { tensor, objective, firstObjective } = named(
         layer.name,
-        () =>
-          settings.lowRank === 0 ? solveLayer(...problem) : solveLowRankLayer(...problem, settings.lowRank),
+        () => solve(kernels, solver, problem, settings),
       );
       const result: SolvedLayer = {
         name: layer.name,
         tensor: rotation === undefined ? tensor : { ...tensor, rotation },
-        relativeError: objective / outputPower(kernels, target, rows, moment.moment, cols),
+        relativeError: objective / outputPower(kernels, target, rows, moment.moment),
         gain: firstObjective / objective,
         damping: moment.damping,
         deadColumns: moment.deadColumns,
@@ -361,30 +348,4 @@ function gather<Batch>(
     cross: cross === undefined ? undefined : mean(cross),
     residuals: new Map([...residuals].map(([name, sums]) => [name, mean(sums)])),
   };
-}
-
-/** Σ over rows of w M wᵀ: the mean power of the outputs. */
-function outputPower(
-  kernels: Kernels,
-  target: Float32Array,
-  rows: number,
-  moment: Float32Array,
-  cols: number,
-): number {
-  const products = new Float32Array(rows * cols);
-  kernels.calls.aq_linear(
-    target,
-    kernels.size(rows),
-    moment,
-    0,
-    null,
-    kernels.size(cols),
-    kernels.size(cols),
-    products,
-    kernels.isaNumber,
-    kernels.threads,
-  );
-  let sum = 0;
-  for (let i = 0; i < products.length; i++) sum += products[i]! * target[i]!;
-  return sum;
 }

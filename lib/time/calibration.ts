@@ -3,9 +3,9 @@
  * moment, gathered in one pass in memory that is known beforehand, and merged across runs. The file is calibration_file.ts's; running the
  * model is lib/pipeline's.
  */
+import { findNonfinite } from "../quant/convert.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { findNonfinite } from "../quant/kernels.ts";
 import { accumulateMoment, type InputMoments, MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import type { TimeGroups } from "./groups.ts";

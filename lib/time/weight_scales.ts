@@ -2,9 +2,9 @@
  * Own weight scales and zero points of each time group over shared codes: the literal reading of the old system's time groups, as least squares on
  * the group's inputs. An option, to be held against spending the same bits without time.
  */
-import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { groupCount, type OneLevelTensor, unpackCodes } from "../quant/mod.ts";
+import { product } from "../quant/product.ts";
 import type { TimeGroupMoments } from "./output_correction.ts";
 import type { WeightScaleParameters } from "./parameters.ts";
 
@@ -59,25 +59,8 @@ export function timeWeightScales(
       );
     }
     if (!second.every(Number.isFinite)) throw new RangeError(`Cannot ${doing}: moments must be finite`);
-    const product = (x: Float32Array) => {
-      const out = new Float32Array(x.length), { calls, size, isaNumber } = kernels;
-      const status = calls.aq_linear(
-        x,
-        size(x.length / cols),
-        second,
-        0,
-        null,
-        size(cols),
-        size(cols),
-        out,
-        isaNumber,
-        kernels.threads,
-      );
-      if (status !== 0) {
-        throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });
-      }
-      return out;
-    };
+    const times = (x: Float32Array) =>
+      product(kernels, doing, x, second, { tokens: x.length / cols, rows: cols, cols });
     // ŵ = a q − b with b = a z; symmetric: a (q − middle)
     const a = Float64Array.from(stored), b = a.map((s, i) => s * (storedZero?.[i] ?? middle));
     const difference = new Float32Array(rows * cols);
@@ -97,7 +80,7 @@ export function timeWeightScales(
             own[row * cols + k] = codes[row * cols + k]! - (storedZero === undefined ? middle : 0);
           }
         }
-        const onError = product(difference), onOnes = product(ones), onOwn = product(own);
+        const onError = times(difference), onOnes = times(ones), onOwn = times(own);
         let onesOnes = 0;
         for (let k = begin; k < end; k++) onesOnes -= onOnes[k]!;
         for (let row = 0; row < rows; row++) {

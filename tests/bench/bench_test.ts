@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import type { Solver } from "../../lib/config/names.ts";
 import { settingsOf } from "../../lib/bench/settings.ts";
 import { solverSpeed } from "../../lib/bench/peers/solver_speed.ts";
 import { spawnSync } from "node:child_process";
@@ -20,7 +21,7 @@ import { gaussianWeights } from "../../lib/bench/random.ts";
 import { formatHeader, formatReport } from "../../lib/bench/report.ts";
 import type { BenchContext, SuiteReport } from "../../lib/bench/suite.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
-import { type BitWidth, dequantize, type GroupSize, type Solver } from "../../lib/quant/mod.ts";
+import { type BitWidth, dequantize, type GroupSize } from "../../lib/quant/mod.ts";
 import { packedLayers, readPackedTensor } from "../../lib/quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { parseBenchArguments } from "../../scripts/bench.ts";

@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/settings.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError } from "../../lib/errors.ts";
 import { loadModel, loadScheduler } from "../../lib/models/mod.ts";
@@ -11,7 +12,6 @@ import { collectStatistics } from "../../lib/calibration/collect.ts";
 import { planQuantization } from "../../lib/plan/plan.ts";
 import { solveModel } from "../../lib/solve/solve_model.ts";
 import { timeWeights, weightByTime, withTimeWeights } from "../../lib/calibration/time_weights.ts";
-import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/solve_layer.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { equalTimeGroups, maskRatioAxis, timestepAxis } from "../../lib/time/mod.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";

@@ -6,12 +6,8 @@ import {
   pairedDifference,
   wilsonInterval,
 } from "../../lib/eval/intervals.ts";
-import {
-  featureStatistics,
-  FrechetReference,
-  symmetricEigen,
-  symmetricSquareRoot,
-} from "../../lib/eval/frechet.ts";
+import { featureStatistics, FrechetReference, symmetricSquareRoot } from "../../lib/eval/frechet.ts";
+import { symmetricEigen } from "../../lib/quant/symmetric_eigen.ts";
 import { RandomStream } from "../../lib/models/mod.ts";
 import { gaussians } from "../_kernels.ts";
 import { thrown } from "../tensor/_files.ts";
@@ -138,8 +134,8 @@ describe("Fréchet distance", () => {
       for (let j = 0; j < n; j++) {
         let sum = 0, dot = 0;
         for (let k = 0; k < n; k++) {
-          sum += vectors[i * n + k]! * values[k]! * vectors[j * n + k]!;
-          dot += vectors[k * n + i]! * vectors[k * n + j]!;
+          sum += vectors[k * n + i]! * values[k]! * vectors[k * n + j]!;
+          dot += vectors[i * n + k]! * vectors[j * n + k]!;
         }
         expect(Math.abs(sum - matrix[i * n + j]!)).toBeLessThan(1e-12);
         expect(Math.abs(dot - (i === j ? 1 : 0))).toBeLessThan(1e-12);

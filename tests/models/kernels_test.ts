@@ -1,4 +1,8 @@
 import { describe, expect, test } from "bun:test";
+import { convertFloats } from "../../lib/quant/convert.ts";
+import { dequantize } from "../../lib/quant/dequantize.ts";
+import { quantize } from "../../lib/quant/quantize.ts";
+import { unpackCodes } from "../../lib/quant/codes.ts";
 import { withThreads } from "../../lib/native/mod.ts";
 import { attention, MAX_POSITION, rotary, timestepEmbedding } from "../../lib/models/layers/attention.ts";
 import { add, gateAdd, geluTanh, modulate, silu, siluMultiply } from "../../lib/models/layers/elementwise.ts";
@@ -6,7 +10,6 @@ import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from
 import { linear, type Matrix } from "../../lib/models/layers/linear.ts";
 import { layerNorm, rmsNorm } from "../../lib/models/layers/norms.ts";
 import { patchify, unpatchify } from "../../lib/models/layers/patches.ts";
-import { convertFloats, dequantize, quantize, unpackCodes } from "../../lib/quant/kernels.ts";
 import { BIT_WIDTHS, type OneLevelTensor } from "../../lib/quant/packed/layout.ts";
 import { allInt8Kernels, allKernels, gaussians, randomStream } from "../_kernels.ts";
 

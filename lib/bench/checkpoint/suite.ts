@@ -3,11 +3,12 @@
  * time; the accuracy of a quantized model is not measured here.
  */
 import { join } from "node:path";
+import type { Solver } from "../../config/names.ts";
 import { resolveConfig } from "../../config/mod.ts";
 import { peakResidentBytes, resetPeakResident } from "../../eval/environment.ts";
 import { pairedRatio, summarize, type Summary } from "../../eval/statistics.ts";
 import { quantizeCheckpoint } from "../../pipeline/mod.ts";
-import type { BitWidth, Solver } from "../../quant/mod.ts";
+import type { BitWidth } from "../../quant/mod.ts";
 import { nameOf } from "../settings.ts";
 import { measureStored, type StoredCheckpoint } from "../stored.ts";
 import type { BenchContext, Section, Suite, SuiteReport } from "../suite.ts";

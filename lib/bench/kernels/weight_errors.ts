@@ -43,12 +43,16 @@ function formatErrors(
   const found = ([2, 3, 4, 8] as const).flatMap((bits) =>
     SOLVERS.map(([solver, groupSize, zeroPoint]) => {
       const spec = { solver, bits, groupSize, zeroPoint };
-      return own(`${solver} ${specName(spec)}`, spec, packedBytes(rows, COLS, bits, groupSize, zeroPoint));
+      return own(
+        `${solver} ${specName(spec)}`,
+        spec,
+        packedBytes({ rows, cols: COLS, bits, groupSize, zeroPoint }),
+      );
     })
   );
   for (const spec of TWO_LEVEL_SPECS) {
     const { bits, groupSize, scaleBits } = spec;
-    const bytes = packedBytes(rows, COLS, bits, groupSize, "real", scaleBits);
+    const bytes = packedBytes({ rows, cols: COLS, bits, groupSize, zeroPoint: "real", scaleBits });
     found.push(own(twoLevelName(spec), { bits, groupSize, scaleBits }, bytes));
   }
   if (ggml === undefined) return found;

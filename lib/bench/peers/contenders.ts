@@ -1,7 +1,7 @@
 /** Contenders of the peers' suite: one more entry here is one more row. */
+import type { Solver } from "../../config/names.ts";
 import type { Kernels } from "../../native/mod.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
-import type { Solver } from "../../quant/solvers/solve_layer.ts";
 import type { Ggml } from "../ggml.ts";
 import type { Skipped } from "../suite.ts";
 import { type Contender, methodContender, pipelineContender } from "./contender.ts";

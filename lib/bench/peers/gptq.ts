@@ -3,10 +3,10 @@
  * (github.com/IST-DASLab/gptq, gptq.py): minimum–maximum ranges, columns by falling diagonal (act-order) with the groups fixed
  * before, damping of a hundredth of the mean diagonal. A peer for the bench, slow and plain; nothing else uses it.
  */
+import { type FactoredMoment, factorMoments } from "../../quant/solvers/factored_moment.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { groupCount, packedBytes, quantize } from "../../quant/mod.ts";
 import { type Grid, gridOf } from "../../quant/solvers/grids.ts";
-import { type FactoredMoment, factorMoments } from "../../quant/solvers/solve_layer.ts";
 import {
   checkLayer,
   gridName,
@@ -97,7 +97,13 @@ export function gptq(kernels: Kernels, setting: GridSetting): Method {
       });
       return {
         weights: feedbackErrors(weights, rows, setting, gridOf(rounded), moment, deadColumns(inputs)),
-        storedBytes: packedBytes(rows, cols, setting.bits, setting.groupSize, "real"),
+        storedBytes: packedBytes({
+          rows,
+          cols,
+          bits: setting.bits,
+          groupSize: setting.groupSize,
+          zeroPoint: "real",
+        }),
         ...(moment.damping > DAMPING ? { note: `damping raised from ${DAMPING} to ${moment.damping}` } : {}),
       };
     },

@@ -147,7 +147,13 @@ export function hqq(setting: GridSetting): Method {
       checkRestored(name, restored, cols);
       return {
         weights: restored,
-        storedBytes: packedBytes(rows, cols, setting.bits, setting.groupSize, "real"),
+        storedBytes: packedBytes({
+          rows,
+          cols,
+          bits: setting.bits,
+          groupSize: setting.groupSize,
+          zeroPoint: "real",
+        }),
       };
     },
   };

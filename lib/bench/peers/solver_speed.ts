@@ -54,7 +54,9 @@ export function solverTime(context: BenchContext, width: number = WIDTH): Solver
   let moment: ReturnType<typeof factorMoments>;
   const factor = secondsOf(() => moment = factorMoments(kernels, moments));
   const grid = { bits: 2, groupSize: 64, zeroPoint: "real" } as const;
-  const solving = secondsOf(() => solveLayer(kernels, "best", weights, rows, width, moment, grid));
+  const solving = secondsOf(() =>
+    solveLayer(kernels, "best", { weights, rows, cols: width, moment, ...grid })
+  );
   const of: SolverTime["of"] = ({ rows: height, cols }) => {
     const ratio = cols / width;
     return factor * ratio ** 3 + solving / rows * ratio ** 2 * height;

@@ -1,37 +1,27 @@
 /**
- * Packed tensors inside a checkpoint: which safetensors entries make up a quantized tensor, finding and checking them,
- * reading rows of them. The bytes are specified in docs/format.md; writing them is the pipeline's.
- *
- * ```text
- * X.weight -> X.weight_packed      I32 [rows, words]   codes, a bit stream per row, least significant bits first
- *             X.weight_scale       F16 [rows, groups]
- *             X.weight_zero_point  real: F16 [rows, groups]; integer: I32 [ceil(rows * bits / 32), groups], a bit
- *                                  stream per column; symmetric: absent
- *             X.weight_shape       I64 [2]             rows, columns
- *
- * with two-level scales, in place of scale and zero point:
- *             X.weight_sub_scale   U8 [rows, sub-bytes]     a bit stream per row
- *             X.weight_sub_min     U8 [rows, sub-bytes]
- *             X.weight_super_scale F16 [rows, superblocks]
- *             X.weight_super_min   F16 [rows, superblocks]
- *
- * with a low-rank correction, beside either:
- *             X.weight_low_rank_a  F16 [rows, rank]
- *             X.weight_low_rank_b  F16 [rank, columns]
- * ```
+ * Packed tensors inside a checkpoint: finding and checking them, and reading rows of them. Their entries are those of
+ * entries.ts; config.json says how each was quantized. lib/pipeline writes them.
  */
 import { join } from "node:path";
 import { FormatError } from "../../errors.ts";
 import {
-  BYTES_PER_ELEMENT,
   type Checkpoint,
   type Dtype,
   elementCount,
   type FloatDtype,
   isDtype,
   isFloatDtype,
-  type TensorSpec,
 } from "../../tensor/mod.ts";
+import {
+  allPackedNames,
+  PACKED_SUFFIX,
+  type PackedNames,
+  packedNames,
+  packedTensorSpecs,
+  specBytes,
+  unpackZeroPoints,
+  zeroPointWords,
+} from "./entries.ts";
 import { MAX_ROTATION_SEED, type Rotation } from "./rotation.ts";
 import {
   BIT_WIDTHS,
@@ -62,8 +52,6 @@ export const CONFIG_KEY = "quantization_config";
 /** Our own section inside {@linkcode CONFIG_KEY}. */
 export const SECTION_KEY = "arrowquant";
 
-const PACKED_SUFFIX = "_packed";
-
 /** What config.json has to say about one layer for its bytes to be readable. */
 export interface PackedLayerEntry {
   readonly bits: BitWidth;
@@ -89,24 +77,6 @@ export interface PackedSection {
   readonly layers: Readonly<Record<string, PackedLayerEntry>>;
 }
 
-/** Names of the checkpoint's entries that make up one quantized tensor. */
-export interface PackedNames {
-  readonly packed: string;
-  /** Undefined with two-level scales. */
-  readonly scale: string | undefined;
-  /** Undefined when zero points are not stored (symmetric), and with two-level scales. */
-  readonly zeroPoint: string | undefined;
-  /** These four are undefined with plain scales. */
-  readonly subScale: string | undefined;
-  readonly subMin: string | undefined;
-  readonly superScale: string | undefined;
-  readonly superMin: string | undefined;
-  /** These two are undefined without a low-rank correction. */
-  readonly lowRankA: string | undefined;
-  readonly lowRankB: string | undefined;
-  readonly shape: string;
-}
-
 /** A quantized tensor of a checkpoint. */
 export interface PackedLayer {
   /** Original name, as in `model.layers.0.mlp.up_proj.weight`. */
@@ -129,89 +99,6 @@ export interface PackedLayer {
   readonly bytes: number;
   /** All stored bytes · 8 / weights. */
   readonly bitsPerWeight: number;
-}
-
-/** The checkpoint entries of a quantized tensor, in the order in which they are stored. */
-export function packedNames(
-  name: string,
-  zeroPointKind: ZeroPointKind,
-  scaleBits?: ScaleBits,
-  rank = 0,
-): PackedNames {
-  const two = scaleBits !== undefined;
-  return {
-    packed: name + PACKED_SUFFIX,
-    scale: two ? undefined : `${name}_scale`,
-    zeroPoint: two || zeroPointKind === "symmetric" ? undefined : `${name}_zero_point`,
-    subScale: two ? `${name}_sub_scale` : undefined,
-    subMin: two ? `${name}_sub_min` : undefined,
-    superScale: two ? `${name}_super_scale` : undefined,
-    superMin: two ? `${name}_super_min` : undefined,
-    lowRankA: rank > 0 ? `${name}_low_rank_a` : undefined,
-    lowRankB: rank > 0 ? `${name}_low_rank_b` : undefined,
-    shape: `${name}_shape`,
-  };
-}
-
-/** Every name that an entry of a quantized tensor may have, whatever its scales. */
-export function allPackedNames(name: string): string[] {
-  const names = [packedNames(name, "real"), packedNames(name, "real", 4, 1)].flatMap((n) => Object.values(n));
-  return [...new Set(names as (string | undefined)[])].filter((part) => part !== undefined);
-}
-
-const SHAPE_OF_SHAPE: readonly number[] = Object.freeze([2]);
-
-/** The checkpoint entries of a quantized tensor with their element types and shapes, in the order of storage. */
-export function packedTensorSpecs(
-  name: string,
-  rows: number,
-  cols: number,
-  bits: BitWidth,
-  groupSize: GroupSize,
-  zeroPointKind: ZeroPointKind,
-  scaleBits?: ScaleBits,
-  rank = 0,
-): TensorSpec[] {
-  const names = packedNames(name, zeroPointKind, scaleBits, rank);
-  const lowRank: TensorSpec[] = rank === 0 ? [] : [
-    { name: names.lowRankA!, dtype: "F16", shape: [rows, rank] },
-    { name: names.lowRankB!, dtype: "F16", shape: [rank, cols] },
-  ];
-  if (scaleBits !== undefined) {
-    const sub = [rows, subCodeBytes(cols, groupSize, scaleBits)], supers = [rows, superblockCount(cols)];
-    return [
-      { name: names.packed, dtype: "I32", shape: [rows, packedWords(cols, bits)] },
-      { name: names.subScale!, dtype: "U8", shape: sub },
-      { name: names.subMin!, dtype: "U8", shape: sub },
-      { name: names.superScale!, dtype: "F16", shape: supers },
-      { name: names.superMin!, dtype: "F16", shape: supers },
-      ...lowRank,
-      { name: names.shape, dtype: "I64", shape: SHAPE_OF_SHAPE },
-    ];
-  }
-  const groups = groupCount(cols, groupSize);
-  const grid = [rows, groups];
-  const specs: TensorSpec[] = [
-    { name: names.packed, dtype: "I32", shape: [rows, packedWords(cols, bits)] },
-    { name: names.scale!, dtype: "F16", shape: grid },
-  ];
-  if (names.zeroPoint !== undefined) {
-    specs.push(
-      zeroPointKind === "integer"
-        ? { name: names.zeroPoint, dtype: "I32", shape: [zeroPointWords(rows, bits), groups] }
-        : { name: names.zeroPoint, dtype: "F16", shape: grid },
-    );
-  }
-  specs.push(...lowRank, { name: names.shape, dtype: "I64", shape: SHAPE_OF_SHAPE });
-  return specs;
-}
-
-/** Bytes of these entries. */
-export function specBytes(specs: readonly TensorSpec[]): number {
-  return specs.reduce(
-    (sum, { dtype, shape }) => sum + (elementCount(shape) ?? 0) * BYTES_PER_ELEMENT[dtype],
-    0,
-  );
 }
 
 /**
@@ -312,92 +199,6 @@ export function readPackedTensor(
   return { ...common, zeroPointKind, scale, zeroPoint };
 }
 
-/**
- * What is stored of some rows of a packed tensor, entry by entry in the order of storage; without the shape, integer
- * zero points and B of a low-rank correction, which do not go by rows.
- */
-export function packedEntries(
-  names: PackedNames,
-  tensor: PackedTensor,
-): [string, ArrayBufferView<ArrayBuffer>][] {
-  const { lowRank } = tensor;
-  const ofRank: [string, Uint16Array<ArrayBuffer>][] = lowRank === undefined
-    ? []
-    : [[names.lowRankA!, lowRank.a]];
-  if (tensor.scaleBits !== undefined) {
-    return [
-      [names.packed, tensor.packed],
-      [names.subScale!, tensor.subScale],
-      [names.subMin!, tensor.subMin],
-      [names.superScale!, tensor.superScale],
-      [names.superMin!, tensor.superMin],
-      ...ofRank,
-    ];
-  }
-  const { packed, scale, zeroPoint, zeroPointKind } = tensor;
-  return [
-    [names.packed, packed],
-    [names.scale!, scale],
-    ...(zeroPointKind === "real" ? [[names.zeroPoint!, zeroPoint!] as [string, typeof scale]] : []),
-    ...ofRank,
-  ];
-}
-
-/** Words of one column of integer zero points. */
-export function zeroPointWords(rows: number, bits: BitWidth): number {
-  return Math.ceil(rows * bits / 32);
-}
-
-/** Half floats of the integers a zero point can be. */
-const HALVES: Uint16Array = new Uint16Array(Float16Array.from({ length: 256 }, (_, i) => i).buffer);
-
-/**
- * Packs integer zero points as they are stored: a bit stream down each column, least significant bits first.
- *
- * Shapes: `codes: u8[rows, groups]` → `u32[ceil(rows * bits / 32), groups]`.
- */
-export function packZeroPoints(
-  codes: Uint8Array,
-  rows: number,
-  groups: number,
-  bits: BitWidth,
-): Uint32Array<ArrayBuffer> {
-  const words = new Uint32Array(zeroPointWords(rows, bits) * groups);
-  for (let row = 0; row < rows; row++) {
-    const shift = row * bits % 32;
-    const base = (row * bits - shift) / 32 * groups;
-    for (let group = 0; group < groups; group++) {
-      const code = codes[row * groups + group]!;
-      words[base + group]! |= code << shift;
-      if (shift + bits > 32) words[base + groups + group]! |= code >>> (32 - shift);
-    }
-  }
-  return words;
-}
-
-/** The inverse of {@linkcode packZeroPoints} for some rows, as half floats; `words` begins at word row `firstWord`. */
-function unpackZeroPoints(
-  words: Uint32Array,
-  firstWord: number,
-  rowBegin: number,
-  rowEnd: number,
-  groups: number,
-  bits: BitWidth,
-): Uint16Array<ArrayBuffer> {
-  const halves = new Uint16Array((rowEnd - rowBegin) * groups);
-  const mask = 2 ** bits - 1;
-  for (let row = rowBegin, i = 0; row < rowEnd; row++) {
-    const shift = row * bits % 32;
-    const base = ((row * bits - shift) / 32 - firstWord) * groups;
-    for (let group = 0; group < groups; group++, i++) {
-      let code = words[base + group]! >>> shift;
-      if (shift + bits > 32) code |= words[base + groups + group]! << (32 - shift);
-      halves[i] = HALVES[code & mask]!;
-    }
-  }
-  return halves;
-}
-
 // Checks -------------------------------------------------------------------------------------------------------
 
 function readSection(checkpoint: Checkpoint): PackedSection | undefined {
@@ -478,8 +279,8 @@ function checkLayer(
   sectionKind: ZeroPointKind,
 ): PackedLayer {
   const { bits, group_size: groupSize, scale_bits: scaleBits, low_rank: rank = 0, rotation, dtype } = entry;
-  const zeroPointKind = scaleBits === undefined ? sectionKind : "real";
-  const names = packedNames(name, zeroPointKind, scaleBits, rank);
+  const zeroPoint = scaleBits === undefined ? sectionKind : "real";
+  const names = packedNames(name, { zeroPoint, scaleBits, rank });
   const fail = (part: string, reason: string) =>
     new FormatError(
       `Cannot read quantized tensor ${text(name)} of ${text(checkpoint.path)}: ${text(part)} ${reason}`,
@@ -508,7 +309,7 @@ function checkLayer(
   if (rank > Math.min(rows, cols)) {
     throw fail(names.shape, `must have sizes of at least the rank ${rank}, got [${rows}, ${cols}]`);
   }
-  const specs = packedTensorSpecs(name, rows, cols, bits, groupSize, zeroPointKind, scaleBits, rank);
+  const specs = packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits, rank });
   for (const spec of specs) check(spec.name, spec.dtype, spec.shape);
   const used = new Set<string | undefined>(Object.values(names));
   const unused = [name, ...allPackedNames(name)].filter((part) => !used.has(part));
@@ -522,7 +323,7 @@ function checkLayer(
     cols,
     bits,
     groupSize,
-    zeroPointKind,
+    zeroPointKind: zeroPoint,
     scaleBits,
     rank,
     rotation,

@@ -1,8 +1,7 @@
 /**
  * The packed layout: allowed widths and group sizes, and how many words, groups and bytes a matrix takes. The
- * bytes themselves are docs/format.md's.
+ * bytes themselves are specified in docs/format.md.
  */
-
 import {
   BIT_WIDTHS,
   type BitWidth,
@@ -14,6 +13,7 @@ import {
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "../../config/names.ts";
+import { checkArray, checkCounts, checkMember } from "../../native/call.ts";
 import { checkRotation, type Rotation } from "./rotation.ts";
 
 export {
@@ -94,6 +94,23 @@ export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {}
 /** A packed matrix; `scaleBits` tells the two kinds apart. */
 export type PackedTensor = OneLevelTensor | TwoLevelTensor;
 
+/** How a matrix's codes, scales and zero points are stored. */
+export interface GridOptions {
+  readonly bits: BitWidth;
+  readonly groupSize: GroupSize;
+  readonly zeroPoint: ZeroPointKind;
+  /** Bits of the sub-codes of two-level scales; undefined for plain half floats. They need real zero points. */
+  readonly scaleBits?: ScaleBits | undefined;
+}
+
+/** Size of a packed matrix, and how it is stored. */
+export interface PackedForm extends GridOptions {
+  readonly rows: number;
+  readonly cols: number;
+  /** Rank of a low-rank correction, 0 for none. */
+  readonly rank?: number | undefined;
+}
+
 /** Words (u32) of one packed row. */
 export function packedWords(cols: number, bits: BitWidth): number {
   return Math.ceil(cols * bits / 32);
@@ -113,32 +130,6 @@ export function superblockCount(cols: number): number {
 /** Bytes of one row's sub-scales, and of its sub-minima. */
 export function subCodeBytes(cols: number, groupSize: GroupSize, scaleBits: ScaleBits): number {
   return Math.ceil(groupCount(cols, groupSize) * scaleBits / 8);
-}
-
-/**
- * Bytes that a packed matrix takes in a checkpoint: codes, scales, zero points (halves when real, packed codes down
- * the columns when integer) or the two levels of scales and minima, and the two numbers of its shape.
- *
- * @param scaleBits of two-level scales; `zeroPointKind` then says nothing
- * @param rank of a low-rank correction, 0 for none
- */
-export function packedBytes(
-  rows: number,
-  cols: number,
-  bits: BitWidth,
-  groupSize: GroupSize,
-  zeroPointKind: ZeroPointKind,
-  scaleBits?: ScaleBits,
-  rank = 0,
-): number {
-  const codes = rows * packedWords(cols, bits) * 4 + 2 * rank * (rows + cols);
-  if (scaleBits !== undefined) {
-    const levels = subCodeBytes(cols, groupSize, scaleBits) + superblockCount(cols) * 2;
-    return codes + 2 * rows * levels + 16;
-  }
-  const groups = groupCount(cols, groupSize);
-  const zeroPoints = { real: rows * groups * 2, integer: packedWords(rows, bits) * groups * 4, symmetric: 0 };
-  return codes + rows * groups * 2 + zeroPoints[zeroPointKind] + 16;
 }
 
 /**
@@ -184,7 +175,19 @@ export function packedByteLength(tensor: PackedTensor): number {
   return [subScale, subMin, superScale, superMin].reduce((sum, array) => sum + array.byteLength, own);
 }
 
-const ARRAYS = { "u32 words": Uint32Array, "half floats": Uint16Array, "bytes": Uint8Array } as const;
+/** Sub-codes and super scales of a matrix, all 0. */
+export function emptyLevels(
+  { rows, cols, groupSize, scaleBits }: Pick<TwoLevelTensor, "rows" | "cols" | "groupSize" | "scaleBits">,
+): TwoLevelScales {
+  const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
+  return {
+    scaleBits,
+    subScale: new Uint8Array(bytes),
+    subMin: new Uint8Array(bytes),
+    superScale: new Uint16Array(supers),
+    superMin: new Uint16Array(supers),
+  };
+}
 
 /**
  * Checks that a packed matrix's arrays have the lengths that its sizes ask for, so that a kernel can be called.
@@ -194,53 +197,46 @@ const ARRAYS = { "u32 words": Uint32Array, "half floats": Uint16Array, "bytes": 
  * @throws {RangeError} when bits or group size are none that packed matrices have
  */
 export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
-  const { rows, cols, bits, groupSize, packed, scaleBits } = tensor;
-  for (const [name, value] of [["rows", rows], ["cols", cols]] as const) {
-    if (Number.isSafeInteger(value) && value >= 0) continue;
-    throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ≥ 0, got ${value}`);
-  }
-  const member = <T>(name: string, value: T, allowed: readonly T[]) => {
-    if (allowed.includes(value)) return;
-    throw new RangeError(
-      `Cannot ${doing}: ${name} must be one of ${allowed.join(", ")}, got ${JSON.stringify(value)}`,
-    );
-  };
-  const lengths = (name: string, array: unknown, type: keyof typeof ARRAYS, length: number) => {
-    const fits = array instanceof ARRAYS[type];
-    if (fits && (array as Uint32Array).length === length) return;
-    const got = (array as Uint32Array | undefined)?.length;
-    throw new TypeError(`Cannot ${doing}: ${name} must be ${length} ${type}, got ${got}`);
-  };
-  member("bits", bits, BIT_WIDTHS);
-  member("groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
-  lengths("packed", packed, "u32 words", rows * packedWords(cols, bits));
-  const { lowRank, rotation } = tensor;
+  const { rows, cols, bits, groupSize, packed, scaleBits, lowRank, rotation } = tensor;
+  checkCounts(doing, { rows, cols });
+  checkMember(doing, "bits", bits, BIT_WIDTHS);
+  checkMember(doing, "groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+  checkArray(doing, "packed", packed, rows * packedWords(cols, bits), "u32 words");
   if (lowRank !== undefined) {
     const { rank, a, b } = lowRank;
     if (!Number.isInteger(rank) || rank < 1 || rank > MAX_RANK) {
       throw new RangeError(`Cannot ${doing}: the rank must be from 1 to ${MAX_RANK}, got ${rank}`);
     }
-    lengths("lowRank.a", a, "half floats", rows * rank);
-    lengths("lowRank.b", b, "half floats", rank * cols);
+    checkArray(doing, "lowRank.a", a, rows * rank, "half floats");
+    checkArray(doing, "lowRank.b", b, rank * cols, "half floats");
   }
   if (rotation !== undefined) checkRotation(doing, rotation, cols);
   if (scaleBits !== undefined) {
-    member("scaleBits", scaleBits, SCALE_BITS);
+    checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
     const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
-    lengths("subScale", tensor.subScale, "bytes", bytes);
-    lengths("subMin", tensor.subMin, "bytes", bytes);
-    lengths("superScale", tensor.superScale, "half floats", supers);
-    lengths("superMin", tensor.superMin, "half floats", supers);
+    checkArray(doing, "subScale", tensor.subScale, bytes, "bytes");
+    checkArray(doing, "subMin", tensor.subMin, bytes, "bytes");
+    checkArray(doing, "superScale", tensor.superScale, supers, "half floats");
+    checkArray(doing, "superMin", tensor.superMin, supers, "half floats");
     return;
   }
   const { zeroPointKind, scale, zeroPoint } = tensor;
-  member("zeroPointKind", zeroPointKind, ZERO_POINT_KINDS);
+  checkMember(doing, "zeroPointKind", zeroPointKind, ZERO_POINT_KINDS);
   const groups = rows * groupCount(cols, groupSize);
-  lengths("scale", scale, "half floats", groups);
-  const zeroPointFits = zeroPointKind === "symmetric"
-    ? zeroPoint === undefined
-    : zeroPoint instanceof Uint16Array && zeroPoint.length === groups;
-  if (zeroPointFits) return;
-  const wanted = zeroPointKind === "symmetric" ? "absent" : `${groups} half floats`;
-  throw new TypeError(`Cannot ${doing}: the zero points must be ${wanted}, got ${zeroPoint?.length}`);
+  checkArray(doing, "scale", scale, groups, "half floats");
+  if (zeroPointKind !== "symmetric") checkArray(doing, "the zero points", zeroPoint, groups, "half floats");
+  else if (zeroPoint !== undefined) {
+    throw new TypeError(
+      `Cannot ${doing}: the zero points must be absent, got ${(zeroPoint as Uint16Array).length}`,
+    );
+  }
 }
+
+/** Half floats of their bits. */
+export function halves({ buffer, byteOffset, length }: Uint16Array<ArrayBuffer>): Float16Array<ArrayBuffer> {
+  return new Float16Array(buffer, byteOffset, length);
+}
+
+/** The bits of values as half floats. */
+export const halfBits = (values: Float32Array): Uint16Array<ArrayBuffer> =>
+  new Uint16Array(Float16Array.from(values).buffer);

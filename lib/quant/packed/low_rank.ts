@@ -1,8 +1,9 @@
-/** What a low-rank correction adds to a matrix. Finding one is low_rank_fit.ts's. */
-import type { LowRank } from "./layout.ts";
+/** Adding a low-rank correction to a matrix. */
+import { halves, type LowRank } from "./layout.ts";
 
 /**
- * A B as float32, added to a matrix: float64 sums in the order of the rank, so that the bytes are the same on every machine.
+ * Adds A B to a matrix of float32: sums in float64 in the order of the rank, so that the bytes are the same on
+ * every machine.
  *
  * **Shapes** `a: f16[rows, rank]`, `b: f16[rank, cols]`, `matrix: f32[rows, cols]`, changed in place
  */
@@ -13,8 +14,7 @@ export function addLowRank(
   cols: number,
   sign: 1 | -1 = 1,
 ): void {
-  const left = new Float16Array(a.buffer, a.byteOffset, a.length);
-  const right = Float32Array.from(new Float16Array(b.buffer, b.byteOffset, b.length));
+  const left = halves(a), right = Float32Array.from(halves(b));
   const sums = new Float64Array(cols);
   for (let row = 0; row < rows; row++) {
     sums.fill(0);

@@ -2,12 +2,17 @@
  * Scales of groups by themselves: reading the real scale and offset of every group of a packed matrix, and two-level
  * scales for given real ones, for solvers that fix the scales before they choose codes.
  */
-import { KernelError, WeightsError } from "../../errors.ts";
+import { WeightsError } from "../../errors.ts";
+import { checkArray, checkCounts, checkMember, E_NONFINITE, E_RANGE } from "../../native/call.ts";
+import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
+import { checkImportance } from "../weights.ts";
 import {
   checkPackedTensor,
+  emptyLevels,
   groupCount,
   type GroupSize,
+  halves,
   type PackedTensor,
   SCALE_BITS,
   type ScaleBits,
@@ -51,7 +56,8 @@ const BLOCK_GROUPS = 2 ** 20;
  * @example
  * ```ts
  * import { openKernels } from "../../native/mod.ts";
- * import { quantize, unpackCodes } from "../kernels.ts";
+ * import { unpackCodes } from "../codes.ts";
+ * import { quantize } from "../quantize.ts";
  * import { groupAffine } from "./two_level.ts";
  *
  * const kernels = await openKernels();
@@ -122,74 +128,44 @@ export function fitTwoLevel(
 ): TwoLevelScales {
   const doing = "fit two-level scales";
   const { rows, cols, groupSize, scaleBits } = shape;
-  for (const [name, value] of [["rows", rows], ["cols", cols]] as const) {
-    if (Number.isSafeInteger(value) && value >= 0) continue;
-    throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ≥ 0, got ${value}`);
-  }
-  if (!TWO_LEVEL_GROUP_SIZES.includes(groupSize)) {
-    throw new RangeError(
-      `Cannot ${doing}: groupSize must be one of ${TWO_LEVEL_GROUP_SIZES.join(", ")}, got ${groupSize}`,
-    );
-  }
-  if (!SCALE_BITS.includes(scaleBits)) {
-    throw new RangeError(
-      `Cannot ${doing}: scaleBits must be one of ${SCALE_BITS.join(", ")}, got ${scaleBits}`,
-    );
-  }
-  const groups = groupCount(cols, groupSize);
-  for (const [name, array] of Object.entries({ scale, minimum, groupWeights })) {
-    if (name === "groupWeights" && array === undefined) continue;
-    if (array instanceof Float32Array && array.length === rows * groups) continue;
-    throw new TypeError(
-      `Cannot ${doing}: ${name} must be ${rows * groups} float32 values, got ${array?.length}`,
-    );
-  }
-  const bad = groupWeights?.findIndex((weight) => !(weight >= 0 && weight < Infinity)) ?? -1;
-  if (bad >= 0) {
-    throw new RangeError(
-      `Cannot ${doing}: groupWeights must be finite and ≥ 0, got ${groupWeights![bad]} at ${bad}`,
-    );
-  }
-  const bytes = subCodeBytes(cols, groupSize, scaleBits), supers = superblockCount(cols);
-  const result = {
-    scaleBits,
-    subScale: new Uint8Array(rows * bytes),
-    subMin: new Uint8Array(rows * bytes),
-    superScale: new Uint16Array(rows * supers),
-    superMin: new Uint16Array(rows * supers),
-  };
+  checkCounts(doing, { rows, cols });
+  checkMember(doing, "groupSize", groupSize, TWO_LEVEL_GROUP_SIZES);
+  checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
+  const groups = groupCount(cols, groupSize), length = rows * groups;
+  checkArray(doing, "scale", scale, length);
+  checkArray(doing, "minimum", minimum, length);
+  if (groupWeights !== undefined) checkImportance(doing, "groupWeights", groupWeights, length);
+  const result = emptyLevels(shape),
+    bytes = subCodeBytes(cols, groupSize, scaleBits),
+    supers = superblockCount(cols);
   const step = Math.max(1, Math.floor(BLOCK_GROUPS / Math.max(1, groups)));
   for (let begin = 0; begin < rows; begin += step) {
     const end = Math.min(rows, begin + step);
-    const status = kernels.calls.aq_fit_two_level(
-      scale.subarray(begin * groups, end * groups),
-      minimum.subarray(begin * groups, end * groups),
-      groupWeights?.subarray(begin * groups, end * groups) ?? null,
-      kernels.size(end - begin),
-      kernels.size(cols),
-      kernels.size(groupSize),
+    const own = (floats: Float32Array) => floats.subarray(begin * groups, end * groups);
+    const explain = (status: number) => {
+      if (status !== E_NONFINITE && status !== E_RANGE) return undefined;
+      const most = 65504 * (2 ** scaleBits - 1), where = `rows ${begin} to ${end - 1}`;
+      return new WeightsError(
+        `Cannot ${doing}: scales and minima must be finite and at most ${most}, got others in ${where}`,
+      );
+    };
+    call.fitTwoLevel(
+      kernels,
+      { doing, explain },
+      own(scale),
+      own(minimum),
+      groupWeights && own(groupWeights),
+      end - begin,
+      cols,
+      groupSize,
       scaleBits,
       result.subScale.subarray(begin * bytes, end * bytes),
       result.subMin.subarray(begin * bytes, end * bytes),
       result.superScale.subarray(begin * supers, end * supers),
       result.superMin.subarray(begin * supers, end * supers),
     );
-    if (status === 0) continue;
-    if (status !== -4 && status !== -5) {
-      throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });
-    }
-    const most = 65504 * (2 ** scaleBits - 1);
-    throw new WeightsError(
-      `Cannot ${doing}: scales and minima must be finite and at most ${most}, got others in rows ${begin} to ${
-        end - 1
-      }`,
-    );
   }
   return result;
-}
-
-function halves({ buffer, byteOffset, length }: Uint16Array<ArrayBuffer>): Float16Array {
-  return new Float16Array(buffer, byteOffset, length);
 }
 
 /** Code `index` of a bit stream that starts at byte `start`. */

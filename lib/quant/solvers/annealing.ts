@@ -3,6 +3,8 @@
  * means of the others, and τ falls to 0 (mean-field annealing; Rose 1998). The one reading in which entropy helps the error.
  */
 
+import { checkRange } from "../../native/call.ts";
+
 /** Temperatures from the first down; behind them each code is the nearest. */
 const COOLING_STEPS = 12;
 /** What a temperature is of the one before. */
@@ -28,9 +30,7 @@ export interface AnnealedLayer {
 
 /** τ as in the configuration's `entropy_weight`. @throws {RangeError} when it is outside [0, 100] */
 export function checkTemperature(temperature: number): void {
-  if (!(temperature >= 0 && temperature <= 100)) {
-    throw new RangeError(`Cannot anneal codes: the temperature must lie in [0, 100], got ${temperature}`);
-  }
+  checkRange("anneal codes", "the temperature", temperature, 0, 100);
 }
 
 /** ln 2 as a sum, the first of so few bits that small multiples of it are exact. */

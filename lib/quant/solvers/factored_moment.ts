@@ -1,14 +1,19 @@
 /**
- * The moment of a layer's inputs made fit for solving, and the weights that undo what was lost before a layer. Codes are found in
- * solvers.ts.
+ * The second moment of a layer's inputs prepared for solving: damped, ordered and factored; and the target weights
+ * that make up for what was lost before the layer.
  */
-import { KernelError, WeightsError } from "../../errors.ts";
+import { WeightsError } from "../../errors.ts";
+import { checkArray, checkCount, E_VALUE } from "../../native/call.ts";
+import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { findNonfinite } from "../kernels.ts";
+import { findNonfinite } from "../convert.ts";
 import type { GroupSize } from "../packed/layout.ts";
+import { product } from "../product.ts";
 import { type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";
+import { checkMoment } from "./problem.ts";
+import { type Correction, DEFAULT_DAMPING } from "./settings.ts";
 
-/** The moment of a layer's inputs made fit for solving: damped, ordered and factored. */
+/** The second moment of a layer's inputs, damped, ordered and factored. */
 export interface FactoredMoment {
   readonly cols: number;
   /** Mean of w x xᵀ with the damping on its diagonal: `f32[cols, cols]`. */
@@ -28,36 +33,11 @@ export interface FactoredMoment {
 /** Damping is raised tenfold at most this often before a moment counts as broken. */
 const MAX_DAMPING_RAISES = 8;
 
-/** Part of a moment's mean diagonal that is added to it unless settings say otherwise. */
-export const DEFAULT_DAMPING = 0.01;
-
-/** How much of what was lost before a layer is to be undone. */
-export interface Correction {
-  /** How much of the error made before the layer it should undo, 0 to 1. */
-  readonly correction: number;
-  /** The same for the error of the stream that the layer's output is added to. */
-  readonly residualCorrection: number;
-}
-
-export function fail(what: string, status: number): never {
-  throw new KernelError(`Cannot ${what}: the kernel reports status ${status}`, { status });
-}
-
 /** Scratch that the kernels need, kept between calls and grown. */
 let scratch = new Float32Array(0);
-export function workspace(
-  kernels: Kernels,
-  cols: number,
-  groupSize: GroupSize,
-): Float32Array {
+export function workspace(kernels: Kernels, cols: number, groupSize: GroupSize): Float32Array {
   const floats = new BigUint64Array(1);
-  const status = kernels.calls.aq_solver_work(
-    kernels.size(cols),
-    kernels.size(groupSize),
-    kernels.threads,
-    floats,
-  );
-  if (status !== 0) fail(`solve a layer of ${cols} columns`, status);
+  call.solverWork(kernels, `solve a layer of ${cols} columns`, cols, groupSize, floats);
   if (scratch.length < Number(floats[0])) scratch = new Float32Array(Number(floats[0]));
   return scratch;
 }
@@ -85,15 +65,14 @@ export function workspace(
 export function factorMoments(
   kernels: Kernels,
   moments: InputMoments,
-  { damping = DEFAULT_DAMPING }: {
-    readonly damping?: number | undefined;
-  } = {},
+  { damping = DEFAULT_DAMPING }: { readonly damping?: number | undefined } = {},
 ): FactoredMoment {
   const doing = "factor a moment";
   const { cols, second, weight, tokens } = moments;
-  if (!(cols >= 1 && cols <= MAX_MOMENT_COLS) || second.length !== cols * cols) {
-    throw new TypeError(`Cannot ${doing}: second must be ${cols} × ${cols} sums, got ${second.length}`);
+  if (!(Number.isInteger(cols) && cols >= 1 && cols <= MAX_MOMENT_COLS)) {
+    throw new TypeError(`Cannot ${doing}: it must have 1 to ${MAX_MOMENT_COLS} columns, got ${cols}`);
   }
+  checkArray(doing, "second", second, cols * cols);
   if (!(weight > 0) || weight === Infinity) {
     throw new WeightsError(`Cannot ${doing}: the inputs' weights must add up to a number > 0, got ${weight}`);
   }
@@ -122,16 +101,7 @@ export function factorMoments(
       const row = order[i]! * cols;
       for (let j = i; j < cols; j++) factor[i * cols + j] = moment[row + order[j]!]!;
     }
-    const status = kernels.calls.aq_factor_moment(
-      factor,
-      kernels.size(cols),
-      pivots,
-      work,
-      kernels.isaNumber,
-      kernels.threads,
-    );
-    if (status === 0) break;
-    if (status !== -3) fail(doing, status);
+    if (isFactored(kernels, doing, { factor, cols, pivots }, work)) break;
     if (raises === MAX_DAMPING_RAISES) {
       throw new WeightsError(
         `Cannot ${doing}: it must be positive semidefinite, got an indefinite one even with damping ${used}`,
@@ -142,42 +112,64 @@ export function factorMoments(
   return { cols, moment, order, factor, pivots, damping: used, deadColumns, tokens };
 }
 
+/** Factors an ordered moment in place; false where it is not positive definite. */
+function isFactored(
+  kernels: Kernels,
+  doing: string,
+  { factor, cols, pivots }: Pick<FactoredMoment, "factor" | "cols" | "pivots">,
+  work: Float32Array,
+): boolean {
+  const indefinite = new WeightsError(`Cannot ${doing}: it must be positive definite`);
+  const explain = (status: number) => status === E_VALUE ? indefinite : undefined;
+  try {
+    call.factorMoment(kernels, { doing, explain }, factor, cols, pivots, work);
+    return true;
+  } catch (error) {
+    if (error === indefinite) return false;
+    throw error;
+  }
+}
+
+/** A layer's weights, and the mean sums of what its inputs lost before it. */
+export interface LossBefore {
+  /** `f32[rows, cols]` */
+  readonly weights: Float32Array;
+  readonly rows: number;
+  readonly moment: FactoredMoment;
+  /** As {@linkcode InputMoments.cross}, `f32[cols, cols]`. */
+  readonly cross?: Float32Array | undefined;
+  /** Σ (r° − r) xᵀ of the stream r that the output is added to: `f32[rows, cols]`. */
+  readonly residual?: Float32Array | undefined;
+}
+
 /**
- * The weights whose outputs on the inputs as they are come nearest to the full-precision outputs on the inputs as they should
- * have been: `W + (correction · W · cross + residual) M⁻¹`. The idea is GPTAQ's (https://arxiv.org/abs/2504.02692); that the stream which
- * the output is added to is mended, too, is ours.
+ * The weights whose outputs on the inputs of the quantized model come nearest to the full-precision outputs on
+ * full-precision inputs: `W + (correction · W · cross + residual) M⁻¹`, as in GPTAQ
+ * (https://arxiv.org/abs/2504.02692); `residual` also corrects the stream that the output is added to.
  *
- * **Shapes** `weights: f32[rows, cols]`, `cross: f32[cols, cols]` and `residual: f32[rows, cols]` as mean sums → `f32[rows, cols]`
+ * **Shapes** → `f32[rows, cols]`
+ *
+ * @throws {TypeError | RangeError} when an array does not fit the sizes
  */
 export function correctedTarget(
   kernels: Kernels,
-  weights: Float32Array,
-  rows: number,
-  { cols, factor, pivots, order }: FactoredMoment,
-  cross: Float32Array | undefined,
-  residual: Float32Array | undefined,
+  { weights, rows, moment, cross, residual }: LossBefore,
   settings: Correction,
 ): Float32Array<ArrayBuffer> {
-  const wanted = new Float32Array(rows * cols);
+  const doing = "correct a layer's target", { cols, factor, pivots, order } = moment;
+  checkCount(doing, "rows", rows);
+  checkMoment(doing, moment, cols);
+  checkArray(doing, "weights", weights, rows * cols);
+  if (cross !== undefined) checkArray(doing, "cross", cross, cols * cols);
+  if (residual !== undefined) checkArray(doing, "residual", residual, rows * cols);
+  let wanted = new Float32Array(rows * cols);
   if (cross !== undefined && settings.correction > 0) {
-    // out[t, n] = Σ x[t, k] w[n, k]: the cross moment's columns are the rows that a product takes
+    // a product takes the cross moment's columns as rows
     const turned = new Float32Array(cols * cols);
     for (let i = 0; i < cols; i++) {
       for (let j = 0; j < cols; j++) turned[j * cols + i] = settings.correction * cross[i * cols + j]!;
     }
-    const status = kernels.calls.aq_linear(
-      weights,
-      kernels.size(rows),
-      turned,
-      0,
-      null,
-      kernels.size(cols),
-      kernels.size(cols),
-      wanted,
-      kernels.isaNumber,
-      kernels.threads,
-    );
-    if (status !== 0) fail("correct a layer's target", status);
+    wanted = product(kernels, doing, weights, turned, { tokens: rows, rows: cols, cols });
   }
   if (residual !== undefined) {
     for (let i = 0; i < wanted.length; i++) wanted[i]! += settings.residualCorrection * residual[i]!;
@@ -186,17 +178,7 @@ export function correctedTarget(
   for (let row = 0; row < rows * cols; row += cols) {
     for (let k = 0; k < cols; k++) ordered[row + k] = wanted[row + order[k]!]!;
   }
-  const status = kernels.calls.aq_solve_moment(
-    factor,
-    pivots,
-    kernels.size(cols),
-    ordered,
-    kernels.size(rows),
-    workspace(kernels, cols, 0),
-    kernels.isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) fail("correct a layer's target", status);
+  call.solveMoment(kernels, doing, factor, pivots, cols, ordered, rows, workspace(kernels, cols, 0));
   for (let row = 0; row < rows * cols; row += cols) {
     for (let k = 0; k < cols; k++) wanted[row + order[k]!] = weights[row + order[k]!]! + ordered[row + k]!;
   }

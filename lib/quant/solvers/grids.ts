@@ -1,30 +1,17 @@
-/** Grids that solvers start from, and what they do on one: error feedback, refits and descent. What they are chained to is solvers.ts's. */
+/** Scales and zero points that solvers start from, and the steps on them: error feedback, refits and descent. */
 import { WeightsError } from "../../errors.ts";
-import type { Kernels } from "../../native/mod.ts";
-import { annealLayer } from "./annealing.ts";
-import { diagonalOf, type FactoredMoment, fail, workspace } from "./factored_moment.ts";
-import { quantize, unpackCodes } from "../kernels.ts";
-import {
-  type BitWidth,
-  groupCount,
-  type GroupSize,
-  type PackedTensor,
-  type ScaleBits,
-  ZERO_POINT_KINDS,
-  type ZeroPointKind,
-} from "../packed/layout.ts";
+import { type Doing, E_NONFINITE, E_RANGE, ZERO_POINT_NUMBERS } from "../../native/call.ts";
+import * as call from "../../native/functions.ts";
+import { packCodes, unpackCodes } from "../codes.ts";
+import { groupCount, halfBits, halves, type OneLevelTensor, type PackedTensor } from "../packed/layout.ts";
 import { groupAffine } from "../packed/two_level.ts";
+import { quantize } from "../quantize.ts";
+import { annealLayer } from "./annealing.ts";
+import { diagonalOf, workspace } from "./factored_moment.ts";
+import type { MomentProblem, Problem } from "./problem.ts";
+import type { SolverSettings } from "./settings.ts";
 
-/** The grid that codes are on. */
-export interface GridOptions {
-  readonly bits: BitWidth;
-  readonly groupSize: GroupSize;
-  readonly zeroPoint: ZeroPointKind;
-  /** Bits of the sub-codes of two-level scales; undefined for plain half floats. They need real zero points. */
-  readonly scaleBits?: ScaleBits | undefined;
-}
-
-/** Codes with the grid they are on, and each row's objective: what the steps below hand on. */
+/** Codes with their scales and zero points, and each row's objective: what the steps below hand on. */
 export interface Candidate {
   readonly codes: Uint8Array<ArrayBuffer>;
   readonly scale: Float32Array<ArrayBuffer>;
@@ -35,57 +22,35 @@ export interface Candidate {
 /** Scales and zero points: `f32[rows, groups]`. */
 export type Grid = Pick<Candidate, "scale" | "zeroPoint">;
 
-/** The grid of each group's range, shrunk by `ratio`. */
-export function rangeGrid(
-  kernels: Kernels,
-  weights: Float32Array,
-  rows: number,
-  cols: number,
-  { bits, groupSize, zeroPoint: kind }: GridOptions,
-  ratio: number,
-): Grid {
-  const groups = groupCount(cols, groupSize);
+/** How codes are refined: 0 rounds only measure. */
+export type Refinement = Pick<SolverSettings, "rounds" | "refit">;
+
+const EXPLAINED: Doing = {
+  doing: "solve a layer",
+  explain(status) {
+    const wrong = {
+      [E_NONFINITE]: "weights must be finite, got NaN or infinity",
+      [E_RANGE]: "weights must allow half-precision scales, got too large ones",
+    }[status];
+    return wrong === undefined ? undefined : new WeightsError(`Cannot solve a layer: ${wrong}`);
+  },
+};
+
+/** Scales and zero points of each group's range, shrunk by `ratio`. */
+export function rangeGrid(problem: Problem, ratio: number): Grid {
+  const { kernels, weights, rows, cols, bits, groupSize } = problem;
+  const groups = groupCount(cols, groupSize), kind = ZERO_POINT_NUMBERS[problem.zeroPoint];
   const scale = new Float32Array(rows * groups), zeroPoint = new Float32Array(rows * groups);
-  const status = kernels.calls.aq_clipped_grids(
-    weights,
-    kernels.size(rows),
-    kernels.size(cols),
-    bits,
-    kernels.size(groupSize),
-    ZERO_POINT_KINDS.indexOf(kind),
-    ratio,
-    scale,
-    zeroPoint,
-    kernels.threads,
-  );
-  if (status === -4) {
-    throw new WeightsError("Cannot solve a layer: weights must be finite, got NaN or infinity");
-  }
-  if (status === -5) {
-    throw new WeightsError(
-      "Cannot solve a layer: weights must allow half-precision scales, got too large ones",
-    );
-  }
-  if (status !== 0) fail("solve a layer", status);
+  call.clippedGrids(kernels, EXPLAINED, weights, rows, cols, bits, groupSize, kind, ratio, scale, zeroPoint);
   return { scale, zeroPoint };
 }
 
-/** The grid that `clip` finds with the moment's diagonal as the columns' weights. */
-export function clipGrid(
-  kernels: Kernels,
-  weights: Float32Array,
-  rows: number,
-  cols: number,
-  options: GridOptions,
-  moment: Float32Array,
-): Grid {
-  const columnWeights = diagonalOf(moment, cols);
-  const tensor = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
-    ...options,
-    solver: "clip",
-    columnWeights,
-  });
-  return gridOf(tensor);
+/** The codes that `clip` finds with the moment's diagonal as the columns' weights, all ones without a moment. */
+export function clipped(problem: Problem): PackedTensor {
+  const { kernels, weights: data, rows, cols, moment, bits, groupSize, zeroPoint, scaleBits } = problem;
+  const columnWeights = moment && diagonalOf(moment.moment, cols);
+  const options = { bits, groupSize, zeroPoint, scaleBits, solver: "clip", columnWeights } as const;
+  return quantize(kernels, { data, dtype: "F32" }, rows, cols, options);
 }
 
 /** Scale of a group whose weights are all its offset: any code stands for it. */
@@ -93,139 +58,85 @@ const NO_SCALE = 2 ** -60;
 
 /** Scales and zero points of a packed tensor. */
 export function gridOf(tensor: PackedTensor): Grid {
-  const wide = (bits: Uint16Array<ArrayBuffer>) =>
-    Float32Array.from(new Float16Array(bits.buffer, bits.byteOffset, bits.length));
   if (tensor.scaleBits === undefined) {
-    const { scale, zeroPoint, bits } = tensor;
-    return {
-      scale: wide(scale),
-      zeroPoint: zeroPoint === undefined
-        ? new Float32Array(scale.length).fill(2 ** (bits - 1))
-        : wide(zeroPoint),
-    };
+    const { zeroPoint, bits } = tensor, scale = Float32Array.from(halves(tensor.scale));
+    const middle = () => new Float32Array(scale.length).fill(2 ** (bits - 1));
+    return { scale, zeroPoint: zeroPoint === undefined ? middle() : Float32Array.from(halves(zeroPoint)) };
   }
   const { scale, offset } = groupAffine(tensor);
   for (let i = 0; i < scale.length; i++) if (scale[i] === 0) scale[i] = NO_SCALE;
   return { scale, zeroPoint: offset.map((value, i) => -value / scale[i]!) };
 }
 
-/** Error feedback on a grid, then as many rounds of refitting and descent as asked for: 0 only measures. */
-export function solveOnGrid(
-  kernels: Kernels,
-  target: Float32Array,
-  rows: number,
-  factored: FactoredMoment,
-  options: GridOptions,
-  grid: Grid,
-  rounds: number,
-  refit: boolean,
-): Candidate {
-  const { cols, factor, order } = factored, { bits, groupSize } = options;
-  const codes = new Uint8Array(rows * cols);
-  const { scale, zeroPoint } = grid;
-  const work = workspace(kernels, cols, groupSize);
-  const { calls, isaNumber } = kernels;
-  const [n, k, g] = [kernels.size(rows), kernels.size(cols), kernels.size(groupSize)];
-  const status = calls.aq_quantize_feedback(
-    target,
-    n,
-    k,
-    bits,
-    g,
-    scale,
-    zeroPoint,
-    factor,
-    order,
-    codes,
-    work,
-    isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) fail("feed errors back", status);
-  return refineCodes(kernels, target, rows, factored, options, { codes, scale, zeroPoint }, rounds, refit);
+/** Error feedback with given scales and zero points, then refinement. */
+export function solveOnGrid(problem: MomentProblem, { scale, zeroPoint }: Grid, how: Refinement): Candidate {
+  const { kernels, weights, rows, cols, bits, groupSize, moment: { factor, order } } = problem;
+  const codes = new Uint8Array(rows * cols), work = workspace(kernels, cols, groupSize);
+  const from = [weights, rows, cols, bits, groupSize, scale, zeroPoint, factor, order] as const;
+  call.quantizeFeedback(kernels, "feed errors back", ...from, codes, work);
+  return refineCodes(problem, { codes, scale, zeroPoint }, how);
 }
 
-/** As many rounds of refitting and descent as asked for, in place; 0 only measures. */
-export function refineCodes(
-  kernels: Kernels,
-  target: Float32Array,
-  rows: number,
-  { cols, moment }: Pick<FactoredMoment, "cols" | "moment">,
-  { bits, groupSize, zeroPoint: kind }: GridOptions,
+/** As many rounds of refitting and descent as asked for, in place. */
+function refineCodes(
+  { kernels, weights, rows, cols, bits, groupSize, zeroPoint: kind, moment: { moment } }: MomentProblem,
   { codes, scale, zeroPoint }: Omit<Candidate, "objective">,
-  rounds: number,
-  refit: boolean,
+  { rounds, refit }: Refinement,
 ): Candidate {
-  const objective = new Float64Array(rows);
-  const status = kernels.calls.aq_refine_codes(
-    target,
-    kernels.size(rows),
-    kernels.size(cols),
-    bits,
-    kernels.size(groupSize),
-    ZERO_POINT_KINDS.indexOf(kind),
-    moment,
-    refit ? 1 : 0,
-    rounds,
-    codes,
-    scale,
-    zeroPoint,
-    objective,
-    workspace(kernels, cols, groupSize),
-    kernels.isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) fail("refine codes", status);
+  const objective = new Float64Array(rows), work = workspace(kernels, cols, groupSize);
+  const layer = [weights, rows, cols, bits, groupSize, ZERO_POINT_NUMBERS[kind], moment] as const;
+  const found = [codes, scale, zeroPoint, objective] as const;
+  call.refineCodes(kernels, "refine codes", ...layer, refit ? 1 : 0, rounds, ...found, work);
   return { codes, scale, zeroPoint, objective };
 }
 
-/**
- * Codes annealed from those of a candidate, then refined. The candidate is not changed.
- */
+/** Codes annealed from those of a candidate, then refined. The candidate is not changed. */
 export function anneal(
-  kernels: Kernels,
-  target: Float32Array,
-  rows: number,
-  factored: FactoredMoment,
-  options: GridOptions,
+  problem: MomentProblem,
   from: Candidate,
-  { annealing, rounds, refit }: {
-    readonly annealing: number;
-    readonly rounds: number;
-    readonly refit: boolean;
-  },
+  how: Refinement & { annealing: number },
 ): Candidate {
   const codes = from.codes.slice(), scale = from.scale.slice(), zeroPoint = from.zeroPoint.slice();
-  const { cols, moment } = factored, { bits, groupSize } = options;
-  annealLayer({ target, rows, cols, bits, groupSize, moment, scale, zeroPoint }, codes, annealing);
-  return refineCodes(kernels, target, rows, factored, options, { codes, scale, zeroPoint }, rounds, refit);
+  const { weights: target, moment: { moment } } = problem;
+  annealLayer({ ...problem, target, moment, scale, zeroPoint }, codes, how.annealing);
+  return refineCodes(problem, { codes, scale, zeroPoint }, how);
 }
 
 /** Replaces the rows of `best` that `other` has a lower objective for. */
-export function keepBetterRows(best: Candidate, other: Candidate, cols: number): void {
-  const rows = best.objective.length, groups = best.scale.length / rows;
+export function keepBetterRows(best: Candidate, other: Candidate): void {
+  const rows = best.objective.length;
   for (let row = 0; row < rows; row++) {
     if (!(other.objective[row]! < best.objective[row]!)) continue;
     best.objective[row] = other.objective[row]!;
-    best.codes.set(other.codes.subarray(row * cols, (row + 1) * cols), row * cols);
-    best.scale.set(other.scale.subarray(row * groups, (row + 1) * groups), row * groups);
-    best.zeroPoint.set(other.zeroPoint.subarray(row * groups, (row + 1) * groups), row * groups);
+    for (const key of ["codes", "scale", "zeroPoint"] as const) {
+      const width = best[key].length / rows;
+      best[key].set(other[key].subarray(row * width, (row + 1) * width), row * width);
+    }
   }
 }
 
-/** A packed tensor's codes and grid with each row's objective. */
-export function measure(
-  kernels: Kernels,
-  weights: Float32Array,
-  rows: number,
-  factored: FactoredMoment,
-  options: GridOptions,
-  tensor: PackedTensor,
-): Candidate {
-  const { scale, zeroPoint } = gridOf(tensor);
-  const codes = unpackCodes(kernels, tensor.packed, rows, factored.cols, options.bits);
-  return refineCodes(kernels, weights, rows, factored, options, { codes, scale, zeroPoint }, 0, false);
+/** Σ over rows of the objective of a packed tensor; NaN without a moment. */
+export function objectiveOf(problem: Problem, tensor: PackedTensor): number {
+  const { kernels, rows, cols, bits, moment } = problem;
+  if (moment === undefined) return NaN;
+  const codes = unpackCodes(kernels, tensor.packed, rows, cols, bits), nothing = { rounds: 0, refit: false };
+  return total(refineCodes({ ...problem, moment }, { codes, ...gridOf(tensor) }, nothing).objective);
 }
 
 /** Sum of rows' objectives. */
 export const total = (values: Float64Array): number => values.reduce((sum, value) => sum + value, 0);
+
+/** A candidate as a packed tensor of plain scales. */
+export function packed(problem: Problem, { codes, scale, zeroPoint }: Candidate): OneLevelTensor {
+  const { kernels, rows, cols, bits, groupSize, zeroPoint: zeroPointKind } = problem;
+  return {
+    rows,
+    cols,
+    bits,
+    groupSize,
+    zeroPointKind,
+    packed: packCodes(kernels, codes, rows, cols, bits),
+    scale: halfBits(scale),
+    zeroPoint: zeroPointKind === "symmetric" ? undefined : halfBits(zeroPoint),
+  };
+}

@@ -5,19 +5,17 @@
  * With M = L Lᵀ the best A B is A (Aᵀ R), the columns of A the leading left singular vectors of R L, R = W − Ŵ: no inverse of L is needed.
  * They come from a seeded randomised subspace iteration (Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061).
  */
-import { KernelError } from "../../errors.ts";
+import type { Solver } from "../../config/names.ts";
+import { checkArray } from "../../native/call.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { dequantize } from "../kernels.ts";
-import type { LowRank } from "../packed/layout.ts";
+import { dequantize } from "../dequantize.ts";
+import { halfBits, type LowRank } from "../packed/layout.ts";
 import { addLowRank } from "../packed/low_rank.ts";
-import {
-  type FactoredMoment,
-  type GridOptions,
-  type Solution,
-  solveLayer,
-  type Solver,
-  type SolverSettings,
-} from "./solve_layer.ts";
+import { outputPower, product } from "../product.ts";
+import { symmetricEigen } from "../symmetric_eigen.ts";
+import type { LayerProblem } from "./problem.ts";
+import type { Solution, SolverSettings } from "./settings.ts";
+import { solveLayer } from "./solve_layer.ts";
 
 /** Directions that are followed beside those wanted. */
 const OVERSAMPLING = 8;
@@ -25,33 +23,6 @@ const OVERSAMPLING = 8;
 const ITERATIONS = 12;
 /** Times that codes and correction are solved in turn, from either start. */
 const TURNS = 2;
-
-/** `out[t, n] = Σ_k x[t, k] w[n, k]` */
-function product(
-  kernels: Kernels,
-  x: Float32Array,
-  tokens: number,
-  weights: Float32Array,
-  rows: number,
-  cols: number,
-): Float32Array<ArrayBuffer> {
-  const out = new Float32Array(tokens * rows);
-  const { calls, size, isaNumber } = kernels;
-  const status = calls.aq_linear(
-    x,
-    size(tokens),
-    weights,
-    0,
-    null,
-    size(rows),
-    size(cols),
-    out,
-    isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) throw new KernelError(`Cannot fit a low-rank correction: status ${status}`, { status });
-  return out;
-}
 
 function transposed(matrix: Float32Array, rows: number, cols: number): Float32Array<ArrayBuffer> {
   const out = new Float32Array(matrix.length);
@@ -85,45 +56,6 @@ function dot(a: Float64Array, b: Float64Array): number {
   return sum;
 }
 const norm = (a: Float64Array): number => Math.sqrt(dot(a, a));
-
-/** Eigenvectors of a small symmetric matrix as rows, largest eigenvalue first: Jacobi's rotations. */
-function eigenvectors(matrix: Float64Array, n: number): Float64Array {
-  const a = matrix.slice(), vectors = new Float64Array(n * n);
-  for (let i = 0; i < n; i++) vectors[i * n + i] = 1;
-  for (let sweep = 0; sweep < 30; sweep++) {
-    let off = 0, on = 0;
-    for (let i = 0; i < n; i++) {
-      on += a[i * n + i]! ** 2;
-      for (let j = 0; j < i; j++) off += a[i * n + j]! ** 2;
-    }
-    if (off <= 1e-28 * on) break;
-    for (let p = 0; p < n; p++) {
-      for (let q = p + 1; q < n; q++) {
-        const apq = a[p * n + q]!;
-        if (apq === 0) continue;
-        const theta = (a[q * n + q]! - a[p * n + p]!) / (2 * apq);
-        const t = (theta < 0 ? -1 : 1) / (Math.abs(theta) + Math.sqrt(theta * theta + 1));
-        const c = 1 / Math.sqrt(t * t + 1), s = t * c;
-        for (let k = 0; k < n; k++) {
-          const x = a[k * n + p]!, y = a[k * n + q]!;
-          a[k * n + p] = c * x - s * y;
-          a[k * n + q] = s * x + c * y;
-        }
-        for (const m of [a, vectors]) {
-          for (let k = 0; k < n; k++) {
-            const x = m[p * n + k]!, y = m[q * n + k]!;
-            m[p * n + k] = c * x - s * y;
-            m[q * n + k] = s * x + c * y;
-          }
-        }
-      }
-    }
-  }
-  const order = Array.from({ length: n }, (_, i) => i).sort((i, j) => a[j * n + j]! - a[i * n + i]! || i - j);
-  const sorted = new Float64Array(n * n);
-  for (const [to, from] of order.entries()) sorted.set(vectors.subarray(from * n, (from + 1) * n), to * n);
-  return sorted;
-}
 
 /** Numbers from −1 to 1 by Marsaglia's xorshift, the same everywhere. */
 function* seeded(): Generator<number, never> {
@@ -169,23 +101,20 @@ export function fitLowRank(
       `Cannot ${doing}: rank must be a whole number from 1 to ${Math.min(rows, cols)}, got ${rank}`,
     );
   }
-  if (residual.length !== rows * cols || moment.length !== cols * cols) {
-    throw new TypeError(
-      `Cannot ${doing}: the residual must be ${rows} × ${cols} and the moment ${cols} × ${cols}, got ` +
-        `${residual.length} and ${moment.length} values`,
-    );
-  }
+  checkArray(doing, "residual", residual, rows * cols);
+  checkArray(doing, "moment", moment, cols * cols);
   const count = Math.min(rank + OVERSAMPLING, rows, cols);
   const turned = transposed(residual, rows, cols);
+  const times = (x: Float32Array, tokens: number, w: Float32Array, height: number, width: number) =>
+    product(kernels, doing, x, w, { tokens, rows: height, cols: width });
   const random = seeded();
   // Rows of `basis` are directions in the space of outputs.
   const basis = Float64Array.from({ length: count * rows }, () => random.next().value);
   orthonormalize(basis, count, rows);
   /** Rows times R M Rᵀ. */
   const applied = (): Float32Array<ArrayBuffer> => {
-    const inputs = product(kernels, Float32Array.from(basis), count, turned, cols, rows);
-    const weighed = product(kernels, inputs, count, moment, cols, cols);
-    return product(kernels, weighed, count, residual, rows, cols);
+    const inputs = times(Float32Array.from(basis), count, turned, cols, rows);
+    return times(times(inputs, count, moment, cols, cols), count, residual, rows, cols);
   };
   for (let i = 0; i < ITERATIONS; i++) {
     basis.set(applied());
@@ -198,16 +127,17 @@ export function fitLowRank(
       small[i * count + j] = small[j * count + i] = value;
     }
   }
-  const mixed = eigenvectors(small, count);
+  const { values, vectors } = symmetricEigen(small);
+  const order = Array.from(values.keys()).sort((i, j) => values[j]! - values[i]! || i - j);
   const left = new Float32Array(rank * rows); // Aᵀ
   for (let i = 0; i < rank; i++) {
     for (let j = 0; j < count; j++) {
-      const part = mixed[i * count + j]!;
+      const part = vectors[order[i]! * count + j]!;
       for (let row = 0; row < rows; row++) left[i * rows + row]! += part * basis[j * rows + row]!;
     }
   }
   // Half floats have the finest steps where A and B are of one size.
-  const right = product(kernels, left, rank, turned, cols, rows);
+  const right = times(left, rank, turned, cols, rows);
   for (let i = 0; i < rank; i++) {
     const ofA = largest(left.subarray(i * rows, (i + 1) * rows));
     const ofB = largest(right.subarray(i * cols, (i + 1) * cols));
@@ -216,13 +146,12 @@ export function fitLowRank(
   }
   return {
     rank,
-    a: halves(transposed(left, rank, rows)),
-    b: halves(bestRight(left, rank, rows, product(kernels, left, rank, turned, cols, rows), cols)),
+    a: halfBits(transposed(left, rank, rows)),
+    b: halfBits(bestRight(left, rank, rows, times(left, rank, turned, cols, rows), cols)),
   };
 }
 
 const largest = (values: Float32Array): number => values.reduce((max, v) => Math.max(max, Math.abs(v)), 0);
-const halves = (values: Float32Array) => new Uint16Array(Float16Array.from(values).buffer);
 
 /** B = (AᵀA)⁻¹ Aᵀ R: the best for A as it is rounded, whatever M is. Rows of A that are 0 get rows of 0. */
 function bestRight(
@@ -264,50 +193,36 @@ function bestRight(
   return Float32Array.from(out);
 }
 
-/** tr(Δ M Δᵀ) */
-function objectiveOf(
-  kernels: Kernels,
-  error: Float32Array,
-  rows: number,
-  { cols, moment }: FactoredMoment,
-): number {
-  const weighed = product(kernels, error, rows, moment, cols, cols);
-  let sum = 0;
-  for (let i = 0; i < error.length; i++) sum += weighed[i]! * error[i]!;
-  return sum;
-}
-
 /**
- * Solves a layer with a low-rank correction: codes for what the correction leaves and the correction for what the codes leave, in turn,
- * begun with either; the least objective is kept. It is never above that of the codes alone.
+ * Solves a layer with a low-rank correction of rank `settings.lowRank`: codes for what the correction leaves and the
+ * correction for what the codes leave, in turn, begun with either; the least objective is kept. It is never above
+ * that of the codes alone.
  *
  * **Shapes** as {@linkcode solveLayer}; the rank is at most the smaller size.
  *
- * @throws as {@linkcode solveLayer}
+ * @throws as {@linkcode solveLayer}; {@linkcode TypeError} without a moment
  */
 export function solveLowRankLayer(
   kernels: Kernels,
   solver: Solver,
-  weights: Float32Array,
-  rows: number,
-  cols: number,
-  moment: FactoredMoment,
-  options: GridOptions,
+  problem: LayerProblem,
   settings: SolverSettings,
-  rank: number,
 ): Solution {
-  const own = Math.min(rank, rows, cols);
-  const plain = solveLayer(kernels, solver, weights, rows, cols, moment, options, settings);
-  const nothing: LowRank = { rank: own, a: new Uint16Array(rows * own), b: new Uint16Array(own * cols) };
+  const { weights, rows, cols } = problem, rank = Math.min(settings.lowRank, rows, cols);
+  const moment = problem.moment?.moment;
+  if (moment === undefined) {
+    throw new TypeError("Cannot solve a layer: a low-rank correction needs the moments of its inputs");
+  }
+  const plain = solveLayer(kernels, solver, problem, settings);
+  const nothing: LowRank = { rank, a: new Uint16Array(rows * rank), b: new Uint16Array(rank * cols) };
   let best: Solution = { ...plain, tensor: { ...plain.tensor, lowRank: nothing } };
-  const fit = (residual: Float32Array) => fitLowRank(kernels, residual, rows, cols, moment.moment, own);
-  const without = (other: Float32Array) => weights.map((value, i) => value - other[i]!);
+  const fit = (residual: Float32Array) => fitLowRank(kernels, residual, rows, cols, moment, rank);
   /** The correction of a solution's residual, kept if it is the best so far. */
   const refit = ({ tensor }: Solution): LowRank => {
-    const residual = without(dequantize(kernels, tensor, "F32"));
+    const other = dequantize(kernels, tensor, "F32"), residual = weights.map((value, i) => value - other[i]!);
     const lowRank = fit(residual);
     addLowRank(residual, lowRank, rows, cols, -1);
-    const objective = objectiveOf(kernels, residual, rows, moment);
+    const objective = outputPower(kernels, residual, rows, moment);
     if (objective < best.objective) best = { ...best, tensor: { ...tensor, lowRank }, objective };
     return lowRank;
   };
@@ -316,7 +231,7 @@ export function solveLowRankLayer(
     for (let turn = 0; turn < TURNS; turn++) {
       const target = weights.slice();
       addLowRank(target, lowRank, rows, cols, -1);
-      lowRank = refit(solveLayer(kernels, solver, target, rows, cols, moment, options, settings));
+      lowRank = refit(solveLayer(kernels, solver, { ...problem, weights: target }, settings));
     }
   }
   return best;

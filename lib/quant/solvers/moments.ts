@@ -1,8 +1,9 @@
 /**
- * Second moments of a layer's inputs: what calibration gathers and solvers solve against, and how much of each was seen.
- * Gathering them from a model's runs is lib/time's.
+ * Second moments of a layer's inputs: what calibration gathers and solvers solve against. lib/time gathers them from
+ * a model's runs.
  */
-import { KernelError } from "../../errors.ts";
+import { checkCount } from "../../native/call.ts";
+import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 
 /** Largest number of columns of a moment: `AQ_MAX_SOLVER_COLS` of the kernels' header. */
@@ -11,8 +12,8 @@ export const MAX_MOMENT_COLS = 65_536;
 /**
  * Weighted sums over the inputs x of a layer.
  *
- * **Shapes** `second: f32[cols, cols]`, Σ w x xᵀ; `cross: f32[cols, cols]`, Σ w (x° − x) xᵀ where x° is what the layer would have
- * read in full precision; `residual: f32[rows, cols]`, Σ w (r° − r) xᵀ where r is what the layer's output is added to.
+ * **Shapes** `second: f32[cols, cols]`, Σ w x xᵀ; `cross: f32[cols, cols]`, Σ w (x° − x) xᵀ where x° is the
+ * full-precision model's input.
  */
 export interface InputMoments {
   readonly cols: number;
@@ -45,7 +46,7 @@ export function emptyMoments(cols: number, { cross = false } = {}): InputMoments
  * **Shapes** `x: f32[tokens, cols]`, `y: f32[tokens, rows]`, `weights: f32[tokens]` → `out: f32[rows, cols]`, added to.
  * The same bytes whatever the threads and the instruction set.
  *
- * @throws {TypeError} when an array has another length than the shapes ask for
+ * @throws {TypeError} when an array has another type or length than the shapes ask for
  */
 export function accumulateMoment(
   kernels: Kernels,
@@ -55,6 +56,8 @@ export function accumulateMoment(
   tokens: number,
   out: Float32Array,
 ): void {
+  const doing = "add to a moment";
+  checkCount(doing, "tokens", tokens);
   const cols = tokens === 0 ? 0 : x.length / tokens;
   const rows = y === undefined ? cols : tokens === 0 ? 0 : y.length / tokens;
   if (
@@ -62,22 +65,9 @@ export function accumulateMoment(
     weights !== undefined && weights.length !== tokens
   ) {
     throw new TypeError(
-      `Cannot add to a moment: ${tokens} inputs of ${cols} columns must give ${rows} × ${cols} sums, ` +
+      `Cannot ${doing}: ${tokens} inputs of ${cols} columns must give ${rows} × ${cols} sums, ` +
         `got ${out.length}, and ${weights?.length ?? tokens} weights`,
     );
   }
-  const status = kernels.calls.aq_accumulate_moment(
-    x,
-    y ?? null,
-    weights ?? null,
-    kernels.size(tokens),
-    kernels.size(rows),
-    kernels.size(cols),
-    out,
-    kernels.isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) {
-    throw new KernelError(`Cannot add to a moment: the kernel reports status ${status}`, { status });
-  }
+  call.accumulateMoment(kernels, doing, x, y, weights, tokens, rows, cols, out);
 }

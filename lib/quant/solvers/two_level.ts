@@ -1,35 +1,29 @@
 /** Solving with two-level scales: several starts whose scales are fitted to two levels, each row from the one that does best. */
-import type { Kernels } from "../../native/mod.ts";
-import { diagonalOf, type FactoredMoment } from "./factored_moment.ts";
-import { packCodes, quantize } from "../kernels.ts";
-import { type PackedTensor, packedWords, type TwoLevelScales } from "../packed/layout.ts";
+import { packCodes } from "../codes.ts";
+import { packedWords, type TwoLevelScales } from "../packed/layout.ts";
+import { fitTwoLevel } from "../packed/two_level.ts";
 import {
   anneal,
   type Candidate,
+  clipped,
   type Grid,
   gridOf,
-  type GridOptions,
   keepBetterRows,
   rangeGrid,
   solveOnGrid,
   total,
 } from "./grids.ts";
-import type { Solution, SolverSettings } from "./solve_layer.ts";
-import { fitTwoLevel } from "../packed/two_level.ts";
+import type { MomentProblem } from "./problem.ts";
+import type { Solution, SolverSettings } from "./settings.ts";
 
-/** A grid of two-level scales. */
+/** Scales and zero points with the two levels that they come from. */
 interface TwoLevelGrid extends Grid {
   readonly levels: TwoLevelScales;
 }
 
-/** The grid of two-level scales nearest to a real one. */
-function twoLevelGrid(
-  kernels: Kernels,
-  { scale, zeroPoint }: Grid,
-  rows: number,
-  cols: number,
-  { bits, groupSize, scaleBits }: GridOptions,
-): TwoLevelGrid {
+/** The two-level scales nearest to real ones. */
+function twoLevelGrid(problem: MomentProblem, { scale, zeroPoint }: Grid): TwoLevelGrid {
+  const { kernels, rows, cols, bits, groupSize, scaleBits } = problem;
   const minimum = scale.map((value, i) => value * zeroPoint[i]!);
   const levels = fitTwoLevel(kernels, { rows, cols, groupSize, scaleBits: scaleBits! }, scale, minimum);
   const packed = new Uint32Array(rows * packedWords(cols, bits));
@@ -41,63 +35,36 @@ function twoLevelGrid(
  * that left; the plain solution with its refitted scales is one more start.
  */
 export function solveTwoLevel(
-  kernels: Kernels,
-  weights: Float32Array,
-  rows: number,
-  moment: FactoredMoment,
-  options: GridOptions,
+  problem: MomentProblem,
   { ratios, rounds, refit, annealing }: Pick<SolverSettings, "ratios" | "rounds" | "refit" | "annealing">,
 ): Solution {
-  const { cols } = moment, { bits, groupSize } = options;
-  const columnWeights = diagonalOf(moment.moment, cols);
-  const searched = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
-    ...options,
-    solver: "clip",
-    columnWeights,
-  });
-  const starts: TwoLevelGrid[] = [{ ...gridOf(searched), levels: searched as PackedTensor & TwoLevelScales }];
+  const { kernels, rows, cols, bits, groupSize } = problem, fixed = { rounds, refit: false };
+  const searched = clipped(problem);
+  const starts: TwoLevelGrid[] = [{
+    ...gridOf(searched),
+    levels: searched as typeof searched & TwoLevelScales,
+  }];
   for (const ratio of rounds > 0 ? ratios : [1]) {
-    const plain = rangeGrid(kernels, weights, rows, cols, options, ratio);
-    starts.push(twoLevelGrid(kernels, plain, rows, cols, options));
-    if (rounds === 0 || !refit) continue;
-    const refitted = solveOnGrid(kernels, weights, rows, moment, options, plain, rounds, true);
-    starts.push(twoLevelGrid(kernels, refitted, rows, cols, options));
-  }
-  let best: (Candidate & { levels: TwoLevelScales }) | undefined;
-  let firstObjective = NaN;
-  for (const start of starts) {
-    const { levels } = start;
-    const candidate = {
-      ...solveOnGrid(kernels, weights, rows, moment, options, start, rounds, false),
-      levels,
-    };
-    if (best === undefined) {
-      firstObjective = total(candidate.objective);
-      best = { ...candidate, levels: copyLevels(levels) };
-      continue;
+    const plain = rangeGrid(problem, ratio);
+    starts.push(twoLevelGrid(problem, plain));
+    if (rounds > 0 && refit) {
+      starts.push(twoLevelGrid(problem, solveOnGrid(problem, plain, { rounds, refit: true })));
     }
+  }
+  const [first, ...others] = starts as [TwoLevelGrid, ...TwoLevelGrid[]];
+  const best: Candidate = solveOnGrid(problem, first, fixed), levels = copyLevels(first.levels);
+  const firstObjective = total(best.objective);
+  for (const start of others) {
+    const candidate = solveOnGrid(problem, start, fixed);
     for (let row = 0; row < rows; row++) {
-      if (candidate.objective[row]! < best.objective[row]!) copyLevelsRow(best.levels, levels, row, rows);
+      if (candidate.objective[row]! < best.objective[row]!) copyLevelsRow(levels, start.levels, row, rows);
     }
-    keepBetterRows(best, candidate, cols);
+    keepBetterRows(best, candidate);
   }
-  if (annealing > 0) {
-    keepBetterRows(
-      best!,
-      anneal(kernels, weights, rows, moment, options, best!, { annealing, rounds, refit: false }),
-      cols,
-    );
-  }
-  const { codes, levels, objective } = best!;
-  const tensor: PackedTensor = {
-    ...levels,
-    rows,
-    cols,
-    bits,
-    groupSize,
-    packed: packCodes(kernels, codes, rows, cols, bits),
-  };
-  return { tensor, objective: total(objective), firstObjective };
+  if (annealing > 0) keepBetterRows(best, anneal(problem, best, { annealing, ...fixed }));
+  const packed = packCodes(kernels, best.codes, rows, cols, bits);
+  const tensor = { ...levels, rows, cols, bits, groupSize, packed };
+  return { tensor, objective: total(best.objective), firstObjective };
 }
 
 const LEVEL_ARRAYS = ["subScale", "subMin", "superScale", "superMin"] as const;

@@ -61,7 +61,13 @@ export function ours(kernels: Kernels, solver: WeightSolver, setting: GridSettin
       const packed = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, { ...setting, solver });
       return {
         weights: dequantize(kernels, packed),
-        storedBytes: packedBytes(rows, cols, setting.bits, setting.groupSize, "real"),
+        storedBytes: packedBytes({
+          rows,
+          cols,
+          bits: setting.bits,
+          groupSize: setting.groupSize,
+          zeroPoint: "real",
+        }),
       };
     },
   };

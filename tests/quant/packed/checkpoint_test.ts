@@ -1,12 +1,13 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { packZeroPoints } from "../../../lib/quant/packed/entries.ts";
 import { resolveConfig } from "../../../lib/config/mod.ts";
 import { FormatError } from "../../../lib/errors.ts";
 import { openKernels } from "../../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint } from "../../../lib/pipeline/mod.ts";
 import { dequantize } from "../../../lib/quant/mod.ts";
-import { packedLayers, packZeroPoints, readPackedTensor } from "../../../lib/quant/packed/checkpoint.ts";
+import { packedLayers, readPackedTensor } from "../../../lib/quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
 import {
   gaussian,

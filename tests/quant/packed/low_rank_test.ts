@@ -1,4 +1,6 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { DEFAULT_SOLVER_SETTINGS } from "../../../lib/quant/solvers/settings.ts";
+import { factorMoments } from "../../../lib/quant/solvers/factored_moment.ts";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { linearPackedInt8, quantizeActivations } from "../../../lib/models/layers/int8.ts";
 import { linear } from "../../../lib/models/layers/linear.ts";
@@ -19,7 +21,6 @@ import { packedByteLength } from "../../../lib/quant/packed/layout.ts";
 import { addLowRank } from "../../../lib/quant/packed/low_rank.ts";
 import type { LowRank, PackedTensor } from "../../../lib/quant/mod.ts";
 import { accumulateMoment, emptyMoments } from "../../../lib/quant/solvers/moments.ts";
-import { DEFAULT_SOLVER_SETTINGS, factorMoments } from "../../../lib/quant/solvers/solve_layer.ts";
 import { allKernels } from "../../_kernels.ts";
 
 const kernels = await openKernels({ threads: 1 });
@@ -145,17 +146,9 @@ describe("a layer solved with a low-rank correction", () => {
       zeroPoint: "real",
       scaleBits,
     } as const;
-    const problem = [
-      kernels,
-      "best",
-      weights,
-      rows,
-      cols,
-      moment,
-      options,
-      { ...DEFAULT_SOLVER_SETTINGS, rounds: 1 },
-    ] as const;
-    return rank === 0 ? solveLayer(...problem) : solveLowRankLayer(...problem, rank);
+    const problem = { weights, rows, cols, moment, ...options };
+    const settings = { ...DEFAULT_SOLVER_SETTINGS, rounds: 1, lowRank: rank };
+    return (rank === 0 ? solveLayer : solveLowRankLayer)(kernels, "best", problem, settings);
   };
 
   test("has an objective that falls with the rank, and is the stored tensor's", () => {
@@ -199,7 +192,9 @@ describe("a layer solved with a low-rank correction", () => {
       expect(packedErrorStatistics(kernels, data, each)).toEqual(
         errorStatistics(kernels, data, { data: dense, dtype: "F32" }, dense.length),
       );
-      expect(packedByteLength(each) + 16).toBe(packedBytes(rows, cols, 2, 0, "real", undefined, 8));
+      expect(packedByteLength(each) + 16).toBe(
+        packedBytes({ rows, cols, bits: 2, groupSize: 0, zeroPoint: "real", rank: 8 }),
+      );
     }
   });
 

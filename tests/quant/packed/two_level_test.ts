@@ -206,8 +206,10 @@ describe("two-level scales", () => {
   });
 
   test("bytes are counted to the last: 2.625 bits a weight for Q2_K's layout", () => {
-    expect(packedBytes(1024, 4096, 2, 16, "real", 4)).toBe(1024 * 4096 * 2.625 / 8 + 16);
-    expect(packedBytes(1024, 4096, 4, 32, "real", 6)).toBe(1024 * 4096 * 4.5 / 8 + 16);
+    expect(packedBytes({ rows: 1024, cols: 4096, bits: 2, groupSize: 16, zeroPoint: "real", scaleBits: 4 }))
+      .toBe(1024 * 4096 * 2.625 / 8 + 16);
+    expect(packedBytes({ rows: 1024, cols: 4096, bits: 4, groupSize: 32, zeroPoint: "real", scaleBits: 6 }))
+      .toBe(1024 * 4096 * 4.5 / 8 + 16);
     for (const [rows, cols] of SHAPES) {
       const tensor = twoLevel(scalar, f32Weights(gaussians(1, rows * cols)), rows, cols, {
         bits: 3,
@@ -218,7 +220,9 @@ describe("two-level scales", () => {
         (sum, a) => sum + a.byteLength,
         0,
       );
-      expect(packedBytes(rows, cols, 3, 16, "real", 6)).toBe(bytes + 16);
+      expect(packedBytes({ rows, cols, bits: 3, groupSize: 16, zeroPoint: "real", scaleBits: 6 })).toBe(
+        bytes + 16,
+      );
     }
   });
 });
@@ -458,7 +462,7 @@ describe("against ggml's Q2_K and Q4_K, at the same bits per weight", () => {
           const restored = new Float32Array(weights.length);
           const bytes = ggml.quantize(type, weights, packed, rows, cols, columns);
           ggml.dequantizeRow(type, packed, restored, weights.length);
-          expect(packedBytes(rows, cols, bits, groupSize, "real", scaleBits) - 16).toBe(bytes);
+          expect(packedBytes({ rows, cols, bits, groupSize, zeroPoint: "real", scaleBits }) - 16).toBe(bytes);
           const kernels = every[0]!.kernels;
           const tensor = quantize(kernels, f32Weights(weights), rows, cols, {
             bits,

@@ -1,16 +1,14 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { createHash } from "node:crypto";
+import { DEFAULT_SOLVER_SETTINGS } from "../../../lib/quant/solvers/settings.ts";
+import { factorMoments } from "../../../lib/quant/solvers/factored_moment.ts";
+import type { GridOptions } from "../../../lib/quant/packed/layout.ts";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import { annealLayer, codeProbabilities } from "../../../lib/quant/solvers/annealing.ts";
 import { dequantize } from "../../../lib/quant/mod.ts";
 import { accumulateMoment, emptyMoments } from "../../../lib/quant/solvers/moments.ts";
-import {
-  DEFAULT_SOLVER_SETTINGS,
-  factorMoments,
-  type GridOptions,
-  solveLayer,
-} from "../../../lib/quant/solvers/solve_layer.ts";
+import { solveLayer } from "../../../lib/quant/solvers/solve_layer.ts";
 
 const kernels = await openKernels({ threads: 1 });
 afterAll(() => kernels.close());
@@ -105,7 +103,7 @@ describe("annealing of codes", () => {
       const { moment, weights } = problem(3, rows, cols);
       const solve = (annealing: number) => {
         const settings = { ...DEFAULT_SOLVER_SETTINGS, annealing };
-        const solution = solveLayer(kernels, "best", weights, rows, cols, moment, options, settings);
+        const solution = solveLayer(kernels, "best", { weights, rows, cols, moment, ...options }, settings);
         const got = dequantize(kernels, solution.tensor);
         return Array.from(
           { length: rows },
@@ -128,7 +126,7 @@ describe("annealing of codes", () => {
     for (const [rows, cols, options] of grids) {
       const { moment, weights } = problem(5, rows, cols);
       const solve = (annealing: number) =>
-        solveLayer(kernels, "best", weights, rows, cols, moment, options, {
+        solveLayer(kernels, "best", { weights, rows, cols, moment, ...options }, {
           ...DEFAULT_SOLVER_SETTINGS,
           rounds: 30,
           refit: false, // a refit's last bits may move a code
@@ -142,7 +140,7 @@ describe("annealing of codes", () => {
     for (const [rows, cols, options] of grids) {
       const { moment, weights } = problem(6, rows, cols);
       const [one, three] = [1, 3].map((threads) =>
-        solveLayer(withThreads(kernels, threads), "best", weights, rows, cols, moment, options, {
+        solveLayer(withThreads(kernels, threads), "best", { weights, rows, cols, moment, ...options }, {
           ...DEFAULT_SOLVER_SETTINGS,
           annealing: 0.2,
         })
@@ -167,13 +165,21 @@ describe("annealing of codes", () => {
     expect([...codes]).toEqual([1, 3, 2, 2]);
     const { moment, weights } = problem(7, 2, 8);
     for (const annealing of [-1, 100.1, NaN, Infinity]) {
-      expect(() => annealLayer(layer, codes, annealing)).toThrow("the temperature must lie in [0, 100]");
+      expect(() => annealLayer(layer, codes, annealing)).toThrow("the temperature must be from 0 to 100");
       expect(() =>
-        solveLayer(kernels, "best", weights, 2, 8, moment, { bits: 2, groupSize: 0, zeroPoint: "real" }, {
+        solveLayer(kernels, "best", {
+          weights,
+          rows: 2,
+          cols: 8,
+          moment,
+          bits: 2,
+          groupSize: 0,
+          zeroPoint: "real",
+        }, {
           ...DEFAULT_SOLVER_SETTINGS,
           annealing,
         })
-      ).toThrow("the temperature must lie in [0, 100]");
+      ).toThrow("the temperature must be from 0 to 100");
     }
   });
 });

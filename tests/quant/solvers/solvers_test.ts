@@ -1,14 +1,11 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { correctedTarget, factorMoments } from "../../../lib/quant/solvers/factored_moment.ts";
+import { DEFAULT_SOLVER_SETTINGS } from "../../../lib/quant/solvers/settings.ts";
+import type { GridOptions } from "../../../lib/quant/packed/layout.ts";
 import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../../../lib/quant/solvers/moments.ts";
-import {
-  correctedTarget,
-  DEFAULT_SOLVER_SETTINGS,
-  factorMoments,
-  type GridOptions,
-  solveLayer,
-} from "../../../lib/quant/solvers/solve_layer.ts";
+import { solveLayer } from "../../../lib/quant/solvers/solve_layer.ts";
 import { dequantize, type OneLevelTensor, quantize } from "../../../lib/quant/mod.ts";
 import { allKernels } from "../../_kernels.ts";
 
@@ -140,26 +137,19 @@ describe("solvers", () => {
         const residual = new Float32Array(rows * cols);
         accumulateMoment(withThreads(each, threads), x, y, undefined, tokens, residual);
         const moment = factorMoments(withThreads(each, threads), moments);
-        const target = correctedTarget(
-          withThreads(each, threads),
+        const target = correctedTarget(withThreads(each, threads), {
           weights,
           rows,
           moment,
-          undefined,
-          residual.map((value) => value / tokens / 10),
-          DEFAULT_SOLVER_SETTINGS,
-        );
-        const { tensor, objective } = solveLayer(
-          withThreads(each, threads),
-          "best",
-          target,
+          residual: residual.map((value) => value / tokens / 10),
+        }, DEFAULT_SOLVER_SETTINGS);
+        const { tensor, objective } = solveLayer(withThreads(each, threads), "best", {
+          weights: target,
           rows,
           cols,
           moment,
-          {
-            ...options,
-          },
-        );
+          ...options,
+        });
         return { second: moments.second, residual, moment, target, tensor, objective };
       };
       const wanted = solveWith(others[0]!, 1);
@@ -235,18 +225,14 @@ describe("solvers", () => {
     for (let k = 0; k < cols; k++) moments.second[k * cols + k] = 1;
     const weights = normals(random, rows * cols);
     for (const groupSize of [0, 32] as const) {
-      const { tensor } = solveLayer(
-        kernels,
-        "feedback",
+      const { tensor } = solveLayer(kernels, "feedback", {
         weights,
         rows,
         cols,
-        factorMoments(kernels, moments, { damping: 0 }),
-        {
-          ...row2,
-          groupSize,
-        },
-      );
+        moment: factorMoments(kernels, moments, { damping: 0 }),
+        ...row2,
+        groupSize,
+      });
       const clip = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
         ...row2,
         groupSize,
@@ -263,7 +249,11 @@ describe("solvers", () => {
     const weights = normals(random, rows * cols);
     for (const groupSize of [0, 32] as const) {
       const objective = (solver: "round" | "clip" | "feedback" | "best", rounds = 4, refit = true) => {
-        const { tensor, objective } = solveLayer(kernels, solver, weights, rows, cols, moment, {
+        const { tensor, objective } = solveLayer(kernels, solver, {
+          weights,
+          rows,
+          cols,
+          moment,
           ...row2,
           groupSize,
         }, {
@@ -303,7 +293,13 @@ describe("solvers", () => {
       const weights = normals(random, rows * cols);
       const options = { bits: 2, groupSize, zeroPoint: "real", scaleBits } as const;
       const objectives = (["round", "feedback", "best"] as const).map((solver) => {
-        const { tensor, objective } = solveLayer(kernels, solver, weights, rows, cols, moment, options);
+        const { tensor, objective } = solveLayer(kernels, solver, {
+          weights,
+          rows,
+          cols,
+          moment,
+          ...options,
+        });
         expect(tensor.scaleBits).toBe(scaleBits);
         const independent = objectiveOf(weights, dequantize(kernels, tensor), rows, moment.moment);
         expect(Math.abs(objective - independent) / independent).toBeLessThan(1e-3);
@@ -393,7 +389,13 @@ describe("solvers", () => {
     indefinite.second[1] = indefinite.second[cols] = 10 * indefinite.second[0]!;
     const raised = factorMoments(kernels, indefinite);
     expect(raised.damping).toBeGreaterThan(0.01);
-    const { tensor } = solveLayer(kernels, "best", normals(random, 3 * cols), 3, cols, raised, row2);
+    const { tensor } = solveLayer(kernels, "best", {
+      weights: normals(random, 3 * cols),
+      rows: 3,
+      cols,
+      moment: raised,
+      ...row2,
+    });
     expect(dequantize(kernels, tensor).every(Number.isFinite)).toBe(true);
     const broken = { ...moments, second: moments.second.slice() };
     broken.second[3] = NaN;
@@ -413,12 +415,12 @@ describe("solvers", () => {
     const moment = factorMoments(kernels, moments);
     expect(moment.deadColumns).toBe(1);
     const equal = new Float32Array(rows * cols).fill(0.25);
-    const { tensor } = solveLayer(kernels, "best", equal, rows, cols, moment, row2);
+    const { tensor } = solveLayer(kernels, "best", { weights: equal, rows, cols, moment, ...row2 });
     for (const value of dequantize(kernels, tensor)) expect(Math.abs(value - 0.25)).toBeLessThan(1e-3);
     const nothing = factorMoments(kernels, { ...emptyMoments(cols), tokens: 3, weight: 3 });
     expect(nothing.deadColumns).toBe(cols);
     const weights = normals(random, rows * cols);
-    const solved = solveLayer(kernels, "best", weights, rows, cols, nothing, row2);
+    const solved = solveLayer(kernels, "best", { weights, rows, cols, moment: nothing, ...row2 });
     expect(dequantize(kernels, solved.tensor).every(Number.isFinite)).toBe(true);
   });
 
@@ -433,15 +435,12 @@ describe("solvers", () => {
     accumulateMoment(kernels, read, right.map((value, i) => value - read[i]!), undefined, tokens, cross);
     const weights = normals(random, rows * cols);
     const moment = factorMoments(kernels, moments, { damping: 1e-4 });
-    const target = correctedTarget(
-      kernels,
+    const target = correctedTarget(kernels, {
       weights,
       rows,
       moment,
-      cross.map((value) => value / tokens),
-      undefined,
-      DEFAULT_SOLVER_SETTINGS,
-    );
+      cross: cross.map((value) => value / tokens),
+    }, DEFAULT_SOLVER_SETTINGS);
     const outputError = (w: Float32Array) => {
       let sum = 0;
       for (let t = 0; t < tokens; t++) {

@@ -1,0 +1,61 @@
+/** Weights of packed matrices. */
+import { checkMember, DTYPE_NUMBERS } from "../native/call.ts";
+import * as call from "../native/functions.ts";
+import type { Kernels } from "../native/mod.ts";
+import { convertFloats } from "./convert.ts";
+import { checkPackedTensor, packedRows, type PackedTensor } from "./packed/layout.ts";
+import { addLowRank } from "./packed/low_rank.ts";
+import { rotateRows } from "./packed/rotation.ts";
+import { callBlocks } from "./weights.ts";
+
+type PlainDtype = "F32" | "F16" | "BF16";
+type Plain = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
+
+/**
+ * The weights of a packed matrix, row-major: float32, or the bits of half or bfloat16 values.
+ *
+ * @throws {TypeError} when the arrays do not fit the tensor's sizes
+ */
+export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype?: "F32"): Float32Array<ArrayBuffer>;
+export function dequantize(
+  kernels: Kernels,
+  tensor: PackedTensor,
+  dtype: "F16" | "BF16",
+): Uint16Array<ArrayBuffer>;
+export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype?: PlainDtype): Plain;
+export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype: PlainDtype = "F32"): Plain {
+  const doing = "dequantize a matrix";
+  checkPackedTensor(doing, tensor);
+  checkMember(doing, "dtype", dtype, ["F32", "F16", "BF16"]);
+  if (tensor.lowRank !== undefined || tensor.rotation !== undefined) {
+    return dequantizeExtended(kernels, tensor, dtype);
+  }
+  const { rows, cols, bits, groupSize } = tensor, number = DTYPE_NUMBERS[dtype];
+  const out = dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols);
+  for (const [begin, end] of callBlocks(kernels, rows, cols)) {
+    const part = packedRows(tensor, begin, end), target = out.subarray(begin * cols, end * cols);
+    const sizes = [end - begin, cols, bits, groupSize] as const;
+    if (part.scaleBits === undefined) {
+      const { packed, scale, zeroPoint } = part;
+      call.dequantize(kernels, doing, packed, scale, zeroPoint, ...sizes, target, number);
+    } else {
+      const { packed, subScale, subMin, superScale, superMin, scaleBits } = part;
+      const levels = [subScale, subMin, superScale, superMin] as const;
+      call.dequantizeTwoLevel(kernels, doing, packed, ...levels, ...sizes, scaleBits, target, number);
+    }
+  }
+  return out;
+}
+
+/** Codes, then the low-rank correction, then the way back from the rotation: in float32, then rounded once. */
+function dequantizeExtended(
+  kernels: Kernels,
+  { lowRank, rotation, ...codes }: PackedTensor,
+  dtype: PlainDtype,
+): Plain {
+  const { rows, cols } = codes, values = dequantize(kernels, codes, "F32");
+  if (lowRank !== undefined) addLowRank(values, lowRank, rows, cols);
+  if (rotation !== undefined && cols > 0) rotateRows(values, cols, rotation, { inverse: true });
+  if (dtype === "F32") return values;
+  return new Uint16Array(convertFloats(kernels, { data: values, dtype: "F32" }, values.length, dtype).buffer);
+}

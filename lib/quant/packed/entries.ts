@@ -1,0 +1,204 @@
+/**
+ * The entries of a checkpoint that make up one packed tensor: their names, types and shapes, and the bytes that they
+ * hold. The bytes are specified in docs/format.md.
+ *
+ * ```text
+ * X.weight -> X.weight_packed      I32 [rows, words]   codes, a bit stream per row, least significant bits first
+ *             X.weight_scale       F16 [rows, groups]
+ *             X.weight_zero_point  real: F16 [rows, groups]; integer: I32 [ceil(rows * bits / 32), groups], a bit
+ *                                  stream per column; symmetric: absent
+ *             X.weight_shape       I64 [2]             rows, columns
+ *
+ * with two-level scales, in place of scale and zero point:
+ *             X.weight_sub_scale   U8 [rows, sub-bytes]     a bit stream per row
+ *             X.weight_sub_min     U8 [rows, sub-bytes]
+ *             X.weight_super_scale F16 [rows, superblocks]
+ *             X.weight_super_min   F16 [rows, superblocks]
+ *
+ * with a low-rank correction, beside either:
+ *             X.weight_low_rank_a  F16 [rows, rank]
+ *             X.weight_low_rank_b  F16 [rank, columns]
+ * ```
+ */
+import { BYTES_PER_ELEMENT, elementCount, type TensorSpec } from "../../tensor/mod.ts";
+import {
+  type BitWidth,
+  groupCount,
+  type PackedForm,
+  type PackedTensor,
+  packedWords,
+  subCodeBytes,
+  superblockCount,
+} from "./layout.ts";
+
+/** End of the name of a packed tensor's codes. */
+export const PACKED_SUFFIX = "_packed";
+
+/** Names of the checkpoint's entries that make up one quantized tensor. */
+export interface PackedNames {
+  readonly packed: string;
+  /** Undefined with two-level scales. */
+  readonly scale: string | undefined;
+  /** Undefined when zero points are not stored (symmetric), and with two-level scales. */
+  readonly zeroPoint: string | undefined;
+  /** These four are undefined with plain scales. */
+  readonly subScale: string | undefined;
+  readonly subMin: string | undefined;
+  readonly superScale: string | undefined;
+  readonly superMin: string | undefined;
+  /** These two are undefined without a low-rank correction. */
+  readonly lowRankA: string | undefined;
+  readonly lowRankB: string | undefined;
+  readonly shape: string;
+}
+
+/** The checkpoint entries of a packed tensor, in the order in which they are stored. */
+export function packedNames(
+  name: string,
+  { zeroPoint, scaleBits, rank = 0 }: Pick<PackedForm, "zeroPoint" | "scaleBits" | "rank">,
+): PackedNames {
+  const isPlain = scaleBits === undefined;
+  const entry = (isThere: boolean, part: string) => isThere ? `${name}_${part}` : undefined;
+  return {
+    packed: name + PACKED_SUFFIX,
+    scale: entry(isPlain, "scale"),
+    zeroPoint: entry(isPlain && zeroPoint !== "symmetric", "zero_point"),
+    subScale: entry(!isPlain, "sub_scale"),
+    subMin: entry(!isPlain, "sub_min"),
+    superScale: entry(!isPlain, "super_scale"),
+    superMin: entry(!isPlain, "super_min"),
+    lowRankA: entry(rank > 0, "low_rank_a"),
+    lowRankB: entry(rank > 0, "low_rank_b"),
+    shape: `${name}_shape`,
+  };
+}
+
+/** Every name that an entry of a packed tensor may have, whatever its scales. */
+export function allPackedNames(name: string): string[] {
+  const names = [undefined, 4 as const].flatMap((scaleBits) =>
+    Object.values(packedNames(name, { zeroPoint: "real", scaleBits, rank: 1 }))
+  );
+  return [...new Set(names as (string | undefined)[])].filter((part) => part !== undefined);
+}
+
+/** The checkpoint entries of a packed tensor with their element types and shapes, in the order of storage. */
+export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] {
+  const { rows, cols, bits, groupSize, zeroPoint, scaleBits, rank = 0 } = form;
+  const groups = groupCount(cols, groupSize), supers = superblockCount(cols);
+  const subBytes = scaleBits === undefined ? 0 : subCodeBytes(cols, groupSize, scaleBits);
+  const zeroPoints = zeroPoint === "integer"
+    ? { dtype: "I32", shape: [zeroPointWords(rows, bits), groups] } as const
+    : { dtype: "F16", shape: [rows, groups] } as const;
+  const parts: Record<keyof PackedNames, Omit<TensorSpec, "name">> = {
+    packed: { dtype: "I32", shape: [rows, packedWords(cols, bits)] },
+    scale: { dtype: "F16", shape: [rows, groups] },
+    zeroPoint: zeroPoints,
+    subScale: { dtype: "U8", shape: [rows, subBytes] },
+    subMin: { dtype: "U8", shape: [rows, subBytes] },
+    superScale: { dtype: "F16", shape: [rows, supers] },
+    superMin: { dtype: "F16", shape: [rows, supers] },
+    lowRankA: { dtype: "F16", shape: [rows, rank] },
+    lowRankB: { dtype: "F16", shape: [rank, cols] },
+    shape: { dtype: "I64", shape: [2] },
+  };
+  return Object.entries(packedNames(name, form)).flatMap(([part, entry]: [string, string | undefined]) =>
+    entry === undefined ? [] : [{ name: entry, ...parts[part as keyof PackedNames] }]
+  );
+}
+
+/** Bytes of some entries. */
+export function specBytes(specs: readonly TensorSpec[]): number {
+  return specs.reduce(
+    (sum, { dtype, shape }) => sum + (elementCount(shape) ?? 0) * BYTES_PER_ELEMENT[dtype],
+    0,
+  );
+}
+
+/** Bytes that a packed tensor takes in a checkpoint. */
+export const packedBytes = (form: PackedForm): number => specBytes(packedTensorSpecs("", form));
+
+/**
+ * What is stored of some rows of a packed tensor, entry by entry in the order of storage; without the shape, integer
+ * zero points and B of a low-rank correction, which do not go by rows.
+ */
+export function packedEntries(
+  names: PackedNames,
+  tensor: PackedTensor,
+): [string, ArrayBufferView<ArrayBuffer>][] {
+  const { lowRank } = tensor;
+  const ofRank: [string, Uint16Array<ArrayBuffer>][] = lowRank === undefined
+    ? []
+    : [[names.lowRankA!, lowRank.a]];
+  if (tensor.scaleBits !== undefined) {
+    return [
+      [names.packed, tensor.packed],
+      [names.subScale!, tensor.subScale],
+      [names.subMin!, tensor.subMin],
+      [names.superScale!, tensor.superScale],
+      [names.superMin!, tensor.superMin],
+      ...ofRank,
+    ];
+  }
+  const { packed, scale, zeroPoint, zeroPointKind } = tensor;
+  return [
+    [names.packed, packed],
+    [names.scale!, scale],
+    ...(zeroPointKind === "real" ? [[names.zeroPoint!, zeroPoint!] as [string, typeof scale]] : []),
+    ...ofRank,
+  ];
+}
+
+/** Words of one column of integer zero points. */
+export function zeroPointWords(rows: number, bits: BitWidth): number {
+  return Math.ceil(rows * bits / 32);
+}
+
+/** Half floats of the integers a zero point can be. */
+const HALVES: Uint16Array = new Uint16Array(Float16Array.from({ length: 256 }, (_, i) => i).buffer);
+
+/**
+ * Packs integer zero points as they are stored: a bit stream down each column, least significant bits first.
+ *
+ * Shapes: `codes: u8[rows, groups]` → `u32[ceil(rows * bits / 32), groups]`.
+ */
+export function packZeroPoints(
+  codes: Uint8Array,
+  rows: number,
+  groups: number,
+  bits: BitWidth,
+): Uint32Array<ArrayBuffer> {
+  const words = new Uint32Array(zeroPointWords(rows, bits) * groups);
+  for (let row = 0; row < rows; row++) {
+    const shift = row * bits % 32;
+    const base = (row * bits - shift) / 32 * groups;
+    for (let group = 0; group < groups; group++) {
+      const code = codes[row * groups + group]!;
+      words[base + group]! |= code << shift;
+      if (shift + bits > 32) words[base + groups + group]! |= code >>> (32 - shift);
+    }
+  }
+  return words;
+}
+
+/** The inverse of {@linkcode packZeroPoints} for some rows, as half floats; `words` begins at word row `firstWord`. */
+export function unpackZeroPoints(
+  words: Uint32Array,
+  firstWord: number,
+  rowBegin: number,
+  rowEnd: number,
+  groups: number,
+  bits: BitWidth,
+): Uint16Array<ArrayBuffer> {
+  const halves = new Uint16Array((rowEnd - rowBegin) * groups);
+  const mask = 2 ** bits - 1;
+  for (let row = rowBegin, i = 0; row < rowEnd; row++) {
+    const shift = row * bits % 32;
+    const base = ((row * bits - shift) / 32 - firstWord) * groups;
+    for (let group = 0; group < groups; group++, i++) {
+      let code = words[base + group]! >>> shift;
+      if (shift + bits > 32) code |= words[base + groups + group]! << (32 - shift);
+      halves[i] = HALVES[code & mask]!;
+    }
+  }
+  return halves;
+}

@@ -1,0 +1,35 @@
+/** Products of float32 matrices: the same bytes for any number of threads. */
+import { checkCounts, checkFloats, DTYPE_NUMBERS } from "../native/call.ts";
+import * as call from "../native/functions.ts";
+import type { Kernels } from "../native/mod.ts";
+
+/**
+ * `out[t, n] = Σ_k x[t, k] w[n, k]`
+ *
+ * **Shapes** `x: f32[tokens, cols]`, `w: f32[rows, cols]` → `f32[tokens, rows]`
+ *
+ * @param doing what the product is for, as messages say it
+ * @throws {TypeError | RangeError} when an array does not fit the sizes
+ */
+export function product(
+  kernels: Kernels,
+  doing: string,
+  x: Float32Array,
+  w: Float32Array,
+  { tokens, rows, cols }: { readonly tokens: number; readonly rows: number; readonly cols: number },
+): Float32Array<ArrayBuffer> {
+  checkCounts(doing, { tokens, rows, cols });
+  checkFloats(doing, { x: [x, tokens * cols], weights: [w, rows * cols] });
+  const out = new Float32Array(tokens * rows);
+  call.linear(kernels, doing, x, tokens, w, DTYPE_NUMBERS.F32, null, rows, cols, out);
+  return out;
+}
+
+/** Σ over rows of w M wᵀ, the mean power of outputs or of their error: `w: f32[rows, cols]`, `moment: f32[cols, cols]`. */
+export function outputPower(kernels: Kernels, w: Float32Array, rows: number, moment: Float32Array): number {
+  const cols = Math.sqrt(moment.length);
+  const products = product(kernels, "measure outputs", w, moment, { tokens: rows, rows: cols, cols });
+  let sum = 0;
+  for (let i = 0; i < products.length; i++) sum += products[i]! * w[i]!;
+  return sum;
+}

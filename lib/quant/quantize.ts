@@ -1,0 +1,195 @@
+/** Quantization of matrices by what can be seen of their weights: round to nearest, and search of clipped ranges. */
+import { WeightsError } from "../errors.ts";
+import {
+  checkCounts,
+  checkMember,
+  type Doing,
+  DTYPE_NUMBERS,
+  E_NONFINITE,
+  E_RANGE,
+  ZERO_POINT_NUMBERS,
+} from "../native/call.ts";
+import * as call from "../native/functions.ts";
+import type { Kernels } from "../native/mod.ts";
+import { BYTES_PER_ELEMENT } from "../tensor/mod.ts";
+import { findNonfinite } from "./convert.ts";
+import {
+  BIT_WIDTHS,
+  type BitWidth,
+  defaultTwoLevelGroupSize,
+  emptyLevels,
+  GROUP_SIZES,
+  groupCount,
+  type GroupSize,
+  type OneLevelTensor,
+  packedRows,
+  type PackedTensor,
+  packedWords,
+  SCALE_BITS,
+  type ScaleBits,
+  TWO_LEVEL_GROUP_SIZES,
+  ZERO_POINT_KINDS,
+  type ZeroPointKind,
+} from "./packed/layout.ts";
+import { callBlocks, checkImportance, weightBytes, type Weights } from "./weights.ts";
+
+/** `clip`: search of clipped ranges, then least squares of scale and zero point; `round`: minimum and maximum. */
+export type WeightSolver = "round" | "clip";
+export const WEIGHT_SOLVERS: readonly WeightSolver[] = ["clip", "round"];
+
+export interface QuantizeOptions {
+  readonly bits: BitWidth;
+  /** Default 64; with two-level scales 16 for 2 and 3 bits, 32 for 4 and 8. */
+  readonly groupSize?: GroupSize | undefined;
+  /** Default `clip`. */
+  readonly solver?: WeightSolver | undefined;
+  /** Default `real`. */
+  readonly zeroPoint?: ZeroPointKind | undefined;
+  /** Two-level scales with sub-codes of this many bits; default a half float a group. */
+  readonly scaleBits?: ScaleBits | undefined;
+  /** Importance of each input column, finite and ≥ 0; default all ones. Only `clip` uses it. */
+  readonly columnWeights?: Float32Array | undefined;
+}
+
+/**
+ * Quantizes a matrix, group by group along its rows.
+ *
+ * **Shapes** `weights: [rows, cols]` row-major, `columnWeights: f32[cols]`. Rows are independent: quantizing a
+ * matrix in blocks of rows gives the same bytes.
+ *
+ * @throws {WeightsError} when a weight is NaN or infinite (naming row and column) or too large for a half-precision scale
+ * @throws {TypeError | RangeError} when an argument has the wrong type, shape or value
+ *
+ * @example
+ * ```ts
+ * import { openKernels } from "../native/mod.ts";
+ *
+ * const kernels = await openKernels();
+ * const weights = { data: Float32Array.of(0.1, -0.2, 0.3, 0.4), dtype: "F32" } as const;
+ * const packed = quantize(kernels, weights, 2, 2, { bits: 4 });
+ * console.log(packed.scale); // a half float a row
+ * ```
+ */
+export function quantize(
+  kernels: Kernels,
+  weights: Weights,
+  rows: number,
+  cols: number,
+  options: QuantizeOptions & { readonly scaleBits?: undefined },
+): OneLevelTensor;
+export function quantize(
+  kernels: Kernels,
+  weights: Weights,
+  rows: number,
+  cols: number,
+  options: QuantizeOptions,
+): PackedTensor;
+export function quantize(
+  kernels: Kernels,
+  weights: Weights,
+  rows: number,
+  cols: number,
+  options: QuantizeOptions,
+): PackedTensor {
+  const doing = "quantize a matrix";
+  checkCounts(doing, { rows, cols });
+  const settings = checkOptions(doing, options, cols);
+  const { bits, groupSize, solver, zeroPoint: kind, columnWeights } = settings;
+  const bytes = weightBytes(doing, weights, rows * cols), dtype = DTYPE_NUMBERS[weights.dtype];
+  const tensor = emptyTensor(rows, cols, settings), rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
+  if (cols === 0) return tensor;
+  for (const [begin, end] of callBlocks(kernels, rows, cols)) {
+    const data = bytes.subarray(begin * rowBytes, end * rowBytes), part = packedRows(tensor, begin, end);
+    const explain = (status: number) =>
+      weightsError(kernels, doing, status, { data, dtype: weights.dtype }, [begin, end], cols);
+    const from: Doing = { doing, explain }, sizes = [end - begin, cols, bits, groupSize] as const;
+    if (part.scaleBits !== undefined) {
+      const { packed, subScale, subMin, superScale, superMin, scaleBits } = part;
+      const search = solver === "round" ? 0 : 1, levels = [subScale, subMin, superScale, superMin] as const;
+      call.quantizeTwoLevel(
+        kernels,
+        from,
+        data,
+        dtype,
+        ...sizes,
+        scaleBits,
+        search,
+        columnWeights,
+        packed,
+        ...levels,
+      );
+      continue;
+    }
+    const out = [part.packed, part.scale, part.zeroPoint] as const, number = ZERO_POINT_NUMBERS[kind];
+    if (solver === "round") call.quantizeRound(kernels, from, data, dtype, ...sizes, number, ...out);
+    else call.quantizeClip(kernels, from, data, dtype, ...sizes, number, columnWeights, ...out);
+  }
+  return tensor;
+}
+
+type Settings = Required<Pick<QuantizeOptions, "bits">> & {
+  readonly groupSize: GroupSize;
+  readonly solver: WeightSolver;
+  readonly zeroPoint: ZeroPointKind;
+  readonly scaleBits: ScaleBits | undefined;
+  readonly columnWeights: Float32Array | undefined;
+};
+
+/** The options with their defaults. @throws {TypeError | RangeError} when one is not allowed */
+function checkOptions(doing: string, options: QuantizeOptions, cols: number): Settings {
+  const { bits, scaleBits, columnWeights } = options;
+  const { groupSize = scaleBits === undefined ? 64 : defaultTwoLevelGroupSize(bits) } = options;
+  const { solver = "clip", zeroPoint = "real" } = options;
+  checkMember(doing, "bits", bits, BIT_WIDTHS);
+  checkMember(doing, "groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+  if (scaleBits !== undefined) {
+    checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
+    checkMember(doing, "zeroPoint with two-level scales", zeroPoint, ["real"]);
+  }
+  checkMember(doing, "solver", solver, WEIGHT_SOLVERS);
+  checkMember(doing, "zeroPoint", zeroPoint, ZERO_POINT_KINDS);
+  if (columnWeights !== undefined) {
+    if (solver !== "clip") {
+      throw new RangeError(`Cannot ${doing}: columnWeights need the solver "clip", got "${solver}"`);
+    }
+    checkImportance(doing, "columnWeights", columnWeights, cols);
+  }
+  return { bits, groupSize, solver, zeroPoint, scaleBits, columnWeights };
+}
+
+/** What is wrong with the weights of rows `[begin, end)`, from a kernel's status. */
+function weightsError(
+  kernels: Kernels,
+  doing: string,
+  status: number,
+  weights: Weights,
+  [begin, end]: readonly [number, number],
+  cols: number,
+): WeightsError | undefined {
+  if (status === E_NONFINITE) {
+    const index = findNonfinite(kernels, weights, (end - begin) * cols);
+    const row = begin + Math.floor(index / cols), column = index % cols;
+    return new WeightsError(`Cannot ${doing}: the weight at row ${row}, column ${column} is NaN or infinite`);
+  }
+  if (status !== E_RANGE) return undefined;
+  return new WeightsError(
+    `Cannot ${doing}: weights in rows ${begin} to ${
+      end - 1
+    } are too large for a half-precision scale (largest 65504)`,
+  );
+}
+
+function emptyTensor(rows: number, cols: number, settings: Settings): PackedTensor {
+  const { bits, groupSize, zeroPoint, scaleBits } = settings;
+  const common = { rows, cols, bits, groupSize, packed: new Uint32Array(rows * packedWords(cols, bits)) };
+  if (scaleBits !== undefined) {
+    return { ...common, ...emptyLevels({ rows, cols, groupSize, scaleBits }) };
+  }
+  const groups = rows * groupCount(cols, groupSize);
+  return {
+    ...common,
+    zeroPointKind: zeroPoint,
+    scale: new Uint16Array(groups),
+    zeroPoint: zeroPoint === "symmetric" ? undefined : new Uint16Array(groups),
+  };
+}

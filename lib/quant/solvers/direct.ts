@@ -1,0 +1,16 @@
+/** Solvers that look at the weights alone: `round` and `clip`. `clip` weighs columns by their inputs where those are known. */
+import type { WeightSolver } from "../quantize.ts";
+import { quantize } from "../quantize.ts";
+import { clipped, objectiveOf } from "./grids.ts";
+import type { Problem } from "./problem.ts";
+import type { Solution } from "./settings.ts";
+
+export const direct = (solver: WeightSolver) => (problem: Problem): Solution => {
+  const { kernels, weights: data, rows, cols, bits, groupSize, zeroPoint, scaleBits } = problem;
+  const options = { bits, groupSize, zeroPoint, scaleBits, solver } as const;
+  const tensor = solver === "clip"
+    ? clipped(problem)
+    : quantize(kernels, { data, dtype: "F32" }, rows, cols, options);
+  const objective = objectiveOf(problem, tensor);
+  return { tensor, objective, firstObjective: objective };
+};

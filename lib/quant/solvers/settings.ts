@@ -1,0 +1,73 @@
+/** Settings of the solvers, and what a solver makes of a layer. */
+import { checkRange } from "../../native/call.ts";
+import type { PackedTensor } from "../packed/layout.ts";
+import { checkTemperature } from "./annealing.ts";
+
+/** How much of what was lost before a layer is to be undone. */
+export interface Correction {
+  /** How much of the error made before the layer it should undo, 0 to 1. */
+  readonly correction: number;
+  /** The same for the error of the stream that the layer's output is added to. */
+  readonly residualCorrection: number;
+}
+
+/** Settings of `feedback` and `best`. */
+export interface SolverSettings extends Correction {
+  /** Part of the moment's mean diagonal that is added to its diagonal. Default 0.01. */
+  readonly damping: number;
+  /** Ranges that `best` tries, as parts of the group's own, beside the range that `clip` finds. */
+  readonly ratios: readonly number[];
+  /** Times that `best` refits scales and zero points and descends over codes. */
+  readonly rounds: number;
+  /** Whether scales and zero points are refitted, too. */
+  readonly refit: boolean;
+  /** Temperature at which `best` begins to anneal codes, in squared steps between codes; 0 does not. */
+  readonly annealing: number;
+  /** Rank of the correction that `solveLowRankLayer` makes; 0 for none. {@linkcode solveLayer} makes none. */
+  readonly lowRank: number;
+  /** Of a layer's inputs, before it is solved: the caller rotates them. */
+  readonly rotation: "none" | "hadamard";
+  readonly rotationSeed: number;
+}
+
+/** Part of a moment's mean diagonal that is added to it unless settings say otherwise. */
+export const DEFAULT_DAMPING = 0.01;
+
+export const DEFAULT_SOLVER_SETTINGS: SolverSettings = {
+  damping: DEFAULT_DAMPING,
+  ratios: [1, 0.85, 0.7, 0.55],
+  rounds: 4,
+  refit: true,
+  correction: 1,
+  residualCorrection: 1,
+  annealing: 0,
+  lowRank: 0,
+  rotation: "none",
+  rotationSeed: 0,
+};
+
+/** What a solver made of a layer. */
+export interface Solution {
+  readonly tensor: PackedTensor;
+  /** Σ over rows of Δ M Δᵀ, Δ the error against the target and M the damped moment; NaN without one. */
+  readonly objective: number;
+  /** The same from the first start, to see what other starts and refining gained. */
+  readonly firstObjective: number;
+}
+
+/** Throws unless the settings that {@linkcode solveLayer} uses are in their ranges. */
+export function checkSettings(doing: string, settings: SolverSettings): void {
+  const { damping, ratios, rounds, correction, residualCorrection, annealing } = settings;
+  checkRange(doing, "damping", damping, 0, 10);
+  for (const ratio of ratios) checkRange(doing, "ratios", ratio, 0.01, 1);
+  if (ratios.length > 32) {
+    throw new RangeError(`Cannot ${doing}: ratios must be at most 32 numbers, got ${ratios.length}`);
+  }
+  checkRange(doing, "rounds", rounds, 0, 100);
+  if (!Number.isInteger(rounds)) {
+    throw new RangeError(`Cannot ${doing}: rounds must be a whole number, got ${rounds}`);
+  }
+  checkRange(doing, "correction", correction, 0, 1);
+  checkRange(doing, "residualCorrection", residualCorrection, 0, 1);
+  checkTemperature(annealing);
+}
