@@ -232,9 +232,9 @@ function referenceModel(name: string): string {
 }
 
 /** The methods that no other beats, from the rows that were measured. */
-async function frontSections({ rows }: SuiteReport, suite: Suite): Promise<Section[]> {
+function frontSections({ rows }: SuiteReport, suite: Suite): Section[] {
   if (suite.name !== "peers") return [];
-  const front = await paretoFront(rows);
+  const front = paretoFront(rows);
   if (front.length === 0) return [];
   return [{
     title: "Pareto front: nothing measured here is smaller and as close to full precision",
@@ -251,9 +251,9 @@ async function frontSections({ rows }: SuiteReport, suite: Suite): Promise<Secti
 }
 
 /** A table of what clip search gains, from the rows that were measured. */
-async function solverSections({ rows }: SuiteReport, suite: Suite): Promise<Section[]> {
+function solverSections({ rows }: SuiteReport, suite: Suite): Section[] {
   if (suite.name !== "checkpoint") return [];
-  const compared = await compareSolvers(rows);
+  const compared = compareSolvers(rows);
   if (compared.length === 0) return [];
   return [{
     title: "Clip search / round to nearest, medians over the models",
@@ -322,8 +322,8 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     ...measured,
     sections: [
       ...measured.sections,
-      ...await solverSections(measured, suite),
-      ...await frontSections(measured, suite),
+      ...solverSections(measured, suite),
+      ...frontSections(measured, suite),
     ],
   };
   const closing = [

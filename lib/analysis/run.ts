@@ -1,6 +1,6 @@
 /**
- * A run as it is kept: `run.json` - what was run, where, with what, and which tables there are - and the tables beside it
- * as Parquet. A report is made from nothing else. A folder of a stranger is checked like any other untrusted file.
+ * A run on disk: `run.json` - command, environment, configuration, and which tables there are - and the tables beside it
+ * as Parquet. A report is made from nothing else. A folder from elsewhere is checked like any other untrusted file.
  */
 import { mkdirSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
@@ -18,8 +18,8 @@ import type { ColumnTable } from "./tables.ts";
 /** File that makes a folder a run. */
 export const RUN_FILE = "run.json";
 /** Folder of the tables in it. */
-export const TABLES_FOLDER = "tables";
-export const RUN_FORMAT = "arrowquant-run";
+const TABLES_FOLDER = "tables";
+const RUN_FORMAT = "arrowquant-run";
 export const RUN_FORMAT_VERSION = 1;
 
 /** A line of the summary. */
@@ -28,11 +28,11 @@ export interface SummaryItem {
   readonly value: string;
 }
 
-/** What a run left behind. */
+/** A finished run. */
 export interface Run {
   /** Short, for the columns of a comparison. */
   readonly name: string;
-  /** What it did, as in `bench: accuracy`. */
+  /** As in `bench: accuracy`. */
   readonly title: string;
   /** The command that does it again. */
   readonly command: string;
@@ -40,9 +40,7 @@ export interface Run {
   readonly date: string;
   readonly seconds: number;
   readonly toolVersion: string;
-  /** Where it ran. */
   readonly environment: Readonly<Record<string, Json>>;
-  /** With what. */
   readonly configuration: Readonly<Record<string, Json>>;
   readonly summary: readonly SummaryItem[];
   /** Tables as the command printed them. */
@@ -50,11 +48,6 @@ export interface Run {
   readonly goals: readonly Goal[];
   readonly skipped: readonly Skipped[];
   readonly tables: Tables;
-}
-
-/** The name that a folder gives its run. */
-export function runNameOf(folder: string): string {
-  return basename(resolve(folder));
 }
 
 /**
@@ -95,62 +88,27 @@ export async function writeRun(folder: string, run: Run): Promise<void> {
 export async function readRun(folder: string): Promise<Run> {
   const path = join(folder, RUN_FILE);
   checkIsFolder(folder);
-  const value = readJsonFile(path);
-  const at = new Reader(path);
-  const run = at.object(value, "the file");
-  if (run["format"] !== RUN_FORMAT) throw at.fault("format", `must be "${RUN_FORMAT}"`, run["format"]);
-  if (run["formatVersion"] !== RUN_FORMAT_VERSION) {
-    throw at.fault(
-      "formatVersion",
-      `must be ${RUN_FORMAT_VERSION} for this version (${TOOL_VERSION})`,
-      run["formatVersion"],
-    );
+  const { fault, object, run: checkRun } = checksOf(path);
+  const value = object(readJsonFile(path), "the file");
+  const { format, formatVersion } = value;
+  if (format !== RUN_FORMAT) throw fault("format", `must be "${RUN_FORMAT}"`, format);
+  if (formatVersion !== RUN_FORMAT_VERSION) {
+    const wanted = `must be ${RUN_FORMAT_VERSION} for this version (${TOOL_VERSION})`;
+    throw fault("formatVersion", wanted, formatVersion);
   }
   const tables: { [Name in TableName]?: ColumnTable } = {};
-  for (const [name, entry] of Object.entries(at.object(run["tables"], "tables"))) {
-    if (!isTableName(name)) throw at.fault("tables", `must be some of ${TABLE_NAMES.join(", ")}`, name);
-    const { rows, file } = at.object(entry, `tables.${name}`);
+  for (const [name, entry] of Object.entries(object(value["tables"], "tables"))) {
+    if (!isTableName(name)) throw fault("tables", `must be some of ${TABLE_NAMES.join(", ")}`, name);
+    const { rows, file } = object(entry, `tables.${name}`);
     const wanted = `${TABLES_FOLDER}/${name}.parquet`;
-    if (file !== wanted) throw at.fault(`tables.${name}.file`, `must be "${wanted}"`, file);
+    if (file !== wanted) throw fault(`tables.${name}.file`, `must be "${wanted}"`, file);
     const table = await readTable(join(folder, TABLES_FOLDER, `${name}.parquet`), name);
     if (table.numRows() !== rows) {
-      throw at.fault(`tables.${name}.rows`, `must be the ${table.numRows()} rows that the file has`, rows);
+      throw fault(`tables.${name}.rows`, `must be the ${table.numRows()} rows that the file has`, rows);
     }
     tables[name] = table;
   }
-  return {
-    name: runNameOf(folder),
-    title: at.text(run["title"], "title"),
-    command: at.text(run["command"], "command"),
-    date: at.text(run["date"], "date"),
-    seconds: at.number(run["seconds"], "seconds"),
-    toolVersion: at.text(run["toolVersion"], "toolVersion"),
-    environment: at.object(run["environment"], "environment") as Readonly<Record<string, Json>>,
-    configuration: at.object(run["configuration"], "configuration") as Readonly<Record<string, Json>>,
-    summary: at.list(run["summary"], "summary", (item, place) => {
-      const { label, value } = at.object(item, place);
-      return { label: at.text(label, `${place}.label`), value: at.text(value, `${place}.value`) };
-    }),
-    sections: at.list(run["sections"], "sections", (item, place) => at.section(item, place)),
-    goals: at.list(run["goals"], "goals", (item, place) => {
-      const { goal, wanted, measured, met, reason } = at.object(item, place);
-      if (met !== null && typeof met !== "boolean") {
-        throw at.fault(`${place}.met`, "must be true, false or null", met);
-      }
-      return {
-        goal: at.text(goal, `${place}.goal`),
-        wanted: at.text(wanted, `${place}.wanted`),
-        measured: measured === null ? null : at.text(measured, `${place}.measured`),
-        met,
-        ...(reason === undefined ? {} : { reason: at.text(reason, `${place}.reason`) }),
-      };
-    }),
-    skipped: at.list(run["skipped"], "skipped", (item, place) => {
-      const { what, reason } = at.object(item, place);
-      return { what: at.text(what, `${place}.what`), reason: at.text(reason, `${place}.reason`) };
-    }),
-    tables,
-  };
+  return { name: basename(resolve(folder)), ...checkRun(value, ""), tables };
 }
 
 function checkIsFolder(folder: string): void {
@@ -160,81 +118,77 @@ function checkIsFolder(folder: string): void {
   } catch (cause) {
     throw inputError(folder, cause);
   }
-  if (!isFolder) {
-    throw new FormatError(
-      `Cannot read ${quote(folder)}: a run must be a folder with ${RUN_FILE}, got a file`,
-      {
-        path: folder,
-      },
-    );
-  }
+  if (isFolder) return;
+  const message = `Cannot read ${quote(folder)}: a run must be a folder with ${RUN_FILE}, got a file`;
+  throw new FormatError(message, { path: folder });
 }
 
-/** Checks values of one file and names their place. */
-class Reader {
-  constructor(readonly path: string) {}
+/** Returns a value of this type, or throws an error that names its place. */
+type Check<T> = (value: unknown, place: string) => T;
 
-  fault(place: string, wanted: string, got: unknown): FormatError {
+/** Checks of the values of one file. */
+function checksOf(path: string) {
+  const fault = (place: string, wanted: string, got: unknown) => {
     const text = JSON.stringify(got) ?? "nothing";
-    return new FormatError(
-      `Cannot read ${quote(this.path)}: ${place} ${wanted}, got ${
-        text.length > 80 ? `${text.slice(0, 80)}…` : text
-      }`,
-      { path: this.path },
+    const shown = text.length > 80 ? `${text.slice(0, 80)}…` : text;
+    return new FormatError(`Cannot read ${quote(path)}: ${place} ${wanted}, got ${shown}`, { path });
+  };
+  const is = <T>(wanted: string, test: (value: unknown) => boolean): Check<T> => (value, place) => {
+    if (test(value)) return value as T;
+    throw fault(place, wanted, value);
+  };
+  const text = is<string>("must be a text", (value) => typeof value === "string");
+  const number = is<number>("must be a number", (value) => typeof value === "number");
+  const object = is<Record<string, unknown>>("must be an object", isJsonObject);
+  const list = <T>(item: Check<T>): Check<T[]> => (value, place) =>
+    is<unknown[]>("must be a list", Array.isArray)(value, place).map((each, i) =>
+      item(each, `${place}[${i}]`)
     );
-  }
-
-  object(value: unknown, place: string): Record<string, unknown> {
-    if (isJsonObject(value)) return value;
-    throw this.fault(place, "must be an object", value);
-  }
-
-  text(value: unknown, place: string): string {
-    if (typeof value === "string") return value;
-    throw this.fault(place, "must be a text", value);
-  }
-
-  number(value: unknown, place: string): number {
-    if (typeof value === "number") return value;
-    throw this.fault(place, "must be a number", value);
-  }
-
-  list<Item>(value: unknown, place: string, item: (value: unknown, place: string) => Item): Item[] {
-    if (!Array.isArray(value)) throw this.fault(place, "must be a list", value);
-    return value.map((each, i) => item(each, `${place}[${i}]`));
-  }
-
-  section(value: unknown, place: string): Section {
-    const { title, notes, columns, rows } = this.object(value, place);
-    return {
-      title: this.text(title, `${place}.title`),
-      notes: this.list(notes, `${place}.notes`, (note, at) => this.text(note, at)),
-      columns: this.list(columns, `${place}.columns`, (column, at) => {
-        const { key, title, align, digits } = this.object(column, at);
-        if (align !== undefined && align !== "left" && align !== "right") {
-          throw this.fault(`${at}.align`, 'must be "left" or "right"', align);
-        }
-        if (
-          digits !== undefined && !(Number.isInteger(digits) && Number(digits) >= 0 && Number(digits) <= 20)
-        ) {
-          throw this.fault(`${at}.digits`, "must be a whole number from 0 to 20", digits);
-        }
-        return {
-          key: this.text(key, `${at}.key`),
-          title: this.text(title, `${at}.title`),
-          ...(align === undefined ? {} : { align }),
-          ...(digits === undefined ? {} : { digits: Number(digits) }),
-        };
-      }),
-      rows: this.list(rows, `${place}.rows`, (row, at) => {
-        const cells = this.object(row, at);
-        for (const [key, cell] of Object.entries(cells)) {
-          if (typeof cell === "object" && cell !== null) {
-            throw this.fault(`${at}.${key}`, "must be no list or object", cell);
-          }
-        }
-        return cells as Section["rows"][number];
-      }),
-    };
-  }
+  /** Fails on `null` as on other types; what is absent stays so. */
+  const optional = <T>(check: Check<T>): Check<T> => (value, place) =>
+    value === undefined ? value as T : check(value, place);
+  const fields = <T>(shape: { readonly [Key in keyof T]-?: Check<T[Key]> }): Check<T> => (value, place) => {
+    const given = object(value, place), prefix = place === "" ? "" : `${place}.`;
+    const checked = (Object.entries(shape) as [string, Check<unknown>][])
+      .map(([key, check]) => [key, check(given[key], prefix + key)] as const);
+    return Object.fromEntries(checked.filter(([, each]) => each !== undefined)) as T;
+  };
+  const values = object as Check<Readonly<Record<string, Json>>>;
+  const isDigits = (value: unknown) => Number.isInteger(value) && Number(value) >= 0 && Number(value) <= 20;
+  const cell = is("must be no list or object", (value) => typeof value !== "object" || value === null);
+  const section = fields<Section>({
+    title: text,
+    notes: list(text),
+    columns: list(fields<Section["columns"][number]>({
+      key: text,
+      title: text,
+      align: optional(is('must be "left" or "right"', (value) => value === "left" || value === "right")),
+      digits: optional(is("must be a whole number from 0 to 20", isDigits)),
+    })),
+    rows: list((row, place) => {
+      const cells = object(row, place);
+      for (const [key, value] of Object.entries(cells)) cell(value, `${place}.${key}`);
+      return cells as Section["rows"][number];
+    }),
+  });
+  const run = fields<Omit<Run, "name" | "tables">>({
+    title: text,
+    command: text,
+    date: text,
+    seconds: number,
+    toolVersion: text,
+    environment: values,
+    configuration: values,
+    summary: list(fields<SummaryItem>({ label: text, value: text })),
+    sections: list(section),
+    goals: list(fields<Goal>({
+      goal: text,
+      wanted: text,
+      measured: (value, place) => value === null ? null : text(value, place),
+      met: is("must be true, false or null", (value) => value === null || typeof value === "boolean"),
+      reason: optional(text),
+    })),
+    skipped: list(fields<Skipped>({ what: text, reason: text })),
+  });
+  return { fault, object, run };
 }

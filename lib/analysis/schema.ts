@@ -3,7 +3,7 @@
  * and the report share. No library is loaded here.
  */
 
-/** What a column holds. Integers are safe integers; numbers may be NaN or infinite; every kind may be absent. */
+/** Kind of a column's values. Integers are safe integers; numbers may be NaN or infinite; every kind may be absent. */
 export type ColumnType = "text" | "integer" | "number" | "boolean";
 
 /** One column of a table. */
@@ -27,12 +27,19 @@ export interface TableSchema {
 /** Version of the schemas below, stored with every table. */
 export const TABLE_VERSION = 1;
 
-const MODEL = { type: "text", required: true, doc: "name of the model's folder" } as const;
-const SETTING = {
-  type: "text",
-  required: true,
-  doc: "how it was quantized, as in `2 clip`; `full` is full precision",
-} as const;
+const text = (doc: string) => ({ type: "text", doc }) as const;
+const boolean = (doc: string) => ({ type: "boolean", doc }) as const;
+const integer = (unit: string, doc: string) => ({ type: "integer", unit, doc }) as const;
+const number = (unit: string, doc: string) => ({ type: "number", unit, doc }) as const;
+const required = <Column extends ColumnSchema>(column: Column) => ({ ...column, required: true }) as const;
+/** Both ends of the 95 % interval of a column. */
+const interval = <Name extends string>(name: Name, unit: string) =>
+  Object.fromEntries(["Low", "High"].map((end) => [name + end, number(unit, "interval")])) as {
+    readonly [Key in `${Name}Low` | `${Name}High`]: ReturnType<typeof number>;
+  };
+
+const MODEL = required(text("name of the model's folder"));
+const SETTING = required(text("how it was quantized, as in `2 clip`; `full` is full precision"));
 
 /**
  * Every table by name.
@@ -46,38 +53,31 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      name: { type: "text", required: true, doc: "the tensor's original name" },
-      kind: {
-        type: "text",
-        required: true,
-        doc:
+      name: required(text("the tensor's original name")),
+      kind: required(
+        text(
           "`attention`, `feed-forward`, `embedding`, `modulation`, `norm`, `head` or `other`, read off the name",
-      },
-      action: {
-        type: "text",
-        required: true,
-        doc:
+        ),
+      ),
+      action: required(
+        text(
           "`quantized`, `kept`, or `fallback`: more bits than asked for, because `min_accuracy` was missed",
-      },
-      reason: { type: "text", doc: "the rule that kept it, or where its bits came from" },
-      bits: { type: "integer", unit: "bits", doc: "of a code; absent when kept" },
-      groupSize: { type: "integer", unit: "weights", doc: "weights that share a scale; 0 is a whole row" },
-      weights: { type: "integer", unit: "weights", required: true, doc: "number of weights" },
-      bitsPerWeight: {
-        type: "number",
-        unit: "bits/weight",
-        doc: "stored bytes, scales and zero points included, · 8 / weights",
-      },
-      relativeRmsError: { type: "number", unit: "1", doc: "root of Σ(w − ŵ)² / Σw²; absent when kept" },
-      cosine: { type: "number", unit: "1", doc: "of w and ŵ as vectors; absent when kept" },
-      maxError: { type: "number", unit: "weight", doc: "largest |w − ŵ|; absent when kept" },
-      bytesBefore: { type: "integer", unit: "bytes", required: true, doc: "of the original tensor" },
-      bytesAfter: { type: "integer", unit: "bytes", required: true, doc: "of all that is stored for it" },
-      milliseconds: {
-        type: "number",
-        unit: "ms",
-        doc: "to read, quantize, verify and write it; absent when an earlier run had done it",
-      },
+        ),
+      ),
+      reason: text("the rule that kept it, or where its bits came from"),
+      bits: integer("bits", "of a code; absent when kept"),
+      groupSize: integer("weights", "weights that share a scale; 0 is a whole row"),
+      weights: required(integer("weights", "number of weights")),
+      bitsPerWeight: number("bits/weight", "stored bytes, scales and zero points included, · 8 / weights"),
+      relativeRmsError: number("1", "root of Σ(w − ŵ)² / Σw²; absent when kept"),
+      cosine: number("1", "of w and ŵ as vectors; absent when kept"),
+      maxError: number("weight", "largest |w − ŵ|; absent when kept"),
+      bytesBefore: required(integer("bytes", "of the original tensor")),
+      bytesAfter: required(integer("bytes", "of all that is stored for it")),
+      milliseconds: number(
+        "ms",
+        "to read, quantize, verify and write it; absent when an earlier run had done it",
+      ),
     },
   },
   time: {
@@ -87,40 +87,28 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      layer: { type: "text", doc: "absent: the output of the whole model" },
-      timeGroup: { type: "integer", unit: "group", doc: "index of the time group, where there are groups" },
-      tUnit: { type: "text", required: true, doc: "`timestep` or `mask ratio`" },
-      tBegin: { type: "number", unit: "tUnit", required: true, doc: "first timestep, or lower mask ratio" },
-      tEnd: { type: "number", unit: "tUnit", required: true, doc: "end, itself not inside" },
-      samples: { type: "integer", unit: "samples", doc: "images or sequences measured there" },
-      relativeError: {
-        type: "number",
-        unit: "1",
-        doc: "‖ŷ − y‖² / ‖y‖² of the output against full precision",
-      },
-      relativeErrorLow: { type: "number", unit: "1", doc: "interval" },
-      relativeErrorHigh: { type: "number", unit: "1", doc: "interval" },
-      kl: { type: "number", unit: "nats", doc: "mean over masked positions of KL(full ‖ quantized)" },
-      klLow: { type: "number", unit: "nats", doc: "interval" },
-      klHigh: { type: "number", unit: "nats", doc: "interval" },
-      stepKl: {
-        type: "number",
-        unit: "nats",
-        doc: "of p(x_{t−1} | x_t), full against quantized: mean at a masked position, or of an image",
-      },
-      stepKlLow: { type: "number", unit: "nats", doc: "interval" },
-      stepKlHigh: { type: "number", unit: "nats", doc: "interval" },
-      stage: { type: "text", doc: "of θ: `before` or `after` boundary smoothing" },
-      scale: { type: "number", unit: "activation", doc: "θ: step of the activation codes" },
-      zeroPoint: { type: "number", unit: "code", doc: "θ: zero point of the activation codes" },
-      activationLow: { type: "number", unit: "activation", doc: "θ: least activation that is represented" },
-      activationHigh: {
-        type: "number",
-        unit: "activation",
-        doc: "θ: largest activation that is represented",
-      },
-      gain: { type: "number", unit: "1", doc: "θ: mean gain of the output correction" },
-      bias: { type: "number", unit: "activation", doc: "θ: root mean square bias of the output correction" },
+      layer: text("absent: the output of the whole model"),
+      timeGroup: integer("group", "index of the time group, where there are groups"),
+      tUnit: required(text("`timestep` or `mask ratio`")),
+      tBegin: required(number("tUnit", "first timestep, or lower mask ratio")),
+      tEnd: required(number("tUnit", "end, itself not inside")),
+      samples: integer("samples", "images or sequences measured there"),
+      relativeError: number("1", "‖ŷ − y‖² / ‖y‖² of the output against full precision"),
+      ...interval("relativeError", "1"),
+      kl: number("nats", "mean over masked positions of KL(full ‖ quantized)"),
+      ...interval("kl", "nats"),
+      stepKl: number(
+        "nats",
+        "of p(x_{t−1} | x_t), full against quantized: mean at a masked position, or of an image",
+      ),
+      ...interval("stepKl", "nats"),
+      stage: text("of θ: `before` or `after` boundary smoothing"),
+      scale: number("activation", "θ: step of the activation codes"),
+      zeroPoint: number("code", "θ: zero point of the activation codes"),
+      activationLow: number("activation", "θ: least activation that is represented"),
+      activationHigh: number("activation", "θ: largest activation that is represented"),
+      gain: number("1", "θ: mean gain of the output correction"),
+      bias: number("activation", "θ: root mean square bias of the output correction"),
     },
   },
   phases: {
@@ -129,42 +117,31 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      phase: {
-        type: "text",
-        required: true,
-        doc: "`full`, `baseline`, `phase1`, `phase2`, `phase3_full`, or an ablation's name",
-      },
-      bits: { type: "integer", unit: "bits", doc: "of a code; absent at full precision" },
-      bitsPerWeight: { type: "number", unit: "bits/weight", doc: "over all quantized tensors" },
-      task: { type: "text", required: true, doc: "`all` is all of them together" },
-      samples: { type: "integer", unit: "samples", doc: "prompts or images" },
-      accuracy: { type: "number", unit: "1", doc: "share of exact answers, or of recognized images" },
-      accuracyLow: { type: "number", unit: "1", doc: "interval" },
-      accuracyHigh: { type: "number", unit: "1", doc: "interval" },
-      delta: { type: "number", unit: "1", doc: "paired difference of accuracy to the baseline" },
-      deltaLow: { type: "number", unit: "1", doc: "interval" },
-      deltaHigh: { type: "number", unit: "1", doc: "interval" },
-      stepKl: {
-        type: "number",
-        unit: "nats",
-        doc:
-          "held-out: mean KL(full ‖ quantized) at a masked position, or mean ω_t ‖Δ prediction‖² of an image",
-      },
-      stepKlLow: { type: "number", unit: "nats", doc: "interval" },
-      stepKlHigh: { type: "number", unit: "nats", doc: "interval" },
-      markovScore: { type: "number", unit: "1", doc: "mean over layers; a diagnostic, not an objective" },
-      seconds: { type: "number", unit: "s", doc: "whole pipeline: calibrate, quantize, write" },
-      overhead: {
-        type: "number",
-        unit: "1",
-        doc:
-          "what the row adds to the time of the baseline - rounding, static activations, no phase - over that time",
-      },
-      iterations: { type: "integer", unit: "iterations", doc: "of the optimizer, all layers" },
-      converged: { type: "boolean", doc: "the optimizer's test was met in every layer" },
-      layersKept: { type: "integer", unit: "layers", doc: "that took what the phase proposed" },
-      layersRejected: { type: "integer", unit: "layers", doc: "that kept what they had" },
-      peakBytes: { type: "integer", unit: "bytes", doc: "most resident memory" },
+      phase: required(text("`full`, `baseline`, `phase1`, `phase2`, `phase3_full`, or an ablation's name")),
+      bits: integer("bits", "of a code; absent at full precision"),
+      bitsPerWeight: number("bits/weight", "over all quantized tensors"),
+      task: required(text("`all` is all of them together")),
+      samples: integer("samples", "prompts or images"),
+      accuracy: number("1", "share of exact answers, or of recognized images"),
+      ...interval("accuracy", "1"),
+      delta: number("1", "paired difference of accuracy to the baseline"),
+      ...interval("delta", "1"),
+      stepKl: number(
+        "nats",
+        "held-out: mean KL(full ‖ quantized) at a masked position, or mean ω_t ‖Δ prediction‖² of an image",
+      ),
+      ...interval("stepKl", "nats"),
+      markovScore: number("1", "mean over layers; a diagnostic, not an objective"),
+      seconds: number("s", "whole pipeline: calibrate, quantize, write"),
+      overhead: number(
+        "1",
+        "what the row adds to the time of the baseline - rounding, static activations, no phase - over that time",
+      ),
+      iterations: integer("iterations", "of the optimizer, all layers"),
+      converged: boolean("the optimizer's test was met in every layer"),
+      layersKept: integer("layers", "that took what the phase proposed"),
+      layersRejected: integer("layers", "that kept what they had"),
+      peakBytes: integer("bytes", "most resident memory"),
     },
   },
   peers: {
@@ -172,64 +149,45 @@ export const TABLE_SCHEMAS = {
     key: ["model", "method", "task"],
     columns: {
       model: MODEL,
-      method: {
-        type: "text",
-        required: true,
-        doc: "as in `2 clip` or `ggml q2_K`; `full` is full precision",
-      },
-      library: { type: "text", required: true, doc: "`arrowquant`, `ggml`, or `re-implementation`" },
-      bits: { type: "integer", unit: "bits", doc: "of a code; absent at full precision" },
-      bitsPerWeight: { type: "number", unit: "bits/weight", doc: "absent at full precision" },
-      task: { type: "text", doc: "`all` is all of them together; absent: nothing was solved or drawn" },
-      samples: { type: "integer", unit: "samples", doc: "prompts or images" },
-      accuracy: { type: "number", unit: "1", doc: "share of exact answers, or of recognized images" },
-      accuracyLow: { type: "number", unit: "1", doc: "interval" },
-      accuracyHigh: { type: "number", unit: "1", doc: "interval" },
-      kl: { type: "number", unit: "nats", doc: "mean over masked positions of KL(full ‖ quantized)" },
-      klLow: { type: "number", unit: "nats", doc: "interval" },
-      klHigh: { type: "number", unit: "nats", doc: "interval" },
-      relativeError: { type: "number", unit: "1", doc: "‖ε̂ − ε‖² / ‖ε‖², mean over timesteps" },
-      relativeErrorLow: { type: "number", unit: "1", doc: "interval" },
-      relativeErrorHigh: { type: "number", unit: "1", doc: "interval" },
-      frechetDistance: { type: "number", unit: "1", doc: "of the classifier's features to real images'" },
-      relativeRmsError: { type: "number", unit: "1", doc: "of the weights: root of Σ(w − ŵ)² / Σw²" },
-      seconds: { type: "number", unit: "s", doc: "to quantize" },
+      method: required(text("as in `2 clip` or `ggml q2_K`; `full` is full precision")),
+      library: required(text("`arrowquant`, `ggml`, or `re-implementation`")),
+      bits: integer("bits", "of a code; absent at full precision"),
+      bitsPerWeight: number("bits/weight", "absent at full precision"),
+      task: text("`all` is all of them together; absent: nothing was solved or drawn"),
+      samples: integer("samples", "prompts or images"),
+      accuracy: number("1", "share of exact answers, or of recognized images"),
+      ...interval("accuracy", "1"),
+      kl: number("nats", "mean over masked positions of KL(full ‖ quantized)"),
+      ...interval("kl", "nats"),
+      relativeError: number("1", "‖ε̂ − ε‖² / ‖ε‖², mean over timesteps"),
+      ...interval("relativeError", "1"),
+      frechetDistance: number("1", "of the classifier's features to real images'"),
+      relativeRmsError: number("1", "of the weights: root of Σ(w − ŵ)² / Σw²"),
+      seconds: number("s", "to quantize"),
     },
   },
   kernels: {
     doc: "One row a kernel: its rate beside memcpy's, or a format's error on the same weights",
     key: ["group", "kernel", "place", "isa", "threads"],
     columns: {
-      group: { type: "text", required: true, doc: "rows of a group were timed together" },
-      kernel: { type: "text", required: true, doc: "kernel or format" },
-      library: { type: "text", doc: "`arrowquant`, `ggml` or `memcpy`" },
-      backend: { type: "text", doc: "`native` or `wasm`" },
-      isa: { type: "text", doc: "instruction set" },
-      dtype: { type: "text", doc: "element types" },
-      rows: { type: "integer", unit: "rows", doc: "of the matrix" },
-      cols: { type: "integer", unit: "columns", doc: "of the matrix" },
-      place: { type: "text", doc: "`in cache` or `from memory`" },
-      threads: { type: "integer", unit: "threads", doc: "of the call" },
-      samples: { type: "integer", unit: "samples", doc: "of the clock" },
-      weightsPerSecond: { type: "number", unit: "weights/s", doc: "median" },
-      weightsPerSecondDeviation: {
-        type: "number",
-        unit: "weights/s",
-        doc: "median deviation from the median",
-      },
-      bytesPerSecond: {
-        type: "number",
-        unit: "bytes/s",
-        doc: "median; all arrays read and written, each once",
-      },
-      bytesPerSecondDeviation: { type: "number", unit: "bytes/s", doc: "median deviation from the median" },
-      timesMemcpy: {
-        type: "number",
-        unit: "× memcpy",
-        doc: "bytes per second in units of memcpy's, same run",
-      },
-      bitsPerWeight: { type: "number", unit: "bits/weight", doc: "of a format" },
-      relativeRmsError: { type: "number", unit: "1", doc: "of a format on Gaussian weights" },
+      group: required(text("rows of a group were timed together")),
+      kernel: required(text("kernel or format")),
+      library: text("`arrowquant`, `ggml` or `memcpy`"),
+      backend: text("`native` or `wasm`"),
+      isa: text("instruction set"),
+      dtype: text("element types"),
+      rows: integer("rows", "of the matrix"),
+      cols: integer("columns", "of the matrix"),
+      place: text("`in cache` or `from memory`"),
+      threads: integer("threads", "of the call"),
+      samples: integer("samples", "of the clock"),
+      weightsPerSecond: number("weights/s", "median"),
+      weightsPerSecondDeviation: number("weights/s", "median deviation from the median"),
+      bytesPerSecond: number("bytes/s", "median; all arrays read and written, each once"),
+      bytesPerSecondDeviation: number("bytes/s", "median deviation from the median"),
+      timesMemcpy: number("× memcpy", "bytes per second in units of memcpy's, same run"),
+      bitsPerWeight: number("bits/weight", "of a format"),
+      relativeRmsError: number("1", "of a format on Gaussian weights"),
     },
   },
   samples: {
@@ -238,18 +196,13 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      sample: {
-        type: "integer",
-        unit: "index",
-        required: true,
-        doc: "the same prompt or noise in every setting",
-      },
-      label: { type: "text", doc: "class asked for, or task" },
-      prompt: { type: "text", doc: "of a text sample" },
-      expected: { type: "text", doc: "of a text sample" },
-      answer: { type: "text", doc: "of a text sample" },
-      isCorrect: { type: "boolean", doc: "exact answer, or recognized as its class" },
-      image: { type: "text", doc: "PNG as a `data:image/png;base64,` URL, of an image sample" },
+      sample: required(integer("index", "the same prompt or noise in every setting")),
+      label: text("class asked for, or task"),
+      prompt: text("of a text sample"),
+      expected: text("of a text sample"),
+      answer: text("of a text sample"),
+      isCorrect: boolean("exact answer, or recognized as its class"),
+      image: text("PNG as a `data:image/png;base64,` URL, of an image sample"),
     },
   },
   drift: {
@@ -258,10 +211,9 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      step: { type: "integer", unit: "steps", required: true, doc: "steps done" },
-      relativeDistance: { type: "number", unit: "1", doc: "‖x̂ − x‖² / ‖x‖², same noise" },
-      relativeDistanceLow: { type: "number", unit: "1", doc: "interval" },
-      relativeDistanceHigh: { type: "number", unit: "1", doc: "interval" },
+      step: required(integer("steps", "steps done")),
+      relativeDistance: number("1", "‖x̂ − x‖² / ‖x‖², same noise"),
+      ...interval("relativeDistance", "1"),
     },
   },
   losses: {
@@ -270,13 +222,13 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      layer: { type: "text", doc: "absent: the whole model" },
-      iteration: { type: "integer", unit: "iterations", required: true, doc: "0 is before the first step" },
-      total: { type: "number", unit: "loss", doc: "what is minimised" },
-      quantization: { type: "number", unit: "loss", doc: "data term" },
-      markov: { type: "number", unit: "loss", doc: "Gauss-Markov term" },
-      entropy: { type: "number", unit: "loss", doc: "annealing term" },
-      isAccepted: { type: "boolean", doc: "best so far" },
+      layer: text("absent: the whole model"),
+      iteration: required(integer("iterations", "0 is before the first step")),
+      total: number("loss", "what is minimised"),
+      quantization: number("loss", "data term"),
+      markov: number("loss", "Gauss-Markov term"),
+      entropy: number("loss", "annealing term"),
+      isAccepted: boolean("best so far"),
     },
   },
   codes: {
@@ -285,15 +237,10 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      layer: { type: "text", required: true, doc: "the tensor's original name" },
-      bits: { type: "integer", unit: "bits", required: true, doc: "of a code" },
-      code: { type: "integer", unit: "code", required: true, doc: "0 … 2^bits − 1" },
-      count: {
-        type: "integer",
-        unit: "weights",
-        required: true,
-        doc: "weights with this code, among those counted",
-      },
+      layer: required(text("the tensor's original name")),
+      bits: required(integer("bits", "of a code")),
+      code: required(integer("code", "0 … 2^bits − 1")),
+      count: required(integer("weights", "weights with this code, among those counted")),
     },
   },
 } as const satisfies Readonly<Record<string, TableSchema>>;

@@ -3,6 +3,7 @@
  * first call: most runs never need it. Files are table_files.ts's.
  */
 import type { ColumnTable } from "arquero";
+import { summarize } from "../eval/statistics.ts";
 import { loadArquero } from "./_libraries.ts";
 import { type ColumnSchema, columnsOf, type RowOf, TABLE_SCHEMAS, type TableName } from "./schema.ts";
 
@@ -122,7 +123,7 @@ export interface CompareOptions {
 }
 
 /** What a comparison needs of a run. */
-export interface ComparableRun {
+interface ComparableRun {
   readonly tables: { readonly [Name in TableName]?: TableLike };
 }
 
@@ -242,15 +243,8 @@ export async function compareTables(
   return table(columns);
 }
 
-/** A table with a column for every key that any row has. */
-export async function tableOf(rows: readonly MeasuredRow[]): Promise<ColumnTable> {
-  const { from } = await loadArquero();
-  const keys = [...new Set(rows.flatMap((row) => Object.keys(row)))];
-  return from(rows.map((row) => Object.fromEntries(keys.map((key) => [key, row[key] ?? null]))));
-}
-
-/** What clip search gains over round to nearest at one bit width, over all models of a run. */
-export interface SolverComparison {
+/** Clip search beside round to nearest at one bit width, over all models of a run. */
+interface SolverComparison {
   readonly bits: number;
   readonly models: number;
   /** Median over the models of error(clip) / error(round). */
@@ -259,8 +253,17 @@ export interface SolverComparison {
   readonly timeRatio: number;
 }
 
+/** A row of the checkpoint suite, as far as solvers are compared by it. */
+interface SolverRow {
+  readonly model: string;
+  readonly bits: number;
+  readonly solver: string;
+  readonly relativeRmsError: number;
+  readonly ratio: { readonly median: number } | null;
+}
+
 /**
- * Clip search against round to nearest, by bits, from the checkpoint suite's rows; empty where only one solver ran.
+ * Clip search beside round to nearest, by bits, from the checkpoint suite's rows; empty where only one solver ran.
  *
  * @example
  * ```ts
@@ -268,34 +271,27 @@ export interface SolverComparison {
  *   { model: "a", bits: 2, solver: "round", relativeRmsError: 0.4, ratio: null },
  *   { model: "a", bits: 2, solver: "clip", relativeRmsError: 0.3, ratio: { median: 1.1 } },
  * ];
- * console.log(await compareSolvers(rows)); // [{ bits: 2, models: 1, errorRatio: 0.75, timeRatio: 1.1 }], about
+ * console.log(compareSolvers(rows)); // [{ bits: 2, models: 1, errorRatio: 0.75, timeRatio: 1.1 }], about
  * ```
  */
-export async function compareSolvers(rows: readonly MeasuredRow[]): Promise<SolverComparison[]> {
-  const { escape, op } = await loadArquero();
-  const timeOf = ({ ratio }: MeasuredRow) => (ratio as { readonly median: number } | null)?.median ?? null;
-  const table = await tableOf(rows.map((row) => ({ ...row, timeRatio: timeOf(row) })));
-  if (!["model", "bits", "solver", "relativeRmsError"].every((name) => table.columnNames().includes(name))) {
-    return [];
-  }
-  // Escaped: Arquero reads the text of a plain function, which a runtime's compiler may have rewritten.
-  const of = (solver: string) => table.filter(escape((row: MeasuredRow) => row["solver"] === solver)).reify();
-  const clip = of("clip").select("model", "bits", "relativeRmsError", "timeRatio");
-  const round = of("round").select("model", "bits", "relativeRmsError").rename({
-    relativeRmsError: "roundError",
+export function compareSolvers(measured: readonly MeasuredRow[]): SolverComparison[] {
+  const rows = measured as unknown as readonly SolverRow[];
+  const pairs = rows.filter(({ solver }) => solver === "clip").flatMap((clip) => {
+    const { model, bits, ratio } = clip;
+    const round = rows.find((row) => row.solver === "round" && row.model === model && row.bits === bits);
+    if (round === undefined || ratio === null) return [];
+    return [{ bits, error: clip.relativeRmsError / round.relativeRmsError, time: ratio.median }];
   });
-  return clip.join(round, [["model", "bits"], ["model", "bits"]])
-    .derive({
-      ratio: escape((row: MeasuredRow) => Number(row["relativeRmsError"]) / Number(row["roundError"])),
-    })
-    .groupby("bits")
-    .rollup({ models: op.count(), errorRatio: op.median("ratio"), timeRatio: op.median("timeRatio") })
-    .orderby("bits")
-    .objects() as SolverComparison[];
+  return [...Map.groupBy(pairs, ({ bits }) => bits)].sort(([a], [b]) => a - b).map(([bits, own]) => ({
+    bits,
+    models: own.length,
+    errorRatio: summarize(own.map(({ error }) => error)).median,
+    timeRatio: summarize(own.map(({ time }) => time)).median,
+  }));
 }
 
 /** A method that no other of the same model beats in both bits and distance. */
-export interface FrontPoint {
+interface FrontPoint {
   readonly model: string;
   readonly method: string;
   readonly kind: string;
@@ -304,38 +300,41 @@ export interface FrontPoint {
   readonly distance: number;
 }
 
+/** A row of the peers suite, as far as the front is made of it. */
+interface PeerRow extends Omit<FrontPoint, "bitsPerWeight" | "kind" | "distance"> {
+  readonly kind: string | null;
+  readonly bitsPerWeight: number | null;
+  readonly distance: { readonly value: number };
+}
+
 /**
- * The Pareto front of each model, from the peers suite's rows, fewest bits first: every method for which no other needs as few bits and comes as close to
- * full precision. Intervals are not looked at.
+ * The Pareto front of each model, from the peers suite's rows, fewest bits first: every method for which no other needs as few bits and
+ * comes as close to full precision. Intervals are not looked at.
  *
  * @example
  * ```ts
  * const row = (method: string, bitsPerWeight: number, value: number) =>
  *   ({ model: "a", method, kind: "ours", bitsPerWeight, distance: { value } });
- * const front = await paretoFront([row("round", 2, 0.5), row("clip", 2, 0.3), row("Q2_K", 2.6, 0.4)]);
+ * const front = paretoFront([row("round", 2, 0.5), row("clip", 2, 0.3), row("Q2_K", 2.6, 0.4)]);
  * console.log(front); // clip alone
  * ```
  */
-export async function paretoFront(rows: readonly MeasuredRow[]): Promise<FrontPoint[]> {
-  const { escape } = await loadArquero();
-  const points = rows.flatMap((row): FrontPoint[] => {
-    const { model, method, kind, bitsPerWeight, distance } = row as Partial<Record<string, unknown>>;
-    const value = (distance as { readonly value?: unknown } | null | undefined)?.value;
-    if (typeof bitsPerWeight !== "number" || typeof value !== "number") return [];
-    return [{
-      model: String(model),
-      method: String(method),
-      kind: String(kind),
-      bitsPerWeight,
-      distance: value,
-    }];
-  });
-  if (points.length === 0) return [];
+export function paretoFront(rows: readonly MeasuredRow[]): FrontPoint[] {
+  const points = (rows as unknown as readonly PeerRow[]).flatMap((
+    { model, method, kind, bitsPerWeight, distance },
+  ): FrontPoint[] =>
+    bitsPerWeight === null
+      ? []
+      : [{ model, method, kind: String(kind), bitsPerWeight, distance: distance.value }]
+  );
   const beats = (a: FrontPoint, b: FrontPoint) =>
     a.model === b.model && a.bitsPerWeight <= b.bitsPerWeight && a.distance <= b.distance &&
     (a.bitsPerWeight < b.bitsPerWeight || a.distance < b.distance);
-  return (await tableOf(points.map((point) => ({ ...point }))))
-    .filter(escape((row: FrontPoint) => !points.some((other) => beats(other, row))))
-    .orderby("model", "bitsPerWeight", "distance")
-    .objects() as FrontPoint[];
+  const order = (a: FrontPoint, b: FrontPoint) =>
+    a.model < b.model
+      ? -1
+      : a.model > b.model
+      ? 1
+      : a.bitsPerWeight - b.bitsPerWeight || a.distance - b.distance;
+  return points.filter((row) => !points.some((other) => beats(other, row))).sort(order);
 }
