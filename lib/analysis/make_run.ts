@@ -189,7 +189,9 @@ export async function quantizeRun(name: string, result: QuantizeResult): Promise
       layers: layerRowsOf(layers, layerMilliseconds, { model, setting }),
       codes,
       time: timeParameters === undefined ? [] : thetaRows(timeParameters, { model, setting }),
-      losses: lossRows(report.phases?.refinement?.lossHistory ?? [], { model, setting }),
+      losses: report.phases?.refinement === undefined
+        ? []
+        : lossRows(report.phases.refinement.losses, { model, setting }),
     }),
   };
 }

@@ -7,6 +7,7 @@ import type { Interval } from "../eval/intervals.ts";
 import type { Sample, SuiteReport, TimedSetting } from "../bench/suite.ts";
 import type { LayerRecord } from "../pipeline/mod.ts";
 import type { PhasesReport } from "../phases/mod.ts";
+import type { LossHistory } from "../thermo/mod.ts";
 import { cosine, relativeRmsError } from "../quant/mod.ts";
 import type { TimeGroups, TimeParameters } from "../time/mod.ts";
 import type { RowOf, TableName } from "./schema.ts";
@@ -270,10 +271,17 @@ function timedRows({ model, setting, groups, theta, stepKl = [], layerErrors = [
 
 /** An optimizer's losses as rows of their table, the loss before the first step first. */
 export function lossRows(
-  lossHistory: readonly number[],
+  { quantization, markov, entropy, total }: LossHistory,
   source: RowSource & { readonly layer?: string | undefined },
 ): RowOf<"losses">[] {
-  return lossHistory.map((total, iteration) => ({ ...source, iteration, total }));
+  return total.map((total, iteration) => ({
+    ...source,
+    iteration,
+    total,
+    quantization: quantization[iteration]!,
+    markov: markov[iteration]!,
+    entropy: entropy[iteration]!,
+  }));
 }
 
 /** Drift by step as rows of its table. */
@@ -418,7 +426,7 @@ function phasesRows(row: Row, all: readonly Row[]): Rows {
   // The same refinement in several rows ran once.
   const isFirst = refinement !== undefined &&
     all.findIndex((other) =>
-        (other["metrics"] as PhasesReport | null)?.refinement?.lossHistory === refinement.lossHistory
+        (other["metrics"] as PhasesReport | null)?.refinement?.losses === refinement.losses
       ) === at;
   return {
     phases: tasks.length === 0 ? [{ ...common, task: together, ...whole }] : tasks.map(
@@ -430,9 +438,7 @@ function phasesRows(row: Row, all: readonly Row[]): Rows {
         ...(task === together ? whole : {}),
       }),
     ),
-    losses: isFirst
-      ? lossRows(refinement.lossHistory, { ...source, setting: `${source.setting}, ${phase}` })
-      : [],
+    losses: isFirst ? lossRows(refinement.losses, { ...source, setting: `${source.setting}, ${phase}` }) : [],
   };
 }
 

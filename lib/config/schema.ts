@@ -93,8 +93,8 @@ export interface Config {
       readonly timeWeights: "auto" | "none" | "ddpm" | "ddim";
       readonly markovWeight: number;
       readonly entropyWeight: number;
-      readonly learningRate: number;
-      readonly maxIterations: number;
+      readonly learningRate: number | null;
+      readonly maxIterations: number | null;
       readonly convergenceThreshold: number;
       readonly betaSchedule: "auto" | "linear" | "cosine";
     };
@@ -305,17 +305,19 @@ const ROWS: Rows = {
     ),
   "thermodynamic.transition_optimization.markov_weight": key(number(0, 100), 0.1).means(
     "Weight of the Gauss-Markov prior on output corrections of neighbouring time groups, relative to " +
-      "the data term",
+      "the data term; with `output_correction` also of the Markov term of the refinement's loss, which " +
+      "then has a bias for each output and time group",
   ),
   "thermodynamic.transition_optimization.entropy_weight": key(number(0, 100), 0).means(
-    "Temperature at which `best` begins to anneal codes, in squared quantization steps; 0 does not " +
-      "anneal; kept if it helps on held-out data",
+    "Temperature at which `best` begins to anneal codes, and the entropy term of the refinement's loss " +
+      "begins, in squared quantization steps; 0 for neither; kept if it helps on held-out data",
   ),
-  "thermodynamic.transition_optimization.learning_rate": key(positive(1), 0.01).means(
-    "Step size of the gradient refinement",
+  "thermodynamic.transition_optimization.learning_rate": key(orNull(positive(1)), null).means(
+    "Step size of the gradient refinement; null is 0.003 for language models, 0.002 for image models",
   ),
-  "thermodynamic.transition_optimization.max_iterations": key(integer(1, 100_000), 50, { unit: "iterations" })
-    .means("Most iterations of the gradient refinement"),
+  "thermodynamic.transition_optimization.max_iterations": key(orNull(integer(1, 100_000)), null, {
+    unit: "iterations",
+  }).means("Most iterations of the gradient refinement; null is 150"),
   "thermodynamic.transition_optimization.convergence_threshold": key(positive(1), 1e-4).means(
     "Relative change of the loss below which the refinement has converged",
   ),

@@ -1,6 +1,6 @@
 /**
- * Static grids of activations: time groups by what layers read at each time, a grid for each layer and group, and which layers are better off
- * with a grid of each token's own. What layers read is phase_activations.ts's to tell.
+ * Static quantization parameters of activations: time groups by the inputs of layers at each time, parameters for each layer and group, and the
+ * layers that gain most from per-token dynamic quantization.
  */
 import { linear } from "../models/layers/linear.ts";
 import type { LinearLayer, LoadedModel } from "../models/mod.ts";
@@ -17,16 +17,15 @@ import {
 } from "../time/mod.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import { mapShared, observeParts } from "./activations.ts";
-import { type PhaseContext, schedulerOf } from "./context.ts";
-import { stepWeights } from "../calibration/step_kl.ts";
+import { type PhaseContext, transitionsOf } from "./context.ts";
 
-/** Rows of an input that errors are measured on, in each time group: more change hardly an order. */
+/** Rows of an input on which errors are measured in each time group: more hardly change the order of layers. */
 const SAMPLED_ROWS = 512;
 
 /** How ranges are found unless asked otherwise: 255 steps need no cut, 15 do. */
 export const DEFAULT_RANGE: Readonly<Record<ActivationBits, RangeMethod>> = { 8: "minmax", 4: "mse" };
 
-/** Layers that read one input, and so share its grids. */
+/** Layers that read the same input, and so share its quantization parameters. */
 interface Reader {
   readonly name: string;
   readonly layers: readonly LinearLayer[];
@@ -101,7 +100,7 @@ export function groupsByInputs(
   });
 }
 
-/** Static grids by layer, one a time group. @param histograms what each layer reads in every group */
+/** Static quantization parameters by layer, one a time group. @param histograms of each layer's inputs in every group */
 export function staticGrids(
   histograms: ReadonlyMap<string, readonly ActivationHistogram[]>,
   bits: ActivationBits,
@@ -118,7 +117,7 @@ export function staticGrids(
 }
 
 /**
- * Some rows of every reader's input among held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a time group. What is visited is scratch.
+ * Visits some rows of every reader's input on held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a time group. `x` is scratch.
  */
 function sampleInputs(
   context: PhaseContext,
@@ -157,8 +156,9 @@ function sampleInputs(
 }
 
 /**
- * Layers by what static grids cost them: those first whose output on held-out data errs most beside what it would with a grid of each token's own,
- * `(‖Δx‖ static + ‖Δw‖) / (‖Δx‖ per token + ‖Δw‖)` with squared errors of outputs, weighted by the step. Layers that read one input stand together.
+ * Layers in the order of what static quantization costs them on held-out data, the costliest first: the ratio of output errors
+ * `(static + weights) / (per token + weights)`, squared and weighted by the step, where static and per token are the errors from quantized inputs and
+ * weights that from quantized weights. Layers that read the same input stand together.
  */
 export function orderByStaticCost(
   context: PhaseContext,
@@ -170,13 +170,13 @@ export function orderByStaticCost(
   const plain = new Map(
     calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name, weights }) => [name, weights])),
   );
-  const scheduler = schedulerOf(context), transitions = scheduler && stepWeights(scheduler);
+  const transitions = transitionsOf(context);
   const readers = readersOf(loaded, new Set(grids.keys()));
   const sums = new Map(readers.map(({ name }) => [name, { weights: 0, static: 0, perToken: 0 }]));
-  // Hundreds of inputs: what is made of each would stay until garbage is collected.
+  // Scratch is shared: hundreds of inputs would else wait for the garbage collector.
   const workspace = new Workspace();
   sampleInputs(context, loaded, groups, readers, workspace, ({ name, layers }, x, rows, time) => {
-    const own = sums.get(name)!, weight = transitions?.weightOf(time) ?? 1, group = groups.groupOf(time);
+    const own = sums.get(name)!, weight = transitions.weightOf(time), group = groups.groupOf(time);
     const { bits, scale, zeroPoint } = grids.get(name)!, cols = x.length / rows;
     const grid = { scale: scale[group]!, zeroPoint: zeroPoint[group]! };
     const lost = (rounded: Float32Array<ArrayBuffer>) => {
@@ -208,10 +208,10 @@ export function orderByStaticCost(
 }
 
 /**
- * How many of the first entries have to change for a cost to come down to a limit: 1, 2, 4 … are tried, then the counts between the last two by
- * bisection. Right where the cost falls with every one, and near the start where it does not.
+ * The fewest of the first entries that have to change for a cost to fall to a limit: 1, 2, 4 … are tried, then bisection between the last two. Exact
+ * where the cost falls with every entry.
  *
- * @param costOf of the first so many changed
+ * @param costOf cost with the first so many entries changed
  * @returns at most `count`, whose cost is taken to be within the limit
  */
 export function fewestWithin(count: number, limit: number, costOf: (changed: number) => number): number {

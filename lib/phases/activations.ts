@@ -1,4 +1,4 @@
-/** Static grids of activations by time group: what layers read, and whether smooth grids (phase 2) are kept. */
+/** The inputs of layers by time group: their histograms, and the guard that decides which layers keep smoothed ranges (phase 2). */
 import { CalibrationError } from "../errors.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
@@ -35,7 +35,7 @@ export function observeParts(
   }
 }
 
-/** A map of values that layers share: what is made of one is made once, and shared like it. @param make from a value, and a layer's name */
+/** Maps values that layers share: each distinct value once, and its result is shared as the value was. @param make from a value, and a layer's name */
 export function mapShared<Value, Result>(
   values: ReadonlyMap<string, Value>,
   make: (value: Value, name: string) => Result,
@@ -47,7 +47,7 @@ export function mapShared<Value, Result>(
   }));
 }
 
-/** What the inputs of the wanted layers are in every time group; layers that read the same share them. */
+/** Histograms of the wanted layers' inputs in every time group; layers that read the same input share them. */
 export function observeActivations(
   context: PhaseContext,
   loaded: LoadedModel,
@@ -101,17 +101,13 @@ export function observeActivations(
   return { histograms: filled, bytes };
 }
 
-/** Some of the held-out samples alone. @param isWanted by time, and by number among all held-out samples */
+/** Calibration data with some of the held-out samples alone. @param isWanted by time */
 export function heldOutWhere(
   calibrated: Calibrated,
-  isWanted: (time: number, sample: number) => boolean,
+  isWanted: (time: number) => boolean,
 ): Calibrated {
-  let first = 0;
-  const wanted = ({ times }: { readonly times: Float64Array }) => {
-    const own = [...times.keys()].filter((i) => isWanted(times[i]!, first + i));
-    first += times.length;
-    return own;
-  };
+  const wanted = ({ times }: { readonly times: Float64Array }) =>
+    [...times.keys()].filter((i) => isWanted(times[i]!));
   const pick = <Values extends Float32Array | Int32Array>(
     values: Values,
     samples: number,
@@ -154,25 +150,25 @@ export function heldOutWhere(
   return { ...calibrated, data: { ...calibrated.data, heldOut } };
 }
 
-/** At most so many of the held-out samples, spread evenly over those in the order of their times. */
+/** About so many of the held-out samples, spread evenly over those in the order of their times; all or none of the samples at a time. */
 export function fewHeldOut(calibrated: Calibrated, most: number): Calibrated {
   const parts: readonly { readonly times: Float64Array }[] = calibrated.data.heldOut;
   const times = parts.flatMap((part) => [...part.times]);
   if (times.length <= most) return calibrated;
   const byTime = [...times.keys()].sort((a, b) => times[a]! - times[b]! || a - b);
   const chosen = new Set(
-    Array.from({ length: most }, (_, i) => byTime[Math.floor((i + 0.5) * times.length / most)]!),
+    Array.from({ length: most }, (_, i) => times[byTime[Math.floor((i + 0.5) * times.length / most)]!]),
   );
-  return heldOutWhere(calibrated, (_, sample) => chosen.has(sample));
+  return heldOutWhere(calibrated, (time) => chosen.has(time));
 }
 
-/** One in so many rows of an item is weighed by the guard: neighbours in a sequence or an image say much the same. */
+/** One in so many rows of an item is measured by the guard: neighbours in a sequence or an image are alike. */
 const GUARD_STRIDE = 2;
 
 /**
- * Decides layer by layer by ‖Ŵ (Q(x) − x)‖² over inputs at the times where the grids differ.
+ * Decides layer by layer by ‖Ŵ (Q(x) − x)‖² over inputs at the times where the two quantizations differ.
  *
- * @returns an observer of the model's run over held-out samples, and what follows from what it saw
+ * @returns an observer of the model's run over held-out samples, and the decision it leads to
  */
 export function layerGuard(
   { kernels }: PhaseContext,
@@ -182,7 +178,7 @@ export function layerGuard(
 ): { readonly observe: TimedObserver; report(): GuardReport } {
   const errors = new Map([...before.keys()].map((name) => [name, { before: 0, after: 0 }]));
   let lost = new Float32Array(0), outputs = new Float32Array(0);
-  // What the layer before lost, which others that read the same lose too.
+  // Errors of the previous layer's input, which layers that read the same input share.
   let last: { readonly times: Float64Array; readonly old: ActivationParameters } | undefined, rowsLost = 0;
   return {
     observe(times, { name, weights }, x, rows) {

@@ -1,4 +1,4 @@
-/** The phases as a step of the pipeline: what the configuration asks for, run on the codes of a plan, and what of it is stored. */
+/** The phases as a step of the pipeline: run as configured on the codes of a plan, reported as events, stored in the sidecar. */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Config } from "../config/mod.ts";
@@ -10,83 +10,55 @@ import { modelFingerprint, TimeParameters, writeTimeParameters } from "../time/m
 import { calibrationSource } from "../calibration/source.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import type { PhaseModel } from "./context.ts";
-import type { PhaseResult, PhaseSettings, PhasesReport } from "./mod.ts";
+import type { PhaseResult, PhasesReport } from "./report.ts";
+import { phaseSettings } from "./settings.ts";
 import type { Plan } from "../plan/plan.ts";
 import type { RunEvent, RunOptions } from "../progress.ts";
 import { denseWeights, type SolvedLayer } from "../solve/solve_model.ts";
 
-/** What the phases are asked to do. */
-export function phaseSettings(config: Config, isImageModel: boolean): PhaseSettings {
-  const { thermodynamic, enableTimeAware, numTimeGroups: groups } = config;
-  const { validation, boundarySmoothing, transitionOptimization } = thermodynamic;
-  const { learningRate, maxIterations, convergenceThreshold, markovWeight } = transitionOptimization;
-  const ofTime: PhaseSettings = enableTimeAware
-    ? {
-      activations: {
-        groups,
-        bits: config.activationBits,
-        grouping: config.timeGroups,
-        perTokenLimit: config.perTokenLimit ?? undefined,
-      },
-      output: config.outputCorrection ? { groups, markovWeight } : undefined,
-      timeScales: config.timeScales === "per_group" ? { groups } : undefined,
-      sampler: config.samplerCorrection && isImageModel ? { groups } : undefined,
-    }
-    : {};
-  return {
-    ...ofTime,
-    validation: validation.enabled ? { smoothnessThreshold: validation.smoothnessThreshold } : undefined,
-    smoothing: boundarySmoothing.enabled
-      ? { windowSize: boundarySmoothing.windowSize, interpolation: boundarySmoothing.interpolation }
-      : undefined,
-    refinement: transitionOptimization.enabled
-      ? { learningRate, maxIterations, convergenceThreshold }
-      : undefined,
-  };
-}
-
-/** Everything of a run that the phases need. */
-export interface PhaseRun {
+/** Inputs of {@linkcode runConfiguredPhases}. */
+export interface ConfiguredPhases {
   readonly checkpoint: Checkpoint;
   readonly calibrated: Calibrated;
   readonly plan: Plan;
   readonly config: Config;
   readonly kernels: Kernels;
-  /** Undefined where the solver looks at weights alone. */
+  /** Undefined where the solver reads weights alone. */
   readonly solved: ReadonlyMap<string, SolvedLayer> | undefined;
 }
 
 /**
- * Runs the configured phases and tells what they did, event by event.
- *
- * @throws as `runPhases`
+ * Packed tensors of a plan's layers by name: those that a solver made, others rounded, with searched ranges unless the solver is `round`.
  */
-export async function runConfiguredPhases(
-  { checkpoint, calibrated, plan, config, kernels, solved }: PhaseRun,
-  { onEvent, signal }: RunOptions,
-): Promise<PhaseResult> {
-  // Gradients are loaded by those who want a phase alone.
-  const { runPhases } = await import("./mod.ts");
+export function packedLayers(
+  { calibrated, plan, config, kernels, solved }: Omit<ConfiguredPhases, "checkpoint">,
+): Map<string, PackedTensor> {
   const layers = new Map(
     calibrated.model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])),
   );
   const rows = plan.rows.filter(({ action, name }) => action === "quantize" && layers.has(name));
-  const weights = new Map<string, PackedTensor>(rows.map((row) => {
+  return new Map(rows.map((row): [string, PackedTensor] => {
     const own = solved?.get(row.name)?.tensor;
     if (own !== undefined) return [row.name, own];
     const { bits, groupSize, zeroPoint, scaleBits } = row, [height, width] = row.shape as [number, number];
-    const data = denseWeights(kernels, layers.get(row.name)!);
-    return [
-      row.name,
-      quantize(kernels, { data, dtype: "F32" }, height, width, {
-        bits: bits!,
-        groupSize: groupSize!,
-        zeroPoint: zeroPoint!,
-        scaleBits,
-        solver: LAYER_SOLVERS[config.solver].withoutMoment,
-      }),
-    ];
+    const data = denseWeights(kernels, layers.get(row.name)!), solver = LAYER_SOLVERS[config.solver].withoutMoment;
+    const options = { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits, solver };
+    return [row.name, quantize(kernels, { data, dtype: "F32" }, height, width, options)];
   }));
+}
+
+/**
+ * Runs the configured phases and reports each as an event.
+ *
+ * @throws as `runPhases`
+ */
+export async function runConfiguredPhases(
+  run: ConfiguredPhases,
+  { onEvent, signal }: RunOptions,
+): Promise<PhaseResult> {
+  const { checkpoint, calibrated, config, kernels } = run;
+  // Gradients are loaded only where a phase is wanted.
+  const { runPhases } = await import("./mod.ts");
   const event = (message: string) => onEvent?.({ kind: "phase", message });
   const result = await runPhases(
     {
@@ -99,7 +71,7 @@ export async function runConfiguredPhases(
       signal,
       onProgress: event,
     },
-    weights,
+    packedLayers(run),
     phaseSettings(config, calibrated.kind === "images"),
   );
   for (const message of result.report.warnings) onEvent?.({ kind: "warning", message });
@@ -109,12 +81,12 @@ export async function runConfiguredPhases(
   return result;
 }
 
-/** What the phases did: a line and its numbers for each phase, and for each violation where those are logged. */
+/** Events of a report: a line with its numbers for each phase, and for each violation where those are logged. */
 export function phaseEvents(
   report: PhasesReport,
   { thermodynamic: { validation: { logViolations } } }: Config,
 ): Required<Pick<RunEvent, "message" | "data">>[] {
-  const { validation, smoothing, refinement, groups, perToken } = report;
+  const { validation, smoothing, refinement, groups, perToken, transitionCache: { hits, misses } } = report;
   const guarded = ([
     ["output correction", "output", report.output],
     ["weight scales by time", "timeScales", report.timeScales],
@@ -129,9 +101,9 @@ export function phaseEvents(
   );
   return [
     ...(refinement === undefined ? [] : [{
-      message: `refinement: step KL of held-out samples of its own ${
-        refinement.heldOutBefore.toPrecision(4)
-      } -> ${refinement.heldOutAfter.toPrecision(4)} in ${refinement.iterations} iterations, ${
+      message: `refinement: step KL of its held-out samples ${refinement.heldOutBefore.toPrecision(4)} -> ${
+        refinement.heldOutAfter.toPrecision(4)
+      } in ${refinement.iterations} iterations, ${
         refinement.kept ? "kept" : "rejected"
       }; ${refinement.reason}`,
       data: { phase: "refinement", ...refinement },
@@ -139,7 +111,7 @@ export function phaseEvents(
     ...guarded,
     ...(perToken.length === 0 ? [] : [{
       message:
-        `activations: a grid of each token's own for ${perToken.length} layers that static ones do not suit`,
+        `activations: per-token dynamic quantization for ${perToken.length} layers that lose most with static ranges`,
       data: { phase: "activations", perToken },
     }]),
     ...(smoothing === undefined ? [] : [{
@@ -165,10 +137,14 @@ export function phaseEvents(
         }))
         : []),
     ]),
+    {
+      message: `step KLs by model and timestep: ${misses} measured, ${hits} used again`,
+      data: { phase: "transitions", ...report.transitionCache },
+    },
   ];
 }
 
-/** The sidecar of a model whose other files are written. @param folder that has them */
+/** The sidecar of a model. @param folder with the model's other files */
 export function sidecarContent(folder: string, { timeParameters, weights }: PhaseModel): Uint8Array {
   using checkpoint = openCheckpoint(folder);
   const { groups, layers, sampler } = timeParameters!;

@@ -1,13 +1,15 @@
-/** What the phases work with: a model in the making, its checkpoint and its calibration data. */
-import { type LoadedModel, loadScheduler, modelFrom, type Scheduler } from "../models/mod.ts";
+/** The phases' context: a model in the making, its checkpoint and its calibration data. */
+import { type LoadedModel, modelFrom } from "../models/mod.ts";
 import type { Workspace } from "../models/layers/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
+import type { TransitionComputer } from "../thermo/mod.ts";
 import type { TimeParameters } from "../time/mod.ts";
 import type { Calibrated } from "../calibration/mod.ts";
+import { stepWeights } from "../calibration/step_kl.ts";
 
-/** A model in the making: its checkpoint, codes and what else takes the place of the checkpoint's own. */
+/** A model in the making: what replaces the checkpoint's weights, biases and time parameters. */
 export interface PhaseModel {
   readonly weights: ReadonlyMap<string, PackedTensor>;
   /** Refined biases by name. */
@@ -15,7 +17,7 @@ export interface PhaseModel {
   readonly timeParameters: TimeParameters | undefined;
 }
 
-/** What the phases work with. */
+/** What the phases read. */
 export interface PhaseContext {
   readonly checkpoint: Checkpoint;
   readonly calibrated: Calibrated;
@@ -23,13 +25,15 @@ export interface PhaseContext {
   /** Where the calibration data come from and with which seed, for more of them. */
   readonly source: string;
   readonly seed: number;
-  /** Scratch of all models that {@linkcode loadPhaseModel} loads, which then have to take turns; default: each its own. */
+  /** Scratch shared by all models that {@linkcode loadPhaseModel} loads, which then have to take turns. */
   readonly workspace?: Workspace | undefined;
+  /** Step weights and the cache of step KLs; default a new one with an empty cache. */
+  readonly transitions?: TransitionComputer | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((message: string) => void) | undefined;
 }
 
-/** Loads a model as it is in the making. */
+/** Loads a model in the making. */
 export function loadPhaseModel(
   { checkpoint, kernels, workspace }: PhaseContext,
   model: Partial<PhaseModel>,
@@ -37,9 +41,7 @@ export function loadPhaseModel(
   return modelFrom(checkpoint, kernels, { workspace, ...model });
 }
 
-/** The scheduler of an image model, undefined for others. */
-export function schedulerOf(
-  { calibrated, checkpoint }: Pick<PhaseContext, "calibrated" | "checkpoint">,
-): Scheduler | undefined {
-  return calibrated.kind === "images" ? loadScheduler(checkpoint.folder) : undefined;
+/** The step weights of the context's model. */
+export function transitionsOf({ transitions, calibrated }: PhaseContext): TransitionComputer {
+  return transitions ?? stepWeights(calibrated.data.scheduler);
 }

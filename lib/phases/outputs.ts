@@ -1,6 +1,6 @@
 /**
- * θ by closed form: output corrections of every time group, under the Gauss-Markov prior where wanted, and the option of own weight scales, from the
- * moments of what the full-precision model's layers read.
+ * Time parameters in closed form: output corrections of every time group, under the Gauss-Markov prior where wanted, or weight scales by time group,
+ * from the moments of the full-precision layers' inputs.
  */
 import { CalibrationError } from "../errors.ts";
 import { dequantize, type PackedTensor } from "../quant/mod.ts";
@@ -12,20 +12,14 @@ import {
   timeWeightScales,
 } from "../time/mod.ts";
 import { collectStatistics } from "../calibration/collect.ts";
-import { type PhaseContext, schedulerOf } from "./context.ts";
+import { type PhaseContext, transitionsOf } from "./context.ts";
+import type { OutputSettings } from "./settings.ts";
 import { denseWeights } from "../solve/solve_model.ts";
-import { stepWeights } from "../calibration/step_kl.ts";
 
-/** Output corrections. */
-export interface OutputSettings {
-  /** λ of the Gauss-Markov prior, relative to the data term; 0, the default: every group for itself. From 0 to 100. */
-  readonly markovWeight?: number | undefined;
-}
-
-/** Fewest samples that a group's own moments are taken of. */
+/** Fewest samples of which a time group's moments are taken. */
 const MIN_SAMPLES = 2;
 
-/** Moments of a layer by time group; a group with less than {@linkcode MIN_SAMPLES} takes its nearest neighbour's. */
+/** Moments of a layer by time group; a group with fewer than {@linkcode MIN_SAMPLES} samples takes its nearest neighbour's. */
 function momentsOf(
   statistics: CalibrationStatistics,
   layer: string,
@@ -46,7 +40,7 @@ function momentsOf(
 }
 
 /**
- * θ of packed layers: what each one's outputs are corrected by, or its weight scales, in every time group.
+ * Output corrections or weight scales of packed layers in every time group.
  *
  * @throws {CalibrationError} when the moments of all time groups would take too much memory
  * @throws {RangeError} when `markovWeight` is out of range
@@ -61,7 +55,7 @@ export async function closedFormParameters(
   },
 ): Promise<{ readonly layers: Map<string, LayerParameters>; readonly bytes: number }> {
   const { calibrated, kernels, signal } = context;
-  const scheduler = schedulerOf(context), transitions = scheduler && stepWeights(scheduler);
+  const transitions = transitionsOf(context);
   const { source, isSynthetic, samples } = calibrated.data;
   const statistics = await collectStatistics(calibrated, {
     kernels,
@@ -74,7 +68,7 @@ export async function closedFormParameters(
   });
   const weightOf = new Float64Array(groups.count);
   for (const { times } of calibrated.data.fit) {
-    for (const time of times) weightOf[groups.groupOf(time)]! += transitions?.weightOf(time) ?? 1;
+    for (const time of times) weightOf[groups.groupOf(time)]! += transitions.weightOf(time);
   }
   const layers = new Map<string, LayerParameters>();
   for (const layer of calibrated.model.stages.flatMap(({ layers }) => layers)) {
@@ -87,15 +81,9 @@ export async function closedFormParameters(
     const weightScales = hasWeightScales && isPlain
       ? timeWeightScales(kernels, dense, packed, moments)
       : undefined;
-    const corrected = output && correctOutputs(
-      kernels,
-      dense,
-      dequantize(kernels, packed, "F32"),
-      rows,
-      cols,
-      moments,
-      output.markovWeight ?? 0,
-    );
+    const quantized = output && dequantize(kernels, packed);
+    const corrected = quantized &&
+      correctOutputs(kernels, { weights: dense, quantized, rows, cols }, moments, output.markovWeight);
     if (weightScales !== undefined || corrected !== undefined) {
       layers.set(layer.name, { weightScales, output: corrected });
     }

@@ -6,17 +6,18 @@ import {
   refineMaskedTransformer,
   type RefinementReport,
 } from "../models/backward/mod.ts";
-import type { LoadedModel, Scheduler } from "../models/mod.ts";
+import type { LoadedModel } from "../models/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
-import { learnedVarianceWeight } from "../thermo/mod.ts";
+import type { TransitionComputer } from "../thermo/mod.ts";
 import type { TimeGroups } from "../time/mod.ts";
 import { type Calibrated, type CalibrationPart, loadCalibration } from "../calibration/mod.ts";
-import { loadPhaseModel, type PhaseContext } from "./context.ts";
-import { maskedRows, meanStepKl, StepKlMeter, stepWeights } from "../calibration/step_kl.ts";
+import { maskedRows, meanStepKl, StepKlMeter } from "../calibration/step_kl.ts";
+import { loadPhaseModel, type PhaseContext, type PhaseModel, transitionsOf } from "./context.ts";
+import { REFINEMENT_DEFAULTS, type RefinementSettings } from "./settings.ts";
 
 /** Positions of one refinement step, roughly. */
 const STEP_POSITIONS = 1152;
-/** Longest gradient, in held-out step KLs of the start: a batch with one of the rare large errors would else undo many steps. */
+/** Longest gradient, in held-out step KLs of the start: else a batch with one of the rare large errors undoes many steps. */
 const CLIP = 20;
 /** Samples held out from the refinement: of language models more, because rare large errors decide their mean. */
 const REFINEMENT_HELD_OUT = { sequences: 1024, images: 256 };
@@ -25,15 +26,18 @@ const REFINEMENT_HELD_OUT = { sequences: 1024, images: 256 };
  * a temperature every logit counts.
  */
 const TEMPERATURE = 3;
-/** Iterations from one look at the held-out samples to the next. */
-const VALIDATE_EVERY = 50;
+/** How often a refinement measures held-out samples to choose its best parameters; each takes the time of about ten steps. */
+const VALIDATIONS = 6;
 
-export interface RefinementSettings {
-  readonly learningRate: number;
-  readonly maxIterations: number;
-  readonly convergenceThreshold: number;
-  /** λ of the Gauss-Markov prior on biases by time group; undefined refines no such biases. */
-  readonly timeBiases?: number | undefined;
+/** A refinement and the measure that decides whether it is kept. */
+export interface Refined {
+  readonly report: RefinementReport;
+  /** As the checkpoint will store them. */
+  readonly biases: ReadonlyMap<string, Float32Array<ArrayBuffer>>;
+  /** Mean step KL of the model before, on the refinement's held-out samples. */
+  readonly before: number;
+  /** The same of a model by a name. */
+  stepKlOf(name: string, model: PhaseModel): number;
 }
 
 /**
@@ -43,66 +47,51 @@ export interface RefinementSettings {
  */
 export async function refinePhase(
   context: PhaseContext,
-  scheduler: Scheduler | undefined,
   weights: ReadonlyMap<string, PackedTensor>,
-  { timeBiases, ...settings }: RefinementSettings,
+  settings: RefinementSettings,
   timeGroups: TimeGroups | undefined,
-): Promise<
-  {
-    readonly report: RefinementReport;
-    readonly biases: ReadonlyMap<string, Float32Array<ArrayBuffer>>;
-    /** Of data that decide whether it is kept, and what they say of the model as it came. */
-    readonly meter: StepKlMeter;
-    readonly before: number;
-  }
-> {
+): Promise<Refined> {
   const { checkpoint, calibrated, source, seed } = context;
   const quantized = loadPhaseModel(context, { weights });
-  // Both run in turns; a batch of the one is still read while the other runs.
+  // The two models run in turns; a batch of one is still read while the other runs.
   const full: LoadedModel = loadPhaseModel({ ...context, workspace: undefined }, {});
   const first: CalibrationPart<unknown> = calibrated.data.fit[0]!;
-  const positions = first.weights.length / first.samples;
-  const size = Math.max(1, Math.floor(STEP_POSITIONS / positions));
+  const size = Math.max(1, Math.floor(STEP_POSITIONS * first.samples / first.weights.length));
+  const defaults = REFINEMENT_DEFAULTS[calibrated.kind], transitions = transitionsOf(context);
+  const { learningRate = defaults.learningRate, maxIterations = defaults.maxIterations } = settings;
   // New masks and noise every step; records come again.
-  const more = await loadCalibration(full, { source, samples: size * settings.maxIterations, seed });
-  const heldOut = {
-    ...more,
-    data: { ...more.data, heldOut: more.data.heldOut.slice(0, enoughParts(more)) },
-  } as Calibrated;
-  const meter = new StepKlMeter(heldOut, scheduler);
-  const before = meanStepKl(meter.measure(quantized));
+  const more = await loadCalibration(full, { source, samples: size * maxIterations, seed });
+  const data = { ...more.data, heldOut: more.data.heldOut.slice(0, enoughParts(more)) };
+  const meter = new StepKlMeter({ ...more, data } as Calibrated, transitions);
+  const measure = (name: string, model: LoadedModel) =>
+    meanStepKl(meter.measureOnce(`${name}, samples of the refinement`, () => model));
+  const before = measure("before", quantized);
+  const { entropyWeight, convergenceThreshold } = settings;
   const options = {
-    ...settings,
+    learningRate,
+    maxIterations,
+    convergenceThreshold,
+    entropyWeight,
     timeGroups,
-    markovWeight: timeBiases,
-    validateEvery: VALIDATE_EVERY,
+    markovWeight: settings.timeBiases,
+    validateEvery: Math.max(1, Math.round(maxIterations / VALIDATIONS)),
     clipNorm: Math.max(CLIP * before, Number.MIN_VALUE),
   };
   const report = more.kind === "sequences"
     ? refineMaskedTransformer(
       (quantized as Extract<LoadedModel, { kind: "dream" | "llada" }>).model,
       more.model,
-      {
-        train: more.data.fit.flatMap((part) => maskedBatches(more, part, size)),
-        heldOut: firstSamples(
-          more.data.heldOut.flatMap((part) => maskedBatches(more, part, size)),
-          REFINEMENT_HELD_OUT.sequences,
-          size,
-        ),
-      },
+      batchesOf(more, (part: Sequences["data"]["fit"][number]) => maskedBatches(more, part, size), size),
       { ...options, temperature: TEMPERATURE },
     )
     : refineDit(
       (quantized as Extract<LoadedModel, { kind: "dit" }>).model,
       more.model,
-      {
-        train: more.data.fit.flatMap((part) => imageBatches(more, scheduler!, part, size)),
-        heldOut: firstSamples(
-          more.data.heldOut.flatMap((part) => imageBatches(more, scheduler!, part, size)),
-          REFINEMENT_HELD_OUT.images,
-          size,
-        ),
-      },
+      batchesOf(
+        more,
+        (part: Images["data"]["fit"][number]) => imageBatches(more, transitions, part, size),
+        size,
+      ),
       options,
     );
   const biases = new Map(report.layers.flatMap(({ name, bias }) => {
@@ -110,11 +99,22 @@ export async function refinePhase(
     const isStored = dtype === "F32" || dtype === "F16" || dtype === "BF16";
     return bias === undefined || !isStored ? [] : [[biasName, asStored(bias, dtype)] as const];
   }));
-  return { report, biases, meter, before };
+  const stepKlOf = (name: string, model: PhaseModel) => measure(name, loadPhaseModel(context, model));
+  return { report, biases, before, stepKlOf };
 }
 
-const firstSamples = <Batch>(batches: readonly Batch[], samples: number, size: number): readonly Batch[] =>
-  batches.slice(0, Math.max(1, Math.ceil(samples / size)));
+/** Batches to train on, and the first of the held-out ones. */
+function batchesOf<Part, Batch>(
+  { kind, data }: {
+    readonly kind: Calibrated["kind"];
+    readonly data: { fit: readonly Part[]; heldOut: readonly Part[] };
+  },
+  batches: (part: Part) => readonly Batch[],
+  size: number,
+): { readonly train: readonly Batch[]; readonly heldOut: readonly Batch[] } {
+  const most = Math.max(1, Math.ceil(REFINEMENT_HELD_OUT[kind] / size));
+  return { train: data.fit.flatMap(batches), heldOut: data.heldOut.flatMap(batches).slice(0, most) };
+}
 
 /** Parts that hold the held-out samples of the refinement. */
 const enoughParts = ({ kind, data: { heldOut } }: Calibrated) =>
@@ -154,11 +154,10 @@ function maskedBatches(
 
 function imageBatches(
   { model: { imageElements, config } }: Images,
-  scheduler: Scheduler,
+  transitions: TransitionComputer,
   { batch: { samples, timesteps, labels } }: Images["data"]["fit"][number],
   size: number,
 ): DitBatch[] {
-  const transitions = stepWeights(scheduler);
   return Array.from({ length: Math.ceil(labels.length / size) }, (_, i): DitBatch => {
     const begin = i * size, end = Math.min(labels.length, begin + size);
     const times = Array.from(timesteps).slice(begin, end);
@@ -167,9 +166,7 @@ function imageBatches(
       timesteps: times,
       labels: Array.from(labels).slice(begin, end),
       weights: times.map((t) => transitions.weightOf(t)),
-      varianceWeights: config.learnsVariance
-        ? times.map((t) => learnedVarianceWeight(transitions.schedule, t))
-        : undefined,
+      varianceWeights: config.learnsVariance ? times.map((t) => transitions.varianceWeightOf(t)) : undefined,
     };
   });
 }

@@ -1,8 +1,7 @@
-/** A run of the phases: the model as it is after each of them, and what they report. Which run, and in what order, is phases.ts's. */
+/** The phases one by one: each takes the model as the one before left it, and adds to the report. mod.ts has their order. */
 import { setImmediate } from "node:timers/promises";
 import { CalibrationError } from "../errors.ts";
 import { timeBiasesOf } from "../models/backward/mod.ts";
-import type { Scheduler } from "../models/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import {
   blendTable,
@@ -10,6 +9,7 @@ import {
   type MarkovReport,
   smoothActivationParameters,
   type SmoothingOptions,
+  type TransitionComputer,
   validateMarkov,
   validateSmooth,
 } from "../thermo/mod.ts";
@@ -17,26 +17,31 @@ import {
   type ActivationParameters,
   equalTimeGroups,
   type LayerParameters,
+  type TimeAxis,
   type TimeGroups,
   TimeParameters,
 } from "../time/mod.ts";
 import { fewestWithin, groupsByInputs, orderByStaticCost, staticGrids } from "./activation_grids.ts";
 import { fewHeldOut, heldOutWhere, layerGuard, mapShared, observeActivations } from "./activations.ts";
-import { loadPhaseModel, type PhaseContext, type PhaseModel, schedulerOf } from "./context.ts";
+import { loadPhaseModel, type PhaseContext, type PhaseModel, transitionsOf } from "./context.ts";
 import { closedFormParameters } from "./outputs.ts";
-import { type RefinementSettings, refinePhase } from "./refinement.ts";
+import { refinePhase } from "./refinement.ts";
+import type { GuardedReport, PhaseResult, PhasesReport } from "./report.ts";
 import { fitSampler } from "./sampler.ts";
-import type { ActivationSettings, GuardedReport, PhaseResult, PhaseSettings, PhasesReport } from "./mod.ts";
-import { meanStepKl, stepKlByGroup, StepKlMeter, timeAxisOf } from "../calibration/step_kl.ts";
+import type { ActivationSettings, PhaseSettings, RefinementSettings } from "./settings.ts";
+import { meanStepKl, type StepKl, stepKlByGroup, StepKlMeter } from "../calibration/step_kl.ts";
 
-/** So few that looking costs a hundredth of solving: a diagnosis, which nothing is chosen by. */
+/** Few, so that measuring them costs a hundredth of solving: they are a diagnosis, which decides nothing. */
 const VALIDATION_SAMPLES = 32;
 
 type Layers = ReadonlyMap<string, LayerParameters>;
 type Grids = ReadonlyMap<string, ActivationParameters>;
 
-/** What of an earlier run is as it was when a phase was not asked for. */
-const NOTHING: Omit<PhasesReport, "groups" | "boundaries" | "perToken" | "statisticsBytes" | "warnings"> = {
+/** The reports of phases that were not asked for. */
+const NOTHING: Omit<
+  PhasesReport,
+  "groups" | "boundaries" | "perToken" | "transitionCache" | "statisticsBytes" | "warnings"
+> = {
   heldOutStepKl: undefined,
   validation: undefined,
   smoothing: undefined,
@@ -44,12 +49,13 @@ const NOTHING: Omit<PhasesReport, "groups" | "boundaries" | "perToken" | "statis
   output: undefined,
   timeScales: undefined,
   sampler: undefined,
+  activations: undefined,
   activationMilliseconds: undefined,
 };
 
-/** The groups that all parts of θ have. @throws {RangeError} when they differ, or two parts exclude each other */
+/** The time groups of all time parameters. @throws {RangeError} when they differ, or two parameters exclude each other */
 function timeGroupsOf(
-  scheduler: Scheduler | undefined,
+  axis: TimeAxis,
   { activations, output, timeScales, sampler }: PhaseSettings,
 ): TimeGroups | undefined {
   const counts = [activations, output, timeScales, sampler].flatMap((own) => own?.groups ?? []);
@@ -61,24 +67,27 @@ function timeGroupsOf(
     throw fail("an output correction must have a number of time groups, got none");
   }
   if (output !== undefined && timeScales !== undefined) {
-    throw fail("there must be output corrections or own weight scales, got both");
+    throw fail("there must be output corrections or weight scales by time, got both");
   }
   const { perTokenLimit = Infinity } = activations ?? {};
   if (!(perTokenLimit >= 1)) throw fail(`perTokenLimit must be at least 1, got ${perTokenLimit}`);
-  return counts.length === 0 ? undefined : equalTimeGroups(timeAxisOf(scheduler), counts[0]!);
+  return counts.length === 0 ? undefined : equalTimeGroups(axis, counts[0]!);
 }
 
 /** A model on its way through the phases. */
-export class PhaseRun {
+export class PhaseSequence {
   readonly #context: PhaseContext;
   readonly #settings: PhaseSettings;
-  readonly #scheduler: Scheduler | undefined;
-  /** Of all that is held out. */
+  readonly #transitions: TransitionComputer;
+  /** Of all held-out samples. */
   readonly #meter: StepKlMeter;
+  /** Names of models in the cache of step KLs. */
+  readonly #labels = new WeakMap<PhaseModel, string>();
+  #models = 0;
   readonly #names: ReadonlySet<string>;
   #groups: TimeGroups | undefined;
   #model: PhaseModel;
-  /** θ beside the activations' grids. */
+  /** Time parameters other than the activations'. */
   #others: Layers = new Map();
   #grids: Grids = new Map();
   #perToken: ReadonlySet<string> = new Set();
@@ -92,10 +101,10 @@ export class PhaseRun {
     weights: ReadonlyMap<string, PackedTensor>,
     settings: PhaseSettings,
   ) {
-    this.#context = context;
+    this.#transitions = transitionsOf(context);
+    this.#context = { ...context, transitions: this.#transitions };
     this.#settings = settings;
-    this.#scheduler = schedulerOf(context);
-    this.#groups = timeGroupsOf(this.#scheduler, settings);
+    this.#groups = timeGroupsOf(context.calibrated.data.axis, settings);
     if (context.calibrated.data.heldOut.length === 0) {
       throw new CalibrationError(
         `Cannot run the phases: ${
@@ -105,7 +114,7 @@ export class PhaseRun {
         }`,
       );
     }
-    this.#meter = new StepKlMeter(context.calibrated, this.#scheduler);
+    this.#meter = new StepKlMeter(context.calibrated, this.#transitions);
     this.#names = new Set(weights.keys());
     this.#model = { weights, biases: new Map(), timeParameters: undefined };
   }
@@ -119,6 +128,7 @@ export class PhaseRun {
         groups: groups?.count,
         boundaries: groups && [...groups.boundaries],
         perToken: [...this.#perToken],
+        transitionCache: this.#transitions.cacheStatistics,
         statisticsBytes: this.#statisticsBytes + this.#meter.bytes,
         warnings: this.#warnings,
       },
@@ -137,7 +147,7 @@ export class PhaseRun {
     const begin = this.#begin("gradient refinement"), context = this.#context;
     const timeGroups = settings.timeBiases === undefined ? undefined : this.#groups;
     const { weights } = this.#model;
-    const refined = await refinePhase(context, this.#scheduler, weights, settings, timeGroups);
+    const refined = await refinePhase(context, weights, settings, timeGroups);
     const { layers, ...report } = refined.report;
     const heldOutBefore = refined.before;
     let { kept } = report, heldOutAfter = heldOutBefore;
@@ -149,7 +159,7 @@ export class PhaseRun {
         timeParameters: theta.size === 0 ? undefined : new TimeParameters(timeGroups!, theta, ""),
       };
       // As it will be stored: biases rounded as well.
-      const after = meanStepKl(refined.meter.measure(loadPhaseModel(context, candidate)));
+      const after = refined.stepKlOf("refined", candidate);
       kept = after < heldOutBefore;
       if (kept) [this.#model, this.#others, heldOutAfter] = [candidate, theta, after];
     }
@@ -174,7 +184,7 @@ export class PhaseRun {
       hasWeightScales: part === "timeScales",
     });
     this.#holds(closed.bytes);
-    // What the refinement gave a layer is on the true step KL, and stays.
+    // The refinement's parameters of a layer lower the true step KL, and stay.
     const merged = new Map([...closed.layers, ...this.#others]);
     const candidate = { ...this.#model, timeParameters: new TimeParameters(groups, merged, "") };
     const before = this.#stepKl(this.#model), after = this.#stepKl(candidate);
@@ -189,16 +199,20 @@ export class PhaseRun {
     await this.#pause();
   }
 
-  /** Static grids of activations by time group, and grids of each token's own where those do not suit. */
+  /** Static ranges of activations by time group, and per-token dynamic quantization for the layers that lose most with them. */
   async roundActivations(settings: ActivationSettings): Promise<void> {
     const begin = this.#begin("activations"), context = this.#context;
     const { bits, range, isPerToken = false, grouping, perTokenLimit = Infinity } = settings;
-    const plain = loadPhaseModel(context, { ...this.#model, timeParameters: undefined });
+    const unquantized: PhaseModel = this.#model.timeParameters === undefined
+      ? this.#model
+      : { ...this.#model, timeParameters: undefined };
+    const plain = loadPhaseModel(context, unquantized);
     const gridsOf = (groups: TimeGroups) => {
       const ranges = observeActivations(context, plain, this.#names, groups, this.#warnings);
       this.#holds(ranges.bytes);
       return staticGrids(ranges.histograms, bits, range);
     };
+    let chosen: PhaseModel | undefined;
     if (isPerToken) this.#perToken = this.#names;
     else {
       this.#grids = gridsOf(this.#groups!);
@@ -209,23 +223,41 @@ export class PhaseRun {
       }
       if (perTokenLimit < Infinity) {
         const costly = orderByStaticCost(context, plain, this.#grids, this.#groups!);
-        const firstOf = (count: number) => new Set(costly.slice(0, count).flat());
-        const klOf = (perToken: ReadonlySet<string>) => this.#stepKl(this.#withTheta({ perToken }));
-        // Rounding may lower the step KL by chance: not a limit to reach.
-        const unrounded = meanStepKl(this.#meter.measure(plain));
-        const limit = perTokenLimit * Math.max(klOf(this.#names), unrounded);
-        this.#perToken = firstOf(fewestWithin(costly.length, limit, (count) => klOf(firstOf(count))));
-        this.#grids = new Map([...this.#grids].filter(([name]) => !this.#perToken.has(name)));
+        chosen = this.#chooseDynamic(costly, perTokenLimit, this.#stepKl(unquantized));
       }
     }
     this.#model = this.#withTheta({});
+    if (chosen !== undefined) this.#labels.set(this.#model, this.#labelOf(chosen));
     this.#report = { ...this.#report, activationMilliseconds: performance.now() - begin };
     await this.#pause();
   }
 
+  /**
+   * Switches the fewest of the costliest layers to per-token dynamic quantization that keep to the limit.
+   *
+   * @returns the chosen model, as it was measured
+   */
+  #chooseDynamic(costly: readonly (readonly string[])[], limit: number, unquantized: number): PhaseModel {
+    const firstOf = (count: number) => new Set(costly.slice(0, count).flat());
+    const candidates = new Map<number, PhaseModel>();
+    const klOf = (count: number) => {
+      const candidate = candidates.get(count) ?? this.#withTheta({ perToken: firstOf(count) });
+      candidates.set(count, candidate);
+      return this.#stepKl(candidate);
+    };
+    // Quantizing may lower the step KL by chance: not a limit to reach.
+    const most = limit * Math.max(klOf(costly.length), unquantized);
+    const count = fewestWithin(costly.length, most, klOf);
+    this.#perToken = firstOf(count);
+    this.#grids = new Map([...this.#grids].filter(([name]) => !this.#perToken.has(name)));
+    const activations = { heldOutBefore: unquantized, heldOutAfter: klOf(count) };
+    this.#report = { ...this.#report, activations };
+    return candidates.get(count)!;
+  }
+
   #takeAdaptive(groups: TimeGroups, grids: Grids): void {
     const reject = (reason: string) => this.#warn(`adaptive time groups were rejected: ${reason}`);
-    // θ by time group that is there already has the groups it was made for.
+    // Other time parameters were made for the groups as they are.
     if (this.#others.size > 0) return reject("other time parameters have equal ones");
     const before = this.#stepKl(this.#withTheta({}));
     const after = this.#stepKl(this.#withTheta({ groups, grids }));
@@ -248,8 +280,8 @@ export class PhaseRun {
     let guard: Pick<GuardReport, "kept" | "rejected"> = { kept: [], rejected: [...grids.keys()] };
     if (samples === 0) this.#warn("smoothing was rejected: no held-out sample lies in a window");
     else {
-      // One run of the model as it came is both measured and looked into.
-      const meter = new StepKlMeter(near, this.#scheduler);
+      // One run of the model before serves the step KL and the layers' guard.
+      const meter = new StepKlMeter(near, this.#transitions);
       const layers = layerGuard(context, groups, grids, smooth);
       before = meanStepKl(meter.measure(loadPhaseModel(context, this.#model), layers.observe));
       const all = layers.report(), kept = new Set(all.kept);
@@ -257,11 +289,9 @@ export class PhaseRun {
         [...grids].map(([name, own]) => [name, kept.has(name) ? smooth.get(name)! : own]),
       );
       const candidate = this.#withTheta({ grids: chosen });
-      after = meanStepKl(meter.measure(loadPhaseModel(context, candidate)));
+      after = meanStepKl(this.#measureOnce(meter, candidate));
       if (after <= before) [this.#model, this.#grids, guard] = [candidate, chosen, all];
-      else {this.#warn(
-          `smoothing was rejected: held-out step KL ${figure(before)} before, ${figure(after)} after`,
-        );}
+      else this.#reject("smoothing was", before, after);
     }
     this.#report = {
       ...this.#report,
@@ -277,7 +307,7 @@ export class PhaseRun {
     await this.#pause();
   }
 
-  /** What an image model's sampler takes out of its predictions. */
+  /** Gain, bias and noise of an image model's predictions, which its sampler corrects. */
   async correctSampler(): Promise<void> {
     const begin = this.#begin("sampler correction"), groups = this.#groups!;
     const fitted = fitSampler(this.#context, loadPhaseModel(this.#context, this.#model), groups);
@@ -293,7 +323,7 @@ export class PhaseRun {
     await this.#pause();
   }
 
-  /** Phase 1: changes nothing. */
+  /** Phase 1: a report; the model stays as it is. */
   async validate(
     { smoothnessThreshold, samples }: NonNullable<PhaseSettings["validation"]>,
   ): Promise<void> {
@@ -313,9 +343,7 @@ export class PhaseRun {
       this.#context.calibrated,
       samples ?? Math.max(VALIDATION_SAMPLES, 2 * groups.count),
     );
-    const measured = new StepKlMeter(few, this.#scheduler).measure(
-      loadPhaseModel(this.#context, this.#model),
-    );
+    const measured = this.#measureOnce(new StepKlMeter(few, this.#transitions), this.#model);
     this.#report = {
       ...this.#report,
       heldOutStepKl: meanStepKl(measured),
@@ -342,7 +370,7 @@ export class PhaseRun {
     return performance.now();
   }
 
-  /** Lets others run, and ends a run that was stopped. */
+  /** Yields to the event loop, and ends a run that was stopped. */
   async #pause(): Promise<void> {
     await setImmediate();
     this.#context.signal?.throwIfAborted();
@@ -356,17 +384,29 @@ export class PhaseRun {
     this.#statisticsBytes = Math.max(this.#statisticsBytes, bytes);
   }
 
-  /** Mean of the held-out samples. */
+  /** Mean over the held-out samples. */
   #stepKl(model: PhaseModel): number {
-    return meanStepKl(this.#meter.measure(loadPhaseModel(this.#context, model)));
+    return meanStepKl(this.#measureOnce(this.#meter, model));
   }
 
-  /** A part of θ as a whole is kept if the held-out step KL falls. */
+  #measureOnce(meter: StepKlMeter, model: PhaseModel): StepKl {
+    return meter.measureOnce(this.#labelOf(model), () => loadPhaseModel(this.#context, model));
+  }
+
+  #labelOf(model: PhaseModel): string {
+    const label = this.#labels.get(model) ?? `model ${this.#models++}`;
+    this.#labels.set(model, label);
+    return label;
+  }
+
+  #reject(what: string, before: number, after: number): void {
+    this.#warn(`${what} rejected: held-out step KL ${figure(before)} before, ${figure(after)} after`);
+  }
+
+  /** Keeps a kind of time parameters, as a whole, if the held-out step KL falls. */
   #guard(what: string, before: number, after: number, begin: number): GuardedReport {
     const kept = after < before || this.#settings.isGuarded === false;
-    if (!kept) {
-      this.#warn(`${what} rejected: held-out step KL ${figure(before)} before, ${figure(after)} after`);
-    }
+    if (!kept) this.#reject(what, before, after);
     return {
       kept,
       heldOutBefore: before,
@@ -375,7 +415,7 @@ export class PhaseRun {
     };
   }
 
-  /** The model with all of θ, some of it as given; layers with grids of each token's own have no others. */
+  /** The model with all time parameters, some of them as given; layers with per-token quantization have no static ranges. */
   #withTheta(
     { groups = this.#groups!, grids = this.#grids, perToken = this.#perToken }: {
       readonly groups?: TimeGroups;

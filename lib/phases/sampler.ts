@@ -2,8 +2,8 @@
 import type { LoadedModel } from "../models/mod.ts";
 import { correctPredictions, PredictionRegression, type SamplerCorrection } from "../thermo/mod.ts";
 import type { SamplerParameters, TimeGroups } from "../time/mod.ts";
-import { type PhaseContext, schedulerOf } from "./context.ts";
-import { imageStepKl, stepWeights } from "../calibration/step_kl.ts";
+import { type PhaseContext, transitionsOf } from "./context.ts";
+import { imageStepKl } from "../calibration/step_kl.ts";
 
 /** A correction that changes nothing: of a time group that no sample is in. */
 const NONE: SamplerCorrection = { gain: 1, bias: 0, noiseVariance: 0 };
@@ -12,7 +12,7 @@ const NONE: SamplerCorrection = { gain: 1, bias: 0, noiseVariance: 0 };
  * Gain, bias and noise variance of a quantized model's predictions beside the full model's, one each a time group, and the mean held-out step KL of
  * the predictions as they are and corrected. The noise variance is taken on held-out data: on those of the fit it would come out too small.
  *
- * @throws {TypeError} when the model writes
+ * @throws {TypeError} when the model is a language model
  */
 export function fitSampler(
   context: PhaseContext,
@@ -21,10 +21,10 @@ export function fitSampler(
 ): { readonly sampler: SamplerParameters; readonly before: number; readonly after: number } {
   const { calibrated } = context;
   if (calibrated.kind !== "images" || quantized.kind !== "dit") {
-    throw new TypeError("Cannot correct a sampler: the model must draw, got one that writes");
+    throw new TypeError("Cannot correct a sampler: the model must be an image model, got a language model");
   }
   const { model: full, data } = calibrated, { imageElements: elements } = full;
-  const transitions = stepWeights(schedulerOf(context)!);
+  const transitions = transitionsOf(context);
   const regressions = (part: "fit" | "heldOut") => {
     const all = Array.from({ length: groups.count }, () => new PredictionRegression());
     const outputs = data[part].map(({ batch: { samples, timesteps, labels } }) => {

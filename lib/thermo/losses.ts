@@ -1,77 +1,22 @@
 /**
- * The terms of phase 3's objective with their gradients: what quantizing costs a layer, how far its parameters jump between time groups, and the
- * annealing's entropy. Minimising them is elsewhere: gauss_markov.ts, optimizer.ts, and lib/quant's annealing.ts.
+ * The thermodynamic loss, which phase 3's refinement minimises: a quantization term (the step KL of a batch, masked_transition.ts and
+ * transition.ts), a Markov term that holds the parameters of neighbouring time groups together, and an entropy term that anneals the grids. The
+ * last two and their gradients are here.
  */
-import { KernelError } from "../errors.ts";
-import type { Kernels } from "../native/mod.ts";
 import { checkTemperature, codeProbabilities } from "../quant/solvers/annealing.ts";
 
-/** A loss and its gradient. */
-export interface LossTerm<Gradient> {
-  readonly loss: number;
-  readonly gradient: Gradient;
+/** The loss of one iteration by term; a term with weight 0 is 0. */
+export interface LossTerms {
+  /** Step KL of the iteration's batch. */
+  readonly quantization: number;
+  /** {@linkcode markovLoss} of the parameters that differ between time groups. */
+  readonly markov: number;
+  /** {@linkcode entropyLoss} of the weights' soft codes. */
+  readonly entropy: number;
 }
 
-/**
- * `tr(Δ H Δᵀ)` with Δ = W − Ŵ: the mean squared error of a layer's output on inputs with the second moment H, for
- * `H̄ = Σ_t ω_t E[x xᵀ | t]` summed over time with its weights. Its gradient by Ŵ is `−2 Δ H`.
- *
- * **Shapes** `weights` and `quantized: f32[rows, cols]`, `moment: f32[cols, cols]`, symmetric → `gradient: f32[rows, cols]`
- *
- * @throws {TypeError} when the shapes do not fit
- * @throws {RangeError} when the loss is not finite
- *
- * @example
- * ```ts
- * import { openKernels } from "../native/mod.ts";
- * import { quantizationLoss } from "./losses.ts";
- * const moment = Float32Array.of(2, 0, 0, 1);
- * const { loss } = quantizationLoss(await openKernels(), Float32Array.of(1, 1), Float32Array.of(0, 3), moment, 1, 2);
- * console.log(loss); // 2 · 1² + 1 · 2²
- * ```
- */
-export function quantizationLoss(
-  kernels: Kernels,
-  weights: Float32Array,
-  quantized: Float32Array,
-  moment: Float32Array,
-  rows: number,
-  cols: number,
-): LossTerm<Float32Array<ArrayBuffer>> {
-  const doing = "compute the quantization loss";
-  const n = rows * cols;
-  if (weights.length !== n || quantized.length !== n || moment.length !== cols * cols) {
-    throw new TypeError(
-      `Cannot ${doing}: weights must be [${rows}, ${cols}] twice and the moment [${cols}, ${cols}], got ${weights.length}, ${quantized.length} and ${moment.length} numbers`,
-    );
-  }
-  const difference = new Float32Array(n), gradient = new Float32Array(n);
-  for (let i = 0; i < n; i++) difference[i] = weights[i]! - quantized[i]!;
-  const { calls, size, isaNumber } = kernels;
-  // A row of Δ is a token, and H its own transposition.
-  const status = calls.aq_linear(
-    difference,
-    size(rows),
-    moment,
-    0,
-    null,
-    size(cols),
-    size(cols),
-    gradient,
-    isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });
-  let loss = 0;
-  for (let i = 0; i < n; i++) {
-    loss += difference[i]! * gradient[i]!;
-    gradient[i]! *= -2;
-  }
-  if (!Number.isFinite(loss)) {
-    throw new RangeError(`Cannot ${doing}: weights and moment must be finite, got the loss ${loss}`);
-  }
-  return { loss, gradient };
-}
+/** The loss of every iteration by term, and their sum. */
+export type LossHistory = { readonly [Term in keyof LossTerms | "total"]: readonly number[] };
 
 /**
  * The Gauss-Markov term `λ Σ_g ‖θ_{g+1} − θ_g‖²` and its gradient.
@@ -92,14 +37,18 @@ export function markovLoss(
   theta: Float64Array,
   groups: number,
   weight: number,
-): LossTerm<Float64Array<ArrayBuffer>> {
+): { readonly loss: number; readonly gradient: Float64Array<ArrayBuffer> } {
   const parameters = theta.length / groups;
   if (!Number.isInteger(parameters) || !(groups >= 1)) {
     throw new TypeError(
       `Cannot compute the Markov loss: θ must be [${groups}, parameters], got ${theta.length} numbers`,
     );
   }
-  checkWeight("compute the Markov loss", weight);
+  if (!(weight >= 0 && weight < Infinity)) {
+    throw new RangeError(
+      `Cannot compute the Markov loss: the weight must be a number ≥ 0, got ${weight}`,
+    );
+  }
   const gradient = new Float64Array(theta.length);
   let loss = 0;
   for (let i = 0; i + parameters < theta.length; i++) {
@@ -111,97 +60,64 @@ export function markovLoss(
   return { loss, gradient };
 }
 
-function checkWeight(doing: string, weight: number): void {
-  if (!(weight >= 0 && weight < Infinity)) {
-    throw new RangeError(`Cannot ${doing}: the weight must be a number ≥ 0, got ${weight}`);
-  }
-}
-
-/** Weights of one group and the grid that they are put on: `w ≈ scale (code − zeroPoint)`. */
-export interface AnnealedGroup {
-  readonly weights: ArrayLike<number>;
-  /** How much each weight's error counts, as the diagonal of the second moment; default 1. */
-  readonly importance?: ArrayLike<number> | undefined;
-  readonly scale: number;
-  readonly zeroPoint: number;
+/** Quantization parameters of a matrix: `w ≈ scale (code − zeroPoint)`, one pair a group of columns. */
+export interface GroupParameters {
+  readonly cols: number;
   readonly bits: number;
-}
-
-/** The soft assignment's cost, and its derivatives by scale and zero point. */
-export interface AnnealedLoss {
-  /** `Σ h E_p[(w − s (c − z))²]` */
-  readonly distortion: number;
-  /** `Σ h s² H(p)`, nats in units of the distortion. */
-  readonly entropy: number;
-  /** `distortion − τ · entropy`, which the assignment minimises. */
-  readonly loss: number;
-  /** Derivatives of `loss` at fixed units `s²` of the temperature. */
-  readonly byScale: number;
-  readonly byZeroPoint: number;
+  /** 0 is a whole row. */
+  readonly groupSize: number;
+  /** `[rows, groups]` */
+  readonly scale: ArrayLike<number>;
+  readonly zeroPoint: ArrayLike<number>;
 }
 
 /**
- * The free energy of a soft code assignment (deterministic annealing: Rose, "Deterministic annealing for clustering, compression,
- * classification, regression, and related optimization problems", 1998), with τ counted in squared steps of the grid, `unit²`: distortion
- * less τ times entropy, and its derivatives by scale and zero point, which are those of the distortion with the assignment held.
+ * The entropy term `−τ Σ_w H(p_w)` and its gradients, with `p_w` the soft code of a weight, `softmax(−d²/τ)` of its distances d to the codes, in
+ * steps of the scale (deterministic annealing: Rose, "Deterministic annealing for clustering, compression, classification, regression, and
+ * related optimization problems", 1998). As τ falls to 0 the soft codes become the nearest ones and the term vanishes.
  *
- * @param unit the step in which τ counts; default the scale. Derivatives hold it fixed.
- * @throws {RangeError} when the temperature is outside [0, 100] or the scale is 0 or not finite
+ * With u the weight's position among the codes, `dH/du = −2/τ² Cov(d², d)`.
+ *
+ * **Shapes** `weights: f32[rows, cols]`, full precision → `byScale` and `byZeroPoint: f64[rows, groups]`
+ *
+ * @param temperature τ, in squared steps; 0 gives 0
+ * @throws {RangeError} when the temperature is outside [0, 100]
  *
  * @example
  * ```ts
- * import { annealedLoss } from "./losses.ts";
- * const group = { weights: [0.1, 0.9], scale: 1, zeroPoint: 0, bits: 2 };
- * console.log(annealedLoss(group, 0).loss); // 0.02: nearest codes
+ * import { entropyLoss } from "./losses.ts";
+ * const parameters = { cols: 2, bits: 2, groupSize: 0, scale: [1], zeroPoint: [0] };
+ * console.log(entropyLoss(Float32Array.of(0.5, 1), parameters, 0.1).loss); // −0.07: one weight between two codes, one on a code
  * ```
  */
-export function annealedLoss(
-  group: AnnealedGroup,
+export function entropyLoss(
+  weights: Float32Array,
+  { cols, bits, groupSize, scale, zeroPoint }: GroupParameters,
   temperature: number,
-  unit: number = group.scale,
-): AnnealedLoss {
+): { readonly loss: number; readonly byScale: Float64Array; readonly byZeroPoint: Float64Array } {
   checkTemperature(temperature);
-  const { weights, importance, scale, zeroPoint, bits } = group;
-  if (!Number.isFinite(scale) || scale === 0 || !Number.isFinite(zeroPoint) || !(Math.abs(unit) > 0)) {
-    throw new RangeError(
-      `Cannot anneal codes: scale and zero point must be finite and the scale not 0, got ${scale} and ${zeroPoint}`,
-    );
-  }
-  const codes = 2 ** bits, p = new Float64Array(codes);
-  const share = temperature * (unit / scale) ** 2;
-  let distortion = 0, entropy = 0, byScale = 0, byZeroPoint = 0;
-  for (let i = 0; i < weights.length; i++) {
-    const w = weights[i]!, h = importance?.[i] ?? 1;
-    codeProbabilities(w / scale + zeroPoint, codes, share, p);
+  const codes = 2 ** bits, p = new Float64Array(codes), size = groupSize === 0 ? cols : groupSize;
+  const byScale = new Float64Array(scale.length), byZeroPoint = new Float64Array(scale.length);
+  const groups = Math.ceil(cols / size);
+  let loss = 0;
+  for (let i = 0; temperature > 0 && i < weights.length; i++) {
+    const group = Math.floor(i / cols) * groups + Math.floor(i % cols / size), s = scale[group]!;
+    if (s === 0) continue; // every code is the same weight
+    const w = weights[i]!, position = w / s + zeroPoint[group]!;
+    codeProbabilities(position, codes, temperature, p);
+    let entropy = 0, mean = 0, square = 0, cube = 0;
     for (let code = 0; code < codes; code++) {
-      const probability = p[code]!;
+      const probability = p[code]!, distance = position - code;
       if (probability === 0) continue;
-      const level = code - zeroPoint, error = w - scale * level;
-      distortion += h * probability * error * error;
-      entropy -= h * unit * unit * probability * Math.log(probability);
-      byScale -= 2 * h * probability * error * level;
-      byZeroPoint += 2 * h * probability * error * scale;
+      entropy -= probability * Math.log(probability);
+      mean += probability * distance;
+      square += probability * distance ** 2;
+      cube += probability * distance ** 3;
     }
+    loss -= temperature * entropy;
+    const slope = 2 / temperature * (cube - square * mean); // of the loss, by position
+    byScale[group]! -= slope * w / (s * s);
+    byZeroPoint[group]! += slope;
   }
-  return { distortion, entropy, loss: distortion - temperature * entropy, byScale, byZeroPoint };
-}
-
-/** The parts of an objective, and their sum. */
-export interface TotalLoss {
-  readonly quantization: number;
-  readonly markov: number;
-  /** `−τ · entropy`: what the annealing takes off. */
-  readonly entropy: number;
-  readonly total: number;
-}
-
-/** Adds up an objective. @throws {RangeError} when a part is not finite */
-export function totalLoss(parts: Omit<TotalLoss, "total">): TotalLoss {
-  const total = parts.quantization + parts.markov + parts.entropy;
-  if (!Number.isFinite(total)) {
-    throw new RangeError(
-      `Cannot add up the loss: its parts must be finite, got ${parts.quantization}, ${parts.markov} and ${parts.entropy}`,
-    );
-  }
-  return { ...parts, total };
+  return { loss, byScale, byZeroPoint };
 }

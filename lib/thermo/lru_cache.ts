@@ -1,6 +1,6 @@
-/** A bounded cache that forgets what was not used for longest, and counts what it did. */
+/** A bounded cache that evicts the least recently used value and counts its hits. */
 
-/** What a cache did so far. */
+/** Counts of a cache so far. */
 export interface CacheStatistics {
   readonly hits: number;
   readonly misses: number;
@@ -20,7 +20,7 @@ export interface CacheStatistics {
  * ```
  */
 export class LayerTimeCache<Value> {
-  // A Map keeps the order of insertion: what was used last is taken out and put in again.
+  // A Map keeps the order of insertion: a value that is used is taken out and put in again.
   readonly #values = new Map<string, Value>();
   #hits = 0;
   #misses = 0;
@@ -33,39 +33,26 @@ export class LayerTimeCache<Value> {
     }
   }
 
-  /** The value kept for a layer and a timestep, or what `compute` makes of it; an error of `compute` keeps nothing. */
+  /** The value kept for a layer and a timestep, or the result of `compute`; an error of `compute` keeps nothing. */
   get(layer: string, timestep: number, compute: () => Value): Value {
     const key = `${timestep} ${layer}`;
-    if (this.#values.has(key)) {
-      const value = this.#values.get(key) as Value;
-      this.#values.delete(key);
-      this.#values.set(key, value);
+    const isKept = this.#values.has(key), value = isKept ? this.#values.get(key) as Value : compute();
+    if (isKept) {
       this.#hits++;
-      return value;
-    }
-    const value = compute();
-    this.#misses++;
-    if (this.#values.size >= this.capacity) {
-      this.#values.delete(this.#values.keys().next().value!);
-      this.#evictions++;
+      this.#values.delete(key);
+    } else {
+      this.#misses++;
+      if (this.#values.size >= this.capacity) {
+        this.#values.delete(this.#values.keys().next().value!);
+        this.#evictions++;
+      }
     }
     this.#values.set(key, value);
     return value;
   }
 
-  /** Forgets every timestep of a layer, when its parameters changed. */
-  forget(layer: string): void {
-    for (const key of this.#values.keys()) {
-      if (key.slice(key.indexOf(" ") + 1) === layer) this.#values.delete(key);
-    }
-  }
-
   get statistics(): CacheStatistics {
-    return {
-      hits: this.#hits,
-      misses: this.#misses,
-      evictions: this.#evictions,
-      entries: this.#values.size,
-    };
+    const { size: entries } = this.#values;
+    return { hits: this.#hits, misses: this.#misses, evictions: this.#evictions, entries };
   }
 }

@@ -1,15 +1,6 @@
 /** The three phases' parts: transitions and their step KL, validation, smoothing, losses, solvers and the optimizer. */
 export { solveBlockTridiagonal, solveGaussMarkov, type TimeQuadratics } from "./gauss_markov.ts";
-export {
-  type AnnealedGroup,
-  type AnnealedLoss,
-  annealedLoss,
-  type LossTerm,
-  markovLoss,
-  quantizationLoss,
-  type TotalLoss,
-  totalLoss,
-} from "./losses.ts";
+export { entropyLoss, type GroupParameters, type LossHistory, type LossTerms, markovLoss } from "./losses.ts";
 export { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";
 export {
   likeliestTokens,
@@ -27,7 +18,6 @@ export {
   optimize,
   type OptimizerOptions,
   type Parameters,
-  projectedGradientStep,
 } from "./optimizer.ts";
 export {
   blendTable,
@@ -38,7 +28,6 @@ export {
   INTERPOLATIONS,
   keepWhereErrorDoesNotRise,
   smoothActivation,
-  smoothAt,
   type SmoothingOptions,
   type SmoothSeries,
   validateSmooth,
@@ -48,11 +37,6 @@ export {
   type CappedWeights,
   capWeights,
   ddimDisplacementWeight,
-  gaussianKl,
-  type GaussianTransition,
-  gaussianTransition,
-  learnedVariance,
-  learnedVarianceWeight,
   type NoiseSchedule,
   noiseSchedule,
   type Prediction,
@@ -67,17 +51,10 @@ export {
   type ParameterSeries,
   type Severity,
   severityOf,
-  validateLayers,
   validateMarkov,
-  type ValidationReport,
   type Violation,
 } from "./validator.ts";
-export {
-  correctOutputs,
-  smoothActivationParameters,
-  smoothTimeParameters,
-  type WeightedMoments,
-} from "./time_parameters.ts";
+export { correctOutputs, smoothActivationParameters, type WeightedMoments } from "./time_parameters.ts";
 export {
   correctedDeviation,
   correctPredictions,

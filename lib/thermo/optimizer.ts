@@ -1,17 +1,25 @@
 /**
- * Adam over several arrays of parameters at once (Kingma & Ba, https://arxiv.org/abs/1412.6980), with clipped gradients, a history of the loss, the
- * best parameters so far, and a stop at convergence or divergence. Whose gradients these are is the caller's.
+ * Adam over the parameters of all layers at once (Kingma & Ba, https://arxiv.org/abs/1412.6980), with clipped gradients, a history of the
+ * loss by term, the best parameters so far, smaller steps after a divergence, and a stop at convergence. The caller supplies the gradients.
+ *
+ * Layers are updated in parallel: the parameters of all of them lie in one array, which one kernel call per step updates, split over threads.
  */
 import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
+import type { LossHistory, LossTerms } from "./losses.ts";
 
 const BETA1 = 0.9;
 const BETA2 = 0.999;
 const EPSILON = 1e-8;
-/** A loss that many times the first one, or what was validated at the start if that is more, is divergence. */
+/** A loss that many times the first one, or the loss validated at the start if that is more, is divergence. */
 const DIVERGENCE_FACTOR = 10;
-/** Iterations whose mean loss is compared with that of as many before: a batch's loss alone jumps about. */
-const CONVERGENCE_WINDOW = 10;
+/** Factor of the step size after a divergence, and how many divergences end the optimization. */
+const BACK_OFF = 0.5, MAX_DIVERGENCES = 6;
+/**
+ * Iterations whose mean loss is compared with that of as many before, and how often in a row the two must agree: batches differ, so that two
+ * means agree by chance.
+ */
+const CONVERGENCE_WINDOW = 10, CONVERGENCE_STREAK = 10;
 
 /** Parameters, their gradients, and what a step of 1 stands for. */
 export interface Parameters {
@@ -38,58 +46,77 @@ export interface OptimizerOptions {
 
 export interface OptimizationProblem {
   readonly parameters: readonly Parameters[];
-  /** Loss at the current values, whose gradients it fills in. Batches may differ from one iteration to the next. */
-  loss(iteration: number): number;
-  /** What decides which parameters are best; default the loss. Called before the first step, after every `validateEvery` and after the last. */
+  /**
+   * Loss at the current values, whose gradients it fills in; a number is its quantization term alone. Batches may differ from one iteration to
+   * the next.
+   */
+  loss(iteration: number): LossTerms | number;
+  /**
+   * Decides which parameters are best; default the loss. Called before the first step, after every `validateEvery` and after the last.
+   */
   validate?(): number;
   /** Default 10. */
   readonly validateEvery?: number | undefined;
-  /** Called after each iteration. */
+  /** Called with each iteration's total loss. */
   readonly onIteration?: ((iteration: number, loss: number) => void) | undefined;
 }
 
-/** What an optimization did. */
+/** Result of an optimization. */
 export interface OptimizationReport {
   /** Steps taken. */
   readonly iterations: number;
   readonly converged: boolean;
+  /** It was ended because it kept diverging. */
   readonly diverged: boolean;
+  /** Divergences, after each of which it went on from the best parameters with half the step size. */
+  readonly backOffs: number;
   /** Why it stopped, as a sentence. */
   readonly reason: string;
-  readonly lossHistory: readonly number[];
+  /** Loss of each iteration by term. */
+  readonly losses: LossHistory;
   /** Length of the gradient before clipping, of each iteration. */
   readonly gradientNorms: readonly number[];
   /** How many gradients were shortened. */
   readonly clipped: number;
-  /** What was validated, or the loss, at the start and at the best parameters, which are those kept. */
+  /** Validated loss, or the loss, at the start and at the best parameters, which are those kept. */
   readonly initial: number;
   readonly best: number;
   /** Steps after which the best was reached; 0 is the start. */
   readonly bestIteration: number;
 }
 
-function checkOptions(options: Required<Omit<OptimizerOptions, "clipNorm">> & OptimizerOptions): void {
+type Settings = ReturnType<typeof settingsOf>;
+
+function settingsOf(options: OptimizerOptions) {
+  const settings = {
+    learningRate: options.learningRate ?? 0.01,
+    maxIterations: options.maxIterations ?? 50,
+    convergenceThreshold: options.convergenceThreshold ?? 1e-4,
+    clipNorm: options.clipNorm,
+    schedule: options.schedule ?? "cosine",
+  } as const;
+  const { learningRate, maxIterations, convergenceThreshold, clipNorm, schedule } = settings;
   const fail = (name: string, wanted: string, got: unknown) =>
     new RangeError(`Cannot optimize: ${name} must be ${wanted}, got ${got}`);
-  const { learningRate, maxIterations, convergenceThreshold, clipNorm, schedule } = options;
-  if (!(learningRate! > 0 && learningRate! < Infinity)) {
+  if (!(learningRate > 0 && learningRate < Infinity)) {
     throw fail("learningRate", "a number above 0", learningRate);
   }
-  if (!Number.isSafeInteger(maxIterations) || maxIterations! < 1 || maxIterations! > 100_000) {
+  if (!Number.isSafeInteger(maxIterations) || maxIterations < 1 || maxIterations > 100_000) {
     throw fail("maxIterations", "a whole number from 1 to 100000", maxIterations);
   }
-  if (!(convergenceThreshold! >= 0 && convergenceThreshold! <= 1)) {
+  if (!(convergenceThreshold >= 0 && convergenceThreshold <= 1)) {
     throw fail("convergenceThreshold", "in [0, 1]", convergenceThreshold);
   }
   if (clipNorm !== undefined && !(clipNorm > 0)) throw fail("clipNorm", "above 0", clipNorm);
   if (schedule !== "constant" && schedule !== "cosine") {
     throw fail("schedule", '"constant" or "cosine"', JSON.stringify(schedule));
   }
+  return settings;
 }
 
 /**
- * Lowers a loss by Adam and leaves the best parameters that were met in place. A loss that is not finite, or grows tenfold, stops it: the best
- * parameters stay, and the report says so.
+ * Lowers a loss by Adam and leaves the best parameters that were met in place. After a loss that is not finite or grows tenfold it goes on from
+ * the best parameters with half the step size; the sixth time it ends, and the report says so.
  *
  * @throws {TypeError} when a parameter's arrays differ in length
  * @throws {RangeError} when an option is not allowed, or the loss is not finite before the first step
@@ -111,84 +138,99 @@ export function optimize(
   problem: OptimizationProblem,
   options: OptimizerOptions = {},
 ): OptimizationReport {
-  const settings = {
-    learningRate: 0.01,
-    maxIterations: 50,
-    convergenceThreshold: 1e-4,
-    schedule: "cosine" as const,
-    ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
-  } as Required<Omit<OptimizerOptions, "clipNorm">> & OptimizerOptions;
-  checkOptions(settings);
-  const { learningRate, maxIterations, convergenceThreshold, clipNorm, schedule } = settings;
+  const settings = settingsOf(options), { maxIterations, convergenceThreshold } = settings;
   const { validateEvery = 10 } = problem;
   const state = new AdamState(kernels, problem.parameters);
-  const lossHistory: number[] = [], gradientNorms: number[] = [];
-  let clipped = 0, best = Infinity, bestIteration = 0, initial = NaN;
-  let converged = false, diverged = false, reason = "the last iteration was reached", iteration = 0;
-  const consider = (value: number) => {
+  const history = new History();
+  let best = Infinity, bestIteration = 0, initial = NaN, iteration = 0, backOffs = 0, steady = 0;
+  let converged = false, diverged = false, reason = "the last iteration was reached";
+  const consider = (value: number, steps: number) => {
     if (!(value < best)) return;
-    best = value;
-    bestIteration = iteration;
+    [best, bestIteration] = [value, steps];
     state.remember();
   };
   if (problem.validate !== undefined) {
     initial = problem.validate();
     if (!Number.isFinite(initial)) throw notFinite("the validated loss", initial);
-    consider(initial);
+    consider(initial, 0);
   }
-  for (; iteration < maxIterations!; iteration++) {
+  for (; iteration < maxIterations; iteration++) {
     state.clearGradients();
-    const loss = problem.loss(iteration);
-    const norm = state.gatherGradients();
+    const loss = history.add(problem.loss(iteration)), norm = state.gatherGradients();
+    history.gradientNorms.push(norm);
     if (iteration === 0) {
       if (!Number.isFinite(loss)) throw notFinite("the loss", loss);
       if (!Number.isFinite(norm)) throw notFinite("the gradient", norm);
       if (problem.validate === undefined) initial = loss;
     }
-    lossHistory.push(loss);
-    gradientNorms.push(norm);
     problem.onIteration?.(iteration, loss);
-    const reference = Math.max(lossHistory[0]!, Number.isNaN(initial) ? 0 : initial);
+    const reference = Math.max(history.total[0]!, initial);
     if (!Number.isFinite(loss) || !Number.isFinite(norm) || loss > DIVERGENCE_FACTOR * reference) {
+      if (++backOffs < MAX_DIVERGENCES) {
+        state.restart();
+        continue;
+      }
       diverged = true;
       reason = `it diverged in iteration ${
         iteration + 1
-      }: the loss went from ${reference} to ${loss}; the best parameters were kept`;
+      }, the ${MAX_DIVERGENCES}th time: the loss went from ${reference} to ${loss}; the best parameters were kept`;
       break;
     }
-    if (problem.validate === undefined) consider(loss);
-    if (hasConverged(lossHistory, convergenceThreshold!)) {
+    if (problem.validate === undefined) consider(loss, iteration);
+    steady = hasSettled(history.total, convergenceThreshold) ? steady + 1 : 0;
+    if (steady === CONVERGENCE_STREAK) {
       converged = true;
       reason =
         `the loss changed by less than ${convergenceThreshold} of itself over ${CONVERGENCE_WINDOW} iterations`;
       break;
     }
-    const shorten = clipNorm !== undefined && norm > clipNorm ? clipNorm / norm : 1;
-    if (shorten < 1) clipped++;
-    const decay = schedule === "cosine" ? (1 + Math.cos(Math.PI * iteration / maxIterations!)) / 2 : 1;
-    state.step(learningRate! * decay, shorten);
+    history.clipped += state.step(stepSize(settings, iteration) * BACK_OFF ** backOffs, settings.clipNorm);
     if (problem.validate !== undefined && (iteration + 1) % validateEvery === 0) {
-      iteration++; // counted for `bestIteration`
-      consider(problem.validate());
-      iteration--;
+      consider(problem.validate(), iteration + 1);
     }
   }
   if (problem.validate !== undefined && !diverged && iteration % validateEvery !== 0) {
-    consider(problem.validate());
+    consider(problem.validate(), iteration);
   }
   state.restore();
-  return {
-    iterations: iteration,
-    converged,
-    diverged,
-    reason,
-    lossHistory,
-    gradientNorms,
-    clipped,
-    initial,
-    best,
-    bestIteration,
-  };
+  const { gradientNorms, clipped, losses } = history, iterations = iteration;
+  const ended = { iterations, converged, diverged, backOffs, reason };
+  return { ...ended, losses, gradientNorms, clipped, initial, best, bestIteration };
+}
+
+/** Step size of an iteration, in units, before any back-off. */
+function stepSize({ schedule, learningRate, maxIterations }: Settings, iteration: number): number {
+  return schedule === "cosine"
+    ? learningRate * ((1 + Math.cos(Math.PI * iteration / maxIterations)) / 2)
+    : learningRate;
+}
+
+/** What an optimization records of its iterations. */
+class History {
+  readonly quantization: number[] = [];
+  readonly markov: number[] = [];
+  readonly entropy: number[] = [];
+  readonly total: number[] = [];
+  readonly gradientNorms: number[] = [];
+  clipped = 0;
+
+  /** @returns the total */
+  add(loss: LossTerms | number): number {
+    const { quantization, markov, entropy } = typeof loss === "number"
+      ? { quantization: loss, markov: 0, entropy: 0 }
+      : loss;
+    const total = quantization + markov + entropy;
+    this.quantization.push(quantization);
+    this.markov.push(markov);
+    this.entropy.push(entropy);
+    this.total.push(total);
+    return total;
+  }
+
+  get losses(): LossHistory {
+    const { quantization, markov, entropy, total } = this;
+    return { quantization, markov, entropy, total };
+  }
 }
 
 function notFinite(what: string, value: number): RangeError {
@@ -196,7 +238,7 @@ function notFinite(what: string, value: number): RangeError {
 }
 
 /** Whether the mean of the last losses is that of those before, to a share of itself. */
-function hasConverged(losses: readonly number[], threshold: number): boolean {
+function hasSettled(losses: readonly number[], threshold: number): boolean {
   if (threshold === 0 || losses.length < 2 * CONVERGENCE_WINDOW) return false;
   const mean = (part: readonly number[]) => part.reduce((sum, loss) => sum + loss, 0) / part.length;
   const now = mean(losses.slice(-CONVERGENCE_WINDOW));
@@ -212,6 +254,7 @@ class AdamState {
   readonly #second: Float32Array<ArrayBuffer>;
   readonly #best: Float32Array<ArrayBuffer>;
   #steps = 0;
+  #norm = 0;
 
   constructor(
     readonly kernels: Kernels,
@@ -257,25 +300,20 @@ class AdamState {
         squares += gradient * gradient;
       }
     }
-    return Math.sqrt(squares);
+    return this.#norm = Math.sqrt(squares);
   }
 
-  step(rate: number, shorten: number): void {
-    if (shorten < 1) {
-      for (let i = 0; i < this.#gradients.length; i++) this.#gradients[i]! *= shorten;
+  /** One step of Adam. @returns 1 where the gradient was longer than `clipNorm` and shortened, else 0 */
+  step(rate: number, clipNorm: number | undefined): number {
+    const isClipped = clipNorm !== undefined && this.#norm > clipNorm;
+    if (isClipped) {
+      const share = clipNorm / this.#norm;
+      for (let i = 0; i < this.#gradients.length; i++) this.#gradients[i]! *= share;
     }
-    adamStep(
-      this.kernels,
-      {
-        values: this.#values,
-        gradients: this.#gradients,
-        first: this.#first,
-        second: this.#second,
-      },
-      ++this.#steps,
-      rate,
-    );
+    const [values, gradients, first, second] = [this.#values, this.#gradients, this.#first, this.#second];
+    adamStep(this.kernels, { values, gradients, first, second }, ++this.#steps, rate);
     this.#publish(this.#values);
+    return Number(isClipped);
   }
 
   remember(): void {
@@ -284,6 +322,15 @@ class AdamState {
 
   restore(): void {
     this.#publish(this.#best);
+  }
+
+  /** Goes back to the best values and forgets the moments. */
+  restart(): void {
+    this.#values.set(this.#best);
+    this.#first.fill(0);
+    this.#second.fill(0);
+    this.#steps = 0;
+    this.restore();
   }
 
   #publish(from: Float32Array): void {
@@ -333,42 +380,6 @@ export function adamStep(
     BETA2,
     EPSILON,
     step,
-    isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) {
-    throw new KernelError(`Cannot take a step: the kernel reports status ${status}`, { status });
-  }
-}
-
-/**
- * One step down the gradient and back into bounds, in place: `min(max(values − rate · gradients, low), high)`.
- *
- * **Shapes** all `f32[n]`
- *
- * @throws {TypeError} when lengths differ
- */
-export function projectedGradientStep(
-  kernels: Kernels,
-  values: Float32Array<ArrayBuffer>,
-  gradients: Float32Array,
-  bounds: { readonly low: Float32Array; readonly high: Float32Array },
-  rate: number,
-): void {
-  const n = values.length, { low, high } = bounds;
-  if (gradients.length !== n || low.length !== n || high.length !== n) {
-    throw new TypeError(
-      `Cannot take a step: gradients and bounds must be ${n} numbers, got ${gradients.length}, ${low.length} and ${high.length}`,
-    );
-  }
-  const { calls, size, isaNumber } = kernels;
-  const status = calls.aq_projected_gradient_step(
-    values,
-    gradients,
-    low,
-    high,
-    size(n),
-    rate,
     isaNumber,
     kernels.threads,
   );

@@ -3,8 +3,6 @@
  * quantized prediction is taken as `ε_Q = gain · ε_F + bias + noise`; the sampler divides by the gain, takes the bias away and the noise's variance
  * out of the step's own. Three numbers a timestep.
  */
-import type { GaussianTransition } from "./transition.ts";
-
 /** What quantizing does to the predictions at one timestep. */
 export interface SamplerCorrection {
   readonly gain: number;
@@ -109,7 +107,7 @@ export function correctPredictions(
  * multiplies ε with, and 0 where the noise is more than σ.
  */
 export function correctedDeviation(
-  { ofEpsilon, deviation }: GaussianTransition,
+  { ofEpsilon, deviation }: { readonly ofEpsilon: number; readonly deviation: number },
   { gain, noiseVariance }: SamplerCorrection,
 ): number {
   return Math.sqrt(

@@ -1,6 +1,6 @@
 /**
- * Phase 2: θ(t) becomes continuous. Within a window of a boundary between time groups the parameters of the two neighbours blend; everything
- * is computed from the groups' own parameters, so that no order matters. Which layers keep it is decided by held-out error.
+ * Phase 2: time parameters become continuous. Within a window of a boundary between time groups the parameters of the two neighbours blend, all
+ * computed from the groups' parameters, so that order does not matter. Held-out error decides which layers keep it.
  */
 import type { TimeGroups } from "../time/mod.ts";
 import { type MarkovReport, markovReport, type ParameterSeries } from "./validator.ts";
@@ -8,7 +8,7 @@ import { type MarkovReport, markovReport, type ParameterSeries } from "./validat
 export type Interpolation = "linear" | "cubic" | "sigmoid";
 export const INTERPOLATIONS: readonly Interpolation[] = ["linear", "cubic", "sigmoid"];
 
-/** Widest window, in bins: the configuration's limit. */
+/** Widest window, in bins. */
 export const MAX_WINDOW_SIZE = 1000;
 /** Slope of the sigmoid over the whole window; its ends are moved to 0 and 1 exactly. */
 const SIGMOID_SLOPE = 10;
@@ -21,7 +21,7 @@ export interface SmoothingOptions {
 }
 
 /**
- * The blend's weight at `a` of the way, 0 ≤ a ≤ 1: a, `3a² − 2a³`, or a sigmoid from 0 to 1; 0.5 in the middle.
+ * Weight of a blend at position 0 ≤ a ≤ 1: a, `3a² − 2a³`, or a sigmoid from 0 to 1; 0.5 in the middle.
  *
  * @throws {RangeError} when `a` is outside [0, 1] or the interpolation is none
  */
@@ -29,28 +29,23 @@ export function blendWeight(a: number, interpolation: Interpolation): number {
   if (!(a >= 0 && a <= 1)) {
     throw new RangeError(`Cannot smooth time parameters: a must lie in [0, 1], got ${a}`);
   }
-  switch (interpolation) {
-    case "linear":
-      return a;
-    case "cubic":
-      return a * a * (3 - 2 * a);
-    case "sigmoid": {
-      const sigmoid = (x: number) => 1 / (1 + Math.exp(-SIGMOID_SLOPE * (x - 0.5)));
-      const low = sigmoid(0);
-      return Math.min(1, (sigmoid(a) - low) / (1 - 2 * low));
-    }
-    default:
-      throw new RangeError(
-        `Cannot smooth time parameters: interpolation must be one of ${INTERPOLATIONS.join(", ")}, got ${
-          JSON.stringify(interpolation)
-        }`,
-      );
+  if (interpolation === "linear") return a;
+  if (interpolation === "cubic") return a * a * (3 - 2 * a);
+  if (interpolation === "sigmoid") {
+    const sigmoid = (x: number) => 1 / (1 + Math.exp(-SIGMOID_SLOPE * (x - 0.5)));
+    const low = sigmoid(0);
+    return Math.min(1, (sigmoid(a) - low) / (1 - 2 * low));
   }
+  throw new RangeError(
+    `Cannot smooth time parameters: interpolation must be one of ${INTERPOLATIONS.join(", ")}, got ${
+      JSON.stringify(interpolation)
+    }`,
+  );
 }
 
 /**
- * How much of its left and right neighbour each bin takes: `θ(t) = (1 − left − right) θ_g + left θ_{g−1} + right θ_{g+1}`.
- * At a boundary both sides reach one half; outside every window both are 0. One table for all layers.
+ * Weights of the left and right neighbours in each bin: `θ(t) = (1 − left − right) θ_g + left θ_{g−1} + right θ_{g+1}`. At a boundary both sides
+ * reach one half; outside every window both are 0. One table serves all layers.
  *
  * @throws {RangeError} when `windowSize` is not a whole number from 1 to {@linkcode MAX_WINDOW_SIZE}
  */
@@ -93,8 +88,8 @@ export interface SmoothSeries {
 }
 
 /**
- * Activation parameters for each bin. The ends of the ranges blend: each end moves, towards a boundary, from the group's own value to the
- * wider of the two neighbours', so that θ(t) is continuous there and no bin's range is smaller than its group's calibration saw.
+ * Activation parameters for each bin. The ends of the ranges blend: towards a boundary each end moves from the group's value to the wider of the
+ * two neighbours', so that they are continuous there and no bin's range is smaller than the calibrated range of its group.
  *
  * @throws {TypeError} when there is not one scale and one zero point for each group
  * @throws {RangeError} when a scale is not above 0, a value is not finite or an option is not allowed
@@ -113,7 +108,12 @@ export function smoothActivation(
   { scale, zeroPoint, bits }: ParameterSeries,
   options: SmoothingOptions = {},
 ): SmoothSeries {
-  checkLengths(groups, scale.length, zeroPoint.length);
+  const bad = [scale.length, zeroPoint.length].find((length) => length !== groups.count);
+  if (bad !== undefined) {
+    throw new TypeError(
+      `Cannot smooth time parameters: every one of ${groups.count} groups must have a pair of parameters, got ${bad}`,
+    );
+  }
   const { left, right } = blendTable(groups, options);
   const top = 2 ** bits - 1, { bins } = groups.axis;
   const lows = Float64Array.from(scale, (s, g) => -s * zeroPoint[g]!);
@@ -130,7 +130,7 @@ export function smoothActivation(
   const out = { scale: new Float64Array(bins), zeroPoint: new Float64Array(bins), bits };
   for (let bin = 0; bin < bins; bin++) {
     const g = groups.groupOfBin(bin);
-    // Half of the way to the other side's value at the boundary is the whole way to the wider of both.
+    // The blend reaches one half at the boundary, the wider end is reached there in full.
     const toLeft = 2 * left[bin]!, toRight = 2 * right[bin]!;
     const reach = (ends: Float64Array, wider: (a: number, b: number) => number) => {
       const own = ends[g]!;
@@ -150,50 +150,9 @@ export function smoothActivation(
   return out;
 }
 
-function checkLengths(groups: TimeGroups, ...lengths: number[]): void {
-  const bad = lengths.find((length) => length !== groups.count);
-  if (bad !== undefined) {
-    throw new TypeError(
-      `Cannot smooth time parameters: every one of ${groups.count} groups must have its own, got ${bad}`,
-    );
-  }
-}
-
-/**
- * Parameters without a range - gain and bias of an output correction, weight scales - at one bin: the neighbours' weighted mean.
- *
- * **Shapes** `values: [G, n]` → `out: [n]`
- *
- * @throws {TypeError} when the shapes do not fit
- */
-export function smoothAt(
-  groups: TimeGroups,
-  table: ReturnType<typeof blendTable>,
-  values: Float32Array,
-  bin: number,
-  out: Float32Array,
-): Float32Array {
-  const n = out.length, g = groups.groupOfBin(bin);
-  if (values.length !== groups.count * n) {
-    throw new TypeError(
-      `Cannot smooth time parameters: values must be [${groups.count}, ${n}], got ${values.length} numbers`,
-    );
-  }
-  const left = table.left[bin]!, right = table.right[bin]!;
-  const own = g * n, before = own - n, after = own + n;
-  for (let i = 0; i < n; i++) {
-    const value = values[own + i]!;
-    let blended = value;
-    if (left > 0) blended += left * (values[before + i]! - value);
-    if (right > 0) blended += right * (values[after + i]! - value);
-    out[i] = blended;
-  }
-  return out;
-}
-
 /**
  * The Markov score of smooth parameters: the jump of a boundary is the largest between neighbouring bins that belong to it, from the middle of
- * one group to the middle of the next, so that the score stays comparable with that of the groups, and is equal to it without smoothing.
+ * one group to the middle of the next, so that the score is comparable with that of the groups, and equal to it without smoothing.
  *
  * @throws as `validateMarkov`
  */
@@ -226,7 +185,7 @@ export interface HeldOutErrors {
   readonly after: number;
 }
 
-/** Which layers keep a change, and why. */
+/** Layers that keep a change, and the errors that decided. */
 export interface GuardReport {
   readonly kept: readonly string[];
   readonly rejected: readonly string[];
@@ -234,9 +193,9 @@ export interface GuardReport {
 }
 
 /**
- * Decides layer by layer whether a change stays: only where the held-out error does not rise.
+ * Keeps a change in the layers whose held-out error does not rise.
  *
- * @param measure the layer's held-out error with its old and with its new parameters
+ * @param measure a layer's held-out error with its old and with its new parameters
  * @throws {RangeError} when an error is not a number ≥ 0
  *
  * @example

@@ -1,26 +1,25 @@
 /**
- * The phases' work on θ as a whole: activation grids that pass continuously from group to group (phase 2), and output corrections of all groups
- * at once under the Gauss-Markov prior (phase 3). What θ is and how it is selected is lib/time's.
+ * The phases' work on a layer's time parameters: activation ranges that pass continuously from group to group (phase 2), and output corrections of
+ * all groups at once under the Gauss-Markov prior (phase 3). lib/time defines, stores and selects time parameters.
  */
 import type { Kernels } from "../native/mod.ts";
 import {
   activationGrid,
   type ActivationParameters,
-  type LayerParameters,
   outputCorrection,
   type OutputParameters,
+  type QuantizedMatrix,
   type TimeGroupMoments,
   type TimeGroups,
-  TimeParameters,
 } from "../time/mod.ts";
 import { solveGaussMarkov } from "./gauss_markov.ts";
 import { smoothActivation, type SmoothingOptions } from "./smoother.ts";
 
 /**
- * A layer's static grids, one a bin instead of one a group, blended as {@linkcode smoothActivation} does and put on whole zero points that still
- * cover what calibration saw; bins outside every window keep their group's grid to the bit.
+ * A layer's static quantization parameters, one pair a bin instead of one a group, blended by {@linkcode smoothActivation} and rounded to whole zero
+ * points that still cover the calibrated range; bins outside every window keep their group's parameters to the bit.
  *
- * @throws {TypeError} when there is not one grid for each group
+ * @throws {TypeError} when there is not one pair for each group
  * @throws {RangeError} when an option is not allowed
  *
  * @example
@@ -51,30 +50,6 @@ export function smoothActivationParameters(
   return { bits, scale, zeroPoint };
 }
 
-/**
- * Phase 2 for a model: θ with smooth activation grids where `keeps` says so; everything else is the same.
- *
- * @param keeps which layers; default all. What `keepWhereErrorDoesNotRise` kept
- * @throws as {@linkcode smoothActivationParameters}, or when a layer's grids are one a bin already
- */
-export function smoothTimeParameters(
-  parameters: TimeParameters,
-  options: SmoothingOptions = {},
-  keeps: (layer: string) => boolean = () => true,
-): TimeParameters {
-  const { groups, fingerprint, sampler } = parameters;
-  const layers = new Map<string, LayerParameters>();
-  for (const [name, layer] of parameters.layers) {
-    layers.set(
-      name,
-      layer.activation !== undefined && keeps(name)
-        ? { ...layer, activation: smoothActivationParameters(groups, layer.activation, options) }
-        : layer,
-    );
-  }
-  return new TimeParameters(groups, layers, fingerprint, sampler);
-}
-
 /** A time group's input moments, and how much its errors count. */
 export interface WeightedMoments extends TimeGroupMoments {
   /** ω of the group; default 1. */
@@ -91,14 +66,11 @@ export interface WeightedMoments extends TimeGroupMoments {
  */
 export function correctOutputs(
   kernels: Kernels,
-  weights: Float32Array,
-  quantized: Float32Array,
-  rows: number,
-  cols: number,
+  matrix: QuantizedMatrix,
   moments: readonly WeightedMoments[],
   markovWeight = 0,
 ): OutputParameters {
-  const groups = moments.length;
+  const { quantized, rows, cols } = matrix, groups = moments.length;
   const gain = new Float32Array(groups * rows), bias = new Float32Array(groups * rows);
   const curvature = new Float64Array(rows * groups * 4);
   for (const [g, group] of moments.entries()) {
@@ -108,7 +80,7 @@ export function correctOutputs(
         `Cannot correct a layer's output: weights must be numbers ≥ 0, got ${weight} for group ${g}`,
       );
     }
-    const own = outputCorrection(kernels, weights, quantized, rows, cols, group);
+    const own = outputCorrection(kernels, matrix, group);
     gain.set(own.gain, g * rows);
     bias.set(own.bias, g * rows);
     if (markovWeight === 0) continue;
@@ -142,7 +114,7 @@ export function correctOutputs(
   return { gain, bias };
 }
 
-/** An output that is always 0 leaves its gain to nobody. */
+/** Whether gain and bias are determined: an output that is always 0 has no gain. */
 function isDetermined(curvature: Float64Array, groups: number): boolean {
   let squares = 0, weights = 0;
   for (let g = 0; g < groups; g++) {

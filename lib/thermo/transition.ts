@@ -1,6 +1,6 @@
 /**
- * The transition computer: mean and deviation of a denoising step, KL divergence between two models' steps, and the weights that make a
- * squared error of a prediction the KL of its step. DESIGN.md §3 has the formulas; masked diffusion is in masked_transition.ts.
+ * The transition computer: the weights that make a squared error of a prediction the KL divergence of its denoising step, and a cache of step KLs
+ * by layer and timestep. The token KL of masked diffusion is in masked_transition.ts.
  */
 import { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";
 
@@ -8,10 +8,10 @@ import { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";
 const MAX_TIMESTEPS = 1_000_000;
 /** Percentile of the weights above which they are cut: those of the last steps grow without bound as σ falls. */
 export const WEIGHT_CAP_PERCENTILE = 95;
-/** Pairs of layer and timestep whose step KL is kept. */
+/** Pairs of layer and timestep whose step KLs are kept. */
 const CACHE_CAPACITY = 65_536;
 
-/** β and ᾱ of every training timestep; a model's own `Scheduler` is one, too. */
+/** β and ᾱ of every training timestep; a model's `Scheduler` is one, too. */
 export interface NoiseSchedule {
   readonly betas: ArrayLike<number>;
   readonly alphasCumulative: ArrayLike<number>;
@@ -26,7 +26,7 @@ export type StepVariance = "fixed_small" | "fixed_large";
 
 /**
  * A noise schedule by name: β from 1e-4 to 0.02, or `β_t = 1 − ᾱ(t + 1)/ᾱ(t)`, at most 0.9999, of `ᾱ(t) = cos²(((t/T + 0.008)/1.008) · π/2)`.
- * (The schedules of diffusers, whose cosine is cut at 0.999, are those of a model's own scheduler_config.json.)
+ * (The schedules of diffusers, whose cosine is cut at 0.999, are read from a model's scheduler_config.json.)
  *
  * @throws {RangeError} when the name is neither or `timesteps` is not a whole number from 1 to 1 000 000
  *
@@ -56,15 +56,7 @@ export function noiseSchedule(name: BetaScheduleName, timesteps: number): NoiseS
   return { betas, alphasCumulative: betas.map((beta) => product *= 1 - beta) };
 }
 
-/** A step `p(x_s | x_t)` as numbers: mean = `ofSample · x_t + ofEpsilon · ε`. */
-export interface GaussianTransition {
-  readonly ofSample: number;
-  readonly ofEpsilon: number;
-  /** σ of the step; 0 behind the last. */
-  readonly deviation: number;
-}
-
-/** Which step is meant. */
+/** Where a step leads, and its variance. */
 export interface StepOptions {
   /** Where the step leads; `undefined` is no noise. Default `timestep − 1`, behind timestep 0 no noise. */
   readonly next?: number | undefined;
@@ -104,36 +96,18 @@ function coefficientsOf(schedule: NoiseSchedule, timestep: number, options: Step
   return { from, to, alpha, variance };
 }
 
-/**
- * Mean and deviation of DDPM's step (Ho et al., https://arxiv.org/abs/2006.11239, eq. 7 and 11):
- * `μ = (x_t − β/√(1 − ᾱ_t) ε)/√α`, σ² = `(1 − ᾱ_s)/(1 − ᾱ_t) β` or β.
- *
- * @throws {RangeError} when the timesteps are not in the schedule or ᾱ does not fall
- */
-export function gaussianTransition(
-  schedule: NoiseSchedule,
-  timestep: number,
-  options: StepOptions = {},
-): GaussianTransition {
-  const { from, alpha, variance } = coefficientsOf(schedule, timestep, options);
-  return {
-    ofSample: 1 / Math.sqrt(alpha),
-    ofEpsilon: -(1 - alpha) / Math.sqrt((1 - from) * alpha),
-    deviation: Math.sqrt(variance),
-  };
-}
-
-/** Squared error of ε that a squared error of the prediction is. */
+/** Squared error of ε per squared error of the prediction. */
 function epsilonFactor(prediction: Prediction, alphaBar: number): number {
   if (prediction === "v_prediction") return alphaBar;
   return prediction === "sample" ? alphaBar / (1 - alphaBar) : 1;
 }
 
 /**
- * The weight `w` for which `w · ‖Δ prediction‖²` is the KL divergence of DDPM's step, both models with the same σ:
+ * The weight `w` for which `w · ‖Δ prediction‖²` is the KL divergence of DDPM's step (Ho et al., https://arxiv.org/abs/2006.11239, eq. 7 and
+ * 11), both models with the same σ:
  * `β²/(2 σ² α (1 − ᾱ_t))` for ε, times `ᾱ_t` for v, times `ᾱ_t/(1 − ᾱ_t)` for x0. Infinite where σ is 0 (the last step).
  *
- * @throws as {@linkcode gaussianTransition}
+ * @throws {RangeError} when the timesteps are not in the schedule or ᾱ does not fall
  */
 export function stepKlWeight(
   schedule: NoiseSchedule,
@@ -150,7 +124,7 @@ export function stepKlWeight(
  * The weight for which `w · ‖Δ prediction‖²` is the squared displacement of a deterministic DDIM step, whose KL would be infinite:
  * `c² = (√(1 − ᾱ_s) − √(ᾱ_s (1 − ᾱ_t)/ᾱ_t))²` for ε.
  *
- * @throws as {@linkcode gaussianTransition}
+ * @throws as {@linkcode stepKlWeight}
  */
 export function ddimDisplacementWeight(
   schedule: NoiseSchedule,
@@ -164,68 +138,15 @@ export function ddimDisplacementWeight(
 }
 
 /**
- * `KL(N(μ_F, σ_F²) ‖ N(μ_Q, σ_Q²))` summed over elements, for models that learn the variance:
- * `½ [ln(σ_Q²/σ_F²) + (σ_F² + Δμ²)/σ_Q² − 1]`.
- *
- * **Shapes** all `[n]`
- *
- * @throws {TypeError} when lengths differ
- * @throws {RangeError} when a variance is not above 0
+ * The weight for which `w · Δv²` is, to second order, what an error of a `learned_range` output v adds to the step KL: `(ln(β/β̃))²/16`, because v
+ * moves ln σ² between ln β̃ and ln β (Nichol & Dhariwal, https://arxiv.org/abs/2102.09672, eq. 15). β̃ is at least 1e-20, as in diffusers.
  */
-export function gaussianKl(
-  meanDifference: ArrayLike<number>,
-  varianceFull: ArrayLike<number>,
-  varianceQuantized: ArrayLike<number>,
-): number {
-  const n = meanDifference.length;
-  if (varianceFull.length !== n || varianceQuantized.length !== n) {
-    throw new TypeError(
-      `Cannot compute a KL divergence: variances must be ${n} numbers, got ${varianceFull.length} and ${varianceQuantized.length}`,
-    );
-  }
-  let sum = 0;
-  for (let i = 0; i < n; i++) {
-    const full = varianceFull[i]!, quantized = varianceQuantized[i]!;
-    if (!(full > 0 && quantized > 0)) {
-      throw new RangeError(
-        `Cannot compute a KL divergence: variances must be above 0, got ${full} and ${quantized}`,
-      );
-    }
-    sum += 0.5 * (Math.log(quantized / full) + (full + meanDifference[i]! ** 2) / quantized - 1);
-  }
-  return sum;
-}
-
-/**
- * The variance that a model with `learned_range` means by its output v in [−1, 1]: between β̃ and β on a logarithmic scale
- * (Nichol & Dhariwal, https://arxiv.org/abs/2102.09672, eq. 15). β̃ is at least 1e-20, as in diffusers.
- */
-export function learnedVariance(
-  schedule: NoiseSchedule,
-  timestep: number,
-  output: number,
-  options: Pick<StepOptions, "next"> = {},
-): number {
-  const { alpha, variance } = coefficientsOf(schedule, timestep, { ...options, variance: "fixed_small" });
-  const share = (output + 1) / 2;
-  return Math.exp(share * Math.log(1 - alpha) + (1 - share) * Math.log(Math.max(variance, 1e-20)));
-}
-
-/**
- * The weight for which `w · Δv²` is, to second order, what an error of a `learned_range` output v adds to the step KL: `(ln(β/β̃))²/16`.
- *
- * @throws as {@linkcode gaussianTransition}
- */
-export function learnedVarianceWeight(
-  schedule: NoiseSchedule,
-  timestep: number,
-  options: Pick<StepOptions, "next"> = {},
-): number {
-  const { alpha, variance } = coefficientsOf(schedule, timestep, { ...options, variance: "fixed_small" });
+function learnedVarianceWeight(schedule: NoiseSchedule, timestep: number, next: StepOptions): number {
+  const { alpha, variance } = coefficientsOf(schedule, timestep, { ...next, variance: "fixed_small" });
   return Math.log((1 - alpha) / Math.max(variance, 1e-20)) ** 2 / 16;
 }
 
-/** Weights cut at a percentile of themselves, and what was cut. */
+/** Weights cut at one of their percentiles, and how many were cut. */
 export interface CappedWeights {
   readonly weights: Float64Array<ArrayBuffer>;
   /** Largest weight left; `Infinity` never. */
@@ -269,9 +190,10 @@ export function capWeights(weights: ArrayLike<number>, percentile = WEIGHT_CAP_P
 }
 
 export interface TransitionOptions {
-  readonly prediction: Prediction;
-  /** `ddpm` weighs by the KL of its steps, `ddim` by the displacement of its deterministic ones. */
-  readonly sampler: "ddpm" | "ddim";
+  /** Default `epsilon`. */
+  readonly prediction?: Prediction | undefined;
+  /** `ddpm` (default) weighs by the KL of its steps, `ddim` by the displacement of its deterministic ones. */
+  readonly sampler?: "ddpm" | "ddim" | undefined;
   readonly variance?: StepVariance | undefined;
   /** Timesteps that the sampler visits, from the noisiest on. Default all. */
   readonly timesteps?: ArrayLike<number> | undefined;
@@ -280,78 +202,73 @@ export interface TransitionOptions {
 }
 
 /**
- * Step KLs of a sampler's run: weights by timestep, cut at their 95th percentile, and a cache of layers' step KLs.
+ * Weights of a sampler's steps, and the step KLs that were measured with them, in a cache by layer and timestep. Phases measure the same model
+ * at the same timesteps several times: phase 3 to choose, phase 1 to report.
+ *
+ * With a noise schedule it is Gaussian diffusion's: weights are cut at their 95th percentile. Without one it is masked diffusion's, whose step KL
+ * is that of the tokens alone: all weights are 1, and timesteps are mask ratios.
  *
  * @example
  * ```ts
  * import { noiseSchedule, TransitionComputer } from "./transition.ts";
  * const transitions = new TransitionComputer(noiseSchedule("linear", 1000), { prediction: "epsilon", sampler: "ddpm" });
- * const kl = transitions.stepKl("blocks.0.attn", 500, () => 0.01); // the squared error, asked for once
- * console.log(kl === 0.01 * transitions.weightOf(500), transitions.cap.capped);
+ * const squaredErrors = [0.01, 0.04]; // of two samples at timestep 500
+ * const measure = () => squaredErrors.map((error) => transitions.weightOf(500) * error);
+ * transitions.stepKl("blocks.0.attn", 500, measure);
+ * transitions.stepKl("blocks.0.attn", 500, measure); // from the cache
+ * console.log(transitions.cacheStatistics.hits, transitions.cap!.capped); // 1 50
  * ```
  */
 export class TransitionComputer {
-  /** Timesteps visited, from the noisiest on. */
+  /** Timesteps visited, from the noisiest on; none for masked diffusion. */
   readonly timesteps: Int32Array<ArrayBuffer>;
-  /** Weights of the visited timesteps, in their order, and what the cut did. */
-  readonly cap: CappedWeights;
+  /** Weights of the visited timesteps, in their order, and how they were cut; undefined for masked diffusion. */
+  readonly cap: CappedWeights | undefined;
   readonly #index: ReadonlyMap<number, number>;
-  readonly #cache: LayerTimeCache<number>;
+  readonly #cache: LayerTimeCache<Float64Array>;
 
   /** @throws {RangeError} when timesteps do not fall or are not in the schedule */
-  constructor(readonly schedule: NoiseSchedule, readonly options: TransitionOptions) {
-    const count = schedule.alphasCumulative.length;
-    const { prediction, sampler, variance, timesteps, cacheCapacity = CACHE_CAPACITY } = options;
-    this.timesteps = timesteps === undefined
-      ? Int32Array.from({ length: count }, (_, i) => count - 1 - i)
-      : Int32Array.from(timesteps);
+  constructor(readonly schedule?: NoiseSchedule, options: TransitionOptions = {}) {
+    const { prediction = "epsilon", sampler, variance, timesteps, cacheCapacity = CACHE_CAPACITY } = options;
+    const count = schedule?.alphasCumulative.length ?? 0;
+    this.timesteps = Int32Array.from(timesteps ?? Array.from({ length: count }, (_, i) => count - 1 - i));
+    this.#index = new Map([...this.timesteps].map((timestep, i) => [timestep, i]));
+    this.#cache = new LayerTimeCache(cacheCapacity);
+    if (schedule === undefined) return;
     if (this.timesteps.length === 0) {
       throw new RangeError("Cannot compute transitions: a run must have a timestep, got none");
     }
     const weightOf = sampler === "ddim" ? ddimDisplacementWeight : stepKlWeight;
-    const weights = Float64Array.from(
+    this.cap = capWeights(Float64Array.from(
       this.timesteps,
       (timestep, i) => weightOf(schedule, timestep, prediction, { next: this.timesteps[i + 1], variance }),
-    );
-    this.cap = capWeights(weights);
-    this.#index = new Map([...this.timesteps].map((timestep, i) => [timestep, i]));
-    this.#cache = new LayerTimeCache(cacheCapacity);
+    ));
   }
 
-  /** Weight of a visited timestep. @throws {RangeError} when it is not visited */
+  /** Weight of a squared error of the prediction at a visited timestep. @throws {RangeError} when it is not visited */
   weightOf(timestep: number): number {
-    return this.cap.weights[this.#indexOf(timestep)]!;
-  }
-
-  /** The step that leads away from a visited timestep. @throws {RangeError} when it is not visited */
-  transition(timestep: number): GaussianTransition {
-    const next = this.timesteps[this.#indexOf(timestep) + 1];
-    return gaussianTransition(this.schedule, timestep, { next, variance: this.options.variance });
+    return this.cap === undefined ? 1 : this.cap.weights[this.#indexOf(timestep)]!;
   }
 
   /**
-   * Weight times the squared error that a layer causes at a timestep; `squaredError` is asked only when it is not in the cache.
+   * Weight of a squared error of the variance channels of a model with `learned_range`: to second order its part of the step KL.
    *
-   * @throws {RangeError} when the timestep is not visited or the error is not a number ≥ 0
+   * @throws {RangeError} when the timestep is not in the schedule, or there is none
    */
-  stepKl(layer: string, timestep: number, squaredError: () => number): number {
-    const weight = this.weightOf(timestep);
-    return this.#cache.get(layer, timestep, () => {
-      const error = squaredError();
-      if (!(error >= 0 && error < Infinity)) {
-        throw new RangeError(
-          `Cannot compute the step KL of ${
-            JSON.stringify(layer)
-          }: its squared error must be a number ≥ 0, got ${error}`,
-        );
-      }
-      return weight * error;
-    });
+  varianceWeightOf(timestep: number): number {
+    if (this.schedule === undefined) {
+      throw new RangeError(
+        "Cannot compute a transition: a learned variance needs a noise schedule, got none",
+      );
+    }
+    return learnedVarianceWeight(this.schedule, timestep, {});
   }
 
-  /** Forgets a layer's step KLs, when its parameters changed. */
-  forget(layer: string): void {
-    this.#cache.forget(layer);
+  /**
+   * Step KLs of the samples at a timestep, caused by a layer or a whole model of that name; `measure` is asked only when they are not in the cache.
+   */
+  stepKl(layer: string, timestep: number, measure: () => ArrayLike<number>): Float64Array {
+    return this.#cache.get(layer, timestep, () => Float64Array.from(measure()));
   }
 
   get cacheStatistics(): CacheStatistics {

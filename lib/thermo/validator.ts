@@ -1,14 +1,13 @@
 /**
- * Phase 1: how smoothly a layer's parameters pass from one time group to the next. It reads and changes nothing. A score of 1 can be bought by
- * deleting information, so that it is a diagnostic and never an objective: the step KL of every time group stands beside it.
+ * Phase 1: a score of how smoothly a layer's parameters pass from one time group to the next. Equal parameters score 1 however bad they are, so
+ * that the score is a diagnostic and never an objective; reports give the step KL of every time group beside it.
  */
 
 /** How far a jump is above the threshold: less than 1.5 times, less than 2 times, more. */
 export type Severity = "low" | "medium" | "high";
 
 /** Multiples of the threshold from which a violation is medium and high. */
-export const MEDIUM_SEVERITY = 1.5;
-export const HIGH_SEVERITY = 2;
+const MEDIUM_SEVERITY = 1.5, HIGH_SEVERITY = 2;
 
 /** One scale and zero point for each time group of a layer. */
 export interface ParameterSeries {
@@ -29,7 +28,7 @@ export interface Violation {
   readonly severity: Severity;
 }
 
-/** What phase 1 says of a layer. */
+/** Phase 1 of a layer. */
 export interface MarkovReport {
   /** 1 for no jump, or less than two groups. */
   readonly markovScore: number;
@@ -47,14 +46,6 @@ export function severityOf(jump: number, threshold: number): Severity | undefine
   if (!(jump > threshold)) return undefined;
   if (jump < MEDIUM_SEVERITY * threshold) return "low";
   return jump < HIGH_SEVERITY * threshold ? "medium" : "high";
-}
-
-function checkThreshold(threshold: number): void {
-  if (!(threshold >= 0 && threshold <= 1)) {
-    throw new RangeError(
-      `Cannot validate time parameters: smoothnessThreshold must lie in [0, 1], got ${threshold}`,
-    );
-  }
 }
 
 function checkSeries({ scale, zeroPoint, bits }: ParameterSeries): void {
@@ -81,7 +72,7 @@ function checkSeries({ scale, zeroPoint, bits }: ParameterSeries): void {
 
 /**
  * The Markov score of a layer, `1 − min(1, Σ (js + jz)/(2 (G − 1)))`, the score `1 − min(1, (js + jz)/2)` of each boundary, and the jumps
- * above the threshold (DESIGN.md §4).
+ * above the threshold.
  *
  * @throws {TypeError} when there is not one scale and one zero point for each group
  * @throws {RangeError} when the threshold is outside [0, 1], a scale is not above 0 or a value is not finite
@@ -94,28 +85,28 @@ function checkSeries({ scale, zeroPoint, bits }: ParameterSeries): void {
  * ```
  */
 export function validateMarkov(series: ParameterSeries, smoothnessThreshold: number): MarkovReport {
-  checkThreshold(smoothnessThreshold);
   checkSeries(series);
   const { scale, zeroPoint, bits } = series;
   const boundaries = scale.length - 1, codes = 2 ** bits - 1;
-  const scaleJumps = Array.from(
-    { length: boundaries },
-    (_, g) => Math.abs(scale[g + 1]! - scale[g]!) / scale[g]!,
+  const perBoundary = (jump: (g: number) => number) => Array.from({ length: boundaries }, (_, g) => jump(g));
+  return markovReport(
+    perBoundary((g) => Math.abs(scale[g + 1]! - scale[g]!) / scale[g]!),
+    perBoundary((g) => Math.abs(zeroPoint[g + 1]! - zeroPoint[g]!) / codes),
+    smoothnessThreshold,
   );
-  const zeroPointJumps = Array.from(
-    { length: boundaries },
-    (_, g) => Math.abs(zeroPoint[g + 1]! - zeroPoint[g]!) / codes,
-  );
-  return markovReport(scaleJumps, zeroPointJumps, smoothnessThreshold);
 }
 
-/** A report out of jumps that were measured in some way; {@linkcode validateMarkov} takes those between groups. */
+/** The report of given jumps; {@linkcode validateMarkov} takes those between groups. */
 export function markovReport(
   scaleJumps: readonly number[],
   zeroPointJumps: readonly number[],
   smoothnessThreshold: number,
 ): MarkovReport {
-  checkThreshold(smoothnessThreshold);
+  if (!(smoothnessThreshold >= 0 && smoothnessThreshold <= 1)) {
+    throw new RangeError(
+      `Cannot validate time parameters: smoothnessThreshold must lie in [0, 1], got ${smoothnessThreshold}`,
+    );
+  }
   const violations: Violation[] = [];
   let sum = 0;
   for (const [boundary, scaleJump] of scaleJumps.entries()) {
@@ -133,75 +124,5 @@ export function markovReport(
     scaleJumps,
     zeroPointJumps,
     violations,
-  };
-}
-
-/** What phase 1 says of a model. */
-export interface ValidationReport {
-  readonly layers: ReadonlyMap<string, MarkovReport>;
-  /** Mean of the layers' scores, 1 for no layer. */
-  readonly markovScore: number;
-  /** Mean of the boundaries' scores over the layers, `[G − 1]`. */
-  readonly boundaryScores: readonly number[];
-  /** Violations of all layers by severity. */
-  readonly violations: Readonly<Record<Severity, number>>;
-  /** Held-out step KL of each time group, `[G]`, as it was given. */
-  readonly stepKl: readonly number[];
-}
-
-/**
- * Phase 1 for a model: every layer's report, and beside the scores the held-out step KL of each time group.
- *
- * @param stepKl `[G]`: what the quantized model's steps cost in each time group on held-out data
- * @throws {TypeError} when layers have different numbers of groups, or `stepKl` has another
- * @throws {RangeError} as {@linkcode validateMarkov}, or when a step KL is not a number ≥ 0; the message names the layer
- */
-export function validateLayers(
-  layers: ReadonlyMap<string, ParameterSeries>,
-  stepKl: ArrayLike<number>,
-  smoothnessThreshold: number,
-): ValidationReport {
-  checkThreshold(smoothnessThreshold);
-  const groups = stepKl.length;
-  const costs = Array.from(stepKl);
-  const bad = costs.find((kl) => !(kl >= 0));
-  if (bad !== undefined) {
-    throw new RangeError(`Cannot validate time parameters: step KLs must be numbers ≥ 0, got ${bad}`);
-  }
-  const reports = new Map<string, MarkovReport>();
-  for (const [name, series] of layers) {
-    if (series.scale.length !== groups) {
-      throw new TypeError(
-        `Cannot validate ${
-          JSON.stringify(name)
-        }: it must have ${groups} time groups as the step KL, got ${series.scale.length}`,
-      );
-    }
-    try {
-      reports.set(name, validateMarkov(series, smoothnessThreshold));
-    } catch (cause) {
-      if (!(cause instanceof RangeError || cause instanceof TypeError)) throw cause;
-      const Kind = cause instanceof RangeError ? RangeError : TypeError;
-      throw new Kind(
-        cause.message.replace("Cannot validate time parameters", `Cannot validate ${JSON.stringify(name)}`),
-        {
-          cause,
-        },
-      );
-    }
-  }
-  const all = [...reports.values()];
-  const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const violations = { low: 0, medium: 0, high: 0 };
-  for (const { severity } of all.flatMap((report) => report.violations)) violations[severity]++;
-  return {
-    layers: reports,
-    markovScore: all.length === 0 ? 1 : mean(all.map((report) => report.markovScore)),
-    boundaryScores: all.length === 0 ? [] : Array.from(
-      { length: Math.max(0, groups - 1) },
-      (_, i) => mean(all.map((report) => report.boundaryScores[i]!)),
-    ),
-    violations,
-    stepKl: costs,
   };
 }

@@ -1,4 +1,4 @@
-/** Time: the denoising axis, groups of it, and the parameters that the runtime selects by them. */
+/** Time: the denoising axis, its groups, calibration statistics by group, and the parameters that the runtime selects by them. */
 export {
   type ActivationBits,
   type ActivationGrid,
@@ -38,7 +38,12 @@ export {
   type TimeGroup,
   TimeGroups,
 } from "./groups.ts";
-export { type OutputCorrection, outputCorrection, type TimeGroupMoments } from "./output_correction.ts";
+export {
+  type OutputCorrection,
+  outputCorrection,
+  type QuantizedMatrix,
+  type TimeGroupMoments,
+} from "./output_correction.ts";
 export {
   type ActivationParameters,
   type LayerParameters,

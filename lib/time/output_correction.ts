@@ -1,6 +1,6 @@
 /**
  * Output corrections: a gain and a bias for every output of a quantized layer and every time group, `y = gain ⊙ (Ŵ x) + bias`, in closed form from
- * the inputs' moments, shrunk to (1, 0) where the samples do not bear them out.
+ * the inputs' moments, shrunk towards (1, 0) as far as the samples leave them uncertain.
  */
 import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -15,6 +15,14 @@ export interface TimeGroupMoments {
   readonly samples: number;
 }
 
+/** A layer's weights before and after quantization, `f32[rows, cols]` each. */
+export interface QuantizedMatrix {
+  readonly weights: Float32Array;
+  readonly quantized: Float32Array;
+  readonly rows: number;
+  readonly cols: number;
+}
+
 /** `f32[rows]` each. */
 export interface OutputCorrection {
   readonly gain: Float32Array<ArrayBuffer>;
@@ -23,7 +31,7 @@ export interface OutputCorrection {
 
 /**
  * The correction that brings `gain ⊙ (Ŵ x) + bias` nearest to `W x`, output by output: the regression of y on ŷ, its slope and its mean error each
- * shrunk by what is left of their square beside their own variance, `a²/(a² + var(a))`, with the residual variance over the number of samples.
+ * shrunk by `a²/(a² + var(a))`, where var(a) is the residual variance over the number of samples.
  *
  * **Shapes** `weights` and `quantized: f32[rows, cols]` → `gain` and `bias: f32[rows]`
  *
@@ -35,16 +43,14 @@ export interface OutputCorrection {
  * import { openKernels } from "../native/mod.ts";
  * import { outputCorrection } from "./output_correction.ts";
  * const moments = { second: Float32Array.of(1), mean: Float32Array.of(0), samples: 1000 };
- * const { gain } = outputCorrection(await openKernels(), Float32Array.of(2), Float32Array.of(1), 1, 1, moments);
+ * const matrix = { weights: Float32Array.of(2), quantized: Float32Array.of(1), rows: 1, cols: 1 };
+ * const { gain } = outputCorrection(await openKernels(), matrix, moments);
  * console.log(gain[0]); // 2
  * ```
  */
 export function outputCorrection(
   kernels: Kernels,
-  weights: Float32Array,
-  quantized: Float32Array,
-  rows: number,
-  cols: number,
+  { weights, quantized, rows, cols }: QuantizedMatrix,
   { second, mean, samples }: TimeGroupMoments,
 ): OutputCorrection {
   const doing = "correct a layer's output";
@@ -65,35 +71,13 @@ export function outputCorrection(
     for (let j = 0; j < cols; j++) covariance[i * cols + j] = second[i * cols + j]! - mean[i]! * mean[j]!;
   }
   const spread = new Float32Array(rows * cols); // Ŵ C
-  const { calls, size, isaNumber } = kernels;
-  const status = calls.aq_linear(
-    quantized,
-    size(rows),
-    covariance,
-    0,
-    null,
-    size(cols),
-    size(cols),
-    spread,
-    isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });
   const other = new Float32Array(rows * cols); // W C
-  const again = calls.aq_linear(
-    weights,
-    size(rows),
-    covariance,
-    0,
-    null,
-    size(cols),
-    size(cols),
-    other,
-    isaNumber,
-    kernels.threads,
-  );
-  if (again !== 0) {
-    throw new KernelError(`Cannot ${doing}: the kernel reports status ${again}`, { status: again });
+  const { calls, size, isaNumber, threads } = kernels, n = size(cols);
+  for (const [matrix, out] of [[quantized, spread], [weights, other]] as const) {
+    const status = calls.aq_linear(matrix, size(rows), covariance, 0, null, n, n, out, isaNumber, threads);
+    if (status !== 0) {
+      throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });
+    }
   }
   const gain = new Float32Array(rows), bias = new Float32Array(rows);
   for (let row = 0; row < rows; row++) {
@@ -119,7 +103,7 @@ export function outputCorrection(
   return { gain, bias };
 }
 
-/** How much of an estimate is left beside its variance. */
+/** Factor that shrinks an estimate by its variance. */
 function kept(estimate: number, residual: number, samples: number): number {
   const square = estimate * estimate;
   return square === 0 ? 0 : square / (square + residual / samples);

@@ -130,9 +130,9 @@ describe("tables of the suites", () => {
     expect(all.layersKept! + all.layersRejected!).toBe(28 - perToken.length);
 
     const losses = rowsOf("losses", tables.losses!);
-    const { refinement } = phase3["metrics"] as { refinement: { lossHistory: number[] } };
+    const { refinement } = phase3["metrics"] as { refinement: { losses: { total: number[] } } };
     expect(losses.filter(({ setting }) => setting === "2 bits, phase3_full").map(({ total }) => total))
-      .toEqual(refinement.lossHistory);
+      .toEqual(refinement.losses.total);
     // "best + refinement" is the same run again.
     expect(new Set(losses.map(({ setting }) => setting))).toEqual(
       new Set(["2 bits, phase3_full", "2 bits, round + refinement"]),

@@ -92,8 +92,8 @@ describe("defaults", () => {
           timeWeights: "auto",
           markovWeight: 0.1,
           entropyWeight: 0,
-          learningRate: 0.01,
-          maxIterations: 50,
+          learningRate: null,
+          maxIterations: null,
           convergenceThreshold: 1e-4,
           betaSchedule: "auto",
         },
@@ -201,8 +201,8 @@ describe("values", () => {
     ["thermodynamic.transition_optimization.markov_weight", 101, "number, 0 to 100"],
     ["thermodynamic.transition_optimization.time_weights", true, "string, one of auto, none, ddpm, ddim"],
     ["thermodynamic.transition_optimization.beta_schedule", "sigmoid", "string, one of auto, linear, cosine"],
-    ["thermodynamic.transition_optimization.learning_rate", 0, "number, above 0, at most 1"],
-    ["thermodynamic.transition_optimization.max_iterations", 0, "integer, 1 to 100000"],
+    ["thermodynamic.transition_optimization.learning_rate", 0, "number or null, above 0, at most 1"],
+    ["thermodynamic.transition_optimization.max_iterations", 0, "integer or null, 1 to 100000"],
   ];
   for (const [key, value, expected] of rejected) {
     test(`rejects ${key}: ${typeof value === "string" ? JSON.stringify(value) : String(value)}`, async () => {

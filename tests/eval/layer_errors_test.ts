@@ -6,10 +6,9 @@ import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
 import type { PhaseContext } from "../../lib/phases/context.ts";
 import { denseWeights } from "../../lib/solve/solve_model.ts";
-import { timeAxisOf } from "../../lib/calibration/step_kl.ts";
 import { dequantize, quantize } from "../../lib/quant/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
-import { equalTimeGroups, TimeParameters } from "../../lib/time/mod.ts";
+import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
 import { MODELS } from "../_checkpoints.ts";
 
 let kernels: Kernels;
@@ -27,7 +26,7 @@ test(
     const calibrated = await loadCalibration(full, { source, samples: 24, seed: 1 });
     if (calibrated.kind !== "sequences") throw new TypeError("sequences are needed");
     const context: PhaseContext = { checkpoint, calibrated, kernels, source, seed: 1 };
-    const groups = equalTimeGroups(timeAxisOf(undefined), 2);
+    const groups = equalTimeGroups(maskRatioAxis(1000), 2);
     const layer = "model.layers.1.mlp.down_proj.weight";
     const { weights } = full.model.stages.flatMap(({ layers }) => layers).find(({ name }) => name === layer)!;
     const { rows, cols } = weights;

@@ -18,7 +18,7 @@ import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { fewestWithin, groupsByInputs, orderByStaticCost } from "../../lib/phases/activation_grids.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
-import { phaseSettings } from "../../lib/phases/configured.ts";
+import { phaseSettings } from "../../lib/phases/settings.ts";
 import { loadPhaseModel, type PhaseContext } from "../../lib/phases/context.ts";
 import { fitSampler } from "../../lib/phases/sampler.ts";
 import { type PhaseSettings, runPhases } from "../../lib/phases/mod.ts";
@@ -168,7 +168,7 @@ describe("rounded activations at run time", () => {
 describe("static grids", () => {
   test("as few layers as needed take grids of each token's own", async () => {
     const activations = { groups: 3, bits: 4 } as const;
-    const meter = new StepKlMeter(dream.context.calibrated, undefined);
+    const meter = new StepKlMeter(dream.context.calibrated);
     const klOf = async (own: PhaseSettings["activations"]) => {
       const { model, report } = await run(dream, { activations: own });
       return { kl: meanStepKl(meter.measure(loadPhaseModel(dream.context, model))), model, report };
@@ -247,7 +247,7 @@ describe("static grids", () => {
       [{ output: { groups: 2, markovWeight: 101 } }, "markovWeight must lie in [0, 100], got 101"],
       [{ output: { groups: 2, markovWeight: NaN } }, "markovWeight must lie in [0, 100], got NaN"],
       [{ timeScales: { groups: 0 } }, "groups must be a whole number from 1 to 100, got 0"],
-      [{ sampler: { groups: 2 } }, "the model must draw"],
+      [{ sampler: { groups: 2 } }, "the model must be an image model"],
     ];
     for (const [settings, message] of refused) await expect(run(dream, settings)).rejects.toThrow(message);
     const short = await rounded(withTimesteps(4), "synthetic");
@@ -270,7 +270,7 @@ function withTimesteps(timesteps: number): string {
 
 describe("parameters in closed form", () => {
   test("are kept where the held-out step KL falls, and only there", async () => {
-    const meter = new StepKlMeter(glyphs.context.calibrated, loadScheduler(DIT));
+    const meter = new StepKlMeter(glyphs.context.calibrated);
     for (const settings of [{ output: { groups: 3 } }, { timeScales: { groups: 3 } }] as PhaseSettings[]) {
       const { model, report } = await run(glyphs, settings);
       const { kept, heldOutBefore, heldOutAfter } = (report.output ?? report.timeScales)!;

@@ -1,7 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { codeProbabilities } from "../../lib/quant/solvers/annealing.ts";
 import { solveBlockTridiagonal, solveGaussMarkov } from "../../lib/thermo/gauss_markov.ts";
-import { annealedLoss, markovLoss, quantizationLoss, totalLoss } from "../../lib/thermo/losses.ts";
+import { entropyLoss, markovLoss } from "../../lib/thermo/losses.ts";
 import { tokenKl } from "../../lib/thermo/masked_transition.ts";
 import { allKernels, gaussians, randomStream } from "../_kernels.ts";
 
@@ -42,39 +42,6 @@ function moment(n: number, seed: number): Float32Array<ArrayBuffer> {
   });
 }
 
-describe("quantization loss", () => {
-  for (const { name, kernels } of everywhere) {
-    test(`${name}: the trace and its gradient`, () => {
-      const rows = 3, cols = 11, w = gaussians(1, 33), q = gaussians(2, 33), h = moment(cols, 3);
-      const trace = (q: ArrayLike<number>) => {
-        let sum = 0;
-        for (let r = 0; r < rows; r++) {
-          for (let i = 0; i < cols; i++) {
-            for (let j = 0; j < cols; j++) {
-              const a = w[r * cols + i]! - q[r * cols + i]!, b = w[r * cols + j]! - q[r * cols + j]!;
-              sum += a * h[i * cols + j]! * b;
-            }
-          }
-        }
-        return sum;
-      };
-      const { loss, gradient } = quantizationLoss(kernels, w, q, h, rows, cols);
-      expect(Math.abs(loss / trace(q) - 1)).toBeLessThan(1e-5);
-      expectGradient(gradient, differences(q, trace));
-      expect(quantizationLoss(kernels, w, w, h, rows, cols).loss).toBe(0);
-    });
-  }
-
-  test("bad input", () => {
-    const { kernels } = everywhere[0]!;
-    const one = new Float32Array(1);
-    expect(() => quantizationLoss(kernels, one, one, new Float32Array(2), 1, 1)).toThrow(TypeError);
-    expect(() => quantizationLoss(kernels, one, Float32Array.of(NaN), Float32Array.of(1), 1, 1)).toThrow(
-      "weights and moment must be finite",
-    );
-  });
-});
-
 describe("Markov loss", () => {
   test("by hand and against differences", () => {
     expect(markovLoss(Float64Array.of(1, 10, 2, 8), 2, 2)).toEqual({
@@ -94,13 +61,14 @@ describe("Markov loss", () => {
   });
 });
 
-describe("annealed loss", () => {
+describe("entropy loss", () => {
+  const weights = gaussians(5, 15);
   const group = {
-    weights: gaussians(5, 16),
-    importance: gaussians(6, 16).map(Math.abs),
-    scale: 0.7,
-    zeroPoint: 1.4,
+    cols: 5,
     bits: 2,
+    groupSize: 2,
+    scale: gaussians(6, 9).map((s) => 0.5 + Math.abs(s)),
+    zeroPoint: gaussians(8, 9).map((z) => 1.4 + 0.3 * z),
   };
 
   test("probabilities: a softmax of distances, the nearest alone at 0", () => {
@@ -117,42 +85,38 @@ describe("annealed loss", () => {
     expect([...p]).toEqual([0, 0, 0, 1]);
   });
 
-  test("derivatives against central differences, at every temperature", () => {
-    for (const temperature of [0.01, 0.05, 0.5, 5]) {
-      const loss = annealedLoss(group, temperature, 0.7);
-      const [byScale] = differences(
-        [group.scale],
-        ([scale]) => annealedLoss({ ...group, scale: scale! }, temperature, 0.7).loss,
-      );
-      const [byZero] = differences(
-        [group.zeroPoint],
-        ([zeroPoint]) => annealedLoss({ ...group, zeroPoint: zeroPoint! }, temperature, 0.7).loss,
-      );
-      expect(Math.abs(loss.byScale - byScale!)).toBeLessThan(1e-3 * Math.abs(byScale!) + 1e-6);
-      expect(Math.abs(loss.byZeroPoint - byZero!)).toBeLessThan(1e-3 * Math.abs(byZero!) + 1e-6);
-    }
+  test("is minus the temperature times the entropy of the soft codes", () => {
+    const [position, temperature] = [0.3 / 0.7 + 1.4, 0.4];
+    const e = [0, 1, 2, 3].map((code) => Math.exp(-((position - code) ** 2) / temperature));
+    const sum = e.reduce((a, b) => a + b);
+    const wanted = temperature * e.reduce((total, value) => total + value / sum * Math.log(value / sum), 0);
+    const one = { cols: 1, bits: 2, groupSize: 0, scale: [0.7], zeroPoint: [1.4] };
+    expect(entropyLoss(Float32Array.of(0.3), one, temperature).loss).toBeCloseTo(wanted, 7);
+    expect(entropyLoss(Float32Array.of(0.3), one, 0).loss).toBe(0);
+    expect(entropyLoss(Float32Array.of(0.3), { ...one, scale: [0] }, temperature).loss).toBe(0);
   });
 
-  test("is the least free energy: no other assignment has less", () => {
-    const { loss } = annealedLoss(group, 0.3);
-    const random = randomStream(7);
-    const other = Array.from(group.weights, (w, i) => {
-      const p = [0, 1, 2, 3].map(() => random());
-      const sum = p.reduce((a, b) => a + b);
-      const h = group.importance[i]!;
-      return p.reduce((total, value, c) => {
-        const q = value / sum;
-        return total + h * (q * (w - 0.7 * (c - 1.4)) ** 2 + 0.3 * 0.49 * q * Math.log(q));
-      }, 0);
-    }).reduce((a, b) => a + b);
-    expect(loss).toBeLessThan(other);
+  test("derivatives against central differences, at every temperature", () => {
+    for (const temperature of [0.01, 0.05, 0.5, 5]) {
+      const { byScale, byZeroPoint } = entropyLoss(weights, group, temperature);
+      expectGradient(
+        byScale,
+        differences(group.scale, (scale) => entropyLoss(weights, { ...group, scale }, temperature).loss),
+      );
+      expectGradient(
+        byZeroPoint,
+        differences(
+          group.zeroPoint,
+          (zeroPoint) => entropyLoss(weights, { ...group, zeroPoint }, temperature).loss,
+        ),
+      );
+    }
   });
 
   test("bad input", () => {
     for (const temperature of [-1, 101, NaN]) {
-      expect(() => annealedLoss(group, temperature)).toThrow("the temperature must lie in [0, 100]");
+      expect(() => entropyLoss(weights, group, temperature)).toThrow("the temperature must lie in [0, 100]");
     }
-    expect(() => annealedLoss({ ...group, scale: 0 }, 1)).toThrow("the scale not 0");
   });
 });
 
@@ -268,8 +232,3 @@ for (const temperature of [1, 3]) {
     expect([gradient[1], gradient[5], gradient[9]]).toEqual([0, 0, 0]);
   });
 }
-
-test("the total is the sum of its parts, which must be finite", () => {
-  expect(totalLoss({ quantization: 2, markov: 1, entropy: -0.5 }).total).toBe(2.5);
-  expect(() => totalLoss({ quantization: NaN, markov: 1, entropy: 0 })).toThrow("got NaN, 1 and 0");
-});

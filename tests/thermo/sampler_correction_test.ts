@@ -4,7 +4,7 @@ import {
   correctPredictions,
   PredictionRegression,
 } from "../../lib/thermo/sampler_correction.ts";
-import { gaussianTransition, noiseSchedule } from "../../lib/thermo/transition.ts";
+import { noiseSchedule } from "../../lib/thermo/transition.ts";
 import { gaussians } from "../_kernels.ts";
 
 describe("the sampler's correction", () => {
@@ -39,7 +39,10 @@ describe("the sampler's correction", () => {
   test("a step's whole variance stays what it was", () => {
     const schedule = noiseSchedule("linear", 1000);
     for (const t of [1, 10, 500, 999]) {
-      const step = gaussianTransition(schedule, t), correction = { gain: 0.9, bias: 0, noiseVariance: 0.04 };
+      const [from, to] = [t, t - 1].map((t) => schedule.alphasCumulative[t]!) as [number, number];
+      const beta = 1 - from / to, deviation = Math.sqrt((1 - to) / (1 - from) * beta);
+      const step = { ofEpsilon: beta / Math.sqrt((1 - from) * (1 - beta)), deviation };
+      const correction = { gain: 0.9, bias: 0, noiseVariance: 0.04 };
       const left = correctedDeviation(step, correction);
       const brought = (step.ofEpsilon * 0.2 / 0.9) ** 2;
       if (brought < step.deviation ** 2) {
@@ -48,7 +51,7 @@ describe("the sampler's correction", () => {
       } else expect(left).toBe(0);
     }
     expect(
-      correctedDeviation({ ofSample: 1, ofEpsilon: 5, deviation: 0.1 }, {
+      correctedDeviation({ ofEpsilon: 5, deviation: 0.1 }, {
         gain: 1,
         bias: 0,
         noiseVariance: 1,

@@ -1,16 +1,6 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import {
-  correctOutputs,
-  smoothActivationParameters,
-  smoothTimeParameters,
-} from "../../lib/thermo/time_parameters.ts";
-import {
-  equalTimeGroups,
-  outputCorrection,
-  TimeGroups,
-  TimeParameters,
-  timestepAxis,
-} from "../../lib/time/mod.ts";
+import { correctOutputs, smoothActivationParameters } from "../../lib/thermo/time_parameters.ts";
+import { equalTimeGroups, outputCorrection, TimeGroups, timestepAxis } from "../../lib/time/mod.ts";
 import { allKernels, gaussians, randomStream } from "../_kernels.ts";
 
 const everywhere = await allKernels();
@@ -47,24 +37,6 @@ describe("smooth grids", () => {
       ]);
     }
   });
-
-  test("only in the layers that keep them; everything else is the same object", () => {
-    const groups = equalTimeGroups(timestepAxis(20), 2);
-    const activation = { bits: 8 as const, scale: Float32Array.of(1, 2), zeroPoint: Int32Array.of(100, 90) };
-    const output = { gain: new Float32Array(4), bias: new Float32Array(4) };
-    const parameters = new TimeParameters(
-      groups,
-      new Map([["a", { activation, output }], ["b", { activation }]]),
-      "f",
-    );
-    const smooth = smoothTimeParameters(parameters, { windowSize: 3 }, (layer) => layer === "a");
-    expect(smooth.layers.get("b")).toBe(parameters.layers.get("b")!);
-    expect(smooth.layers.get("a")!.output).toBe(output);
-    expect(smooth.at("a", 0)!.grid).toEqual({ scale: 1, zeroPoint: 100 });
-    expect(smooth.at("a", 9)!.grid).not.toEqual({ scale: 1, zeroPoint: 100 });
-    expect([smooth.fingerprint, activation.scale.length]).toEqual(["f", 2]);
-    expect(() => smoothTimeParameters(smooth)).toThrow("every one of 2 groups");
-  });
 });
 
 describe("output corrections under the Gauss-Markov prior", () => {
@@ -82,9 +54,9 @@ describe("output corrections under the Gauss-Markov prior", () => {
   });
 
   test("without it every group has its own closed form", () => {
-    const { gain, bias } = correctOutputs(kernels, w, q, rows, cols, moments);
+    const { gain, bias } = correctOutputs(kernels, { weights: w, quantized: q, rows, cols }, moments);
     for (const [g, group] of moments.entries()) {
-      const own = outputCorrection(kernels, w, q, rows, cols, group);
+      const own = outputCorrection(kernels, { weights: w, quantized: q, rows, cols }, group);
       expect(gain.subarray(g * rows, (g + 1) * rows)).toEqual(own.gain);
       expect(bias.subarray(g * rows, (g + 1) * rows)).toEqual(own.bias);
     }
@@ -92,7 +64,12 @@ describe("output corrections under the Gauss-Markov prior", () => {
 
   test("the stronger it is, the less groups differ", () => {
     const spreads = [0, 0.1, 1, 100].map((weight) => {
-      const { gain, bias } = correctOutputs(kernels, w, q, rows, cols, moments, weight);
+      const { gain, bias } = correctOutputs(
+        kernels,
+        { weights: w, quantized: q, rows, cols },
+        moments,
+        weight,
+      );
       let sum = 0;
       for (let i = rows; i < gain.length; i++) {
         sum += (gain[i]! - gain[i - rows]!) ** 2 + (bias[i]! - bias[i - rows]!) ** 2;
@@ -105,13 +82,17 @@ describe("output corrections under the Gauss-Markov prior", () => {
 
   test("outputs that are always 0 and groups without weight", () => {
     const zero = new Float32Array(rows * cols);
-    const { gain } = correctOutputs(kernels, w, zero, rows, cols, moments, 0.5);
+    const { gain } = correctOutputs(kernels, { weights: w, quantized: zero, rows, cols }, moments, 0.5);
     expect([...gain]).toEqual(Array(rows * 4).fill(1));
     const weighted = moments.map((group, g) => ({ ...group, weight: g === 1 ? 0 : 1 }));
-    const bridged = correctOutputs(kernels, w, q, rows, cols, weighted, 0.01);
+    const bridged = correctOutputs(kernels, { weights: w, quantized: q, rows, cols }, weighted, 0.01);
     expect(bridged.gain.every(Number.isFinite)).toBe(true);
     const bad = moments.map((group) => ({ ...group, weight: NaN }));
-    expect(() => correctOutputs(kernels, w, q, rows, cols, bad)).toThrow("got NaN for group 0");
-    expect(() => correctOutputs(kernels, w, q, rows, cols, moments, 101)).toThrow("markovWeight");
+    expect(() => correctOutputs(kernels, { weights: w, quantized: q, rows, cols }, bad)).toThrow(
+      "got NaN for group 0",
+    );
+    expect(() => correctOutputs(kernels, { weights: w, quantized: q, rows, cols }, moments, 101)).toThrow(
+      "markovWeight",
+    );
   });
 });

@@ -9,9 +9,6 @@ import {
 import {
   capWeights,
   ddimDisplacementWeight,
-  gaussianKl,
-  gaussianTransition,
-  learnedVariance,
   noiseSchedule,
   stepKlWeight,
   TransitionComputer,
@@ -49,29 +46,6 @@ describe("noise schedules", () => {
 });
 
 describe("a Gaussian step", () => {
-  test("mean and deviation by hand", () => {
-    // t = 2 → 1: α = 0.5, β = 0.5, 1 − ᾱ = 0.64; β̃ = 0.28/0.64 · 0.5
-    const { ofSample, ofEpsilon, deviation } = gaussianTransition(TOY, 2);
-    expect(ofSample).toBeCloseTo(Math.SQRT2, 14);
-    expect(ofEpsilon).toBeCloseTo(-0.5 / (0.8 * Math.SQRT1_2), 14);
-    expect(deviation).toBeCloseTo(Math.sqrt(0.21875), 14);
-    expect(gaussianTransition(TOY, 2, { variance: "fixed_large" }).deviation).toBeCloseTo(Math.SQRT1_2, 14);
-    expect(gaussianTransition(TOY, 0).deviation).toBe(0);
-  });
-
-  test("is the posterior's mean when ε is the noise that made the sample", () => {
-    const x0 = 0.3, epsilon = -1.2;
-    for (const [t, next] of [[2, 1], [1, 0], [2, 0], [2, undefined]] as const) {
-      const from = TOY.alphasCumulative[t]!, to = next === undefined ? 1 : TOY.alphasCumulative[next]!;
-      const x = Math.sqrt(from) * x0 + Math.sqrt(1 - from) * epsilon;
-      const alpha = from / to;
-      const posterior = Math.sqrt(to) * (1 - alpha) / (1 - from) * x0 +
-        Math.sqrt(alpha) * (1 - to) / (1 - from) * x;
-      const { ofSample, ofEpsilon } = gaussianTransition(TOY, t, { next });
-      expect(ofSample * x + ofEpsilon * epsilon).toBeCloseTo(posterior, 14);
-    }
-  });
-
   test("weights by hand: ε, v, x0, DDIM", () => {
     // β² / (2 σ² α (1 − ᾱ)) = 0.25 / (2 · 0.21875 · 0.5 · 0.64)
     const ofEpsilon = 0.25 / 0.14;
@@ -90,7 +64,9 @@ describe("a Gaussian step", () => {
     const random = randomStream(3);
     for (const t of [1, 17, 500, 999]) {
       const alphaBar = schedule.alphasCumulative[t]!;
-      const { ofEpsilon, deviation } = gaussianTransition(schedule, t);
+      const alpha = 1 - schedule.betas[t]!, before = schedule.alphasCumulative[t - 1]!;
+      const ofEpsilon = (1 - alpha) / Math.sqrt((1 - alphaBar) * alpha);
+      const variance = (1 - before) / (1 - alphaBar) * (1 - alpha);
       for (const prediction of ["epsilon", "v_prediction", "sample"] as const) {
         const x = random(), full = random(), quantized = full + 0.1 * random();
         const epsilonOf = (value: number) => {
@@ -99,9 +75,9 @@ describe("a Gaussian step", () => {
           return Math.sqrt(alphaBar) * value + Math.sqrt(1 - alphaBar) * x;
         };
         const shift = ofEpsilon * (epsilonOf(full) - epsilonOf(quantized));
-        const kl = gaussianKl([shift], [deviation ** 2], [deviation ** 2]);
+        const kl = shift ** 2 / (2 * variance); // of Gaussians with equal variances
         const weight = stepKlWeight(schedule, t, prediction);
-        expect(weight * (full - quantized) ** 2 / kl).toBeCloseTo(1, 5); // kl is a small difference of 1
+        expect(weight * (full - quantized) ** 2 / kl).toBeCloseTo(1, 5);
       }
     }
   });
@@ -114,28 +90,21 @@ describe("a Gaussian step", () => {
     expect(ddimDisplacementWeight(TOY, 2, "epsilon", { next: 0 }) * 0.01).toBeCloseTo(moved ** 2, 14);
   });
 
-  test("learned variance: the ends are β̃ and β; KL by hand and against integration", () => {
-    expect(learnedVariance(TOY, 2, 1)).toBeCloseTo(0.5, 14);
-    expect(learnedVariance(TOY, 2, -1)).toBeCloseTo(0.21875, 14);
-    expect(gaussianKl([0.5], [1], [2])).toBeCloseTo(0.5 * (Math.log(2) + 1.25 / 2 - 1), 15);
-    let integral = 0;
-    const density = (x: number, mean: number, variance: number) =>
-      Math.exp(-((x - mean) ** 2) / (2 * variance)) / Math.sqrt(2 * Math.PI * variance);
-    for (let x = -12; x < 12; x += 1e-3) {
-      const p = density(x, 0, 0.7), q = density(x, 0.4, 1.3);
-      integral += p * Math.log(p / q) * 1e-3;
-    }
-    expect(gaussianKl([0.4], [0.7], [1.3])).toBeCloseTo(integral, 9);
-    expect(gaussianKl([0, 0.4], [1, 0.7], [1, 1.3])).toBeCloseTo(integral, 9);
+  test("a learned variance weighs by the second derivative of the KL of two variances", () => {
+    // KL of N(0, a) and N(0, b) for ln b = ln a + d is (d² / 4) + O(d³); d = Δv/2 · ln(β/β̃).
+    const large = 0.5, small = 0.21875, step = 1e-3, change = Math.exp(step / 2 * Math.log(large / small));
+    const kl = 0.5 * (Math.log(change) + 1 / change - 1);
+    expect(new TransitionComputer(TOY).varianceWeightOf(2) * step ** 2 / kl).toBeCloseTo(1, 3);
+    expect(() => new TransitionComputer().varianceWeightOf(2)).toThrow("needs a noise schedule, got none");
   });
 
   test("bad input", () => {
-    for (const t of [-1, 3, 0.5, NaN]) expect(() => gaussianTransition(TOY, t)).toThrow("from 0 to 2");
-    expect(() => gaussianTransition(TOY, 1, { next: 1 })).toThrow("must lead to a lower one");
+    const weight = (t: number, next?: number) =>
+      stepKlWeight(TOY, t, "epsilon", next === undefined ? {} : { next });
+    for (const t of [-1, 3, 0.5, NaN]) expect(() => weight(t)).toThrow("from 0 to 2");
+    expect(() => weight(1, 1)).toThrow("must lead to a lower one");
     const flat = { betas: [0, 0], alphasCumulative: [1, 1] };
-    expect(() => gaussianTransition(flat, 1)).toThrow("ᾱ must fall inside (0, 1)");
-    expect(() => gaussianKl([1], [0], [1])).toThrow("above 0, got 0 and 1");
-    expect(() => gaussianKl([1], [1, 1], [1])).toThrow(TypeError);
+    expect(() => stepKlWeight(flat, 1, "epsilon")).toThrow("ᾱ must fall inside (0, 1)");
   });
 });
 
@@ -163,7 +132,7 @@ describe("TransitionComputer", () => {
       timesteps: [2, 0],
     });
     expect(computer.weightOf(0)).toBeCloseTo(ddimDisplacementWeight(TOY, 0, "epsilon"), 15);
-    expect(computer.transition(2)).toEqual(gaussianTransition(TOY, 2, { next: 0 }));
+    expect(computer.weightOf(2)).toBeCloseTo(ddimDisplacementWeight(TOY, 2, "epsilon", { next: 0 }), 15);
     expect(() => computer.weightOf(1)).toThrow("the run must visit the timestep, got 1");
   });
 
@@ -172,26 +141,29 @@ describe("TransitionComputer", () => {
       prediction: "epsilon",
       sampler: "ddpm",
     });
-    expect(computer.cap.capped).toBe(50); // of 999 finite weights 49 lie above rank 950, and the infinite one
-    expect(computer.weightOf(0)).toBe(computer.cap.cap);
-    expect(computer.cap.cap).toBeLessThan(Infinity);
+    expect(computer.cap!.capped).toBe(50); // of 999 finite weights 49 lie above rank 950, and the infinite one
+    expect(computer.weightOf(0)).toBe(computer.cap!.cap);
+    expect(computer.cap!.cap).toBeLessThan(Infinity);
   });
 
-  test("a layer's step KL is computed once", () => {
+  test("a layer's step KLs are measured once at a timestep", () => {
     const computer = new TransitionComputer(TOY, { prediction: "epsilon", sampler: "ddim" });
     let asked = 0;
-    const error = () => {
+    const measure = () => {
       asked++;
-      return 2;
+      return [2, 3];
     };
-    expect(computer.stepKl("a", 2, error)).toBe(2 * computer.weightOf(2));
-    computer.stepKl("a", 2, error);
-    computer.stepKl("b", 2, error);
-    expect([asked, computer.cacheStatistics.hits, computer.cacheStatistics.misses]).toEqual([2, 1, 2]);
-    computer.forget("a");
-    computer.stepKl("a", 2, error);
-    expect(asked).toBe(3);
-    expect(() => computer.stepKl("c", 2, () => NaN)).toThrow('step KL of "c": its squared error');
+    expect([...computer.stepKl("a", 2, measure)]).toEqual([2, 3]);
+    expect([...computer.stepKl("a", 2, measure)]).toEqual([2, 3]);
+    computer.stepKl("b", 2, measure);
+    expect(asked).toBe(2);
+    expect(computer.cacheStatistics).toEqual({ hits: 1, misses: 2, evictions: 0, entries: 2 });
+  });
+
+  test("masked diffusion: every mask ratio weighs 1", () => {
+    const computer = new TransitionComputer();
+    expect([computer.weightOf(0.37), computer.weightOf(1), computer.cap]).toEqual([1, 1, undefined]);
+    expect([...computer.stepKl("model", 0.37, () => [0.5])]).toEqual([0.5]);
   });
 });
 

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { severityOf, validateLayers, validateMarkov } from "../../lib/thermo/validator.ts";
+import { severityOf, validateMarkov } from "../../lib/thermo/validator.ts";
 import { randomStream } from "../_kernels.ts";
 
 describe("Markov score", () => {
@@ -75,20 +75,4 @@ describe("Markov score", () => {
     expect(() => validateMarkov({ ...good, zeroPoint: [0] }, 0.3)).toThrow(TypeError);
     expect(() => validateMarkov({ ...good, bits: 0 }, 0.3)).toThrow("bits");
   });
-});
-
-test("a model's report: means over layers, violations counted, the step KL beside it", () => {
-  const layers = new Map([
-    ["a", { scale: [1, 1], zeroPoint: [0, 0], bits: 8 }],
-    ["b", { scale: [1, 2], zeroPoint: [0, 0], bits: 8 }],
-  ]);
-  const report = validateLayers(layers, [0.25, 0.5], 0.3);
-  expect(report.markovScore).toBe(0.75);
-  expect(report.boundaryScores).toEqual([0.75]);
-  expect(report.violations).toEqual({ low: 0, medium: 0, high: 1 });
-  expect(report.stepKl).toEqual([0.25, 0.5]);
-  expect(() => validateLayers(layers, [0.25], 0.3)).toThrow('Cannot validate "a": it must have 1 time group');
-  expect(() => validateLayers(layers, [0.25, NaN], 0.3)).toThrow("got NaN");
-  expect(() => validateLayers(new Map([["c", { scale: [1, -1], zeroPoint: [0, 0], bits: 8 }]]), [0, 0], 0.3))
-    .toThrow('Cannot validate "c": scales must be finite and above 0, got -1');
 });

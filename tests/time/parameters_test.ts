@@ -158,7 +158,7 @@ describe("output correction", () => {
   test("is the regression of the full output on the quantized one", () => {
     const q = w.map((v, i) => 0.8 * v + 0.2 * Math.sin(7 * i));
     for (const { kernels: each } of everywhere) {
-      const { gain, bias } = outputCorrection(each, w, q, rows, cols, moments(1e9));
+      const { gain, bias } = outputCorrection(each, { weights: w, quantized: q, rows, cols }, moments(1e9));
       for (let row = 0; row < rows; row++) {
         let sy = 0, sq = 0, sqq = 0, syq = 0;
         for (let t = 0; t < n; t++) {
@@ -176,26 +176,36 @@ describe("output correction", () => {
   });
 
   test("equal weights need none; few samples shrink it to (1, 0)", () => {
-    const same = outputCorrection(kernels, w, w, rows, cols, moments(100));
+    const same = outputCorrection(kernels, { weights: w, quantized: w, rows, cols }, moments(100));
     expect([...same.gain]).toEqual(Array(rows).fill(1));
     expect([...same.bias].map(Math.abs)).toEqual(Array(rows).fill(0));
     const q = w.map((v, i) => v + 0.3 * Math.sin(7 * i));
-    const many = outputCorrection(kernels, w, q, rows, cols, moments(1e6));
-    const few = outputCorrection(kernels, w, q, rows, cols, moments(2));
+    const many = outputCorrection(kernels, { weights: w, quantized: q, rows, cols }, moments(1e6));
+    const few = outputCorrection(kernels, { weights: w, quantized: q, rows, cols }, moments(2));
     for (let row = 0; row < rows; row++) {
       expect(Math.abs(few.gain[row]! - 1)).toBeLessThanOrEqual(Math.abs(many.gain[row]! - 1));
     }
-    const dead = outputCorrection(kernels, w, new Float32Array(rows * cols), rows, cols, moments(1e6));
+    const dead = outputCorrection(kernels, {
+      weights: w,
+      quantized: new Float32Array(rows * cols),
+      rows,
+      cols,
+    }, moments(1e6));
     expect([...dead.gain]).toEqual(Array(rows).fill(1)); // nothing to scale: the bias alone
   });
 
   test("bad input", () => {
-    expect(() => outputCorrection(kernels, w, w, rows, cols, { ...moments(1) })).toThrow(
-      "at least 2 samples",
+    expect(() => outputCorrection(kernels, { weights: w, quantized: w, rows, cols }, { ...moments(1) }))
+      .toThrow(
+        "at least 2 samples",
+      );
+    expect(() => outputCorrection(kernels, { weights: w, quantized: w, rows, cols: 8 }, moments(10))).toThrow(
+      TypeError,
     );
-    expect(() => outputCorrection(kernels, w, w, rows, 8, moments(10))).toThrow(TypeError);
     const bad = { ...moments(10), mean: new Float32Array(cols).fill(NaN) };
-    expect(() => outputCorrection(kernels, w, w, rows, cols, bad)).toThrow("moments must be finite");
+    expect(() => outputCorrection(kernels, { weights: w, quantized: w, rows, cols }, bad)).toThrow(
+      "moments must be finite",
+    );
   });
 });
 

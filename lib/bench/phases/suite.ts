@@ -7,9 +7,8 @@ import { basename } from "node:path";
 import { type Config, resolveConfig } from "../../config/mod.ts";
 import { CalibrationError } from "../../errors.ts";
 import { type DitModel, type LoadedModel, modelFrom } from "../../models/mod.ts";
-import { loadPhaseModel, type PhaseContext, type PhaseModel, schedulerOf } from "../../phases/context.ts";
+import { loadPhaseModel, type PhaseContext, type PhaseModel } from "../../phases/context.ts";
 import { type PhaseResult, runPhases } from "../../phases/mod.ts";
-import { timeAxisOf } from "../../calibration/step_kl.ts";
 import { calibrationSource } from "../../calibration/source.ts";
 import type { KnownSolutions } from "../../solve/candidates.ts";
 import { loadCalibration } from "../../calibration/mod.ts";
@@ -110,8 +109,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
     source,
     seed: config.calibrationSeed,
   };
-  const scheduler = schedulerOf(phaseContext);
-  const groups = equalTimeGroups(timeAxisOf(scheduler), timeGroups); // refused before anything is measured
+  const groups = equalTimeGroups(calibrated.data.axis, timeGroups); // refused before anything is measured
   const limit = options.limit ?? (quick && full.kind !== "dit" ? 10 : undefined);
   const yardstick = await yardstickOf(checkpoint, kernels, {
     seed,
@@ -233,7 +231,7 @@ async function measureModel(context: BenchContext, path: string, bits: BitWidth)
   const [grids, tokenGrids] = [modelOf(STATIC_ROW), modelOf(DYNAMIC_ROW)];
   const staticOverDynamic = grids && tokenGrids &&
     forwardRatio(loadPhaseModel(phaseContext, grids), loadPhaseModel(phaseContext, tokenGrids));
-  const withSampler = modelOf(SAMPLER_ROW);
+  const withSampler = modelOf(SAMPLER_ROW), { scheduler } = phaseContext.calibrated.data;
   const drawing = withSampler === undefined || scheduler === undefined || full.kind !== "dit"
     ? undefined
     : samplerSections(

@@ -4,6 +4,7 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import { dequantize, groupCount, type OneLevelTensor } from "../../quant/mod.ts";
+import { entropyLoss } from "../../thermo/losses.ts";
 import type { TimeGroups } from "../../time/mod.ts";
 import { add } from "../layers/elementwise.ts";
 import { type DenseMatrix, linear } from "../layers/linear.ts";
@@ -131,6 +132,36 @@ export class RefinableLinear {
 
   clearGradients(): void {
     for (const { gradients } of this.parameters) gradients.fill(0);
+  }
+
+  /**
+   * Adds the gradients of the entropy term times `weight` to those of scales and zero points.
+   *
+   * @param original the layer in full precision
+   * @returns the term times `weight`, 0 for a layer that is not packed
+   */
+  entropy(
+    { kernels, workspace }: Pick<RefinableLayers, "kernels" | "workspace">,
+    original: LinearLayer,
+    temperature: number,
+    weight: number,
+  ): number {
+    const packed = this.#packed;
+    if (packed === undefined) return 0;
+    const { cols, bits, groupSize } = packed;
+    const scale = this.#scale?.values ?? fromHalves(packed.scale);
+    const zeroPoint = this.#zeroPoint?.values ??
+      (packed.zeroPoint && fromHalves(packed.zeroPoint)) ??
+      new Float32Array(scale.length).fill(2 ** (bits - 1));
+    const weights = denseValues(kernels, original, workspace);
+    const term = entropyLoss(weights, { cols, bits, groupSize, scale, zeroPoint }, temperature);
+    const gradients = [[this.#scale, term.byScale], [this.#zeroPoint, term.byZeroPoint]] as const;
+    for (const [parameter, gradient] of gradients) {
+      for (let i = 0; parameter !== undefined && i < gradient.length; i++) {
+        parameter.gradients[i]! += weight * gradient[i]!;
+      }
+    }
+    return weight * term.loss;
   }
 
   /**

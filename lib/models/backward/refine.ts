@@ -2,12 +2,13 @@
  * Gradient refinement (phase 3): Adam on the scales, zero points and biases of a packed model against the true step KL to the full-precision
  * model's distribution. Codes stay. Kept only if the held-out step KL falls.
  */
-import { markovLoss } from "../../thermo/losses.ts";
+import { type LossTerms, markovLoss } from "../../thermo/losses.ts";
 import { tokenKl } from "../../thermo/masked_transition.ts";
 import { type OptimizationReport, optimize, type OptimizerOptions } from "../../thermo/optimizer.ts";
 import type { OneLevelTensor } from "../../quant/mod.ts";
 import type { LayerParameters } from "../../time/mod.ts";
 import type { DitModel } from "../dit/model.ts";
+import { Workspace } from "../layers/workspace.ts";
 import type { MaskedTransformer } from "../masked/transformer.ts";
 import { DitGradients } from "./dit.ts";
 import type { GradientOptions, RefinableLinear } from "./linear.ts";
@@ -56,8 +57,13 @@ export interface RefinementReport extends OptimizationReport {
 
 export interface RefinementOptions
   extends OptimizerOptions, Pick<GradientOptions, "parts" | "recompute" | "timeGroups"> {
-  /** λ of the Gauss-Markov prior on biases by time group, relative to the loss at the start. Default 0. */
+  /** λ of the Markov term, on biases by time group; relative to the loss at the start. Default 0. */
   readonly markovWeight?: number | undefined;
+  /**
+   * Temperature τ at which the entropy term begins, in squared steps of the scale; it falls to 0 over the iterations. The term is
+   * `−τ · mean H(soft code of a weight)`, relative to the loss at the start. Default 0.
+   */
+  readonly entropyWeight?: number | undefined;
   /** Of the loss that gives gradients, as in `tokenKl`; what is held out is always measured at 1. Default 1. */
   readonly temperature?: number | undefined;
   /** Iterations from one look at the held-out batches to the next. Default 25. */
@@ -119,7 +125,7 @@ export function refineMaskedTransformer(
   return refine(gradients, {
     loss: (iteration) => lossOf(data.train[iteration % data.train.length]!, true),
     heldOut: () => data.heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / data.heldOut.length,
-  }, { ...options, kernels: quantized.kernels, fail });
+  }, { ...options, quantized, full, fail });
 }
 
 /** Weights that add up to 1. */
@@ -204,7 +210,7 @@ export function refineDit(
   return refine(gradients, {
     loss: (iteration) => lossOf(data.train[iteration % data.train.length]!, true),
     heldOut: () => data.heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / data.heldOut.length,
-  }, { ...options, kernels: quantized.kernels, fail });
+  }, { ...options, quantized, full, fail });
 }
 
 function imageWeights(name: string, weights: ArrayLike<number> | undefined, images: number): Float64Array {
@@ -235,14 +241,18 @@ export interface Refinable {
   readonly scratchBytes: number;
 }
 
+/** Options of a refinement with the models between which it is. */
+interface RefineOptions extends RefinementOptions {
+  readonly quantized: MaskedTransformer | DitModel;
+  readonly full: MaskedTransformer | DitModel;
+  readonly fail: (reason: string) => string;
+}
+
 /** Runs Adam on a model's layers. @internal */
 export function refine(
   model: Refinable,
   problem: { loss(iteration: number): number; heldOut(): number },
-  options: RefinementOptions & {
-    readonly kernels: MaskedTransformer["kernels"];
-    readonly fail: (reason: string) => string;
-  },
+  options: RefineOptions,
 ): RefinementReport {
   const { layers } = model;
   const parameters = layers.flatMap((layer) => layer.parameters);
@@ -256,19 +266,25 @@ export function refine(
     store();
     return problem.heldOut();
   };
-  const { markovWeight = 0, timeGroups } = options;
-  if (!(markovWeight >= 0 && markovWeight <= 100)) {
-    throw new RangeError(options.fail(`markovWeight must lie in [0, 100], got ${markovWeight}`));
+  const { markovWeight = 0, entropyWeight = 0, timeGroups, maxIterations = 50 } = options;
+  for (const [name, weight] of Object.entries({ markovWeight, entropyWeight })) {
+    if (!(weight >= 0 && weight <= 100)) {
+      throw new RangeError(options.fail(`${name} must lie in [0, 100], got ${weight}`));
+    }
   }
-  let scale: number | undefined; // of the loss, that λ is relative to
-  const report = optimize(options.kernels, {
+  let scale: number | undefined; // the first loss: the other terms are relative to it
+  const report = optimize(options.quantized.kernels, {
     parameters,
-    loss: (iteration) => {
+    loss: (iteration): LossTerms => {
       store();
-      const loss = problem.loss(iteration);
-      scale ??= loss;
-      return loss +
-        (timeGroups === undefined ? 0 : markovPrior(layers, timeGroups.count, markovWeight * scale));
+      const quantization = problem.loss(iteration);
+      scale ??= quantization;
+      const temperature = entropyWeight * (1 - iteration / maxIterations);
+      return {
+        quantization,
+        markov: timeGroups === undefined ? 0 : markovTerm(layers, timeGroups.count, markovWeight * scale),
+        entropy: temperature === 0 ? 0 : entropyTerm(layers, options.full, temperature, scale),
+      };
     },
     validate: heldOut,
     validateEvery: options.validateEvery ?? 25,
@@ -294,8 +310,8 @@ export function refine(
   };
 }
 
-/** The prior's loss over all layers, in units, as a mean over biases; its gradients are added. */
-function markovPrior(layers: readonly RefinableLinear[], groups: number, weight: number): number {
+/** The Markov term of all layers, in units, as a mean over biases; its gradients are added. */
+function markovTerm(layers: readonly RefinableLinear[], groups: number, weight: number): number {
   const all = layers.flatMap(({ timeBias }) => timeBias ?? []);
   const biases = all.reduce((sum, { values }) => sum + values.length, 0) / groups;
   let loss = 0;
@@ -309,6 +325,23 @@ function markovPrior(layers: readonly RefinableLinear[], groups: number, weight:
     for (let i = 0; i < gradients.length; i++) gradients[i]! += term.gradient[i]! / units[i]!;
   }
   return loss;
+}
+
+/** The entropy term of all layers, as a mean over weights; its gradients are added. */
+function entropyTerm(
+  layers: readonly RefinableLinear[],
+  { kernels, linearLayers }: MaskedTransformer | DitModel,
+  temperature: number,
+  scale: number,
+): number {
+  const packed = layers.filter(({ parameters }) => parameters.length > 0);
+  const weights = packed.reduce((sum, { rows, cols }) => sum + rows * cols, 0);
+  const context = { kernels, workspace: new Workspace() };
+  const originals = new Map(linearLayers.map((layer) => [layer.name, layer]));
+  return packed.reduce((sum, layer) => {
+    const original = originals.get(layer.layer.name)!;
+    return sum + layer.entropy(context, original, temperature, scale / weights);
+  }, 0);
 }
 
 /**

@@ -236,7 +236,7 @@ export class Scheduler {
     const fixedDeviation = correction === undefined || predictionType !== "epsilon"
       ? Math.sqrt(fixed)
       : correctedDeviation(
-        { ofSample: 1 / Math.sqrt(alpha), ofEpsilon, deviation: Math.sqrt(fixed) },
+        { ofEpsilon, deviation: Math.sqrt(fixed) },
         correction,
       );
     const { image } = this.#predictions(from);

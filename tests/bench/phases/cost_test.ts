@@ -90,6 +90,8 @@ describe("overhead", () => {
       boundaries: [0, 5, 10],
       heldOutStepKl: 1,
       perToken: [],
+      activations: undefined,
+      transitionCache: { hits: 0, misses: 0, evictions: 0, entries: 0 },
       statisticsBytes: 0,
       warnings: [],
       activationMilliseconds: 64_000,
@@ -101,7 +103,8 @@ describe("overhead", () => {
         ...guarded(16_000),
         iterations: 1,
         converged: false,
-        lossHistory: [1],
+        backOffs: 0,
+        losses: { quantization: [1], markov: [0], entropy: [0], total: [1] },
         scratchBytes: 0,
       } as unknown as NonNullable<PhasesReport["refinement"]>,
       validation: {

@@ -14,15 +14,16 @@ import { type Kernels, openKernels } from "../../../lib/native/mod.ts";
 import { quantizeCheckpoint, readManifest, verifyFiles } from "../../../lib/pipeline/mod.ts";
 import { loadCalibration } from "../../../lib/calibration/mod.ts";
 import { fewHeldOut, layerGuard, mapShared } from "../../../lib/phases/activations.ts";
-import { loadPhaseModel, type PhaseContext, schedulerOf } from "../../../lib/phases/context.ts";
+import { loadPhaseModel, type PhaseContext } from "../../../lib/phases/context.ts";
 import { runPhases } from "../../../lib/phases/mod.ts";
-import { meanStepKl, StepKlMeter, timeAxisOf } from "../../../lib/calibration/step_kl.ts";
+import { meanStepKl, StepKlMeter } from "../../../lib/calibration/step_kl.ts";
 import { denseWeights } from "../../../lib/solve/solve_model.ts";
 import { dequantize, type OneLevelTensor, quantize } from "../../../lib/quant/mod.ts";
 import { packedLayers } from "../../../lib/quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
 import {
   equalTimeGroups,
+  maskRatioAxis,
   modelFingerprint,
   readTimeParameters,
   TimeParameters,
@@ -162,7 +163,7 @@ describe("the suite", () => {
     const metrics = row("phase3_full")["metrics"] as unknown as {
       refinement: {
         iterations: number;
-        lossHistory: number[];
+        losses: { readonly total: number[] };
         heldOutBefore: number;
         heldOutAfter: number;
         kept: boolean;
@@ -170,7 +171,7 @@ describe("the suite", () => {
       validation: { markovScore: number; boundaryScores: number[]; stepKlByGroup: number[] };
     };
     const { refinement, validation } = metrics;
-    expect(refinement.lossHistory.length).toBe(refinement.iterations);
+    expect(refinement.losses.total.length).toBe(refinement.iterations);
     expect(
       refinement.kept
         ? refinement.heldOutAfter < refinement.heldOutBefore
@@ -291,7 +292,7 @@ describe("phases", () => {
       expect(modelDigest(shared.model)).toBe(modelDigest(own.model));
       // A second model adds no scratch.
       const [first, second] = [0, 1].map(() => loadPhaseModel({ ...context, workspace }, shared.model));
-      const bytes = workspace.bytes, meter = new StepKlMeter(context.calibrated, schedulerOf(context));
+      const bytes = workspace.bytes, meter = new StepKlMeter(context.calibrated);
       expect(meter.measure(second!)).toEqual(meter.measure(first!));
       expect(workspace.bytes).toBe(bytes);
     }
@@ -346,7 +347,7 @@ describe("phases", () => {
     for (const bias of model.biases.values()) { // bfloat16, as the checkpoint has them
       expect(new Uint32Array(bias.slice().buffer).every((word) => (word & 0xffff) === 0)).toBe(true);
     }
-    const meter = new StepKlMeter(context.calibrated, undefined);
+    const meter = new StepKlMeter(context.calibrated);
     const klOf = (own: Parameters<typeof loadPhaseModel>[1]) =>
       meanStepKl(meter.measure(loadPhaseModel(context, own)));
     expect(klOf(model)).toBeLessThan(klOf({ weights }));
@@ -446,7 +447,7 @@ describe("the pipeline", () => {
     });
     const stored = loadModel(output, kernels, { timeParameters });
     const same = fewHeldOut(calibrated, phases!.validation!.samples);
-    expect(meanStepKl(new StepKlMeter(same, undefined).measure(stored))).toBe(phases!.heldOutStepKl!);
+    expect(meanStepKl(new StepKlMeter(same).measure(stored))).toBe(phases!.heldOutStepKl!);
     expect(await verifyFiles(output, readManifest(output)!)).toEqual([]);
   });
 
@@ -480,9 +481,8 @@ describe("held-out samples", () => {
       const { context, weights } of [await dream(), await rounded(imageModel(1000), "synthetic")]
     ) {
       const calibrated = fewHeldOut(context.calibrated, 10);
-      const scheduler = schedulerOf(context);
       const model = loadPhaseModel(context, { weights });
-      const meter = new StepKlMeter(calibrated, scheduler);
+      const meter = new StepKlMeter(calibrated);
       const plain = meter.measure(model);
       expect(meter.bytes).toBeGreaterThan(0);
       const bytes = meter.bytes, seen = new Set<string>();
@@ -519,7 +519,7 @@ describe("held-out samples", () => {
     const guard = layerGuard(context, groups, before, after);
     const wanted = ["model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.up_proj.weight"];
     const expected = new Map(wanted.map((name) => [name, { before: 0, after: 0 }]));
-    const meter = new StepKlMeter(fewHeldOut(context.calibrated, 6), undefined);
+    const meter = new StepKlMeter(fewHeldOut(context.calibrated, 6));
     meter.measure(loadPhaseModel(context, model), (times, layer, x, rows) => {
       guard.observe(times, layer, x, rows);
       const sums = expected.get(layer.name);
@@ -644,6 +644,6 @@ describe("bad input", () => {
   });
 
   test("the axis of a language model takes all 100 groups", () => {
-    expect(equalTimeGroups(timeAxisOf(undefined), 100).count).toBe(100);
+    expect(equalTimeGroups(maskRatioAxis(1000), 100).count).toBe(100);
   });
 });
