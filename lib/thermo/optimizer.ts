@@ -193,6 +193,7 @@ export function optimize(
     consider(problem.validate(), iteration);
   }
   state.restore();
+  if (backOffs > 0 && !diverged) reason += `; it diverged ${backOffs} times before`;
   const { gradientNorms, clipped, losses } = history, iterations = iteration;
   const ended = { iterations, converged, diverged, backOffs, reason };
   return { ...ended, losses, gradientNorms, clipped, initial, best, bestIteration };
