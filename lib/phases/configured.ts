@@ -41,7 +41,8 @@ export function packedLayers(
     const own = solved?.get(row.name)?.tensor;
     if (own !== undefined) return [row.name, own];
     const { bits, groupSize, zeroPoint, scaleBits } = row, [height, width] = row.shape as [number, number];
-    const data = denseWeights(kernels, layers.get(row.name)!), solver = LAYER_SOLVERS[config.solver].withoutMoment;
+    const data = denseWeights(kernels, layers.get(row.name)!),
+      solver = LAYER_SOLVERS[config.solver].withoutMoment;
     const options = { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits, solver };
     return [row.name, quantize(kernels, { data, dtype: "F32" }, height, width, options)];
   }));
