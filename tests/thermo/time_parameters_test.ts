@@ -1,6 +1,6 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { correctOutputs, smoothActivationParameters } from "../../lib/thermo/time_parameters.ts";
-import { equalTimeGroups, outputCorrection, TimeGroups, timestepAxis } from "../../lib/time/mod.ts";
+import { outputCorrection, TimeGroups, timestepAxis } from "../../lib/time/mod.ts";
 import { allKernels, gaussians, randomStream } from "../_kernels.ts";
 
 const everywhere = await allKernels();
