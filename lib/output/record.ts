@@ -27,25 +27,23 @@ export interface LayerRecord {
   /** Element type before. */
   readonly dtype: Dtype;
   readonly shape: readonly number[];
-  /** Undefined when kept. */
-  readonly bits?: BitWidth;
-  /** Undefined when kept. */
-  readonly groupSize?: GroupSize;
-  /** Undefined when kept. */
-  readonly zeroPoint?: ZeroPointKind;
+  /** These three are undefined when kept. */
+  readonly bits?: BitWidth | undefined;
+  readonly groupSize?: GroupSize | undefined;
+  readonly zeroPoint?: ZeroPointKind | undefined;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
-  readonly scaleBits?: ScaleBits;
+  readonly scaleBits?: ScaleBits | undefined;
   /** Rank of the low-rank correction; undefined without. */
-  readonly lowRank?: number;
+  readonly lowRank?: number | undefined;
   /** Of its inputs; undefined without. */
-  readonly rotation?: Rotation;
+  readonly rotation?: Rotation | undefined;
   readonly bytesBefore: number;
   /** Stored bytes of everything that belongs to it. */
   readonly bytesAfter: number;
   /** Kept although NaN or infinity is among its values. */
   readonly nonFinite?: true;
   /** Of what was written against the source; undefined when nothing changed. */
-  readonly statistics?: ErrorStatistics;
+  readonly statistics?: ErrorStatistics | undefined;
   /** Of a tensor that was solved on calibration data. */
   readonly solved?: {
     /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², where W are the target weights. */
@@ -55,9 +53,9 @@ export interface LayerRecord {
     readonly damping: number;
     readonly deadColumns: number;
     readonly inputs: number;
-  };
+  } | undefined;
   /** Widths that missed `min_accuracy`, with what they reached. */
-  readonly tried?: readonly { readonly bits: BitWidth; readonly cosine: number }[];
+  readonly tried?: readonly { readonly bits: BitWidth; readonly cosine: number }[] | undefined;
 }
 
 /** The input of a run; a resumed run must read the same. */

@@ -49,9 +49,9 @@ export async function rewriteDequantized(
     shape,
     bits,
     groupSize,
-    ...(scaleBits === undefined ? {} : { scaleBits }),
-    ...(rank === 0 ? {} : { lowRank: rank }),
-    ...(rotation === undefined ? {} : { rotation }),
+    scaleBits,
+    lowRank: rank === 0 ? undefined : rank,
+    rotation,
     bytesBefore: layer.bytes,
     bytesAfter: rows * cols * width,
   };

@@ -92,11 +92,9 @@ export interface PlanRow {
   readonly action: "quantize" | "keep";
   /** The rule of {@linkcode KEEP_RULES} that keeps it, or where its bits come from. */
   readonly reason: string;
-  /** Undefined when kept. */
+  /** These three are undefined when kept. */
   readonly bits: BitWidth | undefined;
-  /** Undefined when kept. */
   readonly groupSize: GroupSize | undefined;
-  /** Undefined when kept. */
   readonly zeroPoint: ZeroPointKind | undefined;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
