@@ -340,7 +340,7 @@ describe("the suite", () => {
     expect(sections[0]!.columns.map(({ title }) => title)).toContain("worst timestep");
     expect(skipped[0]).toEqual({
       what: `${folder.split("/").at(-1)}: drawn glyphs`,
-      reason: "there is no classifier.safetensors, reference_features.safetensors",
+      reason: "there is no classifier.safetensors, reference_features.safetensors, eval_images.safetensors",
     });
   }, 60_000);
 
