@@ -1,4 +1,5 @@
 /** Options of a bench run, their defaults, and the names that they may have. */
+import { DEFAULT_CONFIG } from "../config/mod.ts";
 import type { Solver } from "../config/names.ts";
 import type { BackendChoice } from "../native/mod.ts";
 import type { BitWidth, GroupSize } from "../quant/mod.ts";
@@ -12,7 +13,7 @@ export const MODEL_SIZES = ["7B"] as const;
 export type ModelSize = (typeof MODEL_SIZES)[number];
 
 /** Time groups of the phases suite by default. */
-export const DEFAULT_TIME_GROUPS = 5;
+export const DEFAULT_TIME_GROUPS = DEFAULT_CONFIG.numTimeGroups;
 
 /** Options of a bench run. */
 export interface BenchOptions {

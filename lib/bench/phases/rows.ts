@@ -1,46 +1,65 @@
-/** The rows of the phase suite: full precision, baseline, phases, ablations and rivals, and how each is made. */
-import type { PhaseSettings } from "../../phases/mod.ts";
-import type { CodesSetting } from "./codes.ts";
+/**
+ * Rows of the phases suite. Each is a set of configuration keys, as in YAML, on top of the run's bits and group size; what a row does
+ * not name has the product's default. `phase3_full` is `quantize.ts --phases all`.
+ */
 import type { PhaseName } from "../options.ts";
 
-/** Phase 2's window and phase 1's threshold: the configuration's defaults. */
-const SMOOTHING = { windowSize: 5, interpolation: "linear" } as const;
-const VALIDATION = { smoothnessThreshold: 0.3 } as const;
-/** Steps of the gradient refinement, by family: an image model's step costs as much as twenty of a small language model's. */
-const REFINEMENT = {
-  sequences: { learningRate: 0.005, maxIterations: 300, convergenceThreshold: 1e-4 },
-  images: { learningRate: 0.004, maxIterations: 60, convergenceThreshold: 1e-4 },
-} as const;
-const QUICK_ITERATIONS = 6;
-/** As the configuration's defaults. */
-const PER_TOKEN_LIMIT = 1.05;
-const MARKOV_WEIGHT = 0.1;
-/** Time groups of the sampler's correction: three numbers each. */
-const SAMPLER_GROUPS = 10;
-/** Static grids for all layers, and their rival: a grid of each token's own for all layers. */
-export const STATIC_ROW = "best, 8 bits, all static", DYNAMIC_ROW = "best, dynamic 8 bits";
-/** Static grids but for the layers that they do not suit, as the configuration's default. */
-export const MIXED_ROW = "best, 8 bits, mostly static";
-/** The row of the sampler's correction, which has tables of its own. */
-export const SAMPLER_ROW = "best + sampler correction";
+/** Keys of a configuration with their values. */
+type Keys = Readonly<Record<string, unknown>>;
 
-/** Where annealing begins, in squared steps of the grid: the seed system's own value of `entropy_weight`. */
+const PHASE1: Keys = { "thermodynamic.validation.enabled": true };
+const PHASE2: Keys = { ...PHASE1, "thermodynamic.boundary_smoothing.enabled": true };
+const OPTIMIZATION = "thermodynamic.transition_optimization";
+const PHASE3: Keys = { ...PHASE2, [`${OPTIMIZATION}.enabled`]: true };
+/** Iterations of the refinement in a quick run. */
+const QUICK_ITERATIONS = 6;
+
+const ROUND = { solver: "round" }, BEST = { solver: "best" };
+/** Phase 3's codes and refinement without activations, time weights and the choice between candidates. */
+const REFINED: Keys = {
+  ...BEST,
+  [`${OPTIMIZATION}.enabled`]: true,
+  [`${OPTIMIZATION}.time_weights`]: "none",
+  enable_time_aware: false,
+};
+const ONE_CANDIDATE = { "solver_options.candidates": 1 };
+/** Codes of one candidate; a step of this size changes nothing and is rejected. */
+const CODES_ALONE: Keys = {
+  ...REFINED,
+  ...ONE_CANDIDATE,
+  [`${OPTIMIZATION}.max_iterations`]: 1,
+  [`${OPTIMIZATION}.learning_rate`]: 1e-9,
+};
+/** Temperature at which annealing begins, in squared quantization steps. */
 const ANNEALING = 0.05;
-const ONE = "best, one candidate";
 /** Bits per weight of the budget's rows. */
 const BUDGET = 2.25;
+const STATIC = { per_token_limit: null }, FOUR_BITS = { ...STATIC, activation_bits: 4 };
+
+/** Rows that goals and further tables are about. */
+export const BEST_ROW = "best alone";
+export const UNREFINED_ROW = "best + phases 1, 2";
+export const STATIC_ROW = "best, 8 bits, all static", MIXED_ROW = "best, 8 bits, mostly static";
+export const DYNAMIC_ROW = "best, dynamic 8 bits";
+export const REFINED_ROW = "best + refinement";
+export const STATIC4_ROW = "best, static 4 bits, G 10", STATIC4_ONE_ROW = "best, static 4 bits, G 1";
+export const SAMPLER_ROW = "best + sampler correction";
+const ONE_ROW = "best, one candidate";
 
 /** How a row is made. */
 export interface RowSetting {
   readonly name: string;
   readonly phase: PhaseName;
-  readonly codes: CodesSetting;
-  readonly phases: PhaseSettings;
+  readonly overrides: Keys;
   /** Name of an earlier row that its step KL is divided by. */
-  readonly over?: string;
+  readonly over?: string | undefined;
+  /**
+   * Per-token dynamic quantization of all activations to so many bits, on the codes of {@linkcode BEST_ROW}: what others do, for
+   * comparison. No configuration makes it.
+   */
+  readonly dynamicBits?: 4 | 8 | undefined;
 }
 
-const ROUND: CodesSetting = { solver: "round" }, BEST: CodesSetting = { solver: "best" };
 /** Rows that run on one kind of model alone, and why. */
 export function rowsLeftOut(
   kind: "sequences" | "images",
@@ -48,139 +67,98 @@ export function rowsLeftOut(
   return kind === "images"
     ? [{
       what: `${BUDGET} bits by budget`,
-      reason: "measuring what each layer costs takes minutes on images",
+      reason: "measuring the sensitivity of each layer takes minutes on images",
     }]
     : [{
-      what: "best + time weights, cosine",
+      what: "time weights, cosine",
       reason: "masked diffusion weighs its steps alike under any schedule",
     }];
 }
 
-/** The rows of a run; ablations and rivals come with `all`. */
+/**
+ * The rows of a run; ablations and comparisons come with `all`.
+ *
+ * @param groups of the 4-bit rows' names
+ */
 export function rowSettings(
   groups: number,
   kind: "sequences" | "images",
   phase: PhaseName,
   quick: boolean,
 ): RowSetting[] {
-  const static8 = { groups, bits: 8 } as const, static4 = { groups, bits: 4, range: "mse" } as const;
-  const mixed8 = { ...static8, perTokenLimit: PER_TOKEN_LIMIT } as const;
-  const refinement = quick ? { ...REFINEMENT[kind], maxIterations: QUICK_ITERATIONS } : REFINEMENT[kind];
-  // As the configuration's `time_weights: auto`.
-  const optimized: CodesSetting = kind === "images"
-    ? { solver: "best", timeWeights: "ddpm", isGuarded: true }
-    : BEST;
-  const two = { validation: VALIDATION, smoothing: SMOOTHING };
+  const few = quick ? { [`${OPTIMIZATION}.max_iterations`]: QUICK_ITERATIONS } : undefined;
+  const row = (name: string, overrides: Keys, over?: string): RowSetting => ({
+    name,
+    phase: "all",
+    overrides: overrides[`${OPTIMIZATION}.enabled`] === true ? { ...few, ...overrides } : overrides,
+    over,
+  });
   const main: RowSetting[] = [
-    { name: "baseline", phase: "baseline", codes: ROUND, phases: { activations: static8 } },
-    {
-      name: "phase1",
-      phase: "phase1",
-      codes: ROUND,
-      phases: { activations: static8, validation: VALIDATION },
-    },
-    {
-      name: "phase2",
-      phase: "phase2",
-      codes: ROUND,
-      phases: { activations: static8, ...two },
-      over: "baseline",
-    },
-    {
-      name: "phase3_full",
-      phase: "phase3_full",
-      codes: optimized,
-      phases: { activations: mixed8, ...two, refinement },
-      over: "baseline",
-    },
+    { ...row("baseline", ROUND), phase: "baseline" },
+    { ...row("phase1", { ...ROUND, ...PHASE1 }, "baseline"), phase: "phase1" },
+    { ...row("phase2", { ...ROUND, ...PHASE2 }, "phase1"), phase: "phase2" },
+    { ...row("phase3_full", PHASE3, "baseline"), phase: "phase3_full" },
   ];
   if (phase !== "all") return main.filter((row) => row.phase === phase || row.phase === "baseline");
-  const row = (
-    name: string,
-    codes: CodesSetting,
-    phases: PhaseSettings,
-    more: Pick<RowSetting, "over"> = {},
-  ): RowSetting => ({ name, phase: "all", codes, phases, ...more });
-  const overOne = { over: ONE } as const;
-  const overBest = { over: "best alone" } as const, overBaseline = { over: "baseline" } as const;
+  const images = kind === "images", corrected = { ...BEST, ...PHASE1 };
+  const dynamic = (name: string, dynamicBits: 4 | 8): RowSetting => ({
+    ...row(name, BEST, BEST_ROW),
+    dynamicBits,
+  });
   return [
     ...main,
-    row("without refinement", optimized, { activations: mixed8, ...two }),
-    row("round alone", ROUND, {}),
-    row("round + refinement", ROUND, { refinement }, { over: "round alone" }),
-    row("best alone", BEST, {}, { over: "round alone" }),
-    row("best + refinement", BEST, { refinement }, overBest),
-    // The terms of solving are taken unseen, in one candidate: beside one candidate without them.
-    row(ONE, { ...BEST, candidates: 1 }, {}, overBest),
-    row("best + time weights", { ...BEST, timeWeights: "ddpm" }, {}, overOne),
-    ...(kind === "images"
-      ? [
-        row(
-          "best + time weights, cosine",
-          { ...BEST, timeWeights: "ddpm", betaSchedule: "cosine" },
-          {},
-          overOne,
-        ),
-      ]
+    row(BEST_ROW, BEST, "baseline"),
+    row(UNREFINED_ROW, { ...BEST, ...PHASE2 }, BEST_ROW),
+    row(REFINED_ROW, REFINED, BEST_ROW),
+    row(ONE_ROW, CODES_ALONE, BEST_ROW),
+    row("time weights", { ...CODES_ALONE, [`${OPTIMIZATION}.time_weights`]: "ddpm" }, ONE_ROW),
+    ...(images
+      ? [row("time weights, cosine", {
+        ...CODES_ALONE,
+        [`${OPTIMIZATION}.time_weights`]: "ddpm",
+        [`${OPTIMIZATION}.beta_schedule`]: "cosine",
+      }, ONE_ROW)]
       : []),
-    row("best + annealing", { ...BEST, annealing: ANNEALING }, {}, overOne),
-    row("best, 8 bits, all static, G 1", BEST, { activations: { groups: 1, bits: 8 } }, overBest),
-    row(STATIC_ROW, BEST, { activations: static8 }, overBest),
-    row(MIXED_ROW, BEST, { activations: mixed8 }, overBest),
-    row(DYNAMIC_ROW, BEST, { activations: { groups, bits: 8, isPerToken: true } }, overBest),
-    row("best, static 4 bits, G 1", BEST, { activations: { ...static4, groups: 1 } }, overBest),
-    row("best, static 4 bits, G 10", BEST, { activations: { ...static4, groups: 10 } }, overBest),
+    row("annealing", { ...CODES_ALONE, [`${OPTIMIZATION}.entropy_weight`]: ANNEALING }, ONE_ROW),
+    row("best, 8 bits, all static, G 1", { ...corrected, ...STATIC, num_time_groups: 1 }, BEST_ROW),
+    row(STATIC_ROW, { ...corrected, ...STATIC }, BEST_ROW),
+    row(MIXED_ROW, corrected, BEST_ROW),
+    dynamic(DYNAMIC_ROW, 8),
+    row(STATIC4_ONE_ROW, { ...corrected, ...FOUR_BITS, num_time_groups: 1 }, BEST_ROW),
+    row(STATIC4_ROW, { ...corrected, ...FOUR_BITS, num_time_groups: 10 }, BEST_ROW),
     row(
       "best, 4 bits, adaptive G 10",
-      BEST,
-      { activations: { ...static4, groups: 10, grouping: "adaptive" } },
-      { over: "best, static 4 bits, G 10" },
+      { ...corrected, ...FOUR_BITS, num_time_groups: 10, time_groups: "adaptive" },
+      STATIC4_ROW,
     ),
-    row("best, dynamic 4 bits", BEST, { activations: { groups, bits: 4, isPerToken: true } }, overBest),
-    row(`baseline, static 4 bits, G ${groups}`, ROUND, { activations: static4 }, overBaseline),
-    row(`phase 3, static 4 bits, G ${groups}`, optimized, { activations: static4, ...two, refinement }, {
-      over: `baseline, static 4 bits, G ${groups}`,
-    }),
+    dynamic("best, dynamic 4 bits", 4),
+    row(`phase 1, static 4 bits, G ${groups}`, { ...ROUND, ...PHASE1, ...FOUR_BITS }, "baseline"),
+    row(
+      `phase 3, static 4 bits, G ${groups}`,
+      { ...PHASE3, ...FOUR_BITS },
+      `phase 1, static 4 bits, G ${groups}`,
+    ),
     ...([128, 64, 32] as const).map((groupSize) =>
-      row(`baseline, groups of ${groupSize}`, { ...ROUND, groupSize }, { activations: static8 }, overBaseline)
+      row(`baseline, groups of ${groupSize}`, { ...ROUND, group_size: groupSize }, "baseline")
     ),
-    // Measured whether they would be kept or not.
-    ...[{ groups: 1 }, { groups }, { groups, markovWeight: MARKOV_WEIGHT }].map((output) =>
+    row(
+      "best + gain, bias",
+      { ...corrected, output_correction: true, [`${OPTIMIZATION}.markov_weight`]: 0 },
+      MIXED_ROW,
+    ),
+    row("best + gain, bias, prior", { ...corrected, output_correction: true }, MIXED_ROW),
+    row("round + gain, bias", { ...ROUND, ...PHASE1, output_correction: true }, "phase1"),
+    row("best + scales by time", { ...corrected, time_scales: "per_group" }, MIXED_ROW),
+    ...(images ? [row(SAMPLER_ROW, { ...corrected, sampler_correction: true }, MIXED_ROW)] : []),
+    // About as many scales as those by time of five groups. A second candidate takes an image model ten seconds, and is rejected.
+    row("best, groups of 32", { ...BEST, ...(images ? ONE_CANDIDATE : {}), group_size: 32 }, BEST_ROW),
+    ...(images ? [] : [
+      row(`round, ${BUDGET} bits by budget`, { ...ROUND, target_bits_per_weight: BUDGET }, "baseline"),
       row(
-        "markovWeight" in output ? "best + gain, bias, prior" : `best + gain, bias, G ${output.groups}`,
-        BEST,
-        { output, isGuarded: false },
-        overBest,
-      )
-    ),
-    row(`round + gain, bias, G ${groups}`, ROUND, { output: { groups }, isGuarded: false }, {
-      over: "round alone",
-    }),
-    row(
-      "best + scales by time",
-      BEST,
-      { timeScales: { groups }, isGuarded: false },
-      overBest,
-    ),
-    ...(kind === "images"
-      ? [row(SAMPLER_ROW, BEST, { sampler: { groups: SAMPLER_GROUPS }, isGuarded: false }, overBest)]
-      : []),
-    // About as many scales as those by time of five groups. A second candidate takes an image model ten seconds: glyph-dit rejects it.
-    row(
-      "best, groups of 32",
-      kind === "images" ? { ...BEST, groupSize: 32, candidates: 1 } : { ...BEST, groupSize: 32 },
-      {},
-      overBest,
-    ),
-    ...(kind === "sequences"
-      ? [
-        row(`round, ${BUDGET} bits by budget`, { ...ROUND, targetBitsPerWeight: BUDGET }, {}, {
-          over: "round alone",
-        }),
-        row(`best, ${BUDGET} bits by budget`, { ...BEST, targetBitsPerWeight: BUDGET }, {}, {
-          over: `round, ${BUDGET} bits by budget`,
-        }),
-      ]
-      : []),
+        `best, ${BUDGET} bits by budget`,
+        { ...BEST, target_bits_per_weight: BUDGET },
+        `round, ${BUDGET} bits by budget`,
+      ),
+    ]),
   ];
 }

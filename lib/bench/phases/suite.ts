@@ -1,41 +1,16 @@
 /**
- * The phase suite: full precision, the baseline and the three phases of a model, their ablations and rivals, each measured on evaluation data, beside
- * what the seed system claimed. Which rows there are is phase_rows.ts's, what they are measured by phase_measure.ts's, what is printed of them
- * phase_report.ts's.
+ * The phases suite: full precision, the baseline and the three phases of a model, ablations and comparisons, each written by the pipeline
+ * with the configuration of its row, and measured from its files. Rows: rows.ts. Tables: report.ts. Goals: goals.ts.
  */
-import { basename } from "node:path";
-import { type Config, resolveConfig } from "../../config/mod.ts";
-import { CalibrationError } from "../../errors.ts";
-import { type DitModel, type LoadedModel, modelFrom } from "../../models/mod.ts";
-import { loadPhaseModel, type PhaseContext, type PhaseModel } from "../../phases/context.ts";
-import { type PhaseResult, runPhases } from "../../phases/mod.ts";
-import { calibrationSource } from "../../calibration/source.ts";
-import type { KnownSolutions } from "../../solve/candidates.ts";
-import { loadCalibration } from "../../calibration/mod.ts";
-import { equalTimeGroups, type TimeGroups } from "../../time/mod.ts";
-import type { BitWidth } from "../../quant/mod.ts";
-import { packedByteLength } from "../../quant/packed/layout.ts";
-import { type Checkpoint, openCheckpoint } from "../../tensor/mod.ts";
+import { basename, join } from "node:path";
+import { calibrationBeside, calibrationSource } from "../../calibration/source.ts";
 import { bootstrapRatio, pairedDifference } from "../../eval/intervals.ts";
-import { type Codes, codesOf } from "./codes.ts";
-import { phaseScale } from "./scale.ts";
-import { layerErrors } from "../../eval/layer_errors.ts";
-import { yardstickOf } from "../../eval/yardstick.ts";
-import { modelDigest } from "./digest.ts";
-import { phaseMemory } from "./memory.ts";
-import { claimSection, phaseGoals, phaseSections, type Row } from "./report.ts";
-import { DYNAMIC_ROW, type RowSetting, rowSettings, rowsLeftOut, SAMPLER_ROW, STATIC_ROW } from "./rows.ts";
-import { samplerSections } from "./sampler.ts";
-import {
-  forwardRatio,
-  overhead,
-  phaseTimes,
-  type PipelineRun,
-  pipelineSeconds,
-  selectionShare,
-  writeSeconds,
-} from "./time.ts";
-import { DEFAULT_TIME_GROUPS } from "../options.ts";
+import { type LayerError, layerErrors } from "../../eval/layer_errors.ts";
+import { type Yardstick, yardstickOf } from "../../eval/yardstick.ts";
+import type { LoadedModel } from "../../models/mod.ts";
+import type { PhaseContext } from "../../phases/context.ts";
+import type { BitWidth } from "../../quant/mod.ts";
+import { equalTimeGroups, type TimeGroups } from "../../time/mod.ts";
 import { nameOf } from "../settings.ts";
 import {
   type BenchContext,
@@ -45,294 +20,285 @@ import {
   type SuiteReport,
   type TimedSetting,
 } from "../suite.ts";
+import { withTemporaryFolder } from "../temporary_folder.ts";
+import { phaseGoals } from "./goals.ts";
+import { phaseMemory } from "./memory.ts";
+import { type About, claimSection, phaseSections, type Row } from "./report.ts";
+import {
+  BEST_ROW,
+  DYNAMIC_ROW,
+  type RowSetting,
+  rowSettings,
+  rowsLeftOut,
+  SAMPLER_ROW,
+  STATIC_ROW,
+  UNREFINED_ROW,
+} from "./rows.ts";
+import { loadRow, outputDigests, readStored, RowRunner } from "./run_row.ts";
+import { samplerSections } from "./sampler.ts";
+import { phaseScale } from "./scale.ts";
+import { forwardRatio, overhead, pipelineSeconds, selectionShare } from "./time.ts";
 
-/** Runs of a row with a phase, fewer where one takes long. */
+/** Runs of a row with a small overhead, fewer where one takes long. */
 const RUNS = 5, FEW_RUNS = 3, LONG_SECONDS = 1;
-
-/** Times that the puzzles are masked for the step KL: rare large errors decide its mean. */
-const REPEATS = 3;
+/** Rows that run again: their overheads are small, and have goals. */
+const TIMED_ROWS = ["phase1", "phase2", UNREFINED_ROW];
 /** The reference models, all rows, two cores. */
 const MOST_MINUTES = 6;
+/** Times that the puzzles are masked for the step KL: rare large errors decide its mean. */
+const REPEATS = 3;
+/** Amounts of evaluation and calibration data. */
+const AMOUNTS = { sequences: 300, images: 32, puzzles: undefined };
+const QUICK_AMOUNTS = { sequences: 40, images: 4, puzzles: 10 }, QUICK_SAMPLES = 64;
 
-/** Rows that run again: their overheads are small, and have goals. What solving and gradients add to phase 3 is large in any run. */
-const TIMED_ROWS = ["phase1", "phase2", "without refinement"];
-
-/** A row before it is held against the others. */
-type MeasuredRow =
-  & Required<
-    Pick<Row, "measurement" | "report" | "bitsPerWeight" | "runs" | "solveSeconds" | "model" | "digest">
-  >
-  & Pick<Row, "over" | "selection">
-  & { readonly setting: RowSetting };
-
-/** Calibration data that lie beside the checkpoint; made-up ones, which the report says, where there are none. */
-function besideOrSynthetic(checkpoint: Checkpoint, config: Config): string {
-  try {
-    return calibrationSource(checkpoint, config);
-  } catch (error) {
-    if (!(error instanceof CalibrationError)) throw error;
-    return "synthetic";
-  }
-}
-
-/** Bits that the packed layers take for each weight. */
-function bitsPerWeightOf({ weights }: PhaseModel): number {
-  let bytes = 0, count = 0;
-  for (const tensor of weights.values()) {
-    bytes += packedByteLength(tensor);
-    count += tensor.rows * tensor.cols;
-  }
-  return bytes * 8 / count;
+/** A model under measurement. */
+interface Measured {
+  readonly context: BenchContext;
+  readonly name: string;
+  readonly runner: RowRunner;
+  readonly full: LoadedModel;
+  readonly yardstick: Yardstick;
+  readonly groups: TimeGroups;
+  readonly phaseContext: PhaseContext;
+  /** Of the rows' outputs. */
+  readonly folder: string;
 }
 
 async function measureModel(context: BenchContext, path: string, bits: BitWidth): Promise<SuiteReport> {
-  const { kernels, environment, options, progress } = context;
-  const { seed, quick, phase = "all", timeGroups = DEFAULT_TIME_GROUPS } = options;
+  const { kernels, options } = context, { seed, quick, phase = "all", groupSize, limit } = options;
   const name = nameOf(path);
-  using checkpoint = openCheckpoint(path);
-  const full = modelFrom(checkpoint, kernels);
-  const { config } = resolveConfig({
-    overrides: {
-      bit_width: bits,
-      group_size: options.groupSize,
-      num_threads: kernels.threads,
-      calibration_samples: quick ? 64 : 512,
-    },
+  using runner = await RowRunner.open(path, kernels, {
+    bit_width: bits,
+    group_size: groupSize,
+    num_threads: kernels.threads,
+    num_time_groups: options.timeGroups,
+    calibration_data: calibrationBeside(path) === undefined ? "synthetic" : undefined,
+    calibration_samples: quick ? QUICK_SAMPLES : undefined,
   });
-  const source = besideOrSynthetic(checkpoint, config);
-  const calibration = { source, samples: config.calibrationSamples, seed: config.calibrationSeed };
-  const calibrated = await loadCalibration(full, calibration);
+  const { checkpoint, calibrated } = runner, config = runner.configOf({ overrides: {} });
   const phaseContext: PhaseContext = {
     checkpoint,
     calibrated,
     kernels,
-    source,
+    source: calibrationSource(checkpoint, config),
     seed: config.calibrationSeed,
   };
-  const groups = equalTimeGroups(calibrated.data.axis, timeGroups); // refused before anything is measured
-  const limit = options.limit ?? (quick && full.kind !== "dit" ? 10 : undefined);
+  const groups = equalTimeGroups(calibrated.data.axis, config.numTimeGroups); // refused before anything is measured
+  const full = { kind: checkpoint.kind, model: calibrated.model } as LoadedModel;
+  const amounts = quick ? QUICK_AMOUNTS : AMOUNTS;
   const yardstick = await yardstickOf(checkpoint, kernels, {
+    ...amounts,
     seed,
     tasks: options.tasks,
-    puzzles: limit,
-    repeats: REPEATS,
-    sequences: quick ? 40 : 300,
-    images: quick ? 4 : 32,
+    puzzles: limit ?? amounts.puzzles,
     drawn: limit,
+    repeats: REPEATS,
   });
-  const fullMeasurement = yardstick.measure(full);
-  const codes = new Map<string, Codes>(), known: KnownSolutions = new Map();
-  const measured: MeasuredRow[] = [];
-  const refinements = new Map<Codes["weights"], PhaseResult>();
-  for (const setting of rowSettings(timeGroups, calibrated.kind, phase, quick)) {
-    progress(`${name}, ${setting.name}`);
-    const key = JSON.stringify(setting.codes);
-    const own = codes.get(key) ?? await codesOf(phaseContext, config, setting.codes, known);
-    codes.set(key, own);
-    const { refinement, ...others } = setting.phases;
-    // The same refinement in several rows runs once; its time counts in each.
-    const refined = refinement === undefined
-      ? undefined
-      : refinements.get(own.weights) ?? await runPhases(phaseContext, own.weights, { refinement });
-    if (refined !== undefined) refinements.set(own.weights, refined);
-    const written = { ...config, groupSize: setting.codes.groupSize ?? config.groupSize };
-    const timed = async () => {
-      const begin = performance.now();
-      await loadCalibration(full, calibration);
-      const calibrate = (performance.now() - begin) / 1000;
-      const result = await runPhases(phaseContext, own.weights, others, refined);
-      const write = await writeSeconds(phaseContext, written, result.model);
-      return { result, run: { calibrate, write, ...phaseTimes(result.report) } };
+  return await withTemporaryFolder(async (folder) => {
+    const measured = { context, name, runner, full, yardstick, groups, phaseContext, folder };
+    const rows = await measureRows(
+      measured,
+      rowSettings(groups.count, calibrated.kind, phase, quick),
+    );
+    const { source, isSynthetic } = calibrated.data;
+    const about: About = {
+      name,
+      family: full.kind,
+      calibration: source.replaceAll(JSON.stringify(phaseContext.source), basename(phaseContext.source)) +
+        (isSynthetic ? " - NOT real data" : ""),
+      yardstick,
+      bits,
+      groupSize,
+      timeGroups: groups.count,
     };
-    const { result: { model, report }, run } = await timed();
-    const runs: PipelineRun[] = [run];
-    // What is cheap runs again, for the medians of the rows that goals are about.
-    if (others.validation !== undefined && TIMED_ROWS.includes(setting.name)) {
+    return await reportOf(measured, about, rows);
+  });
+}
+
+/** Writes and measures every row. */
+async function measureRows(
+  { context: { kernels, options, progress }, name, runner, full, yardstick, groups, folder }: Measured,
+  settings: readonly RowSetting[],
+): Promise<Row[]> {
+  const { seed, quick } = options;
+  const rows: Row[] = [{ setting: undefined, measurement: yardstick.measure(full) }];
+  const find = (wanted: string | undefined) =>
+    rows.find(({ setting }) => setting !== undefined && setting.name === wanted);
+  for (const [i, setting] of settings.entries()) {
+    progress(`${name}, ${setting.name}`);
+    const { dynamicBits } = setting;
+    const written = dynamicBits === undefined
+      ? await runner.write(setting, join(folder, String(i)))
+      : undefined;
+    const own = written ?? find(BEST_ROW)!;
+    const runs = written === undefined ? [] : [written.times];
+    if (TIMED_ROWS.includes(setting.name)) {
       const most = quick || pipelineSeconds(runs, 0) > LONG_SECONDS ? FEW_RUNS : RUNS;
-      while (runs.length < most) runs.push((await timed()).run);
+      while (runs.length < most) {
+        runs.push((await runner.write(setting, join(folder, "again"), true)).times);
+      }
     }
-    const loaded = loadPhaseModel(phaseContext, model);
+    const loaded = loadRow(own.folder!, kernels, { dynamicBits }, groups);
+    const digests = written && outputDigests(written.folder);
     // Equal bytes measure the same.
-    const digest = modelDigest(model), same = measured.find((row) => row.digest === digest);
+    const same = digests && rows.find((row) => row.digests?.all === digests.all);
     const measurement = same?.measurement ?? yardstick.measure(loaded);
-    const other = measured.find((row) => row.setting.name === setting.over);
-    // Rounding itself is part of writing.
-    const hasSolving = setting.codes.solver === "best" || setting.codes.targetBitsPerWeight !== undefined;
-    measured.push({
+    const other = find(setting.over), { timeParameters } = loaded.model;
+    const { solved } = measurement, base = find("baseline")?.measurement.solved;
+    rows.push({
       setting,
       measurement,
+      ...written,
+      bitsPerWeight: own.bitsPerWeight!,
+      runs,
+      digests,
       over: other && {
-        row: other.setting.name,
+        row: other.setting!.name,
         ...bootstrapRatio(measurement.stepKl.sums, other.measurement.stepKl.sums, { seed }),
       },
-      solveSeconds: hasSolving ? own.seconds : 0,
-      report,
-      bitsPerWeight: bitsPerWeightOf(model),
-      runs,
-      model,
-      digest,
-      selection: model.timeParameters && selectionShare(loaded, model.timeParameters),
+      timeParameterBytes: written && timeParameters?.bytes,
+      selection: written && timeParameters && selectionShare(loaded, timeParameters),
+      differenceToBaseline: base && solved && pairedDifference(base, solved, { seed }),
     });
   }
-  const baseline = measured[0]!, best = codes.get(JSON.stringify({ solver: "best" }))?.seconds;
-  const rows: Row[] = [
-    { setting: undefined, measurement: fullMeasurement },
-    ...measured.map((row): Row => {
-      const { setting: { codes, phases }, runs, solveSeconds, measurement: { solved } } = row;
-      const hasPhases = Object.keys(phases).some((key) => key !== "activations");
-      return {
-        ...row,
-        seconds: pipelineSeconds(runs, solveSeconds),
-        // Beside rounding with the same activations: a row that has them alone costs what its own do.
-        overRound: row === baseline || !hasPhases ? undefined : overhead(runs, solveSeconds, 0),
-        // A phase's own way of solving counts as the phase's.
-        overBest: codes.solver === "best" && hasPhases
-          ? overhead(runs, solveSeconds, best ?? solveSeconds)
-          : undefined,
-        differenceToBaseline:
-          row === baseline || baseline.measurement.solved === undefined || solved === undefined
-            ? undefined
-            : pairedDifference(baseline.measurement.solved, solved, { seed }),
-      };
-    }),
-  ];
-  if (phase === "all") progress(`${name}, memory`);
-  const memory = phase === "all" && context.commandOf !== undefined
-    ? await phaseMemory(context.commandOf, {
-      path,
-      source,
-      bits,
-      groupSize: options.groupSize,
-      groups: timeGroups,
+  const best = find(BEST_ROW)?.solveSeconds;
+  return rows.map((row): Row => {
+    const { runs = [], solveSeconds = 0, report } = row;
+    if (runs.length === 0) return row;
+    return {
+      ...row,
+      seconds: pipelineSeconds(runs, solveSeconds),
+      overRound: report && overhead(runs, solveSeconds, 0),
+      // A phase's way of solving counts as the phase's.
+      overBest: report && solveSeconds > 0 ? overhead(runs, solveSeconds, best ?? solveSeconds) : undefined,
+    };
+  });
+}
+
+/** Tables, rows and goals of a model. */
+async function reportOf(measured: Measured, about: About, rows: readonly Row[]): Promise<SuiteReport> {
+  const { context, name, runner, yardstick, groups } = measured, { kernels, options, commandOf } = context;
+  const { phase = "all", seed } = options, isAll = phase === "all", { calibrated, checkpoint } = runner;
+  if (isAll) context.progress(`${name}, memory`);
+  const memory = isAll && commandOf !== undefined
+    ? await phaseMemory(commandOf, {
+      path: checkpoint.path,
+      source: measured.phaseContext.source,
+      bits: about.bits,
+      groupSize: about.groupSize,
+      groups: groups.count,
       threads: kernels.threads,
     })
     : undefined;
-  const skipped: Skipped[] = yardstick.missing.map(({ what, reason }) => ({
-    what: `${name}: ${what}`,
-    reason,
-  }));
-  if (phase === "all") {
-    skipped.push(
-      ...rowsLeftOut(calibrated.kind).map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })),
-    );
-  }
-  const calibratedOn = calibrated.data.source.replaceAll(JSON.stringify(source), basename(source)) +
-    (calibrated.data.isSynthetic ? " - NOT real data" : "");
-  const about = {
-    name,
-    full: full.kind,
-    calibration: calibratedOn,
-    yardstick,
-    bits,
-    groupSize: options.groupSize,
-    timeGroups,
+  const load = (wanted: string, isPlain = false) => {
+    const row = rows.find(({ setting }) => setting?.name === wanted), dynamicBits = row?.setting?.dynamicBits;
+    const folder = dynamicBits === undefined
+      ? row?.folder
+      : rows.find(({ setting }) => setting?.name === BEST_ROW)?.folder;
+    return folder === undefined ? undefined : loadRow(folder, kernels, { dynamicBits, isPlain }, groups);
   };
-  const modelOf = (wanted: string) => rows.find(({ setting }) => setting?.name === wanted)?.model;
-  const [grids, tokenGrids] = [modelOf(STATIC_ROW), modelOf(DYNAMIC_ROW)];
-  const staticOverDynamic = grids && tokenGrids &&
-    forwardRatio(loadPhaseModel(phaseContext, grids), loadPhaseModel(phaseContext, tokenGrids));
-  const withSampler = modelOf(SAMPLER_ROW), { scheduler } = phaseContext.calibrated.data;
-  const drawing = withSampler === undefined || scheduler === undefined || full.kind !== "dit"
-    ? undefined
-    : samplerSections(
-      name,
-      {
-        full: full.model,
-        plain: ditOf(loadPhaseModel(phaseContext, { ...withSampler, timeParameters: undefined })),
-        corrected: ditOf(loadPhaseModel(phaseContext, withSampler)),
-      },
-      scheduler,
-      { seed, quick },
-    );
-  const report = {
-    sections: [...phaseSections(about, rows), ...claimSection(about, rows)],
-    rows: rows.map(({ setting, measurement, model, runs, ...row }) => ({
-      suite: "phases",
-      model: name,
-      family: full.kind,
-      phase: setting?.name ?? "full precision",
-      solver: setting?.codes.solver ?? null,
-      codes: setting?.codes ?? null,
-      bits: setting === undefined ? null : bits,
-      groupSize: setting === undefined ? null : setting.codes.groupSize ?? options.groupSize,
-      timeGroups: row.report?.groups ?? null,
-      bitsPerWeight: row.bitsPerWeight ?? null,
-      timeParameterBytes: model?.timeParameters?.bytes ?? 0,
-      stepKl: measurement.stepKl.mean,
-      stepKlOver: row.over ?? null,
-      noiseError: full.kind === "dit" ? measurement.distance : null,
-      accuracy: measurement.scores,
-      differenceToBaseline: row.differenceToBaseline ?? null,
-      seconds: row.seconds ?? null,
-      overhead: row.overRound ?? null,
-      overheadOverBest: row.overBest ?? null,
-      solveSeconds: row.solveSeconds ?? null,
-      pipelineRuns: runs ?? null,
-      selection: row.selection ?? null,
-      digest: row.digest ?? null,
-      metrics: row.report ?? null,
-      calibration: calibratedOn,
-      evaluation: yardstick.source,
-      seed,
-      threads: kernels.threads,
-      backend: environment.backend,
-      isa: environment.isa,
-      runtime: environment.runtime,
-      processor: environment.processor,
-    })),
-    goals: phaseGoals(
-      { name, family: full.kind, seed, memory, staticOverDynamic },
-      rows,
-    ),
-    skipped,
-    timed: timedSettings(phaseContext, full, groups, rows, name, `${bits} bits`),
-  };
-  if (drawing === undefined) return report;
+  const [fixed, dynamic] = [load(STATIC_ROW), load(DYNAMIC_ROW)];
+  const sampler = samplerReport(measured, load(SAMPLER_ROW, true), load(SAMPLER_ROW));
+  const skipped: Skipped[] = [...yardstick.missing, ...(isAll ? rowsLeftOut(calibrated.kind) : [])];
   return {
-    ...report,
-    sections: [...report.sections, ...drawing.sections],
-    rows: [...report.rows, ...drawing.rows],
+    sections: [...phaseSections(about, rows), ...claimSection(about, rows), ...sampler.sections],
+    rows: [...rows.map((row) => jsonRow(context, about, row)), ...sampler.rows],
+    goals: phaseGoals({
+      name,
+      family: about.family,
+      seed,
+      memory,
+      staticOverDynamic: fixed && dynamic && forwardRatio(fixed, dynamic),
+    }, rows),
+    skipped: skipped.map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })),
+    timed: timedSettings(measured, rows, `${about.bits} bits`),
   };
 }
 
-function ditOf(loaded: LoadedModel): DitModel {
-  if (loaded.kind !== "dit") {
-    throw new TypeError("Cannot correct a sampler: the model must draw, got one that writes");
+/** Drift of drawings with the sampler's correction and without; nothing where it was rejected. */
+function samplerReport(
+  { context: { options: { seed, quick } }, name, full, phaseContext }: Measured,
+  plain: LoadedModel | undefined,
+  corrected: LoadedModel | undefined,
+): Pick<SuiteReport, "sections" | "rows"> {
+  const { scheduler } = phaseContext.calibrated.data;
+  if (full.kind !== "dit" || plain?.kind !== "dit" || corrected?.kind !== "dit" || scheduler === undefined) {
+    return { sections: [], rows: [] };
   }
-  return loaded.model;
+  if (corrected.model.timeParameters?.sampler === undefined) return { sections: [], rows: [] };
+  const models = { full: full.model, plain: plain.model, corrected: corrected.model };
+  return samplerSections(name, models, scheduler, { seed, quick });
 }
 
-/** The main rows along the time axis: held-out step KL, errors of the layers, and θ before (baseline) and after (phase 2) smoothing. */
+/** A row of the JSON report. */
+function jsonRow({ kernels, environment, options: { seed } }: BenchContext, about: About, row: Row) {
+  const { setting, measurement, report } = row, { groupSize, bits, yardstick } = about;
+  const { backend, isa, runtime, processor } = environment;
+  return {
+    suite: "phases",
+    model: about.name,
+    family: about.family,
+    phase: setting?.name ?? "full precision",
+    configuration: setting?.overrides ?? null,
+    bits: setting === undefined ? null : bits,
+    groupSize: setting === undefined ? null : setting.overrides["group_size"] ?? groupSize,
+    timeGroups: report?.groups ?? null,
+    bitsPerWeight: row.bitsPerWeight ?? null,
+    timeParameterBytes: row.timeParameterBytes ?? 0,
+    stepKl: measurement.stepKl.mean,
+    stepKlOver: row.over ?? null,
+    noiseError: yardstick.kind === "images" ? measurement.distance : null,
+    accuracy: measurement.scores,
+    differenceToBaseline: row.differenceToBaseline ?? null,
+    seconds: row.seconds ?? null,
+    overhead: row.overRound ?? null,
+    overheadOverBest: row.overBest ?? null,
+    solveSeconds: row.solveSeconds ?? null,
+    pipelineRuns: row.runs ?? null,
+    selection: row.selection ?? null,
+    digest: row.digests?.all ?? null,
+    weightsDigest: row.digests?.weights ?? null,
+    metrics: report ?? null,
+    calibration: about.calibration,
+    evaluation: yardstick.source,
+    seed,
+    threads: kernels.threads,
+    backend,
+    isa,
+    runtime,
+    processor,
+  };
+}
+
+/**
+ * The main rows along the time axis: held-out step KL, errors of the layers, and θ before (phase 1) and after smoothing (phase 2).
+ */
 function timedSettings(
-  context: PhaseContext,
-  full: LoadedModel,
-  groups: TimeGroups,
+  { name, full, groups, phaseContext }: Measured,
   rows: readonly Row[],
-  name: string,
   bits: string,
 ): TimedSetting[] {
-  const of = (wanted: string) => rows.find(({ setting }) => setting?.name === wanted);
-  const compared = [of("baseline"), of("phase3_full")].filter((row) => row !== undefined);
-  const errors = layerErrors(context, full, compared.map(({ model }) => model!), groups);
-  const theta = (row: Row | undefined, stage: "before" | "after"): TimedSetting[] => {
-    const parameters = row?.model?.timeParameters;
-    if (parameters === undefined) return [];
-    return [{ model: name, setting: bits, groups, theta: { stage, parameters } }];
+  const of = (...wanted: string[]) => rows.filter(({ setting }) => wanted.includes(setting?.name ?? ""));
+  const base = ({ setting }: Row) => ({ model: name, setting: `${bits}, ${setting!.name}`, groups });
+  const compared = of("baseline", "phase3_full");
+  const errors: LayerError[][] = layerErrors(
+    phaseContext,
+    full,
+    compared.map(({ folder }) => readStored(folder!)),
+    groups,
+  );
+  const theta = (stage: "before" | "after", row: Row | undefined): TimedSetting[] => {
+    const parameters = row && readStored(row.folder!).timeParameters;
+    return parameters === undefined ? [] : [{ ...base(row!), setting: bits, theta: { stage, parameters } }];
   };
   return [
-    ...["phase1", "phase2", "phase3_full"].map(of).flatMap((row): TimedSetting[] => {
-      const stepKl = row?.report?.validation?.stepKlByGroup;
-      if (stepKl === undefined) return [];
-      return [{ model: name, setting: `${bits}, ${row!.setting!.name}`, groups, stepKl }];
+    ...of("phase1", "phase2", "phase3_full").flatMap((row): TimedSetting[] => {
+      const stepKl = row.report?.validation?.stepKlByGroup;
+      return stepKl === undefined ? [] : [{ ...base(row), stepKl }];
     }),
-    ...compared.map(({ setting }, i): TimedSetting => ({
-      model: name,
-      setting: `${bits}, ${setting!.name}`,
-      groups,
-      layerErrors: errors[i],
-    })),
-    ...theta(of("baseline"), "before"),
-    ...theta(of("phase2"), "after"),
+    ...compared.map((row, i): TimedSetting => ({ ...base(row), layerErrors: errors[i] })),
+    ...theta("before", of("phase1")[0]),
+    ...theta("after", of("phase2")[0]),
   ];
 }
 
@@ -347,16 +313,14 @@ export const phasesSuite: Suite = {
     for (const path of context.options.models) {
       for (const bits of context.options.bits) reports.push(await measureModel(context, path, bits));
     }
-    const minutes = (performance.now() - begin) / 60_000;
-    const goals = reports.flatMap(({ goals }) => goals);
-    if (context.options.phase === "all") {
-      goals.push({
-        goal: "this run",
-        wanted: `below ${MOST_MINUTES} minutes`,
-        measured: minutes.toFixed(1),
-        met: minutes < MOST_MINUTES,
-      });
-    }
-    return { ...mergeReports(reports), goals };
+    const report = mergeReports(reports), minutes = (performance.now() - begin) / 60_000;
+    if (context.options.phase !== "all") return report;
+    const time = {
+      goal: "this run",
+      wanted: `below ${MOST_MINUTES} minutes`,
+      measured: minutes.toFixed(1),
+      met: minutes < MOST_MINUTES,
+    };
+    return { ...report, goals: [...report.goals, time] };
   },
 };

@@ -1,14 +1,9 @@
-/** What a row of the phase suite costs: time of its pipeline and of the phases in it, and of selecting θ. What phases do is lib/pipeline's. */
-import { join } from "node:path";
-import type { Config } from "../../config/mod.ts";
+/** Costs of a row of the phases suite: time of its pipeline, of the phases in it, of selecting θ, and of forward passes. */
 import type { LoadedModel } from "../../models/mod.ts";
 import { imageNoise } from "../../models/random.ts";
-import { quantizeCheckpoint } from "../../pipeline/mod.ts";
-import type { PhaseContext, PhaseModel } from "../../phases/context.ts";
 import type { PhasesReport } from "../../phases/mod.ts";
-import { type TimeParameters, writeTimeParameters } from "../../time/mod.ts";
+import type { TimeParameters } from "../../time/mod.ts";
 import { median, pairedRatio, type Summary } from "../../eval/statistics.ts";
-import { withTemporaryFolder } from "../temporary_folder.ts";
 
 /** Seconds of the phases' parts. */
 export interface PhaseTimes {
@@ -32,7 +27,7 @@ export const PHASE_PARTS = [
   "stepKl",
 ] as const satisfies (keyof PhaseTimes)[];
 
-/** Seconds of one run of the pipeline by part; what a calibrated solver takes comes on top. */
+/** Seconds of one run of the pipeline by part, without its calibrated solver. */
 export interface PipelineRun extends PhaseTimes {
   readonly calibrate: number;
   readonly activations: number;
@@ -40,7 +35,7 @@ export interface PipelineRun extends PhaseTimes {
   readonly write: number;
 }
 
-/** What the phases of a row took. */
+/** Times of a row from its report. */
 export function phaseTimes(
   { refinement, output, timeScales, smoothing, sampler, validation, activationMilliseconds }: PhasesReport,
 ): PhaseTimes & Pick<PipelineRun, "activations"> {
@@ -82,27 +77,6 @@ export function overhead(
     const rest = run.calibrate + run.activations + run.write;
     return (rest + solve + phaseSeconds(run, parts)) / (rest + without) - 1;
   }));
-}
-
-/** Seconds of writing a model into a temporary folder: the pipeline rounds, checks and stores it; θ comes last. */
-export async function writeSeconds(
-  { checkpoint, kernels }: PhaseContext,
-  config: Config,
-  { timeParameters, weights }: PhaseModel,
-): Promise<number> {
-  return await withTemporaryFolder(async (folder) => {
-    const output = join(folder, "quantized"), begin = performance.now();
-    await quantizeCheckpoint({
-      input: checkpoint.path,
-      output,
-      config: { ...config, solver: "round" },
-      kernels,
-    });
-    if (timeParameters !== undefined) {
-      writeTimeParameters(output, timeParameters, (layer) => weights.get(layer)!.rows);
-    }
-    return (performance.now() - begin) / 1000;
-  });
 }
 
 const SELECTIONS = 2000, FORWARDS = 9;

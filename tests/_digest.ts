@@ -1,9 +1,9 @@
 /** A model in the making as one number: equal bytes, equal digests. */
 import { createHash, type Hash } from "node:crypto";
-import type { PhaseModel } from "../../phases/context.ts";
+import type { PhaseModel } from "../lib/phases/context.ts";
 
 /**
- * SHA-256, in hex, of everything that the pipeline would store of a model: codes, scales, zero points, biases and θ with its groups' boundaries.
+ * SHA-256, in hex, of everything that the pipeline stores of a model: codes, scales, zero points, biases and θ with its groups' boundaries.
  * Two runs that print the same digest chose the same bytes, whatever the runtime.
  */
 export function modelDigest({ weights, biases, timeParameters }: PhaseModel): string {
