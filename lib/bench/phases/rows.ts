@@ -100,7 +100,7 @@ export function rowSettings(
     { ...row("phase3_full", PHASE3, "baseline"), phase: "phase3_full" },
   ];
   if (phase !== "all") return main.filter((row) => row.phase === phase || row.phase === "baseline");
-  const images = kind === "images", corrected = { ...BEST, ...PHASE1 };
+  const images = kind === "images", corrected = { ...BEST, ...PHASE1 }, fixed = { ...corrected, ...STATIC };
   const dynamic = (name: string, dynamicBits: 4 | 8): RowSetting => ({
     ...row(name, BEST, BEST_ROW),
     dynamicBits,
@@ -120,8 +120,8 @@ export function rowSettings(
       }, ONE_ROW)]
       : []),
     row("annealing", { ...CODES_ALONE, [`${OPTIMIZATION}.entropy_weight`]: ANNEALING }, ONE_ROW),
-    row("best, 8 bits, all static, G 1", { ...corrected, ...STATIC, num_time_groups: 1 }, BEST_ROW),
-    row(STATIC_ROW, { ...corrected, ...STATIC }, BEST_ROW),
+    row("best, 8 bits, all static, G 1", { ...fixed, num_time_groups: 1 }, BEST_ROW),
+    row(STATIC_ROW, fixed, BEST_ROW),
     row(MIXED_ROW, corrected, BEST_ROW),
     dynamic(DYNAMIC_ROW, 8),
     row(STATIC4_ONE_ROW, { ...corrected, ...FOUR_BITS, num_time_groups: 1 }, BEST_ROW),
@@ -143,13 +143,13 @@ export function rowSettings(
     ),
     row(
       "best + gain, bias",
-      { ...corrected, output_correction: true, [`${OPTIMIZATION}.markov_weight`]: 0 },
-      MIXED_ROW,
+      { ...fixed, output_correction: true, [`${OPTIMIZATION}.markov_weight`]: 0 },
+      STATIC_ROW,
     ),
-    row("best + gain, bias, prior", { ...corrected, output_correction: true }, MIXED_ROW),
+    row("best + gain, bias, prior", { ...fixed, output_correction: true }, STATIC_ROW),
     row("round + gain, bias", { ...ROUND, ...PHASE1, output_correction: true }, "phase1"),
-    row("best + scales by time", { ...corrected, time_scales: "per_group" }, MIXED_ROW),
-    ...(images ? [row(SAMPLER_ROW, { ...corrected, sampler_correction: true }, MIXED_ROW)] : []),
+    row("best + scales by time", { ...fixed, time_scales: "per_group" }, STATIC_ROW),
+    ...(images ? [row(SAMPLER_ROW, { ...fixed, sampler_correction: true }, STATIC_ROW)] : []),
     // About as many scales as those by time of five groups. A second candidate takes an image model ten seconds, and is rejected.
     row("best, groups of 32", { ...BEST, ...(images ? ONE_CANDIDATE : {}), group_size: 32 }, BEST_ROW),
     ...(images ? [] : [
