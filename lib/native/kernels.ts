@@ -39,7 +39,7 @@ export interface Kernels {
   /** Releases the library; no call may follow. */
   close(): void;
   [Symbol.dispose](): void;
-  /** The header's functions; `lib/quant` and `lib/models` call them, with every argument checked. */
+  /** The header's functions; to be called through functions.ts, which checks types and statuses. */
   readonly calls: NativeCalls;
   /** A count as `calls` take it. */
   size(count: number): NativeSize;

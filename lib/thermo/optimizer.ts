@@ -4,7 +4,8 @@
  *
  * Layers are updated in parallel: the parameters of all of them lie in one array, which one kernel call per step updates, split over threads.
  */
-import { KernelError } from "../errors.ts";
+import { checkFloats } from "../native/call.ts";
+import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { LossHistory, LossTerms } from "./losses.ts";
 
@@ -354,7 +355,7 @@ export interface AdamArrays {
 /**
  * One step of Adam, in place: number `step`, from 1 on.
  *
- * @throws {TypeError} when lengths differ
+ * @throws {TypeError} when an array has another type or length
  * @throws {KernelError} when `step` is below 1
  */
 export function adamStep(
@@ -363,28 +364,12 @@ export function adamStep(
   step: number,
   rate: number,
 ): void {
-  const n = values.length;
-  if (gradients.length !== n || first.length !== n || second.length !== n) {
-    throw new TypeError(
-      `Cannot take a step: gradients and moments must be ${n} numbers, got ${gradients.length}, ${first.length} and ${second.length}`,
-    );
-  }
-  const { calls, size, isaNumber } = kernels;
-  const status = calls.aq_adam_step(
-    values,
-    gradients,
-    first,
-    second,
-    size(n),
-    rate,
-    BETA1,
-    BETA2,
-    EPSILON,
-    step,
-    isaNumber,
-    kernels.threads,
-  );
-  if (status !== 0) {
-    throw new KernelError(`Cannot take a step: the kernel reports status ${status}`, { status });
-  }
+  const doing = "take a step", n = values.length;
+  checkFloats(doing, {
+    values: [values, n],
+    gradients: [gradients, n],
+    first: [first, n],
+    second: [second, n],
+  });
+  call.adamStep(kernels, doing, values, gradients, first, second, n, rate, BETA1, BETA2, EPSILON, step);
 }

@@ -2,8 +2,8 @@
  * Output corrections: a gain and a bias for every output of a quantized layer and every time group, `y = gain ⊙ (Ŵ x) + bias`, in closed form from
  * the inputs' moments, shrunk towards (1, 0) as far as the samples leave them uncertain.
  */
-import { KernelError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
+import { product } from "../quant/product.ts";
 
 /** Means over a layer's inputs in one time group; lib/quant's `InputMoments` are sums over all of them. */
 export interface TimeGroupMoments {
@@ -70,32 +70,26 @@ export function outputCorrection(
   for (let i = 0; i < cols; i++) {
     for (let j = 0; j < cols; j++) covariance[i * cols + j] = second[i * cols + j]! - mean[i]! * mean[j]!;
   }
-  const spread = new Float32Array(rows * cols); // Ŵ C
-  const other = new Float32Array(rows * cols); // W C
-  const { calls, size, isaNumber, threads } = kernels, n = size(cols);
-  for (const [matrix, out] of [[quantized, spread], [weights, other]] as const) {
-    const status = calls.aq_linear(matrix, size(rows), covariance, 0, null, n, n, out, isaNumber, threads);
-    if (status !== 0) {
-      throw new KernelError(`Cannot ${doing}: the kernel reports status ${status}`, { status });
-    }
-  }
+  const sizes = { tokens: rows, rows: cols, cols };
+  const spread = product(kernels, doing, quantized, covariance, sizes); // Ŵ C
+  const other = product(kernels, doing, weights, covariance, sizes); // W C
   const gain = new Float32Array(rows), bias = new Float32Array(rows);
   for (let row = 0; row < rows; row++) {
-    let variance = 0, product = 0, whole = 0, average = 0, error = 0;
+    let variance = 0, shared = 0, whole = 0, average = 0, error = 0;
     for (let i = row * cols, col = 0; col < cols; i++, col++) {
       const w = weights[i]!, q = quantized[i]!;
       variance += q * spread[i]!;
-      product += w * spread[i]!;
+      shared += w * spread[i]!;
       whole += w * other[i]!;
       average += q * mean[col]!;
       error += (w - q) * mean[col]!;
     }
-    if (!Number.isFinite(variance + product + whole + average + error)) {
+    if (!Number.isFinite(variance + shared + whole + average + error)) {
       throw new RangeError(`Cannot ${doing}: moments must be finite, got others for output ${row}`);
     }
     const isDetermined = variance > 1e-12 * Math.max(whole, 1e-30);
-    const slope = isDetermined ? product / variance - 1 : 0;
-    const residual = Math.max(0, whole - (isDetermined ? product * product / variance : 0));
+    const slope = isDetermined ? shared / variance - 1 : 0;
+    const residual = Math.max(0, whole - (isDetermined ? shared * shared / variance : 0));
     const factor = 1 + slope * kept(slope, isDetermined ? residual / variance : 0, samples);
     gain[row] = factor;
     bias[row] = (1 - factor) * average + error * kept(error, residual, samples);

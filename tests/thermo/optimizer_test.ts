@@ -68,7 +68,7 @@ describe("Adam's step", () => {
       second: new Float32Array(2),
     });
     expect(() => adamStep(kernels, { ...good(), first: new Float32Array(1) }, 1, 0.1)).toThrow(TypeError);
-    expect(() => adamStep(kernels, good(), 0, 0.1)).toThrow("status -3");
+    expect(() => adamStep(kernels, good(), 0, 0.1)).toThrow("a value out of range");
   });
 });
 

@@ -3,7 +3,10 @@
  * entries.ts; config.json says how each was quantized. lib/pipeline writes them.
  */
 import { join } from "node:path";
+import type { Solver } from "../../config/names.ts";
 import { FormatError } from "../../errors.ts";
+import { isJsonObject } from "../../files/json.ts";
+import { show } from "../../files/positional.ts";
 import {
   type Checkpoint,
   type Dtype,
@@ -52,7 +55,7 @@ export const CONFIG_KEY = "quantization_config";
 /** Our own section inside {@linkcode CONFIG_KEY}. */
 export const SECTION_KEY = "arrowquant";
 
-/** What config.json has to say about one layer for its bytes to be readable. */
+/** One layer in config.json: enough to read its bytes. */
 export interface PackedLayerEntry {
   readonly bits: BitWidth;
   readonly group_size: GroupSize;
@@ -71,7 +74,7 @@ export interface PackedLayerEntry {
 /** The `arrowquant` section of config.json. */
 export interface PackedSection {
   readonly format_version: number;
-  readonly solver: "round" | "clip" | "feedback" | "best";
+  readonly solver: Solver;
   readonly zero_point: ZeroPointKind;
   /** By the tensor's original name. */
   readonly layers: Readonly<Record<string, PackedLayerEntry>>;
@@ -121,7 +124,7 @@ export function packedLayers(checkpoint: Checkpoint): ReadonlyMap<string, Packed
     if (packed.length === 0) return new Map();
     throw configFault(
       checkpoint,
-      `${CONFIG_KEY}.${SECTION_KEY} must say how ${text(packed[0]!)} was quantized, got no such section`,
+      `${CONFIG_KEY}.${SECTION_KEY} must say how ${show(packed[0]!)} was quantized, got no such section`,
     );
   }
   const layers = new Map<string, PackedLayer>();
@@ -132,7 +135,7 @@ export function packedLayers(checkpoint: Checkpoint): ReadonlyMap<string, Packed
   if (stray === undefined) return layers;
   throw configFault(
     checkpoint,
-    `${CONFIG_KEY}.${SECTION_KEY}.layers must name every quantized tensor, got none for ${text(stray)}`,
+    `${CONFIG_KEY}.${SECTION_KEY}.layers must name every quantized tensor, got none for ${show(stray)}`,
     stray,
   );
 }
@@ -154,7 +157,7 @@ export function readPackedTensor(
   const whole = Number.isSafeInteger(rowBegin) && Number.isSafeInteger(rowEnd);
   if (!whole || rowBegin < 0 || rowBegin > rowEnd || rowEnd > layer.rows) {
     throw new RangeError(
-      `Cannot read ${text(name)}: rows must lie in [0, ${layer.rows}), got [${rowBegin}, ${rowEnd})`,
+      `Cannot read ${show(name)}: rows must lie in [0, ${layer.rows}), got [${rowBegin}, ${rowEnd})`,
     );
   }
   const words = packedWords(cols, bits);
@@ -199,75 +202,68 @@ export function readPackedTensor(
   return { ...common, zeroPointKind, scale, zeroPoint };
 }
 
-// Checks -------------------------------------------------------------------------------------------------------
-
 function readSection(checkpoint: Checkpoint): PackedSection | undefined {
   const quantization = checkpoint.config?.[CONFIG_KEY];
-  if (!isObject(quantization) || quantization[SECTION_KEY] === undefined) return undefined;
+  if (!isJsonObject(quantization) || quantization[SECTION_KEY] === undefined) return undefined;
   const section = quantization[SECTION_KEY];
-  const where = `${CONFIG_KEY}.${SECTION_KEY}`;
-  const fail = (key: string, wanted: string, found: unknown) =>
-    configFault(checkpoint, `${where}${key} must be ${wanted}, got ${text(found)}`);
-  if (!isObject(section)) throw fail("", "an object", section);
+  const fail: Fail = (key, wanted, found) =>
+    configFault(checkpoint, `${CONFIG_KEY}.${SECTION_KEY}${key} must be ${wanted}, got ${show(found)}`);
+  if (!isJsonObject(section)) throw fail("", "an object", section);
   const { format_version: version, zero_point: zeroPoint, layers } = section;
   if (version !== FORMAT_VERSION && version !== EXTENDED_FORMAT_VERSION) {
-    throw fail(
-      ".format_version",
-      `${FORMAT_VERSION} or ${EXTENDED_FORMAT_VERSION}, those this version reads`,
-      version,
-    );
+    const wanted = `${FORMAT_VERSION} or ${EXTENDED_FORMAT_VERSION}, those this version reads`;
+    throw fail(".format_version", wanted, version);
   }
-  if (!isMember(zeroPoint, ZERO_POINT_KINDS)) {
-    throw fail(".zero_point", `one of ${ZERO_POINT_KINDS.join(", ")}`, zeroPoint);
-  }
-  if (!isObject(layers)) throw fail(".layers", "an object", layers);
+  checkMember(fail, ".zero_point", zeroPoint, ZERO_POINT_KINDS);
+  if (!isJsonObject(layers)) throw fail(".layers", "an object", layers);
   for (const [name, entry] of Object.entries(layers)) {
-    const key = `.layers[${text(name)}]`;
-    if (!isObject(entry)) throw fail(key, "an object of bits, group_size and dtype", entry);
-    if (!isMember(entry["bits"], BIT_WIDTHS)) {
-      throw fail(`${key}.bits`, `one of ${BIT_WIDTHS.join(", ")}`, entry["bits"]);
-    }
-    const scaleBits = entry["scale_bits"];
-    if (scaleBits !== undefined && !isMember(scaleBits, SCALE_BITS)) {
-      throw fail(`${key}.scale_bits`, `one of ${SCALE_BITS.join(", ")}, or absent`, scaleBits);
-    }
+    const key = `.layers[${show(name)}]`;
+    if (!isJsonObject(entry)) throw fail(key, "an object of bits, group_size and dtype", entry);
+    const { bits, scale_bits: scaleBits, group_size: groupSize, zero_point: own, dtype } = entry;
+    checkMember(fail, `${key}.bits`, bits, BIT_WIDTHS);
+    if (scaleBits !== undefined) checkMember(fail, `${key}.scale_bits`, scaleBits, SCALE_BITS, ", or absent");
     const groupSizes = scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES;
-    if (!isMember(entry["group_size"], groupSizes)) {
-      throw fail(`${key}.group_size`, `one of ${groupSizes.join(", ")}`, entry["group_size"]);
-    }
-    const ownKind = entry["zero_point"];
-    if (ownKind !== undefined && !isMember(ownKind, ZERO_POINT_KINDS)) {
-      throw fail(`${key}.zero_point`, `one of ${ZERO_POINT_KINDS.join(", ")}, or absent`, ownKind);
-    }
+    checkMember(fail, `${key}.group_size`, groupSize, groupSizes);
+    if (own !== undefined) checkMember(fail, `${key}.zero_point`, own, ZERO_POINT_KINDS, ", or absent");
     checkExtensions(entry, version, (part, wanted, found) => fail(`${key}.${part}`, wanted, found));
-    if (!isDtype(entry["dtype"]) || !isFloatDtype(entry["dtype"])) {
-      throw fail(`${key}.dtype`, "a floating-point element type", entry["dtype"]);
+    if (!isDtype(dtype) || !isFloatDtype(dtype)) {
+      throw fail(`${key}.dtype`, "a floating-point element type", dtype);
     }
   }
   return section as unknown as PackedSection;
 }
 
-/** Low rank and rotation of an entry, as far as they can be checked without the layer's sizes. */
+type Fail = (key: string, wanted: string, found: unknown) => FormatError;
+
+function checkMember(fail: Fail, key: string, value: unknown, allowed: readonly unknown[], more = ""): void {
+  if (!allowed.includes(value)) throw fail(key, `one of ${allowed.join(", ")}${more}`, value);
+}
+
+/** Checks low rank and rotation of an entry, as far as that needs no sizes of the layer. */
 function checkExtensions(
   { low_rank: rank, rotation }: Record<string, unknown>,
   version: number,
-  fail: (part: string, wanted: string, found: unknown) => FormatError,
+  fail: Fail,
 ): void {
   for (const [part, value] of [["low_rank", rank], ["rotation", rotation]] as const) {
     if (value === undefined || version >= EXTENDED_FORMAT_VERSION) continue;
     throw fail(part, `absent in format_version ${version}`, value);
   }
-  if (rank !== undefined && !(Number.isInteger(rank) && rank as number >= 1 && rank as number <= MAX_RANK)) {
+  const isWhole = (value: unknown, low: number, high: number) =>
+    Number.isInteger(value) && value as number >= low && value as number <= high;
+  if (rank !== undefined && !isWhole(rank, 1, MAX_RANK)) {
     throw fail("low_rank", `a whole number from 1 to ${MAX_RANK}, or absent`, rank);
   }
   if (rotation === undefined) return;
-  if (!isObject(rotation)) throw fail("rotation", "an object of kind, block and seed, or absent", rotation);
+  if (!isJsonObject(rotation)) {
+    throw fail("rotation", "an object of kind, block and seed, or absent", rotation);
+  }
   const { kind, block, seed } = rotation;
   if (kind !== "hadamard") throw fail("rotation.kind", "hadamard", kind);
   if (!Number.isSafeInteger(block) || !Number.isInteger(Math.log2(block as number))) {
     throw fail("rotation.block", "a power of two", block);
   }
-  if (!Number.isInteger(seed) || seed as number < 0 || seed as number > MAX_ROTATION_SEED) {
+  if (!isWhole(seed, 0, MAX_ROTATION_SEED)) {
     throw fail("rotation.seed", `a whole number from 0 to ${MAX_ROTATION_SEED}`, seed);
   }
 }
@@ -283,7 +279,7 @@ function checkLayer(
   const names = packedNames(name, { zeroPoint, scaleBits, rank });
   const fail = (part: string, reason: string) =>
     new FormatError(
-      `Cannot read quantized tensor ${text(name)} of ${text(checkpoint.path)}: ${text(part)} ${reason}`,
+      `Cannot read quantized tensor ${show(name)} of ${show(checkpoint.path)}: ${show(part)} ${reason}`,
       { path: checkpoint.tensors.get(part)?.file.path ?? checkpoint.path, tensor: name },
     );
   const check = (part: string, wantedDtype: Dtype, wantedShape: readonly number[]) => {
@@ -314,45 +310,14 @@ function checkLayer(
   const used = new Set<string | undefined>(Object.values(names));
   const unused = [name, ...allPackedNames(name)].filter((part) => !used.has(part));
   for (const extra of unused) {
-    if (checkpoint.tensors.has(extra)) throw fail(extra, `must not be there beside ${text(names.packed)}`);
+    if (checkpoint.tensors.has(extra)) throw fail(extra, `must not be there beside ${show(names.packed)}`);
   }
   const bytes = specBytes(specs);
-  return {
-    name,
-    rows,
-    cols,
-    bits,
-    groupSize,
-    zeroPointKind: zeroPoint,
-    scaleBits,
-    rank,
-    rotation,
-    dtype,
-    tensors: names,
-    bytes,
-    bitsPerWeight: bytes * 8 / (rows * cols),
-  };
+  const form = { rows, cols, bits, groupSize, zeroPointKind: zeroPoint, scaleBits, rank, rotation, dtype };
+  return { name, ...form, tensors: names, bytes, bitsPerWeight: bytes * 8 / (rows * cols) };
 }
 
 function configFault(checkpoint: Checkpoint, reason: string, tensor?: string): FormatError {
   const path = join(checkpoint.folder, "config.json");
-  return new FormatError(
-    `Cannot read ${text(path)}: ${reason}`,
-    tensor === undefined ? { path } : { path, tensor },
-  );
-}
-
-function isMember<T>(value: unknown, allowed: readonly T[]): value is T {
-  return (allowed as readonly unknown[]).includes(value);
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-/** A value from a file for a message. */
-function text(value: unknown): string {
-  const json = JSON.stringify(value) ?? "nothing";
-  const short = json.length > 300 ? `${json.slice(0, 300)}…` : json;
-  return short.replace(/\p{C}/gu, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
+  return new FormatError(`Cannot read ${show(path)}: ${reason}`, { path, ...(tensor && { tensor }) });
 }

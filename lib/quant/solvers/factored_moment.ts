@@ -10,7 +10,6 @@ import { findNonfinite } from "../convert.ts";
 import type { GroupSize } from "../packed/layout.ts";
 import { product } from "../product.ts";
 import { type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";
-import { checkMoment } from "./problem.ts";
 import { type Correction, DEFAULT_DAMPING } from "./settings.ts";
 
 /** The second moment of a layer's inputs, damped, ordered and factored. */
@@ -32,6 +31,21 @@ export interface FactoredMoment {
 
 /** Damping is raised tenfold at most this often before a moment counts as broken. */
 const MAX_DAMPING_RAISES = 8;
+
+/** Throws unless a factored moment has as many columns, and arrays of the right types and lengths. */
+export function checkMoment(doing: string, factored: FactoredMoment, cols: number): void {
+  const { moment, order, factor, pivots } = factored;
+  if (factored.cols !== cols || !(cols >= 1 && cols <= MAX_MOMENT_COLS)) {
+    throw new TypeError(`Cannot ${doing}: the moment must have ${cols} columns, got ${factored.cols}`);
+  }
+  checkArray(doing, "moment.moment", moment, cols * cols);
+  checkArray(doing, "moment.factor", factor, cols * cols);
+  checkArray(doing, "moment.pivots", pivots, cols);
+  checkArray(doing, "moment.order", order, cols, "int32 values");
+  const seen = new Uint8Array(cols);
+  for (const column of order) seen[column] = 1; // what lies outside is dropped
+  if (seen.includes(0)) throw new RangeError(`Cannot ${doing}: moment.order must hold every column once`);
+}
 
 /** Scratch that the kernels need, kept between calls and grown. */
 let scratch = new Float32Array(0);

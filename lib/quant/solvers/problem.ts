@@ -9,8 +9,7 @@ import {
   TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
 } from "../packed/layout.ts";
-import type { FactoredMoment } from "./factored_moment.ts";
-import { MAX_MOMENT_COLS } from "./moments.ts";
+import { checkMoment, type FactoredMoment } from "./factored_moment.ts";
 
 /** A layer to solve. */
 export interface LayerProblem extends GridOptions {
@@ -30,21 +29,6 @@ export interface Problem extends LayerProblem {
 /** A problem whose inputs are known. */
 export interface MomentProblem extends Problem {
   readonly moment: FactoredMoment;
-}
-
-/** Throws unless a factored moment has as many columns, and arrays of the right types and lengths. */
-export function checkMoment(doing: string, factored: FactoredMoment, cols: number): void {
-  const { moment, order, factor, pivots } = factored;
-  if (factored.cols !== cols || !(cols >= 1 && cols <= MAX_MOMENT_COLS)) {
-    throw new TypeError(`Cannot ${doing}: the moment must have ${cols} columns, got ${factored.cols}`);
-  }
-  checkArray(doing, "moment.moment", moment, cols * cols);
-  checkArray(doing, "moment.factor", factor, cols * cols);
-  checkArray(doing, "moment.pivots", pivots, cols);
-  checkArray(doing, "moment.order", order, cols, "int32 values");
-  const seen = new Uint8Array(cols);
-  for (const column of order) seen[column] = 1; // what lies outside is dropped
-  if (seen.includes(0)) throw new RangeError(`Cannot ${doing}: moment.order must hold every column once`);
 }
 
 /** Throws unless every argument has the right type, shape and value. */
