@@ -130,6 +130,15 @@ test("documents and notebooks import public modules only", () => {
   expect(others).toEqual([]);
 });
 
+test("the places that docs/architecture.md names are there", () => {
+  const table = sourceOf("docs/architecture.md").split("## Where is …")[1]!;
+  const places = [...table.matchAll(/`((?:lib|kernels|docs|tests|scripts)\/[^`\s]+)`/g)].map(([, path]) =>
+    path!
+  );
+  expect(places.length).toBeGreaterThan(20);
+  expect(places.filter((path) => !existsSync(join(ROOT, path)))).toEqual([]);
+});
+
 test("package.json and deno.json have the same doors", () => {
   const read = (path: string) => (JSON.parse(sourceOf(path)) as { exports: unknown }).exports;
   expect(read("package.json")).toEqual(read("deno.json"));
