@@ -2,6 +2,7 @@
  * Measures of an image model: error of its predictions by timestep, class accuracy and Fréchet distance of its images, and drift of its
  * trajectories from the full-precision ones with the same noise. The protocol is that of tests/models/README.md.
  */
+import { type LabelledImages, readLabelledImages } from "../calibration/images.ts";
 import { CheckpointError } from "../errors.ts";
 import {
   type DitModel,
@@ -10,53 +11,25 @@ import {
   type ImageOptions,
   type Scheduler,
 } from "../models/mod.ts";
-import { SafetensorsFile } from "../tensor/mod.ts";
 import type { GlyphClassifier } from "./classifier.ts";
 import type { FrechetReference } from "./frechet.ts";
 import { type BootstrapOptions, bootstrapRatio, type Interval, wilsonInterval } from "./intervals.ts";
 import { squaredDistances } from "./statistics.ts";
 
-/** Images with their classes. */
-export interface LabelledImages {
-  /** `f32[count, elements]`, in [−1, 1] */
-  readonly images: Float32Array<ArrayBuffer>;
-  /** `i32[count]` */
-  readonly labels: Int32Array<ArrayBuffer>;
-}
-
 /**
- * Reads `images: U8 [count, …]` and `labels: U8 [count]`; a byte v becomes v / 127.5 − 1.
+ * Labelled images of a safetensors file, as `readLabelledImages` of lib/calibration reads them.
  *
  * @throws {CheckpointError} when the file does not hold them
  */
 export function readImages(path: string): LabelledImages {
-  using file = SafetensorsFile.open(path);
-  const read = (name: string) => {
-    const info = file.tensors.get(name);
-    if (info?.dtype === "U8" && info.shape.length > 0) {
-      return { count: info.shape[0]!, bytes: file.read(name) };
-    }
-    throw new CheckpointError(
-      `Cannot read ${JSON.stringify(path)}: tensor "${name}" must be U8, got ${
-        info?.dtype ?? "no such tensor"
-      }`,
-      { path, tensor: name },
-    );
-  };
-  const images = read("images"), labels = read("labels");
-  if (images.count !== labels.count) {
-    throw new CheckpointError(
-      `Cannot read ${
-        JSON.stringify(path)
-      }: there must be a label for each of ${images.count} images, got ${labels.count}`,
-      { path, tensor: "labels" },
-    );
-  }
-  return {
-    images: Float32Array.from(images.bytes, (v) => v / 127.5 - 1),
-    labels: Int32Array.from(labels.bytes),
-  };
+  return readLabelledImages(
+    path,
+    (reason, tensor) =>
+      new CheckpointError(`Cannot read ${JSON.stringify(path)}: ${reason}`, { path, tensor }),
+  );
 }
+
+export type { LabelledImages };
 
 /** Noisy images of one timestep. */
 export interface NoisyImages {

@@ -1,4 +1,5 @@
 /** Distance between two language models at masked positions: token KL, and how often their most probable tokens agree. */
+import { randomTokens } from "../calibration/sequences.ts";
 import type { MaskedTransformer, MaskedTransformerConfig } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
 import { likeliestTokens, tokenKl, type Vocabulary } from "../thermo/masked_transition.ts";
@@ -40,21 +41,10 @@ export function syntheticSequences(
   },
 ): MaskedSequence[] {
   const special = new Set([maskToken, padToken, bosToken, eosToken]);
-  if (special.size >= vocabularySize) {
-    throw new RangeError(
-      `Cannot make sequences: the vocabulary must have ordinary tokens, got only ${vocabularySize} special ones`,
-    );
-  }
   return Array.from({ length: sequences }, (_, i) => {
     const random = new RandomStream(seed, i);
     const maskRatio = (i + 0.5) / sequences;
-    const ordinary = () => {
-      while (true) {
-        const token = random.below(vocabularySize);
-        if (!special.has(token)) return token;
-      }
-    };
-    const ids = Int32Array.from({ length: tokens }, ordinary);
+    const ids = Int32Array.from(randomTokens(random, tokens, { vocabularySize, excluded: special }));
     const places = [...ids.keys()].filter(() => random.uniform() < maskRatio);
     if (places.length === 0) places.push(random.below(tokens));
     for (const place of places) ids[place] = maskToken;

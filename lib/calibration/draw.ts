@@ -1,0 +1,124 @@
+/** Samples of calibration data: drawn from records with a random time each, in batches, split into a part to solve on and a held-out part. */
+import { CalibrationError } from "../errors.ts";
+import { quote } from "../files/whole.ts";
+import { RandomStream, type Scheduler } from "../models/mod.ts";
+import type { TimeAxis } from "../time/mod.ts";
+
+/** Every eighth record is held out: nothing is solved on it, and it chooses between candidates. */
+const HELD_OUT = 8;
+/** Held-out samples, as part of the others and at least: rare large errors decide their mean. */
+const HELD_OUT_SHARE = 0.5, MIN_HELD_OUT_SAMPLES = 256;
+/** Positions of one forward pass, roughly. */
+const BATCH_POSITIONS = 4096;
+
+/** Samples that run together. */
+export interface CalibrationPart<Batch> {
+  readonly batch: Batch;
+  readonly samples: number;
+  /** `f32[positions]`: how much each position of the batch counts. */
+  readonly weights: Float32Array<ArrayBuffer>;
+  /** `f32[samples]`: how much each sample counts for a layer that reads a row a sample; 1 by default. */
+  readonly sampleWeights?: Float32Array<ArrayBuffer> | undefined;
+  /** Of each sample: mask ratio in (0, 1], or timestep. */
+  readonly times: Float64Array<ArrayBuffer>;
+}
+
+export interface CalibrationSet<Batch> {
+  /** Where the data come from, for reports. */
+  readonly source: string;
+  readonly isSynthetic: boolean;
+  readonly samples: number;
+  /** For whoever calibrates. */
+  readonly warnings: readonly string[];
+  /** Positions of all records, each counted once however often it is used. */
+  readonly distinctPositions: number;
+  /** Axis of the parts' times. */
+  readonly axis: TimeAxis;
+  /** Noises images; undefined for sequences. */
+  readonly scheduler?: Scheduler | undefined;
+  readonly fit: readonly CalibrationPart<Batch>[];
+  readonly heldOut: readonly CalibrationPart<Batch>[];
+}
+
+export interface CalibrationOptions {
+  /** A JSONL or safetensors file, or `synthetic`. */
+  readonly source: string;
+  /** Sequences or noised images; records are used again, with other masks and noise, when there are fewer. */
+  readonly samples: number;
+  readonly seed: number;
+  /** How much positions count: as described at `POSITION_WEIGHTS` of sequences.ts, the default, or all alike. */
+  readonly weights?: "by_role" | "alike" | undefined;
+}
+
+/** The error of calibration data that cannot be used. */
+export function calibrationFault(path: string, message: string, cause?: unknown): CalibrationError {
+  return new CalibrationError(`Cannot calibrate with ${quote(path)}: ${message}`, { path, cause });
+}
+
+/** Fewer records than this are overfitted, and the held-out ones tell little. */
+const FEW_RECORDS = 64;
+
+/** Warnings about data with few records. */
+export function fewRecords(count: number, isSynthetic: boolean): string[] {
+  if (isSynthetic || count >= FEW_RECORDS) return [];
+  return [
+    `only ${count} records: what is solved on them may not hold for others, and a held-out error does not tell; ` +
+    `give ${FEW_RECORDS} or more`,
+  ];
+}
+
+/** Records in a random order, each once before any is used again. */
+function pick(records: readonly number[], samples: number, random: RandomStream): number[] {
+  const order: number[] = [];
+  while (order.length < samples) {
+    const round = [...records];
+    for (let i = round.length - 1; i > 0; i--) {
+      const j = random.below(i + 1);
+      [round[i], round[j]] = [round[j]!, round[i]!];
+    }
+    order.push(...round);
+  }
+  return order.slice(0, samples);
+}
+
+/** A sample to be drawn: its record, its random stream, and its place in the range of times, in [0, 1). */
+export interface Draw {
+  readonly record: number;
+  readonly stream: number;
+  readonly time: number;
+}
+
+/**
+ * Draws samples of both parts. The range of times is divided equally among the samples, so that no time is missing; their order is random, so that
+ * each batch has all kinds.
+ */
+export function draw<Batch>(
+  records: number,
+  samples: number,
+  seed: number,
+  positions: number,
+  batchOf: (part: readonly Draw[]) => CalibrationPart<Batch>,
+): Pick<CalibrationSet<Batch>, "fit" | "heldOut"> {
+  const size = Math.max(1, Math.floor(BATCH_POSITIONS / positions));
+  const random = new RandomStream(seed, 0x5eed);
+  const indices = Array.from({ length: records }, (_, i) => i);
+  const shuffled = pick(indices, records, random);
+  const held = shuffled.slice(0, Math.floor(records / HELD_OUT)), fit = shuffled.slice(held.length);
+  const part = (own: readonly number[], count: number, firstStream: number) => {
+    if (own.length === 0) return [];
+    const times = pick(Array.from({ length: count }, (_, i) => i), count, random);
+    const draws = pick(own, count, random).map((record, i): Draw => ({
+      record,
+      stream: firstStream + i,
+      time: (times[i]! + random.uniform()) / count,
+    }));
+    return Array.from(
+      { length: Math.ceil(count / size) },
+      (_, i) => batchOf(draws.slice(i * size, (i + 1) * size)),
+    );
+  };
+  return {
+    fit: part(fit, samples, 0),
+    heldOut: part(held, Math.max(MIN_HELD_OUT_SAMPLES, Math.ceil(samples * HELD_OUT_SHARE)), 2 ** 20),
+  };
+}

@@ -1,0 +1,134 @@
+/** Calibration data of image models: labelled images, noised to timesteps. */
+import { quote } from "../files/whole.ts";
+import { type DitModel, type ImageBatch, imageNoise, loadScheduler, RandomStream } from "../models/mod.ts";
+import { elementCount, SafetensorsFile } from "../tensor/mod.ts";
+import { timestepAxis } from "../time/mod.ts";
+import {
+  calibrationFault as fail,
+  type CalibrationOptions,
+  type CalibrationPart,
+  type CalibrationSet,
+  type Draw,
+  draw,
+  fewRecords,
+} from "./draw.ts";
+
+/** Part of the images that are shown without their class, as classifier-free guidance shows them. */
+const UNCONDITIONAL = 0.1;
+
+/** Images with their classes. */
+export interface LabelledImages {
+  /** `f32[count, elements]`, in [−1, 1] */
+  readonly images: Float32Array<ArrayBuffer>;
+  /** `i32[count]` */
+  readonly labels: Int32Array<ArrayBuffer>;
+}
+
+/**
+ * Reads a safetensors file of `images: U8, F32 or F16 [count, …]` and `labels: U8, I32 or I64 [count]`; a byte v becomes v / 127.5 − 1.
+ *
+ * @param fault makes the error from its reason
+ * @throws the fault, when the file does not hold them
+ */
+export function readLabelledImages(
+  path: string,
+  fault: (reason: string, tensor: string) => Error,
+): LabelledImages & { readonly shape: readonly number[] } {
+  using file = SafetensorsFile.open(path);
+  const images = file.tensors.get("images"), labels = file.tensors.get("labels");
+  if (images === undefined || !["U8", "F32", "F16"].includes(images.dtype)) {
+    throw fault('it must hold "images" as U8, F32 or F16', "images");
+  }
+  const count = images.shape[0] ?? 0;
+  if (labels === undefined || elementCount(labels.shape) !== count) {
+    throw fault(
+      `it must hold "labels" for ${count} images, got ${labels?.shape.join(", ") ?? "none"}`,
+      "labels",
+    );
+  }
+  const bytes = file.read("images"), labelBytes = file.read("labels").slice();
+  const data = images.dtype === "U8"
+    ? Float32Array.from(bytes, (value) => value / 127.5 - 1)
+    : images.dtype === "F32"
+    ? new Float32Array(bytes.slice().buffer)
+    : Float32Array.from(new Float16Array(bytes.slice().buffer));
+  const bad = data.findIndex((value) => !Number.isFinite(value));
+  if (bad >= 0) throw fault(`images must be finite, got ${data[bad]} at ${bad}`, "images");
+  const classes = labels.dtype === "U8"
+    ? Int32Array.from(labelBytes)
+    : labels.dtype === "I32"
+    ? new Int32Array(labelBytes.buffer)
+    : labels.dtype === "I64"
+    ? Int32Array.from(new BigInt64Array(labelBytes.buffer), Number)
+    : undefined;
+  if (classes === undefined) throw fault(`labels must be U8, I32 or I64, got ${labels.dtype}`, "labels");
+  return { images: data, labels: classes, shape: images.shape };
+}
+
+/** Labelled images of a model's size and classes. */
+function readImages(
+  { imageElements: elements, config: { classes } }: DitModel,
+  path: string,
+): LabelledImages {
+  const { images, labels, shape } = readLabelledImages(path, (reason) => fail(path, reason));
+  if (labels.length === 0 || images.length !== labels.length * elements) {
+    throw fail(path, `images must have ${elements} numbers each, as the model's, got [${shape.join(", ")}]`);
+  }
+  const bad = labels.findIndex((label) => label < 0 || label > classes);
+  if (bad >= 0) throw fail(path, `labels must be from 0 to ${classes}, got ${labels[bad]} at ${bad}`);
+  return { images, labels };
+}
+
+/** Noised images for an image model. @throws {CalibrationError} when the file is not what the model reads */
+export function imageSet(
+  model: DitModel,
+  folder: string,
+  { source, samples, seed }: CalibrationOptions,
+): CalibrationSet<ImageBatch> {
+  const isSynthetic = source === "synthetic";
+  const elements = model.imageElements, { classes } = model.config;
+  const { images, labels } = isSynthetic
+    ? {
+      images: imageNoise(seed + 1, 0, samples, elements),
+      labels: Int32Array.from({ length: samples }, (_, i) => i % classes),
+    }
+    : readImages(model, source);
+  const scheduler = loadScheduler(folder);
+  const { trainTimesteps } = scheduler.config;
+  const { channels, sampleSize, patchSize } = model.config;
+  const positions = (sampleSize / patchSize) ** 2;
+  const batchOf = (part: readonly Draw[]): CalibrationPart<ImageBatch> => {
+    const noisy = new Float32Array(part.length * elements);
+    const shown: number[] = [];
+    const timesteps = part.map(({ time }) => Math.min(trainTimesteps - 1, Math.floor(time * trainTimesteps)));
+    for (const [i, { record, stream }] of part.entries()) {
+      const noise = imageNoise(seed, stream, 1, elements);
+      scheduler.addNoise(
+        images.subarray(record * elements, (record + 1) * elements),
+        noise,
+        timesteps[i]!,
+        noise,
+      );
+      noisy.set(noise, i * elements);
+      shown.push(new RandomStream(seed + 2, stream).uniform() < UNCONDITIONAL ? classes : labels[record]!);
+    }
+    return {
+      batch: { samples: noisy, timesteps, labels: shown },
+      samples: part.length,
+      weights: new Float32Array(part.length * positions).fill(1),
+      times: Float64Array.from(timesteps),
+    };
+  };
+  return {
+    source: isSynthetic
+      ? `${samples} synthetic images (noise), ${channels} channels`
+      : `${samples} noised images of the ${labels.length} in ${quote(source)}`,
+    isSynthetic,
+    samples,
+    warnings: fewRecords(labels.length, isSynthetic),
+    distinctPositions: labels.length * positions,
+    axis: timestepAxis(trainTimesteps),
+    scheduler,
+    ...draw(labels.length, samples, seed, positions, batchOf),
+  };
+}
