@@ -3,13 +3,7 @@
  * positions, split into a part to solve on and a held-out part. Synthetic data are marked as such.
  */
 import { existsSync } from "node:fs";
-import {
-  type DitModel,
-  type ImageBatch,
-  type LoadedModel,
-  type MaskedTransformer,
-  type SequenceBatch,
-} from "../models/mod.ts";
+import type { DitModel, ImageBatch, LoadedModel, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { calibrationFault, type CalibrationOptions, type CalibrationSet } from "./draw.ts";
 import { imageSet } from "./images.ts";
