@@ -99,8 +99,8 @@ function oracle(compiler: string, work: string): { commands: string[][]; objects
 }
 
 /**
- * The CUDA library's own sources on the host, with the emulator's headers in place of CUDA's: its loader and what quantizes through it
- * in Bun and in Deno, then the driver against the oracle, plainly and under sanitizers.
+ * The CUDA sources compiled for the host, with the emulator's headers in place of CUDA's: loading and quantizing in Bun
+ * and in Deno, then the driver against the oracle, plainly and under sanitizers.
  */
 function cudaHostChecks(compiler: string, work: string, sanitize: readonly string[]): string[][] {
   const { commands, objects } = oracle(compiler, work);
@@ -112,39 +112,16 @@ function cudaHostChecks(compiler: string, work: string, sanitize: readonly strin
   const plain = join(work, "cuda-host"), sanitized = join(work, "cuda-host-sanitized");
   const libraries = ["-lm", "-pthread", "-ldl"];
   const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`], test = "tests/native/cuda_test.ts";
+  const shared = ["-O2", "-fPIC", "-fvisibility=hidden", "-shared", "-x", "c++"];
+  const asObjects = ["-x", "none", ...objects];
   return [
     ...commands,
-    [
-      ...base,
-      "-O2",
-      "-fPIC",
-      "-fvisibility=hidden",
-      "-shared",
-      "-x",
-      "c++",
-      ...sources,
-      "-o",
-      library,
-      "-ldl",
-    ],
+    [...base, ...shared, ...sources, "-o", library, "-ldl"],
     [...opened, bun, "test", test, "--timeout", "120000"],
     [...opened, deno, "test", "-A", "--no-check", importMap, test],
-    [...base, "-O2", "-x", "c++", driver, "-x", "none", ...objects, library, "-o", plain, ...libraries],
+    [...base, "-O2", "-x", "c++", driver, ...asObjects, library, "-o", plain, ...libraries],
     [plain, "1", "quick"],
-    [
-      ...base,
-      ...sanitize,
-      "-x",
-      "c++",
-      driver,
-      ...sources,
-      "-x",
-      "none",
-      ...objects,
-      "-o",
-      sanitized,
-      ...libraries,
-    ],
+    [...base, ...sanitize, "-x", "c++", driver, ...sources, ...asObjects, "-o", sanitized, ...libraries],
     [sanitized, "2", "quick"],
   ];
 }
@@ -174,103 +151,67 @@ function cudaChecks(compiler: string, work: string): string[][] {
 /** Exit status of a program that lacks what it needs, and has printed the reason. */
 const SKIPPED = 77;
 
-async function steps(work: string): Promise<Step[]> {
-  const compiler = await findCompiler();
-  const clang = await compilerVersion("clang");
-  const lld = await compilerVersion("wasm-ld");
-  const cross = await compilerVersion("aarch64-linux-gnu-gcc");
-  const qemu = await compilerVersion("qemu-aarch64");
-  const nvcc = await compilerVersion("nvcc");
-  const cxx = await compilerVersion("c++");
-  const sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-  const noCompiler = compiler === undefined ? { skip: "no C compiler (cc, gcc or clang)" } : {};
-  const cc = compiler?.command ?? "cc";
-  const scripts = readdirSync(join(root, "scripts")).filter((name) => !name.startsWith("_")).map((name) =>
-    `scripts/${name}`
-  );
+/** Programs that checks need beside Bun and Deno. */
+const TOOLS = ["clang", "wasm-ld", "aarch64-linux-gnu-gcc", "qemu-aarch64", "nvcc", "c++"] as const;
+const NO_COMPILER = "no C compiler (cc, gcc or clang)";
+
+/** The checks of sources, documents and tests, which need Bun and Deno alone. */
+function sourceSteps(): Step[] {
+  const scripts = readdirSync(join(root, "scripts")).filter((name) => !name.startsWith("_"));
+  const build = (check: string) => [[bun, "run", "scripts/build.ts", check]];
+  const denoTest = [deno, "test", "-A", "--no-check", importMap];
   return [
     { name: "format", commands: [[deno, "fmt", "--check"]] },
     { name: "lint", commands: [[deno, "lint"]] },
     { name: "types", commands: [[bun, "node_modules/typescript/bin/tsc", "-p", "."]] },
-    { name: "types in Deno", commands: [[deno, "check", importMap, "mod.ts", ...scripts]] },
     {
-      name: "embedded WebAssembly is of these sources",
-      commands: [[bun, "run", "scripts/build.ts", "--check-wasm"]],
+      name: "types in Deno",
+      commands: [[deno, "check", importMap, "mod.ts", ...scripts.map((name) => `scripts/${name}`)]],
     },
-    {
-      name: "signatures are of these headers",
-      commands: [[bun, "run", "scripts/build.ts", "--check-signatures"]],
-    },
+    { name: "embedded WebAssembly is of these sources", commands: build("--check-wasm") },
+    { name: "signatures are of these headers", commands: build("--check-signatures") },
     { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
-    { name: "tests in Deno", commands: [[deno, "test", "-A", "--no-check", importMap, "tests/"]] },
-    {
-      name: "kernels against the oracle",
-      commands: kernelChecks(cc, process.arch, join(work, "native"), ["1"]),
-      ...noCompiler,
-    },
-    {
-      name: "kernels under address and undefined-behaviour sanitizers",
-      commands: kernelChecks(cc, process.arch, join(work, "sanitized"), ["2", "quick"], sanitize),
-      ...noCompiler,
-    },
-    {
-      name: "kernels built by clang",
-      commands: kernelChecks("clang", process.arch, join(work, "clang"), ["3", "quick"]),
-      ...(clang === undefined ? { skip: "no clang" } : {}),
-    },
-    {
-      name: "NEON kernels under emulation",
-      commands: kernelChecks("aarch64-linux-gnu-gcc", "arm64", join(work, "neon"), ["4", "quick"], [
-        "-static",
-      ], [
-        "qemu-aarch64",
-      ]),
-      ...(cross === undefined || qemu === undefined
-        ? { skip: "no aarch64-linux-gnu-gcc or no qemu-aarch64" }
-        : {}),
-    },
-    {
-      name: "WebAssembly builds",
-      commands: [[bun, "run", "scripts/build.ts", "--wasm", "--output", join(work, "wasm_binary.ts")]],
-      ...(clang === undefined || lld === undefined ? { skip: "no clang or no wasm-ld" } : {}),
-    },
-    {
-      // Fetched, installed and imported as users do; what cannot be tried here it says.
-      name: "release",
-      commands: [[bun, "run", "scripts/release.ts", join(work, "release")]],
-      ...noCompiler,
-    },
-    {
-      name: "CUDA kernels on the host",
-      commands: cudaHostChecks(cc, work, sanitize),
-      ...(compiler === undefined || cxx === undefined ? { skip: "no C or no C++ compiler (c++)" } : {}),
-    },
-    {
-      name: "CUDA",
-      commands: cudaChecks(cc, work),
-      ...(compiler === undefined || nvcc === undefined ? { skip: "no nvcc" } : {}),
-    },
-    {
-      name: "examples in docstrings",
-      commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, "mod.ts", "lib/"]],
-    },
-    {
-      name: "every public symbol is documented",
-      commands: [[bun, "run", "scripts/docs.ts", "--check"]],
-    },
+    { name: "tests in Deno", commands: [[...denoTest, "tests/"]] },
+    { name: "examples in docstrings", commands: [[...denoTest, "--doc", "mod.ts", "lib/"]] },
+    { name: "every public symbol is documented", commands: [[bun, "run", "scripts/docs.ts", "--check"]] },
     {
       name: "shell examples in documents",
       commands: shellDocuments.map((path) => [bun, "run", "scripts/docs.ts", "--shell", path]),
     },
-    {
-      name: "examples in documents",
-      commands: [[deno, "test", "-A", "--doc", "--no-check", importMap, ...documents]],
-    },
-    {
-      name: "notebooks",
-      // Without Jupyter they are type-checked; the command says that they were not executed.
-      commands: [[bun, "run", "scripts/notebooks.ts"]],
-    },
+    { name: "examples in documents", commands: [[...denoTest, "--doc", ...documents]] },
+    // Without Jupyter they are type-checked; the command says that they were not executed.
+    { name: "notebooks", commands: [[bun, "run", "scripts/notebooks.ts"]] },
+  ];
+}
+
+/** The checks that compile; those whose tool is missing are skipped. */
+async function nativeSteps(work: string): Promise<Step[]> {
+  const compiler = await findCompiler(), cc = compiler?.command ?? "cc";
+  const versions = await Promise.all(TOOLS.map((tool) => compilerVersion(tool)));
+  const step = (
+    name: string,
+    commands: Step["commands"],
+    ...needs: readonly ("cc" | typeof TOOLS[number])[]
+  ): Step => {
+    const missing = needs.find((tool) => tool !== "cc" && versions[TOOLS.indexOf(tool)] === undefined);
+    if (needs.includes("cc") && compiler === undefined) return { name, commands, skip: NO_COMPILER };
+    return missing === undefined ? { name, commands } : { name, commands, skip: `no ${missing}` };
+  };
+  const at = (name: string) => join(work, name), cross = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
+  const sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+  const sanitized = kernelChecks(cc, process.arch, at("sanitized"), ["2", "quick"], sanitize);
+  const neon = kernelChecks(cross, "arm64", at("neon"), ["4", "quick"], ["-static"], [emulator]);
+  const wasm = [[bun, "run", "scripts/build.ts", "--wasm", "--output", at("wasm_binary.ts")]];
+  return [
+    step("kernels against the oracle", kernelChecks(cc, process.arch, at("native"), ["1"]), "cc"),
+    step("kernels under address and undefined-behaviour sanitizers", sanitized, "cc"),
+    step("kernels built by clang", kernelChecks("clang", process.arch, at("clang"), ["3", "quick"]), "clang"),
+    step("NEON kernels under emulation", neon, cross, emulator),
+    step("WebAssembly builds", wasm, "clang", "wasm-ld"),
+    // Fetched, installed and imported as users do; what cannot be tried here it says.
+    step("release", [[bun, "run", "scripts/release.ts", at("release")]], "cc"),
+    step("CUDA kernels on the host", cudaHostChecks(cc, work, sanitize), "cc", "c++"),
+    step("CUDA", cudaChecks(cc, work), "cc", "nvcc"),
   ];
 }
 
@@ -327,7 +268,8 @@ async function perform(step: Step): Promise<void> {
 }
 
 try {
-  const todo = (await steps(work)).filter(({ name }) => only === undefined || only.includes(name));
+  const all = [...sourceSteps(), ...await nativeSteps(work)];
+  const todo = all.filter(({ name }) => only === undefined || only.includes(name));
   if (arguments_.includes("--list")) { for (const { name } of todo.splice(0)) console.log(name); }
   const worker = async (): Promise<void> => {
     for (let step = todo.shift(); step !== undefined; step = todo.shift()) await perform(step);
