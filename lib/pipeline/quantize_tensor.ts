@@ -1,11 +1,4 @@
 /** Quantizes one tensor of a checkpoint, in chunks of rows, under `min_accuracy` and `non_finite`. */
-import {
-  packedEntries,
-  packedNames,
-  packedTensorSpecs,
-  packZeroPoints,
-  specBytes,
-} from "../quant/packed/entries.ts";
 import type { Config } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -21,9 +14,17 @@ import {
   LAYER_SOLVERS,
   packedErrorStatistics,
   packedRows,
+  type PackedTensor,
   quantize,
   type Weights,
 } from "../quant/mod.ts";
+import {
+  packedBytes,
+  packedEntries,
+  packedNames,
+  packedTensorSpecs,
+  packZeroPoints,
+} from "../quant/packed/entries.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
 import { quote } from "../files/whole.ts";
 import type { PlanRow } from "../plan/plan.ts";
@@ -36,7 +37,7 @@ import type { RunEvent } from "../progress.ts";
 const COSINE_ROUNDING = 1e-12;
 
 /** Settings and solved layers that all tensors of a run share. */
-export interface QuantizeContext {
+interface QuantizeContext {
   readonly config: Config;
   readonly kernels: Kernels;
   readonly onEvent: ((event: RunEvent) => void) | undefined;
@@ -48,6 +49,13 @@ export interface QuantizeContext {
   readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;
 }
 
+/** One tensor on its way from the checkpoint into the output. */
+interface Task extends QuantizeContext {
+  readonly row: PlanRow;
+  readonly source: SafetensorsFile;
+  readonly sink: TensorSink;
+}
+
 /** Stores a tensor as planned, or with more bits or as it is where the configuration asks for that. */
 export async function rewriteTensor(
   row: PlanRow,
@@ -55,139 +63,130 @@ export async function rewriteTensor(
   sink: TensorSink,
   context: QuantizeContext,
 ): Promise<LayerRecord> {
-  if (row.action === "keep") return await keepTensor(row, source, sink, context, row.reason);
+  const task: Task = { ...context, row, source, sink };
+  if (row.action === "keep") return await keepTensor(task, row.reason);
   const { config: { minAccuracy, nonFinite, failFast }, onEvent } = context;
-  const groupSize = row.groupSize!, zeroPoint = row.zeroPoint!, { scaleBits } = row;
-  const solved = context.solved?.get(row.name);
   const tried: { bits: BitWidth; cosine: number }[] = [];
-  const widths = BIT_WIDTHS.filter((bits) => bits === row.bits || (minAccuracy > 0 && bits > row.bits!));
-  for (const bits of widths) {
+  for (
+    const bits of BIT_WIDTHS.filter((bits) => bits === row.bits || (minAccuracy > 0 && bits > row.bits!))
+  ) {
+    const solved = bits === row.bits ? context.solved?.get(row.name) : undefined;
     let statistics: ErrorStatistics;
     try {
-      statistics = solved !== undefined && bits === row.bits
-        ? await storeSolved(row, solved, source, sink, context)
-        : await quantizeRows(row, bits, source, sink, context);
+      statistics = await storeRows(task, bits, solved?.tensor);
     } catch (error) {
       if (!(error instanceof WeightsError) || nonFinite === "fail") throw error;
       sink.discard();
       onEvent?.({ kind: "kept", message: `${error.message}; kept as it is (non_finite: keep)` });
-      return await keepTensor(row, source, sink, context, "non_finite");
+      return await keepTensor(task, "non_finite");
     }
     const reached = cosine(statistics);
     if (reached >= minAccuracy - COSINE_ROUNDING) {
-      const [rows, cols] = row.shape as [number, number];
-      const stored = tried.length > 0 ? undefined : solved?.tensor;
-      const rank = stored?.lowRank?.rank, rotation = stored?.rotation;
-      const specs = packedTensorSpecs(row.name, { rows, cols, bits, groupSize, zeroPoint, scaleBits, rank });
-      const { name, file, dtype, shape, bytesBefore } = row;
-      return {
-        name,
-        file,
-        action: "quantize",
-        reason: tried.length > 0 ? "min_accuracy" : row.reason,
-        dtype,
-        shape,
+      return quantizedRecord(
+        row,
         bits,
-        groupSize,
-        zeroPoint,
-        ...(scaleBits === undefined ? {} : { scaleBits }),
-        ...(rank === undefined ? {} : { lowRank: rank }),
-        ...(rotation === undefined ? {} : { rotation }),
-        bytesBefore,
-        bytesAfter: specBytes(specs),
         statistics,
-        ...(tried.length > 0 ? { tried } : {}),
-        ...(solved === undefined || tried.length > 0 ? {} : {
-          solved: {
-            relativeError: solved.relativeError,
-            gain: solved.gain,
-            damping: solved.damping,
-            deadColumns: solved.deadColumns,
-            inputs: solved.inputs,
-          },
-        }),
-      };
+        solved,
+        tried,
+      );
     }
     tried.push({ bits, cosine: reached });
     sink.discard();
-    onEvent?.({
-      kind: "fallback",
-      message: `${row.name}: cosine ${
-        reached.toFixed(6)
-      } at ${bits} bits is below min_accuracy ${minAccuracy}`,
-    });
+    const got = `cosine ${reached.toFixed(6)} at ${bits} bits`;
+    onEvent?.({ kind: "fallback", message: `${row.name}: ${got} is below min_accuracy ${minAccuracy}` });
   }
-  const best = tried.at(-1)!;
-  if (failFast) {
-    throw new WeightsError(
-      `Cannot quantize ${quote(row.name)} of ${quote(source.path)}: cosine must be at least min_accuracy ` +
-        `${minAccuracy}, got ${best.cosine} at ${best.bits} bits`,
-      { path: source.path, tensor: row.name },
-    );
-  }
-  return { ...await keepTensor(row, source, sink, context, "min_accuracy"), tried };
+  if (!failFast) return { ...await keepTensor(task, "min_accuracy"), tried };
+  const best = tried.at(-1)!, reason = `cosine must be at least min_accuracy ${minAccuracy}`;
+  throw weightsError("quantize", task, `${reason}, got ${best.cosine} at ${best.bits} bits`);
 }
 
-async function keepTensor(
-  row: PlanRow,
-  source: SafetensorsFile,
-  sink: TensorSink,
-  context: QuantizeContext,
+function weightsError(
+  doing: string,
+  { row: { name }, source: { path } }: Task,
   reason: string,
-): Promise<LayerRecord> {
-  const { name, file, dtype, shape, bytesBefore } = row;
-  const { kernels, config: { nonFinite }, onEvent } = context;
-  const refined = context.biases?.get(name);
-  if (refined !== undefined) return await storeBias(row, refined, sink, context);
+  cause?: unknown,
+) {
+  const message = `Cannot ${doing} ${quote(name)} of ${quote(path)}: ${reason}`;
+  return new WeightsError(message, { path, tensor: name, cause });
+}
+
+function quantizedRecord(
+  row: PlanRow,
+  bits: BitWidth,
+  statistics: ErrorStatistics,
+  solved: SolvedLayer | undefined,
+  tried: LayerRecord["tried"] & object,
+): LayerRecord {
+  const { name, file, dtype, shape, bytesBefore, scaleBits } = row;
+  const form = formOf(row, bits, solved?.tensor), { groupSize, zeroPoint } = form;
+  return {
+    name,
+    file,
+    action: "quantize",
+    reason: tried.length > 0 ? "min_accuracy" : row.reason,
+    dtype,
+    shape,
+    bits,
+    groupSize,
+    zeroPoint,
+    scaleBits,
+    lowRank: form.rank,
+    rotation: solved?.tensor.rotation,
+    bytesBefore,
+    bytesAfter: packedBytes(form),
+    statistics,
+    tried: tried.length > 0 ? tried : undefined,
+    solved: solved && {
+      relativeError: solved.relativeError,
+      gain: solved.gain,
+      damping: solved.damping,
+      deadColumns: solved.deadColumns,
+      inputs: solved.inputs,
+    },
+  };
+}
+
+/** Size of a tensor and how it is packed. */
+function formOf({ shape, groupSize, zeroPoint, scaleBits }: PlanRow, bits: BitWidth, solved?: PackedTensor) {
+  const [rows, cols] = shape as [number, number], rank = solved?.lowRank?.rank;
+  return { rows, cols, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits, rank };
+}
+
+async function keepTensor(task: Task, reason: string): Promise<LayerRecord> {
+  const { row: { name, file, dtype, shape, bytesBefore }, source, sink, kernels, onEvent } = task;
+  const refined = task.biases?.get(name);
+  const record = { name, file, action: "keep", dtype, shape, bytesBefore, bytesAfter: bytesBefore } as const;
+  if (refined !== undefined) {
+    await storeBias(task, refined);
+    return { ...record, reason: "refined" };
+  }
   let found: WeightsError | undefined;
   const readInto = (start: number, target: Uint8Array<ArrayBuffer>) => {
     source.readInto(name, start, target);
     if (found !== undefined || !isFloatDtype(dtype)) return;
-    const index = findNonfiniteStored(
-      kernels,
-      { data: target, dtype },
-      target.length / BYTES_PER_ELEMENT[dtype],
-    );
+    const width = BYTES_PER_ELEMENT[dtype];
+    const index = findNonfiniteStored(kernels, { data: target, dtype }, target.length / width);
     if (index < 0) return;
-    found = new WeightsError(
-      `Cannot copy ${quote(name)} of ${quote(source.path)}: weights must be finite, got NaN or infinity at ${
-        placeOf(start / BYTES_PER_ELEMENT[dtype] + index, shape)
-      }; set non_finite: keep to copy such a tensor as it is`,
-      { path: source.path, tensor: name },
-    );
-    if (nonFinite === "fail") throw found;
+    const got = `NaN or infinity at ${placeOf(start / width + index, shape)}`;
+    const remedy = "set non_finite: keep to copy such a tensor as it is";
+    found = weightsError("copy", task, `weights must be finite, got ${got}; ${remedy}`);
+    if (task.config.nonFinite === "fail") throw found;
   };
-  await copyTensor(sink, { name, dtype, shape }, readInto, context.buffer(CHUNK_BYTES));
-  const record = { name, file, dtype, shape, bytesBefore, bytesAfter: bytesBefore };
-  if (found === undefined) return { ...record, action: "keep", reason };
+  await copyTensor(sink, { name, dtype, shape }, readInto, task.buffer(CHUNK_BYTES));
+  if (found === undefined) return { ...record, reason };
   if (reason !== "non_finite") onEvent?.({ kind: "kept", message: `${found.message} (as it was)` });
-  return { ...record, action: "keep", reason, nonFinite: true };
+  return { ...record, reason, nonFinite: true };
 }
 
 /** Stores a refined bias in the type that it had. */
 async function storeBias(
-  { name, file, dtype, shape, bytesBefore }: PlanRow,
+  { row: { name, dtype, shape, bytesBefore }, sink, kernels }: Task,
   values: Float32Array<ArrayBuffer>,
-  sink: TensorSink,
-  { kernels }: QuantizeContext,
-): Promise<LayerRecord> {
+): Promise<void> {
   sink.begin([{ name, dtype, shape }]);
-  const wanted = dtype as "F32" | "F16" | "BF16";
-  sink.write(
-    name,
-    wanted === "F32" ? values : convertFloats(kernels, { data: values, dtype: "F32" }, values.length, wanted),
-  );
+  const wanted = dtype as "F32" | "F16" | "BF16", weights = { data: values, dtype: "F32" } as const;
+  sink.write(name, wanted === "F32" ? values : convertFloats(kernels, weights, values.length, wanted));
   await sink.advance(0, bytesBefore);
-  return {
-    name,
-    file,
-    action: "keep",
-    reason: "refined",
-    dtype,
-    shape,
-    bytesBefore,
-    bytesAfter: bytesBefore,
-  };
 }
 
 /** Position of the first NaN or infinity as they are stored: a float64 may be finite beyond float32. */
@@ -211,114 +210,71 @@ export function rowsPerChunk(cols: number, bytesPerElement: number): number {
   return Math.max(1, Math.floor(CHUNK_BYTES / (cols * bytesPerElement)));
 }
 
-/** Stores a tensor that was solved, in chunks of rows, and measures its error against the weights. */
-async function storeSolved(
-  row: PlanRow,
-  { tensor }: SolvedLayer,
-  source: SafetensorsFile,
-  sink: TensorSink,
-  context: QuantizeContext,
-): Promise<ErrorStatistics> {
-  const { kernels } = context;
-  const { name, scaleBits } = row, zeroPoint = row.zeroPoint!;
-  const { rows, cols, bits, groupSize, lowRank } = tensor;
-  const dtype = row.dtype as FloatDtype;
-  const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
-  const names = packedNames(name, { zeroPoint, scaleBits, rank: lowRank?.rank });
-  sink.begin(
-    packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits, rank: lowRank?.rank }),
-  );
-  for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
-  if (lowRank !== undefined) sink.write(names.lowRankB!, lowRank.b);
-  if (zeroPoint === "integer" && tensor.scaleBits === undefined) {
-    const groups = groupCount(cols, groupSize);
-    const integers = Uint8Array.from(new Float16Array(tensor.zeroPoint!.buffer, 0, rows * groups));
-    sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
-  }
-  sink.write(names.shape, BigInt64Array.of(BigInt(rows), BigInt(cols)));
-  let statistics: ErrorStatistics | undefined;
+/** Quantizes a tensor, or takes it from what was solved, and stores it in chunks of rows; returns its error. */
+async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Promise<ErrorStatistics> {
+  const { row, source, sink, config, kernels, buffer } = task, { name } = row;
+  const form = formOf(row, bits, solved), { rows, cols, groupSize, zeroPoint, scaleBits } = form;
+  const names = packedNames(name, form), groups = groupCount(cols, groupSize);
+  const dtype = row.dtype as FloatDtype, rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
-  for (let begin = 0; begin < rows; begin += step) {
-    const end = Math.min(rows, begin + step), count = end - begin;
-    const data = context.buffer(count * rowBytes).subarray(0, count * rowBytes);
-    source.readInto(name, begin * rowBytes, data);
-    const part = packedRows(tensor, begin, end);
-    const ofChunk = packedErrorStatistics(kernels, { data, dtype }, part);
-    statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
-    await sink.advance(count * cols, data.length);
-  }
-  return statistics!;
-}
-
-async function quantizeRows(
-  row: PlanRow,
-  bits: BitWidth,
-  source: SafetensorsFile,
-  sink: TensorSink,
-  context: QuantizeContext,
-): Promise<ErrorStatistics> {
-  const { config: { solver: configured }, kernels } = context;
   // For layers without calibration, and for solved ones that missed min_accuracy.
-  const solver = LAYER_SOLVERS[configured].withoutMoment;
-  const { name, scaleBits } = row, groupSize = row.groupSize!, zeroPoint = row.zeroPoint!;
-  const [rows, cols] = row.shape as [number, number];
-  const dtype = row.dtype as FloatDtype;
-  const rowBytes = cols * BYTES_PER_ELEMENT[dtype];
-  const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
-  const groups = groupCount(cols, groupSize);
-  const names = packedNames(name, { zeroPoint, scaleBits });
+  const solver = LAYER_SOLVERS[config.solver].withoutMoment;
   // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
   const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
-  sink.begin(packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits }));
-
+  sink.begin(packedTensorSpecs(name, form));
   let statistics: ErrorStatistics | undefined;
   for (let begin = 0; begin < rows; begin += step) {
-    const count = Math.min(step, rows - begin);
-    const data = context.buffer(count * rowBytes).subarray(0, count * rowBytes);
+    const end = Math.min(rows, begin + step), count = end - begin;
+    const data = buffer(count * rowBytes).subarray(0, count * rowBytes), weights = { data, dtype };
     source.readInto(name, begin * rowBytes, data);
-    const weights = { data, dtype };
-    let tensor;
+    let part: PackedTensor;
     try {
-      tensor = quantize(kernels, weights, count, cols, {
-        bits,
-        groupSize,
-        solver,
-        zeroPoint,
-        scaleBits,
-      });
+      part = solved === undefined
+        ? quantize(kernels, weights, count, cols, { bits, groupSize, solver, zeroPoint, scaleBits })
+        : packedRows(solved, begin, end);
     } catch (error) {
-      throw error instanceof WeightsError ? describe(error, begin) : error;
+      throw error instanceof WeightsError ? chunkError(task, weights, begin, count, error) : error;
     }
-    for (const [entry, bytes] of packedEntries(names, tensor)) sink.write(entry, bytes);
-    if (integers !== undefined && tensor.scaleBits === undefined) {
-      integers.set(new Float16Array(tensor.zeroPoint!.buffer), begin * groups);
+    for (const [entry, bytes] of packedEntries(names, part)) sink.write(entry, bytes);
+    if (integers !== undefined && part.scaleBits === undefined) {
+      const { buffer, byteOffset, length } = part.zeroPoint!;
+      integers.set(new Float16Array(buffer, byteOffset, length), begin * groups);
     }
     // The sink has compared these bytes with those read back, so this is the error of what is stored.
-    const ofChunk = packedErrorStatistics(kernels, weights, tensor);
+    const ofChunk = packedErrorStatistics(kernels, weights, part);
     statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
     await sink.advance(count * cols, data.length);
   }
   if (integers !== undefined) sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
+  if (solved?.lowRank !== undefined) sink.write(names.lowRankB!, solved.lowRank.b);
   sink.write(names.shape, BigInt64Array.of(BigInt(rows), BigInt(cols)));
   return statistics!;
+}
 
-  function describe(cause: WeightsError, begin: number): WeightsError {
-    const count = Math.min(step, rows - begin);
-    const data = context.buffer(count * rowBytes).subarray(0, count * rowBytes);
-    const index = findNonfinite(kernels, { data, dtype }, count * cols);
-    const reason = index < 0
-      ? `weights in rows ${begin} to ${
-        begin + count - 1
-      } must allow half-precision scales, got too large ones`
-      : `weights must be finite${dtype === "F64" ? " in float32" : ""}, got ${
-        dtype === "F64"
-          ? new Float64Array(data.buffer, data.byteOffset, count * cols)[index]
-          : "NaN or infinity"
-      } at ${placeOf(begin * cols + index, row.shape)}`;
-    const hint = "; set non_finite: keep to store such a tensor unquantized";
-    return new WeightsError(
-      `Cannot quantize ${quote(name)} of ${quote(source.path)}: ${reason}${hint}`,
-      { path: source.path, tensor: name, cause },
-    );
+/** The error of a chunk of rows that cannot be quantized, with its reason. */
+function chunkError(
+  task: Task,
+  weights: Weights,
+  begin: number,
+  count: number,
+  cause: WeightsError,
+): WeightsError {
+  const { row: { shape }, kernels } = task,
+    { data: { buffer, byteOffset }, dtype } = weights,
+    cols = shape[1]!;
+  const index = findNonfinite(kernels, weights, count * cols), isDouble = dtype === "F64";
+  const hint = "set non_finite: keep to store such a tensor unquantized";
+  if (index < 0) {
+    const rows = `weights in rows ${begin} to ${begin + count - 1}`;
+    const reason = `${rows} must allow half-precision scales, got too large ones`;
+    return weightsError("quantize", task, `${reason}; ${hint}`, cause);
   }
+  const value = isDouble ? new Float64Array(buffer, byteOffset, count * cols)[index] : "NaN or infinity";
+  const wanted = `weights must be finite${isDouble ? " in float32" : ""}`;
+  return weightsError(
+    "quantize",
+    task,
+    `${wanted}, got ${value} at ${placeOf(begin * cols + index, shape)}; ${hint}`,
+    cause,
+  );
 }

@@ -22,6 +22,7 @@ import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
 import {
   type Checkpoint,
+  type CheckpointTensor,
   type Dtype,
   isFloatDtype,
   MAX_NAME_LENGTH,
@@ -142,10 +143,15 @@ export function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
   return scaleBits === 16 ? undefined : scaleBits;
 }
 
-function rowPlanner(
-  config: Config,
-  bitPlan: BitPlan | undefined,
-): (info: TensorInfo, file: string) => PlanRow {
+const NOT_PACKED = {
+  bits: undefined,
+  groupSize: undefined,
+  zeroPoint: undefined,
+  scaleBits: undefined,
+  rank: 0,
+};
+
+function rowPlanner(config: Config, bitPlan?: BitPlan): (info: TensorInfo, file: string) => PlanRow {
   const patterns = new Map<RuleName, RegExp>(
     KEEP_RULES.flatMap(({ rule, pattern }) => pattern === undefined ? [] : [[rule, compilePattern(pattern)]]),
   );
@@ -175,17 +181,7 @@ function rowPlanner(
     const rule = keptBy(info, ownBits);
     const common = { name, file, shape, dtype, bytesBefore: byteLength };
     if (rule !== undefined) {
-      return {
-        ...common,
-        action: "keep",
-        reason: rule,
-        bits: undefined,
-        groupSize: undefined,
-        zeroPoint: undefined,
-        scaleBits: undefined,
-        rank: 0,
-        bytesAfter: byteLength,
-      };
+      return { ...common, action: "keep", reason: rule, ...NOT_PACKED, bytesAfter: byteLength };
     }
     const asked = layerBitWidth(config, name) as BitWidth | undefined;
     const planned = bitPlan?.get(name);
@@ -208,7 +204,7 @@ function rowPlanner(
   };
 }
 
-/** Names and patterns of the configuration that are no tensor's. */
+/** Warnings of names and patterns of the configuration that concern no tensor. */
 function unmatched(names: readonly string[], config: Config): string[] {
   const isName = (text: string) => names.includes(text) || names.includes(`${text}.weight`);
   const isPattern = (text: string) => names.some((name) => compilePattern(text).test(name));
@@ -231,33 +227,24 @@ function unmatched(names: readonly string[], config: Config): string[] {
  *
  * @throws {CheckpointError} when one is taken, or a name leaves no room
  */
-export function checkPlan(plan: Plan, checkpoint: Checkpoint, config: Config): void {
-  for (const { name, action } of plan.rows) {
+export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpoint, config: Config): void {
+  const { zeroPoint, solverOptions: { lowRank: rank } } = config, scaleBits = scaleBitsOf(config);
+  const remedy = "keep_patterns can keep such tensors as they are";
+  for (const { name, action } of rows) {
     if (action === "keep") continue;
-    const names = packedNames(name, {
-      zeroPoint: config.zeroPoint,
-      scaleBits: scaleBitsOf(config),
-      rank: config.solverOptions.lowRank,
-    });
-    const parts = Object.values(names).map((part: string | undefined) => part?.length ?? 0);
-    const longest = Math.max(...parts);
-    if (longest > MAX_NAME_LENGTH) {
-      throw new CheckpointError(
-        `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: name must have at most ${
-          MAX_NAME_LENGTH - (longest - name.length)
-        } characters, because the names of its parts are longer, got ${name.length}; keep_patterns can keep such ` +
-          "tensors as they are",
-        { path: checkpoint.tensors.get(name)!.file.path, tensor: name },
-      );
+    const fail = (reason: string, { file: { path } }: CheckpointTensor) => {
+      const message = `Cannot quantize ${quote(name)} of ${quote(checkpoint)}: ${reason}; ${remedy}`;
+      return new CheckpointError(message, { path, tensor: name });
+    };
+    const parts = Object.values(packedNames(name, { zeroPoint, scaleBits, rank })) as (string | undefined)[];
+    const most = MAX_NAME_LENGTH - Math.max(...parts.map((part) => part?.length ?? 0)) + name.length;
+    if (name.length > most) {
+      const wanted = `name must have at most ${most} characters, because the names of its parts are longer`;
+      throw fail(`${wanted}, got ${name.length}`, tensors.get(name)!);
     }
-    const taken = allPackedNames(name).find((part) => checkpoint.tensors.has(part));
+    const taken = allPackedNames(name).find((part) => tensors.has(part));
     if (taken === undefined) continue;
-    throw new CheckpointError(
-      `Cannot quantize ${quote(name)} of ${quote(checkpoint.path)}: weights must be plain, got ${
-        quote(taken)
-      } beside ` +
-        "them, as quantized checkpoints have it; keep_patterns can keep such tensors as they are",
-      { path: checkpoint.tensors.get(taken)!.file.path, tensor: name },
-    );
+    const got = `${quote(taken)} beside them, as quantized checkpoints have it`;
+    throw fail(`weights must be plain, got ${got}`, tensors.get(taken)!);
   }
 }
