@@ -1,7 +1,7 @@
 /** Options of a bench run, their defaults, and the names that they may have. */
 import { DEFAULT_CONFIG } from "../config/mod.ts";
 import type { Solver } from "../config/names.ts";
-import type { BackendChoice } from "../native/mod.ts";
+import type { BackendChoice, InstructionSet } from "../native/mod.ts";
 import type { BitWidth, GroupSize } from "../quant/mod.ts";
 
 /** Values of `--phase`. */
@@ -34,7 +34,7 @@ export interface BenchOptions {
   /** Backend of the kernels. */
   readonly backend: BackendChoice;
   /** Instruction set of the kernels; undefined is the fastest. */
-  readonly isa: string | undefined;
+  readonly isa: InstructionSet | undefined;
   /** Seed of noise, masks and synthetic weights. */
   readonly seed: number;
   /** Tasks of the accuracy suite; undefined is all. */

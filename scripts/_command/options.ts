@@ -5,18 +5,21 @@ import { nearestName } from "../../lib/config/nearest.ts";
 import { ConfigError } from "../../lib/errors.ts";
 
 /** A command's options: names without dashes. */
-export interface Options<B extends string, S extends string> {
+export interface Options<B extends string, S extends string, L extends string = never> {
   /** First line is the usage. */
   readonly help: string;
   readonly boolean: readonly B[];
   readonly string: readonly S[];
+  /** Options with a value that may be repeated. */
+  readonly list?: readonly L[];
 }
 
 /** Parsed options. */
-export interface Parsed<B extends string, S extends string> {
+export interface Parsed<B extends string, S extends string, L extends string = never> {
   readonly positionals: readonly string[];
   readonly flags: Readonly<Record<B, boolean>>;
   readonly values: Readonly<Partial<Record<S, string>>>;
+  readonly lists: Readonly<Record<L, readonly string[]>>;
 }
 
 /** How options begin that leave something out. */
@@ -27,11 +30,12 @@ const NEGATION = "no-";
  *
  * @throws {ConfigError} on an option that does not exist, one without its value, or a value that none takes
  */
-export function parseOptions<B extends string, S extends string>(
+export function parseOptions<B extends string, S extends string, L extends string = never>(
   args: readonly string[],
-  options: Options<B, S>,
-): Parsed<B, S> {
-  const known = [...options.boolean, ...options.string];
+  options: Options<B, S, L>,
+): Parsed<B, S, L> {
+  const { list = [] } = options, strings: readonly string[] = [...options.string, ...list];
+  const known = [...options.boolean, ...strings];
   const unknown: string[] = [];
   const end = args.indexOf("--");
   const own = end < 0 ? args : args.slice(0, end);
@@ -43,7 +47,7 @@ export function parseOptions<B extends string, S extends string>(
   // A negative number is a value, not an option: what is wrong with it is for its key to say.
   const joined = args.flatMap((arg, i) => {
     const isInside = end < 0 || i < end;
-    const takesNext = (name: string | undefined) => options.string.some((option) => name === `--${option}`);
+    const takesNext = (name: string | undefined) => strings.some((option) => name === `--${option}`);
     if (isInside && takesNext(args[i - 1]) && /^-\d/.test(arg)) return [];
     const next = args[i + 1] ?? "";
     return isInside && takesNext(arg) && /^-\d/.test(next) ? [`${arg}=${next}`] : [arg];
@@ -56,7 +60,8 @@ export function parseOptions<B extends string, S extends string>(
     boolean: [...options.boolean.filter((name) => !name.startsWith(NEGATION)), ...negatable] as string[],
     negatable,
     default: Object.fromEntries(negatable.map((name) => [name, true])),
-    string: ["_", ...options.string] as string[],
+    string: ["_", ...strings],
+    collect: [...list] as string[],
     unknown: (arg: string) => {
       if (!arg.startsWith("-") || arg === "-") return true;
       unknown.push(arg);
@@ -76,8 +81,20 @@ export function parseOptions<B extends string, S extends string>(
   for (const name of options.string) {
     const value = parsed[name];
     if (value === undefined) continue;
-    if (value === "") throw usageError(`option "--${name}" needs a value`, options.help);
     values[name] = String(value);
+  }
+  const lists = Object.fromEntries(
+    list.map((name) => [name, ([parsed[name] ?? []].flat() as string[]).map(String)]),
+  );
+  for (
+    const [name, value] of [...Object.entries(values), ...Object.entries(lists)] as [
+      string,
+      string | string[],
+    ][]
+  ) {
+    if (value === "" || Array.isArray(value) && value.includes("")) {
+      throw usageError(`option "--${name}" needs a value`, options.help);
+    }
   }
   const flags = Object.fromEntries(options.boolean.map((name) => [
     name,
@@ -85,7 +102,12 @@ export function parseOptions<B extends string, S extends string>(
       ? (parsed[name.slice(NEGATION.length)] as unknown) === false
       : (parsed[name] as unknown) === true,
   ]));
-  return { positionals: parsed._.map(String), flags: flags as Record<B, boolean>, values };
+  return {
+    positionals: parsed._.map(String),
+    flags: flags as Record<B, boolean>,
+    values,
+    lists: lists as Record<L, string[]>,
+  };
 }
 
 /** A mistake in the command line. */
