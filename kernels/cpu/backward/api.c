@@ -178,9 +178,11 @@ int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t toke
   if (!aq_counts_allowed(batch, cols) || (tokens && !aq_counts_allowed(batch * cols, tokens)) || stride < cols ||
       !aq_counts_allowed(batch, stride))
     return AQ_E_SHAPE;
-  const rows_context context = {.kernels = kernels->backward, .x = a, .dy = b, .tokens = tokens, .cols = cols, .stride = stride,
+  const rows_context context = {.kernels = kernels->backward, .x = a, .dy = b, .tokens = tokens, .cols = cols,
+                                .stride = stride,
                                 .out = out, .blocks = (cols - 1) / AQ_BLOCK + 1};
-  return aq_run_units(run_columns, &context, batch * context.blocks, aq_work((double)batch * (double)tokens * (double)cols / AQ_CHEAP), threads);
+  return aq_run_units(run_columns, &context, batch * context.blocks,
+                      aq_work((double)batch * (double)tokens * (double)cols / AQ_CHEAP), threads);
 }
 
 /* Attention ---------------------------------------------------------------------------------------------- */

@@ -154,7 +154,8 @@ int32_t aq_attention(const float *q, const float *k, const float *v, const uint8
   if (!kernels) return AQ_E_ISA;
   if (!q || !k || !v || !out) return AQ_E_ARGUMENT;
   if (kv_heads == 0 || heads % kv_heads != 0) return AQ_E_SHAPE;
-  if (!aq_three_counts_allowed(batch, tokens, heads) || !aq_counts_allowed(batch * tokens * heads, head_size)) return AQ_E_SHAPE;
+  if (!aq_three_counts_allowed(batch, tokens, heads) || !aq_counts_allowed(batch * tokens * heads,
+                                                                           head_size)) return AQ_E_SHAPE;
   const attention_context context = {
       kernels->forward,
       {q, k, v, key_mask, tokens, heads, kv_heads, head_size, scale, out},

@@ -167,11 +167,7 @@ static void fill_weights(const aq_linear_job *job, size_t row, size_t n, size_t 
     return;
   }
   for (size_t lane = 0; lane < AQ_W; lane++) first[lane] = (row + aq_min_size(lane, n - 1)) * job->cols + col;
-  switch (job->dtype) {
-    case AQ_F32: fill_panel(job->weights, AQ_F32, first, k, panel); break;
-    case AQ_BF16: fill_panel(job->weights, AQ_BF16, first, k, panel); break;
-    default: fill_panel(job->weights, AQ_F16, first, k, panel); break;
-  }
+  AQ_FOR_FLOATS(job->dtype, type, fill_panel(job->weights, type, first, k, panel))
 }
 
 /* m tokens of k columns each into a tile. */
@@ -379,20 +375,10 @@ static void linear_vector(const aq_linear_job *all, size_t token, size_t row_beg
   const aq_linear_job *job = &one;
   one.x += token * one.cols;
   one.out += token * one.rows;
-  if (!job->view.packed) {
-    switch (job->dtype) {
-      case AQ_F32: dense_vector(job, AQ_F32, row_begin, row_end); break;
-      case AQ_BF16: dense_vector(job, AQ_BF16, row_begin, row_end); break;
-      default: dense_vector(job, AQ_F16, row_begin, row_end); break;
-    }
-    return;
-  }
-  switch (job->view.bits) {
-    case 2: packed_vector_bits(job, row_begin, row_end, 2); break;
-    case 3: packed_vector_bits(job, row_begin, row_end, 3); break;
-    case 4: packed_vector_bits(job, row_begin, row_end, 4); break;
-    default: packed_vector_bits(job, row_begin, row_end, 8); break;
-  }
+  if (job->view.packed)
+    AQ_FOR_BITS(job->view.bits, bits, packed_vector_bits(job, row_begin, row_end, bits))
+  else
+    AQ_FOR_FLOATS(job->dtype, type, dense_vector(job, type, row_begin, row_end))
 }
 
 /* Rows --------------------------------------------------------------------------------------------------- */
@@ -530,93 +516,122 @@ static void rotary(float *x, double position, const double *frequency, size_t he
 
 /* Attention ---------------------------------------------------------------------------------------------- */
 
-/* Softmax of blocks of AQ_KC keys, each block's largest score and sum carried on to the next. */
-static void attention(const aq_attention_job *job, size_t item, size_t head, size_t begin, size_t end) {
+/* Queries of one head against blocks of AQ_KC keys, each block's largest score and sum carried on to the next. */
+typedef struct {
+  const aq_attention_job *job;
+  size_t queries, tile_count, q_stride, kv_stride, kv_first;
+  const float *q;
+  float *out;
+  const uint8_t *mask; /* of the block's keys, or null */
+  size_t key, keys;    /* first key of the block, and how many */
   vf panels[2][AQ_KC];
-  float scores[AQ_QUERIES * AQ_XS];
-  float x[AQ_MR * AQ_XS];
+  float scores[AQ_QUERIES * AQ_XS], x[AQ_MR * AQ_XS];
   vi allowed[AQ_KC / AQ_W];
   float largest[AQ_QUERIES], sums[AQ_QUERIES];
-  const float lowest = -__builtin_inff();
-  const size_t size = job->head_size, queries = end - begin, tile_count = (queries + AQ_MR - 1) / AQ_MR;
-  const size_t q_stride = job->heads * size, kv_stride = job->kv_heads * size;
-  const size_t q_first = (item * job->tokens + begin) * q_stride + head * size;
-  const size_t kv_first = item * job->tokens * kv_stride + head / (job->heads / job->kv_heads) * size;
-  const float *q = job->q + q_first;
-  float *out = job->out + q_first;
-  for (size_t i = 0; i < queries; i++) {
-    largest[i] = lowest;
-    sums[i] = 0.0f;
-  }
-  for (size_t key = 0; key < job->tokens; key += AQ_KC) {
-    const size_t keys = aq_min_size(AQ_KC, job->tokens - key), key_panels = (keys + AQ_W - 1) / AQ_W;
-    const uint8_t *mask = job->key_mask ? job->key_mask + item * job->tokens + key : 0;
-    for (size_t i = 0; i < key_panels * AQ_W; i++) ((int32_t *)allowed)[i] = i < keys && (!mask || mask[i]) ? -1 : 0;
+} attention_state;
 
-    for (size_t p = 0; p < key_panels; p += 2) {
-      const size_t nv = aq_min_size(2, key_panels - p);
-      for (size_t d = 0; d < size; d += AQ_KC) {
-        const size_t k = aq_min_size(AQ_KC, size - d);
-        for (size_t v = 0; v < nv; v++) {
-          size_t first[AQ_W];
-          for (size_t lane = 0; lane < AQ_W; lane++)
-            first[lane] = kv_first + (key + aq_min_size((p + v) * AQ_W + lane, keys - 1)) * kv_stride + d;
-          fill_panel(job->k, AQ_F32, first, k, panels[v]);
-        }
-        for (size_t i = 0; i < tile_count; i++) {
-          const size_t t = queries * i / tile_count, m = queries * (i + 1) / tile_count - t;
-          copy_tile(q + t * q_stride + d, q_stride, m, k, x);
-          tiles[m - 1][nv - 1](x, panels[0], k, scores + t * AQ_XS + p * AQ_W, AQ_XS, d > 0, 0);
-        }
-      }
-    }
-
-    for (size_t i = 0; i < queries; i++) {
-      float *row = scores + i * AQ_XS;
-      vf peaks = v_splat(lowest);
-      for (size_t p = 0; p < key_panels; p++) {
-        const vf s = v_select(allowed[p], v_load(row + p * AQ_W) * job->scale, v_splat(lowest));
-        peaks = v_max(peaks, s);
-        v_store(row + p * AQ_W, s);
-      }
-      const float block = v_largest(peaks), peak = block > largest[i] ? block : largest[i];
-      const vf shift = v_splat(peak == lowest ? 0.0f : peak);
-      vf sum = {0};
-      for (size_t p = 0; p < key_panels; p++) {
-        const vf e = v_exp(v_load(row + p * AQ_W) - shift);
-        sum += e;
-        v_store(row + p * AQ_W, e);
-      }
-      if (key > 0 && peak > largest[i]) {
-        const vf keep = v_exp(v_splat(largest[i]) - shift);
-        sums[i] *= keep[0];
-        float *row_out = out + i * q_stride;
-        AQ_FOR_VECTORS(size, { store_n(row_out + i, load_n(row_out + i, n) * keep, n); })
-      }
-      largest[i] = peak;
-      sums[i] += v_total(sum);
-    }
-
-    for (size_t d = 0; d < size; d += 2 * AQ_W) {
-      const size_t n = aq_min_size(2 * AQ_W, size - d), nv = (n + AQ_W - 1) / AQ_W;
+/* scores = q k^T */
+AQ_INLINE void block_scores(attention_state *s) {
+  const size_t size = s->job->head_size, key_panels = (s->keys + AQ_W - 1) / AQ_W;
+  for (size_t p = 0; p < key_panels; p += 2) {
+    const size_t nv = aq_min_size(2, key_panels - p);
+    for (size_t d = 0; d < size; d += AQ_KC) {
+      const size_t k = aq_min_size(AQ_KC, size - d);
       for (size_t v = 0; v < nv; v++) {
-        const size_t there = aq_min_size(AQ_W, n - v * AQ_W);
-        for (size_t i = 0; i < keys; i++)
-          panels[v][i] = mask && !mask[i] ? (vf){0} : load_n(job->v + kv_first + (key + i) * kv_stride + d + v * AQ_W, there);
+        size_t first[AQ_W];
+        for (size_t lane = 0; lane < AQ_W; lane++)
+          first[lane] = s->kv_first + (s->key + aq_min_size((p + v) * AQ_W + lane, s->keys - 1)) * s->kv_stride + d;
+        fill_panel(s->job->k, AQ_F32, first, k, s->panels[v]);
       }
-      for (size_t i = 0; i < tile_count; i++) {
-        const size_t t = queries * i / tile_count, m = queries * (i + 1) / tile_count - t;
-        tile(m, nv, n, scores + t * AQ_XS, panels[0], keys, out + t * q_stride + d, q_stride, key > 0, 0);
+      for (size_t i = 0; i < s->tile_count; i++) {
+        const size_t t = s->queries * i / s->tile_count, m = s->queries * (i + 1) / s->tile_count - t;
+        copy_tile(s->q + t * s->q_stride + d, s->q_stride, m, k, s->x);
+        tiles[m - 1][nv - 1](s->x, s->panels[0], k, s->scores + t * AQ_XS + p * AQ_W, AQ_XS, d > 0, 0);
       }
     }
   }
-  for (size_t i = 0; i < queries; i++) {
-    const vf factor = v_splat(sums[i] == 0.0f ? 0.0f : 1.0f / sums[i]);
-    float *row = out + i * q_stride;
-    for (size_t d = 0; d < size; d += AQ_W) {
-      const size_t n = aq_min_size(AQ_W, size - d);
-      store_n(row + d, load_n(row + d, n) * factor, n);
+}
+
+/* Scores become exp(scale score - largest so far); what is in sums and out shrinks to the new largest. */
+AQ_INLINE void block_softmax(attention_state *s) {
+  const float lowest = -__builtin_inff(), scale = s->job->scale;
+  const size_t size = s->job->head_size, key_panels = (s->keys + AQ_W - 1) / AQ_W;
+  for (size_t i = 0; i < key_panels * AQ_W; i++)
+    ((int32_t *)s->allowed)[i] = i < s->keys && (!s->mask || s->mask[i]) ? -1 : 0;
+  for (size_t i = 0; i < s->queries; i++) {
+    float *row = s->scores + i * AQ_XS;
+    vf peaks = v_splat(lowest);
+    for (size_t p = 0; p < key_panels; p++) {
+      const vf score = v_select(s->allowed[p], v_load(row + p * AQ_W) * scale, v_splat(lowest));
+      peaks = v_max(peaks, score);
+      v_store(row + p * AQ_W, score);
     }
+    const float block = v_largest(peaks), peak = block > s->largest[i] ? block : s->largest[i];
+    const vf shift = v_splat(peak == lowest ? 0.0f : peak);
+    vf sum = {0};
+    for (size_t p = 0; p < key_panels; p++) {
+      const vf e = v_exp(v_load(row + p * AQ_W) - shift);
+      sum += e;
+      v_store(row + p * AQ_W, e);
+    }
+    if (s->key > 0 && peak > s->largest[i]) {
+      const vf keep = v_exp(v_splat(s->largest[i]) - shift);
+      s->sums[i] *= keep[0];
+      float *row_out = s->out + i * s->q_stride;
+      AQ_FOR_VECTORS(size, { store_n(row_out + i, load_n(row_out + i, n) * keep, n); })
+    }
+    s->largest[i] = peak;
+    s->sums[i] += v_total(sum);
+  }
+}
+
+/* out += scores v */
+AQ_INLINE void block_values(attention_state *s) {
+  const size_t size = s->job->head_size, keys = s->keys, kv_stride = s->kv_stride;
+  const uint8_t *mask = s->mask;
+  for (size_t d = 0; d < size; d += 2 * AQ_W) {
+    const size_t n = aq_min_size(2 * AQ_W, size - d), nv = (n + AQ_W - 1) / AQ_W;
+    for (size_t v = 0; v < nv; v++) {
+      const size_t there = aq_min_size(AQ_W, n - v * AQ_W);
+      const float *from = s->job->v + s->kv_first + s->key * kv_stride + d + v * AQ_W;
+      for (size_t i = 0; i < keys; i++)
+        s->panels[v][i] = mask && !mask[i] ? (vf){0} : load_n(from + i * kv_stride, there);
+    }
+    for (size_t i = 0; i < s->tile_count; i++) {
+      const size_t t = s->queries * i / s->tile_count, m = s->queries * (i + 1) / s->tile_count - t;
+      tile(m, nv, n, s->scores + t * AQ_XS, s->panels[0], keys, s->out + t * s->q_stride + d, s->q_stride,
+           s->key > 0, 0);
+    }
+  }
+}
+
+static void attention(const aq_attention_job *job, size_t item, size_t head, size_t begin, size_t end) {
+  const size_t size = job->head_size, q_stride = job->heads * size, kv_stride = job->kv_heads * size;
+  const size_t q_first = (item * job->tokens + begin) * q_stride + head * size;
+  attention_state s;
+  s.job = job;
+  s.queries = end - begin;
+  s.tile_count = (s.queries + AQ_MR - 1) / AQ_MR;
+  s.q_stride = q_stride;
+  s.kv_stride = kv_stride;
+  s.kv_first = item * job->tokens * kv_stride + head / (job->heads / job->kv_heads) * size;
+  s.q = job->q + q_first;
+  s.out = job->out + q_first;
+  for (size_t i = 0; i < s.queries; i++) {
+    s.largest[i] = -__builtin_inff();
+    s.sums[i] = 0.0f;
+  }
+  for (s.key = 0; s.key < job->tokens; s.key += AQ_KC) {
+    s.keys = aq_min_size(AQ_KC, job->tokens - s.key);
+    s.mask = job->key_mask ? job->key_mask + item * job->tokens + s.key : 0;
+    block_scores(&s);
+    block_softmax(&s);
+    block_values(&s);
+  }
+  for (size_t i = 0; i < s.queries; i++) {
+    const vf factor = v_splat(s.sums[i] == 0.0f ? 0.0f : 1.0f / s.sums[i]);
+    float *row = s.out + i * q_stride;
+    AQ_FOR_VECTORS(size, { store_n(row + i, load_n(row + i, n) * factor, n); })
   }
 }
 

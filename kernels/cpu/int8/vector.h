@@ -331,12 +331,7 @@ AQ_INLINE void linear_bits(const aq_linear_job *job, size_t token_begin, size_t 
 }
 
 static void linear(const aq_linear_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end) {
-  switch (job->view.bits) {
-    case 2: linear_bits(job, token_begin, token_end, row_begin, row_end, 2); break;
-    case 3: linear_bits(job, token_begin, token_end, row_begin, row_end, 3); break;
-    case 4: linear_bits(job, token_begin, token_end, row_begin, row_end, 4); break;
-    default: linear_bits(job, token_begin, token_end, row_begin, row_end, 8); break;
-  }
+  AQ_FOR_BITS(job->view.bits, bits, linear_bits(job, token_begin, token_end, row_begin, row_end, bits))
 }
 
 /* One token: vectors along the row ----------------------------------------------------------------------- */

@@ -126,7 +126,8 @@ AQ_INLINE vu v_widen_triples(const uint8_t *p) {
   int32_t high;
   __builtin_memcpy(&high, p + 8, 4);
   const __m128i bytes = _mm_insert_epi32(_mm_loadl_epi64((const __m128i *)p), high, 2);
-  const __m256i places = _mm256_setr_epi8(0, 1, -1, -1, 1, 2, -1, -1, 3, 4, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 7, 8, -1,
+  const __m256i places = _mm256_setr_epi8(0, 1, -1, -1, 1, 2, -1, -1, 3, 4, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 7, 8,
+                                          -1,
                                           -1, 9, 10, -1, -1, 10, 11, -1, -1);
   const __m256i shifts = _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4);
   return (vu)_mm256_srlv_epi32(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), places), shifts);

@@ -3,6 +3,28 @@
 #ifndef AQ_LANES_H
 #define AQ_LANES_H
 
+/* A statement for a width or an element type that is only known when it runs, with `name` a constant in it: the
+ * compiler makes code for each. Types beside the three that a forward pass takes: see quantize/vector.h. */
+#define AQ_CASE(value, name, statement) \
+  {                                     \
+    enum { name = value };              \
+    statement;                          \
+    break;                              \
+  }
+#define AQ_FOR_BITS(width, name, statement)  \
+  switch (width) {                           \
+    case 2: AQ_CASE(2, name, statement)      \
+    case 3: AQ_CASE(3, name, statement)      \
+    case 4: AQ_CASE(4, name, statement)      \
+    default: AQ_CASE(8, name, statement)     \
+  }
+#define AQ_FOR_FLOATS(dtype, name, statement)       \
+  switch (dtype) {                                  \
+    case AQ_F32: AQ_CASE(AQ_F32, name, statement)   \
+    case AQ_BF16: AQ_CASE(AQ_BF16, name, statement) \
+    default: AQ_CASE(AQ_F16, name, statement)       \
+  }
+
 AQ_INLINE vf v_load(const float *p) {
   vf v;
   __builtin_memcpy(&v, p, sizeof v);

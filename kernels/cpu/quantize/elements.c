@@ -178,7 +178,8 @@ static int32_t packed_statistics(const void *context, size_t begin, size_t end) 
   return AQ_OK;
 }
 
-int32_t aq_view_statistics(const aq_quantize_kernels *kernels, const aq_packed_view *view, size_t rows, const void *weights,
+int32_t aq_view_statistics(const aq_quantize_kernels *kernels, const aq_packed_view *view, size_t rows,
+                           const void *weights,
                            int32_t dtype, double *statistics, int32_t threads) {
   if (!weights || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
   aq_sums parts[AQ_PARTS] = {0};
@@ -200,5 +201,6 @@ int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, const uin
   if (!kernels) return AQ_E_ISA;
   aq_packed_view view;
   const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &view);
-  return status == AQ_OK ? aq_view_statistics(kernels->quantize, &view, rows, weights, dtype, statistics, threads) : status;
+  return status == AQ_OK ? aq_view_statistics(kernels->quantize, &view, rows, weights, dtype, statistics,
+                                              threads) : status;
 }

@@ -77,12 +77,10 @@ AQ_INLINE void load_vectors(const void *in, int32_t dtype, size_t first, size_t 
 
 static void load(const void *in, int32_t dtype, size_t first, size_t n, float *out) {
   switch (dtype) {
-    case AQ_F32: load_vectors(in, AQ_F32, first, n, out); break;
-    case AQ_BF16: load_vectors(in, AQ_BF16, first, n, out); break;
-    case AQ_F16: load_vectors(in, AQ_F16, first, n, out); break;
+    case AQ_F64: aq_quantize_scalar.load(in, dtype, first, n, out); break;
     case AQ_F8_E4M3: load_vectors(in, AQ_F8_E4M3, first, n, out); break;
     case AQ_F8_E5M2: load_vectors(in, AQ_F8_E5M2, first, n, out); break;
-    default: aq_quantize_scalar.load(in, dtype, first, n, out); break;
+    default: AQ_FOR_FLOATS(dtype, type, load_vectors(in, type, first, n, out))
   }
 }
 
@@ -93,12 +91,10 @@ AQ_INLINE void store_vectors(const float *in, size_t n, void *out, int32_t dtype
 }
 
 static void store(const float *in, size_t n, void *out, int32_t dtype, size_t first) {
-  switch (dtype) {
-    case AQ_F32: store_vectors(in, n, out, AQ_F32, first); break;
-    case AQ_BF16: store_vectors(in, n, out, AQ_BF16, first); break;
-    case AQ_F16: store_vectors(in, n, out, AQ_F16, first); break;
-    default: aq_quantize_scalar.store(in, n, out, dtype, first); break;
-  }
+  if (dtype == AQ_F64 || dtype == AQ_F8_E4M3 || dtype == AQ_F8_E5M2)
+    aq_quantize_scalar.store(in, n, out, dtype, first);
+  else
+    AQ_FOR_FLOATS(dtype, type, store_vectors(in, n, out, type, first))
 }
 
 /* Codes <-> words: eight codes at a time inside one uint64 ----------------------------------------------- */
@@ -143,12 +139,9 @@ AQ_INLINE int32_t pack_row_bits(const uint8_t *codes, size_t cols, int32_t bits,
 }
 
 static int32_t pack_row(const uint8_t *codes, size_t cols, int32_t bits, uint32_t *packed) {
-  switch (bits) {
-    case 2: return pack_row_bits(codes, cols, 2, packed);
-    case 3: return pack_row_bits(codes, cols, 3, packed);
-    case 4: return pack_row_bits(codes, cols, 4, packed);
-    default: return pack_row_bits(codes, cols, 8, packed);
-  }
+  int32_t status;
+  AQ_FOR_BITS(bits, width, status = pack_row_bits(codes, cols, width, packed))
+  return status;
 }
 
 AQ_INLINE void unpack_row_bits(const uint32_t *packed, size_t cols, int32_t bits, uint8_t *codes) {
@@ -334,29 +327,19 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
   }
 }
 
-AQ_INLINE void dequantize_any(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out, int stream,
-                              int two_level) {
-  switch (view->bits) {
-    case 2: dequantize_bits(view, row, col, n, out, 2, stream, two_level); break;
-    case 3: dequantize_bits(view, row, col, n, out, 3, stream, two_level); break;
-    case 4: dequantize_bits(view, row, col, n, out, 4, stream, two_level); break;
-    default: dequantize_bits(view, row, col, n, out, 8, stream, two_level); break;
-  }
-}
-
 static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
   if (view->two_level.scale_bits) {
-    dequantize_any(view, row, col, n, out, 0, 1);
+    AQ_FOR_BITS(view->bits, bits, dequantize_bits(view, row, col, n, out, bits, 0, 1))
     return;
   }
 #if defined(AQ_STREAM)
   /* groups are multiples of 16 columns: what starts aligned stays aligned up to the row's end */
   if (view->stream && (uintptr_t)out % sizeof(vf) == 0) {
-    dequantize_any(view, row, col, n, out, 1, 0);
+    AQ_FOR_BITS(view->bits, bits, dequantize_bits(view, row, col, n, out, bits, 1, 0))
     return;
   }
 #endif
-  dequantize_any(view, row, col, n, out, 0, 0);
+  AQ_FOR_BITS(view->bits, bits, dequantize_bits(view, row, col, n, out, bits, 0, 0))
 }
 
 /* Error statistics --------------------------------------------------------------------------------------- */
@@ -417,22 +400,23 @@ AQ_INLINE void load_tile(const void *in, int32_t dtype, const size_t first[AQ_W]
     for (int k = 0; k < AQ_W; k++) tile[i + k] = r[k];
   }
   for (; i < n; i++)
-    for (int lane = 0; lane < AQ_W; lane++) aq_quantize_scalar.load(in, dtype, first[lane] + i, 1, (float *)&tile[i] + lane);
+    for (int lane = 0; lane < AQ_W; lane++) aq_quantize_scalar.load(in, dtype, first[lane] + i, 1,
+                                                                    (float *)&tile[i] + lane);
 }
 
 static void load_weights(const batch *b, size_t begin, size_t n) {
+  const void *in = b->job->weights;
   size_t first[AQ_W];
   for (int lane = 0; lane < AQ_W; lane++) first[lane] = b->first[lane] + begin;
   switch (b->job->dtype) {
-    case AQ_F32: load_tile(b->job->weights, AQ_F32, first, n, b->weights); break;
-    case AQ_BF16: load_tile(b->job->weights, AQ_BF16, first, n, b->weights); break;
-    case AQ_F16: load_tile(b->job->weights, AQ_F16, first, n, b->weights); break;
-    case AQ_F8_E4M3: load_tile(b->job->weights, AQ_F8_E4M3, first, n, b->weights); break;
-    case AQ_F8_E5M2: load_tile(b->job->weights, AQ_F8_E5M2, first, n, b->weights); break;
-    default:
+    case AQ_F64:
       for (size_t i = 0; i < n; i++)
         for (int lane = 0; lane < AQ_W; lane++)
-          aq_quantize_scalar.load(b->job->weights, b->job->dtype, first[lane] + i, 1, (float *)&b->weights[i] + lane);
+          aq_quantize_scalar.load(in, AQ_F64, first[lane] + i, 1, (float *)&b->weights[i] + lane);
+      break;
+    case AQ_F8_E4M3: load_tile(in, AQ_F8_E4M3, first, n, b->weights); break;
+    case AQ_F8_E5M2: load_tile(in, AQ_F8_E5M2, first, n, b->weights); break;
+    default: AQ_FOR_FLOATS(b->job->dtype, type, load_tile(in, type, first, n, b->weights))
   }
 }
 
@@ -732,12 +716,9 @@ AQ_INLINE void encode_batch(const batch *b, grid g, int32_t bits) {
   })
 }
 
-static int32_t quantize_batch(batch *b) {
+static int32_t quantize_batch(batch *b, const void *context) {
+  (void)context;
   const aq_quantize_job *job = b->job;
-  for (size_t lane = b->lanes; lane < AQ_W; lane++) {
-    b->first[lane] = b->first[b->lanes - 1];
-    b->col[lane] = b->col[b->lanes - 1];
-  }
   if (job->column_weights) {
     vf largest = {0};
     for (int lane = 0; lane < AQ_W; lane++)
@@ -767,12 +748,7 @@ static int32_t quantize_batch(batch *b) {
   const int32_t status = round_grids(b, minimum, maximum, &g);
   if (status != AQ_OK) return status;
   if (job->clip) g = clip_search(b, g, minimum, maximum);
-  switch (job->bits) {
-    case 2: encode_batch(b, g, 2); break;
-    case 3: encode_batch(b, g, 3); break;
-    case 4: encode_batch(b, g, 4); break;
-    default: encode_batch(b, g, 8); break;
-  }
+  AQ_FOR_BITS(job->bits, bits, encode_batch(b, g, bits))
   const vu scale = v_half_bits(g.scale), zero_point = v_half_bits(g.zero_point);
   for (size_t lane = 0; lane < b->lanes; lane++) {
     const size_t at = b->row[lane] * job->groups + b->index[lane];
@@ -782,39 +758,45 @@ static int32_t quantize_batch(batch *b) {
   return AQ_OK;
 }
 
-/* Groups [index_begin, index_end) of rows [row_begin, row_end), all n columns wide. */
-static int32_t quantize_groups(batch *b, size_t row_begin, size_t row_end, size_t index_begin, size_t index_end,
-                               size_t n) {
-  const aq_quantize_job *job = b->job;
+/* Pieces [begin, end) of every row, each `width` columns from the one before and `n` wide, AQ_W at a time. */
+AQ_INLINE int32_t run_pieces(batch *b, size_t row_begin, size_t row_end, size_t begin, size_t end, size_t width,
+                             size_t n, int32_t (*run)(batch *b, const void *context), const void *context) {
   b->n = n;
   b->lanes = 0;
-  for (size_t row = row_begin; row < row_end; row++) {
-    for (size_t index = index_begin; index < index_end; index++) {
+  for (size_t row = row_begin; row < row_end && begin < end; row++) {
+    for (size_t index = begin; index < end; index++) {
       b->row[b->lanes] = row;
       b->index[b->lanes] = index;
-      b->col[b->lanes] = index * job->group_size;
-      b->first[b->lanes] = row * job->cols + index * job->group_size;
-      if (++b->lanes == AQ_W) {
-        const int32_t status = quantize_batch(b);
-        if (status != AQ_OK) return status;
-        b->lanes = 0;
+      b->col[b->lanes] = index * width;
+      b->first[b->lanes] = row * b->job->cols + index * width;
+      if (++b->lanes < AQ_W && (row + 1 < row_end || index + 1 < end)) continue;
+      for (size_t lane = b->lanes; lane < AQ_W; lane++) {
+        b->first[lane] = b->first[b->lanes - 1];
+        b->col[lane] = b->col[b->lanes - 1];
       }
+      const int32_t status = run(b, context);
+      if (status != AQ_OK) return status;
+      b->lanes = 0;
     }
   }
-  return b->lanes ? quantize_batch(b) : AQ_OK;
+  return AQ_OK;
+}
+
+/* The whole pieces of every row, then the shorter last ones. */
+AQ_INLINE int32_t run_rows(batch *b, size_t row_begin, size_t row_end, size_t width,
+                           int32_t (*run)(batch *b, const void *context), const void *context) {
+  const size_t whole = b->job->cols / width, rest = b->job->cols % width;
+  const int32_t status = run_pieces(b, row_begin, row_end, 0, whole, width, width, run, context);
+  if (status != AQ_OK || rest == 0) return status;
+  return run_pieces(b, row_begin, row_end, whole, whole + 1, width, rest, run, context);
 }
 
 static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_t row_end) {
   vf weights[AQ_SEGMENT], importance[AQ_SEGMENT];
   batch b = {.job = job, .weights = weights, .importance = job->clip && job->column_weights ? importance : 0};
-  const size_t whole = job->cols / job->group_size, rest = job->cols % job->group_size;
-  if (rest || (job->group_size * (size_t)job->bits) % 32)
+  if (job->cols % job->group_size || (job->group_size * (size_t)job->bits) % 32)
     __builtin_memset(job->packed + row_begin * job->words, 0, (row_end - row_begin) * job->words * 4);
-  if (whole) {
-    const int32_t status = quantize_groups(&b, row_begin, row_end, 0, whole, job->group_size);
-    if (status != AQ_OK) return status;
-  }
-  return rest ? quantize_groups(&b, row_begin, row_end, whole, whole + 1, rest) : AQ_OK;
+  return run_rows(&b, row_begin, row_end, job->group_size, quantize_batch, 0);
 }
 
 const aq_quantize_kernels AQ_NAMED(quantize) = {quantize_rows, dequantize, pack_row, unpack_row,

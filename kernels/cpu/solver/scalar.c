@@ -95,7 +95,8 @@ static void descend(const aq_refine_job *job, state *s) {
     const float diagonal = job->moment[k * n + k];
     const float scale = s->scale[g], zero_point = s->zero_point[g];
     const float value = scale * (s->codes[k] - zero_point);
-    const float code = diagonal > 0 ? quantized(value + s->products[k] / diagonal, scale, zero_point, code_max) : s->codes[k];
+    const float code = diagonal > 0 ? quantized(value + s->products[k] / diagonal, scale, zero_point,
+                                                code_max) : s->codes[k];
     const float step = scale * (code - s->codes[k]);
     s->codes[k] = code;
     for (size_t j = 0; j < n; j++) s->products[j] -= step * job->moment[k * n + j];

@@ -50,27 +50,16 @@ AQ_INLINE void tile_products_of(const int m, const int subtract, const float *x,
   }
 }
 
-static void tile_add_whole(const float *x, size_t xs, const float *y, size_t ys, size_t n, float *out, size_t stride) {
-  tile_products_of(AQ_ST, 0, x, xs, y, ys, n, out, stride);
-}
-static void tile_add_four(const float *x, size_t xs, const float *y, size_t ys, size_t n, float *out, size_t stride) {
-  tile_products_of(4, 0, x, xs, y, ys, n, out, stride);
-}
-static void tile_add_one(const float *x, size_t xs, const float *y, size_t ys, size_t n, float *out, size_t stride) {
-  tile_products_of(1, 0, x, xs, y, ys, n, out, stride);
-}
-static void tile_subtract_whole(const float *x, size_t xs, const float *y, size_t ys, size_t n, float *out,
-                                size_t stride) {
-  tile_products_of(AQ_ST, 1, x, xs, y, ys, n, out, stride);
-}
-static void tile_subtract_four(const float *x, size_t xs, const float *y, size_t ys, size_t n, float *out,
-                               size_t stride) {
-  tile_products_of(4, 1, x, xs, y, ys, n, out, stride);
-}
-static void tile_subtract_one(const float *x, size_t xs, const float *y, size_t ys, size_t n, float *out,
-                              size_t stride) {
-  tile_products_of(1, 1, x, xs, y, ys, n, out, stride);
-}
+#define AQ_TILE_PRODUCTS(name, m, subtract)                                                                  \
+  static void name(const float *x, size_t xs, const float *y, size_t ys, size_t n, float *out, size_t stride) { \
+    tile_products_of(m, subtract, x, xs, y, ys, n, out, stride);                                               \
+  }
+AQ_TILE_PRODUCTS(tile_add_whole, AQ_ST, 0)
+AQ_TILE_PRODUCTS(tile_add_four, 4, 0)
+AQ_TILE_PRODUCTS(tile_add_one, 1, 0)
+AQ_TILE_PRODUCTS(tile_subtract_whole, AQ_ST, 1)
+AQ_TILE_PRODUCTS(tile_subtract_four, 4, 1)
+AQ_TILE_PRODUCTS(tile_subtract_one, 1, 1)
 
 /* out[i] (+-)= sum_j x[j, i] y[j] for m columns i. */
 static void columns_products(int subtract, size_t m, const float *x, size_t xs, const float *y, size_t ys, size_t n,
@@ -189,7 +178,8 @@ static void panel_evaluate(const aq_refine_job *job, panel_state *s) {
       s->objective[lane] += (double)(s->delta[k * AQ_ROWS + lane] * s->products[k * AQ_ROWS + lane]);
 }
 
-static void panel_refit(const aq_refine_job *job, panel_state *s, size_t rows, double *m, double *r, int moved[AQ_ROWS]) {
+static void panel_refit(const aq_refine_job *job, panel_state *s, size_t rows, double *m, double *r,
+                        int moved[AQ_ROWS]) {
   const size_t n = job->cols, groups = job->groups;
   const int real = job->zero_point_kind == AQ_ZERO_POINT_REAL;
   const size_t unknowns = real ? 2 * groups : groups;
@@ -205,7 +195,8 @@ static void panel_refit(const aq_refine_job *job, panel_state *s, size_t rows, d
     for (size_t first = 0; first < n; first += AQ_ST) {
       const size_t m_cols = aq_min_size(AQ_ST, n - first);
       float sum[AQ_ST * AQ_ROWS] = {0};
-      columns_products(0, m_cols, job->moment + begin * n + first, n, u + begin * AQ_ROWS, AQ_ROWS, length, sum, AQ_ROWS);
+      columns_products(0, m_cols, job->moment + begin * n + first, n, u + begin * AQ_ROWS, AQ_ROWS, length, sum,
+                       AQ_ROWS);
       for (size_t i = 0; i < m_cols; i++) {
         const size_t k = first + i, at = (k / job->group_size * groups + h) * AQ_ROWS;
         for (size_t v = 0; v < AQ_ROWS; v += AQ_W) {
@@ -410,7 +401,8 @@ static void subtract_products(float *h, size_t stride, const float *g, const flo
     const size_t m = i + AQ_ST <= end ? AQ_ST : i + 4 <= end ? 4 : 1;
     /* a tile that crosses the diagonal also changes entries below it, which nobody reads */
     for (size_t j = i / AQ_ROWS * AQ_ROWS; j < cols; j += AQ_ROWS)
-      (m == 1 ? tile_subtract_one : m == 4 ? tile_subtract_four : tile_subtract_whole)(g + i, stride, a + j, stride, block, h + i * stride + j, stride);
+      (m == 1 ? tile_subtract_one : m == 4 ? tile_subtract_four : tile_subtract_whole)(g + i, stride, a + j, stride,
+                                                                                       block, h + i * stride + j, stride);
     i += m;
   }
 }

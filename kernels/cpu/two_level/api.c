@@ -125,5 +125,6 @@ int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const 
   aq_packed_view view;
   const int32_t status = aq_view_two_level(packed, sub_scale, sub_min, super_scale, super_min, rows, cols, bits,
                                            group_size, scale_bits, &view);
-  return status == AQ_OK ? aq_view_statistics(kernels->quantize, &view, rows, weights, dtype, statistics, threads) : status;
+  return status == AQ_OK ? aq_view_statistics(kernels->quantize, &view, rows, weights, dtype, statistics,
+                                              threads) : status;
 }

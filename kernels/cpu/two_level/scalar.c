@@ -278,7 +278,8 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
     const float scale = fit.scale * fit.sub_scale[j], minimum = fit.minimum * fit.sub_min[j];
     for (size_t i = j * size; i < aq_min_size(n, (j + 1) * size); i++)
       codes[i] = (uint8_t)(scale > 0.0f ? clamp_code((w[i] + minimum) / scale, code_max) : 0.0f);
-    aq_set_sub_code(job->sub_scale + row * job->sub_bytes, first_group + j, job->scale_bits, (uint32_t)fit.sub_scale[j]);
+    aq_set_sub_code(job->sub_scale + row * job->sub_bytes, first_group + j, job->scale_bits,
+                    (uint32_t)fit.sub_scale[j]);
     aq_set_sub_code(job->sub_min + row * job->sub_bytes, first_group + j, job->scale_bits, (uint32_t)fit.sub_min[j]);
   }
   job->super_scale[row * job->supers + super] = aq_half_from_float(fit.scale * sign);

@@ -258,19 +258,19 @@ AQ_INLINE void encode_super(const aq_two_level_job *job, const batch *b, const v
   }
 }
 
-static int32_t quantize_supers(const aq_two_level_job *job, batch *b, super_tile *tile) {
-  const aq_quantize_job *base = &job->base;
-  const size_t n = b->n, size = base->group_size, groups = (n - 1) / size + 1;
-  const float code_max_one = (float)((1 << base->bits) - 1);
-  const vf code_max = v_set(code_max_one), sub_max = v_set((float)((1 << job->scale_bits) - 1));
-  const vf limit = AQ_HALF_MAX * sub_max;
-  vf *w = tile->weights, *u = tile->importance;
-  vf smallest[AQ_SUPER_GROUPS], largest[AQ_SUPER_GROUPS], sum = {0}, away = {0};
-  for (size_t lane = b->lanes; lane < AQ_W; lane++) {
-    b->first[lane] = b->first[b->lanes - 1];
-    b->col[lane] = b->col[b->lanes - 1];
-  }
-  load_weights(b, 0, n);
+typedef struct {
+  const aq_two_level_job *job;
+  super_tile *tile;
+} super_context;
+
+/* Ranges of the groups of one superblock in each lane; its sign, which the weights take on so that most lie above. */
+typedef struct {
+  vf smallest[AQ_SUPER_GROUPS], largest[AQ_SUPER_GROUPS], sign, squares;
+} super_ranges;
+
+static int32_t find_ranges(const batch *b, size_t size, vf limit, vf *w, super_ranges *r) {
+  const size_t n = b->n, groups = (n - 1) / size + 1;
+  vf sum = {0}, away = {0};
   vi beyond = (vi){0};
   for (size_t j = 0; j < groups; j++) {
     vf least = w[j * size], most = least;
@@ -282,79 +282,95 @@ static int32_t quantize_supers(const aq_two_level_job *job, batch *b, super_tile
     const vf range = most - least;
     beyond |= (most > limit) | (-least > limit);
     away += v_select(least > range, v_set(1.0f), (vf){0}) - v_select(-most > range, v_set(1.0f), (vf){0});
-    smallest[j] = least;
-    largest[j] = most;
+    r->smallest[j] = least;
+    r->largest[j] = most;
   }
   const vi bad = sum != (vf){0};
   for (int lane = 0; lane < AQ_W; lane++)
     if (bad[lane]) return AQ_E_NONFINITE;
   for (int lane = 0; lane < AQ_W; lane++)
     if (beyond[lane]) return AQ_E_RANGE;
-  const vf sign = v_select(away > (vf){0}, v_set(-1.0f), v_set(1.0f));
+  r->sign = v_select(away > (vf){0}, v_set(-1.0f), v_set(1.0f));
   for (size_t j = 0; j < groups; j++) {
-    const vf a = smallest[j] * sign, c = largest[j] * sign;
-    smallest[j] = v_min((vf){0}, v_min(a, c));
-    largest[j] = v_max(a, c);
+    const vf a = r->smallest[j] * r->sign, c = r->largest[j] * r->sign;
+    r->smallest[j] = v_min((vf){0}, v_min(a, c));
+    r->largest[j] = v_max(a, c);
   }
-  vf squares = {0};
+  r->squares = (vf){0};
   for (size_t i = 0; i < n; i++) {
-    w[i] *= sign;
-    squares += w[i] * w[i];
+    w[i] *= r->sign;
+    r->squares += w[i] * w[i];
   }
+  return AQ_OK;
+}
 
+/* Column weights times sqrt(mean of the squares + w^2). */
+static void find_importance(const batch *b, const vf *w, vf mean, vf *u) {
+  const size_t n = b->n;
+  if (!b->job->column_weights) {
+    for (size_t i = 0; i < n; i++) u[i] = v_sqrt(mean + w[i] * w[i]);
+    return;
+  }
+  vf most_important = {0};
+  load_tile(b->job->column_weights, AQ_F32, b->col, n, u);
+  for (size_t i = 0; i < n; i++) most_important = v_max(most_important, u[i]);
+  const vi some = most_important > (vf){0};
+  for (size_t i = 0; i < n; i++) {
+    const vf importance = v_select(some, u[i] / most_important, v_set(1.0f));
+    u[i] = v_max(v_set(AQ_LEAST_IMPORTANCE), importance) * v_sqrt(mean + w[i] * w[i]);
+  }
+}
+
+static void search_supers(const batch *b, super_tile *tile, const super_ranges *r, vf code_max, vf sub_max,
+                          super_fit *fit) {
+  const size_t n = b->n, size = b->job->group_size, groups = (n - 1) / size + 1;
+  const vf *w = tile->weights, *u = tile->importance;
+  super_group all[AQ_SUPER_GROUPS];
+  vf scales[AQ_SUPER_GROUPS], minima[AQ_SUPER_GROUPS], hq[AQ_SUPER_GROUPS], hqq[AQ_SUPER_GROUPS];
+  find_importance(b, w, r->squares / (float)n, tile->importance);
+  for (size_t j = 0; j < groups; j++) {
+    const size_t begin = j * size, count = aq_min_size(n, begin + size) - begin;
+    vf h = {0}, ht = {0};
+    for (size_t i = 0; i < count; i++) {
+      tile->t[i] = w[begin + i] - r->smallest[j];
+      h += u[begin + i];
+      ht += u[begin + i] * tile->t[i];
+    }
+    all[j] = (super_group){w + begin, u + begin, count, r->smallest[j], h, ht};
+    const group_search found =
+        search_group(&all[j], tile->t, r->largest[j] - r->smallest[j], code_max, code_max[0]);
+    scales[j] = found.scale;
+    minima[j] = found.minimum;
+    hq[j] = found.hq;
+    hqq[j] = found.hqq;
+  }
+  search_super(all, scales, minima, hq, hqq, groups, code_max, sub_max, tile->t, fit);
+  const vi some = r->squares > (vf){0};
+  fit->scale = v_select(some, fit->scale, (vf){0});
+  fit->minimum = v_select(some, fit->minimum, (vf){0});
+  for (size_t j = 0; j < groups; j++) {
+    fit->sub_scale[j] = v_select(some, fit->sub_scale[j], (vf){0});
+    fit->sub_min[j] = v_select(some, fit->sub_min[j], (vf){0});
+  }
+}
+
+static int32_t quantize_supers(batch *b, const void *context) {
+  const super_context *c = context;
+  const aq_two_level_job *job = c->job;
+  const aq_quantize_job *base = &job->base;
+  const size_t size = base->group_size, groups = (b->n - 1) / size + 1;
+  const vf code_max = v_set((float)((1 << base->bits) - 1)), sub_max = v_set((float)((1 << job->scale_bits) - 1));
+  super_ranges ranges;
   super_fit fit;
-  if (!base->clip) {
-    round_super(smallest, largest, groups, code_max, sub_max, &fit);
-  } else {
-    const vf mean = squares / (float)n;
-    if (base->column_weights) {
-      vf most_important = {0};
-      size_t first[AQ_W];
-      for (int lane = 0; lane < AQ_W; lane++) first[lane] = b->col[lane];
-      load_tile(base->column_weights, AQ_F32, first, n, u);
-      for (size_t i = 0; i < n; i++) most_important = v_max(most_important, u[i]);
-      const vi some = most_important > (vf){0};
-      for (size_t i = 0; i < n; i++) {
-        const vf importance = v_select(some, u[i] / most_important, v_set(1.0f));
-        u[i] = v_max(v_set(AQ_LEAST_IMPORTANCE), importance) * v_sqrt(mean + w[i] * w[i]);
-      }
-    } else {
-      for (size_t i = 0; i < n; i++) u[i] = v_sqrt(mean + w[i] * w[i]);
-    }
-    super_group all[AQ_SUPER_GROUPS];
-    vf scales[AQ_SUPER_GROUPS], minima[AQ_SUPER_GROUPS], hq[AQ_SUPER_GROUPS], hqq[AQ_SUPER_GROUPS];
-    for (size_t j = 0; j < groups; j++) {
-      const size_t begin = j * size, count = aq_min_size(n, begin + size) - begin;
-      vf h = {0}, ht = {0};
-      for (size_t i = 0; i < count; i++) {
-        tile->t[i] = w[begin + i] - smallest[j];
-        h += u[begin + i];
-        ht += u[begin + i] * tile->t[i];
-      }
-      all[j] = (super_group){w + begin, u + begin, count, smallest[j], h, ht};
-      const group_search found = search_group(&all[j], tile->t, largest[j] - smallest[j], code_max, code_max_one);
-      scales[j] = found.scale;
-      minima[j] = found.minimum;
-      hq[j] = found.hq;
-      hqq[j] = found.hqq;
-    }
-    search_super(all, scales, minima, hq, hqq, groups, code_max, sub_max, tile->t, &fit);
-    const vi some = squares > (vf){0};
-    fit.scale = v_select(some, fit.scale, (vf){0});
-    fit.minimum = v_select(some, fit.minimum, (vf){0});
-    for (size_t j = 0; j < groups; j++) {
-      fit.sub_scale[j] = v_select(some, fit.sub_scale[j], (vf){0});
-      fit.sub_min[j] = v_select(some, fit.sub_min[j], (vf){0});
-    }
-  }
-
-  switch (base->bits) {
-    case 2: encode_super(job, b, w, &fit, 2); break;
-    case 3: encode_super(job, b, w, &fit, 3); break;
-    case 4: encode_super(job, b, w, &fit, 4); break;
-    default: encode_super(job, b, w, &fit, 8); break;
-  }
-  const vu scale = v_half_bits(fit.scale * sign), minimum = v_half_bits(fit.minimum * sign);
+  load_weights(b, 0, b->n);
+  const int32_t status = find_ranges(b, size, AQ_HALF_MAX * sub_max, b->weights, &ranges);
+  if (status != AQ_OK) return status;
+  if (base->clip)
+    search_supers(b, c->tile, &ranges, code_max, sub_max, &fit);
+  else
+    round_super(ranges.smallest, ranges.largest, groups, code_max, sub_max, &fit);
+  AQ_FOR_BITS(base->bits, bits, encode_super(job, b, b->weights, &fit, bits))
+  const vu scale = v_half_bits(fit.scale * ranges.sign), minimum = v_half_bits(fit.minimum * ranges.sign);
   for (size_t lane = 0; lane < b->lanes; lane++) {
     const size_t super = b->index[lane], first_group = b->col[lane] / size;
     uint8_t *sub_scale = job->sub_scale + b->row[lane] * job->sub_bytes;
@@ -369,36 +385,12 @@ static int32_t quantize_supers(const aq_two_level_job *job, batch *b, super_tile
   return AQ_OK;
 }
 
-/* Superblocks [begin, end) of every row, all n columns wide. */
-static int32_t quantize_super_columns(const aq_two_level_job *job, batch *b, super_tile *tile, size_t row_begin,
-                                      size_t row_end, size_t begin, size_t end, size_t n) {
-  b->n = n;
-  b->lanes = 0;
-  for (size_t row = row_begin; row < row_end; row++) {
-    for (size_t super = begin; super < end; super++) {
-      b->row[b->lanes] = row;
-      b->index[b->lanes] = super;
-      b->col[b->lanes] = super * AQ_SEGMENT;
-      b->first[b->lanes] = row * job->base.cols + super * AQ_SEGMENT;
-      if (++b->lanes < AQ_W) continue;
-      const int32_t status = quantize_supers(job, b, tile);
-      if (status != AQ_OK) return status;
-      b->lanes = 0;
-    }
-  }
-  return b->lanes ? quantize_supers(job, b, tile) : AQ_OK;
-}
-
 int32_t AQ_NAMED(two_level)(const aq_two_level_job *job, size_t row_begin, size_t row_end) {
   super_tile tile;
   batch b = {.job = &job->base, .weights = tile.weights};
-  const size_t whole = job->base.cols / AQ_SEGMENT, rest = job->base.cols % AQ_SEGMENT;
+  const super_context context = {job, &tile};
   const size_t bytes = (row_end - row_begin) * job->sub_bytes;
   __builtin_memset(job->sub_scale + row_begin * job->sub_bytes, 0, bytes);
   __builtin_memset(job->sub_min + row_begin * job->sub_bytes, 0, bytes);
-  if (whole) {
-    const int32_t status = quantize_super_columns(job, &b, &tile, row_begin, row_end, 0, whole, AQ_SEGMENT);
-    if (status != AQ_OK) return status;
-  }
-  return rest ? quantize_super_columns(job, &b, &tile, row_begin, row_end, whole, whole + 1, rest) : AQ_OK;
+  return run_rows(&b, row_begin, row_end, AQ_SEGMENT, quantize_supers, &context);
 }
