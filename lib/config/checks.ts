@@ -39,9 +39,8 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
     if (rotation !== "none") yield ["solver_options.rotation", `none ${why} know inputs as they are`];
   }
   if (!config.enableTimeAware) {
-    const expected = `false with ${
-      from("enable_time_aware")
-    }: it looks at the activations' quantization parameters`;
+    const why = "it looks at the activations' quantization parameters";
+    const expected = `false with ${from("enable_time_aware")}: ${why}`;
     if (validation.enabled) yield ["thermodynamic.validation.enabled", expected];
     if (boundarySmoothing.enabled) yield ["thermodynamic.boundary_smoothing.enabled", expected];
   }

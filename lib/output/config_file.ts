@@ -34,12 +34,10 @@ export function quantizationConfig(layers: readonly LayerRecord[], config: Confi
     layers: Object.fromEntries(quantized.map((layer): [string, PackedLayerEntry] => [layer.name, {
       bits: layer.bits!,
       group_size: layer.groupSize!,
-      ...(layer.zeroPoint === undefined || layer.zeroPoint === config.zeroPoint
-        ? {}
-        : { zero_point: layer.zeroPoint }),
-      ...(layer.scaleBits === undefined ? {} : { scale_bits: layer.scaleBits }),
-      ...(layer.lowRank === undefined ? {} : { low_rank: layer.lowRank }),
-      ...(layer.rotation === undefined ? {} : { rotation: layer.rotation }),
+      zero_point: layer.zeroPoint === config.zeroPoint ? undefined : layer.zeroPoint,
+      scale_bits: layer.scaleBits,
+      low_rank: layer.lowRank,
+      rotation: layer.rotation,
       dtype: layer.dtype as FloatDtype,
     }])),
   };

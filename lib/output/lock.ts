@@ -66,14 +66,11 @@ export function checkLock(folder: string, own?: string): void {
   const name = otherLocks(folder, own).find(isHeld);
   if (name === undefined) return;
   const [, itsHost, pid] = LOCK_NAME.exec(name)!;
-  const found = `process ${pid} on ${quote(itsHost!)} at work`;
-  throw new OutputError(
-    `Cannot write into ${
-      quote(folder)
-    }: it must have one run at a time, got ${found}; wait for it, or delete ` +
-      `${quote(name)} there when you are sure that it is gone`,
-    { path: join(folder, name) },
-  );
+  const reason = `it must have one run at a time, got process ${pid} on ${quote(itsHost!)} at work`;
+  const remedy = `wait for it, or delete ${quote(name)} there when you are sure that it is gone`;
+  throw new OutputError(`Cannot write into ${quote(folder)}: ${reason}; ${remedy}`, {
+    path: join(folder, name),
+  });
 }
 
 function otherLocks(folder: string, own: string | undefined): string[] {

@@ -48,10 +48,9 @@ export class TensorSink {
     const readBack = this.#readBack.subarray(0, bytes.length);
     writer.readInto(name, entry.bytes, readBack);
     if (Buffer.compare(readBack, bytes) !== 0) {
-      const path = writer.partialPath, what = `bytes from ${entry.bytes} on must be read back as written`;
-      const message = `Cannot verify tensor ${quote(name)} of ${
-        quote(path)
-      }: ${what}, got others: check disk and memory`;
+      const path = writer.partialPath, wanted = `bytes from ${entry.bytes} on must be read back as written`;
+      const reason = `${wanted}, got others: check disk and memory`;
+      const message = `Cannot verify tensor ${quote(name)} of ${quote(path)}: ${reason}`;
       throw new IntegrityError(message, { path, tensor: name });
     }
     entry.hash.update(bytes);

@@ -56,39 +56,28 @@ export function runCalibration(
 export function calibrationWarnings(plan: Plan, config: Config, bitPlan: BitPlan | undefined): string[] {
   const warnings: string[] = [];
   if (config.calibrationData !== null && !isCalibrated(config)) {
-    warnings.push(
-      `calibration_data has no effect with solver ${config.solver}: ${
-        CALIBRATED_SOLVERS.join(" and ")
-      } calibrate`,
-    );
+    const why = `${CALIBRATED_SOLVERS.join(" and ")} calibrate`;
+    warnings.push(`calibration_data has no effect with solver ${config.solver}: ${why}`);
   }
-  const hasTime = wantsPhases(config) && config.enableTimeAware;
-  const ofTime = {
+  const isSet = {
     activation_bits: config.activationBits !== 8,
     time_groups: config.timeGroups !== "equal",
     output_correction: config.outputCorrection,
     time_scales: config.timeScales !== "shared",
     sampler_correction: config.samplerCorrection,
   };
-  for (const [key, isOn] of Object.entries(ofTime)) {
-    if (!isOn || hasTime) continue;
+  const why = config.enableTimeAware
+    ? "without a phase: thermodynamic enables them"
+    : "where enable_time_aware is false";
+  if (!wantsPhases(config) || !config.enableTimeAware) {
     warnings.push(
-      `${key} has no effect ${
-        config.enableTimeAware
-          ? "without a phase: thermodynamic enables them"
-          : "where enable_time_aware is false"
-      }`,
+      ...Object.entries(isSet).filter(([, isOn]) => isOn).map(([key]) => `${key} has no effect ${why}`),
     );
   }
-  const unplanned = bitPlan === undefined
-    ? []
-    : plan.rows.filter(({ action, name }) => action === "quantize" && !bitPlan.has(name));
-  if (unplanned.length > 0) {
-    warnings.push(
-      `the plan leaves out ${unplanned.length} layers, the first ${
-        quote(unplanned[0]!.name)
-      }: they get bit_width ${config.bitWidth}`,
-    );
+  const left = plan.rows.filter(({ action, name }) => action === "quantize" && bitPlan?.has(name) === false);
+  if (left.length > 0) {
+    const which = `${left.length} layers, the first ${quote(left[0]!.name)}`;
+    warnings.push(`the plan leaves out ${which}: they get bit_width ${config.bitWidth}`);
   }
   return warnings;
 }

@@ -190,12 +190,9 @@ export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
     plan.set(name, { bits, groupSize, zeroPoint } as LayerGrid);
   }
   if (absent.length > 0) {
-    throw new CalibrationError(
-      `Cannot use the plan ${quote(path)}: it must name layers of the model, got ${
-        absent.slice(0, 5).map(quote).join(", ")
-      }${absent.length > 5 ? ` and ${absent.length - 5} more` : ""}`,
-      { path },
-    );
+    const more = absent.length > 5 ? ` and ${absent.length - 5} more` : "";
+    const reason = `it must name layers of the model, got ${absent.slice(0, 5).map(quote).join(", ")}${more}`;
+    throw new CalibrationError(`Cannot use the plan ${quote(path)}: ${reason}`, { path });
   }
   return plan;
 }

@@ -252,21 +252,14 @@ function folderPlace(path: string): Place {
   const modelFile = pick(modelFiles);
   if (modelFile !== undefined) return { ...place, indexFile: undefined, modelFile };
   const usual = STEMS.map((stem) => stem + SUFFIX).join(" or ");
-  throw cannotOpen(
-    path,
-    `must have ${usual}, one of these with .index.json and its shards, or one *${SUFFIX}, got ${
-      listing(names)
-    }`,
-  );
+  const wanted = `${usual}, one of these with .index.json and its shards, or one *${SUFFIX}`;
+  throw cannotOpen(path, `must have ${wanted}, got ${listing(names)}`);
 }
 
 /** Reads an index: file names by tensor name. */
 function readIndex(path: string): Map<string, string> {
   const fail = (reason: string, tensor?: string) =>
-    new FormatError(
-      `Cannot read ${quote(path)}: ${reason}`,
-      tensor === undefined ? { path } : { path, tensor },
-    );
+    new FormatError(`Cannot read ${quote(path)}: ${reason}`, { path, tensor });
   const { weight_map: weightMap } = readJsonFile(path);
   if (!isJsonObject(weightMap)) {
     throw fail(`weight_map must be an object of file names, got ${show(weightMap)}`);

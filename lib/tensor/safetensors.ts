@@ -114,13 +114,10 @@ export class SafetensorsFile {
     }
     const got = readFully(this.#fd, target, info.byteOffset + byteStart, this.path);
     if (got < target.length) {
-      const reason = `file must have ${this.fileBytes} bytes as when it was opened, got ${
-        fstatSync(this.#fd).size
-      }`;
-      throw new FormatError(`Cannot read tensor ${quote(name)} of ${quote(this.path)}: ${reason}`, {
-        path: this.path,
-        tensor: name,
-      });
+      const { path, fileBytes } = this, { size } = fstatSync(this.#fd);
+      const reason = `file must have ${fileBytes} bytes as when it was opened, got ${size}`;
+      const message = `Cannot read tensor ${quote(name)} of ${quote(path)}: ${reason}`;
+      throw new FormatError(message, { path, tensor: name });
     }
   }
 
@@ -198,8 +195,7 @@ function readHeader(fd: number, path: string, fileBytes: number): Header {
 function parseHeader(header: Uint8Array, path: string, fileBytes: number): Header {
   const fail = (reason: string, tensor?: string, cause?: unknown) => {
     const where = tensor === undefined ? "" : `tensor ${quote(tensor)}: `;
-    const place = tensor === undefined ? { path, cause } : { path, tensor, cause };
-    return new FormatError(`Cannot read ${quote(path)}: ${where}${reason}`, place);
+    return new FormatError(`Cannot read ${quote(path)}: ${where}${reason}`, { path, tensor, cause });
   };
 
   let entries: [string, unknown][];
@@ -289,11 +285,8 @@ function parseEntry(
     throw fail(`tensor must have at most 2^53 − 1 bytes, got shape [${shape}] of ${dtype}`);
   }
   if (bytes !== end - start) {
-    throw fail(
-      `shape [${shape}] of ${dtype} must take ${bytes} bytes, got data_offsets [${start}, ${end}] of ${
-        end - start
-      }`,
-    );
+    const got = `data_offsets [${start}, ${end}] of ${end - start}`;
+    throw fail(`shape [${shape}] of ${dtype} must take ${bytes} bytes, got ${got}`);
   }
   return { name, dtype, shape, byteOffset: dataStart + start, byteLength: bytes, elements };
 }

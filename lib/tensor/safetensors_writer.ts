@@ -276,13 +276,10 @@ export class SafetensorsWriter {
       known &&
       readFully(this.#open(), target, info.byteOffset + byteStart, this.partialPath) === target.length
     ) return;
-    throw new IntegrityError(
-      `Cannot read back tensor ${quote(name)} of ${
-        quote(this.partialPath)
-      }: bytes [${byteStart}, ${byteEnd}) ` +
-        `must have been written, got ${known ? "a shorter file" : "not all of them"}`,
-      { path: this.partialPath, tensor: name },
-    );
+    const path = this.partialPath, got = known ? "a shorter file" : "not all of them";
+    const reason = `bytes [${byteStart}, ${byteEnd}) must have been written, got ${got}`;
+    const message = `Cannot read back tensor ${quote(name)} of ${quote(path)}: ${reason}`;
+    throw new IntegrityError(message, { path, tensor: name });
   }
 
   /**

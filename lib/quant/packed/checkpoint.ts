@@ -60,13 +60,13 @@ export interface PackedLayerEntry {
   readonly bits: BitWidth;
   readonly group_size: GroupSize;
   /** Bits of the sub-codes of two-level scales; absent with plain ones. */
-  readonly scale_bits?: ScaleBits;
+  readonly scale_bits?: ScaleBits | undefined;
   /** Where it is not the section's. */
-  readonly zero_point?: ZeroPointKind;
+  readonly zero_point?: ZeroPointKind | undefined;
   /** Rank of the correction; absent without. */
-  readonly low_rank?: number;
+  readonly low_rank?: number | undefined;
   /** Of the inputs; absent without. */
-  readonly rotation?: Rotation;
+  readonly rotation?: Rotation | undefined;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
 }
