@@ -300,7 +300,10 @@ export async function solveRun(
 ): Promise<SolvedModel | undefined> {
   if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
   const identity = output === undefined ? "" : JSON.stringify([output.identity, kernels.isa]);
-  return await solvePlan(calibrated, plan, config, kernels, output?.work, identity, options, known);
+  return await solvePlan(
+    { calibrated, plan, config, kernels, folder: output?.work, identity, known },
+    options,
+  );
 }
 
 /** Phases: what the configuration asks for on those codes, undefined where it asks for none. */

@@ -1,22 +1,23 @@
 /**
- * Solving a checkpoint's layers on calibration data, as a step of the pipeline: candidates are solved one after the other, the one with the
- * smallest held-out distance is taken, and what is solved is kept on disk, so that a run that was stopped goes on.
+ * Solving a checkpoint's layers on calibration data, as a step of the pipeline: candidates are solved one after the other, and the one with the
+ * smallest held-out distance is taken. Solved layers are kept on disk, so that a stopped run can be resumed.
  */
 import { DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers/settings.ts";
 import type { Config } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
+import type { GridOptions } from "../quant/packed/layout.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import { sha256 } from "../files/whole.ts";
-import type { Plan } from "../plan/plan.ts";
-import { type Progress, type RunEvent, type RunOptions, stoppable } from "../progress.ts";
+import type { Plan, PlanRow } from "../plan/plan.ts";
+import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import { heldOutDistance } from "../calibration/held_out.ts";
 import { type SolvedLayer, solveModel } from "./solve_model.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
 import { type TimeWeightSettings, withTimeWeights } from "../calibration/time_weights.ts";
 
-/** The solver's settings of a configuration; annealing is phase 3's. */
+/** Settings of the solver; annealing belongs to phase 3. */
 export function solverSettings({ solverOptions, calibrationSeed, thermodynamic }: Config): SolverSettings {
   const { candidates: _, ...own } = solverOptions;
   const { enabled, entropyWeight } = thermodynamic.transitionOptimization;
@@ -28,7 +29,7 @@ export function solverSettings({ solverOptions, calibrationSeed, thermodynamic }
   };
 }
 
-/** Weights by time that a configuration asks for: phase 3's. Without being named they are image models' alone; docs/solvers.md has why. */
+/** Phase 3's weights by time. By default only image models have them; docs/solvers.md has why. */
 export function timeWeightSettings(
   { thermodynamic }: Config,
   kind: Calibrated["kind"],
@@ -46,8 +47,8 @@ interface Candidate {
 }
 
 /**
- * What is tried beside the configured settings. Phase 3's terms are held against doing without them, unless there is to be one candidate; what
- * else is best differs from model to model.
+ * The configured settings and the alternatives that are tried. Phase 3's terms are compared with solving without them, unless one candidate is
+ * asked for; which of the others is best differs from model to model.
  */
 function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
   const { solver, solverOptions: { candidates } } = config;
@@ -72,20 +73,21 @@ function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
     .slice(0, candidates);
 }
 
-/** What solving made of a model. */
+/** A solved model. */
 export interface SolvedModel {
   readonly layers: ReadonlyMap<string, SolvedLayer>;
   /** Their tensors; the same object for the same candidate among {@linkcode KnownSolutions}. */
   readonly tensors: ReadonlyMap<string, PackedTensor>;
-  /** Held-out distance of each candidate, and which was taken. */
+  /** Held-out distance of each candidate, NaN where nothing was held out or it failed. */
   readonly distances: readonly number[];
+  /** Index of the taken candidate. */
   readonly chosen: number;
   readonly source: string;
-  /** Of solving and measuring all candidates, also of those that were known. */
+  /** Time of solving and measuring all candidates, also of those that were known. */
   readonly milliseconds: number;
 }
 
-/** A candidate as solved. */
+/** A solved candidate. */
 export interface KnownSolution {
   readonly layers: ReadonlyMap<string, SolvedLayer>;
   readonly tensors: ReadonlyMap<string, PackedTensor>;
@@ -94,32 +96,62 @@ export interface KnownSolution {
   readonly milliseconds: number;
 }
 
-/** Candidates solved before on the same model and calibration data, by what they were solved with. */
+/** Candidates solved before on the same model and calibration data, by the text of their problem. */
 export type KnownSolutions = Map<string, KnownSolution>;
+
+/** A plan to solve. */
+export interface SolveTask {
+  readonly calibrated: Calibrated;
+  readonly plan: Plan;
+  readonly config: Config;
+  readonly kernels: Kernels;
+  /** Where solved layers are kept until the run is finished; undefined keeps none. */
+  readonly folder?: string | undefined;
+  /** Of the run: layers that another one left in the folder are not taken. */
+  readonly identity?: string | undefined;
+  /** Candidates that need not be solved again; those that are solved are added. */
+  readonly known?: KnownSolutions | undefined;
+}
 
 /**
  * Solves the layers of a plan.
  *
- * @param folder where solved layers are kept until the run is finished
- * @param known candidates that need not be solved again; those that are solved are added
- * @throws {InterruptedError} when the signal stopped it; what is solved is kept
+ * @throws {InterruptedError} when the signal stopped it; solved layers are kept
  */
-export async function solvePlan(
-  calibrated: Calibrated,
-  plan: Plan,
-  config: Config,
-  kernels: Kernels,
-  folder: string | undefined,
-  identity: string,
-  { signal, onEvent, onProgress }: RunOptions,
-  known: KnownSolutions = new Map(),
-): Promise<SolvedModel> {
-  const rows = new Map(
-    plan.rows.filter(({ action }) => action === "quantize").map((row) => [row.name, row]),
-  );
-  const candidates = candidatesOf(calibrated, config);
+export async function solvePlan(task: SolveTask, options: RunOptions): Promise<SolvedModel> {
+  const { calibrated, config, known = new Map() } = task, { onEvent } = options;
   const event = (kind: RunEvent["kind"], message: string) => onEvent?.({ kind, message });
-  const { data, model } = calibrated;
+  const candidates = candidatesOf(calibrated, config);
+  reportData(calibrated, candidates, event);
+  const solver = new CandidateSolver(task, candidates.length, options);
+  let milliseconds = 0, best: { readonly solution: KnownSolution; readonly index: number } | undefined;
+  const distances: number[] = [];
+  for (const [index, candidate] of candidates.entries()) {
+    const problem = solver.problemOf(candidate);
+    let solution = known.get(problem);
+    try {
+      if (solution === undefined) known.set(problem, solution = await solver.solve(candidate, index));
+    } catch (error) {
+      const isLast = index === candidates.length - 1 && best === undefined;
+      if (!(error instanceof WeightsError) || isLast || candidates.length === 1) throw error;
+      event("warning", `candidate ${index + 1} is left out: ${error.message}`);
+      distances.push(NaN);
+      continue;
+    }
+    milliseconds += solution.milliseconds;
+    distances.push(solution.distance);
+    const least = best?.solution.distance ?? NaN;
+    if (best === undefined || solution.distance < least || Number.isNaN(least)) best = { solution, index };
+  }
+  const { solution: { layers, tensors }, index: chosen } = best!;
+  reportChoice(calibrated, config, { distances, chosen, taken: candidates[chosen]! }, event);
+  return { layers, tensors, distances, chosen, source: calibrated.data.source, milliseconds };
+}
+
+type Report = (kind: RunEvent["kind"], message: string) => void;
+
+/** Reports the calibration data; where nothing is held out, one candidate is left. */
+function reportData({ data }: Calibrated, candidates: Candidate[], event: Report): void {
   event("calibrate", `${data.source}${data.isSynthetic ? ": NOT real data" : ""}`);
   for (const warning of data.warnings) event("warning", warning);
   if (data.heldOut.length === 0 && candidates.length > 1) {
@@ -137,117 +169,138 @@ export async function solvePlan(
       "all layers are solved on saved statistics of full precision (calibration_mode: once), nothing is held out",
     );
   }
-  const solvable = new Set(model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
-  for (const { name } of rows.values()) {
-    if (!solvable.has(name)) event("warning", `${name} is no linear layer: clip search without its inputs`);
-  }
-  const gridOf = (name: string) => {
-    const row = rows.get(name);
-    return row === undefined ? undefined : {
-      bits: row.bits!,
-      groupSize: row.groupSize!,
-      zeroPoint: row.zeroPoint!,
-      scaleBits: row.scaleBits,
-    };
-  };
-  const weightsOf = (name: string) => rows.get(name)!.shape.reduce((product, size) => product * size, 1);
-  const wanted = [...rows.keys()].filter((name) => solvable.has(name));
-  const allWeights = wanted.reduce((sum, name) => sum + weightsOf(name), 0) * candidates.length;
-  let weightsDone = 0, milliseconds = 0;
-  let best: { readonly solution: KnownSolution; readonly index: number } | undefined;
-  const distances: number[] = [];
-  const weights = timeWeightSettings(config, calibrated.kind);
-  const byTime = weights && withTimeWeights(calibrated, weights);
-  for (const [index, { settings, isWeighted }] of candidates.entries()) {
-    const own = sha256(JSON.stringify([identity, settings, isWeighted]));
-    const solved = folder === undefined ? undefined : loadSolvedLayers(folder, index, own);
-    if (solved !== undefined && solved.size > 0) {
-      event(
-        "resume",
-        `${solved.size} of ${wanted.length} layers were solved before (candidate ${index + 1})`,
-      );
-    }
-    const solveCandidate = () =>
-      stoppable(
-        signal,
-        "go on with --resume, what is solved is kept",
-        () =>
-          solveModel(isWeighted ? byTime! : calibrated, {
-            kernels,
-            solver: config.solver,
-            settings,
-            mode: config.calibrationMode,
-            gridOf,
-            solved,
-            signal,
-            keepsNonfinite: config.nonFinite === "keep",
-            onWarning: (message) => index === 0 && event("warning", message),
-            onLayer: (layer, done, of) => {
-              if (folder !== undefined && solved?.has(layer.name) !== true) {
-                saveSolvedLayer(folder, index, own, layer);
-              }
-              weightsDone += weightsOf(layer.name);
-              onProgress?.(
-                {
-                  tensor: `${layer.name} (solving${candidates.length > 1 ? `, candidate ${index + 1}` : ""})`,
-                  tensorsDone: index * of + done,
-                  tensors: candidates.length * of,
-                  weightsDone,
-                  weights: allWeights,
-                  bytesDone: weightsDone,
-                  bytes: allWeights,
-                  bytesResumed: 0,
-                } satisfies Progress,
-              );
-            },
-          }),
-      );
-    const problem = JSON.stringify([
-      config.solver,
-      config.calibrationMode,
-      settings,
-      isWeighted ? weights : undefined,
-      wanted.map((name) => gridOf(name)),
-    ]);
-    let solution = known.get(problem);
-    const begin = performance.now();
-    try {
-      if (solution === undefined) {
-        const layers = await solveCandidate();
-        const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
-        const distance = data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
-        solution = { layers, tensors, distance, milliseconds: performance.now() - begin };
-        known.set(problem, solution);
-      }
-    } catch (error) {
-      const isLast = index === candidates.length - 1 && best === undefined;
-      if (!(error instanceof WeightsError) || isLast || candidates.length === 1) throw error;
-      event("warning", `candidate ${index + 1} is left out: ${error.message}`);
-      distances.push(NaN);
-      continue;
-    }
-    milliseconds += solution.milliseconds;
-    distances.push(solution.distance);
-    const least = best?.solution.distance ?? NaN;
-    if (best === undefined || solution.distance < least || Number.isNaN(least)) best = { solution, index };
-  }
-  const unit = calibrated.kind === "sequences" ? "KL at masked positions, nats" : "relative noise error";
+}
+
+/** Reports the candidates' held-out distances, and whether phase 3's terms were kept. */
+function reportChoice(
+  { kind, data }: Calibrated,
+  config: Config,
+  { distances, chosen, taken }: {
+    readonly distances: readonly number[];
+    readonly chosen: number;
+    readonly taken: Candidate;
+  },
+  event: Report,
+): void {
   if (data.heldOut.length > 0) {
+    const unit = kind === "sequences" ? "KL at masked positions, nats" : "relative noise error";
+    const values = distances.map((value) => Number.isNaN(value) ? "-" : value.toPrecision(3)).join(", ");
     event(
       "calibrate",
-      `held out, ${unit}: ${
-        distances.map((value) => Number.isNaN(value) ? "-" : value.toPrecision(3)).join(", ")
-      }` +
-        (distances.length > 1 ? `; candidate ${best!.index + 1} taken` : ""),
+      `held out, ${unit}: ${values}${distances.length > 1 ? `; candidate ${chosen + 1} taken` : ""}`,
     );
   }
-  const taken = candidates[best!.index]!;
+  const weights = timeWeightSettings(config, kind);
   if (weights !== undefined) {
     event("calibrate", `weights by time (${weights.sampler}): ${taken.isWeighted ? "kept" : "rejected"}`);
   }
   if (solverSettings(config).annealing > 0 && config.solver === "best") {
     event("calibrate", `annealed codes: ${taken.settings.annealing > 0 ? "kept" : "rejected"}`);
   }
-  const { layers, tensors } = best!.solution;
-  return { layers, tensors, distances, chosen: best!.index, source: data.source, milliseconds };
+}
+
+/** Solves the candidates of one plan. */
+class CandidateSolver {
+  readonly #task: SolveTask;
+  readonly #count: number;
+  readonly #options: RunOptions;
+  readonly #rows: ReadonlyMap<string, PlanRow>;
+  /** Names of the layers that can be solved. */
+  readonly #wanted: readonly string[];
+  readonly #weights: TimeWeightSettings | undefined;
+  readonly #byTime: Calibrated | undefined;
+  #weightsDone = 0;
+
+  constructor(task: SolveTask, count: number, options: RunOptions) {
+    const { calibrated, plan, config } = task;
+    [this.#task, this.#count, this.#options] = [task, count, options];
+    this.#rows = new Map(
+      plan.rows.filter(({ action }) => action === "quantize").map((row) => [row.name, row]),
+    );
+    const solvable = new Set(calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
+    this.#wanted = [...this.#rows.keys()].filter((name) => {
+      if (solvable.has(name)) return true;
+      this.#event("warning", `${name} is no linear layer: clip search without its inputs`);
+      return false;
+    });
+    this.#weights = timeWeightSettings(config, calibrated.kind);
+    this.#byTime = this.#weights && withTimeWeights(calibrated, this.#weights);
+  }
+
+  #event(kind: RunEvent["kind"], message: string): void {
+    this.#options.onEvent?.({ kind, message });
+  }
+
+  /** Text of everything that a candidate's solution depends on, beside model and data. */
+  problemOf({ settings, isWeighted }: Candidate): string {
+    const { solver, calibrationMode } = this.#task.config;
+    const grids = this.#wanted.map((name) => this.#gridOf(name));
+    return JSON.stringify([solver, calibrationMode, settings, isWeighted ? this.#weights : undefined, grids]);
+  }
+
+  async solve(candidate: Candidate, index: number): Promise<KnownSolution> {
+    const { calibrated } = this.#task, begin = performance.now();
+    const layers = await stoppable(
+      this.#options.signal,
+      "go on with --resume, what is solved is kept",
+      () => this.#solveLayers(candidate, index),
+    );
+    const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
+    const distance = calibrated.data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
+    return { layers, tensors, distance, milliseconds: performance.now() - begin };
+  }
+
+  #solveLayers({ settings, isWeighted }: Candidate, index: number): Promise<Map<string, SolvedLayer>> {
+    const { calibrated, config, kernels, folder, identity = "" } = this.#task;
+    const own = sha256(JSON.stringify([identity, settings, isWeighted]));
+    const solved = folder === undefined ? undefined : loadSolvedLayers(folder, index, own);
+    if (solved !== undefined && solved.size > 0) {
+      const counts = `${solved.size} of ${this.#wanted.length}`;
+      this.#event("resume", `${counts} layers were solved before (candidate ${index + 1})`);
+    }
+    return solveModel(isWeighted ? this.#byTime! : calibrated, {
+      kernels,
+      solver: config.solver,
+      settings,
+      mode: config.calibrationMode,
+      gridOf: (name) => this.#gridOf(name),
+      solved,
+      signal: this.#options.signal,
+      keepsNonfinite: config.nonFinite === "keep",
+      onWarning: (message) => index === 0 && this.#event("warning", message),
+      onLayer: (layer, done, of) => {
+        if (folder !== undefined && solved?.has(layer.name) !== true) {
+          saveSolvedLayer(folder, index, own, layer);
+        }
+        this.#progress(layer.name, index, done, of);
+      },
+    });
+  }
+
+  #progress(name: string, index: number, done: number, of: number): void {
+    const count = this.#count;
+    const weights = count * this.#wanted.reduce((sum, each) => sum + this.#weightsOf(each), 0);
+    const weightsDone = this.#weightsDone += this.#weightsOf(name);
+    this.#options.onProgress?.({
+      tensor: `${name} (solving${count > 1 ? `, candidate ${index + 1}` : ""})`,
+      tensorsDone: index * of + done,
+      tensors: count * of,
+      weightsDone,
+      weights,
+      bytesDone: weightsDone,
+      bytes: weights,
+      bytesResumed: 0,
+    });
+  }
+
+  #weightsOf(name: string): number {
+    return this.#rows.get(name)!.shape.reduce((product, size) => product * size, 1);
+  }
+
+  #gridOf(name: string): GridOptions | undefined {
+    const row = this.#rows.get(name);
+    if (row === undefined) return undefined;
+    const { bits, groupSize, zeroPoint, scaleBits } = row;
+    return { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+  }
 }

@@ -1,6 +1,6 @@
 /**
- * What each layer's error costs the whole model, measured: the layer alone is quantized and the held-out distance to full precision
- * taken; other bits and group sizes cost in proportion to the error that the layer's own objective says they make.
+ * Bits by budget. The cost of a layer's error to the whole model is measured: the layer alone is quantized and the held-out distance to full
+ * precision taken; other bits and group sizes cost in proportion to the error of the layer's objective.
  */
 import { factorMoments } from "../quant/solvers/factored_moment.ts";
 import type { Config } from "../config/mod.ts";
@@ -19,16 +19,18 @@ import {
 } from "../plan/budget.ts";
 import { solverSettings } from "./candidates.ts";
 import type { Calibrated } from "../calibration/mod.ts";
-import { planQuantization } from "../plan/plan.ts";
+import type { LinearLayer } from "../models/mod.ts";
+import type { CalibrationStatistics } from "../time/mod.ts";
+import { planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions } from "../progress.ts";
 import { collectStatistics } from "../calibration/collect.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { heldOutDistance } from "../calibration/held_out.ts";
 import { denseWeights } from "./solve_model.ts";
 
-/** Group sizes that a budget chooses from: whole rows, and three that share scales more and more closely. */
+/** Group sizes that a budget chooses from; 0 is a whole row. */
 const BUDGET_GROUP_SIZES: readonly GroupSize[] = [0, 128, 64, 32];
-/** Bits at which a layer is quantized alone: coarse enough to stand out of rounding. */
+/** Bits at which a layer is quantized alone: coarse enough for a clear distance. */
 const PROBE_BITS = 2;
 
 /**
@@ -43,7 +45,7 @@ export async function planByBudget(
   kernels: Kernels,
   { onEvent, onProgress, signal }: RunOptions,
 ): Promise<BitPlan> {
-  const rows = planQuantization(checkpoint, config).rows;
+  const { rows } = planQuantization(checkpoint, config);
   const wanted = rows.filter(({ action }) => action === "quantize");
   const { model, data } = calibrated;
   if (data.heldOut.length === 0) {
@@ -55,97 +57,111 @@ export async function planByBudget(
     );
   }
   const weights = wanted.reduce((sum, { shape }) => sum + elementCount(shape)!, 0);
-  const kept = rows.filter(({ action }) => action === "keep")
-    .reduce((sum, { dtype, shape }) => sum + elementCount(shape)! * BYTES_PER_ELEMENT[dtype], 0);
-  const budget = Math.min(
-    config.targetBitsPerWeight === null ? Infinity : config.targetBitsPerWeight * weights / 8,
-    config.targetModelSizeMb === null ? Infinity : config.targetModelSizeMb * 1e6 - kept,
-  );
-  // Before minutes of measuring: whether any choice fits.
-  const smallest = wanted.reduce((sum, { shape, rank }) => {
-    return sum + optionBytes(shape as [number, number], 2, 0, "symmetric", rank);
-  }, 0);
-  if (smallest > budget) {
-    throw new CalibrationError(
-      `Cannot fit the layers into ${Math.floor(budget)} bytes: their smallest forms need ${smallest}, ${
-        (smallest * 8 / weights).toFixed(3)
-      } bits per weight`,
-    );
-  }
+  const budget = budgetBytes(rows, weights, config);
   const layers = new Map(model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])));
-  const settings = solverSettings(config);
-  // What will be used, short of the refinements of `best`.
-  const solver = config.solver === "best" ? "feedback" : config.solver;
-  const linear = new Set(wanted.flatMap(({ name }) => layers.has(name) ? [name] : []));
   const statistics = calibrated.statistics ?? await collectStatistics(calibrated, {
     kernels,
     fingerprint: "",
     groups: calibrationGroups(data.axis, 1),
     second: "total",
     run: { identity: "", source: data.source, isSynthetic: data.isSynthetic, samples: data.samples },
-    names: linear,
+    names: new Set(wanted.flatMap(({ name }) => layers.has(name) ? [name] : [])),
     signal,
   });
+  // The solver that will be used, short of the refinements of `best`.
+  const solver = config.solver === "best" ? "feedback" : config.solver;
   const results: LayerOptions[] = [];
-  for (const [index, { name, shape, bytesBefore, rank }] of wanted.entries()) {
-    const layer = layers.get(name);
-    const [height, width] = shape as [number, number];
-    const bytesOf = ({ bits, groupSize, zeroPoint }: LayerGrid) =>
-      optionBytes([height, width], bits, groupSize, zeroPoint, rank);
+  for (const [index, row] of wanted.entries()) {
+    const layer = layers.get(row.name), { name, bytesBefore: bytes } = row;
     if (layer === undefined) {
       // No linear layer, nothing can be measured: as the configuration says.
       const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: config.zeroPoint };
-      results.push({ name, options: [{ ...grid, bytes: bytesOf(grid), cost: 0 }] });
+      results.push({ name, options: [{ ...grid, bytes: bytesOf(row, grid), cost: 0 }] });
       continue;
     }
-    const dense = denseWeights(kernels, layer);
-    const moment = factorMoments(kernels, statistics.moments(name), { damping: settings.damping });
-    const sizes = BUDGET_GROUP_SIZES.filter((size) => size < width && GROUP_SIZES.includes(size));
-    // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
-    const kinds = config.zeroPoint === "symmetric"
-      ? ["symmetric"] as const
-      : [config.zeroPoint, "symmetric"] as const;
-    const grids = BIT_WIDTHS.flatMap((bits) =>
-      sizes.flatMap((groupSize) => kinds.map((zeroPoint) => ({ bits, groupSize, zeroPoint })))
-    );
-    let probe: { distance: number; objective: number } | undefined;
-    const options: LayerOption[] = [];
-    for (const grid of grids) {
-      const { tensor, objective } = solveLayer(kernels, solver, {
-        weights: dense,
-        rows: height,
-        cols: width,
-        moment,
-        ...grid,
-      }, settings);
-      if (probe === undefined && grid.bits === PROBE_BITS) {
-        probe = { distance: heldOutDistance(calibrated, new Map([[name, tensor]]), 2), objective };
-      }
-      const cost = probe!.objective > 0 ? probe!.distance * objective / probe!.objective : 0;
-      options.push({ ...grid, bytes: bytesOf(grid), cost });
-    }
-    results.push({ name, options });
+    results.push({
+      name,
+      options: layerOptions({ calibrated, config, kernels, solver, statistics }, row, layer),
+    });
+    const [done, all] = [index + 1, wanted.length];
     onProgress?.({
       tensor: `${name} (sensitivity)`,
-      tensorsDone: index + 1,
-      tensors: wanted.length,
-      weightsDone: index + 1,
-      weights: wanted.length,
-      bytesDone: bytesBefore,
-      bytes: bytesBefore,
+      tensorsDone: done,
+      tensors: all,
+      weightsDone: done,
+      weights: all,
+      bytesDone: bytes,
+      bytes,
       bytesResumed: 0,
     });
     await pause(signal);
   }
   const { plan, bytes, cost } = fitBudget(results, budget);
+  const layersByBits = [...Map.groupBy(plan.values(), ({ bits }) => bits)].sort(([a], [b]) => a - b)
+    .map(([bits, of]) => `${of.length} layers at ${bits} bits`).join(", ");
   onEvent?.({
     kind: "calibrate",
     message: `budget: ${(bytes * 8 / weights).toFixed(3)} bits per weight; expected held-out distance about ${
       cost.toPrecision(2)
-    } with ${solver}; ${
-      [...Map.groupBy(plan.values(), ({ bits }) => bits)].sort(([a], [b]) => a - b)
-        .map(([bits, of]) => `${of.length} layers at ${bits} bits`).join(", ")
-    }`,
+    } with ${solver}; ${layersByBits}`,
   });
   return plan;
+}
+
+/** Bytes of a row's tensor with other bits and groups. */
+const bytesOf = ({ shape, rank }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
+  optionBytes(shape as [number, number], bits, groupSize, zeroPoint, rank);
+
+/** Bytes that the quantized layers may take. @throws {CalibrationError} when no choice fits, before minutes of measuring */
+function budgetBytes(rows: readonly PlanRow[], weights: number, config: Config): number {
+  const kept = rows.filter(({ action }) => action === "keep")
+    .reduce((sum, { dtype, shape }) => sum + elementCount(shape)! * BYTES_PER_ELEMENT[dtype], 0);
+  const budget = Math.min(
+    config.targetBitsPerWeight === null ? Infinity : config.targetBitsPerWeight * weights / 8,
+    config.targetModelSizeMb === null ? Infinity : config.targetModelSizeMb * 1e6 - kept,
+  );
+  const least = { bits: 2, groupSize: 0, zeroPoint: "symmetric" } as const;
+  const smallest = rows.filter(({ action }) => action === "quantize")
+    .reduce((sum, row) => sum + bytesOf(row, least), 0);
+  if (smallest <= budget) return budget;
+  throw new CalibrationError(
+    `Cannot fit the layers into ${Math.floor(budget)} bytes: their smallest forms need ${smallest}, ${
+      (smallest * 8 / weights).toFixed(3)
+    } bits per weight`,
+  );
+}
+
+/** Bytes and cost of every choice for a layer. */
+function layerOptions(
+  { calibrated, config, kernels, solver, statistics }: {
+    readonly calibrated: Calibrated;
+    readonly config: Config;
+    readonly kernels: Kernels;
+    readonly solver: Config["solver"];
+    readonly statistics: CalibrationStatistics;
+  },
+  row: PlanRow,
+  layer: LinearLayer,
+): LayerOption[] {
+  const [rows, cols] = row.shape as [number, number], settings = solverSettings(config);
+  const weights = denseWeights(kernels, layer);
+  const moment = factorMoments(kernels, statistics.moments(row.name), { damping: settings.damping });
+  const sizes = BUDGET_GROUP_SIZES.filter((size) => size < cols && GROUP_SIZES.includes(size));
+  // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
+  const kinds = config.zeroPoint === "symmetric"
+    ? ["symmetric"] as const
+    : [config.zeroPoint, "symmetric"] as const;
+  const grids = BIT_WIDTHS.flatMap((bits) =>
+    sizes.flatMap((groupSize) => kinds.map((zeroPoint) => ({ bits, groupSize, zeroPoint })))
+  );
+  let probe: { readonly distance: number; readonly objective: number } | undefined;
+  return grids.map((grid): LayerOption => {
+    const problem = { weights, rows, cols, moment, ...grid };
+    const { tensor, objective } = solveLayer(kernels, solver, problem, settings);
+    if (probe === undefined && grid.bits === PROBE_BITS) {
+      probe = { distance: heldOutDistance(calibrated, new Map([[row.name, tensor]]), 2), objective };
+    }
+    const cost = probe!.objective > 0 ? probe!.distance * objective / probe!.objective : 0;
+    return { ...grid, bytes: bytesOf(row, grid), cost };
+  });
 }

@@ -1,15 +1,14 @@
 /**
- * Solving a whole model on calibration data, block by block: each layer is solved on the inputs that the quantized layers before it
- * make, and aims at the outputs that full precision makes of its own. Beyond the model there is one stage's moments at a time, and the hidden states of the
- * calibration data in full precision and quantized.
+ * Solving a whole model on calibration data, block by block: each layer is solved on the inputs that the quantized layers before it produce, and
+ * targets the full-precision layer's outputs. Memory beyond the model: the moments of one stage at a time, and the hidden states of the calibration
+ * data in full precision and quantized.
  */
-import { correctedTarget, factorMoments } from "../quant/solvers/factored_moment.ts";
+import { correctedTarget, type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
 import type { GridOptions } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
-import type { Blockwise, LinearLayer, Stage } from "../models/mod.ts";
-import type { Matrix } from "../models/mod.ts";
+import type { Blockwise, LayerObserver, LinearLayer, Matrix, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { rotateMoment, rotateRows, type Rotation, rotationBlock } from "../quant/packed/rotation.ts";
 import { outputPower } from "../quant/product.ts";
@@ -22,16 +21,16 @@ import type { Calibrated, CalibrationPart, CalibrationSet } from "../calibration
 import { blockCount, rowWeights } from "../calibration/collect.ts";
 import { pause } from "../progress.ts";
 
-/** Fewer inputs than so many a column leave a moment to chance: solvers then fit the sample, not the layer. */
+/** With fewer inputs a column solvers overfit the sample. */
 const INPUTS_PER_COLUMN = 4;
 
 export interface SolveOptions {
   readonly kernels: Kernels;
   readonly solver: Solver;
   readonly settings: SolverSettings;
-  /** The grid of a layer by the name of its weight; undefined leaves the layer as it is. */
+  /** Bits and groups of a layer by the name of its weight; undefined leaves the layer as it is. */
   readonly gridOf: (name: string) => GridOptions | undefined;
-  /** `blocks`: on the inputs that the quantized layers before make; `once`: all on those of the full-precision model. */
+  /** `blocks`: on the inputs that the quantized layers before produce; `once`: all on those of the full-precision model. */
   readonly mode?: "blocks" | "once" | undefined;
   /** Layers that an earlier run has solved. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
@@ -42,14 +41,14 @@ export interface SolveOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** What became of a layer. */
+/** A solved layer. */
 export interface SolvedLayer {
   /** Name of its weight. */
   readonly name: string;
   readonly tensor: PackedTensor;
-  /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², x as the quantized model makes it, W what was aimed at. */
+  /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², with x of the quantized model and W the target. */
   readonly relativeError: number;
-  /** The error of the first grid that was tried / that of the result. */
+  /** Error of the first quantization that was tried / that of the result. */
   readonly gain: number;
   readonly damping: number;
   readonly deadColumns: number;
@@ -82,7 +81,7 @@ function stagesToSolve(model: Blockwise<never>, gridOf: SolveOptions["gridOf"]) 
 }
 
 /**
- * Solves every layer that `gridOf` has a grid for.
+ * Solves every layer for which `gridOf` has bits and groups.
  *
  * @throws {WeightsError} when weights or moments are NaN or infinite
  * @throws {CalibrationError} when there is nothing to calibrate with, or saved statistics lack a layer
@@ -94,52 +93,97 @@ export function solveModel(calibrated: Calibrated, options: SolveOptions): Promi
   }
   const gathered = options.mode === "once" || fit.length === 0 ? statistics : undefined;
   return calibrated.kind === "sequences"
-    ? solveStages(calibrated.model, calibrated.data, gathered, options)
-    : solveStages(calibrated.model, calibrated.data, gathered, options);
+    ? new ModelSolver(calibrated.model, calibrated.data, gathered, options).solve()
+    : new ModelSolver(calibrated.model, calibrated.data, gathered, options).solve();
 }
 
-async function solveStages<Batch>(
-  model: Blockwise<Batch>,
-  data: CalibrationSet<Batch>,
-  /** What full precision makes of every layer's inputs, where it is known: the model is not run then. */
-  statistics: CalibrationStatistics | undefined,
-  options: SolveOptions,
-): Promise<Map<string, SolvedLayer>> {
-  const { kernels, settings, solver, gridOf, mode = "blocks", onWarning } = options;
-  const solved = new Map<string, SolvedLayer>();
-  const weights = new Map<string, Matrix>();
-  const stages = stagesToSolve(model as Blockwise<never>, gridOf);
-  const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
-  // Hidden states in front of `block`: as full precision has them, and as the layers solved so far make them.
-  const states = (statistics === undefined ? data.fit : []).map(({ batch }) => {
-    const full = model.start(batch);
-    return { full, quantized: mode === "blocks" ? full.slice() : full };
-  });
-  let block = 0;
-  warnOfFewInputs(stages, data, statistics, onWarning);
-  for (const stage of stages) {
-    for (; statistics === undefined && block < stage.block; block++) {
-      for (const [i, { batch }] of data.fit.entries()) {
-        const { full, quantized } = states[i]!;
-        model.runBlock(block, batch, full, {});
-        if (quantized !== full) model.runBlock(block, batch, quantized, { weights });
+/** Layers that read the same input. */
+interface LayerStage {
+  readonly block: number;
+  readonly layers: readonly LinearLayer[];
+}
+
+/** Hidden states of a part of the data in front of a block: in full precision, and with the layers solved so far. */
+interface HiddenStates {
+  readonly full: Float32Array<ArrayBuffer>;
+  readonly quantized: Float32Array<ArrayBuffer>;
+}
+
+/** The inputs of a stage, ready to solve on. */
+interface StageInputs extends Gathered {
+  readonly moment: FactoredMoment;
+  readonly rotation: Rotation | undefined;
+}
+
+/** Solves one model. */
+class ModelSolver<Batch> {
+  readonly #solved = new Map<string, SolvedLayer>();
+  readonly #weights = new Map<string, Matrix>();
+  readonly #states: readonly HiddenStates[];
+  readonly #mode: "blocks" | "once";
+  #block = 0;
+
+  constructor(
+    readonly model: Blockwise<Batch>,
+    readonly data: CalibrationSet<Batch>,
+    /** Moments of every layer's inputs in full precision, where they are known: the model is not run then. */
+    readonly statistics: CalibrationStatistics | undefined,
+    readonly options: SolveOptions,
+  ) {
+    this.#mode = options.mode ?? "blocks";
+    this.#states = (statistics === undefined ? data.fit : []).map(({ batch }) => {
+      const full = model.start(batch);
+      return { full, quantized: this.#mode === "blocks" ? full.slice() : full };
+    });
+  }
+
+  async solve(): Promise<Map<string, SolvedLayer>> {
+    const { model, data, statistics, options } = this;
+    const stages = stagesToSolve(model as Blockwise<never>, options.gridOf);
+    const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
+    const done = (layer: SolvedLayer) => {
+      this.#solved.set(layer.name, layer);
+      this.#weights.set(layer.name, layer.tensor);
+      options.onLayer?.(layer, this.#solved.size, count);
+    };
+    warnOfFewInputs(stages, data, statistics, options.onWarning);
+    for (const stage of stages) {
+      await this.#runUpTo(stage.block);
+      const started = performance.now();
+      const already = stage.layers.map(({ name }) => options.solved?.get(name));
+      if (already.every((layer) => layer !== undefined)) {
+        for (const layer of already) done(layer);
+        continue;
       }
-      await pause(options.signal);
-    }
-    const started = performance.now();
-    const already = stage.layers.map(({ name }) => options.solved?.get(name));
-    if (already.every((layer) => layer !== undefined)) {
-      for (const layer of already) {
-        solved.set(layer.name, layer);
-        weights.set(layer.name, layer.tensor);
-        options.onLayer?.(layer, solved.size, count);
+      const inputs = this.#inputsOf(stage);
+      const gathering = (performance.now() - started) / stage.layers.length;
+      for (const layer of stage.layers) {
+        const result = this.#solveLayer(layer, inputs, gathering);
+        if (result === undefined) continue;
+        done(result);
+        await pause(options.signal);
       }
-      continue;
     }
-    const first = stage.layers[0]!;
-    const gathered = statistics === undefined
-      ? gather(model, data.fit, states, stage, weights, options)
-      : known(statistics, first);
+    return this.#solved;
+  }
+
+  /** Runs the hidden states through the blocks before one. */
+  async #runUpTo(block: number): Promise<void> {
+    for (; this.statistics === undefined && this.#block < block; this.#block++) {
+      for (const [i, { batch }] of this.data.fit.entries()) {
+        const { full, quantized } = this.#states[i]!;
+        this.model.runBlock(this.#block, batch, full, {});
+        if (quantized !== full) {
+          this.model.runBlock(this.#block, batch, quantized, { weights: this.#weights });
+        }
+      }
+      await pause(this.options.signal);
+    }
+  }
+
+  #inputsOf(stage: LayerStage): StageInputs {
+    const { kernels, settings, onWarning } = this.options, first = stage.layers[0]!;
+    const gathered = this.statistics === undefined ? this.#gather(stage) : known(this.statistics, first);
     const rotation = rotationOf(first.weights.cols, settings);
     if (rotation !== undefined) rotateGathered(gathered, rotation);
     const moment = named(
@@ -152,53 +196,133 @@ async function solveStages<Batch>(
     if (moment.damping > settings.damping) {
       onWarning?.(`${first.name}: damping raised to ${moment.damping}, its inputs' moment is singular`);
     }
-    const gathering = (performance.now() - started) / stage.layers.length;
-    for (const layer of stage.layers) {
-      const begun = performance.now();
-      const { rows, cols } = layer.weights;
-      const own = denseWeights(kernels, layer);
-      const nonfinite = findNonfinite(kernels, { data: own, dtype: "F32" }, own.length);
-      if (nonfinite >= 0) {
-        // Left to the rule for such tensors, which keeps them or stops the run.
-        if (options.keepsNonfinite === true) continue;
-        throw new WeightsError(
-          `Cannot solve ${JSON.stringify(layer.name)}: weights must be finite, got ${own[nonfinite]} at row ${
-            Math.floor(nonfinite / cols)
-          }, column ${nonfinite % cols}; set non_finite: keep to store such a tensor unquantized`,
-          { tensor: layer.name },
-        );
-      }
-      const dense = rotation === undefined ? own : rotateRows(own.slice(), cols, rotation);
-      const target = gathered.cross === undefined ? dense : correctedTarget(kernels, {
-        weights: dense,
-        rows,
-        moment,
-        cross: gathered.cross,
-        residual: gathered.residuals.get(layer.name),
-      }, settings);
-      const solve = settings.lowRank === 0 ? solveLayer : solveLowRankLayer;
-      const problem = { weights: target, rows, cols, moment, ...gridOf(layer.name)! };
-      const { tensor, objective, firstObjective } = named(
-        layer.name,
-        () => solve(kernels, solver, problem, settings),
+    return { ...gathered, moment, rotation };
+  }
+
+  /** @returns undefined for a layer with weights that are not finite, which is left out */
+  #solveLayer(
+    layer: LinearLayer,
+    { moment, rotation, cross, residuals }: StageInputs,
+    gathering: number,
+  ): SolvedLayer | undefined {
+    const { kernels, settings, solver, gridOf, keepsNonfinite } = this.options;
+    const begun = performance.now(), { name, weights: { rows, cols } } = layer;
+    const own = denseWeights(kernels, layer);
+    const nonfinite = findNonfinite(kernels, { data: own, dtype: "F32" }, own.length);
+    if (nonfinite >= 0) {
+      // Left to the rule for such tensors, which keeps them or stops the run.
+      if (keepsNonfinite === true) return undefined;
+      throw new WeightsError(
+        `Cannot solve ${JSON.stringify(name)}: weights must be finite, got ${own[nonfinite]} at row ${
+          Math.floor(nonfinite / cols)
+        }, column ${nonfinite % cols}; set non_finite: keep to store such a tensor unquantized`,
+        { tensor: name },
       );
-      const result: SolvedLayer = {
-        name: layer.name,
-        tensor: rotation === undefined ? tensor : { ...tensor, rotation },
-        relativeError: objective / outputPower(kernels, target, rows, moment.moment),
-        gain: firstObjective / objective,
-        damping: moment.damping,
-        deadColumns: moment.deadColumns,
-        inputs: moment.tokens,
-        milliseconds: gathering + performance.now() - begun,
-      };
-      solved.set(layer.name, result);
-      weights.set(layer.name, result.tensor);
-      options.onLayer?.(result, solved.size, count);
-      await pause(options.signal);
+    }
+    const dense = rotation === undefined ? own : rotateRows(own.slice(), cols, rotation);
+    const corrected = { weights: dense, rows, moment, cross, residual: residuals.get(name) };
+    const target = cross === undefined ? dense : correctedTarget(kernels, { ...corrected, cross }, settings);
+    const solve = settings.lowRank === 0 ? solveLayer : solveLowRankLayer;
+    const problem = { weights: target, rows, cols, moment, ...gridOf(name)! };
+    const { tensor, objective, firstObjective } = named(
+      name,
+      () => solve(kernels, solver, problem, settings),
+    );
+    return {
+      name,
+      tensor: rotation === undefined ? tensor : { ...tensor, rotation },
+      relativeError: objective / outputPower(kernels, target, rows, moment.moment),
+      gain: firstObjective / objective,
+      damping: moment.damping,
+      deadColumns: moment.deadColumns,
+      inputs: moment.tokens,
+      milliseconds: gathering + performance.now() - begun,
+    };
+  }
+
+  /** Runs a stage's block until all its layers were observed; `hidden` is not changed. */
+  #observe(
+    stage: LayerStage,
+    part: CalibrationPart<Batch>,
+    hidden: Float32Array<ArrayBuffer>,
+    weights: ReadonlyMap<string, Matrix> | undefined,
+    observe: LayerObserver,
+  ): void {
+    const names = new Set(stage.layers.map(({ name }) => name)), seen = new Set<string>();
+    const options = {
+      weights,
+      observe: ((layer, ...input) => {
+        if (seen.size === names.size) throw ENOUGH;
+        if (!names.has(layer.name) || seen.has(layer.name)) return;
+        seen.add(layer.name);
+        observe(layer, ...input);
+      }) as LayerObserver,
+    };
+    const scratch = hidden.slice();
+    try {
+      if (stage.block < blockCount(this.model)) {
+        this.model.runBlock(stage.block, part.batch, scratch, options);
+      } else this.model.finish(part.batch, scratch, options);
+    } catch (error) {
+      if (error !== ENOUGH) throw error;
     }
   }
-  return solved;
+
+  /** Moments of a stage's inputs over all calibration data. */
+  #gather(stage: LayerStage): Gathered {
+    const { kernels, settings, solver } = this.options, isBlockwise = this.#mode === "blocks";
+    const first = stage.layers[0]!, { cols } = first.weights;
+    const corrects = isBlockwise && solver === "best" &&
+      (settings.correction > 0 || settings.residualCorrection > 0);
+    const moments = emptyMoments(cols), cross = corrects ? new Float32Array(cols * cols) : undefined;
+    const residuals = new Map<string, Float32Array>();
+    for (const [i, part] of this.data.fit.entries()) {
+      const { full, quantized } = this.#states[i]!;
+      const fullInputs = new Map<string, { readonly x?: Float32Array; readonly residual?: Float32Array }>();
+      if (corrects) {
+        this.#observe(
+          stage,
+          part,
+          full,
+          undefined,
+          ({ name, weights: { rows: height } }, x, rows, residual) => {
+            fullInputs.set(name, {
+              ...(name === first.name ? { x: x.slice(0, rows * cols) } : {}),
+              ...(residual === undefined ? {} : { residual: residual.slice(0, rows * height) }),
+            });
+          },
+        );
+      }
+      // Once: all on full precision's inputs, also inside a block.
+      const weights = isBlockwise ? this.#weights : undefined;
+      this.#observe(stage, part, quantized, weights, ({ name }, x, rows, residual) => {
+        const own = rowWeights(part, rows, name), inputs = x.subarray(0, rows * cols);
+        if (name === first.name) {
+          accumulateMoment(kernels, inputs, undefined, own, rows, moments.second);
+          moments.tokens += rows;
+          moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
+          if (cross !== undefined) {
+            accumulateMoment(kernels, inputs, subtract(fullInputs.get(name)!.x!, inputs), own, rows, cross);
+          }
+        }
+        if (residual === undefined || cross === undefined) return;
+        const lost = subtract(fullInputs.get(name)!.residual!, residual);
+        const sums = residuals.get(name) ?? new Float32Array(lost.length / rows * cols);
+        residuals.set(name, sums);
+        accumulateMoment(kernels, inputs, lost, own, rows, sums);
+      });
+    }
+    for (const sums of [...residuals.values(), ...(cross === undefined ? [] : [cross])]) {
+      for (let i = 0; i < sums.length; i++) sums[i]! /= moments.weight;
+    }
+    return { moments, cross, residuals };
+  }
+}
+
+/** `values − others`, in place. */
+function subtract(values: Float32Array, others: Float32Array): Float32Array {
+  for (let k = 0; k < values.length; k++) values[k]! -= others[k]!;
+  return values;
 }
 
 /** Errors of a layer, with its name. */
@@ -211,7 +335,7 @@ function named<T>(name: string, run: () => T): T {
   }
 }
 
-/** Says once, for the layer that needs most, when its inputs are too few. */
+/** Warns once, for the layer with most columns, when its inputs are too few. */
 function warnOfFewInputs<Batch>(
   stages: readonly Pick<Stage, "layers">[],
   data: CalibrationSet<Batch>,
@@ -234,14 +358,14 @@ function rotationOf(cols: number, { rotation, rotationSeed }: SolverSettings): R
   return rotation === "none" || block === 1 ? undefined : { kind: rotation, block, seed: rotationSeed };
 }
 
-/** Everything gathered, as rotated inputs would have made it. */
+/** Rotates everything gathered, as if inputs had been rotated. */
 function rotateGathered({ moments, cross, residuals }: Gathered, rotation: Rotation): void {
   rotateMoment(moments.second, moments.cols, rotation);
   if (cross !== undefined) rotateMoment(cross, moments.cols, rotation);
   for (const sums of residuals.values()) rotateRows(sums, moments.cols, rotation);
 }
 
-/** Thrown by an observer to end a run whose rest nobody needs. */
+/** Thrown by an observer to end a run whose rest is not needed. */
 const ENOUGH = new Error("every layer of the stage was seen");
 
 interface Gathered {
@@ -252,7 +376,7 @@ interface Gathered {
   readonly residuals: ReadonlyMap<string, Float32Array>;
 }
 
-/** What is known of what a layer reads, without anything to correct. */
+/** Saved moments of a layer's inputs, without anything to correct. */
 function known(statistics: CalibrationStatistics, { name, weights: { cols } }: LinearLayer): Gathered {
   const moments = statistics.moments(name);
   if (moments.cols === cols) return { moments, cross: undefined, residuals: new Map() };
@@ -260,92 +384,4 @@ function known(statistics: CalibrationStatistics, { name, weights: { cols } }: L
     `Cannot solve ${JSON.stringify(name)}: its statistics must be of ${cols} columns, got ${moments.cols}`,
     { tensor: name },
   );
-}
-
-/** What the layers of a stage read, over all calibration data. */
-function gather<Batch>(
-  model: Blockwise<Batch>,
-  parts: readonly CalibrationPart<Batch>[],
-  states: readonly {
-    readonly full: Float32Array<ArrayBuffer>;
-    readonly quantized: Float32Array<ArrayBuffer>;
-  }[],
-  stage: { readonly block: number; readonly layers: readonly LinearLayer[] },
-  weights: ReadonlyMap<string, Matrix>,
-  { kernels, settings, solver, mode = "blocks" }: SolveOptions,
-): Gathered {
-  const names = new Set(stage.layers.map(({ name }) => name));
-  const first = stage.layers[0]!, { cols } = first.weights;
-  const corrects = mode === "blocks" && solver === "best" &&
-    (settings.correction > 0 || settings.residualCorrection > 0);
-  const moments = emptyMoments(cols);
-  const cross = corrects ? new Float32Array(cols * cols) : undefined;
-  const residuals = new Map<string, Float32Array>();
-  const run = (
-    part: CalibrationPart<Batch>,
-    hidden: Float32Array,
-    options: Parameters<typeof model.finish>[2],
-  ) => {
-    const scratch = hidden.slice() as Float32Array<ArrayBuffer>;
-    try {
-      if (stage.block < blockCount(model)) model.runBlock(stage.block, part.batch, scratch, options);
-      else model.finish(part.batch, scratch, options);
-    } catch (error) {
-      if (error !== ENOUGH) throw error;
-    }
-  };
-  for (const [i, part] of parts.entries()) {
-    const { full, quantized } = states[i]!;
-    const fullInputs = new Map<string, { x: Float32Array | undefined; residual: Float32Array | undefined }>();
-    if (corrects) {
-      run(part, full, {
-        observe: ({ name }, x, rows, residual) => {
-          if (fullInputs.size === names.size) throw ENOUGH;
-          if (!names.has(name) || fullInputs.has(name)) return;
-          const height = stage.layers.find((each) => each.name === name)!.weights.rows;
-          fullInputs.set(name, {
-            x: name === first.name ? x.slice(0, rows * cols) : undefined,
-            residual: residual?.slice(0, rows * height),
-          });
-        },
-      });
-    }
-    const seen = new Set<string>();
-    run(part, quantized, {
-      // Once: all on what full precision makes, also inside a block.
-      weights: mode === "blocks" ? weights : undefined,
-      observe: ({ name }, x, rows, residual) => {
-        if (seen.size === names.size) throw ENOUGH;
-        if (!names.has(name) || seen.has(name)) return;
-        seen.add(name);
-        const own = rowWeights(part, rows, name), inputs = x.subarray(0, rows * cols);
-        if (name === first.name) {
-          accumulateMoment(kernels, inputs, undefined, own, rows, moments.second);
-          moments.tokens += rows;
-          moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
-          if (cross !== undefined) {
-            const lost = fullInputs.get(name)!.x!;
-            for (let k = 0; k < lost.length; k++) lost[k]! -= inputs[k]!;
-            accumulateMoment(kernels, inputs, lost, own, rows, cross);
-          }
-        }
-        if (residual === undefined || cross === undefined) return;
-        const lost = fullInputs.get(name)!.residual!;
-        const height = lost.length / rows;
-        for (let k = 0; k < lost.length; k++) lost[k]! -= residual[k]!;
-        let sums = residuals.get(name);
-        if (sums === undefined) residuals.set(name, sums = new Float32Array(height * cols));
-        accumulateMoment(kernels, inputs, lost, own, rows, sums);
-      },
-    });
-  }
-  const mean = (sums: Float32Array) => {
-    for (let i = 0; i < sums.length; i++) sums[i]! /= moments.weight;
-    return sums;
-  };
-  return {
-    moments,
-    cross: cross === undefined ? undefined : mean(cross),
-    residuals: new Map([...residuals].map(([name, sums]) => [name, mean(sums)])),
-  };
 }

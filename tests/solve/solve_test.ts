@@ -41,7 +41,7 @@ const QUICK = {
   "solver_options.candidates": 1,
 };
 
-function run(
+async function run(
   output: string,
   overrides: Record<string, unknown> = {},
   more: Partial<Pick<QuantizeCheckpointOptions, "resume" | "signal" | "onEvent" | "onProgress" | "input">> =
@@ -49,7 +49,7 @@ function run(
 ) {
   const { solver_options: _, ...quick } = QUICK;
   const { config } = resolveConfig({ overrides: { ...quick, num_threads: 1, ...overrides } });
-  return quantizeCheckpoint({ input: DREAM, output, config, kernels, ...more });
+  return await quantizeCheckpoint({ input: DREAM, output, config, kernels, ...more });
 }
 
 describe("calibrated solvers", () => {
