@@ -5,15 +5,9 @@ import { dequantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
 import { environmentVariables, parseOptions, usageError } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
 import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
-import {
-  formatBytes,
-  formatCount,
-  formatTable,
-  peakMemoryBytes,
-  print,
-  printable,
-  printJson,
-} from "./_command/text.ts";
+import { formatBytes, formatCells } from "../lib/eval/table.ts";
+import { peakResidentBytes } from "../lib/eval/environment.ts";
+import { formatCount, print, printable, printJson } from "./_command/text.ts";
 
 const HELP = `Usage: dequantize.ts PACKED OUT [options]
 
@@ -82,12 +76,12 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     display.clear();
   }
   const seconds = (performance.now() - started) / 1000;
-  const memory = peakMemoryBytes();
+  const memory = peakResidentBytes();
   if (flags.json) {
     printJson({ ...report, seconds, peakMemoryBytes: memory });
   } else if (!flags.quiet) {
     const { totals } = report;
-    print(formatTable([
+    print(formatCells([
       ["model", `${report.modelKind}, ${printable(input)} -> ${printable(output)}`],
       ["files", `${formatBytes(totals.fileBytesBefore)} -> ${formatBytes(totals.fileBytesAfter)}`],
       [
@@ -98,7 +92,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
       ["backend", `${report.backend}, ${report.threads} threads`],
       [
         "time",
-        `${seconds.toFixed(2)} s${memory === undefined ? "" : `, peak memory ${formatBytes(memory)}`}`,
+        `${seconds.toFixed(2)} s, peak memory ${formatBytes(memory)}`,
       ],
     ]));
   }

@@ -39,7 +39,8 @@ import type { TimeParameters } from "../lib/time/mod.ts";
 import { parseOptions, usageError } from "./_command/options.ts";
 import { ProgressDisplay, StateDisplay } from "./_command/progress.ts";
 import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
-import { peakMemoryBytes, print, printable, printJson } from "./_command/text.ts";
+import { peakResidentBytes } from "../lib/eval/environment.ts";
+import { print, printable, printJson } from "./_command/text.ts";
 
 const HELP = `Usage: generate.ts MODEL [options]
 
@@ -354,7 +355,7 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
 function measured({ memory, time }: ReturnType<typeof announce>) {
   return {
     forecast: { memoryBytes: memory.total, memory, seconds: time.seconds },
-    peakMemoryBytes: peakMemoryBytes(),
+    peakMemoryBytes: peakResidentBytes(),
   };
 }
 

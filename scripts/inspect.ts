@@ -24,7 +24,8 @@ import {
 import { environmentVariables, parseOptions, usageError } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
 import { EXIT_CODE_HELP, EXIT_CODES, runCommand } from "./_command/run.ts";
-import { formatBytes, formatCount, formatTable, print, printable, printJson } from "./_command/text.ts";
+import { formatBytes, formatCells } from "../lib/eval/table.ts";
+import { formatCount, print, printable, printJson } from "./_command/text.ts";
 
 const HELP = `Usage: inspect.ts PATH [options]
 
@@ -280,10 +281,10 @@ function printReport(
       : []),
   ]);
   const errorHead = hasErrors ? ["relative RMS", "cosine", "max error"] : [];
-  print(formatTable([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]));
+  print(formatCells([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]));
   print("");
   const share = totals["bitsPerWeight"];
-  print(formatTable([
+  print(formatCells([
     ["model", `${checkpoint.kind}, ${printable(path)}`],
     ["files", `${totals["files"]}, ${formatBytes(totals["fileBytes"] ?? 0)}`],
     ["tensors", `${formatCount(rows.length)}, ${formatCount(totals["weights"] ?? 0)} weights`],

@@ -7,7 +7,8 @@ import { elementCount, SafetensorsWriter, type TensorSpec } from "../lib/tensor/
 import { bytesOf, type Layout, layoutOf, LAYOUTS, PUBLISHED_HIDDEN, tokenizerFiles } from "./_layouts.ts";
 import { parseOptions, usageError } from "./_command/options.ts";
 import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
-import { formatBytes, print } from "./_command/text.ts";
+import { formatBytes } from "../lib/eval/table.ts";
+import { print } from "./_command/text.ts";
 
 const HELP = `Usage: make_checkpoint.ts OUT [options]
 

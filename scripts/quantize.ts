@@ -11,15 +11,9 @@ import { openCheckpoint } from "../lib/tensor/mod.ts";
 import { commandLine, environmentVariables, parseOptions, usageError } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
 import { EXIT_CODE_HELP, prepareReport, runCommand } from "./_command/run.ts";
-import {
-  formatBytes,
-  formatCount,
-  formatTable,
-  peakMemoryBytes,
-  print,
-  printable,
-  printJson,
-} from "./_command/text.ts";
+import { formatBytes, formatCells } from "../lib/eval/table.ts";
+import { peakResidentBytes } from "../lib/eval/environment.ts";
+import { formatCount, print, printable, printJson } from "./_command/text.ts";
 
 const HELP = `Usage: quantize.ts MODEL OUT [options]
 
@@ -144,7 +138,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   }
   if (flags.json) {
     const weightsPerSecond = report.totals.weights / seconds;
-    printJson({ ...report, seconds, weightsPerSecond, peakMemoryBytes: peakMemoryBytes() });
+    printJson({ ...report, seconds, weightsPerSecond, peakMemoryBytes: peakResidentBytes() });
   } else if (!flags.quiet) {
     if (report.dryRun) printPlan(report);
     printSummary(report, seconds);
@@ -230,10 +224,10 @@ function printPlan({ plan }: RunReport): void {
     row.action === "keep" ? "keep" : `${row.bits} bits`,
     row.reason,
   ]);
-  print(formatTable([["tensor", "type", "action", "reason"], ...rows]));
+  print(formatCells([["tensor", "type", "action", "reason"], ...rows]));
   const reasons = new Set(plan.rows.map(({ reason }) => reason));
   const rules = KEEP_RULES.filter(({ rule }) => reasons.has(rule)).map(({ rule, why }) => [`  ${rule}`, why]);
-  if (rules.length > 0) print(`\nKept by rule:\n${formatTable(rules)}`);
+  if (rules.length > 0) print(`\nKept by rule:\n${formatCells(rules)}`);
   for (const warning of plan.warnings) print(`warning: ${printable(warning)}`);
   print("");
 }
@@ -260,7 +254,7 @@ function printSummary(report: RunReport, seconds: number): void {
     sum.weights === 0 ? "-" : (sum.after * 8 / sum.weights).toFixed(3),
   ]);
   const head = ["layers", "tensors", "weights", "before", "after", "bits/weight"];
-  print(formatTable([head, ...table], [1, 2, 3, 4, 5]));
+  print(formatCells([head, ...table], [1, 2, 3, 4, 5]));
   print("");
   const facts: [string, string][] = [
     ["model", `${report.modelKind}, ${printable(report.input)} -> ${printable(report.output)}`],
@@ -303,16 +297,15 @@ function printSummary(report: RunReport, seconds: number): void {
     if (tensorsResumed > 0) {
       facts.push(["resumed", `${tensorsResumed} of ${layers.length} tensors were done before`]);
     }
-    const memory = peakMemoryBytes();
     facts.push(["backend", `${report.backend}, ${report.threads} threads`]);
     facts.push([
       "time",
       `${seconds.toFixed(2)} s` +
       (tensorsResumed > 0 ? "" : `, ${(totals.weights / seconds / 1e6).toFixed(1)} M weights/s`) +
-      (memory === undefined ? "" : `, peak memory ${formatBytes(memory)}`),
+      `, peak memory ${formatBytes(peakResidentBytes())}`,
     ]);
   }
-  print(formatTable(facts));
+  print(formatCells(facts));
 }
 
 if (import.meta.main) await runCommand(main);

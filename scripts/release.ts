@@ -29,7 +29,8 @@ import { bundle, packNpm } from "./_release/package.ts";
 import { tryRelease } from "./_release/trials.ts";
 import { parseOptions, usageError } from "./_command/options.ts";
 import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
-import { formatBytes, formatTable, print } from "./_command/text.ts";
+import { formatBytes, formatCells } from "../lib/eval/table.ts";
+import { print } from "./_command/text.ts";
 
 const HELP = `Usage: release.ts OUT [options]
 
@@ -232,7 +233,7 @@ function summary(out: string, manifest: ReleaseManifest, tarball: string): strin
     `skipped: ${each.platform}-${each.architecture}: ${each.reason}`
   );
   return [
-    formatTable([["file", "size", "SHA-256", "compiler"], ...rows], [1]),
+    formatCells([["file", "size", "SHA-256", "compiler"], ...rows], [1]),
     ...skipped,
     `${out}: arrowquant ${manifest.version}, ABI ${manifest.abi}, ${
       Object.keys(manifest.files).length

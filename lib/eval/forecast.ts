@@ -12,6 +12,7 @@ import { RandomStream } from "../models/random.ts";
 import type { Kernels } from "../native/mod.ts";
 import { groupCount, type GroupSize, packedWords } from "../quant/mod.ts";
 import { median } from "./statistics.ts";
+import { formatBytes, secondsText } from "./table.ts";
 
 /** What inference may take beside weights, activations and what the process holds already. */
 export const SPARE_BYTES = 64e6;
@@ -68,8 +69,8 @@ export function forecastMemory(
   const largest = Math.max(0, ...matrices.map(copyOf));
   if (kernels.backend === "wasm" && largest > WASM_BYTES) {
     throw new MemoryError(
-      `Cannot run the model in WebAssembly: a product must fit into ${sizeText(WASM_BYTES)}, got ${
-        sizeText(largest)
+      `Cannot run the model in WebAssembly: a product must fit into ${formatBytes(WASM_BYTES)}, got ${
+        formatBytes(largest)
       }; use the native backend, or quantize the model`,
       largest,
       WASM_BYTES,
@@ -123,7 +124,7 @@ export function checkMemory(
   if (needed <= available) return;
   throw new MemoryError(
     `Cannot run ${JSON.stringify(path)}: the model and its run must fit into the memory available, ${
-      sizeText(available)
+      formatBytes(available)
     }, got ${memoryText(forecast)}; ${wayOut}`,
     needed,
     available,
@@ -134,22 +135,12 @@ export function checkMemory(
 /** The forecast as a sentence's part. */
 export function memoryText({ process, weights, activations, copies, spare, total }: MemoryForecast): string {
   const parts = [
-    `${sizeText(weights)} weights`,
-    `${sizeText(activations)} activations and buffers`,
-    ...(copies > 0 ? [`${sizeText(copies)} WebAssembly's copies`] : []),
-    `${sizeText(process + spare)} process`,
+    `${formatBytes(weights)} weights`,
+    `${formatBytes(activations)} activations and buffers`,
+    ...(copies > 0 ? [`${formatBytes(copies)} WebAssembly's copies`] : []),
+    `${formatBytes(process + spare)} process`,
   ];
-  return `${sizeText(total)} of memory (${parts.join(" + ")})`;
-}
-
-/** Bytes in decimal units, three digits. */
-export function sizeText(bytes: number): string {
-  const [unit, size] = bytes >= 999.5e6
-    ? ["GB", 1e9] as const
-    : bytes >= 999.5e3
-    ? ["MB", 1e6] as const
-    : ["kB", 1e3] as const;
-  return `${Number((bytes / size).toPrecision(3))} ${unit}`;
+  return `${formatBytes(total)} of memory (${parts.join(" + ")})`;
 }
 
 // Time ---------------------------------------------------------------------------------------------------------
@@ -233,11 +224,4 @@ export function timeText({ seconds, multiplyAdds, multiplyAddsPerSecond }: TimeF
   return `about ${secondsText(seconds)} (estimate: ${
     (multiplyAdds / 1e9).toPrecision(3)
   } G multiply-adds at ${(multiplyAddsPerSecond / 1e9).toPrecision(3)} G/s, one product timed now)`;
-}
-
-/** A duration in the unit that fits. */
-export function secondsText(seconds: number): string {
-  if (seconds < 1) return `${Math.max(0.01, seconds).toFixed(2)} s`;
-  if (seconds < 120) return `${seconds.toPrecision(2)} s`;
-  return seconds < 7200 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(0)} h`;
 }

@@ -1,4 +1,4 @@
-/** Tables as text: columns aligned, units in the titles. */
+/** Tables, sizes and durations as text. */
 
 export type TableRow = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
@@ -33,20 +33,47 @@ function cell(column: Column, row: TableRow): string {
  */
 export function formatTable(columns: readonly Column[], rows: readonly TableRow[]): string[] {
   const cells = rows.map((row) => columns.map((column) => cell(column, row)));
-  const widths = columns.map((column, i) =>
-    Math.max(column.title.length, ...cells.map((line) => line[i]!.length))
+  const titles = columns.map(({ title }) => title);
+  const rules = columns.map(({ title }, i) =>
+    "-".repeat(Math.max(title.length, ...cells.map((line) => line[i]!.length)))
   );
-  const toRight = columns.map((column) =>
-    column.align === undefined
-      ? rows.some((row) => typeof row[column.key] === "number")
-      : column.align === "right"
+  const toRight = columns.flatMap((column, i) => {
+    const align = column.align ??
+      (rows.some((row) => typeof row[column.key] === "number") ? "right" : "left");
+    return align === "right" ? [i] : [];
+  });
+  return alignedLines([titles, rules, ...cells], toRight);
+}
+
+/** Rows of cells as lines, two spaces between columns; those in `right` are aligned to the right. */
+function alignedLines(rows: readonly (readonly string[])[], right: readonly number[]): string[] {
+  const widths: number[] = [];
+  for (const row of rows) row.forEach((cell, i) => widths[i] = Math.max(widths[i] ?? 0, cell.length));
+  return rows.map((row) =>
+    row.map((cell, i) => right.includes(i) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)).join("  ")
+      .trimEnd()
   );
-  const line = (texts: readonly string[]) =>
-    texts.map((text, i) => toRight[i] ? text.padStart(widths[i]!) : text.padEnd(widths[i]!)).join("  ")
-      .trimEnd();
-  return [
-    line(columns.map((column) => column.title)),
-    widths.map((width) => "-".repeat(width)).join("  "),
-    ...cells.map(line),
-  ];
+}
+
+/** Rows of cells as text; columns in `right` are aligned to the right. */
+export function formatCells(rows: readonly (readonly string[])[], right: readonly number[] = []): string {
+  return alignedLines(rows, right).join("\n");
+}
+
+/** Bytes in decimal units, three digits. */
+export function formatBytes(bytes: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (bytes >= 999.5 && unit < units.length - 1) {
+    bytes /= 1000;
+    unit++;
+  }
+  return `${unit === 0 ? bytes.toFixed(0) : bytes.toPrecision(3)} ${units[unit]}`;
+}
+
+/** A duration in the unit that fits. */
+export function secondsText(seconds: number): string {
+  if (seconds < 1) return `${Math.max(0.01, seconds).toFixed(2)} s`;
+  if (seconds < 120) return `${seconds.toPrecision(2)} s`;
+  return seconds < 7200 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(0)} h`;
 }

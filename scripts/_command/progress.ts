@@ -1,7 +1,8 @@
 /** Progress on stderr: a bar on a terminal, lines or JSON objects elsewhere. */
 import process from "node:process";
 import type { Progress, RunEvent } from "../../lib/progress.ts";
-import { formatBytes, formatSeconds, printable, printText } from "./text.ts";
+import { formatBytes } from "../../lib/eval/table.ts";
+import { formatSeconds, printable, printText } from "./text.ts";
 
 const BAR_MILLISECONDS = 100;
 const LINE_MILLISECONDS = 5000;

@@ -1,5 +1,5 @@
 /** Text for people, and printing it. */
-import { readFileSync, writeSync } from "node:fs";
+import { writeSync } from "node:fs";
 import process from "node:process";
 import { OutputError } from "../../lib/errors.ts";
 import { errorCode } from "../../lib/files/whole.ts";
@@ -40,17 +40,6 @@ export function printJson(value: unknown): void {
   print(JSON.stringify(value, null, 2));
 }
 
-/** Bytes for people: decimal units, three digits. */
-export function formatBytes(bytes: number): string {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  let unit = 0;
-  while (bytes >= 999.5 && unit < units.length - 1) {
-    bytes /= 1000;
-    unit++;
-  }
-  return `${unit === 0 ? bytes.toFixed(0) : bytes.toPrecision(3)} ${units[unit]}`;
-}
-
 /** A duration as `1:02:03` or `2:03`. */
 export function formatSeconds(seconds: number): string {
   const whole = Math.max(0, Math.round(seconds));
@@ -64,29 +53,7 @@ export function formatCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
-/** Rows of cells as aligned lines; columns in `right` are aligned to the right. */
-export function formatTable(rows: readonly (readonly string[])[], right: readonly number[] = []): string {
-  const widths: number[] = [];
-  for (const row of rows) row.forEach((cell, i) => widths[i] = Math.max(widths[i] ?? 0, cell.length));
-  return rows.map((row) =>
-    row.map((cell, i) => right.includes(i) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)).join("  ")
-      .trimEnd()
-  ).join("\n");
-}
-
 /** A name for a terminal: control characters escaped. */
 export function printable(text: string): string {
   return text.replace(/\p{C}/gu, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
-}
-
-/** Largest resident memory of this process so far, undefined where the system does not say. */
-export function peakMemoryBytes(): number | undefined {
-  try {
-    const kilobytes = /^VmHWM:\s*(\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1];
-    if (kilobytes !== undefined) return Number(kilobytes) * 1024;
-  } catch {
-    // Not Linux: the runtime may know.
-  }
-  const { maxRSS } = process.resourceUsage();
-  return maxRSS > 0 ? maxRSS * 1024 : undefined;
 }

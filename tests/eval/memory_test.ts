@@ -174,7 +174,7 @@ describe("a model that does not fit", () => {
       const { code, stdout, stderr } = run(script, args);
       expect([script, code]).toEqual([script, 6]);
       expect(stderr).toMatch(
-        /must fit into the memory available, [\d.]+ [GM]B, got 1\d\d0 GB of memory \(1\d\d0 GB weights/,
+        /must fit into the memory available, [\d.]+ [GM]B, got 1\.\d\d TB of memory \(1\.\d\d TB weights/,
       );
       expect(stderr).toContain("--ignore-memory");
       expect(stderr).not.toMatch(/^ +at /m);

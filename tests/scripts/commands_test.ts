@@ -3,7 +3,8 @@ import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } 
 import { join } from "node:path";
 import { WORK_FOLDER } from "../../lib/pipeline/mod.ts";
 import { progressText } from "../../scripts/_command/progress.ts";
-import { formatBytes, formatCount, formatSeconds, formatTable } from "../../scripts/_command/text.ts";
+import { formatBytes, formatCells } from "../../lib/eval/table.ts";
+import { formatCount, formatSeconds } from "../../scripts/_command/text.ts";
 import {
   contents,
   differences,
@@ -353,7 +354,7 @@ describe("text", () => {
     expect([0, 9.6, 61, 3723].map(formatSeconds)).toEqual(
       ["0", "10", "1:01", "1:02:03"].map((t) => t.includes(":") ? t : `0:${t.padStart(2, "0")}`),
     );
-    expect(formatTable([["a", "1"], ["bb", "22"]], [1])).toBe("a    1\nbb  22");
+    expect(formatCells([["a", "1"], ["bb", "22"]], [1])).toBe("a    1\nbb  22");
   });
 
   test("progress: share, rates and remaining time of this run alone", () => {

@@ -6,15 +6,8 @@ import { CheckpointError, ConfigError } from "../../errors.ts";
 import { type DitConfig, forwardCost, type ModelRequirements, modelRequirements } from "../../models/mod.ts";
 import { quantize } from "../../quant/mod.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
-import {
-  checkMemory,
-  forecastMemory,
-  forecastTime,
-  memoryText,
-  secondsText,
-  sizeText,
-  timeText,
-} from "../../eval/forecast.ts";
+import { checkMemory, forecastMemory, forecastTime, memoryText, timeText } from "../../eval/forecast.ts";
+import { formatBytes, secondsText } from "../../eval/table.ts";
 import {
   DRAWING,
   type ImageYardstick,
@@ -171,7 +164,9 @@ function announce(context: BenchContext, { path, yardstick, needs }: ModelPlan):
   const time = forecastTime(kernels, needs, settings.length * load.multiplyAdds, load.rows);
   const quantizing = quantizeSeconds(context, settings, needs.matrixWeights);
   const name = `${nameOf(path)} (${needs.model.kind}), ${settings.length} settings`;
-  progress(`${name}: needs ${memoryText(memory)}, ${sizeText(needs.weightBytes)} of temporary files at most`);
+  progress(
+    `${name}: needs ${memoryText(memory)}, ${formatBytes(needs.weightBytes)} of temporary files at most`,
+  );
   progress(
     `${name}: takes ${timeText(time)}` +
       (quantizing > 0 ? ` and ${secondsText(quantizing)} to quantize` : ""),

@@ -6,7 +6,8 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";
 import { collectGarbage, peakResidentBytes, resetPeakResident } from "../../eval/environment.ts";
-import { checkMemory, forecastMemory, forecastTime, secondsText, sizeText } from "../../eval/forecast.ts";
+import { checkMemory, forecastMemory, forecastTime } from "../../eval/forecast.ts";
+import { formatBytes, secondsText } from "../../eval/table.ts";
 import { RandomStream } from "../../models/random.ts";
 import { requirementsAt } from "../../models/mod.ts";
 import { quantizeCheckpoint, type RunReport } from "../../pipeline/mod.ts";
@@ -87,7 +88,7 @@ function sayForecast({ kernels, progress }: BenchContext, path: string, tokens: 
   });
   checkMemory(path, memory, "give the process more memory");
   const { seconds } = forecastTime(kernels, needs, PASSES * positions * weights, positions);
-  progress(`forecast: about ${secondsText(seconds)} and ${sizeText(memory.total)} of memory`);
+  progress(`forecast: about ${secondsText(seconds)} and ${formatBytes(memory.total)} of memory`);
 }
 
 /** Tables and rows of one block, and of all blocks by multiplication. */
@@ -158,7 +159,7 @@ function reportOf(
       title: `${title}: memory`,
       notes: [
         `Counted bytes of one block; ${blocks} blocks EXTRAPOLATED. Peak of the process: ${
-          sizeText(peakResidentBytes())
+          formatBytes(peakResidentBytes())
         }.`,
       ],
       columns: [
@@ -168,8 +169,8 @@ function reportOf(
       ],
       rows: memory.map(({ memory, countedBytes, extrapolatedBytes }) => ({
         memory,
-        one: sizeText(countedBytes),
-        all: sizeText(extrapolatedBytes),
+        one: formatBytes(countedBytes),
+        all: formatBytes(extrapolatedBytes),
       })),
     }],
     rows: [...rows, ...memory].map((row) => ({
