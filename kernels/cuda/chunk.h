@@ -1,8 +1,8 @@
-/* chunk.h: the part of one thread in a chunk, eight consecutive columns of a row, whose codes are `bits` whole bytes at any width.
+/* chunk.h: the part of one thread in a chunk, eight consecutive columns of a row, whose codes are `bits`
+ * whole bytes at any width.
  *
  *     row    | chunk 0 | chunk 1 | ... | last chunk, 1 to 8 columns |
- *     packed | bits B  | bits B  | ... | up to the end of the row's last word, zeros behind the codes |
- */
+ *     packed | bits B  | bits B  | ... | up to the end of the row's last word, zeros behind the codes | */
 #ifndef AQ_CUDA_CHUNK_H
 #define AQ_CUDA_CHUNK_H
 
@@ -43,7 +43,7 @@ AQ_DEVICE size_t aq_quotient(size_t a, size_t b) {
 
 AQ_DEVICE size_t aq_smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-/* Elements ------------------------------------------------------------------------------------------------------------ */
+/* Elements --------------------------------------------------------------------------------------------- */
 
 struct aq_words4 {
   uint32_t at[4];
@@ -104,7 +104,7 @@ AQ_DEVICE void aq_load_chunk(const void *in, int32_t dtype, size_t first, size_t
   for (int k = 0; k < AQ_CHUNK; k++) values[k] = (size_t)k < n ? aq_load_element(in, dtype, first + (size_t)k) : 0.0f;
 }
 
-/* Codes -> bytes ------------------------------------------------------------------------------------------------------ */
+/* Codes -> bytes --------------------------------------------------------------------------------------- */
 
 /* Bits of `codes` behind the chunk's columns are zero. */
 AQ_DEVICE void aq_write_codes(uint64_t codes, uint32_t *packed, const aq_layout &layout, size_t row, size_t chunk) {
@@ -129,9 +129,10 @@ AQ_DEVICE void aq_write_codes(uint64_t codes, uint32_t *packed, const aq_layout 
   }
 }
 
-/* Quantize ------------------------------------------------------------------------------------------------------------ */
+/* Quantize --------------------------------------------------------------------------------------------- */
 
-/* Chunks of a lane, and lanes that share a group of up to 256 columns: a power of two, so that shuffles reduce over them. */
+/* Chunks of a lane, and lanes that share a group of up to 256 columns: a power of two, so that shuffles
+ * reduce over them. */
 #define AQ_LANE_CHUNKS 2
 AQ_FUNCTION int aq_group_lanes(const aq_layout &layout) {
   int lanes = 1;
@@ -181,9 +182,10 @@ AQ_DEVICE aq_range aq_chunk_range(const float values[AQ_CHUNK], size_t n) {
 #define AQ_FMA __builtin_fmaf
 #endif
 
-/* weight / scale as IEEE rounds it, by the nearest number to 1 / scale: one step of Newton's on the quotient is exact (Markstein 1990)
- * where its remainder is no denormal number. Where it is, the quotient is below 2^-78 - scales are half floats - and vanishes beside
- * any zero point but 0, whose code it does not change. */
+/* weight / scale as IEEE rounds it, by the nearest number to 1 / scale: one step of Newton's on the
+ * quotient is exact (Markstein 1990) where its remainder is no denormal number. Where it is, the quotient
+ * is below 2^-78 - scales are half floats - and vanishes beside any zero point but 0, whose code it does
+ * not change. */
 AQ_DEVICE float aq_quotient_by(float weight, float scale, float inverse) {
   const float near = weight * inverse;
   return AQ_FMA(AQ_FMA(-near, scale, weight), inverse, near);
@@ -239,7 +241,8 @@ AQ_DEVICE void aq_write_lane(const aq_quantize_view &view, const aq_group_place 
 #define AQ_FAULT_RANGE 2
 #define AQ_FAULT_COLUMN_WEIGHT 4
 
-/* As the CPU reports them: column weights are looked at first, and of two faults among the weights NaN or infinity counts. */
+/* As the CPU reports them: column weights are looked at first, and of two faults among the weights NaN or
+ * infinity counts. */
 static inline int32_t aq_status_of_faults(int32_t faults) {
   if (faults & AQ_FAULT_COLUMN_WEIGHT) return AQ_E_VALUE;
   if (faults & AQ_FAULT_NONFINITE) return AQ_E_NONFINITE;

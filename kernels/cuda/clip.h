@@ -1,12 +1,11 @@
-/* clip.h: the clip search of one group, the arithmetic of kernels/cpu/scalar.c in its order: sums run over segments of
- * AQ_SEGMENT columns, and the segments' sums are added up in order. `Group` says where weights come from and who sums which
- * segment:
+/* clip.h: the clip search of one group, the arithmetic of kernels/cpu/scalar.c in its order: sums run over
+ * segments of AQ_SEGMENT columns, and the segments' sums are added up in order. `Group` says where weights
+ * come from and who sums which segment:
  *
  *     size_t n                         columns
  *     float weight(size_t i)           weight i
  *     float importance(size_t i)       its column weight over the group's largest; 1 without
- *     Sums ordered<Sums>(part)         part(begin, end) of all segments, added up from the first to the last
- */
+ *     Sums ordered<Sums>(part)         part(begin, end) of all segments, added up from the first to the last */
 #ifndef AQ_CUDA_CLIP_H
 #define AQ_CUDA_CLIP_H
 

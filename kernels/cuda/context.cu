@@ -19,7 +19,7 @@ int32_t aq_cuda_status(cudaError_t error) {
   }
 }
 
-/* Devices ----------------------------------------------------------------------------------------------------------- */
+/* Devices ---------------------------------------------------------------------------------------------- */
 
 int32_t aq_cuda_device_count(int32_t *count) {
   if (!count) return AQ_E_ARGUMENT;
@@ -74,7 +74,7 @@ int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
   return AQ_OK;
 }
 
-/* Streams ----------------------------------------------------------------------------------------------------------- */
+/* Streams ---------------------------------------------------------------------------------------------- */
 
 static void release(aq_stream_state *state) {
   if (state->stream) cudaStreamDestroy(state->stream);
@@ -156,7 +156,7 @@ int32_t aq_cuda_read_faults(const aq_stream_state *stream) {
   return error == cudaSuccess ? aq_status_of_faults(faults) : aq_cuda_status(error);
 }
 
-/* Buffers ----------------------------------------------------------------------------------------------------------- */
+/* Buffers ---------------------------------------------------------------------------------------------- */
 
 static aq_buffer_state *buffer_of(aq_cuda_buffer buffer) {
   aq_buffer_state *state = (aq_buffer_state *)(uintptr_t)buffer;

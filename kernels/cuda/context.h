@@ -37,8 +37,8 @@ static inline int32_t aq_cuda_launched(void) { return aq_cuda_status(cudaGetLast
 int32_t aq_cuda_clear_faults(const aq_stream_state *stream);
 int32_t aq_cuda_read_faults(const aq_stream_state *stream);
 
-/* The memory behind a handle, `count` elements of `size` bytes of it at least. With `status` not AQ_OK nothing is done, so that
- * calls can follow each other and the first fault stays. */
+/* The memory behind a handle, `count` elements of `size` bytes of it at least. With `status` not AQ_OK
+ * nothing is done, so that calls can follow each other and the first fault stays. */
 void *aq_cuda_memory(aq_cuda_buffer buffer, size_t count, size_t size, const aq_stream_state *stream, int32_t *status);
 
 template <class T>

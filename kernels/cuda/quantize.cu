@@ -1,5 +1,5 @@
-/* quantize.cu: round to nearest with the lanes of a warp sharing a group, the clip search with a thread a group over tiles in
- * shared memory, and longer groups with a warp each. */
+/* quantize.cu: round to nearest with the lanes of a warp sharing a group, the clip search with a thread a
+ * group over tiles in shared memory, and longer groups with a warp each. */
 #include "context.h"
 #include "quantize.h"
 

@@ -1,14 +1,14 @@
-/* quantize.h: the steps of the threads that quantize: a group of up to AQ_SEGMENT columns in a tile of groups, or a longer one
- * by a warp. */
+/* quantize.h: the steps of the threads that quantize: a group of up to AQ_SEGMENT columns in a tile of
+ * groups, or a longer one by a warp. */
 #ifndef AQ_CUDA_QUANTIZE_H
 #define AQ_CUDA_QUANTIZE_H
 
 #include "clip.h"
 
-/* Tiles ----------------------------------------------------------------------------------------------------------------
+/* Tiles
+ * ----------------------------------------------------------------------------------------------------------------
  *
- *     weights[i * stride + g] = column i of group g of the tile; importances likewise, where there are column weights
- */
+ *     weights[i * stride + g] = column i of group g of the tile; importances likewise, where there are column weights */
 struct aq_tile {
   float *weights, *importances; /* importances null without column weights */
   aq_grid *grids;
@@ -105,7 +105,7 @@ AQ_DEVICE void aq_write_tile_chunk(const aq_quantize_view &view, const aq_tile &
   aq_write_lane(view, place, lane, values, n, tile.grids[g]);
 }
 
-/* Longer groups -------------------------------------------------------------------------------------------------------- */
+/* Longer groups ---------------------------------------------------------------------------------------- */
 
 /* Group `unit` by a warp, clip search or round to nearest. Returns the faults of all lanes. */
 AQ_DEVICE int32_t aq_quantize_long_group(const aq_quantize_view &view, size_t unit, bool clip, const aq_warp &warp) {

@@ -1,7 +1,8 @@
-/* two_level.h: quantizing with two-level scales, the arithmetic of kernels/cpu/two_level_scalar.c in its order. A tile is sixteen
- * superblocks in shared memory; a superblock belongs to a team of as many lanes as it has groups when it is whole, one a group.
- * Super scales need all groups: every lane of the team computes them from the notes of all lanes, with the warp's barrier between
- * writing and reading, which teams of one warp reach together. */
+/* two_level.h: quantizing with two-level scales, the arithmetic of kernels/cpu/two_level_scalar.c in its
+ * order. A tile is sixteen superblocks in shared memory; a superblock belongs to a team of as many lanes
+ * as it has groups when it is whole, one a group. Super scales need all groups: every lane of the team
+ * computes them from the notes of all lanes, with the warp's barrier between writing and reading, which
+ * teams of one warp reach together. */
 #ifndef AQ_CUDA_TWO_LEVEL_H
 #define AQ_CUDA_TWO_LEVEL_H
 
@@ -59,8 +60,8 @@ AQ_DEVICE aq_super_place aq_place_super(const aq_two_level_layout &layout, size_
   return {row, super, there ? aq_smaller(AQ_SEGMENT, layout.matrix.cols - super * AQ_SEGMENT) : 0};
 }
 
-/* Shared memory of a tile: weights[place] and importances[place], a group behind the other with a word between them, so that the
- * lanes of a team are on different banks. */
+/* Shared memory of a tile: weights[place] and importances[place], a group behind the other with a word
+ * between them, so that the lanes of a team are on different banks. */
 AQ_DEVICE size_t aq_super_pitch(const aq_two_level_layout &layout) { return AQ_SEGMENT + layout.super_groups; }
 #define AQ_SUPER_PITCH_MAX (AQ_SEGMENT + AQ_SUPER_GROUPS)
 
@@ -349,8 +350,8 @@ AQ_DEVICE aq_super_fit aq_search_super(aq_team_notes *notes, size_t lane, size_t
   return out;
 }
 
-/* Superblock `own` of the tile by its team; `lane` is the group. Its grid, sign and sub-codes into the tile, its super scales into
- * the outputs. Weights become sign * weight. */
+/* Superblock `own` of the tile by its team; `lane` is the group. Its grid, sign and sub-codes into the
+ * tile, its super scales into the outputs. Weights become sign * weight. */
 AQ_DEVICE void aq_quantize_super(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
                                    size_t own, size_t lane) {
   const aq_two_level_layout &layout = view.layout;
@@ -432,7 +433,8 @@ AQ_DEVICE void aq_write_super_chunk(const aq_two_level_quantize_view &view, cons
                  place.super * (AQ_SEGMENT / AQ_CHUNK) + first / AQ_CHUNK);
 }
 
-/* Byte `b` of the sub-scales (which 0) or sub-minima of superblocks `pair` and pair + 1 of the tile, which fill whole bytes. */
+/* Byte `b` of the sub-scales (which 0) or sub-minima of superblocks `pair` and pair + 1 of the tile, which
+ * fill whole bytes. */
 AQ_DEVICE void aq_write_sub_byte(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
                                    size_t pair, size_t b, int which) {
   const aq_two_level_layout &layout = view.layout;

@@ -1,16 +1,18 @@
-/* arrowquant_cuda.h: the ABI of the CUDA kernels, a library of its own. Words, layouts, element types and error codes are
- * arrowquant.h's.
+/* arrowquant_cuda.h: the ABI of the CUDA kernels, a library of its own. Words, layouts, element types and
+ * error codes are arrowquant.h's.
  *
- * Every function returns AQ_OK or a negative code; none prints, exits or keeps state outside what its caller created. Without a
- * device or a driver the library loads, and whatever needs one returns AQ_E_DEVICE.
+ * Every function returns AQ_OK or a negative code; none prints, exits or keeps state outside what its
+ * caller created. Without a device or a driver the library loads, and whatever needs one returns
+ * AQ_E_DEVICE.
  *
- * Matrices are in buffers of a device, opaque handles that are freed explicitly; a stream is the order in which work on them is
- * done, and holds a little memory of its own. A stream and the buffers used with it are one device's. One stream is not used by
- * two threads at once, and a handle not after it was freed. A buffer smaller than the shape says is AQ_E_SHAPE. A count of zero
- * is fine before any handle is looked at. Buffers of one call must not be the same unless a function says so.
+ * Matrices are in buffers of a device, opaque handles that are freed explicitly; a stream is the order in
+ * which work on them is done, and holds a little memory of its own. A stream and the buffers used with it
+ * are one device's. One stream is not used by two threads at once, and a handle not after it was freed. A
+ * buffer smaller than the shape says is AQ_E_SHAPE. A count of zero is fine before any handle is looked
+ * at. Buffers of one call must not be the same unless a function says so.
  *
- * Functions marked "waits" return when their result is there; aq_cuda_copy and aq_cuda_begin_timing only put work on the stream,
- * and a failure of that work shows in the next function that waits. */
+ * Functions marked "waits" return when their result is there; aq_cuda_copy and aq_cuda_begin_timing only
+ * put work on the stream, and a failure of that work shows in the next function that waits. */
 #ifndef ARROWQUANT_CUDA_H
 #define ARROWQUANT_CUDA_H
 
@@ -35,8 +37,8 @@ AQ_API int32_t aq_cuda_abi_version(void);
 /* count[0] = devices, 0 with AQ_E_DEVICE. */
 AQ_API int32_t aq_cuda_device_count(int32_t *count);
 
-/* One line without its end, zero-terminated and cut to `bytes`: the device's name, architecture and memory, or "no device: "
- * and the reason, with AQ_E_DEVICE. */
+/* One line without its end, zero-terminated and cut to `bytes`: the device's name, architecture and
+ * memory, or "no device: " and the reason, with AQ_E_DEVICE. */
 AQ_API int32_t aq_cuda_describe_device(int32_t device, uint8_t *text, size_t bytes);
 
 /* The same for a status that another function returned. */
@@ -48,8 +50,8 @@ AQ_API int32_t aq_cuda_create_stream(int32_t device, uint64_t *stream);
 /* Waits, then frees the stream. */
 AQ_API int32_t aq_cuda_free_stream(aq_cuda_stream stream);
 
-/* Time by the device's own clock between two places of a stream: the first call marks one, the second the other and waits.
- * Of one stream one measurement at a time. */
+/* Time by the device's own clock between two places of a stream: the first call marks one, the second the
+ * other and waits. Of one stream one measurement at a time. */
 AQ_API int32_t aq_cuda_begin_timing(aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_end_timing(aq_cuda_stream stream, double *milliseconds);
 

@@ -1,68 +1,13 @@
-/* cuda.cu: the kernels of the CUDA library against the scalar oracle, to the bit, on awkward shapes, with guard bytes behind every
- * output; on a device or, built with the emulator's headers, on the host. Prints what it ran; exit status 1 on a difference, 77
- * without a device.
- *
- *     driver [seed] [quick] */
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <map>
-#include <string>
+/* cuda.cu: the kernels of the CUDA library against the scalar oracle, to the bit, on awkward shapes; on a
+ * device or, built with the emulator's headers, on the host. Exit status 77 without a device. */
 #include <vector>
 
 #include "../include/arrowquant_cuda.h"
-
-#define GUARD 64
+#include "harness.h"
 
 typedef std::vector<uint8_t> bytes;
 
-static uint64_t state;
-static long failures;
-static std::map<std::string, long> ran; /* comparisons by kernel */
 static aq_cuda_stream stream;
-
-static uint32_t random_bits(void) { /* splitmix64 */
-  uint64_t z = (state += 0x9e3779b97f4a7c15u);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return (uint32_t)(z >> 32);
-}
-
-static float gaussian(void) {
-  const double u = (random_bits() + 1.0) / 4294967297.0, v = random_bits() / 4294967296.0;
-  return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
-}
-
-/* Checks ---------------------------------------------------------------------------------------------------------------- */
-
-static void failed(const char *kernel, const char *where, const char *how) {
-  failures++;
-  if (failures <= 40) printf("FAILED %s, %s: %s\n", kernel, where, how);
-}
-
-static void check_status(const char *kernel, const char *where, int32_t expected, int32_t actual) {
-  ran[kernel]++;
-  if (expected == actual) return;
-  char how[80];
-  snprintf(how, sizeof how, "status %d instead of %d", (int)actual, (int)expected);
-  failed(kernel, where, how);
-}
-
-/* Outputs with their guards. `expected` null: after a fault only the guard counts. */
-static void check(const char *kernel, const char *where, const bytes *expected, const bytes &actual) {
-  ran[kernel]++;
-  const size_t n = actual.size() - GUARD;
-  for (size_t i = n; i < actual.size(); i++)
-    if (actual[i] != 0xa5) return failed(kernel, where, "wrote past the end");
-  for (size_t i = 0; expected && i < n; i++)
-    if ((*expected)[i] != actual[i]) {
-      char how[80];
-      snprintf(how, sizeof how, "differs at byte %zu of %zu", i, n);
-      return failed(kernel, where, how);
-    }
-}
 
 static void require(int32_t status, const char *what) {
   if (status == AQ_OK) return;
@@ -72,7 +17,8 @@ static void require(int32_t status, const char *what) {
   exit(1);
 }
 
-/* A buffer of the device with GUARD bytes behind its contents that no kernel may touch. Of null it is the handle 0. */
+/* A buffer of the device with GUARD bytes behind its contents that no kernel may touch. Of null it is the
+ * handle 0. */
 struct device_bytes {
   aq_cuda_buffer handle;
   size_t size;
@@ -98,14 +44,16 @@ struct output {
   T *of() {
     return (T *)expected.data();
   }
+  /* After a fault only the guard counts. */
   void compare(const char *kernel, const char *where, bool whole) const {
     bytes actual(own.size + GUARD);
     require(aq_cuda_download(own.handle, 0, actual.data(), actual.size(), stream), "download");
-    check(kernel, where, whole ? &expected : 0, actual);
+    if (whole) expect_bytes(kernel, where, expected.data(), actual.data(), own.size);
+    expect_guard(kernel, where, actual.data(), own.size);
   }
 };
 
-/* Inputs ---------------------------------------------------------------------------------------------------------------- */
+/* Inputs ----------------------------------------------------------------------------------------------- */
 
 enum {
   GAUSSIAN,
@@ -194,7 +142,7 @@ static size_t words_of(const matrix_case &c) {
   return (size_t)words;
 }
 
-/* Cases ----------------------------------------------------------------------------------------------------------------- */
+/* Cases ------------------------------------------------------------------------------------------------ */
 
 static void run_plain(const matrix_case &c, int32_t kind) {
   const char *kernel = c.search == 0 ? "round" : c.search == 1 ? "clip" : "clip, column weights";
@@ -215,9 +163,10 @@ static void run_plain(const matrix_case &c, int32_t kind) {
                                   AQ_ISA_SCALAR, 1)
                : aq_quantize_round(in.weights.data(), c.dtype, c.rows, c.cols, c.bits, c.group_size, kind,
                                    packed.of<uint32_t>(), scale.of<uint16_t>(), oracle_zero, AQ_ISA_SCALAR, 1);
-  check_status(kernel, where, status,
-               c.search ? aq_cuda_quantize_clip(w, c.dtype, c.rows, c.cols, c.bits, c.group_size, kind, h, p, s, z, stream)
-                        : aq_cuda_quantize_round(w, c.dtype, c.rows, c.cols, c.bits, c.group_size, kind, p, s, z, stream));
+  expect_status(kernel, where,
+                c.search ? aq_cuda_quantize_clip(w, c.dtype, c.rows, c.cols, c.bits, c.group_size, kind, h, p, s, z, stream)
+                         : aq_cuda_quantize_round(w, c.dtype, c.rows, c.cols, c.bits, c.group_size, kind, p, s, z, stream),
+                status);
   packed.compare(kernel, where, status == AQ_OK);
   scale.compare(kernel, where, status == AQ_OK);
   if (!symmetric) zero.compare(kernel, where, status == AQ_OK);
@@ -237,16 +186,17 @@ static void run_two_level(const matrix_case &c, int32_t scale_bits) {
       in.weights.data(), c.dtype, c.rows, c.cols, c.bits, c.group_size, scale_bits, c.search > 0, in.columns_or_null(c),
       packed.of<uint32_t>(), sub_scale.of<uint8_t>(), sub_min.of<uint8_t>(), super_scale.of<uint16_t>(),
       super_min.of<uint16_t>(), AQ_ISA_SCALAR, 1);
-  check_status(kernel, where, status,
-               aq_cuda_quantize_two_level(in.own_weights.handle, c.dtype, c.rows, c.cols, c.bits, c.group_size, scale_bits,
-                                          c.search > 0, in.own_column_weights.handle, packed.own.handle,
-                                          sub_scale.own.handle, sub_min.own.handle, super_scale.own.handle,
-                                          super_min.own.handle, stream));
+  expect_status(kernel, where,
+                aq_cuda_quantize_two_level(in.own_weights.handle, c.dtype, c.rows, c.cols, c.bits, c.group_size, scale_bits,
+                                           c.search > 0, in.own_column_weights.handle, packed.own.handle,
+                                           sub_scale.own.handle, sub_min.own.handle, super_scale.own.handle,
+                                           super_min.own.handle, stream),
+                status);
   for (const output *out : {&packed, &sub_scale, &sub_min, &super_scale, &super_min})
     out->compare(kernel, where, status == AQ_OK);
 }
 
-static void run_shapes(bool quick) {
+static void run_shapes(void) {
   for (size_t cols : {1,  7,   8,   15,  16,  17,  31,  32,  33,  63,  64,  65,
                       100, 127, 128, 160, 255, 256, 257, 300, 512, 777, 1000, 1030})
     for (size_t group_size : {0, 16, 32, 64, 128, 256})
@@ -280,16 +230,16 @@ static void run_refusals(void) {
   const auto quantized = [](aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, aq_cuda_buffer out) {
     return aq_cuda_quantize_round(weights, AQ_F32, rows, cols, bits, 0, AQ_ZERO_POINT_REAL, out, out, out, stream);
   };
-  check_status(kernel, "no handle", AQ_E_ARGUMENT, quantized(0, 1, 8, 4, b.handle));
-  check_status(kernel, "a stream as a buffer", AQ_E_ARGUMENT, quantized(stream, 1, 8, 4, b.handle));
-  check_status(kernel, "too small", AQ_E_SHAPE, quantized(b.handle, 1, 100000, 4, b.handle));
-  check_status(kernel, "five bits", AQ_E_ARGUMENT, quantized(b.handle, 1, 8, 5, b.handle));
-  check_status(kernel, "no rows", AQ_OK, quantized(0, 0, 8, 4, 0));
-  check_status(kernel, "copy of more than there is", AQ_E_SHAPE, aq_cuda_copy(b.handle, b.handle, 1000, stream));
-  check_status(kernel, "upload past the end", AQ_E_SHAPE, aq_cuda_upload(values.data(), 256, b.handle, SIZE_MAX, stream));
+  expect_status(kernel, "no handle", quantized(0, 1, 8, 4, b.handle), AQ_E_ARGUMENT);
+  expect_status(kernel, "a stream as a buffer", quantized(stream, 1, 8, 4, b.handle), AQ_E_ARGUMENT);
+  expect_status(kernel, "too small", quantized(b.handle, 1, 100000, 4, b.handle), AQ_E_SHAPE);
+  expect_status(kernel, "five bits", quantized(b.handle, 1, 8, 5, b.handle), AQ_E_ARGUMENT);
+  expect_status(kernel, "no rows", quantized(0, 0, 8, 4, 0), AQ_OK);
+  expect_status(kernel, "copy of more than there is", aq_cuda_copy(b.handle, b.handle, 1000, stream), AQ_E_SHAPE);
+  expect_status(kernel, "upload past the end", aq_cuda_upload(values.data(), 256, b.handle, SIZE_MAX, stream), AQ_E_SHAPE);
   uint64_t none = 1;
-  check_status(kernel, "more than there is", AQ_E_MEMORY, aq_cuda_allocate((size_t)1 << 50, &none, stream));
-  check_status(kernel, "and goes on", AQ_OK, quantized(b.handle, 1, 8, 4, b.handle));
+  expect_status(kernel, "more than there is", aq_cuda_allocate((size_t)1 << 50, &none, stream), AQ_E_MEMORY);
+  expect_status(kernel, "and goes on", quantized(b.handle, 1, 8, 4, b.handle), AQ_OK);
 }
 
 int main(int argc, char **argv) {
@@ -299,18 +249,12 @@ int main(int argc, char **argv) {
     return 77;
   }
   printf("%s\n", (const char *)text);
-  const uint64_t seed = state = argc > 1 ? strtoull(argv[1], 0, 10) : 1;
+  begin(argc, argv);
   uint64_t made = 0;
   require(aq_cuda_create_stream(0, &made), "create a stream");
   stream = (aq_cuda_stream)made;
-  run_shapes(argc > 2 && strcmp(argv[2], "quick") == 0);
+  run_shapes();
   run_refusals();
   require(aq_cuda_free_stream(stream), "free the stream");
-  long total = 0;
-  for (const auto &kernel : ran) {
-    printf("%s: %ld comparisons\n", kernel.first.c_str(), kernel.second);
-    total += kernel.second;
-  }
-  printf("seed %llu: %ld comparisons, %ld failed\n", (unsigned long long)seed, total, failures);
-  return failures ? 1 : 0;
+  return finish();
 }

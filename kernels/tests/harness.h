@@ -52,7 +52,7 @@ static inline void *take(size_t bytes) {
 static inline void *guarded(size_t bytes) { return memset(take(bytes + GUARD), 0xa5, bytes + GUARD); }
 
 static inline float *gaussians(size_t n, float factor) {
-  float *x = take(n * sizeof *x);
+  float *x = (float *)take(n * sizeof *x);
   for (size_t i = 0; i < n; i++) x[i] = factor * gaussian();
   return x;
 }
@@ -92,7 +92,7 @@ static inline void expect_guard(const char *what, const char *where, const void 
 /* The same bytes; both may be longer. */
 static inline void expect_bytes(const char *what, const char *where, const void *expected, const void *actual,
                                 size_t bytes) {
-  const uint8_t *e = expected, *a = actual;
+  const uint8_t *e = (const uint8_t *)expected, *a = (const uint8_t *)actual;
   size_t at = 0;
   char why[80];
   cases++;

@@ -1,11 +1,14 @@
-/* cuda_runtime.h of the emulator: as much of CUDA as the kernels use, on the host, so that the library's own sources - launches,
- * shared memory, shuffles, barriers - run without a device and under the host's sanitizers.
+/* cuda_runtime.h of the emulator: as much of CUDA as the kernels use, on the host, so that the library's
+ * own sources - launches, shared memory, shuffles, barriers - run without a device and under the host's
+ * sanitizers.
  *
- * A block's threads are fibers of one host thread. Between two barriers each runs until it waits, in an order that changes; in some
- * blocks all warps keep step, in others each runs as far as it can before the next one does. So a missing barrier gives wrong
- * results. Threads that wait for ones that never come end the program. Shared memory of a dynamic size begins as NaN.
+ * A block's threads are fibers of one host thread. Between two barriers each runs until it waits, in an
+ * order that changes; in some blocks all warps keep step, in others each runs as far as it can before the
+ * next one does. So a missing barrier gives wrong results. Threads that wait for ones that never come end
+ * the program. Shared memory of a dynamic size begins as NaN.
  *
- * What this does not show: speed, limits of a device, races within one order of threads, the devices' own arithmetic. */
+ * What this does not show: speed, limits of a device, races within one order of threads, the devices' own
+ * arithmetic. */
 #ifndef AQ_EMULATED
 #define AQ_EMULATED
 
@@ -32,7 +35,7 @@ inline struct one_dimension {
   unsigned x;
 } threadIdx, blockIdx, blockDim, gridDim;
 
-/* Fibers ------------------------------------------------------------------------------------------------------------ */
+/* Fibers ----------------------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
 /* Leaves one stack for another, with what a call keeps: swapcontext would ask the system each time. */
@@ -239,7 +242,7 @@ inline T atomicOr(T *at, T value) {
 
 inline int __clz(int value) { return value ? __builtin_clz((unsigned)value) : 32; }
 
-/* Runtime ----------------------------------------------------------------------------------------------------------- */
+/* Runtime ---------------------------------------------------------------------------------------------- */
 
 typedef int cudaError_t;
 enum {
