@@ -9,10 +9,6 @@
  * words at any width. Sums over longer groups are sums of segments' sums, in every instruction set. */
 #define AQ_SEGMENT 256
 
-/* Clipped ranges tried by aq_quantize_clip, and rounds of least squares after the best of them. */
-#define AQ_CLIP_STEPS 12
-#define AQ_REFITS 5
-
 #define AQ_HALF_MAX 65504.0f
 #define AQ_HALF_MIN 0x1p-24f
 #define AQ_HALF_MIN_NORMAL 0x1p-14f

@@ -2,7 +2,8 @@
  * whole bytes at any width.
  *
  *     row    | chunk 0 | chunk 1 | ... | last chunk, 1 to 8 columns |
- *     packed | bits B  | bits B  | ... | up to the end of the row's last word, zeros behind the codes | */
+ *     packed | bits B  | bits B  | ... | up to the end of the row's last word, zeros behind the codes |
+ */
 #ifndef AQ_CUDA_CHUNK_H
 #define AQ_CUDA_CHUNK_H
 

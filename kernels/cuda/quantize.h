@@ -5,10 +5,11 @@
 
 #include "clip.h"
 
-/* Tiles
- * ----------------------------------------------------------------------------------------------------------------
+/* Tiles ------------------------------------------------------------------------------------------------
  *
- *     weights[i * stride + g] = column i of group g of the tile; importances likewise, where there are column weights */
+ *     weights[i * stride + g] = column i of group g of the tile; importances likewise, where there are
+ *     column weights
+ */
 struct aq_tile {
   float *weights, *importances; /* importances null without column weights */
   aq_grid *grids;

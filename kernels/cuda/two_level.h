@@ -1,14 +1,13 @@
-/* two_level.h: quantizing with two-level scales, the arithmetic of kernels/cpu/two_level_scalar.c in its
- * order. A tile is sixteen superblocks in shared memory; a superblock belongs to a team of as many lanes
- * as it has groups when it is whole, one a group. Super scales need all groups: every lane of the team
- * computes them from the notes of all lanes, with the warp's barrier between writing and reading, which
- * teams of one warp reach together. */
+/* two_level.h: quantizing with two-level scales, with the arithmetic of kernels/arithmetic/two_level.h. A
+ * tile is sixteen superblocks in shared memory; a superblock belongs to a team of as many lanes as it has
+ * groups when it is whole, one a group. Super scales need all groups: every lane of the team computes them
+ * from the notes of all lanes, with the warp's barrier between writing and reading, which teams of one
+ * warp reach together. */
 #ifndef AQ_CUDA_TWO_LEVEL_H
 #define AQ_CUDA_TWO_LEVEL_H
 
-#include "chunk.h"
-
 #include "../arithmetic/two_level.h"
+#include "chunk.h"
 
 /* Superblocks of a tile; even, so that two whose sub-codes share a byte are in one. */
 #define AQ_TILE_SUPERS 16
@@ -16,7 +15,7 @@
 /* Super scales and sub-codes on their way; values of the groups by group. */
 struct aq_team_notes {
   float values[AQ_SUPER_GROUPS], weights[AQ_SUPER_GROUPS];
-  float sums[6][AQ_SUPER_GROUPS];
+  float sums[AQ_STEP_SUMS][AQ_SUPER_GROUPS];
 };
 
 struct aq_two_level_layout {
@@ -115,135 +114,10 @@ AQ_DEVICE int32_t aq_load_super_chunk(const aq_two_level_quantize_view &view, co
   return faults;
 }
 
-AQ_DEVICE float aq_clamped_code(float position, float code_max) {
-  position = position > 0.0f ? position : 0.0f;
-  position = position < code_max ? position : code_max;
-  return aq_round_even(position);
-}
-
-/* Nearest code of `value` in steps of `step`; 0 where there is no step. */
-AQ_DEVICE float aq_nearest_code(float value, float step, float code_max) {
-  return step > 0.0f ? aq_clamped_code(value / step, code_max) : 0.0f;
-}
-
-/* The smallest code whose multiple of `step` is not below `value`. */
-AQ_DEVICE float aq_code_above(float value, float step, float code_max) {
-  if (!(step > 0.0f)) return 0.0f;
-  float code = aq_round_even(value / step);
-  if (code * step < value) code += 1.0f;
-  return code < code_max ? code : code_max;
-}
-
-/* A group, its columns less its minimum. */
-struct aq_sub_group {
-  const float *w, *u;
-  size_t n;
-  float minimum; /* at most 0 */
-  float h, ht;   /* sum u, sum u (w - minimum) */
-};
-
-struct aq_code_sums {
-  float hq, hqq, htq;
-};
-
-AQ_DEVICE aq_code_sums aq_sub_group_sums(const aq_sub_group &g, float inverse, float offset, float code_max) {
-  aq_code_sums s = {0.0f, 0.0f, 0.0f};
-  for (size_t i = 0; i < g.n; i++) {
-    const float t = g.w[i] - g.minimum, q = aq_clamped_code(t * inverse + offset, code_max);
-    const float hq = g.u[i] * q;
-    s.hq += hq;
-    s.hqq += hq * q;
-    s.htq += hq * t;
-  }
-  return s;
-}
-
-AQ_DEVICE float aq_sub_explained(const aq_sub_group &g, const aq_code_sums &s, float scale, float offset) {
-  return 2.0f * (scale * s.htq + offset * g.ht) -
-         (scale * (scale * s.hqq + 2.0f * (offset * s.hq)) + offset * (offset * g.h));
-}
-
-AQ_DEVICE bool aq_sub_solve(const aq_sub_group &g, const aq_code_sums &s, float *scale, float *offset) {
-  const float determinant = g.h * s.hqq - s.hq * s.hq;
-  *scale = (g.h * s.htq - g.ht * s.hq) / determinant;
-  *offset = (g.ht - *scale * s.hq) / g.h;
-  if (g.minimum + *offset > 0.0f) {
-    *offset = -g.minimum;
-    *scale = (s.htq + g.minimum * s.hq) / s.hqq;
-  }
-  return determinant > 0.0f && *scale > 0.0f;
-}
-
-struct aq_sub_fit {
-  float scale, minimum; /* real: w = scale q - minimum */
-  aq_code_sums sums;
-};
-
-AQ_DEVICE void aq_range_step(int32_t step, float code_max, float *factor, float *shift) {
-  if (step & 1) {
-    const float clipped = (float)step * (0.7f / AQ_TWO_LEVEL_STEPS);
-    *factor = code_max / (1.0f - clipped);
-    *shift = clipped;
-  } else {
-    *factor = code_max - 0.9f + (float)step * (1.8f / (AQ_TWO_LEVEL_STEPS - 1));
-    *shift = 0.0f;
-  }
-}
-
-AQ_DEVICE void aq_search_sub_group(const aq_sub_group &g, float range, float code_max, aq_sub_fit *fit) {
-  float best = -1.0f, best_offset = 0.0f;
-  for (int32_t step = 0; step < AQ_TWO_LEVEL_STEPS + AQ_TWO_LEVEL_REFITS; step++) {
-    float inverse, offset, scale, shift;
-    if (step < AQ_TWO_LEVEL_STEPS) {
-      aq_range_step(step, code_max, &scale, &shift);
-      inverse = scale / range;
-      offset = g.minimum * shift * inverse;
-    } else {
-      if (!(fit->scale > 0.0f)) break;
-      inverse = 1.0f / fit->scale;
-      offset = -best_offset * inverse;
-    }
-    const aq_code_sums s = aq_sub_group_sums(g, inverse, offset, code_max);
-    if (!aq_sub_solve(g, s, &scale, &shift)) continue;
-    const float value = aq_sub_explained(g, s, scale, shift);
-    if (value > best) {
-      best = value;
-      best_offset = shift;
-      fit->scale = scale;
-      fit->minimum = -(g.minimum + shift);
-      fit->sums = s;
-    }
-  }
-}
-
-/* aq_fit_super of the CPU's. */
-AQ_DEVICE float aq_fitted_super(const float *values, const float *weights, size_t n, float code_max) {
-  float largest = 0.0f, best = -1.0f, super = 0.0f;
-  for (size_t i = 0; i < n; i++) largest = values[i] > largest ? values[i] : largest;
-  for (int32_t k = -AQ_SUPER_STEPS; k <= AQ_SUPER_STEPS; k++) {
-    const float inverse = (code_max + 0.25f * (float)k) / largest;
-    float hcv = 0.0f, hcc = 0.0f;
-    for (size_t i = 0; i < n; i++) {
-      const float code = aq_clamped_code(values[i] * inverse, code_max);
-      const float hc = weights[i] * code;
-      hcv += hc * values[i];
-      hcc += hc * code;
-    }
-    const float scale = hcv / hcc, value = hcv * scale;
-    if (value > best) {
-      best = value;
-      super = scale;
-    }
-  }
-  if (!(largest > 0.0f)) return 0.0f;
-  super = super < AQ_HALF_MAX ? super : AQ_HALF_MAX;
-  super = aq_round_half(super);
-  return super > AQ_HALF_MIN ? super : AQ_HALF_MIN;
-}
-
-/* What a superblock comes to; sub-codes are this lane's group's. */
+/* The steps of a superblock and the sub-codes of this lane's group. */
 struct aq_super_fit {
-  float scale, minimum, sub_scale, sub_min;
+  aq_super_steps steps;
+  float sub_scale, sub_min;
 };
 
 /* Minimum and maximum; `lane` may lie behind the last group. */
@@ -254,98 +128,57 @@ AQ_DEVICE aq_super_fit aq_round_super(aq_team_notes *notes, size_t lane, size_t 
   __syncwarp();
   float most = 0.0f;
   for (size_t j = 0; j < groups; j++) most = notes->values[j] > most ? notes->values[j] : most;
-  fit.minimum = aq_round_half_up(most / sub_max);
-  fit.sub_min = aq_code_above(-smallest, fit.minimum, sub_max);
-  const float own = (largest + fit.minimum * fit.sub_min) / code_max;
+  fit.steps.minimum = aq_round_half_up(most / sub_max);
+  fit.sub_min = aq_code_above(-smallest, fit.steps.minimum, sub_max);
+  const float own = (largest + fit.steps.minimum * fit.sub_min) / code_max;
   if (lane < groups) notes->weights[lane] = own;
   __syncwarp();
   most = 0.0f;
   for (size_t j = 0; j < groups; j++) most = notes->weights[j] > most ? notes->weights[j] : most;
-  fit.scale = aq_round_half_up(most / sub_max);
-  fit.sub_scale = aq_code_above(own, fit.scale, sub_max);
+  fit.steps.scale = aq_round_half_up(most / sub_max);
+  fit.sub_scale = aq_code_above(own, fit.steps.scale, sub_max);
   return fit;
 }
 
 AQ_DEVICE aq_super_fit aq_search_super(aq_team_notes *notes, size_t lane, size_t groups,
                                          const aq_sub_group &g, const aq_sub_fit &own, float code_max, float sub_max) {
   const bool there = lane < groups;
-  aq_super_fit now = {0.0f, 0.0f, 0.0f, 0.0f}, out = now;
+  aq_super_fit now = {}, out = {};
   float hq = own.sums.hq;
   if (there) {
     notes->values[lane] = own.scale;
     notes->weights[lane] = own.sums.hqq;
   }
   __syncwarp();
-  now.scale = aq_fitted_super(notes->values, notes->weights, groups, sub_max);
-  if (there) now.sub_scale = aq_nearest_code(own.scale, now.scale, sub_max);
+  now.steps.scale = aq_fit_super(notes->values, notes->weights, groups, sub_max);
+  if (there) now.sub_scale = aq_nearest_code(own.scale, now.steps.scale, sub_max);
   __syncwarp();
   if (there) {
     notes->values[lane] = own.minimum;
     notes->weights[lane] = g.h;
   }
   __syncwarp();
-  now.minimum = aq_fitted_super(notes->values, notes->weights, groups, sub_max);
+  now.steps.minimum = aq_fit_super(notes->values, notes->weights, groups, sub_max);
 
   float best = -__builtin_inff();
   for (int32_t round = 0; round < AQ_TWO_LEVEL_ROUNDS; round++) {
     if (there) {
-      const float middle = now.sub_scale;
-      float group_best = -__builtin_inff();
-      now.sub_min = 0.0f;
-      aq_code_sums chosen = {0.0f, 0.0f, 0.0f};
-      for (int32_t k = -1; k <= 1; k++) {
-        float code = middle + (float)k;
-        code = code > 0.0f ? code : 0.0f;
-        code = code < sub_max ? code : sub_max;
-        const float scale = now.scale * code;
-        const float wanted = (scale * hq - g.ht) / g.h - g.minimum;
-        const float sub_min = aq_nearest_code(wanted, now.minimum, sub_max);
-        const float offset = now.minimum * sub_min + g.minimum;
-        const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-        const aq_code_sums s = aq_sub_group_sums(g, inverse, offset * inverse, code_max);
-        const float value = aq_sub_explained(g, s, scale, -offset);
-        if (value > group_best) {
-          group_best = value;
-          now.sub_scale = code;
-          now.sub_min = sub_min;
-          chosen = s;
-        }
-      }
-      const float a = now.sub_scale, b = now.sub_min;
-      hq = chosen.hq;
-      notes->sums[0][lane] = group_best;
-      notes->sums[1][lane] = a * (a * chosen.hqq);
-      notes->sums[2][lane] = a * (b * chosen.hq);
-      notes->sums[3][lane] = b * (b * g.h);
-      notes->sums[4][lane] = a * (chosen.htq + g.minimum * chosen.hq);
-      notes->sums[5][lane] = b * (g.ht + g.minimum * g.h);
+      const aq_sub_choice choice = aq_choose_sub_codes(&g, now.steps, now.sub_scale, &hq, code_max, sub_max);
+      now.sub_scale = choice.sub_scale;
+      now.sub_min = choice.sub_min;
+      for (int i = 0; i < AQ_STEP_SUMS; i++) notes->sums[i][lane] = choice.sums[i];
     }
     __syncwarp();
-    float sums[6];
-    for (int i = 0; i < 6; i++) {
-      sums[i] = 0.0f;
+    float sums[AQ_STEP_SUMS] = {};
+    for (int i = 0; i < AQ_STEP_SUMS; i++)
       for (size_t j = 0; j < groups; j++) sums[i] += notes->sums[i][j];
-    }
     __syncwarp();
-    const float ss = sums[1], sm = sums[2], mm = sums[3], sx = sums[4], mx = sums[5];
-    if (sums[0] > best) {
-      best = sums[0];
+    if (sums[AQ_EXPLAINED] > best) {
+      best = sums[AQ_EXPLAINED];
       out = now;
     }
-    const float determinant = ss * mm - sm * sm;
-    float scale = (mm * sx - sm * mx) / determinant, minimum = (sm * sx - ss * mx) / determinant;
-    if (!(determinant > 0.0f)) {
-      scale = sx / ss;
-      minimum = now.minimum;
-    }
-    scale = aq_round_half(scale);
-    minimum = aq_round_half(minimum);
-    if (scale > 0.0f && scale <= AQ_HALF_MAX && minimum >= 0.0f && minimum <= AQ_HALF_MAX) {
-      now.scale = scale;
-      now.minimum = minimum;
-    } else { /* the end; the other teams of the warp go on and want this one at their meetings */
-      best = __builtin_inff();
-    }
+    /* the end; the other teams of the warp go on and want this one at their barriers */
+    if (!aq_refit_steps(sums, &now.steps)) best = __builtin_inff();
   }
   return out;
 }
@@ -380,7 +213,7 @@ AQ_DEVICE void aq_quantize_super(const aq_two_level_quantize_view &view, const a
   for (size_t i = 0; i < count; i++) mine[i] *= sign;
   __syncwarp();
 
-  aq_super_fit fit = {0.0f, 0.0f, 0.0f, 0.0f};
+  aq_super_fit fit = {};
   if (!view.search) {
     fit = aq_round_super(notes, lane, groups, smallest, largest, code_max, sub_max);
   } else {
@@ -400,18 +233,18 @@ AQ_DEVICE void aq_quantize_super(const aq_two_level_quantize_view &view, const a
       g.h += importances[i];
       g.ht += importances[i] * (mine[i] - smallest);
     }
-    if (largest > smallest) aq_search_sub_group(g, largest - smallest, code_max, &own_fit);
+    if (largest > smallest) aq_search_sub_group(&g, largest - smallest, code_max, &own_fit);
     fit = aq_search_super(notes, lane, groups, g, own_fit, code_max, sub_max);
-    if (!(squares > 0.0f)) fit = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (!(squares > 0.0f)) fit = {};
   }
   const size_t at = own * AQ_SUPER_GROUPS + lane;
-  tile.scale[at] = fit.scale * fit.sub_scale;
-  tile.minimum[at] = fit.minimum * fit.sub_min;
+  tile.scale[at] = fit.steps.scale * fit.sub_scale;
+  tile.minimum[at] = fit.steps.minimum * fit.sub_min;
   tile.sub_scale[at] = lane < groups ? (uint8_t)fit.sub_scale : (uint8_t)0;
   tile.sub_min[at] = lane < groups ? (uint8_t)fit.sub_min : (uint8_t)0;
   if (lane == 0 && n > 0) {
-    view.super_scale[place.row * layout.supers + place.super] = aq_half_from_float(fit.scale * sign);
-    view.super_min[place.row * layout.supers + place.super] = aq_half_from_float(fit.minimum * sign);
+    view.super_scale[place.row * layout.supers + place.super] = aq_half_from_float(fit.steps.scale * sign);
+    view.super_min[place.row * layout.supers + place.super] = aq_half_from_float(fit.steps.minimum * sign);
   }
 }
 

@@ -2,6 +2,7 @@
 #ifndef AQ_QUANTIZE_H
 #define AQ_QUANTIZE_H
 
+#include "../../arithmetic/clip.h"
 #include "../packed.h"
 
 /* Lanes of the float64 sums: element i of a run belongs to lane i mod 8. */

@@ -106,114 +106,26 @@ static float importance_at(const group *g, size_t i) {
   return g->weight_scale > 0.0f ? g->job->column_weights[g->col + i] / g->weight_scale : 1.0f;
 }
 
-/* Sums over a group for the least squares of w = s q + b; fixed zero point: with p = q - z in place of q. */
-typedef struct {
-  float h, hw, hq, hqq, hwq;
-  float error; /* sum h (w - s (q - z))^2 */
-} fit_sums;
-
-typedef struct {
-  float inverse, offset; /* q = round(w * inverse + offset), clamped */
-  float zero_point;      /* subtracted from q in the sums */
-} clip_candidate;
-
-static fit_sums candidate_sums(const group *g, clip_candidate c, float code_max) {
-  fit_sums total = {0};
+static aq_fit_sums candidate_sums(const group *g, aq_clip_candidate c, float code_max) {
+  aq_fit_sums total = {0};
   for (size_t begin = 0; begin < g->n; begin += AQ_SEGMENT) {
-    fit_sums part = {0};
-    for (size_t i = begin; i < aq_min_size(begin + AQ_SEGMENT, g->n); i++) {
-      const float w = weight_at(g, i), h = importance_at(g, i);
-      float position = w * c.inverse + c.offset;
-      position = position > 0.0f ? position : 0.0f;
-      position = position < code_max ? position : code_max;
-      const float q = aq_round_even(position) - c.zero_point;
-      const float hq = h * q;
-      part.hq += hq;
-      part.hqq += hq * q;
-      part.hwq += hq * w;
-    }
-    total.hq += part.hq;
-    total.hqq += part.hqq;
-    total.hwq += part.hwq;
+    aq_fit_sums part = {0};
+    for (size_t i = begin; i < aq_min_size(begin + AQ_SEGMENT, g->n); i++)
+      aq_add_candidate(&part, weight_at(g, i), importance_at(g, i), c, code_max);
+    aq_add_sums(&total, &part);
   }
   return total;
 }
 
-static fit_sums grid_sums(const group *g, aq_grid grid, float code_max, float zero_point) {
-  fit_sums total = {0};
+static aq_fit_sums grid_sums(const group *g, aq_grid grid, float code_max, float zero_point) {
+  aq_fit_sums total = {0};
   for (size_t begin = 0; begin < g->n; begin += AQ_SEGMENT) {
-    fit_sums part = {0};
-    for (size_t i = begin; i < aq_min_size(begin + AQ_SEGMENT, g->n); i++) {
-      const float w = weight_at(g, i), h = importance_at(g, i);
-      const float code = (float)aq_encode(w, grid, code_max);
-      const float difference = w - grid.scale * (code - grid.zero_point);
-      const float q = code - zero_point;
-      const float hq = h * q;
-      part.hq += hq;
-      part.hqq += hq * q;
-      part.hwq += hq * w;
-      part.error += h * difference * difference;
-    }
-    total.hq += part.hq;
-    total.hqq += part.hqq;
-    total.hwq += part.hwq;
-    total.error += part.error;
+    aq_fit_sums part = {0};
+    for (size_t i = begin; i < aq_min_size(begin + AQ_SEGMENT, g->n); i++)
+      aq_add_encoded(&part, weight_at(g, i), importance_at(g, i), grid, code_max, zero_point);
+    aq_add_sums(&total, &part);
   }
   return total;
-}
-
-static int usable(aq_grid grid) {
-  return grid.scale <= AQ_HALF_MAX && grid.scale >= -AQ_HALF_MAX && grid.scale != 0.0f &&
-         grid.zero_point <= AQ_HALF_MAX && grid.zero_point >= -AQ_HALF_MAX;
-}
-
-/* How much of sum h w^2 the best grid for these codes explains, less what a constant explains. */
-static float explained(const fit_sums *sums, float h, float hw, int affine) {
-  if (!affine) return sums->hwq * sums->hwq / sums->hqq;
-  const float numerator = h * sums->hwq - sums->hq * hw;
-  const float determinant = h * sums->hqq - sums->hq * sums->hq;
-  return numerator * (numerator / determinant);
-}
-
-static aq_grid refit(const fit_sums *sums, float h, float hw, int affine, float zero_point) {
-  aq_grid grid;
-  if (!affine) {
-    grid.scale = aq_round_half(sums->hwq / sums->hqq);
-    grid.zero_point = zero_point;
-    return grid;
-  }
-  const float numerator = h * sums->hwq - sums->hq * hw;
-  const float determinant = h * sums->hqq - sums->hq * sums->hq;
-  grid.scale = aq_round_half(numerator / determinant);
-  grid.zero_point = aq_round_half((grid.scale * sums->hq - hw) / (h * grid.scale));
-  return grid;
-}
-
-static clip_candidate clip_step(int32_t step, float minimum, float maximum, int32_t bits, int32_t kind) {
-  const float code_max = (float)((1 << bits) - 1);
-  const float keep = 1.0f - (float)step * (0.7f / AQ_CLIP_STEPS);
-  clip_candidate c;
-  if (kind == AQ_ZERO_POINT_SYMMETRIC) {
-    const float half_range = (float)(1 << (bits - 1));
-    const float larger = -minimum > maximum ? -minimum : maximum;
-    c.inverse = half_range / (larger * (1.0f - (float)(step / 2) * (1.4f / AQ_CLIP_STEPS)));
-    if (step & 1) c.inverse = -c.inverse;
-    c.offset = half_range;
-    c.zero_point = half_range;
-    return c;
-  }
-  const float low = minimum * keep, high = maximum * keep;
-  if (kind == AQ_ZERO_POINT_INTEGER) {
-    const float bottom = low < 0.0f ? low : 0.0f, top = high > 0.0f ? high : 0.0f;
-    c.inverse = code_max / (top - bottom);
-    c.offset = aq_round_even(-bottom * c.inverse);
-    c.zero_point = c.offset;
-    return c;
-  }
-  c.inverse = code_max / (high - low);
-  c.offset = -low * c.inverse;
-  c.zero_point = 0.0f;
-  return c;
 }
 
 static aq_grid clip_search(const group *g, aq_grid start, float minimum, float maximum) {
@@ -231,12 +143,12 @@ static aq_grid clip_search(const group *g, aq_grid start, float minimum, float m
     hw += part_hw;
   }
 
-  fit_sums best_sums = {0};
+  aq_fit_sums best_sums = {0};
   float best_explained = -1.0f, zero_point = 0.0f;
   for (int32_t step = 0; step < AQ_CLIP_STEPS; step++) {
-    const clip_candidate c = clip_step(step, minimum, maximum, bits, kind);
-    const fit_sums sums = candidate_sums(g, c, code_max);
-    const float value = explained(&sums, h, hw, affine);
+    const aq_clip_candidate c = aq_clip_step(step, minimum, maximum, bits, kind);
+    const aq_fit_sums sums = candidate_sums(g, c, code_max);
+    const float value = aq_explained(&sums, h, hw, affine);
     if (value > best_explained) {
       best_explained = value;
       best_sums = sums;
@@ -246,10 +158,10 @@ static aq_grid clip_search(const group *g, aq_grid start, float minimum, float m
 
   aq_grid best = start;
   float best_error = grid_sums(g, start, code_max, 0.0f).error;
-  fit_sums sums = best_sums;
+  aq_fit_sums sums = best_sums;
   for (int32_t round = 0; round < AQ_REFITS; round++) {
-    const aq_grid grid = refit(&sums, h, hw, affine, zero_point);
-    if (!usable(grid)) break;
+    const aq_grid grid = aq_refit_grid(&sums, h, hw, affine, zero_point);
+    if (!aq_usable_grid(grid)) break;
     sums = grid_sums(g, grid, code_max, affine ? 0.0f : zero_point);
     if (sums.error < best_error) {
       best_error = sums.error;

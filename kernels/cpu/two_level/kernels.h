@@ -18,9 +18,6 @@ typedef struct {
 typedef int32_t aq_two_level_function(const aq_two_level_job *job, size_t row_begin, size_t row_end);
 extern aq_two_level_function aq_two_level_scalar;
 
-/* Half-precision step for real values of a superblock's groups, by weighted least squares among several. */
-float aq_fit_super(const float *values, const float *weights, size_t n, float code_max);
-
 /* Adds sub-code `i` to a row's bytes, which hold zeros there. */
 static inline void aq_set_sub_code(uint8_t *stream, size_t i, int32_t bits, uint32_t code) {
   const size_t bit = i * (size_t)bits, byte = bit >> 3, shift = bit & 7;

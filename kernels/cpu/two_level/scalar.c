@@ -1,126 +1,10 @@
-/* two_level/scalar.c: quantizing with two-level scales in plain loops; the oracle for two_level/vector.h. */
+/* two_level/scalar.c: quantizing with two-level scales in plain loops; the oracle for two_level/vector.h and
+ * the CUDA kernels. */
 #include "kernels.h"
-
-static float clamp_code(float position, float code_max) {
-  position = position > 0.0f ? position : 0.0f;
-  position = position < code_max ? position : code_max;
-  return aq_round_even(position);
-}
-
-/* Nearest code of `value` in steps of `step`; 0 where there is no step. */
-static float code_of(float value, float step, float code_max) {
-  return step > 0.0f ? clamp_code(value / step, code_max) : 0.0f;
-}
-
-/* The smallest code whose multiple of `step` is not below `value`. */
-static float code_above(float value, float step, float code_max) {
-  if (!(step > 0.0f)) return 0.0f;
-  float code = aq_round_even(value / step);
-  if (code * step < value) code += 1.0f;
-  return code < code_max ? code : code_max;
-}
-
-/* A group, its columns less its minimum: t = w - minimum. */
-typedef struct {
-  const float *t, *u; /* u: importance of each column */
-  size_t n;
-  float minimum; /* at most 0 */
-  float h, ht;   /* sum u, sum u t */
-} group;
-
-typedef struct {
-  float hq, hqq, htq;
-} code_sums;
-
-static code_sums sums_of(const group *g, float inverse, float offset, float code_max) {
-  code_sums s = {0.0f, 0.0f, 0.0f};
-  for (size_t i = 0; i < g->n; i++) {
-    const float q = clamp_code(g->t[i] * inverse + offset, code_max);
-    const float hq = g->u[i] * q;
-    s.hq += hq;
-    s.hqq += hq * q;
-    s.htq += hq * g->t[i];
-  }
-  return s;
-}
-
-/* How much of sum u t^2 the grid t = scale q + offset explains. */
-static float explained(const group *g, const code_sums *s, float scale, float offset) {
-  return 2.0f * (scale * s->htq + offset * g->ht) -
-         (scale * (scale * s->hqq + 2.0f * (offset * s->hq)) + offset * (offset * g->h));
-}
-
-/* Least squares of scale and offset for these codes, with minimum + offset <= 0. 0 if there is no
- * solution. */
-static int solve(const group *g, const code_sums *s, float *scale, float *offset) {
-  const float determinant = g->h * s->hqq - s->hq * s->hq;
-  *scale = (g->h * s->htq - g->ht * s->hq) / determinant;
-  *offset = (g->ht - *scale * s->hq) / g->h;
-  if (g->minimum + *offset > 0.0f) {
-    *offset = -g->minimum;
-    *scale = (s->htq + g->minimum * s->hq) / s->hqq;
-  }
-  return determinant > 0.0f && *scale > 0.0f;
-}
-
-typedef struct {
-  float scale, minimum; /* real: w = scale q - minimum */
-  code_sums sums;
-} group_fit;
-
-static void search_group(const group *g, float range, float code_max, group_fit *fit) {
-  float best = -1.0f, best_offset = 0.0f;
-  for (int32_t step = 0; step < AQ_TWO_LEVEL_STEPS + AQ_TWO_LEVEL_REFITS; step++) {
-    float inverse, offset, scale, shift;
-    if (step < AQ_TWO_LEVEL_STEPS) {
-      aq_two_level_step(step, code_max, &scale, &shift);
-      inverse = scale / range;
-      offset = g->minimum * shift * inverse;
-    } else {
-      if (!(fit->scale > 0.0f)) break;
-      inverse = 1.0f / fit->scale;
-      offset = -best_offset * inverse;
-    }
-    const code_sums s = sums_of(g, inverse, offset, code_max);
-    if (!solve(g, &s, &scale, &shift)) continue;
-    const float value = explained(g, &s, scale, shift);
-    if (value > best) {
-      best = value;
-      best_offset = shift;
-      fit->scale = scale;
-      fit->minimum = -(g->minimum + shift);
-      fit->sums = s;
-    }
-  }
-}
-
-float aq_fit_super(const float *values, const float *weights, size_t n, float code_max) {
-  float largest = 0.0f, best = -1.0f, super = 0.0f;
-  for (size_t i = 0; i < n; i++) largest = values[i] > largest ? values[i] : largest;
-  for (int32_t k = -AQ_SUPER_STEPS; k <= AQ_SUPER_STEPS; k++) {
-    const float inverse = (code_max + 0.25f * (float)k) / largest;
-    float hcv = 0.0f, hcc = 0.0f;
-    for (size_t i = 0; i < n; i++) {
-      const float code = clamp_code(values[i] * inverse, code_max);
-      const float hc = weights[i] * code;
-      hcv += hc * values[i];
-      hcc += hc * code;
-    }
-    const float scale = hcv / hcc, value = hcv * scale;
-    if (value > best) {
-      best = value;
-      super = scale;
-    }
-  }
-  if (!(largest > 0.0f)) return 0.0f;
-  super = super < AQ_HALF_MAX ? super : AQ_HALF_MAX;
-  super = aq_round_half(super);
-  return super > AQ_HALF_MIN ? super : AQ_HALF_MIN;
-}
 
 /* Super scale and sub-codes of one superblock. */
 typedef struct {
-  float scale, minimum;
+  aq_super_steps steps;
   float sub_scale[AQ_SUPER_GROUPS], sub_min[AQ_SUPER_GROUPS];
 } super_fit;
 
@@ -128,21 +12,23 @@ static void round_super(const float *smallest, const float *largest, size_t grou
                         super_fit *out) {
   float most = 0.0f;
   for (size_t j = 0; j < groups; j++) most = -smallest[j] > most ? -smallest[j] : most;
-  out->minimum = aq_round_half_up(most / sub_max);
+  out->steps.minimum = aq_round_half_up(most / sub_max);
   most = 0.0f;
   for (size_t j = 0; j < groups; j++) {
-    out->sub_min[j] = code_above(-smallest[j], out->minimum, sub_max);
-    const float scale = (largest[j] + out->minimum * out->sub_min[j]) / code_max;
+    out->sub_min[j] = aq_code_above(-smallest[j], out->steps.minimum, sub_max);
+    const float scale = (largest[j] + out->steps.minimum * out->sub_min[j]) / code_max;
     most = scale > most ? scale : most;
   }
-  out->scale = aq_round_half_up(most / sub_max);
-  for (size_t j = 0; j < groups; j++)
-    out->sub_scale[j] = code_above((largest[j] + out->minimum * out->sub_min[j]) / code_max, out->scale, sub_max);
+  out->steps.scale = aq_round_half_up(most / sub_max);
+  for (size_t j = 0; j < groups; j++) {
+    const float scale = (largest[j] + out->steps.minimum * out->sub_min[j]) / code_max;
+    out->sub_scale[j] = aq_code_above(scale, out->steps.scale, sub_max);
+  }
 }
 
-/* Sub-codes for given super scales: for each group its nearest sub-scale and that one's neighbours, each with
- * the minimum that suits the group's codes so far. Then super scales for the codes, and again. */
-static void search_super(const group *g, const group_fit *fits, size_t groups, float code_max, float sub_max,
+/* Sub-codes for given super scales: for each group its nearest sub-scale and that one's neighbours, each
+ * with the minimum that suits the group's codes so far. Then super scales for the codes, and again. */
+static void search_super(const aq_sub_group *g, const aq_sub_fit *fits, size_t groups, float code_max, float sub_max,
                          super_fit *out) {
   float values[AQ_SUPER_GROUPS], weights[AQ_SUPER_GROUPS], hq[AQ_SUPER_GROUPS];
   super_fit now;
@@ -151,64 +37,28 @@ static void search_super(const group *g, const group_fit *fits, size_t groups, f
     weights[j] = fits[j].sums.hqq;
     hq[j] = fits[j].sums.hq;
   }
-  now.scale = aq_fit_super(values, weights, groups, sub_max);
+  now.steps.scale = aq_fit_super(values, weights, groups, sub_max);
   for (size_t j = 0; j < groups; j++) {
-    now.sub_scale[j] = code_of(values[j], now.scale, sub_max);
+    now.sub_scale[j] = aq_nearest_code(values[j], now.steps.scale, sub_max);
     values[j] = fits[j].minimum;
     weights[j] = g[j].h;
   }
-  now.minimum = aq_fit_super(values, weights, groups, sub_max);
+  now.steps.minimum = aq_fit_super(values, weights, groups, sub_max);
 
   float best = -__builtin_inff();
   for (int32_t round = 0; round < AQ_TWO_LEVEL_ROUNDS; round++) {
-    float total = 0.0f, ss = 0.0f, sm = 0.0f, mm = 0.0f, sx = 0.0f, mx = 0.0f;
+    float sums[AQ_STEP_SUMS] = {0.0f};
     for (size_t j = 0; j < groups; j++) {
-      const float middle = now.sub_scale[j];
-      float group_best = -__builtin_inff();
-      now.sub_min[j] = 0.0f;
-      code_sums chosen = {0.0f, 0.0f, 0.0f};
-      for (int32_t k = -1; k <= 1; k++) {
-        float code = middle + (float)k;
-        code = code > 0.0f ? code : 0.0f;
-        code = code < sub_max ? code : sub_max;
-        const float scale = now.scale * code;
-        const float wanted = (scale * hq[j] - g[j].ht) / g[j].h - g[j].minimum;
-        const float sub_min = code_of(wanted, now.minimum, sub_max);
-        const float offset = now.minimum * sub_min + g[j].minimum;
-        const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-        const code_sums s = sums_of(&g[j], inverse, offset * inverse, code_max);
-        const float value = explained(&g[j], &s, scale, -offset);
-        if (value > group_best) {
-          group_best = value;
-          now.sub_scale[j] = code;
-          now.sub_min[j] = sub_min;
-          chosen = s;
-        }
-      }
-      const float a = now.sub_scale[j], b = now.sub_min[j];
-      hq[j] = chosen.hq;
-      total += group_best;
-      ss += a * (a * chosen.hqq);
-      sm += a * (b * chosen.hq);
-      mm += b * (b * g[j].h);
-      sx += a * (chosen.htq + g[j].minimum * chosen.hq);
-      mx += b * (g[j].ht + g[j].minimum * g[j].h);
+      const aq_sub_choice choice = aq_choose_sub_codes(&g[j], now.steps, now.sub_scale[j], &hq[j], code_max, sub_max);
+      now.sub_scale[j] = choice.sub_scale;
+      now.sub_min[j] = choice.sub_min;
+      for (int i = 0; i < AQ_STEP_SUMS; i++) sums[i] += choice.sums[i];
     }
-    if (total > best) {
-      best = total;
+    if (sums[AQ_EXPLAINED] > best) {
+      best = sums[AQ_EXPLAINED];
       *out = now;
     }
-    const float determinant = ss * mm - sm * sm;
-    float scale = (mm * sx - sm * mx) / determinant, minimum = (sm * sx - ss * mx) / determinant;
-    if (!(determinant > 0.0f)) {
-      scale = sx / ss;
-      minimum = now.minimum;
-    }
-    scale = aq_round_half(scale);
-    minimum = aq_round_half(minimum);
-    if (!(scale > 0.0f && scale <= AQ_HALF_MAX && minimum >= 0.0f && minimum <= AQ_HALF_MAX)) break;
-    now.scale = scale;
-    now.minimum = minimum;
+    if (!aq_refit_steps(sums, &now.steps)) break;
   }
 }
 
@@ -218,7 +68,7 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
   const size_t size = base->group_size, groups = (n - 1) / size + 1;
   const size_t first_group = super * (AQ_SEGMENT / size); /* a row of one superblock may have any size */
   const float code_max = (float)((1 << base->bits) - 1), sub_max = (float)((1 << job->scale_bits) - 1);
-  float w[AQ_SEGMENT], t[AQ_SEGMENT], u[AQ_SEGMENT], smallest[AQ_SUPER_GROUPS], largest[AQ_SUPER_GROUPS];
+  float w[AQ_SEGMENT], u[AQ_SEGMENT], smallest[AQ_SUPER_GROUPS], largest[AQ_SUPER_GROUPS];
   aq_quantize_scalar.load(base->weights, base->dtype, row * base->cols + col, n, w);
 
   float squares = 0.0f, most_important = 0.0f, away = 0.0f;
@@ -248,12 +98,12 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
     if (u[i] > most_important) most_important = u[i];
   }
 
-  super_fit fit = {0.0f, 0.0f, {0.0f}, {0.0f}};
+  super_fit fit = {{0.0f, 0.0f}, {0.0f}, {0.0f}};
   if (!base->clip) {
     round_super(smallest, largest, groups, code_max, sub_max, &fit);
   } else if (squares > 0.0f) {
-    group all[AQ_SUPER_GROUPS];
-    group_fit fits[AQ_SUPER_GROUPS];
+    aq_sub_group all[AQ_SUPER_GROUPS];
+    aq_sub_fit fits[AQ_SUPER_GROUPS];
     for (size_t i = 0; i < n; i++) {
       const float importance = most_important > 0.0f ? u[i] / most_important : 1.0f;
       u[i] = (importance > AQ_LEAST_IMPORTANCE ? importance : AQ_LEAST_IMPORTANCE) *
@@ -261,29 +111,28 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
     }
     for (size_t j = 0; j < groups; j++) {
       const size_t begin = j * size, count = aq_min_size(n, begin + size) - begin;
-      all[j] = (group){t + begin, u + begin, count, smallest[j], 0.0f, 0.0f};
+      all[j] = (aq_sub_group){w + begin, u + begin, count, smallest[j], 0.0f, 0.0f};
       for (size_t i = begin; i < begin + count; i++) {
-        t[i] = w[i] - smallest[j];
         all[j].h += u[i];
-        all[j].ht += u[i] * t[i];
+        all[j].ht += u[i] * (w[i] - smallest[j]);
       }
-      fits[j] = (group_fit){0.0f, -smallest[j], {0.0f, 0.0f, 0.0f}};
-      if (largest[j] > smallest[j]) search_group(&all[j], largest[j] - smallest[j], code_max, &fits[j]);
+      fits[j] = (aq_sub_fit){0.0f, -smallest[j], {0.0f, 0.0f, 0.0f}};
+      if (largest[j] > smallest[j]) aq_search_sub_group(&all[j], largest[j] - smallest[j], code_max, &fits[j]);
     }
     search_super(all, fits, groups, code_max, sub_max, &fit);
   }
 
   uint8_t codes[AQ_SEGMENT];
   for (size_t j = 0; j < groups; j++) {
-    const float scale = fit.scale * fit.sub_scale[j], minimum = fit.minimum * fit.sub_min[j];
+    const float scale = fit.steps.scale * fit.sub_scale[j], minimum = fit.steps.minimum * fit.sub_min[j];
     for (size_t i = j * size; i < aq_min_size(n, (j + 1) * size); i++)
-      codes[i] = (uint8_t)(scale > 0.0f ? clamp_code((w[i] + minimum) / scale, code_max) : 0.0f);
+      codes[i] = (uint8_t)(scale > 0.0f ? aq_clamped_code((w[i] + minimum) / scale, code_max) : 0.0f);
     aq_set_sub_code(job->sub_scale + row * job->sub_bytes, first_group + j, job->scale_bits,
                     (uint32_t)fit.sub_scale[j]);
     aq_set_sub_code(job->sub_min + row * job->sub_bytes, first_group + j, job->scale_bits, (uint32_t)fit.sub_min[j]);
   }
-  job->super_scale[row * job->supers + super] = aq_half_from_float(fit.scale * sign);
-  job->super_min[row * job->supers + super] = aq_half_from_float(fit.minimum * sign);
+  job->super_scale[row * job->supers + super] = aq_half_from_float(fit.steps.scale * sign);
+  job->super_min[row * job->supers + super] = aq_half_from_float(fit.steps.minimum * sign);
   return aq_quantize_scalar.pack_row(codes, n, base->bits,
                                     base->packed + row * base->words + col / 32 * (size_t)base->bits);
 }
