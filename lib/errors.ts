@@ -48,81 +48,70 @@ export class ConfigError extends RangeError {
   }
 }
 
-/** A file does not hold what its format promises: truncated, lying about sizes, unparsable. */
-export class FormatError extends SyntaxError {
-  readonly code = "AQ_FORMAT" satisfies ErrorCode;
-  override readonly name = "FormatError";
+/** Constructor of an error with a stable code that says where it happened. */
+type PlacedError<C extends ErrorCode> = new (message: string, place?: ErrorPlace) => Error & {
+  /** Stable code. */
+  readonly code: C;
+  /** File or folder concerned. */
   readonly path: string | undefined;
+  /** Tensor concerned. */
   readonly tensor: string | undefined;
-  constructor(message: string, place: ErrorPlace = {}) {
-    super(message, place.cause === undefined ? undefined : { cause: place.cause });
-    this.path = place.path;
-    this.tensor = place.tensor;
-  }
+};
+
+function placedError<C extends ErrorCode>(
+  Base: ErrorConstructor,
+  code: C,
+  name: string,
+): PlacedError<C> {
+  return class extends Base {
+    readonly code = code;
+    override readonly name = name;
+    readonly path: string | undefined;
+    readonly tensor: string | undefined;
+    constructor(message: string, { path, tensor, cause }: ErrorPlace = {}) {
+      super(message, cause === undefined ? undefined : { cause });
+      this.path = path;
+      this.tensor = tensor;
+    }
+  };
 }
+
+const PlacedFormatError: PlacedError<"AQ_FORMAT"> = placedError(SyntaxError, "AQ_FORMAT", "FormatError");
+const PlacedCheckpointError: PlacedError<"AQ_CHECKPOINT"> = placedError(
+  Error,
+  "AQ_CHECKPOINT",
+  "CheckpointError",
+);
+const PlacedWeightsError: PlacedError<"AQ_WEIGHTS"> = placedError(RangeError, "AQ_WEIGHTS", "WeightsError");
+const PlacedOutputError: PlacedError<"AQ_OUTPUT"> = placedError(Error, "AQ_OUTPUT", "OutputError");
+const PlacedIntegrityError: PlacedError<"AQ_INTEGRITY"> = placedError(
+  Error,
+  "AQ_INTEGRITY",
+  "IntegrityError",
+);
+const PlacedCalibrationError: PlacedError<"AQ_CALIBRATION"> = placedError(
+  RangeError,
+  "AQ_CALIBRATION",
+  "CalibrationError",
+);
+
+/** A file does not hold what its format promises: truncated, lying about sizes, unparsable. */
+export class FormatError extends PlacedFormatError {}
 
 /** A checkpoint is incomplete or not what the operation needs: missing shard, absent tensor, no model file. */
-export class CheckpointError extends Error {
-  readonly code = "AQ_CHECKPOINT" satisfies ErrorCode;
-  override readonly name = "CheckpointError";
-  readonly path: string | undefined;
-  readonly tensor: string | undefined;
-  constructor(message: string, place: ErrorPlace = {}) {
-    super(message, place.cause === undefined ? undefined : { cause: place.cause });
-    this.path = place.path;
-    this.tensor = place.tensor;
-  }
-}
+export class CheckpointError extends PlacedCheckpointError {}
 
 /** Weights cannot be quantized as asked: NaN or infinity among them, or too large for a half-precision scale. */
-export class WeightsError extends RangeError {
-  readonly code = "AQ_WEIGHTS" satisfies ErrorCode;
-  override readonly name = "WeightsError";
-  readonly path: string | undefined;
-  readonly tensor: string | undefined;
-  constructor(message: string, place: ErrorPlace = {}) {
-    super(message, place.cause === undefined ? undefined : { cause: place.cause });
-    this.path = place.path;
-    this.tensor = place.tensor;
-  }
-}
+export class WeightsError extends PlacedWeightsError {}
 
 /** The output cannot be written: exists, equals the input, no permission, no space. */
-export class OutputError extends Error {
-  readonly code = "AQ_OUTPUT" satisfies ErrorCode;
-  override readonly name = "OutputError";
-  readonly path: string | undefined;
-  constructor(message: string, place: ErrorPlace = {}) {
-    super(message, place.cause === undefined ? undefined : { cause: place.cause });
-    this.path = place.path;
-  }
-}
+export class OutputError extends PlacedOutputError {}
 
 /** What was read back is not what was written, or a file does not match its manifest. */
-export class IntegrityError extends Error {
-  readonly code = "AQ_INTEGRITY" satisfies ErrorCode;
-  override readonly name = "IntegrityError";
-  readonly path: string | undefined;
-  readonly tensor: string | undefined;
-  constructor(message: string, place: ErrorPlace = {}) {
-    super(message, place.cause === undefined ? undefined : { cause: place.cause });
-    this.path = place.path;
-    this.tensor = place.tensor;
-  }
-}
+export class IntegrityError extends PlacedIntegrityError {}
 
 /** Calibration data, or statistics made of them, are not what the model or the solver needs. */
-export class CalibrationError extends RangeError {
-  readonly code = "AQ_CALIBRATION" satisfies ErrorCode;
-  override readonly name = "CalibrationError";
-  readonly path: string | undefined;
-  readonly tensor: string | undefined;
-  constructor(message: string, place: ErrorPlace = {}) {
-    super(message, place.cause === undefined ? undefined : { cause: place.cause });
-    this.path = place.path;
-    this.tensor = place.tensor;
-  }
-}
+export class CalibrationError extends PlacedCalibrationError {}
 
 /** The kernel library could not be found, opened or built as asked, or a kernel refused its arguments. */
 export class KernelError extends Error {
