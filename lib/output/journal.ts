@@ -25,7 +25,7 @@ export interface JournalEntry {
 }
 
 /** The journal's first line. */
-export interface JournalHeader {
+interface JournalHeader {
   readonly journal: typeof JOURNAL_VERSION;
   readonly identity: Identity;
   /** When the source's files were last changed, in milliseconds; a resumed run must find the same. */

@@ -45,7 +45,7 @@ export interface RewriteStep {
 }
 
 /** A safetensors file of the output, before it is known what its tensors become. */
-export interface RewriteFile {
+interface RewriteFile {
   readonly name: string;
   readonly metadata: Readonly<Record<string, string>>;
   readonly reservedHeaderBytes: number;

@@ -8,7 +8,7 @@ import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.
 import { rowsPerChunk } from "./quantize_tensor.ts";
 
 /** Checkpoint and memory that all tensors of a run share. */
-export interface DequantizeContext {
+interface DequantizeContext {
   readonly checkpoint: Checkpoint;
   readonly kernels: Kernels;
   readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;

@@ -139,7 +139,7 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
 }
 
 /** Bits of the sub-codes that a configuration asks for; undefined for plain half floats. */
-export function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
+function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
   return scaleBits === 16 ? undefined : scaleBits;
 }
 
