@@ -131,7 +131,8 @@ export function checkFloats(
   arrays: Readonly<Record<string, readonly [Float32Array | undefined, number]>>,
 ): void {
   for (const name in arrays) {
-    const [array, length] = arrays[name]!;
-    if (array !== undefined) checkArray(doing, name, array, length);
+    const own = arrays[name]!, array = own[0], length = own[1]; // no destructuring: this runs for every layer
+    if (array === undefined || array instanceof Float32Array && array.length === length) continue;
+    checkArray(doing, name, array, length);
   }
 }
