@@ -1,5 +1,5 @@
 /** Linear layers of full or packed weights. */
-import { checkCounts, checkFloats, DTYPE_NUMBERS } from "../../native/call.ts";
+import { checkArray, checkCount, DTYPE_NUMBERS } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { checkPackedTensor, type PackedTensor } from "../../quant/packed/layout.ts";
@@ -55,9 +55,12 @@ export function linear(
   out: Floats = new Float32Array(tokens * weights.rows),
 ): Floats {
   const doing = "apply a linear layer", { rows, cols } = weights;
-  checkCounts(doing, { tokens });
+  // one by one: this runs for every layer, and small layers show what a check costs
+  checkCount(doing, "tokens", tokens);
   checkMatrix(doing, weights);
-  checkFloats(doing, { x: [x, tokens * cols], bias: [bias, rows], out: [out, tokens * rows] });
+  checkArray(doing, "x", x, tokens * cols);
+  if (bias !== undefined) checkArray(doing, "bias", bias, rows);
+  checkArray(doing, "out", out, tokens * rows);
   if (!("packed" in weights)) {
     const { dtype, data } = weights;
     native.linear(kernels, doing, x, tokens, data, DTYPE_NUMBERS[dtype], bias, rows, cols, out);
@@ -101,7 +104,8 @@ function linearExtended(
 function checkMatrix(doing: string, weights: Matrix): void {
   if ("packed" in weights) return checkPackedTensor(doing, weights);
   const { rows, cols, dtype, data } = weights;
-  checkCounts(doing, { rows, cols });
+  checkCount(doing, "rows", rows);
+  checkCount(doing, "cols", cols);
   if (dtype !== "F32" && dtype !== "F16" && dtype !== "BF16") {
     throw new TypeError(`Cannot ${doing}: weights must be F32, F16 or BF16, got ${JSON.stringify(dtype)}`);
   }
