@@ -1,6 +1,6 @@
 /**
- * Around every call of a kernel: the one set of argument checks, and the one place that turns a kernel's status
- * into an error. The kernels themselves are called through functions.ts.
+ * Checks around every call of a kernel: of its arguments, and of its status, which becomes an error. Kernels are
+ * called through functions.ts.
  */
 import { KernelError } from "../errors.ts";
 
@@ -22,8 +22,8 @@ const STATUS_TEXT: Readonly<Record<number, string>> = {
 };
 
 /**
- * Purpose of a call, for messages, as in `apply a linear layer`. With `explain`, a status that means something
- * else than its own text gets another error; undefined keeps the usual one.
+ * Purpose of a call, for messages, as in `apply a linear layer`. With `explain`, a status that means
+ * something else than its own text gets another error; undefined keeps the usual one.
  */
 export type Doing = string | {
   readonly doing: string;
@@ -125,7 +125,7 @@ export function checkArray(
   );
 }
 
-/** Throws unless every array, by its name, holds as many float32 values as said; undefined ones are passed over. */
+/** Throws unless every array, by its name, holds as many float32 values as said or is undefined. */
 export function checkFloats(
   doing: string,
   arrays: Readonly<Record<string, readonly [Float32Array | undefined, number]>>,

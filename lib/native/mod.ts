@@ -146,7 +146,8 @@ async function openCpu(options: CpuOptions): Promise<Kernels> {
   if (backend === "wasm" && library !== undefined) {
     throw new TypeError('Cannot open the kernels: a library was named, and the backend "wasm" has none');
   }
-  // Loaded now and not at import: compilers, downloads and half a megabyte of WebAssembly are for who opens kernels.
+  // Loaded now and not at import: compilers, downloads and half a megabyte of WebAssembly are for who opens
+  // kernels.
   const { findLibrary, runtimeName } = await import("./library.ts");
   const runtime = runtimeName();
   const attempts: Attempt[] = [];

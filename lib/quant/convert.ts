@@ -6,8 +6,8 @@ import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.
 import { callBlocks, weightBytes, type Weights } from "./weights.ts";
 
 /**
- * Converts between floating types, round to nearest even; NaN stays NaN. F8_E4M3 has no infinity: what is beyond
- * its range becomes NaN.
+ * Converts between floating types, round to nearest even; NaN stays NaN. F8_E4M3 has no infinity: what is
+ * beyond its range becomes NaN.
  *
  * @returns the elements' bytes in `dtype`
  */

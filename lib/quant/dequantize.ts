@@ -47,7 +47,7 @@ export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype: PlainD
   return out;
 }
 
-/** Codes, then the low-rank correction, then the way back from the rotation: in float32, then rounded once. */
+/** Codes, then the low-rank correction, then the inverse rotation: in float32, rounded once at the end. */
 function dequantizeExtended(
   kernels: Kernels,
   { lowRank, rotation, ...codes }: PackedTensor,

@@ -3,7 +3,6 @@ export {
   BIT_WIDTHS,
   type BitWidth,
   defaultTwoLevelGroupSize,
-  type GridOptions,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
@@ -18,6 +17,7 @@ export {
   TWO_LEVEL_GROUP_SIZES,
   type TwoLevelScales,
   type TwoLevelTensor,
+  type WeightFormat,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "./packed/layout.ts";

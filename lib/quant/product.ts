@@ -25,7 +25,7 @@ export function product(
   return out;
 }
 
-/** Σ over rows of w M wᵀ, the mean power of outputs or of their error: `w: f32[rows, cols]`, `moment: f32[cols, cols]`. */
+/** Mean power of outputs, Σ over rows of w M wᵀ: `w: f32[rows, cols]`, `moment: f32[cols, cols]`. */
 export function outputPower(kernels: Kernels, w: Float32Array, rows: number, moment: Float32Array): number {
   const cols = Math.sqrt(moment.length);
   const products = product(kernels, "measure outputs", w, moment, { tokens: rows, rows: cols, cols });

@@ -1,4 +1,4 @@
-/** Quantization of matrices by what can be seen of their weights: round to nearest, and search of clipped ranges. */
+/** Quantization of matrices by their weights alone: round to nearest, and search of clipped ranges. */
 import { WeightsError } from "../errors.ts";
 import {
   checkCounts,
@@ -33,7 +33,7 @@ import {
 } from "./packed/layout.ts";
 import { callBlocks, checkImportance, weightBytes, type Weights } from "./weights.ts";
 
-/** `clip`: search of clipped ranges, then least squares of scale and zero point; `round`: minimum and maximum. */
+/** `clip`: search of clipped ranges, then a least-squares fit; `round`: the range from minimum to maximum. */
 export type WeightSolver = "round" | "clip";
 export const WEIGHT_SOLVERS: readonly WeightSolver[] = ["clip", "round"];
 
@@ -54,10 +54,10 @@ export interface QuantizeOptions {
 /**
  * Quantizes a matrix, group by group along its rows.
  *
- * **Shapes** `weights: [rows, cols]` row-major, `columnWeights: f32[cols]`. Rows are independent: quantizing a
- * matrix in blocks of rows gives the same bytes.
+ * **Shapes** `weights: [rows, cols]` row-major, `columnWeights: f32[cols]`. Rows are independent: quantizing
+ * a matrix in blocks of rows gives the same bytes.
  *
- * @throws {WeightsError} when a weight is NaN or infinite (naming row and column) or too large for a half-precision scale
+ * @throws {WeightsError} when a weight is NaN, infinite (naming row and column) or too large for half scales
  * @throws {TypeError | RangeError} when an argument has the wrong type, shape or value
  *
  * @example
@@ -157,7 +157,7 @@ function checkOptions(doing: string, options: QuantizeOptions, cols: number): Se
   return { bits, groupSize, solver, zeroPoint, scaleBits, columnWeights };
 }
 
-/** What is wrong with the weights of rows `[begin, end)`, from a kernel's status. */
+/** The error of the weights of rows `[begin, end)` that a kernel's status reports. */
 function weightsError(
   kernels: Kernels,
   doing: string,

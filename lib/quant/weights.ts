@@ -10,9 +10,9 @@ export interface Weights {
 }
 
 /**
- * Elements of a block of whole rows. WebAssembly gets a matrix block by block, because it copies a call's buffers
- * into a memory that never shrinks again; sums are taken block by block everywhere, so that they do not depend
- * on the backend.
+ * Elements of a block of whole rows. WebAssembly gets a matrix block by block, because it copies a call's
+ * buffers into a memory that never shrinks again; sums are taken block by block everywhere, so that they do
+ * not depend on the backend.
  */
 const BLOCK_ELEMENTS = 4 * 2 ** 20;
 

@@ -7,7 +7,7 @@ import type { Config } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
-import type { GridOptions } from "../quant/packed/layout.ts";
+import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import { sha256 } from "../files/whole.ts";
 import type { Plan, PlanRow } from "../plan/plan.ts";
@@ -297,7 +297,7 @@ class CandidateSolver {
     return this.#rows.get(name)!.shape.reduce((product, size) => product * size, 1);
   }
 
-  #gridOf(name: string): GridOptions | undefined {
+  #gridOf(name: string): WeightFormat | undefined {
     const row = this.#rows.get(name);
     if (row === undefined) return undefined;
     const { bits, groupSize, zeroPoint, scaleBits } = row;

@@ -4,7 +4,7 @@
  * data in full precision and quantized.
  */
 import { correctedTarget, type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
-import type { GridOptions } from "../quant/packed/layout.ts";
+import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
@@ -29,7 +29,7 @@ export interface SolveOptions {
   readonly solver: Solver;
   readonly settings: SolverSettings;
   /** Bits and groups of a layer by the name of its weight; undefined leaves the layer as it is. */
-  readonly gridOf: (name: string) => GridOptions | undefined;
+  readonly gridOf: (name: string) => WeightFormat | undefined;
   /** `blocks`: on the inputs that the quantized layers before produce; `once`: all on those of the full-precision model. */
   readonly mode?: "blocks" | "once" | undefined;
   /** Layers that an earlier run has solved. */

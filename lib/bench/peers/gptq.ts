@@ -6,7 +6,7 @@
 import { type FactoredMoment, factorMoments } from "../../quant/solvers/factored_moment.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { groupCount, packedBytes, quantize } from "../../quant/mod.ts";
-import { type Grid, gridOf } from "../../quant/solvers/grids.ts";
+import { type GroupScales, scalesOf } from "../../quant/solvers/steps.ts";
 import {
   checkLayer,
   gridName,
@@ -43,7 +43,7 @@ function feedbackErrors(
   weights: Float32Array,
   rows: number,
   { bits, groupSize }: GridSetting,
-  { scale, zeroPoint }: Grid,
+  { scale, zeroPoint }: GroupScales,
   { cols, order, factor }: FactoredMoment,
   dead: readonly number[],
 ): Float32Array<ArrayBuffer> {
@@ -96,7 +96,7 @@ export function gptq(kernels: Kernels, setting: GridSetting): Method {
         solver: "round",
       });
       return {
-        weights: feedbackErrors(weights, rows, setting, gridOf(rounded), moment, deadColumns(inputs)),
+        weights: feedbackErrors(weights, rows, setting, scalesOf(rounded), moment, deadColumns(inputs)),
         storedBytes: packedBytes({
           rows,
           cols,

@@ -1,6 +1,6 @@
 /**
- * Packed tensors inside a checkpoint: finding and checking them, and reading rows of them. Their entries are those of
- * entries.ts; config.json says how each was quantized. lib/pipeline writes them.
+ * Packed tensors inside a checkpoint: finding and checking them, and reading rows of them. Their entries are
+ * those of entries.ts; config.json says how each was quantized. lib/pipeline writes them.
  */
 import { join } from "node:path";
 import type { Solver } from "../../config/names.ts";
@@ -46,7 +46,7 @@ import {
 
 /** Version of the layout and of the `arrowquant` section of config.json; a reader refuses a larger one. */
 export const FORMAT_VERSION = 1;
-/** Version of a section that has layers with a low-rank correction or a rotation: programs that know neither must refuse it. */
+/** Version of a section with a low-rank correction or a rotation, which older programs must refuse. */
 export const EXTENDED_FORMAT_VERSION = 2;
 
 /** Key of config.json that describes the quantization, for us and for others. */
@@ -61,7 +61,7 @@ export interface PackedLayerEntry {
   readonly group_size: GroupSize;
   /** Bits of the sub-codes of two-level scales; absent with plain ones. */
   readonly scale_bits?: ScaleBits | undefined;
-  /** Where it is not the section's. */
+  /** Absent where it is the section's. */
   readonly zero_point?: ZeroPointKind | undefined;
   /** Rank of the correction; absent without. */
   readonly low_rank?: number | undefined;
@@ -105,9 +105,9 @@ export interface PackedLayer {
 }
 
 /**
- * The quantized tensors of a checkpoint by their original names, every size checked; empty for a checkpoint without.
+ * The quantized tensors of a checkpoint by their original names, every size checked.
  *
- * @throws {FormatError} when config.json's section is missing, malformed or newer, or an entry does not fit it
+ * @throws {FormatError} when config.json's section is missing, malformed or newer, or does not fit an entry
  *
  * @example
  * ```ts
@@ -141,8 +141,8 @@ export function packedLayers(checkpoint: Checkpoint): ReadonlyMap<string, Packed
 }
 
 /**
- * Reads rows `[rowBegin, rowEnd)` of a quantized tensor, all of them by default. Integer zero points come back as half
- * floats, as real ones do. B of a low-rank correction is read whole.
+ * Reads rows `[rowBegin, rowEnd)` of a quantized tensor, all of them by default. Integer zero points come
+ * back as half floats, as real ones do. B of a low-rank correction is read whole.
  *
  * @throws {RangeError} when the rows are not the tensor's
  * @throws as {@linkcode Checkpoint.readInto}

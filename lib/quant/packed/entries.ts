@@ -1,6 +1,6 @@
 /**
- * The entries of a checkpoint that make up one packed tensor: their names, types and shapes, and the bytes that they
- * hold. The bytes are specified in docs/format.md.
+ * The entries of a checkpoint that make up one packed tensor: their names, types and shapes, and the bytes
+ * that they hold. The bytes are specified in docs/format.md.
  *
  * ```text
  * X.weight -> X.weight_packed      I32 [rows, words]   codes, a bit stream per row, least significant bits first
@@ -118,8 +118,8 @@ export function specBytes(specs: readonly TensorSpec[]): number {
 export const packedBytes = (form: PackedForm): number => specBytes(packedTensorSpecs("", form));
 
 /**
- * What is stored of some rows of a packed tensor, entry by entry in the order of storage; without the shape, integer
- * zero points and B of a low-rank correction, which do not go by rows.
+ * Arrays to store for some rows of a packed tensor, entry by entry in the order of storage; without the shape,
+ * integer zero points and B of a low-rank correction, which do not go by rows.
  */
 export function packedEntries(
   names: PackedNames,
@@ -180,7 +180,7 @@ export function packZeroPoints(
   return words;
 }
 
-/** The inverse of {@linkcode packZeroPoints} for some rows, as half floats; `words` begins at word row `firstWord`. */
+/** Inverse of {@linkcode packZeroPoints} for some rows, as half floats; `words` begins at row `firstWord`. */
 export function unpackZeroPoints(
   words: Uint32Array,
   firstWord: number,

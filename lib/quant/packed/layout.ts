@@ -16,20 +16,9 @@ import {
 import { checkArray, checkCounts, checkMember } from "../../native/call.ts";
 import { checkRotation, type Rotation } from "./rotation.ts";
 
-export {
-  BIT_WIDTHS,
-  type BitWidth,
-  defaultTwoLevelGroupSize,
-  GROUP_SIZES,
-  type GroupSize,
-  SCALE_BITS,
-  type ScaleBits,
-  TWO_LEVEL_GROUP_SIZES,
-  ZERO_POINT_KINDS,
-  type ZeroPointKind,
-} from "../../config/names.ts";
+export * from "../../config/names.ts";
 
-/** Weights of a row that share the two half floats of two-level scales; the last superblock of a row may be shorter. */
+/** Weights of a row that share the two half floats of two-level scales; the last may be fewer. */
 export const SUPERBLOCK_SIZE = 256;
 
 /** Largest rank of a correction. */
@@ -46,7 +35,7 @@ export interface LowRank {
   readonly b: Uint16Array<ArrayBuffer>;
 }
 
-/** The codes of a matrix. With a rotation H they, and a correction A B, are those of W Hᵀ: `W = (Ŵ + A B) H`. */
+/** The codes of a matrix. With a rotation H, codes and correction are those of W Hᵀ: `W = (Ŵ + A B) H`. */
 interface PackedCodes {
   readonly rows: number;
   readonly cols: number;
@@ -60,7 +49,7 @@ interface PackedCodes {
 /**
  * A matrix of codes with a scale and a zero point for each group: `w = scale · (code − zero point)`.
  *
- * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`, `scale` and `zeroPoint: f16[rows, groupCount(cols, groupSize)]`
+ * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`; `scale` and `zeroPoint: f16[rows, groups]`
  */
 export interface OneLevelTensor extends PackedCodes {
   readonly scaleBits?: undefined;
@@ -83,10 +72,10 @@ export interface TwoLevelScales {
 }
 
 /**
- * A matrix of codes whose groups' scales and minima are codes themselves, multiples of two half floats a superblock:
- * `w = (super scale · sub-scale) · code − super minimum · sub-minimum`, as in ggml's Q2_K.
+ * A matrix of codes whose groups' scales and minima are codes themselves, multiples of two half floats a
+ * superblock: `w = (super scale · sub-scale) · code − super minimum · sub-minimum`, as in ggml's Q2_K.
  *
- * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`, `subScale` and `subMin: u8[rows, subCodeBytes(…)]`,
+ * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`; `subScale` and `subMin: u8[rows, subCodeBytes(…)]`;
  * `superScale` and `superMin: f16[rows, superblockCount(cols)]`
  */
 export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {}
@@ -94,17 +83,17 @@ export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {}
 /** A packed matrix; `scaleBits` tells the two kinds apart. */
 export type PackedTensor = OneLevelTensor | TwoLevelTensor;
 
-/** How a matrix's codes, scales and zero points are stored. */
-export interface GridOptions {
+/** Format in which a matrix's codes, scales and zero points are stored. */
+export interface WeightFormat {
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
   readonly zeroPoint: ZeroPointKind;
-  /** Bits of the sub-codes of two-level scales; undefined for plain half floats. They need real zero points. */
+  /** Bits of the sub-codes of two-level scales, which need real zero points; undefined for plain ones. */
   readonly scaleBits?: ScaleBits | undefined;
 }
 
 /** Size of a packed matrix, and how it is stored. */
-export interface PackedForm extends GridOptions {
+export interface PackedForm extends WeightFormat {
   readonly rows: number;
   readonly cols: number;
   /** Rank of a low-rank correction, 0 for none. */
@@ -132,9 +121,7 @@ export function subCodeBytes(cols: number, groupSize: GroupSize, scaleBits: Scal
   return Math.ceil(groupCount(cols, groupSize) * scaleBits / 8);
 }
 
-/**
- * Rows `[begin, end)` of a packed matrix, as views of its arrays.
- */
+/** Rows `[begin, end)` of a packed matrix, as views of its arrays. */
 export function packedRows(tensor: PackedTensor, begin: number, end: number): PackedTensor {
   const { rows } = tensor;
   const part = <T extends Uint32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>>(
@@ -190,7 +177,7 @@ export function emptyLevels(
 }
 
 /**
- * Checks that a packed matrix's arrays have the lengths that its sizes ask for, so that a kernel can be called.
+ * Checks that a packed matrix's arrays have the types and lengths that its sizes ask for.
  *
  * @param doing what is being done, for the message
  * @throws {TypeError} when an array has another type or length

@@ -2,8 +2,8 @@
 import { halves, type LowRank } from "./layout.ts";
 
 /**
- * Adds A B to a matrix of float32: sums in float64 in the order of the rank, so that the bytes are the same on
- * every machine.
+ * Adds A B to a matrix of float32: sums in float64 in the order of the rank, so that the bytes are the same
+ * on every machine.
  *
  * **Shapes** `a: f16[rows, rank]`, `b: f16[rank, cols]`, `matrix: f32[rows, cols]`, changed in place
  */

@@ -1,7 +1,8 @@
 /**
- * Randomised Hadamard rotations of a layer's inputs (QuIP#, https://arxiv.org/abs/2402.04396; QuaRot, https://arxiv.org/abs/2404.00456):
- * `H = 1/√b · S D`, D random signs, S Sylvester's matrix of ±1 in blocks of b columns. W x = (W Hᵀ)(H x), and W Hᵀ has no outliers.
- * Plain TypeScript with float32 butterflies: the same bytes on every machine.
+ * Randomised Hadamard rotations of a layer's inputs (QuIP#, https://arxiv.org/abs/2402.04396; QuaRot,
+ * https://arxiv.org/abs/2404.00456): `H = 1/√b · S D`, D random signs, S Sylvester's matrix of ±1 in blocks
+ * of b columns. W x = (W Hᵀ)(H x), and W Hᵀ has no outliers. Plain TypeScript with float32 butterflies: the
+ * same bytes on every machine.
  */
 
 /** A rotation of a layer's inputs. */
@@ -16,14 +17,14 @@ export interface Rotation {
 /** Largest seed of a rotation. */
 export const MAX_ROTATION_SEED = 2 ** 31 - 1;
 
-/** Columns of the largest blocks that a layer's columns fall into: the largest power of two that divides them. */
+/** Columns of the largest block: the largest power of two that divides a layer's columns. */
 export function rotationBlock(cols: number): number {
   let block = 1;
   while (cols > 0 && cols % (block * 2) === 0) block *= 2;
   return block;
 }
 
-/** Whether column `k` changes its sign: the lowest bit of MurmurHash3's finalizer of `seed + (k + 1) · 0x9E3779B9`. */
+/** Sign change of column `k`: the lowest bit of MurmurHash3's finalizer of `seed + (k + 1) · 0x9E3779B9`. */
 function isNegative(seed: number, k: number): boolean {
   let hash = (seed + Math.imul(k + 1, 0x9e3779b9)) >>> 0;
   hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);

@@ -1,6 +1,6 @@
 /**
- * Scales of groups by themselves: reading the real scale and offset of every group of a packed matrix, and two-level
- * scales for given real ones, for solvers that fix the scales before they choose codes.
+ * Scales of groups by themselves: reading the real scale and offset of every group of a packed matrix, and
+ * two-level scales for given real ones, for solvers that fix the scales before they choose codes.
  */
 import { WeightsError } from "../../errors.ts";
 import { checkArray, checkCounts, checkMember, E_NONFINITE, E_RANGE } from "../../native/call.ts";
@@ -46,8 +46,8 @@ export interface TwoLevelShape {
 const BLOCK_GROUPS = 2 ** 20;
 
 /**
- * Scale and offset of every group, such that `w = scale · code + offset`, for either kind of scales. Both are exact:
- * a product of two half floats, or of a half float and a code of at most 6 bits, is a float32.
+ * Scale and offset of every group, such that `w = scale · code + offset`, for either kind of scales. Both are
+ * exact: a product of two half floats, or of a half float and a code of at most 6 bits, is a float32.
  *
  * **Shapes** → `scale` and `offset: f32[rows, groups]`
  *
@@ -97,10 +97,10 @@ export function groupAffine(tensor: PackedTensor): GroupAffine {
 }
 
 /**
- * Two-level scales nearest to given real ones: for each superblock the half-precision step whose multiples are
- * nearest to the scales in least squares, among several ranges as ggml's `make_qp_quants` tries them, and the same for
- * the minima. Codes have no sign: a scale (or minimum) whose sign is not that of its superblock's weighted sum
- * becomes 0.
+ * Two-level scales nearest to given real ones: for each superblock the half-precision step whose multiples
+ * are nearest to the scales in least squares, among several ranges as ggml's `make_qp_quants` tries them, and
+ * the same for the minima. Codes have no sign: a scale (or minimum) whose sign is not that of its
+ * superblock's weighted sum becomes 0.
  *
  * **Shapes** `scale`, `minimum` and `groupWeights: f32[rows, groups]`, with `w = scale · code − minimum`
  *

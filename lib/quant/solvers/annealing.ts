@@ -1,20 +1,21 @@
 /**
- * Deterministic annealing of a layer's codes against the moment of its inputs: every code is the mean of `p = softmax(−d/τ)` given the
- * means of the others, and τ falls to 0 (mean-field annealing; Rose 1998). The one reading in which entropy helps the error.
+ * Deterministic annealing of a layer's codes against the moment of its inputs: every code is the mean of `p =
+ * softmax(−d/τ)` given the means of the others, and τ falls to 0 (mean-field annealing; Rose 1998). The one
+ * reading in which entropy helps the error.
  */
 
 import { checkRange } from "../../native/call.ts";
 
 /** Temperatures from the first down; behind them each code is the nearest. */
 const COOLING_STEPS = 12;
-/** What a temperature is of the one before. */
+/** Ratio of a temperature to the one before. */
 const COOLING = 0.6;
 /** Exponents beyond which a probability is 0: e⁻⁴⁰ is below what a sum of numbers near 1 can show. */
 const FAR = 40;
 
 /** A layer to anneal. */
 export interface AnnealedLayer {
-  /** `f32[rows, cols]`: what is aimed at. */
+  /** `f32[rows, cols]`: the target. */
   readonly target: Float32Array;
   readonly rows: number;
   readonly cols: number;
@@ -36,7 +37,7 @@ export function checkTemperature(temperature: number): void {
 /** ln 2 as a sum, the first of so few bits that small multiples of it are exact. */
 const LN2_HIGH = 0.69314718036912381649, LN2_LOW = 1.90821492927058770002e-10;
 
-/** eˣ for x in [−{@linkcode FAR}, 0] by sums, products and halving: `Math.exp` differs between runtimes in the last bit. */
+/** eˣ for x in [−{@linkcode FAR}, 0], the same in every runtime: `Math.exp` differs in the last bit. */
 function exponential(x: number): number {
   const halvings = Math.floor(-x / Math.LN2);
   const rest = (x + halvings * LN2_HIGH) + halvings * LN2_LOW; // in (−ln 2, 0]
@@ -47,8 +48,8 @@ function exponential(x: number): number {
 }
 
 /**
- * Probabilities `p = softmax(−d/τ)` of the codes of a weight that lies at `position` on the grid, d the squared distance in steps; at τ = 0 the
- * nearest code alone (the lower of two). Those below e⁻⁴⁰ of the nearest's are 0.
+ * Probabilities `p = softmax(−d/τ)` of the codes of a weight at `position`, d the squared distance in steps
+ * between codes; at τ = 0 the nearest code alone (the lower of two). Those below e⁻⁴⁰ of the nearest's are 0.
  *
  * @param out `f64[codes]`
  */
@@ -83,7 +84,8 @@ function meanCode(position: number, temperature: number, p: Float64Array): numbe
  * Anneals codes in place. Scales and zero points stay; rows are independent.
  *
  * @param codes `u8[rows, cols]`: where it begins, and what it found
- * @param temperature τ at the start, in squared steps of a column's grid: the distance of a code is that from its best real value
+ * @param temperature τ at the start, in squared steps between codes: the distance of a code is that from its
+ * best real value
  * @throws {RangeError} when the temperature is outside [0, 100]
  */
 export function annealLayer(

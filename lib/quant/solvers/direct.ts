@@ -1,7 +1,6 @@
-/** Solvers that look at the weights alone: `round` and `clip`. `clip` weighs columns by their inputs where those are known. */
-import type { WeightSolver } from "../quantize.ts";
-import { quantize } from "../quantize.ts";
-import { clipped, objectiveOf } from "./grids.ts";
+/** Solvers of the weights alone: `round`, and `clip`, which weighs columns by their inputs where known. */
+import { quantize, type WeightSolver } from "../quantize.ts";
+import { clipped, objectiveOf } from "./steps.ts";
 import type { Problem } from "./problem.ts";
 import type { Solution } from "./settings.ts";
 

@@ -1,6 +1,6 @@
 /**
- * The second moment of a layer's inputs prepared for solving: damped, ordered and factored; and the target weights
- * that make up for what was lost before the layer.
+ * The second moment of a layer's inputs prepared for solving: damped, ordered and factored; and the target
+ * weights that make up for what was lost before the layer.
  */
 import { WeightsError } from "../../errors.ts";
 import { checkArray, checkCount, E_VALUE } from "../../native/call.ts";
@@ -22,7 +22,7 @@ export interface FactoredMoment {
   /** U of the ordered moment = U diag(pivots) Uᵀ: `f32[cols, cols]`. */
   readonly factor: Float32Array<ArrayBuffer>;
   readonly pivots: Float32Array<ArrayBuffer>;
-  /** Part of the mean diagonal that was added at last; more than was asked for where the moment was not positive definite. */
+  /** Part of the mean diagonal that was added; more than asked for where the moment was indefinite. */
   readonly damping: number;
   /** Columns that were 0 in every input. */
   readonly deadColumns: number;
@@ -59,8 +59,8 @@ export function workspace(kernels: Kernels, cols: number, groupSize: GroupSize):
 /**
  * Damps, orders and factors the moment of a layer's inputs.
  *
- * Where it is not positive definite the damping is raised tenfold until it is, and the result says so: codes are never made from
- * NaN. Columns that no input ever reached keep only the damping.
+ * Where it is not positive definite the damping is raised tenfold until it is, and the result says so: codes
+ * are never made from NaN. Columns that no input ever reached keep only the damping.
  *
  * @throws {WeightsError} when the moment holds NaN or infinity, a negative diagonal, or stays indefinite
  *
@@ -157,8 +157,8 @@ export interface LossBefore {
 }
 
 /**
- * The weights whose outputs on the inputs of the quantized model come nearest to the full-precision outputs on
- * full-precision inputs: `W + (correction · W · cross + residual) M⁻¹`, as in GPTAQ
+ * The weights whose outputs on the inputs of the quantized model come nearest to the full-precision outputs
+ * on full-precision inputs: `W + (correction · W · cross + residual) M⁻¹`, as in GPTAQ
  * (https://arxiv.org/abs/2504.02692); `residual` also corrects the stream that the output is added to.
  *
  * **Shapes** → `f32[rows, cols]`
@@ -199,6 +199,6 @@ export function correctedTarget(
   return wanted;
 }
 
-/** How much each column counts by itself. */
+/** Weight of each column by itself. */
 export const diagonalOf = (moment: Float32Array, cols: number): Float32Array<ArrayBuffer> =>
   Float32Array.from({ length: cols }, (_, k) => moment[k * cols + k]!);

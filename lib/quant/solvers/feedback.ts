@@ -1,20 +1,20 @@
 /**
- * Solvers against the second moment of a layer's inputs. `feedback` carries each column's error over to the columns
- * that come later (GPTQ, https://arxiv.org/abs/2210.17323; in the form of LDLQ, https://arxiv.org/abs/2307.13304);
- * `best` starts from several ranges, refits scales and zero points and descends over codes. Either takes each row
- * from the start that does best.
+ * Solvers against the second moment of a layer's inputs. `feedback` carries each column's error over to the
+ * columns that come later (GPTQ, https://arxiv.org/abs/2210.17323; in the form of LDLQ,
+ * https://arxiv.org/abs/2307.13304); `best` starts from several ranges, refits scales and zero points and
+ * descends over codes. Either takes each row from the start that does best.
  */
 import {
   anneal,
   clipped,
-  type Grid,
-  gridOf,
+  type GroupScales,
   keepBetterRows,
   packed,
-  rangeGrid,
-  solveOnGrid,
+  rangeScales,
+  scalesOf,
+  solveWithScales,
   total,
-} from "./grids.ts";
+} from "./steps.ts";
 import type { MomentProblem } from "./problem.ts";
 import type { Solution, SolverSettings } from "./settings.ts";
 import { solveTwoLevel } from "./two_level.ts";
@@ -33,9 +33,9 @@ type Steps = Pick<SolverSettings, "ratios" | "rounds" | "refit" | "annealing">;
 
 function solve(problem: MomentProblem, steps: Steps): Solution {
   if (problem.scaleBits !== undefined) return solveTwoLevel(problem, steps);
-  const from = (grid: Grid) => solveOnGrid(problem, grid, steps);
-  const found = from(gridOf(clipped(problem))), firstObjective = total(found.objective);
-  for (const ratio of steps.ratios) keepBetterRows(found, from(rangeGrid(problem, ratio)));
+  const from = (grid: GroupScales) => solveWithScales(problem, grid, steps);
+  const found = from(scalesOf(clipped(problem))), firstObjective = total(found.objective);
+  for (const ratio of steps.ratios) keepBetterRows(found, from(rangeScales(problem, ratio)));
   if (steps.annealing > 0) keepBetterRows(found, anneal(problem, found, steps));
   return { tensor: packed(problem, found), objective: total(found.objective), firstObjective };
 }

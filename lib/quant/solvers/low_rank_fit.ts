@@ -1,9 +1,11 @@
 /**
- * Low-rank corrections: W ≈ Ŵ + A B, with A B the best matrix of rank r for what Ŵ leaves, weighed by the inputs' second moment M
- * (LQER, https://arxiv.org/abs/2402.02446; codes and correction in turn as in CALDERA, https://arxiv.org/abs/2405.18886).
+ * Low-rank corrections: W ≈ Ŵ + A B, with A B the best matrix of rank r for what Ŵ leaves, weighed by the
+ * inputs' second moment M (LQER, https://arxiv.org/abs/2402.02446; codes and correction in turn as in
+ * CALDERA, https://arxiv.org/abs/2405.18886).
  *
- * With M = L Lᵀ the best A B is A (Aᵀ R), the columns of A the leading left singular vectors of R L, R = W − Ŵ: no inverse of L is needed.
- * They come from a seeded randomised subspace iteration (Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061).
+ * With M = L Lᵀ the best A B is A (Aᵀ R), the columns of A the leading left singular vectors of R L, R = W −
+ * Ŵ: no inverse of L is needed. They come from a seeded randomised subspace iteration (Halko, Martinsson and
+ * Tropp, https://arxiv.org/abs/0909.4061).
  */
 import type { Solver } from "../../config/names.ts";
 import { checkArray } from "../../native/call.ts";
@@ -19,7 +21,7 @@ import { solveLayer } from "./solve_layer.ts";
 
 /** Directions that are followed beside those wanted. */
 const OVERSAMPLING = 8;
-/** Passes over R M Rᵀ: singular values a few percent apart are told apart. */
+/** Passes over R M Rᵀ: enough to separate singular values a few percent apart. */
 const ITERATIONS = 12;
 /** Times that codes and correction are solved in turn, from either start. */
 const TURNS = 2;
@@ -69,10 +71,11 @@ function* seeded(): Generator<number, never> {
 }
 
 /**
- * The best correction of rank `rank` for a residual R: A and B, as half floats, that bring tr((R − A B) M (R − A B)ᵀ) down to what the
- * discarded singular values leave.
+ * The best correction of rank `rank` for a residual R: A and B, as half floats, that bring tr((R − A B) M (R
+ * − A B)ᵀ) down to what the discarded singular values leave.
  *
- * **Shapes** `residual: f32[rows, cols]`, `moment: f32[cols, cols]` symmetric positive semidefinite → `a: f16[rows, rank]`, `b: f16[rank, cols]`
+ * **Shapes** `residual: f32[rows, cols]`, `moment: f32[cols, cols]` symmetric positive semidefinite → `a:
+ * f16[rows, rank]`, `b: f16[rank, cols]`
  *
  * @throws {RangeError} when the rank is not from 1 to the smaller size
  *
@@ -194,9 +197,9 @@ function bestRight(
 }
 
 /**
- * Solves a layer with a low-rank correction of rank `settings.lowRank`: codes for what the correction leaves and the
- * correction for what the codes leave, in turn, begun with either; the least objective is kept. It is never above
- * that of the codes alone.
+ * Solves a layer with a low-rank correction of rank `settings.lowRank`: codes for what the correction leaves
+ * and the correction for what the codes leave, in turn, begun with either; the least objective is kept. It is
+ * never above that of the codes alone.
  *
  * **Shapes** as {@linkcode solveLayer}; the rank is at most the smaller size.
  *

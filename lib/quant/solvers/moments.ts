@@ -1,6 +1,6 @@
 /**
- * Second moments of a layer's inputs: what calibration gathers and solvers solve against. lib/time gathers them from
- * a model's runs.
+ * Second moments of a layer's inputs: what calibration gathers and solvers solve against. lib/time gathers
+ * them from a model's runs.
  */
 import { checkCount } from "../../native/call.ts";
 import * as call from "../../native/functions.ts";
@@ -43,8 +43,8 @@ export function emptyMoments(cols: number, { cross = false } = {}): InputMoments
 /**
  * Adds Σ w y xᵀ to `out`; with no `y`, Σ w x xᵀ.
  *
- * **Shapes** `x: f32[tokens, cols]`, `y: f32[tokens, rows]`, `weights: f32[tokens]` → `out: f32[rows, cols]`, added to.
- * The same bytes whatever the threads and the instruction set.
+ * **Shapes** `x: f32[tokens, cols]`, `y: f32[tokens, rows]`, `weights: f32[tokens]` → `out: f32[rows, cols]`,
+ * added to. The same bytes whatever the threads and the instruction set.
  *
  * @throws {TypeError} when an array has another type or length than the shapes ask for
  */

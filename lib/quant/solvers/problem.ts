@@ -3,16 +3,16 @@ import { checkArray, checkCounts, checkMember } from "../../native/call.ts";
 import type { Kernels } from "../../native/mod.ts";
 import {
   BIT_WIDTHS,
-  type GridOptions,
   GROUP_SIZES,
   SCALE_BITS,
   TWO_LEVEL_GROUP_SIZES,
+  type WeightFormat,
   ZERO_POINT_KINDS,
 } from "../packed/layout.ts";
 import { checkMoment, type FactoredMoment } from "./factored_moment.ts";
 
 /** A layer to solve. */
-export interface LayerProblem extends GridOptions {
+export interface LayerProblem extends WeightFormat {
   /** The target, `f32[rows, cols]`: the layer's own weights or those of {@linkcode correctedTarget}. */
   readonly weights: Float32Array;
   readonly rows: number;

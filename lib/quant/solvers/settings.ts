@@ -1,13 +1,13 @@
-/** Settings of the solvers, and what a solver makes of a layer. */
+/** Settings and results of the solvers. */
 import { checkRange } from "../../native/call.ts";
 import type { PackedTensor } from "../packed/layout.ts";
 import { checkTemperature } from "./annealing.ts";
 
-/** How much of what was lost before a layer is to be undone. */
+/** Parts of the error made before a layer that its weights should undo. */
 export interface Correction {
-  /** How much of the error made before the layer it should undo, 0 to 1. */
+  /** Part of the error of the layer's inputs, 0 to 1. */
   readonly correction: number;
-  /** The same for the error of the stream that the layer's output is added to. */
+  /** Part of the error of the stream that the layer's output is added to, 0 to 1. */
   readonly residualCorrection: number;
 }
 
@@ -19,7 +19,7 @@ export interface SolverSettings extends Correction {
   readonly ratios: readonly number[];
   /** Times that `best` refits scales and zero points and descends over codes. */
   readonly rounds: number;
-  /** Whether scales and zero points are refitted, too. */
+  /** True if scales and zero points are refitted, too. */
   readonly refit: boolean;
   /** Temperature at which `best` begins to anneal codes, in squared steps between codes; 0 does not. */
   readonly annealing: number;
@@ -46,7 +46,7 @@ export const DEFAULT_SOLVER_SETTINGS: SolverSettings = {
   rotationSeed: 0,
 };
 
-/** What a solver made of a layer. */
+/** Result of a solver for a layer. */
 export interface Solution {
   readonly tensor: PackedTensor;
   /** Σ over rows of Δ M Δᵀ, Δ the error against the target and M the damped moment; NaN without one. */

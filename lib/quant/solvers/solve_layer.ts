@@ -1,6 +1,6 @@
 /**
- * The table of solvers: from a layer's weights and the moment of its inputs to packed codes. What each one gains is
- * in docs/solvers.md.
+ * The table of solvers: from a layer's weights and the moment of its inputs to packed codes. What each one
+ * gains is in docs/solvers.md.
  */
 import { type Solver, SOLVERS } from "../../config/names.ts";
 import { checkMember } from "../../native/call.ts";
@@ -43,8 +43,9 @@ export const LAYER_SOLVERS: Readonly<Record<Solver, LayerSolver>> = {
 /**
  * Solves a layer.
  *
- * Rows are independent. `moment` may be undefined for `round` and `clip` alone; `clip` takes its diagonal for the
- * columns' weights. With a unit moment `feedback` equals `clip`: no column's error tells anything about another.
+ * Rows are independent. `moment` may be undefined for `round` and `clip` alone; `clip` takes its diagonal for
+ * the columns' weights. With a unit moment `feedback` equals `clip`: no column's error tells anything about
+ * another.
  *
  * @throws {TypeError | RangeError} when an argument has the wrong type, shape or value
  * @throws {WeightsError} when weights are NaN, infinite or too large for half-precision scales

@@ -1,4 +1,7 @@
-/** Solving with two-level scales: several starts whose scales are fitted to two levels, each row from the one that does best. */
+/**
+ * Solving with two-level scales: several starts whose scales are fitted to two levels, each row from the one
+ * that does best.
+ */
 import { packCodes } from "../codes.ts";
 import { packedWords, type TwoLevelScales } from "../packed/layout.ts";
 import { fitTwoLevel } from "../packed/two_level.ts";
@@ -6,33 +9,33 @@ import {
   anneal,
   type Candidate,
   clipped,
-  type Grid,
-  gridOf,
+  type GroupScales,
   keepBetterRows,
-  rangeGrid,
-  solveOnGrid,
+  rangeScales,
+  scalesOf,
+  solveWithScales,
   total,
-} from "./grids.ts";
+} from "./steps.ts";
 import type { MomentProblem } from "./problem.ts";
 import type { Solution, SolverSettings } from "./settings.ts";
 
 /** Scales and zero points with the two levels that they come from. */
-interface TwoLevelGrid extends Grid {
+interface TwoLevelStart extends GroupScales {
   readonly levels: TwoLevelScales;
 }
 
 /** The two-level scales nearest to real ones. */
-function twoLevelGrid(problem: MomentProblem, { scale, zeroPoint }: Grid): TwoLevelGrid {
+function twoLevelStart(problem: MomentProblem, { scale, zeroPoint }: GroupScales): TwoLevelStart {
   const { kernels, rows, cols, bits, groupSize, scaleBits } = problem;
   const minimum = scale.map((value, i) => value * zeroPoint[i]!);
   const levels = fitTwoLevel(kernels, { rows, cols, groupSize, scaleBits: scaleBits! }, scale, minimum);
   const packed = new Uint32Array(rows * packedWords(cols, bits));
-  return { ...gridOf({ ...levels, rows, cols, bits, groupSize, packed }), levels };
+  return { ...scalesOf({ ...levels, rows, cols, bits, groupSize, packed }), levels };
 }
 
 /**
- * Solves a layer with two-level scales: ranges as for plain ones, their scales fitted to two levels, then feedback and descent on what
- * that left; the plain solution with its refitted scales is one more start.
+ * Solves a layer with two-level scales: ranges as for plain ones, their scales fitted to two levels, then
+ * feedback and descent on what that left; the plain solution with its refitted scales is one more start.
  */
 export function solveTwoLevel(
   problem: MomentProblem,
@@ -40,22 +43,22 @@ export function solveTwoLevel(
 ): Solution {
   const { kernels, rows, cols, bits, groupSize } = problem, fixed = { rounds, refit: false };
   const searched = clipped(problem);
-  const starts: TwoLevelGrid[] = [{
-    ...gridOf(searched),
+  const starts: TwoLevelStart[] = [{
+    ...scalesOf(searched),
     levels: searched as typeof searched & TwoLevelScales,
   }];
   for (const ratio of rounds > 0 ? ratios : [1]) {
-    const plain = rangeGrid(problem, ratio);
-    starts.push(twoLevelGrid(problem, plain));
+    const plain = rangeScales(problem, ratio);
+    starts.push(twoLevelStart(problem, plain));
     if (rounds > 0 && refit) {
-      starts.push(twoLevelGrid(problem, solveOnGrid(problem, plain, { rounds, refit: true })));
+      starts.push(twoLevelStart(problem, solveWithScales(problem, plain, { rounds, refit: true })));
     }
   }
-  const [first, ...others] = starts as [TwoLevelGrid, ...TwoLevelGrid[]];
-  const best: Candidate = solveOnGrid(problem, first, fixed), levels = copyLevels(first.levels);
+  const [first, ...others] = starts as [TwoLevelStart, ...TwoLevelStart[]];
+  const best: Candidate = solveWithScales(problem, first, fixed), levels = copyLevels(first.levels);
   const firstObjective = total(best.objective);
   for (const start of others) {
-    const candidate = solveOnGrid(problem, start, fixed);
+    const candidate = solveWithScales(problem, start, fixed);
     for (let row = 0; row < rows; row++) {
       if (candidate.objective[row]! < best.objective[row]!) copyLevelsRow(levels, start.levels, row, rows);
     }

@@ -9,7 +9,7 @@ import { relativeDifference } from "../../../lib/bench/kernels/cases.ts";
 import { gaussianWeights } from "../../../lib/bench/random.ts";
 import { type Kernels, openKernels } from "../../../lib/native/mod.ts";
 import { type BitWidth, type GroupSize, quantize } from "../../../lib/quant/mod.ts";
-import { gridOf } from "../../../lib/quant/solvers/grids.ts";
+import { scalesOf } from "../../../lib/quant/solvers/steps.ts";
 import { randomStream } from "../../_kernels.ts";
 import { identity, ours, outputError, problem } from "./_problems.ts";
 
@@ -145,7 +145,7 @@ describe("GPTQ", () => {
       const setting = { bits, groupSize };
       const made = result(gptq(kernels, setting), weights, rows, cols, inputs);
       const matrixOf = { data: weights, dtype: "F32" } as const;
-      const { scale, zeroPoint } = gridOf(
+      const { scale, zeroPoint } = scalesOf(
         quantize(kernels, matrixOf, rows, cols, { ...setting, solver: "round" }),
       );
       const size = groupSize === 0 ? cols : groupSize, groups = Math.ceil(cols / size);

@@ -58,7 +58,10 @@ function rawTensors(folder: string) {
 const asU32 = (data: Uint8Array): Uint32Array => new Uint32Array(data.slice().buffer);
 const asF16 = (data: Uint8Array): Float16Array => new Float16Array(data.slice().buffer);
 
-/** Element `index` of a stream of `bits`-bit numbers, least significant bits first, in little-endian u32 words. */
+/**
+ * Element `index` of a stream of `bits`-bit numbers, least significant bits first, in little-endian u32
+ * words.
+ */
 function fromStream(words: readonly number[], index: number, bits: number): number {
   let code = 0;
   for (let b = 0; b < bits; b++) {
@@ -76,7 +79,8 @@ function weightsOf(folder: string): Float32Array {
 
 describe("a packed checkpoint read by others", () => {
   for (const bits of BITS) {
-    // MLX, `mlx.core.quantize`: w = s q + β, β = -s z here; q unsigned, packed into u32 from the lowest bits up, row by
+    // MLX, `mlx.core.quantize`: w = s q + β, β = -s z here; q unsigned, packed into u32 from the lowest bits
+    // up, row by
     // row; https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html
     test(`${bits} bits, real zero points: MLX's affine formula`, async () => {
       const folder = await packed(bits, "real");

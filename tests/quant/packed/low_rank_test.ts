@@ -54,7 +54,10 @@ function objectiveOf(error: ArrayLike<number>, rows: number, cols: number, m: Ar
   return total;
 }
 
-/** Σ of the eigenvalues of R M Rᵀ behind the first `rank`, by float64 Jacobi: what no correction of that rank can undo. */
+/**
+ * Σ of the eigenvalues of R M Rᵀ behind the first `rank`, by float64 Jacobi: what no correction of that rank
+ * can undo.
+ */
 function leastObjective(r: Float32Array, rows: number, cols: number, m: Float32Array, rank: number): number {
   const a = Array.from({ length: rows }, (_, i) =>
     Float64Array.from({ length: rows }, (_, j) => {

@@ -14,7 +14,10 @@ const rotationOf = (cols: number, seed = 7): Rotation => ({
   seed,
 });
 
-/** H by its definition, from docs/format.md alone: signs by MurmurHash3's finalizer, ±1 by the parity of i & j. */
+/**
+ * H by its definition, from docs/format.md alone: signs by MurmurHash3's finalizer, ±1 by the parity of i &
+ * j.
+ */
 function definition(cols: number, { block, seed }: Rotation): number[][] {
   const multiply = (a: number, b: number) => Number(BigInt(a) * BigInt(b) & 0xffffffffn);
   const sign = (k: number) => {

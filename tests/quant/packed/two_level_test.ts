@@ -435,7 +435,9 @@ describe("against ggml's Q2_K and Q4_K, at the same bits per weight", () => {
   const [rows, cols] = [64, 4096];
   const importance = gaussians(99, cols).map((g) => Math.exp(g));
 
-  /** Relative RMS error plain, weighted by column, and with ggml's objective: column · √(mean square + w²). */
+  /**
+   * Relative RMS error plain, weighted by column, and with ggml's objective: column · √(mean square + w²).
+   */
   function errors(weights: Floats, values: Floats, columns: Floats | undefined): number[] {
     const sums = [0, 0, 0, 0, 0, 0];
     for (let begin = 0; begin < weights.length; begin += 256) {

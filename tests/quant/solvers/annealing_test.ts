@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { createHash } from "node:crypto";
 import { DEFAULT_SOLVER_SETTINGS } from "../../../lib/quant/solvers/settings.ts";
 import { factorMoments } from "../../../lib/quant/solvers/factored_moment.ts";
-import type { GridOptions } from "../../../lib/quant/packed/layout.ts";
+import type { WeightFormat } from "../../../lib/quant/packed/layout.ts";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import { annealLayer, codeProbabilities } from "../../../lib/quant/solvers/annealing.ts";
@@ -92,7 +92,7 @@ describe("annealing of codes", () => {
     expect(annealed - least).toBeLessThan(0.8 * (descended - least));
   });
 
-  const grids: [number, number, GridOptions][] = [
+  const grids: [number, number, WeightFormat][] = [
     [24, 64, { bits: 2, groupSize: 0, zeroPoint: "real" }],
     [9, 70, { bits: 3, groupSize: 32, zeroPoint: "symmetric" }],
     [8, 160, { bits: 2, groupSize: 16, zeroPoint: "real", scaleBits: 4 }],

@@ -1,7 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { correctedTarget, factorMoments } from "../../../lib/quant/solvers/factored_moment.ts";
 import { DEFAULT_SOLVER_SETTINGS } from "../../../lib/quant/solvers/settings.ts";
-import type { GridOptions } from "../../../lib/quant/packed/layout.ts";
+import type { WeightFormat } from "../../../lib/quant/packed/layout.ts";
 import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../../../lib/quant/solvers/moments.ts";
@@ -81,7 +81,10 @@ function inverse(m: ArrayLike<number>, n: number): Float64Array {
   return out;
 }
 
-/** Optimal brain quantization as its paper states it: round a column, spread its error by the inverse moment, eliminate it. */
+/**
+ * Optimal brain quantization as its paper states it: round a column, spread its error by the inverse moment,
+ * eliminate it.
+ */
 function textbookFeedback(
   weights: Float32Array,
   rows: number,
@@ -114,7 +117,7 @@ function textbookFeedback(
   return out;
 }
 
-const row2: GridOptions = { bits: 2, groupSize: 0, zeroPoint: "real" };
+const row2: WeightFormat = { bits: 2, groupSize: 0, zeroPoint: "real" };
 
 describe("solvers", () => {
   test("the same bytes from every instruction set, WebAssembly and any number of threads", () => {
@@ -127,7 +130,7 @@ describe("solvers", () => {
         [67, 130, 400, { bits: 3, groupSize: 32, zeroPoint: "integer" }],
         [40, 97, 260, { bits: 4, groupSize: 64, zeroPoint: "symmetric" }],
         [17, 160, 500, { bits: 8, groupSize: 32, zeroPoint: "real" }],
-      ] satisfies [number, number, number, GridOptions][]
+      ] satisfies [number, number, number, WeightFormat][]
     ) {
       const x = inputs(random, tokens, cols), y = normals(random, tokens * rows);
       const weights = normals(random, rows * cols), tokenWeights = normals(random, tokens).map(Math.abs);

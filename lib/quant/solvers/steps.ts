@@ -1,4 +1,6 @@
-/** Scales and zero points that solvers start from, and the steps on them: error feedback, refits and descent. */
+/**
+ * Steps that solvers are made of: scales and zero points to start from, error feedback, refits and descent.
+ */
 import { WeightsError } from "../../errors.ts";
 import { type Doing, E_NONFINITE, E_RANGE, ZERO_POINT_NUMBERS } from "../../native/call.ts";
 import * as call from "../../native/functions.ts";
@@ -20,9 +22,9 @@ export interface Candidate {
 }
 
 /** Scales and zero points: `f32[rows, groups]`. */
-export type Grid = Pick<Candidate, "scale" | "zeroPoint">;
+export type GroupScales = Pick<Candidate, "scale" | "zeroPoint">;
 
-/** How codes are refined: 0 rounds only measure. */
+/** Refinement of codes; 0 rounds only measure. */
 export type Refinement = Pick<SolverSettings, "rounds" | "refit">;
 
 const EXPLAINED: Doing = {
@@ -37,7 +39,7 @@ const EXPLAINED: Doing = {
 };
 
 /** Scales and zero points of each group's range, shrunk by `ratio`. */
-export function rangeGrid(problem: Problem, ratio: number): Grid {
+export function rangeScales(problem: Problem, ratio: number): GroupScales {
   const { kernels, weights, rows, cols, bits, groupSize } = problem;
   const groups = groupCount(cols, groupSize), kind = ZERO_POINT_NUMBERS[problem.zeroPoint];
   const scale = new Float32Array(rows * groups), zeroPoint = new Float32Array(rows * groups);
@@ -45,7 +47,9 @@ export function rangeGrid(problem: Problem, ratio: number): Grid {
   return { scale, zeroPoint };
 }
 
-/** The codes that `clip` finds with the moment's diagonal as the columns' weights, all ones without a moment. */
+/**
+ * The codes that `clip` finds with the moment's diagonal as the columns' weights, all ones without a moment.
+ */
 export function clipped(problem: Problem): PackedTensor {
   const { kernels, weights: data, rows, cols, moment, bits, groupSize, zeroPoint, scaleBits } = problem;
   const columnWeights = moment && diagonalOf(moment.moment, cols);
@@ -57,7 +61,7 @@ export function clipped(problem: Problem): PackedTensor {
 const NO_SCALE = 2 ** -60;
 
 /** Scales and zero points of a packed tensor. */
-export function gridOf(tensor: PackedTensor): Grid {
+export function scalesOf(tensor: PackedTensor): GroupScales {
   if (tensor.scaleBits === undefined) {
     const { zeroPoint, bits } = tensor, scale = Float32Array.from(halves(tensor.scale));
     const middle = () => new Float32Array(scale.length).fill(2 ** (bits - 1));
@@ -69,7 +73,11 @@ export function gridOf(tensor: PackedTensor): Grid {
 }
 
 /** Error feedback with given scales and zero points, then refinement. */
-export function solveOnGrid(problem: MomentProblem, { scale, zeroPoint }: Grid, how: Refinement): Candidate {
+export function solveWithScales(
+  problem: MomentProblem,
+  { scale, zeroPoint }: GroupScales,
+  how: Refinement,
+): Candidate {
   const { kernels, weights, rows, cols, bits, groupSize, moment: { factor, order } } = problem;
   const codes = new Uint8Array(rows * cols), work = workspace(kernels, cols, groupSize);
   const from = [weights, rows, cols, bits, groupSize, scale, zeroPoint, factor, order] as const;
@@ -120,7 +128,7 @@ export function objectiveOf(problem: Problem, tensor: PackedTensor): number {
   const { kernels, rows, cols, bits, moment } = problem;
   if (moment === undefined) return NaN;
   const codes = unpackCodes(kernels, tensor.packed, rows, cols, bits), nothing = { rounds: 0, refit: false };
-  return total(refineCodes({ ...problem, moment }, { codes, ...gridOf(tensor) }, nothing).objective);
+  return total(refineCodes({ ...problem, moment }, { codes, ...scalesOf(tensor) }, nothing).objective);
 }
 
 /** Sum of rows' objectives. */
