@@ -4,7 +4,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { loadConfig } from "../lib/config/mod.ts";
 import { ConfigError, InterruptedError } from "../lib/errors.ts";
-import { answerLength, puzzleCanvas } from "../lib/eval/puzzles.ts";
+import { answerLength, isPuzzleVocabulary, puzzleCanvas } from "../lib/eval/puzzles.ts";
 import { checkMemory, forecastMemory, forecastTime, memoryText, timeText } from "../lib/eval/forecast.ts";
 import {
   type DitConfig,
@@ -109,8 +109,6 @@ type Values = Readonly<Partial<Record<(typeof STRINGS)[number], string>>>;
 
 /** Tokens of a text that is no puzzle. */
 const DEFAULT_LENGTH = 32;
-/** A vocabulary of at most so many tokens is that of the puzzles; texts have thousands. */
-const PUZZLE_VOCABULARY = 64;
 const DRAWING_STEPS = 50;
 /** Stands for a mask where text is shown. */
 const MASK_SIGN = "░";
@@ -231,66 +229,81 @@ function announce(
 
 // Writing --------------------------------------------------------------------------------------------------------
 
-async function write(run: Run, kind: "dream" | "llada", config: MaskedTransformerConfig): Promise<void> {
-  const { checkpoint, values, log } = run;
+/** A prompt made ready to be completed. */
+interface Posed {
+  readonly tokenizer: Tokenizer;
+  readonly prompt: string;
+  readonly isPuzzle: boolean;
+  /** Prompt and masks. */
+  readonly canvas: Int32Array;
+  /** Masked positions. */
+  readonly places: readonly number[];
+  /** Tokens that are added to the prompt. */
+  readonly wanted: number;
+}
+
+/** Poses a puzzle to a model that was trained on puzzles, and continues or fills any other text. */
+async function pose(
+  { checkpoint, values }: Run,
+  kind: "dream" | "llada",
+  config: MaskedTransformerConfig,
+): Promise<Posed> {
   const { prompt } = values;
   if (prompt === undefined) throw usageError("--prompt is needed", HELP);
   const tokenizer = await loadTokenizer(checkpoint.folder);
-  const length = number(values, "length");
-  const isPuzzle = kind === "dream" && config.vocabularySize <= PUZZLE_VOCABULARY;
-  const answer = isPuzzle ? answerLength(prompt) : undefined;
-  const tokens = tokenizer.encode(prompt, { special: answer === undefined });
-  const wanted = length ??
-    (answer === undefined ? (tokens.includes(config.maskToken) ? 0 : DEFAULT_LENGTH) : answer);
+  const answer = kind === "dream" && isPuzzleVocabulary(tokenizer) ? answerLength(prompt) : undefined;
+  const isPuzzle = answer !== undefined, tokens = tokenizer.encode(prompt, { special: !isPuzzle });
+  const wanted = number(values, "length") ??
+    (answer ?? (tokens.includes(config.maskToken) ? 0 : DEFAULT_LENGTH));
   if (!Number.isInteger(wanted) || wanted < 0) {
     throw usageError(`--length must be a whole number ≥ 0, got ${wanted}`, HELP);
   }
-  const total = tokens.length + wanted + (answer === undefined ? 0 : 2);
+  const total = tokens.length + wanted + (isPuzzle ? 2 : 0);
   if (total > config.maxTokens) {
     throw usageError(
       `prompt and --length may have ${config.maxTokens} tokens with this model, got ${tokens.length} + ${wanted}`,
       HELP,
     );
   }
-  let canvas: Int32Array;
-  if (answer !== undefined) {
-    canvas = puzzleCanvas({ path: checkpoint.path, config }, tokenizer, prompt, wanted);
-  } else {
-    canvas = new Int32Array(tokens.length + wanted).fill(config.maskToken);
-    canvas.set(tokens);
-  }
+  const text = new Int32Array(tokens.length + wanted).fill(config.maskToken);
+  text.set(tokens);
+  const canvas = isPuzzle ? puzzleCanvas({ path: checkpoint.path, config }, tokenizer, prompt, wanted) : text;
   const places = [...canvas.keys()].filter((i) => canvas[i] === config.maskToken);
   if (places.length === 0) {
     throw usageError("nothing to write: --length is 0 and the prompt has no mask", HELP);
   }
+  return { tokenizer, prompt, isPuzzle, canvas, places, wanted };
+}
+
+/** Checks how to sample, says what that needs, and begins: one state a step. */
+function startWriting(
+  run: Run,
+  kind: "dream" | "llada",
+  config: MaskedTransformerConfig,
+  { isPuzzle, canvas, places, wanted }: Posed,
+) {
+  const { checkpoint, kernels, values, timeParameters } = run;
   const seed = wholeNumber("seed", values.seed ?? "0");
   const stored = kind === "dream" ? storedGeneration(checkpoint.folder) : {};
-  const steps = checkedSteps(values) ?? (answer === undefined ? stored.steps : undefined);
+  const steps = checkedSteps(values) ?? (isPuzzle ? undefined : stored.steps);
   const sampling = {
     temperature: number(values, "temperature") ?? stored.temperature,
     topP: number(values, "top-p") ?? stored.topP,
     topK: number(values, "top-k") ?? stored.topK,
     excludedTokens: [
       config.maskToken,
-      ...(answer === undefined || config.padToken === undefined ? [] : [config.padToken]),
+      ...(isPuzzle && config.padToken !== undefined ? [config.padToken] : []),
     ],
   };
   checkSamplingOptions("generate", sampling, config.vocabularySize);
   const algorithm = choice(values, "algorithm", kind === "dream" ? DREAM_ALGORITHMS : REMASKINGS);
-  const blockLength = number(values, "block-length");
+  const blockLength = number(values, "block-length"), rows = blockLength ?? places.length;
   if (blockLength !== undefined && !(blockLength >= 1 && wanted % blockLength === 0)) {
     throw usageError(`--block-length must divide --length ${wanted}, got ${blockLength}`, HELP);
   }
-  const needed = announce(
-    run,
-    { batch: 1, tokens: canvas.length, rows: blockLength ?? places.length },
-    Math.ceil((blockLength ?? places.length) / 2),
-    steps ?? places.length,
-  );
-
-  const { model } = modelFrom(checkpoint, run.kernels, {
-    timeParameters: run.timeParameters,
-  });
+  const shape = { batch: 1, tokens: canvas.length, rows };
+  const needed = announce(run, shape, Math.ceil(rows / 2), steps ?? places.length);
+  const { model } = modelFrom(checkpoint, kernels, { timeParameters });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
   const turns: Generator<GenerationStep, Int32Array> = kind === "llada"
     ? lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
@@ -303,17 +316,20 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
     })
     : dreamSteps(model, canvas, 1, {
       ...sampling,
-      algorithm: algorithm as DreamAlgorithm | undefined ??
-        (answer === undefined ? stored.algorithm : "maskgit_plus"),
+      algorithm: algorithm as DreamAlgorithm | undefined ?? (isPuzzle ? "maskgit_plus" : stored.algorithm),
       steps,
       eps: stored.eps,
       seed,
     });
-  const end = Math.max(...places) + 1;
-  const trace: string[] = [];
-  const states = new StateDisplay();
-  const started = performance.now();
-  let sequence = canvas;
+  return { turns, seed, needed };
+}
+
+async function write(run: Run, kind: "dream" | "llada", config: MaskedTransformerConfig): Promise<void> {
+  const posed = await pose(run, kind, config), { tokenizer, prompt, places } = posed;
+  const { turns, seed, needed } = startWriting(run, kind, config, posed);
+  const end = Math.max(...places) + 1, trace: string[] = [];
+  const states = new StateDisplay(), started = performance.now();
+  let sequence = posed.canvas;
   for (const state of turns) {
     sequence = state.sequences;
     if (run.isTraced) {
@@ -331,24 +347,23 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
   const written = sequence.subarray(places[0]!, end);
   const stop = config.eosToken === undefined ? -1 : written.indexOf(config.eosToken);
   const text = tokenizer.decode(stop < 0 ? written : written.subarray(0, stop));
-  if (run.asJson) {
-    printJson({
-      kind,
-      prompt,
-      text,
-      tokens: [...written],
-      masks: places.length,
-      seed,
-      seconds,
-      ...measured(needed),
-      timeGroups: run.timeParameters?.groups.count ?? null,
-      backend: run.kernels.describe(),
-      ...(run.isTraced ? { trace } : {}),
-    });
-    return;
+  if (!run.asJson) {
+    print(printable(text));
+    return run.log(`${places.length} tokens in ${seconds.toFixed(2)} s`);
   }
-  print(printable(text));
-  log(`${places.length} tokens in ${seconds.toFixed(2)} s`);
+  printJson({
+    kind,
+    prompt,
+    text,
+    tokens: [...written],
+    masks: places.length,
+    seed,
+    seconds,
+    ...measured(needed),
+    timeGroups: run.timeParameters?.groups.count ?? null,
+    backend: run.kernels.describe(),
+    ...(run.isTraced ? { trace } : {}),
+  });
 }
 
 /** What was forecast and what came of it, for machines. */

@@ -27,6 +27,18 @@ const FORMS: Readonly<Record<PuzzleTask, { readonly prompt: RegExp; readonly ans
   sort: { prompt: /^[a-p]{8}>$/, answer: 8 },
 };
 
+/** Characters of all prompts and answers. */
+const CHARACTERS = "0123456789+=>S:abcdefghijklmnop";
+/** `<pad>`, `<mask>`, `<bos>`, `<eos>` */
+const SPECIAL_TOKENS = 4;
+
+/** Whether a vocabulary is that of the puzzles: a token for each of their characters, the special tokens, and no other. */
+export function isPuzzleVocabulary(tokenizer: Tokenizer): boolean {
+  return tokenizer.tokenText(CHARACTERS.length + SPECIAL_TOKENS) === undefined &&
+    [...CHARACTERS].every((character) => tokenizer.tokenOf(character) !== undefined);
+}
+
+/** A prompt with its answer. */
 export interface Puzzle {
   readonly task: string;
   readonly prompt: string;
