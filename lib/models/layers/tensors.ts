@@ -277,18 +277,14 @@ export function lookUpRows(
   }
 }
 
-const WORD = new Uint32Array(1);
-const WORD_AS_FLOAT = new Float32Array(WORD.buffer);
-
 /** Copies values of a matrix from element `start` on into `target`, as float32. */
 export function widen({ dtype, data }: DenseMatrix, start: number, target: Float32Array): void {
-  if (dtype === "F32") target.set(data.subarray(start, start + target.length));
+  const count = target.length;
+  if (dtype === "F32") target.set(data.subarray(start, start + count));
   else if (dtype === "BF16") {
-    for (let i = 0; i < target.length; i++) {
-      WORD[0] = data[start + i]! << 16;
-      target[i] = WORD_AS_FLOAT[0]!;
-    }
-  } else target.set(new Float16Array(data.buffer as ArrayBuffer, data.byteOffset + start * 2, target.length));
+    const words = new Uint32Array(target.buffer, target.byteOffset, count);
+    for (let i = 0; i < count; i++) words[i] = data[start + i]! << 16;
+  } else target.set(new Float16Array(data.buffer as ArrayBuffer, data.byteOffset + start * 2, count));
 }
 
 function listing(names: readonly string[], quoted = true): string {
