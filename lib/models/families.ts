@@ -1,4 +1,7 @@
-/** The families of models that can be run. A new one is an entry of the table; `modelKind` of lib/tensor tells which one a checkpoint is. */
+/**
+ * The families of models that can be run. A new one is an entry of the table and a name in `modelKind` of
+ * lib/tensor, which tells the family of a checkpoint.
+ */
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
@@ -75,9 +78,11 @@ export function forwardCost({ kind, config }: ModelConfig, shape: ForwardShape):
 }
 
 /**
- * Loads whatever model an open checkpoint is, full precision or packed. The checkpoint may be closed afterwards.
+ * Loads whatever model an open checkpoint is, full precision or packed. The checkpoint may be closed
+ * afterwards.
  *
- * @throws {CheckpointError} as {@linkcode modelConfig}, or listing tensors that are missing, in excess or of another shape
+ * @throws {CheckpointError} as {@linkcode modelConfig}, or listing tensors that are missing, in excess or of
+ * another shape
  * @throws {FormatError} when a file is not what its format promises
  */
 export function modelFrom(checkpoint: Checkpoint, kernels: Kernels, options: LoadOptions = {}): LoadedModel {

@@ -1,4 +1,4 @@
-/** A family of models: what has to be known to read its config.json, load it and foresee what a forward pass costs. */
+/** A family of models: reading its config.json, loading it, and the cost of a forward pass. */
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
@@ -35,7 +35,7 @@ export interface Family<Kind extends Checkpoint["kind"], Config, Model> {
   forwardCost(config: Config, shape: ForwardShape): ForwardCost;
 }
 
-/** What a model is made from. */
+/** The parts that a model is made from. */
 export interface ModelSource<Config> {
   /** Path of the checkpoint, for messages. */
   readonly path: string;
@@ -46,7 +46,11 @@ export interface ModelSource<Config> {
   readonly tensors: ModelTensors;
 }
 
-/** A model of one family out of an open checkpoint, full precision or packed. @throws as {@linkcode loadAs} */
+/**
+ * A model of one family out of an open checkpoint, full precision or packed.
+ *
+ * @throws as {@linkcode loadAs}
+ */
 export function modelOf<Kind extends Checkpoint["kind"], Config, Model>(
   family: Family<Kind, Config, Model>,
   checkpoint: Checkpoint,
@@ -69,7 +73,8 @@ export function modelOf<Kind extends Checkpoint["kind"], Config, Model>(
 /**
  * Loads a model of one family, full precision or packed. Weights stay as they are stored.
  *
- * @throws {CheckpointError} when config.json or the tensors are not the family's: everything missing or in excess is listed
+ * @throws {CheckpointError} when config.json or the tensors are not the family's: everything missing or in
+ * excess is listed
  * @throws {FormatError} when a file is not what its format promises
  */
 export function loadAs<Kind extends Checkpoint["kind"], Config, Model>(

@@ -1,8 +1,8 @@
 /** Seeded random numbers for sampling: the same stream in every runtime, one stream a sequence or image. */
 
 /**
- * A stream of random numbers: sfc32, seeded from a seed and the number of a stream, so that the draws of one sequence of a
- * batch do not depend on the others.
+ * A stream of random numbers: sfc32, seeded from a seed and the number of a stream, so that the draws of one
+ * sequence of a batch do not depend on the others.
  *
  * @example
  * ```ts
@@ -67,8 +67,8 @@ export class RandomStream {
 }
 
 /**
- * Standard normal noise for images `[first, first + images)` of `elements` each: an image's noise depends on the seed and
- * its number alone, so that batches of any size draw the same images.
+ * Standard normal noise for images `[first, first + images)` of `elements` each: an image's noise depends on
+ * the seed and its number alone, so that batches of any size draw the same images.
  */
 export function imageNoise(
   seed: number,

@@ -1,6 +1,6 @@
 /**
- * What a checkpoint's model needs, from config.json and the files' headers: its tensors are checked, no weight is read.
- * The speed and memory of this machine are in lib/eval/forecast.ts.
+ * Sizes of a checkpoint's model, from config.json and the files' headers: its tensors are checked, no weight
+ * is read. The speed and memory of this machine are in lib/eval/forecast.ts.
  */
 import { packedWords } from "../quant/mod.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, openCheckpoint } from "../tensor/mod.ts";

@@ -1,4 +1,7 @@
-/** The time parameters that lie beside a quantized checkpoint, checked against the model that they are loaded for. */
+/**
+ * The time parameters that lie beside a quantized checkpoint, checked against the model that they are loaded
+ * for.
+ */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { groupCount, packedLayers } from "../quant/mod.ts";

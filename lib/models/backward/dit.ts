@@ -1,7 +1,7 @@
 /**
- * Gradients of a DiT with respect to its packed layers' scales, zero points and biases, the conditioning's layers
- * included. The forward pass is the model's, with a tape; blocks can be run twice instead, so that memory does not grow
- * with their number.
+ * Gradients of a DiT with respect to its packed layers' scales, zero points and biases, the conditioning's
+ * layers included. The forward pass is the model's, with a tape; blocks can be run twice instead, so that
+ * memory does not grow with their number.
  */
 import { type DitConfig, NORM_EPSILON, TIMESTEP_CHANNELS } from "../dit/config.ts";
 import {
@@ -172,7 +172,8 @@ export class DitGradients {
   }
 
   /**
-   * The backward pass of `modulate`, in place. The gradients of shift and scale go into two chunks of `dmodulation`.
+   * The backward pass of `modulate`, in place. The gradients of shift and scale go into two chunks of
+   * `dmodulation`.
    *
    * @param chunks indices of shift and scale, and the number of chunks
    */
@@ -202,7 +203,10 @@ export class DitGradients {
     this.#conditionBackward(index, call, tape, dmodulation, dconditionOfOutput);
   }
 
-  /** The gradient of a branch from that of its gated sum; that of the gate goes into chunk `index` of `dmodulation`. */
+  /**
+   * The gradient of a branch from that of its gated sum; that of the gate goes into chunk `index` of
+   * `dmodulation`.
+   */
   #gateBackward(
     call: Call,
     tape: Tape<BlockValue>,

@@ -1,6 +1,7 @@
 /**
- * The gradients' kernels as functions. For a loss L, `dy` stands for ∂L/∂y. Tensors are flat float32 arrays, row-major;
- * results go to the last argument. They depend neither on the number of threads nor on the instruction set.
+ * The gradients' kernels as functions. For a loss L, `dy` stands for ∂L/∂y. Tensors are flat float32 arrays,
+ * row-major; results go to the last argument. They depend neither on the number of threads nor on the
+ * instruction set.
  */
 import { checkCounts, checkFloats } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
@@ -21,7 +22,8 @@ export function transpose(kernels: Kernels, x: Float32Array, rows: number, cols:
 }
 
 /**
- * Gradients of scales and zero points from that of the weights `s (q − z)`: `Σ dw (q − z)` and `−s Σ dw` over each group.
+ * Gradients of scales and zero points from that of the weights `s (q − z)`: `Σ dw (q − z)` and `−s Σ dw` over
+ * each group.
  *
  * **Shapes** `dw: f32[rows, cols]` → `dscale` and `dzero: f32[rows, groups]`; `dzero` undefined: not wanted
  */
@@ -118,8 +120,8 @@ export function geluTanhBackward(kernels: Kernels, x: Float32Array, dy: Float32A
 /**
  * Sums over tokens of `a`, or of `a · b`.
  *
- * **Shapes** `a` and `b: f32[batch, tokens, cols]` → `out: f32[batch, cols]`, `stride` floats from one batch item to the
- * next
+ * **Shapes** `a` and `b: f32[batch, tokens, cols]` → `out: f32[batch, cols]`, `stride` floats from one batch
+ * item to the next
  */
 export function columnSums(
   kernels: Kernels,

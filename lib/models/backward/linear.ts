@@ -1,6 +1,6 @@
 /**
- * Linear layers whose codes are frozen and whose scales, zero points and biases are being refined: real-valued
- * parameters, the rounded ones that the forward pass uses and that will be stored, and gradients.
+ * Linear layers whose codes are frozen and whose scales, zero points and biases are being refined:
+ * real-valued parameters, the rounded ones that the forward pass uses and that will be stored, and gradients.
  */
 import type { Kernels } from "../../native/mod.ts";
 import { dequantize, groupCount, type OneLevelTensor } from "../../quant/mod.ts";
@@ -41,7 +41,7 @@ export interface ParameterArray {
 export class RefinableLinear {
   readonly rows: number;
   readonly cols: number;
-  /** The layer as the forward pass sees it: its scales, zero points and bias are this object's own. */
+  /** The layer as the forward pass sees it, with copies of scales, zero points and bias. */
   readonly layer: LinearLayer;
   readonly parameters: readonly ParameterArray[];
   readonly #packed: OneLevelTensor | undefined;
@@ -106,7 +106,10 @@ export class RefinableLinear {
     return this.#timeBias;
   }
 
-  /** `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `groups: i32[tokens]` has the time group of each token. */
+  /**
+   * `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `groups: i32[tokens]` has the time group of each
+   * token.
+   */
   forward(
     kernels: Kernels,
     x: Float32Array,
@@ -167,8 +170,8 @@ export class RefinableLinear {
   /**
    * Adds the gradients of the parameters.
    *
-   * **Shapes** `dy: f32[tokens, rows]`; `xT: f32[cols, tokens]`, the transposed input, made where it is needed;
-   * `timeGroups: i32[tokens]`
+   * **Shapes** `dy: f32[tokens, rows]`; `xT: f32[cols, tokens]`, the transposed input, made where it is
+   * needed; `timeGroups: i32[tokens]`
    */
   backwardParameters(
     { kernels, workspace }: RefinableLayers,
@@ -230,7 +233,10 @@ export class RefinableLinear {
 export interface GradientOptions {
   /** Parameters that are refined. Default scales, zero points and biases. */
   readonly parts?: Partial<Omit<RefinedParts, "timeGroups">> | undefined;
-  /** Keep only the blocks' inputs and run each block again backward: less memory, a third more time. Default false. */
+  /**
+   * Keep only the blocks' inputs and run each block again backward: less memory, a third more time. Default
+   * false.
+   */
   readonly recompute?: boolean | undefined;
   /** Groups that get a bias each in every packed layer, beside the layer's own. Default none. */
   readonly timeGroups?: TimeGroups | undefined;
@@ -282,7 +288,10 @@ export class RefinableLayers {
     return this.workspace.take(name, rows * cols);
   }
 
-  /** A tape for a block; blocks that are run again backward share its memory. Its output is the buffer `input.<index + 1>`. */
+  /**
+   * A tape for a block; blocks that are run again backward share its memory. Its output is the buffer
+   * `input.<index + 1>`.
+   */
   tapeOf<Name extends string>(index: number): Tape<Name> {
     return new Tape(this.workspace, (name) => {
       if (name === "output") return `input.${index + 1}`;
@@ -296,8 +305,8 @@ export class RefinableLayers {
   }
 
   /**
-   * The backward pass through layers that read the same input: adds to the gradients of their parameters, and overwrites
-   * `dx` with the sum of the gradients of `x`, where it is wanted.
+   * The backward pass through layers that read the same input: adds to the gradients of their parameters, and
+   * overwrites `dx` with the sum of the gradients of `x`, where it is wanted.
    *
    * **Shapes** `x: f32[tokens, cols]`, each `dy: f32[tokens, rows of its layer]` → `dx: f32[tokens, cols]`;
    * `groups: i32[tokens]`, the time group of each token

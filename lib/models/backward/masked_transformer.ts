@@ -1,7 +1,7 @@
 /**
- * Gradients of a masked transformer (Dream, LLaDA) with respect to its packed layers' scales, zero points and biases. The
- * forward pass is the model's, with a tape; blocks can be run twice instead, so that memory does not grow with their
- * number.
+ * Gradients of a masked transformer (Dream, LLaDA) with respect to its packed layers' scales, zero points and
+ * biases. The forward pass is the model's, with a tape; blocks can be run twice instead, so that memory does
+ * not grow with their number.
  */
 import { add } from "../layers/elementwise.ts";
 import { rotary } from "../layers/attention.ts";
@@ -195,7 +195,10 @@ export class MaskedTransformerGradients {
     return add(kernels, doutput, dnormed, doutput);
   }
 
-  /** The gradient of the block's input: that of attention added to `dinput`, its part that goes around attention. */
+  /**
+   * The gradient of the block's input: that of attention added to `dinput`, its part that goes around
+   * attention.
+   */
   #attentionBackward(
     index: number,
     { batch, tokens, positions, attentionMask: keyMask, groups }: Call,

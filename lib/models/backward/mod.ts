@@ -1,4 +1,7 @@
-/** Gradients of packed models with respect to scales, zero points and biases, and the refinement that follows them. */
+/**
+ * Gradients of packed models with respect to scales, zero points and biases, and the refinement that follows
+ * them.
+ */
 export { MaskedTransformerGradients } from "./masked_transformer.ts";
 export {
   type DitBatch,

@@ -1,6 +1,7 @@
 /**
- * Gradient refinement (phase 3): Adam on the scales, zero points and biases of a packed model against the true step KL to the full-precision
- * model's distribution. Codes stay. Kept only if the held-out step KL falls.
+ * Gradient refinement (phase 3): Adam on the scales, zero points and biases of a packed model against the
+ * true step KL to the full-precision model's distribution. Codes stay. Kept only if the held-out step KL
+ * falls.
  */
 import { type LossTerms, markovLoss } from "../../thermo/losses.ts";
 import { tokenKl } from "../../thermo/masked_transition.ts";
@@ -37,11 +38,14 @@ export interface RefinedLayer {
   readonly name: string;
   readonly weights: OneLevelTensor;
   readonly bias: Float32Array<ArrayBuffer> | undefined;
-  /** `f32[time groups, rows]` beside `bias`, where there are time groups: the bias of an output correction with gain 1. */
+  /**
+   * `f32[time groups, rows]` beside `bias`, where there are time groups: the bias of an output correction
+   * with gain 1.
+   */
   readonly timeBias: Float32Array<ArrayBuffer> | undefined;
 }
 
-/** What a refinement did. */
+/** The result of a refinement. */
 export interface RefinementReport extends OptimizationReport {
   /** Held-out loss (step KL) of the model as it came and as it is now. */
   readonly heldOutBefore: number;
@@ -60,11 +64,14 @@ export interface RefinementOptions
   /** λ of the Markov term, on biases by time group; relative to the loss at the start. Default 0. */
   readonly markovWeight?: number | undefined;
   /**
-   * Temperature τ at which the entropy term begins, in squared steps of the scale; it falls to 0 over the iterations. The term is
-   * `−τ · mean H(soft code of a weight)`, relative to the loss at the start. Default 0.
+   * Temperature τ at which the entropy term begins, in squared steps of the scale; it falls to 0 over the
+   * iterations. The term is `−τ · mean H(soft code of a weight)`, relative to the loss at the start. Default
+   * 0.
    */
   readonly entropyWeight?: number | undefined;
-  /** Of the loss that gives gradients, as in `tokenKl`; what is held out is always measured at 1. Default 1. */
+  /**
+   * Of the loss that gives gradients, as in `tokenKl`; what is held out is always measured at 1. Default 1.
+   */
   readonly temperature?: number | undefined;
   /** Iterations from one look at the held-out batches to the next. Default 25. */
   readonly validateEvery?: number | undefined;
@@ -72,8 +79,9 @@ export interface RefinementOptions
 }
 
 /**
- * Refines a packed masked transformer towards the full-precision one: the loss is the weighted mean over masked positions of
- * `KL(p_F ‖ p_Q)`. Batches are taken in turn. Neither model is changed; {@linkcode applyRefinement} does that.
+ * Refines a packed masked transformer towards the full-precision one: the loss is the weighted mean over
+ * masked positions of `KL(p_F ‖ p_Q)`. Batches are taken in turn. Neither model is changed; {@linkcode
+ * applyRefinement} does that.
  *
  * @param data `train` gives gradients, `heldOut` decides which parameters are best and whether they are kept
  * @throws {TypeError} when the models have different vocabularies or there is no batch or nothing to refine
@@ -153,8 +161,9 @@ export interface DitBatch {
 }
 
 /**
- * Refines a packed DiT towards the full-precision one: the loss is the mean over images of `ω ‖Δ prediction‖²`, the step KL. Batches are taken
- * in turn. Neither model is changed; {@linkcode applyRefinement} does that.
+ * Refines a packed DiT towards the full-precision one: the loss is the mean over images of `ω ‖Δ
+ * prediction‖²`, the step KL. Batches are taken in turn. Neither model is changed; {@linkcode
+ * applyRefinement} does that.
  *
  * @throws as {@linkcode refineMaskedTransformer}
  */
@@ -345,7 +354,8 @@ function entropyTerm(
 }
 
 /**
- * Writes refined parameters into a loaded model's weights, in place; biases by time group are no part of them: see {@linkcode timeBiasesOf}.
+ * Writes refined parameters into a loaded model's weights, in place; biases by time group are no part of
+ * them: see {@linkcode timeBiasesOf}.
  *
  * @throws {TypeError} when the model has no such packed layer
  */
@@ -371,7 +381,8 @@ export function applyRefinement(
 }
 
 /**
- * The biases by time group of a refinement as output corrections with gain 1, for `TimeParameters`; empty where it had no time groups.
+ * The biases by time group of a refinement as output corrections with gain 1, for `TimeParameters`; empty
+ * where it had no time groups.
  */
 export function timeBiasesOf(refined: readonly RefinedLayer[]): Map<string, LayerParameters> {
   return new Map(

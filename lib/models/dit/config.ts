@@ -4,10 +4,16 @@ import { type ConfigFields, MAX_BLOCKS } from "../layers/model_config.ts";
 
 /** Inputs of the timestep's embedding: diffusers fixes it. */
 export const TIMESTEP_CHANNELS = 256;
-/** Epsilon of the norms in front of attention and of the output; that in front of the feed-forward is configured. */
+/**
+ * Epsilon of the norms in front of attention and of the output; that in front of the feed-forward is
+ * configured.
+ */
 export const NORM_EPSILON = 1e-6;
 
-/** Most numbers of the table of positions, 1 GiB: no tensor has a size that would speak against a larger image. */
+/**
+ * Most numbers of the table of positions, 1 GiB: no tensor has a size that would speak against a larger
+ * image.
+ */
 const MAX_POSITION_ELEMENTS = 2 ** 28;
 
 /** Sizes and constants of a DiT. */
@@ -31,7 +37,11 @@ export interface DitConfig {
   readonly normHasWeights: boolean;
 }
 
-/** DiT's sizes out of config.json. @throws {CheckpointError} naming the key that is missing, wrong or not supported */
+/**
+ * DiT's sizes out of config.json.
+ *
+ * @throws {CheckpointError} naming the key that is missing, wrong or not supported
+ */
 export function ditConfig(fields: ConfigFields): DitConfig {
   fields.choice("norm_type", ["ada_norm_zero"], "ada_norm_zero");
   fields.choice("activation_fn", ["gelu-approximate"], "gelu-approximate");

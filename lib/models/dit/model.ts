@@ -1,7 +1,7 @@
 /**
- * DiT: class-conditional image diffusion by a transformer with adaLN-zero (https://arxiv.org/abs/2212.09748), with the
- * names and the configuration of diffusers' `DiTTransformer2DModel`. Noise schedules are in schedulers.ts, the sampler is
- * in sampler.ts.
+ * DiT: class-conditional image diffusion by a transformer with adaLN-zero (https://arxiv.org/abs/2212.09748),
+ * with the names and the configuration of diffusers' `DiTTransformer2DModel`. Noise schedules are in
+ * schedulers.ts, the sampler is in sampler.ts.
  */
 import type { Kernels } from "../../native/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
@@ -166,7 +166,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     };
   }
 
-  // A block at a time ------------------------------------------------------------------------------------------
+  // A block at a time ---------------------------------------------------------------------------------------
 
   get stages(): readonly Stage[] {
     const { blocks, output1, output2 } = this.parts;

@@ -1,4 +1,6 @@
-/** Writing PNG files: 8 bits, grayscale or RGB, compressed by the runtime's own zlib (https://www.w3.org/TR/png/). */
+/**
+ * Writing PNG files: 8 bits, grayscale or RGB, compressed by the runtime's zlib (https://www.w3.org/TR/png/).
+ */
 import { crc32, deflateSync } from "node:zlib";
 
 const SIGNATURE = Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a);

@@ -1,6 +1,6 @@
 /**
- * Drawing images with a DiT: the loop over timesteps, guidance, and noise that does not depend on the batch. The errors of
- * predictions that a model's time parameters foresee are taken out before each step.
+ * Drawing images with a DiT: the loop over timesteps, guidance, and noise that does not depend on the batch.
+ * The errors of predictions that a model's time parameters foresee are taken out before each step.
  */
 import { correctPredictions, type SamplerCorrection } from "../../thermo/sampler_correction.ts";
 import type { DitModel } from "./model.ts";
@@ -16,13 +16,18 @@ export interface ImageOptions {
   readonly timesteps?: ArrayLike<number> | undefined;
   /** Default: the schedule's. */
   readonly spacing?: TimestepSpacing | undefined;
-  /** Class-free guidance: prediction = none + scale · (class − none). 1, the default, is without and costs half. */
+  /**
+   * Class-free guidance: prediction = none + scale · (class − none). 1, the default, is without and costs
+   * half.
+   */
   readonly guidance?: number | undefined;
   /** DDIM's share of fresh noise. Default 0. */
   readonly eta?: number | undefined;
   /** Default 0. */
   readonly seed?: number | undefined;
-  /** Number of the first image's stream of random numbers: an image does not depend on its batch. Default 0. */
+  /**
+   * Number of the first image's stream of random numbers: an image does not depend on its batch. Default 0.
+   */
   readonly firstStream?: number | undefined;
   /** Noise to start from, `f32[batch, channels, size, size]`, instead of the seed's. */
   readonly noise?: Float32Array | undefined;
@@ -42,8 +47,8 @@ export interface ImageStep {
 const STEP_STREAMS = 2 ** 24;
 
 /**
- * Draws one image a label, a step a turn: first the noise, then the result of each step; the last turn has the finished
- * images.
+ * Draws one image a label, a step a turn: first the noise, then the result of each step; the last turn has
+ * the finished images.
  *
  * **Shapes** `labels: [batch]` → `f32[batch, channels, size, size]`, nominally in [−1, 1]
  *

@@ -1,6 +1,6 @@
 /**
- * Noise schedules and the steps of DDPM and DDIM from diffusers' scheduler_config.json. A step goes from one timestep of a
- * list to the next one, and from the last to no noise.
+ * Noise schedules and the steps of DDPM and DDIM from diffusers' scheduler_config.json. A step goes from one
+ * timestep of a list to the next one, and from the last to no noise.
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -46,8 +46,8 @@ export interface SchedulerConfig {
 const SAMPLERS: Readonly<Record<string, SamplerName>> = { DDIMScheduler: "ddim", DDPMScheduler: "ddpm" };
 
 /**
- * A schedule out of the fields of scheduler_config.json. Where `timestep_spacing` is missing, it is `leading` in a file
- * written by diffusers, which has its version in it and leaves out defaults, and else `linspace`.
+ * A schedule out of the fields of scheduler_config.json. Where `timestep_spacing` is missing, it is `leading`
+ * in a file written by diffusers, which has its version in it and leaves out defaults, and else `linspace`.
  *
  * @throws {CheckpointError} naming the key that is wrong or not supported
  */
@@ -92,7 +92,8 @@ export function schedulerConfig(fields: ConfigFields): SchedulerConfig {
 }
 
 /**
- * The schedule of a checkpoint: scheduler_config.json in its folder, or a pipeline's `scheduler` folder beside it.
+ * The schedule of a checkpoint: scheduler_config.json in its folder, or a pipeline's `scheduler` folder
+ * beside it.
  *
  * @throws {CheckpointError} when there is none, or it has an entry that is not supported
  */
@@ -170,8 +171,8 @@ export class Scheduler {
   }
 
   /**
-   * One step of DDIM (https://arxiv.org/abs/2010.02502) from `timestep` to `next`, undefined behind the last: `samples` is
-   * overwritten.
+   * One step of DDIM (https://arxiv.org/abs/2010.02502) from `timestep` to `next`, undefined behind the last:
+   * `samples` is overwritten.
    *
    * **Shapes** `samples` and `predictions: f32[n]`; `noise: f32[n]`, needed when eta is above 0
    *
@@ -201,14 +202,14 @@ export class Scheduler {
   }
 
   /**
-   * One step of DDPM (https://arxiv.org/abs/2006.11239) from `timestep` to `next`, undefined behind the last: `samples` is
-   * overwritten.
+   * One step of DDPM (https://arxiv.org/abs/2006.11239) from `timestep` to `next`, undefined behind the last:
+   * `samples` is overwritten.
    *
-   * **Shapes** `samples`, `predictions` and `noise: f32[n]`; `variances: f32[n]`, the variance channels of a model that
-   * learned them
+   * **Shapes** `samples`, `predictions` and `noise: f32[n]`; `variances: f32[n]`, the variance channels of a
+   * model that learned them
    *
-   * @param correction of predictions of ε whose gain and bias are out already: their noise's variance is taken out of a
-   * fixed variance of the step
+   * @param correction of predictions of ε whose gain and bias are out already: their noise's variance is
+   * taken out of a fixed variance of the step
    */
   stepDdpm(
     samples: Float32Array,

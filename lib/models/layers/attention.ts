@@ -49,7 +49,8 @@ export function checkAttention(
 }
 
 /**
- * Bidirectional attention, `softmax(q kᵀ / √headSize) v` for every head. Needs no memory that grows with tokens².
+ * Bidirectional attention, `softmax(q kᵀ / √headSize) v` for every head. Needs no memory that grows with
+ * tokens².
  *
  * **Shapes** → like `q`; zeros where a batch item has no key. `out` must be none of the inputs.
  */
@@ -105,9 +106,9 @@ export interface TimestepEmbeddingOptions {
 }
 
 /**
- * Sinusoidal embedding of timesteps: sine and cosine of `t · maxPeriod^(−i / (half − downscaleFreqShift))` for i below
- * half the channels, the angle rounded to float32 as PyTorch does, its sine and cosine taken in double; a zero last if
- * the channels are odd. diffusers' `get_timestep_embedding`.
+ * Sinusoidal embedding of timesteps: sine and cosine of `t · maxPeriod^(−i / (half − downscaleFreqShift))`
+ * for i below half the channels, the angle rounded to float32 as PyTorch does, its sine and cosine taken in
+ * double; a zero last if the channels are odd. diffusers' `get_timestep_embedding`.
  *
  * **Shapes** `timesteps: [n]` within ±{@linkcode MAX_POSITION} → `f32[n, channels]`
  *

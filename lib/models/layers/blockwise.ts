@@ -1,6 +1,6 @@
 /**
- * A model of any family run a block at a time, with other weights where wanted and an observer of its linear layers'
- * inputs: for calibration and solving.
+ * A model of any family run a block at a time, with other weights where wanted and an observer of its linear
+ * layers' inputs: for calibration and solving.
  */
 import { WeightsError } from "../../errors.ts";
 import type { TimeParameters } from "../../time/mod.ts";
@@ -9,8 +9,8 @@ import { shown } from "./model_config.ts";
 import type { LinearLayer } from "./tensors.ts";
 
 /**
- * Sees the input of every linear layer: `x: f32[rows, cols]`, valid only during the call. `residual: f32[rows, layer rows]`
- * is given where the layer's output is then added to it as it is.
+ * Sees the input of every linear layer: `x: f32[rows, cols]`, valid only during the call. `residual:
+ * f32[rows, layer rows]` is given where the layer's output is then added to it as it is.
  */
 export type LayerObserver = (
   layer: LinearLayer,
@@ -23,11 +23,14 @@ export type LayerObserver = (
 export interface LayerOptions {
   /** For calibration. */
   readonly observe?: LayerObserver | undefined;
-  /** Weights that take the place of a layer's own, by the name of its weight. */
+  /** Weights in place of a layer's, by the name of its weight. */
   readonly weights?: ReadonlyMap<string, Matrix> | undefined;
 }
 
-/** Linear layers that read the same input, and the block they belong to; those behind the last block have its index + 1. */
+/**
+ * Linear layers that read the same input, and the block they belong to; those behind the last block have its
+ * index + 1.
+ */
 export interface Stage {
   readonly block: number;
   readonly layers: readonly LinearLayer[];
@@ -45,7 +48,7 @@ export interface Blockwise<Batch> {
   finish(batch: Batch, hidden: Float32Array, options: LayerOptions): Float32Array;
 }
 
-/** The layer with the weights that take the place of its own, if any do. */
+/** The layer with other weights, where there are some for it. */
 export function withWeights(
   layer: LinearLayer,
   weights: ReadonlyMap<string, Matrix> | undefined,

@@ -60,7 +60,10 @@ export interface ModulationShape {
   readonly stride?: number | undefined;
 }
 
-/** @throws {RangeError | TypeError} unless `tensors` are `f32[batch, tokens, cols]`, and `rows` reach their last row's end */
+/**
+ * @throws {RangeError | TypeError} unless `tensors` are `f32[batch, tokens, cols]`, and `rows` reach their
+ * last row's end
+ */
 export function checkModulation(
   doing: string,
   { batch, tokens, cols, stride = cols }: ModulationShape,
@@ -82,8 +85,8 @@ export function checkModulation(
 /**
  * `x (1 + scale) + shift`. `out` may be `x`.
  *
- * **Shapes** `x: f32[batch, tokens, cols]`; `scale` and `shift` begin at their first row and have `stride` floats from
- * one row to the next, so that chunks of one tensor are passed as `subarray`s of it.
+ * **Shapes** `x: f32[batch, tokens, cols]`; `scale` and `shift` begin at their first row and have `stride`
+ * floats from one row to the next, so that chunks of one tensor are passed as `subarray`s of it.
  */
 export function modulate(
   kernels: Kernels,

@@ -14,7 +14,8 @@ const MIN_SCALE = 2 ** -126;
 const MIN_BITS = 2, MAX_BITS = 8;
 
 /**
- * Activations as whole numbers, `x ≈ scale[t] · (codes[t, k] − zeroPoint[t])`, codes in `[0, 2^bits − 1]`, a byte each.
+ * Activations as whole numbers, `x ≈ scale[t] · (codes[t, k] − zeroPoint[t])`, codes in `[0, 2^bits − 1]`, a
+ * byte each.
  */
 export interface QuantizedActivations {
   readonly tokens: number;
@@ -33,8 +34,8 @@ export interface QuantizeActivationsOptions {
   /** 2 to 8, default 8. */
   readonly bits?: number | undefined;
   /**
-   * Static quantization parameters, scale at least 2^-126: one pair for the whole tensor, or one a token. Default: per
-   * token dynamic, from the range of the token's values and zero.
+   * Static quantization parameters, scale at least 2^-126: one pair for the whole tensor, or one a token.
+   * Default: per token dynamic, from the range of the token's values and zero.
    */
   readonly grid?: ActivationGrid | readonly ActivationGrid[] | undefined;
   /** Arrays to write into, of the same sizes and bits. */
@@ -78,10 +79,11 @@ function fillStatic(
 }
 
 /**
- * Rounds activations to codes of 2 to 8 bits: with static parameters, values beyond their range clipped, or per token
- * dynamic, `|x − scale · (code − zeroPoint)| ≤ scale / 2` up to rounding.
+ * Rounds activations to codes of 2 to 8 bits: with static parameters, values beyond their range clipped, or
+ * per token dynamic, `|x − scale · (code − zeroPoint)| ≤ scale / 2` up to rounding.
  *
- * **Shapes** `x: f32[tokens, cols]` → `codes: u8[tokens, cols]`, `scale: f32[tokens]`, `zeroPoint: i32[tokens]`
+ * **Shapes** `x: f32[tokens, cols]` → `codes: u8[tokens, cols]`, `scale: f32[tokens]`, `zeroPoint:
+ * i32[tokens]`
  *
  * @throws {TypeError} when an array does not fit the sizes
  * @throws {RangeError} when bits, scale or zero point are not allowed
@@ -128,9 +130,9 @@ export function quantizeActivations(
 }
 
 /**
- * A linear layer of 8-bit activations and packed weights by integer products: the same bytes for every instruction set
- * and number of threads. Products are added up as whole numbers within a group (or 256 columns of a group that is the
- * whole row), groups in float32, in the order of the columns.
+ * A linear layer of 8-bit activations and packed weights by integer products: the same bytes for every
+ * instruction set and number of threads. Products are added up as whole numbers within a group (or 256
+ * columns of a group that is the whole row), groups in float32, in the order of the columns.
  *
  * **Shapes** `activations: [tokens, cols]`, `weights: [rows, cols]`, `bias: f32[rows]` → `f32[tokens, rows]`
  *

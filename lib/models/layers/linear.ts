@@ -31,8 +31,8 @@ export interface Linear {
 }
 
 /**
- * `out[t, n] = Σ_k x[t, k] · weights[n, k] + bias[n]`. Packed weights are dequantized in blocks that stay in the
- * processor's caches, never as a whole.
+ * `out[t, n] = Σ_k x[t, k] · weights[n, k] + bias[n]`. Packed weights are dequantized in blocks that stay in
+ * the processor's caches, never as a whole.
  *
  * **Shapes** `x: f32[tokens, cols]` → `f32[tokens, rows]`. `out` must not be `x`.
  *

@@ -80,7 +80,9 @@ export class ConfigFields {
     throw this.fault(key, allowed.map((name) => `"${name}"`).join(" or "));
   }
 
-  /** Refuses a feature that the forward pass does not have: `key` must be absent, null or one of `harmless`. */
+  /**
+   * Refuses a feature that the forward pass does not have: `key` must be absent, null or one of `harmless`.
+   */
   refuse(key: string, ...harmless: readonly unknown[]): void {
     if (!this.has(key) || harmless.includes(this.fields[key])) return;
     throw this.fault(

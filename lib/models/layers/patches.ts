@@ -34,7 +34,8 @@ export function patchify(
 }
 
 /**
- * Patches predicted by a diffusion transformer to images: channels last in a token, unlike in {@linkcode patchify}.
+ * Patches predicted by a diffusion transformer to images: channels last in a token, unlike in {@linkcode
+ * patchify}.
  *
  * **Shapes** `tokens: f32[batch, height/patch, width/patch, patch, patch, channels]` →
  * `f32[batch, channels, height, width]`. `out` must not be `tokens`.

@@ -29,8 +29,8 @@ export class Tape<Name extends string> {
 }
 
 /**
- * Memory for a value: kept on the tape, if there is one; else `shared`, a buffer of the workspace by name or values that may
- * be overwritten.
+ * Memory for a value: kept on the tape, if there is one; else `shared`, a buffer of the workspace by name or
+ * values that may be overwritten.
  */
 export function memoryFor<Name extends string>(
   workspace: Workspace,

@@ -1,6 +1,6 @@
 /**
- * A model's tensors out of a checkpoint, full precision or packed: the checkpoint is compared with the model's list before
- * a weight is read; then each tensor is read once and kept as it is stored.
+ * A model's tensors out of a checkpoint, full precision or packed: the checkpoint is compared with the
+ * model's list before a weight is read; then each tensor is read once and kept as it is stored.
  */
 import { CheckpointError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
@@ -25,13 +25,15 @@ const CONVERTED_ELEMENTS = 2 ** 20;
 export interface LoadOptions {
   /** Parameters that the runtime selects by time; default none. Not read from the sidecar by itself. */
   readonly timeParameters?: TimeParameters | undefined;
-  /** Packed weights in place of plain ones, by name: a model as it will be, before it is written. Not copied. */
+  /**
+   * Packed weights in place of plain ones, by name: a model as it will be, before it is written. Not copied.
+   */
   readonly weights?: ReadonlyMap<string, PackedTensor> | undefined;
   /** Biases in place of others, by name, as in `model.layers.0.self_attn.q_proj.bias`. */
   readonly biases?: ReadonlyMap<string, Float32Array> | undefined;
   /**
-   * Scratch shared with models that take turns with this one: each run overwrites the result of the last one, of whichever
-   * model. Default: not shared.
+   * Scratch shared with models that take turns with this one: each run overwrites the result of the last one,
+   * of whichever model. Default: not shared.
    */
   readonly workspace?: Workspace | undefined;
 }
@@ -156,7 +158,7 @@ export class ModelTensors {
    *
    * @param replaced weights and biases in place of the checkpoint's: {@linkcode LoadOptions}
    * @throws as {@linkcode checkTensorList}
-   * @throws {TypeError} when a weight that takes another's place is of another shape, or of none of the model's
+   * @throws {TypeError} when a replacement has another shape, or no tensor of the model to replace
    */
   constructor(
     checkpoint: Checkpoint,
@@ -191,8 +193,8 @@ export class ModelTensors {
   }
 
   /**
-   * A matrix with its bias; `name` is without `.weight` and `.bias`. A convolution whose stride is its kernel counts as
-   * one: `[rows, …]` is flattened.
+   * A matrix with its bias; `name` is without `.weight` and `.bias`. A convolution whose stride is its kernel
+   * counts as one: `[rows, …]` is flattened.
    */
   linear(name: string, hasBias: boolean): LinearLayer {
     return { ...this.table(`${name}.weight`), bias: hasBias ? this.vector(`${name}.bias`) : undefined };
@@ -238,7 +240,9 @@ export class ModelTensors {
       : { rows, cols, dtype: kept, data: new Uint16Array(buffer) };
   }
 
-  /** Reads a tensor once, straight into the memory that keeps it; another type goes through a small buffer. */
+  /**
+   * Reads a tensor once, straight into the memory that keeps it; another type goes through a small buffer.
+   */
   #convert(name: string, wanted: WeightDtype): Uint8Array<ArrayBuffer> {
     const { info } = this.#checkpoint.tensors.get(name)!;
     if (info.dtype === wanted) return this.#checkpoint.read(name);

@@ -1,10 +1,11 @@
 /**
- * Linear layers whose activations, outputs or weight scales depend on time: θ is bound to a model's layers when it is
- * loaded, and selected for each item of a batch at every forward pass, without allocation and without a branch per weight.
+ * Linear layers whose activations, outputs or weight scales depend on time: θ is bound to a model's layers
+ * when it is loaded, and selected for each item of a batch at every forward pass, without allocation and
+ * without a branch per weight.
  *
- * Quantized activations go through the integer kernels where the layer is packed with one level of scales; elsewhere they
- * are rounded in float32 (`fakeQuantize`): to the same values with static parameters, to about the same per token, where
- * the integer kernel computes the parameters in another way.
+ * Quantized activations go through the integer kernels where the layer is packed with one level of scales;
+ * elsewhere they are rounded in float32 (`fakeQuantize`): to the same values with static parameters, to about
+ * the same per token, where the integer kernel computes the parameters in another way.
  */
 import { KernelError, WeightsError } from "../../errors.ts";
 import {

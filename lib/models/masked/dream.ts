@@ -1,6 +1,7 @@
 /**
- * Dream: a masked diffusion language model (https://github.com/DreamLM/Dream) with the tensor names of Dream 7B, and its way
- * to generate. Its logits are shifted: those at position i − 1 predict the token at position i, position 0 keeps its own.
+ * Dream: a masked diffusion language model (https://github.com/DreamLM/Dream) with the tensor names of Dream
+ * 7B, and its way to generate. Its logits are shifted: those at position i − 1 predict the token at position
+ * i, position 0 keeps its own.
  */
 import type { Kernels } from "../../native/mod.ts";
 import { type Family, loadAs } from "../family.ts";
@@ -82,7 +83,7 @@ function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
     heads,
     keyValueHeads,
     headSize,
-    maxTokens: fields.count("max_position_embeddings", 32_768), // the default of Dream's own configuration
+    maxTokens: fields.count("max_position_embeddings", 32_768), // the default of Dream's configuration class
     normEpsilon: fields.positive("rms_norm_eps", 1e-6),
     rotaryTheta: fields.positive("rope_theta", 10_000),
     logitShift: 1,
@@ -124,7 +125,10 @@ export function loadDream(path: string, kernels: Kernels, options: LoadOptions =
   return loadAs(DREAM, path, kernels, options);
 }
 
-/** How positions are chosen: `origin` at random, the others by confidence - probability, lead over the second, entropy. */
+/**
+ * How positions are chosen: `origin` at random, the others by confidence - probability, lead over the second,
+ * entropy.
+ */
 export type DreamAlgorithm = "origin" | "maskgit_plus" | "topk_margin" | "entropy";
 export const DREAM_ALGORITHMS: readonly DreamAlgorithm[] = [
   "origin",
@@ -149,13 +153,16 @@ export interface DreamGenerationOptions extends TokenSamplingOptions {
   readonly eps?: number | undefined;
   /** Temperature of the choice among positions by confidence; 0 takes the most confident. Default 0. */
   readonly algorithmTemperature?: number | undefined;
-  /** Fewest tokens that a step writes, for the algorithms by confidence: Dream's own code has 0. Default 1. */
+  /** Fewest tokens that a step writes, for the algorithms by confidence. Dream's code has 0. Default 1. */
   readonly minimumPerStep?: number | undefined;
   /** Tokens never proposed. Default: the mask, so that nothing stays masked. */
   readonly excludedTokens?: readonly number[] | undefined;
   /** Default 0. */
   readonly seed?: number | undefined;
-  /** Number of the first sequence's stream of random numbers: what a sequence draws does not depend on its batch. Default 0. */
+  /**
+   * Number of the first sequence's stream of random numbers: what a sequence draws does not depend on its
+   * batch. Default 0.
+   */
   readonly firstStream?: number | undefined;
   /** `u8[batch, tokens]`, 0 where a token is padding; by default every token is read. */
   readonly attentionMask?: Uint8Array | undefined;
@@ -174,11 +181,12 @@ export function maskTimes(steps: number, eps: number): Float32Array<ArrayBuffer>
 }
 
 /**
- * Fills the masks of `canvas` as Dream's `diffusion_generate` does, one step a turn: first the canvas, then the result of
- * each step.
+ * Fills the masks of `canvas` as Dream's `diffusion_generate` does, one step a turn: first the canvas, then
+ * the result of each step.
  *
- * **Shapes** `canvas: i32[batch, tokens]`, with `<mask>` where a token is wanted; not changed. The number of tokens that
- * a step writes into a sequence, and its draws, do not depend on the batch (a product's last bits may).
+ * **Shapes** `canvas: i32[batch, tokens]`, with `<mask>` where a token is wanted; not changed. The number of
+ * tokens that a step writes into a sequence, and its draws, do not depend on the batch (a product's last bits
+ * may).
  *
  * @throws {RangeError | TypeError} when an option or the canvas is not allowed, before any work
  * @throws {WeightsError} as {@linkcode MaskedTransformer.forward}

@@ -1,6 +1,6 @@
 /**
- * The forward pass of a masked transformer, for inference and for gradients: with a tape, every value that the backward
- * pass reads gets memory that nothing overwrites.
+ * The forward pass of a masked transformer, for inference and for gradients: with a tape, every value that
+ * the backward pass reads gets memory that nothing overwrites.
  */
 import type { Kernels } from "../../native/mod.ts";
 import { attention, rotary } from "../layers/attention.ts";
@@ -43,7 +43,10 @@ export interface SequenceCall {
   /** Rotary positions. */
   readonly positions: Int32Array;
   readonly attentionMask: Uint8Array | undefined;
-  /** Flat positions whose logits are wanted, all by default. No position reads another behind the last attention: only these run there. */
+  /**
+   * Flat positions whose logits are wanted, all by default. No position reads another behind the last
+   * attention: only these run there.
+   */
   readonly rows: Int32Array | undefined;
 }
 
@@ -150,7 +153,7 @@ function gather(from: Float32Array, rows: Int32Array, cols: number, to: Floats):
   return to;
 }
 
-/** Rotary positions: 0, 1, … in each sequence; with padding they count real tokens, as in Dream's own code. */
+/** Rotary positions: 0, 1, … in each sequence; with padding they count real tokens, as in Dream's code. */
 export function positionsOf(
   batch: number,
   tokens: number,

@@ -1,6 +1,6 @@
 /**
- * Filling masks step by step, as Dream and LLaDA both do: the loop over steps, the steps that it hands out, and the
- * checks of options, all before any work.
+ * Filling masks step by step, as Dream and LLaDA both do: the loop over steps, the steps that it hands out,
+ * and the checks of options, all before any work.
  */
 import { shown } from "../layers/model_config.ts";
 import { RandomStream } from "../random.ts";
@@ -28,7 +28,7 @@ export interface Generation {
   readonly trace: readonly Int32Array<ArrayBuffer>[] | undefined;
 }
 
-/** What a generation that runs to its end takes beside its own options. */
+/** Options of a generation that runs to its end. */
 export interface TraceOptions {
   /** Keeps the sequences after each step. Default false. */
   readonly trace?: boolean | undefined;
@@ -50,7 +50,10 @@ export function runGeneration(
   }
 }
 
-/** How a family fills masks. Places are flat positions; every sequence has a stream of random numbers to itself. */
+/**
+ * How a family fills masks. Places are flat positions; every sequence has a stream of random numbers to
+ * itself.
+ */
 export interface Filling {
   readonly steps: number;
   /** Time in front of a step, `steps` for that behind the last. */
@@ -124,7 +127,7 @@ export function* fillMasks(
   return x;
 }
 
-// Checks -------------------------------------------------------------------------------------------------------
+// Checks ----------------------------------------------------------------------------------------------------
 
 const DOING = "Cannot generate";
 
@@ -147,7 +150,8 @@ export function checkChoice(name: string, value: string, allowed: readonly strin
 }
 
 /**
- * Checks what a generation starts from: whole sequences, every token in the vocabulary, and room for what is to come.
+ * Checks what a generation starts from: whole sequences, every token in the vocabulary, and room for what is
+ * to come.
  *
  * **Shapes** `tokens: i32[batch, n]`; returns n
  *

@@ -1,6 +1,6 @@
 /**
- * LLaDA: a masked diffusion language model (https://github.com/ML-GSAI/LLaDA) over the same transformer as Dream, with names and
- * configuration of its own, no shift of the logits, and generation block after block.
+ * LLaDA: a masked diffusion language model (https://github.com/ML-GSAI/LLaDA) over the same transformer as
+ * Dream, with names and other configuration, no shift of the logits, and generation block after block.
  */
 import type { Kernels } from "../../native/mod.ts";
 import { type Family, loadAs } from "../family.ts";
@@ -125,7 +125,10 @@ export interface LladaGenerationOptions {
   readonly steps?: number | undefined;
   /** Of Gumbel noise on the proposals; 0 takes the most probable. Default 0. */
   readonly temperature?: number | undefined;
-  /** Guidance: logits = none + (scale + 1) · (prompt − none), none being the logits with the prompt masked. Default 0. */
+  /**
+   * Guidance: logits = none + (scale + 1) · (prompt − none), none being the logits with the prompt masked.
+   * Default 0.
+   */
   readonly guidance?: number | undefined;
   /** Default `low_confidence`. */
   readonly remasking?: Remasking | undefined;
@@ -138,8 +141,8 @@ export interface LladaGenerationOptions {
 }
 
 /**
- * Continues prompts as LLaDA's `generate` does, one step a turn: first the prompts with their masks, then the result of
- * each step.
+ * Continues prompts as LLaDA's `generate` does, one step a turn: first the prompts with their masks, then the
+ * result of each step.
  *
  * **Shapes** `prompts: i32[batch, tokens]` → `i32[batch, tokens + generationLength]`
  *

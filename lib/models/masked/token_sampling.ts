@@ -128,7 +128,10 @@ export function draw(probabilities: Float64Array, random: RandomStream): number 
   return last; // rounding left the sum a little below 1
 }
 
-/** Keeps the fewest tokens, from the most probable on, whose sum is above `topP`; sets the others to -Infinity. */
+/**
+ * Keeps the fewest tokens, from the most probable on, whose sum is above `topP`; sets the others to
+ * -Infinity.
+ */
 function keepTopP(logits: Float64Array, topP: number): void {
   const probabilities = logits.slice();
   softmaxInPlace(probabilities);
@@ -150,8 +153,8 @@ function keepTopK(logits: Float64Array, topK: number): void {
 }
 
 /**
- * The indices of the `count` largest confidences, the first of equal ones first; with a temperature, drawn without
- * replacement with probabilities `softmax(confidence / temperature)`.
+ * The indices of the `count` largest confidences, the first of equal ones first; with a temperature, drawn
+ * without replacement with probabilities `softmax(confidence / temperature)`.
  */
 export function selectMostConfident(
   confidences: readonly number[],

@@ -1,4 +1,7 @@
-/** Text to tokens and back by the checkpoint's tokenizer.json. The library that reads it is loaded on the first call. */
+/**
+ * Text to tokens and back by the checkpoint's tokenizer.json. The library that reads it is loaded on the
+ * first call.
+ */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
@@ -20,8 +23,8 @@ export class Tokenizer {
   }
 
   /**
-   * Tokens of a text; special tokens may stand in it, as `<mask>`. Those that the tokenizer puts around a text are added
-   * with `special`.
+   * Tokens of a text; special tokens may stand in it, as `<mask>`. Those that the tokenizer puts around a
+   * text are added with `special`.
    *
    * @throws {RangeError} when a part of the text is not in the vocabulary, naming it
    */
@@ -105,7 +108,8 @@ async function importLibrary(): Promise<typeof import("@huggingface/tokenizers")
     return await import("@huggingface/tokenizers");
   } catch (cause) {
     try {
-      // A Deno program that took this module from a URL has no package.json. Computed, because others fail on the name.
+      // A Deno program that took this module from a URL has no package.json. Computed, because others fail on
+      // the name.
       if ("Deno" in globalThis) {
         return await import(["npm:@huggingface", `tokenizers@${LIBRARY_VERSION}`].join("/"));
       }

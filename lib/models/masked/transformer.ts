@@ -1,6 +1,7 @@
 /**
- * The transformer that Dream and LLaDA share: RMSNorm, rotary positions, grouped heads, SwiGLU, attention in both
- * directions. Sizes are in config.ts, weights in weights.ts, the pass in forward.ts, generation in dream.ts and llada.ts.
+ * The transformer that Dream and LLaDA share: RMSNorm, rotary positions, grouped heads, SwiGLU, attention in
+ * both directions. Sizes are in config.ts, weights in weights.ts, the pass in forward.ts, generation in
+ * dream.ts and llada.ts.
  */
 import type { Kernels } from "../../native/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
@@ -23,11 +24,17 @@ import { embed, positionsOf, runBlock, runHead, type SequenceCall, type Transfor
 import { readParts, type TransformerNames, type TransformerParts } from "./weights.ts";
 
 export interface ForwardOptions extends LayerOptions {
-  /** `u8[batch, tokens]`, 0 where a token is padding that nothing may attend to; positions then count real tokens only. */
+  /**
+   * `u8[batch, tokens]`, 0 where a token is padding that nothing may attend to; positions then count real
+   * tokens only.
+   */
   readonly attentionMask?: Uint8Array | undefined;
   /** Flat positions `sequence * tokens + position` whose logits are wanted, in this order; all by default. */
   readonly rows?: Int32Array | undefined;
-  /** Time of the sequences, or of each: the mask ratio in (0, 1]. Required by time parameters, otherwise ignored. */
+  /**
+   * Time of the sequences, or of each: the mask ratio in (0, 1]. Required by time parameters, otherwise
+   * ignored.
+   */
   readonly t?: number | ArrayLike<number> | undefined;
 }
 
@@ -82,12 +89,14 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
   /**
    * Logits of every position, or of those in `rows`.
    *
-   * **Shapes** `inputIds: i32[batch, tokens]` → `f32[batch * tokens or rows, vocabulary]`. The result is scratch: the
-   * next call overwrites it.
+   * **Shapes** `inputIds: i32[batch, tokens]` → `f32[batch * tokens or rows, vocabulary]`. The result is
+   * scratch: the next call overwrites it.
    *
-   * @throws {RangeError} when a token is outside the vocabulary or the sequences are longer than the model allows
+   * @throws {RangeError} when a token is outside the vocabulary or the sequences are longer than the model
+   * allows
    * @throws {TypeError} when `weights` are given to a model with time parameters
-   * @throws {WeightsError} when logits come out NaN or infinite, naming the first block that made such a value
+   * @throws {WeightsError} when logits come out NaN or infinite, naming the first block that made such a
+   * value
    */
   forward(inputIds: Int32Array, batch: number, options: ForwardOptions = {}): Float32Array {
     const { attentionMask, rows, t } = options;
@@ -141,7 +150,10 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     };
   }
 
-  /** Flat position of the logits that predict the token at `place`, a flat position of sequences of so many tokens. */
+  /**
+   * Flat position of the logits that predict the token at `place`, a flat position of sequences of so many
+   * tokens.
+   */
   logitRow(place: number, tokens: number): number {
     const { logitShift } = this.config;
     return place % tokens < logitShift ? place : place - logitShift;
@@ -178,7 +190,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     return tokens;
   }
 
-  // A block at a time ------------------------------------------------------------------------------------------
+  // A block at a time ---------------------------------------------------------------------------------------
 
   get stages(): readonly Stage[] {
     return [
