@@ -203,10 +203,7 @@ export class DitGradients {
     this.#conditionBackward(index, call, tape, dmodulation, dconditionOfOutput);
   }
 
-  /**
-   * The gradient of a branch from that of its gated sum; that of the gate goes into chunk `index` of
-   * `dmodulation`.
-   */
+  /** The gradient of a branch from that of its gated sum; chunk `index` of `dmodulation` gets the gate's. */
   #gateBackward(
     call: Call,
     tape: Tape<BlockValue>,

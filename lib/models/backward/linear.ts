@@ -106,10 +106,7 @@ export class RefinableLinear {
     return this.#timeBias;
   }
 
-  /**
-   * `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `groups: i32[tokens]` has the time group of each
-   * token.
-   */
+  /** `x: f32[tokens, cols]` → `out: f32[tokens, rows]`; `groups: i32[tokens]`, time groups of the tokens. */
   forward(
     kernels: Kernels,
     x: Float32Array,
@@ -233,10 +230,7 @@ export class RefinableLinear {
 export interface GradientOptions {
   /** Parameters that are refined. Default scales, zero points and biases. */
   readonly parts?: Partial<Omit<RefinedParts, "timeGroups">> | undefined;
-  /**
-   * Keep only the blocks' inputs and run each block again backward: less memory, a third more time. Default
-   * false.
-   */
+  /** Keep only the blocks' inputs and run blocks again backward: less memory, more time. Default false. */
   readonly recompute?: boolean | undefined;
   /** Groups that get a bias each in every packed layer, beside the layer's own. Default none. */
   readonly timeGroups?: TimeGroups | undefined;
@@ -288,10 +282,7 @@ export class RefinableLayers {
     return this.workspace.take(name, rows * cols);
   }
 
-  /**
-   * A tape for a block; blocks that are run again backward share its memory. Its output is the buffer
-   * `input.<index + 1>`.
-   */
+  /** A tape for a block. Blocks that are run again share memory; outputs are buffers `input.<index + 1>`. */
   tapeOf<Name extends string>(index: number): Tape<Name> {
     return new Tape(this.workspace, (name) => {
       if (name === "output") return `input.${index + 1}`;

@@ -195,10 +195,7 @@ export class MaskedTransformerGradients {
     return add(kernels, doutput, dnormed, doutput);
   }
 
-  /**
-   * The gradient of the block's input: that of attention added to `dinput`, its part that goes around
-   * attention.
-   */
+  /** The gradient of the block's input: that of attention is added to `dinput`, that of the residual. */
   #attentionBackward(
     index: number,
     { batch, tokens, positions, attentionMask: keyMask, groups }: Call,

@@ -15,6 +15,8 @@ import { DitGradients } from "./dit.ts";
 import type { GradientOptions, RefinableLinear } from "./linear.ts";
 import { MaskedTransformerGradients } from "./masked_transformer.ts";
 
+type Floats = Float32Array<ArrayBuffer>;
+
 /** Bytes of full-precision logits that are kept for batches seen again. */
 const TEACHER_CACHE_BYTES = 2 ** 28;
 
@@ -38,10 +40,7 @@ export interface RefinedLayer {
   readonly name: string;
   readonly weights: OneLevelTensor;
   readonly bias: Float32Array<ArrayBuffer> | undefined;
-  /**
-   * `f32[time groups, rows]` beside `bias`, where there are time groups: the bias of an output correction
-   * with gain 1.
-   */
+  /** `f32[time groups, rows]` beside `bias`: the bias of an output correction with gain 1. */
   readonly timeBias: Float32Array<ArrayBuffer> | undefined;
 }
 
@@ -79,61 +78,72 @@ export interface RefinementOptions
 }
 
 /**
+ * What a refinement is computed from: a model with gradients, the full-precision model, and their batches.
+ */
+interface Refined<Batch> {
+  readonly quantized: MaskedTransformer | DitModel;
+  readonly full: MaskedTransformer | DitModel;
+  readonly data: RefinementData<Batch>;
+  readonly gradients: MaskedTransformerGradients | DitGradients;
+  /** Numbers that the models give for a batch. */
+  outputs(batch: Batch): number;
+  /** The full-precision model's output, which may be scratch. */
+  wanted(batch: Batch): Float32Array;
+  /** The refined model's output. */
+  got(batch: Batch): Float32Array;
+  /** Loss of a batch; its gradient by the output goes into `gradient`, where it is wanted. */
+  loss(batch: Batch, wanted: Float32Array, got: Float32Array, gradient: Floats | undefined): number;
+}
+
+/**
+ * Batches: `train` gives gradients, `heldOut` decides which parameters are best and whether they are kept.
+ */
+interface RefinementData<Batch> {
+  readonly train: readonly Batch[];
+  readonly heldOut: readonly Batch[];
+}
+
+const cannotRefine = ({ path }: { readonly path: string }, reason: string) =>
+  `Cannot refine ${JSON.stringify(path)}: ${reason}`;
+
+/**
  * Refines a packed masked transformer towards the full-precision one: the loss is the weighted mean over
- * masked positions of `KL(p_F ‖ p_Q)`. Batches are taken in turn. Neither model is changed; {@linkcode
- * applyRefinement} does that.
+ * masked positions of `KL(p_F ‖ p_Q)`. Batches are taken in turn. Neither model is changed: the new
+ * parameters are in the report.
  *
- * @param data `train` gives gradients, `heldOut` decides which parameters are best and whether they are kept
  * @throws {TypeError} when the models have different vocabularies or there is no batch or nothing to refine
  * @throws {RangeError} when an option is not allowed
  */
 export function refineMaskedTransformer(
   quantized: MaskedTransformer,
   full: MaskedTransformer,
-  data: { readonly train: readonly MaskedBatch[]; readonly heldOut: readonly MaskedBatch[] },
+  data: RefinementData<MaskedBatch>,
   options: RefinementOptions = {},
 ): RefinementReport {
-  const { vocabularySize } = quantized.config;
-  const fail = (reason: string) => `Cannot refine ${JSON.stringify(quantized.path)}: ${reason}`;
+  const { config, config: { vocabularySize } } = quantized, { temperature } = options;
   if (full.config.vocabularySize !== vocabularySize) {
+    const got = full.config.vocabularySize;
     throw new TypeError(
-      fail(`both models must have ${vocabularySize} tokens, got ${full.config.vocabularySize}`),
+      cannotRefine(quantized, `both models must have ${vocabularySize} tokens, got ${got}`),
     );
   }
-  checkBatches(data, fail);
-  const { temperature } = options;
   const gradients = new MaskedTransformerGradients(quantized, options);
-  const wantedBytes = [...data.train, ...data.heldOut].reduce(
-    (sum, { rows }) => sum + rows.length * vocabularySize * 4,
-    0,
-  );
-  const kept = wantedBytes <= TEACHER_CACHE_BYTES ? new Map<MaskedBatch, Float32Array>() : undefined;
-  const teacher = (batch: MaskedBatch) => {
-    const known = kept?.get(batch);
-    if (known !== undefined) return known;
-    const { inputIds, rows, attentionMask } = batch;
-    const logits = full.forward(inputIds, batch.batch, { rows, attentionMask }).slice();
-    kept?.set(batch, logits);
-    return logits;
-  };
-  const lossOf = (batch: MaskedBatch, backward: boolean) => {
-    const { inputIds, rows, attentionMask } = batch;
-    const weights = weightsOf(batch);
-    const target = teacher(batch);
-    const logits = gradients.forward(inputIds, batch.batch, rows, attentionMask, batch.times);
-    const gradient = backward ? new Float32Array(logits.length) : undefined;
-    const kl = tokenKl(target, logits, quantized.config, {
-      gradient,
-      weights,
-      temperature: backward ? temperature : 1,
-    });
-    if (gradient !== undefined) gradients.backward(gradient);
-    return kl.reduce((sum, value, row) => sum + value * weights[row]!, 0);
-  };
-  return refine(gradients, {
-    loss: (iteration) => lossOf(data.train[iteration % data.train.length]!, true),
-    heldOut: () => data.heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / data.heldOut.length,
-  }, { ...options, quantized, full, fail });
+  return refine<MaskedBatch>({
+    quantized,
+    full,
+    data,
+    gradients,
+    outputs: ({ rows }) => rows.length * vocabularySize,
+    wanted: ({ inputIds, batch, rows, attentionMask }) =>
+      full.forward(inputIds, batch, { rows, attentionMask }),
+    got: ({ inputIds, batch, rows, attentionMask, times }) =>
+      gradients.forward(inputIds, batch, rows, attentionMask, times),
+    loss(batch, wanted, got, gradient) {
+      const weights = weightsOf(batch), own = gradient === undefined ? 1 : temperature;
+      const kl = tokenKl(wanted, got, config, { gradient, weights, temperature: own });
+      return kl.reduce((sum, value, row) => sum + value * weights[row]!, 0);
+    },
+  }, options);
 }
 
 /** Weights that add up to 1. */
@@ -141,8 +151,9 @@ function weightsOf({ rows, weights }: MaskedBatch): Float64Array {
   const all = weights === undefined ? new Float64Array(rows.length).fill(1) : Float64Array.from(weights);
   const sum = all.reduce((total, weight) => total + weight, 0);
   if (all.length !== rows.length || !(sum > 0 && sum < Infinity) || all.some((weight) => weight < 0)) {
+    const wanted = `${rows.length} weights ≥ 0 with a sum above 0`;
     throw new RangeError(
-      `Cannot refine a model: a batch must have ${rows.length} weights ≥ 0 with a sum above 0, got ${all.length} with the sum ${sum}`,
+      `Cannot refine a model: a batch must have ${wanted}, got ${all.length} with the sum ${sum}`,
     );
   }
   return all.map((weight) => weight / sum);
@@ -162,64 +173,50 @@ export interface DitBatch {
 
 /**
  * Refines a packed DiT towards the full-precision one: the loss is the mean over images of `ω ‖Δ
- * prediction‖²`, the step KL. Batches are taken in turn. Neither model is changed; {@linkcode
- * applyRefinement} does that.
+ * prediction‖²`, the step KL. Batches are taken in turn. Neither model is changed: the new parameters are in
+ * the report.
  *
  * @throws as {@linkcode refineMaskedTransformer}
  */
 export function refineDit(
   quantized: DitModel,
   full: DitModel,
-  data: { readonly train: readonly DitBatch[]; readonly heldOut: readonly DitBatch[] },
+  data: RefinementData<DitBatch>,
   options: RefinementOptions = {},
 ): RefinementReport {
-  const { config } = quantized;
-  const fail = (reason: string) => `Cannot refine ${JSON.stringify(quantized.path)}: ${reason}`;
-  const outputs = config.outputChannels * config.sampleSize ** 2;
-  if (
-    full.imageElements !== quantized.imageElements || full.config.outputChannels !== config.outputChannels
-  ) {
-    throw new TypeError(fail(`both models must give ${outputs} numbers an image, got others`));
+  const { config, imageElements } = quantized, outputs = config.outputChannels * config.sampleSize ** 2;
+  if (full.imageElements !== imageElements || full.config.outputChannels !== config.outputChannels) {
+    throw new TypeError(
+      cannotRefine(quantized, `both models must give ${outputs} numbers an image, got others`),
+    );
   }
-  checkBatches(data, fail);
   const gradients = new DitGradients(quantized, options);
-  const images = [...data.train, ...data.heldOut].reduce((sum, { labels }) => sum + labels.length, 0);
-  const kept = images * outputs * 4 <= TEACHER_CACHE_BYTES ? new Map<DitBatch, Float32Array>() : undefined;
-  const teacher = (batch: DitBatch) => {
-    const known = kept?.get(batch);
-    if (known !== undefined) return known;
-    const output = full.forward(batch.samples, batch.timesteps, batch.labels).slice();
-    kept?.set(batch, output);
-    return output;
-  };
-  const lossOf = (batch: DitBatch, backward: boolean) => {
-    const { samples, timesteps, labels } = batch;
-    const weights = imageWeights("weights", batch.weights, labels.length);
-    if (config.learnsVariance && batch.varianceWeights === undefined) {
-      throw new TypeError(fail("batches must have varianceWeights for a learned variance, got none"));
-    }
-    const varianceWeights = imageWeights("varianceWeights", batch.varianceWeights, labels.length);
-    const target = teacher(batch);
-    const output = gradients.forward(samples, timesteps, labels);
-    const gradient = new Float32Array(backward ? output.length : 0);
-    const predicted = quantized.imageElements;
-    let loss = 0;
-    for (let image = 0; image < labels.length; image++) {
-      for (let i = 0; i < outputs; i++) {
-        const at = image * outputs + i;
-        const weight = (i < predicted ? weights : varianceWeights)[image]! / labels.length;
-        const error = output[at]! - target[at]!;
-        loss += weight * error * error;
-        if (backward) gradient[at] = 2 * weight * error;
+  return refine<DitBatch>({
+    quantized,
+    full,
+    data,
+    gradients,
+    outputs: ({ labels }) => labels.length * outputs,
+    wanted: ({ samples, timesteps, labels }) => full.forward(samples, timesteps, labels),
+    got: ({ samples, timesteps, labels }) => gradients.forward(samples, timesteps, labels),
+    loss(batch, wanted, got, gradient) {
+      const images = batch.labels.length, weights = imageWeights("weights", batch.weights, images);
+      if (config.learnsVariance && batch.varianceWeights === undefined) {
+        const reason = "batches must have varianceWeights for a learned variance, got none";
+        throw new TypeError(cannotRefine(quantized, reason));
       }
-    }
-    if (backward) gradients.backward(gradient);
-    return loss;
-  };
-  return refine(gradients, {
-    loss: (iteration) => lossOf(data.train[iteration % data.train.length]!, true),
-    heldOut: () => data.heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / data.heldOut.length,
-  }, { ...options, quantized, full, fail });
+      const varianceWeights = imageWeights("varianceWeights", batch.varianceWeights, images);
+      let loss = 0;
+      for (let at = 0; at < got.length; at++) {
+        const image = Math.floor(at / outputs), isPrediction = at % outputs < imageElements;
+        const weight = (isPrediction ? weights : varianceWeights)[image]! / images;
+        const error = got[at]! - wanted[at]!;
+        loss += weight * error * error;
+        if (gradient !== undefined) gradient[at] = 2 * weight * error;
+      }
+      return loss;
+    },
+  }, options);
 }
 
 function imageWeights(name: string, weights: ArrayLike<number> | undefined, images: number): Float64Array {
@@ -232,90 +229,77 @@ function imageWeights(name: string, weights: ArrayLike<number> | undefined, imag
   return all;
 }
 
-function checkBatches(
-  data: { readonly train: readonly unknown[]; readonly heldOut: readonly unknown[] },
-  fail: (reason: string) => string,
-): void {
-  if (data.train.length > 0 && data.heldOut.length > 0) return;
-  throw new TypeError(
-    fail(
-      `there must be batches to train on and held out, got ${data.train.length} and ${data.heldOut.length}`,
-    ),
-  );
+/**
+ * Loss of a batch, with its gradients added to those of the layers where wanted; the full-precision outputs
+ * are kept.
+ */
+function lossOfBatches<Batch>(refined: Refined<Batch>): (batch: Batch, backward: boolean) => number {
+  const { data: { train, heldOut }, gradients } = refined;
+  const elements = [...train, ...heldOut].reduce((sum, batch) => sum + refined.outputs(batch), 0);
+  const kept = 4 * elements <= TEACHER_CACHE_BYTES ? new Map<Batch, Float32Array>() : undefined;
+  return (batch, backward) => {
+    const wanted = kept?.get(batch) ?? refined.wanted(batch).slice();
+    kept?.set(batch, wanted);
+    const got = refined.got(batch), gradient = backward ? new Float32Array(got.length) : undefined;
+    const loss = refined.loss(batch, wanted, got, gradient);
+    if (gradient !== undefined) gradients.backward(gradient);
+    return loss;
+  };
 }
 
-/** A model with gradients. */
-export interface Refinable {
-  readonly layers: readonly RefinableLinear[];
-  readonly scratchBytes: number;
-}
-
-/** Options of a refinement with the models between which it is. */
-interface RefineOptions extends RefinementOptions {
-  readonly quantized: MaskedTransformer | DitModel;
-  readonly full: MaskedTransformer | DitModel;
-  readonly fail: (reason: string) => string;
-}
-
-/** Runs Adam on a model's layers. @internal */
-export function refine(
-  model: Refinable,
-  problem: { loss(iteration: number): number; heldOut(): number },
-  options: RefineOptions,
-): RefinementReport {
-  const { layers } = model;
+/** Runs Adam on a model's layers. */
+function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): RefinementReport {
+  const { quantized, full, gradients: { layers }, data: { train, heldOut } } = refined;
+  if (train.length === 0 || heldOut.length === 0) {
+    const reason = "there must be batches to train on and held out";
+    throw new TypeError(cannotRefine(quantized, `${reason}, got ${train.length} and ${heldOut.length}`));
+  }
   const parameters = layers.flatMap((layer) => layer.parameters);
   if (parameters.length === 0) {
-    throw new TypeError(options.fail("it must have packed layers with something to refine, got none"));
+    const reason = "it must have packed layers with something to refine, got none";
+    throw new TypeError(cannotRefine(quantized, reason));
   }
-  const store = () => {
-    for (const layer of layers) layer.store();
-  };
-  const heldOut = () => {
-    store();
-    return problem.heldOut();
-  };
   const { markovWeight = 0, entropyWeight = 0, timeGroups, maxIterations = 50 } = options;
   for (const [name, weight] of Object.entries({ markovWeight, entropyWeight })) {
-    if (!(weight >= 0 && weight <= 100)) {
-      throw new RangeError(options.fail(`${name} must lie in [0, 100], got ${weight}`));
-    }
+    if (weight >= 0 && weight <= 100) continue;
+    throw new RangeError(cannotRefine(quantized, `${name} must lie in [0, 100], got ${weight}`));
   }
+  const store = () => layers.forEach((layer) => layer.store());
+  const lossOf = lossOfBatches(refined);
   let scale: number | undefined; // the first loss: the other terms are relative to it
-  const report = optimize(options.quantized.kernels, {
+  const report = optimize(quantized.kernels, {
     parameters,
     loss: (iteration): LossTerms => {
       store();
-      const quantization = problem.loss(iteration);
+      const quantization = lossOf(train[iteration % train.length]!, true);
       scale ??= quantization;
       const temperature = entropyWeight * (1 - iteration / maxIterations);
       return {
         quantization,
         markov: timeGroups === undefined ? 0 : markovTerm(layers, timeGroups.count, markovWeight * scale),
-        entropy: temperature === 0 ? 0 : entropyTerm(layers, options.full, temperature, scale),
+        entropy: temperature === 0 ? 0 : entropyTerm(layers, full, temperature, scale),
       };
     },
-    validate: heldOut,
+    validate() {
+      store();
+      return heldOut.reduce((sum, batch) => sum + lossOf(batch, false), 0) / heldOut.length;
+    },
     validateEvery: options.validateEvery ?? 25,
     onIteration: options.onIteration,
   }, options);
   store();
   const kept = report.best < report.initial;
+  const packed = layers.filter((layer) => kept && layer.parameters.length > 0);
   return {
     ...report,
     heldOutBefore: report.initial,
     heldOutAfter: report.best,
     kept,
-    layers: kept
-      ? layers.filter((layer) => layer.parameters.length > 0).map(({ layer, timeBias }) => ({
-        name: layer.name,
-        weights: layer.weights as OneLevelTensor,
-        bias: layer.bias,
-        timeBias: timeBias?.values.slice(),
-      }))
-      : [],
+    layers: packed.map(({ layer: { name, weights, bias }, timeBias }) => {
+      return { name, weights: weights as OneLevelTensor, bias, timeBias: timeBias?.values.slice() };
+    }),
     parameters: parameters.reduce((sum, { values }) => sum + values.length, 0),
-    scratchBytes: model.scratchBytes,
+    scratchBytes: refined.gradients.scratchBytes,
   };
 }
 
@@ -325,11 +309,8 @@ function markovTerm(layers: readonly RefinableLinear[], groups: number, weight: 
   const biases = all.reduce((sum, { values }) => sum + values.length, 0) / groups;
   let loss = 0;
   for (const { values, gradients, units } of weight > 0 ? all : []) {
-    const term = markovLoss(
-      Float64Array.from(values, (value, i) => value / units[i]!),
-      groups,
-      weight / biases,
-    );
+    const inUnits = Float64Array.from(values, (value, i) => value / units[i]!);
+    const term = markovLoss(inUnits, groups, weight / biases);
     loss += term.loss;
     for (let i = 0; i < gradients.length; i++) gradients[i]! += term.gradient[i]! / units[i]!;
   }
@@ -351,33 +332,6 @@ function entropyTerm(
     const original = originals.get(layer.layer.name)!;
     return sum + layer.entropy(context, original, temperature, scale / weights);
   }, 0);
-}
-
-/**
- * Writes refined parameters into a loaded model's weights, in place; biases by time group are no part of
- * them: see {@linkcode timeBiasesOf}.
- *
- * @throws {TypeError} when the model has no such packed layer
- */
-export function applyRefinement(
-  model: MaskedTransformer | DitModel,
-  refined: readonly RefinedLayer[],
-): void {
-  const layers = new Map(model.linearLayers.map((layer) => [layer.name, layer]));
-  for (const { name, weights, bias } of refined) {
-    const layer = layers.get(name);
-    if (
-      layer === undefined || !("packed" in layer.weights) || layer.weights.scaleBits !== undefined ||
-      layer.weights.scale.length !== weights.scale.length || layer.bias?.length !== bias?.length
-    ) {
-      throw new TypeError(
-        `Cannot refine ${JSON.stringify(model.path)}: it must have the packed layer ${JSON.stringify(name)}`,
-      );
-    }
-    layer.weights.scale.set(weights.scale);
-    if (weights.zeroPoint !== undefined) layer.weights.zeroPoint!.set(weights.zeroPoint);
-    if (bias !== undefined) layer.bias!.set(bias);
-  }
 }
 
 /**

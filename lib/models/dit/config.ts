@@ -4,16 +4,10 @@ import { type ConfigFields, MAX_BLOCKS } from "../layers/model_config.ts";
 
 /** Inputs of the timestep's embedding: diffusers fixes it. */
 export const TIMESTEP_CHANNELS = 256;
-/**
- * Epsilon of the norms in front of attention and of the output; that in front of the feed-forward is
- * configured.
- */
+/** Epsilon of the norms before attention and output; that before the feed-forward is configured. */
 export const NORM_EPSILON = 1e-6;
 
-/**
- * Most numbers of the table of positions, 1 GiB: no tensor has a size that would speak against a larger
- * image.
- */
+/** Most numbers of the table of positions, 1 GiB: no tensor's size limits the images. */
 const MAX_POSITION_ELEMENTS = 2 ** 28;
 
 /** Sizes and constants of a DiT. */

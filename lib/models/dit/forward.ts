@@ -58,10 +58,7 @@ function imageShape({ sampleSize, patchSize }: DitConfig, batch: number, channel
   return { batch, channels, height: sampleSize, width: sampleSize, patch: patchSize };
 }
 
-/**
- * Embeds patches and their positions. **Shapes** `samples: f32[batch, channels, size, size]` → `hidden:
- * f32[batch · tokens, width]`
- */
+/** Embeds patches and positions: `samples: f32[batch, channels, size, size]` → `hidden: f32[·, width]`. */
 export function embed(pass: DitPass, samples: Float32Array, batch: number, hidden: Floats): void {
   const { config, parts: { patch, positions } } = pass, count = batch * tokensOf(config);
   const patches = pass.workspace.take("patches", count * patch.weights.cols);
@@ -72,10 +69,7 @@ export function embed(pass: DitPass, samples: Float32Array, batch: number, hidde
   }
 }
 
-/**
- * Sinusoids of the timesteps, which the blocks' conditioning reads: `f32[batch, TIMESTEP_CHANNELS]`, the
- * buffer "waves".
- */
+/** Sinusoids of the timesteps, which the blocks' conditioning reads, in the buffer "waves". */
 export function embedTimesteps({ kernels, workspace }: DitPass, timesteps: ArrayLike<number>): Floats {
   const waves = workspace.take("waves", timesteps.length * TIMESTEP_CHANNELS);
   return timestepEmbedding(kernels, timesteps, TIMESTEP_CHANNELS, { flipSinToCos: true }, waves);

@@ -16,10 +16,7 @@ export interface ImageOptions {
   readonly timesteps?: ArrayLike<number> | undefined;
   /** Default: the schedule's. */
   readonly spacing?: TimestepSpacing | undefined;
-  /**
-   * Class-free guidance: prediction = none + scale · (class − none). 1, the default, is without and costs
-   * half.
-   */
+  /** Guidance: prediction = none + scale · (class − none). 1, the default, is without and costs half. */
   readonly guidance?: number | undefined;
   /** DDIM's share of fresh noise. Default 0. */
   readonly eta?: number | undefined;

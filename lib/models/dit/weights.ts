@@ -99,10 +99,7 @@ export function readParts(config: DitConfig, tensors: ModelTensors): DitParts {
   };
 }
 
-/**
- * diffusers' 2-D sine-cosine positions: the first half of a row is the column's (width), the second the
- * row's.
- */
+/** diffusers' 2-D sine-cosine positions: first half of a row for the column, second for the row. */
 function positionEmbedding(side: number, width: number): Float32Array<ArrayBuffer> {
   const out = new Float32Array(side * side * width);
   const half = width / 2, quarter = width / 4;

@@ -27,10 +27,7 @@ export interface LayerOptions {
   readonly weights?: ReadonlyMap<string, Matrix> | undefined;
 }
 
-/**
- * Linear layers that read the same input, and the block they belong to; those behind the last block have its
- * index + 1.
- */
+/** Linear layers with the same input, and their block; those behind the last block have its index + 1. */
 export interface Stage {
   readonly block: number;
   readonly layers: readonly LinearLayer[];

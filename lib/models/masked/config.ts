@@ -17,10 +17,7 @@ export interface MaskedTransformerConfig {
   readonly rotaryTheta: number;
   /** The head is the embedding. */
   readonly tiesHead: boolean;
-  /**
-   * The logits at position `i − logitShift` predict the token at i; position 0 is predicted by its own. Dream
-   * has 1.
-   */
+  /** The logits at `i − logitShift` predict the token at i, those at 0 their own. Dream has 1. */
   readonly logitShift: 0 | 1;
   /** Factor on the logits, 1 for none. */
   readonly logitScale: number;

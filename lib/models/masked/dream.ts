@@ -125,10 +125,7 @@ export function loadDream(path: string, kernels: Kernels, options: LoadOptions =
   return loadAs(DREAM, path, kernels, options);
 }
 
-/**
- * How positions are chosen: `origin` at random, the others by confidence - probability, lead over the second,
- * entropy.
- */
+/** Choice of positions: at random, or by confidence - probability, lead over the second, entropy. */
 export type DreamAlgorithm = "origin" | "maskgit_plus" | "topk_margin" | "entropy";
 export const DREAM_ALGORITHMS: readonly DreamAlgorithm[] = [
   "origin",
@@ -159,10 +156,7 @@ export interface DreamGenerationOptions extends TokenSamplingOptions {
   readonly excludedTokens?: readonly number[] | undefined;
   /** Default 0. */
   readonly seed?: number | undefined;
-  /**
-   * Number of the first sequence's stream of random numbers: what a sequence draws does not depend on its
-   * batch. Default 0.
-   */
+  /** Number of the first sequence's stream of random numbers: draws do not depend on the batch. Default 0. */
   readonly firstStream?: number | undefined;
   /** `u8[batch, tokens]`, 0 where a token is padding; by default every token is read. */
   readonly attentionMask?: Uint8Array | undefined;

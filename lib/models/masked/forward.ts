@@ -43,10 +43,7 @@ export interface SequenceCall {
   /** Rotary positions. */
   readonly positions: Int32Array;
   readonly attentionMask: Uint8Array | undefined;
-  /**
-   * Flat positions whose logits are wanted, all by default. No position reads another behind the last
-   * attention: only these run there.
-   */
+  /** Flat positions whose logits are wanted, all by default: only these run behind the last attention. */
   readonly rows: Int32Array | undefined;
 }
 

@@ -50,10 +50,7 @@ export function runGeneration(
   }
 }
 
-/**
- * How a family fills masks. Places are flat positions; every sequence has a stream of random numbers to
- * itself.
- */
+/** Way to fill masks. Places are flat positions; each sequence has a stream of random numbers. */
 export interface Filling {
   readonly steps: number;
   /** Time in front of a step, `steps` for that behind the last. */

@@ -125,10 +125,7 @@ export interface LladaGenerationOptions {
   readonly steps?: number | undefined;
   /** Of Gumbel noise on the proposals; 0 takes the most probable. Default 0. */
   readonly temperature?: number | undefined;
-  /**
-   * Guidance: logits = none + (scale + 1) · (prompt − none), none being the logits with the prompt masked.
-   * Default 0.
-   */
+  /** Guidance: logits = none + (scale + 1) · (prompt − none), with none for a masked prompt. Default 0. */
   readonly guidance?: number | undefined;
   /** Default `low_confidence`. */
   readonly remasking?: Remasking | undefined;

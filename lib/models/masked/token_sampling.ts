@@ -128,10 +128,7 @@ export function draw(probabilities: Float64Array, random: RandomStream): number 
   return last; // rounding left the sum a little below 1
 }
 
-/**
- * Keeps the fewest tokens, from the most probable on, whose sum is above `topP`; sets the others to
- * -Infinity.
- */
+/** Keeps the fewest most probable tokens whose sum is above `topP`; sets the others to -Infinity. */
 function keepTopP(logits: Float64Array, topP: number): void {
   const probabilities = logits.slice();
   softmaxInPlace(probabilities);

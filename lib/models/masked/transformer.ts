@@ -24,17 +24,11 @@ import { embed, positionsOf, runBlock, runHead, type SequenceCall, type Transfor
 import { readParts, type TransformerNames, type TransformerParts } from "./weights.ts";
 
 export interface ForwardOptions extends LayerOptions {
-  /**
-   * `u8[batch, tokens]`, 0 where a token is padding that nothing may attend to; positions then count real
-   * tokens only.
-   */
+  /** `u8[batch, tokens]`, 0 where a token is padding: nothing attends to it, and it has no position. */
   readonly attentionMask?: Uint8Array | undefined;
   /** Flat positions `sequence * tokens + position` whose logits are wanted, in this order; all by default. */
   readonly rows?: Int32Array | undefined;
-  /**
-   * Time of the sequences, or of each: the mask ratio in (0, 1]. Required by time parameters, otherwise
-   * ignored.
-   */
+  /** Mask ratio in (0, 1] of all sequences, or of each. Required by time parameters, otherwise ignored. */
   readonly t?: number | ArrayLike<number> | undefined;
 }
 
@@ -150,10 +144,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     };
   }
 
-  /**
-   * Flat position of the logits that predict the token at `place`, a flat position of sequences of so many
-   * tokens.
-   */
+  /** Flat position of the logits that predict the token at flat position `place`, `tokens` a sequence. */
   logitRow(place: number, tokens: number): number {
     const { logitShift } = this.config;
     return place % tokens < logitShift ? place : place - logitShift;
