@@ -12,6 +12,7 @@ import {
   type Section,
   type Suite,
   type SuiteReport,
+  type SuiteRow,
   SUITES,
 } from "../lib/bench/mod.ts";
 import { DEFAULT_TIME_GROUPS, MODEL_SIZES, PHASES } from "../lib/bench/options.ts";
@@ -68,7 +69,7 @@ ${EXIT_CODE_HELP}`;
 
 /** A parsed command line. */
 export interface BenchArguments {
-  readonly suite: Suite;
+  readonly suite: Suite<SuiteRow>;
   readonly options: BenchOptions;
   readonly json: boolean;
   readonly out: string | undefined;
@@ -196,7 +197,7 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
 const referenceModel = (name: string) => fileURLToPath(new URL(`../tests/models/${name}`, import.meta.url));
 
 /** Further tables of some suites, from the rows that were measured. */
-function furtherSections(suite: Suite, { rows }: SuiteReport): Section[] {
+function furtherSections(suite: Suite<SuiteRow>, { rows }: SuiteReport<SuiteRow>): Section[] {
   const sections: Record<string, () => Section> = {
     peers: () => ({
       title: "Pareto front: nothing measured here is smaller and as close to full precision",
@@ -208,7 +209,7 @@ function furtherSections(suite: Suite, { rows }: SuiteReport): Section[] {
         { key: "bitsPerWeight", title: "bits/w", digits: 3 },
         { key: "distance", title: "KL or noise error", digits: 4 },
       ],
-      rows: paretoFront(rows).map((row) => ({ ...row })),
+      rows: paretoFront(rows.filter((row) => row.suite === "peers")).map((row) => ({ ...row })),
     }),
     checkpoint: () => ({
       title: "Clip search / round to nearest, medians over the models",
@@ -219,7 +220,7 @@ function furtherSections(suite: Suite, { rows }: SuiteReport): Section[] {
         { key: "errorRatio", title: "error", digits: 3 },
         { key: "timeRatio", title: "seconds", digits: 2 },
       ],
-      rows: compareSolvers(rows).map((row) => ({ ...row })),
+      rows: compareSolvers(rows.filter((row) => row.suite === "checkpoint")).map((row) => ({ ...row })),
     }),
   };
   return [sections[suite.name]?.() ?? []].flat().filter(({ rows }) => rows.length > 0);
@@ -246,7 +247,7 @@ async function measure(
     ? await suite.run({ kernels, environment, options, commandOf, progress })
     : (await import("../lib/bench/kernels/cuda_suite.ts")).measureCuda(device, kernels, quick, progress);
   const seconds = (performance.now() - begin) / 1000, otherCores = others.cores();
-  const report: SuiteReport = {
+  const report: SuiteReport<SuiteRow> = {
     ...measured,
     sections: [...measured.sections, ...furtherSections(suite, measured)],
   };

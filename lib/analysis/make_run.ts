@@ -3,6 +3,7 @@ import { homedir } from "node:os";
 import process from "node:process";
 import type { Environment } from "../eval/environment.ts";
 import type { BenchOptions } from "../bench/options.ts";
+import type { SuiteRow } from "../bench/rows.ts";
 import type { SuiteReport } from "../bench/suite.ts";
 import { formatConfig, type ResolvedConfig, withPhaseSolver } from "../config/mod.ts";
 import type { RunReport } from "../pipeline/mod.ts";
@@ -27,7 +28,7 @@ export interface BenchResult {
   readonly options: BenchOptions;
   readonly seconds: number;
   readonly otherCores: number | undefined;
-  readonly report: SuiteReport;
+  readonly report: SuiteReport<SuiteRow>;
 }
 
 /**

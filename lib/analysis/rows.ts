@@ -2,11 +2,10 @@
 import { Buffer } from "node:buffer";
 import type { StepDrift, TimestepError } from "../eval/images.ts";
 import type { MaskedComparison } from "../eval/masked.ts";
-import type { TaskScore } from "../eval/puzzles.ts";
 import type { Interval } from "../eval/intervals.ts";
+import type { AccuracyRow, CheckpointRow, KernelRow, PeersRow, PhasesRow, SuiteRow } from "../bench/rows.ts";
 import type { Sample, SuiteReport, TimedSetting } from "../bench/suite.ts";
 import type { LayerRecord } from "../pipeline/mod.ts";
-import type { PhasesReport } from "../phases/mod.ts";
 import type { LossHistory } from "../thermo/mod.ts";
 import { cosine, relativeRmsError } from "../quant/mod.ts";
 import type { TimeGroups, TimeParameters } from "../time/mod.ts";
@@ -75,33 +74,16 @@ export function layerRowsOf(
   });
 }
 
-interface Summary {
-  readonly median: number;
-  readonly medianDeviation: number;
-}
-
-type Row = Readonly<Record<string, unknown>>;
-
 /** A value and the ends of its interval as the tables' columns have them. */
 type Intervalled<Name extends string> = { readonly [Key in Name | `${Name}Low` | `${Name}High`]: number };
 
-const spread = <Name extends string>(name: Name, interval: Interval): Intervalled<Name> =>
-  ({ [name]: interval.value, [`${name}Low`]: interval.low, [`${name}High`]: interval.high }) as Intervalled<
-    Name
-  >;
+const spread = <Name extends string>(name: Name, { value, low, high }: Interval): Intervalled<Name> =>
+  ({ [name]: value, [`${name}Low`]: low, [`${name}High`]: high }) as Intervalled<Name>;
 
-type Rows = { [Name in TableName]?: Row[] };
+/** Rows of several tables. */
+type Rows = { readonly [Name in TableName]?: readonly RowOf<Name>[] };
 
-const methodOf = (row: Row) => ({
-  model: row["model"],
-  method: row["setting"] ?? `${row["bits"]} ${row["solver"]}`,
-  library: "arrowquant",
-  bits: row["bits"],
-  bitsPerWeight: row["bitsPerWeight"] ?? null,
-  relativeRmsError: row["relativeRmsError"] ?? null,
-});
-
-/** Whose measurements rows hold. */
+/** The model and setting of rows. */
 export interface RowSource {
   readonly model: string;
   readonly setting: string;
@@ -293,205 +275,186 @@ export function driftRows(steps: readonly StepDrift[], source: RowSource): RowOf
   }));
 }
 
-function accuracyRows(row: Row): Rows {
-  const source = { model: String(row["model"]), setting: String(row["setting"]) };
-  const isFull = source.setting === "full";
-  const method = { ...methodOf(row), seconds: row["quantizeSeconds"] ?? null };
-  if (row["kind"] === "masked language model") {
-    const tasks = row["exactMatch"] as readonly TaskScore[];
-    const bins = row["byMaskRatio"] as readonly Pick<MaskedComparison, "low" | "high" | "sequences" | "kl">[];
+/** Columns of a quantized model in the table of peers. */
+const ownMethod = (row: AccuracyRow | CheckpointRow, method: string) => ({
+  model: row.model,
+  method,
+  library: "arrowquant",
+  bits: row.bits,
+  bitsPerWeight: row.bitsPerWeight,
+  relativeRmsError: row.relativeRmsError,
+});
+
+function accuracyRows(row: AccuracyRow): Rows {
+  const { model, setting } = row, source = { model, setting }, isFull = setting === "full";
+  const method = { ...ownMethod(row, setting), seconds: row.quantizeSeconds };
+  if ("byMaskRatio" in row) {
+    const all = row.byMaskRatio.at(-1)!, kl = isFull ? {} : spread("kl", all.kl);
     return {
-      peers: tasks.map(({ task, prompts, exactMatch }) => ({
-        ...method,
-        task,
-        samples: prompts,
-        ...spread("accuracy", exactMatch),
-        ...(task === "all" && !isFull ? spread("kl", bins.at(-1)!.kl) : {}),
-      })),
-      time: isFull ? [] : maskRatioRows(bins, source),
+      peers: "exactMatch" in row
+        ? row.exactMatch.map(({ task, prompts, exactMatch }) => ({
+          ...method,
+          task,
+          samples: prompts,
+          ...spread("accuracy", exactMatch),
+          ...(task === "all" ? kl : {}),
+        }))
+        : [{ ...method, samples: all.sequences, ...kl }],
+      time: isFull ? [] : maskRatioRows(row.byMaskRatio, source),
     };
   }
-  if (row["kind"] === "masked language model, synthetic sequences") {
-    const bins = row["byMaskRatio"] as readonly MaskedComparison[];
-    return {
-      peers: [{
-        ...method,
-        samples: bins.at(-1)!.sequences,
-        ...(isFull ? {} : spread("kl", bins.at(-1)!.kl)),
-      }],
-      time: isFull ? [] : maskRatioRows(bins, source),
-    };
-  }
-  const errors = row["byTimestep"] as readonly Omit<TimestepError, "perImage">[];
   const common = {
     ...method,
-    samples: row["images"],
-    ...(isFull ? {} : spread("relativeError", row["noiseError"] as Interval)),
+    samples: row.images,
+    ...(isFull ? {} : spread("relativeError", row.noiseError)),
+  };
+  const drawn = "classAccuracy" in row && {
+    task: "recognized",
+    ...spread("accuracy", row.classAccuracy),
+    frechetDistance: row.frechetDistance.value,
   };
   return {
-    peers: [
-      row["kind"] === "image model, synthetic trajectories" ? common : {
-        ...common,
-        task: "recognized",
-        ...spread("accuracy", row["classAccuracy"] as Interval),
-        frechetDistance: (row["frechetDistance"] as Interval).value,
-      },
-    ],
-    time: isFull ? [] : timestepRows(errors, source),
-    drift: isFull ? [] : driftRows(row["drift"] as readonly StepDrift[], source),
+    peers: [{ ...common, ...drawn }],
+    time: isFull ? [] : timestepRows(row.byTimestep, source),
+    drift: isFull ? [] : driftRows(row.drift, source),
   };
 }
 
-function kernelRow(row: Row): Row {
-  const shape = row["shape"] as readonly number[] | null | undefined;
-  const summary = (name: string) => row[name] as Summary | null | undefined;
-  const same = ["group", "kernel", "library", "backend", "isa", "dtype", "place", "threads", "samples"];
+function kernelRow({ suite: _, runtime: __, processor: ___, ...row }: KernelRow): RowOf<"kernels"> {
+  const { weightsPerSecond, bytesPerSecond, bytesAgainstMemcpy, shape: [rows, cols] = [] } = row;
+  const { group, kernel, library, backend, isa, dtype, place, threads, samples } = row;
   return {
-    ...Object.fromEntries(same.map((name) => [name, row[name] ?? null])),
-    rows: shape?.[0] ?? null,
-    cols: shape?.[1] ?? null,
-    weightsPerSecond: summary("weightsPerSecond")?.median ?? null,
-    weightsPerSecondDeviation: summary("weightsPerSecond")?.medianDeviation ?? null,
-    bytesPerSecond: summary("bytesPerSecond")?.median ?? null,
-    bytesPerSecondDeviation: summary("bytesPerSecond")?.medianDeviation ?? null,
-    timesMemcpy: summary("bytesAgainstMemcpy")?.median ?? null,
-    bitsPerWeight: row["bitsPerWeight"] ?? null,
-    relativeRmsError: row["relativeRmsError"] ?? null,
+    ...{ group, kernel, library, backend, isa, dtype, place, threads, samples, rows, cols },
+    weightsPerSecond: weightsPerSecond?.median,
+    weightsPerSecondDeviation: weightsPerSecond?.medianDeviation,
+    bytesPerSecond: bytesPerSecond?.median,
+    bytesPerSecondDeviation: bytesPerSecond?.medianDeviation,
+    timesMemcpy: bytesAgainstMemcpy?.median,
+    bitsPerWeight: row.bitsPerWeight,
+    relativeRmsError: row.relativeRmsError,
   };
 }
 
 /** A row of a sample, its picture as a URL. */
-export function sampleRowOf({ png, ...sample }: Sample): RowOf<"samples"> {
+function sampleRow({ png, ...sample }: Sample): RowOf<"samples"> {
   if (png === undefined) return sample;
   return { ...sample, image: `data:image/png;base64,${Buffer.from(png).toString("base64")}` };
 }
 
-function peersRows(row: Row): Rows {
-  const isFull = row["bitsPerWeight"] === null;
-  const kind = String(row["kind"] ?? "ours");
-  const masked = row["family"] !== "dit";
-  const method = {
-    ...methodOf(row),
-    method: isFull ? "full" : row["method"],
-    library: kind === "ours" ? "arrowquant" : kind === "peer library" ? "ggml" : kind,
-    seconds: row["quantizeSeconds"] ?? null,
+const LIBRARIES = { "ours": "arrowquant", "peer library": "ggml", "re-implementation": "re-implementation" };
+
+function peersRows(row: PeersRow): Rows {
+  const { model, bits, bitsPerWeight, relativeRmsError, exactMatch: tasks } = row;
+  const isFull = bitsPerWeight === null, method = isFull ? "full" : row.method;
+  const common = {
+    ...{ model, method, bits, bitsPerWeight, relativeRmsError },
+    library: LIBRARIES[row.kind ?? "ours"],
+    seconds: row.quantizeSeconds,
   };
-  const distance = isFull ? {} : spread(masked ? "kl" : "relativeError", row["distance"] as Interval);
-  const tasks = row["exactMatch"] as readonly TaskScore[];
-  const byTimestep = (row["byTimestep"] ?? []) as Parameters<typeof timestepRows>[0];
+  const distance = isFull ? {} : spread(row.family === "dit" ? "relativeError" : "kl", row.distance);
   return {
-    peers: tasks.length === 0
-      ? [{ ...method, ...distance }]
-      : tasks.map(({ task, prompts, exactMatch }, i) => ({
-        ...method,
-        task,
-        samples: prompts,
-        ...spread("accuracy", exactMatch),
-        ...(task === "all" || tasks.length === 1 && i === 0 ? distance : {}),
-      })),
-    time: isFull ? [] : timestepRows(byTimestep, {
-      model: String(row["model"]),
-      setting: String(method.method),
-    }),
+    peers: tasks.length === 0 ? [{ ...common, ...distance }] : tasks.map(({ task, prompts, exactMatch }) => ({
+      ...common,
+      task,
+      samples: prompts,
+      ...spread("accuracy", exactMatch),
+      ...(task === "all" || tasks.length === 1 ? distance : {}),
+    })),
+    time: isFull ? [] : timestepRows(row.byTimestep ?? [], { model, setting: method }),
   };
 }
 
 /** Rows of one suite come in their order: full precision stands before the rows of the same bits. */
-function phasesRows(row: Row, all: readonly Row[]): Rows {
-  if (row["stepKl"] === undefined) return {}; // times at a large model's sizes: nothing of a phase's worth
-  const at = all.indexOf(row), isFull = row["bits"] === null;
-  const quantized = isFull ? all.slice(at).find(({ bits }) => bits !== null) : row;
-  const source = { model: String(row["model"]), setting: `${quantized?.["bits"]} bits` };
-  const phase = isFull ? "full" : String(row["phase"]);
-  const metrics = row["metrics"] as PhasesReport | null;
-  const { smoothing, refinement, validation } = metrics ?? {};
-  const tasks = row["accuracy"] as readonly TaskScore[];
+function phasesRows(row: PhasesRow, all: readonly PhasesRow[]): Rows {
+  const { model, bits, bitsPerWeight, stepKl, accuracy: tasks, differenceToBaseline: difference } = row;
+  if (stepKl === undefined) return {}; // times at a large model's sizes: no measurement of quality
+  const at = all.indexOf(row), isFull = bits === null;
+  const quantized = isFull ? all.slice(at).find((other) => other.bits !== null) : row;
+  const source = { model, setting: `${quantized?.bits} bits` }, phase = isFull ? "full" : row.phase;
+  const { smoothing, refinement, validation } = row.metrics ?? {};
   // A row without tasks stands beside those that have some.
-  const others = all.find((other) => other["model"] === row["model"] && (other["accuracy"] as []).length > 0);
-  const [only, ...more] = (others?.["accuracy"] ?? []) as readonly TaskScore[];
+  const [only, ...more] = all.find((other) => other.model === model && other.accuracy.length > 0)?.accuracy ??
+    [];
   const together = only === undefined || more.length > 0 ? "all" : only.task;
-  const difference = row["differenceToBaseline"] as Interval | null;
-  const common = { ...source, phase, bits: row["bits"], bitsPerWeight: row["bitsPerWeight"] };
+  const common = { ...source, phase, bits, bitsPerWeight };
   const whole = {
-    ...(isFull ? {} : spread("stepKl", row["stepKl"] as Interval)),
+    ...(isFull ? {} : spread("stepKl", stepKl)),
     ...(difference === null || phase === "baseline" ? {} : spread("delta", difference)),
-    markovScore: validation?.markovScore ?? null,
-    seconds: row["seconds"],
-    overhead: row["overhead"],
-    iterations: refinement?.iterations ?? null,
-    converged: refinement?.converged ?? null,
-    layersKept: smoothing?.kept.length ?? null,
-    layersRejected: smoothing?.rejected.length ?? null,
+    markovScore: validation?.markovScore,
+    seconds: row.seconds,
+    overhead: row.overhead,
+    iterations: refinement?.iterations,
+    converged: refinement?.converged,
+    layersKept: smoothing?.kept.length,
+    layersRejected: smoothing?.rejected.length,
   };
   // The same refinement in several rows ran once.
   const isFirst = refinement !== undefined &&
-    all.findIndex((other) =>
-        (other["metrics"] as PhasesReport | null)?.refinement?.losses === refinement.losses
-      ) === at;
+    all.findIndex(({ metrics }) => metrics?.refinement?.losses === refinement.losses) === at;
   return {
-    phases: tasks.length === 0 ? [{ ...common, task: together, ...whole }] : tasks.map(
-      ({ task, prompts, exactMatch }) => ({
+    phases: tasks.length === 0
+      ? [{ ...common, task: together, ...whole }]
+      : tasks.map(({ task, prompts, exactMatch }) => ({
         ...common,
         task,
         samples: prompts,
         ...spread("accuracy", exactMatch),
         ...(task === together ? whole : {}),
-      }),
-    ),
+      })),
     losses: isFirst ? lossRows(refinement.losses, { ...source, setting: `${source.setting}, ${phase}` }) : [],
   };
 }
 
-/** How the rows of a suite become rows of tables. A suite that is not here gives its tables itself. */
-const SUITE_ROWS: Readonly<Record<string, (row: Row, all: readonly Row[]) => Rows>> = {
-  accuracy: accuracyRows,
-  checkpoint: (row) => ({
-    peers: [{ ...methodOf(row), seconds: (row["seconds"] as Summary).median }],
-  }),
-  kernels: (row) => ({ kernels: [kernelRow(row)] }),
-  peers: peersRows,
-  phases: phasesRows,
-};
+/** Rows of tables from a row of a suite; `all` are those of the run. */
+function tableRows(row: SuiteRow, all: readonly SuiteRow[]): Rows {
+  switch (row.suite) {
+    case "accuracy":
+      return accuracyRows(row);
+    case "checkpoint":
+      return { peers: [{ ...ownMethod(row, `${row.bits} ${row.solver}`), seconds: row.seconds.median }] };
+    case "kernels":
+      return { kernels: [kernelRow(row)] };
+    case "peers":
+      return peersRows(row);
+    case "phases":
+      return phasesRows(row, all.filter((other) => other.suite === "phases"));
+    case "process":
+      return {};
+  }
+}
 
 /**
- * The tables of a bench run: from the rows of the suites that are known here, and those that a suite gives itself.
+ * The tables of a bench run: from the rows of its suite, and those that a suite gives itself.
  *
  * @throws {TypeError} when rows do not fit their table
  */
 export async function benchTables(
-  { rows, tables = {}, quantized = [], samples = [], timed = [] }: Pick<
-    SuiteReport,
-    "rows" | "tables" | "quantized" | "samples" | "timed"
-  >,
+  report: Pick<SuiteReport<SuiteRow>, "rows" | "tables" | "quantized" | "samples" | "timed">,
 ): Promise<Tables> {
-  const collected = new Map<TableName, Row[]>();
-  const add = (name: string, more: readonly Row[]) => {
+  const { rows, tables = {}, quantized = [], samples = [], timed = [] } = report;
+  const collected = new Map<TableName, object[]>();
+  const add = (name: string, more: readonly object[]) => {
     if (!isTableName(name)) {
       throw new TypeError(`Cannot make tables of a run: there is no table ${JSON.stringify(name)}`);
     }
     collected.set(name, [...collected.get(name) ?? [], ...more]);
   };
   for (const row of rows) {
-    const made = SUITE_ROWS[String(row["suite"])]?.(row, rows) ?? {};
-    for (const [name, more] of Object.entries(made)) add(name, more);
+    for (const [name, more] of Object.entries(tableRows(row, rows))) add(name, more);
   }
   for (const each of quantized) add("layers", layerRowsOf(each.layers, each.layerMilliseconds, each));
   for (const each of timed) add("time", timedRows(each));
-  if (samples.length > 0) add("samples", samples.map(sampleRowOf));
+  add("samples", samples.map(sampleRow));
   for (const [name, more] of Object.entries(tables)) add(name, more);
-  return await tablesOf(Object.fromEntries(collected) as { [Name in TableName]?: RowOf<Name>[] });
+  return await tablesOf(Object.fromEntries(collected) as Rows);
 }
 
 /** Tables of plain rows; without those that have none. */
-export async function tablesOf(
-  rows: { readonly [Name in TableName]?: readonly RowOf<Name>[] },
-): Promise<Tables> {
+export async function tablesOf(rows: Rows): Promise<Tables> {
   const made: { [Name in TableName]?: ColumnTable } = {};
   for (const name of Object.keys(rows) as TableName[]) {
     const own = rows[name];
-    if (own !== undefined && own.length > 0) {
-      made[name] = await tableFromRows(name, own as unknown as RowOf<typeof name>[]);
-    }
+    if (own !== undefined && own.length > 0) made[name] = await tableFromRows(name, own);
   }
   return made;
 }

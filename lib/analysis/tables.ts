@@ -3,6 +3,7 @@
  * first call: most runs never need it. Files are table_files.ts's.
  */
 import type { ColumnTable } from "arquero";
+import type { CheckpointRow, PeersRow } from "../bench/rows.ts";
 import { summarize } from "../eval/statistics.ts";
 import { loadArquero } from "./_libraries.ts";
 import { type ColumnSchema, columnsOf, type RowOf, TABLE_SCHEMAS, type TableName } from "./schema.ts";
@@ -253,15 +254,6 @@ interface SolverComparison {
   readonly timeRatio: number;
 }
 
-/** A row of the checkpoint suite, as far as solvers are compared by it. */
-interface SolverRow {
-  readonly model: string;
-  readonly bits: number;
-  readonly solver: string;
-  readonly relativeRmsError: number;
-  readonly ratio: { readonly median: number } | null;
-}
-
 /**
  * Clip search beside round to nearest, by bits, from the checkpoint suite's rows; empty where only one solver ran.
  *
@@ -274,8 +266,12 @@ interface SolverRow {
  * console.log(compareSolvers(rows)); // [{ bits: 2, models: 1, errorRatio: 0.75, timeRatio: 1.1 }], about
  * ```
  */
-export function compareSolvers(measured: readonly MeasuredRow[]): SolverComparison[] {
-  const rows = measured as unknown as readonly SolverRow[];
+export function compareSolvers(
+  rows: readonly (Pick<CheckpointRow, "model" | "bits" | "relativeRmsError"> & {
+    readonly solver: string;
+    readonly ratio: { readonly median: number } | null;
+  })[],
+): SolverComparison[] {
   const pairs = rows.filter(({ solver }) => solver === "clip").flatMap((clip) => {
     const { model, bits, ratio } = clip;
     const round = rows.find((row) => row.solver === "round" && row.model === model && row.bits === bits);
@@ -300,13 +296,6 @@ interface FrontPoint {
   readonly distance: number;
 }
 
-/** A row of the peers suite, as far as the front is made of it. */
-interface PeerRow extends Omit<FrontPoint, "bitsPerWeight" | "kind" | "distance"> {
-  readonly kind: string | null;
-  readonly bitsPerWeight: number | null;
-  readonly distance: { readonly value: number };
-}
-
 /**
  * The Pareto front of each model, from the peers suite's rows, fewest bits first: every method for which no other needs as few bits and
  * comes as close to full precision. Intervals are not looked at.
@@ -319,10 +308,13 @@ interface PeerRow extends Omit<FrontPoint, "bitsPerWeight" | "kind" | "distance"
  * console.log(front); // clip alone
  * ```
  */
-export function paretoFront(rows: readonly MeasuredRow[]): FrontPoint[] {
-  const points = (rows as unknown as readonly PeerRow[]).flatMap((
-    { model, method, kind, bitsPerWeight, distance },
-  ): FrontPoint[] =>
+export function paretoFront(
+  rows: readonly (Pick<PeersRow, "model" | "method" | "bitsPerWeight"> & {
+    readonly kind: string | null;
+    readonly distance: { readonly value: number };
+  })[],
+): FrontPoint[] {
+  const points = rows.flatMap(({ model, method, kind, bitsPerWeight, distance }): FrontPoint[] =>
     bitsPerWeight === null
       ? []
       : [{ model, method, kind: String(kind), bitsPerWeight, distance: distance.value }]

@@ -5,10 +5,12 @@ import { kernelSuite } from "./kernels/suite.ts";
 import { correctionsSuite, peersSuite, solversSuite } from "./peers/suite.ts";
 import { phasesSuite } from "./phases/suite.ts";
 import { processSuite } from "./process/suite.ts";
+import type { PhasesRow, SuiteRow } from "./rows.ts";
 import type { Suite } from "./suite.ts";
 
 export { type BenchOptions, benchOptions } from "./options.ts";
 export { formatHeader, formatReport } from "./report.ts";
+export type { SuiteRow } from "./rows.ts";
 export { measureStored, type StoredCheckpoint } from "./stored.ts";
 export type {
   BenchContext,
@@ -26,13 +28,13 @@ export { accuracySuite, checkpointSuite, correctionsSuite, kernelSuite };
 export { peersSuite, phasesSuite, processSuite, solversSuite };
 
 /** The suites of `scripts/bench.ts` in the order of `--help`; the first is the default. */
-export const SUITES: readonly Suite[] = [
+export const SUITES: readonly Suite<SuiteRow>[] = [
   accuracySuite,
   checkpointSuite,
   correctionsSuite,
   kernelSuite,
   peersSuite,
-  phasesSuite,
+  phasesSuite as Suite<PhasesRow>,
   processSuite,
   solversSuite,
 ];

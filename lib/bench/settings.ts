@@ -151,7 +151,7 @@ export async function atEverySetting<Result>(
 export function circumstances(context: BenchContext, path: string, measured: Measured) {
   const { environment, options } = context;
   return {
-    suite: "accuracy",
+    suite: "accuracy" as const,
     model: nameOf(path),
     setting: measured.setting.name,
     bits: measured.setting.bits ?? null,

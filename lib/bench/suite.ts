@@ -83,11 +83,11 @@ export interface Skipped {
   readonly reason: string;
 }
 
-/** Everything that a suite measured. */
-export interface SuiteReport {
+/** Everything that a suite measured; rows.ts has the rows of each suite. */
+export interface SuiteReport<Row = Readonly<Record<string, unknown>>> {
   readonly sections: readonly Section[];
   /** Every measurement with all its circumstances, for machines. */
-  readonly rows: readonly Readonly<Record<string, unknown>>[];
+  readonly rows: readonly Row[];
   readonly goals: readonly Goal[];
   readonly skipped: readonly Skipped[];
   readonly quantized?: readonly QuantizedSetting[];
@@ -98,7 +98,7 @@ export interface SuiteReport {
 }
 
 /** Reports of several models as one, in their order. */
-export function mergeReports(reports: readonly SuiteReport[]): SuiteReport {
+export function mergeReports<Row>(reports: readonly SuiteReport<Row>[]): SuiteReport<Row> {
   const tables = new Set(reports.flatMap(({ tables = {} }) => Object.keys(tables)));
   return {
     sections: reports.flatMap(({ sections }) => sections),
@@ -115,7 +115,7 @@ export function mergeReports(reports: readonly SuiteReport[]): SuiteReport {
 }
 
 /** One entry of the bench. */
-export interface Suite {
+export interface Suite<Row = Readonly<Record<string, unknown>>> {
   readonly name: string;
   /** One line for `--help`. */
   readonly summary: string;
@@ -125,5 +125,5 @@ export interface Suite {
     readonly groupSizes: readonly GroupSize[];
     readonly solvers?: readonly Solver[];
   };
-  run(context: BenchContext): SuiteReport | Promise<SuiteReport>;
+  run(context: BenchContext): SuiteReport<Row> | Promise<SuiteReport<Row>>;
 }

@@ -13,6 +13,8 @@ import {
   phasesSuite,
   type Suite,
 } from "../../lib/bench/mod.ts";
+import type { SuiteRow } from "../../lib/bench/rows.ts";
+import type { SuiteReport } from "../../lib/bench/suite.ts";
 import { environmentOf } from "../../lib/eval/environment.ts";
 import { kernelSuiteOf } from "../../lib/bench/kernels/suite.ts";
 import { QUICK_SCALE } from "../../lib/bench/kernels/bench.ts";
@@ -24,7 +26,7 @@ let kernels: Kernels;
 beforeAll(async () => void (kernels = await openKernels()));
 afterAll(() => kernels.close());
 
-async function measured(suite: Suite, models: readonly string[], limit: number) {
+async function measured<Row extends SuiteRow>(suite: Suite<Row>, models: readonly string[], limit: number) {
   const options = benchOptions(models.map((name) => join(MODELS, name)), { bits: [2], limit, quick: true });
   const environment = environmentOf(kernels);
   const report = await suite.run({ kernels, environment, options, progress: () => {} });
@@ -52,9 +54,11 @@ describe("tables of the suites", () => {
         row.model === "dream-mini" && row.method === "2 clip" && row.task === "all"
       )!;
       expect(all.bitsPerWeight).toBe(clip["bitsPerWeight"] as number);
-      const { value, low, high } =
-        (clip["exactMatch"] as { task: string; exactMatch: { value: number; low: number; high: number } }[])
-          .find(({ task }) => task === "all")!.exactMatch;
+      const { value, low, high } = ((clip as Record<string, unknown>)["exactMatch"] as {
+        task: string;
+        exactMatch: { value: number; low: number; high: number };
+      }[])
+        .find(({ task }) => task === "all")!.exactMatch;
       expect([all.accuracy, all.accuracyLow, all.accuracyHigh]).toEqual([value, low, high]);
       expect(peers.filter((row) => row.method === "full" && row.bitsPerWeight !== null)).toEqual([]);
 
@@ -113,7 +117,7 @@ describe("tables of the suites", () => {
     };
     const environment = environmentOf(kernels);
     const report = await phasesSuite.run({ kernels, environment, options, progress: () => {} });
-    const tables = await benchTables(report);
+    const tables = await benchTables(report as SuiteReport<SuiteRow>);
     expect(Object.keys(tables).sort()).toEqual(["losses", "phases", "time"]);
 
     const phases = rowsOf("phases", tables.phases!);
@@ -173,6 +177,8 @@ describe("tables of the suites", () => {
       "time-parameters",
       "time-parameters-close",
       "losses",
+      "loss-terms",
+      "loss-terms-2",
     ]);
     const full = rowsOf("phases", tables.phases!).filter(({ phase }) => phase === "full");
     expect(full.every(({ accuracy, stepKl, bits }) => accuracy === 1 && stepKl === null && bits === null))
@@ -192,7 +198,7 @@ describe("tables of the suites", () => {
       );
     // The phase suite's times at a large model's sizes are of no table.
     const sizes = { suite: "phases", model: "m", phase: "phase1", extrapolatedSeconds: 3 };
-    expect(await benchTables({ rows: [sizes] })).toEqual({});
+    expect(await benchTables({ rows: [sizes as unknown as SuiteRow] })).toEqual({});
     expect(await message({ drfit: [] })).toContain('there is no table "drfit"');
     expect(await message({ drift: [{ model: "m" }] })).toContain(
       "setting of row 0 must be a text, got undefined",

@@ -19,6 +19,7 @@ import { measureStored } from "../../lib/bench/stored.ts";
 import { processSuite } from "../../lib/bench/process/suite.ts";
 import { gaussianWeights } from "../../lib/bench/random.ts";
 import { formatHeader, formatReport } from "../../lib/bench/report.ts";
+import type { CheckpointRow } from "../../lib/bench/rows.ts";
 import type { BenchContext, SuiteReport } from "../../lib/bench/suite.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { type BitWidth, dequantize, type GroupSize } from "../../lib/quant/mod.ts";
@@ -249,7 +250,7 @@ describe("the kernel suite", () => {
 });
 
 describe("the checkpoint suite", () => {
-  let report: SuiteReport;
+  let report: SuiteReport<CheckpointRow>;
   beforeAll(async () => {
     report = await checkpointSuite.run(context({ bits: [4, 2] }));
   });
@@ -271,7 +272,7 @@ describe("the checkpoint suite", () => {
     // A layer: 512 rows of 64 weights (32 bytes of codes, a half scale, a half zero point), 64 rows of 160 weights
     // (80 bytes, 3 groups), and the shapes of 7 matrices, 16 bytes each.
     const bytes = 512 * (32 + 2 + 2) + 64 * (80 + 3 * 4) + 7 * 16;
-    const { bitsPerWeight, weights } = report.rows[0] as Record<string, number>;
+    const { bitsPerWeight, weights } = report.rows[0]!;
     expect(weights).toBe(4 * (512 * 64 + 64 * 160));
     expect(bitsPerWeight!).toBeCloseTo(bytes * 8 / (512 * 64 + 64 * 160), 9);
   });
@@ -335,7 +336,7 @@ describe("the accuracy suite", () => {
     row["exactMatch"] as { task: string; solved: number; prompts: number; exactMatch: { value: number } }[];
 
   test("counts what each setting solves, and full precision has no divergence from itself", async () => {
-    const report = await accuracySuite.run(context({ models: [DREAM], bits: [2], limit: 12 }));
+    const report: SuiteReport = await accuracySuite.run(context({ models: [DREAM], bits: [2], limit: 12 }));
     expect(report.rows.map(({ setting }) => setting)).toEqual(["full", "2 round", "2 clip"]);
     for (const row of report.rows) {
       expect(exact(row).map(({ task, prompts }) => [task, prompts])).toEqual([
@@ -360,7 +361,7 @@ describe("the accuracy suite", () => {
 
   test("takes the tasks asked for, and says when there are none", async () => {
     const options = { models: [DREAM], bits: [8] as BitWidth[], solvers: ["round"] as Solver[], limit: 3 };
-    const report = await accuracySuite.run(context({ ...options, tasks: ["sort"] }));
+    const report: SuiteReport = await accuracySuite.run(context({ ...options, tasks: ["sort"] }));
     expect(exact(report.rows[0]!).map(({ task }) => task)).toEqual(["sort", "all"]);
     for (const tasks of [["chess"], ["sort", "chess"]]) {
       const error = await rejection(accuracySuite.run(context({ ...options, tasks })) as Promise<unknown>);
@@ -370,7 +371,7 @@ describe("the accuracy suite", () => {
   });
 
   test("draws the same noise at every setting", async () => {
-    const report = await accuracySuite.run(
+    const report: SuiteReport = await accuracySuite.run(
       context({ models: [DIT], bits: [2], solvers: ["round"], limit: 4 }),
     );
     expect(report.rows.map(({ setting, images }) => [setting, images])).toEqual([["full", 4], [
@@ -401,7 +402,7 @@ describe("the accuracy suite", () => {
 describe("the process suite", () => {
   test("measures a process and leaves nothing behind", async () => {
     const before = readdirSync(tmpdir()).filter((name) => name.startsWith("arrowquant-bench-"));
-    const report = await processSuite.run(context({ syntheticBytes: 8e6 }));
+    const report: SuiteReport = await processSuite.run(context({ syntheticBytes: 8e6 }));
     const after = readdirSync(tmpdir()).filter((name) => name.startsWith("arrowquant-bench-"));
     expect(after.filter((name) => !before.includes(name))).toEqual([]);
     const [small, large, start, ...others] = report.rows;

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
+import type { SuiteReport } from "../../lib/bench/suite.ts";
 import { measureCuda } from "../../lib/bench/kernels/cuda_suite.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantize } from "../../lib/quant/mod.ts";
@@ -243,7 +244,7 @@ describe("bench.ts --suite kernels --backend cuda", () => {
       return console.log(`skipped: ${cuda?.describe() ?? "no CUDA library"}`);
     }
     using cpu = await openKernels({ backend: "cpu" });
-    const { rows, goals, skipped } = measureCuda(cuda, cpu, true, () => {});
+    const { rows, goals, skipped }: SuiteReport = measureCuda(cuda, cpu, true, () => {});
     expect(rows[0]).toMatchObject({ kernel: "copy", ofCopy: 1 });
     expect(rows.length).toBe(6);
     for (const row of rows) {

@@ -35,7 +35,7 @@ export function accuracyReport(
   context: BenchContext,
   plan: ModelPlan,
   measured: readonly MeasuredSetting[],
-): SuiteReport {
+): SuiteReport<AccuracyRow> {
   const { yardstick } = plan, { seed } = context.options, base = measured[0]!.result.solved;
   const rows = measured.map((entry): Compared => ({
     ...entry,
@@ -45,6 +45,51 @@ export function accuracyReport(
     ? maskedReport(context, plan, yardstick, rows)
     : imageReport(context, plan, yardstick, rows);
   return { ...report, quantized: rows.flatMap(({ quantized }) => quantized ?? []) };
+}
+
+/** A row of the JSON report. */
+export type AccuracyRow = ReturnType<typeof maskedRow> | ReturnType<typeof imageRow>;
+
+function maskedRow(
+  context: BenchContext,
+  path: string,
+  row: Compared,
+  bins: readonly MaskedComparison[],
+  hasTasks: boolean,
+) {
+  const common = circumstances(context, path, row);
+  return hasTasks
+    ? {
+      ...common,
+      kind: "masked language model" as const,
+      exactMatch: row.result.scores,
+      differenceToFull: row.lost,
+      byMaskRatio: bins,
+    }
+    : {
+      ...common,
+      kind: "masked language model, synthetic sequences" as const,
+      byMaskRatio: bins.map(({ accuracy: _, fullAccuracy: __, ...bin }) => bin),
+    };
+}
+
+function imageRow(
+  context: BenchContext,
+  path: string,
+  { lost, result, ...measured }: Compared,
+  images: number,
+) {
+  const { drawn, distance, byTimestep, drift } = result;
+  const common = {
+    ...circumstances(context, path, measured),
+    images,
+    noiseError: distance,
+    byTimestep: byTimestep!.map(({ perImage: _, ...error }) => error),
+    drift: drift!,
+  };
+  if (drawn === undefined) return { ...common, kind: "image model, synthetic trajectories" as const };
+  const { classAccuracy, frechetDistance } = drawn.scores;
+  return { ...common, kind: "image model" as const, classAccuracy, frechetDistance, differenceToFull: lost };
 }
 
 /** A published score compared with the interval of this run; none where the file is not there. */
@@ -135,7 +180,7 @@ function maskedReport(
   { path, folder, needs: { model: { kind } } }: ModelPlan,
   { puzzles, sequences, missing }: MaskedYardstick,
   rows: readonly Compared[],
-): SuiteReport {
+): SuiteReport<AccuracyRow> {
   const { seed } = context.options, hasTasks = puzzles.length > 0, name = nameOf(path);
   const bins = rows.map(({ result }) =>
     byMaskRatio(result.sequences!, { seed, bins: hasTasks ? BINS : SYNTHETIC_BINS })
@@ -202,13 +247,7 @@ function maskedReport(
         along("accuracy of single tokens", 3, 0, ({ accuracy }) => accuracy.value),
       ]
       : [section],
-    rows: rows.map((row, i) => ({
-      ...circumstances(context, path, row),
-      ...(hasTasks
-        ? { kind: "masked language model", exactMatch: row.result.scores, differenceToFull: row.lost }
-        : { kind: "masked language model, synthetic sequences" }),
-      byMaskRatio: hasTasks ? bins[i]! : bins[i]!.map(({ accuracy: _, fullAccuracy: __, ...bin }) => bin),
-    })),
+    rows: rows.map((row, i) => maskedRow(context, path, row, bins[i]!, hasTasks)),
     goals: [
       ...counted.flatMap(({ task, exactMatch }) =>
         referenceGoal(folder, `exact match of ${task}`, ["exact_match", task], exactMatch)
@@ -271,7 +310,7 @@ function imageReport(
   { path, folder, needs: { model } }: ModelPlan,
   { readers, steps, trajectories, missing, options }: ImageYardstick,
   rows: readonly Compared[],
-): SuiteReport {
+): SuiteReport<AccuracyRow> {
   const name = nameOf(path), images = readers === undefined ? trajectories : options.drawn!;
   const isFull = ({ setting }: Compared) => setting.bits === undefined;
   const drift = ({ result }: Compared) => span(result.drift!.at(-1)!.relativeDistance, 3);
@@ -331,19 +370,7 @@ function imageReport(
   const full = readers && scores(rows[0]!);
   return {
     sections: readers === undefined ? [section] : [section, byTimestep],
-    rows: rows.map((row) => ({
-      ...circumstances(context, path, row),
-      ...(readers === undefined ? { kind: "image model, synthetic trajectories" } : {
-        kind: "image model",
-        classAccuracy: scores(row).classAccuracy,
-        frechetDistance: scores(row).frechetDistance,
-        differenceToFull: row.lost,
-      }),
-      images,
-      noiseError: row.result.distance,
-      byTimestep: row.result.byTimestep!.map(({ perImage: _, ...error }) => error),
-      drift: row.result.drift!,
-    })),
+    rows: rows.map((row) => imageRow(context, path, row, images)),
     goals: full === undefined ? [] : [
       ...referenceGoal(folder, "class accuracy", ["class_accuracy_of_samples"], full.classAccuracy),
       ...(images >= 1000

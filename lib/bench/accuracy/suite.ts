@@ -6,15 +6,15 @@ import { loadStoredModel } from "../../models/mod.ts";
 import { atEverySetting } from "../settings.ts";
 import { mergeReports, type Suite, type SuiteReport } from "../suite.ts";
 import { planModels } from "./plan.ts";
-import { accuracyReport } from "./report.ts";
+import { accuracyReport, type AccuracyRow } from "./report.ts";
 
 /** The reference models, or those of `--model`, run at full precision and quantized. */
-export const accuracySuite: Suite = {
+export const accuracySuite: Suite<AccuracyRow> = {
   name: "accuracy",
   summary: "models run at full precision and quantized: puzzles solved, glyphs drawn",
   defaults: { bits: [8, 4, 3, 2], groupSizes: [64], solvers: ["round", "clip", "best"] },
   run: async (context) => {
-    const reports: SuiteReport[] = [];
+    const reports: SuiteReport<AccuracyRow>[] = [];
     // What is wrong with the last model is found out before the first is measured.
     for (const plan of await planModels(context)) {
       const measured = await atEverySetting(

@@ -57,7 +57,7 @@ async function runCells(context: BenchContext, cells: readonly Cell[], folder: s
   return isReset;
 }
 
-async function measure(context: BenchContext): Promise<SuiteReport> {
+async function measure(context: BenchContext): Promise<SuiteReport<CheckpointRow>> {
   const { models, bits, solvers } = context.options;
   const cells: Cell[] = models.flatMap((path) =>
     bits.flatMap((width) =>
@@ -74,10 +74,12 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
 }
 
 /** A row of the JSON report. */
+export type CheckpointRow = ReturnType<typeof rowOf>;
+
 function rowOf({ environment, options }: BenchContext, cell: Cell, cells: readonly Cell[], isReset: boolean) {
   const { stored, seconds, peakBytes } = cell, { backend, isa, runtime, processor } = environment;
   return {
-    suite: "checkpoint",
+    suite: "checkpoint" as const,
     kernel: "quantizeCheckpoint",
     model: nameOf(cell.path),
     kind: cell.kind,
@@ -157,7 +159,7 @@ function clipBesideRound({ path, bits, solver, seconds }: Cell, cells: readonly 
 }
 
 /** The reference models through the pipeline. */
-export const checkpointSuite: Suite = {
+export const checkpointSuite: Suite<CheckpointRow> = {
   name: "checkpoint",
   summary: "whole models through the pipeline: size, weight error, time, memory",
   run: measure,

@@ -100,6 +100,30 @@ export class Group {
   }
 }
 
+/** A row of the JSON report: a timed call, or a format's error. */
+export type KernelRow =
+  & { readonly suite: "kernels"; readonly group: string; readonly kernel: string }
+  & { readonly library: string; readonly backend: string }
+  & Partial<{
+    readonly isa: string;
+    readonly dtype: string;
+    readonly shape: readonly [rows: number, cols: number];
+    readonly place: Place;
+    readonly threads: number;
+    readonly runtime: string;
+    readonly processor: string;
+    readonly samples: number;
+    readonly callsPerSample: number;
+    readonly bytesPerCall: number;
+    readonly bytesPerSecond: Summary;
+    readonly weightsPerSecond: Summary | null;
+    readonly multiplyAddsPerSecond: Summary | null;
+    readonly bytesAgainstMemcpy: Summary | null;
+    readonly ratios: readonly (Summary & { readonly to: string })[];
+    readonly bitsPerWeight: number;
+    readonly relativeRmsError: number;
+  }>;
+
 const COLUMNS: readonly Column[] = [
   { key: "name", title: "kernel" },
   { key: "isa", title: "isa" },
@@ -138,7 +162,7 @@ function weightPools({ calls, size, isaNumber }: Kernels, count: number, seed: n
 /** Everything that a run of the suite needs. */
 export class KernelBench {
   readonly sections: Section[] = [];
-  readonly rows: Record<string, unknown>[] = [];
+  readonly rows: KernelRow[] = [];
   readonly skipped: Skipped[] = [];
   readonly goals: Goal[] = [];
   readonly handle: KernelHandle;

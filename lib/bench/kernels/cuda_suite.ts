@@ -10,6 +10,7 @@ import type { Kernels } from "../../native/mod.ts";
 import { convertFloats, quantize, type QuantizeOptions } from "../../quant/mod.ts";
 import { gaussianWeights } from "../random.ts";
 import type { Goal, SuiteReport } from "../suite.ts";
+import type { KernelRow } from "./bench.ts";
 import { DTYPES, expectEqual } from "./cases.ts";
 
 /** Sizes and samples of a run: enough to fill the device, or a look. */
@@ -158,7 +159,7 @@ export function measureCuda(
   cpu: Kernels,
   quick: boolean,
   progress: (line: string) => void,
-): SuiteReport {
+): SuiteReport<KernelRow> {
   const scale = quick ? QUICK : FULL, { rows, cols } = scale, bytes = rows * cols * 2;
   const failure = (status: number) =>
     new Error(`Cannot measure on the GPU: ${describeCudaStatus(cuda, status)}`);
@@ -180,7 +181,7 @@ export function measureCuda(
   const copyRate = measured[0]!.gigabytesPerSecond;
   const table = measured.map((row) => ({ ...row, ofCopy: row.gigabytesPerSecond / copyRate }));
   const { runtime, processor } = environmentOf(cpu), device = cuda.describe();
-  const circumstances = { suite: "kernels", group: "CUDA", library: "arrowquant", backend: "cuda" };
+  const circumstances = { suite: "kernels", group: "CUDA", library: "arrowquant", backend: "cuda" } as const;
   return {
     sections: [{
       title: `CUDA kernels: ${device}`,

@@ -15,6 +15,7 @@ import {
   FULL_SCALE,
   Group,
   KernelBench,
+  type KernelRow,
   type KernelScale,
   NO_GGML,
   type Place,
@@ -386,16 +387,16 @@ async function measurePublicApi(bench: KernelBench): Promise<void> {
 }
 
 /** The suite at a scale, by default that of the options. */
-export const kernelSuiteOf = (scale?: KernelScale): Suite => ({
+export const kernelSuiteOf = (scale?: KernelScale): Suite<KernelRow> => ({
   name: "kernels",
   summary: "each kernel against memcpy and ggml, over sizes, threads and instruction sets",
   run: (context) => measureAll(context, scale ?? (context.options.quick ? QUICK_SCALE : FULL_SCALE)),
 });
 
 /** Every kernel against memcpy and ggml. */
-export const kernelSuite: Suite = kernelSuiteOf();
+export const kernelSuite: Suite<KernelRow> = kernelSuiteOf();
 
-async function measureAll(context: BenchContext, scale: KernelScale): Promise<SuiteReport> {
+async function measureAll(context: BenchContext, scale: KernelScale): Promise<SuiteReport<KernelRow>> {
   const opened = await openGgml();
   const ggml = "reason" in opened ? undefined : opened;
   const bench = new KernelBench(context, ggml, scale);

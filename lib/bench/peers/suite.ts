@@ -53,7 +53,7 @@ export interface Comparison extends Pick<Suite, "name" | "summary"> {
   readonly goals?: (name: string, measured: readonly Measured[], unit: string) => Goal[];
 }
 
-const skippedReport = (what: string, reason: string): SuiteReport => ({
+const skippedReport = (what: string, reason: string): SuiteReport<PeersRow> => ({
   sections: [],
   rows: [],
   goals: [],
@@ -65,7 +65,7 @@ async function measureModel(
   context: BenchContext,
   path: string,
   comparison: Comparison,
-): Promise<SuiteReport> {
+): Promise<SuiteReport<PeersRow>> {
   const { kernels, options } = context, { seed, quick, tasks } = options;
   const name = nameOf(path);
   using checkpoint = openCheckpoint(path);
@@ -180,6 +180,8 @@ function sectionOf(
 }
 
 /** A row of the JSON report. */
+export type PeersRow = ReturnType<typeof rowOf>;
+
 function rowOf(
   context: BenchContext,
   name: string,
@@ -189,7 +191,7 @@ function rowOf(
 ) {
   const { environment: { backend, isa, runtime, processor }, options: { seed } } = context;
   return {
-    suite: "peers",
+    suite: "peers" as const,
     model: name,
     family: full.kind,
     method: contender?.name ?? "full precision",
@@ -256,14 +258,14 @@ function peerGoals(name: string, measured: readonly Measured[], unit: string): G
 }
 
 /** A comparison on each of the models, as a suite of the bench. */
-export function comparisonSuite(comparison: Comparison): Suite {
+export function comparisonSuite(comparison: Comparison): Suite<PeersRow> {
   const { name, summary } = comparison;
   return {
     name,
     summary,
     defaults: { bits: [2], groupSizes: [0, 32], solvers: ["round", "clip", "feedback", "best"] },
     run: async (context) => {
-      const reports: SuiteReport[] = [];
+      const reports: SuiteReport<PeersRow>[] = [];
       for (const path of context.options.models) reports.push(await measureModel(context, path, comparison));
       return mergeReports(reports);
     },
@@ -279,10 +281,10 @@ export const PEERS: Comparison = {
   goals: peerGoals,
 };
 
-export const peersSuite: Suite = comparisonSuite(PEERS);
+export const peersSuite: Suite<PeersRow> = comparisonSuite(PEERS);
 
 /** What low-rank corrections and rotations gain or lose beside the same bits spent otherwise. */
-export const correctionsSuite: Suite = {
+export const correctionsSuite: Suite<PeersRow> = {
   ...comparisonSuite({
     name: "corrections",
     summary: "low-rank corrections and rotations beside equal bits in groups and codes",
@@ -298,7 +300,7 @@ const ladderSuite = comparisonSuite({
 });
 
 /** The solver ladder, what each step gains and costs, and the time of solving a large model. */
-export const solversSuite: Suite = {
+export const solversSuite: Suite<PeersRow> = {
   ...ladderSuite,
   run: async (context) => {
     const report = await ladderSuite.run(context);

@@ -145,8 +145,8 @@ function goalsOf(measured: readonly Measured[]): Goal[] {
   ];
 }
 
-async function measure(context: BenchContext): Promise<SuiteReport> {
-  const { environment, options } = context;
+async function measure(context: BenchContext): Promise<SuiteReport<ProcessRow>> {
+  const { options } = context;
   const runs = options.quick ? 1 : 3;
   const sizes = [options.syntheticBytes / 8, options.syntheticBytes];
   const measured = await withTemporaryFolder(async (folder) => {
@@ -160,24 +160,28 @@ async function measure(context: BenchContext): Promise<SuiteReport> {
     sections: [sectionOf(context, measured, runs), startUpSection(startUp)],
     rows: [
       ...measured.map((each) => rowOf(context, each)),
-      {
-        suite: "process",
-        kernel: "mod.ts and its reports",
-        runtime: environment.runtime,
-        processor: environment.processor,
-        startUp,
-      },
+      startUpRow(context, startUp),
     ],
     goals: [...goalsOf(measured), ...startUpGoals(startUp)],
     skipped: [],
   };
 }
 
-/** A row of the JSON report. */
+const startUpRow = ({ environment: { runtime, processor } }: BenchContext, startUp: StartUp) => ({
+  suite: "process" as const,
+  kernel: "mod.ts and its reports",
+  runtime,
+  processor,
+  startUp,
+});
+
+/** A row of the JSON report: of a checkpoint, or of start-up. */
+export type ProcessRow = ReturnType<typeof rowOf> | ReturnType<typeof startUpRow>;
+
 function rowOf({ environment, options }: BenchContext, each: Measured) {
   const { backend, isa, runtime, processor } = environment;
   return {
-    suite: "process",
+    suite: "process" as const,
     kernel: "scripts/quantize.ts",
     backend,
     isa,
@@ -243,7 +247,7 @@ function sectionOf({ options }: BenchContext, measured: readonly Measured[], run
 }
 
 /** The command line tool on a large checkpoint. */
-export const processSuite: Suite = {
+export const processSuite: Suite<ProcessRow> = {
   name: "process",
   summary:
     "scripts/quantize.ts on a large synthetic checkpoint: rate and memory of the process, memory to run the result; start-up",

@@ -23,7 +23,7 @@ import { ReplacedCheckpoint } from "../../../lib/bench/peers/replaced_checkpoint
 import { comparisonSuite, PEERS, peersSuite } from "../../../lib/bench/peers/suite.ts";
 import { yardstickOf } from "../../../lib/eval/yardstick.ts";
 import { formatReport } from "../../../lib/bench/report.ts";
-import type { BenchContext, SuiteReport } from "../../../lib/bench/suite.ts";
+import type { BenchContext, Suite, SuiteReport } from "../../../lib/bench/suite.ts";
 import { modelFrom } from "../../../lib/models/mod.ts";
 import { openKernels, withThreads } from "../../../lib/native/mod.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
@@ -208,7 +208,7 @@ const context = (args: string): BenchContext => ({
   options: parseBenchArguments(["--suite", "peers", "--quick", "--threads", "2", ...args.split(" ")]).options,
   progress: () => {},
 });
-const noGgml = comparisonSuite({
+const noGgml: Suite = comparisonSuite({
   ...PEERS,
   openGgml: () => Promise.resolve({ reason: "not asked for" }),
 });
@@ -252,7 +252,7 @@ describe("the suite", () => {
       expect(kl("Q4_K, flat")).toBeLessThan(kl("Q2_K, flat"));
       expect(report.skipped.map(({ reason }) => reason).join()).toContain("multiple of 256, got 64, 160");
     }
-    for (const row of report.rows.slice(1)) {
+    for (const row of report.rows.slice(1) as readonly Record<string, unknown>[]) {
       const { distance, exactMatch, quantizeSeconds } = row as {
         distance: { value: number; low: number; high: number };
         exactMatch: { task: string; prompts: number }[];
