@@ -115,7 +115,7 @@ function listOf<T extends number>(text: string, allowed: readonly T[], name: str
 }
 
 /** The suite that is asked for; some options are of one suite only. */
-function suiteOf(values: Values): Suite {
+function suiteOf(values: Values): Suite<SuiteRow> {
   const asked = one(values, "suite", SUITES.map(({ name }) => name));
   const phaseOption = (["phase", "model-size"] as const).find((name) => values[name] !== undefined);
   if (phaseOption !== undefined && asked !== undefined && asked !== "phases") {

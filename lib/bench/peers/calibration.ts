@@ -3,7 +3,7 @@
  * their positions, collected by the pipeline's own pass.
  */
 import { collectStatistics } from "../../calibration/collect.ts";
-import { type Calibrated, type CalibrationSet, loadCalibration } from "../../calibration/mod.ts";
+import { type Calibrated, type CalibrationOptions, loadCalibration } from "../../calibration/mod.ts";
 import { calibrationGroups } from "../../calibration/saved_statistics.ts";
 import { calibrationBeside, calibrationSource } from "../../calibration/source.ts";
 import { resolveConfig } from "../../config/mod.ts";
@@ -12,8 +12,8 @@ import type { Kernels } from "../../native/mod.ts";
 import type { Checkpoint } from "../../tensor/mod.ts";
 import type { LayerInputs } from "./method.ts";
 
-/** How much each position counts: as the pipeline weighs them, or all alike as other projects have it. */
-export type Positions = "weighted" | "alike";
+/** How much each position counts: by its role, as the pipeline has it, or all alike, as in other projects. */
+export type Positions = NonNullable<CalibrationOptions["weights"]>;
 
 /** Keys of the configuration about calibration, the same for all methods of a comparison; few samples for a quick look. */
 export function calibrationKeys(path: string, quick: boolean): Readonly<Record<string, unknown>> {
@@ -28,21 +28,12 @@ export function calibrationOf(
   full: LoadedModel,
   checkpoint: Checkpoint,
   keys: Readonly<Record<string, unknown>>,
+  weights: Positions = "by_role",
 ): Promise<Calibrated> {
   const { config } = resolveConfig({ overrides: { solver: "feedback", ...keys } });
   const source = calibrationSource(checkpoint, config);
-  return loadCalibration(full, { source, samples: config.calibrationSamples, seed: config.calibrationSeed });
-}
-
-/** The same data with weight 1 at every position. */
-export function withAlikePositions(calibrated: Calibrated): Calibrated {
-  const alike = <Batch>(data: CalibrationSet<Batch>): CalibrationSet<Batch> => ({
-    ...data,
-    fit: data.fit.map((part) => ({ ...part, weights: new Float32Array(part.weights.length).fill(1) })),
-  });
-  return calibrated.kind === "images"
-    ? { ...calibrated, data: alike(calibrated.data) }
-    : { ...calibrated, data: alike(calibrated.data) };
+  const { calibrationSamples: samples, calibrationSeed: seed } = config;
+  return loadCalibration(full, { source, samples, seed, weights });
 }
 
 /** Whether some positions count more than others. */

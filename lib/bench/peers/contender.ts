@@ -14,7 +14,7 @@ import {
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import { measureStored } from "../stored.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
-import { type Positions, withAlikePositions } from "./calibration.ts";
+import type { Positions } from "./calibration.ts";
 import { gridName, type GridSetting, type Method, type MethodKind, type Unsupported } from "./method.ts";
 import {
   type QuantizedModel,
@@ -50,13 +50,13 @@ export function pipelineContender(
   name: string,
   setting: GridSetting,
   overrides: Readonly<Record<string, unknown>>,
-  positions: Positions = "weighted",
+  positions: Positions = "by_role",
 ): Contender {
   return {
     name: gridName(name, setting),
     kind: "ours",
     ...setting,
-    quantize: ({ path, kernels, keys }) =>
+    quantize: ({ path, kernels, keys, data }) =>
       withTemporaryFolder(async (temporary) => {
         const output = join(temporary, "quantized");
         const { bits: bit_width, groupSize: group_size } = setting;
@@ -67,8 +67,7 @@ export function pipelineContender(
         using run = openRun({ input: path, config, kernels });
         const planned = await planRun(run);
         const calibrated = await calibrateRun(run, planned);
-        const data = positions === "alike" && calibrated ? withAlikePositions(calibrated) : calibrated;
-        const solved = await solveRun(run, planned, data);
+        const solved = await solveRun(run, planned, positions === "alike" ? data.alike : calibrated);
         const request = await requestOutput(run, planned, { output });
         await withOutput(run, planned, request, (folder) => writeRun(run, planned, { solved }, folder));
         const seconds = (performance.now() - begin) / 1000;

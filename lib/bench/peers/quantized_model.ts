@@ -6,13 +6,7 @@ import type { Kernels } from "../../native/mod.ts";
 import { planQuantization } from "../../plan/plan.ts";
 import { convertFloats } from "../../quant/mod.ts";
 import type { Checkpoint, FloatDtype } from "../../tensor/mod.ts";
-import {
-  calibrationKeys,
-  calibrationOf,
-  collectInputs,
-  type Positions,
-  withAlikePositions,
-} from "./calibration.ts";
+import { calibrationKeys, calibrationOf, collectInputs, type Positions } from "./calibration.ts";
 import type { LayerInputs, Method, Unsupported } from "./method.ts";
 import { ReplacedCheckpoint } from "./replaced_checkpoint.ts";
 
@@ -33,7 +27,7 @@ export interface Target {
   readonly layers: readonly Layer[];
   /** Keys of the configuration about calibration, and the data that they stand for. */
   readonly keys: Readonly<Record<string, unknown>>;
-  readonly calibrated: Calibrated;
+  readonly data: Readonly<Record<Positions, Calibrated>>;
   /** Second moments of the inputs of layers, as full precision or a quantized model makes them. */
   inputsOf(
     positions: Positions,
@@ -62,8 +56,11 @@ export async function targetOf(
   quick = false,
 ): Promise<Target> {
   const { path, checkpoint, full, kernels } = opened;
-  const keys = calibrationKeys(path, quick), calibrated = await calibrationOf(full, checkpoint, keys);
-  const data = { weighted: calibrated, alike: withAlikePositions(calibrated) };
+  const keys = calibrationKeys(path, quick);
+  const data = {
+    by_role: await calibrationOf(full, checkpoint, keys),
+    alike: await calibrationOf(full, checkpoint, keys, "alike"),
+  };
   const layers = quantizedLayers(checkpoint, kernels);
   const collected = new Map<Positions, ReturnType<typeof collectInputs>>();
   const collect = (positions: Positions, layers: readonly Layer[], model: LoadedModel) =>
@@ -72,7 +69,7 @@ export async function targetOf(
     ...opened,
     layers,
     keys,
-    calibrated,
+    data,
     inputsOf(positions, part, quantized) {
       if (quantized !== undefined) return collect(positions, part, quantized);
       const found = collected.get(positions) ?? collect(positions, layers, full);
@@ -102,7 +99,7 @@ export interface QuantizeModelOptions {
    * inputs of the full-precision model. Default false.
    */
   readonly blockwise?: boolean;
-  /** Default `weighted`. */
+  /** Default `by_role`. */
   readonly positions?: Positions;
 }
 
@@ -120,7 +117,7 @@ function blocksOf(layers: readonly Layer[]): Layer[][] {
 export async function quantizeModel(
   { checkpoint, kernels, layers, inputsOf }: Target,
   method: Method,
-  { blockwise = false, positions = "weighted" }: QuantizeModelOptions = {},
+  { blockwise = false, positions = "by_role" }: QuantizeModelOptions = {},
 ): Promise<QuantizedModel | Unsupported> {
   method.prepare?.();
   const replaced = new Map<string, Float32Array>();

@@ -95,7 +95,7 @@ async function measureModel(
   skipped.push(...others?.skipped ?? []);
   const own = comparison.contenders(kernels, {
     ...options,
-    hasPositionWeights: hasPositionWeights(target.calibrated),
+    hasPositionWeights: hasPositionWeights(target.data.by_role),
   });
   const measured: Measured[] = [];
   try {
@@ -122,7 +122,7 @@ async function measureModel(
 }
 
 /** Where the calibration data come from, without the folder of their file. */
-const calibrationText = ({ data: { source } }: Target["calibrated"]): string =>
+const calibrationText = ({ data: { source } }: Target["data"]["by_role"]): string =>
   source.replace(/"[^"]*[/\\]([^"/\\]+)"/, "$1");
 
 /** Quantizes a model by a contender and measures the result; without a contender, full precision. */
@@ -137,7 +137,7 @@ async function measureContender(contender: Contender | undefined, target: Target
 
 function sectionOf(
   name: string,
-  { full, layers, calibrated }: Target,
+  { full, layers, data }: Target,
   { kind, source, tasks }: Yardstick,
   measured: readonly Measured[],
 ): Section {
@@ -148,7 +148,7 @@ function sectionOf(
       `${name} (${full.kind}): ${layers.length} matrices with ${weights} weights, quantized by ours and by others`,
     notes: [
       `Measured on ${source}.`,
-      `All calibrated on ${calibrationText(calibrated)}, with the same masks or noise.`,
+      `All calibrated on ${calibrationText(data.by_role)}, with the same masks or noise.`,
       `95 % intervals: Wilson for tasks, bootstrap for ${unit}. Library: another project's code; re-impl.: written here`,
       "from its paper. s: ours with reading, calibrating and writing; others' quantizing alone.",
     ],
@@ -185,7 +185,7 @@ export type PeersRow = ReturnType<typeof rowOf>;
 function rowOf(
   context: BenchContext,
   name: string,
-  { full, calibrated }: Target,
+  { full, data }: Target,
   yardstick: Yardstick,
   { contender, quantized, measurement, evaluationSeconds }: Measured,
 ) {
@@ -209,7 +209,7 @@ function rowOf(
     byTimestep: measurement.byTimestep?.map(({ perImage: _, ...error }) => error) ?? null,
     quantizeSeconds: quantized?.seconds ?? null,
     evaluationSeconds,
-    calibration: calibrationText(calibrated),
+    calibration: calibrationText(data.by_role),
     evaluation: yardstick.source,
     notes: quantized?.notes ?? [],
     seed,

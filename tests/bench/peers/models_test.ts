@@ -4,12 +4,7 @@ import { join } from "node:path";
 import { paretoFront } from "../../../lib/analysis/tables.ts";
 import { CheckpointError } from "../../../lib/errors.ts";
 import { environmentOf } from "../../../lib/eval/environment.ts";
-import {
-  calibrationOf,
-  collectInputs,
-  hasPositionWeights,
-  withAlikePositions,
-} from "../../../lib/bench/peers/calibration.ts";
+import { calibrationOf, collectInputs, hasPositionWeights } from "../../../lib/bench/peers/calibration.ts";
 import { methodContender, pipelineContender } from "../../../lib/bench/peers/contender.ts";
 import { gptq } from "../../../lib/bench/peers/gptq.ts";
 import type { LayerInputs } from "../../../lib/bench/peers/method.ts";
@@ -40,8 +35,8 @@ const kernels = await openKernels();
 const checkpoint = openCheckpoint(DREAM);
 const full = modelFrom(checkpoint, withThreads(kernels, 2));
 const target = await targetOf({ path: DREAM, checkpoint, full, kernels });
-const { layers, calibrated } = target;
-const inputs = await target.inputsOf("weighted", layers);
+const { layers, data } = target, calibrated = data.by_role;
+const inputs = await target.inputsOf("by_role", layers);
 afterAll(() => {
   checkpoint.close();
   kernels.close();
@@ -54,7 +49,7 @@ function quantized(made: Awaited<ReturnType<typeof quantizeModel>>): QuantizedMo
 }
 
 describe("second moments", () => {
-  for (const positions of ["weighted", "alike"] as const) {
+  for (const positions of ["by_role", "alike"] as const) {
     test(`are the mean of x xᵀ over every position of the pipeline's data, ${positions}`, async () => {
       const name = "model.layers.2.mlp.down_proj.weight";
       const { cols, secondMoment } = (await target.inputsOf(positions, layers)).get(name)!;
@@ -86,7 +81,7 @@ describe("second moments", () => {
 
   test("count positions as the pipeline does, or all alike", () => {
     expect(hasPositionWeights(calibrated)).toBe(true);
-    expect(hasPositionWeights(withAlikePositions(calibrated))).toBe(false);
+    expect(hasPositionWeights(data.alike)).toBe(false);
     const weights = calibrated.data.fit.flatMap((part) => [...part.weights]);
     expect([...new Set(weights)].sort()).toEqual([0.1, 0.3, 1].map(Math.fround));
   });
