@@ -1,7 +1,4 @@
-/**
- * Calibration statistics kept in files: collected into one, with a pass that was stopped gone on with, and taken from one or several in
- * place of data.
- */
+/** Calibration statistics in files: collected into one, resumably, and read from one or several instead of data. */
 import { existsSync } from "node:fs";
 import { CalibrationError, FormatError, OutputError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -21,9 +18,9 @@ import { collectStatistics } from "./collect.ts";
 import { exists, quote, remove, sha256 } from "../files/whole.ts";
 import type { RunOptions } from "../progress.ts";
 
-/** What the name of an unfinished pass's file ends with. */
+/** Suffix of the file of an unfinished pass. */
 export const PROGRESS_SUFFIX = ".progress";
-/** Parts of the data after which a pass is kept on disk, of some thousand positions each: minutes of a model of 1 B weights. */
+/** Parts of the data between saves, of some thousand positions each: minutes for a model of 1 B weights. */
 const PARTS_BETWEEN_SAVES = 8;
 
 /** Time groups of saved statistics: as many as asked for, or as there are bins. */
@@ -76,8 +73,8 @@ export interface SaveStatistics extends RunOptions {
 }
 
 /**
- * Collects the statistics of calibration data into a file; with statistics instead of data, writes those. What a pass that was stopped
- * had is in `<path>.progress` and gone on with; the file is the same to the byte then. A file of the same pass is taken as it is.
+ * Collects the statistics of calibration data into a file; with statistics instead of data, writes those. A stopped pass is resumed from
+ * `<path>.progress`, and its file is the same to the byte. A file of the same pass is used as it is.
  *
  * @throws {OutputError} when there is another file at the path
  */
@@ -85,7 +82,7 @@ export async function saveStatistics(
   calibrated: Calibrated,
   options: SaveStatistics,
 ): Promise<CalibrationStatistics> {
-  const { path, force, second, fingerprint, dataIdentity, kernels, signal, onEvent, onProgress } = options;
+  const { path, force, second, fingerprint, dataIdentity, kernels, onEvent } = options;
   const { data, statistics: given } = calibrated;
   const groups = calibrationGroups(data.axis, options.groups);
   const { source, isSynthetic, samples } = data;
@@ -107,16 +104,7 @@ export async function saveStatistics(
       onEvent?.({ kind: "resume", message: `${quote(path)} has these statistics` });
       return old.statistics;
     }
-    if (!force || !isOwn(path)) {
-      throw new OutputError(
-        `Cannot write ${quote(path)}: it must not exist, got ${
-          isOwn(path)
-            ? "other calibration statistics: choose another name, or give --force to replace them"
-            : "a file that this tool did not write: choose another name"
-        }`,
-        { path },
-      );
-    }
+    refuseFile(path, force);
   }
   if (given !== undefined) {
     writeCalibrationStatistics(path, given);
@@ -126,21 +114,50 @@ export async function saveStatistics(
     });
     return given;
   }
-  const progress = path + PROGRESS_SUFFIX;
-  const stopped = exists(progress) ? readOwn(progress, fingerprint) : undefined;
-  const start =
-    stopped?.partsDone !== undefined && stopped.partsDone < data.fit.length && isWanted(stopped.statistics)
-      ? { statistics: stopped.statistics, parts: stopped.partsDone }
-      : undefined;
+  const statistics = await collectResumably(calibrated, options, { run, groups, isWanted });
+  writeCalibrationStatistics(path, statistics);
+  remove(path + PROGRESS_SUFFIX);
+  onEvent?.({ kind: "calibrate", message: `statistics of ${samples} samples saved as ${quote(path)}` });
+  return statistics;
+}
+
+/** @throws {OutputError} unless a file may be replaced */
+function refuseFile(path: string, force: boolean): void {
+  if (force && isOwn(path)) return;
+  throw new OutputError(
+    `Cannot write ${quote(path)}: it must not exist, got ${
+      isOwn(path)
+        ? "other calibration statistics: choose another name, or give --force to replace them"
+        : "a file that this tool did not write: choose another name"
+    }`,
+    { path },
+  );
+}
+
+/** Collects statistics, and keeps them on disk on the way: a stopped pass is resumed. */
+function collectResumably(
+  calibrated: Calibrated,
+  { path, fingerprint, kernels, second, signal, onEvent, onProgress }: SaveStatistics,
+  { run, groups, isWanted }: {
+    readonly run: CalibrationRun;
+    readonly groups: TimeGroups;
+    readonly isWanted: (statistics: CalibrationStatistics) => boolean;
+  },
+): Promise<CalibrationStatistics> {
+  const progress = path + PROGRESS_SUFFIX, parts = calibrated.data.fit.length;
+  const stopped = exists(progress) ? readOwn(progress, fingerprint) : undefined, done = stopped?.partsDone;
+  const start = stopped !== undefined && done !== undefined && done < parts && isWanted(stopped.statistics)
+    ? { statistics: stopped.statistics, parts: done }
+    : undefined;
   if (start !== undefined) {
     onEvent?.({
       kind: "resume",
-      message: `${start.parts} of ${data.fit.length} parts of the data were collected before`,
+      message: `${start.parts} of ${parts} parts of the data were collected before`,
     });
   } else if (exists(progress)) {
     onEvent?.({ kind: "warning", message: `${quote(progress)} is of another calibration and is replaced` });
   }
-  const statistics = await collectStatistics(calibrated, {
+  return collectStatistics(calibrated, {
     kernels,
     fingerprint,
     groups,
@@ -164,13 +181,9 @@ export async function saveStatistics(
       }
     },
   });
-  writeCalibrationStatistics(path, statistics);
-  remove(progress);
-  onEvent?.({ kind: "calibrate", message: `statistics of ${samples} samples saved as ${quote(path)}` });
-  return statistics;
 }
 
-/** Whether a file is one of statistics; what is no safetensors file is somebody else's. */
+/** Whether a file holds statistics; false for what is no safetensors file. */
 function isOwn(path: string): boolean {
   try {
     return isCalibrationStatistics(path);

@@ -14,15 +14,9 @@
  * __metadata__: format, version, fingerprint, axis, bins, second, inputs (JSON: layers by input), runs (JSON), and parts_done of an unfinished one
  * ```
  */
-import { CalibrationError, FormatError } from "../errors.ts";
+import { CalibrationError } from "../errors.ts";
 import { MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
-import {
-  type Dtype,
-  MAX_TENSORS,
-  SafetensorsFile,
-  SafetensorsWriter,
-  type TensorSpec,
-} from "../tensor/mod.ts";
+import { type Dtype, MAX_TENSORS, SafetensorsFile } from "../tensor/mod.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import {
   type CalibrationRun,
@@ -36,7 +30,15 @@ import {
   statisticsBytes,
 } from "./calibration.ts";
 import type { TimeGroups } from "./groups.ts";
-import { BOUNDARIES, readGroups } from "./sidecar.ts";
+import {
+  BOUNDARIES,
+  checkFormat,
+  type Malformed,
+  malformedIn,
+  readGroups,
+  type TensorEntry,
+  writeTimeFile,
+} from "./time_file.ts";
 
 /** `format` and `version` in the file's metadata. */
 const FORMAT = "arrowquant calibration statistics";
@@ -52,13 +54,9 @@ const PARTS = [
 ] as const satisfies readonly (readonly [string, keyof InputStatistics, Dtype])[];
 
 type Numbers = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
-interface Entry {
-  readonly spec: TensorSpec;
-  readonly values: () => Numbers;
-}
 
 /** The tensors of an input. */
-function entriesOf(name: string, input: InputStatistics, groups: number): Entry[] {
+function entriesOf(name: string, input: InputStatistics, groups: number): TensorEntry[] {
   const { cols, histograms } = input;
   const shapes = {
     weight: [groups],
@@ -68,7 +66,7 @@ function entriesOf(name: string, input: InputStatistics, groups: number): Entry[
     second: [cols, cols],
     group_second: [groups, cols, cols],
   };
-  const entries = PARTS.flatMap(([part, key, dtype]): Entry[] => {
+  const entries = PARTS.flatMap(([part, key, dtype]): TensorEntry[] => {
     const values = input[key];
     return values === undefined
       ? []
@@ -113,21 +111,8 @@ export function writeCalibrationStatistics(
     runs: JSON.stringify(runs),
     ...(partsDone === undefined ? {} : { parts_done: String(partsDone) }),
   };
-  const { boundaries } = groups;
-  const boundarySpec = { name: BOUNDARIES, dtype: "I32", shape: [groups.count + 1] } as const;
   const entries = [...inputs].flatMap(([name, input]) => entriesOf(name, input, groups.count));
-  const specs = [boundarySpec, ...entries.map(({ spec }) => spec)];
-  using writer = SafetensorsWriter.create(path, {
-    reservedHeaderBytes: SafetensorsWriter.headerBytes(specs, metadata),
-    metadata,
-  });
-  writer.add(specs);
-  writer.write(BOUNDARIES, 0, new Uint8Array(boundaries.buffer));
-  for (const { spec, values } of entries) {
-    const { buffer, byteOffset, byteLength } = values();
-    writer.write(spec.name, 0, new Uint8Array(buffer, byteOffset, byteLength));
-  }
-  writer.finish();
+  writeTimeFile(path, groups, metadata, entries);
 }
 
 /** Whether a file is one of calibration statistics, whatever its version. @throws {FormatError} when it is no safetensors file */
@@ -136,7 +121,7 @@ export function isCalibrationStatistics(path: string): boolean {
   return file.metadata["format"] === FORMAT;
 }
 
-/** What a file has to fit. */
+/** Requirements on a file. */
 export interface StatisticsExpectation {
   /** Of the model. */
   readonly fingerprint: string;
@@ -158,55 +143,17 @@ export function readCalibrationStatistics(
   expected: StatisticsExpectation,
 ): { readonly statistics: CalibrationStatistics; readonly partsDone: number | undefined } {
   using file = SafetensorsFile.open(path);
-  const malformed = (reason: string, tensor?: string, cause?: unknown) =>
-    new FormatError(
-      `Cannot read ${JSON.stringify(path)}: ${reason}`,
-      tensor === undefined ? { path, cause } : { path, tensor, cause },
-    );
-  const mismatched = (reason: string) =>
-    new CalibrationError(`Cannot use ${JSON.stringify(path)}: ${reason}`, { path });
-  const {
-    format,
-    version,
-    fingerprint,
-    axis,
-    bins,
-    second,
-    inputs: inputText,
-    runs: runText,
-    parts_done: partText,
-  } = file.metadata;
-  if (format !== FORMAT || version !== VERSION) {
-    throw malformed(`metadata must say ${JSON.stringify(`${FORMAT} ${VERSION}`)}, got ${format} ${version}`);
-  }
+  const malformed = malformedIn(path);
+  checkFormat(file, FORMAT, VERSION, malformed);
+  const { fingerprint, axis, bins, second, inputs: inputText, runs: runText, parts_done } = file.metadata;
   if (file.fileBytes > 2 * MAX_STATISTICS_BYTES) {
     throw malformed(`it must have at most ${2 * MAX_STATISTICS_BYTES} bytes, got ${file.fileBytes}`);
   }
-  if (fingerprint !== expected.fingerprint) {
-    throw mismatched(
-      `it must be of the model that is quantized (${
-        expected.fingerprint.slice(0, 12)
-      }…), got statistics of another ` +
-        `one (${fingerprint?.slice(0, 12)}…)`,
-    );
-  }
-  if (partText !== undefined) {
-    if (!/^\d{1,9}$/.test(partText)) throw malformed(`parts_done must be a whole number, got ${partText}`);
-    if (expected.allowUnfinished !== true) {
-      throw mismatched(
-        `it must be finished, got a calibration that was stopped after ${partText} parts of its data: repeat its command`,
-      );
-    }
+  if (parts_done !== undefined && !/^\d{1,9}$/.test(parts_done)) {
+    throw malformed(`parts_done must be a whole number, got ${parts_done}`);
   }
   const groups = readGroups(file, axis, bins, malformed);
-  if (
-    expected.groups !== undefined &&
-    (expected.groups.axis.kind !== axis || expected.groups.boundaries.join() !== groups.boundaries.join())
-  ) {
-    throw mismatched(
-      `it must have the ${expected.groups.count} time groups of the configuration, got ${groups.count} others`,
-    );
-  }
+  checkExpected(path, { fingerprint, parts_done, groups }, expected);
   if (!SECOND_MOMENTS.includes(second as SecondMoments)) {
     throw malformed(`second must be one of ${SECOND_MOMENTS.join(", ")}, got ${second}`);
   }
@@ -232,10 +179,40 @@ export function readCalibrationStatistics(
   for (const [name, input] of statistics.inputs) readInput(file, name, input, groups.count, known, malformed);
   const other = file.tensors.keys().find((name) => !known.has(name));
   if (other !== undefined) throw malformed("every tensor must be a part of an input, got another", other);
-  return { statistics, partsDone: partText === undefined ? undefined : Number(partText) };
+  return { statistics, partsDone: parts_done === undefined ? undefined : Number(parts_done) };
 }
 
-type Malformed = (reason: string, tensor?: string, cause?: unknown) => FormatError;
+/** @throws {CalibrationError} when a file is of another model or other groups, or unfinished */
+function checkExpected(
+  path: string,
+  { fingerprint, parts_done, groups }: {
+    readonly fingerprint: string | undefined;
+    readonly parts_done: string | undefined;
+    readonly groups: TimeGroups;
+  },
+  expected: StatisticsExpectation,
+): void {
+  const mismatched = (reason: string) =>
+    new CalibrationError(`Cannot use ${JSON.stringify(path)}: ${reason}`, { path });
+  if (fingerprint !== expected.fingerprint) {
+    const [wanted, got] = [expected.fingerprint.slice(0, 12), fingerprint?.slice(0, 12)];
+    throw mismatched(
+      `it must be of the model that is quantized (${wanted}…), got statistics of another one (${got}…)`,
+    );
+  }
+  if (parts_done !== undefined && expected.allowUnfinished !== true) {
+    throw mismatched(
+      `it must be finished, got a calibration that was stopped after ${parts_done} parts of its data: repeat its command`,
+    );
+  }
+  const wanted = expected.groups;
+  if (wanted === undefined) return;
+  if (wanted.axis.kind !== groups.axis.kind || wanted.boundaries.join() !== groups.boundaries.join()) {
+    throw mismatched(
+      `it must have the ${wanted.count} time groups of the configuration, got ${groups.count} others`,
+    );
+  }
+}
 
 function parseList(text: string | undefined, what: string, malformed: Malformed): unknown[] {
   let value: unknown;

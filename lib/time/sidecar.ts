@@ -1,11 +1,11 @@
 /**
- * θ on disk: `time_parameters.safetensors` beside a quantized checkpoint, which is a whole model without it.
+ * Time parameters on disk: `time_parameters.safetensors` beside a quantized checkpoint, which is a whole model without it.
  *
  * ```text
  * time_groups.boundaries              I32 [groups + 1]
  * <layer>.activation_scale            F32 [groups or bins]
  * <layer>.activation_zero_point       I32 [groups or bins]
- * <layer>.activation_per_token        I32 [1]: bits of a grid of each token's own, in place of the two
+ * <layer>.activation_per_token        I32 [1]: bits of per-token dynamic quantization, instead of the two
  * <layer>.output_gain, .output_bias   F32 [groups, rows]
  * <layer>.time_scale, .time_zero_point F16 [groups, rows, weight groups]
  * sampler.gain, .bias, .noise_variance F32 [groups], of an image model
@@ -14,30 +14,30 @@
  */
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { CheckpointError, FormatError } from "../errors.ts";
-import {
-  type Checkpoint,
-  type Dtype,
-  SafetensorsFile,
-  SafetensorsWriter,
-  SIDECAR_FILE,
-  type TensorSpec,
-} from "../tensor/mod.ts";
+import { CheckpointError, type FormatError } from "../errors.ts";
+import { type Checkpoint, type Dtype, SafetensorsFile, SIDECAR_FILE } from "../tensor/mod.ts";
 import type { ActivationBits } from "./activation_range.ts";
-import { maskRatioAxis, type TimeAxis, timestepAxis } from "./axis.ts";
-import { MAX_TIME_GROUPS, TimeGroups } from "./groups.ts";
+import type { TimeAxis } from "./axis.ts";
+import type { TimeGroups } from "./groups.ts";
 import {
   type LayerParameters,
   MAX_LAYER_NUMBERS,
   type SamplerParameters,
   TimeParameters,
 } from "./parameters.ts";
+import {
+  BOUNDARIES,
+  checkFormat,
+  type Malformed,
+  malformedIn,
+  readGroups,
+  type TensorEntry,
+  writeTimeFile,
+} from "./time_file.ts";
 
 /** `format` and `version` in the file's metadata. */
 const FORMAT = "arrowquant time parameters";
 const VERSION = "1";
-/** Tensor of a file's time groups. */
-export const BOUNDARIES = "time_groups.boundaries";
 /** Bytes of a tensor's start and of its middle that a fingerprint reads: a checkpoint of 2 GB is told from another in well under a second. */
 const SAMPLED_BYTES = 4096;
 
@@ -90,14 +90,12 @@ function partsOf({ activation, perToken, output, weightScales }: LayerParameters
   return parts.filter((part): part is [Part, Values] => part[1] !== undefined);
 }
 
-const bytesOf = (values: Values) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-
 /**
- * Writes θ beside a checkpoint, in one step.
+ * Writes time parameters beside a checkpoint, in one step.
  *
  * **Shapes** weight scales of a layer with `rows` outputs become `[groups, rows, weight groups]`; `rowsOf` says how many those are
  *
- * @param rowsOf outputs of a layer; needed for layers with own weight scales
+ * @param rowsOf outputs of a layer; needed for layers with weight scales by time
  * @returns the file's path
  * @throws {OutputError} when it cannot be written
  * @throws {RangeError} when activation widths differ between layers
@@ -124,10 +122,7 @@ export function writeTimeParameters(
     activation_bits: String([...widths][0] ?? 8),
     fingerprint,
   };
-  const tensors: { spec: TensorSpec; bytes: Uint8Array }[] = [{
-    spec: { name: BOUNDARIES, dtype: "I32", shape: [groups.count + 1] },
-    bytes: bytesOf(groups.boundaries),
-  }];
+  const tensors: TensorEntry[] = [];
   for (const [layer, own] of layers) {
     for (const [part, values] of partsOf(own)) {
       const each = values.length / groups.count;
@@ -136,7 +131,7 @@ export function writeTimeParameters(
         : part.startsWith("output")
         ? [groups.count, each]
         : [groups.count, rowsOf(layer), each / rowsOf(layer)];
-      tensors.push({ spec: { name: `${layer}.${part}`, dtype: PARTS[part], shape }, bytes: bytesOf(values) });
+      tensors.push({ spec: { name: `${layer}.${part}`, dtype: PARTS[part], shape }, values: () => values });
     }
   }
   for (const key of ["gain", "bias", "noiseVariance"] as const) {
@@ -144,22 +139,15 @@ export function writeTimeParameters(
     if (values === undefined) continue;
     tensors.push({
       spec: { name: SAMPLER[key], dtype: "F32", shape: [groups.count] },
-      bytes: bytesOf(values),
+      values: () => values,
     });
   }
-  const specs = tensors.map(({ spec }) => spec);
   const path = join(folder, SIDECAR_FILE);
-  using writer = SafetensorsWriter.create(path, {
-    reservedHeaderBytes: SafetensorsWriter.headerBytes(specs, metadata),
-    metadata,
-  });
-  writer.add(specs);
-  for (const { spec, bytes } of tensors) writer.write(spec.name, 0, bytes);
-  writer.finish();
+  writeTimeFile(path, groups, metadata, tensors);
   return path;
 }
 
-/** What a sidecar has to fit. */
+/** Requirements on a sidecar. */
 export interface SidecarExpectation {
   /** Of the model it lies beside. */
   readonly fingerprint: string;
@@ -180,17 +168,11 @@ export interface SidecarExpectation {
 export function readTimeParameters(folder: string, expected: SidecarExpectation): TimeParameters {
   const path = join(folder, SIDECAR_FILE);
   using file = SafetensorsFile.open(path);
-  const malformed = (reason: string, tensor?: string, cause?: unknown) =>
-    new FormatError(
-      `Cannot read ${JSON.stringify(path)}: ${reason}`,
-      tensor === undefined ? { path, cause } : { path, tensor, cause },
-    );
+  const malformed = malformedIn(path);
   const mismatched = (reason: string) =>
     new CheckpointError(`Cannot use ${JSON.stringify(path)}: ${reason}`, { path });
-  const { format, version, axis: kind, bins: binText, activation_bits: bitText, fingerprint } = file.metadata;
-  if (format !== FORMAT || version !== VERSION) {
-    throw malformed(`metadata must say ${JSON.stringify(`${FORMAT} ${VERSION}`)}, got ${format} ${version}`);
-  }
+  checkFormat(file, FORMAT, VERSION, malformed);
+  const { axis: kind, bins: binText, activation_bits: bitText, fingerprint } = file.metadata;
   if (fingerprint !== expected.fingerprint) {
     throw mismatched(
       `it must belong to the model beside it (${
@@ -210,6 +192,26 @@ export function readTimeParameters(folder: string, expected: SidecarExpectation)
   }
   const bits = Number(bitText);
   if (bits !== 4 && bits !== 8) throw malformed(`activation_bits must be 4 or 8, got ${bitText}`);
+  const byLayer = readParts(file, groups, expected, malformed);
+  const layers = new Map<string, LayerParameters>();
+  for (const [name, parts] of byLayer) {
+    layers.set(name, layerOf(name, parts, bits, (reason) => malformed(reason, name)));
+  }
+  try {
+    return new TimeParameters(groups, layers, fingerprint!, readSampler(file, groups.count, malformed));
+  } catch (cause) {
+    if (!(cause instanceof RangeError || cause instanceof TypeError)) throw cause;
+    throw malformed(cause.message, undefined, cause);
+  }
+}
+
+/** The parts of every layer. @throws {FormatError} when a tensor is not a part of the model's layers */
+function readParts(
+  file: SafetensorsFile,
+  groups: TimeGroups,
+  expected: SidecarExpectation,
+  malformed: Malformed,
+): Map<string, Map<Part, Values>> {
   const byLayer = new Map<string, Map<Part, Values>>();
   for (const { name, dtype, shape, elements } of file.tensors.values()) {
     if (name === BOUNDARIES || Object.values<string>(SAMPLER).includes(name)) continue;
@@ -224,7 +226,7 @@ export function readTimeParameters(folder: string, expected: SidecarExpectation)
     const allowed = part === "activation_per_token"
       ? [[1]]
       : part.startsWith("activation")
-      ? [[groups.count], [axis.bins]]
+      ? [[groups.count], [groups.axis.bins]]
       : part.startsWith("output")
       ? [[groups.count, model.rows]]
       : [[groups.count, model.rows, model.weightGroups]];
@@ -248,19 +250,8 @@ export function readTimeParameters(folder: string, expected: SidecarExpectation)
     const parts = byLayer.get(layer) ?? new Map<Part, Values>();
     byLayer.set(layer, parts.set(part as Part, values));
   }
-  const layers = new Map<string, LayerParameters>();
-  for (const [name, parts] of byLayer) {
-    layers.set(name, layerOf(name, parts, bits, (reason) => malformed(reason, name)));
-  }
-  try {
-    return new TimeParameters(groups, layers, fingerprint!, readSampler(file, groups.count, malformed));
-  } catch (cause) {
-    if (!(cause instanceof RangeError || cause instanceof TypeError)) throw cause;
-    throw malformed(cause.message, undefined, cause);
-  }
+  return byLayer;
 }
-
-type Malformed = (reason: string, tensor?: string, cause?: unknown) => FormatError;
 
 /** @throws {FormatError} as `malformed` makes it */
 function readSampler(
@@ -283,35 +274,6 @@ function readSampler(
     return new Float32Array(file.read(name).buffer);
   });
   return { gain: values[0]!, bias: values[1]!, noiseVariance: values[2]! };
-}
-
-/** The time groups of a file. @throws {FormatError} as `malformed` makes it */
-export function readGroups(
-  file: SafetensorsFile,
-  kind: string | undefined,
-  binText: string | undefined,
-  malformed: Malformed,
-): TimeGroups {
-  const info = file.tensors.get(BOUNDARIES);
-  if (
-    info === undefined || info.dtype !== "I32" || info.shape.length !== 1 || info.elements < 2 ||
-    info.elements > MAX_TIME_GROUPS + 1
-  ) {
-    throw malformed(`${BOUNDARIES} must be I32 of 2 to ${MAX_TIME_GROUPS + 1} numbers`, BOUNDARIES);
-  }
-  if ((kind !== "timesteps" && kind !== "mask_ratio") || !/^\d{1,6}$/.test(binText ?? "")) {
-    throw malformed(
-      `axis must be "timesteps" or "mask_ratio" with a number of bins, got ${kind} and ${binText}`,
-    );
-  }
-  try {
-    const bins = Number(binText);
-    const axis = kind === "timesteps" ? timestepAxis(bins) : maskRatioAxis(bins);
-    return new TimeGroups(axis, new Int32Array(file.read(BOUNDARIES).buffer));
-  } catch (cause) {
-    if (!(cause instanceof RangeError)) throw cause;
-    throw malformed(cause.message, BOUNDARIES, cause);
-  }
 }
 
 function layerOf(

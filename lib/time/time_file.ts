@@ -1,0 +1,89 @@
+/** Common parts of the files of time: time groups as a tensor, faults, and writing in one step. */
+import { FormatError } from "../errors.ts";
+import { SafetensorsFile, SafetensorsWriter, type TensorSpec } from "../tensor/mod.ts";
+import { maskRatioAxis, timestepAxis } from "./axis.ts";
+import { MAX_TIME_GROUPS, TimeGroups } from "./groups.ts";
+
+/** Tensor of a file's time groups, I32 [groups + 1]. */
+export const BOUNDARIES = "time_groups.boundaries";
+
+/** Makes the error of a file that is not what its format promises. */
+export type Malformed = (reason: string, tensor?: string, cause?: unknown) => FormatError;
+
+export const malformedIn = (path: string): Malformed => (reason, tensor, cause) =>
+  new FormatError(
+    `Cannot read ${JSON.stringify(path)}: ${reason}`,
+    tensor === undefined ? { path, cause } : { path, tensor, cause },
+  );
+
+/** @throws {FormatError} when a file's metadata name another format or version */
+export function checkFormat(
+  { metadata }: SafetensorsFile,
+  format: string,
+  version: string,
+  malformed: Malformed,
+): void {
+  if (metadata["format"] === format && metadata["version"] === version) return;
+  const wanted = JSON.stringify(`${format} ${version}`);
+  throw malformed(`metadata must say ${wanted}, got ${metadata["format"]} ${metadata["version"]}`);
+}
+
+/** A tensor to write. */
+export interface TensorEntry {
+  readonly spec: TensorSpec;
+  readonly values: () => ArrayBufferView<ArrayBuffer>;
+}
+
+/** Writes a file of time groups and other tensors; a file of that name is replaced when the new one is whole. @throws {OutputError} */
+export function writeTimeFile(
+  path: string,
+  groups: TimeGroups,
+  metadata: Readonly<Record<string, string>>,
+  tensors: readonly TensorEntry[],
+): void {
+  const { boundaries, count } = groups;
+  const entries: TensorEntry[] = [
+    { spec: { name: BOUNDARIES, dtype: "I32", shape: [count + 1] }, values: () => boundaries },
+    ...tensors,
+  ];
+  const specs = entries.map(({ spec }) => spec);
+  using writer = SafetensorsWriter.create(path, {
+    reservedHeaderBytes: SafetensorsWriter.headerBytes(specs, metadata),
+    metadata,
+  });
+  writer.add(specs);
+  for (const { spec, values } of entries) {
+    const { buffer, byteOffset, byteLength } = values();
+    writer.write(spec.name, 0, new Uint8Array(buffer, byteOffset, byteLength));
+  }
+  writer.finish();
+}
+
+/** The time groups of a file. @throws {FormatError} as `malformed` makes it */
+export function readGroups(
+  file: SafetensorsFile,
+  kind: string | undefined,
+  binText: string | undefined,
+  malformed: Malformed,
+): TimeGroups {
+  const info = file.tensors.get(BOUNDARIES);
+  if (
+    info === undefined || info.dtype !== "I32" || info.shape.length !== 1 || info.elements < 2 ||
+    info.elements > MAX_TIME_GROUPS + 1
+  ) {
+    throw malformed(`${BOUNDARIES} must be I32 of 2 to ${MAX_TIME_GROUPS + 1} numbers`, BOUNDARIES);
+  }
+  if ((kind !== "timesteps" && kind !== "mask_ratio") || !/^\d{1,6}$/.test(binText ?? "")) {
+    throw malformed(
+      `axis must be "timesteps" or "mask_ratio" with a number of bins, got ${kind} and ${binText}`,
+    );
+  }
+  try {
+    const bins = Number(binText);
+    const axis = kind === "timesteps" ? timestepAxis(bins) : maskRatioAxis(bins);
+    return new TimeGroups(axis, new Int32Array(file.read(BOUNDARIES).buffer));
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause;
+    throw malformed(cause.message, BOUNDARIES, cause);
+  }
+}
