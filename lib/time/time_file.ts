@@ -1,6 +1,6 @@
 /** Common parts of the files of time: time groups as a tensor, faults, and writing in one step. */
 import { FormatError } from "../errors.ts";
-import { SafetensorsFile, SafetensorsWriter, type TensorSpec } from "../tensor/mod.ts";
+import { type SafetensorsFile, SafetensorsWriter, type TensorSpec } from "../tensor/mod.ts";
 import { maskRatioAxis, timestepAxis } from "./axis.ts";
 import { MAX_TIME_GROUPS, TimeGroups } from "./groups.ts";
 
