@@ -35,6 +35,8 @@ const ANNEALING = 0.05;
 /** Bits per weight of the budget's rows. */
 const BUDGET = 2.25;
 const STATIC = { per_token_limit: null }, FOUR_BITS = { ...STATIC, activation_bits: 4 };
+/** Codes of `best` with static ranges for all layers. */
+const FIXED = { ...BEST, ...PHASE1, ...STATIC };
 
 /** Rows that goals and further tables are about. */
 export const BEST_ROW = "best alone";
@@ -100,65 +102,79 @@ export function rowSettings(
     { ...row("phase3_full", PHASE3, "baseline"), phase: "phase3_full" },
   ];
   if (phase !== "all") return main.filter((row) => row.phase === phase || row.phase === "baseline");
-  const images = kind === "images", corrected = { ...BEST, ...PHASE1 }, fixed = { ...corrected, ...STATIC };
+  return [
+    ...main,
+    ...solvingRows(row, kind),
+    ...activationRows(row, groups),
+    ...timeRows(row, kind),
+    ...sizeRows(row, kind),
+  ];
+}
+
+type MakeRow = (name: string, overrides: Keys, over?: string) => RowSetting;
+
+/** Codes and refinement, term by term. */
+function solvingRows(row: MakeRow, kind: "sequences" | "images"): RowSetting[] {
+  const weights = { ...CODES_ALONE, [`${OPTIMIZATION}.time_weights`]: "ddpm" };
+  return [
+    row(BEST_ROW, BEST, "baseline"),
+    row(UNREFINED_ROW, { ...BEST, ...PHASE2 }, BEST_ROW),
+    row(REFINED_ROW, REFINED, BEST_ROW),
+    row(ONE_ROW, CODES_ALONE, BEST_ROW),
+    row("time weights", weights, ONE_ROW),
+    ...(kind === "images"
+      ? [row("time weights, cosine", { ...weights, [`${OPTIMIZATION}.beta_schedule`]: "cosine" }, ONE_ROW)]
+      : []),
+    row("annealing", { ...CODES_ALONE, [`${OPTIMIZATION}.entropy_weight`]: ANNEALING }, ONE_ROW),
+  ];
+}
+
+/** Quantized activations. */
+function activationRows(row: MakeRow, groups: number): RowSetting[] {
+  const ten = { ...FIXED, ...FOUR_BITS, num_time_groups: 10 }, phase1 = `phase 1, static 4 bits, G ${groups}`;
   const dynamic = (name: string, dynamicBits: 4 | 8): RowSetting => ({
     ...row(name, BEST, BEST_ROW),
     dynamicBits,
   });
   return [
-    ...main,
-    row(BEST_ROW, BEST, "baseline"),
-    row(UNREFINED_ROW, { ...BEST, ...PHASE2 }, BEST_ROW),
-    row(REFINED_ROW, REFINED, BEST_ROW),
-    row(ONE_ROW, CODES_ALONE, BEST_ROW),
-    row("time weights", { ...CODES_ALONE, [`${OPTIMIZATION}.time_weights`]: "ddpm" }, ONE_ROW),
-    ...(images
-      ? [row("time weights, cosine", {
-        ...CODES_ALONE,
-        [`${OPTIMIZATION}.time_weights`]: "ddpm",
-        [`${OPTIMIZATION}.beta_schedule`]: "cosine",
-      }, ONE_ROW)]
-      : []),
-    row("annealing", { ...CODES_ALONE, [`${OPTIMIZATION}.entropy_weight`]: ANNEALING }, ONE_ROW),
-    row("best, 8 bits, all static, G 1", { ...fixed, num_time_groups: 1 }, BEST_ROW),
-    row(STATIC_ROW, fixed, BEST_ROW),
-    row(MIXED_ROW, corrected, BEST_ROW),
+    row("best, 8 bits, all static, G 1", { ...FIXED, num_time_groups: 1 }, BEST_ROW),
+    row(STATIC_ROW, FIXED, BEST_ROW),
+    row(MIXED_ROW, { ...BEST, ...PHASE1 }, BEST_ROW),
     dynamic(DYNAMIC_ROW, 8),
-    row(STATIC4_ONE_ROW, { ...corrected, ...FOUR_BITS, num_time_groups: 1 }, BEST_ROW),
-    row(STATIC4_ROW, { ...corrected, ...FOUR_BITS, num_time_groups: 10 }, BEST_ROW),
-    row(
-      "best, 4 bits, adaptive G 10",
-      { ...corrected, ...FOUR_BITS, num_time_groups: 10, time_groups: "adaptive" },
-      STATIC4_ROW,
-    ),
+    row(STATIC4_ONE_ROW, { ...ten, num_time_groups: 1 }, BEST_ROW),
+    row(STATIC4_ROW, ten, BEST_ROW),
+    row("best, 4 bits, adaptive G 10", { ...ten, time_groups: "adaptive" }, STATIC4_ROW),
     dynamic("best, dynamic 4 bits", 4),
-    row(`phase 1, static 4 bits, G ${groups}`, { ...ROUND, ...PHASE1, ...FOUR_BITS }, "baseline"),
-    row(
-      `phase 3, static 4 bits, G ${groups}`,
-      { ...PHASE3, ...FOUR_BITS },
-      `phase 1, static 4 bits, G ${groups}`,
-    ),
+    row(phase1, { ...ROUND, ...PHASE1, ...FOUR_BITS }, "baseline"),
+    row(`phase 3, static 4 bits, G ${groups}`, { ...PHASE3, ...FOUR_BITS }, phase1),
+  ];
+}
+
+/** Corrections by time. */
+function timeRows(row: MakeRow, kind: "sequences" | "images"): RowSetting[] {
+  const corrected = { ...FIXED, output_correction: true };
+  return [
+    row("best + gain, bias", { ...corrected, [`${OPTIMIZATION}.markov_weight`]: 0 }, STATIC_ROW),
+    row("best + gain, bias, prior", corrected, STATIC_ROW),
+    row("round + gain, bias", { ...corrected, ...ROUND }, "baseline"),
+    row("best + scales by time", { ...FIXED, time_scales: "per_group" }, STATIC_ROW),
+    ...(kind === "images" ? [row(SAMPLER_ROW, { ...FIXED, sampler_correction: true }, STATIC_ROW)] : []),
+  ];
+}
+
+/** More bits, in groups and by budget. */
+function sizeRows(row: MakeRow, kind: "sequences" | "images"): RowSetting[] {
+  const isImage = kind === "images", round = `round, ${BUDGET} bits by budget`;
+  const budget = { target_bits_per_weight: BUDGET };
+  return [
     ...([128, 64, 32] as const).map((groupSize) =>
       row(`baseline, groups of ${groupSize}`, { ...ROUND, group_size: groupSize }, "baseline")
     ),
-    row(
-      "best + gain, bias",
-      { ...fixed, output_correction: true, [`${OPTIMIZATION}.markov_weight`]: 0 },
-      STATIC_ROW,
-    ),
-    row("best + gain, bias, prior", { ...fixed, output_correction: true }, STATIC_ROW),
-    row("round + gain, bias", { ...ROUND, ...PHASE1, output_correction: true }, "phase1"),
-    row("best + scales by time", { ...fixed, time_scales: "per_group" }, STATIC_ROW),
-    ...(images ? [row(SAMPLER_ROW, { ...fixed, sampler_correction: true }, STATIC_ROW)] : []),
-    // About as many scales as those by time of five groups. A second candidate takes an image model ten seconds, and is rejected.
-    row("best, groups of 32", { ...BEST, ...(images ? ONE_CANDIDATE : {}), group_size: 32 }, BEST_ROW),
-    ...(images ? [] : [
-      row(`round, ${BUDGET} bits by budget`, { ...ROUND, target_bits_per_weight: BUDGET }, "baseline"),
-      row(
-        `best, ${BUDGET} bits by budget`,
-        { ...BEST, target_bits_per_weight: BUDGET },
-        `round, ${BUDGET} bits by budget`,
-      ),
+    // A second candidate takes an image model ten seconds, and is rejected.
+    row("best, groups of 32", { ...BEST, ...(isImage ? ONE_CANDIDATE : {}), group_size: 32 }, BEST_ROW),
+    ...(isImage ? [] : [
+      row(round, { ...ROUND, ...budget }, "baseline"),
+      row(`best, ${BUDGET} bits by budget`, { ...BEST, ...budget }, round),
     ]),
   ];
 }

@@ -1,121 +1,135 @@
-/** What the sampler's correction is worth: images drawn freely from the same noise, and the noise error at every step, with it and without. */
+/** The sampler's correction: images drawn from the same noise, and the noise error at every step, with it and without. */
 import { type DitModel, imageSteps, type SamplerName, type Scheduler } from "../../models/mod.ts";
-import { correctPredictions } from "../../thermo/mod.ts";
+import { drawImages, type NoisyImages, predictionsAt } from "../../eval/images.ts";
 import { bootstrapRatio, type Interval } from "../../eval/intervals.ts";
 import { squaredDistances } from "../../eval/statistics.ts";
-import type { Section } from "../suite.ts";
+import { correctPredictions } from "../../thermo/mod.ts";
 import type { TableRow } from "../../eval/table.ts";
+import type { Section } from "../suite.ts";
 
-const IMAGES = 32;
-const QUICK_IMAGES = 4;
-const STEPS = 20;
-const QUICK_STEPS = 4;
+const IMAGES = 32, STEPS = 20;
+const QUICK_IMAGES = 4, QUICK_STEPS = 4;
 const SAMPLERS: readonly SamplerName[] = ["ddim", "ddpm"];
 
-/** A quantized model as it is and with its sampler's correction. */
-export interface CorrectedPair {
+/** A full-precision model, and a quantized one with its sampler's correction and without. */
+export interface CorrectedModels {
   readonly full: DitModel;
   readonly plain: DitModel;
   readonly corrected: DitModel;
 }
 
-/** `Σ ‖x − wanted‖² / Σ ‖wanted‖²` with its interval over images. */
-function relativeError(x: Float32Array, wanted: Float32Array, images: number, seed: number): Interval {
-  const { errors, norms } = squaredDistances(x, wanted, images);
-  return bootstrapRatio(errors, norms, { seed });
+/** A measurement with the correction and without. */
+interface Pair {
+  /** Sampler, or timestep. */
+  readonly at: string | number;
+  readonly without: Interval;
+  readonly with: Interval;
 }
 
-/** The rows of both tables, and the tables. */
+/** Two tables and their rows. */
 export function samplerSections(
   name: string,
-  { full, plain, corrected }: CorrectedPair,
+  models: CorrectedModels,
   scheduler: Scheduler,
   { seed, quick }: { readonly seed: number; readonly quick: boolean },
 ): { readonly sections: Section[]; readonly rows: TableRow[] } {
   const images = quick ? QUICK_IMAGES : IMAGES, steps = quick ? QUICK_STEPS : STEPS;
-  const labels = Array.from({ length: images }, (_, i) => i % full.config.classes);
-  const drawn = (model: DitModel, sampler: SamplerName) => {
-    const turns = imageSteps(model, scheduler, labels, { sampler, steps, seed });
-    while (true) {
-      const { done, value } = turns.next();
-      if (done) return value.slice();
-    }
-  };
-  const drift = SAMPLERS.map((sampler) => {
-    const wanted = drawn(full, sampler);
-    const [without, with_] = [plain, corrected].map((model) =>
-      relativeError(drawn(model, sampler), wanted, images, seed)
-    ) as [Interval, Interval];
-    return { sampler, without, with: with_ };
-  });
-  const { sampler: theta, groups } = corrected.timeParameters!;
-  const turns = imageSteps(full, scheduler, labels, { sampler: "ddim", steps, seed });
-  const errors: { timestep: number; without: Interval; with: Interval }[] = [];
-  for (const { timestep, samples } of turns) {
-    if (timestep === undefined) break;
-    const times = new Array<number>(images).fill(timestep), elements = full.imageElements;
-    // A learned variance lies behind each prediction.
-    const predicted = (model: DitModel) => {
-      const output = model.forward(samples, times, labels), size = output.length / images;
-      const out = new Float32Array(images * elements);
-      for (let i = 0; i < images; i++) out.set(output.subarray(i * size, i * size + elements), i * elements);
-      return out;
-    };
-    const wanted = predicted(full), got = predicted(plain), group = groups.groupOf(timestep);
-    const without = relativeError(got, wanted, images, seed);
-    correctPredictions(
-      got,
-      {
-        gain: theta!.gain[group]!,
-        bias: theta!.bias[group]!,
-        noiseVariance: theta!.noiseVariance[group]!,
-      },
-      got,
-    );
-    errors.push({ timestep, without, with: relativeError(got, wanted, images, seed) });
-  }
-  const span = ({ value, low, high }: Interval) =>
+  const groups = models.corrected.timeParameters!.groups.count;
+  const text = ({ value, low, high }: Interval) =>
     `${value.toPrecision(3)} (${low.toPrecision(2)}-${high.toPrecision(2)})`;
-  const columns = [{ key: "without", title: "without" }, { key: "with", title: "with" }];
+  const parts = [{
+    what: "drift",
+    note:
+      `${images} images of ${steps} steps from the same noise: ‖x − full‖² / ‖full‖² at the end, by ${groups} time groups.`,
+    key: "sampler",
+    pairs: driftOf(models, scheduler, images, steps, seed),
+  }, {
+    what: "noise error by step",
+    note: "At every state of the full-precision DDIM trajectory: ‖ε̂ − ε‖² / ‖ε‖².",
+    key: "timestep",
+    pairs: errorsOf(models, scheduler, images, steps, seed),
+  }];
   return {
-    sections: [{
-      title: `${name}: the sampler's correction, drift`,
-      notes: [
-        `${images} images of ${steps} steps from the same noise: ‖x − full‖² / ‖full‖² at the end, by ${groups.count} time groups.`,
-      ],
-      columns: [{ key: "sampler", title: "sampler" }, ...columns],
-      rows: drift.map((row) => ({
-        sampler: row.sampler,
-        without: span(row.without),
-        with: span(row.with),
-      })),
-    }, {
-      title: `${name}: the sampler's correction, noise error by step`,
-      notes: ["At every state of full precision's own DDIM trajectory: ‖ε̂ − ε‖² / ‖ε‖²."],
-      columns: [{ key: "timestep", title: "timestep" }, ...columns],
-      rows: errors.map((row) => ({
-        timestep: row.timestep,
-        without: span(row.without),
-        with: span(row.with),
-      })),
-    }],
-    rows: [
-      ...drift.map(({ sampler, without, with: own }) => ({
+    sections: parts.map(({ what, note, key, pairs }) => ({
+      title: `${name}: the sampler's correction, ${what}`,
+      notes: [note],
+      columns: [key, "without", "with"].map((each) => ({ key: each, title: each })),
+      rows: pairs.map((pair) => ({ [key]: pair.at, without: text(pair.without), with: text(pair.with) })),
+    })),
+    rows: parts.flatMap(({ what, key, pairs }) =>
+      pairs.map((pair) => ({
         suite: "phases",
         model: name,
-        what: "sampler drift",
-        sampler,
-        without: without.value,
-        with: own.value,
-      })),
-      ...errors.map(({ timestep, without, with: own }) => ({
-        suite: "phases",
-        model: name,
-        what: "sampler noise error",
-        timestep,
-        without: without.value,
-        with: own.value,
-      })),
-    ],
+        what: `sampler ${what}`,
+        [key]: pair.at,
+        without: pair.without.value,
+        with: pair.with.value,
+      }))
+    ),
   };
+}
+
+/** `Σ ‖x − wanted‖² / Σ ‖wanted‖²` with its interval over images, of their first `elements` numbers. */
+function relativeError(
+  x: Float32Array,
+  wanted: Float32Array,
+  images: number,
+  elements: number,
+  seed: number,
+): Interval {
+  const { errors, norms } = squaredDistances(x, wanted, images, elements);
+  return bootstrapRatio(errors, norms, { seed });
+}
+
+/** Distance of finished drawings to the full-precision ones. */
+function driftOf(
+  { full, plain, corrected }: CorrectedModels,
+  scheduler: Scheduler,
+  images: number,
+  steps: number,
+  seed: number,
+): Pair[] {
+  return SAMPLERS.map((sampler) => {
+    const [wanted, without, own] = [full, plain, corrected].map((model) =>
+      drawImages(model, scheduler, images, { sampler, steps, seed, batch: images }).images
+    ) as [Float32Array, Float32Array, Float32Array];
+    const error = (x: Float32Array) => relativeError(x, wanted, images, full.imageElements, seed);
+    return { at: sampler, without: error(without), with: error(own) };
+  });
+}
+
+/** Error of the noise at the states of the full-precision trajectory. */
+function errorsOf(
+  { full, plain, corrected }: CorrectedModels,
+  scheduler: Scheduler,
+  images: number,
+  steps: number,
+  seed: number,
+): Pair[] {
+  const { sampler: theta, groups } = corrected.timeParameters!, elements = full.imageElements;
+  const labels = Array.from({ length: images }, (_, i) => i % full.config.classes);
+  const states: NoisyImages[] = [];
+  for (const { timestep, samples } of imageSteps(full, scheduler, labels, { sampler: "ddim", steps, seed })) {
+    if (timestep !== undefined) states.push({ timestep, samples: samples.slice(), labels });
+  }
+  const [wanted, got] = [full, plain].map((model) => predictionsAt(model, states)) as [
+    Float32Array<ArrayBuffer>[],
+    Float32Array<ArrayBuffer>[],
+  ];
+  return states.map(({ timestep }, i) => {
+    const group = groups.groupOf(timestep), without = got[i]!, size = without.length / images;
+    const correction = {
+      gain: theta!.gain[group]!,
+      bias: theta!.bias[group]!,
+      noiseVariance: theta!.noiseVariance[group]!,
+    };
+    const own = without.slice();
+    // A learned variance follows each prediction.
+    for (let image = 0; image < images; image++) {
+      const prediction = own.subarray(image * size, image * size + elements);
+      correctPredictions(prediction, correction, prediction);
+    }
+    const error = (x: Float32Array) => relativeError(x, wanted[i]!, images, elements, seed);
+    return { at: timestep, without: error(without), with: error(own) };
+  });
 }

@@ -91,48 +91,44 @@ function sayForecast({ kernels, progress }: BenchContext, path: string, tokens: 
   progress(`forecast: about ${secondsText(seconds)} and ${formatBytes(memory.total)} of memory`);
 }
 
-/** Tables and rows of one block, and of all blocks by multiplication. */
-function reportOf(
-  context: BenchContext,
-  { phases, layerMilliseconds, totals: { weights, bitsPerWeight } }: RunReport,
-  tokens: number,
-  width: number,
-): SuiteReport {
-  const { blocks } = DREAM_7B, { statisticsBytes, activationMilliseconds, validation, smoothing } = phases!;
-  const { environment: { backend, isa, runtime, processor }, options: { seed, bits, groupSize } } = context;
-  /** @param sequences that were run, and of the whole run; the same for what needs none */
-  const part = (name: string, milliseconds: number, sequences: number, whole: number) => {
-    const measured = milliseconds / 1000, isOfWeights = sequences === whole;
-    const ratio = isOfWeights ? 1 : sequences === 0 ? 0 : whole * WHOLE.tokens / (sequences * tokens);
+/** Times of one block's parts, and of all blocks by multiplication. */
+function partsOf({ phases, layerMilliseconds }: RunReport, tokens: number) {
+  const { activationMilliseconds, validation, smoothing } = phases!, { sequences, phase1, phase2 } = WHOLE;
+  const writing = layerMilliseconds.reduce<number>((sum, each) => sum + (each ?? 0), 0);
+  /** @param count sequences that were run, and of the whole run; none for what needs weights alone */
+  const part = (name: string, milliseconds: number, count?: readonly [run: number, whole: number]) => {
+    const [run, whole] = count ?? [0, 0], measured = milliseconds / 1000;
+    const ratio = count === undefined ? 1 : run === 0 ? 0 : whole * WHOLE.tokens / (run * tokens);
     return {
       part: name,
       measuredSeconds: measured,
-      measuredOn: isOfWeights ? "1 block" : `1 block, ${sequences * tokens} tokens`,
-      extrapolatedSeconds: blocks * measured * ratio,
+      measuredOn: count === undefined ? "1 block" : `1 block, ${run * tokens} tokens`,
+      extrapolatedSeconds: DREAM_7B.blocks * measured * ratio,
     };
   };
-  const writing = layerMilliseconds.reduce<number>((sum, each) => sum + (each ?? 0), 0);
-  const { sequences, phase1, phase2 } = WHOLE;
   const parts = [
-    part("round, check, write", writing, 1, 1),
-    part("static activations", activationMilliseconds!, SEQUENCES, sequences),
-    part("phase 1, scores", validation!.milliseconds, 1, 1),
-    part("phase 1, held-out step KL", validation!.stepKlMilliseconds, validation!.samples, phase1),
-    part("phase 2, smoothing and its guards", smoothing!.milliseconds, smoothing!.samples, phase2),
+    part("round, check, write", writing),
+    part("static activations", activationMilliseconds!, [SEQUENCES, sequences]),
+    part("phase 1, scores", validation!.milliseconds),
+    part("phase 1, held-out step KL", validation!.stepKlMilliseconds, [validation!.samples, phase1]),
+    part("phase 2, smoothing and its guards", smoothing!.milliseconds, [smoothing!.samples, phase2]),
   ];
   const round = parts[0]!.extrapolatedSeconds + parts[1]!.extrapolatedSeconds;
-  const rows = parts.map((each, i) => ({
-    ...each,
-    overhead: i < 2 ? null : each.extrapolatedSeconds / round,
-  }));
+  return parts.map((each, i) => ({ ...each, overhead: i < 2 ? null : each.extrapolatedSeconds / round }));
+}
+
+/** Tables and rows. */
+function reportOf(context: BenchContext, run: RunReport, tokens: number, width: number): SuiteReport {
+  const { environment: { backend, isa, runtime, processor }, options: { seed, bits, groupSize } } = context;
+  const { phases, totals: { weights, bitsPerWeight } } = run, { blocks } = DREAM_7B;
+  const parts = partsOf(run, tokens), { sequences, phase1, phase2 } = WHOLE;
   const memory = [
     { memory: "weights, packed", countedBytes: weights * bitsPerWeight / 8 },
-    { memory: "caches and statistics of the phases", countedBytes: statisticsBytes },
+    { memory: "caches and statistics of the phases", countedBytes: phases!.statisticsBytes },
   ].map((each) => ({ ...each, extrapolatedBytes: blocks * each.countedBytes }));
   const share = memory[1]!.extrapolatedBytes / memory[0]!.extrapolatedBytes;
-  const title = `Phases at Dream 7B's shapes, synthetic weights${
-    width === DREAM_7B.width ? "" : `, ${width} wide`
-  }`;
+  const own = width === DREAM_7B.width ? "" : `, ${width} wide`;
+  const title = `Phases at Dream 7B's shapes, synthetic weights${own}`;
   return {
     sections: [{
       title: `${title}: time, no accuracy`,
@@ -150,7 +146,7 @@ function reportOf(
         { key: "whole", title: "extrapolated" },
         { key: "share", title: "/ round" },
       ],
-      rows: rows.map(({ overhead, extrapolatedSeconds, ...row }) => ({
+      rows: parts.map(({ overhead, extrapolatedSeconds, ...row }) => ({
         ...row,
         whole: secondsText(extrapolatedSeconds),
         share: overhead === null ? undefined : `+${(100 * overhead).toFixed(2)} %`,
@@ -162,18 +158,14 @@ function reportOf(
           formatBytes(peakResidentBytes())
         }.`,
       ],
-      columns: [
-        { key: "memory", title: "memory" },
-        { key: "one", title: "one block" },
-        { key: "all", title: "extrapolated" },
-      ],
+      columns: ["memory", "one block", "extrapolated"].map((name) => ({ key: name, title: name })),
       rows: memory.map(({ memory, countedBytes, extrapolatedBytes }) => ({
         memory,
-        one: formatBytes(countedBytes),
-        all: formatBytes(extrapolatedBytes),
+        "one block": formatBytes(countedBytes),
+        extrapolated: formatBytes(extrapolatedBytes),
       })),
     }],
-    rows: [...rows, ...memory].map((row) => ({
+    rows: [...parts, ...memory].map((row) => ({
       suite: "phases",
       model: "Dream 7B, synthetic",
       ...row,

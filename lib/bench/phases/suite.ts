@@ -39,8 +39,8 @@ import { samplerSections } from "./sampler.ts";
 import { phaseScale } from "./scale.ts";
 import { forwardRatio, overhead, pipelineSeconds, selectionShare } from "./time.ts";
 
-/** Runs of a row with a small overhead, fewer where one takes long. */
-const RUNS = 5, FEW_RUNS = 3, LONG_SECONDS = 1;
+/** Runs of a row with a small overhead, fewer where one takes long, and one where it takes so long that its parts are. */
+const RUNS = 5, FEW_RUNS = 3, LONG_SECONDS = 1, VERY_LONG_SECONDS = 5;
 /** Rows that run again: their overheads are small, and have goals. */
 const TIMED_ROWS = ["phase1", "phase2", UNREFINED_ROW];
 /** The reference models, all rows, two cores. */
@@ -133,7 +133,10 @@ async function measureRows(
     const own = written ?? find(BEST_ROW)!;
     const runs = written === undefined ? [] : [written.times];
     if (TIMED_ROWS.includes(setting.name)) {
-      const most = quick || pipelineSeconds(runs, 0) > LONG_SECONDS ? FEW_RUNS : RUNS;
+      const seconds = pipelineSeconds(runs, 0);
+      const most = quick || seconds > LONG_SECONDS
+        ? quick || seconds < VERY_LONG_SECONDS ? FEW_RUNS : 1
+        : RUNS;
       while (runs.length < most) {
         runs.push((await runner.write(setting, join(folder, "again"), true)).times);
       }
