@@ -1,5 +1,6 @@
 /**
- * One pass of the full-precision model over calibration data, with what every layer reads added to calibration statistics.
+ * One pass of the full-precision model over calibration data, with what every layer reads added to
+ * calibration statistics.
  */
 import { CalibrationError } from "../errors.ts";
 import type { Blockwise, LayerObserver } from "../models/mod.ts";
@@ -102,7 +103,10 @@ async function collect<Batch>(
 /** The index behind a model's last block. */
 export const blockCount = <Batch>(model: Blockwise<Batch>): number => model.stages.at(-1)!.block;
 
-/** Weights of the rows that a layer reads: those of positions, or of samples for a layer that reads a row a sample. */
+/**
+ * Weights of the rows that a layer reads: those of positions, or of samples for a layer that reads a row a
+ * sample.
+ */
 export function rowWeights(
   { weights, samples, sampleWeights }: CalibrationPart<unknown>,
   rows: number,

@@ -1,4 +1,7 @@
-/** Samples of calibration data: drawn from records with a random time each, in batches, split into a part to solve on and a held-out part. */
+/**
+ * Samples of calibration data: drawn from records with a random time each, in batches, split into a part to
+ * solve on and a held-out part.
+ */
 import { CalibrationError } from "../errors.ts";
 import { quote } from "../files/whole.ts";
 import { RandomStream, type Scheduler } from "../models/mod.ts";
@@ -46,7 +49,9 @@ export interface CalibrationOptions {
   /** Sequences or noised images; records are used again, with other masks and noise, when there are fewer. */
   readonly samples: number;
   readonly seed: number;
-  /** How much positions count: as described at `POSITION_WEIGHTS` of sequences.ts, the default, or all alike. */
+  /**
+   * How much positions count: as described at `POSITION_WEIGHTS` of sequences.ts, the default, or all alike.
+   */
   readonly weights?: "by_role" | "alike" | undefined;
 }
 
@@ -89,8 +94,8 @@ export interface Draw {
 }
 
 /**
- * Draws samples of both parts. The range of times is divided equally among the samples, so that no time is missing; their order is random, so that
- * each batch has all kinds.
+ * Draws samples of both parts. The range of times is divided equally among the samples, so that no time is
+ * missing; their order is random, so that each batch has all kinds.
  */
 export function draw<Batch>(
   records: number,

@@ -1,4 +1,7 @@
-/** How far a model with other weights is from full precision on what calibration held out: what candidates are chosen by. */
+/**
+ * How far a model with other weights is from full precision on what calibration held out: what candidates are
+ * chosen by.
+ */
 import type { Blockwise, MaskedTransformer, Matrix, SequenceBatch } from "../models/mod.ts";
 import { tokenKl } from "../thermo/masked_transition.ts";
 import type { Calibrated, CalibrationPart } from "./mod.ts";
@@ -6,8 +9,8 @@ import { blockCount } from "./collect.ts";
 import { maskedRows, rowsOf } from "./step_kl.ts";
 
 /**
- * How far a model with other weights is from full precision on the held-out part: mean KL at masked positions in nats for
- * sequences, mean ‖ε̂ − ε‖² / ‖ε‖² for images; NaN where nothing was held out.
+ * How far a model with other weights is from full precision on the held-out part: mean KL at masked positions
+ * in nats for sequences, mean ‖ε̂ − ε‖² / ‖ε‖² for images; NaN where nothing was held out.
  */
 export function heldOutDistance(
   calibrated: Calibrated,

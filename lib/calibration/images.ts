@@ -25,7 +25,8 @@ export interface LabelledImages {
 }
 
 /**
- * Reads a safetensors file of `images: U8, F32 or F16 [count, …]` and `labels: U8, I32 or I64 [count]`; a byte v becomes v / 127.5 − 1.
+ * Reads a safetensors file of `images: U8, F32 or F16 [count, …]` and `labels: U8, I32 or I64 [count]`; a
+ * byte v becomes v / 127.5 − 1.
  *
  * @param fault makes the error from its reason
  * @throws the fault, when the file does not hold them

@@ -1,6 +1,7 @@
 /**
- * Calibration data ready to run: sequences with masks drawn as in training, images noised to every timestep, each with the weights of its
- * positions, split into a part to solve on and a held-out part. Synthetic data are marked as such.
+ * Calibration data ready to run: sequences with masks drawn as in training, images noised to every timestep,
+ * each with the weights of its positions, split into a part to solve on and a held-out part. Synthetic data
+ * are marked as such.
  */
 import { existsSync } from "node:fs";
 import type { DitModel, ImageBatch, LoadedModel, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
@@ -48,7 +49,8 @@ export function withStatistics(loaded: LoadedModel, statistics: CalibrationStati
 /**
  * Loads a model's calibration data.
  *
- * @throws {CalibrationError} when the file is not what the model reads: another vocabulary, another image size, an unknown form
+ * @throws {CalibrationError} when the file is not what the model reads: another vocabulary, another image
+ * size, an unknown form
  */
 export async function loadCalibration(
   loaded: LoadedModel,

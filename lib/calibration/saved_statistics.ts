@@ -1,4 +1,7 @@
-/** Calibration statistics in files: collected into one, resumably, and read from one or several instead of data. */
+/**
+ * Calibration statistics in files: collected into one, resumably, and read from one or several instead of
+ * data.
+ */
 import { existsSync } from "node:fs";
 import { CalibrationError, FormatError, OutputError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -29,7 +32,8 @@ export function calibrationGroups(axis: TimeAxis, count: number): TimeGroups {
 }
 
 /**
- * Files of statistics that a name of calibration data stands for: one, or several with commas between them; undefined where it names data.
+ * Files of statistics that a name of calibration data stands for: one, or several with commas between them;
+ * undefined where it names data.
  *
  * @throws {CalibrationError} when only some of several are files of statistics
  */
@@ -52,7 +56,8 @@ export function statisticsFiles(source: string): readonly string[] | undefined {
 /**
  * Statistics of one or several files, merged.
  *
- * @throws {CalibrationError | FormatError} when one cannot be used for the model, or they do not belong together
+ * @throws {CalibrationError | FormatError} when one cannot be used for the model, or they do not belong
+ * together
  */
 export function loadStatistics(paths: readonly string[], fingerprint: string): CalibrationStatistics {
   const [first, ...others] = paths.map((path) => readCalibrationStatistics(path, { fingerprint }).statistics);
@@ -73,8 +78,9 @@ export interface SaveStatistics extends RunOptions {
 }
 
 /**
- * Collects the statistics of calibration data into a file; with statistics instead of data, writes those. A stopped pass is resumed from
- * `<path>.progress`, and its file is the same to the byte. A file of the same pass is used as it is.
+ * Collects the statistics of calibration data into a file; with statistics instead of data, writes those. A
+ * stopped pass is resumed from `<path>.progress`, and its file is the same to the byte. A file of the same
+ * pass is used as it is.
  *
  * @throws {OutputError} when there is another file at the path
  */

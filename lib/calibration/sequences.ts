@@ -25,12 +25,15 @@ const SYNTHETIC_TOKENS = 128;
 const MIN_MASK_RATIO = 1e-3;
 
 /**
- * How much a position counts: predicted tokens fully, because they are the loss; visible ones because attention reads them; padding little, because
- * most of it is alike. docs/decisions.md has the measurements.
+ * How much a position counts: predicted tokens fully, because they are the loss; visible ones because
+ * attention reads them; padding little, because most of it is alike. docs/decisions.md has the measurements.
  */
 export const POSITION_WEIGHTS = { predicted: 1, visible: 0.3, padding: 0.1 };
 
-/** Bins of the axis of mask ratios: as many as image models mostly have timesteps, so that a window is the same share of the axis. */
+/**
+ * Bins of the axis of mask ratios: as many as image models mostly have timesteps, so that a window is the
+ * same share of the axis.
+ */
 const MASK_RATIO_BINS = 1000;
 
 /** A record's tokens, and from where on they may be masked. */
@@ -53,7 +56,9 @@ function readText(path: string): string {
   }
 }
 
-/** Records of a JSONL file: `{"prompt", "answer"}`, `{"text"}` or `{"input_ids", "prompt_length"?}` a line. */
+/**
+ * Records of a JSONL file: `{"prompt", "answer"}`, `{"text"}` or `{"input_ids", "prompt_length"?}` a line.
+ */
 async function readSequences(model: MaskedTransformer, folder: string, path: string): Promise<Sequence[]> {
   const { bosToken, eosToken, maskToken, padToken, vocabularySize } = model.config;
   let tokenizer: Awaited<ReturnType<typeof loadTokenizer>> | undefined;
@@ -180,7 +185,10 @@ interface Masking {
   readonly weights: typeof POSITION_WEIGHTS;
 }
 
-/** A batch's sequences, masked, one after the other; without a padding token, shorter ones go on from their beginning. */
+/**
+ * A batch's sequences, masked, one after the other; without a padding token, shorter ones go on from their
+ * beginning.
+ */
 function maskedBatch(
   { maskToken, padToken }: MaskedTransformer["config"],
   records: readonly Sequence[],
@@ -218,7 +226,11 @@ function maskedBatch(
   };
 }
 
-/** Masked sequences for a language model. @throws {CalibrationError} when the file is not what the model reads */
+/**
+ * Masked sequences for a language model.
+ *
+ * @throws {CalibrationError} when the file is not what the model reads
+ */
 export async function sequenceSet(
   model: MaskedTransformer,
   folder: string,

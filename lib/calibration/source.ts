@@ -1,4 +1,7 @@
-/** Calibration as a configuration asks for it: whether it does, where the data are, and a model opened with them. */
+/**
+ * Calibration as a configuration asks for it: whether it does, where the data are, and a model opened with
+ * them.
+ */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Config, hasBudget, wantsPhases } from "../config/mod.ts";

@@ -1,6 +1,6 @@
 /**
- * The step KL of a model against full precision on held-out calibration data: of every sample, of every time group, and the mean. A model's time
- * parameters run as they do in use.
+ * The step KL of a model against full precision on held-out calibration data: of every sample, of every time
+ * group, and the mean. A model's time parameters run as they do in use.
  */
 import type { DitModel, LayerObserver, LoadedModel, Scheduler } from "../models/mod.ts";
 import { tokenKl } from "../thermo/masked_transition.ts";
@@ -9,14 +9,20 @@ import type { TimeGroups } from "../time/mod.ts";
 import type { Calibrated } from "./mod.ts";
 import { transitionsOf } from "./time_weights.ts";
 
-/** Step-KL weights by timestep of a model's own noise schedule: DDPM's, cut at their 95th percentile; without a scheduler masked diffusion's. */
+/**
+ * Step-KL weights by timestep of a model's own noise schedule: DDPM's, cut at their 95th percentile; without
+ * a scheduler masked diffusion's.
+ */
 export function stepWeights(scheduler: Scheduler | undefined): TransitionComputer {
   return scheduler === undefined
     ? new TransitionComputer()
     : transitionsOf(scheduler, { sampler: "ddpm", schedule: "auto" });
 }
 
-/** Bytes of full-precision outputs that a meter keeps for further models: those of a large vocabulary are computed again. */
+/**
+ * Bytes of full-precision outputs that a meter keeps for further models: those of a large vocabulary are
+ * computed again.
+ */
 const TEACHER_CACHE_BYTES = 2 ** 28;
 
 /** Step KL of samples as sums: the mean is Σ sums / Σ counts. */
@@ -29,7 +35,9 @@ export interface StepKl {
   readonly times: Float64Array<ArrayBuffer>;
 }
 
-/** Sees the inputs of linear layers; `times` are those of the batch's items, whose rows are in equal parts. */
+/**
+ * Sees the inputs of linear layers; `times` are those of the batch's items, whose rows are in equal parts.
+ */
 export type TimedObserver = (times: Float64Array, ...input: Parameters<LayerObserver>) => void;
 
 /** Σ sums / Σ counts. */
@@ -52,10 +60,11 @@ export function stepKlByGroup(
 }
 
 /**
- * Measures models against the full-precision one of `calibrated`, whose outputs are computed once, as far as they are small.
+ * Measures models against the full-precision one of `calibrated`, whose outputs are computed once, as far as
+ * they are small.
  *
- * For sequences a sample's sum is KL(full ‖ other) over its masked positions, in nats: a step adds ρ times that. For images it is
- * `ω_t ‖Δ prediction‖²`, with the variance's term where that is learned.
+ * For sequences a sample's sum is KL(full ‖ other) over its masked positions, in nats: a step adds ρ times
+ * that. For images it is `ω_t ‖Δ prediction‖²`, with the variance's term where that is learned.
  */
 export class StepKlMeter {
   readonly #full = new Map<number, Float32Array<ArrayBuffer>>();
@@ -95,8 +104,9 @@ export class StepKlMeter {
   }
 
   /**
-   * The step KL of a model by its name: what the transition computer's cache does not have is measured and put there. Meters of the same
-   * computer may share names where their data have the same samples at each time.
+   * The step KL of a model by its name: what the transition computer's cache does not have is measured and
+   * put there. Meters of the same computer may share names where their data have the same samples at each
+   * time.
    *
    * @param load the model, called only when it has to be measured
    */
@@ -114,7 +124,8 @@ export class StepKlMeter {
   }
 
   /**
-   * @param observe also sees the inputs of every linear layer, with the times of the batch's items; all rows of all items
+   * @param observe also sees the inputs of every linear layer, with the times of the batch's items; all rows
+   * of all items
    * @throws {TypeError} when the model is of another family
    */
   measure(other: LoadedModel, observe?: TimedObserver): StepKl {

@@ -1,6 +1,6 @@
 /**
- * Weights ω_t of a model's steps, and calibration data whose samples count by them: with such weights a second moment is
- * `H̄ = Σ_t ω_t H_t` (DESIGN.md §3). What a weight is, is lib/thermo's.
+ * Weights ω_t of a model's steps, and calibration data whose samples count by them: with such weights a
+ * second moment is `H̄ = Σ_t ω_t H_t` (DESIGN.md §3). What a weight is, is lib/thermo's.
  */
 import { CalibrationError } from "../errors.ts";
 import type { Scheduler } from "../models/mod.ts";
@@ -38,10 +38,12 @@ export function transitionsOf(
 }
 
 /**
- * Weight of each bin of a denoising axis, cut at their 95th percentile: of timesteps the step KL's or displacement's, of mask ratios the
- * probability ρ with which the step out of the bin writes a masked position.
+ * Weight of each bin of a denoising axis, cut at their 95th percentile: of timesteps the step KL's or
+ * displacement's, of mask ratios the probability ρ with which the step out of the bin writes a masked
+ * position.
  *
- * A schedule changes nothing for masked diffusion: what passes through a mask ratio's bin writes a share of the masks that is the bin's alone.
+ * A schedule changes nothing for masked diffusion: what passes through a mask ratio's bin writes a share of
+ * the masks that is the bin's alone.
  *
  * @param scheduler of an image model
  *
@@ -68,7 +70,8 @@ export function timeWeights(
 }
 
 /**
- * Calibration data that count by the weights of a model's own axis: {@linkcode timeWeights} and {@linkcode weightByTime} in one.
+ * Calibration data that count by the weights of a model's own axis: {@linkcode timeWeights} and
+ * {@linkcode weightByTime} in one.
  *
  * @throws {CalibrationError} when there are no data, but statistics of them alone
  */
@@ -84,8 +87,9 @@ export function withTimeWeights(calibrated: Calibrated, settings: TimeWeightSett
 }
 
 /**
- * Calibration data whose samples that are solved on count by the weight of their time's bin, relative to the mean of all; what is
- * held out stays as it is. Equal weights change no number. Statistics that were gathered before are left out.
+ * Calibration data whose samples that are solved on count by the weight of their time's bin, relative to the
+ * mean of all; what is held out stays as it is. Equal weights change no number. Statistics that were gathered
+ * before are left out.
  *
  * @param weights `[bins]` of the data's axis, as {@linkcode timeWeights} makes them
  * @throws {TypeError} when there is not a weight for each bin

@@ -1,6 +1,6 @@
 /**
- * Static quantization parameters of activations: time groups by the inputs of layers at each time, parameters for each layer and group, and the
- * layers that gain most from per-token dynamic quantization.
+ * Static quantization parameters of activations: time groups by the inputs of layers at each time, parameters
+ * for each layer and group, and the layers that gain most from per-token dynamic quantization.
  */
 import { linear } from "../models/layers/linear.ts";
 import type { LinearLayer, LoadedModel } from "../models/mod.ts";
@@ -19,7 +19,9 @@ import { Workspace } from "../models/layers/workspace.ts";
 import { mapShared, observeParts } from "./activations.ts";
 import { type PhaseContext, transitionsOf } from "./context.ts";
 
-/** Rows of an input on which errors are measured in each time group: more hardly change the order of layers. */
+/**
+ * Rows of an input on which errors are measured in each time group: more hardly change the order of layers.
+ */
 const SAMPLED_ROWS = 512;
 
 /** How ranges are found unless asked otherwise: 255 steps need no cut, 15 do. */
@@ -43,8 +45,9 @@ function readersOf(loaded: LoadedModel, wanted: ReadonlySet<string>): Reader[] {
 }
 
 /**
- * Time groups whose boundaries lie where the wanted layers' inputs change: the logarithms of their largest magnitude and root mean square at each
- * observed time; undefined where there are more groups than times observed.
+ * Time groups whose boundaries lie where the wanted layers' inputs change: the logarithms of their largest
+ * magnitude and root mean square at each observed time; undefined where there are more groups than times
+ * observed.
  *
  * @throws {RangeError} as `adaptiveTimeGroups`
  */
@@ -100,7 +103,11 @@ export function groupsByInputs(
   });
 }
 
-/** Static quantization parameters by layer, one a time group. @param histograms of each layer's inputs in every group */
+/**
+ * Static quantization parameters by layer, one a time group.
+ *
+ * @param histograms of each layer's inputs in every group
+ */
 export function staticGrids(
   histograms: ReadonlyMap<string, readonly ActivationHistogram[]>,
   bits: ActivationBits,
@@ -117,7 +124,8 @@ export function staticGrids(
 }
 
 /**
- * Visits some rows of every reader's input on held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a time group. `x` is scratch.
+ * Visits some rows of every reader's input on held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a
+ * time group. `x` is scratch.
  */
 function sampleInputs(
   context: PhaseContext,
@@ -156,9 +164,10 @@ function sampleInputs(
 }
 
 /**
- * Layers in the order of what static quantization costs them on held-out data, the costliest first: the ratio of output errors
- * `(static + weights) / (per token + weights)`, squared and weighted by the step, where static and per token are the errors from quantized inputs and
- * weights that from quantized weights. Layers that read the same input stand together.
+ * Layers in the order of what static quantization costs them on held-out data, the costliest first: the ratio
+ * of output errors `(static + weights) / (per token + weights)`, squared and weighted by the step, where
+ * static and per token are the errors from quantized inputs and weights that from quantized weights. Layers
+ * that read the same input stand together.
  */
 export function orderByStaticCost(
   context: PhaseContext,
@@ -208,8 +217,8 @@ export function orderByStaticCost(
 }
 
 /**
- * The fewest of the first entries that have to change for a cost to fall to a limit: 1, 2, 4 … are tried, then bisection between the last two. Exact
- * where the cost falls with every entry.
+ * The fewest of the first entries that have to change for a cost to fall to a limit: 1, 2, 4 … are tried,
+ * then bisection between the last two. Exact where the cost falls with every entry.
  *
  * @param costOf cost with the first so many entries changed
  * @returns at most `count`, whose cost is taken to be within the limit

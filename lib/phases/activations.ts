@@ -1,4 +1,7 @@
-/** The inputs of layers by time group: their histograms, and the guard that decides which layers keep smoothed ranges (phase 2). */
+/**
+ * The inputs of layers by time group: their histograms, and the guard that decides which layers keep smoothed
+ * ranges (phase 2).
+ */
 import { CalibrationError } from "../errors.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
@@ -35,7 +38,11 @@ export function observeParts(
   }
 }
 
-/** Maps values that layers share: each distinct value once, and its result is shared as the value was. @param make from a value, and a layer's name */
+/**
+ * Maps values that layers share: each distinct value once, and its result is shared as the value was.
+ *
+ * @param make from a value, and a layer's name
+ */
 export function mapShared<Value, Result>(
   values: ReadonlyMap<string, Value>,
   make: (value: Value, name: string) => Result,
@@ -47,7 +54,9 @@ export function mapShared<Value, Result>(
   }));
 }
 
-/** Histograms of the wanted layers' inputs in every time group; layers that read the same input share them. */
+/**
+ * Histograms of the wanted layers' inputs in every time group; layers that read the same input share them.
+ */
 export function observeActivations(
   context: PhaseContext,
   loaded: LoadedModel,
@@ -150,7 +159,10 @@ export function heldOutWhere(
   return { ...calibrated, data: { ...calibrated.data, heldOut } };
 }
 
-/** About so many of the held-out samples, spread evenly over those in the order of their times; all or none of the samples at a time. */
+/**
+ * About so many of the held-out samples, spread evenly over those in the order of their times; all or none of
+ * the samples at a time.
+ */
 export function fewHeldOut(calibrated: Calibrated, most: number): Calibrated {
   const parts: readonly { readonly times: Float64Array }[] = calibrated.data.heldOut;
   const times = parts.flatMap((part) => [...part.times]);
@@ -162,7 +174,9 @@ export function fewHeldOut(calibrated: Calibrated, most: number): Calibrated {
   return heldOutWhere(calibrated, (time) => chosen.has(time));
 }
 
-/** One in so many rows of an item is measured by the guard: neighbours in a sequence or an image are alike. */
+/**
+ * One in so many rows of an item is measured by the guard: neighbours in a sequence or an image are alike.
+ */
 const GUARD_STRIDE = 2;
 
 /**
@@ -200,7 +214,11 @@ export function layerGuard(
     report: () => keepWhereErrorDoesNotRise(before.keys(), (name) => errors.get(name)!),
   };
 
-  /** `Q(x) − x` of some rows of all items whose grids differ: the old grids', then the smooth ones'. @returns how many rows of each */
+  /**
+   * `Q(x) − x` of some rows of all items whose grids differ: the old grids', then the smooth ones'.
+   *
+   * @returns how many rows of each
+   */
   function lose(
     times: Float64Array,
     x: Float32Array,

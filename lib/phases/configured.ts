@@ -1,4 +1,7 @@
-/** The phases as a step of the pipeline: run as configured on the codes of a plan, reported as events, stored in the sidecar. */
+/**
+ * The phases as a step of the pipeline: run as configured on the codes of a plan, reported as events, stored
+ * in the sidecar.
+ */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Config } from "../config/mod.ts";
@@ -28,7 +31,8 @@ export interface ConfiguredPhases {
 }
 
 /**
- * Packed tensors of a plan's layers by name: those that a solver made, others rounded, with searched ranges unless the solver is `round`.
+ * Packed tensors of a plan's layers by name: those that a solver made, others rounded, with searched ranges
+ * unless the solver is `round`.
  */
 export function packedLayers(
   { calibrated, plan, config, kernels, solved }: Omit<ConfiguredPhases, "checkpoint">,
@@ -82,7 +86,9 @@ export async function runConfiguredPhases(
   return result;
 }
 
-/** Events of a report: a line with its numbers for each phase, and for each violation where those are logged. */
+/**
+ * Events of a report: a line with its numbers for each phase, and for each violation where those are logged.
+ */
 export function phaseEvents(
   report: PhasesReport,
   { thermodynamic: { validation: { logViolations } } }: Config,

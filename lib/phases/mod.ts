@@ -1,6 +1,7 @@
 /**
- * The three phases on a model whose codes are chosen: gradient refinement (phase 3), time parameters in closed form, static ranges of activations by
- * time group, smoothing (phase 2) and validation (phase 1), each guarded by the held-out step KL.
+ * The three phases on a model whose codes are chosen: gradient refinement (phase 3), time parameters in
+ * closed form, static ranges of activations by time group, smoothing (phase 2) and validation (phase 1), each
+ * guarded by the held-out step KL.
  */
 import type { PackedTensor } from "../quant/mod.ts";
 import type { PhaseContext } from "./context.ts";
@@ -32,7 +33,8 @@ export {
  * Runs the wanted phases on a model whose codes are chosen. `weights` are not changed.
  *
  * @param weights packed layers by tensor name; layers that are not named stay in full precision
- * @param refined an earlier run of the refinement alone with the same weights and settings, used instead of running it again
+ * @param refined an earlier run of the refinement alone with the same weights and settings, used instead of
+ * running it again
  * @throws {RangeError} when there are more time groups than the axis has bins, or a setting is out of range
  * @throws {CalibrationError} when nothing was held out
  */

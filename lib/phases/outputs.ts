@@ -1,6 +1,6 @@
 /**
- * Time parameters in closed form: output corrections of every time group, under the Gauss-Markov prior where wanted, or weight scales by time group,
- * from the moments of the full-precision layers' inputs.
+ * Time parameters in closed form: output corrections of every time group, under the Gauss-Markov prior where
+ * wanted, or weight scales by time group, from the moments of the full-precision layers' inputs.
  */
 import { CalibrationError } from "../errors.ts";
 import { dequantize, type PackedTensor } from "../quant/mod.ts";
@@ -19,7 +19,10 @@ import { denseWeights } from "../solve/solve_model.ts";
 /** Fewest samples of which a time group's moments are taken. */
 const MIN_SAMPLES = 2;
 
-/** Moments of a layer by time group; a group with fewer than {@linkcode MIN_SAMPLES} samples takes its nearest neighbour's. */
+/**
+ * Moments of a layer by time group; a group with fewer than {@linkcode MIN_SAMPLES} samples takes its nearest
+ * neighbour's.
+ */
 function momentsOf(
   statistics: CalibrationStatistics,
   layer: string,

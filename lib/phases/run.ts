@@ -1,4 +1,7 @@
-/** The phases one by one: each takes the model as the one before left it, and adds to the report. mod.ts has their order. */
+/**
+ * The phases one by one: each takes the model as the one before left it, and adds to the report. mod.ts has
+ * their order.
+ */
 import { setImmediate } from "node:timers/promises";
 import { CalibrationError } from "../errors.ts";
 import { timeBiasesOf } from "../models/backward/mod.ts";
@@ -53,7 +56,11 @@ const NOTHING: Omit<
   activationMilliseconds: undefined,
 };
 
-/** The time groups of all time parameters. @throws {RangeError} when they differ, or two parameters exclude each other */
+/**
+ * The time groups of all time parameters.
+ *
+ * @throws {RangeError} when they differ, or two parameters exclude each other
+ */
 function timeGroupsOf(
   axis: TimeAxis,
   { activations, output, timeScales, sampler }: PhaseSettings,
@@ -199,7 +206,10 @@ export class PhaseSequence {
     await this.#pause();
   }
 
-  /** Static ranges of activations by time group, and per-token dynamic quantization for the layers that lose most with them. */
+  /**
+   * Static ranges of activations by time group, and per-token dynamic quantization for the layers that lose
+   * most with them.
+   */
   async roundActivations(settings: ActivationSettings): Promise<void> {
     const begin = this.#begin("activations"), context = this.#context;
     const { bits, range, isPerToken = false, grouping, perTokenLimit = Infinity } = settings;
@@ -415,7 +425,10 @@ export class PhaseSequence {
     };
   }
 
-  /** The model with all time parameters, some of them as given; layers with per-token quantization have no static ranges. */
+  /**
+   * The model with all time parameters, some of them as given; layers with per-token quantization have no
+   * static ranges.
+   */
   #withTheta(
     { groups = this.#groups!, grids = this.#grids, perToken = this.#perToken }: {
       readonly groups?: TimeGroups;

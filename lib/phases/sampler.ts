@@ -1,4 +1,7 @@
-/** The sampler's correction of an image model: fitted time group by time group on calibration data, kept where held-out step KL says so. */
+/**
+ * The sampler's correction of an image model: fitted time group by time group on calibration data, kept where
+ * held-out step KL says so.
+ */
 import type { LoadedModel } from "../models/mod.ts";
 import { correctPredictions, PredictionRegression, type SamplerCorrection } from "../thermo/mod.ts";
 import type { SamplerParameters, TimeGroups } from "../time/mod.ts";
@@ -9,8 +12,9 @@ import { imageStepKl } from "../calibration/step_kl.ts";
 const NONE: SamplerCorrection = { gain: 1, bias: 0, noiseVariance: 0 };
 
 /**
- * Gain, bias and noise variance of a quantized model's predictions beside the full model's, one each a time group, and the mean held-out step KL of
- * the predictions as they are and corrected. The noise variance is taken on held-out data: on those of the fit it would come out too small.
+ * Gain, bias and noise variance of a quantized model's predictions beside the full model's, one each a time
+ * group, and the mean held-out step KL of the predictions as they are and corrected. The noise variance is
+ * taken on held-out data: on those of the fit it would come out too small.
  *
  * @throws {TypeError} when the model is a language model
  */

@@ -10,11 +10,14 @@ export interface ActivationSettings {
   readonly bits: ActivationBits;
   /** How a group's range is found; default minimum and maximum at 8 bits, least squared error at 4. */
   readonly range?: RangeMethod | undefined;
-  /** `adaptive`: boundaries where the inputs change, kept only if the held-out step KL falls. Default `equal`. */
+  /**
+   * `adaptive`: boundaries where the inputs change, kept only if the held-out step KL falls. Default `equal`.
+   */
   readonly grouping?: "equal" | "adaptive" | undefined;
   /**
-   * Per-token dynamic quantization for the layers that lose most with static ranges, until the held-out step KL is at most this many times that of
-   * per-token quantization everywhere, or of activations in full precision where that is larger. At least 1; default `Infinity`: for no layer.
+   * Per-token dynamic quantization for the layers that lose most with static ranges, until the held-out step
+   * KL is at most this many times that of per-token quantization everywhere, or of activations in full
+   * precision where that is larger. At least 1; default `Infinity`: for no layer.
    */
   readonly perTokenLimit?: number | undefined;
   /** Per-token dynamic quantization for every layer (baseline for static ranges). */
@@ -25,7 +28,10 @@ export interface ActivationSettings {
 export interface OutputSettings {
   /** Time groups; default as many as the activations'. */
   readonly groups?: number | undefined;
-  /** λ of the Gauss-Markov prior, relative to the data term; from 0, the default (each group for itself), to 100. */
+  /**
+   * λ of the Gauss-Markov prior, relative to the data term; from 0, the default (each group for itself), to
+   * 100.
+   */
   readonly markovWeight?: number | undefined;
 }
 
@@ -47,7 +53,10 @@ export interface RefinementSettings {
 export interface PhaseSettings {
   /** Time groups of the static activations; undefined leaves activations in full precision. */
   readonly activations?: ActivationSettings | undefined;
-  /** Whether output corrections, weight scales and the sampler's correction need the held-out step KL to fall; false is for measuring them. Default true. */
+  /**
+   * Whether output corrections, weight scales and the sampler's correction need the held-out step KL to fall;
+   * false is for measuring them. Default true.
+   */
   readonly isGuarded?: boolean | undefined;
   /** Output corrections by time group, kept if the held-out step KL falls. */
   readonly output?: OutputSettings | undefined;
@@ -55,7 +64,10 @@ export interface PhaseSettings {
   readonly timeScales?: { readonly groups: number } | undefined;
   /** The sampler's correction of an image model, kept if the held-out step KL falls. */
   readonly sampler?: { readonly groups: number } | undefined;
-  /** Phase 1. `samples`: held-out samples of the step KL beside the scores, about; by default 32, or two a time group. */
+  /**
+   * Phase 1. `samples`: held-out samples of the step KL beside the scores, about; by default 32, or two a
+   * time group.
+   */
   readonly validation?:
     | { readonly smoothnessThreshold: number; readonly samples?: number | undefined }
     | undefined;
@@ -69,8 +81,9 @@ export interface PhaseSettings {
 export type Family = "sequences" | "images";
 
 /**
- * Step size and iterations of the refinement by family: a step of an image model costs as much as twenty of a small language model's, and its
- * loss is carried by few timesteps, so that large steps undo each other. docs/phases.md has the measurements.
+ * Step size and iterations of the refinement by family: a step of an image model costs as much as twenty of a
+ * small language model's, and its loss is carried by few timesteps, so that large steps undo each other.
+ * docs/phases.md has the measurements.
  */
 export const REFINEMENT_DEFAULTS: Readonly<
   Record<Family, { readonly learningRate: number; readonly maxIterations: number }>

@@ -1,6 +1,7 @@
 /**
- * Solving a checkpoint's layers on calibration data, as a step of the pipeline: candidates are solved one after the other, and the one with the
- * smallest held-out distance is taken. Solved layers are kept on disk, so that a stopped run can be resumed.
+ * Solving a checkpoint's layers on calibration data, as a step of the pipeline: candidates are solved one
+ * after the other, and the one with the smallest held-out distance is taken. Solved layers are kept on disk,
+ * so that a stopped run can be resumed.
  */
 import { DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers/settings.ts";
 import type { Config } from "../config/mod.ts";
@@ -47,8 +48,8 @@ interface Candidate {
 }
 
 /**
- * The configured settings and the alternatives that are tried. Phase 3's terms are compared with solving without them, unless one candidate is
- * asked for; which of the others is best differs from model to model.
+ * The configured settings and the alternatives that are tried. Phase 3's terms are compared with solving
+ * without them, unless one candidate is asked for; which of the others is best differs from model to model.
  */
 function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
   const { solver, solverOptions: { candidates } } = config;

@@ -1,6 +1,7 @@
 /**
- * Bits by budget. The cost of a layer's error to the whole model is measured: the layer alone is quantized and the held-out distance to full
- * precision taken; other bits and group sizes cost in proportion to the error of the layer's objective.
+ * Bits by budget. The cost of a layer's error to the whole model is measured: the layer alone is quantized
+ * and the held-out distance to full precision taken; other bits and group sizes cost in proportion to the
+ * error of the layer's objective.
  */
 import { factorMoments } from "../quant/solvers/factored_moment.ts";
 import type { Config } from "../config/mod.ts";
@@ -112,7 +113,11 @@ export async function planByBudget(
 const bytesOf = ({ shape, rank }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
   optionBytes(shape as [number, number], bits, groupSize, zeroPoint, rank);
 
-/** Bytes that the quantized layers may take. @throws {CalibrationError} when no choice fits, before minutes of measuring */
+/**
+ * Bytes that the quantized layers may take.
+ *
+ * @throws {CalibrationError} when no choice fits, before minutes of measuring
+ */
 function budgetBytes(rows: readonly PlanRow[], weights: number, config: Config): number {
   const kept = rows.filter(({ action }) => action === "keep")
     .reduce((sum, { dtype, shape }) => sum + elementCount(shape)! * BYTES_PER_ELEMENT[dtype], 0);

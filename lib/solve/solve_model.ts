@@ -1,7 +1,8 @@
 /**
- * Solving a whole model on calibration data, block by block: each layer is solved on the inputs that the quantized layers before it produce, and
- * targets the full-precision layer's outputs. Memory beyond the model: the moments of one stage at a time, and the hidden states of the calibration
- * data in full precision and quantized.
+ * Solving a whole model on calibration data, block by block: each layer is solved on the inputs that the
+ * quantized layers before it produce, and targets the full-precision layer's outputs. Memory beyond the
+ * model: the moments of one stage at a time, and the hidden states of the calibration data in full precision
+ * and quantized.
  */
 import { correctedTarget, type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
@@ -30,7 +31,10 @@ export interface SolveOptions {
   readonly settings: SolverSettings;
   /** Bits and groups of a layer by the name of its weight; undefined leaves the layer as it is. */
   readonly gridOf: (name: string) => WeightFormat | undefined;
-  /** `blocks`: on the inputs that the quantized layers before produce; `once`: all on those of the full-precision model. */
+  /**
+   * `blocks`: on the inputs that the quantized layers before produce; `once`: all on those of the
+   * full-precision model.
+   */
   readonly mode?: "blocks" | "once" | undefined;
   /** Layers that an earlier run has solved. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
@@ -103,7 +107,10 @@ interface LayerStage {
   readonly layers: readonly LinearLayer[];
 }
 
-/** Hidden states of a part of the data in front of a block: in full precision, and with the layers solved so far. */
+/**
+ * Hidden states of a part of the data in front of a block: in full precision, and with the layers solved so
+ * far.
+ */
 interface HiddenStates {
   readonly full: Float32Array<ArrayBuffer>;
   readonly quantized: Float32Array<ArrayBuffer>;
@@ -352,7 +359,10 @@ function warnOfFewInputs<Batch>(
   );
 }
 
-/** The rotation of inputs of so many columns; undefined where none is asked for or a block would be one column. */
+/**
+ * The rotation of inputs of so many columns; undefined where none is asked for or a block would be one
+ * column.
+ */
 function rotationOf(cols: number, { rotation, rotationSeed }: SolverSettings): Rotation | undefined {
   const block = rotationBlock(cols);
   return rotation === "none" || block === 1 ? undefined : { kind: rotation, block, seed: rotationSeed };

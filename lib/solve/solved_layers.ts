@@ -1,6 +1,6 @@
 /**
- * Solved layers on disk, so that a calibration that was stopped goes on: one file a layer in the run's work folder, read again only if
- * it is whole.
+ * Solved layers on disk, so that a calibration that was stopped goes on: one file a layer in the run's work
+ * folder, read again only if it is whole.
  */
 import { join } from "node:path";
 import type { PackedTensor } from "../quant/mod.ts";
@@ -66,7 +66,10 @@ export function saveSolvedLayer(
   writeWhole(join(folder, fileName(candidate, layer.name)), file);
 }
 
-/** The layers that an earlier run solved for a candidate; files of another identity, or broken ones, count as absent. */
+/**
+ * The layers that an earlier run solved for a candidate; files of another identity, or broken ones, count as
+ * absent.
+ */
 export function loadSolvedLayers(
   folder: string,
   candidate: number,

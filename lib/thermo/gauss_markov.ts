@@ -1,16 +1,17 @@
 /**
- * The Gauss-Markov prior of parameters along time: `Σ_g L_g(θ_g) + λ Σ_g ‖θ_{g+1} − θ_g‖²` with quadratic L_g, solved in closed form as one
- * block-tridiagonal system. Sums in float64.
+ * The Gauss-Markov prior of parameters along time: `Σ_g L_g(θ_g) + λ Σ_g ‖θ_{g+1} − θ_g‖²` with quadratic
+ * L_g, solved in closed form as one block-tridiagonal system. Sums in float64.
  */
 
 /** Most rows of a block: eliminating it takes their cube. */
 const MAX_BLOCK = 1024;
 
 /**
- * Solves `L_{g−1} θ_{g−1} + D_g θ_g + U_g θ_{g+1} = r_g`, with `L_g = U_gᵀ`, by block elimination (Thomas) without pivoting between blocks: the
- * system has to be positive definite.
+ * Solves `L_{g−1} θ_{g−1} + D_g θ_g + U_g θ_{g+1} = r_g`, with `L_g = U_gᵀ`, by block elimination (Thomas)
+ * without pivoting between blocks: the system has to be positive definite.
  *
- * **Shapes** `diagonal: f64[groups, n, n]`, symmetric blocks; `upper: f64[groups − 1, n, n]`; `right: f64[groups, n]` → `f64[groups, n]`
+ * **Shapes** `diagonal: f64[groups, n, n]`, symmetric blocks; `upper: f64[groups − 1, n, n]`;
+ * `right: f64[groups, n]` → `f64[groups, n]`
  *
  * @throws {TypeError} when the shapes do not fit
  * @throws {RangeError} when the system is not positive definite
@@ -118,12 +119,14 @@ export interface TimeQuadratics {
 }
 
 /**
- * The parameters that minimise `Σ_g (θ_g − m_g)ᵀ A_g (θ_g − m_g) + λ Σ_g ‖θ_{g+1} − θ_g‖²`. `markovWeight` is λ relative to the data term: to the
- * mean of the curvatures' diagonals, parameter by parameter, so that no unit of a parameter matters. 0 gives the targets where they are
- * determined; λ → ∞ one set of parameters for all times.
+ * The parameters that minimise `Σ_g (θ_g − m_g)ᵀ A_g (θ_g − m_g) + λ Σ_g ‖θ_{g+1} − θ_g‖²`. `markovWeight` is
+ * λ relative to the data term: to the mean of the curvatures' diagonals, parameter by parameter, so that no
+ * unit of a parameter matters. 0 gives the targets where they are determined; λ → ∞ one set of parameters for
+ * all times.
  *
  * @throws {TypeError} when the shapes do not fit
- * @throws {RangeError} when `markovWeight` is outside [0, 100], a value is not finite or nothing determines a parameter
+ * @throws {RangeError} when `markovWeight` is outside [0, 100], a value is not finite or nothing determines a
+ * parameter
  *
  * @example
  * ```ts

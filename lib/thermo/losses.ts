@@ -1,7 +1,7 @@
 /**
- * The thermodynamic loss, which phase 3's refinement minimises: a quantization term (the step KL of a batch, masked_transition.ts and
- * transition.ts), a Markov term that holds the parameters of neighbouring time groups together, and an entropy term that anneals the grids. The
- * last two and their gradients are here.
+ * The thermodynamic loss, which phase 3's refinement minimises: a quantization term (the step KL of a batch,
+ * masked_transition.ts and transition.ts), a Markov term that holds the parameters of neighbouring time
+ * groups together, and an entropy term that anneals the grids. The last two and their gradients are here.
  */
 import { checkTemperature, codeProbabilities } from "../quant/solvers/annealing.ts";
 
@@ -72,9 +72,10 @@ export interface GroupParameters {
 }
 
 /**
- * The entropy term `−τ Σ_w H(p_w)` and its gradients, with `p_w` the soft code of a weight, `softmax(−d²/τ)` of its distances d to the codes, in
- * steps of the scale (deterministic annealing: Rose, "Deterministic annealing for clustering, compression, classification, regression, and
- * related optimization problems", 1998). As τ falls to 0 the soft codes become the nearest ones and the term vanishes.
+ * The entropy term `−τ Σ_w H(p_w)` and its gradients, with `p_w` the soft code of a weight, `softmax(−d²/τ)`
+ * of its distances d to the codes, in steps of the scale (deterministic annealing: Rose, "Deterministic
+ * annealing for clustering, compression, classification, regression, and related optimization problems",
+ * 1998). As τ falls to 0 the soft codes become the nearest ones and the term vanishes.
  *
  * With u the weight's position among the codes, `dH/du = −2/τ² Cov(d², d)`.
  *

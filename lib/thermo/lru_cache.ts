@@ -33,7 +33,10 @@ export class LayerTimeCache<Value> {
     }
   }
 
-  /** The value kept for a layer and a timestep, or the result of `compute`; an error of `compute` keeps nothing. */
+  /**
+   * The value kept for a layer and a timestep, or the result of `compute`; an error of `compute` keeps
+   * nothing.
+   */
   get(layer: string, timestep: number, compute: () => Value): Value {
     const key = `${timestep} ${layer}`;
     const isKept = this.#values.has(key), value = isKept ? this.#values.get(key) as Value : compute();

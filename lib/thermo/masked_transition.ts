@@ -1,10 +1,12 @@
 /**
- * Transitions of masked diffusion (Dream, LLaDA): the probability that a step writes a masked position, and the KL divergence between two
- * models' distributions of the token written there. Gaussian diffusion is in transition.ts.
+ * Transitions of masked diffusion (Dream, LLaDA): the probability that a step writes a masked position, and
+ * the KL divergence between two models' distributions of the token written there. Gaussian diffusion is in
+ * transition.ts.
  */
 
 /**
- * Probability ρ with which a step from time t to s writes a masked position: `(α_s − α_t)/(1 − α_t)` with α = 1 − t, that is `1 − s/t`.
+ * Probability ρ with which a step from time t to s writes a masked position: `(α_s − α_t)/(1 − α_t)` with α =
+ * 1 − t, that is `1 − s/t`.
  *
  * @throws {RangeError} unless 0 ≤ s < t ≤ 1
  *
@@ -32,9 +34,9 @@ export interface Vocabulary {
 }
 
 /**
- * Tokens that the sampler never writes, to which both models of a comparison give probability 0: the mask, which is what a step replaces,
- * and padding, unless the model ends its text with the same token (LLaDA) and so does write it. Every token KL and every comparison of most
- * probable tokens follows this one rule.
+ * Tokens that the sampler never writes, to which both models of a comparison give probability 0: the mask,
+ * which is what a step replaces, and padding, unless the model ends its text with the same token (LLaDA) and
+ * so does write it. Every token KL and every comparison of most probable tokens follows this one rule.
  */
 export function unwrittenTokens({ maskToken, padToken, eosToken }: Vocabulary): number[] {
   return [maskToken, padToken === eosToken ? undefined : padToken].filter((token) => token !== undefined);
@@ -43,26 +45,32 @@ export function unwrittenTokens({ maskToken, padToken, eosToken }: Vocabulary): 
 export interface TokenKlOptions {
   /** Receives the divergence of each row, `f64[rows]`. */
   readonly out?: Float64Array<ArrayBuffer> | undefined;
-  /** Receives `weight · (p_Q − p_F)`, the gradient of the weighted sum by the quantized logits: `f32[rows, vocabulary]`. */
+  /**
+   * Receives `weight · (p_Q − p_F)`, the gradient of the weighted sum by the quantized logits:
+   * `f32[rows, vocabulary]`.
+   */
   readonly gradient?: Float32Array<ArrayBuffer> | undefined;
   /** Weight of each row in the gradient, `[rows]`. Default 1. */
   readonly weights?: ArrayLike<number> | undefined;
   /**
-   * Temperature τ that both models' logits are divided by; divergences are multiplied by τ², so that gradients keep their size (Hinton,
-   * Vinyals & Dean, https://arxiv.org/abs/1503.02531). The gradient is then `weight · τ (p_Q − p_F)`. Default 1, the KL itself.
+   * Temperature τ that both models' logits are divided by; divergences are multiplied by τ², so that
+   * gradients keep their size (Hinton, Vinyals & Dean, https://arxiv.org/abs/1503.02531). The gradient is
+   * then `weight · τ (p_Q − p_F)`. Default 1, the KL itself.
    */
   readonly temperature?: number | undefined;
 }
 
 /**
- * Token KL, in nats: `KL(p_F ‖ p_Q)` of every row over the tokens that can be written ({@linkcode unwrittenTokens}); softmax and sum in
- * float64. A step that writes each masked position with probability ρ ({@linkcode unmaskProbability}) has the step KL `ρ · Σ tokenKl`
- * exactly, because positions are written independently.
+ * Token KL, in nats: `KL(p_F ‖ p_Q)` of every row over the tokens that can be written
+ * ({@linkcode unwrittenTokens}); softmax and sum in float64. A step that writes each masked position with
+ * probability ρ ({@linkcode unmaskProbability}) has the step KL `ρ · Σ tokenKl` exactly, because positions
+ * are written independently.
  *
  * **Shapes** `full` and `quantized: f32[rows, vocabulary]` → `f64[rows]`
  *
  * @throws {TypeError} when the shapes do not fit
- * @throws {RangeError} when a logit that counts is NaN or infinite, every token is excluded, or the temperature is not in [0.01, 100]
+ * @throws {RangeError} when a logit that counts is NaN or infinite, every token is excluded, or the
+ * temperature is not in [0.01, 100]
  *
  * @example
  * ```ts

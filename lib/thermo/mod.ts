@@ -1,4 +1,7 @@
-/** The three phases' parts: transitions and their step KL, validation, smoothing, losses, solvers and the optimizer. */
+/**
+ * The three phases' parts: transitions and their step KL, validation, smoothing, losses, solvers and the
+ * optimizer.
+ */
 export { solveBlockTridiagonal, solveGaussMarkov, type TimeQuadratics } from "./gauss_markov.ts";
 export { entropyLoss, type GroupParameters, type LossHistory, type LossTerms, markovLoss } from "./losses.ts";
 export { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";

@@ -1,8 +1,10 @@
 /**
- * Adam over the parameters of all layers at once (Kingma & Ba, https://arxiv.org/abs/1412.6980), with clipped gradients, a history of the
- * loss by term, the best parameters so far, smaller steps after a divergence, and a stop at convergence. The caller supplies the gradients.
+ * Adam over the parameters of all layers at once (Kingma & Ba, https://arxiv.org/abs/1412.6980), with clipped
+ * gradients, a history of the loss by term, the best parameters so far, smaller steps after a divergence, and
+ * a stop at convergence. The caller supplies the gradients.
  *
- * Layers are updated in parallel: the parameters of all of them lie in one array, which one kernel call per step updates, split over threads.
+ * Layers are updated in parallel: the parameters of all of them lie in one array, which one kernel call per
+ * step updates, split over threads.
  */
 import { checkFloats } from "../native/call.ts";
 import * as call from "../native/functions.ts";
@@ -12,13 +14,15 @@ import type { LossHistory, LossTerms } from "./losses.ts";
 const BETA1 = 0.9;
 const BETA2 = 0.999;
 const EPSILON = 1e-8;
-/** A loss that many times the first one, or the loss validated at the start if that is more, is divergence. */
+/**
+ * A loss that many times the first one, or the loss validated at the start if that is more, is divergence.
+ */
 const DIVERGENCE_FACTOR = 10;
 /** Factor of the step size after a divergence, and how many divergences end the optimization. */
 const BACK_OFF = 0.5, MAX_DIVERGENCES = 6;
 /**
- * Iterations whose mean loss is compared with that of as many before, and how often in a row the two must agree: batches differ, so that two
- * means agree by chance.
+ * Iterations whose mean loss is compared with that of as many before, and how often in a row the two must
+ * agree: batches differ, so that two means agree by chance.
  */
 const CONVERGENCE_WINDOW = 10, CONVERGENCE_STREAK = 10;
 
@@ -37,9 +41,14 @@ export interface OptimizerOptions {
   readonly learningRate?: number | undefined;
   /** Default 50. */
   readonly maxIterations?: number | undefined;
-  /** Relative change of the mean loss over ten iterations below which it has converged; 0 never. Default 1e-4. */
+  /**
+   * Relative change of the mean loss over ten iterations below which it has converged; 0 never. Default 1e-4.
+   */
   readonly convergenceThreshold?: number | undefined;
-  /** Largest length of the gradient of all parameters together, in units; longer ones are shortened. Default none. */
+  /**
+   * Largest length of the gradient of all parameters together, in units; longer ones are shortened. Default
+   * none.
+   */
   readonly clipNorm?: number | undefined;
   /** `cosine` lowers the step size to 0 over the iterations. Default `cosine`. */
   readonly schedule?: "constant" | "cosine" | undefined;
@@ -48,12 +57,13 @@ export interface OptimizerOptions {
 export interface OptimizationProblem {
   readonly parameters: readonly Parameters[];
   /**
-   * Loss at the current values, whose gradients it fills in; a number is its quantization term alone. Batches may differ from one iteration to
-   * the next.
+   * Loss at the current values, whose gradients it fills in; a number is its quantization term alone. Batches
+   * may differ from one iteration to the next.
    */
   loss(iteration: number): LossTerms | number;
   /**
-   * Decides which parameters are best; default the loss. Called before the first step, after every `validateEvery` and after the last.
+   * Decides which parameters are best; default the loss. Called before the first step, after every
+   * `validateEvery` and after the last.
    */
   validate?(): number;
   /** Default 10. */
@@ -116,8 +126,9 @@ function settingsOf(options: OptimizerOptions) {
 }
 
 /**
- * Lowers a loss by Adam and leaves the best parameters that were met in place. After a loss that is not finite or grows tenfold it goes on from
- * the best parameters with half the step size; the sixth time it ends, and the report says so.
+ * Lowers a loss by Adam and leaves the best parameters that were met in place. After a loss that is not
+ * finite or grows tenfold it goes on from the best parameters with half the step size; the sixth time it
+ * ends, and the report says so.
  *
  * @throws {TypeError} when a parameter's arrays differ in length
  * @throws {RangeError} when an option is not allowed, or the loss is not finite before the first step

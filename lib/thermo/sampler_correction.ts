@@ -1,7 +1,8 @@
 /**
- * The sampler's correction for a quantized model of Gaussian diffusion (He et al., "PTQD", https://arxiv.org/abs/2305.10657): at each timestep the
- * quantized prediction is taken as `ε_Q = gain · ε_F + bias + noise`; the sampler divides by the gain, takes the bias away and the noise's variance
- * out of the step's own. Three numbers a timestep.
+ * The sampler's correction for a quantized model of Gaussian diffusion (He et al., "PTQD",
+ * https://arxiv.org/abs/2305.10657): at each timestep the quantized prediction is taken as
+ * `ε_Q = gain · ε_F + bias + noise`; the sampler divides by the gain, takes the bias away and the noise's
+ * variance out of the step's own. Three numbers a timestep.
  */
 /** What quantizing does to the predictions at one timestep. */
 export interface SamplerCorrection {
@@ -60,7 +61,8 @@ export class PredictionRegression {
   }
 
   /**
-   * The least-squares correction; gain 1 where all full predictions are alike or the regression would not give a gain above 0.
+   * The least-squares correction; gain 1 where all full predictions are alike or the regression would not
+   * give a gain above 0.
    *
    * @throws {RangeError} when fewer than two pairs were seen
    *
@@ -103,8 +105,8 @@ export function correctPredictions(
 }
 
 /**
- * A step's deviation without the variance that quantization noise brings into its mean already: `√(σ² − (c noise/gain)²)` with c what the step
- * multiplies ε with, and 0 where the noise is more than σ.
+ * A step's deviation without the variance that quantization noise brings into its mean already:
+ * `√(σ² − (c noise/gain)²)` with c what the step multiplies ε with, and 0 where the noise is more than σ.
  */
 export function correctedDeviation(
   { ofEpsilon, deviation }: { readonly ofEpsilon: number; readonly deviation: number },

@@ -1,6 +1,7 @@
 /**
- * Phase 2: time parameters become continuous. Within a window of a boundary between time groups the parameters of the two neighbours blend, all
- * computed from the groups' parameters, so that order does not matter. Held-out error decides which layers keep it.
+ * Phase 2: time parameters become continuous. Within a window of a boundary between time groups the
+ * parameters of the two neighbours blend, all computed from the groups' parameters, so that order does not
+ * matter. Held-out error decides which layers keep it.
  */
 import type { TimeGroups } from "../time/mod.ts";
 import { type MarkovReport, markovReport, type ParameterSeries } from "./validator.ts";
@@ -44,8 +45,9 @@ export function blendWeight(a: number, interpolation: Interpolation): number {
 }
 
 /**
- * Weights of the left and right neighbours in each bin: `θ(t) = (1 − left − right) θ_g + left θ_{g−1} + right θ_{g+1}`. At a boundary both sides
- * reach one half; outside every window both are 0. One table serves all layers.
+ * Weights of the left and right neighbours in each bin:
+ * `θ(t) = (1 − left − right) θ_g + left θ_{g−1} + right θ_{g+1}`. At a boundary both sides reach one half;
+ * outside every window both are 0. One table serves all layers.
  *
  * @throws {RangeError} when `windowSize` is not a whole number from 1 to {@linkcode MAX_WINDOW_SIZE}
  */
@@ -88,8 +90,9 @@ export interface SmoothSeries {
 }
 
 /**
- * Activation parameters for each bin. The ends of the ranges blend: towards a boundary each end moves from the group's value to the wider of the
- * two neighbours', so that they are continuous there and no bin's range is smaller than the calibrated range of its group.
+ * Activation parameters for each bin. The ends of the ranges blend: towards a boundary each end moves from
+ * the group's value to the wider of the two neighbours', so that they are continuous there and no bin's range
+ * is smaller than the calibrated range of its group.
  *
  * @throws {TypeError} when there is not one scale and one zero point for each group
  * @throws {RangeError} when a scale is not above 0, a value is not finite or an option is not allowed
@@ -151,8 +154,9 @@ export function smoothActivation(
 }
 
 /**
- * The Markov score of smooth parameters: the jump of a boundary is the largest between neighbouring bins that belong to it, from the middle of
- * one group to the middle of the next, so that the score is comparable with that of the groups, and equal to it without smoothing.
+ * The Markov score of smooth parameters: the jump of a boundary is the largest between neighbouring bins that
+ * belong to it, from the middle of one group to the middle of the next, so that the score is comparable with
+ * that of the groups, and equal to it without smoothing.
  *
  * @throws as `validateMarkov`
  */

@@ -1,6 +1,7 @@
 /**
- * The phases' work on a layer's time parameters: activation ranges that pass continuously from group to group (phase 2), and output corrections of
- * all groups at once under the Gauss-Markov prior (phase 3). lib/time defines, stores and selects time parameters.
+ * The phases' work on a layer's time parameters: activation ranges that pass continuously from group to group
+ * (phase 2), and output corrections of all groups at once under the Gauss-Markov prior (phase 3). lib/time
+ * defines, stores and selects time parameters.
  */
 import type { Kernels } from "../native/mod.ts";
 import {
@@ -16,8 +17,9 @@ import { solveGaussMarkov } from "./gauss_markov.ts";
 import { smoothActivation, type SmoothingOptions } from "./smoother.ts";
 
 /**
- * A layer's static quantization parameters, one pair a bin instead of one a group, blended by {@linkcode smoothActivation} and rounded to whole zero
- * points that still cover the calibrated range; bins outside every window keep their group's parameters to the bit.
+ * A layer's static quantization parameters, one pair a bin instead of one a group, blended by
+ * {@linkcode smoothActivation} and rounded to whole zero points that still cover the calibrated range; bins
+ * outside every window keep their group's parameters to the bit.
  *
  * @throws {TypeError} when there is not one pair for each group
  * @throws {RangeError} when an option is not allowed
@@ -58,9 +60,11 @@ export interface WeightedMoments extends TimeGroupMoments {
 
 /**
  * Output corrections of every time group, output by output the minimum of
- * `Σ_g ω_g E_g[(y − gain_g ŷ − bias_g)²] + λ Σ_g ‖θ_{g+1} − θ_g‖²` around the shrunk closed form of each group; λ is relative to the data term.
+ * `Σ_g ω_g E_g[(y − gain_g ŷ − bias_g)²] + λ Σ_g ‖θ_{g+1} − θ_g‖²` around the shrunk closed form of each
+ * group; λ is relative to the data term.
  *
- * **Shapes** `weights` and `quantized: f32[rows, cols]`; `moments` one a group → `gain` and `bias: f32[groups, rows]`
+ * **Shapes** `weights` and `quantized: f32[rows, cols]`; `moments` one a group → `gain` and
+ * `bias: f32[groups, rows]`
  *
  * @throws as `outputCorrection` and `solveGaussMarkov`
  */

@@ -1,12 +1,15 @@
 /**
- * The transition computer: the weights that make a squared error of a prediction the KL divergence of its denoising step, and a cache of step KLs
- * by layer and timestep. The token KL of masked diffusion is in masked_transition.ts.
+ * The transition computer: the weights that make a squared error of a prediction the KL divergence of its
+ * denoising step, and a cache of step KLs by layer and timestep. The token KL of masked diffusion is in
+ * masked_transition.ts.
  */
 import { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";
 
 /** Most training timesteps. */
 const MAX_TIMESTEPS = 1_000_000;
-/** Percentile of the weights above which they are cut: those of the last steps grow without bound as σ falls. */
+/**
+ * Percentile of the weights above which they are cut: those of the last steps grow without bound as σ falls.
+ */
 export const WEIGHT_CAP_PERCENTILE = 95;
 /** Pairs of layer and timestep whose step KLs are kept. */
 const CACHE_CAPACITY = 65_536;
@@ -25,8 +28,9 @@ export type Prediction = "epsilon" | "v_prediction" | "sample";
 export type StepVariance = "fixed_small" | "fixed_large";
 
 /**
- * A noise schedule by name: β from 1e-4 to 0.02, or `β_t = 1 − ᾱ(t + 1)/ᾱ(t)`, at most 0.9999, of `ᾱ(t) = cos²(((t/T + 0.008)/1.008) · π/2)`.
- * (The schedules of diffusers, whose cosine is cut at 0.999, are read from a model's scheduler_config.json.)
+ * A noise schedule by name: β from 1e-4 to 0.02, or `β_t = 1 − ᾱ(t + 1)/ᾱ(t)`, at most 0.9999, of
+ * `ᾱ(t) = cos²(((t/T + 0.008)/1.008) · π/2)`. (The schedules of diffusers, whose cosine is cut at 0.999, are
+ * read from a model's scheduler_config.json.)
  *
  * @throws {RangeError} when the name is neither or `timesteps` is not a whole number from 1 to 1 000 000
  *
@@ -103,9 +107,9 @@ function epsilonFactor(prediction: Prediction, alphaBar: number): number {
 }
 
 /**
- * The weight `w` for which `w · ‖Δ prediction‖²` is the KL divergence of DDPM's step (Ho et al., https://arxiv.org/abs/2006.11239, eq. 7 and
- * 11), both models with the same σ:
- * `β²/(2 σ² α (1 − ᾱ_t))` for ε, times `ᾱ_t` for v, times `ᾱ_t/(1 − ᾱ_t)` for x0. Infinite where σ is 0 (the last step).
+ * The weight `w` for which `w · ‖Δ prediction‖²` is the KL divergence of DDPM's step (Ho et al.,
+ * https://arxiv.org/abs/2006.11239, eq. 7 and 11), both models with the same σ: `β²/(2 σ² α (1 − ᾱ_t))` for
+ * ε, times `ᾱ_t` for v, times `ᾱ_t/(1 − ᾱ_t)` for x0. Infinite where σ is 0 (the last step).
  *
  * @throws {RangeError} when the timesteps are not in the schedule or ᾱ does not fall
  */
@@ -121,8 +125,8 @@ export function stepKlWeight(
 }
 
 /**
- * The weight for which `w · ‖Δ prediction‖²` is the squared displacement of a deterministic DDIM step, whose KL would be infinite:
- * `c² = (√(1 − ᾱ_s) − √(ᾱ_s (1 − ᾱ_t)/ᾱ_t))²` for ε.
+ * The weight for which `w · ‖Δ prediction‖²` is the squared displacement of a deterministic DDIM step, whose
+ * KL would be infinite: `c² = (√(1 − ᾱ_s) − √(ᾱ_s (1 − ᾱ_t)/ᾱ_t))²` for ε.
  *
  * @throws as {@linkcode stepKlWeight}
  */
@@ -138,8 +142,9 @@ export function ddimDisplacementWeight(
 }
 
 /**
- * The weight for which `w · Δv²` is, to second order, what an error of a `learned_range` output v adds to the step KL: `(ln(β/β̃))²/16`, because v
- * moves ln σ² between ln β̃ and ln β (Nichol & Dhariwal, https://arxiv.org/abs/2102.09672, eq. 15). β̃ is at least 1e-20, as in diffusers.
+ * The weight for which `w · Δv²` is, to second order, what an error of a `learned_range` output v adds to the
+ * step KL: `(ln(β/β̃))²/16`, because v moves ln σ² between ln β̃ and ln β (Nichol & Dhariwal,
+ * https://arxiv.org/abs/2102.09672, eq. 15). β̃ is at least 1e-20, as in diffusers.
  */
 function learnedVarianceWeight(schedule: NoiseSchedule, timestep: number, next: StepOptions): number {
   const { alpha, variance } = coefficientsOf(schedule, timestep, { ...next, variance: "fixed_small" });
@@ -202,11 +207,13 @@ export interface TransitionOptions {
 }
 
 /**
- * Weights of a sampler's steps, and the step KLs that were measured with them, in a cache by layer and timestep. Phases measure the same model
- * at the same timesteps several times: phase 3 to choose, phase 1 to report.
+ * Weights of a sampler's steps, and the step KLs that were measured with them, in a cache by layer and
+ * timestep. Phases measure the same model at the same timesteps several times: phase 3 to choose, phase 1 to
+ * report.
  *
- * With a noise schedule it is Gaussian diffusion's: weights are cut at their 95th percentile. Without one it is masked diffusion's, whose step KL
- * is that of the tokens alone: all weights are 1, and timesteps are mask ratios.
+ * With a noise schedule it is Gaussian diffusion's: weights are cut at their 95th percentile. Without one it
+ * is masked diffusion's, whose step KL is that of the tokens alone: all weights are 1, and timesteps are mask
+ * ratios.
  *
  * @example
  * ```ts
@@ -222,7 +229,9 @@ export interface TransitionOptions {
 export class TransitionComputer {
   /** Timesteps visited, from the noisiest on; none for masked diffusion. */
   readonly timesteps: Int32Array<ArrayBuffer>;
-  /** Weights of the visited timesteps, in their order, and how they were cut; undefined for masked diffusion. */
+  /**
+   * Weights of the visited timesteps, in their order, and how they were cut; undefined for masked diffusion.
+   */
   readonly cap: CappedWeights | undefined;
   readonly #index: ReadonlyMap<number, number>;
   readonly #cache: LayerTimeCache<Float64Array>;
@@ -245,13 +254,18 @@ export class TransitionComputer {
     ));
   }
 
-  /** Weight of a squared error of the prediction at a visited timestep. @throws {RangeError} when it is not visited */
+  /**
+   * Weight of a squared error of the prediction at a visited timestep.
+   *
+   * @throws {RangeError} when it is not visited
+   */
   weightOf(timestep: number): number {
     return this.cap === undefined ? 1 : this.cap.weights[this.#indexOf(timestep)]!;
   }
 
   /**
-   * Weight of a squared error of the variance channels of a model with `learned_range`: to second order its part of the step KL.
+   * Weight of a squared error of the variance channels of a model with `learned_range`: to second order its
+   * part of the step KL.
    *
    * @throws {RangeError} when the timestep is not in the schedule, or there is none
    */
@@ -265,7 +279,8 @@ export class TransitionComputer {
   }
 
   /**
-   * Step KLs of the samples at a timestep, caused by a layer or a whole model of that name; `measure` is asked only when they are not in the cache.
+   * Step KLs of the samples at a timestep, caused by a layer or a whole model of that name; `measure` is
+   * asked only when they are not in the cache.
    */
   stepKl(layer: string, timestep: number, measure: () => ArrayLike<number>): Float64Array {
     return this.#cache.get(layer, timestep, () => Float64Array.from(measure()));

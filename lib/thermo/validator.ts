@@ -1,6 +1,7 @@
 /**
- * Phase 1: a score of how smoothly a layer's parameters pass from one time group to the next. Equal parameters score 1 however bad they are, so
- * that the score is a diagnostic and never an objective; reports give the step KL of every time group beside it.
+ * Phase 1: a score of how smoothly a layer's parameters pass from one time group to the next. Equal
+ * parameters score 1 however bad they are, so that the score is a diagnostic and never an objective; reports
+ * give the step KL of every time group beside it.
  */
 
 /** How far a jump is above the threshold: less than 1.5 times, less than 2 times, more. */
@@ -71,8 +72,8 @@ function checkSeries({ scale, zeroPoint, bits }: ParameterSeries): void {
 }
 
 /**
- * The Markov score of a layer, `1 − min(1, Σ (js + jz)/(2 (G − 1)))`, the score `1 − min(1, (js + jz)/2)` of each boundary, and the jumps
- * above the threshold.
+ * The Markov score of a layer, `1 − min(1, Σ (js + jz)/(2 (G − 1)))`, the score `1 − min(1, (js + jz)/2)` of
+ * each boundary, and the jumps above the threshold.
  *
  * @throws {TypeError} when there is not one scale and one zero point for each group
  * @throws {RangeError} when the threshold is outside [0, 1], a scale is not above 0 or a value is not finite

@@ -1,11 +1,15 @@
 /**
- * Static grids of activations, `x ≈ scale (code − zeroPoint)` with whole codes and zero points: what calibration saw of a layer's input, kept
- * as a histogram that grows with its range, and the grid that follows from it by minimum and maximum, percentile or least squared error.
+ * Static grids of activations, `x ≈ scale (code − zeroPoint)` with whole codes and zero points: what
+ * calibration saw of a layer's input, kept as a histogram that grows with its range, and the grid that
+ * follows from it by minimum and maximum, percentile or least squared error.
  */
 
 /** Bins of a histogram: at 8 bits eight of them a code, before a range is cut. */
 export const HISTOGRAM_BINS = 2048;
-/** Ends tried by the search for the least squared error, each 4 % nearer to 0 than the one before: down to a thirteenth. */
+/**
+ * Ends tried by the search for the least squared error, each 4 % nearer to 0 than the one before: down to a
+ * thirteenth.
+ */
 const MSE_STEPS = 64;
 const MSE_CUT = 0.96;
 /** Smallest scale, the least normal float32: below it a code's value loses bits. */
@@ -269,7 +273,10 @@ export class ActivationHistogram {
     return high;
   }
 
-  /** The grid whose squared error over the histogram is least: both ends cut by the same share, then each by its own. */
+  /**
+   * The grid whose squared error over the histogram is least: both ends cut by the same share, then each by
+   * its own.
+   */
   #leastError(bits: ActivationBits): ActivationGrid {
     const { low, high } = this.range;
     let best = activationGrid(low, high, bits), least = this.#squaredError(best, bits);
@@ -286,7 +293,10 @@ export class ActivationHistogram {
     return best;
   }
 
-  /** Expected over a bin: inside a code's cell `s²/12`, which single points of a histogram as coarse as the grid would miss. */
+  /**
+   * Expected over a bin: inside a code's cell `s²/12`, which single points of a histogram as coarse as the
+   * grid would miss.
+   */
   #squaredError({ scale, zeroPoint }: ActivationGrid, bits: ActivationBits): number {
     const width = 2 * this.#reach / HISTOGRAM_BINS, top = 2 ** bits - 1;
     const first = -scale * (zeroPoint + 0.5), last = scale * (top - zeroPoint + 0.5);
@@ -314,8 +324,8 @@ function halved(counts: Float64Array): Float64Array<ArrayBuffer> {
 }
 
 /**
- * Activations as a static grid gives them back, computed with float32 values: the same numbers as integer codes give,
- * `code = min(max(round(x / scale) + zeroPoint, 0), 2^bits − 1)`, ties to even.
+ * Activations as a static grid gives them back, computed with float32 values: the same numbers as integer
+ * codes give, `code = min(max(round(x / scale) + zeroPoint, 0), 2^bits − 1)`, ties to even.
  *
  * **Shapes** `x: f32[n]` → `out: f32[n]`, which may be `x`
  *
@@ -344,7 +354,8 @@ export function fakeQuantize(
 }
 
 /**
- * Rounds each row in float32 on the grid of its own minimum and maximum, zero among them: what grids of each token's own do.
+ * Rounds each row in float32 on the grid of its own minimum and maximum, zero among them: what grids of each
+ * token's own do.
  *
  * **Shapes** `x` and `out: f32[rows, cols]`; `out` may be `x`
  *

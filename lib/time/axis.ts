@@ -1,6 +1,6 @@
 /**
- * The denoising axis in bins: timesteps of Gaussian diffusion, or mask ratios of masked diffusion, behind one interface. Bin 0 is the cleanest,
- * as timestep 0 is. Groups of bins are in groups.ts.
+ * The denoising axis in bins: timesteps of Gaussian diffusion, or mask ratios of masked diffusion, behind one
+ * interface. Bin 0 is the cleanest, as timestep 0 is. Groups of bins are in groups.ts.
  */
 
 /** Most bins of an axis: published schedules have 1000 timesteps, some 4000; tables over it stay small. */
@@ -28,7 +28,8 @@ function checkBins(doing: string, bins: number): void {
 }
 
 /**
- * Timesteps 0 … `timesteps` − 1 of Gaussian diffusion, one bin each. A time between two timesteps belongs to the lower one.
+ * Timesteps 0 … `timesteps` − 1 of Gaussian diffusion, one bin each. A time between two timesteps belongs to
+ * the lower one.
  *
  * @throws {RangeError} when `timesteps` is not a whole number from 1 to {@linkcode MAX_TIME_BINS}
  *

@@ -1,7 +1,7 @@
 /**
- * What calibration saw of the inputs of a model's layers: for every time group how many, their mean, range and quantiles, and their second
- * moment, gathered in one pass in memory that is known beforehand, and merged across runs. The file is calibration_file.ts's; running the
- * model is lib/pipeline's.
+ * What calibration saw of the inputs of a model's layers: for every time group how many, their mean, range
+ * and quantiles, and their second moment, gathered in one pass in memory that is known beforehand, and merged
+ * across runs. The file is calibration_file.ts's; running the model is lib/pipeline's.
  */
 import { findNonfinite } from "../quant/convert.ts";
 import { CalibrationError } from "../errors.ts";
@@ -11,12 +11,18 @@ import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import type { TimeGroups } from "./groups.ts";
 import type { TimeGroupMoments } from "./output_correction.ts";
 
-/** Most bytes of a model's statistics: second moments of a model of 1 B weights, and no more than memory may hold. */
+/**
+ * Most bytes of a model's statistics: second moments of a model of 1 B weights, and no more than memory may
+ * hold.
+ */
 export const MAX_STATISTICS_BYTES = 16 * 2 ** 30;
 /** Most runs in merged statistics. */
 export const MAX_CALIBRATION_RUNS = 1024;
 
-/** Second moments that are kept: none, one over all times, or also one for each time group, which takes so many times more memory. */
+/**
+ * Second moments that are kept: none, one over all times, or also one for each time group, which takes so
+ * many times more memory.
+ */
 export type SecondMoments = "none" | "total" | "groups";
 export const SECOND_MOMENTS: readonly SecondMoments[] = ["none", "total", "groups"];
 
@@ -120,8 +126,8 @@ export class CalibrationStatistics {
   /**
    * Statistics of nothing yet.
    *
-   * @throws {RangeError} when an input has no or too many columns, a layer reads two inputs, or there are more than
-   * {@linkcode MAX_CALIBRATION_RUNS} runs
+   * @throws {RangeError} when an input has no or too many columns, a layer reads two inputs, or there are
+   * more than {@linkcode MAX_CALIBRATION_RUNS} runs
    * @throws {CalibrationError} when they would take more than {@linkcode MAX_STATISTICS_BYTES}
    */
   constructor({ fingerprint, groups, inputs, second = "total", runs }: StatisticsOptions) {
@@ -266,7 +272,11 @@ export class CalibrationStatistics {
     }
   }
 
-  /** Sums over all times of what a layer reads, as solvers take them. @throws {CalibrationError} when none were kept */
+  /**
+   * Sums over all times of what a layer reads, as solvers take them.
+   *
+   * @throws {CalibrationError} when none were kept
+   */
   moments(layer: string): InputMoments {
     const { cols, second, tokens, weight } = this.inputOf(layer);
     if (second === undefined) throw this.#without(layer, "second moments");
@@ -274,7 +284,11 @@ export class CalibrationStatistics {
     return { cols, second, tokens: total(tokens), weight: total(weight), cross: undefined };
   }
 
-  /** `f32[cols]`: weighted mean of what a layer reads in a time group. @throws {CalibrationError} when nothing was seen */
+  /**
+   * `f32[cols]`: weighted mean of what a layer reads in a time group.
+   *
+   * @throws {CalibrationError} when nothing was seen
+   */
   mean(layer: string, group: number): Float32Array<ArrayBuffer> {
     this.groups.range(group);
     const { cols, sum, weight } = this.inputOf(layer), total = weight[group]!;
@@ -282,7 +296,11 @@ export class CalibrationStatistics {
     return Float32Array.from(sum.subarray(group * cols, (group + 1) * cols), (value) => value / total);
   }
 
-  /** Means of what a layer reads in a time group, as output corrections take them. @throws {CalibrationError} when none were kept */
+  /**
+   * Means of what a layer reads in a time group, as output corrections take them.
+   *
+   * @throws {CalibrationError} when none were kept
+   */
   groupMoments(layer: string, group: number): TimeGroupMoments {
     const mean = this.mean(layer, group);
     const { cols, groupSecond, weight, samples } = this.inputOf(layer);
@@ -298,9 +316,11 @@ export class CalibrationStatistics {
   }
 
   /**
-   * These statistics and those of another run on the same model, groups and inputs, added up; neither is changed.
+   * These statistics and those of another run on the same model, groups and inputs, added up; neither is
+   * changed.
    *
-   * @throws {CalibrationError} when they are of another model, other groups or inputs, or hold a run that is in these already
+   * @throws {CalibrationError} when they are of another model, other groups or inputs, or hold a run that is
+   * in these already
    */
   merge(other: CalibrationStatistics): CalibrationStatistics {
     const fail = (reason: string) => new CalibrationError(`Cannot merge calibration statistics: ${reason}`);

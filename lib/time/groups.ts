@@ -1,6 +1,6 @@
 /**
- * Time groups: contiguous ranges of an axis's bins that share parameters, of equal width or with boundaries put where input statistics
- * change. What is kept for each group is in parameters.ts.
+ * Time groups: contiguous ranges of an axis's bins that share parameters, of equal width or with boundaries
+ * put where input statistics change. What is kept for each group is in parameters.ts.
  */
 import type { TimeAxis } from "./axis.ts";
 
@@ -25,7 +25,8 @@ export class TimeGroups {
   /**
    * Groups with given boundaries.
    *
-   * @throws {RangeError} when there are more groups than bins or than {@linkcode MAX_TIME_GROUPS}, or one is empty, or they do not cover the axis
+   * @throws {RangeError} when there are more groups than bins or than {@linkcode MAX_TIME_GROUPS}, or one is
+   * empty, or they do not cover the axis
    */
   constructor(readonly axis: TimeAxis, boundaries: ArrayLike<number>) {
     const count = boundaries.length - 1;
@@ -98,7 +99,8 @@ function checkGroupCount(axis: TimeAxis, count: number): void {
 /**
  * Groups of equal width; where the bins do not divide evenly, widths differ by one.
  *
- * @throws {RangeError} when `count` is not a whole number from 1 to {@linkcode MAX_TIME_GROUPS} and to the axis's bins
+ * @throws {RangeError} when `count` is not a whole number from 1 to {@linkcode MAX_TIME_GROUPS} and to the
+ * axis's bins
  *
  * @example
  * ```ts
@@ -120,20 +122,22 @@ export function equalTimeGroups(axis: TimeAxis, count: number): TimeGroups {
 export interface BinStatistics {
   /** Observed bins, ascending. */
   readonly bins: ArrayLike<number>;
-  /** `[bins.length, dimensions]`: what was measured at each. Dimensions count as they are: scale them before. */
+  /**
+   * `[bins.length, dimensions]`: what was measured at each. Dimensions count as they are: scale them before.
+   */
   readonly values: ArrayLike<number>;
   /** Weight of each observed bin; default 1. */
   readonly weights?: ArrayLike<number> | undefined;
 }
 
 /**
- * Groups whose boundaries minimise the weighted variance of the statistics inside the groups, exactly, by dynamic programming over all
- * divisions (Fisher, "On Grouping for Maximum Homogeneity", 1958). Between two observed bins the boundary lies in the middle.
- * Ties go to the earlier boundary.
+ * Groups whose boundaries minimise the weighted variance of the statistics inside the groups, exactly, by
+ * dynamic programming over all divisions (Fisher, "On Grouping for Maximum Homogeneity", 1958). Between two
+ * observed bins the boundary lies in the middle. Ties go to the earlier boundary.
  *
  * @throws {TypeError} when the arrays' lengths do not fit each other
- * @throws {RangeError} when `count` is not allowed, groups would be empty (more groups than observed bins), bins do not ascend inside the
- * axis, or a statistic or weight is not finite
+ * @throws {RangeError} when `count` is not allowed, groups would be empty (more groups than observed bins),
+ * bins do not ascend inside the axis, or a statistic or weight is not finite
  *
  * @example
  * ```ts
@@ -150,7 +154,8 @@ export function adaptiveTimeGroups(axis: TimeAxis, count: number, statistics: Bi
   const n = bins.length;
   checkStatistics(axis, count, statistics);
   const cost = groupCosts(values, n, weights);
-  // best[j]: least cost of the first j + 1 observed bins in so many groups; from[g, j]: where the last of g + 1 groups begins
+  // best[j]: least cost of the first j + 1 observed bins in so many groups; from[g, j]: where the last of g +
+  // 1 groups begins
   let best = cost.slice(0, n);
   const from = new Int32Array(count * n);
   for (let g = 1; g < count; g++) {
@@ -212,7 +217,10 @@ function checkStatistics(axis: TimeAxis, count: number, { bins, values, weights 
   }
 }
 
-/** `f64[n, n]`: the weighted sum of squares around their mean of the statistics at observed bins i … j, at `[i, j]`. */
+/**
+ * `f64[n, n]`: the weighted sum of squares around their mean of the statistics at observed bins i … j, at
+ * `[i, j]`.
+ */
 function groupCosts(
   values: ArrayLike<number>,
   n: number,

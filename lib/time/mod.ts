@@ -1,4 +1,7 @@
-/** Time: the denoising axis, its groups, calibration statistics by group, and the parameters that the runtime selects by them. */
+/**
+ * Time: the denoising axis, its groups, calibration statistics by group, and the parameters that the runtime
+ * selects by them.
+ */
 export {
   type ActivationBits,
   type ActivationGrid,

@@ -1,6 +1,7 @@
 /**
- * Output corrections: a gain and a bias for every output of a quantized layer and every time group, `y = gain ⊙ (Ŵ x) + bias`, in closed form from
- * the inputs' moments, shrunk towards (1, 0) as far as the samples leave them uncertain.
+ * Output corrections: a gain and a bias for every output of a quantized layer and every time group,
+ * `y = gain ⊙ (Ŵ x) + bias`, in closed form from the inputs' moments, shrunk towards (1, 0) as far as the
+ * samples leave them uncertain.
  */
 import type { Kernels } from "../native/mod.ts";
 import { product } from "../quant/product.ts";
@@ -30,8 +31,9 @@ export interface OutputCorrection {
 }
 
 /**
- * The correction that brings `gain ⊙ (Ŵ x) + bias` nearest to `W x`, output by output: the regression of y on ŷ, its slope and its mean error each
- * shrunk by `a²/(a² + var(a))`, where var(a) is the residual variance over the number of samples.
+ * The correction that brings `gain ⊙ (Ŵ x) + bias` nearest to `W x`, output by output: the regression of y on
+ * ŷ, its slope and its mean error each shrunk by `a²/(a² + var(a))`, where var(a) is the residual variance
+ * over the number of samples.
  *
  * **Shapes** `weights` and `quantized: f32[rows, cols]` → `gain` and `bias: f32[rows]`
  *

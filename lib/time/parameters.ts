@@ -1,6 +1,7 @@
 /**
- * θ: what a model's runtime selects by time - static activation grids, output corrections and, as an option, own scales and zero points over shared
- * codes - layer by layer, and its selection without allocation. On disk it is sidecar.ts's.
+ * θ: what a model's runtime selects by time - static activation grids, output corrections and, as an option,
+ * own scales and zero points over shared codes - layer by layer, and its selection without allocation. On
+ * disk it is sidecar.ts's.
  */
 import type { ActivationBits, ActivationGrid } from "./activation_range.ts";
 import type { TimeGroups } from "./groups.ts";
@@ -25,7 +26,10 @@ export interface OutputParameters {
   readonly bias: Float32Array<ArrayBuffer>;
 }
 
-/** Own scales and zero points of every time group over the same codes: the literal reading of the old system, an option. */
+/**
+ * Own scales and zero points of every time group over the same codes: the literal reading of the old system,
+ * an option.
+ */
 export interface WeightScaleParameters {
   /** Bits of half floats, `[groups, rows, weight groups]`. */
   readonly scale: Uint16Array<ArrayBuffer>;
@@ -33,7 +37,10 @@ export interface WeightScaleParameters {
   readonly zeroPoint: Uint16Array<ArrayBuffer> | undefined;
 }
 
-/** What quantizing does to an image model's predictions, `gain · full + bias + noise`: the sampler takes it out again. */
+/**
+ * What quantizing does to an image model's predictions, `gain · full + bias + noise`: the sampler takes it
+ * out again.
+ */
 export interface SamplerParameters {
   /** `f32[groups]`, above 0. */
   readonly gain: Float32Array<ArrayBuffer>;
@@ -46,7 +53,10 @@ export interface SamplerParameters {
 /** θ of a layer; any part may be missing. */
 export interface LayerParameters {
   readonly activation?: ActivationParameters | undefined;
-  /** In place of static grids: bits of a grid that every token gets from its own range. For layers that static grids do not suit. */
+  /**
+   * In place of static grids: bits of a grid that every token gets from its own range. For layers that static
+   * grids do not suit.
+   */
   readonly perToken?: ActivationBits | undefined;
   readonly output?: OutputParameters | undefined;
   readonly weightScales?: WeightScaleParameters | undefined;
@@ -133,7 +143,8 @@ export class TimeParameters {
   }
 
   /**
-   * What a layer takes at a time, undefined when it has no θ; the same object for the same bin, nothing is allocated.
+   * What a layer takes at a time, undefined when it has no θ; the same object for the same bin, nothing is
+   * allocated.
    *
    * @throws {RangeError} when `t` is outside the axis
    */

@@ -1,5 +1,6 @@
 /**
- * Time parameters on disk: `time_parameters.safetensors` beside a quantized checkpoint, which is a whole model without it.
+ * Time parameters on disk: `time_parameters.safetensors` beside a quantized checkpoint, which is a whole
+ * model without it.
  *
  * ```text
  * time_groups.boundaries              I32 [groups + 1]
@@ -38,12 +39,15 @@ import {
 /** `format` and `version` in the file's metadata. */
 const FORMAT = "arrowquant time parameters";
 const VERSION = "1";
-/** Bytes of a tensor's start and of its middle that a fingerprint reads: a checkpoint of 2 GB is told from another in well under a second. */
+/**
+ * Bytes of a tensor's start and of its middle that a fingerprint reads: a checkpoint of 2 GB is told from
+ * another in well under a second.
+ */
 const SAMPLED_BYTES = 4096;
 
 /**
- * A number that tells models apart: SHA-256, in hex, over every tensor's name, type and shape and over some kB of its bytes. Two quantizations of
- * one model differ in their scales, and so in this.
+ * A number that tells models apart: SHA-256, in hex, over every tensor's name, type and shape and over some
+ * kB of its bytes. Two quantizations of one model differ in their scales, and so in this.
  */
 export function modelFingerprint(checkpoint: Checkpoint): string {
   const hash = createHash("sha256");
@@ -93,7 +97,8 @@ function partsOf({ activation, perToken, output, weightScales }: LayerParameters
 /**
  * Writes time parameters beside a checkpoint, in one step.
  *
- * **Shapes** weight scales of a layer with `rows` outputs become `[groups, rows, weight groups]`; `rowsOf` says how many those are
+ * **Shapes** weight scales of a layer with `rows` outputs become `[groups, rows, weight groups]`; `rowsOf`
+ * says how many those are
  *
  * @param rowsOf outputs of a layer; needed for layers with weight scales by time
  * @returns the file's path
@@ -163,7 +168,8 @@ export interface SidecarExpectation {
  * Reads and checks a sidecar.
  *
  * @throws {FormatError} when the file is not what its format promises, or holds NaN or values out of range
- * @throws {CheckpointError} when it belongs to another model, or has another axis or number of groups than wanted
+ * @throws {CheckpointError} when it belongs to another model, or has another axis or number of groups than
+ * wanted
  */
 export function readTimeParameters(folder: string, expected: SidecarExpectation): TimeParameters {
   const path = join(folder, SIDECAR_FILE);

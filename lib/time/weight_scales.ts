@@ -1,6 +1,6 @@
 /**
- * Weight scales and zero points for each time group over shared codes, by least squares on the group's inputs. An option, to be compared with
- * spending the same bits without time.
+ * Weight scales and zero points for each time group over shared codes, by least squares on the group's
+ * inputs. An option, to be compared with spending the same bits without time.
  */
 import type { Kernels } from "../native/mod.ts";
 import { groupCount, type OneLevelTensor, unpackCodes } from "../quant/mod.ts";
@@ -8,16 +8,21 @@ import { product } from "../quant/product.ts";
 import type { TimeGroupMoments } from "./output_correction.ts";
 import type { WeightScaleParameters } from "./parameters.ts";
 
-/** Ridge towards the stored scales, relative to the data term: directions that inputs hardly have stay as they were. */
+/**
+ * Ridge towards the stored scales, relative to the data term: directions that inputs hardly have stay as they
+ * were.
+ */
 const RIDGE = 0.01;
 /** Rounds over the weight groups of a row; one is exact where the group is the whole row. */
 const SWEEPS = 3;
 
 /**
- * Scales and zero points by time group that bring `Ŵ x` nearest to `W x` with the codes as they are: for each row and weight group the least squares of
- * `s` and `s z` on the group's second moment, with a ridge towards what is stored. Where that gives no positive half float the stored pair stays.
+ * Scales and zero points by time group that bring `Ŵ x` nearest to `W x` with the codes as they are: for each
+ * row and weight group the least squares of `s` and `s z` on the group's second moment, with a ridge towards
+ * what is stored. Where that gives no positive half float the stored pair stays.
  *
- * **Shapes** `weights: f32[rows, cols]`, `moments` one a time group → `[groups, rows, weight groups]` half floats
+ * **Shapes** `weights: f32[rows, cols]`, `moments` one a time group → `[groups, rows, weight groups]` half
+ * floats
  *
  * @throws {TypeError} when a shape does not fit
  * @throws {RangeError} when a moment is not finite
@@ -98,7 +103,10 @@ interface Pairs {
   readonly b: Float64Array;
 }
 
-/** Least squares on the second moment of one time group: sweeps over the weight groups, each with the others held. */
+/**
+ * Least squares on the second moment of one time group: sweeps over the weight groups, each with the others
+ * held.
+ */
 function fit(kernels: Kernels, layer: Layer, second: Float32Array): Pairs {
   const { weights, codes, rows, cols, count, width, stored, storedZero, middle } = layer;
   const times = (x: Float32Array) =>
