@@ -15,7 +15,7 @@ import {
 import { pause } from "../progress.ts";
 import type { Calibrated, CalibrationPart, CalibrationSet } from "./mod.ts";
 
-/** How to collect. */
+/** Options of a pass. */
 export interface CollectOptions {
   readonly kernels: Kernels;
   readonly fingerprint: string;
@@ -24,7 +24,7 @@ export interface CollectOptions {
   readonly run: CalibrationRun;
   /** Names of the weights of the layers to look at; all by default. */
   readonly names?: ReadonlySet<string> | undefined;
-  /** What a pass that was stopped had, and how many parts of the data that is. */
+  /** Statistics of a stopped pass, and the number of parts of the data in them. */
   readonly start?: { readonly statistics: CalibrationStatistics; readonly parts: number } | undefined;
   /** Called after each part of the data. */
   readonly onPart?: ((statistics: CalibrationStatistics, done: number, of: number) => void) | undefined;

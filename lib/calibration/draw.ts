@@ -50,7 +50,7 @@ export interface CalibrationOptions {
   readonly samples: number;
   readonly seed: number;
   /**
-   * How much positions count: as described at `POSITION_WEIGHTS` of sequences.ts, the default, or all alike.
+   * Weights of positions: `POSITION_WEIGHTS` of sequences.ts, the default, or all alike.
    */
   readonly weights?: "by_role" | "alike" | undefined;
 }

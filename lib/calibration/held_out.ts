@@ -1,6 +1,6 @@
 /**
- * How far a model with other weights is from full precision on what calibration held out: what candidates are
- * chosen by.
+ * The metric that selects between candidates: distance of a model with other weights from full precision on
+ * held-out data.
  */
 import type { Blockwise, MaskedTransformer, Matrix, SequenceBatch } from "../models/mod.ts";
 import { tokenKl } from "../thermo/masked_transition.ts";
@@ -9,7 +9,7 @@ import { blockCount } from "./collect.ts";
 import { maskedRows, rowsOf } from "./step_kl.ts";
 
 /**
- * How far a model with other weights is from full precision on the held-out part: mean KL at masked positions
+ * Distance of a model with other weights from full precision on the held-out part: mean KL at masked positions
  * in nats for sequences, mean ‖ε̂ − ε‖² / ‖ε‖² for images; NaN where nothing was held out.
  */
 export function heldOutDistance(

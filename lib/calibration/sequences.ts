@@ -25,7 +25,7 @@ const SYNTHETIC_TOKENS = 128;
 const MIN_MASK_RATIO = 1e-3;
 
 /**
- * How much a position counts: predicted tokens fully, because they are the loss; visible ones because
+ * Weight of a position: predicted tokens fully, because they are the loss; visible ones because
  * attention reads them; padding little, because most of it is alike. docs/decisions.md has the measurements.
  */
 export const POSITION_WEIGHTS = { predicted: 1, visible: 0.3, padding: 0.1 };
@@ -177,7 +177,7 @@ function syntheticSequences({ config }: MaskedTransformer, count: number, seed: 
   }));
 }
 
-/** How records become batches. */
+/** Length, seed and weights of batches. */
 interface Masking {
   readonly length: number;
   readonly seed: number;

@@ -37,12 +37,12 @@ export function calibrationSource(checkpoint: Checkpoint, config: Config): strin
     `Cannot quantize ${quote(checkpoint.path)}: ${
       wantsPhases(config) ? "a phase" : `the solver "${solver}"`
     } needs calibration data, got none: name a file ` +
-      "with --calibrate (calibration_data), or say --calibrate synthetic for made-up data",
+      "with --calibrate (calibration_data), or say --calibrate synthetic for synthetic data",
     { path: checkpoint.path },
   );
 }
 
-/** Text that stands for the data's bytes. */
+/** A digest of the data's bytes. */
 export async function calibrationDigest(source: string): Promise<string> {
   const paths = source === "synthetic" ? undefined : existsSync(source) ? [source] : statisticsFiles(source);
   if (paths === undefined) return source;
@@ -59,7 +59,7 @@ export interface SaveCalibration {
   readonly groupMoments?: boolean | undefined;
 }
 
-/** A checkpoint's model with its calibration data, or with the statistics that were saved of them. */
+/** A checkpoint's model with its calibration data, or with saved statistics of them. */
 export async function openCalibration(
   checkpoint: Checkpoint,
   config: Config,

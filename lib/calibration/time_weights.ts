@@ -1,6 +1,6 @@
 /**
  * Weights ω_t of a model's steps, and calibration data whose samples count by them: with such weights a
- * second moment is `H̄ = Σ_t ω_t H_t` (DESIGN.md §3). What a weight is, is lib/thermo's.
+ * second moment is `H̄ = Σ_t ω_t H_t` (docs/time_axis.md). lib/thermo defines the weights.
  */
 import { CalibrationError } from "../errors.ts";
 import type { Scheduler } from "../models/mod.ts";

@@ -215,7 +215,7 @@ export function layerGuard(
   };
 
   /**
-   * `Q(x) − x` of some rows of all items whose grids differ: the old grids', then the smooth ones'.
+   * `Q(x) − x` of some rows of all items whose parameters differ: with the old ones, then with the smooth ones.
    *
    * @returns how many rows of each
    */

@@ -17,7 +17,7 @@ export interface PhaseModel {
   readonly timeParameters: TimeParameters | undefined;
 }
 
-/** What the phases read. */
+/** Inputs of the phases. */
 export interface PhaseContext {
   readonly checkpoint: Checkpoint;
   readonly calibrated: Calibrated;

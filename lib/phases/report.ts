@@ -49,7 +49,7 @@ export interface SmoothingPhaseReport {
 /** Phase 3's refinement: the optimizer's report, with `losses` by term and iteration, and the guard's. */
 export interface RefinementPhaseReport extends Omit<RefinementReport, "layers">, GuardedReport {}
 
-/** What the phases did; a part that was not asked for is undefined. */
+/** Report of the phases; a part that was not asked for is undefined. */
 export interface PhasesReport {
   readonly groups: number | undefined;
   /** Mean over phase 1's samples. */

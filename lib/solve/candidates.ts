@@ -43,7 +43,7 @@ export function timeWeightSettings(
 /** One way to solve a model. */
 interface Candidate {
   readonly settings: SolverSettings;
-  /** Whether samples count by the weights of their times. */
+  /** Samples count by the weights of their times. */
   readonly isWeighted: boolean;
 }
 

@@ -16,7 +16,7 @@ const ARRAYS = { Uint8Array, Uint16Array, Uint32Array } as const;
 
 /** Second line of a file; the first is the SHA-256 of everything behind it, the arrays follow. */
 interface Header {
-  /** What the layer was solved with: another configuration's layers are not taken. */
+  /** Of the problem: layers of another configuration are not used. */
   readonly identity: string;
   readonly layer: Omit<SolvedLayer, "tensor">;
   readonly tensor: Readonly<Record<string, unknown>>;

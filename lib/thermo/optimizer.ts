@@ -87,7 +87,7 @@ export interface OptimizationReport {
   readonly losses: LossHistory;
   /** Length of the gradient before clipping, of each iteration. */
   readonly gradientNorms: readonly number[];
-  /** How many gradients were shortened. */
+  /** Number of shortened gradients. */
   readonly clipped: number;
   /** Validated loss, or the loss, at the start and at the best parameters, which are those kept. */
   readonly initial: number;
@@ -218,7 +218,7 @@ function stepSize({ schedule, learningRate, maxIterations }: Settings, iteration
     : learningRate;
 }
 
-/** What an optimization records of its iterations. */
+/** The record of the iterations. */
 class History {
   readonly quantization: number[] = [];
   readonly markov: number[] = [];
@@ -250,7 +250,7 @@ function notFinite(what: string, value: number): RangeError {
   return new RangeError(`Cannot optimize: ${what} must be finite at the start, got ${value}`);
 }
 
-/** Whether the mean of the last losses is that of those before, to a share of itself. */
+/** True where the mean of the last losses equals that of those before, relative to itself. */
 function hasSettled(losses: readonly number[], threshold: number): boolean {
   if (threshold === 0 || losses.length < 2 * CONVERGENCE_WINDOW) return false;
   const mean = (part: readonly number[]) => part.reduce((sum, loss) => sum + loss, 0) / part.length;

@@ -4,7 +4,7 @@
  * `ε_Q = gain · ε_F + bias + noise`; the sampler divides by the gain, takes the bias away and the noise's
  * variance out of the step's own. Three numbers a timestep.
  */
-/** What quantizing does to the predictions at one timestep. */
+/** Effect of quantization on the predictions at one timestep. */
 export interface SamplerCorrection {
   readonly gain: number;
   readonly bias: number;

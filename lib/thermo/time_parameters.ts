@@ -118,7 +118,7 @@ export function correctOutputs(
   return { gain, bias };
 }
 
-/** Whether gain and bias are determined: an output that is always 0 has no gain. */
+/** True where gain and bias are determined: an output that is always 0 has no gain. */
 function isDetermined(curvature: Float64Array, groups: number): boolean {
   let squares = 0, weights = 0;
   for (let g = 0; g < groups; g++) {

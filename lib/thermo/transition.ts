@@ -22,7 +22,7 @@ export interface NoiseSchedule {
 
 /** `beta_schedule` of the configuration. */
 export type BetaScheduleName = "linear" | "cosine";
-/** What the model predicts: ε, `v = √ᾱ ε − √(1 − ᾱ) x0`, or x0. */
+/** The prediction of a model: ε, `v = √ᾱ ε − √(1 − ᾱ) x0`, or x0. */
 export type Prediction = "epsilon" | "v_prediction" | "sample";
 /** σ² of a step: the posterior's `β̃`, or β. */
 export type StepVariance = "fixed_small" | "fixed_large";
@@ -157,7 +157,7 @@ export interface CappedWeights {
   /** Largest weight left; `Infinity` never. */
   readonly cap: number;
   readonly percentile: number;
-  /** How many were above. */
+  /** Number of weights above the cap. */
   readonly capped: number;
 }
 

@@ -4,7 +4,7 @@
  * give the step KL of every time group beside it.
  */
 
-/** How far a jump is above the threshold: less than 1.5 times, less than 2 times, more. */
+/** Size of a jump above the threshold: less than 1.5 times, less than 2 times, more. */
 export type Severity = "low" | "medium" | "high";
 
 /** Multiples of the threshold from which a violation is medium and high. */

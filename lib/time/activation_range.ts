@@ -1,7 +1,7 @@
 /**
- * Static grids of activations, `x ≈ scale (code − zeroPoint)` with whole codes and zero points: what
- * calibration saw of a layer's input, kept as a histogram that grows with its range, and the grid that
- * follows from it by minimum and maximum, percentile or least squared error.
+ * Static quantization of activations, `x ≈ scale (code − zeroPoint)` with whole codes and zero points: the
+ * calibrated values of a layer's input as a histogram that grows with its range, and the parameters that follow
+ * from it by minimum and maximum, percentile or least squared error.
  */
 
 /** Bins of a histogram: at 8 bits eight of them a code, before a range is cut. */
@@ -16,11 +16,11 @@ const MSE_CUT = 0.96;
 const MIN_SCALE = 2 ** -126;
 
 export type ActivationBits = 4 | 8;
-/** `minmax` clips nothing, `percentile` the tails, `mse` what costs less to clip than to resolve. */
+/** `minmax` clips nothing, `percentile` the tails, `mse` values that cost less to clip than to resolve. */
 export type RangeMethod = "minmax" | "percentile" | "mse";
 export const RANGE_METHODS: readonly RangeMethod[] = ["minmax", "percentile", "mse"];
 
-/** A static grid. */
+/** Quantization parameters of activations. */
 export interface ActivationGrid {
   /** A float32. */
   readonly scale: number;
@@ -30,12 +30,12 @@ export interface ActivationGrid {
 
 function checkBits(bits: number): void {
   if (bits !== 4 && bits !== 8) {
-    throw new RangeError(`Cannot make a grid of activations: bits must be 4 or 8, got ${bits}`);
+    throw new RangeError(`Cannot quantize activations: bits must be 4 or 8, got ${bits}`);
   }
 }
 
 /**
- * The finest grid with a whole zero point that covers `[low, high]` and 0.
+ * The smallest scale with a whole zero point whose range covers `[low, high]` and 0.
  *
  * @throws {RangeError} when the ends are not finite or in order, or bits are not 4 or 8
  *
@@ -49,7 +49,7 @@ export function activationGrid(low: number, high: number, bits: ActivationBits):
   checkBits(bits);
   if (!(Number.isFinite(low) && Number.isFinite(high) && low <= high)) {
     throw new RangeError(
-      `Cannot make a grid of activations: the range must be finite and in order, got [${low}, ${high}]`,
+      `Cannot quantize activations: the range must be finite and in order, got [${low}, ${high}]`,
     );
   }
   const top = 2 ** bits - 1, below = Math.max(0, -low), above = Math.max(0, high);
@@ -73,7 +73,7 @@ export function activationGrid(low: number, high: number, bits: ActivationBits):
   return { scale: Math.max(scale, MIN_SCALE), zeroPoint: best.zeroPoint };
 }
 
-/** What a histogram holds, to be stored. */
+/** Content of a histogram, for storing. */
 export interface HistogramState {
   /** 0 where nothing was seen, as the maximum and the reach are then. */
   readonly minimum: number;
@@ -216,7 +216,7 @@ export class ActivationHistogram {
   }
 
   /**
-   * The grid that a method makes of what was seen.
+   * The quantization parameters that a method derives from the values seen.
    *
    * @param percentile of `percentile`: the share in percent kept between the cut tails, half of the rest each
    * @throws {RangeError} when nothing was seen, the method is none or the percentile is outside (0, 100]
@@ -274,8 +274,8 @@ export class ActivationHistogram {
   }
 
   /**
-   * The grid whose squared error over the histogram is least: both ends cut by the same share, then each by
-   * its own.
+   * The parameters with the least squared error over the histogram: both ends cut by the same share, then
+   * each by another.
    */
   #leastError(bits: ActivationBits): ActivationGrid {
     const { low, high } = this.range;
@@ -295,7 +295,7 @@ export class ActivationHistogram {
 
   /**
    * Expected over a bin: inside a code's cell `s²/12`, which single points of a histogram as coarse as the
-   * grid would miss.
+   * codes would miss.
    */
   #squaredError({ scale, zeroPoint }: ActivationGrid, bits: ActivationBits): number {
     const width = 2 * this.#reach / HISTOGRAM_BINS, top = 2 ** bits - 1;
@@ -324,8 +324,8 @@ function halved(counts: Float64Array): Float64Array<ArrayBuffer> {
 }
 
 /**
- * Activations as a static grid gives them back, computed with float32 values: the same numbers as integer
- * codes give, `code = min(max(round(x / scale) + zeroPoint, 0), 2^bits − 1)`, ties to even.
+ * Activations after static quantization, computed with float32 values: the same numbers as by integer
+ * codes, `code = min(max(round(x / scale) + zeroPoint, 0), 2^bits − 1)`, ties to even.
  *
  * **Shapes** `x: f32[n]` → `out: f32[n]`, which may be `x`
  *
@@ -354,8 +354,7 @@ export function fakeQuantize(
 }
 
 /**
- * Rounds each row in float32 on the grid of its own minimum and maximum, zero among them: what grids of each
- * token's own do.
+ * Per-token dynamic quantization in float32: each row is rounded by its minimum and maximum, which include 0.
  *
  * **Shapes** `x` and `out: f32[rows, cols]`; `out` may be `x`
  *

@@ -1,7 +1,7 @@
 /**
- * What calibration saw of the inputs of a model's layers: for every time group how many, their mean, range
- * and quantiles, and their second moment, gathered in one pass in memory that is known beforehand, and merged
- * across runs. The file is calibration_file.ts's; running the model is lib/pipeline's.
+ * Calibration statistics of the inputs of a model's layers: for every time group their number, mean, range,
+ * quantiles and second moment, gathered in one pass in memory that is known beforehand, and merged across runs.
+ * calibration_file.ts stores them; lib/calibration runs the model.
  */
 import { findNonfinite } from "../quant/convert.ts";
 import { CalibrationError } from "../errors.ts";
@@ -30,7 +30,7 @@ export const SECOND_MOMENTS: readonly SecondMoments[] = ["none", "total", "group
 export interface CalibrationRun {
   /** Stands for model, data, samples, seed and groups: the same pass has the same. */
   readonly identity: string;
-  /** Where the data come from, as a report says it. */
+  /** Where the data come from, for reports. */
   readonly source: string;
   readonly isSynthetic: boolean;
   readonly samples: number;
@@ -60,7 +60,7 @@ export interface InputStatistics extends LayerInput {
   readonly histograms: readonly ActivationHistogram[];
 }
 
-/** What the rows of an input are. */
+/** Times and weights of the rows of an input. */
 export interface ObservedSamples {
   /** Time of each sample; a sample's rows lie together, as many for each. */
   readonly times: ArrayLike<number>;
@@ -68,7 +68,7 @@ export interface ObservedSamples {
   readonly weights?: Float32Array | undefined;
 }
 
-/** How to begin. */
+/** Options of new statistics. */
 export interface StatisticsOptions {
   /** Of the model, as `modelFingerprint` makes it. */
   readonly fingerprint: string;
@@ -177,7 +177,7 @@ export class CalibrationStatistics {
     }
   }
 
-  /** Where the data come from, as a report says it. */
+  /** Where the data come from, for reports. */
   get source(): string {
     return this.runs.map(({ source }) => source).join("; ");
   }
@@ -187,12 +187,12 @@ export class CalibrationStatistics {
     return this.runs.reduce((sum, { samples }) => sum + samples, 0);
   }
 
-  /** Whether any of the data were made up. */
+  /** True where any of the data are synthetic. */
   get isSynthetic(): boolean {
     return this.runs.some(({ isSynthetic }) => isSynthetic);
   }
 
-  /** What is known of the input of a layer. @throws {CalibrationError} when nothing is */
+  /** Statistics of the input of a layer. @throws {CalibrationError} when there are none */
   inputOf(layer: string): InputStatistics {
     const input = this.#inputOf.get(layer);
     if (input !== undefined) return input;

@@ -1,6 +1,6 @@
 /**
  * Time groups: contiguous ranges of an axis's bins that share parameters, of equal width or with boundaries
- * put where input statistics change. What is kept for each group is in parameters.ts.
+ * put where input statistics change. parameters.ts has the parameters of each group.
  */
 import type { TimeAxis } from "./axis.ts";
 

@@ -6,13 +6,13 @@
 import type { Kernels } from "../native/mod.ts";
 import { product } from "../quant/product.ts";
 
-/** Means over a layer's inputs in one time group; lib/quant's `InputMoments` are sums over all of them. */
+/** Means over a layer's inputs in one time group; `InputMoments` of lib/quant are sums over all of them. */
 export interface TimeGroupMoments {
   /** `f32[cols, cols]`: `E[x xᵀ | t]` */
   readonly second: Float32Array;
   /** `f32[cols]`: `E[x | t]` */
   readonly mean: Float32Array;
-  /** How many independent samples stand behind them: sequences or images rather than tokens. */
+  /** Number of independent samples behind them: sequences or images, not tokens. */
   readonly samples: number;
 }
 

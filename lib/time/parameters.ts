@@ -1,15 +1,15 @@
 /**
- * θ: what a model's runtime selects by time - static activation grids, output corrections and, as an option,
- * own scales and zero points over shared codes - layer by layer, and its selection without allocation. On
- * disk it is sidecar.ts's.
+ * Time parameters (θ): static activation quantization, output corrections and, as an option, weight scales over
+ * shared codes, which the runtime selects by time, layer by layer and without allocation. sidecar.ts stores
+ * them.
  */
 import type { ActivationBits, ActivationGrid } from "./activation_range.ts";
 import type { TimeGroups } from "./groups.ts";
 
-/** Most numbers that a layer's θ may have: what a lying sidecar could ask for. */
+/** Most numbers of a layer's time parameters: a limit for sidecars that ask for too much memory. */
 export const MAX_LAYER_NUMBERS = 2 ** 30;
 
-/** Static grids of a layer's input, one a time group, or one a bin of the axis where they were smoothed. */
+/** Static quantization of a layer's input: a pair a time group, or a pair a bin where they were smoothed. */
 export interface ActivationParameters {
   readonly bits: ActivationBits;
   /** `f32[groups]` or `f32[bins]`, above 0. */
@@ -18,7 +18,7 @@ export interface ActivationParameters {
   readonly zeroPoint: Int32Array<ArrayBuffer>;
 }
 
-/** `y = gain ⊙ (Ŵ x) + bias`, beside the layer's own bias. */
+/** `y = gain ⊙ (Ŵ x) + bias`, beside the layer's bias. */
 export interface OutputParameters {
   /** `f32[groups, rows]` */
   readonly gain: Float32Array<ArrayBuffer>;
@@ -26,10 +26,7 @@ export interface OutputParameters {
   readonly bias: Float32Array<ArrayBuffer>;
 }
 
-/**
- * Own scales and zero points of every time group over the same codes: the literal reading of the old system,
- * an option.
- */
+/** Weight scales and zero points of every time group over the same codes, an option. */
 export interface WeightScaleParameters {
   /** Bits of half floats, `[groups, rows, weight groups]`. */
   readonly scale: Uint16Array<ArrayBuffer>;
@@ -38,8 +35,8 @@ export interface WeightScaleParameters {
 }
 
 /**
- * What quantizing does to an image model's predictions, `gain · full + bias + noise`: the sampler takes it
- * out again.
+ * Effect of quantization on an image model's predictions, `gain · full + bias + noise`, which the sampler
+ * corrects.
  */
 export interface SamplerParameters {
   /** `f32[groups]`, above 0. */
@@ -50,22 +47,19 @@ export interface SamplerParameters {
   readonly noiseVariance: Float32Array<ArrayBuffer>;
 }
 
-/** θ of a layer; any part may be missing. */
+/** Time parameters of a layer; any part may be missing. */
 export interface LayerParameters {
   readonly activation?: ActivationParameters | undefined;
-  /**
-   * In place of static grids: bits of a grid that every token gets from its own range. For layers that static
-   * grids do not suit.
-   */
+  /** Bits of per-token dynamic quantization, instead of static: for layers that lose too much with it. */
   readonly perToken?: ActivationBits | undefined;
   readonly output?: OutputParameters | undefined;
   readonly weightScales?: WeightScaleParameters | undefined;
 }
 
-/** What a layer's forward pass takes at one time; the same objects every time. */
+/** Parameters of a layer's forward pass at one time; the same objects every time. */
 export interface SelectedParameters {
   readonly grid: ActivationGrid | undefined;
-  /** Whether every token has a grid of its own, of `bits`. */
+  /** Per-token dynamic quantization, of `bits`. */
   readonly isPerToken: boolean;
   readonly bits: ActivationBits;
   /** `f32[rows]`: the gain less 1. */
@@ -76,7 +70,7 @@ export interface SelectedParameters {
   readonly weightZeroPoint: Uint16Array<ArrayBuffer> | undefined;
 }
 
-/** A layer's θ, cut into views when it is made. */
+/** A layer's time parameters, cut into views when it is made. */
 class LayerTable {
   readonly #byBin: readonly SelectedParameters[];
 
@@ -108,7 +102,7 @@ class LayerTable {
 }
 
 /**
- * θ of a model.
+ * Time parameters of a model.
  *
  * @example
  * ```ts
@@ -125,7 +119,7 @@ export class TimeParameters {
   readonly #tables: ReadonlyMap<string, LayerTable>;
 
   /**
-   * @param layers θ by the name of a layer's weight
+   * @param layers by the name of a layer's weight
    * @param fingerprint of the model that it belongs to, as `modelFingerprint` gives it
    * @param sampler of an image model as a whole
    * @throws {TypeError} when an array is not as long as the groups ask for
@@ -143,7 +137,7 @@ export class TimeParameters {
   }
 
   /**
-   * What a layer takes at a time, undefined when it has no θ; the same object for the same bin, nothing is
+   * Parameters of a layer at a time, undefined when it has none; the same object for the same bin, nothing is
    * allocated.
    *
    * @throws {RangeError} when `t` is outside the axis
@@ -152,12 +146,12 @@ export class TimeParameters {
     return this.atBin(layer, this.groups.axis.binOf(t));
   }
 
-  /** The same for a bin, which has to be one of the axis's. */
+  /** The same for a bin of the axis. */
   atBin(layer: string, bin: number): SelectedParameters | undefined {
     return this.#tables.get(layer)?.at(bin);
   }
 
-  /** Bytes of θ as it is stored. */
+  /** Stored bytes. */
   get bytes(): number {
     const { gain, bias, noiseVariance } = this.sampler ?? {};
     let bytes = (gain?.byteLength ?? 0) + (bias?.byteLength ?? 0) + (noiseVariance?.byteLength ?? 0);

@@ -62,7 +62,7 @@ export function modelFingerprint(checkpoint: Checkpoint): string {
   return hash.digest("hex");
 }
 
-/** What a layer's θ is called in the file, and as what it is stored. */
+/** Names and types of a layer's time parameters in the file. */
 const PARTS = {
   activation_scale: "F32",
   activation_zero_point: "I32",

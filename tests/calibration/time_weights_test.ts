@@ -203,7 +203,7 @@ describe("phase 3's terms, by configuration", () => {
   const ANNEALING = "thermodynamic.transition_optimization.entropy_weight";
   const SCHEDULE = "thermodynamic.transition_optimization.beta_schedule";
 
-  test("are held against doing without, and the least held-out error decides", async () => {
+  test("are compared with doing without, and the least held-out error decides", async () => {
     const calibrated = await calibration(DREAM, join(DREAM, "calibration.jsonl"));
     const plain = await solve(calibrated, DREAM, { [WEIGHTS]: "none", "solver_options.candidates": 1 });
     for (

@@ -132,7 +132,7 @@ describe("calibrated solvers", () => {
     expect(images.message).toMatch(/must hold "images"/);
   });
 
-  test("made-up data say so, and too few inputs are warned of", async () => {
+  test("synthetic data say so, and too few inputs are warned of", async () => {
     const events: RunEvent[] = [];
     await run(place.fresh("synthetic"), { calibration_data: "synthetic", calibration_samples: 32 }, {
       onEvent: (event) => events.push(event),
