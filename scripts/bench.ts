@@ -1,5 +1,4 @@
 /** `bench.ts`: measures, and prints what this run measured. */
-import { mkdirSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -20,7 +19,7 @@ import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { findDevice } from "../lib/native/cuda/mod.ts";
 import { INSTRUCTION_SETS, type InstructionSet } from "../lib/native/kernels.ts";
 import { BACKENDS, MAX_THREADS, openKernels } from "../lib/native/mod.ts";
-import { outputError, writeWhole } from "../lib/files/whole.ts";
+import { makeFolder, writeWhole } from "../lib/files/whole.ts";
 import { BIT_WIDTHS, GROUP_SIZES } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import { commandLine, parseOptions, usageError } from "./_command/options.ts";
@@ -282,14 +281,6 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     const { writeReport } = await import("../lib/analysis/report/folder.ts");
     const name = basename(resolve(target)).replace(/\.html$/, "");
     progress(`report: ${await writeReport(target, await benchRun(name, { ...run, report }))}`);
-  }
-}
-
-function makeFolder(path: string): void {
-  try {
-    mkdirSync(path, { recursive: true });
-  } catch (cause) {
-    throw outputError("create", path, cause);
   }
 }
 

@@ -1,5 +1,4 @@
 /** `report.ts RUN…`: a report of runs that `--report` of the other commands left behind. */
-import { mkdirSync } from "node:fs";
 import { dirname } from "node:path";
 import { checkLibraries } from "../lib/analysis/_libraries.ts";
 import {
@@ -10,7 +9,7 @@ import {
   reportText,
 } from "../lib/analysis/report/mod.ts";
 import { readRun, type Run } from "../lib/analysis/run.ts";
-import { outputError, writeWhole } from "../lib/files/whole.ts";
+import { makeFolder, writeWhole } from "../lib/files/whole.ts";
 import { commandLine, parseOptions, usageError } from "./_command/options.ts";
 import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
 import { print } from "./_command/text.ts";
@@ -59,11 +58,7 @@ async function main(args: readonly string[]): Promise<void> {
     print(text.trimEnd());
     return;
   }
-  try {
-    mkdirSync(dirname(output), { recursive: true });
-  } catch (cause) {
-    throw outputError("create", dirname(output), cause);
-  }
+  makeFolder(dirname(output));
   writeWhole(output, text);
   print(output);
 }

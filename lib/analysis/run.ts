@@ -2,11 +2,12 @@
  * A run on disk: `run.json` - command, environment, configuration, and which tables there are - and the tables beside it
  * as Parquet. A report is made from nothing else. A folder from elsewhere is checked like any other untrusted file.
  */
-import { mkdirSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import type { Goal, Section, Skipped } from "../bench/suite.ts";
 import { FormatError } from "../errors.ts";
-import { inputError, outputError, quote, writeWhole } from "../files/whole.ts";
+import { reading } from "../files/positional.ts";
+import { makeFolder, quote, writeWhole } from "../files/whole.ts";
 import { TOOL_VERSION } from "../output/record.ts";
 import { isJsonObject, readJsonFile } from "../files/json.ts";
 import type { Json } from "./_chart.ts";
@@ -56,11 +57,7 @@ export interface Run {
  * @throws {OutputError} when the system refuses
  */
 export async function writeRun(folder: string, run: Run): Promise<void> {
-  try {
-    mkdirSync(join(folder, TABLES_FOLDER), { recursive: true });
-  } catch (cause) {
-    throw outputError("create", folder, cause);
-  }
+  makeFolder(join(folder, TABLES_FOLDER));
   const { tables, name: _, ...rest } = run;
   const names = TABLE_NAMES.filter((name) => tables[name] !== undefined);
   for (const name of names) {
@@ -112,13 +109,7 @@ export async function readRun(folder: string): Promise<Run> {
 }
 
 function checkIsFolder(folder: string): void {
-  let isFolder: boolean;
-  try {
-    isFolder = statSync(folder).isDirectory();
-  } catch (cause) {
-    throw inputError(folder, cause);
-  }
-  if (isFolder) return;
+  if (reading(folder, () => statSync(folder).isDirectory())) return;
   const message = `Cannot read ${quote(folder)}: a run must be a folder with ${RUN_FILE}, got a file`;
   throw new FormatError(message, { path: folder });
 }

@@ -2,10 +2,9 @@
  * Tables as bytes and back: Arrow IPC, Parquet, CSV and JSON. Each of them holds everything, NaN and infinities and the
  * difference between an empty text and none; what is read is checked against the table's schema.
  */
-import { readFileSync, statSync } from "node:fs";
 import type { ColumnTable } from "arquero";
 import { FormatError } from "../errors.ts";
-import { inputError, quote, writeWhole } from "../files/whole.ts";
+import { quote, readWhole, writeWhole } from "../files/whole.ts";
 import { isJsonObject, JsonFault, parseJson } from "../files/json.ts";
 import { loadArquero, loadFlechette, loadParquetReader, loadParquetWriter } from "./_libraries.ts";
 import { columnsOf, type ColumnType, TABLE_NAMES, TABLE_VERSION, type TableName } from "./schema.ts";
@@ -117,22 +116,11 @@ export async function writeTable(path: string, name: TableName, table: TableLike
  */
 export async function readTable(path: string, name: TableName): Promise<ColumnTable> {
   const format = formatOf(path);
-  let bytes: Uint8Array<ArrayBuffer>;
-  try {
-    const { size } = statSync(path);
-    if (size > MAX_TABLE_BYTES) {
-      throw new FormatError(
-        `Cannot read ${
-          quote(path)
-        } as table "${name}": it must have at most ${MAX_TABLE_BYTES} bytes, got ${size}`,
-        { path },
-      );
-    }
-    bytes = new Uint8Array(readFileSync(path));
-  } catch (cause) {
-    if (cause instanceof FormatError) throw cause;
-    throw inputError(path, cause);
-  }
+  const bytes = readWhole(
+    path,
+    MAX_TABLE_BYTES,
+    (reason) => new FormatError(`Cannot read ${quote(path)} as table "${name}": ${reason}`, { path }),
+  );
   return await decodeTable(name, bytes, format, path);
 }
 

@@ -1,7 +1,5 @@
 /** Calibration data of language models: records of text or tokens, with masks drawn as in training. */
-import { readFileSync, statSync } from "node:fs";
-import { CalibrationError } from "../errors.ts";
-import { inputError, quote } from "../files/whole.ts";
+import { quote, readWhole } from "../files/whole.ts";
 import { loadTokenizer, type MaskedTransformer, RandomStream, type SequenceBatch } from "../models/mod.ts";
 import { SafetensorsFile } from "../tensor/mod.ts";
 import { maskRatioAxis } from "../time/mod.ts";
@@ -44,16 +42,7 @@ interface Sequence {
 
 /** Text of a JSONL file. */
 function readText(path: string): string {
-  try {
-    const { size } = statSync(path);
-    if (size > MAX_CALIBRATION_BYTES) {
-      throw fail(path, `the file may have ${MAX_CALIBRATION_BYTES} bytes, got ${size}`);
-    }
-    return readFileSync(path, "utf8");
-  } catch (cause) {
-    if (cause instanceof CalibrationError) throw cause;
-    throw inputError(path, cause);
-  }
+  return new TextDecoder().decode(readWhole(path, MAX_CALIBRATION_BYTES, (reason) => fail(path, reason)));
 }
 
 /**

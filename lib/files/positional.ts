@@ -47,6 +47,24 @@ export function outputError(doing: string, path: string, cause: unknown): Output
   return new OutputError(`Cannot ${doing} ${quote(path)}: ${why}`, { path, cause });
 }
 
+/** Runs a step of writing. @throws {OutputError} when it fails */
+export function writing<T>(doing: string, path: string, run: () => T): T {
+  try {
+    return run();
+  } catch (cause) {
+    throw outputError(doing, path, cause);
+  }
+}
+
+/** Runs a step of reading an input. @throws {CheckpointError} when it fails */
+export function reading<T>(path: string, run: () => T): T {
+  try {
+    return run();
+  } catch (cause) {
+    throw inputError(path, cause);
+  }
+}
+
 /** A failed open or read of an input. */
 export function inputError(path: string, cause: unknown): CheckpointError {
   const why = errorCode(cause) === "ENOENT"
@@ -63,11 +81,8 @@ export function inputError(path: string, cause: unknown): CheckpointError {
  * @throws {CheckpointError} when it does not exist, is no regular file, or may not be read
  */
 export function openForReading(path: string): number {
-  try {
-    if (statSync(path).isFile()) return openSync(path, "r");
-  } catch (cause) {
-    throw inputError(path, cause);
-  }
+  const fd = reading(path, () => statSync(path).isFile() ? openSync(path, "r") : undefined);
+  if (fd !== undefined) return fd;
   throw new CheckpointError(`Cannot open ${quote(path)}: must be a regular file`, { path });
 }
 
@@ -77,18 +92,16 @@ export function openForReading(path: string): number {
  * @throws {CheckpointError} when the system refuses
  */
 export function readFully(fd: number, target: Uint8Array, position: number, path: string): number {
-  let done = 0;
-  try {
+  return reading(path, () => {
+    let done = 0;
     while (done < target.length) {
       const wanted = Math.min(target.length - done, MAX_CALL_BYTES);
       const got = readSync(fd, target, done, wanted, position + done);
       if (got === 0) break;
       done += got;
     }
-  } catch (cause) {
-    throw inputError(path, cause);
-  }
-  return done;
+    return done;
+  });
 }
 
 /**
@@ -97,17 +110,14 @@ export function readFully(fd: number, target: Uint8Array, position: number, path
  * @throws {OutputError} when the system refuses
  */
 export function writeFully(fd: number, bytes: Uint8Array, position: number, path: string): void {
-  let done = 0;
-  try {
-    while (done < bytes.length) {
+  writing("write", path, () => {
+    for (let done = 0; done < bytes.length;) {
       const wanted = Math.min(bytes.length - done, MAX_CALL_BYTES);
       const written = writeSync(fd, bytes, done, wanted, position + done);
       if (written === 0) throw new Error(`the system took 0 of ${wanted} bytes`);
       done += written;
     }
-  } catch (cause) {
-    throw outputError("write", path, cause);
-  }
+  });
 }
 
 /**

@@ -6,6 +6,7 @@ import {
   existsSync,
   fstatSync,
   fsyncSync,
+  mkdirSync,
   openSync,
   readdirSync,
   renameSync,
@@ -16,7 +17,15 @@ import {
 } from "node:fs";
 import { dirname } from "node:path";
 import { FormatError, OutputError } from "../errors.ts";
-import { errorCode, inputError, openForReading, outputError, quote, readFully } from "./positional.ts";
+import {
+  errorCode,
+  inputError,
+  openForReading,
+  outputError,
+  quote,
+  readFully,
+  writing,
+} from "./positional.ts";
 
 export { errorCode, inputError, outputError, quote };
 
@@ -125,20 +134,21 @@ export function nameOfPath(path: string): string {
 
 /** Deletes a file that may not be there. @throws {OutputError} when the system refuses */
 export function remove(path: string): void {
-  try {
-    rmSync(path, { force: true });
-  } catch (cause) {
-    throw outputError("delete", path, cause);
-  }
+  writing("delete", path, () => rmSync(path, { force: true }));
+}
+
+/**
+ * Makes a folder and those above it; returns the first that was made, undefined where all were there.
+ *
+ * @throws {OutputError} when the system refuses
+ */
+export function makeFolder(path: string): string | undefined {
+  return writing("create", path, () => mkdirSync(path, { recursive: true }));
 }
 
 /** Gives a file another name and makes that durable with the next {@linkcode syncFolder}. */
 export function rename(from: string, to: string): void {
-  try {
-    renameSync(from, to);
-  } catch (cause) {
-    throw outputError("rename a finished file to", to, cause);
-  }
+  writing("rename a finished file to", to, () => renameSync(from, to));
 }
 
 /** Makes renames in a folder durable, where the system can do that for folders. */

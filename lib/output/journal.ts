@@ -7,7 +7,8 @@
  */
 import { closeSync, fsyncSync, openSync, readFileSync, writeSync } from "node:fs";
 import type { TensorSpec } from "../tensor/mod.ts";
-import { errorCode, outputError, writeWhole } from "../files/whole.ts";
+import { errorCode, outputError, writing } from "../files/positional.ts";
+import { writeWhole } from "../files/whole.ts";
 import type { Identity, LayerRecord } from "./record.ts";
 
 /** Version of the journal's lines. */
@@ -53,30 +54,21 @@ export class Journal {
     entries: readonly JournalEntry[] = [],
   ): Journal {
     writeWhole(path, linesOf([{ journal: JOURNAL_VERSION, ...header }, ...entries]));
-    try {
-      return new Journal(path, openSync(path, "a"));
-    } catch (cause) {
-      throw outputError("open", path, cause);
-    }
+    return new Journal(path, writing("open", path, () => openSync(path, "a")));
   }
 
   /** Adds a finished tensor. @throws {OutputError} when the system refuses */
   append(entry: JournalEntry): void {
     const line = new TextEncoder().encode(`${JSON.stringify(entry)}\n`);
-    try {
+    writing("write", this.path, () => {
       for (let done = 0; done < line.length;) done += writeSync(this.#fd!, line, done);
-    } catch (cause) {
-      throw outputError("write", this.path, cause);
-    }
+    });
   }
 
   /** Makes what was added survive a crash of the machine. @throws {OutputError} when the system refuses */
   sync(): void {
-    try {
-      if (this.#fd !== undefined) fsyncSync(this.#fd);
-    } catch (cause) {
-      throw outputError("sync", this.path, cause);
-    }
+    const fd = this.#fd;
+    if (fd !== undefined) writing("sync", this.path, () => fsyncSync(fd));
   }
 
   close(): void {

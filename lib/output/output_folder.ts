@@ -10,7 +10,7 @@
  * The commit deletes what the old manifest names, the old manifest, then moves the new files up, the manifest
  * last. A manifest in the work folder means that everything is complete and only the commit is left to do.
  */
-import { mkdirSync, readFileSync, realpathSync, rmdirSync, statSync } from "node:fs";
+import { readFileSync, realpathSync, rmdirSync, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { OutputError } from "../errors.ts";
 import { type Checkpoint, PARTIAL_SUFFIX } from "../tensor/mod.ts";
@@ -21,6 +21,7 @@ import {
   type FileDigest,
   kindOf,
   listFolder,
+  makeFolder,
   outputError,
   quote,
   remove,
@@ -96,12 +97,8 @@ export class OutputFolder {
     const work = join(request.path, WORK_FOLDER);
     let created: string | undefined;
     const take = () => {
-      try {
-        const first = mkdirSync(work, { recursive: true });
-        created ??= first;
-      } catch (cause) {
-        throw outputError("create", work, cause);
-      }
+      const first = makeFolder(work);
+      created ??= first;
       return acquireLock(work);
     };
     let unlock: () => void;

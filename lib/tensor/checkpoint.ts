@@ -5,7 +5,7 @@
 import { readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { CheckpointError, type ErrorPlace, FormatError } from "../errors.ts";
-import { inputError, quote, show } from "../files/positional.ts";
+import { quote, reading, show } from "../files/positional.ts";
 import { isJsonObject, readJsonFile } from "../files/json.ts";
 import { noTensor, SafetensorsFile, type TensorInfo } from "./safetensors.ts";
 import { PARTIAL_SUFFIX } from "./safetensors_writer.ts";
@@ -137,7 +137,7 @@ export class Checkpoint {
  * ```
  */
 export function openCheckpoint(path: string): Checkpoint {
-  const isFile = !isFolder(path);
+  const isFile = !reading(path, () => statSync(path).isDirectory());
   const place = isFile ? filePlace(path) : folderPlace(path);
   const configPath = join(place.folder, "config.json");
   const config = place.names.includes("config.json") ? readJsonFile(configPath) : undefined;
@@ -190,21 +190,7 @@ interface Place {
   readonly modelFile: string;
 }
 
-function isFolder(path: string): boolean {
-  try {
-    return statSync(path).isDirectory();
-  } catch (cause) {
-    throw inputError(path, cause);
-  }
-}
-
-function listFolder(folder: string): string[] {
-  try {
-    return readdirSync(folder).sort();
-  } catch (cause) {
-    throw inputError(folder, cause);
-  }
-}
+const listFolder = (folder: string): string[] => reading(folder, () => readdirSync(folder).sort());
 
 function filePlace(path: string): Place {
   const modelFile = basename(path);

@@ -7,7 +7,15 @@ import { Buffer } from "node:buffer";
 import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, renameSync } from "node:fs";
 import { dirname } from "node:path";
 import { IntegrityError, OutputError } from "../errors.ts";
-import { checkByteRange, errorCode, outputError, quote, readFully, writeFully } from "../files/positional.ts";
+import {
+  checkByteRange,
+  errorCode,
+  outputError,
+  quote,
+  readFully,
+  writeFully,
+  writing,
+} from "../files/positional.ts";
 import { syncFolder } from "../files/whole.ts";
 import { BYTES_PER_ELEMENT, isDtype } from "./dtype.ts";
 import {
@@ -40,8 +48,8 @@ export interface ResumeOptions extends WriterOptions {
   readonly tensors: readonly TensorSpec[];
 }
 
-/** Bytes of a header that are written at once. */
-const HEADER_BLOCK_BYTES = 2 ** 18;
+/** Entries of a header, and spaces behind them, that are written at once. */
+const ENTRIES_PER_BLOCK = 2000, SPACES_PER_BLOCK = 2 ** 18;
 
 /** Of a tensor that nothing was written to. */
 const NOTHING: Entry["written"] = Object.freeze([]);
@@ -320,11 +328,7 @@ export class SafetensorsWriter {
       );
     }
     this.close();
-    try {
-      renameSync(this.partialPath, this.path);
-    } catch (cause) {
-      throw outputError("rename the finished file to", this.path, cause);
-    }
+    writing("rename the finished file to", this.path, () => renameSync(this.partialPath, this.path));
     syncFolder(dirname(this.path));
     return { path: this.path, bytes };
   }
@@ -333,12 +337,7 @@ export class SafetensorsWriter {
   close(): void {
     const fd = this.#fd;
     this.#fd = undefined;
-    if (fd === undefined) return;
-    try {
-      closeSync(fd);
-    } catch (cause) {
-      throw outputError("close", this.partialPath, cause);
-    }
+    if (fd !== undefined) writing("close", this.partialPath, () => closeSync(fd));
   }
 
   [Symbol.dispose](): void {
@@ -347,33 +346,22 @@ export class SafetensorsWriter {
 
   /** Writes the header in blocks, then its length, which makes it one. */
   #writeHeader(): void {
-    const block = Buffer.alloc(HEADER_BLOCK_BYTES);
+    const end = LENGTH_BYTES + this.#reserved;
     let position = LENGTH_BYTES;
-    let filled = 0;
-    const flush = () => {
-      writeFully(this.#open(), block.subarray(0, filled), position, this.partialPath);
-      position += filled;
-      filled = 0;
-    };
     const put = (text: string) => {
       const bytes = Buffer.from(text);
-      for (let done = 0; done < bytes.length;) {
-        if (filled === block.length) flush();
-        const copied = bytes.copy(block, filled, done);
-        done += copied;
-        filled += copied;
-      }
+      writeFully(this.#open(), bytes, position, this.partialPath);
+      position += bytes.length;
     };
     put(`{${this.#metadataText}`);
     let separator = this.#metadataText === "" ? "" : ",";
-    for (const { info } of this.#entries) {
-      put(separator + this.#entryText(info));
+    for (let begin = 0; begin < this.#entries.length; begin += ENTRIES_PER_BLOCK) {
+      const block = this.#entries.slice(begin, begin + ENTRIES_PER_BLOCK);
+      put(separator + block.map(({ info }) => this.#entryText(info)).join(","));
       separator = ",";
     }
     put("}");
-    const end = LENGTH_BYTES + this.#reserved;
-    while (position + filled < end) put(" ".repeat(Math.min(HEADER_BLOCK_BYTES, end - position - filled)));
-    flush();
+    while (position < end) put(" ".repeat(Math.min(SPACES_PER_BLOCK, end - position)));
     const length = Buffer.alloc(LENGTH_BYTES);
     length.writeBigUInt64LE(BigInt(this.#reserved));
     writeFully(this.#open(), length, 0, this.partialPath);
@@ -386,11 +374,7 @@ export class SafetensorsWriter {
 
   #attempt<T>(doing: string, call: (fd: number) => T): T {
     const fd = this.#open();
-    try {
-      return call(fd);
-    } catch (cause) {
-      throw outputError(doing, this.partialPath, cause);
-    }
+    return writing(doing, this.partialPath, () => call(fd));
   }
 
   #entry(name: string): Entry {

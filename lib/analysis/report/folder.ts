@@ -1,7 +1,6 @@
 /** A run's folder with its reports: the page, text, Markdown with pictures, and the tables that all of them come from. */
-import { mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { outputError, writeWhole } from "../../files/whole.ts";
+import { makeFolder, writeWhole } from "../../files/whole.ts";
 import { renderSvg } from "../render.ts";
 import { reportHtml, reportMarkdown, type ReportOptions, reportText } from "./mod.ts";
 import { type Run, writeRun } from "../run.ts";
@@ -9,14 +8,6 @@ import { chartsOf } from "../run_charts.ts";
 
 /** The page in a report's folder. */
 export const REPORT_PAGE = "report.html";
-
-function makeFolder(path: string): void {
-  try {
-    mkdirSync(path, { recursive: true });
-  } catch (cause) {
-    throw outputError("create", path, cause);
-  }
-}
 
 /**
  * Writes `report.html`, `report.txt`, `report.md` with `charts/*.svg`, `run.json` and `tables/*.parquet` into a folder.
