@@ -1,9 +1,9 @@
-/** The settings that a model is measured at - full precision, then each width with each solver - and what is said of every measurement. */
+/** Settings that a model is measured at, full precision first, and the circumstances of a measurement. */
 import { join } from "node:path";
 import { CALIBRATED_SOLVERS, type Solver } from "../config/names.ts";
 import { resolveConfig } from "../config/mod.ts";
 import { CheckpointError } from "../errors.ts";
-import { nameOfPath as nameOf } from "../files/whole.ts";
+import { nameOfPath } from "../files/whole.ts";
 import { quantizeCheckpoint } from "../pipeline/mod.ts";
 import { calibrationBeside } from "../calibration/source.ts";
 import { type BitWidth, packedLayers } from "../quant/mod.ts";
@@ -23,18 +23,17 @@ export interface Setting {
   readonly folder?: string | undefined;
 }
 
-/** What a setting was measured to be; the rest is the family's. */
+/** Measurements of a setting that all families have. */
 export interface Measured {
   readonly setting: Setting;
   readonly bitsPerWeight: number | undefined;
   readonly relativeRmsError: number | undefined;
   readonly quantizeSeconds: number | undefined;
   readonly seconds: number;
-  /** What the pipeline did; undefined for full precision. */
+  /** The pipeline's report; undefined for full precision. */
   readonly quantized: QuantizedSetting | undefined;
 }
 
-export { nameOf };
 /** A value with its interval, for a table. */
 export const span = ({ value, low, high }: Interval, digits = 2) =>
   `${value.toFixed(digits)} ${low.toFixed(digits)}–${high.toFixed(digits)}`;
@@ -51,7 +50,7 @@ export function settingsOf(
     return [
       { name: "full", bits: undefined, solver: undefined },
       ...packed.map((folder): Setting => ({
-        name: nameOf(folder),
+        name: nameOfPath(folder),
         bits: leastBits(folder),
         solver: undefined,
         folder,
@@ -96,10 +95,10 @@ export async function atEverySetting<Result>(
   const measured: (Measured & { readonly result: Result })[] = [];
   await withTemporaryFolder(async (temporary) => {
     for (const setting of settingsOf(context, path)) {
-      context.progress(`${nameOf(path)}, ${setting.name}`);
+      context.progress(`${nameOfPath(path)}, ${setting.name}`);
       if (CALIBRATED_SOLVERS.includes(setting.solver!) && calibrationBeside(path) === undefined) {
         context.progress(
-          `${nameOf(path)}, ${setting.name}: no calibration data beside it, synthetic ones are used`,
+          `${nameOfPath(path)}, ${setting.name}: no calibration data beside it, synthetic ones are used`,
         );
       }
       let folder = path, stored, quantizeSeconds, quantized;
@@ -127,7 +126,7 @@ export async function atEverySetting<Result>(
           force: true,
         });
         quantizeSeconds = (performance.now() - begin) / 1000;
-        quantized = { model: nameOf(path), setting: setting.name, layers, layerMilliseconds };
+        quantized = { model: nameOfPath(path), setting: setting.name, layers, layerMilliseconds };
         stored = measureStored(kernels, path, folder);
       }
       await collectGarbage(); // what was read back
@@ -147,12 +146,12 @@ export async function atEverySetting<Result>(
   return measured;
 }
 
-/** Rows of the JSON report: every measurement with its circumstances. */
+/** Columns that every row of the accuracy suite has. */
 export function circumstances(context: BenchContext, path: string, measured: Measured) {
   const { environment, options } = context;
   return {
     suite: "accuracy" as const,
-    model: nameOf(path),
+    model: nameOfPath(path),
     setting: measured.setting.name,
     bits: measured.setting.bits ?? null,
     solver: measured.setting.solver ?? null,

@@ -23,7 +23,7 @@ const SHAPES = {
   f2: [CLASSES, FEATURES],
 } as const;
 
-/** What the classifier makes of images. */
+/** Features and classes of images. */
 export interface Classification {
   /** `f32[count, 64]` */
   readonly features: Float32Array<ArrayBuffer>;

@@ -4,6 +4,7 @@ import { availableParallelism, cpus, homedir, loadavg, totalmem } from "node:os"
 import process from "node:process";
 import type { Kernels } from "../native/mod.ts";
 
+/** Machine and process of a measurement. */
 export interface Environment {
   /** Name and version, as in `bun 1.4.5`. */
   readonly runtime: string;
@@ -21,6 +22,7 @@ export interface Environment {
   readonly date: string;
 }
 
+/** The environment of this process, with these kernels. */
 export function environmentOf(kernels: Kernels): Environment {
   return {
     runtime: kernels.runtime,
@@ -77,7 +79,7 @@ function machineSeconds(): number | undefined {
   }
 }
 
-/** What others did to the processor while something ran: a report says so, because it is why its numbers move. */
+/** Load of other processes while something ran: a report says so, because it is why its numbers move. */
 export class OtherLoad {
   readonly #machine = machineSeconds();
   readonly #own = process.cpuUsage();

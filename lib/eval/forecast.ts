@@ -1,5 +1,5 @@
 /**
- * What running a model will need, said before a weight is read: memory from sizes, time from one of its own products, timed on
+ * Forecast of running a model, before a weight is read: memory from sizes, time from one of its products, timed on
  * synthetic weights. The memory is checked against what the machine has left; the time is an estimate and says so.
  */
 import { existsSync, readFileSync } from "node:fs";
@@ -14,7 +14,7 @@ import { groupCount, type GroupSize, packedWords } from "../quant/mod.ts";
 import { median } from "./statistics.ts";
 import { formatBytes, secondsText } from "./table.ts";
 
-/** What inference may take beside weights, activations and what the process holds already. */
+/** Memory that inference may take beside weights, activations and what the process holds already. */
 export const SPARE_BYTES = 64e6;
 /** Memory that a WebAssembly module can address. */
 const WASM_BYTES = 2 ** 32;
@@ -26,13 +26,13 @@ export interface MemoryForecast {
   /** Weights as they will be held. */
   readonly weights: number;
   readonly activations: number;
-  /** What WebAssembly copies for its largest call, 0 for a native library. */
+  /** Copies that WebAssembly makes for its largest call, 0 for a native library. */
   readonly copies: number;
   readonly spare: number;
   readonly total: number;
 }
 
-/** What a run keeps at once. */
+/** Sizes that a run keeps at once. */
 export interface RunSizes {
   /** Bytes of weights; of the model alone by default. */
   readonly weightBytes?: number;

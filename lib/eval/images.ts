@@ -178,12 +178,14 @@ export interface DrawnImages extends LabelledImages {
   readonly elements: number;
 }
 
+/** How images are drawn. */
 export interface DrawOptions
   extends Pick<ImageOptions, "sampler" | "steps" | "spacing" | "guidance" | "eta" | "seed"> {
   /** Images of one forward pass. Default 64. */
   readonly batch?: number | undefined;
   /** Keeps the trajectory, `(steps + 1)` times the memory. Default false. */
   readonly trajectory?: boolean | undefined;
+  /** Called after each batch. */
   readonly onProgress?: ((done: number, of: number) => void) | undefined;
 }
 

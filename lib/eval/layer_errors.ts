@@ -21,7 +21,7 @@ export interface LayerError {
 
 /**
  * The relative output error `‖Ŵ Q(x) − W x‖² / ‖W x‖²` of every quantized layer in every time group: x is what full precision's layer
- * reads, Q the layer's static grid at that time where it has one. Held-out calibration data; layers and groups that saw none are left out.
+ * reads, Q the layer's static quantization at that time where it has one. Held-out calibration data; layers and groups that saw none are left out.
  *
  * @param full the model in full precision
  * @param models in whose layers the errors are wanted

@@ -20,7 +20,7 @@ export const PUZZLE_TOKENS = 36;
 export const PUZZLE_TASKS = ["add", "sudoku", "sort"] as const;
 export type PuzzleTask = (typeof PUZZLE_TASKS)[number];
 
-/** What a prompt of each task looks like, and how long its answer is. */
+/** Form of a prompt of each task, and length of its answer. */
 const FORMS: Readonly<Record<PuzzleTask, { readonly prompt: RegExp; readonly answer: number }>> = {
   add: { prompt: /^\d\d\+\d\d=$/, answer: 3 },
   sudoku: { prompt: /^S[0-4]{16}>$/, answer: 16 },
@@ -91,7 +91,7 @@ export function readPuzzles(path: string): Puzzle[] {
   });
 }
 
-/** What of a model a puzzle's sequence depends on. */
+/** Model properties that a puzzle's sequence depends on. */
 export type PosedModel = Pick<MaskedTransformer, "path" | "config">;
 
 /** The special tokens that a puzzle needs. @throws {CheckpointError} when config.json has not all of them */
@@ -135,13 +135,14 @@ export function puzzleCanvas(
   return canvas;
 }
 
-/** A puzzle and what a model made of it. */
+/** A puzzle with a model's answer. */
 export interface SolvedPuzzle {
   readonly puzzle: Puzzle;
   readonly answer: string;
   readonly isCorrect: boolean;
 }
 
+/** How puzzles are solved. */
 export interface SolveOptions {
   /** Default: the protocol's, `maskgit_plus` with one step a mask and neither mask nor pad proposed. */
   readonly generation?:
@@ -149,6 +150,7 @@ export interface SolveOptions {
     | undefined;
   /** Sequences of one forward pass. Default 100. */
   readonly batch?: number | undefined;
+  /** Called after each batch. */
   readonly onProgress?: ((done: number, of: number) => void) | undefined;
 }
 

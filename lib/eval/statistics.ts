@@ -1,6 +1,6 @@
 /** Summaries of samples: medians and spreads, and ratios of samples that were taken in pairs. */
 
-/** What is reported of a series of samples; spreads rather than a standard deviation, because noise is one-sided. */
+/** Summary of a series of samples; spreads rather than a standard deviation, because noise is one-sided. */
 export interface Summary {
   readonly count: number;
   readonly median: number;
@@ -30,7 +30,7 @@ export function median(values: readonly number[]): number {
   return ordered.length % 2 === 1 ? ordered[half]! : (ordered[half - 1]! + ordered[half]!) / 2;
 }
 
-/** @throws {RangeError} as {@linkcode median} */
+/** Median, spread and extremes. @throws {RangeError} as {@linkcode median} */
 export function summarize(values: readonly number[]): Summary {
   const ordered = sorted(values);
   const middle = median(ordered);

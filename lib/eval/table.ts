@@ -1,7 +1,9 @@
 /** Tables, sizes and durations as text. */
 
+/** Cells of a row by column. */
 export type TableRow = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
+/** A column of a table. */
 export interface Column {
   readonly key: string;
   /** With the unit. */
@@ -12,7 +14,7 @@ export interface Column {
   readonly digits?: number;
 }
 
-/** What stands for a value that a row does not have. */
+/** Stands for a value that a row does not have. */
 const ABSENT = "-";
 
 function cell(column: Column, row: TableRow): string {

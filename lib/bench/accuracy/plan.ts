@@ -16,7 +16,8 @@ import {
   yardstickOf,
 } from "../../eval/yardstick.ts";
 import { gaussianWeights } from "../random.ts";
-import { nameOf, type Setting, settingsOf } from "../settings.ts";
+import { nameOfPath } from "../../files/whole.ts";
+import { type Setting, settingsOf } from "../settings.ts";
 import type { BenchContext } from "../suite.ts";
 
 /** Images drawn at a setting: they keep the whole suite within four minutes. */
@@ -163,7 +164,7 @@ function announce(context: BenchContext, { path, yardstick, needs }: ModelPlan):
   const settings = settingsOf(context, path);
   const time = forecastTime(kernels, needs, settings.length * load.multiplyAdds, load.rows);
   const quantizing = quantizeSeconds(context, settings, needs.matrixWeights);
-  const name = `${nameOf(path)} (${needs.model.kind}), ${settings.length} settings`;
+  const name = `${nameOfPath(path)} (${needs.model.kind}), ${settings.length} settings`;
   progress(
     `${name}: needs ${memoryText(memory)}, ${formatBytes(needs.weightBytes)} of temporary files at most`,
   );

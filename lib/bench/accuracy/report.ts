@@ -13,7 +13,8 @@ import {
 } from "../../eval/yardstick.ts";
 import { encodePng, tileImages } from "../../models/mod.ts";
 import { readJsonFile } from "../../files/json.ts";
-import { circumstances, type Measured, nameOf, type Setting, span } from "../settings.ts";
+import { nameOfPath } from "../../files/whole.ts";
+import { circumstances, type Measured, type Setting, span } from "../settings.ts";
 import type { BenchContext, Goal, Sample, Section, SuiteReport } from "../suite.ts";
 import type { ModelPlan } from "./plan.ts";
 
@@ -100,7 +101,7 @@ function referenceGoal(path: string, what: string, keys: readonly string[], meas
   for (const key of keys) value = (value as Record<string, unknown> | undefined)?.[key];
   if (typeof value !== "number") return [];
   return [{
-    goal: `${nameOf(path)}, full precision: ${what} as published`,
+    goal: `${nameOfPath(path)}, full precision: ${what} as published`,
     wanted: `${value.toFixed(3)} inside`,
     measured: span(measured, 3),
     met: value >= measured.low - 1e-6 && value <= measured.high + 1e-6,
@@ -112,7 +113,7 @@ function sensitivityGoal(path: string, rows: readonly Compared[]): Goal[] {
   const two = rows.find(({ setting }) => setting.solver === "round" && setting.bits === 2)?.lost;
   if (two === undefined) return [];
   return [{
-    goal: `${nameOf(path)}, 2 bits, round: puzzles, less full precision's`,
+    goal: `${nameOfPath(path)}, 2 bits, round: puzzles, less full precision's`,
     wanted: "all of it below 0",
     measured: span(two, 3),
     met: two.high < 0,
@@ -131,7 +132,7 @@ function noiseGoal(path: string, rows: readonly Compared[]): Goal[] {
   const [own, other] = [two.result.distance, most.result.distance];
   const least = most === two ? VISIBLE_NOISE_ERROR : Math.max(VISIBLE_NOISE_ERROR, other.high);
   return [{
-    goal: `${nameOf(path)}, 2 bits, round: noise error against full precision`,
+    goal: `${nameOfPath(path)}, 2 bits, round: noise error against full precision`,
     wanted: most === two
       ? `all of it above ${least}`
       : `all of it above ${least} and above that of ${most.setting.bits} bits`,
@@ -181,7 +182,7 @@ function maskedReport(
   { puzzles, sequences, missing }: MaskedYardstick,
   rows: readonly Compared[],
 ): SuiteReport<AccuracyRow> {
-  const { seed } = context.options, hasTasks = puzzles.length > 0, name = nameOf(path);
+  const { seed } = context.options, hasTasks = puzzles.length > 0, name = nameOfPath(path);
   const bins = rows.map(({ result }) =>
     byMaskRatio(result.sequences!, { seed, bins: hasTasks ? BINS : SYNTHETIC_BINS })
   );
@@ -261,7 +262,7 @@ function maskedReport(
 
 const noAccuracy = (path: string, kind: string, missing: readonly { readonly reason: string }[]) =>
   missing.map(({ reason }) => ({
-    what: `${nameOf(path)} (${kind}): accuracy`,
+    what: `${nameOfPath(path)} (${kind}): accuracy`,
     reason: `${reason}; distance to full precision on synthetic inputs instead`,
   }));
 
@@ -311,7 +312,7 @@ function imageReport(
   { readers, steps, trajectories, missing, options }: ImageYardstick,
   rows: readonly Compared[],
 ): SuiteReport<AccuracyRow> {
-  const name = nameOf(path), images = readers === undefined ? trajectories : options.drawn!;
+  const name = nameOfPath(path), images = readers === undefined ? trajectories : options.drawn!;
   const isFull = ({ setting }: Compared) => setting.bits === undefined;
   const drift = ({ result }: Compared) => span(result.drift!.at(-1)!.relativeDistance, 3);
   const scores = ({ result }: Compared) => result.drawn!.scores;

@@ -9,7 +9,7 @@ import { peakResidentBytes, resetPeakResident } from "../../eval/environment.ts"
 import { pairedRatio, summarize, type Summary } from "../../eval/statistics.ts";
 import { quantizeCheckpoint } from "../../pipeline/mod.ts";
 import type { BitWidth } from "../../quant/mod.ts";
-import { nameOf } from "../settings.ts";
+import { nameOfPath } from "../../files/whole.ts";
 import { measureStored, type StoredCheckpoint } from "../stored.ts";
 import type { BenchContext, Section, Suite, SuiteReport } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
@@ -81,7 +81,7 @@ function rowOf({ environment, options }: BenchContext, cell: Cell, cells: readon
   return {
     suite: "checkpoint" as const,
     kernel: "quantizeCheckpoint",
-    model: nameOf(cell.path),
+    model: nameOfPath(cell.path),
     kind: cell.kind,
     bits: cell.bits,
     solver: cell.solver,
@@ -109,7 +109,7 @@ function sectionOf(context: BenchContext, cells: readonly Cell[], isReset: boole
   const { path, kind, threads, stored } = cells[0]!, runs = runsOf(context);
   const { tensors, weights } = stored!;
   return {
-    title: `${nameOf(path)} (${kind}), ${tensors} matrices with ${weights} weights, group size ` +
+    title: `${nameOfPath(path)} (${kind}), ${tensors} matrices with ${weights} weights, group size ` +
       `${context.options.groupSize}`,
     notes: [
       `Median of ${runs} run${runs === 1 ? "" : "s"}, ${threads} thread${threads === 1 ? "" : "s"}: ` +

@@ -8,7 +8,8 @@ import { DISTANCE_TITLES, type Measurement, type Yardstick, yardstickOf } from "
 import type { Kernels } from "../../native/mod.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
 import { openGgml } from "../ggml.ts";
-import { nameOf, span } from "../settings.ts";
+import { nameOfPath } from "../../files/whole.ts";
+import { span } from "../settings.ts";
 import {
   type BenchContext,
   type Goal,
@@ -67,7 +68,7 @@ async function measureModel(
   comparison: Comparison,
 ): Promise<SuiteReport<PeersRow>> {
   const { kernels, options } = context, { seed, quick, tasks } = options;
-  const name = nameOf(path);
+  const name = nameOfPath(path);
   using checkpoint = openCheckpoint(path);
   const full = modelFrom(checkpoint, kernels);
   const limit = options.limit ?? (quick && full.kind !== "dit" ? 20 : undefined);

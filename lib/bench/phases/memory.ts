@@ -1,5 +1,4 @@
-/** Memory of the phases: the peak of a process that quantizes with them, beside one that only calibrates. */
-import { rmSync, writeFileSync } from "node:fs";
+/** Memory of the phases: the peak of a process that quantizes with them, beside one that calibrates without. */
 import { join } from "node:path";
 import { runChild } from "../child_process.ts";
 import type { CommandOf } from "../suite.ts";
@@ -8,7 +7,7 @@ import { withTemporaryFolder } from "../temporary_folder.ts";
 /** Samples of both: what calibration itself holds grows with them, and hides what the phases hold. */
 const SAMPLES = 32;
 
-/** What is quantized, and how. */
+/** Model and settings of the two runs. */
 export interface PhaseMemoryOptions {
   readonly path: string;
   readonly source: string;
@@ -24,50 +23,36 @@ export interface PhaseMemory {
   readonly baseline: number;
   /** The same with static activations and phases 1 and 2. */
   readonly phases: number;
-  /** What the phases say that they hold for caches and statistics at most. */
+  /** Bytes that the phases count for caches and statistics, at most. */
   readonly statistics: number;
 }
 
-/** What `quantize.ts --json` prints of a run, as far as it is used. */
+/** Output of `quantize.ts --json`, as far as it is used. */
 interface Measured {
-  readonly peakMemoryBytes: number | null;
+  readonly peakMemoryBytes: number;
   readonly phases?: { readonly statisticsBytes: number };
 }
 
-/** Measures both in processes of their own; undefined where the system tells no peak. */
+/** Measures both in processes of their own. */
 export async function phaseMemory(
   commandOf: CommandOf,
   { path, source, bits, groupSize, groups, threads }: PhaseMemoryOptions,
-): Promise<PhaseMemory | undefined> {
+): Promise<PhaseMemory> {
+  const settings = { bits, "group-size": groupSize, "time-groups": groups, threads, samples: SAMPLES };
+  const options = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, String(value)]);
   return await withTemporaryFolder(async (folder) => {
-    const measure = async (hasPhases: boolean): Promise<Measured> => {
-      const output = join(folder, "quantized"), config = join(folder, "config.yaml");
-      rmSync(output, { recursive: true, force: true });
-      // JSON is YAML.
-      writeFileSync(
-        config,
-        JSON.stringify({
-          bit_width: bits,
-          group_size: groupSize,
-          solver: "feedback",
-          calibration_data: source,
-          calibration_samples: SAMPLES,
-          num_time_groups: groups,
-          num_threads: threads,
-          thermodynamic: { validation: { enabled: hasPhases }, boundary_smoothing: { enabled: hasPhases } },
-        }),
+    const measure = async (phases: string): Promise<Measured> => {
+      const args = ["--solver", "feedback", "--calibrate", source, "--phases", phases, "--force", "--json"];
+      const run = await runChild(
+        commandOf("quantize.ts", [path, join(folder, "quantized"), ...options, ...args]),
       );
-      const { output: text } = await runChild(
-        commandOf("quantize.ts", [path, output, "--config", config, "--json"]),
-      );
-      return JSON.parse(text) as Measured;
+      return JSON.parse(run.output) as Measured;
     };
-    const baseline = await measure(false), withPhases = await measure(true);
-    if (baseline.peakMemoryBytes === null || withPhases.peakMemoryBytes === null) return undefined;
+    const baseline = await measure("none"), phases = await measure("1,2");
     return {
       baseline: baseline.peakMemoryBytes,
-      phases: withPhases.peakMemoryBytes,
-      statistics: withPhases.phases!.statisticsBytes,
+      phases: phases.peakMemoryBytes,
+      statistics: phases.phases!.statisticsBytes,
     };
   });
 }

@@ -11,7 +11,7 @@ import type { LoadedModel } from "../../models/mod.ts";
 import type { PhaseContext } from "../../phases/context.ts";
 import type { BitWidth } from "../../quant/mod.ts";
 import { equalTimeGroups, type TimeGroups } from "../../time/mod.ts";
-import { nameOf } from "../settings.ts";
+import { nameOfPath } from "../../files/whole.ts";
 import {
   type BenchContext,
   mergeReports,
@@ -66,7 +66,7 @@ interface Measured {
 
 async function measureModel(context: BenchContext, path: string, bits: BitWidth): Promise<SuiteReport> {
   const { kernels, options } = context, { seed, quick, phase = "all", groupSize, limit } = options;
-  const name = nameOf(path);
+  const name = nameOfPath(path);
   using runner = await RowRunner.open(path, kernels, {
     bit_width: bits,
     group_size: groupSize,

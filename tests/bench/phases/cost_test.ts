@@ -271,7 +271,7 @@ test("memory is the peaks of two processes, and what the phases hold of it", asy
     groups: 3,
     threads: 1,
   });
-  const { baseline, phases, statistics } = memory!;
+  const { baseline, phases, statistics } = memory;
   for (const bytes of [baseline, phases]) expect(bytes).toBeGreaterThan(20e6);
   expect(statistics).toBeGreaterThan(0);
   expect(statistics).toBeLessThan(phases);
