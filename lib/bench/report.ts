@@ -24,31 +24,27 @@ function formatSection({ title, notes, columns, rows }: Section): string[] {
 
 const verdict = ({ met }: Goal) => met === null ? "skipped" : met ? "met" : "MISSED";
 
-function formatGoals(goals: readonly Goal[]): string[] {
-  return [
-    "Goals, from this run",
-    ...formatTable(
-      [
-        { key: "verdict", title: "" },
-        { key: "goal", title: "goal" },
-        { key: "wanted", title: "wanted" },
-        { key: "measured", title: "measured" },
-      ],
-      goals.map((goal) => ({
-        verdict: verdict(goal),
-        goal: goal.goal,
-        wanted: goal.wanted,
-        measured: goal.measured ?? goal.reason ?? null,
-      })),
-    ),
-  ];
+/** The goals as a table; none where there are no goals. */
+export function goalsSection(goals: readonly Goal[]): Section[] {
+  if (goals.length === 0) return [];
+  return [{
+    title: "Goals, from this run",
+    notes: [],
+    columns: [
+      { key: "verdict", title: "" },
+      ...["goal", "wanted", "measured"].map((key) => ({ key, title: key })),
+    ],
+    rows: goals.map((each) => {
+      const { goal, wanted, measured, reason = null } = each;
+      return { verdict: verdict(each), goal, wanted, measured: measured ?? reason };
+    }),
+  }];
 }
 
 /** Sections, goals and what was left out, a blank line before each. */
 export function formatReport({ sections, goals, skipped }: SuiteReport): string[] {
   return [
-    ...sections.flatMap((section) => ["", ...formatSection(section)]),
-    ...(goals.length === 0 ? [] : ["", ...formatGoals(goals)]),
+    ...[...sections, ...goalsSection(goals)].flatMap((section) => ["", ...formatSection(section)]),
     ...(skipped.length === 0
       ? []
       : ["", ...skipped.map(({ what, reason }) => `skipped: ${what}: ${reason}`)]),

@@ -6,7 +6,8 @@ import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { formatTable } from "../../eval/table.ts";
-import type { Goal, Section } from "../../bench/suite.ts";
+import { goalsSection } from "../../bench/report.ts";
+import type { Section } from "../../bench/suite.ts";
 import { type ChartRow, DEFAULT_WIDTH, type Json, type Spec } from "../_chart.ts";
 import { fitted, type PageTable, pageTable, plainTable, sectionTable } from "./_data.ts";
 import { REPORT_SCRIPT } from "./_script.ts";
@@ -76,29 +77,6 @@ function distinct(runs: readonly Run[]): Run[] {
     seen.set(run.name, count);
     return count === 1 ? run : { ...run, name: `${run.name} (${count})` };
   });
-}
-
-const verdictOf = ({ met }: Goal) => met === null ? "skipped" : met ? "met" : "MISSED";
-
-/** The goals as one of the tables. */
-function goalsSection(goals: readonly Goal[]): Section[] {
-  if (goals.length === 0) return [];
-  return [{
-    title: "Goals, from this run",
-    notes: [],
-    columns: [
-      { key: "verdict", title: "" },
-      { key: "goal", title: "goal" },
-      { key: "wanted", title: "wanted" },
-      { key: "measured", title: "measured" },
-    ],
-    rows: goals.map((goal) => ({
-      verdict: verdictOf(goal),
-      goal: goal.goal,
-      wanted: goal.wanted,
-      measured: goal.measured ?? goal.reason ?? null,
-    })),
-  }];
 }
 
 /** A value of the configuration or the environment in one line. */

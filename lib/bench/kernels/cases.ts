@@ -2,6 +2,7 @@
  * The calls that the kernel suite times: each kernel of the header with its buffers made beforehand, and the check that comes before any
  * timing. Matrix products are in product_cases.ts, peers in peers.ts.
  */
+import { DTYPE_NUMBERS, ZERO_POINT_NUMBERS } from "../../native/call.ts";
 import type { InstructionSet, Kernels } from "../../native/mod.ts";
 import {
   type BitWidth,
@@ -13,6 +14,7 @@ import {
   type TwoLevelTensor,
   type ZeroPointKind,
 } from "../../quant/mod.ts";
+import { BYTES_PER_ELEMENT } from "../../tensor/mod.ts";
 import type { Contender } from "../timing.ts";
 
 /** Kernels with one of their instruction sets. */
@@ -44,15 +46,6 @@ export interface KernelCase {
 }
 
 export type TimedDtype = "F32" | "F16" | "BF16" | "F8_E4M3" | "F8_E5M2";
-/** The header's `AQ_F32`, …, with the bytes of an element. */
-export const DTYPES: Record<TimedDtype, { number: number; bytes: 1 | 2 | 4 }> = {
-  F32: { number: 0, bytes: 4 },
-  F16: { number: 1, bytes: 2 },
-  BF16: { number: 2, bytes: 2 },
-  F8_E4M3: { number: 3, bytes: 1 },
-  F8_E5M2: { number: 4, bytes: 1 },
-};
-const ZERO_POINTS: Record<ZeroPointKind, number> = { real: 0, integer: 1, symmetric: 2 };
 export const SCALAR = 1;
 
 /** Rows that a check recomputes with the scalar kernels: rows are independent, so few are enough of a large matrix. */
@@ -62,7 +55,7 @@ export type Elements = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Ui
 
 export function elements(dtype: TimedDtype, count: number): Elements {
   if (dtype === "F32") return new Float32Array(count);
-  return DTYPES[dtype].bytes === 2 ? new Uint16Array(count) : new Uint8Array(count);
+  return BYTES_PER_ELEMENT[dtype] === 2 ? new Uint16Array(count) : new Uint8Array(count);
 }
 
 export function expectEqual(
@@ -236,8 +229,8 @@ export function quantizeInto(
   { solver, bits, groupSize, zeroPoint, dtype = "F32", threads = 1 }: QuantizeSpec,
   out: PackedArrays,
 ): void {
-  const { number } = DTYPES[dtype], [n, k, g] = [size(rows), size(cols), size(groupSize)];
-  const matrix = [weights, number, n, k, bits, g, ZERO_POINTS[zeroPoint]] as const;
+  const [n, k, g] = [size(rows), size(cols), size(groupSize)];
+  const matrix = [weights, DTYPE_NUMBERS[dtype], n, k, bits, g, ZERO_POINT_NUMBERS[zeroPoint]] as const;
   expectOk(
     solver === "round"
       ? calls.aq_quantize_round(...matrix, ...out, isaNumber, threads)
@@ -293,7 +286,7 @@ export function dequantizeCase(
     bytesRead: bytesOfArrays(from),
     make: (rows) => [elements(to, rows * cols)] as const,
     call({ kernels: { calls, size }, isaNumber }, rows, [out]) {
-      const [n, k, g] = [size(rows), size(cols), size(groupSize)], { number } = DTYPES[to];
+      const [n, k, g] = [size(rows), size(cols), size(groupSize)], number = DTYPE_NUMBERS[to];
       expectOk(calls.aq_dequantize(...from, n, k, bits, g, out, number, isaNumber, threads));
     },
   });
@@ -338,7 +331,7 @@ export function convertInto(
   to: TimedDtype,
 ): void {
   const count = size(target.length);
-  expectOk(calls.aq_convert(source, DTYPES[from].number, target, DTYPES[to].number, count, isaNumber, 1));
+  expectOk(calls.aq_convert(source, DTYPE_NUMBERS[from], target, DTYPE_NUMBERS[to], count, isaNumber, 1));
 }
 
 /** Conversion from one floating type to another. */
@@ -399,7 +392,7 @@ export function findNonfiniteCase(
   const { kernels: { calls, size }, isaNumber } = handle;
   const call = (input: Elements) => {
     expectOk(
-      calls.aq_find_nonfinite(input, DTYPES[dtype].number, size(input.length), index, isaNumber, 1),
+      calls.aq_find_nonfinite(input, DTYPE_NUMBERS[dtype], size(input.length), index, isaNumber, 1),
     );
     return Number(index[0]);
   };
@@ -457,7 +450,7 @@ export function twoLevelCase(
       return [packed, subScale, subMin, superScale, superMin] as const;
     },
     call({ kernels: { calls, size }, isaNumber }, rows, out) {
-      const [n, k, g] = [size(rows), size(cols), size(groupSize)], { number } = DTYPES.F32;
+      const [n, k, g] = [size(rows), size(cols), size(groupSize)], number = DTYPE_NUMBERS.F32;
       const matrix = [buffer, number, n, k, bits, g, scaleBits, 1, importance ?? null] as const;
       expectOk(calls.aq_quantize_two_level(...matrix, ...out, isaNumber, 1));
     },

@@ -11,7 +11,8 @@ import { convertFloats, quantize, type QuantizeOptions } from "../../quant/mod.t
 import { gaussianWeights } from "../random.ts";
 import type { Goal, SuiteReport } from "../suite.ts";
 import type { KernelRow } from "./bench.ts";
-import { DTYPES, expectEqual } from "./cases.ts";
+import { DTYPE_NUMBERS } from "../../native/call.ts";
+import { expectEqual } from "./cases.ts";
 
 /** Sizes and samples of a run: enough to fill the device, or a look. */
 interface CudaScale {
@@ -114,7 +115,7 @@ function quantizeCase(
   host: Uint16Array<ArrayBuffer>,
 ): CudaCase {
   const { cuda: { calls, size }, stream } = memory, { rows, cols } = scale;
-  const { bits, groupSize = 64, scaleBits, solver } = options, bf16 = DTYPES.BF16.number;
+  const { bits, groupSize = 64, scaleBits, solver } = options, bf16 = DTYPE_NUMBERS.BF16;
   const expected = partsOf(quantize(cpu, { data: host, dtype: "BF16" }, HOST_ROWS, cols, options));
   const sizes = expected.map((part) => part.byteLength / HOST_ROWS * rows);
   const out = sizes.map((bytes) => memory.allocate(bytes));
