@@ -42,17 +42,8 @@ export async function encodeTable(
   table: TableLike,
   format: TableFormat,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const columns = checkRows(name, table.objects());
-  switch (format) {
-    case "arrow":
-      return await encodeArrow(name, columns);
-    case "parquet":
-      return await encodeParquet(name, columns);
-    case "csv":
-      return new TextEncoder().encode(csvText(name, columns));
-    case "json":
-      return new TextEncoder().encode(jsonText(name, columns));
-  }
+  const content = await CODECS[format].encode(name, checkRows(name, table.objects()));
+  return typeof content === "string" ? new TextEncoder().encode(content) : content;
 }
 
 /**
@@ -73,7 +64,7 @@ export async function decodeTable(
   }
   let rows: Record<string, unknown>[];
   try {
-    rows = await DECODERS[format](name, bytes);
+    rows = await CODECS[format].decode(name, bytes);
   } catch (error) {
     if (error instanceof TableFault) throw fail(error.message, error.cause);
     // Whatever a parser stumbles over, the file is not what its name says.
@@ -116,12 +107,9 @@ export async function writeTable(path: string, name: TableName, table: TableLike
  */
 export async function readTable(path: string, name: TableName): Promise<ColumnTable> {
   const format = formatOf(path);
-  const bytes = readWhole(
-    path,
-    MAX_TABLE_BYTES,
-    (reason) => new FormatError(`Cannot read ${quote(path)} as table "${name}": ${reason}`, { path }),
-  );
-  return await decodeTable(name, bytes, format, path);
+  const refuse = (reason: string) =>
+    new FormatError(`Cannot read ${quote(path)} as table "${name}": ${reason}`, { path });
+  return await decodeTable(name, readWhole(path, MAX_TABLE_BYTES, refuse), format, path);
 }
 
 /** A file that parses but is not the table. */
@@ -148,21 +136,33 @@ function checkHeader(
   }
 }
 
-type Decoder = (
-  name: TableName,
-  bytes: Uint8Array<ArrayBuffer>,
-) => Record<string, unknown>[] | Promise<Record<string, unknown>[]>;
+type Bytes = Uint8Array<ArrayBuffer>;
+type Columns = ReadonlyMap<string, Cell[]>;
+type Rows = Record<string, unknown>[];
 
-const DECODERS: Readonly<Record<TableFormat, Decoder>> = {
-  arrow: decodeArrow,
-  parquet: decodeParquet,
-  csv: (name, bytes) => parseCsv(name, decodeUtf8(bytes)),
-  json: decodeJson,
+/** A format: how columns become a file's text or bytes, and how those become rows. */
+interface Codec {
+  encode(name: TableName, columns: Columns): Bytes | string | Promise<Bytes>;
+  decode(name: TableName, bytes: Bytes): Rows | Promise<Rows>;
+}
+
+const CODECS: Readonly<Record<TableFormat, Codec>> = {
+  arrow: { encode: encodeArrow, decode: decodeArrow },
+  parquet: { encode: encodeParquet, decode: decodeParquet },
+  csv: {
+    encode: csvText,
+    decode: (name, bytes) => parseCsv(name, new TextDecoder("utf-8", { fatal: true }).decode(bytes)),
+  },
+  json: { encode: jsonText, decode: decodeJson },
 };
 
-function decodeUtf8(bytes: Uint8Array<ArrayBuffer>): string {
-  return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-}
+/** Columns of a table that have a type. */
+const columnsOfType = (name: TableName, wanted: ColumnType): string[] =>
+  Object.entries(columnsOf(name)).flatMap(([column, { type }]) => type === wanted ? [column] : []);
+
+/** Cells as 64-bit integers in a column of integers, as they are in others. */
+const withBigInts = (type: ColumnType, cells: readonly Cell[]) =>
+  type === "integer" ? cells.map((cell) => cell === null ? null : BigInt(cell)) : [...cells];
 
 function countRows(rows: number): number {
   if (rows <= MAX_TABLE_ROWS) return rows;
@@ -171,10 +171,7 @@ function countRows(rows: number): number {
 
 // Arrow IPC ----------------------------------------------------------------------------------------------------
 
-async function encodeArrow(
-  name: TableName,
-  columns: ReadonlyMap<string, Cell[]>,
-): Promise<Uint8Array<ArrayBuffer>> {
+async function encodeArrow(name: TableName, columns: Columns): Promise<Bytes> {
   const arrow = await loadFlechette();
   const types = {
     text: arrow.utf8(),
@@ -186,8 +183,7 @@ async function encodeArrow(
   const table = arrow.tableFromColumns(
     [...columns].map(([column, cells]) => {
       const { type } = schema[column]!;
-      const values = type === "integer" ? cells.map((cell) => cell === null ? null : BigInt(cell)) : cells;
-      return [column, arrow.columnFromArray(values, types[type])];
+      return [column, arrow.columnFromArray(withBigInts(type, cells), types[type])];
     }),
   );
   table.schema.metadata = new Map([[NAME_KEY, name], [VERSION_KEY, String(TABLE_VERSION)]]);
@@ -200,15 +196,12 @@ async function encodeArrow(
   return bytes as Uint8Array<ArrayBuffer>;
 }
 
-async function decodeArrow(name: TableName, bytes: Uint8Array<ArrayBuffer>) {
+async function decodeArrow(name: TableName, bytes: Bytes) {
   const arrow = await loadFlechette();
   const table = arrow.tableFromIPC(bytes);
   const { metadata, fields } = table.schema;
   const columns = fields.map((field) => field.name);
-  checkHeader(name, columns, {
-    name: metadata?.get(NAME_KEY),
-    version: metadata?.get(VERSION_KEY),
-  });
+  checkHeader(name, columns, { name: metadata?.get(NAME_KEY), version: metadata?.get(VERSION_KEY) });
   countRows(table.numRows);
   return table.toArray() as Record<string, unknown>[];
 }
@@ -217,27 +210,20 @@ async function decodeArrow(name: TableName, bytes: Uint8Array<ArrayBuffer>) {
 
 const PARQUET_TYPES = { text: "STRING", integer: "INT64", number: "DOUBLE", boolean: "BOOLEAN" } as const;
 
-async function encodeParquet(
-  name: TableName,
-  columns: ReadonlyMap<string, Cell[]>,
-): Promise<Uint8Array<ArrayBuffer>> {
+async function encodeParquet(name: TableName, columns: Columns): Promise<Bytes> {
   const { parquetWriteBuffer } = await loadParquetWriter();
   const schema = columnsOf(name);
   return new Uint8Array(parquetWriteBuffer({
     columnData: [...columns].map(([column, cells]) => {
       const { type } = schema[column]!;
-      return {
-        name: column,
-        data: type === "integer" ? cells.map((cell) => cell === null ? null : BigInt(cell)) : cells,
-        type: PARQUET_TYPES[type],
-      };
+      return { name: column, data: withBigInts(type, cells), type: PARQUET_TYPES[type] };
     }),
     kvMetadata: [{ key: NAME_KEY, value: name }, { key: VERSION_KEY, value: String(TABLE_VERSION) }],
     createdBy: "arrowquant",
   }));
 }
 
-async function decodeParquet(name: TableName, bytes: Uint8Array<ArrayBuffer>) {
+async function decodeParquet(name: TableName, bytes: Bytes) {
   const { parquetMetadata, parquetReadObjects, parquetSchema } = await loadParquetReader();
   const file = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
   const metadata = parquetMetadata(file);
@@ -246,9 +232,7 @@ async function decodeParquet(name: TableName, bytes: Uint8Array<ArrayBuffer>) {
   checkHeader(name, columns, { name: stored.get(NAME_KEY), version: stored.get(VERSION_KEY) });
   countRows(Number(metadata.num_rows));
   const rows = await parquetReadObjects({ file, metadata });
-  const integers = Object.entries(columnsOf(name)).flatMap(([column, { type }]) =>
-    type === "integer" ? [column] : []
-  );
+  const integers = columnsOfType(name, "integer");
   for (const row of rows) {
     for (const column of integers) if (typeof row[column] === "bigint") row[column] = Number(row[column]);
   }
@@ -258,7 +242,7 @@ async function decodeParquet(name: TableName, bytes: Uint8Array<ArrayBuffer>) {
 // CSV ----------------------------------------------------------------------------------------------------------
 
 /** RFC 4180; texts are quoted, so that an empty field is no value and `""` an empty text. */
-function csvText(name: TableName, columns: ReadonlyMap<string, Cell[]>): string {
+function csvText(name: TableName, columns: Columns): string {
   const schema = columnsOf(name);
   const names = [...columns.keys()];
   const count = columns.get(names[0]!)!.length;
@@ -330,7 +314,7 @@ function csvFields(text: string): CsvField[][] {
 const JSON_RULES = { maxDepth: 4, maxKeys: 50_000_000, maxItems: MAX_TABLE_ROWS, integersOnly: false };
 
 /** One row a line; NaN and infinities, which JSON has not, are texts. */
-function jsonText(name: TableName, columns: ReadonlyMap<string, Cell[]>): string {
+function jsonText(name: TableName, columns: Columns): string {
   const names = [...columns.keys()];
   const count = columns.get(names[0]!)!.length;
   const value = (cell: Cell) => typeof cell === "number" && !Number.isFinite(cell) ? String(cell) : cell;
@@ -344,7 +328,7 @@ function jsonText(name: TableName, columns: ReadonlyMap<string, Cell[]>): string
   },"rows":[\n${rows.join(",\n")}\n]}\n`;
 }
 
-function decodeJson(name: TableName, bytes: Uint8Array<ArrayBuffer>): Record<string, unknown>[] {
+function decodeJson(name: TableName, bytes: Bytes): Record<string, unknown>[] {
   let value: unknown;
   try {
     value = parseJson(bytes, JSON_RULES);
@@ -357,9 +341,7 @@ function decodeJson(name: TableName, bytes: Uint8Array<ArrayBuffer>): Record<str
     throw new TableFault('it must be {"table", "version", "columns", "rows"}');
   }
   checkHeader(name, columns.map(String), { name: String(table), version: String(version) });
-  const numbers = Object.entries(columnsOf(name)).flatMap(([column, { type }]) =>
-    type === "number" ? [column] : []
-  );
+  const numbers = columnsOfType(name, "number");
   for (const row of rows as Record<string, unknown>[]) {
     for (const column of numbers) {
       const cell = row[column];
