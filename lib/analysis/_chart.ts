@@ -1,4 +1,4 @@
-/** Common to all charts: data out of tables, names short enough for an axis, layouts of quantities, charts of nothing. */
+/** Common to all charts: data out of tables, short names, layouts of quantities, charts of nothing. */
 import { textWidth } from "./_text_widths.ts";
 import type { MeasuredRow, TableLike } from "./tables.ts";
 
@@ -129,7 +129,9 @@ export function withSeries<Row extends ChartRow>(
 /** Share of the names that must begin alike for the beginning to go. */
 const COMMON_SHARE = 0.9;
 
-/** Names without the dotted beginning that (nearly) all share and without `.weight`, as long as they stay distinct. */
+/**
+ * Names without `.weight` and the dotted beginning that (nearly) all share, as long as they stay distinct.
+ */
 export function shortNames(names: readonly string[]): Map<string, string> {
   const distinct = [...new Set(names)];
   let parts = distinct.map((name) => name.replace(/\.weight$/, "").split("."));

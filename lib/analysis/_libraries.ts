@@ -1,6 +1,6 @@
 /**
- * The libraries of the analysis, each loaded when something first needs it: most runs never do. A module that came over
- * HTTP has no package beside it, so there they are named with their versions.
+ * The libraries of the analysis, each loaded when something first needs it: most runs never do. A module that
+ * came over HTTP has no package beside it, so there they are named with their versions.
  */
 import { createRequire } from "node:module";
 import { ConfigError } from "../errors.ts";
@@ -20,12 +20,12 @@ export const VERSIONS = {
   "vega-lite": "6.5.0",
 } as const;
 
-/** What of each package is asked for: a font has no module. */
+/** Entry to look for in each package: a font has no module. */
 const ENTRIES: Partial<Record<string, string>> = { "dejavu-fonts-ttf": "dejavu-fonts-ttf/package.json" };
 
 /**
- * Looks whether every package is there, before the work whose report they would make. The npm package leaves their installing to those who want
- * tables and charts.
+ * Checks that every package is installed, before the work whose report they would make. The npm package
+ * leaves their installation to users who want tables and charts.
  *
  * @param isThere whether a module can be found; for tests
  * @throws {ConfigError} when packages are missing; the message has the command that installs them

@@ -1,6 +1,6 @@
 /**
- * How wide text is where no canvas can say: advances of DejaVu Sans' printable ASCII, from its `hmtx` table. A test reads
- * the font and compares.
+ * How wide text is where no canvas can say: advances of DejaVu Sans' printable ASCII, from its `hmtx` table.
+ * A test reads the font and compares.
  */
 
 /** Units of an em. */

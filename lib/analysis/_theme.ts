@@ -1,6 +1,7 @@
 /**
- * How charts look: two themes over one palette, which readers with any common colour blindness can tell apart (Okabe and
- * Ito, https://jfly.uni-koeln.de/color/; sequential: viridis). Shapes or positions always say the same again.
+ * How charts look: two themes over one palette, which readers with any common colour blindness can tell apart
+ * (Okabe and Ito, https://jfly.uni-koeln.de/color/; sequential: viridis). Shapes or positions always say the
+ * same again.
  */
 import type { Spec } from "./_chart.ts";
 

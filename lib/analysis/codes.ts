@@ -10,8 +10,8 @@ const COUNTED_ROWS = 256;
 const BLOCK_ROWS = 32;
 
 /**
- * How often each code occurs in each quantized layer of a checkpoint; of layers with more than 256 rows, in 256 of them,
- * evenly spread.
+ * How often each code occurs in each quantized layer of a checkpoint; of layers with more than 256 rows, in
+ * 256 of them, evenly spread.
  *
  * @throws {CheckpointError | FormatError} when the checkpoint cannot be read
  *

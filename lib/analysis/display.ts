@@ -1,6 +1,7 @@
 /**
- * What a notebook shows: charts and tables as objects with a bundle of media types, from which each front end takes the best
- * it knows. Deno's kernel asks for it through `Symbol.for("Jupyter.display")`; other runtimes print the text.
+ * Display in notebooks: charts and tables as objects with a bundle of media types, from which each front end
+ * takes the best it knows. Deno's kernel asks for it through `Symbol.for("Jupyter.display")`; other runtimes
+ * print the text.
  */
 import { Buffer } from "node:buffer";
 import { formatTable } from "../eval/table.ts";
@@ -13,11 +14,11 @@ import type { MeasuredRow, TableLike } from "./tables.ts";
 /** Contents by media type. */
 export type MediaBundle = Readonly<Record<string, string | object>>;
 
-/** Something that a notebook's cell shows. */
+/** A value that a notebook cell shows. */
 export class Display {
   constructor(readonly bundle: MediaBundle) {}
 
-  /** What Jupyter front ends are given. */
+  /** The bundle for Jupyter front ends. */
   [Symbol.for("Jupyter.display")](): MediaBundle {
     return this.bundle;
   }
@@ -32,7 +33,7 @@ export class Display {
   }
 }
 
-/** The version that notebooks' front ends know by name. */
+/** The version that front ends of notebooks know by name. */
 const NOTEBOOK_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json";
 
 /**
@@ -61,7 +62,8 @@ export async function showChart(
   return new Display({
     "application/vnd.vegalite.v5+json": { ...withTheme(spec, theme), $schema: NOTEBOOK_SCHEMA },
     "image/svg+xml": svg,
-    // As a picture: front ends take <svg> out of what they do not trust, and the ids of several in one page collide.
+    // As a picture: front ends take <svg> out of what they do not trust, and the ids of several in one page
+    // collide.
     "text/html": `<img alt="${escapeHtml(text)}" src="data:image/svg+xml;base64,${
       Buffer.from(svg).toString("base64")
     }">`,
@@ -69,7 +71,7 @@ export async function showChart(
   });
 }
 
-/** What of a table is shown. */
+/** The part of a table to show. */
 export interface ShowTableOptions {
   /** Columns in this order; default all that have a value. */
   readonly columns?: readonly string[] | undefined;

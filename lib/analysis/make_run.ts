@@ -1,4 +1,4 @@
-/** Runs of the commands as what a report is made from: a bench, and a quantization. */
+/** Runs of the commands, a bench or a quantization, in the form that a report is made from. */
 import { homedir } from "node:os";
 import process from "node:process";
 import type { Environment } from "../eval/environment.ts";
@@ -17,10 +17,10 @@ import type { Run, SummaryItem } from "./run.ts";
 import type { RowOf } from "./schema.ts";
 import { rowsOf } from "./tables.ts";
 
-/** Any measured object as JSON has it; what JSON has not becomes null or goes. */
+/** A measured object as JSON; values that JSON lacks become null or are dropped. */
 const asJson = (value: unknown) => JSON.parse(JSON.stringify(value)) as Readonly<Record<string, Json>>;
 
-/** What a bench measured, as scripts/bench.ts has it at its end. */
+/** The result of a bench. */
 export interface BenchResult {
   readonly suite: string;
   readonly command: string;
@@ -67,7 +67,7 @@ export async function benchRun(name: string, result: BenchResult): Promise<Run> 
 
 const percent = (share: number) => `${(100 * share).toFixed(1)}\u00a0%`;
 
-/** By model: full precision's accuracy, and the fewest bits per weight whose interval still meets that one's. */
+/** By model: accuracy of full precision, and the fewest bits per weight whose interval reaches it. */
 function accuracySummary(rows: readonly RowOf<"peers">[]): SummaryItem[] {
   return [...Map.groupBy(rows, ({ model }) => model)].flatMap(([model, own]) => {
     const isAll = (row: RowOf<"peers">) => row.task === "all" || row.task === "recognized";
@@ -92,7 +92,7 @@ function accuracySummary(rows: readonly RowOf<"peers">[]): SummaryItem[] {
   });
 }
 
-/** What a quantization did, as scripts/quantize.ts has it at its end. */
+/** The result of a quantization. */
 export interface QuantizeResult {
   readonly command: string;
   readonly report: RunReport;
@@ -107,7 +107,7 @@ export interface QuantizeResult {
   readonly timeParameters?: TimeParameters | undefined;
 }
 
-/** What the phases did, in the summary's words. */
+/** The phases in the words of the summary. */
 function phaseSummary({ validation, smoothing, refinement }: PhasesReport): SummaryItem[] {
   const layers = (kept: number, rejected: number) => `kept in ${kept} of ${kept + rejected} layers`;
   return [
@@ -125,7 +125,7 @@ function phaseSummary({ validation, smoothing, refinement }: PhasesReport): Summ
   ];
 }
 
-/** How the pipeline's setting stands in the tables, as in `2 clip` or `2 clip, scales of 4 bits`. */
+/** The name of a configuration in the tables, as in `2 clip` or `2 clip, scales of 4 bits`. */
 export function settingOf({ config: given }: ResolvedConfig): string {
   const config = withPhaseSolver(given);
   const scales = config.scaleBits === 16 ? "" : `, scales of ${config.scaleBits} bits`;

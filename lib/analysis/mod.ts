@@ -1,6 +1,6 @@
 /**
- * Looking at runs: tables, charts, reports, and what notebooks show. Importing this opens and draws nothing; Arquero, Vega
- * and the others are loaded by the first call that needs them.
+ * Looking at runs: tables, charts, reports, and what notebooks show. Importing this opens and draws nothing;
+ * Arquero, Vega and the others are loaded by the first call that needs them.
  */
 export {
   type ColumnSchema,

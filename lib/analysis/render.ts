@@ -1,6 +1,6 @@
 /**
- * Charts as SVG and PNG without a browser and without a display, the same bytes in Bun and Deno. Pixels are drawn by
- * resvg's WebAssembly build with DejaVu Sans, so that no font of the machine is looked for.
+ * Charts as SVG and PNG without a browser and without a display, the same bytes in Bun and Deno. Pixels are
+ * drawn by resvg's WebAssembly build with DejaVu Sans, so that no font of the machine is looked for.
  */
 import { readFileSync } from "node:fs";
 import type { Spec } from "./_chart.ts";

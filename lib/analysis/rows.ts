@@ -1,4 +1,4 @@
-/** What runs measured as rows of the tables: from the pipeline's report and from the suites of the bench. */
+/** Rows of the tables from measurements: from the report of the pipeline and from the suites of the bench. */
 import { Buffer } from "node:buffer";
 import type { StepDrift, TimestepError } from "../eval/images.ts";
 import type { MaskedComparison } from "../eval/masked.ts";
@@ -13,10 +13,10 @@ import type { RowOf, TableName } from "./schema.ts";
 import { isTableName } from "./table_files.ts";
 import { type ColumnTable, tableFromRows } from "./tables.ts";
 
-/** Tables of a run; those that it has nothing for are absent. */
+/** Tables of a run, without empty ones. */
 export type Tables = { readonly [Name in TableName]?: ColumnTable };
 
-/** What a tensor is for, by its name; the first that matches. */
+/** Kinds of tensors by name; the first that matches. */
 const KINDS: readonly (readonly [kind: string, pattern: RegExp])[] = [
   ["modulation", /(?:timestep|time)_?embed|t_embedder|adaLN|(?:norm1|norm_out)\.linear|proj_out_1/i],
   ["embedding", /embed|wte|wpe/i],
@@ -27,7 +27,7 @@ const KINDS: readonly (readonly [kind: string, pattern: RegExp])[] = [
 ];
 
 /**
- * What a tensor is for, read off its name.
+ * The kind of a tensor, read off its name.
  *
  * @example
  * ```ts
@@ -89,7 +89,7 @@ export interface RowSource {
   readonly setting: string;
 }
 
-/** KL along the mask ratio as rows of the time axis; the comparison over all ratios, the last, and empty bins are left out. */
+/** KL along the mask ratio as rows of the time axis, without empty bins and the last one, of all ratios. */
 export function maskRatioRows(
   bins: readonly Pick<MaskedComparison, "low" | "high" | "sequences" | "kl">[],
   source: RowSource,
@@ -119,7 +119,7 @@ export function timestepRows(
   }));
 }
 
-/** Activation grids along the time axis: stretch i is `[boundaries[i], boundaries[i + 1])`, as time groups or single bins. */
+/** Activation ranges along the time axis: stretch i is `[boundaries[i], boundaries[i + 1])`. */
 export interface ActivationSeries {
   readonly boundaries: ArrayLike<number>;
   /** One a stretch. */
@@ -179,7 +179,7 @@ export function activationRows(
   return rows;
 }
 
-/** How a table's columns say a bin of an axis: as timestep, or as mask ratio. */
+/** Bins of an axis as the tables have them: as timesteps, or as mask ratios. */
 function timesOf({ axis: { kind, bins } }: TimeGroups): {
   readonly tUnit: "timestep" | "mask ratio";
   at(bin: number): number;
@@ -190,9 +190,11 @@ function timesOf({ axis: { kind, bins } }: TimeGroups): {
 }
 
 /**
- * A model's θ as rows of the time axis: activation grids, and by group the mean gain and root mean square bias of output corrections.
+ * A model's θ as rows of the time axis: activation ranges, and by group the mean gain and root mean square
+ * bias of output corrections.
  *
- * @param stage before or after boundary smoothing; by default what the parameters show: a grid a bin is smoothed
+ * @param stage before or after boundary smoothing; default by the parameters: those with one range a bin are
+ * smoothed
  */
 export function thetaRows(
   { groups, layers }: TimeParameters,
@@ -228,7 +230,7 @@ export function thetaRows(
   });
 }
 
-/** What was measured along a model's time axis as rows of it. */
+/** Measurements along the time axis of a model as rows of it. */
 function timedRows({ model, setting, groups, theta, stepKl = [], layerErrors = [] }: TimedSetting) {
   const { tUnit, at } = timesOf(groups);
   const source = { model, setting };

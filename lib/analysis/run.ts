@@ -1,6 +1,7 @@
 /**
- * A run on disk: `run.json` - command, environment, configuration, and which tables there are - and the tables beside it
- * as Parquet. A report is made from nothing else. A folder from elsewhere is checked like any other untrusted file.
+ * A run on disk: `run.json` - command, environment, configuration, and which tables there are - and the
+ * tables beside it as Parquet. A report is made from nothing else. A folder from elsewhere is checked like
+ * any other untrusted file.
  */
 import { statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";

@@ -1,9 +1,9 @@
 /**
- * The tables that runs leave behind: their columns, units and keys, in one constant that validation, the documentation
- * and the report share. No library is loaded here.
+ * The tables that runs leave behind: their columns, units and keys, in one constant that validation, the
+ * documentation and the report share. No library is loaded here.
  */
 
-/** Kind of a column's values. Integers are safe integers; numbers may be NaN or infinite; every kind may be absent. */
+/** Kind of a column's values. Integers are safe; numbers may be NaN or infinite; every kind may be absent. */
 export type ColumnType = "text" | "integer" | "number" | "boolean";
 
 /** One column of a table. */

@@ -1,6 +1,7 @@
 /**
- * Tables as bytes and back: Arrow IPC, Parquet, CSV and JSON. Each of them holds everything, NaN and infinities and the
- * difference between an empty text and none; what is read is checked against the table's schema.
+ * Tables as bytes and back: Arrow IPC, Parquet, CSV and JSON. Each of them holds everything, NaN and
+ * infinities and the difference between an empty text and none; what is read is checked against the table's
+ * schema.
  */
 import type { ColumnTable } from "arquero";
 import { FormatError } from "../errors.ts";
@@ -169,7 +170,8 @@ function countRows(rows: number): number {
   throw new TableFault(`it must have at most ${MAX_TABLE_ROWS} rows, got ${rows}`);
 }
 
-// Arrow IPC ----------------------------------------------------------------------------------------------------
+// Arrow IPC
+// ----------------------------------------------------------------------------------------------------
 
 async function encodeArrow(name: TableName, columns: Columns): Promise<Bytes> {
   const arrow = await loadFlechette();
@@ -206,7 +208,8 @@ async function decodeArrow(name: TableName, bytes: Bytes) {
   return table.toArray() as Record<string, unknown>[];
 }
 
-// Parquet ------------------------------------------------------------------------------------------------------
+// Parquet
+// ------------------------------------------------------------------------------------------------------
 
 const PARQUET_TYPES = { text: "STRING", integer: "INT64", number: "DOUBLE", boolean: "BOOLEAN" } as const;
 
@@ -239,7 +242,8 @@ async function decodeParquet(name: TableName, bytes: Bytes) {
   return rows;
 }
 
-// CSV ----------------------------------------------------------------------------------------------------------
+// CSV
+// ----------------------------------------------------------------------------------------------------------
 
 /** RFC 4180; texts are quoted, so that an empty field is no value and `""` an empty text. */
 function csvText(name: TableName, columns: Columns): string {
@@ -309,7 +313,8 @@ function csvFields(text: string): CsvField[][] {
   return lines;
 }
 
-// JSON ---------------------------------------------------------------------------------------------------------
+// JSON
+// ---------------------------------------------------------------------------------------------------------
 
 const JSON_RULES = { maxDepth: 4, maxKeys: 50_000_000, maxItems: MAX_TABLE_ROWS, integersOnly: false };
 

@@ -1,6 +1,6 @@
 /**
- * Rows of measurements as Arquero tables: checked against their schema, compared across runs. Arquero is loaded on the
- * first call: most runs never need it. Files are table_files.ts's.
+ * Rows of measurements as Arquero tables: checked against their schema, compared across runs. Arquero is
+ * loaded on the first call: most runs never need it. Files are in table_files.ts.
  */
 import type { ColumnTable } from "arquero";
 import type { CheckpointRow, PeersRow } from "../bench/rows.ts";
@@ -13,7 +13,7 @@ export type { ColumnTable } from "arquero";
 /** A measurement; nested values stay as they are. */
 export type MeasuredRow = Readonly<Record<string, unknown>>;
 
-/** What charts and reports need of a table; every Arquero table has it. */
+/** The part of an Arquero table that charts and reports need. */
 export interface TableLike {
   columnNames(): string[];
   numRows(): number;
@@ -52,7 +52,8 @@ function checkCell({ type, required }: ColumnSchema, value: unknown): { cell: Ce
 /**
  * Rows as arrays by column, in the schema's order.
  *
- * @throws {TypeError} when a row has a column that the table has not, lacks one that it must have, or holds a value of
+ * @throws {TypeError} when a row has a column that the table has not, lacks one that it must have, or holds a
+ * value of
  * another type
  */
 export function checkRows(name: TableName, rows: readonly object[]): Map<string, Cell[]> {
@@ -117,13 +118,13 @@ export function rowsOf<Name extends TableName>(_name: Name, table: TableLike): R
 
 /** How two runs are joined. */
 export interface CompareOptions {
-  /** Which table. Default `layers`. */
+  /** Default `layers`. */
   readonly table?: TableName | undefined;
-  /** Columns that tell its rows apart. Default: the table's key, without columns that hold one value in each run. */
+  /** Columns that tell its rows apart. Default: its key without columns that are constant in each run. */
   readonly on?: readonly string[] | undefined;
 }
 
-/** What a comparison needs of a run. */
+/** The part of a run that a comparison needs. */
 interface ComparableRun {
   readonly tables: { readonly [Name in TableName]?: TableLike };
 }
@@ -131,8 +132,8 @@ interface ComparableRun {
 /**
  * Two runs side by side: an outer join of one of their tables.
  *
- * Columns: those joined on; `in` (`both`, `a` or `b`); for every other column `<column>A` and `<column>B`, and for
- * numbers `<column>Difference`, B − A.
+ * Columns: those joined on; `in` (`both`, `a` or `b`); for every other column `<column>A` and `<column>B`,
+ * and for numbers `<column>Difference`, B − A.
  *
  * @throws {TypeError} when a run lacks the table, or the table a column
  * @throws {RangeError} when the columns do not tell the rows of a run apart
@@ -168,7 +169,7 @@ export async function compareRuns(
   return await compareTables(tableA, tableB, keys);
 }
 
-/** The table's key without what is one and the same in all rows of each run, as its setting often is. */
+/** The key of the table without columns that are constant in both runs, as the setting often is. */
 function tellingKey(name: TableName, a: TableLike, b: TableLike): readonly string[] {
   const { key }: { readonly key: readonly string[] } = TABLE_SCHEMAS[name];
   const isConstant = (table: TableLike, column: string) =>
@@ -255,7 +256,8 @@ interface SolverComparison {
 }
 
 /**
- * Clip search beside round to nearest, by bits, from the checkpoint suite's rows; empty where only one solver ran.
+ * Clip search beside round to nearest, by bits, from the checkpoint suite's rows; empty where only one solver
+ * ran.
  *
  * @example
  * ```ts
@@ -297,8 +299,8 @@ interface FrontPoint {
 }
 
 /**
- * The Pareto front of each model, from the peers suite's rows, fewest bits first: every method for which no other needs as few bits and
- * comes as close to full precision. Intervals are not looked at.
+ * The Pareto front of each model, from the peers suite's rows, fewest bits first: every method for which no
+ * other needs as few bits and comes as close to full precision. Intervals are not looked at.
  *
  * @example
  * ```ts

@@ -1,6 +1,7 @@
 /**
- * ggml as a peer: the shared libraries of the npm package `@node-llama-cpp/linux-x64`, called over FFI with the same
- * buffers as our kernels. An optional dependency: where it is missing the reason is returned for the report.
+ * ggml as a peer: the shared libraries of the npm package `@node-llama-cpp/linux-x64`, called over FFI with
+ * the same buffers as our kernels. An optional dependency: where it is missing the reason is returned for the
+ * report.
  */
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
@@ -10,11 +11,11 @@ import { fileURLToPath } from "node:url";
 export const GGML_TYPES = ["q2_0", "tq2_0", "q2_K", "q3_K", "q4_0", "q4_1", "q4_K", "q8_0"] as const;
 export type GgmlType = typeof GGML_TYPES[number];
 
-/** Formats of code books, whose tables are made on the first use (seconds). Name, and ggml's number of the type. */
+/** Formats with code books, whose tables are made on first use (seconds): name, and ggml's number. */
 export const GGML_CODEBOOK_TYPES = { iq2_xs: 17, iq2_s: 22 } as const;
 export type GgmlCodebookType = keyof typeof GGML_CODEBOOK_TYPES;
 
-/** Formats of activations in ggml's dot products: their row quantizers are vectorized by hand in the processor's library. */
+/** Formats of activations in ggml's dot products; their row quantizers are vectorized by hand. */
 export const GGML_ACTIVATION_TYPES = ["q8_0", "q8_K"] as const;
 export type GgmlActivationType = typeof GGML_ACTIVATION_TYPES[number];
 

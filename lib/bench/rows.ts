@@ -1,4 +1,4 @@
-/** Rows of the JSON report as the suites write them, told apart by `suite`: what tables and charts are made of. */
+/** Rows of the JSON report as the suites write them, told apart by `suite`. */
 import type { Interval } from "../eval/intervals.ts";
 import type { TaskScore } from "../eval/puzzles.ts";
 import type { PhasesReport } from "../phases/mod.ts";
@@ -8,7 +8,7 @@ import type { KernelRow } from "./kernels/bench.ts";
 import type { PeersRow } from "./peers/suite.ts";
 import type { ProcessRow } from "./process/suite.ts";
 
-/** Of the phases' rows the columns that tables are made of; rows of times at a large model's sizes have no step KL. */
+/** A row of the phases, as tables need it; rows of times at a large model's sizes have no step KL. */
 export type PhasesRow = {
   readonly suite: "phases";
   readonly model: string;

@@ -1,4 +1,4 @@
-/** Timing of functions beside each other: warmed up, interleaved, sampled. Their results are checked elsewhere. */
+/** Timing of functions side by side: warmed up, interleaved, sampled. Results are checked elsewhere. */
 import { pairedRatio, summarize, type Summary } from "../eval/statistics.ts";
 
 /** Milliseconds since any fixed moment. */
@@ -10,7 +10,7 @@ export interface Contender {
   run(): void;
   /** Called before every `run` and never timed: fresh input, for instance. */
   readonly prepare?: (() => void) | undefined;
-  /** Least time of warm-up in place of that in the options: an engine needs a while to reach its optimizing compiler. */
+  /** Least time of warm-up in place of that in the options: optimizing compilers take a while to start. */
   readonly warmUpMilliseconds?: number | undefined;
 }
 
@@ -24,7 +24,7 @@ export interface TimingOptions {
   readonly clock?: Clock | undefined;
 }
 
-/** Milliseconds of one call, a value a sample. Samples with the same number were taken one after the other. */
+/** Milliseconds of one call, a value a sample. Samples of the same number were taken in turn. */
 export interface Timing {
   readonly milliseconds: readonly number[];
   readonly callsPerSample: number;
@@ -52,7 +52,11 @@ function timeCalls(contender: Contender, calls: number, clock: Clock): number {
   return total;
 }
 
-/** Runs until the least time is over and the pace has settled. @returns milliseconds of one call at the end */
+/**
+ * Runs until the least time is over and the pace has settled.
+ *
+ * @returns milliseconds of one call at the end
+ */
 function warmUp(contender: Contender, leastMilliseconds: number, clock: Clock): number {
   const begin = clock();
   let best = Infinity;

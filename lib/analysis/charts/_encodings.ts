@@ -1,4 +1,4 @@
-/** Parts of which the charts are made: encodings of names and quantities, intervals, tooltips, reference marks. */
+/** Parts of the charts: encodings of names and quantities, intervals, tooltips. */
 import { type ChartRow, layerOf, legendFor, NUMBER_FORMAT, type Spec, withInterval } from "../_chart.ts";
 
 /** Names, in the order of the data. */

@@ -16,7 +16,7 @@ import {
 import type { TableLike } from "../tables.ts";
 import { byColumn, DIGITS, nominal, number, NUMBERS, quantity, text } from "./_encodings.ts";
 
-/** Which rows of the kernels. */
+/** The rows of the kernels to draw. */
 export interface KernelChartOptions extends ChartOptions {
   /** Default `from memory`, where the machine's memory is the roof; or the only one. */
   readonly place?: string | undefined;
@@ -39,8 +39,8 @@ const placeOf = (timed: readonly ChartRow[], { place }: KernelChartOptions) =>
   place ?? (timed.some((row) => row["place"] === "from memory") ? "from memory" : timed[0]?.["place"]);
 
 /**
- * Roofline: weights a second over the bytes that each weight moves. The line is memcpy in the same run: nothing that
- * reads and writes its bytes once can lie far above it.
+ * Roofline: weights a second over the bytes that each weight moves. The line is memcpy in the same run:
+ * nothing that reads and writes its bytes once can lie far above it.
  *
  * @throws {TypeError} when the table is not one of kernels
  */

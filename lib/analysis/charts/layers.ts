@@ -50,7 +50,7 @@ const TITLES: Record<LayerMetric, string> = {
   milliseconds: "Time by layer",
 };
 
-/** Which measure. */
+/** The measure to draw. */
 export interface LayerChartOptions extends ChartOptions {
   /** Default `relativeRmsError`. */
   readonly metric?: LayerMetric | undefined;
@@ -59,7 +59,8 @@ export interface LayerChartOptions extends ChartOptions {
 const COLUMNS = ["model", "setting", "name", "kind", "action", "bits"];
 
 /**
- * A measure by layer, in the order of the file: names up to 60 layers, their places beyond, ranges beyond 1500.
+ * A measure by layer, in the order of the file: names up to 60 layers, their places beyond, ranges beyond
+ * 1500.
  *
  * @throws {TypeError} when the table is not one of layers
  *

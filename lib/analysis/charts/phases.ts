@@ -38,7 +38,7 @@ export const PHASE_METRICS = {
 } as const;
 type PhaseMetric = keyof typeof PHASE_METRICS;
 
-/** Which measure. */
+/** The measure to draw. */
 export interface PhaseOptions extends ChartOptions {
   /** Default `accuracy`. */
   readonly metric?: PhaseMetric | undefined;

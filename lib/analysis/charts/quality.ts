@@ -27,7 +27,7 @@ export const QUALITY_METRICS = {
 } as const;
 type QualityMetric = keyof typeof QUALITY_METRICS;
 
-/** Which measure, task and model. */
+/** The measure, task and model to draw. */
 export interface QualityOptions extends ChartOptions {
   /** Default: the first that the table has values of. */
   readonly metric?: QualityMetric | undefined;
@@ -37,7 +37,8 @@ export interface QualityOptions extends ChartOptions {
 }
 
 /**
- * The rows that no other row beats: fewer bits per weight, or better at as many; in the order of bits per weight.
+ * The rows that no other row beats: fewer bits per weight, or better at as many; in the order of bits per
+ * weight.
  *
  * @example
  * ```ts
@@ -65,7 +66,8 @@ export function frontOf<Row>(
 const COLUMNS = ["model", "method", "library", "bitsPerWeight", "task"];
 
 /**
- * Accuracy (or an error) against bits per weight: every method with its interval, the Pareto front, and full precision.
+ * Accuracy (or an error) against bits per weight: every method with its interval, the Pareto front, and full
+ * precision.
  *
  * @throws {TypeError} when the table is not one of peers
  */

@@ -32,7 +32,7 @@ export const TIME_METRICS = {
 
 type TimeMetric = keyof typeof TIME_METRICS;
 
-/** Which error, and of what. */
+/** The error to draw. */
 export interface TimeChartOptions extends ChartOptions {
   /** Default: the first of `stepKl`, `kl`, `relativeError` that the table has values of. */
   readonly metric?: TimeMetric | undefined;
@@ -178,18 +178,21 @@ function linesAlongT(
   };
 }
 
-/** Which layer's time parameters. */
+/** The layer whose time parameters are drawn. */
 export interface TimeParameterOptions extends ChartOptions {
-  /** Default: among the layers that smoothing changed, or all where it changed none, the one with the largest jump. */
+  /** Default: the one with the largest jump, of the layers that smoothing changed if there are any. */
   readonly layer?: string | undefined;
-  /** Only the surroundings of the boundary with the largest jump: windows are narrow beside the axis. Default false. */
+  /** Only the surroundings of the boundary with the largest jump. Default false. */
   readonly isClose?: boolean | undefined;
 }
 
 /** Stretches on both sides of a close look, in widths of what smoothing moved there. */
 const CLOSE_MARGIN = 1.5;
 
-/** The times around the boundary with the largest jump of scale where smoothing moved something; undefined where there is none. */
+/**
+ * The times around the boundary with the largest jump of scale that smoothing moved; undefined if there is
+ * none.
+ */
 function closeRange(rows: readonly ChartRow[]): readonly [number, number] | undefined {
   const ordered = (stage: string) =>
     rows.filter((row) => row["stage"] === stage).sort((a, b) => begin(a) - begin(b));
@@ -217,7 +220,7 @@ function largestJump(rows: readonly ChartRow[]): number {
   return Math.max(0, ...scales.slice(1).map((scale, i) => Math.abs(scale / scales[i]! - 1)));
 }
 
-/** The layer of which there is most to see. */
+/** The layer with most to see. */
 function tellingLayer(rows: readonly ChartRow[]): ChartRow[string] | undefined {
   const layers = groupRows(rows, (row) => `${row["model"]} ${row["setting"]} ${row["layer"]}`);
   const count = (own: readonly ChartRow[], stage: string) =>

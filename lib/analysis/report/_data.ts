@@ -1,4 +1,4 @@
-/** Tables on their way into a page: columns as arrays, texts that repeat said once, numbers to six digits, bounded bytes. */
+/** Tables as data of a page: columns as arrays, repeated texts once, numbers to six digits, bounded bytes. */
 import type { Section } from "../../bench/suite.ts";
 import type { Json } from "../_chart.ts";
 import { columnsOf, type ColumnType, type TableName } from "../schema.ts";

@@ -1,6 +1,6 @@
 /**
- * What runs in the reader's browser: tables that sort and filter, charts, the theme. Plain JavaScript as text, so that every
- * runtime writes the same bytes. All text goes into the page as text nodes, never as markup.
+ * The script of the page: tables that sort and filter, charts, the theme. Plain JavaScript as text, so that
+ * every runtime writes the same bytes. All text goes into the page as text nodes, never as markup.
  */
 export const REPORT_SCRIPT = String.raw`
 "use strict";

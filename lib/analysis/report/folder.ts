@@ -10,7 +10,8 @@ import { chartsOf } from "../run_charts.ts";
 export const REPORT_PAGE = "report.html";
 
 /**
- * Writes `report.html`, `report.txt`, `report.md` with `charts/*.svg`, `run.json` and `tables/*.parquet` into a folder.
+ * Writes `report.html`, `report.txt`, `report.md` with `charts/*.svg`, `run.json` and `tables/*.parquet` into
+ * a folder.
  *
  * @throws {OutputError} when the system refuses
  */

@@ -1,6 +1,6 @@
 /**
- * A report of one or several runs: a single HTML page that needs nothing else and asks nobody, or text, or Markdown. Names
- * that come from checkpoints and run folders are treated as hostile: they never become markup.
+ * A report of one or several runs: a single HTML page without further files or network, or text, or Markdown.
+ * Names from checkpoints and run folders are treated as hostile: they never become markup.
  */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -23,7 +23,7 @@ import { compareRuns, type TableLike } from "../tables.ts";
 export const REPORT_FORMATS = ["html", "text", "markdown"] as const;
 export type ReportFormat = (typeof REPORT_FORMATS)[number];
 
-/** What a report says of itself. */
+/** The footer of a report. */
 export interface ReportOptions {
   /** The command that makes this page again; default none. */
   readonly command?: string | undefined;
@@ -105,7 +105,7 @@ function checkRuns(runs: readonly Run[]): void {
   }
 }
 
-// HTML ---------------------------------------------------------------------------------------------------------
+// HTML ------------------------------------------------------------------------------------------------------
 
 const ENTITIES: Readonly<Record<string, string>> = {
   "&": "&amp;",
@@ -136,7 +136,7 @@ function scriptJson(value: unknown): string {
   );
 }
 
-/** Files of vega, vega-lite and vega-embed that define their globals, in the order in which they need each other. */
+/** Files of vega, vega-lite and vega-embed that define their globals, in order of their dependencies. */
 function libraryScripts(): string[] {
   return ["vega", "vega-lite", "vega-embed"].map((name) => {
     const path = join(dirname(packageFile(name)), `${name}.min.js`);
@@ -144,7 +144,7 @@ function libraryScripts(): string[] {
   });
 }
 
-/** The libraries' licences ask to be kept beside them. */
+/** Licences of the libraries, which ask to be kept beside them. */
 function licences(): string {
   return ["vega", "vega-lite", "vega-embed"].map((name) => {
     const text = readFileSync(join(dirname(packageFile(name)), "..", "LICENSE"), "utf8");
@@ -169,7 +169,7 @@ function forPage({ spec }: NamedChart): { readonly spec: Spec; readonly notes: r
 /** Charts of a fixed width beyond this get the whole width of the page. */
 const WIDE_PIXELS = 400;
 
-/** Where a command has more tables of its own than this, only the first is open at first. */
+/** With more printed tables than this, only the first is open at first. */
 const OPEN_SECTIONS = 4;
 
 interface Page {
@@ -327,7 +327,7 @@ ${scripts.map(({ html }) => html).join("\n")}
 `;
 }
 
-// Text and Markdown --------------------------------------------------------------------------------------------
+// Text and Markdown -----------------------------------------------------------------------------------------
 
 /** A name for a terminal or a page of text: one line, nothing hidden. */
 const plain = (text: string) => visible(text).replace(/[\n\t]/g, " ");

@@ -1,6 +1,6 @@
 /**
- * The checkpoint suite: whole checkpoints through the pipeline, read back and compared with the originals. Bytes, weight error and
- * time; the accuracy of a quantized model is not measured here.
+ * The checkpoint suite: whole checkpoints through the pipeline, read back and compared with the originals.
+ * Bytes, weight error and time; the accuracy of a quantized model is not measured here.
  */
 import { join } from "node:path";
 import type { Solver } from "../../config/names.ts";
@@ -29,7 +29,7 @@ interface Cell {
 
 const runsOf = ({ options: { quick } }: BenchContext): number => quick ? 1 : 5;
 
-/** Quantizes every cell in turn, once more than is measured: the engine compiles the pipeline in the first run. */
+/** Quantizes every cell in turn, first once unmeasured: the engine then compiles the pipeline. */
 async function runCells(context: BenchContext, cells: readonly Cell[], folder: string): Promise<boolean> {
   const { kernels, options: { groupSize, threads } } = context;
   const runs = runsOf(context), output = join(folder, "quantized");

@@ -25,7 +25,7 @@ export interface KernelScale {
   readonly poolRows: number;
   readonly inCache: TimingOptions;
   readonly fromMemory: TimingOptions;
-  /** Engines compile WebAssembly again once it has run for a while; before that the first compilation is timed. */
+  /** Engines compile WebAssembly again after a while; before that the first compilation is timed. */
   readonly wasmWarmUpMilliseconds: number;
   /** Pause before the samples: an engine's own threads finish, and a signal gets in. */
   readonly settleMilliseconds: number;
@@ -83,7 +83,7 @@ export class Group {
     readonly title: string,
     readonly place: Place,
     readonly ratios: readonly RatioOf[] = [],
-    /** What a call's `weights` are: weights, or the multiply-adds of a product. */
+    /** Unit of the `weights` of a call: weights, or multiply-adds of a product. */
     readonly counts: "weights" | "multiply-adds" = "weights",
   ) {}
 
@@ -145,7 +145,7 @@ const PRODUCT_COLUMNS: readonly Column[] = [
 
 const shortName = (name: string) => name.replace(/^ggml (quantize_row_|quantize_|dequantize_row_)?/, "");
 
-/** Frees the buffers of the group before, where the engine lets us: done later, it would take a core from the samples. */
+/** Frees the buffers of the last group, where the engine can: later it would take a core from the samples. */
 function collectGarbage(): void {
   (globalThis as { Bun?: { gc(isNow: boolean): void } }).Bun?.gc(true);
 }
@@ -173,7 +173,9 @@ export class KernelBench {
     this.handle = { kernels, isa: kernels.isa, isaNumber: kernels.isaNumber };
   }
 
-  /** Input for matrices of `rows` rows: many times as much as a call takes, unless that comes from memory anyway. */
+  /**
+   * Input for matrices of `rows` rows: many times as much as a call takes, unless that is in memory anyway.
+   */
   operands(rows: number): Operands {
     const count = Math.max(rows, this.scale.poolRows) * COLS;
     const pools = this.#pools.get(count) ??

@@ -1,6 +1,6 @@
 /**
- * The calls that the kernel suite times: each kernel of the header with its buffers made beforehand, and the check that comes before any
- * timing. Matrix products are in product_cases.ts, peers in peers.ts.
+ * The calls that the kernel suite times: each kernel of the header with its buffers made beforehand, and the
+ * check that comes before any timing. Matrix products are in product_cases.ts, peers in peers.ts.
  */
 import { DTYPE_NUMBERS, ZERO_POINT_NUMBERS } from "../../native/call.ts";
 import type { InstructionSet, Kernels } from "../../native/mod.ts";
@@ -48,7 +48,7 @@ export interface KernelCase {
 export type TimedDtype = "F32" | "F16" | "BF16" | "F8_E4M3" | "F8_E5M2";
 export const SCALAR = 1;
 
-/** Rows that a check recomputes with the scalar kernels: rows are independent, so few are enough of a large matrix. */
+/** Rows that a check recomputes with the scalar kernels: rows are independent, so a few are enough. */
 const CHECKED_ROWS = 16;
 
 export type Elements = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>;
@@ -87,14 +87,15 @@ export function expectOk(status: number): void {
 }
 
 /**
- * Input of the timed calls. In cache, every call is given data it has not seen: on a short run of numbers that comes
- * again and again a branch predictor learns the numbers, and code with branches looks twice as fast as it is.
+ * Input of the timed calls. In cache, every call is given data it has not seen: on a short run of numbers
+ * that comes again and again a branch predictor learns the numbers, and code with branches looks twice as
+ * fast as it is.
  */
 export class Operands {
   readonly count: number;
   readonly #offsets = new Map<Elements, number>();
 
-  /** `pool` holds at least `rows · cols` weights; when it holds more, calls are given one part after the other. */
+  /** `pool` holds at least `rows · cols` weights; of more, calls get one part after the other. */
   constructor(
     /** Kernels whose scalar results others are compared with. */
     readonly reference: Kernels,
@@ -105,7 +106,7 @@ export class Operands {
     this.count = rows * cols;
   }
 
-  /** An input buffer, and what fills it with the next weights (nothing when the pool is one buffer's size). */
+  /** An input buffer, and a function that fills it with the next weights if the pool holds more. */
   input(dtype: "F32" | "BF16"): { buffer: Elements; refill: (() => void) | undefined } {
     const pool: Elements = this.pool[dtype];
     if (pool.length < 2 * this.count) return { buffer: pool.subarray(0, this.count), refill: undefined };
@@ -128,7 +129,7 @@ export class Operands {
 
 export const scalarOf = (kernels: Kernels): KernelHandle => ({ kernels, isa: "scalar", isaNumber: SCALAR });
 
-/** What a kernel writes: `null` where an argument is absent. */
+/** Outputs of a kernel: `null` where an argument is absent. */
 type Arrays = readonly (ArrayBufferView<ArrayBuffer> | null)[];
 
 export const bytesOfArrays = (arrays: Arrays): number =>
@@ -151,7 +152,7 @@ interface OwnCall<Out extends Arrays> {
   readonly isSum?: boolean;
 }
 
-/** A call of ours as a case, compared with the scalar kernel's result of the first rows before it is timed. */
+/** A call of ours as a case, whose first rows are compared with the scalar kernel's before it is timed. */
 export function ownCase<Out extends Arrays>(
   handle: KernelHandle,
   { rows, cols, reference }: Pick<Operands, "rows" | "cols" | "reference">,

@@ -37,7 +37,7 @@ export function memcpyCase({ rows, cols, count }: Operands): KernelCase {
   };
 }
 
-/** Largest relative RMS error that a ggml round trip may have to count as working, by the bits in the type's name. */
+/** Largest relative RMS error of a ggml round trip that works, by the bits in the type's name. */
 const GGML_ERROR_LIMITS: Record<string, number> = { "8": 0.01, "4": 0.12, "3": 0.25, "2": 0.9 };
 
 /** The instruction set of ggml's processor library. */

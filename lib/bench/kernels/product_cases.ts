@@ -1,4 +1,4 @@
-/** Our matrix products as cases of the bench: full weights, packed weights, and packed weights by 8-bit activations. */
+/** Our matrix products as cases: full weights, packed weights, and packed weights by 8-bit activations. */
 import type { BitWidth } from "../../quant/mod.ts";
 import {
   bytesOfArrays,
@@ -15,13 +15,15 @@ import {
   scalarOf,
 } from "./cases.ts";
 
-/** Rows and tokens of which a check computes the scalar kernel's result: all others are computed as they are. */
+/** Rows and tokens that a check recomputes with the scalar kernel. */
 const CHECKED_ROWS = 16, CHECKED_TOKENS = 3;
 /** Difference from the scalar kernel, relative to the whole result: float32 sums of some thousand terms. */
 const F32_LIMIT = 1e-5;
 const GROUP_SIZE = 64;
 
-/** Input of products: `x: f32[tokens, cols]` and `weights: f32[rows, cols]`, and the packed weights made of it. */
+/**
+ * Input of products: `x: f32[tokens, cols]`, `weights: f32[rows, cols]`, and packed weights made of these.
+ */
 export class ProductOperands {
   readonly #packed = new Map<BitWidth, PackedArrays>();
   #expected: Float32Array<ArrayBuffer> | undefined;

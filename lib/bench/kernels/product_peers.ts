@@ -1,7 +1,7 @@
 /**
  * Peers of matrix products: the core's own fused multiply-adds, and ggml's dot products called row by row
- * from C, as ggml's own product calls them. Both need a little C (kernels/bench/product_peers.c), compiled when the
- * bench runs; it is no part of the kernels' library.
+ * from C, as ggml's own product calls them. Both need a little C (kernels/bench/product_peers.c), compiled
+ * when the bench runs; it is no part of the kernels' library.
  */
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
@@ -16,7 +16,11 @@ import type { ProductOperands } from "./product_cases.ts";
 
 /** The compiled peers. */
 export interface ProductPeers {
-  /** Runs `rounds` rounds of multiply-adds with an instruction set. @returns those of a round, 0 where it has none */
+  /**
+   * Runs `rounds` rounds of multiply-adds with an instruction set.
+   *
+   * @returns those of a round, 0 where it has none
+   */
   fmaChains(isaNumber: number, rounds: number): number;
   /** `out[row] = dot(row, activations)` by a function of a library. */
   ggmlRows(
@@ -91,7 +95,9 @@ export function fmaPeakCase(peers: ProductPeers, handle: KernelHandle): KernelCa
   };
 }
 
-/** ggml's format of weights, of the activations that it is multiplied by, and how far a product may be off. */
+/**
+ * Formats of ggml's weights and of the activations with them, and the largest relative error of a product.
+ */
 export const GGML_DOTS = {
   q2_K: { activations: "q8_K", limit: 0.5 },
   q3_K: { activations: "q8_K", limit: 0.25 },

@@ -1,6 +1,6 @@
 /**
- * The matrix products of the kernel suite: float32 beside the core's own multiply-adds, packed weights beside float32
- * and ggml, 8-bit activations beside both.
+ * The matrix products of the kernel suite: float32 beside the core's own multiply-adds, packed weights beside
+ * float32 and ggml, 8-bit activations beside both.
  */
 import type { BitWidth } from "../../quant/mod.ts";
 import { COLS, Group, type KernelBench, type RatioOf } from "./bench.ts";

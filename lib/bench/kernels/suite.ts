@@ -1,6 +1,6 @@
 /**
- * The kernel suite: every kernel beside memcpy and ggml in the same run, in cache and from memory, over threads and instruction sets,
- * with the goals of the project beside what was measured.
+ * The kernel suite: every kernel beside memcpy and ggml in the same run, in cache and from memory, over
+ * threads and instruction sets, with the goals of the project beside what was measured.
  */
 import { OtherLoad } from "../../eval/environment.ts";
 import type { Summary } from "../../eval/statistics.ts";
@@ -293,7 +293,7 @@ const NATIVE_SETS: readonly [InstructionSet, number][] = [
   ["neon", 4],
 ];
 
-/** The instruction sets that this processor has, and WebAssembly, which is undefined where it does not open. */
+/** The instruction sets of this processor, and WebAssembly, undefined where it does not open. */
 async function openInstructionSets({ handle: { kernels }, skipped }: KernelBench) {
   let wasm: Kernels | undefined;
   try {
@@ -403,7 +403,8 @@ async function measureAll(context: BenchContext, scale: KernelScale): Promise<Su
   if ("reason" in opened) bench.skipped.push({ what: "every ggml row", reason: opened.reason });
   else context.progress(`ggml: libggml-base.so and ${opened.processorLibrary}`);
   try {
-    // An engine that holds much memory is slower to allocate more and busy freeing it: large matrices come last.
+    // An engine that holds much memory is slower to allocate more and busy freeing it: large matrices come
+    // last.
     await measurePublicApi(bench);
     await measureThreads(bench);
     await measureInstructionSets(bench);

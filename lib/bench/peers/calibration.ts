@@ -1,6 +1,6 @@
 /**
- * Calibration data of the methods under comparison: those that the pipeline solves on, with their masks or noise and the weights of
- * their positions, collected by the pipeline's own pass.
+ * Calibration data of the methods under comparison: those that the pipeline solves on, with their masks or
+ * noise and the weights of their positions, collected by the pipeline's own pass.
  */
 import { collectStatistics } from "../../calibration/collect.ts";
 import { type Calibrated, type CalibrationOptions, loadCalibration } from "../../calibration/mod.ts";
@@ -15,7 +15,7 @@ import type { LayerInputs } from "./method.ts";
 /** How much each position counts: by its role, as the pipeline has it, or all alike, as in other projects. */
 export type Positions = NonNullable<CalibrationOptions["weights"]>;
 
-/** Keys of the configuration about calibration, the same for all methods of a comparison; few samples for a quick look. */
+/** Keys of the configuration about calibration, the same for all methods; few samples for a quick look. */
 export function calibrationKeys(path: string, quick: boolean): Readonly<Record<string, unknown>> {
   return {
     ...(calibrationBeside(path) === undefined ? { calibration_data: "synthetic" } : {}),
@@ -41,7 +41,8 @@ export const hasPositionWeights = ({ data: { fit } }: Calibrated): boolean =>
   fit.some(({ weights }) => weights.some((weight) => weight !== 1));
 
 /**
- * Runs a model, full precision or quantized, on calibration data and takes the second moment of every wanted layer's inputs.
+ * Runs a model, full precision or quantized, on calibration data and takes the second moment of every wanted
+ * layer's inputs.
  *
  * @throws {TypeError} when the data are of another kind of model
  *

@@ -1,4 +1,4 @@
-/** Rows of the peers' suite: ways to a quantized model, layer by layer through a method or through the pipeline. */
+/** Rows of the peers' suite: a model quantized layer by layer through a method, or through the pipeline. */
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";
 import { loadModel } from "../../models/mod.ts";
@@ -41,8 +41,8 @@ export function methodContender(
 }
 
 /**
- * A contender that is `scripts/quantize.ts` with these keys of the configuration: the stages of the pipeline into a temporary folder
- * that is read back. Its seconds include reading, calibrating, writing and checking.
+ * A contender that is `scripts/quantize.ts` with these keys of the configuration: the stages of the pipeline
+ * into a temporary folder that is read back. Its seconds include reading, calibrating, writing and checking.
  *
  * @param positions `alike` solves on the same data with weight 1 at every position, for which there is no key
  */

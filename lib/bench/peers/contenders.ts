@@ -30,7 +30,7 @@ const ONE_CANDIDATE = { solver: "best", "solver_options.candidates": 1 };
 const WITHOUT_STREAM = { ...ONE_CANDIDATE, "solver_options.residual_correction": 0 };
 const WITHOUT_CORRECTION = { ...WITHOUT_STREAM, "solver_options.correction": 0 };
 
-/** Every step of the solver ladder, each with one thing more than the one before: what docs/solvers.md reports. */
+/** Steps of the solver ladder, each with one thing more than the last, as docs/solvers.md reports them. */
 const LADDER: readonly (readonly [name: string, overrides: Readonly<Record<string, unknown>>])[] = [
   ["round", { solver: "round" }],
   ["clip", { solver: "clip" }],
@@ -51,8 +51,8 @@ export const ladderContenders = (options: ContenderOptions): Contender[] =>
   );
 
 /**
- * Low-rank corrections and rotations beside the same bits spent otherwise: on smaller groups, and on one bit more. One candidate each,
- * so that nothing but the named thing differs; `seed` is the calibration's.
+ * Low-rank corrections and rotations beside the same bits spent otherwise: on smaller groups, and on one bit
+ * more. One candidate each, so that nothing but the named thing differs; `seed` is the calibration's.
  */
 export function correctionContenders(
   { bits, groupSizes, seed }: ContenderOptions & { readonly seed: number },
@@ -84,9 +84,10 @@ export function correctionContenders(
 }
 
 /**
- * Our solvers and re-implementations of others at every setting. GPTQ as its reference code runs it, block by block, and on the inputs of
- * the full-precision model for all layers (`at once`). All are calibrated on the same data with the same weights of positions; where
- * those differ, `best` and GPTQ come a second time with all positions alike, as GPTQ was published.
+ * Our solvers and re-implementations of others at every setting. GPTQ as its reference code runs it, block by
+ * block, and on the inputs of the full-precision model for all layers (`at once`). All are calibrated on the
+ * same data with the same weights of positions; where those differ, `best` and GPTQ come a second time with
+ * all positions alike, as GPTQ was published.
  */
 export function gridContenders(
   kernels: Kernels,
@@ -116,8 +117,9 @@ export function gridContenders(
 }
 
 /**
- * Formats of ggml with and without importance weights. Where a row of some layer is no whole number of super-blocks, the formats of
- * super-blocks are left out with that reason, and come laid across rows instead, which their names say (`flat`).
+ * Formats of ggml with and without importance weights. Where a row of some layer is no whole number of
+ * super-blocks, the formats of super-blocks are left out with that reason, and come laid across rows instead,
+ * which their names say (`flat`).
  */
 export function ggmlContenders(
   ggml: Ggml,

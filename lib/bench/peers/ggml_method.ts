@@ -1,6 +1,7 @@
 /**
- * Formats of ggml as methods: its own library quantizes and dequantizes. Super-blocks have 256 weights, so a row must be a multiple
- * of that; {@linkcode ggmlMethod} can also lay them across rows, which no GGUF file does.
+ * Formats of ggml as methods: its own library quantizes and dequantizes. Super-blocks have 256 weights, so a
+ * row must be a multiple of that; {@linkcode ggmlMethod} can also lay them across rows, which no GGUF file
+ * does.
  */
 import type { Ggml, GgmlCodebookType, GgmlType } from "../ggml.ts";
 import { WeightsError } from "../../errors.ts";
@@ -28,7 +29,7 @@ export type GgmlFormat = keyof typeof GGML_FORMATS;
 export interface GgmlMethodOptions {
   /** The diagonal of E[x xᵀ] as importance weights (an "imatrix"). Default false. */
   readonly importance?: boolean;
-  /** Super-blocks are cut from the matrix's values one after another, also across the ends of rows. Default false. */
+  /** Super-blocks are cut from the values of the matrix across the ends of rows. Default false. */
   readonly acrossRows?: boolean;
 }
 
@@ -44,9 +45,11 @@ const MAX_MAGNITUDE = 65504;
 const isCodebook = (format: GgmlFormat): format is "iq2_xs" | "iq2_s" => format.startsWith("iq2");
 
 /**
- * A format of ggml as a method. Bits are counted as the library writes them, the padding of a last super-block included.
+ * A format of ggml as a method. Bits are counted as the library writes them, the padding of a last
+ * super-block included.
  *
- * @throws {RangeError} when the format ignores importance weights or cannot do without, and is asked for the opposite
+ * @throws {RangeError} when the format ignores importance weights or cannot do without, and is asked for the
+ * opposite
  */
 export function ggmlMethod(
   ggml: Ggml,

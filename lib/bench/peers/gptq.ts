@@ -1,7 +1,8 @@
 /**
- * Plain GPTQ, re-implemented: Frantar et al., https://arxiv.org/abs/2210.17323, with the choices of the reference code
- * (github.com/IST-DASLab/gptq, gptq.py): minimum–maximum ranges, columns by falling diagonal (act-order) with the groups fixed
- * before, damping of a hundredth of the mean diagonal. A peer for the bench, slow and plain; nothing else uses it.
+ * Plain GPTQ, re-implemented: Frantar et al., https://arxiv.org/abs/2210.17323, with the choices of the
+ * reference code (github.com/IST-DASLab/gptq, gptq.py): minimum–maximum ranges, columns by falling diagonal
+ * (act-order) with the groups fixed before, damping of a hundredth of the mean diagonal. A peer for the
+ * bench, slow and plain; nothing else uses it.
  */
 import { type FactoredMoment, factorMoments } from "../../quant/solvers/factored_moment.ts";
 import type { Kernels } from "../../native/mod.ts";
@@ -33,9 +34,9 @@ function factored(kernels: Kernels, inputs: LayerInputs): FactoredMoment {
 }
 
 /**
- * Error feedback: columns are rounded one after the other, each after it has taken over the errors of those before it,
- * `w_j ← w_j + Σ_{i<j} (w_i − ŵ_i) U_ij`. GPTQ's updates through the inverse of M are the same numbers in another order
- * (theorem 6 of https://arxiv.org/abs/2307.13304).
+ * Error feedback: columns are rounded one after the other, each after it has taken over the errors of those
+ * before it, `w_j ← w_j + Σ_{i<j} (w_i − ŵ_i) U_ij`. GPTQ's updates through the inverse of M are the same
+ * numbers in another order (theorem 6 of https://arxiv.org/abs/2307.13304).
  *
  * **Shapes** `weights: f32[rows, cols]` → `f32[rows, cols]`
  */
@@ -67,9 +68,11 @@ function feedbackErrors(
 }
 
 /**
- * Plain GPTQ as a method. Zero points are real halves, as our solvers', where the reference code has whole numbers.
+ * Plain GPTQ as a method. Zero points are real halves, as our solvers', where the reference code has whole
+ * numbers.
  *
- * @throws {WeightsError} by its `quantize`, when the second moment is indefinite even with damping far above its mean diagonal
+ * @throws {WeightsError} by its `quantize`, when the second moment is indefinite even with damping far above
+ * its mean diagonal
  *
  * @example
  * ```ts

@@ -1,12 +1,12 @@
 /**
- * Half-quadratic quantization, re-implemented: Badri and Shaji, https://mobiusml.github.io/hqq_blog/, with the iterations and the
- * constants of the reference code (github.com/mobiusml/hqq, hqq/core/optimize.py). A peer for the bench, slow and plain; nothing else
- * uses it.
+ * Half-quadratic quantization, re-implemented: Badri and Shaji, https://mobiusml.github.io/hqq_blog/, with
+ * the iterations and the constants of the reference code (github.com/mobiusml/hqq, hqq/core/optimize.py). A
+ * peer for the bench, slow and plain; nothing else uses it.
  */
 import { packedBytes } from "../../quant/mod.ts";
 import { checkLayer, checkRestored, gridName, type GridSetting, type Method } from "./method.ts";
 
-/** Constants of the reference code: the norm whose power is minimized, weight of the quadratic term, its factor after each iteration. */
+/** Constants of the reference code: norm, weight of the quadratic term, its factor after each iteration. */
 const NORM = 0.7, FIRST_BETA = 10, KAPPA = 1.01;
 /** Most iterations; they end when the mean absolute error no longer falls. */
 const ITERATIONS = 20;
@@ -45,9 +45,9 @@ function shrink(x: number, beta: number): number {
 }
 
 /**
- * Alternates between the error W_e by the generalized soft threshold and each group's zero point as the mean that fits W − W_e; the
- * scale stays that of minimum and maximum. As in the reference code the end is decided for the whole matrix, and the zero points
- * behind the last iteration are taken, not the best ones met.
+ * Alternates between the error W_e by the generalized soft threshold and each group's zero point as the mean
+ * that fits W − W_e; the scale stays that of minimum and maximum. As in the reference code the end is decided
+ * for the whole matrix, and the zero points behind the last iteration are taken, not the best ones met.
  *
  * **Shapes** `weights: f32[rows, cols]`. In float64, where the reference code uses float32 or half precision. Groups do not cross rows;
  * the last is shorter where the size does not divide `cols`, which the reference code refuses.
@@ -113,8 +113,8 @@ export function fitHqq(
 }
 
 /**
- * HQQ as a method: codes from {@linkcode fitHqq}; scale and zero point rounded to halves afterwards, as the reference code does when
- * it stores them. Needs no inputs.
+ * HQQ as a method: codes from {@linkcode fitHqq}; scale and zero point rounded to halves afterwards, as the
+ * reference code does when it stores them. Needs no inputs.
  *
  * @example
  * ```ts

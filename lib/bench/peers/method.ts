@@ -1,11 +1,11 @@
 /**
- * Interface of a quantization method under comparison: a name, how it was made, and a function from the weights of a matrix to what they
- * are after storing.
+ * Interface of a quantization method under comparison: a name, how it was made, and a function from the
+ * weights of a matrix to what they are after storing.
  */
 import { WeightsError } from "../../errors.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 
-/** What a method may look at beside the weights. */
+/** Statistics of the inputs of a layer, beside its weights. */
 export interface LayerInputs {
   readonly cols: number;
   /** `E[x xᵀ]: [cols, cols]`, weighted mean over the positions of the calibration data. */
@@ -27,7 +27,9 @@ export interface Unsupported {
   readonly unsupported: string;
 }
 
-/** `peer library`: another project's own code; `re-implementation`: written here from its paper and reference code. */
+/**
+ * `peer library`: code of another project; `re-implementation`: written here from paper and reference code.
+ */
 export type MethodKind = "peer library" | "re-implementation" | "ours";
 
 /** A way to quantize one matrix, its bits and groups already chosen. */

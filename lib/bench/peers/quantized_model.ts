@@ -1,4 +1,4 @@
-/** A whole model through a method: the layers that the pipeline quantizes by default, one after the other, and the model with them. */
+/** A whole model through a method: the layers that the pipeline quantizes by default, one after the other. */
 import type { Calibrated } from "../../calibration/mod.ts";
 import { resolveConfig } from "../../config/mod.ts";
 import { type LoadedModel, modelFrom } from "../../models/mod.ts";
@@ -50,7 +50,10 @@ export function quantizedLayers(checkpoint: Checkpoint, kernels: Kernels): Layer
   });
 }
 
-/** Opens the calibration data of a model, few samples of them for a quick look. Full precision runs once for each kind of weights. */
+/**
+ * Opens the calibration data of a model, few samples for a quick look. Full precision runs once a kind of
+ * weights.
+ */
 export async function targetOf(
   opened: Pick<Target, "path" | "checkpoint" | "full" | "kernels">,
   quick = false,
@@ -95,8 +98,8 @@ export interface QuantizedModel {
 
 export interface QuantizeModelOptions {
   /**
-   * The blocks of the model one after the other, each on the inputs that the quantized blocks before it make; else all layers on the
-   * inputs of the full-precision model. Default false.
+   * The blocks of the model one after the other, each on the inputs that the quantized blocks before it make;
+   * else all layers on the inputs of the full-precision model. Default false.
    */
   readonly blockwise?: boolean;
   /** Default `by_role`. */

@@ -1,4 +1,4 @@
-/** A checkpoint some of whose tensors are others, held in memory: how a model runs with the weights that a method made of its own. */
+/** A checkpoint with other values of some tensors in memory: a model runs with the weights of a method. */
 import { CheckpointError } from "../../errors.ts";
 import { Checkpoint, type CheckpointTensor } from "../../tensor/mod.ts";
 

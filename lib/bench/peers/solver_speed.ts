@@ -1,6 +1,6 @@
 /**
- * Time of solving at the shapes of a large model: rows of one width are solved on synthetic inputs, and the time of the whole model is
- * extrapolated from that. No accuracy: the weights are random.
+ * Time of solving at the shapes of a large model: rows of one width are solved on synthetic inputs, and the
+ * time of the whole model is extrapolated from that. No accuracy: the weights are random.
  */
 import { gaussianWeights } from "../random.ts";
 import { accumulateMoment, emptyMoments, factorMoments, solveLayer } from "../../quant/mod.ts";
@@ -15,7 +15,10 @@ const SHAPES = [
   { name: "gate, up", rows: 18_944, cols: 3584, count: 2 },
   { name: "down", rows: 3584, cols: 18_944, count: 1 },
 ] as const;
-/** Columns of what a block's matrices read: attention's inputs, its output, the feed-forward part's inputs, and inside it. */
+/**
+ * Columns of the inputs of a block's matrices: of attention and its output, of the feed-forward part and
+ * inside it.
+ */
 const INPUTS = [3584, 3584, 3584, 18_944] as const;
 /** Width that is measured; others are extrapolated: a second moment of 18 944 columns takes 1.4 GB. */
 const WIDTH = DREAM_7B.width;
@@ -43,7 +46,10 @@ export interface SolverTime {
   of(shape: { readonly rows: number; readonly cols: number }): number;
 }
 
-/** Measures `best` on rows of one width; products with the moment grow with its columns squared, its factor with their cube. */
+/**
+ * Measures `best` on rows of one width; products with the moment grow with columns², its factor with
+ * columns³.
+ */
 export function solverTime(context: BenchContext, width: number = WIDTH): SolverTime {
   const { kernels, options: { seed } } = context, rows = solvedRows(context);
   const x = gaussianWeights(TOKENS * width, seed), weights = gaussianWeights(rows * width, seed + 1);
@@ -71,7 +77,7 @@ export function solverTime(context: BenchContext, width: number = WIDTH): Solver
   };
 }
 
-/** Table of the time of `best` a weight at Dream 7B's shapes and of all its blocks, extrapolated from rows of one width. */
+/** Table of the time of `best` at Dream 7B's shapes, extrapolated from rows of one width. */
 export function solverSpeed(context: BenchContext, width: number = WIDTH): Section {
   const time = solverTime(context, width);
   const rows = SHAPES.map((shape) => {

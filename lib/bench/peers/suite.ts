@@ -1,6 +1,6 @@
 /**
- * The peers' suite: our solvers and other projects' methods on the same models, layers, calibration data and held-out data. Who takes
- * part is in contenders.ts.
+ * The peers' suite: our solvers and other projects' methods on the same models, layers, calibration data and
+ * held-out data. Who takes part is in contenders.ts.
  */
 import { modelFrom } from "../../models/mod.ts";
 import { CheckpointError, ConfigError } from "../../errors.ts";
@@ -284,7 +284,7 @@ export const PEERS: Comparison = {
 
 export const peersSuite: Suite<PeersRow> = comparisonSuite(PEERS);
 
-/** What low-rank corrections and rotations gain or lose beside the same bits spent otherwise. */
+/** Low-rank corrections and rotations beside the same bits spent otherwise. */
 export const correctionsSuite: Suite<PeersRow> = {
   ...comparisonSuite({
     name: "corrections",

@@ -1,6 +1,7 @@
 /**
- * The process suite: a large synthetic checkpoint through the command `scripts/quantize.ts` in a separate process, timed from start to
- * end; the memory that it takes and that running the result takes; and the time until the library is loaded and until a report is written.
+ * The process suite: a large synthetic checkpoint through the command `scripts/quantize.ts` in a separate
+ * process, timed from start to end; the memory that it takes and that running the result takes; and the time
+ * until the library is loaded and until a report is written.
  */
 import { rmSync } from "node:fs";
 import { join } from "node:path";
@@ -12,7 +13,7 @@ import { summarize } from "../../eval/statistics.ts";
 import type { BenchContext, CommandOf, Goal, Section, Suite, SuiteReport } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
-/** Size of checkpoint that the goals are about, with some room: whole layers do not add up to a round number. */
+/** Size of checkpoint that the goals are about, with room: whole layers do not add up to a round number. */
 const GOAL_BYTES = 1.7e9;
 const GOAL_WEIGHTS_PER_SECOND = 150e6;
 const GOAL_RESIDENT_BYTES = 600e6;
