@@ -4,7 +4,6 @@ import { join } from "node:path";
 import { type Difference, type Interval, pairedDifference } from "../../eval/intervals.ts";
 import { byMaskRatio, type MaskedComparison } from "../../eval/masked.ts";
 import type { SolvedPuzzle } from "../../eval/puzzles.ts";
-import type { Column } from "../../eval/table.ts";
 import {
   DRAWING,
   type ImageYardstick,
@@ -162,18 +161,51 @@ function byBin(
   };
 }
 
-/** Columns of every table by setting, around its own. */
-const settingColumns = (own: readonly Column[]): Column[] => [
-  { key: "setting", title: "setting" },
-  { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
-  ...own,
-  { key: "seconds", title: "s", digits: 1 },
-];
-const settingCells = ({ setting, bitsPerWeight, relativeRmsError, seconds }: Compared) => ({
-  setting: setting.name,
-  bitsPerWeight,
-  error: relativeRmsError,
-  seconds,
+/** A column of a table by setting; full precision has no value where it would be 0 by definition. */
+interface SettingColumn {
+  readonly title: string;
+  readonly digits?: number;
+  readonly isOfQuantized?: boolean;
+  cell(row: Compared, i: number): string | number | boolean | undefined;
+}
+
+/** A table with a row for each setting. */
+function bySetting(
+  title: string,
+  notes: readonly string[],
+  rows: readonly Compared[],
+  own: readonly SettingColumn[],
+): Section {
+  const columns: SettingColumn[] = [
+    { title: "setting", cell: ({ setting }) => setting.name },
+    { title: "bits/weight", digits: 3, cell: ({ bitsPerWeight }) => bitsPerWeight },
+    ...own,
+    { title: "s", digits: 1, cell: ({ seconds }) => seconds },
+  ];
+  const isShown = (row: Compared, column: SettingColumn) =>
+    column.isOfQuantized !== true || row.setting.bits !== undefined;
+  return {
+    title,
+    notes,
+    columns: columns.map(({ title, digits = 0 }) => ({ key: title, title, digits })),
+    rows: rows.map((row, i) =>
+      Object.fromEntries(
+        columns.map((column) => [column.title, isShown(row, column) ? column.cell(row, i) : undefined]),
+      )
+    ),
+  };
+}
+
+const WEIGHT_ERROR: SettingColumn = {
+  title: "rel. RMS error",
+  digits: 4,
+  cell: ({ relativeRmsError }) => relativeRmsError,
+};
+/** Whether full precision is better with the whole interval of the difference. */
+const worse = (title: string): SettingColumn => ({
+  title,
+  isOfQuantized: true,
+  cell: ({ lost }) => lost!.high < 0,
 });
 
 function maskedReport(
@@ -186,68 +218,55 @@ function maskedReport(
   const bins = rows.map(({ result }) =>
     byMaskRatio(result.sequences!, { seed, bins: hasTasks ? BINS : SYNTHETIC_BINS })
   );
-  const overall = (i: number) => bins[i]!.at(-1)!;
   const tasks = rows[0]!.result.scores, counted = tasks.slice(0, -1);
-  const section: Section = hasTasks
-    ? {
-      title: `${name}: puzzles solved, ${
-        counted.map(({ prompts, task }) => `${prompts} ${task}`).join(", ")
-      }`,
-      notes: [
-        "Share of exact answers with its 95 % interval (Wilson); KL at masked positions beside full precision, in nats",
-        "(bootstrap over sequences). Worse: the paired difference to full precision lies below 0 with its whole interval.",
-      ],
-      columns: settingColumns([
-        ...tasks.map(({ task }) => ({ key: task, title: task })),
-        { key: "kl", title: "KL, nats" },
-        { key: "worse", title: "worse" },
-      ]),
-      rows: rows.map((row, i) => ({
-        ...settingCells(row),
-        ...Object.fromEntries(row.result.scores.map(({ task, exactMatch }) => [task, span(exactMatch)])),
-        kl: row.setting.bits && span(overall(i).kl, 4),
-        worse: row.setting.bits === undefined ? undefined : row.lost!.high < 0,
-      })),
-    }
-    : {
-      title: `${name} (${kind}): ${sequences.length} synthetic sequences, ${
-        overall(0).positions
-      } masks - no accuracy`,
-      notes: [
-        "Random tokens, not text: KL beside full precision at masked positions, in nats, and share of them with the same",
-        "most probable token, with 95 % intervals (bootstrap over sequences). They say how far the distributions moved,",
-        "not how many answers are right.",
-      ],
-      columns: settingColumns([
-        { key: "error", title: "rel. RMS error", digits: 4 },
-        { key: "kl", title: "KL, nats" },
-        { key: "agreement", title: "same token" },
-      ]),
-      rows: rows.map((row, i) => ({
-        ...settingCells(row),
-        kl: row.setting.bits && span(overall(i).kl, 4),
-        agreement: row.setting.bits && span(overall(i).agreement, 3),
-      })),
-    };
-  const ratios = bins[0]!.slice(0, -1).map(({ low, high }) => `${low}–${high}`);
+  const overall = (
+    title: string,
+    digits: number,
+    of: (all: MaskedComparison) => Interval,
+  ): SettingColumn => ({
+    title,
+    isOfQuantized: true,
+    cell: (_, i) => span(of(bins[i]!.at(-1)!), digits),
+  });
+  const kl = overall("KL, nats", 4, (all) => all.kl);
   const along = (title: string, digits: number, begin: number, value: (bin: MaskedComparison) => number) =>
     byBin(
       `${name}: ${title} by mask ratio`,
-      ratios,
+      bins[0]!.slice(0, -1).map(({ low, high }) => `${low}–${high}`),
       digits,
       rows.slice(begin).map(({ setting }, i) => ({
         setting,
         values: bins[begin + i]!.slice(0, -1).map(value),
       })),
     );
+  const sections = hasTasks
+    ? [
+      bySetting(
+        `${name}: puzzles solved, ${counted.map(({ prompts, task }) => `${prompts} ${task}`).join(", ")}`,
+        PUZZLE_NOTES,
+        rows,
+        [
+          ...tasks.map(({ task }, t) => ({
+            title: task,
+            cell: ({ result }: Compared) => span(result.scores[t]!.exactMatch),
+          })),
+          kl,
+          worse("worse"),
+        ],
+      ),
+      along("KL at masked positions, nats,", 4, 1, ({ kl }) => kl.value),
+      along("accuracy of single tokens", 3, 0, ({ accuracy }) => accuracy.value),
+    ]
+    : [bySetting(
+      `${name} (${kind}): ${sequences.length} synthetic sequences, ${
+        bins[0]!.at(-1)!.positions
+      } masks - no accuracy`,
+      SEQUENCE_NOTES,
+      rows,
+      [WEIGHT_ERROR, kl, overall("same token", 3, (all) => all.agreement)],
+    )];
   return {
-    sections: hasTasks
-      ? [
-        section,
-        along("KL at masked positions, nats,", 4, 1, ({ kl }) => kl.value),
-        along("accuracy of single tokens", 3, 0, ({ accuracy }) => accuracy.value),
-      ]
-      : [section],
+    sections,
     rows: rows.map((row, i) => maskedRow(context, path, row, bins[i]!, hasTasks)),
     goals: [
       ...counted.flatMap(({ task, exactMatch }) =>
@@ -259,6 +278,16 @@ function maskedReport(
     samples: rows.flatMap(({ setting, result }) => shownPuzzles(name, setting, result.answers ?? [])),
   };
 }
+
+const PUZZLE_NOTES = [
+  "Share of exact answers with its 95 % interval (Wilson); KL at masked positions beside full precision, in nats",
+  "(bootstrap over sequences). Worse: the paired difference to full precision lies below 0 with its whole interval.",
+];
+const SEQUENCE_NOTES = [
+  "Random tokens, not text: KL beside full precision at masked positions, in nats, and share of them with the same",
+  "most probable token, with 95 % intervals (bootstrap over sequences). They say how far the distributions moved,",
+  "not how many answers are right.",
+];
 
 const noAccuracy = (path: string, kind: string, missing: readonly { readonly reason: string }[]) =>
   missing.map(({ reason }) => ({
@@ -313,77 +342,64 @@ function imageReport(
   rows: readonly Compared[],
 ): SuiteReport<AccuracyRow> {
   const name = nameOfPath(path), images = readers === undefined ? trajectories : options.drawn!;
-  const isFull = ({ setting }: Compared) => setting.bits === undefined;
-  const drift = ({ result }: Compared) => span(result.drift!.at(-1)!.relativeDistance, 3);
-  const scores = ({ result }: Compared) => result.drawn!.scores;
-  const section: Section = readers === undefined
-    ? {
-      title: `${name} (${model.kind}): ${images} trajectories of ${steps} steps, DDIM - no accuracy`,
-      notes: [
-        "No classifier and no real images lie beside it. Prediction error: mean over steps of ‖ε̂ − ε‖² / ‖ε‖² at the states",
-        "of the full-precision model's trajectory; drift: ‖x̂ − x‖² / ‖x‖² of the finished images, from the same noise; 95 %",
-        "intervals by a bootstrap over images.",
-      ],
-      columns: settingColumns([
-        { key: "error", title: "rel. RMS error", digits: 4 },
-        { key: "noise", title: "prediction error" },
-        { key: "drift", title: "drift" },
-      ]),
-      rows: rows.map((row) => ({
-        ...settingCells(row),
-        noise: isFull(row) ? undefined : span(row.result.distance, 4),
-        drift: isFull(row) ? undefined : drift(row),
-      })),
-    }
-    : {
-      title: `${name}: ${images} glyphs drawn, DDIM, ${DRAWING.steps} steps`,
-      notes: [
-        "Recognized: share that the shipped classifier reads as the class asked for, with its 95 % interval (Wilson).",
-        `Fréchet distance on its features, of ${images} images: biased upwards for few. Noise error: mean over ten`,
-        "timesteps of ‖ε̂ − ε‖² / ‖ε‖² beside full precision. Drift: ‖x̂ − x‖² / ‖x‖² of the finished images, same noise.",
-        "Fewer: the paired difference of recognized glyphs to full precision lies below 0 with its whole interval.",
-      ],
-      columns: settingColumns([
-        { key: "recognized", title: "recognized" },
-        { key: "frechet", title: "Fréchet distance" },
-        { key: "noise", title: "noise error" },
-        { key: "drift", title: "drift" },
-        { key: "fewer", title: "fewer" },
-      ]),
-      rows: rows.map((row) => ({
-        ...settingCells(row),
-        recognized: span(scores(row).classAccuracy),
-        frechet: span(scores(row).frechetDistance, 1),
-        noise: isFull(row) ? undefined : span(row.result.distance, 4),
-        drift: isFull(row) ? undefined : drift(row),
-        fewer: isFull(row) ? undefined : row.lost!.high < 0,
-      })),
+  const { channels } = model.config as { readonly channels: number };
+  const of = (title: string, digits: number, value: (result: Measurement) => Interval): SettingColumn => ({
+    title,
+    isOfQuantized: title !== "recognized" && title !== "Fréchet distance",
+    cell: ({ result }) => span(value(result), digits),
+  });
+  const drift = of("drift", 3, (result) => result.drift!.at(-1)!.relativeDistance);
+  if (readers === undefined) {
+    const title = `${name} (${model.kind}): ${images} trajectories of ${steps} steps, DDIM - no accuracy`;
+    const columns = [WEIGHT_ERROR, of("prediction error", 4, ({ distance }) => distance), drift];
+    return {
+      sections: [bySetting(title, TRAJECTORY_NOTES, rows, columns)],
+      rows: rows.map((row) => imageRow(context, path, row, images)),
+      goals: [],
+      skipped: noAccuracy(path, model.kind, missing),
     };
-  const byTimestep = byBin(
-    `${name}: noise error by timestep`,
-    rows[0]!.result.byTimestep!.map(({ timestep }) => `${timestep}`),
-    4,
-    rows.slice(1).map(({ setting, result }) => ({
-      setting,
-      values: result.byTimestep!.map(({ relativeError }) => relativeError.value),
-    })),
-  );
-  const full = readers && scores(rows[0]!);
+  }
+  const full = rows[0]!.result.drawn!.scores;
   return {
-    sections: readers === undefined ? [section] : [section, byTimestep],
+    sections: [
+      bySetting(`${name}: ${images} glyphs drawn, DDIM, ${DRAWING.steps} steps`, glyphNotes(images), rows, [
+        of("recognized", 2, ({ drawn }) => drawn!.scores.classAccuracy),
+        of("Fréchet distance", 1, ({ drawn }) => drawn!.scores.frechetDistance),
+        of("noise error", 4, ({ distance }) => distance),
+        drift,
+        worse("fewer"),
+      ]),
+      byBin(
+        `${name}: noise error by timestep`,
+        rows[0]!.result.byTimestep!.map(({ timestep }) => `${timestep}`),
+        4,
+        rows.slice(1).map(({ setting, result }) => ({
+          setting,
+          values: result.byTimestep!.map(({ relativeError }) => relativeError.value),
+        })),
+      ),
+    ],
     rows: rows.map((row) => imageRow(context, path, row, images)),
-    goals: full === undefined ? [] : [
+    goals: [
       ...referenceGoal(folder, "class accuracy", ["class_accuracy_of_samples"], full.classAccuracy),
       ...(images >= 1000
         ? referenceGoal(folder, "Fréchet distance", ["frechet_distance"], full.frechetDistance)
         : []),
       ...noiseGoal(path, rows),
     ],
-    skipped: readers === undefined ? noAccuracy(path, model.kind, missing) : [],
-    samples: readers === undefined
-      ? []
-      : rows.flatMap(({ setting, result }) =>
-        shownImages(name, setting, result.drawn!, (model.config as { readonly channels: number }).channels)
-      ),
+    skipped: [],
+    samples: rows.flatMap(({ setting, result }) => shownImages(name, setting, result.drawn!, channels)),
   };
 }
+
+const TRAJECTORY_NOTES = [
+  "No classifier and no real images lie beside it. Prediction error: mean over steps of ‖ε̂ − ε‖² / ‖ε‖² at the states",
+  "of the full-precision model's trajectory; drift: ‖x̂ − x‖² / ‖x‖² of the finished images, from the same noise; 95 %",
+  "intervals by a bootstrap over images.",
+];
+const glyphNotes = (images: number) => [
+  "Recognized: share that the shipped classifier reads as the class asked for, with its 95 % interval (Wilson).",
+  `Fréchet distance on its features, of ${images} images: biased upwards for few. Noise error: mean over ten`,
+  "timesteps of ‖ε̂ − ε‖² / ‖ε‖² beside full precision. Drift: ‖x̂ − x‖² / ‖x‖² of the finished images, same noise.",
+  "Fewer: the paired difference of recognized glyphs to full precision lies below 0 with its whole interval.",
+];
