@@ -9,6 +9,7 @@ import type { PhaseResult } from "./report.ts";
 import { PhaseSequence } from "./run.ts";
 import type { PhaseSettings } from "./settings.ts";
 
+export { type Calibrated, type CalibrationOptions, loadCalibration } from "../calibration/mod.ts";
 export type { PhaseContext, PhaseModel } from "./context.ts";
 export type {
   GuardedReport,
@@ -37,6 +38,25 @@ export {
  * running it again
  * @throws {RangeError} when there are more time groups than the axis has bins, or a setting is out of range
  * @throws {CalibrationError} when nothing was held out
+ *
+ * @example
+ * ```ts
+ * import { loadModel } from "../models/mod.ts";
+ * import { openKernels } from "../native/mod.ts";
+ * import { quantize } from "../quant/mod.ts";
+ * import { openCheckpoint } from "../tensor/mod.ts";
+ * import { loadCalibration, runPhases } from "./mod.ts";
+ * const kernels = await openKernels(), folder = "tests/models/dream-mini", source = `${folder}/calibration.jsonl`;
+ * const full = loadModel(folder, kernels);
+ * const calibrated = await loadCalibration(full, { source, samples: 32, seed: 1 });
+ * const { name, weights: matrix } = full.model.linearLayers[0]!;
+ * if ("packed" in matrix) throw new TypeError("the model must be in full precision");
+ * const packed = quantize(kernels, matrix, matrix.rows, matrix.cols, { bits: 4, groupSize: 32 });
+ * const context = { checkpoint: openCheckpoint(folder), calibrated, kernels, source, seed: 1 };
+ * const settings = { activations: { groups: 2, bits: 8 }, validation: { smoothnessThreshold: 0.3 } } as const;
+ * const { report } = await runPhases(context, new Map([[name, packed]]), settings);
+ * console.log(report.validation?.stepKlByGroup.length); // 2
+ * ```
  */
 export async function runPhases(
   context: PhaseContext,

@@ -173,11 +173,33 @@ describe("dream-mini at 2 bits", () => {
     const held = refineMaskedTransformer(load(), full, all, { ...few, markovWeight: 100 });
     expect(held.kept).toBe(true);
     expect(spread(held)).toBeLessThan(0.2 * spread(report));
+    // The Markov term is 0 while all groups are alike, and without a weight.
+    expect([held.losses.markov[0], report.losses.markov.every((loss) => loss === 0)]).toEqual([0, true]);
+    expect(held.losses.markov.slice(1).every((loss) => loss > 0)).toBe(true);
     expect(() => refineMaskedTransformer(load(), full, data, few)).toThrow(
       "every one of 32 items must have a time",
     );
     expect(() => refineMaskedTransformer(load(), full, all, { ...few, markovWeight: -1 })).toThrow(
       "markovWeight",
+    );
+  });
+
+  test("the entropy term begins at its weight and falls to 0; the total is the sum of the terms", () => {
+    const few = { ...options, maxIterations: 4, validateEvery: 4 };
+    const { losses } = refineMaskedTransformer(load(), full, data, { ...few, entropyWeight: 0.5 });
+    const { quantization, markov, entropy, total } = losses;
+    // Relative to the first loss: at most τ ln 4 with 4 codes, at least a tenth of that at half a step squared.
+    const most = (iteration: number) => 0.5 * (1 - iteration / 4) * quantization[0]! * Math.log(4);
+    for (const [i, loss] of entropy.entries()) {
+      expect([-loss > 0.1 * most(i), -loss < most(i)]).toEqual([true, true]);
+      expect(total[i]).toBe(quantization[i]! + markov[i]! + loss);
+    }
+    const plain = refineMaskedTransformer(load(), full, data, few).losses;
+    expect(plain.entropy).toEqual([0, 0, 0, 0]);
+    expect(plain.quantization[0]).toBe(quantization[0]!);
+    expect(plain.quantization[1]).not.toBe(quantization[1]!); // its gradient moved scales or zero points
+    expect(() => refineMaskedTransformer(load(), full, data, { ...few, entropyWeight: 101 })).toThrow(
+      "entropyWeight must lie in [0, 100], got 101",
     );
   });
 
