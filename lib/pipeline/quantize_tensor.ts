@@ -155,10 +155,11 @@ function formOf({ shape, groupSize, zeroPoint, scaleBits }: PlanRow, bits: BitWi
 async function keepTensor(task: Task, reason: string): Promise<LayerRecord> {
   const { row: { name, file, dtype, shape, bytesBefore }, source, sink, kernels, onEvent } = task;
   const refined = task.biases?.get(name);
-  const record = { name, file, action: "keep", dtype, shape, bytesBefore, bytesAfter: bytesBefore } as const;
+  // the order of the fields is that of the manifest's bytes
+  const sizes = { dtype, shape, bytesBefore, bytesAfter: bytesBefore };
   if (refined !== undefined) {
     await storeBias(task, refined);
-    return { ...record, reason: "refined" };
+    return { name, file, action: "keep", reason: "refined", ...sizes };
   }
   let found: WeightsError | undefined;
   const readInto = (start: number, target: Uint8Array<ArrayBuffer>) => {
@@ -173,9 +174,9 @@ async function keepTensor(task: Task, reason: string): Promise<LayerRecord> {
     if (task.config.nonFinite === "fail") throw found;
   };
   await copyTensor(sink, { name, dtype, shape }, readInto, task.buffer(CHUNK_BYTES));
-  if (found === undefined) return { ...record, reason };
+  if (found === undefined) return { name, file, ...sizes, action: "keep", reason };
   if (reason !== "non_finite") onEvent?.({ kind: "kept", message: `${found.message} (as it was)` });
-  return { ...record, reason, nonFinite: true };
+  return { name, file, ...sizes, action: "keep", reason, nonFinite: true };
 }
 
 /** Stores a refined bias in the type that it had. */
