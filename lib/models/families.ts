@@ -6,7 +6,7 @@ import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { DIT } from "./dit/model.ts";
-import { type Family, type ForwardCost, type ForwardShape, modelOf } from "./family.ts";
+import { type ForwardCost, type ForwardShape, type ModelFamily, modelOf } from "./family.ts";
 import { ConfigFields, shown } from "./layers/model_config.ts";
 import type { LoadOptions, TensorList } from "./layers/tensors.ts";
 import { DREAM } from "./masked/dream.ts";
@@ -17,7 +17,7 @@ const FAMILIES = { dream: DREAM, llada: LLADA, dit: DIT } as const;
 
 type Families = typeof FAMILIES;
 type Kind = keyof Families;
-type AnyFamily = Family<Kind, unknown, unknown>;
+type AnyFamily = ModelFamily<Kind, unknown, unknown>;
 
 /** Sizes of a model before it is loaded. */
 export type ModelConfig = {

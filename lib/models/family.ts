@@ -23,7 +23,7 @@ export interface ForwardCost {
 }
 
 /** One family, an entry of the table in families.ts. */
-export interface Family<Kind extends Checkpoint["kind"], Config, Model> {
+export interface ModelFamily<Kind extends Checkpoint["kind"], Config, Model> {
   readonly kind: Kind;
   /** The entry of config.json that names the family. */
   readonly named: { readonly key: "model_type" | "_class_name"; readonly value: string };
@@ -52,7 +52,7 @@ export interface ModelSource<Config> {
  * @throws as {@linkcode loadAs}
  */
 export function modelOf<Kind extends Checkpoint["kind"], Config, Model>(
-  family: Family<Kind, Config, Model>,
+  family: ModelFamily<Kind, Config, Model>,
   checkpoint: Checkpoint,
   kernels: Kernels,
   options: LoadOptions,
@@ -78,7 +78,7 @@ export function modelOf<Kind extends Checkpoint["kind"], Config, Model>(
  * @throws {FormatError} when a file is not what its format promises
  */
 export function loadAs<Kind extends Checkpoint["kind"], Config, Model>(
-  family: Family<Kind, Config, Model>,
+  family: ModelFamily<Kind, Config, Model>,
   path: string,
   kernels: Kernels,
   options: LoadOptions = {},

@@ -5,8 +5,7 @@
  */
 import { type DitConfig, NORM_EPSILON, TIMESTEP_CHANNELS } from "../dit/config.ts";
 import {
-  type BlockValue,
-  type ConditionValue,
+  type DitBlockValue,
   type DitPass,
   embed,
   embedTimesteps,
@@ -19,6 +18,7 @@ import {
   tokensOf,
 } from "../dit/forward.ts";
 import type { DitModel } from "../dit/model.ts";
+import type { DitBlock } from "../dit/weights.ts";
 import { add, gateAdd, modulate } from "../layers/elementwise.ts";
 import { Tape } from "../layers/tape.ts";
 import {
@@ -42,6 +42,17 @@ interface Call extends ImageConditions {
   readonly groupsOfImages: Int32Array | undefined;
 }
 
+/** A block on the way back. */
+interface BlockCall {
+  readonly call: Call;
+  readonly block: DitBlock;
+  readonly tape: Tape<DitBlockValue>;
+  /** The gradient of the block's output, which becomes that of its input. */
+  readonly gradient: Floats;
+  /** The gradient of the block's modulation. */
+  readonly dmodulation: Floats;
+}
+
 /**
  * A DiT whose packed layers can be refined.
  *
@@ -62,7 +73,7 @@ export class DitGradients {
   readonly #pass: DitPass;
   #zeros = new Float32Array(0);
   #call: Call | undefined;
-  #tapes: readonly Tape<BlockValue>[] = [];
+  #tapes: readonly Tape<DitBlockValue>[] = [];
   readonly #finalTape: Tape<OutputValue>;
 
   constructor(readonly model: DitModel, options: GradientOptions = {}) {
@@ -194,22 +205,20 @@ export class DitGradients {
 
   /** Turns the gradient of a block's output into that of its input, in place; the layers' gradients grow. */
   #blockBackward(index: number, call: Call, gradient: Floats, dconditionOfOutput: Floats | undefined): void {
-    const tape = this.#tapes[index]!, { hiddenSize: width } = this.model.config;
+    const tape = this.#tapes[index]!, { config: { hiddenSize: width }, parts } = this.model;
     const input = this.#take(`input.${index}`, call.count, width);
     if (this.#linears.recompute) runBlock(this.#pass, index, call, input, tape);
     const dmodulation = this.#take("modulation gradient", call.batch, 6 * width);
-    this.#feedForwardBackward(index, call, tape, gradient, dmodulation);
-    this.#attentionBackward(index, call, tape, input, gradient, dmodulation);
-    this.#conditionBackward(index, call, tape, dmodulation, dconditionOfOutput);
+    const own: BlockCall = { call, block: parts.blocks[index]!, tape, gradient, dmodulation };
+    this.#feedForwardBackward(own);
+    this.#attentionBackward(own, input);
+    this.#conditionBackward(own, dconditionOfOutput);
   }
 
   /** The gradient of a branch from that of its gated sum; chunk `index` of `dmodulation` gets the gate's. */
   #gateBackward(
-    call: Call,
-    tape: Tape<BlockValue>,
+    { call, tape, gradient, dmodulation }: BlockCall,
     branch: "attentionDelta" | "feedForwardDelta",
-    gradient: Floats,
-    dmodulation: Floats,
     index: number,
   ): Floats {
     const { kernels } = this.model, shape = modulationShape(this.#pass, call, 6), at = index * shape.cols;
@@ -219,16 +228,11 @@ export class DitGradients {
     return gateAdd(kernels, this.#zero(delta.length), gate, gradient, shape, delta);
   }
 
-  #feedForwardBackward(
-    index: number,
-    call: Call,
-    tape: Tape<BlockValue>,
-    gradient: Floats,
-    dmodulation: Floats,
-  ): void {
-    const { kernels, config: { hiddenSize: width, normEpsilon: epsilon }, parts } = this.model;
-    const { count, groups } = call, block = parts.blocks[index]!, linears = this.#linears;
-    const delta = this.#gateBackward(call, tape, "feedForwardDelta", gradient, dmodulation, 5);
+  #feedForwardBackward(own: BlockCall): void {
+    const { call, call: { count, groups }, block, tape, gradient, dmodulation } = own;
+    const { kernels, config: { hiddenSize: width, normEpsilon: epsilon } } = this.model,
+      linears = this.#linears;
+    const delta = this.#gateBackward(own, "feedForwardDelta", 5);
     const dinner = this.#take("inner gradient", count, 4 * width);
     linears.backward([[block.feedForward2, delta]], tape.get("activated"), dinner, groups);
     geluTanhBackward(kernels, tape.get("inner"), dinner, dinner);
@@ -240,17 +244,10 @@ export class DitGradients {
     add(kernels, gradient, delta, gradient);
   }
 
-  #attentionBackward(
-    index: number,
-    call: Call,
-    tape: Tape<BlockValue>,
-    input: Floats,
-    gradient: Floats,
-    dmodulation: Floats,
-  ): void {
-    const { kernels, config: { hiddenSize: width, heads, headSize }, parts } = this.model;
-    const { batch, count, groups } = call, block = parts.blocks[index]!, linears = this.#linears;
-    const delta = this.#gateBackward(call, tape, "attentionDelta", gradient, dmodulation, 2);
+  #attentionBackward(own: BlockCall, input: Floats): void {
+    const { call, call: { batch, count, groups }, block, tape, gradient, dmodulation } = own;
+    const { kernels, config: { hiddenSize: width, heads, headSize } } = this.model, linears = this.#linears;
+    const delta = this.#gateBackward(own, "attentionDelta", 2);
     const dattended = this.#take("attended gradient", count, width), out = tape.get("attended");
     linears.backward([[block.attentionOutput, delta]], out, dattended, groups);
     const dq = this.#take("query gradient", count, width), dk = this.#take("key gradient", count, width);
@@ -267,14 +264,11 @@ export class DitGradients {
   }
 
   #conditionBackward(
-    index: number,
-    { batch, groupsOfImages: groups }: Call,
-    tape: Tape<ConditionValue>,
-    dmodulation: Floats,
+    { call: { batch, groupsOfImages: groups }, block, tape, dmodulation }: BlockCall,
     dconditionOfOutput: Floats | undefined,
   ): void {
-    const { kernels, config: { hiddenSize: width }, parts } = this.model, linears = this.#linears;
-    const block = parts.blocks[index]!, dcondition = this.#take("condition gradient", batch, width);
+    const { kernels, config: { hiddenSize: width } } = this.model, linears = this.#linears;
+    const dcondition = this.#take("condition gradient", batch, width);
     linears.backward([[block.modulation, dmodulation]], tape.get("condition"), dcondition, groups);
     if (dconditionOfOutput !== undefined) add(kernels, dcondition, dconditionOfOutput, dcondition);
     siluBackward(kernels, tape.get("conditionSum"), dcondition, dcondition);
@@ -290,16 +284,12 @@ export class DitGradients {
 function unpatchifyBackward(images: Float32Array, config: DitConfig, out: Float32Array): void {
   const { outputChannels: channels, sampleSize: size, patchSize: patch } = config;
   const side = size / patch, batch = images.length / (channels * size * size);
-  let at = 0;
-  for (let b = 0; b < batch; b++) {
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        for (let p = 0; p < patch; p++) {
-          for (let q = 0; q < patch; q++) {
-            for (let c = 0; c < channels; c++) {
-              out[at++] = images[((b * channels + c) * size + y * patch + p) * size + x * patch + q]!;
-            }
-          }
+  for (let at = 0, token = 0; token < batch * side * side; token++) {
+    const b = Math.floor(token / side ** 2), y = Math.floor(token / side) % side, x = token % side;
+    for (let p = 0; p < patch; p++) {
+      for (let q = 0; q < patch; q++) {
+        for (let c = 0; c < channels; c++) {
+          out[at++] = images[((b * channels + c) * size + y * patch + p) * size + x * patch + q]!;
         }
       }
     }

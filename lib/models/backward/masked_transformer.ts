@@ -7,13 +7,13 @@ import { add } from "../layers/elementwise.ts";
 import { rotary } from "../layers/attention.ts";
 import type { Tape } from "../layers/tape.ts";
 import {
-  type BlockValue,
   embed,
   positionsOf,
   runBlock,
   runHead,
   scaleInPlace,
   type SequenceCall,
+  type TransformerBlockValue,
   type TransformerPass,
 } from "../masked/forward.ts";
 import type { MaskedTransformer } from "../masked/transformer.ts";
@@ -49,7 +49,7 @@ export class MaskedTransformerGradients {
   readonly #linears: RefinableLayers;
   readonly #pass: TransformerPass;
   #call: Call | undefined;
-  #tapes: readonly Tape<BlockValue>[] = [];
+  #tapes: readonly Tape<TransformerBlockValue>[] = [];
 
   constructor(readonly model: MaskedTransformer, options: GradientOptions = {}) {
     const { kernels, config, parts } = model, { head, embedding } = parts;
@@ -177,7 +177,7 @@ export class MaskedTransformerGradients {
   /** The gradient of `middle`, in place of that of the block's output. */
   #feedForwardBackward(
     index: number,
-    tape: Tape<BlockValue>,
+    tape: Tape<TransformerBlockValue>,
     doutput: Floats,
     groups: Int32Array | undefined,
   ): Floats {
@@ -199,7 +199,7 @@ export class MaskedTransformerGradients {
   #attentionBackward(
     index: number,
     { batch, tokens, positions, attentionMask: keyMask, groups }: Call,
-    tape: Tape<BlockValue>,
+    tape: Tape<TransformerBlockValue>,
     input: Floats,
     dattended: Floats,
     dinput: Floats,

@@ -36,7 +36,7 @@ export type ConditionValue = "conditionInner" | "conditionActivated" | "conditio
 /** Values of the output that its backward pass reads. */
 export type OutputValue = "finalModulation" | "finalNormed" | "finalModulated";
 /** Values of a block that its backward pass reads. */
-export type BlockValue =
+export type DitBlockValue =
   | ConditionValue
   | ("modulation" | "normed" | "modulated" | "query" | "key" | "value" | "attended" | "attentionDelta")
   | ("middle" | "normedAgain" | "modulatedAgain" | "inner" | "activated" | "feedForwardDelta" | "output");
@@ -102,12 +102,12 @@ export function runBlock(
   index: number,
   call: ImageConditions,
   hidden: Floats,
-  tape?: Tape<BlockValue>,
+  tape?: Tape<DitBlockValue>,
 ): Floats {
   const { kernels, config, parts, workspace } = pass, block = parts.blocks[index]!;
   const { hiddenSize: width, heads, headSize, normEpsilon } = config;
   const shape = modulationShape(pass, call, 6), { batch, tokens } = shape, count = batch * tokens;
-  const take = (name: BlockValue, shared?: string | Floats, cols = width) =>
+  const take = (name: DitBlockValue, shared?: string | Floats, cols = width) =>
     memoryFor(workspace, tape, name, count * cols, shared);
   const modulation = memoryFor(workspace, tape, "modulation", batch * 6 * width);
   pass.linear(block.modulation, runCondition(pass, index, call, tape), batch, modulation);

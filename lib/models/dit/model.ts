@@ -5,12 +5,12 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
-import { type Family, loadAs, type ModelSource } from "../family.ts";
+import { loadAs, type ModelFamily, type ModelSource } from "../family.ts";
 import {
   type Blockwise,
   checkPlain,
   firstFault,
-  type LayerOptions,
+  type PassOptions,
   type Stage,
   withWeights,
 } from "../layers/blockwise.ts";
@@ -29,7 +29,7 @@ import {
   runOutput,
   tokensOf,
 } from "./forward.ts";
-import { type DitParts, ditTensors, readParts } from "./weights.ts";
+import { type DitParts, ditTensors, readDitParts } from "./weights.ts";
 
 /** Noisy images that are run together, for a model run block by block. */
 export interface ImageBatch extends ImageConditions {
@@ -60,7 +60,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     this.kernels = kernels;
     this.timeParameters = timeParameters;
     this.#workspace = workspace;
-    this.parts = readParts(config, tensors);
+    this.parts = readDitParts(config, tensors);
     this.weightBytes = tensors.bytes;
     this.#timeAware = timeParameters &&
       new TimeAwareLayers(timeParameters, kernels, this.linearLayers, path, workspace);
@@ -95,7 +95,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     samples: Float32Array,
     timesteps: ArrayLike<number>,
     labels: ArrayLike<number>,
-    options: LayerOptions = {},
+    options: PassOptions = {},
   ): Float32Array {
     const batch = this.checkInput(samples, timesteps, labels);
     if (options.weights !== undefined) checkPlain(this);
@@ -151,7 +151,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     return output;
   }
 
-  #pass({ observe, weights }: LayerOptions): DitPass {
+  #pass({ observe, weights }: PassOptions): DitPass {
     const { kernels, config, parts } = this, workspace = this.#workspace, timeAware = this.#timeAware;
     return {
       kernels,
@@ -200,21 +200,21 @@ export class DitModel implements Blockwise<ImageBatch> {
     block: number,
     batch: ImageBatch,
     hidden: Float32Array<ArrayBuffer>,
-    options: LayerOptions,
+    options: PassOptions,
   ): void {
     const pass = this.#pass(options);
     embedTimesteps(pass, batch.timesteps);
     runBlock(pass, block, batch, hidden);
   }
 
-  finish(batch: ImageBatch, hidden: Float32Array, options: LayerOptions): Float32Array {
+  finish(batch: ImageBatch, hidden: Float32Array, options: PassOptions): Float32Array {
     const pass = this.#pass(options);
     embedTimesteps(pass, batch.timesteps);
     return runOutput(pass, batch, hidden);
   }
 }
 
-export const DIT: Family<"dit", DitConfig, DitModel> = {
+export const DIT: ModelFamily<"dit", DitConfig, DitModel> = {
   kind: "dit",
   named: { key: "_class_name", value: "DiTTransformer2DModel" },
   config: ditConfig,

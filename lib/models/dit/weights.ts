@@ -76,7 +76,7 @@ export function ditTensors(config: DitConfig): TensorList {
 }
 
 /** Reads the weights. */
-export function readParts(config: DitConfig, tensors: ModelTensors): DitParts {
+export function readDitParts(config: DitConfig, tensors: ModelTensors): DitParts {
   const linears = Object.entries(blockLinears(config)), { normHasWeights } = config;
   return {
     patch: tensors.linear("pos_embed.proj", true),

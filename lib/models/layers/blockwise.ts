@@ -20,7 +20,7 @@ export type LayerObserver = (
 ) => void;
 
 /** Changes to the linear layers of a run. */
-export interface LayerOptions {
+export interface PassOptions {
   /** For calibration. */
   readonly observe?: LayerObserver | undefined;
   /** Weights in place of a layer's, by the name of its weight. */
@@ -40,9 +40,9 @@ export interface Blockwise<Batch> {
   /** The first block's input, in new memory. */
   start(batch: Batch): Float32Array<ArrayBuffer>;
   /** Runs a block on hidden states, in place. */
-  runBlock(block: number, batch: Batch, hidden: Float32Array<ArrayBuffer>, options: LayerOptions): void;
+  runBlock(block: number, batch: Batch, hidden: Float32Array<ArrayBuffer>, options: PassOptions): void;
   /** Logits or prediction from the last block's hidden states. Scratch: the next call overwrites it. */
-  finish(batch: Batch, hidden: Float32Array, options: LayerOptions): Float32Array;
+  finish(batch: Batch, hidden: Float32Array, options: PassOptions): Float32Array;
 }
 
 /** The layer with other weights, where there are some for it. */

@@ -4,13 +4,13 @@
  * i, position 0 keeps its own.
  */
 import type { Kernels } from "../../native/mod.ts";
-import { type Family, loadAs } from "../family.ts";
+import { loadAs, type ModelFamily } from "../family.ts";
 import { type ConfigFields, MAX_BLOCKS } from "../layers/model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
 import {
+  checkAtLeast,
   checkChoice,
-  checkCount,
   checkNotNegative,
   checkTokens,
   fillMasks,
@@ -97,7 +97,7 @@ function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
   };
 }
 
-export const DREAM: Family<"dream", MaskedTransformerConfig, MaskedTransformer> = {
+export const DREAM: ModelFamily<"dream", MaskedTransformerConfig, MaskedTransformer> = {
   kind: "dream",
   named: { key: "model_type", value: "Dream" },
   config: dreamConfig,
@@ -202,8 +202,8 @@ export function* dreamSteps(
     (_, b) => maskedPlaces(canvas, maskToken, b * tokens, (b + 1) * tokens).length,
   );
   const { steps = Math.max(1, ...masks) } = options;
-  checkCount("steps", steps, 1);
-  checkCount("minimumPerStep", minimumPerStep, 0);
+  checkAtLeast("steps", steps, 1);
+  checkAtLeast("minimumPerStep", minimumPerStep, 0);
   checkSamplingOptions("generate", sampling, vocabularySize);
   if (!(eps > 0 && eps < 1)) throw new RangeError(`Cannot generate: eps must lie in (0, 1), got ${eps}`);
   checkNotNegative("algorithmTemperature", algorithmTemperature);

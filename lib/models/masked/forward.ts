@@ -48,7 +48,7 @@ export interface SequenceCall {
 }
 
 /** Values of a block that its backward pass reads. */
-export type BlockValue =
+export type TransformerBlockValue =
   | ("normed" | "query" | "key" | "value" | "attended" | "attendedRows" | "middle")
   | ("normedAgain" | "gate" | "up" | "gated" | "output");
 
@@ -68,14 +68,14 @@ export function runBlock(
   index: number,
   call: SequenceCall,
   hidden: Floats,
-  tape?: Tape<BlockValue>,
+  tape?: Tape<TransformerBlockValue>,
 ): Floats {
   const { kernels, config, parts, workspace } = pass, { batch, tokens, positions } = call;
   const { hiddenSize, intermediateSize, heads, keyValueHeads: kvHeads, headSize, rotaryTheta: theta } =
     config;
   const block = parts.blocks[index]!, rows = index === parts.blocks.length - 1 ? call.rows : undefined;
   let count = batch * tokens, residual = hidden;
-  const take = (name: BlockValue, cols: number, shared?: string | Floats) =>
+  const take = (name: TransformerBlockValue, cols: number, shared?: string | Floats) =>
     memoryFor(workspace, tape, name, count * cols, shared);
   const norm = (weight: Floats) => ({ rows: count, cols: hiddenSize, weight, epsilon: config.normEpsilon });
 

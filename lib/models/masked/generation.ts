@@ -129,7 +129,7 @@ export function* fillMasks(
 const DOING = "Cannot generate";
 
 /** @throws {RangeError} unless the option is a whole number of at least `minimum` */
-export function checkCount(name: string, value: number, minimum: number): void {
+export function checkAtLeast(name: string, value: number, minimum: number): void {
   if (Number.isSafeInteger(value) && value >= minimum) return;
   throw new RangeError(`${DOING}: ${name} must be a whole number ≥ ${minimum}, got ${value}`);
 }

@@ -3,14 +3,14 @@
  * Dream, with names and other configuration, no shift of the logits, and generation block after block.
  */
 import type { Kernels } from "../../native/mod.ts";
-import { type Family, loadAs } from "../family.ts";
+import { loadAs, type ModelFamily } from "../family.ts";
 import { type ConfigFields, MAX_BLOCKS } from "../layers/model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { RandomStream } from "../random.ts";
 import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
 import {
+  checkAtLeast,
   checkChoice,
-  checkCount,
   checkNotNegative,
   checkTokens,
   fillMasks,
@@ -95,7 +95,7 @@ function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
   };
 }
 
-export const LLADA: Family<"llada", MaskedTransformerConfig, MaskedTransformer> = {
+export const LLADA: ModelFamily<"llada", MaskedTransformerConfig, MaskedTransformer> = {
   kind: "llada",
   named: { key: "model_type", value: "llada" },
   config: lladaConfig,
@@ -155,9 +155,9 @@ export function* lladaSteps(
   const { maskToken, vocabularySize } = model.config;
   const { generationLength = 128, temperature = 0, guidance = 0, remasking = "low_confidence" } = options;
   const { blockLength = generationLength, steps = generationLength, excludedTokens = [maskToken] } = options;
-  checkCount("generationLength", generationLength, 1);
-  checkCount("blockLength", blockLength, 1);
-  checkCount("steps", steps, 1);
+  checkAtLeast("generationLength", generationLength, 1);
+  checkAtLeast("blockLength", blockLength, 1);
+  checkAtLeast("steps", steps, 1);
   checkNotNegative("guidance", guidance);
   checkChoice("remasking", remasking, REMASKINGS);
   checkSamplingOptions("generate", { temperature, excludedTokens }, vocabularySize);

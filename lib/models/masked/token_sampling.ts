@@ -115,7 +115,7 @@ export function indexOfLargest(values: ArrayLike<number>): number {
 }
 
 /** An index drawn with these probabilities. */
-export function draw(probabilities: Float64Array, random: RandomStream): number {
+function draw(probabilities: Float64Array, random: RandomStream): number {
   let left = random.uniform();
   let last = 0;
   for (let i = 0; i < probabilities.length; i++) {

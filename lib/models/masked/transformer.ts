@@ -10,7 +10,7 @@ import {
   type Blockwise,
   checkPlain,
   firstFault,
-  type LayerOptions,
+  type PassOptions,
   type Stage,
   withWeights,
 } from "../layers/blockwise.ts";
@@ -21,9 +21,9 @@ import { TimeAwareLayers } from "../layers/time_aware.ts";
 import { Workspace } from "../layers/workspace.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
 import { embed, positionsOf, runBlock, runHead, type SequenceCall, type TransformerPass } from "./forward.ts";
-import { readParts, type TransformerNames, type TransformerParts } from "./weights.ts";
+import { readTransformerParts, type TransformerNames, type TransformerParts } from "./weights.ts";
 
-export interface ForwardOptions extends LayerOptions {
+export interface ForwardOptions extends PassOptions {
   /** `u8[batch, tokens]`, 0 where a token is padding: nothing attends to it, and it has no position. */
   readonly attentionMask?: Uint8Array | undefined;
   /** Flat positions `sequence * tokens + position` whose logits are wanted, in this order; all by default. */
@@ -64,7 +64,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     this.kernels = kernels;
     this.timeParameters = timeParameters;
     this.#workspace = workspace;
-    this.parts = readParts(config, names, tensors);
+    this.parts = readTransformerParts(config, names, tensors);
     this.weightBytes = tensors.bytes;
     this.#timeAware = timeParameters &&
       new TimeAwareLayers(timeParameters, kernels, this.linearLayers, path, workspace);
@@ -129,7 +129,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     return { batch, tokens, positions, attentionMask, rows: undefined };
   }
 
-  #pass(tokens: number, { observe, weights }: LayerOptions): TransformerPass {
+  #pass(tokens: number, { observe, weights }: PassOptions): TransformerPass {
     const { kernels, config, parts } = this, workspace = this.#workspace, timeAware = this.#timeAware;
     return {
       kernels,
@@ -205,13 +205,13 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     block: number,
     batch: SequenceBatch,
     hidden: Float32Array<ArrayBuffer>,
-    options: LayerOptions,
+    options: PassOptions,
   ): void {
     const call = this.#call(batch);
     runBlock(this.#pass(call.tokens, options), block, call, hidden);
   }
 
-  finish({ inputIds, batch }: SequenceBatch, hidden: Float32Array, options: LayerOptions): Float32Array {
+  finish({ inputIds, batch }: SequenceBatch, hidden: Float32Array, options: PassOptions): Float32Array {
     return runHead(this.#pass(inputIds.length / batch, options), hidden, undefined);
   }
 }

@@ -82,7 +82,7 @@ export function wantedTensors(config: MaskedTransformerConfig, names: Transforme
 }
 
 /** Reads the weights. */
-export function readParts(
+export function readTransformerParts(
   config: MaskedTransformerConfig,
   names: TransformerNames,
   tensors: ModelTensors,
