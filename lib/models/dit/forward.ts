@@ -2,28 +2,19 @@
  * The forward pass of a DiT, for inference and for gradients: with a tape, every value that the backward pass
  * reads gets memory that nothing overwrites.
  */
-import type { Kernels } from "../../native/mod.ts";
 import { attention, timestepEmbedding } from "../layers/attention.ts";
 import { add, gateAdd, geluTanh, modulate, type ModulationShape, silu } from "../layers/elementwise.ts";
+import type { Pass } from "../layers/loaded_weights.ts";
 import { layerNorm } from "../layers/norms.ts";
 import { patchify, unpatchify } from "../layers/patches.ts";
-import { type LinearLayer, lookUpRows } from "../layers/tensors.ts";
+import { lookUpRows } from "../layers/tensors.ts";
 import { memoryFor, type Tape } from "../layers/tape.ts";
-import type { Workspace } from "../layers/workspace.ts";
 import { type DitConfig, NORM_EPSILON, TIMESTEP_CHANNELS } from "./config.ts";
 import type { DitParts } from "./weights.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
-/** A model's weights, and how a pass runs its linear layers. */
-export interface DitPass {
-  readonly kernels: Kernels;
-  readonly config: DitConfig;
-  readonly parts: DitParts;
-  readonly workspace: Workspace;
-  /** `x: f32[rows, cols]` → `out: f32[rows, rows of the layer]` */
-  linear(layer: LinearLayer, x: Float32Array, rows: number, out: Floats): void;
-}
+export type DitPass = Pass<DitConfig, DitParts>;
 
 /** Times and classes of the images of a call. */
 export interface ImageConditions {

@@ -4,21 +4,11 @@
  * schedulers.ts, the sampler is in sampler.ts.
  */
 import type { Kernels } from "../../native/mod.ts";
-import type { TimeParameters } from "../../time/mod.ts";
 import { loadAs, type ModelFamily, type ModelSource } from "../family.ts";
-import {
-  type Blockwise,
-  checkPlain,
-  firstFault,
-  type PassOptions,
-  type Stage,
-  withWeights,
-} from "../layers/blockwise.ts";
-import { linear } from "../layers/linear.ts";
+import { type Blockwise, checkPlain, firstFault, type PassOptions, type Stage } from "../layers/blockwise.ts";
+import { LoadedWeights } from "../layers/loaded_weights.ts";
 import { shown } from "../layers/model_config.ts";
 import type { LinearLayer, LoadOptions } from "../layers/tensors.ts";
-import { TimeAwareLayers } from "../layers/time_aware.ts";
-import { Workspace } from "../layers/workspace.ts";
 import { type DitConfig, ditConfig, ditForwardCost } from "./config.ts";
 import {
   type DitPass,
@@ -38,42 +28,18 @@ export interface ImageBatch extends ImageConditions {
 }
 
 /** A loaded DiT: noisy images, timesteps and classes in, the prediction out. */
-export class DitModel implements Blockwise<ImageBatch> {
-  /** Path of the checkpoint, for messages. */
-  readonly path: string;
-  readonly config: DitConfig;
-  readonly kernels: Kernels;
-  /** The weights as they are held. */
-  readonly parts: DitParts;
-  /** Bytes of the weights as they are held. */
-  readonly weightBytes: number;
-  readonly timeParameters: TimeParameters | undefined;
-  readonly #workspace: Workspace;
-  readonly #timeAware: TimeAwareLayers | undefined;
-
-  constructor(
-    { path, config, kernels, tensors }: ModelSource<DitConfig>,
-    { timeParameters, workspace = new Workspace() }: LoadOptions = {},
-  ) {
-    this.path = path;
-    this.config = config;
-    this.kernels = kernels;
-    this.timeParameters = timeParameters;
-    this.#workspace = workspace;
-    this.parts = readDitParts(config, tensors);
-    this.weightBytes = tensors.bytes;
-    this.#timeAware = timeParameters &&
-      new TimeAwareLayers(timeParameters, kernels, this.linearLayers, path, workspace);
+export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Blockwise<ImageBatch> {
+  constructor(source: ModelSource<DitConfig>, options: LoadOptions = {}) {
+    super(source, readDitParts(source.config, source.tensors), options);
   }
 
-  /** Every linear layer, in the order in which they run. */
-  get linearLayers(): readonly LinearLayer[] {
-    return [this.parts.patch, ...this.stages.flatMap(({ layers }) => layers)];
+  override get linearLayers(): readonly LinearLayer[] {
+    return [this.parts.patch, ...super.linearLayers];
   }
 
   /** Bytes of positions and of scratch held for the largest call so far. */
-  get scratchBytes(): number {
-    return this.parts.positions.byteLength + this.#workspace.bytes;
+  override get scratchBytes(): number {
+    return this.parts.positions.byteLength + super.scratchBytes;
   }
 
   /** Numbers of one input image. */
@@ -99,8 +65,8 @@ export class DitModel implements Blockwise<ImageBatch> {
   ): Float32Array {
     const batch = this.checkInput(samples, timesteps, labels);
     if (options.weights !== undefined) checkPlain(this);
-    const pass = this.#pass(options), call = { samples, timesteps, labels };
-    this.#timeAware?.begin(timesteps, batch);
+    const pass = this.pass(options), call = { samples, timesteps, labels };
+    this.timeAware?.begin(timesteps, batch);
     const output = this.#run(pass, call);
     if (!allFinite(output)) this.#run(pass, call, firstFault(this.path));
     return output;
@@ -138,7 +104,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     inspect?: (place: string, values: Float32Array) => void,
   ): Float32Array {
     const { patch, blocks, output2 } = this.parts, batch = call.labels.length;
-    const hidden = this.#workspace.take("hidden", batch * tokensOf(this.config) * this.config.hiddenSize);
+    const hidden = this.workspace.take("hidden", batch * tokensOf(this.config) * this.config.hiddenSize);
     embed(pass, call.samples, batch, hidden);
     inspect?.(patch.name, hidden);
     embedTimesteps(pass, call.timesteps);
@@ -149,21 +115,6 @@ export class DitModel implements Blockwise<ImageBatch> {
     const output = runOutput(pass, call, hidden);
     inspect?.(output2.name, output);
     return output;
-  }
-
-  #pass({ observe, weights }: PassOptions): DitPass {
-    const { kernels, config, parts } = this, workspace = this.#workspace, timeAware = this.#timeAware;
-    return {
-      kernels,
-      config,
-      parts,
-      workspace,
-      linear(layer, x, rows, out) {
-        observe?.(layer, x, rows);
-        if (timeAware === undefined) linear(kernels, withWeights(layer, weights), x, rows, out);
-        else timeAware.linear(layer, x, rows, out);
-      },
-    };
   }
 
   // A block at a time ---------------------------------------------------------------------------------------
@@ -192,7 +143,7 @@ export class DitModel implements Blockwise<ImageBatch> {
     checkPlain(this);
     const batch = this.checkInput(samples, timesteps, labels);
     const hidden = new Float32Array(batch * tokensOf(this.config) * this.config.hiddenSize);
-    embed(this.#pass({}), samples, batch, hidden);
+    embed(this.pass({}), samples, batch, hidden);
     return hidden;
   }
 
@@ -202,13 +153,13 @@ export class DitModel implements Blockwise<ImageBatch> {
     hidden: Float32Array<ArrayBuffer>,
     options: PassOptions,
   ): void {
-    const pass = this.#pass(options);
+    const pass = this.pass(options);
     embedTimesteps(pass, batch.timesteps);
     runBlock(pass, block, batch, hidden);
   }
 
   finish(batch: ImageBatch, hidden: Float32Array, options: PassOptions): Float32Array {
-    const pass = this.#pass(options);
+    const pass = this.pass(options);
     embedTimesteps(pass, batch.timesteps);
     return runOutput(pass, batch, hidden);
   }

@@ -2,39 +2,18 @@
  * The forward pass of a masked transformer, for inference and for gradients: with a tape, every value that
  * the backward pass reads gets memory that nothing overwrites.
  */
-import type { Kernels } from "../../native/mod.ts";
 import { attention, rotary } from "../layers/attention.ts";
 import { add, siluMultiply } from "../layers/elementwise.ts";
+import type { Pass } from "../layers/loaded_weights.ts";
 import { rmsNorm } from "../layers/norms.ts";
-import { type LinearLayer, lookUpRows } from "../layers/tensors.ts";
+import { lookUpRows } from "../layers/tensors.ts";
 import { memoryFor, type Tape } from "../layers/tape.ts";
-import type { Workspace } from "../layers/workspace.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
 import type { TransformerParts } from "./weights.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
-/** A model's weights, and how a pass runs its linear layers. */
-export interface TransformerPass {
-  readonly kernels: Kernels;
-  readonly config: MaskedTransformerConfig;
-  readonly parts: TransformerParts;
-  readonly workspace: Workspace;
-  /**
-   * **Shapes** `x: f32[count, cols]` → `out: f32[count, rows of the layer]`
-   *
-   * @param positions flat position of each of these rows, undefined where `x` has all positions
-   * @param residual values that the output is then added to
-   */
-  linear(
-    layer: LinearLayer,
-    x: Float32Array,
-    count: number,
-    out: Floats,
-    positions?: Int32Array,
-    residual?: Float32Array,
-  ): void;
-}
+export type TransformerPass = Pass<MaskedTransformerConfig, TransformerParts>;
 
 /** Sequences that are run together. */
 export interface SequenceCall {

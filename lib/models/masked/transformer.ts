@@ -3,22 +3,11 @@
  * both directions. Sizes are in config.ts, weights in weights.ts, the pass in forward.ts, generation in
  * dream.ts and llada.ts.
  */
-import type { Kernels } from "../../native/mod.ts";
-import type { TimeParameters } from "../../time/mod.ts";
 import type { ModelSource } from "../family.ts";
-import {
-  type Blockwise,
-  checkPlain,
-  firstFault,
-  type PassOptions,
-  type Stage,
-  withWeights,
-} from "../layers/blockwise.ts";
-import { linear } from "../layers/linear.ts";
+import { type Blockwise, checkPlain, firstFault, type PassOptions, type Stage } from "../layers/blockwise.ts";
+import { LoadedWeights } from "../layers/loaded_weights.ts";
 import { shown } from "../layers/model_config.ts";
-import type { LinearLayer, LoadOptions } from "../layers/tensors.ts";
-import { TimeAwareLayers } from "../layers/time_aware.ts";
-import { Workspace } from "../layers/workspace.ts";
+import type { LoadOptions } from "../layers/tensors.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
 import { embed, positionsOf, runBlock, runHead, type SequenceCall, type TransformerPass } from "./forward.ts";
 import { readTransformerParts, type TransformerNames, type TransformerParts } from "./weights.ts";
@@ -41,43 +30,14 @@ export interface SequenceBatch {
 }
 
 /** A loaded model: token sequences in, logits out. */
-export class MaskedTransformer implements Blockwise<SequenceBatch> {
-  /** Path of the checkpoint, for messages. */
-  readonly path: string;
-  readonly config: MaskedTransformerConfig;
-  readonly kernels: Kernels;
-  /** The weights as they are held. */
-  readonly parts: TransformerParts;
-  /** Bytes of the weights as they are held. */
-  readonly weightBytes: number;
-  readonly timeParameters: TimeParameters | undefined;
-  readonly #workspace: Workspace;
-  readonly #timeAware: TimeAwareLayers | undefined;
-
+export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, TransformerParts>
+  implements Blockwise<SequenceBatch> {
   constructor(
-    { path, config, kernels, tensors }: ModelSource<MaskedTransformerConfig>,
+    source: ModelSource<MaskedTransformerConfig>,
     names: TransformerNames,
-    { timeParameters, workspace = new Workspace() }: LoadOptions = {},
+    options: LoadOptions = {},
   ) {
-    this.path = path;
-    this.config = config;
-    this.kernels = kernels;
-    this.timeParameters = timeParameters;
-    this.#workspace = workspace;
-    this.parts = readTransformerParts(config, names, tensors);
-    this.weightBytes = tensors.bytes;
-    this.#timeAware = timeParameters &&
-      new TimeAwareLayers(timeParameters, kernels, this.linearLayers, path, workspace);
-  }
-
-  /** Every linear layer, in the order in which they run. */
-  get linearLayers(): readonly LinearLayer[] {
-    return this.stages.flatMap(({ layers }) => layers);
-  }
-
-  /** Bytes of scratch held for the largest call so far. */
-  get scratchBytes(): number {
-    return this.#workspace.bytes;
+    super(source, readTransformerParts(source.config, names, source.tensors), options);
   }
 
   /**
@@ -96,9 +56,9 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     const { attentionMask, rows, t } = options;
     const tokens = this.checkInput(inputIds, batch, options);
     if (options.weights !== undefined) checkPlain(this);
-    const pass = this.#pass(tokens, options);
+    const pass = this.pass(options, tokens);
     const call = { ...this.#call({ inputIds, batch, attentionMask }), rows };
-    this.#timeAware?.begin(t, batch);
+    this.timeAware?.begin(t, batch);
     const logits = this.#run(pass, inputIds, call);
     if (isFinite(sum(logits)) || logits.every((value) => Number.isFinite(value))) return logits;
     this.#run(pass, inputIds, call, firstFault(this.path));
@@ -112,7 +72,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     inspect?: (place: string, values: Float32Array) => void,
   ): Float32Array {
     const { embedding, blocks, head } = this.parts;
-    let hidden = this.#workspace.take("hidden", inputIds.length * this.config.hiddenSize);
+    let hidden = this.workspace.take("hidden", inputIds.length * this.config.hiddenSize);
     embed(pass, inputIds, hidden);
     inspect?.(embedding.name, hidden);
     for (const [index, { name }] of blocks.entries()) {
@@ -127,21 +87,6 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
   #call({ inputIds, batch, attentionMask }: SequenceBatch): SequenceCall {
     const tokens = inputIds.length / batch, positions = positionsOf(batch, tokens, attentionMask);
     return { batch, tokens, positions, attentionMask, rows: undefined };
-  }
-
-  #pass(tokens: number, { observe, weights }: PassOptions): TransformerPass {
-    const { kernels, config, parts } = this, workspace = this.#workspace, timeAware = this.#timeAware;
-    return {
-      kernels,
-      config,
-      parts,
-      workspace,
-      linear(layer, x, count, out, positions, residual) {
-        observe?.(layer, x, count, residual);
-        if (timeAware === undefined) linear(kernels, withWeights(layer, weights), x, count, out);
-        else timeAware.linear(layer, x, count, out, positions, tokens);
-      },
-    };
   }
 
   /** Flat position of the logits that predict the token at flat position `place`, `tokens` a sequence. */
@@ -197,7 +142,7 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     checkPlain(this);
     const tokens = this.checkInput(inputIds, batch, { attentionMask });
     const hidden = new Float32Array(inputIds.length * this.config.hiddenSize);
-    embed(this.#pass(tokens, {}), inputIds, hidden);
+    embed(this.pass({}, tokens), inputIds, hidden);
     return hidden;
   }
 
@@ -208,11 +153,11 @@ export class MaskedTransformer implements Blockwise<SequenceBatch> {
     options: PassOptions,
   ): void {
     const call = this.#call(batch);
-    runBlock(this.#pass(call.tokens, options), block, call, hidden);
+    runBlock(this.pass(options, call.tokens), block, call, hidden);
   }
 
   finish({ inputIds, batch }: SequenceBatch, hidden: Float32Array, options: PassOptions): Float32Array {
-    return runHead(this.#pass(inputIds.length / batch, options), hidden, undefined);
+    return runHead(this.pass(options, inputIds.length / batch), hidden, undefined);
   }
 }
 

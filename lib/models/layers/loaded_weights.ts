@@ -1,0 +1,90 @@
+/** The weights of a loaded model of any family, and what runs their linear layers. */
+import type { Kernels } from "../../native/mod.ts";
+import type { TimeParameters } from "../../time/mod.ts";
+import type { ModelSource } from "../family.ts";
+import { type PassOptions, type Stage, withWeights } from "./blockwise.ts";
+import { linear } from "./linear.ts";
+import type { LinearLayer, LoadOptions } from "./tensors.ts";
+import { TimeAwareLayers } from "./time_aware.ts";
+import { Workspace } from "./workspace.ts";
+
+/** What a forward pass runs on. */
+export interface Pass<Config, Parts> {
+  readonly kernels: Kernels;
+  readonly config: Config;
+  readonly parts: Parts;
+  readonly workspace: Workspace;
+  /**
+   * Runs a linear layer: `x: f32[count, cols]` → `out: f32[count, rows of the layer]`.
+   *
+   * @param positions flat position of each row of `x`, undefined where `x` has all positions
+   * @param residual values that the output is then added to
+   */
+  linear(
+    layer: LinearLayer,
+    x: Float32Array,
+    count: number,
+    out: Float32Array<ArrayBuffer>,
+    positions?: Int32Array,
+    residual?: Float32Array,
+  ): void;
+}
+
+/** Base of the families' models. */
+export abstract class LoadedWeights<Config, Parts> {
+  /** Path of the checkpoint, for messages. */
+  readonly path: string;
+  readonly config: Config;
+  readonly kernels: Kernels;
+  /** The weights as they are held. */
+  readonly parts: Parts;
+  /** Bytes of the weights as they are held. */
+  readonly weightBytes: number;
+  readonly timeParameters: TimeParameters | undefined;
+  protected readonly workspace: Workspace;
+  protected readonly timeAware: TimeAwareLayers | undefined;
+
+  constructor(
+    { path, config, kernels, tensors }: ModelSource<Config>,
+    parts: Parts,
+    { timeParameters, workspace = new Workspace() }: LoadOptions,
+  ) {
+    this.path = path;
+    this.config = config;
+    this.kernels = kernels;
+    this.parts = parts;
+    this.weightBytes = tensors.bytes;
+    this.timeParameters = timeParameters;
+    this.workspace = workspace;
+    this.timeAware = timeParameters &&
+      new TimeAwareLayers(timeParameters, kernels, this.linearLayers, path, workspace);
+  }
+
+  abstract get stages(): readonly Stage[];
+
+  /** Every linear layer, in the order in which they run. */
+  get linearLayers(): readonly LinearLayer[] {
+    return this.stages.flatMap(({ layers }) => layers);
+  }
+
+  /** Bytes of scratch held for the largest call so far. */
+  get scratchBytes(): number {
+    return this.workspace.bytes;
+  }
+
+  /** @param tokens of an item; default all rows of a layer's input in equal parts */
+  protected pass({ observe, weights }: PassOptions, tokens?: number): Pass<Config, Parts> {
+    const { kernels, config, parts, workspace, timeAware } = this;
+    return {
+      kernels,
+      config,
+      parts,
+      workspace,
+      linear(layer, x, count, out, positions, residual) {
+        observe?.(layer, x, count, residual);
+        if (timeAware === undefined) linear(kernels, withWeights(layer, weights), x, count, out);
+        else timeAware.linear(layer, x, count, out, positions, tokens);
+      },
+    };
+  }
+}
