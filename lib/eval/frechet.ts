@@ -1,6 +1,6 @@
 /** Fréchet distance between feature distributions taken as Gaussian, in float64, with the eigenvalues by Jacobi's rotations. */
 import { RandomStream } from "../models/random.ts";
-import { symmetricEigen } from "../quant/symmetric_eigen.ts";
+import { symmetricEigen } from "../quant/symmetric.ts";
 import { type BootstrapOptions, DEFAULT_CONFIDENCE, type Interval, percentileInterval } from "./intervals.ts";
 
 /** Mean and covariance of features. */

@@ -2,6 +2,7 @@
  * The Gauss-Markov prior of parameters along time: `Σ_g L_g(θ_g) + λ Σ_g ‖θ_{g+1} − θ_g‖²` with quadratic
  * L_g, solved in closed form as one block-tridiagonal system. Sums in float64.
  */
+import { factorize, substitute } from "../quant/symmetric.ts";
 
 /** Most rows of a block: eliminating it takes their cube. */
 const MAX_BLOCK = 1024;
@@ -58,7 +59,12 @@ export function solveBlockTridiagonal(
         }
       }
     }
-    factorize(block, n, g);
+    factorize(block, n, (pivot) => {
+      throw new RangeError(
+        "Cannot solve a block-tridiagonal system: it must be positive definite, " +
+          `got the pivot ${pivot} in group ${g}`,
+      );
+    });
     substitute(block, n, r, 1);
     if (g + 1 < groups) {
       const x = between.subarray(g * n * n, (g + 1) * n * n);
@@ -73,39 +79,6 @@ export function solveBlockTridiagonal(
     }
   }
   return solution;
-}
-
-/** Cholesky, in the lower triangle. */
-function factorize(block: Float64Array, n: number, group: number): void {
-  for (let i = 0; i < n; i++) {
-    for (let j = 0; j <= i; j++) {
-      let sum = block[i * n + j]!;
-      for (let k = 0; k < j; k++) sum -= block[i * n + k]! * block[j * n + k]!;
-      if (i > j) block[i * n + j] = sum / block[j * n + j]!;
-      else if (sum > 0 && sum < Infinity) block[i * n + i] = Math.sqrt(sum);
-      else {
-        throw new RangeError(
-          `Cannot solve a block-tridiagonal system: it must be positive definite, got the pivot ${sum} in group ${group}`,
-        );
-      }
-    }
-  }
-}
-
-/** `x: f64[n, columns]` becomes `(L Lᵀ)⁻¹ x`. */
-function substitute(factor: Float64Array, n: number, x: Float64Array, columns: number): void {
-  for (let c = 0; c < columns; c++) {
-    for (let i = 0; i < n; i++) {
-      let sum = x[i * columns + c]!;
-      for (let k = 0; k < i; k++) sum -= factor[i * n + k]! * x[k * columns + c]!;
-      x[i * columns + c] = sum / factor[i * n + i]!;
-    }
-    for (let i = n - 1; i >= 0; i--) {
-      let sum = x[i * columns + c]!;
-      for (let k = i + 1; k < n; k++) sum -= factor[k * n + i]! * x[k * columns + c]!;
-      x[i * columns + c] = sum / factor[i * n + i]!;
-    }
-  }
 }
 
 /** One quadratic a time group: `(θ − target)ᵀ curvature (θ − target)`. */

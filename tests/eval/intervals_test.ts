@@ -7,7 +7,7 @@ import {
   wilsonInterval,
 } from "../../lib/eval/intervals.ts";
 import { featureStatistics, FrechetReference, symmetricSquareRoot } from "../../lib/eval/frechet.ts";
-import { symmetricEigen } from "../../lib/quant/symmetric_eigen.ts";
+import { symmetricEigen } from "../../lib/quant/symmetric.ts";
 import { RandomStream } from "../../lib/models/mod.ts";
 import { gaussians } from "../_kernels.ts";
 import { thrown } from "../tensor/_files.ts";

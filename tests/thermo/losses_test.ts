@@ -115,7 +115,7 @@ describe("entropy loss", () => {
 
   test("bad input", () => {
     for (const temperature of [-1, 101, NaN]) {
-      expect(() => entropyLoss(weights, group, temperature)).toThrow("the temperature must lie in [0, 100]");
+      expect(() => entropyLoss(weights, group, temperature)).toThrow("the temperature must be from 0 to 100");
     }
   });
 });

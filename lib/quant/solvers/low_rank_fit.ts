@@ -14,7 +14,7 @@ import { dequantize } from "../dequantize.ts";
 import { halfBits, type LowRank } from "../packed/layout.ts";
 import { addLowRank } from "../packed/low_rank.ts";
 import { outputPower, product } from "../product.ts";
-import { symmetricEigen } from "../symmetric_eigen.ts";
+import { factorize, substitute, symmetricEigen } from "../symmetric.ts";
 import type { LayerProblem } from "./problem.ts";
 import type { Solution, SolverSettings } from "./settings.ts";
 import { solveLayer } from "./solve_layer.ts";
@@ -169,30 +169,9 @@ function bestRight(
   for (let i = 0; i < rank; i++) {
     for (let j = 0; j <= i; j++) gram[i * rank + j] = dot(row(i), row(j));
   }
-  // Cholesky's factor in place; columns of A are nearly orthogonal.
   const out = Float64Array.from(products);
-  for (let i = 0; i < rank; i++) {
-    for (let j = 0; j <= i; j++) {
-      let value = gram[i * rank + j]!;
-      for (let k = 0; k < j; k++) value -= gram[i * rank + k]! * gram[j * rank + k]!;
-      gram[i * rank + j] = i === j ? (value > 0 ? Math.sqrt(value) : Infinity) : value / gram[j * rank + j]!;
-    }
-  }
-  for (let c = 0; c < cols; c++) {
-    for (let i = 0; i < rank; i++) {
-      let value = out[i * cols + c]!;
-      for (let k = 0; k < i; k++) value -= gram[i * rank + k]! * out[k * cols + c]!;
-      out[i * cols + c] = value / gram[i * rank + i]!;
-    }
-    for (let i = rank - 1; i >= 0; i--) {
-      let value = out[i * cols + c]!;
-      for (let k = i + 1; k < rank; k++) {
-        const factor = gram[k * rank + i]!;
-        if (factor !== 0) value -= factor * out[k * cols + c]!;
-      }
-      out[i * cols + c] = value / gram[i * rank + i]!;
-    }
-  }
+  factorize(gram, rank, () => Infinity);
+  substitute(gram, rank, out, cols);
   return Float32Array.from(out);
 }
 

@@ -1,4 +1,4 @@
-/** Eigenvalues and eigenvectors of symmetric matrices, in float64. */
+/** Eigenvectors and Cholesky factors of symmetric matrices, in float64. */
 
 /** Sweeps after which Jacobi's method has converged for any matrix met in practice; it takes about eight. */
 const MAX_SWEEPS = 60;
@@ -46,4 +46,36 @@ function rotate(a: Float64Array, vectors: Float64Array, n: number, p: number, q:
   for (let k = 0; k < n; k++) turn(a, k * n + p, k * n + q);
   for (let k = 0; k < n; k++) turn(a, p * n + k, q * n + k);
   for (let k = 0; k < n; k++) turn(vectors, p * n + k, q * n + k);
+}
+
+/**
+ * Cholesky factor L of a symmetric matrix in place: `f64[n, n]`, in the lower triangle.
+ *
+ * @param replace root for a pivot that is not above 0 and finite; it may throw
+ */
+export function factorize(matrix: Float64Array, n: number, replace: (pivot: number) => number): void {
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j <= i; j++) {
+      let sum = matrix[i * n + j]!;
+      for (let k = 0; k < j; k++) sum -= matrix[i * n + k]! * matrix[j * n + k]!;
+      if (i > j) matrix[i * n + j] = sum / matrix[j * n + j]!;
+      else matrix[i * n + i] = sum > 0 && sum < Infinity ? Math.sqrt(sum) : replace(sum);
+    }
+  }
+}
+
+/** `x: f64[n, columns]` becomes `(L Lᵀ)⁻¹ x`, L as {@linkcode factorize} leaves it. */
+export function substitute(factor: Float64Array, n: number, x: Float64Array, columns: number): void {
+  for (let c = 0; c < columns; c++) {
+    for (let i = 0; i < n; i++) {
+      let sum = x[i * columns + c]!;
+      for (let k = 0; k < i; k++) sum -= factor[i * n + k]! * x[k * columns + c]!;
+      x[i * columns + c] = sum / factor[i * n + i]!;
+    }
+    for (let i = n - 1; i >= 0; i--) {
+      let sum = x[i * columns + c]!;
+      for (let k = i + 1; k < n; k++) sum -= factor[k * n + i]! * x[k * columns + c]!;
+      x[i * columns + c] = sum / factor[i * n + i]!;
+    }
+  }
 }
