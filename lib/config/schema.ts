@@ -313,11 +313,13 @@ const ROWS: Rows = {
       "begins, in squared quantization steps; 0 for neither; kept if it helps on held-out data",
   ),
   "thermodynamic.transition_optimization.learning_rate": key(orNull(positive(1)), null).means(
-    "Step size of the gradient refinement; null is 0.003 for language models, 0.002 for image models",
+    "Step size of the gradient refinement; null is 0.01 for language models, 0.002 for image models",
   ),
   "thermodynamic.transition_optimization.max_iterations": key(orNull(integer(1, 100_000)), null, {
     unit: "iterations",
-  }).means("Most iterations of the gradient refinement; null is 150"),
+  }).means(
+    "Most iterations of the gradient refinement; null is 300 for language models, 150 for image models",
+  ),
   "thermodynamic.transition_optimization.convergence_threshold": key(positive(1), 1e-4).means(
     "Relative change of the loss below which the refinement has converged",
   ),

@@ -88,7 +88,7 @@ export type Family = "sequences" | "images";
 export const REFINEMENT_DEFAULTS: Readonly<
   Record<Family, { readonly learningRate: number; readonly maxIterations: number }>
 > = {
-  sequences: { learningRate: 0.003, maxIterations: 150 },
+  sequences: { learningRate: 0.01, maxIterations: 300 },
   images: { learningRate: 0.002, maxIterations: 150 },
 };
 
