@@ -102,7 +102,7 @@ export function functionsSource(kernels: string): string {
 
 /**
  * The kernels as functions: each checks the types of its arrays, supplies the instruction set and the threads of
- * the opened kernels, and throws unless the kernel reports success. Lengths are checked by who calls them.
+ * the opened kernels, and throws unless the kernel reports success. Their callers check lengths.
  */
 import { any, type ANY, type Doing, f32, type F32, f64, type F64, finish, i32, type I32, u16, type U16, u32, type U32, u64, type U64, u8, type U8 } from "./call.ts";
 import type { Kernels } from "./kernels.ts";

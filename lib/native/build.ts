@@ -207,7 +207,7 @@ export async function compilerVersion(command: string): Promise<string | undefin
 }
 
 /**
- * Compiles a plan. Work happens in a folder of its own beside `folder`, and `publish` takes the finished file from
+ * Compiles a plan. Work happens in a temporary folder beside `folder`, and `publish` takes the finished file from
  * there, so that a stopped build leaves nothing half-made.
  *
  * @throws {KernelError} when the compiler cannot be run or refuses the sources

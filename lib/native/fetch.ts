@@ -117,7 +117,7 @@ const underWay = new Map<string, Promise<string>>();
 /**
  * Fetches the library into the cache, synced and renamed into place under the hash of its bytes.
  *
- * @param onMessage is told before the library is downloaded
+ * @param onMessage called before the library is downloaded
  * @returns the library's path
  * @throws {KernelError} when the release cannot be reached, has no library for this machine, or sends other bytes than
  *   its manifest promises

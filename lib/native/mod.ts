@@ -1,6 +1,6 @@
 /**
- * The kernels behind one interface, whatever runs them: a shared library over Bun's or Deno's FFI, or the
- * same C as WebAssembly. Nothing is opened before `openKernels` is called.
+ * Opens the kernels behind one interface: a shared library over Bun's or Deno's FFI, or the same C as
+ * WebAssembly. Nothing is opened before `openKernels` is called.
  */
 import { KernelError } from "../errors.ts";
 import { IS_REMOTE } from "./location.ts";
@@ -14,7 +14,6 @@ export { ABI_VERSION } from "./signatures.ts";
 export type { NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
 export { type InstructionSet, type Kernels, MAX_THREADS, threadCount, withThreads } from "./kernels.ts";
-
 export { type BackendChoice, BACKENDS } from "../config/names.ts";
 
 export interface OpenOptions {
@@ -27,8 +26,8 @@ export interface OpenOptions {
   /** Threads of each call: 0, the default, is one per core; WebAssembly has one. No result depends on it. */
   readonly threads?: number | undefined;
   /**
-   * Told, in one line each, of a build, of a download and of a fallback. Default: nobody, except where this
-   * package was imported over HTTP: there it is standard error, because something may be downloaded.
+   * Called with a line about a build, a download or a fallback. By default nothing is said, except where this
+   * package was imported over HTTP, which may download something: there it goes to standard error.
    */
   readonly onMessage?: ((line: string) => void) | undefined;
 }
@@ -93,8 +92,8 @@ const tellByDefault = (line: string) => {
  * `ARROWQUANT_FETCH` is 0; WebAssembly.
  *
  * With `auto` and `cuda` the CUDA library is looked for, too: the one that `ARROWQUANT_CUDA_LIBRARY` names,
- * or a cached build. `auto` goes without a word where there is none, and with one line where there is one but
- * no GPU.
+ * or a cached build. Where there is none, `auto` uses the CPU silently; where there is one but no GPU, it says
+ * so in one line.
  *
  * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something, unless the CUDA
  * library that was named or built does not open
@@ -146,8 +145,7 @@ async function openCpu(options: CpuOptions): Promise<Kernels> {
   if (backend === "wasm" && library !== undefined) {
     throw new TypeError('Cannot open the kernels: a library was named, and the backend "wasm" has none');
   }
-  // Loaded now and not at import: compilers, downloads and half a megabyte of WebAssembly are for who opens
-  // kernels.
+  // loaded on the first call: an import of this file needs no compilers, downloads or WebAssembly
   const { findLibrary, runtimeName } = await import("./library.ts");
   const runtime = runtimeName();
   const attempts: Attempt[] = [];
