@@ -13,6 +13,7 @@
 #define AQ_HALF_MIN 0x1p-24f
 #define AQ_HALF_MIN_NORMAL 0x1p-14f
 
+/* Quantization parameters of a group: w = scale (code - zero_point). */
 typedef struct {
   float scale;
   float zero_point;
@@ -32,7 +33,7 @@ AQ_FUNCTION float aq_round_even(float value) {
   return (value + 12582912.0f) - 12582912.0f;
 }
 
-/* The code of a weight: nearest grid point, ties to even. */
+/* The code of a weight: the nearest, ties to even. */
 AQ_FUNCTION uint32_t aq_encode(float weight, aq_grid grid, float code_max) {
   float position = weight / grid.scale + grid.zero_point;
   position = position > 0.0f ? position : 0.0f;
@@ -44,9 +45,9 @@ AQ_FUNCTION float aq_decode(uint32_t code, aq_grid grid) { return grid.scale * (
 
 AQ_FUNCTION double aq_abs_double(double value) { return value < 0 ? -value : value; }
 
-/* A grid that holds `value` itself, exactly where any does that the search meets, else the nearest it met. A
- * half-precision scale times (code - half-precision zero point) reaches most float32 values although neither
- * factor has 24 bits; see docs/decisions.md. */
+/* Scale and zero point that decode to `value` exactly where the search meets such a pair, else to the nearest
+ * it met. A half-precision scale times (code - half-precision zero point) reaches most float32 values
+ * although neither factor has 24 bits; see docs/decisions.md. */
 AQ_FUNCTION int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq_grid *grid) {
   const int32_t code_max = (1 << bits) - 1;
   const float magnitude = value < 0 ? -value : value;
@@ -85,7 +86,7 @@ AQ_FUNCTION int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq
       const int32_t code = (k + 1) & 3; /* 1, 2, 3, 0: a small zero point first */
       aq_grid candidate = {scale, aq_round_half((float)((double)code - (double)value / (double)scale))};
       if (!(candidate.zero_point <= AQ_HALF_MAX && candidate.zero_point >= -AQ_HALF_MAX)) continue;
-      /* what the encoder will choose on this grid, not what was hoped for */
+      /* the code that the encoder will choose, which may be another */
       uint32_t chosen = aq_encode(value, candidate, (float)code_max);
       double error = aq_abs_double((double)aq_decode(chosen, candidate) - (double)value);
       if (error < best) {
@@ -98,8 +99,8 @@ AQ_FUNCTION int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq
 }
 
 /* Asymmetric with real zero point where the plain formula is not safe: scales below the normal half floats,
- * or data so far from zero that the rounding of the zero point moves the grid by more than a quarter step.
- * The scale grows until the grid covers the group again; data nearly constant at that distance gets its
+ * or data so far from zero that the rounding of the zero point shifts the range by more than a quarter step.
+ * The scale grows until codes cover the group again; data nearly constant at that distance gets its
  * middle. */
 AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits, aq_grid *grid) {
   const double code_max = (double)((1 << bits) - 1);

@@ -69,8 +69,10 @@ static inline void aq_two_level_grid(const aq_packed_view *view, size_t row, siz
                                      float *minimum) {
   const aq_two_level_view *t = &view->two_level;
   const size_t super = row * t->supers + group / t->super_groups, first = row * t->sub_bytes;
-  *scale = aq_float_from_half(t->super_scale[super]) * (float)aq_read_sub_code(t->sub_scale + first, group, t->scale_bits);
-  *minimum = aq_float_from_half(t->super_min[super]) * (float)aq_read_sub_code(t->sub_min + first, group, t->scale_bits);
+  const uint32_t sub_scale = aq_read_sub_code(t->sub_scale + first, group, t->scale_bits);
+  const uint32_t sub_min = aq_read_sub_code(t->sub_min + first, group, t->scale_bits);
+  *scale = aq_float_from_half(t->super_scale[super]) * (float)sub_scale;
+  *minimum = aq_float_from_half(t->super_min[super]) * (float)sub_min;
 }
 
 #endif

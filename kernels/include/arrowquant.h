@@ -126,7 +126,7 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
 /* sizes[0] = bytes of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
 AQ_API int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes);
 
-/* search 0: minimum and maximum, rounded so that the grid covers the group. Else a search with the objective
+/* search 0: minimum and maximum, rounded so that codes cover the group. Else a search with the objective
  * of ggml's Q2_K: squared error weighted by column weight * sqrt(mean of the superblock's squares + w^2).
  * column_weights f32[cols], finite and >= 0, or null for all ones; only the search uses them. */
 AQ_API int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,
@@ -199,7 +199,7 @@ AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t
 /* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1],
  * bits 2..8, one scale and zero point a token. */
 #define AQ_ACTIVATIONS_STATIC 0    /* scale and zero_point are given, scale normal; what lies beyond is clipped */
-#define AQ_ACTIVATIONS_PER_TOKEN 1 /* scale and zero_point are the token's own range's, zero among it, and written */
+#define AQ_ACTIVATIONS_PER_TOKEN 1 /* scale and zero_point are computed from each token's range, extended to 0 */
 
 /* x f32[tokens, cols] -> codes u8[tokens, cols], nearest, ties to even; scale f32[tokens], zero_point
  * i32[tokens], both read or written by `kind`. AQ_E_NONFINITE if x has NaN or infinity, AQ_E_VALUE if a given
@@ -309,7 +309,7 @@ AQ_API int32_t aq_factor_moment(AQ_INOUT float *m, size_t n, float *pivots, floa
 AQ_API int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, AQ_INOUT float *b, size_t rows,
                                float *work, int32_t isa, int32_t threads);
 
-/* Grids from each group's range shrunk by ratio in (0, 1]. */
+/* Scales and zero points from each group's range, shrunk by ratio in (0, 1]. */
 AQ_API int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                        int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads);
 
@@ -321,8 +321,8 @@ AQ_API int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t co
                                     const int32_t *order, uint8_t *codes, float *work, int32_t isa, int32_t threads);
 
 /* `rounds` times: a joint least-squares refit of a row's scales and zero points to half floats (where `refit`
- * is not 0), then coordinate descent over its codes. What does not lower the row's objective is taken back.
- * codes, scale and zero_point in and out; objective f64[rows] of what is left. */
+ * is not 0), then coordinate descent over its codes. A step that does not lower the row's objective is
+ * undone. codes, scale and zero_point in and out; objective f64[rows] of what is left. */
 AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds,
                                AQ_INOUT uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT float *zero_point,

@@ -20,7 +20,10 @@ static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int3
   uint16_t *scale = take(rows * groups * 2), *zero = take(rows * groups * 2);
   if (extreme) { /* every code the largest, on both sides, and the bits behind a row's end set */
     memset(packed, 0xff, rows * words * 4);
-    for (size_t i = 0; i < rows * groups; i++) scale[i] = 0x2c00, zero[i] = 0x5800 + (uint16_t)(i % 9); /* 1/16, 128 + */
+    for (size_t i = 0; i < rows * groups; i++) {
+      scale[i] = 0x2c00;                      /* 1/16 */
+      zero[i] = 0x5800 + (uint16_t)(i % 9); /* from 128 on */
+    }
     for (size_t i = 0; i < tokens * cols; i++) x[i] = i / cols % 2 ? 7.0f : -7.0f;
   } else {
     float *w = gaussians(rows * cols, 0.1f);
@@ -169,7 +172,8 @@ static void run(int32_t isa) {
         for (size_t b = 0; b < COUNT(widths); b++) {
           if (random_bits() % (quick ? 32 : 4)) continue;
           int8_case(isa, tokens[t], rows[r], cols[c], widths[b], group_sizes[random_bits() % 6], random_bits() % 3 == 0,
-                    random_bits() % 2, random_bits() % 2 ? 8 : 2 + (int32_t)(random_bits() % 7), random_bits() % 6 == 0);
+                    random_bits() % 2, random_bits() % 2 ? 8 : 2 + (int32_t)(random_bits() % 7),
+                    random_bits() % 6 == 0);
         }
   for (size_t b = 0; b < COUNT(widths); b++)
     for (size_t g = 0; g < COUNT(group_sizes); g++) {

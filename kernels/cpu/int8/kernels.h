@@ -1,6 +1,6 @@
 /* int8/kernels.h: 8-bit activations times packed weights. Every instruction set gives the same bytes:
  * products are added up as whole numbers over segments of a row, each exact in float32 too, and segments are
- * combined in float32 in one order, every operation rounded on its own:
+ * combined in float32 in one order, each operation rounded:
  *
  *     I = sum (x_code - x_zero) w_code        A = sum (x_code - x_zero)      both below 2^24
  *     sum = sum + w_scale (I - w_zero A)      segment after segment

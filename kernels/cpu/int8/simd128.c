@@ -1,4 +1,4 @@
-/* int8/simd128.c: 8-bit activations with WebAssembly's 128-bit vectors, whose dot product is of 16-bit
+/* int8/simd128.c: 8-bit activations with WebAssembly's 128-bit vectors, whose dot product takes 16-bit
  * numbers. */
 #include "../isa/simd128.h"
 

@@ -7,14 +7,15 @@
  *
  *     panel[i] = columns 4i .. 4i + 3 of row 0 | the same of row 1 | ... | of row AQ_W - 1
  *
- * Expected from the including file, beside the primitives of its instruction set:
+ * Expected of the including file, beside the primitives of its instruction set:
  *   AQ_NAMED(family): name of its table
  *   AQ_TOKENS: even, tokens of a tile; 2 AQ_TOKENS accumulators and four more vectors fit the registers
  *   AQ_OFFSET: what is taken from the codes of x so that v_dot can read them, 128 for signed bytes or 0
- *   v_dot(sum, w, x, wide): sum + products of unsigned bytes of w and bytes of x, four in a lane; w up to 255 if wide,
- *     else up to 31
+ *   v_dot(sum, w, x, wide): sum + products of unsigned bytes of w and bytes of x, four in a lane; w up to 255
+ *     if wide, else up to 31
  *   AQ_OWN_WIDE: 1 if products of 8 bits are other code than those of fewer
- *   AQ_PAIRS(bits), optional: 1 if panels of this width hold pairs of 16-bit numbers, then v_dot_pairs(sum, w, x)
+ *   AQ_PAIRS(bits), optional: 1 if panels of this width hold pairs of 16-bit numbers; then also
+ *     v_dot_pairs(sum, w, x)
  */
 #include "../isa/lanes.h"
 #include "kernels.h"
@@ -437,7 +438,7 @@ AQ_RUNS(2) AQ_RUNS(3) AQ_RUNS(4) AQ_RUNS(8)
 static const products_function products[4][AQ_W == 16 ? 5 : AQ_W == 8 ? 4 : 3] = {AQ_RUN_ENTRY(2), AQ_RUN_ENTRY(3),
                                                                                  AQ_RUN_ENTRY(4), AQ_RUN_ENTRY(8)};
 
-/* What is the same for every row of a block of columns. */
+/* A block of columns, for every row. */
 typedef struct {
   size_t col, n, segments;
   size_t group; /* of column col, within a row */

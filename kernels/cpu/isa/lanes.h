@@ -1,10 +1,22 @@
-/* lanes.h: vectors to and from memory and folded into a number, for any instruction set whose primitives are
- * included before. */
+/* isa/lanes.h: vectors to and from memory and folded into a number, for any instruction set.
+ *
+ * Expected of an instruction set, in isa/<set>.h:
+ *   AQ_W lanes, AQ_CLIP_UNROLL (candidates of a clip search for each pass over a tile)
+ *   types vf, vi, vu: AQ_W floats, int32 and uint32 as compiler vectors
+ *   v_min(a, b): b < a ? b : a    v_max(a, b): a < b ? b : a   (so NaN in b gives a)
+ *   v_round(x), v_round_to_int(x): ties to even, |x| < 2^22
+ *   v_half_bits(x), v_half_value(bits): one half float in the low 16 bits of each uint32
+ *   v_sqrt(x)
+ *   v_transpose(r): AQ_W x AQ_W in place
+ *   v_unpack(bytes, bits, out): AQ_UNPACK codes from a byte boundary, as floats; reads AQ_UNPACK_BYTES(bits)
+ *   AQ_STREAM(p, v), optional: an aligned store past the caches
+ *   vd, AQ_D, d_load(p): AQ_D doubles (AQ_D divides 8) from floats; d_abs(x), d_max(a, b)
+ */
 #ifndef AQ_LANES_H
 #define AQ_LANES_H
 
-/* A statement for a width or an element type that is only known when it runs, with `name` a constant in it: the
- * compiler makes code for each. Types beside the three that a forward pass takes: see quantize/vector.h. */
+/* A statement for a width or an element type that is only known when it runs, with `name` a constant in it:
+ * the compiler makes code for each. */
 #define AQ_CASE(value, name, statement) \
   {                                     \
     enum { name = value };              \

@@ -1,5 +1,5 @@
-/* scalar.c: every kernel as plainly as it can be said. This is the oracle: the other instruction sets must
- * give the same bytes, so each float operation and its order here is the definition. */
+/* quantize/scalar.c: every kernel in plain loops. This is the oracle: the other instruction sets must give
+ * the same bytes, so each float operation and its order here is the definition. */
 #include "kernels.h"
 
 static float load_one(const void *in, int32_t dtype, size_t i) {

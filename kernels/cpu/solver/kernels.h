@@ -1,5 +1,5 @@
 /* solver/kernels.h: error feedback, descent over codes and refits against a layer's second moment. Each row
- * of a matrix is its own problem and sits in its own lane; every instruction set multiplies and adds in the
+ * of a matrix is an independent problem and has one lane; every instruction set multiplies and adds in the
  * oracle's order without fusing, so that codes, scales and zero points are the same to the bit. */
 #ifndef AQ_SOLVER_H
 #define AQ_SOLVER_H
@@ -89,7 +89,7 @@ static inline int aq_solve_positive(double *m, double *r, size_t n) {
   return 1;
 }
 
-/* A row's scales and zero points moved by the solved steps; a group whose new grid could not be stored keeps
+/* A row's scales and zero points moved by the solved steps; a group whose new pair could not be stored keeps
  * its own. delta: per group the step of the scale, at the zero point as it is, and, with real zero points,
  * that of the offset. */
 static inline void aq_move_grid(const double *delta, size_t groups, int32_t kind, float *scale, float *zero_point) {

@@ -157,7 +157,7 @@ static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float 
 typedef struct {
   float *codes, *kept, *delta, *products, *weights; /* [cols, AQ_ROWS] */
   float *scale, *zero_point, *own_scale, *own_zero; /* [groups, AQ_ROWS] */
-  float *sums; /* [2 groups^2 + 2 groups, AQ_ROWS], and a row's grid */
+  float *sums; /* [2 groups^2 + 2 groups, AQ_ROWS], and a row's scales and zero points */
   double objective[AQ_ROWS];
 } panel_state;
 
@@ -298,7 +298,8 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   s.sums = at;
   for (size_t lane = 0; lane < AQ_ROWS; lane++) {
     const size_t from = row + aq_min_size(lane, rows - 1);
-    for (size_t k = 0; k < n; k++) s.codes[k * AQ_ROWS + lane] = s.kept[k * AQ_ROWS + lane] = (float)job->codes[from * n + k];
+    for (size_t k = 0; k < n; k++)
+      s.codes[k * AQ_ROWS + lane] = s.kept[k * AQ_ROWS + lane] = (float)job->codes[from * n + k];
     for (size_t g = 0; g < groups; g++) {
       s.scale[g * AQ_ROWS + lane] = s.own_scale[g * AQ_ROWS + lane] = job->scale[from * groups + g];
       s.zero_point[g * AQ_ROWS + lane] = s.own_zero[g * AQ_ROWS + lane] = job->zero_point[from * groups + g];
@@ -399,10 +400,11 @@ static void subtract_products(float *h, size_t stride, const float *g, const flo
   size_t i = begin;
   while (i < end) {
     const size_t m = i + AQ_ST <= end ? AQ_ST : i + 4 <= end ? 4 : 1;
+    void (*subtract)(const float *, size_t, const float *, size_t, size_t, float *, size_t) =
+        m == 1 ? tile_subtract_one : m == 4 ? tile_subtract_four : tile_subtract_whole;
     /* a tile that crosses the diagonal also changes entries below it, which nobody reads */
     for (size_t j = i / AQ_ROWS * AQ_ROWS; j < cols; j += AQ_ROWS)
-      (m == 1 ? tile_subtract_one : m == 4 ? tile_subtract_four : tile_subtract_whole)(g + i, stride, a + j, stride,
-                                                                                       block, h + i * stride + j, stride);
+      subtract(g + i, stride, a + j, stride, block, h + i * stride + j, stride);
     i += m;
   }
 }

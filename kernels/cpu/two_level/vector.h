@@ -36,7 +36,7 @@ AQ_INLINE vf code_above(vf value, vf step, vf code_max) {
   return v_select(step > (vf){0}, v_select(code < code_max, code, code_max), (vf){0});
 }
 
-/* Sums for `count` grids at once. */
+/* Sums for `count` pairs of inverse and offset at once. */
 AQ_INLINE void sums_of(const vf *t, const vf *u, size_t n, const int count, const vf *inverse, const vf *offset,
                        vf code_max, code_sums *out) {
   vf hq[4], hqq[4], htq[4];
@@ -263,7 +263,8 @@ typedef struct {
   super_tile *tile;
 } super_context;
 
-/* Ranges of the groups of one superblock in each lane; its sign, which the weights take on so that most lie above. */
+/* Ranges of the groups of one superblock in each lane; its sign, which the weights take on so that most lie
+ * above. */
 typedef struct {
   vf smallest[AQ_SUPER_GROUPS], largest[AQ_SUPER_GROUPS], sign, squares;
 } super_ranges;
