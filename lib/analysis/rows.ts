@@ -3,7 +3,7 @@ import { Buffer } from "node:buffer";
 import type { StepDrift, TimestepError } from "../eval/images.ts";
 import type { MaskedComparison } from "../eval/masked.ts";
 import type { Interval } from "../eval/intervals.ts";
-import type { AccuracyRow, CheckpointRow, KernelRow, PeersRow, PhasesRow, SuiteRow } from "../bench/rows.ts";
+import type { AccuracyRow, CheckpointRow, KernelRow, PeersRow, PhaseRow, SuiteRow } from "../bench/rows.ts";
 import type { Sample, SuiteReport, TimedSetting } from "../bench/suite.ts";
 import type { LayerRecord } from "../pipeline/mod.ts";
 import type { LossHistory } from "../thermo/mod.ts";
@@ -367,9 +367,8 @@ function peersRows(row: PeersRow): Rows {
 }
 
 /** Rows of one suite come in their order: full precision stands before the rows of the same bits. */
-function phasesRows(row: PhasesRow, all: readonly PhasesRow[]): Rows {
+function phaseRows(row: PhaseRow, all: readonly PhaseRow[]): Rows {
   const { model, bits, bitsPerWeight, stepKl, accuracy: tasks, differenceToBaseline: difference } = row;
-  if (stepKl === undefined) return {}; // times at a large model's sizes: no measurement of quality
   const at = all.indexOf(row), isFull = bits === null;
   const quantized = isFull ? all.slice(at).find((other) => other.bits !== null) : row;
   const source = { model, setting: `${quantized?.bits} bits` }, phase = isFull ? "full" : row.phase;
@@ -390,9 +389,7 @@ function phasesRows(row: PhasesRow, all: readonly PhasesRow[]): Rows {
     layersKept: smoothing?.kept.length,
     layersRejected: smoothing?.rejected.length,
   };
-  // The same refinement in several rows ran once.
-  const isFirst = refinement !== undefined &&
-    all.findIndex(({ metrics }) => metrics?.refinement?.losses === refinement.losses) === at;
+  const hasLosses = refinement !== undefined && refinement.losses.total.length > 1;
   return {
     phases: tasks.length === 0
       ? [{ ...common, task: together, ...whole }]
@@ -403,9 +400,14 @@ function phasesRows(row: PhasesRow, all: readonly PhasesRow[]): Rows {
         ...spread("accuracy", exactMatch),
         ...(task === together ? whole : {}),
       })),
-    losses: isFirst ? lossRows(refinement.losses, { ...source, setting: `${source.setting}, ${phase}` }) : [],
+    losses: hasLosses
+      ? lossRows(refinement.losses, { ...source, setting: `${source.setting}, ${phase}` })
+      : [],
   };
 }
+
+/** Times at a large model's sizes and drawings of a sampler have no step KL. */
+const isPhase = (row: SuiteRow): row is PhaseRow => row.suite === "phases" && "stepKl" in row;
 
 /** Rows of tables from a row of a suite; `all` are those of the run. */
 function tableRows(row: SuiteRow, all: readonly SuiteRow[]): Rows {
@@ -419,7 +421,7 @@ function tableRows(row: SuiteRow, all: readonly SuiteRow[]): Rows {
     case "peers":
       return peersRows(row);
     case "phases":
-      return phasesRows(row, all.filter((other) => other.suite === "phases"));
+      return isPhase(row) ? phaseRows(row, all.filter(isPhase)) : {};
     case "process":
       return {};
   }

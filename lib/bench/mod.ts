@@ -5,7 +5,7 @@ import { kernelSuite } from "./kernels/suite.ts";
 import { correctionsSuite, peersSuite, solversSuite } from "./peers/suite.ts";
 import { phasesSuite } from "./phases/suite.ts";
 import { processSuite } from "./process/suite.ts";
-import type { PhasesRow, SuiteRow } from "./rows.ts";
+import type { SuiteRow } from "./rows.ts";
 import type { Suite } from "./suite.ts";
 
 export { type BenchOptions, benchOptions } from "./options.ts";
@@ -34,7 +34,7 @@ export const SUITES: readonly Suite<SuiteRow>[] = [
   correctionsSuite,
   kernelSuite,
   peersSuite,
-  phasesSuite as Suite<PhasesRow>,
+  phasesSuite,
   processSuite,
   solversSuite,
 ];

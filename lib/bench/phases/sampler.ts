@@ -4,7 +4,6 @@ import { drawImages, type NoisyImages, predictionsAt } from "../../eval/images.t
 import { bootstrapRatio, type Interval } from "../../eval/intervals.ts";
 import { squaredDistances } from "../../eval/statistics.ts";
 import { correctPredictions } from "../../thermo/mod.ts";
-import type { TableRow } from "../../eval/table.ts";
 import type { Section } from "../suite.ts";
 
 const IMAGES = 32, STEPS = 20;
@@ -26,13 +25,24 @@ interface Pair {
   readonly with: Interval;
 }
 
+/** A row of the JSON report. */
+export type SamplerRow = {
+  readonly suite: "phases";
+  readonly model: string;
+  readonly what: string;
+  /** Sampler, or timestep. */
+  readonly at: string | number;
+  readonly without: number;
+  readonly with: number;
+};
+
 /** Two tables and their rows. */
 export function samplerSections(
   name: string,
   models: CorrectedModels,
   scheduler: Scheduler,
   { seed, quick }: { readonly seed: number; readonly quick: boolean },
-): { readonly sections: Section[]; readonly rows: TableRow[] } {
+): { readonly sections: Section[]; readonly rows: SamplerRow[] } {
   const images = quick ? QUICK_IMAGES : IMAGES, steps = quick ? QUICK_STEPS : STEPS;
   const groups = models.corrected.timeParameters!.groups.count;
   const text = ({ value, low, high }: Interval) =>
@@ -56,12 +66,12 @@ export function samplerSections(
       columns: [key, "without", "with"].map((each) => ({ key: each, title: each })),
       rows: pairs.map((pair) => ({ [key]: pair.at, without: text(pair.without), with: text(pair.with) })),
     })),
-    rows: parts.flatMap(({ what, key, pairs }) =>
+    rows: parts.flatMap(({ what, pairs }) =>
       pairs.map((pair) => ({
-        suite: "phases",
+        suite: "phases" as const,
         model: name,
         what: `sampler ${what}`,
-        [key]: pair.at,
+        at: pair.at,
         without: pair.without.value,
         with: pair.with.value,
       }))

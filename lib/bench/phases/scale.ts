@@ -34,7 +34,7 @@ const PASSES = 8;
 export async function phaseScale(
   context: BenchContext,
   width: number = DREAM_7B.width,
-): Promise<SuiteReport> {
+): Promise<SuiteReport<ScaleRow>> {
   const { options: { seed, quick }, progress } = context, tokens = quick ? QUICK_TOKENS : TOKENS;
   return await withTemporaryFolder(async (folder) => {
     const input = join(folder, "block");
@@ -117,9 +117,33 @@ function partsOf({ phases, layerMilliseconds }: RunReport, tokens: number) {
   return parts.map((each, i) => ({ ...each, overhead: i < 2 ? null : each.extrapolatedSeconds / round }));
 }
 
+/** A row of the JSON report. */
+function scaleRow({ environment, options: { seed } }: BenchContext, row: Part | Memory) {
+  const { backend, isa, runtime, processor } = environment;
+  return {
+    suite: "phases" as const,
+    model: "Dream 7B, synthetic",
+    ...row,
+    seed,
+    backend,
+    isa,
+    runtime,
+    processor,
+  };
+}
+export type ScaleRow = ReturnType<typeof scaleRow>;
+type Part = ReturnType<typeof partsOf>[number];
+/** Bytes of something that one block holds, and all of them. */
+type Memory = Readonly<Record<"countedBytes" | "extrapolatedBytes", number>> & { readonly memory: string };
+
 /** Tables and rows. */
-function reportOf(context: BenchContext, run: RunReport, tokens: number, width: number): SuiteReport {
-  const { environment: { backend, isa, runtime, processor }, options: { seed, bits, groupSize } } = context;
+function reportOf(
+  context: BenchContext,
+  run: RunReport,
+  tokens: number,
+  width: number,
+): SuiteReport<ScaleRow> {
+  const { bits, groupSize } = context.options;
   const { phases, totals: { weights, bitsPerWeight } } = run, { blocks } = DREAM_7B;
   const parts = partsOf(run, tokens), { sequences, phase1, phase2 } = WHOLE;
   const memory = [
@@ -165,16 +189,7 @@ function reportOf(context: BenchContext, run: RunReport, tokens: number, width: 
         extrapolated: formatBytes(extrapolatedBytes),
       })),
     }],
-    rows: [...parts, ...memory].map((row) => ({
-      suite: "phases",
-      model: "Dream 7B, synthetic",
-      ...row,
-      seed,
-      backend,
-      isa,
-      runtime,
-      processor,
-    })),
+    rows: [...parts, ...memory].map((row) => scaleRow(context, row)),
     goals: [{
       goal: "Dream 7B's shapes: caches and statistics / packed weights (extrapolated)",
       wanted: "below 15 %",

@@ -35,8 +35,8 @@ import {
   UNREFINED_ROW,
 } from "./rows.ts";
 import { loadRow, outputDigests, readStored, RowRunner } from "./run_row.ts";
-import { samplerSections } from "./sampler.ts";
-import { phaseScale } from "./scale.ts";
+import { type SamplerRow, samplerSections } from "./sampler.ts";
+import { phaseScale, type ScaleRow } from "./scale.ts";
 import { forwardRatio, overhead, pipelineSeconds, selectionShare } from "./time.ts";
 
 /** Runs of a row with a small overhead, fewer where one takes long, and one where it takes so long that its parts are. */
@@ -64,7 +64,11 @@ interface Measured {
   readonly folder: string;
 }
 
-async function measureModel(context: BenchContext, path: string, bits: BitWidth): Promise<SuiteReport> {
+async function measureModel(
+  context: BenchContext,
+  path: string,
+  bits: BitWidth,
+): Promise<SuiteReport<PhasesRow>> {
   const { kernels, options } = context, { seed, quick, phase = "all", groupSize, limit } = options;
   const name = nameOfPath(path);
   using runner = await RowRunner.open(path, kernels, {
@@ -179,7 +183,11 @@ async function measureRows(
 }
 
 /** Tables, rows and goals of a model. */
-async function reportOf(measured: Measured, about: About, rows: readonly Row[]): Promise<SuiteReport> {
+async function reportOf(
+  measured: Measured,
+  about: About,
+  rows: readonly Row[],
+): Promise<SuiteReport<PhasesRow>> {
   const { context, name, runner, yardstick, groups } = measured, { kernels, options, commandOf } = context;
   const { phase = "all", seed } = options, isAll = phase === "all", { calibrated, checkpoint } = runner;
   if (isAll) context.progress(`${name}, memory`);
@@ -223,7 +231,7 @@ function samplerReport(
   { context: { options: { seed, quick } }, name, full, phaseContext }: Measured,
   plain: LoadedModel | undefined,
   corrected: LoadedModel | undefined,
-): Pick<SuiteReport, "sections" | "rows"> {
+): Pick<SuiteReport<SamplerRow>, "sections" | "rows"> {
   const { scheduler } = phaseContext.calibrated.data;
   if (full.kind !== "dit" || plain?.kind !== "dit" || corrected?.kind !== "dit" || scheduler === undefined) {
     return { sections: [], rows: [] };
@@ -233,12 +241,17 @@ function samplerReport(
   return samplerSections(name, models, scheduler, { seed, quick });
 }
 
+/** A row of the suite. */
+export type PhasesRow = PhaseRow | SamplerRow | ScaleRow;
+/** A model at a row's configuration, or in full precision. */
+export type PhaseRow = ReturnType<typeof jsonRow>;
+
 /** A row of the JSON report. */
 function jsonRow({ kernels, environment, options: { seed } }: BenchContext, about: About, row: Row) {
   const { setting, measurement, report } = row, { groupSize, bits, yardstick } = about;
   const { backend, isa, runtime, processor } = environment;
   return {
-    suite: "phases",
+    suite: "phases" as const,
     model: about.name,
     family: about.family,
     phase: setting?.name ?? "full precision",
@@ -306,13 +319,13 @@ function timedSettings(
 }
 
 /** The phases on the reference models, or those of `--model`. */
-export const phasesSuite: Suite = {
+export const phasesSuite: Suite<PhasesRow> = {
   name: "phases",
   summary: "baseline and the three phases: accuracy, step KL, Markov score, overhead (--phase)",
   defaults: { bits: [2], groupSizes: [0] },
   run: async (context) => {
     if (context.options.modelSize !== undefined) return await phaseScale(context);
-    const reports: SuiteReport[] = [], begin = performance.now();
+    const reports: SuiteReport<PhasesRow>[] = [], begin = performance.now();
     for (const path of context.options.models) {
       for (const bits of context.options.bits) reports.push(await measureModel(context, path, bits));
     }

@@ -15,6 +15,7 @@ import {
   selectionShare,
 } from "../../../lib/bench/phases/time.ts";
 import { formatReport } from "../../../lib/bench/report.ts";
+import type { SuiteReport } from "../../../lib/bench/suite.ts";
 import { loadModel } from "../../../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../../../lib/native/mod.ts";
 import type { PhasesReport } from "../../../lib/phases/mod.ts";
@@ -286,7 +287,7 @@ test("a row says what it measured at a large model's shapes and reckoned for all
     commandOf,
     progress: (line: string) => messages.push(line),
   };
-  const report = await phaseScale(context, 64);
+  const report: SuiteReport = await phaseScale(context, 64);
   const text = formatReport(report).join("\n");
   expect(messages.findIndex((line) => line.startsWith("forecast: about"))).toBe(1);
   expect(text).toContain("synthetic weights");
