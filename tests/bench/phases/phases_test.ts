@@ -243,7 +243,8 @@ describe("the suite", () => {
   });
 
   test("one phase comes with its baseline; the same numbers every time", async () => {
-    const run = async (): Promise<SuiteReport> => await phasesSuite.run(context(`--phase phase2 --model ${DREAM} --groups 3`));
+    const run = async (): Promise<SuiteReport> =>
+      await phasesSuite.run(context(`--phase phase2 --model ${DREAM} --groups 3`));
     const numbers = ({ rows }: SuiteReport) =>
       rows.map(({ phase, stepKl, accuracy }) => ({ phase, stepKl, accuracy }));
     const [first, second] = [await run(), await run()];
