@@ -1,4 +1,7 @@
-/** `generate.ts MODEL`: solves a puzzle, continues a text or draws images with a checkpoint, full precision or packed. */
+/**
+ * `generate.ts MODEL`: solves a puzzle, continues a text or draws images with a checkpoint, full precision or
+ * packed.
+ */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -227,7 +230,7 @@ function announce(
   return { memory, time };
 }
 
-// Writing --------------------------------------------------------------------------------------------------------
+// Writing ---------------------------------------------------------------------------------------------------
 
 /** A prompt made ready to be completed. */
 interface Posed {
@@ -415,7 +418,7 @@ function shownText(
   return text;
 }
 
-// Drawing --------------------------------------------------------------------------------------------------------
+// Drawing ---------------------------------------------------------------------------------------------------
 
 async function draw(run: Run, config: DitConfig): Promise<void> {
   const { checkpoint, values, log } = run;
@@ -452,7 +455,8 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
     await letSignalsIn(run.signal);
   }
   const seconds = (performance.now() - started) / 1000;
-  // A row a class: with a trace from noise to image, else all images in one row. Latents have no colours: a tile a channel.
+  // A row a class: with a trace from noise to image, else all images in one row. Latents have no colours: a
+  // tile a channel.
   const channels = config.channels === 3 ? 3 : 1;
   if (config.channels !== channels) log(`${config.channels} channels are no colours: one tile each`);
   const elements = model.imageElements;
@@ -491,7 +495,7 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   );
 }
 
-// Options --------------------------------------------------------------------------------------------------------
+// Options ---------------------------------------------------------------------------------------------------
 
 function number(values: Values, name: keyof Values): number | undefined {
   const text = values[name];

@@ -39,8 +39,8 @@ export const span = ({ value, low, high }: Interval, digits = 2) =>
   `${value.toFixed(digits)} ${low.toFixed(digits)}–${high.toFixed(digits)}`;
 
 /**
- * Full precision, then every width with every solver. A calibrated solver among others is measured where it matters and can run: at the
- * fewest bits, on a model with calibration data beside it.
+ * Full precision, then every width with every solver. A calibrated solver among others is measured where it
+ * matters and can run: at the fewest bits, on a model with calibration data beside it.
  */
 export function settingsOf(
   { options: { bits, solvers, packed = [] } }: BenchContext,
@@ -72,7 +72,11 @@ export function settingsOf(
   ];
 }
 
-/** Bits of the layers of a quantized folder, the fewest of them. @throws {CheckpointError} when nothing in it is quantized */
+/**
+ * Bits of the layers of a quantized folder, the fewest of them.
+ *
+ * @throws {CheckpointError} when nothing in it is quantized
+ */
 function leastBits(folder: string): BitWidth {
   using checkpoint = openCheckpoint(folder);
   const bits = [...packedLayers(checkpoint).values()].map((layer) => layer.bits);

@@ -29,7 +29,8 @@ export function measureStored(kernels: Kernels, original: string, quantized: str
   let statistics: ErrorStatistics | undefined;
   const layers = [...packedLayers(after).values()];
   const sizeOf = ({ name }: { readonly name: string }) => before.tensors.get(name)?.info.byteLength ?? 0;
-  // One buffer for all: a buffer a tensor would stay as garbage, as large as the model, until the engine collects it.
+  // One buffer for all: a buffer a tensor would stay as garbage, as large as the model, until the engine
+  // collects it.
   const buffer = new Uint8Array(Math.max(0, ...layers.map(sizeOf)));
   for (const layer of layers) {
     const data = buffer.subarray(0, sizeOf(layer));

@@ -4,7 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 
-/** Calls `use` with a new folder's path and removes the folder afterwards, also when the process exits before. */
+/**
+ * Calls `use` with a new folder's path and removes the folder afterwards, also when the process exits before.
+ */
 export async function withTemporaryFolder<T>(use: (folder: string) => Promise<T>): Promise<T> {
   const folder = mkdtempSync(join(tmpdir(), "arrowquant-bench-"));
   const remove = () => rmSync(folder, { recursive: true, force: true });

@@ -1,6 +1,6 @@
 /**
- * The classifier that reads generated glyphs: two convolutions, two linear layers. Its 64 features are what the Fréchet distance is taken of.
- * Layers are those of tests/models/README.md.
+ * The classifier that reads generated glyphs: two convolutions, two linear layers. Its 64 features are what
+ * the Fréchet distance is taken of. Layers are those of tests/models/README.md.
  */
 import { CheckpointError } from "../errors.ts";
 import { linear } from "../models/layers/linear.ts";
@@ -33,7 +33,11 @@ export interface Classification {
   readonly classes: Int32Array<ArrayBuffer>;
 }
 
-/** A float32 tensor of a file, its shape checked. @throws {CheckpointError} when it is not there or has another type or shape */
+/**
+ * A float32 tensor of a file, its shape checked.
+ *
+ * @throws {CheckpointError} when it is not there or has another type or shape
+ */
 function readFloats(
   file: SafetensorsFile,
   name: string,
@@ -94,7 +98,9 @@ export class GlyphClassifier {
     return { features, logits, classes };
   }
 
-  /** 3×3 convolution with padding 1, then ReLU: `f32[count, in, side, side]` → `f32[count, out, side, side]`. */
+  /**
+   * 3×3 convolution with padding 1, then ReLU: `f32[count, in, side, side]` → `f32[count, out, side, side]`.
+   */
   #convolve(name: "c1" | "c2", x: Float32Array, count: number, side: number): Float32Array<ArrayBuffer> {
     const layer = this.#layers[name];
     const channels = layer.weights.cols / 9, area = side * side;

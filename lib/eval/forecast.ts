@@ -1,6 +1,7 @@
 /**
- * Forecast of running a model, before a weight is read: memory from sizes, time from one of its products, timed on
- * synthetic weights. The memory is checked against what the machine has left; the time is an estimate and says so.
+ * Forecast of running a model, before a weight is read: memory from sizes, time from one of its products,
+ * timed on synthetic weights. The memory is checked against what the machine has left; the time is an
+ * estimate and says so.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { freemem, totalmem } from "node:os";
@@ -98,7 +99,8 @@ export function availableMemoryBytes(): number {
     // A container's limit counts, not only the machine's memory.
     const limit = counted("/sys/fs/cgroup/memory.max"), used = counted("/sys/fs/cgroup/memory.current");
     const room = limit === undefined || used === undefined ? Infinity : Math.max(0, limit - used);
-    // Elsewhere "free" leaves out what the system would give back at once: there only what can never fit is known.
+    // Elsewhere "free" leaves out what the system would give back at once: there only what can never fit is
+    // known.
     return Math.min(process.platform === "linux" ? freemem() : totalmem(), room);
   } catch {
     return Infinity; // Deno without the permission to look
@@ -143,7 +145,7 @@ export function memoryText({ process, weights, activations, copies, spare, total
   return `${formatBytes(total)} of memory (${parts.join(" + ")})`;
 }
 
-// Time ---------------------------------------------------------------------------------------------------------
+// Time ------------------------------------------------------------------------------------------------------
 
 /** Largest synthetic matrix: it stays behind as garbage of a run that is to need little memory. */
 const PROBE_BYTES = 8e6;
@@ -163,8 +165,8 @@ export interface TimeForecast {
 }
 
 /**
- * Time of a run from its multiply-adds: the matrix that most of a model's weights are like is made up, as many rows of it as take a moment,
- * and multiplied. Norms, sampling and the rest are not in it.
+ * Time of a run from its multiply-adds: the matrix that most of a model's weights are like is made up, as
+ * many rows of it as take a moment, and multiplied. Norms, sampling and the rest are not in it.
  *
  * @param rows rows of the activations in a typical product
  */

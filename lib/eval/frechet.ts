@@ -1,4 +1,7 @@
-/** Fréchet distance between feature distributions taken as Gaussian, in float64, with the eigenvalues by Jacobi's rotations. */
+/**
+ * Fréchet distance between feature distributions taken as Gaussian, in float64, with the eigenvalues by
+ * Jacobi's rotations.
+ */
 import { RandomStream } from "../models/random.ts";
 import { symmetricEigen } from "../quant/symmetric.ts";
 import { type BootstrapOptions, DEFAULT_CONFIDENCE, type Interval, percentileInterval } from "./intervals.ts";
@@ -90,8 +93,8 @@ export class FrechetReference {
   }
 
   /**
-   * The distance of samples with a bootstrap interval. Resampling adds to the distance, as fewer distinct samples do, so the interval is that of
-   * the resampled distances moved back by their mean's excess.
+   * The distance of samples with a bootstrap interval. Resampling adds to the distance, as fewer distinct
+   * samples do, so the interval is that of the resampled distances moved back by their mean's excess.
    *
    * **Shapes** `features: f32[count, size]`
    */

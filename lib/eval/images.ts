@@ -1,6 +1,7 @@
 /**
- * Measures of an image model: error of its predictions by timestep, class accuracy and Fréchet distance of its images, and drift of its
- * trajectories from the full-precision ones with the same noise. The protocol is that of tests/models/README.md.
+ * Measures of an image model: error of its predictions by timestep, class accuracy and Fréchet distance of
+ * its images, and drift of its trajectories from the full-precision ones with the same noise. The protocol is
+ * that of tests/models/README.md.
  */
 import { type LabelledImages, readLabelledImages } from "../calibration/images.ts";
 import { CheckpointError } from "../errors.ts";
@@ -107,7 +108,8 @@ export interface TimestepError {
 }
 
 /**
- * Relative error of predictions beside the full-precision model's, by timestep; intervals by a bootstrap over images.
+ * Relative error of predictions beside the full-precision model's, by timestep; intervals by a bootstrap over
+ * images.
  *
  * @param full as {@linkcode predictionsAt} returns them
  * @param elements numbers of one image

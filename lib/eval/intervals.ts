@@ -1,6 +1,6 @@
 /**
- * Confidence intervals for what a run measured: Wilson's for proportions, the bootstrap for means, ratios and differences of
- * pairs. A difference counts as one only when its interval leaves out 0.
+ * Confidence intervals for what a run measured: Wilson's for proportions, the bootstrap for means, ratios and
+ * differences of pairs. A difference counts as one only when its interval leaves out 0.
  */
 import { RandomStream } from "../models/random.ts";
 
@@ -70,7 +70,8 @@ function normalDistribution(x: number): number {
 }
 
 /**
- * A proportion with Wilson's interval (https://doi.org/10.1080/01621459.1927.10502953), which stays inside [0, 1] and has a width at 0 and 1 too.
+ * A proportion with Wilson's interval (https://doi.org/10.1080/01621459.1927.10502953), which stays inside
+ * [0, 1] and has a width at 0 and 1 too.
  *
  * @throws {RangeError} unless 0 ≤ successes ≤ trials, trials ≥ 1
  *
@@ -116,8 +117,8 @@ export function percentileInterval(value: number, resampled: Float64Array, confi
 }
 
 /**
- * Σ numerators / Σ denominators with a percentile interval of the bootstrap over the pairs: for means of things that come in clusters, as
- * positions in sequences or pixels in images.
+ * Σ numerators / Σ denominators with a percentile interval of the bootstrap over the pairs: for means of
+ * things that come in clusters, as positions in sequences or pixels in images.
  *
  * @throws {RangeError} when the counts differ, there are none, or a value is not finite
  */
@@ -162,8 +163,9 @@ export function bootstrapRatio(
 }
 
 /**
- * Mean over strata of their means, with a percentile interval of the bootstrap inside each stratum: for values that are expected to
- * differ between the strata - errors at different timesteps - so that only chance inside them makes the interval.
+ * Mean over strata of their means, with a percentile interval of the bootstrap inside each stratum: for
+ * values that are expected to differ between the strata - errors at different timesteps - so that only chance
+ * inside them makes the interval.
  *
  * @throws {RangeError} when there is no stratum, one is empty, or a value is not finite
  *

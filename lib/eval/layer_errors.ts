@@ -1,4 +1,7 @@
-/** How far quantized layers are from full precision's, time group by time group, on the inputs that full precision gives them. */
+/**
+ * How far quantized layers are from full precision's, time group by time group, on the inputs that full
+ * precision gives them.
+ */
 import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
 import { observeParts } from "../phases/activations.ts";
@@ -20,8 +23,9 @@ export interface LayerError {
 }
 
 /**
- * The relative output error `‖Ŵ Q(x) − W x‖² / ‖W x‖²` of every quantized layer in every time group: x is what full precision's layer
- * reads, Q the layer's static quantization at that time where it has one. Held-out calibration data; layers and groups that saw none are left out.
+ * The relative output error `‖Ŵ Q(x) − W x‖² / ‖W x‖²` of every quantized layer in every time group: x is
+ * what full precision's layer reads, Q the layer's static quantization at that time where it has one.
+ * Held-out calibration data; layers and groups that saw none are left out.
  *
  * @param full the model in full precision
  * @param models in whose layers the errors are wanted

@@ -1,4 +1,7 @@
-/** Distance between two language models at masked positions: token KL, and how often their most probable tokens agree. */
+/**
+ * Distance between two language models at masked positions: token KL, and how often their most probable
+ * tokens agree.
+ */
 import { randomTokens } from "../calibration/sequences.ts";
 import type { MaskedTransformer, MaskedTransformerConfig } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
@@ -18,7 +21,8 @@ export interface MaskedSequence {
 }
 
 /**
- * Sequences of tokens drawn evenly from all but the special ones; mask ratios are spread evenly over (0, 1], at least one position is masked.
+ * Sequences of tokens drawn evenly from all but the special ones; mask ratios are spread evenly over (0, 1],
+ * at least one position is masked.
  *
  * @throws {RangeError} when the vocabulary has nothing but special tokens
  *
@@ -127,14 +131,17 @@ export interface MaskedComparison {
   readonly kl: Interval;
   /** Share of masked positions with the same most probable token. */
   readonly agreement: Interval;
-  /** Share of masked positions whose most probable token is the right one, and of the full-precision model; 0 without targets. */
+  /**
+   * Share of masked positions whose most probable token is the right one, and of the full-precision model; 0
+   * without targets.
+   */
   readonly accuracy: Interval;
   readonly fullAccuracy: Interval;
 }
 
 /**
- * Distances by mask ratio; the last entry is over all. Intervals by a bootstrap over sequences: positions of one sequence are no
- * independent samples.
+ * Distances by mask ratio; the last entry is over all. Intervals by a bootstrap over sequences: positions of
+ * one sequence are no independent samples.
  */
 export function byMaskRatio(
   distances: readonly SequenceDistance[],
@@ -162,7 +169,8 @@ export function byMaskRatio(
 }
 
 /**
- * Distance of a model to the full-precision one at masked positions, by mask ratio; the last entry is over all.
+ * Distance of a model to the full-precision one at masked positions, by mask ratio; the last entry is over
+ * all.
  *
  * @throws {TypeError} when the models have different vocabularies
  */

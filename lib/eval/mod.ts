@@ -1,6 +1,6 @@
 /**
- * Measuring models: intervals, statistics, tasks of the reference models, distances to full precision, forecasts of time and
- * memory, and the machine that measures.
+ * Measuring models: intervals, statistics, tasks of the reference models, distances to full precision,
+ * forecasts of time and memory, and the machine that measures.
  */
 export {
   type Classification,

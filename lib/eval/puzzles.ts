@@ -1,6 +1,6 @@
 /**
- * The puzzles of the Dream reference model: posing and solving them, exact match by task, and masking them as in training. The protocol
- * is that of tests/models/README.md.
+ * The puzzles of the Dream reference model: posing and solving them, exact match by task, and masking them as
+ * in training. The protocol is that of tests/models/README.md.
  */
 import { readFileSync } from "node:fs";
 import { CheckpointError, FormatError } from "../errors.ts";
@@ -32,7 +32,10 @@ const CHARACTERS = "0123456789+=>S:abcdefghijklmnop";
 /** `<pad>`, `<mask>`, `<bos>`, `<eos>` */
 const SPECIAL_TOKENS = 4;
 
-/** Whether a vocabulary is that of the puzzles: a token for each of their characters, the special tokens, and no other. */
+/**
+ * Whether a vocabulary is that of the puzzles: a token for each of their characters, the special tokens, and
+ * no other.
+ */
 export function isPuzzleVocabulary(tokenizer: Tokenizer): boolean {
   return tokenizer.tokenText(CHARACTERS.length + SPECIAL_TOKENS) === undefined &&
     [...CHARACTERS].every((character) => tokenizer.tokenOf(character) !== undefined);
@@ -107,7 +110,8 @@ function specialTokens(model: PosedModel): { bos: number; eos: number; pad: numb
 }
 
 /**
- * The sequence of a prompt: `<bos>`, the prompt, as many masks as the answer and its `<eos>` need, `<pad>` to the end.
+ * The sequence of a prompt: `<bos>`, the prompt, as many masks as the answer and its `<eos>` need, `<pad>` to
+ * the end.
  *
  * @throws {RangeError} when it does not fit in `length` tokens, or a part of it is not in the vocabulary
  */
@@ -232,8 +236,8 @@ export interface MaskedPuzzle extends MaskedSequence {
 }
 
 /**
- * Sequences as the reference model was trained on: prompt, answer, `<eos>`, pads; each position of the answer masked with a probability
- * drawn from (0.001, 1). Sequences where chance masked nothing are left out.
+ * Sequences as the reference model was trained on: prompt, answer, `<eos>`, pads; each position of the answer
+ * masked with a probability drawn from (0.001, 1). Sequences where chance masked nothing are left out.
  */
 export function maskedSequences(
   model: PosedModel,

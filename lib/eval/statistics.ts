@@ -44,8 +44,8 @@ export function summarize(values: readonly number[]): Summary {
 }
 
 /**
- * Ratios `numerators[i] / denominators[i]` of samples that were taken one after the other: what slows both down
- * drops out of each ratio, as it would not out of a ratio of medians.
+ * Ratios `numerators[i] / denominators[i]` of samples that were taken one after the other: what slows both
+ * down drops out of each ratio, as it would not out of a ratio of medians.
  *
  * @throws {RangeError} when the counts differ, there are none, or a ratio is not a number
  */
@@ -59,8 +59,8 @@ export function pairedRatio(numerators: readonly number[], denominators: readonl
 }
 
 /**
- * `‖x − wanted‖²` and `‖wanted‖²` of each of `count` items. Where an item has more than `elements` numbers (a learned variance
- * follows an image model's prediction), the rest is left out.
+ * `‖x − wanted‖²` and `‖wanted‖²` of each of `count` items. Where an item has more than `elements` numbers (a
+ * learned variance follows an image model's prediction), the rest is left out.
  *
  * **Shapes** `x` and `wanted: f32[count, any]` → `f64[count]` each
  */

@@ -1,6 +1,7 @@
 /**
- * Yardsticks: the distance of quantized models to the full-precision one, and the tasks that they solve, on evaluation data that
- * nothing was chosen with. A model without evaluation data beside it is compared on synthetic inputs, and no accuracy is given.
+ * Yardsticks: the distance of quantized models to the full-precision one, and the tasks that they solve, on
+ * evaluation data that nothing was chosen with. A model without evaluation data beside it is compared on
+ * synthetic inputs, and no accuracy is given.
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -289,7 +290,8 @@ export function trajectoryStates(
 /**
  * The yardstick of a model, from the files beside its checkpoint; reads no weights of it.
  *
- * @throws {CheckpointError | FormatError} when a file is there and not as it should be, or tasks do not fit the model
+ * @throws {CheckpointError | FormatError} when a file is there and not as it should be, or tasks do not fit
+ *   the model
  * @throws {ConfigError} when there are no such tasks
  *
  * @example

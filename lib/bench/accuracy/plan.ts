@@ -1,6 +1,6 @@
 /**
- * Preparation of the accuracy suite: the yardstick of each model, whether its tensors and tasks fit, and a forecast of memory and time,
- * before the first weight is read.
+ * Preparation of the accuracy suite: the yardstick of each model, whether its tensors and tasks fit, and a
+ * forecast of memory and time, before the first weight is read.
  */
 import { CheckpointError, ConfigError } from "../../errors.ts";
 import { type DitConfig, forwardCost, type ModelRequirements, modelRequirements } from "../../models/mod.ts";
@@ -89,7 +89,7 @@ async function planModel(context: BenchContext, path: string): Promise<ModelPlan
   return { path, folder, yardstick, needs };
 }
 
-// Forecast -----------------------------------------------------------------------------------------------------
+// Forecast --------------------------------------------------------------------------------------------------
 
 /** Sizes of a run: bytes kept beside the model, multiply-adds of a setting, rows of a typical product. */
 interface Load {
@@ -134,7 +134,8 @@ function imageLoad(
     : (DRAWING.steps + 1) * drawn;
   const one = forwardCost(model, { batch: 1, tokens: 0 }).multiplyAdds;
   return {
-    // Trajectories and predictions, which may have a learned variance, of full precision and of the model beside it.
+    // Trajectories and predictions, which may have a learned variance, of full precision and of the model
+    // beside it.
     keptBytes: 2 * (trajectory + 2 * states) * bytes,
     activationBytes: forwardCost(model, { batch, tokens: 0 }).activationBytes,
     multiplyAdds: (trajectory + states) * one,

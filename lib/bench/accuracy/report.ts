@@ -120,8 +120,8 @@ function sensitivityGoal(path: string, rows: readonly Compared[]): Goal[] {
 }
 
 /**
- * Round to nearest at 2 bits must be visibly worse than at the most bits. A hundred glyphs are too few for the classifier to tell, so the
- * error of the predicted noise decides, which is 0 for full precision.
+ * Round to nearest at 2 bits must be visibly worse than at the most bits. A hundred glyphs are too few for
+ * the classifier to tell, so the error of the predicted noise decides, which is 0 for full precision.
  */
 function noiseGoal(path: string, rows: readonly Compared[]): Goal[] {
   const rounded = rows.filter(({ setting: { solver } }) => solver === "round");

@@ -1,6 +1,7 @@
 /**
- * The accuracy suite: models run at full precision and quantized, on the same prompts and noise. Measured are the puzzles that a language
- * model still solves and the glyphs that an image model still draws recognizably; without tasks, the distance to full precision.
+ * The accuracy suite: models run at full precision and quantized, on the same prompts and noise. Measured are
+ * the puzzles that a language model still solves and the glyphs that an image model still draws recognizably;
+ * without tasks, the distance to full precision.
  */
 import { loadStoredModel } from "../../models/mod.ts";
 import { atEverySetting } from "../settings.ts";

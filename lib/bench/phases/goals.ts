@@ -23,7 +23,10 @@ export interface GoalOptions {
   readonly family: string;
   readonly seed: number;
   readonly memory: PhaseMemory | undefined;
-  /** Time of forward passes with static ranges for all layers over those with per-token dynamic quantization, pair by pair. */
+  /**
+   * Time of forward passes with static ranges for all layers over those with per-token dynamic quantization,
+   * pair by pair.
+   */
   readonly staticOverDynamic: Summary | undefined;
 }
 

@@ -1,4 +1,6 @@
-/** Memory of the phases: the peak of a process that quantizes with them, beside one that calibrates without. */
+/**
+ * Memory of the phases: the peak of a process that quantizes with them, beside one that calibrates without.
+ */
 import { join } from "node:path";
 import { runChild } from "../child_process.ts";
 import type { CommandOf } from "../suite.ts";

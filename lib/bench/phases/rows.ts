@@ -1,6 +1,7 @@
 /**
- * Rows of the phases suite. Each is a set of configuration keys, as in YAML, on top of the run's bits and group size; what a row does
- * not name has the product's default. `phase3_full` is `quantize.ts --phases all`.
+ * Rows of the phases suite. Each is a set of configuration keys, as in YAML, on top of the run's bits and
+ * group size; what a row does not name has the product's default. `phase3_full` is `quantize.ts --phases
+ * all`.
  */
 import type { PhaseName } from "../options.ts";
 
@@ -56,8 +57,8 @@ export interface RowSetting {
   /** Name of an earlier row that its step KL is divided by. */
   readonly over?: string | undefined;
   /**
-   * Per-token dynamic quantization of all activations to so many bits, on the codes of {@linkcode BEST_ROW}: what others do, for
-   * comparison. No configuration makes it.
+   * Per-token dynamic quantization of all activations to so many bits, on the codes of {@linkcode BEST_ROW}:
+   * what others do, for comparison. No configuration makes it.
    */
   readonly dynamicBits?: 4 | 8 | undefined;
 }

@@ -1,4 +1,7 @@
-/** A row of the phases suite through the stages of the pipeline, timed, and the model read back from the files that it wrote. */
+/**
+ * A row of the phases suite through the stages of the pipeline, timed, and the model read back from the files
+ * that it wrote.
+ */
 import { createHash } from "node:crypto";
 import type { Calibrated } from "../../calibration/mod.ts";
 import { type Config, resolveConfig } from "../../config/mod.ts";
@@ -70,7 +73,8 @@ export class RowRunner implements Disposable {
   /**
    * Writes a row into a folder.
    *
-   * @param isFresh calibrates again, for the time; solved candidates are used again with the time that they took
+   * @param isFresh calibrates again, for the time; solved candidates are used again with the time that they
+   *   took
    */
   async write(row: RowSetting, folder: string, isFresh = false): Promise<WrittenRow> {
     const config = this.configOf(row), { kernels, checkpoint } = this.#run;
@@ -128,7 +132,9 @@ async function timed<T>(run: () => Promise<T>): Promise<{ readonly result: T; re
   return { result, seconds: (performance.now() - begin) / 1000 };
 }
 
-/** SHA-256 of the tensors that a run wrote, θ included; and of its weights alone. Equal digests, equal bytes. */
+/**
+ * SHA-256 of the tensors that a run wrote, θ included; and of its weights alone. Equal digests, equal bytes.
+ */
 export function outputDigests(folder: string): { readonly all: string; readonly weights: string } {
   const files = Object.entries(readManifest(folder)!.files).filter(([name]) => name.endsWith(".safetensors"))
     .sort(([a], [b]) => a < b ? -1 : 1);

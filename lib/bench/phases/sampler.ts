@@ -1,4 +1,7 @@
-/** The sampler's correction: images drawn from the same noise, and the noise error at every step, with it and without. */
+/**
+ * The sampler's correction: images drawn from the same noise, and the noise error at every step, with it and
+ * without.
+ */
 import { type DitModel, imageSteps, type SamplerName, type Scheduler } from "../../models/mod.ts";
 import { drawImages, type NoisyImages, predictionsAt } from "../../eval/images.ts";
 import { bootstrapRatio, type Interval } from "../../eval/intervals.ts";

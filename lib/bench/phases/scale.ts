@@ -1,6 +1,7 @@
 /**
- * Time and memory of phases 1 and 2 at the shapes of a large model: one block with random weights goes through the pipeline, and the
- * times of its phases are multiplied by counts of blocks and tokens. No accuracy. The suite `solvers` times solving at these shapes.
+ * Time and memory of phases 1 and 2 at the shapes of a large model: one block with random weights goes
+ * through the pipeline, and the times of its phases are multiplied by counts of blocks and tokens. No
+ * accuracy. The suite `solvers` times solving at these shapes.
  */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -20,7 +21,10 @@ import { withTemporaryFolder } from "../temporary_folder.ts";
 const VOCABULARY = 512;
 /** Calibration sequences of the block, and their tokens. */
 const SEQUENCES = 32, TOKENS = 32, QUICK_TOKENS = 8;
-/** Counts of the whole run: calibration sequences, their tokens, held-out sequences of phase 1 and in the windows of phase 2. */
+/**
+ * Counts of the whole run: calibration sequences, their tokens, held-out sequences of phase 1 and in the
+ * windows of phase 2.
+ */
 const WHOLE = { sequences: 512, tokens: 512, phase1: 32, phase2: 10 };
 /** Forward passes of a run, about: ranges of activations, held-out step KL of two models, the guard. */
 const PASSES = 8;

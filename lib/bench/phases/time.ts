@@ -1,4 +1,7 @@
-/** Costs of a row of the phases suite: time of its pipeline, of the phases in it, of selecting θ, and of forward passes. */
+/**
+ * Costs of a row of the phases suite: time of its pipeline, of the phases in it, of selecting θ, and of
+ * forward passes.
+ */
 import type { LoadedModel } from "../../models/mod.ts";
 import { imageNoise } from "../../models/random.ts";
 import type { PhasesReport } from "../../phases/mod.ts";
@@ -62,9 +65,11 @@ export function pipelineSeconds(runs: readonly PipelineRun[], solve: number): nu
 }
 
 /**
- * Time of a pipeline with phases / the same without − 1: the median over its runs, each divided by itself less the phases.
+ * Time of a pipeline with phases / the same without − 1: the median over its runs, each divided by itself
+ * less the phases.
  *
- * @param solve seconds of the calibrated solver in the pipeline with the phases, and `without` in the one without
+ * @param solve seconds of the calibrated solver in the pipeline with the phases, and `without` in the one
+ *   without
  * @param parts of the phases that count
  */
 export function overhead(
@@ -81,7 +86,10 @@ export function overhead(
 
 const SELECTIONS = 2000, FORWARDS = 9;
 
-/** Time of selecting θ for every layer, by name and time, over the time of a forward pass of one item at that time. */
+/**
+ * Time of selecting θ for every layer, by name and time, over the time of a forward pass of one item at that
+ * time.
+ */
 export function selectionShare(loaded: LoadedModel, parameters: TimeParameters): number {
   const { axis } = parameters.groups, names = [...parameters.layers.keys()];
   const seconds = (run: () => void) => {
@@ -113,12 +121,14 @@ export function selectionShare(loaded: LoadedModel, parameters: TimeParameters):
   return selecting / median(Array.from({ length: FORWARDS }, () => seconds(forward)));
 }
 
-/** Items of a batch that forward passes are timed on, by family, and how many passes of each model, in turn. */
+/**
+ * Items of a batch that forward passes are timed on, by family, and how many passes of each model, in turn.
+ */
 const TIMED_SEQUENCES = 32, TIMED_IMAGES = 16, TIMED_FORWARDS = 51;
 
 /**
- * Time of a forward pass of one model over that of another of the same family, with the same threads: passes in turn over the same batch, all
- * items at the middle of the axis, as a sampler's step has them.
+ * Time of a forward pass of one model over that of another of the same family, with the same threads: passes
+ * in turn over the same batch, all items at the middle of the axis, as a sampler's step has them.
  *
  * @throws {TypeError} when one draws and the other writes
  */
