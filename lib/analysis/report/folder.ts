@@ -1,4 +1,4 @@
-/** A run's folder with its reports: the page, text, Markdown with pictures, and the tables that all of them come from. */
+/** The folder of a run: its tables, and its reports as page, text, and Markdown with pictures. */
 import { dirname, join } from "node:path";
 import { makeFolder, writeWhole } from "../../files/whole.ts";
 import { renderSvg } from "../render.ts";
