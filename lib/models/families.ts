@@ -7,7 +7,7 @@ import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { DIT } from "./dit/model.ts";
 import { type ForwardCost, type ForwardShape, type ModelFamily, modelOf } from "./family.ts";
-import { ConfigFields, shown } from "./layers/model_config.ts";
+import { ConfigFields, shown } from "./model_config.ts";
 import type { LoadOptions, TensorList } from "./layers/tensors.ts";
 import { DREAM } from "./masked/dream.ts";
 import { LLADA } from "./masked/llada.ts";

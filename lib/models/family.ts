@@ -2,7 +2,7 @@
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
-import { ConfigFields, shown } from "./layers/model_config.ts";
+import { ConfigFields, shown } from "./model_config.ts";
 import { type LoadOptions, ModelTensors, type TensorList } from "./layers/tensors.ts";
 
 /** Sizes of one forward pass. */

@@ -6,7 +6,7 @@ export type { DitConfig } from "./dit/config.ts";
 export { type DitModel, type ImageBatch, loadDit } from "./dit/model.ts";
 export { encodePng, tileImages } from "./dit/png.ts";
 export { generateImages, type ImageOptions, imageSteps } from "./dit/sampler.ts";
-export { loadScheduler, type SamplerName, Scheduler } from "./dit/schedulers.ts";
+export { loadScheduler, type SamplerName, Scheduler } from "./schedulers.ts";
 export {
   forwardCost,
   type LoadedModel,

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { groupCount, packedLayers } from "../quant/mod.ts";
 import { type Checkpoint, SIDECAR_FILE } from "../tensor/mod.ts";
 import { modelFingerprint, readTimeParameters, type TimeParameters } from "../time/mod.ts";
-import { loadScheduler } from "./dit/schedulers.ts";
+import { loadScheduler } from "./schedulers.ts";
 
 /** Requirements on a sidecar, beside fitting the model. */
 export interface StoredTimeOptions {

@@ -16,8 +16,8 @@ import {
   Scheduler,
   tileImages,
 } from "../../lib/models/mod.ts";
-import { schedulerConfig } from "../../lib/models/dit/schedulers.ts";
-import { ConfigFields } from "../../lib/models/layers/model_config.ts";
+import { schedulerConfig } from "../../lib/models/schedulers.ts";
+import { ConfigFields } from "../../lib/models/model_config.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";

@@ -11,8 +11,8 @@ import {
   requirementsAt,
   Scheduler,
 } from "../../lib/models/mod.ts";
-import { schedulerConfig } from "../../lib/models/dit/schedulers.ts";
-import { ConfigFields } from "../../lib/models/layers/model_config.ts";
+import { schedulerConfig } from "../../lib/models/schedulers.ts";
+import { ConfigFields } from "../../lib/models/model_config.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { convertFloats } from "../../lib/quant/mod.ts";
 import { type TestTensor, workplace, writeTensors } from "../_checkpoints.ts";

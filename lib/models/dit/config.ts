@@ -1,6 +1,6 @@
 /** Sizes of a DiT out of config.json, and the cost of one of its forward passes. */
 import type { ForwardCost, ForwardShape } from "../family.ts";
-import { type ConfigFields, MAX_BLOCKS } from "../layers/model_config.ts";
+import { type ConfigFields, MAX_BLOCKS } from "../model_config.ts";
 
 /** Inputs of the timestep's embedding: diffusers fixes it. */
 export const TIMESTEP_CHANNELS = 256;

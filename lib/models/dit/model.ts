@@ -7,7 +7,7 @@ import type { Kernels } from "../../native/mod.ts";
 import { loadAs, type ModelFamily, type ModelSource } from "../family.ts";
 import { type Blockwise, checkPlain, firstFault, type PassOptions, type Stage } from "../layers/blockwise.ts";
 import { LoadedWeights } from "../layers/loaded_weights.ts";
-import { shown } from "../layers/model_config.ts";
+import { shown } from "../model_config.ts";
 import type { LinearLayer, LoadOptions } from "../layers/tensors.ts";
 import { type DitConfig, ditConfig, ditForwardCost } from "./config.ts";
 import {

@@ -5,7 +5,7 @@
 import { correctPredictions, type SamplerCorrection } from "../../thermo/sampler_correction.ts";
 import type { DitModel } from "./model.ts";
 import { imageNoise, RandomStream } from "../random.ts";
-import type { SamplerName, Scheduler, TimestepSpacing } from "./schedulers.ts";
+import type { SamplerName, Scheduler, TimestepSpacing } from "../schedulers.ts";
 
 export interface ImageOptions {
   /** Default: the schedule's. */
@@ -107,7 +107,7 @@ export function* imageSteps(
  * import { openKernels } from "../../native/mod.ts";
  * import { loadDit } from "./model.ts";
  * import { generateImages } from "./sampler.ts";
- * import { loadScheduler } from "./schedulers.ts";
+ * import { loadScheduler } from "../schedulers.ts";
  * const model = loadDit("tests/models/glyph-dit", await openKernels());
  * const images = generateImages(model, loadScheduler("tests/models/glyph-dit"), [3], { steps: 4, seed: 1 });
  * console.log(images.length); // 256

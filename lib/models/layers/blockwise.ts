@@ -5,7 +5,7 @@
 import { WeightsError } from "../../errors.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import type { Matrix } from "./linear.ts";
-import { shown } from "./model_config.ts";
+import { shown } from "../model_config.ts";
 import type { LinearLayer } from "./tensors.ts";
 
 /**

@@ -10,7 +10,7 @@ import { type PackedLayer, packedLayers, readPackedTensor } from "../../quant/pa
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../../tensor/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import type { DenseMatrix, Linear, Matrix, WeightDtype } from "./linear.ts";
-import { shown } from "./model_config.ts";
+import { shown } from "../model_config.ts";
 import type { Workspace } from "./workspace.ts";
 
 /** Names of a kind that a message lists before it only counts. */

@@ -2,7 +2,7 @@
  * Filling masks step by step, as Dream and LLaDA both do: the loop over steps, the steps that it hands out,
  * and the checks of options, all before any work.
  */
-import { shown } from "../layers/model_config.ts";
+import { shown } from "../model_config.ts";
 import { RandomStream } from "../random.ts";
 import type { Proposal } from "./token_sampling.ts";
 import type { MaskedTransformer } from "./transformer.ts";

@@ -4,7 +4,7 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import { loadAs, type ModelFamily } from "../family.ts";
-import { type ConfigFields, MAX_BLOCKS } from "../layers/model_config.ts";
+import { type ConfigFields, MAX_BLOCKS } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { RandomStream } from "../random.ts";
 import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";

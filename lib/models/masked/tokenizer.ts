@@ -7,7 +7,7 @@ import { join } from "node:path";
 import type { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { CheckpointError } from "../../errors.ts";
 import { readJsonFile } from "../../files/json.ts";
-import { shown } from "../layers/model_config.ts";
+import { shown } from "../model_config.ts";
 
 /** Longest text that is encoded: beyond any model's limit, and tokenizers may take quadratic time. */
 const MAX_TEXT_LENGTH = 4_000_000;

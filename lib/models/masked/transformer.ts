@@ -6,7 +6,7 @@
 import type { ModelSource } from "../family.ts";
 import { type Blockwise, checkPlain, firstFault, type PassOptions, type Stage } from "../layers/blockwise.ts";
 import { LoadedWeights } from "../layers/loaded_weights.ts";
-import { shown } from "../layers/model_config.ts";
+import { shown } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
 import { embed, positionsOf, runBlock, runHead, type SequenceCall, type TransformerPass } from "./forward.ts";

@@ -1,7 +1,7 @@
 /** Reading a model's config.json: every field checked, every fault a `CheckpointError` that names the key. */
 import { join } from "node:path";
-import { CheckpointError } from "../../errors.ts";
-import type { Checkpoint } from "../../tensor/mod.ts";
+import { CheckpointError } from "../errors.ts";
+import type { Checkpoint } from "../tensor/mod.ts";
 
 /** Most blocks of a model: published ones stay under 200, and each block costs a list of tensor names. */
 export const MAX_BLOCKS = 4096;

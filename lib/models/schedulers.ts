@@ -4,10 +4,10 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { CheckpointError } from "../../errors.ts";
-import { readJsonFile } from "../../files/json.ts";
-import { correctedDeviation, type SamplerCorrection } from "../../thermo/sampler_correction.ts";
-import { ConfigFields } from "../layers/model_config.ts";
+import { CheckpointError } from "../errors.ts";
+import { readJsonFile } from "../files/json.ts";
+import { correctedDeviation, type SamplerCorrection } from "../thermo/sampler_correction.ts";
+import { ConfigFields } from "./model_config.ts";
 
 /** The quantity that the model predicts: the noise ε, `v = √ᾱ ε − √(1 − ᾱ) x0`, or the image x0. */
 export type PredictionType = "epsilon" | "v_prediction" | "sample";
