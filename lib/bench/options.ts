@@ -10,7 +10,7 @@ export type PhaseName = (typeof PHASES)[number];
 
 /** Values of `--model-size`. */
 export const MODEL_SIZES = ["7B"] as const;
-export type ModelSize = (typeof MODEL_SIZES)[number];
+type ModelSize = (typeof MODEL_SIZES)[number];
 
 /** Time groups of the phases suite by default. */
 export const DEFAULT_TIME_GROUPS = DEFAULT_CONFIG.numTimeGroups;

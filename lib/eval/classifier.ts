@@ -11,8 +11,8 @@ import type { FeatureStatistics } from "./frechet.ts";
 
 /** Side of an image. */
 const SIDE = 16;
-export const CLASSES = 10;
-export const FEATURES = 64;
+const CLASSES = 10;
+const FEATURES = 64;
 /** Images whose intermediate values are held at once. */
 const BATCH = 50;
 

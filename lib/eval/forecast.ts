@@ -90,7 +90,7 @@ export function forecastMemory(
 }
 
 /** Bytes that this process may still take; Infinity where the system does not tell. */
-export function availableMemoryBytes(): number {
+function availableMemoryBytes(): number {
   const counted = (path: string): number | undefined => {
     const text = existsSync(path) ? readFileSync(path, "utf8").trim() : "";
     return /^\d+$/.test(text) ? Number(text) : undefined;
@@ -165,8 +165,8 @@ export interface TimeForecast {
 }
 
 /**
- * Time of a run from its multiply-adds: the matrix that most of a model's weights are like is made up, as
- * many rows of it as take a moment, and multiplied. Norms, sampling and the rest are not in it.
+ * Time of a run from its multiply-adds: a synthetic matrix like most of the model's weights, with as many
+ * rows as take a moment, is multiplied and timed. Norms, sampling and the rest are not in it.
  *
  * @param rows rows of the activations in a typical product
  */

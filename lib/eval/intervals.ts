@@ -15,7 +15,7 @@ export interface Interval {
 
 export const DEFAULT_CONFIDENCE = 0.95;
 /** Resamples of a bootstrap: quantiles of 2.5 % then rest on 50 of them. */
-export const DEFAULT_RESAMPLES = 2000;
+const DEFAULT_RESAMPLES = 2000;
 
 /** Options of intervals. */
 export interface BootstrapOptions {

@@ -17,15 +17,12 @@ import type { MaskedSequence } from "./masked.ts";
 /** Tokens of a puzzle's sequence, padding included. */
 export const PUZZLE_TOKENS = 36;
 
-export const PUZZLE_TASKS = ["add", "sudoku", "sort"] as const;
-export type PuzzleTask = (typeof PUZZLE_TASKS)[number];
-
 /** Form of a prompt of each task, and length of its answer. */
-const FORMS: Readonly<Record<PuzzleTask, { readonly prompt: RegExp; readonly answer: number }>> = {
-  add: { prompt: /^\d\d\+\d\d=$/, answer: 3 },
-  sudoku: { prompt: /^S[0-4]{16}>$/, answer: 16 },
-  sort: { prompt: /^[a-p]{8}>$/, answer: 8 },
-};
+const FORMS = [
+  { task: "add", prompt: /^\d\d\+\d\d=$/, answer: 3 },
+  { task: "sudoku", prompt: /^S[0-4]{16}>$/, answer: 16 },
+  { task: "sort", prompt: /^[a-p]{8}>$/, answer: 8 },
+] as const;
 
 /** Characters of all prompts and answers. */
 const CHARACTERS = "0123456789+=>S:abcdefghijklmnop";
@@ -50,7 +47,7 @@ export interface Puzzle {
 
 /** Characters of the answer to a puzzle's prompt, undefined for text that is no puzzle. */
 export function answerLength(prompt: string): number | undefined {
-  return PUZZLE_TASKS.map((task) => FORMS[task]).find(({ prompt: form }) => form.test(prompt))?.answer;
+  return FORMS.find(({ prompt: form }) => form.test(prompt))?.answer;
 }
 
 /**
@@ -95,7 +92,7 @@ export function readPuzzles(path: string): Puzzle[] {
 }
 
 /** Model properties that a puzzle's sequence depends on. */
-export type PosedModel = Pick<MaskedTransformer, "path" | "config">;
+type PosedModel = Pick<MaskedTransformer, "path" | "config">;
 
 /** The special tokens that a puzzle needs. @throws {CheckpointError} when config.json has not all of them */
 function specialTokens(model: PosedModel): { bos: number; eos: number; pad: number; mask: number } {

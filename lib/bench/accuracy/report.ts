@@ -26,7 +26,7 @@ const BINS = 10, SYNTHETIC_BINS = 4;
 const VISIBLE_NOISE_ERROR = 0.01;
 
 /** A model measured at a setting. */
-export type MeasuredSetting = Measured & { readonly result: Measurement };
+type MeasuredSetting = Measured & { readonly result: Measurement };
 /** The same with the difference of its solved prompts to full precision's. */
 type Compared = MeasuredSetting & { readonly lost: Difference | undefined };
 

@@ -18,7 +18,7 @@ import {
 import { overhead, type PhaseTimes } from "./time.ts";
 
 /** Measurements beside the rows that goals are about. */
-export interface GoalOptions {
+interface GoalOptions {
   readonly name: string;
   readonly family: string;
   readonly seed: number;

@@ -10,7 +10,7 @@ import { withTemporaryFolder } from "../temporary_folder.ts";
 const SAMPLES = 32;
 
 /** Model and settings of the two runs. */
-export interface PhaseMemoryOptions {
+interface PhaseMemoryOptions {
   readonly path: string;
   readonly source: string;
   readonly bits: number;

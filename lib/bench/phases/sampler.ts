@@ -14,7 +14,7 @@ const QUICK_IMAGES = 4, QUICK_STEPS = 4;
 const SAMPLERS: readonly SamplerName[] = ["ddim", "ddpm"];
 
 /** A full-precision model, and a quantized one with its sampler's correction and without. */
-export interface CorrectedModels {
+interface CorrectedModels {
   readonly full: DitModel;
   readonly plain: DitModel;
   readonly corrected: DitModel;
