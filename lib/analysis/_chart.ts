@@ -17,7 +17,7 @@ export interface ChartOptions {
   readonly height?: number | undefined;
 }
 
-export const SCHEMA_URL = "https://vega.github.io/schema/vega-lite/v6.json";
+const SCHEMA_URL = "https://vega.github.io/schema/vega-lite/v6.json";
 export const DEFAULT_WIDTH = 560;
 export const DEFAULT_HEIGHT = 260;
 
@@ -25,7 +25,7 @@ export const DEFAULT_HEIGHT = 260;
 export type ChartRow = Readonly<Record<string, string | number | boolean | null>>;
 
 /** The data of one chart. */
-export interface ChartData {
+interface ChartData {
   readonly rows: ChartRow[];
   /** Values that are NaN or infinite: drawn as absent. */
   readonly notFinite: number;

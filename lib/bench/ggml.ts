@@ -12,11 +12,11 @@ export const GGML_TYPES = ["q2_0", "tq2_0", "q2_K", "q3_K", "q4_0", "q4_1", "q4_
 export type GgmlType = typeof GGML_TYPES[number];
 
 /** Formats with code books, whose tables are made on first use (seconds): name, and ggml's number. */
-export const GGML_CODEBOOK_TYPES = { iq2_xs: 17, iq2_s: 22 } as const;
+const GGML_CODEBOOK_TYPES = { iq2_xs: 17, iq2_s: 22 } as const;
 export type GgmlCodebookType = keyof typeof GGML_CODEBOOK_TYPES;
 
 /** Formats of activations in ggml's dot products; their row quantizers are vectorized by hand. */
-export const GGML_ACTIVATION_TYPES = ["q8_0", "q8_K"] as const;
+const GGML_ACTIVATION_TYPES = ["q8_0", "q8_K"] as const;
 export type GgmlActivationType = typeof GGML_ACTIVATION_TYPES[number];
 
 /** Most bytes that a weight takes in any format, for output buffers. */
@@ -85,7 +85,7 @@ export interface Opened {
 }
 
 /** Opens libraries and says how the runtime takes a count. */
-export interface Opener {
+interface Opener {
   open(path: string, table: Readonly<Record<string, Declaration>>): Opened;
   count(value: number): number | bigint;
 }

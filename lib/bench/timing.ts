@@ -2,7 +2,7 @@
 import { pairedRatio, summarize, type Summary } from "../eval/statistics.ts";
 
 /** Milliseconds since any fixed moment. */
-export type Clock = () => number;
+type Clock = () => number;
 
 /** Something that is timed. */
 export interface Contender {

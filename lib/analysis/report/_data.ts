@@ -5,7 +5,7 @@ import { columnsOf, type ColumnType, type TableName } from "../schema.ts";
 import type { MeasuredRow, TableLike } from "../tables.ts";
 
 /** A column as the page gets it. */
-export interface PageColumn {
+interface PageColumn {
   readonly name: string;
   readonly title: string;
   readonly type: ColumnType;
@@ -29,7 +29,7 @@ export interface PageTable {
 }
 
 /** Bytes of all tables of a page together: with the libraries it stays below five million. */
-export const PAGE_TABLE_BYTES = 2_800_000;
+const PAGE_TABLE_BYTES = 2_800_000;
 
 const DIGITS = 6;
 

@@ -7,7 +7,7 @@ import { type Run, writeRun } from "../run.ts";
 import { chartsOf } from "../run_charts.ts";
 
 /** The page in a report's folder. */
-export const REPORT_PAGE = "report.html";
+const REPORT_PAGE = "report.html";
 
 /**
  * Writes `report.html`, `report.txt`, `report.md` with `charts/*.svg`, `run.json` and `tables/*.parquet` into

@@ -46,7 +46,7 @@ export interface KernelCase {
 }
 
 export type TimedDtype = "F32" | "F16" | "BF16" | "F8_E4M3" | "F8_E5M2";
-export const SCALAR = 1;
+const SCALAR = 1;
 
 /** Rows that a check recomputes with the scalar kernels: rows are independent, so a few are enough. */
 const CHECKED_ROWS = 16;
@@ -414,7 +414,7 @@ export function findNonfiniteCase(
   };
 }
 
-export interface TwoLevelSpec {
+interface TwoLevelSpec {
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
   readonly scaleBits: ScaleBits;

@@ -98,7 +98,7 @@ export function fmaPeakCase(peers: ProductPeers, handle: KernelHandle): KernelCa
 /**
  * Formats of ggml's weights and of the activations with them, and the largest relative error of a product.
  */
-export const GGML_DOTS = {
+const GGML_DOTS = {
   q2_K: { activations: "q8_K", limit: 0.5 },
   q3_K: { activations: "q8_K", limit: 0.25 },
   q4_0: { activations: "q8_0", limit: 0.12 },

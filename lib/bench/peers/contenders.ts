@@ -10,7 +10,7 @@ import { gptq } from "./gptq.ts";
 import { hqq } from "./hqq.ts";
 import { gridName, type GridSetting } from "./method.ts";
 
-export interface ContenderOptions {
+interface ContenderOptions {
   readonly bits: readonly BitWidth[];
   readonly groupSizes: readonly GroupSize[];
   readonly solvers: readonly Solver[];

@@ -26,7 +26,7 @@ export const GGML_FORMATS = {
 >;
 export type GgmlFormat = keyof typeof GGML_FORMATS;
 
-export interface GgmlMethodOptions {
+interface GgmlMethodOptions {
   /** The diagonal of E[x xᵀ] as importance weights (an "imatrix"). Default false. */
   readonly importance?: boolean;
   /** Super-blocks are cut from the values of the matrix across the ends of rows. Default false. */

@@ -37,7 +37,7 @@ export interface Target {
 }
 
 /** The matrices that the pipeline quantizes unless it is told otherwise, in the order of the files. */
-export function quantizedLayers(checkpoint: Checkpoint, kernels: Kernels): Layer[] {
+function quantizedLayers(checkpoint: Checkpoint, kernels: Kernels): Layer[] {
   const { rows } = planQuantization(checkpoint, resolveConfig({}).config);
   return rows.flatMap(({ name, shape, dtype, action }): Layer[] => {
     if (action === "keep") return [];

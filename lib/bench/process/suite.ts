@@ -22,7 +22,7 @@ const GOAL_INFERENCE_BYTES = 64e6;
 const BITS = 4;
 
 /** Memory of a process that runs a model once, and of one that only opens the kernels. */
-export interface InferenceMemory {
+interface InferenceMemory {
   readonly peakResidentBytes: number;
   readonly baselineBytes: number;
   readonly weightBytes: number;
