@@ -135,10 +135,10 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<numbe
     printJson({
       path,
       modelKind: checkpoint.kind,
-      files: checkpoint.files.map(({ name, file }) => ({
+      files: checkpoint.files.map(({ name, file: { fileBytes: bytes, metadata } }) => ({
         name,
-        bytes: file.fileBytes,
-        metadata: file.metadata,
+        bytes,
+        metadata,
       })),
       totals,
       backend: kernels.describe(),

@@ -183,7 +183,7 @@ function rowOf({ environment, options }: BenchContext, each: Measured) {
   const { backend, isa, runtime, processor } = environment;
   return {
     suite: "process" as const,
-    kernel: "scripts/quantize.ts",
+    kernel: "quantize.ts",
     backend,
     isa,
     dtype: `BF16 to ${BITS} bits`,
@@ -209,7 +209,7 @@ function rowOf({ environment, options }: BenchContext, each: Measured) {
 function sectionOf({ options }: BenchContext, measured: readonly Measured[], runs: number): Section {
   const threads = options.threads ?? 2;
   return {
-    title: `scripts/quantize.ts as a process: ${BITS} bits, round to nearest, ${threads} threads`,
+    title: `quantize.ts as a process: ${BITS} bits, round to nearest, ${threads} threads`,
     notes: [
       `Synthetic BF16 checkpoints, sharded, Dream's layer shapes, just written. Median of ${runs} run${
         runs === 1 ? "" : "s"
@@ -251,6 +251,6 @@ function sectionOf({ options }: BenchContext, measured: readonly Measured[], run
 export const processSuite: Suite<ProcessRow> = {
   name: "process",
   summary:
-    "scripts/quantize.ts on a large synthetic checkpoint: rate and memory of the process, memory to run the result; start-up",
+    "quantize.ts on a large synthetic checkpoint: rate and memory of the process, memory to run the result; start-up",
   run: measure,
 };
