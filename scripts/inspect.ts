@@ -111,9 +111,8 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<numbe
   let mismatches: Mismatch[] | undefined;
   if (flags.verify) {
     if (manifest === undefined || folder === undefined) {
-      throw new CheckpointError(`Cannot verify "${path}": must have a manifest of this tool, got none`, {
-        path,
-      });
+      const reason = "must have a manifest of this tool, got none";
+      throw new CheckpointError(`Cannot verify "${path}": ${reason}`, { path });
     }
     mismatches = await verifyFiles(folder, manifest);
   }
