@@ -38,7 +38,7 @@ const interval = <Name extends string>(name: Name, unit: string) =>
     readonly [Key in `${Name}Low` | `${Name}High`]: ReturnType<typeof number>;
   };
 
-const MODEL = required(text("name of the model's folder"));
+const MODEL = required(text("name of the folder of the model"));
 const SETTING = required(text("how it was quantized, as in `2 clip`; `full` is full precision"));
 
 /**
@@ -48,23 +48,23 @@ const SETTING = required(text("how it was quantized, as in `2 clip`; `full` is f
  */
 export const TABLE_SCHEMAS = {
   layers: {
-    doc: "One row a tensor: what became of it and what that cost",
+    doc: "One row for each tensor: its bits, its error and its size",
     key: ["model", "setting", "name"],
     columns: {
       model: MODEL,
       setting: SETTING,
-      name: required(text("the tensor's original name")),
+      name: required(text("original name of the tensor")),
       kind: required(
         text(
-          "`attention`, `feed-forward`, `embedding`, `modulation`, `norm`, `head` or `other`, read off the name",
+          "`attention`, `feed-forward`, `embedding`, `modulation`, `norm`, `head` or `other`, from the name",
         ),
       ),
       action: required(
         text(
-          "`quantized`, `kept`, or `fallback`: more bits than asked for, because `min_accuracy` was missed",
+          "`quantized`, `kept`, or `fallback`: more bits than asked for, to reach `min_accuracy`",
         ),
       ),
-      reason: text("the rule that kept it, or where its bits came from"),
+      reason: text("rule that kept it, or origin of its bits"),
       bits: integer("bits", "of a code; absent when kept"),
       groupSize: integer("weights", "weights that share a scale; 0 is a whole row"),
       weights: required(integer("weights", "number of weights")),
@@ -73,7 +73,7 @@ export const TABLE_SCHEMAS = {
       cosine: number("1", "of w and ŵ as vectors; absent when kept"),
       maxError: number("weight", "largest |w − ŵ|; absent when kept"),
       bytesBefore: required(integer("bytes", "of the original tensor")),
-      bytesAfter: required(integer("bytes", "of all that is stored for it")),
+      bytesAfter: required(integer("bytes", "of everything stored for it")),
       milliseconds: number(
         "ms",
         "to read, quantize, verify and write it; absent when an earlier run had done it",
@@ -82,7 +82,7 @@ export const TABLE_SCHEMAS = {
   },
   time: {
     doc:
-      "One row a layer (or the model's output) and stretch of the time axis: errors there, and time parameters θ",
+      "One row for each layer (or the output of the model) and part of the time axis: errors, and time parameters θ",
     key: ["model", "setting", "layer", "stage", "tBegin"],
     columns: {
       model: MODEL,
@@ -91,33 +91,35 @@ export const TABLE_SCHEMAS = {
       timeGroup: integer("group", "index of the time group, where there are groups"),
       tUnit: required(text("`timestep` or `mask ratio`")),
       tBegin: required(number("tUnit", "first timestep, or lower mask ratio")),
-      tEnd: required(number("tUnit", "end, itself not inside")),
-      samples: integer("samples", "images or sequences measured there"),
+      tEnd: required(number("tUnit", "end, exclusive")),
+      samples: integer("samples", "images or sequences measured"),
       relativeError: number("1", "‖ŷ − y‖² / ‖y‖² of the output against full precision"),
       ...interval("relativeError", "1"),
       kl: number("nats", "mean over masked positions of KL(full ‖ quantized)"),
       ...interval("kl", "nats"),
       stepKl: number(
         "nats",
-        "of p(x_{t−1} | x_t), full against quantized: mean at a masked position, or of an image",
+        "KL of p(x_{t−1} | x_t), full ‖ quantized: mean at a masked position, or of an image",
       ),
       ...interval("stepKl", "nats"),
       stage: text("of θ: `before` or `after` boundary smoothing"),
       scale: number("activation", "θ: step of the activation codes"),
       zeroPoint: number("code", "θ: zero point of the activation codes"),
-      activationLow: number("activation", "θ: least activation that is represented"),
-      activationHigh: number("activation", "θ: largest activation that is represented"),
+      activationLow: number("activation", "θ: smallest activation in the range"),
+      activationHigh: number("activation", "θ: largest activation in the range"),
       gain: number("1", "θ: mean gain of the output correction"),
       bias: number("activation", "θ: root mean square bias of the output correction"),
     },
   },
   phases: {
-    doc: "One row a phase and task: what each phase does beside full precision and the baseline",
+    doc: "One row for each phase and task: full precision, the baseline, each phase and its rivals",
     key: ["model", "setting", "phase", "task"],
     columns: {
       model: MODEL,
       setting: SETTING,
-      phase: required(text("`full`, `baseline`, `phase1`, `phase2`, `phase3_full`, or an ablation's name")),
+      phase: required(
+        text("`full`, `baseline`, `phase1`, `phase2`, `phase3_full`, or the name of an ablation"),
+      ),
       bits: integer("bits", "of a code; absent at full precision"),
       bitsPerWeight: number("bits/weight", "over all quantized tensors"),
       task: required(text("`all` is all of them together")),
@@ -128,24 +130,24 @@ export const TABLE_SCHEMAS = {
       ...interval("delta", "1"),
       stepKl: number(
         "nats",
-        "held-out: mean KL(full ‖ quantized) at a masked position, or mean ω_t ‖Δ prediction‖² of an image",
+        "on evaluation data: mean KL(full ‖ quantized) at a masked position, or mean ω_t ‖Δ prediction‖² of an image",
       ),
       ...interval("stepKl", "nats"),
       markovScore: number("1", "mean over layers; a diagnostic, not an objective"),
       seconds: number("s", "whole pipeline: calibrate, quantize, write"),
       overhead: number(
         "1",
-        "what the row adds to the time of the baseline - rounding, static activations, no phase - over that time",
+        "time of the row divided by that of the baseline (rounding, static activations, no phase), minus 1",
       ),
       iterations: integer("iterations", "of the optimizer, all layers"),
-      converged: boolean("the optimizer's test was met in every layer"),
-      layersKept: integer("layers", "that took what the phase proposed"),
-      layersRejected: integer("layers", "that kept what they had"),
-      peakBytes: integer("bytes", "most resident memory"),
+      converged: boolean("the test of the optimizer was met in every layer"),
+      layersKept: integer("layers", "that kept the result of the phase"),
+      layersRejected: integer("layers", "whose result was rejected"),
+      peakBytes: integer("bytes", "peak resident memory"),
     },
   },
   peers: {
-    doc: "One row a method and task: accuracy and error at its bits per weight, ours and others'",
+    doc: "One row for each method and task, ours and others: accuracy and error at its bits per weight",
     key: ["model", "method", "task"],
     columns: {
       model: MODEL,
@@ -153,7 +155,7 @@ export const TABLE_SCHEMAS = {
       library: required(text("`arrowquant`, `ggml`, or `re-implementation`")),
       bits: integer("bits", "of a code; absent at full precision"),
       bitsPerWeight: number("bits/weight", "absent at full precision"),
-      task: text("`all` is all of them together; absent: nothing was solved or drawn"),
+      task: text("`all` is all of them together; absent: no task was run"),
       samples: integer("samples", "prompts or images"),
       accuracy: number("1", "share of exact answers, or of recognized images"),
       ...interval("accuracy", "1"),
@@ -161,16 +163,17 @@ export const TABLE_SCHEMAS = {
       ...interval("kl", "nats"),
       relativeError: number("1", "‖ε̂ − ε‖² / ‖ε‖², mean over timesteps"),
       ...interval("relativeError", "1"),
-      frechetDistance: number("1", "of the classifier's features to real images'"),
+      frechetDistance: number("1", "between the classifier features of generated and real images"),
       relativeRmsError: number("1", "of the weights: root of Σ(w − ŵ)² / Σw²"),
       seconds: number("s", "to quantize"),
     },
   },
   kernels: {
-    doc: "One row a kernel: its rate beside memcpy's, or a format's error on the same weights",
+    doc:
+      "One row for each kernel: its rate compared with memcpy, or the error of a format on the same weights",
     key: ["group", "kernel", "place", "isa", "threads"],
     columns: {
-      group: required(text("rows of a group were timed together")),
+      group: required(text("group of rows that were timed together")),
       kernel: required(text("kernel or format")),
       library: text("`arrowquant`, `ggml` or `memcpy`"),
       backend: text("`native` or `wasm`"),
@@ -180,24 +183,24 @@ export const TABLE_SCHEMAS = {
       cols: integer("columns", "of the matrix"),
       place: text("`in cache` or `from memory`"),
       threads: integer("threads", "of the call"),
-      samples: integer("samples", "of the clock"),
+      samples: integer("samples", "timed samples"),
       weightsPerSecond: number("weights/s", "median"),
       weightsPerSecondDeviation: number("weights/s", "median deviation from the median"),
       bytesPerSecond: number("bytes/s", "median; all arrays read and written, each once"),
       bytesPerSecondDeviation: number("bytes/s", "median deviation from the median"),
-      timesMemcpy: number("× memcpy", "bytes per second in units of memcpy's, same run"),
+      timesMemcpy: number("× memcpy", "bytes per second divided by those of memcpy in the same run"),
       bitsPerWeight: number("bits/weight", "of a format"),
       relativeRmsError: number("1", "of a format on Gaussian weights"),
     },
   },
   samples: {
-    doc: "One row a sample: the same prompt or noise at each setting",
+    doc: "One row for each sample: the same prompt or noise at each setting",
     key: ["model", "setting", "sample"],
     columns: {
       model: MODEL,
       setting: SETTING,
       sample: required(integer("index", "the same prompt or noise in every setting")),
-      label: text("class asked for, or task"),
+      label: text("requested class, or task"),
       prompt: text("of a text sample"),
       expected: text("of a text sample"),
       answer: text("of a text sample"),
@@ -206,7 +209,7 @@ export const TABLE_SCHEMAS = {
     },
   },
   drift: {
-    doc: "One row a sampler's step: how far a free-running trajectory has drifted from full precision's",
+    doc: "One row for each step of a sampler: drift of a free-running trajectory from that of full precision",
     key: ["model", "setting", "step"],
     columns: {
       model: MODEL,
@@ -217,14 +220,14 @@ export const TABLE_SCHEMAS = {
     },
   },
   losses: {
-    doc: "One row an iteration of an optimizer",
+    doc: "One row for each iteration of an optimizer",
     key: ["model", "setting", "layer", "iteration"],
     columns: {
       model: MODEL,
       setting: SETTING,
       layer: text("absent: the whole model"),
       iteration: required(integer("iterations", "0 is before the first step")),
-      total: number("loss", "what is minimised"),
+      total: number("loss", "objective: sum of the terms"),
       quantization: number("loss", "data term"),
       markov: number("loss", "Gauss-Markov term"),
       entropy: number("loss", "annealing term"),
@@ -232,15 +235,15 @@ export const TABLE_SCHEMAS = {
     },
   },
   codes: {
-    doc: "One row a code of a layer: how often it occurs",
+    doc: "One row for each code of a layer: how often it occurs",
     key: ["model", "setting", "layer", "code"],
     columns: {
       model: MODEL,
       setting: SETTING,
-      layer: required(text("the tensor's original name")),
+      layer: required(text("original name of the tensor")),
       bits: required(integer("bits", "of a code")),
       code: required(integer("code", "0 … 2^bits − 1")),
-      count: required(integer("weights", "weights with this code, among those counted")),
+      count: required(integer("weights", "counted weights with this code")),
     },
   },
 } as const satisfies Readonly<Record<string, TableSchema>>;
