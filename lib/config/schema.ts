@@ -147,63 +147,64 @@ const ROWS: Rows = {
       "64 or 128; where it is not set, 16 for 2 and 3 bits, 32 for 4 and 8",
   ),
   scale_bits: key(integerOf(4, 6, 16), 16, { unit: "bits" }).means(
-    "16: a half-precision scale and zero point for each group. 4 and 6: two-level scales, codes of so " +
-      "many bits under half-precision ones for every 256 weights of a row, as ggml's Q2_K and Q4_K; they " +
-      "need `zero_point` real",
+    "16: a half-precision scale and zero point for each group. 4 and 6: two-level scales, codes of 4 or " +
+      "6 bits under half-precision scales for every 256 weights of a row, as in ggml's Q2_K and Q4_K; " +
+      "they need `zero_point` real",
   ),
   num_time_groups: key(integer(1, 100), 10).means(
-    "Groups into which timesteps or mask ratios are divided, when a phase is enabled and in saved " +
-      "calibration statistics",
+    "Time groups of the timesteps or mask ratios, when a phase is enabled and in saved calibration " +
+      "statistics",
   ),
   solver: key(choice(...SOLVERS), "clip").means(
-    "How codes and scales are chosen: round to nearest; clip search with least squares; and on " +
-      "calibration data error feedback, or that with refits, descent and corrected targets",
+    "How codes and scales are chosen: `round` to nearest; `clip` search with least squares; on " +
+      "calibration data `feedback` (error feedback), or `best`, which adds refits, coordinate descent and " +
+      "corrected targets",
   ),
   calibration_data: key(orNull(text), null).means(
-    "File of calibration data, JSONL or safetensors, or `synthetic`; or of saved statistics, several " +
-      "with commas between them; by default what lies beside the checkpoint",
+    "File of calibration data, JSONL or safetensors; or `synthetic`; or files of saved statistics, " +
+      "separated by commas. By default the file beside the checkpoint",
   ),
   calibration_samples: key(integer(32, 1024), 512, { unit: "samples" }).means(
-    "Sequences or noised images that are solved on; records are masked or noised again when there are " +
-      "fewer",
+    "Sequences or noised images to solve on; records are masked or noised again when there are fewer",
   ),
   calibration_seed: key(integer(0, 2 ** 31 - 1), 0).means("Seed of masks, noise and the choice of records"),
   calibration_mode: key(choice("blocks", "once"), "blocks").means(
-    "Inputs of a layer: as the quantized layers before it make them, or all as full precision does",
+    "Where the inputs of a layer come from: `blocks`, the quantized layers before it; `once`, the " +
+      "full-precision model",
   ),
   "solver_options.damping": key(positive(10), 0.01).means(
-    "Part of a moment's mean diagonal that is added to it",
+    "Share of the mean diagonal of a second moment that is added to its diagonal",
   ),
   "solver_options.rounds": key(integer(0, 100), 4).means(
-    "Times that `best` refits scales and descends over codes",
+    "Rounds of refits and coordinate descent of `best`",
   ),
   "solver_options.refit": key(boolean, true).means("Whether `best` refits scales and zero points"),
   "solver_options.correction": key(number(0, 1), 1).means(
-    "How much of the error made before a layer `best` lets it undo",
+    "Share of the error of earlier layers that `best` corrects in a layer's target",
   ),
   "solver_options.residual_correction": key(number(0, 1), 1).means(
-    "The same for the error of the stream that a layer's output is added to",
+    "The same for the error of the residual stream to which the output of a layer is added",
   ),
   "solver_options.candidates": key(integer(1, 4), 2).means(
-    "Settings that `best` tries on the whole model; the least held-out error decides",
+    "Settings that `best` tries on the whole model; the held-out error selects one",
   ),
   "solver_options.low_rank": key(
     numberKind("integer", "0, or 4 to 64", (v) => v === 0 || (v >= 4 && v <= 64)),
     0,
   ).means(
-    "Rank of a correction A B, stored as half floats beside the codes of each layer that `feedback` or " +
-      "`best` solves; 0 for none",
+    "Rank of a correction A B, stored in half precision beside the codes of each layer that `feedback` " +
+      "or `best` solves; 0 for none",
   ),
   "solver_options.rotation": key(choice("none", "hadamard"), "none").means(
-    "Whether `feedback` and `best` solve layers on inputs turned by a randomised Hadamard matrix, as " +
-      "the runtime then does",
+    "`hadamard`: `feedback` and `best` solve layers on inputs rotated by a randomized Hadamard matrix, " +
+      "and the runtime rotates inputs in the same way",
   ),
   zero_point: key(choice("real", "integer", "symmetric"), "real").means(
-    "Zero point of a group: any real number, an integer code, or fixed in the middle",
+    "Zero point of a group: any real number, an integer code, or fixed in the middle of the codes",
   ),
   min_accuracy: key(number(0, 1), 0).means(
-    "Least cosine between a tensor and its quantized form; below it the tensor is tried again with 3, " +
-      "4, then 8 bits. 0 never falls back",
+    "Smallest cosine between a tensor and its quantized form; below it the tensor is quantized again " +
+      "with 3, 4, then 8 bits. 0: never",
   ),
   layer_bit_widths: key(layerBits, {}).means(
     "Bits for single tensors, by name or pattern; 16 keeps the tensor as it is. A tensor's own name " +
@@ -235,7 +236,7 @@ const ROWS: Rows = {
     "Accepted and ignored: the checkpoint says what the model generates",
   ),
   enable_time_aware: key(boolean, true).means(
-    "When a phase is enabled: static activation quantization per time group, stored beside the model as " +
+    "When a phase is enabled: static activation quantization by time group, stored beside the model as " +
       "`time_parameters.safetensors`",
   ),
   activation_bits: key(integerOf(4, 8), 8, { unit: "bits" }).means(
@@ -263,15 +264,15 @@ const ROWS: Rows = {
       "variance of quantized predictions, kept if the held-out step KL falls",
   ),
   target_model_size_mb: key(orNull(positive(1e9)), null, { unit: "MB" }).means(
-    "Size into which the quantized model has to fit, all its tensors together, by choosing bits per " +
-      "layer; needs calibration data",
+    "Largest size of the quantized model, all tensors together; bits are chosen by layer; needs " +
+      "calibration data",
   ),
   target_bits_per_weight: key(orNull(number(2, 16)), null, { unit: "bits" }).means(
-    "Bits per weight that all quantized layers may take together, every stored byte counted, by " +
-      "choosing bits and group sizes per layer; needs calibration data",
+    "Most bits per weight of all quantized layers together, every stored byte counted; bits and group " +
+      "sizes are chosen by layer; needs calibration data",
   ),
   bit_plan: key(orNull(text), null).means(
-    "File of bits and group sizes by layer, as a budget's plan is saved",
+    "File of bits and group sizes by layer, in the form in which a budget's plan is saved",
   ),
   "thermodynamic.validation.enabled": key(boolean, false).means(
     "Phase 1: report jumps between neighbouring time groups, and the held-out step KL of each; needs " +
@@ -280,7 +281,9 @@ const ROWS: Rows = {
   "thermodynamic.validation.smoothness_threshold": key(number(0, 1), 0.3).means(
     "Relative jump above which a boundary is a violation",
   ),
-  "thermodynamic.validation.log_violations": key(boolean, true).means("Tell each violation"),
+  "thermodynamic.validation.log_violations": key(boolean, true).means(
+    "Log each violation",
+  ),
   "thermodynamic.boundary_smoothing.enabled": key(boolean, false).means(
     "Phase 2: blend the time parameters across boundaries where held-out errors do not rise; needs " +
       "calibration data",
@@ -292,16 +295,16 @@ const ROWS: Rows = {
     "Shape of the blend",
   ),
   "thermodynamic.transition_optimization.enabled": key(boolean, false).means(
-    "Phase 3: codes by `best` (or `feedback`, where that is the solver), then gradient refinement of " +
+    "Phase 3: codes by `best` (or by `feedback`, if that is the solver), then gradient refinement of " +
       "scales, zero points and biases on the step KL, kept if it falls on held-out data; needs " +
       "calibration data",
   ),
   "thermodynamic.transition_optimization.time_weights": key(choice("auto", "none", "ddpm", "ddim"), "auto")
     .means(
-      "Whether calibration samples count by what their step weighs when codes are solved: the KL of " +
-        "DDPM's step or the displacement of DDIM's, of masked diffusion the probability of writing a " +
-        "position in both; kept if it helps on held-out data. auto is ddpm for image models, none for " +
-        "language models",
+      "Weights of calibration samples by timestep when codes are solved: the KL of the DDPM step, or the " +
+        "squared displacement of the DDIM step; in masked diffusion both are the probability of writing a " +
+        "position. Kept if the held-out error falls. auto is ddpm for image models, none for language " +
+        "models",
     ),
   "thermodynamic.transition_optimization.markov_weight": key(number(0, 100), 0.1).means(
     "Weight of the Gauss-Markov prior on output corrections of neighbouring time groups, relative to " +
@@ -309,8 +312,8 @@ const ROWS: Rows = {
       "then has a bias for each output and time group",
   ),
   "thermodynamic.transition_optimization.entropy_weight": key(number(0, 100), 0).means(
-    "Temperature at which `best` begins to anneal codes, and the entropy term of the refinement's loss " +
-      "begins, in squared quantization steps; 0 for neither; kept if it helps on held-out data",
+    "Initial temperature of the annealing of codes by `best` and of the entropy term of the " +
+      "refinement's loss, in squared quantization steps; 0 for neither; kept if the held-out error falls",
   ),
   "thermodynamic.transition_optimization.learning_rate": key(orNull(positive(1)), null).means(
     "Step size of the gradient refinement; null is 0.01 for language models, 0.002 for image models",
