@@ -2,6 +2,7 @@
 import { textWidth } from "./_text_widths.ts";
 import type { MeasuredRow, TableLike } from "./tables.ts";
 
+/** A JSON value. */
 export type Json = string | number | boolean | null | readonly Json[] | { readonly [key: string]: Json };
 
 /** A Vega-Lite specification, whole or a part. */

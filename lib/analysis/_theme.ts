@@ -5,7 +5,9 @@
  */
 import type { Spec } from "./_chart.ts";
 
+/** Colour schemes of charts. */
 export const THEMES = ["light", "dark"] as const;
+/** A colour scheme of charts. */
 export type Theme = (typeof THEMES)[number];
 
 /** DejaVu Sans draws the pixels; a browser without it takes Verdana, whose letters are as wide. */

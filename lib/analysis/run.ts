@@ -22,6 +22,7 @@ export const RUN_FILE = "run.json";
 /** Folder of the tables in it. */
 const TABLES_FOLDER = "tables";
 const RUN_FORMAT = "arrowquant-run";
+/** Version of the format of saved runs. */
 export const RUN_FORMAT_VERSION = 1;
 
 /** A line of the summary. */

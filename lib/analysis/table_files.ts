@@ -13,6 +13,7 @@ import { type Cell, checkRows, MAX_TABLE_ROWS, type TableLike } from "./tables.t
 
 /** Formats by the ends of file names. */
 export const TABLE_FORMATS = ["arrow", "parquet", "csv", "json"] as const;
+/** A file format of tables. */
 export type TableFormat = (typeof TABLE_FORMATS)[number];
 
 /** Largest file that is read as a table. */

@@ -43,11 +43,13 @@ export interface CalibrationSet<Batch> {
   readonly heldOut: readonly CalibrationPart<Batch>[];
 }
 
+/** Which calibration data are loaded, and how many samples are drawn. */
 export interface CalibrationOptions {
   /** A JSONL or safetensors file, or `synthetic`. */
   readonly source: string;
   /** Sequences or noised images; records are used again, with other masks and noise, when there are fewer. */
   readonly samples: number;
+  /** Seed of masks, noise and the choice of records. */
   readonly seed: number;
   /**
    * Weights of positions: `POSITION_WEIGHTS` of sequences.ts, the default, or all alike.

@@ -14,6 +14,7 @@ export const SOLVERS = ["clip", "round", "feedback", "best"] as const;
 /** Solvers that need calibration data. */
 export const CALIBRATED_SOLVERS: readonly Solver[] = ["feedback", "best"];
 
+/** Bits of a quantized weight. */
 export type BitWidth = 2 | 3 | 4 | 8;
 /** Bits asked for one layer; 16 keeps it as it is in the checkpoint. */
 export type LayerBits = BitWidth | 16;

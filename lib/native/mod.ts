@@ -16,6 +16,7 @@ export type { Attempt } from "./library.ts";
 export { type InstructionSet, type Kernels, MAX_THREADS, threadCount, withThreads } from "./kernels.ts";
 export { type BackendChoice, BACKENDS } from "../config/names.ts";
 
+/** How the kernels are opened. */
 export interface OpenOptions {
   /** Default `auto`. */
   readonly backend?: BackendChoice | undefined;

@@ -7,6 +7,7 @@ import type { ActivationBits, RangeMethod } from "../time/mod.ts";
 export interface ActivationSettings {
   /** Time groups, each with its static range. */
   readonly groups: number;
+  /** Bits of an activation. */
   readonly bits: ActivationBits;
   /** How a group's range is found; default minimum and maximum at 8 bits, least squared error at 4. */
   readonly range?: RangeMethod | undefined;

@@ -25,6 +25,7 @@ import { type RunReport, sum, writtenReport } from "./run_report.ts";
 
 /** How to dequantize a checkpoint. */
 export interface DequantizeCheckpointOptions extends CheckpointRun {
+  /** The opened kernels. */
   readonly kernels: Kernels;
   /** Element type of the result; by default each tensor's own before it was quantized. */
   readonly dtype?: "F32" | "F16" | "BF16" | undefined;

@@ -37,7 +37,9 @@ import { callBlocks, checkImportance, weightBytes, type Weights } from "./weight
 export type WeightSolver = "round" | "clip";
 export const WEIGHT_SOLVERS: readonly WeightSolver[] = ["clip", "round"];
 
+/** How a matrix is quantized. */
 export interface QuantizeOptions {
+  /** Bits of a weight. */
   readonly bits: BitWidth;
   /** Default 64; with two-level scales 16 for 2 and 3 bits, 32 for 4 and 8. */
   readonly groupSize?: GroupSize | undefined;

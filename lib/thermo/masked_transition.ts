@@ -42,6 +42,7 @@ export function unwrittenTokens({ maskToken, padToken, eosToken }: Vocabulary): 
   return [maskToken, padToken === eosToken ? undefined : padToken].filter((token) => token !== undefined);
 }
 
+/** Settings of {@linkcode tokenKl}. */
 export interface TokenKlOptions {
   /** Receives the divergence of each row, `f64[rows]`. */
   readonly out?: Float64Array<ArrayBuffer> | undefined;

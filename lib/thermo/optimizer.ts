@@ -36,6 +36,7 @@ export interface Parameters {
   readonly units?: Float32Array | undefined;
 }
 
+/** Settings of {@linkcode optimize}. */
 export interface OptimizerOptions {
   /** Size of the first steps, in units. Default 0.01. */
   readonly learningRate?: number | undefined;
@@ -54,6 +55,7 @@ export interface OptimizerOptions {
   readonly schedule?: "constant" | "cosine" | undefined;
 }
 
+/** A loss to be minimized, and its gradients. */
 export interface OptimizationProblem {
   readonly parameters: readonly Parameters[];
   /**

@@ -6,7 +6,9 @@
 import type { TimeGroups } from "../time/mod.ts";
 import { type MarkovReport, markovReport, type ParameterSeries } from "./validator.ts";
 
+/** Shape of a blend across a boundary. */
 export type Interpolation = "linear" | "cubic" | "sigmoid";
+/** The shapes that a blend can have. */
 export const INTERPOLATIONS: readonly Interpolation[] = ["linear", "cubic", "sigmoid"];
 
 /** Widest window, in bins. */
@@ -14,6 +16,7 @@ export const MAX_WINDOW_SIZE = 1000;
 /** Slope of the sigmoid over the whole window; its ends are moved to 0 and 1 exactly. */
 const SIGMOID_SLOPE = 10;
 
+/** How values blend across a boundary. */
 export interface SmoothingOptions {
   /** Bins on either side of a boundary within which parameters blend. Default 5. */
   readonly windowSize?: number | undefined;

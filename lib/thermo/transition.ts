@@ -194,11 +194,13 @@ export function capWeights(weights: ArrayLike<number>, percentile = WEIGHT_CAP_P
   };
 }
 
+/** Settings of a {@linkcode TransitionComputer}. */
 export interface TransitionOptions {
   /** Default `epsilon`. */
   readonly prediction?: Prediction | undefined;
   /** `ddpm` (default) weighs by the KL of its steps, `ddim` by the displacement of its deterministic ones. */
   readonly sampler?: "ddpm" | "ddim" | undefined;
+  /** Variance of a step; default the smaller posterior one. */
   readonly variance?: StepVariance | undefined;
   /** Timesteps that the sampler visits, from the noisiest on. Default all. */
   readonly timesteps?: ArrayLike<number> | undefined;

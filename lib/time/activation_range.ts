@@ -15,9 +15,11 @@ const MSE_CUT = 0.96;
 /** Smallest scale, the least normal float32: below it a code's value loses bits. */
 const MIN_SCALE = 2 ** -126;
 
+/** Bits of a statically quantized activation. */
 export type ActivationBits = 4 | 8;
 /** `minmax` clips nothing, `percentile` the tails, `mse` values that cost less to clip than to resolve. */
 export type RangeMethod = "minmax" | "percentile" | "mse";
+/** Ways to choose a range from a histogram. */
 export const RANGE_METHODS: readonly RangeMethod[] = ["minmax", "percentile", "mse"];
 
 /** Quantization parameters of activations. */

@@ -72,10 +72,13 @@ export interface ObservedSamples {
 export interface StatisticsOptions {
   /** Of the model, as `modelFingerprint` makes it. */
   readonly fingerprint: string;
+  /** Time groups that the statistics are kept for. */
   readonly groups: TimeGroups;
   /** The model's inputs by name. */
   readonly inputs: ReadonlyMap<string, LayerInput>;
+  /** Which second moments are kept; default the total. */
   readonly second?: SecondMoments | undefined;
+  /** Runs that the statistics come from. */
   readonly runs: readonly CalibrationRun[];
 }
 

@@ -33,6 +33,7 @@ export interface QualityOptions extends ChartOptions {
   readonly metric?: QualityMetric | undefined;
   /** Default `all`, or the only one. */
   readonly task?: string | undefined;
+  /** Model by name; default the only one. */
   readonly model?: string | undefined;
 }
 

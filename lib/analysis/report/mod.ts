@@ -21,6 +21,7 @@ import { compareRuns, type TableLike } from "../tables.ts";
 
 /** Forms of a report. */
 export const REPORT_FORMATS = ["html", "text", "markdown"] as const;
+/** A format of reports. */
 export type ReportFormat = (typeof REPORT_FORMATS)[number];
 
 /** The footer of a report. */

@@ -282,6 +282,7 @@ export const PEERS: Comparison = {
   goals: peerGoals,
 };
 
+/** The suite `peers`: our solvers beside HQQ, GPTQ and ggml. */
 export const peersSuite: Suite<PeersRow> = comparisonSuite(PEERS);
 
 /** Low-rank corrections and rotations beside the same bits spent otherwise. */
