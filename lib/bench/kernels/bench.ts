@@ -1,8 +1,9 @@
 /** Common to all groups of the kernel suite: input, checks and timing together, rows, tables and goals. */
 import { type Kernels, withThreads } from "../../native/mod.ts";
 import type { Ggml } from "../ggml.ts";
-import { type KernelCase, type KernelHandle, Operands } from "./cases.ts";
+import { convertInto, type KernelCase, Operands } from "./cases.ts";
 import { gaussianWeights } from "../random.ts";
+import { collectGarbage } from "../../eval/environment.ts";
 import type { Summary } from "../../eval/statistics.ts";
 import type { BenchContext, Goal, Section, Skipped } from "../suite.ts";
 import type { Column } from "../../eval/table.ts";
@@ -145,17 +146,10 @@ const PRODUCT_COLUMNS: readonly Column[] = [
 
 const shortName = (name: string) => name.replace(/^ggml (quantize_row_|quantize_|dequantize_row_)?/, "");
 
-/** Frees the buffers of the last group, where the engine can: later it would take a core from the samples. */
-function collectGarbage(): void {
-  (globalThis as { Bun?: { gc(isNow: boolean): void } }).Bun?.gc(true);
-}
-
 /** The same Gaussian weights in both types. */
-function weightPools({ calls, size, isaNumber }: Kernels, count: number, seed: number) {
-  const F32 = gaussianWeights(count, seed);
-  const BF16 = new Uint16Array(count);
-  const status = calls.aq_convert(F32, 0, BF16, 2, size(count), isaNumber, 1);
-  if (status !== 0) throw new Error(`Cannot make weights: the conversion returned ${status}`);
+function weightPools(kernels: Kernels, count: number, seed: number) {
+  const F32 = gaussianWeights(count, seed), BF16 = new Uint16Array(count);
+  convertInto(kernels, F32, "F32", BF16, "BF16");
   return { F32, BF16 };
 }
 
@@ -165,12 +159,12 @@ export class KernelBench {
   readonly rows: KernelRow[] = [];
   readonly skipped: Skipped[] = [];
   readonly goals: Goal[] = [];
-  readonly handle: KernelHandle;
+  /** With one thread. */
+  readonly kernels: Kernels;
   readonly #pools = new Map<number, ReturnType<typeof weightPools>>();
 
   constructor(readonly context: BenchContext, readonly ggml: Ggml | undefined, readonly scale: KernelScale) {
-    const kernels = withThreads(context.kernels, 1);
-    this.handle = { kernels, isa: kernels.isa, isaNumber: kernels.isaNumber };
+    this.kernels = withThreads(context.kernels, 1);
   }
 
   /**
@@ -179,9 +173,9 @@ export class KernelBench {
   operands(rows: number): Operands {
     const count = Math.max(rows, this.scale.poolRows) * COLS;
     const pools = this.#pools.get(count) ??
-      weightPools(this.handle.kernels, count, this.context.options.seed);
+      weightPools(this.kernels, count, this.context.options.seed);
     this.#pools.set(count, pools);
-    return new Operands(this.handle.kernels, rows, COLS, pools);
+    return new Operands(this.kernels, rows, COLS, pools);
   }
 
   weights(rows: number): Float32Array<ArrayBuffer> {
@@ -192,7 +186,7 @@ export class KernelBench {
   async measure(group: Group, cases: readonly KernelCase[], notes: readonly string[] = []): Promise<Group> {
     this.context.progress(`${group.title}, ${group.place}: ${cases.length} rows`);
     for (const each of cases) each.check();
-    collectGarbage();
+    await collectGarbage(); // of the last group: later it would take a core from the samples
     await new Promise((resolve) => setTimeout(resolve, this.scale.settleMilliseconds));
     const timings = timeInterleaved(
       cases.map(({ contender, backend }) => ({

@@ -3,6 +3,8 @@
  * check that comes before any timing. Matrix products are in product_cases.ts, peers in peers.ts.
  */
 import { DTYPE_NUMBERS, ZERO_POINT_NUMBERS } from "../../native/call.ts";
+import * as native from "../../native/functions.ts";
+import { INSTRUCTION_SETS } from "../../native/kernels.ts";
 import type { InstructionSet, Kernels } from "../../native/mod.ts";
 import {
   type BitWidth,
@@ -17,13 +19,12 @@ import {
 import { BYTES_PER_ELEMENT } from "../../tensor/mod.ts";
 import type { Contender } from "../timing.ts";
 
-/** Kernels with one of their instruction sets. */
-export interface KernelHandle {
-  readonly kernels: Kernels;
-  readonly isa: InstructionSet;
-  /** The header's number of `isa`. */
-  readonly isaNumber: number;
-}
+/** Purpose of every call, for messages. */
+export const DOING = "time a kernel";
+
+/** The same kernels with another of their instruction sets. */
+export const withIsa = (kernels: Kernels, isa: InstructionSet): Kernels =>
+  Object.create(kernels, { isa: { value: isa }, isaNumber: { value: INSTRUCTION_SETS[isa] } });
 
 /** One thing that is timed, and where. */
 export interface KernelCase {
@@ -46,7 +47,6 @@ export interface KernelCase {
 }
 
 export type TimedDtype = "F32" | "F16" | "BF16" | "F8_E4M3" | "F8_E5M2";
-const SCALAR = 1;
 
 /** Rows that a check recomputes with the scalar kernels: rows are independent, so a few are enough. */
 const CHECKED_ROWS = 16;
@@ -80,10 +80,6 @@ export function relativeDifference(found: Float32Array, wanted: Float32Array): n
     error += (wanted[i]! - found[i]!) ** 2;
   }
   return Math.sqrt(error / squares);
-}
-
-export function expectOk(status: number): void {
-  if (status !== 0) throw new Error(`Cannot time a kernel: it returned ${status}`);
 }
 
 /**
@@ -127,8 +123,6 @@ export class Operands {
   }
 }
 
-export const scalarOf = (kernels: Kernels): KernelHandle => ({ kernels, isa: "scalar", isaNumber: SCALAR });
-
 /** Outputs of a kernel: `null` where an argument is absent. */
 type Arrays = readonly (ArrayBufferView<ArrayBuffer> | null)[];
 
@@ -139,7 +133,6 @@ export const bytesOfArrays = (arrays: Arrays): number =>
 interface OwnCall<Out extends Arrays> {
   readonly name: string;
   readonly dtype: string;
-  readonly threads?: number | undefined;
   readonly prepare?: (() => void) | undefined;
   /** Bytes of the arrays; default `bytesRead` and what is written. */
   readonly bytesRead: number;
@@ -147,31 +140,29 @@ interface OwnCall<Out extends Arrays> {
   readonly weights?: number;
   /** Makes what the call writes for so many rows. */
   make(rows: number): Out;
-  call(handle: KernelHandle, rows: number, out: Out): void;
+  call(kernels: Kernels, rows: number, out: Out): void;
   /** Whether `out` is sums over all rows, and no rows. */
   readonly isSum?: boolean;
 }
 
 /** A call of ours as a case, whose first rows are compared with the scalar kernel's before it is timed. */
 export function ownCase<Out extends Arrays>(
-  handle: KernelHandle,
+  kernels: Kernels,
   { rows, cols, reference }: Pick<Operands, "rows" | "cols" | "reference">,
-  { name, dtype, threads = 1, prepare, bytesRead, weights = rows * cols, make, call, isSum = false }: OwnCall<
-    Out
-  >,
+  { name, dtype, prepare, bytesRead, weights = rows * cols, make, call, isSum = false }: OwnCall<Out>,
 ): KernelCase {
   const out = make(rows);
   return {
-    ...circumstancesOf(handle, name, dtype, [rows, cols], threads),
+    ...circumstancesOf(kernels, name, dtype, [rows, cols]),
     weights,
     bytes: bytesRead + (isSum ? 0 : bytesOfArrays(out)),
-    contender: { prepare, run: () => call(handle, rows, out) },
+    contender: { prepare, run: () => call(kernels, rows, out) },
     check() {
-      call(handle, rows, out);
+      call(kernels, rows, out);
       const checked = Math.min(rows, CHECKED_ROWS), wanted = make(checked);
       let found = out;
-      if (isSum) call(handle, checked, found = make(checked));
-      call(scalarOf(reference), checked, wanted);
+      if (isSum) call(kernels, checked, found = make(checked));
+      call(withIsa(reference, "scalar"), checked, wanted);
       for (const [i, array] of wanted.entries()) if (array !== null) expectEqual(name, found[i]!, array);
     },
   };
@@ -179,11 +170,10 @@ export function ownCase<Out extends Arrays>(
 
 /** The circumstances that all our cases have. */
 export function circumstancesOf(
-  { kernels: { backend }, isa }: KernelHandle,
+  { backend, isa, threads }: Kernels,
   name: string,
   dtype: string,
   shape: readonly [rows: number, cols: number],
-  threads = 1,
 ) {
   return { name, library: "arrowquant" as const, backend, isa, dtype, shape, threads };
 }
@@ -194,7 +184,6 @@ export interface QuantizeSpec {
   readonly groupSize: GroupSize;
   readonly zeroPoint: ZeroPointKind;
   readonly dtype?: "F32" | "BF16";
-  readonly threads?: number;
 }
 
 /** As in `4 bits, g 32, symmetric`. */
@@ -223,35 +212,31 @@ export function packedArrays(
 
 /** Calls the raw kernel. */
 export function quantizeInto(
-  { kernels: { calls, size }, isaNumber }: KernelHandle,
+  kernels: Kernels,
   weights: ArrayBufferView<ArrayBuffer>,
   rows: number,
   cols: number,
-  { solver, bits, groupSize, zeroPoint, dtype = "F32", threads = 1 }: QuantizeSpec,
+  { solver, bits, groupSize, zeroPoint, dtype = "F32" }: QuantizeSpec,
   out: PackedArrays,
 ): void {
-  const [n, k, g] = [size(rows), size(cols), size(groupSize)];
-  const matrix = [weights, DTYPE_NUMBERS[dtype], n, k, bits, g, ZERO_POINT_NUMBERS[zeroPoint]] as const;
-  expectOk(
-    solver === "round"
-      ? calls.aq_quantize_round(...matrix, ...out, isaNumber, threads)
-      : calls.aq_quantize_clip(...matrix, null, ...out, isaNumber, threads),
-  );
+  const grid = [bits, groupSize, ZERO_POINT_NUMBERS[zeroPoint]] as const;
+  const matrix = [weights, DTYPE_NUMBERS[dtype], rows, cols, ...grid] as const;
+  if (solver === "round") native.quantizeRound(kernels, DOING, ...matrix, ...out);
+  else native.quantizeClip(kernels, DOING, ...matrix, null, ...out);
 }
 
 /** Round to nearest or clip search. */
 export function quantizeCase(
-  handle: KernelHandle,
+  kernels: Kernels,
   operands: Operands,
   spec: QuantizeSpec,
   name = `${spec.solver} ${specName(spec)}${spec.dtype === "BF16" ? ", from BF16" : ""}`,
 ): KernelCase {
-  const { cols } = operands, { dtype = "F32", bits, threads } = spec;
+  const { cols } = operands, { dtype = "F32", bits } = spec;
   const { buffer, refill: prepare } = operands.input(dtype);
-  return ownCase(handle, operands, {
+  return ownCase(kernels, operands, {
     name,
     dtype: `${dtype} to ${bits} bits`,
-    threads,
     prepare,
     bytesRead: buffer.byteLength,
     make: (rows) => packedArrays(rows, cols, spec),
@@ -261,41 +246,38 @@ export function quantizeCase(
 
 /** Weights quantized round to nearest, for the cases that read packed arrays. */
 function packedInput(
-  handle: KernelHandle,
+  kernels: Kernels,
   operands: Operands,
   spec: Omit<QuantizeSpec, "solver">,
 ): PackedArrays {
   const { rows, cols } = operands, out = packedArrays(rows, cols, spec);
-  quantizeInto(handle, operands.weights(), rows, cols, { ...spec, solver: "round" }, out);
+  quantizeInto(kernels, operands.weights(), rows, cols, { ...spec, solver: "round" }, out);
   return out;
 }
 
 /** Dequantizing to float32, half or bfloat16. */
 export function dequantizeCase(
-  handle: KernelHandle,
+  kernels: Kernels,
   operands: Operands,
   spec: Omit<QuantizeSpec, "solver" | "dtype">,
   to: "F32" | "F16" | "BF16" = "F32",
   name = `dequantize ${specName(spec)}${to === "F32" ? "" : ` to ${to}`}`,
 ): KernelCase {
-  const { cols } = operands, { bits, groupSize, threads = 1 } = spec;
-  const from = packedInput(handle, operands, spec);
-  return ownCase(handle, operands, {
+  const { cols } = operands, { bits, groupSize } = spec;
+  const from = packedInput(kernels, operands, spec);
+  return ownCase(kernels, operands, {
     name,
     dtype: `${bits} bits to ${to}`,
-    threads,
     bytesRead: bytesOfArrays(from),
     make: (rows) => [elements(to, rows * cols)] as const,
-    call({ kernels: { calls, size }, isaNumber }, rows, [out]) {
-      const [n, k, g] = [size(rows), size(cols), size(groupSize)], number = DTYPE_NUMBERS[to];
-      expectOk(calls.aq_dequantize(...from, n, k, bits, g, out, number, isaNumber, threads));
-    },
+    call: (used, rows, [out]) =>
+      native.dequantize(used, DOING, ...from, rows, cols, bits, groupSize, out, DTYPE_NUMBERS[to]),
   });
 }
 
 /** Packing codes, or unpacking them. */
 export function codesCase(
-  handle: KernelHandle,
+  kernels: Kernels,
   { rows, cols, count }: Operands,
   direction: "pack" | "unpack",
   bits: BitWidth,
@@ -303,15 +285,13 @@ export function codesCase(
   const codes = Uint8Array.from({ length: count }, (_, i) => Math.imul(i, 0x9e3779b1) >>> (32 - bits));
   const packed = new Uint32Array(rows * packedWords(cols, bits));
   const unpacked = new Uint8Array(count);
-  const { kernels: { calls, size }, isaNumber } = handle;
-  const matrix = [size(rows), size(cols), bits] as const;
-  const pack = () => expectOk(calls.aq_pack_codes(codes, ...matrix, packed, isaNumber, 1));
-  const unpack = () => expectOk(calls.aq_unpack_codes(packed, ...matrix, unpacked, isaNumber, 1));
+  const pack = () => native.packCodes(kernels, DOING, codes, rows, cols, bits, packed);
+  const unpack = () => native.unpackCodes(kernels, DOING, packed, rows, cols, bits, unpacked);
   pack();
   const name = `${direction} ${bits} bits`;
   const dtype = direction === "pack" ? `U8 to ${bits} bits` : `${bits} bits to U8`;
   return {
-    ...circumstancesOf(handle, name, dtype, [rows, cols]),
+    ...circumstancesOf(kernels, name, dtype, [rows, cols]),
     weights: count,
     bytes: codes.byteLength + packed.byteLength,
     contender: { run: direction === "pack" ? pack : unpack },
@@ -325,27 +305,26 @@ export function codesCase(
 
 /** Converts floats by the raw kernel. */
 export function convertInto(
-  { kernels: { calls, size }, isaNumber }: KernelHandle,
+  kernels: Kernels,
   source: Elements,
   from: TimedDtype,
   target: Elements,
   to: TimedDtype,
 ): void {
-  const count = size(target.length);
-  expectOk(calls.aq_convert(source, DTYPE_NUMBERS[from], target, DTYPE_NUMBERS[to], count, isaNumber, 1));
+  native.convert(kernels, DOING, source, DTYPE_NUMBERS[from], target, DTYPE_NUMBERS[to], target.length);
 }
 
 /** Conversion from one floating type to another. */
 export function convertCase(
-  handle: KernelHandle,
+  kernels: Kernels,
   operands: Operands,
   from: TimedDtype,
   to: TimedDtype,
   name = `convert ${from} to ${to}`,
 ): KernelCase {
   const input = elements(from, operands.count);
-  convertInto(handle, operands.weights(), "F32", input, from);
-  return ownCase(handle, operands, {
+  convertInto(kernels, operands.weights(), "F32", input, from);
+  return ownCase(kernels, operands, {
     name,
     dtype: `${from} to ${to}`,
     bytesRead: input.byteLength,
@@ -356,7 +335,7 @@ export function convertCase(
 
 /** Error statistics of float32 against float32, or of a packed matrix against its weights. */
 export function statisticsCase(
-  handle: KernelHandle,
+  kernels: Kernels,
   operands: Operands,
   bits: BitWidth | undefined,
   name?: string,
@@ -364,41 +343,34 @@ export function statisticsCase(
   const { cols } = operands, a = operands.weights();
   const b = Float32Array.from(a, (value) => value * 1.01);
   const spec = { bits: bits ?? 4, groupSize: 64, zeroPoint: "real" } as const;
-  const from = packedInput(handle, operands, spec);
-  return ownCase(handle, operands, {
+  const from = packedInput(kernels, operands, spec);
+  return ownCase(kernels, operands, {
     name: name ?? (bits === undefined ? "error statistics" : `packed error statistics ${specName(spec)}`),
     dtype: bits === undefined ? "F32 against F32" : `${bits} bits against F32`,
     bytesRead: a.byteLength + (bits === undefined ? b.byteLength : bytesOfArrays(from)),
     isSum: true,
     make: () => [new Float64Array(6)] as const,
-    call({ kernels: { calls, size }, isaNumber }, rows, [out]) {
-      const [n, k, g] = [size(rows), size(cols), size(spec.groupSize)];
-      expectOk(
-        bits === undefined
-          ? calls.aq_error_statistics(a, 0, b, 0, size(rows * cols), out, isaNumber, 1)
-          : calls.aq_packed_error_statistics(a, 0, ...from, n, k, bits, g, out, isaNumber, 1),
-      );
+    call(used, rows, [out]) {
+      if (bits === undefined) native.errorStatistics(used, DOING, a, 0, b, 0, rows * cols, out);
+      else native.packedErrorStatistics(used, DOING, a, 0, ...from, rows, cols, bits, spec.groupSize, out);
     },
   });
 }
 
 /** The search for NaN and infinity where there is none, which reads everything. */
 export function findNonfiniteCase(
-  handle: KernelHandle,
+  kernels: Kernels,
   operands: Operands,
   dtype: "F32" | "BF16",
 ): KernelCase {
   const { rows, cols, count } = operands;
   const values = operands.input(dtype).buffer, index = new BigUint64Array(1);
-  const { kernels: { calls, size }, isaNumber } = handle;
   const call = (input: Elements) => {
-    expectOk(
-      calls.aq_find_nonfinite(input, DTYPE_NUMBERS[dtype], size(input.length), index, isaNumber, 1),
-    );
+    native.findNonfinite(kernels, DOING, input, DTYPE_NUMBERS[dtype], input.length, index);
     return Number(index[0]);
   };
   return {
-    ...circumstancesOf(handle, `find non-finite in ${dtype}`, dtype, [rows, cols]),
+    ...circumstancesOf(kernels, `find non-finite in ${dtype}`, dtype, [rows, cols]),
     weights: count,
     bytes: values.byteLength,
     contender: { run: () => void call(values) },
@@ -432,14 +404,14 @@ export const twoLevelName = ({ bits, groupSize }: TwoLevelSpec): string =>
 
 /** The search for two-level scales, with importance of columns or without. */
 export function twoLevelCase(
-  handle: KernelHandle,
+  kernels: Kernels,
   operands: Operands,
   spec: TwoLevelSpec,
   importance?: Float32Array<ArrayBuffer>,
 ): KernelCase {
   const { cols } = operands, { bits, groupSize, scaleBits } = spec;
   const { buffer, refill: prepare } = operands.input("F32");
-  return ownCase(handle, operands, {
+  return ownCase(kernels, operands, {
     name: twoLevelName(spec) + (importance ? ", weighted" : ""),
     dtype: `F32 to ${bits} bits`,
     prepare,
@@ -450,10 +422,9 @@ export function twoLevelCase(
       const { packed, subScale, subMin, superScale, superMin } = tensor as TwoLevelTensor;
       return [packed, subScale, subMin, superScale, superMin] as const;
     },
-    call({ kernels: { calls, size }, isaNumber }, rows, out) {
-      const [n, k, g] = [size(rows), size(cols), size(groupSize)], number = DTYPE_NUMBERS.F32;
-      const matrix = [buffer, number, n, k, bits, g, scaleBits, 1, importance ?? null] as const;
-      expectOk(calls.aq_quantize_two_level(...matrix, ...out, isaNumber, 1));
+    call(used, rows, out) {
+      const matrix = [buffer, DTYPE_NUMBERS.F32, rows, cols, bits, groupSize, scaleBits] as const;
+      native.quantizeTwoLevel(used, DOING, ...matrix, 1, importance, ...out);
     },
   });
 }

@@ -13,7 +13,7 @@ import {
   type KernelCase,
   type Operands,
   relativeDifference,
-  scalarOf,
+  withIsa,
 } from "./cases.ts";
 
 /** As many bytes as a float32 matrix has, copied by the runtime's `TypedArray.set`, which is memcpy. */
@@ -128,7 +128,7 @@ export function ggmlDequantizeCase(ggml: Ggml, operands: Operands, type: GgmlTyp
 export function ggmlConvertCase(ggml: Ggml, operands: Operands, conversion: GgmlConversion): KernelCase {
   const [, , from, to] = CONVERSIONS[conversion], { count } = operands;
   const input = elements(from, count), out = elements(to, count), wanted = elements(to, count);
-  const scalar = scalarOf(operands.reference), name = `ggml ${conversion}`;
+  const scalar = withIsa(operands.reference, "scalar"), name = `ggml ${conversion}`;
   convertInto(scalar, operands.weights(), "F32", input, from);
   const run = () => ggml.convert(conversion, input, out, count);
   return {

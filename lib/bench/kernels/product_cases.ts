@@ -1,18 +1,19 @@
 /** Our matrix products as cases: full weights, packed weights, and packed weights by 8-bit activations. */
+import * as native from "../../native/functions.ts";
+import type { Kernels } from "../../native/mod.ts";
 import type { BitWidth } from "../../quant/mod.ts";
 import {
   bytesOfArrays,
   circumstancesOf,
+  DOING,
   expectEqual,
-  expectOk,
   type KernelCase,
-  type KernelHandle,
   ownCase,
   type PackedArrays,
   packedArrays,
   quantizeInto,
   relativeDifference,
-  scalarOf,
+  withIsa,
 } from "./cases.ts";
 
 /** Rows and tokens that a check recomputes with the scalar kernel. */
@@ -29,7 +30,7 @@ export class ProductOperands {
   #expected: Float32Array<ArrayBuffer> | undefined;
 
   constructor(
-    readonly handle: KernelHandle,
+    readonly kernels: Kernels,
     readonly tokens: number,
     readonly rows: number,
     readonly cols: number,
@@ -40,10 +41,10 @@ export class ProductOperands {
   packed(bits: BitWidth): PackedArrays {
     const made = this.#packed.get(bits);
     if (made !== undefined) return made;
-    const { handle, weights, rows, cols } = this;
+    const { kernels, weights, rows, cols } = this;
     const spec = { solver: "round", bits, groupSize: GROUP_SIZE, zeroPoint: "real" } as const;
     const out = packedArrays(rows, cols, spec);
-    quantizeInto(handle, weights, rows, cols, spec, out);
+    quantizeInto(kernels, weights, rows, cols, spec, out);
     this.#packed.set(bits, out);
     return out;
   }
@@ -52,32 +53,27 @@ export class ProductOperands {
   expected(): Float32Array<ArrayBuffer> {
     if (this.#expected !== undefined) return this.#expected;
     const out = new Float32Array(this.tokens * this.rows);
-    callLinear(this.handle, this, this.tokens, this.rows, out);
+    callLinear(this.kernels, this, this.tokens, this.rows, out);
     return this.#expected = out;
   }
 }
 
 function callLinear(
-  { kernels: { calls, size }, isaNumber }: KernelHandle,
+  kernels: Kernels,
   { x, weights, cols }: ProductOperands,
   tokens: number,
   rows: number,
   out: Float32Array<ArrayBuffer>,
 ): void {
-  expectOk(calls.aq_linear(x, size(tokens), weights, 0, null, size(rows), size(cols), out, isaNumber, 1));
+  native.linear(kernels, DOING, x, tokens, weights, 0, null, rows, cols, out);
 }
 
 /** Writes the product of the first rows and tokens with any instruction set. */
-type ProductCall = (
-  handle: KernelHandle,
-  tokens: number,
-  rows: number,
-  out: Float32Array<ArrayBuffer>,
-) => void;
+type ProductCall = (kernels: Kernels, tokens: number, rows: number, out: Float32Array<ArrayBuffer>) => void;
 
 /** A product, within `limit` of the scalar kernel's result; 0 for the same bytes. */
 function productCase(
-  { handle, tokens, rows, cols }: ProductOperands,
+  { kernels, tokens, rows, cols }: ProductOperands,
   name: string,
   dtype: string,
   bytes: number,
@@ -86,16 +82,16 @@ function productCase(
 ): KernelCase {
   const out = new Float32Array(tokens * rows);
   return {
-    ...circumstancesOf(handle, name, dtype, [rows, cols]),
+    ...circumstancesOf(kernels, name, dtype, [rows, cols]),
     weights: tokens * rows * cols,
     bytes: bytes + 4 * (tokens * cols + out.length),
-    contender: { run: () => call(handle, tokens, rows, out) },
+    contender: { run: () => call(kernels, tokens, rows, out) },
     check() {
-      call(handle, tokens, rows, out);
+      call(kernels, tokens, rows, out);
       const t = Math.min(tokens, CHECKED_TOKENS), n = Math.min(rows, CHECKED_ROWS);
       const wanted = new Float32Array(t * n), found = new Float32Array(t * n);
       for (let i = 0; i < t; i++) found.set(out.subarray(i * rows, i * rows + n), i * n);
-      call(scalarOf(handle.kernels), t, n, wanted);
+      call(withIsa(kernels, "scalar"), t, n, wanted);
       if (limit === 0) return expectEqual(name, found, wanted);
       const difference = relativeDifference(found, wanted);
       if (difference < limit) return;
@@ -112,17 +108,15 @@ export const LINEAR_INT8 = (bits: BitWidth) => `${bits} bits, 8-bit activations`
 
 /** Float32 by float32. */
 export function linearCase(operands: ProductOperands, name: string = LINEAR_F32): KernelCase {
-  const call: ProductCall = (handle, ...shape) => callLinear(handle, operands, ...shape);
+  const call: ProductCall = (kernels, ...shape) => callLinear(kernels, operands, ...shape);
   return productCase(operands, name, "F32 × F32", operands.weights.byteLength, F32_LIMIT, call);
 }
 
 /** Float32 by packed weights. */
 export function packedLinearCase(operands: ProductOperands, bits: BitWidth): KernelCase {
   const { x, cols } = operands, arrays = operands.packed(bits), bytes = bytesOfArrays(arrays);
-  const call: ProductCall = ({ kernels: { calls, size }, isaNumber }, tokens, rows, out) => {
-    const [t, n, k, g] = [size(tokens), size(rows), size(cols), size(GROUP_SIZE)];
-    expectOk(calls.aq_linear_packed(x, t, ...arrays, null, n, k, bits, g, out, isaNumber, 1));
-  };
+  const call: ProductCall = (kernels, tokens, rows, out) =>
+    native.linearPacked(kernels, DOING, x, tokens, ...arrays, null, rows, cols, bits, GROUP_SIZE, out);
   return productCase(operands, LINEAR_PACKED(bits), `F32 × ${bits} bits`, bytes, F32_LIMIT, call);
 }
 
@@ -144,27 +138,24 @@ const emptyActivations = (tokens: number, cols: number): Activations => [
 
 /** Quantizes activations to 8 bits: per token, or with the ranges that `out` has. */
 function quantizeActivations(
-  { kernels: { calls, size }, isaNumber }: KernelHandle,
+  kernels: Kernels,
   { x, cols }: ProductOperands,
   tokens: number,
   isPerToken: boolean,
   out: Activations,
 ): void {
-  const perToken = isPerToken ? 1 : 0;
-  expectOk(calls.aq_quantize_activations(x, size(tokens), size(cols), 8, perToken, ...out, isaNumber, 1));
+  native.quantizeActivations(kernels, DOING, x, tokens, cols, 8, isPerToken ? 1 : 0, ...out);
 }
 
 /** 8-bit activations, quantized before and each token by its own range, by packed weights. */
 export function int8LinearCase(operands: ProductOperands, bits: BitWidth): KernelCase {
-  const { handle, tokens, cols } = operands;
+  const { tokens, cols } = operands;
   const arrays = operands.packed(bits), bytes = bytesOfArrays(arrays);
   const activations = emptyActivations(tokens, cols);
-  quantizeActivations(handle, operands, tokens, true, activations);
-  const call: ProductCall = ({ kernels: { calls, size }, isaNumber }, count, rows, out) => {
-    const [t, n, k, g] = [size(count), size(rows), size(cols), size(GROUP_SIZE)];
-    expectOk(
-      calls.aq_linear_packed_int8(...activations, t, ...arrays, null, n, k, bits, g, out, isaNumber, 1),
-    );
+  quantizeActivations(operands.kernels, operands, tokens, true, activations);
+  const call: ProductCall = (kernels, count, rows, out) => {
+    const packed = [...arrays, null, rows, cols, bits, GROUP_SIZE] as const;
+    native.linearPackedInt8(kernels, DOING, ...activations, count, ...packed, out);
   };
   return productCase(operands, LINEAR_INT8(bits), `U8 × ${bits} bits`, bytes, 0, call);
 }
@@ -174,8 +165,8 @@ export function quantizeActivationsCase(
   operands: ProductOperands,
   kind: "per token" | "static" = "per token",
 ): KernelCase {
-  const { handle, tokens, cols, x } = operands;
-  return ownCase(handle, { rows: tokens, cols, reference: handle.kernels }, {
+  const { kernels, tokens, cols, x } = operands;
+  return ownCase(kernels, { rows: tokens, cols, reference: kernels }, {
     name: `quantize activations to 8 bits${kind === "static" ? ", static range" : ""}`,
     dtype: "F32 to U8",
     weights: 0,

@@ -10,7 +10,8 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { findCompiler } from "../../native/library.ts";
 import { type Ggml, type GgmlActivationType, type GgmlType, opener } from "../ggml.ts";
-import { type KernelCase, type KernelHandle, relativeDifference } from "./cases.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { type KernelCase, relativeDifference } from "./cases.ts";
 import { ggmlIsa } from "./peers.ts";
 import type { ProductOperands } from "./product_cases.ts";
 
@@ -77,20 +78,20 @@ const FMA_ROUNDS = 200_000;
 export const FMA_PEAK = "fused multiply-adds alone";
 
 /** The core's multiply-adds as fast as they go; undefined where the instruction set has none to measure. */
-export function fmaPeakCase(peers: ProductPeers, handle: KernelHandle): KernelCase | undefined {
-  const each = peers.fmaChains(handle.isaNumber, 1);
+export function fmaPeakCase(peers: ProductPeers, { isa, isaNumber }: Kernels): KernelCase | undefined {
+  const each = peers.fmaChains(isaNumber, 1);
   if (each === 0) return undefined;
   return {
     name: FMA_PEAK,
     library: "none",
     backend: "native",
-    isa: handle.isa,
+    isa,
     dtype: "F32",
     shape: [0, 0],
     threads: 1,
     weights: FMA_ROUNDS * each,
     bytes: 0,
-    contender: { run: () => void peers.fmaChains(handle.isaNumber, FMA_ROUNDS) },
+    contender: { run: () => void peers.fmaChains(isaNumber, FMA_ROUNDS) },
     check: () => {}, // numbers that nobody reads
   };
 }

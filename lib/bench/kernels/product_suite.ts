@@ -49,9 +49,9 @@ const GGML_OF: Record<BitWidth, readonly GgmlDotType[]> = {
 };
 const BITS: readonly BitWidth[] = [8, 4, 3, 2];
 
-const operandsOf = ({ handle, context }: KernelBench, tokens: number, rows: number, cols: number) =>
+const operandsOf = ({ kernels, context }: KernelBench, tokens: number, rows: number, cols: number) =>
   new ProductOperands(
-    handle,
+    kernels,
     tokens,
     rows,
     cols,
@@ -66,8 +66,8 @@ async function measureShares(
   reason: string,
 ): Promise<void> {
   const side = bench.scale.productSide;
-  const peak = peers && fmaPeakCase(peers, bench.handle);
-  const missing = peers && !peak ? `instruction set ${bench.handle.isa} has none to measure` : reason;
+  const peak = peers && fmaPeakCase(peers, bench.kernels);
+  const missing = peers && !peak ? `instruction set ${bench.kernels.isa} has none to measure` : reason;
   if (!peak) bench.skipped.push({ what: "the core's peak of multiply-adds", reason: missing });
   const name = ([tokens, rows, cols]: Shape) => `F32, ${tokens} tokens, ${rows} × ${cols}`;
   const shapes: readonly Shape[] = [[side, side, side], ...MODEL_SHAPES];
@@ -145,14 +145,14 @@ async function measureVector(
   peers: ProductPeers | undefined,
   reason: string,
 ): Promise<void> {
-  const { handle, ggml, scale, context } = bench;
+  const { kernels, ggml, scale, context } = bench;
   const rows = scale.vectorRows, part = Math.min(rows, 1024) * COLS;
   const some = gaussianWeights(part, context.options.seed), weights = new Float32Array(rows * COLS);
   for (let at = 0; at < weights.length; at += part) {
     weights.set(some.subarray(0, Math.min(part, weights.length - at)), at);
   }
   const x = gaussianWeights(COLS, context.options.seed + 1);
-  const operands = new ProductOperands(handle, 1, rows, COLS, x, weights);
+  const operands = new ProductOperands(kernels, 1, rows, COLS, x, weights);
   const peersOf = (bits: BitWidth) => ggml && peers ? GGML_OF[bits] : [];
   const ratios: RatioOf[] = BITS.flatMap((bits) => [
     { of: LINEAR_PACKED(bits), to: LINEAR_F32, label: "F32" },
@@ -196,7 +196,7 @@ async function measureVector(
 /** Every matrix product. */
 export async function measureProducts(bench: KernelBench): Promise<void> {
   await withTemporaryFolder(async (folder) => {
-    const opened = bench.handle.kernels.backend === "native"
+    const opened = bench.kernels.backend === "native"
       ? await openProductPeers(folder)
       : { reason: "the backend is WebAssembly" };
     const peers = "reason" in opened ? undefined : opened;

@@ -5,7 +5,8 @@
 import { OtherLoad } from "../../eval/environment.ts";
 import type { Summary } from "../../eval/statistics.ts";
 import { RandomStream } from "../../models/random.ts";
-import { type InstructionSet, type Kernels, openKernels } from "../../native/mod.ts";
+import { INSTRUCTION_SETS, withThreads } from "../../native/kernels.ts";
+import { type Kernels, openKernels } from "../../native/mod.ts";
 import { type BitWidth, dequantize, quantize } from "../../quant/mod.ts";
 import { type GgmlConversion, type GgmlType, openGgml } from "../ggml.ts";
 import type { BenchContext, Suite, SuiteReport } from "../suite.ts";
@@ -28,7 +29,6 @@ import {
   dequantizeCase,
   findNonfiniteCase,
   type KernelCase,
-  type KernelHandle,
   type Operands,
   quantizeCase,
   type QuantizeSpec,
@@ -39,6 +39,7 @@ import {
   TWO_LEVEL_SPECS,
   twoLevelCase,
   twoLevelName,
+  withIsa,
 } from "./cases.ts";
 import {
   GGML_DEQUANTIZE,
@@ -67,7 +68,7 @@ const clipSpec = (bits: BitWidth, dtype: "F32" | "BF16" = "F32") =>
 const packedSpec = (bits: BitWidth) => ({ bits, groupSize: 64, zeroPoint: "real" }) as const;
 
 async function measureRound(bench: KernelBench): Promise<void> {
-  const { handle, ggml } = bench;
+  const { kernels, ggml } = bench;
   const name = (bits: BitWidth, zeroPoint: "real" | "symmetric") =>
     `round ${specName(roundSpec(bits, zeroPoint))}`;
   const ratios: RatioOf[] = (["symmetric", "real"] as const).flatMap((zeroPoint) => [
@@ -80,10 +81,8 @@ async function measureRound(bench: KernelBench): Promise<void> {
   for (const [place, rows] of placesOf(bench)) {
     const operands = bench.operands(rows);
     const round = (widths: readonly BitWidth[], ...kind: ["symmetric" | "real", ("F32" | "BF16")?]) =>
-      widths.map((bits) => quantizeCase(handle, operands, roundSpec(bits, ...kind)));
-    const group = new Group("Round to nearest", place, ratios);
-    groups.push(group);
-    await bench.measure(group, [
+      widths.map((bits) => quantizeCase(kernels, operands, roundSpec(bits, ...kind)));
+    const cases = [
       memcpyCase(operands),
       ...round([2, 3, 4], "symmetric"),
       ...(ggml ? [ggmlQuantizeCase(ggml, operands, "q4_0")] : []),
@@ -92,7 +91,8 @@ async function measureRound(bench: KernelBench): Promise<void> {
       ...(ggml ? [ggmlQuantizeCase(ggml, operands, "q8_0"), ggmlQuantizeSimdCase(ggml, operands)] : []),
       ...round([8], "real"),
       ...round([2, 4, 8], "real", "BF16"),
-    ]);
+    ];
+    groups.push(await bench.measure(new Group("Round to nearest", place, ratios), cases));
   }
   const both = (of: string, to: string) =>
     groups.map((group): [string, Summary | undefined] => [group.place, group.speed(of, to)]);
@@ -109,11 +109,11 @@ async function measureRound(bench: KernelBench): Promise<void> {
 const K_QUANTS = [[2, "q2_K"], [3, "q3_K"], [4, "q4_K"]] as const;
 
 async function measureClip(bench: KernelBench): Promise<void> {
-  const { handle, ggml } = bench;
+  const { kernels, ggml } = bench;
   const name = (bits: BitWidth) => `clip ${specName(clipSpec(bits))}`;
   const ratios = K_QUANTS.map(([bits, type]) => ({ of: name(bits), to: GGML_QUANTIZE(type) }));
   const operands = bench.operands(bench.scale.inCacheRows);
-  const clip = (spec: QuantizeSpec) => quantizeCase(handle, operands, spec);
+  const clip = (spec: QuantizeSpec) => quantizeCase(kernels, operands, spec);
   const group = await bench.measure(new Group("Clip search with least squares", "in cache", ratios), [
     memcpyCase(operands),
     ...BITS.flatMap((bits) => {
@@ -141,7 +141,7 @@ function importanceOf(cols: number): Float32Array<ArrayBuffer> {
 }
 
 async function measureTwoLevel(bench: KernelBench): Promise<void> {
-  const { handle, ggml } = bench;
+  const { kernels, ggml } = bench;
   const importance = importanceOf(COLS);
   const ratios: RatioOf[] = TWO_LEVEL_SPECS.flatMap((spec) =>
     ["", ", weighted"].map((suffix) => ({
@@ -153,9 +153,9 @@ async function measureTwoLevel(bench: KernelBench): Promise<void> {
   const group = await bench.measure(new Group("Search of two-level scales", "in cache", ratios), [
     memcpyCase(operands),
     ...TWO_LEVEL_SPECS.flatMap((spec) => [
-      twoLevelCase(handle, operands, spec),
+      twoLevelCase(kernels, operands, spec),
       ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer)] : []),
-      twoLevelCase(handle, operands, spec, importance),
+      twoLevelCase(kernels, operands, spec, importance),
       ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer, importance)] : []),
     ]),
   ]);
@@ -176,7 +176,7 @@ const DEQUANTIZED: Record<BitWidth, readonly GgmlType[]> = {
 };
 
 async function measureDequantize(bench: KernelBench): Promise<void> {
-  const { handle, ggml } = bench;
+  const { kernels, ggml } = bench;
   const name = (bits: BitWidth) => `dequantize ${specName(packedSpec(bits))}`;
   const ratios = BITS.flatMap((bits) =>
     DEQUANTIZED[bits].map((type) => ({ of: name(bits), to: GGML_DEQUANTIZE(type) }))
@@ -184,18 +184,17 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
   const groups: Group[] = [];
   for (const [place, rows] of placesOf(bench)) {
     const operands = bench.operands(rows);
-    const group = new Group("Dequantize", place, ratios);
-    groups.push(group);
-    await bench.measure(group, [
+    const cases = [
       memcpyCase(operands),
       ...BITS.flatMap((bits) => [
-        dequantizeCase(handle, operands, packedSpec(bits)),
+        dequantizeCase(kernels, operands, packedSpec(bits)),
         ...(ggml ? DEQUANTIZED[bits].map((type) => ggmlDequantizeCase(ggml, operands, type)) : []),
       ]),
-      dequantizeCase(handle, operands, { bits: 4, groupSize: 32, zeroPoint: "symmetric" }),
-      dequantizeCase(handle, operands, packedSpec(4), "F16"),
-      dequantizeCase(handle, operands, packedSpec(4), "BF16"),
-    ]);
+      dequantizeCase(kernels, operands, { bits: 4, groupSize: 32, zeroPoint: "symmetric" }),
+      dequantizeCase(kernels, operands, packedSpec(4), "F16"),
+      dequantizeCase(kernels, operands, packedSpec(4), "BF16"),
+    ];
+    groups.push(await bench.measure(new Group("Dequantize", place, ratios), cases));
   }
   for (const bits of BITS) {
     const slowest = groups.flatMap((group): [string, Summary][] => {
@@ -206,8 +205,7 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
       return fastest ? [[`${fastest.type} ${group.place}`, fastest.speed]] : [];
     });
     bench.ratioGoal(`dequantize ${bits} bits / ggml's fastest of ${bits} bits`, 1, slowest, NO_GGML);
-    const large = groups[1]!;
-    const bytes = large.bytesAgainstMemcpy(name(bits));
+    const large = groups[1]!, bytes = large.bytesAgainstMemcpy(name(bits));
     bench.ratioGoal(`dequantize ${bits} bits / memcpy's bytes`, 0.5, [[large.place, bytes]], "");
   }
 }
@@ -225,7 +223,7 @@ const CONVERSIONS: readonly [TimedDtype, TimedDtype, readonly GgmlConversion[]][
 ];
 
 async function measureRest(bench: KernelBench): Promise<void> {
-  const { handle, ggml } = bench;
+  const { kernels, ggml } = bench;
   const ratios = CONVERSIONS.flatMap(([from, to, peers]) =>
     peers.map((peer) => ({ of: `convert ${from} to ${to}`, to: `ggml ${peer}` }))
   );
@@ -234,48 +232,57 @@ async function measureRest(bench: KernelBench): Promise<void> {
     await bench.measure(new Group("Convert", place, ratios), [
       memcpyCase(operands),
       ...CONVERSIONS.flatMap(([from, to, peers]) => [
-        convertCase(handle, operands, from, to),
+        convertCase(kernels, operands, from, to),
         ...(ggml ? peers.map((peer) => ggmlConvertCase(ggml, operands, peer)) : []),
       ]),
     ]);
     const codes = (bits: BitWidth) =>
-      (["pack", "unpack"] as const).map((direction) => codesCase(handle, operands, direction, bits));
+      (["pack", "unpack"] as const).map((direction) => codesCase(kernels, operands, direction, bits));
     await bench.measure(new Group("Codes", place), [memcpyCase(operands), ...BITS.flatMap(codes)]);
     await bench.measure(new Group("Statistics and search", place), [
       memcpyCase(operands),
-      ...[undefined, ...BITS].map((bits) => statisticsCase(handle, operands, bits)),
-      findNonfiniteCase(handle, operands, "F32"),
-      findNonfiniteCase(handle, operands, "BF16"),
+      ...[undefined, ...BITS].map((bits) => statisticsCase(kernels, operands, bits)),
+      findNonfiniteCase(kernels, operands, "F32"),
+      findNonfiniteCase(kernels, operands, "BF16"),
     ], ["The search stops nowhere here: it reads everything. memcpy's bytes count twice, read and written."]);
   }
 }
 
+/** A name, and how its case is made. */
+type NamedCall = readonly [name: string, make: (kernels: Kernels, name: string) => KernelCase];
+
+/** Calls of quantizing, and one of dequantizing. */
+const quantizingCalls = (operands: Operands, specs: readonly QuantizeSpec[]): NamedCall[] => [
+  ...specs.map((spec): NamedCall => [
+    `${spec.solver} ${specName(spec)}`,
+    (kernels, name) => quantizeCase(kernels, operands, spec, name),
+  ]),
+  [
+    `dequantize ${specName(packedSpec(4))}`,
+    (kernels, name) => dequantizeCase(kernels, operands, packedSpec(4), "F32", name),
+  ],
+];
+
 async function measureThreads(bench: KernelBench): Promise<void> {
-  const { handle, context: { options, environment } } = bench;
+  const { kernels, context: { options, environment } } = bench;
   const threads = options.threads ?? 2;
   const goal = `${threads} threads / one, clip search 2 bits in cache`, least = 1.8;
   const skip = (reason: string) => {
     bench.skipped.push({ what: "threads", reason });
     bench.ratioGoal(goal, least, [], reason);
   };
-  if (handle.kernels.backend === "wasm") return skip("WebAssembly has one thread");
+  if (kernels.backend === "wasm") return skip("WebAssembly has one thread");
   if (threads < 2 || threads > environment.cores) {
     return skip(`${threads} threads on ${environment.cores} cores`);
   }
   const operands = bench.operands(bench.scale.threadedRows);
   const name = (text: string, count: number) => `${text}, ${count} thread${count === 1 ? "" : "s"}`;
-  const calls: Record<string, (threads: number, name: string) => KernelCase> = {
-    "clip 2 bits, g 64, real": (threads, name) =>
-      quantizeCase(handle, operands, { ...clipSpec(2), threads }, name),
-    "round 4 bits, g 32, real": (threads, name) =>
-      quantizeCase(handle, operands, { ...roundSpec(4, "real"), threads }, name),
-    "dequantize 4 bits, g 64, real": (threads, name) =>
-      dequantizeCase(handle, operands, { ...packedSpec(4), threads }, "F32", name),
-  };
-  const texts = Object.keys(calls);
-  const ratios = texts.map((text) => ({ of: name(text, threads), to: name(text, 1), label: "one thread" }));
+  const calls = quantizingCalls(operands, [clipSpec(2), roundSpec(4, "real")]);
+  const ratios = calls.map(([text]) => ({ of: name(text, threads), to: name(text, 1), label: "one thread" }));
   const group = new Group("Threads", "in cache", ratios);
-  const cases = texts.flatMap((text) => [1, threads].map((count) => calls[text]!(count, name(text, count))));
+  const cases = calls.flatMap(([text, make]) =>
+    [1, threads].map((count) => make(withThreads(kernels, count), name(text, count)))
+  );
   const others = new OtherLoad();
   await bench.measure(group, cases, ["A call starts its threads and ends them: that time is included."]);
   // Cores that other processes use are not there for our threads: the figure means little without this one.
@@ -286,24 +293,19 @@ async function measureThreads(bench: KernelBench): Promise<void> {
   bench.ratioGoal(goal, least, [[label, group.speed(ratios[0]!.of, ratios[0]!.to)]], "");
 }
 
-const NATIVE_SETS: readonly [InstructionSet, number][] = [
-  ["scalar", 1],
-  ["avx2", 2],
-  ["avx512", 3],
-  ["neon", 4],
-];
+const NATIVE_SETS = ["scalar", "avx2", "avx512", "neon"] as const;
 
 /** The instruction sets of this processor, and WebAssembly, undefined where it does not open. */
-async function openInstructionSets({ handle: { kernels }, skipped }: KernelBench) {
+async function openInstructionSets({ kernels, skipped }: KernelBench) {
   let wasm: Kernels | undefined;
   try {
     wasm = kernels.backend === "wasm" ? kernels : await openKernels({ backend: "wasm" });
   } catch (error) {
     skipped.push({ what: "WebAssembly", reason: error instanceof Error ? error.message : String(error) });
   }
-  const handles: KernelHandle[] = [];
-  for (const [isa, isaNumber] of kernels.backend === "native" ? NATIVE_SETS : []) {
-    if (kernels.calls.aq_isa_supported(isaNumber) === 1) handles.push({ kernels, isa, isaNumber });
+  const sets: Kernels[] = [];
+  for (const isa of kernels.backend === "native" ? NATIVE_SETS : []) {
+    if (kernels.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) === 1) sets.push(withIsa(kernels, isa));
     else {
       skipped.push({ what: `instruction set ${isa}`, reason: "not on this processor or not in this build" });
     }
@@ -311,58 +313,40 @@ async function openInstructionSets({ handle: { kernels }, skipped }: KernelBench
   if (kernels.backend === "wasm") {
     skipped.push({ what: "native instruction sets", reason: "the backend is WebAssembly" });
   }
-  if (wasm) handles.push({ kernels: wasm, isa: wasm.isa, isaNumber: wasm.isaNumber });
-  return { wasm, handles };
-}
-
-/** Calls that are timed with every instruction set, by name; a goal is set for those of quantizing. */
-function callsOfInstructionSets(operands: Operands) {
-  type Make = (handle: KernelHandle, name: string) => KernelCase;
-  const quantizing = [
-    roundSpec(4, "symmetric"),
-    roundSpec(4, "real"),
-    roundSpec(8, "real"),
-    clipSpec(2),
-  ].map((spec): [string, boolean, Make] => [
-    `${spec.solver} ${specName(spec)}`,
-    true,
-    (handle, name) => quantizeCase(handle, operands, spec, name),
-  ]);
-  const others: [string, boolean, Make][] = [
-    [
-      `dequantize ${specName(packedSpec(4))}`,
-      true,
-      (handle, name) => dequantizeCase(handle, operands, packedSpec(4), "F32", name),
-    ],
-    ["convert BF16 to F32", false, (handle, name) => convertCase(handle, operands, "BF16", "F32", name)],
-    ["packed error statistics, 4 bits", false, (handle, name) => statisticsCase(handle, operands, 4, name)],
-  ];
-  return [...quantizing, ...others];
+  if (wasm) sets.push(wasm);
+  return { wasm, sets };
 }
 
 async function measureInstructionSets(bench: KernelBench): Promise<void> {
-  const { wasm, handles } = await openInstructionSets(bench);
-  for (const [text, isGoal, make] of callsOfInstructionSets(bench.operands(bench.scale.inCacheRows))) {
-    const name = ({ isa }: Pick<KernelHandle, "isa">) => `${text}, ${isa}`;
+  const { wasm, sets } = await openInstructionSets(bench);
+  const operands = bench.operands(bench.scale.inCacheRows);
+  const rounds = [roundSpec(4, "symmetric"), roundSpec(4, "real"), roundSpec(8, "real")];
+  const withGoals = quantizingCalls(operands, [...rounds, clipSpec(2)]);
+  const others: NamedCall[] = [
+    ["convert BF16 to F32", (kernels, name) => convertCase(kernels, operands, "BF16", "F32", name)],
+    ["packed error statistics, 4 bits", (kernels, name) => statisticsCase(kernels, operands, 4, name)],
+  ];
+  for (const [i, [text, make]] of [...withGoals, ...others].entries()) {
+    const name = ({ isa }: Pick<Kernels, "isa">) => `${text}, ${isa}`;
     const reference = name({ isa: "avx2" });
-    const ratios = handles.map((handle) => ({ of: name(handle), to: reference, label: "avx2" }));
+    const ratios = sets.map((kernels) => ({ of: name(kernels), to: reference, label: "avx2" }));
     const group = await bench.measure(
       new Group(`Instruction sets: ${text}`, "in cache", ratios.filter(({ of }) => of !== reference)),
-      handles.map((handle) => make(handle, name(handle))),
+      sets.map((kernels) => make(kernels, name(kernels))),
     );
-    if (!isGoal) continue;
+    if (i >= withGoals.length) continue;
     const speed = group.speed(name({ isa: "simd128" }), reference);
     bench.ratioGoal(`WebAssembly / AVX2, ${text}`, 0.25, [["", speed]], "no WebAssembly or no AVX2");
   }
-  if (wasm !== bench.handle.kernels) wasm?.close();
+  if (wasm !== bench.kernels) wasm?.close();
 }
 
 async function measurePublicApi(bench: KernelBench): Promise<void> {
-  const { handle, handle: { kernels }, scale: { threadedRows } } = bench;
+  const { kernels, scale: { threadedRows } } = bench;
   const operands = bench.operands(threadedRows), weights = bench.weights(threadedRows);
   const spec: QuantizeSpec = { solver: "round", ...packedSpec(4) };
-  const raw = quantizeCase(handle, operands, spec, "aq_quantize_round 4 bits");
-  const rawBack = dequantizeCase(handle, operands, spec, "F32", "aq_dequantize 4 bits");
+  const raw = quantizeCase(kernels, operands, spec, "aq_quantize_round 4 bits");
+  const rawBack = dequantizeCase(kernels, operands, spec, "F32", "aq_dequantize 4 bits");
   const quantized = () => quantize(kernels, { data: weights, dtype: "F32" }, threadedRows, COLS, spec);
   const tensor = quantized();
   const ratios = [{ of: "quantize()", to: raw.name }, { of: "dequantize()", to: rawBack.name }];

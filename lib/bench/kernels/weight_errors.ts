@@ -30,7 +30,7 @@ interface FormatError {
 
 /** Quantizes the weights to every format and back, ours and, where it is there, ggml's. */
 function formatErrors(
-  { handle: { kernels }, ggml }: KernelBench,
+  { kernels, ggml }: KernelBench,
   weights: Float32Array,
   rows: number,
 ): FormatError[] {
