@@ -3,6 +3,7 @@ import { Buffer } from "node:buffer";
 import type { StepDrift, TimestepError } from "../eval/images.ts";
 import type { MaskedComparison } from "../eval/masked.ts";
 import type { Interval } from "../eval/intervals.ts";
+import type { TaskScore } from "../eval/puzzles.ts";
 import type { AccuracyRow, CheckpointRow, KernelRow, PeersRow, PhaseRow, SuiteRow } from "../bench/rows.ts";
 import type { Sample, SuiteReport, TimedSetting } from "../bench/suite.ts";
 import type { LayerRecord } from "../pipeline/mod.ts";
@@ -50,25 +51,17 @@ export function layerRowsOf(
   { model, setting }: { readonly model: string; readonly setting: string },
 ): RowOf<"layers">[] {
   return layers.map((layer, i): RowOf<"layers"> => {
-    const { name, action, reason, bits, groupSize, shape, bytesBefore, bytesAfter, statistics, tried } =
-      layer;
-    const weights = shape.reduce((product, size) => product * size, 1);
+    const { name, reason, bits = null, groupSize = null, bytesBefore, bytesAfter, statistics } = layer;
+    const weights = layer.shape.reduce((product, size) => product * size, 1);
+    const quantized = layer.tried === undefined ? "quantized" : "fallback";
     return {
-      model,
-      setting,
-      name,
+      ...{ model, setting, name, reason, bits, groupSize, weights, bytesBefore, bytesAfter },
       kind: layerKind(name),
-      action: action === "keep" ? "kept" : tried === undefined ? "quantized" : "fallback",
-      reason,
-      bits: bits ?? null,
-      groupSize: groupSize ?? null,
-      weights,
+      action: layer.action === "keep" ? "kept" : quantized,
       bitsPerWeight: weights === 0 ? null : bytesAfter * 8 / weights,
       relativeRmsError: statistics === undefined ? null : relativeRmsError(statistics),
       cosine: statistics === undefined ? null : cosine(statistics),
       maxError: statistics?.maxError ?? null,
-      bytesBefore,
-      bytesAfter,
       milliseconds: milliseconds[i] ?? null,
     };
   });
@@ -158,15 +151,12 @@ export function activationRows(
         `${scale.length} and ${zeroPoint.length}`,
     );
   }
-  const rows: RowOf<"time">[] = [];
-  const begins: number[] = [];
-  for (let i = 0; i < count; i++) {
-    const same = i > 0 && scale[i] === scale[i - 1] && zeroPoint[i] === zeroPoint[i - 1];
-    if (!same) begins.push(i);
-  }
-  begins.forEach((i, k) => {
+  const begins = Array.from(scale, (_, i) => i).filter((i) =>
+    i === 0 || scale[i] !== scale[i - 1] || zeroPoint[i] !== zeroPoint[i - 1]
+  );
+  return begins.map((i, k) => {
     const s = scale[i]!, z = zeroPoint[i]!;
-    rows.push({
+    return {
       ...source,
       tBegin: boundaries[i]!,
       tEnd: boundaries[begins[k + 1] ?? count]!,
@@ -174,19 +164,21 @@ export function activationRows(
       zeroPoint: z,
       activationLow: -s * z,
       activationHigh: s * (2 ** bits - 1 - z),
-    });
+    };
   });
-  return rows;
 }
 
-/** Bins of an axis as the tables have them: as timesteps, or as mask ratios. */
-function timesOf({ axis: { kind, bins } }: TimeGroups): {
-  readonly tUnit: "timestep" | "mask ratio";
-  at(bin: number): number;
-} {
-  return kind === "timesteps"
-    ? { tUnit: "timestep", at: (bin) => bin }
-    : { tUnit: "mask ratio", at: (bin) => bin / bins };
+/** Bins of an axis as the tables have them, as timesteps or as mask ratios, and columns of a group. */
+function timesOf({ axis: { kind, bins }, boundaries }: TimeGroups) {
+  const tUnit = kind === "timesteps" ? "timestep" : "mask ratio" as const;
+  const at = (bin: number) => kind === "timesteps" ? bin : bin / bins;
+  const place = (timeGroup: number) => ({
+    tUnit,
+    timeGroup,
+    tBegin: at(boundaries[timeGroup]!),
+    tEnd: at(boundaries[timeGroup + 1]!),
+  });
+  return { tUnit, at, place } as const;
 }
 
 /**
@@ -200,8 +192,7 @@ export function thetaRows(
   { groups, layers }: TimeParameters,
   source: RowSource & { readonly stage?: "before" | "after" | undefined },
 ): RowOf<"time">[] {
-  const { tUnit, at } = timesOf(groups);
-  const { bins } = groups.axis;
+  const { tUnit, at, place } = timesOf(groups), { bins } = groups.axis, { model, setting } = source;
   return [...layers].flatMap(([layer, { activation, output }]): RowOf<"time">[] => {
     const isByBin = activation !== undefined && activation.scale.length === bins && bins !== groups.count;
     const stage = source.stage ?? (isByBin ? "after" : "before");
@@ -215,13 +206,7 @@ export function thetaRows(
     const corrections = output === undefined ? [] : Array.from({ length: groups.count }, (_, g) => {
       const own = (values: Float32Array) => values.subarray(g * size, (g + 1) * size);
       return {
-        model: source.model,
-        setting: source.setting,
-        layer,
-        tUnit,
-        timeGroup: g,
-        tBegin: at(groups.boundaries[g]!),
-        tEnd: at(groups.boundaries[g + 1]!),
+        ...{ model, setting, layer, ...place(g) },
         gain: own(output.gain).reduce((sum, gain) => sum + gain, 0) / size,
         bias: Math.sqrt(own(output.bias).reduce((sum, bias) => sum + bias * bias, 0) / size),
       };
@@ -232,15 +217,8 @@ export function thetaRows(
 
 /** Measurements along the time axis of a model as rows of it. */
 function timedRows({ model, setting, groups, theta, stepKl = [], layerErrors = [] }: TimedSetting) {
-  const { tUnit, at } = timesOf(groups);
-  const source = { model, setting };
-  const place = (timeGroup: number) => ({
-    ...source,
-    tUnit,
-    timeGroup,
-    tBegin: at(groups.boundaries[timeGroup]!),
-    tEnd: at(groups.boundaries[timeGroup + 1]!),
-  });
+  const source = { model, setting }, times = timesOf(groups);
+  const place = (timeGroup: number) => ({ ...source, ...times.place(timeGroup) });
   return [
     ...(theta === undefined ? [] : thetaRows(theta.parameters, { ...source, stage: theta.stage })),
     ...stepKl.flatMap((value, g) => Number.isNaN(value) ? [] : [{ ...place(g), stepKl: value }]),
@@ -277,6 +255,18 @@ export function driftRows(steps: readonly StepDrift[], source: RowSource): RowOf
   }));
 }
 
+/** A row a task; the columns of `whole` are of the task named `together`. */
+const taskRows = <Common extends object, Whole extends object>(
+  tasks: readonly Omit<TaskScore, "solved">[],
+  common: Common,
+  whole: Whole,
+  together = "all",
+): (Common & Partial<Whole> & Intervalled<"accuracy"> & { task: string; samples: number })[] =>
+  tasks.map(({ task, prompts, exactMatch }) => ({
+    ...{ ...common, task, samples: prompts, ...spread("accuracy", exactMatch) },
+    ...(task === together ? whole : {} as Partial<Whole>),
+  }));
+
 /** Columns of a quantized model in the table of peers. */
 const ownMethod = (row: AccuracyRow | CheckpointRow, method: string) => ({
   model: row.model,
@@ -294,13 +284,7 @@ function accuracyRows(row: AccuracyRow): Rows {
     const all = row.byMaskRatio.at(-1)!, kl = isFull ? {} : spread("kl", all.kl);
     return {
       peers: "exactMatch" in row
-        ? row.exactMatch.map(({ task, prompts, exactMatch }) => ({
-          ...method,
-          task,
-          samples: prompts,
-          ...spread("accuracy", exactMatch),
-          ...(task === "all" ? kl : {}),
-        }))
+        ? taskRows(row.exactMatch, method, kl)
         : [{ ...method, samples: all.sequences, ...kl }],
       time: isFull ? [] : maskRatioRows(row.byMaskRatio, source),
     };
@@ -355,13 +339,9 @@ function peersRows(row: PeersRow): Rows {
   };
   const distance = isFull ? {} : spread(row.family === "dit" ? "relativeError" : "kl", row.distance);
   return {
-    peers: tasks.length === 0 ? [{ ...common, ...distance }] : tasks.map(({ task, prompts, exactMatch }) => ({
-      ...common,
-      task,
-      samples: prompts,
-      ...spread("accuracy", exactMatch),
-      ...(task === "all" || tasks.length === 1 ? distance : {}),
-    })),
+    peers: tasks.length === 0
+      ? [{ ...common, ...distance }]
+      : taskRows(tasks, common, distance, tasks.length === 1 ? tasks[0]!.task : "all"),
     time: isFull ? [] : timestepRows(row.byTimestep ?? [], { model, setting: method }),
   };
 }
@@ -393,13 +373,7 @@ function phaseRows(row: PhaseRow, all: readonly PhaseRow[]): Rows {
   return {
     phases: tasks.length === 0
       ? [{ ...common, task: together, ...whole }]
-      : tasks.map(({ task, prompts, exactMatch }) => ({
-        ...common,
-        task,
-        samples: prompts,
-        ...spread("accuracy", exactMatch),
-        ...(task === together ? whole : {}),
-      })),
+      : taskRows(tasks, common, whole, together),
     losses: hasLosses
       ? lossRows(refinement.losses, { ...source, setting: `${source.setting}, ${phase}` })
       : [],

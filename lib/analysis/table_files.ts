@@ -64,7 +64,7 @@ export async function decodeTable(
   if (bytes.length > MAX_TABLE_BYTES) {
     throw fail(`it must have at most ${MAX_TABLE_BYTES} bytes, got ${bytes.length}`);
   }
-  let rows: Record<string, unknown>[];
+  let rows: Rows;
   try {
     rows = await CODECS[format].decode(name, bytes);
   } catch (error) {
@@ -166,6 +166,10 @@ const columnsOfType = (name: TableName, wanted: ColumnType): string[] =>
 const withBigInts = (type: ColumnType, cells: readonly Cell[]) =>
   type === "integer" ? cells.map((cell) => cell === null ? null : BigInt(cell)) : [...cells];
 
+/** Something of each row, whose cells are given by column. */
+const eachRow = <T>(columns: Columns, visit: (cellOf: (column: string) => Cell) => T): T[] =>
+  columns.values().next().value!.map((_, i) => visit((column) => columns.get(column)![i]!));
+
 function countRows(rows: number): number {
   if (rows <= MAX_TABLE_ROWS) return rows;
   throw new TableFault(`it must have at most ${MAX_TABLE_ROWS} rows, got ${rows}`);
@@ -206,7 +210,7 @@ async function decodeArrow(name: TableName, bytes: Bytes) {
   const columns = fields.map((field) => field.name);
   checkHeader(name, columns, { name: metadata?.get(NAME_KEY), version: metadata?.get(VERSION_KEY) });
   countRows(table.numRows);
-  return table.toArray() as Record<string, unknown>[];
+  return table.toArray() as Rows;
 }
 
 // Parquet
@@ -250,25 +254,21 @@ async function decodeParquet(name: TableName, bytes: Bytes) {
 function csvText(name: TableName, columns: Columns): string {
   const schema = columnsOf(name);
   const names = [...columns.keys()];
-  const count = columns.get(names[0]!)!.length;
   const field = (column: string, cell: Cell) =>
     cell === null
       ? ""
       : schema[column]!.type === "text"
       ? `"${String(cell).replaceAll('"', '""')}"`
       : numberText(cell);
-  const lines = [names.join(",")];
-  for (let i = 0; i < count; i++) {
-    lines.push(names.map((column) => field(column, columns.get(column)![i]!)).join(","));
-  }
-  return `${lines.join("\r\n")}\r\n`;
+  const lines = eachRow(columns, (cellOf) => names.map((column) => field(column, cellOf(column))).join(","));
+  return `${[names.join(","), ...lines].join("\r\n")}\r\n`;
 }
 
 const numberText = (cell: Cell) => Object.is(cell, -0) ? "-0" : String(cell);
 
 const NUMBER = /^(?:-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|NaN|-?Infinity)$/;
 
-function parseCsv(name: TableName, text: string): Record<string, unknown>[] {
+function parseCsv(name: TableName, text: string): Rows {
   const lines = csvFields(text);
   const header = lines.shift()?.map(({ text }) => text) ?? [];
   checkHeader(name, header);
@@ -322,19 +322,17 @@ const JSON_RULES = { maxDepth: 4, maxKeys: 50_000_000, maxItems: MAX_TABLE_ROWS,
 /** One row a line; NaN and infinities, which JSON has not, are texts. */
 function jsonText(name: TableName, columns: Columns): string {
   const names = [...columns.keys()];
-  const count = columns.get(names[0]!)!.length;
   const value = (cell: Cell) => typeof cell === "number" && !Number.isFinite(cell) ? String(cell) : cell;
-  const rows = Array.from(
-    { length: count },
-    (_, i) =>
-      JSON.stringify(Object.fromEntries(names.map((column) => [column, value(columns.get(column)![i]!)]))),
+  const rows = eachRow(
+    columns,
+    (cellOf) => JSON.stringify(Object.fromEntries(names.map((column) => [column, value(cellOf(column))]))),
   );
   return `{"table":${JSON.stringify(name)},"version":${TABLE_VERSION},"columns":${
     JSON.stringify(names)
   },"rows":[\n${rows.join(",\n")}\n]}\n`;
 }
 
-function decodeJson(name: TableName, bytes: Bytes): Record<string, unknown>[] {
+function decodeJson(name: TableName, bytes: Bytes): Rows {
   let value: unknown;
   try {
     value = parseJson(bytes, JSON_RULES);
@@ -348,13 +346,13 @@ function decodeJson(name: TableName, bytes: Bytes): Record<string, unknown>[] {
   }
   checkHeader(name, columns.map(String), { name: String(table), version: String(version) });
   const numbers = columnsOfType(name, "number");
-  for (const row of rows as Record<string, unknown>[]) {
+  for (const row of rows as Rows) {
     for (const column of numbers) {
       const cell = row[column];
       if (cell === "NaN" || cell === "Infinity" || cell === "-Infinity") row[column] = Number(cell);
     }
   }
-  return rows as Record<string, unknown>[];
+  return rows as Rows;
 }
 
 /** Whether a text is a table's name. */

@@ -37,24 +37,18 @@ function checkCell({ type, required }: ColumnSchema, value: unknown): { cell: Ce
   if (value === null || value === undefined) {
     return required === true ? { expected: article(type) } : { cell: null };
   }
-  switch (type) {
-    case "text":
-      return typeof value === "string" ? { cell: value.toWellFormed() } : { expected: "a text" };
-    case "boolean":
-      return typeof value === "boolean" ? { cell: value } : { expected: "a boolean" };
-    case "integer":
-      return Number.isSafeInteger(value) ? { cell: Number(value) + 0 } : { expected: "a safe integer" };
-    case "number":
-      return typeof value === "number" ? { cell: value } : { expected: "a number" };
+  if (type === "integer") {
+    return Number.isSafeInteger(value) ? { cell: Number(value) + 0 } : { expected: "a safe integer" };
   }
+  if (typeof value === "string" && type === "text") return { cell: value.toWellFormed() };
+  return typeof value === type ? { cell: value as Cell } : { expected: `a ${type}` };
 }
 
 /**
  * Rows as arrays by column, in the schema's order.
  *
  * @throws {TypeError} when a row has a column that the table has not, lacks one that it must have, or holds a
- * value of
- * another type
+ * value of another type
  */
 export function checkRows(name: TableName, rows: readonly object[]): Map<string, Cell[]> {
   const schema = columnsOf(name);
@@ -153,20 +147,13 @@ export async function compareRuns(
   b: ComparableRun,
   { table = "layers", on }: CompareOptions = {},
 ): Promise<ColumnTable> {
-  const [tableA, tableB] = [a, b].map((run, i) => {
-    const found = run.tables[table];
-    if (found === undefined) {
-      const names = Object.keys(run.tables).join(", ") || "none";
-      throw new TypeError(
-        `Cannot compare runs: both must have table "${table}", the ${
-          i === 0 ? "first" : "second"
-        } has ${names}`,
-      );
-    }
-    return found;
-  }) as [TableLike, TableLike];
-  const keys = on ?? tellingKey(table, tableA, tableB);
-  return await compareTables(tableA, tableB, keys);
+  const tableOf = ({ tables }: ComparableRun, which: string): TableLike => {
+    const found = tables[table], names = Object.keys(tables).join(", ") || "none";
+    if (found !== undefined) return found;
+    throw new TypeError(`Cannot compare runs: both must have table "${table}", the ${which} has ${names}`);
+  };
+  const tableA = tableOf(a, "first"), tableB = tableOf(b, "second");
+  return await compareTables(tableA, tableB, on ?? tellingKey(table, tableA, tableB));
 }
 
 /** The key of the table without columns that are constant in both runs, as the setting often is. */
@@ -218,14 +205,10 @@ export async function compareTables(
   const keys = [...new Set([...rowsA.keys(), ...rowsB.keys()])];
   const others = [...new Set([...a.columnNames(), ...b.columnNames()])].filter((name) => !on.includes(name));
   const pairs = keys.map((key) => [rowsA.get(key), rowsB.get(key)] as const);
-  const columns: [string, unknown[]][] = on.map((column) => [
-    column,
-    pairs.map(([rowA, rowB]) => (rowA ?? rowB)![column] ?? null),
-  ]);
-  columns.push([
-    "in",
-    pairs.map(([rowA, rowB]) => rowA === undefined ? "b" : rowB === undefined ? "a" : "both"),
-  ]);
+  const columns: [string, unknown[]][] = [
+    ...on.map((column): [string, unknown[]] => [column, pairs.map(([a, b]) => (a ?? b)![column] ?? null)]),
+    ["in", pairs.map(([a, b]) => a === undefined ? "b" : b === undefined ? "a" : "both")],
+  ];
   for (const column of others) {
     const valuesA = pairs.map(([row]) => row?.[column] ?? null);
     const valuesB = pairs.map(([, row]) => row?.[column] ?? null);
@@ -324,11 +307,8 @@ export function paretoFront(
   const beats = (a: FrontPoint, b: FrontPoint) =>
     a.model === b.model && a.bitsPerWeight <= b.bitsPerWeight && a.distance <= b.distance &&
     (a.bitsPerWeight < b.bitsPerWeight || a.distance < b.distance);
+  const byName = (a: string, b: string) => Number(a > b) - Number(a < b);
   const order = (a: FrontPoint, b: FrontPoint) =>
-    a.model < b.model
-      ? -1
-      : a.model > b.model
-      ? 1
-      : a.bitsPerWeight - b.bitsPerWeight || a.distance - b.distance;
+    byName(a.model, b.model) || a.bitsPerWeight - b.bitsPerWeight || a.distance - b.distance;
   return points.filter((row) => !points.some((other) => beats(other, row))).sort(order);
 }

@@ -33,19 +33,13 @@ export interface ReportOptions {
 /** A table of what differs between two runs, or why there is none. */
 interface Comparison {
   readonly title: string;
-  readonly table: TableLike | undefined;
-  readonly reason: string | undefined;
+  readonly compared: TableLike | { readonly reason: string };
 }
 
+/** Tables that are drawn for several runs together. */
+const DRAWN: readonly TableName[] = ["phases", "peers", "layers", "time", "drift"];
 /** Tables whose rows two runs of the same kind share. */
-const COMPARED = [
-  "phases",
-  "peers",
-  "layers",
-  "time",
-  "drift",
-  "kernels",
-] as const satisfies readonly TableName[];
+const COMPARED: readonly TableName[] = [...DRAWN, "kernels"];
 
 /** Each further run against the first. */
 async function comparisonsOf(runs: readonly Run[]): Promise<Comparison[]> {
@@ -56,22 +50,21 @@ async function comparisonsOf(runs: readonly Run[]): Promise<Comparison[]> {
       if (first!.tables[name] === undefined || other.tables[name] === undefined) continue;
       const title = `${name}: ${first!.name} (A) and ${other.name} (B)`;
       try {
-        comparisons.push({
-          title,
-          table: await compareRuns(first!, other, { table: name }),
-          reason: undefined,
-        });
+        comparisons.push({ title, compared: await compareRuns(first!, other, { table: name }) });
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
-        comparisons.push({ title, table: undefined, reason: error.message });
+        comparisons.push({ title, compared: { reason: error.message } });
       }
     }
   }
   return comparisons;
 }
 
-/** Runs with names that tell them apart. */
+/** Runs with names that tell them apart. @throws {TypeError} when there is none */
 function distinct(runs: readonly Run[]): Run[] {
+  if (runs.length === 0) {
+    throw new TypeError("Cannot make a report: there must be at least one run, got none");
+  }
   const seen = new Map<string, number>();
   return runs.map((run) => {
     const count = (seen.get(run.name) ?? 0) + 1;
@@ -80,30 +73,22 @@ function distinct(runs: readonly Run[]): Run[] {
   });
 }
 
-/** A value of the configuration or the environment in one line. */
-const lineOf = (value: Json | undefined) => typeof value === "string" ? value : JSON.stringify(value ?? null);
+type Fact = readonly [name: string, value: string];
 
 /** Nested values as paths, `thermodynamic.validation.enabled`. */
-function flat(values: Readonly<Record<string, Json>>, prefix = ""): [string, string][] {
+function flat(values: Readonly<Record<string, Json>>, prefix = ""): Fact[] {
   return Object.entries(values).flatMap(([key, value]) =>
     typeof value === "object" && value !== null && !Array.isArray(value)
       ? flat(value as Readonly<Record<string, Json>>, `${prefix}${key}.`)
-      : [[prefix + key, lineOf(value)] as [string, string]]
+      : [[prefix + key, typeof value === "string" ? value : JSON.stringify(value ?? null)] as const]
   );
 }
 
-function durationOf(seconds: number): string {
-  return seconds < 120 ? `${seconds.toFixed(1)} s` : `${(seconds / 60).toFixed(1)} min`;
-}
+const summaryOf = ({ summary }: Run) => summary.map(({ label, value }): Fact => [label, value]);
 
-function factsOf(run: Run): [string, string][] {
-  return [["date", run.date], ["took", durationOf(run.seconds)], ["arrowquant", run.toolVersion]];
-}
-
-function checkRuns(runs: readonly Run[]): void {
-  if (runs.length === 0) {
-    throw new TypeError("Cannot make a report: there must be at least one run, got none");
-  }
+function factsOf({ date, seconds, toolVersion }: Run): Fact[] {
+  const took = seconds < 120 ? `${seconds.toFixed(1)} s` : `${(seconds / 60).toFixed(1)} min`;
+  return [["date", date], ["took", took], ["arrowquant", toolVersion]];
 }
 
 // HTML ------------------------------------------------------------------------------------------------------
@@ -137,34 +122,28 @@ function scriptJson(value: unknown): string {
   );
 }
 
-/** Files of vega, vega-lite and vega-embed that define their globals, in order of their dependencies. */
-function libraryScripts(): string[] {
-  return ["vega", "vega-lite", "vega-embed"].map((name) => {
-    const path = join(dirname(packageFile(name)), `${name}.min.js`);
-    return readFileSync(path, "utf8").replace(/\n?\/\/# sourceMappingURL=.*\s*$/, "");
-  });
-}
+/** Libraries of the page, in order of their dependencies: scripts that define globals. */
+const LIBRARIES = ["vega", "vega-lite", "vega-embed"] as const;
+
+/** A file of a library, beside the one that it is imported by. */
+const libraryText = (name: string, file: string) =>
+  readFileSync(join(dirname(packageFile(name)), file), "utf8");
+
+const libraryScripts = (): string[] =>
+  LIBRARIES.map((name) =>
+    libraryText(name, `${name}.min.js`).replace(/\n?\/\/# sourceMappingURL=.*\s*$/, "")
+  );
 
 /** Licences of the libraries, which ask to be kept beside them. */
-function licences(): string {
-  return ["vega", "vega-lite", "vega-embed"].map((name) => {
-    const text = readFileSync(join(dirname(packageFile(name)), "..", "LICENSE"), "utf8");
-    return `${name}: ${text.replaceAll("--", "- -").trim()}`;
-  }).join("\n\n");
-}
+const licences = (): string =>
+  LIBRARIES.map((name) => `${name}: ${libraryText(name, "../LICENSE").replaceAll("--", "- -").trim()}`)
+    .join("\n\n");
 
 /** A script that cannot end its element, and the digest by which the page's policy knows it. */
 function inlineScript(source: string): { readonly html: string; readonly digest: string } {
   const text = source.replace(/<(\/script|!--)/gi, "<\\$1");
   const digest = createHash("sha256").update(text).digest("base64");
   return { html: `<script>${text}</script>`, digest: `'sha256-${digest}'` };
-}
-
-/** Title and subtitle go into the page's own text, where they wrap. */
-function forPage({ spec }: NamedChart): { readonly spec: Spec; readonly notes: readonly string[] } {
-  const { title, ...rest } = spec;
-  const { subtitle } = (title ?? {}) as { readonly subtitle?: readonly string[] };
-  return { spec: rest, notes: subtitle ?? [] };
 }
 
 /** Charts of a fixed width beyond this get the whole width of the page. */
@@ -181,9 +160,10 @@ interface Page {
 function chartsHtml(page: Page, charts: readonly NamedChart[]): string {
   if (charts.length === 0) return "";
   const figures = charts.map((chart) => {
-    const { spec, notes } = forPage(chart);
-    const index = page.charts.push(spec) - 1;
-    const small = notes.map((note) => `<small>${escapeHtml(note)}</small>`).join("");
+    // Title and subtitle go into the page's own text, where they wrap.
+    const { title, ...spec } = chart.spec, index = page.charts.push(spec) - 1;
+    const { subtitle = [] } = (title ?? {}) as { readonly subtitle?: readonly string[] };
+    const small = subtitle.map((note) => `<small>${escapeHtml(note)}</small>`).join("");
     const isWide = "vconcat" in spec || typeof spec["width"] === "number" && spec["width"] > WIDE_PIXELS;
     return `<figure${isWide ? ' class="wide"' : ""}><figcaption>${
       escapeHtml(chart.title)
@@ -204,7 +184,7 @@ function tableHtml(page: Page, table: PageTable, isOpen: boolean): string {
   })</span></summary>${doc}<div data-table="${index}"></div></details>`;
 }
 
-function factsHtml(title: string, facts: readonly (readonly [string, string])[]): string {
+function factsHtml(title: string, facts: readonly Fact[]): string {
   const rows = facts.map(([key, value]) =>
     `<tr><td>${escapeHtml(key)}</td><td><code>${escapeHtml(value)}</code></td></tr>`
   );
@@ -250,19 +230,16 @@ function runHtml(page: Page, run: Run, prefix: string): string {
 
 async function comparisonHtml(page: Page, runs: readonly Run[]): Promise<string> {
   const comparisons = await comparisonsOf(runs);
-  const charts = chartsOf(combineTables(runs, ["phases", "peers", "layers", "time", "drift"]), {
-    width: "container",
-  });
+  const charts = chartsOf(combineTables(runs, DRAWN), { width: "container" });
+  const doc = "Columns ending in A and B are the runs', Difference is B − A.";
   return [
     `<section id="comparison"><h2>Comparison</h2>`,
     comparisons.length === 0 ? `<p class="muted">These runs share no table.</p>` : "",
     chartsHtml(page, charts),
-    ...comparisons.map(({ title, table, reason }) =>
-      table === undefined ? `<p class="muted">${escapeHtml(title)}: ${escapeHtml(reason!)}</p>` : tableHtml(
-        page,
-        plainTable(title, "Columns ending in A and B are the runs', Difference is B − A.", table),
-        false,
-      )
+    ...comparisons.map(({ title, compared }) =>
+      "reason" in compared
+        ? `<p class="muted">${escapeHtml(title)}: ${escapeHtml(compared.reason)}</p>`
+        : tableHtml(page, plainTable(title, doc, compared), false)
     ),
     "</section>",
   ].join("\n");
@@ -274,7 +251,6 @@ async function comparisonHtml(page: Page, runs: readonly Run[]): Promise<string>
  * @throws {TypeError} when there is no run
  */
 export async function reportHtml(allRuns: readonly Run[], options: ReportOptions = {}): Promise<string> {
-  checkRuns(allRuns);
   const runs = distinct(allRuns);
   const page: Page = { charts: [], tables: [] };
   const body = [
@@ -339,12 +315,10 @@ function plainSection({ title, notes, columns, rows }: Section): Section {
     notes: notes.map(plain),
     columns: columns.map((column) => ({ ...column, title: plain(column.title) })),
     rows: rows.map((row) =>
-      Object.fromEntries(
-        columns.map(({ key }) => {
-          const value = row[key];
-          return [key, typeof value === "string" ? plain(value) : value];
-        }),
-      )
+      Object.fromEntries(columns.map(({ key }) => {
+        const value = row[key];
+        return [key, typeof value === "string" ? plain(value) : value];
+      }))
     ),
   };
 }
@@ -353,10 +327,9 @@ function plainSection({ title, notes, columns, rows }: Section): Section {
 const TEXT_ROWS = 40;
 
 /** A comparison as a section: the key and what differs in numbers, the largest differences first. */
-function comparisonSection({ title, table, reason }: Comparison): Section {
-  if (table === undefined) return { title, notes: [reason!], columns: [], rows: [] };
-  const rows = table.objects() as ChartRow[];
-  const names = table.columnNames();
+function comparisonSection({ title, compared }: Comparison): Section {
+  if ("reason" in compared) return { title, notes: [compared.reason], columns: [], rows: [] };
+  const rows = compared.objects() as ChartRow[], names = compared.columnNames();
   const differences = names.filter((name) =>
     name.endsWith("Difference") && rows.some((row) => typeof row[name] === "number" && row[name] !== 0)
   );
@@ -383,36 +356,27 @@ function comparisonSection({ title, table, reason }: Comparison): Section {
   };
 }
 
-async function textSections(runs: readonly Run[]): Promise<Section[]> {
-  return runs.length < 2 ? [] : (await comparisonsOf(runs)).map(comparisonSection);
-}
-
 /**
  * The report as text for a terminal.
  *
  * @throws {TypeError} when there is no run
  */
 export async function reportText(allRuns: readonly Run[]): Promise<string> {
-  checkRuns(allRuns);
   const runs = distinct(allRuns);
   const sectionLines = (section: Section) => {
     const { title, notes, columns, rows } = plainSection(section);
     return ["", title, ...notes, ...(columns.length === 0 ? [] : formatTable(columns, rows))];
   };
-  const facts = (entries: readonly (readonly [string, string])[]) => {
+  const facts = (entries: readonly Fact[]) => {
     const width = Math.max(0, ...entries.map(([key]) => key.length));
     return entries.map(([key, value]) => `${plain(key).padEnd(width)}  ${plain(value)}`);
   };
   const lines = [
-    ...(await textSections(runs)).flatMap(sectionLines),
+    ...(await comparisonsOf(runs)).map(comparisonSection).flatMap(sectionLines),
     ...runs.flatMap((run) => [
       "",
       `== ${plain(run.name)}: ${plain(run.title)}`,
-      ...facts([
-        ["command", run.command],
-        ...factsOf(run),
-        ...run.summary.map(({ label, value }) => [label, value] as const),
-      ]),
+      ...facts([["command", run.command], ...factsOf(run), ...summaryOf(run)]),
       ...[...run.sections, ...goalsSection(run.goals)].flatMap(sectionLines),
       ...run.skipped.map(({ what, reason }) => `skipped: ${plain(what)}: ${plain(reason)}`),
       "",
@@ -451,7 +415,6 @@ export async function reportMarkdown(
   allRuns: readonly Run[],
   pictures: ReadonlyMap<string, string> = new Map(),
 ): Promise<string> {
-  checkRuns(allRuns);
   const runs = distinct(allRuns);
   const row = (cells: readonly string[]) => `| ${cells.join(" | ")} |`;
   const sectionLines = (section: Section) => {
@@ -476,13 +439,13 @@ export async function reportMarkdown(
       ]),
     ];
   };
-  const facts = (entries: readonly (readonly [string, string])[]) => [
+  const facts = (entries: readonly Fact[]) => [
     row(["", ""]),
     row(["---", "---"]),
     ...entries.map(([key, value]) => row([markdown(key), markdown(value)])),
     "",
   ];
-  const compared = await textSections(runs);
+  const compared = (await comparisonsOf(runs)).map(comparisonSection);
   const lines = [
     `# ArrowQuant report: ${runs.map(({ name }) => markdown(name)).join(", ")}`,
     "",
@@ -494,7 +457,7 @@ export async function reportMarkdown(
       "",
       ...fenced(run.command),
       "",
-      ...facts([...factsOf(run), ...run.summary.map(({ label, value }) => [label, value] as const)]),
+      ...facts([...factsOf(run), ...summaryOf(run)]),
       ...[...run.sections, ...goalsSection(run.goals)].flatMap(sectionLines),
       ...run.skipped.map(({ what, reason }) => `Skipped: ${markdown(what)}: ${markdown(reason)}\n`),
       ...(pictures.size === 0 ? [] : ["### Charts", ""]),

@@ -129,20 +129,14 @@ const COLUMNS: readonly Column[] = [
   { key: "name", title: "kernel" },
   { key: "isa", title: "isa" },
   { key: "rate", title: "Mw/s", digits: 0, align: "right" },
+  { key: "gigaflops", title: "GFLOP/s", digits: 1, align: "right" },
   { key: "spread", title: "±%", digits: 1, align: "right" },
   { key: "bytes", title: "GB/s", digits: 1, align: "right" },
   { key: "memcpy", title: "× memcpy", digits: 2, align: "right" },
   { key: "ratios", title: "speed against", align: "left" },
 ];
-
-const PRODUCT_COLUMNS: readonly Column[] = [
-  { key: "name", title: "kernel" },
-  { key: "isa", title: "isa" },
-  { key: "gigaflops", title: "GFLOP/s", digits: 1, align: "right" },
-  { key: "spread", title: "±%", digits: 1, align: "right" },
-  { key: "bytes", title: "GB/s", digits: 1, align: "right" },
-  { key: "ratios", title: "speed against", align: "left" },
-];
+/** Columns that a table of weights or of multiply-adds does without. */
+const LEFT_OUT = { "weights": ["gigaflops"], "multiply-adds": ["rate", "memcpy"] };
 
 const shortName = (name: string) => name.replace(/^ggml (quantize_row_|quantize_|dequantize_row_)?/, "");
 
@@ -200,36 +194,26 @@ export class KernelBench {
     this.sections.push({
       title: `${group.title}, ${group.place} (${rows} × ${cols})`,
       notes,
-      columns: group.counts === "weights" ? COLUMNS : PRODUCT_COLUMNS,
+      columns: COLUMNS.filter(({ key }) => !LEFT_OUT[group.counts].includes(key)),
       rows: cases.map((each, i) => this.#row(group, each, timings[i]!)),
     });
     return group;
   }
 
   #row(group: Group, of: KernelCase, timing: Timing) {
-    const bytes = rate(timing, of.bytes);
-    const pace = rate(timing, 1);
+    const bytes = rate(timing, of.bytes), pace = rate(timing, 1);
     const weights = of.weights === 0 ? undefined : rate(timing, of.weights);
     const memcpy = of.library === "memcpy" ? undefined : group.bytesAgainstMemcpy(of.name);
     const ratios = group.ratios.filter((ratio) => ratio.of === of.name).flatMap(({ to, label }) => {
       const speed = group.speed(of.name, to);
       return speed === undefined ? [] : [{ to, label: label ?? shortName(to), ...speed }];
     });
-    const { environment } = this.context;
+    const { runtime, processor } = this.context.environment;
     const { name: kernel, library, backend, isa, dtype, shape, threads } = of;
     this.rows.push({
       suite: "kernels",
       group: group.title,
-      kernel,
-      library,
-      backend,
-      isa,
-      dtype,
-      shape,
-      place: group.place,
-      threads,
-      runtime: environment.runtime,
-      processor: environment.processor,
+      ...{ kernel, library, backend, isa, dtype, shape, place: group.place, threads, runtime, processor },
       samples: timing.milliseconds.length,
       callsPerSample: timing.callsPerSample,
       bytesPerCall: of.bytes,

@@ -41,18 +41,24 @@ export function memcpyCase({ rows, cols, count }: Operands): KernelCase {
 const GGML_ERROR_LIMITS: Record<string, number> = { "8": 0.01, "4": 0.12, "3": 0.25, "2": 0.9 };
 
 /** The instruction set of ggml's processor library. */
-export const ggmlIsa = ({ processorLibrary }: Ggml): string =>
+const ggmlIsa = ({ processorLibrary }: Ggml): string =>
   processorLibrary.replace(/^libggml-cpu-(.*)\.so$/, "$1");
 
-const ggmlCase = (ggml: Ggml, name: string, { rows, cols, count }: Operands, dtype: string) => ({
+/** Circumstances of a case of ggml; dot products are of its processor library as those named `simd`. */
+export const ggmlCase = (
+  ggml: Ggml,
+  name: string,
+  { rows, cols }: Pick<Operands, "rows" | "cols">,
+  dtype: string,
+) => ({
   name,
   library: "ggml" as const,
   backend: "native" as const,
-  isa: name.includes("simd") ? ggmlIsa(ggml) : "base",
+  isa: /simd|vec_dot/.test(name) ? ggmlIsa(ggml) : "base",
   dtype,
   shape: [rows, cols] as const,
   threads: 1,
-  weights: count,
+  weights: rows * cols,
 });
 
 function checkGgml(ggml: Ggml, type: GgmlType, weights: Float32Array, packed: Uint8Array): void {

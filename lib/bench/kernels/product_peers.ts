@@ -12,7 +12,7 @@ import { findCompiler } from "../../native/library.ts";
 import { type Ggml, type GgmlActivationType, type GgmlType, opener } from "../ggml.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { type KernelCase, relativeDifference } from "./cases.ts";
-import { ggmlIsa } from "./peers.ts";
+import { ggmlCase } from "./peers.ts";
 import type { ProductOperands } from "./product_cases.ts";
 
 /** The compiled peers. */
@@ -117,8 +117,7 @@ export function ggmlVectorCase(
   operands: ProductOperands,
   type: GgmlDotType,
 ): KernelCase {
-  const { rows, cols, weights, x } = operands;
-  const { activations, limit } = GGML_DOTS[type];
+  const { rows, cols, weights, x } = operands, { activations, limit } = GGML_DOTS[type];
   const packed = new Uint8Array(Math.ceil(rows * cols * 34 / 32));
   const bytes = ggml.quantize(type, weights, packed, rows, cols), rowBytes = bytes / rows;
   const y = new Uint8Array(2 * cols);
@@ -127,14 +126,7 @@ export function ggmlVectorCase(
   const symbol = `ggml_vec_dot_${type}_${activations}`;
   const run = () => peers.ggmlRows(ggml.processorLibraryPath, symbol, cols, rows, packed, rowBytes, y, out);
   return {
-    name: GGML_DOT(type),
-    library: "ggml",
-    backend: "native",
-    isa: ggmlIsa(ggml),
-    dtype: `${activations} × ${type}`,
-    shape: [rows, cols],
-    threads: 1,
-    weights: rows * cols,
+    ...ggmlCase(ggml, GGML_DOT(type), operands, `${activations} × ${type}`),
     bytes,
     contender: { run },
     check() {

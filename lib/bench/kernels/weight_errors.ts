@@ -2,7 +2,7 @@
 import { dequantize, packedBytes, quantize } from "../../quant/mod.ts";
 import { GGML_TYPES, type GgmlType } from "../ggml.ts";
 import { COLS, type KernelBench, NO_GGML } from "./bench.ts";
-import { relativeDifference, specName, TWO_LEVEL_SPECS, twoLevelName } from "./cases.ts";
+import { type QuantizeSpec, relativeDifference, specName, TWO_LEVEL_SPECS, twoLevelName } from "./cases.ts";
 
 const SOLVERS = [
   ["round", 32, "symmetric"],
@@ -28,6 +28,8 @@ interface FormatError {
   readonly error: number;
 }
 
+type OwnFormat = QuantizeSpec | (typeof TWO_LEVEL_SPECS)[number];
+
 /** Quantizes the weights to every format and back, ours and, where it is there, ggml's. */
 function formatErrors(
   { kernels, ggml }: KernelBench,
@@ -35,26 +37,19 @@ function formatErrors(
   rows: number,
 ): FormatError[] {
   const count = weights.length;
-  const own = (name: string, ...[options, bytes]: [Parameters<typeof quantize>[4], number]): FormatError => {
+  const own = (name: string, options: OwnFormat): FormatError => {
     const tensor = quantize(kernels, { data: weights, dtype: "F32" }, rows, COLS, options);
     const error = relativeDifference(dequantize(kernels, tensor), weights);
+    const bytes = packedBytes({ rows, cols: COLS, zeroPoint: "real", ...options });
     return { name, library: "arrowquant", bitsPerWeight: (bytes - 16) * 8 / count, error };
   };
   const found = ([2, 3, 4, 8] as const).flatMap((bits) =>
     SOLVERS.map(([solver, groupSize, zeroPoint]) => {
       const spec = { solver, bits, groupSize, zeroPoint };
-      return own(
-        `${solver} ${specName(spec)}`,
-        spec,
-        packedBytes({ rows, cols: COLS, bits, groupSize, zeroPoint }),
-      );
+      return own(`${solver} ${specName(spec)}`, spec);
     })
   );
-  for (const spec of TWO_LEVEL_SPECS) {
-    const { bits, groupSize, scaleBits } = spec;
-    const bytes = packedBytes({ rows, cols: COLS, bits, groupSize, zeroPoint: "real", scaleBits });
-    found.push(own(twoLevelName(spec), { bits, groupSize, scaleBits }, bytes));
-  }
+  found.push(...TWO_LEVEL_SPECS.map((spec) => own(twoLevelName(spec), spec)));
   if (ggml === undefined) return found;
   const packed = new Uint8Array(2 * count), restored = new Float32Array(count);
   for (const type of GGML_TYPES) {
@@ -68,7 +63,8 @@ function formatErrors(
 
 /** Adds the table of errors, its rows and its goals. */
 export function measureErrors(bench: KernelBench): void {
-  const rows = bench.scale.threadedRows, weights = bench.weights(rows), { environment } = bench.context;
+  const rows = bench.scale.threadedRows, weights = bench.weights(rows);
+  const { backend, isa, runtime, processor } = bench.context.environment;
   bench.context.progress(`Errors on ${weights.length} Gaussian weights`);
   const found = formatErrors(bench, weights, rows)
     .sort((a, b) => a.bitsPerWeight - b.bitsPerWeight || a.error - b.error);
@@ -89,12 +85,7 @@ export function measureErrors(bench: KernelBench): void {
       suite: "kernels",
       group: "Weight error",
       kernel: name,
-      library,
-      backend: environment.backend,
-      isa: environment.isa,
-      shape: [rows, COLS],
-      runtime: environment.runtime,
-      processor: environment.processor,
+      ...{ library, backend, isa, shape: [rows, COLS], runtime, processor },
       bitsPerWeight,
       relativeRmsError: error,
     });
