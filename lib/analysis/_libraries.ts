@@ -98,10 +98,8 @@ export function loadResvg(): Promise<typeof import("@resvg/resvg-wasm")> {
 export function packageFile(specifier: string): string {
   if (IS_REMOTE) {
     throw new TypeError(
-      `Cannot find ${
-        JSON.stringify(specifier)
-      }: pixels and reports need the packages of an installed arrowquant, ` +
-        "got a module loaded over HTTP; SVG and tables work there",
+      `Cannot find "${specifier}": pixels and reports need the packages of an installed arrowquant, got a ` +
+        "module loaded over HTTP; SVG and tables work there",
     );
   }
   return createRequire(import.meta.url).resolve(specifier);

@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import type { Spec } from "./_chart.ts";
 import { loadResvg, loadVega, loadVegaLite, packageFile } from "./_libraries.ts";
 import { textWidth } from "./_text_widths.ts";
-import { type Theme, themeColours, themeConfig } from "./_theme.ts";
+import { type Theme, themeColours, withTheme } from "./_theme.ts";
 
 /** How a chart is drawn. */
 export interface RenderOptions {
@@ -39,28 +39,17 @@ export async function renderSvg(spec: Spec, { theme = "light" }: RenderOptions =
   const [vega, { compile }] = await Promise.all([loadVega(), loadVegaLite()]);
   useTextWidths(vega);
   const problems: string[] = [];
-  const logger = {
-    level: () => logger,
-    warn: (...parts: readonly unknown[]) => (problems.push(parts.join(" ")), logger),
-    error: (...parts: readonly unknown[]) => (problems.push(parts.join(" ")), logger),
-    info: () => logger,
-    debug: () => logger,
-  };
+  const ignore = () => logger,
+    note = (...parts: readonly unknown[]) => (problems.push(parts.join(" ")), logger);
+  const logger: object = { level: ignore, warn: note, error: note, info: ignore, debug: ignore };
   let compiled;
   try {
-    compiled = compile(
-      { ...spec, config: themeConfig(theme) } as unknown as Parameters<typeof compile>[0],
-      {
-        logger: logger as unknown as NonNullable<Parameters<typeof compile>[1]>["logger"],
-      } as Parameters<typeof compile>[1],
-    ).spec;
+    type Arguments = Parameters<typeof compile>;
+    const [themed, options] = [withTheme(spec, theme), { logger }] as unknown as Arguments;
+    compiled = compile(themed, options).spec;
   } catch (cause) {
-    throw new TypeError(
-      `Cannot draw: the chart must be valid Vega-Lite, got ${cause instanceof Error ? cause.message : cause}`,
-      {
-        cause,
-      },
-    );
+    const reason = cause instanceof Error ? cause.message : cause;
+    throw new TypeError(`Cannot draw: the chart must be valid Vega-Lite, got ${reason}`, { cause });
   }
   if (problems.length > 0) throw new TypeError(`Cannot draw: Vega-Lite says ${problems.join("; ")}`);
   const view = new vega.View(vega.parse(compiled), { renderer: "none", logger: logger as never });
@@ -113,21 +102,19 @@ let resvg: ReturnType<typeof loadResvg> | undefined;
 
 /** resvg's module, instantiated once. */
 function openResvg(): ReturnType<typeof loadResvg> {
-  resvg ??= (async () => {
+  return resvg ??= (async () => {
     const library = await loadResvg();
     await library.initWasm(readFileSync(packageFile("@resvg/resvg-wasm/index_bg.wasm")));
     return library;
   })();
-  return resvg;
 }
 
 let loadedFonts: Uint8Array[] | undefined;
 
 function fonts(): Uint8Array[] {
-  loadedFonts ??= ["DejaVuSans", "DejaVuSans-Bold"].map((name) =>
+  return loadedFonts ??= ["DejaVuSans", "DejaVuSans-Bold"].map((name) =>
     new Uint8Array(readFileSync(packageFile(`dejavu-fonts-ttf/ttf/${name}.ttf`)))
   );
-  return loadedFonts;
 }
 
 let last: Promise<unknown> = Promise.resolve();
@@ -146,18 +133,8 @@ function resetIds(vega: Awaited<ReturnType<typeof loadVega>>): void {
 
 /** Without a canvas vega takes every letter for 0.8 em wide: labels would be cut that fit (vega#2940). */
 function useTextWidths(vega: Awaited<ReturnType<typeof loadVega>>): void {
-  const { textMetrics } = vega as unknown as {
-    textMetrics: { width: (item: TextItem, text: unknown) => number };
-  };
-  textMetrics.width = widthOfItem;
-}
-
-interface TextItem {
-  readonly fontSize?: number;
-  readonly fontWeight?: string | number;
-}
-
-function widthOfItem({ fontSize = 11, fontWeight }: TextItem, text: unknown): number {
-  const isBold = fontWeight === "bold" || Number(fontWeight) >= 600;
-  return textWidth(text === null || text === undefined ? "" : String(text), fontSize, isBold);
+  type TextItem = { readonly fontSize?: number; readonly fontWeight?: string | number };
+  type Metrics = { textMetrics: { width: (item: TextItem, text: unknown) => number } };
+  (vega as unknown as Metrics).textMetrics.width = ({ fontSize = 11, fontWeight }, text) =>
+    textWidth(String(text ?? ""), fontSize, fontWeight === "bold" || Number(fontWeight) >= 600);
 }

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { CALIBRATED_SOLVERS, type Solver } from "../config/names.ts";
 import { resolveConfig } from "../config/mod.ts";
 import { CheckpointError } from "../errors.ts";
-import { nameOfPath } from "../files/whole.ts";
+import { nameOfPath, quote } from "../files/whole.ts";
 import { quantizeCheckpoint } from "../pipeline/mod.ts";
 import { calibrationBeside } from "../calibration/source.ts";
 import { type BitWidth, packedLayers } from "../quant/mod.ts";
@@ -46,28 +46,21 @@ export function settingsOf(
   { options: { bits, solvers, packed = [] } }: BenchContext,
   path: string,
 ): Setting[] {
+  const full = { name: "full", bits: undefined, solver: undefined };
   if (packed.length > 0) {
     return [
-      { name: "full", bits: undefined, solver: undefined },
-      ...packed.map((folder): Setting => ({
-        name: nameOfPath(folder),
-        bits: leastBits(folder),
-        solver: undefined,
-        folder,
-      })),
+      full,
+      ...packed.map((folder) => ({ ...full, name: nameOfPath(folder), bits: leastBits(folder), folder })),
     ];
   }
   const isWorth = (solver: Solver, width: BitWidth) =>
     solvers.length === 1 || !CALIBRATED_SOLVERS.includes(solver) ||
     (width === Math.min(...bits) && calibrationBeside(path) !== undefined);
   return [
-    { name: "full", bits: undefined, solver: undefined },
+    full,
     ...bits.flatMap((width) =>
-      solvers.filter((solver) => isWorth(solver, width)).map((solver): Setting => ({
-        name: `${width} ${solver}`,
-        bits: width,
-        solver,
-      }))
+      solvers.filter((solver) => isWorth(solver, width))
+        .map((solver) => ({ name: `${width} ${solver}`, bits: width, solver }))
     ),
   ];
 }
@@ -82,9 +75,7 @@ function leastBits(folder: string): BitWidth {
   const bits = [...packedLayers(checkpoint).values()].map((layer) => layer.bits);
   if (bits.length > 0) return Math.min(...bits) as BitWidth;
   throw new CheckpointError(
-    `Cannot measure ${
-      JSON.stringify(folder)
-    }: --packed names a quantized folder, got one without quantized tensors`,
+    `Cannot measure ${quote(folder)}: --packed names a quantized folder, got one without quantized tensors`,
     { path: folder },
   );
 }
@@ -95,15 +86,15 @@ export async function atEverySetting<Result>(
   path: string,
   measure: (folder: string, setting: Setting) => Result | Promise<Result>,
 ): Promise<(Measured & { readonly result: Result })[]> {
-  const { kernels, options } = context;
+  const { kernels, options } = context, model = nameOfPath(path);
+  const isSynthetic = calibrationBeside(path) === undefined;
   const measured: (Measured & { readonly result: Result })[] = [];
   await withTemporaryFolder(async (temporary) => {
     for (const setting of settingsOf(context, path)) {
-      context.progress(`${nameOfPath(path)}, ${setting.name}`);
-      if (CALIBRATED_SOLVERS.includes(setting.solver!) && calibrationBeside(path) === undefined) {
-        context.progress(
-          `${nameOfPath(path)}, ${setting.name}: no calibration data beside it, synthetic ones are used`,
-        );
+      const name = `${model}, ${setting.name}`;
+      context.progress(name);
+      if (CALIBRATED_SOLVERS.includes(setting.solver!) && isSynthetic) {
+        context.progress(`${name}: no calibration data beside it, synthetic ones are used`);
       }
       let folder = path, stored, quantizeSeconds, quantized;
       if (setting.folder !== undefined) {
@@ -117,20 +108,15 @@ export async function atEverySetting<Result>(
             group_size: options.groupSize,
             solver: setting.solver,
             num_threads: options.threads ?? 0,
-            calibration_data: calibrationBeside(path) === undefined ? "synthetic" : undefined,
+            calibration_data: isSynthetic ? "synthetic" : undefined,
           },
         });
         await collectGarbage(); // the model before this one
         const begin = performance.now();
-        const { layers, layerMilliseconds } = await quantizeCheckpoint({
-          input: path,
-          output: folder,
-          config,
-          kernels,
-          force: true,
-        });
+        const run = { input: path, output: folder, config, kernels, force: true };
+        const { layers, layerMilliseconds } = await quantizeCheckpoint(run);
         quantizeSeconds = (performance.now() - begin) / 1000;
-        quantized = { model: nameOfPath(path), setting: setting.name, layers, layerMilliseconds };
+        quantized = { model, setting: setting.name, layers, layerMilliseconds };
         stored = measureStored(kernels, path, folder);
       }
       await collectGarbage(); // what was read back
@@ -152,7 +138,7 @@ export async function atEverySetting<Result>(
 
 /** Columns that every row of the accuracy suite has. */
 export function circumstances(context: BenchContext, path: string, measured: Measured) {
-  const { environment, options } = context;
+  const { environment: { backend, isa, runtime, processor }, options } = context;
   return {
     suite: "accuracy" as const,
     model: nameOfPath(path),
@@ -165,9 +151,6 @@ export function circumstances(context: BenchContext, path: string, measured: Mea
     quantizeSeconds: measured.quantizeSeconds ?? null,
     seconds: measured.seconds,
     threads: context.kernels.threads,
-    backend: environment.backend,
-    isa: environment.isa,
-    runtime: environment.runtime,
-    processor: environment.processor,
+    ...{ backend, isa, runtime, processor },
   };
 }

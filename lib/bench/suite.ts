@@ -7,6 +7,7 @@ import type { TimeGroups, TimeParameters } from "../time/mod.ts";
 import type { Environment } from "../eval/environment.ts";
 import type { LayerError } from "../eval/layer_errors.ts";
 import type { Column, TableRow } from "../eval/table.ts";
+import type { Missing } from "../eval/yardstick.ts";
 import type { BenchOptions } from "./options.ts";
 
 /** Program and arguments that run a command of this project, by its file's name, in a process. */
@@ -77,11 +78,8 @@ export interface TimedSetting {
   readonly layerErrors?: readonly LayerError[] | undefined;
 }
 
-/** Something that this run left out. */
-export interface Skipped {
-  readonly what: string;
-  readonly reason: string;
-}
+/** Something that this run left out, and why. */
+export type Skipped = Missing;
 
 /** Everything that a suite measured; rows.ts has the rows of each suite. */
 export interface SuiteReport<Row = Readonly<Record<string, unknown>>> {

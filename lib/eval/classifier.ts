@@ -3,6 +3,7 @@
  * the Fréchet distance is taken of. Layers are those of tests/models/README.md.
  */
 import { CheckpointError } from "../errors.ts";
+import { quote } from "../files/whole.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LinearLayer } from "../models/layers/tensors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -49,19 +50,19 @@ function readFloats(
   }
   const got = info === undefined ? "no such tensor" : `${info.dtype} [${info.shape.join(", ")}]`;
   throw new CheckpointError(
-    `Cannot read ${JSON.stringify(file.path)}: tensor "${name}" must be F32 [${
-      shape.join(", ")
-    }], got ${got}`,
+    `Cannot read ${quote(file.path)}: tensor "${name}" must be F32 [${shape.join(", ")}], got ${got}`,
     { path: file.path, tensor: name },
   );
 }
 
+type Layers = Readonly<Record<keyof typeof SHAPES, LinearLayer>>;
+
 /** The shipped classifier. */
 export class GlyphClassifier {
   readonly #kernels: Kernels;
-  readonly #layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>;
+  readonly #layers: Layers;
 
-  constructor(layers: Readonly<Record<keyof typeof SHAPES, LinearLayer>>, kernels: Kernels) {
+  constructor(layers: Layers, kernels: Kernels) {
     this.#kernels = kernels;
     this.#layers = layers;
   }
@@ -120,16 +121,13 @@ export class GlyphClassifier {
         }
       }
     }
-    const pixels = new Float32Array(count * area * layer.weights.rows);
+    const planes = layer.weights.rows, pixels = new Float32Array(count * area * planes);
     linear(this.#kernels, layer, patches, count * area, pixels);
     const out = new Float32Array(pixels.length);
     for (let b = 0; b < count; b++) {
       for (let i = 0; i < area; i++) {
-        for (let c = 0; c < layer.weights.rows; c++) {
-          out[(b * layer.weights.rows + c) * area + i] = Math.max(
-            0,
-            pixels[(b * area + i) * layer.weights.rows + c]!,
-          );
+        for (let c = 0; c < planes; c++) {
+          out[(b * planes + c) * area + i] = Math.max(0, pixels[(b * area + i) * planes + c]!);
         }
       }
     }
@@ -160,23 +158,12 @@ function pool(x: Float32Array, planes: number, side: number): Float32Array<Array
  */
 export function loadClassifier(path: string, kernels: Kernels): GlyphClassifier {
   using file = SafetensorsFile.open(path);
-  const layer = (name: keyof typeof SHAPES): LinearLayer => {
-    const [rows, ...rest] = SHAPES[name];
-    return {
-      name: `${name}.weight`,
-      weights: {
-        rows,
-        cols: rest.reduce((product, size) => product * size, 1),
-        dtype: "F32",
-        data: readFloats(file, `${name}.weight`, SHAPES[name]),
-      },
-      bias: readFloats(file, `${name}.bias`, [rows]),
-    };
-  };
-  return new GlyphClassifier(
-    { c1: layer("c1"), c2: layer("c2"), f1: layer("f1"), f2: layer("f2") },
-    kernels,
-  );
+  const layers = Object.entries(SHAPES).map(([key, shape]): [string, LinearLayer] => {
+    const name = `${key}.weight`, data = readFloats(file, name, shape), rows = shape[0];
+    const weights = { rows, cols: data.length / rows, dtype: "F32", data } as const;
+    return [key, { name, weights, bias: readFloats(file, `${key}.bias`, [rows]) }];
+  });
+  return new GlyphClassifier(Object.fromEntries(layers) as Layers, kernels);
 }
 
 /** Mean and covariance of real images' features. @throws as {@linkcode loadClassifier} */

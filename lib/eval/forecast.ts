@@ -7,6 +7,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { freemem, totalmem } from "node:os";
 import process from "node:process";
 import { MemoryError } from "../errors.ts";
+import { quote } from "../files/whole.ts";
 import { linear, type Matrix } from "../models/layers/linear.ts";
 import type { HeldMatrix, ModelRequirements } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
@@ -125,9 +126,8 @@ export function checkMemory(
   const needed = forecast.total - forecast.process;
   if (needed <= available) return;
   throw new MemoryError(
-    `Cannot run ${JSON.stringify(path)}: the model and its run must fit into the memory available, ${
-      formatBytes(available)
-    }, got ${memoryText(forecast)}; ${wayOut}`,
+    `Cannot run ${quote(path)}: the model and its run must fit into the memory available, ` +
+      `${formatBytes(available)}, got ${memoryText(forecast)}; ${wayOut}`,
     needed,
     available,
     { path },
@@ -203,11 +203,10 @@ export function forecastTime(
 function syntheticMatrix({ rows: all, cols, held, bytes }: HeldMatrix, tokens: number): Matrix {
   const share = Math.min(1, PROBE_BYTES / bytes, PROBE_MULTIPLY_ADDS / (tokens * all * cols));
   const rows = Math.max(1, Math.floor(all * share));
-  if (held === "F32") return { rows, cols, dtype: held, data: new Float32Array(rows * cols).fill(0.01) };
+  const count = rows * cols;
+  if (held === "F32") return { rows, cols, dtype: held, data: new Float32Array(count).fill(0.01) };
   // Halves and bfloat16 values near 1: no kernel takes longer or shorter for the bits.
-  if (typeof held === "string") {
-    return { rows, cols, dtype: held, data: new Uint16Array(rows * cols).fill(0x3c00) };
-  }
+  if (typeof held === "string") return { rows, cols, dtype: held, data: new Uint16Array(count).fill(0x3c00) };
   const groupSize: GroupSize = 64, groups = rows * groupCount(cols, groupSize);
   return {
     rows,

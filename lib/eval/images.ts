@@ -5,6 +5,7 @@
  */
 import { type LabelledImages, readLabelledImages } from "../calibration/images.ts";
 import { CheckpointError } from "../errors.ts";
+import { quote } from "../files/whole.ts";
 import {
   type DitModel,
   generateImages,
@@ -25,8 +26,7 @@ import { squaredDistances } from "./statistics.ts";
 export function readImages(path: string): LabelledImages {
   return readLabelledImages(
     path,
-    (reason, tensor) =>
-      new CheckpointError(`Cannot read ${JSON.stringify(path)}: ${reason}`, { path, tensor }),
+    (reason, tensor) => new CheckpointError(`Cannot read ${quote(path)}: ${reason}`, { path, tensor }),
   );
 }
 

@@ -4,6 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import { CheckpointError, FormatError } from "../errors.ts";
+import { quote, reading } from "../files/positional.ts";
 import {
   diffusionGenerate,
   type DreamGenerationOptions,
@@ -57,28 +58,10 @@ export function answerLength(prompt: string): number | undefined {
  * @throws {FormatError} when a line is not such an object, naming it
  */
 export function readPuzzles(path: string): Puzzle[] {
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8");
-  } catch (cause) {
-    throw new CheckpointError(
-      `Cannot read ${JSON.stringify(path)}: ${cause instanceof Error ? cause.message : cause}`,
-      {
-        path,
-        cause,
-      },
-    );
-  }
-  return text.split("\n").flatMap((line, i) => {
+  return reading(path, () => readFileSync(path, "utf8")).split("\n").flatMap((line, i) => {
     if (line.trim() === "") return [];
-    const fail = (cause?: unknown) =>
-      new FormatError(
-        `Cannot read ${JSON.stringify(path)}: line ${i + 1} must be {"task", "prompt", "answer"} as text`,
-        {
-          path,
-          cause,
-        },
-      );
+    const message = `Cannot read ${quote(path)}: line ${i + 1} must be {"task", "prompt", "answer"} as text`;
+    const fail = (cause?: unknown) => new FormatError(message, { path, cause });
     let value: Partial<Record<keyof Puzzle, unknown>> | null;
     try {
       value = JSON.parse(line) as typeof value;
@@ -100,7 +83,7 @@ function specialTokens(model: PosedModel): { bos: number; eos: number; pad: numb
   if (bos !== undefined && eos !== undefined && pad !== undefined) return { bos, eos, pad, mask };
   throw new CheckpointError(
     `Cannot pose puzzles to ${
-      JSON.stringify(model.path)
+      quote(model.path)
     }: config.json must have bos_token_id, eos_token_id and pad_token_id`,
     { path: model.path },
   );
@@ -124,9 +107,7 @@ export function puzzleCanvas(
   const end = 1 + tokens.length + answerTokens + 1;
   if (end > length) {
     throw new RangeError(
-      `Cannot pose ${JSON.stringify(prompt)}: prompt and answer may have ${length - 2} tokens, got ${
-        end - 2
-      }`,
+      `Cannot pose ${quote(prompt)}: prompt and answer may have ${length - 2} tokens, got ${end - 2}`,
     );
   }
   const canvas = new Int32Array(length).fill(pad);
@@ -169,12 +150,8 @@ export function solvePuzzles(
   const { pad, mask } = specialTokens(model);
   const entries = puzzles.map((puzzle, index) => {
     const answerTokens = tokenizer.encode(puzzle.answer).length;
-    return {
-      puzzle,
-      index,
-      answerTokens,
-      canvas: puzzleCanvas(model, tokenizer, puzzle.prompt, answerTokens),
-    };
+    const canvas = puzzleCanvas(model, tokenizer, puzzle.prompt, answerTokens);
+    return { puzzle, index, answerTokens, canvas };
   });
   const groups = Map.groupBy(entries, ({ answerTokens }) => answerTokens);
   const solved: SolvedPuzzle[] = new Array(puzzles.length);
@@ -214,13 +191,8 @@ export interface TaskScore {
 /** Exact match of each task, in the order in which the tasks come, and of all together as `all`. */
 export function scoreTasks(solved: readonly SolvedPuzzle[], confidence?: number): TaskScore[] {
   const score = (task: string, part: readonly SolvedPuzzle[]): TaskScore => {
-    const correct = part.filter(({ isCorrect }) => isCorrect).length;
-    return {
-      task,
-      solved: correct,
-      prompts: part.length,
-      exactMatch: wilsonInterval(correct, part.length, confidence),
-    };
+    const solved = part.filter(({ isCorrect }) => isCorrect).length, prompts = part.length;
+    return { task, solved, prompts, exactMatch: wilsonInterval(solved, prompts, confidence) };
   };
   const byTask = Map.groupBy(solved, ({ puzzle }) => puzzle.task);
   return [...[...byTask].map(([task, part]) => score(task, part)), score("all", solved)];

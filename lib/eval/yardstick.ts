@@ -7,6 +7,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { imageStepKl, type StepKl, stepWeights } from "../calibration/step_kl.ts";
 import { CheckpointError, ConfigError } from "../errors.ts";
+import { quote } from "../files/whole.ts";
 import {
   type LoadedModel,
   loadScheduler,
@@ -323,7 +324,7 @@ export async function yardstickOf(
   } catch (cause) {
     if (!(cause instanceof RangeError)) throw cause;
     const { path } = checkpoint;
-    throw new CheckpointError(`Cannot measure ${JSON.stringify(path)}: ${cause.message}`, { path, cause });
+    throw new CheckpointError(`Cannot measure ${quote(path)}: ${cause.message}`, { path, cause });
   }
   const reason = kind === "llada"
     ? "they are posed as Dream's are trained"
@@ -343,7 +344,7 @@ async function puzzleYardstick(
   const wanted = options.tasks ?? known, unknown = wanted.filter((task) => !known.includes(task));
   if (unknown.length > 0 || all.length === 0) {
     throw new ConfigError(
-      `Cannot measure ${JSON.stringify(folder)}: tasks must be of ${
+      `Cannot measure ${quote(folder)}: tasks must be of ${
         known.join(", ") || "eval.jsonl, which is empty"
       }, got ${unknown.join(", ") || "none"}`,
     );
@@ -366,7 +367,7 @@ function checkPuzzles(
   puzzles: readonly Puzzle[],
 ): void {
   const fault = (reason: string, cause?: unknown) =>
-    new CheckpointError(`Cannot use ${JSON.stringify(path)}: ${reason}`, { path, cause });
+    new CheckpointError(`Cannot use ${quote(path)}: ${reason}`, { path, cause });
   const { maxTokens, vocabularySize } = config;
   if (maxTokens < PUZZLE_TOKENS) {
     throw fault(`the model must take the ${PUZZLE_TOKENS} tokens of a puzzle, got ${maxTokens}`);
@@ -385,7 +386,7 @@ function checkPuzzles(
     }
     const bad = tokens.find((token) => token >= vocabularySize);
     if (bad !== undefined) {
-      throw fault(`tokens of ${JSON.stringify(prompt)} must be below ${vocabularySize}, got ${bad}`);
+      throw fault(`tokens of ${quote(prompt)} must be below ${vocabularySize}, got ${bad}`);
     }
   }
 }
@@ -396,17 +397,13 @@ function imageYardstick(
   kernels: Kernels,
   options: YardstickOptions,
 ): ImageYardstick {
-  const { images, drawn, trajectories = images } = options,
-    steps = Math.min(TRAJECTORY_STEPS, scheduler.config.trainTimesteps);
-  const [classifier, features, file] = IMAGE_FILES.map((name) => join(folder, name)) as [
-    string,
-    string,
-    string,
-  ];
+  const { images, drawn, trajectories = images } = options;
+  const steps = Math.min(TRAJECTORY_STEPS, scheduler.config.trainTimesteps);
+  const file = join(folder, IMAGE_FILES[2]);
   const lacking = IMAGE_FILES.filter((name) => !existsSync(join(folder, name)));
   const readers = drawn === undefined || lacking.length > 0 ? undefined : {
-    classifier: loadClassifier(classifier, kernels),
-    reference: new FrechetReference(loadFeatureStatistics(features)),
+    classifier: loadClassifier(join(folder, IMAGE_FILES[0]), kernels),
+    reference: new FrechetReference(loadFeatureStatistics(join(folder, IMAGE_FILES[1]))),
   };
   const real = existsSync(file) ? readImages(file) : undefined;
   const source =

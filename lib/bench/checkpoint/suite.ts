@@ -96,10 +96,7 @@ function rowOf({ environment, options }: BenchContext, cell: Cell, cells: readon
     peakResidentBytes: Math.max(...peakBytes),
     peakIsOfRun: isReset,
     threads: cell.threads,
-    backend,
-    isa,
-    runtime,
-    processor,
+    ...{ backend, isa, runtime, processor },
     ratio: clipBesideRound(cell, cells) ?? null,
   };
 }

@@ -94,19 +94,11 @@ export function gptq(kernels: Kernels, setting: GridSetting): Method {
       const inputs = neededInputs(name, given);
       checkLayer(name, weights, rows, cols, inputs);
       const moment = factored(kernels, inputs);
-      const rounded = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, {
-        ...setting,
-        solver: "round",
-      });
+      const options = { ...setting, solver: "round" } as const;
+      const rounded = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, options);
       return {
         weights: feedbackErrors(weights, rows, setting, scalesOf(rounded), moment, deadColumns(inputs)),
-        storedBytes: packedBytes({
-          rows,
-          cols,
-          bits: setting.bits,
-          groupSize: setting.groupSize,
-          zeroPoint: "real",
-        }),
+        storedBytes: packedBytes({ rows, cols, ...setting, zeroPoint: "real" }),
         ...(moment.damping > DAMPING ? { note: `damping raised from ${DAMPING} to ${moment.damping}` } : {}),
       };
     },

@@ -147,13 +147,7 @@ export function hqq(setting: GridSetting): Method {
       checkRestored(name, restored, cols);
       return {
         weights: restored,
-        storedBytes: packedBytes({
-          rows,
-          cols,
-          bits: setting.bits,
-          groupSize: setting.groupSize,
-          zeroPoint: "real",
-        }),
+        storedBytes: packedBytes({ rows, cols, ...setting, zeroPoint: "real" }),
       };
     },
   };

@@ -1,9 +1,11 @@
 /** A checkpoint with other values of some tensors in memory: a model runs with the weights of a method. */
 import { CheckpointError } from "../../errors.ts";
+import { quote } from "../../files/whole.ts";
 import { Checkpoint, type CheckpointTensor } from "../../tensor/mod.ts";
 
 /**
- * `original` with float32 values in place of some tensors. Reads the rest from the original, which must stay open and is not closed with it.
+ * `original` with float32 values in place of some tensors. Reads the rest from the original, which must stay
+ * open and is not closed with it.
  *
  * @throws {CheckpointError} when a replaced tensor is not there or has another number of elements
  *
@@ -29,11 +31,12 @@ export class ReplacedCheckpoint extends Checkpoint {
     for (const [name, values] of replaced) {
       const tensor = original.tensors.get(name);
       if (tensor?.info.elements !== values.length) {
+        const { path } = original, got = tensor?.info.elements ?? "no such name";
         throw new CheckpointError(
-          `Cannot replace tensor ${JSON.stringify(name)}: ${
-            JSON.stringify(original.path)
-          } must have it with ${values.length} elements, got ${tensor?.info.elements ?? "no such name"}`,
-          { path: original.path, tensor: name },
+          `Cannot replace tensor ${quote(name)}: ${
+            quote(path)
+          } must have it with ${values.length} elements, got ${got}`,
+          { path, tensor: name },
         );
       }
       tensors.set(name, {

@@ -215,10 +215,7 @@ function rowOf(
     notes: quantized?.notes ?? [],
     seed,
     threads: context.kernels.threads,
-    backend,
-    isa,
-    runtime,
-    processor,
+    ...{ backend, isa, runtime, processor },
   };
 }
 
