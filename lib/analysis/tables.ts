@@ -41,7 +41,8 @@ function checkCell({ type, required }: ColumnSchema, value: unknown): { cell: Ce
     return Number.isSafeInteger(value) ? { cell: Number(value) + 0 } : { expected: "a safe integer" };
   }
   if (typeof value === "string" && type === "text") return { cell: value.toWellFormed() };
-  return typeof value === type ? { cell: value as Cell } : { expected: `a ${type}` };
+  const found: string = typeof value;
+  return found === type ? { cell: value as Cell } : { expected: `a ${type}` };
 }
 
 /**
