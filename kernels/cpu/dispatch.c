@@ -12,18 +12,11 @@ static int always(void) { return 1; }
 
 #if defined(AQ_BUILD_AVX2)
 /* __builtin_cpu_supports also asks, through XGETBV, whether the system saves the registers; not every
- * compiler lets it name F16C, whose registers are AVX's. CPUID is remembered: under a hypervisor it takes
- * microseconds. */
+ * compiler lets it name F16C, whose registers are AVX's. */
 static int has_avx2(void) {
-  static _Atomic int answer; /* 0: not asked yet */
-  int known = answer;
-  if (known == 0) {
-    unsigned eax, ebx, ecx, edx;
-    __cpuid(1, eax, ebx, ecx, edx);
-    known = (ecx & bit_F16C) != 0 && (ecx & bit_FMA) != 0 ? 1 : -1;
-    answer = known;
-  }
-  return known > 0 && __builtin_cpu_supports("avx2");
+  unsigned eax, ebx, ecx, edx;
+  __cpuid(1, eax, ebx, ecx, edx);
+  return (ecx & bit_F16C) != 0 && (ecx & bit_FMA) != 0 && __builtin_cpu_supports("avx2");
 }
 #endif
 
@@ -100,8 +93,11 @@ static const aq_kernels slots[] = {
 };
 
 static const aq_kernels *slot_of(int32_t isa) {
+  /* 1: supported, -1: not, 0: not asked yet. Under a hypervisor CPUID takes microseconds. */
+  static _Atomic signed char known[sizeof slots / sizeof *slots];
   if (isa < 0 || (size_t)isa >= sizeof slots / sizeof *slots) return 0;
-  return slots[isa].supported && slots[isa].supported() ? &slots[isa] : 0;
+  if (known[isa] == 0) known[isa] = slots[isa].supported && slots[isa].supported() ? 1 : -1;
+  return known[isa] > 0 ? &slots[isa] : 0;
 }
 
 int32_t aq_abi_version(void) { return AQ_ABI_VERSION; }

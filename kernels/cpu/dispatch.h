@@ -22,4 +22,9 @@ typedef struct {
 /* The kernels of an AQ_ISA_*; null: not in this build or not on this processor. */
 const aq_kernels *aq_choose_kernels(int32_t isa);
 
+/* Declares `kernels`, those of `isa`, or leaves the function with AQ_E_ISA. */
+#define AQ_KERNELS(isa)                               \
+  const aq_kernels *kernels = aq_choose_kernels(isa); \
+  if (!kernels) return AQ_E_ISA
+
 #endif

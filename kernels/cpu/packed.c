@@ -22,15 +22,9 @@ int aq_column_weights_allowed(const float *weights, size_t cols) {
 }
 
 size_t aq_group_columns(size_t group_size, size_t cols) {
-  switch (group_size) {
-    case 0: return cols;
-    case 16:
-    case 32:
-    case 64:
-    case 128:
-    case 256: return aq_min_size(group_size, cols);
-    default: return 0;
-  }
+  if (group_size == 0) return cols;
+  const int power_of_two = (group_size & (group_size - 1)) == 0;
+  return power_of_two && group_size >= 16 && group_size <= 256 ? aq_min_size(group_size, cols) : 0;
 }
 
 int aq_two_level_group_size_allowed(size_t group_size) {
@@ -69,14 +63,8 @@ int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint
   if (!packed || !scale || !aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
   const size_t size = aq_group_columns(group_size, cols);
   if (size == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
-  *view = (aq_packed_view){.packed = packed,
-                           .scale = scale,
-                           .zero_point = zero_point,
-                           .cols = cols,
-                           .bits = bits,
-                           .group_size = size,
-                           .groups = (cols - 1) / size + 1,
-                           .words = aq_words_of(cols, bits)};
+  *view = (aq_packed_view){.packed = packed, .scale = scale, .zero_point = zero_point, .cols = cols, .bits = bits,
+                           .group_size = size, .groups = (cols - 1) / size + 1, .words = aq_words_of(cols, bits)};
   return AQ_OK;
 }
 
@@ -87,19 +75,10 @@ int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, cons
   if (!aq_bits_allowed(bits) || !aq_scale_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
   if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const size_t size = aq_min_size(group_size, cols), groups = (cols - 1) / size + 1;
-  *view = (aq_packed_view){.packed = packed,
-                           .cols = cols,
-                           .bits = bits,
-                           .group_size = size,
-                           .groups = groups,
-                           .words = aq_words_of(cols, bits),
-                           .two_level = {.scale_bits = scale_bits,
-                                         .sub_scale = sub_scale,
-                                         .sub_min = sub_min,
-                                         .super_scale = super_scale,
-                                         .super_min = super_min,
-                                         .super_groups = AQ_SEGMENT / group_size,
-                                         .supers = (cols - 1) / AQ_SEGMENT + 1,
-                                         .sub_bytes = aq_sub_bytes_of(groups, scale_bits)}};
+  *view = (aq_packed_view){
+      .packed = packed, .cols = cols, .bits = bits, .group_size = size, .groups = groups,
+      .words = aq_words_of(cols, bits),
+      .two_level = {scale_bits, sub_scale, sub_min, super_scale, super_min, AQ_SEGMENT / group_size,
+                    (cols - 1) / AQ_SEGMENT + 1, aq_sub_bytes_of(groups, scale_bits)}};
   return AQ_OK;
 }

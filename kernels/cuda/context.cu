@@ -151,7 +151,9 @@ int32_t aq_cuda_clear_faults(const aq_stream_state *stream) {
 
 int32_t aq_cuda_read_faults(const aq_stream_state *stream) {
   int32_t faults = 0;
-  cudaError_t error = cudaMemcpyAsync(&faults, stream->faults, sizeof faults, cudaMemcpyDeviceToHost, stream->stream);
+  cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess)
+    error = cudaMemcpyAsync(&faults, stream->faults, sizeof faults, cudaMemcpyDeviceToHost, stream->stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream->stream);
   return error == cudaSuccess ? aq_status_of_faults(faults) : aq_cuda_status(error);
 }
@@ -209,38 +211,29 @@ int32_t aq_cuda_free(aq_cuda_buffer buffer) {
   return aq_cuda_status(error);
 }
 
-/* The part [offset, offset + bytes) of a buffer, and that it is there. */
-static uint8_t *part_of(aq_cuda_buffer buffer, size_t offset, size_t bytes, const aq_stream_state *stream,
-                        int32_t *status) {
-  if (offset + bytes < offset) *status = AQ_E_SHAPE;
-  uint8_t *data = aq_cuda_view<uint8_t>(buffer, offset + bytes, stream, status);
-  return *status == AQ_OK ? data + offset : 0;
+/* Copies the host's `data` into the part [offset, offset + bytes) of a buffer, or that part to `data`; waits. */
+static int32_t transfer(void *data, aq_cuda_buffer buffer, size_t offset, size_t bytes, bool up,
+                        aq_cuda_stream stream) {
+  if (bytes == 0) return AQ_OK;
+  if (!data) return AQ_E_ARGUMENT;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  if (offset + bytes < offset) return AQ_E_SHAPE;
+  uint8_t *memory = aq_cuda_view<uint8_t>(buffer, offset + bytes, on, &status);
+  if (status != AQ_OK) return status;
+  cudaError_t error = up ? cudaMemcpyAsync(memory + offset, data, bytes, cudaMemcpyHostToDevice, on->stream)
+                         : cudaMemcpyAsync(data, memory + offset, bytes, cudaMemcpyDeviceToHost, on->stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(on->stream);
+  return aq_cuda_status(error);
 }
 
 int32_t aq_cuda_upload(const void *data, size_t bytes, aq_cuda_buffer buffer, size_t offset, aq_cuda_stream stream) {
-  if (bytes == 0) return AQ_OK;
-  if (!data) return AQ_E_ARGUMENT;
-  int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
-  if (!on) return status;
-  uint8_t *to = part_of(buffer, offset, bytes, on, &status);
-  if (status != AQ_OK) return status;
-  cudaError_t error = cudaMemcpyAsync(to, data, bytes, cudaMemcpyHostToDevice, on->stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(on->stream);
-  return aq_cuda_status(error);
+  return transfer((void *)data, buffer, offset, bytes, true, stream);
 }
 
 int32_t aq_cuda_download(aq_cuda_buffer buffer, size_t offset, void *data, size_t bytes, aq_cuda_stream stream) {
-  if (bytes == 0) return AQ_OK;
-  if (!data) return AQ_E_ARGUMENT;
-  int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
-  if (!on) return status;
-  const uint8_t *from = part_of(buffer, offset, bytes, on, &status);
-  if (status != AQ_OK) return status;
-  cudaError_t error = cudaMemcpyAsync(data, from, bytes, cudaMemcpyDeviceToHost, on->stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(on->stream);
-  return aq_cuda_status(error);
+  return transfer(data, buffer, offset, bytes, false, stream);
 }
 
 int32_t aq_cuda_copy(aq_cuda_buffer from, aq_cuda_buffer to, size_t bytes, aq_cuda_stream stream) {

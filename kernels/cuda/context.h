@@ -30,10 +30,8 @@ int32_t aq_cuda_status(cudaError_t error);
 /* The stream behind a handle, its device made the calling thread's; null where it is none. */
 aq_stream_state *aq_cuda_use(aq_cuda_stream stream, int32_t *status);
 
-/* What a launch left behind. */
-static inline int32_t aq_cuda_launched(void) { return aq_cuda_status(cudaGetLastError()); }
-
-/* Clears the word of faults before kernels that may set it, and reads it after them, which waits. */
+/* Clears the word of faults before kernels that may set it, and reads it after them, which waits and finds what
+ * their launch left behind. */
 int32_t aq_cuda_clear_faults(const aq_stream_state *stream);
 int32_t aq_cuda_read_faults(const aq_stream_state *stream);
 
@@ -59,7 +57,7 @@ static inline unsigned aq_cuda_blocks(size_t threads, size_t block) {
   return (unsigned)(wanted < AQ_MOST_BLOCKS ? wanted : AQ_MOST_BLOCKS);
 }
 
-/* Puts a kernel on the stream; what became of it says aq_cuda_launched. */
+/* Puts a kernel on the stream; what became of it says aq_cuda_read_faults. */
 template <class... Parameters, class... Arguments>
 static inline void aq_launch(const aq_stream_state *on, void (*kernel)(Parameters...), unsigned blocks, size_t threads,
                              size_t shared, const Arguments &...arguments) {

@@ -114,8 +114,7 @@ static int32_t quantize(aq_cuda_buffer weights, int32_t dtype, size_t rows, size
   } else {
     launch_round(view, on);
   }
-  status = aq_cuda_launched();
-  return status == AQ_OK ? aq_cuda_read_faults(on) : status;
+  return aq_cuda_read_faults(on);
 }
 
 int32_t aq_cuda_quantize_round(aq_cuda_buffer weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,

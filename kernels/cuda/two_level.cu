@@ -54,6 +54,5 @@ int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype, size_t
   const size_t threads = AQ_TILE_SUPERS * layout.super_groups;
   aq_launch(on, quantize_tiles, aq_cuda_blocks(rows * layout.units, AQ_TILE_SUPERS), threads, AQ_TWO_LEVEL_BYTES, view,
             on->faults);
-  status = aq_cuda_launched();
-  return status == AQ_OK ? aq_cuda_read_faults(on) : status;
+  return aq_cuda_read_faults(on);
 }

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 3
+#define AQ_ABI_VERSION 4
 
 #define AQ_OK 0
 #define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
@@ -381,10 +381,6 @@ AQ_API int32_t aq_column_sums(const float *a, const float *b, size_t batch, size
 AQ_API int32_t aq_adam_step(AQ_INOUT float *values, const float *gradients, AQ_INOUT float *first,
                             AQ_INOUT float *second, size_t n, double rate, double beta1, double beta2, double epsilon,
                             int32_t step, int32_t isa, int32_t threads);
-
-/* values = min(max(values - rate gradients, low), high). */
-AQ_API int32_t aq_projected_gradient_step(AQ_INOUT float *values, const float *gradients, const float *low,
-                                          const float *high, size_t n, float rate, int32_t isa, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -63,10 +63,6 @@ static int32_t run_adam(const inputs *in, float *out[OUTPUTS], int32_t isa, int3
   }
   return AQ_OK;
 }
-static int32_t run_projected(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
-  memcpy(out[0], in->x, in->rows * in->cols * 4);
-  return aq_projected_gradient_step(out[0], in->y, in->z, in->u, in->rows * in->cols, 0.1f, isa, threads);
-}
 
 static const struct {
   const char *name;
@@ -75,7 +71,7 @@ static const struct {
     {"transpose", run_transpose},   {"packed gradient", run_packed}, {"RMS norm", run_rms},
     {"layer norm", run_layer},      {"attention", run_attention},    {"SiLU", run_silu},
     {"GELU", run_gelu},             {"SiLU times up", run_silu_multiply}, {"column sums", run_columns},
-    {"Adam", run_adam},             {"projected gradient", run_projected},
+    {"Adam", run_adam},
 };
 
 static void check(const inputs *in) {

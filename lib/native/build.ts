@@ -2,7 +2,7 @@
  * Builds the kernels with the system's compiler: what is compiled with which flags, the hash that names a build,
  * and the commands. Finding and opening what was built is library.ts's.
  */
-import { spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   closeSync,
@@ -18,6 +18,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { KernelError } from "../errors.ts";
 
 const COMMON_FLAGS = [
@@ -63,23 +64,24 @@ export interface BuildPlan {
   readonly fileName: string;
 }
 
+const unitsOf = (sources: readonly string[], flags: readonly string[] = []): Unit[] =>
+  sources.map((source) => ({ source, flags }));
+
 /** The plan for a platform (`linux`, `darwin`, …) and architecture (`x64`, `arm64`, …) in Node's words. */
 export function nativePlan(platform: string, architecture: string): BuildPlan {
-  const units: Unit[] = COMMON_SOURCES.map((source) => ({ source, flags: [] }));
+  const units = unitsOf(COMMON_SOURCES);
   const flags = [...COMMON_FLAGS, "-fPIC", "-pthread"];
   if (architecture === "x64") {
     flags.push("-DAQ_BUILD_AVX2", "-DAQ_BUILD_AVX512");
-    for (const source of ["isa/avx2.c", "int8/avx2.c", "backward/avx2.c"]) {
-      units.push({ source, flags: AVX2_FLAGS });
-    }
-    for (const source of ["isa/avx512.c", "int8/avx512.c", "backward/avx512.c"]) {
-      units.push({ source, flags: AVX512_FLAGS });
-    }
-    units.push({ source: "int8/avx512_vnni.c", flags: [...AVX512_FLAGS, "-mavx512vnni"] });
+    units.push(
+      ...unitsOf(["isa/avx2.c", "int8/avx2.c", "backward/avx2.c"], AVX2_FLAGS),
+      ...unitsOf(["isa/avx512.c", "int8/avx512.c", "backward/avx512.c"], AVX512_FLAGS),
+      ...unitsOf(["int8/avx512_vnni.c"], [...AVX512_FLAGS, "-mavx512vnni"]),
+    );
   } else if (architecture === "arm64") {
     flags.push("-DAQ_BUILD_NEON");
-    units.push({ source: "isa/neon.c", flags: [] }, { source: "int8/neon.c", flags: [] });
-    units.push({ source: "int8/neon_dot.c", flags: ["-march=armv8.2-a+dotprod"] });
+    units.push(...unitsOf(["isa/neon.c", "int8/neon.c"]));
+    units.push(...unitsOf(["int8/neon_dot.c"], ["-march=armv8.2-a+dotprod"]));
   }
   return {
     units,
@@ -91,10 +93,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: [...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c"].map((source) => ({
-    source,
-    flags: [],
-  })),
+  units: unitsOf([...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c"]),
   flags: [
     ...COMMON_FLAGS,
     "--target=wasm32",
@@ -118,11 +117,7 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
   const newest = architectures.at(-1)!;
   return {
     folder: "cuda",
-    units: [
-      { source: "context.cu", flags: [] },
-      { source: "quantize.cu", flags: [] },
-      { source: "two_level.cu", flags: [] },
-    ],
+    units: unitsOf(["context.cu", "quantize.cu", "two_level.cu"]),
     flags: [
       "-O3",
       "-std=c++17",
@@ -175,35 +170,29 @@ export function buildHash(plan: BuildPlan, kernels: string, compiler = ""): stri
   return hash.digest("hex");
 }
 
-function run(command: string, args: readonly string[]): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { stdio: ["ignore", "ignore", "pipe"] });
-    let errors = "";
-    child.stderr.on("data", (chunk) => errors += chunk);
-    child.on("error", (cause) => reject(new KernelError(`Cannot run the compiler "${command}"`, { cause })));
-    child.on("close", (code) => {
-      if (code === 0) return resolve();
-      const first = errors.split("\n").find((line) => /error/i.test(line)) ?? errors.split("\n")[0];
-      const reason = `Cannot build the kernels: ${command} ended with ${code}: ${first}`;
-      reject(new KernelError(reason, { cause: errors }));
+const execute = promisify(execFile);
+
+async function run(command: string, args: readonly string[]): Promise<void> {
+  try {
+    await execute(command, [...args], { maxBuffer: 1 << 26 });
+  } catch (cause) {
+    const { code, stderr } = cause as { code?: number | string; stderr?: string };
+    if (typeof code !== "number") throw new KernelError(`Cannot run the compiler "${command}"`, { cause });
+    const lines = stderr?.split("\n") ?? [];
+    const first = lines.find((line) => /error/i.test(line)) ?? lines[0];
+    throw new KernelError(`Cannot build the kernels: ${command} ended with ${code}: ${first}`, {
+      cause: stderr,
     });
-  });
+  }
 }
 
-/** Whether a compiler answers, and with what version line; undefined if it is not there. */
+/** A compiler's version line; undefined if it is not there. */
 export async function compilerVersion(command: string): Promise<string | undefined> {
-  return await new Promise((resolve) => {
-    let child;
-    try {
-      child = spawn(command, ["--version"], { stdio: ["ignore", "pipe", "ignore"] });
-    } catch {
-      return resolve(undefined); // Deno throws at once where others emit an error
-    }
-    let text = "";
-    child.stdout.on("data", (chunk) => text += chunk);
-    child.on("error", () => resolve(undefined));
-    child.on("close", (code) => resolve(code === 0 ? text.split("\n")[0]!.trim() : undefined));
-  });
+  try {
+    return (await execute(command, ["--version"])).stdout.split("\n")[0]!.trim();
+  } catch {
+    return undefined;
+  }
 }
 
 /**
@@ -286,13 +275,8 @@ export function buildLibrary(
   const existing = underWay.get(folder);
   if (existing !== undefined) return existing;
   mkdirSync(folder, { recursive: true });
-  const promise = compile(
-    plan,
-    kernels,
-    compiler,
-    folder,
-    (result) => publishLibrary(plan, result, folder),
-  ).finally(() => underWay.delete(folder));
+  const publish = (result: string) => publishLibrary(plan, result, folder);
+  const promise = compile(plan, kernels, compiler, folder, publish).finally(() => underWay.delete(folder));
   underWay.set(folder, promise);
   return promise;
 }

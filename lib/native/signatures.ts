@@ -2,7 +2,7 @@
 // deno-fmt-ignore-file
 
 /** `AQ_ABI_VERSION` of kernels/include/arrowquant.h. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 
 export const SIGNATURES = {
   aq_abi_version: "",
@@ -60,7 +60,6 @@ export const SIGNATURES = {
   aq_gelu_tanh_backward: "in:f32 in:f32 usize out:f32 i32 i32",
   aq_column_sums: "in:f32 in:f32 usize usize usize usize inout:f32 i32 i32",
   aq_adam_step: "inout:f32 in:f32 inout:f32 inout:f32 usize f64 f64 f64 f64 i32 i32 i32",
-  aq_projected_gradient_step: "inout:f32 in:f32 in:f32 in:f32 usize f32 i32 i32",
 } as const;
 
 /** `AQ_CUDA_ABI_VERSION` of kernels/include/arrowquant_cuda.h. */

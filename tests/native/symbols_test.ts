@@ -32,7 +32,6 @@ const IN_PLACE = new Set([
   "aq_adam_step values",
   "aq_adam_step first",
   "aq_adam_step second",
-  "aq_projected_gradient_step values",
   "aq_column_sums out", // what lies between its rows stays
 ]);
 

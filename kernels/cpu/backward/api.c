@@ -24,8 +24,7 @@ static int32_t run_transpose(const void *context, size_t begin, size_t end) {
 
 int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!in || !out) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const rows_context context = {.kernels = kernels->backward, .x = in, .rows = rows, .cols = cols, .out = out};
@@ -74,8 +73,7 @@ int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16
                            size_t rows, size_t cols, int32_t bits, size_t group_size, float *dscale, float *dzero,
                            int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!dw || !dscale || (dzero && !zero_point)) return AQ_E_ARGUMENT;
   packed_context context = {
       .kernels = kernels->backward, .unpacking = kernels->quantize, .dw = dw, .dscale = dscale, .dzero = dzero};
@@ -99,8 +97,7 @@ static int32_t run_norm(const void *context, size_t begin, size_t end) {
 static int32_t norm(int32_t layer, const float *x, const float *dy, size_t rows, size_t cols, const float *weight,
                     float epsilon, float *dx, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!x || !dy || !dx) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const rows_context context = {.kernels = kernels->backward, .x = x, .dy = dy, .weight = weight, .cols = cols,
@@ -133,8 +130,7 @@ static int32_t run_elements(const void *context, size_t begin, size_t end) {
 static int32_t elements(int32_t function, const float *x, const float *up, const float *dy, size_t n, float *dx,
                         float *dup, int32_t isa, int32_t threads) {
   if (n == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!x || !dy || !dx) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
   const rows_context context = {.kernels = kernels->backward, .x = x, .weight = up, .dy = dy, .rows = n, .out = dx,
@@ -172,8 +168,7 @@ static int32_t run_columns(const void *context, size_t begin, size_t end) {
 int32_t aq_column_sums(const float *a, const float *b, size_t batch, size_t tokens, size_t cols, size_t stride,
                        float *out, int32_t isa, int32_t threads) {
   if (batch == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!out || (!a && tokens)) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(batch, cols) || (tokens && !aq_counts_allowed(batch * cols, tokens)) || stride < cols ||
       !aq_counts_allowed(batch, stride))
@@ -204,8 +199,7 @@ int32_t aq_attention_backward(const float *q, const float *k, const float *v, co
                               size_t head_size, float scale, float *dq, float *dk, float *dv, int32_t isa,
                               int32_t threads) {
   if (batch == 0 || tokens == 0 || heads == 0 || head_size == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!q || !k || !v || !out || !dout || !dq || !dk || !dv) return AQ_E_ARGUMENT;
   if (kv_heads == 0 || heads % kv_heads != 0) return AQ_E_SHAPE;
   if (!aq_three_counts_allowed(batch, tokens, heads) || !aq_counts_allowed(batch * tokens * heads, head_size))
@@ -216,24 +210,20 @@ int32_t aq_attention_backward(const float *q, const float *k, const float *v, co
   return aq_run_units(run_attention, &context, batch * kv_heads, work, threads);
 }
 
-/* Steps -------------------------------------------------------------------------------------------------- */
+/* Adam --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const aq_backward_kernels *kernels;
   float *values, *first, *second;
-  const float *gradients, *low, *high;
+  const float *gradients;
   size_t n;
   const double *factors;
-  float rate;
 } step_context;
 
 static int32_t run_step(const void *context, size_t begin, size_t end) {
   const step_context *c = context;
   const size_t at = begin * AQ_ELEMENTS_PER_UNIT, n = aq_min_size(end * AQ_ELEMENTS_PER_UNIT, c->n) - at;
-  if (c->factors)
-    c->kernels->adam(c->values + at, c->gradients + at, c->first + at, c->second + at, n, c->factors);
-  else
-    c->kernels->projected_gradient(c->values + at, c->gradients + at, c->low + at, c->high + at, n, c->rate);
+  c->kernels->adam(c->values + at, c->gradients + at, c->first + at, c->second + at, n, c->factors);
   return AQ_OK;
 }
 
@@ -247,26 +237,12 @@ static double power(double base, int32_t exponent) {
 int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n, double rate,
                      double beta1, double beta2, double epsilon, int32_t step, int32_t isa, int32_t threads) {
   if (n == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!values || !gradients || !first || !second) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
   if (!(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0 && epsilon >= 0.0 && step >= 1)) return AQ_E_VALUE;
   const double factors[7] = {beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate / (1.0 - power(beta1, step)),
                              1.0 / __builtin_sqrt(1.0 - power(beta2, step)), epsilon};
-  const step_context context = {.kernels = kernels->backward, .values = values, .first = first, .second = second,
-                                .gradients = gradients, .n = n, .factors = factors};
-  return aq_run_units(run_step, &context, (n - 1) / AQ_ELEMENTS_PER_UNIT + 1, n / AQ_CHEAP, threads);
-}
-
-int32_t aq_projected_gradient_step(float *values, const float *gradients, const float *low, const float *high,
-                                   size_t n, float rate, int32_t isa, int32_t threads) {
-  if (n == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
-  if (!values || !gradients || !low || !high) return AQ_E_ARGUMENT;
-  if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
-  const step_context context = {.kernels = kernels->backward, .values = values, .gradients = gradients, .low = low,
-                                .high = high, .n = n, .rate = rate};
+  const step_context context = {kernels->backward, values, first, second, gradients, n, factors};
   return aq_run_units(run_step, &context, (n - 1) / AQ_ELEMENTS_PER_UNIT + 1, n / AQ_CHEAP, threads);
 }

@@ -33,8 +33,6 @@ typedef struct {
   /* out[col] = sum over `rows` rows of a (times b), columns [begin, end) */
   void (*column_sums)(const float *a, const float *b, size_t rows, size_t cols, size_t begin, size_t end, float *out);
   void (*adam)(float *values, const float *gradients, float *first, float *second, size_t n, const double *factors);
-  void (*projected_gradient)(float *values, const float *gradients, const float *low, const float *high, size_t n,
-                             float rate);
 } aq_backward_kernels;
 
 #endif

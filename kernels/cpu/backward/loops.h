@@ -251,14 +251,5 @@ static void adam(float *values, const float *gradients, float *first, float *sec
   }
 }
 
-static void projected_gradient(float *values, const float *gradients, const float *low, const float *high, size_t n,
-                               float rate) {
-  for (size_t i = 0; i < n; i++) {
-    const float value = values[i] - rate * gradients[i];
-    const float floored = value < low[i] ? low[i] : value;
-    values[i] = floored > high[i] ? high[i] : floored;
-  }
-}
-
 const aq_backward_kernels AQ_NAMED(backward) = {transpose,   code_sums,     rms_norm,    layer_norm, attention,
-                                         elementwise, silu_multiply, column_sums, adam,       projected_gradient};
+                                                elementwise, silu_multiply, column_sums, adam};

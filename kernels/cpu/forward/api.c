@@ -36,8 +36,7 @@ static int32_t run_rows(const void *context, size_t begin, size_t end) {
 
 static int32_t rows_over_threads(rows_context *c, size_t rows, int32_t isa, int32_t threads) {
   if (rows == 0 || c->cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!c->x || !c->out) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(rows, c->cols)) return AQ_E_SHAPE;
   c->kernels = kernels->forward;
@@ -104,8 +103,7 @@ static int32_t run_elements(const void *context, size_t begin, size_t end) {
 static int32_t elements(int32_t function, const float *a, const float *b, size_t n, float *out, int32_t isa,
                         int32_t threads) {
   if (n == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!a || !out || (!b && (function == AQ_SILU_MULTIPLY || function == AQ_ADD))) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
   const elements_context context = {kernels->forward, function, a, b, n, out};
@@ -150,8 +148,7 @@ int32_t aq_attention(const float *q, const float *k, const float *v, const uint8
                      size_t tokens, size_t heads, size_t kv_heads, size_t head_size, float scale, float *out,
                      int32_t isa, int32_t threads) {
   if (batch == 0 || tokens == 0 || heads == 0 || head_size == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!q || !k || !v || !out) return AQ_E_ARGUMENT;
   if (kv_heads == 0 || heads % kv_heads != 0) return AQ_E_SHAPE;
   if (!aq_three_counts_allowed(batch, tokens, heads) || !aq_counts_allowed(batch * tokens * heads,
@@ -194,8 +191,7 @@ static int32_t run_rotary(const void *context, size_t begin, size_t end) {
 int32_t aq_rotary(float *x, const int32_t *positions, size_t rows, size_t heads, size_t head_size, double theta,
                   int32_t isa, int32_t threads) {
   if (rows == 0 || heads == 0 || head_size == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!x || !positions) return AQ_E_ARGUMENT;
   if (head_size % 2 != 0 || !aq_three_counts_allowed(rows, heads, head_size)) return AQ_E_SHAPE;
   if (!(theta >= 1.0 && theta < 1e300)) return AQ_E_VALUE;

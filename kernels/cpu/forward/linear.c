@@ -54,8 +54,7 @@ int32_t aq_check_linear(const aq_linear_job *job, int some) {
 int32_t aq_linear(const float *x, size_t tokens, const void *weights, int32_t dtype, const float *bias, size_t rows,
                   size_t cols, float *out, int32_t isa, int32_t threads) {
   if (tokens == 0 || rows == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (dtype != AQ_F32 && dtype != AQ_F16 && dtype != AQ_BF16) return AQ_E_ARGUMENT;
   const aq_linear_job job = {.x = x, .tokens = tokens, .weights = weights, .dtype = dtype, .bias = bias, .rows = rows,
                              .cols = cols, .out = out};
@@ -67,8 +66,7 @@ int32_t aq_linear_packed(const float *x, size_t tokens, const uint32_t *packed, 
                          const uint16_t *zero_point, const float *bias, size_t rows, size_t cols, int32_t bits,
                          size_t group_size, float *out, int32_t isa, int32_t threads) {
   if (tokens == 0 || rows == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   aq_linear_job job = {.x = x, .tokens = tokens, .bias = bias, .rows = rows, .cols = cols, .out = out};
   int32_t status = aq_check_linear(&job, x || cols == 0);
   if (status == AQ_OK && cols)
@@ -81,8 +79,7 @@ int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t *packe
                             const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
                             int32_t scale_bits, float *out, int32_t isa, int32_t threads) {
   if (tokens == 0 || rows == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   aq_linear_job job = {.x = x, .tokens = tokens, .bias = bias, .rows = rows, .cols = cols, .out = out};
   int32_t status = aq_check_linear(&job, x || cols == 0);
   if (status == AQ_OK && cols)

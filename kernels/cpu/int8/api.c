@@ -37,8 +37,7 @@ static int32_t quantize_tokens(const void *context, size_t begin, size_t end) {
 int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind, uint8_t *codes,
                                 float *scale, int32_t *zero_point, int32_t isa, int32_t threads) {
   if (tokens == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!x || !codes || !scale || !zero_point || bits < 2 || bits > 8) return AQ_E_ARGUMENT;
   if (kind != AQ_ACTIVATIONS_STATIC && kind != AQ_ACTIVATIONS_PER_TOKEN) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(tokens, cols)) return AQ_E_SHAPE;
@@ -56,8 +55,7 @@ int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const 
                               const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size, float *out,
                               int32_t isa, int32_t threads) {
   if (tokens == 0 || rows == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   aq_linear_job job = {.codes = codes, .x_scale = x_scale, .x_zero = x_zero_point, .tokens = tokens, .bias = bias,
                        .rows = rows, .cols = cols, .out = out};
   int32_t status = aq_check_linear(&job, x_scale && x_zero_point && (codes || cols == 0));

@@ -30,8 +30,7 @@ static int32_t run_codes(const void *context, size_t begin, size_t end) {
 
 static int32_t codes(codes_job *job, int some, size_t rows, int32_t isa, int32_t threads) {
   if (rows == 0 || job->cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!some || !aq_bits_allowed(job->bits)) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(rows, job->cols)) return AQ_E_SHAPE;
   job->kernels = kernels->quantize;
@@ -67,28 +66,18 @@ static int32_t quantize(const void *weights, int32_t dtype, size_t rows, size_t 
                         int32_t zero_point_kind, int32_t clip, const float *column_weights, uint32_t *packed,
                         uint16_t *scale, uint16_t *zero_point, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!weights || !packed || !scale || !aq_bits_allowed(bits) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
   if (!aq_zero_point_kind_allowed(zero_point_kind)) return AQ_E_ARGUMENT;
   if ((zero_point == 0) != (zero_point_kind == AQ_ZERO_POINT_SYMMETRIC)) return AQ_E_ARGUMENT;
   const size_t size = aq_group_columns(group_size, cols);
   if (size == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   if (!aq_column_weights_allowed(column_weights, cols)) return AQ_E_VALUE;
-  const quantize_context context = {kernels->quantize,
-                                    {.weights = weights,
-                                     .dtype = dtype,
-                                     .cols = cols,
-                                     .bits = bits,
-                                     .group_size = size,
-                                     .groups = (cols - 1) / size + 1,
-                                     .words = aq_words_of(cols, bits),
-                                     .zero_point_kind = zero_point_kind,
-                                     .clip = clip,
-                                     .column_weights = column_weights,
-                                     .packed = packed,
-                                     .scale = scale,
-                                     .zero_point = zero_point}};
+  const quantize_context context = {
+      kernels->quantize,
+      {.weights = weights, .dtype = dtype, .cols = cols, .bits = bits, .group_size = size,
+       .groups = (cols - 1) / size + 1, .words = aq_words_of(cols, bits), .zero_point_kind = zero_point_kind,
+       .clip = clip, .column_weights = column_weights, .packed = packed, .scale = scale, .zero_point = zero_point}};
   const int32_t status = aq_run_units(quantize_rows, &context, rows, rows * cols, threads);
   return status == AQ_OK ? AQ_OK : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
 }
@@ -151,8 +140,7 @@ int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, const uint1
                       size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype, int32_t isa,
                       int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   aq_packed_view view;
   const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &view);
   return status == AQ_OK ? aq_dequantize_view(kernels->quantize, &view, rows, out, dtype, threads) : status;

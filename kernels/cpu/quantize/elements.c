@@ -50,8 +50,7 @@ static int32_t convert_units(const void *context, size_t begin, size_t end) {
 int32_t aq_convert(const void *in, int32_t in_dtype, void *out, int32_t out_dtype, size_t n, int32_t isa,
                    int32_t threads) {
   if (n == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   const flat_context context = {.kernels = kernels->quantize, .a = in, .a_dtype = in_dtype, .out = out,
                                 .out_dtype = out_dtype, .n = n};
   if (!in || !out || !aq_dtype_bytes(in_dtype) || !aq_dtype_bytes(out_dtype)) return AQ_E_ARGUMENT;
@@ -81,8 +80,7 @@ int32_t aq_find_nonfinite(const void *values, int32_t dtype, size_t n, uint64_t 
   if (!index) return AQ_E_ARGUMENT;
   *index = 0;
   if (n == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!values || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
   *index = first_nonfinite(kernels->quantize, values, dtype, n);
@@ -137,8 +135,7 @@ int32_t aq_error_statistics(const void *a, int32_t a_dtype, const void *b, int32
   if (!statistics) return AQ_E_ARGUMENT;
   add_parts(parts, 0, statistics);
   if (n == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   flat_context context = {.kernels = kernels->quantize, .a = a, .b = b, .a_dtype = a_dtype, .b_dtype = b_dtype, .n = n,
                           .parts = parts};
   if (!a || !b || !aq_dtype_bytes(a_dtype) || !aq_dtype_bytes(b_dtype)) return AQ_E_ARGUMENT;
@@ -197,8 +194,7 @@ int32_t aq_packed_error_statistics(const void *weights, int32_t dtype, const uin
   if (!statistics) return AQ_E_ARGUMENT;
   add_parts(0, 0, statistics);
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   aq_packed_view view;
   const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &view);
   return status == AQ_OK ? aq_view_statistics(kernels->quantize, &view, rows, weights, dtype, statistics,

@@ -64,8 +64,7 @@ static int32_t moment_panels(const void *context, size_t begin, size_t end) {
 int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
                              size_t cols, float *out, int32_t isa, int32_t threads) {
   if (tokens == 0 || rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!x || !out) return AQ_E_ARGUMENT;
   const int symmetric = !y;
   if ((symmetric && rows != cols) || !aq_counts_allowed(tokens, cols) || !aq_counts_allowed(tokens, rows) ||
@@ -106,8 +105,7 @@ static int32_t factor_rows(const void *context, size_t begin, size_t end) {
 
 int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t isa, int32_t threads) {
   if (n == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!h || !pivots || !work) return AQ_E_ARGUMENT;
   if (n > AQ_MAX_SOLVER_COLS) return AQ_E_SHAPE;
   /* row k - begin of g: column k of h before it is scaled; of a: after */
@@ -181,8 +179,7 @@ static int32_t panels_over_threads(panels_context *c, double products, int32_t t
 int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work,
                         int32_t isa, int32_t threads) {
   if (n == 0 || rows == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!factor || !pivots || !b || !work) return AQ_E_ARGUMENT;
   if (n > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, n)) return AQ_E_SHAPE;
   panels_context context = {.kernels = kernels->solver, .factor = factor, .pivots = pivots, .b = b, .rows = rows,
@@ -207,8 +204,7 @@ int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int
                              const float *scale, const float *zero_point, const float *factor, const int32_t *order,
                              uint8_t *codes, float *work, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   size_t groups;
   const int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
   if (status != AQ_OK) return status;
@@ -228,8 +224,7 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
                         float *scale, float *zero_point, double *objective, float *work, int32_t isa,
                         int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   size_t groups;
   const int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
   if (status != AQ_OK) return status;

@@ -19,31 +19,20 @@ int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, s
                               uint32_t *packed, uint8_t *sub_scale, uint8_t *sub_min, uint16_t *super_scale,
                               uint16_t *super_min, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   if (!weights || !packed || !sub_scale || !sub_min || !super_scale || !super_min) return AQ_E_ARGUMENT;
   if (!aq_bits_allowed(bits) || !aq_scale_bits_allowed(scale_bits) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
   if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   if (!aq_column_weights_allowed(column_weights, cols)) return AQ_E_VALUE;
   const size_t size = aq_min_size(group_size, cols), groups = (cols - 1) / size + 1;
-  const quantize_context context = {kernels->two_level,
-                                    {.base = {.weights = weights,
-                                              .dtype = dtype,
-                                              .cols = cols,
-                                              .bits = bits,
-                                              .group_size = size,
-                                              .groups = groups,
-                                              .words = aq_words_of(cols, bits),
-                                              .clip = search != 0,
-                                              .column_weights = column_weights,
-                                              .packed = packed},
-                                     .scale_bits = scale_bits,
-                                     .supers = (cols - 1) / AQ_SEGMENT + 1,
-                                     .sub_bytes = aq_sub_bytes_of(groups, scale_bits),
-                                     .sub_scale = sub_scale,
-                                     .sub_min = sub_min,
-                                     .super_scale = super_scale,
-                                     .super_min = super_min}};
+  const quantize_context context = {
+      kernels->two_level,
+      {.base = {.weights = weights, .dtype = dtype, .cols = cols, .bits = bits, .group_size = size, .groups = groups,
+                .words = aq_words_of(cols, bits), .clip = search != 0, .column_weights = column_weights,
+                .packed = packed},
+       .scale_bits = scale_bits, .supers = (cols - 1) / AQ_SEGMENT + 1,
+       .sub_bytes = aq_sub_bytes_of(groups, scale_bits), .sub_scale = sub_scale, .sub_min = sub_min,
+       .super_scale = super_scale, .super_min = super_min}};
   const int32_t status = aq_run_units(quantize_rows, &context, rows, rows * cols, threads);
   return status == AQ_OK ? AQ_OK : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
 }
@@ -104,8 +93,7 @@ int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale
                                 int32_t bits, size_t group_size, int32_t scale_bits, void *out, int32_t dtype,
                                 int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   aq_packed_view view;
   const int32_t status = aq_view_two_level(packed, sub_scale, sub_min, super_scale, super_min, rows, cols, bits,
                                            group_size, scale_bits, &view);
@@ -120,8 +108,7 @@ int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const 
   if (!statistics) return AQ_E_ARGUMENT;
   for (int i = 0; i < AQ_STATISTICS; i++) statistics[i] = 0.0;
   if (rows == 0 || cols == 0) return AQ_OK;
-  const aq_kernels *kernels = aq_choose_kernels(isa);
-  if (!kernels) return AQ_E_ISA;
+  AQ_KERNELS(isa);
   aq_packed_view view;
   const int32_t status = aq_view_two_level(packed, sub_scale, sub_min, super_scale, super_min, rows, cols, bits,
                                            group_size, scale_bits, &view);
