@@ -1,18 +1,8 @@
 /* packed.c: sizes of packed matrices and the checks of packed.h. */
 #include "packed.h"
 
-int aq_counts_allowed(size_t rows, size_t cols) { return cols == 0 || rows <= SIZE_MAX / 16 / cols; }
-
 int aq_three_counts_allowed(size_t a, size_t b, size_t c) {
   return aq_counts_allowed(a, b) && (a == 0 || b == 0 || aq_counts_allowed(a * b, c));
-}
-
-int aq_bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
-
-int aq_scale_bits_allowed(int32_t scale_bits) { return scale_bits == 4 || scale_bits == 6; }
-
-int aq_zero_point_kind_allowed(int32_t kind) {
-  return kind >= AQ_ZERO_POINT_REAL && kind <= AQ_ZERO_POINT_SYMMETRIC;
 }
 
 int aq_column_weights_allowed(const float *weights, size_t cols) {
@@ -20,20 +10,6 @@ int aq_column_weights_allowed(const float *weights, size_t cols) {
     if (!(weights[i] >= 0.0f && weights[i] < __builtin_inff())) return 0;
   return 1;
 }
-
-size_t aq_group_columns(size_t group_size, size_t cols) {
-  if (group_size == 0) return cols;
-  const int power_of_two = (group_size & (group_size - 1)) == 0;
-  return power_of_two && group_size >= 16 && group_size <= 256 ? aq_min_size(group_size, cols) : 0;
-}
-
-int aq_two_level_group_size_allowed(size_t group_size) {
-  return group_size != 0 && group_size != AQ_SEGMENT && aq_group_columns(group_size, AQ_SEGMENT) != 0;
-}
-
-size_t aq_words_of(size_t cols, int32_t bits) { return (cols * (size_t)bits + 31) / 32; }
-
-size_t aq_sub_bytes_of(size_t groups, int32_t scale_bits) { return (groups * (size_t)scale_bits + 7) / 8; }
 
 int32_t aq_packed_words(size_t cols, int32_t bits, uint64_t *words) {
   if (!words || !aq_bits_allowed(bits)) return AQ_E_ARGUMENT;

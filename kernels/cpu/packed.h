@@ -2,7 +2,7 @@
 #ifndef AQ_PACKED_H
 #define AQ_PACKED_H
 
-#include "../arithmetic/group.h"
+#include "../arithmetic/sizes.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "packed words are little-endian, and so must the processor be"
@@ -35,19 +35,8 @@ typedef struct {
   aq_two_level_view two_level;
 } aq_packed_view;
 
-/* So that no element count times eight bytes wraps. */
-int aq_counts_allowed(size_t rows, size_t cols);
 int aq_three_counts_allowed(size_t a, size_t b, size_t c);
-int aq_bits_allowed(int32_t bits);
-int aq_scale_bits_allowed(int32_t scale_bits);
-int aq_zero_point_kind_allowed(int32_t kind);
 int aq_column_weights_allowed(const float *weights, size_t cols); /* null: all ones */
-
-/* Columns of a group of this size, 0 if the size is not allowed; cols > 0. */
-size_t aq_group_columns(size_t group_size, size_t cols);
-int aq_two_level_group_size_allowed(size_t group_size);
-size_t aq_words_of(size_t cols, int32_t bits);
-size_t aq_sub_bytes_of(size_t groups, int32_t scale_bits);
 
 /* A view of the arguments, checked. */
 int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,

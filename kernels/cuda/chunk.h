@@ -13,7 +13,7 @@
 #define AQ_FUNCTION static inline __host__ __device__
 #define AQ_DEVICE static inline __device__
 
-#include "../arithmetic/group.h"
+#include "../arithmetic/sizes.h"
 #include "../include/arrowquant_cuda.h"
 
 #define AQ_CHUNK 8
@@ -32,9 +32,8 @@ struct aq_layout {
 };
 
 AQ_FUNCTION aq_layout aq_layout_of(size_t rows, size_t cols, int32_t bits, size_t group_size) {
-  const size_t size = group_size == 0 || group_size > cols ? cols : group_size;
-  const size_t groups = (cols - 1) / size + 1;
-  return {rows, cols, bits, size, groups, (cols * (size_t)bits + 31) / 32, (cols - 1) / AQ_CHUNK + 1};
+  const size_t size = aq_group_columns(group_size, cols), groups = (cols - 1) / size + 1;
+  return {rows, cols, bits, size, groups, aq_words_of(cols, bits), (cols - 1) / AQ_CHUNK + 1};
 }
 
 /* a / b, by the short division where both are short. */

@@ -81,11 +81,4 @@ static inline void aq_launch(const aq_stream_state *on, void (*kernel)(Parameter
 static __device__ __forceinline__ size_t aq_thread(void) { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
 static __device__ __forceinline__ size_t aq_all_threads(void) { return (size_t)gridDim.x * blockDim.x; }
 
-/* Arguments, as the CPU's api.c checks them. */
-static inline bool aq_bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
-static inline bool aq_group_size_allowed(size_t size) {
-  return size == 0 || size == 16 || size == 32 || size == 64 || size == 128 || size == 256;
-}
-static inline bool aq_shape_allowed(size_t rows, size_t cols) { return cols == 0 || rows <= SIZE_MAX / 16 / cols; }
-
 #endif

@@ -33,9 +33,8 @@ int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype, size_t
   int32_t status;
   const aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
-  if (!aq_bits_allowed(bits) || (scale_bits != 4 && scale_bits != 6) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
-  if (group_size == 0 || group_size > 128 || !aq_group_size_allowed(group_size) || !aq_shape_allowed(rows, cols))
-    return AQ_E_SHAPE;
+  if (!aq_bits_allowed(bits) || !aq_scale_bits_allowed(scale_bits) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
+  if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const aq_two_level_layout layout = aq_two_level_layout_of(rows, cols, bits, group_size, scale_bits);
   const aq_two_level_quantize_view view = {
       layout,

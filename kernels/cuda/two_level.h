@@ -34,7 +34,7 @@ AQ_FUNCTION aq_two_level_layout aq_two_level_layout_of(size_t rows, size_t cols,
   layout.supers = (cols - 1) / AQ_SEGMENT + 1;
   layout.units = (layout.supers + 1) / 2 * 2;
   layout.super_groups = AQ_SEGMENT / group_size;
-  layout.sub_bytes = (layout.matrix.groups * (size_t)scale_bits + 7) / 8;
+  layout.sub_bytes = aq_sub_bytes_of(layout.matrix.groups, scale_bits);
   return layout;
 }
 

@@ -55,41 +55,11 @@ struct output {
 
 /* Inputs ----------------------------------------------------------------------------------------------- */
 
-enum {
-  GAUSSIAN,
-  SKEWED,
-  CONSTANT_GROUPS,
-  TINY,
-  OFFSET,
-  SIGNED_ZEROS,
-  POSITIVE,
-  FAR_APART,
-  VANISHING,
-  NOT_FINITE, /* the two last ones have a fault */
-  HUGE_VALUES,
-  PATTERNS
-};
+enum { NOT_FINITE = PATTERNS, HUGE_VALUES, ALL_PATTERNS }; /* these two have a fault */
 
 static std::vector<float> values_of(size_t n, int pattern) {
   std::vector<float> w(n);
-  float constant = 0;
-  for (size_t i = 0; i < n; i++) {
-    const float g = gaussian();
-    switch (pattern) {
-      case SKEWED: w[i] = expf(g) * 0.03f; break;
-      case CONSTANT_GROUPS:
-        if (i % 16 == 0) constant = random_bits() % 3 ? g : 0.0f;
-        w[i] = random_bits() % 97 ? constant : g;
-        break;
-      case TINY: w[i] = g * 1e-7f; break;
-      case OFFSET: w[i] = 100.0f + 0.01f * g; break;
-      case SIGNED_ZEROS: w[i] = random_bits() % 2 ? 0.0f : random_bits() % 2 ? -0.0f : random_bits() % 5 ? 0.0f : g; break;
-      case POSITIVE: w[i] = fabsf(g) * 0.03f; break;
-      case FAR_APART: w[i] = (random_bits() % 300 ? 100.0f : -100.0f) + 0.01f * g; break;
-      case VANISHING: w[i] = g * (random_bits() % 2 ? 1e-7f : 1e-30f); break;
-      default: w[i] = g; break;
-    }
-  }
+  fill(w.data(), n, pattern);
   if (pattern == NOT_FINITE) w[random_bits() % n] = random_bits() % 2 ? NAN : -INFINITY;
   if (pattern == HUGE_VALUES) w[random_bits() % n] = 3e38f;
   return w;
@@ -120,9 +90,8 @@ struct inputs {
   const float *columns_or_null(const matrix_case &c) const { return c.search == 2 ? column_weights.data() : 0; }
 
   static bytes made(const matrix_case &c) {
-    static const size_t widths[] = {4, 2, 2, 1, 1, 8};
     const std::vector<float> values = values_of(c.rows * c.cols, c.pattern);
-    bytes b(values.size() * widths[c.dtype]);
+    bytes b(values.size() * dtype_bytes(c.dtype));
     aq_convert(values.data(), AQ_F32, b.data(), c.dtype, values.size(), AQ_ISA_SCALAR, 1);
     return b;
   }
@@ -213,7 +182,7 @@ static void run_shapes(void) {
                   scale_bits);
         }
   /* every pattern and type with vectors of whole chunks, and more groups than a tile holds */
-  for (int pattern = 0; pattern < PATTERNS; pattern++)
+  for (int pattern = 0; pattern < ALL_PATTERNS; pattern++)
     for (int32_t dtype = AQ_F32; dtype <= AQ_F64; dtype++) {
       run_plain({67, 512, 4, 32, dtype, pattern, pattern % 3}, AQ_ZERO_POINT_REAL);
       run_two_level({20, 512, 4, 32, dtype, pattern, pattern % 3}, 6);

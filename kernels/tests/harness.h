@@ -57,6 +57,38 @@ static inline float *gaussians(size_t n, float factor) {
   return x;
 }
 
+/* Kinds of weights of a case. */
+enum { GAUSSIAN, SKEWED, HEAVY, CONSTANT_GROUPS, TINY, VANISHING, OFFSET, FAR_APART, POSITIVE, SIGNED_ZEROS, SPARSE,
+       LARGE, PATTERNS };
+
+static inline void fill(float *w, size_t n, int pattern) {
+  float constant = 0;
+  for (size_t i = 0; i < n; i++) {
+    const float g = gaussian();
+    if (pattern == CONSTANT_GROUPS && i % 16 == 0) constant = random_bits() % 3 ? g : 0.0f;
+    const float zero = random_bits() % 4 == 0 ? -0.0f : 0.0f;
+    switch (pattern) {
+      case SKEWED: w[i] = 0.03f * expf(g); break;
+      case HEAVY: w[i] = 0.03f * g * expf(gaussian()); break;
+      case CONSTANT_GROUPS: w[i] = random_bits() % 97 ? constant : g; break;
+      case TINY: w[i] = g * 1e-7f; break;
+      case VANISHING: w[i] = g * (random_bits() % 2 ? 1e-7f : 1e-30f); break;
+      case OFFSET: w[i] = 100.0f + 0.01f * g; break;
+      case FAR_APART: w[i] = (random_bits() % 300 ? 100.0f : -100.0f) + 0.01f * g; break;
+      case POSITIVE: w[i] = fabsf(g) * 0.03f; break;
+      case SIGNED_ZEROS: w[i] = random_bits() % 20 ? zero : g; break;
+      case SPARSE: w[i] = random_bits() % 160 ? zero : g; break;
+      case LARGE: w[i] = g * (random_bits() % 50 ? 60000.0f : 200000.0f); break;
+      default: w[i] = g; break;
+    }
+  }
+}
+
+static inline size_t dtype_bytes(int32_t dtype) {
+  static const size_t bytes[] = {4, 2, 2, 1, 1, 8};
+  return bytes[dtype];
+}
+
 static inline void release(void) {
   while (taken_count) free(taken[--taken_count]);
 }

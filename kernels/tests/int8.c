@@ -97,6 +97,11 @@ static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int3
   release();
 }
 
+/* One row of `x`, and of packed codes times it. */
+#define ENCODE(x, bits, kind, codes, isa) aq_quantize_activations(x, 1, 35, bits, kind, codes, scale, zero, isa, 1)
+#define MULTIPLY(codes, bits, group_size, isa) \
+  aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, bits, group_size, out, isa, 1)
+
 /* Activations at the ends of what float32 holds, and what is refused. */
 static void activations(int32_t isa) {
   const char *where = isa_names[isa];
@@ -107,10 +112,8 @@ static void activations(int32_t isa) {
   for (size_t e = 0; e < COUNT(ends); e++)
     for (int32_t bits = 2; bits <= 8; bits++) {
       for (int i = 0; i < 35; i++) x[i] = ends[e][i % 2];
-      expect_status("ends", where, aq_quantize_activations(x, 1, 35, bits, AQ_ACTIVATIONS_PER_TOKEN, expected, scale,
-                                                           zero, AQ_ISA_SCALAR, 1), AQ_OK);
-      expect_status("ends", where, aq_quantize_activations(x, 1, 35, bits, AQ_ACTIVATIONS_PER_TOKEN, codes, scale,
-                                                           zero, isa, 1), AQ_OK);
+      expect_status("ends", where, ENCODE(x, bits, AQ_ACTIVATIONS_PER_TOKEN, expected, AQ_ISA_SCALAR), AQ_OK);
+      expect_status("ends", where, ENCODE(x, bits, AQ_ACTIVATIONS_PER_TOKEN, codes, isa), AQ_OK);
       int near = 1;
       for (int i = 0; i < 35; i++) {
         const double back = (double)scale[0] * (codes[i] - zero[0]);
@@ -120,39 +123,30 @@ static void activations(int32_t isa) {
     }
   scale[0] = 1e-30f, zero[0] = 3; /* far beyond a static range */
   for (int i = 0; i < 35; i++) x[i] = i % 2 ? 3e38f : -3e38f;
-  expect_status("clipped", where, aq_quantize_activations(x, 1, 35, 4, AQ_ACTIVATIONS_STATIC, codes, scale, zero, isa,
-                                                          1), AQ_OK);
+  expect_status("clipped", where, ENCODE(x, 4, AQ_ACTIVATIONS_STATIC, codes, isa), AQ_OK);
   expect(codes[0] == 0 && codes[1] == 15 && codes[33] == 15 && codes[34] == 0, "clipped codes", where);
   for (int at = 0; at < 35; at += 17)
     for (int kind = 0; kind < 2; kind++)
       for (int bad = 0; bad < 2; bad++) {
         for (int i = 0; i < 35; i++) x[i] = 1;
         x[at] = bad ? NAN : -INFINITY;
-        expect_status("not finite", where, aq_quantize_activations(x, 1, 35, 8, kind, codes, scale, zero, isa, 1),
-                      AQ_E_NONFINITE);
+        expect_status("not finite", where, ENCODE(x, 8, kind, codes, isa), AQ_E_NONFINITE);
       }
   const uint32_t packed[1] = {0};
   const uint16_t half[1] = {0};
   float out[1];
   zero[0] = 16;
-  expect_status("zero point", where, aq_quantize_activations(x, 1, 35, 4, AQ_ACTIVATIONS_STATIC, codes, scale, zero,
-                                                             isa, 1), AQ_E_VALUE);
+  expect_status("zero point", where, ENCODE(x, 4, AQ_ACTIVATIONS_STATIC, codes, isa), AQ_E_VALUE);
   zero[0] = 256;
-  expect_status("zero point", where, aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, 4, 0, out,
-                                                           isa, 1), AQ_E_VALUE);
+  expect_status("zero point", where, MULTIPLY(codes, 4, 0, isa), AQ_E_VALUE);
   scale[0] = 0, zero[0] = 0;
-  expect_status("scale", where, aq_quantize_activations(x, 1, 35, 4, AQ_ACTIVATIONS_STATIC, codes, scale, zero, isa,
-                                                        1), AQ_E_VALUE);
-  expect_status("width", where, aq_quantize_activations(x, 1, 35, 9, 1, codes, scale, zero, isa, 1), AQ_E_ARGUMENT);
-  expect_status("kind", where, aq_quantize_activations(x, 1, 35, 8, 2, codes, scale, zero, isa, 1), AQ_E_ARGUMENT);
-  expect_status("width", where, aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, 5, 0, out, isa,
-                                                      1), AQ_E_ARGUMENT);
-  expect_status("group", where, aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, 4, 7, out, isa,
-                                                      1), AQ_E_SHAPE);
-  expect_status("null", where, aq_linear_packed_int8(0, scale, zero, 1, packed, half, 0, 0, 1, 1, 4, 0, out, isa, 1),
-                AQ_E_ARGUMENT);
-  expect_status("isa", where, aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, 4, 0, out, 99, 1),
-                AQ_E_ISA);
+  expect_status("scale", where, ENCODE(x, 4, AQ_ACTIVATIONS_STATIC, codes, isa), AQ_E_VALUE);
+  expect_status("width", where, ENCODE(x, 9, 1, codes, isa), AQ_E_ARGUMENT);
+  expect_status("kind", where, ENCODE(x, 8, 2, codes, isa), AQ_E_ARGUMENT);
+  expect_status("width", where, MULTIPLY(codes, 5, 0, isa), AQ_E_ARGUMENT);
+  expect_status("group", where, MULTIPLY(codes, 4, 7, isa), AQ_E_SHAPE);
+  expect_status("null", where, MULTIPLY(0, 4, 0, isa), AQ_E_ARGUMENT);
+  expect_status("isa", where, MULTIPLY(codes, 4, 0, 99), AQ_E_ISA);
   expect_status("nothing", where, aq_quantize_activations(0, 0, 35, 8, 1, 0, 0, 0, isa, 1), AQ_OK);
   expect_status("nothing", where, aq_linear_packed_int8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 4, 0, 0, isa, 1), AQ_OK);
   const float bias[1] = {2.5f};

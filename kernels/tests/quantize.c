@@ -3,30 +3,6 @@
  * and 3 threads. */
 #include "harness.h"
 
-static size_t dtype_bytes(int32_t dtype) { return (size_t[]){4, 2, 2, 1, 1, 8}[dtype]; }
-
-/* Kinds of weights of a case. */
-enum { GAUSSIAN, SKEWED, CONSTANT_GROUPS, TINY, OFFSET, SIGNED_ZEROS, PATTERNS };
-
-static void fill(float *w, size_t n, int pattern) {
-  float constant = 0;
-  for (size_t i = 0; i < n; i++) {
-    const float g = gaussian();
-    switch (pattern) {
-      case SKEWED: w[i] = expf(g) * 0.03f; break;
-      case CONSTANT_GROUPS:
-        if (i % 16 == 0) constant = random_bits() % 3 ? g : 0.0f;
-        w[i] = random_bits() % 97 ? constant : g;
-        break;
-      case TINY: w[i] = g * 1e-7f; break;
-      case OFFSET: w[i] = 100.0f + 0.01f * g; break;
-      case SIGNED_ZEROS: w[i] = random_bits() % 2 ? 0.0f : random_bits() % 2 ? -0.0f : (random_bits() % 5 ? 0.0f
-                                                                                        : g); break;
-      default: w[i] = g; break;
-    }
-  }
-}
-
 enum { PACKED, SCALES, ZERO_POINTS, CODES, PACKED_AGAIN, VALUES, HALVES, BFLOATS, STATISTICS, OUTPUTS };
 static const char *const names[OUTPUTS] = {"packed", "scales", "zero points", "codes", "packed again",
                                            "dequantized", "as halves", "as bfloat16", "statistics"};

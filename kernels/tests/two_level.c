@@ -2,26 +2,6 @@
  * on awkward shapes, with guard bytes behind each output, for 1 and 3 threads. */
 #include "harness.h"
 
-enum { GAUSSIAN, HEAVY, POSITIVE, FAR, CONSTANT_GROUPS, TINY, ZEROS, LARGE, PATTERNS };
-
-static void fill(float *w, size_t n, int pattern) {
-  float constant = 0;
-  for (size_t i = 0; i < n; i++) {
-    const float g = gaussian();
-    if (i % 16 == 0) constant = random_bits() % 3 ? g : 0.0f;
-    switch (pattern) {
-      case HEAVY: w[i] = 0.03f * g * expf(gaussian()); break;
-      case POSITIVE: w[i] = 0.03f * expf(g); break;
-      case FAR: w[i] = (random_bits() % 300 ? 100.0f : -100.0f) + 0.01f * g; break;
-      case CONSTANT_GROUPS: w[i] = random_bits() % 97 ? constant : g; break;
-      case TINY: w[i] = g * (random_bits() % 2 ? 1e-7f : 1e-30f); break;
-      case ZEROS: w[i] = random_bits() % 2 ? 0.0f : random_bits() % 2 ? -0.0f : (random_bits() % 40 ? 0.0f : g); break;
-      case LARGE: w[i] = g * (random_bits() % 50 ? 60000.0f : 200000.0f); break;
-      default: w[i] = g; break;
-    }
-  }
-}
-
 enum { OUTPUTS = 9 };
 static const char *const names[OUTPUTS] = {"packed",      "sub-scales", "sub-minima",  "super scales", "super minima",
                                            "dequantized", "as halves",  "as bfloat16", "statistics"};

@@ -1,13 +1,6 @@
 /* solver/scalar.c: the oracle of solver/kernels.h, a row at a time. */
 #include "kernels.h"
 
-static float quantized(float value, float scale, float zero_point, float code_max) {
-  float position = value / scale + zero_point;
-  position = position > 0.0f ? position : 0.0f;
-  position = position < code_max ? position : code_max;
-  return aq_round_even(position);
-}
-
 static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float *work) {
   (void)rows;
   const size_t n = job->cols;
@@ -18,7 +11,7 @@ static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float 
   for (size_t k = 0; k < n; k++) {
     const size_t col = (size_t)job->order[k], at = row * job->groups + col / job->group_size;
     const float s = job->scale[at], z = job->zero_point[at];
-    const float code = quantized(target[k], s, z, code_max);
+    const float code = (float)aq_encode(target[k], (aq_grid){s, z}, code_max);
     job->codes[row * n + col] = (uint8_t)code;
     const float error = weights[col] - s * (code - z);
     for (size_t j = k + 1; j < n; j++) target[j] += error * job->factor[k * n + j];
@@ -93,11 +86,11 @@ static void descend(const aq_refine_job *job, state *s) {
   for (size_t k = 0; k < n; k++) {
     const size_t g = k / job->group_size;
     const float diagonal = job->moment[k * n + k];
-    const float scale = s->scale[g], zero_point = s->zero_point[g];
-    const float value = scale * (s->codes[k] - zero_point);
-    const float code = diagonal > 0 ? quantized(value + s->products[k] / diagonal, scale, zero_point,
-                                                code_max) : s->codes[k];
-    const float step = scale * (code - s->codes[k]);
+    const aq_grid grid = {s->scale[g], s->zero_point[g]};
+    const float value = grid.scale * (s->codes[k] - grid.zero_point);
+    const float code =
+        diagonal > 0 ? (float)aq_encode(value + s->products[k] / diagonal, grid, code_max) : s->codes[k];
+    const float step = grid.scale * (code - s->codes[k]);
     s->codes[k] = code;
     for (size_t j = 0; j < n; j++) s->products[j] -= step * job->moment[k * n + j];
   }
