@@ -172,11 +172,7 @@ function tellingKey(name: TableName, a: TableLike, b: TableLike): readonly strin
  * @throws {TypeError} when a table lacks a column of `on`
  * @throws {RangeError} when `on` does not tell the rows of a table apart
  */
-export async function compareTables(
-  a: TableLike,
-  b: TableLike,
-  on: readonly string[],
-): Promise<ColumnTable> {
+export async function compareTables(a: TableLike, b: TableLike, on: readonly string[]): Promise<ColumnTable> {
   for (const table of [a, b]) {
     const missing = on.filter((column) => !table.columnNames().includes(column));
     if (on.length === 0 || missing.length > 0) {

@@ -40,12 +40,7 @@ export interface Ggml {
   /** Makes the tables of a code book, unless that was done: {@linkcode quantize} needs them. */
   prepare(type: GgmlCodebookType): void;
   /** The same by the processor's library, for a flat run of `count` weights. */
-  quantizeRowSimd(
-    type: GgmlActivationType,
-    weights: Float32Array,
-    packed: Uint8Array,
-    count: number,
-  ): void;
+  quantizeRowSimd(type: GgmlActivationType, weights: Float32Array, packed: Uint8Array, count: number): void;
   dequantizeRow(
     type: GgmlType | GgmlCodebookType,
     packed: Uint8Array,

@@ -245,11 +245,7 @@ export function quantizeCase(
 }
 
 /** Weights quantized round to nearest, for the cases that read packed arrays. */
-function packedInput(
-  kernels: Kernels,
-  operands: Operands,
-  spec: Omit<QuantizeSpec, "solver">,
-): PackedArrays {
+function packedInput(kernels: Kernels, operands: Operands, spec: Omit<QuantizeSpec, "solver">): PackedArrays {
   const { rows, cols } = operands, out = packedArrays(rows, cols, spec);
   quantizeInto(kernels, operands.weights(), rows, cols, { ...spec, solver: "round" }, out);
   return out;
@@ -358,11 +354,7 @@ export function statisticsCase(
 }
 
 /** The search for NaN and infinity where there is none, which reads everything. */
-export function findNonfiniteCase(
-  kernels: Kernels,
-  operands: Operands,
-  dtype: "F32" | "BF16",
-): KernelCase {
+export function findNonfiniteCase(kernels: Kernels, operands: Operands, dtype: "F32" | "BF16"): KernelCase {
   const { rows, cols, count } = operands;
   const values = operands.input(dtype).buffer, index = new BigUint64Array(1);
   const call = (input: Elements) => {

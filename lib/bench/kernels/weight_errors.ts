@@ -31,11 +31,7 @@ interface FormatError {
 type OwnFormat = QuantizeSpec | (typeof TWO_LEVEL_SPECS)[number];
 
 /** Quantizes the weights to every format and back, ours and, where it is there, ggml's. */
-function formatErrors(
-  { kernels, ggml }: KernelBench,
-  weights: Float32Array,
-  rows: number,
-): FormatError[] {
+function formatErrors({ kernels, ggml }: KernelBench, weights: Float32Array, rows: number): FormatError[] {
   const count = weights.length;
   const own = (name: string, options: OwnFormat): FormatError => {
     const tensor = quantize(kernels, { data: weights, dtype: "F32" }, rows, COLS, options);

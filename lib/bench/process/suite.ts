@@ -32,10 +32,7 @@ interface InferenceMemory {
 }
 
 /** Measures a forward pass of 64 tokens (or one image) in a separate process. */
-export async function measureInferenceMemory(
-  commandOf: CommandOf,
-  model: string,
-): Promise<InferenceMemory> {
+export async function measureInferenceMemory(commandOf: CommandOf, model: string): Promise<InferenceMemory> {
   const probe = async (args: readonly string[]) =>
     JSON.parse((await runChild(commandOf("_probes/inference.ts", args))).output) as Record<
       "peakResidentBytes" | "weightBytes" | "scratchBytes",
@@ -159,10 +156,7 @@ async function measure(context: BenchContext): Promise<SuiteReport<ProcessRow>> 
   const startUp: StartUp = await measureStartUp(commandsOf(context), options.quick ? 1 : 5);
   return {
     sections: [sectionOf(context, measured, runs), startUpSection(startUp)],
-    rows: [
-      ...measured.map((each) => rowOf(context, each)),
-      startUpRow(context, startUp),
-    ],
+    rows: [...measured.map((each) => rowOf(context, each)), startUpRow(context, startUp)],
     goals: [...goalsOf(measured), ...startUpGoals(startUp)],
     skipped: [],
   };
