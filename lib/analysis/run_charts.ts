@@ -37,10 +37,8 @@ function subset(table: TableLike, rows: object[]): TableLike {
 /** The table's parts by model, with the model's name for titles where there are several. */
 function byModel(table: TableLike | undefined): { readonly model: string; readonly part: TableLike }[] {
   if (table === undefined) return [];
-  return groupRows(table.objects() as MeasuredRow[], (row) => String(row["model"])).map(([model, rows]) => ({
-    model,
-    part: subset(table, rows),
-  }));
+  return groupRows(table.objects() as MeasuredRow[], (row) => String(row["model"]))
+    .map(([model, rows]) => ({ model, part: subset(table, rows) }));
 }
 
 const has = (table: TableLike, column: string) =>
@@ -70,22 +68,19 @@ function timeOffers(table: TableLike): Offer[] {
   const names = Object.keys(TIME_METRICS) as (keyof typeof TIME_METRICS)[];
   const errors = names.flatMap((metric): Offer[] => {
     const { title } = TIME_METRICS[metric];
-    const of = (part: TableLike, ...offers: Offer[]) => has(part, metric) ? offers : [];
+    const heat = (id: string, by: string, part: TableLike): Offer => [
+      `${id}-${metric}`,
+      `${title} by ${by} and time`,
+      (rest) => errorOverTime(part, { ...rest, metric }),
+    ];
+    const along: Offer = [
+      `along-t-${metric}`,
+      `${title} along t`,
+      (rest) => transitionKl(output, { ...rest, metric }),
+    ];
     return [
-      ...of(
-        output,
-        [`along-t-${metric}`, `${title} along t`, (rest) => transitionKl(output, { ...rest, metric })],
-        [
-          `heat-${metric}`,
-          `${title} by setting and time`,
-          (rest) => errorOverTime(output, { ...rest, metric }),
-        ],
-      ),
-      ...of(layers, [
-        `layers-heat-${metric}`,
-        `${title} by layer and time`,
-        (rest) => errorOverTime(layers, { ...rest, metric }),
-      ]),
+      ...(has(output, metric) ? [along, heat("heat", "setting", output)] : []),
+      ...(has(layers, metric) ? [heat("layers-heat", "layer", layers)] : []),
     ];
   });
   if (!has(table, "scale") && !has(table, "activationHigh")) return errors;
@@ -171,22 +166,19 @@ export function combineTables(
   names: readonly TableName[],
 ): TablesLike {
   return Object.fromEntries(names.flatMap((name) => {
-    const parts = runs.flatMap((run) => {
-      const table = run.tables[name];
-      return table === undefined ? [] : [{ run, table }];
-    });
-    const [first] = parts;
-    if (first === undefined || parts.length < 2) return [];
-    const rows = parts.flatMap(({ run, table }) =>
-      (table.objects() as MeasuredRow[]).map((row) => ({
-        ...row,
-        ...("setting" in row ? { setting: `${run.name}: ${row["setting"]}` } : {}),
-        ...("method" in row && row["method"] !== "full" ? { method: `${run.name}: ${row["method"]}` } : {}),
-        ...("library" in row && row["library"] === "arrowquant" && row["method"] !== "full"
-          ? { library: run.name }
-          : {}),
-      }))
+    const having = runs.filter(({ tables }) => tables[name] !== undefined);
+    if (having.length < 2) return [];
+    const rows = having.flatMap(({ name: run, tables }) =>
+      (tables[name]!.objects() as MeasuredRow[]).map((row) => {
+        const { setting, method, library } = row, isQuantized = method !== "full";
+        return {
+          ...row,
+          ...("setting" in row ? { setting: `${run}: ${setting}` } : {}),
+          ...("method" in row && isQuantized ? { method: `${run}: ${method}` } : {}),
+          ...(library === "arrowquant" && isQuantized ? { library: run } : {}),
+        };
+      })
     );
-    return [[name, subset(first.table, rows)]];
+    return [[name, subset(having[0]!.tables[name]!, rows)]];
   }));
 }

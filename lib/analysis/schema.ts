@@ -38,8 +38,11 @@ const interval = <Name extends string>(name: Name, unit: string) =>
     readonly [Key in `${Name}Low` | `${Name}High`]: ReturnType<typeof number>;
   };
 
-const MODEL = required(text("name of the folder of the model"));
-const SETTING = required(text("how it was quantized, as in `2 clip`; `full` is full precision"));
+/** A text that every row has. */
+const requiredText = (doc: string) => required(text(doc));
+
+const MODEL = requiredText("name of the folder of the model");
+const SETTING = requiredText("how it was quantized, as in `2 clip`; `full` is full precision");
 
 /**
  * Every table by name.
@@ -53,16 +56,12 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      name: required(text("original name of the tensor")),
-      kind: required(
-        text(
-          "`attention`, `feed-forward`, `embedding`, `modulation`, `norm`, `head` or `other`, from the name",
-        ),
+      name: requiredText("original name of the tensor"),
+      kind: requiredText(
+        "`attention`, `feed-forward`, `embedding`, `modulation`, `norm`, `head` or `other`, from the name",
       ),
-      action: required(
-        text(
-          "`quantized`, `kept`, or `fallback`: more bits than asked for, to reach `min_accuracy`",
-        ),
+      action: requiredText(
+        "`quantized`, `kept`, or `fallback`: more bits than asked for, to reach `min_accuracy`",
       ),
       reason: text("rule that kept it, or origin of its bits"),
       bits: integer("bits", "of a code; absent when kept"),
@@ -89,7 +88,7 @@ export const TABLE_SCHEMAS = {
       setting: SETTING,
       layer: text("absent: the output of the whole model"),
       timeGroup: integer("group", "index of the time group, where there are groups"),
-      tUnit: required(text("`timestep` or `mask ratio`")),
+      tUnit: requiredText("`timestep` or `mask ratio`"),
       tBegin: required(number("tUnit", "first timestep, or lower mask ratio")),
       tEnd: required(number("tUnit", "end, exclusive")),
       samples: integer("samples", "images or sequences measured"),
@@ -117,12 +116,12 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      phase: required(
-        text("`full`, `baseline`, `phase1`, `phase2`, `phase3_full`, or the name of an ablation"),
+      phase: requiredText(
+        "`full`, `baseline`, `phase1`, `phase2`, `phase3_full`, or the name of an ablation",
       ),
       bits: integer("bits", "of a code; absent at full precision"),
       bitsPerWeight: number("bits/weight", "over all quantized tensors"),
-      task: required(text("`all` is all of them together")),
+      task: requiredText("`all` is all of them together"),
       samples: integer("samples", "prompts or images"),
       accuracy: number("1", "share of exact answers, or of recognized images"),
       ...interval("accuracy", "1"),
@@ -151,8 +150,8 @@ export const TABLE_SCHEMAS = {
     key: ["model", "method", "task"],
     columns: {
       model: MODEL,
-      method: required(text("as in `2 clip` or `ggml q2_K`; `full` is full precision")),
-      library: required(text("`arrowquant`, `ggml`, or `re-implementation`")),
+      method: requiredText("as in `2 clip` or `ggml q2_K`; `full` is full precision"),
+      library: requiredText("`arrowquant`, `ggml`, or `re-implementation`"),
       bits: integer("bits", "of a code; absent at full precision"),
       bitsPerWeight: number("bits/weight", "absent at full precision"),
       task: text("`all` is all of them together; absent: no task was run"),
@@ -173,8 +172,8 @@ export const TABLE_SCHEMAS = {
       "One row for each kernel: its rate compared with memcpy, or the error of a format on the same weights",
     key: ["group", "kernel", "place", "isa", "threads"],
     columns: {
-      group: required(text("group of rows that were timed together")),
-      kernel: required(text("kernel or format")),
+      group: requiredText("group of rows that were timed together"),
+      kernel: requiredText("kernel or format"),
       library: text("`arrowquant`, `ggml` or `memcpy`"),
       backend: text("`native` or `wasm`"),
       isa: text("instruction set"),
@@ -240,7 +239,7 @@ export const TABLE_SCHEMAS = {
     columns: {
       model: MODEL,
       setting: SETTING,
-      layer: required(text("original name of the tensor")),
+      layer: requiredText("original name of the tensor"),
       bits: required(integer("bits", "of a code")),
       code: required(integer("code", "0 … 2^bits − 1")),
       count: required(integer("weights", "counted weights with this code")),

@@ -25,7 +25,7 @@ export interface StoredCheckpoint {
 export function measureStored(kernels: Kernels, original: string, quantized: string): StoredCheckpoint {
   using before = openCheckpoint(original);
   using after = openCheckpoint(quantized);
-  let weights = 0, bytes = 0, tensors = 0;
+  let weights = 0, bytes = 0;
   let statistics: ErrorStatistics | undefined;
   const layers = [...packedLayers(after).values()];
   const sizeOf = ({ name }: { readonly name: string }) => before.tensors.get(name)?.info.byteLength ?? 0;
@@ -35,15 +35,11 @@ export function measureStored(kernels: Kernels, original: string, quantized: str
   for (const layer of layers) {
     const data = buffer.subarray(0, sizeOf(layer));
     before.readInto(layer.name, 0, data);
-    const found = packedErrorStatistics(
-      kernels,
-      { data, dtype: layer.dtype },
-      readPackedTensor(after, layer),
-    );
+    const packed = readPackedTensor(after, layer);
+    const found = packedErrorStatistics(kernels, { data, dtype: layer.dtype }, packed);
     statistics = statistics === undefined ? found : addStatistics(statistics, found);
     weights += layer.rows * layer.cols;
     bytes += layer.bytes;
-    tensors++;
   }
   if (statistics === undefined) {
     throw new Error(`Cannot measure "${quantized}": it must hold quantized tensors, got none`);
@@ -51,7 +47,7 @@ export function measureStored(kernels: Kernels, original: string, quantized: str
   const fileBytes = ({ files }: typeof before) => files.reduce((sum, { file }) => sum + file.fileBytes, 0);
   return {
     weights,
-    tensors,
+    tensors: layers.length,
     bitsPerWeight: bytes * 8 / weights,
     fileBytesBefore: fileBytes(before),
     fileBytesAfter: fileBytes(after),

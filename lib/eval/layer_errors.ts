@@ -39,12 +39,9 @@ export function layerErrors(
 ): LayerError[][] {
   const { kernels } = context;
   const layers = models.map((model) => {
-    const own = loadPhaseModel(context, { weights: model.weights }).model.stages.flatMap((stage) =>
-      stage.layers
-    );
-    return new Map(
-      own.filter(({ name }) => model.weights.has(name)).map(({ name, weights }) => [name, weights]),
-    );
+    const { stages } = loadPhaseModel(context, { weights: model.weights }).model;
+    const own = stages.flatMap(({ layers }) => layers).filter(({ name }) => model.weights.has(name));
+    return new Map(own.map(({ name, weights }) => [name, weights]));
   });
   const sums = models.map(() => new Map<string, { error: number; norm: number; samples: number }[]>());
   observeParts(context, full, "heldOut", (times, { name, weights }, x, rows) => {

@@ -72,15 +72,8 @@ export function pipelineContender(
         await withOutput(run, planned, request, (folder) => writeRun(run, planned, { solved }, folder));
         const seconds = (performance.now() - begin) / 1000;
         const { weights, bitsPerWeight, relativeRmsError } = measureStored(kernels, path, output);
-        return {
-          model: loadModel(output, kernels),
-          weights,
-          storedBytes: bitsPerWeight * weights / 8,
-          bitsPerWeight,
-          relativeRmsError,
-          seconds,
-          notes: [],
-        };
+        const model = loadModel(output, kernels), storedBytes = bitsPerWeight * weights / 8;
+        return { model, weights, storedBytes, bitsPerWeight, relativeRmsError, seconds, notes: [] };
       }),
   };
 }

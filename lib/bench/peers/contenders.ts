@@ -68,15 +68,14 @@ export function correctionContenders(
         "solver_options.rotation": rotation,
       },
     );
+  const both = (width: BitWidth, groupSize: GroupSize, rank: number) =>
+    (["none", "hadamard"] as const).map((rotation) => contender(width, groupSize, rank, rotation));
   const whole = groupSizes[0] ?? 0;
   return bits.flatMap((width) => {
     const wider: BitWidth | undefined = width === 2 ? 3 : width === 3 ? 4 : undefined;
     return [
-      ...groupSizes.flatMap((
-        size,
-      ) => [contender(width, size, 0, "none"), contender(width, size, 0, "hadamard")]),
-      contender(width, whole, 4, "none"),
-      contender(width, whole, 4, "hadamard"),
+      ...groupSizes.flatMap((size) => both(width, size, 0)),
+      ...both(width, whole, 4),
       contender(width, whole, 8, "none"),
       ...(wider === undefined ? [] : groupSizes.slice(0, 2).map((size) => contender(wider, size, 0, "none"))),
     ];

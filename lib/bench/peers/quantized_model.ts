@@ -145,13 +145,6 @@ export async function quantizeModel(
       }
     }
   }
-  return {
-    model: load(),
-    weights,
-    storedBytes,
-    bitsPerWeight: storedBytes * 8 / weights,
-    relativeRmsError: Math.sqrt(error / squares),
-    seconds,
-    notes,
-  };
+  const bitsPerWeight = storedBytes * 8 / weights, relativeRmsError = Math.sqrt(error / squares);
+  return { model: load(), weights, storedBytes, bitsPerWeight, relativeRmsError, seconds, notes };
 }

@@ -44,22 +44,9 @@ export async function measureInferenceMemory(commandOf: CommandOf, model: string
   return { peakResidentBytes, baselineBytes, weightBytes, activationBytes, restBytes };
 }
 
-interface Measured {
-  readonly bytes: number;
-  readonly weights: number;
-  readonly bitsPerWeight: number;
-  readonly seconds: readonly number[];
-  readonly ownSeconds: readonly number[];
-  readonly peakResidentBytes: readonly number[];
-  readonly inference: InferenceMemory;
-}
+type Measured = Awaited<ReturnType<typeof measureSize>>;
 
-async function measureSize(
-  context: BenchContext,
-  folder: string,
-  bytes: number,
-  runs: number,
-): Promise<Measured> {
+async function measureSize(context: BenchContext, folder: string, bytes: number, runs: number) {
   const { options: { seed, threads, backend }, progress } = context, commandOf = commandsOf(context);
   const input = join(folder, "synthetic"), output = join(folder, "quantized");
   // Below one layer of Dream 7B, narrower layers of the same proportions.
