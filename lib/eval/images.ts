@@ -152,10 +152,7 @@ export function timestepErrors(
 ): TimestepError[] {
   checkSameShape(full, other, images.images.length / images.labels.length);
   const states = noisedImages(scheduler, images, options);
-  const [wanted, got] = [full, other].map((model) => predictionsAt(model, states)) as [
-    Float32Array[],
-    Float32Array[],
-  ];
+  const wanted = predictionsAt(full, states), got = predictionsAt(other, states);
   return predictionErrors(states, wanted, got, full.imageElements, options);
 }
 

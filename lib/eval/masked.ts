@@ -104,9 +104,9 @@ export function maskedDistances(
   other: readonly Float32Array[],
 ): SequenceDistance[] {
   const kl = full.flatMap((logits, b) => [...tokenKl(logits, other[b]!, vocabulary)]);
-  const [fullBest, best] = [full, other].map((all) =>
-    all.flatMap((logits) => [...likeliestTokens(logits, vocabulary)])
-  ) as [number[], number[]];
+  const bestOf = (all: readonly Float32Array[]) =>
+    all.flatMap((logits) => [...likeliestTokens(logits, vocabulary)]);
+  const fullBest = bestOf(full), best = bestOf(other);
   let row = 0;
   return sequences.map(({ maskRatio, places, targets }) => {
     let sum = 0, agreed = 0, right = 0, fullRight = 0;

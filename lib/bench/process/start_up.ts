@@ -24,20 +24,15 @@ export interface StartUp {
   }[];
 }
 
-async function probe(
-  commandOf: CommandOf,
-  args: readonly string[],
-): Promise<{ milliseconds: number; bytes?: number }> {
-  return JSON.parse((await runChild(commandOf("_probes/start.ts", args))).output);
-}
-
 /** Measures both, each so many times after one that fills the caches. */
 export async function measureStartUp(commandOf: CommandOf, runs: number): Promise<StartUp> {
+  const probe = async (args: readonly string[]): Promise<{ milliseconds: number; bytes?: number }> =>
+    JSON.parse((await runChild(commandOf("_probes/start.ts", args))).output);
   const times = async (args: readonly string[]) => {
-    let last = await probe(commandOf, args);
+    let last = await probe(args);
     const milliseconds: number[] = [];
     for (let run = 0; run < runs; run++) {
-      last = await probe(commandOf, args);
+      last = await probe(args);
       milliseconds.push(last.milliseconds);
     }
     return { milliseconds: summarize(milliseconds), bytes: last.bytes };
