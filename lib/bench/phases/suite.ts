@@ -82,6 +82,7 @@ async function measureModel(
     num_time_groups: options.timeGroups,
     calibration_data: calibrationBeside(path) === undefined ? "synthetic" : undefined,
     calibration_samples: quick ? QUICK_SAMPLES : undefined,
+    "solver_options.candidates": quick ? 1 : undefined,
   });
   const { checkpoint, calibrated } = runner, config = runner.configOf({ overrides: {} });
   const phaseContext: PhaseContext = {
