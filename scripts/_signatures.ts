@@ -77,18 +77,18 @@ function functionOf(name: string, list: readonly Parameter[]): string {
   const parameters: string[] = ["kernels: Kernels", "doing: Doing"], given: string[] = [];
   for (const { name: own, kind } of list) {
     const argument = own === "in" ? "input" : camelCase(own), element = kind.split(":")[1];
-    if (own === "isa") given.push("kernels.isaNumber");
-    else if (own === "threads") given.push("kernels.threads");
+    if (own === "isa") given.push("own.isaNumber");
+    else if (own === "threads") given.push("own.threads");
     else {
       parameters.push(`${argument}: ${element === undefined ? "number" : element.toUpperCase()}`);
       if (element !== undefined) given.push(`${element}(doing, "${argument}", ${argument})`);
-      else given.push(kind === "usize" ? `kernels.size(${argument})` : argument);
+      else given.push(kind === "usize" ? `own.size(${argument})` : argument);
     }
   }
-  const call = `kernels.calls.${name}(${given.join(", ")})`;
+  const call = `own.calls.${name}(${given.join(", ")})`;
   return `export const ${camelCase(name.replace(/^aq_/, ""))} = (${
     parameters.join(", ")
-  }): void => finish(doing, ${call});`;
+  }): void => { const own = unchecked(kernels); finish(doing, ${call}); };`;
 }
 
 /** Text of lib/native/functions.ts: every function of the CPU's header that returns a status. */
@@ -105,7 +105,7 @@ export function functionsSource(kernels: string): string {
  * the opened kernels, and throws unless the kernel reports success. Their callers check lengths.
  */
 import { any, type ANY, type Doing, f32, type F32, f64, type F64, finish, i32, type I32, u16, type U16, u32, type U32, u64, type U64, u8, type U8 } from "./call.ts";
-import type { Kernels } from "./kernels.ts";
+import { type Kernels, unchecked } from "./kernels.ts";
 
 ${functions.map(([name, list]) => functionOf(name, list)).join("\n")}
 `;

@@ -1,4 +1,4 @@
-/** The type of opened kernels, and their number of threads. */
+/** The types of opened kernels, and their number of threads. */
 import { availableParallelism } from "node:os";
 import type { Attempt } from "./library.ts";
 import type { NativeCalls, NativeSize } from "./symbols.ts";
@@ -39,13 +39,19 @@ export interface Kernels {
   /** Releases the library; no call may follow. */
   close(): void;
   [Symbol.dispose](): void;
-  /** The header's functions; to be called through functions.ts, which checks types and statuses. */
+}
+
+/** Opened kernels with the library's functions, which check nothing; functions.ts calls them with checks. */
+export interface UncheckedKernels extends Kernels {
   readonly calls: NativeCalls;
   /** A count as `calls` take it. */
   size(count: number): NativeSize;
   /** The header's number of `isa`. */
   readonly isaNumber: number;
 }
+
+/** The library's functions behind opened kernels; only for lib/native and for timing them. */
+export const unchecked = (kernels: Kernels) => kernels as UncheckedKernels;
 
 /**
  * Threads that run where `asked` are wanted: 0 is one per core, and WebAssembly has one.

@@ -7,11 +7,16 @@ import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
 import { type BackendChoice, BACKENDS } from "../config/names.ts";
 import { ABI_VERSION } from "./signatures.ts";
-import { INSTRUCTION_SETS, type InstructionSet, type Kernels, threadCount } from "./kernels.ts";
+import {
+  INSTRUCTION_SETS,
+  type InstructionSet,
+  type Kernels,
+  threadCount,
+  type UncheckedKernels,
+} from "./kernels.ts";
 import type { OpenedLibrary } from "./symbols.ts";
 
 export { ABI_VERSION } from "./signatures.ts";
-export type { NativeCalls } from "./symbols.ts";
 export type { Attempt } from "./library.ts";
 export { type InstructionSet, type Kernels, MAX_THREADS, threadCount, withThreads } from "./kernels.ts";
 export { type BackendChoice, BACKENDS } from "../config/names.ts";
@@ -45,7 +50,7 @@ interface Opened {
 function kernelsFrom(
   { library, backend, path, origin, attempts, runtime }: Opened,
   { isa, threads = 0 }: OpenOptions,
-): Kernels {
+): UncheckedKernels {
   const names = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
   if (isa !== undefined && library.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) !== 1) {
     const supported = names.filter((name) => library.calls.aq_isa_supported(INSTRUCTION_SETS[name]) === 1);

@@ -22,6 +22,7 @@ import { formatHeader, formatReport } from "../../lib/bench/report.ts";
 import type { CheckpointRow } from "../../lib/bench/rows.ts";
 import type { BenchContext, SuiteReport } from "../../lib/bench/suite.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
+import { unchecked, type UncheckedKernels } from "../../lib/native/kernels.ts";
 import { type BitWidth, dequantize, type GroupSize } from "../../lib/quant/mod.ts";
 import { packedLayers, readPackedTensor } from "../../lib/quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
@@ -60,17 +61,18 @@ const context = (changes: Partial<BenchOptions> = {}, used: Kernels = kernels): 
 });
 
 /** Kernels whose calls pass through `change` after they were made. */
-function changed(name: keyof Kernels["calls"], change: (args: readonly unknown[]) => void): Kernels {
-  const call = kernels.calls[name] as (...args: unknown[]) => number;
+function changed(name: keyof UncheckedKernels["calls"], change: (args: readonly unknown[]) => void): Kernels {
+  const call = unchecked(kernels).calls[name] as (...args: unknown[]) => number;
   const calls = {
-    ...kernels.calls,
+    ...unchecked(kernels).calls,
     [name]: (...args: unknown[]) => {
       const status = call(...args);
       change(args);
       return status;
     },
   };
-  return { ...kernels, calls: calls as Kernels["calls"] };
+  const made: UncheckedKernels = { ...unchecked(kernels), calls: calls as UncheckedKernels["calls"] };
+  return made;
 }
 
 function expectNarrow(report: SuiteReport): void {

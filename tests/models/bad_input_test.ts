@@ -16,6 +16,7 @@ import {
   requirementsAt,
 } from "../../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
+import { unchecked, type UncheckedKernels } from "../../lib/native/kernels.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { Checkpoint, SafetensorsFile } from "../../lib/tensor/mod.ts";
 import { MODELS, run, type TestTensor, workplace, writeTensors } from "../_checkpoints.ts";
@@ -31,14 +32,14 @@ afterAll(() => {
 
 /** Kernels that count their calls. */
 let calls = 0;
-const counted: Kernels = {
-  ...kernels,
+const counted: UncheckedKernels = {
+  ...unchecked(kernels),
   calls: Object.fromEntries(
-    Object.entries(kernels.calls).map(([name, call]) => [name, (...args: never[]) => {
+    Object.entries(unchecked(kernels).calls).map(([name, call]) => [name, (...args: never[]) => {
       calls++;
       return (call as (...args: never[]) => number)(...args);
     }]),
-  ) as unknown as Kernels["calls"],
+  ) as unknown as UncheckedKernels["calls"],
 };
 
 /** What `work` throws, once it is certain that it read no weight and called no kernel. */

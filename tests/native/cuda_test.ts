@@ -8,6 +8,7 @@ import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native
 import type { SuiteReport } from "../../lib/bench/suite.ts";
 import { measureCuda } from "../../lib/bench/kernels/cuda_suite.ts";
 import { openKernels } from "../../lib/native/mod.ts";
+import { unchecked } from "../../lib/native/kernels.ts";
 import { quantize } from "../../lib/quant/mod.ts";
 import { differences, MODELS, run, workplace } from "../_checkpoints.ts";
 
@@ -92,7 +93,7 @@ describe("openCuda", () => {
         new Uint16Array(rows * groups),
       ] as const;
     const expected = outputs(), actual = outputs();
-    const { calls, size, isaNumber } = kernels;
+    const { calls, size, isaNumber } = unchecked(kernels);
     const shape = [size(rows), size(cols), bits, size(groupSize)] as const;
     expect(calls.aq_quantize_clip(weights, 0, ...shape, 0, null, ...expected, isaNumber, 1)).toBe(0);
 
@@ -192,7 +193,7 @@ describe("backend", () => {
       0,
     );
     gpu.close();
-    expect(() => gpu.calls).toThrow(/was closed/);
+    expect(() => unchecked(gpu).calls).toThrow(/was closed/);
   });
 });
 

@@ -7,6 +7,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { findCompiler } from "../../lib/native/library.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
+import { unchecked } from "../../lib/native/kernels.ts";
 import { ABI_VERSION, SIGNATURES } from "../../lib/native/signatures.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "arrowquant-open-"));
@@ -67,7 +68,7 @@ describe("openKernels", () => {
     const isNative = kernels.backend === "native";
     expect(kernels.threads).toBe(isNative ? 3 : 1);
     const one = withThreads(kernels, 1), all = withThreads(kernels, 0);
-    expect([one.threads, one.isa, one.calls]).toEqual([1, kernels.isa, kernels.calls]);
+    expect([one.threads, one.isa, unchecked(one).calls]).toEqual([1, kernels.isa, unchecked(kernels).calls]);
     expect(all.threads).toBe(isNative ? Math.min(64, availableParallelism()) : 1);
     expect(withThreads(one, 1)).toBe(one);
     using wasm = await openKernels({ backend: "wasm", threads: 3 });
@@ -191,7 +192,7 @@ describe("openKernels", () => {
       const kernels = await openKernels({ backend });
       kernels.close();
       kernels.close();
-      expect(() => kernels.calls).toThrow(/was closed/);
+      expect(() => unchecked(kernels).calls).toThrow(/was closed/);
     }
   });
 

@@ -10,6 +10,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { findCompiler } from "../../native/library.ts";
 import { type Ggml, type GgmlActivationType, type GgmlType, opener } from "../ggml.ts";
+import { INSTRUCTION_SETS } from "../../native/kernels.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { type KernelCase, relativeDifference } from "./cases.ts";
 import { ggmlCase } from "./peers.ts";
@@ -78,7 +79,8 @@ const FMA_ROUNDS = 200_000;
 export const FMA_PEAK = "fused multiply-adds alone";
 
 /** The core's multiply-adds as fast as they go; undefined where the instruction set has none to measure. */
-export function fmaPeakCase(peers: ProductPeers, { isa, isaNumber }: Kernels): KernelCase | undefined {
+export function fmaPeakCase(peers: ProductPeers, { isa }: Kernels): KernelCase | undefined {
+  const isaNumber = INSTRUCTION_SETS[isa];
   const each = peers.fmaChains(isaNumber, 1);
   if (each === 0) return undefined;
   return {

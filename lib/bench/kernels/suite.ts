@@ -5,7 +5,7 @@
 import { OtherLoad } from "../../eval/environment.ts";
 import type { Summary } from "../../eval/statistics.ts";
 import { RandomStream } from "../../models/random.ts";
-import { INSTRUCTION_SETS, withThreads } from "../../native/kernels.ts";
+import { INSTRUCTION_SETS, unchecked, withThreads } from "../../native/kernels.ts";
 import { type Kernels, openKernels } from "../../native/mod.ts";
 import { type BitWidth, dequantize, quantize } from "../../quant/mod.ts";
 import { type GgmlConversion, type GgmlType, openGgml } from "../ggml.ts";
@@ -305,8 +305,9 @@ async function openInstructionSets({ kernels, skipped }: KernelBench) {
   }
   const sets: Kernels[] = [];
   for (const isa of kernels.backend === "native" ? NATIVE_SETS : []) {
-    if (kernels.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) === 1) sets.push(withIsa(kernels, isa));
-    else {
+    if (unchecked(kernels).calls.aq_isa_supported(INSTRUCTION_SETS[isa]) === 1) {
+      sets.push(withIsa(kernels, isa));
+    } else {
       skipped.push({ what: `instruction set ${isa}`, reason: "not on this processor or not in this build" });
     }
   }

@@ -5,7 +5,7 @@
 import { KernelError } from "../../errors.ts";
 import { type CudaKernels, describeCudaStatus } from "./mod.ts";
 import { DeviceMemory } from "./memory.ts";
-import type { Kernels } from "../kernels.ts";
+import { type Kernels, unchecked, type UncheckedKernels } from "../kernels.ts";
 import { SIGNATURES } from "../signatures.ts";
 import { kindsOf, type NativeBuffer, type NativeCalls } from "../symbols.ts";
 
@@ -73,7 +73,7 @@ export function withCuda(base: Kernels, cuda: CudaKernels): Kernels {
   });
   const slots: { buffer: bigint; bytes: number }[] = [];
   const quantizing = QUANTIZING.map((name) => [`aq_${name}`, onDevice(name, memory, slots)]);
-  const calls: NativeCalls = { ...base.calls, ...Object.fromEntries(quantizing) };
+  const calls: NativeCalls = { ...unchecked(base).calls, ...Object.fromEntries(quantizing) };
   let isOpen = true;
   const close = () => {
     if (!isOpen) return;
@@ -82,8 +82,8 @@ export function withCuda(base: Kernels, cuda: CudaKernels): Kernels {
     cuda.close();
     base.close();
   };
-  return {
-    ...base,
+  const onGpu: UncheckedKernels = {
+    ...unchecked(base),
     device: cuda.describe(),
     describe: () => `${cuda.describe()}; ${base.describe()}`,
     close,
@@ -93,4 +93,5 @@ export function withCuda(base: Kernels, cuda: CudaKernels): Kernels {
       return calls;
     },
   };
+  return onGpu;
 }

@@ -3,6 +3,7 @@ import { correctedTarget, factorMoments } from "../../../lib/quant/solvers/facto
 import { DEFAULT_SOLVER_SETTINGS } from "../../../lib/quant/solvers/settings.ts";
 import type { WeightFormat } from "../../../lib/quant/packed/layout.ts";
 import { openKernels, withThreads } from "../../../lib/native/mod.ts";
+import { unchecked } from "../../../lib/native/kernels.ts";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../../../lib/quant/solvers/moments.ts";
 import { solveLayer } from "../../../lib/quant/solvers/solve_layer.ts";
@@ -192,19 +193,20 @@ describe("solvers", () => {
       const scale = halves(grid.scale), zero = halves(grid.zeroPoint!);
       const wanted = textbookFeedback(weights, rows, moment.moment, moment.order, scale, zero, 2);
       const codes = new Uint8Array(rows * cols);
-      const status = kernels.calls.aq_quantize_feedback(
+      const own = unchecked(kernels);
+      const status = own.calls.aq_quantize_feedback(
         weights,
-        kernels.size(rows),
-        kernels.size(cols),
+        own.size(rows),
+        own.size(cols),
         2,
-        kernels.size(0),
+        own.size(0),
         Float32Array.from(scale),
         Float32Array.from(zero),
         moment.factor,
         moment.order,
         codes,
         new Float32Array(1 << 16),
-        kernels.isaNumber,
+        own.isaNumber,
         1,
       );
       expect(status).toBe(0);
@@ -357,12 +359,13 @@ describe("solvers", () => {
     const work = new Float32Array(1 << 18), objective = new Float64Array(rows);
     const old = codes.slice();
     // one round of refit and descent: undo the descent's choice by taking the codes as they were
-    const status = kernels.calls.aq_refine_codes(
+    const own = unchecked(kernels);
+    const status = own.calls.aq_refine_codes(
       weights,
-      kernels.size(rows),
-      kernels.size(cols),
+      own.size(rows),
+      own.size(cols),
       4,
-      kernels.size(groupSize),
+      own.size(groupSize),
       0,
       moment.moment,
       1,
@@ -372,7 +375,7 @@ describe("solvers", () => {
       zero,
       objective,
       work,
-      kernels.isaNumber,
+      own.isaNumber,
       1,
     );
     expect(status).toBe(0);
