@@ -15,7 +15,7 @@ import {
   loadScheduler,
   requirementsAt,
 } from "../../lib/models/mod.ts";
-import { type Kernels, openKernels } from "../../lib/native/mod.ts";
+import { openKernels } from "../../lib/native/mod.ts";
 import { unchecked, type UncheckedKernels } from "../../lib/native/kernels.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { Checkpoint, SafetensorsFile } from "../../lib/tensor/mod.ts";
