@@ -322,11 +322,7 @@ function readInput(
   const range = read.get("range")!, counts = read.get("histogram") as Float64Array<ArrayBuffer>;
   for (const [g, histogram] of input.histograms.entries()) {
     try {
-      const [minimum, maximum, reach] = range.subarray(3 * g, 3 * g + 3) as unknown as [
-        number,
-        number,
-        number,
-      ];
+      const minimum = range[3 * g]!, maximum = range[3 * g + 1]!, reach = range[3 * g + 2]!;
       const own = counts.slice(g * HISTOGRAM_BINS, (g + 1) * HISTOGRAM_BINS);
       histogram.merge(ActivationHistogram.from({ minimum, maximum, reach, counts: own }));
     } catch (cause) {

@@ -301,26 +301,17 @@ function layerOf(
   if (perToken !== undefined && perToken !== 4 && perToken !== 8) {
     throw malformed(`${JSON.stringify(name)} must have activation_per_token 4 or 8, got ${perToken}`);
   }
+  const floats = (part: Part) => parts.get(part) as Float32Array<ArrayBuffer>;
+  const integers = (part: Part) => parts.get(part) as Int32Array<ArrayBuffer>;
+  const halves = (part: Part) => parts.get(part) as Uint16Array<ArrayBuffer> | undefined;
   return {
     perToken,
     activation: activation
-      ? {
-        bits,
-        scale: parts.get("activation_scale") as Float32Array<ArrayBuffer>,
-        zeroPoint: parts.get("activation_zero_point") as Int32Array<ArrayBuffer>,
-      }
+      ? { bits, scale: floats("activation_scale"), zeroPoint: integers("activation_zero_point") }
       : undefined,
-    output: output
-      ? {
-        gain: parts.get("output_gain") as Float32Array<ArrayBuffer>,
-        bias: parts.get("output_bias") as Float32Array<ArrayBuffer>,
-      }
-      : undefined,
+    output: output ? { gain: floats("output_gain"), bias: floats("output_bias") } : undefined,
     weightScales: weights
-      ? {
-        scale: parts.get("time_scale") as Uint16Array<ArrayBuffer>,
-        zeroPoint: parts.get("time_zero_point") as Uint16Array<ArrayBuffer> | undefined,
-      }
+      ? { scale: halves("time_scale")!, zeroPoint: halves("time_zero_point") }
       : undefined,
   };
 }
