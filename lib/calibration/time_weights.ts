@@ -46,13 +46,6 @@ export function transitionsOf(
  * the masks that is the bin's alone.
  *
  * @param scheduler of an image model
- *
- * @example
- * ```ts
- * import { maskRatioAxis } from "../time/mod.ts";
- * import { timeWeights } from "./time_weights.ts";
- * console.log(timeWeights(maskRatioAxis(4), undefined, { sampler: "ddpm", schedule: "auto" })); // 1, 1/2, 1/3, 1/4
- * ```
  */
 export function timeWeights(
   axis: TimeAxis,

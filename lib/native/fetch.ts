@@ -3,6 +3,7 @@
  * release's manifest beside mod.ts says which file and what its bytes must be. Kept in the cache under the hash of its
  * bytes; a download that is short, long or different is never written there.
  */
+import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -73,13 +74,7 @@ async function download(url: URL, limit: number, milliseconds: number): Promise<
     const reason = cause instanceof Error ? cause.message.split("\n")[0]! : String(cause);
     throw fail(bytes > 0 ? `the connection broke after ${bytes} bytes: ${reason}` : reason, cause);
   }
-  const whole = new Uint8Array(bytes);
-  let at = 0;
-  for (const chunk of chunks) {
-    whole.set(chunk, at);
-    at += chunk.length;
-  }
-  return whole;
+  return Buffer.concat(chunks);
 }
 
 /** The library of the manifest for this machine. */

@@ -60,12 +60,6 @@ const isBelow = (value: unknown): value is string =>
  * Checks the part of a manifest that chooses and verifies a library; other keys are taken as they are.
  *
  * @throws {FormatError} naming what is wrong and what was found
- *
- * @example
- * ```ts
- * const text = JSON.stringify({ format_version: 1, version: "0.1.0", abi: 3, kernels: "0".repeat(64), libraries: [] });
- * parseReleaseManifest(text, "manifest.json").libraries.length; // 0
- * ```
  */
 export function parseReleaseManifest(text: string, path: string): ReleaseManifest {
   const fail = (what: string, value: unknown, cause?: unknown): never => {

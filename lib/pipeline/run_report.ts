@@ -3,7 +3,7 @@ import type { LayerRecord } from "../output/record.ts";
 import type { RewriteResult } from "../output/rewrite.ts";
 import type { PhasesReport } from "../phases/mod.ts";
 import type { Plan, PlanRow } from "../plan/plan.ts";
-import { addStatistics, cosine, type ErrorStatistics, relativeRmsError } from "../quant/mod.ts";
+import { addStatistics, cosine, NO_STATISTICS, relativeRmsError } from "../quant/mod.ts";
 import { type Checkpoint, elementCount } from "../tensor/mod.ts";
 
 /** Sums over a run. */
@@ -69,14 +69,7 @@ export function totalsOf(
   const all = changed.flatMap((row) =>
     "statistics" in row && row.statistics !== undefined ? [row.statistics] : []
   );
-  const statistics = all.length === 0 ? undefined : all.reduce<ErrorStatistics>(addStatistics, {
-    sumSquares: 0,
-    sumSquaresOther: 0,
-    dot: 0,
-    sumSquaredError: 0,
-    maxError: 0,
-    maxMagnitude: 0,
-  });
+  const statistics = all.length === 0 ? undefined : all.reduce(addStatistics, NO_STATISTICS);
   return {
     tensors: changed.length,
     weights,

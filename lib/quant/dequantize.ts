@@ -3,7 +3,7 @@ import { checkMember, DTYPE_NUMBERS } from "../native/call.ts";
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import { convertFloats } from "./convert.ts";
-import { checkPackedTensor, packedRows, type PackedTensor } from "./packed/layout.ts";
+import { checkPackedTensor, levelsOf, packedRows, type PackedTensor } from "./packed/layout.ts";
 import { addLowRank } from "./packed/low_rank.ts";
 import { rotateRows } from "./packed/rotation.ts";
 import { callBlocks } from "./weights.ts";
@@ -39,9 +39,8 @@ export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype: PlainD
       const { packed, scale, zeroPoint } = part;
       call.dequantize(kernels, doing, packed, scale, zeroPoint, ...sizes, target, number);
     } else {
-      const { packed, subScale, subMin, superScale, superMin, scaleBits } = part;
-      const levels = [subScale, subMin, superScale, superMin] as const;
-      call.dequantizeTwoLevel(kernels, doing, packed, ...levels, ...sizes, scaleBits, target, number);
+      const { packed, scaleBits } = part;
+      call.dequantizeTwoLevel(kernels, doing, packed, ...levelsOf(part), ...sizes, scaleBits, target, number);
     }
   }
   return out;

@@ -4,7 +4,7 @@ import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT } from "../tensor/mod.ts";
 import { dequantize } from "./dequantize.ts";
-import { checkPackedTensor, packedRows, type PackedTensor } from "./packed/layout.ts";
+import { checkPackedTensor, levelsOf, packedRows, type PackedTensor } from "./packed/layout.ts";
 import { rowBlocks, weightBytes, type Weights } from "./weights.ts";
 
 /** Sums and maxima of `b` against `a`, in float64. */
@@ -23,31 +23,27 @@ export interface ErrorStatistics {
   readonly maxMagnitude: number;
 }
 
-const NO_STATISTICS: ErrorStatistics = {
-  sumSquares: 0,
-  sumSquaresOther: 0,
-  dot: 0,
-  sumSquaredError: 0,
-  maxError: 0,
-  maxMagnitude: 0,
-};
+/** The statistics in the order of the kernels' results. */
+const NAMES: readonly (keyof ErrorStatistics)[] = [
+  "sumSquares",
+  "sumSquaresOther",
+  "dot",
+  "sumSquaredError",
+  "maxError",
+  "maxMagnitude",
+];
 
-function statisticsFrom(raw: Float64Array): ErrorStatistics {
-  const [sumSquares = 0, sumSquaresOther = 0, dot = 0, sumSquaredError = 0, maxError = 0, maxMagnitude = 0] =
-    raw;
-  return { sumSquares, sumSquaresOther, dot, sumSquaredError, maxError, maxMagnitude };
-}
+const statisticsFrom = (raw: ArrayLike<number>): ErrorStatistics =>
+  Object.fromEntries(NAMES.map((name, i) => [name, raw[i]!])) as unknown as ErrorStatistics;
+
+/** Statistics of no elements. */
+export const NO_STATISTICS: ErrorStatistics = statisticsFrom([0, 0, 0, 0, 0, 0]);
 
 /** Statistics of two runs of elements together. */
 export function addStatistics(a: ErrorStatistics, b: ErrorStatistics): ErrorStatistics {
-  return {
-    sumSquares: a.sumSquares + b.sumSquares,
-    sumSquaresOther: a.sumSquaresOther + b.sumSquaresOther,
-    dot: a.dot + b.dot,
-    sumSquaredError: a.sumSquaredError + b.sumSquaredError,
-    maxError: Math.max(a.maxError, b.maxError),
-    maxMagnitude: Math.max(a.maxMagnitude, b.maxMagnitude),
-  };
+  return statisticsFrom(
+    NAMES.map((name) => name.startsWith("max") ? Math.max(a[name], b[name]) : a[name] + b[name]),
+  );
 }
 
 /** Root of Σ(a − b)² / Σa²; 0 when both are zero, infinite when only the reference is. */
@@ -89,10 +85,8 @@ export function packedErrorStatistics(
       const { packed, scale, zeroPoint } = part, sizes = [count, cols, bits, groupSize] as const;
       call.packedErrorStatistics(kernels, doing, block, dtype, packed, scale, zeroPoint, ...sizes, raw);
     } else {
-      const { packed, subScale, subMin, superScale, superMin, scaleBits } = part;
-      const levels = [subScale, subMin, superScale, superMin] as const;
-      const sizes = [count, cols, bits, groupSize, scaleBits] as const;
-      call.twoLevelErrorStatistics(kernels, doing, block, dtype, packed, ...levels, ...sizes, raw);
+      const { packed, scaleBits } = part, sizes = [count, cols, bits, groupSize, scaleBits] as const;
+      call.twoLevelErrorStatistics(kernels, doing, block, dtype, packed, ...levelsOf(part), ...sizes, raw);
     }
     total = addStatistics(total, statisticsFrom(raw));
   }

@@ -29,6 +29,7 @@ export {
   cosine,
   type ErrorStatistics,
   errorStatistics,
+  NO_STATISTICS,
   packedErrorStatistics,
   relativeRmsError,
 } from "./error_statistics.ts";

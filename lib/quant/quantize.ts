@@ -14,21 +14,19 @@ import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT } from "../tensor/mod.ts";
 import { findNonfinite } from "./convert.ts";
 import {
-  BIT_WIDTHS,
   type BitWidth,
+  checkFormat,
   defaultTwoLevelGroupSize,
   emptyLevels,
-  GROUP_SIZES,
   groupCount,
   type GroupSize,
+  levelsOf,
   type OneLevelTensor,
   packedRows,
   type PackedTensor,
   packedWords,
-  SCALE_BITS,
   type ScaleBits,
-  TWO_LEVEL_GROUP_SIZES,
-  ZERO_POINT_KINDS,
+  type WeightFormat,
   type ZeroPointKind,
 } from "./packed/layout.ts";
 import { callBlocks, checkImportance, weightBytes, type Weights } from "./weights.ts";
@@ -106,20 +104,8 @@ export function quantize(
       weightsError(kernels, doing, status, { data, dtype: weights.dtype }, [begin, end], cols);
     const from: Doing = { doing, explain }, sizes = [end - begin, cols, bits, groupSize] as const;
     if (part.scaleBits !== undefined) {
-      const { packed, subScale, subMin, superScale, superMin, scaleBits } = part;
-      const search = solver === "round" ? 0 : 1, levels = [subScale, subMin, superScale, superMin] as const;
-      call.quantizeTwoLevel(
-        kernels,
-        from,
-        data,
-        dtype,
-        ...sizes,
-        scaleBits,
-        search,
-        columnWeights,
-        packed,
-        ...levels,
-      );
+      const how = [part.scaleBits, solver === "round" ? 0 : 1, columnWeights] as const;
+      call.quantizeTwoLevel(kernels, from, data, dtype, ...sizes, ...how, part.packed, ...levelsOf(part));
       continue;
     }
     const out = [part.packed, part.scale, part.zeroPoint] as const, number = ZERO_POINT_NUMBERS[kind];
@@ -129,27 +115,18 @@ export function quantize(
   return tensor;
 }
 
-type Settings = Required<Pick<QuantizeOptions, "bits">> & {
-  readonly groupSize: GroupSize;
+interface Settings extends WeightFormat {
   readonly solver: WeightSolver;
-  readonly zeroPoint: ZeroPointKind;
-  readonly scaleBits: ScaleBits | undefined;
   readonly columnWeights: Float32Array | undefined;
-};
+}
 
 /** The options with their defaults. @throws {TypeError | RangeError} when one is not allowed */
 function checkOptions(doing: string, options: QuantizeOptions, cols: number): Settings {
   const { bits, scaleBits, columnWeights } = options;
   const { groupSize = scaleBits === undefined ? 64 : defaultTwoLevelGroupSize(bits) } = options;
   const { solver = "clip", zeroPoint = "real" } = options;
-  checkMember(doing, "bits", bits, BIT_WIDTHS);
-  checkMember(doing, "groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
-  if (scaleBits !== undefined) {
-    checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
-    checkMember(doing, "zeroPoint with two-level scales", zeroPoint, ["real"]);
-  }
+  checkFormat(doing, { bits, groupSize, zeroPoint, scaleBits });
   checkMember(doing, "solver", solver, WEIGHT_SOLVERS);
-  checkMember(doing, "zeroPoint", zeroPoint, ZERO_POINT_KINDS);
   if (columnWeights !== undefined) {
     if (solver !== "clip") {
       throw new RangeError(`Cannot ${doing}: columnWeights need the solver "clip", got "${solver}"`);

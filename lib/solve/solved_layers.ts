@@ -2,6 +2,7 @@
  * Solved layers on disk, so that a calibration that was stopped goes on: one file a layer in the run's work
  * folder, read again only if it is whole.
  */
+import { Buffer } from "node:buffer";
 import { join } from "node:path";
 import type { PackedTensor } from "../quant/mod.ts";
 import { exists, listFolder, sha256, writeWhole } from "../files/whole.ts";
@@ -48,21 +49,9 @@ export function saveSolvedLayer(
       parts.push(bytes);
     } else if (value !== undefined) plain[key] = value;
   }
-  const body = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    body.set(part, at);
-    at += part.length;
-  }
   const header: Header = { identity, layer, tensor: plain, arrays };
-  const head = new TextEncoder().encode(`${JSON.stringify(header)}\n`);
-  const content = new Uint8Array(head.length + body.length);
-  content.set(head);
-  content.set(body, head.length);
-  const digest = new TextEncoder().encode(`${sha256(content)}\n`);
-  const file = new Uint8Array(digest.length + content.length);
-  file.set(digest);
-  file.set(content, digest.length);
+  const content = Buffer.concat([Buffer.from(`${JSON.stringify(header)}\n`), ...parts]);
+  const file = Buffer.concat([Buffer.from(`${sha256(content)}\n`), content]);
   writeWhole(join(folder, fileName(candidate, layer.name)), file);
 }
 

@@ -284,7 +284,7 @@ export class CalibrationStatistics {
     const { cols, second, tokens, weight } = this.inputOf(layer);
     if (second === undefined) throw this.#without(layer, "second moments");
     const total = (values: Float64Array) => values.reduce((sum, value) => sum + value, 0);
-    return { cols, second, tokens: total(tokens), weight: total(weight), cross: undefined };
+    return { cols, second, tokens: total(tokens), weight: total(weight) };
   }
 
   /**

@@ -28,7 +28,7 @@ const deadColumns = ({ cols, secondMoment }: LayerInputs): number[] =>
 function factored(kernels: Kernels, inputs: LayerInputs): FactoredMoment {
   const { cols } = inputs, second = Float32Array.from(inputs.secondMoment);
   for (const i of deadColumns(inputs)) second[i * cols + i] = 1;
-  return factorMoments(kernels, { cols, second, tokens: 1, weight: 1, cross: undefined }, {
+  return factorMoments(kernels, { cols, second, tokens: 1, weight: 1 }, {
     damping: DAMPING,
   });
 }

@@ -2,7 +2,7 @@
 import { checkArray, checkCount, DTYPE_NUMBERS } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { checkPackedTensor, type PackedTensor } from "../../quant/packed/layout.ts";
+import { checkPackedTensor, levelsOf, type PackedTensor } from "../../quant/packed/layout.ts";
 import { rotateRows } from "../../quant/packed/rotation.ts";
 import { add } from "./elementwise.ts";
 
@@ -76,8 +76,7 @@ export function linear(
     native.linearPacked(kernels, doing, x, tokens, packed, scale, zeroPoint, bias, ...sizes, out);
     return out;
   }
-  const { scaleBits, subScale, subMin, superScale, superMin } = weights;
-  const scales = [subScale, subMin, superScale, superMin] as const;
+  const { scaleBits } = weights, scales = levelsOf(weights);
   native.linearTwoLevel(kernels, doing, x, tokens, packed, ...scales, bias, ...sizes, scaleBits, out);
   return out;
 }

@@ -107,16 +107,6 @@ async function cachedLibrary(
  * says why.
  *
  * @throws {KernelError} when there is no library, or it cannot be built or opened
- *
- * @example
- * ```ts
- * try {
- *   using cuda = await openCuda();
- *   console.log(cuda.describe()); // without a device: "cuda: no device: …"
- * } catch (error) {
- *   console.log((error as Error).message); // not built: run scripts/build.ts --cuda
- * }
- * ```
  */
 export async function openCuda(options: OpenCudaOptions = {}): Promise<CudaKernels> {
   const attempts: Attempt[] = [];

@@ -121,16 +121,32 @@ export function subCodeBytes(cols: number, groupSize: GroupSize, scaleBits: Scal
   return Math.ceil(groupCount(cols, groupSize) * scaleBits / 8);
 }
 
+/** The arrays of two-level scales, in the order of the kernels' arguments. */
+export const levelsOf = ({ subScale, subMin, superScale, superMin }: TwoLevelScales) =>
+  [subScale, subMin, superScale, superMin] as const;
+
+type Words = Uint32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>;
+
+/** Two-level scales whose arrays are made from those of others. */
+export function mapLevels<Levels extends TwoLevelScales>(
+  levels: Levels,
+  map: <Array extends Words>(array: Array) => Array,
+): Levels {
+  const [subScale, subMin, superScale, superMin] = levelsOf(levels);
+  const [scale, min] = [map(subScale), map(subMin)];
+  return { ...levels, subScale: scale, subMin: min, superScale: map(superScale), superMin: map(superMin) };
+}
+
+/** A function that gives rows `[begin, end)` of any array of `rows` rows, as a view. */
+export const rowsOf =
+  (rows: number, begin: number, end: number) => <Array extends Words>(array: Array): Array => {
+    const width = rows === 0 ? 0 : array.length / rows;
+    return array.subarray(begin * width, end * width) as Array;
+  };
+
 /** Rows `[begin, end)` of a packed matrix, as views of its arrays. */
 export function packedRows(tensor: PackedTensor, begin: number, end: number): PackedTensor {
-  const { rows } = tensor;
-  const part = <T extends Uint32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>>(
-    array: T,
-  ): T => {
-    const width = rows === 0 ? 0 : array.length / rows;
-    return array.subarray(begin * width, end * width) as T;
-  };
-  const { lowRank } = tensor;
+  const { rows, lowRank } = tensor, part = rowsOf(rows, begin, end);
   const common = {
     rows: end - begin,
     packed: part(tensor.packed),
@@ -141,14 +157,7 @@ export function packedRows(tensor: PackedTensor, begin: number, end: number): Pa
     const zeroPoints = zeroPoint === undefined ? undefined : part(zeroPoint);
     return { ...tensor, ...common, scale: part(scale), zeroPoint: zeroPoints };
   }
-  return {
-    ...tensor,
-    ...common,
-    subScale: part(tensor.subScale),
-    subMin: part(tensor.subMin),
-    superScale: part(tensor.superScale),
-    superMin: part(tensor.superMin),
-  };
+  return { ...mapLevels(tensor, part), ...common };
 }
 
 /** Bytes of a packed matrix's arrays in memory. */
@@ -158,8 +167,7 @@ export function packedByteLength(tensor: PackedTensor): number {
   if (tensor.scaleBits === undefined) {
     return own + tensor.scale.byteLength + (tensor.zeroPoint?.byteLength ?? 0);
   }
-  const { subScale, subMin, superScale, superMin } = tensor;
-  return [subScale, subMin, superScale, superMin].reduce((sum, array) => sum + array.byteLength, own);
+  return levelsOf(tensor).reduce((sum, array) => sum + array.byteLength, own);
 }
 
 /** Sub-codes and super scales of a matrix, all 0. */
@@ -176,6 +184,16 @@ export function emptyLevels(
   };
 }
 
+/** Throws unless a format's parts are among those allowed, and fit each other. */
+export function checkFormat(doing: string, { bits, groupSize, zeroPoint, scaleBits }: WeightFormat): void {
+  checkMember(doing, "bits", bits, BIT_WIDTHS);
+  checkMember(doing, "groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+  checkMember(doing, "zeroPoint", zeroPoint, ZERO_POINT_KINDS);
+  if (scaleBits === undefined) return;
+  checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
+  checkMember(doing, "zeroPoint with two-level scales", zeroPoint, ["real"]);
+}
+
 /**
  * Checks that a packed matrix's arrays have the types and lengths that its sizes ask for.
  *
@@ -186,8 +204,8 @@ export function emptyLevels(
 export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
   const { rows, cols, bits, groupSize, packed, scaleBits, lowRank, rotation } = tensor;
   checkCounts(doing, { rows, cols });
-  checkMember(doing, "bits", bits, BIT_WIDTHS);
-  checkMember(doing, "groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+  const kind = tensor.scaleBits === undefined ? tensor.zeroPointKind : "real";
+  checkFormat(doing, { bits, groupSize, zeroPoint: kind, scaleBits });
   checkArray(doing, "packed", packed, rows * packedWords(cols, bits), "u32 words");
   if (lowRank !== undefined) {
     const { rank, a, b } = lowRank;
@@ -199,7 +217,6 @@ export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
   }
   if (rotation !== undefined) checkRotation(doing, rotation, cols);
   if (scaleBits !== undefined) {
-    checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
     const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
     checkArray(doing, "subScale", tensor.subScale, bytes, "bytes");
     checkArray(doing, "subMin", tensor.subMin, bytes, "bytes");
@@ -208,7 +225,6 @@ export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
     return;
   }
   const { zeroPointKind, scale, zeroPoint } = tensor;
-  checkMember(doing, "zeroPointKind", zeroPointKind, ZERO_POINT_KINDS);
   const groups = rows * groupCount(cols, groupSize);
   checkArray(doing, "scale", scale, groups, "half floats");
   if (zeroPointKind !== "symmetric") checkArray(doing, "the zero points", zeroPoint, groups, "half floats");

@@ -70,14 +70,6 @@ export function checkRotation(doing: string, { kind, block, seed }: Rotation, co
  * **Shapes** `rows: f32[n, cols]`
  *
  * @throws {TypeError | RangeError} when the rows or the rotation do not fit the columns
- *
- * @example
- * ```ts
- * import { rotateRows } from "./rotation.ts";
- * const x = Float32Array.of(4, 0, 0, 0), rotation = { kind: "hadamard", block: 4, seed: 1 } as const;
- * console.log(rotateRows(x, 4, rotation)); // 2 or −2 everywhere
- * console.log(rotateRows(x, 4, rotation, { inverse: true })); // 4, 0, 0, 0
- * ```
  */
 export function rotateRows<T extends Float32Array>(
   rows: T,

@@ -13,7 +13,10 @@ import {
   groupCount,
   type GroupSize,
   halves,
+  levelsOf,
+  mapLevels,
   type PackedTensor,
+  rowsOf,
   SCALE_BITS,
   type ScaleBits,
   subCodeBytes,
@@ -52,21 +55,6 @@ const BLOCK_GROUPS = 2 ** 20;
  * **Shapes** → `scale` and `offset: f32[rows, groups]`
  *
  * @throws {TypeError | RangeError} when the arrays do not fit the tensor's sizes
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { unpackCodes } from "../codes.ts";
- * import { quantize } from "../quantize.ts";
- * import { groupAffine } from "./two_level.ts";
- *
- * const kernels = await openKernels();
- * const weights = { data: Float32Array.from({ length: 64 }, (_, i) => Math.sin(i)), dtype: "F32" } as const;
- * const packed = quantize(kernels, weights, 1, 64, { bits: 2, scaleBits: 4 });
- * const { scale, offset } = groupAffine(packed);
- * const codes = unpackCodes(kernels, packed.packed, 1, 64, 2);
- * console.log(scale[0]! * codes[0]! + offset[0]!); // near sin 0
- * ```
  */
 export function groupAffine(tensor: PackedTensor): GroupAffine {
   checkPackedTensor("read the scales of a packed matrix", tensor);
@@ -107,17 +95,6 @@ export function groupAffine(tensor: PackedTensor): GroupAffine {
  * @param groupWeights how much each group counts, finite and ≥ 0; default all ones
  * @throws {WeightsError} when a scale or minimum is NaN, infinite or too large
  * @throws {TypeError | RangeError} when an argument has the wrong type, shape or value
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { fitTwoLevel } from "./two_level.ts";
- *
- * const kernels = await openKernels();
- * const shape = { rows: 1, cols: 64, groupSize: 16, scaleBits: 4 } as const;
- * const scales = fitTwoLevel(kernels, shape, Float32Array.of(1, 2, 3, 4), Float32Array.of(4, 3, 2, 1));
- * console.log(scales.superScale.length, scales.subScale.length); // 1 1
- * ```
  */
 export function fitTwoLevel(
   kernels: Kernels,
@@ -135,9 +112,7 @@ export function fitTwoLevel(
   checkArray(doing, "scale", scale, length);
   checkArray(doing, "minimum", minimum, length);
   if (groupWeights !== undefined) checkImportance(doing, "groupWeights", groupWeights, length);
-  const result = emptyLevels(shape),
-    bytes = subCodeBytes(cols, groupSize, scaleBits),
-    supers = superblockCount(cols);
+  const result = emptyLevels(shape);
   const step = Math.max(1, Math.floor(BLOCK_GROUPS / Math.max(1, groups)));
   for (let begin = 0; begin < rows; begin += step) {
     const end = Math.min(rows, begin + step);
@@ -149,21 +124,9 @@ export function fitTwoLevel(
         `Cannot ${doing}: scales and minima must be finite and at most ${most}, got others in ${where}`,
       );
     };
-    call.fitTwoLevel(
-      kernels,
-      { doing, explain },
-      own(scale),
-      own(minimum),
-      groupWeights && own(groupWeights),
-      end - begin,
-      cols,
-      groupSize,
-      scaleBits,
-      result.subScale.subarray(begin * bytes, end * bytes),
-      result.subMin.subarray(begin * bytes, end * bytes),
-      result.superScale.subarray(begin * supers, end * supers),
-      result.superMin.subarray(begin * supers, end * supers),
-    );
+    const given = [own(scale), own(minimum), groupWeights && own(groupWeights)] as const;
+    const out = levelsOf(mapLevels(result, rowsOf(rows, begin, end)));
+    call.fitTwoLevel(kernels, { doing, explain }, ...given, end - begin, cols, groupSize, scaleBits, ...out);
   }
   return result;
 }

@@ -150,7 +150,7 @@ export interface LossBefore {
   readonly weights: Float32Array;
   readonly rows: number;
   readonly moment: FactoredMoment;
-  /** As {@linkcode InputMoments.cross}, `f32[cols, cols]`. */
+  /** Σ w (x° − x) xᵀ of the layer's inputs, x° those of full precision: `f32[cols, cols]`. */
   readonly cross?: Float32Array | undefined;
   /** Σ (r° − r) xᵀ of the stream r that the output is added to: `f32[rows, cols]`. */
   readonly residual?: Float32Array | undefined;

@@ -78,17 +78,6 @@ function* seeded(): Generator<number, never> {
  * f16[rows, rank]`, `b: f16[rank, cols]`
  *
  * @throws {RangeError} when the rank is not from 1 to the smaller size
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { fitLowRank } from "./low_rank_fit.ts";
- *
- * const kernels = await openKernels();
- * const { a, b } = fitLowRank(kernels, Float32Array.of(1, 2, 2, 4), 2, 2, Float32Array.of(1, 0, 0, 1), 1);
- * const half = (bits: Uint16Array<ArrayBuffer>) => new Float16Array(bits.buffer);
- * console.log(half(a)[0]! * half(b)[1]!); // 2: the residual has rank 1
- * ```
  */
 export function fitLowRank(
   kernels: Kernels,

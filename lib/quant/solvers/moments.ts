@@ -12,8 +12,7 @@ export const MAX_MOMENT_COLS = 65_536;
 /**
  * Weighted sums over the inputs x of a layer.
  *
- * **Shapes** `second: f32[cols, cols]`, Σ w x xᵀ; `cross: f32[cols, cols]`, Σ w (x° − x) xᵀ where x° is the
- * full-precision model's input.
+ * **Shapes** `second: f32[cols, cols]`, Σ w x xᵀ
  */
 export interface InputMoments {
   readonly cols: number;
@@ -21,23 +20,16 @@ export interface InputMoments {
   tokens: number;
   weight: number;
   readonly second: Float32Array<ArrayBuffer>;
-  readonly cross: Float32Array<ArrayBuffer> | undefined;
 }
 
 /** Moments of nothing yet. @throws {RangeError} when `cols` is not from 1 to {@linkcode MAX_MOMENT_COLS} */
-export function emptyMoments(cols: number, { cross = false } = {}): InputMoments {
+export function emptyMoments(cols: number): InputMoments {
   if (!Number.isInteger(cols) || cols < 1 || cols > MAX_MOMENT_COLS) {
     throw new RangeError(
       `Cannot gather moments: columns must be a whole number from 1 to ${MAX_MOMENT_COLS}, got ${cols}`,
     );
   }
-  return {
-    cols,
-    tokens: 0,
-    weight: 0,
-    second: new Float32Array(cols * cols),
-    cross: cross ? new Float32Array(cols * cols) : undefined,
-  };
+  return { cols, tokens: 0, weight: 0, second: new Float32Array(cols * cols) };
 }
 
 /**

@@ -1,14 +1,7 @@
 /** A layer to solve, as every solver and every step of one takes it. */
-import { checkArray, checkCounts, checkMember } from "../../native/call.ts";
+import { checkArray, checkCounts } from "../../native/call.ts";
 import type { Kernels } from "../../native/mod.ts";
-import {
-  BIT_WIDTHS,
-  GROUP_SIZES,
-  SCALE_BITS,
-  TWO_LEVEL_GROUP_SIZES,
-  type WeightFormat,
-  ZERO_POINT_KINDS,
-} from "../packed/layout.ts";
+import { checkFormat, type WeightFormat } from "../packed/layout.ts";
 import { checkMoment, type FactoredMoment } from "./factored_moment.ts";
 
 /** A layer to solve. */
@@ -33,12 +26,9 @@ export interface MomentProblem extends Problem {
 
 /** Throws unless every argument has the right type, shape and value. */
 export function checkProblem(doing: string, problem: LayerProblem): void {
-  const { weights, rows, cols, moment, bits, groupSize, zeroPoint, scaleBits } = problem;
+  const { weights, rows, cols, moment } = problem;
   checkCounts(doing, { rows, cols });
   checkArray(doing, "weights", weights, rows * cols);
-  checkMember(doing, "bits", bits, BIT_WIDTHS);
-  checkMember(doing, "groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
-  checkMember(doing, "zeroPoint", zeroPoint, ZERO_POINT_KINDS);
-  if (scaleBits !== undefined) checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
+  checkFormat(doing, problem);
   if (moment !== undefined) checkMoment(doing, moment, cols);
 }

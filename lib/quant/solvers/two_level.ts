@@ -3,7 +3,7 @@
  * that does best.
  */
 import { packCodes } from "../codes.ts";
-import { packedWords, type TwoLevelScales } from "../packed/layout.ts";
+import { levelsOf, mapLevels, packedWords, rowsOf, type TwoLevelScales } from "../packed/layout.ts";
 import { fitTwoLevel } from "../packed/two_level.ts";
 import {
   anneal,
@@ -55,7 +55,8 @@ export function solveTwoLevel(
     }
   }
   const [first, ...others] = starts as [TwoLevelStart, ...TwoLevelStart[]];
-  const best: Candidate = solveWithScales(problem, first, fixed), levels = copyLevels(first.levels);
+  const best: Candidate = solveWithScales(problem, first, fixed);
+  const levels = mapLevels(first.levels, (array) => array.slice() as typeof array);
   const firstObjective = total(best.objective);
   for (const start of others) {
     const candidate = solveWithScales(problem, start, fixed);
@@ -70,21 +71,8 @@ export function solveTwoLevel(
   return { tensor, objective: total(best.objective), firstObjective };
 }
 
-const LEVEL_ARRAYS = ["subScale", "subMin", "superScale", "superMin"] as const;
-
-function copyLevels({ scaleBits, subScale, subMin, superScale, superMin }: TwoLevelScales): TwoLevelScales {
-  return {
-    scaleBits,
-    subScale: subScale.slice(),
-    subMin: subMin.slice(),
-    superScale: superScale.slice(),
-    superMin: superMin.slice(),
-  };
-}
-
+/** Copies a row of the scales of a matrix of `rows` rows. */
 function copyLevelsRow(to: TwoLevelScales, from: TwoLevelScales, row: number, rows: number): void {
-  for (const key of LEVEL_ARRAYS) {
-    const width = to[key].length / rows;
-    to[key].set(from[key].subarray(row * width, (row + 1) * width), row * width);
-  }
+  const part = rowsOf(rows, row, row + 1), sources = levelsOf(from);
+  for (const [i, target] of levelsOf(to).entries()) part(target).set(part(sources[i]!));
 }
