@@ -6,6 +6,7 @@ import { spawnSync } from "node:child_process";
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { ConfigError } from "../../lib/errors.ts";
 import { compareSolvers } from "../../lib/analysis/tables.ts";
@@ -17,6 +18,7 @@ import { kernelSuiteOf } from "../../lib/bench/kernels/suite.ts";
 import type { BenchOptions } from "../../lib/bench/options.ts";
 import { measureStored } from "../../lib/bench/stored.ts";
 import { processSuite } from "../../lib/bench/process/suite.ts";
+import { TEMPORARY_PREFIX } from "../../lib/bench/temporary_folder.ts";
 import { gaussianWeights } from "../../lib/bench/random.ts";
 import { formatHeader, formatReport } from "../../lib/bench/report.ts";
 import type { CheckpointRow } from "../../lib/bench/rows.ts";
@@ -402,9 +404,13 @@ describe("the accuracy suite", () => {
 
 describe("the process suite", () => {
   test("measures a process and leaves nothing behind", async () => {
-    const before = readdirSync(tmpdir()).filter((name) => name.startsWith("arrowquant-bench-"));
+    const before = readdirSync(tmpdir()).filter((name) =>
+      name.startsWith(`${TEMPORARY_PREFIX}${process.pid}-`)
+    );
     const report: SuiteReport = await processSuite.run(context({ syntheticBytes: 8e6 }));
-    const after = readdirSync(tmpdir()).filter((name) => name.startsWith("arrowquant-bench-"));
+    const after = readdirSync(tmpdir()).filter((name) =>
+      name.startsWith(`${TEMPORARY_PREFIX}${process.pid}-`)
+    );
     expect(after.filter((name) => !before.includes(name))).toEqual([]);
     const [small, large, start, ...others] = report.rows;
     expect(others).toEqual([]);
