@@ -1,5 +1,5 @@
 /** The machine and process that a measurement was taken on. */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { availableParallelism, cpus, homedir, loadavg, totalmem } from "node:os";
 import process from "node:process";
 import type { Kernels } from "../native/mod.ts";
@@ -42,9 +42,11 @@ const STATUS = "/proc/self/status";
 
 /** Peak resident memory of this process, in bytes, since it began or since the last reset. */
 export function peakResidentBytes(): number {
-  if (existsSync(STATUS)) {
+  try {
     const kibibytes = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(STATUS, "utf8"))?.[1];
     if (kibibytes !== undefined) return Number(kibibytes) * 1024;
+  } catch {
+    // not Linux, or not permitted: the runtime may know
   }
   return process.resourceUsage().maxRSS * 1024;
 }
