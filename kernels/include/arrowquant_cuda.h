@@ -1,4 +1,4 @@
-/* arrowquant_cuda.h: the ABI of the CUDA kernels, a library of its own. Words, layouts, element types and
+/* arrowquant_cuda.h: the ABI of the CUDA kernels, a separate library. Words, layouts, element types and
  * error codes are arrowquant.h's.
  *
  * Every function returns AQ_OK or a negative code; none prints, exits or keeps state outside what its
@@ -6,7 +6,7 @@
  * AQ_E_DEVICE.
  *
  * Matrices are in buffers of a device, opaque handles that are freed explicitly; a stream is the order in
- * which work on them is done, and holds a little memory of its own. A stream and the buffers used with it
+ * which work on them is done, and holds a little memory itself. A stream and the buffers used with it
  * are one device's. One stream is not used by two threads at once, and a handle not after it was freed. A
  * buffer smaller than the shape says is AQ_E_SHAPE. A count of zero is fine before any handle is looked
  * at. Buffers of one call must not be the same unless a function says so.

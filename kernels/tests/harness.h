@@ -41,7 +41,7 @@ static inline float gaussian(void) {
 static void *taken[4096];
 static size_t taken_count;
 
-/* Bytes that live until release(), each piece an allocation of its own so that sanitizers see its ends. */
+/* Bytes that live until release(), each piece a separate allocation so that sanitizers see its ends. */
 static inline void *take(size_t bytes) {
   void *p = malloc(bytes ? bytes : 1);
   if (!p || taken_count == COUNT(taken)) abort();

@@ -1,6 +1,6 @@
 /**
- * Charts as plain functions of a table: each returns a Vega-Lite specification with its data inside and no
- * colours of its own, which render.ts, the report or a notebook puts into a theme. A table without rows gives
+ * Charts as plain functions of a table: each returns a Vega-Lite specification with its data inside, without
+ * colours, which render.ts, the report or a notebook puts into a theme. A table without rows gives
  * a chart that says so.
  */
 export type { ChartOptions, Json, Spec } from "./_chart.ts";
