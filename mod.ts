@@ -47,7 +47,6 @@ export {
   readPackedTensor,
   relativeRmsError,
   solveLayer,
-  solveLowRankLayer,
   type Weights,
 } from "./lib/quant/mod.ts";
 export {

@@ -11,7 +11,6 @@ import {
   errorStatistics,
   packedErrorStatistics,
   relativeRmsError,
-  type Rotation,
 } from "../lib/quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../lib/quant/packed/checkpoint.ts";
 import {
@@ -60,10 +59,6 @@ interface Row {
   readonly zeroPoint?: string;
   /** Of two-level scales. */
   readonly scaleBits?: number;
-  /** Rank of the low-rank correction. */
-  readonly lowRank?: number;
-  /** Of its inputs. */
-  readonly rotation?: Rotation;
   error?: { readonly relativeRms: number; readonly cosine: number; readonly max: number };
   /** Why there is no error although one was asked for. */
   note?: string;
@@ -168,7 +163,6 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
       if (info.name !== layer.tensors.packed) return [];
       const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, zeroPointKind, scaleBits } =
         layer;
-      const { rank, rotation } = layer;
       const weights = rows * cols;
       const shape = [rows, cols];
       return [{
@@ -182,8 +176,6 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
         bits,
         groupSize,
         ...(scaleBits === undefined ? { zeroPoint: zeroPointKind } : { scaleBits }),
-        ...(rank === 0 ? {} : { lowRank: rank }),
-        ...(rotation === undefined ? {} : { rotation }),
       }];
     })
   );
@@ -252,14 +244,16 @@ function printReport(
 ): void {
   const hasErrors = rows.some(({ error, note }) => error !== undefined || note !== undefined);
   const hasTwoLevel = rows.some(({ scaleBits }) => scaleBits !== undefined);
-  const hasRank = rows.some(({ lowRank }) => lowRank !== undefined);
-  const hasRotation = rows.some(({ rotation }) => rotation !== undefined);
-  const scaleHead = [
+  const head = [
+    "tensor",
+    "type",
+    "shape",
+    "bits",
+    "group",
     ...(hasTwoLevel ? ["scale bits"] : []),
-    ...(hasRank ? ["rank"] : []),
-    ...(hasRotation ? ["rotated by"] : []),
+    "bytes",
+    "bits/weight",
   ];
-  const head = ["tensor", "type", "shape", "bits", "group", ...scaleHead, "bytes", "bits/weight"];
   const table = rows.map((row) => [
     printable(row.name),
     row.dtype,
@@ -267,8 +261,6 @@ function printReport(
     row.bits === undefined ? "" : `${row.bits}`,
     row.groupSize === undefined ? "" : row.groupSize === 0 ? "row" : `${row.groupSize}`,
     ...(hasTwoLevel ? [row.bits === undefined ? "" : `${row.scaleBits ?? 16}`] : []),
-    ...(hasRank ? [`${row.lowRank ?? ""}`] : []),
-    ...(hasRotation ? [`${row.rotation?.block ?? ""}`] : []),
     formatCount(row.bytes),
     row.bitsPerWeight.toFixed(3),
     ...(hasErrors
@@ -280,7 +272,7 @@ function printReport(
       : []),
   ]);
   const errorHead = hasErrors ? ["relative RMS", "cosine", "max error"] : [];
-  print(formatCells([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]));
+  print(formatCells([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9, 10]));
   print("");
   const share = totals["bitsPerWeight"];
   print(formatCells([

@@ -2,7 +2,7 @@
 import { accuracySuite } from "./accuracy/suite.ts";
 import { checkpointSuite } from "./checkpoint/suite.ts";
 import { kernelSuite } from "./kernels/suite.ts";
-import { correctionsSuite, peersSuite, solversSuite } from "./peers/suite.ts";
+import { peersSuite, solversSuite } from "./peers/suite.ts";
 import { phasesSuite } from "./phases/suite.ts";
 import { processSuite } from "./process/suite.ts";
 import type { SuiteRow } from "./rows.ts";
@@ -24,14 +24,13 @@ export type {
   SuiteReport,
   TimedSetting,
 } from "./suite.ts";
-export { accuracySuite, checkpointSuite, correctionsSuite, kernelSuite };
+export { accuracySuite, checkpointSuite, kernelSuite };
 export { peersSuite, phasesSuite, processSuite, solversSuite };
 
 /** The suites of `scripts/bench.ts` in the order of `--help`; the first is the default. */
 export const SUITES: readonly Suite<SuiteRow>[] = [
   accuracySuite,
   checkpointSuite,
-  correctionsSuite,
   kernelSuite,
   peersSuite,
   phasesSuite,

@@ -10,7 +10,7 @@ type Contradiction = readonly [key: string, expected: string];
 
 /** @param from a key with its value and its source, for messages */
 function* contradictions(config: Config, from: (key: string) => string): Generator<Contradiction> {
-  const { scaleBits, groupSize, zeroPoint, solver, solverOptions: { lowRank, rotation }, bitPlan } = config;
+  const { scaleBits, groupSize, zeroPoint, bitPlan } = config;
   const { validation, boundarySmoothing, transitionOptimization } = config.thermodynamic;
   const hasTimeScales = config.timeScales === "per_group";
   if (scaleBits !== 16) {
@@ -20,11 +20,6 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
     }
     if (zeroPoint !== "real") yield ["zero_point", `real ${why}`];
     if (bitPlan !== null || hasBudget(config)) yield ["scale_bits", "16 with a bit plan or a budget"];
-  }
-  if (!CALIBRATED_SOLVERS.includes(solver)) {
-    const why = `with ${from("solver")}: it needs feedback or best`;
-    if (lowRank > 0) yield ["solver_options.low_rank", `0 ${why}`];
-    if (rotation !== "none") yield ["solver_options.rotation", `none ${why}`];
   }
   const effective = withPhaseSolver(config).solver;
   if (CALIBRATED_SOLVERS.includes(effective) && config.minAccuracy > 0) {
@@ -36,7 +31,6 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
   if (transitionOptimization.enabled) {
     const why = `with ${from("thermodynamic.transition_optimization.enabled")}: its gradients`;
     if (scaleBits !== 16) yield ["scale_bits", `16 ${why} know one level of scales`];
-    if (rotation !== "none") yield ["solver_options.rotation", `none ${why} know inputs as they are`];
   }
   if (!config.enableTimeAware) {
     const why = "it looks at the activations' quantization parameters";
@@ -47,9 +41,7 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
   if (hasTimeScales && config.outputCorrection) {
     yield ["time_scales", `shared with ${from("output_correction")}`];
   }
-  if (hasTimeScales && (scaleBits !== 16 || rotation !== "none" || lowRank > 0)) {
-    yield ["time_scales", "shared with scale_bits, solver_options.rotation or solver_options.low_rank"];
-  }
+  if (hasTimeScales && scaleBits !== 16) yield ["time_scales", `shared with ${from("scale_bits")}`];
 }
 
 /**

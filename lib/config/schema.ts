@@ -12,7 +12,6 @@ import {
   layerBits,
   list,
   number,
-  numberKind,
   orNull,
   positive,
   text,
@@ -52,8 +51,6 @@ export interface Config {
     readonly correction: number;
     readonly residualCorrection: number;
     readonly candidates: number;
-    readonly lowRank: number;
-    readonly rotation: "none" | "hadamard";
   };
   readonly zeroPoint: ZeroPointKind;
   readonly minAccuracy: number;
@@ -187,17 +184,6 @@ const ROWS: Rows = {
   ),
   "solver_options.candidates": key(integer(1, 4), 2).means(
     "Settings that `best` tries on the whole model; the held-out error selects one",
-  ),
-  "solver_options.low_rank": key(
-    numberKind("integer", "0, or 4 to 64", (v) => v === 0 || (v >= 4 && v <= 64)),
-    0,
-  ).means(
-    "Rank of a correction A B, stored in half precision beside the codes of each layer that `feedback` " +
-      "or `best` solves; 0 for none",
-  ),
-  "solver_options.rotation": key(choice("none", "hadamard"), "none").means(
-    "`hadamard`: `feedback` and `best` solve layers on inputs rotated by a randomized Hadamard matrix, " +
-      "and the runtime rotates inputs in the same way",
   ),
   zero_point: key(choice("real", "integer", "symmetric"), "real").means(
     "Zero point of a group: any real number, an integer code, or fixed in the middle of the codes",

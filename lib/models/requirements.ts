@@ -70,7 +70,7 @@ export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
       const groups = checkpoint.tensors.get(layer.tensors.scale!)!.info.elements;
       // Integer zero points are held as halves too.
       bytes = 4 * rows * packedWords(cols, layer.bits) +
-        2 * groups * (layer.zeroPointKind === "symmetric" ? 1 : 2) + 2 * layer.rank * (rows + cols);
+        2 * groups * (layer.zeroPointKind === "symmetric" ? 1 : 2);
     }
     matrices.push({ name, rows, cols, held, bytes });
     weightBytes += bytes;

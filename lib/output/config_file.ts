@@ -5,7 +5,6 @@
 import type { Config } from "../config/mod.ts";
 import {
   CONFIG_KEY,
-  EXTENDED_FORMAT_VERSION,
   FORMAT_VERSION,
   type PackedLayerEntry,
   type PackedSection,
@@ -24,11 +23,8 @@ const COMPRESSED_TENSORS_VERSION = "0.17.0";
  */
 export function quantizationConfig(layers: readonly LayerRecord[], config: Config): Record<string, unknown> {
   const quantized = layers.filter(({ action }) => action === "quantize");
-  const isExtended = quantized.some(({ lowRank, rotation }) =>
-    lowRank !== undefined || rotation !== undefined
-  );
   const section: PackedSection = {
-    format_version: isExtended ? EXTENDED_FORMAT_VERSION : FORMAT_VERSION,
+    format_version: FORMAT_VERSION,
     solver: config.solver,
     zero_point: config.zeroPoint,
     layers: Object.fromEntries(quantized.map((layer): [string, PackedLayerEntry] => [layer.name, {
@@ -36,12 +32,10 @@ export function quantizationConfig(layers: readonly LayerRecord[], config: Confi
       group_size: layer.groupSize!,
       zero_point: layer.zeroPoint === config.zeroPoint ? undefined : layer.zeroPoint,
       scale_bits: layer.scaleBits,
-      low_rank: layer.lowRank,
-      rotation: layer.rotation,
       dtype: layer.dtype as FloatDtype,
     }])),
   };
-  const isExpressible = quantized.length > 0 && !isExtended && config.zeroPoint !== "real" &&
+  const isExpressible = quantized.length > 0 && config.zeroPoint !== "real" &&
     quantized.every(({ shape, groupSize, scaleBits, zeroPoint }) =>
       scaleBits === undefined && zeroPoint === config.zeroPoint &&
       (groupSize === 0 || shape[1]! % groupSize! === 0)

@@ -1,12 +1,5 @@
 /** The record of one tensor, as the journal and the manifest store it, and the manifest itself. */
-import type {
-  BitWidth,
-  ErrorStatistics,
-  GroupSize,
-  Rotation,
-  ScaleBits,
-  ZeroPointKind,
-} from "../quant/mod.ts";
+import type { BitWidth, ErrorStatistics, GroupSize, ScaleBits, ZeroPointKind } from "../quant/mod.ts";
 import type { Dtype } from "../tensor/mod.ts";
 
 /** Version of this project, as in deno.json. */
@@ -33,10 +26,6 @@ export interface LayerRecord {
   readonly zeroPoint?: ZeroPointKind | undefined;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits?: ScaleBits | undefined;
-  /** Rank of the low-rank correction; undefined without. */
-  readonly lowRank?: number | undefined;
-  /** Of its inputs; undefined without. */
-  readonly rotation?: Rotation | undefined;
   readonly bytesBefore: number;
   /** Stored bytes of everything that belongs to it. */
   readonly bytesAfter: number;

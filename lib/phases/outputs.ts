@@ -79,9 +79,7 @@ export async function closedFormParameters(
     if (packed === undefined || layers.has(layer.name)) continue;
     const { rows, cols } = packed, dense = denseWeights(kernels, layer);
     const moments = momentsOf(statistics, layer.name, weightOf);
-    const isPlain = packed.scaleBits === undefined && packed.lowRank === undefined &&
-      packed.rotation === undefined;
-    const weightScales = hasWeightScales && isPlain
+    const weightScales = hasWeightScales && packed.scaleBits === undefined
       ? timeWeightScales(kernels, dense, packed, moments)
       : undefined;
     const quantized = output && dequantize(kernels, packed);

@@ -30,7 +30,7 @@ export async function rewriteDequantized(
     const reason = "not quantized";
     return { name, file, action: "keep", reason, dtype, shape, bytesBefore: bytes, bytesAfter: bytes };
   }
-  const { rows, cols, bits, groupSize, scaleBits, rank, rotation } = layer;
+  const { rows, cols, bits, groupSize, scaleBits } = layer;
   sink.begin([spec]);
   const width = BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, width);
@@ -50,8 +50,6 @@ export async function rewriteDequantized(
     bits,
     groupSize,
     scaleBits,
-    lowRank: rank === 0 ? undefined : rank,
-    rotation,
     bytesBefore: layer.bytes,
     bytesAfter: rows * cols * width,
   };

@@ -422,7 +422,7 @@ export async function withOutput<T>(
 
 /** The entries that take most room in the header, whatever becomes of the tensors. */
 function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
-  for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits, rank } of rows) {
+  for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits } of rows) {
     const [height, width] = shape as [number, number];
     if (action === "keep") yield { name, dtype, shape };
     else {yield* packedTensorSpecs(name, {
@@ -432,7 +432,6 @@ function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
         groupSize: groupSize!,
         zeroPoint: zeroPoint!,
         scaleBits,
-        rank,
       });}
   }
 }

@@ -118,7 +118,7 @@ function quantizedRecord(
   tried: LayerRecord["tried"] & object,
 ): LayerRecord {
   const { name, file, dtype, shape, bytesBefore, scaleBits } = row;
-  const form = formOf(row, bits, solved?.tensor), { groupSize, zeroPoint } = form;
+  const form = formOf(row, bits), { groupSize, zeroPoint } = form;
   return {
     name,
     file,
@@ -130,8 +130,6 @@ function quantizedRecord(
     groupSize,
     zeroPoint,
     scaleBits,
-    lowRank: form.rank,
-    rotation: solved?.tensor.rotation,
     bytesBefore,
     bytesAfter: packedBytes(form),
     statistics,
@@ -147,9 +145,9 @@ function quantizedRecord(
 }
 
 /** Size of a tensor and how it is packed. */
-function formOf({ shape, groupSize, zeroPoint, scaleBits }: PlanRow, bits: BitWidth, solved?: PackedTensor) {
-  const [rows, cols] = shape as [number, number], rank = solved?.lowRank?.rank;
-  return { rows, cols, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits, rank };
+function formOf({ shape, groupSize, zeroPoint, scaleBits }: PlanRow, bits: BitWidth) {
+  const [rows, cols] = shape as [number, number];
+  return { rows, cols, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
 }
 
 async function keepTensor(task: Task, reason: string): Promise<LayerRecord> {
@@ -214,7 +212,7 @@ export function rowsPerChunk(cols: number, bytesPerElement: number): number {
 /** Quantizes a tensor, or takes it from what was solved, and stores it in chunks of rows; returns its error. */
 async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Promise<ErrorStatistics> {
   const { row, source, sink, config, kernels, buffer } = task, { name } = row;
-  const form = formOf(row, bits, solved), { rows, cols, groupSize, zeroPoint, scaleBits } = form;
+  const form = formOf(row, bits), { rows, cols, groupSize, zeroPoint, scaleBits } = form;
   const names = packedNames(name, form), groups = groupCount(cols, groupSize);
   const dtype = row.dtype as FloatDtype, rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
@@ -247,7 +245,6 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
     await sink.advance(count * cols, data.length);
   }
   if (integers !== undefined) sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
-  if (solved?.lowRank !== undefined) sink.write(names.lowRankB!, solved.lowRank.b);
   sink.write(names.shape, BigInt64Array.of(BigInt(rows), BigInt(cols)));
   return statistics!;
 }

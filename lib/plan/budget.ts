@@ -55,15 +55,14 @@ export interface BudgetedPlan {
   readonly cost: number;
 }
 
-/** Bytes of a layer at given bits, with a low-rank correction of a rank. */
+/** Bytes of a layer at given bits. */
 export function optionBytes(
   [rows, cols]: readonly [number, number],
   bits: BitWidth,
   groupSize: GroupSize,
   zeroPoint: ZeroPointKind,
-  rank = 0,
 ): number {
-  return packedBytes({ rows, cols, bits, groupSize, zeroPoint, rank });
+  return packedBytes({ rows, cols, bits, groupSize, zeroPoint });
 }
 
 /**

@@ -99,10 +99,8 @@ export interface PlanRow {
   readonly zeroPoint: ZeroPointKind | undefined;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
-  /** Rank of the low-rank correction that it gets if it is solved on calibration data, 0 for none. */
-  readonly rank: number;
   readonly bytesBefore: number;
-  /** Stored bytes; `min_accuracy` may ask for more, and a layer that is not solved has no low-rank correction. */
+  /** Stored bytes; `min_accuracy` may ask for more. */
   readonly bytesAfter: number;
 }
 
@@ -148,7 +146,6 @@ const NOT_PACKED = {
   groupSize: undefined,
   zeroPoint: undefined,
   scaleBits: undefined,
-  rank: 0,
 };
 
 function rowPlanner(config: Config, bitPlan?: BitPlan): (info: TensorInfo, file: string) => PlanRow {
@@ -189,7 +186,6 @@ function rowPlanner(config: Config, bitPlan?: BitPlan): (info: TensorInfo, file:
     const groupSize = planned?.groupSize ?? config.groupSize;
     const zeroPoint = planned?.zeroPoint ?? config.zeroPoint, scaleBits = scaleBitsOf(config);
     const [rows, cols] = shape as [number, number];
-    const rank = Math.min(config.solverOptions.lowRank, rows, cols);
     return {
       ...common,
       action: "quantize",
@@ -198,8 +194,7 @@ function rowPlanner(config: Config, bitPlan?: BitPlan): (info: TensorInfo, file:
       groupSize,
       zeroPoint,
       scaleBits,
-      rank,
-      bytesAfter: packedBytes({ rows, cols, bits, groupSize, zeroPoint, scaleBits, rank }),
+      bytesAfter: packedBytes({ rows, cols, bits, groupSize, zeroPoint, scaleBits }),
     };
   };
 }
@@ -228,7 +223,7 @@ function unmatched(names: readonly string[], config: Config): string[] {
  * @throws {CheckpointError} when one is taken, or a name leaves no room
  */
 export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpoint, config: Config): void {
-  const { zeroPoint, solverOptions: { lowRank: rank } } = config, scaleBits = scaleBitsOf(config);
+  const { zeroPoint } = config, scaleBits = scaleBitsOf(config);
   const remedy = "keep_patterns can keep such tensors as they are";
   for (const { name, action } of rows) {
     if (action === "keep") continue;
@@ -236,7 +231,7 @@ export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpo
       const message = `Cannot quantize ${quote(name)} of ${quote(checkpoint)}: ${reason}; ${remedy}`;
       return new CheckpointError(message, { path, tensor: name });
     };
-    const parts = Object.values(packedNames(name, { zeroPoint, scaleBits, rank })) as (string | undefined)[];
+    const parts = Object.values(packedNames(name, { zeroPoint, scaleBits })) as (string | undefined)[];
     const most = MAX_NAME_LENGTH - Math.max(...parts.map((part) => part?.length ?? 0)) + name.length;
     if (name.length > most) {
       const wanted = `name must have at most ${most} characters, because the names of its parts are longer`;

@@ -2,10 +2,7 @@
 import { checkMember, DTYPE_NUMBERS } from "../native/call.ts";
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
-import { convertFloats } from "./convert.ts";
 import { checkPackedTensor, levelsOf, packedRows, type PackedTensor } from "./packed/layout.ts";
-import { addLowRank } from "./packed/low_rank.ts";
-import { rotateRows } from "./packed/rotation.ts";
 import { callBlocks } from "./weights.ts";
 
 type PlainDtype = "F32" | "F16" | "BF16";
@@ -27,9 +24,6 @@ export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype: PlainD
   const doing = "dequantize a matrix";
   checkPackedTensor(doing, tensor);
   checkMember(doing, "dtype", dtype, ["F32", "F16", "BF16"]);
-  if (tensor.lowRank !== undefined || tensor.rotation !== undefined) {
-    return dequantizeExtended(kernels, tensor, dtype);
-  }
   const { rows, cols, bits, groupSize } = tensor, number = DTYPE_NUMBERS[dtype];
   const out = dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols);
   for (const [begin, end] of callBlocks(kernels, rows, cols)) {
@@ -44,17 +38,4 @@ export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype: PlainD
     }
   }
   return out;
-}
-
-/** Codes, then the low-rank correction, then the inverse rotation: in float32, rounded once at the end. */
-function dequantizeExtended(
-  kernels: Kernels,
-  { lowRank, rotation, ...codes }: PackedTensor,
-  dtype: PlainDtype,
-): Plain {
-  const { rows, cols } = codes, values = dequantize(kernels, codes, "F32");
-  if (lowRank !== undefined) addLowRank(values, lowRank, rows, cols);
-  if (rotation !== undefined && cols > 0) rotateRows(values, cols, rotation, { inverse: true });
-  if (dtype === "F32") return values;
-  return new Uint16Array(convertFloats(kernels, { data: values, dtype: "F32" }, values.length, dtype).buffer);
 }

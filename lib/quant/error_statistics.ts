@@ -3,7 +3,6 @@ import { checkCount, DTYPE_NUMBERS } from "../native/call.ts";
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT } from "../tensor/mod.ts";
-import { dequantize } from "./dequantize.ts";
 import { checkPackedTensor, levelsOf, packedRows, type PackedTensor } from "./packed/layout.ts";
 import { rowBlocks, weightBytes, type Weights } from "./weights.ts";
 
@@ -68,7 +67,7 @@ export function packedErrorStatistics(
 ): ErrorStatistics {
   const doing = "measure the error of a packed matrix";
   checkPackedTensor(doing, tensor);
-  const { rows, cols, bits, groupSize, lowRank, rotation } = tensor;
+  const { rows, cols, bits, groupSize } = tensor;
   const bytes = weightBytes(doing, weights, rows * cols), dtype = DTYPE_NUMBERS[weights.dtype];
   const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
   const raw = new Float64Array(6);
@@ -76,11 +75,6 @@ export function packedErrorStatistics(
   for (const [begin, end] of rowBlocks(rows, cols)) {
     const part = packedRows(tensor, begin, end), count = end - begin;
     const block = bytes.subarray(begin * rowBytes, end * rowBytes);
-    if (lowRank !== undefined || rotation !== undefined) {
-      const whole = { data: block, dtype: weights.dtype }, data = dequantize(kernels, part, "F32");
-      total = addStatistics(total, errorStatistics(kernels, whole, { data, dtype: "F32" }, data.length));
-      continue;
-    }
     if (part.scaleBits === undefined) {
       const { packed, scale, zeroPoint } = part, sizes = [count, cols, bits, groupSize] as const;
       call.packedErrorStatistics(kernels, doing, block, dtype, packed, scale, zeroPoint, ...sizes, raw);

@@ -6,7 +6,6 @@ export {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
-  type LowRank,
   type OneLevelTensor,
   type PackedForm,
   packedRows,
@@ -35,11 +34,9 @@ export {
 } from "./error_statistics.ts";
 export { packedBytes } from "./packed/entries.ts";
 export { type PackedLayer, packedLayers, readPackedTensor } from "./packed/checkpoint.ts";
-export { rotateRows, type Rotation, rotationBlock } from "./packed/rotation.ts";
 export { fitTwoLevel, type GroupAffine, groupAffine, type TwoLevelShape } from "./packed/two_level.ts";
 export { quantize, type QuantizeOptions, WEIGHT_SOLVERS, type WeightSolver } from "./quantize.ts";
 export { correctedTarget, type FactoredMoment, factorMoments } from "./solvers/factored_moment.ts";
-export { fitLowRank, solveLowRankLayer } from "./solvers/low_rank_fit.ts";
 export { accumulateMoment, emptyMoments, type InputMoments, MAX_MOMENT_COLS } from "./solvers/moments.ts";
 export type { LayerProblem } from "./solvers/problem.ts";
 export { DEFAULT_SOLVER_SETTINGS, type Solution, type SolverSettings } from "./solvers/settings.ts";

@@ -19,14 +19,13 @@ import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
 import { type TimeWeightSettings, withTimeWeights } from "../calibration/time_weights.ts";
 
 /** Settings of the solver; annealing belongs to phase 3. */
-export function solverSettings({ solverOptions, calibrationSeed, thermodynamic }: Config): SolverSettings {
+export function solverSettings({ solverOptions, thermodynamic }: Config): SolverSettings {
   const { candidates: _, ...own } = solverOptions;
   const { enabled, entropyWeight } = thermodynamic.transitionOptimization;
   return {
     ...DEFAULT_SOLVER_SETTINGS,
     ...own,
     annealing: enabled ? entropyWeight : 0,
-    rotationSeed: calibrationSeed,
   };
 }
 

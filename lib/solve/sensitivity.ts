@@ -110,8 +110,8 @@ export async function planByBudget(
 }
 
 /** Bytes of a row's tensor with other bits and groups. */
-const bytesOf = ({ shape, rank }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
-  optionBytes(shape as [number, number], bits, groupSize, zeroPoint, rank);
+const bytesOf = ({ shape }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
+  optionBytes(shape as [number, number], bits, groupSize, zeroPoint);
 
 /**
  * Bytes that the quantized layers may take.

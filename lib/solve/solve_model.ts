@@ -11,9 +11,7 @@ import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
 import type { Blockwise, LayerObserver, LinearLayer, Matrix, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import { rotateMoment, rotateRows, type Rotation, rotationBlock } from "../quant/packed/rotation.ts";
 import { outputPower } from "../quant/product.ts";
-import { solveLowRankLayer } from "../quant/solvers/low_rank_fit.ts";
 import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/solvers/moments.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
@@ -119,7 +117,6 @@ interface HiddenStates {
 /** The inputs of a stage, ready to solve on. */
 interface StageInputs extends Gathered {
   readonly moment: FactoredMoment;
-  readonly rotation: Rotation | undefined;
 }
 
 /** Solves one model. */
@@ -191,8 +188,6 @@ class ModelSolver<Batch> {
   #inputsOf(stage: LayerStage): StageInputs {
     const { kernels, settings, onWarning } = this.options, first = stage.layers[0]!;
     const gathered = this.statistics === undefined ? this.#gather(stage) : known(this.statistics, first);
-    const rotation = rotationOf(first.weights.cols, settings);
-    if (rotation !== undefined) rotateGathered(gathered, rotation);
     const moment = named(
       first.name,
       () => factorMoments(kernels, gathered.moments, { damping: settings.damping }),
@@ -203,41 +198,39 @@ class ModelSolver<Batch> {
     if (moment.damping > settings.damping) {
       onWarning?.(`${first.name}: damping raised to ${moment.damping}, its inputs' moment is singular`);
     }
-    return { ...gathered, moment, rotation };
+    return { ...gathered, moment };
   }
 
   /** @returns undefined for a layer with weights that are not finite, which is left out */
   #solveLayer(
     layer: LinearLayer,
-    { moment, rotation, cross, residuals }: StageInputs,
+    { moment, cross, residuals }: StageInputs,
     gathering: number,
   ): SolvedLayer | undefined {
     const { kernels, settings, solver, gridOf, keepsNonfinite } = this.options;
     const begun = performance.now(), { name, weights: { rows, cols } } = layer;
-    const own = denseWeights(kernels, layer);
-    const nonfinite = findNonfinite(kernels, { data: own, dtype: "F32" }, own.length);
+    const dense = denseWeights(kernels, layer);
+    const nonfinite = findNonfinite(kernels, { data: dense, dtype: "F32" }, dense.length);
     if (nonfinite >= 0) {
       // Left to the rule for such tensors, which keeps them or stops the run.
       if (keepsNonfinite === true) return undefined;
       throw new WeightsError(
-        `Cannot solve ${JSON.stringify(name)}: weights must be finite, got ${own[nonfinite]} at row ${
+        `Cannot solve ${JSON.stringify(name)}: weights must be finite, got ${dense[nonfinite]} at row ${
           Math.floor(nonfinite / cols)
         }, column ${nonfinite % cols}; set non_finite: keep to store such a tensor unquantized`,
         { tensor: name },
       );
     }
-    const dense = rotation === undefined ? own : rotateRows(own.slice(), cols, rotation);
     const corrected = { weights: dense, rows, moment, cross, residual: residuals.get(name) };
     const target = cross === undefined ? dense : correctedTarget(kernels, { ...corrected, cross }, settings);
-    const solve = settings.lowRank === 0 ? solveLayer : solveLowRankLayer;
     const problem = { weights: target, rows, cols, moment, ...gridOf(name)! };
     const { tensor, objective, firstObjective } = named(
       name,
-      () => solve(kernels, solver, problem, settings),
+      () => solveLayer(kernels, solver, problem, settings),
     );
     return {
       name,
-      tensor: rotation === undefined ? tensor : { ...tensor, rotation },
+      tensor,
       relativeError: objective / outputPower(kernels, target, rows, moment.moment),
       gain: firstObjective / objective,
       damping: moment.damping,
@@ -357,22 +350,6 @@ function warnOfFewInputs<Batch>(
   onWarning?.(
     `${widest.name} reads ${widest.weights.cols} columns: calibrate with at least ${wanted} different positions, got ${got}`,
   );
-}
-
-/**
- * The rotation of inputs of so many columns; undefined where none is asked for or a block would be one
- * column.
- */
-function rotationOf(cols: number, { rotation, rotationSeed }: SolverSettings): Rotation | undefined {
-  const block = rotationBlock(cols);
-  return rotation === "none" || block === 1 ? undefined : { kind: rotation, block, seed: rotationSeed };
-}
-
-/** Rotates everything gathered, as if inputs had been rotated. */
-function rotateGathered({ moments, cross, residuals }: Gathered, rotation: Rotation): void {
-  rotateMoment(moments.second, moments.cols, rotation);
-  if (cross !== undefined) rotateMoment(cross, moments.cols, rotation);
-  for (const sums of residuals.values()) rotateRows(sums, moments.cols, rotation);
 }
 
 /** Thrown by an observer to end a run whose rest is not needed. */

@@ -40,9 +40,7 @@ export function saveSolvedLayer(
 ): void {
   const arrays: Header["arrays"][number][] = [], parts: Uint8Array[] = [];
   const plain: Record<string, unknown> = {};
-  const { lowRank, ...codes } = tensor;
-  const flat = { ...codes, ...(lowRank === undefined ? {} : { lowRankA: lowRank.a, lowRankB: lowRank.b }) };
-  for (const [key, value] of Object.entries(flat)) {
+  for (const [key, value] of Object.entries(tensor)) {
     if (ArrayBuffer.isView(value)) {
       const bytes = new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
       arrays.push({ key, type: value.constructor.name as keyof typeof ARRAYS, bytes: bytes.length });
@@ -89,9 +87,5 @@ function readSolvedLayer(path: string, identity: string): SolvedLayer | undefine
     tensor[key] = new ARRAYS[type](body.slice(at, at + bytes).buffer);
     at += bytes;
   }
-  const { lowRankA: a, lowRankB: b, ...codes } = tensor;
-  const lowRank = a instanceof Uint16Array
-    ? { lowRank: { rank: a.length / Number(header.tensor["rows"]), a, b } }
-    : {};
-  return { ...header.layer, tensor: { ...codes, ...lowRank } as unknown as PackedTensor };
+  return { ...header.layer, tensor: tensor as unknown as PackedTensor };
 }

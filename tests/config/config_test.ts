@@ -78,8 +78,6 @@ describe("defaults", () => {
         correction: 1,
         residualCorrection: 1,
         candidates: 2,
-        lowRank: 0,
-        rotation: "none",
       },
       targetModelSizeMb: null,
       targetBitsPerWeight: null,
@@ -713,8 +711,8 @@ test("every rule over several keys that is broken stands in one message, with th
       },
       fileSource: "f.yaml",
       environment: { ARROW_QUANT_TARGET_BITS_PER_WEIGHT: "3", ARROW_QUANT_BIT_PLAN: "plan.json" },
-      overrides: { "solver_options.rotation": "hadamard" },
-      overrideSources: { "solver_options.rotation": "--rotation" },
+      overrides: { time_scales: "per_group", output_correction: true },
+      overrideSources: { output_correction: "--correction", time_scales: "--scales" },
     })
   );
   expect(fault.message).toBe(
@@ -722,16 +720,15 @@ test("every rule over several keys that is broken stands in one message, with th
       '  "min_accuracy": got 0.9, expected 0 with solver best: the cosine of weights is not what it minimizes (f.yaml)\n' +
       '  "bit_plan": got "plan.json", expected null with target_bits_per_weight or target_model_size_mb ' +
       "(environment ARROW_QUANT_BIT_PLAN)\n" +
-      '  "solver_options.rotation": got "hadamard", expected none with ' +
-      "thermodynamic.transition_optimization.enabled true (f.yaml): its gradients know inputs as they are (--rotation)\n" +
       '  "thermodynamic.validation.enabled": got true, expected false with enable_time_aware false (f.yaml): ' +
-      "it looks at the activations' quantization parameters (f.yaml)",
+      "it looks at the activations' quantization parameters (f.yaml)\n" +
+      '  "time_scales": got "per_group", expected shared with output_correction true (--correction) (--scales)',
   );
   expect(fault.problems.map(({ source }) => source)).toEqual([
     "f.yaml",
     "environment ARROW_QUANT_BIT_PLAN",
-    "--rotation",
     "f.yaml",
+    "--scales",
   ]);
 });
 

@@ -39,11 +39,6 @@ describe("settings that contradict phases are refused before anything is solved"
   const cases: readonly (readonly [string, Record<string, unknown>, string])[] = [
     ["two-level scales and gradients", { ...OPTIMIZE, scale_bits: 4 }, '"scale_bits": got 4, expected 16'],
     [
-      "a rotation and gradients",
-      { ...OPTIMIZE, solver: "best", "solver_options.rotation": "hadamard" },
-      '"solver_options.rotation": got "hadamard"',
-    ],
-    [
       "validation without grids",
       { ...VALIDATE, enable_time_aware: false },
       '"thermodynamic.validation.enabled": got true',

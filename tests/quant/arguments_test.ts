@@ -7,9 +7,7 @@ import {
   emptyMoments,
   type FactoredMoment,
   factorMoments,
-  fitLowRank,
   solveLayer,
-  solveLowRankLayer,
 } from "../../lib/quant/mod.ts";
 
 const kernels: Kernels = await openKernels({ threads: 1 });
@@ -59,10 +57,8 @@ describe("arrays that do not fit are refused before a kernel sees them", () => {
   for (const [name, change, message] of faults) {
     test(`a moment with ${name}`, () => {
       const wrong = { ...moment, ...change } as FactoredMoment;
-      for (const solve of [solveLayer, solveLowRankLayer]) {
-        const settings = { ...DEFAULT_SOLVER_SETTINGS, lowRank: 2 };
-        expect(() => solve(kernels, "feedback", { ...problem, moment: wrong }, settings)).toThrow(message);
-      }
+      expect(() => solveLayer(kernels, "feedback", { ...problem, moment: wrong }, DEFAULT_SOLVER_SETTINGS))
+        .toThrow(message);
       if (change.cols !== undefined) return;
       expect(() => correctedTarget(kernels, { weights, rows, moment: wrong }, DEFAULT_SOLVER_SETTINGS))
         .toThrow(message);
@@ -94,9 +90,6 @@ describe("arrays that do not fit are refused before a kernel sees them", () => {
     expect(() => solveLayer(kernels, "clip", { ...problem, rows: 4 })).toThrow(/weights must be 32/);
     expect(() => solveLayer(kernels, "magic" as never, problem)).toThrow(/solver must be one of clip, round/);
     expect(() => solveLayer(kernels, "best", { ...problem, moment: undefined })).toThrow(/needs the moments/);
-    expect(() => fitLowRank(kernels, weights, rows, cols, new Float32Array(4), 1)).toThrow(
-      /moment must be 64/,
-    );
     expect(() => factorMoments(kernels, { ...moments, second: new Float32Array(3) })).toThrow(
       /second must be 64/,
     );

@@ -51,38 +51,6 @@ export const ladderContenders = (options: ContenderOptions): Contender[] =>
   );
 
 /**
- * Low-rank corrections and rotations beside the same bits spent otherwise: on smaller groups, and on one bit
- * more. One candidate each, so that nothing but the named thing differs; `seed` is the calibration's.
- */
-export function correctionContenders(
-  { bits, groupSizes, seed }: ContenderOptions & { readonly seed: number },
-): Contender[] {
-  const contender = (width: BitWidth, groupSize: GroupSize, rank: number, rotation: "none" | "hadamard") =>
-    pipelineContender(
-      `best${rank > 0 ? ` + rank ${rank}` : ""}${rotation === "none" ? "" : " + rotation"}`,
-      { bits: width, groupSize },
-      {
-        ...ONE_CANDIDATE,
-        calibration_seed: seed % 2 ** 31,
-        "solver_options.low_rank": rank,
-        "solver_options.rotation": rotation,
-      },
-    );
-  const both = (width: BitWidth, groupSize: GroupSize, rank: number) =>
-    (["none", "hadamard"] as const).map((rotation) => contender(width, groupSize, rank, rotation));
-  const whole = groupSizes[0] ?? 0;
-  return bits.flatMap((width) => {
-    const wider: BitWidth | undefined = width === 2 ? 3 : width === 3 ? 4 : undefined;
-    return [
-      ...groupSizes.flatMap((size) => both(width, size, 0)),
-      ...both(width, whole, 4),
-      contender(width, whole, 8, "none"),
-      ...(wider === undefined ? [] : groupSizes.slice(0, 2).map((size) => contender(wider, size, 0, "none"))),
-    ];
-  });
-}
-
-/**
  * Our solvers and re-implementations of others at every setting. GPTQ as its reference code runs it, block by
  * block, and on the inputs of the full-precision model for all layers (`at once`). All are calibrated on the
  * same data with the same weights of positions; where those differ, `best` and GPTQ come a second time with

@@ -21,7 +21,7 @@ import {
 } from "../suite.ts";
 import { hasPositionWeights } from "./calibration.ts";
 import type { Contender } from "./contender.ts";
-import { correctionContenders, ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
+import { ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
 import { gridName, type MethodKind } from "./method.ts";
 import { type QuantizedModel, type Target, targetOf } from "./quantized_model.ts";
 import { solverSpeed } from "./solver_speed.ts";
@@ -281,16 +281,6 @@ export const PEERS: Comparison = {
 
 /** The suite `peers`: our solvers beside HQQ, GPTQ and ggml. */
 export const peersSuite: Suite<PeersRow> = comparisonSuite(PEERS);
-
-/** Low-rank corrections and rotations beside the same bits spent otherwise. */
-export const correctionsSuite: Suite<PeersRow> = {
-  ...comparisonSuite({
-    name: "corrections",
-    summary: "low-rank corrections and rotations beside equal bits in groups and codes",
-    contenders: (_, options) => correctionContenders(options),
-  }),
-  defaults: { bits: [2], groupSizes: [0, 32, 16], solvers: ["best"] },
-};
 
 const ladderSuite = comparisonSuite({
   name: "solvers",

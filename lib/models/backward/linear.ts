@@ -61,9 +61,6 @@ export class RefinableLinear {
     if (packed?.scaleBits !== undefined) {
       throw fail("it must have one level of scales, got two-level scales");
     }
-    if (packed?.rotation !== undefined) {
-      throw fail("its inputs must not be rotated, got a Hadamard rotation");
-    }
     const own: OneLevelTensor | undefined = packed && {
       ...packed,
       scale: packed.scale.slice(),

@@ -174,13 +174,10 @@ export function linearPackedInt8(
   return out;
 }
 
-/** @throws {TypeError} unless the weights are codes and one level of scales alone */
+/** @throws {TypeError} unless the weights are packed with one level of scales */
 function checkOneLevel(doing: string, weights: OneLevelTensor): void {
   const fail = (reason: string) => new TypeError(`Cannot ${doing}: weights must ${reason}`);
   if (!("packed" in weights)) throw fail("be packed, got a full matrix");
   checkPackedTensor(doing, weights);
   if (weights.scaleBits !== undefined) throw fail("have one level of scales, got two-level scales");
-  if (weights.lowRank === undefined && weights.rotation === undefined) return;
-  const got = weights.lowRank === undefined ? "a rotation" : "a low-rank correction";
-  throw fail(`be codes and scales alone, got ${got}`);
 }

@@ -3,8 +3,6 @@ import { checkArray, checkCount, DTYPE_NUMBERS } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { checkPackedTensor, levelsOf, type PackedTensor } from "../../quant/packed/layout.ts";
-import { rotateRows } from "../../quant/packed/rotation.ts";
-import { add } from "./elementwise.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -66,10 +64,7 @@ export function linear(
     native.linear(kernels, doing, x, tokens, data, DTYPE_NUMBERS[dtype], bias, rows, cols, out);
     return out;
   }
-  const { packed, bits, groupSize, lowRank, rotation } = weights;
-  if (lowRank !== undefined || rotation !== undefined) {
-    return linearExtended(kernels, weights, bias, x, tokens, out);
-  }
+  const { packed, bits, groupSize } = weights;
   const sizes = [rows, cols, bits, groupSize] as const;
   if (weights.scaleBits === undefined) {
     const { scale, zeroPoint } = weights;
@@ -79,25 +74,6 @@ export function linear(
   const { scaleBits } = weights, scales = levelsOf(weights);
   native.linearTwoLevel(kernels, doing, x, tokens, packed, ...scales, bias, ...sizes, scaleBits, out);
   return out;
-}
-
-/** With a rotation, `x ← H x`, and a low-rank correction, `+ A (B x)`, by the kernels for plain matrices. */
-function linearExtended(
-  kernels: Kernels,
-  { lowRank, rotation, ...weights }: PackedTensor,
-  bias: Float32Array | undefined,
-  x: Float32Array,
-  tokens: number,
-  out: Floats,
-): Floats {
-  const { rows, cols } = weights;
-  const input = rotation === undefined ? x : rotateRows(x.slice(), cols, rotation);
-  linear(kernels, { weights, bias }, input, tokens, out);
-  if (lowRank === undefined) return out;
-  const { rank, a, b } = lowRank;
-  const narrow = linear(kernels, { weights: { rows: rank, cols, dtype: "F16", data: b } }, input, tokens);
-  const wide = linear(kernels, { weights: { rows, cols: rank, dtype: "F16", data: a } }, narrow, tokens);
-  return add(kernels, out, wide, out);
 }
 
 function checkMatrix(doing: string, weights: Matrix): void {

@@ -229,8 +229,7 @@ export class TimeAwareLayers {
 }
 
 function takesIntegers(weights: LinearLayer["weights"]): weights is OneLevelTensor {
-  return "packed" in weights && weights.scaleBits === undefined && weights.lowRank === undefined &&
-    weights.rotation === undefined;
+  return "packed" in weights && weights.scaleBits === undefined;
 }
 
 function prepare(

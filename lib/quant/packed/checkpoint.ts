@@ -25,14 +25,12 @@ import {
   unpackZeroPoints,
   zeroPointWords,
 } from "./entries.ts";
-import { MAX_ROTATION_SEED, type Rotation } from "./rotation.ts";
 import {
   BIT_WIDTHS,
   type BitWidth,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
-  MAX_RANK,
   type PackedTensor,
   packedWords,
   SCALE_BITS,
@@ -46,8 +44,11 @@ import {
 
 /** Version of the layout and of the `arrowquant` section of config.json; a reader refuses a larger one. */
 export const FORMAT_VERSION = 1;
-/** Version of a section with a low-rank correction or a rotation, which older programs must refuse. */
-export const EXTENDED_FORMAT_VERSION = 2;
+/** Version that marked low-rank corrections and rotations, which are gone (docs/decisions.md). */
+const WITHDRAWN_FORMAT_VERSION = 2;
+/** What a message says of such a checkpoint. */
+const WITHDRAWN = "low-rank corrections and rotations are no longer read: quantize the original again, or " +
+  "dequantize this checkpoint with the program that wrote it";
 
 /** Key of config.json that describes the quantization, for us and for others. */
 export const CONFIG_KEY = "quantization_config";
@@ -63,10 +64,6 @@ export interface PackedLayerEntry {
   readonly scale_bits?: ScaleBits | undefined;
   /** Absent where it is the section's. */
   readonly zero_point?: ZeroPointKind | undefined;
-  /** Rank of the correction; absent without. */
-  readonly low_rank?: number | undefined;
-  /** Of the inputs; absent without. */
-  readonly rotation?: Rotation | undefined;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
 }
@@ -92,9 +89,6 @@ export interface PackedLayer {
   readonly zeroPointKind: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
-  /** Rank of the low-rank correction, 0 without. */
-  readonly rank: number;
-  readonly rotation: Rotation | undefined;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
   readonly tensors: PackedNames;
@@ -142,7 +136,7 @@ export function packedLayers(checkpoint: Checkpoint): ReadonlyMap<string, Packed
 
 /**
  * Reads rows `[rowBegin, rowEnd)` of a quantized tensor, all of them by default. Integer zero points come
- * back as half floats, as real ones do. B of a low-rank correction is read whole.
+ * back as half floats, as real ones do.
  *
  * @throws {RangeError} when the rows are not the tensor's
  * @throws as {@linkcode Checkpoint.readInto}
@@ -153,7 +147,7 @@ export function readPackedTensor(
   rowBegin = 0,
   rowEnd: number = layer.rows,
 ): PackedTensor {
-  const { name, cols, bits, groupSize, zeroPointKind, scaleBits, rank, rotation, tensors } = layer;
+  const { name, cols, bits, groupSize, zeroPointKind, scaleBits, tensors } = layer;
   const whole = Number.isSafeInteger(rowBegin) && Number.isSafeInteger(rowEnd);
   if (!whole || rowBegin < 0 || rowBegin > rowEnd || rowEnd > layer.rows) {
     throw new RangeError(
@@ -170,14 +164,6 @@ export function readPackedTensor(
     bits,
     groupSize,
     packed: new Uint32Array(read(tensors.packed, words * 4)),
-    ...(rotation === undefined ? {} : { rotation }),
-    ...(rank === 0 ? {} : {
-      lowRank: {
-        rank,
-        a: new Uint16Array(read(tensors.lowRankA!, rank * 2)),
-        b: new Uint16Array(read(tensors.lowRankB!, cols * 2, 0, rank)),
-      },
-    }),
   };
   if (scaleBits !== undefined) {
     const subBytes = subCodeBytes(cols, groupSize, scaleBits), superBytes = superblockCount(cols) * 2;
@@ -210,9 +196,11 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
     configFault(checkpoint, `${CONFIG_KEY}.${SECTION_KEY}${key} must be ${wanted}, got ${show(found)}`);
   if (!isJsonObject(section)) throw fail("", "an object", section);
   const { format_version: version, zero_point: zeroPoint, layers } = section;
-  if (version !== FORMAT_VERSION && version !== EXTENDED_FORMAT_VERSION) {
-    const wanted = `${FORMAT_VERSION} or ${EXTENDED_FORMAT_VERSION}, those this version reads`;
-    throw fail(".format_version", wanted, version);
+  if (version === WITHDRAWN_FORMAT_VERSION) {
+    throw fail(".format_version", `${FORMAT_VERSION} (${WITHDRAWN})`, version);
+  }
+  if (version !== FORMAT_VERSION) {
+    throw fail(".format_version", `${FORMAT_VERSION}, the one this version reads`, version);
   }
   checkMember(fail, ".zero_point", zeroPoint, ZERO_POINT_KINDS);
   if (!isJsonObject(layers)) throw fail(".layers", "an object", layers);
@@ -225,7 +213,9 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
     const groupSizes = scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES;
     checkMember(fail, `${key}.group_size`, groupSize, groupSizes);
     if (own !== undefined) checkMember(fail, `${key}.zero_point`, own, ZERO_POINT_KINDS, ", or absent");
-    checkExtensions(entry, version, (part, wanted, found) => fail(`${key}.${part}`, wanted, found));
+    for (const part of ["low_rank", "rotation"]) {
+      if (entry[part] !== undefined) throw fail(`${key}.${part}`, `absent (${WITHDRAWN})`, entry[part]);
+    }
     if (!isDtype(dtype) || !isFloatDtype(dtype)) {
       throw fail(`${key}.dtype`, "a floating-point element type", dtype);
     }
@@ -239,44 +229,15 @@ function checkMember(fail: Fail, key: string, value: unknown, allowed: readonly 
   if (!allowed.includes(value)) throw fail(key, `one of ${allowed.join(", ")}${more}`, value);
 }
 
-/** Checks low rank and rotation of an entry, as far as that needs no sizes of the layer. */
-function checkExtensions(
-  { low_rank: rank, rotation }: Record<string, unknown>,
-  version: number,
-  fail: Fail,
-): void {
-  for (const [part, value] of [["low_rank", rank], ["rotation", rotation]] as const) {
-    if (value === undefined || version >= EXTENDED_FORMAT_VERSION) continue;
-    throw fail(part, `absent in format_version ${version}`, value);
-  }
-  const isWhole = (value: unknown, low: number, high: number) =>
-    Number.isInteger(value) && value as number >= low && value as number <= high;
-  if (rank !== undefined && !isWhole(rank, 1, MAX_RANK)) {
-    throw fail("low_rank", `a whole number from 1 to ${MAX_RANK}, or absent`, rank);
-  }
-  if (rotation === undefined) return;
-  if (!isJsonObject(rotation)) {
-    throw fail("rotation", "an object of kind, block and seed, or absent", rotation);
-  }
-  const { kind, block, seed } = rotation;
-  if (kind !== "hadamard") throw fail("rotation.kind", "hadamard", kind);
-  if (!Number.isSafeInteger(block) || !Number.isInteger(Math.log2(block as number))) {
-    throw fail("rotation.block", "a power of two", block);
-  }
-  if (!isWhole(seed, 0, MAX_ROTATION_SEED)) {
-    throw fail("rotation.seed", `a whole number from 0 to ${MAX_ROTATION_SEED}`, seed);
-  }
-}
-
 function checkLayer(
   checkpoint: Checkpoint,
   name: string,
   entry: PackedLayerEntry,
   sectionKind: ZeroPointKind,
 ): PackedLayer {
-  const { bits, group_size: groupSize, scale_bits: scaleBits, low_rank: rank = 0, rotation, dtype } = entry;
+  const { bits, group_size: groupSize, scale_bits: scaleBits, dtype } = entry;
   const zeroPoint = scaleBits === undefined ? sectionKind : "real";
-  const names = packedNames(name, { zeroPoint, scaleBits, rank });
+  const names = packedNames(name, { zeroPoint, scaleBits });
   const fail = (part: string, reason: string) =>
     new FormatError(
       `Cannot read quantized tensor ${show(name)} of ${show(checkpoint.path)}: ${show(part)} ${reason}`,
@@ -296,16 +257,7 @@ function checkLayer(
   if (!possible(rows) || !possible(cols) || elementCount([rows, cols]) === undefined) {
     throw fail(names.shape, `must hold two sizes above 0, got [${rows}, ${cols}]`);
   }
-  if (rotation !== undefined && cols % rotation.block !== 0) {
-    throw fail(
-      names.shape,
-      `must have columns that the rotation's block ${rotation.block} divides, got ${cols}`,
-    );
-  }
-  if (rank > Math.min(rows, cols)) {
-    throw fail(names.shape, `must have sizes of at least the rank ${rank}, got [${rows}, ${cols}]`);
-  }
-  const specs = packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits, rank });
+  const specs = packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits });
   for (const spec of specs) check(spec.name, spec.dtype, spec.shape);
   const used = new Set<string | undefined>(Object.values(names));
   const unused = [name, ...allPackedNames(name)].filter((part) => !used.has(part));
@@ -313,7 +265,7 @@ function checkLayer(
     if (checkpoint.tensors.has(extra)) throw fail(extra, `must not be there beside ${show(names.packed)}`);
   }
   const bytes = specBytes(specs);
-  const form = { rows, cols, bits, groupSize, zeroPointKind: zeroPoint, scaleBits, rank, rotation, dtype };
+  const form = { rows, cols, bits, groupSize, zeroPointKind: zeroPoint, scaleBits, dtype };
   return { name, ...form, tensors: names, bytes, bitsPerWeight: bytes * 8 / (rows * cols) };
 }
 

@@ -14,10 +14,6 @@
  *             X.weight_sub_min     U8 [rows, sub-bytes]
  *             X.weight_super_scale F16 [rows, superblocks]
  *             X.weight_super_min   F16 [rows, superblocks]
- *
- * with a low-rank correction, beside either:
- *             X.weight_low_rank_a  F16 [rows, rank]
- *             X.weight_low_rank_b  F16 [rank, columns]
  * ```
  */
 import { BYTES_PER_ELEMENT, elementCount, type TensorSpec } from "../../tensor/mod.ts";
@@ -46,16 +42,13 @@ export interface PackedNames {
   readonly subMin: string | undefined;
   readonly superScale: string | undefined;
   readonly superMin: string | undefined;
-  /** These two are undefined without a low-rank correction. */
-  readonly lowRankA: string | undefined;
-  readonly lowRankB: string | undefined;
   readonly shape: string;
 }
 
 /** The checkpoint entries of a packed tensor, in the order in which they are stored. */
 export function packedNames(
   name: string,
-  { zeroPoint, scaleBits, rank = 0 }: Pick<PackedForm, "zeroPoint" | "scaleBits" | "rank">,
+  { zeroPoint, scaleBits }: Pick<PackedForm, "zeroPoint" | "scaleBits">,
 ): PackedNames {
   const isPlain = scaleBits === undefined;
   const entry = (isThere: boolean, part: string) => isThere ? `${name}_${part}` : undefined;
@@ -67,8 +60,6 @@ export function packedNames(
     subMin: entry(!isPlain, "sub_min"),
     superScale: entry(!isPlain, "super_scale"),
     superMin: entry(!isPlain, "super_min"),
-    lowRankA: entry(rank > 0, "low_rank_a"),
-    lowRankB: entry(rank > 0, "low_rank_b"),
     shape: `${name}_shape`,
   };
 }
@@ -76,14 +67,14 @@ export function packedNames(
 /** Every name that an entry of a packed tensor may have, whatever its scales. */
 export function allPackedNames(name: string): string[] {
   const names = [undefined, 4 as const].flatMap((scaleBits) =>
-    Object.values(packedNames(name, { zeroPoint: "real", scaleBits, rank: 1 }))
+    Object.values(packedNames(name, { zeroPoint: "real", scaleBits }))
   );
   return [...new Set(names as (string | undefined)[])].filter((part) => part !== undefined);
 }
 
 /** The checkpoint entries of a packed tensor with their element types and shapes, in the order of storage. */
 export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] {
-  const { rows, cols, bits, groupSize, zeroPoint, scaleBits, rank = 0 } = form;
+  const { rows, cols, bits, groupSize, zeroPoint, scaleBits } = form;
   const groups = groupCount(cols, groupSize), supers = superblockCount(cols);
   const subBytes = scaleBits === undefined ? 0 : subCodeBytes(cols, groupSize, scaleBits);
   const zeroPoints = zeroPoint === "integer"
@@ -97,8 +88,6 @@ export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] 
     subMin: { dtype: "U8", shape: [rows, subBytes] },
     superScale: { dtype: "F16", shape: [rows, supers] },
     superMin: { dtype: "F16", shape: [rows, supers] },
-    lowRankA: { dtype: "F16", shape: [rows, rank] },
-    lowRankB: { dtype: "F16", shape: [rank, cols] },
     shape: { dtype: "I64", shape: [2] },
   };
   return Object.entries(packedNames(name, form)).flatMap(([part, entry]: [string, string | undefined]) =>
@@ -118,17 +107,13 @@ export function specBytes(specs: readonly TensorSpec[]): number {
 export const packedBytes = (form: PackedForm): number => specBytes(packedTensorSpecs("", form));
 
 /**
- * Arrays to store for some rows of a packed tensor, entry by entry in the order of storage; without the shape,
- * integer zero points and B of a low-rank correction, which do not go by rows.
+ * Arrays to store for some rows of a packed tensor, entry by entry in the order of storage; without the shape
+ * and integer zero points, which do not go by rows.
  */
 export function packedEntries(
   names: PackedNames,
   tensor: PackedTensor,
 ): [string, ArrayBufferView<ArrayBuffer>][] {
-  const { lowRank } = tensor;
-  const ofRank: [string, Uint16Array<ArrayBuffer>][] = lowRank === undefined
-    ? []
-    : [[names.lowRankA!, lowRank.a]];
   if (tensor.scaleBits !== undefined) {
     return [
       [names.packed, tensor.packed],
@@ -136,7 +121,6 @@ export function packedEntries(
       [names.subMin!, tensor.subMin],
       [names.superScale!, tensor.superScale],
       [names.superMin!, tensor.superMin],
-      ...ofRank,
     ];
   }
   const { packed, scale, zeroPoint, zeroPointKind } = tensor;
@@ -144,7 +128,6 @@ export function packedEntries(
     [names.packed, packed],
     [names.scale!, scale],
     ...(zeroPointKind === "real" ? [[names.zeroPoint!, zeroPoint!] as [string, typeof scale]] : []),
-    ...ofRank,
   ];
 }
 

@@ -14,36 +14,19 @@ import {
   type ZeroPointKind,
 } from "../../config/names.ts";
 import { checkArray, checkCounts, checkMember } from "../../native/call.ts";
-import { checkRotation, type Rotation } from "./rotation.ts";
 
 export * from "../../config/names.ts";
 
 /** Weights of a row that share the two half floats of two-level scales; the last may be fewer. */
 export const SUPERBLOCK_SIZE = 256;
 
-/** Largest rank of a correction. */
-export const MAX_RANK = 64;
-
-/**
- * A correction of low rank: A B is added to the weights that the codes stand for.
- *
- * **Shapes** `a: f16[rows, rank]`, `b: f16[rank, cols]`, as bits of half floats
- */
-export interface LowRank {
-  readonly rank: number;
-  readonly a: Uint16Array<ArrayBuffer>;
-  readonly b: Uint16Array<ArrayBuffer>;
-}
-
-/** The codes of a matrix. With a rotation H, codes and correction are those of W Hᵀ: `W = (Ŵ + A B) H`. */
+/** The codes of a matrix. */
 interface PackedCodes {
   readonly rows: number;
   readonly cols: number;
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
   readonly packed: Uint32Array<ArrayBuffer>;
-  readonly lowRank?: LowRank | undefined;
-  readonly rotation?: Rotation | undefined;
 }
 
 /**
@@ -96,8 +79,6 @@ export interface WeightFormat {
 export interface PackedForm extends WeightFormat {
   readonly rows: number;
   readonly cols: number;
-  /** Rank of a low-rank correction, 0 for none. */
-  readonly rank?: number | undefined;
 }
 
 /** Words (u32) of one packed row. */
@@ -146,12 +127,8 @@ export const rowsOf =
 
 /** Rows `[begin, end)` of a packed matrix, as views of its arrays. */
 export function packedRows(tensor: PackedTensor, begin: number, end: number): PackedTensor {
-  const { rows, lowRank } = tensor, part = rowsOf(rows, begin, end);
-  const common = {
-    rows: end - begin,
-    packed: part(tensor.packed),
-    ...(lowRank === undefined ? {} : { lowRank: { ...lowRank, a: part(lowRank.a) } }),
-  };
+  const part = rowsOf(tensor.rows, begin, end);
+  const common = { rows: end - begin, packed: part(tensor.packed) };
   if (tensor.scaleBits === undefined) {
     const { scale, zeroPoint } = tensor;
     const zeroPoints = zeroPoint === undefined ? undefined : part(zeroPoint);
@@ -162,8 +139,7 @@ export function packedRows(tensor: PackedTensor, begin: number, end: number): Pa
 
 /** Bytes of a packed matrix's arrays in memory. */
 export function packedByteLength(tensor: PackedTensor): number {
-  const { packed, lowRank } = tensor;
-  const own = packed.byteLength + (lowRank === undefined ? 0 : lowRank.a.byteLength + lowRank.b.byteLength);
+  const own = tensor.packed.byteLength;
   if (tensor.scaleBits === undefined) {
     return own + tensor.scale.byteLength + (tensor.zeroPoint?.byteLength ?? 0);
   }
@@ -202,20 +178,11 @@ export function checkFormat(doing: string, { bits, groupSize, zeroPoint, scaleBi
  * @throws {RangeError} when bits or group size are none that packed matrices have
  */
 export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
-  const { rows, cols, bits, groupSize, packed, scaleBits, lowRank, rotation } = tensor;
+  const { rows, cols, bits, groupSize, packed, scaleBits } = tensor;
   checkCounts(doing, { rows, cols });
   const kind = tensor.scaleBits === undefined ? tensor.zeroPointKind : "real";
   checkFormat(doing, { bits, groupSize, zeroPoint: kind, scaleBits });
   checkArray(doing, "packed", packed, rows * packedWords(cols, bits), "u32 words");
-  if (lowRank !== undefined) {
-    const { rank, a, b } = lowRank;
-    if (!Number.isInteger(rank) || rank < 1 || rank > MAX_RANK) {
-      throw new RangeError(`Cannot ${doing}: the rank must be from 1 to ${MAX_RANK}, got ${rank}`);
-    }
-    checkArray(doing, "lowRank.a", a, rows * rank, "half floats");
-    checkArray(doing, "lowRank.b", b, rank * cols, "half floats");
-  }
-  if (rotation !== undefined) checkRotation(doing, rotation, cols);
   if (scaleBits !== undefined) {
     const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
     checkArray(doing, "subScale", tensor.subScale, bytes, "bytes");

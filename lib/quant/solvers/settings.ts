@@ -23,11 +23,6 @@ export interface SolverSettings extends Correction {
   readonly refit: boolean;
   /** Temperature at which `best` begins to anneal codes, in squared steps between codes; 0 does not. */
   readonly annealing: number;
-  /** Rank of the correction that `solveLowRankLayer` makes; 0 for none. {@linkcode solveLayer} makes none. */
-  readonly lowRank: number;
-  /** Of a layer's inputs, before it is solved: the caller rotates them. */
-  readonly rotation: "none" | "hadamard";
-  readonly rotationSeed: number;
 }
 
 /** Part of a moment's mean diagonal that is added to it unless settings say otherwise. */
@@ -41,9 +36,6 @@ export const DEFAULT_SOLVER_SETTINGS: SolverSettings = {
   correction: 1,
   residualCorrection: 1,
   annealing: 0,
-  lowRank: 0,
-  rotation: "none",
-  rotationSeed: 0,
 };
 
 /** Result of a solver for a layer. */

@@ -217,8 +217,6 @@ describe("packedLayers", () => {
       groupSize: 32,
       zeroPointKind: "real",
       scaleBits: undefined,
-      rank: 0,
-      rotation: undefined,
       dtype: "F32",
       tensors: {
         packed: "a.weight_packed",
@@ -228,8 +226,6 @@ describe("packedLayers", () => {
         subMin: undefined,
         superScale: undefined,
         superMin: undefined,
-        lowRankA: undefined,
-        lowRankB: undefined,
         shape: "a.weight_shape",
       },
       bytes,
@@ -326,8 +322,20 @@ describe("packedLayers", () => {
     ["no section", "real", "got no such section", (_, config) => {
       delete (config.quantization_config as Partial<Config["quantization_config"]>).arrowquant;
     }],
-    ["a newer version", "real", "format_version must be 1 or 2", (_, config) => {
-      config.quantization_config.arrowquant["format_version"] = 3;
+    [
+      "a newer version",
+      "real",
+      "format_version must be 1, the one this version reads, got 3",
+      (_, config) => {
+        config.quantization_config.arrowquant["format_version"] = 3;
+      },
+    ],
+    ["a version with low-rank corrections", "real", "quantize the original again", (_, config) => {
+      config.quantization_config.arrowquant["format_version"] = 2;
+    }],
+    ["a rotated layer", "real", '["a.weight"].rotation must be absent', (_, config) => {
+      const { layers } = config.quantization_config.arrowquant;
+      Object.assign(layers["a.weight"] as object, { rotation: { kind: "hadamard", block: 2, seed: 0 } });
     }],
     ["5 bits", "real", ".bits must be one of 2, 3, 4, 8, got 5", (_, config) => {
       config.quantization_config.arrowquant.layers["a.weight"] = { bits: 5, group_size: 32, dtype: "F32" };
