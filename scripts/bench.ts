@@ -22,49 +22,57 @@ import { BACKENDS, MAX_THREADS, openKernels } from "../lib/native/mod.ts";
 import { makeFolder, writeWhole } from "../lib/files/whole.ts";
 import { BIT_WIDTHS, GROUP_SIZES } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
-import { commandLine, parseOptions, usageError } from "./_command/options.ts";
+import { type Arguments, parseArguments, type Usage, UsageError } from "./_command/options.ts";
 import { commandOf } from "./_command/programs.ts";
-import { EXIT_CODE_HELP, prepareReport, runCommand } from "./_command/run.ts";
+import { type Context, defineCommand, prepareReport } from "./_command/run.ts";
 import { print } from "./_command/text.ts";
 
-const HELP = `Usage: bench.ts [options]
+const USAGE = {
+  name: "bench.ts",
+  operands: "",
+  about: "Measures on this machine and prints tables; every number in them is from this run.",
+  options: {
+    "--suite NAME": [
+      ...SUITES.map(({ name, summary }) => `${name.padEnd(11)} ${summary}`),
+      `(default ${SUITES[0]!.name})`,
+    ].join("\n"),
+    "--phase NAME": `${PHASES.join(", ")}: the suite phases, that phase beside the baseline`,
+    "--model-size NAME":
+      `${MODEL_SIZES.join(", ")}: time and memory of the phases at a large model's shapes, ` +
+      "synthetic weights, no accuracy",
+    "--groups N": `time groups of the suite phases, 1 to ${MAX_TIME_GROUPS}; default ${DEFAULT_TIME_GROUPS}`,
+    "--model DIR …": "checkpoint to quantize; may be repeated (default: the reference models). One without " +
+      "tasks beside it is compared with its own full precision on synthetic inputs",
+    "--packed DIR …":
+      "a folder that quantize.ts made of the one --model, measured beside it; may be repeated",
+    "--bits LIST": "default 8,4,3,2; 2 for peers, phases and solvers",
+    "--group-size N": `${GROUP_SIZES.join(", ")} (0: whole row); default 64, 0 for phases; for peers and ` +
+      "solvers a list, default 0,32",
+    "--solver NAME":
+      "clip, round, feedback or best; default round and clip, with best at the fewest bits; of " +
+      "the peers all",
+    "--threads N": `1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others`,
+    "--backend NAME": `${
+      BACKENDS.join(", ")
+    }; auto is cpu here, and cuda measures the suite kernels on a GPU`,
+    "--isa NAME": `${Object.keys(INSTRUCTION_SETS).join(", ")}; default: the fastest`,
+    "--tasks LIST": "puzzles of the accuracy suite, as in add,sort; default all",
+    "--limit N":
+      "puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128 (16 " +
+      "sequences or 4 trajectories of a model without tasks), for peers no images",
+    "--seed N": "of noise, masks and synthetic weights; default 1",
+    "--ignore-memory": "run models although memory looks too small for them",
+    "--megabytes N": "size of the process suite's checkpoint; default 2000 (64 with --quick)",
+    "--quick": "fewer samples: for a look, not for a report",
+    "--json": "print JSON instead of tables",
+    "--out DIR": "also write bench.json and bench.txt there",
+    "--report DIR":
+      "also write report.html there, with charts and tables of the run; a name that ends with " +
+      ".html is the page alone",
+  },
+} as const satisfies Usage;
 
-Measures on this machine and prints tables; every number in them is from this run.
-
-  --suite NAME       ${
-  SUITES.map(({ name, summary }) => `${name.padEnd(11)} ${summary}`).join(`\n${" ".repeat(21)}`)
-}
-                     (default ${SUITES[0]!.name})
-  --phase NAME       ${PHASES.join(", ")}: the suite phases, that phase beside the baseline
-  --model-size NAME  ${
-  MODEL_SIZES.join(", ")
-}: time and memory of the phases at a large model's shapes, synthetic weights, no accuracy
-  --groups N         time groups of the suite phases, 1 to ${MAX_TIME_GROUPS}; default ${DEFAULT_TIME_GROUPS}
-  --model DIR        checkpoint to quantize; may be repeated (default: the reference models). One without tasks beside it is
-                     compared with its own full precision on synthetic inputs
-  --packed DIR       a folder that quantize.ts made of the one --model, measured beside it; may be repeated
-  --bits LIST        default 8,4,3,2; 2 for peers, phases and solvers
-  --group-size N     ${
-  GROUP_SIZES.join(", ")
-} (0: whole row); default 64, 0 for phases; for peers and solvers a list, default 0,32
-  --solver NAME      clip, round, feedback or best; default round and clip, with best at the fewest bits; of the peers all
-  --threads N        1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others
-  --backend NAME     ${BACKENDS.join(", ")}; auto is cpu here, and cuda measures the suite kernels on a GPU
-  --isa NAME         ${Object.keys(INSTRUCTION_SETS).join(", ")}; default: the fastest
-  --tasks LIST       puzzles of the accuracy suite, as in add,sort; default all
-  --limit N          puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128 (16
-                     sequences or 4 trajectories of a model without tasks), for peers no images
-  --seed N           of noise, masks and synthetic weights; default 1
-  --ignore-memory    run models although memory looks too small for them
-  --megabytes N      size of the process suite's checkpoint; default 2000 (64 with --quick)
-  --quick            fewer samples: for a look, not for a report
-  --json             print JSON instead of tables
-  --out DIR          also write bench.json and bench.txt there
-  --report DIR       also write report.html there, with charts and tables of the run; a name that ends with .html is
-                     the page alone
-  --help
-
-${EXIT_CODE_HELP}`;
+type Options = Arguments<typeof USAGE>;
 
 /** A parsed command line. */
 export interface BenchArguments {
@@ -73,31 +81,6 @@ export interface BenchArguments {
   readonly json: boolean;
   readonly out: string | undefined;
   readonly report: string | undefined;
-  readonly help: boolean;
-}
-
-const STRINGS = [
-  ...["suite", "phase", "groups", "model-size", "bits", "group-size", "solver", "threads"] as const,
-  ...["backend", "isa", "tasks", "limit", "seed", "megabytes", "out", "report"] as const,
-];
-type Values = Readonly<Partial<Record<(typeof STRINGS)[number], string>>>;
-
-const fail = (reason: string) => usageError(reason, HELP);
-
-/** Value of an option that must be one of some names. */
-function one<T extends string>(values: Values, name: keyof Values, allowed: readonly T[]): T | undefined {
-  const value = values[name];
-  if (value === undefined || allowed.includes(value as T)) return value as T | undefined;
-  throw fail(`option "--${name}" must be one of ${allowed.join(", ")}, got "${value}"`);
-}
-
-/** Value of an option that must be a whole number. */
-function whole(values: Values, name: keyof Values, least: number, most: number): number | undefined {
-  const value = values[name];
-  if (value === undefined) return undefined;
-  const number = Number(value);
-  if (/^\d+$/.test(value) && number >= least && number <= most) return number;
-  throw fail(`option "--${name}" must be a whole number from ${least} to ${most}, got "${value}"`);
 }
 
 /** Values of an option that lists numbers, each once. */
@@ -107,25 +90,25 @@ function listOf<T extends number>(text: string, allowed: readonly T[], name: str
       text.split(",").map((part) => {
         const value = allowed.find((each) => String(each) === part);
         if (value !== undefined) return value;
-        throw fail(`option "--${name}" must ${wanted} ${allowed.join(", ")}, got "${part}"`);
+        throw new UsageError(`--${name} must ${wanted} ${allowed.join(", ")}, got "${part}"`);
       }),
     ),
   ];
 }
 
 /** The suite that is asked for; some options are of one suite only. */
-function suiteOf(values: Values): Suite<SuiteRow> {
-  const asked = one(values, "suite", SUITES.map(({ name }) => name));
+function suiteOf(parsed: Options): Suite<SuiteRow> {
+  const { values } = parsed, asked = parsed.oneOf("suite", SUITES.map(({ name }) => name));
   const phaseOption = (["phase", "model-size"] as const).find((name) => values[name] !== undefined);
   if (phaseOption !== undefined && asked !== undefined && asked !== "phases") {
-    throw fail(`option "--${phaseOption}" is of the suite phases, got --suite ${asked}`);
+    throw new UsageError(`--${phaseOption} is of the suite phases, got --suite ${asked}`);
   }
   const name = phaseOption === undefined ? asked ?? SUITES[0]!.name : "phases";
   if (values.groups !== undefined && name !== "phases") {
-    throw fail(`option "--groups" is of the suite phases, got the suite ${name}`);
+    throw new UsageError(`--groups is of the suite phases, got the suite ${name}`);
   }
   if (values.backend === "cuda" && name !== "kernels") {
-    throw fail(`"--backend" cuda is for the suite kernels, got ${name}`);
+    throw new UsageError(`--backend cuda is for the suite kernels, got ${name}`);
   }
   return SUITES.find((suite) => suite.name === name)!;
 }
@@ -136,15 +119,14 @@ function suiteOf(values: Values): Suite<SuiteRow> {
  * @throws {ConfigError} on an option that does not exist or a value that is not allowed
  */
 export function parseBenchArguments(args: readonly string[]): BenchArguments {
-  const { positionals, flags, values, lists: { model: models, packed } } = parseOptions(args, {
-    help: HELP,
-    boolean: ["ignore-memory", "quick", "json", "help"],
-    string: STRINGS,
-    list: ["model", "packed"],
-  });
-  if (positionals[0] !== undefined) throw fail(`unexpected argument "${positionals[0]}"`);
-  const phase = one(values, "phase", PHASES), modelSize = one(values, "model-size", MODEL_SIZES);
-  const backend = one(values, "backend", BACKENDS) ?? "auto", suite = suiteOf(values);
+  return benchArguments(parseArguments(USAGE, args));
+}
+
+function benchArguments(parsed: Options): BenchArguments {
+  const { flags, values, lists: { model: models, packed } } = parsed;
+  parsed.operands();
+  const phase = parsed.oneOf("phase", PHASES), modelSize = parsed.oneOf("model-size", MODEL_SIZES);
+  const backend = parsed.oneOf("backend", BACKENDS) ?? "auto", suite = suiteOf(parsed);
   const defaults = {
     bits: [8, 4, 3, 2],
     groupSizes: [64],
@@ -155,15 +137,15 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
   const sizes = values["group-size"] ?? defaults.groupSizes.join();
   const groupSizes = listOf(sizes, GROUP_SIZES, "group-size", "be one of");
   if (groupSizes.length > 1 && defaults.groupSizes.length === 1) {
-    throw fail(`option "--group-size" must be one size for the suite ${suite.name}, got ${sizes}`);
+    throw new UsageError(`--group-size must be one size for the suite ${suite.name}, got ${sizes}`);
   }
   if (modelSize !== undefined && models.length > 0) {
-    throw fail('option "--model-size" takes no --model: its weights are synthetic');
+    throw new UsageError("--model-size takes no --model: its weights are synthetic");
   }
   if (packed.length > 0 && (models.length !== 1 || suite.name !== "accuracy")) {
-    throw fail('option "--packed" needs one --model, and the suite accuracy');
+    throw new UsageError("--packed needs one --model, and the suite accuracy");
   }
-  const solver = one(values, "solver", SOLVERS);
+  const solver = parsed.oneOf("solver", SOLVERS);
   return {
     suite,
     options: {
@@ -173,23 +155,22 @@ export function parseBenchArguments(args: readonly string[]): BenchArguments {
       groupSize: groupSizes[0]!,
       groupSizes,
       solvers: solver === undefined ? defaults.solvers : [solver],
-      threads: whole(values, "threads", 1, MAX_THREADS),
+      threads: parsed.whole("threads", 1, MAX_THREADS),
       backend,
-      isa: one(values, "isa", Object.keys(INSTRUCTION_SETS) as InstructionSet[]),
-      seed: whole(values, "seed", 0, 2 ** 32 - 1) ?? 1,
+      isa: parsed.oneOf("isa", Object.keys(INSTRUCTION_SETS) as InstructionSet[]),
+      seed: parsed.whole("seed", 0, 2 ** 32 - 1) ?? 1,
       tasks: values.tasks?.split(","),
-      limit: whole(values, "limit", 1, 1e6),
+      limit: parsed.whole("limit", 1, 1e6),
       phase: suite.name === "phases" ? phase ?? "all" : undefined,
       modelSize,
-      timeGroups: whole(values, "groups", 1, MAX_TIME_GROUPS),
-      syntheticBytes: (whole(values, "megabytes", 1, 1e6) ?? (flags.quick ? 64 : 2000)) * 1e6,
+      timeGroups: parsed.whole("groups", 1, MAX_TIME_GROUPS),
+      syntheticBytes: (parsed.whole("megabytes", 1, 1e6) ?? (flags.quick ? 64 : 2000)) * 1e6,
       ignoresMemory: flags["ignore-memory"],
       quick: flags.quick,
     },
     json: flags.json,
     out: values.out,
     report: values.report,
-    help: flags.help,
   };
 }
 
@@ -250,25 +231,28 @@ async function measure(
     ...measured,
     sections: [...measured.sections, ...furtherSections(suite, measured)],
   };
-  return { header, run: { suite: suite.name, command, environment, options, seconds, otherCores }, report };
+  return {
+    header,
+    measurement: { suite: suite.name, command, environment, options, seconds, otherCores },
+    report,
+  };
 }
 
-async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
-  const parsed = parseBenchArguments(args), { suite, options, json, out, report: target } = parsed;
-  if (parsed.help) return print(HELP);
+async function run(line: Options, { signal, command }: Context): Promise<void> {
+  const parsed = benchArguments(line), { suite, options, json, out, report: target } = parsed;
   // Nothing of a measurement can be kept: the exit handlers remove its files.
   signal.addEventListener("abort", () => process.exit(signal.reason === "SIGTERM" ? 143 : 130));
   if (out !== undefined) makeFolder(out);
   if (target !== undefined) prepareReport(target);
   const progress = (line: string) => void process.stderr.write(`${suite.name}: ${line}\n`);
-  const { header, run, report } = await measure(parsed, commandLine("bench.ts", args), progress);
-  const { seconds, otherCores } = run, { sections, rows, goals, skipped } = report;
+  const { header, measurement, report } = await measure(parsed, command, progress);
+  const { seconds, otherCores } = measurement, { sections, rows, goals, skipped } = report;
   const load = otherCores === undefined
     ? ""
     : `; other processes (children are others) kept ${otherCores.toFixed(2)} cores busy meanwhile`;
   const note = options.quick ? "; --quick: too few samples for a report" : "";
   const body = [...formatReport(report), "", `took ${seconds.toFixed(1)} s${load}${note}`];
-  const measured = { ...run, peakResidentBytes: peakResidentBytes(), sections, rows, goals, skipped };
+  const measured = { ...measurement, peakResidentBytes: peakResidentBytes(), sections, rows, goals, skipped };
   const result = JSON.stringify(measured, null, 2);
   print(json ? result : body.join("\n"));
   if (out !== undefined) {
@@ -280,8 +264,9 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     const { benchRun } = await import("../lib/analysis/make_run.ts");
     const { writeReport } = await import("../lib/analysis/report/folder.ts");
     const name = basename(resolve(target)).replace(/\.html$/, "");
-    progress(`report: ${await writeReport(target, await benchRun(name, { ...run, report }))}`);
+    progress(`report: ${await writeReport(target, await benchRun(name, { ...measurement, report }))}`);
   }
 }
 
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

@@ -8,23 +8,24 @@ import { PACKAGE_ROOT } from "../lib/native/location.ts";
 import { undocumented, writeReference } from "./_reference.ts";
 import { bunBinary, denoBinary } from "./_command/programs.ts";
 import { runProgram } from "./_command/run_program.ts";
-import { parseOptions, usageError } from "./_command/options.ts";
-import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
+import { defineCommand } from "./_command/run.ts";
 import { print } from "./_command/text.ts";
 
-const HELP = `Usage: docs.ts [OUT]
-       docs.ts --check
-       docs.ts --shell FILE
-
-Writes the API reference of all public modules into OUT (default out/reference) as HTML pages, from the docstrings.
-
-  --check        write nothing; exit status 1 if a public symbol or a field of its options has no docstring
-  --shell FILE   run the \`\`\`sh blocks of a document instead, in order, in one empty folder that sees the checkout. A
-                 block after a comment "<!-- checked: REASON -->" is not run: its scripts, paths and the packages'
-                 commands must exist, and every option and option's word must be in the script's --help
-  --help
-
-${EXIT_CODE_HELP}`;
+const USAGE = {
+  name: "docs.ts",
+  operands: "[OUT]",
+  about:
+    "Writes the API reference of all public modules into OUT (default out/reference) as HTML pages, from the " +
+    "docstrings.",
+  options: {
+    "--check": "write nothing; exit status 1 if a public symbol or a field of its options has no docstring",
+    "--shell FILE":
+      "run the ```sh blocks of a document instead, in order, in one empty folder that sees the checkout. " +
+      'A block after a comment "<!-- checked: REASON -->" is not run: its scripts, paths and the packages\' ' +
+      "commands must exist, and every option and option's word must be in the script's --help",
+  },
+} as const satisfies Usage;
 
 const root = fileURLToPath(PACKAGE_ROOT);
 
@@ -143,27 +144,19 @@ async function runShell(path: string): Promise<number> {
   return failed === 0 ? 0 : 1;
 }
 
-async function main(args: readonly string[]): Promise<number> {
-  const { positionals, flags, values } = parseOptions(args, {
-    help: HELP,
-    boolean: ["check", "help"],
-    string: ["shell"],
-  });
-  if (flags.help) {
-    print(HELP);
-    return 0;
-  }
+async function run({ positionals, flags, values }: Arguments<typeof USAGE>): Promise<number> {
   if (values.shell !== undefined) return await runShell(values.shell);
   if (flags.check) {
     const missing = await undocumented();
     for (const name of missing) console.error(`error: no docstring: ${name}`);
     return missing.length === 0 ? 0 : 1;
   }
-  if (positionals.length > 1) throw usageError(`one folder is taken, got ${positionals.length}`, HELP);
+  if (positionals.length > 1) throw new UsageError(`one folder is taken, got ${positionals.length}`);
   const out = positionals[0] ?? join("out", "reference");
   await writeReference(resolve(out));
   print(`${join(out, "index.html")}`);
   return 0;
 }
 
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

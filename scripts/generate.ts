@@ -4,9 +4,7 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import process from "node:process";
-import { loadConfig } from "../lib/config/mod.ts";
-import { ConfigError, InterruptedError } from "../lib/errors.ts";
+import { ConfigError } from "../lib/errors.ts";
 import { answerLength, isPuzzleVocabulary, puzzleCanvas } from "../lib/eval/puzzles.ts";
 import { checkMemory, forecastMemory, forecastTime, memoryText, timeText } from "../lib/eval/forecast.ts";
 import {
@@ -39,65 +37,50 @@ import { writeWhole } from "../lib/files/whole.ts";
 import { readJsonFile } from "../lib/files/json.ts";
 import { type Checkpoint, openCheckpoint } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
-import { parseOptions, usageError } from "./_command/options.ts";
+import { type Arguments, type Usage, UsageError, wholeNumber } from "./_command/options.ts";
 import { ProgressDisplay, StateDisplay } from "./_command/progress.ts";
-import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { chosenKernels, type Context, defineCommand, KERNEL_OPTIONS, stopIfAsked } from "./_command/run.ts";
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { print, printable, printJson } from "./_command/text.ts";
 
-const HELP = `Usage: generate.ts MODEL [options]
+const USAGE = {
+  name: "generate.ts",
+  operands: "MODEL",
+  about:
+    "Runs a checkpoint (a folder or a .safetensors file), full precision or packed: Dream and LLaDA write, a DiT draws.",
+  options: {
+    "Writing": "",
+    "--prompt TEXT": 'a puzzle ("47+38=", "S" + 16 cells + ">", eight letters a-p + ">") or any text',
+    "--length N": "tokens to write; default a puzzle's answer, else 32",
+    "--algorithm NAME": `Dream: origin, maskgit_plus, topk_margin or entropy; default generation_config.json's
+LLaDA: low_confidence (default) or random`,
+    "--temperature X": "0 (default) takes the most probable token",
+    "--top-p X": "keep only the most probable tokens that have this probability together (Dream)",
+    "--top-k N": "keep only so many of the most probable tokens (Dream)",
+    "--block-length N": "finish so many tokens before the next (LLaDA)",
+    "Drawing": "",
+    "--class N[,N…]": "classes; default every one, at most ten",
+    "--out FILE": "PNG to write; default class-N.png",
+    "--sampler NAME": "ddim or ddpm; default scheduler_config.json's",
+    "--guidance X": "class-free guidance; default 1, none",
+    "--zoom N": "pixels a pixel; default 8 for images under 64 pixels, else 1",
+    "Both": "",
+    "--steps N": "default: one a mask; 50 when drawing, or as many as the training had",
+    "--seed N": "default 0",
+    "--trace": "show the masks being filled, in place on a terminal and a line a step elsewhere; " +
+      "put the way from noise to image into the PNG",
+    ...KERNEL_OPTIONS,
+    "--no-time-parameters":
+      "leave time_parameters.safetensors, which lies beside a quantized model, out of it",
+    "--time-groups N": "refuse time parameters of another number of time groups",
+    "--ignore-memory": "run although memory looks too small",
+    "--quiet": "print nothing but the result and errors",
+    "--json": "print JSON",
+  },
+} as const satisfies Usage;
 
-Runs a checkpoint (a folder or a .safetensors file), full precision or packed: Dream and LLaDA write, a DiT draws.
+type Options = Arguments<typeof USAGE>;
 
-Writing:
-  --prompt TEXT        a puzzle ("47+38=", "S" + 16 cells + ">", eight letters a-p + ">") or any text
-  --length N           tokens to write; default a puzzle's answer, else 32
-  --algorithm NAME     Dream: origin, maskgit_plus, topk_margin or entropy; default generation_config.json's
-                       LLaDA: low_confidence (default) or random
-  --temperature X      0 (default) takes the most probable token
-  --top-p X, --top-k N keep only the most probable tokens (Dream)
-  --block-length N     finish so many tokens before the next (LLaDA)
-Drawing:
-  --class N[,N…]       classes; default every one, at most ten
-  --out FILE           PNG to write; default class-N.png
-  --sampler NAME       ddim or ddpm; default scheduler_config.json's
-  --guidance X         class-free guidance; default 1, none
-  --zoom N             pixels a pixel; default 8 for images under 64 pixels, else 1
-Both:
-  --steps N            default: one a mask; 50 when drawing, or as many as the training had
-  --seed N             default 0
-  --trace              show the masks being filled, in place on a terminal and a line a step elsewhere;
-                       put the way from noise to image into the PNG
-  --threads N          0 (default) is one per core
-  --backend NAME       auto (default), cuda, cpu, native or wasm
-  --no-time-parameters leave time_parameters.safetensors, which lies beside a quantized model, out of it
-  --time-groups N      refuse time parameters of another number of time groups
-  --ignore-memory      run although memory looks too small
-  --quiet              print nothing but the result and errors
-  --json               print JSON
-  --help
-
-${EXIT_CODE_HELP}`;
-
-const STRINGS = [
-  "prompt",
-  "length",
-  "algorithm",
-  "temperature",
-  "top-p",
-  "top-k",
-  "block-length",
-  "class",
-  "out",
-  "sampler",
-  "guidance",
-  "zoom",
-  "steps",
-  "seed",
-  "threads",
-  "backend",
-  "time-groups",
-] as const;
 const TEXT_ONLY = ["prompt", "length", "algorithm", "temperature", "top-p", "top-k", "block-length"] as const;
 const IMAGE_ONLY = ["class", "out", "sampler", "guidance", "zoom"] as const;
 /** Options that a family has not. */
@@ -108,8 +91,6 @@ const FOREIGN = {
 } as const;
 const FAMILY = { dream: "a Dream model", llada: "a LLaDA model", dit: "a model that draws" } as const;
 
-type Values = Readonly<Partial<Record<(typeof STRINGS)[number], string>>>;
-
 /** Tokens of a text that is no puzzle. */
 const DEFAULT_LENGTH = 32;
 const DRAWING_STEPS = 50;
@@ -118,84 +99,47 @@ const MASK_SIGN = "░";
 /** Pictures of a trace. */
 const TRACE_PICTURES = 10;
 
-/** What a run needs beside its own options. */
-interface Run {
+/** What writing and drawing need. */
+interface Task {
   readonly checkpoint: Checkpoint;
   readonly kernels: Kernels;
-  readonly values: Values;
-  readonly isTraced: boolean;
-  readonly asJson: boolean;
-  readonly ignoresMemory: boolean;
+  readonly parsed: Options;
   readonly timeParameters: TimeParameters | undefined;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
 }
 
-async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
-  const { positionals, flags, values } = parseOptions(args, {
-    help: HELP,
-    boolean: ["trace", "ignore-memory", "no-time-parameters", "quiet", "json", "help"],
-    string: STRINGS,
-  });
-  if (flags.help) {
-    print(HELP);
-    return;
+async function run(parsed: Options, { signal }: Context): Promise<void> {
+  const { positionals, flags, values } = parsed;
+  if (positionals.length > 1) {
+    throw new UsageError(`one MODEL is needed, got ${positionals.length}; a text is --prompt TEXT`);
   }
-  const [path] = positionals;
-  if (path === undefined || positionals.length > 1) {
-    throw usageError(
-      `one MODEL is needed, got ${positionals.length}${
-        positionals.length > 1 ? "; a text is --prompt TEXT" : ""
-      }`,
-      HELP,
-    );
-  }
-  const { config } = await loadConfig({
-    environment: process.env,
-    overrides: { num_threads: values.threads, backend: values.backend },
-    overrideSources: { num_threads: "--threads", backend: "--backend" },
-  });
+  const [path] = parsed.operands("MODEL");
   const display = new ProgressDisplay(flags.quiet || flags.json);
+  const chosen = await chosenKernels(values, display.log);
   using checkpoint = openCheckpoint(path);
   const described = modelConfig(checkpoint);
   const misplaced = FOREIGN[described.kind].find((name) => values[name] !== undefined);
   if (misplaced !== undefined) {
     const isDrawn = IMAGE_ONLY.some((name) => name === misplaced);
-    throw usageError(
+    throw new UsageError(
       `--${misplaced} is not for ${isDrawn ? "a model that writes" : FAMILY[described.kind]}`,
-      HELP,
     );
   }
-  using kernels = await openKernels({
-    backend: config.backend,
-    threads: config.numThreads,
-    onMessage: display.log,
-  });
+  using kernels = await openKernels(chosen);
   display.log(`${described.kind}; ${kernels.describe()}, threads ${kernels.threads}`);
-  const timeGroups = values["time-groups"] === undefined
-    ? undefined
-    : wholeNumber("time-groups", values["time-groups"]);
+  const groups = parsed.whole("time-groups", 0);
   const timeParameters = flags["no-time-parameters"]
     ? undefined
-    : storedTimeParameters(checkpoint, { groups: timeGroups });
+    : storedTimeParameters(checkpoint, { groups });
   if (timeParameters !== undefined) {
     const { groups, layers } = timeParameters;
     display.log(`time parameters beside it: ${groups.count} time groups, ${layers.size} layers`);
   }
-  const run: Run = {
-    checkpoint,
-    kernels,
-    values,
-    isTraced: flags.trace,
-    asJson: flags.json,
-    ignoresMemory: flags["ignore-memory"],
-    timeParameters,
-    signal,
-    log: display.log,
-  };
+  const task: Task = { checkpoint, kernels, parsed, timeParameters, signal, log: display.log };
   try {
-    if (described.kind === "dit") await draw(run, described.config);
-    else await write(run, described.kind, described.config);
+    if (described.kind === "dit") await draw(task, described.config);
+    else await write(task, described.kind, described.config);
   } catch (error) {
     // A value out of range that the library refuses is one of the command line here.
     if (error instanceof RangeError && !("code" in error)) throw new ConfigError(error.message, [], error);
@@ -205,7 +149,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
 
 /** Says what the run needs, from sizes alone. @throws {MemoryError} when that is more than there is */
 function announce(
-  { checkpoint, kernels, ignoresMemory, log }: Run,
+  { checkpoint, kernels, parsed, log }: Task,
   shape: ForwardShape,
   /** Rows of a typical pass, whose logits are wanted. */
   typicalRows: number,
@@ -217,7 +161,7 @@ function announce(
     ? shape.batch * (needs.model.config.sampleSize / needs.model.config.patchSize) ** 2
     : shape.batch * shape.tokens;
   const memory = forecastMemory(kernels, needs, { activationBytes, rows });
-  if (!ignoresMemory) {
+  if (!parsed.flags["ignore-memory"]) {
     const wayOut =
       "quantize it to fewer bits (scripts/quantize.ts MODEL OUT --bits 4), ask for less at a time, or try anyway " +
       "with --ignore-memory";
@@ -247,25 +191,21 @@ interface Posed {
 
 /** Poses a puzzle to a model that was trained on puzzles, and continues or fills any other text. */
 async function pose(
-  { checkpoint, values }: Run,
+  { checkpoint, parsed }: Task,
   kind: "dream" | "llada",
   config: MaskedTransformerConfig,
 ): Promise<Posed> {
-  const { prompt } = values;
-  if (prompt === undefined) throw usageError("--prompt is needed", HELP);
+  const { prompt } = parsed.values;
+  if (prompt === undefined) throw new UsageError("--prompt is needed");
   const tokenizer = await loadTokenizer(checkpoint.folder);
   const answer = kind === "dream" && isPuzzleVocabulary(tokenizer) ? answerLength(prompt) : undefined;
   const isPuzzle = answer !== undefined, tokens = tokenizer.encode(prompt, { special: !isPuzzle });
-  const wanted = number(values, "length") ??
-    (answer ?? (tokens.includes(config.maskToken) ? 0 : DEFAULT_LENGTH));
-  if (!Number.isInteger(wanted) || wanted < 0) {
-    throw usageError(`--length must be a whole number ≥ 0, got ${wanted}`, HELP);
-  }
+  const wanted = parsed.whole("length", 0) ?? answer ??
+    (tokens.includes(config.maskToken) ? 0 : DEFAULT_LENGTH);
   const total = tokens.length + wanted + (isPuzzle ? 2 : 0);
   if (total > config.maxTokens) {
-    throw usageError(
+    throw new UsageError(
       `prompt and --length may have ${config.maxTokens} tokens with this model, got ${tokens.length} + ${wanted}`,
-      HELP,
     );
   }
   const text = new Int32Array(tokens.length + wanted).fill(config.maskToken);
@@ -273,39 +213,39 @@ async function pose(
   const canvas = isPuzzle ? puzzleCanvas({ path: checkpoint.path, config }, tokenizer, prompt, wanted) : text;
   const places = [...canvas.keys()].filter((i) => canvas[i] === config.maskToken);
   if (places.length === 0) {
-    throw usageError("nothing to write: --length is 0 and the prompt has no mask", HELP);
+    throw new UsageError("nothing to write: --length is 0 and the prompt has no mask");
   }
   return { tokenizer, prompt, isPuzzle, canvas, places, wanted };
 }
 
 /** Checks how to sample, says what that needs, and begins: one state a step. */
 function startWriting(
-  run: Run,
+  task: Task,
   kind: "dream" | "llada",
   config: MaskedTransformerConfig,
   { isPuzzle, canvas, places, wanted }: Posed,
 ) {
-  const { checkpoint, kernels, values, timeParameters } = run;
-  const seed = wholeNumber("seed", values.seed ?? "0");
+  const { checkpoint, kernels, parsed, timeParameters } = task;
+  const seed = parsed.whole("seed", 0) ?? 0;
   const stored = kind === "dream" ? storedGeneration(checkpoint.folder) : {};
-  const steps = checkedSteps(values) ?? (isPuzzle ? undefined : stored.steps);
+  const steps = parsed.whole("steps", 1) ?? (isPuzzle ? undefined : stored.steps);
   const sampling = {
-    temperature: number(values, "temperature") ?? stored.temperature,
-    topP: number(values, "top-p") ?? stored.topP,
-    topK: number(values, "top-k") ?? stored.topK,
+    temperature: parsed.number("temperature") ?? stored.temperature,
+    topP: parsed.number("top-p") ?? stored.topP,
+    topK: parsed.number("top-k") ?? stored.topK,
     excludedTokens: [
       config.maskToken,
       ...(isPuzzle && config.padToken !== undefined ? [config.padToken] : []),
     ],
   };
   checkSamplingOptions("generate", sampling, config.vocabularySize);
-  const algorithm = choice(values, "algorithm", kind === "dream" ? DREAM_ALGORITHMS : REMASKINGS);
-  const blockLength = number(values, "block-length"), rows = blockLength ?? places.length;
+  const algorithm = parsed.oneOf<string>("algorithm", kind === "dream" ? DREAM_ALGORITHMS : REMASKINGS);
+  const blockLength = parsed.number("block-length"), rows = blockLength ?? places.length;
   if (blockLength !== undefined && !(blockLength >= 1 && wanted % blockLength === 0)) {
-    throw usageError(`--block-length must divide --length ${wanted}, got ${blockLength}`, HELP);
+    throw new UsageError(`--block-length must divide --length ${wanted}, got ${blockLength}`);
   }
   const shape = { batch: 1, tokens: canvas.length, rows };
-  const needed = announce(run, shape, Math.ceil(rows / 2), steps ?? places.length);
+  const needed = announce(task, shape, Math.ceil(rows / 2), steps ?? places.length);
   const { model } = modelFrom(checkpoint, kernels, { timeParameters });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
   const turns: Generator<GenerationStep, Int32Array> = kind === "llada"
@@ -327,32 +267,34 @@ function startWriting(
   return { turns, seed, needed };
 }
 
-async function write(run: Run, kind: "dream" | "llada", config: MaskedTransformerConfig): Promise<void> {
-  const posed = await pose(run, kind, config), { tokenizer, prompt, places } = posed;
-  const { turns, seed, needed } = startWriting(run, kind, config, posed);
+async function write(task: Task, kind: "dream" | "llada", config: MaskedTransformerConfig): Promise<void> {
+  const { flags } = task.parsed,
+    posed = await pose(task, kind, config),
+    { tokenizer, prompt, places } = posed;
+  const { turns, seed, needed } = startWriting(task, kind, config, posed);
   const end = Math.max(...places) + 1, trace: string[] = [];
   const states = new StateDisplay(), started = performance.now();
   let sequence = posed.canvas;
   for (const state of turns) {
     sequence = state.sequences;
-    if (run.isTraced) {
+    if (flags.trace) {
       const text = shownText(tokenizer, sequence.subarray(0, end), config);
       trace.push(text);
-      if (!run.asJson) {
+      if (!flags.json) {
         const step = `${state.step}`.padStart(`${state.steps}`.length);
         states.show(`${step}/${state.steps}  t ${state.time.toFixed(3)}  ${printable(text)}`);
       }
     }
-    await letSignalsIn(run.signal);
+    await stopIfAsked(task.signal);
   }
   states.end();
   const seconds = (performance.now() - started) / 1000;
   const written = sequence.subarray(places[0]!, end);
   const stop = config.eosToken === undefined ? -1 : written.indexOf(config.eosToken);
   const text = tokenizer.decode(stop < 0 ? written : written.subarray(0, stop));
-  if (!run.asJson) {
+  if (!flags.json) {
     print(printable(text));
-    return run.log(`${places.length} tokens in ${seconds.toFixed(2)} s`);
+    return task.log(`${places.length} tokens in ${seconds.toFixed(2)} s`);
   }
   printJson({
     kind,
@@ -363,9 +305,9 @@ async function write(run: Run, kind: "dream" | "llada", config: MaskedTransforme
     seed,
     seconds,
     ...measured(needed),
-    timeGroups: run.timeParameters?.groups.count ?? null,
-    backend: run.kernels.describe(),
-    ...(run.isTraced ? { trace } : {}),
+    timeGroups: task.timeParameters?.groups.count ?? null,
+    backend: task.kernels.describe(),
+    ...(flags.trace ? { trace } : {}),
   });
 }
 
@@ -420,27 +362,24 @@ function shownText(
 
 // Drawing ---------------------------------------------------------------------------------------------------
 
-async function draw(run: Run, config: DitConfig): Promise<void> {
-  const { checkpoint, values, log } = run;
-  const asked = values.class?.split(",").map((text) => wholeNumber("class", text));
+async function draw(task: Task, config: DitConfig): Promise<void> {
+  const { checkpoint, parsed, log } = task, { flags, values } = parsed;
+  const asked = values.class?.split(",").map((text) => wholeNumber("class", text, 0));
   const classes = asked ?? Array.from({ length: Math.min(10, config.classes) }, (_, i) => i);
   const bad = classes.find((label) => label >= config.classes);
   if (bad !== undefined) {
-    throw usageError(`--class must be from 0 to ${config.classes - 1}, got ${bad}`, HELP);
+    throw new UsageError(`--class must be from 0 to ${config.classes - 1}, got ${bad}`);
   }
-  const zoom = number(values, "zoom") ?? (config.sampleSize < 64 ? 8 : 1);
-  if (!Number.isInteger(zoom) || zoom < 1 || zoom > 64) {
-    throw usageError(`--zoom must be a whole number from 1 to 64, got ${zoom}`, HELP);
-  }
-  const seed = wholeNumber("seed", values.seed ?? "0"), guidance = number(values, "guidance") ?? 1;
-  const sampler = choice(values, "sampler", ["ddim", "ddpm"]) as SamplerName | undefined;
+  const zoom = parsed.whole("zoom", 1, 64) ?? (config.sampleSize < 64 ? 8 : 1);
+  const seed = parsed.whole("seed", 0) ?? 0, guidance = parsed.number("guidance") ?? 1;
+  const sampler = parsed.oneOf<SamplerName>("sampler", ["ddim", "ddpm"]);
   const scheduler = loadScheduler(checkpoint.folder);
-  const steps = checkedSteps(values) ?? Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
+  const steps = parsed.whole("steps", 1) ?? Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
   scheduler.timesteps(steps); // refuses too many
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
-  const needed = announce(run, { batch, tokens: 0 }, 0, steps);
-  const { model } = modelFrom(checkpoint, run.kernels, {
-    timeParameters: run.timeParameters,
+  const needed = announce(task, { batch, tokens: 0 }, 0, steps);
+  const { model } = modelFrom(checkpoint, task.kernels, {
+    timeParameters: task.timeParameters,
   });
   if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");
   const turns = imageSteps(model, scheduler, classes, { steps, seed, sampler, guidance });
@@ -448,11 +387,11 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   const started = performance.now();
   for (const { step, steps: all, samples } of turns) {
     const isKept = step === all ||
-      (run.isTraced &&
+      (flags.trace &&
         Math.floor(step * (TRACE_PICTURES - 1) / all) > Math.floor((step - 1) * (TRACE_PICTURES - 1) / all));
     if (isKept) kept.push(samples.slice());
-    if (run.isTraced) log(`step ${step}/${all}`);
-    await letSignalsIn(run.signal);
+    if (flags.trace) log(`step ${step}/${all}`);
+    await stopIfAsked(task.signal);
   }
   const seconds = (performance.now() - started) / 1000;
   // A row a class: with a trace from noise to image, else all images in one row. Latents have no colours: a
@@ -467,11 +406,11 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
       at += elements;
     }
   }
-  const columns = run.isTraced ? kept.length * config.channels / channels : Infinity;
+  const columns = flags.trace ? kept.length * config.channels / channels : Infinity;
   const { pixels, width, height } = tileImages(tiles, channels, config.sampleSize, columns, zoom);
   const out = values.out ?? `class-${classes.join("-")}.png`;
   writeWhole(out, encodePng(pixels, width, height, channels));
-  if (run.asJson) {
+  if (flags.json) {
     printJson({
       kind: "dit",
       classes,
@@ -482,8 +421,8 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
       seed,
       seconds,
       ...measured(needed),
-      timeGroups: run.timeParameters?.groups.count ?? null,
-      backend: run.kernels.describe(),
+      timeGroups: task.timeParameters?.groups.count ?? null,
+      backend: task.kernels.describe(),
     });
     return;
   }
@@ -495,40 +434,5 @@ async function draw(run: Run, config: DitConfig): Promise<void> {
   );
 }
 
-// Options ---------------------------------------------------------------------------------------------------
-
-function number(values: Values, name: keyof Values): number | undefined {
-  const text = values[name];
-  if (text === undefined) return undefined;
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value)) {
-    throw usageError(`--${name} must be a number, got "${text}"`, HELP);
-  }
-  return value;
-}
-
-function wholeNumber(name: string, text: string): number {
-  const value = Number(text);
-  if (/^\d+$/.test(text) && Number.isSafeInteger(value)) return value;
-  throw usageError(`--${name} must be a whole number ≥ 0, got "${text}"`, HELP);
-}
-
-function checkedSteps(values: Values): number | undefined {
-  const steps = number(values, "steps");
-  if (steps === undefined || (Number.isSafeInteger(steps) && steps >= 1)) return steps;
-  throw usageError(`--steps must be a whole number ≥ 1, got ${values.steps}`, HELP);
-}
-
-function choice(values: Values, name: keyof Values, allowed: readonly string[]): string | undefined {
-  const value = values[name];
-  if (value === undefined || allowed.includes(value)) return value;
-  throw usageError(`--${name} must be one of ${allowed.join(", ")}, got "${value}"`, HELP);
-}
-
-/** Between two steps a signal is heard. */
-async function letSignalsIn(signal: AbortSignal): Promise<void> {
-  await new Promise((resolve) => setTimeout(resolve));
-  if (signal.aborted) throw new InterruptedError(`Stopped by ${signal.reason}`, String(signal.reason));
-}
-
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

@@ -1,7 +1,6 @@
 /** `inspect.ts PATH`: what a checkpoint contains, ours or any; against its original, what quantizing cost. */
 import { statSync } from "node:fs";
-import { loadConfig } from "../lib/config/mod.ts";
-import { CheckpointError, InterruptedError } from "../lib/errors.ts";
+import { CheckpointError } from "../lib/errors.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { type Mismatch, readManifest, verifyFiles } from "../lib/pipeline/mod.ts";
 import {
@@ -20,24 +19,30 @@ import {
   isFloatDtype,
   openCheckpoint,
 } from "../lib/tensor/mod.ts";
-import { environmentVariables, parseOptions, usageError } from "./_command/options.ts";
+import type { Arguments, Usage } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
-import { EXIT_CODE_HELP, EXIT_CODES, runCommand } from "./_command/run.ts";
+import {
+  chosenKernels,
+  type Context,
+  defineCommand,
+  EXIT_CODES,
+  KERNEL_OPTIONS,
+  stopIfAsked,
+} from "./_command/run.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
 import { formatCount, print, printable, printJson } from "./_command/text.ts";
 
-const HELP = `Usage: inspect.ts PATH [options]
-
-Prints what a checkpoint (a folder or a .safetensors file) contains.
-
-  --against ORIGINAL   also the error of each tensor against this checkpoint
-  --verify             hold every file against the manifest: size and SHA-256
-  --threads N          0 (default) is one per core
-  --backend NAME       auto (default), cuda, cpu, native or wasm
-  --json               print JSON
-  --help
-
-${EXIT_CODE_HELP}`;
+const USAGE = {
+  name: "inspect.ts",
+  operands: "PATH",
+  about: "Prints what a checkpoint (a folder or a .safetensors file) contains.",
+  options: {
+    "--against ORIGINAL": "also the error of each tensor against this checkpoint",
+    "--verify": "hold every file against the manifest: size and SHA-256",
+    ...KERNEL_OPTIONS,
+    "--json": "print JSON",
+  },
+} as const satisfies Usage;
 
 /** Bytes of the original read at once, in whole rows. */
 const CHUNK_BYTES = 8 * 2 ** 20;
@@ -64,40 +69,19 @@ interface Row {
   note?: string;
 }
 
-async function main(args: readonly string[], signal: AbortSignal): Promise<number> {
-  const { positionals, flags, values } = parseOptions(args, {
-    help: HELP,
-    boolean: ["verify", "json", "help"],
-    string: ["against", "threads", "backend"],
-  });
-  if (flags.help) {
-    print(HELP);
-    return 0;
-  }
-  const [path] = positionals;
-  if (path === undefined || positionals.length > 1) {
-    throw usageError(`one PATH is needed, got ${positionals.length}`, HELP);
-  }
-  const display = new ProgressDisplay(false);
-  const { config } = await loadConfig({
-    environment: environmentVariables(display.log),
-    overrides: { num_threads: values.threads, backend: values.backend },
-    overrideSources: { num_threads: "--threads", backend: "--backend" },
-  });
+async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promise<number> {
+  const { flags, values } = parsed, [path] = parsed.operands("PATH");
+  const chosen = await chosenKernels(values, new ProgressDisplay(false).log);
 
   using checkpoint = openCheckpoint(path);
   const layers = packedLayers(checkpoint);
   const rows = describe(checkpoint, layers);
-  using kernels = await openKernels({
-    backend: config.backend,
-    threads: config.numThreads,
-    onMessage: (line) => display.log(line),
-  });
+  using kernels = await openKernels(chosen);
   if (values.against !== undefined) {
     using original = openCheckpoint(values.against);
     for (const row of rows) {
       await compare(row, checkpoint, layers.get(row.name), original, kernels);
-      stopIfAsked(signal);
+      await stopIfAsked(signal);
     }
   }
 
@@ -230,10 +214,6 @@ async function compare(
   };
 }
 
-function stopIfAsked(signal: AbortSignal): void {
-  if (signal.aborted) throw new InterruptedError(`Stopped by ${signal.reason}`, String(signal.reason));
-}
-
 function printReport(
   path: string,
   checkpoint: Checkpoint,
@@ -298,4 +278,5 @@ function printReport(
   ]));
 }
 
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

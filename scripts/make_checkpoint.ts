@@ -5,79 +5,59 @@ import { join } from "node:path";
 import { OutputError } from "../lib/errors.ts";
 import { elementCount, SafetensorsWriter, type TensorSpec } from "../lib/tensor/mod.ts";
 import { bytesOf, type Layout, layoutOf, LAYOUTS, PUBLISHED_HIDDEN, tokenizerFiles } from "./_layouts.ts";
-import { parseOptions, usageError } from "./_command/options.ts";
-import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
+import { defineCommand } from "./_command/run.ts";
 import { formatBytes } from "../lib/eval/table.ts";
 import { print } from "./_command/text.ts";
 
-const HELP = `Usage: make_checkpoint.ts OUT [options]
-
-Writes a checkpoint of seeded Gaussian BF16 weights into the new or empty folder OUT: names, shapes, shards and configuration as a
-published model has them, at any size. It can be quantized and run; what it writes or draws means nothing.
-
-  --layout NAME    dream (Dream 7B, the default), llada (LLaDA 8B) or dit (DiT-XL/2)
-  --gigabytes X    size to reach with whole layers (default 2)
-  --layers N       number of layers instead
-  --hidden N       width (default the published one; everything else keeps its proportions)
-  --vocabulary N   tokens of a language model (default 8192, scaled with the width)
-  --tokenizer      also a tokenizer.json, of the words w4, w5, … (language models)
-  --shards N       files (default one per gigabyte, at least 2)
-  --seed N         default 1
-  --help
-
-${EXIT_CODE_HELP}`;
+const USAGE = {
+  name: "make_checkpoint.ts",
+  operands: "OUT",
+  about:
+    `Writes a checkpoint of seeded Gaussian BF16 weights into the new or empty folder OUT: names, shapes, shards and
+configuration as a published model has them, at any size. It can be quantized and run; what it writes or draws means
+nothing.`,
+  options: {
+    "--layout NAME": "dream (Dream 7B, the default), llada (LLaDA 8B) or dit (DiT-XL/2)",
+    "--gigabytes X": "size to reach with whole layers (default 2)",
+    "--layers N": "number of layers instead",
+    "--hidden N": "width (default the published one; everything else keeps its proportions)",
+    "--vocabulary N": "tokens of a language model (default 8192, scaled with the width)",
+    "--tokenizer": "also a tokenizer.json, of the words w4, w5, … (language models)",
+    "--shards N": "files (default one per gigabyte, at least 2)",
+    "--seed N": "default 1",
+  },
+} as const satisfies Usage;
 
 /** Gaussian values come from a table of this many quantiles: enough for BF16's 8 bits of precision. */
 const QUANTILES = 65536;
 const BLOCK_ELEMENTS = 2 ** 21;
 
-async function main(args: readonly string[]): Promise<void> {
-  const { positionals, flags, values } = parseOptions(args, {
-    help: HELP,
-    boolean: ["tokenizer", "help"],
-    string: ["layout", "gigabytes", "layers", "hidden", "vocabulary", "shards", "seed"],
-  });
-  if (flags.help) {
-    print(HELP);
-    return;
-  }
-  const [out] = positionals;
-  if (out === undefined || positionals.length > 1) throw usageError("OUT is needed", HELP);
-  const number = (name: keyof typeof values, fallback: number, isWhole = true): number => {
-    const text = values[name];
-    const value = text === undefined ? fallback : Number(text);
-    if (value > 0 && Number.isFinite(value) && (!isWhole || Number.isInteger(value))) return value;
-    throw usageError(`--${name} must be a ${isWhole ? "whole " : ""}number above 0, got "${text}"`, HELP);
-  };
-  const name = LAYOUTS.find((each) => each === (values.layout ?? "dream"));
-  if (name === undefined) {
-    throw usageError(`--layout must be one of ${LAYOUTS.join(", ")}, got "${values.layout}"`, HELP);
-  }
+function run(parsed: Arguments<typeof USAGE>): void {
+  const { flags, values } = parsed, [out] = parsed.operands("OUT");
+  const gigabytes = parsed.number("gigabytes") ?? 2;
+  if (gigabytes <= 0) throw new UsageError(`--gigabytes must be a number above 0, got "${values.gigabytes}"`);
+  const name = parsed.oneOf("layout", LAYOUTS) ?? "dream";
   if (name === "dit" && (flags.tokenizer || values.vocabulary !== undefined)) {
-    throw usageError("--tokenizer and --vocabulary are for language models", HELP);
+    throw new UsageError("--tokenizer and --vocabulary are for language models");
   }
-  const hidden = number("hidden", PUBLISHED_HIDDEN[name]);
-  const vocabulary = values.vocabulary === undefined ? undefined : number("vocabulary", 0);
-  const layout = layoutOf(name, { hidden, vocabulary });
+  const hidden = parsed.whole("hidden", 1) ?? PUBLISHED_HIDDEN[name];
+  const layout = layoutOf(name, { hidden, vocabulary: parsed.whole("vocabulary", 1) });
   if (layout === undefined) {
-    throw usageError(`--hidden must be a multiple of ${name === "dit" ? 4 : 2}, got ${hidden}`, HELP);
+    throw new UsageError(`--hidden must be a multiple of ${name === "dit" ? 4 : 2}, got ${hidden}`);
   }
   const ends = bytesOf(layout.around.flat());
   const layerBytes = bytesOf(layout.layer(0));
-  const layers = number(
-    "layers",
-    Math.max(1, Math.round((number("gigabytes", 2, false) * 1e9 - ends) / layerBytes)),
-  );
+  const layers = parsed.whole("layers", 1) ?? Math.max(1, Math.round((gigabytes * 1e9 - ends) / layerBytes));
   const total = ends + layers * layerBytes;
-  const shards = number("shards", Math.max(2, Math.ceil(total / 1e9)));
+  const shards = parsed.whole("shards", 1) ?? Math.max(2, Math.ceil(total / 1e9));
   const files = layout.files(layers);
   const tokens = flags.tokenizer ? (files["config.json"] as { vocab_size: number }).vocab_size : undefined;
-  makeCheckpoint(out, layout, layers, shards, number("seed", 1), {
+  makeCheckpoint(out, layout, layers, shards, parsed.whole("seed", 1) ?? 1, {
     ...files,
     ...(tokens === undefined ? {} : tokenizerFiles(tokens)),
   });
   print(`${out}: ${layers} layers, ${formatBytes(total)} in ${shards} files`);
-  await Promise.resolve();
 }
 
 function makeCheckpoint(
@@ -189,4 +169,5 @@ function normalQuantile(p: number): number {
           13.28068155288572) * r + 1);
 }
 
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

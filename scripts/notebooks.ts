@@ -1,5 +1,4 @@
 /** `notebooks.ts`: type-checks the notebooks' cells and executes them with Jupyter and Deno's kernel. */
-import { spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
@@ -8,22 +7,23 @@ import { fileURLToPath } from "node:url";
 import { FormatError } from "../lib/errors.ts";
 import { isJsonObject, readJsonFile } from "../lib/files/json.ts";
 import { denoBinary, findProgram } from "./_command/programs.ts";
-import { parseOptions } from "./_command/options.ts";
-import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import type { Arguments, Usage } from "./_command/options.ts";
+import { defineCommand } from "./_command/run.ts";
+import { type Outcome, runProgram } from "./_command/run_program.ts";
 import { print } from "./_command/text.ts";
 
-const HELP = `Usage: notebooks.ts [NOTEBOOK...] [options]
-
-Type-checks the cells of each notebook and executes it from its first cell to its last; without NOTEBOOK, those of
-notebooks/. A cell that throws fails. Nothing is written into the notebooks themselves.
-
-  --check          only type-check
-  --output DIR     keep the executed notebooks, with what their cells show, there
-  --help
-
-Needs Deno, and to execute also jupyter-nbconvert (Debian: jupyter-nbconvert, jupyter-client).
-
-${EXIT_CODE_HELP}`;
+const USAGE = {
+  name: "notebooks.ts",
+  operands: "[NOTEBOOK...]",
+  about:
+    `Type-checks the cells of each notebook and executes it from its first cell to its last; without NOTEBOOK, those of
+notebooks/. A cell that throws fails. Nothing is written into the notebooks themselves.`,
+  options: {
+    "--check": "only type-check",
+    "--output DIR": "keep the executed notebooks, with what their cells show, there",
+  },
+  notes: "Needs Deno, and to execute also jupyter-nbconvert (Debian: jupyter-nbconvert, jupyter-client).",
+} as const satisfies Usage;
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 /** Seconds that one cell may take. */
@@ -45,29 +45,8 @@ export function cellsOf(path: string): string[] {
   });
 }
 
-interface Outcome {
-  readonly code: number;
-  readonly output: string;
-}
-
-function runProgram(
-  command: string,
-  args: readonly string[],
-  variables: Readonly<Record<string, string>> = {},
-): Promise<Outcome> {
-  return new Promise((done) => {
-    const child = spawn(command, args, {
-      cwd: ROOT,
-      env: { ...process.env, NO_COLOR: "1", DENO_NO_UPDATE_CHECK: "1", ...variables },
-      stdio: ["ignore", "pipe", "pipe"],
-    });
-    let output = "";
-    child.stdout.on("data", (chunk) => output += chunk);
-    child.stderr.on("data", (chunk) => output += chunk);
-    child.on("error", (error) => done({ code: 127, output: error.message }));
-    child.on("close", (code) => done({ code: code ?? 1, output }));
-  });
-}
+const inProject = (program: string, args: readonly string[], variables: Record<string, string> = {}) =>
+  runProgram(program, args, { cwd: ROOT, environment: { DENO_NO_UPDATE_CHECK: "1", ...variables } });
 
 /**
  * Checks all notebooks at once, each one's cells as a module in a folder from which the same relative imports lead to the same
@@ -79,7 +58,7 @@ async function typeCheck(deno: string, paths: readonly string[]): Promise<Outcom
   const modules = paths.map((path) => join(cache, `notebook-${process.pid}-${basename(path, ".ipynb")}.ts`));
   try {
     paths.forEach((path, i) => writeFileSync(modules[i]!, `${cellsOf(path).join("\n\n")}\nexport {};\n`));
-    return await runProgram(deno, ["check", "--import-map=tests/deno/import_map.json", ...modules]);
+    return await inProject(deno, ["check", "--import-map=tests/deno/import_map.json", ...modules]);
   } finally {
     for (const module of modules) rmSync(module, { force: true });
   }
@@ -105,16 +84,7 @@ function kernelFolders(deno: string, work: string): Record<string, string> {
   };
 }
 
-async function main(args: readonly string[]): Promise<number> {
-  const { positionals, flags, values } = parseOptions(args, {
-    help: HELP,
-    boolean: ["check", "help"],
-    string: ["output"],
-  });
-  if (flags.help) {
-    print(HELP);
-    return 0;
-  }
+async function run({ positionals, flags, values }: Arguments<typeof USAGE>): Promise<number> {
   const notebooks = positionals.length > 0
     ? positionals.map((path) => resolve(path))
     : readdirSync(join(ROOT, "notebooks")).filter((name) => name.endsWith(".ipynb")).sort().map((name) =>
@@ -125,14 +95,14 @@ async function main(args: readonly string[]): Promise<number> {
   const work = mkdtempSync(join(tmpdir(), "arrowquant-notebooks-"));
   const output = values.output === undefined ? join(work, "executed") : resolve(values.output);
   let failed = 0;
-  const timed = async (what: string, run: () => Promise<Outcome>) => {
+  const timed = async (what: string, task: () => Promise<Outcome>) => {
     const began = performance.now();
-    const { code, output } = await run();
+    const { code, output, errors } = await task();
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
     print(`${code === 0 ? "ok    " : "FAILED"}  ${what} (${seconds} s)`);
     if (code === 0) return;
     failed++;
-    print(output.trimEnd().split("\n").slice(-40).map((line) => `    ${line}`).join("\n"));
+    print(`${output}${errors}`.trimEnd().split("\n").slice(-40).map((line) => `    ${line}`).join("\n"));
   };
   try {
     await timed(
@@ -145,7 +115,7 @@ async function main(args: readonly string[]): Promise<number> {
         const folders = kernelFolders(deno, work);
         for (const path of notebooks) {
           await timed(`${basename(path)} executed`, () =>
-            runProgram(jupyter, [
+            inProject(jupyter, [
               "--to=notebook",
               "--execute",
               `--ExecutePreprocessor.timeout=${CELL_SECONDS}`,
@@ -162,4 +132,5 @@ async function main(args: readonly string[]): Promise<number> {
   return failed === 0 ? 0 : 1;
 }
 
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

@@ -2,7 +2,6 @@
  * The gate: format, lint, types, kernels under sanitizers and emulators, tests in Bun and in Deno, the docs'
  * examples. Prints a line a step and closes with `N passed, N failed, N skipped`.
  */
-import { spawn } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,23 +9,23 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { compilerVersion, cudaPlan, nativePlan, objectName } from "../lib/native/build.ts";
 import { findCompiler } from "../lib/native/library.ts";
+import type { Arguments, Usage } from "./_command/options.ts";
 import { denoBinary } from "./_command/programs.ts";
+import { defineCommand } from "./_command/run.ts";
+import { type Outcome, runProgram } from "./_command/run_program.ts";
 
-const HELP = `Usage: bun run ok [--only NAME[,NAME…]] [--list]
-
-Runs every check of the project. Checks whose tool this machine lacks are skipped, with the reason.
-`;
+const USAGE = {
+  name: "ok.ts",
+  operands: "",
+  about:
+    "Runs every check of the project. Checks whose tool this machine lacks are skipped, with the reason.",
+  options: {
+    "--only NAME[,NAME…]": "these checks alone",
+    "--list": "print the names of the checks",
+  },
+} as const satisfies Usage;
 
 const root = fileURLToPath(new URL("..", import.meta.url));
-const arguments_ = process.argv.slice(2);
-if (arguments_.includes("--help")) {
-  console.log(HELP);
-  process.exit(0);
-}
-const only = arguments_.includes("--only")
-  ? arguments_[arguments_.indexOf("--only") + 1]?.split(",")
-  : undefined;
-
 const bun = process.execPath;
 const deno = denoBinary();
 const importMap = "--import-map=tests/deno/import_map.json";
@@ -35,26 +34,6 @@ const documents = [
   ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => `docs/${name}`),
 ];
 const shellDocuments = documents.filter((path) => readFileSync(join(root, path), "utf8").includes("```sh\n"));
-
-interface Outcome {
-  readonly code: number;
-  readonly output: string;
-}
-
-function run(command: readonly string[]): Promise<Outcome> {
-  return new Promise((resolve) => {
-    const child = spawn(command[0]!, command.slice(1), {
-      cwd: root,
-      env: { ...process.env, NO_COLOR: "1", FORCE_COLOR: "0" },
-      stdio: ["ignore", "pipe", "pipe"],
-    });
-    let output = "";
-    child.stdout.on("data", (chunk) => output += chunk);
-    child.stderr.on("data", (chunk) => output += chunk);
-    child.on("error", (error) => resolve({ code: 127, output: `${command[0]}: ${error.message}` }));
-    child.on("close", (code) => resolve({ code: code ?? 1, output }));
-  });
-}
 
 /** A step of the gate: commands run in order, or the reason why they cannot be. */
 interface Step {
@@ -216,22 +195,23 @@ async function nativeSteps(work: string): Promise<Step[]> {
 }
 
 /** Passed and failed tests as the runners' own closing lines count them; a step without any counts as one. */
-function count(outcome: Outcome): { passed: number; failed: number; skipped: number } {
+function count(
+  { code, output }: Pick<Outcome, "code" | "output">,
+): { passed: number; failed: number; skipped: number } {
   const sum = (pattern: RegExp) =>
-    [...outcome.output.matchAll(pattern)].reduce((total, match) => total + Number(match[1]), 0);
+    [...output.matchAll(pattern)].reduce((total, match) => total + Number(match[1]), 0);
   const passed = sum(/^ *(\d+) pass$/gm) + sum(/\| (\d+) passed/g);
   const failed = sum(/^ *(\d+) fail$/gm) + sum(/\| \d+ passed(?: \(\d+ steps?\))? \| (\d+) failed/g);
   const skipped = sum(/^ *(\d+) skip$/gm) + sum(/\| (\d+) ignored/g);
   if (passed + failed === 0) {
-    return { passed: outcome.code === 0 ? 1 : 0, failed: outcome.code === 0 ? 0 : 1, skipped };
+    return { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped };
   }
-  return { passed, failed: outcome.code !== 0 && failed === 0 ? 1 : failed, skipped };
+  return { passed, failed: code !== 0 && failed === 0 ? 1 : failed, skipped };
 }
 
 /** Steps that run at once: most have one busy thread. */
 const MAX_STEPS_AT_ONCE = 2;
 
-const work = mkdtempSync(join(tmpdir(), "arrowquant-ok-"));
 const total = { passed: 0, failed: 0, skipped: 0 };
 
 /** Runs a step's commands up to the first that fails, and prints its line. */
@@ -242,15 +222,14 @@ async function perform(step: Step): Promise<void> {
     return;
   }
   const started = performance.now();
-  let outcome: Outcome = { code: 0, output: "" };
-  let output = "";
-  for (const command of step.commands) {
-    outcome = await run(command);
-    output += outcome.output;
-    if (outcome.code === SKIPPED) outcome = { ...outcome, code: 0 };
-    if (outcome.code !== 0) break;
+  let code = 0, output = "";
+  for (const [program, ...args] of step.commands) {
+    const outcome = await runProgram(program!, args, { cwd: root });
+    output += outcome.output + outcome.errors;
+    code = outcome.code === SKIPPED ? 0 : outcome.code;
+    if (code !== 0) break;
   }
-  const counts = count({ code: outcome.code, output });
+  const counts = count({ code, output });
   total.passed += counts.passed;
   total.failed += counts.failed;
   total.skipped += counts.skipped;
@@ -258,25 +237,31 @@ async function perform(step: Step): Promise<void> {
   const detail = counts.passed + counts.failed > 1
     ? `, ${counts.passed} passed, ${counts.failed} failed`
     : "";
-  console.log(`${outcome.code === 0 ? "ok    " : "FAILED"}  ${step.name} (${seconds} s${detail})`);
+  console.log(`${code === 0 ? "ok    " : "FAILED"}  ${step.name} (${seconds} s${detail})`);
   for (const line of output.matchAll(/^ *skipped:? .*$/gm)) {
     console.log(`        ${line[0].trim()}`);
   }
-  if (outcome.code !== 0) {
+  if (code !== 0) {
     console.log(output.trimEnd().split("\n").slice(-80).map((line) => `    ${line}`).join("\n"));
   }
 }
 
-try {
-  const all = [...sourceSteps(), ...await nativeSteps(work)];
-  const todo = all.filter(({ name }) => only === undefined || only.includes(name));
-  if (arguments_.includes("--list")) { for (const { name } of todo.splice(0)) console.log(name); }
-  const worker = async (): Promise<void> => {
-    for (let step = todo.shift(); step !== undefined; step = todo.shift()) await perform(step);
-  };
-  await Promise.all(Array.from({ length: Math.min(MAX_STEPS_AT_ONCE, availableParallelism()) }, worker));
-} finally {
-  rmSync(work, { recursive: true, force: true });
+async function run({ flags, values }: Arguments<typeof USAGE>): Promise<number> {
+  const only = values.only?.split(","), work = mkdtempSync(join(tmpdir(), "arrowquant-ok-"));
+  try {
+    const all = [...sourceSteps(), ...await nativeSteps(work)];
+    const todo = all.filter(({ name }) => only === undefined || only.includes(name));
+    if (flags.list) { for (const { name } of todo.splice(0)) console.log(name); }
+    const worker = async (): Promise<void> => {
+      for (let step = todo.shift(); step !== undefined; step = todo.shift()) await perform(step);
+    };
+    await Promise.all(Array.from({ length: Math.min(MAX_STEPS_AT_ONCE, availableParallelism()) }, worker));
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+  console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
+  return total.failed === 0 ? 0 : 1;
 }
-console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
-process.exitCode = total.failed === 0 ? 0 : 1;
+
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

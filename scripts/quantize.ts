@@ -8,52 +8,61 @@ import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
 import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
 import { openCheckpoint } from "../lib/tensor/mod.ts";
-import { commandLine, environmentVariables, parseOptions, usageError } from "./_command/options.ts";
+import { type Arguments, environmentVariables, type Usage, UsageError } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
-import { EXIT_CODE_HELP, prepareReport, runCommand } from "./_command/run.ts";
+import {
+  type Context,
+  defineCommand,
+  KERNEL_OPTIONS,
+  OUTPUT_OPTIONS,
+  outputMode,
+  prepareReport,
+} from "./_command/run.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { formatCount, print, printable, printJson } from "./_command/text.ts";
 
-const HELP = `Usage: quantize.ts MODEL OUT [options]
+const USAGE = {
+  name: "quantize.ts",
+  operands: "MODEL OUT",
+  about: "Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.",
+  options: {
+    "--bits N": "2, 3, 4 or 8 (configuration: bit_width)",
+    "--group-size N": "0 (whole row), 16, 32, 64, 128 or 256",
+    "--scale-bits N": "16 (default), or 4 or 6 for two-level scales",
+    "--solver NAME": "clip (default), round, and on calibration data feedback or best",
+    "--calibrate FILE":
+      `calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
+FILE may also be what --save-calibration saved, or several of those with commas between them:
+layers are then solved on them without running the model, with nothing held out to choose by`,
+    "--save-calibration FILE": "save statistics of what the layers of MODEL read (.safetensors); a stopped " +
+      "run goes on from FILE.progress",
+    "--save-group-moments": "with --save-calibration: also the second moments of each time group",
+    "--samples N": "calibration samples, 32 to 1024",
+    "--phases LIST":
+      "phases to run: 1 (validation), 2 (smoothing), 3 (optimization), as in 1,3; or all, or none",
+    "--time-groups N": "time groups of the phases (configuration: num_time_groups)",
+    "--target-bits X": "bits per weight over all quantized layers, chosen by layer",
+    "--plan FILE": "bits and group sizes by layer, as a run with --target-bits saves them",
+    "--zero-point KIND": "real (default), integer or symmetric",
+    "--config FILE": "YAML; see docs/configuration.md",
+    ...KERNEL_OPTIONS,
+    "--dry-run": "show what would be done, and by which rules; write nothing",
+    ...OUTPUT_OPTIONS,
+    "--print-config": "print the configuration in force, with where each value came from",
+    "--quiet": "print nothing but errors",
+    "--json": "print the report as JSON",
+    "--log FORMAT":
+      "text (default) or json: events on stderr as one JSON object a line - time, event, message, " +
+      "and a phase's numbers as data - and no progress",
+    "--report DIR":
+      "also write report.html there, with charts and tables of the run; a name that ends with " +
+      ".html is the page alone",
+  },
+  notes: "Later wins: default < deployment profile < --config < environment ARROW_QUANT_* < options.",
+} as const satisfies Usage;
 
-Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.
-
-  --bits N             2, 3, 4 or 8 (configuration: bit_width)
-  --group-size N       0 (whole row), 16, 32, 64, 128 or 256
-  --scale-bits N       16 (default), or 4 or 6 for two-level scales
-  --solver NAME        clip (default), round, and on calibration data feedback or best
-  --calibrate FILE     calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
-                       FILE may also be what --save-calibration saved, or several of those with commas between them:
-                       layers are then solved on them without running the model, with nothing held out to choose by
-  --save-calibration FILE
-                       save statistics of what the layers of MODEL read (.safetensors); a stopped run goes on from
-                       FILE.progress
-  --save-group-moments with --save-calibration: also the second moments of each time group
-  --samples N          calibration samples, 32 to 1024
-  --phases LIST        phases to run: 1 (validation), 2 (smoothing), 3 (optimization), as in 1,3; or all, or none
-  --time-groups N      time groups of the phases (configuration: num_time_groups)
-  --target-bits X      bits per weight over all quantized layers, chosen by layer
-  --plan FILE          bits and group sizes by layer, as a run with --target-bits saves them
-  --zero-point KIND    real (default), integer or symmetric
-  --config FILE        YAML; see docs/configuration.md
-  --threads N          0 (default) is one per core
-  --backend NAME       auto (default), cuda, cpu, native or wasm
-  --dry-run            show what would be done, and by which rules; write nothing
-  --resume             go on with a run that was stopped
-  --force              replace a finished output, or start over; touches only files that this tool wrote
-  --print-config       print the configuration in force, with where each value came from
-  --quiet              print nothing but errors
-  --json               print the report as JSON
-  --log FORMAT         text (default) or json: events on stderr as one JSON object a line - time, event, message, and a
-                       phase's numbers as data - and no progress
-  --report DIR         also write report.html there, with charts and tables of the run; a name that ends with .html is
-                       the page alone
-  --help
-
-Later wins: default < deployment profile < --config < environment ARROW_QUANT_* < options.
-
-${EXIT_CODE_HELP}`;
+type Options = Arguments<typeof USAGE>;
 
 /** Options that set a configuration key. */
 const KEYS = {
@@ -80,33 +89,13 @@ const PHASE_KEYS = [
 
 const WORST_LAYERS = 5;
 
-const OPTIONS = {
-  help: HELP,
-  boolean: ["dry-run", "resume", "force", "print-config", "quiet", "json", "help", "save-group-moments"],
-  string: [
-    ...Object.keys(KEYS) as (keyof typeof KEYS)[],
-    "phases",
-    "config",
-    "report",
-    "save-calibration",
-    "log",
-  ],
-} as const;
-
-type Arguments = ReturnType<
-  typeof parseOptions<typeof OPTIONS.boolean[number], typeof OPTIONS.string[number]>
->;
-
-async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
-  const parsed: Arguments = parseOptions(args, OPTIONS), { flags, values } = parsed;
-  if (flags.help) return print(HELP);
-  const log = values.log ?? "text";
-  if (log !== "text" && log !== "json") throw usageError(`--log must be text or json, got "${log}"`, HELP);
-  const display = new ProgressDisplay(flags.quiet, log);
+async function run(parsed: Options, { signal, command }: Context): Promise<void> {
+  const { flags, values } = parsed;
+  const display = new ProgressDisplay(flags.quiet, parsed.oneOf("log", ["text", "json"]));
   const environment = environmentVariables(display.log);
   const resolved = await loadConfig({ path: values.config, environment, ...overridesOf(parsed) });
   if (flags["print-config"]) return print(formatConfig(resolved).trimEnd());
-  const { config, origins } = resolved, run = { ...checkedRun(parsed), config };
+  const { config, origins } = resolved, task = { ...checkedTask(parsed), config };
   for (const key of LATER_KEYS) {
     if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
       display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
@@ -118,20 +107,19 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const { backend, numThreads: threads } = config;
   if (flags["dry-run"]) {
     using kernels = hasBudget(config) ? await openKernels({ backend, threads }) : undefined;
-    report = await quantizeCheckpoint({ ...run, kernels, dryRun: true });
+    report = await quantizeCheckpoint({ ...task, kernels, dryRun: true });
     seconds = secondsSoFar();
   } else {
     using kernels = await openKernels({ backend, threads, onMessage: display.log });
     display.log(kernels.describe());
     try {
       const { update: onProgress, event: onEvent } = display;
-      report = await quantizeCheckpoint({ ...run, kernels, signal, onProgress, onEvent });
+      report = await quantizeCheckpoint({ ...task, kernels, signal, onProgress, onEvent });
     } finally {
       display.clear();
     }
     seconds = secondsSoFar();
     if (values.report !== undefined) {
-      const command = commandLine("quantize.ts", args);
       const page = await writeRunReport(values.report, { command, report, resolved, seconds, kernels });
       display.log(`report: ${printable(page)}`);
     }
@@ -147,7 +135,7 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
 
 /** Configuration keys that options set, each with the option's name. @throws {ConfigError} on a bad list of phases */
 function overridesOf(
-  { values }: Arguments,
+  { values }: Options,
 ): Required<Pick<ConfigOverrides, "overrides" | "overrideSources">> {
   const own = Object.entries(KEYS).map(([option, key]) =>
     [key, values[option as keyof typeof KEYS], `--${option}`] as const
@@ -166,29 +154,25 @@ function phasesOf(list: string): readonly number[] {
   if (list === "none") return [];
   const phases = list.split(",").map((text) => ["1", "2", "3"].indexOf(text.trim()) + 1);
   if (!phases.includes(0)) return phases;
-  throw usageError(`--phases must be all, none or a list of 1, 2 and 3 as in 1,3, got "${list}"`, HELP);
+  throw new UsageError(`--phases must be all, none or a list of 1, 2 and 3 as in 1,3, got "${list}"`);
 }
 
 /** Input, output and mode of the run. @throws {ConfigError} on paths or options that exclude each other */
-function checkedRun({ positionals, flags, values }: Arguments) {
-  const [input, output] = positionals;
-  if (input === undefined || output === undefined || positionals.length > 2) {
-    throw usageError(`MODEL and OUT are needed, got ${positionals.length} paths`, HELP);
-  }
-  const { resume, force } = flags;
-  if (resume && force) throw usageError("--resume and --force exclude each other", HELP);
+function checkedTask(parsed: Options) {
+  const { flags, values } = parsed, [input, output] = parsed.operands("MODEL", "OUT");
+  const { resume, force } = outputMode(flags);
   if (values.report !== undefined) {
-    if (flags["dry-run"]) throw usageError("--dry-run writes nothing: there is nothing to report", HELP);
-    if (resolve(values.report) === resolve(output)) throw usageError("--report must not be OUT itself", HELP);
+    if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to report");
+    if (resolve(values.report) === resolve(output)) throw new UsageError("--report must not be OUT itself");
   }
   const path = values["save-calibration"], groupMoments = flags["save-group-moments"];
   if (path === undefined) {
-    if (groupMoments) throw usageError("--save-group-moments needs --save-calibration FILE", HELP);
+    if (groupMoments) throw new UsageError("--save-group-moments needs --save-calibration FILE");
     return { input, output, resume, force };
   }
-  if (flags["dry-run"]) throw usageError("--dry-run writes nothing: there is nothing to save", HELP);
+  if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to save");
   if (!path.endsWith(".safetensors")) {
-    throw usageError(`--save-calibration must name a .safetensors file, got ${path}`, HELP);
+    throw new UsageError(`--save-calibration must name a .safetensors file, got ${path}`);
   }
   return { input, output, resume, force, saveCalibration: { path, groupMoments } };
 }
@@ -308,4 +292,5 @@ function printSummary(report: RunReport, seconds: number): void {
   print(formatCells(facts));
 }
 
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

@@ -27,14 +27,16 @@ import { digestFile, outputError, writeWhole } from "../lib/files/whole.ts";
 import { buildLibraries } from "./_release/libraries.ts";
 import { bundle, packNpm } from "./_release/package.ts";
 import { tryRelease } from "./_release/trials.ts";
-import { parseOptions, usageError } from "./_command/options.ts";
-import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import type { Arguments, Usage } from "./_command/options.ts";
+import { type Context, defineCommand } from "./_command/run.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
 import { print } from "./_command/text.ts";
 
-const HELP = `Usage: release.ts OUT [options]
-
-Builds a release into the folder OUT and tries it: Deno imports it from a URL, Bun and Node install the npm package.
+const USAGE = {
+  name: "release.ts",
+  operands: "OUT",
+  about:
+    `Builds a release into the folder OUT and tries it: Deno imports it from a URL, Bun and Node install the npm package.
 Served by any web host, OUT is what "import … from https://host/…/mod.ts" needs.
 
   mod.ts, lib/              the sources
@@ -44,13 +46,12 @@ Served by any web host, OUT is what "import … from https://host/…/mod.ts" ne
   arrowquant-VERSION.tgz    the npm package
 
 OUT appears when everything is done and every trial passed. A release that is there is replaced; a folder with anything
-else in it is refused. Exit code 1: a trial failed.
-
-  --skip-trials        only build
-  --quiet              print nothing but errors
-  --help
-
-${EXIT_CODE_HELP}`;
+else in it is refused. Exit code 1: a trial failed.`,
+  options: {
+    "--skip-trials": "only build",
+    "--quiet": "print nothing but errors",
+  },
+} as const satisfies Usage;
 
 const root = fileURLToPath(PACKAGE_ROOT);
 
@@ -146,18 +147,8 @@ async function buildRelease(
   return { manifest, tarball };
 }
 
-async function main(args: readonly string[], signal: AbortSignal): Promise<number> {
-  const { positionals, flags } = parseOptions(args, {
-    help: HELP,
-    boolean: ["skip-trials", "quiet", "help"],
-    string: [],
-  });
-  if (flags.help) {
-    print(HELP);
-    return 0;
-  }
-  if (positionals.length !== 1) throw usageError(`OUT is needed, got ${positionals.length} paths`, HELP);
-  const out = resolve(positionals[0]!);
+async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promise<number> {
+  const { flags } = parsed, out = resolve(...parsed.operands("OUT"));
   const log = (line: string) => {
     if (!flags.quiet) console.error(line);
   };
@@ -241,4 +232,5 @@ function summary(out: string, manifest: ReleaseManifest, tarball: string): strin
   ].join("\n");
 }
 
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

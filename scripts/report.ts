@@ -10,20 +10,22 @@ import {
 } from "../lib/analysis/report/mod.ts";
 import { readRun, type Run } from "../lib/analysis/run.ts";
 import { makeFolder, writeWhole } from "../lib/files/whole.ts";
-import { commandLine, parseOptions, usageError } from "./_command/options.ts";
-import { EXIT_CODE_HELP, runCommand } from "./_command/run.ts";
+import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
+import { type Context, defineCommand } from "./_command/run.ts";
 import { print } from "./_command/text.ts";
 
-const HELP = `Usage: report.ts RUN... [options]
-
-Makes a report of run folders, as bench.ts and quantize.ts write them with --report: one HTML file that needs nothing
-else, or text, or Markdown. With several runs it compares each with the first.
-
-  -o, --output FILE    where to write it; default report.html for HTML, standard output for text and Markdown
-  --format NAME        ${REPORT_FORMATS.join(", ")}; default: by the end of FILE's name, otherwise html
-  --help
-
-${EXIT_CODE_HELP}`;
+const USAGE = {
+  name: "report.ts",
+  operands: "RUN...",
+  about:
+    `Makes a report of run folders, as bench.ts and quantize.ts write them with --report: one HTML file that needs nothing
+else, or text, or Markdown. With several runs it compares each with the first.`,
+  options: {
+    "-o, --output FILE":
+      "where to write it; default report.html for HTML, standard output for text and Markdown",
+    "--format NAME": `${REPORT_FORMATS.join(", ")}; default: by the end of FILE's name, otherwise html`,
+  },
+} as const satisfies Usage;
 
 const ENDINGS: Readonly<Record<string, ReportFormat>> = {
   html: "html",
@@ -32,24 +34,16 @@ const ENDINGS: Readonly<Record<string, ReportFormat>> = {
   md: "markdown",
 };
 
-async function main(args: readonly string[]): Promise<void> {
-  const long = args.map((arg) => arg === "-o" ? "--output" : arg);
-  const { positionals, flags, values } = parseOptions(long, {
-    help: HELP,
-    boolean: ["help"],
-    string: ["output", "format"],
-  });
-  if (flags.help) {
-    print(HELP);
-    return;
-  }
-  if (positionals.length === 0) throw usageError("at least one RUN is needed, got none", HELP);
-  const format = formatOf(values.format, values.output);
+async function run(parsed: Arguments<typeof USAGE>, { command }: Context): Promise<void> {
+  const { positionals, values } = parsed;
+  if (positionals.length === 0) throw new UsageError("at least one RUN is needed, got none");
+  const ending = /\.(\w+)$/.exec(values.output ?? "")?.[1] ?? "";
+  const format = parsed.oneOf("format", REPORT_FORMATS) ?? ENDINGS[ending] ?? "html";
   checkLibraries();
   const runs: Run[] = [];
   for (const folder of positionals) runs.push(await readRun(folder));
   const text = format === "html"
-    ? await reportHtml(runs, { command: commandLine("report.ts", args) })
+    ? await reportHtml(runs, { command })
     : format === "text"
     ? await reportText(runs)
     : await reportMarkdown(runs);
@@ -63,11 +57,5 @@ async function main(args: readonly string[]): Promise<void> {
   print(output);
 }
 
-function formatOf(asked: string | undefined, output: string | undefined): ReportFormat {
-  if (asked === undefined) return ENDINGS[/\.(\w+)$/.exec(output ?? "")?.[1] ?? ""] ?? "html";
-  const format = REPORT_FORMATS.find((name) => name === asked);
-  if (format !== undefined) return format;
-  throw usageError(`option "--format" must be one of ${REPORT_FORMATS.join(", ")}, got "${asked}"`, HELP);
-}
-
-if (import.meta.main) await runCommand(main);
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();

@@ -1,118 +1,186 @@
-/** Command lines: parsing options, and the mistakes in them. */
+/** Command lines: what a command takes, its help, and the mistakes in them. */
 import process from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
 import { nearestName } from "../../lib/config/nearest.ts";
 import { ConfigError } from "../../lib/errors.ts";
 
-/** A command's options: names without dashes. */
-export interface Options<B extends string, S extends string, L extends string = never> {
-  /** First line is the usage. */
-  readonly help: string;
-  readonly boolean: readonly B[];
-  readonly string: readonly S[];
-  /** Options with a value that may be repeated. */
-  readonly list?: readonly L[];
+/** What a command takes. */
+export interface Usage {
+  /** Its file in scripts/. */
+  readonly name: string;
+  /** As in `MODEL OUT`. */
+  readonly operands: string;
+  readonly about: string;
+  /**
+   * What each option is for, under the option as the help shows it: `--flag`, `--option VALUE`, `-o, --option VALUE`, or
+   * `--option VALUE …` where it may be repeated. A key without dashes heads the options behind it.
+   */
+  readonly options: Readonly<Record<string, string>>;
+  /** Closes the help. */
+  readonly notes?: string;
 }
 
-/** Parsed options. */
-export interface Parsed<B extends string, S extends string, L extends string = never> {
-  readonly positionals: readonly string[];
-  readonly flags: Readonly<Record<B, boolean>>;
-  readonly values: Readonly<Partial<Record<S, string>>>;
-  readonly lists: Readonly<Record<L, readonly string[]>>;
+/** Keys of options without the dashes, headings left out. */
+type Keys<U extends Usage> = Extract<keyof U["options"], string> extends infer K
+  ? K extends `${string}--${infer Rest}` ? Rest : never
+  : never;
+type FlagOf<K> = K extends `${string} ${string}` ? never : K;
+type ListOf<K> = K extends `${infer Name} ${string} …` ? Name : never;
+type ValueOf<K> = K extends `${string} …` ? never : K extends `${infer Name} ${string}` ? Name : never;
+
+/** Names of the options of a command that take one value. */
+export type ValueName<U extends Usage> = ValueOf<Keys<U>>;
+
+/** A mistake in the command line. */
+export class UsageError extends ConfigError {
+  constructor(reason: string) {
+    super(`Cannot run the command: ${reason}`);
+  }
 }
 
-/** How options begin that leave something out. */
-const NEGATION = "no-";
+/** A parsed command line, options by names without dashes. */
+export class Arguments<U extends Usage> {
+  constructor(
+    readonly positionals: readonly string[],
+    readonly flags: Readonly<Record<FlagOf<Keys<U>> & string, boolean>>,
+    readonly values: Readonly<Partial<Record<ValueName<U>, string>>>,
+    readonly lists: Readonly<Record<ListOf<Keys<U>>, readonly string[]>>,
+  ) {}
+
+  /** The operands. @throws {UsageError} unless there are as many as names */
+  operands<const N extends readonly string[]>(...names: N): { readonly [I in keyof N]: string } {
+    const { positionals } = this, got = positionals.length;
+    if (got === names.length) return positionals as { readonly [I in keyof N]: string };
+    if (names.length === 0) throw new UsageError(`unexpected argument "${positionals[0]}"`);
+    throw new UsageError(
+      names.length === 1
+        ? `one ${names[0]} is needed, got ${got}`
+        : `${names.join(" and ")} are needed, got ${got} paths`,
+    );
+  }
+
+  /** An option's value that must be one of some names. */
+  oneOf<T extends string>(name: ValueName<U>, allowed: readonly T[]): T | undefined {
+    const value: string | undefined = this.values[name];
+    if (value === undefined || allowed.includes(value as T)) return value as T | undefined;
+    throw new UsageError(`--${name} must be one of ${allowed.join(", ")}, got "${value}"`);
+  }
+
+  /** An option's value that must be a number. */
+  number(name: ValueName<U>): number | undefined {
+    const text: string | undefined = this.values[name];
+    if (text === undefined || (text.trim() !== "" && Number.isFinite(Number(text)))) {
+      return text === undefined ? undefined : Number(text);
+    }
+    throw new UsageError(`--${name} must be a number, got "${text}"`);
+  }
+
+  /** An option's value that must be a whole number. */
+  whole(name: ValueName<U>, least: number, most?: number): number | undefined {
+    const text: string | undefined = this.values[name];
+    return text === undefined ? undefined : wholeNumber(name, text, least, most);
+  }
+}
+
+/** A part of an option's value as a whole number. */
+export function wholeNumber(name: string, text: string, least: number, most?: number): number {
+  const value = Number(text);
+  if (/^\d+$/.test(text) && Number.isSafeInteger(value) && value >= least && value <= (most ?? value)) {
+    return value;
+  }
+  const range = most === undefined ? `≥ ${least}` : `from ${least} to ${most}`;
+  throw new UsageError(`--${name} must be a whole number ${range}, got "${text}"`);
+}
+
+interface Option {
+  readonly name: string;
+  /** A letter. */
+  readonly alias: string | undefined;
+  readonly kind: "flag" | "value" | "list";
+}
+
+function optionsOf(usage: Usage): Option[] {
+  return Object.keys({ ...usage.options, "--help": "" }).flatMap((key): Option[] => {
+    const [, alias, name, value, repeats] = /^(?:-(\w), )?--([\w-]+)( .*?)?( …)?$/.exec(key) ?? [];
+    const kind = repeats !== undefined ? "list" : value !== undefined ? "value" : "flag";
+    return name === undefined ? [] : [{ name, alias, kind }];
+  });
+}
 
 /**
  * Parses a command line.
  *
- * @throws {ConfigError} on an option that does not exist, one without its value, or a value that none takes
+ * @throws {UsageError} on an option that does not exist, one without its value, or a value that none takes
  */
-export function parseOptions<B extends string, S extends string, L extends string = never>(
-  args: readonly string[],
-  options: Options<B, S, L>,
-): Parsed<B, S, L> {
-  const { list = [] } = options, strings: readonly string[] = [...options.string, ...list];
-  const known = [...options.boolean, ...strings];
-  const unknown: string[] = [];
-  const end = args.indexOf("--");
-  const own = end < 0 ? args : args.slice(0, end);
-  const valued = own.find((arg) => options.boolean.some((name) => arg.startsWith(`--${name}=`)));
-  if (valued !== undefined) {
-    const name = valued.slice(0, valued.indexOf("="));
-    throw usageError(`option "${name}" takes no value, got "${valued}"`, options.help);
+export function parseArguments<U extends Usage>(usage: U, args: readonly string[]): Arguments<U> {
+  const options = optionsOf(usage);
+  const namesOf = (...kinds: Option["kind"][]) =>
+    options.filter(({ kind }) => kinds.includes(kind)).map(({ name }) => name);
+  const flags = namesOf("flag"), lists = namesOf("list"), valued = namesOf("value", "list");
+  const end = args.indexOf("--"), own = end < 0 ? args : args.slice(0, end);
+  const assigned = own.find((arg) => flags.some((name) => arg.startsWith(`--${name}=`)));
+  if (assigned !== undefined) {
+    const name = assigned.slice(0, assigned.indexOf("="));
+    throw new UsageError(`option "${name}" takes no value, got "${assigned}"`);
   }
   // A negative number is a value, not an option: what is wrong with it is for its key to say.
+  const takesNext = (arg: string | undefined) => valued.some((name) => arg === `--${name}`);
+  const isNumber = (arg: string | undefined) => arg !== undefined && /^-\d/.test(arg);
   const joined = args.flatMap((arg, i) => {
-    const isInside = end < 0 || i < end;
-    const takesNext = (name: string | undefined) => strings.some((option) => name === `--${option}`);
-    if (isInside && takesNext(args[i - 1]) && /^-\d/.test(arg)) return [];
-    const next = args[i + 1] ?? "";
-    return isInside && takesNext(arg) && /^-\d/.test(next) ? [`${arg}=${next}`] : [arg];
+    if (end >= 0 && i >= end) return [arg];
+    if (isNumber(arg) && takesNext(args[i - 1])) return [];
+    return takesNext(arg) && isNumber(args[i + 1]) ? [`${arg}=${args[i + 1]}`] : [arg];
   });
-  // The parser reads `--no-x` as x negated.
-  const negatable = options.boolean.filter((name) => name.startsWith(NEGATION)).map((name) =>
-    name.slice(NEGATION.length)
-  );
   const parsed = parseArgs(joined, {
-    boolean: [...options.boolean.filter((name) => !name.startsWith(NEGATION)), ...negatable] as string[],
-    negatable,
-    default: Object.fromEntries(negatable.map((name) => [name, true])),
-    string: ["_", ...strings],
-    collect: [...list] as string[],
+    boolean: flags,
+    string: ["_", ...valued],
+    collect: lists,
+    alias: Object.fromEntries(
+      options.flatMap(({ name, alias }) => alias === undefined ? [] : [[name, alias]]),
+    ),
     unknown: (arg: string) => {
       if (!arg.startsWith("-") || arg === "-") return true;
-      unknown.push(arg);
-      return false;
+      const near = nearestName(arg.replace(/^-+/, "").replace(/=.*$/s, ""), [...flags, ...valued]);
+      const hint = near === undefined ? "" : `; did you mean "--${near}"?`;
+      throw new UsageError(`unknown option "${arg}"${hint}`);
     },
   });
-  const [wrong] = unknown;
-  if (wrong !== undefined) {
-    const name = wrong.replace(/^-+/, "").replace(/=.*$/s, "");
-    const near = nearestName(name, known);
-    throw usageError(
-      `unknown option "${wrong}"${near === undefined ? "" : `; did you mean "--${near}"?`}`,
-      options.help,
-    );
-  }
-  const values: Partial<Record<S, string>> = {};
-  for (const name of options.string) {
-    const value = parsed[name];
-    if (value === undefined) continue;
-    values[name] = String(value);
-  }
-  const lists = Object.fromEntries(
-    list.map((name) => [name, ([parsed[name] ?? []].flat() as string[]).map(String)]),
+  const empty = valued.find((name) => [parsed[name]].flat().includes(""));
+  if (empty !== undefined) throw new UsageError(`option "--${empty}" needs a value`);
+  const pick = (names: readonly string[]) => Object.fromEntries(names.map((name) => [name, parsed[name]]));
+  return new Arguments<U>(
+    parsed._.map(String),
+    pick(flags) as Arguments<U>["flags"],
+    pick(namesOf("value")) as Arguments<U>["values"],
+    pick(lists) as unknown as Arguments<U>["lists"],
   );
-  for (
-    const [name, value] of [...Object.entries(values), ...Object.entries(lists)] as [
-      string,
-      string | string[],
-    ][]
-  ) {
-    if (value === "" || Array.isArray(value) && value.includes("")) {
-      throw usageError(`option "--${name}" needs a value`, options.help);
-    }
-  }
-  const flags = Object.fromEntries(options.boolean.map((name) => [
-    name,
-    name.startsWith(NEGATION)
-      ? (parsed[name.slice(NEGATION.length)] as unknown) === false
-      : (parsed[name] as unknown) === true,
-  ]));
-  return {
-    positionals: parsed._.map(String),
-    flags: flags as Record<B, boolean>,
-    values,
-    lists: lists as Record<L, string[]>,
-  };
 }
 
-/** A mistake in the command line. */
-export function usageError(reason: string, help: string): ConfigError {
-  return new ConfigError(`Cannot run the command: ${reason}\n${help.split("\n")[0]}\n--help says more`);
+/** The last lines of every `--help`. */
+const EXIT_CODE_HELP = `Exit codes:
+  0 done    1 unexpected error    2 options or configuration    3 bad input    4 output    5 kernels    6 memory
+  130, 143 stopped by SIGINT or SIGTERM; what was done is kept`;
+/** Where what options are for begins, and how wide it may be. */
+const HELP_COLUMN = 23, HELP_WIDTH = 97;
+
+export const usageLine = ({ name, operands }: Usage): string =>
+  `Usage: ${[name, operands, "[options]"].filter((part) => part !== "").join(" ")}`;
+
+/** What `--help` prints. */
+export function helpText(usage: Usage): string {
+  const options = Object.entries({ ...usage.options, "--help": "" }).flatMap(([key, text]) => {
+    if (!key.startsWith("-")) return [`${key}:`];
+    const lines = text.split("\n").flatMap((line) =>
+      line.match(new RegExp(`.{1,${HELP_WIDTH}}(?= |$)`, "g"))?.map((part) => part.trimStart()) ?? []
+    );
+    const label = `  ${key.replace(/ …$/, "")}`, indent = " ".repeat(HELP_COLUMN);
+    const [first, rest] = label.length < HELP_COLUMN
+      ? [`${label.padEnd(HELP_COLUMN)}${lines[0] ?? ""}`.trimEnd(), lines.slice(1)]
+      : [label, lines];
+    return [first, ...rest.map((line) => indent + line)];
+  });
+  return [usageLine(usage), usage.about, options.join("\n"), usage.notes ?? [], EXIT_CODE_HELP].flat()
+    .join("\n\n");
 }
 
 /** The process's environment; empty, with a notice, where Deno may not read it. */

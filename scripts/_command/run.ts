@@ -4,8 +4,20 @@ import { dirname } from "node:path";
 import process from "node:process";
 import { checkLibraries } from "../../lib/analysis/_libraries.ts";
 import { type ErrorCode, InterruptedError, OutputError } from "../../lib/errors.ts";
+import { loadConfig } from "../../lib/config/mod.ts";
 import { outputError } from "../../lib/files/whole.ts";
-import { printJson } from "./text.ts";
+import type { OpenOptions } from "../../lib/native/mod.ts";
+import {
+  type Arguments,
+  commandLine,
+  environmentVariables,
+  helpText,
+  parseArguments,
+  type Usage,
+  UsageError,
+  usageLine,
+} from "./options.ts";
+import { print, printJson } from "./text.ts";
 
 /** Exit codes by error code; docs/errors.md lists them. */
 export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, number>> = {
@@ -20,20 +32,24 @@ export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, n
   AQ_MEMORY: 6,
 };
 
-/** The last lines of every `--help`. */
-export const EXIT_CODE_HELP = `Exit codes:
-  0 done    1 unexpected error    2 options or configuration    3 bad input    4 output    5 kernels    6 memory
-  130, 143 stopped by SIGINT or SIGTERM; what was done is kept`;
+/** What a command is given beside its arguments. */
+export interface Context {
+  /** Aborted by SIGINT and SIGTERM. */
+  readonly signal: AbortSignal;
+  /** The command line as it can be given again. */
+  readonly command: string;
+}
 
 /**
- * Runs a command to its exit code. SIGINT and SIGTERM abort the signal; a second one ends the process at once.
- *
- * An error is one message on stderr, and with `--json` an object on stdout.
+ * A command as a function of its arguments: parses them, runs `main` and sets the exit code. SIGINT and SIGTERM abort
+ * the signal; a second one ends the process at once. An error is one message on stderr, and with `--json` an object on
+ * stdout.
  */
-export async function runCommand(
-  main: (args: readonly string[], signal: AbortSignal) => Promise<number | void>,
-): Promise<void> {
-  const args = process.argv.slice(2);
+export const defineCommand = <U extends Usage>(
+  usage: U,
+  main: (parsed: Arguments<U>, context: Context) => Promise<number | void> | number | void,
+) =>
+async (args: readonly string[] = process.argv.slice(2)): Promise<void> => {
   const controller = new AbortController();
   const stop = (signal: "SIGINT" | "SIGTERM") => {
     if (controller.signal.aborted) process.exit(signalExitCode(signal));
@@ -44,13 +60,54 @@ export async function runCommand(
   process.on("SIGINT", onInterrupt);
   process.on("SIGTERM", onTerminate);
   try {
-    process.exitCode = await main(args, controller.signal) ?? 0;
+    const parsed = parseArguments(usage, args);
+    const context = { signal: controller.signal, command: commandLine(usage.name, args) };
+    if ((parsed.flags as Record<string, boolean>)["help"]) print(helpText(usage));
+    else process.exitCode = await main(parsed, context) ?? 0;
   } catch (error) {
+    if (error instanceof UsageError) error.message += `\n${usageLine(usage)}\n--help says more`;
     process.exitCode = report(error, args.includes("--json"));
   } finally {
     process.off("SIGINT", onInterrupt);
     process.off("SIGTERM", onTerminate);
   }
+};
+
+/** Lets a signal in. @throws {InterruptedError} when one has come */
+export async function stopIfAsked(signal: AbortSignal): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve));
+  if (signal.aborted) throw new InterruptedError(`Stopped by ${signal.reason}`, String(signal.reason));
+}
+
+/** Options of every command that opens the kernels. */
+export const KERNEL_OPTIONS = {
+  "--threads N": "0 (default) is one per core",
+  "--backend NAME": "auto (default), cuda, cpu, native or wasm",
+} as const;
+
+/** Options of every command that writes a checkpoint. */
+export const OUTPUT_OPTIONS = {
+  "--resume": "go on with a run that was stopped",
+  "--force": "replace a finished output, or start over; touches only files that this tool wrote",
+} as const;
+
+/** What {@linkcode OUTPUT_OPTIONS} ask for. */
+export function outputMode({ resume, force }: Readonly<Record<"resume" | "force", boolean>>) {
+  if (resume && force) throw new UsageError("--resume and --force exclude each other");
+  return { resume, force };
+}
+
+/** Kernels as {@linkcode KERNEL_OPTIONS}, the environment and the configuration's defaults choose them. */
+export async function chosenKernels(
+  { threads: num_threads, backend }: Readonly<Partial<Record<"threads" | "backend", string>>>,
+  onMessage: (line: string) => void,
+): Promise<OpenOptions> {
+  const { config } = await loadConfig({
+    environment: environmentVariables(onMessage),
+    overrides: { num_threads, backend },
+    overrideSources: { num_threads: "--threads", backend: "--backend" },
+  });
+  return { backend: config.backend, threads: config.numThreads, onMessage };
 }
 
 const signalExitCode = (signal: string): number => signal === "SIGTERM" ? 143 : 130;

@@ -398,6 +398,6 @@ test("the log is one JSON object a line, with a phase's numbers; the report has 
   }
   expect(data("violation").length).toBe((validation!["violations"] as unknown[]).length);
   expect(run("quantize.ts", [DREAM, place.fresh(), "--log", "xml"]).stderr).toContain(
-    "--log must be text or json",
+    "--log must be one of text, json",
   );
 });

@@ -565,10 +565,10 @@ describe("held-out samples", () => {
 describe("bad input", () => {
   test("unknown phases, groups of 0, options of another suite", () => {
     expect(() => parseBenchArguments(["--phase", "phase4"])).toThrow(
-      'option "--phase" must be one of all, baseline, phase1, phase2, phase3_full, got "phase4"',
+      '--phase must be one of all, baseline, phase1, phase2, phase3_full, got "phase4"',
     );
     expect(() => parseBenchArguments(["--phase", "all", "--groups", "0"])).toThrow(
-      'option "--groups" must be a whole number from 1 to 100, got "0"',
+      '--groups must be a whole number from 1 to 100, got "0"',
     );
     expect(() => parseBenchArguments(["--phase", "all", "--suite", "kernels"])).toThrow(
       "of the suite phases",
