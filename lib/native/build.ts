@@ -20,6 +20,7 @@ import {
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { KernelError } from "../errors.ts";
+import { sha256 } from "../files/whole.ts";
 
 const COMMON_FLAGS = [
   "-std=c11",
@@ -223,7 +224,7 @@ async function compile<Result>(
   }
 }
 
-const contentHash = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest("hex").slice(0, 32);
+const contentHash = (bytes: Uint8Array) => sha256(bytes).slice(0, 32);
 
 /**
  * A library that was built into `folder` before, undefined if there is none. Its name carries the hash of its
@@ -257,8 +258,17 @@ export function publishLibrary(plan: BuildPlan, finished: string, folder: string
   return path;
 }
 
-/** Builds under way in this process, by folder: whoever asks meanwhile waits for the same one. */
+/** Builds and downloads under way in this process, by folder. */
 const underWay = new Map<string, Promise<string>>();
+
+/** Runs `make` for a folder, unless it is under way: whoever asks meanwhile waits for the same one. */
+export function onceAtATime(folder: string, make: () => Promise<string>): Promise<string> {
+  const existing = underWay.get(folder);
+  if (existing !== undefined) return existing;
+  const promise = make().finally(() => underWay.delete(folder));
+  underWay.set(folder, promise);
+  return promise;
+}
 
 /**
  * Builds the library into `folder`, synced and renamed into place under the hash of its bytes.
@@ -272,13 +282,11 @@ export function buildLibrary(
   compiler: string,
   folder: string,
 ): Promise<string> {
-  const existing = underWay.get(folder);
-  if (existing !== undefined) return existing;
-  mkdirSync(folder, { recursive: true });
   const publish = (result: string) => publishLibrary(plan, result, folder);
-  const promise = compile(plan, kernels, compiler, folder, publish).finally(() => underWay.delete(folder));
-  underWay.set(folder, promise);
-  return promise;
+  return onceAtATime(folder, () => {
+    mkdirSync(folder, { recursive: true });
+    return compile(plan, kernels, compiler, folder, publish);
+  });
 }
 
 /** Source text of wasm_binary.ts for a module and the hash of what it was built from. */

@@ -1,5 +1,5 @@
 /** The one file that names `bun:ffi`. */
-import { type CallsOf, kindsOf, type OpenedSymbols, type SymbolTable } from "./symbols.ts";
+import { type CallsOf, ffiTypes, type OpenedSymbols, type SymbolTable } from "./symbols.ts";
 
 interface BunFfi {
   dlopen(
@@ -7,17 +7,6 @@ interface BunFfi {
     symbols: Record<string, { args: string[]; returns: string }>,
   ): { symbols: Record<string, unknown>; close(): void };
 }
-
-const FFI_TYPES = {
-  in: "ptr",
-  out: "ptr",
-  inout: "ptr",
-  usize: "u64",
-  handle: "u64",
-  i32: "i32",
-  f32: "f32",
-  f64: "f64",
-} as const;
 
 /** Opens a library with `bun:ffi`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
 export async function openInBun<Table extends SymbolTable>(
@@ -27,10 +16,9 @@ export async function openInBun<Table extends SymbolTable>(
   // Computed, because every other runtime fails on the name itself.
   const specifier = ["bun", "ffi"].join(":");
   const { dlopen } = await import(specifier) as BunFfi;
-  const table: Record<string, { args: string[]; returns: string }> = {};
-  for (const [name, signature] of Object.entries(symbols)) {
-    table[name] = { args: kindsOf(signature).map((kind) => FFI_TYPES[kind]), returns: "i32" };
-  }
+  const table = Object.fromEntries(
+    ffiTypes(symbols, "ptr", "u64").map(([name, args]) => [name, { args, returns: "i32" }]),
+  );
   const library = dlopen(path, table);
   return {
     calls: library.symbols as unknown as CallsOf<Table>,

@@ -78,11 +78,16 @@ export type U16 = Maybe<Uint16Array>;
 export type U32 = Maybe<Uint32Array>;
 export type U64 = Maybe<BigUint64Array>;
 
-/** Throws unless a count is a whole number ≥ 0. */
-export function checkCount(doing: string, name: string, count: number): void {
-  if (Number.isSafeInteger(count) && count >= 0) return;
-  throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ≥ 0, got ${count}`);
+/** Throws unless a value is a whole number from `least` to `most`. */
+export function checkWhole(doing: string, name: string, value: number, least: number, most = Infinity): void {
+  if (Number.isSafeInteger(value) && value >= least && value <= most) return;
+  const range = most === Infinity ? `≥ ${least}` : `from ${least} to ${most}`;
+  throw new RangeError(`Cannot ${doing}: ${name} must be a whole number ${range}, got ${value}`);
 }
+
+/** Throws unless a count is a whole number ≥ 0. */
+export const checkCount = (doing: string, name: string, count: number): void =>
+  checkWhole(doing, name, count, 0);
 
 /** Throws unless every count, by its name, is a whole number ≥ 0. */
 export function checkCounts(doing: string, counts: Readonly<Record<string, number>>): void {

@@ -1,5 +1,5 @@
 /** The one file that names `Deno.dlopen`, and the one that asks Deno what it may do. */
-import { type CallsOf, kindsOf, type OpenedSymbols, type SymbolTable } from "./symbols.ts";
+import { type CallsOf, ffiTypes, type OpenedSymbols, type SymbolTable } from "./symbols.ts";
 
 export interface DenoPermission {
   name: "ffi" | "read" | "env" | "run" | "write" | "net" | "sys";
@@ -30,23 +30,11 @@ export function isAllowed(permission: DenoPermission): boolean {
   return deno === undefined || deno.permissions.querySync(permission).state === "granted";
 }
 
-const FFI_TYPES = {
-  in: "buffer",
-  out: "buffer",
-  inout: "buffer",
-  usize: "usize",
-  handle: "usize",
-  i32: "i32",
-  f32: "f32",
-  f64: "f64",
-} as const;
-
 /** Opens a library with `Deno.dlopen`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
 export function openInDeno<Table extends SymbolTable>(path: string, symbols: Table): OpenedSymbols<Table> {
-  const table: Record<string, { parameters: string[]; result: string }> = {};
-  for (const [name, signature] of Object.entries(symbols)) {
-    table[name] = { parameters: kindsOf(signature).map((kind) => FFI_TYPES[kind]), result: "i32" };
-  }
+  const table = Object.fromEntries(
+    ffiTypes(symbols, "buffer", "usize").map(([name, parameters]) => [name, { parameters, result: "i32" }]),
+  );
   const library = denoRuntime()!.dlopen(path, table);
   return {
     calls: library.symbols as unknown as CallsOf<Table>,

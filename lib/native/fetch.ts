@@ -4,11 +4,11 @@
  * bytes; a download that is short, long or different is never written there.
  */
 import { Buffer } from "node:buffer";
-import { createHash } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KernelError } from "../errors.ts";
-import { type BuildPlan, builtLibrary, publishLibrary } from "./build.ts";
+import { sha256 } from "../files/whole.ts";
+import { type BuildPlan, builtLibrary, onceAtATime, publishLibrary } from "./build.ts";
 import {
   MAX_RELEASE_MANIFEST_BYTES,
   parseReleaseManifest,
@@ -36,8 +36,6 @@ export interface FetchRequest {
   /** The cache. */
   readonly cache: string;
 }
-
-const sha256 = (data: string | Uint8Array) => createHash("sha256").update(data).digest("hex");
 
 /** Folder of the cache for what one release offers: another host's library is never taken for it. */
 function folderOf({ release, platform, architecture, abi, kernels, cache }: FetchRequest): string {
@@ -106,9 +104,6 @@ async function chooseLibrary(request: FetchRequest): Promise<ReleaseLibrary> {
   return found;
 }
 
-/** Downloads under way in this process, by folder: whoever asks meanwhile waits for the same one. */
-const underWay = new Map<string, Promise<string>>();
-
 /**
  * Fetches the library into the cache, synced and renamed into place under the hash of its bytes.
  *
@@ -120,9 +115,7 @@ const underWay = new Map<string, Promise<string>>();
  */
 export function fetchLibrary(request: FetchRequest, onMessage: (line: string) => void): Promise<string> {
   const folder = folderOf(request);
-  const existing = underWay.get(folder);
-  if (existing !== undefined) return existing;
-  const promise = (async () => {
+  return onceAtATime(folder, async () => {
     const library = await chooseLibrary(request);
     const url = new URL(library.file, request.release);
     onMessage(
@@ -148,7 +141,5 @@ export function fetchLibrary(request: FetchRequest, onMessage: (line: string) =>
     } finally {
       rmSync(work, { recursive: true, force: true });
     }
-  })().finally(() => underWay.delete(folder));
-  underWay.set(folder, promise);
-  return promise;
+  });
 }

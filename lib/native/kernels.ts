@@ -1,5 +1,7 @@
 /** The types of opened kernels, and their number of threads. */
 import { availableParallelism } from "node:os";
+import { KernelError } from "../errors.ts";
+import { checkWhole } from "./call.ts";
 import type { Attempt } from "./library.ts";
 import type { NativeCalls, NativeSize } from "./symbols.ts";
 
@@ -53,17 +55,36 @@ export interface UncheckedKernels extends Kernels {
 /** The library's functions behind opened kernels; only for lib/native and for timing them. */
 export const unchecked = (kernels: Kernels) => kernels as UncheckedKernels;
 
+/** `rest` of an opened library with its functions, which throw after `close`: a call into it would end the process. */
+export function closable<Calls, Rest extends object>(
+  path: string,
+  calls: Calls,
+  release: () => void,
+  rest: Rest,
+): Rest & { readonly calls: Calls; close(): void; [Symbol.dispose](): void } {
+  let isOpen = true;
+  const close = () => {
+    if (isOpen) release();
+    isOpen = false;
+  };
+  return {
+    ...rest,
+    close,
+    [Symbol.dispose]: close,
+    get calls() {
+      if (!isOpen) throw new KernelError(`Cannot call a kernel of ${path}: it was closed`);
+      return calls;
+    },
+  };
+}
+
 /**
  * Threads that run where `asked` are wanted: 0 is one per core, and WebAssembly has one.
  *
  * @throws {RangeError} when `asked` is no whole number from 0 to 64
  */
 export function threadCount(asked: number, backend: Kernels["backend"]): number {
-  if (!Number.isInteger(asked) || asked < 0 || asked > MAX_THREADS) {
-    throw new RangeError(
-      `Cannot open the kernels: threads must be a whole number from 0 to ${MAX_THREADS}, got ${asked}`,
-    );
-  }
+  checkWhole("open the kernels", "threads", asked, 0, MAX_THREADS);
   if (backend === "wasm") return 1;
   return asked > 0 ? asked : Math.min(MAX_THREADS, availableParallelism());
 }

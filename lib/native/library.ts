@@ -8,7 +8,14 @@ import { isAbsolute, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { KernelError } from "../errors.ts";
-import { buildHash, buildLibrary, builtLibrary, compilerVersion, nativePlan } from "./build.ts";
+import {
+  buildHash,
+  buildLibrary,
+  type BuildPlan,
+  builtLibrary,
+  compilerVersion,
+  nativePlan,
+} from "./build.ts";
 import { openInBun } from "./bun.ts";
 import { type DenoPermission, denoRuntime, isAllowed, openInDeno } from "./deno.ts";
 import { fetchedLibrary, fetchLibrary, type FetchRequest } from "./fetch.ts";
@@ -65,11 +72,7 @@ export async function openSymbols<Table extends SymbolTable>(
 ): Promise<OpenedSymbols<Table>> {
   if (!existsSync(path)) throw new KernelError(`Cannot open the kernel library "${path}": no such file`);
   const inBun = (globalThis as { Bun?: unknown }).Bun !== undefined;
-  if (!hasFfi()) {
-    throw new KernelError(
-      `Cannot open the kernel library "${path}": this runtime has no FFI, use Bun or Deno`,
-    );
-  }
+  if (!hasFfi()) throw new KernelError(`Cannot open the kernel library "${path}": ${NO_FFI}`);
   let library: OpenedSymbols<Table>;
   try {
     library = inBun ? await openInBun(path, symbols) : openInDeno(path, symbols);
@@ -122,12 +125,41 @@ export async function findCompiler(): Promise<{ command: string; version: string
   return undefined;
 }
 
-/** What Deno has to allow before a library is looked for. */
-export const PERMISSIONS = ["ffi", "read", "env", "run", "write"] as const;
-
 /** Whether this runtime can open a library. */
 export const hasFfi = () =>
   (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;
+
+/** Records that a place was passed over. */
+export const passing = (attempts: Attempt[]) => (candidate: string, outcome: string): undefined => {
+  attempts.push({ candidate, outcome });
+};
+
+/** Why every place was passed over. */
+export const reasonsOf = (attempts: readonly Attempt[]) =>
+  attempts.map(({ candidate, outcome }) => `${candidate}: ${outcome}`).join("; ");
+
+const NO_FFI = "this runtime has no FFI, use Bun or Deno";
+const NO_CACHE = "no place for it: neither XDG_CACHE_HOME nor HOME is an absolute path";
+
+/** The kernels' sources and the folder of the cache for a build of them; undefined where nothing can be built. */
+export function buildPlace(
+  subject: string,
+  prefix: string,
+  plan: BuildPlan,
+  pass: ReturnType<typeof passing>,
+): { readonly kernels: string; readonly folder: string } | undefined {
+  const denied = (["ffi", "read", "env", "run", "write"] as const).filter((name) => !isAllowed({ name }));
+  if (denied.length > 0) {
+    return pass(subject, `needs ${denied.map((name) => `--allow-${name}`).join(" ")}`);
+  }
+  if (!hasFfi()) return pass(subject, NO_FFI);
+  const kernels = sourceFolder();
+  if (kernels === undefined) return pass("build", "the kernels' sources are not beside this module");
+  const cache = cacheFolder();
+  if (cache === undefined) return pass("build", NO_CACHE);
+  const hash = buildHash(plan, kernels).slice(0, 16);
+  return { kernels, folder: join(cache, `${prefix}${process.platform}-${process.arch}-${hash}`) };
+}
 
 /**
  * The native library by the documented order: `chosen`, `ARROWQUANT_LIBRARY`; then, of a package on this
@@ -153,11 +185,8 @@ async function findFetched(
   attempts: Attempt[],
   onMessage: (line: string) => void,
 ): Promise<FoundLibrary | undefined> {
-  const pass = (outcome: string) => {
-    attempts.push({ candidate: `release ${PACKAGE_ROOT.href}`, outcome });
-    return undefined;
-  };
-  if (!hasFfi()) return pass("this runtime has no FFI, use Bun or Deno");
+  const pass = (outcome: string) => passing(attempts)(`release ${PACKAGE_ROOT.href}`, outcome);
+  if (!hasFfi()) return pass(NO_FFI);
   const needed: DenoPermission[] = [
     { name: "env", variable: "ARROWQUANT_FETCH" },
     { name: "env", variable: "HOME" },
@@ -178,9 +207,7 @@ async function findFetched(
     `--allow-${name}${host === undefined ? "" : `=${host}`}`
   );
   if (flags.length > 0) return pass(`needs ${[...new Set(flags)].join(" ")}`);
-  if (cache === undefined) {
-    return pass("no place for it: neither XDG_CACHE_HOME nor HOME is an absolute path");
-  }
+  if (cache === undefined) return pass(NO_CACHE);
   const request: FetchRequest = {
     release: PACKAGE_ROOT,
     platform: process.platform,
@@ -204,49 +231,26 @@ async function findBuilt(
   attempts: Attempt[],
   onMessage: (line: string) => void,
 ): Promise<FoundLibrary | undefined> {
-  const denied = PERMISSIONS.filter((name) => !isAllowed({ name }));
-  if (denied.length > 0) {
-    const flags = denied.map((name) => `--allow-${name}`).join(" ");
-    attempts.push({ candidate: "native library", outcome: `needs ${flags}` });
-    return undefined;
-  }
-  if (!hasFfi()) {
-    attempts.push({ candidate: "native library", outcome: "this runtime has no FFI, use Bun or Deno" });
-    return undefined;
-  }
-  const kernels = sourceFolder();
-  if (kernels === undefined) {
-    attempts.push({ candidate: "build", outcome: "the kernels' sources are not beside this module" });
-    return undefined;
-  }
-  const plan = nativePlan(process.platform, process.arch);
-  const cache = cacheFolder();
-  if (cache === undefined) {
-    const outcome = "no place for it: neither XDG_CACHE_HOME nor HOME is an absolute path";
-    attempts.push({ candidate: "build", outcome });
-    return undefined;
-  }
-  const folder = join(cache, `${process.platform}-${process.arch}-${buildHash(plan, kernels).slice(0, 16)}`);
+  const plan = nativePlan(process.platform, process.arch), pass = passing(attempts);
+  const place = buildPlace("native library", "", plan, pass);
+  if (place === undefined) return undefined;
+  const { kernels, folder } = place;
   try {
     const cached = builtLibrary(plan, folder);
     if (cached !== undefined) {
       return { library: await openLibrary(cached), path: cached, origin: "cached build" };
     }
   } catch (error) {
-    attempts.push({ candidate: `cached build in ${folder}`, outcome: message(error) });
+    pass(`cached build in ${folder}`, message(error));
   }
   const compiler = await findCompiler();
-  if (compiler === undefined) {
-    attempts.push({ candidate: "build", outcome: `no compiler: tried ${compilerCandidates().join(", ")}` });
-    return undefined;
-  }
+  if (compiler === undefined) return pass("build", `no compiler: tried ${compilerCandidates().join(", ")}`);
   try {
     onMessage(`kernels: building with ${compiler.command} (${compiler.version}), once for this version …`);
     const path = await buildLibrary(plan, kernels, compiler.command, folder);
     return { library: await openLibrary(path), path, origin: "new build" };
   } catch (error) {
-    attempts.push({ candidate: `build with ${compiler.command}`, outcome: message(error) });
     onMessage(`kernels: the build failed: ${message(error)}`);
-    return undefined;
+    return pass(`build with ${compiler.command}`, message(error));
   }
 }

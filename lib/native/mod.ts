@@ -6,8 +6,10 @@ import { KernelError } from "../errors.ts";
 import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
 import { type BackendChoice, BACKENDS } from "../config/names.ts";
+import { checkMember } from "./call.ts";
 import { ABI_VERSION } from "./signatures.ts";
 import {
+  closable,
   INSTRUCTION_SETS,
   type InstructionSet,
   type Kernels,
@@ -47,26 +49,24 @@ interface Opened {
   readonly runtime: string;
 }
 
+const ISA_NAMES = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
+
 function kernelsFrom(
   { library, backend, path, origin, attempts, runtime }: Opened,
   { isa, threads = 0 }: OpenOptions,
 ): UncheckedKernels {
-  const names = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
   if (isa !== undefined && library.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) !== 1) {
-    const supported = names.filter((name) => library.calls.aq_isa_supported(INSTRUCTION_SETS[name]) === 1);
+    const supported = ISA_NAMES.filter((name) =>
+      library.calls.aq_isa_supported(INSTRUCTION_SETS[name]) === 1
+    );
     library.close();
     throw new KernelError(
       `Cannot use the instruction set "${isa}" of ${path}: supported here are ${supported.join(", ")}`,
     );
   }
   const isaNumber = isa === undefined ? library.calls.aq_best_isa() : INSTRUCTION_SETS[isa];
-  const chosen = names.find((name) => INSTRUCTION_SETS[name] === isaNumber)!;
-  let isOpen = true;
-  const close = () => {
-    if (isOpen) library.close();
-    isOpen = false;
-  };
-  return {
+  const chosen = ISA_NAMES.find((name) => INSTRUCTION_SETS[name] === isaNumber)!;
+  return closable(path, library.calls, library.close, {
     backend,
     isa: chosen,
     threads: threadCount(threads, backend),
@@ -75,16 +75,9 @@ function kernelsFrom(
     abi: ABI_VERSION,
     attempts,
     describe: () => `${backend} ${chosen} (${origin}${backend === "native" ? ` ${path}` : ""}), ${runtime}`,
-    close,
-    [Symbol.dispose]: close,
-    get calls() {
-      // a call into a closed library would end the process
-      if (!isOpen) throw new KernelError(`Cannot call a kernel of ${path}: it was closed`);
-      return library.calls;
-    },
     size: library.size,
     isaNumber,
-  };
+  });
 }
 
 const tellByDefault = (line: string) => {
@@ -112,14 +105,8 @@ const tellByDefault = (line: string) => {
  * ```
  */
 export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
-  const { backend = "auto", onMessage = tellByDefault } = options;
-  if (!BACKENDS.includes(backend)) {
-    throw new RangeError(
-      `Cannot open the kernels: backend must be one of ${BACKENDS.join(", ")}, got ${
-        JSON.stringify(backend)
-      }`,
-    );
-  }
+  const { backend = "auto", onMessage = tellByDefault } = options, doing = "open the kernels";
+  checkMember(doing, "backend", backend, BACKENDS);
   if (backend !== "auto" && backend !== "cuda") return await openCpu({ ...options, backend, onMessage });
   const base = await openCpu({ ...options, backend: "cpu", onMessage });
   try {
@@ -142,23 +129,18 @@ interface CpuOptions extends OpenOptions {
 async function openCpu(options: CpuOptions): Promise<Kernels> {
   const { backend, library, isa, onMessage } = options;
   threadCount(options.threads ?? 0, "native");
-  if (isa !== undefined && !Object.hasOwn(INSTRUCTION_SETS, isa)) {
-    const known = Object.keys(INSTRUCTION_SETS).join(", ");
-    throw new RangeError(
-      `Cannot open the kernels: the instruction set must be one of ${known}, got ${JSON.stringify(isa)}`,
-    );
-  }
+  if (isa !== undefined) checkMember("open the kernels", "the instruction set", isa, ISA_NAMES);
   if (backend === "wasm" && library !== undefined) {
     throw new TypeError('Cannot open the kernels: a library was named, and the backend "wasm" has none');
   }
   // loaded on the first call: an import of this file needs no compilers, downloads or WebAssembly
-  const { findLibrary, runtimeName } = await import("./library.ts");
+  const { findLibrary, reasonsOf, runtimeName } = await import("./library.ts");
   const runtime = runtimeName();
   const attempts: Attempt[] = [];
   if (backend !== "wasm") {
     const found = await findLibrary(library, attempts, onMessage);
     if (found) return kernelsFrom({ ...found, backend: "native", attempts, runtime }, options);
-    const reasons = attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
+    const reasons = reasonsOf(attempts);
     if (backend === "native") {
       throw new KernelError(
         `Cannot open a native kernel library: ${reasons}; name one with ARROWQUANT_LIBRARY, or use the backend "wasm"`,

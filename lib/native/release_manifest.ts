@@ -3,6 +3,7 @@
  * scripts/release.ts; read, and trusted no further than checked here, by whoever imported mod.ts over HTTP.
  */
 import { FormatError } from "../errors.ts";
+import { isJsonObject } from "../files/json.ts";
 
 /** Name of the manifest beside mod.ts. */
 export const RELEASE_MANIFEST_FILE = "manifest.json";
@@ -49,8 +50,6 @@ export interface ReleaseManifest {
   readonly files: Readonly<Record<string, ReleaseFile>>;
 }
 
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
 const isText = (value: unknown): value is string => typeof value === "string" && value.length <= 200;
 /** A path below the manifest: no scheme, no host, no way up. */
 const isBelow = (value: unknown): value is string =>
@@ -75,7 +74,7 @@ export function parseReleaseManifest(text: string, path: string): ReleaseManifes
   } catch (cause) {
     fail("it must be JSON", text, cause);
   }
-  if (!isObject(json)) return fail("it must be an object", json);
+  if (!isJsonObject(json)) return fail("it must be an object", json);
   const { format_version, version, abi, kernels, libraries } = json;
   if (format_version !== RELEASE_FORMAT_VERSION) {
     fail(`format_version must be ${RELEASE_FORMAT_VERSION}`, format_version);
@@ -87,7 +86,7 @@ export function parseReleaseManifest(text: string, path: string): ReleaseManifes
     return fail(`libraries must be a list of at most ${MAX_LIBRARIES}`, libraries);
   }
   for (const library of libraries as readonly unknown[]) {
-    if (!isObject(library)) return fail("a library must be an object", library);
+    if (!isJsonObject(library)) return fail("a library must be an object", library);
     const { platform, architecture, file, bytes, sha256 } = library;
     if (!isText(platform) || !isText(architecture)) {
       fail("platform and architecture must be texts", library);

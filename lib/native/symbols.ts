@@ -23,6 +23,20 @@ export function kindsOf(signature: string): ParameterKind[] {
   return signature.split(" ").filter(Boolean).map((parameter) => parameter.split(":")[0] as ParameterKind);
 }
 
+/**
+ * The FFI types of every function's parameters.
+ *
+ * @param pointer what the runtime calls a pointer
+ * @param count what it calls a count or a handle
+ */
+export function ffiTypes(symbols: SymbolTable, pointer: string, count: string): [string, string[]][] {
+  const names = { in: pointer, out: pointer, inout: pointer, usize: count, handle: count };
+  return Object.entries(symbols).map(([name, signature]) => [
+    name,
+    kindsOf(signature).map((kind) => (names as Record<string, string>)[kind] ?? kind),
+  ]);
+}
+
 /** A buffer handed to a kernel: always the view itself, never a pointer kept from an earlier call. */
 export type NativeBuffer = ArrayBufferView<ArrayBufferLike> | null;
 

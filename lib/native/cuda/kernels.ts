@@ -5,7 +5,7 @@
 import { KernelError } from "../../errors.ts";
 import { type CudaKernels, describeCudaStatus } from "./mod.ts";
 import { DeviceMemory } from "./memory.ts";
-import { type Kernels, unchecked, type UncheckedKernels } from "../kernels.ts";
+import { closable, type Kernels, unchecked, type UncheckedKernels } from "../kernels.ts";
 import { SIGNATURES } from "../signatures.ts";
 import { kindsOf, type NativeBuffer, type NativeCalls } from "../symbols.ts";
 
@@ -74,24 +74,15 @@ export function withCuda(base: Kernels, cuda: CudaKernels): Kernels {
   const slots: { buffer: bigint; bytes: number }[] = [];
   const quantizing = QUANTIZING.map((name) => [`aq_${name}`, onDevice(name, memory, slots)]);
   const calls: NativeCalls = { ...unchecked(base).calls, ...Object.fromEntries(quantizing) };
-  let isOpen = true;
-  const close = () => {
-    if (!isOpen) return;
-    isOpen = false;
+  const release = () => {
     memory.close();
     cuda.close();
     base.close();
   };
-  const onGpu: UncheckedKernels = {
+  const onGpu: UncheckedKernels = closable(cuda.library, calls, release, {
     ...unchecked(base),
     device: cuda.describe(),
     describe: () => `${cuda.describe()}; ${base.describe()}`,
-    close,
-    [Symbol.dispose]: close,
-    get calls() {
-      if (!isOpen) throw new KernelError(`Cannot call a kernel of ${cuda.library}: it was closed`);
-      return calls;
-    },
-  };
+  });
   return onGpu;
 }

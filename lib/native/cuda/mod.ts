@@ -6,17 +6,16 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { KernelError } from "../../errors.ts";
-import { buildHash, buildLibrary, builtLibrary, compilerVersion, cudaPlan } from "../build.ts";
-import { isAllowed } from "../deno.ts";
+import { buildLibrary, builtLibrary, compilerVersion, cudaPlan } from "../build.ts";
+import { closable } from "../kernels.ts";
 import {
   type Attempt,
-  cacheFolder,
+  buildPlace,
   environment,
-  hasFfi,
   openSymbols,
-  PERMISSIONS,
+  passing,
+  reasonsOf,
   runtimeName,
-  sourceFolder,
 } from "../library.ts";
 import { CUDA_ABI_VERSION, CUDA_SIGNATURES } from "../signatures.ts";
 import type { CudaCalls, NativeSize } from "../symbols.ts";
@@ -64,17 +63,10 @@ async function cachedLibrary(
   build: boolean,
   onMessage: (line: string) => void,
 ): Promise<string | undefined> {
-  const pass = (candidate: string, outcome: string) => {
-    attempts.push({ candidate, outcome });
-    return undefined;
-  };
-  if (!hasFfi()) return pass("CUDA library", "this runtime has no FFI, use Bun or Deno");
-  const denied = PERMISSIONS.filter((name) => !isAllowed({ name }));
-  if (denied.length > 0) {
-    return pass("CUDA library", `needs ${denied.map((name) => `--allow-${name}`).join(" ")}`);
-  }
-  const kernels = sourceFolder();
-  if (kernels === undefined) return pass("build", "the kernels' sources are not beside this module");
+  const plan = cudaPlan(), pass = passing(attempts);
+  const place = buildPlace("CUDA library", "cuda-", plan, pass);
+  if (place === undefined) return undefined;
+  const { kernels, folder } = place;
   if (!existsSync(join(kernels, "cuda"))) {
     return pass(
       "build",
@@ -84,13 +76,6 @@ async function cachedLibrary(
   if (process.platform !== "linux") {
     return pass("build", `it is built on Linux only, this is ${process.platform}`);
   }
-  const cache = cacheFolder();
-  if (cache === undefined) {
-    return pass("build", "no place for it: neither XDG_CACHE_HOME nor HOME is an absolute path");
-  }
-  const plan = cudaPlan();
-  const name = `cuda-${process.platform}-${process.arch}-${buildHash(plan, kernels).slice(0, 16)}`;
-  const folder = join(cache, name);
   const cached = builtLibrary(plan, folder);
   if (cached !== undefined) return cached;
   if (!build) return pass(`cached build in ${folder}`, "none: run scripts/build.ts --cuda");
@@ -152,9 +137,6 @@ async function libraryPath(options: OpenCudaOptions, attempts: Attempt[]): Promi
     await cachedLibrary(attempts, options.build ?? false, options.onMessage ?? (() => {}));
 }
 
-const reasonsOf = (attempts: readonly Attempt[]) =>
-  attempts.map((attempt) => `${attempt.candidate}: ${attempt.outcome}`).join("; ");
-
 async function openAt(path: string): Promise<CudaKernels> {
   const abi = (calls: CudaCalls) => calls.aq_cuda_abi_version();
   const library = await openSymbols(path, CUDA_SIGNATURES, abi, CUDA_ABI_VERSION);
@@ -166,24 +148,12 @@ async function openAt(path: string): Promise<CudaKernels> {
     (_, device) =>
       line((text) => library.calls.aq_cuda_describe_device(device, text, library.size(text.length))),
   );
-  let isOpen = true;
-  const close = () => {
-    if (isOpen) library.close();
-    isOpen = false;
-  };
-  return {
+  return closable(path, library.calls, library.close, {
     library: path,
     devices,
     describe: () => `cuda: ${lines.join("; ")} (${path}), ${runtimeName()}`,
-    close,
-    [Symbol.dispose]: close,
-    get calls() {
-      // a call into a closed library would end the process
-      if (!isOpen) throw new KernelError(`Cannot call a kernel of ${path}: it was closed`);
-      return library.calls;
-    },
     size: library.size,
-  };
+  });
 }
 
 /** The library's description of a status. */
