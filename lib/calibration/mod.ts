@@ -4,6 +4,7 @@
  * are marked as such.
  */
 import { existsSync } from "node:fs";
+import { checkWhole } from "../native/call.ts";
 import type { DitModel, ImageBatch, LoadedModel, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { calibrationFault, type CalibrationOptions, type CalibrationSet } from "./draw.ts";
@@ -57,9 +58,7 @@ export async function loadCalibration(
   options: CalibrationOptions,
 ): Promise<Calibrated> {
   const { source, samples } = options;
-  if (!Number.isInteger(samples) || samples < 1) {
-    throw new RangeError(`Cannot calibrate: samples must be a whole number ≥ 1, got ${samples}`);
-  }
+  checkWhole("calibrate", "samples", samples, 1);
   if (source !== "synthetic" && !existsSync(source)) {
     throw calibrationFault(
       source,

@@ -2,6 +2,7 @@
  * Confidence intervals for what a run measured: Wilson's for proportions, the bootstrap for means, ratios and
  * differences of pairs. A difference counts as one only when its interval leaves out 0.
  */
+import { checkWhole } from "../native/call.ts";
 import { RandomStream } from "../models/random.ts";
 
 /** A measured value and the interval it may lie in, at `confidence`. */
@@ -133,11 +134,7 @@ export function bootstrapRatio(
       `Cannot compute an interval: it needs pairs, got ${count} numerators and ${denominators.length} denominators`,
     );
   }
-  if (!Number.isInteger(resamples) || resamples < 1) {
-    throw new RangeError(
-      `Cannot compute an interval: resamples must be a whole number ≥ 1, got ${resamples}`,
-    );
-  }
+  checkWhole("compute an interval", "resamples", resamples, 1);
   let above = 0, below = 0;
   for (let i = 0; i < count; i++) {
     if (!Number.isFinite(numerators[i]!) || !Number.isFinite(denominators[i]!)) {

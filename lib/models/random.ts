@@ -1,4 +1,5 @@
 /** Seeded random numbers for sampling: the same stream in every runtime, one stream a sequence or image. */
+import { checkWhole } from "../native/call.ts";
 
 /**
  * A stream of random numbers: sfc32, seeded from a seed and the number of a stream, so that the draws of one
@@ -19,9 +20,7 @@ export class RandomStream {
   #spare: number | undefined;
 
   constructor(seed: number, stream = 0) {
-    if (!Number.isSafeInteger(seed) || seed < 0) {
-      throw new RangeError(`Cannot make random numbers: seed must be a whole number ≥ 0, got ${seed}`);
-    }
+    checkWhole("make random numbers", "seed", seed, 0);
     this.#a = seed | 0;
     this.#b = Math.floor(seed / 2 ** 32) | 0;
     this.#c = stream | 0;

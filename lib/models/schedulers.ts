@@ -4,6 +4,7 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { checkWhole } from "../native/call.ts";
 import { CheckpointError } from "../errors.ts";
 import { readJsonFile } from "../files/json.ts";
 import { correctedDeviation, type SamplerCorrection } from "../thermo/sampler_correction.ts";
@@ -149,9 +150,7 @@ export class Scheduler {
    */
   timesteps(steps: number, spacing: TimestepSpacing = this.config.spacing): Int32Array<ArrayBuffer> {
     const { trainTimesteps: count, stepsOffset } = this.config;
-    if (!Number.isInteger(steps) || steps < 1 || steps > count) {
-      throw new RangeError(`Cannot sample: steps must be a whole number from 1 to ${count}, got ${steps}`);
-    }
+    checkWhole("sample", "steps", steps, 1, count);
     return Int32Array.from({ length: steps }, (_, i) => {
       if (spacing === "linspace") {
         return steps === 1 ? count - 1 : roundHalfEven((count - 1) * (1 - i / (steps - 1)));

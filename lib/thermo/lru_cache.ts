@@ -1,4 +1,5 @@
 /** A bounded cache that evicts the least recently used value and counts its hits. */
+import { checkWhole } from "../native/call.ts";
 
 /** Counts of a cache so far. */
 export interface CacheStatistics {
@@ -28,9 +29,7 @@ export class LayerTimeCache<Value> {
 
   /** @throws {RangeError} when `capacity` is not a whole number ≥ 1 */
   constructor(readonly capacity: number) {
-    if (!Number.isSafeInteger(capacity) || capacity < 1) {
-      throw new RangeError(`Cannot make a cache: capacity must be a whole number ≥ 1, got ${capacity}`);
-    }
+    checkWhole("make a cache", "capacity", capacity, 1);
   }
 
   /**

@@ -3,6 +3,7 @@
  * parameters of the two neighbours blend, all computed from the groups' parameters, so that order does not
  * matter. Held-out error decides which layers keep it.
  */
+import { checkWhole } from "../native/call.ts";
 import type { TimeGroups } from "../time/mod.ts";
 import { type MarkovReport, markovReport, type ParameterSeries } from "./validator.ts";
 
@@ -59,11 +60,7 @@ export function blendTable(
   options: SmoothingOptions = {},
 ): { readonly left: Float64Array<ArrayBuffer>; readonly right: Float64Array<ArrayBuffer> } {
   const { windowSize = 5, interpolation = "linear" } = options;
-  if (!Number.isInteger(windowSize) || windowSize < 1 || windowSize > MAX_WINDOW_SIZE) {
-    throw new RangeError(
-      `Cannot smooth time parameters: windowSize must be a whole number from 1 to ${MAX_WINDOW_SIZE}, got ${windowSize}`,
-    );
-  }
+  checkWhole("smooth time parameters", "windowSize", windowSize, 1, MAX_WINDOW_SIZE);
   blendWeight(0, interpolation);
   const { bins } = groups.axis;
   const left = new Float64Array(bins), right = new Float64Array(bins);

@@ -3,6 +3,7 @@
  * denoising step, and a cache of step KLs by layer and timestep. The token KL of masked diffusion is in
  * masked_transition.ts.
  */
+import { checkWhole } from "../native/call.ts";
 import { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";
 
 /** Most training timesteps. */
@@ -41,11 +42,7 @@ export type StepVariance = "fixed_small" | "fixed_large";
  * ```
  */
 export function noiseSchedule(name: BetaScheduleName, timesteps: number): NoiseSchedule {
-  if (!Number.isInteger(timesteps) || timesteps < 1 || timesteps > MAX_TIMESTEPS) {
-    throw new RangeError(
-      `Cannot make a noise schedule: timesteps must be a whole number from 1 to ${MAX_TIMESTEPS}, got ${timesteps}`,
-    );
-  }
+  checkWhole("make a noise schedule", "timesteps", timesteps, 1, MAX_TIMESTEPS);
   if (name !== "linear" && name !== "cosine") {
     throw new RangeError(
       `Cannot make a noise schedule: it must be "linear" or "cosine", got ${JSON.stringify(name)}`,
@@ -80,9 +77,7 @@ function coefficientsOf(schedule: NoiseSchedule, timestep: number, options: Step
   const count = schedule.alphasCumulative.length;
   const next = "next" in options ? options.next : timestep > 0 ? timestep - 1 : undefined;
   const fail = (reason: string) => `Cannot compute a transition: ${reason}`;
-  if (!Number.isInteger(timestep) || timestep < 0 || timestep >= count) {
-    throw new RangeError(fail(`the timestep must be a whole number from 0 to ${count - 1}, got ${timestep}`));
-  }
+  checkWhole("compute a transition", "the timestep", timestep, 0, count - 1);
   if (next !== undefined && !(Number.isInteger(next) && next >= 0 && next < timestep)) {
     throw new RangeError(
       fail(`a step from timestep ${timestep} must lead to a lower one or undefined, got ${next}`),

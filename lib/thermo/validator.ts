@@ -3,6 +3,7 @@
  * parameters score 1 however bad they are, so that the score is a diagnostic and never an objective; reports
  * give the step KL of every time group beside it.
  */
+import { checkWhole } from "../native/call.ts";
 
 /** Size of a jump above the threshold: less than 1.5 times, less than 2 times, more. */
 export type Severity = "low" | "medium" | "high";
@@ -58,9 +59,7 @@ function checkSeries({ scale, zeroPoint, bits }: ParameterSeries): void {
       ),
     );
   }
-  if (!Number.isInteger(bits) || bits < 1 || bits > 16) {
-    throw new RangeError(fail(`bits must be a whole number from 1 to 16, got ${bits}`));
-  }
+  checkWhole("validate time parameters", "bits", bits, 1, 16);
   for (let g = 0; g < scale.length; g++) {
     if (!(scale[g]! > 0 && scale[g]! < Infinity)) {
       throw new RangeError(fail(`scales must be finite and above 0, got ${scale[g]} for group ${g}`));

@@ -3,6 +3,7 @@
  * quantiles and second moment, gathered in one pass in memory that is known beforehand, and merged across runs.
  * calibration_file.ts stores them; lib/calibration runs the model.
  */
+import { checkWhole } from "../native/call.ts";
 import { findNonfinite } from "../quant/convert.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -135,12 +136,7 @@ export class CalibrationStatistics {
    */
   constructor({ fingerprint, groups, inputs, second = "total", runs }: StatisticsOptions) {
     for (const [name, { cols }] of inputs) {
-      if (Number.isInteger(cols) && cols >= 1 && cols <= MAX_MOMENT_COLS) continue;
-      throw new RangeError(
-        `Cannot calibrate ${
-          JSON.stringify(name)
-        }: columns must be a whole number from 1 to ${MAX_MOMENT_COLS}, got ${cols}`,
-      );
+      checkWhole(`calibrate ${JSON.stringify(name)}`, "columns", cols, 1, MAX_MOMENT_COLS);
     }
     if (runs.length > MAX_CALIBRATION_RUNS) {
       throw new RangeError(

@@ -2,6 +2,7 @@
  * Time groups: contiguous ranges of an axis's bins that share parameters, of equal width or with boundaries
  * put where input statistics change. parameters.ts has the parameters of each group.
  */
+import { checkWhole } from "../native/call.ts";
 import type { TimeAxis } from "./axis.ts";
 
 /** Most groups: more than one parameter set for ten of the usual thousand timesteps is no grouping. */
@@ -84,11 +85,7 @@ export class TimeGroups {
 }
 
 function checkGroupCount(axis: TimeAxis, count: number): void {
-  if (!Number.isInteger(count) || count < 1 || count > MAX_TIME_GROUPS) {
-    throw new RangeError(
-      `Cannot group times: groups must be a whole number from 1 to ${MAX_TIME_GROUPS}, got ${count}`,
-    );
-  }
+  checkWhole("group times", "groups", count, 1, MAX_TIME_GROUPS);
   if (count > axis.bins) {
     throw new RangeError(
       `Cannot group times: groups must be at most the ${axis.bins} bins of the axis, got ${count}`,

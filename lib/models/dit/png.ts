@@ -2,6 +2,7 @@
  * Writing PNG files: 8 bits, grayscale or RGB, compressed by the runtime's zlib (https://www.w3.org/TR/png/).
  */
 import { crc32, deflateSync } from "node:zlib";
+import { checkWhole } from "../../native/call.ts";
 
 const SIGNATURE = Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a);
 /** Largest width and height: the format has 31 bits, an image in memory never comes near. */
@@ -26,13 +27,8 @@ export function encodePng(
   height: number,
   channels: 1 | 3,
 ): Uint8Array<ArrayBuffer> {
-  for (const [name, value] of [["width", width], ["height", height]] as const) {
-    if (!Number.isInteger(value) || value < 1 || value > MAX_SIDE) {
-      throw new RangeError(
-        `Cannot encode a PNG: ${name} must be a whole number from 1 to ${MAX_SIDE}, got ${value}`,
-      );
-    }
-  }
+  checkWhole("encode a PNG", "width", width, 1, MAX_SIDE);
+  checkWhole("encode a PNG", "height", height, 1, MAX_SIDE);
   if (channels !== 1 && channels !== 3) {
     throw new RangeError(`Cannot encode a PNG: channels must be 1 or 3, got ${channels}`);
   }

@@ -1,5 +1,5 @@
 /** Linear layers by integer products: activations as codes of up to 8 bits, packed weights. */
-import { checkArray, checkCounts, checkFloats } from "../../native/call.ts";
+import { checkArray, checkCounts, checkFloats, checkWhole } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { checkPackedTensor, type OneLevelTensor } from "../../quant/packed/layout.ts";
@@ -68,11 +68,7 @@ function fillStatic(
     if (!(rounded >= MIN_SCALE && rounded < Infinity)) {
       throw new RangeError(`Cannot ${doing}: a scale must be a float32 of at least 2^-126, got ${own.scale}`);
     }
-    if (!Number.isInteger(own.zeroPoint) || own.zeroPoint < 0 || own.zeroPoint > most) {
-      throw new RangeError(
-        `Cannot ${doing}: a zero point must be a whole number from 0 to ${most}, got ${own.zeroPoint}`,
-      );
-    }
+    checkWhole(doing, "a zero point", own.zeroPoint, 0, most);
     scale[t] = rounded;
     zeroPoint[t] = own.zeroPoint;
   }

@@ -2,6 +2,7 @@
  * Filling masks step by step, as Dream and LLaDA both do: the loop over steps, the steps that it hands out,
  * and the checks of options, all before any work.
  */
+import { checkWhole } from "../../native/call.ts";
 import { shown } from "../model_config.ts";
 import { RandomStream } from "../random.ts";
 import type { Proposal } from "./token_sampling.ts";
@@ -129,10 +130,8 @@ export function* fillMasks(
 const DOING = "Cannot generate";
 
 /** @throws {RangeError} unless the option is a whole number of at least `minimum` */
-export function checkAtLeast(name: string, value: number, minimum: number): void {
-  if (Number.isSafeInteger(value) && value >= minimum) return;
-  throw new RangeError(`${DOING}: ${name} must be a whole number ≥ ${minimum}, got ${value}`);
-}
+export const checkAtLeast = (name: string, value: number, minimum: number): void =>
+  checkWhole("generate", name, value, minimum);
 
 /** @throws {RangeError} unless the option is a finite number of at least 0 */
 export function checkNotNegative(name: string, value: number): void {

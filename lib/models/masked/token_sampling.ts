@@ -1,4 +1,5 @@
 /** From one position's logits to a proposed token and the model's confidence in it. */
+import { checkWhole } from "../../native/call.ts";
 import type { RandomStream } from "../random.ts";
 
 /** Measure of confidence: a token's probability, its lead over the second, or the negative entropy of all. */
@@ -26,9 +27,7 @@ export function checkSamplingOptions(
     throw new RangeError(`Cannot ${doing}: temperature must be a number ≥ 0, got ${temperature}`);
   }
   if (!(topP > 0 && topP <= 1)) throw new RangeError(`Cannot ${doing}: topP must lie in (0, 1], got ${topP}`);
-  if (topK !== undefined && (!Number.isInteger(topK) || topK < 1)) {
-    throw new RangeError(`Cannot ${doing}: topK must be a whole number ≥ 1, got ${topK}`);
-  }
+  if (topK !== undefined) checkWhole(doing, "topK", topK, 1);
   const bad = excludedTokens.find((token) =>
     !Number.isInteger(token) || token < 0 || token >= vocabularySize
   );

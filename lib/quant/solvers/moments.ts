@@ -2,7 +2,7 @@
  * Second moments of a layer's inputs: what calibration gathers and solvers solve against. lib/time gathers
  * them from a model's runs.
  */
-import { checkCount } from "../../native/call.ts";
+import { checkCount, checkWhole } from "../../native/call.ts";
 import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 
@@ -24,11 +24,7 @@ export interface InputMoments {
 
 /** Moments of nothing yet. @throws {RangeError} when `cols` is not from 1 to {@linkcode MAX_MOMENT_COLS} */
 export function emptyMoments(cols: number): InputMoments {
-  if (!Number.isInteger(cols) || cols < 1 || cols > MAX_MOMENT_COLS) {
-    throw new RangeError(
-      `Cannot gather moments: columns must be a whole number from 1 to ${MAX_MOMENT_COLS}, got ${cols}`,
-    );
-  }
+  checkWhole("gather moments", "columns", cols, 1, MAX_MOMENT_COLS);
   return { cols, tokens: 0, weight: 0, second: new Float32Array(cols * cols) };
 }
 

@@ -1,5 +1,5 @@
 /** Settings and results of the solvers. */
-import { checkRange } from "../../native/call.ts";
+import { checkRange, checkWhole } from "../../native/call.ts";
 import type { PackedTensor } from "../packed/layout.ts";
 import { checkTemperature } from "./annealing.ts";
 
@@ -55,10 +55,7 @@ export function checkSettings(doing: string, settings: SolverSettings): void {
   if (ratios.length > 32) {
     throw new RangeError(`Cannot ${doing}: ratios must be at most 32 numbers, got ${ratios.length}`);
   }
-  checkRange(doing, "rounds", rounds, 0, 100);
-  if (!Number.isInteger(rounds)) {
-    throw new RangeError(`Cannot ${doing}: rounds must be a whole number, got ${rounds}`);
-  }
+  checkWhole(doing, "rounds", rounds, 0, 100);
   checkRange(doing, "correction", correction, 0, 1);
   checkRange(doing, "residualCorrection", residualCorrection, 0, 1);
   checkTemperature(annealing);
