@@ -172,9 +172,7 @@ const ROWS: Rows = {
   "solver_options.damping": key(positive(10), 0.01).means(
     "Share of the mean diagonal of a second moment that is added to its diagonal",
   ),
-  "solver_options.rounds": key(integer(0, 100), 4).means(
-    "Rounds of refits and coordinate descent of `best`",
-  ),
+  "solver_options.rounds": key(integer(0, 100), 4).means("Rounds of refits and coordinate descent of `best`"),
   "solver_options.refit": key(boolean, true).means("Whether `best` refits scales and zero points"),
   "solver_options.correction": key(number(0, 1), 1).means(
     "Share of the error of earlier layers that `best` corrects in a layer's target",
@@ -267,9 +265,7 @@ const ROWS: Rows = {
   "thermodynamic.validation.smoothness_threshold": key(number(0, 1), 0.3).means(
     "Relative jump above which a boundary is a violation",
   ),
-  "thermodynamic.validation.log_violations": key(boolean, true).means(
-    "Log each violation",
-  ),
+  "thermodynamic.validation.log_violations": key(boolean, true).means("Log each violation"),
   "thermodynamic.boundary_smoothing.enabled": key(boolean, false).means(
     "Phase 2: blend the time parameters across boundaries where held-out errors do not rise; needs " +
       "calibration data",

@@ -3,10 +3,7 @@ import { escapeCharacter, isMapping, quoted } from "./kinds.ts";
 import type { ResolvedConfig } from "./resolve.ts";
 import { type Config, SCHEMA, valueAt } from "./schema.ts";
 
-/**
- * The effective configuration as YAML, every value followed by `# from` and its origin; it parses back to the
- * same values.
- */
+/** The configuration as YAML, every value followed by `# from` and its origin; it parses back to the same. */
 export function formatConfig(resolved: ResolvedConfig): string {
   const lines: string[] = [];
   let current: string[] = [];

@@ -61,18 +61,7 @@ export function tensorList(checkpoint: Checkpoint, { kind, config }: ModelConfig
   return (FAMILIES[kind] as AnyFamily).tensors(config, ConfigFields.of(checkpoint));
 }
 
-/**
- * Cost of a forward pass of `batch` images, or of `batch` sequences of so many tokens.
- *
- * @example
- * ```ts
- * import { forwardCost } from "./families.ts";
- * import { requirementsAt } from "./requirements.ts";
- * const { model } = requirementsAt("tests/models/dream-mini");
- * const { activationBytes, multiplyAdds } = forwardCost(model, { batch: 1, tokens: 36, rows: 4 });
- * console.log(activationBytes, multiplyAdds);
- * ```
- */
+/** Cost of a forward pass of `batch` images, or of `batch` sequences of so many tokens. */
 export function forwardCost({ kind, config }: ModelConfig, shape: ForwardShape): ForwardCost {
   return (FAMILIES[kind] as AnyFamily).forwardCost(config, shape);
 }

@@ -1,7 +1,4 @@
-/**
- * Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, their generation, tokens and
- * pictures.
- */
+/** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, generation, tokens, pictures. */
 export type { DitConfig } from "./dit/config.ts";
 export { type DitModel, type ImageBatch, loadDit } from "./dit/model.ts";
 export { encodePng, tileImages } from "./dit/png.ts";

@@ -4,13 +4,6 @@ import { checkWhole } from "../native/call.ts";
 /**
  * A stream of random numbers: sfc32, seeded from a seed and the number of a stream, so that the draws of one
  * sequence of a batch do not depend on the others.
- *
- * @example
- * ```ts
- * import { RandomStream } from "./random.ts";
- * const random = new RandomStream(7, 0);
- * console.log(random.uniform(), random.normal());
- * ```
  */
 export class RandomStream {
   #a: number;

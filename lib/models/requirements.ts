@@ -83,13 +83,6 @@ export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
  * {@linkcode modelRequirements} of the checkpoint at a path.
  *
  * @throws as {@linkcode modelRequirements} and `openCheckpoint`
- *
- * @example
- * ```ts
- * import { requirementsAt } from "./requirements.ts";
- * const { matrices } = requirementsAt("tests/models/glyph-dit");
- * console.log(matrices.length, matrices[0]!.held); // 63 F32
- * ```
  */
 export function requirementsAt(path: string): ModelRequirements {
   using checkpoint = openCheckpoint(path);

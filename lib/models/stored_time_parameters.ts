@@ -1,7 +1,4 @@
-/**
- * The time parameters that lie beside a quantized checkpoint, checked against the model that they are loaded
- * for.
- */
+/** The time parameters beside a quantized checkpoint, checked against the model they are loaded for. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { groupCount, packedLayers } from "../quant/mod.ts";
@@ -20,14 +17,6 @@ export interface StoredTimeOptions {
  *
  * @throws {FormatError} when the file is not what its format promises
  * @throws {CheckpointError} when it belongs to another model, or has another axis or number of time groups
- *
- * @example
- * ```ts
- * import { openCheckpoint } from "../tensor/mod.ts";
- * import { storedTimeParameters } from "./stored_time_parameters.ts";
- * using checkpoint = openCheckpoint("tests/models/dream-mini");
- * console.log(storedTimeParameters(checkpoint)); // undefined
- * ```
  */
 export function storedTimeParameters(
   checkpoint: Checkpoint,

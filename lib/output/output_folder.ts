@@ -73,12 +73,7 @@ export class OutputFolder {
   #unlock: (() => void) | undefined;
   #journal: Journal | undefined;
 
-  private constructor(
-    request: OutputRequest,
-    start: Start,
-    created: string | undefined,
-    unlock: () => void,
-  ) {
+  private constructor(request: OutputRequest, start: Start, created: string | undefined, unlock: () => void) {
     this.work = join(request.path, WORK_FOLDER);
     this.start = start;
     this.#request = request;

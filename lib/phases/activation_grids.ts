@@ -19,9 +19,7 @@ import { Workspace } from "../models/layers/workspace.ts";
 import { mapShared, observeParts } from "./activations.ts";
 import { type PhaseContext, transitionsOf } from "./context.ts";
 
-/**
- * Rows of an input on which errors are measured in each time group: more hardly change the order of layers.
- */
+/** Rows of an input on which errors are measured in each time group: more hardly change the order. */
 const SAMPLED_ROWS = 512;
 
 /** Default range methods: 255 steps need no cut, 15 do. */
@@ -123,10 +121,7 @@ export function staticGrids(
   });
 }
 
-/**
- * Visits some rows of every reader's input on held-out data: evenly picked, about {@linkcode SAMPLED_ROWS} a
- * time group. `x` is scratch.
- */
+/** Visits evenly picked held-out rows of every reader, {@linkcode SAMPLED_ROWS} a group; `x` is scratch. */
 function sampleInputs(
   context: PhaseContext,
   loaded: LoadedModel,

@@ -1,7 +1,4 @@
-/**
- * The inputs of layers by time group: their histograms, and the guard that decides which layers keep smoothed
- * ranges (phase 2).
- */
+/** Inputs of layers by time group: their histograms, and phase 2's guard, which accepts smoothed ranges. */
 import { CalibrationError } from "../errors.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
@@ -54,9 +51,7 @@ export function mapShared<Value, Result>(
   }));
 }
 
-/**
- * Histograms of the wanted layers' inputs in every time group; layers that read the same input share them.
- */
+/** Histograms of the wanted layers' inputs in every time group; layers with the same input share them. */
 export function observeActivations(
   context: PhaseContext,
   loaded: LoadedModel,
@@ -111,10 +106,7 @@ export function observeActivations(
 }
 
 /** Calibration data with some of the held-out samples alone. @param isWanted by time */
-export function heldOutWhere(
-  calibrated: Calibrated,
-  isWanted: (time: number) => boolean,
-): Calibrated {
+export function heldOutWhere(calibrated: Calibrated, isWanted: (time: number) => boolean): Calibrated {
   const wanted = ({ times }: { readonly times: Float64Array }) =>
     [...times.keys()].filter((i) => isWanted(times[i]!));
   const pick = <Values extends Float32Array | Int32Array>(
@@ -159,10 +151,7 @@ export function heldOutWhere(
   return { ...calibrated, data: { ...calibrated.data, heldOut } };
 }
 
-/**
- * About so many of the held-out samples, spread evenly over those in the order of their times; all or none of
- * the samples at a time.
- */
+/** About so many held-out samples, spread evenly over their times; all or none of the samples at a time. */
 export function fewHeldOut(calibrated: Calibrated, most: number): Calibrated {
   const parts: readonly { readonly times: Float64Array }[] = calibrated.data.heldOut;
   const times = parts.flatMap((part) => [...part.times]);
@@ -174,9 +163,7 @@ export function fewHeldOut(calibrated: Calibrated, most: number): Calibrated {
   return heldOutWhere(calibrated, (time) => chosen.has(time));
 }
 
-/**
- * One in so many rows of an item is measured by the guard: neighbours in a sequence or an image are alike.
- */
+/** The guard measures one in so many rows: neighbours in a sequence or an image are alike. */
 const GUARD_STRIDE = 2;
 
 /**

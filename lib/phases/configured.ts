@@ -1,7 +1,4 @@
-/**
- * The phases as a step of the pipeline: run as configured on the codes of a plan, reported as events, stored
- * in the sidecar.
- */
+/** The phases as a stage of the pipeline: run as configured, reported as events, stored in the sidecar. */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Config } from "../config/mod.ts";
@@ -30,10 +27,7 @@ export interface ConfiguredPhases {
   readonly solved: ReadonlyMap<string, SolvedLayer> | undefined;
 }
 
-/**
- * Packed tensors of a plan's layers by name: those that a solver made, others rounded, with searched ranges
- * unless the solver is `round`.
- */
+/** Packed layers of a plan by name: the solver's; others rounded, with searched ranges but for `round`. */
 export function packedLayers(
   { calibrated, plan, config, kernels, solved }: Omit<ConfiguredPhases, "checkpoint">,
 ): Map<string, PackedTensor> {
@@ -52,11 +46,7 @@ export function packedLayers(
   }));
 }
 
-/**
- * Runs the configured phases and reports each as an event.
- *
- * @throws as `runPhases`
- */
+/** Runs the configured phases and reports each as an event. @throws as `runPhases` */
 export async function runConfiguredPhases(
   run: ConfiguredPhases,
   { onEvent, signal }: RunOptions,
@@ -86,9 +76,7 @@ export async function runConfiguredPhases(
   return result;
 }
 
-/**
- * Events of a report: a line with its numbers for each phase, and for each violation where those are logged.
- */
+/** Events of a report: a line with its numbers for each phase, and for each violation to be logged. */
 export function phaseEvents(
   report: PhasesReport,
   { thermodynamic: { validation: { logViolations } } }: Config,

@@ -19,10 +19,7 @@ import { denseWeights } from "../solve/solve_model.ts";
 /** Fewest samples of which a time group's moments are taken. */
 const MIN_SAMPLES = 2;
 
-/**
- * Moments of a layer by time group; a group with fewer than {@linkcode MIN_SAMPLES} samples takes its nearest
- * neighbour's.
- */
+/** Moments of a layer by time group; below {@linkcode MIN_SAMPLES} samples, the nearest neighbour's. */
 function momentsOf(
   statistics: CalibrationStatistics,
   layer: string,

@@ -1,7 +1,4 @@
-/**
- * Gradient refinement of phase 3 as a step of the pipeline: its data, its guard, and biases as they will be
- * stored.
- */
+/** Phase 3's gradient refinement as a step of the pipeline: its data, its guard, and biases as stored. */
 import {
   type DitBatch,
   type MaskedBatch,
@@ -20,24 +17,16 @@ import { REFINEMENT_DEFAULTS, type RefinementSettings } from "./settings.ts";
 
 /** Positions of one refinement step, roughly. */
 const STEP_POSITIONS = 1152;
-/**
- * Longest gradient, in held-out step KLs of the start: else a batch with one of the rare large errors undoes
- * many steps.
- */
+/** Longest gradient, in held-out step KLs of the start: else one rare large error undoes many steps. */
 const CLIP = 20;
-/**
- * Samples held out from the refinement: of language models more, because rare large errors decide their mean.
- */
+/** Samples held out from the refinement; rare large errors decide a language model's mean. */
 const REFINEMENT_HELD_OUT = { sequences: 1024, images: 256 };
 /**
  * Temperature of the loss of language models: step KL itself is decided by one position in hundreds, so that
  * its gradient is mostly chance; at a temperature every logit counts.
  */
 const TEMPERATURE = 3;
-/**
- * How often a refinement measures held-out samples to choose its best parameters; each takes the time of
- * about ten steps.
- */
+/** How often held-out samples are measured to choose the best parameters; each costs about ten steps. */
 const VALIDATIONS = 6;
 
 /** A refinement and the measure that decides whether it is kept. */

@@ -8,10 +8,7 @@ export interface LayerViolation extends Violation {
   readonly layer: string;
 }
 
-/**
- * Mean held-out step KL without and with a change, and whether the change was kept; where it was not, both
- * are the same.
- */
+/** Mean held-out step KL without and with a change, and whether it was kept; if not, both are the same. */
 export interface GuardedReport {
   readonly kept: boolean;
   readonly heldOutBefore: number;
@@ -60,10 +57,7 @@ export interface PhasesReport {
   readonly output: GuardedReport | undefined;
   readonly timeScales: GuardedReport | undefined;
   readonly sampler: GuardedReport | undefined;
-  /**
-   * Quantized activations against activations in full precision, by the mean held-out step KL; measured where
-   * `perTokenLimit` asks for it.
-   */
+  /** Mean held-out step KL with plain and with quantized activations, where `perTokenLimit` asks for it. */
   readonly activations: Omit<GuardedReport, "kept" | "milliseconds"> | undefined;
   /** Layers with per-token dynamic quantization, which lose too much with static ranges. */
   readonly perToken: readonly string[];

@@ -1,7 +1,4 @@
-/**
- * The phases one by one: each takes the model as the one before left it, and adds to the report. mod.ts has
- * their order.
- */
+/** The phases one by one: each takes the model as the last left it, and adds to the report. */
 import { setImmediate } from "node:timers/promises";
 import { CalibrationError } from "../errors.ts";
 import { timeBiasesOf } from "../models/backward/mod.ts";
@@ -103,11 +100,7 @@ export class PhaseSequence {
   #report = NOTHING;
 
   /** @throws as `runPhases` */
-  constructor(
-    context: PhaseContext,
-    weights: ReadonlyMap<string, PackedTensor>,
-    settings: PhaseSettings,
-  ) {
+  constructor(context: PhaseContext, weights: ReadonlyMap<string, PackedTensor>, settings: PhaseSettings) {
     this.#transitions = transitionsOf(context);
     this.#context = { ...context, transitions: this.#transitions };
     this.#settings = settings;
@@ -206,10 +199,7 @@ export class PhaseSequence {
     await this.#pause();
   }
 
-  /**
-   * Static ranges of activations by time group, and per-token dynamic quantization for the layers that lose
-   * most with them.
-   */
+  /** Static ranges by time group, and per-token quantization for the layers that lose most with them. */
   async roundActivations(settings: ActivationSettings): Promise<void> {
     const begin = this.#begin("activations"), context = this.#context;
     const { bits, range, isPerToken = false, grouping, perTokenLimit = Infinity } = settings;
@@ -334,9 +324,7 @@ export class PhaseSequence {
   }
 
   /** Phase 1: a report; the model stays as it is. */
-  async validate(
-    { smoothnessThreshold, samples }: NonNullable<PhaseSettings["validation"]>,
-  ): Promise<void> {
+  async validate({ smoothnessThreshold, samples }: NonNullable<PhaseSettings["validation"]>): Promise<void> {
     const begin = this.#begin("validation"), groups = this.#groups!;
     if (this.#grids.size === 0) this.#warn("the Markov score says nothing: no layer has static grids");
     const reports = new Map<string, MarkovReport>([...this.#grids].map(([name, own]) => [
@@ -425,17 +413,12 @@ export class PhaseSequence {
     };
   }
 
-  /**
-   * The model with all time parameters, some of them as given; layers with per-token quantization have no
-   * static ranges.
-   */
-  #withTheta(
-    { groups = this.#groups!, grids = this.#grids, perToken = this.#perToken }: {
-      readonly groups?: TimeGroups;
-      readonly grids?: Grids;
-      readonly perToken?: ReadonlySet<string>;
-    },
-  ): PhaseModel {
+  /** The model with all time parameters, some as given; layers quantized per token have no static ranges. */
+  #withTheta({ groups = this.#groups!, grids = this.#grids, perToken = this.#perToken }: {
+    readonly groups?: TimeGroups;
+    readonly grids?: Grids;
+    readonly perToken?: ReadonlySet<string>;
+  }): PhaseModel {
     const { bits } = this.#settings.activations!;
     const names = new Set([...grids.keys(), ...this.#others.keys(), ...perToken]);
     const layers = new Map([...names].map((name): [string, LayerParameters] => [name, {

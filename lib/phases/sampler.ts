@@ -1,7 +1,4 @@
-/**
- * The sampler's correction of an image model: fitted time group by time group on calibration data, kept where
- * held-out step KL says so.
- */
+/** Sampler correction of an image model: fitted by time group, kept where the held-out step KL falls. */
 import type { LoadedModel } from "../models/mod.ts";
 import { correctPredictions, PredictionRegression, type SamplerCorrection } from "../thermo/mod.ts";
 import type { SamplerParameters, TimeGroups } from "../time/mod.ts";

@@ -11,9 +11,7 @@ export interface ActivationSettings {
   readonly bits: ActivationBits;
   /** How a group's range is found; default minimum and maximum at 8 bits, least squared error at 4. */
   readonly range?: RangeMethod | undefined;
-  /**
-   * `adaptive`: boundaries where the inputs change, kept only if the held-out step KL falls. Default `equal`.
-   */
+  /** `adaptive`: boundaries where inputs change, if the held-out step KL falls. Default `equal`. */
   readonly grouping?: "equal" | "adaptive" | undefined;
   /**
    * Per-token dynamic quantization for the layers that lose most with static ranges, until the held-out step
@@ -29,10 +27,7 @@ export interface ActivationSettings {
 export interface OutputSettings {
   /** Time groups; default as many as the activations'. */
   readonly groups?: number | undefined;
-  /**
-   * λ of the Gauss-Markov prior, relative to the data term; from 0, the default (each group for itself), to
-   * 100.
-   */
+  /** λ of the Gauss-Markov prior, relative to the data term: 0, the default (none), to 100. */
   readonly markovWeight?: number | undefined;
 }
 
@@ -65,10 +60,7 @@ export interface PhaseSettings {
   readonly timeScales?: { readonly groups: number } | undefined;
   /** The sampler's correction of an image model, kept if the held-out step KL falls. */
   readonly sampler?: { readonly groups: number } | undefined;
-  /**
-   * Phase 1. `samples`: held-out samples of the step KL beside the scores, about; by default 32, or two a
-   * time group.
-   */
+  /** Phase 1. `samples`: held-out samples behind the step KL, about; default 32, or two a time group. */
   readonly validation?:
     | { readonly smoothnessThreshold: number; readonly samples?: number | undefined }
     | undefined;

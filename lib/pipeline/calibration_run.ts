@@ -35,10 +35,7 @@ interface CalibrationOptions extends RunOptions {
 }
 
 /** The calibration data of a run, opened when first needed. */
-export function runCalibration(
-  checkpoint: Checkpoint,
-  options: CalibrationOptions,
-): RunCalibration {
+export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptions): RunCalibration {
   const { config, kernels, saveCalibration } = options;
   let digest: Promise<string> | undefined, opened: Promise<Calibrated> | undefined;
   return {

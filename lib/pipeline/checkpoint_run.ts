@@ -103,11 +103,7 @@ function headerBytes({ path, tensors, fileBytes }: SafetensorsFile): Uint8Array 
   throw inputError(path, new Error("the file became shorter"));
 }
 
-/**
- * Room for a file's header.
- *
- * @throws {CheckpointError} when no reader would take the file
- */
+/** Room for a file's header. @throws {CheckpointError} when no reader would take the file */
 export function reservedHeaderBytes(
   { folder }: Checkpoint,
   name: string,

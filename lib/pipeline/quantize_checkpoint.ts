@@ -337,11 +337,12 @@ export async function writeRun(
 ): Promise<RunReport> {
   const { checkpoint, config, kernels, options: { onEvent } } = run;
   const { weights: refined, biases } = phases?.model ?? {};
-  const layers = solved && new Map(
-    [...solved.layers].map((
-      [name, layer],
-    ) => [name, { ...layer, tensor: refined?.get(name) ?? layer.tensor }]),
-  );
+  const layers = solved &&
+    new Map(
+      [...solved.layers].map((
+        [name, layer],
+      ) => [name, { ...layer, tensor: refined?.get(name) ?? layer.tensor }]),
+    );
   const context = { config, kernels, onEvent, solved: layers, biases, buffer: growingBuffer() };
   const content: RewriteContent = {
     steps: new Map(planned.plan.rows.map((row) => {
@@ -372,11 +373,7 @@ export async function writeRun(
   };
 }
 
-/**
- * The output folder that a run asks for.
- *
- * @throws {OutputError} when it is the input
- */
+/** The output folder that a run asks for. @throws {OutputError} when it is the input */
 export async function requestOutput(
   { checkpoint, config, calibration }: QuantizeRun<Kernels | undefined>,
   { bitPlan, beside }: PlannedRun,

@@ -82,13 +82,7 @@ export async function rewriteTensor(
     }
     const reached = cosine(statistics);
     if (reached >= minAccuracy - COSINE_ROUNDING) {
-      return quantizedRecord(
-        row,
-        bits,
-        statistics,
-        solved,
-        tried,
-      );
+      return quantizedRecord(row, bits, statistics, solved, tried);
     }
     tried.push({ bits, cosine: reached });
     sink.discard();

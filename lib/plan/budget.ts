@@ -71,18 +71,6 @@ export function optionBytes(
  * the budget.
  *
  * @throws {CalibrationError} when even the smallest options do not fit, saying what would
- *
- * @example
- * ```ts
- * import { fitBudget } from "./budget.ts";
- * const option = (bits: 2 | 4, bytes: number, cost: number) =>
- *   ({ bits, groupSize: 0, zeroPoint: "real", bytes, cost }) as const;
- * const { plan } = fitBudget([
- *   { name: "a", options: [option(2, 10, 5), option(4, 20, 1)] },
- *   { name: "b", options: [option(2, 10, 3), option(4, 20, 2)] },
- * ], 30);
- * console.log(plan.get("a")?.bits, plan.get("b")?.bits); // 4 2
- * ```
  */
 export function fitBudget(layers: readonly LayerOptions[], budgetBytes: number): BudgetedPlan {
   const least = layers.reduce((sum, { options }) => sum + Math.min(...options.map(({ bytes }) => bytes)), 0);

@@ -53,10 +53,7 @@ export function saveSolvedLayer(
   writeWhole(join(folder, fileName(candidate, layer.name)), file);
 }
 
-/**
- * The layers that an earlier run solved for a candidate; files of another identity, or broken ones, count as
- * absent.
- */
+/** Layers that an earlier run solved; files of another identity, or broken ones, count as absent. */
 export function loadSolvedLayers(
   folder: string,
   candidate: number,

@@ -45,9 +45,7 @@ export function markovLoss(
     );
   }
   if (!(weight >= 0 && weight < Infinity)) {
-    throw new RangeError(
-      `Cannot compute the Markov loss: the weight must be a number ≥ 0, got ${weight}`,
-    );
+    throw new RangeError(`Cannot compute the Markov loss: the weight must be a number ≥ 0, got ${weight}`);
   }
   const gradient = new Float64Array(theta.length);
   let loss = 0;

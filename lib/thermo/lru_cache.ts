@@ -32,10 +32,7 @@ export class LayerTimeCache<Value> {
     checkWhole("make a cache", "capacity", capacity, 1);
   }
 
-  /**
-   * The value kept for a layer and a timestep, or the result of `compute`; an error of `compute` keeps
-   * nothing.
-   */
+  /** The value kept for a layer and a timestep, or the result of `compute`; its error keeps nothing. */
   get(layer: string, timestep: number, compute: () => Value): Value {
     const key = `${timestep} ${layer}`;
     const isKept = this.#values.has(key), value = isKept ? this.#values.get(key) as Value : compute();

@@ -46,10 +46,7 @@ export function unwrittenTokens({ maskToken, padToken, eosToken }: Vocabulary): 
 export interface TokenKlOptions {
   /** Receives the divergence of each row, `f64[rows]`. */
   readonly out?: Float64Array<ArrayBuffer> | undefined;
-  /**
-   * Receives `weight · (p_Q − p_F)`, the gradient of the weighted sum by the quantized logits:
-   * `f32[rows, vocabulary]`.
-   */
+  /** Receives `weight · (p_Q − p_F)`, the gradient by the quantized logits: `f32[rows, vocabulary]`. */
   readonly gradient?: Float32Array<ArrayBuffer> | undefined;
   /** Weight of each row in the gradient, `[rows]`. Default 1. */
   readonly weights?: ArrayLike<number> | undefined;

@@ -1,7 +1,4 @@
-/**
- * The three phases' parts: transitions and their step KL, validation, smoothing, losses, solvers and the
- * optimizer.
- */
+/** Parts of the three phases: transitions and step KL, validation, smoothing, losses, solvers, optimizer. */
 export { solveBlockTridiagonal, solveGaussMarkov, type TimeQuadratics } from "./gauss_markov.ts";
 export { entropyLoss, type GroupParameters, type LossHistory, type LossTerms, markovLoss } from "./losses.ts";
 export { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";

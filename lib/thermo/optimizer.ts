@@ -14,9 +14,7 @@ import type { LossHistory, LossTerms } from "./losses.ts";
 const BETA1 = 0.9;
 const BETA2 = 0.999;
 const EPSILON = 1e-8;
-/**
- * A loss that many times the first one, or the loss validated at the start if that is more, is divergence.
- */
+/** A loss this many times the first one, or the loss validated at the start if larger, is divergence. */
 const DIVERGENCE_FACTOR = 10;
 /** Factor of the step size after a divergence, and how many divergences end the optimization. */
 const BACK_OFF = 0.5, MAX_DIVERGENCES = 6;
@@ -42,14 +40,9 @@ export interface OptimizerOptions {
   readonly learningRate?: number | undefined;
   /** Default 50. */
   readonly maxIterations?: number | undefined;
-  /**
-   * Relative change of the mean loss over ten iterations below which it has converged; 0 never. Default 1e-4.
-   */
+  /** Relative change of the mean loss of ten iterations that counts as converged; 0 never. Default 1e-4. */
   readonly convergenceThreshold?: number | undefined;
-  /**
-   * Largest length of the gradient of all parameters together, in units; longer ones are shortened. Default
-   * none.
-   */
+  /** Largest norm of the gradient of all parameters, in units; longer ones are shortened. Default none. */
   readonly clipNorm?: number | undefined;
   /** `cosine` lowers the step size to 0 over the iterations. Default `cosine`. */
   readonly schedule?: "constant" | "cosine" | undefined;
@@ -63,10 +56,7 @@ export interface OptimizationProblem {
    * may differ from one iteration to the next.
    */
   loss(iteration: number): LossTerms | number;
-  /**
-   * Decides which parameters are best; default the loss. Called before the first step, after every
-   * `validateEvery` and after the last.
-   */
+  /** Decides which parameters are best; default the loss. Called first, last and every `validateEvery`. */
   validate?(): number;
   /** Default 10. */
   readonly validateEvery?: number | undefined;
@@ -271,10 +261,7 @@ class AdamState {
   #steps = 0;
   #norm = 0;
 
-  constructor(
-    readonly kernels: Kernels,
-    readonly parameters: readonly Parameters[],
-  ) {
+  constructor(readonly kernels: Kernels, readonly parameters: readonly Parameters[]) {
     for (const { name, values, gradients, units } of parameters) {
       if (gradients.length !== values.length || (units !== undefined && units.length !== values.length)) {
         throw new TypeError(

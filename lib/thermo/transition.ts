@@ -8,9 +8,7 @@ import { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";
 
 /** Most training timesteps. */
 const MAX_TIMESTEPS = 1_000_000;
-/**
- * Percentile of the weights above which they are cut: those of the last steps grow without bound as σ falls.
- */
+/** Percentile above which weights are cut: those of the last steps grow without bound as σ falls. */
 export const WEIGHT_CAP_PERCENTILE = 95;
 /** Pairs of layer and timestep whose step KLs are kept. */
 const CACHE_CAPACITY = 65_536;
@@ -226,9 +224,7 @@ export interface TransitionOptions {
 export class TransitionComputer {
   /** Timesteps visited, from the noisiest on; none for masked diffusion. */
   readonly timesteps: Int32Array<ArrayBuffer>;
-  /**
-   * Weights of the visited timesteps, in their order, and how they were cut; undefined for masked diffusion.
-   */
+  /** Weights of the visited timesteps, in order, and how they were cut; undefined for masked diffusion. */
   readonly cap: CappedWeights | undefined;
   readonly #index: ReadonlyMap<number, number>;
   readonly #cache: LayerTimeCache<Float64Array>;
@@ -245,10 +241,12 @@ export class TransitionComputer {
       throw new RangeError("Cannot compute transitions: a run must have a timestep, got none");
     }
     const weightOf = sampler === "ddim" ? ddimDisplacementWeight : stepKlWeight;
-    this.cap = capWeights(Float64Array.from(
-      this.timesteps,
-      (timestep, i) => weightOf(schedule, timestep, prediction, { next: this.timesteps[i + 1], variance }),
-    ));
+    this.cap = capWeights(
+      Float64Array.from(
+        this.timesteps,
+        (timestep, i) => weightOf(schedule, timestep, prediction, { next: this.timesteps[i + 1], variance }),
+      ),
+    );
   }
 
   /**

@@ -6,10 +6,7 @@
 
 /** Bins of a histogram: at 8 bits eight of them a code, before a range is cut. */
 export const HISTOGRAM_BINS = 2048;
-/**
- * Ends tried by the search for the least squared error, each 4 % nearer to 0 than the one before: down to a
- * thirteenth.
- */
+/** Ends tried by the search for the least squared error, each 4 % nearer to 0: down to a thirteenth. */
 const MSE_STEPS = 64;
 const MSE_CUT = 0.96;
 /** Smallest scale, the least normal float32: below it a code's value loses bits. */
@@ -113,11 +110,7 @@ export class ActivationHistogram {
     return this.#counts.byteLength;
   }
 
-  /**
-   * Adds values.
-   *
-   * @throws {RangeError} when one is NaN or infinite; nothing is added then
-   */
+  /** Adds values. @throws {RangeError} when one is NaN or infinite; nothing is added then */
   add(values: Float32Array): void {
     let low = Infinity, high = -Infinity;
     for (let i = 0; i < values.length; i++) {
@@ -275,10 +268,7 @@ export class ActivationHistogram {
     return high;
   }
 
-  /**
-   * The parameters with the least squared error over the histogram: both ends cut by the same share, then
-   * each by another.
-   */
+  /** Parameters of the least squared error: both ends cut by the same share, then each by another. */
   #leastError(bits: ActivationBits): ActivationGrid {
     const { low, high } = this.range;
     let best = activationGrid(low, high, bits), least = this.#squaredError(best, bits);
@@ -295,10 +285,7 @@ export class ActivationHistogram {
     return best;
   }
 
-  /**
-   * Expected over a bin: inside a code's cell `s²/12`, which single points of a histogram as coarse as the
-   * codes would miss.
-   */
+  /** Expected over a bin: inside a code's cell `s²/12`, which single points of a coarse histogram miss. */
   #squaredError({ scale, zeroPoint }: ActivationGrid, bits: ActivationBits): number {
     const width = 2 * this.#reach / HISTOGRAM_BINS, top = 2 ** bits - 1;
     const first = -scale * (zeroPoint + 0.5), last = scale * (top - zeroPoint + 0.5);

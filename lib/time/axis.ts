@@ -11,11 +11,7 @@ export interface TimeAxis {
   /** `timesteps`: t is a timestep in [0, bins); `mask_ratio`: t is the share of masks in (0, 1]. */
   readonly kind: "timesteps" | "mask_ratio";
   readonly bins: number;
-  /**
-   * The bin of a time; allocates nothing.
-   *
-   * @throws {RangeError} when `t` is outside the axis
-   */
+  /** The bin of a time; allocates nothing. @throws {RangeError} when `t` is outside the axis */
   binOf(t: number): number;
 }
 

@@ -12,18 +12,12 @@ import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import type { TimeGroups } from "./groups.ts";
 import type { TimeGroupMoments } from "./output_correction.ts";
 
-/**
- * Most bytes of a model's statistics: second moments of a model of 1 B weights, and no more than memory may
- * hold.
- */
+/** Most bytes of a model's statistics: second moments of a model of 1 B weights. */
 export const MAX_STATISTICS_BYTES = 16 * 2 ** 30;
 /** Most runs in merged statistics. */
 export const MAX_CALIBRATION_RUNS = 1024;
 
-/**
- * Second moments that are kept: none, one over all times, or also one for each time group, which takes so
- * many times more memory.
- */
+/** Second moments kept: none, one over all times, or also one a time group, at as much more memory. */
 export type SecondMoments = "none" | "total" | "groups";
 export const SECOND_MOMENTS: readonly SecondMoments[] = ["none", "total", "groups"];
 
@@ -84,11 +78,7 @@ export interface StatisticsOptions {
 }
 
 /** Bytes that statistics take. */
-export function statisticsBytes(
-  inputs: Iterable<LayerInput>,
-  groups: number,
-  second: SecondMoments,
-): number {
+export function statisticsBytes(inputs: Iterable<LayerInput>, groups: number, second: SecondMoments): number {
   const moments = second === "none" ? 0 : second === "total" ? 1 : 1 + groups;
   let bytes = 0;
   for (const { cols } of inputs) {

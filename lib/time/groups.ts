@@ -109,19 +109,14 @@ function checkGroupCount(axis: TimeAxis, count: number): void {
  */
 export function equalTimeGroups(axis: TimeAxis, count: number): TimeGroups {
   checkGroupCount(axis, count);
-  return new TimeGroups(
-    axis,
-    Array.from({ length: count + 1 }, (_, g) => Math.floor(g * axis.bins / count)),
-  );
+  return new TimeGroups(axis, Array.from({ length: count + 1 }, (_, g) => Math.floor(g * axis.bins / count)));
 }
 
 /** Statistics of a layer's (or all layers') inputs at some bins of an axis. */
 export interface BinStatistics {
   /** Observed bins, ascending. */
   readonly bins: ArrayLike<number>;
-  /**
-   * `[bins.length, dimensions]`: what was measured at each. Dimensions count as they are: scale them before.
-   */
+  /** `[bins.length, dimensions]`: what was measured at each. Dimensions count as they are. */
   readonly values: ArrayLike<number>;
   /** Weight of each observed bin; default 1. */
   readonly weights?: ArrayLike<number> | undefined;
@@ -214,10 +209,7 @@ function checkStatistics(axis: TimeAxis, count: number, { bins, values, weights 
   }
 }
 
-/**
- * `f64[n, n]`: the weighted sum of squares around their mean of the statistics at observed bins i … j, at
- * `[i, j]`.
- */
+/** `f64[n, n]`: at `[i, j]` the weighted squares around their mean of the statistics at bins i … j. */
 function groupCosts(
   values: ArrayLike<number>,
   n: number,

@@ -1,7 +1,4 @@
-/**
- * Time: the denoising axis, its groups, calibration statistics by group, and the parameters that the runtime
- * selects by them.
- */
+/** Time: the denoising axis, its groups, calibration statistics by group, and time parameters. */
 export {
   type ActivationBits,
   type ActivationGrid,

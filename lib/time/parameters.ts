@@ -34,10 +34,7 @@ export interface WeightScaleParameters {
   readonly zeroPoint: Uint16Array<ArrayBuffer> | undefined;
 }
 
-/**
- * Effect of quantization on an image model's predictions, `gain · full + bias + noise`, which the sampler
- * corrects.
- */
+/** Effect of quantization on predictions, `gain · full + bias + noise`, which the sampler corrects. */
 export interface SamplerParameters {
   /** `f32[groups]`, above 0. */
   readonly gain: Float32Array<ArrayBuffer>;

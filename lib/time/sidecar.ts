@@ -39,10 +39,7 @@ import {
 /** `format` and `version` in the file's metadata. */
 const FORMAT = "arrowquant time parameters";
 const VERSION = "1";
-/**
- * Bytes of a tensor's start and of its middle that a fingerprint reads: a checkpoint of 2 GB is told from
- * another in well under a second.
- */
+/** Bytes of a tensor's start and middle that a fingerprint reads: 2 GB take well under a second. */
 const SAMPLED_BYTES = 4096;
 
 /**

@@ -103,10 +103,7 @@ interface Pairs {
   readonly b: Float64Array;
 }
 
-/**
- * Least squares on the second moment of one time group: sweeps over the weight groups, each with the others
- * held.
- */
+/** Least squares on a time group's second moment: sweeps over the weight groups, the others held. */
 function fit(kernels: Kernels, layer: Layer, second: Float32Array): Pairs {
   const { weights, codes, rows, cols, count, width, stored, storedZero, middle } = layer;
   const times = (x: Float32Array) =>

@@ -53,21 +53,7 @@ interface BlockCall {
   readonly dmodulation: Floats;
 }
 
-/**
- * A DiT whose packed layers can be refined.
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { loadDit } from "../dit/model.ts";
- * import { DitGradients } from "./dit.ts";
- * const model = loadDit("tests/models/glyph-dit", await openKernels());
- * const gradients = new DitGradients(model);
- * const epsilon = gradients.forward(new Float32Array(256), [500], [3]);
- * gradients.backward(epsilon.map((value) => 2 * value)); // of the sum of squares; nothing is packed here, nothing to refine
- * console.log(gradients.layers.flatMap((layer) => layer.parameters).length); // 0
- * ```
- */
+/** A DiT whose packed layers can be refined. */
 export class DitGradients {
   readonly #linears: RefinableLayers;
   readonly #pass: DitPass;

@@ -30,21 +30,7 @@ interface Call extends SequenceCall {
   readonly groupsOfRows: Int32Array | undefined;
 }
 
-/**
- * A masked transformer whose packed layers can be refined.
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { loadDream } from "../masked/dream.ts";
- * import { MaskedTransformerGradients } from "./masked_transformer.ts";
- * const model = loadDream("tests/models/dream-mini", await openKernels());
- * const gradients = new MaskedTransformerGradients(model);
- * const logits = gradients.forward(Int32Array.of(2, 8, 11, 14), 1, Int32Array.of(3));
- * gradients.backward(logits.map(() => 1)); // of the sum of the logits; nothing is packed here, nothing to refine
- * console.log(gradients.layers.flatMap((layer) => layer.parameters).length); // 0
- * ```
- */
+/** A masked transformer whose packed layers can be refined. */
 export class MaskedTransformerGradients {
   readonly #linears: RefinableLayers;
   readonly #pass: TransformerPass;

@@ -1,7 +1,4 @@
-/**
- * Gradients of packed models with respect to scales, zero points and biases, and the refinement that follows
- * them.
- */
+/** Gradients of packed models by scales, zero points and biases, and the refinement that follows them. */
 export { MaskedTransformerGradients } from "./masked_transformer.ts";
 export {
   type DitBatch,

@@ -68,18 +68,14 @@ export interface RefinementOptions
    * 0.
    */
   readonly entropyWeight?: number | undefined;
-  /**
-   * Of the loss that gives gradients, as in `tokenKl`; what is held out is always measured at 1. Default 1.
-   */
+  /** Of the loss that gives gradients, as in `tokenKl`; held-out losses are always at 1. Default 1. */
   readonly temperature?: number | undefined;
   /** Iterations from one look at the held-out batches to the next. Default 25. */
   readonly validateEvery?: number | undefined;
   readonly onIteration?: ((iteration: number, loss: number) => void) | undefined;
 }
 
-/**
- * What a refinement is computed from: a model with gradients, the full-precision model, and their batches.
- */
+/** Inputs of a refinement: a model with gradients, the full-precision model, and their batches. */
 interface Refined<Batch> {
   readonly quantized: MaskedTransformer | DitModel;
   readonly full: MaskedTransformer | DitModel;
@@ -95,9 +91,7 @@ interface Refined<Batch> {
   loss(batch: Batch, wanted: Float32Array, got: Float32Array, gradient: Floats | undefined): number;
 }
 
-/**
- * Batches: `train` gives gradients, `heldOut` decides which parameters are best and whether they are kept.
- */
+/** Batches: `train` gives gradients, `heldOut` decides which parameters are best and kept. */
 interface RefinementData<Batch> {
   readonly train: readonly Batch[];
   readonly heldOut: readonly Batch[];
@@ -229,10 +223,7 @@ function imageWeights(name: string, weights: ArrayLike<number> | undefined, imag
   return all;
 }
 
-/**
- * Loss of a batch, with its gradients added to those of the layers where wanted; the full-precision outputs
- * are kept.
- */
+/** Loss of a batch; `backward` adds its gradients to the layers'. Full-precision outputs are kept. */
 function lossOfBatches<Batch>(refined: Refined<Batch>): (batch: Batch, backward: boolean) => number {
   const { data: { train, heldOut }, gradients } = refined;
   const elements = [...train, ...heldOut].reduce((sum, batch) => sum + refined.outputs(batch), 0);
@@ -334,10 +325,7 @@ function entropyTerm(
   }, 0);
 }
 
-/**
- * The biases by time group of a refinement as output corrections with gain 1, for `TimeParameters`; empty
- * where it had no time groups.
- */
+/** Biases by time group of a refinement as output corrections with gain 1; empty without time groups. */
 export function timeBiasesOf(refined: readonly RefinedLayer[]): Map<string, LayerParameters> {
   return new Map(
     refined.flatMap(({ name, timeBias }) =>

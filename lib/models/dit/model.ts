@@ -147,12 +147,7 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
     return hidden;
   }
 
-  runBlock(
-    block: number,
-    batch: ImageBatch,
-    hidden: Float32Array<ArrayBuffer>,
-    options: PassOptions,
-  ): void {
+  runBlock(block: number, batch: ImageBatch, hidden: Float32Array<ArrayBuffer>, options: PassOptions): void {
     const pass = this.pass(options);
     embedTimesteps(pass, batch.timesteps);
     runBlock(pass, block, batch, hidden);
@@ -174,18 +169,7 @@ export const DIT: ModelFamily<"dit", DitConfig, DitModel> = {
   forwardCost: ditForwardCost,
 };
 
-/**
- * Loads a DiT. @throws as {@linkcode loadAs}
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { loadDit } from "./model.ts";
- * const model = loadDit("tests/models/glyph-dit", await openKernels());
- * const epsilon = model.forward(new Float32Array(model.imageElements), [999], [3]);
- * console.log(epsilon.length); // 256
- * ```
- */
+/** Loads a DiT. @throws as {@linkcode loadAs} */
 export function loadDit(path: string, kernels: Kernels, options: LoadOptions = {}): DitModel {
   return loadAs(DIT, path, kernels, options);
 }

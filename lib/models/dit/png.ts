@@ -1,6 +1,4 @@
-/**
- * Writing PNG files: 8 bits, grayscale or RGB, compressed by the runtime's zlib (https://www.w3.org/TR/png/).
- */
+/** Writing PNG files, 8 bits, grayscale or RGB, by the runtime's zlib (https://www.w3.org/TR/png/). */
 import { crc32, deflateSync } from "node:zlib";
 import { checkWhole } from "../../native/call.ts";
 

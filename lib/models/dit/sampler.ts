@@ -22,9 +22,7 @@ export interface ImageOptions {
   readonly eta?: number | undefined;
   /** Default 0. */
   readonly seed?: number | undefined;
-  /**
-   * Number of the first image's stream of random numbers: an image does not depend on its batch. Default 0.
-   */
+  /** Number of the first image's stream of random numbers: draws do not depend on the batch. Default 0. */
   readonly firstStream?: number | undefined;
   /** Noise to start from, `f32[batch, channels, size, size]`, instead of the seed's. */
   readonly noise?: Float32Array | undefined;

@@ -113,13 +113,6 @@ export interface TimestepEmbeddingOptions {
  * **Shapes** `timesteps: [n]` within ±{@linkcode MAX_POSITION} → `f32[n, channels]`
  *
  * @throws {RangeError} when a timestep or an option is not allowed
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- *
- * console.log(timestepEmbedding(await openKernels(), [0], 4)); // 0, 0, 1, 1
- * ```
  */
 export function timestepEmbedding(
   kernels: Kernels,

@@ -59,12 +59,10 @@ export function withWeights(
  *
  * @throws {TypeError} on a model with time parameters
  */
-export function checkPlain(
-  { path, timeParameters }: {
-    readonly path: string;
-    readonly timeParameters: TimeParameters | undefined;
-  },
-): void {
+export function checkPlain({ path, timeParameters }: {
+  readonly path: string;
+  readonly timeParameters: TimeParameters | undefined;
+}): void {
   if (timeParameters === undefined) return;
   throw new TypeError(
     `Cannot run ${

@@ -60,10 +60,7 @@ export interface ModulationShape {
   readonly stride?: number | undefined;
 }
 
-/**
- * @throws {RangeError | TypeError} unless `tensors` are `f32[batch, tokens, cols]`, and `rows` reach their
- * last row's end
- */
+/** @throws {RangeError | TypeError} unless `tensors` are `f32[batch, tokens, cols]` and `rows` long enough */
 export function checkModulation(
   doing: string,
   { batch, tokens, cols, stride = cols }: ModulationShape,

@@ -13,10 +13,7 @@ const STATIC = 0, PER_TOKEN = 1;
 const MIN_SCALE = 2 ** -126;
 const MIN_BITS = 2, MAX_BITS = 8;
 
-/**
- * Activations as whole numbers, `x ≈ scale[t] · (codes[t, k] − zeroPoint[t])`, codes in `[0, 2^bits − 1]`, a
- * byte each.
- */
+/** Activations `x ≈ scale[t] · (codes[t, k] − zeroPoint[t])`, codes in `[0, 2^bits − 1]`, a byte each. */
 export interface QuantizedActivations {
   readonly tokens: number;
   readonly cols: number;
@@ -84,15 +81,6 @@ function fillStatic(
  * @throws {TypeError} when an array does not fit the sizes
  * @throws {RangeError} when bits, scale or zero point are not allowed
  * @throws {KernelError} when `x` has NaN or infinity
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- *
- * const kernels = await openKernels();
- * const { codes, scale, zeroPoint } = quantizeActivations(kernels, Float32Array.of(-1, 0, 2), 1, 3, { bits: 2 });
- * console.log([...codes], scale[0], zeroPoint[0]); // [ 0, 1, 3 ] 1 1
- * ```
  */
 export function quantizeActivations(
   kernels: Kernels,
@@ -134,17 +122,6 @@ export function quantizeActivations(
  *
  * @throws {TypeError} when an array does not fit the sizes, or the weights have two-level scales
  * @throws {RangeError} when a zero point of the activations is not from 0 to 255
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { quantize } from "../../quant/mod.ts";
- *
- * const kernels = await openKernels();
- * const weights = quantize(kernels, { data: Float32Array.of(1, 2, 3, 4), dtype: "F32" }, 2, 2, { bits: 8 });
- * const activations = quantizeActivations(kernels, Float32Array.of(1, 1), 1, 2);
- * console.log(linearPackedInt8(kernels, { weights }, activations)); // about 3 and 7
- * ```
  */
 export function linearPackedInt8(
   kernels: Kernels,

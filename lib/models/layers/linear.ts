@@ -35,15 +35,6 @@ export interface Linear {
  * **Shapes** `x: f32[tokens, cols]` → `f32[tokens, rows]`. `out` must not be `x`.
  *
  * @throws {TypeError} when an array does not fit the sizes
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- *
- * const kernels = await openKernels();
- * const weights = { rows: 2, cols: 2, dtype: "F32", data: Float32Array.of(1, 2, 3, 4) } as const;
- * console.log(linear(kernels, { weights }, Float32Array.of(1, 1), 1)); // 3, 7
- * ```
  */
 export function linear(
   kernels: Kernels,

@@ -28,10 +28,7 @@ export class Tape<Name extends string> {
   }
 }
 
-/**
- * Memory for a value: kept on the tape, if there is one; else `shared`, a buffer of the workspace by name or
- * values that may be overwritten.
- */
+/** Memory for a value: kept on the tape, if there is one; else the workspace's, or `shared`, overwritten. */
 export function memoryFor<Name extends string>(
   workspace: Workspace,
   tape: Tape<Name> | undefined,

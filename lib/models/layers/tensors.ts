@@ -25,9 +25,7 @@ const CONVERTED_ELEMENTS = 2 ** 20;
 export interface LoadOptions {
   /** Parameters that the runtime selects by time; default none. Not read from the sidecar by itself. */
   readonly timeParameters?: TimeParameters | undefined;
-  /**
-   * Packed weights in place of plain ones, by name: a model as it will be, before it is written. Not copied.
-   */
+  /** Packed weights in place of plain ones, by name: a model before it is written. Not copied. */
   readonly weights?: ReadonlyMap<string, PackedTensor> | undefined;
   /** Biases in place of others, by name, as in `model.layers.0.self_attn.q_proj.bias`. */
   readonly biases?: ReadonlyMap<string, Float32Array> | undefined;
@@ -240,9 +238,7 @@ export class ModelTensors {
       : { rows, cols, dtype: kept, data: new Uint16Array(buffer) };
   }
 
-  /**
-   * Reads a tensor once, straight into the memory that keeps it; another type goes through a small buffer.
-   */
+  /** Reads a tensor once, into the memory that keeps it; another type goes through a small buffer. */
   #convert(name: string, wanted: WeightDtype): Uint8Array<ArrayBuffer> {
     const { info } = this.#checkpoint.tensors.get(name)!;
     if (info.dtype === wanted) return this.#checkpoint.read(name);

@@ -60,9 +60,7 @@ export class TimeAwareLayers {
   #items = 0;
   #isUniform = true;
 
-  /**
-   * @throws {TypeError} when θ has a layer that the model lacks, or one of another size
-   */
+  /** @throws {TypeError} when θ has a layer that the model lacks, or one of another size */
   constructor(
     readonly parameters: TimeParameters,
     kernels: Kernels,
@@ -158,12 +156,7 @@ export class TimeAwareLayers {
     }
   }
 
-  #run(
-    prepared: Prepared,
-    x: Float32Array,
-    count: number,
-    out: Floats,
-  ): void {
+  #run(prepared: Prepared, x: Float32Array, count: number, out: Floats): void {
     const { layer, gainLessOne, correction, bias, shift } = prepared;
     const kernels = this.#kernels;
     if (prepared.grid === undefined && !prepared.isPerToken) linear(kernels, layer, x, count, out);
@@ -232,12 +225,7 @@ function takesIntegers(weights: LinearLayer["weights"]): weights is OneLevelTens
   return "packed" in weights && weights.scaleBits === undefined;
 }
 
-function prepare(
-  layer: LinearLayer,
-  selected: SelectedParameters,
-  shift: Floats,
-  path: string,
-): Prepared {
+function prepare(layer: LinearLayer, selected: SelectedParameters, shift: Floats, path: string): Prepared {
   const { weights, bias } = layer;
   const fail = (reason: string) =>
     new TypeError(

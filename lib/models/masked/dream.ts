@@ -109,18 +109,7 @@ export const DREAM: ModelFamily<"dream", MaskedTransformerConfig, MaskedTransfor
   forwardCost: maskedForwardCost,
 };
 
-/**
- * Loads a Dream model. @throws as {@linkcode loadAs}
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { loadDream } from "./dream.ts";
- * const model = loadDream("tests/models/dream-mini", await openKernels());
- * const logits = model.forward(Int32Array.of(2, 8, 11, 14, 7, 12, 15, 1, 1, 1, 1), 1);
- * console.log(logits.length / model.config.vocabularySize); // 11 positions
- * ```
- */
+/** Loads a Dream model. @throws as {@linkcode loadAs} */
 export function loadDream(path: string, kernels: Kernels, options: LoadOptions = {}): MaskedTransformer {
   return loadAs(DREAM, path, kernels, options);
 }
