@@ -54,7 +54,7 @@ export function parseArgs<B extends string = never, S extends string = never, C 
     boolean: boolean.map((name) => name.startsWith("no-") ? MARK + name : name),
     string: [...string],
     alias: { ...alias },
-    unknown: (prepared) => {
+    unknown: (prepared: string) => {
       const arg = plain(prepared);
       if (!/^-./.test(arg)) return unknown?.(arg) !== false;
       const [, key, value] = /^--?([^=]+)=?(.*)$/s.exec(arg) ?? [];
