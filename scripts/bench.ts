@@ -113,11 +113,7 @@ function suiteOf(parsed: Options): Suite<SuiteRow> {
   return SUITES.find((suite) => suite.name === name)!;
 }
 
-/**
- * Parses the command line.
- *
- * @throws {ConfigError} on an option that does not exist or a value that is not allowed
- */
+/** Parses the command line. @throws {UsageError} on an unknown option or a value that is not allowed */
 export function parseBenchArguments(args: readonly string[]): BenchArguments {
   return benchArguments(parseArguments(USAGE, args));
 }

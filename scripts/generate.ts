@@ -1,7 +1,4 @@
-/**
- * `generate.ts MODEL`: solves a puzzle, continues a text or draws images with a checkpoint, full precision or
- * packed.
- */
+/** `generate.ts MODEL`: solves a puzzle, continues a text or draws images. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { ConfigError } from "../lib/errors.ts";

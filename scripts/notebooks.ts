@@ -48,10 +48,7 @@ export function cellsOf(path: string): string[] {
 const inProject = (program: string, args: readonly string[], variables: Record<string, string> = {}) =>
   runProgram(program, args, { cwd: ROOT, environment: { DENO_NO_UPDATE_CHECK: "1", ...variables } });
 
-/**
- * Checks all notebooks at once, each one's cells as a module in a folder from which the same relative imports lead to the same
- * files.
- */
+/** Checks all notebooks at once, the cells of each as a module from where its imports hold. */
 async function typeCheck(deno: string, paths: readonly string[]): Promise<Outcome> {
   const cache = join(ROOT, ".cache");
   mkdirSync(cache, { recursive: true });

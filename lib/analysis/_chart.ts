@@ -130,9 +130,7 @@ export function withSeries<Row extends ChartRow>(
 /** Share of the names that must begin alike for the beginning to go. */
 const COMMON_SHARE = 0.9;
 
-/**
- * Names without `.weight` and the dotted beginning that (nearly) all share, as long as they stay distinct.
- */
+/** Names without `.weight` and the dotted beginning that (nearly) all share, as long as they differ. */
 export function shortNames(names: readonly string[]): Map<string, string> {
   const distinct = [...new Set(names)];
   let parts = distinct.map((name) => name.replace(/\.weight$/, "").split("."));

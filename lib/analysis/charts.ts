@@ -1,7 +1,7 @@
 /**
  * Charts as plain functions of a table: each returns a Vega-Lite specification with its data inside, without
  * colours, which render.ts, the report or a notebook puts into a theme. A table without rows gives
- * a chart that says so.
+ * a chart that says so; another table than the one that is drawn is a TypeError.
  */
 export type { ChartOptions, Json, Spec } from "./_chart.ts";
 export { type Theme, themeConfig, THEMES, withTheme } from "./_theme.ts";

@@ -88,11 +88,7 @@ function shown(value: unknown): string {
   return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(5)));
 }
 
-/**
- * The first rows of a table, as HTML and as text.
- *
- * @throws {TypeError} when a column is not the table's
- */
+/** The first rows of a table, as HTML and text. @throws {TypeError} when a column is not the table's */
 export function showTable(table: TableLike, options: ShowTableOptions = {}): Display {
   const { rows: most = DEFAULT_ROWS } = options;
   const all = table.objects() as MeasuredRow[];

@@ -31,11 +31,7 @@ export interface BenchResult {
   readonly report: SuiteReport<SuiteRow>;
 }
 
-/**
- * A bench as a run.
- *
- * @throws {TypeError} when rows of the suite do not fit their table
- */
+/** A bench as a run. @throws {TypeError} when rows of the suite do not fit their table */
 export async function benchRun(name: string, result: BenchResult): Promise<Run> {
   const { suite, command, environment, options, seconds, otherCores, report } = result;
   const tables = await benchTables(report);

@@ -40,11 +40,7 @@ export function layerKind(name: string): string {
   return KINDS.find(([, pattern]) => pattern.test(name))?.[0] ?? "other";
 }
 
-/**
- * One row a tensor of what the pipeline did.
- *
- * @param milliseconds as `layerMilliseconds` of the pipeline's report
- */
+/** One row a tensor of what the pipeline did. @param milliseconds its report's `layerMilliseconds` */
 export function layerRowsOf(
   layers: readonly LayerRecord[],
   milliseconds: readonly (number | null)[],

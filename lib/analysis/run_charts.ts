@@ -133,11 +133,7 @@ const OFFERS: { readonly [Name in TableName]?: (table: TableLike) => Offer[] } =
   losses: lossOffers,
 };
 
-/**
- * The charts of a run.
- *
- * @throws {TypeError} when a table lacks columns of its schema
- */
+/** The charts of a run. @throws {TypeError} when a table lacks columns of its schema */
 export function chartsOf(tables: TablesLike, options: Pick<ChartOptions, "width"> = {}): NamedChart[] {
   const charts: NamedChart[] = [];
   /** Charts of the same kind, of different models. */

@@ -48,11 +48,7 @@ export async function encodeTable(
   return typeof content === "string" ? new TextEncoder().encode(content) : content;
 }
 
-/**
- * The table that a file's bytes hold.
- *
- * @throws {FormatError} when they do not hold this table in this version
- */
+/** The table that a file's bytes hold. @throws {FormatError} when it is another, or of another version */
 export async function decodeTable(
   name: TableName,
   bytes: Uint8Array<ArrayBuffer>,

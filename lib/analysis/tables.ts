@@ -45,12 +45,7 @@ function checkCell({ type, required }: ColumnSchema, value: unknown): { cell: Ce
   return found === type ? { cell: value as Cell } : { expected: `a ${type}` };
 }
 
-/**
- * Rows as arrays by column, in the schema's order.
- *
- * @throws {TypeError} when a row has a column that the table has not, lacks one that it must have, or holds a
- * value of another type
- */
+/** Rows as arrays by column, in the schema's order. @throws {TypeError} when a row does not fit it */
 export function checkRows(name: TableName, rows: readonly object[]): Map<string, Cell[]> {
   const schema = columnsOf(name);
   if (rows.length > MAX_TABLE_ROWS) {

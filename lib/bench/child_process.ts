@@ -6,11 +6,7 @@ import type { BenchContext, CommandOf } from "./suite.ts";
 
 const POLL_MILLISECONDS = 10;
 
-/**
- * The commands of a run.
- *
- * @throws {TypeError} when its caller runs none
- */
+/** The commands of a run. @throws {TypeError} when its caller runs none */
 export function commandsOf({ commandOf }: BenchContext): CommandOf {
   if (commandOf === undefined) {
     throw new TypeError("Cannot measure processes: the context must have commandOf");

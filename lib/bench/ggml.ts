@@ -135,11 +135,7 @@ const message = (error: unknown) => (error instanceof Error ? error.message : St
 
 const LIBRARY_FOLDER = "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64";
 
-/**
- * Opens ggml.
- *
- * @returns its functions, or the reason why it cannot be had
- */
+/** Opens ggml. @returns its functions, or the reason why it cannot be had */
 export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
   if (!import.meta.url.startsWith("file:")) return { reason: "this module was not loaded from a file" };
   const folder = fileURLToPath(new URL(`../../${LIBRARY_FOLDER}`, import.meta.url));

@@ -65,11 +65,7 @@ export function settingsOf(
   ];
 }
 
-/**
- * Bits of the layers of a quantized folder, the fewest of them.
- *
- * @throws {CheckpointError} when nothing in it is quantized
- */
+/** Fewest bits of a quantized folder's layers. @throws {CheckpointError} when nothing in it is quantized */
 function leastBits(folder: string): BitWidth {
   using checkpoint = openCheckpoint(folder);
   const bits = [...packedLayers(checkpoint).values()].map((layer) => layer.bits);

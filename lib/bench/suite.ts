@@ -117,10 +117,7 @@ export interface Suite<Row = Readonly<Record<string, unknown>>> {
   readonly name: string;
   /** One line for `--help`. */
   readonly summary: string;
-  /**
-   * Settings measured by default, where they differ from most suites'; a suite with two group sizes takes
-   * lists of them.
-   */
+  /** Settings by default, where they differ from most suites'; two group sizes stand for lists of them. */
   readonly defaults?: {
     readonly bits: readonly BitWidth[];
     readonly groupSizes: readonly GroupSize[];

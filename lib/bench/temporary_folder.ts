@@ -7,9 +7,7 @@ import process from "node:process";
 /** Names of the folders begin with it; the number of the process follows. */
 export const TEMPORARY_PREFIX = "arrowquant-bench-";
 
-/**
- * Calls `use` with a new folder's path and removes the folder afterwards, also when the process exits before.
- */
+/** Calls `use` with a new folder's path; removes it afterwards, also when the process exits before. */
 export async function withTemporaryFolder<T>(use: (folder: string) => Promise<T>): Promise<T> {
   const folder = mkdtempSync(join(tmpdir(), `${TEMPORARY_PREFIX}${process.pid}-`));
   const remove = () => rmSync(folder, { recursive: true, force: true });

@@ -52,11 +52,7 @@ function timeCalls(contender: Contender, calls: number, clock: Clock): number {
   return total;
 }
 
-/**
- * Runs until the least time is over and the pace has settled.
- *
- * @returns milliseconds of one call at the end
- */
+/** Runs until the least time is over and the pace has settled. @returns milliseconds of a call then */
 function warmUp(contender: Contender, leastMilliseconds: number, clock: Clock): number {
   const begin = clock();
   let best = Infinity;

@@ -34,11 +34,7 @@ export interface Classification {
   readonly classes: Int32Array<ArrayBuffer>;
 }
 
-/**
- * A float32 tensor of a file, its shape checked.
- *
- * @throws {CheckpointError} when it is not there or has another type or shape
- */
+/** A float32 tensor of a file. @throws {CheckpointError} when it has another type or shape */
 function readFloats(
   file: SafetensorsFile,
   name: string,
@@ -67,13 +63,7 @@ export class GlyphClassifier {
     this.#layers = layers;
   }
 
-  /**
-   * Classifies images in [−1, 1].
-   *
-   * **Shapes** `images: f32[count, 16, 16]`
-   *
-   * @throws {TypeError} when that is not their size
-   */
+  /** Classifies `images: f32[count, 16, 16]` in [−1, 1]. @throws {TypeError} when that is not their size */
   classify(images: Float32Array): Classification {
     const count = images.length / (SIDE * SIDE);
     if (!Number.isInteger(count)) {
@@ -99,9 +89,7 @@ export class GlyphClassifier {
     return { features, logits, classes };
   }
 
-  /**
-   * 3×3 convolution with padding 1, then ReLU: `f32[count, in, side, side]` → `f32[count, out, side, side]`.
-   */
+  /** 3×3 convolution, padding 1, then ReLU: `f32[count, in, side, side]` → `f32[count, out, side, side]`. */
   #convolve(name: "c1" | "c2", x: Float32Array, count: number, side: number): Float32Array<ArrayBuffer> {
     const layer = this.#layers[name];
     const channels = layer.weights.cols / 9, area = side * side;

@@ -61,10 +61,7 @@ export function resetPeakResident(): boolean {
   }
 }
 
-/**
- * Lets the engine free what nothing refers to any more, where it takes the hint: before the next large model
- * is read.
- */
+/** Lets the engine free what nothing refers to any more, where it takes the hint. */
 export async function collectGarbage(): Promise<void> {
   // From an empty stack: an engine that scans it would find what calls before have left there.
   await new Promise((resolve) => setTimeout(resolve));

@@ -1,7 +1,4 @@
-/**
- * Fréchet distance between feature distributions taken as Gaussian, in float64, with the eigenvalues by
- * Jacobi's rotations.
- */
+/** Fréchet distance between feature distributions taken as Gaussian, in float64. */
 import { RandomStream } from "../models/random.ts";
 import { symmetricEigen } from "../quant/symmetric.ts";
 import { type BootstrapOptions, DEFAULT_CONFIDENCE, type Interval, percentileInterval } from "./intervals.ts";

@@ -18,11 +18,7 @@ import type { FrechetReference } from "./frechet.ts";
 import { type BootstrapOptions, bootstrapRatio, type Interval, wilsonInterval } from "./intervals.ts";
 import { squaredDistances } from "./statistics.ts";
 
-/**
- * Labelled images of a safetensors file, as `readLabelledImages` of lib/calibration reads them.
- *
- * @throws {CheckpointError} when the file does not hold them
- */
+/** `readLabelledImages` of a safetensors file. @throws {CheckpointError} when it does not hold images */
 export function readImages(path: string): LabelledImages {
   return readLabelledImages(
     path,
@@ -73,11 +69,7 @@ export function noisedImages(
   });
 }
 
-/**
- * Predictions of a model for noisy images, with the learned variance where it has one.
- *
- * @param batch images of one forward pass
- */
+/** Predictions for noisy images, with the learned variance where there is one, `batch` a forward pass. */
 export function predictionsAt(
   model: DitModel,
   states: readonly NoisyImages[],

@@ -1,7 +1,4 @@
-/**
- * How far quantized layers are from full precision's, time group by time group, on the inputs that full
- * precision gives them.
- */
+/** How far quantized layers are from full precision's, time group by time group, on the same inputs. */
 import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
 import { observeParts } from "../phases/activations.ts";

@@ -1,7 +1,4 @@
-/**
- * Distance between two language models at masked positions: token KL, and how often their most probable
- * tokens agree.
- */
+/** Distance between two language models at masked positions: token KL and agreement. */
 import { randomTokens } from "../calibration/sequences.ts";
 import type { MaskedTransformer, MaskedTransformerConfig } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
@@ -131,18 +128,12 @@ export interface MaskedComparison {
   readonly kl: Interval;
   /** Share of masked positions with the same most probable token. */
   readonly agreement: Interval;
-  /**
-   * Share of masked positions whose most probable token is the right one, and of the full-precision model; 0
-   * without targets.
-   */
+  /** Share of masked positions with the right token, and full precision's; 0 without targets. */
   readonly accuracy: Interval;
   readonly fullAccuracy: Interval;
 }
 
-/**
- * Distances by mask ratio; the last entry is over all. Intervals by a bootstrap over sequences: positions of
- * one sequence are no independent samples.
- */
+/** Distances by mask ratio, the last over all; intervals by a bootstrap over sequences. */
 export function byMaskRatio(
   distances: readonly SequenceDistance[],
   { bins = 10, ...bootstrap }: BootstrapOptions & { readonly bins?: number | undefined } = {},

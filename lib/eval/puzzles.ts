@@ -30,10 +30,7 @@ const CHARACTERS = "0123456789+=>S:abcdefghijklmnop";
 /** `<pad>`, `<mask>`, `<bos>`, `<eos>` */
 const SPECIAL_TOKENS = 4;
 
-/**
- * Whether a vocabulary is that of the puzzles: a token for each of their characters, the special tokens, and
- * no other.
- */
+/** Whether a vocabulary has the puzzles' characters, the special tokens, and no other token. */
 export function isPuzzleVocabulary(tokenizer: Tokenizer): boolean {
   return tokenizer.tokenText(CHARACTERS.length + SPECIAL_TOKENS) === undefined &&
     [...CHARACTERS].every((character) => tokenizer.tokenOf(character) !== undefined);

@@ -14,11 +14,7 @@ import { number, quantity } from "./_encodings.ts";
 
 const COLUMNS = ["model", "setting", "layer", "bits", "code", "count"];
 
-/**
- * How often each code occurs: of one layer, or of all layers of a bit width together.
- *
- * @throws {TypeError} when the table is not one of codes
- */
+/** How often each code occurs: of one layer, or of all layers of a bit width together. */
 export function codeHistogram(
   table: TableLike,
   options: ChartOptions & { readonly layer?: string | undefined } = {},

@@ -97,11 +97,7 @@ export function kernelRoofline(table: TableLike, options: KernelChartOptions = {
 /** Most bars of the throughput chart. */
 const KERNEL_BARS = 60;
 
-/**
- * Bytes a second of each kernel in units of memcpy's, from the same run.
- *
- * @throws {TypeError} when the table is not one of kernels
- */
+/** Bytes a second of each kernel in units of memcpy's, from the same run. */
 export function kernelThroughput(table: TableLike, options: KernelChartOptions = {}): Spec {
   const { rows: all, notFinite } = chartData("kernel throughput", table, THROUGHPUT_COLUMNS);
   const title = options.title ?? "Kernel throughput against memcpy";

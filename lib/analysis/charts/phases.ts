@@ -47,11 +47,7 @@ export interface PhaseOptions extends ChartOptions {
 const COLUMNS = ["model", "setting", "phase", "task"];
 const hasInterval = (metric: PhaseMetric) => metric === "accuracy" || metric === "stepKl";
 
-/**
- * Phases against the baseline, by task, with intervals; the band behind them is the baseline's interval.
- *
- * @throws {TypeError} when the table is not one of phases
- */
+/** Phases against the baseline, by task, with intervals; the band is the baseline's interval. */
 export function phasesAgainstBaseline(table: TableLike, options: PhaseOptions = {}): Spec {
   const { metric = "accuracy" } = options, { title: named } = PHASE_METRICS[metric];
   const title = options.title ?? `${named[0]!.toUpperCase()}${named.slice(1)}`;
@@ -127,11 +123,7 @@ const LOSS_LINES = 12;
 /** Columns of the losses: their sum, and its terms. */
 const TERMS = ["total", "quantization", "markov", "entropy"];
 
-/**
- * Losses over the iterations: all terms of one layer or the model, the total of several layers.
- *
- * @throws {TypeError} when the table is not one of losses
- */
+/** Losses over the iterations: all terms of one layer or the model, the total of several layers. */
 export function lossHistory(
   table: TableLike,
   options: ChartOptions & { readonly layer?: string | undefined } = {},

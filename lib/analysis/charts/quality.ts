@@ -66,12 +66,7 @@ export function frontOf<Row>(
 
 const COLUMNS = ["model", "method", "library", "bitsPerWeight", "task"];
 
-/**
- * Accuracy (or an error) against bits per weight: every method with its interval, the Pareto front, and full
- * precision.
- *
- * @throws {TypeError} when the table is not one of peers
- */
+/** Accuracy (or an error) against bits per weight, with intervals, Pareto front and full precision. */
 export function accuracyByBits(table: TableLike, options: QualityOptions = {}): Spec {
   const names = Object.keys(QUALITY_METRICS) as QualityMetric[];
   const objects = table.objects() as Record<string, unknown>[];

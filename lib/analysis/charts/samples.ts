@@ -27,11 +27,7 @@ import {
 
 const DISTANCE = "relativeDistance";
 
-/**
- * How far free-running trajectories drift from full precision's, by step, with intervals.
- *
- * @throws {TypeError} when the table is not one of drift
- */
+/** How far free-running trajectories drift from full precision's, by step, with intervals. */
 export function trajectoryDrift(table: TableLike, options: ChartOptions = {}): Spec {
   const columns = ["model", "setting", "step", DISTANCE, `${DISTANCE}Low`, `${DISTANCE}High`];
   const { rows: all, notFinite } = chartData("trajectory drift", table, columns);
@@ -61,11 +57,7 @@ const SHEET_COLUMNS = [
   ...["prompt", "expected", "answer", "isCorrect", "image"],
 ];
 
-/**
- * The same samples at each setting: images in rows, texts in columns, right and wrong ones marked.
- *
- * @throws {TypeError} when the table is not one of samples
- */
+/** The same samples at each setting: images in rows, texts in columns, right and wrong ones marked. */
 export function sampleSheet(table: TableLike, options: ChartOptions = {}): Spec {
   const { rows: all } = chartData("sample sheet", table, SHEET_COLUMNS);
   const title = options.title ?? "The same samples at each setting";

@@ -57,11 +57,7 @@ const end = (row: ChartRow) => numberIn(row, "tEnd")!;
 /** Most rows of a heat map: neighbours beyond it share one. */
 const HEAT_ROWS = 300;
 
-/**
- * Error over layer (or, of a model's output, setting) and time.
- *
- * @throws {TypeError} when the table is not one of the time axis
- */
+/** Error over layer (or, of a model's output, setting) and time. */
 export function errorOverTime(table: TableLike, options: TimeChartOptions = {}): Spec {
   const { metric, axis, capital } = metricOf(table, options.metric, ["relativeError", "stepKl", "kl"]);
   const { rows: all, notFinite } = chartData("error over layer and time", table, [...COLUMNS, metric]);
@@ -130,11 +126,7 @@ function heatMap(
   };
 }
 
-/**
- * An error of the model's output along t, with its interval.
- *
- * @throws {TypeError} when the table is not one of the time axis
- */
+/** An error of the model's output along t, with its interval. */
 export function transitionKl(table: TableLike, options: TimeChartOptions = {}): Spec {
   const { metric, axis, capital } = metricOf(table, options.metric, ["stepKl", "kl", "relativeError"]);
   const title = options.title ?? `${capital} along t`;
@@ -189,10 +181,7 @@ export interface TimeParameterOptions extends ChartOptions {
 /** Stretches on both sides of a close look, in widths of what smoothing moved there. */
 const CLOSE_MARGIN = 1.5;
 
-/**
- * The times around the boundary with the largest jump of scale that smoothing moved; undefined if there is
- * none.
- */
+/** The times around the boundary with the largest jump of scale that smoothing moved, if there is one. */
 function closeRange(rows: readonly ChartRow[]): readonly [number, number] | undefined {
   const ordered = (stage: string) =>
     rows.filter((row) => row["stage"] === stage).sort((a, b) => begin(a) - begin(b));
@@ -247,11 +236,7 @@ const cut = (rows: readonly ChartRow[], [from, to]: readonly [number, number]): 
   rows.filter((row) => end(row) > from && begin(row) < to)
     .map((row) => ({ ...row, tBegin: Math.max(from, begin(row)), tEnd: Math.min(to, end(row)) }));
 
-/**
- * A layer's scale, zero point and activation range over the time groups, before and after boundary smoothing.
- *
- * @throws {TypeError} when the table is not one of the time axis
- */
+/** A layer's scale, zero point and activation range over time, before and after boundary smoothing. */
 export function timeParameters(table: TableLike, options: TimeParameterOptions = {}): Spec {
   const { rows: all, notFinite } = chartData("time parameters", table, [...COLUMNS, "stage", ...THETA]);
   const withTheta = all.filter((row) => THETA.some((field) => row[field] !== null));

@@ -356,11 +356,7 @@ function comparisonSection({ title, compared }: Comparison): Section {
   };
 }
 
-/**
- * The report as text for a terminal.
- *
- * @throws {TypeError} when there is no run
- */
+/** The report as text for a terminal. @throws {TypeError} when there is no run */
 export async function reportText(allRuns: readonly Run[]): Promise<string> {
   const runs = distinct(allRuns);
   const sectionLines = (section: Section) => {

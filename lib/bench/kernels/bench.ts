@@ -161,9 +161,7 @@ export class KernelBench {
     this.kernels = withThreads(context.kernels, 1);
   }
 
-  /**
-   * Input for matrices of `rows` rows: many times as much as a call takes, unless that is in memory anyway.
-   */
+  /** Input for matrices of so many rows: several times as much, unless that is in memory anyway. */
   operands(rows: number): Operands {
     const count = Math.max(rows, this.scale.poolRows) * COLS;
     const pools = this.#pools.get(count) ??

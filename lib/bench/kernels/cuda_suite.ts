@@ -150,11 +150,7 @@ function goalOf(goal: string, measured: number, least: number): Goal {
   return { goal, wanted: `≥ ${least}`, measured: measured.toFixed(3), met: measured >= least };
 }
 
-/**
- * Measures the CUDA kernels that quantize. `cpu` is what they are compared with.
- *
- * @throws {Error} when a kernel fails or gives something else than the CPU
- */
+/** Measures the CUDA kernels that quantize. @throws {Error} when one fails, or gives other than `cpu` */
 export function measureCuda(
   cuda: CudaKernels,
   cpu: Kernels,

@@ -22,9 +22,7 @@ const CHECKED_ROWS = 16, CHECKED_TOKENS = 3;
 const F32_LIMIT = 1e-5;
 const GROUP_SIZE = 64;
 
-/**
- * Input of products: `x: f32[tokens, cols]`, `weights: f32[rows, cols]`, and packed weights made of these.
- */
+/** Input of products: `x: f32[tokens, cols]`, `weights: f32[rows, cols]`, and packed weights of these. */
 export class ProductOperands {
   readonly #packed = new Map<BitWidth, PackedArrays>();
   #expected: Float32Array<ArrayBuffer> | undefined;

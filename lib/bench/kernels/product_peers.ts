@@ -18,11 +18,7 @@ import type { ProductOperands } from "./product_cases.ts";
 
 /** The compiled peers. */
 export interface ProductPeers {
-  /**
-   * Runs `rounds` rounds of multiply-adds with an instruction set.
-   *
-   * @returns those of a round, 0 where it has none
-   */
+  /** Runs rounds of multiply-adds. @returns those of a round, 0 where the instruction set has none */
   fmaChains(isaNumber: number, rounds: number): number;
   /** `out[row] = dot(row, activations)` by a function of a library. */
   ggmlRows(
@@ -98,9 +94,7 @@ export function fmaPeakCase(peers: ProductPeers, { isa }: Kernels): KernelCase |
   };
 }
 
-/**
- * Formats of ggml's weights and of the activations with them, and the largest relative error of a product.
- */
+/** Formats of ggml's weights, of the activations with them, and the largest relative error of a product. */
 const GGML_DOTS = {
   q2_K: { activations: "q8_K", limit: 0.5 },
   q3_K: { activations: "q8_K", limit: 0.25 },

@@ -27,9 +27,7 @@ export interface Unsupported {
   readonly unsupported: string;
 }
 
-/**
- * `peer library`: code of another project; `re-implementation`: written here from paper and reference code.
- */
+/** `peer library`: code of another project; `re-implementation`: written here from its paper and code. */
 export type MethodKind = "peer library" | "re-implementation" | "ours";
 
 /** A way to quantize one matrix, its bits and groups already chosen. */
@@ -117,11 +115,7 @@ export function checkLayer(
   throw new WeightsError(`${doing(name)}: the second moment must be finite, got ${wrong.value} at ${place}`);
 }
 
-/**
- * Checks that a stored matrix can be read back.
- *
- * @throws {WeightsError} when a value is not finite: a scale or a zero point left the range of half precision
- */
+/** Checks that a stored matrix can be read back. @throws {WeightsError} when a value is not finite */
 export function checkRestored(name: string, restored: Float32Array, cols: number): void {
   const bad = nonfinite(restored, cols);
   if (bad === undefined) return;

@@ -50,10 +50,7 @@ function quantizedLayers(checkpoint: Checkpoint, kernels: Kernels): Layer[] {
   });
 }
 
-/**
- * Opens the calibration data of a model, few samples for a quick look. Full precision runs once a kind of
- * weights.
- */
+/** Opens the calibration data of a model. Full precision runs once a kind of weights. */
 export async function targetOf(
   opened: Pick<Target, "path" | "checkpoint" | "full" | "kernels">,
   quick = false,
@@ -112,11 +109,7 @@ function blocksOf(layers: readonly Layer[]): Layer[][] {
   return [...Map.groupBy(layers, indexOf)].toSorted(([a], [b]) => a < b ? -1 : 1).map(([, block]) => block);
 }
 
-/**
- * Quantizes every layer by itself and loads the model with the results.
- *
- * @throws as the method does
- */
+/** Quantizes every layer by itself and loads the model with the results. @throws as the method does */
 export async function quantizeModel(
   { checkpoint, kernels, layers, inputsOf }: Target,
   method: Method,

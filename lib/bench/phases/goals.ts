@@ -23,10 +23,7 @@ interface GoalOptions {
   readonly family: string;
   readonly seed: number;
   readonly memory: PhaseMemory | undefined;
-  /**
-   * Time of forward passes with static ranges for all layers over those with per-token dynamic quantization,
-   * pair by pair.
-   */
+  /** Time of forward passes with static ranges over those with per-token ones, pair by pair. */
   readonly staticOverDynamic: Summary | undefined;
 }
 

@@ -1,6 +1,4 @@
-/**
- * Memory of the phases: the peak of a process that quantizes with them, beside one that calibrates without.
- */
+/** Memory of the phases: the peak of a process that quantizes with them, beside one without. */
 import { join } from "node:path";
 import { runChild } from "../child_process.ts";
 import type { CommandOf } from "../suite.ts";

@@ -10,9 +10,7 @@ import type { PipelineRun } from "./time.ts";
 import { span } from "../settings.ts";
 import type { Section } from "../suite.ts";
 
-/**
- * Claims of the system that this project re-implements, for 2 bits; its own notes call the figures synthetic.
- */
+/** Claims, for 2 bits, of the system that is re-implemented here; its own notes call them synthetic. */
 const CLAIMED: Readonly<Record<string, { accuracy: number; markov: number; overhead: number }>> = {
   phase1: { accuracy: 0.0009, markov: 0.71, overhead: 0.005 },
   phase2: { accuracy: 0.0418, markov: 0.85, overhead: 0.068 },

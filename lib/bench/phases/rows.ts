@@ -78,11 +78,7 @@ export function rowsLeftOut(
     }];
 }
 
-/**
- * The rows of a run; ablations and comparisons come with `all`.
- *
- * @param groups of the 4-bit rows' names
- */
+/** The rows of a run; ablations and comparisons come with `all`. @param groups of the 4-bit rows' names */
 export function rowSettings(
   groups: number,
   kind: "sequences" | "images",

@@ -1,7 +1,4 @@
-/**
- * A row of the phases suite through the stages of the pipeline, timed, and the model read back from the files
- * that it wrote.
- */
+/** A row of the phases suite through the pipeline, timed, and the model read back from its files. */
 import { createHash } from "node:crypto";
 import type { Calibrated } from "../../calibration/mod.ts";
 import { type Config, resolveConfig } from "../../config/mod.ts";
@@ -132,9 +129,7 @@ async function timed<T>(run: () => Promise<T>): Promise<{ readonly result: T; re
   return { result, seconds: (performance.now() - begin) / 1000 };
 }
 
-/**
- * SHA-256 of the tensors that a run wrote, θ included; and of its weights alone. Equal digests, equal bytes.
- */
+/** SHA-256 of the tensors that a run wrote, θ included, and of its weights alone. */
 export function outputDigests(folder: string): { readonly all: string; readonly weights: string } {
   const files = Object.entries(readManifest(folder)!.files).filter(([name]) => name.endsWith(".safetensors"))
     .sort(([a], [b]) => a < b ? -1 : 1);

@@ -1,7 +1,4 @@
-/**
- * The sampler's correction: images drawn from the same noise, and the noise error at every step, with it and
- * without.
- */
+/** The sampler's correction: drawings from the same noise, and the noise error at every step. */
 import { type DitModel, imageSteps, type SamplerName, type Scheduler } from "../../models/mod.ts";
 import { drawImages, type NoisyImages, predictionsAt } from "../../eval/images.ts";
 import { bootstrapRatio, type Interval } from "../../eval/intervals.ts";

@@ -21,10 +21,7 @@ import { withTemporaryFolder } from "../temporary_folder.ts";
 const VOCABULARY = 512;
 /** Calibration sequences of the block, and their tokens. */
 const SEQUENCES = 32, TOKENS = 32, QUICK_TOKENS = 8;
-/**
- * Counts of the whole run: calibration sequences, their tokens, held-out sequences of phase 1 and in the
- * windows of phase 2.
- */
+/** The whole run's calibration sequences, their tokens, and held-out sequences of phases 1 and 2. */
 const WHOLE = { sequences: 512, tokens: 512, phase1: 32, phase2: 10 };
 /** Forward passes of a run, about: ranges of activations, held-out step KL of two models, the guard. */
 const PASSES = 8;

@@ -40,10 +40,7 @@ import { type SamplerRow, samplerSections } from "./sampler.ts";
 import { phaseScale, type ScaleRow } from "./scale.ts";
 import { forwardRatio, overhead, pipelineSeconds, selectionShare } from "./time.ts";
 
-/**
- * Runs of a row with a small overhead, fewer where one takes long, and one where it takes so long that its
- * parts are.
- */
+/** Runs of a row with a small overhead, fewer where one takes long, one where it takes very long. */
 const RUNS = 5, FEW_RUNS = 3, LONG_SECONDS = 1, VERY_LONG_SECONDS = 5;
 /** Rows that run again: their overheads are small, and have goals. */
 const TIMED_ROWS = ["phase1", "phase2", UNREFINED_ROW];
@@ -291,10 +288,7 @@ function jsonRow({ kernels, environment, options: { seed } }: BenchContext, abou
   };
 }
 
-/**
- * The main rows along the time axis: held-out step KL, errors of the layers, and θ before (phase 1) and after
- * smoothing (phase 2).
- */
+/** The main rows along the time axis: held-out step KL, errors of the layers, θ of phases 1 and 2. */
 function timedSettings(
   { name, full, groups, phaseContext }: Measured,
   rows: readonly Row[],

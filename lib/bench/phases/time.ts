@@ -1,7 +1,4 @@
-/**
- * Costs of a row of the phases suite: time of its pipeline, of the phases in it, of selecting θ, and of
- * forward passes.
- */
+/** Costs of a row of the phases suite: of its pipeline, its phases, selecting θ, forward passes. */
 import type { LoadedModel } from "../../models/mod.ts";
 import { imageNoise } from "../../models/random.ts";
 import type { PhasesReport } from "../../phases/mod.ts";
@@ -86,10 +83,7 @@ export function overhead(
 
 const SELECTIONS = 2000, FORWARDS = 9;
 
-/**
- * Time of selecting θ for every layer, by name and time, over the time of a forward pass of one item at that
- * time.
- */
+/** Time of selecting θ for every layer over the time of a forward pass of one item. */
 export function selectionShare(loaded: LoadedModel, parameters: TimeParameters): number {
   const { axis } = parameters.groups, names = [...parameters.layers.keys()];
   const seconds = (run: () => void) => {
@@ -121,9 +115,7 @@ export function selectionShare(loaded: LoadedModel, parameters: TimeParameters):
   return selecting / median(Array.from({ length: FORWARDS }, () => seconds(forward)));
 }
 
-/**
- * Items of a batch that forward passes are timed on, by family, and how many passes of each model, in turn.
- */
+/** Items of a batch that forward passes are timed on, and how many passes of each model, in turn. */
 const TIMED_SEQUENCES = 32, TIMED_IMAGES = 16, TIMED_FORWARDS = 51;
 
 /**
