@@ -25,12 +25,6 @@ const BOLD = 1.11;
 
 /**
  * Width of a line of text in pixels.
- *
- * @example
- * ```ts
- * import { textWidth } from "./_text_widths.ts";
- * console.log(textWidth("bits per weight", 11)); // 84, about
- * ```
  */
 export function textWidth(text: string, fontSize: number, isBold = false): number {
   let units = 0;

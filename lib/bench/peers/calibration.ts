@@ -45,20 +45,6 @@ export const hasPositionWeights = ({ data: { fit } }: Calibrated): boolean =>
  * layer's inputs.
  *
  * @throws {TypeError} when the data are of another kind of model
- *
- * @example
- * ```ts
- * import { modelFrom } from "../../models/mod.ts";
- * import { openKernels } from "../../native/mod.ts";
- * import { openCheckpoint } from "../../tensor/mod.ts";
- * import { calibrationOf, collectInputs } from "./calibration.ts";
- * const kernels = await openKernels();
- * using checkpoint = openCheckpoint("tests/models/dream-mini");
- * const model = modelFrom(checkpoint, kernels);
- * const calibrated = await calibrationOf(model, checkpoint, { calibration_samples: 32 });
- * const inputs = await collectInputs(model, calibrated, ["model.layers.0.mlp.down_proj.weight"], kernels);
- * console.log(inputs.get("model.layers.0.mlp.down_proj.weight")?.cols); // 160
- * ```
  */
 export async function collectInputs(
   { kind, model }: LoadedModel,

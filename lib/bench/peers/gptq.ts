@@ -73,15 +73,6 @@ function feedbackErrors(
  *
  * @throws {WeightsError} by its `quantize`, when the second moment is indefinite even with damping far above
  * its mean diagonal
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { gptq } from "./gptq.ts";
- * const method = gptq(await openKernels(), { bits: 2, groupSize: 0 });
- * const inputs = { cols: 3, secondMoment: Float64Array.of(2, 1, 0, 1, 2, 0, 0, 0, 1) };
- * console.log(method.quantize(Float32Array.of(0.1, -0.4, 0.9), 1, 3, inputs));
- * ```
  */
 export function gptq(kernels: Kernels, setting: GridSetting): Method {
   const name = gridName("GPTQ", setting);

@@ -51,13 +51,6 @@ function shrink(x: number, beta: number): number {
  *
  * **Shapes** `weights: f32[rows, cols]`. In float64, where the reference code uses float32 or half precision. Groups do not cross rows;
  * the last is shorter where the size does not divide `cols`, which the reference code refuses.
- *
- * @example
- * ```ts
- * import { fitHqq } from "./hqq.ts";
- * const { codes, zero } = fitHqq(Float32Array.of(-1, -0.2, 0.1, 3), 1, 4, { bits: 2, groupSize: 0 });
- * console.log(codes, zero); // 0 0 1 3, and a zero point below that of minimum and maximum, which is 0.75
- * ```
  */
 export function fitHqq(
   weights: Float32Array,
@@ -115,13 +108,6 @@ export function fitHqq(
 /**
  * HQQ as a method: codes from {@linkcode fitHqq}; scale and zero point rounded to halves afterwards, as the
  * reference code does when it stores them. Needs no inputs.
- *
- * @example
- * ```ts
- * import { hqq } from "./hqq.ts";
- * const method = hqq({ bits: 2, groupSize: 32 });
- * console.log(method.name, method.quantize(new Float32Array(64).fill(0.5), 2, 32, undefined)); // 2 HQQ, g 32 …
- * ```
  */
 export function hqq(setting: GridSetting): Method {
   const name = gridName("HQQ", setting);

@@ -8,18 +8,6 @@ import { Checkpoint, type CheckpointTensor } from "../../tensor/mod.ts";
  * open and is not closed with it.
  *
  * @throws {CheckpointError} when a replaced tensor is not there or has another number of elements
- *
- * @example
- * ```ts
- * import { openKernels } from "../../native/mod.ts";
- * import { modelFrom } from "../../models/mod.ts";
- * import { openCheckpoint } from "../../tensor/mod.ts";
- * import { ReplacedCheckpoint } from "./replaced_checkpoint.ts";
- * using checkpoint = openCheckpoint("tests/models/dream-mini");
- * const zeros = new Map([["lm_head.weight", new Float32Array(35 * 64)]]);
- * const { kind } = modelFrom(new ReplacedCheckpoint(checkpoint, zeros), await openKernels());
- * console.log(kind); // dream
- * ```
  */
 export class ReplacedCheckpoint extends Checkpoint {
   override readonly tensors: ReadonlyMap<string, CheckpointTensor>;
