@@ -79,29 +79,26 @@ AQ_FUNCTION void aq_add_encoded(aq_fit_sums *sums, float w, float h, aq_grid gri
   sums->error += h * difference * difference;
 }
 
-/* How much of sum h w^2 the best parameters for these codes explain, less what a constant explains. h and
- * hw are the group's sums of importances and of weighted weights. */
-AQ_FUNCTION float aq_explained(const aq_fit_sums *sums, float h, float hw, int affine) {
-  if (!affine) return sums->hwq * sums->hwq / sums->hqq;
-  const float numerator = h * sums->hwq - sums->hq * hw;
-  const float determinant = h * sums->hqq - sums->hq * sums->hq;
-  return numerator * (numerator / determinant);
-}
-
-/* Least squares of scale and zero point for the codes of the sums, rounded to half floats. */
-AQ_FUNCTION aq_grid aq_refit_grid(const aq_fit_sums *sums, float h, float hw, int affine, float zero_point) {
-  aq_grid grid;
-  if (!affine) {
-    grid.scale = aq_round_half(sums->hwq / sums->hqq);
-    grid.zero_point = zero_point;
-    return grid;
+/* The least squares of the sums, once for floats and once for vectors of them. `explained`: how much of
+ * sum h w^2 the best parameters for the codes explain, less what a constant explains; h and hw are the
+ * group's sums of importances and of weighted weights. `refit`: those parameters, rounded to half floats. */
+#define AQ_LEAST_SQUARES(declare, real, fit_sums, grid, explained, refit, round_half)                       \
+  declare real explained(const fit_sums *sums, real h, real hw, int affine) {                               \
+    if (!affine) return sums->hwq * sums->hwq / sums->hqq;                                                  \
+    const real numerator = h * sums->hwq - sums->hq * hw;                                                   \
+    const real determinant = h * sums->hqq - sums->hq * sums->hq;                                           \
+    return numerator * (numerator / determinant);                                                           \
+  }                                                                                                         \
+  declare grid refit(const fit_sums *sums, real h, real hw, int affine, real zero_point) {                  \
+    grid found;                                                                                             \
+    found.scale = round_half(affine ? (h * sums->hwq - sums->hq * hw) /                                     \
+                                          (h * sums->hqq - sums->hq * sums->hq)                             \
+                                    : sums->hwq / sums->hqq);                                               \
+    found.zero_point = affine ? round_half((found.scale * sums->hq - hw) / (h * found.scale)) : zero_point; \
+    return found;                                                                                           \
   }
-  const float numerator = h * sums->hwq - sums->hq * hw;
-  const float determinant = h * sums->hqq - sums->hq * sums->hq;
-  grid.scale = aq_round_half(numerator / determinant);
-  grid.zero_point = aq_round_half((grid.scale * sums->hq - hw) / (h * grid.scale));
-  return grid;
-}
+
+AQ_LEAST_SQUARES(AQ_FUNCTION, float, aq_fit_sums, aq_grid, aq_explained, aq_refit_grid, aq_round_half)
 
 AQ_FUNCTION int aq_usable_grid(aq_grid grid) {
   return grid.scale <= AQ_HALF_MAX && grid.scale >= -AQ_HALF_MAX && grid.scale != 0.0f &&

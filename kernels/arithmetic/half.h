@@ -111,6 +111,18 @@ AQ_FUNCTION float aq_float_from_double_odd(double value) {
   return aq_bits_float(bits | 1u);
 }
 
+/* An element as float32. */
+AQ_FUNCTION float aq_load_element(const void *in, int32_t dtype, size_t i) {
+  switch (dtype) {
+    case AQ_F32: return ((const float *)in)[i];
+    case AQ_F16: return aq_float_from_half(((const uint16_t *)in)[i]);
+    case AQ_BF16: return aq_float_from_bfloat(((const uint16_t *)in)[i]);
+    case AQ_F8_E4M3: return aq_float_from_e4m3(((const uint8_t *)in)[i]);
+    case AQ_F8_E5M2: return aq_float_from_e5m2(((const uint8_t *)in)[i]);
+    default: return (float)((const double *)in)[i];
+  }
+}
+
 /* Bytes of one element of a dtype, 0 for an unknown one. */
 static inline size_t aq_dtype_bytes(int32_t dtype) {
   switch (dtype) {

@@ -72,17 +72,6 @@ AQ_DEVICE float aq_half_value(uint16_t half) {
 #endif
 }
 
-AQ_DEVICE float aq_load_element(const void *in, int32_t dtype, size_t i) {
-  switch (dtype) {
-    case AQ_F32: return ((const float *)in)[i];
-    case AQ_F16: return aq_float_from_half(((const uint16_t *)in)[i]);
-    case AQ_BF16: return aq_float_from_bfloat(((const uint16_t *)in)[i]);
-    case AQ_F8_E4M3: return aq_float_from_e4m3(((const uint8_t *)in)[i]);
-    case AQ_F8_E5M2: return aq_float_from_e5m2(((const uint8_t *)in)[i]);
-    default: return (float)((const double *)in)[i];
-  }
-}
-
 /* n <= 8 elements from `first`; `in` itself is a multiple of sixteen. */
 AQ_DEVICE void aq_load_chunk(const void *in, int32_t dtype, size_t first, size_t n, float values[AQ_CHUNK]) {
   const bool whole = n == AQ_CHUNK && first % AQ_CHUNK == 0;

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 4
+#define AQ_ABI_VERSION 5
 
 #define AQ_OK 0
 #define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
@@ -223,10 +223,6 @@ AQ_API int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float
  * may be x. */
 AQ_API int32_t aq_layer_norm(const float *x, size_t rows, size_t cols, const float *weight, const float *bias,
                              float epsilon, float *out, int32_t isa, int32_t threads);
-
-/* exp(x - max) / sum, by rows. A row with NaN or +infinity, or of -infinity alone, becomes NaN. out may be
- * x. */
-AQ_API int32_t aq_softmax(const float *x, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads);
 
 /* softmax(scale q k^T) v for every head, over all keys of a batch item that key_mask does not switch off.
  * Memory does not grow with tokens. q f32[batch, tokens, heads, head_size]; k and v f32[batch, tokens,

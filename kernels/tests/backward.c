@@ -19,34 +19,24 @@ typedef struct {
 /* Outputs and how long each is. */
 typedef int32_t (*function)(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads);
 
-static int32_t run_transpose(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
-  return aq_transpose(in->x, in->rows, in->cols, out[0], isa, threads);
-}
-static int32_t run_packed(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
-  return aq_packed_gradient(in->x, in->packed, in->scale, in->zero, in->rows, in->cols, in->bits, in->group_size,
-                            out[0], out[1], isa, threads);
-}
-static int32_t run_rms(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
-  return aq_rms_norm_backward(in->x, in->y, in->rows, in->cols, in->z, 1e-6f, out[0], isa, threads);
-}
-static int32_t run_layer(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
-  return aq_layer_norm_backward(in->x, in->y, in->rows, in->cols, 0, 1e-6f, out[0], isa, threads);
-}
+#define RUN(name, call)                                                                            \
+  static int32_t run_##name(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) { \
+    return call;                                                                                   \
+  }
+RUN(transpose, aq_transpose(in->x, in->rows, in->cols, out[0], isa, threads))
+RUN(packed, aq_packed_gradient(in->x, in->packed, in->scale, in->zero, in->rows, in->cols, in->bits, in->group_size,
+             out[0], out[1], isa, threads))
+RUN(rms, aq_rms_norm_backward(in->x, in->y, in->rows, in->cols, in->z, 1e-6f, out[0], isa, threads))
+RUN(layer, aq_layer_norm_backward(in->x, in->y, in->rows, in->cols, 0, 1e-6f, out[0], isa, threads))
 /* cols = 2 heads of half as many numbers, sharing one of k and v */
 static int32_t run_attention(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
   if (in->cols % 2) return AQ_OK;
   return aq_attention_backward(in->x, in->y, in->z, in->u, in->v, in->mask, 1, in->rows, 2, 1, in->cols / 2, 0.3f,
                                out[0], out[1], out[2], isa, threads);
 }
-static int32_t run_silu(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
-  return aq_silu_backward(in->x, in->y, in->rows * in->cols, out[0], isa, threads);
-}
-static int32_t run_gelu(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
-  return aq_gelu_tanh_backward(in->x, in->y, in->rows * in->cols, out[0], isa, threads);
-}
-static int32_t run_silu_multiply(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
-  return aq_silu_multiply_backward(in->x, in->y, in->z, in->rows * in->cols, out[0], out[1], isa, threads);
-}
+RUN(silu, aq_silu_backward(in->x, in->y, in->rows * in->cols, out[0], isa, threads))
+RUN(gelu, aq_gelu_tanh_backward(in->x, in->y, in->rows * in->cols, out[0], isa, threads))
+RUN(silu_multiply, aq_silu_multiply_backward(in->x, in->y, in->z, in->rows * in->cols, out[0], out[1], isa, threads))
 static int32_t run_columns(const inputs *in, float *out[OUTPUTS], int32_t isa, int32_t threads) {
   const int32_t status = aq_column_sums(in->x, in->y, 1, in->rows, in->cols, in->cols, out[0], isa, threads);
   return status != AQ_OK ? status : aq_column_sums(in->x, 0, in->rows, 1, in->cols, in->cols, out[1], isa, threads);

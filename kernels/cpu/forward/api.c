@@ -6,7 +6,7 @@
 
 /* Rows --------------------------------------------------------------------------------------------------- */
 
-enum { RMS_NORM, LAYER_NORM, SOFTMAX, MODULATE, GATE_ADD };
+enum { RMS_NORM, LAYER_NORM, MODULATE, GATE_ADD };
 
 typedef struct {
   const aq_forward_kernels *kernels;
@@ -26,7 +26,6 @@ static int32_t run_rows(const void *context, size_t begin, size_t end) {
     switch (c->function) {
       case RMS_NORM: c->kernels->rms_norm(x, c->cols, c->weight, c->epsilon, out); break;
       case LAYER_NORM: c->kernels->layer_norm(x, c->cols, c->weight, c->bias, c->epsilon, out); break;
-      case SOFTMAX: c->kernels->softmax(x, c->cols, out); break;
       case MODULATE: c->kernels->modulate(x, c->weight + item, c->bias + item, c->cols, out); break;
       default: c->kernels->gate_add(c->residual + row * c->cols, c->weight + item, x, c->cols, out); break;
     }
@@ -53,11 +52,6 @@ int32_t aq_layer_norm(const float *x, size_t rows, size_t cols, const float *wei
                       float *out, int32_t isa, int32_t threads) {
   rows_context context = {.function = LAYER_NORM, .x = x, .weight = weight, .bias = bias, .epsilon = epsilon,
                           .cols = cols, .out = out};
-  return rows_over_threads(&context, rows, isa, threads);
-}
-
-int32_t aq_softmax(const float *x, size_t rows, size_t cols, float *out, int32_t isa, int32_t threads) {
-  rows_context context = {.function = SOFTMAX, .x = x, .cols = cols, .out = out};
   return rows_over_threads(&context, rows, isa, threads);
 }
 

@@ -21,7 +21,6 @@ typedef struct {
   size_t query_tile; /* queries that one call of `attention` takes at most */
   void (*rms_norm)(const float *x, size_t cols, const float *weight, float epsilon, float *out);
   void (*layer_norm)(const float *x, size_t cols, const float *weight, const float *bias, float epsilon, float *out);
-  void (*softmax)(const float *x, size_t cols, float *out);
   /* queries [begin, end) of one head of one batch item */
   void (*attention)(const aq_attention_job *job, size_t item, size_t head, size_t begin, size_t end);
   /* one row of all heads; frequency f64[head_size / 2] */

@@ -48,14 +48,6 @@ static void layer_norm(const float *x, size_t cols, const float *weight, const f
                      (bias ? (double)bias[i] : 0.0));
 }
 
-static void softmax(const float *x, size_t cols, float *out) {
-  float largest = x[0];
-  for (size_t i = 0; i < cols; i++) largest = x[i] > largest ? x[i] : largest;
-  double sum = 0.0;
-  for (size_t i = 0; i < cols; i++) sum += aq_exp((double)x[i] - (double)largest);
-  for (size_t i = 0; i < cols; i++) out[i] = (float)(aq_exp((double)x[i] - (double)largest) / sum);
-}
-
 /* Twice over the keys, for the largest score and for the sums; again for every 64 elements of a head. */
 static void attention(const aq_attention_job *job, size_t item, size_t head, size_t begin, size_t end) {
   const size_t size = job->head_size, kv_head = head / (job->heads / job->kv_heads);
@@ -125,5 +117,5 @@ static void gate_add(const float *residual, const float *gate, const float *x, s
 }
 
 const aq_forward_kernels aq_forward_scalar = {{1, 1, 512.0, linear, linear_vector},
-                                              SIZE_MAX, rms_norm, layer_norm, softmax, attention,
+                                              SIZE_MAX, rms_norm, layer_norm, attention,
                                               rotary, elementwise, modulate, gate_add};

@@ -79,23 +79,6 @@ static void layer_norm(const float *x, size_t cols, const float *weight, const f
   })
 }
 
-static void softmax(const float *x, size_t cols, float *out) {
-  const float lowest = -__builtin_inff();
-  vf largest = v_splat(lowest);
-  AQ_FOR_VECTORS(cols, {
-    largest = v_max(largest, n == AQ_W ? v_load(x + i) : v_load_part(x + i, n, lowest));
-  })
-  const vf peak = v_splat(v_largest(largest));
-  vf sum = {0};
-  AQ_FOR_VECTORS(cols, {
-    const vf e = v_exp((n == AQ_W ? v_load(x + i) : v_load_part(x + i, n, lowest)) - peak);
-    sum += e;
-    store_n(out + i, e, n);
-  })
-  const vf factor = v_splat(1.0f / v_total(sum));
-  AQ_FOR_VECTORS(cols, { store_n(out + i, load_n(out + i, n) * factor, n); })
-}
-
 static void modulate(const float *x, const float *scale, const float *shift, size_t cols, float *out) {
   AQ_FOR_VECTORS(cols, {
     store_n(out + i, v_fma(load_n(x + i, n), 1.0f + load_n(scale + i, n), load_n(shift + i, n)), n);
@@ -285,5 +268,5 @@ static void attention(const aq_attention_job *job, size_t item, size_t head, siz
 }
 
 const aq_forward_kernels AQ_NAMED(forward) = {{2 * AQ_W, 1, 512.0, linear, linear_vector},
-                                              AQ_QUERIES, rms_norm, layer_norm, softmax, attention,
+                                              AQ_QUERIES, rms_norm, layer_norm, attention,
                                               rotary, elementwise, modulate, gate_add};

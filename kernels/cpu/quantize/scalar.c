@@ -2,19 +2,8 @@
  * the same bytes, so each float operation and its order here is the definition. */
 #include "kernels.h"
 
-static float load_one(const void *in, int32_t dtype, size_t i) {
-  switch (dtype) {
-    case AQ_F32: return ((const float *)in)[i];
-    case AQ_F16: return aq_float_from_half(((const uint16_t *)in)[i]);
-    case AQ_BF16: return aq_float_from_bfloat(((const uint16_t *)in)[i]);
-    case AQ_F8_E4M3: return aq_float_from_e4m3(((const uint8_t *)in)[i]);
-    case AQ_F8_E5M2: return aq_float_from_e5m2(((const uint8_t *)in)[i]);
-    default: return (float)((const double *)in)[i];
-  }
-}
-
 static void load(const void *in, int32_t dtype, size_t first, size_t n, float *out) {
-  for (size_t i = 0; i < n; i++) out[i] = load_one(in, dtype, first + i);
+  for (size_t i = 0; i < n; i++) out[i] = aq_load_element(in, dtype, first + i);
 }
 
 static void store(const float *in, size_t n, void *out, int32_t dtype, size_t first) {
@@ -98,7 +87,7 @@ typedef struct {
   float weight_scale; /* largest column weight of the group; 0 when all are zero or none are given */
 } group;
 
-static float weight_at(const group *g, size_t i) { return load_one(g->job->weights, g->job->dtype, g->first + i); }
+static float weight_at(const group *g, size_t i) { return aq_load_element(g->job->weights, g->job->dtype, g->first + i); }
 
 /* Column weights of a group are divided by their largest, so that no sum overflows; all zero counts as all
  * one. */

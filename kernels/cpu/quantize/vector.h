@@ -153,26 +153,7 @@ AQ_INLINE vi usable(grid g) {
          (g.zero_point >= -largest);
 }
 
-AQ_INLINE vf explained(const fit_sums *s, vf h, vf hw, int affine) {
-  if (!affine) return s->hwq * s->hwq / s->hqq;
-  const vf numerator = h * s->hwq - s->hq * hw;
-  const vf determinant = h * s->hqq - s->hq * s->hq;
-  return numerator * (numerator / determinant);
-}
-
-AQ_INLINE grid refit(const fit_sums *s, vf h, vf hw, int affine, vf zero_point) {
-  grid g;
-  if (!affine) {
-    g.scale = v_round_half(s->hwq / s->hqq);
-    g.zero_point = zero_point;
-    return g;
-  }
-  const vf numerator = h * s->hwq - s->hq * hw;
-  const vf determinant = h * s->hqq - s->hq * s->hq;
-  g.scale = v_round_half(numerator / determinant);
-  g.zero_point = v_round_half((g.scale * s->hq - hw) / (h * g.scale));
-  return g;
-}
+AQ_LEAST_SQUARES(AQ_INLINE, vf, fit_sums, grid, explained, refit, v_round_half)
 
 AQ_INLINE clip_candidate clip_step(int32_t step, vf minimum, vf maximum, int32_t bits, int32_t kind) {
   const vf code_max = v_set((float)((1 << bits) - 1));

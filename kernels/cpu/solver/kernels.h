@@ -89,6 +89,27 @@ static inline int aq_solve_positive(double *m, double *r, size_t n) {
   return 1;
 }
 
+/* Solves the joint least squares in the steps of all scales and, with real zero points, all offsets of one
+ * row, by its sums `stride` floats apart: codes with codes, ones with codes, then the right sides of either.
+ * r becomes the steps; 0 as aq_solve_positive. */
+static inline int aq_solve_steps(const float *sums, size_t stride, const double *group_sums, size_t groups, int real,
+                                 double *m, double *r) {
+  const float *qq = sums, *oq = qq + groups * groups * stride, *rq = oq + groups * groups * stride;
+  const float *ro = rq + groups * stride;
+  const size_t unknowns = real ? 2 * groups : groups;
+  for (size_t g = 0; g < groups; g++) {
+    for (size_t h = 0; h < groups; h++) {
+      m[g * unknowns + h] = qq[(g <= h ? g * groups + h : h * groups + g) * stride];
+      if (!real) continue;
+      m[(groups + g) * unknowns + h] = m[h * unknowns + groups + g] = oq[(g * groups + h) * stride];
+      m[(groups + g) * unknowns + groups + h] = group_sums[g * groups + h];
+    }
+    r[g] = rq[g * stride];
+    if (real) r[groups + g] = ro[g * stride];
+  }
+  return aq_solve_positive(m, r, unknowns);
+}
+
 /* A row's scales and zero points moved by the solved steps; a group whose new pair could not be stored keeps
  * its own. delta: per group the step of the scale, at the zero point as it is, and, with real zero points,
  * that of the offset. */

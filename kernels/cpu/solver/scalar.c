@@ -38,13 +38,9 @@ static void evaluate(const aq_refine_job *job, const float *weights, state *s) {
   for (size_t k = 0; k < job->cols; k++) s->objective += (double)(s->delta[k] * s->products[k]);
 }
 
-/* The system of the joint least squares in the steps of all scales and, with real zero points, all
- * offsets. */
 static int refit_grid(const aq_refine_job *job, const state *s, float *sums, double *m, double *r, float *scale,
                       float *zero_point) {
   const size_t n = job->cols, groups = job->groups;
-  const int real = job->zero_point_kind == AQ_ZERO_POINT_REAL;
-  const size_t unknowns = real ? 2 * groups : groups;
   /* sums: codes with codes, then ones with codes, then the right sides */
   float *qq = sums, *oq = sums + groups * groups, *rq = oq + groups * groups, *ro = rq + groups;
   for (size_t i = 0; i < 2 * groups * groups + 2 * groups; i++) sums[i] = 0;
@@ -64,18 +60,7 @@ static int refit_grid(const aq_refine_job *job, const state *s, float *sums, dou
     rq[g] += (s->codes[k] - s->zero_point[g]) * s->products[k];
     ro[g] += s->products[k];
   }
-  for (size_t g = 0; g < groups; g++) {
-    for (size_t h = 0; h < groups; h++) {
-      m[g * unknowns + h] = g <= h ? qq[g * groups + h] : qq[h * groups + g];
-      if (!real) continue;
-      m[(groups + g) * unknowns + h] = oq[g * groups + h];
-      m[h * unknowns + groups + g] = oq[g * groups + h];
-      m[(groups + g) * unknowns + groups + h] = job->group_sums[g * groups + h];
-    }
-    r[g] = rq[g];
-    if (real) r[groups + g] = ro[g];
-  }
-  if (!aq_solve_positive(m, r, unknowns)) return 0;
+  if (!aq_solve_steps(sums, 1, job->group_sums, groups, job->zero_point_kind == AQ_ZERO_POINT_REAL, m, r)) return 0;
   aq_move_grid(r, groups, job->zero_point_kind, scale, zero_point);
   return 1;
 }

@@ -182,7 +182,6 @@ static void panel_refit(const aq_refine_job *job, panel_state *s, size_t rows, d
                         int moved[AQ_ROWS]) {
   const size_t n = job->cols, groups = job->groups;
   const int real = job->zero_point_kind == AQ_ZERO_POINT_REAL;
-  const size_t unknowns = real ? 2 * groups : groups;
   float *qq = s->sums, *oq = qq + groups * groups * AQ_ROWS, *rq = oq + groups * groups * AQ_ROWS;
   float *ro = rq + groups * AQ_ROWS, *u = s->delta; /* not needed before the next evaluation */
   __builtin_memset(s->sums, 0, (2 * groups * groups + 2 * groups) * AQ_ROWS * sizeof(float));
@@ -218,19 +217,7 @@ static void panel_refit(const aq_refine_job *job, panel_state *s, size_t rows, d
   for (size_t lane = 0; lane < AQ_ROWS; lane++) {
     moved[lane] = 0;
     if (lane >= rows) continue;
-    for (size_t g = 0; g < groups; g++) {
-      for (size_t h = 0; h < groups; h++) {
-        m[g * unknowns + h] = qq[(g <= h ? g * groups + h : h * groups + g) * AQ_ROWS + lane];
-        if (!real) continue;
-        const double across = oq[(g * groups + h) * AQ_ROWS + lane];
-        m[(groups + g) * unknowns + h] = across;
-        m[h * unknowns + groups + g] = across;
-        m[(groups + g) * unknowns + groups + h] = job->group_sums[g * groups + h];
-      }
-      r[g] = rq[g * AQ_ROWS + lane];
-      if (real) r[groups + g] = ro[g * AQ_ROWS + lane];
-    }
-    if (!aq_solve_positive(m, r, unknowns)) continue;
+    if (!aq_solve_steps(s->sums + lane, AQ_ROWS, job->group_sums, groups, real, m, r)) continue;
     moved[lane] = 1;
     float *row_scale = ro + groups * AQ_ROWS, *row_zero = row_scale + groups;
     for (size_t g = 0; g < groups; g++) {
