@@ -23,9 +23,7 @@ const WIDE = 0x1100;
 /** How much wider the bold face is, on average over ASCII. */
 const BOLD = 1.11;
 
-/**
- * Width of a line of text in pixels.
- */
+/** Width of a line of text in pixels. */
 export function textWidth(text: string, fontSize: number, isBold = false): number {
   let units = 0;
   for (const character of text) {

@@ -51,9 +51,7 @@ export interface CalibrationOptions {
   readonly samples: number;
   /** Seed of masks, noise and the choice of records. */
   readonly seed: number;
-  /**
-   * Weights of positions: `POSITION_WEIGHTS` of sequences.ts, the default, or all alike.
-   */
+  /** Weights of positions: `POSITION_WEIGHTS` of sequences.ts, the default, or all alike. */
   readonly weights?: "by_role" | "alike" | undefined;
 }
 
