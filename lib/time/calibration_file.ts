@@ -16,7 +16,7 @@
  */
 import { CalibrationError } from "../errors.ts";
 import { MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
-import { type Dtype, MAX_TENSORS, SafetensorsFile } from "../tensor/mod.ts";
+import { MAX_TENSORS, SafetensorsFile } from "../tensor/mod.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import {
   type CalibrationRun,
@@ -36,7 +36,10 @@ import {
   type Malformed,
   malformedIn,
   readGroups,
+  readValues,
   type TensorEntry,
+  type TimeDtype,
+  type TimeValues,
   writeTimeFile,
 } from "./time_file.ts";
 
@@ -51,9 +54,7 @@ const PARTS = [
   ["sum", "sum", "F64"],
   ["second", "second", "F32"],
   ["group_second", "groupSecond", "F32"],
-] as const satisfies readonly (readonly [string, keyof InputStatistics, Dtype])[];
-
-type Numbers = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
+] as const satisfies readonly (readonly [string, keyof InputStatistics, TimeDtype])[];
 
 /** The tensors of an input. */
 function entriesOf(name: string, input: InputStatistics, groups: number): TensorEntry[] {
@@ -280,20 +281,10 @@ function readInput(
   known: Set<string>,
   malformed: Malformed,
 ): void {
-  const read = new Map<string, Numbers>();
+  const read = new Map<string, TimeValues>();
   for (const { spec } of entriesOf(name, input, groups)) {
-    const info = file.tensors.get(spec.name);
-    if (info === undefined || info.dtype !== spec.dtype || info.shape.join() !== spec.shape.join()) {
-      throw malformed(
-        `${JSON.stringify(spec.name)} must be ${spec.dtype} [${spec.shape.join(", ")}], got ${
-          info === undefined ? "none" : `${info.dtype} [${info.shape.join(", ")}]`
-        }`,
-        spec.name,
-      );
-    }
+    const values = readValues(file, spec.name, spec.dtype, [spec.shape], malformed);
     known.add(spec.name);
-    const { buffer } = file.read(spec.name);
-    const values = spec.dtype === "F32" ? new Float32Array(buffer) : new Float64Array(buffer);
     const bad = values.findIndex((value) => !Number.isFinite(value));
     if (bad >= 0) throw malformed(`numbers must be finite, got ${values[bad]} at ${bad}`, spec.name);
     read.set(spec.name.slice(name.length + 1), values);

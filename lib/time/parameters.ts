@@ -67,35 +67,33 @@ export interface SelectedParameters {
   readonly weightZeroPoint: Uint16Array<ArrayBuffer> | undefined;
 }
 
-/** A layer's time parameters, cut into views when it is made. */
-class LayerTable {
-  readonly #byBin: readonly SelectedParameters[];
-
-  constructor(groups: TimeGroups, { activation, perToken, output, weightScales }: LayerParameters) {
-    const { bins } = groups.axis;
-    const rows = output === undefined ? 0 : output.gain.length / groups.count;
-    const scales = weightScales === undefined ? 0 : weightScales.scale.length / groups.count;
-    const gainLessOne = output?.gain.map((gain) => gain - 1);
-    const isByBin = activation !== undefined && activation.scale.length === bins && bins !== groups.count;
-    const of = (group: number, index: number): SelectedParameters => ({
+/** A layer's time parameters by bin: one object a group, or a bin where they were smoothed. */
+function byBin(
+  groups: TimeGroups,
+  { activation, perToken, output, weightScales }: LayerParameters,
+): SelectedParameters[] {
+  const { bins } = groups.axis, gainLessOne = output?.gain.map((gain) => gain - 1);
+  const isByBin = activation !== undefined && activation.scale.length === bins && bins !== groups.count;
+  const of = (group: number, index: number): SelectedParameters => {
+    const part = <T extends Float32Array | Uint16Array>(all: T | undefined) =>
+      all?.subarray(group * all.length / groups.count, (group + 1) * all.length / groups.count) as
+        | T
+        | undefined;
+    return {
       grid: activation && { scale: activation.scale[index]!, zeroPoint: activation.zeroPoint[index]! },
       isPerToken: perToken !== undefined,
       bits: activation?.bits ?? perToken ?? 8,
-      gainLessOne: gainLessOne?.subarray(group * rows, (group + 1) * rows),
-      bias: output?.bias.subarray(group * rows, (group + 1) * rows),
-      weightScale: weightScales?.scale.subarray(group * scales, (group + 1) * scales),
-      weightZeroPoint: weightScales?.zeroPoint?.subarray(group * scales, (group + 1) * scales),
-    });
-    const byGroup = isByBin ? [] : Array.from({ length: groups.count }, (_, g) => of(g, g));
-    this.#byBin = Array.from({ length: bins }, (_, bin) => {
-      const group = groups.groupOfBin(bin);
-      return isByBin ? of(group, bin) : byGroup[group]!;
-    });
-  }
-
-  at(bin: number): SelectedParameters {
-    return this.#byBin[bin]!;
-  }
+      gainLessOne: part(gainLessOne),
+      bias: part(output?.bias),
+      weightScale: part(weightScales?.scale),
+      weightZeroPoint: part(weightScales?.zeroPoint),
+    };
+  };
+  const byGroup = isByBin ? [] : Array.from({ length: groups.count }, (_, g) => of(g, g));
+  return Array.from({ length: bins }, (_, bin) => {
+    const group = groups.groupOfBin(bin);
+    return isByBin ? of(group, bin) : byGroup[group]!;
+  });
 }
 
 /**
@@ -113,7 +111,7 @@ class LayerTable {
  * ```
  */
 export class TimeParameters {
-  readonly #tables: ReadonlyMap<string, LayerTable>;
+  readonly #tables: ReadonlyMap<string, readonly SelectedParameters[]>;
 
   /**
    * @param layers by the name of a layer's weight
@@ -130,7 +128,7 @@ export class TimeParameters {
   ) {
     if (sampler !== undefined) checkSampler(groups, sampler);
     for (const [name, layer] of layers) checkLayer(name, groups, layer);
-    this.#tables = new Map([...layers].map(([name, layer]) => [name, new LayerTable(groups, layer)]));
+    this.#tables = new Map([...layers].map(([name, layer]) => [name, byBin(groups, layer)]));
   }
 
   /**
@@ -145,20 +143,16 @@ export class TimeParameters {
 
   /** The same for a bin of the axis. */
   atBin(layer: string, bin: number): SelectedParameters | undefined {
-    return this.#tables.get(layer)?.at(bin);
+    return this.#tables.get(layer)?.[bin];
   }
 
   /** Stored bytes. */
   get bytes(): number {
-    const { gain, bias, noiseVariance } = this.sampler ?? {};
-    let bytes = (gain?.byteLength ?? 0) + (bias?.byteLength ?? 0) + (noiseVariance?.byteLength ?? 0);
-    for (const { activation, perToken, output, weightScales } of this.layers.values()) {
-      bytes += perToken === undefined ? 0 : 4;
-      bytes += (activation?.scale.byteLength ?? 0) + (activation?.zeroPoint.byteLength ?? 0);
-      bytes += (output?.gain.byteLength ?? 0) + (output?.bias.byteLength ?? 0);
-      bytes += (weightScales?.scale.byteLength ?? 0) + (weightScales?.zeroPoint?.byteLength ?? 0);
-    }
-    return bytes;
+    const arrays = (part: object = {}) => Object.values(part).filter((value) => ArrayBuffer.isView(value));
+    const layers = [...this.layers.values()];
+    const all = [this.sampler, ...layers.flatMap((own) => [own.activation, own.output, own.weightScales])];
+    const perToken = layers.filter((own) => own.perToken !== undefined).length;
+    return all.flatMap(arrays).reduce((bytes, { byteLength }) => bytes + byteLength, 4 * perToken);
   }
 }
 

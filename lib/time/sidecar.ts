@@ -16,7 +16,7 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { CheckpointError, type FormatError } from "../errors.ts";
-import { type Checkpoint, type Dtype, SafetensorsFile, SIDECAR_FILE } from "../tensor/mod.ts";
+import { type Checkpoint, SafetensorsFile, SIDECAR_FILE } from "../tensor/mod.ts";
 import type { ActivationBits } from "./activation_range.ts";
 import type { TimeAxis } from "./axis.ts";
 import type { TimeGroups } from "./groups.ts";
@@ -32,7 +32,10 @@ import {
   type Malformed,
   malformedIn,
   readGroups,
+  readValues,
   type TensorEntry,
+  type TimeDtype,
+  type TimeValues,
   writeTimeFile,
 } from "./time_file.ts";
 
@@ -68,7 +71,7 @@ const PARTS = {
   output_bias: "F32",
   time_scale: "F16",
   time_zero_point: "F16",
-} as const satisfies Record<string, Dtype>;
+} as const satisfies Record<string, TimeDtype>;
 /** The sampler's correction in the file; no layer is called so. */
 const SAMPLER = {
   gain: "sampler.gain",
@@ -76,10 +79,9 @@ const SAMPLER = {
   noiseVariance: "sampler.noise_variance",
 } as const;
 type Part = keyof typeof PARTS;
-type Values = Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
 
-function partsOf({ activation, perToken, output, weightScales }: LayerParameters): [Part, Values][] {
-  const parts: [Part, Values | undefined][] = [
+function partsOf({ activation, perToken, output, weightScales }: LayerParameters): [Part, TimeValues][] {
+  const parts: [Part, TimeValues | undefined][] = [
     ["activation_scale", activation?.scale],
     ["activation_zero_point", activation?.zeroPoint],
     ["activation_per_token", perToken === undefined ? undefined : Int32Array.of(perToken)],
@@ -88,7 +90,7 @@ function partsOf({ activation, perToken, output, weightScales }: LayerParameters
     ["time_scale", weightScales?.scale],
     ["time_zero_point", weightScales?.zeroPoint],
   ];
-  return parts.filter((part): part is [Part, Values] => part[1] !== undefined);
+  return parts.filter((part): part is [Part, TimeValues] => part[1] !== undefined);
 }
 
 /**
@@ -214,9 +216,9 @@ function readParts(
   groups: TimeGroups,
   expected: SidecarExpectation,
   malformed: Malformed,
-): Map<string, Map<Part, Values>> {
-  const byLayer = new Map<string, Map<Part, Values>>();
-  for (const { name, dtype, shape, elements } of file.tensors.values()) {
+): Map<string, Map<Part, TimeValues>> {
+  const byLayer = new Map<string, Map<Part, TimeValues>>();
+  for (const { name, elements } of file.tensors.values()) {
     if (name === BOUNDARIES || Object.values<string>(SAMPLER).includes(name)) continue;
     const dot = name.lastIndexOf(".");
     const layer = name.slice(0, dot), part = name.slice(dot + 1);
@@ -225,7 +227,6 @@ function readParts(
     }
     const model = expected.layers.get(layer);
     if (model === undefined) throw malformed(`its layer must be one of the model's, got ${layer}`, name);
-    const wanted = PARTS[part as Part];
     const allowed = part === "activation_per_token"
       ? [[1]]
       : part.startsWith("activation")
@@ -233,24 +234,11 @@ function readParts(
       : part.startsWith("output")
       ? [[groups.count, model.rows]]
       : [[groups.count, model.rows, model.weightGroups]];
-    if (
-      dtype !== wanted || elements > MAX_LAYER_NUMBERS ||
-      !allowed.some((one) => one.join() === shape.join())
-    ) {
-      throw malformed(
-        `${JSON.stringify(name)} must be ${wanted} ${
-          allowed.map((one) => `[${one.join(", ")}]`).join(" or ")
-        }, got ${dtype} [${shape.join(", ")}]`,
-        name,
-      );
+    if (elements > MAX_LAYER_NUMBERS) {
+      throw malformed(`a tensor may have ${MAX_LAYER_NUMBERS} numbers, got ${elements}`, name);
     }
-    const { buffer } = file.read(name);
-    const values = wanted === "F32"
-      ? new Float32Array(buffer)
-      : wanted === "I32"
-      ? new Int32Array(buffer)
-      : new Uint16Array(buffer);
-    const parts = byLayer.get(layer) ?? new Map<Part, Values>();
+    const values = readValues(file, name, PARTS[part as Part], allowed, malformed);
+    const parts = byLayer.get(layer) ?? new Map<Part, TimeValues>();
     byLayer.set(layer, parts.set(part as Part, values));
   }
   return byLayer;
@@ -262,26 +250,15 @@ function readSampler(
   count: number,
   malformed: Malformed,
 ): SamplerParameters | undefined {
-  const names = Object.values(SAMPLER), present = names.filter((name) => file.tensors.has(name));
-  if (present.length === 0) return undefined;
-  const values = names.map((name) => {
-    const info = file.tensors.get(name);
-    if (info?.dtype !== "F32" || info.shape.join() !== `${count}`) {
-      throw malformed(
-        `${name} must be F32 [${count}] beside ${present.join(", ")}, got ${
-          info === undefined ? "none" : `${info.dtype} [${info.shape.join(", ")}]`
-        }`,
-        name,
-      );
-    }
-    return new Float32Array(file.read(name).buffer);
-  });
-  return { gain: values[0]!, bias: values[1]!, noiseVariance: values[2]! };
+  if (!Object.values(SAMPLER).some((name) => file.tensors.has(name))) return undefined;
+  const read = (key: keyof typeof SAMPLER) =>
+    readValues(file, SAMPLER[key], "F32", [[count]], malformed) as Float32Array<ArrayBuffer>;
+  return { gain: read("gain"), bias: read("bias"), noiseVariance: read("noiseVariance") };
 }
 
 function layerOf(
   name: string,
-  parts: ReadonlyMap<Part, Values>,
+  parts: ReadonlyMap<Part, TimeValues>,
   bits: ActivationBits,
   malformed: (reason: string) => FormatError,
 ): LayerParameters {

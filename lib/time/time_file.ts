@@ -1,6 +1,6 @@
 /** Common parts of the files of time: time groups as a tensor, faults, and writing in one step. */
 import { FormatError } from "../errors.ts";
-import { type SafetensorsFile, SafetensorsWriter, type TensorSpec } from "../tensor/mod.ts";
+import { type Dtype, type SafetensorsFile, SafetensorsWriter, type TensorSpec } from "../tensor/mod.ts";
 import { maskRatioAxis, timestepAxis } from "./axis.ts";
 import { MAX_TIME_GROUPS, TimeGroups } from "./groups.ts";
 
@@ -28,9 +28,16 @@ export function checkFormat(
   throw malformed(`metadata must say ${wanted}, got ${metadata["format"]} ${metadata["version"]}`);
 }
 
+/** Arrays of the types in these files; half floats are read as their bits. */
+const ARRAYS = { F64: Float64Array, F32: Float32Array, I32: Int32Array, F16: Uint16Array } as const;
+/** A type in these files. */
+export type TimeDtype = keyof typeof ARRAYS & Dtype;
+/** Values of a tensor. */
+export type TimeValues = InstanceType<typeof ARRAYS[TimeDtype]> & { readonly buffer: ArrayBuffer };
+
 /** A tensor to write. */
 export interface TensorEntry {
-  readonly spec: TensorSpec;
+  readonly spec: TensorSpec & { readonly dtype: TimeDtype };
   readonly values: () => ArrayBufferView<ArrayBuffer>;
 }
 
@@ -61,6 +68,21 @@ export function writeTimeFile(
     writer.write(spec.name, 0, new Uint8Array(buffer, byteOffset, byteLength));
   }
   writer.finish();
+}
+
+/** Reads a tensor. @throws {FormatError} unless it is of this type and one of these shapes */
+export function readValues(
+  file: SafetensorsFile,
+  name: string,
+  dtype: TimeDtype,
+  shapes: readonly (readonly number[])[],
+  malformed: Malformed,
+): TimeValues {
+  const info = file.tensors.get(name), texts = shapes.map((shape) => `[${shape.join(", ")}]`);
+  const got = info && `[${info.shape.join(", ")}]`;
+  if (info?.dtype === dtype && texts.includes(got!)) return new ARRAYS[dtype](file.read(name).buffer);
+  const wanted = `${JSON.stringify(name)} must be ${dtype} ${texts.join(" or ")}`;
+  throw malformed(`${wanted}, got ${info === undefined ? "none" : `${info.dtype} ${got}`}`, name);
 }
 
 /** The time groups of a file. @throws {FormatError} as `malformed` makes it */
