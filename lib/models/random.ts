@@ -1,6 +1,14 @@
 /** Seeded random numbers for sampling: the same stream in every runtime, one stream a sequence or image. */
 import { checkWhole } from "../native/call.ts";
 
+/** Where a generation's random numbers come from. */
+export interface SeedOptions {
+  /** Default 0. */
+  readonly seed?: number | undefined;
+  /** Number of the first sequence's or image's stream: draws do not depend on the batch. Default 0. */
+  readonly firstStream?: number | undefined;
+}
+
 /**
  * A stream of random numbers: sfc32, seeded from a seed and the number of a stream, so that the draws of one
  * sequence of a batch do not depend on the others.

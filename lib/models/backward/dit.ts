@@ -28,7 +28,7 @@ import {
   layerNormBackward,
   siluBackward,
 } from "./kernels.ts";
-import { type GradientOptions, RefinableLayers, type RefinableLinear } from "./linear.ts";
+import { type GradientOptions, ModelGradients, RefinableLayers } from "./linear.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -54,17 +54,14 @@ interface BlockCall {
 }
 
 /** A DiT whose packed layers can be refined. */
-export class DitGradients {
-  readonly #linears: RefinableLayers;
+export class DitGradients extends ModelGradients<Call, DitBlockValue> {
   readonly #pass: DitPass;
   #zeros = new Float32Array(0);
-  #call: Call | undefined;
-  #tapes: readonly Tape<DitBlockValue>[] = [];
   readonly #finalTape: Tape<OutputValue>;
 
   constructor(readonly model: DitModel, options: GradientOptions = {}) {
     const { kernels, config, parts } = model, linears = new RefinableLayers(model, options);
-    this.#linears = linears;
+    super(linears);
     this.#finalTape = new Tape(linears.workspace, (name) => name);
     this.#pass = {
       kernels,
@@ -72,20 +69,10 @@ export class DitGradients {
       parts,
       workspace: linears.workspace,
       linear: (layer, x, rows, out) => {
-        const { batch, groups, groupsOfImages } = this.#call!;
+        const { batch, groups, groupsOfImages } = this.call!;
         linears.forward(layer, x, rows, out, rows === batch ? groupsOfImages : groups);
       },
     };
-  }
-
-  /** Every linear layer, in the order of the forward pass. */
-  get layers(): readonly RefinableLinear[] {
-    return this.#linears.layers;
-  }
-
-  /** Bytes of scratch, tape included. */
-  get scratchBytes(): number {
-    return this.#linears.workspace.bytes;
   }
 
   /**
@@ -98,18 +85,19 @@ export class DitGradients {
   forward(samples: Float32Array, timesteps: ArrayLike<number>, labels: ArrayLike<number>): Floats {
     const { config } = this.model;
     const batch = this.model.checkInput(samples, timesteps, labels), tokens = tokensOf(config);
-    const groups = this.#linears.groupsOf(timesteps, batch, tokens);
-    const groupsOfImages = this.#linears.groupsOf(timesteps, batch, 1);
+    const groups = this.linears.groupsOf(timesteps, batch, tokens);
+    const groupsOfImages = this.linears.groupsOf(timesteps, batch, 1);
     const call: Call = { timesteps, labels, batch, count: batch * tokens, groups, groupsOfImages };
-    this.#call = call;
-    let hidden = this.#take("input.0", call.count, config.hiddenSize);
-    embed(this.#pass, samples, batch, hidden);
+    this.call = call;
+    const input = this.take("input.0", call.count, config.hiddenSize);
+    embed(this.#pass, samples, batch, input);
     embedTimesteps(this.#pass, timesteps);
-    this.#tapes = Array.from({ length: config.blocks }, (_, index) => this.#linears.tapeOf(index));
-    for (const [index, tape] of this.#tapes.entries()) {
-      hidden = runBlock(this.#pass, index, call, hidden, tape);
-    }
-    return runOutput(this.#pass, call, hidden, this.#finalTape, this.#tapes[0]);
+    const hidden = this.runBlocks(
+      config.blocks,
+      input,
+      (index, x, tape) => runBlock(this.#pass, index, call, x, tape),
+    );
+    return runOutput(this.#pass, call, hidden, this.#finalTape, this.tapes[0]);
   }
 
   /**
@@ -120,30 +108,23 @@ export class DitGradients {
    * @throws {TypeError} when there was no forward pass, or the shape is not that of its output
    */
   backward(doutput: Float32Array): void {
-    const call = this.#call, { kernels, config, parts } = this.model, { hiddenSize: width } = config;
-    if (call === undefined) {
-      throw new TypeError("Cannot compute gradients: a forward pass must come before, got none");
-    }
-    const { batch, count, groups, groupsOfImages } = call, linears = this.#linears;
-    const elements = batch * config.outputChannels * config.sampleSize ** 2;
-    if (doutput.length !== elements) {
-      throw new TypeError(
-        `Cannot compute gradients: doutput must be ${elements} numbers, got ${doutput.length}`,
-      );
-    }
-    const dpixels = this.#take("pixel gradient", count, parts.output2.weights.rows);
+    const { kernels, config, parts } = this.model, { hiddenSize: width } = config, { linears } = this;
+    const { outputChannels, sampleSize: size } = config;
+    const call = this.callBehind("doutput", doutput, ({ batch }) => [batch, outputChannels, size, size]);
+    const { batch, count, groups, groupsOfImages } = call;
+    const dpixels = this.take("pixel gradient", count, parts.output2.weights.rows);
     unpatchifyBackward(doutput, config, dpixels);
-    const tape = this.#finalTape, first = this.#tapes[0]!;
-    const dmodulated = this.#take("modulated gradient", count, width);
+    const tape = this.#finalTape, first = this.tapes[0]!;
+    const dmodulated = this.take("modulated gradient", count, width);
     linears.backward([[parts.output2, dpixels]], tape.get("finalModulated"), dmodulated, groups);
-    const dmodulation = this.#take("final modulation gradient", batch, 2 * width);
+    const dmodulation = this.take("final modulation gradient", batch, 2 * width);
     const modulation = tape.get("finalModulation");
     this.#modulateBackward(call, dmodulated, tape.get("finalNormed"), modulation, dmodulation, [0, 1, 2]);
     if (linears.recompute) runCondition(this.#pass, 0, call, first);
-    const dcondition = this.#take("final condition gradient", batch, width);
+    const dcondition = this.take("final condition gradient", batch, width);
     linears.backward([[parts.output1, dmodulation]], first.get("condition"), dcondition, groupsOfImages);
-    const last = this.#take(`input.${config.blocks}`, count, width);
-    const gradient = this.#take("hidden gradient", count, width);
+    const last = this.take(`input.${config.blocks}`, count, width);
+    const gradient = this.take("hidden gradient", count, width);
     layerNormBackward(
       kernels,
       last,
@@ -154,12 +135,8 @@ export class DitGradients {
     for (let index = config.blocks - 1; index >= 0; index--) {
       this.#blockBackward(index, call, gradient, index === 0 ? dcondition : undefined);
     }
-    const patches = this.#take("patches", count, parts.patch.weights.cols);
+    const patches = this.take("patches", count, parts.patch.weights.cols);
     linears.backward([[parts.patch, gradient]], patches, undefined, groups);
-  }
-
-  #take(name: string, rows: number, cols: number): Floats {
-    return this.#linears.take(name, rows, cols);
   }
 
   /** `n` zeros. */
@@ -191,10 +168,10 @@ export class DitGradients {
 
   /** Turns the gradient of a block's output into that of its input, in place; the layers' gradients grow. */
   #blockBackward(index: number, call: Call, gradient: Floats, dconditionOfOutput: Floats | undefined): void {
-    const tape = this.#tapes[index]!, { config: { hiddenSize: width }, parts } = this.model;
-    const input = this.#take(`input.${index}`, call.count, width);
-    if (this.#linears.recompute) runBlock(this.#pass, index, call, input, tape);
-    const dmodulation = this.#take("modulation gradient", call.batch, 6 * width);
+    const tape = this.tapes[index]!, { config: { hiddenSize: width }, parts } = this.model;
+    const input = this.take(`input.${index}`, call.count, width);
+    if (this.linears.recompute) runBlock(this.#pass, index, call, input, tape);
+    const dmodulation = this.take("modulation gradient", call.batch, 6 * width);
     const own: BlockCall = { call, block: parts.blocks[index]!, tape, gradient, dmodulation };
     this.#feedForwardBackward(own);
     this.#attentionBackward(own, input);
@@ -208,7 +185,7 @@ export class DitGradients {
     index: number,
   ): Floats {
     const { kernels } = this.model, shape = modulationShape(this.#pass, call, 6), at = index * shape.cols;
-    const delta = this.#take("delta gradient", call.count, shape.cols);
+    const delta = this.take("delta gradient", call.count, shape.cols);
     columnSums(kernels, gradient, tape.get(branch), shape, dmodulation.subarray(at));
     const gate = tape.get("modulation").subarray(at);
     return gateAdd(kernels, this.#zero(delta.length), gate, gradient, shape, delta);
@@ -217,9 +194,9 @@ export class DitGradients {
   #feedForwardBackward(own: BlockCall): void {
     const { call, call: { count, groups }, block, tape, gradient, dmodulation } = own;
     const { kernels, config: { hiddenSize: width, normEpsilon: epsilon } } = this.model,
-      linears = this.#linears;
+      linears = this.linears;
     const delta = this.#gateBackward(own, "feedForwardDelta", 5);
-    const dinner = this.#take("inner gradient", count, 4 * width);
+    const dinner = this.take("inner gradient", count, 4 * width);
     linears.backward([[block.feedForward2, delta]], tape.get("activated"), dinner, groups);
     geluTanhBackward(kernels, tape.get("inner"), dinner, dinner);
     linears.backward([[block.feedForward1, dinner]], tape.get("modulatedAgain"), delta, groups);
@@ -232,12 +209,12 @@ export class DitGradients {
 
   #attentionBackward(own: BlockCall, input: Floats): void {
     const { call, call: { batch, count, groups }, block, tape, gradient, dmodulation } = own;
-    const { kernels, config: { hiddenSize: width, heads, headSize } } = this.model, linears = this.#linears;
+    const { kernels, config: { hiddenSize: width, heads, headSize } } = this.model, linears = this.linears;
     const delta = this.#gateBackward(own, "attentionDelta", 2);
-    const dattended = this.#take("attended gradient", count, width), out = tape.get("attended");
+    const dattended = this.take("attended gradient", count, width), out = tape.get("attended");
     linears.backward([[block.attentionOutput, delta]], out, dattended, groups);
-    const dq = this.#take("query gradient", count, width), dk = this.#take("key gradient", count, width);
-    const dv = this.#take("value gradient", count, width);
+    const dq = this.take("query gradient", count, width), dk = this.take("key gradient", count, width);
+    const dv = this.take("value gradient", count, width);
     const inputs = { q: tape.get("query"), k: tape.get("key"), v: tape.get("value"), out };
     const shape = { batch, tokens: count / batch, heads, headSize };
     attentionBackward(kernels, inputs, dattended, shape, { dq, dk, dv });
@@ -253,15 +230,15 @@ export class DitGradients {
     { call: { batch, groupsOfImages: groups }, block, tape, dmodulation }: BlockCall,
     dconditionOfOutput: Floats | undefined,
   ): void {
-    const { kernels, config: { hiddenSize: width } } = this.model, linears = this.#linears;
-    const dcondition = this.#take("condition gradient", batch, width);
+    const { kernels, config: { hiddenSize: width } } = this.model, linears = this.linears;
+    const dcondition = this.take("condition gradient", batch, width);
     linears.backward([[block.modulation, dmodulation]], tape.get("condition"), dcondition, groups);
     if (dconditionOfOutput !== undefined) add(kernels, dcondition, dconditionOfOutput, dcondition);
     siluBackward(kernels, tape.get("conditionSum"), dcondition, dcondition);
-    const dactivated = this.#take("activated gradient", batch, width);
+    const dactivated = this.take("activated gradient", batch, width);
     linears.backward([[block.timestep2, dcondition]], tape.get("conditionActivated"), dactivated, groups);
     siluBackward(kernels, tape.get("conditionInner"), dactivated, dactivated);
-    const waves = this.#take("waves", batch, TIMESTEP_CHANNELS);
+    const waves = this.take("waves", batch, TIMESTEP_CHANNELS);
     linears.backward([[block.timestep1, dactivated]], waves, undefined, groups);
   }
 }

@@ -50,31 +50,19 @@ export function packedGradient(
   native.packedGradient(kernels, doing, dw, packed, scale, zeroPoint, ...sizes, dscale, dzero);
 }
 
+const normBackward =
+  (kernel: typeof native.rmsNormBackward) =>
+  (kernels: Kernels, x: Float32Array, dy: Float32Array, norm: Norm, dx: Floats): void => {
+    const doing = "find the gradient of a norm", { rows, cols, weight, epsilon } = norm;
+    checkNorm(doing, norm, { x, dy, dx });
+    kernel(kernels, doing, x, dy, rows, cols, weight, epsilon, dx);
+  };
+
 /** `dx` of `rmsNorm` at `x: f32[rows, cols]`; `dx` may be `dy`. */
-export function rmsNormBackward(
-  kernels: Kernels,
-  x: Float32Array,
-  dy: Float32Array,
-  norm: Norm,
-  dx: Floats,
-): void {
-  const doing = "find the gradient of a norm", { rows, cols, weight, epsilon } = norm;
-  checkNorm(doing, norm, { x, dy, dx });
-  native.rmsNormBackward(kernels, doing, x, dy, rows, cols, weight, epsilon, dx);
-}
+export const rmsNormBackward = normBackward(native.rmsNormBackward);
 
 /** `dx` of `layerNorm` at `x: f32[rows, cols]`; `dx` may be `dy`. */
-export function layerNormBackward(
-  kernels: Kernels,
-  x: Float32Array,
-  dy: Float32Array,
-  norm: Norm,
-  dx: Floats,
-): void {
-  const doing = "find the gradient of a norm", { rows, cols, weight, epsilon } = norm;
-  checkNorm(doing, norm, { x, dy, dx });
-  native.layerNormBackward(kernels, doing, x, dy, rows, cols, weight, epsilon, dx);
-}
+export const layerNormBackward = normBackward(native.layerNormBackward);
 
 /** `dq`, `dk`, `dv` of `attention`; `out` is its result. No gradient may be one of the inputs. */
 export function attentionBackward(
@@ -103,19 +91,19 @@ export function siluMultiplyBackward(
   native.siluMultiplyBackward(kernels, doing, gate, up, dy, n, dgate, dup);
 }
 
+const activationBackward =
+  (name: string, kernel: typeof native.siluBackward) =>
+  (kernels: Kernels, x: Float32Array, dy: Float32Array, dx: Floats): void => {
+    const doing = `find the gradient of ${name}`, n = x.length;
+    checkFloats(doing, { dy: [dy, n], dx: [dx, n] });
+    kernel(kernels, doing, x, dy, n, dx);
+  };
+
 /** `dx` of `silu`; may be `x` or `dy`. */
-export function siluBackward(kernels: Kernels, x: Float32Array, dy: Float32Array, dx: Floats): void {
-  const doing = "find the gradient of SiLU", n = x.length;
-  checkFloats(doing, { dy: [dy, n], dx: [dx, n] });
-  native.siluBackward(kernels, doing, x, dy, n, dx);
-}
+export const siluBackward = activationBackward("SiLU", native.siluBackward);
 
 /** `dx` of `geluTanh`; may be `x` or `dy`. */
-export function geluTanhBackward(kernels: Kernels, x: Float32Array, dy: Float32Array, dx: Floats): void {
-  const doing = "find the gradient of GELU", n = x.length;
-  checkFloats(doing, { dy: [dy, n], dx: [dx, n] });
-  native.geluTanhBackward(kernels, doing, x, dy, n, dx);
-}
+export const geluTanhBackward = activationBackward("GELU", native.geluTanhBackward);
 
 /**
  * Sums over tokens of `a`, or of `a · b`.

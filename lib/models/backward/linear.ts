@@ -274,11 +274,6 @@ export class RefinableLayers {
     this.#byLayer = new Map(model.linearLayers.map((layer, i) => [layer, this.layers[i]!]));
   }
 
-  /** Memory of a name, cut to size. */
-  take(name: string, rows: number, cols: number): Floats {
-    return this.workspace.take(name, rows * cols);
-  }
-
   /** A tape for a block. Blocks that are run again share memory; outputs are buffers `input.<index + 1>`. */
   tapeOf<Name extends string>(index: number): Tape<Name> {
     return new Tape(this.workspace, (name) => {
@@ -341,6 +336,51 @@ export class RefinableLayers {
       groups.fill(this.#timeGroups.groupOf(times[item]!), item * tokens, (item + 1) * tokens);
     }
     return groups;
+  }
+}
+
+/** Base of the families' gradients: the layers that are refined, the last call, and the tapes of its blocks. */
+export abstract class ModelGradients<Call, Value extends string> {
+  protected call: Call | undefined;
+  protected tapes: readonly Tape<Value>[] = [];
+
+  constructor(protected readonly linears: RefinableLayers) {}
+
+  /** Every linear layer, in the order of the forward pass. */
+  get layers(): readonly RefinableLinear[] {
+    return this.linears.layers;
+  }
+
+  /** Bytes of scratch, tape included. */
+  get scratchBytes(): number {
+    return this.linears.workspace.bytes;
+  }
+
+  protected take(name: string, rows: number, cols: number): Floats {
+    return this.linears.workspace.take(name, rows * cols);
+  }
+
+  /** Runs so many blocks, each with a new tape. */
+  protected runBlocks(
+    blocks: number,
+    input: Floats,
+    run: (i: number, x: Floats, tape: Tape<Value>) => Floats,
+  ) {
+    this.tapes = Array.from({ length: blocks }, (_, index) => this.linears.tapeOf(index));
+    return this.tapes.reduce((hidden, tape, index) => run(index, hidden, tape), input);
+  }
+
+  /** The last call. @throws {TypeError} unless there was one, and the output's gradient has its shape */
+  protected callBehind(
+    name: string,
+    gradient: Float32Array,
+    shapeOf: (call: Call) => readonly number[],
+  ): Call {
+    const { call } = this, fail = (reason: string) => new TypeError(`Cannot compute gradients: ${reason}`);
+    if (call === undefined) throw fail("a forward pass must come before, got none");
+    const shape = shapeOf(call);
+    if (gradient.length === shape.reduce((product, size) => product * size)) return call;
+    throw fail(`${name} must be [${shape.join(", ")}], got ${gradient.length} numbers`);
   }
 }
 

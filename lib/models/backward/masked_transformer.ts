@@ -18,7 +18,7 @@ import {
 } from "../masked/forward.ts";
 import type { MaskedTransformer } from "../masked/transformer.ts";
 import { attentionBackward, rmsNormBackward, siluMultiplyBackward } from "./kernels.ts";
-import { type GradientOptions, RefinableLayers, type RefinableLinear } from "./linear.ts";
+import { type GradientOptions, ModelGradients, RefinableLayers } from "./linear.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -31,41 +31,25 @@ interface Call extends SequenceCall {
 }
 
 /** A masked transformer whose packed layers can be refined. */
-export class MaskedTransformerGradients {
-  readonly #linears: RefinableLayers;
+export class MaskedTransformerGradients extends ModelGradients<Call, TransformerBlockValue> {
   readonly #pass: TransformerPass;
-  #call: Call | undefined;
-  #tapes: readonly Tape<TransformerBlockValue>[] = [];
 
   constructor(readonly model: MaskedTransformer, options: GradientOptions = {}) {
     const { kernels, config, parts } = model, { head, embedding } = parts;
     // A head that is the embedding, too, stays as it is.
-    const linears = new RefinableLayers(
-      model,
-      options,
-      head.weights === embedding.weights ? head : undefined,
-    );
-    this.#linears = linears;
+    const frozen = head.weights === embedding.weights ? head : undefined;
+    const linears = new RefinableLayers(model, options, frozen);
+    super(linears);
     this.#pass = {
       kernels,
       config,
       parts,
       workspace: linears.workspace,
       linear: (layer, x, count, out, positions) => {
-        const { groups, groupsOfRows } = this.#call!;
+        const { groups, groupsOfRows } = this.call!;
         linears.forward(layer, x, count, out, positions === undefined ? groups : groupsOfRows);
       },
     };
-  }
-
-  /** Every linear layer, in the order of the forward pass. */
-  get layers(): readonly RefinableLinear[] {
-    return this.#linears.layers;
-  }
-
-  /** Bytes of scratch, tape included. */
-  get scratchBytes(): number {
-    return this.#linears.workspace.bytes;
   }
 
   /**
@@ -84,18 +68,19 @@ export class MaskedTransformerGradients {
   ): Floats {
     const { hiddenSize, blocks } = this.model.config;
     const tokens = this.model.checkInput(inputIds, batch, { rows, attentionMask });
-    const groups = this.#linears.groupsOf(times, batch, tokens);
+    const groups = this.linears.groupsOf(times, batch, tokens);
     const groupsOfRows = groups && rows.map((row) => groups[row]!);
     const positions = positionsOf(batch, tokens, attentionMask);
     const call: Call = { batch, tokens, positions, attentionMask, rows, groups, groupsOfRows };
-    this.#call = call;
-    let hidden = this.#take("input.0", batch * tokens, hiddenSize);
-    embed(this.#pass, inputIds, hidden);
-    this.#tapes = Array.from({ length: blocks }, (_, index) => this.#linears.tapeOf(index));
-    for (const [index, tape] of this.#tapes.entries()) {
-      hidden = runBlock(this.#pass, index, call, hidden, tape);
-    }
-    return runHead(this.#pass, hidden, rows, this.#take("final", rows.length, hiddenSize));
+    this.call = call;
+    const input = this.take("input.0", batch * tokens, hiddenSize);
+    embed(this.#pass, inputIds, input);
+    const hidden = this.runBlocks(
+      blocks,
+      input,
+      (index, x, tape) => runBlock(this.#pass, index, call, x, tape),
+    );
+    return runHead(this.#pass, hidden, rows, this.take("final", rows.length, hiddenSize));
   }
 
   /**
@@ -106,24 +91,16 @@ export class MaskedTransformerGradients {
    * @throws {TypeError} when there was no forward pass, or the shape is not that of its logits
    */
   backward(dlogits: Float32Array): void {
-    const call = this.#call;
     const { kernels, config, parts } = this.model, { hiddenSize, vocabularySize, normEpsilon } = config;
-    if (call === undefined) {
-      throw new TypeError("Cannot compute gradients: a forward pass must come before, got none");
-    }
+    const call = this.callBehind("dlogits", dlogits, ({ rows }) => [rows.length, vocabularySize]);
     const count = call.rows.length;
-    if (dlogits.length !== count * vocabularySize) {
-      throw new TypeError(
-        `Cannot compute gradients: dlogits must be [${count}, ${vocabularySize}], got ${dlogits.length} numbers`,
-      );
-    }
-    const dy = this.#take("logit gradient", count, vocabularySize);
+    const dy = this.take("logit gradient", count, vocabularySize);
     dy.set(dlogits);
     scaleInPlace(dy, config.logitScale);
-    let gradient = this.#take("hidden gradient", count, hiddenSize);
-    const input = this.#take("final", count, hiddenSize);
-    this.#linears.backward([[parts.head, dy]], input, gradient, call.groupsOfRows);
-    const last = this.#take(`input.${config.blocks}`, count, hiddenSize);
+    let gradient = this.take("hidden gradient", count, hiddenSize);
+    const input = this.take("final", count, hiddenSize);
+    this.linears.backward([[parts.head, dy]], input, gradient, call.groupsOfRows);
+    const last = this.take(`input.${config.blocks}`, count, hiddenSize);
     const norm = { rows: count, cols: hiddenSize, weight: parts.finalNorm, epsilon: normEpsilon };
     rmsNormBackward(kernels, last, gradient, norm, gradient);
     for (let index = config.blocks - 1; index >= 0; index--) {
@@ -131,22 +108,18 @@ export class MaskedTransformerGradients {
     }
   }
 
-  #take(name: string, rows: number, cols: number): Floats {
-    return this.#linears.take(name, rows, cols);
-  }
-
   /** The gradient of a block's input; the layers' gradients grow. */
   #blockBackward(index: number, call: Call, doutput: Floats): Floats {
-    const { config } = this.model, tape = this.#tapes[index]!;
-    const input = this.#take(`input.${index}`, call.batch * call.tokens, config.hiddenSize);
-    if (this.#linears.recompute) runBlock(this.#pass, index, call, input, tape);
+    const { config } = this.model, tape = this.tapes[index]!;
+    const input = this.take(`input.${index}`, call.batch * call.tokens, config.hiddenSize);
+    if (this.linears.recompute) runBlock(this.#pass, index, call, input, tape);
     // Behind the last attention no position reads another: the last block ends on the wanted rows alone.
     const rows = index === config.blocks - 1 ? call.rows : undefined;
     const groups = rows === undefined ? call.groups : call.groupsOfRows;
     const dmiddle = this.#feedForwardBackward(index, tape, doutput, groups);
     const attended = tape.get(rows === undefined ? "attended" : "attendedRows");
-    const dattended = this.#take("attended rows gradient", 1, attended.length);
-    this.#linears.backward(
+    const dattended = this.take("attended rows gradient", 1, attended.length);
+    this.linears.backward(
       [[this.model.parts.blocks[index]!.attentionOutput, dmiddle]],
       attended,
       dattended,
@@ -154,7 +127,7 @@ export class MaskedTransformerGradients {
     );
     if (rows === undefined) return this.#attentionBackward(index, call, tape, input, dattended, dmiddle);
     const everywhere = (values: Floats, of: number, name: string) =>
-      scatter(values, rows, values.length / rows.length, this.#take(name, 1, of));
+      scatter(values, rows, values.length / rows.length, this.take(name, 1, of));
     const dall = everywhere(dattended, tape.get("attended").length, "attended gradient");
     const dinput = everywhere(dmiddle, input.length, "input.gradient");
     return this.#attentionBackward(index, call, tape, input, dall, dinput);
@@ -170,12 +143,12 @@ export class MaskedTransformerGradients {
     const { kernels, config: { hiddenSize: cols, intermediateSize, normEpsilon: epsilon }, parts } =
       this.model;
     const block = parts.blocks[index]!, rows = doutput.length / cols;
-    const dgate = this.#take("gated gradient", rows, intermediateSize);
-    const dup = this.#take("up gradient", rows, intermediateSize);
-    this.#linears.backward([[block.down, doutput]], tape.get("gated"), dgate, groups);
+    const dgate = this.take("gated gradient", rows, intermediateSize);
+    const dup = this.take("up gradient", rows, intermediateSize);
+    this.linears.backward([[block.down, doutput]], tape.get("gated"), dgate, groups);
     siluMultiplyBackward(kernels, { gate: tape.get("gate"), up: tape.get("up") }, dgate, { dgate, dup });
-    const dnormed = this.#take("normed gradient", rows, cols);
-    this.#linears.backward([[block.gate, dgate], [block.up, dup]], tape.get("normedAgain"), dnormed, groups);
+    const dnormed = this.take("normed gradient", rows, cols);
+    this.linears.backward([[block.gate, dgate], [block.up, dup]], tape.get("normedAgain"), dnormed, groups);
     const norm = { rows, cols, weight: block.feedForwardNorm, epsilon };
     rmsNormBackward(kernels, tape.get("middle"), dnormed, norm, dnormed);
     return add(kernels, doutput, dnormed, doutput);
@@ -192,9 +165,9 @@ export class MaskedTransformerGradients {
   ): Floats {
     const { kernels, config, parts } = this.model, block = parts.blocks[index]!, rows = batch * tokens;
     const { hiddenSize: cols, heads, keyValueHeads: kvHeads, headSize, rotaryTheta: theta } = config;
-    const dq = this.#take("query gradient", rows, heads * headSize);
-    const dk = this.#take("key gradient", rows, kvHeads * headSize);
-    const dv = this.#take("value gradient", rows, kvHeads * headSize);
+    const dq = this.take("query gradient", rows, heads * headSize);
+    const dk = this.take("key gradient", rows, kvHeads * headSize);
+    const dv = this.take("value gradient", rows, kvHeads * headSize);
     const inputs = { q: tape.get("query"), k: tape.get("key"), v: tape.get("value"), keyMask };
     const shape = { batch, tokens, heads, kvHeads, headSize };
     attentionBackward(kernels, { ...inputs, out: tape.get("attended") }, dattended, shape, { dq, dk, dv });
@@ -202,9 +175,9 @@ export class MaskedTransformerGradients {
     rotary(kernels, dq, backwards, { heads, headSize, theta });
     rotary(kernels, dk, backwards, { heads: kvHeads, headSize, theta });
     // Nothing in front of the first block is refined.
-    const dnormed = index === 0 ? undefined : this.#take("attention's normed gradient", rows, cols);
+    const dnormed = index === 0 ? undefined : this.take("attention's normed gradient", rows, cols);
     const { query, key, value } = block;
-    this.#linears.backward([[query, dq], [key, dk], [value, dv]], tape.get("normed"), dnormed, groups);
+    this.linears.backward([[query, dq], [key, dk], [value, dv]], tape.get("normed"), dnormed, groups);
     if (dnormed === undefined) return dinput;
     const norm = { rows, cols, weight: block.attentionNorm, epsilon: config.normEpsilon };
     rmsNormBackward(kernels, input, dnormed, norm, dnormed);

@@ -4,10 +4,10 @@
  */
 import { correctPredictions, type SamplerCorrection } from "../../thermo/sampler_correction.ts";
 import type { DitModel } from "./model.ts";
-import { imageNoise, RandomStream } from "../random.ts";
+import { imageNoise, RandomStream, type SeedOptions } from "../random.ts";
 import type { SamplerName, Scheduler, TimestepSpacing } from "../schedulers.ts";
 
-export interface ImageOptions {
+export interface ImageOptions extends SeedOptions {
   /** Default: the schedule's. */
   readonly sampler?: SamplerName | undefined;
   /** Default 50. */
@@ -20,10 +20,6 @@ export interface ImageOptions {
   readonly guidance?: number | undefined;
   /** DDIM's share of fresh noise. Default 0. */
   readonly eta?: number | undefined;
-  /** Default 0. */
-  readonly seed?: number | undefined;
-  /** Number of the first image's stream of random numbers: draws do not depend on the batch. Default 0. */
-  readonly firstStream?: number | undefined;
   /** Noise to start from, `f32[batch, channels, size, size]`, instead of the seed's. */
   readonly noise?: Float32Array | undefined;
 }

@@ -5,51 +5,36 @@ import type { Kernels } from "../../native/mod.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
+/** A function of each number as a function of arrays. */
+const ofOne =
+  (doing: string, kernel: typeof native.silu) =>
+  (kernels: Kernels, x: Float32Array, out: Floats = new Float32Array(x.length)): Floats => {
+    checkArray(doing, "out", out, x.length);
+    kernel(kernels, doing, x, x.length, out);
+    return out;
+  };
+
+/** A function of two numbers as a function of arrays; `second` is the name of the second for messages. */
+const ofTwo =
+  (doing: string, second: string, kernel: typeof native.add) =>
+  (kernels: Kernels, a: Float32Array, b: Float32Array, out: Floats = new Float32Array(a.length)): Floats => {
+    const n = a.length;
+    checkFloats(doing, { [second]: [b, n], out: [out, n] });
+    kernel(kernels, doing, a, b, n, out);
+    return out;
+  };
+
 /** `x / (1 + exp(−x))`, element by element; `out` may be `x`. */
-export function silu(kernels: Kernels, x: Float32Array, out: Floats = new Float32Array(x.length)): Floats {
-  const doing = "apply SiLU";
-  checkArray(doing, "out", out, x.length);
-  native.silu(kernels, doing, x, x.length, out);
-  return out;
-}
+export const silu = ofOne("apply SiLU", native.silu);
 
 /** `x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`, element by element; `out` may be `x`. */
-export function geluTanh(
-  kernels: Kernels,
-  x: Float32Array,
-  out: Floats = new Float32Array(x.length),
-): Floats {
-  const doing = "apply GELU";
-  checkArray(doing, "out", out, x.length);
-  native.geluTanh(kernels, doing, x, x.length, out);
-  return out;
-}
+export const geluTanh = ofOne("apply GELU", native.geluTanh);
 
 /** `silu(gate) · up`, element by element; `out` may be either. */
-export function siluMultiply(
-  kernels: Kernels,
-  gate: Float32Array,
-  up: Float32Array,
-  out: Floats = new Float32Array(gate.length),
-): Floats {
-  const doing = "gate by SiLU", n = gate.length;
-  checkFloats(doing, { up: [up, n], out: [out, n] });
-  native.siluMultiply(kernels, doing, gate, up, n, out);
-  return out;
-}
+export const siluMultiply = ofTwo("gate by SiLU", "up", native.siluMultiply);
 
 /** `a + b`, element by element; `out` may be either. */
-export function add(
-  kernels: Kernels,
-  a: Float32Array,
-  b: Float32Array,
-  out: Floats = new Float32Array(a.length),
-): Floats {
-  const doing = "add", n = a.length;
-  checkFloats(doing, { b: [b, n], out: [out, n] });
-  native.add(kernels, doing, a, b, n, out);
-  return out;
-}
+export const add = ofTwo("add", "b", native.add);
 
 /** Sizes of a tensor `f32[batch, tokens, cols]` that is modulated by one row for each batch item. */
 export interface ModulationShape {

@@ -7,7 +7,8 @@ import type { Kernels } from "../../native/mod.ts";
 import { loadAs, type ModelFamily } from "../family.ts";
 import { type ConfigFields, MAX_BLOCKS } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
-import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
+import type { SeedOptions } from "../random.ts";
+import { maskedForwardCost, type MaskedTransformerConfig, specialTokens } from "./config.ts";
 import {
   checkAtLeast,
   checkChoice,
@@ -73,8 +74,6 @@ function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
     const key = fields.has("head_dim") ? "head_dim" : "hidden_size";
     throw fields.fault(key, `such that a head's size is even, for rotary positions`);
   }
-  const maskToken = fields.token("mask_token_id", vocabularySize);
-  if (maskToken === undefined) throw fields.fault("mask_token_id", `a token from 0 to ${vocabularySize - 1}`);
   return {
     vocabularySize,
     hiddenSize,
@@ -90,10 +89,7 @@ function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
     tiesHead: fields.flag("tie_word_embeddings", false),
     logitScale: 1,
     embeddingScale: 1,
-    maskToken,
-    padToken: fields.token("pad_token_id", vocabularySize),
-    bosToken: fields.token("bos_token_id", vocabularySize),
-    eosToken: fields.token("eos_token_id", vocabularySize),
+    ...specialTokens(fields, vocabularySize),
   };
 }
 
@@ -130,7 +126,7 @@ const CONFIDENCE: Record<DreamAlgorithm, Confidence> = {
   entropy: "negative_entropy",
 };
 
-export interface DreamGenerationOptions extends TokenSamplingOptions {
+export interface DreamGenerationOptions extends TokenSamplingOptions, SeedOptions {
   /** Default `origin`, as Dream's. */
   readonly algorithm?: DreamAlgorithm | undefined;
   /** Steps from all masks to none. Default: the most masks of any sequence. */
@@ -143,10 +139,6 @@ export interface DreamGenerationOptions extends TokenSamplingOptions {
   readonly minimumPerStep?: number | undefined;
   /** Tokens never proposed. Default: the mask, so that nothing stays masked. */
   readonly excludedTokens?: readonly number[] | undefined;
-  /** Default 0. */
-  readonly seed?: number | undefined;
-  /** Number of the first sequence's stream of random numbers: draws do not depend on the batch. Default 0. */
-  readonly firstStream?: number | undefined;
   /** `u8[batch, tokens]`, 0 where a token is padding; by default every token is read. */
   readonly attentionMask?: Uint8Array | undefined;
 }

@@ -4,7 +4,7 @@
  */
 import { checkWhole } from "../../native/call.ts";
 import { shown } from "../model_config.ts";
-import { RandomStream } from "../random.ts";
+import { RandomStream, type SeedOptions } from "../random.ts";
 import type { Proposal } from "./token_sampling.ts";
 import type { MaskedTransformer } from "./transformer.ts";
 
@@ -92,10 +92,7 @@ export function* fillMasks(
   x: Int32Array,
   batch: number,
   filling: Filling,
-  { seed = 0, firstStream = 0 }: {
-    readonly seed?: number | undefined;
-    readonly firstStream?: number | undefined;
-  },
+  { seed = 0, firstStream = 0 }: SeedOptions,
 ): Generator<GenerationStep, Int32Array> {
   const { maskToken, vocabularySize } = model.config, { steps } = filling, tokens = x.length / batch;
   const randoms = Array.from({ length: batch }, (_, b) => new RandomStream(seed, firstStream + b));

@@ -6,8 +6,8 @@ import type { Kernels } from "../../native/mod.ts";
 import { loadAs, type ModelFamily } from "../family.ts";
 import { type ConfigFields, MAX_BLOCKS } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
-import type { RandomStream } from "../random.ts";
-import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
+import type { RandomStream, SeedOptions } from "../random.ts";
+import { maskedForwardCost, type MaskedTransformerConfig, specialTokens } from "./config.ts";
 import {
   checkAtLeast,
   checkChoice,
@@ -71,8 +71,6 @@ function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
   if (hiddenSize % (2 * heads) !== 0) {
     throw fields.fault("d_model", `a multiple of 2 · ${heads} heads, for rotary positions`, hiddenSize);
   }
-  const maskToken = fields.token("mask_token_id", vocabularySize);
-  if (maskToken === undefined) throw fields.fault("mask_token_id", `a token from 0 to ${vocabularySize - 1}`);
   return {
     vocabularySize,
     hiddenSize,
@@ -88,10 +86,7 @@ function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
     tiesHead: fields.flag("weight_tying", false),
     logitScale: fields.flag("scale_logits", false) ? 1 / Math.sqrt(hiddenSize) : 1,
     embeddingScale: fields.flag("input_emb_norm", false) ? Math.sqrt(hiddenSize) : 1,
-    maskToken,
-    padToken: fields.token("pad_token_id", vocabularySize),
-    bosToken: fields.token("bos_token_id", vocabularySize),
-    eosToken: fields.token("eos_token_id", vocabularySize),
+    ...specialTokens(fields, vocabularySize),
   };
 }
 
@@ -116,7 +111,7 @@ export function loadLlada(path: string, kernels: Kernels, options: LoadOptions =
 export type Remasking = "low_confidence" | "random";
 export const REMASKINGS: readonly Remasking[] = ["low_confidence", "random"];
 
-export interface LladaGenerationOptions {
+export interface LladaGenerationOptions extends SeedOptions {
   /** Tokens to generate. Default 128. */
   readonly generationLength?: number | undefined;
   /** Tokens of a block; a block is finished before the next begins. Default: all at once. */
@@ -131,10 +126,6 @@ export interface LladaGenerationOptions {
   readonly remasking?: Remasking | undefined;
   /** Tokens never proposed. Default: the mask, so that nothing stays masked. */
   readonly excludedTokens?: readonly number[] | undefined;
-  /** Default 0. */
-  readonly seed?: number | undefined;
-  /** Number of the first sequence's stream of random numbers. Default 0. */
-  readonly firstStream?: number | undefined;
 }
 
 /**
