@@ -33,6 +33,33 @@ export interface Section {
   readonly rows: readonly TableRow[];
 }
 
+/** A column of a table: its key and title, a row's cell, and the digits of numbers. */
+export type CellColumn<Row> = readonly [
+  key: string,
+  title: string,
+  cell: (row: Row, index: number) => TableRow[string],
+  digits?: number,
+];
+
+/** A table of what a suite measured, a row each. */
+export function tableOf<Row>(
+  title: string,
+  notes: readonly string[],
+  rows: readonly Row[],
+  columns: readonly CellColumn<Row>[],
+): Section {
+  return {
+    title,
+    notes,
+    columns: columns.map(([key, title, , digits]) => ({
+      key,
+      title,
+      ...(digits === undefined ? {} : { digits }),
+    })),
+    rows: rows.map((row, i) => Object.fromEntries(columns.map(([key, , cell]) => [key, cell(row, i)]))),
+  };
+}
+
 /** A goal and what this run measured. */
 export interface Goal {
   readonly goal: string;

@@ -43,6 +43,9 @@ export function summarize(values: readonly number[]): Summary {
   };
 }
 
+/** Deviation of timings from their median, in percent of it. */
+export const spreadPercent = ({ median, medianDeviation }: Summary): number => 100 * medianDeviation / median;
+
 /**
  * Ratios `numerators[i] / denominators[i]` of samples that were taken one after the other: what slows both
  * down drops out of each ratio, as it would not out of a ratio of medians.

@@ -14,7 +14,15 @@ import { encodePng, tileImages } from "../../models/mod.ts";
 import { readJsonFile } from "../../files/json.ts";
 import { nameOfPath } from "../../files/whole.ts";
 import { circumstances, type Measured, type Setting, span } from "../settings.ts";
-import type { BenchContext, Goal, Sample, Section, SuiteReport } from "../suite.ts";
+import {
+  type BenchContext,
+  type CellColumn,
+  type Goal,
+  type Sample,
+  type Section,
+  type SuiteReport,
+  tableOf,
+} from "../suite.ts";
 import type { ModelPlan } from "./plan.ts";
 
 /** Samples of each model and setting that a report shows: the first of each task, or the first images. */
@@ -147,66 +155,46 @@ function byBin(
   digits: number,
   rows: readonly { readonly setting: Setting; readonly values: readonly number[] }[],
 ): Section {
-  return {
-    title,
-    notes: ["Means; their intervals are in the JSON report (--json, --out)."],
-    columns: [
-      { key: "setting", title: "setting" },
-      ...bins.map((bin) => ({ key: bin, title: bin, digits })),
-    ],
-    rows: rows.map(({ setting, values }) => ({
-      setting: setting.name,
-      ...Object.fromEntries(bins.map((bin, i) => [bin, values[i]])),
-    })),
-  };
+  const columns = bins.map((bin, i): CellColumn<(typeof rows)[number]> => [
+    bin,
+    bin,
+    ({ values }) => values[i],
+    digits,
+  ]);
+  return tableOf(title, ["Means; their intervals are in the JSON report (--json, --out)."], rows, [
+    ["setting", "setting", ({ setting }) => setting.name],
+    ...columns,
+  ]);
 }
 
-/** A column of a table by setting; full precision has no value where it would be 0 by definition. */
-interface SettingColumn {
-  readonly title: string;
-  readonly digits?: number;
-  readonly isOfQuantized?: boolean;
-  cell(row: Compared, i: number): string | number | boolean | undefined;
-}
+/** A column of a table by setting. */
+const column = (
+  title: string,
+  cell: CellColumn<Compared>[2],
+  digits = 0,
+): CellColumn<Compared> => [title, title, cell, digits];
+
+/** The same without full precision's value, which would be 0 by definition. */
+const ofQuantized = (title: string, cell: CellColumn<Compared>[2], digits?: number): CellColumn<Compared> =>
+  column(title, (row, i) => row.setting.bits === undefined ? undefined : cell(row, i), digits);
 
 /** A table with a row for each setting. */
-function bySetting(
+const bySetting = (
   title: string,
   notes: readonly string[],
   rows: readonly Compared[],
-  own: readonly SettingColumn[],
-): Section {
-  const columns: SettingColumn[] = [
-    { title: "setting", cell: ({ setting }) => setting.name },
-    { title: "bits/weight", digits: 3, cell: ({ bitsPerWeight }) => bitsPerWeight },
+  own: readonly CellColumn<Compared>[],
+): Section =>
+  tableOf(title, notes, rows, [
+    column("setting", ({ setting }) => setting.name),
+    column("bits/weight", ({ bitsPerWeight }) => bitsPerWeight, 3),
     ...own,
-    { title: "s", digits: 1, cell: ({ seconds }) => seconds },
-  ];
-  const isShown = (row: Compared, column: SettingColumn) =>
-    column.isOfQuantized !== true || row.setting.bits !== undefined;
-  return {
-    title,
-    notes,
-    columns: columns.map(({ title, digits = 0 }) => ({ key: title, title, digits })),
-    rows: rows.map((row, i) =>
-      Object.fromEntries(
-        columns.map((column) => [column.title, isShown(row, column) ? column.cell(row, i) : undefined]),
-      )
-    ),
-  };
-}
+    column("s", ({ seconds }) => seconds, 1),
+  ]);
 
-const WEIGHT_ERROR: SettingColumn = {
-  title: "rel. RMS error",
-  digits: 4,
-  cell: ({ relativeRmsError }) => relativeRmsError,
-};
+const WEIGHT_ERROR = column("rel. RMS error", ({ relativeRmsError }) => relativeRmsError, 4);
 /** Whether full precision is better with the whole interval of the difference. */
-const worse = (title: string): SettingColumn => ({
-  title,
-  isOfQuantized: true,
-  cell: ({ lost }) => lost!.high < 0,
-});
+const worse = (title: string) => ofQuantized(title, ({ lost }) => lost!.high < 0);
 
 function maskedReport(
   context: BenchContext,
@@ -219,15 +207,8 @@ function maskedReport(
     byMaskRatio(result.sequences!, { seed, bins: hasTasks ? BINS : SYNTHETIC_BINS })
   );
   const tasks = rows[0]!.result.scores, counted = tasks.slice(0, -1);
-  const overall = (
-    title: string,
-    digits: number,
-    of: (all: MaskedComparison) => Interval,
-  ): SettingColumn => ({
-    title,
-    isOfQuantized: true,
-    cell: (_, i) => span(of(bins[i]!.at(-1)!), digits),
-  });
+  const overall = (title: string, digits: number, of: (all: MaskedComparison) => Interval) =>
+    ofQuantized(title, (_, i) => span(of(bins[i]!.at(-1)!), digits));
   const kl = overall("KL, nats", 4, (all) => all.kl);
   const along = (title: string, digits: number, begin: number, value: (bin: MaskedComparison) => number) =>
     byBin(
@@ -246,10 +227,7 @@ function maskedReport(
         PUZZLE_NOTES,
         rows,
         [
-          ...tasks.map(({ task }, t) => ({
-            title: task,
-            cell: ({ result }: Compared) => span(result.scores[t]!.exactMatch),
-          })),
+          ...tasks.map(({ task }, t) => column(task, ({ result }) => span(result.scores[t]!.exactMatch))),
           kl,
           worse("worse"),
         ],
@@ -343,11 +321,8 @@ function imageReport(
 ): SuiteReport<AccuracyRow> {
   const name = nameOfPath(path), images = readers === undefined ? trajectories : options.drawn!;
   const { channels } = model.config as { readonly channels: number };
-  const of = (title: string, digits: number, value: (result: Measurement) => Interval): SettingColumn => ({
-    title,
-    isOfQuantized: title !== "recognized" && title !== "Fréchet distance",
-    cell: ({ result }) => span(value(result), digits),
-  });
+  const of = (title: string, digits: number, value: (result: Measurement) => Interval, make = ofQuantized) =>
+    make(title, ({ result }) => span(value(result), digits));
   const drift = of("drift", 3, (result) => result.drift!.at(-1)!.relativeDistance);
   if (readers === undefined) {
     const title = `${name} (${model.kind}): ${images} trajectories of ${steps} steps, DDIM - no accuracy`;
@@ -363,8 +338,8 @@ function imageReport(
   return {
     sections: [
       bySetting(`${name}: ${images} glyphs drawn, DDIM, ${DRAWING.steps} steps`, glyphNotes(images), rows, [
-        of("recognized", 2, ({ drawn }) => drawn!.scores.classAccuracy),
-        of("Fréchet distance", 1, ({ drawn }) => drawn!.scores.frechetDistance),
+        of("recognized", 2, ({ drawn }) => drawn!.scores.classAccuracy, column),
+        of("Fréchet distance", 1, ({ drawn }) => drawn!.scores.frechetDistance, column),
         of("noise error", 4, ({ distance }) => distance),
         drift,
         worse("fewer"),

@@ -6,12 +6,12 @@ import { join } from "node:path";
 import type { Solver } from "../../config/names.ts";
 import { resolveConfig } from "../../config/mod.ts";
 import { peakResidentBytes, resetPeakResident } from "../../eval/environment.ts";
-import { pairedRatio, summarize, type Summary } from "../../eval/statistics.ts";
+import { pairedRatio, spreadPercent, summarize, type Summary } from "../../eval/statistics.ts";
 import { quantizeCheckpoint } from "../../pipeline/mod.ts";
 import type { BitWidth } from "../../quant/mod.ts";
 import { nameOfPath } from "../../files/whole.ts";
 import { measureStored, type StoredCheckpoint } from "../stored.ts";
-import type { BenchContext, Section, Suite, SuiteReport } from "../suite.ts";
+import { type BenchContext, type Section, type Suite, type SuiteReport, tableOf } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
 /** One way to quantize one model, and the measurements of its runs. */
@@ -105,47 +105,31 @@ function rowOf({ environment, options }: BenchContext, cell: Cell, cells: readon
 function sectionOf(context: BenchContext, cells: readonly Cell[], isReset: boolean): Section {
   const { path, kind, threads, stored } = cells[0]!, runs = runsOf(context);
   const { tensors, weights } = stored!;
-  return {
-    title: `${nameOfPath(path)} (${kind}), ${tensors} matrices with ${weights} weights, group size ` +
+  return tableOf(
+    `${nameOfPath(path)} (${kind}), ${tensors} matrices with ${weights} weights, group size ` +
       `${context.options.groupSize}`,
-    notes: [
+    [
       `Median of ${runs} run${runs === 1 ? "" : "s"}, ${threads} thread${threads === 1 ? "" : "s"}: ` +
       "read, quantize, verify, write, sync. Errors are of the files read back.",
       isReset
         ? "Memory: most resident memory of this process, engine included, during any of the runs."
         : "Memory: most resident memory of this process since it began, which this system cannot reset.",
     ],
-    columns: [
-      { key: "bits", title: "bits" },
-      { key: "solver", title: "solver" },
-      { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
-      { key: "before", title: "MB before", digits: 3 },
-      { key: "after", title: "MB after", digits: 3 },
-      { key: "relativeRmsError", title: "rel. RMS error", digits: 5 },
-      { key: "cosine", title: "cosine", digits: 6 },
-      { key: "rate", title: "Mw/s", digits: 1 },
-      { key: "seconds", title: "seconds", digits: 3 },
-      { key: "spread", title: "±%", digits: 0 },
-      { key: "memory", title: "MB peak", digits: 0 },
+    cells.map((cell) => ({ ...cell, ...cell.stored!, seconds: summarize(cell.seconds) })),
+    [
+      ["bits", "bits", ({ bits }) => bits],
+      ["solver", "solver", ({ solver }) => solver],
+      ["bitsPerWeight", "bits/weight", ({ bitsPerWeight }) => bitsPerWeight, 3],
+      ["before", "MB before", ({ fileBytesBefore }) => fileBytesBefore / 1e6, 3],
+      ["after", "MB after", ({ fileBytesAfter }) => fileBytesAfter / 1e6, 3],
+      ["relativeRmsError", "rel. RMS error", ({ relativeRmsError }) => relativeRmsError, 5],
+      ["cosine", "cosine", ({ cosine }) => cosine, 6],
+      ["rate", "Mw/s", ({ weights, seconds }) => weights / seconds.median / 1e6, 1],
+      ["seconds", "seconds", ({ seconds }) => seconds.median, 3],
+      ["spread", "±%", ({ seconds }) => spreadPercent(seconds), 0],
+      ["memory", "MB peak", ({ peakBytes }) => Math.max(...peakBytes) / 1e6, 0],
     ],
-    rows: cells.map(({ bits, solver, stored, seconds, peakBytes }) => {
-      const { bitsPerWeight, fileBytesBefore, fileBytesAfter, relativeRmsError, cosine, weights } = stored!;
-      const { median, medianDeviation } = summarize(seconds);
-      return {
-        bits,
-        solver,
-        bitsPerWeight,
-        before: fileBytesBefore / 1e6,
-        after: fileBytesAfter / 1e6,
-        relativeRmsError,
-        cosine,
-        rate: weights / median / 1e6,
-        seconds: median,
-        spread: 100 * medianDeviation / median,
-        memory: Math.max(...peakBytes) / 1e6,
-      };
-    }),
-  };
+  );
 }
 
 /** Seconds of clip search in units of round-to-nearest's, from pairs of runs. */

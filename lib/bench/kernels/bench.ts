@@ -4,7 +4,7 @@ import type { Ggml } from "../ggml.ts";
 import { convertInto, type KernelCase, Operands } from "./cases.ts";
 import { gaussianWeights } from "../random.ts";
 import { collectGarbage } from "../../eval/environment.ts";
-import type { Summary } from "../../eval/statistics.ts";
+import { spreadPercent, type Summary } from "../../eval/statistics.ts";
 import type { BenchContext, Goal, Section, Skipped } from "../suite.ts";
 import type { Column } from "../../eval/table.ts";
 import { rate, speedRatio, timeInterleaved, type Timing, type TimingOptions } from "../timing.ts";
@@ -226,7 +226,7 @@ export class KernelBench {
       isa: of.backend === "wasm" ? `wasm ${of.isa}` : of.isa,
       rate: weights && weights.median / 1e6,
       gigaflops: weights && 2 * weights.median / 1e9,
-      spread: 100 * pace.medianDeviation / pace.median,
+      spread: spreadPercent(pace),
       bytes: of.bytes === 0 ? undefined : bytes.median / 1e9,
       memcpy: memcpy?.median,
       ratios: ratios.map(({ label, median }) => `${median.toFixed(2)} ${label}`).join(", "),

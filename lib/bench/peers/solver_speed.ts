@@ -4,7 +4,7 @@
  */
 import { gaussianWeights } from "../random.ts";
 import { accumulateMoment, emptyMoments, factorMoments, solveLayer } from "../../quant/mod.ts";
-import type { BenchContext, Section } from "../suite.ts";
+import { type BenchContext, type Section, tableOf } from "../suite.ts";
 
 /** Dream 7B (https://huggingface.co/Dream-org/Dream-v0-Base-7B). */
 export const DREAM_7B = { width: 3584, blocks: 28 } as const;
@@ -48,32 +48,25 @@ export function solverSpeed(context: BenchContext, width: number = WIDTH): Secti
   const { token, factor, row } = measure(context, solvedRows, width);
   // Products with the moment grow with its columns squared, its factor with their cube.
   const secondsAt = (rows: number, ratio: number) => factor * ratio ** 3 + row * ratio ** 2 * rows;
-  const rows = SHAPES.map(({ name, rows, cols }) => {
-    const seconds = secondsAt(rows, cols / width);
-    return {
-      matrix: name,
-      shape: `${rows} × ${cols}`,
-      source: cols === width ? `from ${solvedRows} of its rows` : "extrapolated by width",
-      seconds,
-      nanoseconds: seconds * 1e9 / (rows * cols),
-    };
-  });
-  const block = rows.reduce((sum, { seconds }, i) => sum + SHAPES[i]!.count * seconds, 0);
+  const matrices = SHAPES.map((shape) => ({ ...shape, seconds: secondsAt(shape.rows, shape.cols / width) }));
+  const block = matrices.reduce((sum, { seconds, count }) => sum + count * seconds, 0);
   const hours = (block * DREAM_7B.blocks / 3600).toFixed(1), milliseconds = (token * 1e3).toFixed(2);
-  return {
-    title: "Time of best at Dream 7B's layer shapes, synthetic weights, no accuracy",
-    notes: [
+  const source = (cols: number) =>
+    cols === width ? `from ${solvedRows} of its rows` : "extrapolated by width";
+  return tableOf(
+    "Time of best at Dream 7B's layer shapes, synthetic weights, no accuracy",
+    [
       `One candidate, 2 bits, groups of 64, ${context.kernels.threads} threads. A token's moment of ${width} columns takes ` +
       `${milliseconds} ms.`,
       `All ${DREAM_7B.blocks} blocks: about ${hours} hours of solving (extrapolated), beside the model's own runs.`,
     ],
-    columns: [
-      { key: "matrix", title: "matrix" },
-      { key: "shape", title: "shape" },
-      { key: "source", title: "measured" },
-      { key: "seconds", title: "s", digits: 1 },
-      { key: "nanoseconds", title: "ns/weight", digits: 1 },
+    matrices,
+    [
+      ["matrix", "matrix", ({ name }) => name],
+      ["shape", "shape", ({ rows, cols }) => `${rows} × ${cols}`],
+      ["source", "measured", ({ cols }) => source(cols)],
+      ["seconds", "s", ({ seconds }) => seconds, 1],
+      ["nanoseconds", "ns/weight", ({ rows, cols, seconds }) => seconds * 1e9 / (rows * cols), 1],
     ],
-    rows,
-  };
+  );
 }

@@ -2,13 +2,12 @@
 import type { PhasesReport } from "../../phases/mod.ts";
 import type { BitWidth } from "../../quant/mod.ts";
 import type { Difference, Interval } from "../../eval/intervals.ts";
-import type { Column, TableRow } from "../../eval/table.ts";
 import { type Measurement, STEP_KL_TITLES, type Yardstick } from "../../eval/yardstick.ts";
 import type { RowSetting } from "./rows.ts";
 import type { WrittenRow } from "./run_row.ts";
 import type { PipelineRun } from "./time.ts";
 import { span } from "../settings.ts";
-import type { Section } from "../suite.ts";
+import { type CellColumn, type Section, tableOf } from "../suite.ts";
 
 /** Claims, for 2 bits, of the system that is re-implemented here; its own notes call them synthetic. */
 const CLAIMED: Readonly<Record<string, { accuracy: number; markov: number; overhead: number }>> = {
@@ -79,15 +78,9 @@ export function phaseSections(about: About, rows: readonly Row[]): Section[] {
   const section = (
     what: string,
     notes: readonly string[],
-    columns: readonly Column[],
     own: readonly Row[],
-    cellsOf: (row: Row) => TableRow,
-  ): Section => ({
-    title: `${title}: ${what}`,
-    notes,
-    columns: [{ key: "phase", title: "phase" }, ...columns],
-    rows: own.map((row) => ({ phase: nameOf(row), ...cellsOf(row) })),
-  });
+    columns: readonly CellColumn<Row>[],
+  ): Section => tableOf(`${title}: ${what}`, notes, own, [["phase", "phase", nameOf], ...columns]);
   const tasks = rows[0]!.measurement.scores.map(({ task }) => task);
   const compared = rows.filter(({ over }) => over !== undefined);
   return [
@@ -97,39 +90,30 @@ export function phaseSections(about: About, rows: readonly Row[]): Section[] {
         `Measured on ${about.yardstick.source}. 95 % intervals (Wilson);`,
         "Δ: less the baseline's on the same prompts (bootstrap over pairs).",
       ],
-      [...tasks.map((task) => ({ key: task, title: task })), { key: "difference", title: "Δ" }],
       rows,
-      (row) => ({
-        ...Object.fromEntries(row.measurement.scores.map(({ task, exactMatch }) => [task, span(exactMatch)])),
-        difference: row.differenceToBaseline && nameOf(row) !== "baseline"
-          ? span(row.differenceToBaseline, 3)
-          : undefined,
-      }),
+      [
+        ...tasks.map((
+          task,
+          i,
+        ): CellColumn<Row> => [task, task, ({ measurement }) => span(measurement.scores[i]!.exactMatch)]),
+        [
+          "difference",
+          "Δ",
+          (row) =>
+            row.differenceToBaseline && nameOf(row) !== "baseline"
+              ? span(row.differenceToBaseline, 3)
+              : undefined,
+        ],
+      ],
     )]),
-    section("step KL on evaluation data", stepKlNotes(about), stepKlColumns(about), rows.slice(1), (row) => ({
-      bitsPerWeight: row.bitsPerWeight,
-      theta: row.timeParameterBytes && row.timeParameterBytes / 1000,
-      stepKl: span(row.measurement.stepKl.mean, 5),
-      noise: span(row.measurement.distance, 4),
-      markov: row.report?.validation?.markovScore,
-      violations: row.report?.validation?.violations.length,
-    })),
+    section("step KL on evaluation data", stepKlNotes(about), rows.slice(1), stepKlColumns(about)),
     ...(compared.length === 0 ? [] : [section(
       "step KL as a multiple of another row's",
       ["Over the same samples, with 95 % intervals (bootstrap over pairs)."],
-      [{ key: "over", title: "beside" }, { key: "ratio", title: "×" }],
       compared,
-      ({ over }) => ({ over: over!.row, ratio: span(over!, 3) }),
+      [["over", "beside", ({ over }) => over!.row], ["ratio", "×", ({ over }) => span(over!, 3)]],
     )]),
-    section("time, and what was kept", COST_NOTES, COST_COLUMNS, rows.slice(1), (row) => ({
-      seconds: row.seconds,
-      overRound: row.overRound === undefined ? undefined : percent(row.overRound),
-      overBest: row.overBest === undefined ? undefined : percent(row.overBest),
-      iterations: row.report?.refinement &&
-        `${row.report.refinement.iterations}${row.report.refinement.converged ? ", converged" : ""}`,
-      kept: row.report && guardText(row.report),
-      digest: row.digests?.all.slice(0, 12),
-    })),
+    section("time, and what was kept", COST_NOTES, rows.slice(1), COST_COLUMNS),
   ];
 }
 
@@ -141,14 +125,15 @@ const stepKlNotes = ({ yardstick: { kind, source }, calibration }: About) => [
     : "Step KL: mean KL(full ‖ quantized) at a masked position; a step's is ρ times its sum over the masked positions.",
   "θ: bytes of time parameters, one range a timestep where smoothed. Violations: jumps above the threshold.",
 ];
-const stepKlColumns = ({ yardstick: { kind } }: About): Column[] => [
-  { key: "bitsPerWeight", title: "bits/w", digits: 3 },
-  { key: "theta", title: "θ, kB", digits: 1 },
-  { key: "stepKl", title: STEP_KL_TITLES[kind] },
-  ...(kind === "images" ? [{ key: "noise", title: "noise error" }] : []),
-  { key: "markov", title: "Markov", digits: 3 },
-  { key: "violations", title: "violations" },
+const stepKlColumns = ({ yardstick: { kind } }: About): CellColumn<Row>[] => [
+  ["bitsPerWeight", "bits/w", ({ bitsPerWeight }) => bitsPerWeight, 3],
+  ["theta", "θ, kB", ({ timeParameterBytes: bytes }) => bytes && bytes / 1000, 1],
+  ["stepKl", STEP_KL_TITLES[kind], ({ measurement }) => span(measurement.stepKl.mean, 5)],
+  ...(kind === "images" ? [NOISE] : []),
+  ["markov", "Markov", ({ report }) => report?.validation?.markovScore, 3],
+  ["violations", "violations", ({ report }) => report?.validation?.violations.length],
 ];
+const NOISE: CellColumn<Row> = ["noise", "noise error", ({ measurement }) => span(measurement.distance, 4)];
 
 const COST_NOTES = [
   "Seconds: calibrate, solve, phases, write. Overhead: the pipeline with solving and phases / the same without - 1, medians",
@@ -157,14 +142,16 @@ const COST_NOTES = [
   "Kept: layers whose smoothed θ stayed, and other parts that the held-out step KL decides. Digest: SHA-256 of the files of",
   "tensors and θ, its beginning: equal in two runs, equal bytes.",
 ];
-const COST_COLUMNS: Column[] = [
-  { key: "seconds", title: "s", digits: 2 },
-  { key: "overRound", title: "/ round" },
-  { key: "overBest", title: "/ best" },
-  { key: "iterations", title: "iterations" },
-  { key: "kept", title: "kept" },
-  { key: "digest", title: "digest" },
+const COST_COLUMNS: CellColumn<Row>[] = [
+  ["seconds", "s", ({ seconds }) => seconds, 2],
+  ["overRound", "/ round", ({ overRound }) => overRound === undefined ? undefined : percent(overRound)],
+  ["overBest", "/ best", ({ overBest }) => overBest === undefined ? undefined : percent(overBest)],
+  ["iterations", "iterations", ({ report }) => iterationsText(report?.refinement)],
+  ["kept", "kept", ({ report }) => report && guardText(report)],
+  ["digest", "digest", ({ digests }) => digests?.all.slice(0, 12)],
 ];
+const iterationsText = (refinement: PhasesReport["refinement"]) =>
+  refinement && `${refinement.iterations}${refinement.converged ? ", converged" : ""}`;
 
 /** Share of prompts solved, relative to the baseline's. */
 export function relativeAccuracy(row: Row, baseline: Row): number | undefined {
@@ -180,26 +167,26 @@ export function claimSection({ name }: About, rows: readonly Row[]): Section[] {
   const claimed = rows.filter((row) => nameOf(row) in CLAIMED);
   if (baseline === undefined || claimed.length === 0) return [];
   const beside = (claim: string, measured: string | undefined) => `${claim} / ${measured ?? "not measured"}`;
-  return [{
-    title: `${name}: claimed (from a random number generator) / measured here`,
-    notes: [
-      "Accuracy: relative to the baseline's. Overhead: over the round baseline, of phase 3 over the calibrating one.",
+  const accuracyOf = (row: Row) => relativeAccuracy(row, baseline);
+  const overheadOf = (row: Row) => nameOf(row) === "phase3_full" ? row.overBest : row.overRound;
+  const shown = (share: number | undefined) => share === undefined ? undefined : percent(share);
+  return [tableOf(
+    `${name}: claimed (from a random number generator) / measured here`,
+    ["Accuracy: relative to the baseline's. Overhead: over the round baseline, of phase 3 over the calibrating one."],
+    claimed.map((row) => ({ row, claim: CLAIMED[nameOf(row)]! })),
+    [
+      ["phase", "phase", ({ row }) => nameOf(row)],
+      [
+        "accuracy",
+        "accuracy, claimed / measured",
+        ({ row, claim }) => beside(percent(claim.accuracy), shown(accuracyOf(row))),
+      ],
+      [
+        "markov",
+        "Markov score",
+        ({ row, claim }) => beside(claim.markov.toFixed(2), row.report?.validation?.markovScore.toFixed(2)),
+      ],
+      ["overhead", "overhead", ({ row, claim }) => beside(percent(claim.overhead), shown(overheadOf(row)))],
     ],
-    columns: [
-      { key: "phase", title: "phase" },
-      { key: "accuracy", title: "accuracy, claimed / measured" },
-      { key: "markov", title: "Markov score" },
-      { key: "overhead", title: "overhead" },
-    ],
-    rows: claimed.map((row) => {
-      const phase = nameOf(row), claim = CLAIMED[phase]!, accuracy = relativeAccuracy(row, baseline);
-      const overhead = phase === "phase3_full" ? row.overBest : row.overRound;
-      return {
-        phase,
-        accuracy: beside(percent(claim.accuracy), accuracy === undefined ? undefined : percent(accuracy)),
-        markov: beside(claim.markov.toFixed(2), row.report?.validation?.markovScore.toFixed(2)),
-        overhead: beside(percent(claim.overhead), overhead === undefined ? undefined : percent(overhead)),
-      };
-    }),
-  }];
+  )];
 }

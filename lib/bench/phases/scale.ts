@@ -14,7 +14,7 @@ import { requirementsAt } from "../../models/mod.ts";
 import { quantizeCheckpoint, type RunReport } from "../../pipeline/mod.ts";
 import { commandsOf, runChild } from "../child_process.ts";
 import { DREAM_7B } from "../peers/solver_speed.ts";
-import type { BenchContext, SuiteReport } from "../suite.ts";
+import { type BenchContext, type SuiteReport, tableOf } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
 /** Tokens of the synthetic model's vocabulary. */
@@ -121,16 +121,8 @@ function partsOf({ phases, layerMilliseconds }: RunReport, tokens: number) {
 /** A row of the JSON report. */
 function scaleRow({ environment, options: { seed } }: BenchContext, row: Part | Memory) {
   const { backend, isa, runtime, processor } = environment;
-  return {
-    suite: "phases" as const,
-    model: "Dream 7B, synthetic",
-    ...row,
-    seed,
-    backend,
-    isa,
-    runtime,
-    processor,
-  };
+  const where = { seed, backend, isa, runtime, processor };
+  return { suite: "phases" as const, model: "Dream 7B, synthetic", ...row, ...where };
 }
 export type ScaleRow = ReturnType<typeof scaleRow>;
 type Part = ReturnType<typeof partsOf>[number];
@@ -155,41 +147,44 @@ function reportOf(
   const own = width === DREAM_7B.width ? "" : `, ${width} wide`;
   const title = `Phases at Dream 7B's shapes, synthetic weights${own}`;
   return {
-    sections: [{
-      title: `${title}: time, no accuracy`,
-      notes: [
-        `One block through the pipeline: random weights, ${bits[0]} bits, group size ${
-          groupSize || "row"
-        }, round.`,
-        `EXTRAPOLATED: times ${blocks} blocks and the tokens of ${sequences} calibration sequences of ${WHOLE.tokens}, ${phase1} held-out ones in`,
-        `phase 1, ${phase2} in the windows of phase 2. The head is not counted. Share: of rounding with static activations.`,
-      ],
-      columns: [
-        { key: "part", title: "part" },
-        { key: "measuredSeconds", title: "measured, s", digits: 3 },
-        { key: "measuredOn", title: "on" },
-        { key: "whole", title: "extrapolated" },
-        { key: "share", title: "/ round" },
-      ],
-      rows: parts.map(({ overhead, extrapolatedSeconds, ...row }) => ({
-        ...row,
-        whole: secondsText(extrapolatedSeconds),
-        share: overhead === null ? undefined : `+${(100 * overhead).toFixed(2)} %`,
-      })),
-    }, {
-      title: `${title}: memory`,
-      notes: [
-        `Counted bytes of one block; ${blocks} blocks EXTRAPOLATED. Peak of the process: ${
-          formatBytes(peakResidentBytes())
-        }.`,
-      ],
-      columns: ["memory", "one block", "extrapolated"].map((name) => ({ key: name, title: name })),
-      rows: memory.map(({ memory, countedBytes, extrapolatedBytes }) => ({
+    sections: [
+      tableOf(
+        `${title}: time, no accuracy`,
+        [
+          `One block through the pipeline: random weights, ${bits[0]} bits, group size ${
+            groupSize || "row"
+          }, round.`,
+          `EXTRAPOLATED: times ${blocks} blocks and the tokens of ${sequences} calibration sequences of ${WHOLE.tokens}, ${phase1} held-out ones in`,
+          `phase 1, ${phase2} in the windows of phase 2. The head is not counted. Share: of rounding with static activations.`,
+        ],
+        parts,
+        [
+          ["part", "part", ({ part }) => part],
+          ["measuredSeconds", "measured, s", ({ measuredSeconds }) => measuredSeconds, 3],
+          ["measuredOn", "on", ({ measuredOn }) => measuredOn],
+          ["whole", "extrapolated", ({ extrapolatedSeconds }) => secondsText(extrapolatedSeconds)],
+          [
+            "share",
+            "/ round",
+            ({ overhead }) => overhead === null ? undefined : `+${(100 * overhead).toFixed(2)} %`,
+          ],
+        ],
+      ),
+      tableOf(
+        `${title}: memory`,
+        [
+          `Counted bytes of one block; ${blocks} blocks EXTRAPOLATED. Peak of the process: ${
+            formatBytes(peakResidentBytes())
+          }.`,
+        ],
         memory,
-        "one block": formatBytes(countedBytes),
-        extrapolated: formatBytes(extrapolatedBytes),
-      })),
-    }],
+        [
+          ["memory", "memory", ({ memory }) => memory],
+          ["one block", "one block", ({ countedBytes }) => formatBytes(countedBytes)],
+          ["extrapolated", "extrapolated", ({ extrapolatedBytes }) => formatBytes(extrapolatedBytes)],
+        ],
+      ),
+    ],
     rows: [...parts, ...memory].map((row) => scaleRow(context, row)),
     goals: [{
       goal: "Dream 7B's shapes: caches and statistics / packed weights (extrapolated)",

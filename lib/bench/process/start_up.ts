@@ -1,8 +1,8 @@
 /** Time until the library is loaded and until a report is written, each measured in a fresh process. */
 import { join } from "node:path";
 import { runChild } from "../child_process.ts";
-import { summarize, type Summary } from "../../eval/statistics.ts";
-import type { CommandOf, Goal, Section } from "../suite.ts";
+import { spreadPercent, summarize, type Summary } from "../../eval/statistics.ts";
+import { type CommandOf, type Goal, type Section, tableOf } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
 const GOAL_IMPORT_MILLISECONDS = 60;
@@ -51,32 +51,23 @@ export async function measureStartUp(commandOf: CommandOf, runs: number): Promis
 
 /** The printed table. */
 export function startUpSection({ importMilliseconds, reports }: StartUp): Section {
-  return {
-    title: "Start-up and reports",
-    notes: [
+  return tableOf(
+    "Start-up and reports",
+    [
       "Each in a fresh process with warm files, medians: the import of mod.ts without tables and charts; the report of a",
       "quantization with synthetic layers and histograms of their codes, from loading the libraries to the last file.",
     ],
-    columns: [
-      { key: "what", title: "" },
-      { key: "milliseconds", title: "ms", digits: 0 },
-      { key: "spread", title: "±%", digits: 1 },
-      { key: "megabytes", title: "MB of the page", digits: 2 },
+    [
+      { what: "import of mod.ts", milliseconds: importMilliseconds, bytes: null },
+      ...reports.map(({ layers, ...times }) => ({ what: `report of ${layers} layers`, ...times })),
     ],
-    rows: [
-      { what: "import of mod.ts", times: importMilliseconds, bytes: null },
-      ...reports.map(({ layers, milliseconds, bytes }) => ({
-        what: `report of ${layers} layers`,
-        times: milliseconds,
-        bytes,
-      })),
-    ].map(({ what, times, bytes }) => ({
-      what,
-      milliseconds: times.median,
-      spread: 100 * times.medianDeviation / times.median,
-      megabytes: bytes === null ? null : bytes / 1e6,
-    })),
-  };
+    [
+      ["what", "", ({ what }) => what],
+      ["milliseconds", "ms", ({ milliseconds }) => milliseconds.median, 0],
+      ["spread", "±%", ({ milliseconds }) => spreadPercent(milliseconds), 1],
+      ["megabytes", "MB of the page", ({ bytes }) => bytes === null ? null : bytes / 1e6, 2],
+    ],
+  );
 }
 
 /** Goals beside what this run measured. */

@@ -9,8 +9,16 @@ import { packedLayers } from "../../quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
 import { commandsOf, runChild } from "../child_process.ts";
 import { measureStartUp, type StartUp, startUpGoals, startUpSection } from "./start_up.ts";
-import { summarize } from "../../eval/statistics.ts";
-import type { BenchContext, CommandOf, Goal, Section, Suite, SuiteReport } from "../suite.ts";
+import { spreadPercent, summarize } from "../../eval/statistics.ts";
+import {
+  type BenchContext,
+  type CommandOf,
+  type Goal,
+  type Section,
+  type Suite,
+  type SuiteReport,
+  tableOf,
+} from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
 /** Size of checkpoint that the goals are about, with room: whole layers do not add up to a round number. */
@@ -92,6 +100,8 @@ async function measureSize(context: BenchContext, folder: string, bytes: number,
   };
 }
 
+/** Most resident memory of the runs, null where the system does not tell. */
+const peakOf = ({ peakResidentBytes: peaks }: Measured) => peaks.length === 0 ? null : Math.max(...peaks);
 const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(0)} MB`;
 
 function goalsOf(measured: readonly Measured[]): Goal[] {
@@ -165,15 +175,12 @@ function rowOf({ environment, options }: BenchContext, each: Measured) {
   return {
     suite: "process" as const,
     kernel: "quantize.ts",
-    backend,
-    isa,
+    ...{ backend, isa, runtime, processor },
     dtype: `BF16 to ${BITS} bits`,
     shape: null,
     bits: BITS,
     solver: "round",
     threads: options.threads ?? 2,
-    runtime,
-    processor,
     samples: each.seconds.length,
     checkpointBytes: each.bytes,
     weights: each.weights,
@@ -181,7 +188,7 @@ function rowOf({ environment, options }: BenchContext, each: Measured) {
     seconds: summarize(each.seconds),
     secondsInPipeline: summarize(each.ownSeconds),
     weightsPerSecond: summarize(each.seconds.map((value) => each.weights / value)),
-    peakResidentBytes: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes),
+    peakResidentBytes: peakOf(each),
     inference: each.inference,
     ratio: null,
   };
@@ -189,43 +196,34 @@ function rowOf({ environment, options }: BenchContext, each: Measured) {
 
 function sectionOf({ options }: BenchContext, measured: readonly Measured[], runs: number): Section {
   const threads = options.threads ?? 2;
-  return {
-    title: `quantize.ts as a process: ${BITS} bits, round to nearest, ${threads} threads`,
-    notes: [
+  return tableOf(
+    `quantize.ts as a process: ${BITS} bits, round to nearest, ${threads} threads`,
+    [
       `Synthetic BF16 checkpoints, sharded, Dream's layer shapes, just written. Median of ${runs} run${
         runs === 1 ? "" : "s"
       }, from the`,
       "start of the process to its end: engine, reading, quantizing, verifying, writing, syncing. MB to run: peak of",
       "a process that loads the result and runs 64 tokens, less that of one that only opens the kernels.",
     ],
-    columns: [
-      { key: "before", title: "MB", digits: 0 },
-      { key: "weights", title: "M weights", digits: 1 },
-      { key: "bitsPerWeight", title: "bits/weight", digits: 3 },
-      { key: "seconds", title: "seconds", digits: 2 },
-      { key: "spread", title: "±%", digits: 1 },
-      { key: "own", title: "s in pipeline", digits: 2 },
-      { key: "rate", title: "Mw/s", digits: 0 },
-      { key: "read", title: "GB/s read", digits: 2 },
-      { key: "memory", title: "MB peak", digits: 0 },
-      { key: "inference", title: "MB to run", digits: 0 },
+    measured.map((each) => ({ ...each, seconds: summarize(each.seconds), peak: peakOf(each) })),
+    [
+      ["before", "MB", ({ bytes }) => bytes / 1e6, 0],
+      ["weights", "M weights", ({ weights }) => weights / 1e6, 1],
+      ["bitsPerWeight", "bits/weight", ({ bitsPerWeight }) => bitsPerWeight, 3],
+      ["seconds", "seconds", ({ seconds }) => seconds.median, 2],
+      ["spread", "±%", ({ seconds }) => spreadPercent(seconds), 1],
+      ["own", "s in pipeline", ({ ownSeconds }) => summarize(ownSeconds).median, 2],
+      ["rate", "Mw/s", ({ weights, seconds }) => weights / seconds.median / 1e6, 0],
+      ["read", "GB/s read", ({ bytes, seconds }) => bytes / seconds.median / 1e9, 2],
+      ["memory", "MB peak", ({ peak }) => peak === null ? null : peak / 1e6, 0],
+      [
+        "inference",
+        "MB to run",
+        ({ inference: run }) => (run.peakResidentBytes - run.baselineBytes) / 1e6,
+        0,
+      ],
     ],
-    rows: measured.map(({ bytes, weights, bitsPerWeight, inference, ...each }) => {
-      const { median, medianDeviation } = summarize(each.seconds);
-      return {
-        before: bytes / 1e6,
-        weights: weights / 1e6,
-        bitsPerWeight,
-        seconds: median,
-        spread: 100 * medianDeviation / median,
-        own: summarize(each.ownSeconds).median,
-        rate: weights / median / 1e6,
-        read: bytes / median / 1e9,
-        memory: each.peakResidentBytes.length === 0 ? null : Math.max(...each.peakResidentBytes) / 1e6,
-        inference: (inference.peakResidentBytes - inference.baselineBytes) / 1e6,
-      };
-    }),
-  };
+  );
 }
 
 /** The command line tool on a large checkpoint. */
