@@ -50,45 +50,29 @@ function canResolve(specifier: string): boolean {
   }
 }
 
-/** Computed, so that nothing tries to resolve it before it is asked for. */
-const remote = (name: keyof typeof VERSIONS): string => `npm:${name}@${VERSIONS[name]}`;
+/** A package's module. */
+function load<Module>(name: keyof typeof VERSIONS, installed: () => Promise<Module>): Promise<Module> {
+  const remote = `npm:${name}@${VERSIONS[name]}`; // computed: nothing tries to resolve it before it is asked for
+  return IS_REMOTE ? import(remote) : installed();
+}
 
 /** Arrow. */
-export function loadFlechette(): Promise<typeof import("@uwdata/flechette")> {
-  return IS_REMOTE ? import(remote("@uwdata/flechette")) : import("@uwdata/flechette");
-}
-
-/** Data frames. */
+export const loadFlechette = () => load("@uwdata/flechette", () => import("@uwdata/flechette"));
+/** Data frames; a remote import of arquero finds the version of flechette that was loaded before. */
 export async function loadArquero(): Promise<typeof import("arquero")> {
-  // First, so that a remote import of arquero finds the version of flechette that works.
   if (IS_REMOTE) await loadFlechette();
-  return IS_REMOTE ? await import(remote("arquero")) : await import("arquero");
+  return await load("arquero", () => import("arquero"));
 }
-
 /** Reading Parquet. */
-export function loadParquetReader(): Promise<typeof import("hyparquet")> {
-  return IS_REMOTE ? import(remote("hyparquet")) : import("hyparquet");
-}
-
+export const loadParquetReader = () => load("hyparquet", () => import("hyparquet"));
 /** Writing Parquet. */
-export function loadParquetWriter(): Promise<typeof import("hyparquet-writer")> {
-  return IS_REMOTE ? import(remote("hyparquet-writer")) : import("hyparquet-writer");
-}
-
-/** Drawing: from a compiled specification to a scene. */
-export function loadVega(): Promise<typeof import("vega")> {
-  return IS_REMOTE ? import(remote("vega")) : import("vega");
-}
-
-/** Drawing: from a chart's specification to vega's. */
-export function loadVegaLite(): Promise<typeof import("vega-lite")> {
-  return IS_REMOTE ? import(remote("vega-lite")) : import("vega-lite");
-}
-
+export const loadParquetWriter = () => load("hyparquet-writer", () => import("hyparquet-writer"));
+/** From a compiled specification to a scene. */
+export const loadVega = () => load("vega", () => import("vega"));
+/** From a chart's specification to vega's. */
+export const loadVegaLite = () => load("vega-lite", () => import("vega-lite"));
 /** SVG to pixels. */
-export function loadResvg(): Promise<typeof import("@resvg/resvg-wasm")> {
-  return IS_REMOTE ? import(remote("@resvg/resvg-wasm")) : import("@resvg/resvg-wasm");
-}
+export const loadResvg = () => load("@resvg/resvg-wasm", () => import("@resvg/resvg-wasm"));
 
 /**
  * Path of a package's file, as a font or a script that a page takes in.

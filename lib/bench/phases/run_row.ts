@@ -24,7 +24,7 @@ import { openCheckpoint, SIDECAR_FILE } from "../../tensor/mod.ts";
 import { TimeParameters } from "../../time/mod.ts";
 import { readManifest } from "../../output/output_folder.ts";
 import type { RowSetting } from "./rows.ts";
-import { type PhaseTimes, phaseTimes, type PipelineRun } from "./time.ts";
+import { phaseTimes, type PipelineRun } from "./time.ts";
 
 /** A row as written. */
 export interface WrittenRow {
@@ -95,7 +95,7 @@ export class RowRunner implements Disposable {
     });
     const calibrate = isFresh ? calibration.seconds : calibrated === undefined ? 0 : this.calibrateSeconds;
     const report = phases?.report;
-    const { activations, ...times } = report === undefined ? NO_PHASES : phaseTimes(report);
+    const { activations, ...times } = phaseTimes(report);
     return {
       folder,
       bitsPerWeight: writing.result.totals.bitsPerWeight,
@@ -110,17 +110,6 @@ export class RowRunner implements Disposable {
     this.#run[Symbol.dispose]();
   }
 }
-
-const NO_PHASES: PhaseTimes & Pick<PipelineRun, "activations"> = {
-  refinement: 0,
-  output: 0,
-  timeScales: 0,
-  smoothing: 0,
-  sampler: 0,
-  scores: 0,
-  stepKl: 0,
-  activations: 0,
-};
 
 const configOf = (overrides: RowSetting["overrides"]) => resolveConfig({ overrides }).config;
 

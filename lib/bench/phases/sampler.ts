@@ -11,10 +11,14 @@ const QUICK_IMAGES = 4, QUICK_STEPS = 4;
 const SAMPLERS: readonly SamplerName[] = ["ddim", "ddpm"];
 
 /** A full-precision model, and a quantized one with its sampler's correction and without. */
-interface CorrectedModels {
-  readonly full: DitModel;
-  readonly plain: DitModel;
-  readonly corrected: DitModel;
+type CorrectedModels = Readonly<Record<"full" | "plain" | "corrected", DitModel>>;
+
+/** What both measurements take. */
+interface Run extends CorrectedModels {
+  readonly scheduler: Scheduler;
+  readonly images: number;
+  readonly steps: number;
+  readonly seed: number;
 }
 
 /** A measurement with the correction and without. */
@@ -26,12 +30,10 @@ interface Pair {
 }
 
 /** A row of the JSON report. */
-export type SamplerRow = {
+export type SamplerRow = Pick<Pair, "at"> & {
   readonly suite: "phases";
   readonly model: string;
   readonly what: string;
-  /** Sampler, or timestep. */
-  readonly at: string | number;
   readonly without: number;
   readonly with: number;
 };
@@ -44,6 +46,7 @@ export function samplerSections(
   { seed, quick }: { readonly seed: number; readonly quick: boolean },
 ): { readonly sections: Section[]; readonly rows: SamplerRow[] } {
   const images = quick ? QUICK_IMAGES : IMAGES, steps = quick ? QUICK_STEPS : STEPS;
+  const run = { ...models, scheduler, images, steps, seed };
   const groups = models.corrected.timeParameters!.groups.count;
   const text = ({ value, low, high }: Interval) =>
     `${value.toPrecision(3)} (${low.toPrecision(2)}-${high.toPrecision(2)})`;
@@ -52,12 +55,12 @@ export function samplerSections(
     note:
       `${images} images of ${steps} steps from the same noise: ‖x − full‖² / ‖full‖² at the end, by ${groups} time groups.`,
     key: "sampler",
-    pairs: driftOf(models, scheduler, images, steps, seed),
+    pairs: driftOf(run),
   }, {
     what: "noise error by step",
     note: "At every state of the full-precision DDIM trajectory: ‖ε̂ − ε‖² / ‖ε‖².",
     key: "timestep",
-    pairs: errorsOf(models, scheduler, images, steps, seed),
+    pairs: errorsOf(run),
   }];
   return {
     sections: parts.map(({ what, note, key, pairs }) => ({
@@ -79,43 +82,27 @@ export function samplerSections(
   };
 }
 
-/** `Σ ‖x − wanted‖² / Σ ‖wanted‖²` with its interval over images, of their first `elements` numbers. */
-function relativeError(
-  x: Float32Array,
-  wanted: Float32Array,
-  images: number,
-  elements: number,
-  seed: number,
-): Interval {
-  const { errors, norms } = squaredDistances(x, wanted, images, elements);
+/** `Σ ‖x − wanted‖² / Σ ‖wanted‖²` with its interval over images, a learned variance left out. */
+function relativeError({ full, images, seed }: Run, x: Float32Array, wanted: Float32Array): Interval {
+  const { errors, norms } = squaredDistances(x, wanted, images, full.imageElements);
   return bootstrapRatio(errors, norms, { seed });
 }
 
 /** Distance of finished drawings to the full-precision ones. */
-function driftOf(
-  { full, plain, corrected }: CorrectedModels,
-  scheduler: Scheduler,
-  images: number,
-  steps: number,
-  seed: number,
-): Pair[] {
+function driftOf(run: Run): Pair[] {
+  const { full, plain, corrected, scheduler, images, steps, seed } = run;
   return SAMPLERS.map((sampler) => {
     const [wanted, without, own] = [full, plain, corrected].map((model) =>
       drawImages(model, scheduler, images, { sampler, steps, seed, batch: images }).images
     ) as [Float32Array, Float32Array, Float32Array];
-    const error = (x: Float32Array) => relativeError(x, wanted, images, full.imageElements, seed);
+    const error = (x: Float32Array) => relativeError(run, x, wanted);
     return { at: sampler, without: error(without), with: error(own) };
   });
 }
 
 /** Error of the noise at the states of the full-precision trajectory. */
-function errorsOf(
-  { full, plain, corrected }: CorrectedModels,
-  scheduler: Scheduler,
-  images: number,
-  steps: number,
-  seed: number,
-): Pair[] {
+function errorsOf(run: Run): Pair[] {
+  const { full, plain, corrected, scheduler, images, steps, seed } = run;
   const { sampler: theta, groups } = corrected.timeParameters!, elements = full.imageElements;
   const labels = Array.from({ length: images }, (_, i) => i % full.config.classes);
   const states: NoisyImages[] = [];
@@ -139,7 +126,7 @@ function errorsOf(
       const prediction = own.subarray(image * size, image * size + elements);
       correctPredictions(prediction, correction, prediction);
     }
-    const error = (x: Float32Array) => relativeError(x, wanted[i]!, images, elements, seed);
+    const error = (x: Float32Array) => relativeError(run, x, wanted[i]!);
     return { at: timestep, without: error(without), with: error(own) };
   });
 }

@@ -5,27 +5,13 @@ import type { PhasesReport } from "../../phases/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import { median, pairedRatio, type Summary } from "../../eval/statistics.ts";
 
-/** Seconds of the phases' parts. */
-export interface PhaseTimes {
-  readonly refinement: number;
-  /** Output corrections and own weight scales by time group, with their guards. */
-  readonly output: number;
-  readonly timeScales: number;
-  readonly smoothing: number;
-  readonly sampler: number;
-  /** Phase 1: the scores, and the held-out step KL beside them. */
-  readonly scores: number;
-  readonly stepKl: number;
-}
+/** Parts of the phases' time: the scores and the held-out step KL beside them are phase 1's. */
 export const PHASE_PARTS = [
-  "refinement",
-  "output",
-  "timeScales",
-  "smoothing",
-  "sampler",
-  "scores",
-  "stepKl",
-] as const satisfies (keyof PhaseTimes)[];
+  ...["refinement", "output", "timeScales", "smoothing", "sampler"] as const,
+  ...["scores", "stepKl"] as const,
+];
+/** Seconds of the phases' parts. */
+export type PhaseTimes = Readonly<Record<(typeof PHASE_PARTS)[number], number>>;
 
 /** Seconds of one run of the pipeline by part, without its calibrated solver. */
 export interface PipelineRun extends PhaseTimes {
@@ -35,17 +21,15 @@ export interface PipelineRun extends PhaseTimes {
   readonly write: number;
 }
 
-/** Times of a row from its report. */
+/** Times of a row from its report, 0 where there is none. */
 export function phaseTimes(
-  { refinement, output, timeScales, smoothing, sampler, validation, activationMilliseconds }: PhasesReport,
+  report: Partial<PhasesReport> = {},
 ): PhaseTimes & Pick<PipelineRun, "activations"> {
+  const { refinement, output, timeScales, smoothing, sampler, validation, activationMilliseconds } = report;
+  const parts = { refinement, output, timeScales, smoothing, sampler, scores: validation };
+  const times = Object.entries(parts).map(([part, own]) => [part, (own?.milliseconds ?? 0) / 1000]);
   return {
-    refinement: (refinement?.milliseconds ?? 0) / 1000,
-    output: (output?.milliseconds ?? 0) / 1000,
-    timeScales: (timeScales?.milliseconds ?? 0) / 1000,
-    smoothing: (smoothing?.milliseconds ?? 0) / 1000,
-    sampler: (sampler?.milliseconds ?? 0) / 1000,
-    scores: (validation?.milliseconds ?? 0) / 1000,
+    ...Object.fromEntries(times) as Readonly<Record<keyof typeof parts, number>>,
     stepKl: (validation?.stepKlMilliseconds ?? 0) / 1000,
     activations: (activationMilliseconds ?? 0) / 1000,
   };
