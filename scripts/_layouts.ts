@@ -32,6 +32,11 @@ const VOCABULARY = 8192;
 
 const bf16 = (name: string, ...shape: number[]): TensorSpec => ({ name, dtype: "BF16", shape });
 
+const linear = (name: string, rows: number, cols: number): TensorSpec[] => [
+  bf16(`${name}.weight`, rows, cols),
+  bf16(`${name}.bias`, rows),
+];
+
 /** Bytes of BF16 tensors. */
 export const bytesOf = (specs: readonly TensorSpec[]): number =>
   specs.reduce((sum, { shape }) => sum + elementCount(shape)! * 2, 0);
@@ -66,12 +71,9 @@ function dreamLayout(hidden: number, heads: number, headSize: number, inner: num
     layer: (index) => {
       const at = `model.layers.${index}`;
       return [
-        bf16(`${at}.self_attn.q_proj.weight`, hidden, hidden),
-        bf16(`${at}.self_attn.q_proj.bias`, hidden),
-        bf16(`${at}.self_attn.k_proj.weight`, keyValue, hidden),
-        bf16(`${at}.self_attn.k_proj.bias`, keyValue),
-        bf16(`${at}.self_attn.v_proj.weight`, keyValue, hidden),
-        bf16(`${at}.self_attn.v_proj.bias`, keyValue),
+        ...linear(`${at}.self_attn.q_proj`, hidden, hidden),
+        ...linear(`${at}.self_attn.k_proj`, keyValue, hidden),
+        ...linear(`${at}.self_attn.v_proj`, keyValue, hidden),
         bf16(`${at}.self_attn.o_proj.weight`, hidden, hidden),
         bf16(`${at}.mlp.gate_proj.weight`, inner, hidden),
         bf16(`${at}.mlp.up_proj.weight`, inner, hidden),
@@ -153,10 +155,6 @@ function lladaLayout(hidden: number, heads: number, inner: number, tokens: numbe
 
 function ditLayout(hidden: number, heads: number, headSize: number): Layout {
   const channels = 4, patch = 2, classes = 1000;
-  const linear = (name: string, rows: number, cols: number) => [
-    bf16(`${name}.weight`, rows, cols),
-    bf16(`${name}.bias`, rows),
-  ];
   return {
     stem: "diffusion_pytorch_model",
     around: [

@@ -80,7 +80,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   if (values.against !== undefined) {
     using original = openCheckpoint(values.against);
     for (const row of rows) {
-      await compare(row, checkpoint, layers.get(row.name), original, kernels);
+      Object.assign(row, await compare(row, checkpoint, layers.get(row.name), original, kernels));
       await stopIfAsked(signal);
     }
   }
@@ -145,48 +145,34 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
         return [{ name, file, dtype, shape, bytes: byteLength, weights: elements, bitsPerWeight }];
       }
       if (info.name !== layer.tensors.packed) return [];
-      const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, zeroPointKind, scaleBits } =
-        layer;
-      const weights = rows * cols;
-      const shape = [rows, cols];
+      const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, scaleBits } = layer;
       return [{
-        name,
-        file,
-        dtype,
-        shape,
-        bytes,
-        weights,
-        bitsPerWeight,
-        bits,
-        groupSize,
-        ...(scaleBits === undefined ? { zeroPoint: zeroPointKind } : { scaleBits }),
+        ...{ name, file, dtype, shape: [rows, cols], bytes, weights: rows * cols, bitsPerWeight },
+        ...{
+          bits,
+          groupSize,
+          ...(scaleBits === undefined ? { zeroPoint: layer.zeroPointKind } : { scaleBits }),
+        },
       }];
     })
   );
 }
 
-/** Sets a row's error against the original tensor of the same name. */
+/** A row's error against the original tensor of the same name, or why there is none. */
 async function compare(
   row: Row,
   checkpoint: Checkpoint,
   layer: PackedLayer | undefined,
   original: Checkpoint,
   kernels: Kernels,
-): Promise<void> {
+): Promise<Pick<Row, "error" | "note">> {
   const source = original.tensors.get(row.name)?.info;
-  if (source === undefined) {
-    row.note = "not in the original";
-    return;
-  }
+  if (source === undefined) return { note: "not in the original" };
   if (source.shape.join() !== row.shape.join()) {
-    row.note = `shape [${source.shape.join(", ")}] in the original`;
-    return;
+    return { note: `shape [${source.shape.join(", ")}] in the original` };
   }
   const own = layer === undefined ? checkpoint.tensors.get(row.name)!.info.dtype : layer.dtype;
-  if (!isFloatDtype(source.dtype) || !isFloatDtype(own)) {
-    row.note = "not floating";
-    return;
-  }
+  if (!isFloatDtype(source.dtype) || !isFloatDtype(own)) return { note: "not floating" };
   const rows = row.shape[0] ?? 1;
   const cols = elementCount(row.shape.slice(1)) ?? 0;
   const [width, ownWidth] = [BYTES_PER_ELEMENT[source.dtype] * cols, BYTES_PER_ELEMENT[own] * cols];
@@ -206,12 +192,9 @@ async function compare(
     statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
     await new Promise((resolve) => setTimeout(resolve)); // lets a signal in
   }
-  if (statistics === undefined) return;
-  row.error = {
-    relativeRms: relativeRmsError(statistics),
-    cosine: cosine(statistics),
-    max: statistics.maxError,
-  };
+  if (statistics === undefined) return {};
+  const relativeRms = relativeRmsError(statistics);
+  return { error: { relativeRms, cosine: cosine(statistics), max: statistics.maxError } };
 }
 
 function printReport(
@@ -224,35 +207,22 @@ function printReport(
 ): void {
   const hasErrors = rows.some(({ error, note }) => error !== undefined || note !== undefined);
   const hasTwoLevel = rows.some(({ scaleBits }) => scaleBits !== undefined);
-  const head = [
-    "tensor",
-    "type",
-    "shape",
-    "bits",
-    "group",
-    ...(hasTwoLevel ? ["scale bits"] : []),
-    "bytes",
-    "bits/weight",
-  ];
-  const table = rows.map((row) => [
-    printable(row.name),
-    row.dtype,
-    `[${row.shape.join(", ")}]`,
-    row.bits === undefined ? "" : `${row.bits}`,
-    row.groupSize === undefined ? "" : row.groupSize === 0 ? "row" : `${row.groupSize}`,
-    ...(hasTwoLevel ? [row.bits === undefined ? "" : `${row.scaleBits ?? 16}`] : []),
-    formatCount(row.bytes),
-    row.bitsPerWeight.toFixed(3),
-    ...(hasErrors
-      ? [
-        row.error?.relativeRms.toPrecision(4) ?? row.note ?? "",
-        row.error?.cosine.toFixed(6) ?? "",
-        row.error?.max.toPrecision(4) ?? "",
-      ]
-      : []),
-  ]);
-  const errorHead = hasErrors ? ["relative RMS", "cosine", "max error"] : [];
-  print(formatCells([[...head, ...errorHead], ...table], [3, 4, 5, 6, 7, 8, 9, 10]));
+  const columns = ([
+    ["tensor", ({ name }) => printable(name)],
+    ["type", ({ dtype }) => dtype],
+    ["shape", ({ shape }) => `[${shape.join(", ")}]`],
+    ["bits", ({ bits = "" }) => `${bits}`],
+    ["group", ({ groupSize = "" }) => groupSize === 0 ? "row" : `${groupSize}`],
+    ["scale bits", ({ bits, scaleBits = 16 }) => bits === undefined ? "" : `${scaleBits}`, hasTwoLevel],
+    ["bytes", ({ bytes }) => formatCount(bytes)],
+    ["bits/weight", ({ bitsPerWeight }) => bitsPerWeight.toFixed(3)],
+    ["relative RMS", ({ error, note = "" }) => error?.relativeRms.toPrecision(4) ?? note, hasErrors],
+    ["cosine", ({ error }) => error?.cosine.toFixed(6) ?? "", hasErrors],
+    ["max error", ({ error }) => error?.max.toPrecision(4) ?? "", hasErrors],
+  ] as readonly [title: string, cell: (row: Row) => string, isShown?: boolean][])
+    .filter(([, , isShown = true]) => isShown);
+  const table = [columns.map(([title]) => title), ...rows.map((row) => columns.map(([, cell]) => cell(row)))];
+  print(formatCells(table, columns.flatMap((_, i) => i < 3 ? [] : [i])));
   print("");
   const share = totals["bitsPerWeight"];
   print(formatCells([

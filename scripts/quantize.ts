@@ -240,7 +240,13 @@ function printSummary(report: RunReport, seconds: number): void {
   const head = ["layers", "tensors", "weights", "before", "after", "bits/weight"];
   print(formatCells([head, ...table], [1, 2, 3, 4, 5]));
   print("");
-  const facts: [string, string][] = [
+  const worst = layers.flatMap(({ name, bits, statistics }) =>
+    statistics === undefined ? [] : [{ name, bits, statistics }]
+  )
+    .sort((a, b) => cosine(a.statistics) - cosine(b.statistics)).slice(0, WORST_LAYERS);
+  const fallbacks = layers.filter(({ tried }) => tried !== undefined).length;
+  const rate = tensorsResumed > 0 ? "" : `, ${(totals.weights / seconds / 1e6).toFixed(1)} M weights/s`;
+  const facts: [label: string, value: string, isShown?: boolean][] = [
     ["model", `${report.modelKind}, ${printable(report.input)} -> ${printable(report.output)}`],
     [
       "files",
@@ -253,43 +259,30 @@ function printSummary(report: RunReport, seconds: number): void {
       "quantized",
       `${formatCount(totals.weights)} weights at ${totals.bitsPerWeight.toFixed(3)} bits per weight`,
     ],
-  ];
-  if (totals.relativeRmsError !== undefined) {
-    facts.push([
+    [
       "error",
-      `relative RMS ${totals.relativeRmsError.toPrecision(4)}, cosine ${totals.cosine?.toFixed(6)}`,
-    ]);
-  }
-  const worst = layers.flatMap(({ name, bits, statistics }) =>
-    statistics === undefined ? [] : [{ name, bits, statistics }]
-  )
-    .sort((a, b) => cosine(a.statistics) - cosine(b.statistics)).slice(0, WORST_LAYERS);
-  worst.forEach(({ name, bits, statistics }, i) => {
-    const error = relativeRmsError(statistics).toPrecision(4);
-    facts.push([
-      i === 0 ? "worst" : "",
-      `${printable(name)}: ${bits} bits, relative RMS ${error}, cosine ${cosine(statistics).toFixed(6)}`,
-    ]);
-  });
-  const fallbacks = layers.filter(({ tried }) => tried !== undefined).length;
-  if (fallbacks > 0) {
-    facts.push(["min_accuracy", `missed at first by ${fallbacks} tensors; the manifest has each step`]);
-  }
-  if (report.copied.length > 0) facts.push(["copied", report.copied.map(printable).join(", ")]);
-  if (report.left.length > 0) facts.push(["not copied", report.left.map(printable).join(", ")]);
-  if (!dryRun) {
-    if (tensorsResumed > 0) {
-      facts.push(["resumed", `${tensorsResumed} of ${layers.length} tensors were done before`]);
-    }
-    facts.push(["backend", `${report.backend}, ${report.threads} threads`]);
-    facts.push([
-      "time",
-      `${seconds.toFixed(2)} s` +
-      (tensorsResumed > 0 ? "" : `, ${(totals.weights / seconds / 1e6).toFixed(1)} M weights/s`) +
-      `, peak memory ${formatBytes(peakResidentBytes())}`,
-    ]);
-  }
-  print(formatCells(facts));
+      `relative RMS ${totals.relativeRmsError?.toPrecision(4)}, cosine ${totals.cosine?.toFixed(6)}`,
+      totals.relativeRmsError !== undefined,
+    ],
+    ...worst.map(({ name, bits, statistics }, i): [string, string] => {
+      const error = relativeRmsError(statistics).toPrecision(4), similar = cosine(statistics).toFixed(6);
+      return [
+        i === 0 ? "worst" : "",
+        `${printable(name)}: ${bits} bits, relative RMS ${error}, cosine ${similar}`,
+      ];
+    }),
+    ["min_accuracy", `missed at first by ${fallbacks} tensors; the manifest has each step`, fallbacks > 0],
+    ["copied", report.copied.map(printable).join(", "), report.copied.length > 0],
+    ["not copied", report.left.map(printable).join(", "), report.left.length > 0],
+    [
+      "resumed",
+      `${tensorsResumed} of ${layers.length} tensors were done before`,
+      !dryRun && tensorsResumed > 0,
+    ],
+    ["backend", `${report.backend}, ${report.threads} threads`, !dryRun],
+    ["time", `${seconds.toFixed(2)} s${rate}, peak memory ${formatBytes(peakResidentBytes())}`, !dryRun],
+  ];
+  print(formatCells(facts.flatMap(([label, value, isShown = true]) => isShown ? [[label, value]] : [])));
 }
 
 export const main = defineCommand(USAGE, run);

@@ -153,27 +153,34 @@ async function need(command: string, name = command): Promise<void> {
   if (!await isThere(command)) throw new Skip(`no ${name}`);
 }
 
-async function fromUrl(folder: string, hasLibrary: boolean, cwd: string): Promise<string> {
+/** Runs a program of Deno without a cache, as often as asked, whose imports a server of the release answers. */
+async function served(
+  folder: string,
+  cwd: string,
+  program: (url: string) => string,
+  use: (run: () => Promise<Outcome>, requests: readonly string[]) => Promise<string> | string,
+): Promise<string> {
   await need(deno, "Deno");
-  const native = hasLibrary ? "native" : undefined;
-  const server = await serveFolder(folder);
+  const server = await serveFolder(folder), args = ["run", "-A", "--no-prompt", "program.ts"];
   try {
-    writeFileSync(join(cwd, "program.ts"), program(`${server.url}mod.ts`));
-    const run = () =>
-      runProgram(deno, ["run", "-A", "--no-prompt", "program.ts"], { cwd, environment: cleanDeno(cwd) });
-    const first = judge(await run(), native);
-    if (hasLibrary) {
-      const fetched = () => server.requests.filter((path) => path.startsWith("/libraries/")).length;
-      if (fetched() !== 1) throw new Error(`the library must be fetched once, got ${fetched()}`);
-      rmSync(join(cwd, "packed"), { recursive: true });
-      judge(await run(), native);
-      if (fetched() !== 1) throw new Error("the second program must find the library in the cache");
-    }
-    return first;
+    writeFileSync(join(cwd, "program.ts"), program(server.url));
+    return await use(() => runProgram(deno, args, { cwd, environment: cleanDeno(cwd) }), server.requests);
   } finally {
     server.close();
   }
 }
+
+const fromUrl = (folder: string, hasLibrary: boolean, cwd: string): Promise<string> =>
+  served(folder, cwd, (url) => program(`${url}mod.ts`), async (run, requests) => {
+    const native = hasLibrary ? "native" : undefined, first = judge(await run(), native);
+    if (!hasLibrary) return first;
+    const fetched = () => requests.filter((path) => path.startsWith("/libraries/")).length;
+    if (fetched() !== 1) throw new Error(`the library must be fetched once, got ${fetched()}`);
+    rmSync(join(cwd, "packed"), { recursive: true });
+    judge(await run(), native);
+    if (fetched() !== 1) throw new Error("the second program must find the library in the cache");
+    return first;
+  });
 
 /** Variables of a Deno that has no cache yet. */
 const cleanDeno = (cwd: string) => ({
@@ -202,18 +209,13 @@ function judgeImports({ code, output, errors }: Outcome): string {
   return `${counts.length} public modules`;
 }
 
-async function doorsFromUrl(folder: string, cwd: string): Promise<string> {
-  await need(deno, "Deno");
-  const server = await serveFolder(folder);
-  try {
-    const specifiers = Object.values(doors()).map((path) => new URL(path, server.url).href);
-    writeFileSync(join(cwd, "program.ts"), importing(specifiers));
-    const args = ["run", "-A", "--no-prompt", "program.ts"];
-    return judgeImports(await runProgram(deno, args, { cwd, environment: cleanDeno(cwd) }));
-  } finally {
-    server.close();
-  }
-}
+const doorsFromUrl = (folder: string, cwd: string): Promise<string> =>
+  served(
+    folder,
+    cwd,
+    (url) => importing(Object.values(doors()).map((path) => new URL(path, url).href)),
+    async (run) => judgeImports(await run()),
+  );
 
 async function npmInBun(tarball: string, cwd: string): Promise<string> {
   writeFileSync(join(cwd, "package.json"), JSON.stringify({ name: "trial", private: true }));
