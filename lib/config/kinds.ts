@@ -141,11 +141,7 @@ export const layerBits: Kind<Readonly<Record<string, LayerBits>>> = {
   },
 };
 
-/**
- * Compiles a name pattern: a JavaScript regular expression with flag `u`, found anywhere in a tensor's name.
- *
- * @throws {SyntaxError} If it does not compile.
- */
+/** A name pattern, a regular expression with flag `u` that may match anywhere. @throws {SyntaxError} */
 export function compilePattern(pattern: string): RegExp {
   return new RegExp(pattern, "u");
 }

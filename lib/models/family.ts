@@ -46,11 +46,7 @@ export interface ModelSource<Config> {
   readonly tensors: ModelTensors;
 }
 
-/**
- * A model of one family out of an open checkpoint, full precision or packed.
- *
- * @throws as {@linkcode loadAs}
- */
+/** A model of a family out of an open checkpoint, full precision or packed. @throws as {@linkcode loadAs} */
 export function modelOf<Kind extends Checkpoint["kind"], Config, Model>(
   family: ModelFamily<Kind, Config, Model>,
   checkpoint: Checkpoint,

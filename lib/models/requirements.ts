@@ -79,11 +79,7 @@ export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
   return { model, weights, matrixWeights, weightBytes, matrices };
 }
 
-/**
- * {@linkcode modelRequirements} of the checkpoint at a path.
- *
- * @throws as {@linkcode modelRequirements} and `openCheckpoint`
- */
+/** {@linkcode modelRequirements} of the checkpoint at a path. @throws as that and `openCheckpoint` */
 export function requirementsAt(path: string): ModelRequirements {
   using checkpoint = openCheckpoint(path);
   return modelRequirements(checkpoint);

@@ -143,11 +143,7 @@ export class Scheduler {
     return this.alphasCumulative[timestep]!;
   }
 
-  /**
-   * Timesteps of a run, from the noisiest on.
-   *
-   * @throws {RangeError} when there are more than the training had, or less than one
-   */
+  /** Timesteps of a run, the noisiest first. @throws {RangeError} unless 1 to as many as the training's */
   timesteps(steps: number, spacing: TimestepSpacing = this.config.spacing): Int32Array<ArrayBuffer> {
     const { trainTimesteps: count, stepsOffset } = this.config;
     checkWhole("sample", "steps", steps, 1, count);

@@ -43,11 +43,7 @@ export class Journal {
     this.#fd = fd;
   }
 
-  /**
-   * Begins a journal with these entries, in place of any that is there.
-   *
-   * @throws {OutputError} when the system refuses
-   */
+  /** Begins a journal in place of any that is there. @throws {OutputError} when the system refuses */
   static begin(
     path: string,
     header: Omit<JournalHeader, "journal">,

@@ -33,11 +33,7 @@ function host(): string {
 const held = new Set<string>();
 let count = 0;
 
-/**
- * Takes the lock of a folder and returns what gives it back.
- *
- * @throws {OutputError} when another run holds it, or the system refuses
- */
+/** Takes the lock of a folder; returns what gives it back. @throws {OutputError} when another run holds it */
 export function acquireLock(folder: string): () => void {
   const name = `lock-${host()}-${process.pid}-${startOf(process.pid) ?? UNKNOWN_START}-${count++}`;
   const path = join(folder, name);
@@ -57,11 +53,7 @@ export function acquireLock(folder: string): () => void {
   }
 }
 
-/**
- * Does nothing when no living run holds a folder's lock, apart from the one named `own`.
- *
- * @throws {OutputError} when one does, or nobody can tell
- */
+/** Checks that no living run holds a folder's lock but `own`. @throws {OutputError} otherwise, or in doubt */
 export function checkLock(folder: string, own?: string): void {
   const name = otherLocks(folder, own).find(isHeld);
   if (name === undefined) return;

@@ -214,11 +214,7 @@ export class OutputFolder {
   }
 }
 
-/**
- * Checks that a run may write into a folder, without changing anything.
- *
- * @throws {OutputError} when it may not; the message says what would help
- */
+/** Checks that a run may write into a folder, changing nothing. @throws {OutputError} with the way out */
 export function checkOutput({ path, files, resume, force }: OutputRequest): void {
   const refuse = (wanted: string, found: string) => cannotWrite(path, `${wanted}, got ${found}`);
   const kind = kindOf(path);
@@ -259,11 +255,7 @@ const FINISHED = "a finished output: choose another folder, or give --force to r
 const cannotWrite = (path: string, reason: string) =>
   new OutputError(`Cannot write ${quote(path)}: ${reason}`, { path });
 
-/**
- * Checks that the output is not the input, also by way of symbolic links.
- *
- * @throws {OutputError} when it is
- */
+/** Checks that the output is not the input, behind symbolic links. @throws {OutputError} when it is */
 export function checkNotInput(checkpoint: Checkpoint, output: string): void {
   const place = resolveExisting(output);
   const inputs = new Set(

@@ -73,11 +73,7 @@ export interface RewriteJob {
 export interface RewriteContent {
   /** The step of each tensor that {@linkcode RewriteFile.tensors} names. */
   readonly steps: ReadonlyMap<string, RewriteStep>;
-  /**
-   * The files beside the tensors, once every tensor is stored.
-   *
-   * @param tensorFiles files by the names of the stored tensors
-   */
+  /** The files beside the tensors, at the end. @param tensorFiles files by the names of stored tensors */
   smallFiles(
     records: readonly LayerRecord[],
     tensorFiles: () => ReadonlyMap<string, string>,

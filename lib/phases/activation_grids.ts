@@ -101,11 +101,7 @@ export function groupsByInputs(
   });
 }
 
-/**
- * Static quantization parameters by layer, one a time group.
- *
- * @param histograms of each layer's inputs in every group
- */
+/** Static quantization parameters by layer, from histograms of its inputs in every time group. */
 export function staticGrids(
   histograms: ReadonlyMap<string, readonly ActivationHistogram[]>,
   bits: ActivationBits,

@@ -40,11 +40,7 @@ export interface Refined {
   stepKlOf(name: string, model: PhaseModel): number;
 }
 
-/**
- * Refines a packed model on new samples of the calibration data.
- *
- * @throws {CalibrationError | FormatError} as `loadCalibration`
- */
+/** Refines a packed model on new samples of the calibration data. @throws as `loadCalibration` */
 export async function refinePhase(
   context: PhaseContext,
   weights: ReadonlyMap<string, PackedTensor>,

@@ -53,11 +53,7 @@ const NOTHING: Omit<
   activationMilliseconds: undefined,
 };
 
-/**
- * The time groups of all time parameters.
- *
- * @throws {RangeError} when they differ, or two parameters exclude each other
- */
+/** The time groups of all time parameters. @throws {RangeError} when they differ or exclude each other */
 function timeGroupsOf(
   axis: TimeAxis,
   { activations, output, timeScales, sampler }: PhaseSettings,
@@ -232,11 +228,7 @@ export class PhaseSequence {
     await this.#pause();
   }
 
-  /**
-   * Switches the fewest of the costliest layers to per-token dynamic quantization that keep to the limit.
-   *
-   * @returns the chosen model, as it was measured
-   */
+  /** Quantizes the fewest of the costliest layers per token that keep to the limit. @returns that model */
   #chooseDynamic(costly: readonly (readonly string[])[], limit: number, unquantized: number): PhaseModel {
     const firstOf = (count: number) => new Set(costly.slice(0, count).flat());
     const candidates = new Map<number, PhaseModel>();

@@ -49,10 +49,7 @@ export interface RefinementSettings {
 export interface PhaseSettings {
   /** Time groups of the static activations; undefined leaves activations in full precision. */
   readonly activations?: ActivationSettings | undefined;
-  /**
-   * Whether output corrections, weight scales and the sampler's correction need the held-out step KL to fall;
-   * false is for measuring them. Default true.
-   */
+  /** Whether closed-form parameters need the held-out step KL to fall; false to measure. Default true. */
   readonly isGuarded?: boolean | undefined;
   /** Output corrections by time group, kept if the held-out step KL falls. */
   readonly output?: OutputSettings | undefined;

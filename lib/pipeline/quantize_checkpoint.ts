@@ -187,11 +187,7 @@ async function planOnly(options: QuantizeCheckpointOptions): Promise<RunReport> 
   };
 }
 
-/**
- * Opens a checkpoint to be quantized.
- *
- * @throws {CheckpointError | FormatError} when it is incomplete, broken or quantized already
- */
+/** Opens a checkpoint. @throws {CheckpointError | FormatError} when it is broken or quantized already */
 export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K>): QuantizeRun<K> {
   const { input } = options;
   checkConfig(options.config);

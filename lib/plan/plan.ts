@@ -217,11 +217,7 @@ function unmatched(names: readonly string[], config: Config): string[] {
   ];
 }
 
-/**
- * Checks that the names that quantized tensors need are free and not too long.
- *
- * @throws {CheckpointError} when one is taken, or a name leaves no room
- */
+/** Checks the names that packed tensors need. @throws {CheckpointError} when one is taken or too long */
 export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpoint, config: Config): void {
   const { zeroPoint } = config, scaleBits = scaleBitsOf(config);
   const remedy = "keep_patterns can keep such tensors as they are";

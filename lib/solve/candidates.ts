@@ -113,11 +113,7 @@ export interface SolveTask {
   readonly known?: KnownSolutions | undefined;
 }
 
-/**
- * Solves the layers of a plan.
- *
- * @throws {InterruptedError} when the signal stopped it; solved layers are kept
- */
+/** Solves the layers of a plan. @throws {InterruptedError} when stopped; solved layers are kept */
 export async function solvePlan(task: SolveTask, options: RunOptions): Promise<SolvedModel> {
   const { calibrated, config, known = new Map() } = task, { onEvent } = options;
   const event = (kind: RunEvent["kind"], message: string) => onEvent?.({ kind, message });

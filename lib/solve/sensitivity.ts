@@ -113,11 +113,7 @@ export async function planByBudget(
 const bytesOf = ({ shape }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
   optionBytes(shape as [number, number], bits, groupSize, zeroPoint);
 
-/**
- * Bytes that the quantized layers may take.
- *
- * @throws {CalibrationError} when no choice fits, before minutes of measuring
- */
+/** Bytes that the quantized layers may take. @throws {CalibrationError} when no choice fits */
 function budgetBytes(rows: readonly PlanRow[], weights: number, config: Config): number {
   const kept = rows.filter(({ action }) => action === "keep")
     .reduce((sum, { dtype, shape }) => sum + elementCount(shape)! * BYTES_PER_ELEMENT[dtype], 0);

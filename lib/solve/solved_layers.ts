@@ -1,7 +1,4 @@
-/**
- * Solved layers on disk, so that a calibration that was stopped goes on: one file a layer in the run's work
- * folder, read again only if it is whole.
- */
+/** Solved layers on disk, a file each in the work folder, so that a stopped calibration goes on. */
 import { Buffer } from "node:buffer";
 import { join } from "node:path";
 import type { PackedTensor } from "../quant/mod.ts";

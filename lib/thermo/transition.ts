@@ -249,11 +249,7 @@ export class TransitionComputer {
     );
   }
 
-  /**
-   * Weight of a squared error of the prediction at a visited timestep.
-   *
-   * @throws {RangeError} when it is not visited
-   */
+  /** Weight of a squared error of the prediction. @throws {RangeError} at a timestep not visited */
   weightOf(timestep: number): number {
     return this.cap === undefined ? 1 : this.cap.weights[this.#indexOf(timestep)]!;
   }
@@ -273,10 +269,7 @@ export class TransitionComputer {
     return learnedVarianceWeight(this.schedule, timestep, {});
   }
 
-  /**
-   * Step KLs of the samples at a timestep, caused by a layer or a whole model of that name; `measure` is
-   * asked only when they are not in the cache.
-   */
+  /** Step KLs of the samples at a timestep by a layer or model; `measure` fills the cache where needed. */
   stepKl(layer: string, timestep: number, measure: () => ArrayLike<number>): Float64Array {
     return this.#cache.get(layer, timestep, () => Float64Array.from(measure()));
   }

@@ -261,11 +261,7 @@ export class CalibrationStatistics {
     }
   }
 
-  /**
-   * Sums over all times of what a layer reads, as solvers take them.
-   *
-   * @throws {CalibrationError} when none were kept
-   */
+  /** Sums over all times of a layer's inputs, for solvers. @throws {CalibrationError} when none were kept */
   moments(layer: string): InputMoments {
     const { cols, second, tokens, weight } = this.inputOf(layer);
     if (second === undefined) throw this.#without(layer, "second moments");
@@ -273,11 +269,7 @@ export class CalibrationStatistics {
     return { cols, second, tokens: total(tokens), weight: total(weight) };
   }
 
-  /**
-   * `f32[cols]`: weighted mean of what a layer reads in a time group.
-   *
-   * @throws {CalibrationError} when nothing was seen
-   */
+  /** `f32[cols]`: weighted mean of the inputs in a time group. @throws {CalibrationError} without any */
   mean(layer: string, group: number): Float32Array<ArrayBuffer> {
     this.groups.range(group);
     const { cols, sum, weight } = this.inputOf(layer), total = weight[group]!;
@@ -285,11 +277,7 @@ export class CalibrationStatistics {
     return Float32Array.from(sum.subarray(group * cols, (group + 1) * cols), (value) => value / total);
   }
 
-  /**
-   * Means of what a layer reads in a time group, as output corrections take them.
-   *
-   * @throws {CalibrationError} when none were kept
-   */
+  /** Means in a time group, for output corrections. @throws {CalibrationError} when none were kept */
   groupMoments(layer: string, group: number): TimeGroupMoments {
     const mean = this.mean(layer, group);
     const { cols, groupSecond, weight, samples } = this.inputOf(layer);

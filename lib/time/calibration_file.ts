@@ -116,11 +116,7 @@ export function writeCalibrationStatistics(
   writeTimeFile(path, groups, metadata, entries);
 }
 
-/**
- * Whether a file is one of calibration statistics, whatever its version.
- *
- * @throws {FormatError} when it is no safetensors file
- */
+/** Whether a file holds calibration statistics. @throws {FormatError} when it is no safetensors file */
 export function isCalibrationStatistics(path: string): boolean {
   using file = SafetensorsFile.open(path);
   return file.metadata["format"] === FORMAT;

@@ -52,11 +52,7 @@ export class TimeGroups {
     for (let g = 0; g < count; g++) this.#groupOfBin.fill(g, boundaries[g]!, boundaries[g + 1]!);
   }
 
-  /**
-   * The group of a time, looked up in a table: nothing is allocated.
-   *
-   * @throws {RangeError} when `t` is outside the axis
-   */
+  /** The group of a time, without allocation. @throws {RangeError} when `t` is outside the axis */
   groupOf(t: number): number {
     return this.#groupOfBin[this.axis.binOf(t)]!;
   }

@@ -41,11 +41,7 @@ export interface TensorEntry {
   readonly values: () => ArrayBufferView<ArrayBuffer>;
 }
 
-/**
- * Writes a file of time groups and other tensors; a file of that name is replaced when the new one is whole.
- *
- * @throws {OutputError}
- */
+/** Writes time groups and other tensors; an old file is replaced when it is whole. @throws {OutputError} */
 export function writeTimeFile(
   path: string,
   groups: TimeGroups,

@@ -8,10 +8,7 @@ import { product } from "../quant/product.ts";
 import type { TimeGroupMoments } from "./output_correction.ts";
 import type { WeightScaleParameters } from "./parameters.ts";
 
-/**
- * Ridge towards the stored scales, relative to the data term: directions that inputs hardly have stay as they
- * were.
- */
+/** Ridge towards the stored scales, relative to the data: directions without inputs stay as they were. */
 const RIDGE = 0.01;
 /** Rounds over the weight groups of a row; one is exact where the group is the whole row. */
 const SWEEPS = 3;

@@ -31,11 +31,7 @@ export interface DitConfig {
   readonly normHasWeights: boolean;
 }
 
-/**
- * DiT's sizes out of config.json.
- *
- * @throws {CheckpointError} naming the key that is missing, wrong or not supported
- */
+/** DiT's sizes out of config.json. @throws {CheckpointError} naming the key that is missing or wrong */
 export function ditConfig(fields: ConfigFields): DitConfig {
   fields.choice("norm_type", ["ada_norm_zero"], "ada_norm_zero");
   fields.choice("activation_fn", ["gelu-approximate"], "gelu-approximate");

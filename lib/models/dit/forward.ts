@@ -1,7 +1,4 @@
-/**
- * The forward pass of a DiT, for inference and for gradients: with a tape, every value that the backward pass
- * reads gets memory that nothing overwrites.
- */
+/** The forward pass of a DiT; with a tape, values for the backward pass get memory of their own. */
 import { attention, timestepEmbedding } from "../layers/attention.ts";
 import { add, gateAdd, geluTanh, modulate, type ModulationShape, silu } from "../layers/elementwise.ts";
 import type { Pass } from "../layers/loaded_weights.ts";

@@ -1,7 +1,4 @@
-/**
- * A model of any family run a block at a time, with other weights where wanted and an observer of its linear
- * layers' inputs: for calibration and solving.
- */
+/** Models run block by block, with other weights and an observer of the layers' inputs where wanted. */
 import { WeightsError } from "../../errors.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import type { Matrix } from "./linear.ts";
@@ -54,11 +51,7 @@ export function withWeights(
   return other === undefined ? layer : { ...layer, weights: other };
 }
 
-/**
- * Time parameters belong to the weights that a model was loaded with: others cannot take their place.
- *
- * @throws {TypeError} on a model with time parameters
- */
+/** Time parameters belong to the weights a model was loaded with. @throws {TypeError} on a model with some */
 export function checkPlain({ path, timeParameters }: {
   readonly path: string;
   readonly timeParameters: TimeParameters | undefined;
@@ -71,11 +64,7 @@ export function checkPlain({ path, timeParameters }: {
   );
 }
 
-/**
- * An inspector of a pass.
- *
- * @throws {WeightsError} from the inspector, at the first value that is not finite
- */
+/** An inspector of a pass. @throws {WeightsError} when it sees the first value that is not finite */
 export function firstFault(path: string): (place: string, values: Float32Array) => void {
   return (place, values) => {
     const bad = values.findIndex((value) => !Number.isFinite(value));

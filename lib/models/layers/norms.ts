@@ -22,11 +22,7 @@ export function checkNorm(doing: string, norm: Norm, arrays: Readonly<Record<str
   checkFloats(doing, { weight: [weight, cols] });
 }
 
-/**
- * `x / √(mean(x²) + epsilon) · weight`, by rows.
- *
- * **Shapes** `x: f32[rows, cols]` → the same; `out` may be `x`
- */
+/** `x / √(mean(x²) + epsilon) · weight`, by rows of `x: f32[rows, cols]`; `out` may be `x`. */
 export function rmsNorm(
   kernels: Kernels,
   x: Float32Array,

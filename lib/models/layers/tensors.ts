@@ -29,10 +29,7 @@ export interface LoadOptions {
   readonly weights?: ReadonlyMap<string, PackedTensor> | undefined;
   /** Biases in place of others, by name, as in `model.layers.0.self_attn.q_proj.bias`. */
   readonly biases?: ReadonlyMap<string, Float32Array> | undefined;
-  /**
-   * Scratch shared with models that take turns with this one: each run overwrites the result of the last one,
-   * of whichever model. Default: not shared.
-   */
+  /** Scratch shared with models that take turns: each run overwrites the last result. Default: own. */
   readonly workspace?: Workspace | undefined;
 }
 
@@ -256,11 +253,7 @@ export class ModelTensors {
   }
 }
 
-/**
- * Copies rows of a table into `out`, one after the other, as float32.
- *
- * **Shapes** `indices: i32[n]` → `out: f32[n, cols]`
- */
+/** Copies rows of a table as float32: `indices: i32[n]` → `out: f32[n, cols]`. */
 export function lookUpRows(
   kernels: Kernels,
   table: EmbeddingTable,

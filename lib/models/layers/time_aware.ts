@@ -97,11 +97,7 @@ export class TimeAwareLayers {
     this.#prepared = prepared;
   }
 
-  /**
-   * Selects θ for a batch: one time for all items, or one each.
-   *
-   * @throws {RangeError} when a time is missing or outside the axis
-   */
+  /** Selects θ by one time for all items, or one each. @throws {RangeError} when one is outside the axis */
   begin(times: number | ArrayLike<number> | undefined, items: number): void {
     if (times === undefined) {
       throw new RangeError("Cannot run a model with time parameters: t must be given, got undefined");

@@ -62,11 +62,7 @@ export class TokenSampler {
     this.#confidence = confidence;
   }
 
-  /**
-   * Dream's `sample_tokens`: temperature, then top-p, then top-k, then softmax.
-   *
-   * **Shapes** `logits: f32[vocabulary]`
-   */
+  /** Dream's `sample_tokens`: temperature, top-p, top-k, softmax. **Shapes** `logits: f32[vocabulary]` */
   propose(logits: Float32Array, random: RandomStream): Proposal {
     const { temperature = 0, topP = 1, topK, excludedTokens = [] } = this.#options;
     const p = this.#probabilities;
