@@ -167,23 +167,23 @@ describe("kernel cases", () => {
   const round = { solver: "round", bits: 4, groupSize: 32, zeroPoint: "real" } as const;
 
   test("with right results pass their check", () => {
-    quantizeCase(kernels, operands(), round).check();
-    quantizeCase(kernels, operands(), { ...round, solver: "clip" }).check();
-    dequantizeCase(kernels, operands(), round).check();
-    convertCase(kernels, operands(), "F16", "F32").check();
+    quantizeCase(operands(), round).check();
+    quantizeCase(operands(), { ...round, solver: "clip" }).check();
+    dequantizeCase(operands(), round).check();
+    convertCase(operands(), "F16", "F32").check();
   });
 
   test("with one wrong byte are refused before anything is timed", () => {
     const wrongCodes = changed("aq_quantize_round", (args) => (args[7] as Uint32Array)[5]! ^= 1);
-    expect(() => quantizeCase(wrongCodes, operands(), round).check()).toThrow("byte 20");
+    expect(() => quantizeCase(operands().on(wrongCodes), round).check()).toThrow("byte 20");
     const wrongWeights = changed("aq_dequantize", (args) => (args[7] as Float32Array)[1]! += 1);
-    expect(() => dequantizeCase(wrongWeights, operands(), round).check()).toThrow(
+    expect(() => dequantizeCase(operands().on(wrongWeights), round).check()).toThrow(
       "Cannot time",
     );
   });
 
   test("whose kernel fails are refused", () => {
-    expect(() => quantizeCase(kernels, operands(), { ...round, bits: 5 as 4 }).check())
+    expect(() => quantizeCase(operands(), { ...round, bits: 5 as 4 }).check())
       .toThrow("a null pointer or an unknown enumerator");
   });
 

@@ -22,16 +22,9 @@ export interface KernelChartOptions extends ChartOptions {
   readonly place?: string | undefined;
 }
 
-const ROOFLINE_COLUMNS = ["group", "kernel", "library", "isa", "place", "threads"];
-const RATES = ["weightsPerSecond", "bytesPerSecond", "timesMemcpy"];
-const THROUGHPUT_COLUMNS = [
-  "group",
-  "kernel",
-  "library",
-  "place",
-  "threads",
-  "weightsPerSecond",
-  "timesMemcpy",
+const COLUMNS = [
+  ...["group", "kernel", "library", "isa", "place", "threads"],
+  ...["weightsPerSecond", "bytesPerSecond", "timesMemcpy"],
 ];
 
 /** The place that is drawn. */
@@ -45,7 +38,7 @@ const placeOf = (timed: readonly ChartRow[], { place }: KernelChartOptions) =>
  * @throws {TypeError} when the table is not one of kernels
  */
 export function kernelRoofline(table: TableLike, options: KernelChartOptions = {}): Spec {
-  const { rows: all, notFinite } = chartData("kernel roofline", table, [...ROOFLINE_COLUMNS, ...RATES]);
+  const { rows: all, notFinite } = chartData("kernel roofline", table, COLUMNS);
   const title = options.title ?? "Kernel throughput under the roof of memcpy";
   const timed = all.filter((row) => row["bytesPerSecond"] !== null), place = placeOf(timed, options);
   const own = timed.filter((row) => row["place"] === place && row["threads"] === 1);
@@ -99,7 +92,7 @@ const KERNEL_BARS = 60;
 
 /** Bytes a second of each kernel in units of memcpy's, from the same run. */
 export function kernelThroughput(table: TableLike, options: KernelChartOptions = {}): Spec {
-  const { rows: all, notFinite } = chartData("kernel throughput", table, THROUGHPUT_COLUMNS);
+  const { rows: all, notFinite } = chartData("kernel throughput", table, COLUMNS);
   const title = options.title ?? "Kernel throughput against memcpy";
   const timed = all.filter((row) => row["timesMemcpy"] !== null && row["threads"] === 1);
   const place = placeOf(timed, options);

@@ -98,8 +98,15 @@ export class Operands {
     readonly rows: number,
     readonly cols: number,
     readonly pool: { readonly F32: Float32Array<ArrayBuffer>; readonly BF16: Uint16Array<ArrayBuffer> },
+    /** Kernels that are timed. */
+    readonly kernels: Kernels = reference,
   ) {
     this.count = rows * cols;
+  }
+
+  /** The same input for other kernels. */
+  on(kernels: Kernels): Operands {
+    return new Operands(this.reference, this.rows, this.cols, this.pool, kernels);
   }
 
   /** An input buffer, and a function that fills it with the next weights if the pool holds more. */
@@ -147,8 +154,7 @@ interface OwnCall<Out extends Arrays> {
 
 /** A call of ours as a case, whose first rows are compared with the scalar kernel's before it is timed. */
 export function ownCase<Out extends Arrays>(
-  kernels: Kernels,
-  { rows, cols, reference }: Pick<Operands, "rows" | "cols" | "reference">,
+  { kernels, rows, cols, reference }: Pick<Operands, "kernels" | "rows" | "cols" | "reference">,
   { name, dtype, prepare, bytesRead, weights = rows * cols, make, call, isSum = false }: OwnCall<Out>,
 ): KernelCase {
   const out = make(rows);
@@ -227,14 +233,13 @@ export function quantizeInto(
 
 /** Round to nearest or clip search. */
 export function quantizeCase(
-  kernels: Kernels,
   operands: Operands,
   spec: QuantizeSpec,
   name = `${spec.solver} ${specName(spec)}${spec.dtype === "BF16" ? ", from BF16" : ""}`,
 ): KernelCase {
   const { cols } = operands, { dtype = "F32", bits } = spec;
   const { buffer, refill: prepare } = operands.input(dtype);
-  return ownCase(kernels, operands, {
+  return ownCase(operands, {
     name,
     dtype: `${dtype} to ${bits} bits`,
     prepare,
@@ -245,23 +250,22 @@ export function quantizeCase(
 }
 
 /** Weights quantized round to nearest, for the cases that read packed arrays. */
-function packedInput(kernels: Kernels, operands: Operands, spec: Omit<QuantizeSpec, "solver">): PackedArrays {
-  const { rows, cols } = operands, out = packedArrays(rows, cols, spec);
+function packedInput(operands: Operands, spec: Omit<QuantizeSpec, "solver">): PackedArrays {
+  const { kernels, rows, cols } = operands, out = packedArrays(rows, cols, spec);
   quantizeInto(kernels, operands.weights(), rows, cols, { ...spec, solver: "round" }, out);
   return out;
 }
 
 /** Dequantizing to float32, half or bfloat16. */
 export function dequantizeCase(
-  kernels: Kernels,
   operands: Operands,
   spec: Omit<QuantizeSpec, "solver" | "dtype">,
   to: "F32" | "F16" | "BF16" = "F32",
   name = `dequantize ${specName(spec)}${to === "F32" ? "" : ` to ${to}`}`,
 ): KernelCase {
   const { cols } = operands, { bits, groupSize } = spec;
-  const from = packedInput(kernels, operands, spec);
-  return ownCase(kernels, operands, {
+  const from = packedInput(operands, spec);
+  return ownCase(operands, {
     name,
     dtype: `${bits} bits to ${to}`,
     bytesRead: bytesOfArrays(from),
@@ -272,12 +276,8 @@ export function dequantizeCase(
 }
 
 /** Packing codes, or unpacking them. */
-export function codesCase(
-  kernels: Kernels,
-  { rows, cols, count }: Operands,
-  direction: "pack" | "unpack",
-  bits: BitWidth,
-): KernelCase {
+export function codesCase(operands: Operands, direction: "pack" | "unpack", bits: BitWidth): KernelCase {
+  const { kernels, rows, cols, count } = operands;
   const codes = Uint8Array.from({ length: count }, (_, i) => Math.imul(i, 0x9e3779b1) >>> (32 - bits));
   const packed = new Uint32Array(rows * packedWords(cols, bits));
   const unpacked = new Uint8Array(count);
@@ -312,15 +312,14 @@ export function convertInto(
 
 /** Conversion from one floating type to another. */
 export function convertCase(
-  kernels: Kernels,
   operands: Operands,
   from: TimedDtype,
   to: TimedDtype,
   name = `convert ${from} to ${to}`,
 ): KernelCase {
   const input = elements(from, operands.count);
-  convertInto(kernels, operands.weights(), "F32", input, from);
-  return ownCase(kernels, operands, {
+  convertInto(operands.kernels, operands.weights(), "F32", input, from);
+  return ownCase(operands, {
     name,
     dtype: `${from} to ${to}`,
     bytesRead: input.byteLength,
@@ -330,17 +329,12 @@ export function convertCase(
 }
 
 /** Error statistics of float32 against float32, or of a packed matrix against its weights. */
-export function statisticsCase(
-  kernels: Kernels,
-  operands: Operands,
-  bits: BitWidth | undefined,
-  name?: string,
-): KernelCase {
+export function statisticsCase(operands: Operands, bits: BitWidth | undefined, name?: string): KernelCase {
   const { cols } = operands, a = operands.weights();
   const b = Float32Array.from(a, (value) => value * 1.01);
   const spec = { bits: bits ?? 4, groupSize: 64, zeroPoint: "real" } as const;
-  const from = packedInput(kernels, operands, spec);
-  return ownCase(kernels, operands, {
+  const from = packedInput(operands, spec);
+  return ownCase(operands, {
     name: name ?? (bits === undefined ? "error statistics" : `packed error statistics ${specName(spec)}`),
     dtype: bits === undefined ? "F32 against F32" : `${bits} bits against F32`,
     bytesRead: a.byteLength + (bits === undefined ? b.byteLength : bytesOfArrays(from)),
@@ -354,8 +348,8 @@ export function statisticsCase(
 }
 
 /** The search for NaN and infinity where there is none, which reads everything. */
-export function findNonfiniteCase(kernels: Kernels, operands: Operands, dtype: "F32" | "BF16"): KernelCase {
-  const { rows, cols, count } = operands;
+export function findNonfiniteCase(operands: Operands, dtype: "F32" | "BF16"): KernelCase {
+  const { kernels, rows, cols, count } = operands;
   const values = operands.input(dtype).buffer, index = new BigUint64Array(1);
   const call = (input: Elements) => {
     native.findNonfinite(kernels, DOING, input, DTYPE_NUMBERS[dtype], input.length, index);
@@ -396,14 +390,13 @@ export const twoLevelName = ({ bits, groupSize }: TwoLevelSpec): string =>
 
 /** The search for two-level scales, with importance of columns or without. */
 export function twoLevelCase(
-  kernels: Kernels,
   operands: Operands,
   spec: TwoLevelSpec,
   importance?: Float32Array<ArrayBuffer>,
 ): KernelCase {
   const { cols } = operands, { bits, groupSize, scaleBits } = spec;
   const { buffer, refill: prepare } = operands.input("F32");
-  return ownCase(kernels, operands, {
+  return ownCase(operands, {
     name: twoLevelName(spec) + (importance ? ", weighted" : ""),
     dtype: `F32 to ${bits} bits`,
     prepare,

@@ -164,7 +164,7 @@ export function quantizeActivationsCase(
   kind: "per token" | "static" = "per token",
 ): KernelCase {
   const { kernels, tokens, cols, x } = operands;
-  return ownCase(kernels, { rows: tokens, cols, reference: kernels }, {
+  return ownCase({ kernels, rows: tokens, cols, reference: kernels }, {
     name: `quantize activations to 8 bits${kind === "static" ? ", static range" : ""}`,
     dtype: "F32 to U8",
     weights: 0,

@@ -49,15 +49,10 @@ const GGML_OF: Record<BitWidth, readonly GgmlDotType[]> = {
 };
 const BITS: readonly BitWidth[] = [8, 4, 3, 2];
 
-const operandsOf = ({ kernels, context }: KernelBench, tokens: number, rows: number, cols: number) =>
-  new ProductOperands(
-    kernels,
-    tokens,
-    rows,
-    cols,
-    gaussianWeights(tokens * cols, context.options.seed + 1),
-    gaussianWeights(rows * cols, context.options.seed),
-  );
+function operandsOf({ kernels, context: { options: { seed } } }: KernelBench, [tokens, rows, cols]: Shape) {
+  const x = gaussianWeights(tokens * cols, seed + 1), weights = gaussianWeights(rows * cols, seed);
+  return new ProductOperands(kernels, tokens, rows, cols, x, weights);
+}
 
 /** Float32 products as shares of the core's peak, which is measured in turn with them. */
 async function measureShares(
@@ -72,15 +67,9 @@ async function measureShares(
   const name = ([tokens, rows, cols]: Shape) => `F32, ${tokens} tokens, ${rows} × ${cols}`;
   const shapes: readonly Shape[] = [[side, side, side], ...MODEL_SHAPES];
   const names = shapes.map(name);
-  const group = new Group(
-    "Float32 products",
-    "in cache",
-    names.map((of) => ({ of, to: FMA_PEAK, label: "the core's multiply-adds" })),
-    "multiply-adds",
-  );
-  const cases: KernelCase[] = shapes.map((shape, i) =>
-    linearCase(operandsOf(bench, shape[0], shape[1], shape[2]), names[i]!)
-  );
+  const ratios = names.map((of) => ({ of, to: FMA_PEAK, label: "the core's multiply-adds" }));
+  const group = new Group("Float32 products", "in cache", ratios, "multiply-adds");
+  const cases: KernelCase[] = shapes.map((shape, i) => linearCase(operandsOf(bench, shape), names[i]!));
   await bench.measure(group, [...cases, ...(peak ? [peak] : [])], [
     "The last row is ten independent chains of fused multiply-adds in registers: what this core can do at the time.",
   ]);
@@ -97,17 +86,19 @@ async function measureShares(
   );
 }
 
+const productRatios = (bits: BitWidth): RatioOf[] => [
+  { of: LINEAR_PACKED(bits), to: LINEAR_F32, label: "F32" },
+  { of: LINEAR_INT8(bits), to: LINEAR_F32, label: "F32" },
+  { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 act." },
+];
+
 /** Packed weights and 8-bit activations against float32, many tokens. */
 async function measureTokens(bench: KernelBench): Promise<void> {
   const side = bench.scale.productSide;
   for (const tokens of [64, 256]) {
-    const operands = operandsOf(bench, tokens, side, side);
-    const ratios: RatioOf[] = BITS.flatMap((bits) => [
-      { of: LINEAR_PACKED(bits), to: LINEAR_F32, label: "F32" },
-      { of: LINEAR_INT8(bits), to: LINEAR_F32, label: "F32" },
-      { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 act." },
-    ]);
-    const group = new Group(`Products of ${tokens} tokens`, "in cache", ratios, "multiply-adds");
+    const operands = operandsOf(bench, [tokens, side, side]);
+    const title = `Products of ${tokens} tokens`;
+    const group = new Group(title, "in cache", BITS.flatMap(productRatios), "multiply-adds");
     await bench.measure(
       group,
       [
@@ -155,9 +146,7 @@ async function measureVector(
   const operands = new ProductOperands(kernels, 1, rows, COLS, x, weights);
   const peersOf = (bits: BitWidth) => ggml && peers ? GGML_OF[bits] : [];
   const ratios: RatioOf[] = BITS.flatMap((bits) => [
-    { of: LINEAR_PACKED(bits), to: LINEAR_F32, label: "F32" },
-    { of: LINEAR_INT8(bits), to: LINEAR_F32, label: "F32" },
-    { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 act." },
+    ...productRatios(bits),
     ...GGML_OF[bits].flatMap((type) => [
       { of: LINEAR_PACKED(bits), to: GGML_DOT(type), label: type },
       { of: LINEAR_INT8(bits), to: GGML_DOT(type), label: type },

@@ -68,7 +68,7 @@ const clipSpec = (bits: BitWidth, dtype: "F32" | "BF16" = "F32") =>
 const packedSpec = (bits: BitWidth) => ({ bits, groupSize: 64, zeroPoint: "real" }) as const;
 
 async function measureRound(bench: KernelBench): Promise<void> {
-  const { kernels, ggml } = bench;
+  const { ggml } = bench;
   const name = (bits: BitWidth, zeroPoint: "real" | "symmetric") =>
     `round ${specName(roundSpec(bits, zeroPoint))}`;
   const ratios: RatioOf[] = (["symmetric", "real"] as const).flatMap((zeroPoint) => [
@@ -81,7 +81,7 @@ async function measureRound(bench: KernelBench): Promise<void> {
   for (const [place, rows] of placesOf(bench)) {
     const operands = bench.operands(rows);
     const round = (widths: readonly BitWidth[], ...kind: ["symmetric" | "real", ("F32" | "BF16")?]) =>
-      widths.map((bits) => quantizeCase(kernels, operands, roundSpec(bits, ...kind)));
+      widths.map((bits) => quantizeCase(operands, roundSpec(bits, ...kind)));
     const cases = [
       memcpyCase(operands),
       ...round([2, 3, 4], "symmetric"),
@@ -109,11 +109,11 @@ async function measureRound(bench: KernelBench): Promise<void> {
 const K_QUANTS = [[2, "q2_K"], [3, "q3_K"], [4, "q4_K"]] as const;
 
 async function measureClip(bench: KernelBench): Promise<void> {
-  const { kernels, ggml } = bench;
+  const { ggml } = bench;
   const name = (bits: BitWidth) => `clip ${specName(clipSpec(bits))}`;
   const ratios = K_QUANTS.map(([bits, type]) => ({ of: name(bits), to: GGML_QUANTIZE(type) }));
   const operands = bench.operands(bench.scale.inCacheRows);
-  const clip = (spec: QuantizeSpec) => quantizeCase(kernels, operands, spec);
+  const clip = (spec: QuantizeSpec) => quantizeCase(operands, spec);
   const group = await bench.measure(new Group("Clip search with least squares", "in cache", ratios), [
     memcpyCase(operands),
     ...BITS.flatMap((bits) => {
@@ -141,7 +141,7 @@ function importanceOf(cols: number): Float32Array<ArrayBuffer> {
 }
 
 async function measureTwoLevel(bench: KernelBench): Promise<void> {
-  const { kernels, ggml } = bench;
+  const { ggml } = bench;
   const importance = importanceOf(COLS);
   const ratios: RatioOf[] = TWO_LEVEL_SPECS.flatMap((spec) =>
     ["", ", weighted"].map((suffix) => ({
@@ -153,9 +153,9 @@ async function measureTwoLevel(bench: KernelBench): Promise<void> {
   const group = await bench.measure(new Group("Search of two-level scales", "in cache", ratios), [
     memcpyCase(operands),
     ...TWO_LEVEL_SPECS.flatMap((spec) => [
-      twoLevelCase(kernels, operands, spec),
+      twoLevelCase(operands, spec),
       ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer)] : []),
-      twoLevelCase(kernels, operands, spec, importance),
+      twoLevelCase(operands, spec, importance),
       ...(ggml ? [ggmlQuantizeCase(ggml, operands, spec.peer, importance)] : []),
     ]),
   ]);
@@ -176,7 +176,7 @@ const DEQUANTIZED: Record<BitWidth, readonly GgmlType[]> = {
 };
 
 async function measureDequantize(bench: KernelBench): Promise<void> {
-  const { kernels, ggml } = bench;
+  const { ggml } = bench;
   const name = (bits: BitWidth) => `dequantize ${specName(packedSpec(bits))}`;
   const ratios = BITS.flatMap((bits) =>
     DEQUANTIZED[bits].map((type) => ({ of: name(bits), to: GGML_DEQUANTIZE(type) }))
@@ -187,12 +187,12 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
     const cases = [
       memcpyCase(operands),
       ...BITS.flatMap((bits) => [
-        dequantizeCase(kernels, operands, packedSpec(bits)),
+        dequantizeCase(operands, packedSpec(bits)),
         ...(ggml ? DEQUANTIZED[bits].map((type) => ggmlDequantizeCase(ggml, operands, type)) : []),
       ]),
-      dequantizeCase(kernels, operands, { bits: 4, groupSize: 32, zeroPoint: "symmetric" }),
-      dequantizeCase(kernels, operands, packedSpec(4), "F16"),
-      dequantizeCase(kernels, operands, packedSpec(4), "BF16"),
+      dequantizeCase(operands, { bits: 4, groupSize: 32, zeroPoint: "symmetric" }),
+      dequantizeCase(operands, packedSpec(4), "F16"),
+      dequantizeCase(operands, packedSpec(4), "BF16"),
     ];
     groups.push(await bench.measure(new Group("Dequantize", place, ratios), cases));
   }
@@ -223,7 +223,7 @@ const CONVERSIONS: readonly [TimedDtype, TimedDtype, readonly GgmlConversion[]][
 ];
 
 async function measureRest(bench: KernelBench): Promise<void> {
-  const { kernels, ggml } = bench;
+  const { ggml } = bench;
   const ratios = CONVERSIONS.flatMap(([from, to, peers]) =>
     peers.map((peer) => ({ of: `convert ${from} to ${to}`, to: `ggml ${peer}` }))
   );
@@ -232,34 +232,34 @@ async function measureRest(bench: KernelBench): Promise<void> {
     await bench.measure(new Group("Convert", place, ratios), [
       memcpyCase(operands),
       ...CONVERSIONS.flatMap(([from, to, peers]) => [
-        convertCase(kernels, operands, from, to),
+        convertCase(operands, from, to),
         ...(ggml ? peers.map((peer) => ggmlConvertCase(ggml, operands, peer)) : []),
       ]),
     ]);
     const codes = (bits: BitWidth) =>
-      (["pack", "unpack"] as const).map((direction) => codesCase(kernels, operands, direction, bits));
+      (["pack", "unpack"] as const).map((direction) => codesCase(operands, direction, bits));
     await bench.measure(new Group("Codes", place), [memcpyCase(operands), ...BITS.flatMap(codes)]);
     await bench.measure(new Group("Statistics and search", place), [
       memcpyCase(operands),
-      ...[undefined, ...BITS].map((bits) => statisticsCase(kernels, operands, bits)),
-      findNonfiniteCase(kernels, operands, "F32"),
-      findNonfiniteCase(kernels, operands, "BF16"),
+      ...[undefined, ...BITS].map((bits) => statisticsCase(operands, bits)),
+      findNonfiniteCase(operands, "F32"),
+      findNonfiniteCase(operands, "BF16"),
     ], ["The search stops nowhere here: it reads everything. memcpy's bytes count twice, read and written."]);
   }
 }
 
 /** A name, and how its case is made. */
-type NamedCall = readonly [name: string, make: (kernels: Kernels, name: string) => KernelCase];
+type NamedCall = readonly [name: string, make: (operands: Operands, name: string) => KernelCase];
 
 /** Calls of quantizing, and one of dequantizing. */
-const quantizingCalls = (operands: Operands, specs: readonly QuantizeSpec[]): NamedCall[] => [
+const quantizingCalls = (specs: readonly QuantizeSpec[]): NamedCall[] => [
   ...specs.map((spec): NamedCall => [
     `${spec.solver} ${specName(spec)}`,
-    (kernels, name) => quantizeCase(kernels, operands, spec, name),
+    (operands, name) => quantizeCase(operands, spec, name),
   ]),
   [
     `dequantize ${specName(packedSpec(4))}`,
-    (kernels, name) => dequantizeCase(kernels, operands, packedSpec(4), "F32", name),
+    (operands, name) => dequantizeCase(operands, packedSpec(4), "F32", name),
   ],
 ];
 
@@ -277,11 +277,11 @@ async function measureThreads(bench: KernelBench): Promise<void> {
   }
   const operands = bench.operands(bench.scale.threadedRows);
   const name = (text: string, count: number) => `${text}, ${count} thread${count === 1 ? "" : "s"}`;
-  const calls = quantizingCalls(operands, [clipSpec(2), roundSpec(4, "real")]);
+  const calls = quantizingCalls([clipSpec(2), roundSpec(4, "real")]);
   const ratios = calls.map(([text]) => ({ of: name(text, threads), to: name(text, 1), label: "one thread" }));
   const group = new Group("Threads", "in cache", ratios);
   const cases = calls.flatMap(([text, make]) =>
-    [1, threads].map((count) => make(withThreads(kernels, count), name(text, count)))
+    [1, threads].map((count) => make(operands.on(withThreads(kernels, count)), name(text, count)))
   );
   const others = new OtherLoad();
   await bench.measure(group, cases, ["A call starts its threads and ends them: that time is included."]);
@@ -322,10 +322,10 @@ async function measureInstructionSets(bench: KernelBench): Promise<void> {
   const { wasm, sets } = await openInstructionSets(bench);
   const operands = bench.operands(bench.scale.inCacheRows);
   const rounds = [roundSpec(4, "symmetric"), roundSpec(4, "real"), roundSpec(8, "real")];
-  const withGoals = quantizingCalls(operands, [...rounds, clipSpec(2)]);
+  const withGoals = quantizingCalls([...rounds, clipSpec(2)]);
   const others: NamedCall[] = [
-    ["convert BF16 to F32", (kernels, name) => convertCase(kernels, operands, "BF16", "F32", name)],
-    ["packed error statistics, 4 bits", (kernels, name) => statisticsCase(kernels, operands, 4, name)],
+    ["convert BF16 to F32", (operands, name) => convertCase(operands, "BF16", "F32", name)],
+    ["packed error statistics, 4 bits", (operands, name) => statisticsCase(operands, 4, name)],
   ];
   for (const [i, [text, make]] of [...withGoals, ...others].entries()) {
     const name = ({ isa }: Pick<Kernels, "isa">) => `${text}, ${isa}`;
@@ -333,7 +333,7 @@ async function measureInstructionSets(bench: KernelBench): Promise<void> {
     const ratios = sets.map((kernels) => ({ of: name(kernels), to: reference, label: "avx2" }));
     const group = await bench.measure(
       new Group(`Instruction sets: ${text}`, "in cache", ratios.filter(({ of }) => of !== reference)),
-      sets.map((kernels) => make(kernels, name(kernels))),
+      sets.map((kernels) => make(operands.on(kernels), name(kernels))),
     );
     if (i >= withGoals.length) continue;
     const speed = group.speed(name({ isa: "simd128" }), reference);
@@ -346,8 +346,8 @@ async function measurePublicApi(bench: KernelBench): Promise<void> {
   const { kernels, scale: { threadedRows } } = bench;
   const operands = bench.operands(threadedRows), weights = bench.weights(threadedRows);
   const spec: QuantizeSpec = { solver: "round", ...packedSpec(4) };
-  const raw = quantizeCase(kernels, operands, spec, "aq_quantize_round 4 bits");
-  const rawBack = dequantizeCase(kernels, operands, spec, "F32", "aq_dequantize 4 bits");
+  const raw = quantizeCase(operands, spec, "aq_quantize_round 4 bits");
+  const rawBack = dequantizeCase(operands, spec, "F32", "aq_dequantize 4 bits");
   const quantized = () => quantize(kernels, { data: weights, dtype: "F32" }, threadedRows, COLS, spec);
   const tensor = quantized();
   const ratios = [{ of: "quantize()", to: raw.name }, { of: "dequantize()", to: rawBack.name }];
