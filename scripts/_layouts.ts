@@ -18,7 +18,6 @@ export interface Layout {
   files(layers: number): Readonly<Record<string, unknown>>;
 }
 
-/** Sizes that can be chosen. */
 export interface LayoutSizes {
   readonly hidden: number;
   /** Tokens, of a language model; by default Dream's small stand-in, scaled with the width. */
@@ -37,7 +36,6 @@ const linear = (name: string, rows: number, cols: number): TensorSpec[] => [
   bf16(`${name}.bias`, rows),
 ];
 
-/** Bytes of BF16 tensors. */
 export const bytesOf = (specs: readonly TensorSpec[]): number =>
   specs.reduce((sum, { shape }) => sum + elementCount(shape)! * 2, 0);
 

@@ -74,7 +74,6 @@ const USAGE = {
 
 type Options = Arguments<typeof USAGE>;
 
-/** A parsed command line. */
 export interface BenchArguments {
   readonly suite: Suite<SuiteRow>;
   readonly options: BenchOptions;

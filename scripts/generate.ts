@@ -96,7 +96,6 @@ const MASK_SIGN = "░";
 /** Pictures of a trace. */
 const TRACE_PICTURES = 10;
 
-/** What writing and drawing need. */
 interface Task {
   readonly checkpoint: Checkpoint;
   readonly kernels: Kernels;
@@ -178,9 +177,7 @@ interface Posed {
   readonly tokenizer: Tokenizer;
   readonly prompt: string;
   readonly isPuzzle: boolean;
-  /** Prompt and masks. */
   readonly canvas: Int32Array;
-  /** Masked positions. */
   readonly places: readonly number[];
   /** Tokens that are added to the prompt. */
   readonly wanted: number;

@@ -57,7 +57,6 @@ interface Row {
   readonly bytes: number;
   readonly weights: number;
   readonly bitsPerWeight: number;
-  /** Of quantized tensors. */
   readonly bits?: number;
   readonly groupSize?: number;
   /** Of plain scales. */

@@ -29,7 +29,6 @@ const ROOT = fileURLToPath(new URL("..", import.meta.url));
 /** Seconds that one cell may take. */
 const CELL_SECONDS = 300;
 
-/** A notebook's cells of code, joined. */
 export function cellsOf(path: string): string[] {
   const { nbformat, cells } = readJsonFile(path);
   const fail = (reason: string) =>

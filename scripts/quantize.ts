@@ -148,7 +148,6 @@ function overridesOf(
   };
 }
 
-/** Numbers of the phases that a list names. */
 function phasesOf(list: string): readonly number[] {
   if (list === "all") return [1, 2, 3];
   if (list === "none") return [];

@@ -25,7 +25,6 @@ export const DEFAULT_HEIGHT = 260;
 /** Rows of a chart's data: finite numbers, texts, booleans or null. */
 export type ChartRow = Readonly<Record<string, string | number | boolean | null>>;
 
-/** The data of one chart. */
 interface ChartData {
   readonly rows: ChartRow[];
   /** Values that are NaN or infinite: drawn as absent. */
@@ -63,7 +62,6 @@ export function notFiniteNote(count: number): string[] {
   return count === 0 ? [] : [`${count} value${count === 1 ? " is" : "s are"} NaN or infinite and not drawn`];
 }
 
-/** A whole chart. */
 export function chart(
   { title, width }: { readonly title: string; readonly width?: ChartOptions["width"] },
   notes: readonly string[],

@@ -50,7 +50,6 @@ function canResolve(specifier: string): boolean {
   }
 }
 
-/** A package's module. */
 function load<Module>(name: keyof typeof VERSIONS, installed: () => Promise<Module>): Promise<Module> {
   const remote = `npm:${name}@${VERSIONS[name]}`; // computed: nothing tries to resolve it before it is asked for
   return IS_REMOTE ? import(remote) : installed();
@@ -63,9 +62,7 @@ export async function loadArquero(): Promise<typeof import("arquero")> {
   if (IS_REMOTE) await loadFlechette();
   return await load("arquero", () => import("arquero"));
 }
-/** Reading Parquet. */
 export const loadParquetReader = () => load("hyparquet", () => import("hyparquet"));
-/** Writing Parquet. */
 export const loadParquetWriter = () => load("hyparquet-writer", () => import("hyparquet-writer"));
 /** From a compiled specification to a scene. */
 export const loadVega = () => load("vega", () => import("vega"));

@@ -103,7 +103,6 @@ export interface QuantizeResult {
   readonly timeParameters?: TimeParameters | undefined;
 }
 
-/** The phases in the words of the summary. */
 function phaseSummary({ validation, smoothing, refinement }: PhasesReport): SummaryItem[] {
   const layers = (kept: number, rejected: number) => `kept in ${kept} of ${kept + rejected} layers`;
   return [

@@ -69,7 +69,6 @@ type Intervalled<Name extends string> = { readonly [Key in Name | `${Name}Low` |
 const spread = <Name extends string>(name: Name, { value, low, high }: Interval): Intervalled<Name> =>
   ({ [name]: value, [`${name}Low`]: low, [`${name}High`]: high }) as Intervalled<Name>;
 
-/** Rows of several tables. */
 type Rows = { readonly [Name in TableName]?: readonly RowOf<Name>[] };
 
 /** The model and setting of rows. */

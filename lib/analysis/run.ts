@@ -19,7 +19,6 @@ import type { ColumnTable } from "./tables.ts";
 
 /** File that makes a folder a run. */
 export const RUN_FILE = "run.json";
-/** Folder of the tables in it. */
 const TABLES_FOLDER = "tables";
 const RUN_FORMAT = "arrowquant-run";
 /** Version of the format of saved runs. */

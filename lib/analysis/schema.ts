@@ -38,7 +38,6 @@ const interval = <Name extends string>(name: Name, unit: string) =>
     readonly [Key in `${Name}Low` | `${Name}High`]: ReturnType<typeof number>;
   };
 
-/** A text that every row has. */
 const requiredText = (doc: string) => required(text(doc));
 
 const MODEL = requiredText("name of the folder of the model");

@@ -79,7 +79,6 @@ export async function decodeTable(
   return table([...columns] as [string, Cell[]][]);
 }
 
-/** The format that a file's name ends with. */
 function formatOf(path: string): TableFormat {
   const format = TABLE_FORMATS.find((ending) => path.endsWith(`.${ending}`));
   if (format !== undefined) return format;
@@ -154,7 +153,6 @@ const CODECS: Readonly<Record<TableFormat, Codec>> = {
   json: { encode: jsonText, decode: decodeJson },
 };
 
-/** Columns of a table that have a type. */
 const columnsOfType = (name: TableName, wanted: ColumnType): string[] =>
   Object.entries(columnsOf(name)).flatMap(([column, { type }]) => type === wanted ? [column] : []);
 

@@ -4,7 +4,6 @@ import { pairedRatio, summarize, type Summary } from "../eval/statistics.ts";
 /** Milliseconds since any fixed moment. */
 type Clock = () => number;
 
-/** Something that is timed. */
 export interface Contender {
   /** Called, and timed. */
   run(): void;
@@ -15,7 +14,6 @@ export interface Contender {
 }
 
 export interface TimingOptions {
-  /** Samples of every contender. */
   readonly samples: number;
   /** Least time of warm-up for each contender. */
   readonly warmUpMilliseconds: number;

@@ -10,7 +10,6 @@ import type { Kernels } from "../native/mod.ts";
 import { SafetensorsFile } from "../tensor/mod.ts";
 import type { FeatureStatistics } from "./frechet.ts";
 
-/** Side of an image. */
 const SIDE = 16;
 const CLASSES = 10;
 const FEATURES = 64;

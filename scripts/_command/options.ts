@@ -59,14 +59,12 @@ export class Arguments<U extends Usage> {
     );
   }
 
-  /** An option's value that must be one of some names. */
   oneOf<T extends string>(name: ValueName<U>, allowed: readonly T[]): T | undefined {
     const value: string | undefined = this.values[name];
     if (value === undefined || allowed.includes(value as T)) return value as T | undefined;
     throw new UsageError(`--${name} must be one of ${allowed.join(", ")}, got "${value}"`);
   }
 
-  /** An option's value that must be a number. */
   number(name: ValueName<U>): number | undefined {
     const text: string | undefined = this.values[name];
     if (text === undefined || (text.trim() !== "" && Number.isFinite(Number(text)))) {
@@ -75,7 +73,6 @@ export class Arguments<U extends Usage> {
     throw new UsageError(`--${name} must be a number, got "${text}"`);
   }
 
-  /** An option's value that must be a whole number. */
   whole(name: ValueName<U>, least: number, most?: number): number | undefined {
     const text: string | undefined = this.values[name];
     return text === undefined ? undefined : wholeNumber(name, text, least, most);

@@ -87,7 +87,6 @@ async function bundleForNpm(work: string): Promise<void> {
   await run(bunBinary(), ["build", ...entries, ...options], root, "bundle the npm package");
 }
 
-/** The declarations of mod.ts and lib. */
 async function writeDeclarations(work: string): Promise<void> {
   const compiler = join(root, "node_modules", "typescript", "bin", "tsc");
   const args = [
@@ -100,7 +99,6 @@ async function writeDeclarations(work: string): Promise<void> {
   cpSync(join(work, ".types", "lib"), join(work, "lib"), { recursive: true });
 }
 
-/** The package.json of the npm package. */
 function npmManifest(): unknown {
   const { name, version, description, license, dependencies } = JSON.parse(
     readFileSync(join(root, "package.json"), "utf8"),

@@ -11,7 +11,6 @@ import { type Outcome, runProgram } from "../_command/run_program.ts";
 import { doors } from "../_reference.ts";
 import { serveFolder } from "./static_server.ts";
 
-/** What came of a trial. */
 export interface Trial {
   readonly name: string;
   readonly outcome: "passed" | "failed" | "skipped";
@@ -19,13 +18,10 @@ export interface Trial {
   readonly detail: string;
 }
 
-/** What is tried. */
 export interface TrialOptions {
-  /** The release. */
   readonly folder: string;
   /** Path of the npm package. */
   readonly tarball: string;
-  /** Its libraries. */
   readonly libraries: readonly Pick<ReleaseLibrary, "platform" | "architecture" | "file">[];
   readonly onTrial: (trial: Trial) => void;
 }

@@ -57,5 +57,4 @@ export const DIGITS = ".4~g";
 
 /** Axis of numbers of any size. */
 export const NUMBERS: Spec = { format: NUMBER_FORMAT };
-/** Axis of whole numbers. */
 export const WHOLE: Spec = { format: "d", tickMinStep: 1 };

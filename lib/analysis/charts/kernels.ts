@@ -27,7 +27,6 @@ const COLUMNS = [
   ...["weightsPerSecond", "bytesPerSecond", "timesMemcpy"],
 ];
 
-/** The place that is drawn. */
 const placeOf = (timed: readonly ChartRow[], { place }: KernelChartOptions) =>
   place ?? (timed.some((row) => row["place"] === "from memory") ? "from memory" : timed[0]?.["place"]);
 

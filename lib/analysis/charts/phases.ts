@@ -76,7 +76,6 @@ export function phasesAgainstBaseline(table: TableLike, options: PhaseOptions = 
   return eachBelow(title, notes, parts, options.width);
 }
 
-/** The phases of one model and setting. */
 function phasesPlot(
   own: readonly ChartRow[],
   tasks: readonly string[],

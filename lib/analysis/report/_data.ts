@@ -4,7 +4,6 @@ import type { Json } from "../_chart.ts";
 import { columnsOf, type ColumnType, type TableName } from "../schema.ts";
 import type { MeasuredRow, TableLike } from "../tables.ts";
 
-/** A column as the page gets it. */
 interface PageColumn {
   readonly name: string;
   readonly title: string;
@@ -17,7 +16,6 @@ interface PageColumn {
   readonly words?: readonly string[];
 }
 
-/** A table as the page gets it. */
 export interface PageTable {
   readonly title: string;
   readonly doc: string;
@@ -102,7 +100,6 @@ export function sectionTable({ title, notes, columns, rows }: Section): PageTabl
   };
 }
 
-/** The first rows of a table. */
 function firstRows(table: PageTable, rows: number): PageTable {
   return {
     ...table,

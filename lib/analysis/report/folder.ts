@@ -6,7 +6,6 @@ import { reportHtml, reportMarkdown, type ReportOptions, reportText } from "./mo
 import { type Run, writeRun } from "../run.ts";
 import { chartsOf } from "../run_charts.ts";
 
-/** The page in a report's folder. */
 const REPORT_PAGE = "report.html";
 
 /**

@@ -28,7 +28,6 @@ const QUICK_PUZZLES = 20;
 /** Synthetic inputs of a model without tasks: large models take seconds for each. */
 const SYNTHETIC = { sequences: 16, trajectories: 4 }, QUICK_SYNTHETIC = { sequences: 4, trajectories: 2 };
 
-/** A model with its yardstick. */
 export interface ModelPlan {
   /** As it was given. */
   readonly path: string;

@@ -33,7 +33,6 @@ const BINS = 10, SYNTHETIC_BINS = 4;
 /** Error of the noise that counts as visible where no other width was measured. */
 const VISIBLE_NOISE_ERROR = 0.01;
 
-/** A model measured at a setting. */
 type MeasuredSetting = Measured & { readonly result: Measurement };
 /** The same with the difference of its solved prompts to full precision's. */
 type Compared = MeasuredSetting & { readonly lost: Difference | undefined };
@@ -55,7 +54,6 @@ export function accuracyReport(
   return { ...report, quantized: rows.flatMap(({ quantized }) => quantized ?? []) };
 }
 
-/** A row of the JSON report. */
 export type AccuracyRow = ReturnType<typeof maskedRow> | ReturnType<typeof imageRow>;
 
 function maskedRow(
@@ -167,7 +165,6 @@ function byBin(
   ]);
 }
 
-/** A column of a table by setting. */
 const column = (
   title: string,
   cell: CellColumn<Compared>[2],
@@ -178,7 +175,6 @@ const column = (
 const ofQuantized = (title: string, cell: CellColumn<Compared>[2], digits?: number): CellColumn<Compared> =>
   column(title, (row, i) => row.setting.bits === undefined ? undefined : cell(row, i), digits);
 
-/** A table with a row for each setting. */
 const bySetting = (
   title: string,
   notes: readonly string[],
@@ -273,7 +269,6 @@ const noAccuracy = (path: string, kind: string, missing: readonly { readonly rea
     reason: `${reason}; distance to full precision on synthetic inputs instead`,
   }));
 
-/** The first puzzles of each task. */
 function shownPuzzles(model: string, setting: Setting, solved: readonly SolvedPuzzle[]): Sample[] {
   const shown = [...Map.groupBy(solved, ({ puzzle }) => puzzle.task).values()].flatMap((own) =>
     own.slice(0, SHOWN_PUZZLES)

@@ -73,7 +73,6 @@ async function measure(context: BenchContext): Promise<SuiteReport<CheckpointRow
   };
 }
 
-/** A row of the JSON report. */
 export type CheckpointRow = ReturnType<typeof rowOf>;
 
 function rowOf({ environment, options }: BenchContext, cell: Cell, cells: readonly Cell[], isReset: boolean) {
@@ -101,7 +100,6 @@ function rowOf({ environment, options }: BenchContext, cell: Cell, cells: readon
   };
 }
 
-/** The table of a model. */
 function sectionOf(context: BenchContext, cells: readonly Cell[], isReset: boolean): Section {
   const { path, kind, threads, stored } = cells[0]!, runs = runsOf(context);
   const { tensors, weights } = stored!;

@@ -57,7 +57,6 @@ export const QUICK_SCALE: KernelScale = {
   settleMilliseconds: 0,
 };
 
-/** Why a comparison with ggml was left out. */
 export const NO_GGML = "ggml is not there";
 
 interface Measured {
@@ -94,7 +93,6 @@ export class Group {
     return a && b && speedRatio(a.timing, b.timing, a.of.weights, b.of.weights);
   }
 
-  /** How many times as many bytes a second as memcpy. */
   bytesAgainstMemcpy(of: string): Summary | undefined {
     const a = this.measured.get(of), b = this.measured.get("memcpy");
     return a && b && speedRatio(a.timing, b.timing, a.of.bytes, b.of.bytes);
@@ -140,14 +138,12 @@ const LEFT_OUT = { "weights": ["gigaflops"], "multiply-adds": ["rate", "memcpy"]
 
 const shortName = (name: string) => name.replace(/^ggml (quantize_row_|quantize_|dequantize_row_)?/, "");
 
-/** The same Gaussian weights in both types. */
 function weightPools(kernels: Kernels, count: number, seed: number) {
   const F32 = gaussianWeights(count, seed), BF16 = new Uint16Array(count);
   convertInto(kernels, F32, "F32", BF16, "BF16");
   return { F32, BF16 };
 }
 
-/** Everything that a run of the suite needs. */
 export class KernelBench {
   readonly sections: Section[] = [];
   readonly rows: KernelRow[] = [];

@@ -28,7 +28,6 @@ export const withIsa = (kernels: Kernels, isa: InstructionSet): Kernels =>
 
 /** One thing that is timed, and where. */
 export interface KernelCase {
-  /** Unique in its group. */
   readonly name: string;
   readonly library: "arrowquant" | "ggml" | "memcpy" | "none";
   readonly backend: "native" | "wasm" | "runtime";
@@ -98,13 +97,11 @@ export class Operands {
     readonly rows: number,
     readonly cols: number,
     readonly pool: { readonly F32: Float32Array<ArrayBuffer>; readonly BF16: Uint16Array<ArrayBuffer> },
-    /** Kernels that are timed. */
     readonly kernels: Kernels = reference,
   ) {
     this.count = rows * cols;
   }
 
-  /** The same input for other kernels. */
   on(kernels: Kernels): Operands {
     return new Operands(this.reference, this.rows, this.cols, this.pool, kernels);
   }
@@ -174,7 +171,6 @@ export function ownCase<Out extends Arrays>(
   };
 }
 
-/** The circumstances that all our cases have. */
 export function circumstancesOf(
   { backend, isa, threads }: Kernels,
   name: string,
@@ -216,7 +212,6 @@ export function packedArrays(
   ];
 }
 
-/** Calls the raw kernel. */
 export function quantizeInto(
   kernels: Kernels,
   weights: ArrayBufferView<ArrayBuffer>,
@@ -231,7 +226,6 @@ export function quantizeInto(
   else native.quantizeClip(kernels, DOING, ...matrix, null, ...out);
 }
 
-/** Round to nearest or clip search. */
 export function quantizeCase(
   operands: Operands,
   spec: QuantizeSpec,
@@ -275,7 +269,6 @@ export function dequantizeCase(
   });
 }
 
-/** Packing codes, or unpacking them. */
 export function codesCase(operands: Operands, direction: "pack" | "unpack", bits: BitWidth): KernelCase {
   const { kernels, rows, cols, count } = operands;
   const codes = Uint8Array.from({ length: count }, (_, i) => Math.imul(i, 0x9e3779b1) >>> (32 - bits));
@@ -299,7 +292,6 @@ export function codesCase(operands: Operands, direction: "pack" | "unpack", bits
   };
 }
 
-/** Converts floats by the raw kernel. */
 export function convertInto(
   kernels: Kernels,
   source: Elements,
@@ -310,7 +302,6 @@ export function convertInto(
   native.convert(kernels, DOING, source, DTYPE_NUMBERS[from], target, DTYPE_NUMBERS[to], target.length);
 }
 
-/** Conversion from one floating type to another. */
 export function convertCase(
   operands: Operands,
   from: TimedDtype,

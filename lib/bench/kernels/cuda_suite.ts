@@ -42,12 +42,10 @@ const SETTINGS: readonly { readonly name: string; readonly options: QuantizeOpti
   },
 ];
 
-/** One kernel at one size. */
 interface CudaCase {
   readonly kernel: string;
   /** Bytes read and written, each once. */
   readonly bytes: number;
-  /** Weights quantized. */
   readonly weights?: number;
   /** One call; a status. */
   call(): number;

@@ -104,13 +104,11 @@ export const LINEAR_F32 = "F32 weights";
 export const LINEAR_PACKED = (bits: BitWidth) => `${bits} bits, F32 activations`;
 export const LINEAR_INT8 = (bits: BitWidth) => `${bits} bits, 8-bit activations`;
 
-/** Float32 by float32. */
 export function linearCase(operands: ProductOperands, name: string = LINEAR_F32): KernelCase {
   const call: ProductCall = (kernels, ...shape) => callLinear(kernels, operands, ...shape);
   return productCase(operands, name, "F32 × F32", operands.weights.byteLength, F32_LIMIT, call);
 }
 
-/** Float32 by packed weights. */
 export function packedLinearCase(operands: ProductOperands, bits: BitWidth): KernelCase {
   const { x, cols } = operands, arrays = operands.packed(bits), bytes = bytesOfArrays(arrays);
   const call: ProductCall = (kernels, tokens, rows, out) =>

@@ -16,7 +16,6 @@ import { type KernelCase, relativeDifference } from "./cases.ts";
 import { ggmlCase } from "./peers.ts";
 import type { ProductOperands } from "./product_cases.ts";
 
-/** The compiled peers. */
 export interface ProductPeers {
   /** Runs rounds of multiply-adds. @returns those of a round, 0 where the instruction set has none */
   fmaChains(isaNumber: number, rounds: number): number;

@@ -182,7 +182,6 @@ async function measureVector(
   }
 }
 
-/** Every matrix product. */
 export async function measureProducts(bench: KernelBench): Promise<void> {
   await withTemporaryFolder(async (folder) => {
     const opened = bench.kernels.backend === "native"

@@ -251,7 +251,6 @@ async function measureRest(bench: KernelBench): Promise<void> {
 /** A name, and how its case is made. */
 type NamedCall = readonly [name: string, make: (operands: Operands, name: string) => KernelCase];
 
-/** Calls of quantizing, and one of dequantizing. */
 const quantizingCalls = (specs: readonly QuantizeSpec[]): NamedCall[] => [
   ...specs.map((spec): NamedCall => [
     `${spec.solver} ${specName(spec)}`,

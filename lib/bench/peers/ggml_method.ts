@@ -7,7 +7,6 @@ import type { Ggml, GgmlCodebookType, GgmlType } from "../ggml.ts";
 import { WeightsError } from "../../errors.ts";
 import { checkLayer, checkRestored, type LayerInputs, type Method, neededInputs } from "./method.ts";
 
-/** Weights of a super-block. */
 export const SUPERBLOCK = 256;
 /** Weights of a block of Q8_0, the only format here without super-blocks. */
 const SMALL_BLOCK = 32;

@@ -28,7 +28,6 @@ interface HqqFit {
   readonly reciprocal: Float64Array;
   /** `f64[rows, groups]` */
   readonly zero: Float64Array;
-  /** Iterations that were run. */
   readonly iterations: number;
 }
 

@@ -12,7 +12,6 @@ export interface LayerInputs {
   readonly secondMoment: Float32Array | Float64Array;
 }
 
-/** A quantized matrix. */
 export interface MethodResult {
   /** Dequantized: `f32[rows, cols]`. */
   readonly weights: Float32Array;

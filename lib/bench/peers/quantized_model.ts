@@ -10,7 +10,6 @@ import { calibrationKeys, calibrationOf, collectInputs, type Positions } from ".
 import type { LayerInputs, Method, Unsupported } from "./method.ts";
 import { ReplacedCheckpoint } from "./replaced_checkpoint.ts";
 
-/** A matrix that is to be quantized. */
 export interface Layer {
   readonly name: string;
   readonly rows: number;

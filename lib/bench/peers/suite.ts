@@ -180,7 +180,6 @@ function sectionOf(
   };
 }
 
-/** A row of the JSON report. */
 export type PeersRow = ReturnType<typeof rowOf>;
 
 function rowOf(

@@ -75,7 +75,6 @@ export function phaseGoals(options: GoalOptions, rows: readonly Row[]): Goal[] {
 const NO_TASKS = "no tasks, or none asked for (--limit)";
 const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(0)} MB`;
 
-/** Goals of one model, as they come. */
 class Goals {
   readonly all: Goal[] = [];
   readonly #seed: number;

@@ -71,7 +71,6 @@ function guardText({ smoothing, refinement, output, timeScales, sampler }: Phase
   return parts.length === 0 ? undefined : parts.join(", ");
 }
 
-/** Accuracy, step KL, its ratios, and time. */
 export function phaseSections(about: About, rows: readonly Row[]): Section[] {
   const { name, family, bits, groupSize, timeGroups } = about, size = groupSize === 0 ? "row" : groupSize;
   const title = `${name} (${family}), ${bits} bits, group size ${size}, ${timeGroups} time groups`;
@@ -161,7 +160,6 @@ export function relativeAccuracy(row: Row, baseline: Row): number | undefined {
   return own === undefined || base === undefined || base === 0 ? undefined : own / base - 1;
 }
 
-/** Claims beside this run's measurements. */
 export function claimSection({ name }: About, rows: readonly Row[]): Section[] {
   const baseline = rows.find((row) => nameOf(row) === "baseline");
   const claimed = rows.filter((row) => nameOf(row) in CLAIMED);

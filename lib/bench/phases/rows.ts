@@ -5,7 +5,6 @@
  */
 import type { PhaseName } from "../options.ts";
 
-/** Keys of a configuration with their values. */
 type Keys = Readonly<Record<string, unknown>>;
 
 const PHASE1: Keys = { "thermodynamic.validation.enabled": true };
@@ -49,7 +48,6 @@ export const STATIC4_ROW = "best, static 4 bits, G 10", STATIC4_ONE_ROW = "best,
 export const SAMPLER_ROW = "best + sampler correction";
 const ONE_ROW = "best, one candidate";
 
-/** How a row is made. */
 export interface RowSetting {
   readonly name: string;
   readonly phase: PhaseName;

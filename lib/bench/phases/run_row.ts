@@ -26,7 +26,6 @@ import { readManifest } from "../../output/output_folder.ts";
 import type { RowSetting } from "./rows.ts";
 import { phaseTimes, type PipelineRun } from "./time.ts";
 
-/** A row as written. */
 export interface WrittenRow {
   readonly folder: string;
   readonly bitsPerWeight: number;
@@ -42,7 +41,6 @@ export class RowRunner implements Disposable {
   readonly #known = new Map<string, KnownSolutions>();
 
   private constructor(
-    /** The model and its calibration data. */
     readonly calibrated: Calibrated,
     run: QuantizeRun,
     readonly calibrateSeconds: number,
@@ -62,7 +60,6 @@ export class RowRunner implements Disposable {
     return this.#run.checkpoint;
   }
 
-  /** The configuration of a row. */
   configOf({ overrides }: Pick<RowSetting, "overrides">): Config {
     return configOf({ ...this.base, ...overrides });
   }

@@ -13,7 +13,6 @@ const SAMPLERS: readonly SamplerName[] = ["ddim", "ddpm"];
 /** A full-precision model, and a quantized one with its sampler's correction and without. */
 type CorrectedModels = Readonly<Record<"full" | "plain" | "corrected", DitModel>>;
 
-/** What both measurements take. */
 interface Run extends CorrectedModels {
   readonly scheduler: Scheduler;
   readonly images: number;
@@ -29,7 +28,6 @@ interface Pair {
   readonly with: Interval;
 }
 
-/** A row of the JSON report. */
 export type SamplerRow = Pick<Pair, "at"> & {
   readonly suite: "phases";
   readonly model: string;
@@ -38,7 +36,6 @@ export type SamplerRow = Pick<Pair, "at"> & {
   readonly with: number;
 };
 
-/** Two tables and their rows. */
 export function samplerSections(
   name: string,
   models: CorrectedModels,

@@ -118,7 +118,6 @@ function partsOf({ phases, layerMilliseconds }: RunReport, tokens: number) {
   return parts.map((each, i) => ({ ...each, overhead: i < 2 ? null : each.extrapolatedSeconds / round }));
 }
 
-/** A row of the JSON report. */
 function scaleRow({ environment, options: { seed } }: BenchContext, row: Part | Memory) {
   const { backend, isa, runtime, processor } = environment;
   const where = { seed, backend, isa, runtime, processor };
@@ -129,7 +128,6 @@ type Part = ReturnType<typeof partsOf>[number];
 /** Bytes of something that one block holds, and all of them. */
 type Memory = Readonly<Record<"countedBytes" | "extrapolatedBytes", number>> & { readonly memory: string };
 
-/** Tables and rows. */
 function reportOf(
   context: BenchContext,
   run: RunReport,

@@ -52,7 +52,6 @@ const REPEATS = 3;
 const AMOUNTS = { sequences: 300, images: 32, puzzles: undefined };
 const QUICK_AMOUNTS = { sequences: 40, images: 4, puzzles: 10 }, QUICK_SAMPLES = 64;
 
-/** A model under measurement. */
 interface Measured {
   readonly context: BenchContext;
   readonly name: string;
@@ -121,7 +120,6 @@ async function measureModel(
   });
 }
 
-/** Writes and measures every row. */
 async function measureRows(
   { context: { kernels, options, progress }, name, runner, full, yardstick, groups, folder }: Measured,
   settings: readonly RowSetting[],
@@ -184,7 +182,6 @@ async function measureRows(
   });
 }
 
-/** Tables, rows and goals of a model. */
 async function reportOf(
   measured: Measured,
   about: About,
@@ -243,12 +240,10 @@ function samplerReport(
   return samplerSections(name, models, scheduler, { seed, quick });
 }
 
-/** A row of the suite. */
 export type PhasesRow = PhaseRow | SamplerRow | ScaleRow;
 /** A model at a row's configuration, or in full precision. */
 export type PhaseRow = ReturnType<typeof jsonRow>;
 
-/** A row of the JSON report. */
 function jsonRow({ kernels, environment, options: { seed } }: BenchContext, about: About, row: Row) {
   const { setting, measurement, report } = row, { groupSize, bits, yardstick } = about;
   const { backend, isa, runtime, processor } = environment;

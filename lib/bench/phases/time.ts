@@ -10,7 +10,6 @@ export const PHASE_PARTS = [
   ...["refinement", "output", "timeScales", "smoothing", "sampler"] as const,
   ...["scores", "stepKl"] as const,
 ];
-/** Seconds of the phases' parts. */
 export type PhaseTimes = Readonly<Record<(typeof PHASE_PARTS)[number], number>>;
 
 /** Seconds of one run of the pipeline by part, without its calibrated solver. */

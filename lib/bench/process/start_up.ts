@@ -11,7 +11,6 @@ const GOAL_REPORT_BYTES = 5e6;
 /** The goal's number of layers, and more than any model has. */
 const LAYERS = [300, 10_000] as const;
 
-/** Start-up as measured. */
 export interface StartUp {
   /** Of `mod.ts`, without tables and charts, by the runtime that measures. */
   readonly importMilliseconds: Summary;
@@ -49,7 +48,6 @@ export async function measureStartUp(commandOf: CommandOf, runs: number): Promis
   return { importMilliseconds, reports };
 }
 
-/** The printed table. */
 export function startUpSection({ importMilliseconds, reports }: StartUp): Section {
   return tableOf(
     "Start-up and reports",
@@ -70,7 +68,6 @@ export function startUpSection({ importMilliseconds, reports }: StartUp): Sectio
   );
 }
 
-/** Goals beside what this run measured. */
 export function startUpGoals({ importMilliseconds, reports }: StartUp): Goal[] {
   const { layers, milliseconds, bytes } = reports[0]!;
   return [
