@@ -58,11 +58,7 @@ type PlacedError<C extends ErrorCode> = new (message: string, place?: ErrorPlace
   readonly tensor: string | undefined;
 };
 
-function placedError<C extends ErrorCode>(
-  Base: ErrorConstructor,
-  code: C,
-  name: string,
-): PlacedError<C> {
+function placedError<C extends ErrorCode>(Base: ErrorConstructor, code: C, name: string): PlacedError<C> {
   return class extends Base {
     readonly code = code;
     override readonly name = name;

@@ -128,9 +128,7 @@ const key = <V>(
   kind: Kind<V>,
   value: NoInfer<V>,
   more: Pick<KeyOf<V>, "unit" | "later" | "neutral"> = {},
-) => ({
-  means: (description: string): KeyOf<V> => ({ kind, default: value, description, ...more }),
-});
+) => ({ means: (description: string): KeyOf<V> => ({ kind, default: value, description, ...more }) });
 
 /** Every key, in the order in which it is printed; the keys of one section stand together. */
 const ROWS: Rows = {

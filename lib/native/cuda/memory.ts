@@ -8,10 +8,7 @@ export class DeviceMemory {
   readonly #handle = new BigUint64Array(1);
 
   /** @param failure the error for a status that is not `AQ_OK` */
-  constructor(
-    readonly cuda: CudaKernels,
-    readonly failure: (status: number) => Error,
-  ) {
+  constructor(readonly cuda: CudaKernels, readonly failure: (status: number) => Error) {
     this.expect(cuda.calls.aq_cuda_create_stream(0, this.#handle));
     this.stream = this.#handle[0]!;
   }
