@@ -104,11 +104,7 @@ export function readFully(fd: number, target: Uint8Array, position: number, path
   });
 }
 
-/**
- * Writes all of `bytes` at `position`.
- *
- * @throws {OutputError} when the system refuses
- */
+/** Writes all of `bytes` at `position`. @throws {OutputError} when the system refuses */
 export function writeFully(fd: number, bytes: Uint8Array, position: number, path: string): void {
   writing("write", path, () => {
     for (let done = 0; done < bytes.length;) {
