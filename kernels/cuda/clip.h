@@ -65,8 +65,7 @@ AQ_DEVICE void aq_add_sums(aq_pass_sums *total, const aq_pass_sums *part) {
 }
 
 template <class Group>
-AQ_DEVICE aq_pass_sums aq_candidate_sums(const Group &group, const aq_clip_candidate c[AQ_CLIP_PASS],
-                                           float code_max) {
+AQ_DEVICE aq_pass_sums aq_candidate_sums(const Group &group, const aq_clip_candidate c[AQ_CLIP_PASS], float code_max) {
   return group.template ordered<aq_pass_sums>([&](size_t begin, size_t end) {
     aq_pass_sums part = {};
     for (size_t i = begin; i < end; i++) {

@@ -107,8 +107,7 @@ static int32_t quantize(aq_cuda_buffer weights, int32_t dtype, size_t rows, size
     aq_launch(on, quantize_long, aq_cuda_blocks(units * 32, AQ_BLOCK), AQ_BLOCK, 0, view, clip, on->faults);
   } else if (clip) {
     const size_t groups = aq_tile_groups(layout), bytes = aq_tile_bytes(layout, column_weights != 0);
-    status = aq_cuda_status(
-        cudaFuncSetAttribute(clip_tiles, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    status = aq_cuda_status(cudaFuncSetAttribute(clip_tiles, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     if (status != AQ_OK) return status;
     aq_launch(on, clip_tiles, aq_cuda_blocks(units, groups), (unsigned)groups, bytes, view, on->faults);
   } else {

@@ -240,8 +240,7 @@ AQ_API int32_t aq_rotary(AQ_INOUT float *x, const int32_t *positions, size_t row
                          double theta, int32_t isa, int32_t threads);
 
 /* silu(gate) * up, silu(x) = x / (1 + exp(-x)). out may be gate or up. */
-AQ_API int32_t aq_silu_multiply(const float *gate, const float *up, size_t n, float *out, int32_t isa,
-                                int32_t threads);
+AQ_API int32_t aq_silu_multiply(const float *gate, const float *up, size_t n, float *out, int32_t isa, int32_t threads);
 
 /* out may be x. */
 AQ_API int32_t aq_silu(const float *x, size_t n, float *out, int32_t isa, int32_t threads);
@@ -298,8 +297,7 @@ AQ_API int32_t aq_accumulate_moment(const float *x, const float *y, const float 
 
 /* M = U diag(pivots) U^T with U unit upper triangular: m f32[n, n] becomes U (of M only the upper triangle is
  * read), pivots f32[n]. AQ_E_VALUE where a pivot is not positive; m is lost then. */
-AQ_API int32_t aq_factor_moment(AQ_INOUT float *m, size_t n, float *pivots, float *work, int32_t isa,
-                                int32_t threads);
+AQ_API int32_t aq_factor_moment(AQ_INOUT float *m, size_t n, float *pivots, float *work, int32_t isa, int32_t threads);
 
 /* b f32[rows, n] becomes b M^-1, M by its factor and pivots. */
 AQ_API int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, AQ_INOUT float *b, size_t rows,

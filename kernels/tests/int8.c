@@ -8,8 +8,7 @@ static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int3
                       int symmetric, int with_bias, int32_t x_bits, int extreme) {
   char where[160];
   snprintf(where, sizeof where, "%s, %zux%zux%zu, %d bits, group %zu%s%s, x %d bits%s", isa_names[isa], tokens, rows,
-           cols,
-           bits, group_size, symmetric ? ", symmetric" : "", with_bias ? ", bias" : "", x_bits,
+           cols, bits, group_size, symmetric ? ", symmetric" : "", with_bias ? ", bias" : "", x_bits,
            extreme ? ", extreme" : "");
   const size_t n = tokens * rows;
   float *x = gaussians(tokens * cols, 1), *bias = gaussians(rows, 1);
@@ -78,21 +77,17 @@ static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int3
       tolerance[t * rows + r] = (float)(((double)cols / 16 + 8) * 0x1p-24 * (magnitude + 1));
     }
   const float *b = with_bias ? bias : 0;
-  expect_status("linear_packed_int8", where,
-     aq_linear_packed_int8(codes, x_scale, x_zero, tokens, packed, scale, zero, b, rows, cols, bits, group_size,
-                           expected,
-                           AQ_ISA_SCALAR, 1),
-     AQ_OK);
+#define LINEAR(count, out, isa, threads)                                                                          \
+  aq_linear_packed_int8(codes, x_scale, x_zero, count, packed, scale, zero, b, rows, cols, bits, group_size, out, \
+                        isa, threads)
+  expect_status("linear_packed_int8", where, LINEAR(tokens, expected, AQ_ISA_SCALAR, 1), AQ_OK);
   expect_close("int8 oracle against doubles", where, reference, expected, n, tolerance, 0);
   for (size_t k = 0; k < COUNT(thread_counts); k++) {
     float *out = guarded(n * 4);
-    expect_status("linear_packed_int8", where,
-       aq_linear_packed_int8(codes, x_scale, x_zero, tokens, packed, scale, zero, b, rows, cols, bits, group_size, out,
-                             isa, thread_counts[k]),
-       AQ_OK);
+    expect_status("linear_packed_int8", where, LINEAR(tokens, out, isa, thread_counts[k]), AQ_OK);
     expect_output("linear_packed_int8", where, expected, out, n * 4);
   }
-  aq_linear_packed_int8(codes, x_scale, x_zero, 1, packed, scale, zero, b, rows, cols, bits, group_size, part, isa, 1);
+  LINEAR(1, part, isa, 1);
   expect_output("linear_packed_int8, a token alone", where, expected, part, rows * 4);
   release();
 }

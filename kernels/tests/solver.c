@@ -14,41 +14,40 @@ enum { OUTPUTS = 9 };
 static const char *output_names[OUTPUTS] = {"moment", "cross moment", "factor", "pivots", "solved rows",
                                             "codes",  "scales",       "zero points", "objective"};
 
+#define CALL(what, call) expect_status(what, where, call, AQ_OK)
+
 typedef struct {
   void *data[OUTPUTS];
   size_t bytes[OUTPUTS];
 } outputs;
 
 static outputs solve_all(const shape *s, const float *x, const float *y, const float *weight, const float *w,
-                         const int32_t *order,
-                   int32_t isa, int32_t threads, const char *where) {
+                         const int32_t *order, int32_t isa, int32_t threads, const char *where) {
   const size_t rows = s->rows, n = s->cols;
   uint64_t groups, floats;
-  expect_status("group count", where, aq_group_count(n, s->group_size, &groups), AQ_OK);
-  expect_status("work", where, aq_solver_work(n, s->group_size, threads, &floats), AQ_OK);
+  CALL("group count", aq_group_count(n, s->group_size, &groups));
+  CALL("work", aq_solver_work(n, s->group_size, threads, &floats));
   outputs o;
   const size_t sizes[OUTPUTS] = {n * n * 4, rows * n * 4, n * n * 4,    n * 4,   rows * n * 4,
                                  rows * n,  rows * groups * 4, rows * groups * 4, rows * 8};
   for (int i = 0; i < OUTPUTS; i++) o.data[i] = memset(guarded(o.bytes[i] = sizes[i]), 0, sizes[i]);
   float *work = guarded(floats * 4), *moment = o.data[0], *factor = o.data[2], *scale = o.data[6], *zero = o.data[7];
-  expect_status("moment", where, aq_accumulate_moment(x, 0, weight, s->tokens, n, n, moment, isa, threads), AQ_OK);
-  expect_status("cross moment", where, aq_accumulate_moment(x, y, 0, s->tokens, rows, n, o.data[1], isa, threads),
-                AQ_OK);
+  uint8_t *codes = o.data[5];
+  CALL("moment", aq_accumulate_moment(x, 0, weight, s->tokens, n, n, moment, isa, threads));
+  CALL("cross moment", aq_accumulate_moment(x, y, 0, s->tokens, rows, n, o.data[1], isa, threads));
   float mean = 0;
   for (size_t k = 0; k < n; k++) mean += moment[k * n + k] / (float)n;
   for (size_t i = 0; i < n; i++)
     for (size_t j = i; j < n; j++)
       factor[i * n + j] = moment[(size_t)order[i] * n + (size_t)order[j]] + (i == j ? 0.05f * mean + 1e-6f : 0.0f);
-  expect_status("factor", where, aq_factor_moment(factor, n, o.data[3], work, isa, threads), AQ_OK);
+  CALL("factor", aq_factor_moment(factor, n, o.data[3], work, isa, threads));
   memcpy(o.data[4], w, rows * n * 4);
-  expect_status("solve", where, aq_solve_moment(factor, o.data[3], n, o.data[4], rows, work, isa, threads), AQ_OK);
-  expect_status("grids", where, aq_clipped_grids(w, rows, n, s->bits, s->group_size, s->kind, 0.8f, scale, zero,
-                                                 threads), AQ_OK);
-  expect_status("feedback", where, aq_quantize_feedback(w, rows, n, s->bits, s->group_size, scale, zero, factor, order,
-                                                        o.data[5], work, isa, threads), AQ_OK);
-  expect_status("refine", where, aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, moment, 1, 2, o.data[5],
-                                                 scale, zero, o.data[8], work, isa,
-                         threads), AQ_OK);
+  CALL("solve", aq_solve_moment(factor, o.data[3], n, o.data[4], rows, work, isa, threads));
+  CALL("grids", aq_clipped_grids(w, rows, n, s->bits, s->group_size, s->kind, 0.8f, scale, zero, threads));
+  CALL("feedback", aq_quantize_feedback(w, rows, n, s->bits, s->group_size, scale, zero, factor, order, codes, work,
+                                        isa, threads));
+  CALL("refine", aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, moment, 1, 2, codes, scale, zero,
+                                 o.data[8], work, isa, threads));
   for (int i = 0; i < OUTPUTS; i++) expect_guard(output_names[i], where, o.data[i], o.bytes[i]);
   expect_guard("work", where, work, floats * 4);
   return o;
@@ -110,8 +109,7 @@ static void check_shape(const shape *s) {
     if (!aq_isa_supported(isa)) continue;
     for (int32_t threads = 1; threads <= 3; threads += 2) {
       snprintf(where, sizeof where, "%s, %d threads, %zu x %zu, %d bits, groups of %zu, kind %d", isa_names[isa],
-               threads, rows, n,
-               s->bits, s->group_size, s->kind);
+               threads, rows, n, s->bits, s->group_size, s->kind);
       outputs actual = solve_all(s, x, y, weight, w, order, isa, threads, where);
       for (int i = 0; i < OUTPUTS; i++)
         expect_bytes(output_names[i], where, expected.data[i], actual.data[i], expected.bytes[i]);
@@ -119,6 +117,10 @@ static void check_shape(const shape *s) {
   }
   release();
 }
+
+#define REFUSED(what, status, call) expect_status("refusals", what, call, status)
+#define FEEDBACK(weights, scale, order) \
+  aq_quantize_feedback(weights, 2, 2, 2, 0, scale, unit, one, order, codes, work, AQ_ISA_BEST, 1)
 
 static void check_refusals(void) {
   float one[4] = {1, 0, 0, 1}, work[1 << 14];
@@ -128,20 +130,16 @@ static void check_refusals(void) {
   uint64_t floats;
   const float nan = nanf("");
   float broken[4] = {1, nan, 0, 1}, zero_scale[2] = {0, 1}, unit[2] = {1, 1}, indefinite[4] = {1, 2, 2, 1};
-  expect_status("too many columns", "work", aq_solver_work(AQ_MAX_SOLVER_COLS + 1, 0, 1, &floats), AQ_E_SHAPE);
-  expect_status("a group of 17", "work", aq_solver_work(2, 17, 1, &floats), AQ_E_SHAPE);
-  expect_status("an indefinite moment", "factor", aq_factor_moment(indefinite, 2, work, work + 64, AQ_ISA_BEST, 1),
-                AQ_E_VALUE);
-  expect_status("NaN", "feedback", aq_quantize_feedback(broken, 2, 2, 2, 0, unit, unit, one, order, codes, work,
-                                                        AQ_ISA_BEST, 1), AQ_E_NONFINITE);
-  expect_status("a wrong order", "feedback", aq_quantize_feedback(one, 2, 2, 2, 0, unit, unit, one, wrong, codes, work,
-                                                                  AQ_ISA_BEST, 1), AQ_E_VALUE);
-  expect_status("a scale of 0", "feedback", aq_quantize_feedback(one, 2, 2, 2, 0, zero_scale, unit, one, order, codes,
-                                                                 work, AQ_ISA_BEST, 1), AQ_E_VALUE);
-  expect_status("a wrong kind", "refine", aq_refine_codes(one, 2, 2, 2, 0, 3, one, 1, 1, codes, unit, unit, objective,
-                                                          work, AQ_ISA_BEST, 1), AQ_E_ARGUMENT);
-  expect_status("no rows", "refine", aq_refine_codes(0, 0, 2, 2, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, AQ_ISA_BEST, 1), AQ_OK);
-  expect_status("a ratio above 1", "grids", aq_clipped_grids(one, 2, 2, 2, 0, 0, 1.5f, work, work, 1), AQ_E_VALUE);
+  REFUSED("too many columns", AQ_E_SHAPE, aq_solver_work(AQ_MAX_SOLVER_COLS + 1, 0, 1, &floats));
+  REFUSED("a group of 17", AQ_E_SHAPE, aq_solver_work(2, 17, 1, &floats));
+  REFUSED("an indefinite moment", AQ_E_VALUE, aq_factor_moment(indefinite, 2, work, work + 64, AQ_ISA_BEST, 1));
+  REFUSED("NaN", AQ_E_NONFINITE, FEEDBACK(broken, unit, order));
+  REFUSED("a wrong order", AQ_E_VALUE, FEEDBACK(one, unit, wrong));
+  REFUSED("a scale of 0", AQ_E_VALUE, FEEDBACK(one, zero_scale, order));
+  REFUSED("a wrong kind", AQ_E_ARGUMENT, aq_refine_codes(one, 2, 2, 2, 0, 3, one, 1, 1, codes, unit, unit, objective,
+                                                         work, AQ_ISA_BEST, 1));
+  REFUSED("no rows", AQ_OK, aq_refine_codes(0, 0, 2, 2, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, AQ_ISA_BEST, 1));
+  REFUSED("a ratio above 1", AQ_E_VALUE, aq_clipped_grids(one, 2, 2, 2, 0, 0, 1.5f, work, work, 1));
 }
 
 int main(int argc, char **argv) {

@@ -35,11 +35,9 @@ static void compare(int32_t isa, int32_t threads, size_t rows, size_t cols, int3
                                       solver == 2 ? column_weights : 0, o[0], o[1], o[2], o[3], o[4], use, share);
     for (int32_t to = AQ_F32; to <= AQ_BF16; to++)
       aq_dequantize_two_level(o[0], o[1], o[2], o[3], o[4], rows, cols, bits, group_size, scale_bits, o[5 + to], to,
-                              use,
-                              share);
+                              use, share);
     aq_two_level_error_statistics(weights, dtype, o[0], o[1], o[2], o[3], o[4], rows, cols, bits, group_size,
-                                  scale_bits,
-                                  o[8], use, share);
+                                  scale_bits, o[8], use, share);
   }
   expect_status("quantize", where, status[1], status[0]);
   if (status[0] == AQ_OK && status[1] == AQ_OK) {
@@ -61,8 +59,7 @@ static void faults(int32_t isa) {
     fill(w, 900, GAUSSIAN);
     w[random_bits() % 900] = bad[i % 5];
     const int32_t status = aq_quantize_two_level(w, AQ_F32, 3, 300, 2, 16, 4, i % 2, 0, packed, sub[0], sub[1],
-                                                 super[0],
-                                                 super[1], isa, 2);
+                                                 super[0], super[1], isa, 2);
     expect_status("fault", isa_names[isa], status, i % 5 < 3 ? AQ_E_NONFINITE : AQ_E_RANGE);
   }
 }

@@ -1,32 +1,7 @@
 /**
  * Quantizing a checkpoint, in five stages that hand values on. `quantizeCheckpoint` runs them one after the
- * other in an output folder that can be resumed; whoever needs the values in between calls them:
- *
- * ```ts
- * import { mkdtempSync } from "node:fs";
- * import { tmpdir } from "node:os";
- * import { resolveConfig } from "../config/mod.ts";
- * import { openKernels } from "../native/mod.ts";
- * import { calibrateRun, openRun, phasesRun, planRun, requestOutput } from "./quantize_checkpoint.ts";
- * import { solveRun, withConfig, withOutput, writeRun } from "./quantize_checkpoint.ts";
- *
- * const configs = [{}, { "thermodynamic.validation.enabled": true }].map((overrides) =>
- *   resolveConfig({ overrides: { solver: "feedback", calibration_samples: 32, ...overrides } }).config
- * );
- * using kernels = await openKernels();
- * using run = openRun({ input: "tests/models/dream-mini", config: configs[0]!, kernels });
- * const planned = await planRun(run), calibrated = await calibrateRun(run, planned);
- * const known = new Map(); // candidates that are solved
- * for (const config of configs) { // with the same bits
- *   const own = withConfig(run, config);
- *   const solved = await solveRun(own, planned, calibrated, { known });
- *   const phases = await phasesRun(own, planned, calibrated, solved);
- *   const request = await requestOutput(own, planned, { output: mkdtempSync(`${tmpdir()}/example-`) });
- *   await withOutput(own, planned, request, (folder) => writeRun(own, planned, { solved, phases }, folder));
- * }
- * ```
- *
- * The files are those of `quantizeCheckpoint` with the same configuration, byte for byte.
+ * other in an output folder that can be resumed; the bench calls them with several configurations of the same
+ * bits (`withConfig`). The files are the same, byte for byte.
  */
 import { join } from "node:path";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";

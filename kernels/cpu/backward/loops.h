@@ -239,8 +239,7 @@ static void column_sums(const float *a, const float *b, size_t rows, size_t cols
 }
 
 /* factors: beta1, 1 - beta1, beta2, 1 - beta2, rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), epsilon */
-static void adam(float *values, const float *gradients, float *first, float *second, size_t n,
-                 const double *factors) {
+static void adam(float *values, const float *gradients, float *first, float *second, size_t n, const double *factors) {
   const float b1 = (float)factors[0], c1 = (float)factors[1], b2 = (float)factors[2], c2 = (float)factors[3];
   const float rate = (float)factors[4], root = (float)factors[5], epsilon = (float)factors[6];
   for (size_t i = 0; i < n; i++) {

@@ -36,8 +36,7 @@ static void rms_norm(const float *x, size_t cols, const float *weight, float eps
   for (size_t i = 0; i < cols; i++) out[i] = (float)((double)x[i] * factor * (weight ? (double)weight[i] : 1.0));
 }
 
-static void layer_norm(const float *x, size_t cols, const float *weight, const float *bias, float epsilon,
-                       float *out) {
+static void layer_norm(const float *x, size_t cols, const float *weight, const float *bias, float epsilon, float *out) {
   double sum = 0.0, squares = 0.0;
   for (size_t i = 0; i < cols; i++) sum += (double)x[i];
   const double mean = sum / (double)cols;

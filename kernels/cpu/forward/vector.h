@@ -60,8 +60,7 @@ static void rms_norm(const float *x, size_t cols, const float *weight, float eps
   })
 }
 
-static void layer_norm(const float *x, size_t cols, const float *weight, const float *bias, float epsilon,
-                       float *out) {
+static void layer_norm(const float *x, size_t cols, const float *weight, const float *bias, float epsilon, float *out) {
   vf sum = {0};
   vf squares = {0};
   AQ_FOR_VECTORS(cols, { sum += load_n(x + i, n); })

@@ -93,10 +93,8 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   uint8_t *codes = job->codes + row * n;
   float *own_scale = job->scale + row * groups, *own_zero = job->zero_point + row * groups;
   for (size_t k = 0; k < n; k++) candidate[k] = kept[k] = (float)codes[k];
-  for (size_t g = 0; g < groups; g++) {
-    scale[g] = own_scale[g];
-    zero_point[g] = own_zero[g];
-  }
+  __builtin_memcpy(scale, own_scale, groups * sizeof *scale);
+  __builtin_memcpy(zero_point, own_zero, groups * sizeof *zero_point);
   evaluate(job, weights, &s);
   double best = s.objective;
   for (int32_t round = 0; round < 2 * job->rounds; round++) {
@@ -108,17 +106,13 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
     evaluate(job, weights, &s);
     if (s.objective < best) {
       best = s.objective;
-      for (size_t k = 0; k < n; k++) kept[k] = candidate[k];
-      for (size_t g = 0; g < groups; g++) {
-        own_scale[g] = scale[g];
-        own_zero[g] = zero_point[g];
-      }
+      __builtin_memcpy(kept, candidate, n * sizeof *kept);
+      __builtin_memcpy(own_scale, scale, groups * sizeof *scale);
+      __builtin_memcpy(own_zero, zero_point, groups * sizeof *zero_point);
     } else {
-      for (size_t k = 0; k < n; k++) candidate[k] = kept[k];
-      for (size_t g = 0; g < groups; g++) {
-        scale[g] = own_scale[g];
-        zero_point[g] = own_zero[g];
-      }
+      __builtin_memcpy(candidate, kept, n * sizeof *kept);
+      __builtin_memcpy(scale, own_scale, groups * sizeof *scale);
+      __builtin_memcpy(zero_point, own_zero, groups * sizeof *zero_point);
       evaluate(job, weights, &s);
     }
   }

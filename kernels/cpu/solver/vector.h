@@ -273,15 +273,10 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   double *m = (double *)work, *r = m + 4 * groups * groups;
   panel_state s;
   float *at = (float *)(r + 2 * groups);
-  s.codes = at, at += n * AQ_ROWS;
-  s.kept = at, at += n * AQ_ROWS;
-  s.delta = at, at += n * AQ_ROWS;
-  s.products = at, at += n * AQ_ROWS;
-  s.weights = at, at += n * AQ_ROWS;
-  s.scale = at, at += groups * AQ_ROWS;
-  s.zero_point = at, at += groups * AQ_ROWS;
-  s.own_scale = at, at += groups * AQ_ROWS;
-  s.own_zero = at, at += groups * AQ_ROWS;
+  float **columns[] = {&s.codes, &s.kept, &s.delta, &s.products, &s.weights};
+  float **grids[] = {&s.scale, &s.zero_point, &s.own_scale, &s.own_zero};
+  for (int i = 0; i < 5; i++, at += n * AQ_ROWS) *columns[i] = at;
+  for (int i = 0; i < 4; i++, at += groups * AQ_ROWS) *grids[i] = at;
   s.sums = at;
   for (size_t lane = 0; lane < AQ_ROWS; lane++) {
     const size_t from = row + aq_min_size(lane, rows - 1);

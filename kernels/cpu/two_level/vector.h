@@ -134,8 +134,7 @@ AQ_INLINE vf fit_super(const vf *values, const vf *weights, size_t n, vf code_ma
   return v_select(largest > (vf){0}, super, (vf){0});
 }
 
-static void round_super(const vf *smallest, const vf *largest, size_t groups, vf code_max, vf sub_max,
-                        super_fit *out) {
+static void round_super(const vf *smallest, const vf *largest, size_t groups, vf code_max, vf sub_max, super_fit *out) {
   vf most = {0};
   for (size_t j = 0; j < groups; j++) most = v_max(most, -smallest[j]);
   out->minimum = round_half_up(most / sub_max);
