@@ -28,6 +28,13 @@ export interface Timing {
   readonly callsPerSample: number;
 }
 
+/** Seconds of one call. */
+export function secondsOf(run: () => void): number {
+  const begin = performance.now();
+  run();
+  return (performance.now() - begin) / 1000;
+}
+
 /** Longest warm-up of one contender, as a multiple of the shortest, when its pace does not settle. */
 const WARM_UP_LIMIT = 3;
 /** A pace has settled when the last tenth of a warm-up is no faster than this share of the best before. */

@@ -5,6 +5,7 @@
 import { gaussianWeights } from "../random.ts";
 import { accumulateMoment, emptyMoments, factorMoments, solveLayer } from "../../quant/mod.ts";
 import { type BenchContext, type Section, tableOf } from "../suite.ts";
+import { secondsOf } from "../timing.ts";
 
 /** Dream 7B (https://huggingface.co/Dream-org/Dream-v0-Base-7B). */
 export const DREAM_7B = { width: 3584, blocks: 28 } as const;
@@ -19,12 +20,6 @@ const SHAPES = [
 const WIDTH = DREAM_7B.width;
 /** Rows that are solved: a whole number of what the kernels take at once. */
 const ROWS = 128, QUICK_ROWS = 64, TOKENS = 512;
-
-function secondsOf(run: () => void): number {
-  const begin = performance.now();
-  run();
-  return (performance.now() - begin) / 1000;
-}
 
 /** Seconds of solving `best` on rows of one width: of gathering a token, of factoring, of a row. */
 function measure({ kernels, options: { seed } }: BenchContext, rows: number, width: number) {

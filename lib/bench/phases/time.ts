@@ -4,6 +4,7 @@ import { imageNoise } from "../../models/random.ts";
 import type { PhasesReport } from "../../phases/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import { median, pairedRatio, type Summary } from "../../eval/statistics.ts";
+import { secondsOf } from "../timing.ts";
 
 /** Parts of the phases' time: the scores and the held-out step KL beside them are phase 1's. */
 export const PHASE_PARTS = [
@@ -69,11 +70,6 @@ const SELECTIONS = 2000, FORWARDS = 9;
 /** Time of selecting θ for every layer over the time of a forward pass of one item. */
 export function selectionShare(loaded: LoadedModel, parameters: TimeParameters): number {
   const { axis } = parameters.groups, names = [...parameters.layers.keys()];
-  const seconds = (run: () => void) => {
-    const begin = performance.now();
-    run();
-    return (performance.now() - begin) / 1000;
-  };
   // The middle of the axis; times differ from call to call, so that nothing is known beforehand.
   const times = Array.from(
     { length: SELECTIONS },
@@ -82,57 +78,48 @@ export function selectionShare(loaded: LoadedModel, parameters: TimeParameters):
   const select = () => {
     for (const time of times) for (const name of names) parameters.at(name, time);
   };
-  let forward: () => void;
-  if (loaded.kind === "dit") {
-    const { model } = loaded;
-    const noise = new Float32Array(model.imageElements).fill(0.5);
-    forward = () => void model.forward(noise, [times[1]!], [0]);
-  } else {
-    const { model } = loaded, { maskToken, maxTokens } = model.config;
-    const tokens = new Int32Array(Math.min(32, maxTokens)).fill(maskToken);
-    forward = () => void model.forward(tokens, 1, { t: 1 });
-  }
+  const forward = forwardOf(loaded, 1);
   select();
   forward();
-  const selecting = median(Array.from({ length: 5 }, () => seconds(select))) / SELECTIONS;
-  return selecting / median(Array.from({ length: FORWARDS }, () => seconds(forward)));
+  const selecting = median(Array.from({ length: 5 }, () => secondsOf(select))) / SELECTIONS;
+  return selecting / median(Array.from({ length: FORWARDS }, () => secondsOf(forward)));
 }
 
 /** Items of a batch that forward passes are timed on, and how many passes of each model, in turn. */
 const TIMED_SEQUENCES = 32, TIMED_IMAGES = 16, TIMED_FORWARDS = 51;
 
+/** A forward pass over so many items, all at the middle of the axis, as a sampler's step has them. */
+function forwardOf(loaded: LoadedModel, items: number): () => void {
+  if (loaded.kind === "dit") {
+    const { model } = loaded, noise = imageNoise(0, 0, items, model.imageElements);
+    const time = Math.floor((model.timeParameters?.groups.axis.bins ?? 2) / 2);
+    const times = new Array<number>(items).fill(time), labels = times.map((_, i) => i % model.config.classes);
+    return () => void model.forward(noise, times, labels);
+  }
+  const { model } = loaded,
+    { maxTokens, vocabularySize } = model.config,
+    length = items * Math.min(32, maxTokens);
+  const tokens = Int32Array.from({ length }, (_, i) => i % vocabularySize);
+  return () => void model.forward(tokens, items, { t: 0.5 });
+}
+
 /**
  * Time of a forward pass of one model over that of another of the same family, with the same threads: passes
- * in turn over the same batch, all items at the middle of the axis, as a sampler's step has them.
+ * in turn over the same batch.
  *
  * @throws {TypeError} when one draws and the other writes
  */
 export function forwardRatio(own: LoadedModel, other: LoadedModel): Summary {
-  const runs = [own, other].map((loaded): () => void => {
-    if ((loaded.kind === "dit") !== (own.kind === "dit")) {
-      throw new TypeError("Cannot compare a language model with one that draws images");
-    }
-    if (loaded.kind === "dit") {
-      const { model } = loaded;
-      const time = Math.floor((model.timeParameters?.groups.axis.bins ?? 2) / 2);
-      const noise = imageNoise(0, 0, TIMED_IMAGES, model.imageElements);
-      const times = new Array<number>(TIMED_IMAGES).fill(time);
-      const labels = times.map((_, i) => i % model.config.classes);
-      return () => void model.forward(noise, times, labels);
-    }
-    const { model } = loaded, { maxTokens, vocabularySize } = model.config;
-    const tokens = Int32Array.from(
-      { length: TIMED_SEQUENCES * Math.min(32, maxTokens) },
-      (_, i) => i % vocabularySize,
-    );
-    return () => void model.forward(tokens, TIMED_SEQUENCES, { t: 0.5 });
-  });
+  if ((own.kind === "dit") !== (other.kind === "dit")) {
+    throw new TypeError("Cannot compare a language model with one that draws images");
+  }
+  const items = own.kind === "dit" ? TIMED_IMAGES : TIMED_SEQUENCES;
+  const runs = [own, other].map((loaded) => forwardOf(loaded, items));
   const milliseconds: [number[], number[]] = [[], []];
   for (let i = -2; i < TIMED_FORWARDS; i++) {
     for (const [m, run] of runs.entries()) {
-      const begin = performance.now();
-      run();
-      if (i >= 0) milliseconds[m]!.push(performance.now() - begin); // the first ones warm up
+      const seconds = secondsOf(run);
+      if (i >= 0) milliseconds[m]!.push(1000 * seconds); // the first ones warm up
     }
   }
   return pairedRatio(...milliseconds);
