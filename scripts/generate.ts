@@ -262,9 +262,8 @@ function startWriting(
 }
 
 async function write(task: Task, kind: "dream" | "llada", config: MaskedTransformerConfig): Promise<void> {
-  const { flags } = task.parsed,
-    posed = await pose(task, kind, config),
-    { tokenizer, prompt, places } = posed;
+  const { flags } = task.parsed, posed = await pose(task, kind, config);
+  const { tokenizer, prompt, places } = posed;
   const { turns, seed, needed } = startWriting(task, kind, config, posed);
   const end = Math.max(...places) + 1, trace: string[] = [];
   const states = new StateDisplay(), started = performance.now();
@@ -290,26 +289,17 @@ async function write(task: Task, kind: "dream" | "llada", config: MaskedTransfor
     print(printable(text));
     return task.log(`${places.length} tokens in ${seconds.toFixed(2)} s`);
   }
-  printJson({
-    kind,
-    prompt,
-    text,
-    tokens: [...written],
-    masks: places.length,
-    seed,
-    seconds,
-    ...measured(needed),
-    timeGroups: task.timeParameters?.groups.count ?? null,
-    backend: task.kernels.describe(),
-    ...(flags.trace ? { trace } : {}),
-  });
+  const answer = { kind, prompt, text, tokens: [...written], masks: places.length, seed, seconds };
+  printJson({ ...answer, ...measured(task, needed), ...(flags.trace ? { trace } : {}) });
 }
 
-/** What was forecast and what came of it, for machines. */
-function measured({ memory, time }: ReturnType<typeof announce>) {
+/** What was forecast and what came of it, and by what, for machines. */
+function measured({ kernels, timeParameters }: Task, { memory, time }: ReturnType<typeof announce>) {
   return {
     forecast: { memoryBytes: memory.total, memory, seconds: time.seconds },
     peakMemoryBytes: peakResidentBytes(),
+    timeGroups: timeParameters?.groups.count ?? null,
+    backend: kernels.describe(),
   };
 }
 
@@ -372,9 +362,7 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   scheduler.timesteps(steps); // refuses too many
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
   const needed = announce(task, { batch, tokens: 0 }, 0, steps);
-  const { model } = modelFrom(checkpoint, task.kernels, {
-    timeParameters: task.timeParameters,
-  });
+  const { model } = modelFrom(checkpoint, task.kernels, { timeParameters: task.timeParameters });
   if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");
   const turns = imageSteps(model, scheduler, classes, { steps, seed, sampler, guidance });
   const kept: Float32Array<ArrayBuffer>[] = [];
@@ -405,20 +393,8 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   const out = values.out ?? `class-${classes.join("-")}.png`;
   writeWhole(out, encodePng(pixels, width, height, channels));
   if (flags.json) {
-    printJson({
-      kind: "dit",
-      classes,
-      out,
-      width,
-      height,
-      steps,
-      seed,
-      seconds,
-      ...measured(needed),
-      timeGroups: task.timeParameters?.groups.count ?? null,
-      backend: task.kernels.describe(),
-    });
-    return;
+    const image = { kind: "dit", classes, out, width, height, steps, seed, seconds };
+    return printJson({ ...image, ...measured(task, needed) });
   }
   print(printable(out));
   log(

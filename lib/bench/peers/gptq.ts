@@ -6,16 +6,9 @@
  */
 import { type FactoredMoment, factorMoments } from "../../quant/solvers/factored_moment.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { groupCount, packedBytes, quantize } from "../../quant/mod.ts";
+import { groupCount, quantize } from "../../quant/mod.ts";
 import { type GroupScales, scalesOf } from "../../quant/solvers/steps.ts";
-import {
-  checkLayer,
-  gridName,
-  type GridSetting,
-  type LayerInputs,
-  type Method,
-  neededInputs,
-} from "./method.ts";
+import { type GridSetting, type LayerInputs, type Method, reimplementation } from "./method.ts";
 
 /** Added to the diagonal of a second moment, in units of its mean. */
 const DAMPING = 0.01;
@@ -28,9 +21,7 @@ const deadColumns = ({ cols, secondMoment }: LayerInputs): number[] =>
 function factored(kernels: Kernels, inputs: LayerInputs): FactoredMoment {
   const { cols } = inputs, second = Float32Array.from(inputs.secondMoment);
   for (const i of deadColumns(inputs)) second[i * cols + i] = 1;
-  return factorMoments(kernels, { cols, second, tokens: 1, weight: 1 }, {
-    damping: DAMPING,
-  });
+  return factorMoments(kernels, { cols, second, tokens: 1, weight: 1 }, { damping: DAMPING });
 }
 
 /**
@@ -75,23 +66,13 @@ function feedbackErrors(
  * its mean diagonal
  */
 export function gptq(kernels: Kernels, setting: GridSetting): Method {
-  const name = gridName("GPTQ", setting);
-  return {
-    name,
-    kind: "re-implementation",
-    ...setting,
-    needsInputs: true,
-    quantize(weights, rows, cols, given) {
-      const inputs = neededInputs(name, given);
-      checkLayer(name, weights, rows, cols, inputs);
-      const moment = factored(kernels, inputs);
-      const options = { ...setting, solver: "round" } as const;
-      const rounded = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, options);
-      return {
-        weights: feedbackErrors(weights, rows, setting, scalesOf(rounded), moment, deadColumns(inputs)),
-        storedBytes: packedBytes({ rows, cols, ...setting, zeroPoint: "real" }),
-        ...(moment.damping > DAMPING ? { note: `damping raised from ${DAMPING} to ${moment.damping}` } : {}),
-      };
-    },
-  };
+  return reimplementation("GPTQ", setting, true, (weights, rows, cols, given) => {
+    const inputs = given!, moment = factored(kernels, inputs);
+    const options = { ...setting, solver: "round" } as const;
+    const rounded = quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, options);
+    return {
+      weights: feedbackErrors(weights, rows, setting, scalesOf(rounded), moment, deadColumns(inputs)),
+      ...(moment.damping > DAMPING ? { note: `damping raised from ${DAMPING} to ${moment.damping}` } : {}),
+    };
+  });
 }

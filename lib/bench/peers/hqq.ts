@@ -3,8 +3,7 @@
  * the iterations and the constants of the reference code (github.com/mobiusml/hqq, hqq/core/optimize.py). A
  * peer for the bench, slow and plain; nothing else uses it.
  */
-import { packedBytes } from "../../quant/mod.ts";
-import { checkLayer, checkRestored, gridName, type GridSetting, type Method } from "./method.ts";
+import { checkRestored, gridName, type GridSetting, type Method, reimplementation } from "./method.ts";
 
 /** Constants of the reference code: norm, weight of the quadratic term, its factor after each iteration. */
 const NORM = 0.7, FIRST_BETA = 10, KAPPA = 1.01;
@@ -109,31 +108,20 @@ export function fitHqq(
  * reference code does when it stores them. Needs no inputs.
  */
 export function hqq(setting: GridSetting): Method {
-  const name = gridName("HQQ", setting);
-  return {
-    name,
-    kind: "re-implementation",
-    ...setting,
-    needsInputs: false,
-    quantize(weights, rows, cols) {
-      checkLayer(name, weights, rows, cols, undefined);
-      const { codes, reciprocal, zero } = fitHqq(weights, rows, cols, setting);
-      const ranges = groupRanges(cols, setting.groupSize);
-      const restored = new Float32Array(weights.length);
-      for (let row = 0; row < rows; row++) {
-        for (const [g, [begin, end]] of ranges.entries()) {
-          const group = row * ranges.length + g;
-          const scale = Math.f16round(1 / reciprocal[group]!), zeroPoint = Math.f16round(zero[group]!);
-          for (let i = row * cols + begin; i < row * cols + end; i++) {
-            restored[i] = scale * (codes[i]! - zeroPoint);
-          }
+  return reimplementation("HQQ", setting, false, (weights, rows, cols) => {
+    const { codes, reciprocal, zero } = fitHqq(weights, rows, cols, setting);
+    const ranges = groupRanges(cols, setting.groupSize);
+    const restored = new Float32Array(weights.length);
+    for (let row = 0; row < rows; row++) {
+      for (const [g, [begin, end]] of ranges.entries()) {
+        const group = row * ranges.length + g;
+        const scale = Math.f16round(1 / reciprocal[group]!), zeroPoint = Math.f16round(zero[group]!);
+        for (let i = row * cols + begin; i < row * cols + end; i++) {
+          restored[i] = scale * (codes[i]! - zeroPoint);
         }
       }
-      checkRestored(name, restored, cols);
-      return {
-        weights: restored,
-        storedBytes: packedBytes({ rows, cols, ...setting, zeroPoint: "real" }),
-      };
-    },
-  };
+    }
+    checkRestored(gridName("HQQ", setting), restored, cols);
+    return { weights: restored };
+  });
 }

@@ -3,7 +3,7 @@
  * weights of a matrix to what they are after storing.
  */
 import { WeightsError } from "../../errors.ts";
-import type { BitWidth, GroupSize } from "../../quant/mod.ts";
+import { type BitWidth, type GroupSize, packedBytes } from "../../quant/mod.ts";
 
 /** Statistics of the inputs of a layer, beside its weights. */
 export interface LayerInputs {
@@ -68,10 +68,12 @@ export function gridName(name: string, { bits, groupSize }: GridSetting): string
 
 const doing = (name: string) => `Cannot quantize a matrix by ${JSON.stringify(name)}`;
 
-/** The first value that is NaN or infinite, and its place; undefined where all are finite. */
-function nonfinite(values: Float32Array | Float64Array, cols: number) {
+/** @throws {WeightsError} when a value is NaN or infinite */
+function checkFinite(name: string, wanted: string, values: Float32Array | Float64Array, cols: number): void {
   const at = values.findIndex((value) => !Number.isFinite(value));
-  return at < 0 ? undefined : { value: values[at], row: Math.floor(at / cols), column: at % cols };
+  if (at < 0) return;
+  const place = `row ${Math.floor(at / cols)}, column ${at % cols}`;
+  throw new WeightsError(`${doing(name)}: ${wanted}, got ${values[at]} at ${place}`);
 }
 
 /**
@@ -95,11 +97,7 @@ export function checkLayer(
       `${doing(name)}: weights must be ${rows * cols} float32 values, got ${weights?.length}`,
     );
   }
-  const bad = nonfinite(weights, cols);
-  if (bad !== undefined) {
-    const place = `row ${bad.row}, column ${bad.column}`;
-    throw new WeightsError(`${doing(name)}: weights must be finite, got ${bad.value} at ${place}`);
-  }
+  checkFinite(name, "weights must be finite", weights, cols);
   if (inputs === undefined) return;
   const { secondMoment } = inputs;
   if (inputs.cols !== cols || secondMoment.length !== cols * cols) {
@@ -108,24 +106,34 @@ export function checkLayer(
         `of ${inputs.cols} columns`,
     );
   }
-  const wrong = nonfinite(secondMoment, cols);
-  if (wrong === undefined) return;
-  const place = `${wrong.row}, ${wrong.column}`;
-  throw new WeightsError(`${doing(name)}: the second moment must be finite, got ${wrong.value} at ${place}`);
+  checkFinite(name, "the second moment must be finite", secondMoment, cols);
 }
 
 /** Checks that a stored matrix can be read back. @throws {WeightsError} when a value is not finite */
-export function checkRestored(name: string, restored: Float32Array, cols: number): void {
-  const bad = nonfinite(restored, cols);
-  if (bad === undefined) return;
-  throw new WeightsError(
-    `${doing(name)}: scales and zero points must fit half precision, got ${bad.value} at row ${bad.row}, ` +
-      `column ${bad.column}`,
-  );
-}
+export const checkRestored = (name: string, restored: Float32Array, cols: number): void =>
+  checkFinite(name, "scales and zero points must fit half precision", restored, cols);
 
 /** The inputs of a method that cannot do without. @throws {TypeError} when they are absent */
 export function neededInputs(name: string, inputs: LayerInputs | undefined): LayerInputs {
   if (inputs !== undefined) return inputs;
   throw new TypeError(`${doing(name)}: it needs the second moment of the inputs, got none`);
+}
+
+/** A method written here, of codes with a scale and a zero point a group: checked, named, and its bytes counted. */
+export function reimplementation(
+  method: string,
+  setting: GridSetting,
+  needsInputs: boolean,
+  quantize: (...matrix: Parameters<Method["quantize"]>) => Omit<MethodResult, "storedBytes">,
+): Method {
+  const name = gridName(method, setting);
+  return {
+    ...{ name, kind: "re-implementation", ...setting, needsInputs },
+    quantize(weights, rows, cols, given) {
+      const inputs = needsInputs ? neededInputs(name, given) : undefined;
+      checkLayer(name, weights, rows, cols, inputs);
+      const storedBytes = packedBytes({ rows, cols, ...setting, zeroPoint: "real" });
+      return { ...quantize(weights, rows, cols, inputs), storedBytes };
+    },
+  };
 }

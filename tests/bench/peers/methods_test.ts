@@ -345,7 +345,7 @@ function refusesBadInput(method: Method): void {
   expect(() => method.quantize(good, 2, cols, { cols: 16, secondMoment: identity(16) })).toThrow(TypeError);
   const secondMoment = identity(cols);
   secondMoment[3 * cols + 7] = NaN;
-  expect(() => method.quantize(good, 2, cols, { cols, secondMoment })).toThrow("at 3, 7");
+  expect(() => method.quantize(good, 2, cols, { cols, secondMoment })).toThrow("at row 3, column 7");
 }
 
 describe("bad input", () => {
