@@ -57,10 +57,7 @@ AQ_FUNCTION aq_clip_candidate aq_clip_step(int32_t step, float minimum, float ma
 
 /* Adds a weight to the sums of a candidate, without the error. */
 AQ_FUNCTION void aq_add_candidate(aq_fit_sums *sums, float w, float h, aq_clip_candidate c, float code_max) {
-  float position = w * c.inverse + c.offset;
-  position = position > 0.0f ? position : 0.0f;
-  position = position < code_max ? position : code_max;
-  const float q = aq_round_even(position) - c.zero_point;
+  const float q = aq_clamped_code(w * c.inverse + c.offset, code_max) - c.zero_point;
   const float hq = h * q;
   sums->hq += hq;
   sums->hqq += hq * q;

@@ -33,12 +33,16 @@ AQ_FUNCTION float aq_round_even(float value) {
   return (value + 12582912.0f) - 12582912.0f;
 }
 
-/* The code of a weight: the nearest, ties to even. */
-AQ_FUNCTION uint32_t aq_encode(float weight, aq_grid grid, float code_max) {
-  float position = weight / grid.scale + grid.zero_point;
+/* The code nearest to a position, ties to even. */
+AQ_FUNCTION float aq_clamped_code(float position, float code_max) {
   position = position > 0.0f ? position : 0.0f;
   position = position < code_max ? position : code_max;
-  return (uint32_t)aq_round_even(position);
+  return aq_round_even(position);
+}
+
+/* The code of a weight. */
+AQ_FUNCTION uint32_t aq_encode(float weight, aq_grid grid, float code_max) {
+  return (uint32_t)aq_clamped_code(weight / grid.scale + grid.zero_point, code_max);
 }
 
 AQ_FUNCTION float aq_decode(uint32_t code, aq_grid grid) { return grid.scale * ((float)code - grid.zero_point); }

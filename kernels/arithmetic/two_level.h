@@ -25,12 +25,6 @@
  * solution. */
 #define AQ_LEAST_IMPORTANCE 0x1p-20f
 
-AQ_FUNCTION float aq_clamped_code(float position, float code_max) {
-  position = position > 0.0f ? position : 0.0f;
-  position = position < code_max ? position : code_max;
-  return aq_round_even(position);
-}
-
 /* Nearest code of `value` in steps of `step`; 0 where there is no step. */
 AQ_FUNCTION float aq_nearest_code(float value, float step, float code_max) {
   return step > 0.0f ? aq_clamped_code(value / step, code_max) : 0.0f;

@@ -185,10 +185,8 @@ AQ_DEVICE uint64_t aq_encode_chunk(const float values[AQ_CHUNK], size_t n, aq_gr
   const float code_max = (float)((1 << bits) - 1), inverse = 1.0f / grid.scale;
   uint64_t codes = 0;
   for (int k = 0; k < AQ_CHUNK; k++) {
-    float position = aq_quotient_by(values[k], grid.scale, inverse) + grid.zero_point;
-    position = position > 0.0f ? position : 0.0f;
-    position = position < code_max ? position : code_max;
-    if ((size_t)k < n) codes |= (uint64_t)(uint32_t)aq_round_even(position) << (k * bits);
+    const float position = aq_quotient_by(values[k], grid.scale, inverse) + grid.zero_point;
+    if ((size_t)k < n) codes |= (uint64_t)(uint32_t)aq_clamped_code(position, code_max) << (k * bits);
   }
   return codes;
 }

@@ -33,13 +33,8 @@ export interface Attempt {
 export interface FoundLibrary {
   readonly library: OpenedLibrary;
   readonly path: string;
-  readonly origin:
-    | "chosen"
-    | "ARROWQUANT_LIBRARY"
-    | "cached build"
-    | "new build"
-    | "fetched before"
-    | "fetched now";
+  /** Where it was found, in words. */
+  readonly origin: string;
 }
 
 /** An environment variable, undefined where it is unset or must not be read. */

@@ -72,13 +72,9 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
         const float sign = total < 0.0f ? -1.0f : 1.0f;
         for (size_t i = 0; i < n; i++) values[i] = from[first + i] * sign;
         const float step = aq_fit_super(values, weights, n, sub_max);
-        for (size_t i = 0; i < n; i++) {
-          float code = step > 0.0f ? values[i] / step : 0.0f;
-          code = code > 0.0f ? code : 0.0f;
-          code = code < sub_max ? code : sub_max;
-          aq_set_sub_code((which ? sub_min : sub_scale) + row * bytes, begin + i, scale_bits,
-                      (uint32_t)aq_round_even(code));
-        }
+        uint8_t *codes = (which ? sub_min : sub_scale) + row * bytes;
+        for (size_t i = 0; i < n; i++)
+          aq_set_sub_code(codes, begin + i, scale_bits, (uint32_t)aq_nearest_code(values[i], step, sub_max));
         (which ? super_min : super_scale)[row * supers + super] = aq_half_from_float(step * sign);
       }
     }
