@@ -42,6 +42,19 @@ interface Step {
   readonly skip?: string;
 }
 
+/** Compiles a plan's units, each into its object. */
+const compiled = (
+  compiler: string,
+  flags: readonly string[],
+  folder: string,
+  units: ReturnType<typeof nativePlan>["units"],
+  objects: readonly string[],
+): string[][] =>
+  units.map((
+    unit,
+    i,
+  ) => [compiler, ...flags, ...unit.flags, "-c", `kernels/${folder}/${unit.source}`, "-o", objects[i]!]);
+
 /** The C drivers linked with an architecture's kernels, and how they are run. */
 function kernelChecks(
   compiler: string,
@@ -56,10 +69,7 @@ function kernelChecks(
   const objects = plan.units.map((unit) => `${output}.${objectName(unit)}`);
   const drivers = ["quantize", "two_level", "forward", "int8", "solver", "backward"];
   return [
-    ...plan.units.map((unit, i) => {
-      const source = `kernels/cpu/${unit.source}`;
-      return [compiler, ...all, ...unit.flags, "-c", source, "-o", objects[i]!];
-    }),
+    ...compiled(compiler, all, "cpu", plan.units, objects),
     ...drivers.flatMap((driver) => [
       [compiler, ...all, `kernels/tests/${driver}.c`, ...objects, "-o", `${output}-${driver}`, "-lm"],
       [...emulator, `${output}-${driver}`, ...runs],
@@ -69,17 +79,23 @@ function kernelChecks(
 
 /** The scalar kernels alone, the oracle that a driver is linked with. */
 function oracle(compiler: string, work: string): { commands: string[][]; objects: string[] } {
-  const plan = nativePlan("linux", "scalar");
-  const objects = plan.units.map((unit) => join(work, `oracle-${objectName(unit)}`));
-  const commands = plan.units.map((unit, i) => {
-    return [compiler, ...plan.flags, "-c", `kernels/cpu/${unit.source}`, "-o", objects[i]!];
-  });
-  return { commands, objects };
+  const { flags, units } = nativePlan("linux", "scalar");
+  const objects = units.map((unit) => join(work, `oracle-${objectName(unit)}`));
+  return { commands: compiled(compiler, flags, "cpu", units, objects), objects };
+}
+
+/** A CUDA library loaded and quantized with, in Bun and in Deno. */
+function cudaTests(library: string): string[][] {
+  const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`], test = "tests/native/cuda_test.ts";
+  return [
+    [...opened, bun, "test", test, "--timeout", "120000"],
+    [...opened, deno, "test", "-A", "--no-check", importMap, test],
+  ];
 }
 
 /**
- * The CUDA sources compiled for the host, with the emulator's headers in place of CUDA's: loading and quantizing in Bun
- * and in Deno, then the driver against the oracle, plainly and under sanitizers.
+ * The CUDA sources compiled for the host, with the emulator's headers in place of CUDA's: the library's tests, then
+ * the driver against the oracle, plainly and under sanitizers.
  */
 function cudaHostChecks(compiler: string, work: string, sanitize: readonly string[]): string[][] {
   const { commands, objects } = oracle(compiler, work);
@@ -90,14 +106,12 @@ function cudaHostChecks(compiler: string, work: string, sanitize: readonly strin
   const library = join(work, `emulated-${plan.fileName}`);
   const plain = join(work, "cuda-host"), sanitized = join(work, "cuda-host-sanitized");
   const libraries = ["-lm", "-pthread", "-ldl"];
-  const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`], test = "tests/native/cuda_test.ts";
   const shared = ["-O2", "-fPIC", "-fvisibility=hidden", "-shared", "-x", "c++"];
   const asObjects = ["-x", "none", ...objects];
   return [
     ...commands,
     [...base, ...shared, ...sources, "-o", library, "-ldl"],
-    [...opened, bun, "test", test, "--timeout", "120000"],
-    [...opened, deno, "test", "-A", "--no-check", importMap, test],
+    ...cudaTests(library),
     [...base, "-O2", "-x", "c++", driver, ...asObjects, library, "-o", plain, ...libraries],
     [plain, "1", "quick"],
     [...base, ...sanitize, "-x", "c++", driver, ...sources, ...asObjects, "-o", sanitized, ...libraries],
@@ -105,24 +119,18 @@ function cudaHostChecks(compiler: string, work: string, sanitize: readonly strin
   ];
 }
 
-/** The CUDA library for one architecture, its loader in Bun and in Deno, and the driver, which needs a device. */
+/** The CUDA library for one architecture, its tests, and the driver, which needs a device. */
 function cudaChecks(compiler: string, work: string): string[][] {
-  const plan = cudaPlan(["90"]);
-  const objects = plan.units.map((unit) => join(work, objectName(unit)));
+  const plan = cudaPlan(["90"]), { flags, units } = plan;
+  const objects = units.map((unit) => join(work, objectName(unit)));
   const library = join(work, plan.fileName), driver = join(work, "cuda");
-  const compile = plan.units.map((unit, i) => {
-    return ["nvcc", ...plan.flags, ...unit.flags, "-c", `kernels/cuda/${unit.source}`, "-o", objects[i]!];
-  });
   const cpu = oracle(compiler, work);
-  const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`];
-  const test = "tests/native/cuda_test.ts";
   return [
-    ...compile,
-    ["nvcc", ...plan.flags, ...plan.linkFlags, ...objects, "-o", library],
-    [...opened, bun, "test", test, "--timeout", "120000"],
-    [...opened, deno, "test", "-A", "--no-check", importMap, test],
+    ...compiled("nvcc", flags, "cuda", units, objects),
+    ["nvcc", ...flags, ...plan.linkFlags, ...objects, "-o", library],
+    ...cudaTests(library),
     ...cpu.commands,
-    ["nvcc", ...plan.flags, "kernels/tests/cuda.cu", ...cpu.objects, library, "-o", driver, "-lm"],
+    ["nvcc", ...flags, "kernels/tests/cuda.cu", ...cpu.objects, library, "-o", driver, "-lm"],
     [driver, "1", "quick"],
   ];
 }

@@ -23,7 +23,8 @@ import {
 import { ABI_VERSION } from "../lib/native/signatures.ts";
 import { WASM_SOURCE_HASH } from "../lib/native/wasm_binary.ts";
 import { TOOL_VERSION } from "../lib/pipeline/mod.ts";
-import { digestFile, outputError, writeWhole } from "../lib/files/whole.ts";
+import { writing } from "../lib/files/positional.ts";
+import { digestFile, quote, writeWhole } from "../lib/files/whole.ts";
 import { buildLibraries } from "./_release/libraries.ts";
 import { bundle, packNpm } from "./_release/package.ts";
 import { tryRelease } from "./_release/trials.ts";
@@ -70,39 +71,26 @@ function filesBelow(folder: string): string[] {
  */
 function checkReplaceable(out: string): void {
   if (!existsSync(out)) return;
-  let names: string[];
-  try {
-    names = filesBelow(out);
-  } catch (cause) {
-    throw outputError("release into", out, cause);
-  }
+  const names = writing("release into", out, () => filesBelow(out));
   if (names.length === 0) return;
-  const refuse = (got: string, cause?: unknown) => {
-    throw new OutputError(
-      `Cannot release into ${JSON.stringify(out)}: it must be empty or a release, got ${got}`,
-      {
-        path: out,
-        cause,
-      },
-    );
+  const refused = (got: string, cause?: unknown) => {
+    const message = `Cannot release into ${quote(out)}: it must be empty or a release, got ${got}`;
+    return new OutputError(message, { path: out, cause });
   };
   const path = join(out, RELEASE_MANIFEST_FILE);
   if (!names.includes(RELEASE_MANIFEST_FILE)) {
-    refuse(`${names.length} files without ${RELEASE_MANIFEST_FILE}`);
+    throw refused(`${names.length} files without ${RELEASE_MANIFEST_FILE}`);
   }
-  let manifest: ReleaseManifest | undefined;
+  let manifest: ReleaseManifest;
   try {
     manifest = parseReleaseManifest(readFileSync(path, "utf8"), path);
   } catch (cause) {
-    refuse(`a ${RELEASE_MANIFEST_FILE} of something else: ${(cause as Error).message}`, cause);
+    throw refused(`a ${RELEASE_MANIFEST_FILE} of something else: ${(cause as Error).message}`, cause);
   }
-  const own = new Set([
-    RELEASE_MANIFEST_FILE,
-    ...Object.keys(manifest!.files),
-    ...manifest!.libraries.map(({ file }) => file),
-  ]);
+  const libraries = manifest.libraries.map(({ file }) => file);
+  const own = new Set([RELEASE_MANIFEST_FILE, ...Object.keys(manifest.files), ...libraries]);
   const foreign = names.find((name) => !own.has(name));
-  if (foreign !== undefined) refuse(`a file that is not of the release in it: ${JSON.stringify(foreign)}`);
+  if (foreign !== undefined) throw refused(`a file that is not of the release in it: ${quote(foreign)}`);
 }
 
 /** Builds everything of a release in a folder. @returns its manifest, and the name of the npm package */
@@ -160,14 +148,11 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   };
   checkReplaceable(out);
 
-  let work: string;
-  try {
+  const work = writing("release into", out, () => {
     mkdirSync(dirname(out), { recursive: true });
-    work = mkdtempSync(join(dirname(out), `${basename(out)}.partial-`));
-    chmodSync(work, 0o755); // a temporary folder is its owner's alone, and a release is to be served
-  } catch (cause) {
-    throw outputError("release into", out, cause);
-  }
+    return mkdtempSync(join(dirname(out), `${basename(out)}.partial-`));
+  });
+  chmodSync(work, 0o755); // a temporary folder is its owner's alone, and a release is to be served
   try {
     const { manifest, tarball } = await buildRelease(work, step, log);
     step(flags["skip-trials"] ? "6 of 6: trials skipped: --skip-trials" : "6 of 6: trials");
@@ -195,8 +180,8 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
 /** Renames the finished folder into place; what was there goes when that has succeeded. */
 function publish(work: string, out: string): void {
   checkReplaceable(out); // again: minutes have passed
-  try {
-    const before = `${work}-before`;
+  const before = `${work}-before`;
+  writing("release into", out, () => {
     if (existsSync(out)) renameSync(out, before);
     try {
       renameSync(work, out);
@@ -205,30 +190,21 @@ function publish(work: string, out: string): void {
       throw cause;
     }
     rmSync(before, { recursive: true, force: true });
-  } catch (cause) {
-    throw outputError("release into", out, cause);
-  }
+  });
 }
 
-function summary(out: string, manifest: ReleaseManifest, tarball: string): string {
+function summary(out: string, { libraries, files, skipped, version, abi }: ReleaseManifest, tarball: string) {
   const rows = [
-    ...manifest.libraries.map((
-      { file, bytes, sha256, compiler },
-    ) => [file, formatBytes(bytes), sha256, compiler]),
-    ...["arrowquant.js", tarball].map((name) => {
-      const { bytes, sha256 } = manifest.files[name]!;
-      return [name, formatBytes(bytes), sha256, ""];
-    }),
+    ...libraries.map(({ file, ...library }) => [file, library] as const),
+    ...["arrowquant.js", tarball].map((name) => [name, { ...files[name]!, compiler: "" }] as const),
   ];
-  const skipped = manifest.skipped.map((each) =>
-    `skipped: ${each.platform}-${each.architecture}: ${each.reason}`
-  );
+  const cells = rows.map((
+    [name, { bytes, sha256, compiler }],
+  ) => [name, formatBytes(bytes), sha256, compiler]);
   return [
-    formatCells([["file", "size", "SHA-256", "compiler"], ...rows], [1]),
-    ...skipped,
-    `${out}: arrowquant ${manifest.version}, ABI ${manifest.abi}, ${
-      Object.keys(manifest.files).length
-    } other files`,
+    formatCells([["file", "size", "SHA-256", "compiler"], ...cells], [1]),
+    ...skipped.map((each) => `skipped: ${each.platform}-${each.architecture}: ${each.reason}`),
+    `${out}: arrowquant ${version}, ABI ${abi}, ${Object.keys(files).length} other files`,
   ].join("\n");
 }
 

@@ -65,7 +65,7 @@ export async function loadArquero(): Promise<typeof import("arquero")> {
 export const loadParquetReader = () => load("hyparquet", () => import("hyparquet"));
 export const loadParquetWriter = () => load("hyparquet-writer", () => import("hyparquet-writer"));
 /** From a compiled specification to a scene. */
-export const loadVega = () => load("vega", () => import("vega"));
+export const loadVega = (): Promise<typeof import("vega")> => load("vega", () => import("vega"));
 /** From a chart's specification to vega's. */
 export const loadVegaLite = () => load("vega-lite", () => import("vega-lite"));
 /** SVG to pixels. */

@@ -19,10 +19,6 @@ export interface OtherAnswer {
   readonly breakAfter?: number | undefined;
 }
 
-/** What a test may answer instead of the file; undefined serves the file. */
-export type Answer = (path: string) => OtherAnswer | undefined;
-
-/** A server that runs. */
 export interface StaticServer {
   /** `127.0.0.1:PORT`. */
   readonly host: string;
@@ -33,8 +29,11 @@ export interface StaticServer {
   close(): void;
 }
 
-/** Starts serving `folder`. Paths that lead out of it, or to nothing, are 404. */
-export async function serveFolder(folder: string, answer?: Answer): Promise<StaticServer> {
+/** Starts serving `folder`. Paths that lead out of it, or to nothing, are 404; `answer` may stand in for a file. */
+export async function serveFolder(
+  folder: string,
+  answer?: (path: string) => OtherAnswer | undefined,
+): Promise<StaticServer> {
   const requests: string[] = [];
   const top = resolve(folder);
   const server = createServer((request, response) => {

@@ -276,10 +276,7 @@ function jsonRow({ kernels, environment, options: { seed } }: BenchContext, abou
     evaluation: yardstick.source,
     seed,
     threads: kernels.threads,
-    backend,
-    isa,
-    runtime,
-    processor,
+    ...{ backend, isa, runtime, processor },
   };
 }
 
