@@ -20,7 +20,7 @@ export interface Progress {
 
 /** Something worth a line in a log. */
 export interface RunEvent {
-  readonly kind: "calibrate" | "resume" | "fallback" | "kept" | "phase" | "warning" | "commit";
+  readonly kind: "input" | "calibrate" | "resume" | "fallback" | "kept" | "phase" | "warning" | "commit";
   readonly message: string;
   /** The message's numbers by name, for machines, where it has any; JSON can hold them. */
   readonly data?: Readonly<Record<string, unknown>> | undefined;

@@ -36,7 +36,14 @@ import { type Checkpoint, openCheckpoint } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
 import { type Arguments, type Usage, UsageError, wholeNumber } from "./_command/options.ts";
 import { ProgressDisplay, StateDisplay } from "./_command/progress.ts";
-import { chosenKernels, type Context, defineCommand, KERNEL_OPTIONS, stopIfAsked } from "./_command/run.ts";
+import {
+  chosenKernels,
+  type Context,
+  defineCommand,
+  KERNEL_OPTIONS,
+  MODEL_OPTIONS,
+  stopIfAsked,
+} from "./_command/run.ts";
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { print, printable, printJson } from "./_command/text.ts";
 
@@ -62,6 +69,7 @@ LLaDA: low_confidence (default) or random`,
     "--guidance X": "class-free guidance; default 1, none",
     "--zoom N": "pixels a pixel; default 8 for images under 64 pixels, else 1",
     "Both": "",
+    ...MODEL_OPTIONS,
     "--steps N": "default: one a mask; 50 when drawing, or as many as the training had",
     "--seed N": "default 0",
     "--trace": "show the masks being filled, in place on a terminal and a line a step elsewhere; " +
@@ -113,7 +121,8 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
   const [path] = parsed.operands("MODEL");
   const display = new ProgressDisplay(flags.quiet || flags.json);
   const chosen = await chosenKernels(values, display.log);
-  using checkpoint = openCheckpoint(path);
+  using checkpoint = openCheckpoint(path, { variant: values.variant });
+  for (const note of checkpoint.notes) display.log(`input: ${printable(note)}`);
   const described = modelConfig(checkpoint);
   const misplaced = FOREIGN[described.kind].find((name) => values[name] !== undefined);
   if (misplaced !== undefined) {

@@ -27,6 +27,7 @@ import {
   defineCommand,
   EXIT_CODES,
   KERNEL_OPTIONS,
+  MODEL_OPTIONS,
   stopIfAsked,
 } from "./_command/run.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
@@ -39,6 +40,7 @@ const USAGE = {
   options: {
     "--against ORIGINAL": "also the error of each tensor against this checkpoint",
     "--verify": "hold every file against the manifest: size and SHA-256",
+    ...MODEL_OPTIONS,
     ...KERNEL_OPTIONS,
     "--json": "print JSON",
   },
@@ -72,8 +74,11 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   const { flags, values } = parsed, [path] = parsed.operands("PATH");
   const chosen = await chosenKernels(values, new ProgressDisplay(false).log);
 
-  using checkpoint = openCheckpoint(path);
-  const layers = packedLayers(checkpoint);
+  using checkpoint = openCheckpoint(path, { variant: values.variant });
+  const { foreign } = checkpoint;
+  const layers = foreign === undefined ? packedLayers(checkpoint) : new Map<string, PackedLayer>();
+  const said = foreign === undefined ? [] : [`the weights are not plain: ${foreign}`];
+  const notes = [...checkpoint.notes, ...said];
   const rows = describe(checkpoint, layers);
   using kernels = await openKernels(chosen);
   if (values.against !== undefined) {
@@ -84,7 +89,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
     }
   }
 
-  const folder = statSync(path).isDirectory() ? checkpoint.folder : undefined;
+  const folder = statSync(path).isDirectory() ? checkpoint.root : undefined;
   const manifest = folder === undefined ? undefined : readManifest(folder);
   let mismatches: Mismatch[] | undefined;
   if (flags.verify) {
@@ -112,6 +117,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
     printJson({
       path,
       modelKind: checkpoint.kind,
+      notes,
       files: checkpoint.files.map(({ name, file: { fileBytes: bytes, metadata } }) => ({
         name,
         bytes,
@@ -123,7 +129,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
       mismatches,
       tensors: rows,
     });
-  } else printReport(path, checkpoint, rows, totals, kernels, mismatches);
+  } else printReport(path, { ...checkpoint, notes }, rows, totals, kernels, mismatches);
 
   return mismatches === undefined || mismatches.length === 0 ? 0 : EXIT_CODES.AQ_INTEGRITY;
 }
@@ -198,7 +204,7 @@ async function compare(
 
 function printReport(
   path: string,
-  checkpoint: Checkpoint,
+  checkpoint: Pick<Checkpoint, "kind" | "notes">,
   rows: readonly Row[],
   totals: Readonly<Record<string, number | null>>,
   kernels: Kernels,
@@ -226,6 +232,7 @@ function printReport(
   const share = totals["bitsPerWeight"];
   print(formatCells([
     ["model", `${checkpoint.kind}, ${printable(path)}`],
+    ...checkpoint.notes.map((note) => ["note", printable(note)]),
     ["files", `${totals["files"]}, ${formatBytes(totals["fileBytes"] ?? 0)}`],
     ["tensors", `${formatCount(rows.length)}, ${formatCount(totals["weights"] ?? 0)} weights`],
     [

@@ -14,6 +14,7 @@ import {
   type Context,
   defineCommand,
   KERNEL_OPTIONS,
+  MODEL_OPTIONS,
   OUTPUT_OPTIONS,
   outputMode,
   prepareReport,
@@ -46,6 +47,7 @@ layers are then solved on them without running the model, with nothing held out 
     "--plan FILE": "bits and group sizes by layer, as a run with --target-bits saves them",
     "--zero-point KIND": "real (default), integer or symmetric",
     "--config FILE": "YAML; see docs/configuration.md",
+    ...MODEL_OPTIONS,
     ...KERNEL_OPTIONS,
     "--dry-run": "show what would be done, and by which rules; write nothing",
     ...OUTPUT_OPTIONS,
@@ -107,7 +109,7 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
   const { backend, numThreads: threads } = config;
   if (flags["dry-run"]) {
     using kernels = hasBudget(config) ? await openKernels({ backend, threads }) : undefined;
-    report = await quantizeCheckpoint({ ...task, kernels, dryRun: true });
+    report = await quantizeCheckpoint({ ...task, kernels, dryRun: true, onEvent: display.event });
     seconds = secondsSoFar();
   } else {
     using kernels = await openKernels({ backend, threads, onMessage: display.log });
@@ -159,7 +161,7 @@ function phasesOf(list: string): readonly number[] {
 /** Input, output and mode of the run. @throws {ConfigError} on paths or options that exclude each other */
 function checkedTask(parsed: Options) {
   const { flags, values } = parsed, [input, output] = parsed.operands("MODEL", "OUT");
-  const { resume, force } = outputMode(flags);
+  const { resume, force } = outputMode(flags), { variant } = values;
   if (values.report !== undefined) {
     if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to report");
     if (resolve(values.report) === resolve(output)) throw new UsageError("--report must not be OUT itself");
@@ -167,13 +169,13 @@ function checkedTask(parsed: Options) {
   const path = values["save-calibration"], groupMoments = flags["save-group-moments"];
   if (path === undefined) {
     if (groupMoments) throw new UsageError("--save-group-moments needs --save-calibration FILE");
-    return { input, output, resume, force };
+    return { input, output, resume, force, variant };
   }
   if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to save");
   if (!path.endsWith(".safetensors")) {
     throw new UsageError(`--save-calibration must name a .safetensors file, got ${path}`);
   }
-  return { input, output, resume, force, saveCalibration: { path, groupMoments } };
+  return { input, output, resume, force, variant, saveCalibration: { path, groupMoments } };
 }
 
 /** Writes the report of a run; what that needs is loaded only here. */

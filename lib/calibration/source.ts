@@ -6,7 +6,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Config, hasBudget, wantsPhases } from "../config/mod.ts";
 import { CalibrationError } from "../errors.ts";
-import { loadModel } from "../models/mod.ts";
+import { modelFrom } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
@@ -70,7 +70,7 @@ export async function openCalibration(
   const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
   const fingerprint = files === undefined && save === undefined ? "" : modelFingerprint(checkpoint);
   const statistics = files && loadStatistics(files, fingerprint);
-  const loaded = loadModel(checkpoint.path, kernels);
+  const loaded = modelFrom(checkpoint, kernels);
   const samples = config.calibrationSamples, seed = config.calibrationSeed;
   const calibrated = statistics === undefined
     ? await loadCalibration(loaded, { source, samples, seed })

@@ -312,8 +312,7 @@ export async function yardstickOf(
   options: YardstickOptions,
 ): Promise<Yardstick> {
   const { kind, config } = modelConfig(checkpoint);
-  // A pipeline's other files lie beside its transformer, not in it.
-  const folder = checkpoint.subfolder === undefined ? checkpoint.folder : checkpoint.path;
+  const folder = checkpoint.root; // a pipeline's other files lie beside its transformer, not in it
   if (kind === "dit") return imageYardstick(folder, loadScheduler(checkpoint.folder), kernels, options);
   const lacking = MASKED_FILES.filter((name) => !existsSync(join(folder, name)));
   if (kind === "dream" && lacking.length === 0) return await puzzleYardstick(folder, config, options);

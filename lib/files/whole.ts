@@ -24,6 +24,7 @@ import {
   outputError,
   quote,
   readFully,
+  writeFully,
   writing,
 } from "./positional.ts";
 
@@ -125,6 +126,32 @@ export function writeWhole(path: string, content: string | Uint8Array | Iterable
     throw outputError("write", path, cause);
   }
   return { bytes: size, sha256: hash.digest("hex") };
+}
+
+/**
+ * Copies a file as {@linkcode writeWhole} writes one; `between` runs after each block.
+ *
+ * @throws {CheckpointError} when it cannot be read
+ * @throws {OutputError} when the system refuses
+ */
+export async function copyWhole(from: string, to: string, between: () => Promise<void>): Promise<FileDigest> {
+  const hash = createHash("sha256"), block = Buffer.allocUnsafe(HASH_BLOCK_BYTES);
+  const temporary = to + TEMPORARY_SUFFIX, source = openForReading(from);
+  let bytes = 0, target: number | undefined;
+  try {
+    const fd = target = writing("write", to, () => openSync(temporary, "w"));
+    for (let got; (got = readFully(source, block, bytes, from)) > 0; bytes += got) {
+      hash.update(block.subarray(0, got));
+      writeFully(fd, block.subarray(0, got), bytes, to);
+      await between();
+    }
+    writing("write", to, () => fsyncSync(fd));
+  } finally {
+    closeSync(source);
+    if (target !== undefined) closeSync(target);
+  }
+  rename(temporary, to);
+  return { bytes, sha256: hash.digest("hex") };
 }
 
 /** The last part of a path, whichever way its slashes lean. */

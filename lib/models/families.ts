@@ -4,7 +4,7 @@
  */
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
+import { type Checkpoint, openCheckpoint, refuseForeign } from "../tensor/mod.ts";
 import { DIT } from "./dit/model.ts";
 import { type ForwardCost, type ForwardShape, type ModelFamily, modelOf } from "./family.ts";
 import { ConfigFields, shown } from "./model_config.ts";
@@ -34,7 +34,9 @@ export type LoadedModel = {
 }[Kind];
 
 /** @throws {CheckpointError} when the family is unknown, naming those that are not */
-function familyOf({ kind, config, path }: Checkpoint): AnyFamily {
+function familyOf(checkpoint: Checkpoint): AnyFamily {
+  refuseForeign(checkpoint, "load");
+  const { kind, config, path } = checkpoint;
   if (kind !== "unknown") return FAMILIES[kind] as AnyFamily;
   const known = Object.values(FAMILIES).map(({ named: { key, value } }) => `${shown(value)} (${key})`);
   const found = config === undefined

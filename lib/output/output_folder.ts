@@ -10,7 +10,7 @@
  * The commit deletes what the old manifest names, the old manifest, then moves the new files up, the manifest
  * last. A manifest in the work folder means that everything is complete and only the commit is left to do.
  */
-import { readFileSync, realpathSync, rmdirSync, statSync } from "node:fs";
+import { lstatSync, readFileSync, realpathSync, rmdirSync, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { OutputError } from "../errors.ts";
 import { type Checkpoint, PARTIAL_SUFFIX } from "../tensor/mod.ts";
@@ -117,6 +117,7 @@ export class OutputFolder {
     if (entries.length === 0) this.#clearWork();
     if (this.start.kind === "fresh") this.#removeSolved();
     const { identity, sourceTimes, files } = this.#request;
+    for (const folder of foldersOf(files)) makeFolder(join(this.work, folder));
     this.#journal = Journal.begin(join(this.work, JOURNAL_FILE), { identity, sourceTimes, files }, entries);
   }
 
@@ -142,14 +143,18 @@ export class OutputFolder {
     const old = readManifest(path);
     if (old !== undefined) {
       // config.json and the index first: without them nothing takes a mixture of old and new for a model.
-      for (const name of Object.keys(old.files).sort((a, b) => tensorsFirst(b, a))) remove(join(path, name));
+      const names = Object.keys(old.files);
+      for (const name of names.sort((a, b) => tensorsFirst(b, a))) remove(ownPath(path, name));
+      removeEmpty(path, names);
       remove(manifestPath);
       syncFolder(path);
     }
-    for (const name of Object.keys(manifest.files).sort(tensorsFirst)) {
-      if (exists(join(this.work, name))) rename(join(this.work, name), join(path, name));
+    const names = Object.keys(manifest.files), folders = foldersOf(names);
+    for (const folder of folders) makeFolder(ownPath(path, `${folder}/`));
+    for (const name of names.sort(tensorsFirst)) {
+      if (exists(join(this.work, name))) rename(join(this.work, name), ownPath(path, name));
     }
-    syncFolder(path);
+    for (const folder of [...folders, ""]) syncFolder(join(path, folder));
     rename(workManifest, manifestPath);
     syncFolder(path);
     this.clean();
@@ -201,15 +206,16 @@ export class OutputFolder {
     // anything else in the work folder, because from then on a name missing there does not mean that it was
     // moved.
     for (const name of Object.keys(readManifest(this.work)?.files ?? {})) {
-      if (!exists(join(this.work, name))) remove(join(this.#request.path, name));
+      if (!exists(join(this.work, name))) remove(ownPath(this.#request.path, name));
     }
     remove(join(this.work, MANIFEST_FILE));
     const { header } = readJournal(join(this.work, JOURNAL_FILE));
-    const files = [...(header?.files ?? []).filter(isPlainName), ...this.#request.files];
+    const files = [...(header?.files ?? []).filter(isOwnName), ...this.#request.files];
     const names = new Set([...files, MANIFEST_FILE]);
     for (const name of names) {
-      for (const suffix of ["", PARTIAL_SUFFIX, TEMPORARY_SUFFIX]) remove(join(this.work, name + suffix));
+      for (const suffix of ["", PARTIAL_SUFFIX, TEMPORARY_SUFFIX]) remove(ownPath(this.work, name + suffix));
     }
+    removeEmpty(this.work, [...names]);
     for (const suffix of [TEMPORARY_SUFFIX, ""]) remove(join(this.work, JOURNAL_FILE + suffix));
   }
 }
@@ -243,7 +249,8 @@ export function checkOutput({ path, files, resume, force }: OutputRequest): void
   const committed = readManifest(work);
   const ours = new Set([...Object.keys(manifest?.files ?? {}), ...Object.keys(committed?.files ?? {})]);
   const foreign = [...files, MANIFEST_FILE].find((name) =>
-    names.includes(name) && !ours.has(name) && !(name === MANIFEST_FILE && manifest !== undefined)
+    (name.includes("/") ? exists(join(path, name)) : names.includes(name)) && !ours.has(name) &&
+    !(name === MANIFEST_FILE && manifest !== undefined)
   );
   if (foreign === undefined) return;
   const remedy = "move it away, or choose another folder";
@@ -259,10 +266,11 @@ const cannotWrite = (path: string, reason: string) =>
 export function checkNotInput(checkpoint: Checkpoint, output: string): void {
   const place = resolveExisting(output);
   const inputs = new Set(
-    [checkpoint.path, checkpoint.folder, ...checkpoint.files.map(({ file }) => file.path)].flatMap((path) => {
-      const real = realpathSync(path);
-      return [real, ...(kindOf(real) === "file" ? [dirname(real), dirname(resolve(path))] : [])];
-    }),
+    [checkpoint.path, checkpoint.folder, checkpoint.root, ...checkpoint.files.map(({ file }) => file.path)]
+      .flatMap((path) => {
+        const real = realpathSync(path);
+        return [real, ...(kindOf(real) === "file" ? [dirname(real), dirname(resolve(path))] : [])];
+      }),
   );
   const isSame = inputs.has(place) ||
     (exists(place) && [...inputs].some((input) => isSameFile(input, place)));
@@ -286,7 +294,7 @@ export function readManifest(folder: string): Manifest | undefined {
   try {
     const manifest = fromFileKeys(JSON.parse(text)) as Manifest;
     const isOurs = manifest.formatVersion === 1 && typeof manifest.files === "object" &&
-      Object.keys(manifest.files).every(isPlainName) && Array.isArray(manifest.layers);
+      Object.keys(manifest.files).every(isOwnName) && Array.isArray(manifest.layers);
     return isOurs ? manifest : undefined;
   } catch {
     return undefined; // not JSON: not written by this tool
@@ -393,7 +401,40 @@ function cannotResume(path: string, reason: string, remedy: string = GO_ON): Out
 
 const isTensors = (name: string): number => Number(name.endsWith(".safetensors"));
 const tensorsFirst = (a: string, b: string): number => isTensors(b) - isTensors(a);
-const isPlainName = (name: string): boolean => basename(name) === name && ![".", ".."].includes(name);
+const isPlainName = (name: string): boolean => basename(name) === name && !["", ".", ".."].includes(name);
+/** Whether a name stays in the output: those of a pipeline have folders in front, with slashes. */
+const isOwnName = (name: string): boolean => name.split("/").every(isPlainName);
+
+/** The folders of names, outer ones first. */
+function foldersOf(names: readonly string[]): string[] {
+  const folders = names.flatMap((name) => {
+    const parts = name.split("/").slice(0, -1);
+    return parts.map((_, i) => parts.slice(0, i + 1).join("/"));
+  });
+  return [...new Set(folders)].sort();
+}
+
+/** The path of a file of ours, in folders that are none of somebody else's by way of a link. */
+function ownPath(root: string, name: string): string {
+  for (const folder of foldersOf([name])) {
+    if (lstatSync(join(root, folder), { throwIfNoEntry: false })?.isSymbolicLink() !== true) continue;
+    throw cannotWrite(root, `must have a folder ${quote(folder)} of its own, got a link`);
+  }
+  return join(root, name);
+}
+
+/** Removes the folders of names where nothing is left in them. */
+function removeEmpty(root: string, names: readonly string[]): void {
+  for (const folder of foldersOf(names).reverse()) {
+    try {
+      rmdirSync(join(root, folder));
+    } catch (cause) {
+      if (!["ENOTEMPTY", "EEXIST", "ENOENT", "ENOTDIR"].includes(errorCode(cause) ?? "")) {
+        throw outputError("delete", join(root, folder), cause);
+      }
+    }
+  }
+}
 
 /** The real path of what exists, with the rest of the path behind it. */
 function resolveExisting(path: string): string {

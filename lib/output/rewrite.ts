@@ -8,6 +8,7 @@ import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { CalibrationError, IntegrityError, InterruptedError, OutputError, WeightsError } from "../errors.ts";
 import {
+  copyWhole,
   digestFile,
   errorCode,
   exists,
@@ -53,10 +54,11 @@ interface RewriteFile {
   readonly tensors: readonly string[];
 }
 
-/** A small file of the output. */
+/** A file of the output beside the tensors. */
 export interface SmallFile {
+  /** Path in the output, with slashes. */
   readonly name: string;
-  readonly content: string | Uint8Array;
+  readonly content: string | Uint8Array | { readonly copyOf: string };
 }
 
 /** An output as it is known before any tensor is made. */
@@ -382,7 +384,10 @@ export class Rewrite {
       new Map([...this.#names].flatMap(([file, names]) => names.map((name) => [name, file] as const)));
     await this.#breathe();
     for (const { name, content } of smallFiles(records, tensorFiles)) {
-      this.#digests[name] = writeWhole(join(this.#folder.work, name), content);
+      const path = join(this.#folder.work, name);
+      this.#digests[name] = typeof content === "object" && "copyOf" in content
+        ? await copyWhole(content.copyOf, path, this.#breathe)
+        : writeWhole(path, content);
     }
     const files = Object.fromEntries(
       Object.entries(this.#digests).sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0),

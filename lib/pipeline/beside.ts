@@ -1,21 +1,26 @@
 /** The files beside the weights: which are copied, config.json, and the index of what was written. */
 import { readdirSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { readWhole } from "../files/whole.ts";
+import { foreignName } from "../files/foreign.ts";
+import { readJsonFile } from "../files/json.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
 import type { SmallFile } from "../output/rewrite.ts";
-import { type Checkpoint, SIDECAR_FILE } from "../tensor/mod.ts";
+import { type Checkpoint, isIndexName, SIDECAR_FILE } from "../tensor/mod.ts";
 import { sum } from "./run_report.ts";
 
 /** Files beside the weights that are part of a model and are copied, by the end of their names. */
 const COPIED_SUFFIXES = [".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"];
 const COPIED_NAMES = /^(?:LICENSE|LICENCE|NOTICE|COPYING|USE_POLICY)(?:[._-].*)?$/i;
-/** Files that say what the original weights achieve, which says nothing about quantized ones. */
-const SCORES = /(?:scores|results|metrics)[^/]*\.json$/i;
+/** Files about the original weights alone: what they achieve, how they were quantized, where they lie. */
+const NOT_OURS =
+  /(?:scores|results|metrics)[^/]*\.json$|^(?:hf_quant_config|quantize_config)\.json$|\.index(?:\.[\w-]+)?\.json$/i;
 /** Largest file that is copied beside the weights: the largest published tokenizers have about 35 MB. */
 const MAX_COPIED_BYTES = 64 * 2 ** 20;
+/** Deepest folder of a pipeline's component, and most files of all of them. */
+const MAX_DEPTH = 4, MAX_FILES = 10_000;
 
-/** Files beside the weights. */
+/** Files beside the weights, by their names in the output. */
 export interface Beside {
   readonly copied: readonly { readonly name: string; readonly bytes: number }[];
   readonly left: readonly string[];
@@ -24,33 +29,63 @@ export interface Beside {
 /** Names of the files that are copied and of those that are left, for a report. */
 export const namesBeside = ({ copied, left }: Beside) => ({ copied: copied.map(({ name }) => name), left });
 
+/** Name in the output of a file beside the weights: of a pipeline the output is one as well. */
+export const outputName = ({ subfolder }: Checkpoint, name: string): string =>
+  subfolder === undefined ? name : `${subfolder}/${name}`;
+
 /** Looks at what lies beside the weights: small files of the model are copied, other things stay. */
 export function filesBeside(checkpoint: Checkpoint): Beside {
   // A single file may lie among anything: only its folder's config.json is known to belong to it.
   if (!statSync(checkpoint.path).isDirectory()) return { copied: [], left: [] };
-  const written = new Set([
-    "config.json",
-    MANIFEST_FILE,
-    checkpoint.indexFile,
-    ...checkpoint.files.map(({ name }) => name),
-  ]);
-  const copied: { name: string; bytes: number }[] = [];
-  const left: string[] = [];
-  for (const name of readdirSync(checkpoint.folder).sort()) {
-    if (written.has(name)) continue;
-    const isModels = !SCORES.test(name) &&
-      (COPIED_SUFFIXES.some((suffix) => name.endsWith(suffix)) || COPIED_NAMES.test(name));
-    const stat = statSync(join(checkpoint.folder, name), { throwIfNoEntry: false });
-    const fits = stat?.isFile() === true && stat.size <= MAX_COPIED_BYTES;
-    if (isModels && fits && name !== SIDECAR_FILE) copied.push({ name, bytes: stat.size });
+  const { folder, root, subfolder } = checkpoint;
+  const written = new Set(["config.json", MANIFEST_FILE, ...checkpoint.files.map(({ name }) => name)]);
+  const copied: { name: string; bytes: number }[] = [], left: string[] = [];
+  const sort = (name: string, path: string, isWanted: boolean, maxBytes: number) => {
+    const stat = statSync(path, { throwIfNoEntry: false });
+    if (isWanted && stat?.isFile() === true && stat.size <= maxBytes) copied.push({ name, bytes: stat.size });
     else left.push(name);
+  };
+  for (const name of readdirSync(folder).sort()) {
+    if (written.has(name) || name === checkpoint.indexFile) continue;
+    sort(outputName(checkpoint, name), join(folder, name), isModels(name), MAX_COPIED_BYTES);
+  }
+  if (subfolder === undefined) return { copied, left };
+  // A pipeline draws only with its other components.
+  const components = Object.keys(readJsonFile(join(root, "model_index.json")));
+  for (const name of readdirSync(root).sort()) {
+    const path = join(root, name);
+    if (name === subfolder || name === MANIFEST_FILE) continue;
+    if (!components.includes(name) || !statSync(path).isDirectory()) {
+      sort(name, path, isModels(name), MAX_COPIED_BYTES);
+      continue;
+    }
+    const files = [...filesBelow(path, name)].slice(0, MAX_FILES);
+    const hasSafetensors = files.some((file) => file.endsWith(".safetensors"));
+    for (const file of files) {
+      // other formats of weights that are there as safetensors
+      const isWanted = !hasSafetensors || foreignName(basename(file)) === undefined ||
+        isIndexName(basename(file));
+      sort(file, join(root, file), isWanted, Infinity);
+    }
   }
   return { copied, left };
 }
 
-/** Copies of the small files. */
-export function* copies(checkpoint: Checkpoint, { copied }: Beside): Generator<SmallFile> {
-  for (const { name } of copied) yield { name, content: readWhole(join(checkpoint.folder, name)) };
+const isModels = (name: string): boolean =>
+  !NOT_OURS.test(name) && name !== SIDECAR_FILE &&
+  (COPIED_SUFFIXES.some((suffix) => name.endsWith(suffix)) || COPIED_NAMES.test(name));
+
+function* filesBelow(folder: string, name: string, depth = 1): Generator<string> {
+  for (const inner of readdirSync(folder).sort()) {
+    const path = join(folder, inner), isFolder = statSync(path, { throwIfNoEntry: false })?.isDirectory();
+    if (isFolder !== true) yield `${name}/${inner}`;
+    else if (depth < MAX_DEPTH) yield* filesBelow(path, `${name}/${inner}`, depth + 1);
+  }
+}
+
+/** Copies of the files beside the weights. */
+export function* copies({ root }: Checkpoint, { copied }: Beside): Generator<SmallFile> {
+  for (const { name } of copied) yield { name, content: { copyOf: join(root, name) } };
 }
 
 /** The text of config.json, undefined when there is none. */
@@ -70,13 +105,15 @@ export function indexFiles(
     new TextDecoder().decode(readWhole(join(checkpoint.folder, checkpoint.indexFile))),
   ) as Record<string, unknown>;
   const { metadata } = original;
+  const entries = [...tensorFiles()].map(([tensor, file]) => [tensor, basename(file)] as const);
   const index = {
     ...original,
     metadata: {
       ...(typeof metadata === "object" ? metadata : {}),
       total_size: sum(records.map(({ bytesAfter }) => bytesAfter)),
     },
-    weight_map: Object.fromEntries([...tensorFiles()].sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0)),
+    weight_map: Object.fromEntries(entries.sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0)),
   };
-  return [{ name: checkpoint.indexFile, content: `${JSON.stringify(index, null, 2)}\n` }];
+  const name = outputName(checkpoint, checkpoint.indexFile);
+  return [{ name, content: `${JSON.stringify(index, null, 2)}\n` }];
 }

@@ -12,11 +12,11 @@ import { FORMAT_VERSION } from "../quant/packed/checkpoint.ts";
 import {
   type Checkpoint,
   MAX_TENSORS,
-  type SafetensorsFile,
   SafetensorsWriter,
+  type TensorFile,
   type TensorSpec,
 } from "../tensor/mod.ts";
-import { type Beside, configText } from "./beside.ts";
+import { type Beside, configText, outputName } from "./beside.ts";
 
 /** Where a run writes. */
 export interface OutputPlace {
@@ -78,11 +78,13 @@ export function outputRequest(
     identity: { operation, toolVersion: TOOL_VERSION, settings: text, source },
     sourceTimes: checkpoint.files.map(({ file }) => Math.floor(statSync(file.path).mtimeMs)),
     files: [
-      ...checkpoint.files.map(({ name }) => name),
-      ...(checkpoint.indexFile === undefined ? [] : [checkpoint.indexFile]),
-      "config.json",
+      ...[
+        ...checkpoint.files.map(({ name }) => name),
+        ...(checkpoint.indexFile === undefined ? [] : [checkpoint.indexFile]),
+        "config.json",
+        ...more,
+      ].map((name) => outputName(checkpoint, name)),
       ...copied.map(({ name }) => name),
-      ...more,
     ],
     resume,
     force,
@@ -92,8 +94,8 @@ export function outputRequest(
 }
 
 /** The length and the header of a file, as they are. */
-function headerBytes({ path, tensors, fileBytes }: SafetensorsFile): Uint8Array {
-  const bytes = new Uint8Array(tensors.values().next().value?.byteOffset ?? fileBytes);
+function headerBytes({ path, dataOffset }: TensorFile): Uint8Array {
+  const bytes = new Uint8Array(dataOffset);
   const fd = openForReading(path);
   try {
     if (readFully(fd, bytes, 0, path) === bytes.length) return bytes;

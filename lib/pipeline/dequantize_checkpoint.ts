@@ -10,9 +10,10 @@ import {
   type Checkpoint,
   elementCount,
   openCheckpoint,
+  refuseForeign,
   type TensorSpec,
 } from "../tensor/mod.ts";
-import { configText, copies, filesBeside, indexFiles, namesBeside } from "./beside.ts";
+import { configText, copies, filesBeside, indexFiles, namesBeside, outputName } from "./beside.ts";
 import {
   checkPaths,
   type CheckpointRun,
@@ -46,6 +47,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const { input, output, kernels } = options;
   checkPaths(options);
   using checkpoint = openCheckpoint(input);
+  refuseForeign(checkpoint, "dequantize");
   const targets = targetsOf(checkpoint, options);
   const beside = filesBeside(checkpoint);
   const settings = { dtype: options.dtype ?? "original" };
@@ -53,7 +55,12 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const files = checkpoint.files.map(({ name, file: { metadata } }) => {
     const specs = targets.get(name)!.map(({ spec }) => spec);
     const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
-    return { name, metadata, reservedHeaderBytes: reserved, tensors: specs.map((spec) => spec.name) };
+    return {
+      name: outputName(checkpoint, name),
+      metadata,
+      reservedHeaderBytes: reserved,
+      tensors: specs.map((spec) => spec.name),
+    };
   });
   const tensorBytes = [...targets.values()].flat().map(({ spec }) => bytesOf(spec));
   const outputBytes = sum(files.map((file) => file.reservedHeaderBytes + 8)) + sum(tensorBytes) +
@@ -65,14 +72,17 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
       name: spec.name,
       weights: layer === undefined ? 0 : layer.rows * layer.cols,
       bytes: bytesOf(spec),
-      run: (sink) => rewriteDequantized(spec, layer, file, sink, context),
+      run: (sink) => rewriteDequantized(spec, layer, outputName(checkpoint, file), sink, context),
     }])
   );
   const content: RewriteContent = {
     steps: new Map(steps),
     *smallFiles(records, tensorFiles) {
       yield* copies(checkpoint, beside);
-      yield { name: "config.json", content: withoutQuantizationConfig(configText(checkpoint)!) };
+      yield {
+        name: outputName(checkpoint, "config.json"),
+        content: withoutQuantizationConfig(configText(checkpoint)!),
+      };
       yield* indexFiles(checkpoint, records, tensorFiles);
     },
   };

@@ -18,7 +18,9 @@ import {
 } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { CheckpointError } from "../errors.ts";
+import { isJsonObject } from "../files/json.ts";
 import { quote } from "../files/positional.ts";
+import { modelConfig } from "../models/mod.ts";
 import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
 import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
@@ -28,11 +30,26 @@ import type { PhaseResult } from "../phases/mod.ts";
 import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { type RunOptions, stoppable } from "../progress.ts";
-import { CONFIG_KEY } from "../quant/packed/checkpoint.ts";
 import { type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { planByBudget } from "../solve/sensitivity.ts";
-import { type Checkpoint, openCheckpoint, SIDECAR_FILE, type TensorSpec } from "../tensor/mod.ts";
-import { type Beside, configText, copies, filesBeside, indexFiles, namesBeside } from "./beside.ts";
+import {
+  type Checkpoint,
+  CONFIG_KEY,
+  openCheckpoint,
+  refuseForeign,
+  SECTION_KEY,
+  SIDECAR_FILE,
+  type TensorSpec,
+} from "../tensor/mod.ts";
+import {
+  type Beside,
+  configText,
+  copies,
+  filesBeside,
+  indexFiles,
+  namesBeside,
+  outputName,
+} from "./beside.ts";
 import { calibrationWarnings, PLAN_FILE, type RunCalibration, runCalibration } from "./calibration_run.ts";
 import {
   checkPaths,
@@ -56,6 +73,8 @@ export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends
   readonly saveCalibration?: SaveCalibration | undefined;
   /** Replace such a file of other statistics. */
   readonly force?: boolean | undefined;
+  /** Weights of this name where a folder has several, as `fp16`. */
+  readonly variant?: string | undefined;
 }
 
 /** How to quantize a checkpoint. */
@@ -170,15 +189,17 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
   const kernels = numThreads > 0 && options.kernels
     ? withThreads(options.kernels, numThreads) as K
     : options.kernels;
-  const checkpoint = openCheckpoint(input);
-  const quantized = checkpoint.config?.[CONFIG_KEY];
-  if (quantized !== undefined && quantized !== null) {
+  const { variant, onEvent } = options, checkpoint = openCheckpoint(input, { variant });
+  try {
+    checkPlain(checkpoint);
+    const isRun = isCalibrated(config) || options.saveCalibration !== undefined;
+    const limits = runLimits(checkpoint);
+    if (isRun && limits !== undefined) throw withoutCalibration(limits);
+    const messages = [...checkpoint.notes, ...(limits === undefined ? [] : [weightsAlone(limits)])];
+    for (const message of messages) onEvent?.({ kind: "input", message });
+  } catch (error) {
     checkpoint.close();
-    throw new CheckpointError(
-      `Cannot quantize ${quote(input)}: weights must be plain, got config.json with a ${CONFIG_KEY}: ` +
-        "dequantize it first",
-      { path: join(checkpoint.folder, "config.json") },
-    );
+    throw error;
   }
   const calibration = runCalibration(checkpoint, { ...options, kernels, config });
   return {
@@ -190,6 +211,44 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
     [Symbol.dispose]: () => checkpoint.close(),
   };
 }
+
+/** @throws {CheckpointError} when the weights are quantized already, by this tool or another one */
+function checkPlain(checkpoint: Checkpoint): void {
+  refuseForeign(checkpoint, "quantize");
+  if (!isJsonObject(checkpoint.config?.[CONFIG_KEY])) return;
+  if (!(SECTION_KEY in checkpoint.config[CONFIG_KEY])) return; // scaled FP8, which reads as plain weights
+  const { path, folder } = checkpoint;
+  throw new CheckpointError(
+    `Cannot quantize ${
+      quote(path)
+    }: weights must be plain, got config.json with a ${CONFIG_KEY} of this tool: ` +
+      "dequantize it first",
+    { path: join(folder, "config.json") },
+  );
+}
+
+/** Why a checkpoint's model does not run here, undefined where it does as far as its configuration tells. */
+function runLimits(checkpoint: Checkpoint): CheckpointError | undefined {
+  try {
+    modelConfig(checkpoint);
+    return undefined;
+  } catch (error) {
+    if (error instanceof CheckpointError) return error;
+    throw error;
+  }
+}
+
+const withoutCalibration = ({ message, path, cause }: CheckpointError): CheckpointError =>
+  new CheckpointError(
+    `${message}; the solvers clip and round need no run of the model and quantize it all the same`,
+    {
+      path,
+      cause,
+    },
+  );
+
+const weightsAlone = ({ message }: CheckpointError): string =>
+  `weights alone are quantized, by names and shapes; the model cannot run or calibrate here: ${message}`;
 
 /** The same open checkpoint with another configuration; the same calibration data are not opened again. */
 export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
@@ -319,20 +378,24 @@ export async function writeRun(
     steps: new Map(planned.plan.rows.map((row) => {
       const { info: { name, elements, byteLength: bytes }, file } = checkpoint.tensors.get(row.name)!;
       const weights = row.action === "quantize" ? elements : 0;
-      return [name, { name, weights, bytes, run: (sink) => rewriteTensor(row, file, sink, context) }];
+      const placed = { ...row, file: outputName(checkpoint, row.file) };
+      return [name, { name, weights, bytes, run: (sink) => rewriteTensor(placed, file, sink, context) }];
     })),
     *smallFiles(records, tensorFiles) {
       yield* copies(checkpoint, planned.beside);
-      if (planned.bitPlan !== undefined) yield { name: PLAN_FILE, content: planText(planned.bitPlan) };
+      if (planned.bitPlan !== undefined) {
+        yield { name: outputName(checkpoint, PLAN_FILE), content: planText(planned.bitPlan) };
+      }
       const section = quantizationConfig(records, config);
       yield {
-        name: "config.json",
+        name: outputName(checkpoint, "config.json"),
         content: withQuantizationConfig(configText(checkpoint) ?? "{}\n", section),
       };
       yield* indexFiles(checkpoint, records, tensorFiles);
       // Last: it carries the fingerprint of what is beside it.
       if (phases?.model.timeParameters === undefined) return;
-      yield { name: SIDECAR_FILE, content: sidecarContent(output.work, phases.model) };
+      const folder = join(output.work, checkpoint.subfolder ?? "");
+      yield { name: outputName(checkpoint, SIDECAR_FILE), content: sidecarContent(folder, phases.model) };
     },
   };
   const written = await output.write(content);
@@ -379,7 +442,12 @@ export async function withOutput<T>(
   const files = checkpoint.files.map(({ name, file: { metadata, tensors } }) => {
     const specs = widestSpecs([...tensors.keys()].map((tensor) => rows.get(tensor)!));
     const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
-    return { name, metadata, reservedHeaderBytes: reserved, tensors: [...tensors.keys()] };
+    return {
+      name: outputName(checkpoint, name),
+      metadata,
+      reservedHeaderBytes: reserved,
+      tensors: [...tensors.keys()],
+    };
   });
   const outputBytes = sum(plan.rows.map((row) => row.bytesAfter)) +
     sum(files.map((file) => file.reservedHeaderBytes + 8)) +

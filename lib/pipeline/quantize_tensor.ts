@@ -25,7 +25,7 @@ import {
   packedTensorSpecs,
   packZeroPoints,
 } from "../quant/packed/entries.ts";
-import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type SafetensorsFile } from "../tensor/mod.ts";
+import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type TensorFile } from "../tensor/mod.ts";
 import { quote } from "../files/whole.ts";
 import type { PlanRow } from "../plan/plan.ts";
 import type { LayerRecord } from "../output/record.ts";
@@ -52,14 +52,14 @@ interface QuantizeContext {
 /** One tensor on its way from the checkpoint into the output. */
 interface Task extends QuantizeContext {
   readonly row: PlanRow;
-  readonly source: SafetensorsFile;
+  readonly source: TensorFile;
   readonly sink: TensorSink;
 }
 
 /** Stores a tensor as planned, or with more bits or as it is where the configuration asks for that. */
 export async function rewriteTensor(
   row: PlanRow,
-  source: SafetensorsFile,
+  source: TensorFile,
   sink: TensorSink,
   context: QuantizeContext,
 ): Promise<LayerRecord> {

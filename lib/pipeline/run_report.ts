@@ -52,7 +52,8 @@ export function writtenReport(
   { manifest, tensorsResumed, milliseconds }: RewriteResult,
 ): Pick<RunReport, "dryRun" | "layers" | "totals" | "layerMilliseconds" | "tensorsResumed"> {
   const { layers, files } = manifest;
-  const written = Object.entries(files).filter(([name]) => name.endsWith(".safetensors"));
+  const own = new Set(layers.map(({ file }) => file));
+  const written = Object.entries(files).filter(([name]) => own.has(name));
   const totals = totalsOf(checkpoint, layers, sum(written.map(([, { bytes }]) => bytes)));
   return { dryRun: false, layers, totals, layerMilliseconds: milliseconds, tensorsResumed };
 }

@@ -133,7 +133,8 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
   const rows = checkpoint.files.flatMap(({ name, file }) =>
     [...file.tensors.values()].map((info) => decide(info, name))
   );
-  return { rows, warnings: unmatched([...checkpoint.tensors.keys()], config) };
+  const warnings = unmatched([...checkpoint.tensors.keys()], config);
+  return { rows, warnings: [...nothingQuantized(rows), ...warnings] };
 }
 
 /** Bits of the sub-codes that a configuration asks for; undefined for plain half floats. */
@@ -197,6 +198,18 @@ function rowPlanner(config: Config, bitPlan?: BitPlan): (info: TensorInfo, file:
       bytesAfter: packedBytes({ rows, cols, bits, groupSize, zeroPoint, scaleBits }),
     };
   };
+}
+
+/** The warning of a plan that keeps everything, with its most frequent reasons. */
+function nothingQuantized(rows: readonly PlanRow[]): string[] {
+  if (rows.some(({ action }) => action === "quantize")) return [];
+  const reasons = [...Map.groupBy(rows, ({ reason }) => reason)].sort(([, a], [, b]) => b.length - a.length);
+  const why = reasons.slice(0, 3).map(([reason, { length }]) => `${length} ${reason}`).join(", ");
+  return [
+    `nothing is quantized: every tensor is kept (${
+      why === "" ? "there is none" : why
+    }); --dry-run lists them`,
+  ];
 }
 
 /** Warnings of names and patterns of the configuration that concern no tensor. */

@@ -2,19 +2,18 @@
  * Opening a checkpoint: which files of a folder belong to it, what kind of model it is, and all its tensors
  * under one roof. Every file's header is checked on opening; tensor bytes are read on demand.
  */
-import { readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { CheckpointError, type ErrorPlace, FormatError } from "../errors.ts";
-import { quote, reading, show } from "../files/positional.ts";
+import { CheckpointError, FormatError } from "../errors.ts";
+import { quote, show } from "../files/positional.ts";
 import { isJsonObject, readJsonFile } from "../files/json.ts";
-import { noTensor, SafetensorsFile, type TensorInfo } from "./safetensors.ts";
+import { cannotOpen, findPlace, listing, type Place, type PlaceOptions, unfinished } from "./place.ts";
+import { isOurs, recognise, saysScaled } from "./recognition.ts";
+import { ScaledFile, scaledFp8 } from "./scaled_fp8.ts";
+import { noTensor, SafetensorsFile, type TensorFile, type TensorInfo } from "./safetensors.ts";
 import { PARTIAL_SUFFIX } from "./safetensors_writer.ts";
 
 /** Most files of a checkpoint: each stays open, and systems commonly allow 1024; published ones have 163. */
 const MAX_SHARDS = 512;
-
-/** File of time parameters that may lie beside quantized weights; not part of the checkpoint. */
-export const SIDECAR_FILE = "time_parameters.safetensors";
 
 /** Families whose layers and forward pass are known; `unknown` can still be quantized. */
 export type ModelKind = "dream" | "llada" | "dit" | "unknown";
@@ -23,23 +22,14 @@ export type ModelKind = "dream" | "llada" | "dit" | "unknown";
 export interface CheckpointFile {
   /** File name without its folder. */
   readonly name: string;
-  readonly file: SafetensorsFile;
+  readonly file: TensorFile;
 }
 
 /** A tensor and the file that holds it. */
 export interface CheckpointTensor {
   readonly info: TensorInfo;
-  readonly file: SafetensorsFile;
+  readonly file: TensorFile;
 }
-
-const SUFFIX = ".safetensors";
-const INDEX_SUFFIX = ".safetensors.index.json";
-/** File names of Hugging Face's transformers and diffusers. */
-const STEMS = ["model", "diffusion_pytorch_model"];
-const SHARD_NAME = /-\d+-of-(\d+)\.safetensors$/;
-
-const cannotOpen = (path: string, reason: string, place: ErrorPlace = { path }): CheckpointError =>
-  new CheckpointError(`Cannot open ${quote(path)}: ${reason}`, place);
 
 /** An open checkpoint; {@linkcode openCheckpoint} makes one. */
 export class Checkpoint {
@@ -47,6 +37,8 @@ export class Checkpoint {
   readonly path: string;
   /** Folder that holds the files. */
   readonly folder: string;
+  /** Folder of the whole model: of a diffusers pipeline the one that holds `subfolder`, otherwise `folder`. */
+  readonly root: string;
   /** Subfolder of a diffusers pipeline that was gone into, `"transformer"`, or undefined. */
   readonly subfolder: string | undefined;
   /** Name of the index file, undefined for a checkpoint of one file. */
@@ -58,11 +50,22 @@ export class Checkpoint {
   readonly files: readonly CheckpointFile[];
   /** Tensors by name, sorted by file name and place in the file. */
   readonly tensors: ReadonlyMap<string, CheckpointTensor>;
+  /** What was chosen on opening where there was a choice, a sentence each. */
+  readonly notes: readonly string[];
+  /** What the weights are, with the way out, when they are not plain and not packed by this project. */
+  readonly foreign: string | undefined;
 
   /** Takes over the files; use {@linkcode openCheckpoint}. */
-  constructor(parts: Pick<Checkpoint, "path" | "folder" | "subfolder" | "indexFile" | "config" | "files">) {
+  constructor(
+    parts:
+      & Pick<Checkpoint, "path" | "folder" | "root" | "subfolder" | "indexFile" | "config" | "files">
+      & Partial<Pick<Checkpoint, "notes" | "foreign">>,
+  ) {
     this.path = parts.path;
     this.folder = parts.folder;
+    this.root = parts.root;
+    this.notes = parts.notes ?? [];
+    this.foreign = parts.foreign;
     this.subfolder = parts.subfolder;
     this.indexFile = parts.indexFile;
     this.config = parts.config;
@@ -112,7 +115,7 @@ export class Checkpoint {
     this.close();
   }
 
-  #file(name: string): SafetensorsFile {
+  #file(name: string): TensorFile {
     const tensor = this.tensors.get(name);
     if (tensor !== undefined) return tensor.file;
     throw noTensor(this.path, name);
@@ -120,12 +123,13 @@ export class Checkpoint {
 }
 
 /**
- * Opens a checkpoint: a `.safetensors` file, a folder with one or with an index and shards, or a diffusers
- * pipeline, of which `transformer/` is taken.
+ * Opens a checkpoint: a `.safetensors` file, a folder with one or with an index and shards, a diffusers
+ * pipeline, of which `transformer/` or `unet/` is taken, or a model in Hugging Face's cache.
  *
- * In a folder the order is: `model.safetensors.index.json` (or `diffusion_pytorch_model.…`),
- * `model.safetensors` (or `diffusion_pytorch_model.…`), any other index, any other `.safetensors`; two of the
- * same rank are refused.
+ * In a folder it takes what transformers would, `model.safetensors` before `model.safetensors.index.json`, or
+ * diffusers, `diffusion_pytorch_model.safetensors.index.json` before the single file; then the only variant
+ * (`fp16`), any other index, any other `.safetensors`. {@linkcode Checkpoint.notes} says so where there was a
+ * choice; two of the same rank are refused. FP8 weights with scales read as their products.
  *
  * @throws {CheckpointError} when files are missing, left unfinished, ambiguous, or disagree with the index
  * @throws {FormatError} when a file is not what its format promises
@@ -136,31 +140,54 @@ export class Checkpoint {
  * console.log(checkpoint.kind, checkpoint.files.length, checkpoint.tensors.size); // dream 2 51
  * ```
  */
-export function openCheckpoint(path: string): Checkpoint {
-  const isFile = !reading(path, () => statSync(path).isDirectory());
-  const place = isFile ? filePlace(path) : folderPlace(path);
-  const configPath = join(place.folder, "config.json");
-  const config = place.names.includes("config.json") ? readJsonFile(configPath) : undefined;
-  const weightMap = place.indexFile === undefined
-    ? undefined
-    : readIndex(join(place.folder, place.indexFile));
-  const names = weightMap === undefined ? [place.modelFile] : [...new Set(weightMap.values())].sort();
-  if (weightMap !== undefined) checkShards(names, place);
+export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkpoint {
+  const { names: present, modelFile, ...place } = findPlace(path, options);
+  const { folder, indexFile, notes } = place;
+  const config = present.includes("config.json") ? readJsonFile(join(folder, "config.json")) : undefined;
+  const weightMap = indexFile === undefined ? undefined : readIndex(join(folder, indexFile));
+  const names = weightMap === undefined ? [modelFile] : [...new Set(weightMap.values())].sort();
+  if (weightMap !== undefined) checkShards(names, { ...place, names: present });
 
   const files: CheckpointFile[] = [];
   try {
     // A single file keeps the path it was given, so that messages name it as its user does.
+    const isFile = basename(path) === modelFile && folder === dirname(path);
     for (const name of names) {
-      files.push({ name, file: SafetensorsFile.open(isFile ? path : join(place.folder, name)) });
+      files.push({ name, file: SafetensorsFile.open(isFile ? path : join(folder, name)) });
     }
-    const { folder, subfolder, indexFile } = place;
-    const checkpoint = new Checkpoint({ path, folder, subfolder, indexFile, config, files });
-    if (weightMap !== undefined) checkIndex(weightMap, checkpoint);
-    return checkpoint;
+    const stored = new Checkpoint({ path, ...place, config, files });
+    if (weightMap !== undefined) checkIndex(weightMap, stored);
+    if (isOurs(config)) return stored;
+    const fp8 = scaledFp8(
+      stored.tensors,
+      config,
+      saysScaled(config) || present.includes("hf_quant_config.json"),
+    );
+    const { size: count } = fp8.tensors;
+    const foreign = recognise(stored.tensors, config, { count, fault: fp8.fault });
+    if (foreign !== undefined) return new Checkpoint({ ...stored, foreign });
+    if (count === 0) return stored;
+    const [example] = fp8.tensors.values();
+    const note = `${count} FP8 tensors are read times their scales, as in ${quote(example!.scale.info.name)}`;
+    const scaled = files.map(({ name, file }) => ({ name, file: new ScaledFile(file, fp8) }));
+    return new Checkpoint({ ...stored, files: scaled, notes: [...notes, note] });
   } catch (error) {
     closeAll(files);
     throw error;
   }
+}
+
+/**
+ * Refuses weights that are neither plain nor packed by this project.
+ *
+ * @param doing what cannot be done with them, as "quantize"
+ * @throws {CheckpointError} when they are recognised as others' or as no model
+ */
+export function refuseForeign({ path, foreign }: Checkpoint, doing: string): void {
+  if (foreign === undefined) return;
+  throw new CheckpointError(`Cannot ${doing} ${quote(path)}: weights must be plain, got ${foreign}`, {
+    path,
+  });
 }
 
 /**
@@ -180,68 +207,6 @@ export function modelKind(config: Readonly<Record<string, unknown>> | undefined)
   return "unknown";
 }
 
-/** Where a checkpoint lies: its folder with what is in it, and either an index or one file. */
-interface Place {
-  readonly folder: string;
-  readonly names: readonly string[];
-  readonly subfolder: string | undefined;
-  readonly indexFile: string | undefined;
-  /** The only file, `""` when there is an index. */
-  readonly modelFile: string;
-}
-
-const listFolder = (folder: string): string[] => reading(folder, () => readdirSync(folder).sort());
-
-function filePlace(path: string): Place {
-  const modelFile = basename(path);
-  if (modelFile.endsWith(PARTIAL_SUFFIX)) throw unfinished(path, [modelFile]);
-  if (!modelFile.endsWith(SUFFIX)) {
-    throw cannotOpen(path, `must be a folder or a file named *${SUFFIX}, got another file`);
-  }
-  const folder = dirname(path);
-  return { folder, names: listFolder(folder), subfolder: undefined, indexFile: undefined, modelFile };
-}
-
-function folderPlace(path: string): Place {
-  const names = listFolder(path);
-  const modelFiles = names.filter((name) => name.endsWith(SUFFIX) && name !== SIDECAR_FILE);
-  const indexes = names.filter((name) => name.endsWith(INDEX_SUFFIX));
-  if (names.includes("model_index.json") && modelFiles.length === 0 && indexes.length === 0) {
-    if (!names.includes("transformer")) {
-      throw cannotOpen(path, `a diffusers pipeline must have a folder "transformer", got ${listing(names)}`);
-    }
-    return { ...folderPlace(join(path, "transformer")), subfolder: "transformer" };
-  }
-  const place = { folder: path, names, subfolder: undefined };
-  const pick = (candidates: readonly string[]) => {
-    if (candidates.length < 2) return candidates[0];
-    throw cannotOpen(path, `must have one model, got ${listing(candidates)}; give one file's path instead`);
-  };
-  const known = (suffix: string) =>
-    pick(STEMS.map((stem) => stem + suffix).filter((name) => names.includes(name)));
-
-  const knownIndex = known(INDEX_SUFFIX);
-  if (knownIndex !== undefined) return { ...place, indexFile: knownIndex, modelFile: "" };
-  const knownFile = known(SUFFIX);
-  if (knownFile !== undefined) return { ...place, indexFile: undefined, modelFile: knownFile };
-  const indexFile = pick(indexes);
-  if (indexFile !== undefined) return { ...place, indexFile, modelFile: "" };
-
-  // Without an index a lone shard looks like a whole model: what a stopped run or download leaves must not
-  // pass as one.
-  const partials = names.filter((name) => name.endsWith(PARTIAL_SUFFIX));
-  if (partials.length > 0) throw unfinished(path, partials);
-  const shards = modelFiles.filter((name) => Number(SHARD_NAME.exec(name)?.[1] ?? 1) > 1);
-  if (shards.length > 0) {
-    throw cannotOpen(path, `shards must have an index *${INDEX_SUFFIX}, got only ${listing(shards)}`);
-  }
-  const modelFile = pick(modelFiles);
-  if (modelFile !== undefined) return { ...place, indexFile: undefined, modelFile };
-  const usual = STEMS.map((stem) => stem + SUFFIX).join(" or ");
-  const wanted = `${usual}, one of these with .index.json and its shards, or one *${SUFFIX}`;
-  throw cannotOpen(path, `must have ${wanted}, got ${listing(names)}`);
-}
-
 /** Reads an index: file names by tensor name. */
 function readIndex(path: string): Map<string, string> {
   const fail = (reason: string, tensor?: string) =>
@@ -253,15 +218,18 @@ function readIndex(path: string): Map<string, string> {
   const entries = Object.entries(weightMap);
   if (entries.length === 0) throw fail("weight_map must name at least one tensor, got none");
   for (const [tensor, name] of entries) {
-    if (typeof name !== "string" || !name.endsWith(SUFFIX) || /[/\\\0:]/.test(name)) {
-      const wanted = `weight_map must name a *${SUFFIX} file in the same folder`;
+    if (typeof name !== "string" || !name.endsWith(".safetensors") || /[/\\\0:]/.test(name)) {
+      const wanted = `weight_map must name a *.safetensors file in the same folder`;
       throw fail(`tensor ${quote(tensor)}: ${wanted}, got ${show(name)}`, tensor);
     }
   }
   return new Map(entries as [string, string][]);
 }
 
-function checkShards(names: readonly string[], place: Place): void {
+function checkShards(
+  names: readonly string[],
+  place: Pick<Place, "folder" | "indexFile" | "names">,
+): void {
   const missing = names.filter((name) => !place.names.includes(name));
   const partials = missing.map((name) => name + PARTIAL_SUFFIX).filter((name) => place.names.includes(name));
   if (partials.length > 0) throw unfinished(place.folder, partials);
@@ -291,18 +259,6 @@ function checkIndex(
   const names = listing(extra.map(([tensor, { file }]) => `${tensor} (${basename(file.path)})`));
   const place = { path: first[1].file.path, tensor: first[0] };
   throw cannotOpen(folder, `${indexFile} must name every tensor of its files, got none of ${names}`, place);
-}
-
-function unfinished(path: string, partials: readonly string[]): CheckpointError {
-  const remedy = "run the same command with --resume to finish it";
-  return cannotOpen(path, `must be finished, got ${listing(partials)} of a run that was stopped; ${remedy}`);
-}
-
-/** Names for a message, the first ten of many. */
-function listing(names: readonly string[]): string {
-  if (names.length === 0) return "nothing";
-  const rest = names.length > 10 ? ` and ${names.length - 10} more` : "";
-  return names.slice(0, 10).map(quote).join(", ") + rest;
 }
 
 function closeAll(files: readonly CheckpointFile[]): void {

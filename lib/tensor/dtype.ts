@@ -3,7 +3,7 @@
  * and live elsewhere.
  */
 
-/** Bytes of one element, by type name as it stands in a safetensors header. */
+/** Bytes of one element by type name, as it stands in a safetensors header; a fraction where elements are packed. */
 export const BYTES_PER_ELEMENT = {
   F64: 8,
   F32: 4,
@@ -20,6 +20,17 @@ export const BYTES_PER_ELEMENT = {
   U16: 2,
   U8: 1,
   BOOL: 1,
+  // Types that no kernel reads: their tensors are kept byte for byte.
+  C128: 16,
+  C64: 8,
+  F8_E8M0: 1,
+  F8_E4M3FNUZ: 1,
+  F8_E5M2FNUZ: 1,
+  F6_E2M3: 0.75,
+  F6_E3M2: 0.75,
+  F4: 0.5,
+  I4: 0.5,
+  U4: 0.5,
 } as const;
 
 /** Name of an element type, as in a safetensors header. */
@@ -27,6 +38,8 @@ export type Dtype = keyof typeof BYTES_PER_ELEMENT;
 
 /** Names of the floating-point types. */
 export type FloatDtype = "F64" | "F32" | "F16" | "BF16" | "F8_E4M3" | "F8_E5M2";
+
+const FLOAT_DTYPES: readonly Dtype[] = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"];
 
 /** Every element type that can be read and written. */
 export const DTYPES: readonly Dtype[] = Object.freeze(Object.keys(BYTES_PER_ELEMENT) as Dtype[]);
@@ -38,5 +51,5 @@ export function isDtype(value: unknown): value is Dtype {
 
 /** Whether elements of this type are floating-point numbers, the only ones that can be quantized. */
 export function isFloatDtype(dtype: Dtype): dtype is FloatDtype {
-  return dtype.startsWith("F") || dtype === "BF16";
+  return FLOAT_DTYPES.includes(dtype);
 }

@@ -9,6 +9,7 @@ export {
   MAX_NAME_LENGTH,
   MAX_TENSORS,
   SafetensorsFile,
+  type TensorFile,
   type TensorInfo,
   type TensorSpec,
 } from "./safetensors.ts";
@@ -25,5 +26,7 @@ export {
   type ModelKind,
   modelKind,
   openCheckpoint,
-  SIDECAR_FILE,
+  refuseForeign,
 } from "./checkpoint.ts";
+export { isIndexName, type PlaceOptions, SIDECAR_FILE } from "./place.ts";
+export { CONFIG_KEY, SECTION_KEY } from "./recognition.ts";

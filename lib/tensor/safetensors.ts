@@ -11,6 +11,7 @@ import { closeSync, fstatSync } from "node:fs";
 import { CheckpointError, FormatError } from "../errors.ts";
 import { checkByteRange, openForReading, quote, readFully, show } from "../files/positional.ts";
 import { BYTES_PER_ELEMENT, type Dtype, DTYPES, isDtype } from "./dtype.ts";
+import { foreignContent, SNIFFED_BYTES } from "../files/foreign.ts";
 import { isJsonObject, JsonFault, type JsonRules, parseJson } from "../files/json.ts";
 
 /** Bytes of the header's length in front of it. */
@@ -52,6 +53,13 @@ const HEADER_RULES: JsonRules = {
   integersOnly: true,
 };
 
+/** A safetensors file as it is, or with some tensors in another form: {@linkcode SafetensorsFile} says what they are. */
+export interface TensorFile extends
+  Pick<
+    SafetensorsFile,
+    "path" | "fileBytes" | "dataOffset" | "metadata" | "tensors" | "readInto" | "read" | "close"
+  > {}
+
 /**
  * An open safetensors file.
  *
@@ -67,6 +75,8 @@ export class SafetensorsFile {
   readonly metadata: Readonly<Record<string, string>>;
   /** Tensors by name, in the order of their bytes. */
   readonly tensors: ReadonlyMap<string, TensorInfo>;
+  /** Bytes of the length and the header: where the tensors begin. */
+  readonly dataOffset: number;
   #fd: number | undefined;
 
   private constructor(
@@ -79,6 +89,7 @@ export class SafetensorsFile {
   ) {
     this.metadata = header.metadata;
     this.tensors = header.tensors;
+    this.dataOffset = header.dataOffset;
     this.#fd = fd;
   }
 
@@ -94,8 +105,17 @@ export class SafetensorsFile {
       const fileBytes = fstatSync(fd).size;
       return new SafetensorsFile(path, fileBytes, readHeader(fd, path, fileBytes), fd);
     } catch (error) {
-      closeSync(fd);
-      throw error;
+      const start = new Uint8Array(SNIFFED_BYTES);
+      try {
+        const other = foreignContent(start.subarray(0, readFully(fd, start, 0, path)));
+        if (other === undefined) throw error;
+        throw new FormatError(`Cannot read ${quote(path)}: must be safetensors, got ${other}`, {
+          path,
+          cause: error,
+        });
+      } finally {
+        closeSync(fd);
+      }
     }
   }
 
@@ -158,6 +178,7 @@ export function noTensor(path: string, tensor: string): CheckpointError {
 }
 
 interface Header {
+  readonly dataOffset: number;
   readonly metadata: Readonly<Record<string, string>>;
   readonly tensors: ReadonlyMap<string, TensorInfo>;
 }
@@ -249,7 +270,7 @@ function parseHeader(header: Uint8Array, path: string, fileBytes: number): Heade
   if (end !== fileBytes) {
     throw fail(`tensors must fill the data of ${dataBytes} bytes exactly, got ${end - dataStart} bytes`);
   }
-  return { metadata, tensors: new Map(infos.map((info) => [info.name, info])) };
+  return { dataOffset: dataStart, metadata, tensors: new Map(infos.map((info) => [info.name, info])) };
 }
 
 function parseEntry(

@@ -414,6 +414,9 @@ export class SafetensorsWriter {
       throw this.#rejection(name, `shape must be at most ${MAX_DIMENSIONS} integers ≥ 0, got [${shape}]`);
     }
     const bytes = (elementCount(shape) ?? Infinity) * BYTES_PER_ELEMENT[dtype];
+    if (!Number.isInteger(bytes) && bytes < MAX_TENSOR_BYTES) {
+      throw this.#rejection(name, `${dtype} must fill whole bytes, got shape [${shape}]`);
+    }
     if (byteOffset + bytes > MAX_TENSOR_BYTES) {
       throw this.#rejection(name, `file must have at most 2^53 − 1 bytes, got shape [${shape}] of ${dtype}`);
     }

@@ -85,6 +85,11 @@ export const KERNEL_OPTIONS = {
   "--backend NAME": "auto (default), cuda, cpu, native or wasm",
 } as const;
 
+/** Options of every command that reads a model that may have several weights. */
+export const MODEL_OPTIONS = {
+  "--variant NAME": "take the weights of this name in theirs, as fp16 in model.fp16.safetensors",
+} as const;
+
 /** Options of every command that writes a checkpoint. */
 export const OUTPUT_OPTIONS = {
   "--resume": "go on with a run that was stopped",

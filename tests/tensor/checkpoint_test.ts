@@ -139,7 +139,7 @@ describe("openCheckpoint refuses", () => {
       .toContain('"a.safetensors", "b.safetensors"');
     const both = { "model.safetensors": ["a"], "diffusion_pytorch_model.safetensors": ["b"] };
     expect(refusal(folderWith(both)).message).toContain("one model");
-    expect(refusal(folderWith({ "model_index.json": {}, "unet/x.safetensors": ["a"] })).message).toContain(
+    expect(refusal(folderWith({ "model_index.json": {}, "vae/x.safetensors": ["a"] })).message).toContain(
       "transformer",
     );
     expect(refusal(folderWith({ [A]: ["a"] })).message).toContain("must have an index");

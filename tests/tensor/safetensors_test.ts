@@ -151,7 +151,7 @@ describe("SafetensorsFile refuses", () => {
         "got nothing",
         "a",
       ],
-      ["an unknown dtype", `{${entry("a", "F4", [2], 0, 1)}}`, 1, 'got "F4"', "a"],
+      ["an unknown dtype", `{${entry("a", "F5", [2], 0, 1)}}`, 1, 'got "F5"', "a"],
       [
         "a dtype that objects inherit",
         `{${entry("a", "constructor", [2], 0, 1)}}`,

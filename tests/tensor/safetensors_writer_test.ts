@@ -74,7 +74,7 @@ describe("SafetensorsWriter writes files", () => {
   test("of every dtype, without tensors, and with names special to JavaScript", () => {
     const path = newPath();
     const specs = [
-      ...DTYPES.map((dtype) => ({ name: dtype, dtype, shape: [3] })),
+      ...DTYPES.map((dtype) => ({ name: dtype, dtype, shape: [4] })),
       { name: "__proto__", dtype: "U8", shape: [2] } as const,
       { name: "7", dtype: "U8", shape: [1] } as const,
     ];

@@ -84,8 +84,7 @@ async function planModel(context: BenchContext, path: string): Promise<ModelPlan
     drawn,
     images: Math.min(NOISED_IMAGES, drawn),
   });
-  const folder = checkpoint.subfolder === undefined ? checkpoint.folder : path;
-  return { path, folder, yardstick, needs };
+  return { path, folder: checkpoint.root, yardstick, needs };
 }
 
 // Forecast --------------------------------------------------------------------------------------------------

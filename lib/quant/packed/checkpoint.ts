@@ -9,11 +9,13 @@ import { isJsonObject } from "../../files/json.ts";
 import { show } from "../../files/positional.ts";
 import {
   type Checkpoint,
+  CONFIG_KEY,
   type Dtype,
   elementCount,
   type FloatDtype,
   isDtype,
   isFloatDtype,
+  SECTION_KEY,
 } from "../../tensor/mod.ts";
 import {
   allPackedNames,
@@ -50,11 +52,7 @@ const WITHDRAWN_FORMAT_VERSION = 2;
 const WITHDRAWN = "low-rank corrections and rotations are no longer read: quantize the original again, or " +
   "dequantize this checkpoint with the program that wrote it";
 
-/** Key of config.json that describes the quantization, for us and for others. */
-export const CONFIG_KEY = "quantization_config";
-
-/** Our own section inside {@linkcode CONFIG_KEY}. */
-export const SECTION_KEY = "arrowquant";
+export { CONFIG_KEY, SECTION_KEY };
 
 /** One layer in config.json: enough to read its bytes. */
 export interface PackedLayerEntry {

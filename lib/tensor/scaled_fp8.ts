@@ -1,0 +1,285 @@
+/**
+ * FP8 weights that have scales beside them, read as what their own readers make of them: weight · scale. The
+ * scales are those of compressed-tensors, FBGEMM and ModelOpt (`weight_scale`), DeepSeek and transformers
+ * (`weight_scale_inv`, which multiplies as well) and ComfyUI (`scale_weight`): one number, one a row, or one a
+ * block.
+ */
+import type { TensorFile, TensorInfo } from "./safetensors.ts";
+import { BYTES_PER_ELEMENT, type Dtype } from "./dtype.ts";
+
+/** A tensor with its file. */
+export interface PlacedTensor {
+  readonly info: TensorInfo;
+  readonly file: TensorFile;
+}
+
+/** An FP8 tensor with its scale. */
+interface ScaledTensor {
+  readonly codes: PlacedTensor;
+  readonly scale: PlacedTensor;
+  /** Elements that share a scale, by dimension. */
+  readonly block: readonly number[];
+  /** Type that it is read as. */
+  readonly dtype: "F32" | "BF16";
+}
+
+/** The scaled FP8 tensors of a checkpoint, and the entries that vanish with them. */
+export interface ScaledFp8 {
+  readonly tensors: ReadonlyMap<string, ScaledTensor>;
+  readonly hidden: ReadonlySet<string>;
+  /** Why some cannot be read, undefined where all can. */
+  readonly fault: string | undefined;
+}
+
+/** Types of scales. F8_E8M0 is an exponent alone. */
+const SCALE_DTYPES: readonly Dtype[] = ["F32", "BF16", "F16", "F64", "F8_E8M0"];
+/** Largest scale tensor: it is read whole, and has one element for 128 weights or more where it has many. */
+const MAX_SCALES = 2 ** 26;
+/** Entries beside a weight that say nothing about its values: scales of activations, and ComfyUI's label. */
+const WITHOUT_EFFECT = [
+  "input_scale",
+  "scale_input",
+  "output_scale",
+  "scale_output",
+  "input_scale_ub",
+  "comfy_quant",
+];
+/** Entries beside a weight that change its values in ways that are not known here. */
+const NOT_READ = [
+  "weight_scale_2",
+  "weight_global_scale",
+  "weight_zero_point",
+  "weight_offset",
+  "weight_shape",
+];
+/** Sizes of blocks where config.json gives none. */
+const BLOCK_SIZES = [1, 128, 16, 32, 64, 256, 512, 1024];
+const MARKER = /(?:^|\.)scaled_fp8$/;
+
+const isFp8 = ({ info: { dtype } }: PlacedTensor) => dtype === "F8_E4M3" || dtype === "F8_E5M2";
+const stemOf = (name: string) => name.replace(/\.?weight$/, "");
+const beside = (name: string, part: string) => [stemOf(name), part].filter((text) => text !== "").join(".");
+const scaleNames = (name: string) => [
+  `${name}_scale`,
+  `${name}_scale_inv`,
+  ...(/(?:^|\.)weight$/.test(name) ? [beside(name, "scale_weight"), beside(name, "scale")] : []),
+];
+
+/**
+ * Pairs FP8 tensors with their scales; reads none of them, except what ComfyUI's labels say.
+ *
+ * @param config the checkpoint's, which may give the size of blocks and the type of the weights
+ * @param saysScaled whether something beside the tensors says that FP8 weights have scales
+ */
+export function scaledFp8(
+  all: ReadonlyMap<string, PlacedTensor>,
+  config: Readonly<Record<string, unknown>> | undefined,
+  saysScaled: boolean,
+): ScaledFp8 {
+  const fp8 = [...all].filter(([name, tensor]) => isFp8(tensor) && !MARKER.test(name));
+  const names = fp8.map(([name]) => name);
+  const scales = new Set(names.flatMap(scaleNames).filter((name) => all.has(name)));
+  const markers = [...all.keys()].filter((name) => MARKER.test(name));
+  const tensors = new Map<string, ScaledTensor>(), faults: string[] = [], hidden = new Set(markers);
+  const isScaled = saysScaled || markers.length > 0 || scales.size > 0, told = toldBy(config);
+  for (const [name, codes] of fp8) {
+    if (!isScaled || scales.has(name)) continue;
+    const found = scaledTensor(name, codes, all, told);
+    if (typeof found === "string") {
+      faults.push(found);
+      continue;
+    }
+    tensors.set(name, found);
+    hidden.add(found.scale.info.name);
+    for (const part of WITHOUT_EFFECT) hidden.add(beside(name, part));
+  }
+  const more = faults.length > 1 ? ` (and ${faults.length - 1} more)` : "";
+  return { tensors, hidden, fault: faults.length === 0 ? undefined : faults[0] + more };
+}
+
+/** An FP8 tensor with its scale, or why it cannot be read. */
+function scaledTensor(
+  name: string,
+  codes: PlacedTensor,
+  all: ReadonlyMap<string, PlacedTensor>,
+  told: Told,
+): ScaledTensor | string {
+  const found = scaleNames(name).filter((scale) => all.has(scale)), shown = JSON.stringify(name);
+  if (found.length !== 1) {
+    return `${shown} in FP8 with ${found.length === 0 ? "no scale" : `scales ${found.join(" and ")}`}`;
+  }
+  const scale = all.get(found[0]!)!, { dtype, shape, elements } = scale.info;
+  const what = `${shown} in FP8 with ${found[0]} of ${dtype} [${shape.join(", ")}]`;
+  const label = all.get(beside(name, "comfy_quant"));
+  const format = label === undefined || label.info.byteLength > 4096
+    ? undefined
+    : /"format"\s*:\s*"([^"]*)"/.exec(new TextDecoder().decode(label.file.read(label.info.name)))?.[1];
+  if (label !== undefined && !format?.startsWith("float8_")) {
+    return `${what} in the form ${format ?? "of comfy_quant"}`;
+  }
+  const unread = NOT_READ.find((part) => all.has(beside(name, part)));
+  if (unread !== undefined) return `${what} and ${unread}`;
+  const block = SCALE_DTYPES.includes(dtype) && elements > 0 && elements <= MAX_SCALES
+    ? blockOf(codes.info.shape, shape, told.block)
+    : undefined;
+  if (block === undefined) return `${what} for [${codes.info.shape.join(", ")}]`;
+  if (told.isTransformed) return `${what} and a transform_config`;
+  return { codes, scale, block, dtype: dtype === "BF16" || told.isHalf ? "BF16" : "F32" };
+}
+
+/** What config.json says of scaled weights. */
+interface Told {
+  readonly isHalf: boolean;
+  readonly isTransformed: boolean;
+  /** Rows and columns that share a scale. */
+  readonly block: readonly number[] | undefined;
+}
+
+function toldBy(config: Readonly<Record<string, unknown>> | undefined): Told {
+  const section = JSON.stringify(config?.["quantization_config"] ?? {});
+  const block = /"(?:weight_block_size|block_structure)":\[(\d+),(\d+)\]/.exec(section)?.slice(1).map(Number);
+  return {
+    isHalf: (config?.["torch_dtype"] ?? config?.["dtype"]) === "bfloat16",
+    isTransformed: /"transform_config":\{"/.test(section),
+    block,
+  };
+}
+
+/** Elements that share a scale, by dimension; undefined where the shapes do not fit. */
+function blockOf(
+  shape: readonly number[],
+  given: readonly number[],
+  told: readonly number[] | undefined,
+): readonly number[] | undefined {
+  if (given.every((size) => size === 1)) return shape.map((size) => Math.max(1, size));
+  const isRows = given.length === 1 && given[0] === shape[0]; // one a row, without the axis of columns
+  const scales = isRows ? shape.map((_, i) => given[i] ?? 1) : given;
+  if (scales.length !== shape.length) return undefined;
+  const block = shape.map((size, i) => {
+    if (scales[i] === 1) return size;
+    const own = told?.[i - shape.length + 2];
+    const sizes = [...(own === undefined ? [] : [own]), ...BLOCK_SIZES];
+    return sizes.find((candidate) => Math.ceil(size / candidate) === scales[i]) ?? 0;
+  });
+  return block.includes(0) ? undefined : block;
+}
+
+/** Values of the 256 codes. */
+const VALUES: Readonly<Record<string, Float32Array>> = {
+  F8_E4M3: decoded(4, 3),
+  F8_E5M2: decoded(5, 2),
+  F8_E8M0: Float32Array.from({ length: 256 }, (_, code) => code === 255 ? NaN : 2 ** (code - 127)),
+};
+
+function decoded(exponentBits: number, fractionBits: number): Float32Array {
+  const bias = 2 ** (exponentBits - 1) - 1, parts = 2 ** fractionBits, top = 2 ** exponentBits - 1;
+  return Float32Array.from({ length: 256 }, (_, code) => {
+    const exponent = (code & 127) >> fractionBits, fraction = code % parts, sign = code < 128 ? 1 : -1;
+    if (exponentBits === 5 && exponent === top) return fraction === 0 ? sign * Infinity : NaN;
+    if (exponent === top && fraction === parts - 1) return NaN; // E4M3 has no infinity
+    const value = exponent === 0
+      ? fraction / parts * 2 ** (1 - bias)
+      : (1 + fraction / parts) * 2 ** (exponent - bias);
+    return sign * value;
+  });
+}
+
+function valuesOf({ info: { name, dtype, elements }, file }: PlacedTensor): ArrayLike<number> {
+  const { buffer } = file.read(name);
+  if (dtype === "F64") return Float32Array.from(new Float64Array(buffer));
+  if (dtype === "F16") return new Float16Array(buffer);
+  if (dtype === "F32") return new Float32Array(buffer);
+  if (dtype !== "BF16") return Float32Array.from(new Uint8Array(buffer), (code) => VALUES[dtype]![code]!);
+  const words = new Uint32Array(elements);
+  new Uint16Array(buffer).forEach((half, i) => words[i] = half << 16);
+  return new Float32Array(words.buffer);
+}
+
+/** A file whose scaled FP8 tensors read as their products, without the entries that vanish. */
+export class ScaledFile implements TensorFile {
+  readonly path: string;
+  readonly fileBytes: number;
+  readonly dataOffset: number;
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly tensors: ReadonlyMap<string, TensorInfo>;
+  readonly #file: TensorFile;
+  readonly #scaled: ReadonlyMap<string, ScaledTensor>;
+  /** Scales of the tensor that was read last. */
+  #known: { readonly name: string; readonly values: ArrayLike<number> } | undefined;
+
+  constructor(file: TensorFile, { tensors: scaled, hidden }: ScaledFp8) {
+    this.path = file.path;
+    this.fileBytes = file.fileBytes;
+    this.dataOffset = file.dataOffset;
+    this.metadata = file.metadata;
+    this.#file = file;
+    this.#scaled = scaled;
+    this.tensors = new Map(
+      [...file.tensors].filter(([name]) => !hidden.has(name)).map(([name, info]) => {
+        const dtype = scaled.get(name)?.dtype ?? info.dtype;
+        const byteLength = scaled.has(name) ? info.elements * BYTES_PER_ELEMENT[dtype] : info.byteLength;
+        return [name, { ...info, dtype, byteLength }];
+      }),
+    );
+  }
+
+  /** Fills `target` with a tensor's bytes from `byteStart` on. @throws as {@linkcode SafetensorsFile.readInto} */
+  readInto(name: string, byteStart: number, target: Uint8Array): void {
+    const scaled = this.#scaled.get(name);
+    if (scaled === undefined) return this.#file.readInto(name, byteStart, target);
+    const width = BYTES_PER_ELEMENT[scaled.dtype];
+    const first = Math.floor(byteStart / width), end = Math.ceil((byteStart + target.length) / width);
+    if (this.#known?.name !== name) this.#known = { name, values: valuesOf(scaled.scale) };
+    const products = scaledValues(scaled, this.#known.values, this.#file.read(name, first, end), first);
+    const bytes = new Uint8Array(scaled.dtype === "F32" ? products.buffer : halves(products).buffer);
+    target.set(bytes.subarray(byteStart - first * width, byteStart - first * width + target.length));
+  }
+
+  /** Reads a tensor's bytes `[byteStart, byteEnd)`, all of them by default. @throws as `readInto` */
+  read(name: string, byteStart = 0, byteEnd?: number): Uint8Array<ArrayBuffer> {
+    if (!this.#scaled.has(name)) return this.#file.read(name, byteStart, byteEnd);
+    const target = new Uint8Array((byteEnd ?? this.tensors.get(name)!.byteLength) - byteStart);
+    this.readInto(name, byteStart, target);
+    return target;
+  }
+
+  close(): void {
+    this.#file.close();
+  }
+}
+
+/** Codes from element `first` on, times their scales, as float32. */
+function scaledValues(
+  { codes: { info: { dtype, shape } }, block }: ScaledTensor,
+  scales: ArrayLike<number>,
+  codes: Uint8Array,
+  first: number,
+): Float32Array<ArrayBuffer> {
+  const out = new Float32Array(codes.length), values = VALUES[dtype]!;
+  const cols = shape.at(-1) ?? 1, width = block.at(-1) ?? 1;
+  const counts = shape.map((size, i) => Math.ceil(size / block[i]!));
+  for (let at = 0; at < codes.length;) {
+    let row = Math.floor((first + at) / cols), stride = counts.at(-1) ?? 1, start = 0;
+    const col = first + at - row * cols;
+    for (let i = shape.length - 2; i >= 0; i--) {
+      start += Math.floor(row % shape[i]! / block[i]!) * stride;
+      row = Math.floor(row / shape[i]!);
+      stride *= counts[i]!;
+    }
+    // up to the end of the block or of the row
+    const group = Math.floor(col / width),
+      end = Math.min(codes.length, at + Math.min((group + 1) * width, cols) - col);
+    const scale = scales[start + group]!;
+    for (; at < end; at++) out[at] = values[codes[at]!]! * scale;
+  }
+  return out;
+}
+
+/** Values as bfloat16, to nearest even. */
+function halves(values: Float32Array<ArrayBuffer>): Uint16Array<ArrayBuffer> {
+  const words = new Uint32Array(values.buffer);
+  return Uint16Array.from(
+    words,
+    (word, i) => Number.isNaN(values[i]) ? 0x7fc0 : (word + 0x7fff + (word >>> 16 & 1)) >>> 16,
+  );
+}
