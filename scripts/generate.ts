@@ -32,7 +32,7 @@ import { checkSamplingOptions } from "../lib/models/masked/token_sampling.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { writeWhole } from "../lib/files/whole.ts";
 import { readJsonFile } from "../lib/files/json.ts";
-import { type Checkpoint, openCheckpoint } from "../lib/tensor/mod.ts";
+import { type Checkpoint, openCheckpoint, SafetensorsWriter } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
 import { type Arguments, type Usage, UsageError, wholeNumber } from "./_command/options.ts";
 import { ProgressDisplay, StateDisplay } from "./_command/progress.ts";
@@ -64,7 +64,8 @@ LLaDA: low_confidence (default) or random`,
     "--block-length N": "finish so many tokens before the next (LLaDA)",
     "Drawing": "",
     "--class N[,N…]": "classes; default every one, at most ten",
-    "--out FILE": "PNG to write; default class-N.png",
+    "--out FILE":
+      "PNG to write; default class-N.png; latents of a pipeline with a VAE go to FILE.safetensors",
     "--sampler NAME": "ddim or ddpm; default scheduler_config.json's",
     "--guidance X": "class-free guidance; default 1, none",
     "--zoom N": "pixels a pixel; default 8 for images under 64 pixels, else 1",
@@ -355,6 +356,42 @@ function shownText(
 
 // Drawing ---------------------------------------------------------------------------------------------------
 
+const LATENTS_SUFFIX = ".safetensors";
+
+/**
+ * Why a model's images are latents, and how they become pictures; undefined where they are pictures. The
+ * autoencoder is not run here.
+ */
+function latentsOf({ root }: Checkpoint, { channels }: DitConfig) {
+  const path = join(root, "vae", "config.json"), hasVae = existsSync(path);
+  if (!hasVae && (channels === 1 || channels === 3)) return undefined;
+  const stored = hasVae ? readJsonFile(path) : {};
+  const factors = ["scaling_factor", "shift_factor"].filter((key) => typeof stored[key] === "number");
+  const which = hasVae ? `the decoder in ${printable(join(root, "vae"))}` : "a decoder (an AutoencoderKL)";
+  return {
+    why: `the model draws latents of ${channels} channels for ${which}, which does not run here`,
+    metadata: {
+      format: "pt",
+      decode: "vae.decode(latents / scaling_factor + shift_factor), each where it is given",
+      ...Object.fromEntries(factors.map((key) => [key, `${stored[key]}`])),
+    },
+  };
+}
+
+function saveLatents(
+  path: string,
+  shape: readonly number[],
+  values: Float32Array,
+  metadata: Readonly<Record<string, string>>,
+): void {
+  const specs = [{ name: "latents", dtype: "F32", shape }] as const;
+  const reservedHeaderBytes = SafetensorsWriter.headerBytes(specs, metadata);
+  using writer = SafetensorsWriter.create(path, { reservedHeaderBytes, metadata });
+  writer.add(specs);
+  writer.write("latents", 0, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
+  writer.finish();
+}
+
 async function draw(task: Task, config: DitConfig): Promise<void> {
   const { checkpoint, parsed, log } = task, { flags, values } = parsed;
   const asked = values.class?.split(",").map((text) => wholeNumber("class", text, 0));
@@ -370,6 +407,9 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   const steps = parsed.whole("steps", 1) ?? Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
   scheduler.timesteps(steps); // refuses too many
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
+  const latents = latentsOf(checkpoint, config), out = values.out ?? `class-${classes.join("-")}.png`;
+  const latentsPath = out.replace(/(?:\.png)?$/i, out.endsWith(LATENTS_SUFFIX) ? "" : LATENTS_SUFFIX);
+  if (latents !== undefined) log(`${latents.why}: they are saved as ${printable(latentsPath)}`);
   const needed = announce(task, { batch, tokens: 0 }, 0, steps);
   const { model } = modelFrom(checkpoint, task.kernels, { timeParameters: task.timeParameters });
   if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");
@@ -385,11 +425,20 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
     await stopIfAsked(task.signal);
   }
   const seconds = (performance.now() - started) / 1000;
+  const elements = model.imageElements;
+  if (latents !== undefined) {
+    const { channels: depth, sampleSize } = config, shape = [classes.length, depth, sampleSize, sampleSize];
+    const values = kept.at(-1)!.subarray(0, classes.length * elements);
+    saveLatents(latentsPath, shape, values, {
+      ...latents.metadata,
+      classes: classes.join(),
+      seed: `${seed}`,
+    });
+  }
   // A row a class: with a trace from noise to image, else all images in one row. Latents have no colours: a
   // tile a channel.
   const channels = config.channels === 3 ? 3 : 1;
   if (config.channels !== channels) log(`${config.channels} channels are no colours: one tile each`);
-  const elements = model.imageElements;
   const tiles = new Float32Array(kept.length * classes.length * elements);
   for (let i = 0, at = 0; i < classes.length; i++) {
     for (const images of kept) {
@@ -399,10 +448,10 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   }
   const columns = flags.trace ? kept.length * config.channels / channels : Infinity;
   const { pixels, width, height } = tileImages(tiles, channels, config.sampleSize, columns, zoom);
-  const out = values.out ?? `class-${classes.join("-")}.png`;
-  writeWhole(out, encodePng(pixels, width, height, channels));
+  if (latents === undefined || latentsPath !== out) writeWhole(out, encodePng(pixels, width, height, channels));
   if (flags.json) {
-    const image = { kind: "dit", classes, out, width, height, steps, seed, seconds };
+    const saved = latents === undefined ? {} : { latents: latentsPath };
+    const image = { kind: "dit", classes, out, ...saved, width, height, steps, seed, seconds };
     return printJson({ ...image, ...measured(task, needed) });
   }
   print(printable(out));
