@@ -126,6 +126,96 @@ describe("openCheckpoint opens", () => {
   });
 });
 
+describe("openCheckpoint takes what the libraries take, and says so", () => {
+  const D = "diffusion_pytorch_model";
+  const index = (file: string, name = "a") => ({ weight_map: { [name]: file } });
+  const opened = (files: Record<string, unknown>, options?: { variant: string }, below = "") => {
+    using checkpoint = openCheckpoint(join(folderWith(files), below), options);
+    return { names: [...checkpoint.tensors.keys()].join(), notes: checkpoint.notes.join("; ") };
+  };
+
+  test("transformers: the single file before the index, also one of shards that are gone", () => {
+    for (const stale of [{ [A]: ["old"] }, {}]) {
+      const { names, notes } = opened({ "model.safetensors": ["new"], [INDEX]: index(A, "old"), ...stale });
+      expect(names).toBe("new");
+      expect(notes).toBe(`"model.safetensors" is taken, as transformers does, and not "${INDEX}" beside it`);
+    }
+  });
+
+  test("diffusers: the index before the single file", () => {
+    const { names, notes } = opened({
+      [`${D}.safetensors`]: ["old"],
+      [`${D}.safetensors.index.json`]: index(`${D}-00001-of-00001.safetensors`),
+      [`${D}-00001-of-00001.safetensors`]: ["a"],
+    });
+    expect(names).toBe("a");
+    expect(notes).toContain("as diffusers does");
+  });
+
+  test("a variant alone, in every spelling; beside others only when it is asked for", () => {
+    const shard = "model.fp16-00001-of-00002.safetensors";
+    const cases: Record<string, unknown>[] = [
+      { "model.fp16.safetensors": ["a"] },
+      { "model.safetensors.index.fp16.json": index(shard), [shard]: ["a"] },
+      {
+        [`${D}.safetensors.fp16.index.json`]: index(`${D}-1-of-2.fp16.safetensors`),
+        [`${D}-1-of-2.fp16.safetensors`]: ["a"],
+      },
+      { [`${D}.fp16.safetensors.index.json`]: index("x.safetensors"), "x.safetensors": ["a"] },
+    ];
+    for (const files of cases) {
+      const { names, notes } = opened(files);
+      expect(names).toBe("a");
+      expect(notes).toContain('no weights but of the variant "fp16"');
+      expect(opened(files, { variant: "fp16" }).names).toBe("a");
+    }
+    const both = { "model.safetensors": ["plain"], "model.fp16.safetensors": ["half"] };
+    expect(opened(both)).toEqual({
+      names: "plain",
+      notes: 'not read beside "model.safetensors": "model.fp16.safetensors"',
+    });
+    expect(opened(both, { variant: "fp16" }).names).toBe("half");
+    expect(thrown(() => opened(both, { variant: "int8" })).message).toContain('the variant "int8"');
+    const several = { "model.fp16.safetensors": ["a"], "model.ema.safetensors": ["b"] };
+    expect(thrown(() => opened(several)).message).toContain("--variant chooses one of ema, fp16");
+  });
+
+  test("no file twice: consolidated weights beside shards are not read", () => {
+    const { names, notes } = opened({
+      [INDEX]: index(A),
+      [A]: ["a"],
+      "consolidated.safetensors": ["a", "b"],
+    });
+    expect(names).toBe("a");
+    expect(notes).toContain('"consolidated.safetensors"');
+  });
+
+  test("of a pipeline its denoiser, also beside a checkpoint in one file; of two none", () => {
+    const unet = {
+      "model_index.json": {},
+      [`unet/${D}.safetensors`]: ["a"],
+      [`vae/${D}.safetensors`]: ["v"],
+    };
+    expect(opened({ ...unet, "v1-5-pruned.safetensors": ["all"] })).toEqual({
+      names: "a",
+      notes: 'a diffusers pipeline: "unet" is its denoiser, the other folders stay as they are',
+    });
+    const two = { ...unet, [`transformer/${D}.safetensors`]: ["b"] };
+    const { message } = thrown(() => opened(two));
+    expect(message).toContain('"transformer", "unet"');
+    expect(message).toContain("give the path of one");
+    expect(opened(two, undefined, "transformer").names).toBe("b");
+  });
+
+  test("of a model in the cache the snapshot of main, or the only one", () => {
+    const snapshot = (id: string) => ({ [`snapshots/${id}/model.safetensors`]: [id], "blobs/x": "" });
+    expect(opened({ ...snapshot("1"), ...snapshot("2"), "refs/main": "2\n" }).names).toBe("2");
+    expect(opened({ ...snapshot("1"), "refs/main": "gone" }).names).toBe("1");
+    expect(thrown(() => opened({ ...snapshot("1"), ...snapshot("2"), "refs/other": "2" })).message)
+      .toContain('one snapshot or that of refs/main, got "1", "2"');
+  });
+});
+
 describe("openCheckpoint refuses", () => {
   const map = (weight_map: unknown) => ({ metadata: {}, weight_map });
 

@@ -1,0 +1,169 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
+import { type TestTensor, workplace, writeCheckpoint, writeTensors } from "../_checkpoints.ts";
+import { randomIntegers } from "./_files.ts";
+
+const place = workplace();
+afterAll(place.remove);
+
+/** An FP8 code as a number, by way of half precision: E5M2 is its upper byte, E4M3 has another exponent's bias. */
+function decoded(code: number, dtype: string): number {
+  const bits = dtype === "F8_E5M2" ? code << 8 : (code & 128) << 8 | (code & 127) << 7;
+  const value = new DataView(Uint16Array.of(bits).buffer).getFloat16(0, true);
+  return dtype === "F8_E5M2" ? value : value * 256;
+}
+
+const random = randomIntegers(7);
+/** Codes without NaN and infinity. */
+const codes = (shape: readonly number[], dtype = "F8_E4M3"): TestTensor => ({
+  dtype,
+  shape,
+  data: Uint8Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => random(0x7c) | random(2) << 7),
+});
+const floats = (shape: readonly number[], values?: readonly number[]): TestTensor => ({
+  dtype: "F32",
+  shape,
+  data: Float32Array.from(
+    { length: shape.reduce((a, b) => a * b, 1) },
+    (_, i) => values?.[i] ?? (1 + random(999)) / 4096,
+  ),
+});
+const FP8 = { model_type: "x", quantization_config: { quant_method: "fp8" } };
+
+/** What a checkpoint reads for a tensor, against codes times scales: `scaleAt` gives the scale's index. */
+function expectProducts(
+  tensors: Record<string, TestTensor>,
+  name: string,
+  scaleAt: (row: number, col: number) => number,
+  config: unknown = {},
+) {
+  using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), tensors, config));
+  expect(checkpoint.foreign).toBe(undefined);
+  const { data, dtype, shape } = tensors[name]!, [rows, cols] = shape as [number, number];
+  const scale =
+    Object.entries(tensors).find(([key]) =>
+      /scale$|scale_inv$|scale_weight$/.test(key) && !/input/.test(key)
+    )![1];
+  const wanted = Float32Array.from(
+    data as Uint8Array,
+    (code, i) =>
+      decoded(code, dtype) * (scale.data as Float32Array)[scaleAt(Math.floor(i / cols), i % cols)]!,
+  );
+  expect(checkpoint.tensors.get(name)!.info).toMatchObject({
+    dtype: "F32",
+    shape,
+    byteLength: 4 * rows * cols,
+  });
+  const read = checkpoint.read(name);
+  expect(new Float32Array(read.buffer)).toEqual(wanted);
+  // any range of bytes, as copies and digests read them
+  for (
+    const [start, end] of [[5, 6], [0, 4 * cols], [4 * cols - 3, 8 * cols + 2], [
+      read.length - 7,
+      read.length,
+    ]]
+  ) {
+    expect(checkpoint.read(name, start, end)).toEqual(read.slice(start, end));
+  }
+  expect([...checkpoint.tensors.keys()]).toEqual([name]);
+}
+
+describe("FP8 weights read as codes times scales", () => {
+  const W = "a.b.weight";
+
+  test("one for a tensor, in every spelling, with what lies beside them", () => {
+    for (const dtype of ["F8_E4M3", "F8_E5M2"]) {
+      for (const name of ["a.b.weight_scale", "a.b.scale_weight", "a.b.weight_scale_inv", "a.b.scale"]) {
+        for (const shape of [[], [1], [1, 1]]) {
+          const marker = { dtype, shape: [0], data: new Uint8Array(0) };
+          const more = { "a.b.input_scale": floats([]), scaled_fp8: marker };
+          expectProducts({ [W]: codes([3, 5], dtype), [name]: floats(shape), ...more }, W, () => 0);
+        }
+      }
+    }
+  });
+
+  test("one a row, with and without the axis of columns", () => {
+    for (const shape of [[6], [6, 1]]) {
+      expectProducts({ [W]: codes([6, 6]), "a.b.weight_scale": floats(shape) }, W, (row) => row, FP8);
+    }
+  });
+
+  test("one a block, whole or cut off at the edge, of the size that config.json gives or none", () => {
+    for (const section of [{}, { weight_block_size: [128, 128] }]) {
+      const config = { quantization_config: { quant_method: "fp8", ...section } };
+      const tensors = { [W]: codes([130, 300]), "a.b.weight_scale_inv": floats([2, 3]) };
+      expectProducts(tensors, W, (row, col) => 3 * Math.floor(row / 128) + Math.floor(col / 128), config);
+    }
+    const odd = { quantization_config: { config_groups: { g: { weights: { block_structure: [48, 80] } } } } };
+    const tensors = { [W]: codes([100, 200]), "a.b.weight_scale": floats([3, 3]) };
+    expectProducts(tensors, W, (row, col) => 3 * Math.floor(row / 48) + Math.floor(col / 80), odd);
+  });
+
+  test("of a scale in another shard, as bfloat16 where the model has that type", () => {
+    const folder = place.fresh("shards"), A = "model-00001-of-00002.safetensors", B = A.replace("1-", "2-");
+    const half = { dtype: "BF16", shape: [], data: Uint16Array.of(0x3f40) }; // 0.75
+    const weight = codes([4, 4]);
+    writeCheckpoint(folder, {}, { torch_dtype: "bfloat16" });
+    writeTensors(join(folder, A), { "a.weight": weight });
+    writeTensors(join(folder, B), { "a.weight_scale": half });
+    const index = { weight_map: { "a.weight": A, "a.weight_scale": B } };
+    writeFileSync(join(folder, "model.safetensors.index.json"), JSON.stringify(index));
+    rmSync(join(folder, "model.safetensors"));
+    using checkpoint = openCheckpoint(folder);
+    expect(checkpoint.tensors.get("a.weight")!.info.dtype).toBe("BF16");
+    const words = new Uint16Array(checkpoint.read("a.weight").buffer);
+    // 0.75 times a number of 4 bits needs 6: bfloat16 holds it exactly.
+    const wanted = Float32Array.from(weight.data as Uint8Array, (code) => decoded(code, "F8_E4M3") * 0.75);
+    expect(words).toEqual(new Uint16Array(wanted.buffer).filter((_, i) => i % 2 === 1));
+    expect(checkpoint.notes.join()).toContain("1 FP8 tensors are read times their scales");
+  });
+
+  test("of scales that are powers of two alone", () => {
+    const scale = { dtype: "F8_E8M0", shape: [2, 1], data: Uint8Array.of(127, 120) };
+    using checkpoint = openCheckpoint(
+      writeCheckpoint(place.fresh("in"), { [W]: codes([2, 2]), "a.b.weight_scale": scale }),
+    );
+    expect(checkpoint.read(W).length).toBe(16);
+  });
+
+  test("not where nothing says that they are scaled", () => {
+    using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), { [W]: codes([2, 2]) }));
+    expect(checkpoint.tensors.get(W)!.info.dtype).toBe("F8_E4M3");
+    expect(checkpoint.foreign).toBe(undefined);
+  });
+});
+
+test("FP8 weights whose scales cannot be read are none, by name", () => {
+  const W = "a.weight", weight = codes([64, 64]), u8 = (shape: number[]) => codes(shape, "U8");
+  const label = (format: string) => {
+    const data = new TextEncoder().encode(JSON.stringify({ format }));
+    return { dtype: "U8", shape: [data.length], data };
+  };
+  const cases: [string, Record<string, TestTensor>, unknown?][] = [
+    ["no scale", { [W]: weight }, FP8],
+    ["no scale", { [W]: weight, scaled_fp8: codes([2]) }],
+    ["no scale", { [W]: weight, "b.weight": codes([2, 2]), "b.weight_scale": floats([]) }],
+    ["scales a.weight_scale and a.scale_weight", {
+      [W]: weight,
+      "a.weight_scale": floats([]),
+      "a.scale_weight": floats([]),
+    }],
+    ["F32 [3] for [64, 64]", { [W]: weight, "a.weight_scale": floats([3]) }],
+    ["F32 [64, 3] for [64, 64]", { [W]: weight, "a.weight_scale": floats([64, 3]) }],
+    ["F32 [0] for", { [W]: weight, "a.weight_scale": floats([0]) }],
+    ["U8 [64, 2]", { [W]: weight, "a.weight_scale": u8([64, 2]) }],
+    ["and weight_scale_2", { [W]: weight, "a.weight_scale": floats([]), "a.weight_scale_2": floats([]) }],
+    ["mxfp8", { [W]: weight, "a.weight_scale": floats([]), "a.comfy_quant": label("mxfp8") }],
+    ["transform_config", { [W]: weight, "a.weight_scale": floats([]) }, {
+      quantization_config: { transform_config: { config_groups: {} } },
+    }],
+  ];
+  for (const [wanted, tensors, config] of cases) {
+    using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), tensors, config ?? {}));
+    expect(checkpoint.foreign ?? "read").toContain(wanted);
+    expect(checkpoint.tensors.get(W)!.info.dtype).toBe("F8_E4M3");
+  }
+});
