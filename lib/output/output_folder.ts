@@ -227,6 +227,7 @@ export function checkOutput({ path, files, resume, force }: OutputRequest): void
   if (kind === "nothing") return;
   if (kind !== "folder") throw refuse("must be a folder or not exist", "a file");
   const work = join(path, WORK_FOLDER);
+  for (const name of files) ownPath(path, name);
   checkLock(work);
   const names = listFolder(path).filter((name) => name !== WORK_FOLDER);
   const hasWork = [JOURNAL_FILE, MANIFEST_FILE].some((name) => exists(join(work, name)));

@@ -48,6 +48,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   checkPaths(options);
   using checkpoint = openCheckpoint(input);
   refuseForeign(checkpoint, "dequantize");
+  for (const message of checkpoint.notes) options.onEvent?.({ kind: "input", message });
   const targets = targetsOf(checkpoint, options);
   const beside = filesBeside(checkpoint);
   const settings = { dtype: options.dtype ?? "original" };
