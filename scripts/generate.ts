@@ -392,14 +392,17 @@ function saveLatents(
   writer.finish();
 }
 
-async function draw(task: Task, config: DitConfig): Promise<void> {
-  const { checkpoint, parsed, log } = task, { flags, values } = parsed;
-  const asked = values.class?.split(",").map((text) => wholeNumber("class", text, 0));
+function classesOf(list: string | undefined, config: DitConfig): readonly number[] {
+  const asked = list?.split(",").map((text) => wholeNumber("class", text, 0));
   const classes = asked ?? Array.from({ length: Math.min(10, config.classes) }, (_, i) => i);
   const bad = classes.find((label) => label >= config.classes);
-  if (bad !== undefined) {
-    throw new UsageError(`--class must be from 0 to ${config.classes - 1}, got ${bad}`);
-  }
+  if (bad === undefined) return classes;
+  throw new UsageError(`--class must be from 0 to ${config.classes - 1}, got ${bad}`);
+}
+
+async function draw(task: Task, config: DitConfig): Promise<void> {
+  const { checkpoint, parsed, log } = task, { flags, values } = parsed;
+  const classes = classesOf(values.class, config);
   const zoom = parsed.whole("zoom", 1, 64) ?? (config.sampleSize < 64 ? 8 : 1);
   const seed = parsed.whole("seed", 0) ?? 0, guidance = parsed.number("guidance") ?? 1;
   const sampler = parsed.oneOf<SamplerName>("sampler", ["ddim", "ddpm"]);

@@ -1,6 +1,7 @@
 /** `inspect.ts PATH`: what a checkpoint contains, ours or any; against its original, what quantizing cost. */
 import { statSync } from "node:fs";
 import { CheckpointError } from "../lib/errors.ts";
+import { runLimits } from "../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
 import { type Mismatch, readManifest, verifyFiles } from "../lib/pipeline/mod.ts";
 import {
@@ -77,8 +78,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   using checkpoint = openCheckpoint(path, { variant: values.variant });
   const { foreign } = checkpoint;
   const layers = foreign === undefined ? packedLayers(checkpoint) : new Map<string, PackedLayer>();
-  const said = foreign === undefined ? [] : [`the weights are not plain: ${foreign}`];
-  const notes = [...checkpoint.notes, ...said];
+  const notes = [...checkpoint.notes, ...recognised(checkpoint)];
   const rows = describe(checkpoint, layers);
   using kernels = await openKernels(chosen);
   if (values.against !== undefined) {
@@ -132,6 +132,13 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   } else printReport(path, { ...checkpoint, notes }, rows, totals, kernels, mismatches);
 
   return mismatches === undefined || mismatches.length === 0 ? 0 : EXIT_CODES.AQ_INTEGRITY;
+}
+
+/** What stands in the way of quantizing the weights, or of running the model. */
+function recognised(checkpoint: Checkpoint): string[] {
+  if (checkpoint.foreign !== undefined) return [`the weights are not plain: ${checkpoint.foreign}`];
+  const limits = runLimits(checkpoint);
+  return limits === undefined ? [] : [`the model does not run here: ${limits.message}`];
 }
 
 /** Every tensor by its original name, in the order of the files. */

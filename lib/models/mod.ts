@@ -11,6 +11,7 @@ export {
   loadStoredModel,
   modelConfig,
   modelFrom,
+  runLimits,
 } from "./families.ts";
 export type { ForwardShape } from "./family.ts";
 export type { Blockwise, LayerObserver, Stage } from "./layers/blockwise.ts";

@@ -20,7 +20,7 @@ import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { CheckpointError } from "../errors.ts";
 import { isJsonObject } from "../files/json.ts";
 import { quote } from "../files/positional.ts";
-import { modelConfig } from "../models/mod.ts";
+import { runLimits } from "../models/mod.ts";
 import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
 import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
@@ -225,17 +225,6 @@ function checkPlain(checkpoint: Checkpoint): void {
       "dequantize it first",
     { path: join(folder, "config.json") },
   );
-}
-
-/** Why a checkpoint's model does not run here, undefined where it does as far as its configuration tells. */
-function runLimits(checkpoint: Checkpoint): CheckpointError | undefined {
-  try {
-    modelConfig(checkpoint);
-    return undefined;
-  } catch (error) {
-    if (error instanceof CheckpointError) return error;
-    throw error;
-  }
 }
 
 const withoutCalibration = ({ message, path, cause }: CheckpointError): CheckpointError =>

@@ -195,7 +195,7 @@ function chooseWeights(
     notes.push(`${quote(taken.name)} is taken, as ${library} does, and not ${rest} beside it`);
   }
   const unread = known.filter((weights) => !own.includes(weights)).map(({ name }) => name);
-  unread.push(...names.filter((name) => /^consolidated\b.*\.safetensors$/.test(name)));
+  unread.push(...names.filter((name) => /^(?:consolidated|adapter_model)\b.*\.safetensors$/.test(name)));
   if (unread.length > 0) notes.push(`not read beside ${quote(taken.name)}: ${listing(unread)}`);
   const isIndex = taken.form === "index";
   return { indexFile: isIndex ? taken.name : undefined, modelFile: isIndex ? "" : taken.name, notes };

@@ -54,6 +54,8 @@ const NOT_READ = [
 ];
 /** Sizes of blocks where config.json gives none. */
 const BLOCK_SIZES = [1, 128, 16, 32, 64, 256, 512, 1024];
+/** Scales of keys and values in a cache of attention. */
+const OF_CACHE = /\.(?:[kvq]|kv|prob)_scale$/;
 const MARKER = /(?:^|\.)scaled_fp8$/;
 
 const isFp8 = ({ info: { dtype } }: PlacedTensor) => dtype === "F8_E4M3" || dtype === "F8_E5M2";
@@ -81,8 +83,15 @@ export function scaledFp8(
   const scales = new Set(names.flatMap(scaleNames).filter((name) => all.has(name)));
   const markers = [...all.keys()].filter((name) => MARKER.test(name));
   const tensors = new Map<string, ScaledTensor>(), faults: string[] = [], hidden = new Set(markers);
-  const isScaled = saysScaled || markers.length > 0 || scales.size > 0, told = toldBy(config);
+  const parts = markers.length > 0
+    ? markers.map((name) => name.replace(MARKER, ""))
+    : scales.size > 0
+    ? [""]
+    : [];
+  const told = toldBy(config);
   for (const [name, codes] of fp8) {
+    const isScaled = saysScaled || parts.some((part) => name.startsWith(part)) ||
+      scaleNames(name).some((scale) => all.has(scale));
     if (!isScaled || scales.has(name)) continue;
     const found = scaledTensor(name, codes, all, told);
     if (typeof found === "string") {
@@ -93,6 +102,7 @@ export function scaledFp8(
     hidden.add(found.scale.info.name);
     for (const part of WITHOUT_EFFECT) hidden.add(beside(name, part));
   }
+  if (tensors.size > 0) { for (const name of all.keys()) if (OF_CACHE.test(name)) hidden.add(name); }
   const more = faults.length > 1 ? ` (and ${faults.length - 1} more)` : "";
   return { tensors, hidden, fault: faults.length === 0 ? undefined : faults[0] + more };
 }
@@ -122,7 +132,8 @@ function scaledTensor(
   const block = SCALE_DTYPES.includes(dtype) && elements > 0 && elements <= MAX_SCALES
     ? blockOf(codes.info.shape, shape, told.block)
     : undefined;
-  if (block === undefined) return `${what} for [${codes.info.shape.join(", ")}]`;
+  const isMx = dtype === "F8_E8M0" && block?.at(-1) === 32; // the order of such scales differs by writer
+  if (block === undefined || isMx) return `${what} for [${codes.info.shape.join(", ")}]`;
   if (told.isTransformed) return `${what} and a transform_config`;
   return { codes, scale, block, dtype: dtype === "BF16" || told.isHalf ? "BF16" : "F32" };
 }
