@@ -288,9 +288,10 @@ function scaledValues(
 
 /** Values as bfloat16, to nearest even. */
 function halves(values: Float32Array<ArrayBuffer>): Uint16Array<ArrayBuffer> {
-  const words = new Uint32Array(values.buffer);
-  return Uint16Array.from(
-    words,
-    (word, i) => Number.isNaN(values[i]) ? 0x7fc0 : (word + 0x7fff + (word >>> 16 & 1)) >>> 16,
-  );
+  const words = new Uint32Array(values.buffer), out = new Uint16Array(words.length);
+  for (let i = 0; i < words.length; i++) {
+    const word = words[i]!, isNaN = (word & 0x7fffffff) > 0x7f800000;
+    out[i] = isNaN ? 0x7fc0 : (word + 0x7fff + (word >>> 16 & 1)) >>> 16;
+  }
+  return out;
 }
