@@ -1,7 +1,8 @@
 /** The files beside the weights: which are copied, config.json, and the index of what was written. */
 import { readdirSync, statSync } from "node:fs";
 import { basename, join } from "node:path";
-import { readWhole } from "../files/whole.ts";
+import { CheckpointError } from "../errors.ts";
+import { quote, readWhole } from "../files/whole.ts";
 import { foreignName } from "../files/foreign.ts";
 import { readJsonFile } from "../files/json.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
@@ -17,7 +18,7 @@ const NOT_OURS =
   /(?:scores|results|metrics)[^/]*\.json$|^(?:hf_quant_config|quantize_config)\.json$|\.index(?:\.[\w-]+)?\.json$/i;
 /** Largest file that is copied beside the weights: the largest published tokenizers have about 35 MB. */
 const MAX_COPIED_BYTES = 64 * 2 ** 20;
-/** Deepest folder of a pipeline's component, and most files of all of them. */
+/** Deepest folder of a pipeline's component, and most files of one. */
 const MAX_DEPTH = 4, MAX_FILES = 10_000;
 
 /** Files beside the weights, by their names in the output. */
@@ -59,7 +60,11 @@ export function filesBeside(checkpoint: Checkpoint): Beside {
       sort(name, path, isModels(name), MAX_COPIED_BYTES);
       continue;
     }
-    const files = [...filesBelow(path, name)].slice(0, MAX_FILES);
+    const files = [...filesBelow(path, name)];
+    if (files.length > MAX_FILES) {
+      const reason = `a component must have at most ${MAX_FILES} files, got ${files.length}`;
+      throw new CheckpointError(`Cannot copy ${quote(path)}: ${reason}`, { path });
+    }
     const hasSafetensors = files.some((file) => file.endsWith(".safetensors"));
     for (const file of files) {
       // other formats of weights that are there as safetensors

@@ -8,7 +8,7 @@ import { quote, show } from "../files/positional.ts";
 import { isJsonObject, readJsonFile } from "../files/json.ts";
 import { cannotOpen, findPlace, listing, type Place, type PlaceOptions, unfinished } from "./place.ts";
 import { isOurs, recognise, saysScaled } from "./recognition.ts";
-import { ScaledFile, scaledFp8 } from "./scaled_fp8.ts";
+import { scaledFile, scaledFp8 } from "./scaled_fp8.ts";
 import { noTensor, SafetensorsFile, type TensorFile, type TensorInfo } from "./safetensors.ts";
 import { PARTIAL_SUFFIX } from "./safetensors_writer.ts";
 
@@ -169,7 +169,7 @@ export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkp
     if (count === 0) return stored;
     const [example] = fp8.tensors.values();
     const note = `${count} FP8 tensors are read times their scales, as in ${quote(example!.scale.info.name)}`;
-    const scaled = files.map(({ name, file }) => ({ name, file: new ScaledFile(file, fp8) }));
+    const scaled = files.map(({ name, file }) => ({ name, file: scaledFile(file, fp8) }));
     return new Checkpoint({ ...stored, files: scaled, notes: [...notes, note] });
   } catch (error) {
     closeAll(files);

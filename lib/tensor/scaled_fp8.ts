@@ -5,6 +5,7 @@
  * block.
  */
 import type { TensorFile, TensorInfo } from "./safetensors.ts";
+import { quote } from "../files/positional.ts";
 import { BYTES_PER_ELEMENT, type Dtype } from "./dtype.ts";
 
 /** A tensor with its file. */
@@ -36,22 +37,11 @@ const SCALE_DTYPES: readonly Dtype[] = ["F32", "BF16", "F16", "F64", "F8_E8M0"];
 /** Largest scale tensor: it is read whole, and has one element for 128 weights or more where it has many. */
 const MAX_SCALES = 2 ** 26;
 /** Entries beside a weight that say nothing about its values: scales of activations, and ComfyUI's label. */
-const WITHOUT_EFFECT = [
-  "input_scale",
-  "scale_input",
-  "output_scale",
-  "scale_output",
-  "input_scale_ub",
-  "comfy_quant",
-];
+const WITHOUT_EFFECT = "input_scale scale_input output_scale scale_output input_scale_ub comfy_quant".split(
+  " ",
+);
 /** Entries beside a weight that change its values in ways that are not known here. */
-const NOT_READ = [
-  "weight_scale_2",
-  "weight_global_scale",
-  "weight_zero_point",
-  "weight_offset",
-  "weight_shape",
-];
+const NOT_READ = "weight_scale_2 weight_global_scale weight_zero_point weight_offset".split(" ");
 /** Sizes of blocks where config.json gives none. */
 const BLOCK_SIZES = [1, 128, 16, 32, 64, 256, 512, 1024];
 /** Scales of keys and values in a cache of attention. */
@@ -114,18 +104,20 @@ function scaledTensor(
   all: ReadonlyMap<string, PlacedTensor>,
   told: Told,
 ): ScaledTensor | string {
-  const found = scaleNames(name).filter((scale) => all.has(scale)), shown = JSON.stringify(name);
+  const found = scaleNames(name).filter((scale) => all.has(scale)), shown = quote(name);
   if (found.length !== 1) {
-    return `${shown} in FP8 with ${found.length === 0 ? "no scale" : `scales ${found.join(" and ")}`}`;
+    return `${shown} in FP8 with ${
+      found.length === 0 ? "no scale" : `scales ${found.map(quote).join(" and ")}`
+    }`;
   }
   const scale = all.get(found[0]!)!, { dtype, shape, elements } = scale.info;
-  const what = `${shown} in FP8 with ${found[0]} of ${dtype} [${shape.join(", ")}]`;
+  const what = `${shown} in FP8 with ${quote(found[0]!)} of ${dtype} [${shape.join(", ")}]`;
   const label = all.get(beside(name, "comfy_quant"));
   const format = label === undefined || label.info.byteLength > 4096
     ? undefined
     : /"format"\s*:\s*"([^"]*)"/.exec(new TextDecoder().decode(label.file.read(label.info.name)))?.[1];
   if (label !== undefined && !format?.startsWith("float8_")) {
-    return `${what} in the form ${format ?? "of comfy_quant"}`;
+    return `${what} in the form ${quote(format ?? "comfy_quant")}`;
   }
   const unread = NOT_READ.find((part) => all.has(beside(name, part)));
   if (unread !== undefined) return `${what} and ${unread}`;
@@ -175,25 +167,15 @@ function blockOf(
   return block.includes(0) ? undefined : block;
 }
 
-/** Values of the 256 codes. */
+const table = (value: (code: number) => number) =>
+  Float32Array.from({ length: 256 }, (_, code) => value(code));
+const half = (bits: number) => new Float16Array(Uint16Array.of(bits).buffer)[0]!;
+/** Values of the 256 codes. E5M2 is the upper byte of half precision; E4M3 has no infinity. */
 const VALUES: Readonly<Record<string, Float32Array>> = {
-  F8_E4M3: decoded(4, 3),
-  F8_E5M2: decoded(5, 2),
-  F8_E8M0: Float32Array.from({ length: 256 }, (_, code) => code === 255 ? NaN : 2 ** (code - 127)),
+  F8_E4M3: table((code) => code % 128 === 127 ? NaN : half((code & 128) << 8 | (code & 127) << 7) * 256),
+  F8_E5M2: table((code) => half(code << 8)),
+  F8_E8M0: table((code) => code === 255 ? NaN : 2 ** (code - 127)),
 };
-
-function decoded(exponentBits: number, fractionBits: number): Float32Array {
-  const bias = 2 ** (exponentBits - 1) - 1, parts = 2 ** fractionBits, top = 2 ** exponentBits - 1;
-  return Float32Array.from({ length: 256 }, (_, code) => {
-    const exponent = (code & 127) >> fractionBits, fraction = code % parts, sign = code < 128 ? 1 : -1;
-    if (exponentBits === 5 && exponent === top) return fraction === 0 ? sign * Infinity : NaN;
-    if (exponent === top && fraction === parts - 1) return NaN; // E4M3 has no infinity
-    const value = exponent === 0
-      ? fraction / parts * 2 ** (1 - bias)
-      : (1 + fraction / parts) * 2 ** (exponent - bias);
-    return sign * value;
-  });
-}
 
 function valuesOf({ info: { name, dtype, elements }, file }: PlacedTensor): ArrayLike<number> {
   const { buffer } = file.read(name);
@@ -207,56 +189,32 @@ function valuesOf({ info: { name, dtype, elements }, file }: PlacedTensor): Arra
 }
 
 /** A file whose scaled FP8 tensors read as their products, without the entries that vanish. */
-export class ScaledFile implements TensorFile {
-  readonly path: string;
-  readonly fileBytes: number;
-  readonly dataOffset: number;
-  readonly metadata: Readonly<Record<string, string>>;
-  readonly tensors: ReadonlyMap<string, TensorInfo>;
-  readonly #file: TensorFile;
-  readonly #scaled: ReadonlyMap<string, ScaledTensor>;
-  /** Scales of the tensor that was read last. */
-  #known: { readonly name: string; readonly values: ArrayLike<number> } | undefined;
-
-  constructor(file: TensorFile, { tensors: scaled, hidden }: ScaledFp8) {
-    this.path = file.path;
-    this.fileBytes = file.fileBytes;
-    this.dataOffset = file.dataOffset;
-    this.metadata = file.metadata;
-    this.#file = file;
-    this.#scaled = scaled;
-    this.tensors = new Map(
-      [...file.tensors].filter(([name]) => !hidden.has(name)).map(([name, info]) => {
-        const dtype = scaled.get(name)?.dtype ?? info.dtype;
-        const byteLength = scaled.has(name) ? info.elements * BYTES_PER_ELEMENT[dtype] : info.byteLength;
-        return [name, { ...info, dtype, byteLength }];
-      }),
-    );
-  }
-
-  /** Fills `target` with a tensor's bytes from `byteStart` on. @throws as {@linkcode SafetensorsFile.readInto} */
-  readInto(name: string, byteStart: number, target: Uint8Array): void {
-    const scaled = this.#scaled.get(name);
-    if (scaled === undefined) return this.#file.readInto(name, byteStart, target);
-    const width = BYTES_PER_ELEMENT[scaled.dtype];
+export function scaledFile(file: TensorFile, { tensors: scaled, hidden }: ScaledFp8): TensorFile {
+  const { path, fileBytes, dataOffset, metadata } = file;
+  const shown = [...file.tensors.values()].filter(({ name }) => !hidden.has(name));
+  const tensors = new Map(shown.map((info) => {
+    const dtype = scaled.get(info.name)?.dtype ?? info.dtype;
+    const byteLength = dtype === info.dtype ? info.byteLength : info.elements * BYTES_PER_ELEMENT[dtype];
+    return [info.name, { ...info, dtype, byteLength }];
+  }));
+  let known: { readonly name: string; readonly values: ArrayLike<number> } | undefined; // read last
+  const readInto = (name: string, byteStart: number, target: Uint8Array) => {
+    const own = scaled.get(name);
+    if (own === undefined) return file.readInto(name, byteStart, target);
+    const width = BYTES_PER_ELEMENT[own.dtype];
     const first = Math.floor(byteStart / width), end = Math.ceil((byteStart + target.length) / width);
-    if (this.#known?.name !== name) this.#known = { name, values: valuesOf(scaled.scale) };
-    const products = scaledValues(scaled, this.#known.values, this.#file.read(name, first, end), first);
-    const bytes = new Uint8Array(scaled.dtype === "F32" ? products.buffer : halves(products).buffer);
+    if (known?.name !== name) known = { name, values: valuesOf(own.scale) };
+    const products = scaledValues(own, known.values, file.read(name, first, end), first);
+    const bytes = new Uint8Array(own.dtype === "F32" ? products.buffer : halves(products).buffer);
     target.set(bytes.subarray(byteStart - first * width, byteStart - first * width + target.length));
-  }
-
-  /** Reads a tensor's bytes `[byteStart, byteEnd)`, all of them by default. @throws as `readInto` */
-  read(name: string, byteStart = 0, byteEnd?: number): Uint8Array<ArrayBuffer> {
-    if (!this.#scaled.has(name)) return this.#file.read(name, byteStart, byteEnd);
-    const target = new Uint8Array((byteEnd ?? this.tensors.get(name)!.byteLength) - byteStart);
-    this.readInto(name, byteStart, target);
+  };
+  const read = (name: string, byteStart = 0, byteEnd?: number) => {
+    if (!scaled.has(name)) return file.read(name, byteStart, byteEnd);
+    const target = new Uint8Array((byteEnd ?? tensors.get(name)!.byteLength) - byteStart);
+    readInto(name, byteStart, target);
     return target;
-  }
-
-  close(): void {
-    this.#file.close();
-  }
+  };
+  return { path, fileBytes, dataOffset, metadata, tensors, readInto, read, close: () => file.close() };
 }
 
 /** Codes from element `first` on, times their scales, as float32. */
