@@ -31,7 +31,7 @@ export function calibrationBeside(folder: string): string | undefined {
 export function calibrationSource(checkpoint: Checkpoint, config: Config): string {
   const { calibrationData, solver } = config;
   if (calibrationData !== null) return calibrationData;
-  const beside = calibrationBeside(checkpoint.folder);
+  const beside = calibrationBeside(checkpoint.folder) ?? calibrationBeside(checkpoint.root);
   if (beside !== undefined) return beside;
   throw new CalibrationError(
     `Cannot quantize ${quote(checkpoint.path)}: ${

@@ -1,7 +1,7 @@
 /** `scripts/generate.ts` as its user sees it. */
 import { afterAll, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { inflateSync } from "node:zlib";
@@ -11,6 +11,7 @@ import { openKernels } from "../../lib/native/mod.ts";
 import { StateDisplay } from "../../scripts/_command/progress.ts";
 import { isDeno, MODELS, ROOT, run, workplace } from "../_checkpoints.ts";
 import { lladaCheckpoint, store } from "../_models.ts";
+import { readIndependently } from "../tensor/_files.ts";
 
 const DREAM = join(MODELS, "dream-mini"), GLYPHS = join(MODELS, "glyph-dit");
 const place = workplace();
@@ -136,6 +137,28 @@ describe("--trace", () => {
     const { width, height } = grayPixels(out);
     expect([width, height]).toEqual([160, 32]); // ten pictures a class
   });
+});
+
+test("a pipeline with a VAE: latents are saved, which is said before the work, with its factor", () => {
+  const root = place.fresh("pipeline");
+  for (const name of ["transformer", "vae", "scheduler"]) mkdirSync(join(root, name), { recursive: true });
+  for (const name of ["config.json", "diffusion_pytorch_model.safetensors"]) {
+    copyFileSync(join(GLYPHS, name), join(root, "transformer", name));
+  }
+  copyFileSync(join(GLYPHS, "scheduler_config.json"), join(root, "scheduler", "scheduler_config.json"));
+  const vae = { _class_name: "AutoencoderKL", scaling_factor: 0.18215, shift_factor: null };
+  writeFileSync(join(root, "vae", "config.json"), JSON.stringify(vae));
+  writeFileSync(join(root, "model_index.json"), JSON.stringify({ vae: ["diffusers", "AutoencoderKL"] }));
+  const out = join(root, "two.png"), latents = join(root, "two.safetensors");
+  const { code, stderr } = run("generate.ts", [root, "--class", "3,4", "--steps", "1", "--out", out]);
+  expect(code).toBe(0);
+  expect(stderr.indexOf(`which does not run here: they are saved as ${latents}`)).toBeGreaterThan(0);
+  expect(stderr.indexOf("does not run here")).toBeLessThan(stderr.indexOf("needs "));
+  expect(existsSync(out)).toBe(true);
+  const { metadata, tensors } = readIndependently(latents);
+  expect(metadata).toMatchObject({ scaling_factor: "0.18215", classes: "3,4", seed: "0" });
+  expect("shift_factor" in metadata).toBe(false);
+  expect([tensors["latents"]!.dtype, tensors["latents"]!.shape]).toEqual(["F32", [2, 1, 16, 16]]);
 });
 
 describe("drawing glyphs", () => {
