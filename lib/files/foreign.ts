@@ -10,6 +10,7 @@ const CONVERT = "convert it to safetensors with the library that wrote it";
 
 /** Kinds of files by the end of their names. */
 const BY_NAME: readonly (readonly [RegExp, string])[] = [
+  [/^adapter_/, "a LoRA or another adapter alone, which is no model: merge it into its base first"],
   [
     /\.gguf$/i,
     "a GGUF file, already quantized or converted for llama.cpp: take the model's original safetensors",

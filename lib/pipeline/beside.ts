@@ -7,7 +7,7 @@ import { foreignName } from "../files/foreign.ts";
 import { readJsonFile } from "../files/json.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
 import type { SmallFile } from "../output/rewrite.ts";
-import { type Checkpoint, isIndexName, SIDECAR_FILE } from "../tensor/mod.ts";
+import { type Checkpoint, SIDECAR_FILE } from "../tensor/mod.ts";
 import { sum } from "./run_report.ts";
 
 /** Files beside the weights that are part of a model and are copied, by the end of their names. */
@@ -68,8 +68,7 @@ export function filesBeside(checkpoint: Checkpoint): Beside {
     const hasSafetensors = files.some((file) => file.endsWith(".safetensors"));
     for (const file of files) {
       // other formats of weights that are there as safetensors
-      const isWanted = !hasSafetensors || foreignName(basename(file)) === undefined ||
-        isIndexName(basename(file));
+      const isWanted = !hasSafetensors || file.endsWith(".json") || foreignName(basename(file)) === undefined;
       sort(file, join(root, file), isWanted, Infinity);
     }
   }

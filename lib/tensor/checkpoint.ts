@@ -164,7 +164,8 @@ export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkp
       saysScaled(config) || present.includes("hf_quant_config.json"),
     );
     const { size: count } = fp8.tensors;
-    const foreign = recognise(stored.tensors, config, { count, fault: fp8.fault });
+    const isAdapter = names.some((name) => name.startsWith("adapter_model."));
+    const foreign = recognise(stored.tensors, config, { count, fault: fp8.fault }, isAdapter);
     if (foreign !== undefined) return new Checkpoint({ ...stored, foreign });
     if (count === 0) return stored;
     const [example] = fp8.tensors.values();

@@ -27,9 +27,6 @@ const DENOISER = /^(?:transformer|unet|prior)(?:_\d+)?$/;
 /** Most subfolders that are looked into for weights, to say where they are. */
 const MAX_SUBFOLDERS = 100;
 
-/** Whether a name is that of an index of shards. */
-export const isIndexName = (name: string): boolean => INDEX_NAME.test(name);
-
 /** Where a checkpoint lies: its folder with what is in it, and either an index or one file. */
 export interface Place {
   readonly folder: string;
@@ -182,7 +179,7 @@ function chooseWeights(
     );
   }
   if (own.length === 0) {
-    const indexFile = pick(path, names.filter(isIndexName));
+    const indexFile = pick(path, names.filter((name) => INDEX_NAME.test(name)));
     return indexFile === undefined ? undefined : { indexFile, modelFile: "", notes };
   }
   const stems = LIBRARIES.filter(({ stem }) => own.some((weights) => weights.stem === stem));

@@ -48,6 +48,7 @@ const KINDS: readonly Kind[] = [
   { what: "QuIP# weights", names: /\.Qidxs$/ },
   { what: "VPTQ weights", names: /\.centroids(?:\.weight)?$/ },
   { what: "EXL2 or EXL3 weights", names: /\.(?:q_invperm|q_scale_max|trellis)$/ },
+  { what: "DFloat11 weights", names: /\.encoded_exponent$/ },
   { what: "weights of optimum-quanto", names: /\.weight\._(?:data|scale|shift)$/ },
   {
     what: "torchao weights",
@@ -85,11 +86,13 @@ const LORA =
  * Says what weights are when they are not plain, with the way out; undefined where nothing is recognised.
  *
  * @param fp8 scaled FP8 weights: how many can be read, and why others cannot
+ * @param isAdapter whether the file is named as those of adapters are
  */
 export function recognise(
   tensors: ReadonlyMap<string, { readonly info: TensorInfo }>,
   config: Readonly<Record<string, unknown>> | undefined,
   fp8: { readonly count: number; readonly fault: string | undefined },
+  isAdapter: boolean,
 ): string | undefined {
   const again = "already quantized, and quantizing it again would add one error to another";
   for (const { what, names, holds, wayOut = ORIGINAL } of KINDS) {
@@ -101,8 +104,8 @@ export function recognise(
     }
   }
   const matrices = [...tensors.values()].filter(({ info: { shape } }) => shape.length > 1);
-  if (matrices.length > 0 && matrices.every(({ info: { name } }) => LORA.test(name))) {
-    return "a LoRA alone, which is no model: merge it into its base first (PEFT: merge_and_unload(), diffusers: " +
+  if (isAdapter || (matrices.length > 0 && matrices.every(({ info: { name } }) => LORA.test(name)))) {
+    return "a LoRA or another adapter alone, which is no model: merge it into its base first (PEFT: merge_and_unload(), diffusers: " +
       "fuse_lora()) and quantize what that saves";
   }
   if (fp8.fault !== undefined) {

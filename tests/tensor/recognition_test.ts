@@ -126,6 +126,7 @@ test("files of other formats are told by their names and by what is in them, wit
     ["a server's error", { "model.safetensors": '{"error":"Repository not found"}' }],
     ["an index of shards", { "model.safetensors.index.json": "{}" }, "model.safetensors.index.json"],
     ["weights in another format", { "tf_model.h5": "" }],
+    ["another adapter alone", { "adapter_config.json": "{}", "adapter_model.bin": pickle }],
     ["an empty folder", {}],
     ["one folder lower: give", { "fp16/model.safetensors": "", "other/x": "" }],
     ["hf download", { "x": "" }, "../org/name-7B"],
