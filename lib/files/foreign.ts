@@ -32,9 +32,9 @@ const BY_CONTENT: readonly (readonly [RegExp, string])[] = [
     "a GGUF file, already quantized or converted for llama.cpp: take the model's original safetensors",
   ],
   [/^\s*<(?:!doctype|html|\?xml|head)/i, "a web page, perhaps a login or an error: download the file again"],
-  [/^(?:PK\x03\x04|\x80[\x02-\x05])/, PICKLE],
+  [/^(?:PK\p{Cc}\p{Cc}|\x80\p{Cc})/u, PICKLE],
   [/^\x89HDF/, `an HDF5 file: ${CONVERT}`],
-  [/^\x1f\x8b/, "a gzip archive: unpack it"],
+  [/^\p{Cc}\x8b\p{Cc}/u, "a gzip archive: unpack it"],
   [
     /^\s*\{\s*"error"|^(?:Entry|Repository) not found|^Access to model/i,
     "a server's error: download the file again",
