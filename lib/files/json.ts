@@ -3,6 +3,7 @@
  * keys, deep nesting and huge containers are found by a scan of the text before anything is built from it.
  */
 import { FormatError } from "../errors.ts";
+import { foreignContent, SNIFFED_BYTES } from "./foreign.ts";
 import { quote, readWhole } from "./whole.ts";
 
 /** Largest config.json or index that is read: the largest published indexes are around 10 MB. */
@@ -69,7 +70,9 @@ export function readJsonFile(path: string): Record<string, unknown> {
     throw new JsonFault("must be a JSON object", []);
   } catch (error) {
     if (!(error instanceof JsonFault)) throw error;
-    throw new FormatError(`Cannot read ${quote(path)}: ${error.message}`, { path, cause: error });
+    const other = foreignContent(bytes.subarray(0, SNIFFED_BYTES));
+    const reason = other === undefined ? error.message : `must be JSON, got ${other}`;
+    throw new FormatError(`Cannot read ${quote(path)}: ${reason}`, { path, cause: error });
   }
 }
 

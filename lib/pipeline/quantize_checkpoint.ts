@@ -192,7 +192,8 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
   const { variant, onEvent } = options, checkpoint = openCheckpoint(input, { variant });
   try {
     checkPlain(checkpoint);
-    const isRun = isCalibrated(config) || options.saveCalibration !== undefined;
+    const isRun = isCalibrated(config) || config.calibrationData !== null ||
+      options.saveCalibration !== undefined;
     const limits = runLimits(checkpoint);
     if (isRun && limits !== undefined) throw withoutCalibration(limits);
     const messages = [...checkpoint.notes, ...(limits === undefined ? [] : [weightsAlone(limits)])];

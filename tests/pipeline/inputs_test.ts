@@ -147,10 +147,12 @@ describe("a run says", () => {
       expect(events).toContain(wanted);
       expect(report.totals.tensors).toBe(1);
       const output = place.fresh();
-      const settings = { config: { solver: "best", calibration_data: "synthetic" } };
-      const error = await rejection(quantizeTo(output, input, settings));
-      expect(error).toBeInstanceOf(CheckpointError);
-      expect(error.message).toContain("the solvers clip and round need no run of the model");
+      for (const solver of ["best", "clip"]) {
+        const settings = { config: { solver, calibration_data: "synthetic" } };
+        const error = await rejection(quantizeTo(output, input, settings));
+        expect(error).toBeInstanceOf(CheckpointError);
+        expect(error.message).toContain("the solvers clip and round need no run of the model");
+      }
       expect(existsSync(output)).toBe(false);
     }
     expect((await eventsOf(DREAM)).events).not.toContain("input:");

@@ -122,6 +122,10 @@ test("files of other formats are told by their names and by what is in them, wit
     ["a git-lfs pointer", {
       "model.safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
     }],
+    ["a git-lfs pointer", {
+      "model.safetensors": "",
+      "config.json": "version https://git-lfs.github.com/spec/v1\n",
+    }],
     ["a web page", { "model.safetensors": "<!DOCTYPE html><html>" }, "model.safetensors"],
     ["a server's error", { "model.safetensors": '{"error":"Repository not found"}' }],
     ["an index of shards", { "model.safetensors.index.json": "{}" }, "model.safetensors.index.json"],
