@@ -2,7 +2,8 @@
 import { readdirSync, statSync } from "node:fs";
 import { basename, join } from "node:path";
 import { CheckpointError } from "../errors.ts";
-import { quote, readWhole } from "../files/whole.ts";
+import { quote, reading } from "../files/positional.ts";
+import { readWhole } from "../files/whole.ts";
 import { foreignName } from "../files/foreign.ts";
 import { readJsonFile } from "../files/json.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
@@ -42,21 +43,21 @@ export function filesBeside(checkpoint: Checkpoint): Beside {
   const written = new Set(["config.json", MANIFEST_FILE, ...checkpoint.files.map(({ name }) => name)]);
   const copied: { name: string; bytes: number }[] = [], left: string[] = [];
   const sort = (name: string, path: string, isWanted: boolean, maxBytes: number) => {
-    const stat = statSync(path, { throwIfNoEntry: false });
+    const stat = lookAt(path);
     if (isWanted && stat?.isFile() === true && stat.size <= maxBytes) copied.push({ name, bytes: stat.size });
     else left.push(name);
   };
-  for (const name of readdirSync(folder).sort()) {
+  for (const name of listing(folder)) {
     if (written.has(name) || name === checkpoint.indexFile) continue;
     sort(outputName(checkpoint, name), join(folder, name), isModels(name), MAX_COPIED_BYTES);
   }
   if (subfolder === undefined) return { copied, left };
   // A pipeline draws only with its other components.
   const components = Object.keys(readJsonFile(join(root, "model_index.json")));
-  for (const name of readdirSync(root).sort()) {
+  for (const name of listing(root)) {
     const path = join(root, name);
     if (name === subfolder || name === MANIFEST_FILE) continue;
-    if (!components.includes(name) || !statSync(path).isDirectory()) {
+    if (!components.includes(name) || lookAt(path)?.isDirectory() !== true) {
       sort(name, path, isModels(name), MAX_COPIED_BYTES);
       continue;
     }
@@ -79,10 +80,21 @@ const isModels = (name: string): boolean =>
   !NOT_OURS.test(name) && name !== SIDECAR_FILE &&
   (COPIED_SUFFIXES.some((suffix) => name.endsWith(suffix)) || COPIED_NAMES.test(name));
 
+const listing = (folder: string): string[] => reading(folder, () => readdirSync(folder).sort());
+
+/** What a path leads to, undefined for nothing and for links that lead nowhere. */
+function lookAt(path: string) {
+  try {
+    return statSync(path);
+  } catch {
+    return undefined; // left where it is, and named among what is left
+  }
+}
+
 function* filesBelow(folder: string, name: string, depth = 1): Generator<string> {
-  for (const inner of readdirSync(folder).sort()) {
-    const path = join(folder, inner), isFolder = statSync(path, { throwIfNoEntry: false })?.isDirectory();
-    if (isFolder !== true) yield `${name}/${inner}`;
+  for (const inner of listing(folder)) {
+    const path = join(folder, inner);
+    if (lookAt(path)?.isDirectory() !== true) yield `${name}/${inner}`;
     else if (depth < MAX_DEPTH) yield* filesBelow(path, `${name}/${inner}`, depth + 1);
   }
 }

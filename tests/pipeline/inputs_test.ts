@@ -208,10 +208,18 @@ describe("a diffusers pipeline", () => {
 
   test("goes in, and one that draws comes out, is verified, replaced and turned back", async () => {
     const input = pipeline(), output = place.fresh();
+    symlinkSync("loop", join(input, "loop"));
+    symlinkSync("nowhere", join(input, "vae", "gone.json"));
     const { copied, left } = await quantizeTo(output, input);
     const kept = Object.keys(files).filter((name) => !/README|samples|\.bin$/.test(name)).sort();
     expect([...copied].sort()).toEqual(kept);
-    expect([...left].sort()).toEqual(["README.md", "samples", "vae/diffusion_pytorch_model.bin"]);
+    expect([...left].sort()).toEqual([
+      "README.md",
+      "loop",
+      "samples",
+      "vae/diffusion_pytorch_model.bin",
+      "vae/gone.json",
+    ]);
     const alone = place.fresh();
     await quantizeTo(alone, join(input, "transformer"));
     const written = contents(output), reference = contents(alone);
