@@ -451,7 +451,9 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   }
   const columns = flags.trace ? kept.length * config.channels / channels : Infinity;
   const { pixels, width, height } = tileImages(tiles, channels, config.sampleSize, columns, zoom);
-  if (latents === undefined || latentsPath !== out) writeWhole(out, encodePng(pixels, width, height, channels));
+  if (latents === undefined || latentsPath !== out) {
+    writeWhole(out, encodePng(pixels, width, height, channels));
+  }
   if (flags.json) {
     const saved = latents === undefined ? {} : { latents: latentsPath };
     const image = { kind: "dit", classes, out, ...saved, width, height, steps, seed, seconds };
