@@ -150,6 +150,13 @@ export function buildPlace(
   if (!hasFfi()) return pass(subject, NO_FFI);
   const kernels = sourceFolder();
   if (kernels === undefined) return pass("build", "the kernels' sources are not beside this module");
+  // The npm package has no sources of CUDA.
+  if (!existsSync(join(kernels, plan.folder ?? "cpu"))) {
+    return pass(
+      "build",
+      `the sources of the ${subject} are not beside this module: take a checkout of the project`,
+    );
+  }
   const cache = cacheFolder();
   if (cache === undefined) return pass("build", NO_CACHE);
   const hash = buildHash(plan, kernels).slice(0, 16);
