@@ -5,7 +5,8 @@ import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { findCompiler } from "../../lib/native/library.ts";
+import { cudaPlan } from "../../lib/native/build.ts";
+import { type Attempt, buildPlace, findCompiler, passing } from "../../lib/native/library.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
 import { ABI_VERSION, SIGNATURES } from "../../lib/native/signatures.ts";
@@ -216,4 +217,13 @@ describe("openKernels", () => {
       new RegExp(`ABI is 99, wanted ${ABI_VERSION}`),
     );
   });
+});
+
+test("sources that a package lacks are said, not searched", () => {
+  const attempts: Attempt[] = [];
+  const plan = { ...cudaPlan(), folder: "nowhere" as "cuda" };
+  expect(buildPlace("CUDA library", "cuda-", plan, passing(attempts))).toBe(undefined);
+  expect(attempts.map(({ outcome }) => outcome)).toEqual([
+    "the sources of the CUDA library are not beside this module: take a checkout of the project",
+  ]);
 });
