@@ -1,6 +1,7 @@
 /**
  * Strict, bounded JSON: what `JSON.parse` lets through and a file from a stranger must not have. Repeated
  * keys, deep nesting and huge containers are found by a scan of the text before anything is built from it.
+ * In files of others `NaN`, `Infinity` and `-Infinity` are numbers, as Python's `json` writes and reads them.
  */
 import { FormatError } from "../errors.ts";
 import { foreignContent, SNIFFED_BYTES } from "./foreign.ts";
@@ -19,10 +20,22 @@ export interface JsonRules {
   readonly maxItems: number;
   /** Whether a value that is no string or container must be an integer ≥ 0 written in digits only. */
   readonly integersOnly: boolean;
+  /** Whether `NaN`, `Infinity` and `-Infinity` are values. Default no. */
+  readonly pythonNumbers?: boolean;
 }
 
 /** Bounds on config.json and index files: generous for real ones, small enough to parse in bounded memory. */
-const FILE_RULES: JsonRules = { maxDepth: 64, maxKeys: 2_000_000, maxItems: 2_000_000, integersOnly: false };
+const FILE_RULES: JsonRules = {
+  maxDepth: 64,
+  maxKeys: 2_000_000,
+  maxItems: 2_000_000,
+  integersOnly: false,
+  pythonNumbers: true,
+};
+
+/** Begins the text that stands for a number which JSON does not have; no file can know it. */
+const MARK = crypto.randomUUID();
+const MARKED = new RegExp(`"${MARK}(NaN|-?Infinity)"`, "g");
 
 /** A text broke the rules; `keys` leads from the outermost object to the place. */
 export class JsonFault extends SyntaxError {
@@ -43,11 +56,45 @@ export function parseJson(bytes: Uint8Array, rules: JsonRules): unknown {
   } catch (cause) {
     throw new JsonFault("must be valid UTF-8", [], cause);
   }
-  scan(text, rules);
+  const places = scan(text, rules);
   try {
-    return JSON.parse(text);
+    return places.length === 0 ? JSON.parse(text) : JSON.parse(marked(text, places), unmarked);
   } catch (cause) {
     throw new JsonFault(`must be valid JSON, got ${quote(String(cause))}`, [], cause);
+  }
+}
+
+/** The text with each number that JSON does not have as a marked text. */
+function marked(text: string, places: readonly Place[]): string {
+  let out = "", done = 0;
+  for (const { begin, value } of places) {
+    out += `${text.slice(done, begin)}"${MARK}${value}"`;
+    done = begin + value.length;
+  }
+  return out + text.slice(done);
+}
+
+const unmarked = (_key: string, value: unknown): unknown =>
+  typeof value === "string" && value.startsWith(MARK) ? Number(value.slice(MARK.length)) : value;
+
+/** `JSON.stringify`, but numbers that JSON does not have stay what they are, in Python's spelling. */
+export function stringifyJson(value: unknown, indent?: number): string | undefined {
+  const keep = (_key: string, each: unknown) =>
+    typeof each === "number" && !Number.isFinite(each) ? `${MARK}${each}` : each;
+  return JSON.stringify(value, keep, indent)?.replace(MARKED, "$1");
+}
+
+/**
+ * One line of a JSONL file, with Python's numbers.
+ *
+ * @throws {SyntaxError} when it is not JSON
+ */
+export function parseJsonLine(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch (error) {
+    if (!/\b(?:NaN|Infinity)\b/.test(line)) throw error;
+    return parseJson(new TextEncoder().encode(line), FILE_RULES);
   }
 }
 
@@ -84,11 +131,21 @@ interface Level {
 }
 
 const BARE_VALUE = /[^\s,:[\]{}"]+/y;
+const PYTHON_NUMBER = /^(?:NaN|-?Infinity)$/;
 const DIGITS = /^(?:0|[1-9][0-9]*)$/;
 
-/** Finds what `JSON.parse` would hide. Grammar is left to it: on text that is no JSON the scan may stop. */
-function scan(text: string, rules: JsonRules): void {
-  const levels: Level[] = [];
+/** A bare word in a text. */
+interface Place {
+  readonly begin: number;
+  readonly value: string;
+}
+
+/**
+ * Finds what `JSON.parse` would hide, and returns the numbers that it does not know, where the rules allow
+ * them. Grammar is left to it: on text that is no JSON the scan may stop.
+ */
+function scan(text: string, rules: JsonRules): readonly Place[] {
+  const levels: Level[] = [], places: Place[] = [];
   let level: Level | undefined;
   let keyIsNext = false;
   let keyCount = 0;
@@ -98,10 +155,10 @@ function scan(text: string, rules: JsonRules): void {
     const c = text[i];
     if (c === '"') {
       const end = stringEnd(text, i);
-      if (end === undefined) return;
+      if (end === undefined) return places;
       if (keyIsNext && level?.keys !== undefined) {
         const key = decodeString(text.slice(i, end));
-        if (key === undefined) return;
+        if (key === undefined) return places;
         level.key = key;
         if (level.keys.has(key)) throw fault("key must not be repeated, got it twice");
         level.keys.add(key);
@@ -136,9 +193,12 @@ function scan(text: string, rules: JsonRules): void {
       if (value !== undefined && rules.integersOnly && !DIGITS.test(value)) {
         throw fault(`values must be strings or integers ≥ 0, got ${quote(value)}`);
       }
+      const isNumber = value !== undefined && !keyIsNext && PYTHON_NUMBER.test(value);
+      if (isNumber && rules.pythonNumbers === true) places.push({ begin: i, value });
       i += value?.length ?? 1;
     }
   }
+  return places;
 }
 
 /** Index just behind the string literal that starts at `start`, undefined when it never ends. */

@@ -5,7 +5,7 @@ import { CheckpointError } from "../errors.ts";
 import { quote, reading } from "../files/positional.ts";
 import { readWhole } from "../files/whole.ts";
 import { foreignName } from "../files/foreign.ts";
-import { readJsonFile } from "../files/json.ts";
+import { readJsonFile, stringifyJson } from "../files/json.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
 import type { SmallFile } from "../output/rewrite.ts";
 import { type Checkpoint, SIDECAR_FILE } from "../tensor/mod.ts";
@@ -117,9 +117,7 @@ export function indexFiles(
   tensorFiles: () => ReadonlyMap<string, string>,
 ): SmallFile[] {
   if (checkpoint.indexFile === undefined) return [];
-  const original = JSON.parse(
-    new TextDecoder().decode(readWhole(join(checkpoint.folder, checkpoint.indexFile))),
-  ) as Record<string, unknown>;
+  const original = readJsonFile(join(checkpoint.folder, checkpoint.indexFile));
   const { metadata } = original;
   const entries = [...tensorFiles()].map(([tensor, file]) => [tensor, basename(file)] as const);
   const index = {
@@ -131,5 +129,5 @@ export function indexFiles(
     weight_map: Object.fromEntries(entries.sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0)),
   };
   const name = outputName(checkpoint, checkpoint.indexFile);
-  return [{ name, content: `${JSON.stringify(index, null, 2)}\n` }];
+  return [{ name, content: `${stringifyJson(index, 2)}\n` }];
 }
