@@ -14,6 +14,7 @@ import {
   type ForwardShape,
   type GenerationStep,
   imageSteps,
+  keysWithoutMeaning,
   lladaSteps,
   loadScheduler,
   loadTokenizer,
@@ -24,9 +25,12 @@ import {
   type Remasking,
   REMASKINGS,
   type SamplerName,
+  type StoredGeneration,
+  storedGeneration,
   storedTimeParameters,
   tileImages,
   type Tokenizer,
+  tokensWithoutText,
 } from "../lib/models/mod.ts";
 import { checkSamplingOptions } from "../lib/models/masked/token_sampling.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
@@ -53,12 +57,14 @@ const USAGE = {
   about:
     "Runs a checkpoint (a folder or a .safetensors file), full precision or packed: Dream and LLaDA write, a DiT draws.",
   options: {
-    "Writing": "",
-    "--prompt TEXT": 'a puzzle ("47+38=", "S" + 16 cells + ">", eight letters a-p + ">") or any text',
-    "--length N": "tokens to write; default a puzzle's answer, else 32",
-    "--algorithm NAME": `Dream: origin, maskgit_plus, topk_margin or entropy; default generation_config.json's
+    "Writing (generation_config.json has the defaults, as far as it sets them)": "",
+    "--prompt TEXT":
+      'a puzzle ("47+38=", "S" + 16 cells + ">", eight letters a-p + ">") or any text; masks in it are filled',
+    "--length N": "tokens to write; default none if the prompt has masks, a puzzle's answer, else 32",
+    "--algorithm NAME": `Dream: origin, maskgit_plus, topk_margin or entropy
 LLaDA: low_confidence (default) or random`,
-    "--temperature X": "0 (default) takes the most probable token",
+    "--algorithm-temperature X": "of the order in which masks are filled; 0 takes the most confident (Dream)",
+    "--temperature X": "0 takes the most probable token",
     "--top-p X": "keep only the most probable tokens that have this probability together (Dream)",
     "--top-k N": "keep only so many of the most probable tokens (Dream)",
     "--block-length N": "finish so many tokens before the next (LLaDA)",
@@ -87,12 +93,21 @@ LLaDA: low_confidence (default) or random`,
 
 type Options = Arguments<typeof USAGE>;
 
-const TEXT_ONLY = ["prompt", "length", "algorithm", "temperature", "top-p", "top-k", "block-length"] as const;
+const TEXT_ONLY = [
+  "prompt",
+  "length",
+  "algorithm",
+  "algorithm-temperature",
+  "temperature",
+  "top-p",
+  "top-k",
+  "block-length",
+] as const;
 const IMAGE_ONLY = ["class", "out", "sampler", "guidance", "zoom"] as const;
 /** Options that a family has not. */
 const FOREIGN = {
   dream: [...IMAGE_ONLY, "block-length"],
-  llada: [...IMAGE_ONLY, "top-p", "top-k"],
+  llada: [...IMAGE_ONLY, "algorithm-temperature", "top-p", "top-k"],
   dit: TEXT_ONLY,
 } as const;
 const FAMILY = { dream: "a Dream model", llada: "a LLaDA model", dit: "a model that draws" } as const;
@@ -112,7 +127,13 @@ interface Task {
   readonly timeParameters: TimeParameters | undefined;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
+  /** Prints a line with `--json` too, where it goes to the standard error. */
+  readonly warn: (line: string) => void;
 }
+
+/** Names out of a file, the first of many. */
+const names = (all: readonly string[]): string =>
+  all.slice(0, 10).map((name) => printable(name.slice(0, 100))).join(", ") + (all.length > 10 ? ", …" : "");
 
 async function run(parsed: Options, { signal }: Context): Promise<void> {
   const { positionals, flags, values } = parsed;
@@ -134,6 +155,8 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
   }
   using kernels = await openKernels(chosen);
   display.log(`${described.kind}; ${kernels.describe()}, threads ${kernels.threads}`);
+  const warn = new ProgressDisplay(flags.quiet).log, unknown = keysWithoutMeaning(checkpoint);
+  if (unknown.length > 0) warn(`config.json: not known here, ignored: ${names(unknown)}`);
   const groups = parsed.whole("time-groups", 0);
   const timeParameters = flags["no-time-parameters"]
     ? undefined
@@ -142,7 +165,7 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
     const { groups, layers } = timeParameters;
     display.log(`time parameters beside it: ${groups.count} time groups, ${layers.size} layers`);
   }
-  const task: Task = { checkpoint, kernels, parsed, timeParameters, signal, log: display.log };
+  const task: Task = { checkpoint, kernels, parsed, timeParameters, signal, log: display.log, warn };
   try {
     if (described.kind === "dit") await draw(task, described.config);
     else await write(task, described.kind, described.config);
@@ -191,6 +214,7 @@ interface Posed {
   readonly places: readonly number[];
   /** Tokens that are added to the prompt. */
   readonly wanted: number;
+  readonly stored: StoredGeneration;
 }
 
 /** Poses a puzzle to a model that was trained on puzzles, and continues or fills any other text. */
@@ -204,9 +228,11 @@ async function pose(
   const tokenizer = await loadTokenizer(checkpoint.folder);
   const answer = kind === "dream" && isPuzzleVocabulary(tokenizer) ? answerLength(prompt) : undefined;
   const isPuzzle = answer !== undefined, tokens = tokenizer.encode(prompt, { special: !isPuzzle });
-  const wanted = parsed.whole("length", 0) ?? answer ??
-    (tokens.includes(config.maskToken) ? 0 : DEFAULT_LENGTH);
-  const total = tokens.length + wanted + (isPuzzle ? 2 : 0);
+  const stored = storedGeneration(checkpoint.folder, kind), around = tokens.length + (isPuzzle ? 2 : 0);
+  const wanted = parsed.whole("length", 0) ?? (tokens.includes(config.maskToken) ? 0 : stored.newTokens) ??
+    (stored.allTokens === undefined ? undefined : Math.max(0, stored.allTokens - around)) ??
+    answer ?? DEFAULT_LENGTH;
+  const total = around + wanted;
   if (total > config.maxTokens) {
     throw new UsageError(
       `prompt and --length may have ${config.maxTokens} tokens with this model, got ${tokens.length} + ${wanted}`,
@@ -217,9 +243,12 @@ async function pose(
   const canvas = isPuzzle ? puzzleCanvas({ path: checkpoint.path, config }, tokenizer, prompt, wanted) : text;
   const places = [...canvas.keys()].filter((i) => canvas[i] === config.maskToken);
   if (places.length === 0) {
-    throw new UsageError("nothing to write: --length is 0 and the prompt has no mask");
+    const why = parsed.values.length === undefined
+      ? `max_length ${stored.allTokens} of generation_config.json has no room behind it`
+      : "--length is 0";
+    throw new UsageError(`nothing to write: the prompt has no mask and ${why}`);
   }
-  return { tokenizer, prompt, isPuzzle, canvas, places, wanted };
+  return { tokenizer, prompt, isPuzzle, canvas, places, wanted, stored };
 }
 
 /** Checks how to sample, says what that needs, and begins: one state a step. */
@@ -227,29 +256,43 @@ function startWriting(
   task: Task,
   kind: "dream" | "llada",
   config: MaskedTransformerConfig,
-  { isPuzzle, canvas, places, wanted }: Posed,
+  { tokenizer, isPuzzle, canvas, places, wanted, stored }: Posed,
 ) {
   const { checkpoint, kernels, parsed, timeParameters } = task;
   const seed = parsed.whole("seed", 0) ?? 0;
-  const stored = kind === "dream" ? storedGeneration(checkpoint.folder) : {};
-  const steps = parsed.whole("steps", 1) ?? (isPuzzle ? undefined : stored.steps);
+  // A puzzle is written one token a step, unless fewer steps are asked for.
+  const steps = parsed.whole("steps", 1) ??
+    (isPuzzle ? Math.min(places.length, stored.steps ?? Infinity) : stored.steps);
   const sampling = {
     temperature: parsed.number("temperature") ?? stored.temperature,
     topP: parsed.number("top-p") ?? stored.topP,
     topK: parsed.number("top-k") ?? stored.topK,
     excludedTokens: [
       config.maskToken,
+      ...tokensWithoutText(tokenizer, config.vocabularySize),
       ...(isPuzzle && config.padToken !== undefined ? [config.padToken] : []),
     ],
   };
   checkSamplingOptions("generate", sampling, config.vocabularySize);
-  const algorithm = parsed.oneOf<string>("algorithm", kind === "dream" ? DREAM_ALGORITHMS : REMASKINGS);
-  const blockLength = parsed.number("block-length"), rows = blockLength ?? places.length;
+  const algorithm = parsed.oneOf<string>("algorithm", kind === "dream" ? DREAM_ALGORITHMS : REMASKINGS) ??
+    stored.algorithm ?? (isPuzzle ? "maskgit_plus" : undefined);
+  const algorithmTemperature = parsed.number("algorithm-temperature") ?? stored.algorithmTemperature;
+  // Dream's `origin` draws positions as it is.
+  const isVain = (algorithm ?? "origin") === "origin" &&
+    algorithmTemperature === stored.algorithmTemperature &&
+    (algorithmTemperature ?? 0) > 0;
+  const notHonoured = [...isVain ? ["alg_temp"] : [], ...stored.notHonoured];
+  if (notHonoured.length > 0) {
+    task.warn(`warning: generation_config.json: not honoured here: ${names(notHonoured)}`);
+  }
+  const blockLength = parsed.number("block-length") ?? stored.blockLength;
+  const rows = Math.min(blockLength ?? places.length, places.length);
   if (blockLength !== undefined && !(blockLength >= 1 && wanted % blockLength === 0)) {
-    throw new UsageError(`--block-length must divide --length ${wanted}, got ${blockLength}`);
+    const source = parsed.values["block-length"] === undefined ? " (generation_config.json)" : "";
+    throw new UsageError(`--block-length must divide --length ${wanted}, got ${blockLength}${source}`);
   }
   const shape = { batch: 1, tokens: canvas.length, rows };
-  const needed = announce(task, shape, Math.ceil(rows / 2), steps ?? places.length);
+  const needed = announce(task, shape, Math.ceil(rows / 2), Math.min(steps ?? Infinity, places.length));
   const { model } = modelFrom(checkpoint, kernels, { timeParameters });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
   const turns: Generator<GenerationStep, Int32Array> = kind === "llada"
@@ -259,22 +302,25 @@ function startWriting(
       steps,
       temperature: sampling.temperature,
       remasking: algorithm as Remasking | undefined,
+      guidance: stored.guidance,
+      excludedTokens: sampling.excludedTokens,
       seed,
     })
     : dreamSteps(model, canvas, 1, {
       ...sampling,
-      algorithm: algorithm as DreamAlgorithm | undefined ?? (isPuzzle ? "maskgit_plus" : stored.algorithm),
+      algorithm: algorithm as DreamAlgorithm | undefined,
+      algorithmTemperature,
       steps,
       eps: stored.eps,
       seed,
     });
-  return { turns, seed, needed };
+  return { turns, seed, needed, notHonoured };
 }
 
 async function write(task: Task, kind: "dream" | "llada", config: MaskedTransformerConfig): Promise<void> {
   const { flags } = task.parsed, posed = await pose(task, kind, config);
   const { tokenizer, prompt, places } = posed;
-  const { turns, seed, needed } = startWriting(task, kind, config, posed);
+  const { turns, seed, needed, notHonoured } = startWriting(task, kind, config, posed);
   const end = Math.max(...places) + 1, trace: string[] = [];
   const states = new StateDisplay(), started = performance.now();
   let sequence = posed.canvas;
@@ -293,13 +339,22 @@ async function write(task: Task, kind: "dream" | "llada", config: MaskedTransfor
   states.end();
   const seconds = (performance.now() - started) / 1000;
   const written = sequence.subarray(places[0]!, end);
-  const stop = config.eosToken === undefined ? -1 : written.indexOf(config.eosToken);
+  const stop = written.findIndex((token) => config.eosTokens.includes(token));
   const text = tokenizer.decode(stop < 0 ? written : written.subarray(0, stop));
   if (!flags.json) {
     print(printable(text));
     return task.log(`${places.length} tokens in ${seconds.toFixed(2)} s`);
   }
-  const answer = { kind, prompt, text, tokens: [...written], masks: places.length, seed, seconds };
+  const answer = {
+    kind,
+    prompt,
+    text,
+    tokens: [...written],
+    masks: places.length,
+    seed,
+    seconds,
+    notHonoured,
+  };
   printJson({ ...answer, ...measured(task, needed), ...(flags.trace ? { trace } : {}) });
 }
 
@@ -310,31 +365,6 @@ function measured({ kernels, timeParameters }: Task, { memory, time }: ReturnTyp
     peakMemoryBytes: peakResidentBytes(),
     timeGroups: timeParameters?.groups.count ?? null,
     backend: kernels.describe(),
-  };
-}
-
-interface StoredGeneration {
-  readonly algorithm?: DreamAlgorithm | undefined;
-  readonly steps?: number | undefined;
-  readonly temperature?: number | undefined;
-  readonly topP?: number | undefined;
-  readonly topK?: number | undefined;
-  readonly eps?: number | undefined;
-}
-
-/** What generation_config.json sets, as far as it does. */
-function storedGeneration(folder: string): StoredGeneration {
-  const path = join(folder, "generation_config.json");
-  const stored = existsSync(path) ? readJsonFile(path) : {};
-  const numeric = (key: string) => typeof stored[key] === "number" ? stored[key] : undefined;
-  const algorithm = stored["alg"];
-  return {
-    algorithm: DREAM_ALGORITHMS.find((name) => name === algorithm),
-    steps: numeric("steps"),
-    temperature: numeric("temperature"),
-    topP: numeric("top_p"),
-    topK: numeric("top_k") || undefined, // transformers writes 0 for all
-    eps: numeric("eps"),
   };
 }
 

@@ -1,4 +1,5 @@
 /** Calibration data of language models: records of text or tokens, with masks drawn as in training. */
+import { parseJsonLine } from "../files/json.ts";
 import { quote, readWhole } from "../files/whole.ts";
 import { loadTokenizer, type MaskedTransformer, RandomStream, type SequenceBatch } from "../models/mod.ts";
 import { SafetensorsFile } from "../tensor/mod.ts";
@@ -66,7 +67,7 @@ async function readSequences(model: MaskedTransformer, folder: string, path: str
     };
     let record: Record<string, unknown>;
     try {
-      record = JSON.parse(line) as Record<string, unknown>;
+      record = parseJsonLine(line) as Record<string, unknown>;
     } catch (cause) {
       throw wrong("must be JSON", cause);
     }

@@ -34,14 +34,14 @@ export interface MaskedSequence {
  * ```
  */
 export function syntheticSequences(
-  { vocabularySize, maskToken, padToken, bosToken, eosToken }: MaskedTransformerConfig,
+  { vocabularySize, maskToken, padToken, bosToken, eosToken, eosTokens = [] }: MaskedTransformerConfig,
   { sequences, tokens, seed = 0 }: {
     readonly sequences: number;
     readonly tokens: number;
     readonly seed?: number | undefined;
   },
 ): MaskedSequence[] {
-  const special = new Set([maskToken, padToken, bosToken, eosToken]);
+  const special = new Set([maskToken, padToken, bosToken, eosToken, ...eosTokens]);
   return Array.from({ length: sequences }, (_, i) => {
     const random = new RandomStream(seed, i);
     const maskRatio = (i + 0.5) / sequences;

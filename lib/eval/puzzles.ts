@@ -4,6 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import { CheckpointError, FormatError } from "../errors.ts";
+import { parseJsonLine } from "../files/json.ts";
 import { quote, reading } from "../files/positional.ts";
 import {
   diffusionGenerate,
@@ -11,6 +12,7 @@ import {
   type MaskedTransformer,
   RandomStream,
   type Tokenizer,
+  tokensWithoutText,
 } from "../models/mod.ts";
 import { type Interval, wilsonInterval } from "./intervals.ts";
 import type { MaskedSequence } from "./masked.ts";
@@ -61,7 +63,7 @@ export function readPuzzles(path: string): Puzzle[] {
     const fail = (cause?: unknown) => new FormatError(message, { path, cause });
     let value: Partial<Record<keyof Puzzle, unknown>> | null;
     try {
-      value = JSON.parse(line) as typeof value;
+      value = parseJsonLine(line) as typeof value;
     } catch (cause) {
       throw fail(cause);
     }
@@ -145,6 +147,7 @@ export function solvePuzzles(
   { generation = {}, batch = 100, onProgress }: SolveOptions = {},
 ): SolvedPuzzle[] {
   const { pad, mask } = specialTokens(model);
+  const excludedTokens = [mask, pad, ...tokensWithoutText(tokenizer, model.config.vocabularySize)];
   const entries = puzzles.map((puzzle, index) => {
     const answerTokens = tokenizer.encode(puzzle.answer).length;
     const canvas = puzzleCanvas(model, tokenizer, puzzle.prompt, answerTokens);
@@ -161,7 +164,7 @@ export function solvePuzzles(
       const { sequences } = diffusionGenerate(model, canvas, part.length, {
         algorithm: "maskgit_plus",
         ...generation,
-        excludedTokens: [mask, pad],
+        excludedTokens,
         firstStream: part[0]!.index,
       });
       for (const [i, { puzzle, index, answerTokens, canvas: own }] of part.entries()) {

@@ -6,7 +6,8 @@ import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint, refuseForeign } from "../tensor/mod.ts";
 import { DIT } from "./dit/model.ts";
-import { type ForwardCost, type ForwardShape, type ModelFamily, modelOf } from "./family.ts";
+import { configOf, type ForwardCost, type ForwardShape, type ModelFamily, modelOf } from "./family.ts";
+import { unknownKeys } from "./configuration/keys.ts";
 import { ConfigFields, shown } from "./model_config.ts";
 import type { LoadOptions, TensorList } from "./layers/tensors.ts";
 import { DREAM } from "./masked/dream.ts";
@@ -55,7 +56,12 @@ function familyOf(checkpoint: Checkpoint): AnyFamily {
  */
 export function modelConfig(checkpoint: Checkpoint): ModelConfig {
   const family = familyOf(checkpoint);
-  return { kind: family.kind, config: family.config(ConfigFields.of(checkpoint)) } as ModelConfig;
+  return { kind: family.kind, config: configOf(family, ConfigFields.of(checkpoint)) } as ModelConfig;
+}
+
+/** Keys of config.json that mean nothing here: they are ignored, and a user is told. */
+export function keysWithoutMeaning(checkpoint: Checkpoint): string[] {
+  return unknownKeys(ConfigFields.of(checkpoint), familyOf(checkpoint).keys);
 }
 
 /** Why a checkpoint's model does not run here, undefined where it does as far as its configuration tells. */

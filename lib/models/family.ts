@@ -2,6 +2,7 @@
 import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
+import { checkKeys, type KeyRow } from "./configuration/keys.ts";
 import { ConfigFields, shown } from "./model_config.ts";
 import { type LoadOptions, ModelTensors, type TensorList } from "./layers/tensors.ts";
 
@@ -27,7 +28,9 @@ export interface ModelFamily<Kind extends Checkpoint["kind"], Config, Model> {
   readonly kind: Kind;
   /** The entry of config.json that names the family. */
   readonly named: { readonly key: "model_type" | "_class_name"; readonly value: string };
-  /** @throws {CheckpointError} naming the key of config.json that is missing, wrong or not supported */
+  /** Every key of config.json that is known, and what becomes of it. */
+  readonly keys: readonly KeyRow[];
+  /** Sizes and constants. @throws {CheckpointError} naming the key of config.json that is missing or wrong */
   config(fields: ConfigFields): Config;
   /** Every tensor that a checkpoint of this configuration has. */
   tensors(config: Config, fields: ConfigFields): TensorList;
@@ -46,6 +49,19 @@ export interface ModelSource<Config> {
   readonly tensors: ModelTensors;
 }
 
+/**
+ * The configuration that a family reads from config.json, once nothing in it asks for what is not run.
+ *
+ * @throws {CheckpointError} naming the key that is missing, wrong or not supported
+ */
+export function configOf<Config>(
+  { keys, config }: Pick<ModelFamily<Checkpoint["kind"], Config, unknown>, "keys" | "config">,
+  fields: ConfigFields,
+): Config {
+  checkKeys(fields, keys);
+  return config(fields);
+}
+
 /** A model of a family out of an open checkpoint, full precision or packed. @throws as {@linkcode loadAs} */
 export function modelOf<Kind extends Checkpoint["kind"], Config, Model>(
   family: ModelFamily<Kind, Config, Model>,
@@ -61,7 +77,7 @@ export function modelOf<Kind extends Checkpoint["kind"], Config, Model>(
     );
   }
   const fields = ConfigFields.of(checkpoint);
-  const config = family.config(fields);
+  const config = configOf(family, fields);
   const tensors = new ModelTensors(checkpoint, kernels, family.tensors(config, fields), options);
   return family.model({ path, fields, config, kernels, tensors }, options);
 }

@@ -1,4 +1,5 @@
 /** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, generation, tokens, pictures. */
+export { type StoredGeneration, storedGeneration } from "./configuration/generation.ts";
 export type { DitConfig } from "./dit/config.ts";
 export { type DitModel, type ImageBatch, loadDit } from "./dit/model.ts";
 export { encodePng, tileImages } from "./dit/png.ts";
@@ -6,6 +7,7 @@ export { generateImages, type ImageOptions, imageSteps } from "./dit/sampler.ts"
 export { loadScheduler, type SamplerName, Scheduler } from "./schedulers.ts";
 export {
   forwardCost,
+  keysWithoutMeaning,
   type LoadedModel,
   loadModel,
   loadStoredModel,
@@ -26,7 +28,7 @@ export {
   dreamSteps,
   loadDream,
 } from "./masked/dream.ts";
-export type { GenerationStep } from "./masked/generation.ts";
+export { type GenerationStep, tokensWithoutText } from "./masked/generation.ts";
 export { lladaGenerate, lladaSteps, loadLlada, type Remasking, REMASKINGS } from "./masked/llada.ts";
 export { loadTokenizer, type Tokenizer } from "./masked/tokenizer.ts";
 export type { MaskedTransformer, SequenceBatch } from "./masked/transformer.ts";

@@ -1,6 +1,11 @@
-/** Reading a model's config.json: every field checked, every fault a `CheckpointError` that names the key. */
-import { join } from "node:path";
+/**
+ * Reading a model's config.json: every field checked, every fault a `CheckpointError` that names the key. The
+ * keys of each family and what becomes of them are in configuration/.
+ */
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { CheckpointError } from "../errors.ts";
+import { readJsonFile, stringifyJson } from "../files/json.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 
 /** Most blocks of a model: published ones stay under 200, and each block costs a list of tensor names. */
@@ -11,7 +16,7 @@ const MAX_SIZE = 2 ** 31 - 1;
 
 /** A value from a file for a message. */
 export function shown(value: unknown): string {
-  const text = JSON.stringify(value) ?? "nothing";
+  const text = stringifyJson(value) ?? "nothing";
   const short = text.length > 200 ? `${text.slice(0, 200)}…` : text;
   return short.replace(/\p{C}/gu, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
 }
@@ -32,6 +37,12 @@ export class ConfigFields {
       });
     }
     return new ConfigFields(path, checkpoint.config);
+  }
+
+  /** The fields of another file in the same folder, undefined when there is none. */
+  beside(name: string): ConfigFields | undefined {
+    const path = join(dirname(this.path), name);
+    return existsSync(path) ? new ConfigFields(path, readJsonFile(path)) : undefined;
   }
 
   has(key: string): boolean {
@@ -56,9 +67,21 @@ export class ConfigFields {
     throw this.fault(key, `a whole number from ${minimum} to ${maximum}`);
   }
 
-  /** A whole number of at least 0 that may be missing. */
-  optionalCount(key: string): number | undefined {
-    return this.has(key) ? this.count(key, undefined, 0) : undefined;
+  /** A whole number that may be missing. */
+  optionalCount(key: string, minimum = 0, maximum = MAX_SIZE): number | undefined {
+    return this.has(key) ? this.count(key, undefined, minimum, maximum) : undefined;
+  }
+
+  /** A number that may be missing. */
+  optionalNumber(
+    key: string,
+    wanted: string,
+    isRight: (value: number) => boolean,
+  ): number | undefined {
+    const value = this.fields[key] ?? undefined;
+    if (value === undefined) return undefined;
+    if (typeof value === "number" && Number.isFinite(value) && isRight(value)) return value;
+    throw this.fault(key, wanted);
   }
 
   /** A finite number above 0. */
@@ -93,14 +116,13 @@ export class ConfigFields {
     );
   }
 
-  /** A token that lies in the vocabulary, undefined when absent. Of a list the first counts. */
-  token(key: string, vocabulary: number): number | undefined {
-    const value = this.fields[key];
-    const first: unknown = Array.isArray(value) ? value[0] : value;
-    if (first === undefined || first === null) return undefined;
-    if (typeof first === "number" && Number.isInteger(first) && first >= 0 && first < vocabulary) {
-      return first;
-    }
-    throw this.fault(key, `a token from 0 to ${vocabulary - 1}`);
+  /** Tokens that lie in the vocabulary: a number or a list; none when absent, or -1. */
+  tokens(key: string, vocabulary: number): readonly number[] {
+    const value = this.fields[key] ?? [];
+    const tokens: readonly unknown[] = Array.isArray(value) ? value : [value];
+    const isToken = (token: unknown): token is number =>
+      typeof token === "number" && Number.isInteger(token) && token >= -1 && token < vocabulary;
+    if (tokens.every(isToken)) return tokens.filter((token) => token >= 0);
+    throw this.fault(key, `a token from 0 to ${vocabulary - 1}, or a list of tokens`);
   }
 }

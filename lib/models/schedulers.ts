@@ -8,6 +8,7 @@ import { checkWhole } from "../native/call.ts";
 import { CheckpointError } from "../errors.ts";
 import { readJsonFile } from "../files/json.ts";
 import { correctedDeviation, type SamplerCorrection } from "../thermo/sampler_correction.ts";
+import { checkKeys, SCHEDULER_KEYS } from "./configuration/keys.ts";
 import { ConfigFields } from "./model_config.ts";
 
 /** The quantity that the model predicts: the noise ε, `v = √ᾱ ε − √(1 − ᾱ) x0`, or the image x0. */
@@ -54,8 +55,7 @@ const SAMPLERS: Readonly<Record<string, SamplerName>> = { DDIMScheduler: "ddim",
  */
 export function schedulerConfig(fields: ConfigFields): SchedulerConfig {
   const className = fields.choice("_class_name", Object.keys(SAMPLERS), "DDIMScheduler");
-  fields.refuse("thresholding", false);
-  fields.refuse("rescale_betas_zero_snr", false);
+  checkKeys(fields, SCHEDULER_KEYS);
   const trained = fields.fields["trained_betas"] ?? undefined;
   const isBeta = (value: unknown) => typeof value === "number" && value > 0 && value < 1;
   if (trained !== undefined && !(Array.isArray(trained) && trained.length > 0 && trained.every(isBeta))) {

@@ -31,6 +31,8 @@ export interface Vocabulary {
   readonly maskToken?: number | undefined;
   readonly padToken?: number | undefined;
   readonly eosToken?: number | undefined;
+  /** Where there are several: each of them ends a text. */
+  readonly eosTokens?: readonly number[] | undefined;
 }
 
 /**
@@ -38,8 +40,9 @@ export interface Vocabulary {
  * which is what a step replaces, and padding, unless the model ends its text with the same token (LLaDA) and
  * so does write it. Every token KL and every comparison of most probable tokens follows this one rule.
  */
-export function unwrittenTokens({ maskToken, padToken, eosToken }: Vocabulary): number[] {
-  return [maskToken, padToken === eosToken ? undefined : padToken].filter((token) => token !== undefined);
+export function unwrittenTokens({ maskToken, padToken, eosToken, eosTokens = [] }: Vocabulary): number[] {
+  const isWritten = [eosToken, ...eosTokens].includes(padToken);
+  return [maskToken, isWritten ? undefined : padToken].filter((token) => token !== undefined);
 }
 
 /** Settings of {@linkcode tokenKl}. */

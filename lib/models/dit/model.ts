@@ -9,7 +9,9 @@ import { type Blockwise, checkPlain, firstFault, type PassOptions, type Stage } 
 import { LoadedWeights } from "../layers/loaded_weights.ts";
 import { shown } from "../model_config.ts";
 import type { LinearLayer, LoadOptions } from "../layers/tensors.ts";
-import { type DitConfig, ditConfig, ditForwardCost } from "./config.ts";
+import { ditConfig } from "../configuration/dit.ts";
+import { DIT_KEYS } from "../configuration/keys.ts";
+import { type DitConfig, ditForwardCost } from "./config.ts";
 import {
   type DitPass,
   embed,
@@ -163,6 +165,7 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
 export const DIT: ModelFamily<"dit", DitConfig, DitModel> = {
   kind: "dit",
   named: { key: "_class_name", value: "DiTTransformer2DModel" },
+  keys: DIT_KEYS,
   config: ditConfig,
   tensors: ditTensors,
   model: (source, options) => new DitModel(source, options),

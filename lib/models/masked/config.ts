@@ -1,6 +1,5 @@
 /** Sizes of a masked transformer, and the cost of one of its forward passes. */
 import type { ForwardCost, ForwardShape } from "../family.ts";
-import type { ConfigFields } from "../model_config.ts";
 
 /** Sizes and constants of a masked diffusion language model. */
 export interface MaskedTransformerConfig {
@@ -27,19 +26,10 @@ export interface MaskedTransformerConfig {
   readonly maskToken: number;
   readonly padToken: number | undefined;
   readonly bosToken: number | undefined;
+  /** The token written behind a text. */
   readonly eosToken: number | undefined;
-}
-
-/** Special tokens out of config.json. @throws {CheckpointError} without a mask in the vocabulary */
-export function specialTokens(fields: ConfigFields, vocabularySize: number) {
-  const maskToken = fields.token("mask_token_id", vocabularySize);
-  if (maskToken === undefined) throw fields.fault("mask_token_id", `a token from 0 to ${vocabularySize - 1}`);
-  return {
-    maskToken,
-    padToken: fields.token("pad_token_id", vocabularySize),
-    bosToken: fields.token("bos_token_id", vocabularySize),
-    eosToken: fields.token("eos_token_id", vocabularySize),
-  };
+  /** Each of them ends a text. */
+  readonly eosTokens: readonly number[];
 }
 
 /** Cost of a forward pass: the model's `scratchBytes` behind it, and its products. */

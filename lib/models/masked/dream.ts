@@ -5,10 +5,12 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import { loadAs, type ModelFamily } from "../family.ts";
-import { type ConfigFields, MAX_BLOCKS } from "../model_config.ts";
+import { DREAM_KEYS } from "../configuration/keys.ts";
+import { dreamConfig } from "../configuration/masked.ts";
+import type { ConfigFields } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { SeedOptions } from "../random.ts";
-import { maskedForwardCost, type MaskedTransformerConfig, specialTokens } from "./config.ts";
+import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
 import {
   checkAtLeast,
   checkChoice,
@@ -31,7 +33,7 @@ import {
 import { MaskedTransformer } from "./transformer.ts";
 import { type TransformerNames, wantedTensors } from "./weights.ts";
 
-const NAMES: TransformerNames = {
+const NAMES: Omit<TransformerNames, "queryKeyValueBias"> = {
   embedding: "model.embed_tokens",
   finalNorm: "model.norm",
   head: "lm_head",
@@ -47,61 +49,27 @@ const NAMES: TransformerNames = {
     up: "mlp.up_proj",
     down: "mlp.down_proj",
   },
-  queryKeyValueBias: true,
   otherBias: false,
 };
+
+const namesOf = (fields: ConfigFields): TransformerNames => ({
+  ...NAMES,
+  queryKeyValueBias: fields.flag("attention_bias", true),
+});
 
 /** Buffers that old versions of transformers stored; they follow from the configuration. */
 const IGNORED = [/\.rotary_emb\.inv_freq$/];
 
-function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
-  fields.choice("hidden_act", ["silu"], "silu");
-  fields.refuse("rope_scaling");
-  fields.refuse("use_sliding_window", false);
-  fields.refuse("use_mrope", false);
-  const vocabularySize = fields.count("vocab_size");
-  const hiddenSize = fields.count("hidden_size");
-  const heads = fields.count("num_attention_heads");
-  const keyValueHeads = fields.count("num_key_value_heads", heads);
-  if (heads % keyValueHeads !== 0) {
-    throw fields.fault("num_key_value_heads", `a divisor of ${heads} heads`, keyValueHeads);
-  }
-  if (!fields.has("head_dim") && hiddenSize % heads !== 0) {
-    throw fields.fault("hidden_size", `a multiple of ${heads} heads`, hiddenSize);
-  }
-  const headSize = fields.count("head_dim", hiddenSize / heads);
-  if (headSize % 2 !== 0) {
-    const key = fields.has("head_dim") ? "head_dim" : "hidden_size";
-    throw fields.fault(key, `such that a head's size is even, for rotary positions`);
-  }
-  return {
-    vocabularySize,
-    hiddenSize,
-    intermediateSize: fields.count("intermediate_size"),
-    blocks: fields.count("num_hidden_layers", undefined, 1, MAX_BLOCKS),
-    heads,
-    keyValueHeads,
-    headSize,
-    maxTokens: fields.count("max_position_embeddings", 32_768), // the default of Dream's configuration class
-    normEpsilon: fields.positive("rms_norm_eps", 1e-6),
-    rotaryTheta: fields.positive("rope_theta", 10_000),
-    logitShift: 1,
-    tiesHead: fields.flag("tie_word_embeddings", false),
-    logitScale: 1,
-    embeddingScale: 1,
-    ...specialTokens(fields, vocabularySize),
-  };
-}
-
 export const DREAM: ModelFamily<"dream", MaskedTransformerConfig, MaskedTransformer> = {
   kind: "dream",
   named: { key: "model_type", value: "Dream" },
+  keys: DREAM_KEYS,
   config: dreamConfig,
-  tensors: (config) => ({
-    wanted: wantedTensors(config, NAMES),
+  tensors: (config, fields) => ({
+    wanted: wantedTensors(config, namesOf(fields)),
     ignored: [...IGNORED, ...(config.tiesHead ? [/^lm_head\.weight$/] : [])],
   }),
-  model: (source, options) => new MaskedTransformer(source, NAMES, options),
+  model: (source, options) => new MaskedTransformer(source, namesOf(source.fields), options),
   forwardCost: maskedForwardCost,
 };
 

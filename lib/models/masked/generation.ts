@@ -68,6 +68,17 @@ export interface Filling {
   choose(step: number, confidences: readonly number[], random: RandomStream): readonly number[];
 }
 
+/**
+ * Rows of the head for which a tokenizer has no token, as padded vocabularies have them: nothing that is
+ * written may hold one.
+ */
+export function tokensWithoutText(
+  tokenizer: { tokenText(token: number): string | undefined },
+  vocabularySize: number,
+): number[] {
+  return [...Array(vocabularySize).keys()].filter((token) => tokenizer.tokenText(token) === undefined);
+}
+
 /** Flat positions of the masks in `[begin, end)`. */
 export function maskedPlaces(
   sequences: Int32Array,

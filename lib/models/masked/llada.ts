@@ -4,10 +4,12 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import { loadAs, type ModelFamily } from "../family.ts";
-import { type ConfigFields, MAX_BLOCKS } from "../model_config.ts";
+import { LLADA_KEYS } from "../configuration/keys.ts";
+import { lladaConfig } from "../configuration/masked.ts";
+import type { ConfigFields } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { RandomStream, SeedOptions } from "../random.ts";
-import { maskedForwardCost, type MaskedTransformerConfig, specialTokens } from "./config.ts";
+import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
 import {
   checkAtLeast,
   checkChoice,
@@ -16,6 +18,7 @@ import {
   fillMasks,
   type Generation,
   type GenerationStep,
+  maskedPlaces,
   runGeneration,
   type TraceOptions,
 } from "./generation.ts";
@@ -51,48 +54,10 @@ function namesOf(fields: ConfigFields): TransformerNames {
   };
 }
 
-function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
-  fields.choice("block_type", ["llama"], "llama");
-  fields.choice("layer_norm_type", ["rms"], "rms");
-  fields.choice("activation_type", ["silu", "swiglu"], "silu");
-  fields.refuse("alibi", false);
-  fields.refuse("rope", true);
-  fields.refuse("attention_layer_norm", false);
-  fields.refuse("bias_for_layer_norm", false);
-  fields.refuse("layer_norm_with_affine", true);
-  fields.refuse("clip_qkv");
-  fields.refuse("block_group_size", 1);
-  const vocabularySize = fields.count("embedding_size", fields.count("vocab_size"));
-  const hiddenSize = fields.count("d_model"), heads = fields.count("n_heads");
-  const keyValueHeads = fields.count("n_kv_heads", fields.flag("multi_query_attention", false) ? 1 : heads);
-  if (heads % keyValueHeads !== 0) {
-    throw fields.fault("n_kv_heads", `a divisor of ${heads} heads`, keyValueHeads);
-  }
-  if (hiddenSize % (2 * heads) !== 0) {
-    throw fields.fault("d_model", `a multiple of 2 · ${heads} heads, for rotary positions`, hiddenSize);
-  }
-  return {
-    vocabularySize,
-    hiddenSize,
-    intermediateSize: fields.count("mlp_hidden_size", fields.count("mlp_ratio", 4) * hiddenSize),
-    blocks: fields.count("n_layers", undefined, 1, MAX_BLOCKS),
-    heads,
-    keyValueHeads,
-    headSize: hiddenSize / heads,
-    maxTokens: fields.count("max_sequence_length"),
-    normEpsilon: fields.positive("rms_norm_eps", 1e-5),
-    rotaryTheta: fields.positive("rope_theta", 10_000),
-    logitShift: 0,
-    tiesHead: fields.flag("weight_tying", false),
-    logitScale: fields.flag("scale_logits", false) ? 1 / Math.sqrt(hiddenSize) : 1,
-    embeddingScale: fields.flag("input_emb_norm", false) ? Math.sqrt(hiddenSize) : 1,
-    ...specialTokens(fields, vocabularySize),
-  };
-}
-
 export const LLADA: ModelFamily<"llada", MaskedTransformerConfig, MaskedTransformer> = {
   kind: "llada",
   named: { key: "model_type", value: "llada" },
+  keys: LLADA_KEYS,
   config: lladaConfig,
   tensors: (config, fields) => ({
     wanted: wantedTensors(config, namesOf(fields)),
@@ -112,11 +77,14 @@ export type Remasking = "low_confidence" | "random";
 export const REMASKINGS: readonly Remasking[] = ["low_confidence", "random"];
 
 export interface LladaGenerationOptions extends SeedOptions {
-  /** Tokens to generate. Default 128. */
+  /** Tokens to generate behind the prompts; 0 only fills the prompts' masks. Default 128. */
   readonly generationLength?: number | undefined;
-  /** Tokens of a block; a block is finished before the next begins. Default: all at once. */
+  /**
+   * Tokens of a block; a block is finished before the next begins, and masks in the prompt with the first.
+   * Default: all at once.
+   */
   readonly blockLength?: number | undefined;
-  /** Steps of the whole generation, a multiple of the number of blocks. Default: one a token. */
+  /** Steps of the whole generation, a multiple of the number of blocks. Default: one a mask. */
   readonly steps?: number | undefined;
   /** Of Gumbel noise on the proposals; 0 takes the most probable. Default 0. */
   readonly temperature?: number | undefined;
@@ -129,8 +97,8 @@ export interface LladaGenerationOptions extends SeedOptions {
 }
 
 /**
- * Continues prompts as LLaDA's `generate` does, one step a turn: first the prompts with their masks, then the
- * result of each step.
+ * Continues prompts as LLaDA's `generate` does and fills the masks in them, one step a turn: first the
+ * prompts with their masks, then the result of each step.
  *
  * **Shapes** `prompts: i32[batch, tokens]` → `i32[batch, tokens + generationLength]`
  *
@@ -145,20 +113,28 @@ export function* lladaSteps(
 ): Generator<GenerationStep, Int32Array> {
   const { maskToken, vocabularySize } = model.config;
   const { generationLength = 128, temperature = 0, guidance = 0, remasking = "low_confidence" } = options;
-  const { blockLength = generationLength, steps = generationLength, excludedTokens = [maskToken] } = options;
-  checkAtLeast("generationLength", generationLength, 1);
+  const { blockLength = Math.max(1, generationLength), excludedTokens = [maskToken] } = options;
+  checkAtLeast("generationLength", generationLength, 0);
   checkAtLeast("blockLength", blockLength, 1);
-  checkAtLeast("steps", steps, 1);
   checkNotNegative("guidance", guidance);
   checkChoice("remasking", remasking, REMASKINGS);
   checkSamplingOptions("generate", { temperature, excludedTokens }, vocabularySize);
   const promptTokens = checkTokens(model, "prompts", prompts, batch, generationLength);
-  const tokens = promptTokens + generationLength, blocks = generationLength / blockLength;
+  const tokens = promptTokens + generationLength, blocks = Math.max(1, generationLength / blockLength);
   if (generationLength % blockLength !== 0) {
     throw new RangeError(
       `Cannot generate: blockLength must divide ${generationLength} tokens, got ${blockLength}`,
     );
   }
+  const promptMasks = Math.max(
+    ...Array.from(
+      { length: batch },
+      (_, b) => maskedPlaces(prompts, maskToken, b * promptTokens, (b + 1) * promptTokens).length,
+    ),
+  );
+  if (generationLength + promptMasks === 0) checkAtLeast("generationLength", generationLength, 1);
+  const { steps = generationLength + blocks * promptMasks } = options;
+  checkAtLeast("steps", steps, 1);
   if (steps % blocks !== 0) {
     throw new RangeError(`Cannot generate: steps must be a multiple of ${blocks} blocks, got ${steps}`);
   }
@@ -172,8 +148,8 @@ export function* lladaSteps(
     steps,
     timeOf,
     span(step) {
-      const begin = promptTokens + Math.floor(step / stepsPerBlock) * blockLength;
-      return [begin, begin + blockLength];
+      const block = Math.floor(step / stepsPerBlock), begin = promptTokens + block * blockLength;
+      return [block === 0 ? 0 : begin, generationLength === 0 ? promptTokens : begin + blockLength];
     },
     look: (_step, places) => places,
     logits: (step, rows) =>
