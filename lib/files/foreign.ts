@@ -18,6 +18,7 @@ const BY_NAME: readonly (readonly [RegExp, string])[] = [
   [/\.(?:bin|pt|pth|ckpt|pkl|pickle)$/i, PICKLE],
   [/\.onnx(?:_data)?$/i, "an ONNX graph: take the model's original safetensors"],
   [/\.(?:h5|keras|hdf5|msgpack|npz|npy|tflite|pb|ot|mlmodel)$/i, `weights in another format: ${CONVERT}`],
+  [/\.(?:dduf|zip|tar|tgz|gz|7z)$/i, "an archive: unpack it and give the folder"],
   [/\.safetensors\.index(?:\.[\w-]+)?\.json$/, "an index of shards: give the folder that it lies in"],
 ];
 

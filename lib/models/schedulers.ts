@@ -92,6 +92,12 @@ export function schedulerConfig(fields: ConfigFields): SchedulerConfig {
   };
 }
 
+/** Where the schedule of a checkpoint lies, undefined where there is none. */
+export function schedulerFile(folder: string): string | undefined {
+  const places = [folder, join(folder, "..", "scheduler"), join(folder, "scheduler")];
+  return places.map((place) => join(place, "scheduler_config.json")).find((file) => existsSync(file));
+}
+
 /**
  * The schedule of a checkpoint: scheduler_config.json in its folder, or a pipeline's `scheduler` folder
  * beside it.
@@ -99,8 +105,7 @@ export function schedulerConfig(fields: ConfigFields): SchedulerConfig {
  * @throws {CheckpointError} when there is none, or it has an entry that is not supported
  */
 export function loadScheduler(folder: string): Scheduler {
-  const places = [folder, join(folder, "..", "scheduler"), join(folder, "scheduler")];
-  const path = places.map((place) => join(place, "scheduler_config.json")).find((file) => existsSync(file));
+  const path = schedulerFile(folder);
   if (path === undefined) {
     throw new CheckpointError(
       `Cannot load ${

@@ -6,6 +6,7 @@ import { quote, reading } from "../files/positional.ts";
 import { readWhole } from "../files/whole.ts";
 import { foreignName } from "../files/foreign.ts";
 import { readJsonFile, stringifyJson } from "../files/json.ts";
+import { schedulerFile } from "../models/schedulers.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
 import type { SmallFile } from "../output/rewrite.ts";
 import { type Checkpoint, SIDECAR_FILE } from "../tensor/mod.ts";
@@ -19,12 +20,15 @@ const NOT_OURS =
   /(?:scores|results|metrics)[^/]*\.json$|^(?:hf_quant_config|quantize_config)\.json$|\.index(?:\.[\w-]+)?\.json$/i;
 /** Largest file that is copied beside the weights: the largest published tokenizers have about 35 MB. */
 const MAX_COPIED_BYTES = 64 * 2 ** 20;
+/** Folders that pipelines have, also where their index does not name them. */
+const COMPONENT =
+  /^(?:scheduler|vae|tokenizer|(?:text|image)_encoder|feature_extractor|image_processor)(?:_\d+)?$/;
 /** Deepest folder of a pipeline's component, and most files of one. */
 const MAX_DEPTH = 4, MAX_FILES = 10_000;
 
 /** Files beside the weights, by their names in the output. */
 export interface Beside {
-  readonly copied: readonly { readonly name: string; readonly bytes: number }[];
+  readonly copied: readonly { readonly name: string; readonly path: string; readonly bytes: number }[];
   readonly left: readonly string[];
 }
 
@@ -41,23 +45,29 @@ export function filesBeside(checkpoint: Checkpoint): Beside {
   if (!statSync(checkpoint.path).isDirectory()) return { copied: [], left: [] };
   const { folder, root, subfolder } = checkpoint;
   const written = new Set(["config.json", MANIFEST_FILE, ...checkpoint.files.map(({ name }) => name)]);
-  const copied: { name: string; bytes: number }[] = [], left: string[] = [];
+  const copied: { name: string; path: string; bytes: number }[] = [], left: string[] = [];
   const sort = (name: string, path: string, isWanted: boolean, maxBytes: number) => {
     const stat = lookAt(path);
-    if (isWanted && stat?.isFile() === true && stat.size <= maxBytes) copied.push({ name, bytes: stat.size });
+    const isCopied = isWanted && stat?.isFile() === true && stat.size <= maxBytes;
+    if (isCopied) copied.push({ name, path, bytes: stat.size });
     else left.push(name);
   };
   for (const name of listing(folder)) {
     if (written.has(name) || name === checkpoint.indexFile) continue;
     sort(outputName(checkpoint, name), join(folder, name), isModels(name), MAX_COPIED_BYTES);
   }
-  if (subfolder === undefined) return { copied, left };
+  if (subfolder === undefined) {
+    const path = checkpoint.kind === "dit" ? schedulerFile(folder) : undefined,
+      name = "scheduler_config.json";
+    if (path !== undefined && path !== join(folder, name)) sort(name, path, true, MAX_COPIED_BYTES);
+    return { copied, left };
+  }
   // A pipeline draws only with its other components.
   const components = Object.keys(readJsonFile(join(root, "model_index.json")));
   for (const name of listing(root)) {
     const path = join(root, name);
     if (name === subfolder || name === MANIFEST_FILE) continue;
-    if (!components.includes(name) || lookAt(path)?.isDirectory() !== true) {
+    if (!(components.includes(name) || COMPONENT.test(name)) || lookAt(path)?.isDirectory() !== true) {
       sort(name, path, isModels(name), MAX_COPIED_BYTES);
       continue;
     }
@@ -100,8 +110,8 @@ function* filesBelow(folder: string, name: string, depth = 1): Generator<string>
 }
 
 /** Copies of the files beside the weights. */
-export function* copies({ root }: Checkpoint, { copied }: Beside): Generator<SmallFile> {
-  for (const { name } of copied) yield { name, content: { copyOf: join(root, name) } };
+export function* copies({ copied }: Beside): Generator<SmallFile> {
+  for (const { name, path } of copied) yield { name, content: { copyOf: path } };
 }
 
 /** The text of config.json, undefined when there is none. */

@@ -79,7 +79,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const content: RewriteContent = {
     steps: new Map(steps),
     *smallFiles(records, tensorFiles) {
-      yield* copies(checkpoint, beside);
+      yield* copies(beside);
       yield {
         name: outputName(checkpoint, "config.json"),
         content: withoutQuantizationConfig(configText(checkpoint)!),

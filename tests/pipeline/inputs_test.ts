@@ -243,7 +243,24 @@ describe("a diffusers pipeline", () => {
       "arrowquant.manifest.json",
       "config.json",
       "diffusion_pytorch_model.safetensors",
+      "scheduler_config.json",
     ]);
+  });
+
+  test("'s denoiser alone, or a model with its schedule in a folder, draws as well", async () => {
+    const below = place.fresh("below"), schedule = files["scheduler/scheduler_config.json"]!;
+    cpSync(
+      join(DIT, "diffusion_pytorch_model.safetensors"),
+      join(below, "diffusion_pytorch_model.safetensors"),
+    );
+    cpSync(join(DIT, "config.json"), join(below, "config.json"));
+    mkdirSync(join(below, "scheduler"));
+    writeFileSync(join(below, "scheduler", "scheduler_config.json"), schedule);
+    for (const input of [join(pipeline(), "transformer"), below]) {
+      const output = place.fresh(), { copied } = await quantizeTo(output, input);
+      expect(copied).toEqual(["scheduler_config.json"]);
+      expect(readFileSync(join(output, "scheduler_config.json"), "utf8")).toBe(schedule);
+    }
   });
 
   test("is resumed where it was stopped", async () => {
