@@ -9,6 +9,7 @@ import { readJsonFile, stringifyJson } from "../files/json.ts";
 import { schedulerFile } from "../models/schedulers.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
 import type { SmallFile } from "../output/rewrite.ts";
+import type { RunOptions } from "../progress.ts";
 import { type Checkpoint, SIDECAR_FILE } from "../tensor/mod.ts";
 import { sum } from "./run_report.ts";
 
@@ -109,8 +110,10 @@ function* filesBelow(folder: string, name: string, depth = 1): Generator<string>
   }
 }
 
-/** Copies of the files beside the weights. */
-export function* copies({ copied }: Beside): Generator<SmallFile> {
+/** Copies of the files beside the weights; says so where they take a while. */
+export function* copies({ copied }: Beside, { onEvent }: RunOptions): Generator<SmallFile> {
+  const bytes = sum(copied.map((file) => file.bytes)), size = `${(bytes / 1e9).toFixed(1)} GB`;
+  if (bytes > 1e9) onEvent?.({ kind: "commit", message: `copying ${copied.length} files, ${size}` });
   for (const { name, path } of copied) yield { name, content: { copyOf: path } };
 }
 

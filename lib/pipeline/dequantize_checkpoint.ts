@@ -79,7 +79,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const content: RewriteContent = {
     steps: new Map(steps),
     *smallFiles(records, tensorFiles) {
-      yield* copies(beside);
+      yield* copies(beside, options);
       yield {
         name: outputName(checkpoint, "config.json"),
         content: withoutQuantizationConfig(configText(checkpoint)!),

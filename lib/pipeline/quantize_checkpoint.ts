@@ -372,7 +372,7 @@ export async function writeRun(
       return [name, { name, weights, bytes, run: (sink) => rewriteTensor(placed, file, sink, context) }];
     })),
     *smallFiles(records, tensorFiles) {
-      yield* copies(planned.beside);
+      yield* copies(planned.beside, run.options);
       if (planned.bitPlan !== undefined) {
         yield { name: outputName(checkpoint, PLAN_FILE), content: planText(planned.bitPlan) };
       }
