@@ -67,7 +67,11 @@ export function findPlace(path: string, options: PlaceOptions = {}): Place {
       throw new Error(`no such file or folder; if it is a name on Hugging Face, fetch it first: ${download}`);
     }
   });
-  return isFolder ? folderPlace(path, options) : filePlace(path);
+  if (!isFolder) return filePlace(path);
+  const snapshot = cachedSnapshot(path, listFolder(path));
+  if (snapshot === undefined) return modelPlace(path, options);
+  const found = modelPlace(snapshot, options), note = `${quote(snapshot)} is taken, of Hugging Face's cache`;
+  return { ...found, notes: [note, ...found.notes] };
 }
 
 const listFolder = (folder: string): string[] => reading(folder, () => readdirSync(folder).sort());
@@ -85,29 +89,23 @@ function filePlace(path: string): Place {
   return { folder, root: folder, names, subfolder: undefined, indexFile: undefined, modelFile, notes: [] };
 }
 
-function folderPlace(path: string, options: PlaceOptions): Place {
-  const names = listFolder(path), place = { folder: path, root: path, names, subfolder: undefined };
-  const snapshot = cachedSnapshot(path, names);
-  if (snapshot !== undefined) {
-    const found = folderPlace(snapshot, options);
-    return {
-      ...found,
-      notes: [`${quote(snapshot)} is taken, a model in Hugging Face's cache`, ...found.notes],
-    };
-  }
+/** The weights of a diffusers pipeline's denoiser, or those of a folder. */
+function modelPlace(path: string, options: PlaceOptions): Place {
+  const names = listFolder(path);
   const denoisers = names.includes("model_index.json") ? names.filter((name) => DENOISER.test(name)) : [];
   if (denoisers.length > 1) {
     const reason = `a diffusers pipeline must have one denoiser, got ${listing(denoisers)}`;
     throw cannotOpen(path, `${reason}: give the path of one, as in ${quote(join(path, denoisers[0]!))}`);
   }
   const [subfolder] = denoisers;
-  if (subfolder !== undefined) {
-    const found = folderPlace(join(path, subfolder), options);
-    const note = `a diffusers pipeline: ${
-      quote(subfolder)
-    } is its denoiser, the other folders stay as they are`;
-    return { ...found, root: path, subfolder, notes: [note, ...found.notes] };
-  }
+  if (subfolder === undefined) return folderPlace(path, options);
+  const found = folderPlace(join(path, subfolder), options);
+  const note = `a diffusers pipeline: ${quote(subfolder)} is quantized and run, the other folders stay`;
+  return { ...found, root: path, subfolder, notes: [note, ...found.notes] };
+}
+
+function folderPlace(path: string, options: PlaceOptions): Place {
+  const names = listFolder(path), place = { folder: path, root: path, names, subfolder: undefined };
   const chosen = chooseWeights(path, names, options);
   if (chosen !== undefined) return { ...place, ...chosen };
   // Without an index a lone shard looks like a whole model: what a stopped run or download leaves must not

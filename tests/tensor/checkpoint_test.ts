@@ -198,7 +198,7 @@ describe("openCheckpoint takes what the libraries take, and says so", () => {
     };
     expect(opened({ ...unet, "v1-5-pruned.safetensors": ["all"] })).toEqual({
       names: "a",
-      notes: 'a diffusers pipeline: "unet" is its denoiser, the other folders stay as they are',
+      notes: 'a diffusers pipeline: "unet" is quantized and run, the other folders stay',
     });
     const two = { ...unet, [`transformer/${D}.safetensors`]: ["b"] };
     const { message } = thrown(() => opened(two));
