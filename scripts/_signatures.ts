@@ -72,24 +72,106 @@ export function signaturesOf(header: string): Map<string, string> {
 
 const camelCase = (name: string) => name.replaceAll(/_(\w)/g, (_, letter: string) => letter.toUpperCase());
 
-/** A function of functions.ts: it checks the types of arrays, supplies instruction set and threads, and looks at the status. */
+/**
+ * Elements that arrays must have at least, by their functions and names; the first line that fits counts. The
+ * comments of kernels/include/arrowquant.h say the same.
+ */
+const SIZES: readonly (readonly [functions: RegExp, arrays: RegExp, size: string])[] = [
+  [/./, /^(words|groups|index|floats)$/, "1"],
+  [/./, /^sizes$/, "2"],
+  [/./, /^statistics$/, "6"],
+  [/./, /^packed$/, "rows * packedWordsOf(cols, bits)"],
+  [/./, /^sub(Scale|Min)$/, "rows * subBytesOf(cols, groupSize, scaleBits)"],
+  [/./, /^super(Scale|Min)$/, "rows * superblocksOf(cols)"],
+  [/./, /^columnWeights$/, "cols"],
+  [/quantize_activations/, /^(scale|zeroPoint)$/, "tokens"],
+  [/quantize_activations/, /./, "tokens * cols"],
+  [
+    /clipped|feedback|refine|linear_packed|quantize|fit_two|packed_/,
+    /^(d?scale|zeroPoint|dzero|minimum|groupWeights)$/,
+    "rows * groupsOf(cols, groupSize)",
+  ],
+  [/convert|statistics$|nonfinite|silu|gelu|aq_add|adam/, /^(?!packed|weights)/, "n"],
+  [/linear/, /^x(Scale|ZeroPoint)$/, "tokens"],
+  [/linear/, /^(x|codes)$/, "tokens * cols"],
+  [/linear/, /^out$/, "tokens * rows"],
+  [/linear/, /^bias$/, "rows"],
+  [/attention/, /^d?[kv]$/, "batch * tokens * kvHeads * headSize"],
+  [/attention/, /^keyMask$/, "batch * tokens"],
+  [/attention/, /./, "batch * tokens * heads * headSize"],
+  [/rotary/, /^positions$/, "rows"],
+  [/rotary/, /./, "rows * heads * headSize"],
+  [/modulate|gate_add/, /^(scale|shift|gate)$/, "stridedOf(batch, stride, cols)"],
+  [/column_sums/, /^out$/, "stridedOf(batch, stride, cols)"],
+  [/modulate|gate_add|column_sums/, /./, "batch * tokens * cols"],
+  [/patchify/, /./, "batch * channels * height * width"],
+  [/timestep/, /^timesteps$/, "n"],
+  [/timestep/, /./, "n * channels"],
+  [/accumulate/, /^x$/, "tokens * cols"],
+  [/accumulate/, /^y$/, "tokens * rows"],
+  [/accumulate/, /^weight$/, "tokens"],
+  [/(factor|solve)_moment/, /^(m|factor)$/, "n * n"],
+  [/(factor|solve)_moment/, /^pivots$/, "n"],
+  [/(factor|solve)_moment/, /^b$/, "rows * n"],
+  [/(factor|solve)_moment/, /^work$/, "workOf(own, n, 0)"],
+  [/./, /^work$/, "workOf(own, cols, groupSize)"],
+  [/./, /^(factor|moment)$/, "cols * cols"],
+  [/./, /^order$/, "cols"],
+  [/./, /^objective$/, "rows"],
+  [/norm/, /^(weight|bias)$/, "cols"],
+  [/./, /^(weights|codes|x|dw|dx|dy|input|out)$/, "rows * cols"],
+];
+
+function sizeOf(name: string, array: string): string {
+  const found = SIZES.find(([functions, arrays]) => functions.test(name) && arrays.test(array));
+  if (found === undefined) throw new Error(`Cannot write ${name}: SIZES must say how long "${array}" is`);
+  return found[2];
+}
+
+/**
+ * A function of functions.ts: it checks numbers, and types and lengths of arrays, supplies instruction set and
+ * threads, and looks at the status.
+ */
 function functionOf(name: string, list: readonly Parameter[]): string {
-  const parameters: string[] = ["kernels: Kernels", "doing: Doing"], given: string[] = [];
-  for (const { name: own, kind } of list) {
-    const argument = own === "in" ? "input" : camelCase(own), element = kind.split(":")[1];
-    if (own === "isa") given.push("own.isaNumber");
-    else if (own === "threads") given.push("own.threads");
-    else {
-      parameters.push(`${argument}: ${element === undefined ? "number" : element.toUpperCase()}`);
-      if (element !== undefined) given.push(`${element}(doing, "${argument}", ${argument})`);
-      else given.push(kind === "usize" ? `own.size(${argument})` : argument);
+  const parameters: string[] = ["kernels: Kernels", "doing: Doing"],
+    given: string[] = [],
+    numbers: string[] = [];
+  const names = list.map(({ name }) => name === "in" ? "input" : camelCase(name));
+  list.forEach(({ kind }, i) => {
+    const argument = names[i]!, element = kind.split(":")[1];
+    if (argument === "isa") given.push("own.isaNumber");
+    else if (argument === "threads") given.push("own.threads");
+    else if (element === undefined) {
+      parameters.push(`${argument}: number`);
+      numbers.push(`${NUMBERS[kind]}(doing, "${argument}", ${argument}); `);
+      given.push(kind === "usize" ? `own.size(${argument})` : argument);
+    } else {
+      parameters.push(`${argument}: ${element.toUpperCase()}`);
+      // the type of elements that are only known at run time stands behind the array, as `dtype` or `in_dtype`
+      const dtype = element === "any" ? `, ${names.slice(i).find((name) => /dtype$/i.test(name))}` : "";
+      const check = argument === "order" ? "permutation" : element;
+      given.push(`${check}(doing, "${argument}", ${argument}, ${sizeOf(name, argument)}${dtype})`);
     }
-  }
+  });
   const call = `own.calls.${name}(${given.join(", ")})`;
   return `export const ${camelCase(name.replace(/^aq_/, ""))} = (${
     parameters.join(", ")
-  }): void => { const own = unchecked(kernels); finish(doing, ${call}); };`;
+  }): void => { const own = unchecked(kernels); ${numbers.join("")}finish(doing, ${call}); };`;
 }
+
+/** Checks of numbers by their kinds. */
+const NUMBERS: Readonly<Record<string, string>> = {
+  usize: "usize",
+  i32: "int32",
+  f32: "float",
+  f64: "float",
+};
+
+/** What call_checks.ts has for functions.ts. */
+const CHECKS = [
+  ...["any", "f32", "f64", "i32", "u16", "u32", "u64", "u8", "usize", "int32", "float"],
+  ...["groupsOf", "packedWordsOf", "permutation", "stridedOf", "subBytesOf", "superblocksOf", "workOf"],
+];
 
 /** Text of lib/native/functions.ts: every function of the CPU's header that returns a status. */
 export function functionsSource(kernels: string): string {
@@ -101,10 +183,11 @@ export function functionsSource(kernels: string): string {
 // deno-fmt-ignore-file
 
 /**
- * The kernels as functions: each checks the types of its arrays, supplies the instruction set and the threads of
- * the opened kernels, and throws unless the kernel reports success. Their callers check lengths.
+ * The kernels as functions: each checks its numbers and the types and lengths of its arrays, supplies the
+ * instruction set and the threads of the opened kernels, and throws unless the kernel reports success.
  */
-import { any, type ANY, type Doing, f32, type F32, f64, type F64, finish, i32, type I32, u16, type U16, u32, type U32, u64, type U64, u8, type U8 } from "./call.ts";
+import { type ANY, type Doing, type F32, type F64, finish, type I32, type U16, type U32, type U64, type U8 } from "./call.ts";
+import { ${CHECKS.join(", ")} } from "./call_checks.ts";
 import { type Kernels, unchecked } from "./kernels.ts";
 
 ${functions.map(([name, list]) => functionOf(name, list)).join("\n")}

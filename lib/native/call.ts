@@ -6,6 +6,8 @@ import { KernelError } from "../errors.ts";
 
 /** The header's `AQ_F32`, …. */
 export const DTYPE_NUMBERS = { F32: 0, F16: 1, BF16: 2, F8_E4M3: 3, F8_E5M2: 4, F64: 5 } as const;
+/** Bytes of an element by those numbers. */
+export const DTYPE_BYTES: readonly number[] = [4, 2, 2, 1, 1, 8];
 /** The header's `AQ_ZERO_POINT_*`. */
 export const ZERO_POINT_NUMBERS = { real: 0, integer: 1, symmetric: 2 } as const;
 
@@ -30,7 +32,8 @@ export type Doing = string | {
   readonly explain: (status: number) => Error | undefined;
 };
 
-const textOf = (doing: Doing): string => typeof doing === "string" ? doing : doing.doing;
+/** The purpose alone. */
+export const textOf = (doing: Doing): string => typeof doing === "string" ? doing : doing.doing;
 
 /** Throws unless a kernel succeeded. @throws {KernelError} or what `doing` explains the status by */
 export function finish(doing: Doing, status: number): void {
@@ -42,33 +45,6 @@ export function finish(doing: Doing, status: number): void {
 }
 
 type Maybe<T> = T | null | undefined;
-type ArrayType<T> = { readonly name: string; readonly prototype: T };
-
-/** A check that an array is of a type; it gives the array as a kernel takes it, null where there is none. */
-function typed<T extends ArrayBufferView<ArrayBufferLike>>(type: ArrayType<T>) {
-  return (doing: Doing, name: string, array: Maybe<T>): T | null => {
-    if (array === null || array === undefined) return null;
-    if (array instanceof (type as unknown as new () => T)) return array;
-    throw new TypeError(`Cannot ${textOf(doing)}: ${name} must be of ${type.name}, got ${typeName(array)}`);
-  };
-}
-
-const typeName = (value: unknown): string =>
-  ArrayBuffer.isView(value) ? value.constructor.name : typeof value;
-
-/** An array of any type as a kernel takes it. */
-export function any(doing: Doing, name: string, array: ANY) {
-  if (array === null || array === undefined) return null;
-  if (ArrayBuffer.isView(array)) return array;
-  throw new TypeError(`Cannot ${textOf(doing)}: ${name} must be a typed array, got ${typeof array}`);
-}
-export const f32 = typed<Float32Array>(Float32Array);
-export const f64 = typed<Float64Array>(Float64Array);
-export const i32 = typed<Int32Array>(Int32Array);
-export const u8 = typed<Uint8Array>(Uint8Array);
-export const u16 = typed<Uint16Array>(Uint16Array);
-export const u32 = typed<Uint32Array>(Uint32Array);
-export const u64 = typed<BigUint64Array>(BigUint64Array);
 export type ANY = Maybe<ArrayBufferView<ArrayBufferLike>>;
 export type F32 = Maybe<Float32Array>;
 export type F64 = Maybe<Float64Array>;
@@ -106,6 +82,10 @@ export function checkRange(doing: string, name: string, value: number, low: numb
   if (value >= low && value <= high) return;
   throw new RangeError(`Cannot ${doing}: ${name} must be from ${low} to ${high}, got ${value}`);
 }
+
+/** What a value is, for messages. */
+export const typeName = (value: unknown): string =>
+  ArrayBuffer.isView(value) ? value.constructor.name : typeof value;
 
 const ARRAY_TYPES = {
   "float32 values": Float32Array,
