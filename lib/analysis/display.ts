@@ -43,7 +43,7 @@ const NOTEBOOK_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json";
  *
  * @example
  * ```ts
- * import { trajectoryDrift } from "./charts.ts";
+ * import { trajectoryDrift } from "./charts/mod.ts";
  * import { showChart } from "./display.ts";
  * import { tableFromRows } from "./tables.ts";
  * const table = await tableFromRows("drift", [{ model: "m", setting: "2 clip", step: 1, relativeDistance: 0.1 }]);

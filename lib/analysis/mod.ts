@@ -35,7 +35,7 @@ export {
   type TableFormat,
   writeTable,
 } from "./table_files.ts";
-export * from "./charts.ts";
+export * from "./charts/mod.ts";
 export { type RenderOptions, renderPng, renderSvg } from "./render.ts";
 export {
   activationRows,

@@ -25,7 +25,7 @@ const MAX_ZOOM = 8;
  *
  * @example
  * ```ts
- * import { trajectoryDrift } from "./charts.ts";
+ * import { trajectoryDrift } from "./charts/mod.ts";
  * import { renderSvg } from "./render.ts";
  * import { tableFromRows } from "./tables.ts";
  * const table = await tableFromRows("drift", [

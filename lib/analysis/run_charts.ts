@@ -16,7 +16,7 @@ import {
   timeParameters,
   trajectoryDrift,
   transitionKl,
-} from "./charts.ts";
+} from "./charts/mod.ts";
 import type { TableName } from "./schema.ts";
 import type { MeasuredRow, TableLike } from "./tables.ts";
 

@@ -4,6 +4,9 @@
  * schema.
  */
 import type { ColumnTable } from "arquero";
+import { existsSync } from "node:fs";
+import process from "node:process";
+import { Worker } from "node:worker_threads";
 import { FormatError } from "../errors.ts";
 import { quote, readWhole, writeWhole } from "../files/whole.ts";
 import { isJsonObject, JsonFault, parseJson } from "../files/json.ts";
@@ -48,15 +51,45 @@ export async function encodeTable(
   return typeof content === "string" ? new TextEncoder().encode(content) : content;
 }
 
-/** The table that a file's bytes hold. @throws {FormatError} when it is another, or of another version */
+/**
+ * The table that a file's bytes hold. Arrow and Parquet are taken apart on another thread, which is ended where
+ * it takes longer, or more memory, than a table of that size can.
+ *
+ * @throws {FormatError} when they do not hold this table in this version
+ */
 export async function decodeTable(
   name: TableName,
   bytes: Uint8Array<ArrayBuffer>,
   format: TableFormat,
   path = `a table in ${format}`,
 ): Promise<ColumnTable> {
-  const fail = (reason: string, cause?: unknown) =>
-    new FormatError(`Cannot read ${quote(path)} as table "${name}": ${reason}`, { path, cause });
+  const request = { name, bytes, format, path };
+  const isBinary = format === "arrow" || format === "parquet";
+  const columns = isBinary ? await columnsOnThread(request) : await columnsOfBytes(request);
+  const { table } = await loadArquero();
+  return table(columns as [string, Cell[]][]);
+}
+
+/** Bytes to decode as a table. */
+export interface TableBytes {
+  readonly name: TableName;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly format: TableFormat;
+  /** For messages. */
+  readonly path: string;
+}
+
+/** Columns by name, in the schema's order. */
+export type NamedColumns = readonly (readonly [string, readonly Cell[]])[];
+
+function tableFault({ name, path }: TableBytes, reason: string, cause?: unknown): FormatError {
+  return new FormatError(`Cannot read ${quote(path)} as table "${name}": ${reason}`, { path, cause });
+}
+
+/** Decodes and checks bytes here. @throws {FormatError} when they are not this table */
+export async function columnsOfBytes(request: TableBytes): Promise<NamedColumns> {
+  const { name, bytes, format } = request;
+  const fail = (reason: string, cause?: unknown) => tableFault(request, reason, cause);
   if (bytes.length > MAX_TABLE_BYTES) {
     throw fail(`it must have at most ${MAX_TABLE_BYTES} bytes, got ${bytes.length}`);
   }
@@ -75,8 +108,55 @@ export async function decodeTable(
     if (!(error instanceof TypeError || error instanceof RangeError)) throw error;
     throw fail(error.message.replace(/^Cannot make table "\w+": /, ""), error);
   }
-  const { table } = await loadArquero();
-  return table([...columns] as [string, Cell[]][]);
+  // One text may stand in a million rows without a byte more in the file: a page or a print has them all.
+  let characters = 0;
+  for (const cells of columns.values()) {
+    for (const cell of cells) if (typeof cell === "string") characters += cell.length;
+  }
+  if (characters <= MAX_TABLE_BYTES) return [...columns];
+  throw fail(`its texts must have at most ${MAX_TABLE_BYTES} characters together, got ${characters}`);
+}
+
+/** Time and memory for a table of no bytes, and for each more. */
+const DECODE_MILLISECONDS = 5000, DECODE_MILLISECONDS_PER_BYTE = 2e-3;
+const DECODE_BYTES = 2 ** 30, DECODE_BYTES_PER_BYTE = 32;
+/** Between two looks at time and memory. */
+const WATCH_MILLISECONDS = 20;
+
+/** What the thread answers: columns, or the reason why there are none. */
+export type TableAnswer = { readonly columns: NamedColumns } | { readonly reason: string };
+
+/** {@linkcode columnsOfBytes} on another thread; here where the module of threads is not there, as in a bundle. */
+async function columnsOnThread(request: TableBytes): Promise<NamedColumns> {
+  const place = new URL(`./table_thread.${import.meta.url.endsWith(".ts") ? "ts" : "js"}`, import.meta.url);
+  if (place.protocol === "file:" && !existsSync(place)) return await columnsOfBytes(request);
+  const milliseconds = DECODE_MILLISECONDS + DECODE_MILLISECONDS_PER_BYTE * request.bytes.length;
+  const most = DECODE_BYTES + DECODE_BYTES_PER_BYTE * request.bytes.length;
+  const begin = performance.now(), before = process.memoryUsage().rss;
+  const thread = new Worker(place);
+  let watch: ReturnType<typeof setInterval> | undefined;
+  try {
+    const answer = await new Promise<TableAnswer>((resolve, reject) => {
+      thread.on("message", resolve);
+      thread.on("error", (cause) => reject(tableFault(request, `it must be ${request.format}`, cause)));
+      thread.postMessage(request);
+      watch = setInterval(() => {
+        const grown = process.memoryUsage().rss - before;
+        if (performance.now() - begin > milliseconds) {
+          reject(
+            tableFault(request, `it must be read within ${Math.ceil(milliseconds / 1000)} seconds, got more`),
+          );
+        } else if (grown > most) {
+          reject(tableFault(request, `it must take at most ${most} bytes of memory, got ${grown}`));
+        }
+      }, WATCH_MILLISECONDS);
+    });
+    if ("columns" in answer) return answer.columns;
+    throw new FormatError(answer.reason, { path: request.path });
+  } finally {
+    clearInterval(watch);
+    await thread.terminate();
+  }
 }
 
 function formatOf(path: string): TableFormat {

@@ -1,5 +1,5 @@
 /** Answers of a configuration that follow from several of its keys. */
-import { compilePattern } from "./kinds.ts";
+import { compilePattern } from "./patterns.ts";
 import { CALIBRATED_SOLVERS, type LayerBits } from "./names.ts";
 import type { Config } from "./schema.ts";
 

@@ -1,5 +1,6 @@
 /** Kinds of configuration values: how each is read from text and checked. */
 import type { LayerBits } from "./names.ts";
+import { compilePattern } from "./patterns.ts";
 
 /** Most entries of a list or map; more than any checkpoint known has layers. */
 const MAX_ITEMS = 4096;
@@ -140,11 +141,6 @@ export const layerBits: Kind<Readonly<Record<string, LayerBits>>> = {
     return Object.fromEntries(Object.entries(value)) as Record<string, LayerBits>;
   },
 };
-
-/** A name pattern, a regular expression with flag `u` that may match anywhere. @throws {SyntaxError} */
-export function compilePattern(pattern: string): RegExp {
-  return new RegExp(pattern, "u");
-}
 
 export function isMapping(value: unknown): value is Record<string, unknown> {
   if (typeof value !== "object" || value === null) return false;

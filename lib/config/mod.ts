@@ -11,7 +11,7 @@ export {
   withPhaseSolver,
 } from "./derived.ts";
 export { checkConfig } from "./checks.ts";
-export { compilePattern } from "./kinds.ts";
+export { compilePattern, type NamePattern } from "./patterns.ts";
 export { loadConfig, MAX_CONFIG_BYTES, parseConfig } from "./load.ts";
 export type { BitWidth, GroupSize, LayerBits } from "./names.ts";
 export { type ConfigOverrides, DEFAULT_CONFIG, resolveConfig, type ResolvedConfig } from "./resolve.ts";

@@ -9,6 +9,7 @@ import {
   isSensitiveLayer,
   type LayerBits,
   layerBitWidth,
+  type NamePattern,
 } from "../config/mod.ts";
 import {
   type BitWidth,
@@ -150,7 +151,7 @@ const NOT_PACKED = {
 };
 
 function rowPlanner(config: Config, bitPlan?: BitPlan): (info: TensorInfo, file: string) => PlanRow {
-  const patterns = new Map<RuleName, RegExp>(
+  const patterns = new Map<RuleName, NamePattern>(
     KEEP_RULES.flatMap(({ rule, pattern }) => pattern === undefined ? [] : [[rule, compilePattern(pattern)]]),
   );
   const matches = (rule: RuleName, name: string) => patterns.get(rule)!.test(name);

@@ -76,6 +76,7 @@ async function bundleForNpm(work: string): Promise<void> {
     ...doorEntries(work),
     ...NPM_COMMANDS.map((command) => `scripts/${command}.ts`),
     "scripts/_release/npm_launch.ts",
+    "lib/analysis/table_thread.ts",
   ];
   const options = [
     ...["--target=node", "--format=esm", "--splitting", "--outdir", work],

@@ -1,7 +1,7 @@
 /** Every chart on synthetic tables, by name; run as a program it prints the digests of their files. */
 import { createHash } from "node:crypto";
 import process from "node:process";
-import * as charts from "../../lib/analysis/charts.ts";
+import * as charts from "../../lib/analysis/charts/mod.ts";
 import { renderPng, renderSvg } from "../../lib/analysis/render.ts";
 import { tableFromRows } from "../../lib/analysis/tables.ts";
 import { layerRows, syntheticTables } from "./_synthetic.ts";

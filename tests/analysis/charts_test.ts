@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 import { ADVANCES, textWidth } from "../../lib/analysis/_text_widths.ts";
 import { shortNames } from "../../lib/analysis/_chart.ts";
 import { themeColours, THEMES } from "../../lib/analysis/_theme.ts";
-import * as charts from "../../lib/analysis/charts.ts";
+import * as charts from "../../lib/analysis/charts/mod.ts";
 import { renderPng, renderSvg } from "../../lib/analysis/render.ts";
 import { columnsOf, type RowOf, TABLE_NAMES, type TableName } from "../../lib/analysis/schema.ts";
 import { chartsOf } from "../../lib/analysis/run_charts.ts";

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { trajectoryDrift } from "../../lib/analysis/charts.ts";
+import { trajectoryDrift } from "../../lib/analysis/charts/mod.ts";
 import { type Display, showChart, showTable } from "../../lib/analysis/display.ts";
 import { tableFromRows } from "../../lib/analysis/tables.ts";
 import { driftRows, layerRows } from "./_synthetic.ts";

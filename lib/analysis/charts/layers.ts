@@ -66,7 +66,7 @@ const COLUMNS = ["model", "setting", "name", "kind", "action", "bits"];
  *
  * @example
  * ```ts
- * import { errorByLayer } from "../charts.ts";
+ * import { errorByLayer } from "./mod.ts";
  * import { tableFromRows } from "../tables.ts";
  * console.log(errorByLayer(await tableFromRows("layers", [])).title);
  * ```

@@ -43,7 +43,7 @@ export interface QualityOptions extends ChartOptions {
  *
  * @example
  * ```ts
- * import { frontOf } from "../charts.ts";
+ * import { frontOf } from "./mod.ts";
  * const rows = [{ bits: 2, value: 0.5 }, { bits: 3, value: 0.4 }, { bits: 4, value: 0.9 }];
  * console.log(frontOf(rows, (row) => row.bits, (row) => row.value, true)); // the first and the last
  * ```

@@ -1,0 +1,13 @@
+/** The thread of its own on which table_files.ts takes Arrow and Parquet files apart: it can be ended at any time. */
+import { parentPort } from "node:worker_threads";
+import { columnsOfBytes, type TableAnswer, type TableBytes } from "./table_files.ts";
+
+parentPort?.on("message", async (request: TableBytes) => {
+  let answer: TableAnswer;
+  try {
+    answer = { columns: await columnsOfBytes(request) };
+  } catch (error) {
+    answer = { reason: error instanceof Error ? error.message : String(error) };
+  }
+  parentPort!.postMessage(answer);
+});
