@@ -25,7 +25,7 @@ import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environ
 import { type Arguments, parseArguments, type Usage, UsageError } from "./_command/options.ts";
 import { commandOf } from "./_command/programs.ts";
 import { type Context, defineCommand, prepareReport } from "./_command/run.ts";
-import { print } from "./_command/text.ts";
+import { print, printError } from "./_command/text.ts";
 
 const USAGE = {
   name: "bench.ts",
@@ -239,7 +239,7 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
   signal.addEventListener("abort", () => process.exit(signal.reason === "SIGTERM" ? 143 : 130));
   if (out !== undefined) makeFolder(out);
   if (target !== undefined) prepareReport(target);
-  const progress = (line: string) => void process.stderr.write(`${suite.name}: ${line}\n`);
+  const progress = (line: string) => printError(`${suite.name}: ${line}`);
   const { header, measurement, report } = await measure(parsed, command, progress);
   const { seconds, otherCores } = measurement, { sections, rows, goals, skipped } = report;
   const load = otherCores === undefined

@@ -1,5 +1,5 @@
 /** `inspect.ts PATH`: what a checkpoint contains, ours or any; against its original, what quantizing cost. */
-import { statSync } from "node:fs";
+import { kindOf } from "../lib/files/whole.ts";
 import { CheckpointError } from "../lib/errors.ts";
 import { runLimits } from "../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../lib/native/mod.ts";
@@ -89,7 +89,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
     }
   }
 
-  const folder = statSync(path).isDirectory() ? checkpoint.root : undefined;
+  const folder = kindOf(path) === "folder" ? checkpoint.root : undefined;
   const manifest = folder === undefined ? undefined : readManifest(folder);
   let mismatches: Mismatch[] | undefined;
   if (flags.verify) {

@@ -160,7 +160,8 @@ function checksOf(path: string) {
     rows: list((row, place) => {
       const cells = object(row, place);
       for (const [key, value] of Object.entries(cells)) cell(value, `${place}.${key}`);
-      return cells as Section["rows"][number];
+      // Without a prototype: what a row does not have must not be found there, as `constructor`.
+      return Object.assign(Object.create(null), cells) as Section["rows"][number];
     }),
   });
   const run = fields<Omit<Run, "name" | "tables">>({

@@ -332,12 +332,17 @@ function csvText(name: TableName, columns: Columns): string {
     cell === null
       ? ""
       : schema[column]!.type === "text"
-      ? `"${String(cell).replaceAll('"', '""')}"`
+      ? `"${String(cell).replace(FORMULA, "'$&").replaceAll('"', '""')}"`
       : numberText(cell);
   const lines = eachRow(columns, (cellOf) => names.map((column) => field(column, cellOf(column))).join(","));
   return `${[names.join(","), ...lines].join("\r\n")}\r\n`;
 }
 
+/**
+ * The beginning of a text that a spreadsheet would take for a formula. It is written behind an apostrophe, and so is
+ * one that already has apostrophes there, so that reading takes away what writing put there.
+ */
+const FORMULA = /^'*[=+\-@\t\r]/;
 const numberText = (cell: Cell) => Object.is(cell, -0) ? "-0" : String(cell);
 
 const NUMBER = /^(?:-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|NaN|-?Infinity)$/;
@@ -357,7 +362,7 @@ function parseCsv(name: TableName, text: string): Rows {
       const { text, isQuoted } = fields[j]!;
       const { type } = schema[column]!;
       if (text === "" && !isQuoted) return [column, null];
-      if (type === "text") return [column, text];
+      if (type === "text") return [column, text.startsWith("'") && FORMULA.test(text) ? text.slice(1) : text];
       if (type === "boolean") return [column, text === "true" ? true : text === "false" ? false : text];
       return [column, NUMBER.test(text) ? Number(text) : text];
     }));

@@ -1,6 +1,6 @@
 /** Configuration files: read, parsed as YAML and resolved. */
-import { open } from "node:fs/promises";
 import { ConfigError } from "../errors.ts";
+import { quote, readWhole } from "../files/whole.ts";
 import { type ConfigOverrides, resolveConfig, type ResolvedConfig } from "./resolve.ts";
 
 /** Largest configuration read: a list of `MAX_ITEMS` tensor names of 60 characters fits. */
@@ -49,30 +49,18 @@ export async function loadConfig(
 ): Promise<ResolvedConfig> {
   const { path } = options;
   if (path === undefined) return resolveConfig(options);
-  return await parseConfig(await readText(path), { ...options, source: path });
+  return await parseConfig(readText(path), { ...options, source: path });
 }
 
-async function readText(path: string): Promise<string> {
+function readText(path: string): string {
   try {
-    // Read up to one byte past the limit rather than trust the size: a pipe or device has none.
-    const buffer = new Uint8Array(MAX_CONFIG_BYTES + 1);
-    const file = await open(path, "r");
-    let bytes = 0;
-    try {
-      while (bytes < buffer.length) {
-        const { bytesRead } = await file.read(buffer, bytes, buffer.length - bytes, null);
-        if (bytesRead === 0) break;
-        bytes += bytesRead;
-      }
-    } finally {
-      await file.close();
-    }
-    if (bytes > MAX_CONFIG_BYTES) throw tooLarge(path);
-    return new TextDecoder("utf-8", { fatal: true }).decode(buffer.subarray(0, bytes));
+    const bytes = readWhole(path, MAX_CONFIG_BYTES, () => tooLarge(path));
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch (error) {
     if (error instanceof ConfigError) throw error;
-    const reason = error instanceof TypeError ? "not UTF-8 text" : (error as Error).message;
-    throw new ConfigError(`Cannot read configuration "${path}": ${reason}`, [], error);
+    const { cause = error, message } = error as Error;
+    const reason = error instanceof TypeError ? "not UTF-8 text" : message;
+    throw new ConfigError(`Cannot read configuration ${quote(path)}: ${reason}`, [], cause);
   }
 }
 

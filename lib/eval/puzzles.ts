@@ -2,10 +2,9 @@
  * The puzzles of the Dream reference model: posing and solving them, exact match by task, and masking them as
  * in training. The protocol is that of tests/models/README.md.
  */
-import { readFileSync } from "node:fs";
 import { CheckpointError, FormatError } from "../errors.ts";
 import { parseJsonLine } from "../files/json.ts";
-import { quote, reading } from "../files/positional.ts";
+import { quote, readWhole } from "../files/whole.ts";
 import {
   diffusionGenerate,
   type DreamGenerationOptions,
@@ -16,6 +15,9 @@ import {
 } from "../models/mod.ts";
 import { type Interval, wilsonInterval } from "./intervals.ts";
 import type { MaskedSequence } from "./masked.ts";
+
+/** Largest file of puzzles: a hundred thousand of them take a tenth. */
+const MAX_PUZZLE_BYTES = 64 * 2 ** 20;
 
 /** Tokens of a puzzle's sequence, padding included. */
 export const PUZZLE_TOKENS = 36;
@@ -57,7 +59,7 @@ export function answerLength(prompt: string): number | undefined {
  * @throws {FormatError} when a line is not such an object, naming it
  */
 export function readPuzzles(path: string): Puzzle[] {
-  return reading(path, () => readFileSync(path, "utf8")).split("\n").flatMap((line, i) => {
+  return new TextDecoder().decode(readWhole(path, MAX_PUZZLE_BYTES)).split("\n").flatMap((line, i) => {
     if (line.trim() === "") return [];
     const message = `Cannot read ${quote(path)}: line ${i + 1} must be {"task", "prompt", "answer"} as text`;
     const fail = (cause?: unknown) => new FormatError(message, { path, cause });

@@ -18,7 +18,7 @@ export interface Column {
 const ABSENT = "-";
 
 function cell(column: Column, row: TableRow): string {
-  const value = row[column.key];
+  const value = Object.hasOwn(row, column.key) ? row[column.key] : undefined;
   if (value === null || value === undefined) return ABSENT;
   if (typeof value === "boolean") return value ? "yes" : "no";
   return typeof value === "number" ? value.toFixed(column.digits ?? 0) : value;

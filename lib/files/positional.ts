@@ -1,5 +1,5 @@
 /** Positional file access that always moves every byte, and file-system errors in the project's classes. */
-import { openSync, readSync, statSync, writeSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, readSync, statSync, writeSync } from "node:fs";
 import { CheckpointError, OutputError } from "../errors.ts";
 
 /** Bytes of one system call: Linux stops at 2 GiB − 4 KiB, and some runtimes keep lengths in 31 bits. */
@@ -35,6 +35,9 @@ const REMEDIES: Readonly<Record<string, string>> = {
   EROFS: "the file system is read-only: choose another folder",
   EIO: "the device reported an error: check the disk or choose another folder",
   ENOENT: "no such file or folder: create the folder first",
+  ENAMETOOLONG: "the name is too long for the file system: choose a shorter one",
+  ELOOP: "links lead in a circle: choose another path",
+  ERR_INVALID_ARG_VALUE: "no path has a null character: choose another one",
   ENOTDIR: "a part of the path is a file: choose another folder",
   EISDIR: "a folder has that name: choose another name",
   EMFILE: "too many files are open: raise the limit (ulimit -n)",
@@ -75,14 +78,20 @@ export function inputError(path: string, cause: unknown): CheckpointError {
   return new CheckpointError(`Cannot open ${quote(path)}: ${why}`, { path, cause });
 }
 
+/** Opening for reading that does not wait for the other end of a pipe; Windows has no such flag. */
+const READ_AT_ONCE = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0);
+
 /**
- * Opens a regular file. Its kind is looked at first because opening a named pipe would wait for ever.
+ * Opens a regular file: the only way in which lib opens a file to read it. Pipes, devices and folders are refused:
+ * they may have no end, or wait for ever. The kind is looked at before, because opening a device may act on it, and
+ * again after, because the name may lead elsewhere by then.
  *
  * @throws {CheckpointError} when it does not exist, is no regular file, or may not be read
  */
 export function openForReading(path: string): number {
-  const fd = reading(path, () => statSync(path).isFile() ? openSync(path, "r") : undefined);
-  if (fd !== undefined) return fd;
+  const fd = reading(path, () => statSync(path).isFile() ? openSync(path, READ_AT_ONCE) : undefined);
+  if (fd !== undefined && fstatSync(fd).isFile()) return fd;
+  if (fd !== undefined) closeSync(fd);
   throw new CheckpointError(`Cannot open ${quote(path)}: must be a regular file`, { path });
 }
 

@@ -3,7 +3,6 @@ import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import {
   closeSync,
-  existsSync,
   fstatSync,
   fsyncSync,
   mkdirSync,
@@ -67,6 +66,9 @@ export async function digestFile(path: string, between?: () => Promise<void>): P
   return { bytes, sha256: hash.digest("hex") };
 }
 
+/** Most bytes of a file that is read whole where nothing smaller is asked for. */
+const MAX_WHOLE_BYTES = 2 ** 30;
+
 /**
  * Reads a whole file into memory.
  *
@@ -75,7 +77,7 @@ export async function digestFile(path: string, between?: () => Promise<void>): P
  */
 export function readWhole(
   path: string,
-  maxBytes = Infinity,
+  maxBytes = MAX_WHOLE_BYTES,
   refuse = (reason: string): Error => new FormatError(`Cannot read ${quote(path)}: ${reason}`, { path }),
 ): Uint8Array<ArrayBuffer> {
   const fd = openForReading(path);
@@ -86,6 +88,19 @@ export function readWhole(
     return bytes.subarray(0, readFully(fd, bytes, 0, path));
   } finally {
     closeSync(fd);
+  }
+}
+
+/** Text of a file that a run left in its folder; undefined where there is none. @throws {OutputError} otherwise */
+export function readOwnText(path: string, maxBytes: number): string | undefined {
+  try {
+    return new TextDecoder().decode(readWhole(path, maxBytes));
+  } catch (cause) {
+    const { cause: system, message } = cause as Error;
+    if (["ENOENT", "ENOTDIR"].includes(errorCode(system) ?? "")) return undefined;
+    throw system === undefined
+      ? new OutputError(message, { path, cause })
+      : outputError("read", path, system);
   }
 }
 
@@ -101,7 +116,7 @@ export function writeWhole(path: string, content: string | Uint8Array | Iterable
   const hash = createHash("sha256");
   let size = 0;
   const temporary = path + TEMPORARY_SUFFIX;
-  const existing = statSync(path, { throwIfNoEntry: false });
+  const existing = writing("write", path, () => statSync(path, { throwIfNoEntry: false }));
   if (existing !== undefined && !existing.isFile() && !existing.isDirectory()) {
     throw new OutputError(`Cannot write ${quote(path)}: it must be a file, got a device or pipe`, { path });
   }
@@ -122,7 +137,7 @@ export function writeWhole(path: string, content: string | Uint8Array | Iterable
     }
     renameSync(temporary, path);
   } catch (cause) {
-    if (existsSync(temporary)) rmSync(temporary);
+    rmSync(temporary, { force: true });
     throw outputError("write", path, cause);
   }
   return { bytes: size, sha256: hash.digest("hex") };

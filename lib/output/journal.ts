@@ -5,11 +5,21 @@
  * A line is written after its tensor's bytes. Nothing is synced for it: after a loss of power the digests
  * tell which lines are true, so the journal may run ahead of the disk.
  */
-import { closeSync, fsyncSync, openSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, writeSync } from "node:fs";
 import type { TensorSpec } from "../tensor/mod.ts";
-import { errorCode, outputError, writing } from "../files/positional.ts";
-import { writeWhole } from "../files/whole.ts";
-import type { Identity, LayerRecord } from "./record.ts";
+import { writing } from "../files/positional.ts";
+import { readOwnText, writeWhole } from "../files/whole.ts";
+import {
+  type Form,
+  type Identity,
+  isIdentity,
+  isLayerRecord,
+  isText,
+  type LayerRecord,
+  listOf,
+  MAX_MANIFEST_BYTES,
+  objectOf,
+} from "./record.ts";
 
 /** Version of the journal's lines. */
 const JOURNAL_VERSION = 1;
@@ -90,31 +100,36 @@ function* linesOf(values: readonly unknown[]): Generator<string> {
  * @throws {OutputError} when it is there and cannot be read
  */
 export function readJournal(path: string): { header: JournalHeader | undefined; entries: JournalEntry[] } {
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8");
-  } catch (cause) {
-    if (errorCode(cause) === "ENOENT") return { header: undefined, entries: [] };
-    throw outputError("read", path, cause);
-  }
+  const text = readOwnText(path, MAX_MANIFEST_BYTES) ?? "";
   const [first, ...rest] = text.split("\n"), entries: JournalEntry[] = [];
-  const header = parseLine<JournalHeader>(first!);
-  if (header?.journal !== JOURNAL_VERSION || !Array.isArray(header.files)) {
-    return { header: undefined, entries };
-  }
+  const header = parseLine<JournalHeader>(first!, isHeader);
+  if (header === undefined) return { header, entries };
   // Text behind the last line feed is half a line, also where it happens to parse.
   for (const line of rest.slice(0, -1)) {
-    const entry = parseLine<JournalEntry>(line);
-    if (entry === undefined || !Array.isArray(entry.tensors) || typeof entry.record?.name !== "string") break;
+    const entry = parseLine<JournalEntry>(line, isEntry);
+    if (entry === undefined) break;
     entries.push(entry);
   }
   return { header, entries };
 }
 
-function parseLine<T>(line: string): T | undefined {
+const isHeader = objectOf({
+  journal: (version) => version === JOURNAL_VERSION,
+  identity: isIdentity,
+  sourceTimes: listOf(Number.isSafeInteger),
+  files: listOf(isText),
+});
+const isEntry = objectOf({
+  record: isLayerRecord,
+  tensors: listOf(
+    objectOf({ name: isText, dtype: isText, shape: listOf(Number.isSafeInteger), sha256: isText }),
+  ),
+});
+
+function parseLine<T>(line: string, has: Form): T | undefined {
   try {
     const value: unknown = JSON.parse(line);
-    return typeof value === "object" && value !== null ? value as T : undefined;
+    return has(value) ? value as T : undefined;
   } catch {
     return undefined; // the run was stopped while writing it
   }

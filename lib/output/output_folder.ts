@@ -10,9 +10,10 @@
  * The commit deletes what the old manifest names, the old manifest, then moves the new files up, the manifest
  * last. A manifest in the work folder means that everything is complete and only the commit is left to do.
  */
-import { lstatSync, readFileSync, realpathSync, rmdirSync, statSync } from "node:fs";
+import { lstatSync, realpathSync, rmdirSync, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { OutputError } from "../errors.ts";
+import { reading } from "../files/positional.ts";
 import { type Checkpoint, PARTIAL_SUFFIX } from "../tensor/mod.ts";
 import {
   digestFile,
@@ -24,6 +25,7 @@ import {
   makeFolder,
   outputError,
   quote,
+  readOwnText,
   remove,
   rename,
   syncFolder,
@@ -32,7 +34,14 @@ import {
 } from "../files/whole.ts";
 import { Journal, type JournalEntry, readJournal } from "./journal.ts";
 import { acquireLock, checkLock } from "./lock.ts";
-import { fromFileKeys, type Identity, type Manifest, MANIFEST_FILE, manifestText } from "./record.ts";
+import {
+  type Identity,
+  type Manifest,
+  MANIFEST_FILE,
+  manifestText,
+  MAX_MANIFEST_BYTES,
+  parseManifest,
+} from "./record.ts";
 
 /** Folder inside the output folder that holds an unfinished run. */
 export const WORK_FOLDER = `arrowquant${PARTIAL_SUFFIX}`;
@@ -269,7 +278,7 @@ export function checkNotInput(checkpoint: Checkpoint, output: string): void {
   const inputs = new Set(
     [checkpoint.path, checkpoint.folder, checkpoint.root, ...checkpoint.files.map(({ file }) => file.path)]
       .flatMap((path) => {
-        const real = realpathSync(path);
+        const real = reading(path, () => realpathSync(path));
         return [real, ...(kindOf(real) === "file" ? [dirname(real), dirname(resolve(path))] : [])];
       }),
   );
@@ -284,22 +293,9 @@ export function checkNotInput(checkpoint: Checkpoint, output: string): void {
 
 /** Reads a folder's manifest; undefined when there is none that this version understands. */
 export function readManifest(folder: string): Manifest | undefined {
-  let text: string;
-  const path = join(folder, MANIFEST_FILE);
-  try {
-    text = readFileSync(path, "utf8");
-  } catch (cause) {
-    if (["ENOENT", "ENOTDIR"].includes(errorCode(cause) ?? "")) return undefined;
-    throw outputError("read", path, cause);
-  }
-  try {
-    const manifest = fromFileKeys(JSON.parse(text)) as Manifest;
-    const isOurs = manifest.formatVersion === 1 && typeof manifest.files === "object" &&
-      Object.keys(manifest.files).every(isOwnName) && Array.isArray(manifest.layers);
-    return isOurs ? manifest : undefined;
-  } catch {
-    return undefined; // not JSON: not written by this tool
-  }
+  const text = readOwnText(join(folder, MANIFEST_FILE), MAX_MANIFEST_BYTES);
+  const manifest = text === undefined ? undefined : parseManifest(text);
+  return manifest !== undefined && Object.keys(manifest.files).every(isOwnName) ? manifest : undefined;
 }
 
 /** A file that is not as its manifest says. */

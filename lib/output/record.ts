@@ -1,5 +1,6 @@
 /** The record of one tensor, as the journal and the manifest store it, and the manifest itself. */
 import type { BitWidth, ErrorStatistics, GroupSize, ScaleBits, ZeroPointKind } from "../quant/mod.ts";
+import { isJsonObject } from "../files/json.ts";
 import type { Dtype } from "../tensor/mod.ts";
 
 /** Version of this project, as in deno.json. */
@@ -101,6 +102,52 @@ export function* manifestText(manifest: Manifest): Generator<string> {
   yield `${layers.length === 0 ? "" : "\n "}]\n}\n`;
 }
 
+/** Largest manifest, or journal, that is read: 200 000 layers of 1.3 kB. */
+export const MAX_MANIFEST_BYTES = 256 * 2 ** 20;
+
+/** Whether a value from a file has a form. */
+export type Form = (value: unknown) => boolean;
+
+export const isText: Form = (value) => typeof value === "string";
+const isCount: Form = (value) => Number.isSafeInteger(value) && Number(value) >= 0;
+const isAbsentOr = (form: Form): Form => (value) => value === undefined || form(value);
+export const listOf = (form: Form): Form => (value) => Array.isArray(value) && value.every(form);
+export const objectOf = (fields: Readonly<Record<string, Form>>): Form => (value) =>
+  isJsonObject(value) && Object.entries(fields).every(([key, form]) => form(value[key]));
+
+export const isIdentity = objectOf({
+  operation: isText,
+  toolVersion: isText,
+  settings: isText,
+  source: objectOf({ files: listOf(isJsonObject) }),
+});
+
+export const isLayerRecord = objectOf({
+  ...{ name: isText, file: isText, action: isText, reason: isText, dtype: isText, shape: listOf(isCount) },
+  ...{ bits: isAbsentOr(isCount), groupSize: isAbsentOr(isCount), zeroPoint: isAbsentOr(isText) },
+  ...{ bytesBefore: isCount, bytesAfter: isCount, statistics: isAbsentOr(isJsonObject) },
+  ...{ solved: isAbsentOr(isJsonObject), tried: isAbsentOr(listOf(isJsonObject)) },
+});
+
+const isManifest = objectOf({
+  formatVersion: (value) => value === 1,
+  identity: isIdentity,
+  files: (value) =>
+    isJsonObject(value) && Object.values(value).every(objectOf({ bytes: isCount, sha256: isText })),
+  layers: listOf(isLayerRecord),
+});
+
+/** The manifest that a text is; undefined for a text of another form, which this version did not write. */
+export function parseManifest(text: string): Manifest | undefined {
+  try {
+    const value = fromFileKeys(JSON.parse(text));
+    return isManifest(value) ? value as Manifest : undefined;
+  } catch (error) {
+    if (error instanceof SyntaxError || error instanceof RangeError) return undefined; // no JSON, or nested too deep
+    throw error;
+  }
+}
+
 /** The inverse of `toFileKeys`. */
 export function fromFileKeys(value: unknown): unknown {
   return mapKeys(
@@ -126,8 +173,13 @@ function mapKeys(value: unknown, rename: (key: string) => string): unknown {
   for (const key of Object.keys(value)) {
     const item = (value as Record<string, unknown>)[key];
     // File names are data, not keys.
-    if (key === "files" && !Array.isArray(item)) mapped[key] = item;
-    else mapped[rename(key)] = mapKeys(item, rename);
+    const isNames = key === "files" && !Array.isArray(item);
+    const name = isNames ? key : rename(key);
+    // Not assigned: `__proto__` would give the object another prototype.
+    Object.defineProperty(mapped, name, {
+      value: isNames ? item : mapKeys(item, rename),
+      ...{ writable: true, enumerable: true, configurable: true },
+    });
   }
   return mapped;
 }

@@ -3,7 +3,7 @@ import { readdirSync, statSync } from "node:fs";
 import { basename, join } from "node:path";
 import { CheckpointError } from "../errors.ts";
 import { quote, reading } from "../files/positional.ts";
-import { readWhole } from "../files/whole.ts";
+import { kindOf, readWhole } from "../files/whole.ts";
 import { foreignName } from "../files/foreign.ts";
 import { readJsonFile, stringifyJson } from "../files/json.ts";
 import { schedulerFile } from "../models/schedulers.ts";
@@ -43,7 +43,7 @@ export const outputName = ({ subfolder }: Checkpoint, name: string): string =>
 /** Looks at what lies beside the weights: small files of the model are copied, other things stay. */
 export function filesBeside(checkpoint: Checkpoint): Beside {
   // A single file may lie among anything: only its folder's config.json is known to belong to it.
-  if (!statSync(checkpoint.path).isDirectory()) return { copied: [], left: [] };
+  if (kindOf(checkpoint.path) !== "folder") return { copied: [], left: [] };
   const { folder, root, subfolder } = checkpoint;
   const written = new Set(["config.json", MANIFEST_FILE, ...checkpoint.files.map(({ name }) => name)]);
   const copied: { name: string; path: string; bytes: number }[] = [], left: string[] = [];

@@ -2,7 +2,7 @@
 import { closeSync, statSync } from "node:fs";
 import { basename, join } from "node:path";
 import { CheckpointError, OutputError } from "../errors.ts";
-import { inputError, openForReading, quote, readFully } from "../files/positional.ts";
+import { inputError, openForReading, quote, readFully, reading } from "../files/positional.ts";
 import { sha256 } from "../files/whole.ts";
 import { checkNotInput, type OutputRequest } from "../output/output_folder.ts";
 import { type Identity, type SourceFingerprint, TOOL_VERSION } from "../output/record.ts";
@@ -76,7 +76,9 @@ export function outputRequest(
   const request: OutputRequest = {
     path: output,
     identity: { operation, toolVersion: TOOL_VERSION, settings: text, source },
-    sourceTimes: checkpoint.files.map(({ file }) => Math.floor(statSync(file.path).mtimeMs)),
+    sourceTimes: checkpoint.files.map(({ file: { path } }) =>
+      Math.floor(reading(path, () => statSync(path)).mtimeMs)
+    ),
     files: [
       ...[
         ...checkpoint.files.map(({ name }) => name),

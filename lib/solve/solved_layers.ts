@@ -2,10 +2,9 @@
 import { Buffer } from "node:buffer";
 import { join } from "node:path";
 import type { PackedTensor } from "../quant/mod.ts";
-import { exists, listFolder, sha256, writeWhole } from "../files/whole.ts";
+import { exists, listFolder, readWhole, sha256, writeWhole } from "../files/whole.ts";
 import { SOLVED_PREFIX } from "../output/output_folder.ts";
 import type { SolvedLayer } from "./solve_model.ts";
-import { readFileSync } from "node:fs";
 
 /** Of a SHA-256 in hexadecimal. */
 const DIGEST_CHARACTERS = 64;
@@ -66,7 +65,7 @@ export function loadSolvedLayers(
 }
 
 function readSolvedLayer(path: string, identity: string): SolvedLayer | undefined {
-  const file = readFileSync(path);
+  const file = Buffer.from(readWhole(path).buffer);
   const decoder = new TextDecoder();
   const content = file.subarray(DIGEST_CHARACTERS + 1);
   // What its digest does not fit was not written by this tool, or not whole: solved again.

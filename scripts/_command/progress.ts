@@ -2,7 +2,7 @@
 import process from "node:process";
 import type { Progress, RunEvent } from "../../lib/progress.ts";
 import { formatBytes } from "../../lib/eval/table.ts";
-import { formatSeconds, printable, printText } from "./text.ts";
+import { formatSeconds, printable, printError, printText, visible } from "./text.ts";
 
 const BAR_MILLISECONDS = 100;
 const LINE_MILLISECONDS = 5000;
@@ -32,7 +32,7 @@ export class ProgressDisplay {
       return;
     }
     this.#last = now;
-    const text = progressText(progress, (now - this.#started) / 1000);
+    const text = visible(progressText(progress, (now - this.#started) / 1000));
     if (!this.#isTerminal) {
       process.stderr.write(`${text}\n`);
       return;
@@ -57,7 +57,7 @@ export class ProgressDisplay {
     const text = this.#format === "text"
       ? line
       : JSON.stringify({ time: new Date().toISOString(), ...entry });
-    process.stderr.write(`${text}\n`);
+    printError(text);
   }
 
   /** Removes the bar. */
@@ -85,10 +85,10 @@ export class StateDisplay {
   }
 
   readonly show = (line: string): void => {
-    if (this.#stream.isTTY !== true) return this.#write(`${line}\n`);
+    if (this.#stream.isTTY !== true) return this.#write(`${visible(line)}\n`);
     // Up to the first row of what stands there, and away with it.
     const back = this.#rows === 0 ? "" : `\r${this.#rows > 1 ? `\x1b[${this.#rows - 1}A` : ""}\x1b[J`;
-    this.#write(back + line);
+    this.#write(back + visible(line));
     this.#rows = Math.max(1, Math.ceil(cells(line) / (this.#stream.columns || 80)));
   };
 

@@ -2,6 +2,7 @@
 import { accessSync, constants, mkdirSync } from "node:fs";
 import { dirname } from "node:path";
 import process from "node:process";
+import { inspect } from "node:util";
 import { checkLibraries } from "../../lib/analysis/_libraries.ts";
 import { type ErrorCode, InterruptedError, OutputError } from "../../lib/errors.ts";
 import { loadConfig } from "../../lib/config/mod.ts";
@@ -17,7 +18,7 @@ import {
   UsageError,
   usageLine,
 } from "./options.ts";
-import { print, printJson } from "./text.ts";
+import { print, printError, printJson } from "./text.ts";
 
 /** Exit codes by error code; docs/errors.md lists them. */
 export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, number>> = {
@@ -133,8 +134,11 @@ function report(error: unknown, asJson: boolean): number {
       if (!(failed instanceof OutputError)) throw failed;
     }
   }
-  if (exitCode === 1) console.error(error); // a defect: its place matters
-  else process.stderr.write(`error: ${message}\n`);
+  // Refusals of a library's function have the project's form of messages; anything else is a defect, and its place
+  // matters.
+  const isRefusal = (error instanceof TypeError || error instanceof RangeError) &&
+    message.startsWith("Cannot ");
+  printError(exitCode === 1 && !isRefusal ? inspect(error) : `error: ${message}`);
   return exitCode;
 }
 

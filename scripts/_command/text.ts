@@ -11,7 +11,23 @@ import { errorCode } from "../../lib/files/whole.ts";
  * @throws {OutputError} when the system refuses, as on a full disk
  */
 export function print(text: string): void {
-  printText(`${text}\n`);
+  printText(`${visible(text)}\n`);
+}
+
+/** Prints a line, or several, on stderr. */
+export function printError(text: string): void {
+  process.stderr.write(`${visible(text)}\n`);
+}
+
+/**
+ * A text for a terminal, lines and tabs as they are: what would move the cursor, colour, or turn the direction of
+ * reading stands as a code. Names from files are everywhere; JSON stays the same JSON.
+ */
+export function visible(text: string): string {
+  return text.replace(
+    /(?![\n\t])[\p{Cc}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/gu,
+    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
 }
 
 /** {@linkcode print} without the end of the line. */

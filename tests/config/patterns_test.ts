@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import process from "node:process";
 import { compilePattern } from "../../lib/config/patterns.ts";
 import { randomStream } from "../_kernels.ts";
 
@@ -54,9 +55,9 @@ test("no pattern takes for ever", () => {
     "(?<!(a+)+b)(a+)+c",
     ".*a.*a.*a.*a.*b",
   ];
-  const begin = performance.now();
+  const begin = process.cpuUsage().user;
   for (const source of hostile) expect(compilePattern(source).test("a".repeat(1024))).toBe(false);
-  expect(performance.now() - begin).toBeLessThan(3000);
+  expect(process.cpuUsage().user - begin).toBeLessThan(3e6); // microseconds
 });
 
 test("what cannot be matched so is refused", () => {
