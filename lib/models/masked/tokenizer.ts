@@ -35,7 +35,10 @@ export class Tokenizer {
       );
     }
     const how = { add_special_tokens: options.special === true };
-    const ids: readonly (number | undefined)[] = this.#library.encode(text, how).ids;
+    const ids: readonly (number | undefined)[] = this.#attempt(
+      "encode the text",
+      () => this.#library.encode(text, how).ids,
+    );
     if (!ids.includes(undefined)) return Int32Array.from(ids as readonly number[]);
     const unknown = this.#library.tokenize(text, { add_special_tokens: false })
       .filter((token) => this.#library.token_to_id(token) === undefined);
@@ -46,13 +49,28 @@ export class Tokenizer {
     );
   }
 
+  /** A call of the library, which trusts that the file holds what belongs there. */
+  #attempt<T>(doing: string, run: () => T): T {
+    try {
+      return run();
+    } catch (cause) {
+      const message = cause instanceof Error ? cause.message : String(cause);
+      throw new CheckpointError(`Cannot ${doing} with ${shown(this.#path)}: ${message}`, {
+        path: this.#path,
+        cause,
+      });
+    }
+  }
+
   /** Text of tokens; special ones are left out unless asked for. */
   decode(tokens: ArrayLike<number>, options: { readonly special?: boolean } = {}): string {
     if (tokens.length === 0) return "";
-    return this.#library.decode(Array.from(tokens), {
-      skip_special_tokens: options.special !== true,
-      clean_up_tokenization_spaces: false,
-    });
+    const ids = Array.from(tokens), bad = ids.find((token) => !Number.isSafeInteger(token));
+    if (bad !== undefined) {
+      throw new RangeError(`Cannot decode tokens: they must be whole numbers, got ${bad}`);
+    }
+    const how = { skip_special_tokens: options.special !== true, clean_up_tokenization_spaces: false };
+    return this.#attempt("decode tokens", () => this.#library.decode(ids, how));
   }
 
   /** Text of one token as the vocabulary has it, undefined outside it. */
