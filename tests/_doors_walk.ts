@@ -4,7 +4,7 @@
  * ends the process or never returns is known; prints one JSON object.
  */
 import { Buffer } from "node:buffer";
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { cpSync, mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -14,7 +14,8 @@ import { randomStream } from "./_kernels.ts";
 const [backend, seed, calls, folder] = process.argv.slice(2) as ["native" | "wasm", string, string, string];
 const random = randomStream(Number(seed));
 const one = <T>(list: readonly T[]): T => list[Math.floor(random() * list.length)]!;
-const models = fileURLToPath(new URL("models/", import.meta.url));
+const models = join(folder, "models"); // a copy: some functions write where they are told to
+cpSync(fileURLToPath(new URL("models/", import.meta.url)), models, { recursive: true });
 
 const MARGIN = 1024, PATTERN = 0xa5, CANARY = new Uint8Array(2 * MARGIN).fill(PATTERN);
 const guarded: { whole: Uint8Array; begin: number; end: number }[] = [];
