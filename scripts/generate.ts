@@ -60,6 +60,7 @@ const USAGE = {
     "Writing (generation_config.json has the defaults, as far as it sets them)": "",
     "--prompt TEXT":
       'a puzzle ("47+38=", "S" + 16 cells + ">", eight letters a-p + ">") or any text; masks in it are filled',
+    "--chat": "the prompt is a user's message in the checkpoint's chat template",
     "--length N": "tokens to write; default none if the prompt has masks, a puzzle's answer, else 32",
     "--algorithm NAME": `Dream: origin, maskgit_plus, topk_margin or entropy
 LLaDA: low_confidence (default) or random`,
@@ -146,7 +147,8 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
   using checkpoint = openCheckpoint(path, { variant: values.variant });
   for (const note of checkpoint.notes) display.log(`input: ${printable(note)}`);
   const described = modelConfig(checkpoint);
-  const misplaced = FOREIGN[described.kind].find((name) => values[name] !== undefined);
+  const misplaced = FOREIGN[described.kind].find((name) => values[name] !== undefined) ??
+    (flags.chat && described.kind === "dit" ? "chat" : undefined);
   if (misplaced !== undefined) {
     const isDrawn = IMAGE_ONLY.some((name) => name === misplaced);
     throw new UsageError(
@@ -226,8 +228,10 @@ async function pose(
   const { prompt } = parsed.values;
   if (prompt === undefined) throw new UsageError("--prompt is needed");
   const tokenizer = await loadTokenizer(checkpoint.folder);
-  const answer = kind === "dream" && isPuzzleVocabulary(tokenizer) ? answerLength(prompt) : undefined;
-  const isPuzzle = answer !== undefined, tokens = tokenizer.encode(prompt, { special: !isPuzzle });
+  const { chat } = parsed.flags, mayBePuzzle = !chat && kind === "dream" && isPuzzleVocabulary(tokenizer);
+  const answer = mayBePuzzle ? answerLength(prompt) : undefined, isPuzzle = answer !== undefined;
+  const asked = chat ? await tokenizer.chat([{ role: "user", content: prompt }], true) : prompt;
+  const tokens = tokenizer.encode(asked, { special: !isPuzzle && !chat });
   const stored = storedGeneration(checkpoint.folder, kind), around = tokens.length + (isPuzzle ? 2 : 0);
   const wanted = parsed.whole("length", 0) ?? (tokens.includes(config.maskToken) ? 0 : stored.newTokens) ??
     (stored.allTokens === undefined ? undefined : Math.max(0, stored.allTokens - around)) ??

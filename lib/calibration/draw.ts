@@ -2,6 +2,7 @@
  * Samples of calibration data: drawn from records with a random time each, in batches, split into a part to
  * solve on and a held-out part.
  */
+import { createHash } from "node:crypto";
 import { CalibrationError } from "../errors.ts";
 import { quote } from "../files/whole.ts";
 import { RandomStream, type Scheduler } from "../models/mod.ts";
@@ -62,26 +63,52 @@ export function calibrationFault(path: string, message: string, cause?: unknown)
 
 /** Fewer records than this are overfitted, and the held-out ones tell little. */
 const FEW_RECORDS = 64;
+/** A smaller part of distinct records than this is warned of. */
+const MANY_COPIES = 0.99;
 
-/** Warnings about data with few records. */
-export function fewRecords(count: number, isSynthetic: boolean): string[] {
-  if (isSynthetic || count >= FEW_RECORDS) return [];
+/** Warnings about data with few records, and with many copies. */
+export function recordWarnings(distinct: number, count: number, isSynthetic: boolean): string[] {
+  const few =
+    `only ${distinct} records: what is solved on them may not hold for others, and a held-out error does ` +
+    `not tell; give ${FEW_RECORDS} or more`;
+  const copies = `${recordCount(distinct, count)}: copies of a record count once`;
   return [
-    `only ${count} records: what is solved on them may not hold for others, and a held-out error does not tell; ` +
-    `give ${FEW_RECORDS} or more`,
+    ...(distinct < MANY_COPIES * count ? [copies] : []),
+    ...(isSynthetic || distinct >= FEW_RECORDS ? [] : [few]),
   ];
+}
+
+/** How many records there are, and how many of them differ if not all do. */
+export function recordCount(distinct: number, count: number): string {
+  return distinct === count ? `${count} records` : `${count} records, ${distinct} distinct`;
+}
+
+/** Numbers of the records that are no copies of earlier ones; `partsOf` has all that tells a record apart. */
+export function distinctRecords(
+  count: number,
+  partsOf: (record: number) => readonly (Uint8Array | Int32Array)[],
+): number[] {
+  const seen = new Set<string>(), distinct: number[] = [];
+  for (let i = 0; i < count; i++) {
+    const hash = createHash("sha256");
+    for (const part of partsOf(i)) hash.update(part);
+    const digest = hash.digest("base64");
+    if (!seen.has(digest)) distinct.push(i);
+    seen.add(digest);
+  }
+  return distinct;
 }
 
 /** Records in a random order, each once before any is used again. */
 function pick(records: readonly number[], samples: number, random: RandomStream): number[] {
   const order: number[] = [];
   while (order.length < samples) {
-    const round = [...records];
+    const round = records.slice();
     for (let i = round.length - 1; i > 0; i--) {
       const j = random.below(i + 1);
       [round[i], round[j]] = [round[j]!, round[i]!];
     }
-    order.push(...round);
+    for (const record of round) order.push(record); // a spread of many ends the stack
   }
   return order.slice(0, samples);
 }

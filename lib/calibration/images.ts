@@ -8,9 +8,11 @@ import {
   type CalibrationOptions,
   type CalibrationPart,
   type CalibrationSet,
+  distinctRecords,
   type Draw,
   draw,
-  fewRecords,
+  recordCount,
+  recordWarnings,
 } from "./draw.ts";
 
 /** Part of the images that are shown without their class, as classifier-free guidance shows them. */
@@ -24,17 +26,21 @@ export interface LabelledImages {
   readonly labels: Int32Array<ArrayBuffer>;
 }
 
-/**
- * Reads a safetensors file of `images: U8, F32 or F16 [count, …]` and `labels: U8, I32 or I64 [count]`; a
- * byte v becomes v / 127.5 − 1.
- *
- * @param fault makes the error from its reason
- * @throws the fault, when the file does not hold them
- */
-export function readLabelledImages(
-  path: string,
-  fault: (reason: string, tensor: string) => Error,
-): LabelledImages & { readonly shape: readonly number[] } {
+/** Images as a file has them; those that are drawn are made into numbers. */
+interface StoredImages extends Pick<LabelledImages, "labels"> {
+  readonly shape: readonly number[];
+  readonly stored: Uint8Array<ArrayBuffer> | Float32Array<ArrayBuffer> | Float16Array<ArrayBuffer>;
+}
+
+/** Numbers of the images `[begin, end)`; a byte v becomes v / 127.5 − 1. */
+function numbersOf({ stored, labels }: StoredImages, begin: number, end: number): Float32Array<ArrayBuffer> {
+  const elements = stored.length / labels.length, part = stored.subarray(begin * elements, end * elements);
+  return part instanceof Uint8Array
+    ? Float32Array.from(part, (value) => value / 127.5 - 1)
+    : Float32Array.from(part);
+}
+
+function readImages(path: string, fault: (reason: string, tensor: string) => Error): StoredImages {
   using file = SafetensorsFile.open(path);
   const images = file.tensors.get("images"), labels = file.tensors.get("labels");
   if (images === undefined || !["U8", "F32", "F16"].includes(images.dtype)) {
@@ -47,14 +53,14 @@ export function readLabelledImages(
       "labels",
     );
   }
-  const bytes = file.read("images"), labelBytes = file.read("labels").slice();
-  const data = images.dtype === "U8"
-    ? Float32Array.from(bytes, (value) => value / 127.5 - 1)
+  const bytes = file.read("images"), labelBytes = file.read("labels");
+  const stored = images.dtype === "U8"
+    ? bytes
     : images.dtype === "F32"
-    ? new Float32Array(bytes.slice().buffer)
-    : Float32Array.from(new Float16Array(bytes.slice().buffer));
-  const bad = data.findIndex((value) => !Number.isFinite(value));
-  if (bad >= 0) throw fault(`images must be finite, got ${data[bad]} at ${bad}`, "images");
+    ? new Float32Array(bytes.buffer)
+    : new Float16Array(bytes.buffer);
+  const bad = stored instanceof Uint8Array ? -1 : stored.findIndex((value) => !Number.isFinite(value));
+  if (bad >= 0) throw fault(`images must be finite, got ${stored[bad]} at ${bad}`, "images");
   const classes = labels.dtype === "U8"
     ? Int32Array.from(labelBytes)
     : labels.dtype === "I32"
@@ -63,21 +69,61 @@ export function readLabelledImages(
     ? Int32Array.from(new BigInt64Array(labelBytes.buffer), Number)
     : undefined;
   if (classes === undefined) throw fault(`labels must be U8, I32 or I64, got ${labels.dtype}`, "labels");
-  return { images: data, labels: classes, shape: images.shape };
+  return { stored, labels: classes, shape: images.shape };
 }
 
-/** Labelled images of a model's size and classes. */
-function readImages(
-  { imageElements: elements, config: { classes } }: DitModel,
+/**
+ * Reads a safetensors file of `images: U8, F32 or F16 [count, …]` and `labels: U8, I32 or I64 [count]`; a
+ * byte v becomes v / 127.5 − 1.
+ *
+ * @param fault makes the error from its reason
+ * @throws the fault, when the file does not hold them
+ */
+export function readLabelledImages(
   path: string,
-): LabelledImages {
-  const { images, labels, shape } = readLabelledImages(path, (reason) => fail(path, reason));
-  if (labels.length === 0 || images.length !== labels.length * elements) {
-    throw fail(path, `images must have ${elements} numbers each, as the model's, got [${shape.join(", ")}]`);
+  fault: (reason: string, tensor: string) => Error,
+): LabelledImages & { readonly shape: readonly number[] } {
+  const read = readImages(path, fault);
+  return { images: numbersOf(read, 0, read.labels.length), labels: read.labels, shape: read.shape };
+}
+
+/** Images to draw from, each with its class, and the numbers of those that differ. */
+interface ImageRecords extends Pick<LabelledImages, "labels"> {
+  readonly distinct: readonly number[];
+  image(record: number): Float32Array<ArrayBuffer>;
+}
+
+/** @throws {CalibrationError} unless a file's images have the model's size and classes */
+function imageRecords({ imageElements, config: { classes } }: DitModel, path: string): ImageRecords {
+  const read = readImages(path, (reason) => fail(path, reason)), { labels, shape, stored } = read;
+  if (labels.length === 0 || stored.length !== labels.length * imageElements) {
+    throw fail(
+      path,
+      `images must have ${imageElements} numbers each, as the model's, got [${shape.join(", ")}]`,
+    );
   }
   const bad = labels.findIndex((label) => label < 0 || label > classes);
   if (bad >= 0) throw fail(path, `labels must be from 0 to ${classes}, got ${labels[bad]} at ${bad}`);
-  return { images, labels };
+  const bytes = new Uint8Array(stored.buffer), size = bytes.length / labels.length;
+  const distinct = distinctRecords(
+    labels.length,
+    (i) => [labels.subarray(i, i + 1), bytes.subarray(i * size, (i + 1) * size)],
+  );
+  return { labels, distinct, image: (i) => numbersOf(read, i, i + 1) };
+}
+
+/** Images of noise, of all classes in turn. */
+function syntheticImages(
+  { imageElements: elements, config: { classes } }: DitModel,
+  samples: number,
+  seed: number,
+): ImageRecords {
+  const images = imageNoise(seed + 1, 0, samples, elements);
+  return {
+    labels: Int32Array.from({ length: samples }, (_, i) => i % classes),
+    distinct: Array.from({ length: samples }, (_, i) => i),
+    image: (record) => images.subarray(record * elements, (record + 1) * elements),
+  };
 }
 
 /** Noised images for an image model. @throws {CalibrationError} when the file is not what the model reads */
@@ -88,12 +134,9 @@ export function imageSet(
 ): CalibrationSet<ImageBatch> {
   const isSynthetic = source === "synthetic";
   const elements = model.imageElements, { classes } = model.config;
-  const { images, labels } = isSynthetic
-    ? {
-      images: imageNoise(seed + 1, 0, samples, elements),
-      labels: Int32Array.from({ length: samples }, (_, i) => i % classes),
-    }
-    : readImages(model, source);
+  const { labels, distinct, image } = isSynthetic
+    ? syntheticImages(model, samples, seed)
+    : imageRecords(model, source);
   const scheduler = loadScheduler(folder);
   const { trainTimesteps } = scheduler.config;
   const { channels, sampleSize, patchSize } = model.config;
@@ -104,14 +147,11 @@ export function imageSet(
     const timesteps = part.map(({ time }) => Math.min(trainTimesteps - 1, Math.floor(time * trainTimesteps)));
     for (const [i, { record, stream }] of part.entries()) {
       const noise = imageNoise(seed, stream, 1, elements);
-      scheduler.addNoise(
-        images.subarray(record * elements, (record + 1) * elements),
-        noise,
-        timesteps[i]!,
-        noise,
-      );
+      scheduler.addNoise(image(distinct[record]!), noise, timesteps[i]!, noise);
       noisy.set(noise, i * elements);
-      shown.push(new RandomStream(seed + 2, stream).uniform() < UNCONDITIONAL ? classes : labels[record]!);
+      shown.push(
+        new RandomStream(seed + 2, stream).uniform() < UNCONDITIONAL ? classes : labels[distinct[record]!]!,
+      );
     }
     return {
       batch: { samples: noisy, timesteps, labels: shown },
@@ -123,13 +163,13 @@ export function imageSet(
   return {
     source: isSynthetic
       ? `${samples} synthetic images (noise), ${channels} channels`
-      : `${samples} noised images of the ${labels.length} in ${quote(source)}`,
+      : `${samples} noised images of the ${recordCount(distinct.length, labels.length)} in ${quote(source)}`,
     isSynthetic,
     samples,
-    warnings: fewRecords(labels.length, isSynthetic),
-    distinctPositions: labels.length * positions,
+    warnings: recordWarnings(distinct.length, labels.length, isSynthetic),
+    distinctPositions: distinct.length * positions,
     axis: timestepAxis(trainTimesteps),
     scheduler,
-    ...draw(labels.length, samples, seed, positions, batchOf),
+    ...draw(distinct.length, samples, seed, positions, batchOf),
   };
 }

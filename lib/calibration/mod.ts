@@ -71,11 +71,11 @@ export async function loadCalibration(
     }
     return { kind: "images", model: loaded.model, data: imageSet(loaded.model, loaded.folder, options) };
   }
-  const { model, folder } = loaded;
+  const { model } = loaded;
   return {
     kind: "sequences",
     model,
     shift: model.config.logitShift,
-    data: await sequenceSet(model, folder, options),
+    data: await sequenceSet(loaded, options),
   };
 }

@@ -3,8 +3,8 @@
  * in training. The protocol is that of tests/models/README.md.
  */
 import { CheckpointError, FormatError } from "../errors.ts";
-import { parseJsonLine } from "../files/json.ts";
-import { quote, readWhole } from "../files/whole.ts";
+import { jsonLines } from "../files/jsonl.ts";
+import { quote } from "../files/whole.ts";
 import {
   diffusionGenerate,
   type DreamGenerationOptions,
@@ -16,40 +16,16 @@ import {
 import { type Interval, wilsonInterval } from "./intervals.ts";
 import type { MaskedSequence } from "./masked.ts";
 
-/** Largest file of puzzles: a hundred thousand of them take a tenth. */
-const MAX_PUZZLE_BYTES = 64 * 2 ** 20;
+export { answerLength, isPuzzleVocabulary } from "../models/mod.ts";
 
 /** Tokens of a puzzle's sequence, padding included. */
 export const PUZZLE_TOKENS = 36;
-
-/** Form of a prompt of each task, and length of its answer. */
-const FORMS = [
-  { task: "add", prompt: /^\d\d\+\d\d=$/, answer: 3 },
-  { task: "sudoku", prompt: /^S[0-4]{16}>$/, answer: 16 },
-  { task: "sort", prompt: /^[a-p]{8}>$/, answer: 8 },
-] as const;
-
-/** Characters of all prompts and answers. */
-const CHARACTERS = "0123456789+=>S:abcdefghijklmnop";
-/** `<pad>`, `<mask>`, `<bos>`, `<eos>` */
-const SPECIAL_TOKENS = 4;
-
-/** Whether a vocabulary has the puzzles' characters, the special tokens, and no other token. */
-export function isPuzzleVocabulary(tokenizer: Tokenizer): boolean {
-  return tokenizer.tokenText(CHARACTERS.length + SPECIAL_TOKENS) === undefined &&
-    [...CHARACTERS].every((character) => tokenizer.tokenOf(character) !== undefined);
-}
 
 /** A prompt with its answer. */
 export interface Puzzle {
   readonly task: string;
   readonly prompt: string;
   readonly answer: string;
-}
-
-/** Characters of the answer to a puzzle's prompt, undefined for text that is no puzzle. */
-export function answerLength(prompt: string): number | undefined {
-  return FORMS.find(({ prompt: form }) => form.test(prompt))?.answer;
 }
 
 /**
@@ -59,19 +35,14 @@ export function answerLength(prompt: string): number | undefined {
  * @throws {FormatError} when a line is not such an object, naming it
  */
 export function readPuzzles(path: string): Puzzle[] {
-  return new TextDecoder().decode(readWhole(path, MAX_PUZZLE_BYTES)).split("\n").flatMap((line, i) => {
-    if (line.trim() === "") return [];
-    const message = `Cannot read ${quote(path)}: line ${i + 1} must be {"task", "prompt", "answer"} as text`;
-    const fail = (cause?: unknown) => new FormatError(message, { path, cause });
-    let value: Partial<Record<keyof Puzzle, unknown>> | null;
-    try {
-      value = parseJsonLine(line) as typeof value;
-    } catch (cause) {
-      throw fail(cause);
+  const fail = (reason: string, cause?: unknown) =>
+    new FormatError(`Cannot read ${quote(path)}: ${reason}`, { path, cause });
+  return [...jsonLines(path, fail)].map(([line, value]) => {
+    const { task, prompt, answer } = (value ?? {}) as Partial<Record<keyof Puzzle, unknown>>;
+    if (typeof task === "string" && typeof prompt === "string" && typeof answer === "string") {
+      return { task, prompt, answer };
     }
-    const { task, prompt, answer } = value ?? {};
-    if (typeof task !== "string" || typeof prompt !== "string" || typeof answer !== "string") throw fail();
-    return [{ task, prompt, answer }];
+    throw fail(`line ${line} must be {"task", "prompt", "answer"} as text`);
   });
 }
 

@@ -30,7 +30,7 @@ export {
 } from "./masked/dream.ts";
 export { type GenerationStep, tokensWithoutText } from "./masked/generation.ts";
 export { lladaGenerate, lladaSteps, loadLlada, type Remasking, REMASKINGS } from "./masked/llada.ts";
-export { loadTokenizer, type Tokenizer } from "./masked/tokenizer.ts";
+export { answerLength, isPuzzleVocabulary } from "./masked/puzzle_form.ts";
 export type { MaskedTransformer, SequenceBatch } from "./masked/transformer.ts";
 export { imageNoise, RandomStream } from "./random.ts";
 export {
@@ -40,3 +40,5 @@ export {
   requirementsAt,
 } from "./requirements.ts";
 export { storedTimeParameters } from "./stored_time_parameters.ts";
+export { readTokenizerFiles } from "./tokenizer/files.ts";
+export { type ChatMessage, loadTokenizer, specialTokens, type Tokenizer } from "./tokenizer/mod.ts";

@@ -69,6 +69,7 @@ export async function planByBudget(
     names: new Set(wanted.flatMap(({ name }) => layers.has(name) ? [name] : [])),
     signal,
   });
+  statistics.checkLayers(wanted.flatMap(({ name }) => layers.has(name) ? [name] : []));
   // The solver that will be used, short of the refinements of `best`.
   const solver = config.solver === "best" ? "feedback" : config.solver;
   const results: LayerOptions[] = [];

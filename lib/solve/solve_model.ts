@@ -150,6 +150,7 @@ class ModelSolver<Batch> {
       this.#weights.set(layer.name, layer.tensor);
       options.onLayer?.(layer, this.#solved.size, count);
     };
+    statistics?.checkLayers(stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
     warnOfFewInputs(stages, data, statistics, options.onWarning);
     for (const stage of stages) {
       await this.#runUpTo(stage.block);

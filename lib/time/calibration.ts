@@ -9,6 +9,7 @@ import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { accumulateMoment, type InputMoments, MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
+import { listing } from "../tensor/mod.ts";
 import type { TimeGroups } from "./groups.ts";
 import type { TimeGroupMoments } from "./output_correction.ts";
 
@@ -181,6 +182,18 @@ export class CalibrationStatistics {
     return this.runs.some(({ isSynthetic }) => isSynthetic);
   }
 
+  /** @throws {CalibrationError} that names the layers of which there are no statistics */
+  checkLayers(names: readonly string[]): void {
+    const missing = names.filter((name) => !this.#inputOf.has(name));
+    if (missing.length === 0) return;
+    throw new CalibrationError(
+      `Cannot use the calibration statistics: they must have every layer that is solved, got none of ${
+        listing(missing)
+      }: calibrate anew, or give the data themselves`,
+      { tensor: missing[0]! },
+    );
+  }
+
   /** Statistics of the input of a layer. @throws {CalibrationError} when there are none */
   inputOf(layer: string): InputStatistics {
     const input = this.#inputOf.get(layer);
@@ -326,7 +339,16 @@ export class CalibrationStatistics {
     }
     const layout = ({ inputs }: CalibrationStatistics) =>
       JSON.stringify([...inputs].map(([name, { cols, layers }]) => [name, cols, layers]));
-    if (layout(this) !== layout(other)) throw fail("they must be of the same layers, got others");
+    if (layout(this) !== layout(other)) {
+      const lacking = (a: CalibrationStatistics, b: CalibrationStatistics) =>
+        [...a.#inputOf.keys()].filter((layer) => !b.#inputOf.has(layer));
+      const different = [...lacking(this, other), ...lacking(other, this)];
+      throw fail(
+        `they must be of the same layers, got ${
+          different.length === 0 ? "others" : listing(different)
+        } in one of them`,
+      );
+    }
     const known = new Set(this.runs.map(({ identity }) => identity));
     const twice = other.runs.find(({ identity }) => known.has(identity));
     if (twice !== undefined) {

@@ -10,7 +10,6 @@ import {
   loadDream,
   loadLlada,
   loadModel,
-  loadTokenizer,
   RandomStream,
 } from "../../lib/models/mod.ts";
 import { maskTimes } from "../../lib/models/masked/dream.ts";
@@ -18,7 +17,7 @@ import { selectMostConfident, TokenSampler } from "../../lib/models/masked/token
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
-import { MODELS, ROOT, workplace } from "../_checkpoints.ts";
+import { MODELS, workplace } from "../_checkpoints.ts";
 import { allKernels } from "../_kernels.ts";
 import {
   dreamCheckpoint,
@@ -628,44 +627,5 @@ describe("generation of LLaDA", () => {
     ) expect(thrown(() => lladaGenerate(model, prompt, 1, options))).toBeInstanceOf(RangeError);
     expect(thrown(() => loadLlada(DREAM, kernels)).message).toContain('model_type must be "llada"');
     expect(thrown(() => loadDream(path, kernels)).message).toContain('model_type must be "Dream"');
-  });
-});
-
-describe("tokenizer", () => {
-  test("turns text into the checkpoint's tokens and back", async () => {
-    const tokenizer = await loadTokenizer(DREAM);
-    const tokens = tokenizer.encode("47+38=<mask>");
-    expect([...tokens]).toEqual([8, 11, 14, 7, 12, 15, 1]);
-    expect(tokenizer.decode(tokens)).toBe("47+38=");
-    expect(tokenizer.decode(tokens, { special: true })).toBe("47+38=<mask>");
-    expect(tokenizer.decode(new Int32Array())).toBe("");
-    expect([tokenizer.tokenOf("<mask>"), tokenizer.tokenText(34), tokenizer.tokenOf("zz")]).toEqual([
-      1,
-      "p",
-      undefined,
-    ]);
-  });
-
-  test("names what is not in the vocabulary", async () => {
-    const tokenizer = await loadTokenizer(DREAM);
-    const error = thrown(() => tokenizer.encode("4x+Z="));
-    expect(error).toBeInstanceOf(RangeError);
-    expect(error.message).toContain('got "x", "Z"');
-  });
-
-  test("asks Deno for the version of package.json", () => {
-    const { dependencies } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
-    const source = readFileSync(join(ROOT, "lib", "models", "masked", "tokenizer.ts"), "utf8");
-    expect(/LIBRARY_VERSION = "(.*)"/.exec(source)?.[1]).toBe(dependencies["@huggingface/tokenizers"]);
-  });
-
-  test("is missed where there is none", async () => {
-    let error: unknown;
-    try {
-      await loadTokenizer(place.path);
-    } catch (caught) {
-      error = caught;
-    }
-    expect(error).toBeInstanceOf(CheckpointError);
   });
 });

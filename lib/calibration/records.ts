@@ -1,0 +1,294 @@
+/**
+ * Calibration records of language models: tokens of texts, prompts with answers, chats or ids. Padding is cut
+ * off, and what may be predicted is the same whatever form or file a record comes in.
+ */
+import { jsonLines } from "../files/jsonl.ts";
+import {
+  answerLength,
+  type ChatMessage,
+  isPuzzleVocabulary,
+  type LoadedModel,
+  loadTokenizer,
+  type MaskedTransformerConfig,
+  readTokenizerFiles,
+  specialTokens,
+  type Tokenizer,
+} from "../models/mod.ts";
+import { SafetensorsFile } from "../tensor/mod.ts";
+import { calibrationFault as fail, distinctRecords } from "./draw.ts";
+
+/** Most tokens of all records together that are held in memory. */
+const MAX_CALIBRATION_TOKENS = 2 ** 26;
+
+/** Tokens of a record, cut to what the model takes, and from where on they may be masked. */
+export interface Sequence {
+  readonly tokens: Int32Array;
+  readonly start: number;
+}
+
+/** Records of a file. */
+export interface SequenceRecords {
+  /** Each once, however often the file has it. */
+  readonly sequences: readonly Sequence[];
+  /** All records of the file. */
+  readonly count: number;
+  /** How many were cut. */
+  readonly cut: number;
+  readonly warnings: readonly string[];
+  /** Whether a token may be masked and predicted: special ones and padding are not. */
+  isPredictable(tokens: Int32Array, at: number): boolean;
+}
+
+/** A record as a file has it. */
+interface Row {
+  readonly tokens: ArrayLike<number>;
+  readonly answerStart?: number | undefined;
+  /** 0 where a token is padding. */
+  readonly attention?: ArrayLike<number> | undefined;
+}
+
+type Loaded = Exclude<LoadedModel, { readonly kind: "dit" }>;
+type Fault = (reason: string, cause?: unknown) => Error;
+
+/** What makes rows into records: the special tokens of the model and of its tokenizer. */
+class RowReader {
+  readonly warnings: string[] = [];
+  readonly #never: ReadonlySet<number | undefined>;
+  readonly #pad: number | undefined;
+
+  readonly files: ReturnType<typeof readTokenizerFiles>;
+
+  constructor(folder: string, readonly config: MaskedTransformerConfig, readonly limit: number) {
+    const { maskToken, padToken, bosToken, eosTokens } = config;
+    try {
+      this.files = readTokenizerFiles(folder);
+    } catch (cause) {
+      this.warnings.push(`the tokenizer's special tokens are not known: ${(cause as Error).message}`);
+    }
+    const named = this.files && specialTokens(this.files);
+    this.#pad = padToken ?? named?.pad;
+    const never = new Set([...named?.all ?? [], maskToken, this.#pad, bosToken]);
+    // The token that ends an answer is learned as its last one.
+    for (const token of eosTokens) never.delete(token);
+    this.#never = never;
+  }
+
+  /** @throws the fault when a token is outside the vocabulary, or nothing may be predicted */
+  sequence(
+    { tokens, answerStart = 0, attention }: Row,
+    fault: Fault,
+  ): Sequence & { readonly isCut: boolean } {
+    const { vocabularySize, bosToken, eosTokens } = this.config, pad = this.#pad;
+    for (let i = 0; i < tokens.length; i++) {
+      const token = tokens[i]!;
+      if (!(Number.isInteger(token) && token >= 0 && token < vocabularySize)) {
+        throw fault(`must have input_ids from 0 to ${vocabularySize - 1}, got ${token}`);
+      }
+    }
+    let own = new Int32Array(tokens), start = answerStart;
+    if (attention !== undefined) {
+      for (let i = 0; i < answerStart; i++) if (attention[i] === 0) start--;
+      own = own.filter((_, i) => attention[i] !== 0);
+    }
+    // Where padding is also the end or the beginning, one of a run is that.
+    const isEnd = pad !== undefined && eosTokens.includes(pad);
+    if (pad !== undefined && (attention === undefined || !isEnd)) {
+      let begin = Math.max(0, own.findIndex((token) => token !== pad));
+      let end = own.findLastIndex((token) => token !== pad) + 1;
+      if (pad === bosToken && begin > 0) begin--;
+      if (isEnd && end > 0 && end < own.length) end++;
+      own = own.subarray(begin, end);
+      start = Math.max(0, start - begin);
+    }
+    if (start >= this.limit) {
+      throw fault(`must leave room for what is predicted in ${this.limit} tokens, got a prompt of ${start}`);
+    }
+    const cut = own.slice(0, this.limit);
+    if (!cut.some((token) => token !== this.config.maskToken && token !== this.#pad)) {
+      throw fault("must have tokens beside mask and padding, got none");
+    }
+    while (start < cut.length && !this.isPredictable(cut, start)) start++;
+    return { tokens: cut, start, isCut: own.length > this.limit };
+  }
+
+  isPredictable(tokens: Int32Array, at: number): boolean {
+    return !this.#never.has(tokens[at]!) && (at > 0 || tokens[at] !== this.config.bosToken);
+  }
+}
+
+/** Rows of the records of a JSONL file. */
+class TextReader {
+  #tokenizer: Tokenizer | undefined;
+
+  constructor(readonly loaded: Loaded, readonly files: ReturnType<typeof readTokenizerFiles>) {}
+
+  async row(value: unknown, fault: Fault): Promise<Row> {
+    const record = (typeof value === "object" ? value : undefined) as
+      | Record<string, unknown>
+      | undefined
+      | null;
+    const { prompt, messages, text, input_ids: ids } = record ?? {};
+    const answer = [record?.["answer"], record?.["response"], record?.["completion"]].find(isText);
+    try {
+      if (isText(prompt) && answer !== undefined) return await this.#answered(prompt, answer, fault);
+      if (Array.isArray(messages)) return await this.#chat(messages, fault);
+      if (isText(text)) {
+        if (text === "") throw fault("must have text, got an empty one");
+        return { tokens: (await this.#load()).encode(text, { special: true }) };
+      }
+    } catch (cause) {
+      if (!(cause instanceof RangeError) || "code" in cause) throw cause;
+      throw fault(`must be text of the model's vocabulary: ${cause.message}`, cause);
+    }
+    if (Array.isArray(ids)) return idRow(ids, record!, fault);
+    throw fault(
+      'must be {"prompt", "answer"}, {"messages"}, {"text"} or {"input_ids", "prompt_length"?, "attention_mask"?}',
+    );
+  }
+
+  async #load(): Promise<Tokenizer> {
+    return this.#tokenizer ??= await loadTokenizer(this.loaded.folder, this.files);
+  }
+
+  /** The special tokens stand where the tokenizer puts them around a text, as in generation. */
+  async #answered(prompt: string, answer: string, fault: Fault): Promise<Row> {
+    const tokenizer = await this.#load(), begin = tokenizer.encode(prompt), end = tokenizer.encode(answer);
+    if (end.length === 0) throw fault("must have an answer, got an empty one");
+    const { bosToken, eosToken } = this.loaded.model.config;
+    let before: number[] = [], after: number[] = [];
+    if (this.loaded.kind === "dream" && isPuzzleVocabulary(tokenizer) && answerLength(prompt) !== undefined) {
+      before = bosToken === undefined ? [] : [bosToken];
+      after = eosToken === undefined ? [] : [eosToken];
+    } else {
+      const whole = [...tokenizer.encode(answer, { special: true })];
+      const at = whole.findIndex((_, i) => end.every((token, k) => whole[i + k] === token));
+      [before, after] = [whole.slice(0, at), whole.slice(at + end.length)];
+    }
+    const tokens = [...before, ...begin, ...end, ...after];
+    return { tokens, answerStart: before.length + begin.length };
+  }
+
+  /** The last answer of a conversation is predicted; without one, all that is no special token. */
+  async #chat(messages: readonly unknown[], fault: Fault): Promise<Row> {
+    const isMessage = (each: unknown): each is ChatMessage => {
+      const { role, content } = (each ?? {}) as Partial<ChatMessage>;
+      return isText(role) && isText(content);
+    };
+    if (messages.length === 0 || !messages.every(isMessage)) {
+      throw fault('must have messages of {"role", "content"} as text');
+    }
+    const tokenizer = await this.#load(), text = await tokenizer.chat(messages, false);
+    const isAnswered = messages.length > 1 && messages.at(-1)!.role === "assistant";
+    const asked = isAnswered ? await tokenizer.chat(messages.slice(0, -1), true) : "";
+    if (!text.startsWith(asked)) return { tokens: tokenizer.encode(text) };
+    const begin = tokenizer.encode(asked), end = tokenizer.encode(text.slice(asked.length));
+    return { tokens: [...begin, ...end], answerStart: begin.length };
+  }
+}
+
+const isText = (value: unknown): value is string => typeof value === "string";
+
+function idRow(ids: readonly unknown[], record: Record<string, unknown>, fault: Fault): Row {
+  const { prompt_length: answerStart, attention_mask: attention } = record;
+  if (ids.length === 0) throw fault("must have input_ids, got none");
+  if (
+    answerStart !== undefined &&
+    !(Number.isInteger(answerStart) && Number(answerStart) >= 0 && Number(answerStart) < ids.length)
+  ) {
+    throw fault(`must have a prompt_length from 0 to ${ids.length - 1}, got ${JSON.stringify(answerStart)}`);
+  }
+  if (
+    attention !== undefined &&
+    !(Array.isArray(attention) && attention.length === ids.length &&
+      attention.every((each) => each === 0 || each === 1))
+  ) {
+    throw fault(`must have an attention_mask of ${ids.length} numbers 0 or 1, got others`);
+  }
+  return {
+    tokens: ids as number[],
+    answerStart: answerStart as number | undefined,
+    attention: attention as number[] | undefined,
+  };
+}
+
+/** Integer arrays by their dtype. */
+const INTEGERS = { I32: Int32Array, I64: BigInt64Array, U8: Uint8Array, BOOL: Uint8Array } as const;
+
+/**
+ * Rows of a safetensors file, one at a time: `input_ids: I32 or I64 [records, tokens]`, and if it is there
+ * `attention_mask` of that shape.
+ */
+function* tensorRows(file: SafetensorsFile, fault: Fault): Generator<Row> {
+  const info = file.tensors.get("input_ids"), mask = file.tensors.get("attention_mask");
+  if (info === undefined || (info.dtype !== "I32" && info.dtype !== "I64") || info.shape.length !== 2) {
+    throw fault('it must hold "input_ids" as I32 or I64 [records, tokens]');
+  }
+  const [records, tokens] = info.shape as [number, number];
+  if (
+    mask !== undefined && (!Object.hasOwn(INTEGERS, mask.dtype) || mask.shape.join() !== info.shape.join())
+  ) {
+    throw fault(
+      `"attention_mask" must be I32, I64, U8 or BOOL [${info.shape}], got ${mask.dtype} [${mask.shape}]`,
+    );
+  }
+  const row = (name: string, dtype: keyof typeof INTEGERS, i: number) => {
+    const values = new INTEGERS[dtype](tokens);
+    file.readInto(name, i * values.byteLength, new Uint8Array(values.buffer));
+    return values instanceof BigInt64Array ? Float64Array.from(values, Number) : values;
+  };
+  for (let i = 0; tokens > 0 && i < records; i++) {
+    yield {
+      tokens: row("input_ids", info.dtype, i),
+      attention: mask && row("attention_mask", mask.dtype as keyof typeof INTEGERS, i),
+    };
+  }
+}
+
+/**
+ * The records of a file for a model.
+ *
+ * @throws {CalibrationError} when a record is not what the model reads, naming its line
+ */
+export async function readRecords(loaded: Loaded, path: string, limit: number): Promise<SequenceRecords> {
+  const reader = new RowReader(loaded.folder, loaded.model.config, limit);
+  const all: Sequence[] = [];
+  let count = 0, cut = 0, held = 0;
+  const add = (row: Row, fault: Fault) => {
+    const { tokens, start, isCut } = reader.sequence(row, fault);
+    count++;
+    if (start < tokens.length) all.push({ tokens, start });
+    if (isCut) cut++;
+    held += tokens.length;
+    if (held > MAX_CALIBRATION_TOKENS) {
+      throw fail(path, `it must hold at most ${MAX_CALIBRATION_TOKENS} tokens, got more: give fewer records`);
+    }
+  };
+  if (path.endsWith(".safetensors")) {
+    using file = SafetensorsFile.open(path);
+    for (const row of tensorRows(file, (reason) => fail(path, reason))) {
+      const record = count;
+      add(row, (reason) => fail(path, `record ${record} ${reason}`));
+    }
+  } else {
+    const texts = new TextReader(loaded, reader.files);
+    for (const [line, value] of jsonLines(path, (reason, cause) => fail(path, reason, cause))) {
+      const fault: Fault = (reason, cause) => fail(path, `line ${line} ${reason}`, cause);
+      add(await texts.row(value, fault), fault);
+    }
+  }
+  if (count === 0) throw fail(path, "it must hold records, got none");
+  if (all.length === 0) {
+    throw fail(path, "it must hold records with tokens to predict, got only special ones");
+  }
+  const empty = `${
+    count - all.length
+  } of ${count} records have only special tokens to predict: they are left out`;
+  const distinct = distinctRecords(all.length, (i) => [Int32Array.of(all[i]!.start), all[i]!.tokens]);
+  return {
+    sequences: distinct.map((i) => all[i]!),
+    count: all.length,
+    cut,
+    warnings: count > all.length ? [...reader.warnings, empty] : reader.warnings,
+    isPredictable: (tokens, at) => reader.isPredictable(tokens, at),
+  };
+}
