@@ -74,7 +74,9 @@ export class Tokenizer {
   /** Text of tokens; special ones are left out unless asked for, and those that have no text always. */
   decode(tokens: ArrayLike<number>, options: { readonly special?: boolean } = {}): string {
     const ids = Array.from(tokens), bad = ids.find((token) => !Number.isSafeInteger(token));
-    if (bad !== undefined) throw new RangeError(`Cannot decode tokens: they must be whole numbers, got ${bad}`);
+    if (bad !== undefined) {
+      throw new RangeError(`Cannot decode tokens: they must be whole numbers, got ${bad}`);
+    }
     const known = ids.filter((token) => this.tokenText(token) !== undefined);
     if (known.length === 0) return "";
     const how = { skip_special_tokens: options.special !== true, clean_up_tokenization_spaces: false };
