@@ -64,17 +64,6 @@ export function keysWithoutMeaning(checkpoint: Checkpoint): string[] {
   return unknownKeys(ConfigFields.of(checkpoint), familyOf(checkpoint).keys);
 }
 
-/** Why a checkpoint's model does not run here, undefined where it does as far as its configuration tells. */
-export function runLimits(checkpoint: Checkpoint): CheckpointError | undefined {
-  try {
-    modelConfig(checkpoint);
-    return undefined;
-  } catch (error) {
-    if (error instanceof CheckpointError) return error;
-    throw error;
-  }
-}
-
 /** Every tensor that a checkpoint of this configuration has. */
 export function tensorList(checkpoint: Checkpoint, { kind, config }: ModelConfig): TensorList {
   return (FAMILIES[kind] as AnyFamily).tensors(config, ConfigFields.of(checkpoint));

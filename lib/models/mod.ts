@@ -13,7 +13,6 @@ export {
   loadStoredModel,
   modelConfig,
   modelFrom,
-  runLimits,
 } from "./families.ts";
 export type { ForwardShape } from "./family.ts";
 export type { Blockwise, LayerObserver, Stage } from "./layers/blockwise.ts";
@@ -38,6 +37,7 @@ export {
   type ModelRequirements,
   modelRequirements,
   requirementsAt,
+  runLimits,
 } from "./requirements.ts";
 export { storedTimeParameters } from "./stored_time_parameters.ts";
 export { readTokenizerFiles } from "./tokenizer/files.ts";

@@ -2,6 +2,7 @@
  * Sizes of a checkpoint's model, from config.json and the files' headers: its tensors are checked, no weight
  * is read. The speed and memory of this machine are in lib/eval/forecast.ts.
  */
+import { CheckpointError } from "../errors.ts";
 import { packedWords } from "../quant/mod.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, openCheckpoint } from "../tensor/mod.ts";
 import { type ModelConfig, modelConfig, tensorList } from "./families.ts";
@@ -83,4 +84,15 @@ export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
 export function requirementsAt(path: string): ModelRequirements {
   using checkpoint = openCheckpoint(path);
   return modelRequirements(checkpoint);
+}
+
+/** Why a checkpoint's model cannot run here, undefined where it can; reads no weight. */
+export function runLimits(checkpoint: Checkpoint): CheckpointError | undefined {
+  try {
+    modelRequirements(checkpoint);
+    return undefined;
+  } catch (error) {
+    if (error instanceof CheckpointError) return error;
+    throw error;
+  }
 }

@@ -237,8 +237,10 @@ const withoutCalibration = ({ message, path, cause }: CheckpointError): Checkpoi
     },
   );
 
-const weightsAlone = ({ message }: CheckpointError): string =>
-  `weights alone are quantized, by names and shapes; the model cannot run or calibrate here: ${message}`;
+const weightsAlone = ({ message }: CheckpointError): string => {
+  const why = message.length > 300 ? `${message.slice(0, 300)}…` : message;
+  return `weights alone are quantized, by names and shapes; the model cannot run or calibrate here: ${why}`;
+};
 
 /** The same open checkpoint with another configuration; the same calibration data are not opened again. */
 export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {

@@ -60,8 +60,10 @@ export function findPlace(path: string, options: PlaceOptions = {}): Place {
     try {
       return statSync(path).isDirectory();
     } catch (cause) {
-      const id = /^(?:https?:\/\/(?:huggingface\.co|hf\.co)\/|hf:\/\/)?([\w.-]+\/[\w.-]+)\/?$/.exec(path)
-        ?.[1];
+      const id =
+        /^(?:https?:\/\/(?:huggingface\.co|hf\.co)\/|hf:\/\/)?([\w.-]+\/[\w.-]+)\/?(?:(?:tree|blob|resolve)\/.*)?$/
+          .exec(path)
+          ?.[1];
       if (!["ENOENT", "ENOTDIR"].includes(errorCode(cause) ?? "") || id === undefined) throw cause;
       const download = `hf download ${id} --local-dir ${basename(id)}`;
       throw new Error(`no such file or folder; if it is a name on Hugging Face, fetch it first: ${download}`);

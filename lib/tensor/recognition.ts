@@ -26,7 +26,9 @@ interface Kind {
 type Has = (name: string) => TensorInfo | undefined;
 
 const isInteger = ({ dtype }: TensorInfo) => /^[UI]\d/.test(dtype);
-const isByte = ({ dtype }: TensorInfo) => /^(?:[UI][48]|F4|F6_\w+|F8_\w+FNUZ)$/.test(dtype);
+const isByte = ({ dtype }: TensorInfo) => /^[UI][48]$/.test(dtype);
+/** Floats that no kernel reads; without scales they are kept. */
+const isTiny = ({ dtype }: TensorInfo) => /^(?:F4|F6_\w+|F8_\w+FNUZ)$/.test(dtype);
 
 const KINDS: readonly Kind[] = [
   {
@@ -70,7 +72,9 @@ const KINDS: readonly Kind[] = [
     what: "NVFP4 or MXFP weights (ModelOpt, ComfyUI)",
     names: /(?:^|\.)weight$/,
     holds: (info, has) =>
-      isByte(info) && ["F8_E4M3", "U8", "F8_E8M0"].includes(has("weight_scale")?.dtype ?? ""),
+      isTiny(info)
+        ? has("weight_scale") !== undefined
+        : isByte(info) && ["F8_E4M3", "U8", "F8_E8M0"].includes(has("weight_scale")?.dtype ?? ""),
   },
   {
     what: "integer or 4-bit weights",
@@ -80,7 +84,7 @@ const KINDS: readonly Kind[] = [
 ];
 
 const LORA =
-  /(?:^|[._])(?:lora_(?:A|B|up|down|mid|embedding_[AB]|magnitude_vector|unet|te\d?|transformer)|hada_[wt]\d|lokr_[wt]\d|oft_blocks|oft_diag)(?:[._]|$)/;
+  /(?:^|[._])(?:lora[_.](?:A|B|up|down|mid|embedding_[AB]|magnitude_vector|linear_layer|unet|te\d?|transformer)|hada_[wt]\d|lokr_[wt]\d|oft_blocks|oft_diag)(?:[._]|$)/;
 
 /**
  * Says what weights are when they are not plain, with the way out; undefined where nothing is recognised.

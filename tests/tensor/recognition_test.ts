@@ -13,6 +13,7 @@ const BYTES: Record<string, number> = {
   U8: 1,
   I8: 1,
   F8_E4M3: 1,
+  F8_E8M0: 1,
   F4: 0.5,
   F16: 2,
   BF16: 2,
@@ -51,7 +52,7 @@ test("weights of other quantizers are recognised by name", () => {
     ["Nunchaku", { qweight: "I8 8,8", wscales: "F16 1,8" }],
     ["integer or 4-bit weights", { weight: "I8 8,8" }],
     ["integer or 4-bit weights", { weight: "U8 8,8", weight_scale: "F32 8,1" }],
-    ["integer or 4-bit weights", { weight: "F4 8,8" }],
+    ["NVFP4", { weight: "F4 8,8", weight_scale: "F8_E8M0 8,1" }],
   ];
   for (const [what, entries] of cases) {
     using checkpoint = openCheckpoint(writeCheckpoint(place.fresh(), tensors(entries), {}));
@@ -64,8 +65,9 @@ test("weights of other quantizers are recognised by name", () => {
 
 test("a LoRA alone is no model, one in a model is left to its keep rules", () => {
   const peft = { "lora_A.weight": "F32 4,8", "lora_B.weight": "F32 8,4" };
+  const diffusers = { "lora.down.weight": "F16 4,8", "lora.up.weight": "F16 8,4" };
   const kohya = { "lora_down.weight": "F16 4,8", "lora_up.weight": "F16 8,4", alpha: "F32" };
-  for (const entries of [peft, kohya]) {
+  for (const entries of [peft, diffusers, kohya]) {
     using alone = openCheckpoint(writeCheckpoint(place.fresh(), tensors(entries, "unet_mid_block_fc."), {}));
     expect(alone.foreign).toContain("merge it into its base");
     using beside = openCheckpoint(
@@ -133,11 +135,11 @@ test("files of other formats are told by their names and by what is in them, wit
     ["another adapter alone", { "adapter_config.json": "{}", "adapter_model.bin": pickle }],
     ["an empty folder", {}],
     ["one folder lower: give", { "fp16/model.safetensors": "", "other/x": "" }],
-    ["hf download", { "x": "" }, "../org/name-7B"],
   ];
   for (const [wanted, files, name] of cases) {
-    if (name === "../org/name-7B") {
-      expect(thrown(() => openCheckpoint("org/name-7B")).message).toContain(wanted);
-    } else expect(refusal(files, name)).toContain(wanted);
+    expect(refusal(files, name)).toContain(wanted);
+  }
+  for (const id of ["org/name-7B", "https://huggingface.co/org/name-7B/tree/main", "hf://org/name-7B"]) {
+    expect(thrown(() => openCheckpoint(id)).message).toContain("hf download org/name-7B --local-dir name-7B");
   }
 });
