@@ -34,14 +34,26 @@ export interface RunOptions {
   readonly onEvent?: ((event: RunEvent) => void) | undefined;
 }
 
+/** Set where signals also stop kernels (`catchSignals` of `openKernels`): throws once one has come. */
+export const stopCheck: { run: () => void } = { run: () => {} };
+
+/**
+ * For loops of this language that run for longer than a moment, about every 100 microseconds: a handler of signals
+ * is not called before they end.
+ *
+ * @throws {InterruptedError} when a signal came that the kernels catch
+ */
+export const throwIfStopped = (): void => stopCheck.run();
+
 /** Lets the event loop run, so that a signal is seen. @throws the signal's reason when it was aborted */
 export async function pause(signal?: AbortSignal): Promise<void> {
   await setImmediate();
   signal?.throwIfAborted();
+  throwIfStopped();
 }
 
 /**
- * Runs a part of a run that {@linkcode pause} may stop.
+ * Runs a part of a run that {@linkcode pause}, or a signal inside a kernel, may stop.
  *
  * @param remedy what the user can do after a stop
  * @throws {InterruptedError} when the signal stopped it
@@ -49,13 +61,14 @@ export async function pause(signal?: AbortSignal): Promise<void> {
 export async function stoppable<T>(
   signal: AbortSignal | undefined,
   remedy: string,
-  run: () => Promise<T>,
+  run: () => T | Promise<T>,
 ): Promise<T> {
   try {
     return await run();
   } catch (error) {
-    if (signal?.aborted !== true || error !== signal.reason) throw error;
-    const reason = String(signal.reason);
+    const isPaused = signal?.aborted === true && error === signal.reason;
+    if (!isPaused && !(error instanceof InterruptedError)) throw error;
+    const reason = isPaused ? String(signal.reason) : (error as InterruptedError).signal;
     throw new InterruptedError(`Stopped by ${reason}: ${remedy}`, reason);
   }
 }

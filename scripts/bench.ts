@@ -18,7 +18,7 @@ import { DEFAULT_TIME_GROUPS, MODEL_SIZES, PHASES } from "../lib/bench/options.t
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { findDevice } from "../lib/native/cuda/mod.ts";
 import { INSTRUCTION_SETS, type InstructionSet } from "../lib/native/kernels.ts";
-import { BACKENDS, MAX_THREADS, openKernels } from "../lib/native/mod.ts";
+import { BACKENDS, MAX_THREADS } from "../lib/native/mod.ts";
 import { makeFolder, writeWhole } from "../lib/files/whole.ts";
 import { BIT_WIDTHS, GROUP_SIZES } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
@@ -26,6 +26,7 @@ import { type Arguments, parseArguments, type Usage, UsageError } from "./_comma
 import { commandOf } from "./_command/programs.ts";
 import { type Context, defineCommand, prepareReport } from "./_command/run.ts";
 import { print, printError } from "./_command/text.ts";
+import { openCommandKernels } from "./_command/signals.ts";
 
 const USAGE = {
   name: "bench.ts",
@@ -209,7 +210,7 @@ async function measure(
 ) {
   const { backend, isa, threads, quick } = options;
   using device = backend === "cuda" ? await findDevice(true, progress) : undefined;
-  using kernels = await openKernels({
+  using kernels = await openCommandKernels({
     backend: backend === "auto" || backend === "cuda" ? "cpu" : backend, // measured is the CPU, whatever could quantize
     isa,
     threads,

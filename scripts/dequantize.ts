@@ -1,5 +1,4 @@
 /** `dequantize.ts PACKED OUT`: a quantized checkpoint of ours back to plain safetensors. */
-import { openKernels } from "../lib/native/mod.ts";
 import { dequantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
 import type { Arguments, Usage } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
@@ -11,6 +10,7 @@ import {
   OUTPUT_OPTIONS,
   outputMode,
 } from "./_command/run.ts";
+import { openCommandKernels } from "./_command/signals.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { formatCount, print, printable, printJson } from "./_command/text.ts";
@@ -34,7 +34,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   const display = new ProgressDisplay(flags.quiet), chosen = await chosenKernels(values, display.log);
 
   const started = performance.now();
-  using kernels = await openKernels(chosen);
+  using kernels = await openCommandKernels(chosen);
   display.log(kernels.describe());
   let report: RunReport;
   try {

@@ -33,7 +33,7 @@ import {
   tokensWithoutText,
 } from "../lib/models/mod.ts";
 import { checkSamplingOptions } from "../lib/models/masked/token_sampling.ts";
-import { type Kernels, openKernels } from "../lib/native/mod.ts";
+import type { Kernels } from "../lib/native/mod.ts";
 import { writeWhole } from "../lib/files/whole.ts";
 import { readJsonFile } from "../lib/files/json.ts";
 import { type Checkpoint, openCheckpoint, SafetensorsWriter } from "../lib/tensor/mod.ts";
@@ -48,6 +48,7 @@ import {
   MODEL_OPTIONS,
   stopIfAsked,
 } from "./_command/run.ts";
+import { openCommandKernels } from "./_command/signals.ts";
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { print, printable, printJson } from "./_command/text.ts";
 
@@ -155,7 +156,7 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
       `--${misplaced} is not for ${isDrawn ? "a model that writes" : FAMILY[described.kind]}`,
     );
   }
-  using kernels = await openKernels(chosen);
+  using kernels = await openCommandKernels(chosen);
   display.log(`${described.kind}; ${kernels.describe()}, threads ${kernels.threads}`);
   const warn = new ProgressDisplay(flags.quiet).log, unknown = keysWithoutMeaning(checkpoint);
   if (unknown.length > 0) warn(`config.json: not known here, ignored: ${names(unknown)}`);

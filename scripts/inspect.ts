@@ -2,7 +2,7 @@
 import { kindOf } from "../lib/files/whole.ts";
 import { CheckpointError } from "../lib/errors.ts";
 import { runLimits } from "../lib/models/mod.ts";
-import { type Kernels, openKernels } from "../lib/native/mod.ts";
+import type { Kernels } from "../lib/native/mod.ts";
 import { type Mismatch, readManifest, verifyFiles } from "../lib/pipeline/mod.ts";
 import {
   addStatistics,
@@ -31,6 +31,7 @@ import {
   MODEL_OPTIONS,
   stopIfAsked,
 } from "./_command/run.ts";
+import { openCommandKernels } from "./_command/signals.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
 import { formatCount, print, printable, printJson } from "./_command/text.ts";
 
@@ -80,7 +81,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   const layers = foreign === undefined ? packedLayers(checkpoint) : new Map<string, PackedLayer>();
   const notes = [...checkpoint.notes, ...recognised(checkpoint)];
   const rows = describe(checkpoint, layers);
-  using kernels = await openKernels(chosen);
+  using kernels = await openCommandKernels(chosen);
   if (values.against !== undefined) {
     using original = openCheckpoint(values.against);
     for (const row of rows) {

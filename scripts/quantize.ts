@@ -4,7 +4,7 @@ import type { QuantizeResult } from "../lib/analysis/make_run.ts";
 import { type ConfigOverrides, formatConfig, hasBudget, LATER_KEYS, loadConfig } from "../lib/config/mod.ts";
 import { nameOfPath } from "../lib/files/whole.ts";
 import { environmentOf } from "../lib/eval/environment.ts";
-import { type Kernels, openKernels } from "../lib/native/mod.ts";
+import type { Kernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
 import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
 import { openCheckpoint } from "../lib/tensor/mod.ts";
@@ -19,6 +19,7 @@ import {
   outputMode,
   prepareReport,
 } from "./_command/run.ts";
+import { openCommandKernels } from "./_command/signals.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { formatCount, print, printable, printJson } from "./_command/text.ts";
@@ -108,11 +109,11 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
   let report: RunReport, seconds: number;
   const { backend, numThreads: threads } = config;
   if (flags["dry-run"]) {
-    using kernels = hasBudget(config) ? await openKernels({ backend, threads }) : undefined;
+    using kernels = hasBudget(config) ? await openCommandKernels({ backend, threads }) : undefined;
     report = await quantizeCheckpoint({ ...task, kernels, dryRun: true, onEvent: display.event });
     seconds = secondsSoFar();
   } else {
-    using kernels = await openKernels({ backend, threads, onMessage: display.log });
+    using kernels = await openCommandKernels({ backend, threads, onMessage: display.log });
     display.log(kernels.describe());
     try {
       const { update: onProgress, event: onEvent } = display;

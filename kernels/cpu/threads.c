@@ -4,22 +4,30 @@
 #if !defined(AQ_NO_THREADS)
 #include <pthread.h>
 
+#endif
+
 typedef struct {
   aq_part_function run;
   const void *context;
-  size_t begin, end;
+  size_t begin, end, step;
   int32_t status;
 } part;
 
 static void *run_part(void *argument) {
   part *p = argument;
-  p->status = p->run(p->context, p->begin, p->end);
+  p->status = aq_stopped();
+  for (size_t at = p->begin; at < p->end && p->status == AQ_OK; at += p->step) {
+    p->status = p->run(p->context, at, aq_min_size(p->end - at, p->step) + at);
+    if (p->status == AQ_OK) p->status = aq_stopped();
+  }
   return 0;
 }
-#endif
 
 /* Below this many elements for each thread, starting one costs more than it saves. */
 #define AQ_ELEMENTS_PER_THREAD 16384
+
+/* Elements between two looks at the stop flag: some milliseconds. */
+#define AQ_ELEMENTS_PER_LOOK (1 << 21)
 
 size_t aq_thread_count(size_t units, size_t work, int32_t threads) {
 #if defined(AQ_NO_THREADS)
@@ -34,6 +42,7 @@ size_t aq_thread_count(size_t units, size_t work, int32_t threads) {
 }
 
 int32_t aq_run_units(aq_part_function run, const void *context, size_t units, size_t work, int32_t threads) {
+  const size_t looks = work / AQ_ELEMENTS_PER_LOOK + 1, step = (units - 1) / looks + 1;
 #if !defined(AQ_NO_THREADS)
   const size_t count = aq_thread_count(units, work, threads);
   if (count > 1) {
@@ -41,7 +50,7 @@ int32_t aq_run_units(aq_part_function run, const void *context, size_t units, si
     pthread_t handles[AQ_MAX_THREADS];
     int started[AQ_MAX_THREADS];
     for (size_t i = 0; i < count; i++) {
-      parts[i] = (part){run, context, units * i / count, units * (i + 1) / count, AQ_OK};
+      parts[i] = (part){run, context, units * i / count, units * (i + 1) / count, step, AQ_OK};
       started[i] = i > 0 && pthread_create(&handles[i], 0, run_part, &parts[i]) == 0;
     }
     int32_t status = AQ_OK;
@@ -55,7 +64,8 @@ int32_t aq_run_units(aq_part_function run, const void *context, size_t units, si
     return status;
   }
 #endif
-  (void)work;
   (void)threads;
-  return run(context, 0, units);
+  part all = {run, context, 0, units, step, AQ_OK};
+  run_part(&all);
+  return all.status;
 }

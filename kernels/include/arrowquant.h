@@ -1,8 +1,8 @@
 /* arrowquant.h: the ABI of the CPU kernels.
  *
  * Every function returns AQ_OK or a negative AQ_E_*. Buffers belong to the caller; nothing is allocated for
- * or kept from it. No function prints, exits or keeps state, so all may run at once. Outputs must not overlap
- * inputs unless a function says so. A count of zero is fine before any pointer is looked at. On an error the
+ * or kept from it. No function but aq_catch_signals prints, exits or keeps state, so all may run at once.
+ * Outputs must not overlap inputs unless a function says so. A count of zero is fine before any pointer is looked at. On an error the
  * outputs are unspecified.
  *
  * Words (see docs/format.md): codes are unsigned integers of `bits` bits, `w = s * (q - z)` in float32
@@ -35,6 +35,7 @@ extern "C" {
 #define AQ_E_NONFINITE (-4) /* NaN or infinity among the weights */
 #define AQ_E_RANGE (-5)     /* weights too large for a half-precision scale */
 #define AQ_E_ISA (-6)       /* instruction set not in this build or not on this processor */
+#define AQ_E_STOPPED (-100) /* less the number of the signal that came: see aq_catch_signals */
 
 /* Element types. */
 #define AQ_F32 0
@@ -82,6 +83,15 @@ AQ_API int32_t aq_best_isa(void);
 
 /* 1 if `isa` can be passed to the functions below, else 0. */
 AQ_API int32_t aq_isa_supported(int32_t isa);
+
+/* on 1: of SIGHUP, SIGINT and SIGTERM those that the process handles are caught from now on. The first one makes
+ * running kernels, and all that are called later, return AQ_E_STOPPED less its number, within some milliseconds;
+ * then the process's own handler is called. The second one ends the process at once, as a shell reports it: 128
+ * plus its number. on 0: as before; the signal is forgotten. Calls nest. Without signals (WebAssembly) nothing. */
+AQ_API int32_t aq_catch_signals(int32_t on);
+
+/* AQ_OK, or what kernels that were called now would return. */
+AQ_API int32_t aq_stop_status(void);
 
 /* words[0] = uint32 words of one packed row. */
 AQ_API int32_t aq_packed_words(size_t cols, int32_t bits, uint64_t *words);

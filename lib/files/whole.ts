@@ -16,6 +16,7 @@ import {
 } from "node:fs";
 import { dirname } from "node:path";
 import { FormatError, OutputError } from "../errors.ts";
+import { pause } from "../progress.ts";
 import {
   errorCode,
   inputError,
@@ -58,7 +59,7 @@ export async function digestFile(path: string, between?: () => Promise<void>): P
   try {
     for (let got; (got = readFully(fd, block, bytes, path)) > 0; bytes += got) {
       hash.update(block.subarray(0, got));
-      await between?.();
+      await (between ?? pause)();
     }
   } finally {
     closeSync(fd);

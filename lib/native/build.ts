@@ -36,6 +36,7 @@ const COMMON_FLAGS = [
 const COMMON_SOURCES = [
   "dispatch.c",
   "packed.c",
+  "stop.c",
   "threads.c",
   ...["quantize", "two_level", "forward", "int8", "solver", "backward"].flatMap((family) => [
     `${family}/api.c`,

@@ -2,7 +2,8 @@
  * Checks around every call of a kernel: of its arguments, and of its status, which becomes an error. Kernels are
  * called through functions.ts.
  */
-import { KernelError } from "../errors.ts";
+import { constants } from "node:os";
+import { InterruptedError, KernelError } from "../errors.ts";
 
 /** The header's `AQ_F32`, …. */
 export const DTYPE_NUMBERS = { F32: 0, F16: 1, BF16: 2, F8_E4M3: 3, F8_E5M2: 4, F64: 5 } as const;
@@ -35,9 +36,23 @@ export type Doing = string | {
 /** The purpose alone. */
 export const textOf = (doing: Doing): string => typeof doing === "string" ? doing : doing.doing;
 
-/** Throws unless a kernel succeeded. @throws {KernelError} or what `doing` explains the status by */
+/** The header's `AQ_E_STOPPED`: less the number of a signal. */
+const E_STOPPED = -100;
+
+/**
+ * Throws unless a kernel succeeded.
+ *
+ * @throws {KernelError} or what `doing` explains the status by
+ * @throws {InterruptedError} when a signal stopped it
+ */
 export function finish(doing: Doing, status: number): void {
   if (status === 0) return;
+  if (status < E_STOPPED) {
+    const [signal = "SIGINT"] = Object.entries(constants.signals).find(([, number]) =>
+      number === E_STOPPED - status
+    ) ?? [];
+    throw new InterruptedError(`Stopped by ${signal}`, signal);
+  }
   const explained = typeof doing === "string" ? undefined : doing.explain(status);
   if (explained !== undefined) throw explained;
   const reason = STATUS_TEXT[status] ?? `status ${status}`;

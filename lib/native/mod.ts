@@ -3,6 +3,8 @@
  * WebAssembly. Nothing is opened before `openKernels` is called.
  */
 import { KernelError } from "../errors.ts";
+import { stopCheck } from "../progress.ts";
+import { finish } from "./call.ts";
 import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
 import { type BackendChoice, BACKENDS } from "../config/names.ts";
@@ -34,6 +36,11 @@ export interface OpenOptions {
   /** Threads of each call: 0, the default, is one per core; WebAssembly has one. No result depends on it. */
   readonly threads?: number | undefined;
   /**
+   * SIGHUP, SIGINT and SIGTERM, where the process has handlers for them, also stop a running kernel, which throws an
+   * {@linkcode InterruptedError}; a second one ends the process at once. Until the kernels are closed. Default false.
+   */
+  readonly catchSignals?: boolean | undefined;
+  /**
    * Called with a line about a build, a download or a fallback. By default nothing is said, except where this
    * package was imported over HTTP, which may download something: there it goes to standard error.
    */
@@ -53,7 +60,7 @@ const ISA_NAMES = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
 
 function kernelsFrom(
   { library, backend, path, origin, attempts, runtime }: Opened,
-  { isa, threads = 0 }: OpenOptions,
+  { isa, threads = 0, catchSignals = false }: OpenOptions,
 ): UncheckedKernels {
   if (isa !== undefined && library.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) !== 1) {
     const supported = ISA_NAMES.filter((name) =>
@@ -66,7 +73,19 @@ function kernelsFrom(
   }
   const isaNumber = isa === undefined ? library.calls.aq_best_isa() : INSTRUCTION_SETS[isa];
   const chosen = ISA_NAMES.find((name) => INSTRUCTION_SETS[name] === isaNumber)!;
-  return closable(path, library.calls, library.close, {
+  const before = stopCheck.run;
+  if (catchSignals) {
+    library.calls.aq_catch_signals(1);
+    stopCheck.run = () => finish("go on", library.calls.aq_stop_status());
+  }
+  const close = () => {
+    if (catchSignals) {
+      stopCheck.run = before;
+      library.calls.aq_catch_signals(0);
+    }
+    library.close();
+  };
+  return closable(path, library.calls, close, {
     backend,
     isa: chosen,
     threads: threadCount(threads, backend),

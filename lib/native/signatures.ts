@@ -8,6 +8,8 @@ export const SIGNATURES = {
   aq_abi_version: "",
   aq_best_isa: "",
   aq_isa_supported: "i32",
+  aq_catch_signals: "i32",
+  aq_stop_status: "",
   aq_packed_words: "usize i32 out:u64",
   aq_group_count: "usize usize out:u64",
   aq_pack_codes: "in:u8 usize usize i32 out:u32 i32 i32",

@@ -19,7 +19,7 @@ import {
   sha256,
   writeWhole,
 } from "../files/whole.ts";
-import { pause, type RunEvent, type RunOptions } from "../progress.ts";
+import { pause, type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import {
   BYTES_PER_ELEMENT,
   elementCount,
@@ -273,7 +273,7 @@ export class Rewrite {
     });
     const started = performance.now();
     try {
-      const record = await step.run(sink);
+      const record = await this.#stoppable(() => step.run(sink));
       const tensors = sink.finish();
       if (!isLost) {
         this.#folder.append({ record, tensors });
@@ -416,18 +416,16 @@ export class Rewrite {
   }
 
   /** Lets signals and finished syncs in; throws when the run is to stop. */
-  readonly #breathe = async (): Promise<void> => {
-    await pause();
-    this.#throwSyncError();
-    const { signal } = this.#options;
-    if (!signal?.aborted) return;
-    const name = typeof signal.reason === "string" ? signal.reason : "a signal";
-    throw new InterruptedError(
-      `Stopped by ${name} after ${this.#records.length} of ${this.#totals.tensors} tensors; ` +
-        "repeat the command with --resume to go on",
-      name,
-    );
-  };
+  readonly #breathe = (): Promise<void> =>
+    this.#stoppable(async () => {
+      await pause(this.#options.signal);
+      this.#throwSyncError();
+    });
+
+  #stoppable<T>(run: () => T | Promise<T>): Promise<T> {
+    const done = `${this.#records.length} of ${this.#totals.tensors} tensors are done`;
+    return stoppable(this.#options.signal, `${done}; repeat the command with --resume to go on`, run);
+  }
 
   /** Sets the disk to work while the next chunks are computed. */
   #startSync(written: number, partialPath: string): void {

@@ -1,7 +1,7 @@
 /** The phases one by one: each takes the model as the last left it, and adds to the report. */
-import { setImmediate } from "node:timers/promises";
 import { CalibrationError } from "../errors.ts";
 import { timeBiasesOf } from "../models/backward/mod.ts";
+import { pause } from "../progress.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import {
   blendTable,
@@ -362,8 +362,7 @@ export class PhaseSequence {
 
   /** Yields to the event loop, and ends a run that was stopped. */
   async #pause(): Promise<void> {
-    await setImmediate();
-    this.#context.signal?.throwIfAborted();
+    await pause(this.#context.signal);
   }
 
   #warn(message: string): void {

@@ -30,7 +30,7 @@ import type { PhaseResult } from "../phases/mod.ts";
 import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { type RunOptions, stoppable } from "../progress.ts";
-import { type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
+import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { planByBudget } from "../solve/sensitivity.ts";
 import {
   type Checkpoint,
@@ -336,10 +336,8 @@ export async function phasesRun(
   solved: SolvedModel | undefined,
 ): Promise<PhaseResult | undefined> {
   if (calibrated === undefined || !wantsPhases(config)) return undefined;
-  return await runConfiguredPhases(
-    { checkpoint, calibrated, plan, config, kernels, solved: solved?.layers },
-    options,
-  );
+  const phases = { checkpoint, calibrated, plan, config, kernels, solved: solved?.layers };
+  return await stoppable(options.signal, KEPT, () => runConfiguredPhases(phases, options));
 }
 
 /**

@@ -39,6 +39,9 @@ export function timeWeightSettings(
   return enabled && sampler !== "none" ? { sampler, schedule: betaSchedule } : undefined;
 }
 
+/** What a stopped run of several minutes says. */
+export const KEPT = "go on with --resume, what is solved is kept";
+
 /** One way to solve a model. */
 interface Candidate {
   readonly settings: SolverSettings;
@@ -236,14 +239,12 @@ class CandidateSolver {
 
   async solve(candidate: Candidate, index: number): Promise<KnownSolution> {
     const { calibrated } = this.#task, begin = performance.now();
-    const layers = await stoppable(
-      this.#options.signal,
-      "go on with --resume, what is solved is kept",
-      () => this.#solveLayers(candidate, index),
-    );
-    const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
-    const distance = calibrated.data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
-    return { layers, tensors, distance, milliseconds: performance.now() - begin };
+    return await stoppable(this.#options.signal, KEPT, async () => {
+      const layers = await this.#solveLayers(candidate, index);
+      const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
+      const distance = calibrated.data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
+      return { layers, tensors, distance, milliseconds: performance.now() - begin };
+    });
   }
 
   #solveLayers({ settings, isWeighted }: Candidate, index: number): Promise<Map<string, SolvedLayer>> {

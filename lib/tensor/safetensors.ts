@@ -10,6 +10,7 @@
 import { closeSync, fstatSync } from "node:fs";
 import { CheckpointError, FormatError } from "../errors.ts";
 import { checkByteRange, openForReading, quote, readFully, show } from "../files/positional.ts";
+import { throwIfStopped } from "../progress.ts";
 import { BYTES_PER_ELEMENT, type Dtype, DTYPES, isDtype } from "./dtype.ts";
 import { foreignContent, SNIFFED_BYTES } from "../files/foreign.ts";
 import { isJsonObject, JsonFault, type JsonRules, parseJson } from "../files/json.ts";
@@ -27,6 +28,8 @@ export const MAX_NAME_LENGTH = 1024;
 /** Most elements, and most bytes, of a tensor: beyond it JavaScript numbers are not exact. */
 export const MAX_TENSOR_BYTES = Number.MAX_SAFE_INTEGER;
 
+/** Bytes between two looks for a signal. */
+const READ_BYTES = 2 ** 26;
 /** The header's key that holds text about the file instead of a tensor. */
 export const METADATA_KEY = "__metadata__";
 
@@ -132,7 +135,12 @@ export class SafetensorsFile {
     if (this.#fd === undefined) {
       throw new TypeError(`Cannot read ${quote(this.path)}: it must be open, got a closed file`);
     }
-    const got = readFully(this.#fd, target, info.byteOffset + byteStart, this.path);
+    let got = 0;
+    for (let part = 1; got < target.length && part > 0; got += part) {
+      throwIfStopped();
+      const to = target.subarray(got, got + READ_BYTES);
+      part = readFully(this.#fd, to, info.byteOffset + byteStart + got, this.path);
+    }
     if (got < target.length) {
       const { path, fileBytes } = this, { size } = fstatSync(this.#fd);
       const reason = `file must have ${fileBytes} bytes as when it was opened, got ${size}`;

@@ -3,6 +3,7 @@
  * the KL divergence between two models' distributions of the token written there. Gaussian diffusion is in
  * transition.ts.
  */
+import { throwIfStopped } from "../progress.ts";
 
 /**
  * Probability ρ with which a step from time t to s writes a masked position: `(α_s − α_t)/(1 − α_t)` with α =
@@ -109,6 +110,7 @@ export function tokenKl(
   const result = out ?? new Float64Array(rows);
   for (let row = 0; row < rows; row++) {
     const begin = row * tokens;
+    throwIfStopped();
     const logFull = logPartition(full, begin, counts, share);
     const logQuantized = logPartition(quantized, begin, counts, share);
     if (!Number.isFinite(logFull) || !Number.isFinite(logQuantized)) {

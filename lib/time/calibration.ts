@@ -7,6 +7,7 @@ import { checkWhole } from "../native/call.ts";
 import { findNonfinite } from "../quant/convert.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
+import { throwIfStopped } from "../progress.ts";
 import { accumulateMoment, type InputMoments, MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import { listing } from "../tensor/mod.ts";
@@ -245,6 +246,7 @@ export class CalibrationStatistics {
       );
     }
     for (const [sample, group] of groupOfSample.entries()) {
+      throwIfStopped();
       const first = sample * rowsPerSample, end = first + rowsPerSample;
       const sum = own.sum.subarray(group * cols, (group + 1) * cols);
       for (let row = first; row < end; row++) {

@@ -156,7 +156,7 @@ export function parseArguments<U extends Usage>(usage: U, args: readonly string[
 /** The last lines of every `--help`. */
 const EXIT_CODE_HELP = `Exit codes:
   0 done    1 unexpected error    2 options or configuration    3 bad input    4 output    5 kernels    6 memory
-  130, 143 stopped by SIGINT or SIGTERM; what was done is kept`;
+  129, 130, 143 stopped by SIGHUP, SIGINT or SIGTERM; what was done is kept`;
 /** Where what options are for begins, and how wide it may be. */
 const HELP_COLUMN = 23, HELP_WIDTH = 97;
 

@@ -19,6 +19,7 @@ import {
   usageLine,
 } from "./options.ts";
 import { print, printError, printJson } from "./text.ts";
+import { catchSignals, dropSignals, signalExitCode } from "./signals.ts";
 
 /** Exit codes by error code; docs/errors.md lists them. */
 export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, number>> = {
@@ -35,15 +36,15 @@ export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, n
 
 /** What a command is given beside its arguments. */
 export interface Context {
-  /** Aborted by SIGINT and SIGTERM. */
+  /** Aborted by SIGHUP, SIGINT and SIGTERM. */
   readonly signal: AbortSignal;
   /** The command line as it can be given again. */
   readonly command: string;
 }
 
 /**
- * A command as a function of its arguments: parses them, runs `main` and sets the exit code. SIGINT and SIGTERM abort
- * the signal; a second one ends the process at once. An error is one message on stderr, and with `--json` an object on
+ * A command as a function of its arguments: parses them, runs `main` and sets the exit code. SIGHUP, SIGINT and
+ * SIGTERM abort the signal; a second one ends the process at once. An error is one message on stderr, and with `--json` an object on
  * stdout.
  */
 export const defineCommand = <U extends Usage>(
@@ -52,14 +53,7 @@ export const defineCommand = <U extends Usage>(
 ) =>
 async (args: readonly string[] = process.argv.slice(2)): Promise<void> => {
   const controller = new AbortController();
-  const stop = (signal: "SIGINT" | "SIGTERM") => {
-    if (controller.signal.aborted) process.exit(signalExitCode(signal));
-    controller.abort(signal);
-    process.stderr.write(`\n${signal}: finishing the current chunk; a second signal stops at once\n`);
-  };
-  const [onInterrupt, onTerminate] = [() => stop("SIGINT"), () => stop("SIGTERM")];
-  process.on("SIGINT", onInterrupt);
-  process.on("SIGTERM", onTerminate);
+  catchSignals(controller);
   try {
     const parsed = parseArguments(usage, args);
     const context = { signal: controller.signal, command: commandLine(usage.name, args) };
@@ -69,8 +63,7 @@ async (args: readonly string[] = process.argv.slice(2)): Promise<void> => {
     if (error instanceof UsageError) error.message += `\n${usageLine(usage)}\n--help says more`;
     process.exitCode = report(error, args.includes("--json"));
   } finally {
-    process.off("SIGINT", onInterrupt);
-    process.off("SIGTERM", onTerminate);
+    dropSignals();
   }
 };
 
@@ -115,8 +108,6 @@ export async function chosenKernels(
   });
   return { backend: config.backend, threads: config.numThreads, onMessage };
 }
-
-const signalExitCode = (signal: string): number => signal === "SIGTERM" ? 143 : 130;
 
 function report(error: unknown, asJson: boolean): number {
   const { code, path, tensor } = error as { code?: unknown; path?: unknown; tensor?: unknown };

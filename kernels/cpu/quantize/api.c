@@ -79,7 +79,7 @@ static int32_t quantize(const void *weights, int32_t dtype, size_t rows, size_t 
        .groups = (cols - 1) / size + 1, .words = aq_words_of(cols, bits), .zero_point_kind = zero_point_kind,
        .clip = clip, .column_weights = column_weights, .packed = packed, .scale = scale, .zero_point = zero_point}};
   const int32_t status = aq_run_units(quantize_rows, &context, rows, rows * cols, threads);
-  return status == AQ_OK ? AQ_OK : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
+  return status == AQ_OK || status <= AQ_E_STOPPED ? status : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
 }
 
 int32_t aq_quantize_round(const void *weights, int32_t dtype, size_t rows, size_t cols, int32_t bits,

@@ -9,10 +9,10 @@ static int all_finite(const float *values, size_t n) {
   return sum == 0.0f;
 }
 
-/* A thread's place among the `count` that share `units`, from where its share begins. */
+/* The place among the `count` that share `units` of the thread whose share holds one. */
 static size_t thread_of(size_t begin, size_t units, size_t count) {
   size_t i = 0;
-  while (units * i / count < begin) i++;
+  while (units * (i + 1) / count <= begin) i++;
   return i;
 }
 
@@ -74,10 +74,10 @@ int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight
                           symmetric, out};
   const int32_t status = aq_run_units(moment_panels, &job, job.panels,
                                       aq_work((double)tokens * (double)rows * (double)cols / AQ_PER_WORK), threads);
-  if (symmetric)
-    for (size_t i = 1; i < cols; i++)
+  if (symmetric && status == AQ_OK)
+    for (size_t i = 1; i < cols && !aq_stopped(); i++)
       for (size_t j = 0; j < i; j++) out[i * cols + j] = out[j * cols + i];
-  return status;
+  return status == AQ_OK ? aq_stopped() : status;
 }
 
 /* Factor ------------------------------------------------------------------------------------------------- */
@@ -110,7 +110,7 @@ int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t
   if (n > AQ_MAX_SOLVER_COLS) return AQ_E_SHAPE;
   /* row k - begin of g: column k of h before it is scaled; of a: after */
   float *g = work, *a = work + AQ_SOLVER_BLOCK * n;
-  for (size_t end = n; end > 0;) {
+  for (size_t end = n; end > 0 && !aq_stopped();) {
     const size_t block = aq_min_size(AQ_SOLVER_BLOCK, end), begin = end - block;
     for (size_t k = end; k-- > begin;) {
       const float pivot = h[k * n + k];
@@ -138,7 +138,7 @@ int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t
   }
   for (size_t i = 1; i < n; i++)
     for (size_t j = 0; j < i; j++) h[i * n + j] = 0;
-  return AQ_OK;
+  return aq_stopped();
 }
 
 /* Panels of rows over threads, each thread with a work area of `floats`: one of three kernels. */
@@ -235,7 +235,7 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
     if (codes[i] >> bits) return AQ_E_VALUE;
   const size_t group = aq_group_columns(group_size, cols);
   double *sums = (double *)work;
-  for (size_t g = 0; g < groups; g++)
+  for (size_t g = 0; g < groups && !aq_stopped(); g++)
     for (size_t h = 0; h < groups; h++) {
       double sum = 0;
       for (size_t i = g * group; i < aq_min_size((g + 1) * group, cols); i++)

@@ -5,6 +5,7 @@
 #define AQ_SOLVER_H
 
 #include "../packed.h"
+#include "../stop.h"
 
 /* Most rows that a kernel works on at once: floats from one column of a panel to the next. */
 #define AQ_PANEL 32
@@ -46,6 +47,7 @@ static inline size_t aq_refine_floats(size_t cols, size_t groups) {
   return (5 * cols + 6 * groups + 4 * groups * groups) * AQ_PANEL + 2 * (4 * groups * groups + 8 * groups) + 16;
 }
 
+/* `feedback`, `refine` and `solve` leave with outputs half-made when aq_stopped(). */
 typedef struct {
   size_t panel; /* rows of one call, at most AQ_PANEL */
   void (*feedback)(const aq_feedback_job *job, size_t row, size_t rows, float *work);

@@ -97,7 +97,7 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   __builtin_memcpy(zero_point, own_zero, groups * sizeof *zero_point);
   evaluate(job, weights, &s);
   double best = s.objective;
-  for (int32_t round = 0; round < 2 * job->rounds; round++) {
+  for (int32_t round = 0; round < 2 * job->rounds && !aq_stopped(); round++) {
     if (round % 2 == 0) {
       if (!job->refit || !refit_grid(job, &s, sums, m, r, scale, zero_point)) continue;
     } else {

@@ -129,7 +129,7 @@ static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float 
     }
   }
   float target[AQ_SOLVER_BLOCK * AQ_ROWS];
-  for (size_t first = 0; first < n; first += AQ_SOLVER_BLOCK) {
+  for (size_t first = 0; first < n && !aq_stopped(); first += AQ_SOLVER_BLOCK) {
     const size_t block = aq_min_size(AQ_SOLVER_BLOCK, n - first);
     for (size_t k = 0; k < block; k++)
       for (size_t v = 0; v < AQ_ROWS; v += AQ_W)
@@ -189,7 +189,7 @@ static void panel_refit(const aq_refine_job *job, panel_state *s, size_t rows, d
     for (size_t v = 0; v < AQ_ROWS; v += AQ_W)
       v_store(u + k * AQ_ROWS + v,
               v_load(s->codes + k * AQ_ROWS + v) - v_load(s->zero_point + k / job->group_size * AQ_ROWS + v));
-  for (size_t h = 0; h < groups; h++) {
+  for (size_t h = 0; h < groups && !aq_stopped(); h++) {
     const size_t begin = h * job->group_size, length = aq_min_size(job->group_size, n - begin);
     for (size_t first = 0; first < n; first += AQ_ST) {
       const size_t m_cols = aq_min_size(AQ_ST, n - first);
@@ -236,7 +236,7 @@ static void panel_descend(const aq_refine_job *job, panel_state *s) {
   const size_t n = job->cols;
   const vf code_max = v_splat((float)((1 << job->bits) - 1));
   float steps[AQ_SOLVER_BLOCK * AQ_ROWS];
-  for (size_t first = 0; first < n; first += AQ_SOLVER_BLOCK) {
+  for (size_t first = 0; first < n && !aq_stopped(); first += AQ_SOLVER_BLOCK) {
     const size_t block = aq_min_size(AQ_SOLVER_BLOCK, n - first);
     for (size_t k = 0; k < block; k++) {
       const size_t col = first + k, g = col / job->group_size * AQ_ROWS;
@@ -291,7 +291,7 @@ static void refine(const aq_refine_job *job, size_t row, size_t rows, float *wor
   panel_evaluate(job, &s);
   double best[AQ_ROWS];
   for (size_t lane = 0; lane < AQ_ROWS; lane++) best[lane] = s.objective[lane];
-  for (int32_t round = 0; round < 2 * job->rounds; round++) {
+  for (int32_t round = 0; round < 2 * job->rounds && !aq_stopped(); round++) {
     int tried[AQ_ROWS], any = 0;
     if (round % 2 == 0) {
       if (!job->refit) continue;
@@ -354,7 +354,7 @@ AQ_INLINE void subtract_rows(const int m, const float *x, size_t x_rows, const f
 static void solve(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work) {
   float *x = work;
   load_panel(b, rows, n, x);
-  for (size_t end = n; end > 0;) {
+  for (size_t end = n; end > 0 && !aq_stopped();) {
     const size_t block = end >= 4 ? 4 : 1, first = end - block;
     const float *right = factor + first * n + end;
     if (block == 4)
@@ -367,7 +367,7 @@ static void solve(const float *factor, const float *pivots, size_t n, float *b, 
   }
   for (size_t k = 0; k < n; k++)
     for (size_t v = k * AQ_ROWS; v < (k + 1) * AQ_ROWS; v += AQ_W) v_store(x + v, v_load(x + v) / v_splat(pivots[k]));
-  for (size_t first = 0; first < n; first += AQ_ST) {
+  for (size_t first = 0; first < n && !aq_stopped(); first += AQ_ST) {
     const size_t block = aq_min_size(AQ_ST, n - first);
     columns_products(1, block, factor + first, n, x, AQ_ROWS, first, x + first * AQ_ROWS, AQ_ROWS);
     for (size_t k = first; k < first + block; k++)

@@ -34,7 +34,7 @@ int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, s
        .sub_bytes = aq_sub_bytes_of(groups, scale_bits), .sub_scale = sub_scale, .sub_min = sub_min,
        .super_scale = super_scale, .super_min = super_min}};
   const int32_t status = aq_run_units(quantize_rows, &context, rows, rows * cols, threads);
-  return status == AQ_OK ? AQ_OK : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
+  return status == AQ_OK || status <= AQ_E_STOPPED ? status : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
 }
 
 /* Two levels for given scales ---------------------------------------------------------------------------- */

@@ -1,5 +1,6 @@
 /** From one position's logits to a proposed token and the model's confidence in it. */
 import { checkWhole } from "../../native/call.ts";
+import { throwIfStopped } from "../../progress.ts";
 import type { RandomStream } from "../random.ts";
 
 /** Measure of confidence: a token's probability, its lead over the second, or the negative entropy of all. */
@@ -66,6 +67,7 @@ export class TokenSampler {
   propose(logits: Float32Array, random: RandomStream): Proposal {
     const { temperature = 0, topP = 1, topK, excludedTokens = [] } = this.#options;
     const p = this.#probabilities;
+    throwIfStopped();
     for (let i = 0; i < p.length; i++) p[i] = logits[i]!;
     for (const token of excludedTokens) p[token] = -Infinity;
     if (temperature > 0) { for (let i = 0; i < p.length; i++) p[i]! /= temperature; }

@@ -5,6 +5,7 @@
  */
 
 import { checkRange } from "../../native/call.ts";
+import { throwIfStopped } from "../../progress.ts";
 
 /** Temperatures from the first down; behind them each code is the nearest. */
 const COOLING_STEPS = 12;
@@ -107,6 +108,7 @@ export function annealLayer(
       for (let j = 0, m = k * cols; j < cols; j++, m++) products[j]! += moment[m]! * delta;
     }
     for (let sweep = 0; sweep <= COOLING_STEPS; sweep++) {
+      throwIfStopped();
       const own = sweep === COOLING_STEPS ? 0 : temperature * COOLING ** sweep;
       for (let k = 0; k < cols; k++) {
         const diagonal = moment[k * cols + k]!, step = scale[row * groups + Math.floor(k / width)]!;

@@ -6,6 +6,7 @@ import { WeightsError } from "../../errors.ts";
 import { checkArray, checkCount, E_VALUE } from "../../native/call.ts";
 import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
+import { throwIfStopped } from "../../progress.ts";
 import { findNonfinite } from "../convert.ts";
 import type { GroupSize } from "../packed/layout.ts";
 import { product } from "../product.ts";
@@ -93,7 +94,11 @@ export function factorMoments(
   if (findNonfinite(kernels, { data: second, dtype: "F32" }, second.length) >= 0) {
     throw new WeightsError(`Cannot ${doing}: it must be finite, got NaN or infinity`);
   }
-  const moment = second.map((value) => value / weight);
+  const moment = new Float32Array(second.length);
+  for (let row = 0; row < moment.length; row += cols) {
+    throwIfStopped();
+    for (let k = row; k < row + cols; k++) moment[k] = second[k]! / weight;
+  }
   let mean = 0, deadColumns = 0;
   for (let k = 0; k < cols; k++) {
     const diagonal = moment[k * cols + k]!;
@@ -113,6 +118,7 @@ export function factorMoments(
     for (let k = 0; k < cols; k++) moment[k * cols + k] = diagonal[k]! + used * mean;
     for (let i = 0; i < cols; i++) {
       const row = order[i]! * cols;
+      throwIfStopped();
       for (let j = i; j < cols; j++) factor[i * cols + j] = moment[row + order[j]!]!;
     }
     if (isFactored(kernels, doing, { factor, cols, pivots }, work)) break;
@@ -181,6 +187,7 @@ export function correctedTarget(
     // a product takes the cross moment's columns as rows
     const turned = new Float32Array(cols * cols);
     for (let i = 0; i < cols; i++) {
+      throwIfStopped();
       for (let j = 0; j < cols; j++) turned[j * cols + i] = settings.correction * cross[i * cols + j]!;
     }
     wanted = product(kernels, doing, weights, turned, { tokens: rows, rows: cols, cols });
