@@ -25,8 +25,8 @@ import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environ
 import { type Arguments, parseArguments, type Usage, UsageError } from "./_command/options.ts";
 import { commandOf } from "./_command/programs.ts";
 import { type Context, defineCommand, prepareReport } from "./_command/run.ts";
+import { openCommandKernels, signalExitCode } from "./_command/signals.ts";
 import { print, printError } from "./_command/text.ts";
-import { openCommandKernels } from "./_command/signals.ts";
 
 const USAGE = {
   name: "bench.ts",
@@ -237,7 +237,7 @@ async function measure(
 async function run(line: Options, { signal, command }: Context): Promise<void> {
   const parsed = benchArguments(line), { suite, options, json, out, report: target } = parsed;
   // Nothing of a measurement can be kept: the exit handlers remove its files.
-  signal.addEventListener("abort", () => process.exit(signal.reason === "SIGTERM" ? 143 : 130));
+  signal.addEventListener("abort", () => process.exit(signalExitCode(String(signal.reason))));
   if (out !== undefined) makeFolder(out);
   if (target !== undefined) prepareReport(target);
   const progress = (line: string) => printError(`${suite.name}: ${line}`);

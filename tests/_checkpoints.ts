@@ -167,7 +167,7 @@ export function run(
 export function runAndSignal(
   script: string,
   args: readonly string[],
-  signal: "SIGKILL" | "SIGINT" | "SIGTERM",
+  signal: "SIGKILL" | "SIGHUP" | "SIGINT" | "SIGTERM",
   when: number | ((stderr: string) => boolean),
 ): Promise<{ code: number | null; signal: string | null; stderr: string }> {
   const [command, line] = commandLine(script, args);

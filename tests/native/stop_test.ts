@@ -1,0 +1,114 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import process from "node:process";
+import { DEFAULT_CONFIG, resolveConfig } from "../../lib/config/mod.ts";
+import { InterruptedError } from "../../lib/errors.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { throwIfStopped } from "../../lib/progress.ts";
+import { quantize } from "../../lib/quant/mod.ts";
+import { differences, MODELS, rejection, runAndSignal, workplace } from "../_checkpoints.ts";
+
+const place = workplace();
+afterAll(() => place.remove());
+
+/** Runs with a handler of SIGTERM that does nothing, and kernels that catch what it handles. */
+async function catching<T>(
+  run: (kernels: Awaited<ReturnType<typeof openKernels>>) => T | Promise<T>,
+): Promise<T> {
+  const handler = () => {};
+  process.on("SIGTERM", handler);
+  try {
+    using kernels = await openKernels({ threads: 1, catchSignals: true });
+    return await run(kernels);
+  } finally {
+    process.off("SIGTERM", handler);
+  }
+}
+
+describe("a signal", () => {
+  test("stops every later call and loop until the kernels are closed", async () => {
+    const weights = { data: new Float32Array(64).fill(1), dtype: "F32" } as const;
+    await catching((kernels) => {
+      throwIfStopped();
+      quantize(kernels, weights, 1, 64, { bits: 4 });
+      process.kill(process.pid, "SIGTERM");
+      for (const solver of ["round", "clip"] as const) {
+        expect(() => quantize(kernels, weights, 1, 64, { bits: 4, solver })).toThrow(InterruptedError);
+      }
+      expect(() => throwIfStopped()).toThrow("Stopped by SIGTERM");
+    });
+    throwIfStopped();
+    using kernels = await openKernels();
+    expect(quantize(kernels, weights, 1, 64, { bits: 4 }).rows).toBe(1);
+  });
+
+  for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143], ["SIGHUP", 129]] as const) {
+    // The solve would go on for many minutes: the test's time decides.
+    test(`${signal} ends a command within a call of a kernel`, async () => {
+      const stopped = await runAndSignal(
+        "../tests/native/_long_solve.ts",
+        [],
+        signal,
+        (text) => /solving/.test(text),
+      );
+      expect({ ...stopped, stderr: /solved|at file|\.ts:/.test(stopped.stderr) }).toEqual({
+        code,
+        signal: null,
+        stderr: false,
+      });
+    }, 30_000);
+  }
+
+  test("inside a layer loses nothing: the run goes on to the same bytes", async () => {
+    const input = join(MODELS, "dream-mini");
+    const { config } = resolveConfig({
+      overrides: { solver: "feedback", bit_width: 2, calibration_samples: 32, num_threads: 1 },
+    });
+    const wanted = place.fresh("wanted"), stopped = place.fresh("stopped");
+    await catching((kernels) => quantizeCheckpoint({ input, output: wanted, config, kernels }));
+    let layers = 0;
+    const error = await rejection(catching((kernels) =>
+      quantizeCheckpoint({
+        input,
+        output: stopped,
+        config,
+        kernels,
+        onProgress: () => void (++layers === 5 && process.kill(process.pid, "SIGTERM")),
+      })
+    ));
+    expect(error).toBeInstanceOf(InterruptedError);
+    expect(error.message).toContain("--resume");
+    const messages: string[] = [];
+    await catching((kernels) =>
+      quantizeCheckpoint({
+        input,
+        output: stopped,
+        config,
+        kernels,
+        resume: true,
+        onEvent: ({ message }) => messages.push(message),
+      })
+    );
+    expect(messages.join("\n")).toMatch(/[3-5] of 28 layers were solved before/);
+    expect(differences(stopped, wanted)).toEqual([]);
+  });
+
+  test("while weights alone are looked at, too", async () => {
+    const input = join(MODELS, "dream-mini"), wanted = place.fresh("wanted-4"), stopped = place.fresh("stopped-4");
+    const config = { ...DEFAULT_CONFIG, solver: "clip" } as const;
+    await catching((kernels) => quantizeCheckpoint({ input, output: wanted, config, kernels }));
+    const error = await rejection(catching((kernels) =>
+      quantizeCheckpoint({
+        input,
+        output: stopped,
+        config,
+        kernels,
+        onProgress: ({ tensorsDone }) => void (tensorsDone === 7 && process.kill(process.pid, "SIGTERM")),
+      })
+    ));
+    expect(error.message).toMatch(/^Stopped by SIGTERM: \d+ of \d+ tensors are done; .*--resume/);
+    await catching((kernels) => quantizeCheckpoint({ input, output: stopped, config, kernels, resume: true }));
+    expect(differences(stopped, wanted)).toEqual([]);
+  });
+});
