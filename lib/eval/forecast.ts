@@ -3,10 +3,9 @@
  * timed on synthetic weights. The memory is checked against what the machine has left; the time is an
  * estimate and says so.
  */
-import { existsSync, readFileSync } from "node:fs";
-import { freemem, totalmem } from "node:os";
 import process from "node:process";
 import { MemoryError } from "../errors.ts";
+import { limitsOf } from "../files/limits.ts";
 import { quote } from "../files/whole.ts";
 import { linear, type Matrix } from "../models/layers/linear.ts";
 import type { HeldMatrix, ModelRequirements } from "../models/mod.ts";
@@ -90,37 +89,19 @@ export function forecastMemory(
   };
 }
 
-/** Bytes that this process may still take; Infinity where the system does not tell. */
-function availableMemoryBytes(): number {
-  const counted = (path: string): number | undefined => {
-    const text = existsSync(path) ? readFileSync(path, "utf8").trim() : "";
-    return /^\d+$/.test(text) ? Number(text) : undefined;
-  };
-  try {
-    // A container's limit counts, not only the machine's memory.
-    const limit = counted("/sys/fs/cgroup/memory.max"), used = counted("/sys/fs/cgroup/memory.current");
-    const room = limit === undefined || used === undefined ? Infinity : Math.max(0, limit - used);
-    // Elsewhere "free" leaves out what the system would give back at once: there only what can never fit is
-    // known.
-    return Math.min(process.platform === "linux" ? freemem() : totalmem(), room);
-  } catch {
-    return Infinity; // Deno without the permission to look
-  }
-}
-
 /**
  * Refuses a run that does not fit.
  *
  * @param path the model, for the message
  * @param wayOut what its user can do, as a clause
- * @param available default {@linkcode availableMemoryBytes}
+ * @param available default: what {@linkcode limitsOf} finds
  * @throws {MemoryError} saying how much is missing and what can be done
  */
 export function checkMemory(
   path: string,
   forecast: MemoryForecast,
   wayOut: string,
-  available: number = availableMemoryBytes(),
+  available: number = limitsOf().availableBytes,
 ): void {
   // What the process holds already is not available any more.
   const needed = forecast.total - forecast.process;

@@ -1,7 +1,7 @@
 /** The types of opened kernels, and their number of threads. */
-import { availableParallelism } from "node:os";
 import { KernelError } from "../errors.ts";
 import { checkWhole } from "./call.ts";
+import { limitsOf } from "../files/limits.ts";
 import type { Attempt } from "./library.ts";
 import type { NativeCalls, NativeSize } from "./symbols.ts";
 
@@ -77,6 +77,8 @@ export function closable<Calls, Rest extends object>(
     },
   };
 }
+/** Processors that this process may use: asked once. */
+let processors: number | undefined;
 
 /**
  * Threads that run where `asked` are wanted: 0 is one per core, and WebAssembly has one.
@@ -86,7 +88,7 @@ export function closable<Calls, Rest extends object>(
 export function threadCount(asked: number, backend: Kernels["backend"]): number {
   checkWhole("open the kernels", "threads", asked, 0, MAX_THREADS);
   if (backend === "wasm") return 1;
-  return asked > 0 ? asked : Math.min(MAX_THREADS, availableParallelism());
+  return asked > 0 ? asked : Math.min(MAX_THREADS, processors ??= limitsOf().processors);
 }
 
 /** The same kernels with another number of threads, 0 for one per core. Closing either closes both. */
