@@ -4,12 +4,14 @@
  */
 import { existsSync } from "node:fs";
 import { CalibrationError, FormatError, OutputError } from "../errors.ts";
+import type { Blockwise } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import {
   type CalibrationRun,
-  type CalibrationStatistics,
+  CalibrationStatistics,
   equalTimeGroups,
   isCalibrationStatistics,
+  type LoadMoments,
   readCalibrationStatistics,
   type SecondMoments,
   type TimeAxis,
@@ -17,7 +19,7 @@ import {
   writeCalibrationStatistics,
 } from "../time/mod.ts";
 import type { Calibrated } from "./mod.ts";
-import { collectStatistics } from "./collect.ts";
+import { blockRuns, statisticsByRun } from "./collect.ts";
 import { exists, quote, remove, sha256 } from "../files/whole.ts";
 import type { RunOptions } from "../progress.ts";
 
@@ -25,6 +27,8 @@ import type { RunOptions } from "../progress.ts";
 export const PROGRESS_SUFFIX = ".progress";
 /** Parts of the data between saves, of some thousand positions each: minutes for a model of 1 B weights. */
 const PARTS_BETWEEN_SAVES = 8;
+/** A part may take longer. */
+const MILLISECONDS_BETWEEN_SAVES = 60_000;
 
 /** Time groups of saved statistics: as many as asked for, or as there are bins. */
 export function calibrationGroups(axis: TimeAxis, count: number): TimeGroups {
@@ -75,6 +79,8 @@ export interface SaveStatistics extends RunOptions {
   /** Stands for data, samples and seed. */
   readonly dataIdentity: string;
   readonly kernels: Kernels;
+  /** Bytes of statistics in memory at once; default as {@linkcode statisticsByRun}'s. */
+  readonly bytesAtOnce?: number | undefined;
 }
 
 /**
@@ -120,11 +126,11 @@ export async function saveStatistics(
     });
     return given;
   }
-  const statistics = await collectResumably(calibrated, options, { run, groups, isWanted });
-  writeCalibrationStatistics(path, statistics);
-  remove(path + PROGRESS_SUFFIX);
+  const found = await collectResumably(calibrated, options, { run, groups, isWanted });
+  writeCalibrationStatistics(path, found.statistics);
+  for (const file of found.files) remove(file);
   onEvent?.({ kind: "calibrate", message: `statistics of ${samples} samples saved as ${quote(path)}` });
-  return statistics;
+  return readCalibrationStatistics(path, { fingerprint }).statistics;
 }
 
 /** @throws {OutputError} unless a file may be replaced */
@@ -140,53 +146,92 @@ function refuseFile(path: string, force: boolean): void {
   );
 }
 
-/** Collects statistics, and keeps them on disk on the way: a stopped pass is resumed. */
-function collectResumably(
+/** Statistics of a pass that is complete, and the files with which it could have been gone on with. */
+interface Collected {
+  readonly statistics: CalibrationStatistics;
+  readonly files: readonly string[];
+}
+
+/**
+ * Collects statistics, and keeps them on disk on the way: a stopped pass is resumed. Runs of blocks that are finished
+ * lie in files of their own, and are read from there in the end.
+ */
+async function collectResumably(
   calibrated: Calibrated,
-  { path, fingerprint, kernels, second, signal, onEvent, onProgress }: SaveStatistics,
+  { path, fingerprint, kernels, second, signal, onEvent, onProgress, bytesAtOnce }: SaveStatistics,
   { run, groups, isWanted }: {
     readonly run: CalibrationRun;
     readonly groups: TimeGroups;
     readonly isWanted: (statistics: CalibrationStatistics) => boolean;
   },
-): Promise<CalibrationStatistics> {
+): Promise<Collected> {
   const progress = path + PROGRESS_SUFFIX, parts = calibrated.data.fit.length;
-  const stopped = exists(progress) ? readOwn(progress, fingerprint) : undefined, done = stopped?.partsDone;
-  const start = stopped !== undefined && done !== undefined && done < parts && isWanted(stopped.statistics)
-    ? { statistics: stopped.statistics, parts: done }
-    : undefined;
-  if (start !== undefined) {
-    onEvent?.({
-      kind: "resume",
-      message: `${start.parts} of ${parts} parts of the data were collected before`,
-    });
+  const pass = { kernels, fingerprint, groups, second, run, bytesAtOnce };
+  const wanted = blockRuns(calibrated.model as Blockwise<unknown>, pass), count = wanted.length;
+  const names = wanted.map((_, i) => `${progress}-${i}`);
+  const ownAt = (name: string, index: number, keptBytes?: number) => {
+    const own = exists(name) && index < count ? readOwn(name, fingerprint, keptBytes) : undefined;
+    const inputs = [...wanted[index]?.inputs.keys() ?? []].join("\0");
+    return own !== undefined && isWanted(own.statistics) && [...own.statistics.inputs.keys()].join("\0") === inputs
+      ? own
+      : undefined;
+  };
+  const missing = names.findIndex((name, i) => ownAt(name, i, 0) === undefined), runs = missing < 0 ? count : missing;
+  const stopped = ownAt(progress, runs, Infinity), done = stopped?.partsDone ?? 0;
+  const isStarted = stopped !== undefined && done > 0 && done < parts;
+  const start = { runs, ...(isStarted ? { statistics: stopped.statistics, parts: done } : { parts: 0 }) };
+  if (runs > 0 || isStarted) {
+    const ofRuns = count > 1 ? `, ${runs} of ${count} runs of blocks` : "";
+    onEvent?.({ kind: "resume", message: `${start.parts} of ${parts} parts of the data${ofRuns} were collected before` });
   } else if (exists(progress)) {
     onEvent?.({ kind: "warning", message: `${quote(progress)} is of another calibration and is replaced` });
   }
-  return collectStatistics(calibrated, {
-    kernels,
-    fingerprint,
-    groups,
-    second,
-    run,
+  let saved = performance.now();
+  const passes = statisticsByRun(calibrated, {
+    ...pass,
     start,
     signal,
-    onPart(statistics, done, of) {
+    onPart(statistics, { run, runs, done, parts }) {
+      const all = runs * parts, now = run * parts + done;
       onProgress?.({
-        tensor: `(calibrating, part ${done})`,
-        tensorsDone: done,
-        tensors: of,
-        weightsDone: done,
-        weights: of,
-        bytesDone: done,
-        bytes: of,
+        tensor: `(calibrating, part ${now})`,
+        tensorsDone: now,
+        tensors: all,
+        weightsDone: now,
+        weights: all,
+        bytesDone: now,
+        bytes: all,
         bytesResumed: 0,
       });
-      if (done < of && (done % PARTS_BETWEEN_SAVES === 0 || signal?.aborted === true)) {
+      const isDue = done % PARTS_BETWEEN_SAVES === 0 || performance.now() - saved > MILLISECONDS_BETWEEN_SAVES;
+      if (done < parts && (isDue || signal?.aborted === true)) {
         writeCalibrationStatistics(progress, statistics, done);
+        saved = performance.now();
       }
     },
   });
+  let at = runs;
+  for await (const statistics of passes) {
+    if (count === 1) return { statistics, files: [progress] };
+    writeCalibrationStatistics(names[at++]!, statistics);
+    remove(progress);
+  }
+  return { statistics: joined(names, fingerprint), files: [...names, progress] };
+}
+
+/** Statistics of files of different layers of one pass, whose second moments are read when they are asked for. */
+function joined(paths: readonly string[], fingerprint: string): CalibrationStatistics {
+  const all = paths.map((path) => readCalibrationStatistics(path, { fingerprint }, 0).statistics), [first] = all;
+  const inputs = new Map(all.flatMap((each) => [...each.inputs]));
+  const { groups, second, runs } = first!;
+  const load: LoadMoments = (name, which) => inputs.get(name)![which]!;
+  const statistics = new CalibrationStatistics({ fingerprint, groups, inputs, second, runs, load });
+  for (const [name, own] of statistics.inputs) {
+    const from = inputs.get(name)!;
+    for (const key of ["weight", "tokens", "samples", "sum"] as const) own[key].set(from[key]);
+    for (const [g, histogram] of own.histograms.entries()) histogram.merge(from.histograms[g]!);
+  }
+  return statistics;
 }
 
 /** Whether a file holds statistics; false for what is no safetensors file. */
@@ -203,10 +248,11 @@ function isOwn(path: string): boolean {
 function readOwn(
   path: string,
   fingerprint: string,
+  keptBytes?: number,
 ): ReturnType<typeof readCalibrationStatistics> | undefined {
   if (!isOwn(path)) return undefined;
   try {
-    return readCalibrationStatistics(path, { fingerprint, allowUnfinished: true });
+    return readCalibrationStatistics(path, { fingerprint, allowUnfinished: true }, keptBytes);
   } catch (error) {
     if (error instanceof CalibrationError) return undefined;
     throw error;

@@ -24,7 +24,7 @@ import type { LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions } from "../progress.ts";
-import { collectStatistics } from "../calibration/collect.ts";
+import { type RunsOptions, statisticsByRun } from "../calibration/collect.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { heldOutDistance } from "../calibration/held_out.ts";
 import { denseWeights } from "./solve_model.ts";
@@ -44,7 +44,7 @@ export async function planByBudget(
   calibrated: Calibrated,
   config: Config,
   kernels: Kernels,
-  { onEvent, onProgress, signal }: RunOptions,
+  { onEvent, onProgress, signal, bytesAtOnce }: RunOptions & Pick<RunsOptions, "bytesAtOnce">,
 ): Promise<BitPlan> {
   const { rows } = planQuantization(checkpoint, config);
   const wanted = rows.filter(({ action }) => action === "quantize");
@@ -60,44 +60,46 @@ export async function planByBudget(
   const weights = wanted.reduce((sum, { shape }) => sum + elementCount(shape)!, 0);
   const budget = budgetBytes(rows, weights, config);
   const layers = new Map(model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])));
-  const statistics = calibrated.statistics ?? await collectStatistics(calibrated, {
+  // The solver that will be used, short of the refinements of `best`.
+  const solver = config.solver === "best" ? "feedback" : config.solver;
+  const measurable = wanted.filter(({ name }) => layers.has(name));
+  const options = new Map<string, LayerOption[]>();
+  // A block or a few at a time: the moments of all layers of a model of 7 B weights take 44 GB.
+  const parts = calibrated.statistics !== undefined ? [calibrated.statistics] : statisticsByRun(calibrated, {
     kernels,
     fingerprint: "",
     groups: calibrationGroups(data.axis, 1),
     second: "total",
     run: { identity: "", source: data.source, isSynthetic: data.isSynthetic, samples: data.samples },
-    names: new Set(wanted.flatMap(({ name }) => layers.has(name) ? [name] : [])),
+    names: new Set(measurable.map(({ name }) => name)),
     signal,
+    bytesAtOnce,
   });
-  statistics.checkLayers(wanted.flatMap(({ name }) => layers.has(name) ? [name] : []));
-  // The solver that will be used, short of the refinements of `best`.
-  const solver = config.solver === "best" ? "feedback" : config.solver;
-  const results: LayerOptions[] = [];
-  for (const [index, row] of wanted.entries()) {
-    const layer = layers.get(row.name), { name, bytesBefore: bytes } = row;
-    if (layer === undefined) {
-      // No linear layer, nothing can be measured: as the configuration says.
-      const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: config.zeroPoint };
-      results.push({ name, options: [{ ...grid, bytes: bytesOf(row, grid), cost: 0 }] });
-      continue;
+  calibrated.statistics?.checkLayers(measurable.map(({ name }) => name));
+  for await (const statistics of parts) {
+    const known = new Set([...statistics.inputs.values()].flatMap((input) => input.layers));
+    for (const row of measurable.filter(({ name }) => known.has(name))) {
+      const found = layerOptions({ calibrated, config, kernels, solver, statistics }, row, layers.get(row.name)!);
+      options.set(row.name, found);
+      onProgress?.({
+        tensor: `${row.name} (sensitivity)`,
+        tensorsDone: options.size,
+        tensors: measurable.length,
+        weightsDone: options.size,
+        weights: measurable.length,
+        bytesDone: options.size,
+        bytes: measurable.length,
+        bytesResumed: 0,
+      });
+      await pause(signal);
     }
-    results.push({
-      name,
-      options: layerOptions({ calibrated, config, kernels, solver, statistics }, row, layer),
-    });
-    const [done, all] = [index + 1, wanted.length];
-    onProgress?.({
-      tensor: `${name} (sensitivity)`,
-      tensorsDone: done,
-      tensors: all,
-      weightsDone: done,
-      weights: all,
-      bytesDone: bytes,
-      bytes,
-      bytesResumed: 0,
-    });
-    await pause(signal);
   }
+  const results = wanted.map((row): LayerOptions => {
+    // No linear layer, nothing can be measured: as the configuration says.
+    const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: config.zeroPoint };
+    const { name } = row;
+    return { name, options: options.get(name) ?? [{ ...grid, bytes: bytesOf(row, grid), cost: 0 }] };
+  });
   const { plan, bytes, cost } = fitBudget(results, budget);
   const layersByBits = [...Map.groupBy(plan.values(), ({ bits }) => bits)].sort(([a], [b]) => a - b)
     .map(([bits, of]) => `${of.length} layers at ${bits} bits`).join(", ");

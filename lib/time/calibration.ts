@@ -77,6 +77,17 @@ export interface StatisticsOptions {
   readonly second?: SecondMoments | undefined;
   /** Runs that the statistics come from. */
   readonly runs: readonly CalibrationRun[];
+  /** Reads the second moments of an input whenever they are asked for: they are not kept, and cannot be added to. */
+  readonly load?: LoadMoments | undefined;
+}
+
+/** Reads second moments of an input: `f32[cols, cols]`, or one for each time group. */
+export type LoadMoments = (input: string, which: "second" | "groupSecond") => Float32Array<ArrayBuffer>;
+
+/** `sums += more`. @returns sums */
+function addTo<T extends Float32Array | Float64Array>(sums: T, more: Float32Array | Float64Array): T {
+  for (let i = 0; i < sums.length; i++) sums[i]! += more[i]!;
+  return sums;
 }
 
 /** Bytes that statistics take. */
@@ -117,6 +128,8 @@ export class CalibrationStatistics {
   readonly second: SecondMoments;
   readonly runs: readonly CalibrationRun[];
   readonly inputs: ReadonlyMap<string, InputStatistics>;
+  /** Whether second moments are read whenever they are asked for. */
+  readonly isLoaded: boolean;
   readonly #inputOf = new Map<string, InputStatistics>();
 
   /**
@@ -126,7 +139,7 @@ export class CalibrationStatistics {
    * more than {@linkcode MAX_CALIBRATION_RUNS} runs
    * @throws {CalibrationError} when they would take more than {@linkcode MAX_STATISTICS_BYTES}
    */
-  constructor({ fingerprint, groups, inputs, second = "total", runs }: StatisticsOptions) {
+  constructor({ fingerprint, groups, inputs, second = "total", runs, load }: StatisticsOptions) {
     for (const [name, { cols }] of inputs) {
       checkWhole(`calibrate ${JSON.stringify(name)}`, "columns", cols, 1, MAX_MOMENT_COLS);
     }
@@ -135,7 +148,7 @@ export class CalibrationStatistics {
         `Cannot calibrate: there must be at most ${MAX_CALIBRATION_RUNS} runs, got ${runs.length}`,
       );
     }
-    const bytes = statisticsBytes(inputs.values(), groups.count, second);
+    const bytes = statisticsBytes(inputs.values(), groups.count, load === undefined ? second : "none");
     if (bytes > MAX_STATISTICS_BYTES) {
       throw new CalibrationError(
         `Cannot calibrate all layers at once: their statistics must fit ${MAX_STATISTICS_BYTES} bytes, got ${bytes}: ` +
@@ -146,18 +159,24 @@ export class CalibrationStatistics {
     this.groups = groups;
     this.second = second;
     this.runs = runs;
+    this.isLoaded = load !== undefined;
     const { count } = groups;
-    this.inputs = new Map([...inputs].map(([name, { cols, layers }]) => [name, {
+    const moments = (name: string, which: "second" | "groupSecond", length: number) =>
+      load === undefined ? { value: new Float32Array(length) } : { get: () => load(name, which) };
+    this.inputs = new Map([...inputs].map(([name, { cols, layers }]) => [name, Object.defineProperties({
       cols,
       layers,
       weight: new Float64Array(count),
       tokens: new Float64Array(count),
       samples: new Float64Array(count),
       sum: new Float64Array(count * cols),
-      second: second === "none" ? undefined : new Float32Array(cols * cols),
-      groupSecond: second === "groups" ? new Float32Array(count * cols * cols) : undefined,
+      second: undefined,
+      groupSecond: undefined,
       histograms: Array.from({ length: count }, () => new ActivationHistogram()),
-    }]));
+    }, {
+      ...(second === "none" ? {} : { second: moments(name, "second", cols * cols) }),
+      ...(second === "groups" ? { groupSecond: moments(name, "groupSecond", count * cols * cols) } : {}),
+    })]));
     for (const input of this.inputs.values()) {
       for (const layer of input.layers) {
         if (this.#inputOf.has(layer)) {
@@ -356,19 +375,24 @@ export class CalibrationStatistics {
     if (twice !== undefined) {
       throw fail(`their data or seeds must differ, got the same run twice: ${twice.source}`);
     }
+    const isLoaded = this.isLoaded || other.isLoaded;
     const merged = new CalibrationStatistics({
       fingerprint: this.fingerprint,
       groups: this.groups,
       inputs: this.inputs,
       second: this.second,
       runs: [...this.runs, ...other.runs],
+      load: isLoaded
+        ? (name, which) =>
+          addTo(this.inputs.get(name)![which]!.slice(), other.inputs.get(name)![which]!)
+        : undefined,
     });
+    const keys = ["weight", "tokens", "samples", "sum", ...isLoaded ? [] : ["second", "groupSecond"] as const] as const;
     for (const [name, own] of merged.inputs) {
       for (const part of [this.inputs.get(name)!, other.inputs.get(name)!]) {
-        for (const key of ["weight", "tokens", "samples", "sum", "second", "groupSecond"] as const) {
-          const sums = own[key], more = part[key];
-          if (sums === undefined) continue;
-          for (let i = 0; i < sums.length; i++) sums[i]! += more![i]!;
+        for (const key of keys) {
+          const sums = own[key];
+          if (sums !== undefined) addTo(sums, part[key]!);
         }
         for (const [g, histogram] of own.histograms.entries()) histogram.merge(part.histograms[g]!);
       }

@@ -16,15 +16,15 @@
  */
 import { CalibrationError } from "../errors.ts";
 import { MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
-import { MAX_TENSORS, SafetensorsFile } from "../tensor/mod.ts";
+import { MAX_TENSORS, SafetensorsFile, type TensorSpec } from "../tensor/mod.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import {
   type CalibrationRun,
   CalibrationStatistics,
   type InputStatistics,
   type LayerInput,
+  type LoadMoments,
   MAX_CALIBRATION_RUNS,
-  MAX_STATISTICS_BYTES,
   SECOND_MOMENTS,
   type SecondMoments,
   statisticsBytes,
@@ -56,8 +56,17 @@ const PARTS = [
   ["group_second", "groupSecond", "F32"],
 ] as const satisfies readonly (readonly [string, keyof InputStatistics, TimeDtype])[];
 
+/** Second moments of larger statistics are read when they are asked for, not kept. */
+const KEPT_BYTES = 2 ** 30;
+/** Largest file: moments of all time groups of a model of 70 B weights. */
+const MAX_FILE_BYTES = 2 ** 42;
+
+/** Whether statistics have a part. */
+const hasPart = (second: SecondMoments, key: keyof InputStatistics): boolean =>
+  key === "second" ? second !== "none" : key !== "groupSecond" || second === "groups";
+
 /** The tensors of an input. */
-function entriesOf(name: string, input: InputStatistics, groups: number): TensorEntry[] {
+function entriesOf(name: string, input: InputStatistics, groups: number, second: SecondMoments): TensorEntry[] {
   const { cols, histograms } = input;
   const shapes = {
     weight: [groups],
@@ -67,12 +76,12 @@ function entriesOf(name: string, input: InputStatistics, groups: number): Tensor
     second: [cols, cols],
     group_second: [groups, cols, cols],
   };
-  const entries = PARTS.flatMap(([part, key, dtype]): TensorEntry[] => {
-    const values = input[key];
-    return values === undefined
-      ? []
-      : [{ spec: { name: `${name}.${part}`, dtype, shape: shapes[part] }, values: () => values }];
-  });
+  const entries = PARTS.filter(([, key]) => hasPart(second, key)).map((
+    [part, key, dtype],
+  ): TensorEntry => ({
+    spec: { name: `${name}.${part}`, dtype, shape: shapes[part] },
+    values: () => input[key]!, // only now: it may have to be read
+  }));
   const range = () =>
     Float64Array.from(
       histograms.flatMap(({ state: { minimum, maximum, reach } }) => [minimum, maximum, reach]),
@@ -112,7 +121,7 @@ export function writeCalibrationStatistics(
     runs: JSON.stringify(runs),
     ...(partsDone === undefined ? {} : { parts_done: String(partsDone) }),
   };
-  const entries = [...inputs].flatMap(([name, input]) => entriesOf(name, input, groups.count));
+  const entries = [...inputs].flatMap(([name, input]) => entriesOf(name, input, groups.count, second));
   writeTimeFile(path, groups, metadata, entries);
 }
 
@@ -135,6 +144,7 @@ export interface StatisticsExpectation {
 /**
  * Reads and checks statistics.
  *
+ * @param keptBytes second moments of more are read and checked only when they are asked for
  * @returns them, and how many parts of the data are in where the pass is not finished
  * @throws {FormatError} when the file is not what its format promises, or holds NaN or impossible counts
  * @throws {CalibrationError} when it belongs to another model, has other groups than wanted, or is unfinished
@@ -142,13 +152,14 @@ export interface StatisticsExpectation {
 export function readCalibrationStatistics(
   path: string,
   expected: StatisticsExpectation,
+  keptBytes = KEPT_BYTES,
 ): { readonly statistics: CalibrationStatistics; readonly partsDone: number | undefined } {
   using file = SafetensorsFile.open(path);
   const malformed = malformedIn(path);
   checkFormat(file, FORMAT, VERSION, malformed);
   const { fingerprint, axis, bins, second, inputs: inputText, runs: runText, parts_done } = file.metadata;
-  if (file.fileBytes > 2 * MAX_STATISTICS_BYTES) {
-    throw malformed(`it must have at most ${2 * MAX_STATISTICS_BYTES} bytes, got ${file.fileBytes}`);
+  if (file.fileBytes > MAX_FILE_BYTES) {
+    throw malformed(`it must have at most ${MAX_FILE_BYTES} bytes, got ${file.fileBytes}`);
   }
   if (parts_done !== undefined && !/^\d{1,9}$/.test(parts_done)) {
     throw malformed(`parts_done must be a whole number, got ${parts_done}`);
@@ -163,6 +174,14 @@ export function readCalibrationStatistics(
   if (bytes > file.fileBytes) {
     throw malformed(`it must hold its inputs' ${bytes} bytes of statistics, got ${file.fileBytes} bytes`);
   }
+  /** Reads second moments, and checks them then. */
+  const load: LoadMoments = (name, which) => {
+    using own = SafetensorsFile.open(path);
+    const input = statistics.inputs.get(name)!, kind = second as SecondMoments;
+    const part = `${name}.${which === "second" ? "second" : "group_second"}`;
+    const { spec } = entriesOf(name, input, groups.count, kind).find((entry) => entry.spec.name === part)!;
+    return readMoments(own, spec, malformed);
+  };
   let statistics: CalibrationStatistics;
   try {
     statistics = new CalibrationStatistics({
@@ -171,16 +190,33 @@ export function readCalibrationStatistics(
       inputs,
       second: second as SecondMoments,
       runs,
+      load: bytes > keptBytes ? load : undefined,
     });
   } catch (cause) {
     if (!(cause instanceof RangeError) || cause instanceof CalibrationError) throw cause;
     throw malformed(cause.message, undefined, cause);
   }
   const known = new Set<string>([BOUNDARIES]);
-  for (const [name, input] of statistics.inputs) readInput(file, name, input, groups.count, known, malformed);
+  for (const name of statistics.inputs.keys()) readInput(file, name, statistics, known, malformed);
   const other = file.tensors.keys().find((name) => !known.has(name));
   if (other !== undefined) throw malformed("every tensor must be a part of an input, got another", other);
   return { statistics, partsDone: parts_done === undefined ? undefined : Number(parts_done) };
+}
+
+/** Second moments of a tensor, one after the other. */
+function readMoments(file: SafetensorsFile, spec: TensorSpec, malformed: Malformed): Float32Array<ArrayBuffer> {
+  const values = readFinite(file, spec, malformed) as Float32Array<ArrayBuffer>, cols = spec.shape.at(-1)!;
+  for (let at = 0; at < values.length; at += cols * cols) {
+    checkMoment(values.subarray(at, at + cols * cols), cols, spec.name, malformed);
+  }
+  return values;
+}
+
+function readFinite(file: SafetensorsFile, { name, dtype, shape }: TensorSpec, malformed: Malformed): TimeValues {
+  const values = readValues(file, name, dtype as TimeDtype, [shape], malformed);
+  const bad = values.findIndex((value) => !Number.isFinite(value));
+  if (bad >= 0) throw malformed(`numbers must be finite, got ${values[bad]} at ${bad}`, name);
+  return values;
 }
 
 /** @throws {CalibrationError} when a file is of another model or other groups, or unfinished */
@@ -272,24 +308,23 @@ function parseRuns(text: string | undefined, malformed: Malformed): CalibrationR
 function readInput(
   file: SafetensorsFile,
   name: string,
-  input: InputStatistics,
-  groups: number,
+  { inputs, second, groups: { count: groups }, isLoaded }: CalibrationStatistics,
   known: Set<string>,
   malformed: Malformed,
 ): void {
-  const read = new Map<string, TimeValues>();
-  for (const { spec } of entriesOf(name, input, groups)) {
-    const values = readValues(file, spec.name, spec.dtype, [spec.shape], malformed);
+  const read = new Map<string, TimeValues>(), input = inputs.get(name)!;
+  for (const { spec } of entriesOf(name, input, groups, second)) {
+    const isMoments = spec.dtype === "F32";
     known.add(spec.name);
-    const bad = values.findIndex((value) => !Number.isFinite(value));
-    if (bad >= 0) throw malformed(`numbers must be finite, got ${values[bad]} at ${bad}`, spec.name);
+    if (isMoments && isLoaded) continue;
+    const values = isMoments ? readMoments(file, spec, malformed) : readFinite(file, spec, malformed);
     read.set(spec.name.slice(name.length + 1), values);
   }
   for (const [part, key] of PARTS) {
     const values = read.get(part);
     if (values !== undefined) input[key]!.set(values);
   }
-  const { cols, weight, tokens, samples, second, groupSecond } = input;
+  const { cols, weight, tokens, samples } = input;
   for (const [part, counts] of [["tokens", tokens], ["samples", samples]] as const) {
     const bad = counts.find((count) => !Number.isSafeInteger(count) || count < 0);
     if (bad !== undefined) throw malformed(`counts must be whole numbers ≥ 0, got ${bad}`, `${name}.${part}`);
@@ -300,11 +335,6 @@ function readInput(
       `weights must be ≥ 0, and 0 where there are no inputs, got ${weight[badWeight]}`,
       `${name}.weight`,
     );
-  }
-  if (second !== undefined) checkMoment(second, cols, `${name}.second`, malformed);
-  for (let g = 0; groupSecond !== undefined && g < groups; g++) {
-    const own = groupSecond.subarray(g * cols * cols, (g + 1) * cols * cols);
-    checkMoment(own, cols, `${name}.group_second`, malformed);
   }
   const range = read.get("range")!, counts = read.get("histogram") as Float64Array<ArrayBuffer>;
   for (const [g, histogram] of input.histograms.entries()) {
