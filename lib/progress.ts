@@ -1,4 +1,4 @@
-/** Progress, events and stopping of long runs. */
+/** Progress, events and stopping of long runs; sizes and durations as text. */
 import { setImmediate } from "node:timers/promises";
 import { InterruptedError } from "./errors.ts";
 
@@ -71,4 +71,22 @@ export async function stoppable<T>(
     const reason = isPaused ? String(signal.reason) : (error as InterruptedError).signal;
     throw new InterruptedError(`Stopped by ${reason}: ${remedy}`, reason);
   }
+}
+
+/** Bytes in decimal units, three digits. */
+export function formatBytes(bytes: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (bytes >= 999.5 && unit < units.length - 1) {
+    bytes /= 1000;
+    unit++;
+  }
+  return `${unit === 0 ? bytes.toFixed(0) : bytes.toPrecision(3)} ${units[unit]}`;
+}
+
+/** A duration in the unit that fits. */
+export function secondsText(seconds: number): string {
+  if (seconds < 1) return `${Math.max(0.01, seconds).toFixed(2)} s`;
+  if (seconds < 120) return `${seconds.toPrecision(2)} s`;
+  return seconds < 7200 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(0)} h`;
 }

@@ -14,6 +14,7 @@ import {
   type Context,
   defineCommand,
   KERNEL_OPTIONS,
+  limitsText,
   MODEL_OPTIONS,
   OUTPUT_OPTIONS,
   outputMode,
@@ -50,6 +51,8 @@ layers are then solved on them without running the model, with nothing held out 
     "--config FILE": "YAML; see docs/configuration.md",
     ...MODEL_OPTIONS,
     ...KERNEL_OPTIONS,
+    "--max-memory SIZE": "memory that calibrated work may take, as in 12GB; it is refused before it begins where it " +
+      "would take more; default three quarters of what is available",
     "--dry-run": "show what would be done, and by which rules; write nothing",
     ...OUTPUT_OPTIONS,
     "--print-config": "print the configuration in force, with where each value came from",
@@ -115,6 +118,7 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
   } else {
     using kernels = await openCommandKernels({ backend, threads, onMessage: display.log });
     display.log(kernels.describe());
+    display.log(limitsText(kernels.threads));
     try {
       const { update: onProgress, event: onEvent } = display;
       report = await quantizeCheckpoint({ ...task, kernels, signal, onProgress, onEvent });
@@ -168,15 +172,25 @@ function checkedTask(parsed: Options) {
     if (resolve(values.report) === resolve(output)) throw new UsageError("--report must not be OUT itself");
   }
   const path = values["save-calibration"], groupMoments = flags["save-group-moments"];
+  const maxMemoryBytes = sizeOf(values["max-memory"]);
   if (path === undefined) {
     if (groupMoments) throw new UsageError("--save-group-moments needs --save-calibration FILE");
-    return { input, output, resume, force, variant };
+    return { input, output, resume, force, variant, maxMemoryBytes };
   }
   if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to save");
   if (!path.endsWith(".safetensors")) {
     throw new UsageError(`--save-calibration must name a .safetensors file, got ${path}`);
   }
-  return { input, output, resume, force, variant, saveCalibration: { path, groupMoments } };
+  return { input, output, resume, force, variant, maxMemoryBytes, saveCalibration: { path, groupMoments } };
+}
+
+/** Bytes that an option names. */
+function sizeOf(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const [, number, prefix = "", binary = ""] = /^(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?$/i.exec(text) ?? [];
+  const bytes = Number(number) * (binary === "" ? 1000 : 1024) ** " kmgt".indexOf(prefix.toLowerCase() || " ");
+  if (bytes > 0) return bytes;
+  throw new UsageError(`--max-memory must be a size as in 12GB, got "${text}"`);
 }
 
 /** Writes the report of a run; what that needs is loaded only here. */

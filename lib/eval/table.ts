@@ -1,5 +1,7 @@
 /** Tables, sizes and durations as text. */
 
+export { formatBytes, secondsText } from "../progress.ts";
+
 /** Cells of a row by column. */
 export type TableRow = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
@@ -62,20 +64,3 @@ export function formatCells(rows: readonly (readonly string[])[], right: readonl
   return alignedLines(rows, right).join("\n");
 }
 
-/** Bytes in decimal units, three digits. */
-export function formatBytes(bytes: number): string {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  let unit = 0;
-  while (bytes >= 999.5 && unit < units.length - 1) {
-    bytes /= 1000;
-    unit++;
-  }
-  return `${unit === 0 ? bytes.toFixed(0) : bytes.toPrecision(3)} ${units[unit]}`;
-}
-
-/** A duration in the unit that fits. */
-export function secondsText(seconds: number): string {
-  if (seconds < 1) return `${Math.max(0.01, seconds).toFixed(2)} s`;
-  if (seconds < 120) return `${seconds.toPrecision(2)} s`;
-  return seconds < 7200 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(0)} h`;
-}

@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
-import { CalibrationError, IntegrityError, InterruptedError, OutputError, WeightsError } from "../errors.ts";
+import { CalibrationError, IntegrityError, InterruptedError, MemoryError, OutputError, WeightsError } from "../errors.ts";
 import {
   copyWhole,
   digestFile,
@@ -107,7 +107,7 @@ export async function withRewrite<T>(
   try {
     return await use(new Rewrite(job, options, folder));
   } catch (error) {
-    if (error instanceof WeightsError || error instanceof CalibrationError) folder.discard();
+    if ([WeightsError, CalibrationError, MemoryError].some((kind) => error instanceof kind)) folder.discard();
     else if (error instanceof InterruptedError) folder.syncJournal();
     throw error;
   } finally {

@@ -1,4 +1,5 @@
 /** Calibration within a run: data opened once when first needed, bits by plan or budget, and warnings. */
+import process from "node:process";
 import type { Calibrated } from "../calibration/mod.ts";
 import {
   calibrationDigest,
@@ -8,11 +9,13 @@ import {
 } from "../calibration/source.ts";
 import { type Config, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
+import { MemoryError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
+import { modelRequirements } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { BitPlan } from "../plan/budget.ts";
 import type { Plan } from "../plan/plan.ts";
-import type { RunOptions } from "../progress.ts";
+import { formatBytes, type RunOptions } from "../progress.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 
 /** Saved beside the weights when a budget or a plan chose the bits. */
@@ -32,6 +35,8 @@ interface CalibrationOptions extends RunOptions {
   readonly kernels: Kernels | undefined;
   readonly saveCalibration?: SaveCalibration | undefined;
   readonly force?: boolean | undefined;
+  /** Bytes that the process may take. */
+  readonly memoryBytes: number;
 }
 
 /** The calibration data of a run, opened when first needed. */
@@ -44,9 +49,24 @@ export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptio
       if (kernels === undefined) {
         throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
       }
+      if (opened === undefined) checkWeights(checkpoint, options.memoryBytes);
       return opened ??= openCalibration(checkpoint, config, kernels, saveCalibration, options);
     },
   };
+}
+
+/** @throws {MemoryError} when the weights alone do not fit, before one is read */
+function checkWeights(checkpoint: Checkpoint, memoryBytes: number): void {
+  const { weightBytes } = modelRequirements(checkpoint), needed = process.memoryUsage().rss + weightBytes;
+  if (needed <= memoryBytes) return;
+  throw new MemoryError(
+    `Cannot calibrate ${quote(checkpoint.path)}: the model must fit into ${formatBytes(memoryBytes)} (--max-memory), ` +
+      `got ${formatBytes(weightBytes)} of weights; with --solver clip and without phases and budgets a tensor at a time ` +
+      "is in memory",
+    needed,
+    memoryBytes,
+    { path: checkpoint.path },
+  );
 }
 
 /** Warns of keys without effect, and of layers that a bit plan leaves out. */

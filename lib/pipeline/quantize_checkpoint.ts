@@ -4,6 +4,7 @@
  * bits (`withConfig`). The files are the same, byte for byte.
  */
 import { join } from "node:path";
+import process from "node:process";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import type { SaveCalibration } from "../calibration/source.ts";
@@ -19,6 +20,7 @@ import {
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { CheckpointError } from "../errors.ts";
 import { isJsonObject } from "../files/json.ts";
+import { limitsOf } from "../files/limits.ts";
 import { quote } from "../files/positional.ts";
 import { runLimits } from "../models/mod.ts";
 import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
@@ -59,6 +61,7 @@ import {
   outputRequest,
   reservedHeaderBytes,
 } from "./checkpoint_run.ts";
+import { announce } from "./forecast.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
 
@@ -75,6 +78,11 @@ export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends
   readonly force?: boolean | undefined;
   /** Weights of this name where a folder has several, as `fp16`. */
   readonly variant?: string | undefined;
+  /**
+   * Bytes that the process may take for calibrated work, which is refused where it would take more; default what it has
+   * and three quarters of what is available.
+   */
+  readonly maxMemoryBytes?: number | undefined;
 }
 
 /** How to quantize a checkpoint. */
@@ -94,6 +102,8 @@ export interface QuantizeRun<K extends Kernels | undefined = Kernels> extends Di
   readonly config: Config;
   readonly kernels: K;
   readonly calibration: RunCalibration;
+  /** Bytes that the process may take for calibrated work. */
+  readonly memoryBytes: number;
   readonly options: RunOptions;
 }
 
@@ -202,12 +212,14 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
     checkpoint.close();
     throw error;
   }
-  const calibration = runCalibration(checkpoint, { ...options, kernels, config });
+  const memoryBytes = options.maxMemoryBytes ?? process.memoryUsage().rss + 0.75 * limitsOf().availableBytes;
+  const calibration = runCalibration(checkpoint, { ...options, kernels, config, memoryBytes });
   return {
     checkpoint,
     config,
     kernels,
     calibration,
+    memoryBytes,
     options,
     [Symbol.dispose]: () => checkpoint.close(),
   };
@@ -248,7 +260,7 @@ export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
   const keys = ["calibrationData", "calibrationSamples", "calibrationSeed"] as const;
   const calibration = keys.every((key) => config[key] === run.config[key])
     ? run.calibration
-    : runCalibration(checkpoint, { ...options, kernels, config });
+    : runCalibration(checkpoint, { ...options, kernels, config, memoryBytes: run.memoryBytes });
   return { ...run, config, calibration };
 }
 
@@ -268,15 +280,15 @@ export async function planRun(run: QuantizeRun<Kernels | undefined>): Promise<Pl
 }
 
 /** Bits by layer where a plan or a budget asks for them. */
-async function bitPlanOf(
-  { checkpoint, config, kernels, calibration, options }: QuantizeRun<Kernels | undefined>,
-): Promise<BitPlan | undefined> {
+async function bitPlanOf(run: QuantizeRun<Kernels | undefined>): Promise<BitPlan | undefined> {
+  const { checkpoint, config, kernels, calibration, options } = run;
   if (config.bitPlan !== null) {
     const matrices = [...checkpoint.tensors].filter(([, { info }]) => info.shape.length === 2);
     return readPlan(config.bitPlan, new Set(matrices.map(([name]) => name)));
   }
   if (!hasBudget(config)) return undefined;
   const calibrated = await calibration.open();
+  announce(run as QuantizeRun, calibrated, planQuantization(checkpoint, config).rows);
   return await stoppable(
     options.signal,
     "give the same command again; sensitivities are measured anew",
@@ -293,10 +305,11 @@ const quantizedRows = ({ rows }: Plan) => rows.filter(({ action }) => action ===
  * @throws {CalibrationError} when data cannot be used
  */
 export async function calibrateRun(
-  { config, calibration, options: { onEvent } }: QuantizeRun,
-  { plan }: PlannedRun,
+  run: QuantizeRun,
+  { plan, bitPlan }: PlannedRun,
   output?: Rewrite,
 ): Promise<Calibrated | undefined> {
+  const { config, calibration, options: { onEvent } } = run;
   if (output?.isComplete) return undefined;
   const rows = quantizedRows(plan);
   if (wantsPhases(config) && rows.length === 0) {
@@ -305,7 +318,10 @@ export async function calibrateRun(
   }
   const isSolved = CALIBRATED_SOLVERS.includes(config.solver) &&
     rows.some(({ name }) => !output?.isDone(name));
-  return isSolved || wantsPhases(config) ? await calibration.open() : undefined;
+  if (!isSolved && !wantsPhases(config)) return undefined;
+  const calibrated = await calibration.open();
+  if (isSolved && (bitPlan === undefined || !hasBudget(config))) announce(run, calibrated, rows);
+  return calibrated;
 }
 
 /**

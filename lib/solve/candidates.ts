@@ -76,6 +76,10 @@ function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
     .slice(0, candidates);
 }
 
+/** How many candidates are solved: one where nothing is held out to choose by. */
+export const candidateCount = (calibrated: Calibrated, config: Config): number =>
+  calibrated.data.heldOut.length === 0 ? 1 : candidatesOf(calibrated, config).length;
+
 /** A solved model. */
 export interface SolvedModel {
   readonly layers: ReadonlyMap<string, SolvedLayer>;

@@ -6,6 +6,7 @@ import { inspect } from "node:util";
 import { checkLibraries } from "../../lib/analysis/_libraries.ts";
 import { type ErrorCode, InterruptedError, OutputError } from "../../lib/errors.ts";
 import { loadConfig } from "../../lib/config/mod.ts";
+import { limitsOf } from "../../lib/files/limits.ts";
 import { outputError } from "../../lib/files/whole.ts";
 import type { OpenOptions } from "../../lib/native/mod.ts";
 import {
@@ -18,8 +19,9 @@ import {
   UsageError,
   usageLine,
 } from "./options.ts";
-import { print, printError, printJson } from "./text.ts";
 import { catchSignals, dropSignals, signalExitCode } from "./signals.ts";
+import { formatBytes } from "../../lib/eval/table.ts";
+import { formatSeconds, print, printError, printJson } from "./text.ts";
 
 /** Exit codes by error code; docs/errors.md lists them. */
 export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, number>> = {
@@ -148,4 +150,17 @@ export function prepareReport(target: string): void {
   } catch (cause) {
     throw outputError("write a report into", folder, cause);
   }
+}
+
+/** What the system lets a command have, as a line of its log. */
+export function limitsText(threads: number): string {
+  const { availableBytes, memoryLimit, quota, processorSeconds } = limitsOf();
+  const parts = [
+    `${threads} threads${quota === undefined ? "" : ` (quota of ${quota.processors.toPrecision(2)} processors: ${quota.path})`}`,
+    `${formatBytes(availableBytes)} of memory available${
+      memoryLimit === undefined ? "" : ` (limit of ${formatBytes(memoryLimit.bytes)}: ${memoryLimit.path})`
+    }`,
+    ...(processorSeconds === undefined ? [] : [`${formatSeconds(processorSeconds)} of processor time at most (ulimit -t)`]),
+  ];
+  return `limits: ${parts.join(", ")}`;
 }
