@@ -51,7 +51,8 @@ layers are then solved on them without running the model, with nothing held out 
     "--config FILE": "YAML; see docs/configuration.md",
     ...MODEL_OPTIONS,
     ...KERNEL_OPTIONS,
-    "--max-memory SIZE": "memory that calibrated work may take, as in 12GB; it is refused before it begins where it " +
+    "--max-memory SIZE":
+      "memory that calibrated work may take, as in 12GB; it is refused before it begins where it " +
       "would take more; default three quarters of what is available",
     "--dry-run": "show what would be done, and by which rules; write nothing",
     ...OUTPUT_OPTIONS,
@@ -188,7 +189,8 @@ function checkedTask(parsed: Options) {
 function sizeOf(text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   const [, number, prefix = "", binary = ""] = /^(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?$/i.exec(text) ?? [];
-  const bytes = Number(number) * (binary === "" ? 1000 : 1024) ** " kmgt".indexOf(prefix.toLowerCase() || " ");
+  const bytes = Number(number) *
+    (binary === "" ? 1000 : 1024) ** " kmgt".indexOf(prefix.toLowerCase() || " ");
   if (bytes > 0) return bytes;
   throw new UsageError(`--max-memory must be a size as in 12GB, got "${text}"`);
 }

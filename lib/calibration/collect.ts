@@ -109,7 +109,10 @@ interface BlockRun {
 /** Runs of blocks with wanted inputs, each as long as fits. */
 export function blockRuns<Batch>(
   model: Blockwise<Batch>,
-  { names, groups, second, bytesAtOnce = BYTES_AT_ONCE }: Pick<RunsOptions, "names" | "groups" | "second" | "bytesAtOnce">,
+  { names, groups, second, bytesAtOnce = BYTES_AT_ONCE }: Pick<
+    RunsOptions,
+    "names" | "groups" | "second" | "bytesAtOnce"
+  >,
 ): BlockRun[] {
   const blockOf = new Map<string, number>();
   for (const { block, layers } of model.stages) {

@@ -172,17 +172,22 @@ async function collectResumably(
   const ownAt = (name: string, index: number, keptBytes?: number) => {
     const own = exists(name) && index < count ? readOwn(name, fingerprint, keptBytes) : undefined;
     const inputs = [...wanted[index]?.inputs.keys() ?? []].join("\0");
-    return own !== undefined && isWanted(own.statistics) && [...own.statistics.inputs.keys()].join("\0") === inputs
+    return own !== undefined && isWanted(own.statistics) &&
+        [...own.statistics.inputs.keys()].join("\0") === inputs
       ? own
       : undefined;
   };
-  const missing = names.findIndex((name, i) => ownAt(name, i, 0) === undefined), runs = missing < 0 ? count : missing;
+  const missing = names.findIndex((name, i) => ownAt(name, i, 0) === undefined),
+    runs = missing < 0 ? count : missing;
   const stopped = ownAt(progress, runs, Infinity), done = stopped?.partsDone ?? 0;
   const isStarted = stopped !== undefined && done > 0 && done < parts;
   const start = { runs, ...(isStarted ? { statistics: stopped.statistics, parts: done } : { parts: 0 }) };
   if (runs > 0 || isStarted) {
     const ofRuns = count > 1 ? `, ${runs} of ${count} runs of blocks` : "";
-    onEvent?.({ kind: "resume", message: `${start.parts} of ${parts} parts of the data${ofRuns} were collected before` });
+    onEvent?.({
+      kind: "resume",
+      message: `${start.parts} of ${parts} parts of the data${ofRuns} were collected before`,
+    });
   } else if (exists(progress)) {
     onEvent?.({ kind: "warning", message: `${quote(progress)} is of another calibration and is replaced` });
   }
@@ -203,7 +208,8 @@ async function collectResumably(
         bytes: all,
         bytesResumed: 0,
       });
-      const isDue = done % PARTS_BETWEEN_SAVES === 0 || performance.now() - saved > MILLISECONDS_BETWEEN_SAVES;
+      const isDue = done % PARTS_BETWEEN_SAVES === 0 ||
+        performance.now() - saved > MILLISECONDS_BETWEEN_SAVES;
       if (done < parts && (isDue || signal?.aborted === true)) {
         writeCalibrationStatistics(progress, statistics, done);
         saved = performance.now();
@@ -221,7 +227,8 @@ async function collectResumably(
 
 /** Statistics of files of different layers of one pass, whose second moments are read when they are asked for. */
 function joined(paths: readonly string[], fingerprint: string): CalibrationStatistics {
-  const all = paths.map((path) => readCalibrationStatistics(path, { fingerprint }, 0).statistics), [first] = all;
+  const all = paths.map((path) => readCalibrationStatistics(path, { fingerprint }, 0).statistics),
+    [first] = all;
   const inputs = new Map(all.flatMap((each) => [...each.inputs]));
   const { groups, second, runs } = first!;
   const load: LoadMoments = (name, which) => inputs.get(name)![which]!;

@@ -63,4 +63,3 @@ function alignedLines(rows: readonly (readonly string[])[], right: readonly numb
 export function formatCells(rows: readonly (readonly string[])[], right: readonly number[] = []): string {
   return alignedLines(rows, right).join("\n");
 }
-

@@ -124,7 +124,10 @@ function listed(list: string): number {
 
 /** The one with the least of something. */
 const least = <T>(values: readonly T[], of: (value: T) => number): T | undefined =>
-  values.reduce<T | undefined>((best, value) => best === undefined || of(value) < of(best) ? value : best, undefined);
+  values.reduce<T | undefined>(
+    (best, value) => best === undefined || of(value) < of(best) ? value : best,
+    undefined,
+  );
 
 /** Bytes that the machine has left, where `/proc` does not say. */
 function machineBytes(): number {
@@ -153,8 +156,10 @@ export function limitsOf(system = ""): Limits {
   const machine = free === undefined ? machineBytes() : free * 1024;
   const groups = groupFolders(system, "memory").flatMap((folder) => memoryOf(folder) ?? []);
   const limit = least(groups, ({ bytes }) => bytes);
-  const quota = least(groupFolders(system, "cpu").flatMap((folder) => quotaOf(folder) ?? []), (own) =>
-    own.processors);
+  const quota = least(
+    groupFolders(system, "cpu").flatMap((folder) => quotaOf(folder) ?? []),
+    (own) => own.processors,
+  );
   const allowed = /^Cpus_allowed_list:\s*(\S+)/m.exec(textOf(`${system}/proc/self/status`))?.[1];
   const present = Math.min(availableParallelism(), allowed === undefined ? Infinity : listed(allowed));
   return {

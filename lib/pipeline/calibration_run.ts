@@ -60,8 +60,12 @@ function checkWeights(checkpoint: Checkpoint, memoryBytes: number): void {
   const { weightBytes } = modelRequirements(checkpoint), needed = process.memoryUsage().rss + weightBytes;
   if (needed <= memoryBytes) return;
   throw new MemoryError(
-    `Cannot calibrate ${quote(checkpoint.path)}: the model must fit into ${formatBytes(memoryBytes)} (--max-memory), ` +
-      `got ${formatBytes(weightBytes)} of weights; with --solver clip and without phases and budgets a tensor at a time ` +
+    `Cannot calibrate ${quote(checkpoint.path)}: the model must fit into ${
+      formatBytes(memoryBytes)
+    } (--max-memory), ` +
+      `got ${
+        formatBytes(weightBytes)
+      } of weights; with --solver clip and without phases and budgets a tensor at a time ` +
       "is in memory",
     needed,
     memoryBytes,

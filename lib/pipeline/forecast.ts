@@ -74,10 +74,13 @@ class Counted {
     );
     const largest = Math.max(0, ...parts.map(({ weights }) => weights.length));
     const width = this.#model.config.hiddenSize;
-    const logits = outputs && this.#model.kind !== "dit" ? 12 * largest * this.#model.config.vocabularySize : 0;
+    const logits = outputs && this.#model.kind !== "dit"
+      ? 12 * largest * this.#model.config.vocabularySize
+      : 0;
     return {
       multiplyAdds: costs.reduce((sum, cost) => sum + cost.multiplyAdds, 0),
-      bytes: Math.max(0, ...costs.map(({ activationBytes }) => activationBytes)) + 4 * largest * width + logits,
+      bytes: Math.max(0, ...costs.map(({ activationBytes }) => activationBytes)) + 4 * largest * width +
+        logits,
       states: 4 * positionsIn(parts) * width,
     };
   }
@@ -95,7 +98,8 @@ class Counted {
 
   stages(config: Config): Stage[] {
     const { data: { fit, heldOut }, statistics } = this.calibrated, settings = solverSettings(config);
-    const isBest = config.solver === "best", isRun = statistics === undefined || config.calibrationMode === "blocks";
+    const isBest = config.solver === "best",
+      isRun = statistics === undefined || config.calibrationMode === "blocks";
     const count = candidateCount(this.calibrated, config), layers = this.#layers();
     const isBlockwise = config.calibrationMode === "blocks", corrects = isBest && isBlockwise;
     const pass = this.#passes(isRun ? fit : [], false), tokens = positionsIn(isRun ? fit : []);
@@ -103,20 +107,31 @@ class Counted {
     const passes = starts * (FEEDBACK_PASSES + ROUND_PASSES * rounds) + (corrects ? 2 : 0) +
       (isBest && settings.annealing > 0 ? ANNEALING_PASSES : 0);
     const sum = (of: (cols: number, rows: number) => number, each: (cols: number) => number) =>
-      layers.reduce((total, { cols, rows }) => total + each(cols) + rows.reduce((s, own) => s + of(cols, own), 0), 0);
+      layers.reduce(
+        (total, { cols, rows }) => total + each(cols) + rows.reduce((s, own) => s + of(cols, own), 0),
+        0,
+      );
     const none = () => 0, factors = sum(none, (cols) => cols ** 3 / 4);
     // Beside the moment and its factor: sums, what inputs lost, the layer in several forms.
-    const solveBytes = Math.max(0, ...layers.map(({ cols, rows }) =>
-      4 * cols * cols * (corrects ? 5 : 3) + Math.max(...rows) * cols * 18 +
-      (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0)
-    ));
-    const packed = this.rows.reduce((bytes, row) => bytes + (row.action === "quantize" ? row.bytesAfter : 0), 0);
+    const solveBytes = Math.max(
+      0,
+      ...layers.map(({ cols, rows }) =>
+        4 * cols * cols * (corrects ? 5 : 3) + Math.max(...rows) * cols * 18 +
+        (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0)
+      ),
+    );
+    const packed = this.rows.reduce(
+      (bytes, row) => bytes + (row.action === "quantize" ? row.bytesAfter : 0),
+      0,
+    );
     const held = this.#passes(heldOut, true), stages: Stage[] = [];
     if (hasBudget(config)) {
       const groups = calibrationGroups(this.calibrated.data.axis, 1), second = "total" as const;
       const runs = blockRuns(this.calibrated.model as Blockwise<unknown>, { groups, second });
       const probe = this.#passes(heldOut.slice(0, 2), true);
-      const counted = statistics !== undefined ? [] : runs.map(({ inputs }) => statisticsBytes(inputs.values(), 1, second));
+      const counted = statistics !== undefined
+        ? []
+        : runs.map(({ inputs }) => statisticsBytes(inputs.values(), 1, second));
       stages.push({
         name: "sensitivities",
         work: {
@@ -154,13 +169,18 @@ class Counted {
   withSamples(share: number): Calibrated {
     const { data } = this.calibrated;
     const part = <T>(parts: readonly T[]) => parts.slice(0, Math.ceil(parts.length * share));
-    return { ...this.calibrated, data: { ...data, fit: part<never>(data.fit as never), heldOut: data.heldOut } } as Calibrated;
+    return {
+      ...this.calibrated,
+      data: { ...data, fit: part<never>(data.fit as never), heldOut: data.heldOut },
+    } as Calibrated;
   }
 }
 
 /** Multiply-adds a second of each kernel, timed now. */
 function timedRates(kernels: Kernels): Work {
-  const { rows, cols, tokens } = PROBE, x = new Float32Array(tokens * cols), weights = new Float32Array(rows * cols);
+  const { rows, cols, tokens } = PROBE,
+    x = new Float32Array(tokens * cols),
+    weights = new Float32Array(rows * cols);
   new RandomStream(1).fillNormal(x);
   new RandomStream(2).fillNormal(weights);
   const timed = <T>(multiplyAdds: number, run: () => T): readonly [rate: number, T] => {
@@ -203,7 +223,9 @@ export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonl
     throw new MemoryError(
       `Cannot calibrate ${quote(path)}: it must fit into ${formatBytes(memoryBytes)} (--max-memory), got ${
         formatBytes(resident + peak(stages))
-      } (${formatBytes(resident)} the process with the model, ${formatBytes(largest.bytes)} ${largest.name}); ` +
+      } (${formatBytes(resident)} the process with the model, ${
+        formatBytes(largest.bytes)
+      } ${largest.name}); ` +
         wayOut(config, counted, fits),
       resident + peak(stages),
       memoryBytes,
@@ -211,12 +233,18 @@ export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonl
     );
   }
   const total = (of: (stage: Stage) => number) => stages.reduce((sum, stage) => sum + of(stage), 0);
-  if (total(({ work }) => Object.values(work).reduce((a, b) => a + b, 0)) / LEAST_RATE < ANNOUNCED_SECONDS) return;
+  if (total(({ work }) => Object.values(work).reduce((a, b) => a + b, 0)) / LEAST_RATE < ANNOUNCED_SECONDS) {
+    return;
+  }
   const rates = timedRates(kernels), kinds = Object.keys(rates) as (keyof Work)[];
   const secondsOf = ({ work }: Stage) => kinds.reduce((sum, kind) => sum + work[kind] / rates[kind], 0);
   const seconds = total(secondsOf), bytes = resident + peak(stages);
   if (seconds < ANNOUNCED_SECONDS) return;
-  const parts = stages.map((stage) => ({ name: stage.name, seconds: secondsOf(stage), bytes: resident + stage.bytes }));
+  const parts = stages.map((stage) => ({
+    name: stage.name,
+    seconds: secondsOf(stage),
+    bytes: resident + stage.bytes,
+  }));
   onEvent?.({
     kind: "calibrate",
     message: `forecast: about ${secondsText(seconds)} (${
@@ -227,16 +255,26 @@ export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonl
 }
 
 /** A setting with which a run fits, the one that costs least first. */
-function wayOut(config: Config, counted: Counted, fits: (config: Config, data?: Calibrated) => boolean): string {
+function wayOut(
+  config: Config,
+  counted: Counted,
+  fits: (config: Config, data?: Calibrated) => boolean,
+): string {
   const { calibrationSamples } = config;
   const once = { ...config, calibrationMode: "once" } as const;
   for (const [text, other] of [["calibration_mode: once", once]] as const) {
     if (config.calibrationMode !== "once" && fits(other)) return `it fits with ${text}`;
   }
   for (let samples = 2 ** Math.ceil(Math.log2(calibrationSamples) - 1); samples >= 32; samples /= 2) {
-    if (fits(config, counted.withSamples(samples / calibrationSamples))) return `it fits with --samples ${samples}`;
+    if (fits(config, counted.withSamples(samples / calibrationSamples))) {
+      return `it fits with --samples ${samples}`;
+    }
   }
   const feedback = { ...once, solver: "feedback" } as const;
-  if (config.solver === "best" && fits(feedback)) return "it fits with --solver feedback and calibration_mode: once";
-  return `with --solver clip ${hasBudget(config) ? "and without a budget " : ""}a tensor at a time is in memory`;
+  if (config.solver === "best" && fits(feedback)) {
+    return "it fits with --solver feedback and calibration_mode: once";
+  }
+  return `with --solver clip ${
+    hasBudget(config) ? "and without a budget " : ""
+  }a tensor at a time is in memory`;
 }

@@ -163,20 +163,23 @@ export class CalibrationStatistics {
     const { count } = groups;
     const moments = (name: string, which: "second" | "groupSecond", length: number) =>
       load === undefined ? { value: new Float32Array(length) } : { get: () => load(name, which) };
-    this.inputs = new Map([...inputs].map(([name, { cols, layers }]) => [name, Object.defineProperties({
-      cols,
-      layers,
-      weight: new Float64Array(count),
-      tokens: new Float64Array(count),
-      samples: new Float64Array(count),
-      sum: new Float64Array(count * cols),
-      second: undefined,
-      groupSecond: undefined,
-      histograms: Array.from({ length: count }, () => new ActivationHistogram()),
-    }, {
-      ...(second === "none" ? {} : { second: moments(name, "second", cols * cols) }),
-      ...(second === "groups" ? { groupSecond: moments(name, "groupSecond", count * cols * cols) } : {}),
-    })]));
+    this.inputs = new Map([...inputs].map(([name, { cols, layers }]) => [
+      name,
+      Object.defineProperties({
+        cols,
+        layers,
+        weight: new Float64Array(count),
+        tokens: new Float64Array(count),
+        samples: new Float64Array(count),
+        sum: new Float64Array(count * cols),
+        second: undefined,
+        groupSecond: undefined,
+        histograms: Array.from({ length: count }, () => new ActivationHistogram()),
+      }, {
+        ...(second === "none" ? {} : { second: moments(name, "second", cols * cols) }),
+        ...(second === "groups" ? { groupSecond: moments(name, "groupSecond", count * cols * cols) } : {}),
+      }),
+    ]));
     for (const input of this.inputs.values()) {
       for (const layer of input.layers) {
         if (this.#inputOf.has(layer)) {
@@ -383,11 +386,16 @@ export class CalibrationStatistics {
       second: this.second,
       runs: [...this.runs, ...other.runs],
       load: isLoaded
-        ? (name, which) =>
-          addTo(this.inputs.get(name)![which]!.slice(), other.inputs.get(name)![which]!)
+        ? (name, which) => addTo(this.inputs.get(name)![which]!.slice(), other.inputs.get(name)![which]!)
         : undefined,
     });
-    const keys = ["weight", "tokens", "samples", "sum", ...isLoaded ? [] : ["second", "groupSecond"] as const] as const;
+    const keys = [
+      "weight",
+      "tokens",
+      "samples",
+      "sum",
+      ...isLoaded ? [] : ["second", "groupSecond"] as const,
+    ] as const;
     for (const [name, own] of merged.inputs) {
       for (const part of [this.inputs.get(name)!, other.inputs.get(name)!]) {
         for (const key of keys) {

@@ -66,7 +66,12 @@ const hasPart = (second: SecondMoments, key: keyof InputStatistics): boolean =>
   key === "second" ? second !== "none" : key !== "groupSecond" || second === "groups";
 
 /** The tensors of an input. */
-function entriesOf(name: string, input: InputStatistics, groups: number, second: SecondMoments): TensorEntry[] {
+function entriesOf(
+  name: string,
+  input: InputStatistics,
+  groups: number,
+  second: SecondMoments,
+): TensorEntry[] {
   const { cols, histograms } = input;
   const shapes = {
     weight: [groups],
@@ -204,7 +209,11 @@ export function readCalibrationStatistics(
 }
 
 /** Second moments of a tensor, one after the other. */
-function readMoments(file: SafetensorsFile, spec: TensorSpec, malformed: Malformed): Float32Array<ArrayBuffer> {
+function readMoments(
+  file: SafetensorsFile,
+  spec: TensorSpec,
+  malformed: Malformed,
+): Float32Array<ArrayBuffer> {
   const values = readFinite(file, spec, malformed) as Float32Array<ArrayBuffer>, cols = spec.shape.at(-1)!;
   for (let at = 0; at < values.length; at += cols * cols) {
     checkMoment(values.subarray(at, at + cols * cols), cols, spec.name, malformed);
@@ -212,7 +221,11 @@ function readMoments(file: SafetensorsFile, spec: TensorSpec, malformed: Malform
   return values;
 }
 
-function readFinite(file: SafetensorsFile, { name, dtype, shape }: TensorSpec, malformed: Malformed): TimeValues {
+function readFinite(
+  file: SafetensorsFile,
+  { name, dtype, shape }: TensorSpec,
+  malformed: Malformed,
+): TimeValues {
   const values = readValues(file, name, dtype as TimeDtype, [shape], malformed);
   const bad = values.findIndex((value) => !Number.isFinite(value));
   if (bad >= 0) throw malformed(`numbers must be finite, got ${values[bad]} at ${bad}`, name);

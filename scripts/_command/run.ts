@@ -156,11 +156,15 @@ export function prepareReport(target: string): void {
 export function limitsText(threads: number): string {
   const { availableBytes, memoryLimit, quota, processorSeconds } = limitsOf();
   const parts = [
-    `${threads} threads${quota === undefined ? "" : ` (quota of ${quota.processors.toPrecision(2)} processors: ${quota.path})`}`,
+    `${threads} threads${
+      quota === undefined ? "" : ` (quota of ${quota.processors.toPrecision(2)} processors: ${quota.path})`
+    }`,
     `${formatBytes(availableBytes)} of memory available${
       memoryLimit === undefined ? "" : ` (limit of ${formatBytes(memoryLimit.bytes)}: ${memoryLimit.path})`
     }`,
-    ...(processorSeconds === undefined ? [] : [`${formatSeconds(processorSeconds)} of processor time at most (ulimit -t)`]),
+    ...(processorSeconds === undefined
+      ? []
+      : [`${formatSeconds(processorSeconds)} of processor time at most (ulimit -t)`]),
   ];
   return `limits: ${parts.join(", ")}`;
 }

@@ -7,7 +7,11 @@ import { type Calibrated, loadCalibration } from "../../lib/calibration/mod.ts";
 import { calibrationGroups, saveStatistics } from "../../lib/calibration/saved_statistics.ts";
 import { type Blockwise, loadModel } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { type CalibrationStatistics, readCalibrationStatistics, statisticsBytes } from "../../lib/time/mod.ts";
+import {
+  type CalibrationStatistics,
+  readCalibrationStatistics,
+  statisticsBytes,
+} from "../../lib/time/mod.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";
 import { ditCheckpoint, dreamCheckpoint, SMALL_IMAGE, SMALL_LANGUAGE, store } from "../_models.ts";
 
@@ -65,7 +69,9 @@ describe("statistics of a block at a time", () => {
     expect(runs.length).toBeGreaterThan(1);
     expect(runs.some(({ begin, end }) => end - begin > 1)).toBe(true);
     for (const { begin, end, inputs } of runs) {
-      if (end - begin > 1) expect(statisticsBytes(inputs.values(), 2, "total")).toBeLessThanOrEqual(bytesAtOnce);
+      if (end - begin > 1) {
+        expect(statisticsBytes(inputs.values(), 2, "total")).toBeLessThanOrEqual(bytesAtOnce);
+      }
     }
   });
 

@@ -10,7 +10,12 @@ afterAll(() => place.remove());
 /** A folder in place of `/` with these files. */
 function system(files: Readonly<Record<string, string>>): string {
   const root = place.fresh();
-  for (const [name, text] of Object.entries({ "proc/meminfo": "MemFree: 1 kB\nMemAvailable: 8000000 kB\n", ...files })) {
+  for (
+    const [name, text] of Object.entries({
+      "proc/meminfo": "MemFree: 1 kB\nMemAvailable: 8000000 kB\n",
+      ...files,
+    })
+  ) {
     mkdirSync(dirname(join(root, name)), { recursive: true });
     writeFileSync(join(root, name), text);
   }
@@ -18,7 +23,8 @@ function system(files: Readonly<Record<string, string>>): string {
 }
 
 const V2 = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-const v1 = (root: string, at = "/sys/fs/cgroup/memory") => `35 31 0:32 ${root} ${at} rw - cgroup cgroup rw,memory\n`;
+const v1 = (root: string, at = "/sys/fs/cgroup/memory") =>
+  `35 31 0:32 ${root} ${at} rw - cgroup cgroup rw,memory\n`;
 const stat = (inactive: number, active: number, prefix = "") =>
   `anon 60\n${prefix}inactive_file ${inactive}\n${prefix}active_file ${active}\nfile 99\n`;
 const group2 = (folder: string, max: string, current: number, cached: number) => ({
@@ -110,7 +116,9 @@ describe("processors that a process may use", () => {
   }
 
   test("the processor time after which the system ends it", () => {
-    const file = (limit: string) => ({ "proc/self/limits": `Max cpu time              ${limit}   unlimited seconds\n` });
+    const file = (limit: string) => ({
+      "proc/self/limits": `Max cpu time              ${limit}   unlimited seconds\n`,
+    });
     expect(limitsOf(system(file("3600"))).processorSeconds).toBe(3600);
     expect(limitsOf(system(file("unlimited"))).processorSeconds).toBeUndefined();
   });

@@ -15,7 +15,9 @@ const usage = { name: "_long_solve.ts", operands: "", about: "", options: {} } a
 
 await defineCommand(usage, async () => {
   using kernels = await openCommandKernels({ threads: 1 });
-  const x = new Float32Array(64 * COLS), row = new Float32Array(COLS), weights = new Float32Array(ROWS * COLS);
+  const x = new Float32Array(64 * COLS),
+    row = new Float32Array(COLS),
+    weights = new Float32Array(ROWS * COLS);
   new RandomStream(1).fillNormal(x);
   new RandomStream(2).fillNormal(row);
   for (let i = 0; i < ROWS; i++) weights.set(row, i * COLS);

@@ -95,7 +95,9 @@ describe("a signal", () => {
   });
 
   test("while weights alone are looked at, too", async () => {
-    const input = join(MODELS, "dream-mini"), wanted = place.fresh("wanted-4"), stopped = place.fresh("stopped-4");
+    const input = join(MODELS, "dream-mini"),
+      wanted = place.fresh("wanted-4"),
+      stopped = place.fresh("stopped-4");
     const config = { ...DEFAULT_CONFIG, solver: "clip" } as const;
     await catching((kernels) => quantizeCheckpoint({ input, output: wanted, config, kernels }));
     const error = await rejection(catching((kernels) =>
@@ -108,7 +110,9 @@ describe("a signal", () => {
       })
     ));
     expect(error.message).toMatch(/^Stopped by SIGTERM: \d+ of \d+ tensors are done; .*--resume/);
-    await catching((kernels) => quantizeCheckpoint({ input, output: stopped, config, kernels, resume: true }));
+    await catching((kernels) =>
+      quantizeCheckpoint({ input, output: stopped, config, kernels, resume: true })
+    );
     expect(differences(stopped, wanted)).toEqual([]);
   });
 });
