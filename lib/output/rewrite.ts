@@ -6,7 +6,14 @@
 import { createHash } from "node:crypto";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
-import { CalibrationError, IntegrityError, InterruptedError, MemoryError, OutputError, WeightsError } from "../errors.ts";
+import {
+  CalibrationError,
+  IntegrityError,
+  InterruptedError,
+  MemoryError,
+  OutputError,
+  WeightsError,
+} from "../errors.ts";
 import {
   copyWhole,
   digestFile,
