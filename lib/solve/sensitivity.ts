@@ -79,7 +79,11 @@ export async function planByBudget(
   for await (const statistics of parts) {
     const known = new Set([...statistics.inputs.values()].flatMap((input) => input.layers));
     for (const row of measurable.filter(({ name }) => known.has(name))) {
-      const found = layerOptions({ calibrated, config, kernels, solver, statistics }, row, layers.get(row.name)!);
+      const found = layerOptions(
+        { calibrated, config, kernels, solver, statistics },
+        row,
+        layers.get(row.name)!,
+      );
       options.set(row.name, found);
       onProgress?.({
         tensor: `${row.name} (sensitivity)`,
