@@ -103,6 +103,18 @@ describe("FP8 weights read as codes times scales", () => {
     expectProducts(tensors, W, (row, col) => 3 * Math.floor(row / 48) + Math.floor(col / 80), odd);
   });
 
+  test("of experts in one tensor, each with its blocks", () => {
+    const tensors = { "experts.up": codes([2, 130, 40]), "experts.up_scale": floats([2, 2, 1]) };
+    using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), tensors, FP8));
+    const scales = tensors["experts.up_scale"].data as Float32Array,
+      data = tensors["experts.up"].data as Uint8Array;
+    const wanted = Float32Array.from(data, (code, i) => {
+      const row = Math.floor(i / 40), expert = Math.floor(row / 130);
+      return decoded(code, "F8_E4M3") * scales[2 * expert + Math.floor(row % 130 / 128)]!;
+    });
+    expect(new Float32Array(checkpoint.read("experts.up").buffer)).toEqual(wanted);
+  });
+
   test("of a scale in another shard, as bfloat16 where the model has that type", () => {
     const folder = place.fresh("shards"), A = "model-00001-of-00002.safetensors", B = A.replace("1-", "2-");
     const half = { dtype: "BF16", shape: [], data: Uint16Array.of(0x3f40) }; // 0.75
