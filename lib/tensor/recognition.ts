@@ -25,7 +25,7 @@ interface Kind {
 /** The tensor of another name in the same module. */
 type Has = (name: string) => TensorInfo | undefined;
 
-const isInteger = ({ dtype }: TensorInfo) => /^[UI]\d/.test(dtype);
+const isInteger = (info: TensorInfo | undefined) => /^[UI]\d/.test(info?.dtype ?? "");
 const isByte = ({ dtype }: TensorInfo) => /^[UI][48]$/.test(dtype);
 /** Floats that no kernel reads; without scales they are kept. */
 const isTiny = ({ dtype }: TensorInfo) => /^(?:F4|F6_\w+|F8_\w+FNUZ)$/.test(dtype);
@@ -37,20 +37,27 @@ const KINDS: readonly Kind[] = [
     wayOut: `load it with transformers and save what model.dequantize() gives, or ${ORIGINAL}`,
   },
   { what: "weights of Nunchaku (SVDQuant)", names: /\.wscales$/ },
-  { what: "GPTQ weights", names: /(?:^|\.)g_idx$/ },
+  { what: "GPTQ weights", names: /(?:^|\.)g_idx$/, holds: isInteger },
   {
     what: "AWQ weights",
     names: /\.qweight$/,
     holds: ({ shape }, has) => (has("scales")?.shape[1] ?? 0) === (shape[1] ?? 1) * 8,
   },
-  { what: "GPTQ weights", names: /\.qweight$/, holds: (_, has) => has("scales") !== undefined },
-  { what: "EETQ weights", names: /\.weight_scales$/ },
-  { what: "HQQ weights", names: /(?:^|\.)W_q$/ },
+  {
+    what: "GPTQ weights",
+    names: /\.qweight$/,
+    holds: (info, has) => isInteger(info) && has("scales") !== undefined,
+  },
+  {
+    what: "EETQ weights",
+    names: /\.weight_scales$/,
+    holds: (_, has) => isInteger(has("weight") ?? has("qweight")),
+  },
+  { what: "HQQ weights", names: /(?:^|\.)W_q$/, holds: isInteger },
   { what: "AQLM weights", names: /\.codebooks$/, holds: (_, has) => has("codes") !== undefined },
   { what: "QuIP# weights", names: /\.Qidxs$/ },
-  { what: "VPTQ weights", names: /\.centroids(?:\.weight)?$/ },
   { what: "EXL2 or EXL3 weights", names: /\.(?:q_invperm|q_scale_max|trellis)$/ },
-  { what: "DFloat11 weights", names: /\.encoded_exponent$/ },
+  { what: "DFloat11 weights", names: /\.encoded_exponent$/, holds: isInteger },
   { what: "weights of optimum-quanto", names: /\.weight\._(?:data|scale|shift)$/ },
   {
     what: "torchao weights",
@@ -60,13 +67,14 @@ const KINDS: readonly Kind[] = [
   {
     what: "MLX weights",
     names: /(?:^|\.)scales$/,
-    holds: (_, has) => isInteger(has("weight") ?? { dtype: "F32" } as TensorInfo),
+    holds: (_, has) => isInteger(has("weight")),
     wayOut: `give what mlx_lm.convert --dequantize writes, or ${ORIGINAL}`,
   },
   { what: "MXFP4 weights", names: /_blocks$/, holds: ({ dtype }) => dtype === "U8" },
   {
     what: "packed weights of compressed-tensors, or of this tool without its config.json",
     names: /\.weight_packed$/,
+    holds: isInteger,
   },
   {
     what: "NVFP4 or MXFP weights (ModelOpt, ComfyUI)",
@@ -109,12 +117,12 @@ export function recognise(
   }
   const matrices = [...tensors.values()].filter(({ info: { shape } }) => shape.length > 1);
   if (isAdapter || (matrices.length > 0 && matrices.every(({ info: { name } }) => LORA.test(name)))) {
-    return "a LoRA or another adapter alone, which is no model: merge it into its base first (PEFT: merge_and_unload(), diffusers: " +
-      "fuse_lora()) and quantize what that saves";
+    return "a LoRA or another adapter alone, which is no model: merge it into its base first (PEFT: " +
+      "merge_and_unload(), diffusers: fuse_lora()) and quantize what that saves";
   }
   if (fp8.fault !== undefined) {
-    return `${fp8.fault}: such codes are no weights until they are scaled; convert them with the library that wrote ` +
-      `them, or ${ORIGINAL}`;
+    return `${fp8.fault}: such codes are no weights until they are scaled; convert them with the library that ` +
+      `wrote them, or ${ORIGINAL}`;
   }
   const told = toldBy(config);
   if (told === undefined || fp8.count > 0) return undefined;

@@ -35,7 +35,7 @@ export interface ScaledFp8 {
 /** Types of scales. F8_E8M0 is an exponent alone. */
 const SCALE_DTYPES: readonly Dtype[] = ["F32", "BF16", "F16", "F64", "F8_E8M0"];
 /** Largest scale tensor: it is read whole, and has one element for 128 weights or more where it has many. */
-const MAX_SCALES = 2 ** 26;
+const MAX_SCALES = 2 ** 24;
 /** Entries beside a weight that say nothing about its values: scales of activations, and ComfyUI's label. */
 const WITHOUT_EFFECT = "input_scale scale_input output_scale scale_output input_scale_ub comfy_quant".split(
   " ",
@@ -92,7 +92,9 @@ export function scaledFp8(
     hidden.add(found.scale.info.name);
     for (const part of WITHOUT_EFFECT) hidden.add(beside(name, part));
   }
-  if (tensors.size > 0) { for (const name of all.keys()) if (OF_CACHE.test(name)) hidden.add(name); }
+  if (tensors.size > 0 && saysScaled) {
+    for (const [name, { info }] of all) if (info.elements === 1 && OF_CACHE.test(name)) hidden.add(name);
+  }
   const more = faults.length > 1 ? ` (and ${faults.length - 1} more)` : "";
   return { tensors, hidden, fault: faults.length === 0 ? undefined : faults[0] + more };
 }

@@ -63,6 +63,21 @@ test("weights of other quantizers are recognised by name", () => {
   }
 });
 
+test("names of those that stand for something else are none", () => {
+  const plain = {
+    W_q: "F32 8,8",
+    W_k: "F32 8,8",
+    scales: "F32 8",
+    qweight: "F32 8,8",
+    centroids: "F32 4,8",
+    g_idx: "F32 8",
+  };
+  using checkpoint = openCheckpoint(
+    writeCheckpoint(place.fresh(), tensors({ ...plain, weight: "F32 8,8" }), {}),
+  );
+  expect(checkpoint.foreign).toBe(undefined);
+});
+
 test("a LoRA alone is no model, one in a model is left to its keep rules", () => {
   const peft = { "lora_A.weight": "F32 4,8", "lora_B.weight": "F32 8,4" };
   const diffusers = { "lora.down.weight": "F16 4,8", "lora.up.weight": "F16 8,4" };
