@@ -54,8 +54,7 @@ type Fault = (reason: string, cause?: unknown) => Error;
 class RowReader {
   readonly warnings: string[] = [];
   readonly #never: ReadonlySet<number | undefined>;
-  readonly #pad: number | undefined;
-
+  readonly #pads: ReadonlySet<number | undefined>;
   readonly files: ReturnType<typeof readTokenizerFiles>;
 
   constructor(folder: string, readonly config: MaskedTransformerConfig, readonly limit: number) {
@@ -66,8 +65,8 @@ class RowReader {
       this.warnings.push(`the tokenizer's special tokens are not known: ${(cause as Error).message}`);
     }
     const named = this.files && specialTokens(this.files);
-    this.#pad = padToken ?? named?.pad;
-    const never = new Set([...named?.all ?? [], maskToken, this.#pad, bosToken]);
+    this.#pads = new Set([padToken, named?.pad]);
+    const never = new Set([...named?.all ?? [], ...this.#pads, maskToken, bosToken]);
     // The token that ends an answer is learned as its last one.
     for (const token of eosTokens) never.delete(token);
     this.#never = never;
@@ -78,7 +77,7 @@ class RowReader {
     { tokens, answerStart = 0, attention }: Row,
     fault: Fault,
   ): Sequence & { readonly isCut: boolean } {
-    const { vocabularySize, bosToken, eosTokens } = this.config, pad = this.#pad;
+    const { vocabularySize, maskToken, bosToken, eosTokens } = this.config;
     for (let i = 0; i < tokens.length; i++) {
       const token = tokens[i]!;
       if (!(Number.isInteger(token) && token >= 0 && token < vocabularySize)) {
@@ -90,21 +89,20 @@ class RowReader {
       for (let i = 0; i < answerStart; i++) if (attention[i] === 0) start--;
       own = own.filter((_, i) => attention[i] !== 0);
     }
-    // Where padding is also the end or the beginning, one of a run is that.
-    const isEnd = pad !== undefined && eosTokens.includes(pad);
-    if (pad !== undefined && (attention === undefined || !isEnd)) {
-      let begin = Math.max(0, own.findIndex((token) => token !== pad));
-      let end = own.findLastIndex((token) => token !== pad) + 1;
-      if (pad === bosToken && begin > 0) begin--;
-      if (isEnd && end > 0 && end < own.length) end++;
-      own = own.subarray(begin, end);
-      start = Math.max(0, start - begin);
-    }
+    const isPadding = (token: number) =>
+      this.#pads.has(token) && (attention === undefined || !eosTokens.includes(token));
+    let begin = Math.max(0, own.findIndex((token) => !isPadding(token)));
+    let end = own.findLastIndex((token) => !isPadding(token)) + 1;
+    // Where padding is also the beginning or the end, one of a run is that.
+    if (begin > 0 && own[begin - 1] === bosToken) begin--;
+    if (end > 0 && end < own.length && eosTokens.includes(own[end]!)) end++;
+    own = own.subarray(begin, end);
+    start = Math.max(0, start - begin);
     if (start >= this.limit) {
       throw fault(`must leave room for what is predicted in ${this.limit} tokens, got a prompt of ${start}`);
     }
     const cut = own.slice(0, this.limit);
-    if (!cut.some((token) => token !== this.config.maskToken && token !== this.#pad)) {
+    if (!cut.some((token) => token !== maskToken && !isPadding(token))) {
       throw fault("must have tokens beside mask and padding, got none");
     }
     while (start < cut.length && !this.isPredictable(cut, start)) start++;

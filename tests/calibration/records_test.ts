@@ -4,9 +4,13 @@ import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Calibrated, loadCalibration } from "../../lib/calibration/mod.ts";
+import { collectStatistics } from "../../lib/calibration/collect.ts";
+import { calibrationGroups } from "../../lib/calibration/saved_statistics.ts";
 import { CalibrationError, CheckpointError } from "../../lib/errors.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
+import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/settings.ts";
+import { solveModel } from "../../lib/solve/solve_model.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";
 
 const place = workplace();
@@ -137,6 +141,12 @@ describe("calibration records", () => {
       "generation_config.json": { pad_token_id: null },
     });
     expect(runOf(await load(ids(padded(ROWS)), model))).toEqual(runOf(await load(ids(ROWS), model)));
+  });
+
+  test("are padded by the tokenizer's token where it is another", async () => {
+    const model = variant({ "tokenizer_config.json": { pad_token: "p" } });
+    const rows = ROWS.filter((row) => !row.includes(34));
+    expect(runOf(await load(ids(padded(rows, 34)), model))).toEqual(runOf(await load(ids(rows), model)));
   });
 
   test("never have special tokens predicted, but the end of an answer", async () => {
@@ -303,4 +313,32 @@ describe("calibration records", () => {
     const { data } = await load(tensors({ input_ids: rows }));
     expect(data.source).toMatch(/130000 records, \d+ distinct/);
   }, 20_000);
+});
+
+test("saved statistics that lack layers are refused before anything is solved, naming them", async () => {
+  const calibrated = await load(ids(ROWS), DREAM, 8), solved: string[] = [];
+  if (calibrated.kind !== "sequences") throw new TypeError("must be sequences");
+  const [first, second] = calibrated.model.stages.map(({ layers }) => layers[0]!.name);
+  const statistics = await collectStatistics(calibrated, {
+    kernels,
+    fingerprint: "",
+    groups: calibrationGroups(calibrated.data.axis, 1),
+    second: "total",
+    run: { identity: "", source: "", isSynthetic: false, samples: 8 },
+    names: new Set([first!]),
+  });
+  const error = await rejection(solveModel({ ...calibrated, statistics }, {
+    kernels,
+    solver: "feedback",
+    mode: "once",
+    settings: DEFAULT_SOLVER_SETTINGS,
+    gridOf: (name) =>
+      [first, second].includes(name) ? { bits: 2, groupSize: 0, zeroPoint: "real" } : undefined,
+    onLayer: ({ name }) => solved.push(name),
+  }));
+  expect([error instanceof CalibrationError, error.message, solved]).toEqual([
+    true,
+    expect.stringContaining(`got none of "${second}"`),
+    [],
+  ]);
 });

@@ -269,6 +269,21 @@ describe("merging", () => {
     }
     expect(held(own)).toBe(before);
   });
+
+  test("layers of which there are none are named", () => {
+    const lacking = new CalibrationStatistics({
+      fingerprint: "model",
+      groups: GROUPS,
+      second: "groups",
+      runs: [runOf("b")],
+      inputs: new Map([["q.weight", { cols: COLS, layers: ["q.weight"] }]]),
+    });
+    const missing = thrown(() => lacking.checkLayers(["q.weight", "k.weight", "time.weight"]));
+    expect(missing).toBeInstanceOf(CalibrationError);
+    expect(missing.message).toContain('got none of "k.weight", "time.weight"');
+    const message = 'the same layers, got "k.weight", "time.weight" in one of them';
+    expect(thrown(() => addAll(empty(), first).merge(lacking)).message).toContain(message);
+  });
 });
 
 describe("files", () => {
