@@ -400,7 +400,8 @@ const LATENTS_SUFFIX = ".safetensors";
 function latentsOf({ root }: Checkpoint, { channels }: DitConfig) {
   const path = join(root, "vae", "config.json"), hasVae = existsSync(path);
   if (!hasVae && (channels === 1 || channels === 3)) return undefined;
-  const stored = hasVae ? readJsonFile(path) : {};
+  // diffusers' own default, which a configuration may leave out
+  const stored = hasVae ? { scaling_factor: 0.18215, ...readJsonFile(path) } as Record<string, unknown> : {};
   const factors = ["scaling_factor", "shift_factor"].filter((key) => typeof stored[key] === "number");
   const which = hasVae ? `the decoder in ${printable(join(root, "vae"))}` : "a decoder (an AutoencoderKL)";
   return {
