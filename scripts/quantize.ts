@@ -47,6 +47,8 @@ layers are then solved on them without running the model, with nothing held out 
     "--time-groups N": "time groups of the phases (configuration: num_time_groups)",
     "--target-bits X": "bits per weight over all quantized layers, chosen by layer",
     "--plan FILE": "bits and group sizes by layer, as a run with --target-bits saves them",
+    "--embedding-bits N": "2, 3, 4, 8 or 16 (kept); default 4, with 8 bits 8, small tables kept",
+    "--head-bits N": "the same for the layer that scores tokens; default 8",
     "--zero-point KIND": "real (default), integer or symmetric",
     "--config FILE": "YAML; see docs/configuration.md",
     ...MODEL_OPTIONS,
@@ -81,6 +83,8 @@ const KEYS = {
   samples: "calibration_samples",
   "target-bits": "target_bits_per_weight",
   plan: "bit_plan",
+  "embedding-bits": "embedding_bits",
+  "head-bits": "head_bits",
   "zero-point": "zero_point",
   threads: "num_threads",
   backend: "backend",
@@ -273,6 +277,7 @@ function printSummary(report: RunReport, seconds: number): void {
       }, ` +
       `${(totals.fileBytesBefore / Math.max(1, totals.fileBytesAfter)).toFixed(2)} times smaller`,
     ],
+    ["all weights", `${totals.bitsPerWeightOfAll.toFixed(3)} bits per weight, kept tensors included`],
     [
       "quantized",
       `${formatCount(totals.weights)} weights at ${totals.bitsPerWeight.toFixed(3)} bits per weight`,

@@ -164,7 +164,8 @@ export async function quantizeRun(name: string, result: QuantizeResult): Promise
     },
     configuration: configurationOf(resolved),
     summary: [
-      { label: "bits per weight", value: `${totals.bitsPerWeight.toFixed(3)} bits` },
+      { label: "bits per weight, all tensors", value: `${totals.bitsPerWeightOfAll.toFixed(3)} bits` },
+      { label: "bits per weight, quantized layers", value: `${totals.bitsPerWeight.toFixed(3)} bits` },
       { label: "files", value: `${megabytes(totals.fileBytesBefore)} → ${megabytes(totals.fileBytesAfter)}` },
       ...(totals.relativeRmsError === undefined
         ? []

@@ -36,7 +36,7 @@ function meanDistance<Batch>(
 ): number {
   const all = parts.flatMap((part) => {
     const run = (options: Parameters<typeof model.finish>[2]) => {
-      const hidden = model.start(part.batch);
+      const hidden = model.start(part.batch, options);
       for (let block = 0; block < blockCount(model); block++) {
         model.runBlock(block, part.batch, hidden, options);
       }

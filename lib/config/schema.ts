@@ -54,6 +54,8 @@ export interface Config {
   };
   readonly zeroPoint: ZeroPointKind;
   readonly minAccuracy: number;
+  readonly embeddingBits: LayerBits | null;
+  readonly headBits: LayerBits | null;
   readonly layerBitWidths: Readonly<Record<string, LayerBits>>;
   readonly skipSensitiveLayers: boolean;
   readonly sensitiveLayerNames: readonly string[];
@@ -187,6 +189,14 @@ const ROWS: Rows = {
   min_accuracy: key(number(0, 1), 0).means(
     "Smallest cosine between a tensor and its quantized form; below it the tensor is quantized again " +
       "with 3, 4, then 8 bits. 0: never",
+  ),
+  embedding_bits: key(orNull(integerOf(2, 3, 4, 8, 16)), null, { unit: "bits" }).means(
+    "Bits of the token embedding; 16 keeps it as it is. null: 8 with `bit_width` 8, else 4, for a table of " +
+      "65,536 weights or more and `zero_point` real; otherwise 16",
+  ),
+  head_bits: key(orNull(integerOf(2, 3, 4, 8, 16)), null, { unit: "bits" }).means(
+    "Bits of the layer that scores tokens, also where it is the embedding; 16 keeps it as it is. null: 8 " +
+      "for a layer of 65,536 weights or more and `zero_point` real; otherwise 16",
   ),
   layer_bit_widths: key(layerBits, {}).means(
     "Bits for single tensors, by name or pattern; 16 keeps the tensor as it is. A tensor's own name " +

@@ -36,8 +36,8 @@ export function quantizationConfig(layers: readonly LayerRecord[], config: Confi
     }])),
   };
   const isExpressible = quantized.length > 0 && config.zeroPoint !== "real" &&
-    quantized.every(({ shape, groupSize, scaleBits, zeroPoint }) =>
-      scaleBits === undefined && zeroPoint === config.zeroPoint &&
+    quantized.every(({ shape, groupSize, scaleBits, zeroPoint, reason }) =>
+      reason !== "embedding_bits" && scaleBits === undefined && zeroPoint === config.zeroPoint &&
       (groupSize === 0 || shape[1]! % groupSize! === 0)
     );
   if (!isExpressible) return { quant_method: SECTION_KEY, [SECTION_KEY]: section };

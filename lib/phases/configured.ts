@@ -4,7 +4,7 @@ import { join } from "node:path";
 import type { Config } from "../config/mod.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
-import { LAYER_SOLVERS, type PackedTensor, quantize } from "../quant/mod.ts";
+import type { PackedTensor } from "../quant/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { modelFingerprint, TimeParameters, writeTimeParameters } from "../time/mod.ts";
 import { calibrationSource } from "../calibration/source.ts";
@@ -12,9 +12,10 @@ import type { Calibrated } from "../calibration/mod.ts";
 import type { PhaseModel } from "./context.ts";
 import type { PhaseResult, PhasesReport } from "./report.ts";
 import { phaseSettings } from "./settings.ts";
-import type { Plan } from "../plan/plan.ts";
+import { isTokenTable, type Plan } from "../plan/plan.ts";
 import type { RunEvent, RunOptions } from "../progress.ts";
-import { denseWeights, type SolvedLayer } from "../solve/solve_model.ts";
+import { quantizedByWeights } from "../solve/by_weights.ts";
+import type { SolvedLayer } from "../solve/solve_model.ts";
 
 /** Inputs of {@linkcode runConfiguredPhases}. */
 export interface ConfiguredPhases {
@@ -31,18 +32,13 @@ export interface ConfiguredPhases {
 export function packedLayers(
   { calibrated, plan, config, kernels, solved }: Omit<ConfiguredPhases, "checkpoint">,
 ): Map<string, PackedTensor> {
-  const layers = new Map(
-    calibrated.model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])),
-  );
-  const rows = plan.rows.filter(({ action, name }) => action === "quantize" && layers.has(name));
-  return new Map(rows.map((row): [string, PackedTensor] => {
-    const own = solved?.get(row.name)?.tensor;
-    if (own !== undefined) return [row.name, own];
-    const { bits, groupSize, zeroPoint, scaleBits } = row, [height, width] = row.shape as [number, number];
-    const data = denseWeights(kernels, layers.get(row.name)!),
-      solver = LAYER_SOLVERS[config.solver].withoutMoment;
-    const options = { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits, solver };
-    return [row.name, quantize(kernels, { data, dtype: "F32" }, height, width, options)];
+  const names = new Set(calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
+  const rows = plan.rows.filter((row) => names.has(row.name) && !isTokenTable(row));
+  const others = rows.filter(({ name }) => solved?.has(name) !== true);
+  const byWeights = quantizedByWeights(calibrated.model, others, config, kernels);
+  return new Map(rows.flatMap(({ name }): [string, PackedTensor][] => {
+    const tensor = solved?.get(name)?.tensor ?? byWeights.get(name);
+    return tensor === undefined ? [] : [[name, tensor]];
   }));
 }
 
@@ -62,6 +58,7 @@ export async function runConfiguredPhases(
       kernels,
       source: calibrationSource(checkpoint, config),
       seed: config.calibrationSeed,
+      tables: quantizedByWeights(calibrated.model, run.plan.rows.filter(isTokenTable), config, kernels),
       workspace: new Workspace(),
       signal,
       onProgress: event,

@@ -22,6 +22,8 @@ export interface PhaseContext {
   readonly checkpoint: Checkpoint;
   readonly calibrated: Calibrated;
   readonly kernels: Kernels;
+  /** Packed token tables, which belong to every model with packed layers. */
+  readonly tables?: ReadonlyMap<string, PackedTensor> | undefined;
   /** Where the calibration data come from and with which seed, for more of them. */
   readonly source: string;
   readonly seed: number;
@@ -35,10 +37,11 @@ export interface PhaseContext {
 
 /** Loads a model in the making. */
 export function loadPhaseModel(
-  { checkpoint, kernels, workspace }: PhaseContext,
-  model: Partial<PhaseModel>,
+  { checkpoint, kernels, workspace, tables = new Map() }: PhaseContext,
+  { weights, ...model }: Partial<PhaseModel>,
 ): LoadedModel {
-  return modelFrom(checkpoint, kernels, { workspace, ...model });
+  const packed = weights && new Map([...tables, ...weights]);
+  return modelFrom(checkpoint, kernels, { workspace, weights: packed, ...model });
 }
 
 /** The step weights of the context's model. */

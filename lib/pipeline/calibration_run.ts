@@ -14,7 +14,7 @@ import { quote } from "../files/positional.ts";
 import { modelRequirements } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { BitPlan } from "../plan/budget.ts";
-import type { Plan } from "../plan/plan.ts";
+import { isTokenTable, type Plan } from "../plan/plan.ts";
 import { formatBytes, type RunOptions } from "../progress.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 
@@ -95,7 +95,9 @@ export function calibrationWarnings(plan: Plan, config: Config, bitPlan: BitPlan
       ...Object.entries(isSet).filter(([, isOn]) => isOn).map(([key]) => `${key} has no effect ${why}`),
     );
   }
-  const left = plan.rows.filter(({ action, name }) => action === "quantize" && bitPlan?.has(name) === false);
+  const left = plan.rows.filter((row) =>
+    row.action === "quantize" && !isTokenTable(row) && bitPlan?.has(row.name) === false
+  );
   if (left.length > 0) {
     const which = `${left.length} layers, the first ${quote(left[0]!.name)}`;
     warnings.push(`the plan leaves out ${which}: they get bit_width ${config.bitWidth}`);

@@ -275,7 +275,7 @@ export async function planRun(run: QuantizeRun<Kernels | undefined>): Promise<Pl
   if (isCalibrated(config)) await calibration.digest(); // an error at once where data are missing
   const bitPlan = await bitPlanOf(run);
   const plan = planQuantization(checkpoint, config, bitPlan);
-  checkPlan(plan, checkpoint, config);
+  checkPlan(plan, checkpoint);
   return { plan, bitPlan, beside: filesBeside(checkpoint) };
 }
 
@@ -379,7 +379,7 @@ export async function writeRun(
         [name, layer],
       ) => [name, { ...layer, tensor: refined?.get(name) ?? layer.tensor }]),
     );
-  const context = { config, kernels, onEvent, solved: layers, biases, buffer: growingBuffer() };
+  const context = { config, kernels, onEvent, solved: layers, refined, biases, buffer: growingBuffer() };
   const content: RewriteContent = {
     steps: new Map(planned.plan.rows.map((row) => {
       const { info: { name, elements, byteLength: bytes }, file } = checkpoint.tensors.get(row.name)!;

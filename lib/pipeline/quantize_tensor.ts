@@ -43,6 +43,8 @@ interface QuantizeContext {
   readonly onEvent: ((event: RunEvent) => void) | undefined;
   /** Layers solved on calibration data, by name. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
+  /** Refined layers and tables by name. */
+  readonly refined?: ReadonlyMap<string, PackedTensor> | undefined;
   /** Refined biases by name, values of their tensor's type. */
   readonly biases?: ReadonlyMap<string, Float32Array<ArrayBuffer>> | undefined;
   /** Memory for one chunk of the input, at least {@linkcode CHUNK_BYTES}; grown for longer rows. */
@@ -73,7 +75,8 @@ export async function rewriteTensor(
     const solved = bits === row.bits ? context.solved?.get(row.name) : undefined;
     let statistics: ErrorStatistics;
     try {
-      statistics = await storeRows(task, bits, solved?.tensor);
+      const refined = bits === row.bits ? context.refined?.get(row.name) : undefined;
+      statistics = await storeRows(task, bits, refined ?? solved?.tensor);
     } catch (error) {
       if (!(error instanceof WeightsError) || nonFinite === "fail") throw error;
       sink.discard();

@@ -14,6 +14,8 @@ export interface Totals {
   readonly tensorsKept: number;
   /** Bytes of the packed form of those tensors · 8 / weights. */
   readonly bitsPerWeight: number;
+  /** Bytes of all tensors · 8 / their weights, kept ones included. */
+  readonly bitsPerWeightOfAll: number;
   /** Bytes of all safetensors files. */
   readonly fileBytesBefore: number;
   readonly fileBytesAfter: number;
@@ -70,12 +72,16 @@ export function totalsOf(
   const all = changed.flatMap((row) =>
     "statistics" in row && row.statistics !== undefined ? [row.statistics] : []
   );
+  const allWeights = sum(rows.map(({ shape }) => elementCount(shape) ?? 0));
+  const isRestored = rows.some(({ action }) => action === "dequantize");
+  const allBytes = sum(rows.map((row) => isRestored ? row.bytesBefore : row.bytesAfter));
   const statistics = all.length === 0 ? undefined : all.reduce(addStatistics, NO_STATISTICS);
   return {
     tensors: changed.length,
     weights,
     tensorsKept: rows.length - changed.length,
     bitsPerWeight: weights === 0 ? 0 : packed * 8 / weights,
+    bitsPerWeightOfAll: allWeights === 0 ? 0 : allBytes * 8 / allWeights,
     fileBytesBefore: sum(files.map(({ file }) => file.fileBytes)),
     fileBytesAfter,
     relativeRmsError: statistics === undefined ? undefined : relativeRmsError(statistics),

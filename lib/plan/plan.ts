@@ -9,7 +9,6 @@ import {
   isSensitiveLayer,
   type LayerBits,
   layerBitWidth,
-  type NamePattern,
 } from "../config/mod.ts";
 import {
   type BitWidth,
@@ -21,6 +20,7 @@ import {
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
+import { floorBits, keptByName, type RuleContext, ruleContext, type RuleName, tableBits } from "./rules.ts";
 import {
   type Checkpoint,
   type CheckpointTensor,
@@ -30,60 +30,6 @@ import {
   type TensorInfo,
 } from "../tensor/mod.ts";
 
-/** A reason to keep a tensor as it is; the first rule that holds wins. */
-export interface KeepRule {
-  readonly rule: string;
-  /** Names it concerns; undefined when it looks at something else. */
-  readonly pattern: string | undefined;
-  readonly why: string;
-}
-
-/** Every rule, in the order in which they are tried. */
-export const KEEP_RULES: readonly KeepRule[] = [
-  {
-    rule: "not floating",
-    pattern: undefined,
-    why: "integers and booleans are indices or masks, not weights",
-  },
-  {
-    rule: "not a matrix",
-    pattern: undefined,
-    why:
-      "biases, norms and other vectors are small and act on whole channels; convolutions have no rows to group",
-  },
-  { rule: "empty", pattern: undefined, why: "a dimension is 0: there is nothing to quantize" },
-  { rule: "not named .weight", pattern: undefined, why: "tables and buffers are not a layer's weights" },
-  { rule: "keep_patterns", pattern: undefined, why: "the configuration keeps it" },
-  { rule: "layer_bit_widths 16", pattern: undefined, why: "the configuration asks for 16 bits" },
-  {
-    rule: "embedding",
-    pattern: String
-      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|wpe|embedding_table|(?:word|token_type|position|pos)_embeddings?|pos_embed)(?:\.|$)|(?:^|\.)(?:(?:token_|patch_)?embeddings?|shared|embed_in|embed_positions)\.weight$`,
-    why: "rows are looked up, not multiplied: an error is not averaged over a sum",
-  },
-  {
-    rule: "norm",
-    pattern: String.raw`(?:norm\d*|(?:^|\.)ln_\w+)\.weight$`,
-    why: "scales whole channels; norm1.linear.weight of a DiT is a matrix and is not meant",
-  },
-  {
-    rule: "head",
-    pattern: String
-      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|^model\.transformer\.ff_out\.weight$|^proj_out(?:_2)?\.weight$|^(?:final_layer\.linear|head|output)\.weight$`,
-    why: "its error goes into every output without another layer to absorb it",
-  },
-  {
-    rule: "sensitive",
-    pattern: String
-      .raw`(?:^|\.)(?:timestep_embedder|time_embed(?:ding|der)?|t_embedder)\.|(?:^|\.)norm1\.linear\.weight$|(?:^|\.)norm_out\.linear\.weight$|adaLN_modulation|^proj_out_1\.weight$`,
-    why:
-      "only with skip_sensitive_layers: the configuration's sensitive layers, and those that turn the timestep " +
-      "into every block's scales and shifts (timestep embedding, adaLN, final modulation)",
-  },
-];
-
-type RuleName = (typeof KEEP_RULES)[number]["rule"];
-
 /** The plan of one tensor. */
 export interface PlanRow {
   readonly name: string;
@@ -92,7 +38,7 @@ export interface PlanRow {
   readonly shape: readonly number[];
   readonly dtype: Dtype;
   readonly action: "quantize" | "keep";
-  /** The rule of {@linkcode KEEP_RULES} that keeps it, or where its bits come from. */
+  /** The rule of `KEEP_RULES` that keeps it, or where its bits come from. */
   readonly reason: string;
   /** These three are undefined when kept. */
   readonly bits: BitWidth | undefined;
@@ -117,8 +63,8 @@ export interface Plan {
  * Decides what happens to each tensor.
  *
  * A tensor's own name in `layer_bit_widths` or in a bit plan also quantizes an embedding, a head or a
- * sensitive layer; a pattern does not. A bit plan wins over `layer_bit_widths`, except where that keeps a
- * tensor.
+ * sensitive layer; a pattern does not, with a warning. A bit plan wins over `layer_bit_widths`, except where
+ * that keeps a tensor.
  *
  * @example
  * ```ts
@@ -130,18 +76,28 @@ export interface Plan {
  * ```
  */
 export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan?: BitPlan): Plan {
-  const decide = rowPlanner(config, bitPlan);
+  const names = [...checkpoint.tensors.keys()], context = ruleContext(names, checkpoint.config, config);
+  const decide = rowPlanner(context, bitPlan);
   const rows = checkpoint.files.flatMap(({ name, file }) =>
     [...file.tensors.values()].map((info) => decide(info, name))
   );
-  const warnings = unmatched([...checkpoint.tensors.keys()], config);
-  return { rows, warnings: [...nothingQuantized(rows), ...warnings] };
+  return {
+    rows,
+    warnings: [...nothingQuantized(rows), ...unmatched(names, config), ...overruled(rows, config)],
+  };
 }
+
+/** Whether a row is a token table with bits of its own, which is quantized by its weights alone. */
+export const isTokenTable = ({ reason }: Pick<PlanRow, "reason">): boolean =>
+  reason === "embedding_bits" || reason === "head_bits";
 
 /** Bits of the sub-codes that a configuration asks for; undefined for plain half floats. */
 function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
   return scaleBits === 16 ? undefined : scaleBits;
 }
+
+/** Group size of token tables where layers have two-level scales. */
+const TABLE_GROUP_SIZE: GroupSize = 64;
 
 const NOT_PACKED = {
   bits: undefined,
@@ -150,55 +106,69 @@ const NOT_PACKED = {
   scaleBits: undefined,
 };
 
-function rowPlanner(config: Config, bitPlan?: BitPlan): (info: TensorInfo, file: string) => PlanRow {
-  const patterns = new Map<RuleName, NamePattern>(
-    KEEP_RULES.flatMap(({ rule, pattern }) => pattern === undefined ? [] : [[rule, compilePattern(pattern)]]),
-  );
-  const matches = (rule: RuleName, name: string) => patterns.get(rule)!.test(name);
-  const keepPatterns = config.keepPatterns.map(compilePattern);
+function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo, file: string) => PlanRow {
+  const { config } = context, keepPatterns = config.keepPatterns.map(compilePattern);
 
-  const keptBy = (info: TensorInfo, ownBits: LayerBits | undefined): RuleName | undefined => {
-    const { name, shape, dtype } = info;
+  const keptBy = ({ name, shape, dtype }: TensorInfo): RuleName | undefined => {
     if (!isFloatDtype(dtype)) return "not floating";
     if (shape.length !== 2) return "not a matrix";
     if (shape.includes(0)) return "empty";
     if (!name.endsWith(".weight")) return "not named .weight";
     if (keepPatterns.some((pattern) => pattern.test(name))) return "keep_patterns";
-    if (layerBitWidth(config, name) === 16) return "layer_bit_widths 16";
-    if (ownBits !== undefined || bitPlan?.has(name) === true) return undefined;
-    for (const rule of ["embedding", "norm", "head"] as const) if (matches(rule, name)) return rule;
-    const sensitive = config.skipSensitiveLayers &&
-      (isSensitiveLayer(config, name) || matches("sensitive", name));
-    return sensitive ? "sensitive" : undefined;
+    return layerBitWidth(config, name) === 16 ? "layer_bit_widths 16" : undefined;
+  };
+
+  const formOf = (info: TensorInfo): Pick<PlanRow, "reason" | keyof typeof NOT_PACKED> => {
+    const { name } = info, { groupSize, zeroPoint } = config, form = { groupSize, zeroPoint };
+    const scaleBits = scaleBitsOf(config), planned = bitPlan?.get(name);
+    if (planned !== undefined) return { reason: "bit_plan", ...planned, scaleBits };
+    const asked = layerBitWidth(config, name) as BitWidth | undefined;
+    if (ownBits(config, name) === undefined) {
+      const table = tableBits(info, context);
+      // Codes of 8 bits gain nothing from two levels of scales.
+      const own = scaleBits === undefined ? form : { ...form, groupSize: TABLE_GROUP_SIZE };
+      if (table !== undefined) return { reason: table.rule, bits: table.bits, ...own, scaleBits: undefined };
+      const rule = keptByName(info, context, isSensitiveLayer(config, name));
+      if (rule !== undefined) return { reason: rule, ...NOT_PACKED };
+      const least = asked === undefined ? floorBits(name, config.bitWidth, context) : undefined;
+      if (least !== undefined) return { reason: "modulation", bits: least, ...form, scaleBits };
+    }
+    const reason = asked === undefined ? "bit_width" : "layer_bit_widths";
+    return { reason, bits: asked ?? config.bitWidth, ...form, scaleBits };
   };
 
   return (info, file) => {
-    const { name, shape, dtype, byteLength } = info;
-    const ownBits = [name, name.replace(/\.weight$/, "")]
-      .filter((key) => Object.hasOwn(config.layerBitWidths, key))
-      .map((key) => config.layerBitWidths[key])[0];
-    const rule = keptBy(info, ownBits);
+    const { name, shape, dtype, byteLength } = info, kept = keptBy(info);
+    const form = kept === undefined ? formOf(info) : { reason: kept, ...NOT_PACKED };
+    const { bits, groupSize, zeroPoint, scaleBits } = form, [rows, cols] = shape as [number, number];
     const common = { name, file, shape, dtype, bytesBefore: byteLength };
-    if (rule !== undefined) {
-      return { ...common, action: "keep", reason: rule, ...NOT_PACKED, bytesAfter: byteLength };
-    }
-    const asked = layerBitWidth(config, name) as BitWidth | undefined;
-    const planned = bitPlan?.get(name);
-    const bits = planned?.bits ?? asked ?? config.bitWidth;
-    const groupSize = planned?.groupSize ?? config.groupSize;
-    const zeroPoint = planned?.zeroPoint ?? config.zeroPoint, scaleBits = scaleBitsOf(config);
-    const [rows, cols] = shape as [number, number];
-    return {
-      ...common,
-      action: "quantize",
-      reason: planned !== undefined ? "bit_plan" : asked === undefined ? "bit_width" : "layer_bit_widths",
-      bits,
-      groupSize,
-      zeroPoint,
-      scaleBits,
-      bytesAfter: packedBytes({ rows, cols, bits, groupSize, zeroPoint, scaleBits }),
-    };
+    if (bits === undefined) return { ...common, action: "keep", ...form, bytesAfter: byteLength };
+    const packed = { rows, cols, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+    return { ...common, action: "quantize", ...form, bytesAfter: packedBytes(packed) };
   };
+}
+
+/** Bits by a tensor's own name in `layer_bit_widths`, which go before every rule by name. */
+function ownBits({ layerBitWidths }: Config, name: string): LayerBits | undefined {
+  const key = [name, name.replace(/\.weight$/, "")].find((key) => Object.hasOwn(layerBitWidths, key));
+  return key === undefined ? undefined : layerBitWidths[key];
+}
+
+/** Warnings of patterns of `layer_bit_widths` that a rule by name goes before. */
+function overruled(rows: readonly PlanRow[], config: Config): string[] {
+  const byName = ["embedding", "norm", "head", "router", "embedder", "sensitive"];
+  return Object.keys(config.layerBitWidths).flatMap((text) => {
+    const pattern = compilePattern(text);
+    const met = rows.filter((row) =>
+      (byName.includes(row.reason) || isTokenTable(row)) && pattern.test(row.name) &&
+      ownBits(config, row.name) === undefined
+    );
+    return [...Map.groupBy(met, ({ reason }) => reason)].map(([rule, { length, 0: first }]) =>
+      `layer_bit_widths: the pattern ${JSON.stringify(text)} does not change ${length} ${
+        length === 1 ? "tensor" : "tensors"
+      } of the rule "${rule}", as ${quote(first!.name)}: a tensor's full name does`
+    );
+  });
 }
 
 /** The warning of a plan that keeps everything, with its most frequent reasons. */
@@ -232,16 +202,17 @@ function unmatched(names: readonly string[], config: Config): string[] {
 }
 
 /** Checks the names that packed tensors need. @throws {CheckpointError} when one is taken or too long */
-export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpoint, config: Config): void {
-  const { zeroPoint } = config, scaleBits = scaleBitsOf(config);
+export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpoint): void {
   const remedy = "keep_patterns can keep such tensors as they are";
-  for (const { name, action } of rows) {
+  for (const { name, action, zeroPoint, scaleBits } of rows) {
     if (action === "keep") continue;
     const fail = (reason: string, { file: { path } }: CheckpointTensor) => {
       const message = `Cannot quantize ${quote(name)} of ${quote(checkpoint)}: ${reason}; ${remedy}`;
       return new CheckpointError(message, { path, tensor: name });
     };
-    const parts = Object.values(packedNames(name, { zeroPoint, scaleBits })) as (string | undefined)[];
+    const parts = Object.values(
+      packedNames(name, { zeroPoint: zeroPoint!, scaleBits }),
+    ) as (string | undefined)[];
     const most = MAX_NAME_LENGTH - Math.max(...parts.map((part) => part?.length ?? 0)) + name.length;
     if (name.length > most) {
       const wanted = `name must have at most ${most} characters, because the names of its parts are longer`;

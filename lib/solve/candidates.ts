@@ -11,9 +11,10 @@ import type { PackedTensor } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import { sha256 } from "../files/whole.ts";
-import type { Plan, PlanRow } from "../plan/plan.ts";
+import { isTokenTable, type Plan, type PlanRow } from "../plan/plan.ts";
 import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import { heldOutDistance } from "../calibration/held_out.ts";
+import { quantizedByWeights } from "./by_weights.ts";
 import { type SolvedLayer, solveModel } from "./solve_model.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
 import { type TimeWeightSettings, withTimeWeights } from "../calibration/time_weights.ts";
@@ -83,7 +84,7 @@ export const candidateCount = (calibrated: Calibrated, config: Config): number =
 /** A solved model. */
 export interface SolvedModel {
   readonly layers: ReadonlyMap<string, SolvedLayer>;
-  /** Their tensors; the same object for the same candidate among {@linkcode KnownSolutions}. */
+  /** Their tensors and those of packed tables; the same object for the same candidate among {@linkcode KnownSolutions}. */
   readonly tensors: ReadonlyMap<string, PackedTensor>;
   /** Held-out distance of each candidate, NaN where nothing was held out or it failed. */
   readonly distances: readonly number[];
@@ -210,6 +211,8 @@ class CandidateSolver {
   readonly #rows: ReadonlyMap<string, PlanRow>;
   /** Names of the layers that can be solved. */
   readonly #wanted: readonly string[];
+  /** The others' packed forms. */
+  readonly #fixed: ReadonlyMap<string, PackedTensor>;
   readonly #weights: TimeWeightSettings | undefined;
   readonly #byTime: Calibrated | undefined;
   #weightsDone = 0;
@@ -221,11 +224,14 @@ class CandidateSolver {
       plan.rows.filter(({ action }) => action === "quantize").map((row) => [row.name, row]),
     );
     const solvable = new Set(calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
-    this.#wanted = [...this.#rows.keys()].filter((name) => {
-      if (solvable.has(name)) return true;
-      this.#event("warning", `${name} is no linear layer: clip search without its inputs`);
+    this.#wanted = [...this.#rows.values()].filter((row) => {
+      if (isTokenTable(row)) return false;
+      if (solvable.has(row.name)) return true;
+      this.#event("warning", `${row.name} is no linear layer: clip search without its inputs`);
       return false;
-    });
+    }).map(({ name }) => name);
+    const others = [...this.#rows.values()].filter(({ name }) => !this.#wanted.includes(name));
+    this.#fixed = quantizedByWeights(calibrated.model, others, config, task.kernels);
     this.#weights = timeWeightSettings(config, calibrated.kind);
     this.#byTime = this.#weights && withTimeWeights(calibrated, this.#weights);
   }
@@ -237,7 +243,7 @@ class CandidateSolver {
   /** Text of everything that a candidate's solution depends on, beside model and data. */
   problemOf({ settings, isWeighted }: Candidate): string {
     const { solver, calibrationMode } = this.#task.config;
-    const grids = this.#wanted.map((name) => this.#gridOf(name));
+    const grids = [...this.#rows.keys()].map((name) => this.#formOf(name));
     return JSON.stringify([solver, calibrationMode, settings, isWeighted ? this.#weights : undefined, grids]);
   }
 
@@ -245,7 +251,10 @@ class CandidateSolver {
     const { calibrated } = this.#task, begin = performance.now();
     return await stoppable(this.#options.signal, KEPT, async () => {
       const layers = await this.#solveLayers(candidate, index);
-      const tensors = new Map([...layers].map(([name, { tensor }]) => [name, tensor]));
+      const tensors = new Map([
+        ...this.#fixed,
+        ...[...layers].map(([name, { tensor }]) => [name, tensor] as const),
+      ]);
       const distance = calibrated.data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
       return { layers, tensors, distance, milliseconds: performance.now() - begin };
     });
@@ -264,7 +273,8 @@ class CandidateSolver {
       solver: config.solver,
       settings,
       mode: config.calibrationMode,
-      gridOf: (name) => this.#gridOf(name),
+      gridOf: (name) => this.#wanted.includes(name) ? this.#formOf(name) : undefined,
+      fixed: this.#fixed,
       solved,
       signal: this.#options.signal,
       keepsNonfinite: config.nonFinite === "keep",
@@ -298,10 +308,8 @@ class CandidateSolver {
     return this.#rows.get(name)!.shape.reduce((product, size) => product * size, 1);
   }
 
-  #gridOf(name: string): WeightFormat | undefined {
-    const row = this.#rows.get(name);
-    if (row === undefined) return undefined;
-    const { bits, groupSize, zeroPoint, scaleBits } = row;
+  #formOf(name: string): WeightFormat {
+    const { bits, groupSize, zeroPoint, scaleBits } = this.#rows.get(name)!;
     return { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
   }
 }

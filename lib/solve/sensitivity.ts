@@ -9,7 +9,7 @@ import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BIT_WIDTHS, GROUP_SIZES, type GroupSize } from "../quant/mod.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
-import { BYTES_PER_ELEMENT, type Checkpoint, elementCount } from "../tensor/mod.ts";
+import { type Checkpoint, elementCount } from "../tensor/mod.ts";
 import {
   type BitPlan,
   fitBudget,
@@ -22,7 +22,7 @@ import { solverSettings } from "./candidates.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import type { LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
-import { planQuantization, type PlanRow } from "../plan/plan.ts";
+import { isTokenTable, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions } from "../progress.ts";
 import { type RunsOptions, statisticsByRun } from "../calibration/collect.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
@@ -47,7 +47,7 @@ export async function planByBudget(
   { onEvent, onProgress, signal, bytesAtOnce }: RunOptions & Pick<RunsOptions, "bytesAtOnce">,
 ): Promise<BitPlan> {
   const { rows } = planQuantization(checkpoint, config);
-  const wanted = rows.filter(({ action }) => action === "quantize");
+  const wanted = rows.filter(isChosen);
   const { model, data } = calibrated;
   if (data.heldOut.length === 0) {
     throw new CalibrationError(
@@ -116,20 +116,22 @@ export async function planByBudget(
   return plan;
 }
 
+/** Whether a budget chooses a row's bits; token tables have their own. */
+const isChosen = (row: PlanRow): boolean => row.action === "quantize" && !isTokenTable(row);
+
 /** Bytes of a row's tensor with other bits and groups. */
 const bytesOf = ({ shape }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
   optionBytes(shape as [number, number], bits, groupSize, zeroPoint);
 
 /** Bytes that the quantized layers may take. @throws {CalibrationError} when no choice fits */
 function budgetBytes(rows: readonly PlanRow[], weights: number, config: Config): number {
-  const kept = rows.filter(({ action }) => action === "keep")
-    .reduce((sum, { dtype, shape }) => sum + elementCount(shape)! * BYTES_PER_ELEMENT[dtype], 0);
+  const kept = rows.filter((row) => !isChosen(row)).reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
   const budget = Math.min(
     config.targetBitsPerWeight === null ? Infinity : config.targetBitsPerWeight * weights / 8,
     config.targetModelSizeMb === null ? Infinity : config.targetModelSizeMb * 1e6 - kept,
   );
   const least = { bits: 2, groupSize: 0, zeroPoint: "symmetric" } as const;
-  const smallest = rows.filter(({ action }) => action === "quantize")
+  const smallest = rows.filter(isChosen)
     .reduce((sum, row) => sum + bytesOf(row, least), 0);
   if (smallest <= budget) return budget;
   throw new CalibrationError(

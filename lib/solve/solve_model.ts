@@ -34,6 +34,8 @@ export interface SolveOptions {
    * full-precision model.
    */
   readonly mode?: "blocks" | "once" | undefined;
+  /** Packed weights of tables and layers that are not solved. */
+  readonly fixed?: ReadonlyMap<string, Matrix> | undefined;
   /** Layers that an earlier run has solved. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
   /** Layers with NaN or infinity among their weights are left out; otherwise they are an error. */
@@ -122,7 +124,7 @@ interface StageInputs extends Gathered {
 /** Solves one model. */
 class ModelSolver<Batch> {
   readonly #solved = new Map<string, SolvedLayer>();
-  readonly #weights = new Map<string, Matrix>();
+  readonly #weights: Map<string, Matrix>;
   readonly #states: readonly HiddenStates[];
   readonly #mode: "blocks" | "once";
   #block = 0;
@@ -135,9 +137,13 @@ class ModelSolver<Batch> {
     readonly options: SolveOptions,
   ) {
     this.#mode = options.mode ?? "blocks";
+    this.#weights = new Map(options.fixed);
     this.#states = (statistics === undefined ? data.fit : []).map(({ batch }) => {
       const full = model.start(batch);
-      return { full, quantized: this.#mode === "blocks" ? full.slice() : full };
+      return {
+        full,
+        quantized: this.#mode === "blocks" ? model.start(batch, { weights: options.fixed }) : full,
+      };
     });
   }
 

@@ -50,6 +50,8 @@ describe("defaults", () => {
       solver: "clip",
       zeroPoint: "real",
       minAccuracy: 0,
+      embeddingBits: null,
+      headBits: null,
       layerBitWidths: {},
       skipSensitiveLayers: false,
       sensitiveLayerNames: [],

@@ -91,7 +91,7 @@ describe("planQuantization", () => {
     "a.1.weight": ["F32", M],
     "a.2.weight": ["F32", M],
     "lm_head.weight": ["F32", M],
-    "time_embed.0.weight": ["F32", M],
+    "u.0.time_embed.0.weight": ["F32", M],
   };
   const reasons = (config: Record<string, unknown>) =>
     planOf(tensors, config).rows.map(({ reason, bits }) => bits ?? reason);

@@ -68,6 +68,7 @@ export class DitGradients extends ModelGradients<Call, DitBlockValue> {
       config,
       parts,
       workspace: linears.workspace,
+      table: (table) => table,
       linear: (layer, x, rows, out) => {
         const { batch, groups, groupsOfImages } = this.call!;
         linears.forward(layer, x, rows, out, rows === batch ? groupsOfImages : groups);

@@ -45,6 +45,7 @@ export class MaskedTransformerGradients extends ModelGradients<Call, Transformer
       config,
       parts,
       workspace: linears.workspace,
+      table: (table) => table,
       linear: (layer, x, count, out, positions) => {
         const { groups, groupsOfRows } = this.call!;
         linears.forward(layer, x, count, out, positions === undefined ? groups : groupsOfRows);

@@ -3,7 +3,7 @@ import { WeightsError } from "../../errors.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import type { Matrix } from "./linear.ts";
 import { shown } from "../model_config.ts";
-import type { LinearLayer } from "./tensors.ts";
+import type { EmbeddingTable, LinearLayer } from "./tensors.ts";
 
 /**
  * Sees the input of every linear layer: `x: f32[rows, cols]`, valid only during the call. `residual:
@@ -16,11 +16,11 @@ export type LayerObserver = (
   residual?: Float32Array,
 ) => void;
 
-/** Changes to the linear layers of a run. */
+/** Changes to the layers and tables of a run. */
 export interface PassOptions {
   /** For calibration. */
   readonly observe?: LayerObserver | undefined;
-  /** Weights in place of a layer's, by the name of its weight. */
+  /** Weights in place of a layer's or table's, by the name of its weight. */
   readonly weights?: ReadonlyMap<string, Matrix> | undefined;
 }
 
@@ -34,19 +34,21 @@ export interface Stage {
 export interface Blockwise<Batch> {
   /** Every linear layer of a forward pass, in the order in which they run. */
   readonly stages: readonly Stage[];
+  /** Every table whose rows are looked up by token. */
+  readonly tables: readonly EmbeddingTable[];
   /** The first block's input, in new memory. */
-  start(batch: Batch): Float32Array<ArrayBuffer>;
+  start(batch: Batch, options?: PassOptions): Float32Array<ArrayBuffer>;
   /** Runs a block on hidden states, in place. */
   runBlock(block: number, batch: Batch, hidden: Float32Array<ArrayBuffer>, options: PassOptions): void;
   /** Logits or prediction from the last block's hidden states. Scratch: the next call overwrites it. */
   finish(batch: Batch, hidden: Float32Array, options: PassOptions): Float32Array;
 }
 
-/** The layer with other weights, where there are some for it. */
-export function withWeights(
-  layer: LinearLayer,
+/** The layer or table with other weights, where there are some for it. */
+export function withWeights<L extends EmbeddingTable>(
+  layer: L,
   weights: ReadonlyMap<string, Matrix> | undefined,
-): LinearLayer {
+): L {
   const other = weights?.get(layer.name);
   return other === undefined ? layer : { ...layer, weights: other };
 }

@@ -4,7 +4,7 @@ import type { TimeParameters } from "../../time/mod.ts";
 import type { ModelSource } from "../family.ts";
 import { type PassOptions, type Stage, withWeights } from "./blockwise.ts";
 import { linear } from "./linear.ts";
-import type { LinearLayer, LoadOptions } from "./tensors.ts";
+import type { EmbeddingTable, LinearLayer, LoadOptions } from "./tensors.ts";
 import { TimeAwareLayers } from "./time_aware.ts";
 import { Workspace } from "./workspace.ts";
 
@@ -14,6 +14,8 @@ export interface Pass<Config, Parts> {
   readonly config: Config;
   readonly parts: Parts;
   readonly workspace: Workspace;
+  /** A table with the weights of this run. */
+  table(table: EmbeddingTable): EmbeddingTable;
   /**
    * Runs a linear layer: `x: f32[count, cols]` → `out: f32[count, rows of the layer]`.
    *
@@ -62,6 +64,10 @@ export abstract class LoadedWeights<Config, Parts> {
 
   abstract get stages(): readonly Stage[];
 
+  get tables(): readonly EmbeddingTable[] {
+    return [];
+  }
+
   /** Every linear layer, in the order in which they run. */
   get linearLayers(): readonly LinearLayer[] {
     return this.stages.flatMap(({ layers }) => layers);
@@ -80,6 +86,7 @@ export abstract class LoadedWeights<Config, Parts> {
       config,
       parts,
       workspace,
+      table: (table) => withWeights(table, weights),
       linear(layer, x, count, out, positions, residual) {
         observe?.(layer, x, count, residual);
         if (timeAware === undefined) linear(kernels, withWeights(layer, weights), x, count, out);

@@ -33,7 +33,7 @@ export type TransformerBlockValue =
 
 /** Token embeddings. **Shapes** `inputIds: i32[n]` → `hidden: f32[n, hiddenSize]` */
 export function embed(pass: TransformerPass, inputIds: Int32Array, hidden: Floats): void {
-  lookUpRows(pass.kernels, pass.parts.embedding, inputIds, hidden);
+  lookUpRows(pass.kernels, pass.table(pass.parts.embedding), inputIds, hidden);
   scaleInPlace(hidden, pass.config.embeddingScale);
 }
 

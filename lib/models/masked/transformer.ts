@@ -7,7 +7,7 @@ import type { ModelSource } from "../family.ts";
 import { type Blockwise, checkPlain, firstFault, type PassOptions, type Stage } from "../layers/blockwise.ts";
 import { LoadedWeights } from "../layers/loaded_weights.ts";
 import { shown } from "../model_config.ts";
-import type { LoadOptions } from "../layers/tensors.ts";
+import type { EmbeddingTable, LoadOptions } from "../layers/tensors.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
 import { embed, positionsOf, runBlock, runHead, type SequenceCall, type TransformerPass } from "./forward.ts";
 import { readTransformerParts, type TransformerNames, type TransformerParts } from "./weights.ts";
@@ -137,12 +137,19 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     ];
   }
 
+  override get tables(): readonly EmbeddingTable[] {
+    return [this.parts.embedding];
+  }
+
   /** @throws {TypeError} on a model with time parameters, too */
-  start({ inputIds, batch, attentionMask }: SequenceBatch): Float32Array<ArrayBuffer> {
+  start(
+    { inputIds, batch, attentionMask }: SequenceBatch,
+    options: PassOptions = {},
+  ): Float32Array<ArrayBuffer> {
     checkPlain(this);
     const tokens = this.checkInput(inputIds, batch, { attentionMask });
     const hidden = new Float32Array(inputIds.length * this.config.hiddenSize);
-    embed(this.pass({}, tokens), inputIds, hidden);
+    embed(this.pass(options, tokens), inputIds, hidden);
     return hidden;
   }
 

@@ -1,0 +1,179 @@
+/**
+ * Rules by name: which tensors are kept, which are token tables with bits of their own, and which have a
+ * floor of bits. They are data: `--dry-run` and docs/format.md print them.
+ */
+import type { BitWidth, Config, LayerBits } from "../config/mod.ts";
+import type { TensorInfo } from "../tensor/mod.ts";
+
+/** A reason to keep a tensor as it is, or to store it with other bits; the first rule that holds wins. */
+export interface KeepRule {
+  readonly rule: string;
+  /** Names it concerns; undefined when it looks at something else. */
+  readonly pattern: string | undefined;
+  readonly why: string;
+}
+
+/** In front of modules outside every numbered block, whatever a checkpoint puts before its names. */
+const OUTSIDE = String.raw`^(?:(?!\d+\.)[^.]+\.)*?`;
+
+/** Every rule, in the order in which they are tried. */
+export const KEEP_RULES: readonly KeepRule[] = [
+  {
+    rule: "not floating",
+    pattern: undefined,
+    why: "integers and booleans are indices or masks, not weights",
+  },
+  {
+    rule: "not a matrix",
+    pattern: undefined,
+    why:
+      "biases, norms and other vectors are small and act on whole channels; convolutions have no rows to group",
+  },
+  { rule: "empty", pattern: undefined, why: "a dimension is 0: there is nothing to quantize" },
+  { rule: "not named .weight", pattern: undefined, why: "tables and buffers are not a layer's weights" },
+  { rule: "keep_patterns", pattern: undefined, why: "the configuration keeps it" },
+  { rule: "layer_bit_widths 16", pattern: undefined, why: "the configuration asks for 16 bits" },
+  {
+    rule: "embedding_bits",
+    pattern: String
+      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|word_embeddings?|token_embd|embed_in|shared|(?:token_)?embeddings?)\.weight$`,
+    why:
+      "a table of tokens of 65,536 weights or more, or one for which embedding_bits is set: quantized by " +
+      "itself. One that is the head as well gets head_bits",
+  },
+  {
+    rule: "embedding",
+    pattern: String
+      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|wpe|embedding_table|relative_attention_bias|(?:word|token_type|position|pos)_embeddings?|pos_embed)(?:\.|$)|(?:^|\.)(?:(?:token_|patch_)?embeddings?|shared|embed_in|token_embd|embed_positions)\.weight$`,
+    why: "rows are looked up, not multiplied: an error is not averaged over a sum",
+  },
+  {
+    rule: "norm",
+    pattern: String.raw`(?:norm\d*|(?:^|\.)ln_\w+)\.weight$`,
+    why: "scales whole channels; norm1.linear.weight of a DiT is a matrix and is not meant",
+  },
+  {
+    rule: "head_bits",
+    pattern: String.raw`(?:^|\.)(?:lm_head|embed_out)\.weight$|${OUTSIDE}(?:ff_out|output)\.weight$`,
+    why: "the layer that scores tokens, of 65,536 weights or more, or one for which head_bits is set: " +
+      "quantized by itself",
+  },
+  {
+    rule: "head",
+    pattern: String
+      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|${OUTSIDE}(?:(?:ff_out|output|out|head|proj_out|proj_out_2)\.weight$|(?:(?:all_)?final_layer|last_layer|norm_out|head|final_linear|conv_out|out\.\d+)\.)`,
+    why: "its error goes into every output without another layer to absorb it",
+  },
+  {
+    rule: "router",
+    pattern: String
+      .raw`(?:^|\.)(?:gate(?:\.wg)?|router(?:\.\w+)?|gating|ffn_gate_inp(?:_shexp)?|shared_expert_gate)\.weight$`,
+    why: "chooses the experts of a mixture: an error runs others. A gate with more rows than columns is a " +
+      "layer",
+  },
+  {
+    rule: "embedder",
+    pattern: String
+      .raw`${OUTSIDE}(?:\w*_embedder|(?:time|time_text|time_guidance|time_caption|patch)_embed|(?:time|text|add|image)_embedding|(?:label|img|time|text|pos)_emb|(?:img|txt|time|vector|guidance|context|clip|text)_in|proj_in|conv_in|patchify_proj|caption_projection|text_proj|time_proj(?:ection)?|t_block|adaln_single|init_x_linear|cond_seq_linear)\.`,
+    why: "turns image, text, time or guidance into what every block of an image model reads",
+  },
+  {
+    rule: "sensitive",
+    pattern: String
+      .raw`(?:^|\.)(?:timestep_embedder|time_embed(?:ding|der)?|t_embedder)\.|(?:^|\.)norm1\.linear\.weight$|(?:^|\.)norm_out\.linear\.weight$|adaLN_modulation|${OUTSIDE}proj_out_1\.weight$`,
+    why:
+      "only with skip_sensitive_layers: the configuration's sensitive layers, and those that turn the timestep " +
+      "into every block's scales and shifts (timestep embedding, adaLN, final modulation)",
+  },
+  {
+    rule: "modulation",
+    pattern: String
+      .raw`(?:^|\.)(?:\w*[mM]odulation\w*|(?:\w+_)?mod|ada[lL][nN]\w*|norm\d*(?:_context)?\.linear|emb_layers|time_emb_proj)\.`,
+    why:
+      "turns the timestep into a block's scales and shifts: 4 bits or more, unless layer_bit_widths asks " +
+      "for fewer; the DiT of diffusers, which is calibrated and measured here, has bit_width",
+  },
+];
+
+/** A rule's name in {@linkcode KEEP_RULES}. */
+export type RuleName = (typeof KEEP_RULES)[number]["rule"];
+
+/** Least bits of a modulation, which is too large to be kept. */
+const MODULATION_BITS = 4;
+/** Smaller token tables are kept unless their bits are set: they take less than 128 KiB. */
+const TABLE_WEIGHTS = 2 ** 16;
+
+const PATTERNS: ReadonlyMap<RuleName, RegExp> = new Map(
+  KEEP_RULES.flatMap(({ rule, pattern }) => pattern === undefined ? [] : [[rule, new RegExp(pattern, "u")]]),
+);
+
+/** Whether a name is one that a rule concerns. */
+export const concerns = (rule: RuleName, name: string): boolean => PATTERNS.get(rule)!.test(name);
+
+/** What the rules look at beside a tensor itself. */
+export interface RuleContext {
+  readonly config: Config;
+  /** The token embedding is the head as well. */
+  readonly tiesHead: boolean;
+  /** Modulation has `bit_width`. */
+  readonly isMeasured: boolean;
+}
+
+/**
+ * What the rules look at in a checkpoint's names and config.json. A head that is not stored is the embedding,
+ * unless config.json says otherwise; transformers leaves the key out where it is true.
+ */
+export function ruleContext(
+  names: readonly string[],
+  modelConfig: Readonly<Record<string, unknown>> | undefined,
+  config: Config,
+): RuleContext {
+  const { tie_word_embeddings: ties, weight_tying: tying } = modelConfig ?? {};
+  return {
+    config,
+    tiesHead: ties !== false && tying !== false && !names.some((name) => concerns("head_bits", name)),
+    isMeasured: names.some((name) => name.includes(".norm1.emb.")),
+  };
+}
+
+/** Bits of token tables by {@linkcode Config.bitWidth} where none are set; docs/solvers.md measures them. */
+const TABLE_BITS = {
+  embedding: { 2: 4, 3: 4, 4: 4, 8: 8 },
+  head: { 2: 8, 3: 8, 4: 8, 8: 8 },
+} as const satisfies Record<string, Record<BitWidth, BitWidth>>;
+
+/** A token table's rule and bits; undefined for other tensors and for tables that are kept. */
+export function tableBits(
+  { name, elements }: Pick<TensorInfo, "name" | "elements">,
+  { config, tiesHead }: RuleContext,
+): { readonly rule: "embedding_bits" | "head_bits"; readonly bits: BitWidth } | undefined {
+  const isEmbedding = concerns("embedding_bits", name);
+  if (!isEmbedding && !concerns("head_bits", name)) return undefined;
+  const isHead = !isEmbedding || tiesHead;
+  const set: LayerBits | null = isHead ? config.headBits : config.embeddingBits;
+  // The forms that others read have no quantized tables.
+  const own = elements < TABLE_WEIGHTS || config.zeroPoint !== "real"
+    ? 16
+    : TABLE_BITS[isHead ? "head" : "embedding"][config.bitWidth];
+  const bits = set ?? own;
+  return bits === 16 ? undefined : { rule: isHead ? "head_bits" : "embedding_bits", bits };
+}
+
+/** The rule by name that keeps a matrix; undefined where none does. */
+export function keptByName(
+  { name, shape }: Pick<TensorInfo, "name" | "shape">,
+  { config }: RuleContext,
+  isSensitive: boolean,
+): RuleName | undefined {
+  const [rows, cols] = shape as [number, number];
+  const isGate = /(?:^|\.)gate\.weight$/.test(name);
+  for (const rule of ["embedding", "norm", "head", "router", "embedder"] as const) {
+    if (concerns(rule, name) && !(rule === "router" && isGate && rows > cols)) return rule;
+  }
+  return config.skipSensitiveLayers && (isSensitive || concerns("sensitive", name)) ? "sensitive" : undefined;
+}
+
+/** Least bits of a tensor for which `bit_width` would give fewer; undefined where there is no floor. */
+export function floorBits(name: string, bits: BitWidth, { isMeasured }: RuleContext): BitWidth | undefined {
+  return bits < MODULATION_BITS && !isMeasured && concerns("modulation", name) ? MODULATION_BITS : undefined;
+}

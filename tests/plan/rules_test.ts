@@ -1,0 +1,299 @@
+/** The rules by name, on names of published checkpoints, in original and in diffusers' spelling. */
+import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, describe, expect, test } from "bun:test";
+import { openKernels } from "../../lib/native/mod.ts";
+import { dequantizeCheckpoint, quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { loadModel } from "../../lib/models/mod.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
+import { packedLayers } from "../../lib/quant/packed/checkpoint.ts";
+import { workplace, writeCheckpoint } from "../_checkpoints.ts";
+import { configOf, DREAM, pipelineRuns } from "../pipeline/_runs.ts";
+
+const place = workplace();
+const kernels = await openKernels();
+afterAll(() => {
+  kernels.close();
+  place.remove();
+});
+const { quantizeTo, planOf } = pipelineRuns(kernels, place);
+
+/** A checkpoint whose weights are a hole in the file: planning reads names and shapes. */
+function hollowCheckpoint(shapes: Readonly<Record<string, readonly number[]>>, config: unknown): string {
+  const folder = writeCheckpoint(place.fresh("hollow"), {}, config);
+  let end = 0;
+  const header = JSON.stringify(Object.fromEntries(
+    Object.entries(shapes).map(([name, shape]) => {
+      const begin = end;
+      end += 2 * shape.reduce((product, size) => product * size, 1);
+      return [name, { dtype: "BF16", shape, data_offsets: [begin, end] }];
+    }),
+  ));
+  const file = openSync(join(folder, "model.safetensors"), "w");
+  writeSync(file, BigUint64Array.of(BigInt(header.length)));
+  writeSync(file, header);
+  ftruncateSync(file, 8 + header.length + end);
+  closeSync(file);
+  return folder;
+}
+
+/** Names and shapes of Dream 7B. */
+function dream7b(): Record<string, number[]> {
+  const hidden = 3584,
+    wide = 18944,
+    shapes: Record<string, number[]> = {
+      "model.embed_tokens.weight": [152064, hidden],
+      "lm_head.weight": [152064, hidden],
+      "model.norm.weight": [hidden],
+    };
+  for (let i = 0; i < 28; i++) {
+    const block = `model.layers.${i}`;
+    Object.assign(shapes, {
+      [`${block}.self_attn.q_proj.weight`]: [hidden, hidden],
+      [`${block}.self_attn.k_proj.weight`]: [512, hidden],
+      [`${block}.self_attn.v_proj.weight`]: [512, hidden],
+      [`${block}.self_attn.o_proj.weight`]: [hidden, hidden],
+      [`${block}.mlp.gate_proj.weight`]: [wide, hidden],
+      [`${block}.mlp.up_proj.weight`]: [wide, hidden],
+      [`${block}.mlp.down_proj.weight`]: [hidden, wide],
+    });
+  }
+  return shapes;
+}
+
+const dryRun = (input: string, overrides: Record<string, unknown>) =>
+  quantizeCheckpoint({ input, output: place.fresh(), config: configOf(overrides), dryRun: true });
+
+describe("token tables", () => {
+  const input = hollowCheckpoint(dream7b(), { model_type: "Dream", tie_word_embeddings: false });
+
+  test("Dream 7B at 2 bits is smaller than llama.cpp's Q2_K of it, 3.0 GB", async () => {
+    const { totals, plan } = await dryRun(input, { bit_width: 2 });
+    expect(totals.fileBytesAfter).toBeLessThan(3.0e9);
+    const bits = Object.fromEntries(plan.rows.map(({ name, bits }) => [name, bits]));
+    expect(bits).toMatchObject({ "model.embed_tokens.weight": 4, "lm_head.weight": 8 });
+    const weights = Object.values(dream7b()).reduce(
+      (sum, shape) => sum + shape.reduce((a, b) => a * b, 1),
+      0,
+    );
+    expect(totals.bitsPerWeightOfAll).toBeCloseTo(totals.fileBytesAfter * 8 / weights, 3);
+    const kept = await dryRun(input, { bit_width: 2, embedding_bits: 16, head_bits: 16 });
+    expect(kept.totals.fileBytesAfter).toBeGreaterThan(4.2e9);
+    expect(kept.totals.bitsPerWeight).toBeCloseTo(2.5, 3);
+  });
+
+  test("have the bits that are set, and plain scales beside two levels of them", async () => {
+    const { plan } = await dryRun(input, { embedding_bits: 3, head_bits: 2, scale_bits: 4, bit_width: 2 });
+    const tables = plan.rows.filter(({ reason }) => reason.endsWith("_bits"));
+    expect(tables.map(({ bits, groupSize, scaleBits }) => [bits, groupSize, scaleBits])).toEqual([
+      [3, 64, undefined],
+      [2, 64, undefined],
+    ]);
+  });
+
+  test("a tied table is the head; those of other forms and small ones stay", async () => {
+    const { "lm_head.weight": _, ...tied } = dream7b();
+    const bitsOf = async (path: string, config: Record<string, unknown> = {}) =>
+      (await dryRun(path, { bit_width: 4, ...config })).plan.rows[0]!.bits;
+    expect(await bitsOf(hollowCheckpoint(tied, { model_type: "Dream", tie_word_embeddings: true }))).toBe(8);
+    expect(await bitsOf(hollowCheckpoint(tied, { model_type: "Dream" }))).toBe(8);
+    expect(await bitsOf(hollowCheckpoint(tied, { tie_word_embeddings: false }))).toBe(4);
+    expect(await bitsOf(input, { zero_point: "symmetric" })).toBeUndefined();
+    const small = { "model.embed_tokens.weight": [1000, 64], "lm_head.weight": [1024, 64] };
+    expect((await dryRun(hollowCheckpoint(small, {}), {})).plan.rows.map(({ bits }) => bits)).toEqual([
+      undefined,
+      8,
+    ]);
+  });
+
+  test("of LLaDA by its own names, under a prefix, and in a text encoder", () => {
+    const T: [string, number[]] = ["BF16", [1024, 64]];
+    const { rows } = planOf({
+      "model.transformer.wte.weight": T,
+      "module.model.transformer.ff_out.weight": T,
+      "model.transformer.blocks.0.ff_out.weight": T,
+      "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": T,
+    }, { bit_width: 2 });
+    expect(rows.map(({ reason, bits }) => [reason, bits])).toEqual([
+      ["embedding_bits", 4],
+      ["head_bits", 8],
+      ["bit_width", 2],
+      ["embedding", undefined],
+    ]);
+  });
+
+  test("a packed embedding and head run, as what they dequantize to", async () => {
+    const [packed, plain] = [place.fresh(), place.fresh()];
+    await quantizeTo(packed, DREAM, { config: { bit_width: 3, embedding_bits: 4, head_bits: 8 } });
+    await dequantizeCheckpoint({ input: packed, output: plain, kernels, dtype: "F32" });
+    using checkpoint = openCheckpoint(packed);
+    const bits = new Map([...packedLayers(checkpoint).values()].map(({ name, bits }) => [name, bits]));
+    expect([bits.get("model.embed_tokens.weight"), bits.get("lm_head.weight")]).toEqual([4, 8]);
+    const ids = Int32Array.of(2, 7, 11, 1, 1, 20, 9, 1);
+    const logits = [packed, plain].map((folder) => {
+      const loaded = loadModel(folder, kernels);
+      if (loaded.kind === "dit") throw new Error("must be a language model");
+      return [...loaded.model.forward(ids, 1)];
+    });
+    for (const [i, value] of logits[0]!.entries()) expect(value).toBeCloseTo(logits[1]![i]!, 3);
+  });
+
+  test("what is held out is measured with packed tables, and phases write what they measured", async () => {
+    const distances = async (config: Record<string, unknown>) => {
+      const lines: string[] = [];
+      await quantizeTo(place.fresh(), DREAM, {
+        config: { bit_width: 8, solver: "feedback", calibration_samples: 32, ...config },
+        onEvent: ({ message }) => lines.push(message),
+      });
+      return Number(/held out, [^:]*: ([\d.e+-]+)/.exec(lines.join("\n"))![1]);
+    };
+    expect(await distances({ embedding_bits: 2, head_bits: 2 })).toBeGreaterThan(20 * await distances({}));
+  });
+});
+
+const MATRIX: [string, number[]] = ["BF16", [32, 64]];
+
+/** Tensors of published models that must keep their precision, by family. */
+const KEPT: Readonly<Record<string, readonly string[]>> = {
+  "FLUX.1": [
+    "img_in.weight",
+    "txt_in.weight",
+    "time_in.in_layer.weight",
+    "vector_in.out_layer.weight",
+    "guidance_in.in_layer.weight",
+    "final_layer.linear.weight",
+    "final_layer.adaLN_modulation.1.weight",
+  ],
+  "FLUX of diffusers": [
+    "x_embedder.weight",
+    "context_embedder.weight",
+    "time_text_embed.timestep_embedder.linear_1.weight",
+    "time_text_embed.guidance_embedder.linear_2.weight",
+    "time_text_embed.text_embedder.linear_1.weight",
+    "time_guidance_embed.timestep_embedder.linear_1.weight",
+    "norm_out.linear.weight",
+    "proj_out.weight",
+  ],
+  "SD 3.5": [
+    "t_embedder.mlp.0.weight",
+    "y_embedder.mlp.2.weight",
+    "x_embedder.proj.weight",
+    "pos_embed.proj.weight",
+  ],
+  "Wan": [
+    "patch_embedding.weight",
+    "text_embedding.0.weight",
+    "time_embedding.2.weight",
+    "time_projection.1.weight",
+    "img_emb.proj.1.weight",
+    "head.head.weight",
+    "condition_embedder.time_embedder.linear_1.weight",
+    "condition_embedder.time_proj.weight",
+  ],
+  "Lumina 2, Z-Image": [
+    "cap_embedder.1.weight",
+    "all_x_embedder.2-1.weight",
+    "all_final_layer.2-1.linear.weight",
+    "all_final_layer.2-1.adaLN_modulation.1.weight",
+    "time_caption_embed.caption_embedder.1.weight",
+  ],
+  "PixArt": [
+    "adaln_single.linear.weight",
+    "adaln_single.emb.timestep_embedder.linear_1.weight",
+    "caption_projection.linear_1.weight",
+    "t_block.1.weight",
+    "y_embedder.y_proj.fc1.weight",
+    "csize_embedder.mlp.0.weight",
+  ],
+  "SDXL": [
+    "time_embed.0.weight",
+    "label_emb.0.0.weight",
+    "time_embedding.linear_1.weight",
+    "add_embedding.linear_2.weight",
+    "conv_in.weight",
+    "out.2.weight",
+  ],
+  "mixtures of experts": [
+    "model.layers.0.mlp.gate.weight",
+    "model.layers.0.block_sparse_moe.gate.weight",
+    "model.layers.0.mlp.router.weight",
+    "model.layers.0.mlp.shared_expert_gate.weight",
+    "blk.0.ffn_gate_inp.weight",
+  ],
+};
+
+/** What checkpoints put in front of names. */
+const PREFIXES = [
+  "",
+  "model.diffusion_model.",
+  "transformer.",
+  "module.",
+  "_orig_mod.",
+  "net.",
+  "base_model.model.",
+  "ema.unet.module.",
+];
+
+describe("rules by name", () => {
+  for (const [family, names] of Object.entries(KEPT)) {
+    test(`${family}: kept under every prefix`, () => {
+      const all = PREFIXES.flatMap((prefix) => names.map((name) => prefix + name));
+      const { rows } = planOf(Object.fromEntries(all.map((name) => [name, MATRIX])), { bit_width: 2 });
+      expect(rows.filter(({ action }) => action === "quantize").map(({ name }) => name)).toEqual([]);
+    });
+  }
+
+  test("modulation of a block has 4 bits or more, but for layer_bit_widths", () => {
+    const names = [
+      "double_blocks.0.img_mod.lin.weight",
+      "single_blocks.3.modulation.lin.weight",
+      "double_stream_modulation_img.lin.weight",
+      "transformer_blocks.0.norm1.linear.weight",
+      "transformer_blocks.0.norm1_context.linear.weight",
+      "single_transformer_blocks.0.norm.linear.weight",
+      "transformer_blocks.0.img_mod.1.weight",
+      "joint_blocks.0.x_block.adaLN_modulation.1.weight",
+      "layers.0.adaLN_modulation.0.weight",
+      "input_blocks.1.0.emb_layers.1.weight",
+      "down_blocks.0.resnets.0.time_emb_proj.weight",
+    ];
+    const tensors = Object.fromEntries(names.map((name) => [`model.diffusion_model.${name}`, MATRIX]));
+    const bits = (config: Record<string, unknown>) => planOf(tensors, config).rows.map((row) => row.bits);
+    expect(bits({ bit_width: 2 })).toEqual(names.map(() => 4));
+    expect(bits({ bit_width: 8 })).toEqual(names.map(() => 8));
+    expect(bits({ bit_width: 2, layer_bit_widths: { ".": 2 } })).toEqual(names.map(() => 2));
+  });
+
+  test("layers of blocks are quantized, also those named like outer ones", () => {
+    const names = [
+      "double_blocks.0.img_attn.proj.weight",
+      "single_transformer_blocks.7.proj_out.weight",
+      "blocks.0.attn.out.weight",
+      "model.layers.0.mlp.gate_proj.weight",
+      "model.layers.0.mlp.experts.0.gate_proj.weight",
+      "model.layers.0.output.dense.weight",
+      "down_blocks.1.attentions.0.proj_in.weight",
+      "blocks.2.mlp.head.weight",
+    ];
+    const { rows } = planOf({
+      ...Object.fromEntries(names.map((name) => [name, MATRIX])),
+      "model.layers.0.mlp.gate.weight": ["BF16", [128, 64]],
+    }, { bit_width: 2 });
+    expect(rows.map(({ bits }) => bits)).toEqual(rows.map(() => 2));
+  });
+
+  test("a pattern that meets a rule warns, a full name wins", () => {
+    const tensors = { "lm_head.weight": MATRIX, "blocks.0.a.weight": MATRIX, "x_embedder.weight": MATRIX };
+    const { rows, warnings } = planOf(tensors, { layer_bit_widths: { "head|embed": 3, "blocks": 8 } });
+    expect(rows.map(({ bits }) => bits)).toEqual([undefined, 8, undefined]);
+    expect(warnings).toEqual([
+      'layer_bit_widths: the pattern "head|embed" does not change 1 tensor of the rule "head", as ' +
+      '"lm_head.weight": a tensor\'s full name does',
+      'layer_bit_widths: the pattern "head|embed" does not change 1 tensor of the rule "embedder", as ' +
+      '"x_embedder.weight": a tensor\'s full name does',
+    ]);
+    const named = planOf(tensors, { layer_bit_widths: { lm_head: 3, "x_embedder.weight": 8 } });
+    expect(named.rows.map(({ bits }) => bits)).toEqual([3, 4, 8]);
+    expect(named.warnings).toEqual([]);
+  });
+});
