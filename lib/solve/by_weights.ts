@@ -3,7 +3,7 @@ import type { Config } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Blockwise } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import { type PlanRow } from "../plan/plan.ts";
+import type { PlanRow } from "../plan/plan.ts";
 import { LAYER_SOLVERS, type PackedTensor, quantize } from "../quant/mod.ts";
 
 /**
