@@ -58,10 +58,16 @@ export function checkConfig(config: Config, origins: Readonly<Record<string, str
   )));
 }
 
+/** Most problems that a message lists. */
+const MAX_SHOWN = 100;
+
 /** @throws {ConfigError} with every problem, when there is one */
 export function throwProblems(problems: readonly ConfigProblem[]): void {
   if (problems.length === 0) return;
-  const lines = problems.map((p) => `  "${p.key}": got ${p.value}, expected ${p.expected} (${p.source})`);
+  const lines = problems.slice(0, MAX_SHOWN).map((p) =>
+    `  "${p.key}": got ${p.value}, expected ${p.expected} (${p.source})`
+  );
+  if (problems.length > MAX_SHOWN) lines.push(`  and ${problems.length - MAX_SHOWN} more`);
   const count = problems.length === 1 ? "1 problem" : `${problems.length} problems`;
   throw new ConfigError(`Cannot use configuration: ${count}\n${lines.join("\n")}`, problems);
 }

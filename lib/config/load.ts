@@ -68,15 +68,22 @@ function tooLarge(source: string): ConfigError {
   return new ConfigError(`Cannot read configuration "${source}": larger than ${MAX_CONFIG_BYTES} bytes`);
 }
 
+/** Most characters of a parser's reason in a message. */
+const MAX_REASON = 300;
+/** Plain errors: a picture of the line for each of 80 000 takes gigabytes; and no warnings past this module. */
+const YAML_OPTIONS = { prettyErrors: false, logLevel: "error" };
+
 async function parseYaml(text: string, source: string): Promise<unknown> {
-  const yaml: { parse(text: string): unknown } = import.meta.url.startsWith("http")
-    ? await import(REMOTE_YAML)
-    : await import("@std/yaml");
+  const yaml: { parse(text: string, options: typeof YAML_OPTIONS): unknown } =
+    import.meta.url.startsWith("http") ? await import(REMOTE_YAML) : await import("@std/yaml");
   try {
-    return yaml.parse(text);
+    return yaml.parse(text, YAML_OPTIONS);
   } catch (error) {
-    // The parsers share no field for the place, but both end the first line with "at line L, column C".
-    const message = String((error as Error).message).split("\n")[0]!.replace(/:$/, "");
-    throw new ConfigError(`Cannot parse configuration "${source}": ${message}`, [], error);
+    // One of the parsers ends the first line with "at line L, column C", the other gives the position.
+    const { message, pos } = error as Error & { readonly pos?: readonly number[] };
+    const before = text.slice(0, pos?.[0] ?? 0).split("\n");
+    const place = pos === undefined ? "" : ` at line ${before.length}, column ${before.at(-1)!.length + 1}`;
+    const reason = message.split("\n")[0]!.replace(/:$/, "").slice(0, MAX_REASON) + place;
+    throw new ConfigError(`Cannot parse configuration ${quote(source)}: ${reason}`, [], error);
   }
 }

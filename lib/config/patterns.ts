@@ -154,6 +154,16 @@ function parse(tokens: Iterator<string>): Part {
  * @throws {SyntaxError} if it does not compile, refers back, or counts beyond a limit
  */
 export function compilePattern(pattern: string): NamePattern {
+  const found = compiled.get(pattern) ?? compile(pattern);
+  if (compiled.size >= MAX_COMPILED) compiled.clear();
+  compiled.set(pattern, found);
+  return found;
+}
+
+/** Patterns compiled before: the same ones are asked for with every tensor. */
+const compiled = new Map<string, NamePattern>(), MAX_COMPILED = 10_000;
+
+function compile(pattern: string): NamePattern {
   const native = new RegExp(pattern, "u");
   const { match, ways, power } = parse((pattern.match(TOKEN) ?? []).values());
   return {

@@ -145,7 +145,7 @@ function readDocument(document: unknown, source: string, problems: ConfigProblem
       const isOneStep = !name.includes("."); // "a.b: 1" is not "a: {b: 1}"
       if (isOneStep && SECTIONS.has(key)) walk(value, `${key}.`);
       else if (isOneStep && KEYS.has(key)) given.set(key, { value, source });
-      else problems.push(unknownKey(key, value, [...KEYS.keys(), ...SECTIONS], source));
+      else problems.push(unknownKey(key, value, [...KEYS.keys(), ...SECTIONS], source, problems.length));
     }
   };
   walk(document, "");
@@ -161,7 +161,7 @@ function readEnvironment(
     if (!name.startsWith(ENVIRONMENT_PREFIX) || text === undefined) continue;
     const found = VARIABLES.get(name);
     if (found) given.set(found.key, { value: found.kind.fromText(text), source: `environment ${name}` });
-    else problems.push(unknownKey(name, text, [...VARIABLES.keys()], "environment"));
+    else problems.push(unknownKey(name, text, [...VARIABLES.keys()], "environment", problems.length));
   }
   return given;
 }
@@ -172,14 +172,23 @@ function readOverrides(options: ConfigOverrides, problems: ConfigProblem[]): Map
   for (const [key, value] of Object.entries(withoutUndefined(overrides))) {
     const source = options.overrideSources?.[key] ?? "command line";
     const found = KEYS.get(key);
-    if (!found) problems.push(unknownKey(key, value, [...KEYS.keys()], source));
+    if (!found) problems.push(unknownKey(key, value, [...KEYS.keys()], source, problems.length));
     else given.set(key, { value: typeof value === "string" ? found.kind.fromText(value) : value, source });
   }
   return given;
 }
 
-function unknownKey(key: string, value: unknown, known: readonly string[], source: string): ConfigProblem {
-  const nearest = nearestName(key, known);
+/** Most wrong keys of a layer for which the right one is looked for. */
+const MAX_GUESSES = 100;
+
+function unknownKey(
+  key: string,
+  value: unknown,
+  known: readonly string[],
+  source: string,
+  before: number,
+): ConfigProblem {
+  const nearest = before < MAX_GUESSES ? nearestName(key, known) : undefined;
   const expected = `a known key${nearest === undefined ? "" : `; did you mean "${nearest}"?`}`;
   return { key: preview(key).slice(1, -1), value: preview(value), expected, source };
 }
