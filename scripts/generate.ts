@@ -35,6 +35,7 @@ import {
 import { checkSamplingOptions } from "../lib/models/masked/token_sampling.ts";
 import type { Kernels } from "../lib/native/mod.ts";
 import { writeWhole } from "../lib/files/whole.ts";
+import { MAX_STEPS } from "../lib/models/masked/generation.ts";
 import { readJsonFile } from "../lib/files/json.ts";
 import { type Checkpoint, openCheckpoint, SafetensorsWriter } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
@@ -266,7 +267,7 @@ function startWriting(
   const { checkpoint, kernels, parsed, timeParameters } = task;
   const seed = parsed.whole("seed", 0) ?? 0;
   // A puzzle is written one token a step, unless fewer steps are asked for.
-  const steps = parsed.whole("steps", 1) ??
+  const steps = parsed.whole("steps", 1, MAX_STEPS) ??
     (isPuzzle ? Math.min(places.length, stored.steps ?? Infinity) : stored.steps);
   const sampling = {
     temperature: parsed.number("temperature") ?? stored.temperature,
@@ -443,7 +444,7 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   const seed = parsed.whole("seed", 0) ?? 0, guidance = parsed.number("guidance") ?? 1;
   const sampler = parsed.oneOf<SamplerName>("sampler", ["ddim", "ddpm"]);
   const scheduler = loadScheduler(checkpoint.folder);
-  const steps = parsed.whole("steps", 1) ?? Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
+  const steps = parsed.whole("steps", 1, MAX_STEPS) ?? Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
   scheduler.timesteps(steps); // refuses too many
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
   const latents = latentsOf(checkpoint, config), out = values.out ?? `class-${classes.join("-")}.png`;

@@ -117,9 +117,8 @@ export async function columnsOfBytes(request: TableBytes): Promise<NamedColumns>
   throw fail(`its texts must have at most ${MAX_TABLE_BYTES} characters together, got ${characters}`);
 }
 
-/** Time and memory for a table of no bytes, and for each more. */
-const DECODE_MILLISECONDS = 5000, DECODE_MILLISECONDS_PER_BYTE = 2e-3;
-const DECODE_BYTES = 2 ** 30, DECODE_BYTES_PER_BYTE = 32;
+/** Time and memory that a table may take: so much, and more for each of its bytes. */
+const DECODE_LIMITS = { milliseconds: 5000, millisecondsPerByte: 2e-3, bytes: 2 ** 30, bytesPerByte: 32 };
 /** Between two looks at time and memory. */
 const WATCH_MILLISECONDS = 20;
 
@@ -127,11 +126,11 @@ const WATCH_MILLISECONDS = 20;
 export type TableAnswer = { readonly columns: NamedColumns } | { readonly reason: string };
 
 /** {@linkcode columnsOfBytes} on another thread; here where the module of threads is not there, as in a bundle. */
-async function columnsOnThread(request: TableBytes): Promise<NamedColumns> {
+export async function columnsOnThread(request: TableBytes, limits = DECODE_LIMITS): Promise<NamedColumns> {
   const place = new URL(`./table_thread.${import.meta.url.endsWith(".ts") ? "ts" : "js"}`, import.meta.url);
   if (place.protocol === "file:" && !existsSync(place)) return await columnsOfBytes(request);
-  const milliseconds = DECODE_MILLISECONDS + DECODE_MILLISECONDS_PER_BYTE * request.bytes.length;
-  const most = DECODE_BYTES + DECODE_BYTES_PER_BYTE * request.bytes.length;
+  const milliseconds = limits.milliseconds + limits.millisecondsPerByte * request.bytes.length;
+  const most = limits.bytes + limits.bytesPerByte * request.bytes.length;
   const begin = performance.now(), before = process.memoryUsage().rss;
   const thread = new Worker(place);
   let watch: ReturnType<typeof setInterval> | undefined;

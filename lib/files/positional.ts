@@ -35,6 +35,7 @@ const REMEDIES: Readonly<Record<string, string>> = {
   EROFS: "the file system is read-only: choose another folder",
   EIO: "the device reported an error: check the disk or choose another folder",
   ENOENT: "no such file or folder: create the folder first",
+  EEXIST: "a file has that name: choose another one",
   ENAMETOOLONG: "the name is too long for the file system: choose a shorter one",
   ELOOP: "links lead in a circle: choose another path",
   ERR_INVALID_ARG_VALUE: "no path has a null character: choose another one",

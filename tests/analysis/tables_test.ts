@@ -12,6 +12,7 @@ import {
   TABLE_SCHEMAS,
 } from "../../lib/analysis/schema.ts";
 import {
+  columnsOnThread,
   decodeTable,
   encodeTable,
   readTable,
@@ -224,5 +225,48 @@ describe("compareRuns", () => {
       'Cannot compare runs: both must have table "layers", the second has none',
     );
     expect(await message(compareTables(a.tables.layers, a.tables.layers, ["nmae"]))).toContain("got nmae");
+  });
+});
+
+describe("tables from strangers", () => {
+  const tableOf = (...names: string[]) => tableFromRows("layers", names.map((name) => layer(name)));
+
+  test("texts in CSV never begin like a formula, and come back as they were", async () => {
+    const names = ["=1+1", "+a", "-a", "@a", "\ta", "\ra", "'=a", "''-a", "'a", "a=", "−a"],
+      table = await tableOf(...names);
+    const csv = new TextDecoder().decode(await encodeTable("layers", table, "csv"));
+    expect(csv.match(/(^|,)"[=+\-@\t\r]/m)).toBe(null);
+    expect(csv).toContain(`"'=1+1"`);
+    const back = await decodeTable("layers", new TextEncoder().encode(csv), "csv");
+    expect(rowsOf("layers", back).map(({ name }) => name)).toEqual(names);
+    // numbers stay numbers
+    const negative = await tableFromRows("layers", [layer("a", { maxError: -1.5 })]);
+    expect(new TextDecoder().decode(await encodeTable("layers", negative, "csv"))).toContain(",-1.5,");
+  });
+
+  test("are given up where they take too long or too much memory", async () => {
+    const bytes = await encodeTable("layers", await tableOf("a"), "parquet");
+    const read = (limits: object) =>
+      columnsOnThread({ name: "layers", bytes, format: "parquet", path: "x.parquet" }, {
+        ...{ milliseconds: 60_000, millisecondsPerByte: 0, bytes: 2 ** 40, bytesPerByte: 0 },
+        ...limits,
+      });
+    expect((await read({})).length).toBe(Object.keys(columnsOf("layers")).length);
+    expect(await message(read({ milliseconds: -1 }))).toMatch(/x\.parquet.*must be read within/);
+    expect(await message(read({ bytes: -(2 ** 40) }))).toMatch(/x\.parquet.*must take at most/);
+  });
+
+  test("whose texts are more than a page can hold are refused", async () => {
+    const long = "a".repeat(2 ** 20), rows = Array.from({ length: 257 }, () => layer(long));
+    const text = JSON.stringify(rows.map(({ name: _, ...row }) => row)).length;
+    expect(text).toBeLessThan(2 ** 20);
+    const request = {
+      name: "layers",
+      bytes: await encodeTable("layers", await tableFromRows("layers", rows), "parquet"),
+    } as const;
+    expect(request.bytes.length).toBeLessThan(2 ** 26);
+    expect(await message(decodeTable("layers", request.bytes, "parquet"))).toMatch(
+      /texts must have at most 268435456 characters/,
+    );
   });
 });

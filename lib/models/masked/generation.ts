@@ -139,7 +139,10 @@ const DOING = "Cannot generate";
 
 /** @throws {RangeError} unless the option is a whole number of at least `minimum` */
 export const checkAtLeast = (name: string, value: number, minimum: number): void =>
-  checkWhole("generate", name, value, minimum);
+  checkWhole("generate", name, value, minimum, MAX_STEPS);
+
+/** Most steps of a generation, and of what is counted in it: more than any model has tokens. */
+export const MAX_STEPS = 1_000_000;
 
 /** @throws {RangeError} unless the option is a finite number of at least 0 */
 export function checkNotNegative(name: string, value: number): void {
