@@ -444,7 +444,8 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   const seed = parsed.whole("seed", 0) ?? 0, guidance = parsed.number("guidance") ?? 1;
   const sampler = parsed.oneOf<SamplerName>("sampler", ["ddim", "ddpm"]);
   const scheduler = loadScheduler(checkpoint.folder);
-  const steps = parsed.whole("steps", 1, MAX_STEPS) ?? Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
+  const steps = parsed.whole("steps", 1, MAX_STEPS) ??
+    Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
   scheduler.timesteps(steps); // refuses too many
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
   const latents = latentsOf(checkpoint, config), out = values.out ?? `class-${classes.join("-")}.png`;
