@@ -107,7 +107,7 @@ describe("phases with little to do say so", () => {
     const { report, warnings } = await run({
       ...VALIDATE,
       num_time_groups: 100,
-      calibration_samples: 64,
+      calibration_samples: 40,
       time_groups: "adaptive",
       output_correction: true,
     });
