@@ -121,6 +121,13 @@ describe("the tokenizer of a checkpoint", () => {
       expect(published.decode(tokens, { special: true })).toBe(text.normalize("NFC"));
     }
     expect([...published.specialTokens].sort()).toEqual([265, 266, 267, 268, 269]);
+    const spaced = {
+      ...(files["tokenizer_config.json"] as Json),
+      tokenizer_class: "GPT2Tokenizer",
+      add_prefix_space: true,
+    };
+    const gpt2 = await loadTokenizer(folderOf({ ...files, "tokenizer_config.json": spaced }));
+    expect([...gpt2.encode("the'll  x1")]).toEqual([258, 263, 108, 32, 32, 120, 49]);
     // the same from tokenizer_config.json alone
     const { "added_tokens.json": added, "special_tokens_map.json": map, ...rest } = files;
     const added_tokens_decoder = Object.fromEntries(
@@ -295,6 +302,7 @@ describe("chat templates", () => {
     expect([await chat({}), await chat({}, false)]).toEqual([`${asked}<|im_start|>assistant\n`, asked]);
     const named = [{ name: "tool_use", template: "no" }, { name: "default", template: "{{ bos_token }}!" }];
     expect(await chat(config(named))).toBe("<|mask|>!");
+    expect(await chat(config({ default: "{{ eos_token }}?" }))).toBe("<|endoftext|>?");
     const file = {
       "chat_template.jinja": "{%- for m in messages %}\n  {{- m.content | trim }}\n{%- endfor %}",
     };

@@ -40,7 +40,7 @@ function templateOf({ folder, config }: TokenizerFiles): Field | undefined {
   let field = config.at("chat_template");
   if (field.isAbsent && existsSync(old)) field = new Field(old, "", readJsonFile(old)).at("chat_template");
   if (field.isAbsent) return undefined;
-  if (!Array.isArray(field.value)) return field;
+  if (!Array.isArray(field.value)) return typeof field.value === "object" ? field.at("default") : field;
   const all = field.list();
   const chosen = all.find((each) => each.at("name").value === "default");
   if (chosen === undefined) throw field.fault('a list with a template named "default"');

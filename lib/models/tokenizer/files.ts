@@ -28,34 +28,18 @@ export interface TokenizerFiles {
 
 const MERGES = "merges.txt";
 
-/** Splitting of texts by the `tokenizer_class` of a vocab.json. */
-const BYTE_LEVEL = { type: "ByteLevel", add_prefix_space: false, trim_offsets: false, use_regex: false };
-const QWEN2 = {
-  normalizer: { type: "NFC" },
-  pre_tokenizer: {
-    type: "Sequence",
-    pretokenizers: [
-      {
-        type: "Split",
-        pattern: {
-          Regex:
-            "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" +
-            "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
-        },
-        behavior: "Isolated",
-        invert: false,
-      },
-      BYTE_LEVEL,
-    ],
-  },
-};
-const GPT2 = { normalizer: null, pre_tokenizer: { ...BYTE_LEVEL, use_regex: true } };
-const CLASSES: Readonly<Record<string, { readonly normalizer: unknown; readonly pre_tokenizer: unknown }>> = {
-  DreamTokenizer: QWEN2,
-  Qwen2Tokenizer: QWEN2,
-  Qwen2TokenizerFast: QWEN2,
-  GPT2Tokenizer: GPT2,
-  GPT2TokenizerFast: GPT2,
+/** Qwen2's pattern of the parts of a text. */
+const QWEN2_PATTERN =
+  "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" +
+  "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+
+/** The `tokenizer_class` that vocab.json and merges.txt may be of, and whether texts are split as GPT-2's are. */
+const CLASSES: Readonly<Record<string, boolean>> = {
+  DreamTokenizer: false,
+  Qwen2Tokenizer: false,
+  Qwen2TokenizerFast: false,
+  GPT2Tokenizer: true,
+  GPT2TokenizerFast: true,
 };
 
 /**
@@ -69,9 +53,9 @@ export function readTokenizerFiles(folder: string): TokenizerFiles | undefined {
     const path = join(folder, name);
     return new Field(path, "", existsSync(path) ? readJsonFile(path) : {});
   };
-  const hasWhole = existsSync(join(folder, "tokenizer.json")),
-    hasWords = existsSync(join(folder, "vocab.json"));
-  if (!hasWhole && !(hasWords && existsSync(join(folder, MERGES)))) return undefined;
+  const [hasWhole, hasWords, hasMerges] = ["tokenizer.json", "vocab.json", MERGES]
+    .map((name) => existsSync(join(folder, name)));
+  if (!hasWhole && !(hasWords && hasMerges)) return undefined;
   const words = read("vocab.json"), added = read("added_tokens.json"), own = read("tokenizer_config.json");
   const config = new Field(own.path, "", { ...read("special_tokens_map.json").object(), ...own.object() });
   const root = hasWhole
@@ -114,7 +98,7 @@ function assembled(folder: string, words: Field, config: Field): Record<string, 
   if (!name.isAbsent && !Object.hasOwn(CLASSES, name.text())) {
     throw name.fault(`one of ${Object.keys(CLASSES).join(", ")} where there is no tokenizer.json`);
   }
-  const { normalizer, pre_tokenizer } = CLASSES[name.isAbsent ? "DreamTokenizer" : name.text()]!;
+  const isGpt2 = !name.isAbsent && CLASSES[name.text()] === true;
   const path = join(folder, MERGES), field = new Field(path, "", undefined);
   let text: string;
   try {
@@ -124,9 +108,12 @@ function assembled(folder: string, words: Field, config: Field): Record<string, 
   }
   const merges = text.split("\n").map((line) => line.trim())
     .filter((line, i) => line !== "" && !(i === 0 && line.startsWith("#version")));
+  const split = { type: "Split", pattern: { Regex: QWEN2_PATTERN }, behavior: "Isolated", invert: false };
+  const space = config.at("add_prefix_space"), add_prefix_space = !space.isAbsent && space.flag();
+  const bytes = { type: "ByteLevel", add_prefix_space, trim_offsets: false, use_regex: isGpt2 };
   return {
-    normalizer,
-    pre_tokenizer: structuredClone(pre_tokenizer),
+    normalizer: isGpt2 ? null : { type: "NFC" },
+    pre_tokenizer: { type: "Sequence", pretokenizers: isGpt2 ? [bytes] : [split, bytes] },
     decoder: { type: "ByteLevel" },
     model: { type: "BPE", vocab: words.value, merges },
   };
@@ -137,7 +124,7 @@ function* namedTokens(config: Field): Generator<readonly [name: string, text: st
   const textOf = (field: Field) => typeof field.value === "string" ? field.value : field.at("content").text();
   for (const key of Object.keys(config.object())) {
     const field = config.at(key);
-    if (field.isAbsent || key.startsWith("add_")) continue;
+    if (field.isAbsent || typeof field.value === "boolean") continue;
     if (key.endsWith("_token")) yield [key, textOf(field)];
     else if (/^(?:additional|extra)_special_tokens$/.test(key)) {
       const all = Array.isArray(field.value)
@@ -158,6 +145,7 @@ function addAround(
   named: ReadonlyMap<string, string>,
   { ids }: Vocabulary,
 ): void {
+  if (!addedAround(root.at("post_processor")).next().done) return;
   const token = (key: "bos_token" | "eos_token") => {
     const flag = config.at(`add_${key}`);
     if (flag.isAbsent || !flag.flag()) return [];
@@ -166,6 +154,6 @@ function addAround(
     return [{ SpecialToken: { id, type_id: 0 } }];
   };
   const single = [...token("bos_token"), { Sequence: { id: "A", type_id: 0 } }, ...token("eos_token")];
-  if (single.length === 1 || !addedAround(root.at("post_processor")).next().done) return;
+  if (single.length === 1) return;
   root.object()["post_processor"] = { type: "TemplateProcessing", single, pair: single, special_tokens: {} };
 }

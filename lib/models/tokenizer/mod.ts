@@ -2,6 +2,8 @@
  * Text to tokens and back by a checkpoint's own tokenizer, and chats by its template. The library that reads
  * it is loaded on the first call.
  */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
 import type { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { CheckpointError } from "../../errors.ts";
 import { shown } from "../model_config.ts";
@@ -138,8 +140,11 @@ export async function loadTokenizer(
   files: TokenizerFiles | undefined = readTokenizerFiles(folder),
 ): Promise<Tokenizer> {
   if (files === undefined) {
+    const found = existsSync(join(folder, "tokenizer.model"))
+      ? "tokenizer.model alone: load it with transformers' AutoTokenizer and save_pretrained it"
+      : "none";
     throw new CheckpointError(
-      `Cannot load ${shown(folder)}: must have tokenizer.json, or vocab.json and merges.txt, got none`,
+      `Cannot load ${shown(folder)}: must have tokenizer.json, or vocab.json and merges.txt, got ${found}`,
       { path: folder },
     );
   }
