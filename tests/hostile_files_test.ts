@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { Buffer } from "node:buffer";
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
@@ -18,6 +18,7 @@ import { loadConfig } from "../lib/config/mod.ts";
 import { readPuzzles } from "../lib/eval/mod.ts";
 import { readJournal } from "../lib/output/journal.ts";
 import { readPlan } from "../lib/plan/budget.ts";
+import { checkPlan } from "../lib/plan/plan.ts";
 import { readTimeParameters } from "../lib/time/mod.ts";
 import * as door from "../mod.ts";
 import { randomStream } from "./_kernels.ts";
@@ -247,5 +248,29 @@ describe("a file with something changed is read, or refused by a typed error, so
         });
       }
     }, 60_000);
+  }
+});
+
+test("a row of more weights than an array can hold is refused before it is read", () => {
+  const folder = mkdtempSync(join(work, "wide-")),
+    path = join(folder, "model.safetensors"),
+    cols = 2 ** 29 + 64;
+  const entry = { dtype: "F16", shape: [1, cols], data_offsets: [0, 2 * cols] };
+  const header = new TextEncoder().encode(JSON.stringify({ "a.weight": entry }));
+  const length = new Uint8Array(new BigUint64Array([BigInt(header.length)]).buffer);
+  writeFileSync(path, Buffer.concat([length, header]));
+  truncateSync(path, 8 + header.length + 2 * cols); // sparse: no byte is stored
+  using checkpoint = door.openCheckpoint(path);
+  const plan = door.planQuantization(checkpoint, door.DEFAULT_CONFIG);
+  expect(() => checkPlan(plan, checkpoint)).toThrow(/"a.weight".*a row must have at most 536870912 weights/);
+});
+
+test("steps without an end are refused", () => {
+  const { model } = door.loadModel(dream, kernels);
+  const canvas = Int32Array.of(1, 1);
+  for (const steps of [1e12, Infinity, NaN, 1.5]) {
+    expect(() => door.diffusionGenerate(model as never, canvas, 1, { steps })).toThrow(
+      /steps must be a whole number from 1 to/,
+    );
   }
 });

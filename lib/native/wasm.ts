@@ -2,6 +2,7 @@
  * The kernels as WebAssembly: the same C, built for 128-bit vectors, embedded in wasm_binary.ts. Needs no
  * compiler, no permission and no file. A call copies its buffers into the module's memory and its outputs back.
  */
+import { MemoryError } from "../errors.ts";
 import { SIGNATURES } from "./signatures.ts";
 import { kindsOf, type NativeBuffer, type NativeCalls, type OpenedLibrary } from "./symbols.ts";
 import { WASM_BASE64 } from "./wasm_binary.ts";
@@ -20,6 +21,19 @@ const align = (offset: number) => Math.ceil(offset / ALIGNMENT) * ALIGNMENT;
 
 const bytesOf = (view: ArrayBufferView<ArrayBufferLike>) =>
   new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+
+/** @throws {MemoryError} where the module cannot have so much more memory */
+function grow(memory: WebAssembly.Memory, pages: number): void {
+  try {
+    memory.grow(pages);
+  } catch (cause) {
+    const have = memory.buffer.byteLength, needed = have + pages * PAGE_BYTES;
+    const message =
+      `Cannot run a kernel in WebAssembly: its arrays must fit into memory, 4 GiB at most, got ${needed} ` +
+      'bytes; use the backend "native"';
+    throw new MemoryError(message, needed, have, { cause });
+  }
+}
 
 /** Instantiates the embedded module. @throws WebAssembly.CompileError where the engine has no 128-bit vectors. */
 export function openWasm(): OpenedLibrary {
@@ -43,7 +57,7 @@ export function openWasm(): OpenedLibrary {
         return at;
       });
       const missing = end - exports.memory.buffer.byteLength;
-      if (missing > 0) exports.memory.grow(Math.ceil(missing / PAGE_BYTES));
+      if (missing > 0) grow(exports.memory, Math.ceil(missing / PAGE_BYTES));
       const memory = new Uint8Array(exports.memory.buffer);
       parameters.forEach((kind, i) => {
         if ((kind === "in" || kind === "inout") && args[i] !== null) {

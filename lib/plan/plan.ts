@@ -13,6 +13,7 @@ import {
 import {
   type BitWidth,
   type GroupSize,
+  MAX_ROW_WEIGHTS,
   packedBytes,
   type ScaleBits,
   type ZeroPointKind,
@@ -204,12 +205,15 @@ function unmatched(names: readonly string[], config: Config): string[] {
 /** Checks the names that packed tensors need. @throws {CheckpointError} when one is taken or too long */
 export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpoint): void {
   const remedy = "keep_patterns can keep such tensors as they are";
-  for (const { name, action, zeroPoint, scaleBits } of rows) {
+  for (const { name, action, shape, zeroPoint, scaleBits } of rows) {
     if (action === "keep") continue;
     const fail = (reason: string, { file: { path } }: CheckpointTensor) => {
       const message = `Cannot quantize ${quote(name)} of ${quote(checkpoint)}: ${reason}; ${remedy}`;
       return new CheckpointError(message, { path, tensor: name });
     };
+    if (shape[1]! > MAX_ROW_WEIGHTS) {
+      throw fail(`a row must have at most ${MAX_ROW_WEIGHTS} weights, got ${shape[1]}`, tensors.get(name)!);
+    }
     const parts = Object.values(
       packedNames(name, { zeroPoint: zeroPoint!, scaleBits }),
     ) as (string | undefined)[];

@@ -6,6 +6,7 @@ export {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  MAX_ROW_WEIGHTS,
   type OneLevelTensor,
   type PackedForm,
   packedRows,

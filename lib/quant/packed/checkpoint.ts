@@ -33,6 +33,7 @@ import {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  MAX_ROW_WEIGHTS,
   type PackedTensor,
   packedWords,
   SCALE_BITS,
@@ -254,6 +255,9 @@ function checkLayer(
   const possible = (size: number | undefined): size is number => Number.isSafeInteger(size) && size! > 0;
   if (!possible(rows) || !possible(cols) || elementCount([rows, cols]) === undefined) {
     throw fail(names.shape, `must hold two sizes above 0, got [${rows}, ${cols}]`);
+  }
+  if (cols > MAX_ROW_WEIGHTS) {
+    throw fail(names.shape, `a row must have at most ${MAX_ROW_WEIGHTS} weights, got ${cols}`);
   }
   const specs = packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits });
   for (const spec of specs) check(spec.name, spec.dtype, spec.shape);

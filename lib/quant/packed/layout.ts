@@ -20,6 +20,9 @@ export * from "../../config/names.ts";
 /** Weights of a row that share the two half floats of two-level scales; the last may be fewer. */
 export const SUPERBLOCK_SIZE = 256;
 
+/** Most weights of a row: 2 GiB of float32, the most that every runtime holds in one array; a row is never divided. */
+export const MAX_ROW_WEIGHTS = 2 ** 29;
+
 /** The codes of a matrix. */
 interface PackedCodes {
   readonly rows: number;
