@@ -10,6 +10,7 @@ import {
   type LoadedModel,
   loadTokenizer,
   type MaskedTransformerConfig,
+  openTokenizer,
   readTokenizerFiles,
   specialTokens,
   type Tokenizer,
@@ -145,7 +146,9 @@ class TextReader {
   }
 
   async #load(): Promise<Tokenizer> {
-    return this.#tokenizer ??= await loadTokenizer(this.loaded.folder, this.files);
+    return this.#tokenizer ??= this.files === undefined
+      ? await loadTokenizer(this.loaded.folder)
+      : await openTokenizer(this.files);
   }
 
   /** The special tokens stand where the tokenizer puts them around a text, as in generation. */

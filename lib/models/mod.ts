@@ -41,4 +41,10 @@ export {
 } from "./requirements.ts";
 export { storedTimeParameters } from "./stored_time_parameters.ts";
 export { readTokenizerFiles } from "./tokenizer/files.ts";
-export { type ChatMessage, loadTokenizer, specialTokens, type Tokenizer } from "./tokenizer/mod.ts";
+export {
+  type ChatMessage,
+  loadTokenizer,
+  openTokenizer,
+  specialTokens,
+  type Tokenizer,
+} from "./tokenizer/mod.ts";

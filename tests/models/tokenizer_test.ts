@@ -317,7 +317,7 @@ describe("chat templates", () => {
       [5, '"chat_template" must be text, got 5'],
       [[{ name: "other", template: "" }], 'a list with a template named "default"'],
       ["{% if %}", "its chat template fails"],
-      ["{{ raise_exception('roles must alternate') }}", "its chat template fails: roles must alternate"],
+      ["{{ raise_exception('roles must alternate') }}", 'its chat template fails: "roles must alternate"'],
       [
         "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
         "it may have 200000 steps",

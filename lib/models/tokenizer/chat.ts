@@ -78,7 +78,10 @@ export async function chatText(
     environment.set("add_generation_prompt", isAnswerNext);
     return (bounded(jinja.Interpreter, environment).run(parsed) as { value: string }).value;
   } catch (cause) {
-    throw fault(`its chat template fails: ${cause instanceof Error ? cause.message : String(cause)}`, cause);
+    throw fault(
+      `its chat template fails: ${shown(cause instanceof Error ? cause.message : String(cause))}`,
+      cause,
+    );
   }
 }
 

@@ -117,7 +117,9 @@ export function specialTokens(
 
 const unreadable = (path: string, cause: unknown) =>
   new CheckpointError(
-    `Cannot use the tokenizer ${shown(path)}: ${cause instanceof Error ? cause.message : String(cause)}`,
+    `Cannot use the tokenizer ${shown(path)}: ${
+      shown(cause instanceof Error ? cause.message : String(cause))
+    }`,
     { path, cause },
   );
 
@@ -135,19 +137,20 @@ const unreadable = (path: string, cause: unknown) =>
  * console.log(tokenizer.encode("47+38=<mask>")); // 8, 11, 14, 7, 12, 15, 1
  * ```
  */
-export async function loadTokenizer(
-  folder: string,
-  files: TokenizerFiles | undefined = readTokenizerFiles(folder),
-): Promise<Tokenizer> {
-  if (files === undefined) {
-    const found = existsSync(join(folder, "tokenizer.model"))
-      ? "tokenizer.model alone: load it with transformers' AutoTokenizer and save_pretrained it"
-      : "none";
-    throw new CheckpointError(
-      `Cannot load ${shown(folder)}: must have tokenizer.json, or vocab.json and merges.txt, got ${found}`,
-      { path: folder },
-    );
-  }
+export async function loadTokenizer(folder: string): Promise<Tokenizer> {
+  const files = readTokenizerFiles(folder);
+  if (files !== undefined) return await openTokenizer(files);
+  const found = existsSync(join(folder, "tokenizer.model"))
+    ? "tokenizer.model alone: load it with transformers' AutoTokenizer and save_pretrained it"
+    : "none";
+  throw new CheckpointError(
+    `Cannot load ${shown(folder)}: must have tokenizer.json, or vocab.json and merges.txt, got ${found}`,
+    { path: folder },
+  );
+}
+
+/** The tokenizer of files that were read. @throws {CheckpointError} when the library refuses them */
+export async function openTokenizer(files: TokenizerFiles): Promise<Tokenizer> {
   const { json, config, path } = files, model = json["model"] as Record<string, unknown>;
   const { Tokenizer: Library } = await importPackage("tokenizers");
   try {
