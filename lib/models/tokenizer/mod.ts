@@ -140,11 +140,15 @@ const unreadable = (path: string, cause: unknown) =>
 export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   const files = readTokenizerFiles(folder);
   if (files !== undefined) return await openTokenizer(files);
-  const found = existsSync(join(folder, "tokenizer.model"))
-    ? "tokenizer.model alone: load it with transformers' AutoTokenizer and save_pretrained it"
-    : "none";
+  const found = ["vocab.json", "merges.txt", "tokenizer.model"].filter((name) =>
+    existsSync(join(folder, name))
+  );
   throw new CheckpointError(
-    `Cannot load ${shown(folder)}: must have tokenizer.json, or vocab.json and merges.txt, got ${found}`,
+    `Cannot load ${shown(folder)}: must have tokenizer.json, or vocab.json and merges.txt, got ${
+      found.length === 0
+        ? "none"
+        : `${found.join(", ")} alone: save a whole one with transformers' save_pretrained`
+    }`,
     { path: folder },
   );
 }
