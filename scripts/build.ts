@@ -1,5 +1,5 @@
 /** Builds the kernels: the native library into the cache, and with --wasm the embedded WebAssembly module. */
-import { readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { KernelError } from "../lib/errors.ts";
@@ -24,7 +24,7 @@ const USAGE = {
     "--cuda": "build the CUDA library instead; needs nvcc, but no device",
     "--cc COMPILER":
       "the compiler to use (default: CC, cc, gcc, clang; for --wasm: clang; for --cuda: NVCC, nvcc)",
-    "--output FILE": "with --wasm: write there instead",
+    "--output FILE": "with --wasm: write there instead; of the library: a copy of it",
   },
 } as const satisfies Usage;
 
@@ -33,7 +33,7 @@ const kernels = path("../kernels");
 const onMessage = (line: string) => console.error(line);
 
 async function run(parsed: Arguments<typeof USAGE>): Promise<number | void> {
-  const { flags, values: { cc, output = path("../lib/native/wasm_binary.ts") } } = parsed;
+  const { flags, values: { cc, output: copy, output = path("../lib/native/wasm_binary.ts") } } = parsed;
   parsed.operands();
   if (flags["check-wasm"]) return checkWasm(output);
   if (flags.signatures || flags["check-signatures"]) return signatures(flags.signatures);
@@ -51,6 +51,7 @@ async function run(parsed: Arguments<typeof USAGE>): Promise<number | void> {
   using opened = flags.cuda
     ? await openCuda({ build: true, onMessage })
     : await openKernels({ backend: "native", onMessage });
+  if (copy !== undefined && !flags.cuda) copyFileSync(opened.library, copy);
   print(opened.describe());
 }
 

@@ -6,21 +6,14 @@ import { activationRows, benchTables, layerKind, thetaRows } from "../../lib/ana
 import { chartsOf } from "../../lib/analysis/run_charts.ts";
 import { columnsOf, TABLE_NAMES } from "../../lib/analysis/schema.ts";
 import { rowsOf } from "../../lib/analysis/tables.ts";
-import {
-  accuracySuite,
-  benchOptions,
-  checkpointSuite,
-  phasesSuite,
-  type Suite,
-} from "../../lib/bench/mod.ts";
+import { accuracySuite, benchOptions, checkpointSuite, type Suite } from "../../lib/bench/mod.ts";
 import type { SuiteRow } from "../../lib/bench/rows.ts";
-import type { SuiteReport } from "../../lib/bench/suite.ts";
 import { environmentOf } from "../../lib/eval/environment.ts";
 import { kernelSuiteOf } from "../../lib/bench/kernels/suite.ts";
 import { QUICK_SCALE } from "../../lib/bench/kernels/bench.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { equalTimeGroups, TimeParameters, timestepAxis } from "../../lib/time/mod.ts";
-import { isDeno, MODELS, ROOT } from "../_checkpoints.ts";
+import { MODELS, ROOT } from "../_checkpoints.ts";
 
 let kernels: Kernels;
 beforeAll(async () => void (kernels = await openKernels()));
@@ -108,88 +101,6 @@ describe("tables of the suites", () => {
     expect(rows.some((row) => row.library === "memcpy" && row.bytesPerSecond! > 0)).toBe(true);
     expect(chartsOf(kernelRun.tables).map(({ id }) => id)).toEqual(["roofline", "throughput"]);
   }, 120_000);
-
-  test("phases: every row, losses, time groups, layers, and θ before and after smoothing", async () => {
-    if (isDeno) {
-      return console.log("skipped: Bun's tests run every row; phases/cost_test.ts compares the runtimes");
-    }
-    const options = {
-      ...benchOptions([join(MODELS, "dream-mini")], { bits: [2], groupSize: 0, limit: 4, quick: true }),
-      phase: "all" as const,
-      timeGroups: 5,
-    };
-    const environment = environmentOf(kernels);
-    const measured = await phasesSuite.run({ kernels, environment, options, progress: () => {} });
-    const tables = await benchTables(measured), report: SuiteReport = measured;
-    expect(Object.keys(tables).sort()).toEqual(["losses", "phases", "time"]);
-
-    const phases = rowsOf("phases", tables.phases!);
-    const names = report.rows.map(({ phase }) => phase === "full precision" ? "full" : phase as string);
-    expect([...new Set(phases.map(({ phase }) => phase))]).toEqual(names);
-    expect(new Set(phases.map(({ setting }) => setting))).toEqual(new Set(["2 bits"]));
-    const phase3 = report.rows.find(({ phase }) => phase === "phase3_full") as Record<string, unknown>;
-    const all = phases.find(({ phase, task }) => phase === "phase3_full" && task === "all")!;
-    const kl = phase3["stepKl"] as { value: number; low: number; high: number };
-    expect([all.stepKl, all.stepKlLow, all.stepKlHigh]).toEqual([kl.value, kl.low, kl.high]);
-    expect([all.overhead, all.seconds] as unknown[]).toEqual([phase3["overhead"], phase3["seconds"]]);
-    // Smoothing is of static grids: layers with grids of each token's own have none.
-    const { perToken } = phase3["metrics"] as { perToken: string[] };
-    expect(all.layersKept! + all.layersRejected!).toBe(28 - perToken.length);
-
-    const losses = rowsOf("losses", tables.losses!);
-    const { refinement } = phase3["metrics"] as { refinement: { losses: { total: number[] } } };
-    expect(losses.filter(({ setting }) => setting === "2 bits, phase3_full").map(({ total }) => total))
-      .toEqual(refinement.losses.total);
-    const refined = report.rows.filter(({ metrics }) =>
-      ((metrics as { refinement?: { iterations: number } } | null)?.refinement?.iterations ?? 0) > 1
-    );
-    expect(new Set(losses.map(({ setting }) => setting))).toEqual(
-      new Set(refined.map(({ phase }) => `2 bits, ${phase}`)),
-    );
-
-    const time = rowsOf("time", tables.time!);
-    const transitions = time.filter(({ stepKl }) => stepKl !== null);
-    expect(transitions.filter(({ setting }) => setting === "2 bits, phase1").map((row) => row.tBegin))
-      .toEqual([0, 0.2, 0.4, 0.6, 0.8]);
-    expect(transitions.every(({ layer, stepKl }) => layer === null && stepKl! > 0)).toBe(true);
-    const errors = time.filter(({ layer, relativeError }) => layer !== null && relativeError !== null);
-    const mean = (setting: string) => {
-      const own = errors.flatMap((row) => row.setting === setting ? row.relativeError! : []);
-      expect(own.length).toBe(28 * 5);
-      return own.reduce((sum, value) => sum + value, 0) / own.length;
-    };
-    expect(mean("2 bits, phase3_full")).toBeLessThan(mean("2 bits, baseline") / 2);
-    const theta = (stage: string) => time.filter((row) => row.stage === stage);
-    const rowsOfLayer = (stage: string, layer: string) =>
-      theta(stage).filter((row) => row.layer === layer).length;
-    const phase2 = report.rows.find(({ phase }) => phase === "phase2") as Record<string, unknown>;
-    const { kept, rejected } = (phase2["metrics"] as { smoothing: Record<string, string[]> }).smoothing;
-    expect(kept!.length).toBeGreaterThan(0);
-    for (const layer of kept!) {
-      expect(rowsOfLayer("after", layer)).toBeGreaterThanOrEqual(rowsOfLayer("before", layer));
-    }
-    expect(kept!.some((layer) => rowsOfLayer("after", layer) > 5)).toBe(true);
-    for (const layer of rejected!) expect(rowsOfLayer("after", layer)).toBe(rowsOfLayer("before", layer));
-    expect(theta("after").every((row) => row.activationHigh! > row.activationLow!)).toBe(true);
-    expect(chartsOf(tables).map(({ id }) => id)).toEqual([
-      "phases-accuracy",
-      "phases-stepKl",
-      "phases-markovScore",
-      "phases-overhead",
-      "layers-heat-relativeError",
-      "along-t-stepKl",
-      "heat-stepKl",
-      "time-parameters",
-      "time-parameters-close",
-      "losses",
-      "loss-terms",
-      "loss-terms-2",
-      "loss-terms-3",
-    ]);
-    const full = rowsOf("phases", tables.phases!).filter(({ phase }) => phase === "full");
-    expect(full.every(({ accuracy, stepKl, bits }) => accuracy === 1 && stepKl === null && bits === null))
-      .toBe(true);
-  }, 400_000);
 
   test("a suite's own tables are taken, and checked", async () => {
     const { drift } = await benchTables({

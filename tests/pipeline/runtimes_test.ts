@@ -1,10 +1,11 @@
 /** Bun and Deno, native and WebAssembly: four real processes that must write the same. */
 import { afterAll, describe, expect, test } from "bun:test";
+import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
-import { MODELS, workplace } from "../_checkpoints.ts";
+import { differences, MODELS, workplace } from "../_checkpoints.ts";
 import { runIn, runtimeBinary } from "../_runtimes.ts";
 
 const place = workplace();
@@ -78,3 +79,33 @@ describe("greedy generations at full precision, 4 and 2 bits", () => {
     });
   }
 });
+
+test("the best solver and all phases write the same files in Bun and in Deno", async () => {
+  const settings = place.fresh("phases.yaml");
+  writeFileSync(settings, "thermodynamic:\n  transition_optimization:\n    max_iterations: 3\n");
+  const args = [
+    "--solver",
+    "best",
+    "--phases",
+    "all",
+    "--bits",
+    "2",
+    "--samples",
+    "32",
+    "--config",
+    settings,
+  ];
+  const made: string[] = [];
+  for (const runtime of ["bun", "deno"] as const) {
+    const binary = runtimeBinary(runtime);
+    if (binary === undefined) {
+      console.log(`skipped: ${runtime} is not installed`);
+      continue;
+    }
+    const output = place.fresh();
+    await runIn(runtime, binary, "../scripts/quantize.ts", [DREAM, output, ...args]);
+    made.push(output);
+  }
+  expect(existsSync(join(made[0]!, "time_parameters.safetensors"))).toBe(true);
+  for (const other of made.slice(1)) expect(differences(other, made[0]!)).toEqual([]);
+}, 120_000);

@@ -5,6 +5,9 @@ import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../../lib/config/mod.ts";
 import { environmentOf } from "../../../lib/eval/environment.ts";
 import { modelDigest } from "../../_digest.ts";
+import { benchTables } from "../../../lib/analysis/rows.ts";
+import { chartsOf } from "../../../lib/analysis/run_charts.ts";
+import { rowsOf } from "../../../lib/analysis/tables.ts";
 import { phasesSuite } from "../../../lib/bench/phases/suite.ts";
 import { formatReport } from "../../../lib/bench/report.ts";
 import type { BenchContext, SuiteReport } from "../../../lib/bench/suite.ts";
@@ -90,11 +93,11 @@ async function rounded(
 const dream = () => rounded(DREAM, join(DREAM, "calibration.jsonl"));
 
 describe("the suite", () => {
-  let report: SuiteReport;
+  let measured: Awaited<ReturnType<typeof phasesSuite.run>>, report: SuiteReport;
   const row = (name: string) => report.rows.find(({ phase }) => phase === name) as Record<string, never>;
 
   beforeAll(async () => {
-    report = await phasesSuite.run(context(`--phase all --model ${DREAM} --groups 3`));
+    report = measured = await phasesSuite.run(context(`--phase all --model ${DREAM} --groups 3`));
   });
 
   test("has every phase, ablation and rival, measured", () => {
@@ -242,14 +245,86 @@ describe("the suite", () => {
     for (const line of text.split("\n")) expect([line, line.length <= WIDTH]).toEqual([line, true]);
   });
 
-  test("one phase comes with its baseline; the same numbers every time", async () => {
-    const run = async (): Promise<SuiteReport> =>
-      await phasesSuite.run(context(`--phase phase2 --model ${DREAM} --groups 3`));
-    const numbers = ({ rows }: SuiteReport) =>
-      rows.map(({ phase, stepKl, accuracy }) => ({ phase, stepKl, accuracy }));
-    const [first, second] = [await run(), await run()];
-    expect(first.rows.map(({ phase }) => phase)).toEqual(["full precision", "baseline", "phase2"]);
-    expect(numbers(second)).toEqual(numbers(first));
+  test("its tables: every row, losses, time groups, layers, and θ before and after smoothing", async () => {
+    const tables = await benchTables(measured);
+    expect(Object.keys(tables).sort()).toEqual(["losses", "phases", "time"]);
+
+    const phases = rowsOf("phases", tables.phases!);
+    const names = report.rows.map(({ phase }) => phase === "full precision" ? "full" : phase as string);
+    expect([...new Set(phases.map(({ phase }) => phase))]).toEqual(names);
+    expect(new Set(phases.map(({ setting }) => setting))).toEqual(new Set(["2 bits"]));
+    const phase3 = report.rows.find(({ phase }) => phase === "phase3_full") as Record<string, unknown>;
+    const all = phases.find(({ phase, task }) => phase === "phase3_full" && task === "all")!;
+    const kl = phase3["stepKl"] as { value: number; low: number; high: number };
+    expect([all.stepKl, all.stepKlLow, all.stepKlHigh]).toEqual([kl.value, kl.low, kl.high]);
+    expect([all.overhead, all.seconds] as unknown[]).toEqual([phase3["overhead"], phase3["seconds"]]);
+    // Smoothing is of static grids: layers with grids of each token's own have none.
+    const { perToken } = phase3["metrics"] as { perToken: string[] };
+    expect(all.layersKept! + all.layersRejected!).toBe(28 - perToken.length);
+
+    const losses = rowsOf("losses", tables.losses!);
+    const { refinement } = phase3["metrics"] as { refinement: { losses: { total: number[] } } };
+    expect(losses.filter(({ setting }) => setting === "2 bits, phase3_full").map(({ total }) => total))
+      .toEqual(refinement.losses.total);
+    const refined = report.rows.filter(({ metrics }) =>
+      ((metrics as { refinement?: { iterations: number } } | null)?.refinement?.iterations ?? 0) > 1
+    );
+    expect(new Set(losses.map(({ setting }) => setting))).toEqual(
+      new Set(refined.map(({ phase }) => `2 bits, ${phase}`)),
+    );
+
+    const time = rowsOf("time", tables.time!);
+    const transitions = time.filter(({ stepKl }) => stepKl !== null);
+    expect(transitions.filter(({ setting }) => setting === "2 bits, phase1").map((row) => row.tBegin))
+      .toEqual([0, 0.333, 0.666]);
+    expect(transitions.every(({ layer, stepKl }) => layer === null && stepKl! > 0)).toBe(true);
+    const errors = time.filter(({ layer, relativeError }) => layer !== null && relativeError !== null);
+    const mean = (setting: string) => {
+      const own = errors.flatMap((row) => row.setting === setting ? row.relativeError! : []);
+      expect(own.length).toBe(28 * 3);
+      return own.reduce((sum, value) => sum + value, 0) / own.length;
+    };
+    expect(mean("2 bits, phase3_full")).toBeLessThan(mean("2 bits, baseline") / 2);
+    const theta = (stage: string) => time.filter((row) => row.stage === stage);
+    const rowsOfLayer = (stage: string, layer: string) =>
+      theta(stage).filter((row) => row.layer === layer).length;
+    const phase2 = report.rows.find(({ phase }) => phase === "phase2") as Record<string, unknown>;
+    const { kept, rejected } = (phase2["metrics"] as { smoothing: Record<string, string[]> }).smoothing;
+    expect(kept!.length).toBeGreaterThan(0);
+    for (const layer of kept!) {
+      expect(rowsOfLayer("after", layer)).toBeGreaterThanOrEqual(rowsOfLayer("before", layer));
+    }
+    expect(kept!.some((layer) => rowsOfLayer("after", layer) > 3)).toBe(true);
+    for (const layer of rejected!) expect(rowsOfLayer("after", layer)).toBe(rowsOfLayer("before", layer));
+    expect(theta("after").every((row) => row.activationHigh! > row.activationLow!)).toBe(true);
+    expect(chartsOf(tables).map(({ id }) => id)).toEqual([
+      "phases-accuracy",
+      "phases-stepKl",
+      "phases-markovScore",
+      "phases-overhead",
+      "layers-heat-relativeError",
+      "along-t-stepKl",
+      "heat-stepKl",
+      "time-parameters",
+      "time-parameters-close",
+      "losses",
+      "loss-terms",
+      "loss-terms-2",
+      "loss-terms-3",
+    ]);
+    const full = rowsOf("phases", tables.phases!).filter(({ phase }) => phase === "full");
+    expect(full.every(({ accuracy, stepKl, bits }) => accuracy === 1 && stepKl === null && bits === null))
+      .toBe(true);
+  });
+
+  test("one phase comes with its baseline; the same numbers as with every other", async () => {
+    const numbers = (rows: SuiteReport["rows"]) =>
+      rows.map(({ phase, stepKl, accuracy, digest }) => ({ phase, stepKl, accuracy, digest }));
+    const { rows }: SuiteReport = await phasesSuite.run(
+      context(`--phase phase2 --model ${DREAM} --groups 3`),
+    );
+    expect(rows.map(({ phase }) => phase)).toEqual(["full precision", "baseline", "phase2"]);
+    expect(numbers(rows)).toEqual(numbers(["full precision", "baseline", "phase2"].map(row)));
   });
 });
 
