@@ -232,7 +232,7 @@ async function nativeSteps(work: string): Promise<Step[]> {
     return missing === undefined ? { name, commands } : { name, commands, skip: `no ${missing}` };
   };
   const at = (name: string) => join(work, name), cross = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
-  const sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+  const sanitize = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
   const sanitized = kernelChecks(cc, process.arch, at("sanitized"), ["2", "quick"], sanitize);
   const neon = kernelChecks(cross, "arm64", at("neon"), ["4", "quick"], ["-static"], [emulator]);
   const wasm = [[bun, "run", "scripts/build.ts", "--wasm", "--output", at("wasm_binary.ts")]];

@@ -72,7 +72,7 @@ static void check(const inputs *in) {
     for (int k = 0; k < OUTPUTS; k++) expected[k] = guarded(n * 4);
     expect_status(functions[f].name, "scalar", functions[f].run(in, expected, AQ_ISA_SCALAR, 1), AQ_OK);
     for (int32_t isa = AQ_ISA_SCALAR; isa <= AQ_ISA_SIMD128; isa++)
-      for (size_t t = 0; t < COUNT(thread_counts) && aq_isa_supported(isa); t++) {
+      for (size_t t = 0; t < THREAD_COUNTS && aq_isa_supported(isa); t++) {
         snprintf(where, sizeof where, "%s, %d threads, %zu x %zu", isa_names[isa], thread_counts[t], in->rows,
                  in->cols);
         for (int k = 0; k < OUTPUTS; k++) out[k] = guarded(n * 4);

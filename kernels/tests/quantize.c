@@ -57,7 +57,8 @@ static void compare_quantize(int32_t isa, int32_t threads, size_t rows, size_t c
 static void compare_convert(int32_t isa, int32_t threads) {
   char where[80];
   for (int32_t from = AQ_F32; from <= AQ_F64; from++) {
-    const size_t n = from == AQ_F8_E4M3 || from == AQ_F8_E5M2 ? 256 : from == AQ_F32 || from == AQ_F64 ? 400003 : 65536;
+    const size_t wide = quick ? 270003 : 400003; /* on 2 threads or more */
+    const size_t n = from == AQ_F8_E4M3 || from == AQ_F8_E5M2 ? 256 : from == AQ_F32 || from == AQ_F64 ? wide : 65536;
     uint8_t *in = take(n * dtype_bytes(from));
     for (size_t i = 0; i < n; i++) {
       const uint32_t bits = i < 131072 ? (uint32_t)(i << 15) + (random_bits() % 3 - 1) : random_bits();

@@ -97,7 +97,7 @@ describe("the suite", () => {
   const row = (name: string) => report.rows.find(({ phase }) => phase === name) as Record<string, never>;
 
   beforeAll(async () => {
-    report = measured = await phasesSuite.run(context(`--phase all --model ${DREAM} --groups 3`));
+    report = measured = await phasesSuite.run(context(`--phase all --model ${DREAM} --groups 5`));
   });
 
   test("has every phase, ablation and rival, measured", () => {
@@ -121,8 +121,8 @@ describe("the suite", () => {
       "best, static 4 bits, G 10",
       "best, 4 bits, adaptive G 10",
       "best, dynamic 4 bits",
-      "phase 1, static 4 bits, G 3",
-      "phase 3, static 4 bits, G 3",
+      "phase 1, static 4 bits, G 5",
+      "phase 3, static 4 bits, G 5",
       "best + gain, bias",
       "best + gain, bias, prior",
       "round + gain, bias",
@@ -143,7 +143,7 @@ describe("the suite", () => {
     const kl = (name: string) => (row(name)["stepKl"] as unknown as { value: number }).value;
     expect(kl("phase3_full")).toBeLessThan(kl("baseline") / 3);
     expect(kl("best, static 4 bits, G 1")).toBeGreaterThan(kl("best, 8 bits, all static, G 1"));
-    expect(kl("phase 3, static 4 bits, G 3")).toBeLessThan(kl("phase 1, static 4 bits, G 3"));
+    expect(kl("phase 3, static 4 bits, G 5")).toBeLessThan(kl("phase 1, static 4 bits, G 5"));
     const bits = (name: string) => row(name)["bitsPerWeight"] as unknown as number;
     for (const name of ["round", "best"]) {
       expect(bits(`${name}, 2.25 bits by budget`)).toBeLessThanOrEqual(2.25);
@@ -159,7 +159,7 @@ describe("the suite", () => {
 
   test("phase 1 leaves the baseline's weights as they are; phase 3 reports its loss", () => {
     expect(row("phase1")["weightsDigest"]).toEqual(row("baseline")["weightsDigest"]);
-    expect([row("phase1")["timeGroups"], row("baseline")["timeGroups"]]).toEqual([3, null] as never[]);
+    expect([row("phase1")["timeGroups"], row("baseline")["timeGroups"]]).toEqual([5, null] as never[]);
     const metrics = row("phase3_full")["metrics"] as unknown as {
       refinement: {
         iterations: number;
@@ -178,7 +178,7 @@ describe("the suite", () => {
         : refinement.heldOutAfter === refinement.heldOutBefore,
     )
       .toBe(true);
-    expect([validation.boundaryScores.length, validation.stepKlByGroup.length]).toEqual([2, 3]);
+    expect([validation.boundaryScores.length, validation.stepKlByGroup.length]).toEqual([4, 5]);
     expect(validation.markovScore).toBeLessThanOrEqual(1);
   });
 
@@ -276,12 +276,12 @@ describe("the suite", () => {
     const time = rowsOf("time", tables.time!);
     const transitions = time.filter(({ stepKl }) => stepKl !== null);
     expect(transitions.filter(({ setting }) => setting === "2 bits, phase1").map((row) => row.tBegin))
-      .toEqual([0, 0.333, 0.666]);
+      .toEqual([0, 0.2, 0.4, 0.6, 0.8]);
     expect(transitions.every(({ layer, stepKl }) => layer === null && stepKl! > 0)).toBe(true);
     const errors = time.filter(({ layer, relativeError }) => layer !== null && relativeError !== null);
     const mean = (setting: string) => {
       const own = errors.flatMap((row) => row.setting === setting ? row.relativeError! : []);
-      expect(own.length).toBe(28 * 3);
+      expect(own.length).toBe(28 * 5);
       return own.reduce((sum, value) => sum + value, 0) / own.length;
     };
     expect(mean("2 bits, phase3_full")).toBeLessThan(mean("2 bits, baseline") / 2);
@@ -294,7 +294,7 @@ describe("the suite", () => {
     for (const layer of kept!) {
       expect(rowsOfLayer("after", layer)).toBeGreaterThanOrEqual(rowsOfLayer("before", layer));
     }
-    expect(kept!.some((layer) => rowsOfLayer("after", layer) > 3)).toBe(true);
+    expect(kept!.some((layer) => rowsOfLayer("after", layer) > 5)).toBe(true);
     for (const layer of rejected!) expect(rowsOfLayer("after", layer)).toBe(rowsOfLayer("before", layer));
     expect(theta("after").every((row) => row.activationHigh! > row.activationLow!)).toBe(true);
     expect(chartsOf(tables).map(({ id }) => id)).toEqual([
@@ -321,7 +321,7 @@ describe("the suite", () => {
     const numbers = (rows: SuiteReport["rows"]) =>
       rows.map(({ phase, stepKl, accuracy, digest }) => ({ phase, stepKl, accuracy, digest }));
     const { rows }: SuiteReport = await phasesSuite.run(
-      context(`--phase phase2 --model ${DREAM} --groups 3`),
+      context(`--phase phase2 --model ${DREAM} --groups 5`),
     );
     expect(rows.map(({ phase }) => phase)).toEqual(["full precision", "baseline", "phase2"]);
     expect(numbers(rows)).toEqual(numbers(["full precision", "baseline", "phase2"].map(row)));
