@@ -4,6 +4,14 @@ import { InterruptedError } from "./errors.ts";
 
 /** How far a run is. */
 export interface Progress {
+  /** What is done now; default `writing`, the only stage whose bytes are those of files. */
+  readonly stage?: string | undefined;
+  /** What `tensors` counts; default tensors. */
+  readonly parts?: "layers" | "parts" | "phases" | "steps" | undefined;
+  /** What `weights` counts; default weights. */
+  readonly unit?: "positions" | "tokens" | "images" | undefined;
+  /** Done part of the tensor at work, 0 to 1, where it takes long. */
+  readonly tensorShare?: number | undefined;
   /** Tensor at work. */
   readonly tensor: string;
   readonly tensorsDone: number;
@@ -11,7 +19,7 @@ export interface Progress {
   /** Elements of the tensors so far and of all. */
   readonly weightsDone: number;
   readonly weights: number;
-  /** Bytes of the input so far and of all. */
+  /** Bytes of the input so far and of all; in other stages than writing any measure of the work. */
   readonly bytesDone: number;
   readonly bytes: number;
   /** Part of `bytesDone` that an earlier run did. */
@@ -20,7 +28,18 @@ export interface Progress {
 
 /** Something worth a line in a log. */
 export interface RunEvent {
-  readonly kind: "input" | "calibrate" | "resume" | "fallback" | "kept" | "phase" | "warning" | "commit";
+  /** `layer`: one was solved or stored; `stage`: another kind of work begins. */
+  readonly kind:
+    | "input"
+    | "calibrate"
+    | "resume"
+    | "fallback"
+    | "kept"
+    | "phase"
+    | "warning"
+    | "commit"
+    | "layer"
+    | "stage";
   readonly message: string;
   /** The message's numbers by name, for machines, where it has any; JSON can hold them. */
   readonly data?: Readonly<Record<string, unknown>> | undefined;
@@ -34,8 +53,11 @@ export interface RunOptions {
   readonly onEvent?: ((event: RunEvent) => void) | undefined;
 }
 
-/** Set where signals also stop kernels (`catchSignals` of `openKernels`): throws once one has come. */
-export const stopCheck: { run: () => void } = { run: () => {} };
+/**
+ * What long work of one thread calls now and then, set by whoever owns the process. `run`: where signals also stop
+ * kernels (`catchSignals` of `openKernels`), throws once one has come. `beat`: a display shows that time goes on.
+ */
+export const stopCheck: { run: () => void; beat: (() => void) | undefined } = { run: () => {}, beat: undefined };
 
 /**
  * For loops of this language that run for longer than a moment, about every 100 microseconds: a handler of signals
@@ -43,7 +65,10 @@ export const stopCheck: { run: () => void } = { run: () => {} };
  *
  * @throws {InterruptedError} when a signal came that the kernels catch
  */
-export const throwIfStopped = (): void => stopCheck.run();
+export function throwIfStopped(): void {
+  stopCheck.beat?.();
+  stopCheck.run();
+}
 
 /** Lets the event loop run, so that a signal is seen. @throws the signal's reason when it was aborted */
 export async function pause(signal?: AbortSignal): Promise<void> {

@@ -47,7 +47,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
       force,
       signal,
       onProgress: display.update,
-      onEvent: ({ kind, message }) => display.log(`${kind}: ${printable(message)}`),
+      onEvent: display.event,
     });
   } finally {
     display.clear();

@@ -62,8 +62,9 @@ layers are then solved on them without running the model, with nothing held out 
     "--quiet": "print nothing but errors",
     "--json": "print the report as JSON",
     "--log FORMAT":
-      "text (default) or json: events on stderr as one JSON object a line - time, event, message, " +
-      "and a phase's numbers as data - and no progress",
+      "text (default) or json: what happens on stderr as one JSON object a line, with time and event: " +
+      "log, calibrate, phase, warning and the like with a message and its numbers as data; progress at most every ten " +
+      "seconds; layer with name, bits and error; result",
     "--report DIR":
       "also write report.html there, with charts and tables of the run; a name that ends with " +
       ".html is the page alone",
@@ -136,6 +137,13 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
       display.log(`report: ${printable(page)}`);
     }
   }
+  const { output, totals } = report;
+  display.result(`${totals.tensors} tensors at ${totals.bitsPerWeight.toFixed(3)} bits per weight`, {
+    output,
+    ...totals,
+    seconds,
+    peakMemoryBytes: peakResidentBytes(),
+  });
   if (flags.json) {
     const weightsPerSecond = report.totals.weights / seconds;
     printJson({ ...report, seconds, weightsPerSecond, peakMemoryBytes: peakResidentBytes() });

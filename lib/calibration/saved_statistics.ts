@@ -191,6 +191,8 @@ async function collectResumably(
   } else if (exists(progress)) {
     onEvent?.({ kind: "warning", message: `${quote(progress)} is of another calibration and is replaced` });
   }
+  const fit: readonly { readonly weights: Float32Array }[] = calibrated.data.fit;
+  const positions = fit.reduce((sum, { weights }) => sum + weights.length, 0) / fit.length;
   let saved = performance.now();
   const passes = statisticsByRun(calibrated, {
     ...pass,
@@ -199,11 +201,14 @@ async function collectResumably(
     onPart(statistics, { run, runs, done, parts }) {
       const all = runs * parts, now = run * parts + done;
       onProgress?.({
+        stage: "calibrating",
+        parts: "parts",
+        unit: "positions",
         tensor: `(calibrating, part ${now})`,
         tensorsDone: now,
         tensors: all,
-        weightsDone: now,
-        weights: all,
+        weightsDone: now * positions,
+        weights: all * positions,
         bytesDone: now,
         bytes: all,
         bytesResumed: 0,

@@ -70,6 +70,7 @@ export async function openCalibration(
   const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
   const fingerprint = files === undefined && save === undefined ? "" : modelFingerprint(checkpoint);
   const statistics = files && loadStatistics(files, fingerprint);
+  options.onEvent?.({ kind: "stage", message: "opening the model" });
   const loaded = modelFrom(checkpoint, kernels);
   const samples = config.calibrationSamples, seed = config.calibrationSeed;
   const calibrated = statistics === undefined

@@ -4,6 +4,7 @@
  */
 import { constants } from "node:os";
 import { InterruptedError, KernelError } from "../errors.ts";
+import { stopCheck } from "../progress.ts";
 
 /** The header's `AQ_F32`, …. */
 export const DTYPE_NUMBERS = { F32: 0, F16: 1, BF16: 2, F8_E4M3: 3, F8_E5M2: 4, F64: 5 } as const;
@@ -46,7 +47,7 @@ const E_STOPPED = -100;
  * @throws {InterruptedError} when a signal stopped it
  */
 export function finish(doing: Doing, status: number): void {
-  if (status === 0) return;
+  if (status === 0) return stopCheck.beat?.();
   if (status < E_STOPPED) {
     const [signal = "SIGINT"] = Object.entries(constants.signals).find(([, number]) =>
       number === E_STOPPED - status

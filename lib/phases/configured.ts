@@ -45,7 +45,7 @@ export function packedLayers(
 /** Runs the configured phases and reports each as an event. @throws as `runPhases` */
 export async function runConfiguredPhases(
   run: ConfiguredPhases,
-  { onEvent, signal }: RunOptions,
+  { onEvent, onProgress, signal }: RunOptions,
 ): Promise<PhaseResult> {
   const { checkpoint, calibrated, config, kernels } = run;
   // Gradients are loaded only where a phase is wanted.
@@ -61,7 +61,23 @@ export async function runConfiguredPhases(
       tables: quantizedByWeights(calibrated.model, run.plan.rows.filter(isTokenTable), config, kernels),
       workspace: new Workspace(),
       signal,
-      onProgress: event,
+      onProgress(phase) {
+        onEvent?.({ kind: "stage", message: phase });
+        event(phase);
+      },
+      onStep: (phase, done, of) =>
+        onProgress?.({
+          stage: phase,
+          parts: "steps",
+          tensor: "",
+          tensorsDone: done,
+          tensors: of,
+          weightsDone: 0,
+          weights: 0,
+          bytesDone: done,
+          bytes: of,
+          bytesResumed: 0,
+        }),
     },
     packedLayers(run),
     phaseSettings(config, calibrated.kind === "images"),

@@ -72,6 +72,7 @@ export async function refinePhase(
     markovWeight: settings.timeBiases,
     validateEvery: Math.max(1, Math.round(maxIterations / VALIDATIONS)),
     clipNorm: Math.max(CLIP * before, Number.MIN_VALUE),
+    onIteration: (iteration: number) => context.onStep?.("gradient refinement", iteration, maxIterations),
   };
   const report = more.kind === "sequences"
     ? refineMaskedTransformer(

@@ -18,6 +18,7 @@ import { product } from "../quant/product.ts";
 import { factorMoments } from "../quant/solvers/factored_moment.ts";
 import { accumulateMoment, emptyMoments } from "../quant/solvers/moments.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
+import { FEEDBACK_PASSES, ROUND_PASSES } from "../quant/solvers/steps.ts";
 import { candidateCount, solverSettings } from "../solve/candidates.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { statisticsBytes } from "../time/mod.ts";
@@ -51,8 +52,6 @@ const ANNOUNCED_SECONDS = 2;
 const PROBE = { rows: 128, cols: 768, tokens: 256 };
 /** Combinations of bits, group size and zero points that a budget tries for a layer. */
 const BUDGET_GRIDS = 24;
-/** Passes over the columns of a row: what `aq_refine_codes` does in a round, and error feedback with the first look. */
-const ROUND_PASSES = 4, FEEDBACK_PASSES = 1.5;
 /** Sweeps of annealing, which is no kernel: each takes as long as so many passes. */
 const ANNEALING_PASSES = 100;
 

@@ -8,6 +8,7 @@ import {
   type BitWidth,
   convertFloats,
   cosine,
+  relativeRmsError,
   type ErrorStatistics,
   findNonfinite,
   groupCount,
@@ -85,6 +86,9 @@ export async function rewriteTensor(
     }
     const reached = cosine(statistics);
     if (reached >= minAccuracy - COSINE_ROUNDING) {
+      const error = relativeRmsError(statistics), { name } = row;
+      const message = `${name}: ${bits} bits, relative RMS ${error.toPrecision(4)}`;
+      onEvent?.({ kind: "layer", message, data: { stage: "writing", name, bits, error } });
       return quantizedRecord(row, bits, statistics, solved, tried);
     }
     tried.push({ bits, cosine: reached });

@@ -43,6 +43,9 @@ export function timeWeightSettings(
 /** What a stopped run of several minutes says. */
 export const KEPT = "go on with --resume, what is solved is kept";
 
+/** Time after which a layer that is solved says how far it is. */
+const STEP_MILLISECONDS = 1000;
+
 /** One way to solve a model. */
 interface Candidate {
   readonly settings: SolverSettings;
@@ -216,6 +219,9 @@ class CandidateSolver {
   readonly #weights: TimeWeightSettings | undefined;
   readonly #byTime: Calibrated | undefined;
   #weightsDone = 0;
+  #work = 0;
+  #shown = performance.now();
+  #solved: readonly [done: number, of: number];
 
   constructor(task: SolveTask, count: number, options: RunOptions) {
     const { calibrated, plan, config } = task;
@@ -232,6 +238,7 @@ class CandidateSolver {
     }).map(({ name }) => name);
     const others = [...this.#rows.values()].filter(({ name }) => !this.#wanted.includes(name));
     this.#fixed = quantizedByWeights(calibrated.model, others, config, task.kernels);
+    this.#solved = [0, this.#wanted.length];
     this.#weights = timeWeightSettings(config, calibrated.kind);
     this.#byTime = this.#weights && withTimeWeights(calibrated, this.#weights);
   }
@@ -255,6 +262,7 @@ class CandidateSolver {
         ...this.#fixed,
         ...[...layers].map(([name, { tensor }]) => [name, tensor] as const),
       ]);
+      this.#event("stage", "held-out distance");
       const distance = calibrated.data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
       return { layers, tensors, distance, milliseconds: performance.now() - begin };
     });
@@ -283,25 +291,48 @@ class CandidateSolver {
         if (folder !== undefined && solved?.has(layer.name) !== true) {
           saveSolvedLayer(folder, index, own, layer);
         }
-        this.#progress(layer.name, index, done, of);
+        this.#work += this.#workOf(layer.name);
+        this.#weightsDone += this.#weightsOf(layer.name);
+        this.#solved = [done, of];
+        this.#progress(layer.name, "solving", index);
+        const { name, tensor: { bits }, relativeError: error } = layer;
+        const message = `${name}: solved to ${bits} bits, relative output error ${error.toPrecision(3)}`;
+        this.#options.onEvent?.({
+          kind: "layer",
+          message,
+          data: { stage: "solving", candidate: index + 1, name, bits, error },
+        });
+      },
+      onStep: (name, doing, share) => {
+        if (performance.now() - this.#shown > STEP_MILLISECONDS) this.#progress(name, doing, index, share);
       },
     });
   }
 
-  #progress(name: string, index: number, done: number, of: number): void {
-    const count = this.#count;
-    const weights = count * this.#wanted.reduce((sum, each) => sum + this.#weightsOf(each), 0);
-    const weightsDone = this.#weightsDone += this.#weightsOf(name);
+  #progress(name: string, doing: string, index: number, tensorShare?: number): void {
+    const count = this.#count, [done, of] = this.#solved;
+    const all = (each: (name: string) => number) => count * this.#wanted.reduce((sum, own) => sum + each(own), 0);
+    this.#shown = performance.now();
+    // Reading inputs is a part of a stage, not of a layer.
+    const share = doing === "solving" ? tensorShare ?? 0 : 0;
     this.#options.onProgress?.({
-      tensor: `${name} (solving${count > 1 ? `, candidate ${index + 1}` : ""})`,
+      stage: "solving",
+      parts: "layers",
+      tensor: `${name} (${doing}${count > 1 ? `, candidate ${index + 1}` : ""})`,
+      tensorShare,
       tensorsDone: index * of + done,
       tensors: count * of,
-      weightsDone,
-      weights,
-      bytesDone: weightsDone,
-      bytes: weights,
+      weightsDone: this.#weightsDone + share * this.#weightsOf(name),
+      weights: all((own) => this.#weightsOf(own)),
+      bytesDone: this.#work + share * this.#workOf(name),
+      bytes: all((own) => this.#workOf(own)),
       bytesResumed: 0,
     });
+  }
+
+  /** A layer's time is about as its rows and the square of its columns. */
+  #workOf(name: string): number {
+    return this.#weightsOf(name) * this.#rows.get(name)!.shape[1]!;
   }
 
   #weightsOf(name: string): number {

@@ -86,6 +86,8 @@ export async function planByBudget(
       );
       options.set(row.name, found);
       onProgress?.({
+        stage: "sensitivities",
+        parts: "layers",
         tensor: `${row.name} (sensitivity)`,
         tensorsDone: options.size,
         tensors: measurable.length,

@@ -41,6 +41,8 @@ export interface SolveOptions {
   /** Layers with NaN or infinity among their weights are left out; otherwise they are an error. */
   readonly keepsNonfinite?: boolean | undefined;
   readonly onLayer?: ((layer: SolvedLayer, done: number, of: number) => void) | undefined;
+  /** Called within a layer, with what is done and the done part of it. */
+  readonly onStep?: ((name: string, doing: string, share: number) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -168,8 +170,8 @@ class ModelSolver<Batch> {
       }
       const inputs = this.#inputsOf(stage);
       const gathering = (performance.now() - started) / stage.layers.length;
-      for (const layer of stage.layers) {
-        const result = this.#solveLayer(layer, inputs, gathering);
+      for (const [i, layer] of stage.layers.entries()) {
+        const result = already[i] ?? this.#solveLayer(layer, inputs, gathering);
         if (result === undefined) continue;
         done(result);
         await pause(options.signal);
@@ -230,7 +232,8 @@ class ModelSolver<Batch> {
     }
     const corrected = { weights: dense, rows, moment, cross, residual: residuals.get(name) };
     const target = cross === undefined ? dense : correctedTarget(kernels, { ...corrected, cross }, settings);
-    const problem = { weights: target, rows, cols, moment, ...gridOf(name)! };
+    const onShare = (share: number) => this.options.onStep?.(name, "solving", share);
+    const problem = { weights: target, rows, cols, moment, ...gridOf(name)!, onShare };
     const { tensor, objective, firstObjective } = named(
       name,
       () => solveLayer(kernels, solver, problem, settings),
@@ -284,6 +287,7 @@ class ModelSolver<Batch> {
     const moments = emptyMoments(cols), cross = corrects ? new Float32Array(cols * cols) : undefined;
     const residuals = new Map<string, Float32Array>();
     for (const [i, part] of this.data.fit.entries()) {
+      this.options.onStep?.(first.name, "reading inputs", i / this.data.fit.length);
       const { full, quantized } = this.#states[i]!;
       const fullInputs = new Map<string, { readonly x?: Float32Array; readonly residual?: Float32Array }>();
       if (corrects) {

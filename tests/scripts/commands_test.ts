@@ -368,6 +368,23 @@ describe("text", () => {
       bytes: 200e6,
       bytesResumed: 40e6,
     }, 2);
-    expect(text).toBe("60%  3/10 tensors  20 M weights/s  40.0 MB/s  0:02 left  a.weight");
+    expect(text).toBe(
+      "writing  60%  3/10 tensors  0:02 elapsed  0:02 left  20 M weights/s  40.0 MB/s  a.weight",
+    );
+    expect(progressText({
+      stage: "solving",
+      parts: "layers",
+      tensorShare: 0.25,
+      tensor: "b.weight (solving)",
+      tensorsDone: 1,
+      tensors: 4,
+      weightsDone: 1.25e6,
+      weights: 4e6,
+      bytesDone: 20,
+      bytes: 100,
+      bytesResumed: 0,
+    }, 100)).toBe(
+      "solving  20%  1/4 layers and 25% of one  1:40 elapsed  6:40 left  0.01 M weights/s  b.weight (solving)",
+    );
   });
 });

@@ -4,9 +4,13 @@
 #include "../threads.h"
 
 static int all_finite(const float *values, size_t n) {
-  float sum = 0;
-  for (size_t i = 0; i < n; i++) sum += values[i] * 0.0f; /* 0, or NaN */
-  return sum == 0.0f;
+  float sum[16] = {0}; /* 0, or NaN; as many as a vector has */
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (size_t k = 0; k < 16; k++) sum[k] += values[i + k] * 0.0f;
+  for (; i < n; i++) sum[0] += values[i] * 0.0f;
+  for (size_t k = 1; k < 16; k++) sum[0] += sum[k];
+  return sum[0] == 0.0f;
 }
 
 /* The place among the `count` that share `units` of the thread whose share holds one. */
@@ -219,6 +223,25 @@ int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int
   return panels_over_threads(&context, 1, threads);
 }
 
+typedef struct {
+  const float *moment;
+  size_t cols, group, groups;
+  double *sums;
+} sums_job;
+
+static int32_t group_sums(const void *context, size_t begin, size_t end) {
+  const sums_job *job = context;
+  for (size_t g = begin; g < end; g++)
+    for (size_t h = 0; h < job->groups; h++) {
+      double sum = 0;
+      for (size_t i = g * job->group; i < aq_min_size((g + 1) * job->group, job->cols); i++)
+        for (size_t j = h * job->group; j < aq_min_size((h + 1) * job->group, job->cols); j++)
+          sum += (double)job->moment[i * job->cols + j];
+      job->sums[g * job->groups + h] = sum;
+    }
+  return AQ_OK;
+}
+
 int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                         int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds, uint8_t *codes,
                         float *scale, float *zero_point, double *objective, float *work, int32_t isa,
@@ -226,7 +249,7 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
   if (rows == 0 || cols == 0) return AQ_OK;
   AQ_KERNELS(isa);
   size_t groups;
-  const int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
+  int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
   if (status != AQ_OK) return status;
   if (!moment || !codes || !objective || !work || !aq_zero_point_kind_allowed(zero_point_kind) || rounds < 0)
     return AQ_E_ARGUMENT;
@@ -235,13 +258,9 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
     if (codes[i] >> bits) return AQ_E_VALUE;
   const size_t group = aq_group_columns(group_size, cols);
   double *sums = (double *)work;
-  for (size_t g = 0; g < groups && !aq_stopped(); g++)
-    for (size_t h = 0; h < groups; h++) {
-      double sum = 0;
-      for (size_t i = g * group; i < aq_min_size((g + 1) * group, cols); i++)
-        for (size_t j = h * group; j < aq_min_size((h + 1) * group, cols); j++) sum += (double)moment[i * cols + j];
-      sums[g * groups + h] = sum;
-    }
+  const sums_job sums_of = {moment, cols, group, groups, sums};
+  status = aq_run_units(group_sums, &sums_of, groups, aq_work((double)cols * (double)cols), threads);
+  if (status != AQ_OK) return status;
   const aq_refine_job job = {weights, rows, cols, bits, group, groups, zero_point_kind, refit, rounds, moment, sums,
                              scale, zero_point, codes, objective};
   panels_context context = {.kernels = kernels->solver, .refine = &job, .rows = rows, .cols = cols,

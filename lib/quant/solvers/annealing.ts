@@ -28,6 +28,8 @@ export interface AnnealedLayer {
   /** `f32[rows, groups]` */
   readonly scale: Float32Array;
   readonly zeroPoint: Float32Array;
+  /** Called with the done part of the rows. */
+  readonly onShare?: ((share: number) => void) | undefined;
 }
 
 /** τ as in the configuration's `entropy_weight`. @throws {RangeError} when it is outside [0, 100] */
@@ -90,7 +92,7 @@ function meanCode(position: number, temperature: number, p: Float64Array): numbe
  * @throws {RangeError} when the temperature is outside [0, 100]
  */
 export function annealLayer(
-  { target, rows, cols, bits, groupSize, moment, scale, zeroPoint }: AnnealedLayer,
+  { target, rows, cols, bits, groupSize, moment, scale, zeroPoint, onShare }: AnnealedLayer,
   codes: Uint8Array,
   temperature: number,
 ): void {
@@ -121,5 +123,6 @@ export function annealLayer(
       }
     }
     for (let k = 0; k < cols; k++) codes[row * cols + k] = soft[k]!;
+    onShare?.((row + 1) / rows);
   }
 }

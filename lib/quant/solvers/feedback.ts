@@ -33,9 +33,16 @@ type Steps = Pick<SolverSettings, "ratios" | "rounds" | "refit" | "annealing">;
 
 function solve(problem: MomentProblem, steps: Steps): Solution {
   if (problem.scaleBits !== undefined) return solveTwoLevel(problem, steps);
-  const from = (grid: GroupScales) => solveWithScales(problem, grid, steps);
+  const count = 1 + steps.ratios.length + (steps.annealing > 0 ? 1 : 0);
+  let done = 0;
+  const own = { ...problem, onShare: (share: number) => problem.onShare?.((done + share) / count) };
+  const from = (grid: GroupScales) => {
+    const candidate = solveWithScales(own, grid, steps);
+    done++;
+    return candidate;
+  };
   const found = from(scalesOf(clipped(problem))), firstObjective = total(found.objective);
   for (const ratio of steps.ratios) keepBetterRows(found, from(rangeScales(problem, ratio)));
-  if (steps.annealing > 0) keepBetterRows(found, anneal(problem, found, steps));
+  if (steps.annealing > 0) keepBetterRows(found, anneal(own, found, steps));
   return { tensor: packed(problem, found), objective: total(found.objective), firstObjective };
 }

@@ -12,6 +12,8 @@ export interface LayerProblem extends WeightFormat {
   readonly cols: number;
   /** Undefined for `round` and `clip` alone. */
   readonly moment?: FactoredMoment | undefined;
+  /** Called with the done part of the work, 0 to 1, where that takes long. */
+  readonly onShare?: ((share: number) => void) | undefined;
 }
 
 /** A problem with the kernels that solve it. */

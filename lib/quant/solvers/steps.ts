@@ -78,12 +78,37 @@ export function solveWithScales(
   { scale, zeroPoint }: GroupScales,
   how: Refinement,
 ): Candidate {
-  const { kernels, weights, rows, cols, bits, groupSize, moment: { factor, order } } = problem;
-  const codes = new Uint8Array(rows * cols), work = workspace(kernels, cols, groupSize);
-  const from = [weights, rows, cols, bits, groupSize, scale, zeroPoint, factor, order] as const;
-  call.quantizeFeedback(kernels, "feed errors back", ...from, codes, work);
-  return refineCodes(problem, { codes, scale, zeroPoint }, how);
+  const { kernels, rows, cols, bits, groupSize, moment: { factor, order } } = problem;
+  const codes = new Uint8Array(rows * cols), objective = new Float64Array(rows), groups = scale.length / rows;
+  const work = workspace(kernels, cols, groupSize);
+  const passes = FEEDBACK_PASSES + ROUND_PASSES * how.rounds, block = rowsAtOnce(passes * cols * cols);
+  for (let begin = 0; begin < rows; begin += block) {
+    const end = Math.min(rows, begin + block), count = end - begin;
+    const weights = problem.weights.subarray(begin * cols, end * cols);
+    const own = {
+      codes: codes.subarray(begin * cols, end * cols),
+      scale: scale.subarray(begin * groups, end * groups),
+      zeroPoint: zeroPoint.subarray(begin * groups, end * groups),
+    };
+    const from = [weights, count, cols, bits, groupSize, own.scale, own.zeroPoint, factor, order] as const;
+    call.quantizeFeedback(kernels, "feed errors back", ...from, own.codes, work);
+    objective.set(refineCodes({ ...problem, weights, rows: count }, own, how).objective, begin);
+    problem.onShare?.(end / rows);
+  }
+  return { codes, scale, zeroPoint, objective };
 }
+
+/** Passes over the columns of a row: error feedback with the first look at the objective, and a round of refining. */
+export const FEEDBACK_PASSES = 1.5, ROUND_PASSES = 4;
+
+/** Multiply-adds of a block of rows: tens of seconds, in which what a call does once for all its rows is little. */
+const BLOCK_MULTIPLY_ADDS = 2e12;
+/** Rows of the kernels' panels are whole in a block, for two threads. */
+const BLOCK_ROWS = 64;
+
+/** Rows that are solved in one call, so that signals and progress come between calls. Rows are independent. */
+const rowsAtOnce = (multiplyAddsPerRow: number): number =>
+  Math.max(1, Math.ceil(BLOCK_MULTIPLY_ADDS / multiplyAddsPerRow / BLOCK_ROWS)) * BLOCK_ROWS;
 
 /** As many rounds of refitting and descent as asked for, in place. */
 function refineCodes(
