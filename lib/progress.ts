@@ -26,6 +26,20 @@ export interface Progress {
   readonly bytesResumed: number;
 }
 
+/** Progress of a stage that is nothing but steps. */
+export const stepProgress = (stage: string, done: number, of: number): Progress => ({
+  stage,
+  parts: "steps",
+  tensor: "",
+  tensorsDone: done,
+  tensors: of,
+  weightsDone: 0,
+  weights: 0,
+  bytesDone: done,
+  bytes: of,
+  bytesResumed: 0,
+});
+
 /** Something worth a line in a log. */
 export interface RunEvent {
   /** `layer`: one was solved or stored; `stage`: another kind of work begins. */

@@ -37,6 +37,7 @@ import type { Kernels } from "../lib/native/mod.ts";
 import { writeWhole } from "../lib/files/whole.ts";
 import { MAX_STEPS } from "../lib/models/masked/generation.ts";
 import { readJsonFile } from "../lib/files/json.ts";
+import { stepProgress } from "../lib/progress.ts";
 import { type Checkpoint, openCheckpoint, SafetensorsWriter } from "../lib/tensor/mod.ts";
 import type { TimeParameters } from "../lib/time/mod.ts";
 import { type Arguments, type Usage, UsageError, wholeNumber } from "./_command/options.ts";
@@ -130,6 +131,8 @@ interface Task {
   readonly timeParameters: TimeParameters | undefined;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
+  /** Shows that a step is done; a trace does so itself. */
+  readonly onStep: (done: number, of: number) => void;
   /** Prints a line with `--json` too, where it goes to the standard error. */
   readonly warn: (line: string) => void;
 }
@@ -169,7 +172,11 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
     const { groups, layers } = timeParameters;
     display.log(`time parameters beside it: ${groups.count} time groups, ${layers.size} layers`);
   }
-  const task: Task = { checkpoint, kernels, parsed, timeParameters, signal, log: display.log, warn };
+  const onStep = (done: number, of: number) => {
+    if (done === of) display.clear();
+    else if (!flags.trace) display.update(stepProgress(done === 0 ? "opening the model" : "generating", done, of));
+  };
+  const task: Task = { checkpoint, kernels, parsed, timeParameters, signal, log: display.log, onStep, warn };
   try {
     if (described.kind === "dit") await draw(task, described.config);
     else await write(task, described.kind, described.config);
@@ -332,6 +339,7 @@ async function write(task: Task, kind: "dream" | "llada", config: MaskedTransfor
   let sequence = posed.canvas;
   for (const state of turns) {
     sequence = state.sequences;
+    task.onStep(state.step, state.steps);
     if (flags.trace) {
       const text = shownText(tokenizer, sequence.subarray(0, end), config);
       trace.push(text);
@@ -452,6 +460,7 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   const latentsPath = out.replace(/(?:\.png)?$/i, out.endsWith(LATENTS_SUFFIX) ? "" : LATENTS_SUFFIX);
   if (latents !== undefined) log(`${latents.why}: they are saved as ${printable(latentsPath)}`);
   const needed = announce(task, { batch, tokens: 0 }, 0, steps);
+  task.onStep(0, steps);
   const { model } = modelFrom(checkpoint, task.kernels, { timeParameters: task.timeParameters });
   if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");
   const turns = imageSteps(model, scheduler, classes, { steps, seed, sampler, guidance });
@@ -463,6 +472,7 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
         Math.floor(step * (TRACE_PICTURES - 1) / all) > Math.floor((step - 1) * (TRACE_PICTURES - 1) / all));
     if (isKept) kept.push(samples.slice());
     if (flags.trace) log(`step ${step}/${all}`);
+    task.onStep(step, all);
     await stopIfAsked(task.signal);
   }
   const seconds = (performance.now() - started) / 1000;

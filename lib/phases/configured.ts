@@ -13,7 +13,7 @@ import type { PhaseModel } from "./context.ts";
 import type { PhaseResult, PhasesReport } from "./report.ts";
 import { phaseSettings } from "./settings.ts";
 import { isTokenTable, type Plan } from "../plan/plan.ts";
-import type { RunEvent, RunOptions } from "../progress.ts";
+import { type RunEvent, type RunOptions, stepProgress } from "../progress.ts";
 import { quantizedByWeights } from "../solve/by_weights.ts";
 import type { SolvedLayer } from "../solve/solve_model.ts";
 
@@ -65,19 +65,7 @@ export async function runConfiguredPhases(
         onEvent?.({ kind: "stage", message: phase });
         event(phase);
       },
-      onStep: (phase, done, of) =>
-        onProgress?.({
-          stage: phase,
-          parts: "steps",
-          tensor: "",
-          tensorsDone: done,
-          tensors: of,
-          weightsDone: 0,
-          weights: 0,
-          bytesDone: done,
-          bytes: of,
-          bytesResumed: 0,
-        }),
+      onStep: (phase, done, of) => onProgress?.(stepProgress(phase, done, of)),
     },
     packedLayers(run),
     phaseSettings(config, calibrated.kind === "images"),

@@ -30,7 +30,6 @@ export class ProgressDisplay {
     this.#form = format === "json" ? "json" : process.stderr.isTTY === true ? "bar" : "line";
     // The first line comes after one pause: short runs print none.
     this.#last = this.#form === "line" ? performance.now() : -Infinity;
-    if (!quiet) stopCheck.beat = this.#draw;
   }
 
   readonly update = (progress: Progress): void => {
@@ -41,6 +40,7 @@ export class ProgressDisplay {
 
   #begin(stage: string): void {
     if (stage === this.#stage) return;
+    if (!this.#quiet) stopCheck.beat = this.#draw;
     [this.#stage, this.#progress] = [stage, undefined];
     if (!this.#began.has(stage)) this.#began.set(stage, performance.now());
   }
