@@ -71,7 +71,10 @@ export interface RunOptions {
  * What long work of one thread calls now and then, set by whoever owns the process. `run`: where signals also stop
  * kernels (`catchSignals` of `openKernels`), throws once one has come. `beat`: a display shows that time goes on.
  */
-export const stopCheck: { run: () => void; beat: (() => void) | undefined } = { run: () => {}, beat: undefined };
+export const stopCheck: { run: () => void; beat: (() => void) | undefined } = {
+  run: () => {},
+  beat: undefined,
+};
 
 /**
  * For loops of this language that run for longer than a moment, about every 100 microseconds: a handler of signals

@@ -174,7 +174,9 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
   }
   const onStep = (done: number, of: number) => {
     if (done === of) display.clear();
-    else if (!flags.trace) display.update(stepProgress(done === 0 ? "opening the model" : "generating", done, of));
+    else if (!flags.trace) {
+      display.update(stepProgress(done === 0 ? "opening the model" : "generating", done, of));
+    }
   };
   const task: Task = { checkpoint, kernels, parsed, timeParameters, signal, log: display.log, onStep, warn };
   try {

@@ -8,7 +8,6 @@ import {
   type BitWidth,
   convertFloats,
   cosine,
-  relativeRmsError,
   type ErrorStatistics,
   findNonfinite,
   groupCount,
@@ -17,6 +16,7 @@ import {
   packedRows,
   type PackedTensor,
   quantize,
+  relativeRmsError,
   type Weights,
 } from "../quant/mod.ts";
 import {

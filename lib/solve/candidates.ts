@@ -311,7 +311,8 @@ class CandidateSolver {
 
   #progress(name: string, doing: string, index: number, tensorShare?: number): void {
     const count = this.#count, [done, of] = this.#solved;
-    const all = (each: (name: string) => number) => count * this.#wanted.reduce((sum, own) => sum + each(own), 0);
+    const all = (each: (name: string) => number) =>
+      count * this.#wanted.reduce((sum, own) => sum + each(own), 0);
     this.#shown = performance.now();
     // Reading inputs is a part of a stage, not of a layer.
     const share = doing === "solving" ? tensorShare ?? 0 : 0;

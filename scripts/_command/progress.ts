@@ -73,7 +73,11 @@ export class ProgressDisplay {
     if (kind === "stage") this.#begin(message);
     // Stages are in the bar, layers in the summary.
     else if (kind !== "layer" || this.#form === "json") {
-      this.#print(`${kind}: ${printable(message)}`, { event: kind, message, ...(kind === "layer" ? data : { data }) });
+      this.#print(`${kind}: ${printable(message)}`, {
+        event: kind,
+        message,
+        ...(kind === "layer" ? data : { data }),
+      });
     }
     if (kind === "stage") this.#draw();
   };
@@ -96,7 +100,8 @@ export class ProgressDisplay {
   }
 }
 
-const line = (entry: Readonly<Record<string, unknown>>) => JSON.stringify({ time: new Date().toISOString(), ...entry });
+const line = (entry: Readonly<Record<string, unknown>>) =>
+  JSON.stringify({ time: new Date().toISOString(), ...entry });
 
 /** Writes to stderr at once, although the thread may be busy for long: what cannot be written now is left out. */
 function write(text: string): void {
@@ -187,7 +192,8 @@ export function progressText(progress: Progress, seconds: number): string {
 /** A run's state for machines. */
 function stateOf(stage: string, elapsedSeconds: number, progress: Progress | undefined) {
   if (progress === undefined) return { stage, elapsedSeconds };
-  const { tensor, tensorsDone, tensors, tensorShare, parts = "tensors", unit = "weights", bytes, bytesDone } = progress;
+  const { tensor, tensorsDone, tensors, tensorShare, parts = "tensors", unit = "weights", bytes, bytesDone } =
+    progress;
   const { bytesPerSecond, weightsPerSecond, secondsLeft } = rates(progress, elapsedSeconds);
   return {
     stage,

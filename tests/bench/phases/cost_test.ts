@@ -385,7 +385,9 @@ test("the log is one JSON object a line, with a phase's numbers; the report has 
   }
   const count = (kind: string) => events.filter(({ event }) => event === kind).length;
   expect([count("progress") > 0, count("layer"), count("result")]).toEqual([true, 28, 1]);
-  const [{ stage, elapsedSeconds }] = events.filter(({ event }) => event === "progress") as [Record<string, unknown>];
+  const [{ stage, elapsedSeconds }] = events.filter(({ event }) => event === "progress") as [
+    Record<string, unknown>,
+  ];
   expect([typeof stage, typeof elapsedSeconds]).toEqual(["string", "number"]);
   for (const { name, bits, error } of events.filter(({ event }) => event === "layer")) {
     expect([typeof name, bits, typeof error]).toEqual(["string", 2, "number"]);
