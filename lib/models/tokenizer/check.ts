@@ -10,8 +10,10 @@ import type { Field } from "./fields.ts";
 const MAX_TOKEN_ID = 2 ** 24 - 1;
 /** Largest word that WordPiece looks at; its time grows with the cube. */
 const MAX_WORD_LENGTH = 1000;
-/** Parts of a pattern's alternative that may repeat without bound, each a further power of the text's length. */
-const MAX_REPEATS = 8;
+/** Repetitions that follow each other in a pattern, each a further power of the text's length; published ones have 2. */
+const MAX_REPEATS = 3;
+/** A part that may come more often than this counts as one of them. */
+const MAX_COUNT = 8;
 
 /** Tokens with their ids, as all files of a tokenizer have them. */
 export class Vocabulary {
@@ -273,30 +275,29 @@ const PATTERN_TOKEN =
  * where a group that repeats without bound holds a choice or another repetition, or where many follow each other.
  */
 function mayRunForEver(source: string): boolean {
-  const varies = [false];
+  // Of each open group: whether it matches in several ways, repeats in front of it, and most of a choice in it.
+  const groups = [{ varies: false, before: 0, most: 0 }];
   let repeats = 0, isInnerVaried = false, isQuantified = false;
   for (const [token] of source.matchAll(PATTERN_TOKEN)) {
-    const [, least, comma, most] = /^\{(\d+)(,?)(\d*)\}$/.exec(token) ?? [];
+    const [, least, comma, most] = /^\{(\d+)(,?)(\d*)\}$/.exec(token) ?? [], group = groups.at(-1)!;
     const isQuantifier = /^[*+?]$/.test(token) || least !== undefined;
     if (!isQuantifier) {
-      const isGroupsEnd = token === ")";
-      isInnerVaried = isGroupsEnd && (varies.pop() ?? false);
-      if (varies.length === 0) varies.push(false);
-      if (token.startsWith("(")) varies.push(false);
-      if (isInnerVaried || token === "|") varies[varies.length - 1] = true;
-      if (token === "|" && varies.length === 1) repeats = 0;
+      if (token === "|" || token === ")") group.most = Math.max(group.most, repeats);
+      isInnerVaried = token === ")" && group.varies;
+      if (token === "|") [group.varies, repeats] = [true, group.before];
+      else if (token.startsWith("(")) groups.push({ varies: false, before: repeats, most: repeats });
+      else if (token === ")" && groups.length > 1) {
+        groups.pop();
+        groups.at(-1)!.varies ||= isInnerVaried;
+        repeats = group.most;
+      }
     } else if (!isQuantified) { // one behind another makes it lazy
       const minimum = token === "+" ? 1 : Number(least ?? 0);
-      const maximum = token === "?"
-        ? 1
-        : least === undefined
-        ? Infinity
-        : comma === ""
-        ? minimum
-        : Number(most || Infinity);
+      const unbounded = least === undefined ? Infinity : comma === "" ? minimum : Number(most || Infinity);
+      const maximum = token === "?" ? 1 : unbounded;
       if (isInnerVaried && maximum > 1) return true;
-      if (maximum > minimum) varies[varies.length - 1] = true;
-      if (maximum > MAX_REPEATS && ++repeats > MAX_REPEATS) return true;
+      if (maximum > minimum) group.varies = true;
+      if (maximum > MAX_COUNT && ++repeats > MAX_REPEATS) return true;
     }
     isQuantified = isQuantifier && !isQuantified;
   }
