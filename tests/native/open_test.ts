@@ -41,10 +41,20 @@ function openInChild(environment: Record<string, string>, options = "{}", flags?
   return JSON.parse(result.stdout);
 }
 
-/** An empty cache, and a compiler that does not optimize: when the library is built is looked at here, not how fast it gets. */
+/**
+ * An empty cache, and a compiler that does not optimize and keeps each object for the next build: when the library is
+ * built is looked at here, not how fast it gets.
+ */
 function buildEnvironment(cache: string, compiler: string): Record<string, string> {
   const command = join(folder, "unoptimized");
-  writeFileSync(command, `#!/bin/sh\nexec ${compiler} "$@" -O0\n`, { mode: 0o755 });
+  const script = `#!/bin/sh
+for word; do [ "$before" = -o ] && output=$word; before=$word; done
+kept="${folder}/kept-\${output##*/}"
+case "$output" in *.o) [ -e "$kept" ] && exec cp "$kept" "$output" ;; esac
+${compiler} "$@" -O0 || exit
+case "$output" in *.o) cp "$output" "$kept.$$" && mv "$kept.$$" "$kept" ;; esac
+`;
+  writeFileSync(command, script, { mode: 0o755 });
   return { ...process.env, CC: command, XDG_CACHE_HOME: cache, ARROWQUANT_LIBRARY: "" } as Record<
     string,
     string
