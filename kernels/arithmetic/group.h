@@ -102,6 +102,52 @@ AQ_FUNCTION int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq
   return best < __builtin_inf() ? AQ_OK : AQ_E_RANGE;
 }
 
+/* The smallest half float >= value, for |value| <= 65504. */
+AQ_FUNCTION float aq_round_half_above(double value) {
+  if (value >= 0) return aq_round_half_up((float)value);
+  const uint16_t half = aq_half_from_float((float)-value);
+  const float down = aq_float_from_half(half);
+  return 0.0f - ((double)down > -value ? aq_float_from_half((uint16_t)(half - 1)) : down);
+}
+
+/* A group so small that half floats have no scale as fine as its codes: no weight gets further from itself
+ * than 0 is. One of the levels is 0, or the weight nearest to it. */
+AQ_FUNCTION aq_grid aq_tiny_grid(float minimum, float maximum) {
+  const float low = minimum / AQ_HALF_MIN, high = maximum / AQ_HALF_MIN;
+  aq_grid grid = {AQ_HALF_MIN, aq_round_even(0.0f - low)};
+  if (minimum >= 0.0f) grid.zero_point = aq_round_half(0.0f - low);
+  else if (maximum <= 0.0f) grid.zero_point = aq_round_half(aq_round_even(high - low) - high);
+  return grid;
+}
+
+/* Narrow groups, whose range is smaller than this part of their distance from 0, get one value: the steps
+ * that half-precision zero points allow at that distance are as wide. With a zero point among the codes it is
+ * two steps of 8 bits. */
+#define AQ_NARROW_REAL 0x1p-14
+#define AQ_NARROW_CODE 0x1p-7f
+/* Scales tried, one half float after the other. */
+#define AQ_FAR_SCALES 1024
+
+/* The finest of the next scales whose codes cover a group far from 0 with a zero point that is a half float:
+ * those of large numbers are far apart, and some scales meet one. 0 if there is none. */
+AQ_FUNCTION int aq_far_grid(float minimum, float maximum, double code_max, aq_grid *grid) {
+  const double range = (double)maximum - (double)minimum;
+  const double distance = minimum > 0.0f ? (double)maximum : -(double)minimum;
+  if (range <= distance * AQ_NARROW_REAL) return 0;
+  const double finest = range / code_max, least = distance / (double)AQ_HALF_MAX;
+  const int32_t first = aq_half_from_float(aq_round_half_up((float)(finest > least ? finest : least)));
+  for (int32_t pattern = first; pattern < first + AQ_FAR_SCALES && pattern <= 0x7bff; pattern++) {
+    const double scale = (double)aq_float_from_half((uint16_t)pattern), wanted = -(double)minimum / scale - 0.5;
+    if (!(wanted <= (double)AQ_HALF_MAX && wanted >= -(double)AQ_HALF_MAX)) continue;
+    const float zero_point = aq_round_half_above(wanted);
+    if ((double)maximum / scale + (double)zero_point > code_max + 0.5) continue;
+    grid->scale = (float)scale;
+    grid->zero_point = zero_point;
+    return 1;
+  }
+  return 0;
+}
+
 /* Asymmetric with real zero point where the plain formula is not safe: scales below the normal half floats,
  * or data so far from zero that the rounding of the zero point shifts the range by more than a quarter step.
  * The scale grows until codes cover the group again; data nearly constant at that distance gets its
@@ -110,6 +156,10 @@ AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits
   const double code_max = (double)((1 << bits) - 1);
   const double range = (double)maximum - (double)minimum;
   if (range / code_max > (double)AQ_HALF_MAX) return AQ_E_RANGE;
+  if (range < code_max * (double)AQ_HALF_MIN && minimum > -0x1p-14f && maximum < 0x1p-14f) {
+    *grid = aq_tiny_grid(minimum, maximum);
+    return AQ_OK;
+  }
   double wanted = range;
   for (int attempt = 0; attempt < 16; attempt++) {
     float scale = aq_round_half_up((float)(wanted / code_max));
@@ -128,6 +178,7 @@ AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits
     wanted += (below > 0 ? below : -below) + (above > 0 ? above : 0) + (double)scale * 0x1p-10;
     if (wanted > 4 * range && wanted > 4 * 0x1p-24 * code_max) break;
   }
+  if (aq_far_grid(minimum, maximum, code_max, grid)) return AQ_OK;
   return aq_constant_grid((float)((double)minimum + range / 2), bits, AQ_ZERO_POINT_REAL, grid);
 }
 
@@ -147,6 +198,8 @@ AQ_FUNCTION int32_t aq_round_grid(float minimum, float maximum, int32_t bits, in
     }
     return aq_real_grid_slow(minimum, maximum, bits, grid);
   }
+  if (minimum > maximum * (1.0f - AQ_NARROW_CODE) || maximum < minimum * (1.0f - AQ_NARROW_CODE))
+    return aq_constant_grid(minimum + (maximum - minimum) * 0.5f, bits, kind, grid);
   if (kind == AQ_ZERO_POINT_INTEGER) {
     float low = minimum < 0.0f ? minimum : 0.0f, high = maximum > 0.0f ? maximum : 0.0f;
     float scale = aq_round_half_up((high - low) / code_max);

@@ -252,11 +252,15 @@ static int32_t round_grids(const batch *b, vf minimum, vf maximum, grid *out) {
     const vf zero = (vf){0} - minimum / out->scale;
     out->zero_point = v_round_half(zero);
     plain &= (out->scale >= v_set(AQ_HALF_MIN_NORMAL)) & (zero <= v_set(1024.0f)) & (zero >= v_set(-1024.0f));
-  } else if (kind == AQ_ZERO_POINT_INTEGER) {
+  } else {
+    const vf less = v_set(1.0f - AQ_NARROW_CODE);
+    plain &= ~((minimum > maximum * less) | (maximum < minimum * less));
+  }
+  if (kind == AQ_ZERO_POINT_INTEGER) {
     const vf low = v_min((vf){0}, minimum), high = v_max((vf){0}, maximum);
     out->scale = round_half_up((high - low) / code_max);
     out->zero_point = v_min(code_max, v_round(-low / out->scale) + 0.0f);
-  } else {
+  } else if (kind == AQ_ZERO_POINT_SYMMETRIC) {
     const vf negative = -minimum, positive = maximum;
     const vi flip = positive > negative;
     const vf from_larger = v_select(flip, positive, negative) / half_range;
