@@ -1,5 +1,15 @@
 /** Positional file access that always moves every byte, and file-system errors in the project's classes. */
-import { closeSync, constants, fstatSync, openSync, readSync, statSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  lstatSync,
+  openSync,
+  readSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
 import { CheckpointError, OutputError } from "../errors.ts";
 
 /** Bytes of one system call: Linux stops at 2 GiB − 4 KiB, and some runtimes keep lengths in 31 bits. */
@@ -37,7 +47,8 @@ const REMEDIES: Readonly<Record<string, string>> = {
   ENOENT: "no such file or folder: create the folder first",
   EEXIST: "a file has that name: choose another one",
   ENAMETOOLONG: "the name is too long for the file system: choose a shorter one",
-  ELOOP: "links lead in a circle: choose another path",
+  ELOOP: "a link has that name, or links lead in a circle: delete it or choose another path",
+  EEXIST: "something else has that name: move it away or choose another path",
   ERR_INVALID_ARG_VALUE: "no path has a null character: choose another one",
   ENOTDIR: "a part of the path is a file: choose another folder",
   EISDIR: "a folder has that name: choose another name",
@@ -94,6 +105,21 @@ export function openForReading(path: string): number {
   if (fd !== undefined && fstatSync(fd).isFile()) return fd;
   if (fd !== undefined) closeSync(fd);
   throw new CheckpointError(`Cannot open ${quote(path)}: must be a regular file`, { path });
+}
+
+/** Flags that open what is there to write to it, never through a link; Windows has no such flag. */
+export const WRITE_IN_PLACE = constants.O_RDWR | (constants.O_NOFOLLOW ?? 0);
+
+/** Opens a new file; whatever has its name, a link as well, is an error of the system (`EEXIST`). */
+export function createNew(path: string): number {
+  return openSync(path, WRITE_IN_PLACE | constants.O_CREAT | constants.O_EXCL);
+}
+
+/** Opens a new file in place of a file of that name; links, folders and devices stay and are an error. */
+export function createInPlaceOf(path: string): number {
+  // Not emptied: the same bytes may have another name as well, elsewhere.
+  if (lstatSync(path, { throwIfNoEntry: false })?.isFile()) rmSync(path);
+  return createNew(path);
 }
 
 /**

@@ -1,10 +1,11 @@
 /** Whole files: read within a size limit, hashed, written at once or not at all; and file-system calls. */
 import { Buffer } from "node:buffer";
-import { createHash } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import {
   closeSync,
   fstatSync,
   fsyncSync,
+  lstatSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -14,10 +15,11 @@ import {
   statSync,
   writeSync,
 } from "node:fs";
-import { dirname } from "node:path";
+import { dirname, join } from "node:path";
 import { FormatError, OutputError } from "../errors.ts";
 import { pause } from "../progress.ts";
 import {
+  createNew,
   errorCode,
   inputError,
   openForReading,
@@ -30,8 +32,12 @@ import {
 
 export { errorCode, inputError, outputError, quote };
 
-/** Suffix of a small file's name before it is complete. */
-export const TEMPORARY_SUFFIX = ".tmp";
+/** A small file before it is complete: a name that nothing else has. */
+const temporaryFor = (path: string): string =>
+  join(dirname(path), `.arrowquant-${randomBytes(8).toString("hex")}.tmp`);
+
+/** Whether a name is of a small file that a stopped run did not complete. */
+export const isTemporary = (name: string): boolean => /^\.arrowquant-[0-9a-f]{16}\.tmp$/.test(name);
 
 /** Bytes read at once while hashing. */
 const HASH_BLOCK_BYTES = 4 * 2 ** 20;
@@ -116,13 +122,13 @@ export function writeWhole(path: string, content: string | Uint8Array | Iterable
   const pieces = typeof content === "string" || content instanceof Uint8Array ? [content] : content;
   const hash = createHash("sha256");
   let size = 0;
-  const temporary = path + TEMPORARY_SUFFIX;
+  const temporary = temporaryFor(path);
   const existing = writing("write", path, () => statSync(path, { throwIfNoEntry: false }));
   if (existing !== undefined && !existing.isFile() && !existing.isDirectory()) {
     throw new OutputError(`Cannot write ${quote(path)}: it must be a file, got a device or pipe`, { path });
   }
   try {
-    const fd = openSync(temporary, "w");
+    const fd = createNew(temporary);
     try {
       for (const piece of pieces) {
         const bytes = typeof piece === "string" ? Buffer.from(piece) : piece;
@@ -152,10 +158,10 @@ export function writeWhole(path: string, content: string | Uint8Array | Iterable
  */
 export async function copyWhole(from: string, to: string, between: () => Promise<void>): Promise<FileDigest> {
   const hash = createHash("sha256"), block = Buffer.allocUnsafe(HASH_BLOCK_BYTES);
-  const temporary = to + TEMPORARY_SUFFIX, source = openForReading(from);
+  const temporary = temporaryFor(to), source = openForReading(from);
   let bytes = 0, target: number | undefined;
   try {
-    const fd = target = writing("write", to, () => openSync(temporary, "w"));
+    const fd = target = writing("write", to, () => createNew(temporary));
     for (let got; (got = readFully(source, block, bytes, from)) > 0; bytes += got) {
       hash.update(block.subarray(0, got));
       writeFully(fd, block.subarray(0, got), bytes, to);
@@ -206,6 +212,13 @@ export function syncFolder(folder: string): void {
   } finally {
     if (fd !== undefined) closeSync(fd);
   }
+}
+
+/** Kind of what has a name itself, links not followed. @throws {OutputError} when the system does not say */
+export function ownKind(path: string): "nothing" | "folder" | "file" | "link" | "other" {
+  const stat = writing("look at", path, () => lstatSync(path, { throwIfNoEntry: false }));
+  if (stat === undefined) return "nothing";
+  return stat.isSymbolicLink() ? "link" : stat.isDirectory() ? "folder" : stat.isFile() ? "file" : "other";
 }
 
 /** Whether a path leads to anything. @throws {OutputError} when the system does not say */

@@ -1,14 +1,14 @@
 /**
  * The journal of an unfinished run: its identity, then one line for each finished tensor with the digests of
- * its bytes.
+ * its bytes. Each line ends with a digest of itself and of the lines before it.
  *
  * A line is written after its tensor's bytes. Nothing is synced for it: after a loss of power the digests
  * tell which lines are true, so the journal may run ahead of the disk.
  */
-import { closeSync, fsyncSync, openSync, writeSync } from "node:fs";
+import { closeSync, constants, fsyncSync, openSync, writeSync } from "node:fs";
 import type { TensorSpec } from "../tensor/mod.ts";
-import { writing } from "../files/positional.ts";
-import { readOwnText, writeWhole } from "../files/whole.ts";
+import { WRITE_IN_PLACE, writing } from "../files/positional.ts";
+import { readOwnText, sha256, writeWhole } from "../files/whole.ts";
 import {
   type Form,
   type Identity,
@@ -48,9 +48,11 @@ interface JournalHeader {
 /** An open journal. */
 export class Journal {
   #fd: number | undefined;
+  readonly #lines: ChainedLines;
 
-  private constructor(readonly path: string, fd: number) {
+  private constructor(readonly path: string, fd: number, lines: ChainedLines) {
     this.#fd = fd;
+    this.#lines = lines;
   }
 
   /** Begins a journal in place of any that is there. @throws {OutputError} when the system refuses */
@@ -59,13 +61,15 @@ export class Journal {
     header: Omit<JournalHeader, "journal">,
     entries: readonly JournalEntry[] = [],
   ): Journal {
-    writeWhole(path, linesOf([{ journal: JOURNAL_VERSION, ...header }, ...entries]));
-    return new Journal(path, writing("open", path, () => openSync(path, "a")));
+    const lines = new ChainedLines();
+    writeWhole(path, piecesOf(lines, [{ journal: JOURNAL_VERSION, ...header }, ...entries]));
+    const fd = writing("open", path, () => openSync(path, WRITE_IN_PLACE | constants.O_APPEND));
+    return new Journal(path, fd, lines);
   }
 
   /** Adds a finished tensor. @throws {OutputError} when the system refuses */
   append(entry: JournalEntry): void {
-    const line = new TextEncoder().encode(`${JSON.stringify(entry)}\n`);
+    const line = new TextEncoder().encode(this.#lines.write(entry));
     writing("write", this.path, () => {
       for (let done = 0; done < line.length;) done += writeSync(this.#fd!, line, done);
     });
@@ -87,30 +91,62 @@ export class Journal {
 /** Lines that become text at once. */
 const LINES_PER_PIECE = 1000;
 
-function* linesOf(values: readonly unknown[]): Generator<string> {
+function* piecesOf(lines: ChainedLines, values: readonly unknown[]): Generator<string> {
   for (let begin = 0; begin < values.length; begin += LINES_PER_PIECE) {
-    yield values.slice(begin, begin + LINES_PER_PIECE).map((value) => `${JSON.stringify(value)}\n`).join("");
+    yield values.slice(begin, begin + LINES_PER_PIECE).map((value) => lines.write(value)).join("");
   }
 }
 
-/**
- * Reads a journal: its header, undefined when there is none that can be used, and the entries up to the first
- * line that is not whole.
- *
- * @throws {OutputError} when it is there and cannot be read
- */
-export function readJournal(path: string): { header: JournalHeader | undefined; entries: JournalEntry[] } {
+/** Lines of JSON objects, whose last key is a digest of the line and of all before it. */
+class ChainedLines {
+  #digest = "";
+
+  write(value: unknown): string {
+    const text = JSON.stringify(value);
+    return `${text.slice(0, -1)},"sha256":"${this.#next(text)}"}\n`;
+  }
+
+  /** The object of the next line; undefined where it is not as it was written, or not of that form. */
+  read<T>(line: string, has: Form): T | undefined {
+    const [, head, digest] = /^(.*),"sha256":"([0-9a-f]{64})"\}$/s.exec(line) ?? [], text = `${head}}`;
+    if (head === undefined || this.#next(text) !== digest) return undefined;
+    try {
+      const value: unknown = JSON.parse(text);
+      return has(value) ? value as T : undefined;
+    } catch {
+      return undefined; // a digest can be made for anything
+    }
+  }
+
+  #next(text: string): string {
+    return this.#digest = sha256(this.#digest + text);
+  }
+}
+
+/** What a journal tells. */
+export interface JournalContent {
+  /** Undefined where there is no journal, or its first line is not as it was written. */
+  readonly header: JournalHeader | undefined;
+  /** Entries up to the first line that is not as it was written. */
+  readonly entries: readonly JournalEntry[];
+  /** Number of the first line that is not as it was written; half a line at the end is no fault. */
+  readonly badLine: number | undefined;
+}
+
+/** Reads a journal. @throws {OutputError} when it is there and cannot be read */
+export function readJournal(path: string): JournalContent {
   const text = readOwnText(path, MAX_MANIFEST_BYTES) ?? "";
-  const [first, ...rest] = text.split("\n"), entries: JournalEntry[] = [];
-  const header = parseLine<JournalHeader>(first!, isHeader);
-  if (header === undefined) return { header, entries };
   // Text behind the last line feed is half a line, also where it happens to parse.
-  for (const line of rest.slice(0, -1)) {
-    const entry = parseLine<JournalEntry>(line, isEntry);
-    if (entry === undefined) break;
+  const texts = text.split("\n").slice(0, -1), lines = new ChainedLines(), entries: JournalEntry[] = [];
+  const header = lines.read<JournalHeader>(texts[0] ?? "", isHeader);
+  if (header === undefined) return { header, entries, badLine: text === "" ? undefined : 1 };
+  for (const [i, line] of texts.entries()) {
+    if (i === 0) continue;
+    const entry = lines.read<JournalEntry>(line, isEntry);
+    if (entry === undefined) return { header, entries, badLine: i + 1 };
     entries.push(entry);
   }
-  return { header, entries };
+  return { header, entries, badLine: undefined };
 }
 
 const isHeader = objectOf({
@@ -125,12 +161,3 @@ const isEntry = objectOf({
     objectOf({ name: isText, dtype: isText, shape: listOf(Number.isSafeInteger), sha256: isText }),
   ),
 });
-
-function parseLine<T>(line: string, has: Form): T | undefined {
-  try {
-    const value: unknown = JSON.parse(line);
-    return has(value) ? value as T : undefined;
-  } catch {
-    return undefined; // the run was stopped while writing it
-  }
-}

@@ -10,8 +10,8 @@
  * The commit deletes what the old manifest names, the old manifest, then moves the new files up, the manifest
  * last. A manifest in the work folder means that everything is complete and only the commit is left to do.
  */
-import { lstatSync, realpathSync, rmdirSync, statSync } from "node:fs";
-import { basename, dirname, join, resolve } from "node:path";
+import { mkdirSync, realpathSync, rmdirSync, statSync } from "node:fs";
+import { basename, dirname, isAbsolute, join, relative, resolve, sep } from "node:path";
 import { OutputError } from "../errors.ts";
 import { reading } from "../files/positional.ts";
 import { type Checkpoint, PARTIAL_SUFFIX } from "../tensor/mod.ts";
@@ -20,19 +20,20 @@ import {
   errorCode,
   exists,
   type FileDigest,
+  isTemporary,
   kindOf,
   listFolder,
   makeFolder,
   outputError,
+  ownKind,
   quote,
   readOwnText,
   remove,
   rename,
   syncFolder,
-  TEMPORARY_SUFFIX,
   writeWhole,
 } from "../files/whole.ts";
-import { Journal, type JournalEntry, readJournal } from "./journal.ts";
+import { Journal, type JournalContent, type JournalEntry, readJournal } from "./journal.ts";
 import { acquireLock, checkLock } from "./lock.ts";
 import {
   type Identity,
@@ -56,6 +57,8 @@ export interface OutputRequest {
   readonly path: string;
   readonly identity: Identity;
   readonly sourceTimes: readonly number[];
+  /** How the input's files look to the system; others at the end mean that one was changed meanwhile. */
+  readonly sourceState: () => string;
   /** Every file that will be written, the manifest aside. */
   readonly files: readonly string[];
   readonly resume: boolean;
@@ -64,9 +67,9 @@ export interface OutputRequest {
 
 /** How a run starts. */
 export type Start =
-  | { readonly kind: "fresh" }
+  | { readonly kind: "fresh"; readonly badLine?: JournalContent["badLine"] }
   /** An unfinished run of the same identity, with what its journal says is complete. */
-  | { readonly kind: "resumed"; readonly entries: readonly JournalEntry[] }
+  | { readonly kind: "resumed" } & Pick<JournalContent, "entries" | "badLine">
   /** Everything is complete; only the commit is left to do. */
   | { readonly kind: "complete"; readonly manifest: Manifest }
   /** The same output was finished before. */
@@ -94,15 +97,15 @@ export class OutputFolder {
    * Takes the folder for this run, creating it when there is none.
    *
    * @throws {OutputError} when it is in use, is not empty and not ours, holds a run that was not mentioned in
-   *   the request, or cannot be written
+   *   the request, was changed since a run wrote it, or cannot be written
    */
-  static open(request: OutputRequest): OutputFolder {
+  static async open(request: OutputRequest): Promise<OutputFolder> {
     checkOutput(request);
     const work = join(request.path, WORK_FOLDER);
     let created: string | undefined;
     const take = () => {
-      const first = makeFolder(work);
-      created ??= first;
+      const first = makeFolder(request.path), own = makeOwnFolder(work);
+      created ??= first ?? own;
       return acquireLock(work);
     };
     let unlock: () => void;
@@ -114,19 +117,22 @@ export class OutputFolder {
       unlock = take();
     }
     try {
-      return new OutputFolder(request, findStart(request), created, unlock);
+      const start = findStart(request), { path, force } = request;
+      if (force) await checkOurs(path, readManifest(path)?.files ?? {}); // before the work, not only behind it
+      return new OutputFolder(request, start, created, unlock);
     } catch (error) {
       unlock();
+      if (created === work && listFolder(work).length === 0) rmdirSync(work);
       throw error;
     }
   }
 
   /** Removes the files that an earlier run left in the work folder, and begins the journal. */
-  begin(entries: readonly JournalEntry[] = []): void {
-    if (entries.length === 0) this.#clearWork();
+  async begin(entries: readonly JournalEntry[] = []): Promise<void> {
+    if (entries.length === 0) await this.#clearWork();
     if (this.start.kind === "fresh") this.#removeSolved();
     const { identity, sourceTimes, files } = this.#request;
-    for (const folder of foldersOf(files)) makeFolder(join(this.work, folder));
+    for (const folder of foldersOf(files)) makeOwnFolder(join(this.work, folder));
     this.#journal = Journal.begin(join(this.work, JOURNAL_FILE), { identity, sourceTimes, files }, entries);
   }
 
@@ -140,8 +146,12 @@ export class OutputFolder {
     this.#journal?.sync();
   }
 
-  /** Turns the work folder's files into the output; the manifest says which. */
-  commit(manifest: Manifest): void {
+  /**
+   * Turns the work folder's files into the output; the manifest says which.
+   *
+   * @throws {OutputError} when something is in the way that is not as a run wrote it; the work stays
+   */
+  async commit(manifest: Manifest): Promise<void> {
     const { path } = this.#request;
     const workManifest = join(this.work, MANIFEST_FILE);
     const manifestPath = join(path, MANIFEST_FILE);
@@ -151,28 +161,26 @@ export class OutputFolder {
     }
     const old = readManifest(path);
     if (old !== undefined) {
-      // config.json and the index first: without them nothing takes a mixture of old and new for a model.
-      const names = Object.keys(old.files);
-      for (const name of names.sort((a, b) => tensorsFirst(b, a))) remove(ownPath(path, name));
-      removeEmpty(path, names);
+      await removeOurs(path, old.files);
       remove(manifestPath);
       syncFolder(path);
     }
     const names = Object.keys(manifest.files), folders = foldersOf(names);
     for (const folder of folders) makeFolder(ownPath(path, `${folder}/`));
-    for (const name of names.sort(tensorsFirst)) {
-      if (exists(join(this.work, name))) rename(join(this.work, name), ownPath(path, name));
-    }
+    const left = names.sort(tensorsFirst).filter((name) => exists(join(this.work, name)));
+    const inTheWay = [...left, MANIFEST_FILE].find((name) => ownKind(ownPath(path, name)) !== "nothing");
+    if (inTheWay !== undefined) throw cannotWrite(path, `must have no other ${quote(inTheWay)}, ${NOT_OURS}`);
+    for (const name of left) rename(join(this.work, name), ownPath(path, name));
     for (const folder of [...folders, ""]) syncFolder(join(path, folder));
     rename(workManifest, manifestPath);
     syncFolder(path);
-    this.clean();
+    await this.clean();
   }
 
   /** Removes the work folder with the run's files in it. */
-  clean(): void {
+  async clean(): Promise<void> {
     this.#removeSolved();
-    this.#clearWork();
+    await this.#clearWork();
     this.release();
     try {
       rmdirSync(this.work);
@@ -185,8 +193,8 @@ export class OutputFolder {
   }
 
   /** Gives up: removes the work, and the output folder where this run created it. */
-  discard(): void {
-    this.clean();
+  async discard(): Promise<void> {
+    await this.clean();
     if (this.#created === undefined || this.#created === this.work) return;
     try {
       rmdirSync(this.#request.path);
@@ -209,33 +217,40 @@ export class OutputFolder {
     }
   }
 
-  #clearWork(): void {
+  async #clearWork(): Promise<void> {
     this.#journal?.close();
     // A commit that was cut off: what it moved up is of no use without the rest. Its manifest goes before
     // anything else in the work folder, because from then on a name missing there does not mean that it was
     // moved.
-    for (const name of Object.keys(readManifest(this.work)?.files ?? {})) {
-      if (!exists(join(this.work, name))) remove(ownPath(this.#request.path, name));
-    }
+    const moved = Object.entries(readManifest(this.work)?.files ?? {})
+      .filter(([name]) => !exists(join(this.work, name)));
+    await removeOurs(this.#request.path, Object.fromEntries(moved));
     remove(join(this.work, MANIFEST_FILE));
     const { header } = readJournal(join(this.work, JOURNAL_FILE));
     const files = [...(header?.files ?? []).filter(isOwnName), ...this.#request.files];
     const names = new Set([...files, MANIFEST_FILE]);
     for (const name of names) {
-      for (const suffix of ["", PARTIAL_SUFFIX, TEMPORARY_SUFFIX]) remove(ownPath(this.work, name + suffix));
+      for (const suffix of ["", PARTIAL_SUFFIX]) remove(ownPath(this.work, name + suffix));
+    }
+    for (const folder of ["", ...foldersOf([...names])]) {
+      const place = ownPath(this.work, `${folder}/`);
+      for (const name of listFolder(place).filter(isTemporary)) remove(join(place, name));
     }
     removeEmpty(this.work, [...names]);
-    for (const suffix of [TEMPORARY_SUFFIX, ""]) remove(join(this.work, JOURNAL_FILE + suffix));
+    remove(join(this.work, JOURNAL_FILE));
   }
 }
 
 /** Checks that a run may write into a folder, changing nothing. @throws {OutputError} with the way out */
 export function checkOutput({ path, files, resume, force }: OutputRequest): void {
   const refuse = (wanted: string, found: string) => cannotWrite(path, `${wanted}, got ${found}`);
-  const kind = kindOf(path);
-  if (kind === "nothing") return;
-  if (kind !== "folder") throw refuse("must be a folder or not exist", "a file");
+  const kind = kindOf(path), itself = ownKind(path);
+  if (kind === "nothing" && itself === "nothing") return;
+  if (kind !== "folder") {
+    throw refuse("must be a folder or not exist", itself === "link" ? "a link to none" : "a file");
+  }
   const work = join(path, WORK_FOLDER);
+  checkOwnFolder(work);
   for (const name of files) ownPath(path, name);
   checkLock(work);
   const names = listFolder(path).filter((name) => name !== WORK_FOLDER);
@@ -249,6 +264,10 @@ export function checkOutput({ path, files, resume, force }: OutputRequest): void
     );
   }
   if (manifest !== undefined && !resume && !force) throw refuse("must be empty", FINISHED);
+  if (manifest === undefined && !hasWork && names.includes(MANIFEST_FILE)) {
+    const found = `${quote(MANIFEST_FILE)} changed since, or one of another version`;
+    throw refuse("must be empty or an output as this tool wrote it", `${found}: choose another folder`);
+  }
   if (manifest === undefined && !hasWork && names.length > 0) {
     const found = `${names.length} other files (${quote(names[0]!)} …)`;
     throw refuse(
@@ -259,20 +278,25 @@ export function checkOutput({ path, files, resume, force }: OutputRequest): void
   const committed = readManifest(work);
   const ours = new Set([...Object.keys(manifest?.files ?? {}), ...Object.keys(committed?.files ?? {})]);
   const foreign = [...files, MANIFEST_FILE].find((name) =>
-    (name.includes("/") ? exists(join(path, name)) : names.includes(name)) && !ours.has(name) &&
+    ownKind(join(path, name)) !== "nothing" && !ours.has(name) &&
     !(name === MANIFEST_FILE && manifest !== undefined)
   );
-  if (foreign === undefined) return;
-  const remedy = "move it away, or choose another folder";
-  throw refuse(`must have no other ${quote(foreign)}`, `one that this tool did not write: ${remedy}`);
+  if (foreign !== undefined) throw cannotWrite(path, `must have no other ${quote(foreign)}, ${NOT_OURS}`);
 }
+
+const NOT_OURS = "got one that this tool did not write: move it away, or choose another folder";
 
 const FINISHED = "a finished output: choose another folder, or give --force to replace it";
 
 const cannotWrite = (path: string, reason: string) =>
   new OutputError(`Cannot write ${quote(path)}: ${reason}`, { path });
 
-/** Checks that the output is not the input, behind symbolic links. @throws {OutputError} when it is */
+/**
+ * Checks that the output is not the input, behind symbolic links, nor a folder around it, where replacing an
+ * output would delete it.
+ *
+ * @throws {OutputError} when it is
+ */
 export function checkNotInput(checkpoint: Checkpoint, output: string): void {
   const place = resolveExisting(output);
   const inputs = new Set(
@@ -284,11 +308,15 @@ export function checkNotInput(checkpoint: Checkpoint, output: string): void {
   );
   const isSame = inputs.has(place) ||
     (exists(place) && [...inputs].some((input) => isSameFile(input, place)));
-  if (!isSame) return;
-  throw cannotWrite(
-    output,
-    `must not be the input's folder, got the same place as ${quote(checkpoint.path)}`,
-  );
+  const got = isSame ? "the same place as" : "a folder around";
+  if (!isSame && ![...inputs].some((input) => isInside(input, place))) return;
+  throw cannotWrite(output, `must not be the input's folder, got ${got} ${quote(checkpoint.path)}`);
+}
+
+/** Whether a real path lies below a real folder. */
+export function isInside(path: string, folder: string): boolean {
+  const way = relative(folder, path);
+  return way !== "" && way.split(sep)[0] !== ".." && !isAbsolute(way);
 }
 
 /** Reads a folder's manifest; undefined when there is none that this version understands. */
@@ -315,11 +343,30 @@ export async function verifyFiles(folder: string, { files }: Manifest): Promise<
 }
 
 async function mismatch(path: string, wanted: FileDigest): Promise<string | undefined> {
-  if (kindOf(path) !== "file") return "must be there, got no such file";
+  if (ownKind(path) !== "file") return "must be there, got no such file";
   const { size } = statSync(path);
   if (size !== wanted.bytes) return `must have ${wanted.bytes} bytes, got ${size}`;
   const { sha256 } = await digestFile(path);
   return sha256 === wanted.sha256 ? undefined : `must have SHA-256 ${wanted.sha256}, got ${sha256}`;
+}
+
+/** Checks that what an output's names lead to is what a run wrote. @throws {OutputError} naming what is not */
+async function checkOurs(path: string, files: Manifest["files"]): Promise<void> {
+  for (const [name, wanted] of Object.entries(files)) {
+    const place = ownPath(path, name);
+    if (ownKind(place) === "nothing" || await mismatch(place, wanted) === undefined) continue;
+    const reason = `must have ${quote(name)} as this tool wrote it, got one that was changed since`;
+    throw cannotWrite(path, `${reason}: move it away, or choose another folder`);
+  }
+}
+
+/** Deletes the files of an output, all or, where one is not ours, none. @throws as {@linkcode checkOurs} */
+async function removeOurs(path: string, files: Manifest["files"]): Promise<void> {
+  await checkOurs(path, files);
+  // config.json and the index first: without them nothing takes a mixture of old and new for a model.
+  const names = Object.keys(files).sort((a, b) => tensorsFirst(b, a));
+  for (const name of names) remove(ownPath(path, name));
+  removeEmpty(path, names);
 }
 
 /** Decides how to start; the lock is held. */
@@ -329,10 +376,10 @@ function findStart(request: OutputRequest): Start {
   const work = join(path, WORK_FOLDER);
   if (!resume) return { kind: "fresh" };
   const committed = readManifest(work);
-  const { header, entries } = readJournal(join(work, JOURNAL_FILE));
+  const { header, entries, badLine } = readJournal(join(work, JOURNAL_FILE));
   const manifest = readManifest(path);
   if (header === undefined && committed === undefined) {
-    if (manifest === undefined) return { kind: "fresh" };
+    if (manifest === undefined) return { kind: "fresh", badLine };
     // Also where a run with --force was killed before its journal: then the old output is what there is.
     checkIdentity(path, "no stopped run but a finished output", manifest.identity, identity, REPLACE);
     return { kind: "finished", manifest };
@@ -351,7 +398,7 @@ function findStart(request: OutputRequest): Start {
   if (manifest !== undefined && isSameIdentity(manifest.identity, identity)) {
     return { kind: "finished", manifest };
   }
-  return { kind: "resumed", entries };
+  return { kind: "resumed", entries, badLine };
 }
 
 /** {@linkcode checkOutput} again under the lock: another run may have finished in between. */
@@ -413,11 +460,27 @@ function foldersOf(names: readonly string[]): string[] {
 
 /** The path of a file of ours, in folders that are none of somebody else's by way of a link. */
 function ownPath(root: string, name: string): string {
-  for (const folder of foldersOf([name])) {
-    if (lstatSync(join(root, folder), { throwIfNoEntry: false })?.isSymbolicLink() !== true) continue;
-    throw cannotWrite(root, `must have a folder ${quote(folder)} of its own, got a link`);
-  }
+  for (const folder of foldersOf([name])) checkOwnFolder(join(root, folder));
   return join(root, name);
+}
+
+/** @throws {OutputError} where a folder's name stands for something else, a link to a folder as well */
+function checkOwnFolder(path: string): void {
+  const kind = ownKind(path);
+  if (kind === "nothing" || kind === "folder") return;
+  throw cannotWrite(dirname(path), `must have a folder ${quote(basename(path))} of its own, got a ${kind}`);
+}
+
+/** Makes a folder that only this user may write to; returns it where it was made, undefined where it was there. */
+function makeOwnFolder(path: string): string | undefined {
+  try {
+    mkdirSync(path, { mode: 0o700 });
+    return path;
+  } catch (cause) {
+    if (errorCode(cause) !== "EEXIST") throw outputError("create", path, cause);
+    checkOwnFolder(path);
+    return undefined;
+  }
 }
 
 /** Removes the folders of names where nothing is left in them. */

@@ -1,6 +1,8 @@
 /** The record of one tensor, as the journal and the manifest store it, and the manifest itself. */
+import { createHash } from "node:crypto";
 import type { BitWidth, ErrorStatistics, GroupSize, ScaleBits, ZeroPointKind } from "../quant/mod.ts";
 import { isJsonObject } from "../files/json.ts";
+import { sha256 } from "../files/whole.ts";
 import type { Dtype } from "../tensor/mod.ts";
 
 /** Version of this project, as in deno.json. */
@@ -46,6 +48,8 @@ export interface LayerRecord {
   } | undefined;
   /** Widths that missed `min_accuracy`, with what they reached. */
   readonly tried?: readonly { readonly bits: BitWidth; readonly cosine: number }[] | undefined;
+  /** SHA-256 of the bytes that were read for it. */
+  readonly sourceSha256: string;
 }
 
 /** The input of a run; a resumed run must read the same. */
@@ -86,8 +90,21 @@ const toFileKeys = (value: unknown): unknown =>
 /** Layers that become text at once: a manifest may have hundreds of thousands. */
 const LAYERS_PER_PIECE = 1000;
 
+/** The end of a manifest: a digest of the text before it. */
+const manifestEnd = (digest: string): string => `,\n "sha256": "${digest}"\n}\n`;
+
 /** The manifest as it is stored, in pieces. */
 export function* manifestText(manifest: Manifest): Generator<string> {
+  const hash = createHash("sha256");
+  for (const piece of openManifestText(manifest)) {
+    hash.update(piece);
+    yield piece;
+  }
+  yield manifestEnd(hash.digest("hex"));
+}
+
+/** The manifest's text up to its end. */
+function* openManifestText(manifest: Manifest): Generator<string> {
   const { layers, ...head } = manifest;
   const indented = (value: unknown, indent: string) =>
     JSON.stringify(toFileKeys(value), null, 1).replaceAll("\n", `\n${indent}`);
@@ -99,7 +116,7 @@ export function* manifestText(manifest: Manifest): Generator<string> {
     );
     yield (begin === 0 ? "" : ",") + texts.join(",");
   }
-  yield `${layers.length === 0 ? "" : "\n "}]\n}\n`;
+  yield `${layers.length === 0 ? "" : "\n "}]`;
 }
 
 /** Largest manifest, or journal, that is read: 200 000 layers of 1.3 kB. */
@@ -126,7 +143,7 @@ export const isLayerRecord = objectOf({
   ...{ name: isText, file: isText, action: isText, reason: isText, dtype: isText, shape: listOf(isCount) },
   ...{ bits: isAbsentOr(isCount), groupSize: isAbsentOr(isCount), zeroPoint: isAbsentOr(isText) },
   ...{ bytesBefore: isCount, bytesAfter: isCount, statistics: isAbsentOr(isJsonObject) },
-  ...{ solved: isAbsentOr(isJsonObject), tried: isAbsentOr(listOf(isJsonObject)) },
+  ...{ solved: isAbsentOr(isJsonObject), tried: isAbsentOr(listOf(isJsonObject)), sourceSha256: isText },
 });
 
 const isManifest = objectOf({
@@ -137,8 +154,10 @@ const isManifest = objectOf({
   layers: listOf(isLayerRecord),
 });
 
-/** The manifest that a text is; undefined for a text of another form, which this version did not write. */
+/** The manifest that a text is; undefined for one that is not as this version wrote it, to the byte. */
 export function parseManifest(text: string): Manifest | undefined {
+  const open = text.slice(0, -manifestEnd(sha256("")).length);
+  if (text !== open + manifestEnd(sha256(open))) return undefined;
   try {
     const value = fromFileKeys(JSON.parse(text));
     return isManifest(value) ? value as Manifest : undefined;

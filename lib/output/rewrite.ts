@@ -8,6 +8,7 @@ import { open } from "node:fs/promises";
 import { join } from "node:path";
 import {
   CalibrationError,
+  CheckpointError,
   IntegrityError,
   InterruptedError,
   MemoryError,
@@ -26,6 +27,7 @@ import {
   sha256,
   writeWhole,
 } from "../files/whole.ts";
+import { WRITE_IN_PLACE } from "../files/positional.ts";
 import { pause, type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import {
   BYTES_PER_ELEMENT,
@@ -50,6 +52,8 @@ export interface RewriteStep {
   readonly bytes: number;
   /** Reads the tensor and gives the sink what is to be stored for it; may start over. */
   run(sink: TensorSink): Promise<LayerRecord>;
+  /** Reads the tensor for its {@linkcode LayerRecord.sourceSha256} alone; `between` runs after each piece. */
+  digest(between: () => Promise<void>): Promise<string>;
 }
 
 /** A safetensors file of the output, before it is known what its tensors become. */
@@ -110,17 +114,23 @@ export async function withRewrite<T>(
   use: (output: Rewrite) => Promise<T>,
 ): Promise<T> {
   checkSpace(job);
-  const folder = OutputFolder.open(job.request);
+  const folder = await OutputFolder.open(job.request);
   try {
-    return await use(new Rewrite(job, options, folder));
+    const output = new Rewrite(job, options, folder);
+    await output.begin();
+    return await use(output);
   } catch (error) {
-    if ([WeightsError, CalibrationError, MemoryError].some((kind) => error instanceof kind)) folder.discard();
+    const final = [WeightsError, CalibrationError, MemoryError, SourceChangedError];
+    if (final.some((kind) => error instanceof kind)) await folder.discard();
     else if (error instanceof InterruptedError) folder.syncJournal();
     throw error;
   } finally {
     folder.release();
   }
 }
+
+/** The input was changed while it was read: what was made of it is of no use. */
+class SourceChangedError extends CheckpointError {}
 
 /** An output that is being written; {@linkcode withRewrite} opens one. */
 export class Rewrite {
@@ -145,17 +155,28 @@ export class Rewrite {
   #unsynced = 0;
   #sync: Promise<void> | undefined;
   #syncError: unknown;
+  readonly #sourceState: string;
 
   constructor(job: RewriteJob, options: RunOptions, folder: OutputFolder) {
     this.#job = job;
+    this.#sourceState = job.request.sourceState();
     this.#options = options;
     this.#folder = folder;
     const { start } = folder, journaled = start.kind === "resumed" ? start.entries : [];
     this.#entries = new Map(journaled.map((entry) => [entry.record.name, entry]));
+  }
+
+  /** Makes the folder ready for what is left to do. */
+  async begin(): Promise<void> {
+    const { start } = this.#folder, journaled = start.kind === "resumed" ? start.entries : [];
     if (this.isComplete) return;
-    folder.begin(journaled);
+    await this.#folder.begin(journaled);
+    if ("badLine" in start && start.badLine !== undefined) {
+      const found = `line ${start.badLine} of the journal is not as it was written`;
+      this.#event("warning", `${found}: what it and the lines behind it name is done again`);
+    }
     if (journaled.length === 0) return;
-    const tensors = job.files.reduce((sum, file) => sum + file.tensors.length, 0);
+    const tensors = this.#job.files.reduce((sum, file) => sum + file.tensors.length, 0);
     this.#event("resume", `the journal names ${journaled.length} of ${tensors} tensors`);
   }
 
@@ -191,6 +212,7 @@ export class Rewrite {
    * @throws {WeightsError} when tensors cannot be quantized; nothing is left behind
    * @throws {InterruptedError} when the signal stopped it
    * @throws {IntegrityError} when what is read back is not what was written
+   * @throws {CheckpointError} when the input was changed meanwhile; nothing is left behind
    */
   async write(content: RewriteContent): Promise<RewriteResult> {
     const steps = [...content.steps.values()];
@@ -200,19 +222,33 @@ export class Rewrite {
       bytes: steps.reduce((sum, { bytes }) => sum + bytes, 0),
     };
     const { start } = this.#folder;
-    if (start.kind === "finished") await this.#checkFinished(start.manifest);
-    if (start.kind === "complete") await this.#commitComplete(start.manifest);
     if ("manifest" in start) {
       const { manifest } = start;
+      await this.#checkSource(content, manifest.layers);
+      if (start.kind === "finished") await this.#checkFinished(manifest);
+      else await this.#commitComplete(manifest);
       return { manifest, tensorsResumed: steps.length, milliseconds: manifest.layers.map(() => null) };
     }
+    await this.#checkSource(content, [...this.#entries.values()].map(({ record }) => record));
     for (const file of this.#job.files) await this.#file(file, content.steps);
     this.#throwFailures();
+    if (this.#job.request.sourceState() !== this.#sourceState) {
+      const wanted = "the input must not change meanwhile, got other times of its files";
+      throw new SourceChangedError(`Cannot finish ${quote(this.path)}: ${wanted}; start over`);
+    }
     return {
       manifest: await this.#finish(content),
       tensorsResumed: this.#tensorsResumed,
       milliseconds: this.#milliseconds,
     };
+  }
+
+  /** Checks that what an earlier run read is what is read now. */
+  async #checkSource({ steps }: RewriteContent, records: readonly LayerRecord[]): Promise<void> {
+    for (const { name, sourceSha256 } of records) {
+      if (await steps.get(name)?.digest(this.#breathe) === sourceSha256) continue;
+      throw this.#cannotResume(`the input must have the weights that it had, got others in ${quote(name)}`);
+    }
   }
 
   async #checkFinished(manifest: Manifest): Promise<void> {
@@ -222,10 +258,10 @@ export class Rewrite {
       throw this.#cannotResume(`${quote(mismatch.name)} ${mismatch.reason}`, join(path, mismatch.name));
     }
     this.#event("resume", "the output is complete: nothing is left to do");
-    this.#folder.clean();
+    await this.#folder.clean();
   }
 
-  #cannotResume(reason: string, path: string): IntegrityError {
+  #cannotResume(reason: string, path = this.path): IntegrityError {
     const output = quote(this.#job.request.path);
     return new IntegrityError(`Cannot resume ${output}: ${reason}; start over with --force`, { path });
   }
@@ -382,7 +418,7 @@ export class Rewrite {
       const got = found?.sha256 ?? "no such file";
       throw this.#cannotResume(`${quote(name)} must have SHA-256 ${wanted.sha256}, got ${got}`, place);
     }
-    this.#folder.commit(manifest);
+    await this.#folder.commit(manifest);
   }
 
   async #finish({ smallFiles }: RewriteContent): Promise<Manifest> {
@@ -403,7 +439,7 @@ export class Rewrite {
     const manifest: Manifest = { formatVersion: 1, identity, settingsSha256, files, layers: records };
     await this.#breathe();
     this.#event("commit", `moving ${Object.keys(files).length} finished files into ${quote(request.path)}`);
-    this.#folder.commit(manifest);
+    await this.#folder.commit(manifest);
     return manifest;
   }
 
@@ -440,7 +476,7 @@ export class Rewrite {
     if (this.#unsynced < SYNC_BYTES || this.#sync !== undefined) return;
     this.#unsynced = 0;
     const sync = async () => {
-      const file = await open(partialPath, "r+");
+      const file = await open(partialPath, WRITE_IN_PLACE);
       try {
         await file.datasync();
       } finally {

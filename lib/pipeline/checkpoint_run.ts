@@ -79,6 +79,7 @@ export function outputRequest(
     sourceTimes: checkpoint.files.map(({ file: { path } }) =>
       Math.floor(reading(path, () => statSync(path)).mtimeMs)
     ),
+    sourceState: () => sourceState(checkpoint, config),
     files: [
       ...[
         ...checkpoint.files.map(({ name }) => name),
@@ -93,6 +94,15 @@ export function outputRequest(
   };
   checkNotInput(checkpoint, output);
   return request;
+}
+
+/** Sizes, times and places of the weights' files, and whether config.json is still `config`. */
+function sourceState(checkpoint: Checkpoint, config: string | undefined): string {
+  const states = checkpoint.files.map(({ file: { path } }) => {
+    const { size, mtimeNs, ctimeNs, dev, ino } = reading(path, () => statSync(path, { bigint: true }));
+    return [size, mtimeNs, ctimeNs, dev, ino].join();
+  });
+  return JSON.stringify([states, configText(checkpoint) === config]);
 }
 
 /** The length and the header of a file, as they are. */

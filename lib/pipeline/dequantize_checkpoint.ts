@@ -23,6 +23,7 @@ import {
 } from "./checkpoint_run.ts";
 import { rewriteDequantized } from "./dequantize_tensor.ts";
 import { type RunReport, sum, writtenReport } from "./run_report.ts";
+import { digestTensors } from "./source_digest.ts";
 
 /** How to dequantize a checkpoint. */
 export interface DequantizeCheckpointOptions extends CheckpointRun {
@@ -69,12 +70,20 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const job: RewriteJob = { request, files, outputBytes, failFast: true };
   const context = { checkpoint, kernels, buffer: growingBuffer() };
   const steps = [...targets].flatMap(([file, own]) =>
-    own.map(({ spec, layer }): [string, RewriteStep] => [spec.name, {
-      name: spec.name,
-      weights: layer === undefined ? 0 : layer.rows * layer.cols,
-      bytes: bytesOf(spec),
-      run: (sink) => rewriteDequantized(spec, layer, outputName(checkpoint, file), sink, context),
-    }])
+    own.map(({ spec, layer }): [string, RewriteStep] => {
+      const sources = layer === undefined ? [spec.name] : Object.values(layer.tensors).filter((name) => name);
+      const digest = (between?: () => Promise<void>) => digestTensors(checkpoint, sources, between);
+      return [spec.name, {
+        name: spec.name,
+        weights: layer === undefined ? 0 : layer.rows * layer.cols,
+        bytes: bytesOf(spec),
+        digest,
+        run: async (sink) => ({
+          ...await rewriteDequantized(spec, layer, outputName(checkpoint, file), sink, context),
+          sourceSha256: await digest(),
+        }),
+      }];
+    })
   );
   const content: RewriteContent = {
     steps: new Map(steps),

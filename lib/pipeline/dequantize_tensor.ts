@@ -43,7 +43,7 @@ export async function rewriteDequantized(
   file: string,
   sink: TensorSink,
   context: DequantizeContext,
-): Promise<LayerRecord> {
+): Promise<Omit<LayerRecord, "sourceSha256">> {
   const { checkpoint, buffer } = context;
   const { name, dtype, shape } = spec;
   if (layer === undefined) {

@@ -29,6 +29,7 @@ import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
 import { type Rewrite, type RewriteContent, type RewriteJob, withRewrite } from "../output/rewrite.ts";
 import { runConfiguredPhases, sidecarContent } from "../phases/configured.ts";
 import type { PhaseResult } from "../phases/mod.ts";
+import type { TensorSink } from "../output/tensor_sink.ts";
 import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { type RunOptions, stoppable } from "../progress.ts";
@@ -64,6 +65,7 @@ import {
 import { announce } from "./forecast.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
+import { digestTensors, HashingReader } from "./source_digest.ts";
 
 /** Input and settings of a run. */
 export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends RunOptions {
@@ -337,7 +339,7 @@ export async function solveRun(
   { output, known }: { readonly output?: Rewrite | undefined; readonly known?: KnownSolutions } = {},
 ): Promise<SolvedModel | undefined> {
   if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
-  const identity = output === undefined ? "" : JSON.stringify([output.identity, kernels.isa]);
+  const identity = output === undefined ? "" : JSON.stringify(output.identity);
   return await solvePlan(
     { calibrated, plan, config, kernels, folder: output?.work, identity, known },
     options,
@@ -385,7 +387,13 @@ export async function writeRun(
       const { info: { name, elements, byteLength: bytes }, file } = checkpoint.tensors.get(row.name)!;
       const weights = row.action === "quantize" ? elements : 0;
       const placed = { ...row, file: outputName(checkpoint, row.file) };
-      return [name, { name, weights, bytes, run: (sink) => rewriteTensor(placed, file, sink, context) }];
+      const digest = (between?: () => Promise<void>) => digestTensors(checkpoint, [name], between);
+      const run = async (sink: TensorSink) => {
+        const reader = new HashingReader(file);
+        const record = await rewriteTensor(placed, reader, sink, context);
+        return { ...record, sourceSha256: reader.digest(bytes) ?? await digest() };
+      };
+      return [name, { name, weights, bytes, run, digest }];
     })),
     *smallFiles(records, tensorFiles) {
       yield* copies(planned.beside, run.options);
@@ -415,13 +423,19 @@ export async function writeRun(
 
 /** The output folder that a run asks for. @throws {OutputError} when it is the input */
 export async function requestOutput(
-  { checkpoint, config, calibration }: QuantizeRun<Kernels | undefined>,
+  { checkpoint, config, calibration, kernels }: QuantizeRun<Kernels | undefined>,
   { bitPlan, beside }: PlannedRun,
   place: OutputPlace,
 ): Promise<OutputRequest> {
+  // A solved layer depends on weights of others, by sums that every instruction set rounds in its own order.
+  const solved = async () => ({
+    calibration_sha256: await calibration.digest(),
+    instruction_set: kernels?.isa,
+    weights_sha256: kernels && await digestTensors(checkpoint, checkpoint.tensors.keys()),
+  });
   const settings = {
     ...JSON.parse(canonicalConfig(config)),
-    ...(isCalibrated(config) ? { calibration_sha256: await calibration.digest() } : {}),
+    ...(isCalibrated(config) ? await solved() : {}),
     ...(bitPlan === undefined ? {} : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
   };
   const hasSidecar = wantsPhases(config) && config.enableTimeAware;

@@ -26,13 +26,17 @@ import {
   packedTensorSpecs,
   packZeroPoints,
 } from "../quant/packed/entries.ts";
-import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype, type TensorFile } from "../tensor/mod.ts";
+import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
 import { quote } from "../files/whole.ts";
 import type { PlanRow } from "../plan/plan.ts";
 import type { LayerRecord } from "../output/record.ts";
 import type { SolvedLayer } from "../solve/solve_model.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import type { RunEvent } from "../progress.ts";
+import type { TensorReader } from "./source_digest.ts";
+
+/** A record before the digest of what was read is known. */
+type UnhashedRecord = Omit<LayerRecord, "sourceSha256">;
 
 /** Rounding error of a cosine of three sums: equal weights must reach a `min_accuracy` of 1. */
 const COSINE_ROUNDING = 1e-12;
@@ -55,17 +59,17 @@ interface QuantizeContext {
 /** One tensor on its way from the checkpoint into the output. */
 interface Task extends QuantizeContext {
   readonly row: PlanRow;
-  readonly source: TensorFile;
+  readonly source: TensorReader;
   readonly sink: TensorSink;
 }
 
 /** Stores a tensor as planned, or with more bits or as it is where the configuration asks for that. */
 export async function rewriteTensor(
   row: PlanRow,
-  source: TensorFile,
+  source: TensorReader,
   sink: TensorSink,
   context: QuantizeContext,
-): Promise<LayerRecord> {
+): Promise<UnhashedRecord> {
   const task: Task = { ...context, row, source, sink };
   if (row.action === "keep") return await keepTensor(task, row.reason);
   const { config: { minAccuracy, nonFinite, failFast }, onEvent } = context;
@@ -117,7 +121,7 @@ function quantizedRecord(
   statistics: ErrorStatistics,
   solved: SolvedLayer | undefined,
   tried: LayerRecord["tried"] & object,
-): LayerRecord {
+): UnhashedRecord {
   const { name, file, dtype, shape, bytesBefore, scaleBits } = row;
   const form = formOf(row, bits), { groupSize, zeroPoint } = form;
   return {
@@ -151,7 +155,7 @@ function formOf({ shape, groupSize, zeroPoint, scaleBits }: PlanRow, bits: BitWi
   return { rows, cols, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
 }
 
-async function keepTensor(task: Task, reason: string): Promise<LayerRecord> {
+async function keepTensor(task: Task, reason: string): Promise<UnhashedRecord> {
   const { row: { name, file, dtype, shape, bytesBefore }, source, sink, kernels, onEvent } = task;
   const refined = task.biases?.get(name);
   // the order of the fields is that of the manifest's bytes

@@ -9,10 +9,12 @@ import { dirname } from "node:path";
 import { IntegrityError, OutputError } from "../errors.ts";
 import {
   checkByteRange,
+  createInPlaceOf,
   errorCode,
   outputError,
   quote,
   readFully,
+  WRITE_IN_PLACE,
   writeFully,
   writing,
 } from "../files/positional.ts";
@@ -112,7 +114,9 @@ export class SafetensorsWriter {
     }
     this.#checkHeaderFits(this.#headerBytes);
     try {
-      this.#fd = openSync(this.partialPath, mode);
+      this.#fd = mode === "w+"
+        ? createInPlaceOf(this.partialPath)
+        : openSync(this.partialPath, WRITE_IN_PLACE);
     } catch (cause) {
       if (mode === "w+" || errorCode(cause) !== "ENOENT") throw outputError("open", this.partialPath, cause);
       const reason = "it must exist, got no such file: start again without --resume";
