@@ -12,6 +12,7 @@ import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile, quote } from "../files/whole.ts";
+import { acquireFileLock } from "../output/lock.ts";
 import { type RunOptions, stoppable } from "../progress.ts";
 import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 
@@ -79,6 +80,7 @@ export async function openCalibration(
   if (save === undefined) return calibrated;
   const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;
   const dataIdentity = JSON.stringify([await calibrationDigest(source), samples, seed]);
+  const release = acquireFileLock(path);
   const saved = await stoppable(
     signal,
     "give the same command again, what is collected is kept",
@@ -95,7 +97,7 @@ export async function openCalibration(
         onEvent,
         onProgress,
       }),
-  );
+  ).finally(release);
   const isUsed = statistics !== undefined || config.calibrationMode === "once" || hasBudget(config);
   return isUsed ? { ...calibrated, statistics: saved } : calibrated;
 }

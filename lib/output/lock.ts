@@ -1,20 +1,27 @@
 /**
- * One run at a time in one folder, also after a run was killed and could not clean up.
+ * One run at a time in one folder, or for one file, also after a run was killed and could not clean up.
  *
  * Each run first puts an empty file into the folder whose name identifies the run, then looks for others: of two
  * runs at least one sees the other. No two runs share a name, and the name is there at once and complete, so
  * what a dead run left can be told and deleted by anyone at any time. Two runs that start in the same instant
  * may both give way.
+ *
+ * Whether a run lives can be told only where its processes can be looked at: one of another host, boot or
+ * container (PID namespace) counts as alive.
  */
-import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
+import { closeSync, readFileSync, readlinkSync, rmdirSync, rmSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { OutputError } from "../errors.ts";
+import { createNew } from "../files/positional.ts";
 import { errorCode, listFolder, outputError, quote } from "../files/whole.ts";
+import { makeOwnFolder } from "./own_folder.ts";
 
+const LOCK_PREFIX = "lock-";
 /** `lock-<host>-<process>-<start of the process, 0 when unknown>-<count in the process>` */
-const LOCK_NAME = /^lock-(.+)-(\d+)-([0-9a-f.]+)-\d+$/;
+const LOCK_NAME = /^lock-(.+)-(\d+)-(0|[0-9a-f]+\.\d+(?:\.\d+)?)-\d+$/;
+/** Where the system does not say, as outside Linux; such processes are looked for by their number alone. */
 const UNKNOWN_START = "0";
 
 /** Host of a run that may not know where it runs (Deno without --allow-sys). */
@@ -35,7 +42,7 @@ let count = 0;
 
 /** Takes the lock of a folder; returns what gives it back. @throws {OutputError} when another run holds it */
 export function acquireLock(folder: string): () => void {
-  const name = `lock-${host()}-${process.pid}-${startOf(process.pid) ?? UNKNOWN_START}-${count++}`;
+  const name = `${LOCK_PREFIX}${host()}-${process.pid}-${startOf("self") ?? UNKNOWN_START}-${count++}`;
   const path = join(folder, name);
   const release = () => {
     held.delete(name);
@@ -43,7 +50,7 @@ export function acquireLock(folder: string): () => void {
   };
   held.add(name);
   try {
-    closeSync(openSync(path, "w"));
+    closeSync(createNew(path));
     checkLock(folder, name);
     for (const stale of otherLocks(folder, name)) rmSync(join(folder, stale), { force: true });
     return release;
@@ -57,24 +64,55 @@ export function acquireLock(folder: string): () => void {
 export function checkLock(folder: string, own?: string): void {
   const name = otherLocks(folder, own).find(isHeld);
   if (name === undefined) return;
-  const [, itsHost, pid] = LOCK_NAME.exec(name)!;
-  const reason = `it must have one run at a time, got process ${pid} on ${quote(itsHost!)} at work`;
-  const remedy = `wait for it, or delete ${quote(name)} there when you are sure that it is gone`;
-  throw new OutputError(`Cannot write into ${quote(folder)}: ${reason}; ${remedy}`, {
-    path: join(folder, name),
-  });
+  const path = join(folder, name), [, itsHost, pid, started] = LOCK_NAME.exec(name) ?? [];
+  const place = started !== undefined && isElsewhere(started)
+    ? " in another container or before a restart"
+    : "";
+  const reason = itsHost === undefined
+    ? `it must have locks of this tool alone, got ${quote(name)}`
+    : `it must have one run at a time, got process ${pid} on ${quote(itsHost)}${place} at work`;
+  const remedy = `wait for it, or delete ${quote(path)} when you are sure that it is gone`;
+  throw new OutputError(`Cannot write into ${quote(folder)}: ${reason}; ${remedy}`, { path });
+}
+
+/**
+ * Takes the lock of a file that is to be written: a folder beside it; returns what gives it back.
+ *
+ * @throws {OutputError} when another run holds it
+ */
+export function acquireFileLock(path: string): () => void {
+  const folder = `${path}.lock`;
+  const take = () => {
+    makeOwnFolder(folder);
+    return acquireLock(folder);
+  };
+  let unlock: () => void;
+  try {
+    unlock = take();
+  } catch (error) {
+    // A run that ended in between has removed the folder.
+    if (!(error instanceof OutputError) || errorCode(error.cause) !== "ENOENT") throw error;
+    unlock = take();
+  }
+  return () => {
+    unlock();
+    try {
+      rmdirSync(folder);
+    } catch {
+      // It holds the next run's lock already.
+    }
+  };
 }
 
 function otherLocks(folder: string, own: string | undefined): string[] {
-  return listFolder(folder).filter((name) => name !== own && LOCK_NAME.test(name));
+  return listFolder(folder).filter((name) => name !== own && name.startsWith(LOCK_PREFIX));
 }
 
 function isHeld(name: string): boolean {
-  const [, itsHost, digits, started] = LOCK_NAME.exec(name)!;
-  const pid = Number(digits);
-  if (itsHost !== host()) return true; // another machine's processes cannot be looked at
+  const [, itsHost, digits, started] = LOCK_NAME.exec(name) ?? [], pid = Number(digits);
+  if (started === undefined || itsHost !== host() || isElsewhere(started)) return true; // cannot be looked at
   if (pid === process.pid) return held.has(name);
-  if (started !== UNKNOWN_START && startOf(process.pid) !== undefined) return startOf(pid) === started;
+  if (started !== UNKNOWN_START && isOwnProc()) return startOf(pid) === started;
   try {
     process.kill(pid, 0);
     return true;
@@ -83,16 +121,37 @@ function isHeld(name: string): boolean {
   }
 }
 
-/** When a process started, on Linux: the boot and the clock ticks since; undefined for a dead process. */
-function startOf(pid: number): string | undefined {
+/** Whether /proc shows the processes that this one sees: in a new PID namespace it may be the one outside. */
+function isOwnProc(): boolean {
   try {
-    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").slice(0, 8);
+    return readlinkSync("/proc/self") === String(process.pid);
+  } catch {
+    return false; // not Linux
+  }
+}
+
+/** Whether a process is of another boot or PID namespace than this one; false where that is unknown. */
+function isElsewhere(started: string): boolean {
+  const own = startOf("self");
+  if (started === UNKNOWN_START || own === undefined) return false;
+  const [[boot, , namespace], [ownBoot, , ownNamespace]] = [started.split("."), own.split(".")];
+  return boot !== ownBoot || namespace !== ownNamespace;
+}
+
+/**
+ * Where and when a process started, on Linux: boot, clock ticks since, PID namespace; undefined for a dead
+ * process.
+ */
+function startOf(pid: number | "self"): string | undefined {
+  try {
+    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim().replaceAll("-", "");
     const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    const namespace = /\d+/.exec(readlinkSync("/proc/self/ns/pid"))![0];
     // The name in parentheses may hold spaces; the state is the first field behind it, the start time the
     // 20th.
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
     const isDead = fields[0] === "Z" || fields[0] === "X"; // killed, and its parent has not looked yet
-    return isDead || fields[19] === undefined ? undefined : `${boot}.${fields[19]}`;
+    return isDead || fields[19] === undefined ? undefined : `${boot}.${fields[19]}.${namespace}`;
   } catch {
     return undefined; // not Linux, or no such process
   }

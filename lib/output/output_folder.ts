@@ -10,7 +10,7 @@
  * The commit deletes what the old manifest names, the old manifest, then moves the new files up, the manifest
  * last. A manifest in the work folder means that everything is complete and only the commit is left to do.
  */
-import { mkdirSync, realpathSync, rmdirSync, statSync } from "node:fs";
+import { realpathSync, rmdirSync, statSync } from "node:fs";
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from "node:path";
 import { OutputError } from "../errors.ts";
 import { reading } from "../files/positional.ts";
@@ -35,6 +35,7 @@ import {
 } from "../files/whole.ts";
 import { Journal, type JournalContent, type JournalEntry, readJournal } from "./journal.ts";
 import { acquireLock, checkLock } from "./lock.ts";
+import { checkOwnFolder, makeOwnFolder } from "./own_folder.ts";
 import {
   type Identity,
   type Manifest,
@@ -462,25 +463,6 @@ function foldersOf(names: readonly string[]): string[] {
 function ownPath(root: string, name: string): string {
   for (const folder of foldersOf([name])) checkOwnFolder(join(root, folder));
   return join(root, name);
-}
-
-/** @throws {OutputError} where a folder's name stands for something else, a link to a folder as well */
-function checkOwnFolder(path: string): void {
-  const kind = ownKind(path);
-  if (kind === "nothing" || kind === "folder") return;
-  throw cannotWrite(dirname(path), `must have a folder ${quote(basename(path))} of its own, got a ${kind}`);
-}
-
-/** Makes a folder that only this user may write to; returns it where it was made, undefined where it was there. */
-function makeOwnFolder(path: string): string | undefined {
-  try {
-    mkdirSync(path, { mode: 0o700 });
-    return path;
-  } catch (cause) {
-    if (errorCode(cause) !== "EEXIST") throw outputError("create", path, cause);
-    checkOwnFolder(path);
-    return undefined;
-  }
 }
 
 /** Removes the folders of names where nothing is left in them. */
