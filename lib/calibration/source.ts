@@ -13,6 +13,7 @@ import { modelFingerprint } from "../time/mod.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile, quote } from "../files/whole.ts";
 import { acquireFileLock } from "../output/lock.ts";
+import { digestTensors } from "../output/source_digest.ts";
 import { type RunOptions, stoppable } from "../progress.ts";
 import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 
@@ -79,7 +80,8 @@ export async function openCalibration(
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;
   const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;
-  const dataIdentity = JSON.stringify([await calibrationDigest(source), samples, seed]);
+  const weights = await digestTensors(checkpoint, checkpoint.tensors.keys());
+  const dataIdentity = JSON.stringify([await calibrationDigest(source), samples, seed, weights]);
   const release = acquireFileLock(path);
   const saved = await stoppable(
     signal,

@@ -5,6 +5,7 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
+  chmodSync,
   closeSync,
   existsSync,
   fsyncSync,
@@ -20,6 +21,7 @@ import {
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { KernelError } from "../errors.ts";
+import { readPrivate } from "./private_cache.ts";
 import { sha256 } from "../files/whole.ts";
 
 const COMMON_FLAGS = [
@@ -229,7 +231,8 @@ const contentHash = (bytes: Uint8Array) => sha256(bytes).slice(0, 32);
 
 /**
  * A library that was built into `folder` before, undefined if there is none. Its name carries the hash of its
- * bytes: one that was cut short or changed is passed over, because opening it could kill the process.
+ * bytes: one that was cut short or changed is passed over, because opening it could kill the process, and so is one
+ * that others could have written.
  */
 export function builtLibrary(plan: BuildPlan, folder: string): string | undefined {
   if (!existsSync(folder)) return undefined;
@@ -238,9 +241,8 @@ export function builtLibrary(plan: BuildPlan, folder: string): string | undefine
     const hash = name.startsWith(`${stem}-`) && name.endsWith(`.${extension}`)
       ? name.slice(stem.length + 1, -extension.length - 1)
       : undefined;
-    if (hash !== undefined && contentHash(readFileSync(join(folder, name))) === hash) {
-      return join(folder, name);
-    }
+    const bytes = hash === undefined ? undefined : readPrivate(folder, name);
+    if (bytes !== undefined && contentHash(bytes) === hash) return join(folder, name);
   }
   return undefined;
 }
@@ -255,6 +257,7 @@ export function publishLibrary(plan: BuildPlan, finished: string, folder: string
   }
   const [stem, extension] = plan.fileName.split(".");
   const path = join(folder, `${stem}-${contentHash(readFileSync(finished))}.${extension}`);
+  chmodSync(finished, 0o700);
   renameSync(finished, path);
   return path;
 }
@@ -285,7 +288,7 @@ export function buildLibrary(
 ): Promise<string> {
   const publish = (result: string) => publishLibrary(plan, result, folder);
   return onceAtATime(folder, () => {
-    mkdirSync(folder, { recursive: true });
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
     return compile(plan, kernels, compiler, folder, publish);
   });
 }

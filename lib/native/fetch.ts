@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { KernelError } from "../errors.ts";
 import { sha256 } from "../files/whole.ts";
 import { type BuildPlan, builtLibrary, onceAtATime, publishLibrary } from "./build.ts";
+import { checkPrivateFolders } from "./private_cache.ts";
 import {
   MAX_RELEASE_MANIFEST_BYTES,
   parseReleaseManifest,
@@ -43,9 +44,15 @@ function folderOf({ release, platform, architecture, abi, kernels, cache }: Fetc
   return join(cache, `${platform}-${architecture}-fetched-${key}`);
 }
 
-/** The library that was fetched before, undefined if there is none whose bytes are as they were. */
+/**
+ * The library that was fetched before, undefined if there is none whose bytes are as they were.
+ *
+ * @throws {KernelError} when others can write into the cache
+ */
 export function fetchedLibrary(request: FetchRequest): string | undefined {
-  return builtLibrary(request.plan, folderOf(request));
+  const folder = folderOf(request);
+  checkPrivateFolders(request.cache, folder);
+  return builtLibrary(request.plan, folder);
 }
 
 /** A body of at most `limit` bytes. @throws {KernelError} on a status, a longer body, a broken connection, no answer */
@@ -132,11 +139,11 @@ export function fetchLibrary(request: FetchRequest, onMessage: (line: string) =>
     if (got !== library.sha256) {
       throw new KernelError(`Cannot use "${url.href}": its SHA-256 must be ${library.sha256}, got ${got}`);
     }
-    mkdirSync(folder, { recursive: true });
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
     const work = mkdtempSync(`${folder}.fetch-`);
     try {
       const file = join(work, request.plan.fileName);
-      writeFileSync(file, bytes, { mode: 0o755 });
+      writeFileSync(file, bytes, { mode: 0o700, flag: "wx" });
       return publishLibrary(request.plan, file, folder);
     } finally {
       rmSync(work, { recursive: true, force: true });

@@ -21,6 +21,7 @@ import { type DenoPermission, denoRuntime, isAllowed, openInDeno } from "./deno.
 import { fetchedLibrary, fetchLibrary, type FetchRequest } from "./fetch.ts";
 import { IS_REMOTE, PACKAGE_ROOT } from "./location.ts";
 import { ABI_VERSION, SIGNATURES } from "./signatures.ts";
+import { checkNotWorldWritable, checkPrivateFolders } from "./private_cache.ts";
 import type { OpenedLibrary, OpenedSymbols, SymbolTable } from "./symbols.ts";
 import { WASM_SOURCE_HASH } from "./wasm_binary.ts";
 
@@ -68,6 +69,7 @@ export async function openSymbols<Table extends SymbolTable>(
   if (!existsSync(path)) throw new KernelError(`Cannot open the kernel library "${path}": no such file`);
   const inBun = (globalThis as { Bun?: unknown }).Bun !== undefined;
   if (!hasFfi()) throw new KernelError(`Cannot open the kernel library "${path}": ${NO_FFI}`);
+  checkNotWorldWritable(path);
   let library: OpenedSymbols<Table>;
   try {
     library = inBun ? await openInBun(path, symbols) : openInDeno(path, symbols);
@@ -160,7 +162,13 @@ export function buildPlace(
   const cache = cacheFolder();
   if (cache === undefined) return pass("build", NO_CACHE);
   const hash = buildHash(plan, kernels).slice(0, 16);
-  return { kernels, folder: join(cache, `${prefix}${process.platform}-${process.arch}-${hash}`) };
+  const folder = join(cache, `${prefix}${process.platform}-${process.arch}-${hash}`);
+  try {
+    checkPrivateFolders(cache, folder);
+  } catch (error) {
+    return pass("build", message(error));
+  }
+  return { kernels, folder };
 }
 
 /**

@@ -1,12 +1,13 @@
 /** The files beside the weights: which are copied, config.json, and the index of what was written. */
-import { readdirSync, statSync } from "node:fs";
-import { basename, join } from "node:path";
+import { readdirSync, realpathSync, type Stats, statSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import { CheckpointError } from "../errors.ts";
 import { quote, reading } from "../files/positional.ts";
 import { kindOf, readWhole } from "../files/whole.ts";
 import { foreignName } from "../files/foreign.ts";
 import { readJsonFile, stringifyJson } from "../files/json.ts";
 import { schedulerFile } from "../models/schedulers.ts";
+import { isInside } from "../output/output_folder.ts";
 import { type LayerRecord, MANIFEST_FILE } from "../output/record.ts";
 import type { SmallFile } from "../output/rewrite.ts";
 import type { RunOptions } from "../progress.ts";
@@ -40,18 +41,25 @@ export const namesBeside = ({ copied, left }: Beside) => ({ copied: copied.map((
 export const outputName = ({ subfolder }: Checkpoint, name: string): string =>
   subfolder === undefined ? name : `${subfolder}/${name}`;
 
-/** Looks at what lies beside the weights: small files of the model are copied, other things stay. */
-export function filesBeside(checkpoint: Checkpoint): Beside {
+/**
+ * Looks at what lies beside the weights: small files of the model are copied, other things stay, and so do links
+ * that lead out of the model, each with a warning.
+ */
+export function filesBeside(checkpoint: Checkpoint, { onEvent }: RunOptions): Beside {
   // A single file may lie among anything: only its folder's config.json is known to belong to it.
   if (kindOf(checkpoint.path) !== "folder") return { copied: [], left: [] };
   const { folder, root, subfolder } = checkpoint;
   const written = new Set(["config.json", MANIFEST_FILE, ...checkpoint.files.map(({ name }) => name)]);
   const copied: { name: string; path: string; bytes: number }[] = [], left: string[] = [];
+  const lookAt = insideOnly(checkpoint, (path, place) => {
+    const message = `${quote(path)} is left: a link out of the model, to ${quote(place)}`;
+    onEvent?.({ kind: "warning", message });
+  });
   const sort = (name: string, path: string, isWanted: boolean, maxBytes: number) => {
-    const stat = lookAt(path);
-    const isCopied = isWanted && stat?.isFile() === true && stat.size <= maxBytes;
-    if (isCopied) copied.push({ name, path, bytes: stat.size });
-    else left.push(name);
+    const found = isWanted ? lookAt(path) : undefined;
+    if (found?.stat.isFile() === true && found.stat.size <= maxBytes) {
+      copied.push({ name, path: found.place, bytes: found.stat.size });
+    } else left.push(name);
   };
   for (const name of listing(folder)) {
     if (written.has(name) || name === checkpoint.indexFile) continue;
@@ -68,11 +76,11 @@ export function filesBeside(checkpoint: Checkpoint): Beside {
   for (const name of listing(root)) {
     const path = join(root, name);
     if (name === subfolder || name === MANIFEST_FILE) continue;
-    if (!(components.includes(name) || COMPONENT.test(name)) || lookAt(path)?.isDirectory() !== true) {
+    if (!(components.includes(name) || COMPONENT.test(name)) || !isFolder(lookAt, path)) {
       sort(name, path, isModels(name), MAX_COPIED_BYTES);
       continue;
     }
-    const files = [...filesBelow(path, name)];
+    const files = [...filesBelow(lookAt, path, name)];
     if (files.length > MAX_FILES) {
       const reason = `a component must have at most ${MAX_FILES} files, got ${files.length}`;
       throw new CheckpointError(`Cannot copy ${quote(path)}: ${reason}`, { path });
@@ -93,20 +101,43 @@ const isModels = (name: string): boolean =>
 
 const listing = (folder: string): string[] => reading(folder, () => readdirSync(folder).sort());
 
-/** What a path leads to, undefined for nothing and for links that lead nowhere. */
-function lookAt(path: string) {
-  try {
-    return statSync(path);
-  } catch {
-    return undefined; // left where it is, and named among what is left
-  }
+/** What a path leads to and where that is; undefined where there is nothing, or nothing of the model. */
+type LookAt = (path: string) => { readonly stat: Stats; readonly place: string } | undefined;
+
+/** A snapshot in the cache of Hugging Face: its files are links to the blobs of its repository. */
+const SNAPSHOT = /^(.*[/\\]models--[^/\\]+[/\\])snapshots[/\\][^/\\]+(?:[/\\]|$)/;
+
+/** Looks at what lies in a model, or in the blobs of its repository; others are told to `outside`, once each. */
+function insideOnly(
+  { folder, root, subfolder }: Checkpoint,
+  outside: (path: string, place: string) => void,
+): LookAt {
+  const real = (path: string) => reading(path, () => realpathSync(path));
+  const places = [real(folder), real(root)], blobs = SNAPSHOT.exec(places[1]!)?.[1];
+  if (blobs !== undefined) places.push(join(blobs, "blobs"));
+  // A pipeline's part that was named alone: its scheduler lies beside it.
+  if (subfolder === undefined) places.push(join(dirname(places[0]!), "scheduler"));
+  const told = new Set<string>();
+  return (path) => {
+    try {
+      const place = realpathSync(path);
+      if (places.some((folder) => isInside(place, folder))) return { stat: statSync(place), place };
+      if (!told.has(path)) outside(path, place);
+      told.add(path);
+    } catch {
+      // A link that leads nowhere: left where it is, and named among what is left.
+    }
+    return undefined;
+  };
 }
 
-function* filesBelow(folder: string, name: string, depth = 1): Generator<string> {
+const isFolder = (lookAt: LookAt, path: string): boolean => lookAt(path)?.stat.isDirectory() === true;
+
+function* filesBelow(lookAt: LookAt, folder: string, name: string, depth = 1): Generator<string> {
   for (const inner of listing(folder)) {
     const path = join(folder, inner);
-    if (lookAt(path)?.isDirectory() !== true) yield `${name}/${inner}`;
-    else if (depth < MAX_DEPTH) yield* filesBelow(path, `${name}/${inner}`, depth + 1);
+    if (!isFolder(lookAt, path)) yield `${name}/${inner}`;
+    else if (depth < MAX_DEPTH) yield* filesBelow(lookAt, path, `${name}/${inner}`, depth + 1);
   }
 }
 

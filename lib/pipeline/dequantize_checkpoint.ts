@@ -23,7 +23,7 @@ import {
 } from "./checkpoint_run.ts";
 import { rewriteDequantized } from "./dequantize_tensor.ts";
 import { type RunReport, sum, writtenReport } from "./run_report.ts";
-import { digestTensors } from "./source_digest.ts";
+import { digestTensors } from "../output/source_digest.ts";
 
 /** How to dequantize a checkpoint. */
 export interface DequantizeCheckpointOptions extends CheckpointRun {
@@ -51,7 +51,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   refuseForeign(checkpoint, "dequantize");
   for (const message of checkpoint.notes) options.onEvent?.({ kind: "input", message });
   const targets = targetsOf(checkpoint, options);
-  const beside = filesBeside(checkpoint);
+  const beside = filesBeside(checkpoint, options);
   const settings = { dtype: options.dtype ?? "original" };
   const request = outputRequest(checkpoint, options, { operation: "dequantize", settings }, beside);
   const files = checkpoint.files.map(({ name, file: { metadata } }) => {

@@ -65,7 +65,7 @@ import {
 import { announce } from "./forecast.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
-import { digestTensors, HashingReader } from "./source_digest.ts";
+import { digestTensors, HashingReader } from "../output/source_digest.ts";
 
 /** Input and settings of a run. */
 export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends RunOptions {
@@ -278,7 +278,7 @@ export async function planRun(run: QuantizeRun<Kernels | undefined>): Promise<Pl
   const bitPlan = await bitPlanOf(run);
   const plan = planQuantization(checkpoint, config, bitPlan);
   checkPlan(plan, checkpoint);
-  return { plan, bitPlan, beside: filesBeside(checkpoint) };
+  return { plan, bitPlan, beside: filesBeside(checkpoint, run.options) };
 }
 
 /** Bits by layer where a plan or a budget asks for them. */

@@ -33,7 +33,7 @@ import type { LayerRecord } from "../output/record.ts";
 import type { SolvedLayer } from "../solve/solve_model.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import type { RunEvent } from "../progress.ts";
-import type { TensorReader } from "./source_digest.ts";
+import type { TensorReader } from "../output/source_digest.ts";
 
 /** A record before the digest of what was read is known. */
 type UnhashedRecord = Omit<LayerRecord, "sourceSha256">;

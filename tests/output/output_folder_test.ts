@@ -5,6 +5,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -221,16 +222,31 @@ describe("the output folder", () => {
     const output = place.fresh();
     const work = join(output, WORK_FOLDER);
     const host = hostname().replace(/[^\w.-]/g, "_");
+    const [boot, namespace] = process.platform !== "linux" ? ["", ""] : [
+      readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim().replaceAll("-", ""),
+      /\d+/.exec(readlinkSync("/proc/self/ns/pid"))![0],
+    ];
     // A number that a process has which started at another time; one that nobody has; this process before it was this.
-    for (const holder of ["1-00000000.5", `${2 ** 22 + 1}-0`, `${process.pid}-0`]) {
+    const other = process.platform === "linux" ? [`1-${boot}.5.${namespace}`] : [];
+    for (const holder of [...other, `${2 ** 22 + 1}-0`, `${process.pid}-0`]) {
       mkdirSync(work, { recursive: true });
       writeFileSync(join(work, `lock-${host}-${holder}-0`), "");
       await quantizeTo(output, DREAM, { force: true });
       expect(existsSync(work)).toBe(false);
     }
     mkdirSync(work);
-    writeFileSync(join(work, "lock-elsewhere.invalid-1-0-0"), "");
-    const error = await rejection(quantizeTo(output, DREAM, { force: true }));
-    expect(error.message).toContain("elsewhere.invalid");
+    // Of another host; before a restart, or on a machine of the same name; in another container; none of ours.
+    const dead = 2 ** 22 + 1, elsewhere = ["elsewhere.invalid-1-0-0", "x"];
+    if (process.platform === "linux") {
+      elsewhere.push(`${host}-${dead}-${"0".repeat(32)}.5.${namespace}-0`, `${host}-${dead}-${boot}.5.1-0`);
+      elsewhere.push(`${host}-${dead}-${boot}.5-0`);
+    }
+    for (const name of elsewhere.map((rest) => `lock-${rest}`)) {
+      writeFileSync(join(work, name), "");
+      const error = await rejection(quantizeTo(output, DREAM, { force: true }));
+      expect(error).toBeInstanceOf(OutputError);
+      expect(error.message).toContain(`delete "${join(work, name)}"`);
+      rmSync(join(work, name));
+    }
   });
 });

@@ -1,15 +1,20 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import {
+  closeSync,
   existsSync,
+  linkSync,
   mkdirSync,
+  openSync,
   readdirSync,
   readFileSync,
+  rmSync,
   statSync,
   symlinkSync,
   truncateSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { writeFully } from "../../lib/files/positional.ts";
 import { IntegrityError, OutputError } from "../../lib/errors.ts";
 import { DTYPES, SafetensorsFile, SafetensorsWriter, type TensorSpec } from "../../lib/tensor/mod.ts";
 import { randomIntegers, readIndependently, temporaryFolder, thrown } from "./_files.ts";
@@ -313,15 +318,32 @@ describe("SafetensorsWriter refuses", () => {
 
   test("a full device", () => {
     if (!existsSync("/dev/full")) return console.log("skipped: this system has no /dev/full");
-    const path = newPath();
-    symlinkSync("/dev/full", `${path}.partial`);
-    using writer = SafetensorsWriter.create(path, reserved);
-    writer.add([{ name: "a", dtype: "U8", shape: [4] }]);
-    const error = thrown(() => writer.write("a", 0, new Uint8Array(4)));
+    const path = newPath(), fd = openSync("/dev/full", "r+");
+    const error = thrown(() => writeFully(fd, new Uint8Array(4), 0, path)) as OutputError;
+    closeSync(fd);
     expect(error).toBeInstanceOf(OutputError);
     expect(error.message).toContain("no space left on the device");
-    expect(error.path).toBe(`${path}.partial`);
+    expect(error.path).toBe(path);
     expect((error.cause as { code?: string }).code).toBe("ENOSPC");
+  });
+
+  test("links, and does not empty a file that has another name elsewhere", () => {
+    const path = newPath(), victim = newPath();
+    writeFileSync(victim, "precious");
+    symlinkSync(victim, `${path}.partial`);
+    const specs = { ...reserved, tensors: [] };
+    for (
+      const call of [
+        () => SafetensorsWriter.create(path, reserved),
+        () => SafetensorsWriter.resume(path, specs),
+      ]
+    ) {
+      expect(thrown(call)).toBeInstanceOf(OutputError);
+    }
+    rmSync(`${path}.partial`);
+    linkSync(victim, `${path}.partial`);
+    SafetensorsWriter.create(path, reserved).close();
+    expect(readFileSync(victim, "utf8")).toBe("precious");
   });
 });
 

@@ -1,6 +1,6 @@
 /** Digests of what a run reads: of a tensor while it is read, and of tensors read for their digest alone. */
 import { createHash, type Hash } from "node:crypto";
-import { CHUNK_BYTES } from "../output/tensor_sink.ts";
+import { CHUNK_BYTES } from "./tensor_sink.ts";
 import type { Checkpoint, TensorFile } from "../tensor/mod.ts";
 
 /** What reads a tensor of a file. */
