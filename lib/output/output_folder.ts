@@ -53,13 +53,20 @@ export const SOLVED_PREFIX = "solved-";
 
 const JOURNAL_FILE = "progress.jsonl";
 
+/** How the input's files look to the system. */
+export interface SourceState {
+  /** Sizes, places and times of writing, and what config.json holds: others mean that a file was changed. */
+  readonly written: string;
+  /** Times of any change, of its rights as well, in milliseconds. */
+  readonly changed: readonly number[];
+}
+
 /** The output that a run asks for. */
 export interface OutputRequest {
   readonly path: string;
   readonly identity: Identity;
   readonly sourceTimes: readonly number[];
-  /** How the input's files look to the system; others at the end mean that one was changed meanwhile. */
-  readonly sourceState: () => string;
+  readonly sourceState: () => SourceState;
   /** Every file that will be written, the manifest aside. */
   readonly files: readonly string[];
   readonly resume: boolean;

@@ -4,7 +4,7 @@ import { basename, join } from "node:path";
 import { CheckpointError, OutputError } from "../errors.ts";
 import { inputError, openForReading, quote, readFully, reading } from "../files/positional.ts";
 import { sha256 } from "../files/whole.ts";
-import { checkNotInput, type OutputRequest } from "../output/output_folder.ts";
+import { checkNotInput, type OutputRequest, type SourceState } from "../output/output_folder.ts";
 import { type Identity, type SourceFingerprint, TOOL_VERSION } from "../output/record.ts";
 import { CHUNK_BYTES } from "../output/tensor_sink.ts";
 import type { RunOptions } from "../progress.ts";
@@ -79,7 +79,7 @@ export function outputRequest(
     sourceTimes: checkpoint.files.map(({ file: { path } }) =>
       Math.floor(reading(path, () => statSync(path)).mtimeMs)
     ),
-    sourceState: () => sourceState(checkpoint, config),
+    sourceState: () => sourceState(checkpoint),
     files: [
       ...[
         ...checkpoint.files.map(({ name }) => name),
@@ -96,13 +96,13 @@ export function outputRequest(
   return request;
 }
 
-/** Sizes, times and places of the weights' files, and whether config.json is still `config`. */
-function sourceState(checkpoint: Checkpoint, config: string | undefined): string {
-  const states = checkpoint.files.map(({ file: { path } }) => {
-    const { size, mtimeNs, ctimeNs, dev, ino } = reading(path, () => statSync(path, { bigint: true }));
-    return [size, mtimeNs, ctimeNs, dev, ino].join();
-  });
-  return JSON.stringify([states, configText(checkpoint) === config]);
+function sourceState(checkpoint: Checkpoint): SourceState {
+  const stats = checkpoint.files.map(({ file: { path } }) => reading(path, () => statSync(path)));
+  const written = stats.map(({ size, mtimeMs, dev, ino }) => [size, mtimeMs, dev, ino]);
+  return {
+    written: JSON.stringify([written, configText(checkpoint)]),
+    changed: stats.map(({ ctimeMs }) => ctimeMs),
+  };
 }
 
 /** The length and the header of a file, as they are. */

@@ -21,7 +21,7 @@ function cacheWith(content: string) {
   return { cache, folder, file };
 }
 
-describe.skipIf(process.platform === "win32")("a cache of native code", () => {
+describe("a cache of native code, where files have owners and modes,", () => {
   test("of one's own is used, and made one's own alone where the umask was loose", () => {
     const { cache, folder, file } = cacheWith("a");
     for (const path of [cache, folder]) chmodSync(path, 0o777);
