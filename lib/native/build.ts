@@ -21,7 +21,7 @@ import {
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { KernelError } from "../errors.ts";
-import { readPrivate } from "./private_cache.ts";
+import { readPrivate } from "../files/ownership.ts";
 import { sha256 } from "../files/whole.ts";
 
 const COMMON_FLAGS = [

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { KernelError } from "../errors.ts";
 import { sha256 } from "../files/whole.ts";
 import { type BuildPlan, builtLibrary, onceAtATime, publishLibrary } from "./build.ts";
-import { checkPrivateFolders } from "./private_cache.ts";
+import { checkPrivateFolders } from "../files/ownership.ts";
 import {
   MAX_RELEASE_MANIFEST_BYTES,
   parseReleaseManifest,

@@ -21,7 +21,7 @@ import { type DenoPermission, denoRuntime, isAllowed, openInDeno } from "./deno.
 import { fetchedLibrary, fetchLibrary, type FetchRequest } from "./fetch.ts";
 import { IS_REMOTE, PACKAGE_ROOT } from "./location.ts";
 import { ABI_VERSION, SIGNATURES } from "./signatures.ts";
-import { checkNotWorldWritable, checkPrivateFolders } from "./private_cache.ts";
+import { checkNotWorldWritable, checkPrivateFolders } from "../files/ownership.ts";
 import type { OpenedLibrary, OpenedSymbols, SymbolTable } from "./symbols.ts";
 import { WASM_SOURCE_HASH } from "./wasm_binary.ts";
 

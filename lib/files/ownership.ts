@@ -16,8 +16,7 @@ import {
 import { basename, dirname, join } from "node:path";
 import process from "node:process";
 import { KernelError } from "../errors.ts";
-import { openForReading } from "../files/positional.ts";
-import { isAllowed } from "./deno.ts";
+import { openForReading } from "./positional.ts";
 
 const GROUP_OR_OTHERS = 0o022, OTHERS = 0o002, STICKY = 0o1000;
 
@@ -86,11 +85,21 @@ export function checkNotWorldWritable(path: string): void {
   if (!hasModes) return;
   const real = realpathSync(path);
   for (const place of [real, dirname(real)]) {
-    if (!isAllowed({ name: "read", path: place })) continue;
-    const stat = statSync(place);
-    const isOpen = (stat.mode & OTHERS) !== 0 && (place === real || (stat.mode & STICKY) === 0);
-    if (!isOpen) continue;
+    const stat = statIfAllowed(place);
+    if (stat === undefined || (stat.mode & OTHERS) === 0 || (place !== real && (stat.mode & STICKY) !== 0)) {
+      continue;
+    }
     const wanted = `not everybody may write to "${place}"`;
     throw new KernelError(`Cannot open the kernel library "${path}": ${wanted}, got ${octal(stat)}`);
+  }
+}
+
+/** Undefined where Deno may not look. */
+function statIfAllowed(path: string): Stats | undefined {
+  try {
+    return statSync(path);
+  } catch (error) {
+    if (!(error instanceof Error) || error.name !== "NotCapable") throw error;
+    return undefined;
   }
 }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { sha256 } from "../../lib/files/whole.ts";
 import { builtLibrary, nativePlan } from "../../lib/native/build.ts";
-import { checkNotWorldWritable, checkPrivateFolders } from "../../lib/native/private_cache.ts";
+import { checkNotWorldWritable, checkPrivateFolders } from "../../lib/files/ownership.ts";
 import { workplace } from "../_checkpoints.ts";
 
 const place = workplace();
