@@ -33,43 +33,55 @@ const USAGE = {
   operands: "",
   about: "Measures on this machine and prints tables; every number in them is from this run.",
   options: {
+    "What is measured": "",
     "--suite NAME": [
       ...SUITES.map(({ name, summary }) => `${name.padEnd(11)} ${summary}`),
       `(default ${SUITES[0]!.name})`,
     ].join("\n"),
+    "--model DIR …": "checkpoint to quantize; may be repeated (default: the reference models). One without " +
+      "tasks beside it is compared with its own full precision on synthetic inputs",
+    "--packed DIR …":
+      "a folder that quantize.ts made, measured beside the one --model that it was made of, " +
+      "error by layer and time included; may be repeated. With it, other options choose nothing of its " +
+      "quantization: they are refused",
     "--phase NAME": `${PHASES.join(", ")}: the suite phases, that phase beside the baseline`,
     "--model-size NAME":
       `${MODEL_SIZES.join(", ")}: time and memory of the phases at a large model's shapes, ` +
       "synthetic weights, no accuracy",
-    "--groups N": `time groups of the suite phases, 1 to ${MAX_TIME_GROUPS}; default ${DEFAULT_TIME_GROUPS}`,
-    "--model DIR …": "checkpoint to quantize; may be repeated (default: the reference models). One without " +
-      "tasks beside it is compared with its own full precision on synthetic inputs",
-    "--packed DIR …":
-      "a folder that quantize.ts made of the one --model, measured beside it; may be repeated",
+    "--tasks LIST": "puzzles of the accuracy suite, as in add,sort; default all",
+    "--limit N":
+      "puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128 (16 " +
+      "sequences or 4 trajectories of a model without tasks), for peers no images",
+    "--megabytes N": "size of the process suite's checkpoint; default 2000 (64 with --quick)",
+    "--quick": "fewer samples: for a look, not for a report",
+    "--seed N": "of noise, masks and synthetic weights; default 1",
+    "How it is quantized": "",
     "--bits LIST": "default 8,4,3,2; 2 for peers, phases and solvers",
     "--group-size N": `${GROUP_SIZES.join(", ")} (0: whole row); default 64, 0 for phases; for peers and ` +
       "solvers a list, default 0,32",
     "--solver NAME":
       "clip, round, feedback or best; default round and clip, with best at the fewest bits; of " +
       "the peers all",
+    "--groups N": `time groups of the suite phases, 1 to ${MAX_TIME_GROUPS}; default ${DEFAULT_TIME_GROUPS}`,
+    "Machine": "",
     "--threads N": `1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others`,
     "--backend NAME": `${
       BACKENDS.join(", ")
     }; auto is cpu here, and cuda measures the suite kernels on a GPU`,
     "--isa NAME": `${Object.keys(INSTRUCTION_SETS).join(", ")}; default: the fastest`,
-    "--tasks LIST": "puzzles of the accuracy suite, as in add,sort; default all",
-    "--limit N":
-      "puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128 (16 " +
-      "sequences or 4 trajectories of a model without tasks), for peers no images",
-    "--seed N": "of noise, masks and synthetic weights; default 1",
     "--ignore-memory": "run models although memory looks too small for them",
-    "--megabytes N": "size of the process suite's checkpoint; default 2000 (64 with --quick)",
-    "--quick": "fewer samples: for a look, not for a report",
+    "Output": "",
     "--json": "print JSON instead of tables",
     "--out DIR": "also write bench.json and bench.txt there",
     "--report DIR":
       "also write report.html there, with charts and tables of the run; a name that ends with " +
       ".html is the page alone",
+  },
+  examples: {
+    "--model MODEL --bits 4,2 --limit 16": "how much accuracy a model keeps at 4 and at 2 bits",
+    "--model MODEL --packed OUT --report out/measured":
+      "what a quantized folder keeps, as a page with charts",
+    "--suite kernels --quick": "how fast this machine is",
   },
 } as const satisfies Usage;
 

@@ -20,16 +20,24 @@ const USAGE = {
   operands: "PACKED OUT",
   about: "Turns a checkpoint written by quantize.ts back into plain safetensors files in the folder OUT.",
   options: {
+    "What is written": "",
+    "--to FORMAT": "safetensors (default), which any other program reads",
     "--dtype NAME": "F32, F16 or BF16; default: each tensor's type before it was quantized",
-    ...KERNEL_OPTIONS,
     ...OUTPUT_OPTIONS,
+    "Machine and output": "",
+    ...KERNEL_OPTIONS,
     "--quiet": "print nothing but errors",
     "--json": "print the report as JSON",
+  },
+  examples: {
+    "OUT PLAIN": "every tensor in the type that it had",
+    "OUT PLAIN --dtype BF16": "in half the size of F32",
   },
 } as const satisfies Usage;
 
 async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promise<void> {
   const { flags, values } = parsed, [input, output] = parsed.operands("PACKED", "OUT");
+  parsed.oneOf("to", ["safetensors"]);
   const { resume, force } = outputMode(flags), dtype = parsed.oneOf("dtype", ["F32", "F16", "BF16"]);
   const display = new ProgressDisplay(flags.quiet), chosen = await chosenKernels(values, display.log);
 

@@ -80,18 +80,24 @@ LLaDA: low_confidence (default) or random`,
     "--guidance X": "class-free guidance; default 1, none",
     "--zoom N": "pixels a pixel; default 8 for images under 64 pixels, else 1",
     "Both": "",
-    ...MODEL_OPTIONS,
     "--steps N": "default: one a mask; 50 when drawing, or as many as the training had",
     "--seed N": "default 0",
     "--trace": "show the masks being filled, in place on a terminal and a line a step elsewhere; " +
       "put the way from noise to image into the PNG",
-    ...KERNEL_OPTIONS,
     "--no-time-parameters":
       "leave time_parameters.safetensors, which lies beside a quantized model, out of it",
     "--time-groups N": "refuse time parameters of another number of time groups",
+    "Machine, input and output": "",
+    ...MODEL_OPTIONS,
+    ...KERNEL_OPTIONS,
     "--ignore-memory": "run although memory looks too small",
     "--quiet": "print nothing but the result and errors",
     "--json": "print JSON",
+  },
+  examples: {
+    'MODEL --prompt "47+38="': "a language model writes",
+    'MODEL --chat --prompt "Why is the sky blue?" --length 64': "an instruction model answers",
+    "MODEL --class 3,7 --seed 1 --out two.png": "an image model draws",
   },
 } as const satisfies Usage;
 

@@ -40,11 +40,18 @@ const USAGE = {
   operands: "PATH",
   about: "Prints what a checkpoint (a folder or a .safetensors file) contains.",
   options: {
+    "What is looked at": "",
     "--against ORIGINAL": "also the error of each tensor against this checkpoint",
     "--verify": "hold every file against the manifest: size and SHA-256",
     ...MODEL_OPTIONS,
+    "Machine and output": "",
     ...KERNEL_OPTIONS,
     "--json": "print JSON",
+  },
+  examples: {
+    "MODEL": "tensors, types and sizes, and what stands in the way of quantizing",
+    "OUT --against MODEL": "what quantizing cost, layer by layer",
+    "OUT --verify": "whether every byte is as it was written",
   },
 } as const satisfies Usage;
 

@@ -30,9 +30,16 @@ const USAGE = {
   operands: "MODEL OUT",
   about: "Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.",
   options: {
+    "Bits and scales": "",
     "--bits N": "2, 3, 4 or 8 (configuration: bit_width)",
     "--group-size N": "0 (whole row), 16, 32, 64, 128 or 256",
     "--scale-bits N": "16 (default), or 4 or 6 for two-level scales",
+    "--zero-point KIND": "real (default), integer or symmetric",
+    "--embedding-bits N": "2, 3, 4, 8 or 16 (kept); default 4, with 8 bits 8, small tables kept",
+    "--head-bits N": "the same for the layer that scores tokens; default 8",
+    "--target-bits X": "bits per weight over all quantized layers, chosen by layer",
+    "--plan FILE": "bits and group sizes by layer, as a run with --target-bits saves them",
+    "Solver and calibration": "",
     "--solver NAME": "clip (default), round, and on calibration data feedback or best",
     "--calibrate FILE":
       `calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
@@ -42,32 +49,36 @@ layers are then solved on them without running the model, with nothing held out 
       "run goes on from FILE.progress",
     "--save-group-moments": "with --save-calibration: also the second moments of each time group",
     "--samples N": "calibration samples, 32 to 1024",
+    "Phases along the denoising axis": "",
     "--phases LIST":
       "phases to run: 1 (validation), 2 (smoothing), 3 (optimization), as in 1,3; or all, or none",
     "--time-groups N": "time groups of the phases (configuration: num_time_groups)",
-    "--target-bits X": "bits per weight over all quantized layers, chosen by layer",
-    "--plan FILE": "bits and group sizes by layer, as a run with --target-bits saves them",
-    "--embedding-bits N": "2, 3, 4, 8 or 16 (kept); default 4, with 8 bits 8, small tables kept",
-    "--head-bits N": "the same for the layer that scores tokens; default 8",
-    "--zero-point KIND": "real (default), integer or symmetric",
+    "Configuration, input and machine": "",
     "--config FILE": "YAML; see docs/configuration.md",
+    "--print-config": "print the configuration in force, with where each value came from",
     ...MODEL_OPTIONS,
     ...KERNEL_OPTIONS,
     "--max-memory SIZE":
       "memory that calibrated work may take, as in 12GB; it is refused before it begins where it " +
       "would take more; default three quarters of what is available",
+    "Output": "",
     "--dry-run": "show what would be done, and by which rules; write nothing",
     ...OUTPUT_OPTIONS,
-    "--print-config": "print the configuration in force, with where each value came from",
+    "--report DIR":
+      "also write report.html there, with charts and tables of the run; a name that ends with " +
+      ".html is the page alone",
     "--quiet": "print nothing but errors",
     "--json": "print the report as JSON",
     "--log FORMAT":
       "text (default) or json: what happens on stderr as one JSON object a line, with time and event: " +
       "log, calibrate, phase, warning and the like with a message and its numbers as data; progress at most every ten " +
       "seconds; layer with name, bits and error; result",
-    "--report DIR":
-      "also write report.html there, with charts and tables of the run; a name that ends with " +
-      ".html is the page alone",
+  },
+  examples: {
+    "MODEL OUT --bits 4": "four bits, in minutes",
+    "MODEL OUT --bits 2 --group-size 32 --dry-run": "the plan and the size; nothing is written",
+    "MODEL OUT --bits 2 --solver best --calibrate data.jsonl": "two bits, solved on calibration data",
+    "MODEL OUT --bits 2 --resume": "go on with a run that was stopped",
   },
   notes: "Later wins: default < deployment profile < --config < environment ARROW_QUANT_* < options.",
 } as const satisfies Usage;

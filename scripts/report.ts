@@ -25,6 +25,10 @@ else, or text, or Markdown. With several runs it compares each with the first.`,
       "where to write it; default report.html for HTML, standard output for text and Markdown",
     "--format NAME": `${REPORT_FORMATS.join(", ")}; default: by the end of FILE's name, otherwise html`,
   },
+  examples: {
+    "out/q2 out/q3 -o compared.html": "two runs in one page, the second compared with the first",
+    "out/q2 --format text": "one run on the terminal",
+  },
 } as const satisfies Usage;
 
 const ENDINGS: Readonly<Record<string, ReportFormat>> = {

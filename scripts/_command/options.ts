@@ -6,7 +6,7 @@ import { ConfigError } from "../../lib/errors.ts";
 
 /** What a command takes. */
 export interface Usage {
-  /** Its file in scripts/. */
+  /** Its file in scripts/, or `arrowquant COMMAND`. */
   readonly name: string;
   /** As in `MODEL OUT`. */
   readonly operands: string;
@@ -16,7 +16,9 @@ export interface Usage {
    * `--option VALUE …` where it may be repeated. A key without dashes heads the options behind it.
    */
   readonly options: Readonly<Record<string, string>>;
-  /** Closes the help. */
+  /** Arguments as a user would give them, and what for. */
+  readonly examples?: Readonly<Record<string, string>>;
+  /** Stands below the options. */
   readonly notes?: string;
 }
 
@@ -176,8 +178,17 @@ export function helpText(usage: Usage): string {
       : [label, lines];
     return [first, ...rest.map((line) => indent + line)];
   });
-  return [usageLine(usage), usage.about, options.join("\n"), usage.notes ?? [], EXIT_CODE_HELP].flat()
-    .join("\n\n");
+  const examples = Object.entries(usage.examples ?? {}).flatMap((
+    [args, why],
+  ) => [`  # ${why}`, `  ${startOf(usage.name)} ${args}`]);
+  return [
+    usageLine(usage),
+    usage.about,
+    options.join("\n"),
+    usage.notes ?? [],
+    examples.length === 0 ? [] : ["Examples:", ...examples].join("\n"),
+    EXIT_CODE_HELP,
+  ].flat().join("\n\n");
 }
 
 /** The process's environment; empty, with a notice, where Deno may not read it. */
@@ -193,13 +204,17 @@ export function environmentVariables(
   }
 }
 
+/** How a command is started here: as a script of a checkout, from the npm package, or from JSR. */
+function startOf(name: string): string {
+  const own = name.replace(/^arrowquant(?: |$)|\.ts$/g, "");
+  if (import.meta.url.startsWith("http")) return `deno run -A jsr:@arrowquant/arrowquant/cli ${own}`.trim();
+  if (!import.meta.url.endsWith(".ts")) return `npx arrowquant ${own}`.trim();
+  const script = name.endsWith(".ts") ? name : `arrowquant.ts ${own}`.trim();
+  return `${"Deno" in globalThis ? "deno run -A" : "bun run"} scripts/${script}`;
+}
+
 /** A command line as it can be given again. */
-export function commandLine(script: string, args: readonly string[]): string {
-  const runner = "Deno" in globalThis ? "deno run -A" : "bun run";
+export function commandLine(name: string, args: readonly string[]): string {
   const quoted = args.map((arg) => /^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", "'\\''")}'`);
-  // Bundled into the npm package, scripts are its commands.
-  const start = import.meta.url.endsWith(".ts")
-    ? [runner, `scripts/${script}`]
-    : ["npx", `arrowquant-${script.replace(/\.ts$/, "")}`];
-  return [...start, ...quoted].join(" ");
+  return [startOf(name), ...quoted].join(" ");
 }

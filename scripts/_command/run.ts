@@ -45,24 +45,25 @@ export interface Context {
 }
 
 /**
- * A command as a function of its arguments: parses them, runs `main` and sets the exit code. SIGHUP, SIGINT and
- * SIGTERM abort the signal; a second one ends the process at once. An error is one message on stderr, and with `--json` an object on
- * stdout.
+ * A command as a function of its arguments and of the name that it was called by: parses them, runs `main` and sets
+ * the exit code. SIGHUP, SIGINT and SIGTERM abort the signal; a second one ends the process at once. An error is one
+ * message on stderr, and with `--json` an object on stdout.
  */
 export const defineCommand = <U extends Usage>(
   usage: U,
   main: (parsed: Arguments<U>, context: Context) => Promise<number | void> | number | void,
 ) =>
-async (args: readonly string[] = process.argv.slice(2)): Promise<void> => {
+async (args: readonly string[] = process.argv.slice(2), name: string = usage.name): Promise<void> => {
+  const named = { ...usage, name };
   const controller = new AbortController();
   catchSignals(controller);
   try {
     const parsed = parseArguments(usage, args);
-    const context = { signal: controller.signal, command: commandLine(usage.name, args) };
-    if ((parsed.flags as Record<string, boolean>)["help"]) print(helpText(usage));
+    const context = { signal: controller.signal, command: commandLine(name, args) };
+    if ((parsed.flags as Record<string, boolean>)["help"]) print(helpText(named));
     else process.exitCode = await main(parsed, context) ?? 0;
   } catch (error) {
-    if (error instanceof UsageError) error.message += `\n${usageLine(usage)}\n--help says more`;
+    if (error instanceof UsageError) error.message += `\n${usageLine(named)}\n--help says more`;
     process.exitCode = report(error, args.includes("--json"));
   } finally {
     dropSignals();
