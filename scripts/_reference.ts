@@ -25,8 +25,10 @@ interface DocPages {
 
 /** The public doors: names as they are imported, and their modules by path from the project's folder. */
 export function doors(): Record<string, string> {
-  return (JSON.parse(readFileSync(join(root, "deno.json"), "utf8")) as { exports: Record<string, string> })
-    .exports;
+  const { exports: { "./cli": _command, ...doors } } = JSON.parse(
+    readFileSync(join(root, "deno.json"), "utf8"),
+  ) as { exports: Record<string, string> };
+  return doors;
 }
 
 async function denoDoc(...options: readonly string[]): Promise<string> {

@@ -1,4 +1,5 @@
 /** `bench.ts`: measures, and prints what this run measured. */
+import { existsSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -41,9 +42,9 @@ const USAGE = {
     "--model DIR …": "checkpoint to quantize; may be repeated (default: the reference models). One without " +
       "tasks beside it is compared with its own full precision on synthetic inputs",
     "--packed DIR …":
-      "a folder that quantize.ts made, measured beside the one --model that it was made of, " +
-      "error by layer and time included; may be repeated. With it, other options choose nothing of its " +
-      "quantization: they are refused",
+      "a folder that quantize.ts made, measured beside the model that it was made of, error by " +
+      "layer and time included; may be repeated",
+    "--against MODEL": "with --packed: the model that it was made of, as --model",
     "--phase NAME": `${PHASES.join(", ")}: the suite phases, that phase beside the baseline`,
     "--model-size NAME":
       `${MODEL_SIZES.join(", ")}: time and memory of the phases at a large model's shapes, ` +
@@ -79,7 +80,7 @@ const USAGE = {
   },
   examples: {
     "--model MODEL --bits 4,2 --limit 16": "how much accuracy a model keeps at 4 and at 2 bits",
-    "--model MODEL --packed OUT --report out/measured":
+    "--packed OUT --against MODEL --report out/measured":
       "what a quantized folder keeps, as a page with charts",
     "--suite kernels --quick": "how fast this machine is",
   },
@@ -125,16 +126,42 @@ function suiteOf(parsed: Options): Suite<SuiteRow> {
   return SUITES.find((suite) => suite.name === name)!;
 }
 
+type OptionName = Extract<keyof Options["values"] | keyof Options["flags"] | keyof Options["lists"], string>;
+
+/** Options that would change nothing. */
+const QUANTIZING = ["bits", "group-size", "solver"] as const;
+const IGNORED_WITH_PACKED: readonly OptionName[] = QUANTIZING;
+const IGNORED_BY_SUITE: Readonly<Record<string, readonly OptionName[]>> = {
+  accuracy: ["megabytes"],
+  checkpoint: ["tasks", "limit", "megabytes", "ignore-memory"],
+  kernels: ["model", ...QUANTIZING, "tasks", "limit", "megabytes", "ignore-memory"],
+  peers: ["megabytes", "ignore-memory"],
+  phases: ["solver", "megabytes", "ignore-memory"],
+  process: ["model", ...QUANTIZING, "tasks", "limit", "ignore-memory"],
+  solvers: ["megabytes", "ignore-memory"],
+};
+
+/** @throws {UsageError} naming every option that was given and would change nothing */
+function refuseIgnored({ values, flags, lists }: Options, ignored: readonly OptionName[], by: string): void {
+  const given = { ...values, ...flags, ...lists };
+  const names = ignored.filter((name) => [given[name] ?? []].flat().some((value) => value !== false));
+  if (names.length === 0) return;
+  const list = names.map((name) => `--${name}`).join(", ");
+  throw new UsageError(`${list} would change nothing ${by}: leave ${names.length === 1 ? "it" : "them"} out`);
+}
+
 /** Parses the command line. @throws {UsageError} on an unknown option or a value that is not allowed */
 export function parseBenchArguments(args: readonly string[]): BenchArguments {
   return benchArguments(parseArguments(USAGE, args));
 }
 
 function benchArguments(parsed: Options): BenchArguments {
-  const { flags, values, lists: { model: models, packed } } = parsed;
+  const { flags, values, lists: { model, packed } } = parsed;
   parsed.operands();
   const phase = parsed.oneOf("phase", PHASES), modelSize = parsed.oneOf("model-size", MODEL_SIZES);
   const backend = parsed.oneOf("backend", BACKENDS) ?? "auto", suite = suiteOf(parsed);
+  const isWithoutModels = modelSize !== undefined || (IGNORED_BY_SUITE[suite.name] ?? []).includes("model");
+  const models = values.against === undefined ? model : [...model, values.against];
   const defaults = {
     bits: [8, 4, 3, 2],
     groupSizes: [64],
@@ -153,12 +180,15 @@ function benchArguments(parsed: Options): BenchArguments {
   if (packed.length > 0 && (models.length !== 1 || suite.name !== "accuracy")) {
     throw new UsageError("--packed needs one --model, and the suite accuracy");
   }
+  if (packed.length === 0 && values.against !== undefined) throw new UsageError("--against needs --packed");
+  if (packed.length > 0) refuseIgnored(parsed, IGNORED_WITH_PACKED, "with --packed, which is quantized");
+  refuseIgnored(parsed, IGNORED_BY_SUITE[suite.name] ?? [], `in the suite ${suite.name}`);
   const solver = parsed.oneOf("solver", SOLVERS);
   return {
     suite,
     options: {
       packed,
-      models: models.length > 0 ? models : ["dream-mini", "glyph-dit"].map(referenceModel),
+      models: models.length > 0 || isWithoutModels ? models : referenceModels(),
       bits,
       groupSize: groupSizes[0]!,
       groupSizes,
@@ -182,7 +212,16 @@ function benchArguments(parsed: Options): BenchArguments {
   };
 }
 
-const referenceModel = (name: string) => fileURLToPath(new URL(`../tests/models/${name}`, import.meta.url));
+/** Models of a checkout. @throws {UsageError} where the command comes from a package, which has none */
+function referenceModels(): string[] {
+  const folders = ["dream-mini", "glyph-dit"].map((name) =>
+    new URL(`../tests/models/${name}`, import.meta.url)
+  );
+  if (folders.every((url) => url.protocol === "file:" && existsSync(url))) {
+    return folders.map((url) => fileURLToPath(url));
+  }
+  throw new UsageError("--model is needed: only a checkout has the reference models");
+}
 
 /** Further tables of some suites, from the rows that were measured. */
 function furtherSections(suite: Suite<SuiteRow>, { rows }: SuiteReport<SuiteRow>): Section[] {

@@ -57,6 +57,15 @@ function shellWords(line: string): string[] {
   return comment < 0 ? words : words.slice(0, comment);
 }
 
+/** A command of the packages as the script that it is: what it takes is looked up there. */
+function inCheckout(words: readonly string[]): readonly string[] {
+  const [program, command, ...args] = words[0] === "npx" || words[0] === "bunx" ? words.slice(1) : words;
+  if (program !== "arrowquant") return program === undefined ? [] : [program, command ?? "", ...args];
+  const isOption = command?.startsWith("-") ?? true, name = command === "export" ? "dequantize" : command;
+  const rest = isOption && command !== undefined ? [command, ...args] : args;
+  return ["bun", "run", `scripts/${isOption ? "arrowquant" : name}.ts`, ...rest];
+}
+
 /** What cannot be right in commands that are not run; `helpOf` is what a script prints for `--help`. */
 export async function wrongCommands(
   commands: string,
@@ -68,7 +77,7 @@ export async function wrongCommands(
   const wrong: string[] = [];
   for (const command of commands.replace(/\\\n/g, " ").split(/\n|&&/)) {
     const words = shellWords(command);
-    const [program, verb, ...others] = words[0] === "npx" ? words.slice(1) : words;
+    const [program, verb, ...others] = inCheckout(words);
     if (program === undefined) continue;
     const says = (what: string) => wrong.push(`${command.trim()}: ${what}`);
     if ((program === "npm" || program === "bun") && verb === "install" && others.length === 0) continue;

@@ -1,7 +1,16 @@
 /** `quantize.ts MODEL OUT`: a checkpoint in, a quantized checkpoint out. */
 import { basename, resolve } from "node:path";
 import type { QuantizeResult } from "../lib/analysis/make_run.ts";
-import { type ConfigOverrides, formatConfig, hasBudget, LATER_KEYS, loadConfig } from "../lib/config/mod.ts";
+import { calibrationBeside } from "../lib/calibration/source.ts";
+import { CalibrationError } from "../lib/errors.ts";
+import {
+  type Config,
+  type ConfigOverrides,
+  formatConfig,
+  hasBudget,
+  LATER_KEYS,
+  loadConfig,
+} from "../lib/config/mod.ts";
 import { nameOfPath } from "../lib/files/whole.ts";
 import { environmentOf } from "../lib/eval/environment.ts";
 import type { Kernels } from "../lib/native/mod.ts";
@@ -144,7 +153,8 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
     }
     seconds = secondsSoFar();
     if (values.report !== undefined) {
-      const page = await writeRunReport(values.report, { command, report, resolved, seconds, kernels });
+      const result = { command, report, resolved, seconds, kernels };
+      const page = await writeRunReport(values.report, result, display.log);
       display.log(`report: ${printable(page)}`);
     }
   }
@@ -224,6 +234,7 @@ async function writeRunReport(
   { kernels, ...result }: Pick<QuantizeResult, "command" | "report" | "resolved" | "seconds"> & {
     readonly kernels: Kernels;
   },
+  log: (line: string) => void,
 ): Promise<string> {
   const { countCodes } = await import("../lib/analysis/codes.ts");
   const { storedTimeParameters } = await import("../lib/models/mod.ts");
@@ -237,9 +248,31 @@ async function writeRunReport(
     date,
     environment: { runtime, processor, cores, memoryBytes },
     codes: countCodes(kernels, output, { model: nameOfPath(input), setting: settingOf(result.resolved) }),
+    timed: await layerErrorsOf(result.report, result.resolved.config, kernels, log),
     timeParameters: storedTimeParameters(checkpoint),
   });
   return await writeReport(target, run);
+}
+
+/** Errors of the layers along the time axis, where there are calibration data to run the model on. */
+async function layerErrorsOf(
+  { input, output }: RunReport,
+  config: Config,
+  kernels: Kernels,
+  log: (line: string) => void,
+): Promise<QuantizeResult["timed"]> {
+  try {
+    if (config.calibrationData === null && calibrationBeside(input) === undefined) {
+      throw new CalibrationError("there are no calibration data (--calibrate FILE)");
+    }
+    const { layersOverTime } = await import("../lib/bench/layers_over_time.ts");
+    return await layersOverTime(kernels, input, output, config);
+  } catch (error) {
+    // The quantized model is written and the rest of the page holds.
+    if (!(error instanceof Error) || !("code" in error)) throw error;
+    log(`report: no errors of layers along time: ${printable(error.message)}`);
+    return undefined;
+  }
 }
 
 function printPlan({ plan }: RunReport): void {

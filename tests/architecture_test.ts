@@ -139,7 +139,16 @@ test("the places that docs/architecture.md names are there", () => {
   expect(places.filter((path) => !existsSync(join(ROOT, path)))).toEqual([]);
 });
 
-test("package.json and deno.json have the same doors", () => {
-  const read = (path: string) => (JSON.parse(sourceOf(path)) as { exports: unknown }).exports;
-  expect(read("package.json")).toEqual(read("deno.json"));
+test("package-lock.json is of this package.json: npm install leaves a fresh clone clean", () => {
+  const own = JSON.parse(sourceOf("package.json"));
+  const { packages: { "": locked } } = JSON.parse(sourceOf("package-lock.json"));
+  for (const key of ["name", "version", "dependencies", "devDependencies", "optionalDependencies"]) {
+    expect([key, locked[key]]).toEqual([key, own[key]]);
+  }
+  expect(locked.bin.arrowquant).toBe(own.bin.arrowquant.replace(/^\.\//, ""));
+});
+
+test("package.json and deno.json have the same doors and the same command", () => {
+  const { exports, bin } = JSON.parse(sourceOf("package.json"));
+  expect({ ...exports, "./cli": bin.arrowquant }).toEqual(JSON.parse(sourceOf("deno.json")).exports);
 });

@@ -4,7 +4,7 @@ import process from "node:process";
 import type { Environment } from "../eval/environment.ts";
 import type { BenchOptions } from "../bench/options.ts";
 import type { SuiteRow } from "../bench/rows.ts";
-import type { SuiteReport } from "../bench/suite.ts";
+import type { SuiteReport, TimedSetting } from "../bench/suite.ts";
 import { formatConfig, type ResolvedConfig, withPhaseSolver } from "../config/mod.ts";
 import type { RunReport } from "../pipeline/mod.ts";
 import type { PhasesReport } from "../phases/mod.ts";
@@ -12,7 +12,7 @@ import { nameOfPath } from "../files/whole.ts";
 import { TOOL_VERSION } from "../output/record.ts";
 import type { TimeParameters } from "../time/mod.ts";
 import type { Json } from "./_chart.ts";
-import { benchTables, layerRowsOf, lossRows, tablesOf, thetaRows } from "./rows.ts";
+import { benchTables, layerRowsOf, lossRows, tablesOf, thetaRows, timedRows } from "./rows.ts";
 import type { Run, SummaryItem } from "./run.ts";
 import type { RowOf } from "./schema.ts";
 import { rowsOf } from "./tables.ts";
@@ -99,6 +99,8 @@ export interface QuantizeResult {
   readonly environment: Readonly<Record<string, Json>>;
   /** Rows of the codes' table, where they were counted. */
   readonly codes?: readonly RowOf<"codes">[] | undefined;
+  /** Errors of the layers along the time axis, where they were measured. */
+  readonly timed?: TimedSetting | undefined;
   /** θ that the phases stored. */
   readonly timeParameters?: TimeParameters | undefined;
 }
@@ -144,7 +146,7 @@ function configurationOf(resolved: ResolvedConfig): Record<string, string> {
 
 /** A quantization as a run. */
 export async function quantizeRun(name: string, result: QuantizeResult): Promise<Run> {
-  const { command, report, resolved, seconds, date, environment, codes = [], timeParameters } = result;
+  const { command, report, resolved, seconds, date, environment, codes = [], timed, timeParameters } = result;
   const { totals, layers, layerMilliseconds, threads, tensorsResumed } = report;
   const model = nameOfPath(report.input), setting = settingOf(resolved);
   const megabytes = (bytes: number) => `${(bytes / 1e6).toPrecision(4)} MB`;
@@ -185,7 +187,10 @@ export async function quantizeRun(name: string, result: QuantizeResult): Promise
     tables: await tablesOf({
       layers: layerRowsOf(layers, layerMilliseconds, { model, setting }),
       codes,
-      time: timeParameters === undefined ? [] : thetaRows(timeParameters, { model, setting }),
+      time: [
+        ...(timeParameters === undefined ? [] : thetaRows(timeParameters, { model, setting })),
+        ...(timed === undefined ? [] : timedRows({ ...timed, model, setting })),
+      ],
       losses: report.phases?.refinement === undefined
         ? []
         : lossRows(report.phases.refinement.losses, { model, setting }),

@@ -211,7 +211,7 @@ export function thetaRows(
 }
 
 /** Measurements along the time axis of a model as rows of it. */
-function timedRows({ model, setting, groups, theta, stepKl = [], layerErrors = [] }: TimedSetting) {
+export function timedRows({ model, setting, groups, theta, stepKl = [], layerErrors = [] }: TimedSetting) {
   const source = { model, setting }, times = timesOf(groups);
   const place = (timeGroup: number) => ({ ...source, ...times.place(timeGroup) });
   return [

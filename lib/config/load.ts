@@ -6,7 +6,7 @@ import { type ConfigOverrides, resolveConfig, type ResolvedConfig } from "./reso
 /** Largest configuration read: a list of `MAX_ITEMS` tensor names of 60 characters fits. */
 export const MAX_CONFIG_BYTES = 256 * 1024;
 /** Where a module loaded over HTTP finds YAML: it has no import map, so the bare name would not resolve. */
-const REMOTE_YAML: string = "jsr:@std/yaml@^1.0.5";
+const REMOTE_YAML: string = "npm:yaml@2.9.1";
 
 /**
  * Parses and validates YAML text.
@@ -75,7 +75,7 @@ const YAML_OPTIONS = { prettyErrors: false, logLevel: "error" };
 
 async function parseYaml(text: string, source: string): Promise<unknown> {
   const yaml: { parse(text: string, options: typeof YAML_OPTIONS): unknown } =
-    import.meta.url.startsWith("http") ? await import(REMOTE_YAML) : await import("@std/yaml");
+    /^https?:.*\.ts\b/.test(import.meta.url) ? await import(REMOTE_YAML) : await import("@std/yaml");
   try {
     return yaml.parse(text, YAML_OPTIONS);
   } catch (error) {

@@ -55,8 +55,16 @@ export function fetchedLibrary(request: FetchRequest): string | undefined {
   return builtLibrary(request.plan, folder);
 }
 
-/** A body of at most `limit` bytes. @throws {KernelError} on a status, a longer body, a broken connection, no answer */
-async function download(url: URL, limit: number, milliseconds: number): Promise<Uint8Array> {
+/** Content types of web pages, which hosts send in place of files that they do not have. */
+const PAGE = /^(?:text\/html|application\/xhtml\+xml)\b/i;
+
+/**
+ * A body of at most `limit` bytes.
+ *
+ * @param wanted its content type; a host that knows none may send another, but no page
+ * @throws {KernelError} on a status, a page, a longer body, a broken connection, no answer
+ */
+async function download(url: URL, wanted: string, limit: number, milliseconds: number): Promise<Uint8Array> {
   const signal = AbortSignal.timeout(milliseconds);
   const fail = (reason: string, cause?: unknown) =>
     new KernelError(`Cannot fetch "${url.href}": ${reason}`, { cause });
@@ -67,6 +75,11 @@ async function download(url: URL, limit: number, milliseconds: number): Promise<
     if (response.status !== 200) {
       await response.body?.cancel();
       throw fail(`the answer must have status 200, got ${response.status}`);
+    }
+    const type = response.headers.get("content-type") ?? "";
+    if (PAGE.test(type)) {
+      await response.body?.cancel();
+      throw fail(`its content type must be ${wanted}, got ${type.slice(0, 100)}: a web page, not the file`);
     }
     for await (const chunk of response.body ?? []) {
       bytes += chunk.length;
@@ -86,7 +99,7 @@ async function download(url: URL, limit: number, milliseconds: number): Promise<
 async function chooseLibrary(request: FetchRequest): Promise<ReleaseLibrary> {
   const url = new URL(RELEASE_MANIFEST_FILE, request.release);
   const text = new TextDecoder().decode(
-    await download(url, MAX_RELEASE_MANIFEST_BYTES, MANIFEST_TIMEOUT_MILLISECONDS),
+    await download(url, "application/json", MAX_RELEASE_MANIFEST_BYTES, MANIFEST_TIMEOUT_MILLISECONDS),
   );
   const manifest = parseReleaseManifest(text, url.href);
   const refuse = (what: string, wanted: unknown, got: unknown) => {
@@ -129,7 +142,12 @@ export function fetchLibrary(request: FetchRequest, onMessage: (line: string) =>
       `kernels: fetching ${url.href} (${library.bytes} bytes) into ${folder}, once for this version; ` +
         "ARROWQUANT_FETCH=0 prevents that",
     );
-    const bytes = await download(url, library.bytes, LIBRARY_TIMEOUT_MILLISECONDS);
+    const bytes = await download(
+      url,
+      "application/octet-stream",
+      library.bytes,
+      LIBRARY_TIMEOUT_MILLISECONDS,
+    );
     if (bytes.length !== library.bytes) {
       throw new KernelError(
         `Cannot use "${url.href}": it must have ${library.bytes} bytes, got ${bytes.length}`,

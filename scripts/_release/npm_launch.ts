@@ -24,23 +24,25 @@ function findBun(): string | undefined {
   return candidates.find((path) => existsSync(path));
 }
 
-/** Runs the command in the module beside this one. */
-export async function launch(command: string): Promise<void> {
-  const module = new URL(`./${command}.js`, import.meta.url);
+/** Runs `arrowquant` with these arguments before those of the command line. */
+export async function launch(before: readonly string[]): Promise<void> {
+  const args = [...before, ...process.argv.slice(2)];
   if ("Float16Array" in globalThis) {
-    await import(module.href);
-    return;
+    const module = new URL("./arrowquant.js", import.meta.url); // computed: an older Node must not load it
+    const { main } = await import(module.href) as typeof import("../arrowquant.ts");
+    return await main(args);
   }
   const bun = findBun();
   if (bun === undefined) {
     console.error(
-      `Cannot run arrowquant-${command}: it needs Bun, Deno or Node 24 or later, got Node ${process.versions.node}; ` +
+      `Cannot run arrowquant: it needs Bun, Deno or Node 24 or later, got Node ${process.versions.node}; ` +
         `"npm install bun" brings Bun`,
     );
     process.exitCode = 5;
     return;
   }
-  const child = spawn(bun, [fileURLToPath(module), ...process.argv.slice(2)], { stdio: "inherit" });
+  const program = fileURLToPath(new URL("./bin/arrowquant.js", import.meta.url));
+  const child = spawn(bun, [program, ...args], { stdio: "inherit" });
   // A terminal sends Ctrl-C to both; the command answers it, and this waits for the answer.
   const forward = (signal: "SIGINT" | "SIGTERM") => () => child.kill(signal);
   const onInterrupt = () => {}, onTerminate = forward("SIGTERM");
@@ -48,7 +50,7 @@ export async function launch(command: string): Promise<void> {
   process.on("SIGTERM", onTerminate);
   process.exitCode = await new Promise<number>((done) => {
     child.on("error", (error) => {
-      console.error(`Cannot run arrowquant-${command}: "${bun}" does not start: ${error.message}`);
+      console.error(`Cannot run arrowquant: "${bun}" does not start: ${error.message}`);
       done(5);
     });
     child.on("close", (code) => done(code ?? 1));

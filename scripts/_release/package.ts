@@ -11,8 +11,13 @@ import { doors } from "../_reference.ts";
 
 const root = fileURLToPath(PACKAGE_ROOT);
 
-/** Commands of the npm package, each a script. */
-export const NPM_COMMANDS = ["quantize", "inspect", "dequantize", "generate", "report"] as const;
+/** Programs of the npm package, and the arguments that stand before the user's. */
+const NPM_COMMANDS: Readonly<Record<string, readonly string[]>> = {
+  arrowquant: [],
+  ...Object.fromEntries(
+    ["quantize", "inspect", "dequantize", "generate", "report"].map((name) => [`arrowquant-${name}`, [name]]),
+  ),
+};
 
 /** Packages that only tables, charts and reports need: whoever wants those installs them. */
 const ANALYSIS_PACKAGES = Object.keys(VERSIONS);
@@ -26,6 +31,11 @@ async function run(command: string, args: readonly string[], cwd: string, what: 
   return output;
 }
 
+/** Begins every bundle: an older Node would say only that a name is not defined. */
+const BANNER = `if (!("Float16Array" in globalThis)) {
+  throw new Error("Cannot load arrowquant: it needs Bun, Deno or Node 24 or later, got Node " + process.versions.node);
+}`;
+
 const external = ANALYSIS_PACKAGES.flatMap((name) => ["--external", name, "--external", `${name}/*`]);
 
 /** Bundles `mod.ts` with what it imports, the WebAssembly among it, into one file. */
@@ -35,11 +45,18 @@ export async function bundle(target: string): Promise<void> {
     "scripts/_release/bundle_entry.ts",
     "--target=node",
     "--format=esm",
+    `--banner=${BANNER}`,
     "--outfile",
     target,
     ...external,
   ];
   await run(bunBinary(), args, root, "bundle");
+  // What is required is Node's own; createRequire refuses a module that was imported from a URL.
+  const text = readFileSync(target, "utf8"), required = "createRequire(import.meta.url);";
+  if (text.split(required).length !== 2) {
+    throw new OutputError(`Cannot bundle: ${required} must be there once`);
+  }
+  writeFileSync(target, text.replace(required, "(name) => globalThis.process.getBuiltinModule(name);"));
 }
 
 interface PackageJson {
@@ -74,18 +91,20 @@ async function bundleForNpm(work: string): Promise<void> {
   const entries = [
     "scripts/_release/bundle_entry.ts",
     ...doorEntries(work),
-    ...NPM_COMMANDS.map((command) => `scripts/${command}.ts`),
-    "scripts/_release/npm_launch.ts",
+    "scripts/arrowquant.ts",
     "lib/analysis/table_thread.ts",
   ];
   const options = [
     ...["--target=node", "--format=esm", "--splitting", "--outdir", work],
     ...["--entry-naming", "[name].js", "--chunk-naming", "chunk-[hash].js"],
-    // A bundle's entry is the program: the scripts ask.
-    ...["--define", "import.meta.main=true"],
+    // npm_launch.js calls them: what a bundle's entry is, each runtime says otherwise.
+    ...["--define", "import.meta.main=false"],
     ...external,
   ];
-  await run(bunBinary(), ["build", ...entries, ...options], root, "bundle the npm package");
+  const launch = "scripts/_release/npm_launch.ts";
+  await run(bunBinary(), ["build", launch, ...options], root, "bundle the launcher");
+  const bundled = ["build", ...entries, `--banner=${BANNER}`, ...options];
+  await run(bunBinary(), bundled, root, "bundle the npm package");
 }
 
 async function writeDeclarations(work: string): Promise<void> {
@@ -121,12 +140,10 @@ function npmManifest(): unknown {
       ),
       "./package.json": "./package.json",
     },
-    bin: Object.fromEntries(
-      NPM_COMMANDS.map((command) => [`arrowquant-${command}`, `arrowquant-${command}.js`]),
-    ),
-    files: ["*.js", "*.d.ts", "lib", "kernels", "CHANGELOG.md"],
-    // Older ones lack Float16Array; the commands start Bun there.
-    engines: { node: ">=20", bun: ">=1.2", deno: ">=2" },
+    bin: Object.fromEntries(Object.keys(NPM_COMMANDS).map((name) => [name, `bin/${name}.js`])),
+    files: ["*.js", "bin", "*.d.ts", "lib", "kernels", "CHANGELOG.md"],
+    // Older ones lack Float16Array: the commands start Bun there, imports fail.
+    engines: { node: ">=24", bun: ">=1.2", deno: ">=2" },
     optionalDependencies: { bun: dependencies["bun"] },
     peerDependencies: Object.fromEntries(peers),
     peerDependenciesMeta: Object.fromEntries(peers.map(([each]) => [each, { optional: true }])),
@@ -142,12 +159,11 @@ function npmManifest(): unknown {
 export async function packNpm(work: string, target: string): Promise<string> {
   await bundleForNpm(work);
   await writeDeclarations(work);
-  for (const command of NPM_COMMANDS) {
-    writeFileSync(
-      join(work, `arrowquant-${command}.js`),
-      `#!/usr/bin/env node\nimport { launch } from "./npm_launch.js";\nawait launch("${command}");\n`,
-      { mode: 0o755 },
-    );
+  mkdirSync(join(work, "bin"));
+  for (const [name, args] of Object.entries(NPM_COMMANDS)) {
+    const call = `await launch(${JSON.stringify(args)});`;
+    const program = `#!/usr/bin/env node\nimport { launch } from "../npm_launch.js";\n${call}\n`;
+    writeFileSync(join(work, "bin", `${name}.js`), program, { mode: 0o755 });
   }
   mkdirSync(join(work, "kernels"), { recursive: true });
   for (const folder of KERNEL_FOLDERS) {

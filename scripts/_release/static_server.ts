@@ -15,6 +15,7 @@ const CONTENT_TYPES: Readonly<Record<string, string>> = {
 export interface OtherAnswer {
   readonly status: number;
   readonly body: Uint8Array | string;
+  readonly type?: string | undefined;
   /** Breaks the connection when that many bytes of the body are sent. */
   readonly breakAfter?: number | undefined;
 }
@@ -41,9 +42,10 @@ export async function serveFolder(
     requests.push(path);
     const given = answer?.(path);
     if (given !== undefined) {
-      const { status, body, breakAfter } = given;
+      const { status, body, type, breakAfter } = given;
       const bytes = typeof body === "string" ? new TextEncoder().encode(body) : body;
-      response.writeHead(status, { "content-length": bytes.length });
+      const types = type === undefined ? {} : { "content-type": type };
+      response.writeHead(status, { "content-length": bytes.length, ...types });
       if (breakAfter === undefined) response.end(bytes);
       else response.write(bytes.subarray(0, breakAfter), () => request.socket.destroy());
       return;

@@ -131,10 +131,12 @@ function attempts({ folder, tarball, libraries }: TrialOptions, empty: () => str
   );
   return [
     ["Deno imports mod.ts from a URL", () => fromUrl(folder, hasLibrary, empty())],
+    ["Deno imports arrowquant.js from a URL", () => singleFromUrl(folder, empty())],
     ["Deno imports every public module from a URL", () => doorsFromUrl(folder, empty())],
     ...emulation,
     ...single,
     ["Bun uses the npm package in an empty project", () => npmInBun(tarball, empty())],
+    ["Deno runs the npm package in an empty project", () => npmInDeno(tarball, empty())],
     ["npx of Node runs the npm package in an empty project", () => npmInNode(tarball, empty())],
     ["JSR takes the package (dry run)", () => jsrDryRun()],
   ];
@@ -177,6 +179,9 @@ const fromUrl = (folder: string, hasLibrary: boolean, cwd: string): Promise<stri
     if (fetched() !== 1) throw new Error("the second program must find the library in the cache");
     return first;
   });
+
+const singleFromUrl = (folder: string, cwd: string): Promise<string> =>
+  served(folder, cwd, (url) => program(`${url}arrowquant.js`), async (run) => judge(await run(), undefined));
 
 /** Variables of a Deno that has no cache yet. */
 const cleanDeno = (cwd: string) => ({
@@ -227,6 +232,15 @@ async function npmInBun(tarball: string, cwd: string): Promise<string> {
   return `${said}; ${imported}; ${await useCommands(cwd, bun, ["x", "--bun", "--no-install"])}`;
 }
 
+/** The installed package's file of the command, as `deno run npm:arrowquant` starts it. */
+async function npmInDeno(tarball: string, cwd: string): Promise<string> {
+  await need(deno, "Deno");
+  writeFileSync(join(cwd, "package.json"), JSON.stringify({ name: "trial", private: true }));
+  const added = await runProgram(bun, ["add", "--omit=optional", "--omit=peer", tarball], { cwd });
+  if (added.code !== 0) throw new Error(`bun add: ${added.errors}`);
+  return await useCommands(cwd, deno, ["run", "-A"], (name) => `node_modules/arrowquant/bin/${name}.js`);
+}
+
 async function npmInNode(tarball: string, cwd: string): Promise<string> {
   const npm = findProgram("npm"), npx = findProgram("npx"), node = findProgram("node");
   if (npm === undefined || npx === undefined || node === undefined) throw new Skip("no node, npm and npx");
@@ -272,21 +286,29 @@ async function emulated(library: string, cwd: string): Promise<string> {
 }
 
 /** Quantizes and looks into the result with the commands of the package. */
-async function useCommands(cwd: string, runner: string, args: readonly string[]): Promise<string> {
+async function useCommands(
+  cwd: string,
+  runner: string,
+  args: readonly string[],
+  pathOf = (name: string) => name,
+): Promise<string> {
   const model = join(fileURLToPath(PACKAGE_ROOT), "tests", "models", "dream-mini");
   const path = `${process.env["PATH"] ?? ""}:${join(bun, "..")}`;
-  const run = async (...rest: readonly string[]) => {
-    const outcome = await runProgram(runner, [...args, ...rest], { cwd, environment: { PATH: path } });
-    if (outcome.code !== 0) throw new Error(`${rest[0]}: exit status ${outcome.code}: ${outcome.errors}`);
+  const run = async (name: string, ...rest: readonly string[]) => {
+    const command = [...args, pathOf(name), ...rest];
+    const outcome = await runProgram(runner, command, { cwd, environment: { PATH: path } });
+    if (outcome.code !== 0) throw new Error(`${name}: exit status ${outcome.code}: ${outcome.errors}`);
     return outcome.output;
   };
+  const version = (await run("arrowquant", "--version")).trim();
   await run("arrowquant-quantize", "--help");
   const report = JSON.parse(
-    await run("arrowquant-quantize", model, "by-command", "--bits", "4", "--json"),
+    await run("arrowquant", "quantize", model, "by-command", "--bits", "4", "--json"),
   ) as { readonly backend: string; readonly totals: { readonly tensors: number } };
-  const found = JSON.parse(await run("arrowquant-inspect", "by-command", "--json")) as object;
+  const found = JSON.parse(await run("arrowquant", "inspect", "by-command", "--json")) as object;
+  await run("arrowquant", "export", "by-command", "plain", "--to", "safetensors", "--quiet");
   if (report.totals.tensors < 1 || Object.keys(found).length === 0) {
     throw new Error("the commands must quantize and inspect a model");
   }
-  return `arrowquant-quantize: ${report.totals.tensors} tensors, ${report.backend}`;
+  return `${version}: ${report.totals.tensors} tensors, ${report.backend}`;
 }

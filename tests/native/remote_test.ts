@@ -196,6 +196,16 @@ describe("import from a URL", () => {
         /Cannot fetch "[^"]*library\.so"/,
       ],
       ["no manifest", {}, /manifest\.json": the answer must have status 200, got 404/],
+      [
+        "a page in place of the manifest",
+        { "/manifest.json": { status: 200, body: "<html>", type: "text/html; charset=utf-8" } },
+        /fetch "http[^"]*manifest\.json": its content type must be application\/json, got text\/html; charset=utf-8/,
+      ],
+      [
+        "a page in place of the library",
+        { ...release(bytes), [`/${LIBRARY}`]: { status: 200, body: "<html>", type: "text/html" } },
+        /fetch "http[^"]*library\.so": its content type must be application\/octet-stream, got text\/html/,
+      ],
     ];
     for (const [name, given, reason] of cases) {
       answers = given;

@@ -50,6 +50,11 @@ describe("docs.ts", () => {
       "this command is not known",
       "there is no tests/none.ts",
     ]);
+    expect(await wrong("npx arrowquant bench --suite kernels\nbunx arrowquant export OUT PLAIN")).toEqual([]);
+    expect(await wrong("npx arrowquant bench --nope\nnpx arrowquant quantise M OUT")).toEqual([
+      "--help does not have --nope",
+      "there is no scripts/quantise.ts",
+    ]);
     expect(await wrong("bun run scripts/bench.ts tests/models/none")).toEqual([
       "there is no tests/models/none",
     ]);

@@ -3,7 +3,9 @@
  * the puzzles that a language model still solves and the glyphs that an image model still draws recognizably;
  * without tasks, the distance to full precision.
  */
+import { nameOfPath } from "../../files/whole.ts";
 import { loadStoredModel } from "../../models/mod.ts";
+import { layerSection, type LayersOverTime, layersOverTime } from "../layers_over_time.ts";
 import { atEverySetting } from "../settings.ts";
 import { mergeReports, type Suite, type SuiteReport } from "../suite.ts";
 import { planModels } from "./plan.ts";
@@ -23,7 +25,12 @@ export const accuracySuite: Suite<AccuracyRow> = {
         plan.path,
         (folder) => plan.yardstick.measure(loadStoredModel(folder, context.kernels)),
       );
-      reports.push(accuracyReport(context, plan, measured));
+      const report = accuracyReport(context, plan, measured), timed: LayersOverTime[] = [];
+      for (const folder of context.options.packed ?? []) {
+        context.progress(`${nameOfPath(folder)}, layers by time`);
+        timed.push(await layersOverTime(context.kernels, plan.path, folder));
+      }
+      reports.push({ ...report, sections: [...report.sections, ...timed.map(layerSection)], timed });
     }
     return mergeReports(reports);
   },

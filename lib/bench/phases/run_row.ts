@@ -4,7 +4,6 @@ import type { Calibrated } from "../../calibration/mod.ts";
 import { type Config, resolveConfig } from "../../config/mod.ts";
 import { type LoadedModel, modelFrom, storedTimeParameters } from "../../models/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
-import type { PhaseModel } from "../../phases/context.ts";
 import type { PhasesReport } from "../../phases/mod.ts";
 import {
   calibrateRun,
@@ -18,7 +17,7 @@ import {
   withOutput,
   writeRun,
 } from "../../pipeline/quantize_checkpoint.ts";
-import { packedLayers, readPackedTensor } from "../../quant/packed/checkpoint.ts";
+import { packedLayers } from "../../quant/packed/checkpoint.ts";
 import type { KnownSolutions } from "../../solve/candidates.ts";
 import { openCheckpoint, SIDECAR_FILE } from "../../tensor/mod.ts";
 import { TimeParameters } from "../../time/mod.ts";
@@ -124,17 +123,6 @@ export function outputDigests(folder: string): { readonly all: string; readonly 
       "hex",
     );
   return { all: digest(files), weights: digest(files.filter(([name]) => name !== SIDECAR_FILE)) };
-}
-
-/** Packed tensors and time parameters of a written model. */
-export function readStored(folder: string): Pick<PhaseModel, "weights" | "timeParameters"> {
-  using checkpoint = openCheckpoint(folder);
-  return {
-    weights: new Map(
-      [...packedLayers(checkpoint)].map(([name, layer]) => [name, readPackedTensor(checkpoint, layer)]),
-    ),
-    timeParameters: storedTimeParameters(checkpoint),
-  };
 }
 
 /**

@@ -21,6 +21,7 @@ import {
   type SuiteReport,
   type TimedSetting,
 } from "../suite.ts";
+import { readStored } from "../layers_over_time.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { phaseGoals } from "./goals.ts";
 import { phaseMemory } from "./memory.ts";
@@ -35,7 +36,7 @@ import {
   STATIC_ROW,
   UNREFINED_ROW,
 } from "./rows.ts";
-import { loadRow, outputDigests, readStored, RowRunner } from "./run_row.ts";
+import { loadRow, outputDigests, RowRunner } from "./run_row.ts";
 import { type SamplerRow, samplerSections } from "./sampler.ts";
 import { phaseScale, type ScaleRow } from "./scale.ts";
 import { forwardRatio, overhead, pipelineSeconds, selectionShare } from "./time.ts";
