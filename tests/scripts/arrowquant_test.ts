@@ -6,7 +6,7 @@ import { parseBenchArguments } from "../../scripts/bench.ts";
 import { commandOf } from "../../scripts/_command/programs.ts";
 import { runProgram } from "../../scripts/_command/run_program.ts";
 import { wrongCommands } from "../../scripts/docs.ts";
-import { isDeno, MODELS, ROOT, run, workplace } from "../_checkpoints.ts";
+import { MODELS, ROOT, run, workplace } from "../_checkpoints.ts";
 import { runtimeBinary } from "../_runtimes.ts";
 
 const place = workplace();
@@ -51,7 +51,7 @@ describe("arrowquant", () => {
     for (const name of COMMANDS) {
       const script = `${name === "export" ? "dequantize" : name}.ts`, help = run(script, ["--help"]).stdout;
       expect(arrowquant("help", name).stdout).toContain(`Usage: arrowquant ${name} `);
-      if (name !== "report") expect(help.match(/^[A-Z][^\n]*:\n  -/gm)!.length).toBeGreaterThan(1);
+      if (name !== "report") expect(help.match(/^[A-Z][^\n]*:\n {2}-/gm)!.length).toBeGreaterThan(1);
       const examples = help.split("\nExamples:\n")[1]!.split("\n\n")[0]!;
       const commands = examples.split("\n").filter((line) => !line.startsWith("  # ")).map((line) =>
         line.trim()
