@@ -585,7 +585,7 @@ describe("masks in a prompt", () => {
     expect(sequences.includes(MASK)).toBe(false);
     expect(thrown(() => lladaGenerate(model, Int32Array.of(5, 6), 1, { generationLength: 0 })).message)
       .toContain(
-        "generationLength must be a whole number ≥ 1, got 0",
+        "generationLength must be a whole number from 1 to 1000000, got 0",
       );
   });
 

@@ -444,7 +444,7 @@ describe("generation of Dream", () => {
   test("options out of range are refused before any work", () => {
     const refused = (options: Parameters<typeof diffusionGenerate>[3]) =>
       thrown(() => diffusionGenerate(model, add, 1, options));
-    expect(refused({ steps: 0 }).message).toContain("steps must be a whole number ≥ 1, got 0");
+    expect(refused({ steps: 0 }).message).toContain("steps must be a whole number from 1 to 1000000, got 0");
     for (
       const options of [
         { steps: 1.5 },
