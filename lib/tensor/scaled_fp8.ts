@@ -40,8 +40,9 @@ const MAX_SCALES = 2 ** 24;
 const WITHOUT_EFFECT = "input_scale scale_input output_scale scale_output input_scale_ub comfy_quant".split(
   " ",
 );
-/** Entries beside a weight that change its values in ways that are not known here. */
-const NOT_READ = "weight_scale_2 weight_global_scale weight_zero_point weight_offset".split(" ");
+/** Names that tell of a scale, and those of scales that the weights themselves do not have. */
+const SCALE_LIKE = /scal|max(?:$|_)|quant/i;
+const OF_ACTIVATIONS = /(?:^|_)(?:in|out|input|output|act|activation|[kvq]|kv|prob)(?:_|$)|^comfy_quant$/;
 /** Sizes of blocks where config.json gives none. */
 const BLOCK_SIZES = [1, 128, 16, 32, 64, 256, 512, 1024];
 /** Scales of keys and values in a cache of attention. */
@@ -78,12 +79,12 @@ export function scaledFp8(
     : scales.size > 0
     ? [""]
     : [];
-  const told = toldBy(config);
+  const told = toldBy(config), unread = unreadScales(names, all);
   for (const [name, codes] of fp8) {
-    const isScaled = saysScaled || parts.some((part) => name.startsWith(part)) ||
+    const isScaled = saysScaled || parts.some((part) => name.startsWith(part)) || unread.has(name) ||
       scaleNames(name).some((scale) => all.has(scale));
     if (!isScaled || scales.has(name)) continue;
-    const found = scaledTensor(name, codes, all, told);
+    const found = scaledTensor(name, codes, all, told, unread.get(name));
     if (typeof found === "string") {
       faults.push(found);
       continue;
@@ -99,17 +100,39 @@ export function scaledFp8(
   return { tensors, hidden, fault: faults.length === 0 ? undefined : faults[0] + more };
 }
 
+/** By FP8 tensor, an entry that its values depend on in a way that is not known here. */
+function unreadScales(
+  names: readonly string[],
+  all: ReadonlyMap<string, PlacedTensor>,
+): ReadonlyMap<string, string> {
+  const found = new Map<string, string>(), owners = new Map(names.map((name) => [stemOf(name), name]));
+  for (const name of names) owners.set(name, name);
+  for (const other of all.keys()) {
+    for (const { index } of other.matchAll(/[._]/g)) {
+      const before = other.slice(0, index), rest = other.slice(index + 1), owner = owners.get(before);
+      if (owner === undefined || owner === other || rest.includes(".")) continue;
+      const isOfWeight = before === owner && /(?:^|\.)weight$/.test(owner);
+      if (!isOfWeight && !SCALE_LIKE.test(rest)) continue;
+      if (!OF_ACTIVATIONS.test(rest) && !scaleNames(owner).includes(other)) found.set(owner, other);
+    }
+  }
+  return found;
+}
+
 /** An FP8 tensor with its scale, or why it cannot be read. */
 function scaledTensor(
   name: string,
   codes: PlacedTensor,
   all: ReadonlyMap<string, PlacedTensor>,
   told: Told,
+  unread: string | undefined,
 ): ScaledTensor | string {
   const found = scaleNames(name).filter((scale) => all.has(scale)), shown = quote(name);
   if (found.length !== 1) {
     return `${shown} in FP8 with ${
-      found.length === 0 ? "no scale" : `scales ${found.map(quote).join(" and ")}`
+      found.length === 0
+        ? unread === undefined ? "no scale" : `${quote(unread)}, which is not known here`
+        : `scales ${found.map(quote).join(" and ")}`
     }`;
   }
   const scale = all.get(found[0]!)!, { dtype, shape, elements } = scale.info;
@@ -121,8 +144,7 @@ function scaledTensor(
   if (label !== undefined && !format?.startsWith("float8_")) {
     return `${what} in the form ${quote(format ?? "comfy_quant")}`;
   }
-  const unread = NOT_READ.find((part) => all.has(beside(name, part)));
-  if (unread !== undefined) return `${what} and ${unread}`;
+  if (unread !== undefined) return `${what} and ${quote(unread)}`;
   const block = SCALE_DTYPES.includes(dtype) && elements > 0 && elements <= MAX_SCALES
     ? blockOf(codes.info.shape, shape, told.block)
     : undefined;

@@ -143,9 +143,13 @@ describe("FP8 weights read as codes times scales", () => {
   });
 
   test("not where nothing says that they are scaled", () => {
-    using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), { [W]: codes([2, 2]) }));
-    expect(checkpoint.tensors.get(W)!.info.dtype).toBe("F8_E4M3");
-    expect(checkpoint.foreign).toBe(undefined);
+    // scales of other tensors, as Flux has them, and those of a cache say nothing of the weights
+    const others = { "norm.scale": codes([2]), "attn.k_scale": floats([1]), "a.bias": codes([2]) };
+    for (const tensors of [{ [W]: codes([2, 2]) }, { [W]: codes([2, 2]), ...others }]) {
+      using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), tensors));
+      expect(checkpoint.tensors.get(W)!.info.dtype).toBe("F8_E4M3");
+      expect(checkpoint.foreign).toBe(undefined);
+    }
   });
 });
 
@@ -168,12 +172,19 @@ test("FP8 weights whose scales cannot be read are none, by name", () => {
     ["F32 [64, 3] for [64, 64]", { [W]: weight, "a.weight_scale": floats([64, 3]) }],
     ["F32 [0] for", { [W]: weight, "a.weight_scale": floats([0]) }],
     ["U8 [64, 2]", { [W]: weight, "a.weight_scale": u8([64, 2]) }],
-    ["and weight_scale_2", { [W]: weight, "a.weight_scale": floats([]), "a.weight_scale_2": floats([]) }],
+    ['and "a.weight_scale_2"', { [W]: weight, "a.weight_scale": floats([]), "a.weight_scale_2": floats([]) }],
     ["mxfp8", { [W]: weight, "a.weight_scale": floats([]), "a.comfy_quant": label("mxfp8") }],
     ["transform_config", { [W]: weight, "a.weight_scale": floats([]) }, {
       quantization_config: { transform_config: { config_groups: {} } },
     }],
   ];
+  // spellings of nobody that is known: raw codes are no weights beside any of them
+  const STRANGE =
+    "weight_scaling weight_scales w_scale scales scale_inv weight.scale weight_quant_scale dequant_scale weight_amax weight_s qscale scale_w weight_offset";
+  for (const name of STRANGE.split(" ")) {
+    cases.push([`FP8 with "a.${name}", which`, { [W]: weight, [`a.${name}`]: floats([64, 1]) }]);
+  }
+  cases.push(['FP8 with "a_scale", which', { [W]: weight, a_scale: floats([1]) }]);
   for (const [wanted, tensors, config] of cases) {
     using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), tensors, config ?? {}));
     expect(checkpoint.foreign ?? "read").toContain(wanted);
