@@ -19,6 +19,7 @@ const BY_NAME: readonly (readonly [RegExp, string])[] = [
   [/\.onnx(?:_data)?$/i, "an ONNX graph: take the model's original safetensors"],
   [/\.(?:h5|keras|hdf5|msgpack|npz|npy|tflite|pb|ot|mlmodel)$/i, `weights in another format: ${CONVERT}`],
   [/\.(?:dduf|zip|tar|tgz|gz|7z)$/i, "an archive: unpack it and give the folder"],
+  [/\.(?:part|incomplete|crdownload|aria2|download|tmp)$/i, "an unfinished download: fetch it again"],
   [/\.safetensors\.index(?:\.[\w-]+)?\.json$/, "an index of shards: give the folder that it lies in"],
 ];
 

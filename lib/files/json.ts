@@ -56,6 +56,9 @@ export function parseJson(bytes: Uint8Array, rules: JsonRules): unknown {
   } catch (cause) {
     throw new JsonFault("must be valid UTF-8", [], cause);
   }
+  if (text.startsWith("\ufeff")) {
+    throw new JsonFault("must begin without a byte order mark: save it as UTF-8 without one", []);
+  }
   const places = scan(text, rules);
   try {
     return places.length === 0 ? JSON.parse(text) : JSON.parse(marked(text, places), unmarked);

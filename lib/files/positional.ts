@@ -82,7 +82,9 @@ export function reading<T>(path: string, run: () => T): T {
 /** A failed open or read of an input. */
 export function inputError(path: string, cause: unknown): CheckpointError {
   const why = errorCode(cause) === "ENOENT"
-    ? "no such file or folder"
+    ? lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true
+      ? "a link that leads nowhere: the file it stands for is missing, fetch the model again"
+      : "no such file or folder"
     : cause instanceof Error
     ? cause.message
     : String(cause);

@@ -30,6 +30,8 @@ const isByte = ({ dtype }: TensorInfo) => /^[UI][48]$/.test(dtype);
 /** Floats that no kernel reads; without scales they are kept. */
 const isTiny = ({ dtype }: TensorInfo) => /^(?:F4|F6_\w+|F8_\w+FNUZ)$/.test(dtype);
 
+const SCALES = ["weight_scale", "weight_scale_inv", "scale_weight", "scale", "scales"];
+
 const KINDS: readonly Kind[] = [
   {
     what: "bitsandbytes weights",
@@ -87,7 +89,9 @@ const KINDS: readonly Kind[] = [
   {
     what: "integer or 4-bit weights",
     names: /(?:^|\.)weight$/,
-    holds: (info) => isByte(info) && info.shape.length > 1,
+    holds: (info, has) =>
+      info.shape.length > 1 &&
+      (isByte(info) || isInteger(info) && SCALES.some((part) => has(part) !== undefined)),
   },
 ];
 

@@ -121,6 +121,10 @@ describe("the tables", () => {
   });
 });
 
+test("sizes one level down, as models of text and images have them, are named", () => {
+  for (const key of ["text_config", "llm_config"]) refused("dream", { [key]: made.dream.config });
+});
+
 describe("rotary positions", () => {
   const same: Record<string, unknown>[] = [
     { rope_theta: 5e5 },

@@ -1,5 +1,5 @@
 import { afterAll, expect, test } from "bun:test";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CheckpointError, FormatError } from "../../lib/errors.ts";
 import { openCheckpoint, refuseForeign } from "../../lib/tensor/mod.ts";
@@ -17,6 +17,7 @@ const BYTES: Record<string, number> = {
   F4: 0.5,
   F16: 2,
   BF16: 2,
+  I16: 2,
   I32: 4,
   U32: 4,
   F32: 4,
@@ -52,6 +53,8 @@ test("weights of other quantizers are recognised by name", () => {
     ["Nunchaku", { qweight: "I8 8,8", wscales: "F16 1,8" }],
     ["integer or 4-bit weights", { weight: "I8 8,8" }],
     ["integer or 4-bit weights", { weight: "U8 8,8", weight_scale: "F32 8,1" }],
+    ["integer or 4-bit weights", { weight: "I32 8,8", weight_scale: "F32 8,1" }],
+    ["integer or 4-bit weights", { weight: "I16 8,8", scale: "F32 8,1" }],
     ["NVFP4", { weight: "F4 8,8", weight_scale: "F8_E8M0 8,1" }],
   ];
   for (const [what, entries] of cases) {
@@ -125,6 +128,13 @@ function refusal(files: Record<string, string | Uint8Array>, name = ""): string 
   return error.message;
 }
 
+test("a link whose file is missing, as in a cache that was cleaned, is told from a file that never was", () => {
+  const folder = place.fresh("cleaned");
+  mkdirSync(folder);
+  symlinkSync("../blobs/0f", join(folder, "model.safetensors"));
+  expect(thrown(() => openCheckpoint(folder)).message).toContain("a link that leads nowhere");
+});
+
 test("files of other formats are told by their names and by what is in them, with the way out", () => {
   const pickle = Uint8Array.of(0x80, 2, 0x63);
   const zip = new TextEncoder().encode("PK\x03\x04");
@@ -149,6 +159,9 @@ test("files of other formats are told by their names and by what is in them, wit
     ["weights in another format", { "tf_model.h5": "" }],
     ["another adapter alone", { "adapter_config.json": "{}", "adapter_model.bin": pickle }],
     ["an empty folder", {}],
+    ["an unfinished download", { "model.safetensors.incomplete": "" }],
+    ["an unfinished download", { "model.safetensors.part": "" }, "model.safetensors.part"],
+    ["without a byte order mark", { "model.safetensors": "", "config.json": "\ufeff{}" }],
     ["one folder lower: give", { "fp16/model.safetensors": "", "other/x": "" }],
   ];
   for (const [wanted, files, name] of cases) {

@@ -88,6 +88,7 @@ export const KEY_TABLES = {
     use_cache pretraining_tp chunk_size_feed_forward | ignored | another way to the same
     flash_attention attn_implementation _attn_implementation rope_full_precision upcast_attention | ignored | all is computed in float32
     auto_map _name_or_path transformers_version _diffusers_version tokenizer_class task_specific_params | ignored | about the file
+    text_config llm_config language_config | refused | sizes stand at the top: a model of more than text is not run
     output_attentions output_hidden_states return_dict torchscript is_encoder_decoder is_decoder id2label label2id | ignored | of other uses`),
   "Dream: generation_config.json": rows(`
     alg alg_temp eps | honoured | order in which masks are filled, its temperature, time of the last step
