@@ -50,9 +50,9 @@ const compiled = (
   objects: readonly string[],
 ): string[][] =>
   units.map((
-    unit,
+    { source, flags },
     i,
-  ) => [...compile, ...unit.flags, "-c", `kernels/${folder}/${unit.source}`, "-o", objects[i]!]);
+  ) => [...compile, ...flags, "-c", `kernels/${folder}/${source}`, "-o", objects[i]!]);
 
 /** The C drivers linked with kernels, and how they are run. */
 function drivers(
@@ -85,24 +85,16 @@ function kernelChecks(
   ];
 }
 
-/** Builds the library that tests and users open, or takes it from the cache. */
-const buildLibrary = [bun, "run", "scripts/build.ts"];
+/** Builds the library that tests and users open, or takes it from the cache; then a copy of it. */
+const buildLibrary = (...copy: readonly string[]) => [bun, "run", "scripts/build.ts", ...copy];
 
 /** The drivers on that library. */
-function libraryChecks(compiler: string, work: string): (readonly string[])[] {
-  const { flags, fileName } = nativePlan(process.platform, process.arch), library = join(work, fileName);
-  const compile = [compiler, ...flags, "-Werror", `-Wl,-rpath,${work}`];
+function libraryChecks(compiler: string, library: string): (readonly string[])[] {
+  const compile = [compiler, ...nativePlan(process.platform, process.arch).flags, "-Werror"];
   return [
-    [...buildLibrary, "--output", library],
-    ...drivers(compile, [library], join(work, "native"), (driver) => [driver, "1"]),
+    buildLibrary("--output", library),
+    ...drivers(compile, [library], `${library}-tested`, (driver) => [driver, "1"]),
   ];
-}
-
-/** The scalar kernels alone, the oracle that a driver is linked with. */
-function oracle(compiler: string, work: string): { commands: string[][]; objects: string[] } {
-  const { flags, units } = nativePlan("linux", "scalar");
-  const objects = units.map((unit) => join(work, `oracle-${objectName(unit)}`));
-  return { commands: compiled([compiler, ...flags], "cpu", units, objects), objects };
 }
 
 /** A CUDA library loaded and quantized with, in Bun and in Deno. */
@@ -118,8 +110,8 @@ function cudaTests(library: string): string[][] {
  * The CUDA sources compiled for the host, with the emulator's headers in place of CUDA's: the library's tests, then
  * the driver against the oracle, plainly and under sanitizers.
  */
-function cudaHostChecks(compiler: string, work: string, sanitize: readonly string[]): string[][] {
-  const { commands, objects } = oracle(compiler, work);
+function cudaHostChecks(work: string, sanitize: readonly string[]): string[][] {
+  const oracle = join(work, "oracle-of-host.so");
   const plan = cudaPlan(["90"]);
   const sources = plan.units.map((unit) => `kernels/cuda/${unit.source}`), driver = "kernels/tests/cuda.cu";
   const warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"];
@@ -128,30 +120,42 @@ function cudaHostChecks(compiler: string, work: string, sanitize: readonly strin
   const plain = join(work, "cuda-host"), sanitized = join(work, "cuda-host-sanitized");
   const libraries = ["-lm", "-pthread", "-ldl"];
   const shared = ["-O2", "-fPIC", "-fvisibility=hidden", "-shared", "-x", "c++"];
-  const asObjects = ["-x", "none", ...objects];
+  const asLibrary = ["-x", "none", oracle];
   return [
-    ...commands,
+    buildLibrary("--output", oracle),
     [...base, ...shared, ...sources, "-o", library, "-ldl"],
     ...cudaTests(library),
-    [...base, "-O2", "-x", "c++", driver, ...asObjects, library, "-o", plain, ...libraries],
+    [...base, "-O2", "-x", "c++", driver, ...asLibrary, library, "-o", plain, ...libraries],
     [plain, "1", "quick"],
-    [...base, ...sanitize, "-x", "c++", driver, ...sources, ...asObjects, "-o", sanitized, ...libraries],
+    [
+      ...base,
+      "-O1",
+      ...sanitize,
+      "-x",
+      "c++",
+      driver,
+      ...sources,
+      ...asLibrary,
+      "-o",
+      sanitized,
+      ...libraries,
+    ],
     [sanitized, "2", "quick"],
   ];
 }
 
 /** The CUDA library for one architecture, its tests, and the driver, which needs a device. */
-function cudaChecks(compiler: string, work: string): string[][] {
+function cudaChecks(work: string): string[][] {
   const plan = cudaPlan(["90"]), { flags, units } = plan;
   const objects = units.map((unit) => join(work, objectName(unit)));
   const library = join(work, plan.fileName), driver = join(work, "cuda");
-  const cpu = oracle(compiler, work);
+  const oracle = join(work, "oracle-of-device.so");
   return [
     ...compiled(["nvcc", ...flags], "cuda", units, objects),
     ["nvcc", ...flags, ...plan.linkFlags, ...objects, "-o", library],
     ...cudaTests(library),
-    ...cpu.commands,
-    ["nvcc", ...flags, "kernels/tests/cuda.cu", ...cpu.objects, library, "-o", driver, "-lm"],
+    buildLibrary("--output", oracle),
+    ["nvcc", ...flags, "kernels/tests/cuda.cu", oracle, library, "-o", driver, "-lm"],
     [driver, "1", "quick"],
   ];
 }
@@ -239,21 +243,21 @@ async function nativeSteps(work: string): Promise<Step[]> {
     return missing === undefined ? { name, commands } : { name, commands, skip: `no ${missing}` };
   };
   const at = (name: string) => join(work, name), cross = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
-  const sanitize = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-  const sanitized = kernelChecks(cc, process.arch, at("sanitized"), ["2", "quick"], sanitize);
+  const sanitize = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+  const sanitized = kernelChecks(cc, process.arch, at("sanitized"), ["2", "quick"], ["-O0", ...sanitize]);
   const neon = kernelChecks(cross, "arm64", at("neon"), ["4", "quick"], ["-static"], [emulator]);
   const wasm = [[bun, "run", "scripts/build.ts", "--wasm", "--output", at("wasm_binary.ts")]];
   return [
-    step("native library", [buildLibrary], "cc"),
-    step("kernels against the oracle", libraryChecks(cc, work), "cc"),
+    step("native library", [buildLibrary()], "cc"),
+    step("kernels against the oracle", libraryChecks(cc, at("library.so")), "cc"),
     step("kernels under address and undefined-behaviour sanitizers", sanitized, "cc"),
     step("kernels built by clang", kernelChecks("clang", process.arch, at("clang"), ["3", "quick"]), "clang"),
     step("NEON kernels under emulation", neon, cross, emulator),
     step("WebAssembly builds", wasm, "clang", "wasm-ld"),
     // Fetched, installed and imported as users do; what cannot be tried here it says.
     step("release", [[bun, "run", "scripts/release.ts", at("release")]], "cc"),
-    step("CUDA kernels on the host", cudaHostChecks(cc, work, sanitize), "cc", "c++"),
-    step("CUDA", cudaChecks(cc, work), "cc", "nvcc"),
+    step("CUDA kernels on the host", cudaHostChecks(work, sanitize), "cc", "c++"),
+    step("CUDA", cudaChecks(work), "cc", "nvcc"),
   ];
 }
 

@@ -6,11 +6,12 @@ import { fileURLToPath } from "node:url";
 import {
   buildHash,
   buildLibrary,
+  type BuildPlan,
   builtLibrary,
   compilerVersion,
   nativePlan,
 } from "../../lib/native/build.ts";
-import { cacheFolder, compilerCandidates, openLibrary } from "../../lib/native/library.ts";
+import { buildPlace, cacheFolder, compilerCandidates, openLibrary } from "../../lib/native/library.ts";
 import { PACKAGE_ROOT } from "../../lib/native/location.ts";
 import type { ReleaseLibrary, ReleaseManifest } from "../../lib/native/release_manifest.ts";
 import { KernelError } from "../../lib/errors.ts";
@@ -30,6 +31,14 @@ function elfMachine(bytes: Uint8Array): number | undefined {
   const isElf = bytes.length > 20 && bytes[0] === 0x7f && bytes[1] === 0x45 && bytes[2] === 0x4c &&
     bytes[3] === 0x46;
   return isElf ? bytes[18]! | bytes[19]! << 8 : undefined;
+}
+
+/** The library that is opened here, if this compiler made it: its version stands in the file. */
+function openedLibrary(plan: BuildPlan, kernels: string, version: string): string | undefined {
+  const place = buildPlace("native library", "", plan, () => undefined);
+  const path = place?.kernels === kernels ? builtLibrary(plan, place.folder) : undefined;
+  const mark = version.replace(/^\S+ /, ""); // without the name that the compiler was called by
+  return path !== undefined && readFileSync(path).includes(mark) ? path : undefined;
 }
 
 /**
@@ -64,7 +73,8 @@ export async function buildLibraries(
     const cache = cacheFolder();
     const hash = buildHash(plan, kernels, compiler.version).slice(0, 16);
     const work = join(cache ?? folder, `release-${platform}-${architecture}-${hash}`);
-    let built = builtLibrary(plan, work);
+    let built = builtLibrary(plan, work) ??
+      (isHere ? openedLibrary(plan, kernels, compiler.version) : undefined);
     if (built === undefined) {
       onMessage(`${platform}-${architecture}: building with ${compiler.command} (${compiler.version}) …`);
       built = await buildLibrary(plan, kernels, compiler.command, work);
