@@ -204,7 +204,9 @@ async function tryCall(name: string, fn: (...args: unknown[]) => unknown) {
       if (typeof result?.next === "function") await result.next();
     } catch (error) {
       const code = (error as { code?: unknown } | undefined)?.code;
-      const isTyped = error instanceof TypeError || error instanceof RangeError ||
+      // an array of big integers does not take the language's texts and numbers, and says so by a SyntaxError
+      const isBigInt = error instanceof SyntaxError && /BigInt/.test(error.message);
+      const isTyped = isBigInt || error instanceof TypeError || error instanceof RangeError ||
         String(code).startsWith("AQ_");
       if (!isTyped && !untyped.some((text) => text.startsWith(`${name}: `))) {
         untyped.push(`${name}: ${error}`);

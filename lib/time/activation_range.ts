@@ -4,6 +4,8 @@
  * from it by minimum and maximum, percentile or least squared error.
  */
 
+import { checkFloats, checkWhole } from "../native/call.ts";
+
 /** Bins of a histogram: at 8 bits eight of them a code, before a range is cut. */
 export const HISTOGRAM_BINS = 2048;
 /** Ends tried by the search for the least squared error, each 4 % nearer to 0: down to a thirteenth. */
@@ -330,6 +332,7 @@ export function fakeQuantize(
   bits: ActivationBits,
   out: Float32Array,
 ): Float32Array {
+  checkFloats("quantize activations", { x: [x, x.length], out: [out, x.length] });
   const low = -zeroPoint, high = 2 ** bits - 1 - zeroPoint;
   for (let i = 0; i < x.length; i++) {
     const position = Math.fround(x[i]! / scale);
@@ -355,6 +358,8 @@ export function fakeQuantizePerToken<Out extends Float32Array>(
   bits: ActivationBits,
   out: Out,
 ): Out {
+  checkWhole("quantize activations", "cols", cols, 1);
+  checkFloats("quantize activations", { x: [x, x.length], out: [out, x.length] });
   for (let begin = 0; begin < x.length; begin += cols) {
     const token = x.subarray(begin, begin + cols);
     let low = 0, high = 0;
