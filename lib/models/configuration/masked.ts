@@ -3,6 +3,9 @@ import type { MaskedTransformerConfig } from "../masked/config.ts";
 import { type ConfigFields, MAX_BLOCKS } from "../model_config.ts";
 import { rotaryTheta } from "./rope.ts";
 
+/** Most positions, the header's `AQ_MAX_POSITION`: a kernel turns no token that is further on. */
+const MAX_POSITIONS = 2 ** 20;
+
 /**
  * The special tokens. As in transformers, generation_config.json wins over config.json where it has them; of
  * a list the first is the one that is written, and every end token ends a text.
@@ -48,7 +51,7 @@ export function dreamConfig(fields: ConfigFields): MaskedTransformerConfig {
     heads,
     keyValueHeads,
     headSize,
-    maxTokens: fields.count("max_position_embeddings", 32_768),
+    maxTokens: Math.min(MAX_POSITIONS, fields.count("max_position_embeddings", 32_768)),
     normEpsilon: fields.positive("rms_norm_eps", 1e-6),
     rotaryTheta: rotaryTheta(fields),
     logitShift: 1,
@@ -89,7 +92,7 @@ export function lladaConfig(fields: ConfigFields): MaskedTransformerConfig {
     heads,
     keyValueHeads,
     headSize,
-    maxTokens: fields.count("max_sequence_length"),
+    maxTokens: Math.min(MAX_POSITIONS, fields.count("max_sequence_length")),
     normEpsilon: fields.positive("rms_norm_eps", 1e-5),
     rotaryTheta: rotaryTheta(fields),
     logitShift: 0,
