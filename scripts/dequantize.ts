@@ -74,6 +74,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
         `${formatCount(totals.tensors)} tensors, ${formatCount(totals.weights)} weights; ` +
         `${formatCount(totals.tensorsKept)} kept as they were`,
       ],
+      ["opens in", report.opensIn],
       ["backend", `${report.backend}, ${report.threads} threads`],
       ["time", `${seconds.toFixed(2)} s, peak memory ${formatBytes(memory)}`],
     ]));

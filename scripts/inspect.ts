@@ -1,9 +1,10 @@
 /** `inspect.ts PATH`: what a checkpoint contains, ours or any; against its original, what quantizing cost. */
+import { isJsonObject } from "../lib/files/json.ts";
 import { kindOf } from "../lib/files/whole.ts";
 import { CheckpointError } from "../lib/errors.ts";
 import { runLimits } from "../lib/models/mod.ts";
 import type { Kernels } from "../lib/native/mod.ts";
-import { type Mismatch, readManifest, verifyFiles } from "../lib/pipeline/mod.ts";
+import { type Mismatch, opensIn, readManifest, verifyFiles } from "../lib/pipeline/mod.ts";
 import {
   addStatistics,
   cosine,
@@ -16,6 +17,7 @@ import { type PackedLayer, packedLayers, readPackedTensor } from "../lib/quant/p
 import {
   BYTES_PER_ELEMENT,
   type Checkpoint,
+  CONFIG_KEY,
   elementCount,
   isFloatDtype,
   openCheckpoint,
@@ -109,6 +111,14 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   }
 
   const quantized = rows.filter((row) => row.bits !== undefined);
+  const section = checkpoint.config?.[CONFIG_KEY],
+    method = isJsonObject(section) ? section["quant_method"] : "";
+  const readers = opensIn(
+    checkpoint.kind,
+    foreign === undefined && quantized.length === 0
+      ? undefined
+      : typeof method === "string" && method || "its form",
+  );
   const sum = (of: readonly Row[], key: "bytes" | "weights") =>
     of.reduce((total, row) => total + row[key], 0);
   const totals = {
@@ -125,6 +135,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
     printJson({
       path,
       modelKind: checkpoint.kind,
+      opensIn: readers,
       notes,
       files: checkpoint.files.map(({ name, file: { fileBytes: bytes, metadata } }) => ({
         name,
@@ -137,7 +148,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
       mismatches,
       tensors: rows,
     });
-  } else printReport(path, { ...checkpoint, notes }, rows, totals, kernels, mismatches);
+  } else printReport(path, { ...checkpoint, notes, opensIn: readers }, rows, totals, kernels, mismatches);
 
   return mismatches === undefined || mismatches.length === 0 ? 0 : EXIT_CODES.AQ_INTEGRITY;
 }
@@ -219,7 +230,7 @@ async function compare(
 
 function printReport(
   path: string,
-  checkpoint: Pick<Checkpoint, "kind" | "notes">,
+  checkpoint: Pick<Checkpoint, "kind" | "notes"> & { readonly opensIn: string },
   rows: readonly Row[],
   totals: Readonly<Record<string, number | null>>,
   kernels: Kernels,
@@ -259,6 +270,7 @@ function printReport(
         } weights at ` +
           `${share.toFixed(3)} bits per weight`,
     ],
+    ["opens in", printable(checkpoint.opensIn)],
     ["all weights", `${totals["bitsPerWeightOfAll"]?.toFixed(3) ?? "-"} bits per weight`],
     ["backend", kernels.describe()],
     ...(mismatches === undefined ? [] : [[

@@ -14,8 +14,8 @@ import {
 import { nameOfPath } from "../lib/files/whole.ts";
 import { environmentOf } from "../lib/eval/environment.ts";
 import type { Kernels } from "../lib/native/mod.ts";
-import { KEEP_RULES, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
-import { cosine, relativeRmsError } from "../lib/quant/mod.ts";
+import { KEEP_RULES, outputErrors, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
+import { relativeRmsError } from "../lib/quant/mod.ts";
 import { openCheckpoint } from "../lib/tensor/mod.ts";
 import { type Arguments, environmentVariables, type Usage, UsageError } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
@@ -159,12 +159,15 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
     }
   }
   const { output, totals } = report;
-  display.result(`${totals.tensors} tensors at ${totals.bitsPerWeight.toFixed(3)} bits per weight`, {
-    output,
-    ...totals,
-    seconds,
-    peakMemoryBytes: peakResidentBytes(),
-  });
+  display.result(
+    `${totals.tensors} tensors quantized, all weights at ${totals.bitsPerWeightOfAll.toFixed(3)} bits`,
+    {
+      output,
+      ...totals,
+      seconds,
+      peakMemoryBytes: peakResidentBytes(),
+    },
+  );
   if (flags.json) {
     const weightsPerSecond = report.totals.weights / seconds;
     printJson({ ...report, seconds, weightsPerSecond, peakMemoryBytes: peakResidentBytes() });
@@ -290,6 +293,36 @@ function printPlan({ plan }: RunReport): void {
   print("");
 }
 
+/** Errors, those that rank solvers first. */
+function errorFacts({ heldOut, layers, totals }: RunReport): [label: string, value: string][] {
+  const solved = outputErrors(layers), hasSolved = solved.length > 0;
+  const median = solved[Math.floor(solved.length / 2)]?.error.toPrecision(3);
+  const byWeights = hasSolved ? [] : layers.flatMap(({ name, bits, statistics }) => {
+    return statistics === undefined ? [] : [{ name, bits, error: relativeRmsError(statistics) }];
+  }).sort((a, b) => b.error - a.error);
+  const worst = (hasSolved ? solved : byWeights).slice(0, WORST_LAYERS);
+  return [
+    ...(heldOut === undefined
+      ? []
+      : [["held out", `${heldOut.metric}: ${heldOut.value.toPrecision(4)}`] as [string, string]]),
+    ...(hasSolved
+      ? [["output error", `${median} relative, median of ${solved.length} layers`] as [string, string]]
+      : []),
+    ...(totals.relativeRmsError === undefined ? [] : [[
+      "weight error",
+      `relative RMS ${totals.relativeRmsError.toPrecision(4)}, cosine ${
+        totals.cosine!.toFixed(6)
+      }; does not rank solvers`,
+    ] as [string, string]]),
+    ...worst.map(({ name, bits, error }, i): [string, string] => [
+      i === 0 ? "worst" : "",
+      `${printable(name)}: ${bits} bits, ${hasSolved ? "output error" : "relative RMS"} ${
+        error.toPrecision(4)
+      }`,
+    ]),
+  ];
+}
+
 function printSummary(report: RunReport, seconds: number): void {
   const { totals, dryRun, layers, plan, tensorsResumed } = report;
   const rows = dryRun ? plan.rows : layers;
@@ -314,10 +347,6 @@ function printSummary(report: RunReport, seconds: number): void {
   const head = ["layers", "tensors", "weights", "before", "after", "bits/weight"];
   print(formatCells([head, ...table], [1, 2, 3, 4, 5]));
   print("");
-  const worst = layers.flatMap(({ name, bits, statistics }) =>
-    statistics === undefined ? [] : [{ name, bits, statistics }]
-  )
-    .sort((a, b) => cosine(a.statistics) - cosine(b.statistics)).slice(0, WORST_LAYERS);
   const fallbacks = layers.filter(({ tried }) => tried !== undefined).length;
   const rate = tensorsResumed > 0 ? "" : `, ${(totals.weights / seconds / 1e6).toFixed(1)} M weights/s`;
   const facts: [label: string, value: string, isShown?: boolean][] = [
@@ -334,19 +363,9 @@ function printSummary(report: RunReport, seconds: number): void {
       "quantized",
       `${formatCount(totals.weights)} weights at ${totals.bitsPerWeight.toFixed(3)} bits per weight`,
     ],
-    [
-      "error",
-      `relative RMS ${totals.relativeRmsError?.toPrecision(4)}, cosine ${totals.cosine?.toFixed(6)}`,
-      totals.relativeRmsError !== undefined,
-    ],
-    ...worst.map(({ name, bits, statistics }, i): [string, string] => {
-      const error = relativeRmsError(statistics).toPrecision(4), similar = cosine(statistics).toFixed(6);
-      return [
-        i === 0 ? "worst" : "",
-        `${printable(name)}: ${bits} bits, relative RMS ${error}, cosine ${similar}`,
-      ];
-    }),
+    ...errorFacts(report),
     ["min_accuracy", `missed at first by ${fallbacks} tensors; the manifest has each step`, fallbacks > 0],
+    ["opens in", report.opensIn],
     ["copied", report.copied.map(printable).join(", "), report.copied.length > 0],
     ["not copied", report.left.map(printable).join(", "), report.left.length > 0],
     [

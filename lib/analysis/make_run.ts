@@ -6,7 +6,7 @@ import type { BenchOptions } from "../bench/options.ts";
 import type { SuiteRow } from "../bench/rows.ts";
 import type { SuiteReport, TimedSetting } from "../bench/suite.ts";
 import { formatConfig, type ResolvedConfig, withPhaseSolver } from "../config/mod.ts";
-import type { RunReport } from "../pipeline/mod.ts";
+import { outputErrors, type RunReport } from "../pipeline/mod.ts";
 import type { PhasesReport } from "../phases/mod.ts";
 import { nameOfPath } from "../files/whole.ts";
 import { TOOL_VERSION } from "../output/record.ts";
@@ -150,6 +150,14 @@ export async function quantizeRun(name: string, result: QuantizeResult): Promise
   const { totals, layers, layerMilliseconds, threads, tensorsResumed } = report;
   const model = nameOfPath(report.input), setting = settingOf(resolved);
   const megabytes = (bytes: number) => `${(bytes / 1e6).toPrecision(4)} MB`;
+  const { heldOut } = report, solved = outputErrors(layers);
+  const errors = {
+    metric: heldOut?.metric ?? "not measured",
+    heldOut: heldOut?.value ?? null,
+    output: solved[Math.floor(solved.length / 2)]?.error ?? null,
+    weights: totals.relativeRmsError ?? null,
+    bits: totals.bitsPerWeightOfAll,
+  };
   const fallbacks = layers.filter(({ tried }) => tried !== undefined).length;
   return {
     name,
@@ -169,10 +177,17 @@ export async function quantizeRun(name: string, result: QuantizeResult): Promise
       { label: "bits per weight, all tensors", value: `${totals.bitsPerWeightOfAll.toFixed(3)} bits` },
       { label: "bits per weight, quantized layers", value: `${totals.bitsPerWeight.toFixed(3)} bits` },
       { label: "files", value: `${megabytes(totals.fileBytesBefore)} → ${megabytes(totals.fileBytesAfter)}` },
-      ...(totals.relativeRmsError === undefined
+      ...(heldOut === undefined
         ? []
-        : [{ label: "relative RMS error of the weights", value: totals.relativeRmsError.toPrecision(4) }]),
-      ...(totals.cosine === undefined ? [] : [{ label: "cosine", value: totals.cosine.toFixed(6) }]),
+        : [{ label: `held out, ${heldOut.metric}`, value: heldOut.value.toPrecision(4) }]),
+      ...(errors.output === null
+        ? []
+        : [{ label: "relative output error, median of layers", value: errors.output.toPrecision(3) }]),
+      ...(totals.relativeRmsError === undefined ? [] : [{
+        label: "relative RMS error of the weights (does not rank solvers)",
+        value: totals.relativeRmsError.toPrecision(4),
+      }]),
+      { label: "opens in", value: report.opensIn },
       { label: "tensors", value: `${totals.tensors} quantized, ${totals.tensorsKept} kept` },
       ...(fallbacks > 0 ? [{ label: "more bits for min_accuracy", value: `${fallbacks} tensors` }] : []),
       ...(tensorsResumed > 0
@@ -181,6 +196,7 @@ export async function quantizeRun(name: string, result: QuantizeResult): Promise
       ...(report.phases === undefined ? [] : phaseSummary(report.phases)),
       { label: "time", value: `${seconds.toFixed(2)} s` },
     ],
+    errors,
     sections: [],
     goals: [],
     skipped: [],

@@ -55,6 +55,7 @@ export function layerRowsOf(
       kind: layerKind(name),
       action: layer.action === "keep" ? "kept" : quantized,
       bitsPerWeight: weights === 0 ? null : bytesAfter * 8 / weights,
+      outputError: layer.solved?.relativeError ?? null,
       relativeRmsError: statistics === undefined ? null : relativeRmsError(statistics),
       cosine: statistics === undefined ? null : cosine(statistics),
       maxError: statistics?.maxError ?? null,

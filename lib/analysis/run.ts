@@ -30,6 +30,19 @@ export interface SummaryItem {
   readonly value: string;
 }
 
+/** Errors of a quantization; null where they were not measured. */
+export interface RunErrors {
+  /** What `heldOut` is. */
+  readonly metric: string;
+  readonly heldOut: number | null;
+  /** Median relative output error of the solved layers. */
+  readonly output: number | null;
+  /** Relative RMS of the weights, which does not rank solvers. */
+  readonly weights: number | null;
+  /** Bits per weight of all tensors. */
+  readonly bits: number;
+}
+
 /** A finished run. */
 export interface Run {
   /** Short, for the columns of a comparison. */
@@ -45,6 +58,8 @@ export interface Run {
   readonly environment: Readonly<Record<string, Json>>;
   readonly configuration: Readonly<Record<string, Json>>;
   readonly summary: readonly SummaryItem[];
+  /** Of a quantization. */
+  readonly errors?: RunErrors | undefined;
   /** Tables as the command printed them. */
   readonly sections: readonly Section[];
   readonly goals: readonly Goal[];
@@ -164,6 +179,7 @@ function checksOf(path: string) {
       return Object.assign(Object.create(null), cells) as Section["rows"][number];
     }),
   });
+  const numberOrNull = (value: unknown, place: string) => value === null ? null : number(value, place);
   const run = fields<Omit<Run, "name" | "tables">>({
     title: text,
     command: text,
@@ -173,6 +189,13 @@ function checksOf(path: string) {
     environment: values,
     configuration: values,
     summary: list(fields<SummaryItem>({ label: text, value: text })),
+    errors: optional(fields<RunErrors>({
+      metric: text,
+      heldOut: numberOrNull,
+      output: numberOrNull,
+      weights: numberOrNull,
+      bits: number,
+    })),
     sections: list(section),
     goals: list(fields<Goal>({
       goal: text,

@@ -8,6 +8,12 @@ import type { Calibrated, CalibrationPart } from "./mod.ts";
 import { blockCount } from "./collect.ts";
 import { maskedRows, rowsOf } from "./step_kl.ts";
 
+/** What {@linkcode heldOutDistance} measures, by what the model generates. */
+export const HELD_OUT_METRICS: Readonly<Record<Calibrated["kind"], string>> = {
+  sequences: "KL at masked positions, nats",
+  images: "relative noise error",
+};
+
 /**
  * Distance of a model with other weights from full precision on the held-out part: mean KL at masked positions
  * in nats for sequences, mean ‖ε̂ − ε‖² / ‖ε‖² for images; NaN where nothing was held out.

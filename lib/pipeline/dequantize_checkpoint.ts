@@ -3,6 +3,7 @@ import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { Kernels } from "../native/mod.ts";
 import { withoutQuantizationConfig } from "../output/config_file.ts";
+import { opensIn } from "../output/readers.ts";
 import { type RewriteContent, type RewriteJob, type RewriteStep, withRewrite } from "../output/rewrite.ts";
 import { type PackedLayer, packedLayers } from "../quant/packed/checkpoint.ts";
 import {
@@ -100,6 +101,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
     input,
     output,
     modelKind: checkpoint.kind,
+    opensIn: opensIn(checkpoint.kind, undefined),
     plan: { rows: [], warnings: [] },
     ...namesBeside(beside),
     ...writtenReport(checkpoint, await withRewrite(job, options, (rewrite) => rewrite.write(content))),

@@ -4,7 +4,8 @@
  */
 export { dequantizeCheckpoint, type DequantizeCheckpointOptions } from "./dequantize_checkpoint.ts";
 export { quantizeCheckpoint, type QuantizeCheckpointOptions } from "./quantize_checkpoint.ts";
-export type { RunReport, Totals } from "./run_report.ts";
+export { outputErrors, type RunReport, type Totals } from "./run_report.ts";
+export { opensIn } from "../output/readers.ts";
 export { type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 export { KEEP_RULES, type KeepRule } from "../plan/rules.ts";
 export { type Mismatch, readManifest, verifyFiles, WORK_FOLDER } from "../output/output_folder.ts";

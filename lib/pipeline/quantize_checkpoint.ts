@@ -7,6 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
 import type { Calibrated } from "../calibration/mod.ts";
+import { HELD_OUT_METRICS, heldOutDistance } from "../calibration/held_out.ts";
 import type { SaveCalibration } from "../calibration/source.ts";
 import {
   canonicalConfig,
@@ -24,6 +25,7 @@ import { limitsOf } from "../files/limits.ts";
 import { quote } from "../files/positional.ts";
 import { runLimits } from "../models/mod.ts";
 import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
+import { opensIn } from "../output/readers.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
 import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
 import { type Rewrite, type RewriteContent, type RewriteJob, withRewrite } from "../output/rewrite.ts";
@@ -34,6 +36,7 @@ import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { type RunOptions, stoppable } from "../progress.ts";
 import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
+import { quantizedByWeights } from "../solve/by_weights.ts";
 import { planByBudget } from "../solve/sensitivity.ts";
 import {
   type Checkpoint,
@@ -64,7 +67,7 @@ import {
 } from "./checkpoint_run.ts";
 import { announce } from "./forecast.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
-import { type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
+import { type HeldOutError, type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
 import { digestTensors, HashingReader } from "../output/source_digest.ts";
 
 /** Input and settings of a run. */
@@ -172,8 +175,25 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     const calibrated = await calibrateRun(run, planned, output);
     const solved = await solveRun(run, planned, calibrated, { output });
     const phases = await phasesRun(run, planned, calibrated, solved);
-    return await writeRun(run, planned, { solved, phases }, output);
+    const report = await writeRun(run, planned, { solved, phases }, output);
+    return { ...report, heldOut: heldOutError(run, planned, calibrated, { solved, phases }) };
   });
+}
+
+/** Held-out error of what was written; after a refinement its own metric, which counts biases too. */
+function heldOutError(
+  { config, kernels }: QuantizeRun,
+  { plan }: PlannedRun,
+  calibrated: Calibrated | undefined,
+  { solved, phases }: { readonly solved: SolvedModel | undefined; readonly phases: PhaseResult | undefined },
+): HeldOutError | undefined {
+  const { refinement } = phases?.report ?? {};
+  if (refinement?.kept === true) return { metric: "step KL, nats", value: refinement.heldOutAfter };
+  if (calibrated === undefined || calibrated.data.heldOut.length === 0) return undefined;
+  const metric = HELD_OUT_METRICS[calibrated.kind];
+  if (solved !== undefined) return { metric, value: solved.distances[solved.chosen]! };
+  const packed = quantizedByWeights(calibrated.model, plan.rows, config, kernels);
+  return { metric, value: heldOutDistance(calibrated, packed) };
 }
 
 /** The report of a run that writes nothing. */
@@ -500,6 +520,7 @@ const reportOf = (
   input: checkpoint.path,
   output,
   modelKind: checkpoint.kind,
+  opensIn: opensIn(checkpoint.kind, String(quantizationConfig(plan.rows, config)["quant_method"])),
   plan,
   ...namesBeside(beside),
   threads: kernels?.threads ?? threadCount(config.numThreads, "native"),

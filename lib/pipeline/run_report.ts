@@ -24,6 +24,13 @@ export interface Totals {
   readonly cosine: number | undefined;
 }
 
+/** Distance of the packed model from full precision on samples that nothing was solved on. */
+export interface HeldOutError {
+  /** As in `KL at masked positions, nats`. */
+  readonly metric: string;
+  readonly value: number;
+}
+
 /** Result of a run, or of its plan alone. */
 export interface RunReport {
   readonly input: string;
@@ -36,6 +43,10 @@ export interface RunReport {
   /** Time of each: read, quantize, verify, write; null where an earlier run had done it. */
   readonly layerMilliseconds: readonly (number | null)[];
   readonly totals: Totals;
+  /** Undefined without calibration, where nothing is held out, and where an earlier run had finished. */
+  readonly heldOut?: HeldOutError | undefined;
+  /** Programs that read the result, and what would make others. */
+  readonly opensIn: string;
   /** Files beside the weights that were copied, and those that were not. */
   readonly copied: readonly string[];
   readonly left: readonly string[];
@@ -58,6 +69,15 @@ export function writtenReport(
   const written = Object.entries(files).filter(([name]) => own.has(name));
   const totals = totalsOf(checkpoint, layers, sum(written.map(([, { bytes }]) => bytes)));
   return { dryRun: false, layers, totals, layerMilliseconds: milliseconds, tensorsResumed };
+}
+
+/** Relative errors of the solved layers' outputs, the largest first. */
+export function outputErrors(
+  layers: readonly LayerRecord[],
+): readonly { readonly name: string; readonly bits: number; readonly error: number }[] {
+  return layers.flatMap(({ name, bits = 16, solved }) =>
+    solved === undefined ? [] : [{ name, bits, error: solved.relativeError }]
+  ).sort((a, b) => b.error - a.error);
 }
 
 /** Sums over the rows of a plan, or over what became of them. */

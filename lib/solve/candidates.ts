@@ -13,7 +13,7 @@ import type { Calibrated } from "../calibration/mod.ts";
 import { sha256 } from "../files/whole.ts";
 import { isTokenTable, type Plan, type PlanRow } from "../plan/plan.ts";
 import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
-import { heldOutDistance } from "../calibration/held_out.ts";
+import { HELD_OUT_METRICS, heldOutDistance } from "../calibration/held_out.ts";
 import { quantizedByWeights } from "./by_weights.ts";
 import { type SolvedLayer, solveModel } from "./solve_model.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
@@ -190,11 +190,12 @@ function reportChoice(
   event: Report,
 ): void {
   if (data.heldOut.length > 0) {
-    const unit = kind === "sequences" ? "KL at masked positions, nats" : "relative noise error";
     const values = distances.map((value) => Number.isNaN(value) ? "-" : value.toPrecision(3)).join(", ");
     event(
       "calibrate",
-      `held out, ${unit}: ${values}${distances.length > 1 ? `; candidate ${chosen + 1} taken` : ""}`,
+      `held out, ${HELD_OUT_METRICS[kind]}: ${values}${
+        distances.length > 1 ? `; candidate ${chosen + 1} taken` : ""
+      }`,
     );
   }
   const weights = timeWeightSettings(config, kind);

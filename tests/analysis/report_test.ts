@@ -435,3 +435,18 @@ test("escaping leaves no markup and no hidden characters", () => {
     "&lt;a href=&quot;x&quot;&gt;&amp;&#39;\\u{202e}\\u{0}",
   );
 });
+
+test("several quantizations are ranked by held-out error, then by output error, not by that of weights", async () => {
+  const run = (name: string, heldOut: number | null, output: number | null, weights: number) =>
+    runOf({
+      name,
+      errors: { metric: heldOut === null ? "not measured" : "KL", heldOut, output, weights, bits: 2.5 },
+    });
+  const runs = [run("third", null, 0.1, 0.2), run("second", 0.2, 0.3, 0.1), run("first", 0.1, 0.4, 0.9)];
+  const [table] = (await reportText(runs)).split("== ");
+  const places = ["Runs by error", "first", "second", "third"].map((name) => table!.indexOf(`\n${name}`));
+  expect(places).toEqual(places.toSorted((a, b) => a - b));
+  expect(places[0]).toBeGreaterThanOrEqual(-1);
+  expect(await reportMarkdown(runs)).toContain("The error of weights does not rank solvers");
+  expect(await reportText(runs.slice(0, 1))).not.toContain("Runs by error");
+});

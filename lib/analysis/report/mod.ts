@@ -73,6 +73,33 @@ function distinct(runs: readonly Run[]): Run[] {
   });
 }
 
+/** Quantizations among the runs, the smallest held-out error first, then by the error of outputs. */
+function errorsSection(runs: readonly Run[]): Section[] {
+  const measured = runs.flatMap(({ name, title, errors }) =>
+    errors === undefined ? [] : [{ name, title, ...errors }]
+  );
+  if (measured.length < 2) return [];
+  const order = ["heldOut", "output", "weights"] as const;
+  const rows = measured.toSorted((a, b) =>
+    (a.metric < b.metric ? -1 : a.metric > b.metric ? 1 : 0) ||
+    order.reduce((found, key) => found || (a[key] ?? Infinity) - (b[key] ?? Infinity) || 0, 0)
+  );
+  return [{
+    title: "Runs by error",
+    notes: ["Held-out errors of one metric and model compare. The error of weights does not rank solvers."],
+    columns: [
+      { key: "name", title: "run" },
+      { key: "title", title: "what" },
+      { key: "metric", title: "held-out metric" },
+      { key: "heldOut", title: "held out", digits: 5 },
+      { key: "output", title: "output error", digits: 5 },
+      { key: "weights", title: "weight error", digits: 5 },
+      { key: "bits", title: "bits/weight of all", digits: 3 },
+    ],
+    rows,
+  }];
+}
+
 type Fact = readonly [name: string, value: string];
 
 /** Nested values as paths, `thermodynamic.validation.enabled`. */
@@ -236,6 +263,7 @@ async function comparisonHtml(page: Page, runs: readonly Run[]): Promise<string>
     `<section id="comparison"><h2>Comparison</h2>`,
     comparisons.length === 0 ? `<p class="muted">These runs share no table.</p>` : "",
     chartsHtml(page, charts),
+    ...errorsSection(runs).map((section) => tableHtml(page, sectionTable(section), true)),
     ...comparisons.map(({ title, compared }) =>
       "reason" in compared
         ? `<p class="muted">${escapeHtml(title)}: ${escapeHtml(compared.reason)}</p>`
@@ -326,6 +354,9 @@ function plainSection({ title, notes, columns, rows }: Section): Section {
 /** Most rows of a comparison in text. */
 const TEXT_ROWS = 40;
 
+/** Columns that rank rows of a comparison; the error of weights ranks no solvers, and comes last. */
+const RANKING = [/accuracy/, /stepKl|kl|relativeError|outputError/, /relativeRmsError/];
+
 /** A comparison as a section: the key and what differs in numbers, the largest differences first. */
 function comparisonSection({ title, compared }: Comparison): Section {
   if ("reason" in compared) return { title, notes: [compared.reason], columns: [], rows: [] };
@@ -333,7 +364,7 @@ function comparisonSection({ title, compared }: Comparison): Section {
   const differences = names.filter((name) =>
     name.endsWith("Difference") && rows.some((row) => typeof row[name] === "number" && row[name] !== 0)
   );
-  const first = differences.find((name) => /accuracy|relativeRmsError|stepKl|kl|relativeError/.test(name)) ??
+  const first = RANKING.flatMap((pattern) => differences.find((name) => pattern.test(name)) ?? [])[0] ??
     differences[0];
   const keys = names.slice(0, names.indexOf("in"));
   const size = (row: ChartRow) => first === undefined ? 0 : Math.abs(Number(row[first] ?? 0));
@@ -368,7 +399,7 @@ export async function reportText(allRuns: readonly Run[]): Promise<string> {
     return entries.map(([key, value]) => `${plain(key).padEnd(width)}  ${plain(value)}`);
   };
   const lines = [
-    ...(await comparisonsOf(runs)).map(comparisonSection).flatMap(sectionLines),
+    ...[...errorsSection(runs), ...(await comparisonsOf(runs)).map(comparisonSection)].flatMap(sectionLines),
     ...runs.flatMap((run) => [
       "",
       `== ${plain(run.name)}: ${plain(run.title)}`,
@@ -441,7 +472,7 @@ export async function reportMarkdown(
     ...entries.map(([key, value]) => row([markdown(key), markdown(value)])),
     "",
   ];
-  const compared = (await comparisonsOf(runs)).map(comparisonSection);
+  const compared = [...errorsSection(runs), ...(await comparisonsOf(runs)).map(comparisonSection)];
   const lines = [
     `# ArrowQuant report: ${runs.map(({ name }) => markdown(name)).join(", ")}`,
     "",
