@@ -13,6 +13,9 @@ import {
 import type { FloatDtype } from "../tensor/mod.ts";
 import type { LayerRecord } from "./record.ts";
 
+/** A record, or what a plan says of it. */
+type StoredLayer = Omit<LayerRecord, "sourceSha256">;
+
 /** Version of compressed-tensors whose `pack-quantized` layout ours is. */
 const COMPRESSED_TENSORS_VERSION = "0.17.0";
 
@@ -21,7 +24,10 @@ const COMPRESSED_TENSORS_VERSION = "0.17.0";
  * integer zero points, whole groups, plain scales), so that vLLM and transformers load the result; otherwise
  * only as our own.
  */
-export function quantizationConfig(layers: readonly LayerRecord[], config: Config): Record<string, unknown> {
+export function quantizationConfig(
+  layers: readonly StoredLayer[],
+  config: Config,
+): Record<string, unknown> {
   const quantized = layers.filter(({ action }) => action === "quantize");
   const section: PackedSection = {
     format_version: FORMAT_VERSION,
@@ -77,7 +83,7 @@ export function quantizationConfig(layers: readonly LayerRecord[], config: Confi
 }
 
 /** Kept matrices that a loader takes for linear layers. */
-function isKeptLinear({ action, reason, name, shape }: LayerRecord): boolean {
+function isKeptLinear({ action, reason, name, shape }: StoredLayer): boolean {
   return action === "keep" && shape.length === 2 && name.endsWith(".weight") &&
     !["embedding", "norm", "not floating"].includes(reason);
 }
