@@ -20,12 +20,13 @@ import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { findDevice } from "../lib/native/cuda/mod.ts";
 import { INSTRUCTION_SETS, type InstructionSet } from "../lib/native/kernels.ts";
 import { BACKENDS, MAX_THREADS } from "../lib/native/mod.ts";
-import { makeFolder, writeWhole } from "../lib/files/whole.ts";
+import { checkReplaceable, MADE_BY, writeResult } from "../lib/files/results.ts";
+import { makeFolder } from "../lib/files/whole.ts";
 import { BIT_WIDTHS, GROUP_SIZES } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import { type Arguments, parseArguments, type Usage, UsageError } from "./_command/options.ts";
 import { commandOf } from "./_command/programs.ts";
-import { type Context, defineCommand, prepareReport } from "./_command/run.ts";
+import { type Context, defineCommand, prepareReport, REPLACE_OPTION } from "./_command/run.ts";
 import { openCommandKernels, signalExitCode } from "./_command/signals.ts";
 import { print, printError } from "./_command/text.ts";
 
@@ -77,6 +78,7 @@ const USAGE = {
     "--report DIR":
       "also write report.html there, with charts and tables of the run; a name that ends with " +
       ".html is the page alone",
+    ...REPLACE_OPTION,
   },
   examples: {
     "--model MODEL --bits 4,2 --limit 16": "how much accuracy a model keeps at 4 and at 2 bits",
@@ -289,8 +291,12 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
   const parsed = benchArguments(line), { suite, options, json, out, report: target } = parsed;
   // Nothing of a measurement can be kept: the exit handlers remove its files.
   signal.addEventListener("abort", () => process.exit(signalExitCode(String(signal.reason))));
-  if (out !== undefined) makeFolder(out);
-  if (target !== undefined) prepareReport(target);
+  const { force } = line.flags, files = ["bench.json", "bench.txt"].map((name) => join(out ?? "", name));
+  if (out !== undefined) {
+    makeFolder(out);
+    for (const file of files) checkReplaceable(file, force);
+  }
+  if (target !== undefined) prepareReport(target, force);
   const progress = (line: string) => printError(`${suite.name}: ${line}`);
   const { header, measurement, report } = await measure(parsed, command, progress);
   const { seconds, otherCores } = measurement, { sections, rows, goals, skipped } = report;
@@ -299,19 +305,29 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
     : `; other processes (children are others) kept ${otherCores.toFixed(2)} cores busy meanwhile`;
   const note = options.quick ? "; --quick: too few samples for a report" : "";
   const body = [...formatReport(report), "", `took ${seconds.toFixed(1)} s${load}${note}`];
-  const measured = { ...measurement, peakResidentBytes: peakResidentBytes(), sections, rows, goals, skipped };
+  const measured = {
+    tool: MADE_BY,
+    ...measurement,
+    peakResidentBytes: peakResidentBytes(),
+    sections,
+    rows,
+    goals,
+    skipped,
+  };
   const result = JSON.stringify(measured, null, 2);
   print(json ? result : body.join("\n"));
   if (out !== undefined) {
-    writeWhole(join(out, "bench.json"), `${result}\n`);
-    writeWhole(join(out, "bench.txt"), `${[...header, ...body].join("\n")}\n`);
+    writeResult(files[0]!, `${result}\n`, force);
+    writeResult(files[1]!, [...header, ...body].join("\n"), force);
   }
   if (target !== undefined) {
     // Loaded only here: drawing takes libraries that nothing else needs.
     const { benchRun } = await import("../lib/analysis/make_run.ts");
     const { writeReport } = await import("../lib/analysis/report/folder.ts");
     const name = basename(resolve(target)).replace(/\.html$/, "");
-    progress(`report: ${await writeReport(target, await benchRun(name, { ...measurement, report }))}`);
+    progress(
+      `report: ${await writeReport(target, await benchRun(name, { ...measurement, report }), { force })}`,
+    );
   }
 }
 

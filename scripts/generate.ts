@@ -34,7 +34,7 @@ import {
 } from "../lib/models/mod.ts";
 import { checkSamplingOptions } from "../lib/models/masked/token_sampling.ts";
 import type { Kernels } from "../lib/native/mod.ts";
-import { writeWhole } from "../lib/files/whole.ts";
+import { checkReplaceable, MADE_BY, writeResult } from "../lib/files/results.ts";
 import { MAX_STEPS } from "../lib/models/masked/generation.ts";
 import { readJsonFile } from "../lib/files/json.ts";
 import { stepProgress } from "../lib/progress.ts";
@@ -48,6 +48,7 @@ import {
   defineCommand,
   KERNEL_OPTIONS,
   MODEL_OPTIONS,
+  REPLACE_OPTION,
   stopIfAsked,
 } from "./_command/run.ts";
 import { openCommandKernels } from "./_command/signals.ts";
@@ -90,6 +91,7 @@ LLaDA: low_confidence (default) or random`,
     "Machine, input and output": "",
     ...MODEL_OPTIONS,
     ...KERNEL_OPTIONS,
+    ...REPLACE_OPTION,
     "--ignore-memory": "run although memory looks too small",
     "--quiet": "print nothing but the result and errors",
     "--json": "print JSON",
@@ -425,6 +427,7 @@ function latentsOf({ root }: Checkpoint, { channels }: DitConfig) {
     why: `the model draws latents of ${channels} channels for ${which}, which does not run here`,
     metadata: {
       format: "pt",
+      writer: MADE_BY,
       decode: "vae.decode(latents / scaling_factor + shift_factor), each where it is given",
       ...Object.fromEntries(factors.map((key) => [key, `${stored[key]}`])),
     },
@@ -466,6 +469,7 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   const batch = guidance === 1 ? classes.length : 2 * classes.length;
   const latents = latentsOf(checkpoint, config), out = values.out ?? `class-${classes.join("-")}.png`;
   const latentsPath = out.replace(/(?:\.png)?$/i, out.endsWith(LATENTS_SUFFIX) ? "" : LATENTS_SUFFIX);
+  for (const path of latents === undefined ? [out] : [out, latentsPath]) checkReplaceable(path, flags.force);
   if (latents !== undefined) log(`${latents.why}: they are saved as ${printable(latentsPath)}`);
   const needed = announce(task, { batch, tokens: 0 }, 0, steps);
   task.onStep(0, steps);
@@ -508,7 +512,7 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   const columns = flags.trace ? kept.length * config.channels / channels : Infinity;
   const { pixels, width, height } = tileImages(tiles, channels, config.sampleSize, columns, zoom);
   if (latents === undefined || latentsPath !== out) {
-    writeWhole(out, encodePng(pixels, width, height, channels));
+    writeResult(out, encodePng(pixels, width, height, channels), flags.force);
   }
   if (flags.json) {
     const saved = latents === undefined ? {} : { latents: latentsPath };

@@ -9,9 +9,10 @@ import {
   reportText,
 } from "../lib/analysis/report/mod.ts";
 import { readRun, type Run } from "../lib/analysis/run.ts";
-import { makeFolder, writeWhole } from "../lib/files/whole.ts";
+import { writeResult } from "../lib/files/results.ts";
+import { makeFolder } from "../lib/files/whole.ts";
 import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
-import { type Context, defineCommand } from "./_command/run.ts";
+import { type Context, defineCommand, REPLACE_OPTION } from "./_command/run.ts";
 import { print } from "./_command/text.ts";
 
 const USAGE = {
@@ -24,6 +25,7 @@ else, or text, or Markdown. With several runs it compares each with the first.`,
     "-o, --output FILE":
       "where to write it; default report.html for HTML, standard output for text and Markdown",
     "--format NAME": `${REPORT_FORMATS.join(", ")}; default: by the end of FILE's name, otherwise html`,
+    ...REPLACE_OPTION,
   },
   examples: {
     "out/q2 out/q3 -o compared.html": "two runs in one page, the second compared with the first",
@@ -39,7 +41,7 @@ const ENDINGS: Readonly<Record<string, ReportFormat>> = {
 };
 
 async function run(parsed: Arguments<typeof USAGE>, { command }: Context): Promise<void> {
-  const { positionals, values } = parsed;
+  const { positionals, values, flags } = parsed;
   if (positionals.length === 0) throw new UsageError("at least one RUN is needed, got none");
   const ending = /\.(\w+)$/.exec(values.output ?? "")?.[1] ?? "";
   const format = parsed.oneOf("format", REPORT_FORMATS) ?? ENDINGS[ending] ?? "html";
@@ -57,7 +59,7 @@ async function run(parsed: Arguments<typeof USAGE>, { command }: Context): Promi
     return;
   }
   makeFolder(dirname(output));
-  writeWhole(output, text);
+  writeResult(output, text, flags.force);
   print(output);
 }
 

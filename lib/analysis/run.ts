@@ -8,7 +8,9 @@ import { basename, join, resolve } from "node:path";
 import type { Goal, Section, Skipped } from "../bench/suite.ts";
 import { FormatError } from "../errors.ts";
 import { reading } from "../files/positional.ts";
-import { makeFolder, quote, writeWhole } from "../files/whole.ts";
+import { checkReplaceable, writeResult } from "../files/results.ts";
+import { makeFolder, quote } from "../files/whole.ts";
+import { checkOwnFolder } from "../output/own_folder.ts";
 import { TOOL_VERSION } from "../output/record.ts";
 import { isJsonObject, readJsonFile } from "../files/json.ts";
 import type { Json } from "./_chart.ts";
@@ -70,14 +72,18 @@ export interface Run {
 /**
  * Writes a run into a folder, made where it is not there; `run.json` last.
  *
- * @throws {OutputError} when the system refuses
+ * @param force whether files of somebody else are replaced
+ * @throws {OutputError} when the system refuses, or a file there is somebody else's
  */
-export async function writeRun(folder: string, run: Run): Promise<void> {
+export async function writeRun(folder: string, run: Run, force = false): Promise<void> {
+  checkOwnFolder(join(folder, TABLES_FOLDER));
   makeFolder(join(folder, TABLES_FOLDER));
   const { tables, name: _, ...rest } = run;
   const names = TABLE_NAMES.filter((name) => tables[name] !== undefined);
   for (const name of names) {
-    await writeTable(join(folder, TABLES_FOLDER, `${name}.parquet`), name, tables[name]!);
+    const path = join(folder, TABLES_FOLDER, `${name}.parquet`);
+    checkReplaceable(path, force);
+    await writeTable(path, name, tables[name]!);
   }
   const content = {
     format: RUN_FORMAT,
@@ -89,7 +95,7 @@ export async function writeRun(folder: string, run: Run): Promise<void> {
       ) => [name, { file: `${TABLES_FOLDER}/${name}.parquet`, rows: tables[name]!.numRows() }]),
     ),
   };
-  writeWhole(join(folder, RUN_FILE), `${JSON.stringify(content, null, 1)}\n`);
+  writeResult(join(folder, RUN_FILE), `${JSON.stringify(content, null, 1)}\n`, force);
 }
 
 /**

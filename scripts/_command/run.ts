@@ -1,12 +1,13 @@
 /** Running a command: signals, exit codes, errors as messages. */
 import { accessSync, constants, mkdirSync } from "node:fs";
-import { dirname } from "node:path";
+import { dirname, join } from "node:path";
 import process from "node:process";
 import { inspect } from "node:util";
 import { checkLibraries } from "../../lib/analysis/_libraries.ts";
 import { type ErrorCode, InterruptedError, OutputError } from "../../lib/errors.ts";
 import { loadConfig } from "../../lib/config/mod.ts";
 import { limitsOf } from "../../lib/files/limits.ts";
+import { checkReplaceable } from "../../lib/files/results.ts";
 import { outputError } from "../../lib/files/whole.ts";
 import type { OpenOptions } from "../../lib/native/mod.ts";
 import {
@@ -87,6 +88,11 @@ export const MODEL_OPTIONS = {
   "--variant NAME": "take the weights of this name in theirs, as fp16 in model.fp16.safetensors",
 } as const;
 
+/** Of every command that writes files for people. */
+export const REPLACE_OPTION = {
+  "--force": "replace files that this tool did not make, where they have the names of those that are written",
+} as const;
+
 /** Options of every command that writes a checkpoint. */
 export const OUTPUT_OPTIONS = {
   "--resume": "go on with a run that was stopped",
@@ -139,11 +145,13 @@ function report(error: unknown, asJson: boolean): number {
 /**
  * Makes the folder that a report will lie in, and looks for the packages it takes, before the work that it reports is done.
  *
- * @throws {OutputError} when the system refuses, or would refuse a file there
+ * @throws {OutputError} when the system refuses, or would refuse a file there, or one is somebody else's
  * @throws {ConfigError} when packages are missing
  */
-export function prepareReport(target: string): void {
+export function prepareReport(target: string, force = false): void {
   checkLibraries();
+  const names = target.endsWith(".html") ? [""] : ["run.json", "report.html", "report.txt", "report.md"];
+  for (const name of names) checkReplaceable(join(target, name), force);
   const folder = target.endsWith(".html") ? dirname(target) : target;
   try {
     mkdirSync(folder, { recursive: true });

@@ -28,6 +28,8 @@ export type ReportFormat = (typeof REPORT_FORMATS)[number];
 export interface ReportOptions {
   /** The command that makes this page again; default none. */
   readonly command?: string | undefined;
+  /** Replace files of somebody else where it is written. */
+  readonly force?: boolean | undefined;
 }
 
 /** A table of what differs between two runs, or why there is none. */

@@ -1,5 +1,6 @@
 /** Writing PNG files, 8 bits, grayscale or RGB, by the runtime's zlib (https://www.w3.org/TR/png/). */
 import { crc32, deflateSync } from "node:zlib";
+import { MADE_BY } from "../../files/results.ts";
 import { checkWhole } from "../../native/call.ts";
 
 const SIGNATURE = Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a);
@@ -46,6 +47,7 @@ export function encodePng(
   const parts = [
     SIGNATURE,
     chunk("IHDR", header),
+    chunk("tEXt", new TextEncoder().encode(`Software\0${MADE_BY}`)),
     chunk("IDAT", deflateSync(lines)),
     chunk("IEND", new Uint8Array()),
   ];
