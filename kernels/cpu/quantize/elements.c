@@ -83,7 +83,15 @@ int32_t aq_find_nonfinite(const void *values, int32_t dtype, size_t n, uint64_t 
   AQ_KERNELS(isa);
   if (!values || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
-  *index = first_nonfinite(kernels->quantize, values, dtype, n);
+  const size_t step = (size_t)1 << 24;
+  for (size_t at = 0; at < n; at += step) {
+    const size_t count = aq_min_size(step, n - at);
+    const size_t own = first_nonfinite(kernels->quantize, (const char *)values + at * aq_dtype_bytes(dtype), dtype, count);
+    *index = at + own;
+    if (own < count) return AQ_OK;
+    const int32_t status = aq_stopped();
+    if (status != AQ_OK) return status;
+  }
   return AQ_OK;
 }
 

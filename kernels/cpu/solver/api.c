@@ -6,8 +6,10 @@
 static int all_finite(const float *values, size_t n) {
   float sum[16] = {0}; /* 0, or NaN; as many as a vector has */
   size_t i = 0;
-  for (; i + 16 <= n; i += 16)
+  for (; i + 16 <= n; i += 16) {
+    if (i % (1 << 24) == 0 && aq_stopped()) return 1; /* whoever asks will see it, too */
     for (size_t k = 0; k < 16; k++) sum[k] += values[i + k] * 0.0f;
+  }
   for (; i < n; i++) sum[0] += values[i] * 0.0f;
   for (size_t k = 1; k < 16; k++) sum[0] += sum[k];
   return sum[0] == 0.0f;
@@ -140,7 +142,7 @@ int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t
     }
     end = begin;
   }
-  for (size_t i = 1; i < n; i++)
+  for (size_t i = 1; i < n && !aq_stopped(); i++)
     for (size_t j = 0; j < i; j++) h[i * n + j] = 0;
   return aq_stopped();
 }
