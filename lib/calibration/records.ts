@@ -97,6 +97,14 @@ class RowReader {
     // Where padding is also the beginning or the end, one of a run is that.
     if (begin > 0 && own[begin - 1] === bosToken) begin--;
     if (end > 0 && end < own.length && eosTokens.includes(own[end]!)) end++;
+    if (attention === undefined) {
+      // Ends in a row are padding too: some tools fill up with them whatever the model's padding is.
+      const isSecondEnd = (at: number) => own[at] === own[at - 1] && eosTokens.includes(own[at]!);
+      while (end - begin > 1 && isSecondEnd(end - 1)) end--;
+      const first = begin;
+      while (begin + 1 < end && isSecondEnd(begin + 1)) begin++;
+      if (begin > first && own[begin] !== bosToken) begin++;
+    }
     own = own.subarray(begin, end);
     start = Math.max(0, start - begin);
     if (start >= this.limit) {

@@ -121,6 +121,13 @@ describe("calibration records", () => {
     expect(runOf(await load(jsonl(left)))).toEqual(asked);
   });
 
+  test("end once where ends fill them up, whatever the model's padding is", async () => {
+    const plain = runOf(await load(ids(ROWS)));
+    for (const form of [ids(padded(ROWS, EOS)), tensors({ input_ids: padded(ROWS, EOS, "left") })]) {
+      expect(runOf(await load(form))).toEqual(plain);
+    }
+  });
+
   test("end once where padding is the end token, as in Dream's and Qwen's vocabulary", async () => {
     const model = variant({ "generation_config.json": { pad_token_id: EOS } });
     const plain = runOf(await load(ids(ROWS), model));

@@ -311,6 +311,11 @@ describe("chat templates", () => {
       .toBe("1");
   });
 
+  test("find no tools and no documents, as transformers gives them", async () => {
+    const template = "{{ tools is none }} {{ documents is defined }}{% if tools is not none %} tools{% endif %}";
+    expect(await chat(config(template))).toBe("true true");
+  });
+
   test("that are missing, broken, too long or endless are refused", async () => {
     const cases: [unknown, string][] = [
       [null, "must have a chat template"],

@@ -76,6 +76,7 @@ export async function chatText(
     for (const [name, text] of files.named) if (/^\w+$/.test(name)) environment.set(name, text);
     environment.set("messages", messages.map(({ role, content }) => ({ role, content })));
     environment.set("add_generation_prompt", isAnswerNext);
+    for (const name of ["tools", "documents"]) environment.set(name, null); // there, as in transformers, and none
     return (bounded(jinja.Interpreter, environment).run(parsed) as { value: string }).value;
   } catch (cause) {
     throw fault(
