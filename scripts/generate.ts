@@ -462,7 +462,7 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   const zoom = parsed.whole("zoom", 1, 64) ?? (config.sampleSize < 64 ? 8 : 1);
   const seed = parsed.whole("seed", 0) ?? 0, guidance = parsed.number("guidance") ?? 1;
   const sampler = parsed.oneOf<SamplerName>("sampler", ["ddim", "ddpm"]);
-  const scheduler = loadScheduler(checkpoint.folder);
+  const scheduler = loadScheduler(checkpoint.folder, sampler);
   const steps = parsed.whole("steps", 1, MAX_STEPS) ??
     Math.min(DRAWING_STEPS, scheduler.config.trainTimesteps);
   scheduler.timesteps(steps); // refuses too many

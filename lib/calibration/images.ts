@@ -137,7 +137,7 @@ export function imageSet(
   const { labels, distinct, image } = isSynthetic
     ? syntheticImages(model, samples, seed)
     : imageRecords(model, source);
-  const scheduler = loadScheduler(folder);
+  const scheduler = loadScheduler(folder, "ddim"); // only for the noise of training
   const { trainTimesteps } = scheduler.config;
   const { channels, sampleSize, patchSize } = model.config;
   const positions = (sampleSize / patchSize) ** 2;

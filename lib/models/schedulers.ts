@@ -46,15 +46,24 @@ export interface SchedulerConfig {
 
 /** The sampler for each of diffusers' classes: the noise of training is the same for all of them. */
 const SAMPLERS: Readonly<Record<string, SamplerName>> = { DDIMScheduler: "ddim", DDPMScheduler: "ddpm" };
+/** Classes whose steps are not run, but whose files give the same noise of training. */
+const SAME_NOISE = /^(?:DPMSolver|UniPC|DEIS|PNDM|Euler|Heun|KDPM2|LMS|LCM|TCD|DDIM|DDPM)\w*Scheduler$/;
 
 /**
  * A schedule out of the fields of scheduler_config.json. Where `timestep_spacing` is missing, it is `leading`
  * in a file written by diffusers, which has its version in it and leaves out defaults, and else `linspace`.
  *
+ * @param asked the sampler instead of the file's, which then may name one that is not run here
  * @throws {CheckpointError} naming the key that is wrong or not supported
  */
-export function schedulerConfig(fields: ConfigFields): SchedulerConfig {
-  const className = fields.choice("_class_name", Object.keys(SAMPLERS), "DDIMScheduler");
+export function schedulerConfig(fields: ConfigFields, asked?: SamplerName): SchedulerConfig {
+  const className = String(fields.fields["_class_name"] ?? "DDIMScheduler");
+  const sampler = asked !== undefined && SAME_NOISE.test(className) ? asked : SAMPLERS[className];
+  if (sampler === undefined) {
+    const wanted = Object.keys(SAMPLERS).map((name) => `"${name}"`).join(" or ");
+    const wayOut = SAME_NOISE.test(className) ? " unless a sampler is given (--sampler ddim)" : "";
+    throw fields.fault("_class_name", wanted + wayOut);
+  }
   checkKeys(fields, SCHEDULER_KEYS);
   const trained = fields.fields["trained_betas"] ?? undefined;
   const isBeta = (value: unknown) => typeof value === "number" && value > 0 && value < 1;
@@ -69,7 +78,7 @@ export function schedulerConfig(fields: ConfigFields): SchedulerConfig {
     throw fields.fault("trained_betas", `${trainTimesteps} numbers`, trained.length);
   }
   return {
-    sampler: SAMPLERS[className]!,
+    sampler,
     trainTimesteps,
     betaSchedule: fields.choice("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"], "linear"),
     betaStart,
@@ -102,9 +111,10 @@ export function schedulerFile(folder: string): string | undefined {
  * The schedule of a checkpoint: scheduler_config.json in its folder, or a pipeline's `scheduler` folder
  * beside it.
  *
+ * @param sampler as in {@linkcode schedulerConfig}
  * @throws {CheckpointError} when there is none, or it has an entry that is not supported
  */
-export function loadScheduler(folder: string): Scheduler {
+export function loadScheduler(folder: string, sampler?: SamplerName): Scheduler {
   const path = schedulerFile(folder);
   if (path === undefined) {
     throw new CheckpointError(
@@ -114,7 +124,7 @@ export function loadScheduler(folder: string): Scheduler {
       { path: folder },
     );
   }
-  return new Scheduler(schedulerConfig(new ConfigFields(path, readJsonFile(path))));
+  return new Scheduler(schedulerConfig(new ConfigFields(path, readJsonFile(path)), sampler));
 }
 
 /** β of every training timestep. */

@@ -32,7 +32,7 @@ export function storedTimeParameters(
     ),
     groups,
     axis: checkpoint.kind === "dit"
-      ? { kind: "timesteps", bins: loadScheduler(checkpoint.folder).config.trainTimesteps }
+      ? { kind: "timesteps", bins: loadScheduler(checkpoint.folder, "ddim").config.trainTimesteps }
       : undefined,
   });
 }

@@ -413,6 +413,28 @@ describe("noise schedules", () => {
     expect(thrown(() => loadScheduler(place.path))).toBeInstanceOf(CheckpointError);
   });
 
+  test("another solver's file gives the noise of training, and draws with a sampler that is named", () => {
+    const folder = place.fresh("solver"), path = join(folder, "scheduler_config.json");
+    mkdirSync(folder);
+    const own = { _diffusers_version: "0.30.0", beta_end: 0.015, num_train_timesteps: 500 };
+    const stored = (fields: Record<string, unknown>) =>
+      writeFileSync(path, JSON.stringify({ ...own, solver_order: 2, algorithm_type: "x", ...fields }));
+    for (const name of ["DPMSolverMultistep", "EulerAncestralDiscrete", "PNDM", "UniPCMultistep"]) {
+      stored({ _class_name: `${name}Scheduler` });
+      expect(thrown(() => loadScheduler(folder)).message).toContain("--sampler ddim");
+      const { config, alphasCumulative } = loadScheduler(folder, "ddpm");
+      expect(config.sampler).toBe("ddpm");
+      expect([...alphasCumulative]).toEqual([...scheduler(own).alphasCumulative]);
+    }
+    for (const fields of [{ _class_name: "FlowMatchEulerDiscreteScheduler" }, {
+      _class_name: "DPMSolverMultistepScheduler",
+      use_flow_sigmas: true,
+    }]) {
+      stored(fields);
+      expect(thrown(() => loadScheduler(folder, "ddim")).message).toContain(Object.keys(fields).at(-1)!);
+    }
+  });
+
   test("a pipeline's schedule lies beside its transformer", () => {
     const root = place.fresh("pipeline");
     for (const name of ["transformer", "scheduler"]) mkdirSync(join(root, name), { recursive: true });

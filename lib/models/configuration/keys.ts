@@ -104,11 +104,11 @@ export const KEY_TABLES = {
     transformers_version _from_model_config use_cache cache_implementation trust_remote_code | ignored | no setting
     return_dict_in_generate output_history output_scores output_attentions output_hidden_states | ignored | the text is the same`),
   "DiT: scheduler_config.json": rows(`
-    _class_name | honoured | DDIMScheduler or DDPMScheduler
+    _class_name | honoured | DDIMScheduler or DDPMScheduler; solvers of the same noise where --sampler is given
     num_train_timesteps beta_schedule beta_start beta_end trained_betas | honoured | the noise of each timestep
     timestep_spacing steps_offset set_alpha_to_one _diffusers_version | honoured | the timesteps of a drawing
     prediction_type variance_type clip_sample clip_sample_range | honoured | the step
-    thresholding rescale_betas_zero_snr | only false | not run
+    thresholding rescale_betas_zero_snr use_flow_sigmas | only false | not run
     dynamic_thresholding_ratio sample_max_value | ignored | of thresholding`),
 } as const;
 
