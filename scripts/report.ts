@@ -33,18 +33,18 @@ else, or text, or Markdown. With several runs it compares each with the first.`,
   },
 } as const satisfies Usage;
 
-const ENDINGS: Readonly<Record<string, ReportFormat>> = {
-  html: "html",
-  htm: "html",
-  txt: "text",
-  md: "markdown",
-};
+const ENDINGS: ReadonlyMap<string, ReportFormat> = new Map([
+  ["html", "html"],
+  ["htm", "html"],
+  ["txt", "text"],
+  ["md", "markdown"],
+]);
 
 async function run(parsed: Arguments<typeof USAGE>, { command }: Context): Promise<void> {
   const { positionals, values, flags } = parsed;
   if (positionals.length === 0) throw new UsageError("at least one RUN is needed, got none");
   const ending = /\.(\w+)$/.exec(values.output ?? "")?.[1] ?? "";
-  const format = parsed.oneOf("format", REPORT_FORMATS) ?? ENDINGS[ending] ?? "html";
+  const format = parsed.oneOf("format", REPORT_FORMATS) ?? ENDINGS.get(ending) ?? "html";
   checkLibraries();
   const runs: Run[] = [];
   for (const folder of positionals) runs.push(await readRun(folder));

@@ -130,6 +130,17 @@ export function parseArguments<U extends Usage>(usage: U, args: readonly string[
     if (isNumber(arg) && takesNext(args[i - 1])) return [];
     return takesNext(arg) && isNumber(args[i + 1]) ? [`${arg}=${args[i + 1]}`] : [arg];
   });
+  const unknown = (arg: string) => {
+    if (!arg.startsWith("-") || arg === "-") return true;
+    const near = nearestName(arg.replace(/^-+/, "").replace(/=.*$/s, ""), [...flags, ...valued]);
+    const hint = near === undefined ? "" : `; did you mean "--${near}"?`;
+    throw new UsageError(`unknown option "${arg}"${hint}`);
+  };
+  // The parser looks names up in plain objects, which have some of their own.
+  own.find((arg) =>
+    /^-/.test(arg) && arg.split("=")[0]!.split(/[-.]/).some((part) => part in Object.prototype) &&
+    unknown(arg)
+  );
   const parsed = parseArgs(joined, {
     boolean: flags,
     string: ["_", ...valued],
@@ -137,12 +148,7 @@ export function parseArguments<U extends Usage>(usage: U, args: readonly string[
     alias: Object.fromEntries(
       options.flatMap(({ name, alias }) => alias === undefined ? [] : [[name, alias]]),
     ),
-    unknown: (arg: string) => {
-      if (!arg.startsWith("-") || arg === "-") return true;
-      const near = nearestName(arg.replace(/^-+/, "").replace(/=.*$/s, ""), [...flags, ...valued]);
-      const hint = near === undefined ? "" : `; did you mean "--${near}"?`;
-      throw new UsageError(`unknown option "${arg}"${hint}`);
-    },
+    unknown,
   });
   const empty = valued.find((name) => [parsed[name]].flat().includes(""));
   if (empty !== undefined) throw new UsageError(`option "--${empty}" needs a value`);

@@ -169,6 +169,13 @@ describe("exit codes", () => {
     ["help", "dequantize.ts", ["--help"], 0, ""],
     ["an unknown option", "quantize.ts", [DREAM, nothing, "--bit", "3"], 2, 'did you mean "--bits"?'],
     [
+      "an option that every object has",
+      "quantize.ts",
+      [DREAM, nothing, "--constructor"],
+      2,
+      'option "--constructor"',
+    ],
+    [
       "a far-off option",
       "quantize.ts",
       [DREAM, nothing, "--frobnicate"],
