@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { findProgram } from "../../scripts/_command/programs.ts";
-import { cellsOf } from "../../scripts/notebooks.ts";
+import { cellsOf, changedOutputs } from "../../scripts/notebooks.ts";
 import { isDeno, ROOT, run, workplace } from "../_checkpoints.ts";
 
 const place = workplace();
@@ -62,7 +62,28 @@ describe("notebooks.ts", () => {
     expect(run("notebooks.ts", [path]).code).toBe(3);
   });
 
-  test("those of the repository end in assertions and are saved without outputs", () => {
+  test("what a cell shows is compared with what is stored, up to times and other machines' digits", () => {
+    const notebook = (...plain: string[]) => ({
+      metadata: {},
+      cells: [{
+        cell_type: "code",
+        outputs: plain.map((text) => ({ output_type: "execute_result", data: { "text/plain": text } })),
+      }],
+    });
+    const changed = (a: string, b: string, isSame = true) =>
+      changedOutputs(notebook(a), notebook(b), isSame).length;
+    const table = (kl: string, seconds: string) =>
+      `method  kl     seconds\n------  -----  -------\nbest    ${kl}  ${seconds}`;
+    expect(changed(table("0.001", "   1.25"), table("0.001", "  11.50"))).toBe(0);
+    expect(changed(table("0.001", "   1.25"), table("0.002", "   1.25"))).toBe(1);
+    expect(changed(table("0.001", "   1.25"), table("0.002", "   1.25"), false)).toBe(0);
+    expect(changed("2 bits, took 3.5 s", "2 bits, took 4 s")).toBe(0);
+    expect(changed("2 bits, took 3.5 s", "3 bits, took 3.5 s")).toBe(1);
+    expect(changed("one", "another", false)).toBe(1);
+    expect(changedOutputs(notebook("one"), notebook(), true)).toEqual([]);
+  });
+
+  test("those of the repository end in assertions and are stored with what they show", () => {
     const names = readdirSync(join(ROOT, "notebooks")).filter((name) => name.endsWith(".ipynb"));
     expect(names.sort()).toEqual([
       "01_quantize_and_look.ipynb",
@@ -72,9 +93,11 @@ describe("notebooks.ts", () => {
     for (const name of names) {
       const path = join(ROOT, "notebooks", name);
       const { cells } = JSON.parse(readFileSync(path, "utf8")) as {
-        cells: { cell_type: string; outputs?: unknown[] }[];
+        cells: { cell_type: string; outputs?: { data?: Record<string, unknown> }[] }[];
       };
-      expect(cells.flatMap(({ outputs }) => outputs ?? [])).toEqual([]);
+      const outputs = cells.flatMap(({ outputs }) => outputs ?? []);
+      expect(outputs.some(({ data }) => data?.["image/svg+xml"] !== undefined)).toBe(true);
+      expect(JSON.stringify(outputs)).not.toMatch(/\/(?:root|home|tmp)\//);
       expect(cellsOf(path).at(-1)!.match(/assert\./g)!.length).toBeGreaterThan(2);
     }
   });
