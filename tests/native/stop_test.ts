@@ -101,7 +101,7 @@ describe("a signal", () => {
     );
     expect(messages.join("\n")).toMatch(/5 of 28 layers were solved before/);
     expect(differences(stopped, wanted)).toEqual([]);
-  });
+  }, 30_000);
 
   test("while weights alone are looked at, too", async () => {
     const input = join(MODELS, "dream-mini"),
@@ -123,5 +123,5 @@ describe("a signal", () => {
       quantizeCheckpoint({ input, output: stopped, config, kernels, resume: true })
     );
     expect(differences(stopped, wanted)).toEqual([]);
-  });
+  }, 30_000);
 });
