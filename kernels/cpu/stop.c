@@ -4,6 +4,7 @@
 
 #if defined(AQ_HAS_SIGNALS)
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 _Atomic int32_t aq_stop_signal;
@@ -14,9 +15,23 @@ static struct sigaction before[COUNT];
 static int caught[COUNT];
 static int32_t depth;
 
+/* Signals this soon after the first one are the same: a terminal and a launcher both send them. */
+#define AQ_SAME_MILLISECONDS 100
+static _Atomic int64_t first_at;
+
+static int64_t milliseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 static void on_signal(int number, siginfo_t *info, void *context) {
   int32_t none = 0;
-  if (!atomic_compare_exchange_strong(&aq_stop_signal, &none, number)) _exit(128 + number);
+  if (!atomic_compare_exchange_strong(&aq_stop_signal, &none, number)) {
+    if (milliseconds() - atomic_load(&first_at) < AQ_SAME_MILLISECONDS) return;
+    _exit(128 + number);
+  }
+  atomic_store(&first_at, milliseconds());
   for (int i = 0; i < COUNT; i++) {
     if (numbers[i] != number) continue;
     if (before[i].sa_flags & SA_SIGINFO)

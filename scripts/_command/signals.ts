@@ -10,15 +10,22 @@ type StopSignal = typeof SIGNALS[number];
 /** As a shell reports the end by a signal. */
 export const signalExitCode = (signal: string): number => 128 + constants.signals[signal as StopSignal];
 
+/** Signals this soon after the first one are the same: a terminal and a launcher (npx) both send them. */
+const SAME_MILLISECONDS = 100;
+
 /** Handlers of the command that runs. */
 const handlers = new Map<StopSignal, () => void>();
 
 /** Signals abort `controller`; a second one ends the process. Until {@linkcode dropSignals}. */
 export function catchSignals(controller: AbortController): void {
+  let first = 0;
   for (const signal of SIGNALS) {
     if (signal === "SIGHUP" && ignoresHangUp()) continue;
     const handler = () => {
+      const now = performance.now();
+      if (controller.signal.aborted && now - first < SAME_MILLISECONDS) return;
       if (controller.signal.aborted) process.exit(signalExitCode(signal));
+      first = now;
       controller.abort(signal);
       process.stderr.write(`\n${signal}: stopping; a second signal ends the process at once\n`);
     };

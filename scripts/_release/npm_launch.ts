@@ -5,6 +5,7 @@
 import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
+import { constants } from "node:os";
 import { delimiter, dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -43,18 +44,16 @@ export async function launch(before: readonly string[]): Promise<void> {
   }
   const program = fileURLToPath(new URL("./bin/arrowquant.js", import.meta.url));
   const child = spawn(bun, [program, ...args], { stdio: "inherit" });
-  // A terminal sends Ctrl-C to both; the command answers it, and this waits for the answer.
-  const forward = (signal: "SIGINT" | "SIGTERM") => () => child.kill(signal);
-  const onInterrupt = () => {}, onTerminate = forward("SIGTERM");
-  process.on("SIGINT", onInterrupt);
-  process.on("SIGTERM", onTerminate);
+  // The command answers signals, and this waits for the answer; what a terminal sends to both counts once.
+  const forward = (signal: NodeJS.Signals) => void child.kill(signal);
+  const signals = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
+  for (const signal of signals) process.on(signal, forward);
   process.exitCode = await new Promise<number>((done) => {
     child.on("error", (error) => {
       console.error(`Cannot run arrowquant: "${bun}" does not start: ${error.message}`);
       done(5);
     });
-    child.on("close", (code) => done(code ?? 1));
+    child.on("close", (code, signal) => done(code ?? 128 + constants.signals[signal ?? "SIGHUP"]));
   });
-  process.off("SIGINT", onInterrupt);
-  process.off("SIGTERM", onTerminate);
+  for (const signal of signals) process.off(signal, forward);
 }
