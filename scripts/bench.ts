@@ -26,9 +26,10 @@ import { BIT_WIDTHS, GROUP_SIZES } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import { type Arguments, parseArguments, type Usage, UsageError } from "./_command/options.ts";
 import { commandOf } from "./_command/programs.ts";
+import { ProgressDisplay } from "./_command/progress.ts";
 import { type Context, defineCommand, prepareReport, REPLACE_OPTION } from "./_command/run.ts";
 import { openCommandKernels, signalExitCode } from "./_command/signals.ts";
-import { print, printError } from "./_command/text.ts";
+import { print } from "./_command/text.ts";
 
 const USAGE = {
   name: "bench.ts",
@@ -297,8 +298,14 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
     for (const file of files) checkReplaceable(file, force);
   }
   if (target !== undefined) prepareReport(target, force);
-  const progress = (line: string) => printError(`${suite.name}: ${line}`);
+  const display = new ProgressDisplay(false);
+  const progress = (line: string) => {
+    display.log(`${suite.name}: ${line}`);
+    // A display that goes on would be seen in the time of small kernels.
+    if (suite.name !== "kernels") display.event({ kind: "stage", message: line });
+  };
   const { header, measurement, report } = await measure(parsed, command, progress);
+  display.clear();
   const { seconds, otherCores } = measurement, { sections, rows, goals, skipped } = report;
   const load = otherCores === undefined
     ? ""
@@ -325,9 +332,8 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
     const { benchRun } = await import("../lib/analysis/make_run.ts");
     const { writeReport } = await import("../lib/analysis/report/folder.ts");
     const name = basename(resolve(target)).replace(/\.html$/, "");
-    progress(
-      `report: ${await writeReport(target, await benchRun(name, { ...measurement, report }), { force })}`,
-    );
+    const page = await writeReport(target, await benchRun(name, { ...measurement, report }), { force });
+    display.log(`${suite.name}: report: ${page}`);
   }
 }
 
