@@ -20,7 +20,7 @@ import {
 } from "../time/mod.ts";
 import type { Calibrated } from "./mod.ts";
 import { blockRuns, statisticsByRun } from "./collect.ts";
-import { exists, quote, remove, sha256 } from "../files/whole.ts";
+import { exists, ownKind, quote, remove, sha256 } from "../files/whole.ts";
 import type { RunOptions } from "../progress.ts";
 
 /** Suffix of the file of an unfinished pass. */
@@ -110,6 +110,7 @@ export async function saveStatistics(
   const isWanted = ({ runs }: CalibrationStatistics) =>
     JSON.stringify(runs.map(({ identity }) => identity)) ===
       JSON.stringify((given?.runs ?? [run]).map(({ identity }) => identity));
+  if (ownKind(path) === "link") checkOwn(path);
   if (exists(path)) {
     const old = readOwn(path, fingerprint);
     if (old !== undefined && old.partsDone === undefined && isWanted(old.statistics)) {
@@ -131,6 +132,17 @@ export async function saveStatistics(
   for (const file of found.files) remove(file);
   onEvent?.({ kind: "calibrate", message: `statistics of ${samples} samples saved as ${quote(path)}` });
   return readCalibrationStatistics(path, { fingerprint }).statistics;
+}
+
+/** @throws {OutputError} where a name leads elsewhere, or is that of a file of somebody else */
+function checkOwn(path: string): void {
+  const kind = ownKind(path);
+  if (kind === "nothing" || (kind === "file" && isOwn(path))) return;
+  const got = kind === "file" ? "a file that this tool did not write" : `a ${kind}`;
+  throw new OutputError(
+    `Cannot write ${quote(path)}: it must not exist or be statistics, got ${got}: choose another name`,
+    { path },
+  );
 }
 
 /** @throws {OutputError} unless a file may be replaced */
@@ -169,6 +181,7 @@ async function collectResumably(
   const pass = { kernels, fingerprint, groups, second, run, bytesAtOnce };
   const wanted = blockRuns(calibrated.model as Blockwise<unknown>, pass), count = wanted.length;
   const names = wanted.map((_, i) => `${progress}-${i}`);
+  for (const name of [progress, ...names]) checkOwn(name);
   const ownAt = (name: string, index: number, keptBytes?: number) => {
     const own = exists(name) && index < count ? readOwn(name, fingerprint, keptBytes) : undefined;
     const inputs = [...wanted[index]?.inputs.keys() ?? []].join("\0");

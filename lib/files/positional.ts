@@ -116,10 +116,18 @@ export function createNew(path: string): number {
   return openSync(path, WRITE_IN_PLACE | constants.O_CREAT | constants.O_EXCL);
 }
 
-/** Opens a new file in place of a file of that name; links, folders and devices stay and are an error. */
-export function createInPlaceOf(path: string): number {
-  // Not emptied: the same bytes may have another name as well, elsewhere.
-  if (lstatSync(path, { throwIfNoEntry: false })?.isFile()) rmSync(path);
+/**
+ * Opens a new file in place of an unfinished one of that name, which begins as `isUnfinished` says. What is something
+ * else, a link as well, stays and is an error of the system (`EEXIST`).
+ */
+export function createInPlaceOf(path: string, isUnfinished: (start: Uint8Array) => boolean): number {
+  if (lstatSync(path, { throwIfNoEntry: false })?.isFile()) {
+    const fd = openForReading(path), start = new Uint8Array(16);
+    const bytes = start.subarray(0, readFully(fd, start, 0, path));
+    closeSync(fd);
+    // Not emptied: the same bytes may have another name as well, elsewhere.
+    if (bytes.length === 0 || isUnfinished(bytes)) rmSync(path);
+  }
   return createNew(path);
 }
 

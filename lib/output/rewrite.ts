@@ -24,6 +24,7 @@ import {
   freeBytes,
   outputError,
   quote,
+  remove,
   sha256,
   writeWhole,
 } from "../files/whole.ts";
@@ -383,6 +384,7 @@ export class Rewrite {
       }
       return writer;
     }
+    remove(path + PARTIAL_SUFFIX); // whatever is left of it
     return SafetensorsWriter.create(path, { metadata, reservedHeaderBytes });
   }
 

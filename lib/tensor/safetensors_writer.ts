@@ -115,7 +115,7 @@ export class SafetensorsWriter {
     this.#checkHeaderFits(this.#headerBytes);
     try {
       this.#fd = mode === "w+"
-        ? createInPlaceOf(this.partialPath)
+        ? createInPlaceOf(this.partialPath, isUnfinished)
         : openSync(this.partialPath, WRITE_IN_PLACE);
     } catch (cause) {
       if (mode === "w+" || errorCode(cause) !== "ENOENT") throw outputError("open", this.partialPath, cause);
@@ -427,6 +427,10 @@ export class SafetensorsWriter {
     return bytes;
   }
 }
+
+/** Whether a file begins with a length of 0, or with a header: stopped just before it got its name. */
+const isUnfinished = (start: Uint8Array): boolean =>
+  start.subarray(0, LENGTH_BYTES).every((byte) => byte === 0) || start[LENGTH_BYTES] === 0x7b;
 
 function metadataText(metadata: Readonly<Record<string, string>>): string {
   const entries = Object.entries(metadata);

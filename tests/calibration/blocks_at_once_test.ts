@@ -1,6 +1,6 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { Buffer } from "node:buffer";
-import { cpSync, existsSync, readFileSync } from "node:fs";
+import { cpSync, existsSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { blockRuns, collectStatistics, statisticsByRun } from "../../lib/calibration/collect.ts";
 import { type Calibrated, loadCalibration } from "../../lib/calibration/mod.ts";
@@ -104,6 +104,24 @@ describe("statistics of a block at a time", () => {
     expect(existsSync(`${path}.progress-0`)).toBe(false);
     const later = readCalibrationStatistics(path, { fingerprint: "f" }, 0).statistics;
     expect([saved.isLoaded, later.isLoaded]).toEqual([false, true]);
+    // Files of somebody else where the pass would write, and links, stay.
+    const other = `${place.fresh("other")}.safetensors`, victim = place.fresh("victim");
+    writeFileSync(victim, "precious");
+    symlinkSync(place.fresh("nowhere"), other);
+    expect((await rejection(save(other, 0))).message).toContain("got a link");
+    rmSync(other);
+    for (const name of [`${other}.progress`, `${other}.progress-1`]) {
+      writeFileSync(name, "precious");
+      expect((await rejection(save(other, 0))).message).toContain("a file that this tool did not write");
+      rmSync(name);
+      symlinkSync(victim, name);
+      expect((await rejection(save(other, 0))).message).toContain("got a link");
+      rmSync(name);
+    }
+    writeFileSync(`${other}.partial`, "precious, not a tensor");
+    expect((await rejection(save(other, Infinity))).message).toContain("something has that name");
+    expect(readFileSync(victim, "utf8")).toBe("precious");
+
     expect(contentOf(later)).toEqual(contentOf(saved));
   });
 });

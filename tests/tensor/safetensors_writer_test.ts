@@ -164,7 +164,7 @@ describe("SafetensorsWriter writes files", () => {
   test("in place of a finished one, only at the end", () => {
     const path = newPath();
     writeFileSync(path, "old");
-    writeFileSync(`${path}.partial`, "leftover of an earlier run");
+    writeFileSync(`${path}.partial`, `${"\0".repeat(8)}leftover of an earlier run`);
     const writer = SafetensorsWriter.create(path, OPTIONS);
     addAndWrite(writer, SPECS);
     expect(readFileSync(path).toString()).toBe("old");
@@ -342,8 +342,11 @@ describe("SafetensorsWriter refuses", () => {
     }
     rmSync(`${path}.partial`);
     linkSync(victim, `${path}.partial`);
-    SafetensorsWriter.create(path, reserved).close();
+    expect(thrown(() => SafetensorsWriter.create(path, reserved))).toBeInstanceOf(OutputError);
     expect(readFileSync(victim, "utf8")).toBe("precious");
+    writeFileSync(victim, "\0".repeat(8) + "precious");
+    SafetensorsWriter.create(path, reserved).close();
+    expect(readFileSync(victim, "utf8")).toContain("precious");
   });
 });
 
