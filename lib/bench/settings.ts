@@ -8,7 +8,7 @@ import { quantizeCheckpoint } from "../pipeline/mod.ts";
 import { calibrationBeside } from "../calibration/source.ts";
 import { type BitWidth, packedLayers } from "../quant/mod.ts";
 import { openCheckpoint } from "../tensor/mod.ts";
-import { measureStored } from "./stored.ts";
+import { measureStored, tensorSums } from "./stored.ts";
 import { collectGarbage } from "../eval/environment.ts";
 import type { Interval } from "../eval/intervals.ts";
 import type { BenchContext, QuantizedSetting } from "./suite.ts";
@@ -27,6 +27,9 @@ export interface Setting {
 export interface Measured {
   readonly setting: Setting;
   readonly bitsPerWeight: number | undefined;
+  /** Of all tensors, kept ones included; with the files' size also of full precision. */
+  readonly bitsPerWeightOfAll: number;
+  readonly fileBytes: number;
   readonly relativeRmsError: number | undefined;
   readonly quantizeSeconds: number | undefined;
   readonly seconds: number;
@@ -76,6 +79,16 @@ function leastBits(folder: string): BitWidth {
   );
 }
 
+/** Bits per weight and size of a checkpoint as it is. */
+function originalSizes(path: string): { readonly bitsPerWeight: number; readonly fileBytes: number } {
+  using checkpoint = openCheckpoint(path);
+  const { bytes, elements } = tensorSums(checkpoint);
+  return {
+    bitsPerWeight: bytes * 8 / elements,
+    fileBytes: checkpoint.files.reduce((sum, { file }) => sum + file.fileBytes, 0),
+  };
+}
+
 /** Runs `measure` on the model at `path` at every setting, each quantized into a temporary folder first. */
 export async function atEverySetting<Result>(
   context: BenchContext,
@@ -84,7 +97,7 @@ export async function atEverySetting<Result>(
 ): Promise<(Measured & { readonly result: Result })[]> {
   const { kernels, options } = context, model = nameOfPath(path);
   const isSynthetic = calibrationBeside(path) === undefined;
-  const measured: (Measured & { readonly result: Result })[] = [];
+  const measured: (Measured & { readonly result: Result })[] = [], original = originalSizes(path);
   await withTemporaryFolder(async (temporary) => {
     for (const setting of settingsOf(context, path)) {
       const name = `${model}, ${setting.name}`;
@@ -121,6 +134,8 @@ export async function atEverySetting<Result>(
       measured.push({
         setting,
         bitsPerWeight: stored?.bitsPerWeight,
+        bitsPerWeightOfAll: stored?.bitsPerWeightOfAll ?? original.bitsPerWeight,
+        fileBytes: stored?.fileBytesAfter ?? original.fileBytes,
         relativeRmsError: stored?.relativeRmsError,
         quantizeSeconds,
         seconds: (performance.now() - begin) / 1000,
@@ -143,6 +158,8 @@ export function circumstances(context: BenchContext, path: string, measured: Mea
     solver: measured.setting.solver ?? null,
     groupSize: options.groupSize,
     bitsPerWeight: measured.bitsPerWeight ?? null,
+    bitsPerWeightOfAll: measured.bitsPerWeightOfAll,
+    fileBytes: measured.fileBytes,
     relativeRmsError: measured.relativeRmsError ?? null,
     quantizeSeconds: measured.quantizeSeconds ?? null,
     seconds: measured.seconds,

@@ -8,13 +8,15 @@ import {
   relativeRmsError,
 } from "../quant/mod.ts";
 import { packedLayers, readPackedTensor } from "../quant/packed/checkpoint.ts";
-import { openCheckpoint } from "../tensor/mod.ts";
+import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 
 /** Size and weight error of a quantized checkpoint. */
 export interface StoredCheckpoint {
   readonly weights: number;
   readonly tensors: number;
   readonly bitsPerWeight: number;
+  /** Stored bytes of all tensors, kept ones included, · 8 / the original's elements. */
+  readonly bitsPerWeightOfAll: number;
   readonly fileBytesBefore: number;
   readonly fileBytesAfter: number;
   readonly relativeRmsError: number;
@@ -49,9 +51,20 @@ export function measureStored(kernels: Kernels, original: string, quantized: str
     weights,
     tensors: layers.length,
     bitsPerWeight: bytes * 8 / weights,
+    bitsPerWeightOfAll: tensorSums(after).bytes * 8 / tensorSums(before).elements,
     fileBytesBefore: fileBytes(before),
     fileBytesAfter: fileBytes(after),
     relativeRmsError: relativeRmsError(statistics),
     cosine: cosine(statistics),
   };
+}
+
+/** Bytes and elements of all tensors of a checkpoint. */
+export function tensorSums({ tensors }: Checkpoint): { readonly bytes: number; readonly elements: number } {
+  let bytes = 0, elements = 0;
+  for (const { info } of tensors.values()) {
+    bytes += info.byteLength;
+    elements += info.elements;
+  }
+  return { bytes, elements };
 }

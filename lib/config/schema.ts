@@ -191,7 +191,7 @@ const ROWS: Rows = {
       "with 3, 4, then 8 bits. 0: never",
   ),
   embedding_bits: key(orNull(integerOf(2, 3, 4, 8, 16)), null, { unit: "bits" }).means(
-    "Bits of the token embedding; 16 keeps it as it is. null: 8 with `bit_width` 8, else 4, for a table of " +
+    "Bits of the token embedding; 16 keeps it as it is. null: 4 with `bit_width` 2 and 3, else 8, for a table of " +
       "65,536 weights or more and `zero_point` real; otherwise 16",
   ),
   head_bits: key(orNull(integerOf(2, 3, 4, 8, 16)), null, { unit: "bits" }).means(

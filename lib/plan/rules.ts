@@ -138,7 +138,7 @@ export function ruleContext(
 
 /** Bits of token tables by {@linkcode Config.bitWidth} where none are set; docs/solvers.md measures them. */
 const TABLE_BITS = {
-  embedding: { 2: 4, 3: 4, 4: 4, 8: 8 },
+  embedding: { 2: 4, 3: 4, 4: 8, 8: 8 },
   head: { 2: 8, 3: 8, 4: 8, 8: 8 },
 } as const satisfies Record<string, Record<BitWidth, BitWidth>>;
 

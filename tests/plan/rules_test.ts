@@ -77,6 +77,9 @@ describe("token tables", () => {
       0,
     );
     expect(totals.bitsPerWeightOfAll).toBeCloseTo(totals.fileBytesAfter * 8 / weights, 3);
+    expect(totals.fileBytesAfter / 1e9).toBeCloseTo(2.92, 2); // as docs/solvers.md says
+    const four = await dryRun(input, { bit_width: 4 });
+    expect(four.totals.fileBytesAfter / 1e9).toBeCloseTo(4.83, 2);
     const kept = await dryRun(input, { bit_width: 2, embedding_bits: 16, head_bits: 16 });
     expect(kept.totals.fileBytesAfter).toBeGreaterThan(4.2e9);
     expect(kept.totals.bitsPerWeight).toBeCloseTo(2.5, 3);
@@ -97,7 +100,8 @@ describe("token tables", () => {
       (await dryRun(path, { bit_width: 4, ...config })).plan.rows[0]!.bits;
     expect(await bitsOf(hollowCheckpoint(tied, { model_type: "Dream", tie_word_embeddings: true }))).toBe(8);
     expect(await bitsOf(hollowCheckpoint(tied, { model_type: "Dream" }))).toBe(8);
-    expect(await bitsOf(hollowCheckpoint(tied, { tie_word_embeddings: false }))).toBe(4);
+    expect(await bitsOf(hollowCheckpoint(tied, { tie_word_embeddings: false }))).toBe(8);
+    expect(await bitsOf(hollowCheckpoint(tied, { tie_word_embeddings: false }), { bit_width: 3 })).toBe(4);
     expect(await bitsOf(input, { zero_point: "symmetric" })).toBeUndefined();
     const small = { "model.embed_tokens.weight": [1000, 64], "lm_head.weight": [1024, 64] };
     expect((await dryRun(hollowCheckpoint(small, {}), {})).plan.rows.map(({ bits }) => bits)).toEqual([

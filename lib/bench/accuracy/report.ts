@@ -181,12 +181,18 @@ const bySetting = (
   rows: readonly Compared[],
   own: readonly CellColumn<Compared>[],
 ): Section =>
-  tableOf(title, notes, rows, [
-    column("setting", ({ setting }) => setting.name),
-    column("bits/weight", ({ bitsPerWeight }) => bitsPerWeight, 3),
-    ...own,
-    column("s", ({ seconds }) => seconds, 1),
-  ]);
+  tableOf(
+    title,
+    [...notes, "Stored bits per weight of the quantized tensors, and of all; size of the files."],
+    rows,
+    [
+      column("setting", ({ setting }) => setting.name),
+      column("bits", ({ bitsPerWeight }) => bitsPerWeight, 3),
+      column("of all", ({ bitsPerWeightOfAll }) => bitsPerWeightOfAll, 3),
+      column("MB", ({ fileBytes }) => fileBytes / 1e6, 2),
+      ...own,
+    ],
+  );
 
 const WEIGHT_ERROR = column("rel. RMS error", ({ relativeRmsError }) => relativeRmsError, 4);
 /** Whether full precision is better with the whole interval of the difference. */

@@ -118,6 +118,7 @@ function sectionOf(context: BenchContext, cells: readonly Cell[], isReset: boole
       ["bits", "bits", ({ bits }) => bits],
       ["solver", "solver", ({ solver }) => solver],
       ["bitsPerWeight", "bits/weight", ({ bitsPerWeight }) => bitsPerWeight, 3],
+      ["bitsPerWeightOfAll", "of all", ({ bitsPerWeightOfAll }) => bitsPerWeightOfAll, 3],
       ["before", "MB before", ({ fileBytesBefore }) => fileBytesBefore / 1e6, 3],
       ["after", "MB after", ({ fileBytesAfter }) => fileBytesAfter / 1e6, 3],
       ["relativeRmsError", "rel. RMS error", ({ relativeRmsError }) => relativeRmsError, 5],
