@@ -183,12 +183,12 @@ const bySetting = (
 ): Section =>
   tableOf(
     title,
-    [...notes, "Stored bits per weight of the quantized tensors, and of all; size of the files."],
+    [...notes, "Stored bits per weight of the quantized tensors and, in total, of all; size of the files."],
     rows,
     [
       column("setting", ({ setting }) => setting.name),
-      column("bits", ({ bitsPerWeight }) => bitsPerWeight, 3),
-      column("of all", ({ bitsPerWeightOfAll }) => bitsPerWeightOfAll, 3),
+      column("bits", ({ bitsPerWeight }) => bitsPerWeight, 2),
+      column("total", ({ bitsPerWeightOfAll }) => bitsPerWeightOfAll, 2),
       column("MB", ({ fileBytes }) => fileBytes / 1e6, 2),
       ...own,
     ],
