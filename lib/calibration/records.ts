@@ -15,7 +15,7 @@ import {
   specialTokens,
   type Tokenizer,
 } from "../models/mod.ts";
-import { SafetensorsFile } from "../tensor/mod.ts";
+import { SafetensorsFile, type TensorInfo } from "../tensor/mod.ts";
 import { calibrationFault as fail, distinctRecords } from "./draw.ts";
 
 /** Most tokens of all records together that are held in memory. */
@@ -149,7 +149,7 @@ class TextReader {
     }
     if (Array.isArray(ids)) return idRow(ids, record!, fault);
     throw fault(
-      'must be {"prompt", "answer"}, {"messages"}, {"text"} or {"input_ids", "prompt_length"?, "attention_mask"?}',
+      'must be {"prompt", "answer"}, {"messages"}, {"text"} or {"input_ids", "prompt_length"? or "labels"?, "attention_mask"?}',
     );
   }
 
@@ -213,42 +213,57 @@ function idRow(ids: readonly unknown[], record: Record<string, unknown>, fault: 
   ) {
     throw fault(`must have an attention_mask of ${ids.length} numbers 0 or 1, got others`);
   }
+  const labels = Array.isArray(record["labels"]) ? record["labels"] : undefined; // a class, say, is none
+  const start = answerStart as number | undefined ?? (labels && labelled(labels, ids.length, fault));
   return {
     tokens: ids as number[],
-    answerStart: answerStart as number | undefined,
+    answerStart: start,
     attention: attention as number[] | undefined,
   };
+}
+
+/** Labels of what is not predicted, as transformers has them. */
+const NOT_PREDICTED = -100;
+
+/** Where labels begin that are predicted. */
+function labelled(labels: ArrayLike<unknown>, count: number, fault: Fault): number {
+  const start = Array.prototype.findIndex.call(labels, (label) => label !== NOT_PREDICTED);
+  if (labels.length === count && start >= 0) return start;
+  throw fault(`must have ${count} labels, one or more other than ${NOT_PREDICTED}, got others`);
 }
 
 /** Integer arrays by their dtype. */
 const INTEGERS = { I32: Int32Array, I64: BigInt64Array, U8: Uint8Array, BOOL: Uint8Array } as const;
 
 /**
- * Rows of a safetensors file, one at a time: `input_ids: I32 or I64 [records, tokens]`, and if it is there
- * `attention_mask` of that shape.
+ * Rows of a safetensors file, one at a time: `input_ids: I32 or I64 [records, tokens]`, and if they are there
+ * `attention_mask` and `labels` of that shape.
  */
 function* tensorRows(file: SafetensorsFile, fault: Fault): Generator<Row> {
-  const info = file.tensors.get("input_ids"), mask = file.tensors.get("attention_mask");
+  const info = file.tensors.get("input_ids");
   if (info === undefined || (info.dtype !== "I32" && info.dtype !== "I64") || info.shape.length !== 2) {
     throw fault('it must hold "input_ids" as I32 or I64 [records, tokens]');
   }
   const [records, tokens] = info.shape as [number, number];
-  if (
-    mask !== undefined && (!Object.hasOwn(INTEGERS, mask.dtype) || mask.shape.join() !== info.shape.join())
-  ) {
+  const [mask, labels] = ["attention_mask", "labels"].map((name) => {
+    const other = file.tensors.get(name);
+    if (other === undefined || Object.hasOwn(INTEGERS, other.dtype) && `${other.shape}` === `${info.shape}`) {
+      return other;
+    }
     throw fault(
-      `"attention_mask" must be I32, I64, U8 or BOOL [${info.shape}], got ${mask.dtype} [${mask.shape}]`,
+      `"${name}" must be I32, I64, U8 or BOOL [${info.shape}], got ${other.dtype} [${other.shape}]`,
     );
-  }
-  const row = (name: string, dtype: keyof typeof INTEGERS, i: number) => {
-    const values = new INTEGERS[dtype](tokens);
+  });
+  const row = ({ name, dtype }: TensorInfo, i: number) => {
+    const values = new INTEGERS[dtype as keyof typeof INTEGERS](tokens);
     file.readInto(name, i * values.byteLength, new Uint8Array(values.buffer));
     return values instanceof BigInt64Array ? Float64Array.from(values, Number) : values;
   };
   for (let i = 0; tokens > 0 && i < records; i++) {
     yield {
-      tokens: row("input_ids", info.dtype, i),
-      attention: mask && row("attention_mask", mask.dtype as keyof typeof INTEGERS, i),
+      tokens: row(info, i),
+      attention: mask && row(mask, i),
+      answerStart: labels && labelled(row(labels, i), tokens, (reason) => fault(`record ${i} ${reason}`)),
     };
   }
 }

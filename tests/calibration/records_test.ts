@@ -121,6 +121,19 @@ describe("calibration records", () => {
     expect(runOf(await load(jsonl(left)))).toEqual(asked);
   });
 
+  test("predict what labels predict, as a prompt's length says it, in both kinds of file", async () => {
+    const asked = runOf(await load(ids(ROWS, { prompt_length: 3 })));
+    const labels = padded(ROWS).map((row) => row.map((token, i) => i < 3 || token === PAD ? -100 : token));
+    const rows = padded(ROWS).map((input_ids, i) => ({ input_ids, labels: labels[i] }));
+    for (const form of [jsonl(rows), tensors({ input_ids: padded(ROWS), labels })]) {
+      expect(runOf(await load(form))).toEqual(asked);
+    }
+    const plain = runOf(await load(ids(ROWS)));
+    expect(runOf(await load(ids(ROWS, { labels: 1 })))).toEqual(plain);
+    const none = jsonl([{ input_ids: [4, 5], labels: [-100, -100] }]);
+    await expect(load(none)).rejects.toThrow(/line 1 must have 2 labels/);
+  });
+
   test("end once where ends fill them up, whatever the model's padding is", async () => {
     const plain = runOf(await load(ids(ROWS)));
     for (const form of [ids(padded(ROWS, EOS)), tensors({ input_ids: padded(ROWS, EOS, "left") })]) {
