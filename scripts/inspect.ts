@@ -1,10 +1,11 @@
 /** `inspect.ts PATH`: what a checkpoint contains, ours or any; against its original, what quantizing cost. */
 import { isJsonObject } from "../lib/files/json.ts";
-import { kindOf } from "../lib/files/whole.ts";
+import { join } from "node:path";
+import { exists, kindOf } from "../lib/files/whole.ts";
 import { CheckpointError } from "../lib/errors.ts";
 import { runLimits } from "../lib/models/mod.ts";
 import type { Kernels } from "../lib/native/mod.ts";
-import { type Mismatch, opensIn, readManifest, verifyFiles } from "../lib/pipeline/mod.ts";
+import { MANIFEST_FILE, type Mismatch, opensIn, readManifest, verifyFiles } from "../lib/pipeline/mod.ts";
 import {
   addStatistics,
   cosine,
@@ -104,7 +105,10 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   let mismatches: Mismatch[] | undefined;
   if (flags.verify) {
     if (manifest === undefined || folder === undefined) {
-      const reason = "must have a manifest of this tool, got none";
+      const got = folder !== undefined && exists(join(folder, MANIFEST_FILE))
+        ? "one that was changed since"
+        : "none";
+      const reason = `must have a manifest as this tool wrote it, got ${got}`;
       throw new CheckpointError(`Cannot verify "${path}": ${reason}`, { path });
     }
     mismatches = await verifyFiles(folder, manifest);

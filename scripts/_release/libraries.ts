@@ -1,5 +1,5 @@
 /** The native libraries of a release: one for each platform whose compiler this machine has. */
-import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
+import { chmodSync, copyFileSync, mkdirSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -14,6 +14,7 @@ import {
 import { buildPlace, cacheFolder, compilerCandidates, openLibrary } from "../../lib/native/library.ts";
 import { PACKAGE_ROOT } from "../../lib/native/location.ts";
 import type { ReleaseLibrary, ReleaseManifest } from "../../lib/native/release_manifest.ts";
+import { checkPrivateFolders } from "../../lib/files/ownership.ts";
 import { KernelError } from "../../lib/errors.ts";
 import { sha256 } from "../../lib/files/whole.ts";
 
@@ -73,6 +74,7 @@ export async function buildLibraries(
     const cache = cacheFolder();
     const hash = buildHash(plan, kernels, compiler.version).slice(0, 16);
     const work = join(cache ?? folder, `release-${platform}-${architecture}-${hash}`);
+    if (cache !== undefined) checkPrivateFolders(cache, work);
     let built = builtLibrary(plan, work) ??
       (isHere ? openedLibrary(plan, kernels, compiler.version) : undefined);
     if (built === undefined) {
@@ -89,6 +91,7 @@ export async function buildLibraries(
     const file = `libraries/${platform}-${architecture}/${plan.fileName}`;
     mkdirSync(dirname(join(folder, file)), { recursive: true });
     copyFileSync(built, join(folder, file));
+    chmodSync(join(folder, file), 0o755); // for everybody; the cache is not
     if (isHere) (await openLibrary(join(folder, file))).close(); // checks symbols and ABI
     libraries.push({
       platform,
