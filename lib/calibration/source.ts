@@ -14,7 +14,7 @@ import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile, quote } from "../files/whole.ts";
 import { acquireFileLock } from "../output/lock.ts";
 import { digestTensors } from "../output/source_digest.ts";
-import { type RunOptions, stoppable } from "../progress.ts";
+import { pause, type RunOptions, stoppable } from "../progress.ts";
 import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 
 /** Data that lie beside a checkpoint and are used when none are named. */
@@ -80,12 +80,17 @@ export async function openCalibration(
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;
   const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;
-  const weights = await digestTensors(checkpoint, checkpoint.tensors.keys());
+  const remedy = "give the same command again, what is collected is kept";
+  const weights = await stoppable(
+    signal,
+    remedy,
+    () => digestTensors(checkpoint, checkpoint.tensors.keys(), () => pause(signal)),
+  );
   const dataIdentity = JSON.stringify([await calibrationDigest(source), samples, seed, weights]);
   const release = acquireFileLock(path);
   const saved = await stoppable(
     signal,
-    "give the same command again, what is collected is kept",
+    remedy,
     () =>
       saveStatistics(calibrated, {
         path,

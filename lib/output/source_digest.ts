@@ -1,6 +1,7 @@
 /** Digests of what a run reads: of a tensor while it is read, and of tensors read for their digest alone. */
 import { createHash, type Hash } from "node:crypto";
 import { CHUNK_BYTES } from "./tensor_sink.ts";
+import { pause } from "../progress.ts";
 import type { Checkpoint, TensorFile } from "../tensor/mod.ts";
 
 /** What reads a tensor of a file. */
@@ -31,11 +32,11 @@ export class HashingReader implements TensorReader {
   }
 }
 
-/** SHA-256 of the bytes of tensors, one after the other; `between` runs after each piece. */
+/** SHA-256 of the bytes of tensors, one after the other; `between` runs after each piece and may stop it. */
 export async function digestTensors(
   checkpoint: Checkpoint,
   names: Iterable<string>,
-  between?: () => Promise<void>,
+  between: () => Promise<void> = pause,
 ): Promise<string> {
   const hash = createHash("sha256"), buffer = new Uint8Array(CHUNK_BYTES);
   for (const name of names) {
@@ -44,7 +45,7 @@ export async function digestTensors(
       const piece = buffer.subarray(0, Math.min(CHUNK_BYTES, byteLength - start));
       checkpoint.readInto(name, start, piece);
       hash.update(piece);
-      await between?.();
+      await between();
     }
   }
   return hash.digest("hex");

@@ -34,7 +34,7 @@ import type { PhaseResult } from "../phases/mod.ts";
 import type { TensorSink } from "../output/tensor_sink.ts";
 import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
-import { type RunOptions, stoppable } from "../progress.ts";
+import { pause, type RunOptions, stoppable } from "../progress.ts";
 import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { quantizedByWeights } from "../solve/by_weights.ts";
 import { planByBudget } from "../solve/sensitivity.ts";
@@ -443,7 +443,7 @@ export async function writeRun(
 
 /** The output folder that a run asks for. @throws {OutputError} when it is the input */
 export async function requestOutput(
-  { checkpoint, config, calibration, kernels }: QuantizeRun<Kernels | undefined>,
+  { checkpoint, config, calibration, kernels, options: { signal } }: QuantizeRun<Kernels | undefined>,
   { bitPlan, beside }: PlannedRun,
   place: OutputPlace,
 ): Promise<OutputRequest> {
@@ -451,7 +451,12 @@ export async function requestOutput(
   const solved = async () => ({
     calibration_sha256: await calibration.digest(),
     instruction_set: kernels?.isa,
-    weights_sha256: kernels && await digestTensors(checkpoint, checkpoint.tensors.keys()),
+    weights_sha256: kernels &&
+      await stoppable(
+        signal,
+        "repeat the command",
+        () => digestTensors(checkpoint, checkpoint.tensors.keys(), () => pause(signal)),
+      ),
   });
   const settings = {
     ...JSON.parse(canonicalConfig(config)),
