@@ -178,10 +178,10 @@ const BUN_ALONE = [
   ...["charts", "rows"].map((name) => `tests/analysis/${name}_test.ts`), // the charts' test starts Deno itself
   "tests/bench",
   "tests/calibration",
-  ...["intervals", "layer_errors", "models", "statistics", "table"].map((name) =>
+  ...["intervals", "layer_errors", "layouts", "models", "statistics", "table"].map((name) =>
     `tests/eval/${name}_test.ts`
   ),
-  ...["backward", "bad_input", "refine", "requirements", "variants"].map((name) =>
+  ...["backward", "bad_input", "dit", "refine", "requirements", "variants"].map((name) =>
     `tests/models/${name}_test.ts`
   ),
   "tests/phases",
