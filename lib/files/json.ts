@@ -57,7 +57,10 @@ export function parseJson(bytes: Uint8Array, rules: JsonRules): unknown {
     throw new JsonFault("must be valid UTF-8", [], cause);
   }
   if (text.startsWith("\ufeff")) {
-    throw new JsonFault("must begin without a byte order mark: save it as UTF-8 without one", []);
+    throw new JsonFault(
+      "must be valid JSON, without a byte order mark at its beginning: save it as UTF-8 without one",
+      [],
+    );
   }
   const places = scan(text, rules);
   try {

@@ -88,10 +88,13 @@ const KINDS: readonly Kind[] = [
   },
   {
     what: "integer or 4-bit weights",
-    names: /(?:^|\.)weight$/,
-    holds: (info, has) =>
-      info.shape.length > 1 &&
-      (isByte(info) || isInteger(info) && SCALES.some((part) => has(part) !== undefined)),
+    names: /[^.]+$/,
+    holds: (info, has) => {
+      const own = info.name.slice(info.name.lastIndexOf(".") + 1), isWeight = own === "weight";
+      const isScaled = [...SCALES, `${own}_scale`, `${own}_scales`].some((part) => has(part) !== undefined);
+      return info.shape.length > 1 && isInteger(info) &&
+        (isByte(info) ? isWeight || isScaled : isWeight && isScaled);
+    },
   },
 ];
 

@@ -55,6 +55,8 @@ test("weights of other quantizers are recognised by name", () => {
     ["integer or 4-bit weights", { weight: "U8 8,8", weight_scale: "F32 8,1" }],
     ["integer or 4-bit weights", { weight: "I32 8,8", weight_scale: "F32 8,1" }],
     ["integer or 4-bit weights", { weight: "I16 8,8", scale: "F32 8,1" }],
+    ["integer or 4-bit weights", { weight_int8: "I8 8,8", weight_scale: "F32 8,1" }],
+    ["integer or 4-bit weights", { kernel: "I8 8,8", kernel_scale: "F32 8" }],
     ["NVFP4", { weight: "F4 8,8", weight_scale: "F8_E8M0 8,1" }],
   ];
   for (const [what, entries] of cases) {
