@@ -39,8 +39,19 @@ const VERSIONS = [
 /** Limits from here on are version 1's word for none. */
 const NO_LIMIT = 2 ** 60;
 
+interface Permissions {
+  querySync(permission: { name: string; path?: string; kind?: string }): { state: string };
+}
+
+/** Whether Deno lets this be read without asking; true elsewhere. */
+function isGranted(permission: { name: string; path?: string; kind?: string }): boolean {
+  const { Deno: deno } = globalThis as { Deno?: { permissions: Permissions } };
+  return deno === undefined || deno.permissions.querySync(permission).state === "granted";
+}
+
 /** Text of a file; empty where it cannot be read. */
 function textOf(path: string): string {
+  if (!isGranted({ name: "read", path })) return "";
   try {
     return readFileSync(path, "utf8");
   } catch {
@@ -131,12 +142,9 @@ const least = <T>(values: readonly T[], of: (value: T) => number): T | undefined
 
 /** Bytes that the machine has left, where `/proc` does not say. */
 function machineBytes(): number {
-  try {
-    // Elsewhere "free" leaves out what the system would give back at once: there only what can never fit is known.
-    return process.platform === "linux" ? freemem() : totalmem();
-  } catch {
-    return Infinity; // Deno without the permission to look
-  }
+  if (!isGranted({ name: "sys", kind: "systemMemoryInfo" })) return Infinity;
+  // Elsewhere "free" leaves out what the system would give back at once: there only what can never fit is known.
+  return process.platform === "linux" ? freemem() : totalmem();
 }
 
 /**
