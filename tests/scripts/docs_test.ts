@@ -86,6 +86,37 @@ test("YAML in the documents is a configuration, and JSON is JSON", async () => {
   expect(Object.keys(JSON.parse(blocks["json"]![0]!))).toEqual(["quantization_config"]);
 });
 
+test("each symptom of docs/troubleshooting.md has a command that exists, with its options", async () => {
+  const text = readFileSync(join(ROOT, "docs", "troubleshooting.md"), "utf8").split("## By error code")[0]!;
+  const rows = text.split("\n").filter((line) => line.startsWith("| ") && !line.startsWith("| ---"))
+    .map((line) => line.split(/(?<!\\) \| /).map((cell) => cell.replace(/^\| | *\|$/g, "").trim()))
+    .filter(([first]) => first !== "what is seen");
+  expect(rows.length).toBeGreaterThan(40);
+  const helps = new Map<string, string>();
+  const helpOf = async (script: string) => {
+    const help = helps.get(script) ??
+      (await runProgram(bun!, ["run", join(ROOT, script), "--help"], { cwd: ROOT })).output;
+    helps.set(script, help);
+    return help;
+  };
+  for (const [symptom, command, remedy] of rows) {
+    expect([symptom, command !== "" && remedy !== ""]).toEqual([symptom, true]);
+    const own = /`((?:quantize|inspect|generate|bench|report|dequantize|export) [^`]*)`/.exec(command!)?.[1];
+    if (own === undefined || bun === undefined) continue;
+    expect([symptom, await wrongCommands(`npx arrowquant ${own.replace(/"[^"]*"/g, "TEXT")}`, helpOf)])
+      .toEqual([symptom, []]);
+  }
+});
+
+test("measured numbers of docs/tuning.md stand in the table that they are from", () => {
+  const read = (path: string) => readFileSync(join(ROOT, path), "utf8");
+  const [, measured] = /printed by `npm run bench`([\s\S]*?)## Group size/.exec(read("docs/tuning.md"))!;
+  const table = read("README.md");
+  const numbers = measured!.match(/\b\d\.\d{2,}\b/g)!;
+  expect(numbers.length).toBeGreaterThan(5);
+  expect(numbers.filter((number) => !table.includes(number))).toEqual([]);
+});
+
 describe("release.ts", () => {
   test("says how to use it, and refuses folders that hold anything else before it builds", async () => {
     if (bun === undefined) return console.log("skipped: no Bun");
