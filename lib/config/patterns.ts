@@ -117,7 +117,7 @@ function lookAround(part: Part, isBehind: boolean, isWanted: boolean): Part {
 }
 
 const TOKEN =
-  /\\(?:[1-9]\d*|k<[^>]*>|[pPu]\{[^}]*\}|u[\da-fA-F]{4}(?:\\u[dD][c-fC-F][\da-fA-F]{2})?|x[\da-fA-F]{2}|c[a-zA-Z]|.)|\[(?:\\.|[^\]\\])*\]|\((?:\?(?:[:=!]|<[=!]|<[^>]*>))?|[*+?]\??|\{\d+(?:,\d*)?\}\??|./gsu;
+  /\\(?:[1-9]\d*|k<[^>]*>|[pPu]\{[^}]*\}|u[\da-fA-F]{4}(?:\\u[dD][c-fC-F][\da-fA-F]{2})?|x[\da-fA-F]{2}|c[a-zA-Z]|.)|\[(?:\\.|[^\]\\])*\]|\((?:\?(?:[a-z-]*:|[=!]|<[=!]|<[^>]*>))?|[*+?]\??|\{\d+(?:,\d*)?\}\??|./gsu;
 
 /** The part that tokens of a valid pattern stand for, up to its closing parenthesis. */
 function parse(tokens: Iterator<string>): Part {
