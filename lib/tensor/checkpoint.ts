@@ -141,7 +141,7 @@ export class Checkpoint {
  * ```
  */
 export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkpoint {
-  const { names: present, modelFile, ...place } = findPlace(path, options);
+  const { names: present, modelFile, otherIndex, ...place } = findPlace(path, options);
   const { folder, indexFile, notes } = place;
   const config = present.includes("config.json") ? readJsonFile(join(folder, "config.json")) : undefined;
   const weightMap = indexFile === undefined ? undefined : readIndex(join(folder, indexFile));
@@ -157,6 +157,7 @@ export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkp
     }
     const stored = new Checkpoint({ path, ...place, config, files });
     if (weightMap !== undefined) checkIndex(weightMap, stored);
+    else if (otherIndex !== undefined) checkOtherIndex(otherIndex, modelFile, stored);
     if (isOurs(config)) return stored;
     const fp8 = scaledFp8(
       stored.tensors,
@@ -260,6 +261,25 @@ function checkIndex(
   const names = listing(extra.map(([tensor, { file }]) => `${tensor} (${basename(file.path)})`));
   const place = { path: first[1].file.path, tensor: first[0] };
   throw cannotOpen(folder, `${indexFile} must name every tensor of its files, got none of ${names}`, place);
+}
+
+/** Refuses a single file that is but a part of the model that the index beside it names. */
+function checkOtherIndex(indexFile: string, modelFile: string, { folder, tensors }: Checkpoint): void {
+  let weightMap: ReadonlyMap<string, string>;
+  try {
+    weightMap = readIndex(join(folder, indexFile));
+  } catch (error) {
+    if (error instanceof FormatError) return; // which a library that takes the file does not read, either
+    throw error;
+  }
+  const missing = [...weightMap.keys()].filter((name) => !tensors.has(name));
+  // An index of other tensors is of another model, and stale.
+  if (missing.length === 0 || [...tensors.keys()].some((name) => !weightMap.has(name))) return;
+  const reason = `${quote(modelFile)} must have every tensor that ${indexFile} beside it names, got none of`;
+  throw cannotOpen(
+    folder,
+    `${reason} ${listing(missing)}: take one of the two away, or give the file's path`,
+  );
 }
 
 function closeAll(files: readonly CheckpointFile[]): void {

@@ -39,6 +39,8 @@ export interface Place {
   readonly modelFile: string;
   /** What was chosen where there was a choice, a sentence each. */
   readonly notes: readonly string[];
+  /** An index beside the only file, which is taken before it. */
+  readonly otherIndex?: string | undefined;
 }
 
 /** How to choose among several weights. */
@@ -69,7 +71,7 @@ export function findPlace(path: string, options: PlaceOptions = {}): Place {
       throw new Error(`no such file or folder; if it is a name on Hugging Face, fetch it first: ${download}`);
     }
   });
-  if (!isFolder) return filePlace(path);
+  if (!isFolder) return filePlace(path, options);
   const snapshot = cachedSnapshot(path, listFolder(path));
   if (snapshot === undefined) return modelPlace(path, options);
   const found = modelPlace(snapshot, options), note = `${quote(snapshot)} is taken, of Hugging Face's cache`;
@@ -78,7 +80,7 @@ export function findPlace(path: string, options: PlaceOptions = {}): Place {
 
 const listFolder = (folder: string): string[] => reading(folder, () => readdirSync(folder).sort());
 
-function filePlace(path: string): Place {
+function filePlace(path: string, { variant }: PlaceOptions): Place {
   const modelFile = basename(path);
   if (modelFile.endsWith(PARTIAL_SUFFIX)) throw unfinished(path, [modelFile]);
   if (!modelFile.endsWith(SUFFIX)) {
@@ -87,8 +89,17 @@ function filePlace(path: string): Place {
       `must be a folder or a file named *${SUFFIX}, got ${foreignName(modelFile) ?? "another file"}`,
     );
   }
+  if (variant !== undefined && !modelFile.split(".").slice(1).includes(variant)) {
+    throw cannotOpen(
+      path,
+      `must be of the variant ${quote(variant)}: leave --variant out, or give the folder`,
+    );
+  }
   const folder = dirname(path), names = listFolder(folder);
-  return { folder, root: folder, names, subfolder: undefined, indexFile: undefined, modelFile, notes: [] };
+  const shards = Number(SHARD_NAME.exec(modelFile)?.[1] ?? 1),
+    whole = `one of ${shards} shards, which alone is read`;
+  const notes = shards > 1 ? [`${quote(modelFile)} is ${whole}: for the whole model give the folder`] : [];
+  return { folder, root: folder, names, subfolder: undefined, indexFile: undefined, modelFile, notes };
 }
 
 /** The weights of a diffusers pipeline's denoiser, or those of a folder. */
@@ -155,7 +166,7 @@ function chooseWeights(
   path: string,
   names: readonly string[],
   { variant: asked }: PlaceOptions,
-): Pick<Place, "indexFile" | "modelFile" | "notes"> | undefined {
+): Pick<Place, "indexFile" | "modelFile" | "notes" | "otherIndex"> | undefined {
   const known = knownWeights(names), notes: string[] = [];
   let own = known.filter(({ variant }) => variant === asked);
   if (own.length === 0 && asked !== undefined) {
@@ -194,8 +205,9 @@ function chooseWeights(
   const unread = known.filter((weights) => !own.includes(weights)).map(({ name }) => name);
   unread.push(...names.filter((name) => /^(?:consolidated|adapter_model)\b.*\.safetensors$/.test(name)));
   if (unread.length > 0) notes.push(`not read beside ${quote(taken.name)}: ${listing(unread)}`);
-  const isIndex = taken.form === "index";
-  return { indexFile: isIndex ? taken.name : undefined, modelFile: isIndex ? "" : taken.name, notes };
+  const isIndex = taken.form === "index", otherIndex = others.find(({ form }) => form === "index")?.name;
+  const modelFile = isIndex ? "" : taken.name;
+  return { indexFile: isIndex ? taken.name : undefined, modelFile, notes, otherIndex };
 }
 
 /** The folder of a model in Hugging Face's cache: the snapshot of its main branch, or its only one. */

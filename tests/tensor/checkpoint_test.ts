@@ -142,6 +142,31 @@ describe("openCheckpoint takes what the libraries take, and says so", () => {
     }
   });
 
+  test("transformers: no single file that is a part of the model in the index", () => {
+    const part = { "model.safetensors": ["a"], [A]: ["a"], [B]: ["b"] };
+    const both = { weight_map: { a: A, b: B } };
+    const { message } = thrown(() => opened({ ...part, [INDEX]: both }));
+    expect(message).toContain('"model.safetensors" must have every tensor');
+    expect(message).toContain('got none of "b"');
+    expect(opened({ ...part, [INDEX]: both }, undefined, "model.safetensors").names).toBe("a");
+    const own = { weight_map: { a: "model.safetensors", b: "model-2.safetensors" } };
+    expect(thrown(() => opened({ "model.safetensors": ["a"], [INDEX]: own })).message).toContain('"b"');
+    // an index that is no JSON is not read by transformers either
+    expect(opened({ ...part, [INDEX]: "{" }).names).toBe("a");
+  });
+
+  test("a shard or a file of another variant, given by its path, is told", () => {
+    const shards = { [INDEX]: { weight_map: { a: A, b: B } }, [A]: ["a"], [B]: ["b"] };
+    expect(opened(shards, undefined, A)).toEqual({
+      names: "a",
+      notes: `"${A}" is one of 2 shards, which alone is read: for the whole model give the folder`,
+    });
+    const plain = { "model.safetensors": ["a"], "model.fp16.safetensors": ["b"] };
+    const asked = { variant: "fp16" };
+    expect(thrown(() => opened(plain, asked, "model.safetensors")).message).toContain('the variant "fp16"');
+    expect(opened(plain, asked, "model.fp16.safetensors").names).toBe("b");
+  });
+
   test("diffusers: the index before the single file", () => {
     const { names, notes } = opened({
       [`${D}.safetensors`]: ["old"],
