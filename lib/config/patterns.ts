@@ -139,7 +139,8 @@ function parse(tokens: Iterator<string>): Part {
       parts.push(repeat(parts.pop()!, token[0] === "+" ? 1 : 0, token[0] === "?" ? 1 : Infinity));
     } else if (/^\(\?<?[=!]/.test(token)) {
       parts.push(lookAround(parse(tokens), token.includes("<"), token.endsWith("=")));
-    } else if (token[0] === "(") parts.push(parse(tokens));
+    } else if (/^\(\?[a-z-]/.test(token)) throw new SyntaxError("no modifiers");
+    else if (token[0] === "(") parts.push(parse(tokens));
     else if (holds !== undefined) {
       parts.push(condition((name) => placesWhere(name, (i) => holds(name.characters, i)), sequence([])));
     } else if (/^\\[1-9k]/.test(token)) throw new SyntaxError("no back references");

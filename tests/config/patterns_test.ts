@@ -63,5 +63,7 @@ test("no pattern takes for ever", () => {
 test("what cannot be matched so is refused", () => {
   expect(() => compilePattern("(a)\\1")).toThrow("no back references");
   expect(() => compilePattern("a{1,1001}")).toThrow("at most 1000 repetitions");
-  expect(() => compilePattern("a(")).toThrow(SyntaxError);
+  for (const source of ["a(", "(?i:a)", "(?-i:a)+"]) {
+    expect(() => compilePattern(source)).toThrow(SyntaxError);
+  }
 });
