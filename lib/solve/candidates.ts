@@ -215,8 +215,8 @@ class CandidateSolver {
   readonly #rows: ReadonlyMap<string, PlanRow>;
   /** Names of the layers that can be solved. */
   readonly #wanted: readonly string[];
-  /** The others' packed forms. */
-  readonly #fixed: ReadonlyMap<string, PackedTensor>;
+  /** The others' packed forms, once they are needed. */
+  #fixed: ReadonlyMap<string, PackedTensor> | undefined;
   readonly #weights: TimeWeightSettings | undefined;
   readonly #byTime: Calibrated | undefined;
   #weightsDone = 0;
@@ -237,8 +237,6 @@ class CandidateSolver {
       this.#event("warning", `${row.name} is no linear layer: clip search without its inputs`);
       return false;
     }).map(({ name }) => name);
-    const others = [...this.#rows.values()].filter(({ name }) => !this.#wanted.includes(name));
-    this.#fixed = quantizedByWeights(calibrated.model, others, config, task.kernels);
     this.#solved = [0, this.#wanted.length];
     this.#weights = timeWeightSettings(config, calibrated.kind);
     this.#byTime = this.#weights && withTimeWeights(calibrated, this.#weights);
@@ -260,7 +258,7 @@ class CandidateSolver {
     return await stoppable(this.#options.signal, KEPT, async () => {
       const layers = await this.#solveLayers(candidate, index);
       const tensors = new Map([
-        ...this.#fixed,
+        ...this.#byWeights(),
         ...[...layers].map(([name, { tensor }]) => [name, tensor] as const),
       ]);
       this.#event("stage", "held-out distance");
@@ -283,7 +281,7 @@ class CandidateSolver {
       settings,
       mode: config.calibrationMode,
       gridOf: (name) => this.#wanted.includes(name) ? this.#formOf(name) : undefined,
-      fixed: this.#fixed,
+      fixed: this.#byWeights(),
       solved,
       signal: this.#options.signal,
       keepsNonfinite: config.nonFinite === "keep",
@@ -339,6 +337,12 @@ class CandidateSolver {
 
   #weightsOf(name: string): number {
     return this.#rows.get(name)!.shape.reduce((product, size) => product * size, 1);
+  }
+
+  #byWeights(): ReadonlyMap<string, PackedTensor> {
+    const { calibrated, config, kernels } = this.#task;
+    const others = [...this.#rows.values()].filter(({ name }) => !this.#wanted.includes(name));
+    return this.#fixed ??= quantizedByWeights(calibrated.model, others, config, kernels);
   }
 
   #formOf(name: string): WeightFormat {

@@ -17,6 +17,7 @@ import { withTemporaryFolder } from "../temporary_folder.ts";
 import type { Positions } from "./calibration.ts";
 import { gridName, type GridSetting, type Method, type MethodKind, type Unsupported } from "./method.ts";
 import {
+  KEPT_TABLES,
   type QuantizedModel,
   quantizeModel,
   type QuantizeModelOptions,
@@ -61,7 +62,14 @@ export function pipelineContender(
         const output = join(temporary, "quantized");
         const { bits: bit_width, groupSize: group_size } = setting;
         const { config } = resolveConfig({
-          overrides: { ...keys, bit_width, group_size, num_threads: kernels.threads, ...overrides },
+          overrides: {
+            ...KEPT_TABLES,
+            ...keys,
+            bit_width,
+            group_size,
+            num_threads: kernels.threads,
+            ...overrides,
+          },
         });
         const begin = performance.now();
         using run = openRun({ input: path, config, kernels });

@@ -35,9 +35,12 @@ export interface Target {
   ): Promise<ReadonlyMap<string, LayerInputs>>;
 }
 
-/** The matrices that the pipeline quantizes unless it is told otherwise, in the order of the files. */
+/** Peers quantize linear layers: token tables stay as they are, for all alike. */
+export const KEPT_TABLES = { embedding_bits: 16, head_bits: 16 } as const;
+
+/** The linear layers that the pipeline quantizes unless it is told otherwise, in the order of the files. */
 function quantizedLayers(checkpoint: Checkpoint, kernels: Kernels): Layer[] {
-  const { rows } = planQuantization(checkpoint, resolveConfig({}).config);
+  const { rows } = planQuantization(checkpoint, resolveConfig({ overrides: KEPT_TABLES }).config);
   return rows.flatMap(({ name, shape, dtype, action }): Layer[] => {
     if (action === "keep") return [];
     const [rows, cols] = shape as [number, number];
