@@ -1,13 +1,14 @@
 /** The rules by name, on names of published checkpoints, in original and in diffusers' spelling. */
-import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
+import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "bun:test";
+import { formatBytes } from "../../lib/eval/table.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { packedLayers } from "../../lib/quant/packed/checkpoint.ts";
-import { workplace, writeCheckpoint } from "../_checkpoints.ts";
+import { ROOT, workplace, writeCheckpoint } from "../_checkpoints.ts";
 import { configOf, DREAM, pipelineRuns } from "../pipeline/_runs.ts";
 
 const place = workplace();
@@ -56,6 +57,11 @@ function dream7b(): Record<string, number[]> {
       [`${block}.mlp.gate_proj.weight`]: [wide, hidden],
       [`${block}.mlp.up_proj.weight`]: [wide, hidden],
       [`${block}.mlp.down_proj.weight`]: [hidden, wide],
+      [`${block}.self_attn.q_proj.bias`]: [hidden],
+      [`${block}.self_attn.k_proj.bias`]: [512],
+      [`${block}.self_attn.v_proj.bias`]: [512],
+      [`${block}.input_layernorm.weight`]: [hidden],
+      [`${block}.post_attention_layernorm.weight`]: [hidden],
     });
   }
   return shapes;
@@ -77,9 +83,17 @@ describe("token tables", () => {
       0,
     );
     expect(totals.bitsPerWeightOfAll).toBeCloseTo(totals.fileBytesAfter * 8 / weights, 3);
-    expect(totals.fileBytesAfter / 1e9).toBeCloseTo(2.92, 2); // as docs/solvers.md says
-    const four = await dryRun(input, { bit_width: 4 });
-    expect(four.totals.fileBytesAfter / 1e9).toBeCloseTo(4.83, 2);
+    const [three, four] = [await dryRun(input, { bit_width: 3 }), await dryRun(input, { bit_width: 4 })];
+    const sizes = [totals, three.totals, four.totals].map(({ fileBytesAfter }) =>
+      formatBytes(fileBytesAfter)
+    );
+    expect(sizes).toEqual(["2.93 GB", "3.74 GB", "4.83 GB"]);
+    const read = (path: string) => readFileSync(join(ROOT, path), "utf8").replace(/\s+/g, " ");
+    expect(read("README.md")).toContain(
+      `become ${sizes[0]} at 2 bits, ${sizes[1]} at 3 and ${sizes[2]} at 4`,
+    );
+    expect(read("docs/solvers.md")).toContain(`takes ${sizes[0]} at 2 bits`);
+    expect(read("docs/solvers.md")).toContain(`and ${sizes[2]} at 4`);
     const kept = await dryRun(input, { bit_width: 2, embedding_bits: 16, head_bits: 16 });
     expect(kept.totals.fileBytesAfter).toBeGreaterThan(4.2e9);
     expect(kept.totals.bitsPerWeight).toBeCloseTo(2.5, 3);
