@@ -38,7 +38,11 @@ export function* jsonLines(
     try {
       value = parseJsonLine(text);
     } catch (cause) {
-      throw fault(`line ${line} must be JSON`, cause);
+      const isArray = line === 1 && /^\s*\[/.test(text); // of records, as in a .json file
+      throw fault(
+        `line ${line} must be JSON${isArray ? ", a record, got the beginning of an array" : ""}`,
+        cause,
+      );
     }
     yield [line, value];
   }

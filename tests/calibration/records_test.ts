@@ -284,6 +284,7 @@ describe("calibration records", () => {
       ],
       [Buffer.from(`\ufeff${good}`, "utf16le"), /line 1 must be UTF-8, got UTF-16/],
       [good + `{"text": "${"1".repeat(16 * 2 ** 20)}"}`, /line 2 must have at most 16777216 bytes/],
+      ['[\n  {"text": "12"}\n]\n', /line 1 must be JSON, a record, got the beginning of an array/],
       [good + "[1, 2]", /line 2 must be {"prompt", "answer"}/],
       [
         '{"input_ids": [4, 5], "attention_mask": [1]}',
