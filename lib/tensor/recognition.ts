@@ -90,10 +90,10 @@ const KINDS: readonly Kind[] = [
     what: "integer or 4-bit weights",
     names: /[^.]+$/,
     holds: (info, has) => {
+      if (!isInteger(info) || info.shape.length < 2) return false;
       const own = info.name.slice(info.name.lastIndexOf(".") + 1), isWeight = own === "weight";
       const isScaled = [...SCALES, `${own}_scale`, `${own}_scales`].some((part) => has(part) !== undefined);
-      return info.shape.length > 1 && isInteger(info) &&
-        (isByte(info) ? isWeight || isScaled : isWeight && isScaled);
+      return isByte(info) ? isWeight || isScaled : isWeight && isScaled;
     },
   },
 ];

@@ -107,7 +107,7 @@ function unreadScales(
 ): ReadonlyMap<string, string> {
   const found = new Map<string, string>(), owners = new Map(names.map((name) => [stemOf(name), name]));
   for (const name of names) owners.set(name, name);
-  for (const other of all.keys()) {
+  for (const other of names.length === 0 ? [] : all.keys()) {
     for (const { index } of other.matchAll(/[._]/g)) {
       const before = other.slice(0, index), rest = other.slice(index + 1), owner = owners.get(before);
       if (owner === undefined || owner === other || rest.includes(".")) continue;
