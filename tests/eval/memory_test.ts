@@ -31,7 +31,7 @@ afterAll(() => {
 
 /** So many bytes of weights that a second copy of them cannot hide in the spare. */
 const large = place.fresh("large");
-const made = run("make_checkpoint.ts", [large, "--hidden", "2048", "--layers", "3"]);
+const made = run("make_checkpoint.ts", [large, "--hidden", "2048", "--layers", "4"]);
 
 describe("running a model in a process of its own", () => {
   const isKnown = existsSync("/proc/self/status");
