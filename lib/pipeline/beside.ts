@@ -25,7 +25,7 @@ const MAX_COPIED_BYTES = 64 * 2 ** 20;
 /** Folders that pipelines have, also where their index does not name them. */
 const COMPONENT =
   /^(?:scheduler|vae|tokenizer|(?:text|image)_encoder|feature_extractor|image_processor)(?:_\d+)?$/;
-/** Deepest folder of a pipeline's component, and most files of one. */
+/** Deepest folder of a pipeline's component, and most files and folders of one: links may lead in circles. */
 const MAX_DEPTH = 4, MAX_FILES = 10_000;
 
 /** Files beside the weights, by their names in the output. */
@@ -80,11 +80,7 @@ export function filesBeside(checkpoint: Checkpoint, { onEvent }: RunOptions): Be
       sort(name, path, isModels(name), MAX_COPIED_BYTES);
       continue;
     }
-    const files = [...filesBelow(lookAt, path, name)];
-    if (files.length > MAX_FILES) {
-      const reason = `a component must have at most ${MAX_FILES} files, got ${files.length}`;
-      throw new CheckpointError(`Cannot copy ${quote(path)}: ${reason}`, { path });
-    }
+    const files = filesBelow(lookAt, path, name);
     const hasSafetensors = files.some((file) => file.endsWith(".safetensors"));
     for (const file of files) {
       // other formats of weights that are there as safetensors
@@ -133,12 +129,22 @@ function insideOnly(
 
 const isFolder = (lookAt: LookAt, path: string): boolean => lookAt(path)?.stat.isDirectory() === true;
 
-function* filesBelow(lookAt: LookAt, folder: string, name: string, depth = 1): Generator<string> {
-  for (const inner of listing(folder)) {
-    const path = join(folder, inner);
-    if (!isFolder(lookAt, path)) yield `${name}/${inner}`;
-    else if (depth < MAX_DEPTH) yield* filesBelow(lookAt, path, `${name}/${inner}`, depth + 1);
-  }
+function filesBelow(lookAt: LookAt, component: string, name: string): string[] {
+  const files: string[] = [];
+  let count = 0;
+  const visit = (folder: string, name: string, depth: number) => {
+    for (const inner of listing(folder)) {
+      if (++count > MAX_FILES) {
+        const reason = `a component must have at most ${MAX_FILES} files and folders, got more`;
+        throw new CheckpointError(`Cannot copy ${quote(component)}: ${reason}`, { path: component });
+      }
+      const path = join(folder, inner);
+      if (!isFolder(lookAt, path)) files.push(`${name}/${inner}`);
+      else if (depth < MAX_DEPTH) visit(path, `${name}/${inner}`, depth + 1);
+    }
+  };
+  visit(component, name, 1);
+  return files;
 }
 
 /** Copies of the files beside the weights; says so where they take a while. */
