@@ -51,6 +51,7 @@ const REMEDIES: Readonly<Record<string, string>> = {
   ERR_INVALID_ARG_VALUE: "no path has a null character: choose another one",
   ENOTDIR: "a part of the path is a file: choose another folder",
   EISDIR: "a folder has that name: choose another name",
+  ERR_FS_EISDIR: "a folder has that name: move it away",
   EMFILE: "too many files are open: raise the limit (ulimit -n)",
   ENFILE: "too many files are open: raise the limit (ulimit -n)",
 };
@@ -110,6 +111,14 @@ export function openForReading(path: string): number {
 
 /** Flags that open what is there to write to it, never through a link; Windows has no such flag. */
 export const WRITE_IN_PLACE = constants.O_RDWR | (constants.O_NOFOLLOW ?? 0);
+
+/** Opens a file to go on with it; one with another name as well (a hard link) may be somebody's copy. */
+export function openToGoOn(path: string): number {
+  const fd = openSync(path, WRITE_IN_PLACE), { nlink } = fstatSync(fd);
+  if (nlink <= 1) return fd;
+  closeSync(fd);
+  throw new Error(`it must have one name, got ${nlink} (hard links): copy it, or start over with --force`);
+}
 
 /** Opens a new file; whatever has its name, a link as well, is an error of the system (`EEXIST`). */
 export function createNew(path: string): number {

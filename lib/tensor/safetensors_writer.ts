@@ -4,17 +4,17 @@
  * reader takes.
  */
 import { Buffer } from "node:buffer";
-import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, renameSync } from "node:fs";
+import { closeSync, fstatSync, fsyncSync, ftruncateSync, renameSync } from "node:fs";
 import { dirname } from "node:path";
 import { IntegrityError, OutputError } from "../errors.ts";
 import {
   checkByteRange,
   createInPlaceOf,
   errorCode,
+  openToGoOn,
   outputError,
   quote,
   readFully,
-  WRITE_IN_PLACE,
   writeFully,
   writing,
 } from "../files/positional.ts";
@@ -116,7 +116,7 @@ export class SafetensorsWriter {
     try {
       this.#fd = mode === "w+"
         ? createInPlaceOf(this.partialPath, isUnfinished)
-        : openSync(this.partialPath, WRITE_IN_PLACE);
+        : openToGoOn(this.partialPath);
     } catch (cause) {
       if (mode === "w+" || errorCode(cause) !== "ENOENT") throw outputError("open", this.partialPath, cause);
       const reason = "it must exist, got no such file: start again without --resume";

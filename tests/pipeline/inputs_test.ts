@@ -206,6 +206,13 @@ describe("a diffusers pipeline", () => {
     return root;
   }
 
+  test("whose links lead in circles is given up soon", async () => {
+    const input = pipeline();
+    for (let i = 0; i < 60; i++) symlinkSync(".", join(input, "vae", `circle${i}`));
+    const { message } = await rejection(quantizeTo(place.fresh(), input));
+    expect(message).toContain("at most 10000 files and folders");
+  });
+
   test("goes in, and one that draws comes out, is verified, replaced and turned back", async () => {
     const input = pipeline(), output = place.fresh();
     symlinkSync("loop", join(input, "loop"));

@@ -343,6 +343,7 @@ describe("SafetensorsWriter refuses", () => {
     rmSync(`${path}.partial`);
     linkSync(victim, `${path}.partial`);
     expect(thrown(() => SafetensorsWriter.create(path, reserved))).toBeInstanceOf(OutputError);
+    expect(thrown(() => SafetensorsWriter.resume(path, specs)).message).toContain("got 2 (hard links)");
     expect(readFileSync(victim, "utf8")).toBe("precious");
     writeFileSync(victim, "\0".repeat(8) + "precious");
     SafetensorsWriter.create(path, reserved).close();
