@@ -30,7 +30,7 @@ const isByte = ({ dtype }: TensorInfo) => /^[UI][48]$/.test(dtype);
 /** Floats that no kernel reads; without scales they are kept. */
 const isTiny = ({ dtype }: TensorInfo) => /^(?:F4|F6_\w+|F8_\w+FNUZ)$/.test(dtype);
 
-const SCALES = ["weight_scale", "weight_scale_inv", "scale_weight", "scale", "scales"];
+const SCALES = ["weight_scale", "weight_scale_inv", "scale_weight"];
 
 const KINDS: readonly Kind[] = [
   {
@@ -92,7 +92,9 @@ const KINDS: readonly Kind[] = [
     holds: (info, has) => {
       if (!isInteger(info) || info.shape.length < 2) return false;
       const own = info.name.slice(info.name.lastIndexOf(".") + 1), isWeight = own === "weight";
-      const isScaled = [...SCALES, `${own}_scale`, `${own}_scales`].some((part) => has(part) !== undefined);
+      // "scale" alone may be another thing's: of attention beside a mask
+      const names = [...SCALES, ...(isWeight ? ["scale", "scales"] : [`${own}_scale`, `${own}_scales`])];
+      const isScaled = names.some((part) => has(part) !== undefined);
       return isByte(info) ? isWeight || isScaled : isWeight && isScaled;
     },
   },

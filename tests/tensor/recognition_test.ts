@@ -76,6 +76,8 @@ test("names of those that stand for something else are none", () => {
     qweight: "F32 8,8",
     centroids: "F32 4,8",
     g_idx: "F32 8",
+    mask: "U8 8,8",
+    scale: "F32",
   };
   using checkpoint = openCheckpoint(
     writeCheckpoint(place.fresh(), tensors({ ...plain, weight: "F32 8,8" }), {}),
