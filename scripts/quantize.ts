@@ -12,6 +12,8 @@ import {
   loadConfig,
 } from "../lib/config/mod.ts";
 import { nameOfPath } from "../lib/files/whole.ts";
+import { checkMemory, forecastMemory } from "../lib/eval/forecast.ts";
+import { forwardCost, modelRequirements } from "../lib/models/mod.ts";
 import { environmentOf } from "../lib/eval/environment.ts";
 import type { Kernels } from "../lib/native/mod.ts";
 import { KEEP_RULES, outputErrors, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
@@ -120,6 +122,8 @@ const PHASE_KEYS = [
 ];
 
 const WORST_LAYERS = 5;
+/** Tokens of a pass that a report runs, for its memory. */
+const FORECAST_TOKENS = 1024;
 
 async function run(parsed: Options, { signal, command }: Context): Promise<void> {
   const { flags, values } = parsed;
@@ -268,6 +272,13 @@ async function layerErrorsOf(
     if (config.calibrationData === null && calibrationBeside(input) === undefined) {
       throw new CalibrationError("there are no calibration data (--calibrate FILE)");
     }
+    using checkpoint = openCheckpoint(input);
+    const needs = modelRequirements(checkpoint), shape = { batch: 1, tokens: FORECAST_TOKENS };
+    const { activationBytes } = forwardCost(needs.model, shape);
+    // The model in full precision beside the packed one.
+    const sizes = { weightBytes: needs.weightBytes * 1.5, activationBytes, rows: FORECAST_TOKENS };
+    checkMemory(input, forecastMemory(kernels, needs, sizes), "leave --report out, or free some");
+    log("report: errors of the layers along time, on held-out calibration data");
     const { layersOverTime } = await import("../lib/bench/layers_over_time.ts");
     return await layersOverTime(kernels, input, output, config);
   } catch (error) {
