@@ -249,7 +249,9 @@ describe("commands", () => {
       "run.json",
       "tables",
     ]);
-    expect(readdirSync(join(place("q2"), "charts")).sort()).toEqual(["codes.svg", "layers.svg"]);
+    expect(readdirSync(join(place("q2"), "charts")).sort()).toEqual(
+      ["codes.svg", "layers-heat-relativeError.svg", "layers.svg"],
+    );
     const markdown = readFileSync(join(place("q2"), "report.md"), "utf8");
     for (const [, picture] of markdown.matchAll(/!\[[^\]]*\]\(([^)]*)\)/g)) {
       expect(existsSync(join(place("q2"), picture!))).toBe(true);

@@ -459,7 +459,8 @@ describe("PNG", () => {
       chunks[type] = bytes.subarray(at + 8, at + 8 + length);
       at += 12 + length;
     }
-    expect(Object.keys(chunks)).toEqual(["IHDR", "IDAT", "IEND"]);
+    expect(Object.keys(chunks)).toEqual(["IHDR", "tEXt", "IDAT", "IEND"]);
+    expect(new TextDecoder().decode(chunks["tEXt"])).toMatch(/^Software\0/);
     const header = new DataView(chunks["IHDR"]!.buffer, chunks["IHDR"]!.byteOffset);
     const [width, height, colour] = [header.getUint32(0), header.getUint32(4), header.getUint8(9)];
     const lines = inflateSync(chunks["IDAT"]!);

@@ -48,8 +48,8 @@ describe("notebooks.ts", () => {
       console.log(`skipped: ${isDeno ? "Bun's tests start Jupyter" : "no jupyter-nbconvert"}`);
       return;
     }
-    expect(run("notebooks.ts", [notebook("1 + 1;")])).toMatchObject({ code: 0 });
-    const { code, stdout } = run("notebooks.ts", [notebook("1 + 1;", 'throw new Error("as it should");')]);
+    expect(run("notebooks.ts", [notebook("const two = 1 + 1;")])).toMatchObject({ code: 0 });
+    const { code, stdout } = run("notebooks.ts", [notebook("const two = 1 + 1;", 'throw new Error("as it should");')]);
     expect(code).toBe(1);
     expect(stdout).toContain("as it should");
   }, 60_000);
