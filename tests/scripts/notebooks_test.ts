@@ -49,7 +49,9 @@ describe("notebooks.ts", () => {
       return;
     }
     expect(run("notebooks.ts", [notebook("const two = 1 + 1;")])).toMatchObject({ code: 0 });
-    const { code, stdout } = run("notebooks.ts", [notebook("const two = 1 + 1;", 'throw new Error("as it should");')]);
+    const { code, stdout } = run("notebooks.ts", [
+      notebook("const two = 1 + 1;", 'throw new Error("as it should");'),
+    ]);
     expect(code).toBe(1);
     expect(stdout).toContain("as it should");
   }, 60_000);
