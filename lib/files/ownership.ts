@@ -77,15 +77,18 @@ export function readPrivate(folder: string, name: string): Uint8Array | undefine
 }
 
 /**
- * Checks a library that was named: it is the user's to choose, but not for everybody to write.
+ * Checks a library that was named: a file that is the user's to choose, but not for everybody to write.
  *
- * @throws {KernelError} when everybody can
+ * @throws {KernelError} when everybody can, or it is no regular file
  */
 export function checkNotWorldWritable(path: string): void {
   if (!hasModes) return;
   const real = realpathSync(path);
   for (const place of [real, dirname(real)]) {
     const stat = statIfAllowed(place);
+    if (place === real && stat?.isFile() === false) { // opening a pipe would wait for ever
+      throw new KernelError(`Cannot open the kernel library "${path}": it must be a regular file`);
+    }
     if (stat === undefined || (stat.mode & OTHERS) === 0 || (place !== real && (stat.mode & STICKY) !== 0)) {
       continue;
     }

@@ -71,5 +71,6 @@ describe("a cache of native code, where files have owners and modes,", () => {
     expect(() => checkNotWorldWritable(file)).toThrow(`not everybody may write to "${folder}"`);
     chmodSync(folder, 0o1777); // as /tmp
     checkNotWorldWritable(file);
+    expect(() => checkNotWorldWritable(folder)).toThrow("must be a regular file"); // a pipe would never open
   });
 });
