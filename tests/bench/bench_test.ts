@@ -107,10 +107,10 @@ describe("options", () => {
 
   test("are taken as given", () => {
     const { suite, options } = parseBenchArguments(
-      "--suite kernels --model a --model b --bits 2,4 --group-size 0 --solver round --threads 2 --backend wasm --isa simd128 --seed 9"
+      "--suite checkpoint --model a --model b --bits 2,4 --group-size 0 --solver round --threads 2 --backend wasm --isa simd128 --seed 9"
         .split(" "),
     );
-    expect(suite.name).toBe("kernels");
+    expect(suite.name).toBe("checkpoint");
     expect([options.models, options.bits, options.solvers]).toEqual([["a", "b"], [2, 4], ["round"]]);
     expect(options.groupSize).toBe(0 as GroupSize);
     expect([options.threads, options.backend, options.isa, options.seed]).toEqual([2, "wasm", "simd128", 9]);
