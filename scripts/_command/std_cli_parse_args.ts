@@ -1,7 +1,7 @@
 /**
  * `@std/cli/parse-args` where JSR is out of reach: the part of `parseArgs` that the scripts use, over `minimist`.
  *
- * tsconfig.json and tests/deno/import_map.json point the name here; Deno users get the real one.
+ * tsconfig.json, deno.json and tests/deno/import_map.json point the name here.
  * tests/config/std_contract_test.ts pins what both do.
  */
 import minimist from "minimist";
