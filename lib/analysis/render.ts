@@ -8,6 +8,10 @@ import { loadResvg, loadVega, loadVegaLite, packageFile } from "./_libraries.ts"
 import { textWidth } from "./_text_widths.ts";
 import { type Theme, themeColours, withTheme } from "./_theme.ts";
 
+/** Control characters, of a stranger's names, that no XML file may have and that a terminal would obey. */
+// deno-lint-ignore no-control-regex
+const NO_XML = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]/g;
+
 /** How a chart is drawn. */
 export interface RenderOptions {
   /** Default `light`. */
@@ -59,7 +63,7 @@ export async function renderSvg(spec: Spec, { theme = "light" }: RenderOptions =
       return view.toSVG();
     });
     if (problems.length > 0) throw new TypeError(`Cannot draw: Vega says ${problems.join("; ")}`);
-    return svg;
+    return svg.replace(NO_XML, "\ufffd");
   } finally {
     view.finalize();
   }

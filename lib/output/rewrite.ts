@@ -271,7 +271,8 @@ export class Rewrite {
     const { path } = this.#job.request;
     const [mismatch] = await verifyFiles(path, manifest);
     if (mismatch !== undefined) {
-      throw this.#cannotResume(`${quote(mismatch.name)} ${mismatch.reason}`, join(path, mismatch.name));
+      const reason = `${quote(mismatch.name)} ${mismatch.reason}; move it away`; // not --force's to delete
+      throw this.#cannotResume(reason, join(path, mismatch.name));
     }
     this.#event("resume", "the output is complete: nothing is left to do");
     await this.#folder.clean();

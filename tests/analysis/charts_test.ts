@@ -479,3 +479,10 @@ function fontAdvances(file: Uint8Array, first: number, count: number): number[] 
     return view.getUint16(hmtx + 4 * Math.min(glyph, metrics - 1));
   });
 }
+
+test("charts have no control characters of names, which no XML may have", async () => {
+  const rows = layerRows(4).map((row, i) => ({ ...row, name: `\x1b]0;x\x07${i}.weight` }));
+  const svg = await renderSvg(charts.errorByLayer(await tableFromRows("layers", rows)));
+  // deno-lint-ignore no-control-regex
+  expect(svg.match(/[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]/)).toBe(null);
+});
