@@ -16,7 +16,8 @@ export const STORED_FORMS: readonly StoredForm[] = [
   {
     method: "arrowquant",
     readers: { text: "ArrowQuant", image: "ArrowQuant", other: "ArrowQuant" },
-    wayOut: "plain safetensors for other programs: dequantize.ts; for compressed-tensors' form: " +
+    wayOut:
+      "plain safetensors for other programs: arrowquant export --to safetensors; for compressed-tensors' form: " +
       "--zero-point symmetric or integer, and groups that divide every layer's columns",
   },
   {
@@ -26,7 +27,7 @@ export const STORED_FORMS: readonly StoredForm[] = [
       image: "ArrowQuant",
       other: "ArrowQuant, and programs that read compressed-tensors' pack-quantized and know the model",
     },
-    wayOut: "plain safetensors for other programs: dequantize.ts",
+    wayOut: "plain safetensors for other programs: arrowquant export --to safetensors",
   },
   {
     method: undefined,
