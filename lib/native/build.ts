@@ -176,9 +176,9 @@ export function buildHash(plan: BuildPlan, kernels: string, compiler = ""): stri
 
 const execute = promisify(execFile);
 
-async function run(command: string, args: readonly string[]): Promise<void> {
+async function run(command: string, args: readonly string[], signal?: AbortSignal): Promise<void> {
   try {
-    await execute(command, [...args], { maxBuffer: 1 << 26 });
+    await execute(command, [...args], { maxBuffer: 1 << 26, ...(signal && { signal }) });
   } catch (cause) {
     const { code, stderr } = cause as { code?: number | string; stderr?: string };
     if (typeof code !== "number") throw new KernelError(`Cannot run the compiler "${command}"`, { cause });
@@ -211,6 +211,7 @@ async function compile<Result>(
   compiler: string,
   folder: string,
   publish: (result: string) => Result,
+  signal?: AbortSignal,
 ): Promise<Result> {
   const work = mkdtempSync(`${folder}.build-`);
   try {
@@ -218,9 +219,9 @@ async function compile<Result>(
     const objects = plan.units.map((unit) => join(work, objectName(unit)));
     await Promise.all(plan.units.map((unit, i) => {
       const source = join(kernels, plan.folder ?? "cpu", unit.source);
-      return run(compiler, [...plan.flags, ...unit.flags, "-c", source, "-o", objects[i]!]);
+      return run(compiler, [...plan.flags, ...unit.flags, "-c", source, "-o", objects[i]!], signal);
     }));
-    await run(compiler, [...plan.flags, ...plan.linkFlags, ...objects, "-o", result]);
+    await run(compiler, [...plan.flags, ...plan.linkFlags, ...objects, "-o", result], signal);
     return publish(result);
   } finally {
     rmSync(work, { recursive: true, force: true });
@@ -277,19 +278,21 @@ export function onceAtATime(folder: string, make: () => Promise<string>): Promis
 /**
  * Builds the library into `folder`, synced and renamed into place under the hash of its bytes.
  *
+ * @param signal ends the compiler and the build
  * @returns the library's path
- * @throws {KernelError} when the compiler cannot be run or refuses the sources
+ * @throws {KernelError} when the compiler cannot be run or refuses the sources, or was ended
  */
 export function buildLibrary(
   plan: BuildPlan,
   kernels: string,
   compiler: string,
   folder: string,
+  signal?: AbortSignal,
 ): Promise<string> {
   const publish = (result: string) => publishLibrary(plan, result, folder);
   return onceAtATime(folder, () => {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
-    return compile(plan, kernels, compiler, folder, publish);
+    return compile(plan, kernels, compiler, folder, publish, signal);
   });
 }
 

@@ -7,7 +7,7 @@ import { homedir } from "node:os";
 import { isAbsolute, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { KernelError } from "../errors.ts";
+import { InterruptedError, KernelError } from "../errors.ts";
 import {
   buildHash,
   buildLibrary,
@@ -184,11 +184,12 @@ export async function findLibrary(
   chosen: string | undefined,
   attempts: Attempt[],
   onMessage: (line: string) => void,
+  signal?: AbortSignal,
 ): Promise<FoundLibrary | undefined> {
   if (chosen !== undefined) return { library: await openLibrary(chosen), path: chosen, origin: "chosen" };
   const named = environment("ARROWQUANT_LIBRARY");
   if (named) return { library: await openLibrary(named), path: named, origin: "ARROWQUANT_LIBRARY" };
-  return IS_REMOTE ? await findFetched(attempts, onMessage) : await findBuilt(attempts, onMessage);
+  return IS_REMOTE ? await findFetched(attempts, onMessage) : await findBuilt(attempts, onMessage, signal);
 }
 
 async function findFetched(
@@ -240,6 +241,7 @@ async function findFetched(
 async function findBuilt(
   attempts: Attempt[],
   onMessage: (line: string) => void,
+  signal?: AbortSignal,
 ): Promise<FoundLibrary | undefined> {
   const plan = nativePlan(process.platform, process.arch), pass = passing(attempts);
   const place = buildPlace("native library", "", plan, pass);
@@ -257,9 +259,13 @@ async function findBuilt(
   if (compiler === undefined) return pass("build", `no compiler: tried ${compilerCandidates().join(", ")}`);
   try {
     onMessage(`kernels: building with ${compiler.command} (${compiler.version}), once for this version …`);
-    const path = await buildLibrary(plan, kernels, compiler.command, folder);
+    const path = await buildLibrary(plan, kernels, compiler.command, folder, signal);
     return { library: await openLibrary(path), path, origin: "new build" };
   } catch (error) {
+    if (signal?.aborted) {
+      const reason = String(signal.reason);
+      throw new InterruptedError(`Stopped by ${reason}: the kernels are built at the next start`, reason);
+    }
     onMessage(`kernels: the build failed: ${message(error)}`);
     return pass(`build with ${compiler.command}`, message(error));
   }

@@ -40,6 +40,8 @@ export interface OpenOptions {
    * {@linkcode InterruptedError}; a second one ends the process at once. Until the kernels are closed. Default false.
    */
   readonly catchSignals?: boolean | undefined;
+  /** Aborted, it ends a build of the library with an {@linkcode InterruptedError}; its reason names the signal. */
+  readonly signal?: AbortSignal | undefined;
   /**
    * Called with a line about a build, a download or a fallback. By default nothing is said, except where this
    * package was imported over HTTP, which may download something: there it goes to standard error.
@@ -157,7 +159,7 @@ async function openCpu(options: CpuOptions): Promise<Kernels> {
   const runtime = runtimeName();
   const attempts: Attempt[] = [];
   if (backend !== "wasm") {
-    const found = await findLibrary(library, attempts, onMessage);
+    const found = await findLibrary(library, attempts, onMessage, options.signal);
     if (found) return kernelsFrom({ ...found, backend: "native", attempts, runtime }, options);
     const reasons = reasonsOf(attempts);
     if (backend === "native") {

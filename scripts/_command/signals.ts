@@ -15,10 +15,13 @@ const SAME_MILLISECONDS = 100;
 
 /** Handlers of the command that runs. */
 const handlers = new Map<StopSignal, () => void>();
+/** Aborted by them. */
+let stopped: AbortSignal | undefined;
 
 /** Signals abort `controller`; a second one ends the process. Until {@linkcode dropSignals}. */
 export function catchSignals(controller: AbortController): void {
   let first = 0;
+  stopped = controller.signal;
   for (const signal of SIGNALS) {
     if (signal === "SIGHUP" && ignoresHangUp()) continue;
     const handler = () => {
@@ -55,7 +58,7 @@ function ignoresHangUp(): boolean {
  * it a signal ends the process at once; what is on disk by then goes on with `--resume`, as after any kill.
  */
 export async function openCommandKernels(options: OpenOptions): Promise<Kernels> {
-  const kernels = await openKernels({ ...options, catchSignals: true });
+  const kernels = await openKernels({ ...options, catchSignals: true, signal: stopped });
   if (kernels.backend === "wasm") dropSignals();
   return kernels;
 }

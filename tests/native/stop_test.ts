@@ -1,4 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { chmodSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { DEFAULT_CONFIG, resolveConfig } from "../../lib/config/mod.ts";
@@ -69,6 +70,30 @@ describe("a signal", () => {
       });
     }, 30_000);
   }
+
+  test("ends a build of the library at once", async () => {
+    const compiler = join(place.path, "cc"), cache = place.fresh("cache");
+    writeFileSync(compiler, '#!/bin/sh\n[ "$1" = --version ] && { echo "cc 1.0"; exit; }\nexec sleep 60\n');
+    chmodSync(compiler, 0o700);
+    const before = { ...process.env };
+    Object.assign(process.env, { CC: compiler, XDG_CACHE_HOME: cache, ARROWQUANT_LIBRARY: "" });
+    try {
+      const controller = new AbortController();
+      const onMessage = (line: string) => {
+        if (line.includes("building")) setTimeout(() => controller.abort("SIGINT"), 50);
+      };
+      const begin = performance.now();
+      const error = await rejection(openKernels({ signal: controller.signal, onMessage }));
+      expect(error).toBeInstanceOf(InterruptedError);
+      expect(performance.now() - begin).toBeLessThan(10_000);
+      expect(readdirSync(join(cache, "arrowquant"))).toEqual([expect.stringMatching(/^[^.]+$/)]);
+    } finally {
+      for (const name of ["CC", "XDG_CACHE_HOME", "ARROWQUANT_LIBRARY"]) {
+        if (before[name] === undefined) delete process.env[name];
+        else process.env[name] = before[name];
+      }
+    }
+  }, 30_000);
 
   test("inside a layer loses nothing: the run goes on to the same bytes", async () => {
     const input = join(MODELS, "dream-mini");
