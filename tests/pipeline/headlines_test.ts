@@ -76,7 +76,7 @@ test("without calibration there is none; bits of all weights count kept tensors"
 
 test("what opens a result, and what would make others", async () => {
   const own = await quantizeTo(place.fresh(), DREAM, { config: {} });
-  expect(own.opensIn).toMatch(/^ArrowQuant \(.*dequantize\.ts/);
+  expect(own.opensIn).toMatch(/^ArrowQuant \(.*arrowquant export/);
   const shared = place.fresh();
   expect((await quantizeTo(shared, DREAM, { config: { zero_point: "symmetric", group_size: 16 } })).opensIn)
     .toMatch(
