@@ -281,7 +281,10 @@ describe("generate.ts", () => {
       const [args, message] of [
         [[DREAM], "--prompt is needed"],
         [[DREAM, "--prompt", "47+Z="], 'got "Z"'],
-        [[DREAM, "--prompt", "47+38=", "--steps", "0"], '--steps must be a whole number ≥ 1, got "0"'],
+        [
+          [DREAM, "--prompt", "47+38=", "--steps", "0"],
+          '--steps must be a whole number from 1 to 1000000, got "0"',
+        ],
         [[DREAM, "--prompt", "47+38", "--length", "300"], "may have 256 tokens"],
         [[DREAM, "--prompt", "47+38=", "--top-p", "7"], "topP must lie in (0, 1], got 7"],
         [[DREAM, "--prompt", "47+38=", "--algorithm", "greedy"], "--algorithm must be one of"],
