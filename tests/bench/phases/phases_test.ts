@@ -309,11 +309,14 @@ describe("the suite", () => {
   });
 
   test("its table of θ: ranges of the time groups, and more of layers that keep theirs smoothed", async () => {
-    const smoothed: SuiteReport = await phasesSuite.run(context(`--phase phase2 --model ${DREAM} --groups 3`));
+    const smoothed = await phasesSuite.run(
+      context(`--phase phase2 --model ${DREAM} --groups 3`),
+    );
     const theta = rowsOf("time", (await benchTables(smoothed)).time!).filter(({ stage }) =>
       stage === "after"
     );
-    const phase2 = smoothed.rows.find((row) => row["phase"] === "phase2") as Record<string, unknown>;
+    const rows: SuiteReport["rows"] = smoothed.rows;
+    const phase2 = rows.find(({ phase }) => phase === "phase2")!;
     const { kept, rejected } = (phase2["metrics"] as { smoothing: Record<string, string[]> }).smoothing;
     expect([kept!.length > 0, rejected!.length > 0]).toEqual([true, true]);
     const count = (layer: string) => theta.filter((row) => row.layer === layer).length;
