@@ -18,7 +18,7 @@ import { createNew } from "../files/positional.ts";
 import { errorCode, listFolder, outputError, quote } from "../files/whole.ts";
 import { makeOwnFolder } from "./own_folder.ts";
 
-const LOCK_PREFIX = "lock-";
+export const LOCK_PREFIX = "lock-";
 /** `lock-<host>-<process>-<start of the process, 0 when unknown>-<count in the process>` */
 const LOCK_NAME = /^lock-(.+)-(\d+)-(0|[0-9a-f]+\.\d+(?:\.\d+)?)-\d+$/;
 /** Where the system does not say, as outside Linux; such processes are looked for by their number alone. */
@@ -75,6 +75,20 @@ export function checkLock(folder: string, own?: string): void {
   throw new OutputError(`Cannot write into ${quote(folder)}: ${reason}; ${remedy}`, { path });
 }
 
+/** Takes the lock of a folder that `make` makes, again where a run that ended in between has removed it. */
+export function makeLocked(folder: string, make: () => void): () => void {
+  const take = () => {
+    make();
+    return acquireLock(folder);
+  };
+  try {
+    return take();
+  } catch (error) {
+    if (!(error instanceof OutputError) || errorCode(error.cause) !== "ENOENT") throw error;
+    return take();
+  }
+}
+
 /**
  * Takes the lock of a file that is to be written: a folder beside it; returns what gives it back.
  *
@@ -82,18 +96,7 @@ export function checkLock(folder: string, own?: string): void {
  */
 export function acquireFileLock(path: string): () => void {
   const folder = `${path}.lock`;
-  const take = () => {
-    makeOwnFolder(folder);
-    return acquireLock(folder);
-  };
-  let unlock: () => void;
-  try {
-    unlock = take();
-  } catch (error) {
-    // A run that ended in between has removed the folder.
-    if (!(error instanceof OutputError) || errorCode(error.cause) !== "ENOENT") throw error;
-    unlock = take();
-  }
+  const unlock = makeLocked(folder, () => makeOwnFolder(folder));
   return () => {
     unlock();
     try {

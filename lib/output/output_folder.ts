@@ -34,7 +34,7 @@ import {
   writeWhole,
 } from "../files/whole.ts";
 import { Journal, type JournalContent, type JournalEntry, readJournal } from "./journal.ts";
-import { acquireLock, checkLock } from "./lock.ts";
+import { checkLock, LOCK_PREFIX, makeLocked } from "./lock.ts";
 import { checkOwnFolder, makeOwnFolder } from "./own_folder.ts";
 import {
   type Identity,
@@ -111,19 +111,10 @@ export class OutputFolder {
     checkOutput(request);
     const work = join(request.path, WORK_FOLDER);
     let created: string | undefined;
-    const take = () => {
+    const unlock = makeLocked(work, () => {
       const first = makeFolder(request.path), own = makeOwnFolder(work);
       created ??= first ?? own;
-      return acquireLock(work);
-    };
-    let unlock: () => void;
-    try {
-      unlock = take();
-    } catch (error) {
-      // A run that ended in between has removed the work folder.
-      if (!(error instanceof OutputError) || errorCode(error.cause) !== "ENOENT") throw error;
-      unlock = take();
-    }
+    });
     try {
       const start = findStart(request), { path, force } = request;
       if (force) await checkOurs(path, readManifest(path)?.files ?? {}); // before the work, not only behind it
@@ -198,6 +189,11 @@ export class OutputFolder {
         throw outputError("delete", this.work, cause);
       }
     }
+  }
+
+  /** Whether solved layers or unfinished shards are there, of this run or an earlier one. */
+  holdsWork(): boolean {
+    return listFolder(this.work).some((name) => name !== JOURNAL_FILE && !name.startsWith(LOCK_PREFIX));
   }
 
   /** Gives up: removes the work, and the output folder where this run created it. */

@@ -121,9 +121,12 @@ export async function withRewrite<T>(
     await output.begin();
     return await use(output);
   } catch (error) {
-    const final = [WeightsError, CalibrationError, MemoryError, SourceChangedError];
-    if (final.some((kind) => error instanceof kind)) await folder.discard();
-    else if (error instanceof InterruptedError) folder.syncJournal();
+    const final = [WeightsError, CalibrationError, SourceChangedError];
+    // With more memory the same run goes on from what it has.
+    const isFinal = final.some((kind) => error instanceof kind) ||
+      (error instanceof MemoryError && !folder.holdsWork());
+    if (isFinal) await folder.discard();
+    else if (error instanceof InterruptedError || error instanceof MemoryError) folder.syncJournal();
     throw error;
   } finally {
     folder.release();

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { type Calibrated, loadCalibration } from "../../lib/calibration/mod.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
-import { MemoryError } from "../../lib/errors.ts";
+import { InterruptedError, MemoryError } from "../../lib/errors.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { announce } from "../../lib/pipeline/forecast.ts";
@@ -96,6 +96,23 @@ describe("memory of calibrated work", () => {
     expect(error).toBeInstanceOf(MemoryError);
     expect(error.message).toMatch(/--max-memory.*--solver clip/);
     expect(existsSync(output)).toBe(false);
+  });
+
+  test("refused when a run goes on costs nothing of what was solved", async () => {
+    const output = place.fresh("resumed"), controller = new AbortController();
+    const config = configOf({ solver: "feedback", calibration_samples: 32 });
+    const job = { input: DREAM, output, config, kernels };
+    const stopped = await rejection(quantizeCheckpoint({
+      ...job,
+      signal: controller.signal,
+      onEvent: ({ kind }) => kind === "layer" && controller.abort("SIGINT"),
+    }));
+    expect(stopped).toBeInstanceOf(InterruptedError);
+    expect(await rejection(quantizeCheckpoint({ ...job, resume: true, maxMemoryBytes: 1 })))
+      .toBeInstanceOf(MemoryError);
+    const messages: string[] = [];
+    await quantizeCheckpoint({ ...job, resume: true, onEvent: ({ message }) => messages.push(message) });
+    expect(messages.join("\n")).toMatch(/layers were solved before/);
   });
 });
 
