@@ -1,11 +1,10 @@
 /** Settings of generation out of generation_config.json: those that are honoured, and the names of the others. */
 import { DREAM_ALGORITHMS, type DreamAlgorithm } from "../masked/dream.ts";
+import { MAX_STEPS } from "../masked/generation.ts";
 import { type Remasking, REMASKINGS } from "../masked/llada.ts";
 import { ConfigFields } from "../model_config.ts";
 import { GENERATION_KEYS, unheededKeys } from "./keys.ts";
 
-/** Most steps: a stored number is no request for endless work. */
-const MAX_STEPS = 1_000_000;
 /** `max_length` of a transformers configuration in which nobody set it. */
 const UNSET_LENGTH = 20;
 
