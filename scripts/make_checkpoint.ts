@@ -3,6 +3,7 @@ import { createCipheriv } from "node:crypto";
 import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { OutputError } from "../lib/errors.ts";
+import { toBfloat16 } from "../lib/tensor/bfloat16.ts";
 import { elementCount, SafetensorsWriter, type TensorSpec } from "../lib/tensor/mod.ts";
 import { bytesOf, type Layout, layoutOf, LAYOUTS, PUBLISHED_HIDDEN, tokenizerFiles } from "./_layouts.ts";
 import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
@@ -144,8 +145,7 @@ let quantiles: Float64Array | undefined;
 /** BF16 bits of the normal distribution's quantiles. */
 function gaussianTable(deviation: number): Uint16Array {
   quantiles ??= Float64Array.from({ length: QUANTILES }, (_, i) => normalQuantile((i + 0.5) / QUANTILES));
-  const bits = new Uint32Array(Float32Array.from(quantiles, (value) => value * deviation).buffer);
-  return Uint16Array.from(bits, (value) => (value + 0x7fff + ((value >>> 16) & 1)) >>> 16);
+  return toBfloat16(Float32Array.from(quantiles, (value) => value * deviation));
 }
 
 /** Acklam's rational approximation of the inverse normal distribution function, relative error below 1.2e-9. */

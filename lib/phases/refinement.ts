@@ -12,6 +12,7 @@ import type { TransitionComputer } from "../thermo/mod.ts";
 import type { TimeGroups } from "../time/mod.ts";
 import { type Calibrated, type CalibrationPart, loadCalibration } from "../calibration/mod.ts";
 import { maskedRows, meanStepKl, StepKlMeter } from "../calibration/step_kl.ts";
+import { fromBfloat16, toBfloat16 } from "../tensor/bfloat16.ts";
 import { loadPhaseModel, type PhaseContext, type PhaseModel, transitionsOf } from "./context.ts";
 import { REFINEMENT_DEFAULTS, type RefinementSettings } from "./settings.ts";
 
@@ -120,12 +121,7 @@ const enoughParts = ({ kind, data: { heldOut } }: Calibrated) =>
 /** Values as a type of the checkpoint gives them back. */
 function asStored(values: Float32Array<ArrayBuffer>, dtype: string): Float32Array<ArrayBuffer> {
   if (dtype === "F16") return values.map(Math.f16round);
-  if (dtype !== "BF16") return values.slice();
-  const words = new Uint32Array(values.slice().buffer);
-  for (let i = 0; i < words.length; i++) {
-    words[i] = (words[i]! + 0x7fff + ((words[i]! >>> 16) & 1)) & 0xffff0000; // half to even
-  }
-  return new Float32Array(words.buffer);
+  return dtype === "BF16" ? fromBfloat16(toBfloat16(values)) : values.slice();
 }
 
 type Sequences = Extract<Calibrated, { kind: "sequences" }>;

@@ -6,6 +6,7 @@
  */
 import type { TensorFile, TensorInfo } from "./safetensors.ts";
 import { quote } from "../files/positional.ts";
+import { fromBfloat16, toBfloat16 } from "./bfloat16.ts";
 import { BYTES_PER_ELEMENT, type Dtype } from "./dtype.ts";
 
 /** A tensor with its file. */
@@ -201,15 +202,13 @@ const VALUES: Readonly<Record<string, Float32Array>> = {
   F8_E8M0: table((code) => code === 255 ? NaN : 2 ** (code - 127)),
 };
 
-function valuesOf({ info: { name, dtype, elements }, file }: PlacedTensor): ArrayLike<number> {
+function valuesOf({ info: { name, dtype }, file }: PlacedTensor): ArrayLike<number> {
   const { buffer } = file.read(name);
   if (dtype === "F64") return Float32Array.from(new Float64Array(buffer));
   if (dtype === "F16") return new Float16Array(buffer);
   if (dtype === "F32") return new Float32Array(buffer);
   if (dtype !== "BF16") return Float32Array.from(new Uint8Array(buffer), (code) => VALUES[dtype]![code]!);
-  const words = new Uint32Array(elements);
-  new Uint16Array(buffer).forEach((half, i) => words[i] = half << 16);
-  return new Float32Array(words.buffer);
+  return fromBfloat16(new Uint16Array(buffer));
 }
 
 /** A file whose scaled FP8 tensors read as their products, without the entries that vanish. */
@@ -229,7 +228,7 @@ export function scaledFile(file: TensorFile, { tensors: scaled, hidden }: Scaled
     const first = Math.floor(byteStart / width), end = Math.ceil((byteStart + target.length) / width);
     if (known?.name !== name) known = { name, values: valuesOf(own.scale) };
     const products = scaledValues(own, known.values, file.read(name, first, end), first);
-    const bytes = new Uint8Array(own.dtype === "F32" ? products.buffer : halves(products).buffer);
+    const bytes = new Uint8Array(own.dtype === "F32" ? products.buffer : toBfloat16(products).buffer);
     target.set(bytes.subarray(byteStart - first * width, byteStart - first * width + target.length));
   };
   const read = (name: string, byteStart = 0, byteEnd?: number) => {
@@ -264,16 +263,6 @@ function scaledValues(
       end = Math.min(codes.length, at + Math.min((group + 1) * width, cols) - col);
     const scale = scales[start + group]!;
     for (; at < end; at++) out[at] = values[codes[at]!]! * scale;
-  }
-  return out;
-}
-
-/** Values as bfloat16, to nearest even. */
-function halves(values: Float32Array<ArrayBuffer>): Uint16Array<ArrayBuffer> {
-  const words = new Uint32Array(values.buffer), out = new Uint16Array(words.length);
-  for (let i = 0; i < words.length; i++) {
-    const word = words[i]!, isNaN = (word & 0x7fffffff) > 0x7f800000;
-    out[i] = isNaN ? 0x7fc0 : (word + 0x7fff + (word >>> 16 & 1)) >>> 16;
   }
   return out;
 }
