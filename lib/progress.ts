@@ -4,11 +4,11 @@ import { InterruptedError } from "./errors.ts";
 
 /** How far a run is. */
 export interface Progress {
-  /** What is done now; default `writing`, the only stage whose bytes are those of files. */
+  /** The present stage; default `writing`, the only stage whose bytes are those of files. */
   readonly stage?: string | undefined;
-  /** What `tensors` counts; default tensors. */
+  /** Things that `tensors` counts; default tensors. */
   readonly parts?: "layers" | "parts" | "phases" | "steps" | undefined;
-  /** What `weights` counts; default weights. */
+  /** Things that `weights` counts; default weights. */
   readonly unit?: "positions" | "tokens" | "images" | undefined;
   /** Done part of the tensor at work, 0 to 1, where it takes long. */
   readonly tensorShare?: number | undefined;
@@ -68,7 +68,7 @@ export interface RunOptions {
 }
 
 /**
- * What long work of one thread calls now and then, set by whoever owns the process. `run`: where signals also stop
+ * Functions that long work of one thread calls now and then, set by whoever owns the process. `run`: where signals also stop
  * kernels (`catchSignals` of `openKernels`), throws once one has come. `beat`: a display shows that time goes on.
  */
 export const stopCheck: { run: () => void; beat: (() => void) | undefined } = {

@@ -167,7 +167,7 @@ const NUMBERS: Readonly<Record<string, string>> = {
   f64: "float",
 };
 
-/** What call_checks.ts has for functions.ts. */
+/** Names that functions.ts imports from call_checks.ts. */
 const CHECKS = [
   ...["any", "f32", "f64", "i32", "u16", "u32", "u64", "u8", "usize", "int32", "float"],
   ...["groupsOf", "packedWordsOf", "permutation", "stridedOf", "subBytesOf", "superblocksOf", "workOf"],

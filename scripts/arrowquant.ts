@@ -7,7 +7,7 @@ import { type Usage, UsageError } from "./_command/options.ts";
 import { defineCommand } from "./_command/run.ts";
 import { print } from "./_command/text.ts";
 
-/** What each command does, and its script, which is loaded when it is asked for. */
+/** Purpose of each command, and its script, which is loaded when it is asked for. */
 const COMMANDS = {
   quantize: ["a checkpoint in, a quantized checkpoint out", () => import("./quantize.ts")],
   inspect: [

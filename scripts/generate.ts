@@ -382,7 +382,7 @@ async function write(task: Task, kind: "dream" | "llada", config: MaskedTransfor
   printJson({ ...answer, ...measured(task, needed), ...(flags.trace ? { trace } : {}) });
 }
 
-/** What was forecast and what came of it, and by what, for machines. */
+/** Forecast, outcome and kernels of a run, for machines. */
 function measured({ kernels, timeParameters }: Task, { memory, time }: ReturnType<typeof announce>) {
   return {
     forecast: { memoryBytes: memory.total, memory, seconds: time.seconds },

@@ -157,7 +157,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   return mismatches === undefined || mismatches.length === 0 ? 0 : EXIT_CODES.AQ_INTEGRITY;
 }
 
-/** What stands in the way of quantizing the weights, or of running the model. */
+/** Reasons against quantizing the weights, or running the model. */
 function recognised(checkpoint: Checkpoint): string[] {
   if (checkpoint.foreign !== undefined) return [`the weights are not plain: ${checkpoint.foreign}`];
   const limits = runLimits(checkpoint);

@@ -34,7 +34,7 @@ export interface SummaryItem {
 
 /** Errors of a quantization; null where they were not measured. */
 export interface RunErrors {
-  /** What `heldOut` is. */
+  /** Name of the metric of `heldOut`. */
   readonly metric: string;
   readonly heldOut: number | null;
   /** Median relative output error of the solved layers. */

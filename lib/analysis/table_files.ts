@@ -122,7 +122,7 @@ const DECODE_LIMITS = { milliseconds: 5000, millisecondsPerByte: 2e-3, bytes: 2 
 /** Between two looks at time and memory. */
 const WATCH_MILLISECONDS = 20;
 
-/** What the thread answers: columns, or the reason why there are none. */
+/** Answer of the thread: columns, or the reason why there are none. */
 export type TableAnswer = { readonly columns: NamedColumns } | { readonly reason: string };
 
 /** {@linkcode columnsOfBytes} on another thread; here where the module of threads is not there, as in a bundle. */

@@ -1,4 +1,4 @@
-/** The thread of its own on which table_files.ts takes Arrow and Parquet files apart: it can be ended at any time. */
+/** Worker thread that decodes Arrow and Parquet files: it can be ended at any time. */
 import { parentPort } from "node:worker_threads";
 import { columnsOfBytes, type TableAnswer, type TableBytes } from "./table_files.ts";
 

@@ -51,7 +51,7 @@ interface Row {
 type Loaded = Exclude<LoadedModel, { readonly kind: "dit" }>;
 type Fault = (reason: string, cause?: unknown) => Error;
 
-/** What makes rows into records: the special tokens of the model and of its tokenizer. */
+/** Makes records of rows, by the special tokens of the model and of its tokenizer. */
 class RowReader {
   readonly warnings: string[] = [];
   readonly #never: ReadonlySet<number | undefined>;

@@ -166,7 +166,7 @@ interface Collected {
 
 /**
  * Collects statistics, and keeps them on disk on the way: a stopped pass is resumed. Runs of blocks that are finished
- * lie in files of their own, and are read from there in the end.
+ * lie in separate files, and are read from there in the end.
  */
 async function collectResumably(
   calibrated: Calibrated,

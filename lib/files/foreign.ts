@@ -43,12 +43,12 @@ const BY_CONTENT: readonly (readonly [RegExp, string])[] = [
   ],
 ];
 
-/** What a file of another format is by its name, with the way out; undefined where the name says nothing. */
+/** Describes a file of another format by its name, with the way out; undefined where the name says nothing. */
 export function foreignName(name: string): string | undefined {
   return BY_NAME.find(([pattern]) => pattern.test(name))?.[1];
 }
 
-/** What a file that is no safetensors or no JSON is by its first bytes, with the way out. */
+/** Describes a file that is no safetensors or no JSON by its first bytes, with the way out. */
 export function foreignContent(start: Uint8Array): string | undefined {
   const text = Array.from(start, (byte) => String.fromCharCode(byte)).join("");
   return BY_CONTENT.find(([pattern]) => pattern.test(text))?.[1];

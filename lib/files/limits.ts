@@ -1,5 +1,5 @@
 /**
- * What the system lets this process have: memory, processors, processor time. On Linux control groups of both
+ * Limits that the system sets this process: memory, processors, processor time. On Linux control groups of both
  * versions count, up to the root of their hierarchy, and what a limit's page cache takes is free: the kernel gives
  * it back. Without `/proc` (macOS, Deno without the permission to read) there is less to know, and nothing fails.
  */

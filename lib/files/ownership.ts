@@ -48,7 +48,7 @@ export function checkPrivateFolders(cache: string, folder: string): void {
   for (const path of [cache, folder]) {
     if (!existsSync(path)) continue;
     let stat = lstatSync(path);
-    // The cache may be a link of one's own to another disk.
+    // The user may have made the cache a link to another disk.
     if (stat.isSymbolicLink() && path === cache && isOurs(stat)) stat = statSync(path);
     if (stat.isDirectory() && stat.uid === ownUser() && !isPrivate(stat)) {
       chmodSync(path, 0o700); // one's own, made with a loose umask

@@ -5,7 +5,7 @@ import { OutputError } from "../errors.ts";
 import { openForReading, quote, readFully } from "./positional.ts";
 import { type FileDigest, ownKind, writeWhole } from "./whole.ts";
 
-/** What every such file says, in a place where no reader minds. */
+/** Mark in every such file, in a place that no reader minds. */
 export const MADE_BY = "made by ArrowQuant";
 /** That, or what tables and runs say anyway. */
 const MARKS = [MADE_BY, '"format": "arrowquant-run"', "arrowquant.table"];

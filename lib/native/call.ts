@@ -99,7 +99,7 @@ export function checkRange(doing: string, name: string, value: number, low: numb
   throw new RangeError(`Cannot ${doing}: ${name} must be from ${low} to ${high}, got ${value}`);
 }
 
-/** What a value is, for messages. */
+/** Kind of a value, for messages. */
 export const typeName = (value: unknown): string =>
   ArrayBuffer.isView(value) ? value.constructor.name : typeof value;
 

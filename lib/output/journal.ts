@@ -123,7 +123,7 @@ class ChainedLines {
   }
 }
 
-/** What a journal tells. */
+/** Contents of a journal. */
 export interface JournalContent {
   /** Undefined where there is no journal, or its first line is not as it was written. */
   readonly header: JournalHeader | undefined;

@@ -9,7 +9,7 @@ export function checkOwnFolder(path: string): void {
   const kind = ownKind(path), parent = quote(dirname(path));
   if (kind === "nothing" || kind === "folder") return;
   throw new OutputError(
-    `Cannot write ${parent}: must have a folder ${quote(basename(path))} of its own, got a ${kind}`,
+    `Cannot write ${parent}: must have ${quote(basename(path))} as a folder, got a ${kind}`,
     { path },
   );
 }

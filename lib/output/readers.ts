@@ -7,7 +7,7 @@ export interface StoredForm {
   readonly method: string | undefined;
   /** Programs that read it, by kind of model. */
   readonly readers: Readonly<Record<"text" | "image" | "other", string>>;
-  /** What makes others read it; empty where nothing is needed. */
+  /** Command or option that makes others read it; empty where none is needed. */
   readonly wayOut: string;
 }
 

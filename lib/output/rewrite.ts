@@ -190,7 +190,7 @@ export class Rewrite {
     return this.#job.request.path;
   }
 
-  /** Folder of the unfinished files; others may keep files of their own there until the run is finished. */
+  /** Folder of the unfinished files; others may keep their files there until the run is finished. */
   get work(): string {
     return this.#folder.work;
   }

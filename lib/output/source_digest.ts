@@ -4,7 +4,7 @@ import { CHUNK_BYTES } from "./tensor_sink.ts";
 import { pause } from "../progress.ts";
 import type { Checkpoint, TensorFile } from "../tensor/mod.ts";
 
-/** What reads a tensor of a file. */
+/** Reads a tensor of a file. */
 export type TensorReader = Pick<TensorFile, "path" | "readInto">;
 
 /** Reads as `file` does, and hashes what is read of a tensor as long as it comes in order. */

@@ -97,7 +97,7 @@ const isModels = (name: string): boolean =>
 
 const listing = (folder: string): string[] => reading(folder, () => readdirSync(folder).sort());
 
-/** What a path leads to and where that is; undefined where there is nothing, or nothing of the model. */
+/** The target of a path and its place; undefined where there is nothing, or nothing of the model. */
 type LookAt = (path: string) => { readonly stat: Stats; readonly place: string } | undefined;
 
 /** A snapshot in the cache of Hugging Face: its files are links to the blobs of its repository. */

@@ -88,7 +88,7 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
   };
 }
 
-/** Whether a row is a token table with bits of its own, which is quantized by its weights alone. */
+/** Whether a row is a token table with separate bits, which is quantized by its weights alone. */
 export const isTokenTable = ({ reason }: Pick<PlanRow, "reason">): boolean =>
   reason === "embedding_bits" || reason === "head_bits";
 

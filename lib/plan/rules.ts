@@ -1,5 +1,5 @@
 /**
- * Rules by name: which tensors are kept, which are token tables with bits of their own, and which have a
+ * Rules by name: which tensors are kept, which are token tables with separate bits, and which have a
  * floor of bits. They are data: `--dry-run` and docs/format.md print them.
  */
 import type { BitWidth, Config, LayerBits } from "../config/mod.ts";
@@ -110,7 +110,7 @@ const PATTERNS: ReadonlyMap<RuleName, RegExp> = new Map(
 /** Whether a name is one that a rule concerns. */
 export const concerns = (rule: RuleName, name: string): boolean => PATTERNS.get(rule)!.test(name);
 
-/** What the rules look at beside a tensor itself. */
+/** Facts that the rules look at beside a tensor itself. */
 export interface RuleContext {
   readonly config: Config;
   /** The token embedding is the head as well. */
@@ -120,7 +120,7 @@ export interface RuleContext {
 }
 
 /**
- * What the rules look at in a checkpoint's names and config.json. A head that is not stored is the embedding,
+ * Facts for the rules from a checkpoint's names and config.json. A head that is not stored is the embedding,
  * unless config.json says otherwise; transformers leaves the key out where it is true.
  */
 export function ruleContext(

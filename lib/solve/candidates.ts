@@ -40,7 +40,7 @@ export function timeWeightSettings(
   return enabled && sampler !== "none" ? { sampler, schedule: betaSchedule } : undefined;
 }
 
-/** What a stopped run of several minutes says. */
+/** Message of a stopped run of several minutes. */
 export const KEPT = "go on with --resume, what is solved is kept";
 
 /** Time after which a layer that is solved says how far it is. */

@@ -50,9 +50,9 @@ export class Checkpoint {
   readonly files: readonly CheckpointFile[];
   /** Tensors by name, sorted by file name and place in the file. */
   readonly tensors: ReadonlyMap<string, CheckpointTensor>;
-  /** What was chosen on opening where there was a choice, a sentence each. */
+  /** Choices made on opening, a sentence each. */
   readonly notes: readonly string[];
-  /** What the weights are, with the way out, when they are not plain and not packed by this project. */
+  /** Description of the weights, with the way out, when they are not plain and not packed by this project. */
   readonly foreign: string | undefined;
 
   /** Takes over the files; use {@linkcode openCheckpoint}. */

@@ -37,7 +37,7 @@ export interface Place {
   readonly indexFile: string | undefined;
   /** The only file, `""` when there is an index. */
   readonly modelFile: string;
-  /** What was chosen where there was a choice, a sentence each. */
+  /** Choices that were made, a sentence each. */
   readonly notes: readonly string[];
   /** An index beside the only file, which is taken before it. */
   readonly otherIndex?: string | undefined;

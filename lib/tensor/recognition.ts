@@ -1,4 +1,4 @@
-/** What a checkpoint is when its weights are not plain: told by the names of its tensors and by config.json. */
+/** Recognises weights that are not plain, by the names of tensors and by config.json. */
 import { isJsonObject } from "../files/json.ts";
 import { quote, show } from "../files/positional.ts";
 import type { TensorInfo } from "./safetensors.ts";
@@ -16,7 +16,7 @@ interface Kind {
   readonly what: string;
   /** Names of tensors that only this kind has. */
   readonly names: RegExp;
-  /** What else must hold. */
+  /** Further condition. */
   readonly holds?: (info: TensorInfo, has: Has) => boolean;
   /** By default {@linkcode ORIGINAL}. */
   readonly wayOut?: string;
@@ -139,7 +139,7 @@ export function recognise(
     "out of config.json";
 }
 
-/** What config.json says of a quantization that is not ours. */
+/** Names the quantization of others that config.json describes. */
 function toldBy(config: Readonly<Record<string, unknown>> | undefined): string | undefined {
   for (const key of [CONFIG_KEY, "compression_config", "quantization"]) {
     const value = config?.[key];

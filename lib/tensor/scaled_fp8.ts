@@ -155,7 +155,7 @@ function scaledTensor(
   return { codes, scale, block, dtype: dtype === "BF16" || told.isHalf ? "BF16" : "F32" };
 }
 
-/** What config.json says of scaled weights. */
+/** Facts about scaled weights from config.json. */
 interface Told {
   readonly isHalf: boolean;
   readonly isTransformed: boolean;

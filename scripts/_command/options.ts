@@ -4,7 +4,7 @@ import { parseArgs } from "@std/cli/parse-args";
 import { nearestName } from "../../lib/config/nearest.ts";
 import { ConfigError } from "../../lib/errors.ts";
 
-/** What a command takes. */
+/** Name, options and texts of a command. */
 export interface Usage {
   /** Its file in scripts/, or `arrowquant COMMAND`. */
   readonly name: string;
@@ -12,7 +12,7 @@ export interface Usage {
   readonly operands: string;
   readonly about: string;
   /**
-   * What each option is for, under the option as the help shows it: `--flag`, `--option VALUE`, `-o, --option VALUE`, or
+   * Purpose of each option, under the option as the help shows it: `--flag`, `--option VALUE`, `-o, --option VALUE`, or
    * `--option VALUE …` where it may be repeated. A key without dashes heads the options behind it.
    */
   readonly options: Readonly<Record<string, string>>;
@@ -136,7 +136,7 @@ export function parseArguments<U extends Usage>(usage: U, args: readonly string[
     const hint = near === undefined ? "" : `; did you mean "--${near}"?`;
     throw new UsageError(`unknown option "${arg}"${hint}`);
   };
-  // The parser looks names up in plain objects, which have some of their own.
+  // The parser looks names up in plain objects, which have built-in ones.
   own.find((arg) =>
     /^-/.test(arg) && arg.split("=")[0]!.split(/[-.]/).some((part) => part in Object.prototype) &&
     unknown(arg)
@@ -171,7 +171,7 @@ const HELP_COLUMN = 23, HELP_WIDTH = 97;
 export const usageLine = ({ name, operands }: Usage): string =>
   `Usage: ${[name, operands, "[options]"].filter((part) => part !== "").join(" ")}`;
 
-/** What `--help` prints. */
+/** The text that `--help` prints. */
 export function helpText(usage: Usage): string {
   const options = Object.entries({ ...usage.options, "--help": "" }).flatMap(([key, text]) => {
     if (!key.startsWith("-")) return [`${key}:`];

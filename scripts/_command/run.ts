@@ -37,7 +37,7 @@ export const EXIT_CODES: Readonly<Record<Exclude<ErrorCode, "AQ_INTERRUPTED">, n
   AQ_MEMORY: 6,
 };
 
-/** What a command is given beside its arguments. */
+/** Things that a command is given beside its arguments. */
 export interface Context {
   /** Aborted by SIGHUP, SIGINT and SIGTERM. */
   readonly signal: AbortSignal;
@@ -99,7 +99,7 @@ export const OUTPUT_OPTIONS = {
   "--force": "replace a finished output, or start over; touches only files that this tool wrote",
 } as const;
 
-/** What {@linkcode OUTPUT_OPTIONS} ask for. */
+/** The mode that {@linkcode OUTPUT_OPTIONS} ask for. */
 export function outputMode({ resume, force }: Readonly<Record<"resume" | "force", boolean>>) {
   if (resume && force) throw new UsageError("--resume and --force exclude each other");
   return { resume, force };
@@ -161,7 +161,7 @@ export function prepareReport(target: string, force = false): void {
   }
 }
 
-/** What the system lets a command have, as a line of its log. */
+/** Limits that the system sets a command, as a line of its log. */
 export function limitsText(threads: number): string {
   const { availableBytes, memoryLimit, quota, processorSeconds } = limitsOf();
   const parts = [

@@ -1,4 +1,4 @@
-/** What signals do to a command: the first one stops it where it is, a second one ends the process at once. */
+/** Signals to a command: the first one stops it where it is, a second one ends the process at once. */
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import process from "node:process";

@@ -73,6 +73,6 @@ test("a page and a picture are no stranger's either, nor written by way of a lin
   const folder = place.fresh("report"), elsewhere = place.fresh("elsewhere");
   for (const each of [folder, elsewhere]) mkdirSync(each);
   symlinkSync(elsewhere, join(folder, "charts"));
-  expect((await rejection(writeReport(folder, run))).message).toContain('"charts" of its own, got a link');
+  expect((await rejection(writeReport(folder, run))).message).toContain('"charts" as a folder, got a link');
   expect(existsSync(join(elsewhere, "layers.svg"))).toBe(false);
 });

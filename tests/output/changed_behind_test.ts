@@ -262,5 +262,5 @@ test("a file has one writer at a time, and never by way of a link", () => {
   acquireFileLock(path)();
   expect(existsSync(`${path}.lock`)).toBe(false);
   symlinkSync(place.fresh("elsewhere"), `${path}.lock`);
-  expect(() => acquireFileLock(path)).toThrow("of its own, got a link");
+  expect(() => acquireFileLock(path)).toThrow("as a folder, got a link");
 });

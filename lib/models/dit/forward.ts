@@ -1,4 +1,4 @@
-/** The forward pass of a DiT; with a tape, values for the backward pass get memory of their own. */
+/** The forward pass of a DiT; with a tape, values for the backward pass are kept in separate memory. */
 import { attention, timestepEmbedding } from "../layers/attention.ts";
 import { add, gateAdd, geluTanh, modulate, type ModulationShape, silu } from "../layers/elementwise.ts";
 import type { Pass } from "../layers/loaded_weights.ts";

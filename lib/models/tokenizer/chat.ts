@@ -86,7 +86,7 @@ export async function chatText(
   }
 }
 
-/** What every template may use. */
+/** Functions and values that every template may use. */
 function setGlobals(environment: Environment, now: (format: string) => string): void {
   for (const [name, value] of [["true", true], ["false", false], ["none", null]] as const) {
     environment.set(name, value);

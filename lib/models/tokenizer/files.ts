@@ -92,7 +92,7 @@ export function readTokenizerFiles(folder: string): TokenizerFiles | undefined {
   return { folder, path: root.path, json: root.object(), config, vocabulary, named };
 }
 
-/** What tokenizer.json would say of vocab.json and merges.txt. */
+/** The tokenizer.json that says the same as vocab.json and merges.txt. */
 function assembled(folder: string, words: Field, config: Field): Record<string, unknown> {
   const name = config.at("tokenizer_class");
   if (!name.isAbsent && !Object.hasOwn(CLASSES, name.text())) {
@@ -137,7 +137,7 @@ function* namedTokens(config: Field): Generator<readonly [name: string, text: st
 
 /**
  * Puts the tokens that `add_bos_token` and `add_eos_token` ask for around a text, where tokenizer.json has no
- * rule of its own.
+ * rule for that.
  */
 function addAround(
   root: Field,
