@@ -7,6 +7,7 @@ import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { stripVTControlCharacters } from "node:util";
 import { compilerVersion, cudaPlan, nativePlan, objectName } from "../lib/native/build.ts";
 import { findCompiler } from "../lib/native/library.ts";
 import type { Arguments, Usage } from "./_command/options.ts";
@@ -281,6 +282,16 @@ const MAX_STEPS_AT_ONCE = 2;
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 
+/** What failed, a line each: named again at the end, where a log that is cut still shows it. */
+const failures: string[] = [];
+
+/** Names of failed tests in the runners' output: `(fail) name` in Bun, `name => file:line:column` in Deno. */
+const failedTests = (output: string): string[] => [
+  ...new Set([...output.matchAll(/^\(fail\) (.*)$|^(.* => \S+_test\.ts:\d+:\d+)$/gm)].map((match) =>
+    match[1] ?? match[2]!
+  )),
+];
+
 /** Runs a step's commands up to the first that fails, and prints its line. */
 async function perform(step: Step): Promise<void> {
   if (step.skip !== undefined) {
@@ -309,6 +320,8 @@ async function perform(step: Step): Promise<void> {
     console.log(`        ${line[0].trim()}`);
   }
   if (code !== 0) {
+    const tests = failedTests(stripVTControlCharacters(output));
+    failures.push(...(tests.length > 0 ? tests : [`exit code ${code}`]).map((name) => `${step.name}: ${name}`));
     console.log(output.trimEnd().split("\n").slice(-80).map((line) => `    ${line}`).join("\n"));
   }
 }
@@ -329,6 +342,7 @@ async function run({ flags, values }: Arguments<typeof USAGE>): Promise<number> 
   } finally {
     rmSync(work, { recursive: true, force: true });
   }
+  for (const failure of failures) console.log(`FAILED  ${failure}`);
   console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
   return total.failed === 0 ? 0 : 1;
 }
