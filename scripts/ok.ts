@@ -287,9 +287,11 @@ const failures: string[] = [];
 
 /** Names of failed tests in the runners' output: `(fail) name` in Bun, `name => file:line:column` in Deno. */
 const failedTests = (output: string): string[] => [
-  ...new Set([...output.matchAll(/^\(fail\) (.*)$|^(.* => \S+_test\.ts:\d+:\d+)$/gm)].map((match) =>
-    match[1] ?? match[2]!
-  )),
+  ...new Set(
+    [...output.matchAll(/^\(fail\) (.*)$|^(.* => \S+_test\.ts:\d+:\d+)$/gm)].map((match) =>
+      match[1] ?? match[2]!
+    ),
+  ),
 ];
 
 /** Runs a step's commands up to the first that fails, and prints its line. */
@@ -321,7 +323,9 @@ async function perform(step: Step): Promise<void> {
   }
   if (code !== 0) {
     const tests = failedTests(stripVTControlCharacters(output));
-    failures.push(...(tests.length > 0 ? tests : [`exit code ${code}`]).map((name) => `${step.name}: ${name}`));
+    failures.push(
+      ...(tests.length > 0 ? tests : [`exit code ${code}`]).map((name) => `${step.name}: ${name}`),
+    );
     console.log(output.trimEnd().split("\n").slice(-80).map((line) => `    ${line}`).join("\n"));
   }
 }
