@@ -6,7 +6,7 @@
 #include "forward/kernels.h"
 #include "int8/kernels.h"
 #include "quantize/kernels.h"
-#include "solver/kernels.h"
+#include "solver/rows.h"
 #include "two_level/kernels.h"
 
 typedef struct {
@@ -15,6 +15,7 @@ typedef struct {
   aq_two_level_function *two_level;
   const aq_forward_kernels *forward;
   const aq_solver_kernels *solver;
+  const aq_row_kernels *rows;
   const aq_int8_kernels *int8;
   const aq_backward_kernels *backward;
 } aq_kernels;

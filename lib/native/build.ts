@@ -47,6 +47,8 @@ const COMMON_SOURCES = [
   "quantize/elements.c",
   "forward/images.c",
   "forward/linear.c",
+  "solver/rows_api.c",
+  "solver/rows_scalar.c",
 ];
 
 const AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"];

@@ -8,4 +8,5 @@
 
 #include "../forward/vector.h"
 #include "../solver/vector.h"
+#include "../solver/rows_vector.h"
 #include "../two_level/vector.h"

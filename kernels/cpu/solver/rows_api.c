@@ -1,0 +1,193 @@
+/* solver/rows_api.c: the functions of arrowquant.h that solve rows for codes: argument checks, and work over
+ * threads. */
+#include "../dispatch.h"
+#include "../threads.h"
+#include "rows.h"
+
+static int all_finite(const float *values, size_t n) {
+  float sum[16] = {0}; /* 0, or NaN; as many as a vector has */
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    if (i % (1 << 24) == 0 && aq_stopped()) return 1; /* whoever asks will see it, too */
+    for (size_t k = 0; k < 16; k++) sum[k] += values[i + k] * 0.0f;
+  }
+  for (; i < n; i++) sum[0] += values[i] * 0.0f;
+  for (size_t k = 1; k < 16; k++) sum[0] += sum[k];
+  return sum[0] == 0.0f;
+}
+
+/* The place among the `count` that share `units` of the thread whose share holds one. */
+static size_t thread_of(size_t begin, size_t units, size_t count) {
+  size_t i = 0;
+  while (units * (i + 1) / count <= begin) i++;
+  return i;
+}
+
+/* Multiply-adds that take as long as a unit of work. */
+#define AQ_PER_WORK 512
+
+/* Floats of one thread, and in front of all. */
+static size_t thread_floats(size_t cols, size_t groups) { return (aq_refine_floats(cols, groups) + 15) / 16 * 16; }
+static size_t shared_floats(size_t cols, size_t groups) {
+  const size_t sums = 2 * groups * groups, factor = 2 * AQ_SOLVER_BLOCK * cols;
+  return ((sums > factor ? sums : factor) + 15) / 16 * 16;
+}
+
+uint64_t aq_row_floats(size_t cols, size_t groups, size_t threads) {
+  return shared_floats(cols, groups) + threads * (uint64_t)thread_floats(cols, groups);
+}
+
+/* Panels of rows over threads, each thread with a work area of `floats`. */
+typedef struct {
+  const aq_row_kernels *kernels;
+  const aq_feedback_job *feedback;
+  const aq_refine_job *refine;
+  size_t rows, cols, floats;
+  float *work;
+  size_t panels, threads;
+} panels_context;
+
+static int32_t run_panels(const void *context, size_t begin, size_t end) {
+  const panels_context *c = context;
+  float *work = c->work + thread_of(begin, c->panels, c->threads) * c->floats;
+  for (; begin < end; begin++) {
+    const size_t row = begin * c->kernels->panel, rows = aq_min_size(c->kernels->panel, c->rows - row);
+    if (c->feedback)
+      c->kernels->feedback(c->feedback, row, rows, work);
+    else
+      c->kernels->refine(c->refine, row, rows, work);
+  }
+  return AQ_OK;
+}
+
+/* `products`: sums over all columns for every element, in multiples of rows cols^2. */
+static int32_t panels_over_threads(panels_context *c, double products, int32_t threads) {
+  const size_t work = aq_work(products * (double)c->rows * (double)c->cols * (double)c->cols / AQ_PER_WORK);
+  c->panels = (c->rows - 1) / c->kernels->panel + 1;
+  c->threads = aq_thread_count(c->panels, work, threads);
+  return aq_run_units(run_panels, c, c->panels, work, threads);
+}
+
+static int32_t check_rows(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                          const float *scale, const float *zero_point, size_t *groups) {
+  const size_t group = aq_group_columns(group_size, cols);
+  if (!weights || !scale || !zero_point || !aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
+  if (group == 0 || cols > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  *groups = (cols - 1) / group + 1;
+  for (size_t i = 0; i < rows * *groups; i++)
+    if (scale[i] == 0 || !(scale[i] - scale[i] == 0) || !(zero_point[i] - zero_point[i] == 0)) return AQ_E_VALUE;
+  return all_finite(weights, rows * cols) ? AQ_OK : AQ_E_NONFINITE;
+}
+
+int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                             const float *scale, const float *zero_point, const float *factor, const int32_t *order,
+                             uint8_t *codes, float *work, int32_t isa, int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  AQ_KERNELS(isa);
+  size_t groups;
+  const int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
+  if (status != AQ_OK) return status;
+  if (!factor || !order || !codes || !work) return AQ_E_ARGUMENT;
+  for (size_t k = 0; k < cols; k++)
+    if (order[k] < 0 || (size_t)order[k] >= cols) return AQ_E_VALUE;
+  if (!all_finite(factor, cols * cols)) return AQ_E_VALUE;
+  const aq_feedback_job job = {weights, rows,  cols,       bits,   aq_group_columns(group_size, cols), groups,
+                               scale,   zero_point, factor, order, codes};
+  panels_context context = {.kernels = kernels->rows, .feedback = &job, .rows = rows, .cols = cols,
+                            .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
+  return panels_over_threads(&context, 1, threads);
+}
+
+typedef struct {
+  const float *moment;
+  size_t cols, group, groups;
+  double *sums;
+} sums_job;
+
+static int32_t group_sums(const void *context, size_t begin, size_t end) {
+  const sums_job *job = context;
+  for (size_t g = begin; g < end; g++)
+    for (size_t h = 0; h < job->groups; h++) {
+      double sum = 0;
+      for (size_t i = g * job->group; i < aq_min_size((g + 1) * job->group, job->cols); i++)
+        for (size_t j = h * job->group; j < aq_min_size((h + 1) * job->group, job->cols); j++)
+          sum += (double)job->moment[i * job->cols + j];
+      job->sums[g * job->groups + h] = sum;
+    }
+  return AQ_OK;
+}
+
+int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                        int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds, uint8_t *codes,
+                        float *scale, float *zero_point, double *objective, float *work, int32_t isa,
+                        int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  AQ_KERNELS(isa);
+  size_t groups;
+  int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
+  if (status != AQ_OK) return status;
+  if (!moment || !codes || !objective || !work || !aq_zero_point_kind_allowed(zero_point_kind) || rounds < 0)
+    return AQ_E_ARGUMENT;
+  if (!all_finite(moment, cols * cols)) return AQ_E_VALUE;
+  for (size_t i = 0; i < rows * cols; i++)
+    if (codes[i] >> bits) return AQ_E_VALUE;
+  const size_t group = aq_group_columns(group_size, cols);
+  double *sums = (double *)work;
+  const sums_job sums_of = {moment, cols, group, groups, sums};
+  status = aq_run_units(group_sums, &sums_of, groups, aq_work((double)cols * (double)cols), threads);
+  if (status != AQ_OK) return status;
+  const aq_refine_job job = {weights, rows, cols, bits, group, groups, zero_point_kind, refit, rounds, moment, sums,
+                             scale, zero_point, codes, objective};
+  panels_context context = {.kernels = kernels->rows, .refine = &job, .rows = rows, .cols = cols,
+                            .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
+  return panels_over_threads(&context, 1 + 4 * (double)rounds, threads);
+}
+
+/* Grids -------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  const float *weights;
+  size_t cols, group_size, groups;
+  int32_t bits, kind;
+  float ratio;
+  float *scale, *zero_point;
+} grid_job;
+
+static int32_t grid_rows(const void *context, size_t begin, size_t end) {
+  const grid_job *job = context;
+  for (size_t row = begin; row < end; row++)
+    for (size_t g = 0; g < job->groups; g++) {
+      const float *w = job->weights + row * job->cols + g * job->group_size;
+      const size_t n = aq_min_size(job->group_size, job->cols - g * job->group_size);
+      float minimum = w[0], maximum = w[0];
+      for (size_t i = 0; i < n; i++) {
+        if (!(w[i] - w[i] == 0)) return AQ_E_NONFINITE;
+        minimum = w[i] < minimum ? w[i] : minimum;
+        maximum = w[i] > maximum ? w[i] : maximum;
+      }
+      if (minimum < maximum && job->ratio < 1) {
+        /* a real zero point moves with the range's middle, the others keep zero where it is */
+        const float middle = job->kind == AQ_ZERO_POINT_REAL ? minimum / 2 + maximum / 2 : 0.0f;
+        minimum = middle + job->ratio * (minimum - middle);
+        maximum = middle + job->ratio * (maximum - middle);
+      }
+      aq_grid grid;
+      const int32_t status = aq_round_grid(minimum, maximum, job->bits, job->kind, &grid);
+      if (status != AQ_OK) return status;
+      job->scale[row * job->groups + g] = grid.scale;
+      job->zero_point[row * job->groups + g] = grid.zero_point;
+    }
+  return AQ_OK;
+}
+
+int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  if (!weights || !scale || !zero_point || !aq_bits_allowed(bits) || !aq_zero_point_kind_allowed(zero_point_kind))
+    return AQ_E_ARGUMENT;
+  if (!(ratio > 0) || !(ratio <= 1)) return AQ_E_VALUE;
+  const size_t group = aq_group_columns(group_size, cols);
+  if (group == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  const grid_job job = {weights, cols, group, (cols - 1) / group + 1, bits, zero_point_kind, ratio, scale, zero_point};
+  return aq_run_units(grid_rows, &job, rows, rows * cols, threads);
+}
