@@ -5,6 +5,8 @@ import { ConfigError } from "../lib/errors.ts";
 import { answerLength, isPuzzleVocabulary, puzzleCanvas } from "../lib/eval/puzzles.ts";
 import { checkMemory, forecastMemory, forecastTime, memoryText, timeText } from "../lib/eval/forecast.ts";
 import {
+  ACTIVATION_PRECISIONS,
+  type ActivationPrecision,
   type DitConfig,
   DREAM_ALGORITHMS,
   type DreamAlgorithm,
@@ -87,6 +89,8 @@ LLaDA: low_confidence (default) or random`,
       "put the way from noise to image into the PNG",
     "--no-time-parameters":
       "leave time_parameters.safetensors, which lies beside a quantized model, out of it",
+    "--activations NAME":
+      "int8: packed layers multiply inputs of 8 bits, each token by its own range (default); f32: full precision",
     "--time-groups N": "refuse time parameters of another number of time groups",
     "Machine, input and output": "",
     ...MODEL_OPTIONS,
@@ -137,6 +141,7 @@ interface Task {
   readonly kernels: Kernels;
   readonly parsed: Options;
   readonly timeParameters: TimeParameters | undefined;
+  readonly activations: ActivationPrecision;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
   /** Shows that a step is done; a trace does so itself. */
@@ -180,13 +185,15 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
     const { groups, layers } = timeParameters;
     display.log(`time parameters beside it: ${groups.count} time groups, ${layers.size} layers`);
   }
+  const activations = parsed.oneOf("activations", ACTIVATION_PRECISIONS) ?? "int8";
   const onStep = (done: number, of: number) => {
     if (done === of) display.clear();
     else if (!flags.trace) {
       display.update(stepProgress(done === 0 ? "opening the model" : "generating", done, of));
     }
   };
-  const task: Task = { checkpoint, kernels, parsed, timeParameters, signal, log: display.log, onStep, warn };
+  const { log } = display;
+  const task: Task = { checkpoint, kernels, parsed, timeParameters, activations, signal, log, onStep, warn };
   try {
     if (described.kind === "dit") await draw(task, described.config);
     else await write(task, described.kind, described.config);
@@ -199,17 +206,20 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
 
 /** Says what the run needs, from sizes alone. @throws {MemoryError} when that is more than there is */
 function announce(
-  { checkpoint, kernels, parsed, log }: Task,
+  { checkpoint, kernels, parsed, activations, log }: Task,
   shape: ForwardShape,
   /** Rows of a typical pass, whose logits are wanted. */
   typicalRows: number,
   passes: number,
 ) {
   const needs = modelRequirements(checkpoint);
-  const { activationBytes } = forwardCost(needs.model, shape);
+  const packedCols = needs.matrices.flatMap(({ held, cols }) => typeof held === "number" ? [cols] : []);
+  const precision = packedCols.length === 0 ? "f32" : activations;
   const rows = needs.model.kind === "dit"
     ? shape.batch * (needs.model.config.sampleSize / needs.model.config.patchSize) ** 2
     : shape.batch * shape.tokens;
+  const codeBytes = precision === "int8" ? rows * Math.max(...packedCols) : 0;
+  const activationBytes = forwardCost(needs.model, shape).activationBytes + codeBytes;
   const memory = forecastMemory(kernels, needs, { activationBytes, rows });
   if (!parsed.flags["ignore-memory"]) {
     const wayOut =
@@ -218,10 +228,15 @@ function announce(
     checkMemory(checkpoint.path, memory, wayOut);
   }
   const { multiplyAdds } = forwardCost(needs.model, { ...shape, rows: typicalRows });
-  const time = forecastTime(kernels, needs, passes * multiplyAdds, rows);
+  const time = forecastTime(kernels, needs, passes * multiplyAdds, rows, precision);
+  if (precision === "int8") {
+    log(
+      "activations: 8 bits, each token by its own range, where weights are packed (--activations f32: none)",
+    );
+  }
   log(`needs ${memoryText(memory)}`);
   log(`takes ${timeText(time)}`);
-  return { memory, time };
+  return { memory, time, precision };
 }
 
 // Writing ---------------------------------------------------------------------------------------------------
@@ -316,7 +331,7 @@ function startWriting(
   }
   const shape = { batch: 1, tokens: canvas.length, rows };
   const needed = announce(task, shape, Math.ceil(rows / 2), Math.min(steps ?? Infinity, places.length));
-  const { model } = modelFrom(checkpoint, kernels, { timeParameters });
+  const { model } = modelFrom(checkpoint, kernels, { timeParameters, activations: task.activations });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
   const turns: Generator<GenerationStep, Int32Array> = kind === "llada"
     ? lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
@@ -383,11 +398,15 @@ async function write(task: Task, kind: "dream" | "llada", config: MaskedTransfor
 }
 
 /** Forecast, outcome and kernels of a run, for machines. */
-function measured({ kernels, timeParameters }: Task, { memory, time }: ReturnType<typeof announce>) {
+function measured(
+  { kernels, timeParameters }: Task,
+  { memory, time, precision }: ReturnType<typeof announce>,
+) {
   return {
     forecast: { memoryBytes: memory.total, memory, seconds: time.seconds },
     peakMemoryBytes: peakResidentBytes(),
     timeGroups: timeParameters?.groups.count ?? null,
+    activations: precision,
     backend: kernels.describe(),
   };
 }
@@ -473,7 +492,8 @@ async function draw(task: Task, config: DitConfig): Promise<void> {
   if (latents !== undefined) log(`${latents.why}: they are saved as ${printable(latentsPath)}`);
   const needed = announce(task, { batch, tokens: 0 }, 0, steps);
   task.onStep(0, steps);
-  const { model } = modelFrom(checkpoint, task.kernels, { timeParameters: task.timeParameters });
+  const { kernels, timeParameters, activations } = task;
+  const { model } = modelFrom(checkpoint, kernels, { timeParameters, activations });
   if (!("imageElements" in model)) throw new TypeError("Cannot draw: the model writes");
   const turns = imageSteps(model, scheduler, classes, { steps, seed, sampler, guidance });
   const kept: Float32Array<ArrayBuffer>[] = [];

@@ -7,8 +7,9 @@ import process from "node:process";
 import { MemoryError } from "../errors.ts";
 import { limitsOf } from "../files/limits.ts";
 import { quote } from "../files/whole.ts";
-import { linear, type Matrix } from "../models/layers/linear.ts";
-import type { HeldMatrix, ModelRequirements } from "../models/mod.ts";
+import { IntegerProducts } from "../models/layers/integer_products.ts";
+import type { Matrix } from "../models/layers/linear.ts";
+import type { ActivationPrecision, HeldMatrix, ModelRequirements } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
 import type { Kernels } from "../native/mod.ts";
 import { groupCount, type GroupSize, packedWords } from "../quant/mod.ts";
@@ -156,6 +157,7 @@ export function forecastTime(
   { matrices }: ModelRequirements,
   multiplyAdds: number,
   rows: number,
+  activations?: ActivationPrecision,
 ): TimeForecast {
   const byShape = Map.groupBy(matrices, ({ rows, cols, held }) => `${rows} ${cols} ${held}`);
   const weightsOf = (group: readonly HeldMatrix[]) => group.length * group[0]!.rows * group[0]!.cols;
@@ -167,7 +169,9 @@ export function forecastTime(
   const matrix = syntheticMatrix(group[0]!, tokens);
   const x = new Float32Array(tokens * matrix.cols), out = new Float32Array(tokens * matrix.rows);
   new RandomStream(0).fillNormal(x);
-  const run = () => void linear(kernels, { weights: matrix }, x, tokens, out);
+  const layer = { name: "", weights: matrix, bias: undefined };
+  const products = new IntegerProducts(kernels, "", activations);
+  const run = () => products.linear(layer, x, tokens, out);
   run(); // touches every page once
   const seconds: number[] = [];
   const begin = performance.now();

@@ -60,6 +60,21 @@ describe("solving puzzles", () => {
     }
   });
 
+  test("quantizes the inputs of packed layers, says so, and can be told not to", () => {
+    const ask = (...args: string[]) => run("generate.ts", [packed.dream, "--prompt", "47+38=", ...args]);
+    const said = /activations: 8 bits, each token by its own range/;
+    expect(ask().stderr).toMatch(said);
+    expect(ask("--activations", "f32").stderr).not.toMatch(said);
+    expect(JSON.parse(ask("--json").stdout)).toMatchObject({ activations: "int8", text: "085" });
+    expect(JSON.parse(ask("--json", "--activations", "f32").stdout)).toMatchObject({
+      activations: "f32",
+      text: "085",
+    });
+    expect(ask("--activations", "int4")).toMatchObject({ code: 2 });
+    const full = JSON.parse(run("generate.ts", [DREAM, "--prompt", "47+38=", "--json"]).stdout);
+    expect(full).toMatchObject({ activations: "f32" });
+  });
+
   test("says what it needs before it starts, and nothing when it is to be quiet", () => {
     const { stdout, stderr } = run("generate.ts", [DREAM, "--prompt", "47+38="]);
     expect(stdout).toBe("085\n");

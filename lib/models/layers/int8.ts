@@ -13,6 +13,13 @@ const STATIC = 0, PER_TOKEN = 1;
 const MIN_SCALE = 2 ** -126;
 const MIN_BITS = 2, MAX_BITS = 8;
 
+/**
+ * Inputs of packed layers without time parameters of their own: float32, or 8 bits quantized as they come,
+ * each token by its own range, which integer products multiply.
+ */
+export type ActivationPrecision = (typeof ACTIVATION_PRECISIONS)[number];
+export const ACTIVATION_PRECISIONS = ["f32", "int8"] as const;
+
 /** Activations `x ≈ scale[t] · (codes[t, k] − zeroPoint[t])`, codes in `[0, 2^bits − 1]`, a byte each. */
 export interface QuantizedActivations {
   readonly tokens: number;

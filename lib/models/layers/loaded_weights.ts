@@ -3,7 +3,7 @@ import type { Kernels } from "../../native/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import type { ModelSource } from "../family.ts";
 import { type PassOptions, type Stage, withWeights } from "./blockwise.ts";
-import { linear } from "./linear.ts";
+import { IntegerProducts } from "./integer_products.ts";
 import type { EmbeddingTable, LinearLayer, LoadOptions } from "./tensors.ts";
 import { TimeAwareLayers } from "./time_aware.ts";
 import { Workspace } from "./workspace.ts";
@@ -45,11 +45,12 @@ export abstract class LoadedWeights<Config, Parts> {
   readonly timeParameters: TimeParameters | undefined;
   protected readonly workspace: Workspace;
   protected readonly timeAware: TimeAwareLayers | undefined;
+  readonly #products: IntegerProducts;
 
   constructor(
     { path, config, kernels, tensors }: ModelSource<Config>,
     parts: Parts,
-    { timeParameters, workspace = new Workspace() }: LoadOptions,
+    { timeParameters, workspace = new Workspace(), activations }: LoadOptions,
   ) {
     this.path = path;
     this.config = config;
@@ -58,8 +59,9 @@ export abstract class LoadedWeights<Config, Parts> {
     this.weightBytes = tensors.bytes;
     this.timeParameters = timeParameters;
     this.workspace = workspace;
+    const products = this.#products = new IntegerProducts(kernels, path, activations);
     this.timeAware = timeParameters &&
-      new TimeAwareLayers(timeParameters, kernels, this.linearLayers, path, workspace);
+      new TimeAwareLayers(timeParameters, kernels, this.linearLayers, path, workspace, products);
   }
 
   abstract get stages(): readonly Stage[];
@@ -80,7 +82,7 @@ export abstract class LoadedWeights<Config, Parts> {
 
   /** @param tokens of an item; default all rows of a layer's input in equal parts */
   protected pass({ observe, weights }: PassOptions, tokens?: number): Pass<Config, Parts> {
-    const { kernels, config, parts, workspace, timeAware } = this;
+    const { kernels, config, parts, workspace, timeAware } = this, products = this.#products;
     return {
       kernels,
       config,
@@ -89,7 +91,7 @@ export abstract class LoadedWeights<Config, Parts> {
       table: (table) => withWeights(table, weights),
       linear(layer, x, count, out, positions, residual) {
         observe?.(layer, x, count, residual);
-        if (timeAware === undefined) linear(kernels, withWeights(layer, weights), x, count, out);
+        if (timeAware === undefined) products.linear(withWeights(layer, weights), x, count, out);
         else timeAware.linear(layer, x, count, out, positions, tokens);
       },
     };

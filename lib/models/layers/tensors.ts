@@ -9,6 +9,7 @@ import { convertFloats, dequantize, type PackedTensor } from "../../quant/mod.ts
 import { type PackedLayer, packedLayers, readPackedTensor } from "../../quant/packed/checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../../tensor/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
+import type { ActivationPrecision } from "./int8.ts";
 import type { DenseMatrix, Linear, Matrix, WeightDtype } from "./linear.ts";
 import { shown } from "../model_config.ts";
 import type { Workspace } from "./workspace.ts";
@@ -31,6 +32,8 @@ export interface LoadOptions {
   readonly biases?: ReadonlyMap<string, Float32Array> | undefined;
   /** Scratch shared with models that take turns: each run overwrites the last result. Default: own. */
   readonly workspace?: Workspace | undefined;
+  /** Inputs of packed layers whose time parameters do not quantize them. Default `f32`. */
+  readonly activations?: ActivationPrecision | undefined;
 }
 
 /** A tensor that a model needs. */

@@ -7,7 +7,6 @@
  * elsewhere they are rounded in float32 (`fakeQuantize`): to the same values with static parameters, to about
  * the same per token, where the integer kernel computes the parameters in another way.
  */
-import { KernelError, WeightsError } from "../../errors.ts";
 import {
   type ActivationGrid,
   fakeQuantize,
@@ -16,10 +15,9 @@ import {
   type TimeParameters,
 } from "../../time/mod.ts";
 import { groupCount, type OneLevelTensor } from "../../quant/mod.ts";
-import { E_NONFINITE } from "../../native/call.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { modulate } from "./elementwise.ts";
-import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "./int8.ts";
+import { type IntegerProducts, takesIntegers } from "./integer_products.ts";
 import { linear } from "./linear.ts";
 import type { LinearLayer } from "./tensors.ts";
 import type { Workspace } from "./workspace.ts";
@@ -50,13 +48,9 @@ export class TimeAwareLayers {
   readonly #prepared: ReadonlyMap<LinearLayer, readonly Prepared[]>;
   readonly #kernels: Kernels;
   readonly #workspace: Workspace;
+  readonly #products: IntegerProducts;
   /** Bin of each item of the current batch. */
   #bins = new Int32Array(16);
-  #codeBytes = new Uint8Array(0);
-  #scales = new Float32Array(0);
-  #zeroPoints = new Int32Array(0);
-  readonly #views = new Map<number, QuantizedActivations>();
-  readonly #path: string;
   #items = 0;
   #isUniform = true;
 
@@ -67,10 +61,11 @@ export class TimeAwareLayers {
     layers: Iterable<LinearLayer>,
     path: string,
     workspace: Workspace,
+    products: IntegerProducts,
   ) {
     this.#workspace = workspace;
     this.#kernels = kernels;
-    this.#path = path;
+    this.#products = products;
     const byName = new Map([...layers].map((layer) => [layer.name, layer]));
     const prepared = new Map<LinearLayer, readonly Prepared[]>();
     for (const name of parameters.layers.keys()) {
@@ -133,7 +128,7 @@ export class TimeAwareLayers {
     rowsOfItem: number = count / this.#items,
   ): void {
     const prepared = this.#prepared.get(layer);
-    if (prepared === undefined) return void linear(this.#kernels, layer, x, count, out);
+    if (prepared === undefined) return this.#products.linear(layer, x, count, out);
     if (this.#isUniform) return this.#run(prepared[this.#bins[0]!]!, x, count, out);
     const { rows: outputs, cols } = layer.weights;
     const binOf = (row: number) =>
@@ -154,10 +149,10 @@ export class TimeAwareLayers {
 
   #run(prepared: Prepared, x: Float32Array, count: number, out: Floats): void {
     const { layer, gainLessOne, correction, bias, shift } = prepared;
-    const kernels = this.#kernels;
-    if (prepared.grid === undefined && !prepared.isPerToken) linear(kernels, layer, x, count, out);
-    else if (prepared.integer === undefined) linear(kernels, layer, this.#rounded(prepared, x), count, out);
-    else this.#linearInteger(prepared, prepared.integer, x, count, out);
+    const { grid, bits, integer, isPerToken } = prepared, kernels = this.#kernels;
+    if (grid === undefined && !isPerToken) this.#products.linear(layer, x, count, out);
+    else if (integer === undefined) linear(kernels, layer, this.#rounded(prepared, x), count, out);
+    else this.#products.multiply(layer, integer, x, count, out, { bits, grid });
     if (gainLessOne !== undefined) {
       const cols = layer.weights.rows;
       for (let i = 0; i < cols; i++) shift[i] = correction![i]! + (bias === undefined ? 0 : bias[i]!);
@@ -171,54 +166,6 @@ export class TimeAwareLayers {
     if (grid !== undefined) return fakeQuantize(x, grid, bits, out) as Floats;
     return fakeQuantizePerToken(x, cols, bits, out);
   }
-
-  /** @throws {WeightsError} when the layer's input is not finite */
-  #linearInteger(
-    { layer, grid, bits }: Prepared,
-    weights: OneLevelTensor,
-    x: Float32Array,
-    count: number,
-    out: Floats,
-  ): void {
-    const codes = this.#codes(count, weights.cols, bits);
-    try {
-      quantizeActivations(this.#kernels, x, count, weights.cols, { bits, grid, out: codes });
-    } catch (error) {
-      if (!(error instanceof KernelError && error.status === E_NONFINITE)) throw error;
-      throw new WeightsError(
-        `Cannot run ${JSON.stringify(this.#path)}: every value must be finite, got NaN or infinity in what ${
-          JSON.stringify(layer.name)
-        } reads`,
-        { path: this.#path, tensor: layer.name },
-      );
-    }
-    linearPackedInt8(this.#kernels, { weights, bias: layer.bias }, codes, out);
-  }
-
-  /** Scratch for codes, the same object while sizes stay. */
-  #codes(tokens: number, cols: number, bits: SelectedParameters["bits"]): QuantizedActivations {
-    const last = this.#views.get(cols);
-    if (last?.tokens === tokens && last.bits === bits) return last;
-    if (this.#codeBytes.length < tokens * cols) this.#codeBytes = new Uint8Array(tokens * cols);
-    if (this.#scales.length < tokens) {
-      this.#scales = new Float32Array(tokens);
-      this.#zeroPoints = new Int32Array(tokens);
-    }
-    const view: QuantizedActivations = {
-      tokens,
-      cols,
-      bits,
-      codes: this.#codeBytes.subarray(0, tokens * cols),
-      scale: this.#scales.subarray(0, tokens),
-      zeroPoint: this.#zeroPoints.subarray(0, tokens),
-    };
-    this.#views.set(cols, view);
-    return view;
-  }
-}
-
-function takesIntegers(weights: LinearLayer["weights"]): weights is OneLevelTensor {
-  return "packed" in weights && weights.scaleBits === undefined;
 }
 
 function prepare(layer: LinearLayer, selected: SelectedParameters, shift: Floats, path: string): Prepared {

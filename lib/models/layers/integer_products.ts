@@ -1,0 +1,89 @@
+/** Linear layers of packed weights by integer products, with scratch for the codes of their inputs. */
+import { KernelError, WeightsError } from "../../errors.ts";
+import { E_NONFINITE } from "../../native/call.ts";
+import type { Kernels } from "../../native/mod.ts";
+import type { OneLevelTensor } from "../../quant/mod.ts";
+import { shown } from "../model_config.ts";
+import {
+  type ActivationPrecision,
+  linearPackedInt8,
+  quantizeActivations,
+  type QuantizeActivationsOptions,
+  type QuantizedActivations,
+} from "./int8.ts";
+import { linear, type Matrix } from "./linear.ts";
+import type { LinearLayer } from "./tensors.ts";
+
+type Floats = Float32Array<ArrayBuffer>;
+
+/** Whether the integer kernels read these weights. */
+export function takesIntegers(weights: Matrix): weights is OneLevelTensor {
+  return "packed" in weights && weights.scaleBits === undefined;
+}
+
+/** The products of one model, whose layers take turns with the scratch. */
+export class IntegerProducts {
+  #codeBytes = new Uint8Array(0);
+  #scales = new Float32Array(0);
+  #zeroPoints = new Int32Array(0);
+  readonly #views = new Map<number, QuantizedActivations>();
+
+  /** @param path of the checkpoint, for messages */
+  constructor(
+    readonly kernels: Kernels,
+    readonly path: string,
+    readonly activations: ActivationPrecision = "f32",
+  ) {}
+
+  /** A layer in the model's own precision. **Shapes** `x: f32[count, cols]` → `out: f32[count, rows]` */
+  linear(layer: LinearLayer, x: Float32Array, count: number, out: Floats): void {
+    const { weights } = layer;
+    if (this.activations === "f32" || !takesIntegers(weights)) linear(this.kernels, layer, x, count, out);
+    else this.multiply(layer, weights, x, count, out);
+  }
+
+  /** A layer by integer products. @throws {WeightsError} when its input is not finite */
+  multiply(
+    { name, bias }: LinearLayer,
+    weights: OneLevelTensor,
+    x: Float32Array,
+    count: number,
+    out: Floats,
+    { bits = 8, grid }: Pick<QuantizeActivationsOptions, "bits" | "grid"> = {},
+  ): void {
+    const codes = this.#codes(count, weights.cols, bits);
+    try {
+      quantizeActivations(this.kernels, x, count, weights.cols, { bits, grid, out: codes });
+    } catch (error) {
+      if (!(error instanceof KernelError && error.status === E_NONFINITE)) throw error;
+      throw new WeightsError(
+        `Cannot run ${shown(this.path)}: every value must be finite, got NaN or infinity in what ${
+          shown(name)
+        } reads`,
+        { path: this.path, tensor: name },
+      );
+    }
+    linearPackedInt8(this.kernels, { weights, bias }, codes, out);
+  }
+
+  /** Scratch for codes, the same object while sizes stay. */
+  #codes(tokens: number, cols: number, bits: number): QuantizedActivations {
+    const last = this.#views.get(cols);
+    if (last?.tokens === tokens && last.bits === bits) return last;
+    if (this.#codeBytes.length < tokens * cols) this.#codeBytes = new Uint8Array(tokens * cols);
+    if (this.#scales.length < tokens) {
+      this.#scales = new Float32Array(tokens);
+      this.#zeroPoints = new Int32Array(tokens);
+    }
+    const view: QuantizedActivations = {
+      tokens,
+      cols,
+      bits,
+      codes: this.#codeBytes.subarray(0, tokens * cols),
+      scale: this.#scales.subarray(0, tokens),
+      zeroPoint: this.#zeroPoints.subarray(0, tokens),
+    };
+    this.#views.set(cols, view);
+    return view;
+  }
+}
