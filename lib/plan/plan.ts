@@ -131,7 +131,7 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
       if (table !== undefined) return { reason: table.rule, bits: table.bits, ...own, scaleBits: undefined };
       const rule = keptByName(info, context, isSensitiveLayer(config, name));
       if (rule !== undefined) return { reason: rule, ...NOT_PACKED };
-      const least = asked === undefined ? floorBits(name, config.bitWidth, context) : undefined;
+      const least = asked === undefined ? floorBits(name, config.bitWidth) : undefined;
       if (least !== undefined) return { reason: "modulation", bits: least, ...form, scaleBits };
     }
     const reason = asked === undefined ? "bit_width" : "layer_bit_widths";

@@ -74,7 +74,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "embedder",
     pattern: String
-      .raw`${OUTSIDE}(?:\w*_embedder|(?:time|time_text|time_guidance|time_caption|patch)_embed|(?:time|text|add|image)_embedding|(?:label|img|time|text|pos)_emb|(?:img|txt|time|vector|guidance|context|clip|text)_in|proj_in|conv_in|patchify_proj|caption_projection|text_proj|time_proj(?:ection)?|t_block|adaln_single|init_x_linear|cond_seq_linear)\.`,
+      .raw`(?:^|\.)\w*_embedder\.|${OUTSIDE}(?:(?:time|time_text|time_guidance|time_caption|patch)_embed|(?:time|text|add|image)_embedding|(?:label|img|time|text|pos)_emb|(?:img|txt|time|vector|guidance|context|clip|text)_in|proj_in|conv_in|patchify_proj|caption_projection|text_proj|time_proj(?:ection)?|t_block|adaln_single|init_x_linear|cond_seq_linear)\.`,
     why: "turns image, text, time or guidance into what every block of an image model reads",
   },
   {
@@ -90,8 +90,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
     pattern: String
       .raw`(?:^|\.)(?:\w*[mM]odulation\w*|(?:\w+_)?mod|ada[lL][nN]\w*|norm\d*(?:_context)?\.linear|emb_layers|time_emb_proj)\.`,
     why:
-      "turns the timestep into a block's scales and shifts: 4 bits or more, unless layer_bit_widths asks " +
-      "for fewer; the DiT of diffusers, which is calibrated and measured here, has bit_width",
+      "turns the timestep into a block's scales and shifts: 4 bits or more, unless layer_bit_widths asks for fewer",
   },
 ];
 
@@ -115,8 +114,6 @@ export interface RuleContext {
   readonly config: Config;
   /** The token embedding is the head as well. */
   readonly tiesHead: boolean;
-  /** Modulation has `bit_width`. */
-  readonly isMeasured: boolean;
 }
 
 /**
@@ -132,7 +129,6 @@ export function ruleContext(
   return {
     config,
     tiesHead: ties !== false && tying !== false && !names.some((name) => concerns("head_bits", name)),
-    isMeasured: names.some((name) => name.includes(".norm1.emb.")),
   };
 }
 
@@ -174,6 +170,6 @@ export function keptByName(
 }
 
 /** Least bits of a tensor for which `bit_width` would give fewer; undefined where there is no floor. */
-export function floorBits(name: string, bits: BitWidth, { isMeasured }: RuleContext): BitWidth | undefined {
-  return bits < MODULATION_BITS && !isMeasured && concerns("modulation", name) ? MODULATION_BITS : undefined;
+export function floorBits(name: string, bits: BitWidth): BitWidth | undefined {
+  return bits < MODULATION_BITS && concerns("modulation", name) ? MODULATION_BITS : undefined;
 }

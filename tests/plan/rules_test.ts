@@ -223,6 +223,11 @@ const KEPT: Readonly<Record<string, readonly string[]>> = {
     "y_embedder.y_proj.fc1.weight",
     "csize_embedder.mlp.0.weight",
   ],
+  "DiT of diffusers": [
+    "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight",
+    "transformer_blocks.27.norm1.emb.timestep_embedder.linear_2.weight",
+    "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight",
+  ],
   "SDXL": [
     "time_embed.0.weight",
     "label_emb.0.0.weight",
@@ -262,6 +267,8 @@ describe("rules by name", () => {
   }
 
   test("modulation of a block has 4 bits or more, but for layer_bit_widths", () => {
+    // An embedder inside a block makes no difference to the modulation beside it.
+    const embedder = "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight";
     const names = [
       "double_blocks.0.img_mod.lin.weight",
       "single_blocks.3.modulation.lin.weight",
@@ -275,8 +282,9 @@ describe("rules by name", () => {
       "input_blocks.1.0.emb_layers.1.weight",
       "down_blocks.0.resnets.0.time_emb_proj.weight",
     ];
-    const tensors = Object.fromEntries(names.map((name) => [`model.diffusion_model.${name}`, MATRIX]));
-    const bits = (config: Record<string, unknown>) => planOf(tensors, config).rows.map((row) => row.bits);
+    const all = [...names, embedder].map((name) => [`model.diffusion_model.${name}`, MATRIX]);
+    const bits = (config: Record<string, unknown>) =>
+      planOf(Object.fromEntries(all), config).rows.map((row) => row.bits).slice(0, -1);
     expect(bits({ bit_width: 2 })).toEqual(names.map(() => 4));
     expect(bits({ bit_width: 8 })).toEqual(names.map(() => 8));
     expect(bits({ bit_width: 2, layer_bit_widths: { ".": 2 } })).toEqual(names.map(() => 2));
