@@ -80,9 +80,11 @@ LLaDA: low_confidence (default) or random`,
     "--out FILE":
       "PNG to write; default class-N.png; latents of a pipeline with a VAE go to FILE.safetensors",
     "--sampler NAME": "ddim or ddpm; default scheduler_config.json's",
-    "--guidance X": "class-free guidance; default 1, none",
     "--zoom N": "pixels a pixel; default 8 for images under 64 pixels, else 1",
     "Both": "",
+    "--guidance X":
+      "classifier-free guidance of a DiT, default 1, none; of LLaDA, default generation_config.json's " +
+      "cfg_scale or 0, none",
     "--steps N": "default: one a mask; 50 when drawing, or as many as the training had",
     "--seed N": "default 0",
     "--trace": "show the masks being filled, in place on a terminal and a line a step elsewhere; " +
@@ -119,10 +121,10 @@ const TEXT_ONLY = [
   "top-k",
   "block-length",
 ] as const;
-const IMAGE_ONLY = ["class", "out", "sampler", "guidance", "zoom"] as const;
+const IMAGE_ONLY = ["class", "out", "sampler", "zoom"] as const;
 /** Options that a family has not. */
 const FOREIGN = {
-  dream: [...IMAGE_ONLY, "block-length"],
+  dream: [...IMAGE_ONLY, "guidance", "block-length"],
   llada: [...IMAGE_ONLY, "algorithm-temperature", "top-p", "top-k"],
   dit: TEXT_ONLY,
 } as const;
@@ -340,7 +342,7 @@ function startWriting(
       steps,
       temperature: sampling.temperature,
       remasking: algorithm as Remasking | undefined,
-      guidance: stored.guidance,
+      guidance: parsed.number("guidance") ?? stored.guidance,
       excludedTokens: sampling.excludedTokens,
       seed,
     })

@@ -136,6 +136,8 @@ const environment = Object.fromEntries(
 interface RunSettings {
   /** A file that gets its standard output. */
   readonly stdoutPath?: string;
+  /** The same for its standard error. */
+  readonly stderrPath?: string;
   /** What Deno lets it do; everything by default. */
   readonly permissions?: readonly string[];
 }
@@ -145,18 +147,18 @@ export function run(
   script: string,
   args: readonly string[],
   variables: Readonly<Record<string, string>> = {},
-  { stdoutPath, permissions }: RunSettings = {},
+  { stdoutPath, stderrPath, permissions }: RunSettings = {},
 ): { code: number | null; stdout: string; stderr: string } {
   const [command, line] = commandLine(script, args, permissions);
-  const fd = stdoutPath === undefined ? undefined : openSync(stdoutPath, "w");
+  const streams = [stdoutPath, stderrPath].map((path) => path === undefined ? "pipe" : openSync(path, "w"));
   const { status, stdout, stderr } = spawnSync(command, line, {
     cwd: ROOT,
     encoding: "utf8",
     env: { ...environment, ...variables },
     maxBuffer: 64 * 2 ** 20,
-    stdio: ["ignore", fd ?? "pipe", "pipe"],
+    stdio: ["ignore", ...streams],
   });
-  if (fd !== undefined) closeSync(fd);
+  for (const stream of streams) if (typeof stream === "number") closeSync(stream);
   return { code: status, stdout, stderr };
 }
 

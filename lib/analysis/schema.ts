@@ -13,6 +13,8 @@ export interface ColumnSchema {
   readonly unit?: string;
   /** Every row has a value. */
   readonly required?: true;
+  /** Tables of earlier versions lack it: no row has a value then. */
+  readonly isLater?: true;
   readonly doc: string;
 }
 
@@ -67,7 +69,10 @@ export const TABLE_SCHEMAS = {
       groupSize: integer("weights", "weights that share a scale; 0 is a whole row"),
       weights: required(integer("weights", "number of weights")),
       bitsPerWeight: number("bits/weight", "stored bytes, scales and zero points included, · 8 / weights"),
-      outputError: number("1", "‖(W − Ŵ) x‖² / ‖W x‖², mean over calibration inputs; of solved layers"),
+      outputError: {
+        ...number("1", "‖(W − Ŵ) x‖² / ‖W x‖², mean over calibration inputs; of solved layers"),
+        isLater: true,
+      },
       relativeRmsError: number("1", "root of Σ(w − ŵ)² / Σw²; absent when kept; does not rank solvers"),
       cosine: number("1", "of w and ŵ as vectors; absent when kept"),
       maxError: number("weight", "largest |w − ŵ|; absent when kept"),

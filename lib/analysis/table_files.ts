@@ -191,7 +191,7 @@ export async function readTable(path: string, name: TableName): Promise<ColumnTa
 /** A file that parses but is not the table. */
 class TableFault extends Error {}
 
-/** Refuses another table, another version, and columns that are not this table's. */
+/** Refuses another table, another version, columns that are not this table's, and a lack of those it always had. */
 function checkHeader(
   name: TableName,
   columns: readonly string[],
@@ -203,8 +203,8 @@ function checkHeader(
   if (stored !== undefined && stored.version !== String(TABLE_VERSION)) {
     throw new TableFault(`its version must be ${TABLE_VERSION}, got ${stored.version}`);
   }
-  const wanted = Object.keys(columnsOf(name));
-  const missing = wanted.filter((column) => !columns.includes(column));
+  const schema = columnsOf(name), wanted = Object.keys(schema);
+  const missing = wanted.filter((column) => !columns.includes(column) && schema[column]!.isLater !== true);
   if (missing.length > 0) throw new TableFault(`it must have all columns, lacks ${missing.join(", ")}`);
   const [unknown] = columns.filter((column) => !wanted.includes(column));
   if (unknown !== undefined) {

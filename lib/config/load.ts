@@ -70,14 +70,24 @@ function tooLarge(source: string): ConfigError {
 
 /** Most characters of a parser's reason in a message. */
 const MAX_REASON = 300;
+/** Most comparisons of a document's keys; a mapping of n keys takes n² / 2, and 4,096 names are allowed. */
+const MAX_COMPARISONS = 10_000_000;
+
 /** Plain errors: a picture of the line for each of 80 000 takes gigabytes; and no warnings past this module. */
-const YAML_OPTIONS = { prettyErrors: false, logLevel: "error" };
+function yamlOptions() {
+  let comparisons = 0;
+  const uniqueKeys = (a: { readonly value?: unknown } | null, b: typeof a) => {
+    if (++comparisons > MAX_COMPARISONS) throw new RangeError("mappings of too many keys, 4096 at most");
+    return a === b || (a?.value !== undefined && a.value === b?.value);
+  };
+  return { prettyErrors: false, logLevel: "error", uniqueKeys };
+}
 
 async function parseYaml(text: string, source: string): Promise<unknown> {
-  const yaml: { parse(text: string, options: typeof YAML_OPTIONS): unknown } =
+  const yaml: { parse(text: string, options: ReturnType<typeof yamlOptions>): unknown } =
     /^https?:.*\.ts\b/.test(import.meta.url) ? await import(REMOTE_YAML) : await import("@std/yaml");
   try {
-    return yaml.parse(text, YAML_OPTIONS);
+    return yaml.parse(text, yamlOptions());
   } catch (error) {
     // One of the parsers ends the first line with "at line L, column C", the other gives the position.
     const { message, pos } = error as Error & { readonly pos?: readonly number[] };

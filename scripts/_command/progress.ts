@@ -103,12 +103,12 @@ export class ProgressDisplay {
 const line = (entry: Readonly<Record<string, unknown>>) =>
   JSON.stringify({ time: new Date().toISOString(), ...entry });
 
-/** Writes to stderr at once, although the thread may be busy for long: what cannot be written now is left out. */
+/** Writes to stderr at once, although the thread may be busy for long: what the system does not take is left out. */
 function write(text: string): void {
   try {
     writeSync(2, text);
   } catch (error) {
-    if (!["EAGAIN", "EPIPE"].includes(errorCode(error) ?? "")) throw error;
+    if (errorCode(error) === undefined) throw error;
   }
 }
 

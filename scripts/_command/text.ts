@@ -14,9 +14,13 @@ export function print(text: string): void {
   printText(`${visible(text)}\n`);
 }
 
-/** Prints a line, or several, on stderr. */
+/** Prints a line, or several, on stderr. Where it is full or closed nobody can be told; the exit code says it. */
 export function printError(text: string): void {
-  process.stderr.write(`${visible(text)}\n`);
+  try {
+    writeWhole(2, `${visible(text)}\n`);
+  } catch (error) {
+    if (errorCode(error) === undefined) throw error;
+  }
 }
 
 /**
@@ -32,17 +36,23 @@ export function visible(text: string): string {
 
 /** {@linkcode print} without the end of the line. */
 export function printText(text: string): void {
+  try {
+    writeWhole(1, text);
+  } catch (cause) {
+    if (errorCode(cause) === "EPIPE") process.exit();
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new OutputError(`Cannot print on standard output: ${reason}`, { cause });
+  }
+}
+
+/** Writes all of a text, waiting for a full pipe. */
+function writeWhole(descriptor: number, text: string): void {
   const bytes = new TextEncoder().encode(text);
   for (let done = 0; done < bytes.length;) {
     try {
-      done += writeSync(1, bytes, done);
-    } catch (cause) {
-      const code = errorCode(cause);
-      if (code === "EPIPE") process.exit();
-      if (code !== "EAGAIN") {
-        const reason = cause instanceof Error ? cause.message : String(cause);
-        throw new OutputError(`Cannot print on standard output: ${reason}`, { cause });
-      }
+      done += writeSync(descriptor, bytes, done);
+    } catch (error) {
+      if (errorCode(error) !== "EAGAIN") throw error;
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, EAGAIN_MILLISECONDS);
     }
   }

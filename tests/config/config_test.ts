@@ -353,6 +353,15 @@ describe("documents", () => {
     await faultOf(() => resolveConfig({ file: cycle }));
   });
 
+  test("keys without end are refused soon, those of a long list are not", async () => {
+    const keys = (count: number) => Array.from({ length: count }, (_, i) => `  k${i}: 4`).join("\n");
+    expect((await faultOfYaml(`layer_bit_widths:\n${keys(18_000)}`)).message).toContain(
+      "mappings of too many keys",
+    );
+    const { config } = await parseConfig(`layer_bit_widths:\n${keys(4096)}`);
+    expect(Object.keys(config.layerBitWidths).length).toBe(4096);
+  });
+
   test("very deep nesting ends in an error", async () => {
     await faultOfYaml("a: " + "[".repeat(100_000));
   });

@@ -234,6 +234,12 @@ describe("exit codes", () => {
     }
   });
 
+  test("the error's own when standard error is full", () => {
+    if (!existsSync("/dev/full")) return console.log("skipped: no /dev/full");
+    const { code, stdout } = run("report.ts", [place.fresh("none")], {}, { stderrPath: "/dev/full" });
+    expect([code, stdout]).toEqual([3, ""]);
+  });
+
   test("0 without the permissions that Deno need not give", () => {
     if (!isDeno) return console.log("skipped: only Deno has permissions");
     const args = (output: string) => [DREAM, output, "--backend", "wasm"];

@@ -229,6 +229,25 @@ describe("options that are missing, unknown or contradict the model", () => {
     [[llada, "--prompt", "x", "--top-p", "0.5"], 2, "--top-p is not for a LLaDA model"],
     [[llada, "--prompt", "x"], 3, "must have tokenizer.json"],
   ];
+  test("--guidance goes before the stored cfg_scale of a LLaDA model", () => {
+    const { config, tensors } = lladaCheckpoint();
+    const model = store(place.fresh("llada"), {
+      tensors,
+      config: { ...config, mask_token_id: 1, eos_token_id: 3 },
+    });
+    for (const name of ["tokenizer.json", "tokenizer_config.json"]) {
+      copyFileSync(join(DREAM, name), join(model, name));
+    }
+    const write = (...more: string[]) =>
+      run("generate.ts", [model, "--prompt", "47", "--length", "2", ...more]);
+    expect(write("--guidance", "-2").stderr).toContain("guidance must be a number ≥ 0, got -2");
+    const tokens = (...more: string[]) => JSON.parse(write("--json", ...more).stdout).tokens as number[];
+    const plain = tokens();
+    writeFileSync(join(model, "generation_config.json"), '{"cfg_scale": 9}');
+    expect(tokens("--guidance", "0")).toEqual(plain);
+    expect(tokens()).not.toEqual(plain);
+  });
+
   for (const [args, code, message] of cases) {
     test(args.map((arg) => arg.includes("/") ? "…" : arg).join(" ") || "nothing", () => {
       const result = run("generate.ts", args);
