@@ -21,7 +21,7 @@ const COMMANDS = {
   ],
   report: ["one page with charts and tables of runs", () => import("./report.ts")],
   dequantize: ["a quantized checkpoint back to plain safetensors", () => import("./dequantize.ts")],
-  export: ["the same, by the name of the format: --to safetensors", () => import("./dequantize.ts")],
+  export: ["a checkpoint in the format of another program, as llama.cpp's", () => import("./export.ts")],
 } as const;
 
 const USAGE = {

@@ -9,7 +9,7 @@ import { openKernels } from "../lib/native/mod.ts";
 import type { Arguments, Usage } from "./_command/options.ts";
 import { defineCommand } from "./_command/run.ts";
 import { print } from "./_command/text.ts";
-import { functionsSource, signaturesSource } from "./_signatures.ts";
+import { functionsSource, signaturesSource } from "./_build/signatures.ts";
 
 const USAGE = {
   name: "build.ts",

@@ -19,7 +19,7 @@ const FLOORS = [
     "time",
     "thermo",
   ],
-  ...["models", "calibration", "solve", "phases", "pipeline", "eval", "bench", "analysis"],
+  ...["models", "calibration", "solve", "phases", "pipeline", "interop", "eval", "bench", "analysis"],
 ];
 const MAX_FILES_PER_FOLDER = 16;
 const MAX_LINES_PER_FUNCTION = 80;

@@ -17,7 +17,7 @@ export interface LayerRecord {
   readonly name: string;
   /** File that holds it. */
   readonly file: string;
-  readonly action: "quantize" | "keep" | "dequantize";
+  readonly action: "quantize" | "keep" | "dequantize" | "export";
   /** Rule that kept it, where its bits came from, or why it could not be quantized. */
   readonly reason: string;
   /** Element type before. */
@@ -66,7 +66,7 @@ export interface SourceFingerprint {
 
 /** Operation, settings and input of a run: equal identities give equal bytes. */
 export interface Identity {
-  readonly operation: "quantize" | "dequantize";
+  readonly operation: "quantize" | "dequantize" | "export";
   readonly toolVersion: string;
   /** Canonical JSON of every setting that can change a byte. */
   readonly settings: string;

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { ABI_VERSION, CUDA_ABI_VERSION, CUDA_SIGNATURES, SIGNATURES } from "../../lib/native/signatures.ts";
 import { kindsOf, type SymbolTable } from "../../lib/native/symbols.ts";
-import { functionsSource, signaturesOf, signaturesSource } from "../../scripts/_signatures.ts";
+import { functionsSource, signaturesOf, signaturesSource } from "../../scripts/_build/signatures.ts";
 
 const path = (relative: string) => fileURLToPath(new URL(`../../${relative}`, import.meta.url));
 const read = (relative: string) => readFileSync(path(relative), "utf8");

@@ -30,10 +30,10 @@ describe("arrowquant", () => {
     expect(arrowquant("quantize", model, packed, "--bits", "4", "--quiet").code).toBe(0);
     expect(arrowquant("export", packed, plain, "--to", "safetensors", "--quiet").code).toBe(0);
     expect(JSON.parse(arrowquant("inspect", plain, "--json").stdout).totals.quantizedTensors).toBe(0);
-    const refused = arrowquant("export", packed, plain, "--to", "gguf");
+    const refused = arrowquant("export", packed, plain, "--to", "onnx");
     expect(refused.code).toBe(2);
-    expect(refused.stderr).toContain(
-      '--to must be one of safetensors, got "gguf"\nUsage: arrowquant export ',
+    expect(refused.stderr).toMatch(
+      /--to must be one of .*safetensors, got "onnx"\nUsage: arrowquant export /,
     );
   });
 
@@ -49,7 +49,7 @@ describe("arrowquant", () => {
 
   test("every command groups its options and gives examples that it takes itself", async () => {
     for (const name of COMMANDS) {
-      const script = `${name === "export" ? "dequantize" : name}.ts`, help = run(script, ["--help"]).stdout;
+      const help = run(`${name}.ts`, ["--help"]).stdout;
       expect(arrowquant("help", name).stdout).toContain(`Usage: arrowquant ${name} `);
       if (name !== "report") expect(help.match(/^[A-Z][^\n]*:\n {2}-/gm)!.length).toBeGreaterThan(1);
       const examples = help.split("\nExamples:\n")[1]!.split("\n\n")[0]!;

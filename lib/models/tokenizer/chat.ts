@@ -32,7 +32,7 @@ export interface ChatMessage {
 }
 
 /** The template of a folder; undefined where it has none. */
-function templateOf({ folder, config }: TokenizerFiles): Field | undefined {
+export function templateOf({ folder, config }: TokenizerFiles): Field | undefined {
   const file = join(folder, "chat_template.jinja"), old = join(folder, "chat_template.json");
   if (existsSync(file)) {
     return new Field(file, "", new TextDecoder().decode(readWhole(file, MAX_TEMPLATE_BYTES)));

@@ -1,0 +1,4 @@
+/** Exporting checkpoints into the formats of other programs; docs/interop.md says which program opens what. */
+export { exportCheckpoint, type ExportCheckpointOptions, type ExportReport } from "./export_checkpoint.ts";
+export type { ExportFormat, ExportRow } from "./format.ts";
+export { EXPORT_FORMATS } from "./formats.ts";
