@@ -15,8 +15,8 @@ export {
   modelFrom,
 } from "./families.ts";
 export type { ForwardShape } from "./family.ts";
-export type { Blockwise, LayerObserver, Stage } from "./layers/blockwise.ts";
 export { ACTIVATION_PRECISIONS, type ActivationPrecision } from "./layers/int8.ts";
+export type { Blockwise, LayerObserver, Stage, StagedRun, StageStop } from "./layers/blockwise.ts";
 export type { Matrix } from "./layers/linear.ts";
 export type { LinearLayer } from "./layers/tensors.ts";
 export type { MaskedTransformerConfig } from "./masked/config.ts";

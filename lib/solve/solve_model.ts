@@ -1,24 +1,27 @@
 /**
  * Solving a whole model on calibration data, block by block: each layer is solved on the inputs that the
- * quantized layers before it produce, and targets the full-precision layer's outputs. Memory beyond the
- * model: the moments of one stage at a time, and the hidden states of the calibration data in full precision
- * and quantized.
+ * quantized layers before it produce, and targets the full-precision layer's outputs. Runs in full precision and
+ * quantized go on side by side, from stage to stage. Memory beyond the model: the moments of one stage at a time,
+ * and what the next stage reads.
  */
 import { correctedTarget, type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
-import type { Blockwise, LayerObserver, LinearLayer, Matrix, Stage } from "../models/mod.ts";
+import type { Blockwise, LinearLayer, Matrix, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { outputPower } from "../quant/product.ts";
 import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/solvers/moments.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
-import type { Calibrated, CalibrationPart, CalibrationSet } from "../calibration/mod.ts";
-import { blockCount, rowWeights } from "../calibration/collect.ts";
+import type { Calibrated, CalibrationSet } from "../calibration/mod.ts";
+import { rowWeights } from "../calibration/collect.ts";
 import { pause } from "../progress.ts";
+import { Workspace } from "../models/layers/workspace.ts";
+import { KeptArrays, type KeptArraysOptions } from "./kept_arrays.ts";
+import { StagedRuns } from "./staged_runs.ts";
 
 /** With fewer inputs a column solvers overfit the sample. */
 const INPUTS_PER_COLUMN = 4;
@@ -40,6 +43,8 @@ export interface SolveOptions {
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
   /** Layers with NaN or infinity among their weights are left out; otherwise they are an error. */
   readonly keepsNonfinite?: boolean | undefined;
+  /** What is kept between stages, and where; default in memory. */
+  readonly kept?: KeptArraysOptions | undefined;
   readonly onLayer?: ((layer: SolvedLayer, done: number, of: number) => void) | undefined;
   /** Called within a layer, with what is done and the done part of it. */
   readonly onStep?: ((name: string, doing: string, share: number) => void) | undefined;
@@ -127,9 +132,12 @@ interface StageInputs extends Gathered {
 class ModelSolver<Batch> {
   readonly #solved = new Map<string, SolvedLayer>();
   readonly #weights: Map<string, Matrix>;
-  readonly #states: readonly HiddenStates[];
-  readonly #mode: "blocks" | "once";
-  #block = 0;
+  readonly #kept: KeptArrays;
+  readonly #lost = new Workspace();
+  /** The runs whose inputs layers are solved on; undefined where the moments are known. */
+  readonly #runs: StagedRuns<Batch> | undefined;
+  /** Those in full precision, where the others' loss is corrected. */
+  readonly #full: StagedRuns<Batch> | undefined;
 
   constructor(
     readonly model: Blockwise<Batch>,
@@ -138,18 +146,27 @@ class ModelSolver<Batch> {
     readonly statistics: CalibrationStatistics | undefined,
     readonly options: SolveOptions,
   ) {
-    this.#mode = options.mode ?? "blocks";
+    const { mode = "blocks", solver, settings } = options, isBlockwise = mode === "blocks";
     this.#weights = new Map(options.fixed);
-    this.#states = (statistics === undefined ? data.fit : []).map(({ batch }) => {
-      const full = model.start(batch);
-      return {
-        full,
-        quantized: this.#mode === "blocks" ? model.start(batch, { weights: options.fixed }) : full,
-      };
-    });
+    this.#kept = new KeptArrays(options.kept);
+    const corrects = isBlockwise && solver === "best" &&
+      (settings.correction > 0 || settings.residualCorrection > 0);
+    const runs = (name: string, weights?: ReadonlyMap<string, Matrix>) =>
+      new StagedRuns(model, data.fit, this.#kept, name, weights);
+    // Once: all on full precision's inputs, also inside a block.
+    if (statistics === undefined) this.#runs = runs("run", isBlockwise ? this.#weights : undefined);
+    if (statistics === undefined && corrects) this.#full = runs("full");
   }
 
   async solve(): Promise<Map<string, SolvedLayer>> {
+    try {
+      return await this.#solve();
+    } finally {
+      this.#kept.drop();
+    }
+  }
+
+  async #solve(): Promise<Map<string, SolvedLayer>> {
     const { model, data, statistics, options } = this;
     const stages = stagesToSolve(model as Blockwise<never>, options.gridOf);
     const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
@@ -161,14 +178,14 @@ class ModelSolver<Batch> {
     statistics?.checkLayers(stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
     warnOfFewInputs(stages, data, statistics, options.onWarning);
     for (const stage of stages) {
-      await this.#runUpTo(stage.block);
+      await this.#enter(stage.block);
       const started = performance.now();
       const already = stage.layers.map(({ name }) => options.solved?.get(name));
       if (already.every((layer) => layer !== undefined)) {
         for (const layer of already) done(layer);
         continue;
       }
-      const inputs = this.#inputsOf(stage);
+      const inputs = await this.#inputsOf(stage);
       const gathering = (performance.now() - started) / stage.layers.length;
       for (const [i, layer] of stage.layers.entries()) {
         const result = already[i] ?? this.#solveLayer(layer, inputs, gathering);
@@ -180,23 +197,20 @@ class ModelSolver<Batch> {
     return this.#solved;
   }
 
-  /** Runs the hidden states through the blocks before one. */
-  async #runUpTo(block: number): Promise<void> {
-    for (; this.statistics === undefined && this.#block < block; this.#block++) {
-      for (const [i, { batch }] of this.data.fit.entries()) {
-        const { full, quantized } = this.#states[i]!;
-        this.model.runBlock(this.#block, batch, full, {});
-        if (quantized !== full) {
-          this.model.runBlock(this.#block, batch, quantized, { weights: this.#weights });
-        }
-      }
+  /** Takes all runs to the beginning of a block. */
+  async #enter(block: number): Promise<void> {
+    for (const i of this.data.fit.keys()) {
+      this.#full?.enter(i, block);
+      this.#runs?.enter(i, block);
       await pause(this.options.signal);
     }
   }
 
-  #inputsOf(stage: LayerStage): StageInputs {
+  async #inputsOf(stage: LayerStage): Promise<StageInputs> {
     const { kernels, settings, onWarning } = this.options, first = stage.layers[0]!;
-    const gathered = this.statistics === undefined ? this.#gather(stage) : known(this.statistics, first);
+    const gathered = this.statistics === undefined
+      ? await this.#gather(stage)
+      : known(this.statistics, first);
     const moment = named(
       first.name,
       () => factorMoments(kernels, gathered.moments, { damping: settings.damping }),
@@ -250,78 +264,35 @@ class ModelSolver<Batch> {
     };
   }
 
-  /** Runs a stage's block until all its layers were observed; `hidden` is not changed. */
-  #observe(
-    stage: LayerStage,
-    part: CalibrationPart<Batch>,
-    hidden: Float32Array<ArrayBuffer>,
-    weights: ReadonlyMap<string, Matrix> | undefined,
-    observe: LayerObserver,
-  ): void {
-    const names = new Set(stage.layers.map(({ name }) => name)), seen = new Set<string>();
-    const options = {
-      weights,
-      observe: ((layer, ...input) => {
-        if (seen.size === names.size) throw ENOUGH;
-        if (!names.has(layer.name) || seen.has(layer.name)) return;
-        seen.add(layer.name);
-        observe(layer, ...input);
-      }) as LayerObserver,
-    };
-    const scratch = hidden.slice();
-    try {
-      if (stage.block < blockCount(this.model)) {
-        this.model.runBlock(stage.block, part.batch, scratch, options);
-      } else this.model.finish(part.batch, scratch, options);
-    } catch (error) {
-      if (error !== ENOUGH) throw error;
-    }
-  }
-
   /** Moments of a stage's inputs over all calibration data. */
-  #gather(stage: LayerStage): Gathered {
-    const { kernels, settings, solver } = this.options, isBlockwise = this.#mode === "blocks";
-    const first = stage.layers[0]!, { cols } = first.weights;
-    const corrects = isBlockwise && solver === "best" &&
-      (settings.correction > 0 || settings.residualCorrection > 0);
-    const moments = emptyMoments(cols), cross = corrects ? new Float32Array(cols * cols) : undefined;
+  async #gather({ block, layers }: LayerStage): Promise<Gathered> {
+    const { options: { kernels, onStep, signal }, data: { fit } } = this;
+    const { name, weights: { cols } } = layers[0]!;
+    const moments = emptyMoments(cols), full = this.#full;
+    const cross = full === undefined ? undefined : new Float32Array(cols * cols);
     const residuals = new Map<string, Float32Array>();
-    for (const [i, part] of this.data.fit.entries()) {
-      this.options.onStep?.(first.name, "reading inputs", i / this.data.fit.length);
-      const { full, quantized } = this.#states[i]!;
-      const fullInputs = new Map<string, { readonly x?: Float32Array; readonly residual?: Float32Array }>();
-      if (corrects) {
-        this.#observe(
-          stage,
-          part,
-          full,
-          undefined,
-          ({ name, weights: { rows: height } }, x, rows, residual) => {
-            fullInputs.set(name, {
-              ...(name === first.name ? { x: x.slice(0, rows * cols) } : {}),
-              ...(residual === undefined ? {} : { residual: residual.slice(0, rows * height) }),
-            });
-          },
-        );
-      }
-      // Once: all on full precision's inputs, also inside a block.
-      const weights = isBlockwise ? this.#weights : undefined;
-      this.#observe(stage, part, quantized, weights, ({ name }, x, rows, residual) => {
-        const own = rowWeights(part, rows, name), inputs = x.subarray(0, rows * cols);
-        if (name === first.name) {
-          accumulateMoment(kernels, inputs, undefined, own, rows, moments.second);
-          moments.tokens += rows;
-          moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
-          if (cross !== undefined) {
-            accumulateMoment(kernels, inputs, subtract(fullInputs.get(name)!.x!, inputs), own, rows, cross);
-          }
+    for (const [i, part] of fit.entries()) {
+      onStep?.(name, "reading inputs", i / fit.length);
+      const { x: wanted, residual: stream } = full?.stop(i, block, name) ?? {};
+      // Scratch of the model, which the other run takes as well; the stream is its own.
+      const lost = cross && this.#lost.take("x", wanted!.length);
+      lost?.set(wanted!);
+      const { x, rows, residual } = this.#runs!.stop(i, block, name), own = rowWeights(part, rows, name);
+      accumulateMoment(kernels, x, undefined, own, rows, moments.second);
+      moments.tokens += rows;
+      moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
+      if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross);
+      if (residual !== undefined && cross !== undefined) {
+        const lostStream = this.#lost.take("residual", residual.length);
+        lostStream.set(stream!);
+        subtract(lostStream, residual);
+        for (const layer of layers) {
+          const sums = residuals.get(layer.name) ?? new Float32Array(residual.length / rows * cols);
+          residuals.set(layer.name, sums);
+          accumulateMoment(kernels, x, lostStream, own, rows, sums);
         }
-        if (residual === undefined || cross === undefined) return;
-        const lost = subtract(fullInputs.get(name)!.residual!, residual);
-        const sums = residuals.get(name) ?? new Float32Array(lost.length / rows * cols);
-        residuals.set(name, sums);
-        accumulateMoment(kernels, inputs, lost, own, rows, sums);
-      });
+      }
+      await pause(signal);
     }
     for (const sums of [...residuals.values(), ...(cross === undefined ? [] : [cross])]) {
       for (let i = 0; i < sums.length; i++) sums[i]! /= moments.weight;
@@ -362,9 +333,6 @@ function warnOfFewInputs<Batch>(
     `${widest.name} reads ${widest.weights.cols} columns: calibrate with at least ${wanted} different positions, got ${got}`,
   );
 }
-
-/** Thrown by an observer to end a run whose rest is not needed. */
-const ENOUGH = new Error("every layer of the stage was seen");
 
 interface Gathered {
   readonly moments: InputMoments;

@@ -5,7 +5,14 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import { loadAs, type ModelFamily, type ModelSource } from "../family.ts";
-import { type Blockwise, checkPlain, firstFault, type PassOptions, type Stage } from "../layers/blockwise.ts";
+import {
+  type Blockwise,
+  checkPlain,
+  firstFault,
+  type PassOptions,
+  type Stage,
+  type StagedRun,
+} from "../layers/blockwise.ts";
 import { LoadedWeights } from "../layers/loaded_weights.ts";
 import { shown } from "../model_config.ts";
 import type { LinearLayer, LoadOptions } from "../layers/tensors.ts";
@@ -19,6 +26,8 @@ import {
   type ImageConditions,
   runBlock,
   runOutput,
+  stagesOfBlock,
+  stagesOfOutput,
   tokensOf,
 } from "./forward.ts";
 import { type DitParts, ditTensors, readDitParts } from "./weights.ts";
@@ -153,6 +162,18 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
     const pass = this.pass(options);
     embedTimesteps(pass, batch.timesteps);
     runBlock(pass, block, batch, hidden);
+  }
+
+  *stagesOf(
+    block: number,
+    batch: ImageBatch,
+    hidden: Float32Array<ArrayBuffer>,
+    options: PassOptions,
+  ): StagedRun<Float32Array> {
+    const pass = this.pass(options);
+    embedTimesteps(pass, batch.timesteps);
+    if (block === this.parts.blocks.length) return yield* stagesOfOutput(pass, batch, hidden);
+    return yield* stagesOfBlock(pass, block, batch, hidden);
   }
 
   finish(batch: ImageBatch, hidden: Float32Array, options: PassOptions): Float32Array {

@@ -30,6 +30,32 @@ export interface Stage {
   readonly layers: readonly LinearLayer[];
 }
 
+/** A run of a block that stops before every stage: what its layers read, valid until the run goes on. */
+export interface StageStop {
+  readonly layers: readonly LinearLayer[];
+  /** `f32[rows, cols]` */
+  readonly x: Float32Array<ArrayBuffer>;
+  readonly rows: number;
+  /** As a {@linkcode LayerObserver} gets it. */
+  readonly residual?: Float32Array | undefined;
+  /**
+   * Scratch, beside `x` and the hidden states, that the rest of the block reads: whoever lets other runs of the model
+   * come between puts all these back before this one goes on.
+   */
+  readonly kept?: readonly Float32Array<ArrayBuffer>[] | undefined;
+}
+
+/** A run that stops at every stage, and its result. */
+export type StagedRun<Result> = Generator<StageStop, Result, void>;
+
+/** The result of a run without its stops. */
+export function withoutStops<Result>(run: StagedRun<Result>): Result {
+  for (;;) {
+    const { done, value } = run.next();
+    if (done === true) return value;
+  }
+}
+
 /** A model that can be run a block at a time. */
 export interface Blockwise<Batch> {
   /** Every linear layer of a forward pass, in the order in which they run. */
@@ -40,6 +66,13 @@ export interface Blockwise<Batch> {
   start(batch: Batch, options?: PassOptions): Float32Array<ArrayBuffer>;
   /** Runs a block on hidden states, in place. */
   runBlock(block: number, batch: Batch, hidden: Float32Array<ArrayBuffer>, options: PassOptions): void;
+  /** {@linkcode runBlock} with stops; behind the last block {@linkcode finish}. */
+  stagesOf(
+    block: number,
+    batch: Batch,
+    hidden: Float32Array<ArrayBuffer>,
+    options: PassOptions,
+  ): StagedRun<Float32Array>;
   /** Logits or prediction from the last block's hidden states. Scratch: the next call overwrites it. */
   finish(batch: Batch, hidden: Float32Array, options: PassOptions): Float32Array;
 }

@@ -6,6 +6,7 @@ import { attention, rotary } from "../layers/attention.ts";
 import { add, siluMultiply } from "../layers/elementwise.ts";
 import type { Pass } from "../layers/loaded_weights.ts";
 import { rmsNorm } from "../layers/norms.ts";
+import { type StagedRun, withoutStops } from "../layers/blockwise.ts";
 import { lookUpRows } from "../layers/tensors.ts";
 import { memoryFor, type Tape } from "../layers/tape.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
@@ -42,13 +43,18 @@ export function embed(pass: TransformerPass, inputIds: Int32Array, hidden: Float
  *
  * **Shapes** `hidden: f32[batch · tokens, hiddenSize]` → the same, or `f32[wanted rows, hiddenSize]`
  */
-export function runBlock(
+export function runBlock(...block: Parameters<typeof stagesOfBlock>): Floats {
+  return withoutStops(stagesOfBlock(...block));
+}
+
+/** {@linkcode runBlock} with a stop before every stage. */
+export function* stagesOfBlock(
   pass: TransformerPass,
   index: number,
   call: SequenceCall,
   hidden: Floats,
   tape?: Tape<TransformerBlockValue>,
-): Floats {
+): StagedRun<Floats> {
   const { kernels, config, parts, workspace } = pass, { batch, tokens, positions } = call;
   const { hiddenSize, intermediateSize, heads, keyValueHeads: kvHeads, headSize, rotaryTheta: theta } =
     config;
@@ -61,6 +67,7 @@ export function runBlock(
   const normed = rmsNorm(kernels, hidden, norm(block.attentionNorm), take("normed", hiddenSize));
   const q = take("query", heads * headSize), k = take("key", kvHeads * headSize);
   const v = take("value", kvHeads * headSize);
+  yield { layers: [block.query, block.key, block.value], x: normed, rows: count };
   pass.linear(block.query, normed, count, q);
   pass.linear(block.key, normed, count, k);
   pass.linear(block.value, normed, count, v);
@@ -76,6 +83,7 @@ export function runBlock(
     residual = gather(hidden, rows, hiddenSize, workspace.take("hiddenRows", count * hiddenSize));
   }
   const delta = workspace.take("delta", count * hiddenSize);
+  yield { layers: [block.attentionOutput], x: attended, rows: count, residual };
   pass.linear(block.attentionOutput, attended, count, delta, rows, residual);
   const middle = add(kernels, residual, delta, take("middle", hiddenSize, residual));
 
@@ -86,9 +94,11 @@ export function runBlock(
     take("normedAgain", hiddenSize, "normed"),
   );
   const gate = take("gate", intermediateSize), up = take("up", intermediateSize);
+  yield { layers: [block.gate, block.up], x: again, rows: count };
   pass.linear(block.gate, again, count, gate, rows);
   pass.linear(block.up, again, count, up, rows);
   const gated = siluMultiply(kernels, gate, up, take("gated", intermediateSize, gate));
+  yield { layers: [block.down], x: gated, rows: count, residual: middle };
   pass.linear(block.down, gated, count, delta, rows, middle);
   return add(kernels, middle, delta, take("output", hiddenSize, middle));
 }
@@ -101,16 +111,22 @@ export function runBlock(
  * @param rows flat positions of the hidden states, undefined for all
  * @param normed memory that keeps the input of the head
  */
-export function runHead(
+export function runHead(...head: Parameters<typeof stageOfHead>): Floats {
+  return withoutStops(stageOfHead(...head));
+}
+
+/** {@linkcode runHead} with its stop. */
+export function* stageOfHead(
   pass: TransformerPass,
   hidden: Float32Array,
   rows: Int32Array | undefined,
   normed?: Floats,
-): Floats {
+): StagedRun<Floats> {
   const { kernels, config, parts, workspace } = pass, { hiddenSize: cols, normEpsilon: epsilon } = config;
   const count = hidden.length / cols, input = normed ?? workspace.take("normed", hidden.length);
   rmsNorm(kernels, hidden, { rows: count, cols, weight: parts.finalNorm, epsilon }, input);
   const logits = workspace.take("logits", count * config.vocabularySize);
+  yield { layers: [parts.head], x: input, rows: count };
   pass.linear(parts.head, input, count, logits, rows);
   scaleInPlace(logits, config.logitScale);
   return logits;

@@ -4,12 +4,28 @@
  * dream.ts and llada.ts.
  */
 import type { ModelSource } from "../family.ts";
-import { type Blockwise, checkPlain, firstFault, type PassOptions, type Stage } from "../layers/blockwise.ts";
+import {
+  type Blockwise,
+  checkPlain,
+  firstFault,
+  type PassOptions,
+  type Stage,
+  type StagedRun,
+} from "../layers/blockwise.ts";
 import { LoadedWeights } from "../layers/loaded_weights.ts";
 import { shown } from "../model_config.ts";
 import type { EmbeddingTable, LoadOptions } from "../layers/tensors.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
-import { embed, positionsOf, runBlock, runHead, type SequenceCall, type TransformerPass } from "./forward.ts";
+import {
+  embed,
+  positionsOf,
+  runBlock,
+  runHead,
+  type SequenceCall,
+  stageOfHead,
+  stagesOfBlock,
+  type TransformerPass,
+} from "./forward.ts";
 import { readTransformerParts, type TransformerNames, type TransformerParts } from "./weights.ts";
 
 export interface ForwardOptions extends PassOptions {
@@ -161,6 +177,17 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
   ): void {
     const call = this.#call(batch);
     runBlock(this.pass(options, call.tokens), block, call, hidden);
+  }
+
+  stagesOf(
+    block: number,
+    batch: SequenceBatch,
+    hidden: Float32Array<ArrayBuffer>,
+    options: PassOptions,
+  ): StagedRun<Float32Array> {
+    const call = this.#call(batch), pass = this.pass(options, call.tokens);
+    if (block < this.parts.blocks.length) return stagesOfBlock(pass, block, call, hidden);
+    return stageOfHead(pass, hidden, undefined);
   }
 
   finish({ inputIds, batch }: SequenceBatch, hidden: Float32Array, options: PassOptions): Float32Array {
