@@ -20,6 +20,7 @@ import {
   type Checkpoint,
   CONFIG_KEY,
   elementCount,
+  type GgufFacts,
   isFloatDtype,
   openCheckpoint,
 } from "../lib/tensor/mod.ts";
@@ -41,7 +42,7 @@ import { formatCount, print, printable, printJson } from "./_command/text.ts";
 const USAGE = {
   name: "inspect.ts",
   operands: "PATH",
-  about: "Prints what a checkpoint (a folder or a .safetensors file) contains.",
+  about: "Prints what a checkpoint (a folder, a .safetensors or a .gguf file) contains.",
   options: {
     "What is looked at": "",
     "--against ORIGINAL": "also the error of each tensor against this checkpoint",
@@ -115,14 +116,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   }
 
   const quantized = rows.filter((row) => row.bits !== undefined);
-  const section = checkpoint.config?.[CONFIG_KEY],
-    method = isJsonObject(section) ? section["quant_method"] : "";
-  const readers = opensIn(
-    checkpoint.kind,
-    foreign === undefined && quantized.length === 0
-      ? undefined
-      : typeof method === "string" && method || "its form",
-  );
+  const { gguf } = checkpoint, readers = readersOf(checkpoint, quantized.length > 0);
   const sum = (of: readonly Row[], key: "bytes" | "weights") =>
     of.reduce((total, row) => total + row[key], 0);
   const totals = {
@@ -146,15 +140,32 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
         bytes,
         metadata,
       })),
+      gguf: gguf && { version: gguf.version, keys: Object.fromEntries(keysOf(gguf)) },
       totals,
       backend: kernels.describe(),
       hasManifest: manifest !== undefined,
       mismatches,
       tensors: rows,
     });
-  } else printReport(path, { ...checkpoint, notes, opensIn: readers }, rows, totals, kernels, mismatches);
+  } else {printReport(
+      path,
+      { ...checkpoint, notes, opensIn: readers, gguf },
+      rows,
+      totals,
+      kernels,
+      mismatches,
+    );}
 
   return mismatches === undefined || mismatches.length === 0 ? 0 : EXIT_CODES.AQ_INTEGRITY;
+}
+
+/** Keys of a GGUF file; numbers beyond 2^53 as texts. */
+function keysOf({ keys }: GgufFacts): [string, unknown][] {
+  const plain = (value: unknown) => typeof value === "bigint" ? String(value) : value;
+  return [...keys].map(([key, { type, value, length }]) => {
+    const shown = Array.isArray(value) ? value.map(plain) : plain(value);
+    return [key, shown === undefined ? { type, length } : shown];
+  });
 }
 
 /** Reasons against quantizing the weights, or running the model. */
@@ -175,9 +186,10 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
     [...tensors.values()].flatMap((info): Row[] => {
       const layer = byPart.get(info.name);
       if (layer === undefined) {
-        const { name, dtype, shape, byteLength, elements } = info;
-        const bitsPerWeight = BYTES_PER_ELEMENT[dtype] * 8;
-        return [{ name, file, dtype, shape, bytes: byteLength, weights: elements, bitsPerWeight }];
+        const { name, shape, elements: weights, stored } = info;
+        const { type: dtype, bytes } = stored ?? { type: info.dtype, bytes: info.byteLength };
+        const bitsPerWeight = stored && weights > 0 ? bytes * 8 / weights : BYTES_PER_ELEMENT[info.dtype] * 8;
+        return [{ name, file, dtype, shape, bytes, weights, bitsPerWeight }];
       }
       if (info.name !== layer.tensors.packed) return [];
       const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, scaleBits } = layer;
@@ -191,6 +203,22 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
       }];
     })
   );
+}
+
+/** Programs that read a checkpoint as it is. */
+function readersOf({ kind, config, foreign, gguf }: Checkpoint, isPacked: boolean): string {
+  const section = config?.[CONFIG_KEY], method = isJsonObject(section) ? section["quant_method"] : "";
+  if (gguf !== undefined) return opensIn(kind, "gguf");
+  const isPlain = foreign === undefined && !isPacked;
+  return opensIn(kind, isPlain ? undefined : typeof method === "string" && method || "its form");
+}
+
+/** Most keys of a GGUF file that are printed; --json has all. */
+const SHOWN_KEYS = 60;
+
+function shownValue(value: unknown): string {
+  const text = JSON.stringify(value) ?? "";
+  return text.length > 80 ? `${text.slice(0, 80)}…` : text;
 }
 
 /** A row's error against the original tensor of the same name, or why there is none. */
@@ -234,7 +262,7 @@ async function compare(
 
 function printReport(
   path: string,
-  checkpoint: Pick<Checkpoint, "kind" | "notes"> & { readonly opensIn: string },
+  checkpoint: Pick<Checkpoint, "kind" | "notes" | "gguf"> & { readonly opensIn: string },
   rows: readonly Row[],
   totals: Readonly<Record<string, number | null>>,
   kernels: Kernels,
@@ -274,6 +302,9 @@ function printReport(
         } weights at ` +
           `${share.toFixed(3)} bits per weight`,
     ],
+    ...(checkpoint.gguf === undefined ? [] : keysOf(checkpoint.gguf).slice(0, SHOWN_KEYS)).map((
+      [key, value],
+    ) => ["key", `${printable(key)}: ${printable(shownValue(value))}`]),
     ["opens in", printable(checkpoint.opensIn)],
     ["all weights", `${totals["bitsPerWeightOfAll"]?.toFixed(3) ?? "-"} bits per weight`],
     ["backend", kernels.describe()],

@@ -11,10 +11,6 @@ const CONVERT = "convert it to safetensors with the library that wrote it";
 /** Kinds of files by the end of their names. */
 const BY_NAME: readonly (readonly [RegExp, string])[] = [
   [/^adapter_/, "a LoRA or another adapter alone, which is no model: merge it into its base first"],
-  [
-    /\.gguf$/i,
-    "a GGUF file, already quantized or converted for llama.cpp: take the model's original safetensors",
-  ],
   [/\.(?:bin|pt|pth|ckpt|pkl|pickle)$/i, PICKLE],
   [/\.onnx(?:_data)?$/i, "an ONNX graph: take the model's original safetensors"],
   [/\.(?:h5|keras|hdf5|msgpack|npz|npy|tflite|pb|ot|mlmodel)$/i, `weights in another format: ${CONVERT}`],
@@ -29,10 +25,7 @@ const BY_CONTENT: readonly (readonly [RegExp, string])[] = [
     /^version https:\/\/git-lfs/,
     "a git-lfs pointer, not the file it stands for: fetch that with git lfs pull, or with hf download",
   ],
-  [
-    /^GGUF/,
-    "a GGUF file, already quantized or converted for llama.cpp: take the model's original safetensors",
-  ],
+  [/^GGUF/, "a GGUF file under another name: rename it to *.gguf"],
   [/^\s*<(?:!doctype|html|\?xml|head)/i, "a web page, perhaps a login or an error: download the file again"],
   [/^(?:PK\p{Cc}\p{Cc}|\x80\p{Cc})/u, PICKLE],
   [/^\x89HDF/, `an HDF5 file: ${CONVERT}`],

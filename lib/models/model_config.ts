@@ -26,6 +26,8 @@ export class ConfigFields {
   constructor(
     readonly path: string,
     readonly fields: Readonly<Record<string, unknown>>,
+    /** Whether other files in the folder belong to it. */
+    readonly hasFolder = true,
   ) {}
 
   /** The fields of a checkpoint's config.json. @throws {CheckpointError} when there is none */
@@ -36,13 +38,17 @@ export class ConfigFields {
         path: checkpoint.path,
       });
     }
+    // A GGUF file has its configuration in itself, and may lie among those of other models.
+    if (checkpoint.gguf !== undefined) {
+      return new ConfigFields(checkpoint.files[0]!.file.path, checkpoint.config, false);
+    }
     return new ConfigFields(path, checkpoint.config);
   }
 
   /** The fields of another file in the same folder, undefined when there is none. */
   beside(name: string): ConfigFields | undefined {
     const path = join(dirname(this.path), name);
-    return existsSync(path) ? new ConfigFields(path, readJsonFile(path)) : undefined;
+    return this.hasFolder && existsSync(path) ? new ConfigFields(path, readJsonFile(path)) : undefined;
   }
 
   has(key: string): boolean {

@@ -30,6 +30,16 @@ export const STORED_FORMS: readonly StoredForm[] = [
     wayOut: "plain safetensors for other programs: arrowquant export --to safetensors",
   },
   {
+    method: "gguf",
+    readers: {
+      text: "llama.cpp and programs built on it",
+      image: "programs that read GGUF and know the model",
+      other:
+        "programs that read GGUF and know the model, as ComfyUI-GGUF, stable-diffusion.cpp and diffusers do",
+    },
+    wayOut: "plain safetensors for other programs: arrowquant export --to safetensors",
+  },
+  {
     method: undefined,
     readers: {
       text: "transformers and what reads its safetensors",

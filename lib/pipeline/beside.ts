@@ -38,8 +38,10 @@ export interface Beside {
 export const namesBeside = ({ copied, left }: Beside) => ({ copied: copied.map(({ name }) => name), left });
 
 /** Name in the output of a file beside the weights: of a pipeline the output is one as well. */
-export const outputName = ({ subfolder }: Checkpoint, name: string): string =>
-  subfolder === undefined ? name : `${subfolder}/${name}`;
+export const outputName = ({ subfolder, gguf }: Checkpoint, name: string): string => {
+  const own = gguf !== undefined && name.endsWith(".gguf") ? "model.safetensors" : name;
+  return subfolder === undefined ? own : `${subfolder}/${own}`;
+};
 
 /**
  * Looks at what lies beside the weights: small files of the model are copied, other things stay, and so do links
@@ -157,6 +159,7 @@ export function* copies({ copied }: Beside, { onEvent }: RunOptions): Generator<
 /** The text of config.json, undefined when there is none. */
 export function configText(checkpoint: Checkpoint): string | undefined {
   if (checkpoint.config === undefined) return undefined;
+  if (checkpoint.gguf !== undefined) return `${stringifyJson(checkpoint.config, 2)}\n`;
   return new TextDecoder().decode(readWhole(join(checkpoint.folder, "config.json")));
 }
 

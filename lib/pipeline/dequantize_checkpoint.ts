@@ -41,7 +41,7 @@ interface Target {
 }
 
 /**
- * Turns a quantized checkpoint of ours back into a plain one, which any safetensors reader understands.
+ * Turns a quantized checkpoint of ours, or a GGUF file, into a plain one, which any safetensors reader understands.
  *
  * @throws as {@linkcode quantizeCheckpoint}; {@linkcode CheckpointError} when nothing in it is quantized
  */
@@ -49,7 +49,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const { input, output, kernels } = options;
   checkPaths(options);
   using checkpoint = openCheckpoint(input);
-  refuseForeign(checkpoint, "dequantize");
+  if (!checkpoint.isDecoded) refuseForeign(checkpoint, "dequantize");
   for (const message of checkpoint.notes) options.onEvent?.({ kind: "input", message });
   const targets = targetsOf(checkpoint, options);
   const beside = filesBeside(checkpoint, options);
@@ -76,7 +76,9 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
       const digest = (between?: () => Promise<void>) => digestTensors(checkpoint, sources, between);
       return [spec.name, {
         name: spec.name,
-        weights: layer === undefined ? 0 : layer.rows * layer.cols,
+        weights: layer === undefined && spec.dtype === checkpoint.tensors.get(spec.name)!.info.dtype
+          ? 0
+          : elementCount(spec.shape) ?? 0,
         bytes: bytesOf(spec),
         digest,
         run: async (sink) => ({
@@ -90,10 +92,10 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
     steps: new Map(steps),
     *smallFiles(records, tensorFiles) {
       yield* copies(beside, options);
-      yield {
-        name: outputName(checkpoint, "config.json"),
-        content: withoutQuantizationConfig(configText(checkpoint)!),
-      };
+      const config = configText(checkpoint);
+      if (config !== undefined) {
+        yield { name: outputName(checkpoint, "config.json"), content: withoutQuantizationConfig(config) };
+      }
       yield* indexFiles(checkpoint, records, tensorFiles);
     },
   };
@@ -116,7 +118,7 @@ function targetsOf(
   { dtype }: DequantizeCheckpointOptions,
 ): Map<string, readonly Target[]> {
   const layers = packedLayers(checkpoint);
-  if (layers.size === 0) {
+  if (layers.size === 0 && !checkpoint.isDecoded) {
     throw new CheckpointError(
       `Cannot dequantize ${quote(checkpoint.path)}: must hold quantized tensors, got none`,
       {
@@ -131,7 +133,10 @@ function targetsOf(
     name,
     [...file.tensors.values()].flatMap((info): Target[] => {
       const layer = byCodes.get(info.name);
-      if (layer === undefined) return parts.has(info.name) ? [] : [{ spec: info, layer }];
+      if (layer === undefined) {
+        const own = info.stored === undefined ? info.dtype : dtype ?? info.dtype;
+        return parts.has(info.name) ? [] : [{ spec: { ...info, dtype: own }, layer }];
+      }
       const shape = [layer.rows, layer.cols];
       return [{ spec: { name: layer.name, dtype: dtype ?? plainDtype(layer.dtype), shape }, layer }];
     }),

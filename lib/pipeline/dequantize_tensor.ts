@@ -2,12 +2,14 @@
 import type { Kernels } from "../native/mod.ts";
 import { WeightsError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
-import { dequantize, findNonfinite, type PackedTensor } from "../quant/mod.ts";
+import { convertFloats, dequantize, findNonfinite } from "../quant/mod.ts";
 import { type PackedLayer, readPackedTensor } from "../quant/packed/checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type TensorSpec } from "../tensor/mod.ts";
 import type { LayerRecord } from "../output/record.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import { rowsPerChunk } from "./quantize_tensor.ts";
+
+type PlainDtype = "F32" | "F16" | "BF16";
 
 /** Checkpoint and memory that all tensors of a run share. */
 interface DequantizeContext {
@@ -16,17 +18,25 @@ interface DequantizeContext {
   readonly buffer: (bytes: number) => Uint8Array<ArrayBuffer>;
 }
 
-/** Rows in the type they get. @throws {WeightsError} when some are too large for it, with their number */
+/**
+ * Weights in the type they get.
+ *
+ * @param as the weights in a type
+ * @throws {WeightsError} when some are too large for it, with their number
+ */
 function narrowed(
   { name, dtype }: TensorSpec,
-  packed: PackedTensor,
+  as: (dtype: PlainDtype) => Uint8Array<ArrayBuffer> | ReturnType<typeof dequantize>,
+  count: number,
   { kernels, checkpoint: { path } }: DequantizeContext,
-): ReturnType<typeof dequantize> {
-  const wanted = dtype as "F32" | "F16" | "BF16", count = packed.rows * packed.cols;
-  const data = dequantize(kernels, packed, wanted);
-  if (findNonfinite(kernels, { data, dtype: wanted }, count) < 0) return data;
-  const values = dequantize(kernels, packed, "F32"), limit = wanted === "F16" ? 65504 : 3.4e38;
-  const beyond = values.filter((value) => !(Math.abs(value) < limit * (1 + 2 ** -12))).length;
+): Uint8Array<ArrayBuffer> {
+  const wanted = dtype as PlainDtype, data = as(wanted);
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  if (findNonfinite(kernels, { data: bytes, dtype: wanted }, count) < 0) return bytes;
+  const { buffer, byteOffset } = as("F32"), limit = wanted === "F16" ? 65504 : 3.4e38;
+  const beyond =
+    new Float32Array(buffer, byteOffset, count).filter((value) => !(Math.abs(value) < limit * (1 + 2 ** -12)))
+      .length;
   throw new WeightsError(
     `Cannot dequantize ${quote(name)} of ${
       quote(path)
@@ -36,7 +46,7 @@ function narrowed(
   );
 }
 
-/** Stores a tensor: `layer` dequantized, or where it is undefined the tensor as it is. */
+/** Stores a tensor: `layer` dequantized, or where it is undefined the tensor as it reads, in its type or another one. */
 export async function rewriteDequantized(
   spec: TensorSpec,
   layer: PackedLayer | undefined,
@@ -44,14 +54,21 @@ export async function rewriteDequantized(
   sink: TensorSink,
   context: DequantizeContext,
 ): Promise<Omit<LayerRecord, "sourceSha256">> {
-  const { checkpoint, buffer } = context;
+  const { checkpoint, kernels, buffer } = context;
   const { name, dtype, shape } = spec;
   if (layer === undefined) {
-    const readInto = (start: number, target: Uint8Array) => checkpoint.readInto(name, start, target);
-    await copyTensor(sink, spec, readInto, buffer(CHUNK_BYTES));
-    const bytes = checkpoint.tensors.get(name)!.info.byteLength;
-    const reason = "not quantized";
-    return { name, file, action: "keep", reason, dtype, shape, bytesBefore: bytes, bytesAfter: bytes };
+    const { dtype: own, stored, byteLength, elements } = checkpoint.tensors.get(name)!.info;
+    if (own === dtype) {
+      const readInto = (start: number, target: Uint8Array) => checkpoint.readInto(name, start, target);
+      await copyTensor(sink, spec, readInto, buffer(CHUNK_BYTES));
+    } else await convertTensor(spec, own as "F32", elements, sink, context);
+    const sizes = {
+      bytesBefore: stored?.bytes ?? byteLength,
+      bytesAfter: elements * BYTES_PER_ELEMENT[dtype],
+    };
+    const common = { name, file, dtype, shape, ...sizes };
+    if (stored === undefined) return { ...common, action: "keep", reason: "not quantized" };
+    return { ...common, action: "dequantize", reason: stored.type };
   }
   const { rows, cols, bits, groupSize, scaleBits } = layer;
   sink.begin([spec]);
@@ -60,7 +77,7 @@ export async function rewriteDequantized(
   for (let begin = 0; begin < rows; begin += step) {
     const count = Math.min(step, rows - begin);
     const packed = readPackedTensor(checkpoint, layer, begin, begin + count);
-    sink.write(name, narrowed(spec, packed, context));
+    sink.write(name, narrowed(spec, (dtype) => dequantize(kernels, packed, dtype), count * cols, context));
     await sink.advance(count * cols, count * cols * width);
   }
   return {
@@ -76,4 +93,23 @@ export async function rewriteDequantized(
     bytesBefore: layer.bytes,
     bytesAfter: rows * cols * width,
   };
+}
+
+/** Stores a tensor that reads as float32 in a shorter type. */
+async function convertTensor(
+  spec: TensorSpec,
+  own: "F32",
+  elements: number,
+  sink: TensorSink,
+  context: DequantizeContext,
+): Promise<void> {
+  const { kernels, checkpoint } = context, { name, dtype } = spec, step = CHUNK_BYTES / 4;
+  sink.begin([spec]);
+  for (let begin = 0; begin < elements; begin += step) {
+    const count = Math.min(step, elements - begin);
+    const weights = { data: checkpoint.read(name, begin * 4, (begin + count) * 4), dtype: own };
+    const as = (dtype: PlainDtype) => convertFloats(kernels, weights, count, dtype);
+    sink.write(name, narrowed(spec, as, count, context));
+    await sink.advance(count, count * BYTES_PER_ELEMENT[dtype]);
+  }
 }

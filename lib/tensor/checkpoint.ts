@@ -6,7 +6,16 @@ import { basename, dirname, join } from "node:path";
 import { CheckpointError, FormatError } from "../errors.ts";
 import { quote, show } from "../files/positional.ts";
 import { isJsonObject, readJsonFile } from "../files/json.ts";
-import { cannotOpen, findPlace, listing, type Place, type PlaceOptions, unfinished } from "./place.ts";
+import { type GgufFacts, GgufFile } from "./gguf/file.ts";
+import {
+  cannotOpen,
+  findPlace,
+  GGUF_NAME,
+  listing,
+  type Place,
+  type PlaceOptions,
+  unfinished,
+} from "./place.ts";
 import { isOurs, recognise, saysScaled } from "./recognition.ts";
 import { scaledFile, scaledFp8 } from "./scaled_fp8.ts";
 import { noTensor, SafetensorsFile, type TensorFile, type TensorInfo } from "./safetensors.ts";
@@ -54,18 +63,24 @@ export class Checkpoint {
   readonly notes: readonly string[];
   /** Description of the weights, with the way out, when they are not plain and not packed by this project. */
   readonly foreign: string | undefined;
+  /** Codes of others read as their values: `foreign` weights too can be dequantized. */
+  readonly isDecoded: boolean;
+  /** Facts of a GGUF file, whose {@linkcode config} is made of its keys. */
+  readonly gguf: GgufFacts | undefined;
 
   /** Takes over the files; use {@linkcode openCheckpoint}. */
   constructor(
     parts:
       & Pick<Checkpoint, "path" | "folder" | "root" | "subfolder" | "indexFile" | "config" | "files">
-      & Partial<Pick<Checkpoint, "notes" | "foreign">>,
+      & Partial<Pick<Checkpoint, "notes" | "foreign" | "isDecoded" | "gguf">>,
   ) {
     this.path = parts.path;
     this.folder = parts.folder;
     this.root = parts.root;
     this.notes = parts.notes ?? [];
     this.foreign = parts.foreign;
+    this.isDecoded = parts.isDecoded ?? false;
+    this.gguf = parts.gguf;
     this.subfolder = parts.subfolder;
     this.indexFile = parts.indexFile;
     this.config = parts.config;
@@ -143,6 +158,7 @@ export class Checkpoint {
 export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkpoint {
   const { names: present, modelFile, otherIndex, ...place } = findPlace(path, options);
   const { folder, indexFile, notes } = place;
+  if (GGUF_NAME.test(modelFile)) return openGguf(path, modelFile, place);
   const config = present.includes("config.json") ? readJsonFile(join(folder, "config.json")) : undefined;
   const weightMap = indexFile === undefined ? undefined : readIndex(join(folder, indexFile));
   const names = weightMap === undefined ? [modelFile] : [...new Set(weightMap.values())].sort();
@@ -175,6 +191,34 @@ export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkp
     return new Checkpoint({ ...stored, files: scaled, notes: [...notes, note] });
   } catch (error) {
     closeAll(files);
+    throw error;
+  }
+}
+
+/** Codes of GGUF whose products are as good as weights: eight bits under a scale for 32 weights. */
+const NEARLY_PLAIN = "Q8_0";
+
+function openGguf(
+  path: string,
+  name: string,
+  place: Omit<Place, "names" | "modelFile" | "otherIndex">,
+): Checkpoint {
+  const isFile = basename(path) === name && place.folder === dirname(path);
+  const file = GgufFile.open(isFile ? path : join(place.folder, name)), codes = file.codes();
+  const lossy = [...codes].find(([type]) => type !== NEARLY_PLAIN), example = codes.get(NEARLY_PLAIN);
+  const foreign = lossy === undefined
+    ? undefined
+    : `a GGUF file with codes of ${[...codes.keys()].join(", ")} (${
+      quote(lossy[1])
+    }): already quantized, and quantizing ` +
+      "it again would add one error to another; take a GGUF file in F32, F16, BF16 or Q8_0, or the original model";
+  const note = `codes of ${NEARLY_PLAIN} are read as their values, as in ${quote(example ?? "")}`;
+  const { facts: gguf } = file, { config } = gguf, files = [{ name, file }];
+  const notes = [...place.notes, ...(example === undefined ? [] : [note])];
+  try {
+    return new Checkpoint({ path, ...place, notes, config, files, foreign, isDecoded: true, gguf });
+  } catch (error) {
+    file.close();
     throw error;
   }
 }

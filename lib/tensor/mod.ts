@@ -28,5 +28,6 @@ export {
   openCheckpoint,
   refuseForeign,
 } from "./checkpoint.ts";
+export type { GgufFacts } from "./gguf/file.ts";
 export { listing, type PlaceOptions, SIDECAR_FILE } from "./place.ts";
 export { CONFIG_KEY, SECTION_KEY } from "./recognition.ts";

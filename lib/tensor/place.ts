@@ -14,6 +14,8 @@ import { PARTIAL_SUFFIX } from "./safetensors_writer.ts";
 export const SIDECAR_FILE = "time_parameters.safetensors";
 
 const SUFFIX = ".safetensors";
+/** A GGUF file, which is a whole checkpoint by itself. */
+export const GGUF_NAME = /\.gguf$/i;
 /** An index with its stem and, in one of three places, its variant: of transformers, and two of diffusers. */
 const INDEX_NAME = /^(.+?)(?:\.([\w-]+))?\.safetensors(?:\.([\w-]+))?\.index(?:\.([\w-]+))?\.json$/;
 const SHARD_NAME = /-\d+-of-(\d+)(?:\.[\w-]+)?\.safetensors$/;
@@ -83,10 +85,12 @@ const listFolder = (folder: string): string[] => reading(folder, () => readdirSy
 function filePlace(path: string, { variant }: PlaceOptions): Place {
   const modelFile = basename(path);
   if (modelFile.endsWith(PARTIAL_SUFFIX)) throw unfinished(path, [modelFile]);
-  if (!modelFile.endsWith(SUFFIX)) {
+  if (!modelFile.endsWith(SUFFIX) && !GGUF_NAME.test(modelFile)) {
     throw cannotOpen(
       path,
-      `must be a folder or a file named *${SUFFIX}, got ${foreignName(modelFile) ?? "another file"}`,
+      `must be a folder or a file named *${SUFFIX} or *.gguf, got ${
+        foreignName(modelFile) ?? "another file"
+      }`,
     );
   }
   if (variant !== undefined && !modelFile.split(".").slice(1).includes(variant)) {
@@ -130,7 +134,7 @@ function folderPlace(path: string, options: PlaceOptions): Place {
   if (shards.length > 0) {
     throw cannotOpen(path, `shards must have an index *${SUFFIX}.index.json, got only ${listing(shards)}`);
   }
-  const modelFile = pick(path, files);
+  const modelFile = pick(path, files.length > 0 ? files : names.filter((name) => GGUF_NAME.test(name)));
   if (modelFile !== undefined) return { ...place, indexFile: undefined, modelFile, notes: [] };
   throw noWeights(path, names);
 }

@@ -47,6 +47,8 @@ export interface TensorInfo extends TensorSpec {
   readonly byteOffset: number;
   readonly byteLength: number;
   readonly elements: number;
+  /** Type and bytes in the file, of a tensor that reads as another type. */
+  readonly stored?: { readonly type: string; readonly bytes: number } | undefined;
 }
 
 const HEADER_RULES: JsonRules = {
@@ -132,21 +134,7 @@ export class SafetensorsFile {
   readInto(name: string, byteStart: number, target: Uint8Array): void {
     const info = this.#info(name);
     checkByteRange(name, byteStart, target.length, info.byteLength);
-    if (this.#fd === undefined) {
-      throw new TypeError(`Cannot read ${quote(this.path)}: it must be open, got a closed file`);
-    }
-    let got = 0;
-    for (let part = 1; got < target.length && part > 0; got += part) {
-      throwIfStopped();
-      const to = target.subarray(got, got + READ_BYTES);
-      part = readFully(this.#fd, to, info.byteOffset + byteStart + got, this.path);
-    }
-    if (got < target.length) {
-      const { path, fileBytes } = this, { size } = fstatSync(this.#fd);
-      const reason = `file must have ${fileBytes} bytes as when it was opened, got ${size}`;
-      const message = `Cannot read tensor ${quote(name)} of ${quote(path)}: ${reason}`;
-      throw new FormatError(message, { path, tensor: name });
-    }
+    readTensorBytes(this, this.#fd, info, byteStart, target);
   }
 
   /**
@@ -177,6 +165,34 @@ export class SafetensorsFile {
     if (info === undefined) throw noTensor(this.path, name);
     return info;
   }
+}
+
+/**
+ * Fills `target` from `byteStart` of a tensor's stored bytes on; may be stopped.
+ *
+ * @throws {FormatError} when the file became shorter since it was opened
+ */
+export function readTensorBytes(
+  { path, fileBytes }: Pick<TensorFile, "path" | "fileBytes">,
+  fd: number | undefined,
+  { name, byteOffset }: Pick<TensorInfo, "name" | "byteOffset">,
+  byteStart: number,
+  target: Uint8Array,
+): void {
+  if (fd === undefined) {
+    throw new TypeError(`Cannot read ${quote(path)}: it must be open, got a closed file`);
+  }
+  let got = 0;
+  for (let part = 1; got < target.length && part > 0; got += part) {
+    throwIfStopped();
+    part = readFully(fd, target.subarray(got, got + READ_BYTES), byteOffset + byteStart + got, path);
+  }
+  if (got === target.length) return;
+  const reason = `file must have ${fileBytes} bytes as when it was opened, got ${fstatSync(fd).size}`;
+  throw new FormatError(`Cannot read tensor ${quote(name)} of ${quote(path)}: ${reason}`, {
+    path,
+    tensor: name,
+  });
 }
 
 /** Error for a tensor that a file or checkpoint lacks. */

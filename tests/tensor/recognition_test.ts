@@ -143,9 +143,12 @@ test("files of other formats are told by their names and by what is in them, wit
   const pickle = Uint8Array.of(0x80, 2, 0x63);
   const zip = new TextEncoder().encode("PK\x03\x04");
   const cases: [string, Record<string, string | Uint8Array>, string?][] = [
-    ["a GGUF file", { "x.gguf": "GGUF" }],
-    ["a GGUF file", { "x.gguf": "GGUF" }, "x.gguf"],
-    ["a GGUF file", { "model.safetensors": `GGUF${"\0".repeat(40)}` }],
+    ["the version must end inside the file of 4 bytes", { "x.gguf": "GGUF" }],
+    ['must begin with "GGUF", got other bytes', { "x.gguf": "<!DOCTYPE html>" }, "x.gguf"],
+    ["must have one model, got", { "x.gguf": "GGUF", "y.gguf": "GGUF" }],
+    ["a GGUF file under another name: rename it to *.gguf", {
+      "model.safetensors": `GGUF${"\0".repeat(40)}`,
+    }],
     ["a pickle of PyTorch", { "pytorch_model.bin": pickle, "config.json": "{}" }],
     ["a pickle of PyTorch", { "x.ckpt": zip }, "x.ckpt"],
     ["a pickle of PyTorch", { "model.safetensors": zip }],
