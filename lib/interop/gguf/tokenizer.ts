@@ -54,6 +54,10 @@ function parts(node: Field): Field[] {
   return inner.isAbsent ? [node] : inner.list().flatMap(parts);
 }
 
+/** Pattern at which a part splits, or its type where it has none. */
+const patternOf = (node: Field): unknown =>
+  node.at("pattern").isAbsent ? node.at("type").value : node.at("pattern").at("Regex").value;
+
 /** Text that a token of bytes has in the vocabulary: byte-level BPE writes bytes as printable characters. */
 const BYTE_TEXTS: readonly string[] = (() => {
   let other = 256;
@@ -83,7 +87,7 @@ function formOf(source: ExportSource, { json, path }: TokenizerFiles): Form {
   const root = new Field(path, "", json), model = root.at("model"), type = model.at("type").text();
   const nodes = parts(root.at("pre_tokenizer")), last = nodes.at(-1);
   if (type === "WordLevel") {
-    const splits = nodes.map((node) => node.at("pattern").at("Regex").value).join("\n");
+    const splits = nodes.map((node) => patternOf(node)).join("\n");
     if (splits !== "[\\s\\S]") throw fail("whole words");
     const tokenText = (token: string) => {
       const bytes = new TextEncoder().encode(token);
@@ -94,7 +98,7 @@ function formOf(source: ExportSource, { json, path }: TokenizerFiles): Form {
   if (type !== "BPE" || last?.at("type").value !== "ByteLevel") throw fail(`${type} without bytes`);
   const usesRegex = last.at("use_regex").value !== false;
   const splits = [
-    ...nodes.slice(0, -1).map((node) => node.at("pattern").at("Regex").value),
+    ...nodes.slice(0, -1).map((node) => patternOf(node)),
     ...(usesRegex ? [GPT2] : []),
   ]
     .join("\n");
