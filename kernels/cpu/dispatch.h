@@ -5,6 +5,7 @@
 #include "backward/kernels.h"
 #include "forward/kernels.h"
 #include "int8/kernels.h"
+#include "product/kernels.h"
 #include "quantize/kernels.h"
 #include "solver/rows.h"
 #include "two_level/kernels.h"
@@ -16,6 +17,7 @@ typedef struct {
   const aq_forward_kernels *forward;
   const aq_solver_kernels *solver;
   const aq_row_kernels *rows;
+  const aq_product_kernels *product;
   const aq_int8_kernels *int8;
   const aq_backward_kernels *backward;
 } aq_kernels;

@@ -289,6 +289,13 @@ AQ_API int32_t aq_unpatchify(const float *tokens, size_t batch, size_t channels,
 AQ_API int32_t aq_timestep_embedding(const float *timesteps, size_t n, size_t channels, int32_t cosines_first,
                                      double downscale_freq_shift, double max_period, float *out);
 
+/* Products --------------------------------------------------------------------------------------------------
+ *
+ * c[i, j] += sum_k a[i, k] b[k, j]: a f32[rows, k], b f32[k, cols], c f32[rows, cols]. Every element is one chain
+ * of fused multiply-adds, k ascending: neither `isa` nor `threads` changes a byte. */
+AQ_API int32_t aq_multiply(const float *a, const float *b, size_t rows, size_t k, size_t cols, AQ_INOUT float *c,
+                           int32_t isa, int32_t threads);
+
 /* Solvers ---------------------------------------------------------------------------------------------------
  *
  * A layer's codes against the second moment of its inputs: small weight errors are not the aim, but a small

@@ -40,7 +40,7 @@ const COMMON_SOURCES = [
   "packed.c",
   "stop.c",
   "threads.c",
-  ...["quantize", "two_level", "forward", "int8", "solver", "backward"].flatMap((family) => [
+  ...["quantize", "two_level", "forward", "int8", "product", "solver", "backward"].flatMap((family) => [
     `${family}/api.c`,
     `${family}/scalar.c`,
   ]),

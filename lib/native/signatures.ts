@@ -44,6 +44,7 @@ export const SIGNATURES = {
   aq_patchify: "in:f32 usize usize usize usize usize out:f32 i32",
   aq_unpatchify: "in:f32 usize usize usize usize usize out:f32 i32",
   aq_timestep_embedding: "in:f32 usize usize i32 f64 f64 out:f32",
+  aq_multiply: "in:f32 in:f32 usize usize usize inout:f32 i32 i32",
   aq_solver_work: "usize usize i32 out:u64",
   aq_accumulate_moment: "in:f32 in:f32 in:f32 usize usize usize inout:f32 i32 i32",
   aq_factor_moment: "inout:f32 usize out:f32 out:f32 i32 i32",

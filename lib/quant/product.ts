@@ -25,6 +25,27 @@ export function product(
   return out;
 }
 
+/**
+ * `out[i, j] += Σ_k a[i, k] b[k, j]`: each sum is one chain of fused multiply-adds, k ascending, so that neither
+ * threads nor the instruction set change a byte.
+ *
+ * **Shapes** `a: f32[rows, k]`, `b: f32[k, cols]` → `out: f32[rows, cols]`, added to
+ *
+ * @throws {TypeError | RangeError} when an array does not fit the sizes
+ */
+export function addProduct(
+  kernels: Kernels,
+  doing: string,
+  a: Float32Array,
+  b: Float32Array,
+  { rows, k, cols }: { readonly rows: number; readonly k: number; readonly cols: number },
+  out: Float32Array<ArrayBuffer>,
+): void {
+  checkCounts(doing, { rows, k, cols });
+  checkFloats(doing, { a: [a, rows * k], b: [b, k * cols], out: [out, rows * cols] });
+  call.multiply(kernels, doing, a, b, rows, k, cols, out);
+}
+
 /** Mean power of outputs, Σ over rows of w M wᵀ: `w: f32[rows, cols]`, `moment: f32[cols, cols]`. */
 export function outputPower(kernels: Kernels, w: Float32Array, rows: number, moment: Float32Array): number {
   const cols = Math.sqrt(moment.length);

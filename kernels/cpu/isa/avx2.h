@@ -13,6 +13,7 @@
 #define AQ_D 4
 #define AQ_CLIP_UNROLL 2
 #define AQ_MR 6
+#define AQ_TM 6
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 8 : 4)
 
 typedef float vf __attribute__((vector_size(32)));
@@ -72,6 +73,8 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)b, (__m256d)a
 
 AQ_INLINE vf v_splat(float x) { return (vf)_mm256_set1_ps(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+
+#define v_exact_fma v_fma
 
 AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 

@@ -7,6 +7,7 @@
 #include "../quantize/vector.h"
 
 #include "../forward/vector.h"
+#include "../product/vector.h"
 #include "../solver/vector.h"
 #include "../solver/rows_vector.h"
 #include "../two_level/vector.h"

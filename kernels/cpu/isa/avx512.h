@@ -14,6 +14,7 @@
 #define AQ_STREAM(p, v) _mm512_stream_ps(p, (__m512)(v))
 #define AQ_CLIP_UNROLL 4
 #define AQ_MR 14
+#define AQ_TM 14
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 16 : (bits) + 4)
 
 typedef float vf __attribute__((vector_size(64)));
@@ -80,6 +81,8 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)b, (__m512d)a
 
 AQ_INLINE vf v_splat(float x) { return (vf)_mm512_set1_ps(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+
+#define v_exact_fma v_fma
 
 AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 

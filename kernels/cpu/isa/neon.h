@@ -12,6 +12,7 @@
 #define AQ_D 2
 #define AQ_CLIP_UNROLL 4
 #define AQ_MR 12
+#define AQ_TM 12
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 8 : 4)
 
 typedef float vf __attribute__((vector_size(16)));
@@ -66,6 +67,7 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)vmaxnmq_f64((float64x2_t)a, (float64
 
 AQ_INLINE vf v_splat(float x) { return (vf)vdupq_n_f32(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#define v_exact_fma v_fma
 
 AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 

@@ -6,12 +6,14 @@
 #include <stdint.h>
 
 #include "../packed.h"
+#include "../product/kernels.h"
 #include <wasm_simd128.h>
 
 #define AQ_W 4
 #define AQ_D 2
 #define AQ_CLIP_UNROLL 2
 #define AQ_MR 4
+#define AQ_TM 4
 #define AQ_UNPACK_BYTES(bits) ((bits) == 8 ? 8 : 4)
 
 typedef float vf __attribute__((vector_size(16)));
@@ -91,6 +93,29 @@ AQ_INLINE vd d_max(vd a, vd b) { return (vd)wasm_f64x2_pmax((v128_t)a, (v128_t)b
 
 AQ_INLINE vf v_splat(float x) { return (vf)wasm_f32x4_splat(x); }
 AQ_INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; } /* none here; rounds twice */
+
+/* a b + c rounded once, as aq_fma. */
+AQ_INLINE vf v_exact_fma(vf a, vf b, vf c) {
+  const v128_t x = (v128_t)a, y = (v128_t)b, z = (v128_t)c;
+#define AQ_HIGH(v) wasm_i64x2_shuffle(v, v, 1, 1)
+#define AQ_WIDE(v) wasm_f64x2_promote_low_f32x4(v)
+  const v128_t low = wasm_f64x2_add(wasm_f64x2_mul(AQ_WIDE(x), AQ_WIDE(y)), AQ_WIDE(z));
+  const v128_t high = wasm_f64x2_add(wasm_f64x2_mul(AQ_WIDE(AQ_HIGH(x)), AQ_WIDE(AQ_HIGH(y))), AQ_WIDE(AQ_HIGH(z)));
+#undef AQ_HIGH
+#undef AQ_WIDE
+  const v128_t mask = wasm_i64x2_const_splat(0x1fffffff), middle = wasm_i64x2_const_splat(0x10000000);
+  const v128_t least = wasm_f64x2_const_splat(0x1p-126);
+  const v128_t smaller = wasm_f64x2_pmin(wasm_f64x2_abs(low), wasm_f64x2_abs(high));
+  const v128_t rare = wasm_v128_or(wasm_f64x2_lt(smaller, least),
+                                   wasm_v128_or(wasm_i64x2_eq(wasm_v128_and(low, mask), middle),
+                                                wasm_i64x2_eq(wasm_v128_and(high, mask), middle)));
+  if (__builtin_expect(wasm_v128_any_true(rare), 0)) {
+    vf out;
+    for (int i = 0; i < AQ_W; i++) out[i] = aq_fma(a[i], b[i], c[i]);
+    return out;
+  }
+  return (vf)wasm_i64x2_shuffle(wasm_f32x4_demote_f64x2_zero(low), wasm_f32x4_demote_f64x2_zero(high), 0, 2);
+}
 
 AQ_INLINE vf v_load_half(const uint16_t *p) { return v_half_value(v_widen(p)); }
 
