@@ -27,6 +27,8 @@ export interface Ggml {
   /** File name of the processor's library, as in `libggml-cpu-haswell.so`. */
   readonly processorLibrary: string;
   readonly processorLibraryPath: string;
+  /** Folder of all its libraries. */
+  readonly folder: string;
   /** `weights: f32[rows, cols]` into `packed`; `cols` a multiple of 256. @returns bytes written */
   quantize(
     type: GgmlType | GgmlCodebookType,
@@ -80,7 +82,7 @@ export interface Opened {
 }
 
 /** Opens libraries and says how the runtime takes a count. */
-interface Opener {
+export interface Opener {
   open(path: string, table: Readonly<Record<string, Declaration>>): Opened;
   count(value: number): number | bigint;
 }
@@ -174,6 +176,7 @@ export async function openGgml(): Promise<Ggml | { readonly reason: string }> {
   return {
     processorLibrary: name,
     processorLibraryPath: join(folder, name),
+    folder,
     quantize: (type, weights, packed, rows, cols, importance) =>
       Number(
         base.symbols[`quantize_${type}`]!(weights, packed, count(rows), count(cols), importance ?? null),

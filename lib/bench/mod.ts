@@ -6,6 +6,7 @@ import { peersSuite, solversSuite } from "./peers/suite.ts";
 import { phasesSuite } from "./phases/suite.ts";
 import { processSuite } from "./process/suite.ts";
 import type { SuiteRow } from "./rows.ts";
+import { stepsSuite } from "./steps/suite.ts";
 import type { Suite } from "./suite.ts";
 
 export { type BenchOptions, benchOptions } from "./options.ts";
@@ -25,7 +26,7 @@ export type {
   TimedSetting,
 } from "./suite.ts";
 export { accuracySuite, checkpointSuite, kernelSuite };
-export { peersSuite, phasesSuite, processSuite, solversSuite };
+export { peersSuite, phasesSuite, processSuite, solversSuite, stepsSuite };
 
 /** The suites of `scripts/bench.ts` in the order of `--help`; the first is the default. */
 export const SUITES: readonly Suite<SuiteRow>[] = [
@@ -36,4 +37,5 @@ export const SUITES: readonly Suite<SuiteRow>[] = [
   phasesSuite,
   processSuite,
   solversSuite,
+  stepsSuite,
 ];

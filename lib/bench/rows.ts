@@ -5,7 +5,8 @@ import type { KernelRow } from "./kernels/bench.ts";
 import type { PeersRow } from "./peers/suite.ts";
 import type { PhaseRow, PhasesRow } from "./phases/suite.ts";
 import type { ProcessRow } from "./process/suite.ts";
+import type { StepsRow } from "./steps/suite.ts";
 
 /** A row of any suite. */
-export type SuiteRow = AccuracyRow | CheckpointRow | KernelRow | PeersRow | PhasesRow | ProcessRow;
-export type { AccuracyRow, CheckpointRow, KernelRow, PeersRow, PhaseRow, ProcessRow };
+export type SuiteRow = AccuracyRow | CheckpointRow | KernelRow | PeersRow | PhasesRow | ProcessRow | StepsRow;
+export type { AccuracyRow, CheckpointRow, KernelRow, PeersRow, PhaseRow, ProcessRow, StepsRow };

@@ -3,13 +3,8 @@
  * from C, as ggml's own product calls them. Both need a little C (kernels/bench/product_peers.c), compiled
  * when the bench runs; it is no part of the kernels' library.
  */
-import { spawnSync } from "node:child_process";
-import { existsSync } from "node:fs";
-import { join } from "node:path";
-import process from "node:process";
-import { fileURLToPath } from "node:url";
-import { findCompiler } from "../../native/library.ts";
-import { type Ggml, type GgmlActivationType, type GgmlType, opener } from "../ggml.ts";
+import { cText, openCompiled } from "../compiled.ts";
+import type { Ggml, GgmlActivationType, GgmlType } from "../ggml.ts";
 import { INSTRUCTION_SETS } from "../../native/kernels.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { type KernelCase, relativeDifference } from "./cases.ts";
@@ -35,18 +30,7 @@ export interface ProductPeers {
 
 /** Compiles and opens the peers in `folder`. @returns them, or why they cannot be had */
 export async function openProductPeers(folder: string): Promise<ProductPeers | { readonly reason: string }> {
-  if (!import.meta.url.startsWith("file:")) return { reason: "this module was not loaded from a file" };
-  const source = fileURLToPath(new URL("../../../kernels/bench/product_peers.c", import.meta.url));
-  if (!existsSync(source)) return { reason: "kernels/bench/product_peers.c is not there" };
-  const [compiler, runtime] = [await findCompiler(), await opener()];
-  if (compiler === undefined) return { reason: "no C compiler" };
-  if (runtime === undefined) return { reason: "this runtime has no FFI, use Bun or Deno" };
-  if (process.platform === "win32") return { reason: "not written for Windows" };
-  const path = join(folder, "product_peers.so");
-  const flags = ["-std=c11", "-O2", "-shared", "-fPIC", source, "-o", path];
-  const compiled = spawnSync(compiler.command, [...flags, ...(process.platform === "linux" ? ["-ldl"] : [])]);
-  if (compiled.status !== 0) return { reason: `${compiler.command} refuses kernels/bench/product_peers.c` };
-  const library = runtime.open(path, {
+  const library = await openCompiled(folder, "product_peers", {
     // int32_t fma_chains(int32_t isa, int64_t rounds)
     fma_chains: { parameters: ["i32", "i64"], result: "i32" },
     // int32_t ggml_rows(const char *path, const char *symbol, int32_t cols, int64_t rows, const void *x,
@@ -56,13 +40,12 @@ export async function openProductPeers(folder: string): Promise<ProductPeers | {
       result: "i32",
     },
   });
-  const text = (value: string) => new TextEncoder().encode(`${value}\0`);
+  if ("reason" in library) return library;
+  const { count } = library;
   return {
-    fmaChains: (isa, rounds) => Number(library.symbols["fma_chains"]!(isa, runtime.count(rounds))),
+    fmaChains: (isa, rounds) => Number(library.symbols["fma_chains"]!(isa, count(rounds))),
     ggmlRows(libraryPath, symbol, cols, rows, weights, rowBytes, activations, out) {
-      const names = [text(libraryPath), text(symbol)],
-        { count } = runtime,
-        matrix = [weights, count(rowBytes)];
+      const names = [cText(libraryPath), cText(symbol)], matrix = [weights, count(rowBytes)];
       const status = library.symbols["ggml_rows"]!(...names, cols, count(rows), ...matrix, activations, out);
       if (status !== 0) throw new Error(`Cannot call ${symbol} of ${libraryPath}`);
     },

@@ -1,0 +1,148 @@
+/**
+ * llama.cpp's own library as the peer of a denoising step: a Dream model of given sizes with random weights in
+ * one of ggml's types, written as GGUF, opened and run by the library of the npm package
+ * `@node-llama-cpp/linux-x64`.
+ */
+import { closeSync, openSync, readdirSync, writeSync } from "node:fs";
+import { join } from "node:path";
+import { f32, ggufHeader, type GgufValue, padding, text, u32 } from "../../interop/gguf/container.ts";
+import { type GgmlType, rowBytes } from "../../interop/gguf/types.ts";
+import type { MaskedTransformerConfig } from "../../models/mod.ts";
+import { cText, openCompiled } from "../compiled.ts";
+import type { Ggml } from "../ggml.ts";
+import { gaussianWeights } from "../random.ts";
+
+/** Types of the matrices, by bits of ours. */
+export const LLAMA_TYPES = { 2: "Q2_K", 4: "Q4_K" } as const;
+type MatrixType = (typeof LLAMA_TYPES)[keyof typeof LLAMA_TYPES];
+
+/** Rows that are made; a matrix repeats them. */
+const MADE_ROWS = 32;
+
+type Row = readonly [name: string, type: GgmlType, rows: number, cols: number];
+
+function tensorsOf(config: MaskedTransformerConfig, type: MatrixType): Row[] {
+  const { hiddenSize, intermediateSize, vocabularySize, blocks, heads, keyValueHeads, headSize } = config;
+  const width = heads * headSize, kvWidth = keyValueHeads * headSize;
+  const matrix = (name: string, rows: number, cols: number): Row => [`${name}.weight`, type, rows, cols];
+  const vector = (name: string, length: number): Row => [name, "F32", 1, length];
+  const attention = [["q", width], ["k", kvWidth], ["v", kvWidth]] as const;
+  return [
+    matrix("token_embd", vocabularySize, hiddenSize),
+    vector("output_norm.weight", hiddenSize),
+    matrix("output", vocabularySize, hiddenSize),
+    ...Array.from({ length: blocks }, (_, i) => `blk.${i}`).flatMap((at) => [
+      vector(`${at}.attn_norm.weight`, hiddenSize),
+      ...attention.flatMap(([part, rows]) => [
+        matrix(`${at}.attn_${part}`, rows, hiddenSize),
+        vector(`${at}.attn_${part}.bias`, rows),
+      ]),
+      matrix(`${at}.attn_output`, hiddenSize, width),
+      vector(`${at}.ffn_norm.weight`, hiddenSize),
+      matrix(`${at}.ffn_gate`, intermediateSize, hiddenSize),
+      matrix(`${at}.ffn_up`, intermediateSize, hiddenSize),
+      matrix(`${at}.ffn_down`, hiddenSize, intermediateSize),
+    ]),
+  ];
+}
+
+/** Writes a model of random weights, without a tokenizer. */
+export function writeRandomGguf(
+  ggml: Ggml,
+  path: string,
+  config: MaskedTransformerConfig,
+  type: MatrixType,
+): void {
+  const own = (key: string, value: GgufValue) => [`dream.${key}`, value] as const;
+  const metadata = new Map([
+    ["general.architecture", text("dream")],
+    ["tokenizer.ggml.model", text("none")],
+    own("vocab_size", u32(config.vocabularySize)),
+    own("context_length", u32(config.maxTokens)),
+    own("embedding_length", u32(config.hiddenSize)),
+    own("block_count", u32(config.blocks)),
+    own("feed_forward_length", u32(config.intermediateSize)),
+    own("attention.head_count", u32(config.heads)),
+    own("attention.head_count_kv", u32(config.keyValueHeads)),
+    own("attention.layer_norm_rms_epsilon", f32(config.normEpsilon)),
+    own("rope.freq_base", f32(config.rotaryTheta)),
+  ]);
+  const rows = tensorsOf(config, type);
+  const infos = rows.map(([name, dtype, count, cols]) => ({
+    name,
+    type: dtype,
+    shape: count === 1 ? [cols] : [count, cols],
+    bytes: count * rowBytes(dtype, cols),
+  }));
+  const file = openSync(path, "w");
+  try {
+    writeSync(file, ggufHeader(metadata, infos));
+    rows.forEach(([name, dtype, count, cols], i) => {
+      const made = dtype === "F32"
+        ? new Uint8Array(new Float32Array(cols).fill(name.endsWith("bias") ? 0.01 : 1).buffer)
+        : quantizedRows(ggml, type, cols);
+      for (let left = count * rowBytes(dtype, cols); left > 0; left -= made.length) {
+        writeSync(file, made.subarray(0, Math.min(left, made.length)));
+      }
+      writeSync(file, new Uint8Array(padding(infos[i]!.bytes)));
+    });
+  } finally {
+    closeSync(file);
+  }
+}
+
+function quantizedRows(ggml: Ggml, type: MatrixType, cols: number): Uint8Array {
+  const weights = gaussianWeights(MADE_ROWS * cols, cols).map((value) => value / Math.sqrt(cols));
+  const packed = new Uint8Array(MADE_ROWS * rowBytes(type, cols));
+  ggml.quantize(type === "Q2_K" ? "q2_K" : "q4_K", weights, packed, MADE_ROWS, cols);
+  return packed;
+}
+
+/** An opened model. */
+export interface LlamaStep {
+  /** Runs the tokens and copies as many of their logits as `logits` holds. */
+  run(tokens: Int32Array, logits: Float32Array): void;
+  close(): void;
+}
+
+/** llama.cpp's library, opened. */
+export interface Llama {
+  open(path: string, tokens: number, threads: number): LlamaStep;
+  close(): void;
+}
+
+/** Opens llama.cpp. @returns it, or the reason why it cannot be had */
+export async function openLlama(
+  { folder }: Ggml,
+  temporary: string,
+): Promise<Llama | { readonly reason: string }> {
+  const files = readdirSync(folder), find = (pattern: RegExp) => files.find((file) => pattern.test(file));
+  const [ggml, llama] = [find(/^libggml\.(?:so$|v)/), find(/^libllama\.(?:so$|v)/)];
+  if (ggml === undefined || llama === undefined) return { reason: `${folder} has no libllama` };
+  const library = await openCompiled(temporary, "llama_step", {
+    llama_open: {
+      parameters: ["buffer", "buffer", "buffer", "buffer", "i32", "i32", "buffer"],
+      result: "i32",
+    },
+    llama_step: { parameters: ["buffer", "buffer", "buffer", "i64"], result: "i32" },
+    llama_close: { parameters: ["buffer"], result: "i32" },
+  });
+  if ("reason" in library) return library;
+  const { symbols, count } = library;
+  const call = (name: string, ...args: unknown[]) => {
+    const status = Number(symbols[name]!(...args));
+    if (status !== 0) throw new Error(`Cannot run llama.cpp: ${name} must return 0, got ${status}`);
+  };
+  const names = [join(folder, ggml), join(folder, llama), folder].map(cText);
+  return {
+    open(path, tokens, threads) {
+      const opened = new BigUint64Array(1);
+      call("llama_open", ...names, cText(path), tokens, threads, opened);
+      return {
+        run: (ids, logits) => call("llama_step", opened, ids, logits, count(logits.length)),
+        close: () => call("llama_close", opened),
+      };
+    },
+    close: () => library.close(),
+  };
+}
