@@ -25,8 +25,8 @@ export async function openCompiled(
   if (spawnSync(compiler.command, flags).status !== 0) {
     return { reason: `${compiler.command} refuses ${file}` };
   }
-  const { symbols, close } = runtime.open(path, table);
-  return { symbols, close, count: runtime.count };
+  const library = runtime.open(path, table);
+  return { symbols: library.symbols, close: () => library.close(), count: runtime.count };
 }
 
 /** A path or name as C reads it. */

@@ -9,12 +9,16 @@ import { f32, ggufHeader, type GgufValue, padding, text, u32 } from "../../inter
 import { type GgmlType, rowBytes } from "../../interop/gguf/types.ts";
 import type { MaskedTransformerConfig } from "../../models/mod.ts";
 import { cText, openCompiled } from "../compiled.ts";
-import type { Ggml } from "../ggml.ts";
+import { type Ggml, openGgml } from "../ggml.ts";
 import { gaussianWeights } from "../random.ts";
 
 /** Types of the matrices, by bits of ours. */
 export const LLAMA_TYPES = { 2: "Q2_K", 4: "Q4_K" } as const;
 type MatrixType = (typeof LLAMA_TYPES)[keyof typeof LLAMA_TYPES];
+
+/** Whether rows divide into blocks of these types. */
+export const fitsBlocks = ({ hiddenSize, intermediateSize }: MaskedTransformerConfig): boolean =>
+  hiddenSize % 256 === 0 && intermediateSize % 256 === 0;
 
 /** Rows that are made; a matrix repeats them. */
 const MADE_ROWS = 32;
@@ -47,7 +51,7 @@ function tensorsOf(config: MaskedTransformerConfig, type: MatrixType): Row[] {
 }
 
 /** Writes a model of random weights, without a tokenizer. */
-export function writeRandomGguf(
+function writeRandomGguf(
   ggml: Ggml,
   path: string,
   config: MaskedTransformerConfig,
@@ -98,27 +102,36 @@ function quantizedRows(ggml: Ggml, type: MatrixType, cols: number): Uint8Array {
   return packed;
 }
 
-/** An opened model. */
+/** An opened model that runs its positions, all masks. */
 export interface LlamaStep {
-  /** Runs the tokens and copies as many of their logits as `logits` holds. */
-  run(tokens: Int32Array, logits: Float32Array): void;
+  /** `f32[positions, vocabulary]`, overwritten by each run. */
+  readonly logits: Float32Array;
+  run(): void;
   close(): void;
 }
 
 /** llama.cpp's library, opened. */
 export interface Llama {
-  open(path: string, tokens: number, threads: number): LlamaStep;
+  /** A step of a new model of random weights, written to `path`. @throws where its logits are not finite */
+  randomStep(
+    path: string,
+    config: MaskedTransformerConfig,
+    type: MatrixType,
+    positions: number,
+    threads: number,
+  ): LlamaStep;
   close(): void;
 }
 
 /** Opens llama.cpp. @returns it, or the reason why it cannot be had */
-export async function openLlama(
-  { folder }: Ggml,
-  temporary: string,
-): Promise<Llama | { readonly reason: string }> {
-  const files = readdirSync(folder), find = (pattern: RegExp) => files.find((file) => pattern.test(file));
-  const [ggml, llama] = [find(/^libggml\.(?:so$|v)/), find(/^libllama\.(?:so$|v)/)];
-  if (ggml === undefined || llama === undefined) return { reason: `${folder} has no libllama` };
+export async function openLlama(temporary: string): Promise<Llama | { readonly reason: string }> {
+  const ggml = await openGgml();
+  if ("reason" in ggml) return ggml;
+  const { folder } = ggml, files = readdirSync(folder);
+  const [base, llama] = [/^libggml\.(?:so$|v)/, /^libllama\.(?:so$|v)/].map((name) =>
+    files.find((file) => name.test(file))
+  );
+  if (base === undefined || llama === undefined) return { reason: `${folder} has no libllama` };
   const library = await openCompiled(temporary, "llama_step", {
     llama_open: {
       parameters: ["buffer", "buffer", "buffer", "buffer", "i32", "i32", "buffer"],
@@ -133,16 +146,23 @@ export async function openLlama(
     const status = Number(symbols[name]!(...args));
     if (status !== 0) throw new Error(`Cannot run llama.cpp: ${name} must return 0, got ${status}`);
   };
-  const names = [join(folder, ggml), join(folder, llama), folder].map(cText);
+  const names = [join(folder, base), join(folder, llama), folder].map(cText);
   return {
-    open(path, tokens, threads) {
-      const opened = new BigUint64Array(1);
-      call("llama_open", ...names, cText(path), tokens, threads, opened);
-      return {
-        run: (ids, logits) => call("llama_step", opened, ids, logits, count(logits.length)),
-        close: () => call("llama_close", opened),
-      };
+    randomStep(path, config, type, positions, threads) {
+      writeRandomGguf(ggml, path, config, type);
+      const opened = new BigUint64Array(1), ids = new Int32Array(positions).fill(config.maskToken);
+      call("llama_open", ...names, cText(path), positions, threads, opened);
+      const logits = new Float32Array(positions * config.vocabularySize);
+      const run = () => call("llama_step", opened, ids, logits, count(logits.length));
+      run();
+      if (!logits.every(Number.isFinite) || logits.every((value) => value === 0)) {
+        throw new Error(`Cannot time llama.cpp: its logits at ${type} must be finite numbers`);
+      }
+      return { logits, run, close: () => call("llama_close", opened) };
     },
-    close: () => library.close(),
+    close() {
+      library.close();
+      ggml.close();
+    },
   };
 }

@@ -14,11 +14,11 @@ import { withThreads } from "../../native/mod.ts";
 import { quantizeCheckpoint } from "../../pipeline/mod.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
 import { commandsOf, runChild } from "../child_process.ts";
-import { type Ggml, openGgml } from "../ggml.ts";
 import { gaussianWeights } from "../random.ts";
 import {
   type BenchContext,
   type Goal,
+  type Section,
   type Skipped,
   type Suite,
   type SuiteReport,
@@ -26,21 +26,34 @@ import {
 } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { type Contender, speedRatio, timeInterleaved } from "../timing.ts";
-import { type Llama, LLAMA_TYPES, openLlama, writeRandomGguf } from "./llama.ts";
+import { fitsBlocks, type Llama, LLAMA_TYPES, type LlamaStep, openLlama } from "./llama.ts";
+
+type Model = "dream" | "dit";
 
 const POSITIONS = 256;
 const BITS = [4, 2] as const;
 const GROUP_SIZE = 64;
+/** llama.cpp's activations: 8 bits, a scale for 256 columns of a token. */
+const PEER_ACTIVATIONS = "q8_K";
 const ACTIVATIONS: readonly ActivationPrecision[] = ["int8", "f32"];
-/** Layers of the steps, and a width for a look. */
-const LAYERS = { dream: 2, dit: 4 } as const;
-const QUICK_HIDDEN = { dream: 1792, dit: 576 } as const;
+
+/** Sizes of the steps' models. */
+export interface StepsScale {
+  readonly layers: Readonly<Record<Model, number>>;
+  readonly hidden: Readonly<Record<Model, number>>;
+  readonly samples: number;
+}
+const FULL_SCALE: StepsScale = {
+  layers: { dream: 2, dit: 4 },
+  hidden: { dream: 3584, dit: 1152 },
+  samples: 7,
+};
+const QUICK_SCALE: StepsScale = { ...FULL_SCALE, hidden: { dream: 1792, dit: 576 }, samples: 3 };
+
 /** Speed against llama.cpp that is wanted. */
 const GOAL_SPEED = 1;
 /** Distance to full precision with 8-bit activations, against that with float32, that counts as the same. */
 const GOAL_DISTANCE = 1.1;
-
-type Model = keyof typeof LAYERS;
 
 /** A contender of a step; `peer` is llama.cpp's type. */
 interface Step {
@@ -65,6 +78,7 @@ interface Bench {
   readonly context: BenchContext;
   readonly folder: string;
   readonly threads: number;
+  readonly scale: StepsScale;
 }
 
 async function quantized(
@@ -109,27 +123,14 @@ function checkAlike(name: string, one: Float32Array, other: Float32Array): void 
   }
 }
 
-/** llama.cpp's library and ggml's quantizers. */
-interface Peer {
-  readonly llama: Llama;
-  readonly ggml: Ggml;
-}
-
-async function measureModel(bench: Bench, model: Model, peer: Peer | undefined): Promise<MeasuredStep[]> {
-  const { context, folder, threads } = bench, { options } = context, input = join(folder, model);
-  context.progress(`a checkpoint of ${LAYERS[model]} layers of the shapes of ${model}`);
-  const width = options.quick ? ["--hidden", String(QUICK_HIDDEN[model])] : [];
-  const size = [
-    "--layout",
-    model,
-    "--layers",
-    String(LAYERS[model]),
-    "--seed",
-    String(options.seed),
-    ...width,
-  ];
-  await runChild(commandsOf(context)("make_checkpoint.ts", [input, ...size]));
-  const needs = requirementsAt(input), steps: Step[] = [], closing: (() => void)[] = [];
+async function measureModel(bench: Bench, model: Model, llama: Llama | undefined): Promise<MeasuredStep[]> {
+  const { context, folder, threads, scale } = bench, { seed } = context.options, input = join(folder, model);
+  const layers = scale.layers[model];
+  context.progress(`a checkpoint of ${layers} layers of the shapes of ${model}`);
+  const sizes = { layout: model, layers, hidden: scale.hidden[model], seed };
+  const args = Object.entries(sizes).flatMap(([name, value]) => [`--${name}`, `${value}`]);
+  await runChild(commandsOf(context)("make_checkpoint.ts", [input, ...args]));
+  const needs = requirementsAt(input), steps: Step[] = [], opened: LlamaStep[] = [];
   for (const bits of BITS) {
     context.progress(`${model} at ${bits} bits`);
     const path = await quantized(bench, input, `${input}-${bits}`, bits, "round");
@@ -138,33 +139,20 @@ async function measureModel(bench: Bench, model: Model, peer: Peer | undefined):
     runs.forEach((run, i) =>
       steps.push({ model, weights: `${bits} bits`, bits, activations: ACTIVATIONS[i]!, contender: { run } })
     );
-    if (peer === undefined || needs.model.kind === "dit") continue;
-    const type = LLAMA_TYPES[bits], file = join(folder, `${type}.gguf`), { config } = needs.model;
-    writeRandomGguf(peer.ggml, file, config, type);
-    const step = peer.llama.open(file, POSITIONS, threads),
-      logits = new Float32Array(POSITIONS * config.vocabularySize);
-    closing.push(() => step.close());
-    const ids = new Int32Array(POSITIONS).fill(config.maskToken);
-    step.run(ids, logits);
-    if (!logits.every(Number.isFinite) || logits.every((value) => value === 0)) {
-      throw new Error(`Cannot time llama.cpp: its logits at ${type} must be finite numbers`);
-    }
-    steps.push({
-      model,
-      weights: `llama.cpp ${type}`,
-      bits,
-      activations: "q8_K",
-      contender: { run: () => step.run(ids, logits) },
-    });
+    if (llama === undefined || needs.model.kind === "dit" || !fitsBlocks(needs.model.config)) continue;
+    const type = LLAMA_TYPES[bits], { config } = needs.model;
+    const step = llama.randomStep(join(folder, `${type}.gguf`), config, type, POSITIONS, threads);
+    opened.push(step);
+    steps.push({ model, weights: `llama.cpp ${type}`, bits, activations: PEER_ACTIVATIONS, contender: step });
   }
   context.progress(`${model}: steps of ${POSITIONS} positions`);
   const { multiplyAdds } = forwardCost(needs.model, { batch: 1, tokens: POSITIONS });
   const timings = timeInterleaved(steps.map(({ contender }) => contender), {
-    samples: options.quick ? 3 : 7,
+    samples: scale.samples,
     warmUpMilliseconds: 1,
     sampleMilliseconds: 1,
   });
-  for (const close of closing) close();
+  for (const step of opened) step.close();
   return steps.map(({ contender: _, ...step }, i): MeasuredStep => {
     const of = (activations: string) =>
       steps.findIndex((other) => other.bits === step.bits && other.activations === activations);
@@ -174,7 +162,7 @@ async function measureModel(bench: Bench, model: Model, peer: Peer | undefined):
       ...step,
       seconds: summarize(timings[i]!.milliseconds.map((milliseconds) => milliseconds / 1000)),
       multiplyAdds,
-      toLlama: against(of("q8_K")),
+      toLlama: against(of(PEER_ACTIVATIONS)),
       toF32: step.activations === "int8" ? against(of("f32")) : undefined,
     };
   });
@@ -235,14 +223,14 @@ function goalsOf(
         step.bits === bits && step.activations === "int8" && step.model === "dream"
       );
       const speed = own?.toLlama?.median;
-      const goal = `a step of ${POSITIONS} positions at ${bits} bits / llama.cpp's at ${LLAMA_TYPES[bits]}`;
+      const goal = `a step of ${POSITIONS} at ${bits} bits / llama.cpp's at ${LLAMA_TYPES[bits]}`;
       const wanted = `≥ ${GOAL_SPEED} × its speed`;
       return speed === undefined
         ? { goal, wanted, measured: null, met: null, reason }
         : { goal, wanted, measured: `${speed.toFixed(2)} ×`, met: speed >= GOAL_SPEED };
     }),
     ...distances.map(({ model, bits, f32, int8 }): Goal => ({
-      goal: `${model} at ${bits} bits: distance with 8-bit activations / with float32`,
+      goal: `${model}, ${bits} bits: distance of 8-bit / float32 activations`,
       wanted: `≤ ${GOAL_DISTANCE}`,
       measured: (int8 / f32).toFixed(3),
       met: int8 <= GOAL_DISTANCE * f32,
@@ -250,13 +238,12 @@ function goalsOf(
   ];
 }
 
-async function measure(context: BenchContext): Promise<SuiteReport<StepsRow>> {
+async function measure(context: BenchContext, scale: StepsScale): Promise<SuiteReport<StepsRow>> {
   const threads = context.options.threads ?? 2;
   return await withTemporaryFolder(async (folder) => {
-    const bench: Bench = { context, folder, threads }, ggml = await openGgml();
-    const llama = "reason" in ggml ? ggml : await openLlama(ggml, folder);
-    const peer = "reason" in ggml || "reason" in llama ? undefined : { llama, ggml };
-    const reason = "reason" in llama ? llama.reason : "";
+    const bench: Bench = { context, folder, threads, scale }, llama = await openLlama(folder);
+    const reason = "reason" in llama ? llama.reason : "widths must be multiples of 256",
+      peer = "reason" in llama ? undefined : llama;
     const skipped: Skipped[] = peer === undefined ? [{ what: "llama.cpp's steps", reason }] : [];
     const steps = [
       ...await measureModel(bench, "dream", peer),
@@ -264,49 +251,9 @@ async function measure(context: BenchContext): Promise<SuiteReport<StepsRow>> {
     ];
     const distances: MeasuredDistance[] = [];
     for (const path of context.options.models) distances.push(...await measureDistances(bench, path));
-    peer?.llama.close();
-    peer?.ggml.close();
-    const speed = (summary: Summary | undefined) => summary === undefined ? null : summary.median;
+    peer?.close();
     return {
-      sections: [
-        tableOf(
-          `One denoising step of ${POSITIONS} positions, ${threads} threads`,
-          [
-            `Random weights at the widths of ${
-              context.options.quick ? "half of " : ""
-            }Dream 7B (${LAYERS.dream} layers, a small`,
-            `vocabulary) and DiT-XL/2 (${LAYERS.dit} layers), groups of ${GROUP_SIZE}; all logits wanted. Taken in turn, sample by sample.`,
-          ],
-          steps,
-          [
-            ["model", "model", ({ model }) => model],
-            ["weights", "weights", ({ weights }) => weights],
-            ["activations", "activations", ({ activations }) => activations],
-            ["seconds", "seconds", ({ seconds }) => seconds.median, 3],
-            ["spread", "±%", ({ seconds }) => spreadPercent(seconds), 1],
-            [
-              "rate",
-              "G multiply-adds/s",
-              ({ seconds, multiplyAdds }) => multiplyAdds / seconds.median / 1e9,
-              0,
-            ],
-            ["toLlama", "× llama.cpp", ({ toLlama }) => speed(toLlama), 2],
-            ["toF32", "× float32 act.", ({ toF32 }) => speed(toF32), 2],
-          ],
-        ),
-        tableOf(
-          "Distance to full precision by activations",
-          ["Held-out data; clip search, as above."],
-          distances,
-          [
-            ["model", "model", ({ model }) => model],
-            ["bits", "bits", ({ bits }) => bits],
-            ["unit", "distance", ({ unit }) => unit],
-            ["f32", "float32", ({ f32 }) => f32.toPrecision(4)],
-            ["int8", "8 bits a token", ({ int8 }) => int8.toPrecision(4)],
-          ],
-        ),
-      ],
+      sections: sectionsOf(bench, steps, distances),
       rows: [...steps, ...distances].map((each) => rowOf(context, threads, each)),
       goals: goalsOf(steps, distances, reason),
       skipped,
@@ -314,9 +261,52 @@ async function measure(context: BenchContext): Promise<SuiteReport<StepsRow>> {
   });
 }
 
-/** One denoising step from packed weights, beside llama.cpp's. */
-export const stepsSuite: Suite<StepsRow> = {
+function sectionsOf(
+  { threads, scale: { layers, hidden } }: Bench,
+  steps: readonly MeasuredStep[],
+  distances: readonly MeasuredDistance[],
+): Section[] {
+  const speed = (summary: Summary | undefined) => summary === undefined ? null : summary.median;
+  return [
+    tableOf(
+      `One denoising step of ${POSITIONS} positions, ${threads} threads`,
+      [
+        `Random weights in the shapes of Dream 7B (${layers.dream} layers, width ${hidden.dream}, a small vocabulary) and DiT-XL/2`,
+        `(${layers.dit} layers, width ${hidden.dit}), groups of ${GROUP_SIZE}; all logits wanted. Taken in turn, sample by sample.`,
+      ],
+      steps,
+      [
+        ["model", "model", ({ model }) => model],
+        ["weights", "weights", ({ weights }) => weights],
+        ["activations", "activations", ({ activations }) => activations],
+        ["seconds", "seconds", ({ seconds }) => seconds.median, 3],
+        ["spread", "±%", ({ seconds }) => spreadPercent(seconds), 1],
+        ["rate", "G mul-adds/s", ({ seconds, multiplyAdds }) => multiplyAdds / seconds.median / 1e9, 0],
+        ["toLlama", "× llama.cpp", ({ toLlama }) => speed(toLlama), 2],
+        ["toF32", "× float32 act.", ({ toF32 }) => speed(toF32), 2],
+      ],
+    ),
+    tableOf(
+      "Distance to full precision by activations",
+      ["Held-out data; weights by clip search in the same groups."],
+      distances,
+      [
+        ["model", "model", ({ model }) => model],
+        ["bits", "bits", ({ bits }) => bits],
+        ["unit", "distance", ({ unit }) => unit],
+        ["f32", "float32", ({ f32 }) => f32.toPrecision(4)],
+        ["int8", "8 bits a token", ({ int8 }) => int8.toPrecision(4)],
+      ],
+    ),
+  ];
+}
+
+/** The suite at other sizes, for tests. */
+export const stepsSuiteOf = (scale: StepsScale | undefined): Suite<StepsRow> => ({
   name: "steps",
   summary: "a denoising step from packed weights at the widths of Dream 7B and DiT-XL/2, beside llama.cpp's",
-  run: measure,
-};
+  run: (context) => measure(context, scale ?? (context.options.quick ? QUICK_SCALE : FULL_SCALE)),
+});
+
+/** One denoising step from packed weights, beside llama.cpp's. */
+export const stepsSuite = stepsSuiteOf(undefined);
