@@ -72,7 +72,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   }
   const seconds = (performance.now() - started) / 1000;
   if (flags.json) printJson({ ...summaryOf(report), seconds, peakMemoryBytes: peakResidentBytes() });
-  else if (!flags.quiet) printSummary(report, seconds);
+  else if (!flags.quiet) printExport(report, seconds);
 }
 
 /** The report without what is only for the program. */
@@ -84,7 +84,7 @@ export const summaryOf = ({ rows, ...report }: ExportReport) => ({
 });
 
 /** Prints tensors by type, then what a user needs to know of the file. */
-export function printSummary(report: ExportReport, seconds: number): void {
+export function printExport(report: ExportReport, seconds: number): void {
   const byType = [...Map.groupBy(report.rows, ({ type }) => type)].map(([type, rows]) => {
     const bytes = rows.reduce((sum, row) => sum + row.bytes, 0);
     return [type, formatCount(rows.length), formatBytes(bytes)];

@@ -10,13 +10,21 @@ import {
   hasBudget,
   LATER_KEYS,
   loadConfig,
+  TARGETS,
 } from "../lib/config/mod.ts";
 import { nameOfPath } from "../lib/files/whole.ts";
 import { checkMemory, forecastMemory } from "../lib/eval/forecast.ts";
 import { forwardCost, modelRequirements } from "../lib/models/mod.ts";
+import { type ExportReport, quantizeFor } from "../lib/interop/mod.ts";
 import { environmentOf } from "../lib/eval/environment.ts";
 import type { Kernels } from "../lib/native/mod.ts";
-import { KEEP_RULES, outputErrors, quantizeCheckpoint, type RunReport } from "../lib/pipeline/mod.ts";
+import {
+  KEEP_RULES,
+  outputErrors,
+  quantizeCheckpoint,
+  type QuantizeCheckpointOptions,
+  type RunReport,
+} from "../lib/pipeline/mod.ts";
 import { relativeRmsError } from "../lib/quant/mod.ts";
 import { openCheckpoint } from "../lib/tensor/mod.ts";
 import { type Arguments, environmentVariables, type Usage, UsageError } from "./_command/options.ts";
@@ -35,6 +43,7 @@ import { openCommandKernels } from "./_command/signals.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { formatCount, print, printable, printJson } from "./_command/text.ts";
+import { printExport, summaryOf } from "./export.ts";
 
 const USAGE = {
   name: "quantize.ts",
@@ -49,6 +58,12 @@ const USAGE = {
     "--embedding-bits N": "2, 3, 4, 8 or 16 (kept); default 4, at 4 and 8 bits 8; small tables are kept",
     "--head-bits N": "the same for the layer that scores tokens; default 8",
     "--target-bits X": "bits per weight over all quantized layers, chosen by layer",
+    "--for PROGRAM": `${
+      Object.keys(TARGETS).join(", ")
+    }: OUT becomes its file or folder, weights held exactly`,
+    "--type TYPE …":
+      "type of that program's files, as Q4_0; NAME=TYPE for the tensors that a pattern of names fits",
+    "--allow-rounding": "with --for: store what its files cannot hold exactly as near as they can",
     "--plan FILE": "bits and group sizes by layer, as a run with --target-bits saves them",
     "Solver and calibration": "",
     "--solver NAME": "clip (default), round, and on calibration data feedback or best",
@@ -89,6 +104,7 @@ layers are then solved on them without running the model, with nothing held out 
     "MODEL OUT --bits 4": "four bits, in minutes",
     "MODEL OUT --bits 2 --group-size 32 --dry-run": "the plan and the size; nothing is written",
     "MODEL OUT --bits 2 --solver best --calibrate data.jsonl": "two bits, solved on calibration data",
+    "MODEL out.gguf --bits 2 --for llama.cpp": "a file that llama.cpp opens",
     "MODEL OUT --bits 2 --resume": "go on with a run that was stopped",
   },
   notes: "Later wins: default < deployment profile < --config < environment ARROW_QUANT_* < options.",
@@ -111,6 +127,7 @@ const KEYS = {
   "zero-point": "zero_point",
   threads: "num_threads",
   backend: "backend",
+  for: "target",
   "time-groups": "num_time_groups",
 } as const;
 
@@ -137,13 +154,23 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
       display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
     }
   }
-  if (values.report !== undefined) prepareReport(values.report);
+  if (values.report !== undefined) {
+    if (config.target !== null) throw new UsageError("--report reads a checkpoint of this tool: leave --for out");
+    prepareReport(values.report);
+  }
   const started = performance.now(), secondsSoFar = () => (performance.now() - started) / 1000;
-  let report: RunReport, seconds: number;
+  let report: RunReport, exported: ExportReport | undefined, seconds: number;
+  const quantize = config.target === null
+    ? async (options: QuantizeCheckpointOptions) => ({
+      quantized: await quantizeCheckpoint(options),
+      exported: undefined,
+    })
+    : (options: QuantizeCheckpointOptions) =>
+      quantizeFor({ ...options, allowRounding: flags["allow-rounding"] });
   const { backend, numThreads: threads } = config;
   if (flags["dry-run"]) {
     using kernels = hasBudget(config) ? await openCommandKernels({ backend, threads }) : undefined;
-    report = await quantizeCheckpoint({ ...task, kernels, dryRun: true, onEvent: display.event });
+    ({ quantized: report } = await quantize({ ...task, kernels, dryRun: true, onEvent: display.event }));
     seconds = secondsSoFar();
   } else {
     using kernels = await openCommandKernels({ backend, threads, onMessage: display.log });
@@ -151,7 +178,7 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
     display.log(limitsText(kernels.threads));
     try {
       const { update: onProgress, event: onEvent } = display;
-      report = await quantizeCheckpoint({ ...task, kernels, signal, onProgress, onEvent });
+      ({ quantized: report, exported } = await quantize({ ...task, kernels, signal, onProgress, onEvent }));
     } finally {
       display.clear();
     }
@@ -174,22 +201,43 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
   );
   if (flags.json) {
     const weightsPerSecond = report.totals.weights / seconds;
-    printJson({ ...report, seconds, weightsPerSecond, peakMemoryBytes: peakResidentBytes() });
+    const file = exported === undefined ? {} : { exported: summaryOf(exported) };
+    printJson({ ...report, ...file, seconds, weightsPerSecond, peakMemoryBytes: peakResidentBytes() });
   } else if (!flags.quiet) {
     if (report.dryRun) printPlan(report);
     printSummary(report, seconds);
+    if (exported !== undefined) {
+      print("");
+      printExport(exported, seconds);
+    }
   }
 }
 
 /** Configuration keys that options set, each with the option's name. @throws {ConfigError} on a bad list of phases */
 function overridesOf(
-  { values }: Options,
+  { values, lists }: Options,
 ): Required<Pick<ConfigOverrides, "overrides" | "overrideSources">> {
   const own = Object.entries(KEYS).map(([option, key]) =>
     [key, values[option as keyof typeof KEYS], `--${option}`] as const
   );
+  const named = lists.type.filter((text) => text.includes("=")).map((text) => {
+    const at = text.lastIndexOf("=");
+    return [text.slice(0, at), text.slice(at + 1)] as const;
+  });
+  const plain = lists.type.filter((text) => !text.includes("="));
+  if (plain.length > 1) {
+    throw new UsageError(`--type may name one type without a pattern, got ${plain.join(", ")}`);
+  }
+  const types = [
+    ["target_type", plain[0], "--type"],
+    ["layer_types", named.length === 0 ? undefined : Object.fromEntries(named), "--type"],
+  ] as const;
   const phases = values.phases === undefined ? undefined : phasesOf(values.phases);
-  const all = [...own, ...PHASE_KEYS.map((key, i) => [key, phases?.includes(i + 1), "--phases"] as const)];
+  const all = [
+    ...own,
+    ...types,
+    ...PHASE_KEYS.map((key, i) => [key, phases?.includes(i + 1), "--phases"] as const),
+  ];
   return {
     overrides: Object.fromEntries(all.map(([key, value]) => [key, value])),
     overrideSources: Object.fromEntries(all.map(([key, , source]) => [key, source])),
@@ -293,7 +341,7 @@ function printPlan({ plan }: RunReport): void {
   const rows = plan.rows.map((row) => [
     printable(row.name),
     `${row.dtype} [${row.shape.join(", ")}]`,
-    row.action === "keep" ? "keep" : `${row.bits} bits`,
+    row.action === "keep" ? "keep" : row.type ?? `${row.bits} bits`,
     row.reason,
   ]);
   print(formatCells([["tensor", "type", "action", "reason"], ...rows]));

@@ -4,6 +4,7 @@ import { hasBudget, withPhaseSolver } from "./derived.ts";
 import { isMapping, quoted } from "./kinds.ts";
 import { CALIBRATED_SOLVERS, TWO_LEVEL_GROUP_SIZES } from "./names.ts";
 import { type Config, valueAt } from "./schema.ts";
+import { GRIDS, TARGETS, targetTypes } from "./targets.ts";
 
 /** A key whose value contradicts others, and the value that it must have with them. */
 type Contradiction = readonly [key: string, expected: string];
@@ -21,6 +22,7 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
     if (zeroPoint !== "real") yield ["zero_point", `real ${why}`];
     if (bitPlan !== null || hasBudget(config)) yield ["scale_bits", "16 with a bit plan or a budget"];
   }
+  yield* ofTarget(config, from);
   const effective = withPhaseSolver(config).solver;
   if (CALIBRATED_SOLVERS.includes(effective) && config.minAccuracy > 0) {
     yield ["min_accuracy", `0 with solver ${effective}: the cosine of weights is not what it minimizes`];
@@ -42,6 +44,31 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
     yield ["time_scales", `shared with ${from("output_correction")}`];
   }
   if (hasTimeScales && scaleBits !== 16) yield ["time_scales", `shared with ${from("scale_bits")}`];
+}
+
+/** Rules of a target, which chooses the form of scales and zero points. */
+function* ofTarget(config: Config, from: (key: string) => string): Generator<Contradiction> {
+  const { target, targetType, layerTypes, scaleBits, zeroPoint, minAccuracy, thermodynamic } = config;
+  if (target === null) {
+    if (targetType !== null) yield ["target_type", "null without a target"];
+    if (Object.keys(layerTypes).length > 0) yield ["layer_types", "empty without a target"];
+    return;
+  }
+  const why = `with ${from("target")}`, own = TARGETS[target]!, types = targetTypes(own);
+  const isOther = (type: string) => !types.includes(type);
+  if (targetType !== null && isOther(targetType)) yield ["target_type", `one of ${types.join(", ")} ${why}`];
+  if (Object.values(layerTypes).some(isOther)) {
+    yield ["layer_types", `types among ${types.join(", ")} ${why}`];
+  }
+  if (scaleBits !== 16) yield ["scale_bits", `16 ${why}, which chooses the scales`];
+  if (zeroPoint !== "real") yield ["zero_point", `real, the default, ${why}, which chooses the zero points`];
+  if (minAccuracy > 0) yield ["min_accuracy", `0 ${why}: other bits would be of another type`];
+  const hasTwoLevels = types.some((type) => GRIDS[type]!.scaleBits !== undefined);
+  if (hasTwoLevels && thermodynamic.transitionOptimization.enabled) {
+    const gradients = "the gradients know one level of scales";
+    yield ["thermodynamic.transition_optimization.enabled", `false ${why}: ${gradients}`];
+  }
+  if (hasTwoLevels && config.timeScales === "per_group") yield ["time_scales", `shared ${why}`];
 }
 
 /**

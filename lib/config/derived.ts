@@ -28,13 +28,22 @@ export function isCalibrated(config: Config): boolean {
 }
 
 /** Bits of a tensor by `layer_bit_widths`: its own name wins, of several patterns the one with most bits. */
-export function layerBitWidth(config: Config, tensor: string): LayerBits | undefined {
-  const widths = config.layerBitWidths;
+export function layerBitWidth({ layerBitWidths }: Config, tensor: string): LayerBits | undefined {
+  return byName(layerBitWidths, tensor).sort((a, b) => b - a)[0];
+}
+
+/** The target's type of a tensor by `layer_types`: its own name wins, of several patterns the first. */
+export const layerType = ({ layerTypes }: Config, tensor: string): string | undefined =>
+  byName(layerTypes, tensor)[0];
+
+/** What a map by names or patterns has for a tensor: its own name's alone, or those of all patterns that fit. */
+function byName<V>(map: Readonly<Record<string, V>>, tensor: string): V[] {
   for (const name of [tensor, layerName(tensor)]) {
-    if (Object.hasOwn(widths, name)) return widths[name];
+    if (Object.hasOwn(map, name)) return [map[name]!];
   }
-  const matching = Object.entries(widths).filter(([pattern]) => compilePattern(pattern).test(tensor));
-  return matching.map(([, bits]) => bits).sort((a, b) => b - a)[0];
+  return Object.entries(map).filter(([pattern]) => compilePattern(pattern).test(tensor)).map(([, value]) =>
+    value
+  );
 }
 
 /** Whether `sensitive_layer_names` or `sensitive_layer_patterns` name a tensor. */

@@ -1,4 +1,5 @@
 /** Kinds of configuration values: how each is read from text and checked. */
+import { GRIDS } from "./targets.ts";
 import type { LayerBits } from "./names.ts";
 import { compilePattern } from "./patterns.ts";
 
@@ -126,21 +127,27 @@ export const list = (isPattern: boolean): Kind<readonly string[]> => ({
   },
 });
 
-export const layerBits: Kind<Readonly<Record<string, LayerBits>>> = {
-  type: "map of pattern to bits",
-  allowed: `bits one of 2, 3, 4, 8, 16; at most ${MAX_ITEMS} entries`,
+const mapOf = <V>(what: string, kind: Kind<V>): Kind<Readonly<Record<string, V>>> => ({
+  type: `map of pattern to ${what}`,
+  allowed: `${what} ${kind.allowed}; at most ${MAX_ITEMS} entries`,
   fromText: jsonFromText,
   check(value, reject) {
     if (!isMapping(value) || Object.keys(value).length > MAX_ITEMS) return reject(value);
-    for (const [name, bits] of Object.entries(value)) {
+    for (const [name, item] of Object.entries(value)) {
       const at = `[${quoted(name.slice(0, MAX_NAME_LENGTH))}]`;
       checkName(name, true, at, (_, __, expected) => reject(name, at, expected));
-      integerOf(2, 3, 4, 8, 16).check(bits, () => reject(bits, at, "one of 2, 3, 4, 8, 16"));
+      kind.check(item, () => reject(item, at, kind.allowed));
     }
     // Own properties only, `__proto__` included.
-    return Object.fromEntries(Object.entries(value)) as Record<string, LayerBits>;
+    return Object.fromEntries(Object.entries(value)) as Record<string, V>;
   },
-};
+});
+
+export const layerBits: Kind<Readonly<Record<string, LayerBits>>> = mapOf("bits", integerOf(2, 3, 4, 8, 16));
+export const layerTypes: Kind<Readonly<Record<string, string>>> = mapOf(
+  "type",
+  choice(...Object.keys(GRIDS)),
+);
 
 export function isMapping(value: unknown): value is Record<string, unknown> {
   if (typeof value !== "object" || value === null) return false;

@@ -7,6 +7,7 @@ export {
   isCalibrated,
   isSensitiveLayer,
   layerBitWidth,
+  layerType,
   wantsPhases,
   withPhaseSolver,
 } from "./derived.ts";
@@ -16,4 +17,5 @@ export { loadConfig, MAX_CONFIG_BYTES, parseConfig } from "./load.ts";
 export type { BitWidth, GroupSize, LayerBits } from "./names.ts";
 export { type ConfigOverrides, DEFAULT_CONFIG, resolveConfig, type ResolvedConfig } from "./resolve.ts";
 export { type Config, type DeploymentProfile, LATER_KEYS } from "./schema.ts";
+export { type Grid, gridFor, GRIDS, type Target, TARGETS } from "./targets.ts";
 export { canonicalConfig, configTable, formatConfig } from "./text.ts";

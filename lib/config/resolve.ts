@@ -13,6 +13,7 @@ import {
   type Key,
   SCHEMA,
 } from "./schema.ts";
+import { GRIDS, TARGETS } from "./targets.ts";
 
 /** A configuration and, for every key path, the place its value came from. */
 export interface ResolvedConfig {
@@ -104,7 +105,7 @@ export function resolveConfig(
     if (effective.get(key)!.source !== "default") continue;
     effective.set(key, { value, source: `deployment_profile ${profile}` });
   }
-  fitTwoLevel(effective);
+  fitGroups(effective);
 
   const config: Record<string, unknown> = {};
   const origins: Record<string, string> = {};
@@ -121,14 +122,19 @@ export function resolveConfig(
   return resolved;
 }
 
-/** Two-level scales have group sizes of their own where none is asked for. */
-function fitTwoLevel(effective: Map<string, Given>): void {
-  const { value: scaleBits, source } = effective.get("scale_bits")!;
-  const groupSize = effective.get("group_size")!;
-  const isAsked = groupSize.source !== "default" && !groupSize.source.startsWith("deployment_profile");
-  if (scaleBits === 16 || isAsked) return;
-  const value = defaultTwoLevelGroupSize(effective.get("bit_width")!.value as BitWidth);
-  effective.set("group_size", { value, source: `default with scale_bits ${scaleBits} (${source})` });
+/** Two-level scales, and the types of a target, have group sizes of their own where none is asked for. */
+function fitGroups(effective: Map<string, Given>): void {
+  const of = (key: string) => effective.get(key)!, bits = of("bit_width").value as BitWidth;
+  const { source } = of("group_size");
+  if (source !== "default" && !source.startsWith("deployment_profile")) return;
+  const set = (value: number, key: string) => {
+    const why = `default with ${key} ${String(of(key).value)} (${of(key).source})`;
+    effective.set("group_size", { value, source: why });
+  };
+  const target = of("target").value as string | null, asked = of("target_type").value as string | null;
+  const type = target === null ? undefined : asked ?? TARGETS[target]!.types[bits];
+  if (type !== undefined) set(GRIDS[type]!.groupSize, "target");
+  else if (of("scale_bits").value !== 16) set(defaultTwoLevelGroupSize(bits), "scale_bits");
 }
 
 function readDocument(document: unknown, source: string, problems: ConfigProblem[]): Map<string, Given> {

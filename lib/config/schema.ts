@@ -10,6 +10,7 @@ import {
   integerOf,
   type Kind,
   layerBits,
+  layerTypes,
   list,
   number,
   orNull,
@@ -27,6 +28,7 @@ import {
   SOLVERS,
   type ZeroPointKind,
 } from "./names.ts";
+import { GRIDS, TARGETS } from "./targets.ts";
 
 /** Named set of `bit_width`, `num_time_groups` and `group_size`. */
 export type DeploymentProfile = "edge" | "local" | "cloud";
@@ -73,6 +75,9 @@ export interface Config {
   readonly outputCorrection: boolean;
   readonly timeScales: "shared" | "per_group";
   readonly samplerCorrection: boolean;
+  readonly target: string | null;
+  readonly targetType: string | null;
+  readonly layerTypes: Readonly<Record<string, string>>;
   readonly targetModelSizeMb: number | null;
   readonly targetBitsPerWeight: number | null;
   readonly bitPlan: string | null;
@@ -108,6 +113,8 @@ interface KeyOf<V> {
   readonly unit?: string;
   /** Accepted and validated, without effect. */
   readonly later?: true;
+  /** At its default it does not stand among the settings of an output. */
+  readonly silent?: true;
   /** Never changes a byte of the output: results do not depend on it, or it acts only through other keys. */
   readonly neutral?: true;
 }
@@ -129,7 +136,7 @@ type Rows = { readonly [E in Entries<Config> as E[0]]: KeyOf<E[1]> };
 const key = <V>(
   kind: Kind<V>,
   value: NoInfer<V>,
-  more: Pick<KeyOf<V>, "unit" | "later" | "neutral"> = {},
+  more: Pick<KeyOf<V>, "unit" | "later" | "neutral" | "silent"> = {},
 ) => ({ means: (description: string): KeyOf<V> => ({ kind, default: value, description, ...more }) });
 
 /** Every key, in the order in which it is printed; the keys of one section stand together. */
@@ -254,6 +261,16 @@ const ROWS: Rows = {
   sampler_correction: key(boolean, false).means(
     "With `enable_time_aware`, image models: correct the sampler's steps for gain, bias and noise " +
       "variance of quantized predictions, kept if the held-out step KL falls",
+  ),
+  target: key(orNull(choice(...Object.keys(TARGETS))), null, { silent: true }).means(
+    "Program that the result is for: groups, scales and zero points are such that its files hold the " +
+      "weights exactly (docs/interop.md)",
+  ),
+  target_type: key(orNull(choice(...Object.keys(GRIDS))), null, { silent: true }).means(
+    "Type of the target for layers of `bit_width`; null chooses by the bits",
+  ),
+  layer_types: key(layerTypes, {}, { silent: true }).means(
+    "Types of the target for single tensors, by name or pattern, also for embeddings and heads",
   ),
   target_model_size_mb: key(orNull(positive(1e9)), null, { unit: "MB" }).means(
     "Largest size of the quantized model, all tensors together; bits are chosen by layer; needs " +

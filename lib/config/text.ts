@@ -1,7 +1,7 @@
 /** The configuration as text: YAML with origins, canonical JSON, and the table of docs/configuration.md. */
 import { escapeCharacter, isMapping, quoted } from "./kinds.ts";
 import type { ResolvedConfig } from "./resolve.ts";
-import { type Config, SCHEMA, valueAt } from "./schema.ts";
+import { type Config, type Key, SCHEMA, valueAt } from "./schema.ts";
 
 /** The configuration as YAML, every value followed by `# from` and its origin; it parses back to the same. */
 export function formatConfig(resolved: ResolvedConfig): string {
@@ -29,7 +29,9 @@ export function formatConfig(resolved: ResolvedConfig): string {
  * failing run sooner) and `deployment_profile` (it acts through three keys that are present).
  */
 export function canonicalConfig(config: Config): string {
-  const entries = SCHEMA.filter((k) => !k.neutral).map(({ key }): [string, unknown] => {
+  const isSaid = ({ key, neutral, silent, default: value }: Key) =>
+    !neutral && !(silent && JSON.stringify(valueAt(config, key)) === JSON.stringify(value));
+  const entries = SCHEMA.filter(isSaid).map(({ key }): [string, unknown] => {
     const value = valueAt(config, key);
     return [key, isMapping(value) ? sortedByKey(Object.entries(value)) : value];
   });

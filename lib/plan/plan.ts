@@ -6,9 +6,12 @@ import { allPackedNames, packedNames } from "../quant/packed/entries.ts";
 import {
   compilePattern,
   type Config,
+  gridFor,
   isSensitiveLayer,
   type LayerBits,
   layerBitWidth,
+  layerType,
+  TARGETS,
 } from "../config/mod.ts";
 import {
   type BitWidth,
@@ -47,6 +50,10 @@ export interface PlanRow {
   readonly zeroPoint: ZeroPointKind | undefined;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
+  /** Type of the target that stores it; undefined without a target. */
+  readonly type?: string | undefined;
+  /** Why that is another one than its bits would have. */
+  readonly fallback?: string | undefined;
   readonly bytesBefore: number;
   /** Stored bytes; `min_accuracy` may ask for more. */
   readonly bytesAfter: number;
@@ -84,7 +91,12 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
   );
   return {
     rows,
-    warnings: [...nothingQuantized(rows), ...unmatched(names, config), ...overruled(rows, config)],
+    warnings: [
+      ...nothingQuantized(rows),
+      ...fallbacks(rows),
+      ...unmatched(names, config),
+      ...overruled(rows, config),
+    ],
   };
 }
 
@@ -107,6 +119,38 @@ const NOT_PACKED = {
   scaleBits: undefined,
 };
 
+/** The form of a row, and where its bits come from. */
+type RowForm = Pick<PlanRow, "reason" | "type" | "fallback" | keyof typeof NOT_PACKED>;
+
+/** The form in which the target's files store a matrix exactly; without a target, as it is. */
+function fitTarget({ name, shape }: TensorInfo, form: RowForm, config: Config): RowForm {
+  const target = config.target === null ? undefined : TARGETS[config.target];
+  const { bits, reason } = form, own = target && layerType(config, name), cols = shape[1]!;
+  if (target === undefined || (bits === undefined && own === undefined)) return form;
+  const asked = own ?? (reason === "bit_width" ? config.targetType : undefined) ?? target.types[bits!];
+  if (asked === undefined) {
+    throw new RangeError(`Cannot plan ${quote(name)}: ${config.target} has no type of ${bits} bits`);
+  }
+  const grid = gridFor(asked, cols, config.groupSize), why = `rows of ${cols} weights`;
+  if (grid === undefined) {
+    return { reason: "target", ...NOT_PACKED, fallback: `${why}: kept, ${asked} cannot hold them` };
+  }
+  const { type, groupSize, zeroPoint, scaleBits } = grid;
+  return {
+    reason: bits === undefined ? "layer_types" : reason,
+    ...{ bits: grid.bits, groupSize, zeroPoint, scaleBits, type },
+    fallback: type === asked ? undefined : `${why}: ${type} in place of ${asked}`,
+  };
+}
+
+/** Warnings of matrices whose rows rule out the type that they would have. */
+const fallbacks = (rows: readonly PlanRow[]): string[] =>
+  [...Map.groupBy(rows, ({ fallback }) => fallback)].flatMap(([why, { length, 0: first }]) =>
+    why === undefined
+      ? []
+      : [`target: ${length} ${length === 1 ? "tensor" : "tensors"} with ${why}, as ${quote(first!.name)}`]
+  );
+
 function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo, file: string) => PlanRow {
   const { config } = context, keepPatterns = config.keepPatterns.map(compilePattern);
 
@@ -119,7 +163,7 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
     return layerBitWidth(config, name) === 16 ? "layer_bit_widths 16" : undefined;
   };
 
-  const formOf = (info: TensorInfo): Pick<PlanRow, "reason" | keyof typeof NOT_PACKED> => {
+  const formOf = (info: TensorInfo): RowForm => {
     const { name } = info, { groupSize, zeroPoint } = config, form = { groupSize, zeroPoint };
     const scaleBits = scaleBitsOf(config), planned = bitPlan?.get(name);
     if (planned !== undefined) return { reason: "bit_plan", ...planned, scaleBits };
@@ -140,7 +184,7 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
 
   return (info, file) => {
     const { name, shape, dtype, byteLength } = info, kept = keptBy(info);
-    const form = kept === undefined ? formOf(info) : { reason: kept, ...NOT_PACKED };
+    const form = kept === undefined ? fitTarget(info, formOf(info), config) : { reason: kept, ...NOT_PACKED };
     const { bits, groupSize, zeroPoint, scaleBits } = form, [rows, cols] = shape as [number, number];
     const common = { name, file, shape, dtype, bytesBefore: byteLength };
     if (bits === undefined) return { ...common, action: "keep", ...form, bytesAfter: byteLength };

@@ -1,0 +1,73 @@
+/**
+ * Programs to quantize for, and the grids that their files store exactly: a program is a line of
+ * {@linkcode TARGETS}, a grid a line of {@linkcode GRIDS}.
+ */
+import type { BitWidth, GroupSize, ScaleBits, ZeroPointKind } from "./names.ts";
+
+/** A grid that a type of another program's file stores exactly. */
+export interface Grid {
+  readonly bits: BitWidth;
+  /** Its own group; wider ones repeat their scale. */
+  readonly groupSize: GroupSize;
+  readonly zeroPoint: ZeroPointKind;
+  readonly scaleBits?: ScaleBits | undefined;
+  /** A row's columns must be a multiple of this. */
+  readonly block: number;
+  /** The type for rows that are none; undefined: such a matrix is kept. */
+  readonly next?: string | undefined;
+}
+
+/** Grids by the type's name in the program. Q4_0 and Q2_0 follow llama.cpp's own table of fallbacks. */
+export const GRIDS: Readonly<Record<string, Grid>> = {
+  Q2_K: { bits: 2, groupSize: 16, zeroPoint: "real", scaleBits: 4, block: 256, next: "Q4_0" },
+  Q4_K: { bits: 4, groupSize: 32, zeroPoint: "real", scaleBits: 6, block: 256, next: "Q4_0" },
+  Q2_0: { bits: 2, groupSize: 64, zeroPoint: "symmetric", block: 64, next: "Q4_0" },
+  Q4_0: { bits: 4, groupSize: 32, zeroPoint: "symmetric", block: 32 },
+  Q8_0: { bits: 8, groupSize: 32, zeroPoint: "symmetric", block: 32 },
+};
+
+/** A program to quantize for. */
+export interface Target {
+  /** Format that it opens, as behind `--to` of export.ts. */
+  readonly format: string;
+  /** The type for each number of bits; other types by name. */
+  readonly types: Readonly<Partial<Record<BitWidth, string>>>;
+  /** More types that may be asked for. */
+  readonly more: readonly string[];
+}
+
+export const TARGETS: Readonly<Record<string, Target>> = {
+  "llama.cpp": {
+    format: "gguf",
+    types: { 2: "Q2_K", 3: "Q4_0", 4: "Q4_K", 8: "Q8_0" },
+    more: ["Q2_0", "Q4_0"],
+  },
+};
+
+/** Types that a target may be asked for. */
+export const targetTypes = (
+  { types, more }: Target,
+): string[] => [...new Set([...Object.values(types), ...more])];
+
+/** A type and its grid, with groups as wide as asked for where it can repeat its scale. */
+export interface TargetGrid extends Grid {
+  readonly type: string;
+}
+
+/**
+ * The first type from `asked` on whose blocks divide a row; undefined where none does.
+ *
+ * @param groupSize wider groups than the type's own; 0 a whole row
+ */
+export function gridFor(asked: string, cols: number, groupSize: GroupSize): TargetGrid | undefined {
+  for (let type: string | undefined = asked; type !== undefined; type = GRIDS[type]?.next) {
+    const grid: Grid = GRIDS[type]!;
+    if (cols % grid.block !== 0) continue;
+    const most = grid.scaleBits === undefined ? Infinity : 128;
+    const isWider = groupSize === 0
+      ? grid.scaleBits === undefined
+      : groupSize % grid.groupSize === 0 && groupSize <= most && cols % groupSize === 0;
+    return { ...grid, type, groupSize: isWider ? groupSize : grid.groupSize };
+  }
+  return undefined;
+}

@@ -1,0 +1,84 @@
+/** Quantizing for another program in one go: a packed checkpoint in a work folder, then the program's own file. */
+import { rmSync } from "node:fs";
+import { TARGETS } from "../config/mod.ts";
+import { checkStreamedFile } from "../files/streamed_file.ts";
+import { writing } from "../files/positional.ts";
+import {
+  planQuantization,
+  quantizeCheckpoint,
+  type QuantizeCheckpointOptions,
+  type RunReport,
+} from "../pipeline/mod.ts";
+import { packedBytes, type PackedLayer } from "../quant/mod.ts";
+import { packedNames } from "../quant/packed/entries.ts";
+import { type Checkpoint, type FloatDtype, openCheckpoint, refuseForeign } from "../tensor/mod.ts";
+import { exportCheckpoint, type ExportReport } from "./export_checkpoint.ts";
+import { type ExportChoices, type ExportTensor, roundingRefused } from "./format.ts";
+import { EXPORT_FORMATS } from "./formats.ts";
+
+/** How to quantize a checkpoint for the target that its configuration names. */
+export type QuantizeForOptions = QuantizeCheckpointOptions & Partial<Pick<ExportChoices, "allowRounding">>;
+
+/** Result of such a run. */
+export interface QuantizeForReport {
+  readonly quantized: RunReport;
+  /** Undefined on a dry run. */
+  readonly exported: ExportReport | undefined;
+}
+
+/** Folder of the packed checkpoint until the output is written; `--resume` goes on from it. */
+export const workFolder = (output: string): string => `${output.replace(/\/+$/, "")}.arrowquant`;
+
+/**
+ * Quantizes a checkpoint for a program. What the program cannot hold is refused before a weight is read; a run that was
+ * stopped is gone on with where `resume` says so.
+ *
+ * @throws as {@linkcode quantizeCheckpoint} and {@linkcode exportCheckpoint}
+ */
+export async function quantizeFor(options: QuantizeForOptions): Promise<QuantizeForReport> {
+  const { input, output, config, allowRounding = false, force = false } = options;
+  const target = TARGETS[config.target!]!,
+    format = EXPORT_FORMATS.find(({ name }) => name === target.format)!;
+  {
+    using checkpoint = openCheckpoint(input, { variant: options.variant });
+    refuseForeign(checkpoint, "quantize");
+    const source = { checkpoint, tensors: plannedTensors(checkpoint, options), kernels: options.kernels! };
+    const content = await format.prepare(source, { allowRounding, types: [] });
+    const rounded = content.rows.filter(({ rounding }) => rounding !== undefined);
+    if (rounded.length > 0 && !allowRounding) throw roundingRefused(source, format.name, rounded);
+    if (content.kind === "file") checkStreamedFile(output, content.bytes, force);
+  }
+  const work = workFolder(output);
+  const own = { output, opensIn: format.openedBy };
+  const quantized = { ...await quantizeCheckpoint({ ...options, output: work }), ...own };
+  if (options.dryRun) return { quantized, exported: undefined };
+  const { kernels, signal, onProgress, onEvent } = options;
+  const events = { signal, onProgress, onEvent };
+  const exported = await exportCheckpoint({
+    input: work,
+    output,
+    format,
+    kernels,
+    allowRounding,
+    force,
+    ...events,
+  });
+  writing("delete", work, () => rmSync(work, { recursive: true }));
+  return { quantized, exported };
+}
+
+/** The tensors as the plan will leave them. */
+function plannedTensors(checkpoint: Checkpoint, { config }: QuantizeForOptions): ExportTensor[] {
+  return planQuantization(checkpoint, config).rows.map((row): ExportTensor => {
+    const { name, shape, file, bits, groupSize, zeroPoint, scaleBits } = row, bytes = row.bytesAfter;
+    const plain = { name, shape, dtype: row.dtype, file, layer: undefined, bytes };
+    if (bits === undefined) return plain;
+    const [rows, cols] = shape as [number, number], dtype = row.dtype as FloatDtype;
+    const form = { rows, cols, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+    const layer: PackedLayer = {
+      ...{ ...form, name, dtype, zeroPointKind: form.zeroPoint, tensors: packedNames(name, form), bytes },
+      bitsPerWeight: packedBytes(form) * 8 / (rows * cols),
+    };
+    return { ...plain, layer };
+  });
+}
