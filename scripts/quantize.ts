@@ -155,7 +155,9 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
     }
   }
   if (values.report !== undefined) {
-    if (config.target !== null) throw new UsageError("--report reads a checkpoint of this tool: leave --for out");
+    if (config.target !== null) {
+      throw new UsageError("--report reads a checkpoint of this tool: leave --for out");
+    }
     prepareReport(values.report);
   }
   const started = performance.now(), secondsSoFar = () => (performance.now() - started) / 1000;
