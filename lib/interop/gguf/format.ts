@@ -2,6 +2,8 @@
 import { MADE_BY } from "../../files/results.ts";
 import { cannotHold, type ExportFormat, type ExportSource, type FileContent, type Piece } from "../format.ts";
 import { ALIGNMENT, ggufHeader, type GgufMetadata, type GgufValue, padding, text, u32 } from "./container.ts";
+import { IMAGE_FAMILIES } from "./image_families.ts";
+import { imageGguf, isImageModel } from "./image_model.ts";
 import { type GgufModel, languageModel } from "./language_model.ts";
 import { ggufPieces, type GgufRow, ggufRow } from "./tensors.ts";
 import type { GgmlType } from "./types.ts";
@@ -29,18 +31,25 @@ const MODELS: readonly {
   readonly describe: (source: ExportSource) => GgufModel;
 }[] = [
   { isFor: ({ checkpoint: { kind } }) => kind === "dream" || kind === "llada", describe: languageModel },
+  { isFor: isImageModel, describe: imageGguf },
 ];
 
 export const GGUF: ExportFormat = {
   name: "gguf",
-  openedBy: "llama.cpp and what is built on it",
+  openedBy: "llama.cpp and what is built on it; image models: ComfyUI-GGUF, stable-diffusion.cpp, diffusers",
   prepare(source, choices): FileContent {
     const model = MODELS.find(({ isFor }) => isFor(source));
     if (model === undefined) {
-      throw cannotHold(source, "gguf", "it must be Dream or LLaDA, got a model of another family");
+      throw cannotHold(
+        source,
+        "gguf",
+        `it must be Dream, LLaDA, ${
+          IMAGE_FAMILIES.map(({ name }) => name).join(", ")
+        }, got tensors of another family`,
+      );
     }
-    const { metadata, entries, notes } = model.describe(source);
-    const rows = entries.map((entry) => ggufRow(source, entry, choices));
+    const { metadata, entries, notes, maxName } = model.describe(source);
+    const rows = entries.map((entry) => ggufRow(source, entry, choices, maxName));
     const header = ggufHeader(withGeneral(metadata, rows), rows);
     const bytes = rows.reduce((sum, row) => sum + row.bytes + padding(row.bytes), header.length);
     function* pieces(): Generator<Piece> {

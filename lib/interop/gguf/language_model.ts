@@ -11,6 +11,8 @@ export interface GgufModel {
   readonly metadata: readonly (readonly [key: string, value: GgufValue])[];
   readonly entries: readonly GgufEntry[];
   readonly notes?: readonly string[] | undefined;
+  /** Longest name that its readers take; default ggml's. */
+  readonly maxName?: number;
 }
 
 /** Most blocks that llama.cpp loads (LLAMA_MAX_LAYERS). */

@@ -123,11 +123,16 @@ function holdPlain(
  *
  * @throws {CheckpointError} when a name is too long or an asked type cannot hold a tensor at all
  */
-export function ggufRow(source: ExportSource, entry: GgufEntry, { types }: ExportChoices): GgufRow {
+export function ggufRow(
+  source: ExportSource,
+  entry: GgufEntry,
+  { types }: ExportChoices,
+  maxName = MAX_GGUF_NAME,
+): GgufRow {
   const { name, sources: [first, ...more] } = entry, tensor = first!;
   const fail = (reason: string) => cannotHold(source, "gguf", reason, tensor.name);
-  if (name.length > MAX_GGUF_NAME) {
-    throw fail(`names must have at most ${MAX_GGUF_NAME} characters, got "${name}"`);
+  if (name.length > maxName) {
+    throw fail(`names must have at most ${maxName} characters, got "${name}"`);
   }
   const asked = types.find(({ pattern }) => pattern.test(tensor.name))?.type;
   if (asked !== undefined && !isGgmlType(asked)) {
