@@ -30,15 +30,29 @@ export const GRIDS: Readonly<Record<string, Grid>> = {
 export interface Target {
   /** Format that it opens, as behind `--to` of export.ts. */
   readonly format: string;
+  /** Models that it runs, where the format has others as well. */
+  readonly models?: "language" | "image";
   /** The type for each number of bits; other types by name. */
   readonly types: Readonly<Partial<Record<BitWidth, string>>>;
   /** More types that may be asked for. */
   readonly more: readonly string[];
 }
 
+/** Programs that run image models out of GGUF files. */
+const IMAGES: Target = {
+  format: "gguf",
+  models: "image",
+  types: { 2: "Q2_K", 3: "Q4_0", 4: "Q4_K", 8: "Q8_0" },
+  more: ["Q4_0"],
+};
+
 export const TARGETS: Readonly<Record<string, Target>> = {
+  "comfyui": IMAGES,
+  "stable-diffusion.cpp": IMAGES,
+  "diffusers": IMAGES,
   "llama.cpp": {
     format: "gguf",
+    models: "language",
     types: { 2: "Q2_K", 3: "Q4_0", 4: "Q4_K", 8: "Q8_0" },
     more: ["Q2_0", "Q4_0"],
   },

@@ -36,6 +36,8 @@ export interface ExportSource {
 export interface ExportChoices {
   /** Store what the format cannot hold exactly as near as it can. */
   readonly allowRounding: boolean;
+  /** Kind of models that the program runs for which it is; undefined for any. */
+  readonly models?: "language" | "image" | undefined;
   /** Types of tensors by patterns of their original names, in the format's words; the first that fits counts. */
   readonly types: readonly { readonly pattern: NamePattern; readonly type: string }[];
 }

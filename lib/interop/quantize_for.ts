@@ -1,6 +1,6 @@
 /** Quantizing for another program in one go: a packed checkpoint in a work folder, then the program's own file. */
 import { rmSync } from "node:fs";
-import { TARGETS } from "../config/mod.ts";
+import { type Config, TARGETS } from "../config/mod.ts";
 import { checkStreamedFile } from "../files/streamed_file.ts";
 import { writing } from "../files/positional.ts";
 import {
@@ -15,6 +15,7 @@ import { type Checkpoint, type FloatDtype, openCheckpoint, refuseForeign } from 
 import { exportCheckpoint, type ExportReport } from "./export_checkpoint.ts";
 import { type ExportChoices, type ExportTensor, roundingRefused } from "./format.ts";
 import { EXPORT_FORMATS } from "./formats.ts";
+import { keptByTools } from "./gguf/image_model.ts";
 
 /** How to quantize a checkpoint for the target that its configuration names. */
 export type QuantizeForOptions = QuantizeCheckpointOptions & Partial<Pick<ExportChoices, "allowRounding">>;
@@ -36,21 +37,23 @@ export const workFolder = (output: string): string => `${output.replace(/\/+$/, 
  * @throws as {@linkcode quantizeCheckpoint} and {@linkcode exportCheckpoint}
  */
 export async function quantizeFor(options: QuantizeForOptions): Promise<QuantizeForReport> {
-  const { input, output, config, allowRounding = false, force = false } = options;
-  const target = TARGETS[config.target!]!,
-    format = EXPORT_FORMATS.find(({ name }) => name === target.format)!;
+  const { input, output, allowRounding = false, force = false } = options;
+  const target = TARGETS[options.config.target!]!, { models } = target;
+  const format = EXPORT_FORMATS.find(({ name }) => name === target.format)!;
+  let { config } = options;
   {
     using checkpoint = openCheckpoint(input, { variant: options.variant });
     refuseForeign(checkpoint, "quantize");
-    const source = { checkpoint, tensors: plannedTensors(checkpoint, options), kernels: options.kernels! };
-    const content = await format.prepare(source, { allowRounding, types: [] });
+    if (models === "image") config = withKept(config, [...checkpoint.tensors.keys()]);
+    const source = { checkpoint, tensors: plannedTensors(checkpoint, config), kernels: options.kernels! };
+    const content = await format.prepare(source, { allowRounding, types: [], models });
     const rounded = content.rows.filter(({ rounding }) => rounding !== undefined);
     if (rounded.length > 0 && !allowRounding) throw roundingRefused(source, format.name, rounded);
     if (content.kind === "file") checkStreamedFile(output, content.bytes, force);
   }
   const work = workFolder(output);
   const own = { output, opensIn: format.openedBy };
-  const quantized = { ...await quantizeCheckpoint({ ...options, output: work }), ...own };
+  const quantized = { ...await quantizeCheckpoint({ ...options, config, output: work }), ...own };
   if (options.dryRun) return { quantized, exported: undefined };
   const { kernels, signal, onProgress, onEvent } = options;
   const events = { signal, onProgress, onEvent };
@@ -67,8 +70,18 @@ export async function quantizeFor(options: QuantizeForOptions): Promise<Quantize
   return { quantized, exported };
 }
 
+/** The configuration with what the tools of image models never quantize among what is kept, unless it names its bits. */
+function withKept(config: Config, names: readonly string[]): Config {
+  const asked = { ...config.layerBitWidths, ...config.layerTypes };
+  const isAsked = (name: string) =>
+    Object.hasOwn(asked, name) || Object.hasOwn(asked, name.replace(/\.weight$/, ""));
+  const kept = [...keptByTools(names)].filter((name) => name.endsWith(".weight") && !isAsked(name));
+  const exact = kept.map((name) => `^${name.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&")}$`);
+  return { ...config, keepPatterns: [...config.keepPatterns, ...exact] };
+}
+
 /** The tensors as the plan will leave them. */
-function plannedTensors(checkpoint: Checkpoint, { config }: QuantizeForOptions): ExportTensor[] {
+function plannedTensors(checkpoint: Checkpoint, config: Config): ExportTensor[] {
   return planQuantization(checkpoint, config).rows.map((row): ExportTensor => {
     const { name, shape, file, bits, groupSize, zeroPoint, scaleBits } = row, bytes = row.bytesAfter;
     const plain = { name, shape, dtype: row.dtype, file, layer: undefined, bytes };

@@ -27,26 +27,36 @@ const FILE_TYPES: Readonly<Record<GgmlType, number>> = {
 
 /** Descriptions of models, the first that knows one; a family is a function here. */
 const MODELS: readonly {
+  readonly models: "language" | "image";
+  /** What there is, for a message. */
+  readonly families: string;
   readonly isFor: (source: ExportSource) => boolean;
   readonly describe: (source: ExportSource) => GgufModel;
 }[] = [
-  { isFor: ({ checkpoint: { kind } }) => kind === "dream" || kind === "llada", describe: languageModel },
-  { isFor: isImageModel, describe: imageGguf },
+  {
+    models: "language",
+    families: "Dream, LLaDA",
+    isFor: ({ checkpoint: { kind } }) => kind === "dream" || kind === "llada",
+    describe: languageModel,
+  },
+  {
+    models: "image",
+    families: IMAGE_FAMILIES.map(({ name }) => name).join(", "),
+    isFor: isImageModel,
+    describe: imageGguf,
+  },
 ];
 
 export const GGUF: ExportFormat = {
   name: "gguf",
   openedBy: "llama.cpp and what is built on it; image models: ComfyUI-GGUF, stable-diffusion.cpp, diffusers",
   prepare(source, choices): FileContent {
-    const model = MODELS.find(({ isFor }) => isFor(source));
+    const held = MODELS.filter(({ models }) => choices.models === undefined || models === choices.models);
+    const model = held.find(({ isFor }) => isFor(source));
     if (model === undefined) {
-      throw cannotHold(
-        source,
-        "gguf",
-        `it must be Dream, LLaDA, ${
-          IMAGE_FAMILIES.map(({ name }) => name).join(", ")
-        }, got tensors of another family`,
-      );
+      const families = held.map(({ families }) => families).join(", ");
+      const other = MODELS.some(({ isFor }) => isFor(source)) ? "a model for other programs" : "another one";
+      throw cannotHold(source, "gguf", `the family must be one of ${families}, got ${other}`);
     }
     const { metadata, entries, notes, maxName } = model.describe(source);
     const rows = entries.map((entry) => ggufRow(source, entry, choices, maxName));
