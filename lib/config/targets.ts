@@ -47,15 +47,15 @@ const IMAGES: Target = {
 };
 
 export const TARGETS: Readonly<Record<string, Target>> = {
-  "comfyui": IMAGES,
-  "stable-diffusion.cpp": IMAGES,
-  "diffusers": IMAGES,
   "llama.cpp": {
     format: "gguf",
     models: "language",
     types: { 2: "Q2_K", 3: "Q4_0", 4: "Q4_K", 8: "Q8_0" },
     more: ["Q2_0", "Q4_0"],
   },
+  comfyui: IMAGES,
+  "stable-diffusion.cpp": IMAGES,
+  diffusers: IMAGES,
 };
 
 /** Types that a target may be asked for. */
