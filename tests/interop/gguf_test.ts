@@ -131,7 +131,9 @@ describe("a GGUF file of a language model", () => {
     const { tensors: own, config } = lladaCheckpoint(WIDE);
     const scaled = writeCheckpoint(place.fresh("scaled"), own, { ...config, scale_logits: true });
     const file = place.fresh("refused.gguf");
-    expect((await rejection(exported(other, file))).message).toContain("the family must be one of Dream, LLaDA, FLUX.1");
+    expect((await rejection(exported(other, file))).message).toContain(
+      "the family must be one of Dream, LLaDA, FLUX.1",
+    );
     expect((await rejection(exported(scaled, file))).message).toContain("must not scale its logits");
     const words = writeCheckpoint(place.fresh("words"), own, config);
     writeFileSync(
