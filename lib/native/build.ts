@@ -92,7 +92,8 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
   return {
     units,
     flags,
-    linkFlags: ["-shared", "-pthread"],
+    // A signal handler of the library can run on another thread while the library is closed: it stays mapped.
+    linkFlags: ["-shared", "-pthread", ...(platform === "linux" ? ["-Wl,-z,nodelete"] : [])],
     fileName: platform === "darwin" ? "libarrowquant.dylib" : "libarrowquant.so",
   };
 }

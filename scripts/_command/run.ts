@@ -64,12 +64,31 @@ async (args: readonly string[] = process.argv.slice(2), name: string = usage.nam
     if ((parsed.flags as Record<string, boolean>)["help"]) print(helpText(named));
     else process.exitCode = await main(parsed, context) ?? 0;
   } catch (error) {
+    if (error instanceof InterruptedError) await handled(controller.signal);
     if (error instanceof UsageError) error.message += `\n${usageLine(named)}\n--help says more`;
     process.exitCode = report(error, args.includes("--json"));
   } finally {
     dropSignals();
   }
 };
+
+/** A signal that stopped a kernel reaches its handler in JavaScript this soon, however busy the machine is. */
+const HANDLED_MILLISECONDS = 5000;
+
+/**
+ * Waits until the handler of a signal has run, for without a handler Deno ends the process by a signal that it has not
+ * handed on yet.
+ */
+function handled(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, HANDLED_MILLISECONDS);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      resolve();
+    }, { once: true });
+  });
+}
 
 /** Lets a signal in. @throws {InterruptedError} when one has come */
 export async function stopIfAsked(signal: AbortSignal): Promise<void> {

