@@ -47,14 +47,13 @@ static int has_byte_dot(void) {
  * wider sets compile them again. */
 #define AQ_SLOT(test, set, int8_set, backward_set)                                                        \
   {                                                                                                       \
-    test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_solver_##set, &aq_rows_##set,  \
+    test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set,  \
         &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set                             \
   }
 #define AQ_DECLARE(set)                               \
   extern const aq_quantize_kernels aq_quantize_##set; \
   extern aq_two_level_function aq_two_level_##set;    \
   extern const aq_forward_kernels aq_forward_##set;   \
-  extern const aq_solver_kernels aq_solver_##set;     \
   extern const aq_row_kernels aq_rows_##set;          \
   extern const aq_product_kernels aq_product_##set;   \
   extern const aq_int8_kernels aq_int8_##set;         \

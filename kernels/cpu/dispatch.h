@@ -15,7 +15,6 @@ typedef struct {
   const aq_quantize_kernels *quantize;
   aq_two_level_function *two_level;
   const aq_forward_kernels *forward;
-  const aq_solver_kernels *solver;
   const aq_row_kernels *rows;
   const aq_product_kernels *product;
   const aq_int8_kernels *int8;

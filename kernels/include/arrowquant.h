@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 5
+#define AQ_ABI_VERSION 6
 
 #define AQ_OK 0
 #define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
@@ -308,9 +308,11 @@ AQ_API int32_t aq_multiply(const float *a, const float *b, size_t rows, size_t k
 AQ_API int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats);
 
 /* out[i, j] += sum_t weight[t] y[t, i] x[t, j]. x f32[tokens, cols], y f32[tokens, rows], weight f32[tokens]
- * or null for ones, out f32[rows, cols]. y null: x itself, rows = cols, out symmetric. */
+ * or null for ones, out f32[rows, cols]. y null: x itself, rows = cols, out symmetric. block < cols, which needs
+ * rows = cols: only the blocks of as many columns on the diagonal, one after the other, the last may be
+ * smaller. */
 AQ_API int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
-                                    size_t cols, AQ_INOUT float *out, int32_t isa, int32_t threads);
+                                    size_t cols, size_t block, AQ_INOUT float *out, int32_t isa, int32_t threads);
 
 /* M = U diag(pivots) U^T with U unit upper triangular: m f32[n, n] becomes U (of M only the upper triangle is
  * read), pivots f32[n]. AQ_E_VALUE where a pivot is not positive; m is lost then. */
@@ -318,7 +320,7 @@ AQ_API int32_t aq_factor_moment(AQ_INOUT float *m, size_t n, float *pivots, floa
 
 /* b f32[rows, n] becomes b M^-1, M by its factor and pivots. */
 AQ_API int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, AQ_INOUT float *b, size_t rows,
-                               float *work, int32_t isa, int32_t threads);
+                               int32_t isa, int32_t threads);
 
 /* Scales and zero points from each group's range, shrunk by ratio in (0, 1]. */
 AQ_API int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,

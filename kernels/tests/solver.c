@@ -10,9 +10,10 @@ typedef struct {
   int32_t kind;
 } shape;
 
-enum { OUTPUTS = 9 };
+enum { OUTPUTS = 11 };
 static const char *output_names[OUTPUTS] = {"moment", "cross moment", "factor", "pivots", "solved rows",
-                                            "codes",  "scales",       "zero points", "objective"};
+                                            "codes",  "scales",       "zero points", "objective",
+                                            "blocks of a moment", "diagonal of a cross moment"};
 
 #define CALL(what, call) expect_status(what, where, call, AQ_OK)
 
@@ -29,12 +30,19 @@ static outputs solve_all(const shape *s, const float *x, const float *y, const f
   CALL("work", aq_solver_work(n, s->group_size, threads, &floats));
   outputs o;
   const size_t sizes[OUTPUTS] = {n * n * 4, rows * n * 4, n * n * 4,    n * 4,   rows * n * 4,
-                                 rows * n,  rows * groups * 4, rows * groups * 4, rows * 8};
+                                 rows * n,  rows * groups * 4, rows * groups * 4, rows * 8, (n / 7 * 49 + n % 7 * (n % 7)) * 4, n * 4};
   for (int i = 0; i < OUTPUTS; i++) o.data[i] = memset(guarded(o.bytes[i] = sizes[i]), 0, sizes[i]);
   float *work = guarded(floats * 4), *moment = o.data[0], *factor = o.data[2], *scale = o.data[6], *zero = o.data[7];
   uint8_t *codes = o.data[5];
-  CALL("moment", aq_accumulate_moment(x, 0, weight, s->tokens, n, n, moment, isa, threads));
-  CALL("cross moment", aq_accumulate_moment(x, y, 0, s->tokens, rows, n, o.data[1], isa, threads));
+  CALL("moment", aq_accumulate_moment(x, 0, weight, s->tokens, n, n, n, moment, isa, threads));
+  CALL("cross moment", aq_accumulate_moment(x, y, 0, s->tokens, rows, n, n, o.data[1], isa, threads));
+  CALL("blocks", aq_accumulate_moment(x, 0, weight, s->tokens, n, n, 7, o.data[9], isa, threads));
+  CALL("diagonal", aq_accumulate_moment(x, x, weight, s->tokens, n, n, 1, o.data[10], isa, threads));
+  for (size_t i = 0, at = 0; i < n; i++)
+    for (size_t j = i / 7 * 7; j < i / 7 * 7 + 7 && j < n; j++, at++)
+      expect(((float *)o.data[9])[at] == moment[i * n + j], "a block is not the moment's", where);
+  for (size_t i = 0; i < n; i++)
+    expect(((float *)o.data[10])[i] == moment[i * n + i], "a diagonal is not the moment's", where);
   float mean = 0;
   for (size_t k = 0; k < n; k++) mean += moment[k * n + k] / (float)n;
   for (size_t i = 0; i < n; i++)
@@ -42,7 +50,7 @@ static outputs solve_all(const shape *s, const float *x, const float *y, const f
       factor[i * n + j] = moment[(size_t)order[i] * n + (size_t)order[j]] + (i == j ? 0.05f * mean + 1e-6f : 0.0f);
   CALL("factor", aq_factor_moment(factor, n, o.data[3], work, isa, threads));
   memcpy(o.data[4], w, rows * n * 4);
-  CALL("solve", aq_solve_moment(factor, o.data[3], n, o.data[4], rows, work, isa, threads));
+  CALL("solve", aq_solve_moment(factor, o.data[3], n, o.data[4], rows, isa, threads));
   CALL("grids", aq_clipped_grids(w, rows, n, s->bits, s->group_size, s->kind, 0.8f, scale, zero, threads));
   CALL("feedback", aq_quantize_feedback(w, rows, n, s->bits, s->group_size, scale, zero, factor, order, codes, work,
                                         isa, threads));

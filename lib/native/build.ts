@@ -40,13 +40,14 @@ const COMMON_SOURCES = [
   "packed.c",
   "stop.c",
   "threads.c",
-  ...["quantize", "two_level", "forward", "int8", "product", "solver", "backward"].flatMap((family) => [
+  ...["quantize", "two_level", "forward", "int8", "product", "backward"].flatMap((family) => [
     `${family}/api.c`,
     `${family}/scalar.c`,
   ]),
   "quantize/elements.c",
   "forward/images.c",
   "forward/linear.c",
+  "solver/api.c",
   "solver/rows_api.c",
   "solver/rows_scalar.c",
 ];

@@ -94,6 +94,10 @@ export const subBytesOf = (cols: number, groupSize: number, bits: number): numbe
 export const stridedOf = (rows: number, stride: number, cols: number): number =>
   rows === 0 ? 0 : (rows - 1) * stride + cols;
 
+/** Numbers of a moment of which blocks of as many columns on the diagonal are kept; all of it where that is `cols`. */
+export const momentElements = (rows: number, cols: number, block: number): number =>
+  block >= cols ? rows * cols : Math.floor(cols / block) * block ** 2 + (cols % block) ** 2;
+
 /** Columns of a superblock. */
 const SUPERBLOCK = 256;
 

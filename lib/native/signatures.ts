@@ -2,7 +2,7 @@
 // deno-fmt-ignore-file
 
 /** `AQ_ABI_VERSION` of kernels/include/arrowquant.h. */
-export const ABI_VERSION = 5;
+export const ABI_VERSION = 6;
 
 export const SIGNATURES = {
   aq_abi_version: "",
@@ -46,9 +46,9 @@ export const SIGNATURES = {
   aq_timestep_embedding: "in:f32 usize usize i32 f64 f64 out:f32",
   aq_multiply: "in:f32 in:f32 usize usize usize inout:f32 i32 i32",
   aq_solver_work: "usize usize i32 out:u64",
-  aq_accumulate_moment: "in:f32 in:f32 in:f32 usize usize usize inout:f32 i32 i32",
+  aq_accumulate_moment: "in:f32 in:f32 in:f32 usize usize usize usize inout:f32 i32 i32",
   aq_factor_moment: "inout:f32 usize out:f32 out:f32 i32 i32",
-  aq_solve_moment: "in:f32 in:f32 usize inout:f32 usize out:f32 i32 i32",
+  aq_solve_moment: "in:f32 in:f32 usize inout:f32 usize i32 i32",
   aq_clipped_grids: "in:f32 usize usize i32 usize i32 f32 out:f32 out:f32 i32",
   aq_quantize_feedback: "in:f32 usize usize i32 usize in:f32 in:f32 in:f32 in:i32 out:u8 out:f32 i32 i32",
   aq_refine_codes: "in:f32 usize usize i32 usize i32 in:f32 i32 i32 inout:u8 inout:f32 inout:f32 out:f64 out:f32 i32 i32",

@@ -39,18 +39,9 @@ export function addProduct(
   a: Float32Array,
   b: Float32Array,
   { rows, k, cols }: { readonly rows: number; readonly k: number; readonly cols: number },
-  out: Float32Array<ArrayBuffer>,
+  out: Float32Array,
 ): void {
   checkCounts(doing, { rows, k, cols });
   checkFloats(doing, { a: [a, rows * k], b: [b, k * cols], out: [out, rows * cols] });
   call.multiply(kernels, doing, a, b, rows, k, cols, out);
-}
-
-/** Mean power of outputs, Σ over rows of w M wᵀ: `w: f32[rows, cols]`, `moment: f32[cols, cols]`. */
-export function outputPower(kernels: Kernels, w: Float32Array, rows: number, moment: Float32Array): number {
-  const cols = Math.sqrt(moment.length);
-  const products = product(kernels, "measure outputs", w, moment, { tokens: rows, rows: cols, cols });
-  let sum = 0;
-  for (let i = 0; i < products.length; i++) sum += products[i]! * w[i]!;
-  return sum;
 }

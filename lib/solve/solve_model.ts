@@ -4,14 +4,13 @@
  * quantized go on side by side, from stage to stage. Memory beyond the model: the moments of one stage at a time,
  * and what the next stage reads.
  */
-import { correctedTarget, type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
+import { correctedTarget, type FactoredMoment, factorMoments, outputPower } from "../quant/solvers/factored_moment.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
 import type { Blockwise, LinearLayer, Matrix, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import { outputPower } from "../quant/product.ts";
 import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/solvers/moments.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
@@ -255,7 +254,7 @@ class ModelSolver<Batch> {
     return {
       name,
       tensor,
-      relativeError: objective / outputPower(kernels, target, rows, moment.moment),
+      relativeError: objective / outputPower(kernels, target, rows, moment),
       gain: firstObjective / objective,
       damping: moment.damping,
       deadColumns: moment.deadColumns,

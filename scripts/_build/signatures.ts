@@ -113,6 +113,7 @@ const SIZES: readonly (readonly [functions: RegExp, arrays: RegExp, size: string
   [/accumulate/, /^x$/, "tokens * cols"],
   [/accumulate/, /^y$/, "tokens * rows"],
   [/accumulate/, /^weight$/, "tokens"],
+  [/accumulate/, /^out$/, "momentElements(rows, cols, block)"],
   [/(factor|solve)_moment/, /^(m|factor)$/, "n * n"],
   [/(factor|solve)_moment/, /^pivots$/, "n"],
   [/(factor|solve)_moment/, /^b$/, "rows * n"],
@@ -173,7 +174,7 @@ const NUMBERS: Readonly<Record<string, string>> = {
 /** Names that functions.ts imports from call_checks.ts. */
 const CHECKS = [
   ...["any", "f32", "f64", "i32", "u16", "u32", "u64", "u8", "usize", "int32", "float"],
-  ...["groupsOf", "packedWordsOf", "permutation", "stridedOf", "subBytesOf", "superblocksOf", "workOf"],
+  ...["groupsOf", "momentElements", "packedWordsOf", "permutation", "stridedOf", "subBytesOf", "superblocksOf", "workOf"],
 ];
 
 /** Text of lib/native/functions.ts: every function of the CPU's header that returns a status. */

@@ -29,6 +29,7 @@ const IN_PLACE = new Set([
   "aq_refine_codes codes",
   "aq_refine_codes scale",
   "aq_refine_codes zero_point",
+  "aq_multiply c",
   "aq_adam_step values",
   "aq_adam_step first",
   "aq_adam_step second",

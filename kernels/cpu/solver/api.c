@@ -2,95 +2,158 @@
  * threads. */
 #include "../dispatch.h"
 #include "../threads.h"
-#include "rows.h"
-
-/* The place among the `count` that share `units` of the thread whose share holds one. */
-static size_t thread_of(size_t begin, size_t units, size_t count) {
-  size_t i = 0;
-  while (units * (i + 1) / count <= begin) i++;
-  return i;
-}
-
-static size_t thread_limit(int32_t threads) {
-  return threads < 1 ? 1 : aq_min_size((size_t)threads, AQ_MAX_THREADS);
-}
 
 /* Multiply-adds that take as long as a unit of work. */
 #define AQ_PER_WORK 512
+
+/* Columns of U that are made before the others take their products, and within them. */
+#define AQ_FACTOR_BLOCK 256
+#define AQ_FACTOR_PART 32
 
 int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats) {
   if (!floats) return AQ_E_ARGUMENT;
   const size_t group = aq_group_columns(group_size, cols);
   if (cols > AQ_MAX_SOLVER_COLS || (group == 0 && cols > 0)) return AQ_E_SHAPE;
   const size_t groups = cols == 0 ? 0 : (cols - 1) / group + 1;
-  const uint64_t rows = aq_row_floats(cols, groups, thread_limit(threads));
-  const uint64_t moments = (uint64_t)cols * (2 * AQ_SOLVER_BLOCK + AQ_PANEL * thread_limit(threads));
-  *floats = rows > moments ? rows : moments;
+  const uint64_t rows = aq_row_floats(cols, groups, threads < 1 ? 1 : aq_min_size((size_t)threads, AQ_MAX_THREADS));
+  const uint64_t factor = (uint64_t)cols * AQ_FACTOR_BLOCK;
+  *floats = rows > factor ? rows : factor;
   return AQ_OK;
 }
 
 /* Moments ------------------------------------------------------------------------------------------------ */
 
-typedef struct {
-  const aq_solver_kernels *kernels;
-  const float *x, *y, *weight;
-  size_t tokens, rows, cols, panels;
-  int symmetric;
-  float *out;
-} moment_job;
+#define AQ_MIRROR 32
 
-static int32_t moment_panels(const void *context, size_t begin, size_t end) {
-  const moment_job *job = context;
-  for (size_t unit = begin; unit < end; unit++) {
-    /* first, last, second, … : a symmetric moment's later panels are taller */
-    const size_t panel = unit % 2 == 0 ? unit / 2 : job->panels - 1 - unit / 2;
-    const size_t first = panel * AQ_PANEL;
-    job->kernels->moment(job->x, job->y, job->weight, job->tokens, job->rows, job->cols, first,
-                         aq_min_size(first + AQ_PANEL, job->cols), job->symmetric, job->out);
+typedef struct {
+  float *out;
+  size_t n;
+} mirror_job;
+
+/* The upper triangle into the lower one. */
+static int32_t mirror_rows(const void *context, size_t begin, size_t end) {
+  const mirror_job *job = context;
+  const size_t n = job->n;
+  for (size_t first = begin * AQ_MIRROR; first < aq_min_size(end * AQ_MIRROR, n); first += AQ_MIRROR)
+    for (size_t left = 0; left <= first; left += AQ_MIRROR)
+      for (size_t i = first; i < aq_min_size(first + AQ_MIRROR, n); i++)
+        for (size_t j = left; j < aq_min_size(left + AQ_MIRROR, i); j++) job->out[i * n + j] = job->out[j * n + i];
+  return AQ_OK;
+}
+
+typedef struct {
+  const float *x, *y, *weight;
+  size_t tokens, cols;
+  float *out;
+} diagonal_job;
+
+static int32_t diagonal_columns(const void *context, size_t begin, size_t end) {
+  const diagonal_job *job = context;
+  for (size_t t = 0; t < job->tokens; t++) {
+    const float *x = job->x + t * job->cols, *y = job->y + t * job->cols, weight = job->weight ? job->weight[t] : 1.0f;
+    for (size_t j = begin; j < end; j++) job->out[j] = aq_fma(weight * y[j], x[j], job->out[j]);
   }
   return AQ_OK;
 }
 
 int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
-                             size_t cols, float *out, int32_t isa, int32_t threads) {
+                             size_t cols, size_t block, float *out, int32_t isa, int32_t threads) {
   if (tokens == 0 || rows == 0 || cols == 0) return AQ_OK;
   AQ_KERNELS(isa);
   if (!x || !out) return AQ_E_ARGUMENT;
   const int symmetric = !y;
-  if ((symmetric && rows != cols) || !aq_counts_allowed(tokens, cols) || !aq_counts_allowed(tokens, rows) ||
-      !aq_counts_allowed(rows, cols))
+  if (block == 0 || (rows != cols && (symmetric || block < cols)) || !aq_counts_allowed(tokens, cols) ||
+      !aq_counts_allowed(tokens, rows) || !aq_counts_allowed(rows, cols))
     return AQ_E_SHAPE;
-  const moment_job job = {kernels->solver, x, symmetric ? x : y, weight, tokens, rows, cols, (cols - 1) / AQ_PANEL + 1,
-                          symmetric, out};
-  const int32_t status = aq_run_units(moment_panels, &job, job.panels,
-                                      aq_work((double)tokens * (double)rows * (double)cols / AQ_PER_WORK), threads);
-  if (symmetric && status == AQ_OK)
-    for (size_t i = 1; i < cols && !aq_stopped(); i++)
-      for (size_t j = 0; j < i; j++) out[i * cols + j] = out[j * cols + i];
+  int32_t status = AQ_OK;
+  if (block == 1 && cols > 1) {
+    const diagonal_job job = {x, symmetric ? x : y, weight, tokens, cols, out};
+    return aq_run_units(diagonal_columns, &job, cols, aq_work((double)tokens * (double)cols), threads);
+  }
+  for (size_t first = 0; first < cols && status == AQ_OK; first += block) {
+    const size_t n = aq_min_size(block, cols - first), m = rows == cols ? n : rows;
+    const aq_product_job job = {.a = (symmetric ? x : y) + first, .a_row = 1, .a_col = (ptrdiff_t)rows,
+                                .b = x + first, .b_row = (ptrdiff_t)cols, .b_col = 1, .c = out, .c_row = n,
+                                .k = tokens, .weight = weight};
+    status = aq_run_product(kernels->product, &job, m, n, symmetric, threads);
+    if (symmetric && status == AQ_OK && n > 1) {
+      const mirror_job mirror = {out, n};
+      status = aq_run_units(mirror_rows, &mirror, (n - 1) / AQ_MIRROR + 1, n * n / 4, threads);
+    }
+    out += m * n;
+  }
   return status == AQ_OK ? aq_stopped() : status;
 }
 
 /* Factor ------------------------------------------------------------------------------------------------- */
 
+/* The rows of h above the last columns of U that are known: `u`, `block` of them. g becomes those rows of U
+ * before they are scaled, [rows, AQ_FACTOR_BLOCK]. */
 typedef struct {
-  const aq_solver_kernels *kernels;
+  const aq_product_kernels *kernels;
   float *h;
-  const float *g, *a;
-  size_t n, block, cols;
-} factor_job;
+  const float *u, *pivots;
+  size_t stride, block, rows;
+  float *g;
+} above_job;
 
-#define AQ_FACTOR_ROWS 48 /* rows of a unit: later ones are shorter, so threads take them in turns */
+#define AQ_ABOVE_ROWS 84 /* of a unit: whole tiles of most instruction sets */
 
-static int32_t factor_rows(const void *context, size_t begin, size_t end) {
-  const factor_job *job = context;
-  const size_t units = (job->cols - 1) / AQ_FACTOR_ROWS + 1;
-  for (size_t unit = begin; unit < end; unit++) {
-    const size_t tile = unit % 2 == 0 ? unit / 2 : units - 1 - unit / 2;
-    const size_t first = tile * AQ_FACTOR_ROWS;
-    job->kernels->subtract_products(job->h, job->n, job->g, job->a, job->block, first,
-                                    aq_min_size(first + AQ_FACTOR_ROWS, job->cols), job->cols);
+static int32_t above_rows(const void *context, size_t begin, size_t end) {
+  const above_job *job = context;
+  for (size_t row = begin * AQ_ABOVE_ROWS; row < aq_min_size(end * AQ_ABOVE_ROWS, job->rows); row += AQ_ABOVE_ROWS) {
+    const size_t rows = aq_min_size(AQ_ABOVE_ROWS, job->rows - row);
+    float *h = job->h + row * job->stride, *g = job->g + row * AQ_FACTOR_BLOCK;
+    job->kernels->backward(job->u, job->stride, job->block, h, job->stride, rows);
+    for (size_t i = 0; i < rows; i++, h += job->stride, g += AQ_FACTOR_BLOCK)
+      for (size_t k = 0; k < job->block; k++) {
+        g[k] = h[k];
+        h[k] = g[k] / job->pivots[k];
+      }
   }
   return AQ_OK;
+}
+
+/* Columns from the last on, one after the other: each is scaled by its pivot and its products leave the
+ * columns before it. */
+static int32_t factor_columns(float *h, size_t stride, size_t n, float *pivots) {
+  for (size_t k = n; k-- > 0;) {
+    float g[AQ_FACTOR_PART];
+    const float pivot = pivots[k] = h[k * stride + k];
+    if (!(pivot > 0) || !(pivot - pivot == 0)) return AQ_E_VALUE;
+    h[k * stride + k] = 1;
+    for (size_t i = 0; i < k; i++) {
+      g[i] = h[i * stride + k];
+      h[i * stride + k] = g[i] / pivot;
+    }
+    for (size_t i = 0; i < k; i++)
+      for (size_t j = i; j < k; j++) h[i * stride + j] = aq_fma(-g[i], h[j * stride + k], h[i * stride + j]);
+  }
+  return AQ_OK;
+}
+
+/* The same in blocks of columns. */
+static int32_t factor_blocks(const aq_product_kernels *kernels, float *h, size_t stride, size_t n, size_t size,
+                             float *pivots, float *g, int32_t threads) {
+  int32_t status = AQ_OK;
+  for (size_t end = n; end > 0 && status == AQ_OK;) {
+    const size_t block = aq_min_size(size, end), begin = end - block;
+    float *diagonal = h + begin * stride + begin;
+    status = size == AQ_FACTOR_PART
+        ? factor_columns(diagonal, stride, block, pivots + begin)
+        : factor_blocks(kernels, diagonal, stride, block, AQ_FACTOR_PART, pivots + begin, g, 1);
+    if (begin > 0 && status == AQ_OK) {
+      const above_job above = {kernels, h + begin, diagonal, pivots + begin, stride, block, begin, g};
+      aq_run_units(above_rows, &above, (begin - 1) / AQ_ABOVE_ROWS + 1,
+                   aq_work((double)begin * (double)block * (double)block / 2 / AQ_PER_WORK), threads);
+      const aq_product_job products = {.a = g + block - 1, .a_row = AQ_FACTOR_BLOCK, .a_col = -1, .b = h + end - 1,
+                                       .b_row = -1, .b_col = (ptrdiff_t)stride, .c = h, .c_row = stride, .k = block,
+                                       .subtract = 1};
+      status = aq_run_product(kernels, &products, begin, begin, 1, threads);
+    }
+    end = begin;
+  }
+  return status;
 }
 
 int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t isa, int32_t threads) {
@@ -98,74 +161,45 @@ int32_t aq_factor_moment(float *h, size_t n, float *pivots, float *work, int32_t
   AQ_KERNELS(isa);
   if (!h || !pivots || !work) return AQ_E_ARGUMENT;
   if (n > AQ_MAX_SOLVER_COLS) return AQ_E_SHAPE;
-  /* row k - begin of g: column k of h before it is scaled; of a: after */
-  float *g = work, *a = work + AQ_SOLVER_BLOCK * n;
-  for (size_t end = n; end > 0 && !aq_stopped();) {
-    const size_t block = aq_min_size(AQ_SOLVER_BLOCK, end), begin = end - block;
-    for (size_t k = end; k-- > begin;) {
-      const float pivot = h[k * n + k];
-      if (!(pivot > 0) || !(pivot - pivot == 0)) return AQ_E_VALUE;
-      pivots[k] = pivot;
-      float *gk = g + (end - 1 - k) * n, *ak = a + (end - 1 - k) * n;
-      for (size_t i = 0; i < n; i++) gk[i] = ak[i] = 0;
-      for (size_t i = 0; i < k; i++) {
-        gk[i] = h[i * n + k];
-        ak[i] = gk[i] / pivot;
-        h[i * n + k] = ak[i];
-      }
-      h[k * n + k] = 1;
-      for (size_t i = 0; i < k; i++)
-        for (size_t j = i > begin ? i : begin; j < k; j++) h[i * n + j] -= gk[i] * ak[j];
-    }
-    if (begin > 0) {
-      for (size_t k = 0; k < block; k++)
-        for (size_t j = begin; j < aq_min_size(begin + AQ_PANEL, n); j++) a[k * n + j] = 0;
-      const factor_job job = {kernels->solver, h, g, a, n, block, begin};
-      aq_run_units(factor_rows, &job, (begin - 1) / AQ_FACTOR_ROWS + 1,
-                   aq_work((double)begin * (double)begin * (double)block / AQ_PER_WORK), threads);
-    }
-    end = begin;
-  }
-  for (size_t i = 1; i < n && !aq_stopped(); i++)
-    for (size_t j = 0; j < i; j++) h[i * n + j] = 0;
+  const int32_t status = factor_blocks(kernels->product, h, n, n, AQ_FACTOR_BLOCK, pivots, work, threads);
+  if (status != AQ_OK) return status;
+  for (size_t i = 1; i < n && !aq_stopped(); i++) __builtin_memset(h + i * n, 0, i * sizeof *h);
   return aq_stopped();
 }
 
-/* Panels of rows over threads, each thread with a work area of `floats`. */
+/* Rows times the inverse --------------------------------------------------------------------------------- */
+
 typedef struct {
-  const aq_solver_kernels *kernels;
+  const aq_product_kernels *kernels;
   const float *factor, *pivots;
   float *b;
-  size_t rows, cols, floats;
-  float *work;
-  size_t panels, threads;
-} panels_context;
+  size_t rows, n, unit; /* rows of a unit */
+} solve_job;
 
-static int32_t run_panels(const void *context, size_t begin, size_t end) {
-  const panels_context *c = context;
-  float *work = c->work + thread_of(begin, c->panels, c->threads) * c->floats;
-  for (; begin < end; begin++) {
-    const size_t row = begin * c->kernels->panel, rows = aq_min_size(c->kernels->panel, c->rows - row);
-    c->kernels->solve(c->factor, c->pivots, c->cols, c->b + row * c->cols, rows, work);
+static int32_t solve_rows(const void *context, size_t begin, size_t end) {
+  const solve_job *job = context;
+  const size_t n = job->n;
+  for (size_t row = begin * job->unit; row < aq_min_size(end * job->unit, job->rows); row += job->unit) {
+    const size_t rows = aq_min_size(job->unit, job->rows - row);
+    float *b = job->b + row * n;
+    job->kernels->backward(job->factor, n, n, b, n, rows);
+    for (size_t i = 0; i < rows; i++)
+      for (size_t k = 0; k < n; k++) b[i * n + k] = b[i * n + k] / job->pivots[k];
+    job->kernels->forward(job->factor, n, n, b, n, rows);
   }
   return AQ_OK;
 }
 
-/* `products`: sums over all columns for every element, in multiples of rows cols^2. */
-static int32_t panels_over_threads(panels_context *c, double products, int32_t threads) {
-  const size_t work = aq_work(products * (double)c->rows * (double)c->cols * (double)c->cols / AQ_PER_WORK);
-  c->panels = (c->rows - 1) / c->kernels->panel + 1;
-  c->threads = aq_thread_count(c->panels, work, threads);
-  return aq_run_units(run_panels, c, c->panels, work, threads);
-}
-
-int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, float *b, size_t rows, float *work,
-                        int32_t isa, int32_t threads) {
+int32_t aq_solve_moment(const float *factor, const float *pivots, size_t n, float *b, size_t rows, int32_t isa,
+                        int32_t threads) {
   if (n == 0 || rows == 0) return AQ_OK;
   AQ_KERNELS(isa);
-  if (!factor || !pivots || !b || !work) return AQ_E_ARGUMENT;
+  if (!factor || !pivots || !b) return AQ_E_ARGUMENT;
   if (n > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, n)) return AQ_E_SHAPE;
-  panels_context context = {.kernels = kernels->solver, .factor = factor, .pivots = pivots, .b = b, .rows = rows,
-                            .cols = n, .floats = n * AQ_PANEL, .work = work};
-  return panels_over_threads(&context, 2, threads);
+  solve_job job = {kernels->product, factor, pivots, b, rows, n, AQ_PRODUCT_ROWS};
+  const size_t work = aq_work((double)rows * (double)n * (double)n / AQ_PER_WORK);
+  const size_t count = aq_thread_count(rows, work, threads);
+  while (count > 1 && job.unit > AQ_PRODUCT_ROWS / 8 && (rows - 1) / job.unit + 1 < 4 * count) job.unit /= 2;
+  const int32_t status = aq_run_units(solve_rows, &job, (rows - 1) / job.unit + 1, work, threads);
+  return status == AQ_OK ? aq_stopped() : status;
 }

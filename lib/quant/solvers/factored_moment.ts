@@ -3,27 +3,41 @@
  * weights that make up for what was lost before the layer.
  */
 import { WeightsError } from "../../errors.ts";
-import { checkArray, checkCount, E_VALUE } from "../../native/call.ts";
+import { checkArray, checkCount, checkWhole, E_VALUE } from "../../native/call.ts";
+import { momentElements } from "../../native/call_checks.ts";
 import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { throwIfStopped } from "../../progress.ts";
 import { findNonfinite } from "../convert.ts";
 import type { GroupSize } from "../packed/layout.ts";
-import { product } from "../product.ts";
-import { type InputMoments, MAX_MOMENT_COLS } from "./moments.ts";
+import { addProduct } from "../product.ts";
+import {
+  diagonalOf,
+  type InputMoments,
+  MAX_MOMENT_COLS,
+  type MomentBlock,
+  momentBlocks,
+} from "./moments.ts";
 import { type Correction, DEFAULT_DAMPING } from "./settings.ts";
 
-/** The second moment of a layer's inputs, damped, ordered and factored. */
+/**
+ * The second moment of a layer's inputs, damped, ordered and factored: all of it, or the blocks on its diagonal one
+ * after the other (`momentBlocks`). Blocks know nothing of each other; of blocks of one column nothing is left but
+ * the diagonal.
+ */
 export interface FactoredMoment {
   readonly cols: number;
-  /** Mean of w x xᵀ with the damping on its diagonal: `f32[cols, cols]`. */
+  /** Columns of a block; `cols` where there is one. */
+  readonly block: number;
+  /** Mean of w x xᵀ with the damping on its diagonal: `f32[block, block]` for each block. */
   readonly moment: Float32Array<ArrayBuffer>;
-  /** Columns from the largest diagonal to the smallest: `i32[cols]`. */
+  /** Columns of each block from the largest diagonal to the smallest: `i32[cols]`. */
   readonly order: Int32Array<ArrayBuffer>;
-  /** U of the ordered moment = U diag(pivots) Uᵀ: `f32[cols, cols]`. */
+  /** U of each ordered block = U diag(pivots) Uᵀ: as `moment`. */
   readonly factor: Float32Array<ArrayBuffer>;
+  /** `f32[cols]` */
   readonly pivots: Float32Array<ArrayBuffer>;
-  /** Part of the mean diagonal that was added; more than asked for where the moment was indefinite. */
+  /** Part of the mean diagonal that was added, where most was: more than asked for where a block was indefinite. */
   readonly damping: number;
   /** Columns that were 0 in every input. */
   readonly deadColumns: number;
@@ -35,16 +49,20 @@ const MAX_DAMPING_RAISES = 8;
 
 /** Throws unless a factored moment has as many columns, and arrays of the right types and lengths. */
 export function checkMoment(doing: string, factored: FactoredMoment, cols: number): void {
-  const { moment, order, factor, pivots } = factored;
+  const { block, moment, order, factor, pivots } = factored;
   if (factored.cols !== cols || !(cols >= 1 && cols <= MAX_MOMENT_COLS)) {
     throw new TypeError(`Cannot ${doing}: the moment must have ${cols} columns, got ${factored.cols}`);
   }
-  checkArray(doing, "moment.moment", moment, cols * cols);
-  checkArray(doing, "moment.factor", factor, cols * cols);
+  checkWhole(doing, "moment.block", block, 1, cols);
+  const elements = momentElements(cols, cols, block);
+  checkArray(doing, "moment.moment", moment, elements);
+  checkArray(doing, "moment.factor", factor, elements);
   checkArray(doing, "moment.pivots", pivots, cols);
   checkArray(doing, "moment.order", order, cols, "int32 values");
   const seen = new Uint8Array(cols);
-  for (const column of order) seen[column] = 1; // what lies outside is dropped
+  for (const [k, column] of order.entries()) {
+    if (Math.floor(column / block) === Math.floor(k / block)) seen[column] = 1; // what lies outside is dropped
+  }
   if (seen.includes(0)) throw new RangeError(`Cannot ${doing}: moment.order must hold every column once`);
 }
 
@@ -57,10 +75,18 @@ export function workspace(kernels: Kernels, cols: number, groupSize: GroupSize):
   return scratch;
 }
 
+/** Options of {@linkcode factorMoments}. */
+export interface FactorOptions {
+  /** Part of the mean diagonal that is added to it; default {@linkcode DEFAULT_DAMPING}. */
+  readonly damping?: number | undefined;
+  /** The sums are no longer needed: their memory becomes the moment's. */
+  readonly takesSums?: boolean | undefined;
+}
+
 /**
- * Damps, orders and factors the moment of a layer's inputs.
+ * Damps, orders and factors the moment of a layer's inputs, each block by itself.
  *
- * Where it is not positive definite the damping is raised tenfold until it is, and the result says so: codes
+ * Where a block is not positive definite its damping is raised tenfold until it is, and the result says so: codes
  * are never made from NaN. Columns that no input ever reached keep only the damping.
  *
  * @throws {WeightsError} when the moment holds NaN or infinity, a negative diagonal, or stays indefinite
@@ -80,48 +106,74 @@ export function workspace(kernels: Kernels, cols: number, groupSize: GroupSize):
 export function factorMoments(
   kernels: Kernels,
   moments: InputMoments,
-  { damping = DEFAULT_DAMPING }: { readonly damping?: number | undefined } = {},
+  { damping = DEFAULT_DAMPING, takesSums = false }: FactorOptions = {},
 ): FactoredMoment {
   const doing = "factor a moment";
-  const { cols, second, weight, tokens } = moments;
+  const { cols, second, weight, tokens } = moments, block = moments.block ?? cols;
   if (!(Number.isInteger(cols) && cols >= 1 && cols <= MAX_MOMENT_COLS)) {
     throw new TypeError(`Cannot ${doing}: it must have 1 to ${MAX_MOMENT_COLS} columns, got ${cols}`);
   }
-  checkArray(doing, "second", second, cols * cols);
+  checkWhole(doing, "columns of a block", block, 1, cols);
+  checkArray(doing, "second", second, momentElements(cols, cols, block));
   if (!(weight > 0) || weight === Infinity) {
     throw new WeightsError(`Cannot ${doing}: the inputs' weights must add up to a number > 0, got ${weight}`);
   }
   if (findNonfinite(kernels, { data: second, dtype: "F32" }, second.length) >= 0) {
     throw new WeightsError(`Cannot ${doing}: it must be finite, got NaN or infinity`);
   }
-  const moment = new Float32Array(second.length);
-  for (let row = 0; row < moment.length; row += cols) {
+  const moment = takesSums ? second : new Float32Array(second.length);
+  for (let begin = 0; begin < moment.length; begin += PART) {
     throwIfStopped();
-    for (let k = row; k < row + cols; k++) moment[k] = second[k]! / weight;
+    const end = Math.min(begin + PART, moment.length);
+    for (let k = begin; k < end; k++) moment[k] = second[k]! / weight;
   }
+  const diagonal = diagonalOf(moment, cols, block);
   let mean = 0, deadColumns = 0;
-  for (let k = 0; k < cols; k++) {
-    const diagonal = moment[k * cols + k]!;
-    if (diagonal < 0) throw new WeightsError(`Cannot ${doing}: its diagonal must be ≥ 0, got ${diagonal}`);
-    if (diagonal === 0) deadColumns++;
-    mean += diagonal;
+  for (const value of diagonal) {
+    if (value < 0) throw new WeightsError(`Cannot ${doing}: its diagonal must be ≥ 0, got ${value}`);
+    if (value === 0) deadColumns++;
+    mean += value;
   }
   // With inputs that were all 0 any codes do: plain rounding comes out of the unit moment.
   mean = mean === 0 ? 1 : mean / cols;
-  const diagonal = diagonalOf(moment, cols);
   const order = Int32Array.from({ length: cols }, (_, k) => k);
-  order.sort((a, b) => diagonal[b]! - diagonal[a]! || a - b);
-  const factor = new Float32Array(cols * cols), pivots = new Float32Array(cols);
-  const work = workspace(kernels, cols, 0);
+  const factor = new Float32Array(moment.length), pivots = new Float32Array(cols);
+  let used = damping;
+  for (const own of momentBlocks(cols, block)) {
+    order.subarray(own.first, own.first + own.cols).sort((a, b) => diagonal[b]! - diagonal[a]! || a - b);
+    const end = own.at + own.cols ** 2;
+    const part = { moment: moment.subarray(own.at, end), factor: factor.subarray(own.at, end) };
+    used = Math.max(used, factorBlock(kernels, doing, own, { ...part, order, diagonal, pivots }, damping, mean));
+  }
+  return { cols, block, moment, order, factor, pivots, damping: used, deadColumns, tokens };
+}
+
+/** Numbers that are gone through between two looks for a signal. */
+const PART = 1 << 22;
+
+/** Arrays of a moment: `moment` and `factor` of a block, the others of all columns. */
+type BlockArrays =
+  & Pick<FactoredMoment, "moment" | "order" | "factor" | "pivots">
+  & { readonly diagonal: Float32Array };
+
+/** Damps and factors a block. @returns the damping that it took */
+function factorBlock(
+  kernels: Kernels,
+  doing: string,
+  { first, cols }: MomentBlock,
+  { moment, order, factor, pivots, diagonal }: BlockArrays,
+  damping: number,
+  mean: number,
+): number {
   let used = damping;
   for (let raises = 0;; raises++) {
-    for (let k = 0; k < cols; k++) moment[k * cols + k] = diagonal[k]! + used * mean;
+    for (let k = 0; k < cols; k++) moment[k * cols + k] = diagonal[first + k]! + used * mean;
     for (let i = 0; i < cols; i++) {
-      const row = order[i]! * cols;
+      const row = (order[first + i]! - first) * cols - first;
       throwIfStopped();
-      for (let j = i; j < cols; j++) factor[i * cols + j] = moment[row + order[j]!]!;
+      for (let j = i; j < cols; j++) factor[i * cols + j] = moment[row + order[first + j]!]!;
     }
-    if (isFactored(kernels, doing, { factor, cols, pivots }, work)) break;
+    if (isFactored(kernels, doing, factor, cols, pivots.subarray(first, first + cols))) return used;
     if (raises === MAX_DAMPING_RAISES) {
       throw new WeightsError(
         `Cannot ${doing}: it must be positive semidefinite, got an indefinite one even with damping ${used}`,
@@ -129,20 +181,25 @@ export function factorMoments(
     }
     used = used === 0 ? 1e-6 : used * 10;
   }
-  return { cols, moment, order, factor, pivots, damping: used, deadColumns, tokens };
 }
 
-/** Factors an ordered moment in place; false where it is not positive definite. */
+/** Factors an ordered block in place; false where it is not positive definite. */
 function isFactored(
   kernels: Kernels,
   doing: string,
-  { factor, cols, pivots }: Pick<FactoredMoment, "factor" | "cols" | "pivots">,
-  work: Float32Array,
+  factor: Float32Array,
+  cols: number,
+  pivots: Float32Array,
 ): boolean {
+  if (cols === 1) { // as the kernel does, without a call for each of many columns
+    pivots[0] = factor[0]!;
+    factor[0] = 1;
+    return pivots[0]! > 0 && pivots[0]! < Infinity;
+  }
   const indefinite = new WeightsError(`Cannot ${doing}: it must be positive definite`);
   const explain = (status: number) => status === E_VALUE ? indefinite : undefined;
   try {
-    call.factorMoment(kernels, { doing, explain }, factor, cols, pivots, work);
+    call.factorMoment(kernels, { doing, explain }, factor, cols, pivots, workspace(kernels, cols, 0));
     return true;
   } catch (error) {
     if (error === indefinite) return false;
@@ -156,7 +213,7 @@ export interface LossBefore {
   readonly weights: Float32Array;
   readonly rows: number;
   readonly moment: FactoredMoment;
-  /** Σ w (x° − x) xᵀ of the layer's inputs, x° those of full precision: `f32[cols, cols]`. */
+  /** Σ w (x° − x) xᵀ of the layer's inputs, x° those of full precision: of the moment's blocks. */
   readonly cross?: Float32Array | undefined;
   /** Σ (r° − r) xᵀ of the stream r that the output is added to: `f32[rows, cols]`. */
   readonly residual?: Float32Array | undefined;
@@ -165,7 +222,8 @@ export interface LossBefore {
 /**
  * The weights whose outputs on the inputs of the quantized model come nearest to the full-precision outputs
  * on full-precision inputs: `W + (correction · W · cross + residual) M⁻¹`, as in GPTAQ
- * (https://arxiv.org/abs/2504.02692); `residual` also corrects the stream that the output is added to.
+ * (https://arxiv.org/abs/2504.02692), for each block of the moment; `residual` also corrects the stream that the
+ * output is added to.
  *
  * **Shapes** → `f32[rows, cols]`
  *
@@ -174,38 +232,73 @@ export interface LossBefore {
 export function correctedTarget(
   kernels: Kernels,
   { weights, rows, moment, cross, residual }: LossBefore,
-  settings: Correction,
+  { correction, residualCorrection }: Correction,
 ): Float32Array<ArrayBuffer> {
-  const doing = "correct a layer's target", { cols, factor, pivots, order } = moment;
+  const doing = "correct a layer's target", { cols, block, factor, pivots, order } = moment;
   checkCount(doing, "rows", rows);
   checkMoment(doing, moment, cols);
   checkArray(doing, "weights", weights, rows * cols);
-  if (cross !== undefined) checkArray(doing, "cross", cross, cols * cols);
+  if (cross !== undefined) checkArray(doing, "cross", cross, factor.length);
   if (residual !== undefined) checkArray(doing, "residual", residual, rows * cols);
-  let wanted = new Float32Array(rows * cols);
-  if (cross !== undefined && settings.correction > 0) {
-    // a product takes the cross moment's columns as rows
-    const turned = new Float32Array(cols * cols);
-    for (let i = 0; i < cols; i++) {
-      throwIfStopped();
-      for (let j = 0; j < cols; j++) turned[j * cols + i] = settings.correction * cross[i * cols + j]!;
+  const target = weights.slice() as Float32Array<ArrayBuffer>;
+  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+    throwIfStopped();
+    const end = at + own * own, lost = new Float32Array(rows * own), ordered = new Float32Array(rows * own);
+    if (cross !== undefined && correction > 0) {
+      const size = { rows, k: own, cols: own };
+      const part = own === cols ? weights : columnsOf(weights, rows, first, own);
+      addProduct(kernels, doing, part, cross.subarray(at, end), size, lost);
     }
-    wanted = product(kernels, doing, weights, turned, { tokens: rows, rows: cols, cols });
+    for (let row = 0; row < rows; row++) {
+      const to = row * own, from = row * cols;
+      for (let k = 0; k < own; k++) {
+        const column = order[first + k]!;
+        const stream = residual === undefined ? 0 : residualCorrection * residual[from + column]!;
+        ordered[to + k] = correction * lost[to + column - first]! + stream;
+      }
+    }
+    const columns = pivots.subarray(first, first + own);
+    call.solveMoment(kernels, doing, factor.subarray(at, end), columns, own, ordered, rows);
+    for (let row = 0; row < rows; row++) {
+      for (let k = 0, from = row * own, to = row * cols; k < own; k++) {
+        target[to + order[first + k]!]! += ordered[from + k]!;
+      }
+    }
   }
-  if (residual !== undefined) {
-    for (let i = 0; i < wanted.length; i++) wanted[i]! += settings.residualCorrection * residual[i]!;
-  }
-  const ordered = new Float32Array(rows * cols);
-  for (let row = 0; row < rows * cols; row += cols) {
-    for (let k = 0; k < cols; k++) ordered[row + k] = wanted[row + order[k]!]!;
-  }
-  call.solveMoment(kernels, doing, factor, pivots, cols, ordered, rows, workspace(kernels, cols, 0));
-  for (let row = 0; row < rows * cols; row += cols) {
-    for (let k = 0; k < cols; k++) wanted[row + order[k]!] = weights[row + order[k]!]! + ordered[row + k]!;
-  }
-  return wanted;
+  return target;
 }
 
-/** Weight of each column by itself. */
-export const diagonalOf = (moment: Float32Array, cols: number): Float32Array<ArrayBuffer> =>
-  Float32Array.from({ length: cols }, (_, k) => moment[k * cols + k]!);
+/** Columns [first, first + count) of a matrix. */
+function columnsOf(
+  matrix: Float32Array,
+  rows: number,
+  first: number,
+  count: number,
+): Float32Array<ArrayBuffer> {
+  const cols = matrix.length / rows, out = new Float32Array(rows * count);
+  for (let row = 0; row < rows; row++) {
+    out.set(matrix.subarray(row * cols + first, row * cols + first + count), row * count);
+  }
+  return out;
+}
+
+/**
+ * Mean power of outputs, Σ over rows of w M wᵀ, damping and all.
+ *
+ * **Shapes** `w: f32[rows, cols]`
+ */
+export function outputPower(
+  kernels: Kernels,
+  w: Float32Array,
+  rows: number,
+  { cols, block, moment }: FactoredMoment,
+): number {
+  let sum = 0;
+  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+    const products = new Float32Array(rows * own), size = { rows, k: own, cols: own };
+    const part = own === cols ? w : columnsOf(w, rows, first, own);
+    addProduct(kernels, "measure outputs", part, moment.subarray(at, at + own * own), size, products);
+    for (let i = 0; i < products.length; i++) sum += products[i]! * part[i]!;
+  }
+  return sum;
+}

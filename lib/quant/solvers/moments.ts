@@ -3,6 +3,7 @@
  * them from a model's runs.
  */
 import { checkCount, checkWhole } from "../../native/call.ts";
+import { momentElements } from "../../native/call_checks.ts";
 import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 
@@ -12,20 +13,58 @@ export const MAX_MOMENT_COLS = 65_536;
 /**
  * Weighted sums over the inputs x of a layer.
  *
- * **Shapes** `second: f32[cols, cols]`, Σ w x xᵀ
+ * **Shapes** `second`: Σ w x xᵀ, `f32[cols, cols]`, or its blocks on the diagonal one after the other,
+ * `f32[block, block]` each, the last may be smaller
  */
 export interface InputMoments {
   readonly cols: number;
+  /** Columns of a block; all by default: one block. */
+  readonly block?: number | undefined;
   /** Inputs that were added up, and the sum of their weights. */
   tokens: number;
   weight: number;
   readonly second: Float32Array<ArrayBuffer>;
 }
 
-/** Moments of nothing yet. @throws {RangeError} when `cols` is not from 1 to {@linkcode MAX_MOMENT_COLS} */
-export function emptyMoments(cols: number): InputMoments {
-  checkWhole("gather moments", "columns", cols, 1, MAX_MOMENT_COLS);
-  return { cols, tokens: 0, weight: 0, second: new Float32Array(cols * cols) };
+/**
+ * Moments of nothing yet, of all columns or of blocks of them.
+ *
+ * @throws {RangeError} when `cols` is not from 1 to {@linkcode MAX_MOMENT_COLS}, or `block` not from 1 to `cols`
+ */
+export function emptyMoments(cols: number, block: number = cols): InputMoments {
+  const doing = "gather moments";
+  checkWhole(doing, "columns", cols, 1, MAX_MOMENT_COLS);
+  checkWhole(doing, "columns of a block", block, 1, cols);
+  return { cols, block, tokens: 0, weight: 0, second: new Float32Array(momentElements(cols, cols, block)) };
+}
+
+/** A block on the diagonal of a moment: its columns, and where its numbers begin. */
+export interface MomentBlock {
+  readonly first: number;
+  readonly cols: number;
+  readonly at: number;
+}
+
+/** The blocks of a moment. */
+export function* momentBlocks(cols: number, block: number = cols): Generator<MomentBlock> {
+  for (let first = 0, at = 0; first < cols; first += block) {
+    const own = Math.min(block, cols - first);
+    yield { first, cols: own, at };
+    at += own * own;
+  }
+}
+
+/** Weight of each column by itself: the moment's diagonal. */
+export function diagonalOf(
+  moment: Float32Array,
+  cols: number,
+  block: number = cols,
+): Float32Array<ArrayBuffer> {
+  const diagonal = new Float32Array(cols);
+  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+    for (let k = 0; k < own; k++) diagonal[first + k] = moment[at + k * (own + 1)]!;
+  }
+  return diagonal;
 }
 
 /**
@@ -33,6 +72,8 @@ export function emptyMoments(cols: number): InputMoments {
  *
  * **Shapes** `x: f32[tokens, cols]`, `y: f32[tokens, rows]`, `weights: f32[tokens]` → `out: f32[rows, cols]`,
  * added to. The same bytes whatever the threads and the instruction set.
+ *
+ * @param block columns of a block, where only those on the diagonal are kept; rows = cols then
  *
  * @throws {TypeError} when an array has another type or length than the shapes ask for
  */
@@ -43,19 +84,21 @@ export function accumulateMoment(
   weights: Float32Array | undefined,
   tokens: number,
   out: Float32Array,
+  block?: number,
 ): void {
   const doing = "add to a moment";
   checkCount(doing, "tokens", tokens);
   const cols = tokens === 0 ? 0 : x.length / tokens;
   const rows = y === undefined ? cols : tokens === 0 ? 0 : y.length / tokens;
+  const own = block ?? Math.max(1, cols), length = momentElements(rows, cols, own);
   if (
-    !Number.isInteger(cols) || !Number.isInteger(rows) || out.length !== rows * cols && tokens > 0 ||
+    !Number.isInteger(cols) || !Number.isInteger(rows) || out.length !== length && tokens > 0 ||
     weights !== undefined && weights.length !== tokens
   ) {
     throw new TypeError(
       `Cannot ${doing}: ${tokens} inputs of ${cols} columns must give ${rows} × ${cols} sums, ` +
-        `got ${out.length}, and ${weights?.length ?? tokens} weights`,
+        `got ${out.length} instead of ${length}, and ${weights?.length ?? tokens} weights`,
     );
   }
-  call.accumulateMoment(kernels, doing, x, y, weights, tokens, rows, cols, out);
+  call.accumulateMoment(kernels, doing, x, y, weights, tokens, rows, cols, own, out);
 }

@@ -9,7 +9,8 @@ import { groupCount, halfBits, halves, type OneLevelTensor, type PackedTensor } 
 import { groupAffine } from "../packed/two_level.ts";
 import { quantize } from "../quantize.ts";
 import { annealLayer } from "./annealing.ts";
-import { diagonalOf, workspace } from "./factored_moment.ts";
+import { workspace } from "./factored_moment.ts";
+import { diagonalOf } from "./moments.ts";
 import type { MomentProblem, Problem } from "./problem.ts";
 import type { SolverSettings } from "./settings.ts";
 
@@ -52,7 +53,7 @@ export function rangeScales(problem: Problem, ratio: number): GroupScales {
  */
 export function clipped(problem: Problem): PackedTensor {
   const { kernels, weights: data, rows, cols, moment, bits, groupSize, zeroPoint, scaleBits } = problem;
-  const columnWeights = moment && diagonalOf(moment.moment, cols);
+  const columnWeights = moment && diagonalOf(moment.moment, cols, moment.block);
   const options = { bits, groupSize, zeroPoint, scaleBits, solver: "clip", columnWeights } as const;
   return quantize(kernels, { data, dtype: "F32" }, rows, cols, options);
 }
