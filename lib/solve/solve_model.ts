@@ -4,7 +4,12 @@
  * quantized go on side by side, from stage to stage. Memory beyond the model: the moments of one stage at a time,
  * and what the next stage reads.
  */
-import { correctedTarget, type FactoredMoment, factorMoments, outputPower } from "../quant/solvers/factored_moment.ts";
+import {
+  correctedTarget,
+  type FactoredMoment,
+  factorMoments,
+  outputPower,
+} from "../quant/solvers/factored_moment.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";

@@ -174,7 +174,16 @@ const NUMBERS: Readonly<Record<string, string>> = {
 /** Names that functions.ts imports from call_checks.ts. */
 const CHECKS = [
   ...["any", "f32", "f64", "i32", "u16", "u32", "u64", "u8", "usize", "int32", "float"],
-  ...["groupsOf", "momentElements", "packedWordsOf", "permutation", "stridedOf", "subBytesOf", "superblocksOf", "workOf"],
+  ...[
+    "groupsOf",
+    "momentElements",
+    "packedWordsOf",
+    "permutation",
+    "stridedOf",
+    "subBytesOf",
+    "superblocksOf",
+    "workOf",
+  ],
 ];
 
 /** Text of lib/native/functions.ts: every function of the CPU's header that returns a status. */

@@ -70,7 +70,11 @@ function argumentsOf(name: string, fn: (...args: never[]) => void): Argument[] {
 /** Fills an array as a kernel likes it: small values, a permutation, indices. */
 function fill(name: string, array: View, random: () => number): void {
   for (let i = 0; i < array.length; i++) {
-    const value = name === "order" ? array.length - 1 - i : /scale|pivots/.test(name) ? 1 : Math.floor(3 * random());
+    const value = name === "order"
+      ? array.length - 1 - i
+      : /scale|pivots/.test(name)
+      ? 1
+      : Math.floor(3 * random());
     if (array instanceof BigUint64Array) array[i] = BigInt(value);
     else array[i] = value;
   }

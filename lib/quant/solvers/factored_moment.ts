@@ -11,13 +11,7 @@ import { throwIfStopped } from "../../progress.ts";
 import { findNonfinite } from "../convert.ts";
 import type { GroupSize } from "../packed/layout.ts";
 import { addProduct } from "../product.ts";
-import {
-  diagonalOf,
-  type InputMoments,
-  MAX_MOMENT_COLS,
-  type MomentBlock,
-  momentBlocks,
-} from "./moments.ts";
+import { diagonalOf, type InputMoments, MAX_MOMENT_COLS, type MomentBlock, momentBlocks } from "./moments.ts";
 import { type Correction, DEFAULT_DAMPING } from "./settings.ts";
 
 /**
@@ -143,7 +137,10 @@ export function factorMoments(
     order.subarray(own.first, own.first + own.cols).sort((a, b) => diagonal[b]! - diagonal[a]! || a - b);
     const end = own.at + own.cols ** 2;
     const part = { moment: moment.subarray(own.at, end), factor: factor.subarray(own.at, end) };
-    used = Math.max(used, factorBlock(kernels, doing, own, { ...part, order, diagonal, pivots }, damping, mean));
+    used = Math.max(
+      used,
+      factorBlock(kernels, doing, own, { ...part, order, diagonal, pivots }, damping, mean),
+    );
   }
   return { cols, block, moment, order, factor, pivots, damping: used, deadColumns, tokens };
 }
