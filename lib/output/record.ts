@@ -73,6 +73,16 @@ export interface Identity {
   readonly source: SourceFingerprint;
 }
 
+/** What a gradient refinement did. */
+export interface RefinementRecord {
+  readonly iterations: number;
+  /** Why it ended, as a sentence. */
+  readonly reason: string;
+  readonly kept: boolean;
+  readonly heldOutBefore: number;
+  readonly heldOutAfter: number;
+}
+
 /** Contents of {@linkcode MANIFEST_FILE}. */
 export interface Manifest {
   readonly formatVersion: 1;
@@ -80,6 +90,8 @@ export interface Manifest {
   readonly settingsSha256: string;
   /** Every file that the run wrote, by name. */
   readonly files: Readonly<Record<string, { readonly bytes: number; readonly sha256: string }>>;
+  /** Undefined where none ran. */
+  readonly refinement?: RefinementRecord | undefined;
   readonly layers: readonly LayerRecord[];
 }
 
@@ -151,6 +163,7 @@ const isManifest = objectOf({
   identity: isIdentity,
   files: (value) =>
     isJsonObject(value) && Object.values(value).every(objectOf({ bytes: isCount, sha256: isText })),
+  refinement: isAbsentOr(objectOf({ iterations: isCount, reason: isText })),
   layers: listOf(isLayerRecord),
 });
 

@@ -40,7 +40,7 @@ import {
 } from "../tensor/mod.ts";
 import type { JournalEntry } from "./journal.ts";
 import { OutputFolder, type OutputRequest, type SourceState, verifyFiles } from "./output_folder.ts";
-import type { Identity, LayerRecord, Manifest } from "./record.ts";
+import type { Identity, LayerRecord, Manifest, RefinementRecord } from "./record.ts";
 import { CHUNK_BYTES, TensorSink } from "./tensor_sink.ts";
 
 /** Written bytes after which the disk is set to work in the background, so that the last sync is short. */
@@ -87,6 +87,7 @@ export interface RewriteJob {
 export interface RewriteContent {
   /** The step of each tensor that {@linkcode RewriteFile.tensors} names. */
   readonly steps: ReadonlyMap<string, RewriteStep>;
+  readonly refinement?: RefinementRecord | undefined;
   /** The files beside the tensors, at the end. @param tensorFiles files by the names of stored tensors */
   smallFiles(
     records: readonly LayerRecord[],
@@ -442,7 +443,7 @@ export class Rewrite {
     await this.#folder.commit(manifest);
   }
 
-  async #finish({ smallFiles }: RewriteContent): Promise<Manifest> {
+  async #finish({ smallFiles, refinement }: RewriteContent): Promise<Manifest> {
     const { request } = this.#job, records = this.#records;
     const tensorFiles = () =>
       new Map([...this.#names].flatMap(([file, names]) => names.map((name) => [name, file] as const)));
@@ -457,7 +458,14 @@ export class Rewrite {
       Object.entries(this.#digests).sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0),
     );
     const { identity } = request, settingsSha256 = sha256(identity.settings);
-    const manifest: Manifest = { formatVersion: 1, identity, settingsSha256, files, layers: records };
+    const manifest: Manifest = {
+      formatVersion: 1,
+      identity,
+      settingsSha256,
+      files,
+      refinement,
+      layers: records,
+    };
     await this.#breathe();
     this.#event("commit", `moving ${Object.keys(files).length} finished files into ${quote(request.path)}`);
     await this.#folder.commit(manifest);

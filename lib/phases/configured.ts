@@ -65,6 +65,7 @@ export async function runConfiguredPhases(
         onEvent?.({ kind: "stage", message: phase });
         event(phase);
       },
+      onPlan: event,
       onStep: (phase, done, of) => onProgress?.(stepProgress(phase, done, of)),
     },
     packedLayers(run),

@@ -33,6 +33,8 @@ export interface PhaseContext {
   readonly transitions?: TransitionComputer | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((message: string) => void) | undefined;
+  /** What a phase is about to do, as a sentence. */
+  readonly onPlan?: ((message: string) => void) | undefined;
   /** Steps of a phase that takes many. */
   readonly onStep?: ((phase: string, done: number, of: number) => void) | undefined;
 }

@@ -8,7 +8,8 @@ import {
 } from "../models/backward/mod.ts";
 import type { LoadedModel } from "../models/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
-import type { TransitionComputer } from "../thermo/mod.ts";
+import { secondsText } from "../progress.ts";
+import type { OptimizationPlan, TransitionComputer } from "../thermo/mod.ts";
 import type { TimeGroups } from "../time/mod.ts";
 import { type Calibrated, type CalibrationPart, loadCalibration } from "../calibration/mod.ts";
 import { maskedRows, meanStepKl, StepKlMeter } from "../calibration/step_kl.ts";
@@ -48,7 +49,7 @@ export async function refinePhase(
   settings: RefinementSettings,
   timeGroups: TimeGroups | undefined,
 ): Promise<Refined> {
-  const { checkpoint, calibrated, source, seed } = context;
+  const { checkpoint, calibrated, source, seed } = context, started = performance.now();
   const quantized = loadPhaseModel(context, { weights });
   // The two models run in turns; a batch of one is still read while the other runs.
   const full: LoadedModel = loadPhaseModel({ ...context, workspace: undefined }, {});
@@ -62,18 +63,26 @@ export async function refinePhase(
   const meter = new StepKlMeter({ ...more, data } as Calibrated, transitions);
   const measure = (name: string, model: LoadedModel) =>
     meanStepKl(meter.measureOnce(`${name}, samples of the refinement`, () => model));
-  const before = measure("before", quantized);
-  const { entropyWeight, convergenceThreshold } = settings;
+  const measuring = performance.now(), before = measure("before", quantized), now = performance.now();
+  const { entropyWeight, convergenceThreshold, maxMinutes = Infinity } = settings;
+  // The refined model is measured again at the end.
+  const left = maxMinutes * 60_000 - (now - started) - (now - measuring);
+  let iterations = maxIterations;
   const options = {
     learningRate,
     maxIterations,
+    maxMilliseconds: Math.max(1, left),
     convergenceThreshold,
     entropyWeight,
     timeGroups,
     markovWeight: settings.timeBiases,
     validateEvery: Math.max(1, Math.round(maxIterations / VALIDATIONS)),
     clipNorm: Math.max(CLIP * before, Number.MIN_VALUE),
-    onIteration: (iteration: number) => context.onStep?.("gradient refinement", iteration, maxIterations),
+    onIteration: (iteration: number) => context.onStep?.("gradient refinement", iteration, iterations),
+    onPlan(plan: OptimizationPlan) {
+      ({ iterations } = plan);
+      context.onPlan?.(planText(plan, maxIterations, `${size} ${more.kind}`, maxMinutes));
+    },
   };
   const report = more.kind === "sequences"
     ? refineMaskedTransformer(
@@ -99,6 +108,20 @@ export async function refinePhase(
   }));
   const stepKlOf = (name: string, model: PhaseModel) => measure(name, loadPhaseModel(context, model));
   return { report, biases, before, stepKlOf };
+}
+
+/** What the refinement will do. */
+function planText(
+  { iterations, validations, stepMilliseconds, milliseconds }: OptimizationPlan,
+  asked: number,
+  batch: string,
+  minutes: number,
+): string {
+  const count = iterations === asked ? `${asked}` : `${iterations} of ${asked}`;
+  const budget = Number.isFinite(minutes) ? `; it may take ${minutes} min (max_minutes)` : "";
+  return `gradient refinement: ${count} steps of ${batch}, ${validations} looks at held-out samples, about ${
+    secondsText(milliseconds / 1000)
+  } at ${secondsText(stepMilliseconds / 1000)} a step${budget}`;
 }
 
 /** Batches to train on, and the first of the held-out ones. */

@@ -37,6 +37,8 @@ export interface RefinementSettings {
   readonly learningRate?: number | undefined;
   /** Default by family. */
   readonly maxIterations?: number | undefined;
+  /** Time that it may take, loading of samples and held-out measures among it. Default none. */
+  readonly maxMinutes?: number | undefined;
   /** Relative change of the mean loss below which it has converged; 0 never. Default 1e-4. */
   readonly convergenceThreshold?: number | undefined;
   /** Temperature at which the entropy term begins, in squared steps of the scale. Default 0: no such term. */
@@ -86,7 +88,7 @@ export const REFINEMENT_DEFAULTS: Readonly<
 export function phaseSettings(config: Config, isImageModel: boolean): PhaseSettings {
   const { thermodynamic, enableTimeAware, numTimeGroups: groups } = config;
   const { validation, boundarySmoothing, transitionOptimization } = thermodynamic;
-  const { learningRate, maxIterations, convergenceThreshold, markovWeight, entropyWeight } =
+  const { learningRate, maxIterations, maxMinutes, convergenceThreshold, markovWeight, entropyWeight } =
     transitionOptimization;
   const ofTime: PhaseSettings = enableTimeAware
     ? {
@@ -111,6 +113,7 @@ export function phaseSettings(config: Config, isImageModel: boolean): PhaseSetti
       ? {
         learningRate: learningRate ?? undefined,
         maxIterations: maxIterations ?? undefined,
+        maxMinutes,
         convergenceThreshold,
         entropyWeight,
         timeBiases: ofTime.output && markovWeight,

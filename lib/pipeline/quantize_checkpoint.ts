@@ -29,8 +29,9 @@ import { opensIn } from "../output/readers.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
 import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
 import { type Rewrite, type RewriteContent, type RewriteJob, withRewrite } from "../output/rewrite.ts";
+import type { RefinementRecord } from "../output/record.ts";
 import { runConfiguredPhases, sidecarContent } from "../phases/configured.ts";
-import type { PhaseResult } from "../phases/mod.ts";
+import type { PhaseResult, PhasesReport } from "../phases/mod.ts";
 import type { TensorSink } from "../output/tensor_sink.ts";
 import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
@@ -415,6 +416,7 @@ export async function writeRun(
       };
       return [name, { name, weights, bytes, run, digest }];
     })),
+    refinement: refinementRecord(phases?.report.refinement),
     *smallFiles(records, tensorFiles) {
       yield* copies(planned.beside, run.options);
       if (planned.bitPlan !== undefined) {
@@ -439,6 +441,13 @@ export async function writeRun(
     phases: phases?.report,
     backend: kernels.describe(),
   };
+}
+
+/** What stands in the manifest: nothing that another run would not do again. */
+function refinementRecord(report: PhasesReport["refinement"]): RefinementRecord | undefined {
+  if (report === undefined) return undefined;
+  const { iterations, reason, kept, heldOutBefore, heldOutAfter } = report;
+  return { iterations, reason, kept, heldOutBefore, heldOutAfter };
 }
 
 /** The output folder that a run asks for. @throws {OutputError} when it is the input */

@@ -13,6 +13,7 @@ export {
 export {
   type AdamArrays,
   adamStep,
+  type OptimizationPlan,
   type OptimizationProblem,
   type OptimizationReport,
   optimize,

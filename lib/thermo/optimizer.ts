@@ -44,6 +44,8 @@ export interface OptimizerOptions {
   readonly convergenceThreshold?: number | undefined;
   /** Largest norm of the gradient of all parameters, in units; longer ones are shortened. Default none. */
   readonly clipNorm?: number | undefined;
+  /** Time of the whole optimization, from its start; what fits is planned behind the first steps. Default none. */
+  readonly maxMilliseconds?: number | undefined;
   /** `cosine` lowers the step size to 0 over the iterations. Default `cosine`. */
   readonly schedule?: "constant" | "cosine" | undefined;
 }
@@ -62,6 +64,22 @@ export interface OptimizationProblem {
   readonly validateEvery?: number | undefined;
   /** Called with each iteration's total loss. */
   readonly onIteration?: ((iteration: number, loss: number) => void) | undefined;
+  /** Milliseconds since any fixed moment; default `performance.now`. */
+  readonly clock?: (() => number) | undefined;
+  /** Called behind the first iterations with what will be done. */
+  readonly onPlan?: ((plan: OptimizationPlan) => void) | undefined;
+}
+
+/** What an optimization will do in its time, from a timed step. */
+export interface OptimizationPlan {
+  /** Steps, fewer than `maxIterations` where the time does not allow as many. */
+  readonly iterations: number;
+  /** Looks at the validated loss, the first and the last among them; 0 where there is none. */
+  readonly validations: number;
+  readonly stepMilliseconds: number;
+  readonly validationMilliseconds: number;
+  /** Of all steps and validations. */
+  readonly milliseconds: number;
 }
 
 /** Result of an optimization. */
@@ -71,6 +89,9 @@ export interface OptimizationReport {
   readonly converged: boolean;
   /** It was ended because it kept diverging. */
   readonly diverged: boolean;
+  /** It made fewer steps than were asked for because its time did not allow more. */
+  readonly outOfTime: boolean;
+  readonly plan: OptimizationPlan;
   /** Divergences, after each of which it went on from the best parameters with half the step size. */
   readonly backOffs: number;
   /** Why it stopped, as a sentence. */
@@ -96,9 +117,10 @@ function settingsOf(options: OptimizerOptions) {
     maxIterations: options.maxIterations ?? 50,
     convergenceThreshold: options.convergenceThreshold ?? 1e-4,
     clipNorm: options.clipNorm,
+    maxMilliseconds: options.maxMilliseconds ?? Infinity,
     schedule: options.schedule ?? "cosine",
   } as const;
-  const { learningRate, maxIterations, convergenceThreshold, clipNorm, schedule } = settings;
+  const { learningRate, maxIterations, convergenceThreshold, clipNorm, maxMilliseconds, schedule } = settings;
   const fail = (name: string, wanted: string, got: unknown) =>
     new RangeError(`Cannot optimize: ${name} must be ${wanted}, got ${got}`);
   if (!(learningRate > 0 && learningRate < Infinity)) {
@@ -111,6 +133,7 @@ function settingsOf(options: OptimizerOptions) {
     throw fail("convergenceThreshold", "in [0, 1]", convergenceThreshold);
   }
   if (clipNorm !== undefined && !(clipNorm > 0)) throw fail("clipNorm", "above 0", clipNorm);
+  if (!(maxMilliseconds > 0)) throw fail("maxMilliseconds", "above 0", maxMilliseconds);
   if (schedule !== "constant" && schedule !== "cosine") {
     throw fail("schedule", '"constant" or "cosine"', JSON.stringify(schedule));
   }
@@ -142,8 +165,8 @@ export function optimize(
   problem: OptimizationProblem,
   options: OptimizerOptions = {},
 ): OptimizationReport {
-  const settings = settingsOf(options), { maxIterations, convergenceThreshold } = settings;
-  const { validateEvery = 10 } = problem;
+  const settings = settingsOf(options), { convergenceThreshold } = settings, asked = settings.maxIterations;
+  const schedule = new Schedule(problem, settings);
   const state = new AdamState(kernels, problem.parameters);
   const history = new History();
   let best = Infinity, bestIteration = 0, initial = NaN, iteration = 0, backOffs = 0, steady = 0;
@@ -154,11 +177,12 @@ export function optimize(
     state.remember();
   };
   if (problem.validate !== undefined) {
-    initial = problem.validate();
+    initial = schedule.validate();
     if (!Number.isFinite(initial)) throw notFinite("the validated loss", initial);
     consider(initial, 0);
   }
-  for (; iteration < maxIterations; iteration++) {
+  for (; iteration < schedule.iterations && !schedule.isOver(iteration); iteration++) {
+    schedule.begin();
     state.clearGradients();
     const loss = history.add(problem.loss(iteration)), norm = state.gatherGradients();
     history.gradientNorms.push(norm);
@@ -188,26 +212,115 @@ export function optimize(
         `the loss changed by less than ${convergenceThreshold} of itself over ${CONVERGENCE_WINDOW} iterations`;
       break;
     }
-    history.clipped += state.step(stepSize(settings, iteration) * BACK_OFF ** backOffs, settings.clipNorm);
-    if (problem.validate !== undefined && (iteration + 1) % validateEvery === 0) {
-      consider(problem.validate(), iteration + 1);
-    }
+    history.clipped += state.step(schedule.stepSize(iteration) * BACK_OFF ** backOffs, settings.clipNorm);
+    schedule.end(iteration);
+    if (schedule.isValidated(iteration + 1)) consider(schedule.validate(), iteration + 1);
   }
-  if (problem.validate !== undefined && !diverged && iteration % validateEvery !== 0) {
-    consider(problem.validate(), iteration);
+  if (problem.validate !== undefined && !diverged && !schedule.isValidated(iteration)) {
+    consider(schedule.validate(), iteration);
   }
   state.restore();
+  const outOfTime = !diverged && !converged && iteration < asked;
+  if (outOfTime) reason = `the time allowed ${iteration} of ${asked} iterations`;
   if (backOffs > 0 && !diverged) reason += `; it diverged ${backOffs} times before`;
   const { gradientNorms, clipped, losses } = history, iterations = iteration;
-  const ended = { iterations, converged, diverged, backOffs, reason };
+  const ended = { iterations, converged, diverged, outOfTime, plan: schedule.plan, backOffs, reason };
   return { ...ended, losses, gradientNorms, clipped, initial, best, bestIteration };
 }
 
-/** Step size of an iteration, in units, before any back-off. */
-function stepSize({ schedule, learningRate, maxIterations }: Settings, iteration: number): number {
-  return schedule === "cosine"
-    ? learningRate * ((1 + Math.cos(Math.PI * iteration / maxIterations)) / 2)
-    : learningRate;
+/** Iterations behind which the time of a step is known: the first also warms up. */
+const TIMED_STEPS = 2;
+/** Share of the time that looks at the validated loss may take where not every step fits. */
+const VALIDATION_SHARE = 1 / 4;
+
+/** Step sizes, looks at the validated loss and the end of the iterations, as the time allows. */
+class Schedule {
+  /** Iterations that will be made. */
+  iterations: number;
+  #validateEvery: number;
+  readonly #begin: number;
+  #stepBegin = 0;
+  /** The fastest step, behind which the plan was made, and the last. */
+  #step = Infinity;
+  #lastStep = 0;
+  #validation = 0;
+  #plan: OptimizationPlan | undefined;
+
+  constructor(readonly problem: OptimizationProblem, readonly settings: Settings) {
+    this.iterations = settings.maxIterations;
+    this.#validateEvery = problem.validateEvery ?? 10;
+    this.#begin = this.#now();
+  }
+
+  #now(): number {
+    return (this.problem.clock ?? (() => performance.now()))();
+  }
+
+  get plan(): OptimizationPlan {
+    return this.#plan ?? this.#planned(0);
+  }
+
+  validate(): number {
+    const begin = this.#now(), value = this.problem.validate!();
+    this.#validation = this.#now() - begin;
+    return value;
+  }
+
+  isValidated(iteration: number): boolean {
+    return this.problem.validate !== undefined && iteration % this.#validateEvery === 0;
+  }
+
+  /** Step size of an iteration, in units, before any back-off. */
+  stepSize(iteration: number): number {
+    const { schedule, learningRate } = this.settings;
+    return schedule === "cosine"
+      ? learningRate * ((1 + Math.cos(Math.PI * iteration / this.iterations)) / 2)
+      : learningRate;
+  }
+
+  begin(): void {
+    this.#stepBegin = this.#now();
+  }
+
+  /** Times a step, and plans once that is known. */
+  end(iteration: number): void {
+    this.#lastStep = this.#now() - this.#stepBegin;
+    if (this.#plan !== undefined) return;
+    this.#step = Math.min(this.#step, this.#lastStep);
+    const done = iteration + 1;
+    if (done < Math.min(TIMED_STEPS, this.iterations) && !this.isOver(done)) return;
+    const { maxMilliseconds } = this.settings, left = maxMilliseconds - (this.#now() - this.#begin);
+    const all = this.#planned(done);
+    if (all.milliseconds > maxMilliseconds) {
+      const looks = this.problem.validate === undefined
+        ? 0
+        : Math.max(1, Math.min(all.validations - 1, Math.floor(left * VALIDATION_SHARE / this.#validation)));
+      const more = Math.max(0, Math.floor((left - looks * this.#validation) / this.#step));
+      this.iterations = Math.min(this.iterations, done + more);
+      if (looks > 0) this.#validateEvery = Math.max(1, Math.ceil(this.iterations / looks));
+    }
+    this.#plan = this.#planned(done);
+    this.problem.onPlan?.(this.#plan);
+  }
+
+  /** True where another step and the last validation would pass the time. */
+  isOver(done: number): boolean {
+    const spent = this.#now() - this.#begin;
+    return done > 0 && spent + this.#lastStep + this.#validation > this.settings.maxMilliseconds;
+  }
+
+  /** What all iterations take, of which so many are done. */
+  #planned(done: number): OptimizationPlan {
+    const looks = this.problem.validate === undefined ? 0 : Math.ceil(this.iterations / this.#validateEvery);
+    const stepMilliseconds = Number.isFinite(this.#step) ? this.#step : 0, spent = this.#now() - this.#begin;
+    return {
+      iterations: this.iterations,
+      validations: looks === 0 ? 0 : looks + 1,
+      stepMilliseconds,
+      validationMilliseconds: this.#validation,
+      milliseconds: spent + (this.iterations - done) * stepMilliseconds + looks * this.#validation,
+    };
+  }
 }
 
 /** The record of the iterations. */

@@ -97,6 +97,7 @@ describe("defaults", () => {
           entropyWeight: 0,
           learningRate: null,
           maxIterations: null,
+          maxMinutes: 60,
           convergenceThreshold: 1e-4,
           betaSchedule: "auto",
         },
@@ -206,6 +207,7 @@ describe("values", () => {
     ["thermodynamic.transition_optimization.beta_schedule", "sigmoid", "string, one of auto, linear, cosine"],
     ["thermodynamic.transition_optimization.learning_rate", 0, "number or null, above 0, at most 1"],
     ["thermodynamic.transition_optimization.max_iterations", 0, "integer or null, 1 to 100000"],
+    ["thermodynamic.transition_optimization.max_minutes", 0, "number, above 0, at most 100000"],
   ];
   for (const [key, value, expected] of rejected) {
     test(`rejects ${key}: ${typeof value === "string" ? JSON.stringify(value) : String(value)}`, async () => {

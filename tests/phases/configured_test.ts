@@ -1,10 +1,12 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError, ConfigError } from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { storedTimeParameters } from "../../lib/models/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import type { RunEvent } from "../../lib/progress.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { MODELS, workplace } from "../_checkpoints.ts";
 
@@ -119,5 +121,37 @@ describe("phases with little to do say so", () => {
   test("keys of time without a phase", async () => {
     const { warnings } = await run({ output_correction: true, time_groups: "adaptive" });
     expect(warnings.filter((text) => text.includes("has no effect without a phase"))).toHaveLength(2);
+  });
+});
+
+test("a refinement's time is told before it, and what became of it stands in the manifest", async () => {
+  const output = place.fresh(), messages: string[] = [];
+  const { config } = resolveConfig({
+    overrides: {
+      ...OPTIMIZE,
+      bit_width: 2,
+      solver: "feedback",
+      calibration_samples: 32,
+      enable_time_aware: false,
+      "thermodynamic.transition_optimization.max_iterations": 20,
+      "thermodynamic.transition_optimization.max_minutes": 1e-4,
+    },
+  });
+  const onEvent = ({ kind, message }: RunEvent) => void (kind === "phase" && messages.push(message!));
+  await quantizeCheckpoint({ input: DREAM, output, config, kernels, onEvent });
+  const plan = messages.findIndex((message) => message.startsWith("gradient refinement: "));
+  expect(messages[plan]).toMatch(
+    /^gradient refinement: 1 of 20 steps of \d+ sequences, 2 looks at held-out samples, about .* a step; it may take 0.0001 min/,
+  );
+  const end = messages.findIndex((message) => message.startsWith("refinement: "));
+  expect(end).toBeGreaterThan(plan);
+  expect(messages[end]).toContain("in 1 iterations");
+  const manifest = JSON.parse(readFileSync(join(output, "arrowquant.manifest.json"), "utf8"));
+  expect(manifest.refinement).toMatchObject({
+    iterations: 1,
+    reason: "the time allowed 1 of 20 iterations",
+    kept: expect.any(Boolean),
+    held_out_before: expect.any(Number),
+    held_out_after: expect.any(Number),
   });
 });

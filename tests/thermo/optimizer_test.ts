@@ -1,6 +1,6 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { withThreads } from "../../lib/native/mod.ts";
-import { adamStep, optimize } from "../../lib/thermo/optimizer.ts";
+import { adamStep, type OptimizationPlan, optimize } from "../../lib/thermo/optimizer.ts";
 import { allKernels, gaussians } from "../_kernels.ts";
 
 const everywhere = await allKernels();
@@ -194,6 +194,62 @@ describe("optimize", () => {
     expect(better.bestIteration).toBe(20); // the last is looked at, too
   });
 
+  /** A bowl whose steps take 10 and whose looks take 4 on a clock of its own. */
+  function timed(maxMilliseconds: number, slower = 0) {
+    const { values, problem } = bowl();
+    let now = 100, step = 10;
+    const plans: OptimizationPlan[] = [];
+    const loss = () => (now += step, step += slower, problem.loss());
+    const validate = () => (now += 4, problem.loss());
+    const onPlan = (plan: OptimizationPlan) => plans.push(plan);
+    const report = optimize(
+      kernels,
+      { parameters: problem.parameters, loss, validate, validateEvery: 10, clock: () => now, onPlan },
+      { learningRate: 0.3, maxIterations: 100, convergenceThreshold: 0, maxMilliseconds },
+    );
+    return { values: [...values], report, plan: plans[0]!, plans: plans.length, milliseconds: now - 100 };
+  }
+
+  test("time that suffices changes nothing, and the plan is what it takes", () => {
+    const { values, report, plan, plans, milliseconds } = timed(1044);
+    expect(plans).toBe(1);
+    expect(plan).toEqual({
+      iterations: 100,
+      validations: 11,
+      stepMilliseconds: 10,
+      validationMilliseconds: 4,
+      milliseconds: 1044,
+    });
+    expect([report.iterations, report.outOfTime, milliseconds]).toEqual([100, false, 1044]);
+    expect(values).toEqual(timed(Infinity).values);
+  });
+
+  test("time that does not suffice is planned for behind two steps; the step size falls to 0 within it", () => {
+    for (const budget of [900, 300, 61, 40]) {
+      const { report, plan, milliseconds } = timed(budget);
+      expect(milliseconds).toBeLessThanOrEqual(budget);
+      expect(milliseconds).toBeGreaterThan(budget - 15);
+      expect([plan.iterations, plan.milliseconds]).toEqual([report.iterations, milliseconds]);
+      expect([report.outOfTime, report.converged, report.diverged]).toEqual([true, false, false]);
+      expect(report.reason).toBe(`the time allowed ${report.iterations} of 100 iterations`);
+      expect(report.best).toBeLessThanOrEqual(report.initial);
+    }
+    expect(timed(900).report.best).toBeLessThan(0.01 * timed(900).report.initial);
+  });
+
+  test("steps that become slower than planned end in time, with the best so far", () => {
+    const { values, report, plan, milliseconds } = timed(300, 2);
+    expect(report.iterations).toBeLessThan(plan.iterations);
+    expect(milliseconds).toBeLessThanOrEqual(300 + 4);
+    expect(report.outOfTime).toBe(true);
+    const { problem } = bowl(values);
+    expect(problem.loss()).toBe(report.best);
+  });
+
+  test("one step that takes longer than all the time is the only one", () => {
+    expect(timed(5).report).toMatchObject({ iterations: 1, outOfTime: true });
+  });
+
   test("long gradients are shortened, all by the same factor", () => {
     const run = (clipNorm?: number) => {
       const { values, problem } = bowl();
@@ -228,6 +284,7 @@ describe("optimize", () => {
       [{ maxIterations: 0 }, "maxIterations must be a whole number from 1 to 100000"],
       [{ convergenceThreshold: 2 }, "convergenceThreshold must be in [0, 1]"],
       [{ clipNorm: 0 }, "clipNorm must be above 0"],
+      [{ maxMilliseconds: 0 }, "maxMilliseconds must be above 0"],
       [{ schedule: "step" }, 'schedule must be "constant" or "cosine", got "step"'],
     ];
     for (const [options, message] of bad) {

@@ -5,7 +5,12 @@
  */
 import { type LossTerms, markovLoss } from "../../thermo/losses.ts";
 import { tokenKl } from "../../thermo/masked_transition.ts";
-import { type OptimizationReport, optimize, type OptimizerOptions } from "../../thermo/optimizer.ts";
+import {
+  type OptimizationPlan,
+  type OptimizationReport,
+  optimize,
+  type OptimizerOptions,
+} from "../../thermo/optimizer.ts";
 import type { OneLevelTensor } from "../../quant/mod.ts";
 import type { LayerParameters } from "../../time/mod.ts";
 import type { DitModel } from "../dit/model.ts";
@@ -73,6 +78,7 @@ export interface RefinementOptions
   /** Iterations from one look at the held-out batches to the next. Default 25. */
   readonly validateEvery?: number | undefined;
   readonly onIteration?: ((iteration: number, loss: number) => void) | undefined;
+  readonly onPlan?: ((plan: OptimizationPlan) => void) | undefined;
 }
 
 /** Inputs of a refinement: a model with gradients, the full-precision model, and their batches. */
@@ -250,13 +256,14 @@ function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): Ref
     const reason = "it must have packed layers with something to refine, got none";
     throw new TypeError(cannotRefine(quantized, reason));
   }
-  const { markovWeight = 0, entropyWeight = 0, timeGroups, maxIterations = 50 } = options;
+  const { markovWeight = 0, entropyWeight = 0, timeGroups, onPlan } = options;
   for (const [name, weight] of Object.entries({ markovWeight, entropyWeight })) {
     if (weight >= 0 && weight <= 100) continue;
     throw new RangeError(cannotRefine(quantized, `${name} must lie in [0, 100], got ${weight}`));
   }
   const store = () => layers.forEach((layer) => layer.store());
   const lossOf = lossOfBatches(refined);
+  let iterations = options.maxIterations ?? 50;
   let scale: number | undefined; // the first loss: the other terms are relative to it
   const report = optimize(quantized.kernels, {
     parameters,
@@ -264,7 +271,7 @@ function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): Ref
       store();
       const quantization = lossOf(train[iteration % train.length]!, true);
       scale ??= quantization;
-      const temperature = entropyWeight * (1 - iteration / maxIterations);
+      const temperature = entropyWeight * (1 - iteration / iterations);
       return {
         quantization,
         markov: timeGroups === undefined ? 0 : markovTerm(layers, timeGroups.count, markovWeight * scale),
@@ -277,6 +284,10 @@ function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): Ref
     },
     validateEvery: options.validateEvery ?? 25,
     onIteration: options.onIteration,
+    onPlan(plan) {
+      ({ iterations } = plan);
+      onPlan?.(plan);
+    },
   }, options);
   store();
   const kept = report.best < report.initial;
