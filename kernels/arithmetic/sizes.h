@@ -9,7 +9,7 @@ AQ_FUNCTION int aq_counts_allowed(size_t rows, size_t cols) { return cols == 0 |
 
 AQ_FUNCTION int aq_bits_allowed(int32_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 
-AQ_FUNCTION int aq_scale_bits_allowed(int32_t scale_bits) { return scale_bits == 4 || scale_bits == 6; }
+AQ_FUNCTION int aq_scale_bits_allowed(int32_t scale_bits) { return scale_bits == 4 || scale_bits == 6 || scale_bits == 8; }
 
 AQ_FUNCTION int aq_zero_point_kind_allowed(int32_t kind) {
   return kind >= AQ_ZERO_POINT_REAL && kind <= AQ_ZERO_POINT_SYMMETRIC;

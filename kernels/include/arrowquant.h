@@ -126,7 +126,7 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
 
 /* Two-level scales. A superblock is 256 consecutive weights of a row (the last of a row may be shorter), in
  * groups of `group_size` (16, 32, 64 or 128). A group has a sub-scale and a sub-minimum, unsigned codes of
- * `scale_bits` (4 or 6) bits; a superblock has two half floats. In float32, each product rounded:
+ * `scale_bits` (4, 6 or 8) bits; a superblock has two half floats. In float32, each product rounded:
  *
  *     w = (super_scale * sub_scale) * q - super_min * sub_min
  *

@@ -28,8 +28,8 @@ export const GROUP_SIZES: readonly GroupSize[] = [0, 16, 32, 64, 128, 256];
 export const ZERO_POINT_KINDS: readonly ZeroPointKind[] = ["real", "integer", "symmetric"];
 
 /** Bits of the sub-codes of two-level scales. */
-export type ScaleBits = 4 | 6;
-export const SCALE_BITS: readonly ScaleBits[] = [4, 6];
+export type ScaleBits = 4 | 6 | 8;
+export const SCALE_BITS: readonly ScaleBits[] = [4, 6, 8];
 /** Group sizes that two-level scales can have. */
 export const TWO_LEVEL_GROUP_SIZES: readonly GroupSize[] = [16, 32, 64, 128];
 /** Group size of two-level scales where none is asked for: those of ggml's Q2_K and Q4_K. */

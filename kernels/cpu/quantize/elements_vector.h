@@ -190,6 +190,10 @@ AQ_INLINE void unpack_sub_codes(const uint8_t *stream, size_t bytes, size_t bit,
     __builtin_memcpy(word, stream + from, sizeof word);
   else
     __builtin_memcpy(word, stream + from, bytes - from);
+  if (bits == 8) {
+    v_unpack((const uint8_t *)word, 8, out);
+    return;
+  }
   if (bits == 4) { /* starts at a whole byte */
 #if defined(AQ_BUILD_SIMD128) /* clang 14 makes wrong sub-scales of the other branch; the tests of wasm notice */
     codes[0] = spread_codes(word[0] & 0xffffffffu, 4);
@@ -241,8 +245,10 @@ static void widen_two_level(const aq_packed_view *view, size_t row, size_t first
                             float *scales, float *minima) {
   if (view->two_level.scale_bits == 4)
     widen_two_level_bits(view, row, first, count, sign, scales, minima, 4);
-  else
+  else if (view->two_level.scale_bits == 6)
     widen_two_level_bits(view, row, first, count, sign, scales, minima, 6);
+  else
+    widen_two_level_bits(view, row, first, count, sign, scales, minima, 8);
 }
 
 /* `two_level`: `zero` is the minimum, subtracted behind the product. */

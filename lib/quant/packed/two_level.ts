@@ -17,7 +17,6 @@ import {
   mapLevels,
   type PackedTensor,
   rowsOf,
-  SCALE_BITS,
   type ScaleBits,
   subCodeBytes,
   SUPERBLOCK_SIZE,
@@ -45,6 +44,8 @@ export interface TwoLevelShape {
   readonly scaleBits: ScaleBits;
 }
 
+/** Sub-codes of 8 bits hold symmetric grids alone, which have their own fit. */
+const FITTED_SCALE_BITS: readonly ScaleBits[] = [4, 6];
 /** Groups handed to the kernel at once, in whole rows: WebAssembly copies them. */
 const BLOCK_GROUPS = 2 ** 20;
 
@@ -107,7 +108,7 @@ export function fitTwoLevel(
   const { rows, cols, groupSize, scaleBits } = shape;
   checkCounts(doing, { rows, cols });
   checkMember(doing, "groupSize", groupSize, TWO_LEVEL_GROUP_SIZES);
-  checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
+  checkMember(doing, "scaleBits", scaleBits, FITTED_SCALE_BITS);
   const groups = groupCount(cols, groupSize), length = rows * groups;
   checkArray(doing, "scale", scale, length);
   checkArray(doing, "minimum", minimum, length);
