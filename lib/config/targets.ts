@@ -20,7 +20,9 @@ export interface Grid {
 /** Grids by the type's name in the program. Q4_0 and Q2_0 follow llama.cpp's own table of fallbacks. */
 export const GRIDS: Readonly<Record<string, Grid>> = {
   Q2_K: { bits: 2, groupSize: 16, zeroPoint: "real", scaleBits: 4, block: 256, next: "Q4_0" },
+  Q3_K: { bits: 3, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8, block: 256, next: "Q4_0" },
   Q4_K: { bits: 4, groupSize: 32, zeroPoint: "real", scaleBits: 6, block: 256, next: "Q4_0" },
+  Q6_K: { bits: 8, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8, block: 256, next: "Q8_0" },
   Q2_0: { bits: 2, groupSize: 64, zeroPoint: "symmetric", block: 64, next: "Q4_0" },
   Q4_0: { bits: 4, groupSize: 32, zeroPoint: "symmetric", block: 32 },
   Q8_0: { bits: 8, groupSize: 32, zeroPoint: "symmetric", block: 32 },
@@ -49,9 +51,14 @@ const IMAGES: Target = {
 export const TARGETS: Readonly<Record<string, Target>> = {
   "llama.cpp": {
     format: "gguf",
+<<<<<<< HEAD
     models: "language",
     types: { 2: "Q2_K", 3: "Q4_0", 4: "Q4_K", 8: "Q8_0" },
     more: ["Q2_0", "Q4_0"],
+=======
+    types: { 2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 8: "Q8_0" },
+    more: ["Q2_0", "Q4_0", "Q6_K"],
+>>>>>>> db53ff2 (feat(quant): symmetric two-level grids, ggml's Q3_K and Q6_K, with a solver of their own)
   },
   comfyui: IMAGES,
   "stable-diffusion.cpp": IMAGES,

@@ -12,7 +12,8 @@ import {
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT } from "../tensor/mod.ts";
-import { findNonfinite } from "./convert.ts";
+import { packCodes } from "./codes.ts";
+import { convertFloats, findNonfinite } from "./convert.ts";
 import {
   type BitWidth,
   checkFormat,
@@ -20,6 +21,7 @@ import {
   emptyLevels,
   groupCount,
   type GroupSize,
+  halves,
   levelsOf,
   type OneLevelTensor,
   packedRows,
@@ -29,6 +31,8 @@ import {
   type WeightFormat,
   type ZeroPointKind,
 } from "./packed/layout.ts";
+import type { SymmetricBits } from "./packed/symmetric_levels.ts";
+import { symmetricTwoLevel } from "./symmetric_codes.ts";
 import { callBlocks, checkImportance, weightBytes, type Weights } from "./weights.ts";
 
 /** `clip`: search of clipped ranges, then a least-squares fit; `round`: the range from minimum to maximum. */
@@ -94,8 +98,9 @@ export function quantize(
   const doing = "quantize a matrix";
   checkCounts(doing, { rows, cols });
   const settings = checkOptions(doing, options, cols);
-  const { bits, groupSize, solver, zeroPoint: kind, columnWeights } = settings;
+  const { bits, groupSize, solver, zeroPoint: kind, columnWeights, scaleBits } = settings;
   const bytes = weightBytes(doing, weights, rows * cols), dtype = DTYPE_NUMBERS[weights.dtype];
+  if (scaleBits === 8) return quantizeSymmetric(kernels, weights, rows, cols, settings);
   const tensor = emptyTensor(rows, cols, settings), rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
   if (cols === 0) return tensor;
   for (const [begin, end] of callBlocks(kernels, rows, cols)) {
@@ -113,6 +118,23 @@ export function quantize(
     else call.quantizeClip(kernels, from, data, dtype, ...sizes, number, columnWeights, ...out);
   }
   return tensor;
+}
+
+/** A matrix on a symmetric two-level grid, from the scales of its plain one where that has as many codes. */
+function quantizeSymmetric(
+  kernels: Kernels,
+  weights: Weights,
+  rows: number,
+  cols: number,
+  { bits, groupSize, solver, columnWeights }: Settings,
+): PackedTensor {
+  const shape = { rows, cols, bits: bits as SymmetricBits, groupSize };
+  const options = { bits, groupSize, zeroPoint: "symmetric", solver, columnWeights } as const;
+  const plain = quantize(kernels, weights, rows, cols, options); // refuses what is not finite, too
+  const start = bits === 3 ? Float32Array.from(halves(plain.scale)) : undefined;
+  const data = new Float32Array(convertFloats(kernels, weights, rows * cols, "F32").buffer);
+  const { codes, tensor } = symmetricTwoLevel(shape, data, columnWeights, start);
+  return { ...tensor, packed: packCodes(kernels, codes, rows, cols, bits) };
 }
 
 interface Settings extends WeightFormat {

@@ -48,9 +48,11 @@ async function packed(input: string, config: Record<string, unknown>): Promise<s
   return output;
 }
 
-/** The bits of values; Q2_0 has its scale's sign turned, and with it that of its zeros: there both zeros are one. */
+/** The bits of values; where a type has scales of either sign, both zeros are one: its own zeros have that sign. */
 const bitsOf = (values: ArrayLike<number>, type: string) =>
-  Buffer.from(Float32Array.from(values, (value) => type === "Q2_0" ? value + 0 : value).buffer);
+  Buffer.from(
+    Float32Array.from(values, (value) => type === "Q2_0" || type === "Q3_K" ? value + 0 : value).buffer,
+  );
 
 /** Compares every tensor that ggml reads with ours; LLaDA's rows of query and key are put back first. */
 function expectSameWeights(packedFolder: string, file: string, report: ExportReport, headSize: number): void {
@@ -91,6 +93,9 @@ describe("a GGUF file of a language model", () => {
     ["Q2_K", "llada", { bit_width: 2, scale_bits: 4, group_size: 64 }],
     ["Q4_K", "llada", { bit_width: 4, scale_bits: 6, group_size: 32 }],
     ["Q4_K", "dream", { bit_width: 3, scale_bits: 4, group_size: 128 }],
+    ["Q3_K", "dream", { bit_width: 3, target: "llama.cpp" }],
+    ["Q3_K", "llada", { bit_width: 3, target: "llama.cpp", group_size: 64 }],
+    ["Q6_K", "llada", { target: "llama.cpp", target_type: "Q6_K" }],
     ["Q2_0", "dream", { bit_width: 2, zero_point: "symmetric", group_size: 64 }],
     ["Q2_0", "llada", { bit_width: 2, zero_point: "symmetric", group_size: 0 }],
     ["Q4_0", "dream", { bit_width: 4, zero_point: "symmetric", group_size: 32 }],

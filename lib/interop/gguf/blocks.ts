@@ -109,8 +109,40 @@ const q4K: Encoder<Unpacked> = (tensor, codes, { at, group, index, out }) => {
   }
 };
 
+/** d v (q − z) with z = 4, or z = 3 where the scale is negative: there d (−v) (q' − 4) with q' = 7 − q. */
+const q3K: Encoder<Unpacked> = (tensor, codes, { at, group, index, out }) => {
+  const { scales, minima, superScale, groupSize } = tensor;
+  putHalf(out, 108, superScale[index]!);
+  for (let j = 0; j < 16; j++) {
+    const own = group + Math.floor(j * 16 / groupSize), v = scales[own]!, isTurned = minima[own]! < 4 * v;
+    const sub = 32 + (isTurned ? -v : v), flip = isTurned ? 7 : 0;
+    out[96 + j % 8]! |= (sub & 15) << (j < 8 ? 0 : 4);
+    out[104 + j % 4]! |= sub >> 4 << 2 * (j >> 2);
+    for (let i = 16 * j; i < 16 * j + 16; i++) {
+      const code = codes[at + i]! ^ flip, low = 2 * (i >> 5 & 3), l = i & 31;
+      out[32 + 32 * (i >> 7) + l]! |= (code & 3) << low;
+      out[l]! |= code >> 2 << (4 * (i >> 7) + (i >> 5 & 3));
+    }
+  }
+};
+
+/** d v (q − 32). */
+const q6K: Encoder<Unpacked> = (tensor, codes, { at, group, index, out }) => {
+  const { scales, superScale, groupSize } = tensor;
+  for (let n = 0; n < 2; n++) {
+    for (let l = 0; l < 32; l++) {
+      const from = at + 128 * n + l, code = (j: number) => codes[from + 32 * j]!;
+      out[64 * n + l] = code(0) & 15 | (code(2) & 15) << 4;
+      out[64 * n + 32 + l] = code(1) & 15 | (code(3) & 15) << 4;
+      out[128 + 32 * n + l] = code(0) >> 4 | code(1) >> 4 << 2 | code(2) >> 4 << 4 | code(3) >> 4 << 6;
+    }
+  }
+  for (let j = 0; j < 16; j++) out[192 + j] = scales[group + Math.floor(j * 16 / groupSize)]!;
+  putHalf(out, 208, superScale[index]!);
+};
+
 const ONE_LEVEL = { Q2_0: q2_0, Q4_0: q4_0, Q4_1: q4_1, Q8_0: q8_0 } as const;
-const TWO_LEVEL = { Q2_K: q2K, Q4_K: q4K } as const;
+const TWO_LEVEL = { Q2_K: q2K, Q3_K: q3K, Q4_K: q4K, Q6_K: q6K } as const;
 
 /** Types whose blocks are made of packed matrices. */
 export type BlockType = keyof typeof ONE_LEVEL | keyof typeof TWO_LEVEL;

@@ -66,7 +66,9 @@ function gridTypes(layer: PackedLayer): { readonly types: readonly GgmlType[]; r
   };
   if (scaleBits !== undefined) {
     add("Q2_K", bits === 2 && scaleBits === 4);
-    add("Q4_K", bits <= 4 && groupSize % 32 === 0);
+    add("Q3_K", bits === 3 && scaleBits === 8);
+    add("Q6_K", bits === 8 && scaleBits === 8);
+    add("Q4_K", bits <= 4 && scaleBits < 8 && groupSize % 32 === 0);
   } else if (zeroPointKind === "symmetric") {
     add("Q2_0", bits === 2);
     add("Q4_0", bits <= 4);

@@ -43,6 +43,7 @@ import {
   TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
+  zeroPointsOf,
 } from "./layout.ts";
 
 /** Version of the layout and of the `arrowquant` section of config.json; a reader refuses a larger one. */
@@ -84,7 +85,7 @@ export interface PackedLayer {
   readonly cols: number;
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
-  /** `real` with two-level scales. */
+  /** With two-level scales `real`, or `symmetric` where they have 8 bits. */
   readonly zeroPointKind: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
@@ -235,7 +236,7 @@ function checkLayer(
   sectionKind: ZeroPointKind,
 ): PackedLayer {
   const { bits, group_size: groupSize, scale_bits: scaleBits, dtype } = entry;
-  const zeroPoint = scaleBits === undefined ? sectionKind : "real";
+  const zeroPoint = scaleBits === undefined ? sectionKind : zeroPointsOf({ scaleBits });
   const names = packedNames(name, { zeroPoint, scaleBits });
   const fail = (part: string, reason: string) =>
     new FormatError(

@@ -163,6 +163,10 @@ export function emptyLevels(
   };
 }
 
+/** Zero points of a matrix with two-level scales: those of 8 bits are of symmetric grids (symmetric_levels.ts). */
+export const zeroPointsOf = ({ scaleBits }: { readonly scaleBits: ScaleBits }): ZeroPointKind =>
+  scaleBits === 8 ? "symmetric" : "real";
+
 /** Throws unless a format's parts are among those allowed, and fit each other. */
 export function checkFormat(doing: string, { bits, groupSize, zeroPoint, scaleBits }: WeightFormat): void {
   checkMember(doing, "bits", bits, BIT_WIDTHS);
@@ -170,7 +174,9 @@ export function checkFormat(doing: string, { bits, groupSize, zeroPoint, scaleBi
   checkMember(doing, "zeroPoint", zeroPoint, ZERO_POINT_KINDS);
   if (scaleBits === undefined) return;
   checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
-  checkMember(doing, "zeroPoint with two-level scales", zeroPoint, ["real"]);
+  if (scaleBits !== 8) return checkMember(doing, "zeroPoint with two-level scales", zeroPoint, ["real"]);
+  checkMember(doing, "zeroPoint with two-level scales of 8 bits", zeroPoint, ["symmetric"]);
+  checkMember(doing, "bits with two-level scales of 8 bits", bits, [3, 8]);
 }
 
 /**
@@ -183,7 +189,7 @@ export function checkFormat(doing: string, { bits, groupSize, zeroPoint, scaleBi
 export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
   const { rows, cols, bits, groupSize, packed, scaleBits } = tensor;
   checkCounts(doing, { rows, cols });
-  const kind = tensor.scaleBits === undefined ? tensor.zeroPointKind : "real";
+  const kind = tensor.scaleBits === undefined ? tensor.zeroPointKind : zeroPointsOf(tensor);
   checkFormat(doing, { bits, groupSize, zeroPoint: kind, scaleBits });
   checkArray(doing, "packed", packed, rows * packedWords(cols, bits), "u32 words");
   if (scaleBits !== undefined) {

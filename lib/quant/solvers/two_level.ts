@@ -4,6 +4,7 @@
  */
 import { packCodes } from "../codes.ts";
 import { levelsOf, mapLevels, packedWords, rowsOf, type TwoLevelScales } from "../packed/layout.ts";
+import { fitSymmetric, type SymmetricBits } from "../packed/symmetric_levels.ts";
 import { fitTwoLevel } from "../packed/two_level.ts";
 import {
   anneal,
@@ -11,6 +12,8 @@ import {
   clipped,
   type GroupScales,
   keepBetterRows,
+  NO_SCALE,
+  objectiveOf,
   rangeScales,
   scalesOf,
   solveWithScales,
@@ -27,6 +30,11 @@ interface TwoLevelStart extends GroupScales {
 /** The two-level scales nearest to real ones. */
 function twoLevelStart(problem: MomentProblem, { scale, zeroPoint }: GroupScales): TwoLevelStart {
   const { kernels, rows, cols, bits, groupSize, scaleBits } = problem;
+  if (scaleBits === 8) {
+    const shape = { rows, cols, bits: bits as SymmetricBits, groupSize };
+    const { levels, ...found } = fitSymmetric(shape, scale);
+    return { levels, ...found, scale: found.scale.map((value) => value || NO_SCALE) };
+  }
   const minimum = scale.map((value, i) => value * zeroPoint[i]!);
   const levels = fitTwoLevel(kernels, { rows, cols, groupSize, scaleBits: scaleBits! }, scale, minimum);
   const packed = new Uint32Array(rows * packedWords(cols, bits));
@@ -43,6 +51,12 @@ export function solveTwoLevel(
 ): Solution {
   const { kernels, rows, cols, bits, groupSize } = problem, fixed = { rounds, refit: false };
   const searched = clipped(problem);
+  // The kernels' codes of 8 bits go beyond the 64 of such a grid: the weights alone choose them.
+  if (problem.scaleBits === 8 && bits === 8) {
+    const objective = objectiveOf(problem, searched);
+    return { tensor: searched, objective, firstObjective: objective };
+  }
+  const onLevels: MomentProblem = { ...problem, zeroPoint: "real" };
   const starts: TwoLevelStart[] = [{
     ...scalesOf(searched),
     levels: searched as typeof searched & TwoLevelScales,
@@ -55,17 +69,17 @@ export function solveTwoLevel(
     }
   }
   const [first, ...others] = starts as [TwoLevelStart, ...TwoLevelStart[]];
-  const best: Candidate = solveWithScales(problem, first, fixed);
+  const best: Candidate = solveWithScales(onLevels, first, fixed);
   const levels = mapLevels(first.levels, (array) => array.slice() as typeof array);
   const firstObjective = total(best.objective);
   for (const start of others) {
-    const candidate = solveWithScales(problem, start, fixed);
+    const candidate = solveWithScales(onLevels, start, fixed);
     for (let row = 0; row < rows; row++) {
       if (candidate.objective[row]! < best.objective[row]!) copyLevelsRow(levels, start.levels, row, rows);
     }
     keepBetterRows(best, candidate);
   }
-  if (annealing > 0) keepBetterRows(best, anneal(problem, best, { annealing, ...fixed }));
+  if (annealing > 0) keepBetterRows(best, anneal(onLevels, best, { annealing, ...fixed }));
   const packed = packCodes(kernels, best.codes, rows, cols, bits);
   const tensor = { ...levels, rows, cols, bits, groupSize, packed };
   return { tensor, objective: total(best.objective), firstObjective };
