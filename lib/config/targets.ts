@@ -44,21 +44,16 @@ export interface Target {
 const IMAGES: Target = {
   format: "gguf",
   models: "image",
-  types: { 2: "Q2_K", 3: "Q4_0", 4: "Q4_K", 8: "Q8_0" },
-  more: ["Q4_0"],
+  types: { 2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 8: "Q8_0" },
+  more: ["Q4_0", "Q6_K"],
 };
 
 export const TARGETS: Readonly<Record<string, Target>> = {
   "llama.cpp": {
     format: "gguf",
-<<<<<<< HEAD
     models: "language",
-    types: { 2: "Q2_K", 3: "Q4_0", 4: "Q4_K", 8: "Q8_0" },
-    more: ["Q2_0", "Q4_0"],
-=======
     types: { 2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 8: "Q8_0" },
     more: ["Q2_0", "Q4_0", "Q6_K"],
->>>>>>> db53ff2 (feat(quant): symmetric two-level grids, ggml's Q3_K and Q6_K, with a solver of their own)
   },
   comfyui: IMAGES,
   "stable-diffusion.cpp": IMAGES,
