@@ -1,12 +1,14 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { EXPORT_FORMATS, exportCheckpoint, quantizeFor } from "../../lib/interop/mod.ts";
 import { IMAGE_FAMILIES } from "../../lib/interop/gguf/image_families.ts";
 import { openKernels } from "../../lib/native/mod.ts";
+import { dequantizeCheckpoint, quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { gaussian, matrix, rejection, type TestTensor, workplace, writeTensors } from "../_checkpoints.ts";
+import { readersPython, runReader } from "../_readers.ts";
 
 const kernels = await openKernels();
 const place = workplace();
@@ -169,3 +171,36 @@ describe("GGUF of image models", () => {
     );
   });
 });
+
+/** Types that the layers of a family are quantized to, the families in turn. */
+const TYPES = ["Q2_K", "Q4_K", "Q8_0", "Q4_0"];
+
+test("diffusers and gguf read every family's file as it was quantized, bit for bit", async () => {
+  const python = readersPython(), script = "image_models.py", folder = place.fresh("families");
+  if (python === undefined) return;
+  const families = await runReader(python, script, ["make", folder]) as string[];
+  const tasks = [];
+  for (const [i, family] of families.entries()) {
+    const [packed, plain] = [place.fresh("packed"), place.fresh("plain")], gguf = `${packed}.gguf`;
+    const overrides = { target: "diffusers", target_type: TYPES[i % TYPES.length], solver: "round" };
+    const { config } = resolveConfig({ overrides });
+    await quantizeCheckpoint({ input: join(folder, family), output: packed, kernels, config });
+    await dequantizeCheckpoint({ input: packed, output: plain, kernels, dtype: "F32" });
+    await exportCheckpoint({ input: packed, output: gguf, kernels, format });
+    tasks.push({ family, gguf, plain: join(plain, "diffusion_pytorch_model.safetensors") });
+  }
+  const list = place.fresh("list.json");
+  writeFileSync(list, JSON.stringify(tasks));
+  const found = await runReader(python, script, ["check", folder, list]) as Record<
+    string,
+    { architecture: string; tensors: number; wrong: string[]; types: string[] }
+  >;
+  for (const [i, family] of families.entries()) {
+    const { architecture, tensors, wrong, types } = found[family]!;
+    expect([family, wrong]).toEqual([family, []]);
+    expect(tensors).toBeGreaterThan(20);
+    expect([family, types.includes(TYPES[i % TYPES.length]!)]).toEqual([family, true]);
+    const own = { flux2: "flux", chroma: "flux", z_image: "lumina2" }[family] ?? family;
+    expect(architecture).toBe(own);
+  }
+}, 300_000);
