@@ -76,6 +76,9 @@ AQ_FUNCTION void aq_add_encoded(aq_fit_sums *sums, float w, float h, aq_grid gri
   sums->error += h * difference * difference;
 }
 
+/* How a kind of zero point is fitted: 0 fixed, 1 with the scale, 2 with the scale as an offset. */
+#define AQ_AFFINE(kind) ((kind) == AQ_ZERO_POINT_REAL ? 1 : (kind) == AQ_ZERO_POINT_OFFSET ? 2 : 0)
+
 /* The least squares of the sums, once for floats and once for vectors of them. `explained`: how much of
  * sum h w^2 the best parameters for the codes explain, less what a constant explains; h and hw are the
  * group's sums of importances and of weighted weights. `refit`: those parameters, rounded to half floats. */
@@ -91,6 +94,10 @@ AQ_FUNCTION void aq_add_encoded(aq_fit_sums *sums, float w, float h, aq_grid gri
     found.scale = round_half(affine ? (h * sums->hwq - sums->hq * hw) /                                     \
                                           (h * sums->hqq - sums->hq * sums->hq)                             \
                                     : sums->hwq / sums->hqq);                                               \
+    if (affine == 2) {                                                                                      \
+      found.zero_point = 0.0f - round_half((hw - found.scale * sums->hq) / h) / found.scale;                \
+      return found;                                                                                         \
+    }                                                                                                       \
     found.zero_point = affine ? round_half((found.scale * sums->hq - hw) / (h * found.scale)) : zero_point; \
     return found;                                                                                           \
   }

@@ -13,13 +13,25 @@
 #define AQ_HALF_MIN 0x1p-24f
 #define AQ_HALF_MIN_NORMAL 0x1p-14f
 
-/* Quantization parameters of a group: w = scale (code - zero_point). */
+/* Quantization parameters of a group: w = scale (code - zero_point). With an offset the zero point is that of the
+ * rounded offset, -offset / scale, a float. */
 typedef struct {
   float scale;
   float zero_point;
 } aq_grid;
 
 AQ_FUNCTION float aq_round_half(float value) { return aq_float_from_half(aq_half_from_float(value)); }
+
+/* The zero point nearest to one that is stored: as it is, or as its offset. */
+AQ_FUNCTION float aq_round_zero(float zero_point, float scale, int32_t kind) {
+  if (kind != AQ_ZERO_POINT_OFFSET) return aq_round_half(zero_point);
+  return 0.0f - aq_round_half(0.0f - zero_point * scale) / scale;
+}
+
+/* What is stored beside a scale. */
+AQ_FUNCTION float aq_stored_zero(aq_grid grid, int32_t kind) {
+  return kind == AQ_ZERO_POINT_OFFSET ? 0.0f - grid.scale * grid.zero_point : grid.zero_point;
+}
 
 /* The smallest half float >= value, for value >= 0. */
 AQ_FUNCTION float aq_round_half_up(float value) {
@@ -58,6 +70,12 @@ AQ_FUNCTION int32_t aq_constant_grid(float value, int32_t bits, int32_t kind, aq
   if (value == 0.0f) {
     grid->scale = 1.0f;
     grid->zero_point = kind == AQ_ZERO_POINT_SYMMETRIC ? (float)(1 << (bits - 1)) : 0.0f;
+    return AQ_OK;
+  }
+  if (kind == AQ_ZERO_POINT_OFFSET) { /* code 0 of steps so wide that rounding reaches no other */
+    if (magnitude > AQ_HALF_MAX) return AQ_E_RANGE;
+    grid->scale = aq_round_half_up(magnitude);
+    grid->zero_point = aq_round_zero(0.0f - value / grid->scale, grid->scale, kind);
     return AQ_OK;
   }
   double best = __builtin_inf();
@@ -148,23 +166,24 @@ AQ_FUNCTION int aq_far_grid(float minimum, float maximum, double code_max, aq_gr
   return 0;
 }
 
-/* Asymmetric with real zero point where the plain formula is not safe: scales below the normal half floats,
+/* Asymmetric with real zero point or offset where the plain formula is not safe: scales below the normal half floats,
  * or data so far from zero that the rounding of the zero point shifts the range by more than a quarter step.
  * The scale grows until codes cover the group again; data nearly constant at that distance gets its
  * middle. */
-AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits, aq_grid *grid) {
+AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits, int32_t kind, aq_grid *grid) {
   const double code_max = (double)((1 << bits) - 1);
   const double range = (double)maximum - (double)minimum;
   if (range / code_max > (double)AQ_HALF_MAX) return AQ_E_RANGE;
   if (range < code_max * (double)AQ_HALF_MIN && minimum > -0x1p-14f && maximum < 0x1p-14f) {
     *grid = aq_tiny_grid(minimum, maximum);
+    grid->zero_point = aq_round_zero(grid->zero_point, grid->scale, kind);
     return AQ_OK;
   }
   double wanted = range;
   for (int attempt = 0; attempt < 16; attempt++) {
     float scale = aq_round_half_up((float)(wanted / code_max));
     if (scale > AQ_HALF_MAX) break;
-    float zero_point = aq_round_half((float)(-(double)minimum / (double)scale));
+    float zero_point = aq_round_zero((float)(-(double)minimum / (double)scale), scale, kind);
     if (!(zero_point <= AQ_HALF_MAX && zero_point >= -AQ_HALF_MAX)) break;
     double low = -(double)scale * (double)zero_point;
     double high = (double)scale * (code_max - (double)zero_point);
@@ -178,8 +197,8 @@ AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits
     wanted += (below > 0 ? below : -below) + (above > 0 ? above : 0) + (double)scale * 0x1p-10;
     if (wanted > 4 * range && wanted > 4 * 0x1p-24 * code_max) break;
   }
-  if (aq_far_grid(minimum, maximum, code_max, grid)) return AQ_OK;
-  return aq_constant_grid((float)((double)minimum + range / 2), bits, AQ_ZERO_POINT_REAL, grid);
+  if (kind == AQ_ZERO_POINT_REAL && aq_far_grid(minimum, maximum, code_max, grid)) return AQ_OK;
+  return aq_constant_grid((float)((double)minimum + range / 2), bits, kind, grid);
 }
 
 /* Round to nearest on [minimum, maximum], both finite. */
@@ -188,15 +207,15 @@ AQ_FUNCTION int32_t aq_round_grid(float minimum, float maximum, int32_t bits, in
   const float half_range = (float)(1 << (bits - 1));
   minimum += 0.0f; /* -0 becomes +0: its sign would show in the zero point */
   if (minimum == maximum) return aq_constant_grid(minimum, bits, kind, grid);
-  if (kind == AQ_ZERO_POINT_REAL) {
+  if (kind == AQ_ZERO_POINT_REAL || kind == AQ_ZERO_POINT_OFFSET) {
     float scale = aq_round_half((maximum - minimum) / code_max);
     float zero = 0.0f - minimum / scale; /* no negative zero */
     if (scale >= AQ_HALF_MIN_NORMAL && scale <= AQ_HALF_MAX && zero <= 1024.0f && zero >= -1024.0f) {
       grid->scale = scale;
-      grid->zero_point = aq_round_half(zero);
+      grid->zero_point = aq_round_zero(zero, scale, kind);
       return AQ_OK;
     }
-    return aq_real_grid_slow(minimum, maximum, bits, grid);
+    return aq_real_grid_slow(minimum, maximum, bits, kind, grid);
   }
   if (minimum > maximum * (1.0f - AQ_NARROW_CODE) || maximum < minimum * (1.0f - AQ_NARROW_CODE))
     return aq_constant_grid(minimum + (maximum - minimum) * 0.5f, bits, kind, grid);

@@ -11,6 +11,16 @@ AQ_FUNCTION int aq_bits_allowed(int32_t bits) { return bits == 2 || bits == 3 ||
 
 AQ_FUNCTION int aq_scale_bits_allowed(int32_t scale_bits) { return scale_bits == 4 || scale_bits == 6 || scale_bits == 8; }
 
+/* Of a matrix that is read. */
+AQ_FUNCTION int aq_sub_bits_allowed(int32_t scale_bits) {
+  return aq_scale_bits_allowed(scale_bits) || scale_bits == AQ_OFFSET_BITS;
+}
+
+/* What a matrix can be quantized to. */
+AQ_FUNCTION int aq_grid_kind_allowed(int32_t kind) {
+  return kind >= AQ_ZERO_POINT_REAL && kind <= AQ_ZERO_POINT_OFFSET;
+}
+
 AQ_FUNCTION int aq_zero_point_kind_allowed(int32_t kind) {
   return kind >= AQ_ZERO_POINT_REAL && kind <= AQ_ZERO_POINT_SYMMETRIC;
 }

@@ -27,7 +27,7 @@ int32_t aq_group_count(size_t cols, size_t group_size, uint64_t *groups) {
 }
 
 int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes) {
-  if (!sizes || !aq_scale_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
+  if (!sizes || !aq_sub_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
   if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(1, cols)) return AQ_E_SHAPE;
   sizes[0] = cols == 0 ? 0 : aq_sub_bytes_of((cols - 1) / group_size + 1, scale_bits);
   sizes[1] = cols == 0 ? 0 : (cols - 1) / AQ_SEGMENT + 1;
@@ -48,7 +48,7 @@ int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, cons
                           const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
                           int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view) {
   if (!packed || !sub_scale || !sub_min || !super_scale || !super_min) return AQ_E_ARGUMENT;
-  if (!aq_bits_allowed(bits) || !aq_scale_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
+  if (!aq_bits_allowed(bits) || !aq_sub_bits_allowed(scale_bits)) return AQ_E_ARGUMENT;
   if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const size_t size = aq_min_size(group_size, cols), groups = (cols - 1) / size + 1;
   *view = (aq_packed_view){

@@ -12,7 +12,8 @@
 
 AQ_INLINE size_t aq_min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-/* Two-level scales of a packed matrix (arithmetic/two_level.h); scale_bits 0: it has plain ones. */
+/* Two-level scales of a packed matrix (arithmetic/two_level.h), or its half floats with AQ_OFFSET_BITS; scale_bits 0:
+ * it has plain ones. */
 typedef struct {
   int32_t scale_bits;
   const uint8_t *sub_scale, *sub_min;
@@ -57,6 +58,14 @@ static inline uint32_t aq_read_sub_code(const uint8_t *stream, size_t i, int32_t
 static inline void aq_two_level_grid(const aq_packed_view *view, size_t row, size_t group, float *scale,
                                      float *minimum) {
   const aq_two_level_view *t = &view->two_level;
+  if (t->scale_bits == AQ_OFFSET_BITS) {
+    uint16_t stored[2];
+    __builtin_memcpy(&stored[0], t->sub_scale + row * t->sub_bytes + 2 * group, 2);
+    __builtin_memcpy(&stored[1], t->sub_min + row * t->sub_bytes + 2 * group, 2);
+    *scale = aq_float_from_half(stored[0]);
+    *minimum = -aq_float_from_half(stored[1]);
+    return;
+  }
   const size_t super = row * t->supers + group / t->super_groups, first = row * t->sub_bytes;
   const uint32_t sub_scale = aq_read_sub_code(t->sub_scale + first, group, t->scale_bits);
   const uint32_t sub_min = aq_read_sub_code(t->sub_min + first, group, t->scale_bits);

@@ -203,7 +203,7 @@ struct aq_quantize_view {
 
 AQ_DEVICE void aq_write_grid(const aq_quantize_view &view, size_t unit, aq_grid grid) {
   view.scale[unit] = aq_half_from_float(grid.scale);
-  if (view.zero_point) view.zero_point[unit] = aq_half_from_float(grid.zero_point);
+  if (view.zero_point) view.zero_point[unit] = aq_half_from_float(aq_stored_zero(grid, view.zero_point_kind));
 }
 
 /* Columns of a row that a lane has of its group, and their values. */

@@ -90,7 +90,7 @@ AQ_DEVICE aq_fit_sums aq_grid_sums(const Group &group, aq_grid grid, float code_
 template <class Group>
 AQ_DEVICE aq_grid aq_clip_search(const Group &group, aq_grid start, float minimum, float maximum, int32_t bits,
                                    int32_t kind) {
-  const bool affine = kind == AQ_ZERO_POINT_REAL;
+  const int affine = AQ_AFFINE(kind);
   const float code_max = (float)((1 << bits) - 1);
   const aq_weight_sums all = group.template ordered<aq_weight_sums>([&](size_t begin, size_t end) {
     aq_weight_sums part = {};

@@ -86,7 +86,7 @@ static int32_t quantize(aq_cuda_buffer weights, int32_t dtype, size_t rows, size
   const aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
   if (!aq_bits_allowed(bits) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
-  if (!aq_zero_point_kind_allowed(zero_point_kind)) return AQ_E_ARGUMENT;
+  if (!aq_grid_kind_allowed(zero_point_kind)) return AQ_E_ARGUMENT;
   if ((zero_point == 0) != (zero_point_kind == AQ_ZERO_POINT_SYMMETRIC)) return AQ_E_ARGUMENT;
   if (aq_group_columns(group_size, cols) == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const aq_layout layout = aq_layout_of(rows, cols, bits, group_size);

@@ -59,6 +59,9 @@ extern "C" {
 #define AQ_ZERO_POINT_REAL 0      /* any half float */
 #define AQ_ZERO_POINT_INTEGER 1   /* a whole number in [0, 2^bits - 1] */
 #define AQ_ZERO_POINT_SYMMETRIC 2 /* fixed at 2^(bits - 1), not stored: pass a null pointer */
+/* In place of zero points: offsets that are half floats, w = scale * q + offset. Only to quantize; the other
+ * functions take such a matrix as one with two-level scales of AQ_OFFSET_BITS. */
+#define AQ_ZERO_POINT_OFFSET 3
 
 #define AQ_MAX_THREADS 64
 
@@ -131,7 +134,11 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
  *     w = (super_scale * sub_scale) * q - super_min * sub_min
  *
  * Super scales are [rows, superblocks], sub-codes a bit stream per row, least significant bits first, in
- * whole bytes, [rows, sub-bytes]. */
+ * whole bytes, [rows, sub-bytes].
+ *
+ * Where a function reads such a matrix, scale_bits may be AQ_OFFSET_BITS: the sub-codes are then half floats,
+ * the scale and the offset of AQ_ZERO_POINT_OFFSET, w = scale * q + offset, and the super scales do not count. */
+#define AQ_OFFSET_BITS 16
 
 /* sizes[0] = bytes of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
 AQ_API int32_t aq_two_level_sizes(size_t cols, size_t group_size, int32_t scale_bits, uint64_t *sizes);

@@ -14,13 +14,16 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
   const { scaleBits, groupSize, zeroPoint, bitPlan } = config;
   const { validation, boundarySmoothing, transitionOptimization } = config.thermodynamic;
   const hasTimeScales = config.timeScales === "per_group";
-  if (scaleBits !== 16) {
-    const why = `with ${from("scale_bits")}`;
+  const isOffset = zeroPoint === "offset";
+  const [own, plain] = isOffset ? ["zero_point", "real, integer or symmetric"] : ["scale_bits", "16"];
+  if (scaleBits !== 16 || isOffset) {
+    const why = `with ${from(own)}`;
     if (!TWO_LEVEL_GROUP_SIZES.includes(groupSize)) {
       yield ["group_size", `one of ${TWO_LEVEL_GROUP_SIZES.join(", ")} ${why}`];
     }
-    if (zeroPoint !== "real") yield ["zero_point", `real ${why}`];
-    if (bitPlan !== null || hasBudget(config)) yield ["scale_bits", "16 with a bit plan or a budget"];
+    if (isOffset && scaleBits !== 16) yield ["scale_bits", `16 ${why}`];
+    else if (!isOffset && zeroPoint !== "real") yield ["zero_point", `real ${why}`];
+    if (bitPlan !== null || hasBudget(config)) yield [own, `${plain} with a bit plan or a budget`];
   }
   yield* ofTarget(config, from);
   const effective = withPhaseSolver(config).solver;
@@ -32,7 +35,7 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
   }
   if (transitionOptimization.enabled) {
     const why = `with ${from("thermodynamic.transition_optimization.enabled")}: its gradients`;
-    if (scaleBits !== 16) yield ["scale_bits", `16 ${why} know one level of scales`];
+    if (scaleBits !== 16 || isOffset) yield [own, `${plain} ${why} know one level of scales`];
   }
   if (!config.enableTimeAware) {
     const why = "it looks at the activations' quantization parameters";
@@ -43,7 +46,7 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
   if (hasTimeScales && config.outputCorrection) {
     yield ["time_scales", `shared with ${from("output_correction")}`];
   }
-  if (hasTimeScales && scaleBits !== 16) yield ["time_scales", `shared with ${from("scale_bits")}`];
+  if (hasTimeScales && (scaleBits !== 16 || isOffset)) yield ["time_scales", `shared with ${from(own)}`];
 }
 
 /** Rules of a target, which chooses the form of scales and zero points. */

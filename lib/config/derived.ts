@@ -1,6 +1,6 @@
 /** Answers of a configuration that follow from several of its keys. */
 import { compilePattern } from "./patterns.ts";
-import { CALIBRATED_SOLVERS, type LayerBits } from "./names.ts";
+import { CALIBRATED_SOLVERS, type LayerBits, OFFSET_BITS, type ScaleBits, type ZeroPointKind } from "./names.ts";
 import type { Config } from "./schema.ts";
 
 /** The configuration in force: phase 3 needs a calibrated solver, `best` unless another one is configured. */
@@ -53,3 +53,11 @@ export function isSensitiveLayer(config: Config, tensor: string): boolean {
 }
 
 const layerName = (tensor: string): string => tensor.replace(/\.weight$/, "");
+
+/** How a configuration stores the scales of a packed matrix; offsets count as scales of their own. */
+export function storedScales(
+  { zeroPoint, scaleBits }: Pick<Config, "zeroPoint" | "scaleBits">,
+): { readonly zeroPoint: ZeroPointKind; readonly scaleBits: ScaleBits | undefined } {
+  if (zeroPoint === "offset") return { zeroPoint: "real", scaleBits: OFFSET_BITS };
+  return { zeroPoint, scaleBits: scaleBits === 16 ? undefined : scaleBits };
+}

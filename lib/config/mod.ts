@@ -4,6 +4,7 @@
  */
 export {
   hasBudget,
+  storedScales,
   isCalibrated,
   isSensitiveLayer,
   layerBitWidth,

@@ -23,13 +23,18 @@ export type GroupSize = 0 | 16 | 32 | 64 | 128 | 256;
 /** `real`: any half float; `integer`: whole, in [0, 2^bits − 1]; `symmetric`: fixed at 2^(bits − 1). */
 export type ZeroPointKind = "real" | "integer" | "symmetric";
 
+/** Zero points, or `offset`: `w = scale · code + offset`, both half floats. */
+export type GridKind = ZeroPointKind | "offset";
+
 export const BIT_WIDTHS: readonly BitWidth[] = [2, 3, 4, 8];
 export const GROUP_SIZES: readonly GroupSize[] = [0, 16, 32, 64, 128, 256];
 export const ZERO_POINT_KINDS: readonly ZeroPointKind[] = ["real", "integer", "symmetric"];
 
-/** Bits of the sub-codes of two-level scales. */
-export type ScaleBits = 4 | 6 | 8;
-export const SCALE_BITS: readonly ScaleBits[] = [4, 6, 8];
+/** Bits of the sub-codes of two-level scales; 16: half floats by themselves, a scale and an offset a group. */
+export type ScaleBits = 4 | 6 | 8 | 16;
+export const SCALE_BITS: readonly ScaleBits[] = [4, 6, 8, 16];
+/** The {@linkcode ScaleBits} of grids `w = scale · code + offset` whose two numbers are half floats. */
+export const OFFSET_BITS = 16;
 /** Group sizes that two-level scales can have. */
 export const TWO_LEVEL_GROUP_SIZES: readonly GroupSize[] = [16, 32, 64, 128];
 /** Group size of two-level scales where none is asked for: those of ggml's Q2_K and Q4_K. */

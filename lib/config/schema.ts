@@ -26,7 +26,7 @@ import {
   type ScaleBits,
   type Solver,
   SOLVERS,
-  type ZeroPointKind,
+  type GridKind,
 } from "./names.ts";
 import { GRIDS, TARGETS } from "./targets.ts";
 
@@ -54,7 +54,7 @@ export interface Config {
     readonly residualCorrection: number;
     readonly candidates: number;
   };
-  readonly zeroPoint: ZeroPointKind;
+  readonly zeroPoint: GridKind;
   readonly minAccuracy: number;
   readonly embeddingBits: LayerBits | null;
   readonly headBits: LayerBits | null;
@@ -191,8 +191,9 @@ const ROWS: Rows = {
   "solver_options.candidates": key(integer(1, 4), 2).means(
     "Settings that `best` tries on the whole model; the held-out error selects one",
   ),
-  zero_point: key(choice("real", "integer", "symmetric"), "real").means(
-    "Zero point of a group: any real number, an integer code, or fixed in the middle of the codes",
+  zero_point: key(choice("real", "integer", "symmetric", "offset"), "real").means(
+    "Zero point of a group: any real number, an integer code, or fixed in the middle of the codes. `offset`: " +
+      "weights are scale · code + offset, both half floats, as MLX and ggml's Q4_1 store them; groups of 16 to 128",
   ),
   min_accuracy: key(number(0, 1), 0).means(
     "Smallest cosine between a tensor and its quantized form; below it the tensor is quantized again " +
@@ -200,11 +201,11 @@ const ROWS: Rows = {
   ),
   embedding_bits: key(orNull(integerOf(2, 3, 4, 8, 16)), null, { unit: "bits" }).means(
     "Bits of the token embedding; 16 keeps it as it is. null: 4 with `bit_width` 2 and 3, else 8, for a table of " +
-      "65,536 weights or more and `zero_point` real; otherwise 16",
+      "65,536 weights or more and `zero_point` real or offset; otherwise 16",
   ),
   head_bits: key(orNull(integerOf(2, 3, 4, 8, 16)), null, { unit: "bits" }).means(
     "Bits of the layer that scores tokens, also where it is the embedding; 16 keeps it as it is. null: 8 " +
-      "for a layer of 65,536 weights or more and `zero_point` real; otherwise 16",
+      "for a layer of 65,536 weights or more and `zero_point` real or offset; otherwise 16",
   ),
   layer_bit_widths: key(layerBits, {}).means(
     "Bits for single tensors, by name or pattern; 16 keeps the tensor as it is. A tensor's own name " +

@@ -11,7 +11,7 @@ export const DTYPE_NUMBERS = { F32: 0, F16: 1, BF16: 2, F8_E4M3: 3, F8_E5M2: 4, 
 /** Bytes of an element by those numbers. */
 export const DTYPE_BYTES: readonly number[] = [4, 2, 2, 1, 1, 8];
 /** The header's `AQ_ZERO_POINT_*`. */
-export const ZERO_POINT_NUMBERS = { real: 0, integer: 1, symmetric: 2 } as const;
+export const ZERO_POINT_NUMBERS = { real: 0, integer: 1, symmetric: 2, offset: 3 } as const;
 
 /** The header's `AQ_E_VALUE`, `AQ_E_NONFINITE` and `AQ_E_RANGE`. */
 export const E_VALUE = -3, E_NONFINITE = -4, E_RANGE = -5;

@@ -2,7 +2,7 @@
  * config.json of a quantized checkpoint: the `quantization_config` that others and we read, and putting it
  * into a JSON text, or taking it out, without touching any other character.
  */
-import type { Config } from "../config/mod.ts";
+import { type Config, storedScales } from "../config/mod.ts";
 import {
   CONFIG_KEY,
   FORMAT_VERSION,
@@ -29,21 +29,22 @@ export function quantizationConfig(
   config: Config,
 ): Record<string, unknown> {
   const quantized = layers.filter(({ action }) => action === "quantize");
+  const kind = storedScales(config).zeroPoint;
   const section: PackedSection = {
     format_version: FORMAT_VERSION,
     solver: config.solver,
-    zero_point: config.zeroPoint,
+    zero_point: kind,
     layers: Object.fromEntries(quantized.map((layer): [string, PackedLayerEntry] => [layer.name, {
       bits: layer.bits!,
       group_size: layer.groupSize!,
-      zero_point: layer.zeroPoint === config.zeroPoint ? undefined : layer.zeroPoint,
+      zero_point: layer.zeroPoint === kind ? undefined : layer.zeroPoint,
       scale_bits: layer.scaleBits,
       dtype: layer.dtype as FloatDtype,
     }])),
   };
-  const isExpressible = quantized.length > 0 && config.zeroPoint !== "real" &&
+  const isExpressible = quantized.length > 0 && kind !== "real" &&
     quantized.every(({ shape, groupSize, scaleBits, zeroPoint, reason }) =>
-      reason !== "embedding_bits" && scaleBits === undefined && zeroPoint === config.zeroPoint &&
+      reason !== "embedding_bits" && scaleBits === undefined && zeroPoint === kind &&
       (groupSize === 0 || shape[1]! % groupSize! === 0)
     );
   if (!isExpressible) return { quant_method: SECTION_KEY, [SECTION_KEY]: section };
@@ -58,7 +59,7 @@ export function quantizationConfig(
     weights: {
       num_bits: layers[0]!.bits!,
       type: "int",
-      symmetric: config.zeroPoint === "symmetric",
+      symmetric: kind === "symmetric",
       ...(layers[0]!.groupSize === 0
         ? { strategy: "channel", group_size: null }
         : { strategy: "group", group_size: layers[0]!.groupSize }),

@@ -11,12 +11,14 @@ import {
   type LayerBits,
   layerBitWidth,
   layerType,
+  storedScales,
   TARGETS,
 } from "../config/mod.ts";
 import {
   type BitWidth,
   type GroupSize,
   MAX_ROW_WEIGHTS,
+  OFFSET_BITS,
   packedBytes,
   type ScaleBits,
   type ZeroPointKind,
@@ -104,11 +106,6 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
 export const isTokenTable = ({ reason }: Pick<PlanRow, "reason">): boolean =>
   reason === "embedding_bits" || reason === "head_bits";
 
-/** Bits of the sub-codes that a configuration asks for; undefined for plain half floats. */
-function scaleBitsOf({ scaleBits }: Config): ScaleBits | undefined {
-  return scaleBits === 16 ? undefined : scaleBits;
-}
-
 /** Group size of token tables where layers have two-level scales. */
 const TABLE_GROUP_SIZE: GroupSize = 64;
 
@@ -164,15 +161,18 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
   };
 
   const formOf = (info: TensorInfo): RowForm => {
-    const { name } = info, { groupSize, zeroPoint } = config, form = { groupSize, zeroPoint };
-    const scaleBits = scaleBitsOf(config), planned = bitPlan?.get(name);
+    const { name } = info, { groupSize } = config, { zeroPoint, scaleBits } = storedScales(config);
+    const form = { groupSize, zeroPoint }, planned = bitPlan?.get(name);
     if (planned !== undefined) return { reason: "bit_plan", ...planned, scaleBits };
     const asked = layerBitWidth(config, name) as BitWidth | undefined;
     if (ownBits(config, name) === undefined) {
       const table = tableBits(info, context);
       // Codes of 8 bits gain nothing from two levels of scales.
-      const own = scaleBits === undefined ? form : { ...form, groupSize: TABLE_GROUP_SIZE };
-      if (table !== undefined) return { reason: table.rule, bits: table.bits, ...own, scaleBits: undefined };
+      const isOffset = scaleBits === OFFSET_BITS;
+      const own = scaleBits === undefined || isOffset
+        ? { ...form, scaleBits }
+        : { ...form, groupSize: TABLE_GROUP_SIZE, scaleBits: undefined };
+      if (table !== undefined) return { reason: table.rule, bits: table.bits, ...own };
       const rule = keptByName(info, context, isSensitiveLayer(config, name));
       if (rule !== undefined) return { reason: rule, ...NOT_PACKED };
       const least = asked === undefined ? floorBits(name, config.bitWidth) : undefined;

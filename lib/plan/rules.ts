@@ -149,7 +149,7 @@ export function tableBits(
   const isHead = !isEmbedding || tiesHead;
   const set: LayerBits | null = isHead ? config.headBits : config.embeddingBits;
   // The forms that others read have no quantized tables.
-  const own = elements < TABLE_WEIGHTS || config.zeroPoint !== "real"
+  const own = elements < TABLE_WEIGHTS || !["real", "offset"].includes(config.zeroPoint)
     ? 16
     : TABLE_BITS[isHead ? "head" : "embedding"][config.bitWidth];
   const bits = set ?? own;

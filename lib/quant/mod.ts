@@ -7,6 +7,7 @@ export {
   groupCount,
   type GroupSize,
   MAX_ROW_WEIGHTS,
+  OFFSET_BITS,
   type OneLevelTensor,
   type PackedForm,
   packedRows,

@@ -22,7 +22,9 @@ import {
   groupCount,
   type GroupSize,
   halves,
+  halvesInBytes,
   levelsOf,
+  OFFSET_BITS,
   type OneLevelTensor,
   packedRows,
   type PackedTensor,
@@ -49,7 +51,10 @@ export interface QuantizeOptions {
   readonly solver?: WeightSolver | undefined;
   /** Default `real`. */
   readonly zeroPoint?: ZeroPointKind | undefined;
-  /** Two-level scales with sub-codes of this many bits; default a half float a group. */
+  /**
+   * Two-level scales with sub-codes of this many bits, or 16: a scale and an offset that are half floats,
+   * `w = scale · code + offset`; default a scale and a zero point.
+   */
   readonly scaleBits?: ScaleBits | undefined;
   /** Importance of each input column, finite and ≥ 0; default all ones. Only `clip` uses it. */
   readonly columnWeights?: Float32Array | undefined;
@@ -108,12 +113,15 @@ export function quantize(
     const explain = (status: number) =>
       weightsError(kernels, doing, status, { data, dtype: weights.dtype }, [begin, end], cols);
     const from: Doing = { doing, explain }, sizes = [end - begin, cols, bits, groupSize] as const;
-    if (part.scaleBits !== undefined) {
+    if (part.scaleBits !== undefined && part.scaleBits !== OFFSET_BITS) {
       const how = [part.scaleBits, solver === "round" ? 0 : 1, columnWeights] as const;
       call.quantizeTwoLevel(kernels, from, data, dtype, ...sizes, ...how, part.packed, ...levelsOf(part));
       continue;
     }
-    const out = [part.packed, part.scale, part.zeroPoint] as const, number = ZERO_POINT_NUMBERS[kind];
+    const out = part.scaleBits === undefined
+      ? [part.packed, part.scale, part.zeroPoint] as const
+      : [part.packed, halvesInBytes(part.subScale), halvesInBytes(part.subMin)] as const;
+    const number = ZERO_POINT_NUMBERS[part.scaleBits === undefined ? kind : "offset"];
     if (solver === "round") call.quantizeRound(kernels, from, data, dtype, ...sizes, number, ...out);
     else call.quantizeClip(kernels, from, data, dtype, ...sizes, number, columnWeights, ...out);
   }
@@ -145,7 +153,7 @@ interface Settings extends WeightFormat {
 /** The options with their defaults. @throws {TypeError | RangeError} when one is not allowed */
 function checkOptions(doing: string, options: QuantizeOptions, cols: number): Settings {
   const { bits, scaleBits, columnWeights } = options;
-  const { groupSize = scaleBits === undefined ? 64 : defaultTwoLevelGroupSize(bits) } = options;
+  const { groupSize = scaleBits === undefined || scaleBits === OFFSET_BITS ? 64 : defaultTwoLevelGroupSize(bits) } = options;
   const { solver = "clip", zeroPoint = "real" } = options;
   checkFormat(doing, { bits, groupSize, zeroPoint, scaleBits });
   checkMember(doing, "solver", solver, WEIGHT_SOLVERS);

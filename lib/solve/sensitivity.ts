@@ -4,7 +4,7 @@
  * error of the layer's objective.
  */
 import { factorMoments } from "../quant/solvers/factored_moment.ts";
-import type { Config } from "../config/mod.ts";
+import { type Config, storedScales } from "../config/mod.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BIT_WIDTHS, GROUP_SIZES, type GroupSize } from "../quant/mod.ts";
@@ -102,7 +102,7 @@ export async function planByBudget(
   }
   const results = wanted.map((row): LayerOptions => {
     // No linear layer, nothing can be measured: as the configuration says.
-    const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: config.zeroPoint };
+    const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: storedScales(config).zeroPoint };
     const { name } = row;
     return { name, options: options.get(name) ?? [{ ...grid, bytes: bytesOf(row, grid), cost: 0 }] };
   });
@@ -160,9 +160,8 @@ function layerOptions(
   const moment = factorMoments(kernels, statistics.moments(row.name), { damping: settings.damping });
   const sizes = BUDGET_GROUP_SIZES.filter((size) => size < cols && GROUP_SIZES.includes(size));
   // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
-  const kinds = config.zeroPoint === "symmetric"
-    ? ["symmetric"] as const
-    : [config.zeroPoint, "symmetric"] as const;
+  const { zeroPoint: kind } = storedScales(config);
+  const kinds = kind === "symmetric" ? [kind] as const : [kind, "symmetric"] as const;
   const grids = BIT_WIDTHS.flatMap((bits) =>
     sizes.flatMap((groupSize) => kinds.map((zeroPoint) => ({ bits, groupSize, zeroPoint })))
   );

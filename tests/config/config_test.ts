@@ -748,6 +748,17 @@ test("every rule over several keys that is broken stands in one message, with th
   ]);
 });
 
+test("offsets have groups of 16 to 128, one width a layer, and nothing that reads zero points", async () => {
+  expect(resolveConfig({ file: { zero_point: "offset", group_size: 32 } }).config.zeroPoint).toBe("offset");
+  const fault = await faultOf(() =>
+    resolveConfig({
+      file: { zero_point: "offset", group_size: 0, scale_bits: 4, bit_plan: "p.json", time_scales: "per_group" },
+      fileSource: "f.yaml",
+    })
+  );
+  expect(fault.problems.map(({ key }) => key)).toEqual(["group_size", "scale_bits", "zero_point", "time_scales"]);
+});
+
 describe("scale_bits", () => {
   const groupSizeOf = (file: object) => {
     const { config, origins } = resolveConfig({ file });

@@ -68,7 +68,7 @@ static int32_t quantize(const void *weights, int32_t dtype, size_t rows, size_t 
   if (rows == 0 || cols == 0) return AQ_OK;
   AQ_KERNELS(isa);
   if (!weights || !packed || !scale || !aq_bits_allowed(bits) || !aq_dtype_bytes(dtype)) return AQ_E_ARGUMENT;
-  if (!aq_zero_point_kind_allowed(zero_point_kind)) return AQ_E_ARGUMENT;
+  if (!aq_grid_kind_allowed(zero_point_kind)) return AQ_E_ARGUMENT;
   if ((zero_point == 0) != (zero_point_kind == AQ_ZERO_POINT_SYMMETRIC)) return AQ_E_ARGUMENT;
   const size_t size = aq_group_columns(group_size, cols);
   if (size == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;

@@ -243,7 +243,13 @@ AQ_INLINE void widen_two_level_bits(const aq_packed_view *view, size_t row, size
 
 static void widen_two_level(const aq_packed_view *view, size_t row, size_t first, size_t count, float sign,
                             float *scales, float *minima) {
-  if (view->two_level.scale_bits == 4)
+  const aq_two_level_view *t = &view->two_level;
+  if (t->scale_bits == AQ_OFFSET_BITS) {
+    const size_t at = row * t->sub_bytes + 2 * first;
+    widen_halves((const uint16_t *)(const void *)(t->sub_scale + at), count, scales);
+    widen_halves((const uint16_t *)(const void *)(t->sub_min + at), count, minima);
+    for (size_t i = 0; i < count; i++) minima[i] *= -sign;
+  } else if (t->scale_bits == 4)
     widen_two_level_bits(view, row, first, count, sign, scales, minima, 4);
   else if (view->two_level.scale_bits == 6)
     widen_two_level_bits(view, row, first, count, sign, scales, minima, 6);

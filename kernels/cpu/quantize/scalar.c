@@ -119,7 +119,7 @@ static aq_fit_sums grid_sums(const group *g, aq_grid grid, float code_max, float
 
 static aq_grid clip_search(const group *g, aq_grid start, float minimum, float maximum) {
   const int32_t bits = g->job->bits, kind = g->job->zero_point_kind;
-  const int affine = kind == AQ_ZERO_POINT_REAL;
+  const int affine = AQ_AFFINE(kind);
   const float code_max = (float)((1 << bits) - 1);
   float h = 0.0f, hw = 0.0f;
   for (size_t begin = 0; begin < g->n; begin += AQ_SEGMENT) {
@@ -185,7 +185,8 @@ static int32_t quantize_rows(const aq_quantize_job *job, size_t row_begin, size_
       for (size_t i = 0; i < g.n; i++)
         or_code(packed, g.col + i, job->bits, aq_encode(weight_at(&g, i), grid, code_max));
       job->scale[row * job->groups + index] = aq_half_from_float(grid.scale);
-      if (job->zero_point) job->zero_point[row * job->groups + index] = aq_half_from_float(grid.zero_point);
+      if (job->zero_point)
+        job->zero_point[row * job->groups + index] = aq_half_from_float(aq_stored_zero(grid, job->zero_point_kind));
     }
   }
   return AQ_OK;

@@ -231,8 +231,11 @@ AQ_INLINE grid clip_search_kind(const batch *b, grid start, vf minimum, vf maxim
 }
 
 static grid clip_search(const batch *b, grid start, vf minimum, vf maximum) {
-  return b->job->zero_point_kind == AQ_ZERO_POINT_REAL ? clip_search_kind(b, start, minimum, maximum, 1)
-                                                       : clip_search_kind(b, start, minimum, maximum, 0);
+  switch (AQ_AFFINE(b->job->zero_point_kind)) {
+    case 1: return clip_search_kind(b, start, minimum, maximum, 1);
+    case 2: return clip_search_kind(b, start, minimum, maximum, 2);
+    default: return clip_search_kind(b, start, minimum, maximum, 0);
+  }
 }
 
 AQ_INLINE vf round_half_up(vf x) {
@@ -247,10 +250,11 @@ static int32_t round_grids(const batch *b, vf minimum, vf maximum, grid *out) {
   const vf largest = v_set(AQ_HALF_MAX);
   minimum += 0.0f;
   vi plain = minimum < maximum;
-  if (kind == AQ_ZERO_POINT_REAL) {
+  if (AQ_AFFINE(kind)) {
     out->scale = v_round_half((maximum - minimum) / code_max);
     const vf zero = (vf){0} - minimum / out->scale;
-    out->zero_point = v_round_half(zero);
+    out->zero_point = AQ_AFFINE(kind) == 1 ? v_round_half(zero)
+                                           : 0.0f - v_round_half(0.0f - zero * out->scale) / out->scale;
     plain &= (out->scale >= v_set(AQ_HALF_MIN_NORMAL)) & (zero <= v_set(1024.0f)) & (zero >= v_set(-1024.0f));
   } else {
     const vf less = v_set(1.0f - AQ_NARROW_CODE);
@@ -367,7 +371,8 @@ static int32_t quantize_batch(batch *b, const void *context) {
   if (status != AQ_OK) return status;
   if (job->clip) g = clip_search(b, g, minimum, maximum);
   AQ_FOR_BITS(job->bits, bits, encode_batch(b, g, bits))
-  const vu scale = v_half_bits(g.scale), zero_point = v_half_bits(g.zero_point);
+  const vf stored = AQ_AFFINE(job->zero_point_kind) == 2 ? 0.0f - g.scale * g.zero_point : g.zero_point;
+  const vu scale = v_half_bits(g.scale), zero_point = v_half_bits(stored);
   for (size_t lane = 0; lane < b->lanes; lane++) {
     const size_t at = b->row[lane] * job->groups + b->index[lane];
     job->scale[at] = (uint16_t)scale[lane];

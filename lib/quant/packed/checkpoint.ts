@@ -30,6 +30,7 @@ import {
 import {
   BIT_WIDTHS,
   type BitWidth,
+  emptyLevels,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
@@ -167,12 +168,17 @@ export function readPackedTensor(
   };
   if (scaleBits !== undefined) {
     const subBytes = subCodeBytes(cols, groupSize, scaleBits), superBytes = superblockCount(cols) * 2;
+    const subScale = new Uint8Array(read(tensors.subScale!, subBytes));
+    const subMin = new Uint8Array(read(tensors.subMin!, subBytes));
+    if (tensors.superScale === undefined) {
+      return { ...common, ...emptyLevels({ ...common, scaleBits }), subScale, subMin };
+    }
     return {
       ...common,
       scaleBits,
-      subScale: new Uint8Array(read(tensors.subScale!, subBytes)),
-      subMin: new Uint8Array(read(tensors.subMin!, subBytes)),
-      superScale: new Uint16Array(read(tensors.superScale!, superBytes)),
+      subScale,
+      subMin,
+      superScale: new Uint16Array(read(tensors.superScale, superBytes)),
       superMin: new Uint16Array(read(tensors.superMin!, superBytes)),
     };
   }

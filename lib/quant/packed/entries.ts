@@ -14,6 +14,10 @@
  *             X.weight_sub_min     U8 [rows, sub-bytes]
  *             X.weight_super_scale F16 [rows, superblocks]
  *             X.weight_super_min   F16 [rows, superblocks]
+ *
+ * with scales and offsets that are half floats by themselves (`scaleBits` 16):
+ *             X.weight_scale       F16 [rows, groups]
+ *             X.weight_offset      F16 [rows, groups]
  * ```
  */
 import { BYTES_PER_ELEMENT, elementCount, type TensorSpec } from "../../tensor/mod.ts";
@@ -21,8 +25,10 @@ import {
   type BitWidth,
   groupCount,
   type PackedForm,
+  OFFSET_BITS,
   type PackedTensor,
   packedWords,
+  type ScaleBits,
   subCodeBytes,
   superblockCount,
 } from "./layout.ts";
@@ -50,23 +56,24 @@ export function packedNames(
   name: string,
   { zeroPoint, scaleBits }: Pick<PackedForm, "zeroPoint" | "scaleBits">,
 ): PackedNames {
-  const isPlain = scaleBits === undefined;
+  const isPlain = scaleBits === undefined, isOffset = scaleBits === OFFSET_BITS;
+  const hasLevels = !isPlain && !isOffset;
   const entry = (isThere: boolean, part: string) => isThere ? `${name}_${part}` : undefined;
   return {
     packed: name + PACKED_SUFFIX,
     scale: entry(isPlain, "scale"),
     zeroPoint: entry(isPlain && zeroPoint !== "symmetric", "zero_point"),
-    subScale: entry(!isPlain, "sub_scale"),
-    subMin: entry(!isPlain, "sub_min"),
-    superScale: entry(!isPlain, "super_scale"),
-    superMin: entry(!isPlain, "super_min"),
+    subScale: isOffset ? `${name}_scale` : entry(hasLevels, "sub_scale"),
+    subMin: isOffset ? `${name}_offset` : entry(hasLevels, "sub_min"),
+    superScale: entry(hasLevels, "super_scale"),
+    superMin: entry(hasLevels, "super_min"),
     shape: `${name}_shape`,
   };
 }
 
 /** Every name that an entry of a packed tensor may have, whatever its scales. */
 export function allPackedNames(name: string): string[] {
-  const names = [undefined, 4 as const].flatMap((scaleBits) =>
+  const names = [undefined, 4 as const, OFFSET_BITS as ScaleBits].flatMap((scaleBits) =>
     Object.values(packedNames(name, { zeroPoint: "real", scaleBits }))
   );
   return [...new Set(names as (string | undefined)[])].filter((part) => part !== undefined);
@@ -80,12 +87,15 @@ export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] 
   const zeroPoints = zeroPoint === "integer"
     ? { dtype: "I32", shape: [zeroPointWords(rows, bits), groups] } as const
     : { dtype: "F16", shape: [rows, groups] } as const;
+  const subCodes = scaleBits === OFFSET_BITS
+    ? { dtype: "F16", shape: [rows, groups] } as const
+    : { dtype: "U8", shape: [rows, subBytes] } as const;
   const parts: Record<keyof PackedNames, Omit<TensorSpec, "name">> = {
     packed: { dtype: "I32", shape: [rows, packedWords(cols, bits)] },
     scale: { dtype: "F16", shape: [rows, groups] },
     zeroPoint: zeroPoints,
-    subScale: { dtype: "U8", shape: [rows, subBytes] },
-    subMin: { dtype: "U8", shape: [rows, subBytes] },
+    subScale: subCodes,
+    subMin: subCodes,
     superScale: { dtype: "F16", shape: [rows, supers] },
     superMin: { dtype: "F16", shape: [rows, supers] },
     shape: { dtype: "I64", shape: [2] },
@@ -115,12 +125,13 @@ export function packedEntries(
   tensor: PackedTensor,
 ): [string, ArrayBufferView<ArrayBuffer>][] {
   if (tensor.scaleBits !== undefined) {
+    const { superScale, superMin } = names;
     return [
       [names.packed, tensor.packed],
       [names.subScale!, tensor.subScale],
       [names.subMin!, tensor.subMin],
-      [names.superScale!, tensor.superScale],
-      [names.superMin!, tensor.superMin],
+      ...(superScale === undefined ? [] : [[superScale, tensor.superScale] as [string, Uint16Array<ArrayBuffer>]]),
+      ...(superMin === undefined ? [] : [[superMin, tensor.superMin] as [string, Uint16Array<ArrayBuffer>]]),
     ];
   }
   const { packed, scale, zeroPoint, zeroPointKind } = tensor;

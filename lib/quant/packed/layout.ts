@@ -7,6 +7,7 @@ import {
   type BitWidth,
   GROUP_SIZES,
   type GroupSize,
+  OFFSET_BITS,
   SCALE_BITS,
   type ScaleBits,
   TWO_LEVEL_GROUP_SIZES,
@@ -59,7 +60,9 @@ export interface TwoLevelScales {
 
 /**
  * A matrix of codes whose groups' scales and minima are codes themselves, multiples of two half floats a
- * superblock: `w = (super scale · sub-scale) · code − super minimum · sub-minimum`, as in ggml's Q2_K.
+ * superblock: `w = (super scale · sub-scale) · code − super minimum · sub-minimum`, as in ggml's Q2_K. With
+ * `scaleBits` 16 the sub-codes are half floats, a scale and an offset a group, the super scales 1 and the
+ * super minima −1: `w = scale · code + offset`, as in MLX and in ggml's Q4_1.
  *
  * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`; `subScale` and `subMin: u8[rows, subCodeBytes(…)]`;
  * `superScale` and `superMin: f16[rows, superblockCount(cols)]`
@@ -149,7 +152,10 @@ export function packedByteLength(tensor: PackedTensor): number {
   return levelsOf(tensor).reduce((sum, array) => sum + array.byteLength, own);
 }
 
-/** Sub-codes and super scales of a matrix, all 0. */
+/** The half floats 1 and −1. */
+const ONE = 0x3c00, MINUS_ONE = 0xbc00;
+
+/** Sub-codes and super scales of a matrix, all 0; the super scales of offsets are 1 and −1. */
 export function emptyLevels(
   { rows, cols, groupSize, scaleBits }: Pick<TwoLevelTensor, "rows" | "cols" | "groupSize" | "scaleBits">,
 ): TwoLevelScales {
@@ -158,8 +164,8 @@ export function emptyLevels(
     scaleBits,
     subScale: new Uint8Array(bytes),
     subMin: new Uint8Array(bytes),
-    superScale: new Uint16Array(supers),
-    superMin: new Uint16Array(supers),
+    superScale: new Uint16Array(supers).fill(scaleBits === OFFSET_BITS ? ONE : 0),
+    superMin: new Uint16Array(supers).fill(scaleBits === OFFSET_BITS ? MINUS_ONE : 0),
   };
 }
 
@@ -210,6 +216,10 @@ export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
     );
   }
 }
+
+/** The bits of half floats that stand in bytes, as sub-codes of {@linkcode OFFSET_BITS} do. */
+export const halvesInBytes = ({ buffer, byteOffset, length }: Uint8Array<ArrayBuffer>): Uint16Array<ArrayBuffer> =>
+  new Uint16Array(buffer, byteOffset, length / 2);
 
 /** Half floats of their bits. */
 export function halves({ buffer, byteOffset, length }: Uint16Array<ArrayBuffer>): Float16Array<ArrayBuffer> {

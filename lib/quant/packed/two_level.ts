@@ -12,9 +12,12 @@ import {
   emptyLevels,
   groupCount,
   type GroupSize,
+  halfBits,
   halves,
+  halvesInBytes,
   levelsOf,
   mapLevels,
+  OFFSET_BITS,
   type PackedTensor,
   rowsOf,
   type ScaleBits,
@@ -45,7 +48,7 @@ export interface TwoLevelShape {
 }
 
 /** Sub-codes of 8 bits hold symmetric grids alone, which have their own fit. */
-const FITTED_SCALE_BITS: readonly ScaleBits[] = [4, 6];
+const FITTED_SCALE_BITS: readonly ScaleBits[] = [4, 6, OFFSET_BITS];
 /** Groups handed to the kernel at once, in whole rows: WebAssembly copies them. */
 const BLOCK_GROUPS = 2 ** 20;
 
@@ -72,6 +75,11 @@ export function groupAffine(tensor: PackedTensor): GroupAffine {
     return { scale, offset };
   }
   const { scaleBits, subScale, subMin } = tensor;
+  if (scaleBits === OFFSET_BITS) {
+    scale.set(halves(halvesInBytes(subScale)));
+    offset.set(halves(halvesInBytes(subMin)));
+    return { scale, offset };
+  }
   const superScale = halves(tensor.superScale), superMin = halves(tensor.superMin);
   const bytes = subCodeBytes(cols, groupSize, scaleBits), supers = superblockCount(cols);
   const superGroups = SUPERBLOCK_SIZE / groupSize;
@@ -89,7 +97,7 @@ export function groupAffine(tensor: PackedTensor): GroupAffine {
  * Two-level scales nearest to given real ones: for each superblock the half-precision step whose multiples
  * are nearest to the scales in least squares, among several ranges as ggml's `make_qp_quants` tries them, and
  * the same for the minima. Codes have no sign: a scale (or minimum) whose sign is not that of its
- * superblock's weighted sum becomes 0.
+ * superblock's weighted sum becomes 0. With `scaleBits` 16 they are the nearest half floats.
  *
  * **Shapes** `scale`, `minimum` and `groupWeights: f32[rows, groups]`, with `w = scale · code − minimum`
  *
@@ -114,6 +122,13 @@ export function fitTwoLevel(
   checkArray(doing, "minimum", minimum, length);
   if (groupWeights !== undefined) checkImportance(doing, "groupWeights", groupWeights, length);
   const result = emptyLevels(shape);
+  if (scaleBits === OFFSET_BITS) {
+    halvesInBytes(result.subScale).set(halfBits(scale));
+    halvesInBytes(result.subMin).set(halfBits(minimum.map((value) => -value)));
+    const isUsable = [result.subScale, result.subMin].every((bytes) => halves(halvesInBytes(bytes)).every(isFinite));
+    if (isUsable) return result;
+    throw new WeightsError(`Cannot ${doing}: scales and offsets must be finite and at most 65504, got others`);
+  }
   const step = Math.max(1, Math.floor(BLOCK_GROUPS / Math.max(1, groups)));
   for (let begin = 0; begin < rows; begin += step) {
     const end = Math.min(rows, begin + step);
