@@ -1,6 +1,12 @@
 /** Answers of a configuration that follow from several of its keys. */
 import { compilePattern } from "./patterns.ts";
-import { CALIBRATED_SOLVERS, type LayerBits, OFFSET_BITS, type ScaleBits, type ZeroPointKind } from "./names.ts";
+import {
+  CALIBRATED_SOLVERS,
+  type LayerBits,
+  OFFSET_BITS,
+  type ScaleBits,
+  type ZeroPointKind,
+} from "./names.ts";
 import type { Config } from "./schema.ts";
 
 /** The configuration in force: phase 3 needs a calibrated solver, `best` unless another one is configured. */

@@ -4,11 +4,11 @@
  */
 export {
   hasBudget,
-  storedScales,
   isCalibrated,
   isSensitiveLayer,
   layerBitWidth,
   layerType,
+  storedScales,
   wantsPhases,
   withPhaseSolver,
 } from "./derived.ts";

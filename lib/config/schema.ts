@@ -21,12 +21,12 @@ import {
   type BackendChoice,
   BACKENDS,
   type BitWidth,
+  type GridKind,
   type GroupSize,
   type LayerBits,
   type ScaleBits,
   type Solver,
   SOLVERS,
-  type GridKind,
 } from "./names.ts";
 import { GRIDS, TARGETS } from "./targets.ts";
 

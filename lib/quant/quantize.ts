@@ -153,7 +153,9 @@ interface Settings extends WeightFormat {
 /** The options with their defaults. @throws {TypeError | RangeError} when one is not allowed */
 function checkOptions(doing: string, options: QuantizeOptions, cols: number): Settings {
   const { bits, scaleBits, columnWeights } = options;
-  const { groupSize = scaleBits === undefined || scaleBits === OFFSET_BITS ? 64 : defaultTwoLevelGroupSize(bits) } = options;
+  const {
+    groupSize = scaleBits === undefined || scaleBits === OFFSET_BITS ? 64 : defaultTwoLevelGroupSize(bits),
+  } = options;
   const { solver = "clip", zeroPoint = "real" } = options;
   checkFormat(doing, { bits, groupSize, zeroPoint, scaleBits });
   checkMember(doing, "solver", solver, WEIGHT_SOLVERS);

@@ -102,7 +102,11 @@ export async function planByBudget(
   }
   const results = wanted.map((row): LayerOptions => {
     // No linear layer, nothing can be measured: as the configuration says.
-    const grid = { bits: config.bitWidth, groupSize: config.groupSize, zeroPoint: storedScales(config).zeroPoint };
+    const grid = {
+      bits: config.bitWidth,
+      groupSize: config.groupSize,
+      zeroPoint: storedScales(config).zeroPoint,
+    };
     const { name } = row;
     return { name, options: options.get(name) ?? [{ ...grid, bytes: bytesOf(row, grid), cost: 0 }] };
   });

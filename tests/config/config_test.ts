@@ -752,11 +752,22 @@ test("offsets have groups of 16 to 128, one width a layer, and nothing that read
   expect(resolveConfig({ file: { zero_point: "offset", group_size: 32 } }).config.zeroPoint).toBe("offset");
   const fault = await faultOf(() =>
     resolveConfig({
-      file: { zero_point: "offset", group_size: 0, scale_bits: 4, bit_plan: "p.json", time_scales: "per_group" },
+      file: {
+        zero_point: "offset",
+        group_size: 0,
+        scale_bits: 4,
+        bit_plan: "p.json",
+        time_scales: "per_group",
+      },
       fileSource: "f.yaml",
     })
   );
-  expect(fault.problems.map(({ key }) => key)).toEqual(["group_size", "scale_bits", "zero_point", "time_scales"]);
+  expect(fault.problems.map(({ key }) => key)).toEqual([
+    "group_size",
+    "scale_bits",
+    "zero_point",
+    "time_scales",
+  ]);
 });
 
 describe("scale_bits", () => {

@@ -24,8 +24,8 @@ import { BYTES_PER_ELEMENT, elementCount, type TensorSpec } from "../../tensor/m
 import {
   type BitWidth,
   groupCount,
-  type PackedForm,
   OFFSET_BITS,
+  type PackedForm,
   type PackedTensor,
   packedWords,
   type ScaleBits,
@@ -130,7 +130,9 @@ export function packedEntries(
       [names.packed, tensor.packed],
       [names.subScale!, tensor.subScale],
       [names.subMin!, tensor.subMin],
-      ...(superScale === undefined ? [] : [[superScale, tensor.superScale] as [string, Uint16Array<ArrayBuffer>]]),
+      ...(superScale === undefined
+        ? []
+        : [[superScale, tensor.superScale] as [string, Uint16Array<ArrayBuffer>]]),
       ...(superMin === undefined ? [] : [[superMin, tensor.superMin] as [string, Uint16Array<ArrayBuffer>]]),
     ];
   }

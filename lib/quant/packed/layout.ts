@@ -218,8 +218,9 @@ export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
 }
 
 /** The bits of half floats that stand in bytes, as sub-codes of {@linkcode OFFSET_BITS} do. */
-export const halvesInBytes = ({ buffer, byteOffset, length }: Uint8Array<ArrayBuffer>): Uint16Array<ArrayBuffer> =>
-  new Uint16Array(buffer, byteOffset, length / 2);
+export const halvesInBytes = (
+  { buffer, byteOffset, length }: Uint8Array<ArrayBuffer>,
+): Uint16Array<ArrayBuffer> => new Uint16Array(buffer, byteOffset, length / 2);
 
 /** Half floats of their bits. */
 export function halves({ buffer, byteOffset, length }: Uint16Array<ArrayBuffer>): Float16Array<ArrayBuffer> {

@@ -125,9 +125,13 @@ export function fitTwoLevel(
   if (scaleBits === OFFSET_BITS) {
     halvesInBytes(result.subScale).set(halfBits(scale));
     halvesInBytes(result.subMin).set(halfBits(minimum.map((value) => -value)));
-    const isUsable = [result.subScale, result.subMin].every((bytes) => halves(halvesInBytes(bytes)).every(isFinite));
+    const isUsable = [result.subScale, result.subMin].every((bytes) =>
+      halves(halvesInBytes(bytes)).every(isFinite)
+    );
     if (isUsable) return result;
-    throw new WeightsError(`Cannot ${doing}: scales and offsets must be finite and at most 65504, got others`);
+    throw new WeightsError(
+      `Cannot ${doing}: scales and offsets must be finite and at most 65504, got others`,
+    );
   }
   const step = Math.max(1, Math.floor(BLOCK_GROUPS / Math.max(1, groups)));
   for (let begin = 0; begin < rows; begin += step) {

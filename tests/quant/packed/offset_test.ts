@@ -27,7 +27,8 @@ const halves = (bytes: Uint8Array) => new Float16Array(bytes.slice().buffer);
 
 /** Weights by the formula, in float32: the product of a half float and a code is exact. */
 function decode(tensor: TwoLevelTensor): Float32Array<ArrayBuffer> {
-  const { rows, cols, bits, groupSize } = tensor, codes = unpackCodes(scalar, tensor.packed, rows, cols, bits);
+  const { rows, cols, bits, groupSize } = tensor,
+    codes = unpackCodes(scalar, tensor.packed, rows, cols, bits);
   const scale = halves(tensor.subScale), offset = halves(tensor.subMin), groups = groupCount(cols, groupSize);
   return new Float32Array(Array.from(codes, (code, i) => {
     const at = Math.floor(i / cols) * groups + Math.floor(i % cols / groupSize);
@@ -44,7 +45,10 @@ weights.forEach((w, i) => {
 });
 
 const offsets = (kernels: Kernels, options: Omit<QuantizeOptions, "scaleBits">) =>
-  quantize(kernels, { data: weights, dtype: "F32" }, ROWS, COLS, { ...options, scaleBits: 16 }) as TwoLevelTensor;
+  quantize(kernels, { data: weights, dtype: "F32" }, ROWS, COLS, {
+    ...options,
+    scaleBits: 16,
+  }) as TwoLevelTensor;
 
 describe("offset grids", () => {
   test("weights are scale · code + offset in float32, the same bytes on every instruction set", () => {
@@ -65,7 +69,9 @@ describe("offset grids", () => {
             expect(offsets(kernels, options)).toEqual(wanted);
             expect(dequantize(kernels, wanted)).toEqual(data);
             const own = linear(kernels, { weights: wanted }, x, 2);
-            own.forEach((value, i) => expect(Math.abs(value - product[i]!)).toBeLessThan(1e-4 * (1 + Math.abs(product[i]!))));
+            own.forEach((value, i) =>
+              expect(Math.abs(value - product[i]!)).toBeLessThan(1e-4 * (1 + Math.abs(product[i]!)))
+            );
           }
         }
       }
@@ -74,7 +80,8 @@ describe("offset grids", () => {
 
   test("codes are the nearest, and errors those of real zero points", () => {
     for (const bits of BIT_WIDTHS) {
-      const rounded = offsets(scalar, { bits, groupSize: 64, solver: "round" }), values = dequantize(scalar, rounded);
+      const rounded = offsets(scalar, { bits, groupSize: 64, solver: "round" }),
+        values = dequantize(scalar, rounded);
       const scale = halves(rounded.subScale), groups = groupCount(COLS, 64), codeMax = 2 ** bits - 1;
       weights.forEach((w, i) => {
         const step = scale[Math.floor(i / COLS) * groups + Math.floor(i % COLS / 64)]!;
@@ -96,10 +103,21 @@ describe("offset grids", () => {
     const tokens = 600, x = gaussians(5, tokens * COLS), second = new Float32Array(COLS * COLS);
     for (let i = COLS; i < x.length; i++) x[i]! += 0.9 * x[i - COLS + (i % 7)]!;
     accumulateMoment(scalar, x, undefined, undefined, tokens, second);
-    const moment = factorMoments(scalar, { ...emptyMoments(COLS), second, tokens, weight: tokens }, { damping: 0.01 });
+    const moment = factorMoments(scalar, { ...emptyMoments(COLS), second, tokens, weight: tokens }, {
+      damping: 0.01,
+    });
     const data = gaussians(6, ROWS * COLS);
     const solved = (solver: "clip" | "feedback" | "best", scaleBits?: 16) => {
-      const problem = { weights: data, rows: ROWS, cols: COLS, moment, bits: 3, groupSize: 32, zeroPoint: "real", scaleBits } as const;
+      const problem = {
+        weights: data,
+        rows: ROWS,
+        cols: COLS,
+        moment,
+        bits: 3,
+        groupSize: 32,
+        zeroPoint: "real",
+        scaleBits,
+      } as const;
       return solveLayer(scalar, solver, problem, DEFAULT_SOLVER_SETTINGS);
     };
     const best = solved("best", 16);
@@ -110,6 +128,8 @@ describe("offset grids", () => {
 
   test("weights that no half-precision offset holds are refused", () => {
     const data = Float32Array.of(7e4, 7e4, 7e4, 7e4);
-    expect(() => quantize(scalar, { data, dtype: "F32" }, 1, 4, { bits: 4, scaleBits: 16 })).toThrow("too large");
+    expect(() => quantize(scalar, { data, dtype: "F32" }, 1, 4, { bits: 4, scaleBits: 16 })).toThrow(
+      "too large",
+    );
   });
 });
