@@ -6,6 +6,7 @@ import { type Config, storedScales } from "../config/mod.ts";
 import {
   CONFIG_KEY,
   FORMAT_VERSION,
+  type PackedLayer,
   type PackedLayerEntry,
   type PackedSection,
   SECTION_KEY,
@@ -49,20 +50,31 @@ export function quantizationConfig(
     );
   if (!isExpressible) return { quant_method: SECTION_KEY, [SECTION_KEY]: section };
 
-  const schemes = [...Map.groupBy(quantized, ({ bits, groupSize }) => bits! * 1000 + groupSize!)]
+  const linear = quantized.map(({ name, bits, groupSize }) => ({ name, bits: bits!, groupSize: groupSize! }));
+  const ignore = layers.filter(isKeptLinear).map(({ name }) => moduleName(name));
+  return { ...packQuantizedConfig(linear, kind === "symmetric", ignore), [SECTION_KEY]: section };
+}
+
+/** compressed-tensors' description of packed layers, a group for each scheme. @param ignore linear layers that are none */
+export function packQuantizedConfig(
+  layers: readonly Pick<PackedLayer, "name" | "bits" | "groupSize">[],
+  symmetric: boolean,
+  ignore: readonly string[],
+): Record<string, unknown> {
+  const schemes = [...Map.groupBy(layers, ({ bits, groupSize }) => bits * 1000 + groupSize)]
     .sort(([a], [b]) => a - b);
-  const groups = schemes.map(([, layers], i) => [`group_${i}`, {
-    targets: layers.map(({ name }) => moduleName(name)),
+  const groups = schemes.map(([, [first, ...others]], i) => [`group_${i}`, {
+    targets: [first!, ...others].map(({ name }) => moduleName(name)),
     input_activations: null,
     output_activations: null,
     format: "pack-quantized",
     weights: {
-      num_bits: layers[0]!.bits!,
+      num_bits: first!.bits,
       type: "int",
-      symmetric: kind === "symmetric",
-      ...(layers[0]!.groupSize === 0
+      symmetric,
+      ...(first!.groupSize === 0
         ? { strategy: "channel", group_size: null }
-        : { strategy: "group", group_size: layers[0]!.groupSize }),
+        : { strategy: "group", group_size: first!.groupSize }),
       dynamic: false,
       actorder: null,
       block_structure: null,
@@ -77,9 +89,8 @@ export function quantizationConfig(
     version: COMPRESSED_TENSORS_VERSION,
     global_compression_ratio: null,
     kv_cache_scheme: null,
-    ignore: layers.filter(isKeptLinear).map(({ name }) => moduleName(name)),
+    ignore,
     config_groups: Object.fromEntries(groups),
-    [SECTION_KEY]: section,
   };
 }
 
@@ -91,23 +102,30 @@ function isKeptLinear({ action, reason, name, shape }: StoredLayer): boolean {
 
 const moduleName = (tensor: string): string => tensor.replace(/\.weight$/, "");
 
+/** Puts `quantization_config` into a JSON object's text, as {@linkcode withConfigKey} does. */
+export const withQuantizationConfig = (original: string, value: unknown): string =>
+  withConfigKey(original, CONFIG_KEY, value);
+
 /**
- * Puts `quantization_config` behind the last key of a JSON object's text, in place of one that is there (as
- * `null`, which some exporters write); every other character stays.
+ * Puts a key behind the last one of a JSON object's text, in place of one that is there (as `null`, which some
+ * exporters write); every other character stays.
  */
-export function withQuantizationConfig(original: string, value: unknown): string {
-  const text = withoutQuantizationConfig(original);
+export function withConfigKey(original: string, name: string, value: unknown): string {
+  const text = withoutConfigKey(original, name);
   const end = text.lastIndexOf("}");
   const head = text.slice(0, end).trimEnd();
   const tail = text.slice(head.length);
   const indent = /^\s*\{[^\S\n]*\n([^\S\n]+)"/.exec(text)?.[1];
   const body = JSON.stringify(value, null, indent ?? "").replaceAll("\n", `\n${indent ?? ""}`);
   const separator = (head.endsWith("{") ? "" : ",") + (indent === undefined ? "" : `\n${indent}`);
-  return `${head}${separator}"${CONFIG_KEY}": ${body}${tail}`;
+  return `${head}${separator}"${name}": ${body}${tail}`;
 }
 
 /** Takes `quantization_config` out of a JSON object's text; every other character stays. */
-export function withoutQuantizationConfig(text: string): string {
+export const withoutQuantizationConfig = (text: string): string => withoutConfigKey(text, CONFIG_KEY);
+
+/** Takes a key out of a JSON object's text; every other character stays. */
+function withoutConfigKey(text: string, name: string): string {
   let depth = 0;
   let start = text.indexOf("{") + 1; // behind the brace or comma in front of the current key
   let key: string | undefined;
@@ -122,7 +140,7 @@ export function withoutQuantizationConfig(text: string): string {
     } else if (c === "{" || c === "[") depth++;
     else if (c === "}" || c === "]" || c === ",") {
       const ends = depth === 1;
-      if (ends && key === CONFIG_KEY) {
+      if (ends && key === name) {
         if (c === ",") return text.slice(0, start) + text.slice(i + 1); // the comma behind it goes with it
         const head = text.slice(0, start).replace(/,$/, "");
         return head + text.slice(text.slice(0, i).trimEnd().length);

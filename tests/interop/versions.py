@@ -2,5 +2,5 @@
 import json
 from importlib.metadata import version
 
-names = ["compressed-tensors", "transformers", "diffusers", "mlx", "gguf", "safetensors", "torch", "comfy-kitchen"]
+names = ["compressed-tensors", "transformers", "diffusers", "mlx", "gguf", "safetensors", "torch", "comfy-kitchen", "auto-round"]
 print(json.dumps({name: version(name).split("+")[0] for name in names}))

@@ -1,0 +1,148 @@
+/**
+ * Folders of safetensors whose packed layers become another program's entries: what a format of that kind must say,
+ * and what all of them share. A layer that the format has no place for is stored plain.
+ */
+import { withConfigKey } from "../output/config_file.ts";
+import { rowsPerChunk } from "../pipeline/quantize_tensor.ts";
+import { dequantize, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
+import { readPackedTensor } from "../quant/packed/checkpoint.ts";
+import { specBytes } from "../quant/packed/entries.ts";
+import { BYTES_PER_ELEMENT, elementCount, type TensorSpec } from "../tensor/mod.ts";
+import type { ExportFormat, ExportRow, ExportSource, FolderContent, Piece } from "./format.ts";
+
+type Bytes = ArrayBufferView<ArrayBuffer>;
+
+/** How a format stores a packed layer. */
+export interface StoredLayer {
+  /** In the format's words. */
+  readonly type: string;
+  /** Its entries, in the order of storage. */
+  readonly specs: readonly TensorSpec[];
+  /** Bytes of the first entries, of some whole rows or of the whole layer. */
+  readonly encode: (part: PackedTensor, source: ExportSource) => readonly Bytes[];
+  /** Bytes of the others, which are the same whatever the weights. */
+  readonly constants?: readonly Bytes[];
+  /** Entries that do not go by rows: the layer is encoded as one piece. */
+  readonly isWhole?: boolean;
+  /** Why its values change. */
+  readonly rounding?: string | undefined;
+}
+
+/** Why a layer is stored plain: the format has no place for such a layer, or none for its grid. */
+export type NotStored = { readonly noPlace: string } | { readonly otherGrid: string };
+
+/** A packed layer that is stored as the format's own. */
+export interface PackedRow extends ExportRow {
+  readonly layer: PackedLayer;
+}
+
+/** What a format says. */
+export interface PackedFolder {
+  readonly name: string;
+  readonly openedBy: string;
+  readonly store: (layer: PackedLayer) => StoredLayer | NotStored;
+  /** New keys of config.json. @param packed the format's own layers @param kept all other tensors */
+  readonly config: (
+    packed: readonly PackedRow[],
+    kept: readonly ExportRow[],
+  ) => Readonly<Record<string, unknown>>;
+  /** Sentences for the user. */
+  readonly notes?: (packed: readonly PackedRow[]) => readonly string[];
+}
+
+/** Module of a tensor: its name without `.weight`. */
+export const moduleOf = (name: string): string => name.replace(/\.weight$/, "");
+
+/** A grid in words. */
+export function gridText({ bits, groupSize, scaleBits, zeroPointKind }: PackedLayer): string {
+  const scales = scaleBits === undefined
+    ? `${zeroPointKind} zero points`
+    : scaleBits === 16
+    ? "offsets"
+    : `two-level scales of ${scaleBits} bits`;
+  return `${bits} bits, groups of ${groupSize === 0 ? "a whole row" : groupSize}, ${scales}`;
+}
+
+/** The format that a description makes. */
+export function packedFolder({ name, openedBy, store, config, notes }: PackedFolder): ExportFormat {
+  return {
+    name,
+    openedBy,
+    prepare(source, { allowRounding }): FolderContent {
+      const stored = new Map<string, StoredLayer>();
+      const rows = source.tensors.map((tensor): ExportRow => {
+        const { name, shape, dtype, bytes, layer } = tensor;
+        if (layer === undefined) return { tensor, name, type: dtype, bytes };
+        const found = store(layer);
+        if ("specs" in found) {
+          stored.set(name, found);
+          const { type, specs, rounding } = found;
+          return { tensor, name, type, bytes: specBytes(specs), rounding };
+        }
+        const elements = elementCount(shape) ?? 0;
+        if ("noPlace" in found) {
+          return {
+            tensor,
+            name,
+            type: "F32",
+            bytes: elements * 4,
+            fallback: `${found.noPlace}: stored as float32`,
+          };
+        }
+        const type = allowRounding ? plainType(dtype) : "F32",
+          rounding = `${found.otherGrid}: stored as ${type}`;
+        return { tensor, name, type, bytes: elements * BYTES_PER_ELEMENT[type], rounding };
+      });
+      const isOwn = (row: ExportRow) => stored.has(row.name);
+      const packed = rows.filter(isOwn).map((row): PackedRow => ({ ...row, layer: row.tensor.layer! }));
+      const keys = Object.entries(config(packed, rows.filter((row) => !isOwn(row))));
+      return {
+        kind: "folder",
+        rows,
+        notes: notes?.(packed),
+        specs: (row) => stored.get(row.name)?.specs ?? [plainSpec(row)],
+        pieces: (row) => pieces(source, row, stored.get(row.name)),
+        config: (text) => keys.reduce((all, [key, value]) => withConfigKey(all, key, value), text ?? "{}\n"),
+      };
+    },
+  };
+}
+
+const plainType = (dtype: string): "F32" | "F16" | "BF16" =>
+  dtype === "F16" || dtype === "BF16" ? dtype : "F32";
+
+const plainSpec = ({ name, type, tensor }: ExportRow): TensorSpec => ({
+  ...{ name, shape: tensor.shape },
+  dtype: tensor.layer === undefined ? tensor.dtype : type as "F32",
+});
+
+/** Bytes of a row's entries, in chunks of rows where they go by rows. */
+function* pieces(source: ExportSource, row: ExportRow, stored: StoredLayer | undefined): Generator<Piece> {
+  const { checkpoint, kernels } = source, { name, shape, dtype, layer } = row.tensor;
+  const elements = elementCount(shape) ?? 0;
+  if (layer === undefined) {
+    const width = BYTES_PER_ELEMENT[dtype], total = checkpoint.tensors.get(name)!.info.byteLength;
+    const step = rowsPerChunk(1, Math.ceil(width));
+    for (let begin = 0; begin < total; begin += step) {
+      const end = Math.min(total, begin + step);
+      yield {
+        entry: name,
+        bytes: checkpoint.read(name, begin, end),
+        weights: (end - begin) / total * elements,
+      };
+    }
+    return;
+  }
+  const { rows, cols } = layer, step = stored?.isWhole ? rows : rowsPerChunk(cols, 4);
+  for (let begin = 0; begin < rows; begin += step) {
+    const end = Math.min(rows, begin + step), part = readPackedTensor(checkpoint, layer, begin, end);
+    let weights = (end - begin) * cols;
+    const encoded = stored?.encode(part, source) ?? [dequantize(kernels, part, row.type as "F32")];
+    for (const [i, bytes] of encoded.entries()) {
+      yield { entry: stored?.specs[i]!.name ?? name, bytes, weights };
+      weights = 0;
+    }
+  }
+  const { specs = [], constants = [] } = stored ?? {};
+  for (const [i, bytes] of constants.entries()) yield { entry: specs.at(i - constants.length)!.name, bytes };
+}

@@ -1,0 +1,216 @@
+/** Folders for transformers, MLX, GPTQ's readers, AutoRound and ComfyUI, as those programs read them. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { resolveConfig } from "../../lib/config/mod.ts";
+import { EXPORT_FORMATS, exportCheckpoint, type ExportReport } from "../../lib/interop/mod.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { SafetensorsFile } from "../../lib/tensor/mod.ts";
+import { gaussian, matrix, rejection, type TestTensor, workplace, writeCheckpoint } from "../_checkpoints.ts";
+import { readersPython, runReader } from "../_readers.ts";
+import { readWeights } from "../_reference.ts";
+
+const kernels = await openKernels({ threads: 1 }), place = workplace(), python = readersPython();
+afterAll(() => {
+  kernels.close();
+  place.remove();
+});
+
+const WIDTH = 64, INNER = 128, VOCABULARY = 96;
+
+/** A small Llama, which transformers has in its tree. */
+function llama(): string {
+  const tensors: Record<string, TestTensor> = {};
+  let seed = 0;
+  const add = (name: string, rows: number, cols: number) => {
+    tensors[`${name}.weight`] = matrix(rows, cols, gaussian(rows * cols, ++seed));
+  };
+  const norm = (name: string) =>
+    tensors[`${name}.weight`] = { dtype: "F32", shape: [WIDTH], data: gaussian(WIDTH, 1, 1) };
+  add("model.embed_tokens", VOCABULARY, WIDTH);
+  for (const layer of ["model.layers.0", "model.layers.1"]) {
+    for (const name of ["q", "o"]) add(`${layer}.self_attn.${name}_proj`, WIDTH, WIDTH);
+    for (const name of ["k", "v"]) add(`${layer}.self_attn.${name}_proj`, WIDTH / 2, WIDTH);
+    for (const name of ["gate", "up"]) add(`${layer}.mlp.${name}_proj`, INNER, WIDTH);
+    add(`${layer}.mlp.down_proj`, WIDTH, INNER);
+    norm(`${layer}.input_layernorm`);
+    norm(`${layer}.post_attention_layernorm`);
+  }
+  norm("model.norm");
+  add("lm_head", VOCABULARY, WIDTH);
+  const config = {
+    ...{
+      architectures: ["LlamaForCausalLM"],
+      model_type: "llama",
+      hidden_size: WIDTH,
+      intermediate_size: INNER,
+    },
+    ...{ num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: VOCABULARY },
+    ...{ max_position_embeddings: 64, rms_norm_eps: 1e-6, tie_word_embeddings: false, dtype: "float32" },
+  };
+  return writeCheckpoint(place.fresh("llama"), tensors, config);
+}
+
+const input = llama();
+
+async function packed(config: Record<string, unknown>): Promise<string> {
+  const output = place.fresh("packed"), overrides = { num_threads: 1, solver: "round", ...config };
+  await quantizeCheckpoint({ input, output, kernels, config: resolveConfig({ overrides }).config });
+  return output;
+}
+
+const exported = (input: string, to: string, allowRounding = false): Promise<ExportReport> =>
+  exportCheckpoint({
+    ...{ input, output: place.fresh(to), kernels, allowRounding },
+    format: EXPORT_FORMATS.find(({ name }) => name === to)!,
+  });
+
+interface Case {
+  /** Behind `--to`. */
+  readonly to: string;
+  readonly reader: string;
+  readonly config: Record<string, unknown>;
+}
+
+const BITS = [2, 3, 4, 8];
+const down = "model.layers.1.mlp.down_proj";
+const CASES: readonly Case[] = [
+  ...BITS.map((bit_width): Case => ({
+    to: "compressed-tensors",
+    reader: "transformers",
+    config: { bit_width, group_size: bit_width === 2 ? 0 : 32, zero_point: "symmetric" },
+  })),
+  {
+    to: "compressed-tensors",
+    reader: "transformers",
+    config: { bit_width: 4, group_size: 64, zero_point: "integer" },
+  },
+  {
+    to: "compressed-tensors",
+    reader: "transformers",
+    config: {
+      bit_width: 4,
+      group_size: 64,
+      zero_point: "symmetric",
+      embedding_bits: 4,
+      layer_bit_widths: { [down]: 3 },
+    },
+  },
+  ...BITS.map((bit_width): Case => ({
+    to: "mlx",
+    reader: "mlx",
+    config: {
+      bit_width,
+      group_size: 32,
+      zero_point: "offset",
+      embedding_bits: 8,
+      layer_bit_widths: { [down]: 4 },
+    },
+  })),
+  { to: "mlx", reader: "mlx", config: { bit_width: 4, group_size: 64, zero_point: "symmetric" } },
+  ...BITS.map((bit_width): Case => ({
+    to: "gptq",
+    reader: "gptq",
+    config: {
+      bit_width,
+      group_size: bit_width === 8 ? 0 : 32,
+      zero_point: bit_width % 2 ? "symmetric" : "integer",
+    },
+  })),
+  ...BITS.map((bit_width): Case => ({
+    to: "auto-round",
+    reader: "transformers",
+    config: {
+      ...{ bit_width, group_size: 32, zero_point: bit_width === 4 ? "integer" : "symmetric" },
+      layer_bit_widths: { [down]: bit_width === 3 ? 3 : 4, [down.replace("down", "up")]: 16 },
+    },
+  })),
+  { to: "comfy", reader: "comfy", config: { bit_width: 8, group_size: 0, zero_point: "symmetric" } },
+  { to: "comfy", reader: "comfy", config: { bit_width: 4, group_size: 64, zero_point: "offset" } },
+  { to: "comfy", reader: "comfy", config: { bit_width: 4, group_size: 64, zero_point: "symmetric" } },
+  { to: "comfy", reader: "comfy", config: { bit_width: 4, group_size: 64, zero_point: "integer" } },
+];
+
+describe("weights as their readers see them", () => {
+  test("equal ours bit for bit", async () => {
+    const made = [];
+    for (const { to, reader, config } of CASES) {
+      const folder = await packed(config), report = await exported(folder, to);
+      expect(report.rows.filter(({ rounding }) => rounding)).toEqual([]);
+      // AutoRound computes in half precision, and so loads what is plain.
+      const layers = new Set(
+        report.rows.flatMap(({ name, tensor: { layer } }) => layer === undefined ? [] : [name]),
+      );
+      const isRead = (tensor: string) => to !== "auto-round" || layers.has(tensor);
+      made.push({
+        isRead,
+        name: `${to} ${JSON.stringify(config)}`,
+        folder,
+        reader,
+        report,
+        weights: place.fresh("read"),
+      });
+    }
+    if (python === undefined) return;
+    const args = made.flatMap(({ reader, report, weights }) => [reader, report.output, weights]);
+    await runReader(python, "read_folders.py", args);
+    for (const { name, folder, weights, isRead } of made) {
+      const ours = readWeights(folder, kernels);
+      using theirs = SafetensorsFile.open(weights);
+      expect(theirs.tensors.size).toBeGreaterThan(14);
+      for (const [tensor] of theirs.tensors) {
+        if (!isRead(tensor)) continue;
+        const found = new Float32Array(theirs.read(tensor).buffer), wanted = Float32Array.from(ours(tensor));
+        const at = wanted.findIndex((value, i) => !(found[i]! + 0 === value + 0));
+        expect([name, tensor, at, found.length]).toEqual([name, tensor, -1, wanted.length]);
+      }
+    }
+  }, 120000);
+});
+
+describe("what a format cannot hold", () => {
+  test("is refused by name and reason, and with rounding stored as near as it can be", async () => {
+    const folder = await packed({ bit_width: 4, group_size: 64, zero_point: "real", embedding_bits: 8 });
+    for (const to of ["compressed-tensors", "gptq", "auto-round", "mlx"]) {
+      const fault = await rejection(exported(folder, to));
+      expect(fault.code).toBe("AQ_CHECKPOINT");
+      expect(fault.message).toMatch(/14 of 21 tensors|15 of 21 tensors/);
+      expect(fault.message).toContain("4 bits, groups of 64, real zero points");
+      const report = await exported(folder, to, true);
+      const row = report.rows.find(({ name }) => name.endsWith(".mlp.up_proj.weight"))!;
+      expect([row.type, row.rounding !== undefined]).toEqual([to === "mlx" ? "affine, 4 bits" : "F32", true]);
+      if (to !== "mlx") continue;
+      using file = SafetensorsFile.open(join(report.output, "model.safetensors"));
+      const module = "model.layers.0.mlp.up_proj",
+        read = (part: string) => file.read(`${module}.${part}`).buffer;
+      const scales = new Float16Array(read("scales")), biases = new Float16Array(read("biases"));
+      const codes = new Uint32Array(read("weight")), ours = readWeights(folder, kernels)(`${module}.weight`);
+      ours.forEach((weight, i) => {
+        const group = Math.floor(i / WIDTH), code = codes[Math.floor(i / 8)]! >>> i % 8 * 4 & 15;
+        expect(Math.abs(scales[group]! * code + biases[group]! - weight)).toBeLessThan(2 ** -11 * 0.2);
+      });
+    }
+  });
+
+  test("tables and odd widths are stored plain, and listed", async () => {
+    const folder = await packed({
+      bit_width: 4,
+      group_size: 128,
+      zero_point: "symmetric",
+      embedding_bits: 8,
+    });
+    const report = await exported(folder, "gptq");
+    const listed = report.rows.filter(({ fallback }) => fallback).map(({ name, type }) => [name, type]);
+    expect(listed).toContainEqual(["model.embed_tokens.weight", "F32"]);
+    const config = JSON.parse(readFileSync(join(report.output, "config.json"), "utf8"));
+    expect(config.quantization_config).toMatchObject({
+      quant_method: "gptq",
+      checkpoint_format: "gptq_v2",
+      bits: 4,
+    });
+    using file = SafetensorsFile.open(join(report.output, "model.safetensors"));
+    const stored = new Float32Array(file.read("model.embed_tokens.weight").buffer);
+    expect(stored).toEqual(Float32Array.from(readWeights(folder, kernels)("model.embed_tokens.weight")));
+  });
+});

@@ -1,0 +1,121 @@
+"""Opens exported folders with the programs that they are for, and saves the weights as those see them.
+
+Arguments: triples of a kind, a folder and a file for the weights in float32. Prints how many tensors each file has.
+"""
+import importlib.machinery
+import json
+import sys
+from unittest.mock import MagicMock
+
+import torch
+from safetensors.torch import load_file, save_file
+
+# AutoRound imports it for calibration alone.
+datasets = MagicMock(__version__="4.0.0")
+datasets.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
+sys.modules["datasets"] = datasets
+
+
+def of_quant_linear(module):
+    """The weights of a layer that only multiplies: what it makes of the identity."""
+    module.scales = module.scales.float()  # else it multiplies in half precision
+    identity = torch.eye(module.infeatures)
+    return module(identity).T
+
+
+def with_transformers(folder):
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    how = json.load(open(f"{folder}/config.json"))["quantization_config"]
+    more = {}
+    # Packed integer zero points are read by the path that unpacks everything at once alone.
+    if how["quant_method"] == "compressed-tensors" and not how["config_groups"]["group_0"]["weights"]["symmetric"]:
+        more = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more)
+    with torch.no_grad():
+        model(torch.arange(8)[None])  # packed weights are decompressed by the first pass
+        weights = {}
+        for name, module in model.named_modules():
+            if hasattr(module, "qweight"):
+                weights[f"{name}.weight"] = of_quant_linear(module)
+            elif isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+                weights[f"{name}.weight"] = module.weight
+    return weights
+
+
+def with_mlx(folder):
+    import mlx.core as mx
+    import numpy as np
+
+    tensors = mx.load(f"{folder}/model.safetensors")
+    quantization = json.load(open(f"{folder}/config.json"))["quantization"]
+    weights = {}
+    for name, value in tensors.items():
+        module = name.removesuffix(".weight")
+        if name.endswith((".scales", ".biases")):
+            continue
+        if f"{module}.scales" in tensors:
+            how = {**quantization, **quantization.get(module, {})}
+            scales, biases = (tensors[f"{module}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
+            value = mx.dequantize(value, scales, biases, how["group_size"], how["bits"], how["mode"])
+        weights[name] = torch.from_numpy(np.array(value.astype(mx.float32)))
+    return weights
+
+
+def with_gptq(folder):
+    """GPTQ v2 stores zero points as they are, as this layer of AutoRound reads them."""
+    from auto_round_extension.torch.qlinear_torch import QuantLinear
+
+    tensors = load_file(f"{folder}/model.safetensors")
+    config = json.load(open(f"{folder}/config.json"))["quantization_config"]
+    assert config["checkpoint_format"] == "gptq_v2" and not config["desc_act"]
+    weights = {}
+    for name, value in tensors.items():
+        module = name.removesuffix(".qweight")
+        if module != name:
+            cols, rows = tensors[f"{module}.g_idx"].numel(), value.shape[1]
+            group = cols // tensors[f"{module}.qzeros"].shape[0]
+            assert torch.equal(tensors[f"{module}.g_idx"], (torch.arange(cols) // group).int())
+            layer = QuantLinear(value.shape[0] * 32 // cols, group, cols, rows, bias=False)
+            layer.qweight, layer.qzeros = value, tensors[f"{module}.qzeros"]
+            layer.scales = tensors[f"{module}.scales"]
+            weights[f"{module}.weight"] = of_quant_linear(layer)
+        elif not name.endswith((".qzeros", ".scales", ".g_idx")):
+            weights[name] = value.float()
+    return weights
+
+
+def with_comfy(folder):
+    from comfy_kitchen.tensor import awq_w4a16, int8
+
+    tensors = load_file(f"{folder}/model.safetensors")
+    weights = {}
+    for name, value in tensors.items():
+        module = name.removesuffix(".weight")
+        if f"{module}.comfy_quant" in tensors and name.endswith(".weight"):
+            how = json.loads(bytes(tensors[f"{module}.comfy_quant"].tolist()))
+            scale = tensors[f"{name}_scale"]
+            if how["format"] == "int8_tensorwise":
+                rotation = {key: how[key] for key in ("convrot", "convrot_groupsize") if key in how}
+                params = int8.TensorWiseINT8Layout.Params(
+                    scale=scale, orig_dtype=torch.float32, orig_shape=tuple(value.shape), **rotation)
+                value = int8.TensorWiseINT8Layout.dequantize(value, params)
+            else:
+                layout = awq_w4a16.TensorCoreAWQW4A16Layout
+                params = layout.Params(
+                    scale=scale, zeros=tensors[f"{name}_zero"], orig_dtype=torch.float32,
+                    orig_shape=(value.shape[0], value.shape[1] * 2), group_size=how["group_size"])
+                value = layout.dequantize(value, params)
+        elif name.endswith((".comfy_quant", "_scale", "_zero")):
+            continue
+        weights[name] = value.float()
+    return weights
+
+
+READERS = {"transformers": with_transformers, "mlx": with_mlx, "gptq": with_gptq, "comfy": with_comfy}
+counts = []
+for kind, folder, output in zip(*[iter(sys.argv[1:])] * 3):
+    weights = READERS[kind](folder)
+    save_file({name: value.detach().float().contiguous().clone() for name, value in weights.items()}, output)
+    counts.append(len(weights))
+print(json.dumps(counts))
