@@ -4,7 +4,7 @@ import { concerns } from "../plan/rules.ts";
 import { groupCount, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
 import { halves } from "../quant/packed/layout.ts";
 import { packedTensorSpecs, packZeroPoints } from "../quant/packed/entries.ts";
-import { type ExportFormat, type ExportRow } from "./format.ts";
+import type { ExportFormat, ExportRow } from "./format.ts";
 import {
   gridText,
   moduleOf,

@@ -139,7 +139,7 @@ function* pieces(source: ExportSource, row: ExportRow, stored: StoredLayer | und
     let weights = (end - begin) * cols;
     const encoded = stored?.encode(part, source) ?? [dequantize(kernels, part, row.type as "F32")];
     for (const [i, bytes] of encoded.entries()) {
-      yield { entry: stored?.specs[i]!.name ?? name, bytes, weights };
+      yield { entry: stored?.specs[i]?.name ?? name, bytes, weights };
       weights = 0;
     }
   }

@@ -102,11 +102,8 @@ export async function planByBudget(
   }
   const results = wanted.map((row): LayerOptions => {
     // No linear layer, nothing can be measured: as the configuration says.
-    const grid = {
-      bits: config.bitWidth,
-      groupSize: config.groupSize,
-      zeroPoint: storedScales(config).zeroPoint,
-    };
+    const { zeroPoint } = storedScales(config), { bitWidth: bits, groupSize } = config;
+    const grid = { bits, groupSize, zeroPoint };
     const { name } = row;
     return { name, options: options.get(name) ?? [{ ...grid, bytes: bytesOf(row, grid), cost: 0 }] };
   });
