@@ -63,6 +63,9 @@ function* ofTarget(config: Config, from: (key: string) => string): Generator<Con
   if (Object.values(layerTypes).some(isOther)) {
     yield ["layer_types", `types among ${types.join(", ")} ${why}`];
   }
+  if (targetType === null && own.types[config.bitWidth] === undefined) {
+    yield ["bit_width", `one of ${Object.keys(own.types).join(", ")} ${why}`];
+  }
   if (scaleBits !== 16) yield ["scale_bits", `16 ${why}, which chooses the scales`];
   if (zeroPoint !== "real") yield ["zero_point", `real, the default, ${why}, which chooses the zero points`];
   if (minAccuracy > 0) yield ["min_accuracy", `0 ${why}: other bits would be of another type`];

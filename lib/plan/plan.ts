@@ -124,6 +124,9 @@ function fitTarget({ name, shape }: TensorInfo, form: RowForm, config: Config): 
   const target = config.target === null ? undefined : TARGETS[config.target];
   const { bits, reason } = form, own = target && layerType(config, name), cols = shape[1]!;
   if (target === undefined || (bits === undefined && own === undefined)) return form;
+  if (target.keepsTables && own === undefined && isTokenTable(form)) {
+    return { reason: "target", ...NOT_PACKED };
+  }
   const asked = own ?? (reason === "bit_width" ? config.targetType : undefined) ?? target.types[bits!];
   if (asked === undefined) {
     throw new RangeError(`Cannot plan ${quote(name)}: ${config.target} has no type of ${bits} bits`);

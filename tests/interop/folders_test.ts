@@ -3,7 +3,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
-import { EXPORT_FORMATS, exportCheckpoint, type ExportReport } from "../../lib/interop/mod.ts";
+import { EXPORT_FORMATS, exportCheckpoint, type ExportReport, quantizeFor } from "../../lib/interop/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
@@ -65,6 +65,12 @@ const exported = (input: string, to: string, allowRounding = false): Promise<Exp
     ...{ input, output: place.fresh(to), kernels, allowRounding },
     format: EXPORT_FORMATS.find(({ name }) => name === to)!,
   });
+
+async function inOneGo(config: Record<string, unknown>): Promise<ExportReport> {
+  const overrides = { num_threads: 1, solver: "round", ...config };
+  const output = place.fresh("one_go"), resolved = resolveConfig({ overrides }).config;
+  return (await quantizeFor({ input, output, kernels, config: resolved })).exported!;
+}
 
 interface Case {
   /** Behind `--to`. */
@@ -130,13 +136,24 @@ const CASES: readonly Case[] = [
   { to: "comfy", reader: "comfy", config: { bit_width: 4, group_size: 64, zero_point: "offset" } },
   { to: "comfy", reader: "comfy", config: { bit_width: 4, group_size: 64, zero_point: "symmetric" } },
   { to: "comfy", reader: "comfy", config: { bit_width: 4, group_size: 64, zero_point: "integer" } },
+  {
+    to: "compressed-tensors",
+    reader: "transformers",
+    config: { target: "vllm", bit_width: 3, embedding_bits: 8 },
+  },
+  { to: "mlx", reader: "mlx", config: { target: "mlx", bit_width: 2, embedding_bits: 8, group_size: 32 } },
+  { to: "gptq", reader: "gptq", config: { target: "gptq", bit_width: 4 } },
+  { to: "comfy", reader: "comfy", config: { target: "comfy_quant", bit_width: 8 } },
+  { to: "comfy", reader: "comfy", config: { target: "comfy_quant", bit_width: 4 } },
 ];
 
 describe("weights as their readers see them", () => {
   test("equal ours bit for bit", async () => {
     const made = [];
     for (const { to, reader, config } of CASES) {
-      const folder = await packed(config), report = await exported(folder, to);
+      const folder = await packed(config);
+      const report = "target" in config ? await inOneGo(config) : await exported(folder, to);
+      expect(report.format).toBe(to);
       expect(report.rows.filter(({ rounding }) => rounding)).toEqual([]);
       // AutoRound computes in half precision, and so loads what is plain.
       const layers = new Set(
