@@ -33,7 +33,11 @@ export const KEEP_RULES: readonly KeepRule[] = [
   { rule: "not named .weight", pattern: undefined, why: "tables and buffers are not a layer's weights" },
   { rule: "keep_patterns", pattern: undefined, why: "the configuration keeps it" },
   { rule: "layer_bit_widths 16", pattern: undefined, why: "the configuration asks for 16 bits" },
-  { rule: "target", pattern: undefined, why: "no type of the target holds it: blocks do not divide its rows, or it is no linear layer" },
+  {
+    rule: "target",
+    pattern: undefined,
+    why: "no type of the target holds it: blocks do not divide its rows, or it is no linear layer",
+  },
   {
     rule: "embedding_bits",
     pattern: String
