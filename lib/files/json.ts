@@ -20,6 +20,8 @@ export interface JsonRules {
   readonly maxItems: number;
   /** Whether a value that is no string or container must be an integer ≥ 0 written in digits only. */
   readonly integersOnly: boolean;
+  /** The outermost object's key that may be null all the same. */
+  readonly nullable?: string;
   /** Whether `NaN`, `Infinity` and `-Infinity` are values. Default no. */
   readonly pythonNumbers?: boolean;
 }
@@ -196,7 +198,8 @@ function scan(text: string, rules: JsonRules): readonly Place[] {
     } else {
       BARE_VALUE.lastIndex = i;
       const value = BARE_VALUE.exec(text)?.[0];
-      if (value !== undefined && rules.integersOnly && !DIGITS.test(value)) {
+      const isNone = value === "null" && levels.length === 1 && rules.nullable === level?.key;
+      if (value !== undefined && rules.integersOnly && !DIGITS.test(value) && !isNone) {
         throw fault(`values must be strings or integers ≥ 0, got ${quote(value)}`);
       }
       const isNumber = value !== undefined && !keyIsNext && PYTHON_NUMBER.test(value);

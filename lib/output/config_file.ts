@@ -124,6 +124,10 @@ export function withConfigKey(original: string, name: string, value: unknown): s
 /** Takes `quantization_config` out of a JSON object's text; every other character stays. */
 export const withoutQuantizationConfig = (text: string): string => withoutConfigKey(text, CONFIG_KEY);
 
+/** Takes out what any program writes of a quantization, MLX's key too. */
+export const withoutAnyQuantization = (text: string): string =>
+  withoutConfigKey(withoutQuantizationConfig(text), "quantization");
+
 /** Takes a key out of a JSON object's text; every other character stays. */
 function withoutConfigKey(text: string, name: string): string {
   let depth = 0;

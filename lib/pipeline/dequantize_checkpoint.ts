@@ -2,7 +2,7 @@
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { Kernels } from "../native/mod.ts";
-import { withoutQuantizationConfig } from "../output/config_file.ts";
+import { withoutAnyQuantization } from "../output/config_file.ts";
 import { opensIn } from "../output/readers.ts";
 import { type RewriteContent, type RewriteJob, type RewriteStep, withRewrite } from "../output/rewrite.ts";
 import { type PackedLayer, packedLayers } from "../quant/packed/checkpoint.ts";
@@ -94,7 +94,7 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
       yield* copies(beside, options);
       const config = configText(checkpoint);
       if (config !== undefined) {
-        yield { name: outputName(checkpoint, "config.json"), content: withoutQuantizationConfig(config) };
+        yield { name: outputName(checkpoint, "config.json"), content: withoutAnyQuantization(config) };
       }
       yield* indexFiles(checkpoint, records, tensorFiles);
     },

@@ -16,6 +16,7 @@ import {
   type PlaceOptions,
   unfinished,
 } from "./place.ts";
+import { packedCodes, unpackedFile } from "./packed_codes.ts";
 import { isOurs, recognise, saysScaled } from "./recognition.ts";
 import { scaledFile, scaledFp8 } from "./scaled_fp8.ts";
 import { noTensor, SafetensorsFile, type TensorFile, type TensorInfo } from "./safetensors.ts";
@@ -181,9 +182,17 @@ export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkp
       saysScaled(config) || present.includes("hf_quant_config.json"),
     );
     const { size: count } = fp8.tensors;
+    const packed = packedCodes(stored.tensors, config);
     const isAdapter = names.some((name) => name.startsWith("adapter_model."));
     const foreign = recognise(stored.tensors, config, { count, fault: fp8.fault }, isAdapter);
-    if (foreign !== undefined) return new Checkpoint({ ...stored, foreign });
+    if (foreign !== undefined && packed.tensors.size > 0 && packed.fault === undefined) {
+      const files = stored.files.map(({ name, file }) => ({ name, file: unpackedFile(file, packed) }));
+      return new Checkpoint({ ...stored, files, foreign, isDecoded: true });
+    }
+    if (foreign !== undefined) {
+      const unread = packed.fault === undefined ? "" : ` (which dequantizing cannot read: ${packed.fault})`;
+      return new Checkpoint({ ...stored, foreign: foreign + unread });
+    }
     if (count === 0) return stored;
     const [example] = fp8.tensors.values();
     const note = `${count} FP8 tensors are read times their scales, as in ${quote(example!.scale.info.name)}`;

@@ -70,7 +70,7 @@ const KINDS: readonly Kind[] = [
     what: "MLX weights",
     names: /(?:^|\.)scales$/,
     holds: (_, has) => isInteger(has("weight")),
-    wayOut: `give what mlx_lm.convert --dequantize writes, or ${ORIGINAL}`,
+    wayOut: `dequantize it here or with mlx_lm.convert, or ${ORIGINAL}`,
   },
   { what: "MXFP4 weights", names: /_blocks$/, holds: ({ dtype }) => dtype === "U8" },
   {

@@ -56,6 +56,7 @@ const HEADER_RULES: JsonRules = {
   maxKeys: 5 * MAX_TENSORS, // a name and three fields a tensor; the rest is for metadata
   maxItems: MAX_DIMENSIONS,
   integersOnly: true,
+  nullable: METADATA_KEY, // as MLX writes it
 };
 
 /** A safetensors file as it is, or with some tensors in another form: {@linkcode SafetensorsFile} says what they are. */
@@ -258,6 +259,7 @@ function parseHeader(header: Uint8Array, path: string, fileBytes: number): Heade
   let metadata: Readonly<Record<string, string>> = {};
   for (const [name, entry] of entries) {
     if (name === METADATA_KEY) {
+      if (entry === null) continue;
       if (!isJsonObject(entry)) {
         throw fail(`${METADATA_KEY} must be an object of strings, got ${show(entry)}`);
       }

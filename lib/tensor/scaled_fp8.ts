@@ -202,8 +202,13 @@ const VALUES: Readonly<Record<string, Float32Array>> = {
   F8_E8M0: table((code) => code === 255 ? NaN : 2 ** (code - 127)),
 };
 
-function valuesOf({ info: { name, dtype }, file }: PlacedTensor): ArrayLike<number> {
-  const { buffer } = file.read(name);
+/** Values of a tensor of scales, or of its elements `[begin, end)`. */
+export function valuesOf(
+  { info: { name, dtype, elements }, file }: PlacedTensor,
+  begin = 0,
+  end: number = elements,
+): ArrayLike<number> {
+  const width = BYTES_PER_ELEMENT[dtype], { buffer } = file.read(name, begin * width, end * width);
   if (dtype === "F64") return Float32Array.from(new Float64Array(buffer));
   if (dtype === "F16") return new Float16Array(buffer);
   if (dtype === "F32") return new Float32Array(buffer);

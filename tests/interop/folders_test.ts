@@ -1,11 +1,11 @@
 /** Folders for transformers, MLX, GPTQ's readers, AutoRound and ComfyUI, as those programs read them. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { EXPORT_FORMATS, exportCheckpoint, type ExportReport, quantizeFor } from "../../lib/interop/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { dequantizeCheckpoint, quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
 import { gaussian, matrix, rejection, type TestTensor, workplace, writeCheckpoint } from "../_checkpoints.ts";
 import { readersPython, runReader } from "../_readers.ts";
@@ -147,6 +147,33 @@ const CASES: readonly Case[] = [
   { to: "comfy", reader: "comfy", config: { target: "comfy_quant", bit_width: 4 } },
 ];
 
+/** Dequantizes a folder to float32. */
+async function plain(input: string): Promise<SafetensorsFile> {
+  const output = place.fresh("plain");
+  await dequantizeCheckpoint({ input, output, kernels, dtype: "F32" });
+  expect(readFileSync(join(output, "config.json"), "utf8")).not.toContain("quantization");
+  return SafetensorsFile.open(join(output, "model.safetensors"));
+}
+
+/** What comes back of an export is what was packed. */
+async function expectBack(to: string, folder: string, exported: string): Promise<void> {
+  if (to !== "mlx" && to !== "compressed-tensors") return;
+  using back = await plain(exported);
+  using wanted = await plain(folder);
+  expect([...back.tensors.keys()].sort()).toEqual([...wanted.tensors.keys()].sort());
+  for (const name of wanted.tensors.keys()) {
+    const [ours, theirs] = [back, wanted].map((file) => new Float32Array(file.read(name).buffer));
+    expect([name, ours!.findIndex((value, i) => value !== theirs![i])]).toEqual([name, -1]);
+  }
+}
+
+/** Folders that MLX and compressed-tensors write themselves, and their weights: made along with the reading. */
+const others = ["mlx's own", "compressed-tensors' own"].map((kind) => [
+  kind,
+  place.fresh("others"),
+  place.fresh("weights"),
+]);
+
 describe("weights as their readers see them", () => {
   test("equal ours bit for bit", async () => {
     const made = [];
@@ -161,6 +188,7 @@ describe("weights as their readers see them", () => {
       );
       const isRead = (tensor: string) => to !== "auto-round" || layers.has(tensor);
       made.push({
+        to,
         isRead,
         name: `${to} ${JSON.stringify(config)}`,
         folder,
@@ -169,9 +197,10 @@ describe("weights as their readers see them", () => {
         weights: place.fresh("read"),
       });
     }
+    for (const { to, folder, report } of made) await expectBack(to, folder, report.output);
     if (python === undefined) return;
     const args = made.flatMap(({ reader, report, weights }) => [reader, report.output, weights]);
-    await runReader(python, "read_folders.py", args);
+    await runReader(python, "read_folders.py", [...args, ...others.flat()]);
     for (const { name, folder, weights, isRead } of made) {
       const ours = readWeights(folder, kernels);
       using theirs = SafetensorsFile.open(weights);
@@ -184,6 +213,25 @@ describe("weights as their readers see them", () => {
       }
     }
   }, 120000);
+});
+
+describe("folders that others wrote", () => {
+  test("dequantize as their own programs do, and are refused by quantize", async () => {
+    if (python === undefined) return;
+    for (const [, folder, weights] of others) {
+      using found = await plain(folder!);
+      using wanted = SafetensorsFile.open(weights!);
+      for (const name of wanted.tensors.keys()) {
+        expect([name, found.read(name)]).toEqual([name, wanted.read(name)]);
+      }
+      const run = { input: folder!, output: place.fresh("no"), kernels, config: resolveConfig({}).config };
+      expect((await rejection(quantizeCheckpoint(run))).message).toMatch(/already quantized/);
+      const path = join(folder!, "config.json"), text = readFileSync(path, "utf8");
+      writeFileSync(path, text.replace(/"(bits|num_bits)": \d/g, '"$1": 7'));
+      const refused = await rejection(plain(folder!));
+      expect(refused.message).toMatch(/which dequantizing cannot read: .*up_proj.* which is (?:not )?what/);
+    }
+  });
 });
 
 describe("what a format cannot hold", () => {

@@ -112,7 +112,67 @@ def with_comfy(folder):
     return weights
 
 
-READERS = {"transformers": with_transformers, "mlx": with_mlx, "gptq": with_gptq, "comfy": with_comfy}
+def save(folder, tensors, config):
+    import os
+
+    os.makedirs(folder)
+    save_file(tensors, f"{folder}/model.safetensors")
+    json.dump(config, open(f"{folder}/config.json", "w"))
+
+
+def made_by_mlx(folder):
+    """A folder of MLX's own quantizer, in bfloat16, with every number of bits."""
+    import mlx.core as mx
+    import numpy as np
+
+    mx.random.seed(1)
+    tensors, weights, quantization = {}, {}, {"group_size": 64, "bits": 4, "mode": "affine"}
+    for bits in (2, 3, 4, 5, 6, 8):
+        name, group = f"model.layers.{bits}.mlp.up_proj", 32 if bits == 5 else 64
+        if bits != 4:
+            quantization[name] = {"group_size": group, "bits": bits}
+        codes, scales, biases = mx.quantize(mx.random.normal((7, 192)).astype(mx.bfloat16), group, bits)
+        parts = {"weight": codes, "scales": scales, "biases": biases}
+        tensors.update({f"{name}.{part}": value for part, value in parts.items()})
+        plain = mx.dequantize(codes, *(part.astype(mx.float32) for part in (scales, biases)), group, bits)
+        weights[f"{name}.weight"] = torch.from_numpy(np.array(plain))
+    save(folder, {"placeholder": torch.zeros(1)}, {"model_type": "x", "quantization": quantization})
+    mx.save_safetensors(f"{folder}/model.safetensors", tensors)
+    return weights
+
+
+def made_by_compressed_tensors(folder):
+    """A folder of compressed-tensors' own compressor."""
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor as Compressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    torch.manual_seed(1)
+    tensors, weights, groups = {}, {}, {}
+    for bits in (2, 3, 4, 5, 8):
+        name, symmetric = f"model.layers.{bits}.mlp.up_proj", bits != 4
+        args = QuantizationArgs(num_bits=bits, symmetric=symmetric, strategy="group", group_size=32)
+        scheme = QuantizationScheme(targets=[name], weights=args)
+        state = {"weight": torch.randn(16, 96), "weight_scale": torch.rand(16, 3) / 2 ** bits + 0.1}
+        least = -(2 ** (bits - 1))
+        if not symmetric:
+            state["weight_zero_point"] = torch.randint(least, -least, (16, 3), dtype=torch.int8)
+        packed = Compressor.compress(state, scheme)
+        tensors.update({f"{name}.{part}": value.contiguous() for part, value in packed.items()})
+        weights[f"{name}.weight"] = Compressor.decompress(packed, scheme)["weight"]
+        groups[f"group_{bits}"] = json.loads(scheme.model_dump_json())
+    packing = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    save(folder, tensors, {"model_type": "x", "quantization_config": packing})
+    return weights
+
+
+READERS = {
+    "mlx's own": made_by_mlx,
+    "compressed-tensors' own": made_by_compressed_tensors,
+    "transformers": with_transformers,
+    "mlx": with_mlx,
+    "gptq": with_gptq,
+    "comfy": with_comfy,
+}
 counts = []
 for kind, folder, output in zip(*[iter(sys.argv[1:])] * 3):
     weights = READERS[kind](folder)
