@@ -1,8 +1,18 @@
 /** ComfyUI's own quantized layers: `comfy_quant` says how each is stored. */
+import { WeightsError } from "../errors.ts";
+import { quote } from "../files/positional.ts";
 import { groupAffine, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
 import { unpackCodes } from "../quant/codes.ts";
-import type { ExportFormat, ExportSource } from "./format.ts";
-import { gridText, moduleOf, type NotStored, packedFolder, type StoredLayer } from "./packed_folder.ts";
+import { isFloatDtype, type TensorSpec } from "../tensor/mod.ts";
+import type { ExportFormat, ExportSource, ExportTensor } from "./format.ts";
+import {
+  gridText,
+  moduleOf,
+  type NotStored,
+  packedFolder,
+  type QuantizedMatrix,
+  type StoredLayer,
+} from "./packed_folder.ts";
 
 /** Inputs that share a scale and an offset in `awq_w4a16`. */
 const AWQ_GROUP = 64;
@@ -32,11 +42,7 @@ function int8({ name, rows, cols }: PackedLayer): StoredLayer {
   const module = moduleOf(name), text = marker({ format: "int8_tensorwise" });
   return {
     type: "int8_tensorwise",
-    specs: [
-      { name, dtype: "I8", shape: [rows, cols] },
-      { name: `${name}_scale`, dtype: "F32", shape: [rows, 1] },
-      { name: `${module}.comfy_quant`, dtype: "U8", shape: [text.length] },
-    ],
+    specs: int8Specs(name, rows, cols, module, text),
     encode: (part: PackedTensor, { kernels }: ExportSource) => [
       Int8Array.from(unpackCodes(kernels, part.packed, part.rows, cols, 8), (code) => code - 128),
       groupAffine(part).scale,
@@ -44,6 +50,79 @@ function int8({ name, rows, cols }: PackedLayer): StoredLayer {
     constants: [text],
   };
 }
+
+/** Inputs that are rotated together in `convrot`. */
+const ROTATED = 256;
+
+/** Multiplies each run of {@linkcode ROTATED} weights by the Kronecker power of ComfyUI's 4 x 4 Hadamard matrix. */
+function rotate(weights: Float32Array): void {
+  for (let stride = 1; stride < ROTATED; stride *= 4) {
+    for (let i = 0; i < weights.length; i++) {
+      if (Math.floor(i / stride) % 4 !== 0) continue;
+      const at = [i, i + stride, i + 2 * stride, i + 3 * stride] as const;
+      const [a, b, c, d] = [weights[at[0]]!, weights[at[1]]!, weights[at[2]]!, weights[at[3]]!];
+      weights[at[0]] = (a + b + c - d) / 2;
+      weights[at[1]] = (a + b - c + d) / 2;
+      weights[at[2]] = (a - b + c + d) / 2;
+      weights[at[3]] = (b + c + d - a) / 2;
+    }
+  }
+}
+
+/** `INT8_CONVROT` of plain weights: rotated, then rounded to 8 bits with a scale a row. */
+function convrot({ name, shape, dtype, layer }: ExportTensor, type: string): QuantizedMatrix | string {
+  const [rows, cols] = shape as [number, number], module = moduleOf(name);
+  if (type !== "INT8_CONVROT") {
+    return "plain weights can be stored as INT8_CONVROT; other types are quantized for";
+  }
+  if (layer !== undefined || !isFloatDtype(dtype) || shape.length !== 2) return "it must be a plain matrix";
+  if (cols % ROTATED !== 0) return `rows must be a multiple of ${ROTATED}, got ${cols}`;
+  const text = marker({ format: "int8_tensorwise", convrot: true, convrot_groupsize: ROTATED });
+  return {
+    type: "int8_tensorwise, convrot",
+    specs: int8Specs(name, rows, cols, module, text),
+    quantize(weights) {
+      if (!weights.every(Number.isFinite)) {
+        throw new WeightsError(
+          `Cannot quantize ${quote(name)}: weights must be finite, got NaN or infinity`,
+          {
+            tensor: name,
+          },
+        );
+      }
+      rotate(weights);
+      const codes = new Int8Array(weights.length), scales = new Float32Array(weights.length / cols);
+      for (let row = 0; row < scales.length; row++) {
+        const own = weights.subarray(row * cols, (row + 1) * cols);
+        const scale = scales[row] = Math.max(
+          own.reduce((most, w) => Math.max(most, Math.abs(w)), 0) / 127,
+          1e-30,
+        );
+        own.forEach((w, i) => codes[row * cols + i] = roundEven(w / scale));
+      }
+      return [codes, scales];
+    },
+    constants: [text],
+  };
+}
+
+/** Nearest whole number, ties to even. */
+function roundEven(x: number): number {
+  const near = Math.round(x);
+  return near - x === 0.5 && near % 2 !== 0 ? near - 1 : near;
+}
+
+const int8Specs = (
+  name: string,
+  rows: number,
+  cols: number,
+  module: string,
+  text: Uint8Array,
+): readonly TensorSpec[] => [
+  { name, dtype: "I8", shape: [rows, cols] },
+  { name: `${name}_scale`, dtype: "F32", shape: [rows, 1] },
+  { name: `${module}.comfy_quant`, dtype: "U8", shape: [text.length] },
+];
 
 /** Two codes a byte, with float32 scales and values of code 8, an input group a row. */
 function awq(layer: PackedLayer): StoredLayer {
@@ -80,5 +159,6 @@ export const COMFY: ExportFormat = packedFolder({
   name: "comfy",
   openedBy: "ComfyUI",
   store,
+  quantize: convrot,
   config: () => ({}),
 });

@@ -4,11 +4,19 @@
  */
 import { withConfigKey } from "../output/config_file.ts";
 import { rowsPerChunk } from "../pipeline/quantize_tensor.ts";
-import { dequantize, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
+import { convertFloats, dequantize, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
 import { readPackedTensor } from "../quant/packed/checkpoint.ts";
 import { specBytes } from "../quant/packed/entries.ts";
-import { BYTES_PER_ELEMENT, elementCount, type TensorSpec } from "../tensor/mod.ts";
-import type { ExportFormat, ExportRow, ExportSource, FolderContent, Piece } from "./format.ts";
+import { BYTES_PER_ELEMENT, elementCount, type FloatDtype, type TensorSpec } from "../tensor/mod.ts";
+import {
+  cannotHold,
+  type ExportFormat,
+  type ExportRow,
+  type ExportSource,
+  type ExportTensor,
+  type FolderContent,
+  type Piece,
+} from "./format.ts";
 
 type Bytes = ArrayBufferView<ArrayBuffer>;
 
@@ -28,6 +36,12 @@ export interface StoredLayer {
   readonly rounding?: string | undefined;
 }
 
+/** How a format stores a plain matrix that it quantizes itself. */
+export interface QuantizedMatrix extends Pick<StoredLayer, "type" | "specs" | "constants"> {
+  /** Bytes of the first entries, of some whole rows of `cols` weights. */
+  readonly quantize: (weights: Float32Array<ArrayBuffer>, cols: number) => readonly Bytes[];
+}
+
 /** Why a layer is stored plain: the format has no place for such a layer, or none for its grid. */
 export type NotStored = { readonly noPlace: string } | { readonly otherGrid: string };
 
@@ -41,6 +55,8 @@ export interface PackedFolder {
   readonly name: string;
   readonly openedBy: string;
   readonly store: (layer: PackedLayer) => StoredLayer | NotStored;
+  /** Storage of a plain matrix for which a type is asked, or the reason why it cannot have that. */
+  readonly quantize?: (tensor: ExportTensor, type: string) => QuantizedMatrix | string;
   /** New keys of config.json. @param packed the format's own layers @param kept all other tensors */
   readonly config: (
     packed: readonly PackedRow[],
@@ -64,14 +80,23 @@ export function gridText({ bits, groupSize, scaleBits, zeroPointKind }: PackedLa
 }
 
 /** The format that a description makes. */
-export function packedFolder({ name, openedBy, store, config, notes }: PackedFolder): ExportFormat {
+export function packedFolder(
+  { name: format, openedBy, store, quantize, config, notes }: PackedFolder,
+): ExportFormat {
   return {
-    name,
+    name: format,
     openedBy,
-    prepare(source, { allowRounding }): FolderContent {
-      const stored = new Map<string, StoredLayer>();
+    prepare(source, { allowRounding, types }): FolderContent {
+      const stored = new Map<string, StoredLayer | QuantizedMatrix>();
       const rows = source.tensors.map((tensor): ExportRow => {
         const { name, shape, dtype, bytes, layer } = tensor;
+        const asked = types.find(({ pattern }) => pattern.test(name))?.type;
+        if (asked !== undefined) {
+          const found = quantize?.(tensor, asked) ?? "its layers have the types that they were quantized for";
+          if (typeof found === "string") throw cannotHold(source, format, `as ${asked}: ${found}`, name);
+          stored.set(name, found);
+          return { tensor, name, type: found.type, bytes: specBytes(found.specs) };
+        }
         if (layer === undefined) return { tensor, name, type: dtype, bytes };
         const found = store(layer);
         if ("specs" in found) {
@@ -94,7 +119,10 @@ export function packedFolder({ name, openedBy, store, config, notes }: PackedFol
         return { tensor, name, type, bytes: elements * BYTES_PER_ELEMENT[type], rounding };
       });
       const isOwn = (row: ExportRow) => stored.has(row.name);
-      const packed = rows.filter(isOwn).map((row): PackedRow => ({ ...row, layer: row.tensor.layer! }));
+      const packed = rows.flatMap((row): PackedRow[] => {
+        const { layer } = row.tensor;
+        return isOwn(row) && layer !== undefined ? [{ ...row, layer }] : [];
+      });
       const keys = Object.entries(config(packed, rows.filter((row) => !isOwn(row))));
       return {
         kind: "folder",
@@ -117,28 +145,32 @@ const plainSpec = ({ name, type, tensor }: ExportRow): TensorSpec => ({
 });
 
 /** Bytes of a row's entries, in chunks of rows where they go by rows. */
-function* pieces(source: ExportSource, row: ExportRow, stored: StoredLayer | undefined): Generator<Piece> {
+function* pieces(
+  source: ExportSource,
+  row: ExportRow,
+  stored: StoredLayer | QuantizedMatrix | undefined,
+): Generator<Piece> {
   const { checkpoint, kernels } = source, { name, shape, dtype, layer } = row.tensor;
-  const elements = elementCount(shape) ?? 0;
-  if (layer === undefined) {
-    const width = BYTES_PER_ELEMENT[dtype], total = checkpoint.tensors.get(name)!.info.byteLength;
-    const step = rowsPerChunk(1, Math.ceil(width));
-    for (let begin = 0; begin < total; begin += step) {
-      const end = Math.min(total, begin + step);
-      yield {
-        entry: name,
-        bytes: checkpoint.read(name, begin, end),
-        weights: (end - begin) / total * elements,
-      };
+  const elements = elementCount(shape) ?? 0, rows = shape[0] ?? 1, cols = elements / Math.max(1, rows);
+  const width = cols * BYTES_PER_ELEMENT[dtype],
+    isWhole = stored !== undefined && "isWhole" in stored && stored.isWhole;
+  const encoded = (begin: number, end: number): readonly Bytes[] => {
+    if (layer !== undefined) {
+      const part = readPackedTensor(checkpoint, layer, begin, end);
+      return stored !== undefined && "encode" in stored
+        ? stored.encode(part, source)
+        : [dequantize(kernels, part, row.type as "F32")];
     }
-    return;
-  }
-  const { rows, cols } = layer, step = stored?.isWhole ? rows : rowsPerChunk(cols, 4);
-  for (let begin = 0; begin < rows; begin += step) {
-    const end = Math.min(rows, begin + step), part = readPackedTensor(checkpoint, layer, begin, end);
+    const data = checkpoint.read(name, begin * width, end * width);
+    if (stored === undefined || !("quantize" in stored)) return [data];
+    const weights = { data, dtype: dtype as FloatDtype }, count = (end - begin) * cols;
+    return stored.quantize(new Float32Array(convertFloats(kernels, weights, count, "F32").buffer), cols);
+  };
+  const step = isWhole ? rows : rowsPerChunk(Math.max(1, cols), 4);
+  for (let begin = 0; begin < rows && elements > 0; begin += step) {
+    const end = Math.min(rows, begin + step);
     let weights = (end - begin) * cols;
-    const encoded = stored?.encode(part, source) ?? [dequantize(kernels, part, row.type as "F32")];
-    for (const [i, bytes] of encoded.entries()) {
+    for (const [i, bytes] of encoded(begin, end).entries()) {
       yield { entry: stored?.specs[i]?.name ?? name, bytes, weights };
       weights = 0;
     }

@@ -200,7 +200,7 @@ describe("weights as their readers see them", () => {
     for (const { to, folder, report } of made) await expectBack(to, folder, report.output);
     if (python === undefined) return;
     const args = made.flatMap(({ reader, report, weights }) => [reader, report.output, weights]);
-    await runReader(python, "read_folders.py", [...args, ...others.flat()]);
+    await runReader(python, "read_folders.py", [...args, ...others.flat(), ...await rotated()]);
     for (const { name, folder, weights, isRead } of made) {
       const ours = readWeights(folder, kernels);
       using theirs = SafetensorsFile.open(weights);
@@ -231,6 +231,42 @@ describe("folders that others wrote", () => {
       const refused = await rejection(plain(folder!));
       expect(refused.message).toMatch(/which dequantizing cannot read: .*up_proj.* which is (?:not )?what/);
     }
+  });
+});
+
+/** A plain model exported in ComfyUI's rotated form, for the reader. */
+async function rotated(): Promise<readonly string[]> {
+  const output = place.fresh("rotated"), format = EXPORT_FORMATS.find(({ name }) => name === "comfy")!;
+  const types = [{ pattern: /proj/, type: "INT8_CONVROT" }];
+  await exportCheckpoint({ input: plainModel, output, kernels, format, types });
+  return ["comfy", output, rotatedWeights];
+}
+
+const proj = "blocks.0.proj.weight", norm = "blocks.0.norm.weight";
+const plainModel = writeCheckpoint(place.fresh("wide"), {
+  [proj]: matrix(24, 512, gaussian(24 * 512, 7)),
+  [norm]: { dtype: "F32", shape: [512], data: gaussian(512, 8) },
+});
+const rotatedWeights = place.fresh("weights");
+
+describe("weights that are rotated for ComfyUI", () => {
+  test("come back within the rounding of 8 bits", () => {
+    if (python === undefined) return;
+    using found = SafetensorsFile.open(rotatedWeights);
+    using wanted = SafetensorsFile.open(join(plainModel, "model.safetensors"));
+    const values = (file: SafetensorsFile) => new Float32Array(file.read(proj).buffer);
+    const [theirs, ours] = [values(found), values(wanted)];
+    const squares = (difference: (i: number) => number) =>
+      ours.reduce((sum, _, i) => sum + difference(i) ** 2, 0);
+    expect(squares((i) => theirs[i]! - ours[i]!) / squares((i) => ours[i]!)).toBeLessThan(0.01 ** 2);
+    expect(found.read(norm)).toEqual(wanted.read(norm));
+  });
+
+  test("are plain matrices whose rows are multiples of 256", async () => {
+    const format = EXPORT_FORMATS.find(({ name }) => name === "comfy")!, output = place.fresh("refused");
+    const types = [{ pattern: /q_proj/, type: "INT8_CONVROT" }];
+    const fault = await rejection(exportCheckpoint({ input, output, kernels, format, types }));
+    expect(fault.message).toMatch(/as INT8_CONVROT: rows must be a multiple of 256, got 64/);
   });
 });
 
