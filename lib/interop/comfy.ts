@@ -158,6 +158,7 @@ function awq(layer: PackedLayer): StoredLayer {
 export const COMFY: ExportFormat = packedFolder({
   name: "comfy",
   openedBy: "ComfyUI",
+  runs: "image",
   store,
   quantize: convrot,
   config: () => ({}),

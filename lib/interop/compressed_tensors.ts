@@ -59,6 +59,7 @@ function config(packed: readonly PackedRow[], kept: readonly ExportRow[]): Recor
 export const COMPRESSED_TENSORS: ExportFormat = packedFolder({
   name: "compressed-tensors",
   openedBy: "transformers, and vLLM where it has the model",
+  runs: "language",
   store,
   config,
   notes: (packed) =>

@@ -93,6 +93,7 @@ const linear = (kept: readonly ExportRow[]) =>
 export const GPTQ: ExportFormat = packedFolder({
   name: "gptq",
   openedBy: "GPTQModel and what reads checkpoint_format gptq_v2",
+  runs: "language",
   store: storeWith(() => 0),
   config(packed, kept) {
     if (packed.length === 0) return {};

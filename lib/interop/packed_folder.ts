@@ -54,6 +54,8 @@ export interface PackedRow extends ExportRow {
 export interface PackedFolder {
   readonly name: string;
   readonly openedBy: string;
+  /** Models that its programs run, if not both. */
+  readonly runs?: "language" | "image";
   readonly store: (layer: PackedLayer) => StoredLayer | NotStored;
   /** Storage of a plain matrix for which a type is asked, or the reason why it cannot have that. */
   readonly quantize?: (tensor: ExportTensor, type: string) => QuantizedMatrix | string;
@@ -81,12 +83,20 @@ export function gridText({ bits, groupSize, scaleBits, zeroPointKind }: PackedLa
 
 /** The format that a description makes. */
 export function packedFolder(
-  { name: format, openedBy, store, quantize, config, notes }: PackedFolder,
+  { name: format, openedBy, runs, store, quantize, config, notes }: PackedFolder,
 ): ExportFormat {
   return {
     name: format,
     openedBy,
     prepare(source, { allowRounding, types }): FolderContent {
+      const kind = modelsOf(source);
+      if (runs !== undefined && kind !== undefined && kind !== runs) {
+        throw cannotHold(
+          source,
+          format,
+          `${openedBy} must get ${article(runs)} model, got ${article(kind)} model`,
+        );
+      }
       const stored = new Map<string, StoredLayer | QuantizedMatrix>();
       const rows = source.tensors.map((tensor): ExportRow => {
         const { name, shape, dtype, bytes, layer } = tensor;
@@ -134,6 +144,14 @@ export function packedFolder(
       };
     },
   };
+}
+
+const article = (kind: string) => kind === "image" ? "an image" : `a ${kind}`;
+
+/** Whether a model writes or draws, where its config.json tells. */
+function modelsOf({ checkpoint: { kind, config } }: ExportSource): "language" | "image" | undefined {
+  if (kind === "dit" || config?.["_class_name"] !== undefined) return "image";
+  return kind !== "unknown" || config?.["vocab_size"] !== undefined ? "language" : undefined;
 }
 
 const plainType = (dtype: string): "F32" | "F16" | "BF16" =>

@@ -1,13 +1,21 @@
 /** Folders for transformers, MLX, GPTQ's readers, AutoRound and ComfyUI, as those programs read them. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { EXPORT_FORMATS, exportCheckpoint, type ExportReport, quantizeFor } from "../../lib/interop/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
-import { gaussian, matrix, rejection, type TestTensor, workplace, writeCheckpoint } from "../_checkpoints.ts";
+import {
+  gaussian,
+  matrix,
+  MODELS,
+  rejection,
+  type TestTensor,
+  workplace,
+  writeCheckpoint,
+} from "../_checkpoints.ts";
 import { readersPython, runReader } from "../_readers.ts";
 import { readWeights } from "../_reference.ts";
 
@@ -53,10 +61,14 @@ function llama(): string {
 }
 
 const input = llama();
+/** The same weights without a config.json that says what they are, as ComfyUI's files are. */
+const unnamed = place.fresh("unnamed");
+mkdirSync(unnamed);
+copyFileSync(join(input, "model.safetensors"), join(unnamed, "model.safetensors"));
 
-async function packed(config: Record<string, unknown>): Promise<string> {
+async function packed(config: Record<string, unknown>, from = input): Promise<string> {
   const output = place.fresh("packed"), overrides = { num_threads: 1, solver: "round", ...config };
-  await quantizeCheckpoint({ input, output, kernels, config: resolveConfig({ overrides }).config });
+  await quantizeCheckpoint({ input: from, output, kernels, config: resolveConfig({ overrides }).config });
   return output;
 }
 
@@ -66,7 +78,7 @@ const exported = (input: string, to: string, allowRounding = false): Promise<Exp
     format: EXPORT_FORMATS.find(({ name }) => name === to)!,
   });
 
-async function inOneGo(config: Record<string, unknown>): Promise<ExportReport> {
+async function inOneGo(config: Record<string, unknown>, input: string): Promise<ExportReport> {
   const overrides = { num_threads: 1, solver: "round", ...config };
   const output = place.fresh("one_go"), resolved = resolveConfig({ overrides }).config;
   return (await quantizeFor({ input, output, kernels, config: resolved })).exported!;
@@ -178,8 +190,8 @@ describe("weights as their readers see them", () => {
   test("equal ours bit for bit", async () => {
     const made = [];
     for (const { to, reader, config } of CASES) {
-      const folder = await packed(config);
-      const report = "target" in config ? await inOneGo(config) : await exported(folder, to);
+      const from = to === "comfy" ? unnamed : input, folder = await packed(config, from);
+      const report = "target" in config ? await inOneGo(config, from) : await exported(folder, to);
       expect(report.format).toBe(to);
       expect(report.rows.filter(({ rounding }) => rounding)).toEqual([]);
       // AutoRound computes in half precision, and so loads what is plain.
@@ -246,7 +258,7 @@ const proj = "blocks.0.proj.weight", norm = "blocks.0.norm.weight";
 const plainModel = writeCheckpoint(place.fresh("wide"), {
   [proj]: matrix(24, 512, gaussian(24 * 512, 7)),
   [norm]: { dtype: "F32", shape: [512], data: gaussian(512, 8) },
-});
+}, {});
 const rotatedWeights = place.fresh("weights");
 
 describe("weights that are rotated for ComfyUI", () => {
@@ -265,7 +277,7 @@ describe("weights that are rotated for ComfyUI", () => {
   test("are plain matrices whose rows are multiples of 256", async () => {
     const format = EXPORT_FORMATS.find(({ name }) => name === "comfy")!, output = place.fresh("refused");
     const types = [{ pattern: /q_proj/, type: "INT8_CONVROT" }];
-    const fault = await rejection(exportCheckpoint({ input, output, kernels, format, types }));
+    const fault = await rejection(exportCheckpoint({ input: unnamed, output, kernels, format, types }));
     expect(fault.message).toMatch(/as INT8_CONVROT: rows must be a multiple of 256, got 64/);
   });
 });
@@ -291,6 +303,14 @@ describe("what a format cannot hold", () => {
         const group = Math.floor(i / WIDTH), code = codes[Math.floor(i / 8)]! >>> i % 8 * 4 & 15;
         expect(Math.abs(scales[group]! * code + biases[group]! - weight)).toBeLessThan(2 ** -11 * 0.2);
       });
+    }
+  });
+
+  test("a model of another kind is refused before any work", async () => {
+    const dit = join(MODELS, "glyph-dit");
+    for (const [from, to, wanted] of [[input, "comfy", "an image"], [dit, "gptq", "a language"]] as const) {
+      const fault = await rejection(exported(from, to));
+      expect(fault.message).toContain(`must get ${wanted} model, got`);
     }
   });
 
