@@ -171,7 +171,7 @@ static void run_shapes(void) {
     for (size_t group_size : {0, 16, 32, 64, 128, 256})
       for (int32_t bits : {2, 3, 4, 8})
         for (int search = 0; search < 3; search++) {
-          for (int32_t kind = 0; kind < 3; kind++)
+          for (int32_t kind = 0; kind <= AQ_ZERO_POINT_OFFSET; kind++)
             if (!quick || random_bits() % 8 == 0)
               run_plain({1 + random_bits() % 37, cols, bits, group_size, (int32_t)(random_bits() % 6), random_pattern(), search},
                         kind);

@@ -110,7 +110,7 @@ static void run(int32_t isa) {
   for (size_t c = 0; c < COUNT(columns); c++)
     for (size_t g = 0; g < COUNT(sizes); g++)
       for (size_t b = 0; b < COUNT(widths); b++)
-        for (int32_t kind = 0; kind < 3; kind++)
+        for (int32_t kind = 0; kind <= AQ_ZERO_POINT_OFFSET; kind++)
           for (int clip = 0; clip < 3; clip++) {
             if (quick && random_bits() % 8) continue;
             compare_quantize(isa, 1 + 2 * (int32_t)(random_bits() % 2), 1 + random_bits() % 37, columns[c], widths[b],

@@ -19,8 +19,15 @@ import {
 /** Rows and columns are packed in runs of so many codes. */
 const RUN = 32;
 
-/** @param less what is taken from every zero point before it is stored */
-const storeWith = (less: (layer: PackedLayer) => number) => (layer: PackedLayer): StoredLayer | NotStored => {
+/**
+ * @param less what is taken from every zero point before it is stored
+ * @param hasOrder whether the group of each column is stored
+ */
+const storeWith = (
+  less: (layer: PackedLayer) => number,
+  hasOrder: boolean,
+) =>
+(layer: PackedLayer): StoredLayer | NotStored => {
   const { name, rows, cols, bits, groupSize, zeroPointKind, scaleBits } = layer, module = moduleOf(name);
   if (concerns("embedding_bits", name)) return { noPlace: "its readers have linear layers alone" };
   if (scaleBits !== undefined || zeroPointKind === "real") {
@@ -39,10 +46,10 @@ const storeWith = (less: (layer: PackedLayer) => number) => (layer: PackedLayer)
       { name: `${module}.qweight`, dtype: "I32", shape: [cols * bits / 32, rows] },
       { name: `${module}.qzeros`, dtype: "I32", shape: [groups, rows * bits / 32] },
       { name: `${module}.scales`, dtype: "F16", shape: [groups, rows] },
-      { name: `${module}.g_idx`, dtype: "I32", shape: [cols] },
+      ...(hasOrder ? [{ name: `${module}.g_idx`, dtype: "I32", shape: [cols] } as const] : []),
     ],
     encode: (part, source) => encode(part, source, less(layer)),
-    constants: [Int32Array.from({ length: cols }, (_, i) => Math.floor(i / width))],
+    constants: !hasOrder ? [] : [Int32Array.from({ length: cols }, (_, i) => Math.floor(i / width))],
     isWhole: true,
   };
 };
@@ -94,7 +101,7 @@ export const GPTQ: ExportFormat = packedFolder({
   name: "gptq",
   openedBy: "GPTQModel and what reads checkpoint_format gptq_v2",
   runs: "language",
-  store: storeWith(() => 0),
+  store: storeWith(() => 0, true),
   config(packed, kept) {
     if (packed.length === 0) return {};
     const { most, others } = schemes(packed);
@@ -119,7 +126,7 @@ export const AUTO_ROUND: ExportFormat = packedFolder({
   name: "auto-round",
   openedBy: "AutoRound, transformers and diffusers",
   // Its readers of symmetric zero points add 1, as those of the first GPTQ form did.
-  store: storeWith(({ zeroPointKind }) => zeroPointKind === "symmetric" ? 1 : 0),
+  store: storeWith(({ zeroPointKind }) => zeroPointKind === "symmetric" ? 1 : 0, false),
   config(packed, kept) {
     if (packed.length === 0) return {};
     const { most, others } = schemes(packed), sym = isSymmetric(packed);

@@ -19,8 +19,10 @@ sys.modules["datasets"] = datasets
 def of_quant_linear(module):
     """The weights of a layer that only multiplies: what it makes of the identity."""
     module.scales = module.scales.float()  # else it multiplies in half precision
-    identity = torch.eye(module.infeatures)
-    return module(identity).T
+    bias, module.bias = module.bias, None
+    weights = module(torch.eye(module.infeatures)).T
+    module.bias = bias
+    return weights
 
 
 def with_transformers(folder):
@@ -41,6 +43,14 @@ def with_transformers(folder):
             elif isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
                 weights[f"{name}.weight"] = module.weight
     return weights
+
+
+def with_diffusers(folder):
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float16)
+    modules = {name: module for name, module in model.named_modules() if hasattr(module, "qweight")}
+    return {f"{name}.weight": of_quant_linear(module) for name, module in modules.items()}
 
 
 def with_mlx(folder):
@@ -169,6 +179,7 @@ READERS = {
     "mlx's own": made_by_mlx,
     "compressed-tensors' own": made_by_compressed_tensors,
     "transformers": with_transformers,
+    "diffusers": with_diffusers,
     "mlx": with_mlx,
     "gptq": with_gptq,
     "comfy": with_comfy,
