@@ -57,14 +57,15 @@ const ROTATED = 256;
 /** Multiplies each run of {@linkcode ROTATED} weights by the Kronecker power of ComfyUI's 4 x 4 Hadamard matrix. */
 function rotate(weights: Float32Array): void {
   for (let stride = 1; stride < ROTATED; stride *= 4) {
-    for (let i = 0; i < weights.length; i++) {
-      if (Math.floor(i / stride) % 4 !== 0) continue;
-      const at = [i, i + stride, i + 2 * stride, i + 3 * stride] as const;
-      const [a, b, c, d] = [weights[at[0]]!, weights[at[1]]!, weights[at[2]]!, weights[at[3]]!];
-      weights[at[0]] = (a + b + c - d) / 2;
-      weights[at[1]] = (a + b - c + d) / 2;
-      weights[at[2]] = (a - b + c + d) / 2;
-      weights[at[3]] = (b + c + d - a) / 2;
+    for (let start = 0; start < weights.length; start += 4 * stride) {
+      for (let i = start; i < start + stride; i++) {
+        const j = i + stride, k = j + stride, l = k + stride;
+        const a = weights[i]!, b = weights[j]!, c = weights[k]!, d = weights[l]!;
+        weights[i] = (a + b + c - d) / 2;
+        weights[j] = (a + b - c + d) / 2;
+        weights[k] = (a - b + c + d) / 2;
+        weights[l] = (b + c + d - a) / 2;
+      }
     }
   }
 }
@@ -73,7 +74,7 @@ function rotate(weights: Float32Array): void {
 function convrot({ name, shape, dtype, layer }: ExportTensor, type: string): QuantizedMatrix | string {
   const [rows, cols] = shape as [number, number], module = moduleOf(name);
   if (type !== "INT8_CONVROT") {
-    return "plain weights can be stored as INT8_CONVROT; other types are quantized for";
+    return "its types are INT8_CONVROT, F32, F16 and BF16; others are quantized for";
   }
   if (layer !== undefined || !isFloatDtype(dtype) || shape.length !== 2) return "it must be a plain matrix";
   if (cols % ROTATED !== 0) return `rows must be a multiple of ${ROTATED}, got ${cols}`;

@@ -7,7 +7,14 @@ import { rowsPerChunk } from "../pipeline/quantize_tensor.ts";
 import { convertFloats, dequantize, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
 import { readPackedTensor } from "../quant/packed/checkpoint.ts";
 import { specBytes } from "../quant/packed/entries.ts";
-import { BYTES_PER_ELEMENT, elementCount, type FloatDtype, type TensorSpec } from "../tensor/mod.ts";
+import {
+  BYTES_PER_ELEMENT,
+  type Dtype,
+  elementCount,
+  type FloatDtype,
+  isFloatDtype,
+  type TensorSpec,
+} from "../tensor/mod.ts";
 import {
   cannotHold,
   type ExportFormat,
@@ -101,6 +108,17 @@ export function packedFolder(
       const rows = source.tensors.map((tensor): ExportRow => {
         const { name, shape, dtype, bytes, layer } = tensor;
         const asked = types.find(({ pattern }) => pattern.test(name))?.type;
+        if (isPlain(asked) && isFloatDtype(dtype)) {
+          const isExact = asked === "F32" ? dtype !== "F64" : asked === dtype && layer === undefined;
+          const size = (elementCount(shape) ?? 0) * BYTES_PER_ELEMENT[asked];
+          return {
+            tensor,
+            name,
+            type: asked,
+            bytes: size,
+            rounding: isExact ? undefined : `${asked} is asked for`,
+          };
+        }
         if (asked !== undefined) {
           const found = quantize?.(tensor, asked) ?? "its layers have the types that they were quantized for";
           if (typeof found === "string") throw cannotHold(source, format, `as ${asked}: ${found}`, name);
@@ -157,9 +175,12 @@ function modelsOf({ checkpoint: { kind, config } }: ExportSource): "language" | 
 const plainType = (dtype: string): "F32" | "F16" | "BF16" =>
   dtype === "F16" || dtype === "BF16" ? dtype : "F32";
 
-const plainSpec = ({ name, type, tensor }: ExportRow): TensorSpec => ({
-  ...{ name, shape: tensor.shape },
-  dtype: tensor.layer === undefined ? tensor.dtype : type as "F32",
+const isPlain = (type: string | undefined): type is "F32" | "F16" | "BF16" =>
+  ["F32", "F16", "BF16"].includes(type ?? "");
+
+const plainSpec = ({ name, type, tensor: { shape } }: ExportRow): TensorSpec => ({
+  ...{ name, shape },
+  dtype: type as Dtype,
 });
 
 /** Bytes of a row's entries, in chunks of rows where they go by rows. */
@@ -180,8 +201,10 @@ function* pieces(
         : [dequantize(kernels, part, row.type as "F32")];
     }
     const data = checkpoint.read(name, begin * width, end * width);
-    if (stored === undefined || !("quantize" in stored)) return [data];
     const weights = { data, dtype: dtype as FloatDtype }, count = (end - begin) * cols;
+    if (stored === undefined || !("quantize" in stored)) {
+      return [row.type === dtype ? data : convertFloats(kernels, weights, count, row.type as FloatDtype)];
+    }
     return stored.quantize(new Float32Array(convertFloats(kernels, weights, count, "F32").buffer), cols);
   };
   const step = isWhole ? rows : rowsPerChunk(Math.max(1, cols), 4);

@@ -318,6 +318,25 @@ describe("what a format cannot hold", () => {
     }
   });
 
+  test("what is not quantized gets the type that is asked for", async () => {
+    const folder = await packed({ bit_width: 4, group_size: 32, zero_point: "offset" }),
+      output = place.fresh("typed");
+    const format = EXPORT_FORMATS.find(({ name }) => name === "mlx")!, name = "model.norm.weight";
+    const ask = (type: string) => ({
+      input: folder,
+      output,
+      kernels,
+      format,
+      types: [{ pattern: /norm/, type }],
+    });
+    expect((await rejection(exportCheckpoint(ask("F16")))).message).toContain("F16 is asked for");
+    expect((await rejection(exportCheckpoint(ask("Q4_0")))).message).toContain("as Q4_0: its layers have");
+    await exportCheckpoint({ ...ask("F16"), allowRounding: true });
+    using file = SafetensorsFile.open(join(output, "model.safetensors"));
+    const stored = new Float16Array(file.read(name).buffer), ours = readWeights(folder, kernels)(name);
+    expect(Array.from(stored)).toEqual(Array.from(ours, Math.f16round));
+  });
+
   test("tables and odd widths are stored plain, and listed", async () => {
     const folder = await packed({
       bit_width: 4,
