@@ -54,7 +54,7 @@ const USAGE = {
     "--bits N": "2, 3, 4 or 8 (configuration: bit_width)",
     "--group-size N": "0 (whole row), 16, 32, 64, 128 or 256",
     "--scale-bits N": "16 (default), or 4 or 6 for two-level scales",
-    "--zero-point KIND": "real (default), integer or symmetric",
+    "--zero-point KIND": "real (default), integer, symmetric or offset",
     "--embedding-bits N": "2, 3, 4, 8 or 16 (kept); default 4, at 4 and 8 bits 8; small tables are kept",
     "--head-bits N": "the same for the layer that scores tokens; default 8",
     "--target-bits X": "bits per weight over all quantized layers, chosen by layer",

@@ -32,6 +32,7 @@ export const GRIDS: Readonly<Record<string, Grid>> = {
   Q6_K: { bits: 8, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8, block: 256, next: "Q8_0" },
   Q2_0: { bits: 2, groupSize: 64, zeroPoint: "symmetric", block: 64, next: "Q4_0" },
   Q4_0: { bits: 4, groupSize: 32, zeroPoint: "symmetric", block: 32 },
+  Q4_1: { bits: 4, groupSize: 32, zeroPoint: "real", scaleBits: OFFSET_BITS, block: 32 },
   Q8_0: { bits: 8, groupSize: 32, zeroPoint: "symmetric", block: 32 },
   ...{ W2A16: { bits: 2, ...WORDS }, W3A16: { bits: 3, ...WORDS } },
   ...{ W4A16: { bits: 4, ...WORDS }, W8A16: { bits: 8, ...WORDS } },
@@ -60,7 +61,7 @@ const IMAGES: Target = {
   format: "gguf",
   models: "image",
   types: { 2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 8: "Q8_0" },
-  more: ["Q4_0", "Q6_K"],
+  more: ["Q4_0", "Q4_1", "Q6_K"],
 };
 
 /** Programs that have linear layers of symmetric codes. */
@@ -75,7 +76,7 @@ export const TARGETS: Readonly<Record<string, Target>> = {
     format: "gguf",
     models: "language",
     types: { 2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 8: "Q8_0" },
-    more: ["Q2_0", "Q4_0", "Q6_K"],
+    more: ["Q2_0", "Q4_0", "Q4_1", "Q6_K"],
   },
   comfyui: IMAGES,
   "stable-diffusion.cpp": IMAGES,

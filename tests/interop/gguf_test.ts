@@ -100,6 +100,8 @@ describe("a GGUF file of a language model", () => {
     ["Q2_0", "llada", { bit_width: 2, zero_point: "symmetric", group_size: 0 }],
     ["Q4_0", "dream", { bit_width: 4, zero_point: "symmetric", group_size: 32 }],
     ["Q4_0", "llada", { bit_width: 3, zero_point: "symmetric", group_size: 256 }],
+    ["Q4_1", "dream", { bit_width: 4, zero_point: "offset", group_size: 64 }],
+    ["Q4_1", "llada", { target: "llama.cpp", target_type: "Q4_1" }],
     ["Q8_0", "llada", { bit_width: 8, zero_point: "symmetric", group_size: 128 }],
   ];
   for (const [type, family, config] of CASES) {

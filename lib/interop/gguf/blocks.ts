@@ -46,8 +46,14 @@ const q4_0: Encoder<OneLevelTensor> = ({ scale, bits }, codes, { at, group, out 
   putNibbles(out, 2, codes, at, 8 - 2 ** (bits - 1));
 };
 
-/** s (q − z) = d q + m with m = −s z, rounded to half precision. */
-const q4_1: Encoder<OneLevelTensor> = ({ scale, zeroPoint, bits }, codes, { at, group, out }) => {
+/** s q + β; or s (q − z) = d q + m with m = −s z, rounded to half precision. */
+const q4_1: Encoder<PackedTensor> = (tensor, codes, { at, group, out }) => {
+  if (tensor.scaleBits !== undefined) {
+    out.set(tensor.subScale.subarray(2 * group, 2 * group + 2));
+    out.set(tensor.subMin.subarray(2 * group, 2 * group + 2), 2);
+    return putNibbles(out, 4, codes, at, 0);
+  }
+  const { scale, zeroPoint, bits } = tensor;
   putHalf(out, 0, scale[group]!);
   const zero = zeroPoint === undefined ? 2 ** (bits - 1) : halves(zeroPoint.subarray(group, group + 1))[0]!;
   const offset = -halves(scale.subarray(group, group + 1))[0]! * zero;
@@ -188,8 +194,8 @@ export function encodeBlocks(
       }
     }
   };
-  if (tensor.scaleBits === undefined) {
-    const encode = ONE_LEVEL[type as keyof typeof ONE_LEVEL];
+  if (tensor.scaleBits === undefined || type === "Q4_1") {
+    const encode = ONE_LEVEL[type as keyof typeof ONE_LEVEL] as Encoder<PackedTensor>;
     each((place) => encode(tensor, codes, place));
     return out;
   }

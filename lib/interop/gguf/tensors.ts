@@ -61,10 +61,11 @@ const PLAIN: Readonly<Record<FloatDtype, readonly PlainType[]>> = {
 function gridTypes(layer: PackedLayer): { readonly types: readonly GgmlType[]; readonly reason: string } {
   const { bits, groupSize, scaleBits, zeroPointKind, cols } = layer, types: GgmlType[] = [];
   const add = (type: GgmlType, fits: boolean) => {
-    const { block } = GGML_TYPES[type], shared = scaleBits === undefined ? block : 16;
+    const { block } = GGML_TYPES[type], shared = scaleBits === undefined || scaleBits === 16 ? block : 16;
     if (fits && cols % block === 0 && groupSize % shared === 0) types.push(type);
   };
-  if (scaleBits !== undefined) {
+  if (scaleBits === 16) add("Q4_1", bits <= 4);
+  else if (scaleBits !== undefined) {
     add("Q2_K", bits === 2 && scaleBits === 4);
     add("Q3_K", bits === 3 && scaleBits === 8);
     add("Q6_K", bits === 8 && scaleBits === 8);
@@ -75,7 +76,11 @@ function gridTypes(layer: PackedLayer): { readonly types: readonly GgmlType[]; r
     add("Q8_0", bits === 8);
   }
   const grid = `${bits} bits, groups of ${groupSize === 0 ? "a whole row" : groupSize}, ` +
-    (scaleBits === undefined ? `${zeroPointKind} zero points` : `two-level scales of ${scaleBits} bits`);
+    (scaleBits === undefined
+      ? `${zeroPointKind} zero points`
+      : scaleBits === 16
+      ? "offsets"
+      : `two-level scales of ${scaleBits} bits`);
   return { types, reason: `no type of ggml has a grid of ${grid} over rows of ${cols}` };
 }
 
