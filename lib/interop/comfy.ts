@@ -4,7 +4,7 @@ import { quote } from "../files/positional.ts";
 import { groupAffine, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
 import { unpackCodes } from "../quant/codes.ts";
 import { isFloatDtype, type TensorSpec } from "../tensor/mod.ts";
-import type { ExportFormat, ExportSource, ExportTensor } from "./format.ts";
+import { cannotHold, type ExportFormat, type ExportSource, type ExportTensor } from "./format.ts";
 import {
   gridText,
   moduleOf,
@@ -139,14 +139,18 @@ function awq(layer: PackedLayer): StoredLayer {
       { name: `${module}.comfy_quant`, dtype: "U8", shape: [text.length] },
     ],
     rounding: isExact ? undefined : `${gridText(layer)}: the value of code 8 is rounded to float32`,
-    encode(part) {
+    encode(part, source) {
       const { scale, offset } = groupAffine(part), own = scale.length / rows;
       const scales = new Float32Array(groups * rows), centers = new Float32Array(groups * rows);
       for (let group = 0; group < groups; group++) {
         for (let row = 0; row < rows; row++) {
           const from = row * own + Math.floor(group * own / groups), to = group * rows + row;
           scales[to] = scale[from]!;
-          centers[to] = 8 * scale[from]! + offset[from]!;
+          const center = 8 * scale[from]! + offset[from]!;
+          centers[to] = center;
+          if (isExact && centers[to] !== center) {
+            throw cannotHold(source, "comfy", `the value of code 8 must be a float32, got ${center}`, name);
+          }
         }
       }
       return [part.packed, scales, centers];

@@ -1,7 +1,7 @@
 /** MLX: affine codes, `w = scale · code + bias` with both numbers in half precision. */
 import { groupAffine, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
-import { halfBits } from "../quant/packed/layout.ts";
-import type { ExportFormat } from "./format.ts";
+import { halfBits, halves } from "../quant/packed/layout.ts";
+import { cannotHold, type ExportFormat, type ExportSource } from "./format.ts";
 import { gridText, moduleOf, packedFolder, type PackedRow, type StoredLayer } from "./packed_folder.ts";
 
 const GROUP_SIZES: readonly number[] = [32, 64, 128];
@@ -24,14 +24,18 @@ function store(layer: PackedLayer): StoredLayer | { readonly otherGrid: string }
       { name: `${module}.biases`, dtype: "F16", shape: groups },
     ],
     rounding: isExact ? undefined : `${gridText(layer)}: MLX rounds scales and offsets to half precision`,
-    encode: encodeAffine,
+    encode: (part, source) => encodeAffine(part, isExact ? source : undefined, name),
   };
 }
 
-/** Codes, scales and offsets of some rows. */
-function encodeAffine(part: PackedTensor) {
-  const { scale, offset } = groupAffine(part);
-  return [part.packed, halfBits(scale), halfBits(offset)];
+/** Codes, scales and offsets of some rows. @param exact refuses offsets that half precision rounds */
+function encodeAffine(part: PackedTensor, exact: ExportSource | undefined, name: string) {
+  const { scale, offset } = groupAffine(part), biases = halfBits(offset);
+  const rounded = halves(biases).findIndex((bias, i) => bias !== offset[i]);
+  if (exact !== undefined && rounded >= 0) {
+    throw cannotHold(exact, "mlx", `an offset must be a half float, got ${offset[rounded]}`, name);
+  }
+  return [part.packed, halfBits(scale), biases];
 }
 
 /** Bits and groups of a layer, as config.json names them. */

@@ -318,6 +318,16 @@ describe("what a format cannot hold", () => {
     }
   });
 
+  test("an offset that half precision cannot hold is found while it is written", async () => {
+    const tensors = { [proj]: matrix(2, 64, Float32Array.from({ length: 128 }, (_, i) => (i - 60) * 1e4)) };
+    const folder = await packed(
+      { bit_width: 8, group_size: 32, zero_point: "symmetric" },
+      writeCheckpoint(place.fresh("large"), tensors, {}),
+    );
+    const fault = await rejection(exported(folder, "mlx"));
+    expect(fault.message).toMatch(/blocks.0.proj.weight.*an offset must be a half float, got -?\d+/);
+  });
+
   test("what is not quantized gets the type that is asked for", async () => {
     const folder = await packed({ bit_width: 4, group_size: 32, zero_point: "offset" }),
       output = place.fresh("typed");
