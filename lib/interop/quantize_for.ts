@@ -1,6 +1,7 @@
 /** Quantizing for another program in one go: a packed checkpoint in a work folder, then the program's own file. */
 import { rmSync } from "node:fs";
 import { type Config, TARGETS } from "../config/mod.ts";
+import { checkOutput } from "../output/output_folder.ts";
 import { checkStreamedFile } from "../files/streamed_file.ts";
 import { writing } from "../files/positional.ts";
 import {
@@ -37,10 +38,10 @@ export const workFolder = (output: string): string => `${output.replace(/\/+$/, 
  * @throws as {@linkcode quantizeCheckpoint} and {@linkcode exportCheckpoint}
  */
 export async function quantizeFor(options: QuantizeForOptions): Promise<QuantizeForReport> {
-  const { input, output, allowRounding = false, force = false } = options;
+  const { input, output, allowRounding = false, force = false, resume = false } = options;
   const target = TARGETS[options.config.target!]!, { models } = target;
   const format = EXPORT_FORMATS.find(({ name }) => name === target.format)!;
-  let { config } = options;
+  let { config } = options, isFolder: boolean;
   {
     using checkpoint = openCheckpoint(input, { variant: options.variant });
     refuseForeign(checkpoint, "quantize");
@@ -49,7 +50,9 @@ export async function quantizeFor(options: QuantizeForOptions): Promise<Quantize
     const content = await format.prepare(source, { allowRounding, types: [], models });
     const rounded = content.rows.filter(({ rounding }) => rounding !== undefined);
     if (rounded.length > 0 && !allowRounding) throw roundingRefused(source, format.name, rounded);
+    isFolder = content.kind === "folder";
     if (content.kind === "file") checkStreamedFile(output, content.bytes, force);
+    else checkOutput({ path: output, files: [], resume, force });
   }
   const work = workFolder(output);
   const own = { output, opensIn: format.openedBy };
@@ -64,6 +67,7 @@ export async function quantizeFor(options: QuantizeForOptions): Promise<Quantize
     kernels,
     allowRounding,
     force,
+    resume: isFolder && resume, // a single file is written anew
     ...events,
   });
   writing("delete", work, () => rmSync(work, { recursive: true }));

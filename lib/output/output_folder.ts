@@ -246,7 +246,9 @@ export class OutputFolder {
 }
 
 /** Checks that a run may write into a folder, changing nothing. @throws {OutputError} with the way out */
-export function checkOutput({ path, files, resume, force }: OutputRequest): void {
+export function checkOutput(
+  { path, files, resume, force }: Pick<OutputRequest, "path" | "files" | "resume" | "force">,
+): void {
   const refuse = (wanted: string, found: string) => cannotWrite(path, `${wanted}, got ${found}`);
   const kind = kindOf(path), itself = ownKind(path);
   if (kind === "nothing" && itself === "nothing") return;

@@ -1,6 +1,6 @@
 /** Folders for transformers, MLX, GPTQ's readers, AutoRound and ComfyUI, as those programs read them. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { EXPORT_FORMATS, exportCheckpoint, type ExportReport, quantizeFor } from "../../lib/interop/mod.ts";
@@ -8,6 +8,7 @@ import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
 import {
+  differences,
   gaussian,
   matrix,
   MODELS,
@@ -283,6 +284,32 @@ describe("weights that are rotated for ComfyUI", () => {
     const types = [{ pattern: /q_proj/, type: "INT8_CONVROT" }];
     const fault = await rejection(exportCheckpoint({ input: unnamed, output, kernels, format, types }));
     expect(fault.message).toMatch(/as INT8_CONVROT: rows must be a multiple of 256, got 64/);
+  });
+});
+
+describe("a folder in one go", () => {
+  const config =
+    resolveConfig({ overrides: { bit_width: 4, solver: "round", target: "mlx", num_threads: 1 } }).config;
+  const run = (output: string, more: object = {}) => quantizeFor({ input, output, kernels, config, ...more });
+
+  test("is refused before any work where something else stands", async () => {
+    const output = place.fresh("taken");
+    mkdirSync(output);
+    writeFileSync(join(output, "mine.txt"), "");
+    const fault = await rejection(run(output, { onProgress: () => expect("no work").toBe("done") }));
+    expect(fault.message).toMatch(/must be empty or an output of this tool/);
+  });
+
+  test("stopped while it is written, it resumes to the same bytes", async () => {
+    const [whole, stopped] = [place.fresh("whole"), place.fresh("stopped")], stop = new AbortController();
+    await run(whole);
+    const onProgress = () => existsSync(join(stopped, "arrowquant.partial")) && stop.abort();
+    expect((await rejection(run(stopped, { signal: stop.signal, onProgress }))).message).toContain(
+      "--resume",
+    );
+    await run(stopped, { resume: true });
+    expect(differences(whole, stopped)).toEqual([]);
+    expect(existsSync(`${stopped}.arrowquant`)).toBe(false);
   });
 });
 
