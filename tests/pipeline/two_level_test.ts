@@ -237,12 +237,12 @@ describe("a broken checkpoint with two-level scales", () => {
     }],
     [
       "other scale bits",
-      `${layerOf}["a.weight"].scale_bits must be one of 4, 6, or absent, got 5`,
+      `${layerOf}["a.weight"].scale_bits must be one of 4, 6, 8, 16, or absent, got 5`,
       (_, layer) => {
         layer.scale_bits = 5;
       },
     ],
-    ["scale bits as text", '.scale_bits must be one of 4, 6, or absent, got "4"', (_, layer) => {
+    ["scale bits as text", '.scale_bits must be one of 4, 6, 8, 16, or absent, got "4"', (_, layer) => {
       layer.scale_bits = "4";
     }],
     [
