@@ -139,7 +139,11 @@ function fitTarget({ name, shape }: TensorInfo, form: RowForm, config: Config): 
   return {
     reason: bits === undefined ? "layer_types" : reason,
     ...{ bits: grid.bits, groupSize, zeroPoint, scaleBits, type },
-    fallback: type === asked ? undefined : `${why}: ${type} in place of ${asked}`,
+    fallback: type !== asked
+      ? `${why}: ${type} in place of ${asked}`
+      : groupSize < config.groupSize && cols % config.groupSize !== 0
+      ? `${why}: groups of ${groupSize} in place of ${config.groupSize}`
+      : undefined,
   };
 }
 

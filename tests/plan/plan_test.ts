@@ -140,8 +140,36 @@ describe("planQuantization", () => {
     ]);
   });
 
+  test("gives each matrix a grid that the target stores exactly, and says where rows rule it out", () => {
+    const matrices: Record<string, [string, number[]]> = {
+      "a.proj.weight": ["F32", [64, 256]],
+      "b.proj.weight": ["F32", [64, 96]],
+      "c.proj.weight": ["F32", [64, 40]],
+    };
+    const grids = (target: string, bit_width: number, more: object = {}) => {
+      const { rows, warnings } = planOf(matrices, { target, bit_width, ...more });
+      const forms = rows.map((
+        { type, groupSize, zeroPoint, scaleBits },
+      ) => [type, groupSize, scaleBits ?? zeroPoint]);
+      return [forms, warnings.length];
+    };
+    const kept = [undefined, undefined, undefined];
+    expect(grids("vllm", 3)).toEqual([[["W3A16", 128, "symmetric"], ["W3A16", 32, "symmetric"], kept], 2]);
+    expect(grids("mlx", 2)).toEqual([[["AFFINE2", 64, 16], ["AFFINE2", 32, 16], kept], 2]);
+    expect(grids("mlx", 8, { group_size: 32 })).toEqual([
+      [["AFFINE8", 32, 16], ["AFFINE8", 32, 16], kept],
+      1,
+    ]);
+    expect(grids("comfy_quant", 4)).toEqual([[["AWQ_W4A16", 64, 16], kept, kept], 2]);
+    const rows = Array.from({ length: 3 }, () => ["INT8_TENSORWISE", 0 as const, "symmetric"]);
+    expect(grids("comfy_quant", 8)).toEqual([rows, 0]);
+    expect(() => grids("comfy_quant", 2)).toThrow(
+      /"bit_width": got 2, expected one of 4, 8 with target comfy_quant/,
+    );
+  });
+
   test("predicts the bytes that are written", async () => {
-    for (const zero_point of ["real", "integer", "symmetric"]) {
+    for (const zero_point of ["real", "integer", "symmetric", "offset"]) {
       const { plan, layers } = await quantizeTo(place.fresh(), DREAM, {
         config: { zero_point, bit_width: 3 },
       });
