@@ -159,6 +159,19 @@ AQ_API int32_t aq_fit_two_level(const float *scale, const float *minimum, const 
                                 size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale,
                                 uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min);
 
+/* Symmetric grids under two levels of scales, w = d v (q - z) with a half float d a superblock and a whole number v a
+ * group, as ggml's Q3_K and Q6_K have them; stored as two levels of `scale_bits` 8, of which the minimum is z times the
+ * scale. bits 3: v to 31, codes to 7, z = 4, or 3 for a group whose scale is negative (its codes are turned round);
+ * sub_min = z v, super_min = d. bits 8: v to 127, codes of 6 bits, z = 32; sub_min = v, super_min = 32 d.
+ * scale f32[rows, groups] is what the search begins with, negative scales as well; null: each group's range. weights
+ * f32[rows, cols] null: only the levels nearest to `scale` are found; else codes u8[rows, cols] are written, and codes
+ * and levels are chosen for each other by squared error times column weight. AQ_E_NONFINITE for a scale that is NaN or
+ * infinite, AQ_E_RANGE where a half float would be infinite; weights must be finite. */
+AQ_API int32_t aq_quantize_symmetric_levels(const float *weights, const float *scale, const float *column_weights,
+                                            size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                            int32_t scale_bits, uint8_t *codes, uint8_t *sub_scale, uint8_t *sub_min,
+                                            uint16_t *super_scale, uint16_t *super_min, int32_t isa, int32_t threads);
+
 /* out[rows, cols] of `dtype` (F32, F16 or BF16). */
 AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                                        const uint16_t *super_scale, const uint16_t *super_min, size_t rows,

@@ -20,6 +20,7 @@ export const SIGNATURES = {
   aq_two_level_sizes: "usize usize i32 out:u64",
   aq_quantize_two_level: "in:any i32 usize usize i32 usize i32 i32 in:f32 out:u32 out:u8 out:u8 out:u16 out:u16 i32 i32",
   aq_fit_two_level: "in:f32 in:f32 in:f32 usize usize usize i32 out:u8 out:u8 out:u16 out:u16",
+  aq_quantize_symmetric_levels: "in:f32 in:f32 in:f32 usize usize i32 usize i32 out:u8 out:u8 out:u8 out:u16 out:u16 i32 i32",
   aq_dequantize_two_level: "in:u32 in:u8 in:u8 in:u16 in:u16 usize usize i32 usize i32 out:any i32 i32 i32",
   aq_two_level_error_statistics: "in:any i32 in:u32 in:u8 in:u8 in:u16 in:u16 usize usize i32 usize i32 out:f64 i32 i32",
   aq_convert: "in:any i32 out:any i32 usize i32 i32",

@@ -33,8 +33,7 @@ import {
   type WeightFormat,
   type ZeroPointKind,
 } from "./packed/layout.ts";
-import type { SymmetricBits } from "./packed/symmetric_levels.ts";
-import { symmetricTwoLevel } from "./symmetric_codes.ts";
+import { symmetricLevels } from "./packed/symmetric_levels.ts";
 import { callBlocks, checkImportance, weightBytes, type Weights } from "./weights.ts";
 
 /** `clip`: search of clipped ranges, then a least-squares fit; `round`: the range from minimum to maximum. */
@@ -131,18 +130,23 @@ export function quantize(
 /** A matrix on a symmetric two-level grid, from the scales of its plain one where that has as many codes. */
 function quantizeSymmetric(
   kernels: Kernels,
-  weights: Weights,
+  given: Weights,
   rows: number,
   cols: number,
   { bits, groupSize, solver, columnWeights }: Settings,
 ): PackedTensor {
-  const shape = { rows, cols, bits: bits as SymmetricBits, groupSize };
-  const options = { bits, groupSize, zeroPoint: "symmetric", solver, columnWeights } as const;
-  const plain = quantize(kernels, weights, rows, cols, options); // refuses what is not finite, too
-  const start = bits === 3 ? Float32Array.from(halves(plain.scale)) : undefined;
-  const data = new Float32Array(convertFloats(kernels, weights, rows * cols, "F32").buffer);
-  const { codes, tensor } = symmetricTwoLevel(shape, data, columnWeights, start);
-  return { ...tensor, packed: packCodes(kernels, codes, rows, cols, bits) };
+  const isSearched = bits === 3 && solver === "clip";
+  const plain = quantize(kernels, given, rows, cols, { // refuses what is not finite, too
+    ...{ bits, groupSize, zeroPoint: "symmetric" },
+    ...(isSearched ? { solver, columnWeights } : { solver: "round" }),
+  });
+  const scale = isSearched ? Float32Array.from(halves(plain.scale)) : undefined;
+  const weights = given.data instanceof Float32Array
+    ? given.data
+    : new Float32Array(convertFloats(kernels, given, rows * cols, "F32").buffer);
+  const shape = { rows, cols, bits, groupSize };
+  const { levels, codes } = symmetricLevels(kernels, shape, { weights, scale, columnWeights });
+  return { ...shape, ...levels, packed: packCodes(kernels, codes!, rows, cols, bits) };
 }
 
 interface Settings extends WeightFormat {

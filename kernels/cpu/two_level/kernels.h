@@ -5,6 +5,18 @@
 #include "../../arithmetic/two_level.h"
 #include "../quantize/kernels.h"
 
+/* A matrix on a symmetric grid, symmetric.h. */
+typedef struct {
+  const float *weights, *scale, *column_weights;
+  size_t cols, group_size, groups, supers;
+  float most;     /* largest code */
+  float zero;     /* z of a group with a positive scale */
+  float most_sub; /* largest v */
+  int has_signs;  /* a group may have a negative scale: then z is one less and its codes are turned round */
+  uint8_t *codes, *sub_scale, *sub_min;
+  uint16_t *super_scale, *super_min;
+} aq_symmetric_job;
+
 typedef struct {
   aq_quantize_job base; /* zero_point_kind, scale and zero_point unused; `clip`: search */
   int32_t scale_bits;
@@ -12,6 +24,7 @@ typedef struct {
   size_t sub_bytes; /* bytes of a row's sub-scales, and of its sub-minima */
   uint8_t *sub_scale, *sub_min;
   uint16_t *super_scale, *super_min;
+  const aq_symmetric_job *symmetric; /* not null: the rest is unused */
 } aq_two_level_job;
 
 /* Quantizes rows [row_begin, row_end): one for each instruction set, named aq_two_level_<set>. */

@@ -1,6 +1,6 @@
 /* two_level/scalar.c: quantizing with two-level scales in plain loops; the oracle for two_level/vector.h and
  * the CUDA kernels. */
-#include "kernels.h"
+#include "symmetric.h"
 
 /* Super scale and sub-codes of one superblock. */
 typedef struct {
@@ -138,6 +138,7 @@ static int32_t quantize_super(const aq_two_level_job *job, size_t row, size_t su
 }
 
 int32_t aq_two_level_scalar(const aq_two_level_job *job, size_t row_begin, size_t row_end) {
+  if (job->symmetric) return symmetric_rows(job->symmetric, row_begin, row_end);
   for (size_t row = row_begin; row < row_end; row++) {
     for (size_t i = 0; i < job->sub_bytes; i++)
       job->sub_scale[row * job->sub_bytes + i] = job->sub_min[row * job->sub_bytes + i] = 0;

@@ -1,7 +1,7 @@
 /* two_level/vector.h: quantizing with two-level scales over vectors of AQ_W floats, included once by each
  * unit of isa/ behind quantize/vector.h. One superblock in each lane, a tile of AQ_SEGMENT columns; every
  * operation is that of two_level/scalar.c, in its order. */
-#include "kernels.h"
+#include "symmetric.h"
 
 typedef struct {
   vf t[AQ_SEGMENT / 2]; /* of the group being searched: at most 128 columns */
@@ -386,6 +386,7 @@ static int32_t quantize_supers(batch *b, const void *context) {
 }
 
 int32_t AQ_NAMED(two_level)(const aq_two_level_job *job, size_t row_begin, size_t row_end) {
+  if (job->symmetric) return symmetric_rows(job->symmetric, row_begin, row_end);
   super_tile tile;
   batch b = {.job = &job->base, .weights = tile.weights};
   const super_context context = {job, &tile};

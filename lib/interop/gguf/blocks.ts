@@ -115,20 +115,30 @@ const q4K: Encoder<Unpacked> = (tensor, codes, { at, group, index, out }) => {
   }
 };
 
+/** Of the sub-blocks of one block: 7 where codes are turned round, 0 elsewhere. */
+const FLIPS = new Uint8Array(16);
+
 /** d v (q − z) with z = 4, or z = 3 where the scale is negative: there d (−v) (q' − 4) with q' = 7 − q. */
 const q3K: Encoder<Unpacked> = (tensor, codes, { at, group, index, out }) => {
   const { scales, minima, superScale, groupSize } = tensor;
   putHalf(out, 108, superScale[index]!);
   for (let j = 0; j < 16; j++) {
     const own = group + Math.floor(j * 16 / groupSize), v = scales[own]!, isTurned = minima[own]! < 4 * v;
-    const sub = 32 + (isTurned ? -v : v), flip = isTurned ? 7 : 0;
+    const sub = 32 + (isTurned ? -v : v);
+    FLIPS[j] = isTurned ? 7 : 0;
     out[96 + j % 8]! |= (sub & 15) << (j < 8 ? 0 : 4);
     out[104 + j % 4]! |= sub >> 4 << 2 * (j >> 2);
-    for (let i = 16 * j; i < 16 * j + 16; i++) {
-      const code = codes[at + i]! ^ flip, low = 2 * (i >> 5 & 3), l = i & 31;
-      out[32 + 32 * (i >> 7) + l]! |= (code & 3) << low;
-      out[l]! |= code >> 2 << (4 * (i >> 7) + (i >> 5 & 3));
+  }
+  for (let l = 0; l < 32; l++) {
+    let high = 0;
+    for (let n = 0; n < 2; n++) {
+      const from = at + 128 * n + l, sub = 8 * n + (l >> 4);
+      const a = codes[from]! ^ FLIPS[sub]!, b = codes[from + 32]! ^ FLIPS[sub + 2]!;
+      const c = codes[from + 64]! ^ FLIPS[sub + 4]!, d = codes[from + 96]! ^ FLIPS[sub + 6]!;
+      out[32 + 32 * n + l] = a & 3 | (b & 3) << 2 | (c & 3) << 4 | (d & 3) << 6;
+      high |= (a >> 2 | b >> 2 << 1 | c >> 2 << 2 | d >> 2 << 3) << 4 * n;
     }
+    out[l] = high;
   }
 };
 

@@ -59,7 +59,7 @@ export function clipped(problem: Problem): PackedTensor {
 }
 
 /** Scale of a group whose weights are all its offset: any code stands for it. */
-export const NO_SCALE = 2 ** -60;
+const NO_SCALE = 2 ** -60;
 
 /** Scales and zero points of a packed tensor. */
 export function scalesOf(tensor: PackedTensor): GroupScales {

@@ -4,7 +4,7 @@
  */
 import { packCodes } from "../codes.ts";
 import { levelsOf, mapLevels, packedWords, rowsOf, type TwoLevelScales } from "../packed/layout.ts";
-import { fitSymmetric, type SymmetricBits } from "../packed/symmetric_levels.ts";
+import { symmetricLevels } from "../packed/symmetric_levels.ts";
 import { fitTwoLevel } from "../packed/two_level.ts";
 import {
   anneal,
@@ -12,7 +12,6 @@ import {
   clipped,
   type GroupScales,
   keepBetterRows,
-  NO_SCALE,
   objectiveOf,
   rangeScales,
   scalesOf,
@@ -30,15 +29,13 @@ interface TwoLevelStart extends GroupScales {
 /** The two-level scales nearest to real ones. */
 function twoLevelStart(problem: MomentProblem, { scale, zeroPoint }: GroupScales): TwoLevelStart {
   const { kernels, rows, cols, bits, groupSize, scaleBits } = problem;
-  if (scaleBits === 8) {
-    const shape = { rows, cols, bits: bits as SymmetricBits, groupSize };
-    const { levels, ...found } = fitSymmetric(shape, scale);
-    return { levels, ...found, scale: found.scale.map((value) => value || NO_SCALE) };
-  }
-  const minimum = scale.map((value, i) => value * zeroPoint[i]!);
-  const levels = fitTwoLevel(kernels, { rows, cols, groupSize, scaleBits: scaleBits! }, scale, minimum);
+  const shape = { rows, cols, bits, groupSize };
+  const minimum = () => scale.map((value, i) => value * zeroPoint[i]!);
+  const levels = scaleBits === 8
+    ? symmetricLevels(kernels, shape, { scale }).levels
+    : fitTwoLevel(kernels, { ...shape, scaleBits: scaleBits! }, scale, minimum());
   const packed = new Uint32Array(rows * packedWords(cols, bits));
-  return { ...scalesOf({ ...levels, rows, cols, bits, groupSize, packed }), levels };
+  return { ...scalesOf({ ...levels, ...shape, packed }), levels };
 }
 
 /**
