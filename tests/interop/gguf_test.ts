@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
-import { EXPORT_FORMATS, exportCheckpoint, type ExportReport } from "../../lib/interop/mod.ts";
+import { EXPORT_FORMATS, exportCheckpoint, type ExportReport, quantizeFor } from "../../lib/interop/mod.ts";
 import { loadModel, loadTokenizer } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
@@ -154,6 +154,35 @@ describe("a GGUF file of a language model", () => {
       "the tokenizer must be byte-level BPE",
     );
     expect(readdirSync(place.path).filter((name) => name.startsWith("refused"))).toEqual([]);
+  });
+
+  test("is written whole or not at all, and a stopped run goes on to the same bytes", async () => {
+    const { config } = resolveConfig({ overrides: { num_threads: 1, bit_width: 4, target: "llama.cpp" } });
+    const whole = place.fresh("whole.gguf"), stopped = place.fresh("stopped.gguf");
+    await quantizeFor({ input: DREAM, output: whole, kernels, config });
+    for (const stage of ["packed", "file"]) {
+      const controller = new AbortController();
+      const error = await rejection(quantizeFor({
+        ...{
+          input: DREAM,
+          output: stopped,
+          kernels,
+          config,
+          signal: controller.signal,
+          resume: stage === "file",
+        },
+        onProgress: ({ bytesDone, bytes }) => {
+          const isFile = existsSync(`${stopped}.partial`);
+          if (isFile === (stage === "file") && bytesDone > bytes / 2) controller.abort("SIGINT");
+        },
+      }));
+      expect(error.code).toBe("AQ_INTERRUPTED");
+      expect(existsSync(stopped) || existsSync(`${stopped}.partial`)).toBe(false);
+    }
+    await quantizeFor({ input: DREAM, output: stopped, kernels, config, resume: true });
+    expect(existsSync(`${stopped}.arrowquant`)).toBe(false);
+    const bytes = [whole, stopped].map((path) => readFileSync(path).subarray(-90_000));
+    expect(Buffer.compare(bytes[0]!, bytes[1]!)).toBe(0);
   });
 
   test("replaces no file of somebody else, and its own only with force", async () => {

@@ -3,12 +3,13 @@ import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { IntegrityError, OutputError } from "../../lib/errors.ts";
+import { EXPORT_FORMATS, exportCheckpoint } from "../../lib/interop/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { WORK_FOLDER } from "../../lib/pipeline/mod.ts";
 import { TensorSink } from "../../lib/output/tensor_sink.ts";
 import { SafetensorsWriter } from "../../lib/tensor/mod.ts";
 import { differences, rejection, workplace, writeCheckpoint } from "../_checkpoints.ts";
-import { DIT, pipelineRuns } from "../pipeline/_runs.ts";
+import { DIT, DREAM, pipelineRuns } from "../pipeline/_runs.ts";
 
 const place = workplace();
 const kernels = await openKernels();
@@ -74,6 +75,28 @@ describe("a full disk", () => {
       expect(error).toBeInstanceOf(OutputError);
       expect(error.message).toContain("free bytes");
       expect(existsSync(output)).toBe(false);
+    } finally {
+      spawnSync("umount", [disk]);
+    }
+  });
+
+  test("in the middle of another program's file leaves no half of it", async () => {
+    const disk = mountSmall(2);
+    if (disk === undefined) return;
+    try {
+      const [output, filler] = [join(disk, "model.gguf"), join(disk, "filler")];
+      const format = EXPORT_FORMATS.find(({ name }) => name === "gguf")!;
+      const error = await rejection(exportCheckpoint({
+        ...{ input: DREAM, output, format, kernels, types: [{ pattern: /./, type: "F32" }] },
+        onProgress: ({ bytesDone, bytes }) => {
+          if (bytesDone < bytes / 4 || existsSync(filler)) return;
+          const { bavail, bsize } = statfsSync(disk);
+          writeFileSync(filler, new Uint8Array(bavail * bsize - 100_000));
+        },
+      }));
+      expect(error).toBeInstanceOf(OutputError);
+      expect(error.message).toMatch(/no space left on the device \(about \d+ more bytes are needed\)/);
+      expect(readdirSync(disk)).toEqual(["filler"]);
     } finally {
       spawnSync("umount", [disk]);
     }

@@ -126,7 +126,8 @@ export function languageModel(source: ExportSource): GgufModel {
   const key = (name: string, value: GgufValue): [string, GgufValue] => [`${kind}.${name}`, value];
   const metadata: [string, GgufValue][] = [
     ["general.architecture", text(kind)],
-    ["general.name", text(basename(resolve(checkpoint.root)))],
+    // the work folder of `quantize.ts --for` is named after the file
+    ["general.name", text(basename(resolve(checkpoint.root)).replace(/(?:\.gguf)?\.arrowquant$/, ""))],
     key("context_length", u32(config.maxTokens)),
     key("embedding_length", u32(config.hiddenSize)),
     key("block_count", u32(config.blocks)),
