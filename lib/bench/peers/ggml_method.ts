@@ -96,7 +96,7 @@ export function ggmlMethod(
   };
 }
 
-function importanceOf({ cols, secondMoment }: LayerInputs): Float32Array {
+export function importanceOf({ cols, secondMoment }: LayerInputs): Float32Array {
   const diagonal = Float64Array.from({ length: cols }, (_, i) => Math.max(0, secondMoment[i * cols + i]!));
   const mean = diagonal.reduce((sum, value) => sum + value, 0) / cols;
   return mean === 0

@@ -24,6 +24,7 @@ import type { Contender } from "./contender.ts";
 import { ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
 import { gridName, type MethodKind } from "./method.ts";
 import { type QuantizedModel, type Target, targetOf } from "./quantized_model.ts";
+import { llamaContenders, llamaGoals } from "./in_llama.ts";
 import { solverSpeed } from "./solver_speed.ts";
 
 /** Sequences for a language model without puzzles, and noised images a timestep. */
@@ -98,9 +99,14 @@ async function measureModel(
     ...options,
     hasPositionWeights: hasPositionWeights(target.data.by_role),
   });
+  const files = ggml && await llamaContenders(ggml, target);
+  if (files !== undefined && "reason" in files) {
+    skipped.push({ what: "files run by llama.cpp", reason: files.reason });
+  }
+  const inLlama = files === undefined || "reason" in files ? undefined : files;
   const measured: Measured[] = [];
   try {
-    for (const contender of [undefined, ...own, ...others?.contenders ?? []]) {
+    for (const contender of [undefined, ...own, ...others?.contenders ?? [], ...inLlama?.contenders ?? []]) {
       context.progress(`${name}, ${contender?.name ?? "full"}`);
       const found = await measureContender(contender, target, yardstick);
       if ("unsupported" in found) skipped.push({ what: contender!.name, reason: found.unsupported });
@@ -112,12 +118,19 @@ async function measureModel(
       }
     }
   } finally {
+    inLlama?.close();
     ggml?.close();
   }
   return {
     sections: [sectionOf(name, target, yardstick, measured)],
     rows: measured.map((each) => rowOf(context, name, target, yardstick, each)),
-    goals: comparison.goals?.(name, measured, DISTANCE_TITLES[yardstick.kind]) ?? [],
+    goals: [
+      ...comparison.goals?.(name, measured, DISTANCE_TITLES[yardstick.kind]) ?? [],
+      ...llamaGoals(
+        name,
+        new Map(measured.map((each) => [each.contender?.name ?? "", each.measurement.distance.value])),
+      ),
+    ],
     skipped: skipped.map(({ what, reason }) => ({ what: `${name}: ${what}`, reason })),
   };
 }

@@ -110,8 +110,17 @@ export interface LlamaStep {
   close(): void;
 }
 
+/** An opened model that runs sequences of one length. */
+export interface LlamaModel {
+  /** `i32[tokens]` → `f32[tokens, vocabulary]`, overwritten by each run. */
+  run(ids: Int32Array): Float32Array;
+  close(): void;
+}
+
 /** llama.cpp's library, opened. */
 export interface Llama {
+  /** Opens a file for sequences of so many tokens. @throws where the library refuses it */
+  open(path: string, tokens: number, vocabulary: number, threads: number): LlamaModel;
   /** A step of a new model of random weights, written to `path`. @throws where its logits are not finite */
   randomStep(
     path: string,
@@ -147,18 +156,26 @@ export async function openLlama(temporary: string): Promise<Llama | { readonly r
     if (status !== 0) throw new Error(`Cannot run llama.cpp: ${name} must return 0, got ${status}`);
   };
   const names = [join(folder, base), join(folder, llama), folder].map(cText);
+  const open = (path: string, tokens: number, vocabulary: number, threads: number): LlamaModel => {
+    const opened = new BigUint64Array(1), logits = new Float32Array(tokens * vocabulary);
+    call("llama_open", ...names, cText(path), tokens, threads, opened);
+    const run = (ids: Int32Array) => {
+      call("llama_step", opened, ids, logits, count(logits.length));
+      return logits;
+    };
+    return { run, close: () => call("llama_close", opened) };
+  };
   return {
+    open,
     randomStep(path, config, type, positions, threads) {
       writeRandomGguf(ggml, path, config, type);
-      const opened = new BigUint64Array(1), ids = new Int32Array(positions).fill(config.maskToken);
-      call("llama_open", ...names, cText(path), positions, threads, opened);
-      const logits = new Float32Array(positions * config.vocabularySize);
-      const run = () => call("llama_step", opened, ids, logits, count(logits.length));
-      run();
+      const ids = new Int32Array(positions).fill(config.maskToken);
+      const model = open(path, positions, config.vocabularySize, threads), logits = model.run(ids);
+      const run = () => void model.run(ids);
       if (!logits.every(Number.isFinite) || logits.every((value) => value === 0)) {
         throw new Error(`Cannot time llama.cpp: its logits at ${type} must be finite numbers`);
       }
-      return { logits, run, close: () => call("llama_close", opened) };
+      return { logits, run, close: model.close };
     },
     close() {
       library.close();

@@ -7,7 +7,7 @@
  * a tensor: text | u32 dimensions | u64 sizes, columns first | u32 type | u64 offset into the data
  * ```
  */
-import { GGML_TYPES, type GgmlType } from "./types.ts";
+import { CODEBOOK_TYPES, GGML_TYPES, type GgmlType } from "./types.ts";
 
 /** Multiple of bytes at which every tensor begins. */
 export const ALIGNMENT = 32;
@@ -43,7 +43,7 @@ export interface GgufTensorInfo {
   readonly name: string;
   /** Rows first, as everywhere here. */
   readonly shape: readonly number[];
-  readonly type: GgmlType;
+  readonly type: GgmlType | keyof typeof CODEBOOK_TYPES;
   readonly bytes: number;
 }
 
@@ -150,7 +150,7 @@ export function ggufHeader(
     out.text(name);
     out.u32(shape.length);
     for (const size of shape.toReversed()) out.u64(size);
-    out.u32(GGML_TYPES[type].id);
+    out.u32({ ...GGML_TYPES, ...CODEBOOK_TYPES }[type].id);
     out.u64(offset);
     offset += bytes + padding(bytes);
   }

@@ -19,6 +19,9 @@ export type GgmlType = keyof typeof GGML_TYPES;
 
 export const isGgmlType = (name: string): name is GgmlType => Object.hasOwn(GGML_TYPES, name);
 
+/** Types with code books, which only ggml itself writes: for the bench. */
+export const CODEBOOK_TYPES = { IQ2_XS: { id: 17 }, IQ2_S: { id: 22 } } as const;
+
 /** Bytes of a row of `cols` weights, a multiple of the block. */
 export const rowBytes = (type: GgmlType, cols: number): number =>
   cols / GGML_TYPES[type].block * GGML_TYPES[type].bytes;
