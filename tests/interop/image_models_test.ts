@@ -173,7 +173,7 @@ describe("GGUF of image models", () => {
 });
 
 /** Types that the layers of a family are quantized to, the families in turn. */
-const TYPES = ["Q2_K", "Q4_K", "Q8_0", "Q4_0"];
+const TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "Q8_0", "Q4_0", "Q4_1"];
 
 test("diffusers and gguf read every family's file as it was quantized, bit for bit", async () => {
   const python = readersPython(), script = "image_models.py", folder = place.fresh("families");

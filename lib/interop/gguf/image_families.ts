@@ -24,7 +24,7 @@ export interface ImageFamily {
   readonly kept: RegExp;
 }
 
-/** Names of a block's linear layers whose biases and weights have the same form in several families. */
+/** What FLUX and the models built like it have outside their blocks. */
 const FLUX_IN =
   /(?:^|\.)(?:txt_in|img_in|time_in|vector_in|guidance_in|final_layer|distilled_guidance_layer)\./;
 
