@@ -458,11 +458,22 @@ describe("a whole masked transformer, packed", () => {
   });
 });
 
+/** Bits of the conditioning's layers, which are kept unless they are asked for by name. */
+const CONDITIONING = Object.fromEntries(
+  [0, 1].flatMap((block) =>
+    [1, 2].map((i) => [`transformer_blocks.${block}.norm1.emb.timestep_embedder.linear_${i}`, 4] as const)
+  ),
+);
+
 test("a whole DiT, packed: scales, zero points and biases of every layer, the conditioning's too", async () => {
   const sizes = { ...SMALL_IMAGE, normHasWeights: true, classes: 3 };
   const output = place.fresh();
   const { config } = resolveConfig({
-    overrides: { bit_width: 4, group_size: 16, layer_bit_widths: { "proj_out_1": 3, "proj_out_2": 3 } },
+    overrides: {
+      bit_width: 4,
+      group_size: 16,
+      layer_bit_widths: { ...CONDITIONING, "proj_out_1": 3, "proj_out_2": 3 },
+    },
   });
   await quantizeCheckpoint({ input: store(place.fresh(), ditCheckpoint(sizes)), output, config, kernels });
   const packed = loadDit(output, kernels);
@@ -499,7 +510,9 @@ test("a whole DiT, packed: scales, zero points and biases of every layer, the co
 
 test("biases by time group, of every layer and of every image's own group", async () => {
   const output = place.fresh();
-  const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+  const { config } = resolveConfig({
+    overrides: { bit_width: 4, group_size: 16, layer_bit_widths: CONDITIONING },
+  });
   await quantizeCheckpoint({ input: store(place.fresh(), ditCheckpoint()), output, config, kernels });
   const timeGroups = equalTimeGroups(timestepAxis(1000), 3);
   const gradients = new DitGradients(loadDit(output, kernels), { timeGroups });

@@ -75,7 +75,8 @@ describe("second moments", () => {
         });
       }
       expect(samples).toBe(512);
-      expect(relativeError(secondMoment, sum.map((value) => value / total))).toBeLessThan(1e-5);
+      // Sums of 18,432 products in float32, each element's in the order of positions.
+      expect(relativeError(secondMoment, sum.map((value) => value / total))).toBeLessThan(5e-5);
     });
   }
 
