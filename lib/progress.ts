@@ -47,6 +47,7 @@ export interface RunEvent {
     | "input"
     | "calibrate"
     | "resume"
+    | "solver"
     | "fallback"
     | "kept"
     | "phase"

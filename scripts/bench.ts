@@ -141,6 +141,7 @@ const IGNORED_BY_SUITE: Readonly<Record<string, readonly OptionName[]>> = {
   peers: ["megabytes", "ignore-memory"],
   phases: ["solver", "megabytes", "ignore-memory"],
   process: ["model", ...QUANTIZING, "tasks", "limit", "ignore-memory"],
+  defaults: ["megabytes", "ignore-memory"],
   solvers: ["megabytes", "ignore-memory"],
 };
 

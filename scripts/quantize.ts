@@ -66,7 +66,8 @@ const USAGE = {
     "--allow-rounding": "with --for: store what its files cannot hold exactly as near as they can",
     "--plan FILE": "bits and group sizes by layer, as a run with --target-bits saves them",
     "Solver and calibration": "",
-    "--solver NAME": "clip (default), round, and on calibration data feedback or best",
+    "--solver NAME": "auto (default), round, clip, and on calibration data feedback or best; auto rounds 8 bits, " +
+      "and takes best for fewer where the model can run here",
     "--calibrate FILE":
       `calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
 FILE may also be what --save-calibration saved, or several of those with commas between them:
@@ -101,7 +102,8 @@ layers are then solved on them without running the model, with nothing held out 
       "seconds; layer with name, bits and error; result",
   },
   examples: {
-    "MODEL OUT --bits 4": "four bits, in minutes",
+    "MODEL OUT --bits 4": "four bits, solved on calibration data where there are any",
+    "MODEL OUT --bits 4 --solver round": "rounded, in minutes",
     "MODEL OUT --bits 2 --group-size 32 --dry-run": "the plan and the size; nothing is written",
     "MODEL OUT --bits 2 --solver best --calibrate data.jsonl": "two bits, solved on calibration data",
     "MODEL out.gguf --bits 2 --for llama.cpp": "a file that llama.cpp opens",
@@ -304,7 +306,7 @@ async function writeRunReport(
     ...result,
     date,
     environment: { runtime, processor, cores, memoryBytes },
-    codes: countCodes(kernels, output, { model: nameOfPath(input), setting: settingOf(result.resolved) }),
+    codes: countCodes(kernels, output, { model: nameOfPath(input), setting: settingOf(result.resolved, result.report.solver?.name) }),
     timed: await layerErrorsOf(result.report, result.resolved.config, kernels, log),
     timeParameters: storedTimeParameters(checkpoint),
   });

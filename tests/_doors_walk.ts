@@ -144,7 +144,7 @@ const RIGHT: Readonly<Record<string, () => unknown>> = {
   groups: () => equalTimeGroups(timestepAxis(100), 4),
   path: () => join(models, "dream-mini"),
   folder: () => join(models, "dream-mini"),
-  config: () => DEFAULT_CONFIG,
+  config: () => ({ ...DEFAULT_CONFIG, solver: "clip" }),
   name: () => "drift",
   x: () => floats(80 * cols),
   out: () => between(Float32Array, cols * cols),

@@ -99,7 +99,7 @@ await door.quantizeCheckpoint(
     input: dit,
     output: packed,
     kernels,
-    config: door.resolveConfig({ overrides: { bit_width: 4 } }).config,
+    config: door.resolveConfig({ overrides: { solver: "clip", bit_width: 4 } }).config,
   } as never,
 );
 const manifest = door.readManifest(packed)!;

@@ -123,10 +123,9 @@ function phaseSummary({ validation, smoothing, refinement }: PhasesReport): Summ
 }
 
 /** The name of a configuration in the tables, as in `2 clip` or `2 clip, scales of 4 bits`. */
-export function settingOf({ config: given }: ResolvedConfig): string {
-  const config = withPhaseSolver(given);
+export function settingOf({ config }: ResolvedConfig, solver: string = withPhaseSolver(config).solver): string {
   const scales = config.scaleBits === 16 ? "" : `, scales of ${config.scaleBits} bits`;
-  return `${config.bitWidth} ${config.solver}${scales}`;
+  return `${config.bitWidth} ${solver}${scales}`;
 }
 
 /** Every key with its value and where that came from, from the configuration's own text. */
@@ -148,7 +147,7 @@ function configurationOf(resolved: ResolvedConfig): Record<string, string> {
 export async function quantizeRun(name: string, result: QuantizeResult): Promise<Run> {
   const { command, report, resolved, seconds, date, environment, codes = [], timed, timeParameters } = result;
   const { totals, layers, layerMilliseconds, threads, tensorsResumed } = report;
-  const model = nameOfPath(report.input), setting = settingOf(resolved);
+  const model = nameOfPath(report.input), setting = settingOf(resolved, report.solver?.name);
   const megabytes = (bytes: number) => `${(bytes / 1e6).toPrecision(4)} MB`;
   const { heldOut } = report, solved = outputErrors(layers);
   const errors = {

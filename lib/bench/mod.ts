@@ -2,7 +2,7 @@
 import { accuracySuite } from "./accuracy/suite.ts";
 import { checkpointSuite } from "./checkpoint/suite.ts";
 import { kernelSuite } from "./kernels/suite.ts";
-import { peersSuite, solversSuite } from "./peers/suite.ts";
+import { defaultsSuite, peersSuite, solversSuite } from "./peers/suite.ts";
 import { phasesSuite } from "./phases/suite.ts";
 import { processSuite } from "./process/suite.ts";
 import type { SuiteRow } from "./rows.ts";
@@ -26,7 +26,7 @@ export type {
   TimedSetting,
 } from "./suite.ts";
 export { accuracySuite, checkpointSuite, kernelSuite };
-export { peersSuite, phasesSuite, processSuite, solversSuite, stepsSuite };
+export { defaultsSuite, peersSuite, phasesSuite, processSuite, solversSuite, stepsSuite };
 
 /** The suites of `scripts/bench.ts` in the order of `--help`; the first is the default. */
 export const SUITES: readonly Suite<SuiteRow>[] = [
@@ -36,6 +36,7 @@ export const SUITES: readonly Suite<SuiteRow>[] = [
   peersSuite,
   phasesSuite,
   processSuite,
+  defaultsSuite,
   solversSuite,
   stepsSuite,
 ];

@@ -27,7 +27,7 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
   }
   yield* ofTarget(config, from);
   const effective = withPhaseSolver(config).solver;
-  if (CALIBRATED_SOLVERS.includes(effective) && config.minAccuracy > 0) {
+  if ((CALIBRATED_SOLVERS as readonly string[]).includes(effective) && config.minAccuracy > 0) {
     yield ["min_accuracy", `0 with solver ${effective}: the cosine of weights is not what it minimizes`];
   }
   if (bitPlan !== null && hasBudget(config)) {

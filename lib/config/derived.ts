@@ -5,14 +5,35 @@ import {
   type LayerBits,
   OFFSET_BITS,
   type ScaleBits,
+  type Solver,
   type ZeroPointKind,
 } from "./names.ts";
 import type { Config } from "./schema.ts";
 
-/** The configuration in force: phase 3 needs a calibrated solver, `best` unless another one is configured. */
+/** What `auto` chose for a model. */
+export interface ChosenSolver {
+  /** Solver of matrices of fewer than 8 bits whose inputs are not known. */
+  readonly byWeights: "round" | "clip";
+  /** Whether layers of 8 bits are rounded. */
+  readonly roundsEight: boolean;
+  /** Why, as a part of a sentence. */
+  readonly why: string;
+}
+
+/** A configuration in force: its solver is one, not `auto`. */
+export interface ConfigInForce extends Config {
+  readonly solver: Solver;
+  /** Undefined where the configuration itself names the solver. */
+  readonly chosen?: ChosenSolver | undefined;
+}
+
+/** Whether a configuration leaves nothing to choose. */
+export const isInForce = (config: Config): config is ConfigInForce => config.solver !== "auto";
+
+/** Phase 3 needs a calibrated solver, `best` unless another one is configured. */
 export function withPhaseSolver(config: Config): Config {
   const { solver, thermodynamic: { transitionOptimization } } = config;
-  return !transitionOptimization.enabled || CALIBRATED_SOLVERS.includes(solver)
+  return !transitionOptimization.enabled || (CALIBRATED_SOLVERS as readonly string[]).includes(solver)
     ? config
     : { ...config, solver: "best" };
 }
@@ -29,7 +50,7 @@ export function hasBudget({ targetBitsPerWeight, targetModelSizeMb }: Config): b
 }
 
 /** Whether a configuration needs calibration data. */
-export function isCalibrated(config: Config): boolean {
+export function isCalibrated(config: ConfigInForce): boolean {
   return CALIBRATED_SOLVERS.includes(config.solver) || hasBudget(config) || wantsPhases(config);
 }
 

@@ -3,8 +3,11 @@
  * `Config` out. schema.ts lists the keys; what they do belongs to the modules that use them.
  */
 export {
+  type ChosenSolver,
+  type ConfigInForce,
   hasBudget,
   isCalibrated,
+  isInForce,
   isSensitiveLayer,
   layerBitWidth,
   layerType,

@@ -11,6 +11,8 @@ export const BACKENDS = ["auto", "cuda", "cpu", "native", "wasm"] as const;
 /** Solvers, those that need calibration data last. */
 export type Solver = (typeof SOLVERS)[number];
 export const SOLVERS = ["clip", "round", "feedback", "best"] as const;
+/** What a configuration may ask for: a solver, or `auto`, which chooses one for the model and its bits. */
+export type SolverChoice = "auto" | Solver;
 /** Solvers that need calibration data. */
 export const CALIBRATED_SOLVERS: readonly Solver[] = ["feedback", "best"];
 

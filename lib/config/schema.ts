@@ -25,7 +25,7 @@ import {
   type GroupSize,
   type LayerBits,
   type ScaleBits,
-  type Solver,
+  type SolverChoice,
   SOLVERS,
 } from "./names.ts";
 import { GRIDS, TARGETS } from "./targets.ts";
@@ -41,7 +41,7 @@ export interface Config {
   /** 4 and 6: two-level scales. */
   readonly scaleBits: ScaleBits | 16;
   readonly numTimeGroups: number;
-  readonly solver: Solver;
+  readonly solver: SolverChoice;
   readonly calibrationData: string | null;
   readonly calibrationSamples: number;
   readonly calibrationSeed: number;
@@ -160,10 +160,11 @@ const ROWS: Rows = {
     "Time groups of the timesteps or mask ratios, when a phase is enabled and in saved calibration " +
       "statistics",
   ),
-  solver: key(choice(...SOLVERS), "clip").means(
+  solver: key(choice("auto", ...SOLVERS), "auto").means(
     "How codes and scales are chosen: `round` to nearest; `clip` search with least squares; on " +
       "calibration data `feedback` (error feedback), or `best`, which adds refits, coordinate descent and " +
-      "corrected targets",
+      "corrected targets. `auto`: 8 bits `round`; fewer `best` where the model can run here, otherwise " +
+      "`clip` for language models and `round` for others; a run says which and why",
   ),
   calibration_data: key(orNull(text), null).means(
     "File of calibration data, JSONL or safetensors; or `synthetic`; or files of saved statistics, " +

@@ -2,7 +2,7 @@
  * config.json of a quantized checkpoint: the `quantization_config` that others and we read, and putting it
  * into a JSON text, or taking it out, without touching any other character.
  */
-import { type Config, storedScales } from "../config/mod.ts";
+import { type ConfigInForce, storedScales } from "../config/mod.ts";
 import {
   CONFIG_KEY,
   FORMAT_VERSION,
@@ -27,7 +27,7 @@ const COMPRESSED_TENSORS_VERSION = "0.17.0";
  */
 export function quantizationConfig(
   layers: readonly StoredLayer[],
-  config: Config,
+  config: ConfigInForce,
 ): Record<string, unknown> {
   const quantized = layers.filter(({ action }) => action === "quantize");
   const kind = storedScales(config).zeroPoint;

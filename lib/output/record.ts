@@ -73,6 +73,15 @@ export interface Identity {
   readonly source: SourceFingerprint;
 }
 
+/** The solver that `auto` chose. */
+export interface SolverRecord {
+  readonly name: string;
+  /** Solver of matrices of fewer than 8 bits whose inputs are not known. */
+  readonly byWeights: string;
+  readonly roundsEight: boolean;
+  readonly why: string;
+}
+
 /** What a gradient refinement did. */
 export interface RefinementRecord {
   readonly iterations: number;
@@ -90,6 +99,8 @@ export interface Manifest {
   readonly settingsSha256: string;
   /** Every file that the run wrote, by name. */
   readonly files: Readonly<Record<string, { readonly bytes: number; readonly sha256: string }>>;
+  /** Undefined where the configuration names the solver. */
+  readonly solver?: SolverRecord | undefined;
   /** Undefined where none ran. */
   readonly refinement?: RefinementRecord | undefined;
   readonly layers: readonly LayerRecord[];
@@ -163,6 +174,7 @@ const isManifest = objectOf({
   identity: isIdentity,
   files: (value) =>
     isJsonObject(value) && Object.values(value).every(objectOf({ bytes: isCount, sha256: isText })),
+  solver: isAbsentOr(objectOf({ name: isText, byWeights: isText, why: isText })),
   refinement: isAbsentOr(objectOf({ iterations: isCount, reason: isText })),
   layers: listOf(isLayerRecord),
 });

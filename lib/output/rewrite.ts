@@ -40,7 +40,7 @@ import {
 } from "../tensor/mod.ts";
 import type { JournalEntry } from "./journal.ts";
 import { OutputFolder, type OutputRequest, type SourceState, verifyFiles } from "./output_folder.ts";
-import type { Identity, LayerRecord, Manifest, RefinementRecord } from "./record.ts";
+import type { Identity, LayerRecord, Manifest, RefinementRecord, SolverRecord } from "./record.ts";
 import { CHUNK_BYTES, TensorSink } from "./tensor_sink.ts";
 
 /** Written bytes after which the disk is set to work in the background, so that the last sync is short. */
@@ -87,6 +87,8 @@ export interface RewriteJob {
 export interface RewriteContent {
   /** The step of each tensor that {@linkcode RewriteFile.tensors} names. */
   readonly steps: ReadonlyMap<string, RewriteStep>;
+  /** Where the configuration does not name the solver. */
+  readonly solver?: SolverRecord | undefined;
   readonly refinement?: RefinementRecord | undefined;
   /** The files beside the tensors, at the end. @param tensorFiles files by the names of stored tensors */
   smallFiles(
@@ -443,7 +445,7 @@ export class Rewrite {
     await this.#folder.commit(manifest);
   }
 
-  async #finish({ smallFiles, refinement }: RewriteContent): Promise<Manifest> {
+  async #finish({ smallFiles, solver, refinement }: RewriteContent): Promise<Manifest> {
     const { request } = this.#job, records = this.#records;
     const tensorFiles = () =>
       new Map([...this.#names].flatMap(([file, names]) => names.map((name) => [name, file] as const)));
@@ -463,6 +465,7 @@ export class Rewrite {
       identity,
       settingsSha256,
       files,
+      solver,
       refinement,
       layers: records,
     };

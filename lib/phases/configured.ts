@@ -1,7 +1,7 @@
 /** The phases as a stage of the pipeline: run as configured, reported as events, stored in the sidecar. */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import type { Config } from "../config/mod.ts";
+import type { Config, ConfigInForce } from "../config/mod.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
@@ -22,7 +22,7 @@ export interface ConfiguredPhases {
   readonly checkpoint: Checkpoint;
   readonly calibrated: Calibrated;
   readonly plan: Plan;
-  readonly config: Config;
+  readonly config: ConfigInForce;
   readonly kernels: Kernels;
   /** Undefined where the solver reads weights alone. */
   readonly solved: ReadonlyMap<string, SolvedLayer> | undefined;

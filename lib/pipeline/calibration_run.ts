@@ -7,7 +7,7 @@ import {
   openCalibration,
   type SaveCalibration,
 } from "../calibration/source.ts";
-import { type Config, isCalibrated, wantsPhases } from "../config/mod.ts";
+import { type Config, type ConfigInForce, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { MemoryError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
@@ -74,7 +74,7 @@ function checkWeights(checkpoint: Checkpoint, memoryBytes: number): void {
 }
 
 /** Warns of keys without effect, and of layers that a bit plan leaves out. */
-export function calibrationWarnings(plan: Plan, config: Config, bitPlan: BitPlan | undefined): string[] {
+export function calibrationWarnings(plan: Plan, config: ConfigInForce, bitPlan: BitPlan | undefined): string[] {
   const warnings: string[] = [];
   if (config.calibrationData !== null && !isCalibrated(config)) {
     const why = `${CALIBRATED_SOLVERS.join(" and ")} calibrate`;

@@ -6,7 +6,7 @@ import process from "node:process";
 import { blockRuns } from "../calibration/collect.ts";
 import type { Calibrated, CalibrationPart } from "../calibration/mod.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
-import { type Config, hasBudget } from "../config/mod.ts";
+import { type ConfigInForce, hasBudget } from "../config/mod.ts";
 import { MemoryError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import { type Blockwise, forwardCost, modelConfig } from "../models/mod.ts";
@@ -37,7 +37,7 @@ interface Stage {
 /** A run to forecast. */
 export interface ForecastRun {
   readonly checkpoint: Checkpoint;
-  readonly config: Config;
+  readonly config: ConfigInForce;
   readonly kernels: Kernels;
   /** Bytes that the process may take. */
   readonly memoryBytes: number;
@@ -95,7 +95,7 @@ class Counted {
     });
   }
 
-  stages(config: Config): Stage[] {
+  stages(config: ConfigInForce): Stage[] {
     const { data: { fit, heldOut }, statistics } = this.calibrated, settings = solverSettings(config);
     const isBest = config.solver === "best",
       isRun = statistics === undefined || config.calibrationMode === "blocks";
@@ -213,7 +213,7 @@ export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonl
   const resident = process.memoryUsage().rss;
   const peak = (own: readonly Stage[]) => own.reduce((most, stage) => Math.max(most, stage.bytes), 0);
   if (resident + peak(stages) > memoryBytes) {
-    const fits = (other: Config, data = calibrated) =>
+    const fits = (other: ConfigInForce, data = calibrated) =>
       resident + peak(new Counted(data, checkpoint, rows).stages(other)) <= memoryBytes;
     const { path } = checkpoint, largest = stages.find(({ bytes }) => bytes === peak(stages))!;
     throw new MemoryError(
@@ -252,9 +252,9 @@ export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonl
 
 /** A setting with which a run fits, the one that costs least first. */
 function wayOut(
-  config: Config,
+  config: ConfigInForce,
   counted: Counted,
-  fits: (config: Config, data?: Calibrated) => boolean,
+  fits: (config: ConfigInForce, data?: Calibrated) => boolean,
 ): string {
   const { calibrationSamples } = config;
   const once = { ...config, calibrationMode: "once" } as const;

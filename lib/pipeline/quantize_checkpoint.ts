@@ -13,10 +13,10 @@ import {
   canonicalConfig,
   checkConfig,
   type Config,
+  type ConfigInForce,
   hasBudget,
   isCalibrated,
   wantsPhases,
-  withPhaseSolver,
 } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { CheckpointError } from "../errors.ts";
@@ -33,11 +33,11 @@ import type { RefinementRecord } from "../output/record.ts";
 import { runConfiguredPhases, sidecarContent } from "../phases/configured.ts";
 import type { PhaseResult, PhasesReport } from "../phases/mod.ts";
 import type { TensorSink } from "../output/tensor_sink.ts";
-import { type BitPlan, planText, readPlan } from "../plan/budget.ts";
+import { type BitPlan, planText } from "../plan/budget.ts";
 import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
 import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
-import { quantizedByWeights } from "../solve/by_weights.ts";
+import { isRounded, quantizedByWeights } from "../solve/by_weights.ts";
 import { planByBudget } from "../solve/sensitivity.ts";
 import {
   type Checkpoint,
@@ -66,6 +66,7 @@ import {
   outputRequest,
   reservedHeaderBytes,
 } from "./checkpoint_run.ts";
+import { chooseSolver, choiceText, configuredPlan } from "./choose_solver.ts";
 import { announce } from "./forecast.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type HeldOutError, type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
@@ -104,8 +105,7 @@ export type QuantizeCheckpointOptions =
 /** A checkpoint that is being quantized; {@linkcode openRun} opens one. */
 export interface QuantizeRun<K extends Kernels | undefined = Kernels> extends Disposable {
   readonly checkpoint: Checkpoint;
-  /** The configuration in force: phase 3 has a calibrated solver. */
-  readonly config: Config;
+  readonly config: ConfigInForce;
   readonly kernels: K;
   readonly calibration: RunCalibration;
   /** Bytes that the process may take for calibrated work. */
@@ -162,11 +162,6 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     await run.calibration.open();
   }
   const { config, options: { onEvent } } = run;
-  if (config.solver !== options.config.solver) {
-    const message =
-      `phase 3 needs a calibrated solver: using "${config.solver}" instead of "${options.config.solver}"`;
-    onEvent?.({ kind: "phase", message });
-  }
   for (
     const message of [...planned.plan.warnings, ...calibrationWarnings(planned.plan, config, planned.bitPlan)]
   ) {
@@ -218,19 +213,23 @@ async function planOnly(options: QuantizeCheckpointOptions): Promise<RunReport> 
 export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K>): QuantizeRun<K> {
   const { input } = options;
   checkConfig(options.config);
-  const config = withPhaseSolver(options.config), { numThreads } = config;
+  const { numThreads } = options.config;
   const kernels = numThreads > 0 && options.kernels
     ? withThreads(options.kernels, numThreads) as K
     : options.kernels;
   const { variant, onEvent } = options, checkpoint = openCheckpoint(input, { variant });
+  let config: ConfigInForce;
   try {
     checkPlain(checkpoint);
+    config = chooseSolver(checkpoint, options.config);
     const isRun = isCalibrated(config) || config.calibrationData !== null ||
       options.saveCalibration !== undefined;
     const limits = runLimits(checkpoint);
     if (isRun && limits !== undefined) throw withoutCalibration(limits);
     const messages = [...checkpoint.notes, ...(limits === undefined ? [] : [weightsAlone(limits)])];
     for (const message of messages) onEvent?.({ kind: "input", message });
+    const choice = choiceText(options.config, config);
+    if (choice !== undefined) onEvent?.({ kind: "solver", message: choice });
   } catch (error) {
     checkpoint.close();
     throw error;
@@ -279,7 +278,7 @@ const weightsAlone = ({ message }: CheckpointError): string => {
 
 /** The same open checkpoint with another configuration; the same calibration data are not opened again. */
 export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
-  const { checkpoint, kernels, options } = run, config = withPhaseSolver(given);
+  const { checkpoint, kernels, options } = run, config = chooseSolver(checkpoint, given);
   const keys = ["calibrationData", "calibrationSamples", "calibrationSeed"] as const;
   const calibration = keys.every((key) => config[key] === run.config[key])
     ? run.calibration
@@ -305,10 +304,7 @@ export async function planRun(run: QuantizeRun<Kernels | undefined>): Promise<Pl
 /** Bits by layer where a plan or a budget asks for them. */
 async function bitPlanOf(run: QuantizeRun<Kernels | undefined>): Promise<BitPlan | undefined> {
   const { checkpoint, config, kernels, calibration, options } = run;
-  if (config.bitPlan !== null) {
-    const matrices = [...checkpoint.tensors].filter(([, { info }]) => info.shape.length === 2);
-    return readPlan(config.bitPlan, new Set(matrices.map(([name]) => name)));
-  }
+  if (config.bitPlan !== null) return configuredPlan(checkpoint, config);
   if (!hasBudget(config)) return undefined;
   const calibrated = await calibration.open();
   announce(run as QuantizeRun, calibrated, planQuantization(checkpoint, config).rows);
@@ -340,7 +336,7 @@ export async function calibrateRun(
     return undefined;
   }
   const isSolved = CALIBRATED_SOLVERS.includes(config.solver) &&
-    rows.some(({ name }) => !output?.isDone(name));
+    rows.some((row) => !isRounded(config, row) && !output?.isDone(row.name));
   if (!isSolved && !wantsPhases(config)) return undefined;
   const calibrated = await calibration.open();
   if (isSolved && (bitPlan === undefined || !hasBudget(config))) announce(run, calibrated, rows);
@@ -416,6 +412,7 @@ export async function writeRun(
       };
       return [name, { name, weights, bytes, run, digest }];
     })),
+    solver: config.chosen && { name: config.solver, ...config.chosen },
     refinement: refinementRecord(phases?.report.refinement),
     *smallFiles(records, tensorFiles) {
       yield* copies(planned.beside, run.options);
@@ -469,6 +466,7 @@ export async function requestOutput(
   });
   const settings = {
     ...JSON.parse(canonicalConfig(config)),
+    ...(config.chosen === undefined ? {} : { solver: "auto" }),
     ...(isCalibrated(config) ? await solved() : {}),
     ...(bitPlan === undefined ? {} : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
   };
@@ -531,6 +529,7 @@ const reportOf = (
   { plan, beside }: PlannedRun,
   output: string,
 ) => ({
+  solver: { name: config.solver, why: config.chosen?.why },
   input: checkpoint.path,
   output,
   modelKind: checkpoint.kind,

@@ -1,5 +1,5 @@
 /** Quantizes one tensor of a checkpoint, in chunks of rows, under `min_accuracy` and `non_finite`. */
-import type { Config } from "../config/mod.ts";
+import type { ConfigInForce } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import {
@@ -11,7 +11,6 @@ import {
   type ErrorStatistics,
   findNonfinite,
   groupCount,
-  LAYER_SOLVERS,
   packedErrorStatistics,
   packedRows,
   type PackedTensor,
@@ -30,6 +29,7 @@ import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.
 import { quote } from "../files/whole.ts";
 import type { PlanRow } from "../plan/plan.ts";
 import type { LayerRecord } from "../output/record.ts";
+import { weightSolver } from "../solve/by_weights.ts";
 import type { SolvedLayer } from "../solve/solve_model.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import type { RunEvent } from "../progress.ts";
@@ -43,7 +43,7 @@ const COSINE_ROUNDING = 1e-12;
 
 /** Settings and solved layers that all tensors of a run share. */
 interface QuantizeContext {
-  readonly config: Config;
+  readonly config: ConfigInForce;
   readonly kernels: Kernels;
   readonly onEvent: ((event: RunEvent) => void) | undefined;
   /** Layers solved on calibration data, by name. */
@@ -222,7 +222,7 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
   const dtype = row.dtype as FloatDtype, rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
   // For layers without calibration, and for solved ones that missed min_accuracy.
-  const solver = LAYER_SOLVERS[config.solver].withoutMoment;
+  const solver = weightSolver(config, { bits, scaleBits });
   // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
   const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
   sink.begin(packedTensorSpecs(name, form));

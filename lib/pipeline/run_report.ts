@@ -37,6 +37,8 @@ export interface RunReport {
   readonly output: string;
   readonly modelKind: Checkpoint["kind"];
   readonly dryRun: boolean;
+  /** The solver in force, and why `auto` chose it; undefined of another operation. */
+  readonly solver?: { readonly name: string; readonly why: string | undefined } | undefined;
   readonly plan: Plan;
   /** A record for each tensor; none on a dry run. */
   readonly layers: readonly LayerRecord[];

@@ -4,7 +4,7 @@
  * so that a stopped run can be resumed.
  */
 import { DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers/settings.ts";
-import type { Config } from "../config/mod.ts";
+import type { Config, ConfigInForce } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
@@ -14,7 +14,7 @@ import { sha256 } from "../files/whole.ts";
 import { isTokenTable, type Plan, type PlanRow } from "../plan/plan.ts";
 import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import { HELD_OUT_METRICS, heldOutDistance } from "../calibration/held_out.ts";
-import { quantizedByWeights } from "./by_weights.ts";
+import { isRounded, quantizedByWeights, weightSolver } from "./by_weights.ts";
 import { type SolvedLayer, solveModel } from "./solve_model.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
 import { type TimeWeightSettings, withTimeWeights } from "../calibration/time_weights.ts";
@@ -57,7 +57,7 @@ interface Candidate {
  * The configured settings and the alternatives that are tried. Phase 3's terms are compared with solving
  * without them, unless one candidate is asked for; which of the others is best differs from model to model.
  */
-function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
+function candidatesOf({ kind }: Calibrated, config: ConfigInForce): Candidate[] {
   const { solver, solverOptions: { candidates } } = config;
   const settings = solverSettings(config), isWeighted = timeWeightSettings(config, kind) !== undefined;
   const isAnnealed = solver === "best" && settings.annealing > 0;
@@ -81,7 +81,7 @@ function candidatesOf({ kind }: Calibrated, config: Config): Candidate[] {
 }
 
 /** How many candidates are solved: one where nothing is held out to choose by. */
-export const candidateCount = (calibrated: Calibrated, config: Config): number =>
+export const candidateCount = (calibrated: Calibrated, config: ConfigInForce): number =>
   calibrated.data.heldOut.length === 0 ? 1 : candidatesOf(calibrated, config).length;
 
 /** A solved model. */
@@ -114,7 +114,7 @@ export type KnownSolutions = Map<string, KnownSolution>;
 export interface SolveTask {
   readonly calibrated: Calibrated;
   readonly plan: Plan;
-  readonly config: Config;
+  readonly config: ConfigInForce;
   readonly kernels: Kernels;
   /** Where solved layers are kept until the run is finished; undefined keeps none. */
   readonly folder?: string | undefined;
@@ -232,9 +232,10 @@ class CandidateSolver {
     );
     const solvable = new Set(calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
     this.#wanted = [...this.#rows.values()].filter((row) => {
-      if (isTokenTable(row)) return false;
+      if (isTokenTable(row) || isRounded(config, row)) return false;
       if (solvable.has(row.name)) return true;
-      this.#event("warning", `${row.name} is no linear layer: clip search without its inputs`);
+      const how = weightSolver(config, row) === "clip" ? "clip search" : "rounded";
+      this.#event("warning", `${row.name} is no linear layer: ${how} without its inputs`);
       return false;
     }).map(({ name }) => name);
     this.#solved = [0, this.#wanted.length];

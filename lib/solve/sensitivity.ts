@@ -4,7 +4,7 @@
  * error of the layer's objective.
  */
 import { factorMoments } from "../quant/solvers/factored_moment.ts";
-import { type Config, storedScales } from "../config/mod.ts";
+import { type Config, type ConfigInForce, storedScales } from "../config/mod.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BIT_WIDTHS, GROUP_SIZES, type GroupSize } from "../quant/mod.ts";
@@ -42,7 +42,7 @@ const PROBE_BITS = 2;
 export async function planByBudget(
   checkpoint: Checkpoint,
   calibrated: Calibrated,
-  config: Config,
+  config: ConfigInForce,
   kernels: Kernels,
   { onEvent, onProgress, signal, bytesAtOnce }: RunOptions & Pick<RunsOptions, "bytesAtOnce">,
 ): Promise<BitPlan> {
@@ -148,9 +148,9 @@ function budgetBytes(rows: readonly PlanRow[], weights: number, config: Config):
 function layerOptions(
   { calibrated, config, kernels, solver, statistics }: {
     readonly calibrated: Calibrated;
-    readonly config: Config;
+    readonly config: ConfigInForce;
     readonly kernels: Kernels;
-    readonly solver: Config["solver"];
+    readonly solver: ConfigInForce["solver"];
     readonly statistics: CalibrationStatistics;
   },
   row: PlanRow,

@@ -19,7 +19,7 @@ const path = join(MODELS, "dream-mini");
 test("the errors of a folder's layers by time group are those of its dequantized weights on held-out inputs", async () => {
   const output = place.fresh("packed"), plain = place.fresh("plain");
   const { config } = resolveConfig({
-    overrides: { bit_width: 2, calibration_samples: 64, num_time_groups: 3 },
+    overrides: { solver: "clip", bit_width: 2, calibration_samples: 64, num_time_groups: 3 },
   });
   await quantizeCheckpoint({ input: path, output, config, kernels });
   const { groups, layerErrors, source } = await layersOverTime(kernels, path, output, config);

@@ -194,7 +194,7 @@ describe("phase 3's terms, by configuration", () => {
     const messages: string[] = [];
     const checkpoint = openCheckpoint(path);
     const plan = planQuantization(checkpoint, config);
-    const solved = await solvePlan({ calibrated, plan, config, kernels }, {
+    const solved = await solvePlan({ calibrated, plan, config: { ...config, solver: "best" }, kernels }, {
       onEvent: ({ message }) => messages.push(message),
     });
     return { solved, messages: messages.join("\n") };

@@ -47,7 +47,7 @@ describe("defaults", () => {
       groupSize: 64,
       scaleBits: 16,
       numTimeGroups: 10,
-      solver: "clip",
+      solver: "auto",
       zeroPoint: "real",
       minAccuracy: 0,
       embeddingBits: null,
@@ -192,7 +192,7 @@ describe("values", () => {
       (v): [string, unknown, string] => ["fail_fast", v, "boolean, true or false"],
     ),
     ...["Clip", "", 1, null, ["clip"]].map(
-      (v): [string, unknown, string] => ["solver", v, "string, one of clip, round, feedback, best"],
+      (v): [string, unknown, string] => ["solver", v, "string, one of auto, clip, round, feedback, best"],
     ),
     ["deployment_profile", "phone", "string or null, one of edge, local, cloud"],
     ["target_model_size_mb", 0, "number or null, above 0, at most 1000000000"],
@@ -614,7 +614,7 @@ describe("formatConfig", () => {
     expect(squeezed).toContain("group_size: 256 # from deployment_profile edge");
     expect(squeezed).toContain("num_threads: 3 # from environment ARROW_QUANT_NUM_THREADS");
     expect(squeezed).toContain("zero_point: integer # from --zero-point");
-    expect(squeezed).toContain("solver: clip # from default");
+    expect(squeezed).toContain("solver: auto # from default");
     expect(squeezed).toContain(" enabled: true # from my config.yaml");
     expect(Object.keys(parse(text) as object)).toContain("thermodynamic");
   });

@@ -78,7 +78,7 @@ test("config.json and the index keep them through a quantization, the rest of co
   );
   writeFileSync(config, text);
   writeFileSync(index, readFileSync(index, "utf8").replace(/"metadata": *\{/, '$&"loss": NaN,'));
-  const { config: settings } = resolveConfig({ overrides: { bit_width: 4 } });
+  const { config: settings } = resolveConfig({ overrides: { solver: "clip", bit_width: 4 } });
   await quantizeCheckpoint({ input, output, config: settings, kernels });
   const written = readFileSync(join(output, "config.json"), "utf8");
   expect(written.startsWith(text.trimEnd().replace(/\s*\}$/, ""))).toBe(true);

@@ -394,6 +394,7 @@ describe("a whole masked transformer, packed", () => {
       const output = place.fresh();
       const { config } = resolveConfig({
         overrides: {
+          solver: "clip",
           bit_width: 3,
           group_size: 32,
           zero_point: zeroPoint,
@@ -435,7 +436,7 @@ describe("a whole masked transformer, packed", () => {
 
   test("gradients add up over calls, and are cleared; bad calls are refused", async () => {
     const output = place.fresh();
-    const { config } = resolveConfig({ overrides: { bit_width: 2, group_size: 0 } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 2, group_size: 0 } });
     await quantizeCheckpoint({ input: store(place.fresh(), dreamCheckpoint()), output, config, kernels });
     const gradients = new MaskedTransformerGradients(loadDream(output, kernels), {
       parts: { biases: false },
@@ -470,6 +471,7 @@ test("a whole DiT, packed: scales, zero points and biases of every layer, the co
   const output = place.fresh();
   const { config } = resolveConfig({
     overrides: {
+      solver: "clip",
       bit_width: 4,
       group_size: 16,
       layer_bit_widths: { ...CONDITIONING, "proj_out_1": 3, "proj_out_2": 3 },
@@ -511,7 +513,8 @@ test("a whole DiT, packed: scales, zero points and biases of every layer, the co
 test("biases by time group, of every layer and of every image's own group", async () => {
   const output = place.fresh();
   const { config } = resolveConfig({
-    overrides: { bit_width: 4, group_size: 16, layer_bit_widths: CONDITIONING },
+    overrides: { solver: "clip",
+      bit_width: 4, group_size: 16, layer_bit_widths: CONDITIONING },
   });
   await quantizeCheckpoint({ input: store(place.fresh(), ditCheckpoint()), output, config, kernels });
   const timeGroups = equalTimeGroups(timestepAxis(1000), 3);

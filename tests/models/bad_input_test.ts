@@ -171,7 +171,7 @@ describe("a checkpoint is refused before a weight is read", () => {
   for (const family of ["Dream", "DiT"] as const) {
     test(`${family}: packed tensors whose sizes do not fit`, async () => {
       const packed = place.fresh();
-      const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+      const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 4, group_size: 16 } });
       await quantizeCheckpoint({
         input: store(place.fresh(), families[family]),
         output: packed,
@@ -245,7 +245,7 @@ describe("a checkpoint is refused before a weight is read", () => {
   test("a norm or bias that was packed", async () => {
     const packed = place.fresh();
     const square = { ...families.Dream.config };
-    const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 4, group_size: 16 } });
     const input = store(place.fresh(), { ...families.Dream, config: square }, {
       tensors: { "model.layers.0.self_attn.q_proj.bias": randomTensor([1, 48], 1, "F32", 1) },
     });
@@ -343,7 +343,7 @@ describe("NaN among the logits names the layer that made it", () => {
 
   test("also where a packed tensor's scale is NaN", async () => {
     const packed = place.fresh();
-    const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 4, group_size: 16 } });
     await quantizeCheckpoint({
       input: store(place.fresh(), families.Dream),
       output: packed,

@@ -144,7 +144,7 @@ describe("forward pass", () => {
     test(`agrees with the reference on ${bits} bits, every matrix packed`, async () => {
       const output = place.fresh();
       const { config } = resolveConfig({
-        overrides: { bit_width: bits, group_size: 16, skip_sensitive_layers: false },
+        overrides: { solver: "clip", bit_width: bits, group_size: 16, skip_sensitive_layers: false },
       });
       await quantizeCheckpoint({ input: store(place.fresh(), ditCheckpoint()), output, config, kernels });
       expect(compare(output, SMALL_IMAGE)).toBeLessThan(1e-5);

@@ -163,6 +163,7 @@ describe("forward pass", () => {
       const output = place.fresh();
       const { config } = resolveConfig({
         overrides: {
+          solver: "clip",
           bit_width: bits,
           group_size: group,
           zero_point: kind,
@@ -225,7 +226,7 @@ describe("forward pass", () => {
 
   test("of a packed LLaDA agrees with the reference", async () => {
     const output = place.fresh();
-    const { config } = resolveConfig({ overrides: { bit_width: 3, group_size: 32 } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 3, group_size: 32 } });
     await quantizeCheckpoint({ input: store(place.fresh(), lladaCheckpoint()), output, config, kernels });
     const got = loadLlada(output, kernels).forward(tokens, 2);
     expect(relativeError(got, wanted(output, lladaReference(false)))).toBeLessThan(1e-5);
@@ -283,7 +284,7 @@ describe("what is not a model", () => {
 
   test("a packed tensor of another size than config.json's is refused", async () => {
     const output = place.fresh();
-    const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 4, group_size: 16 } });
     await quantizeCheckpoint({ input: store(place.fresh(), made), output, config, kernels });
     const path = join(output, "config.json");
     const stored = JSON.parse(readFileSync(path, "utf8"));

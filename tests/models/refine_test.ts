@@ -28,7 +28,7 @@ afterAll(() => {
 
 async function quantized(input: string, overrides: Record<string, unknown>): Promise<string> {
   const output = place.fresh();
-  await quantizeCheckpoint({ input, output, config: resolveConfig({ overrides }).config, kernels });
+  await quantizeCheckpoint({ input, output, config: resolveConfig({ overrides: { solver: "clip", ...overrides } }).config, kernels });
   return output;
 }
 

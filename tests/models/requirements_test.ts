@@ -77,7 +77,7 @@ for (
 ) {
   for (const input of [made[0]!, made[3]!]) {
     const output = place.fresh();
-    const { config } = resolveConfig({ overrides: { bit_width: bits, zero_point: kind, group_size: group } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: bits, zero_point: kind, group_size: group } });
     await quantizeCheckpoint({ input: input[1], output, config, kernels });
     made.push([`${input[0]}, ${bits} bits, ${kind}, groups of ${group}`, output, input[2]]);
   }
@@ -85,7 +85,7 @@ for (
 for (const [bits, scaleBits] of [[2, 4], [4, 6]] as const) {
   for (const input of [made[0]!, made[3]!]) {
     const output = place.fresh();
-    const { config } = resolveConfig({ overrides: { bit_width: bits, scale_bits: scaleBits } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: bits, scale_bits: scaleBits } });
     await quantizeCheckpoint({ input: input[1], output, config, kernels });
     made.push([`${input[0]}, ${bits} bits, scales of ${scaleBits} bits`, output, input[2]]);
   }

@@ -205,7 +205,8 @@ describe("quantize.ts --backend cuda", () => {
     if (found === 0) return console.log(`skipped: ${line ?? "no CUDA library"}`);
     const place = workplace();
     try {
-      for (const options of [["--bits", "4"], ["--bits", "2", "--scale-bits", "4"]]) {
+      for (const bits of [["--bits", "4"], ["--bits", "2", "--scale-bits", "4"]]) {
+        const options = [...bits, "--solver", "clip"];
         const folders = ["cuda", "cpu"].map((backend) => {
           const output = place.fresh();
           const { code, stdout } = run("quantize.ts", [

@@ -73,7 +73,7 @@ const run = ({ context, weights }: typeof dream, settings: PhaseSettings) =>
 
 const quantized = async (made: Parameters<typeof store>[1]) => {
   const output = place.fresh(), input = store(place.fresh(), made);
-  const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+  const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 4, group_size: 16 } });
   await quantizeCheckpoint({ input, output, config, kernels });
   return output;
 };
@@ -321,6 +321,7 @@ describe("parameters in closed form", () => {
     });
     const { config } = resolveConfig({
       overrides: {
+        solver: "clip",
         time_groups: "adaptive",
         per_token_limit: null,
         output_correction: true,
@@ -333,7 +334,7 @@ describe("parameters in closed form", () => {
     expect(own.activations).toEqual({ groups: 3, bits: 8, grouping: "adaptive", perTokenLimit: undefined });
     expect([own.output, own.sampler]).toEqual([{ groups: 3, markovWeight: 2 }, { groups: 3 }]);
     expect(phaseSettings(config, false).sampler).toBeUndefined();
-    expect(() => resolveConfig({ overrides: { output_correction: true, time_scales: "per_group" } })).toThrow(
+    expect(() => resolveConfig({ overrides: { solver: "clip", output_correction: true, time_scales: "per_group" } })).toThrow(
       "shared with output_correction true",
     );
   });
@@ -435,7 +436,7 @@ describe("beside a checkpoint", () => {
     expect(() => storedTimeParameters(checkpoint, { groups: 3 })).toThrow(CheckpointError);
     // Of a quantization with other scales.
     const other = await quantized(ditCheckpoint());
-    const { config } = resolveConfig({ overrides: { bit_width: 8, group_size: 32 } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 8, group_size: 32 } });
     const another = place.fresh();
     await quantizeCheckpoint({
       input: store(place.fresh(), ditCheckpoint()),

@@ -24,7 +24,7 @@ export const DREAM = join(MODELS, "dream-mini");
 export const DIT = join(MODELS, "glyph-dit");
 
 export function configOf(overrides: Record<string, unknown> = {}) {
-  return resolveConfig({ overrides: { num_threads: 1, ...overrides } }).config;
+  return resolveConfig({ overrides: { solver: "clip", num_threads: 1, ...overrides } }).config;
 }
 
 export type Options = Partial<Omit<QuantizeCheckpointOptions, "config" | "dryRun" | "kernels">> & {

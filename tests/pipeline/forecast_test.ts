@@ -7,6 +7,7 @@ import { resolveConfig } from "../../lib/config/mod.ts";
 import { InterruptedError, MemoryError } from "../../lib/errors.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
+import { chooseSolver } from "../../lib/pipeline/choose_solver.ts";
 import { announce } from "../../lib/pipeline/forecast.ts";
 import { planQuantization, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
@@ -36,7 +37,7 @@ const large = (parts: number): Calibrated =>
   }) as unknown as Calibrated;
 
 const configOf = (overrides: Record<string, unknown>) =>
-  resolveConfig({ overrides: { bit_width: 2, calibration_samples: 1024, ...overrides } }).config;
+  resolveConfig({ overrides: { solver: "clip", bit_width: 2, calibration_samples: 1024, ...overrides } }).config;
 
 function forecast(
   calibrated: Calibrated,
@@ -46,7 +47,7 @@ function forecast(
   const config = configOf(overrides), events: RunEvent[] = [];
   const options = { onEvent: (event: RunEvent) => void events.push(event) };
   announce(
-    { checkpoint, config, kernels, memoryBytes, options },
+    { checkpoint, config: chooseSolver(checkpoint, config), kernels, memoryBytes, options },
     calibrated,
     planQuantization(checkpoint, config).rows,
   );

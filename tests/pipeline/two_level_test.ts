@@ -41,7 +41,7 @@ const input = writeCheckpoint(place.fresh("input"), {
 });
 
 const configOf = (overrides: object) =>
-  resolveConfig({ overrides: { bit_width: 2, scale_bits: 4, ...overrides } }).config;
+  resolveConfig({ overrides: { solver: "clip", bit_width: 2, scale_bits: 4, ...overrides } }).config;
 
 /** The input quantized; once for each configuration. */
 const outputs = new Map<string, Promise<string>>();
@@ -300,7 +300,7 @@ describe("dream-mini with two-level scales", () => {
       config: configOf({}),
       dryRun: true,
     });
-    const oneLevel = resolveConfig({ overrides: { bit_width: 2, group_size: 16 } }).config;
+    const oneLevel = resolveConfig({ overrides: { solver: "clip", bit_width: 2, group_size: 16 } }).config;
     const { totals: other } = await quantizeCheckpoint({
       input: DREAM,
       output: place.fresh(),

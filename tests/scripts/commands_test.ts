@@ -28,7 +28,7 @@ const DIT = join(MODELS, "glyph-dit");
 /** 29 million weights: enough for a run to be stopped on its way. */
 const large = place.fresh("large");
 const made = run("make_checkpoint.ts", [large, "--hidden", "512", "--layers", "6", "--shards", "3"]);
-const LARGE_OPTIONS = ["--bits", "2", "--threads", "1", "--zero-point", "integer"];
+const LARGE_OPTIONS = ["--bits", "2", "--solver", "clip", "--threads", "1", "--zero-point", "integer"];
 const reference = place.fresh("reference");
 const startedAt = performance.now();
 const unbroken = run("quantize.ts", [large, reference, ...LARGE_OPTIONS]);
@@ -37,7 +37,7 @@ const unbrokenMilliseconds = performance.now() - startedAt;
 describe("quantize.ts", () => {
   test("quantizes, and inspect.ts and dequantize.ts follow", () => {
     const output = place.fresh();
-    const { code, stdout } = run("quantize.ts", [DREAM, output, "--bits", "3", "--group-size", "32"]);
+    const { code, stdout } = run("quantize.ts", [DREAM, output, "--bits", "3", "--group-size", "32", "--solver", "clip"]);
     expect(code).toBe(0);
     expect(stdout).toContain("bits/weight");
     expect(stdout).toContain("4.021 bits per weight");
@@ -56,7 +56,7 @@ describe("quantize.ts", () => {
   });
 
   test("prints its report as JSON", () => {
-    const { code, stdout } = run("quantize.ts", [DIT, place.fresh(), "--json", "--quiet", "--bits", "2"]);
+    const { code, stdout } = run("quantize.ts", [DIT, place.fresh(), "--json", "--quiet", "--bits", "2", "--solver", "round"]);
     const report = JSON.parse(stdout);
     expect(code).toBe(0);
     // Seven layers in each of six blocks, and the last but one of the whole model; embedders and the head are kept.
@@ -132,7 +132,7 @@ describe("quantize.ts", () => {
   });
 
   test("says that a key has no effect yet", () => {
-    const { stderr } = run("quantize.ts", [DREAM, place.fresh()], {
+    const { stderr } = run("quantize.ts", [DREAM, place.fresh(), "--solver", "clip"], {
       ARROW_QUANT_MODALITY: "text",
     });
     expect(stderr).toContain("warning: modality");
@@ -140,12 +140,14 @@ describe("quantize.ts", () => {
 
   test("gives the same files on WebAssembly", () => {
     const [native, wasm] = [place.fresh(), place.fresh()];
-    run("quantize.ts", [DIT, native, "--bits", "3"]);
+    run("quantize.ts", [DIT, native, "--bits", "3", "--solver", "clip"]);
     const { code, stderr } = run("quantize.ts", [
       DIT,
       wasm,
       "--bits",
       "3",
+      "--solver",
+      "clip",
       "--backend",
       "wasm",
       "--threads",
@@ -162,7 +164,7 @@ describe("exit codes", () => {
   nan[5] = NaN;
   const broken = writeCheckpoint(place.fresh("input"), { "a.weight": matrix(1, 64, nan) });
   const finished = place.fresh();
-  run("quantize.ts", [DREAM, finished]);
+  run("quantize.ts", [DREAM, finished, "--solver", "clip"]);
   const nothing = place.fresh("nothing");
   const cases: [what: string, script: string, args: string[], code: number, message: string][] = [
     ["help", "quantize.ts", ["--help"], 0, ""],
@@ -208,7 +210,7 @@ describe("exit codes", () => {
     ["an unquantized model", "dequantize.ts", [DREAM, nothing], 3, "must hold quantized tensors"],
     ["a quantized model", "quantize.ts", [finished, nothing], 3, "dequantize it first"],
     ["NaN", "quantize.ts", [broken, nothing], 3, "row 0, column 5"],
-    ["a finished output", "quantize.ts", [DREAM, finished], 4, "--force"],
+    ["a finished output", "quantize.ts", [DREAM, finished, "--solver", "clip"], 4, "--force"],
     ["the input as output", "quantize.ts", [DREAM, DREAM, "--force"], 4, "must not be the input's folder"],
     ["no manifest", "inspect.ts", [DREAM, "--verify"], 3, "must have a manifest"],
   ];
@@ -243,7 +245,7 @@ describe("exit codes", () => {
 
   test("0 without the permissions that Deno need not give", () => {
     if (!isDeno) return console.log("skipped: only Deno has permissions");
-    const args = (output: string) => [DREAM, output, "--backend", "wasm"];
+    const args = (output: string) => [DREAM, output, "--solver", "clip", "--backend", "wasm"];
     const outputs = [place.fresh(), place.fresh()] as const;
     const noHost = run("quantize.ts", args(outputs[0]), {}, { permissions: ["-R", "-E", "-W"] });
     expect([noHost.code, noHost.stderr.includes("notice")]).toEqual([0, false]);

@@ -380,7 +380,7 @@ describe("sidecar", () => {
 
 const quantized = async (made: Parameters<typeof store>[1]) => {
   const output = place.fresh();
-  const { config } = resolveConfig({ overrides: { bit_width: 4, group_size: 16 } });
+  const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 4, group_size: 16 } });
   await quantizeCheckpoint({ input: store(place.fresh(), made), output, config, kernels });
   return output;
 };
@@ -510,7 +510,7 @@ describe("models with time parameters", () => {
 
   test("two-level scales have no weight scales by time, and are not refined", async () => {
     const path = place.fresh();
-    const { config } = resolveConfig({ overrides: { bit_width: 4, scale_bits: 6 } });
+    const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 4, scale_bits: 6 } });
     await quantizeCheckpoint({
       input: store(place.fresh(), dreamCheckpoint()),
       output: path,

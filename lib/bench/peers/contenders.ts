@@ -50,6 +50,23 @@ export const ladderContenders = (options: ContenderOptions): Contender[] =>
     (setting) => LADDER.map(([name, overrides]) => pipelineContender(name, setting, overrides)),
   );
 
+/** What `solver: auto` chooses between, and the sources of calibration data, as keys of the configuration. */
+const DEFAULTS: readonly (readonly [name: string, overrides: Readonly<Record<string, unknown>>])[] = [
+  ["round", { solver: "round" }],
+  ["clip", { solver: "clip" }],
+  ["best, data beside the model", { solver: "best" }],
+  ["best, the model's own samples", { solver: "best", calibration_data: "self" }],
+  ["best, synthetic data", { solver: "best", calibration_data: "synthetic" }],
+];
+
+export const defaultContenders = (options: ContenderOptions): Contender[] =>
+  atEverySetting(
+    options,
+    (setting) =>
+      DEFAULTS.filter(([, { solver }]) => options.solvers.includes(solver as Solver))
+        .map(([name, overrides]) => pipelineContender(name, setting, overrides)),
+  );
+
 /**
  * Our solvers and re-implementations of others at every setting. GPTQ as its reference code runs it, block by
  * block, and on the inputs of the full-precision model for all layers (`at once`). All are calibrated on the

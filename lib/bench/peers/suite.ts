@@ -6,6 +6,7 @@ import { modelFrom } from "../../models/mod.ts";
 import { CheckpointError, ConfigError } from "../../errors.ts";
 import { DISTANCE_TITLES, type Measurement, type Yardstick, yardstickOf } from "../../eval/yardstick.ts";
 import type { Kernels } from "../../native/mod.ts";
+import type { BitWidth } from "../../quant/mod.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
 import { openGgml } from "../ggml.ts";
 import { nameOfPath } from "../../files/whole.ts";
@@ -21,7 +22,7 @@ import {
 } from "../suite.ts";
 import { hasPositionWeights } from "./calibration.ts";
 import type { Contender } from "./contender.ts";
-import { ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
+import { defaultContenders, ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
 import { gridName, type MethodKind } from "./method.ts";
 import { type QuantizedModel, type Target, targetOf } from "./quantized_model.ts";
 import { llamaContenders, llamaGoals } from "./in_llama.ts";
@@ -53,6 +54,8 @@ export interface Comparison extends Pick<Suite, "name" | "summary"> {
   /** How ggml is opened; without it only the contenders above take part. */
   readonly openGgml?: typeof openGgml;
   readonly goals?: (name: string, measured: readonly Measured[], unit: string) => Goal[];
+  /** Widths by default; 2 alone where none are named. */
+  readonly bits?: readonly BitWidth[];
 }
 
 const skippedReport = (what: string, reason: string): SuiteReport<PeersRow> => ({
@@ -273,7 +276,11 @@ export function comparisonSuite(comparison: Comparison): Suite<PeersRow> {
   return {
     name,
     summary,
-    defaults: { bits: [2], groupSizes: [0, 32], solvers: ["round", "clip", "feedback", "best"] },
+    defaults: {
+      bits: comparison.bits ?? [2],
+      groupSizes: [0, 32],
+      solvers: ["round", "clip", "feedback", "best"],
+    },
     run: async (context) => {
       const reports: SuiteReport<PeersRow>[] = [];
       for (const path of context.options.models) reports.push(await measureModel(context, path, comparison));
@@ -309,3 +316,11 @@ export const solversSuite: Suite<PeersRow> = {
     return { ...report, sections: [...report.sections, solverSpeed(context)] };
   },
 };
+
+/** What `solver: auto` chooses between: rounding, clip search, and `best` on each source of calibration data. */
+export const defaultsSuite: Suite<PeersRow> = comparisonSuite({
+  name: "defaults",
+  summary: "rounding, clip search, and best on real, own and synthetic calibration data",
+  contenders: (_, options) => defaultContenders(options),
+  bits: [2, 3, 4],
+});

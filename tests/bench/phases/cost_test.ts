@@ -370,6 +370,8 @@ test("the log is one JSON object a line, with a phase's numbers; the report has 
     "0",
     "--samples",
     "32",
+    "--solver",
+    "clip",
     "--json",
     "--log",
     "json",

@@ -471,7 +471,7 @@ describe("phases", () => {
 describe("the pipeline", () => {
   const configOf = (overrides: Record<string, unknown>) =>
     resolveConfig({
-      overrides: { bit_width: 2, group_size: 0, calibration_samples: 48, num_time_groups: 3, ...overrides },
+      overrides: { solver: "clip", bit_width: 2, group_size: 0, calibration_samples: 48, num_time_groups: 3, ...overrides },
     }).config;
   const enabled = (...phases: string[]) =>
     Object.fromEntries(phases.map((phase) => [`thermodynamic.${phase}.enabled`, true]));
@@ -673,7 +673,7 @@ describe("bad input", () => {
   test("a sidecar of another model", async () => {
     const quantized = async (bits: number) => {
       const output = place.fresh();
-      const { config } = resolveConfig({ overrides: { bit_width: bits } });
+      const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: bits } });
       await quantizeCheckpoint({ input: DREAM, output, config, kernels });
       return output;
     };

@@ -45,7 +45,7 @@ async function packed(bits: number, kind: string): Promise<string> {
   output = place.fresh();
   outputs.set(key, output);
   const { config } = resolveConfig({
-    overrides: { bit_width: bits, zero_point: kind, group_size: GROUP, num_threads: 1 },
+    overrides: { solver: "clip", bit_width: bits, zero_point: kind, group_size: GROUP, num_threads: 1 },
   });
   await quantizeCheckpoint({ kernels, input, output, config });
   return output;
