@@ -66,7 +66,8 @@ const USAGE = {
     "--allow-rounding": "with --for: store what its files cannot hold exactly as near as they can",
     "--plan FILE": "bits and group sizes by layer, as a run with --target-bits saves them",
     "Solver and calibration": "",
-    "--solver NAME": "auto (default), round, clip, and on calibration data feedback or best; auto rounds 8 bits, " +
+    "--solver NAME":
+      "auto (default), round, clip, and on calibration data feedback or best; auto rounds 8 bits, " +
       "and takes best for fewer where the model can run here",
     "--calibrate FILE":
       `calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
@@ -306,7 +307,10 @@ async function writeRunReport(
     ...result,
     date,
     environment: { runtime, processor, cores, memoryBytes },
-    codes: countCodes(kernels, output, { model: nameOfPath(input), setting: settingOf(result.resolved, result.report.solver?.name) }),
+    codes: countCodes(kernels, output, {
+      model: nameOfPath(input),
+      setting: settingOf(result.resolved, result.report.solver?.name),
+    }),
     timed: await layerErrorsOf(result.report, result.resolved.config, kernels, log),
     timeParameters: storedTimeParameters(checkpoint),
   });

@@ -123,7 +123,10 @@ function phaseSummary({ validation, smoothing, refinement }: PhasesReport): Summ
 }
 
 /** The name of a configuration in the tables, as in `2 clip` or `2 clip, scales of 4 bits`. */
-export function settingOf({ config }: ResolvedConfig, solver: string = withPhaseSolver(config).solver): string {
+export function settingOf(
+  { config }: ResolvedConfig,
+  solver: string = withPhaseSolver(config).solver,
+): string {
   const scales = config.scaleBits === 16 ? "" : `, scales of ${config.scaleBits} bits`;
   return `${config.bitWidth} ${solver}${scales}`;
 }

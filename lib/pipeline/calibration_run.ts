@@ -74,7 +74,11 @@ function checkWeights(checkpoint: Checkpoint, memoryBytes: number): void {
 }
 
 /** Warns of keys without effect, and of layers that a bit plan leaves out. */
-export function calibrationWarnings(plan: Plan, config: ConfigInForce, bitPlan: BitPlan | undefined): string[] {
+export function calibrationWarnings(
+  plan: Plan,
+  config: ConfigInForce,
+  bitPlan: BitPlan | undefined,
+): string[] {
   const warnings: string[] = [];
   if (config.calibrationData !== null && !isCalibrated(config)) {
     const why = `${CALIBRATED_SOLVERS.join(" and ")} calibrate`;

@@ -52,7 +52,9 @@ export function chooseSolver(checkpoint: Checkpoint, config: Config): ConfigInFo
   const limits = runLimits(checkpoint);
   if (limits !== undefined) return chosen(byWeights, "the model cannot run here");
   const { folder, root } = checkpoint;
-  if (config.calibrationData === null && (calibrationBeside(folder) ?? calibrationBeside(root)) === undefined) {
+  if (
+    config.calibrationData === null && (calibrationBeside(folder) ?? calibrationBeside(root)) === undefined
+  ) {
     return chosen(byWeights, "no calibration data lie beside the model");
   }
   return chosen("best", "fewer than 8 bits, and the model runs here");
@@ -61,5 +63,7 @@ export function chooseSolver(checkpoint: Checkpoint, config: Config): ConfigInFo
 /** What a run says of its solver where that is not the configured one; undefined where it is. */
 export function choiceText(given: Config, { solver, chosen }: ConfigInForce): string | undefined {
   if (chosen !== undefined) return `${solver} (${chosen.why})`;
-  return solver === given.solver ? undefined : `${solver} in place of ${given.solver} (phase 3 needs a calibrated solver)`;
+  return solver === given.solver
+    ? undefined
+    : `${solver} in place of ${given.solver} (phase 3 needs a calibrated solver)`;
 }

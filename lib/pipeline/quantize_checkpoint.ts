@@ -66,7 +66,7 @@ import {
   outputRequest,
   reservedHeaderBytes,
 } from "./checkpoint_run.ts";
-import { chooseSolver, choiceText, configuredPlan } from "./choose_solver.ts";
+import { choiceText, chooseSolver, configuredPlan } from "./choose_solver.ts";
 import { announce } from "./forecast.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type HeldOutError, type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";

@@ -238,7 +238,17 @@ describe("commands", () => {
   test("quantize.ts --report, report.ts on what it left, and its errors", () => {
     const model = join(MODELS, "dream-mini");
     const quantize = (bits: string, name: string) =>
-      run("quantize.ts", [model, place(`${name}-model`), "--bits", bits, "--solver", "clip", "--quiet", "--report", place(name)]);
+      run("quantize.ts", [
+        model,
+        place(`${name}-model`),
+        "--bits",
+        bits,
+        "--solver",
+        "clip",
+        "--quiet",
+        "--report",
+        place(name),
+      ]);
     expect(quantize("2", "q2")).toEqual({ code: 0, stdout: "", stderr: "" });
     expect(quantize("3", "q3")).toEqual({ code: 0, stdout: "", stderr: "" });
     expect(readdirSync(place("q2")).sort()).toEqual([

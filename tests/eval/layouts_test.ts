@@ -99,7 +99,9 @@ describe("a folder made in a published layout", () => {
 
   test("generate.ts writes with its made-up vocabulary and draws its latents, full and packed", () => {
     const packed = place.fresh("packed");
-    expect(run("quantize.ts", [folders.llada.folder, packed, "--bits", "4", "--solver", "clip", "--quiet"]).code).toBe(0);
+    expect(
+      run("quantize.ts", [folders.llada.folder, packed, "--bits", "4", "--solver", "clip", "--quiet"]).code,
+    ).toBe(0);
     for (const folder of [folders.llada.folder, packed]) {
       const { code, stdout } = run("generate.ts", [
         folder,
@@ -300,7 +302,8 @@ describe("fidelity", () => {
   test("along trajectories is the error at full precision's states, whatever the batch", () => {
     const scheduler = loadScheduler(folders.dit.folder);
     const two = place.fresh("two");
-    expect(run("quantize.ts", [folders.dit.folder, two, "--bits", "2", "--solver", "clip", "--quiet"]).code).toBe(0);
+    expect(run("quantize.ts", [folders.dit.folder, two, "--bits", "2", "--solver", "clip", "--quiet"]).code)
+      .toBe(0);
     const [full, other] = [folders.dit.folder, two].map((path) => {
       const loaded = loadModel(path, kernels);
       if (loaded.kind !== "dit") throw new Error("expected an image model");

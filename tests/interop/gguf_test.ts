@@ -44,7 +44,12 @@ const inputs = new Map(
 async function packed(input: string, config: Record<string, unknown>): Promise<string> {
   const output = place.fresh("packed");
   const overrides = { num_threads: 1, ...config };
-  await quantizeCheckpoint({ input, output, kernels, config: resolveConfig({ overrides: { solver: "clip", ...overrides } }).config });
+  await quantizeCheckpoint({
+    input,
+    output,
+    kernels,
+    config: resolveConfig({ overrides: { solver: "clip", ...overrides } }).config,
+  });
   return output;
 }
 
@@ -157,7 +162,9 @@ describe("a GGUF file of a language model", () => {
   });
 
   test("is written whole or not at all, and a stopped run goes on to the same bytes", async () => {
-    const { config } = resolveConfig({ overrides: { solver: "clip", num_threads: 1, bit_width: 4, target: "llama.cpp" } });
+    const { config } = resolveConfig({
+      overrides: { solver: "clip", num_threads: 1, bit_width: 4, target: "llama.cpp" },
+    });
     const whole = place.fresh("whole.gguf"), stopped = place.fresh("stopped.gguf");
     await quantizeFor({ input: DREAM, output: whole, kernels, config });
     for (const stage of ["packed", "file"]) {

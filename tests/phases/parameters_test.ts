@@ -334,7 +334,9 @@ describe("parameters in closed form", () => {
     expect(own.activations).toEqual({ groups: 3, bits: 8, grouping: "adaptive", perTokenLimit: undefined });
     expect([own.output, own.sampler]).toEqual([{ groups: 3, markovWeight: 2 }, { groups: 3 }]);
     expect(phaseSettings(config, false).sampler).toBeUndefined();
-    expect(() => resolveConfig({ overrides: { solver: "clip", output_correction: true, time_scales: "per_group" } })).toThrow(
+    expect(() =>
+      resolveConfig({ overrides: { solver: "clip", output_correction: true, time_scales: "per_group" } })
+    ).toThrow(
       "shared with output_correction true",
     );
   });

@@ -59,13 +59,25 @@ describe("solver: auto", () => {
     ["2 bits", dream, { bit_width: 2 }, "best", "clip"],
     ["8 bits", dream, { bit_width: 8 }, "round", "clip"],
     ["an image model at 8 bits", dit, { bit_width: 8 }, "round", "round"],
-    ["8 bits, some layers with fewer", dream, { bit_width: 8, layer_bit_widths: { "q_proj": 4 } }, "best", "clip"],
+    [
+      "8 bits, some layers with fewer",
+      dream,
+      { bit_width: 8, layer_bit_widths: { "q_proj": 4 } },
+      "best",
+      "clip",
+    ],
     ["4 bits, all layers with 8", dream, { layer_bit_widths: { ".*": 8 } }, "round", "clip"],
     ["8 bits, a table with 4", dream, { bit_width: 8, embedding_bits: 4 }, "clip", "clip"],
     ["a plan of fewer bits", dream, planned(3), "best", "clip"],
     ["a budget", dream, { bit_width: 8, target_bits_per_weight: 4 }, "best", "clip"],
     ["min_accuracy", dream, { min_accuracy: 0.9 }, "clip", "clip"],
-    ["phase 3", dream, { bit_width: 8, "thermodynamic.transition_optimization.enabled": true }, "best", "clip"],
+    [
+      "phase 3",
+      dream,
+      { bit_width: 8, "thermodynamic.transition_optimization.enabled": true },
+      "best",
+      "clip",
+    ],
     ["a target's 8 bits", dream, { bit_width: 8, group_size: 16, target: "llama.cpp" }, "round", "clip"],
     ["an unknown language model", language, {}, "clip", "clip"],
     ["an unknown image model", image, {}, "round", "round"],
@@ -106,7 +118,9 @@ describe("a run with solver: auto", () => {
   function tensors(folder: string) {
     using checkpoint = openCheckpoint(folder);
     return new Map(
-      [...packedLayers(checkpoint)].map(([name, layer]) => [name, readPackedTensor(checkpoint, layer)] as const),
+      [...packedLayers(checkpoint)].map(([name, layer]) =>
+        [name, readPackedTensor(checkpoint, layer)] as const
+      ),
     );
   }
 
@@ -132,7 +146,10 @@ describe("a run with solver: auto", () => {
 
   test("8 bits are those of round", async () => {
     for (const input of [dream, dit]) {
-      const [auto, round] = [await run(input, { bit_width: 8 }), await run(input, { bit_width: 8, solver: "round" })];
+      const [auto, round] = [
+        await run(input, { bit_width: 8 }),
+        await run(input, { bit_width: 8, solver: "round" }),
+      ];
       expect(tensors(auto.output)).toEqual(tensors(round.output));
       expect(differences(auto.output, round.output)).toEqual(["arrowquant.manifest.json"]);
       expect(auto.lines).toContain("solver: round (no layer has fewer than 8 bits)");

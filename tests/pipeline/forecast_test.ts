@@ -37,7 +37,8 @@ const large = (parts: number): Calibrated =>
   }) as unknown as Calibrated;
 
 const configOf = (overrides: Record<string, unknown>) =>
-  resolveConfig({ overrides: { solver: "clip", bit_width: 2, calibration_samples: 1024, ...overrides } }).config;
+  resolveConfig({ overrides: { solver: "clip", bit_width: 2, calibration_samples: 1024, ...overrides } })
+    .config;
 
 function forecast(
   calibrated: Calibrated,

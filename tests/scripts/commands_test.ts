@@ -37,7 +37,16 @@ const unbrokenMilliseconds = performance.now() - startedAt;
 describe("quantize.ts", () => {
   test("quantizes, and inspect.ts and dequantize.ts follow", () => {
     const output = place.fresh();
-    const { code, stdout } = run("quantize.ts", [DREAM, output, "--bits", "3", "--group-size", "32", "--solver", "clip"]);
+    const { code, stdout } = run("quantize.ts", [
+      DREAM,
+      output,
+      "--bits",
+      "3",
+      "--group-size",
+      "32",
+      "--solver",
+      "clip",
+    ]);
     expect(code).toBe(0);
     expect(stdout).toContain("bits/weight");
     expect(stdout).toContain("4.021 bits per weight");
@@ -56,7 +65,16 @@ describe("quantize.ts", () => {
   });
 
   test("prints its report as JSON", () => {
-    const { code, stdout } = run("quantize.ts", [DIT, place.fresh(), "--json", "--quiet", "--bits", "2", "--solver", "round"]);
+    const { code, stdout } = run("quantize.ts", [
+      DIT,
+      place.fresh(),
+      "--json",
+      "--quiet",
+      "--bits",
+      "2",
+      "--solver",
+      "round",
+    ]);
     const report = JSON.parse(stdout);
     expect(code).toBe(0);
     // Seven layers in each of six blocks, and the last but one of the whole model; embedders and the head are kept.

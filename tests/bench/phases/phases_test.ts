@@ -471,7 +471,14 @@ describe("phases", () => {
 describe("the pipeline", () => {
   const configOf = (overrides: Record<string, unknown>) =>
     resolveConfig({
-      overrides: { solver: "clip", bit_width: 2, group_size: 0, calibration_samples: 48, num_time_groups: 3, ...overrides },
+      overrides: {
+        solver: "clip",
+        bit_width: 2,
+        group_size: 0,
+        calibration_samples: 48,
+        num_time_groups: 3,
+        ...overrides,
+      },
     }).config;
   const enabled = (...phases: string[]) =>
     Object.fromEntries(phases.map((phase) => [`thermodynamic.${phase}.enabled`, true]));
