@@ -22,6 +22,8 @@ export interface CollectOptions {
   readonly fingerprint: string;
   readonly groups: TimeGroups;
   readonly second: SecondMoments;
+  /** Columns of a block of the second moment of inputs of so many columns; by default it is whole. */
+  readonly blockOf?: ((cols: number) => number) | undefined;
   readonly run: CalibrationRun;
   /** Names of the weights of the layers to look at; all by default. */
   readonly names?: ReadonlySet<string> | undefined;
@@ -87,6 +89,7 @@ export function statisticsByRun(
 export function layerInputs<Batch>(
   { stages }: Blockwise<Batch>,
   names?: ReadonlySet<string>,
+  blockOf: (cols: number) => number = (cols) => cols,
 ): Map<string, LayerInput> {
   const inputs = new Map<string, LayerInput>(), seen = new Set<string>();
   for (const { layers } of stages) {
@@ -94,7 +97,7 @@ export function layerInputs<Batch>(
     if (own.length === 0) continue;
     for (const { name } of own) seen.add(name);
     const { name, weights: { cols } } = own[0]!;
-    inputs.set(name, { cols, layers: own.map(({ name }) => name) });
+    inputs.set(name, { cols, block: blockOf(cols), layers: own.map(({ name }) => name) });
   }
   return inputs;
 }
@@ -109,9 +112,9 @@ interface BlockRun {
 /** Runs of blocks with wanted inputs, each as long as fits. */
 export function blockRuns<Batch>(
   model: Blockwise<Batch>,
-  { names, groups, second, bytesAtOnce = BYTES_AT_ONCE }: Pick<
+  { names, groups, second, blockOf: momentBlockOf, bytesAtOnce = BYTES_AT_ONCE }: Pick<
     RunsOptions,
-    "names" | "groups" | "second" | "bytesAtOnce"
+    "names" | "groups" | "second" | "blockOf" | "bytesAtOnce"
   >,
 ): BlockRun[] {
   const blockOf = new Map<string, number>();
@@ -119,7 +122,12 @@ export function blockRuns<Batch>(
     for (const { name } of layers) if (!blockOf.has(name)) blockOf.set(name, block);
   }
   const runs: BlockRun[] = [];
-  for (const [block, own] of Map.groupBy(layerInputs(model, names), ([name]) => blockOf.get(name)!)) {
+  for (
+    const [block, own] of Map.groupBy(
+      layerInputs(model, names, momentBlockOf),
+      ([name]) => blockOf.get(name)!,
+    )
+  ) {
     const run = runs.at(-1), inputs = [...run?.inputs ?? [], ...own].map(([, input]) => input);
     if (run === undefined || statisticsBytes(inputs, groups.count, second) > bytesAtOnce) {
       runs.push({ begin: run?.end ?? 0, end: block + 1, inputs: new Map(own) });

@@ -19,7 +19,7 @@ import {
   writeCalibrationStatistics,
 } from "../time/mod.ts";
 import type { Calibrated } from "./mod.ts";
-import { blockRuns, statisticsByRun } from "./collect.ts";
+import { blockRuns, layerInputs, statisticsByRun } from "./collect.ts";
 import { exists, ownKind, quote, remove, sha256 } from "../files/whole.ts";
 import type { RunOptions } from "../progress.ts";
 
@@ -74,6 +74,8 @@ export interface SaveStatistics extends RunOptions {
   /** Replace a file of other statistics. */
   readonly force: boolean;
   readonly second: SecondMoments;
+  /** As {@linkcode statisticsByRun}'s. */
+  readonly blockOf?: ((cols: number) => number) | undefined;
   readonly groups: number;
   readonly fingerprint: string;
   /** Stands for data, samples and seed. */
@@ -99,9 +101,16 @@ export async function saveStatistics(
   const groups = calibrationGroups(data.axis, options.groups);
   const { source, isSynthetic, samples } = data;
   const { boundaries, axis } = groups;
+  const model = calibrated.model as Blockwise<unknown>;
+  const blocks = [...layerInputs(model, undefined, options.blockOf)].flatMap(([name, { cols, block }]) =>
+    block === cols ? [] : [[name, block]]
+  );
   const run: CalibrationRun = {
     identity: sha256(
-      JSON.stringify([fingerprint, dataIdentity, second, axis.kind, axis.bins, [...boundaries], kernels.isa]),
+      JSON.stringify([
+        ...[fingerprint, dataIdentity, second, axis.kind, axis.bins, [...boundaries], kernels.isa],
+        ...(blocks.length === 0 ? [] : [blocks]),
+      ]),
     ),
     source,
     isSynthetic,
@@ -170,7 +179,7 @@ interface Collected {
  */
 async function collectResumably(
   calibrated: Calibrated,
-  { path, fingerprint, kernels, second, signal, onEvent, onProgress, bytesAtOnce }: SaveStatistics,
+  { path, fingerprint, kernels, second, blockOf, signal, onEvent, onProgress, bytesAtOnce }: SaveStatistics,
   { run, groups, isWanted }: {
     readonly run: CalibrationRun;
     readonly groups: TimeGroups;
@@ -178,7 +187,7 @@ async function collectResumably(
   },
 ): Promise<Collected> {
   const progress = path + PROGRESS_SUFFIX, parts = calibrated.data.fit.length;
-  const pass = { kernels, fingerprint, groups, second, run, bytesAtOnce };
+  const pass = { kernels, fingerprint, groups, second, blockOf, run, bytesAtOnce };
   const wanted = blockRuns(calibrated.model as Blockwise<unknown>, pass), count = wanted.length;
   const names = wanted.map((_, i) => `${progress}-${i}`);
   for (const name of [progress, ...names]) checkOwn(name);

@@ -10,6 +10,7 @@ import { modelFrom } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
+import { chooseMoment } from "./moment_structure.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile, quote } from "../files/whole.ts";
 import { acquireFileLock } from "../output/lock.ts";
@@ -97,6 +98,8 @@ export async function openCalibration(
         force,
         second: groupMoments ? "groups" : "total",
         groups: config.numTimeGroups,
+        blockOf: (cols) =>
+          chooseMoment(config.solverOptions, { cols, positions: calibrated.data.distinctPositions }).block,
         fingerprint,
         dataIdentity,
         kernels,

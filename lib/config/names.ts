@@ -16,6 +16,16 @@ export type SolverChoice = "auto" | Solver;
 /** Solvers that need calibration data. */
 export const CALIBRATED_SOLVERS: readonly Solver[] = ["feedback", "best"];
 
+/**
+ * What is kept of the second moment of a layer's inputs: all of it, blocks of columns on its diagonal, or the diagonal
+ * alone.
+ */
+export type MomentStructure = (typeof MOMENT_STRUCTURES)[number];
+export const MOMENT_STRUCTURES = ["full", "block", "diagonal"] as const;
+/** Columns of a block of a moment. */
+export type MomentBlockSize = (typeof MOMENT_BLOCKS)[number];
+export const MOMENT_BLOCKS = [32, 64, 128, 256, 512, 1024, 2048] as const;
+
 /** Bits of a quantized weight. */
 export type BitWidth = 2 | 3 | 4 | 8;
 /** Bits asked for one layer; 16 keeps it as it is in the checkpoint. */

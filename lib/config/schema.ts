@@ -24,6 +24,10 @@ import {
   type GridKind,
   type GroupSize,
   type LayerBits,
+  MOMENT_BLOCKS,
+  MOMENT_STRUCTURES,
+  type MomentBlockSize,
+  type MomentStructure,
   type ScaleBits,
   type SolverChoice,
   SOLVERS,
@@ -53,6 +57,8 @@ export interface Config {
     readonly correction: number;
     readonly residualCorrection: number;
     readonly candidates: number;
+    readonly moment: MomentStructure | "auto";
+    readonly momentBlock: MomentBlockSize;
   };
   readonly zeroPoint: GridKind;
   readonly minAccuracy: number;
@@ -191,6 +197,14 @@ const ROWS: Rows = {
   ),
   "solver_options.candidates": key(integer(1, 4), 2).means(
     "Settings that `best` tries on the whole model; the held-out error selects one",
+  ),
+  "solver_options.moment": key(choice("auto", ...MOMENT_STRUCTURES), "auto").means(
+    "What is kept of the second moment of a layer's inputs: all of it; the blocks of columns on its diagonal, which " +
+      "take less memory and time; the diagonal alone. auto: `full` up to 8192 columns, where memory and calibration " +
+      "positions suffice, else `block`",
+  ),
+  "solver_options.moment_block": key(integerOf(...MOMENT_BLOCKS), 1024, { unit: "columns" }).means(
+    "Columns of a block of a moment; at least those of a group",
   ),
   zero_point: key(choice("real", "integer", "symmetric", "offset"), "real").means(
     "Zero point of a group: any real number, an integer code, or fixed in the middle of the codes. `offset`: " +

@@ -42,6 +42,8 @@ export interface LayerRecord {
     readonly relativeError: number;
     /** Error of the first scales that were tried / error of the result. */
     readonly gain: number;
+    /** What was kept of the moment of its inputs: `full`, `blocks of 1024` or `diagonal`. */
+    readonly moment?: string | undefined;
     readonly damping: number;
     readonly deadColumns: number;
     readonly inputs: number;

@@ -350,7 +350,7 @@ export async function calibrateRun(
  * @param known candidates that need not be solved again; those that are solved are added
  */
 export async function solveRun(
-  { config, kernels, options }: QuantizeRun,
+  { config, kernels, memoryBytes, options }: QuantizeRun,
   { plan }: PlannedRun,
   calibrated: Calibrated | undefined,
   { output, known }: { readonly output?: Rewrite | undefined; readonly known?: KnownSolutions } = {},
@@ -358,7 +358,7 @@ export async function solveRun(
   if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
   const identity = output === undefined ? "" : JSON.stringify(output.identity);
   return await solvePlan(
-    { calibrated, plan, config, kernels, folder: output?.work, identity, known },
+    { calibrated, plan, config, kernels, memoryBytes, folder: output?.work, identity, known },
     options,
   );
 }

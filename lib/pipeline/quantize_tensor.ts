@@ -142,6 +142,7 @@ function quantizedRecord(
     solved: solved && {
       relativeError: solved.relativeError,
       gain: solved.gain,
+      moment: solved.moment,
       damping: solved.damping,
       deadColumns: solved.deadColumns,
       inputs: solved.inputs,

@@ -116,6 +116,8 @@ export interface SolveTask {
   readonly plan: Plan;
   readonly config: ConfigInForce;
   readonly kernels: Kernels;
+  /** Bytes that the process may take; any by default. */
+  readonly memoryBytes?: number | undefined;
   /** Where solved layers are kept until the run is finished; undefined keeps none. */
   readonly folder?: string | undefined;
   /** Of the run: layers that another one left in the folder are not taken. */
@@ -287,6 +289,8 @@ class CandidateSolver {
       signal: this.#options.signal,
       keepsNonfinite: config.nonFinite === "keep",
       onWarning: (message) => index === 0 && this.#event("warning", message),
+      onMoments: (message) => index === 0 && this.#event("calibrate", message),
+      memoryBytes: this.#task.memoryBytes,
       onLayer: (layer, done, of) => {
         if (folder !== undefined && solved?.has(layer.name) !== true) {
           saveSolvedLayer(folder, index, own, layer);

@@ -24,6 +24,7 @@ import type { LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { isTokenTable, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions } from "../progress.ts";
+import { chooseMoment } from "../calibration/moment_structure.ts";
 import { type RunsOptions, statisticsByRun } from "../calibration/collect.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { heldOutDistance } from "../calibration/held_out.ts";
@@ -48,7 +49,7 @@ export async function planByBudget(
 ): Promise<BitPlan> {
   const { rows } = planQuantization(checkpoint, config);
   const wanted = rows.filter(isChosen);
-  const { model, data } = calibrated;
+  const { model, data } = calibrated, settings = solverSettings(config);
   if (data.heldOut.length === 0) {
     throw new CalibrationError(
       "Cannot choose bits by a budget: 8 records or more are needed to hold some out, got " +
@@ -70,6 +71,7 @@ export async function planByBudget(
     fingerprint: "",
     groups: calibrationGroups(data.axis, 1),
     second: "total",
+    blockOf: (cols) => chooseMoment(settings, { cols, positions: data.distinctPositions }).block,
     run: { identity: "", source: data.source, isSynthetic: data.isSynthetic, samples: data.samples },
     names: new Set(measurable.map(({ name }) => name)),
     signal,

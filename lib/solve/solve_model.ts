@@ -9,6 +9,7 @@ import {
   type FactoredMoment,
   factorMoments,
   outputPower,
+  solvable,
 } from "../quant/solvers/factored_moment.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
@@ -22,6 +23,13 @@ import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import type { Calibrated, CalibrationSet } from "../calibration/mod.ts";
 import { rowWeights } from "../calibration/collect.ts";
+import {
+  chooseMoment,
+  type MomentChoice,
+  momentLine,
+  momentText,
+  savedMoments,
+} from "../calibration/moment_structure.ts";
 import { pause } from "../progress.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import { KeptArrays, type KeptArraysOptions } from "./kept_arrays.ts";
@@ -53,6 +61,10 @@ export interface SolveOptions {
   /** Called within a layer, with what is done and the done part of it. */
   readonly onStep?: ((name: string, doing: string, share: number) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
+  /** Called once, with a line on the structure of the layers' moments. */
+  readonly onMoments?: ((message: string) => void) | undefined;
+  /** Bytes that the process may take: wide moments that do not fit are kept in blocks. Any by default. */
+  readonly memoryBytes?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -65,6 +77,8 @@ export interface SolvedLayer {
   readonly relativeError: number;
   /** Error of the first quantization that was tried / that of the result. */
   readonly gain: number;
+  /** What was kept of the moment of its inputs: `full`, `blocks of 1024` or `diagonal`. */
+  readonly moment: string;
   readonly damping: number;
   readonly deadColumns: number;
   readonly inputs: number;
@@ -130,6 +144,10 @@ interface HiddenStates {
 /** The inputs of a stage, ready to solve on. */
 interface StageInputs extends Gathered {
   readonly moment: FactoredMoment;
+  /** Its structure in words. */
+  readonly structure: string;
+  /** Blocks that it has. */
+  readonly blocks: number;
 }
 
 /** Solves one model. */
@@ -181,6 +199,10 @@ class ModelSolver<Batch> {
     };
     statistics?.checkLayers(stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
     warnOfFewInputs(stages, data, statistics, options.onWarning);
+    options.onMoments?.(momentLine(stages.map((stage) => ({
+      ...this.#choose(stage, this.#positions(stage)),
+      cols: stage.layers[0]!.weights.cols,
+    }))));
     for (const stage of stages) {
       await this.#enter(stage.block);
       const started = performance.now();
@@ -210,14 +232,45 @@ class ModelSolver<Batch> {
     }
   }
 
+  /** Different inputs of a stage's layers, as far as that is known before they run. */
+  #positions({ layers: [first] }: LayerStage): number {
+    const { data, statistics } = this;
+    return statistics === undefined ? data.distinctPositions : statistics.moments(first!.name).tokens;
+  }
+
+  /** Structure of the moment of a stage's inputs. */
+  #choose({ layers }: LayerStage, positions: number): MomentChoice {
+    const { settings, gridOf, memoryBytes } = this.options, { cols } = layers[0]!.weights;
+    return chooseMoment(settings, {
+      cols,
+      positions,
+      memoryBytes,
+      formats: layers.map(({ name }) => gridOf(name)!),
+    });
+  }
+
+  /** Saved moments of a stage's inputs in the structure that is wanted. */
+  #known(statistics: CalibrationStatistics, stage: LayerStage): Gathered {
+    const { settings, gridOf } = this.options, [first] = stage.layers;
+    const gathered = known(statistics, first!), { block } = this.#choose(stage, this.#positions(stage));
+    const moments = savedMoments(first!.name, gathered.moments, {
+      wanted: block,
+      isAsked: settings.moment !== "auto",
+      formats: stage.layers.map(({ name }) => gridOf(name)!),
+    });
+    return { ...gathered, moments };
+  }
+
   async #inputsOf(stage: LayerStage): Promise<StageInputs> {
     const { kernels, settings, onWarning } = this.options, first = stage.layers[0]!;
     const gathered = this.statistics === undefined
       ? await this.#gather(stage)
-      : known(this.statistics, first);
+      : this.#known(this.statistics, stage);
+    const { moments } = gathered, structure = momentText(moments.block ?? moments.cols, moments.cols);
+    const takesSums = this.statistics === undefined;
     const moment = named(
       first.name,
-      () => factorMoments(kernels, gathered.moments, { damping: settings.damping }),
+      () => factorMoments(kernels, moments, { damping: settings.damping, takesSums }),
     );
     if (moment.deadColumns > 0) {
       onWarning?.(`${first.name}: ${moment.deadColumns} of its ${moment.cols} inputs are always 0`);
@@ -225,13 +278,14 @@ class ModelSolver<Batch> {
     if (moment.damping > settings.damping) {
       onWarning?.(`${first.name}: damping raised to ${moment.damping}, its inputs' moment is singular`);
     }
-    return { ...gathered, moment };
+    const blocks = Math.ceil(moments.cols / (moments.block ?? moments.cols));
+    return { ...gathered, moment, structure, blocks };
   }
 
   /** @returns undefined for a layer with weights that are not finite, which is left out */
   #solveLayer(
     layer: LinearLayer,
-    { moment, cross, residuals }: StageInputs,
+    { moment, structure, blocks, cross, residuals }: StageInputs,
     gathering: number,
   ): SolvedLayer | undefined {
     const { kernels, settings, solver, gridOf, keepsNonfinite } = this.options;
@@ -249,7 +303,11 @@ class ModelSolver<Batch> {
       );
     }
     const corrected = { weights: dense, rows, moment, cross, residual: residuals.get(name) };
-    const target = cross === undefined ? dense : correctedTarget(kernels, { ...corrected, cross }, settings);
+    const target = cross === undefined ? dense : correctedTarget(kernels, { ...corrected, cross }, {
+      ...settings,
+      // Each block makes up for all of the stream by itself: together they would do so as many times.
+      residualCorrection: settings.residualCorrection / blocks,
+    });
     const onShare = (share: number) => this.options.onStep?.(name, "solving", share);
     const problem = { weights: target, rows, cols, moment, ...gridOf(name)!, onShare };
     const { tensor, objective, firstObjective } = named(
@@ -261,6 +319,7 @@ class ModelSolver<Batch> {
       tensor,
       relativeError: objective / outputPower(kernels, target, rows, moment),
       gain: firstObjective / objective,
+      moment: structure,
       damping: moment.damping,
       deadColumns: moment.deadColumns,
       inputs: moment.tokens,
@@ -269,11 +328,12 @@ class ModelSolver<Batch> {
   }
 
   /** Moments of a stage's inputs over all calibration data. */
-  async #gather({ block, layers }: LayerStage): Promise<Gathered> {
-    const { options: { kernels, onStep, signal }, data: { fit } } = this;
+  async #gather(stage: LayerStage): Promise<Gathered> {
+    const { options: { kernels, onStep, signal }, data: { fit } } = this, { block, layers } = stage;
     const { name, weights: { cols } } = layers[0]!;
-    const moments = emptyMoments(cols), full = this.#full;
-    const cross = full === undefined ? undefined : new Float32Array(cols * cols);
+    const full = this.#full, width = this.#choose(stage, this.#inputCount(stage)).block;
+    const moments = emptyMoments(cols, width);
+    const cross = full === undefined ? undefined : new Float32Array(moments.second.length);
     const residuals = new Map<string, Float32Array>();
     for (const [i, part] of fit.entries()) {
       onStep?.(name, "reading inputs", i / fit.length);
@@ -282,10 +342,10 @@ class ModelSolver<Batch> {
       const lost = cross && this.#lost.take("x", wanted!.length);
       lost?.set(wanted!);
       const { x, rows, residual } = this.#runs!.stop(i, block, name), own = rowWeights(part, rows, name);
-      accumulateMoment(kernels, x, undefined, own, rows, moments.second);
+      accumulateMoment(kernels, x, undefined, own, rows, moments.second, width);
       moments.tokens += rows;
       moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
-      if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross);
+      if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross, width);
       if (residual !== undefined && cross !== undefined) {
         const lostStream = this.#lost.take("residual", residual.length);
         lostStream.set(stream!);
@@ -301,7 +361,15 @@ class ModelSolver<Batch> {
     for (const sums of [...residuals.values(), ...(cross === undefined ? [] : [cross])]) {
       for (let i = 0; i < sums.length; i++) sums[i]! /= moments.weight;
     }
-    return { moments, cross, residuals };
+    return { moments, cross: cross && solvable(cross, cols, width).moment, residuals };
+  }
+
+  /** Different inputs of a stage's layers: where those read a row a sample there are fewer than positions. */
+  #inputCount(stage: LayerStage): number {
+    const { data: { fit, distinctPositions } } = this, { block, layers: [first] } = stage, [part] = fit;
+    const { rows } = this.#runs!.stop(0, block, first!.name);
+    if (rows === part!.weights.length) return distinctPositions;
+    return Math.min(distinctPositions, fit.reduce((sum, { samples }) => sum + samples, 0));
   }
 }
 

@@ -4,6 +4,7 @@
  * calibration_file.ts stores them; lib/calibration runs the model.
  */
 import { checkWhole } from "../native/call.ts";
+import { momentElements } from "../native/call_checks.ts";
 import { findNonfinite } from "../quant/convert.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -36,6 +37,8 @@ export interface CalibrationRun {
 /** An input that one or several layers read. */
 export interface LayerInput {
   readonly cols: number;
+  /** Columns of a block of its second moment; all by default. */
+  readonly block?: number | undefined;
   /** Names of the weights of the layers that read it. */
   readonly layers: readonly string[];
 }
@@ -49,9 +52,9 @@ export interface InputStatistics extends LayerInput {
   readonly samples: Float64Array<ArrayBuffer>;
   /** `f64[groups, cols]`: Σ w x */
   readonly sum: Float64Array<ArrayBuffer>;
-  /** `f32[cols, cols]`: Σ w x xᵀ over all groups */
+  /** `f32[cols, cols]`: Σ w x xᵀ over all groups; of blocks on the diagonal `f32[block, block]` each */
   readonly second: Float32Array<ArrayBuffer> | undefined;
-  /** `f32[groups, cols, cols]`: the same for each */
+  /** `f32[groups, cols, cols]`: the same for each, always whole */
   readonly groupSecond: Float32Array<ArrayBuffer> | undefined;
   /** One a group: every value of an input counts 1, whatever its weight. */
   readonly histograms: readonly ActivationHistogram[];
@@ -81,7 +84,7 @@ export interface StatisticsOptions {
   readonly load?: LoadMoments | undefined;
 }
 
-/** Reads second moments of an input: `f32[cols, cols]`, or one for each time group. */
+/** Reads second moments of an input, as {@linkcode InputStatistics} has them. */
 export type LoadMoments = (input: string, which: "second" | "groupSecond") => Float32Array<ArrayBuffer>;
 
 /** `sums += more`. @returns sums */
@@ -92,10 +95,11 @@ function addTo<T extends Float32Array | Float64Array>(sums: T, more: Float32Arra
 
 /** Bytes that statistics take. */
 export function statisticsBytes(inputs: Iterable<LayerInput>, groups: number, second: SecondMoments): number {
-  const moments = second === "none" ? 0 : second === "total" ? 1 : 1 + groups;
+  const wholes = second === "groups" ? groups : 0;
   let bytes = 0;
-  for (const { cols } of inputs) {
-    bytes += 4 * moments * cols * cols + 8 * groups * (cols + HISTOGRAM_BINS + 3);
+  for (const { cols, block = cols } of inputs) {
+    const total = second === "none" ? 0 : momentElements(cols, cols, block);
+    bytes += 4 * (total + wholes * cols * cols) + 8 * groups * (cols + HISTOGRAM_BINS + 3);
   }
   return bytes;
 }
@@ -140,8 +144,10 @@ export class CalibrationStatistics {
    * @throws {CalibrationError} when they would take more than {@linkcode MAX_STATISTICS_BYTES}
    */
   constructor({ fingerprint, groups, inputs, second = "total", runs, load }: StatisticsOptions) {
-    for (const [name, { cols }] of inputs) {
-      checkWhole(`calibrate ${JSON.stringify(name)}`, "columns", cols, 1, MAX_MOMENT_COLS);
+    for (const [name, { cols, block = cols }] of inputs) {
+      const doing = `calibrate ${JSON.stringify(name)}`;
+      checkWhole(doing, "columns", cols, 1, MAX_MOMENT_COLS);
+      checkWhole(doing, "columns of a block", block, 1, cols);
     }
     if (runs.length > MAX_CALIBRATION_RUNS) {
       throw new RangeError(
@@ -163,10 +169,11 @@ export class CalibrationStatistics {
     const { count } = groups;
     const moments = (name: string, which: "second" | "groupSecond", length: number) =>
       load === undefined ? { value: new Float32Array(length) } : { get: () => load(name, which) };
-    this.inputs = new Map([...inputs].map(([name, { cols, layers }]) => [
+    this.inputs = new Map([...inputs].map(([name, { cols, block = cols, layers }]) => [
       name,
       Object.defineProperties({
         cols,
+        block,
         layers,
         weight: new Float64Array(count),
         tokens: new Float64Array(count),
@@ -176,7 +183,7 @@ export class CalibrationStatistics {
         groupSecond: undefined,
         histograms: Array.from({ length: count }, () => new ActivationHistogram()),
       }, {
-        ...(second === "none" ? {} : { second: moments(name, "second", cols * cols) }),
+        ...(second === "none" ? {} : { second: moments(name, "second", momentElements(cols, cols, block)) }),
         ...(second === "groups" ? { groupSecond: moments(name, "groupSecond", count * cols * cols) } : {}),
       }),
     ]));
@@ -281,7 +288,7 @@ export class CalibrationStatistics {
       own.histograms[group]!.add(x.subarray(first * cols, end * cols));
     }
     if (own.second !== undefined) {
-      accumulateMoment(kernels, x, undefined, weights, rows, own.second);
+      accumulateMoment(kernels, x, undefined, weights, rows, own.second, own.block);
     }
     if (own.groupSecond === undefined) return;
     for (const group of new Set(groupOfSample)) {
@@ -300,10 +307,10 @@ export class CalibrationStatistics {
 
   /** Sums over all times of a layer's inputs, for solvers. @throws {CalibrationError} when none were kept */
   moments(layer: string): InputMoments {
-    const { cols, second, tokens, weight } = this.inputOf(layer);
+    const { cols, block, second, tokens, weight } = this.inputOf(layer);
     if (second === undefined) throw this.#without(layer, "second moments");
     const total = (values: Float64Array) => values.reduce((sum, value) => sum + value, 0);
-    return { cols, second, tokens: total(tokens), weight: total(weight) };
+    return { cols, block, second, tokens: total(tokens), weight: total(weight) };
   }
 
   /** `f32[cols]`: weighted mean of the inputs in a time group. @throws {CalibrationError} without any */
@@ -371,6 +378,15 @@ export class CalibrationStatistics {
         `they must be of the same layers, got ${
           different.length === 0 ? "others" : listing(different)
         } in one of them`,
+      );
+    }
+    const otherBlock = [...this.inputs].find(([name, { block }]) => other.inputs.get(name)!.block !== block);
+    if (otherBlock !== undefined) {
+      const [name, { block }] = otherBlock;
+      throw fail(
+        `moments must be of the same blocks, got blocks of ${block} and of ${
+          other.inputs.get(name)!.block
+        } columns for ${JSON.stringify(name)}`,
       );
     }
     const known = new Set(this.runs.map(({ identity }) => identity));

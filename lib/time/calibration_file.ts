@@ -9,13 +9,15 @@
  * <input>.sum              F64 [groups, cols]          Σ w x
  * <input>.range            F64 [groups, 3]             minimum, maximum, reach of the histogram
  * <input>.histogram        F64 [groups, 2048]          whole numbers
- * <input>.second           F32 [cols, cols]            Σ w x xᵀ, unless `second` is none
+ * <input>.second           F32 [cols, cols]            Σ w x xᵀ, unless `second` is none; of blocks on the diagonal
+ *                              [numbers of all blocks], one block after the other
  * <input>.group_second     F32 [groups, cols, cols]    where `second` is groups
- * __metadata__: format, version, fingerprint, axis, bins, second, inputs (JSON: layers by input), runs (JSON), and parts_done of an unfinished one
+ * __metadata__: format, version, fingerprint, axis, bins, second, inputs (JSON: layers by input, and the columns of a block of its moment where it is not whole), runs (JSON), and parts_done of an unfinished one
  * ```
  */
 import { CalibrationError } from "../errors.ts";
-import { MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
+import { momentElements } from "../native/call_checks.ts";
+import { MAX_MOMENT_COLS, momentBlocks } from "../quant/solvers/moments.ts";
 import { MAX_TENSORS, SafetensorsFile, type TensorSpec } from "../tensor/mod.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import {
@@ -72,13 +74,13 @@ function entriesOf(
   groups: number,
   second: SecondMoments,
 ): TensorEntry[] {
-  const { cols, histograms } = input;
+  const { cols, block = cols, histograms } = input;
   const shapes = {
     weight: [groups],
     tokens: [groups],
     samples: [groups],
     sum: [groups, cols],
-    second: [cols, cols],
+    second: block < cols ? [momentElements(cols, cols, block)] : [cols, cols],
     group_second: [groups, cols, cols],
   };
   const entries = PARTS.filter(([, key]) => hasPart(second, key)).map((
@@ -122,7 +124,11 @@ export function writeCalibrationStatistics(
     axis: groups.axis.kind,
     bins: String(groups.axis.bins),
     second,
-    inputs: JSON.stringify([...inputs].map(([name, { layers }]) => [name, layers])),
+    inputs: JSON.stringify(
+      [...inputs].map(([name, { cols, block = cols, layers }]) =>
+        block < cols ? [name, layers, block] : [name, layers]
+      ),
+    ),
     runs: JSON.stringify(runs),
     ...(partsDone === undefined ? {} : { parts_done: String(partsDone) }),
   };
@@ -185,7 +191,7 @@ export function readCalibrationStatistics(
     const input = statistics.inputs.get(name)!, kind = second as SecondMoments;
     const part = `${name}.${which === "second" ? "second" : "group_second"}`;
     const { spec } = entriesOf(name, input, groups.count, kind).find((entry) => entry.spec.name === part)!;
-    return readMoments(own, spec, malformed);
+    return readMoments(own, spec, input, malformed);
   };
   let statistics: CalibrationStatistics;
   try {
@@ -212,9 +218,16 @@ export function readCalibrationStatistics(
 function readMoments(
   file: SafetensorsFile,
   spec: TensorSpec,
+  { cols, block = cols }: LayerInput,
   malformed: Malformed,
 ): Float32Array<ArrayBuffer> {
-  const values = readFinite(file, spec, malformed) as Float32Array<ArrayBuffer>, cols = spec.shape.at(-1)!;
+  const values = readFinite(file, spec, malformed) as Float32Array<ArrayBuffer>;
+  if (spec.shape.length === 1) {
+    for (const { cols: own, at } of momentBlocks(cols, block)) {
+      checkMoment(values.subarray(at, at + own * own), own, spec.name, malformed);
+    }
+    return values;
+  }
   for (let at = 0; at < values.length; at += cols * cols) {
     checkMoment(values.subarray(at, at + cols * cols), cols, spec.name, malformed);
   }
@@ -283,7 +296,7 @@ function parseInputs(
   const inputs = new Map<string, LayerInput>();
   let count = 0;
   for (const entry of parseList(text, "inputs", malformed)) {
-    const [name, layers] = Array.isArray(entry) ? entry as unknown[] : [];
+    const [name, layers, block] = Array.isArray(entry) ? entry as unknown[] : [];
     if (
       typeof name !== "string" || inputs.has(name) || !Array.isArray(layers) || layers.length === 0 ||
       !layers.every((layer) => typeof layer === "string") || (count += layers.length) > MAX_TENSORS
@@ -294,7 +307,14 @@ function parseInputs(
     if (cols === undefined || cols < 1 || cols > MAX_MOMENT_COLS) {
       throw malformed(`it must hold sums of 1 to ${MAX_MOMENT_COLS} columns, got ${cols}`, `${name}.sum`);
     }
-    inputs.set(name, { cols, layers });
+    const isBlock = typeof block === "number" && Number.isSafeInteger(block) && block >= 1 && block < cols;
+    if (block !== undefined && !isBlock) {
+      throw malformed(
+        `blocks of a moment must be of 1 to ${cols - 1} columns, got ${String(block)}`,
+        `${name}.second`,
+      );
+    }
+    inputs.set(name, isBlock ? { cols, block, layers } : { cols, layers });
   }
   if (inputs.size === 0) throw malformed("inputs must be at least one, got none");
   return inputs;
@@ -330,7 +350,7 @@ function readInput(
     const isMoments = spec.dtype === "F32";
     known.add(spec.name);
     if (isMoments && isLoaded) continue;
-    const values = isMoments ? readMoments(file, spec, malformed) : readFinite(file, spec, malformed);
+    const values = isMoments ? readMoments(file, spec, input, malformed) : readFinite(file, spec, malformed);
     read.set(spec.name.slice(name.length + 1), values);
   }
   for (const [part, key] of PARTS) {

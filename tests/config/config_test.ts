@@ -80,6 +80,8 @@ describe("defaults", () => {
         correction: 1,
         residualCorrection: 1,
         candidates: 2,
+        moment: "auto",
+        momentBlock: 1024,
       },
       target: null,
       targetType: null,

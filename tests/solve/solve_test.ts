@@ -165,7 +165,15 @@ describe("what must not pass unseen", () => {
       scale: Uint16Array.of(0x3c00),
       zeroPoint: undefined,
     } as const;
-    const numbers = { relativeError: 0, gain: 1, damping: 0.01, deadColumns: 0, inputs: 1, milliseconds: 1 };
+    const numbers = {
+      relativeError: 0,
+      gain: 1,
+      damping: 0.01,
+      deadColumns: 0,
+      inputs: 1,
+      milliseconds: 1,
+      moment: "full",
+    };
     saveSolvedLayer(folder, 0, "same", { name: "a.weight", tensor, ...numbers });
     expect(loadSolvedLayers(folder, 0, "same").get("a.weight")?.tensor).toMatchObject({
       packed: tensor.packed,

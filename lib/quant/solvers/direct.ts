@@ -1,5 +1,8 @@
 /** Solvers of the weights alone: `round`, and `clip`, which weighs columns by their inputs where known. */
 import { quantize, type WeightSolver } from "../quantize.ts";
+import { dequantize } from "../dequantize.ts";
+import type { PackedTensor } from "../packed/layout.ts";
+import { outputPower } from "./factored_moment.ts";
 import { clipped, objectiveOf } from "./steps.ts";
 import type { Problem } from "./problem.ts";
 import type { Solution } from "./settings.ts";
@@ -10,6 +13,16 @@ export const direct = (solver: WeightSolver) => (problem: Problem): Solution => 
   const tensor = solver === "clip"
     ? clipped(problem)
     : quantize(kernels, { data, dtype: "F32" }, rows, cols, options);
-  const objective = objectiveOf(problem, tensor);
+  const { moment } = problem;
+  const objective = moment === undefined || moment.block === cols
+    ? objectiveOf(problem, tensor)
+    : objectiveInBlocks(problem, tensor);
   return { tensor, objective, firstObjective: objective };
 };
+
+/** Σ over rows of the objective of a packed tensor, a block of the moment after the other. */
+function objectiveInBlocks({ kernels, weights, rows, moment }: Problem, tensor: PackedTensor): number {
+  const error = dequantize(kernels, tensor);
+  for (let i = 0; i < error.length; i++) error[i] = weights[i]! - error[i]!;
+  return outputPower(kernels, error, rows, moment!);
+}

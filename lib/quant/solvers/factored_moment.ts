@@ -16,8 +16,8 @@ import { type Correction, DEFAULT_DAMPING } from "./settings.ts";
 
 /**
  * The second moment of a layer's inputs, damped, ordered and factored: all of it, or the blocks on its diagonal one
- * after the other (`momentBlocks`). Blocks know nothing of each other; of blocks of one column nothing is left but
- * the diagonal.
+ * after the other (`momentBlocks`). Blocks know nothing of each other. Of a moment of which only the diagonal is known
+ * the blocks have nothing beside it.
  */
 export interface FactoredMoment {
   readonly cols: number;
@@ -103,33 +103,34 @@ export function factorMoments(
   { damping = DEFAULT_DAMPING, takesSums = false }: FactorOptions = {},
 ): FactoredMoment {
   const doing = "factor a moment";
-  const { cols, second, weight, tokens } = moments, block = moments.block ?? cols;
+  const { cols, second, weight, tokens } = moments, given = moments.block ?? cols;
   if (!(Number.isInteger(cols) && cols >= 1 && cols <= MAX_MOMENT_COLS)) {
     throw new TypeError(`Cannot ${doing}: it must have 1 to ${MAX_MOMENT_COLS} columns, got ${cols}`);
   }
-  checkWhole(doing, "columns of a block", block, 1, cols);
-  checkArray(doing, "second", second, momentElements(cols, cols, block));
+  checkWhole(doing, "columns of a block", given, 1, cols);
+  checkArray(doing, "second", second, momentElements(cols, cols, given));
   if (!(weight > 0) || weight === Infinity) {
     throw new WeightsError(`Cannot ${doing}: the inputs' weights must add up to a number > 0, got ${weight}`);
   }
   if (findNonfinite(kernels, { data: second, dtype: "F32" }, second.length) >= 0) {
     throw new WeightsError(`Cannot ${doing}: it must be finite, got NaN or infinity`);
   }
-  const moment = takesSums ? second : new Float32Array(second.length);
-  for (let begin = 0; begin < moment.length; begin += PART) {
+  const mean = takesSums ? second : new Float32Array(second.length);
+  for (let begin = 0; begin < mean.length; begin += PART) {
     throwIfStopped();
-    const end = Math.min(begin + PART, moment.length);
-    for (let k = begin; k < end; k++) moment[k] = second[k]! / weight;
+    const end = Math.min(begin + PART, mean.length);
+    for (let k = begin; k < end; k++) mean[k] = second[k]! / weight;
   }
+  const { moment, block } = solvable(mean, cols, given);
   const diagonal = diagonalOf(moment, cols, block);
-  let mean = 0, deadColumns = 0;
+  let power = 0, deadColumns = 0;
   for (const value of diagonal) {
     if (value < 0) throw new WeightsError(`Cannot ${doing}: its diagonal must be ≥ 0, got ${value}`);
     if (value === 0) deadColumns++;
-    mean += value;
+    power += value;
   }
   // With inputs that were all 0 any codes do: plain rounding comes out of the unit moment.
-  mean = mean === 0 ? 1 : mean / cols;
+  power = power === 0 ? 1 : power / cols;
   const order = Int32Array.from({ length: cols }, (_, k) => k);
   const factor = new Float32Array(moment.length), pivots = new Float32Array(cols);
   let used = damping;
@@ -139,11 +140,31 @@ export function factorMoments(
     const part = { moment: moment.subarray(own.at, end), factor: factor.subarray(own.at, end) };
     used = Math.max(
       used,
-      factorBlock(kernels, doing, own, { ...part, order, diagonal, pivots }, damping, mean),
+      factorBlock(kernels, doing, own, { ...part, order, diagonal, pivots }, damping, power),
     );
   }
   return { cols, block, moment, order, factor, pivots, damping: used, deadColumns, tokens };
 }
+
+/**
+ * Sums of blocks as solvers take them: of a diagonal alone blocks of {@linkcode DIAGONAL_BLOCK} columns are made, with
+ * nothing beside it.
+ */
+export function solvable(
+  sums: Float32Array<ArrayBuffer>,
+  cols: number,
+  block: number,
+): { readonly moment: Float32Array<ArrayBuffer>; readonly block: number } {
+  if (block > 1 || cols === 1) return { moment: sums, block };
+  const own = Math.min(cols, DIAGONAL_BLOCK), moment = new Float32Array(momentElements(cols, cols, own));
+  for (const { first, cols: count, at } of momentBlocks(cols, own)) {
+    for (let k = 0; k < count; k++) moment[at + k * (count + 1)] = sums[first + k]!;
+  }
+  return { moment, block: own };
+}
+
+/** Columns of the blocks in which a diagonal is solved: whole groups and superblocks of every size. */
+export const DIAGONAL_BLOCK = 256;
 
 /** Numbers that are gone through between two looks for a signal. */
 const PART = 1 << 22;
@@ -266,7 +287,7 @@ export function correctedTarget(
 }
 
 /** Columns [first, first + count) of a matrix. */
-function columnsOf(
+export function columnsOf(
   matrix: Float32Array,
   rows: number,
   first: number,

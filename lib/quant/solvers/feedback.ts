@@ -15,6 +15,7 @@ import {
   solveWithScales,
   total,
 } from "./steps.ts";
+import { solveBlocks } from "./column_blocks.ts";
 import type { MomentProblem } from "./problem.ts";
 import type { Solution, SolverSettings } from "./settings.ts";
 import { solveTwoLevel } from "./two_level.ts";
@@ -32,6 +33,7 @@ export function best(problem: MomentProblem, settings: SolverSettings): Solution
 type Steps = Pick<SolverSettings, "ratios" | "rounds" | "refit" | "annealing">;
 
 function solve(problem: MomentProblem, steps: Steps): Solution {
+  if (problem.moment.block < problem.cols) return solveBlocks(problem, steps, solve);
   if (problem.scaleBits !== undefined) return solveTwoLevel(problem, steps);
   const count = 1 + steps.ratios.length + (steps.annealing > 0 ? 1 : 0);
   let done = 0;

@@ -54,6 +54,31 @@ export function* momentBlocks(cols: number, block: number = cols): Generator<Mom
   }
 }
 
+/** Moments of smaller blocks, of which the present ones are made. @throws {RangeError} when they are not */
+export function narrowMoments(moments: InputMoments, block: number): InputMoments {
+  const { cols, second } = moments, from = moments.block ?? cols;
+  if (block === from) return moments;
+  checkWhole("take blocks of a moment", "columns of a block", block, 1, from);
+  if (from < cols && from % block !== 0) {
+    throw new RangeError(
+      `Cannot take blocks of a moment: columns of a block must divide ${from}, got ${block}`,
+    );
+  }
+  const narrow = new Float32Array(momentElements(cols, cols, block));
+  const targets = momentBlocks(cols, block);
+  for (const { cols: width, at } of momentBlocks(cols, from)) {
+    for (let begin = 0; begin < width;) {
+      const { cols: own, at: to } = targets.next().value as MomentBlock;
+      for (let i = 0; i < own; i++) {
+        const row = at + (begin + i) * width + begin;
+        narrow.set(second.subarray(row, row + own), to + i * own);
+      }
+      begin += own;
+    }
+  }
+  return { ...moments, block, second: narrow };
+}
+
 /** Weight of each column by itself: the moment's diagonal. */
 export function diagonalOf(
   moment: Float32Array,

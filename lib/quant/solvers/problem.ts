@@ -1,7 +1,7 @@
 /** A layer to solve, as every solver and every step of one takes it. */
 import { checkArray, checkCounts } from "../../native/call.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { checkFormat, type WeightFormat } from "../packed/layout.ts";
+import { checkFormat, SUPERBLOCK_SIZE, type WeightFormat } from "../packed/layout.ts";
 import { checkMoment, type FactoredMoment } from "./factored_moment.ts";
 
 /** A layer to solve. */
@@ -26,11 +26,25 @@ export interface MomentProblem extends Problem {
   readonly moment: FactoredMoment;
 }
 
+/** Columns whose codes fill whole words at any number of bits. */
+const WORD_COLUMNS = 32;
+
+/** Fewest columns of a block of a moment for a format, of which they are a multiple: whole words and groups. */
+export const leastBlock = ({ groupSize, scaleBits }: Pick<WeightFormat, "groupSize" | "scaleBits">): number =>
+  scaleBits === undefined ? Math.max(WORD_COLUMNS, groupSize) : SUPERBLOCK_SIZE;
+
 /** Throws unless every argument has the right type, shape and value. */
 export function checkProblem(doing: string, problem: LayerProblem): void {
   const { weights, rows, cols, moment } = problem;
   checkCounts(doing, { rows, cols });
   checkArray(doing, "weights", weights, rows * cols);
   checkFormat(doing, problem);
-  if (moment !== undefined) checkMoment(doing, moment, cols);
+  if (moment === undefined) return;
+  checkMoment(doing, moment, cols);
+  const least = leastBlock(problem);
+  if (moment.block < cols && moment.block % least !== 0) {
+    throw new RangeError(
+      `Cannot ${doing}: blocks of the moment must be of a multiple of ${least} columns, got ${moment.block}`,
+    );
+  }
 }

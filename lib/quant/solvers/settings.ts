@@ -1,5 +1,6 @@
 /** Settings and results of the solvers. */
 import { checkRange, checkWhole } from "../../native/call.ts";
+import type { MomentBlockSize, MomentStructure } from "../../config/names.ts";
 import type { PackedTensor } from "../packed/layout.ts";
 import { checkTemperature } from "./annealing.ts";
 
@@ -11,8 +12,16 @@ export interface Correction {
   readonly residualCorrection: number;
 }
 
+/** What is kept of the second moment of a layer's inputs. */
+export interface MomentSettings {
+  /** `auto` decides by width, memory and the number of inputs. */
+  readonly moment: MomentStructure | "auto";
+  /** Columns of a block. */
+  readonly momentBlock: MomentBlockSize;
+}
+
 /** Settings of `feedback` and `best`. */
-export interface SolverSettings extends Correction {
+export interface SolverSettings extends Correction, MomentSettings {
   /** Part of the moment's mean diagonal that is added to its diagonal. Default 0.01. */
   readonly damping: number;
   /** Ranges that `best` tries, as parts of the group's own, beside the range that `clip` finds. */
@@ -36,6 +45,8 @@ export const DEFAULT_SOLVER_SETTINGS: SolverSettings = {
   correction: 1,
   residualCorrection: 1,
   annealing: 0,
+  moment: "auto",
+  momentBlock: 1024,
 };
 
 /** Result of a solver for a layer. */
