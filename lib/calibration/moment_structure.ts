@@ -15,6 +15,9 @@ const FULL_MATRICES = 4;
 /** Most of the memory that those may take. */
 const FULL_SHARE = 0.5;
 
+/** Different inputs for a column of a block: with fewer the diagonal alone does better (docs/solvers.md). */
+const BLOCK_POSITIONS = 2;
+
 /** What is known of a layer's inputs. */
 export interface MomentInputs {
   readonly cols: number;
@@ -50,7 +53,7 @@ export function chooseMoment(
     positions < cols ? `only ${positions} different positions` : "",
   ].filter((reason) => reason !== "");
   if (reasons.length === 0) return { block: cols };
-  if (positions < block) return { block: 1, reason: reasons.join(", ") };
+  if (positions < BLOCK_POSITIONS * block) return { block: 1, reason: reasons.join(", ") };
   return block === cols ? { block } : { block, reason: reasons.join(", ") };
 }
 

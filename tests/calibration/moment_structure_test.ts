@@ -40,6 +40,10 @@ describe("choosing", () => {
       block: 1024,
       reason: "only 4095 different positions",
     });
+    expect(chooseMoment(auto, { cols: 4096, positions: 2047 })).toEqual({
+      block: 1,
+      reason: "only 2047 different positions",
+    });
     expect(chooseMoment(auto, { cols: 4096, positions: many, memoryBytes: 2 ** 28 })).toEqual({
       block: 1024,
       reason: "memory for a whole one is short",
