@@ -26,7 +26,7 @@ import {
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
-import { floorBits, keptByName, type RuleContext, ruleContext, type RuleName, tableBits } from "./rules.ts";
+import { keptByName, leastBits, type RuleContext, ruleContext, type RuleName, tableBits } from "./rules.ts";
 import {
   type Checkpoint,
   type CheckpointTensor,
@@ -182,8 +182,8 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
       if (table !== undefined) return { reason: table.rule, bits: table.bits, ...own };
       const rule = keptByName(info, context, isSensitiveLayer(config, name));
       if (rule !== undefined) return { reason: rule, ...NOT_PACKED };
-      const least = asked === undefined ? floorBits(name, config.bitWidth) : undefined;
-      if (least !== undefined) return { reason: "modulation", bits: least, ...form, scaleBits };
+      const least = asked === undefined ? leastBits(name, config.bitWidth) : undefined;
+      if (least !== undefined) return { reason: least.rule, bits: least.bits, ...form, scaleBits };
     }
     const reason = asked === undefined ? "bit_width" : "layer_bit_widths";
     return { reason, bits: asked ?? config.bitWidth, ...form, scaleBits };

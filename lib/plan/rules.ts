@@ -41,10 +41,9 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "embedding_bits",
     pattern: String
-      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|word_embeddings?|token_embd|embed_in|shared|(?:token_)?embeddings?)\.weight$`,
-    why:
-      "a table of tokens of 65,536 weights or more, or one for which embedding_bits is set: quantized by " +
-      "itself. One that is the head as well gets head_bits",
+      .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|word_embeddings?|token_embd|embed_in|shared|(?:token_)?embeddings?|embedding_table)\.weight$`,
+    why: "a table of tokens or classes of 65,536 weights or more, or one for which embedding_bits is set: " +
+      "quantized by itself. One of tokens that is the head as well gets head_bits",
   },
   {
     rule: "embedding",
@@ -66,7 +65,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "head",
     pattern: String
-      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|${OUTSIDE}(?:(?:ff_out|output|out|head|proj_out|proj_out_2)\.weight$|(?:(?:all_)?final_layer|last_layer|norm_out|head|final_linear|conv_out|out\.\d+)\.)`,
+      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|${OUTSIDE}(?:(?:ff_out|output|out|head|proj_out|proj_out_2)\.weight$|(?:(?:all_)?final_layer|last_layer|norm_out|head|final_linear|conv_out|out_layer|output_layer|out\.\d+)\.)`,
     why: "its error goes into every output without another layer to absorb it",
   },
   {
@@ -79,8 +78,14 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "embedder",
     pattern: String
-      .raw`(?:^|\.)\w*_embedder\.|${OUTSIDE}(?:(?:time|time_text|time_guidance|time_caption|patch)_embed|(?:time|text|add|image)_embedding|(?:label|img|time|text|pos)_emb|(?:img|txt|time|vector|guidance|context|clip|text)_in|proj_in|conv_in|patchify_proj|caption_projection|text_proj|time_proj(?:ection)?|t_block|adaln_single|init_x_linear|cond_seq_linear)\.`,
+      .raw`${OUTSIDE}(?:\w*_embedder|(?:time|time_text|time_guidance|time_caption|patch)_embed|(?:time|text|pooled_text|visual|add|image|ofs)_embeddings?|(?:label|img|time|time_extra|text|pos)_emb|(?:img|txt|time|vector|guidance|context|clip|text)_in|proj_in|conv_in|patchify_proj|caption_projection|text_proj(?:_t5)?|(?:time_?step|global|cross_attention)_proj|time_proj(?:ection)?|mm_projector|multi_modal_projector|sigma_map|t_block|adaln_single|init_x_linear|cond_seq_linear)\.`,
     why: "turns image, text, time or guidance into what every block of an image model reads",
+  },
+  {
+    rule: "block embedder",
+    pattern: String.raw`(?:^|\.)\d+\.(?:[^.]+\.)*?\w*_embedder\.`,
+    why:
+      "an embedder that every block has, as in the DiT of diffusers: 8 bits, unless layer_bit_widths asks for fewer",
   },
   {
     rule: "sensitive",
@@ -93,7 +98,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "modulation",
     pattern: String
-      .raw`(?:^|\.)(?:\w*[mM]odulation\w*|(?:\w+_)?mod|ada[lL][nN]\w*|norm\d*(?:_context)?\.linear|emb_layers|time_emb_proj)\.`,
+      .raw`(?:^|\.)(?:\w*[mM]odulation\w*|(?:\w+_)?mod[A-Z]*|ada[lL][nN]\w*|norm\d*(?:_context)?\.linear(?:_\d)?|emb_layers|time_emb_proj|distilled_guidance_layer)\.|${OUTSIDE}proj_out_1\.weight$`,
     why:
       "turns the timestep into a block's scales and shifts: 4 bits or more, unless layer_bit_widths asks for fewer",
   },
@@ -102,8 +107,10 @@ export const KEEP_RULES: readonly KeepRule[] = [
 /** A rule's name in {@linkcode KEEP_RULES}. */
 export type RuleName = (typeof KEEP_RULES)[number]["rule"];
 
-/** Least bits of a modulation, which is too large to be kept. */
-const MODULATION_BITS = 4;
+/** Least bits of what is too large to be kept, by its rule. */
+const LEAST_BITS = { "block embedder": 8, modulation: 4 } as const satisfies Record<string, BitWidth>;
+/** Tables that are never the head. */
+const CLASS_TABLE = /(?:^|\.)embedding_table\.weight$/;
 /** Smaller token tables are kept unless their bits are set: they take less than 128 KiB. */
 const TABLE_WEIGHTS = 2 ** 16;
 
@@ -150,7 +157,7 @@ export function tableBits(
 ): { readonly rule: "embedding_bits" | "head_bits"; readonly bits: BitWidth } | undefined {
   const isEmbedding = concerns("embedding_bits", name);
   if (!isEmbedding && !concerns("head_bits", name)) return undefined;
-  const isHead = !isEmbedding || tiesHead;
+  const isHead = !isEmbedding || (tiesHead && !CLASS_TABLE.test(name));
   const set: LayerBits | null = isHead ? config.headBits : config.embeddingBits;
   // The forms that others read have no quantized tables.
   const own = elements < TABLE_WEIGHTS || !["real", "offset"].includes(config.zeroPoint)
@@ -174,7 +181,15 @@ export function keptByName(
   return config.skipSensitiveLayers && (isSensitive || concerns("sensitive", name)) ? "sensitive" : undefined;
 }
 
-/** Least bits of a tensor for which `bit_width` would give fewer; undefined where there is no floor. */
-export function floorBits(name: string, bits: BitWidth): BitWidth | undefined {
-  return bits < MODULATION_BITS && concerns("modulation", name) ? MODULATION_BITS : undefined;
+/** A rule's least bits of a tensor for which `bit_width` would give fewer; undefined where there are none. */
+export function leastBits(
+  name: string,
+  bits: BitWidth,
+): { readonly rule: RuleName; readonly bits: BitWidth } | undefined {
+  for (const rule of ["block embedder", "modulation"] as const) {
+    if (concerns(rule, name)) {
+      return bits < LEAST_BITS[rule] ? { rule, bits: LEAST_BITS[rule] } : undefined;
+    }
+  }
+  return undefined;
 }

@@ -49,7 +49,7 @@ describe("planQuantization", () => {
     ["model.transformer.ln_f.weight", "BF16", M, "norm"],
     ["model.transformer.blocks.3.ff_out.weight", "BF16", M, "bit_width"],
     ["transformer_blocks.0.norm1.linear.weight", "F32", M, "bit_width"],
-    ["transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight", "F32", M, "embedder"],
+    ["transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight", "F32", M, "block embedder"],
     ["transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight", "F32", M, "embedding"],
     ["pos_embed.proj.weight", "F32", [8, 1, 2, 2], "not a matrix"],
     ["pos_embed.table.weight", "F32", M, "embedding"],
@@ -64,7 +64,7 @@ describe("planQuantization", () => {
     test(`${name} ${dtype} [${shape}]: ${reason}`, () => {
       const { rows: [row] } = planOf({ [name]: [dtype, shape] });
       expect(row!.reason).toBe(reason);
-      expect(row!.action).toBe(reason === "bit_width" ? "quantize" : "keep");
+      expect(row!.action).toBe(["bit_width", "block embedder"].includes(reason) ? "quantize" : "keep");
     });
   }
 
@@ -84,7 +84,7 @@ describe("planQuantization", () => {
       return planQuantization(checkpoint, DEFAULT_CONFIG).rows.filter((row) => row.action === "quantize")
         .length;
     });
-    expect(counts).toEqual([4 * 7, 6 * 7 + 1]); // DiT: adaLN, four of attention, two of ff
+    expect(counts).toEqual([4 * 7, 6 * 9 + 1]); // DiT: two of time, adaLN, four of attention, two of ff
   });
 
   const tensors: Record<string, [string, number[]]> = {

@@ -223,11 +223,20 @@ const KEPT: Readonly<Record<string, readonly string[]>> = {
     "y_embedder.y_proj.fc1.weight",
     "csize_embedder.mlp.0.weight",
   ],
-  "DiT of diffusers": [
-    "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight",
-    "transformer_blocks.27.norm1.emb.timestep_embedder.linear_2.weight",
-    "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight",
+  "DiT of diffusers": ["proj_out_2.weight"],
+  "CogVideoX, EasyAnimate": ["ofs_embedding.linear_1.weight", "text_proj.weight", "text_proj_t5.1.weight"],
+  "AuraFlow": ["time_step_proj.linear_1.weight", "init_x_linear.weight", "final_linear.weight"],
+  "Stable Audio": ["timestep_proj.0.weight", "global_proj.2.weight", "cross_attention_proj.0.weight"],
+  "Kandinsky 5": [
+    "time_embeddings.in_layer.weight",
+    "text_embeddings.in_layer.weight",
+    "pooled_text_embeddings.in_layer.weight",
+    "visual_embeddings.in_layer.weight",
+    "out_layer.modulation.out_layer.weight",
+    "out_layer.out_layer.weight",
   ],
+  "Hunyuan-DiT": ["time_extra_emb.pooler.q_proj.weight", "text_embedder.linear_1.weight"],
+  "MDLM, LLaDA-V": ["sigma_map.mlp.0.weight", "output_layer.linear.weight", "mm_projector.0.weight"],
   "SDXL": [
     "time_embed.0.weight",
     "label_emb.0.0.weight",
@@ -270,6 +279,13 @@ describe("rules by name", () => {
     // An embedder inside a block makes no difference to the modulation beside it.
     const embedder = "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight";
     const names = [
+      "proj_out_1.weight",
+      "double_layers.0.modX.1.weight",
+      "single_layers.3.modCX.1.weight",
+      "modF.1.weight",
+      "transformer_blocks.2.norm1.linear_2.weight",
+      "distilled_guidance_layer.layers.0.in_layer.weight",
+      "distilled_guidance_layer.out_proj.weight",
       "double_blocks.0.img_mod.lin.weight",
       "single_blocks.3.modulation.lin.weight",
       "double_stream_modulation_img.lin.weight",
@@ -288,6 +304,21 @@ describe("rules by name", () => {
     expect(bits({ bit_width: 2 })).toEqual(names.map(() => 4));
     expect(bits({ bit_width: 8 })).toEqual(names.map(() => 8));
     expect(bits({ bit_width: 2, layer_bit_widths: { ".": 2 } })).toEqual(names.map(() => 2));
+  });
+
+  test("embedders that every block of a DiT has get 8 bits, large tables of classes the bits of tables", () => {
+    const emb = "transformer_blocks.3.norm1.emb";
+    const tensors: Record<string, [string, number[]]> = {
+      [`${emb}.timestep_embedder.linear_1.weight`]: MATRIX,
+      [`m.${emb}.class_embedder.embedding_table.weight`]: ["F32", [1001, 128]],
+      [`${emb}.class_embedder.embedding_table.weight`]: MATRIX,
+    };
+    const bits = (config: Record<string, unknown>) => planOf(tensors, config).rows.map(({ bits }) => bits);
+    expect(bits({ bit_width: 2 })).toEqual([8, 4, undefined]);
+    expect(bits({ bit_width: 4 })).toEqual([8, 8, undefined]);
+    expect(bits({ bit_width: 2, embedding_bits: 16 })).toEqual([8, undefined, undefined]);
+    expect(bits({ bit_width: 2, layer_bit_widths: { timestep_embedder: 3 } })).toEqual([3, 4, undefined]);
+    expect(bits({ bit_width: 4, skip_sensitive_layers: true })).toEqual([undefined, 8, undefined]);
   });
 
   test("layers of blocks are quantized, also those named like outer ones", () => {
