@@ -166,6 +166,20 @@ AQ_FUNCTION int aq_far_grid(float minimum, float maximum, double code_max, aq_gr
   return 0;
 }
 
+/* A group far from 0 with an offset: the half float next below it, and steps that reach its maximum. 0 where one
+ * value is as near. */
+AQ_FUNCTION int aq_far_offset_grid(float minimum, float maximum, double code_max, aq_grid *grid) {
+  if (minimum > AQ_HALF_MAX || minimum < -AQ_HALF_MAX) return 0;
+  const float offset = 0.0f - aq_round_half_above(-(double)minimum);
+  const double finest = ((double)maximum - (double)offset) / (code_max + 0.5);
+  const double least = (double)(offset < 0 ? -offset : offset) * 0x1p-15; /* the zero point stays below 2^15 */
+  const float scale = aq_round_half_up((float)(finest > least ? finest : least));
+  if (!(scale <= AQ_HALF_MAX && (double)scale < (double)maximum - (double)minimum)) return 0;
+  grid->scale = scale;
+  grid->zero_point = 0.0f - offset / scale;
+  return 1;
+}
+
 /* Asymmetric with real zero point or offset where the plain formula is not safe: scales below the normal half floats,
  * or data so far from zero that the rounding of the zero point shifts the range by more than a quarter step.
  * The scale grows until codes cover the group again; data nearly constant at that distance gets its
@@ -197,7 +211,9 @@ AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits
     wanted += (below > 0 ? below : -below) + (above > 0 ? above : 0) + (double)scale * 0x1p-10;
     if (wanted > 4 * range && wanted > 4 * 0x1p-24 * code_max) break;
   }
-  if (kind == AQ_ZERO_POINT_REAL && aq_far_grid(minimum, maximum, code_max, grid)) return AQ_OK;
+  if (kind == AQ_ZERO_POINT_REAL ? aq_far_grid(minimum, maximum, code_max, grid)
+                                 : aq_far_offset_grid(minimum, maximum, code_max, grid))
+    return AQ_OK;
   return aq_constant_grid((float)((double)minimum + range / 2), bits, kind, grid);
 }
 

@@ -3,6 +3,7 @@ import { describe, expect, test } from "bun:test";
 import {
   BIT_WIDTHS,
   dequantize,
+  OFFSET_BITS,
   type OneLevelTensor,
   quantize,
   type QuantizeOptions,
@@ -60,16 +61,18 @@ describe("groups far from 0", () => {
     for (const spread of [1e-2, 1e-3, 1e-4]) {
       const weights = all((i) => center * (1 + spread * gauss[i]!));
       test(`${center} ± ${spread}: more bits are no worse, and 8 bits hold the spread`, () => {
-        for (const solver of ["round", "clip"] as const) {
-          const errors = BIT_WIDTHS.map((bits) =>
-            quantized(weights, { bits, zeroPoint: "real", solver }).error
-          );
-          for (const [i, error] of errors.entries()) {
-            expect(error).toBeLessThanOrEqual(1.2 * Math.min(...errors.slice(0, i + 1)));
+        for (const scaleBits of [undefined, OFFSET_BITS]) {
+          for (const solver of ["round", "clip"] as const) {
+            const errors = BIT_WIDTHS.map((bits) =>
+              quantized(weights, { bits, zeroPoint: "real", scaleBits, solver }).error
+            );
+            for (const [i, error] of errors.entries()) {
+              expect(error).toBeLessThanOrEqual(1.2 * Math.min(...errors.slice(0, i + 1)));
+            }
+            expect(Math.sqrt(errors[3]! / COUNT)).toBeLessThan(
+              0.1 * spread * Math.abs(center) + 1e-5 * Math.abs(center),
+            );
           }
-          expect(Math.sqrt(errors[3]! / COUNT)).toBeLessThan(
-            0.1 * spread * Math.abs(center) + 1e-5 * Math.abs(center),
-          );
         }
       });
     }
