@@ -25,6 +25,8 @@ const MAX_CALIBRATION_TOKENS = 2 ** 26;
 export interface Sequence {
   readonly tokens: Int32Array;
   readonly start: number;
+  /** A token: 0 where its label says that it is not predicted; undefined where labels say nothing of the kind. */
+  readonly labelled?: Uint8Array | undefined;
 }
 
 /** Records of a file. */
@@ -46,6 +48,8 @@ interface Row {
   readonly answerStart?: number | undefined;
   /** 0 where a token is padding. */
   readonly attention?: ArrayLike<number> | undefined;
+  /** 0 where a token behind the start is not predicted. */
+  readonly labelled?: Uint8Array | undefined;
 }
 
 type Loaded = Exclude<LoadedModel, { readonly kind: "dit" }>;
@@ -75,7 +79,7 @@ class RowReader {
 
   /** @throws the fault when a token is outside the vocabulary, or nothing may be predicted */
   sequence(
-    { tokens, answerStart = 0, attention }: Row,
+    { tokens, answerStart = 0, attention, labelled }: Row,
     fault: Fault,
   ): Sequence & { readonly isCut: boolean } {
     const { vocabularySize, maskToken, bosToken, eosTokens } = this.config;
@@ -85,10 +89,11 @@ class RowReader {
         throw fault(`must have input_ids from 0 to ${vocabularySize - 1}, got ${token}`);
       }
     }
-    let own = new Int32Array(tokens), start = answerStart;
+    let own = new Int32Array(tokens), start = answerStart, predicted = labelled;
     if (attention !== undefined) {
       for (let i = 0; i < answerStart; i++) if (attention[i] === 0) start--;
       own = own.filter((_, i) => attention[i] !== 0);
+      predicted = predicted?.filter((_, i) => attention[i] !== 0);
     }
     const isPadding = (token: number) =>
       this.#pads.has(token) && (attention === undefined || !eosTokens.includes(token));
@@ -111,11 +116,13 @@ class RowReader {
       throw fault(`must leave room for what is predicted in ${this.limit} tokens, got a prompt of ${start}`);
     }
     const cut = own.slice(0, this.limit);
+    predicted = predicted?.slice(begin, begin + cut.length);
     if (!cut.some((token) => token !== maskToken && !isPadding(token))) {
       throw fault("must have tokens beside mask and padding, got none");
     }
-    while (start < cut.length && !this.isPredictable(cut, start)) start++;
-    return { tokens: cut, start, isCut: own.length > this.limit };
+    while (start < cut.length && !(predicted?.[start] !== 0 && this.isPredictable(cut, start))) start++;
+    if (predicted?.includes(0, start) === false) predicted = undefined; // padding alone
+    return { tokens: cut, start, labelled: predicted, isCut: own.length > this.limit };
   }
 
   isPredictable(tokens: Int32Array, at: number): boolean {
@@ -214,21 +221,31 @@ function idRow(ids: readonly unknown[], record: Record<string, unknown>, fault: 
     throw fault(`must have an attention_mask of ${ids.length} numbers 0 or 1, got others`);
   }
   const labels = Array.isArray(record["labels"]) ? record["labels"] : undefined; // a class, say, is none
-  const start = answerStart as number | undefined ?? (labels && labelled(labels, ids.length, fault));
+  const byLabels = labels === undefined || answerStart !== undefined
+    ? {}
+    : labelled(labels, ids.length, fault);
   return {
     tokens: ids as number[],
-    answerStart: start,
+    answerStart: answerStart as number | undefined,
     attention: attention as number[] | undefined,
+    ...byLabels,
   };
 }
 
 /** Labels of what is not predicted, as transformers has them. */
 const NOT_PREDICTED = -100;
 
-/** Where labels begin that are predicted. */
-function labelled(labels: ArrayLike<unknown>, count: number, fault: Fault): number {
-  const start = Array.prototype.findIndex.call(labels, (label) => label !== NOT_PREDICTED);
-  if (labels.length === count && start >= 0) return start;
+/** What labels say: where those begin that are predicted, and which behind them are not. */
+function labelled(
+  labels: ArrayLike<unknown>,
+  count: number,
+  fault: Fault,
+): Pick<Row, "answerStart" | "labelled"> {
+  const own = Uint8Array.from(labels, (label) => label === NOT_PREDICTED ? 0 : 1),
+    answerStart = own.indexOf(1);
+  if (labels.length === count && answerStart >= 0) {
+    return { answerStart, labelled: own.includes(0, answerStart) ? own : undefined };
+  }
   throw fault(`must have ${count} labels, one or more other than ${NOT_PREDICTED}, got others`);
 }
 
@@ -263,7 +280,7 @@ function* tensorRows(file: SafetensorsFile, fault: Fault): Generator<Row> {
     yield {
       tokens: row(info, i),
       attention: mask && row(mask, i),
-      answerStart: labels && labelled(row(labels, i), tokens, (reason) => fault(`record ${i} ${reason}`)),
+      ...labels && labelled(row(labels, i), tokens, (reason) => fault(`record ${i} ${reason}`)),
     };
   }
 }
@@ -278,9 +295,9 @@ export async function readRecords(loaded: Loaded, path: string, limit: number): 
   const all: Sequence[] = [];
   let count = 0, cut = 0, held = 0;
   const add = (row: Row, fault: Fault) => {
-    const { tokens, start, isCut } = reader.sequence(row, fault);
+    const { isCut, ...sequence } = reader.sequence(row, fault), { tokens, start } = sequence;
     count++;
-    if (start < tokens.length) all.push({ tokens, start });
+    if (start < tokens.length) all.push(sequence);
     if (isCut) cut++;
     held += tokens.length;
     if (held > MAX_CALIBRATION_TOKENS) {
@@ -307,7 +324,10 @@ export async function readRecords(loaded: Loaded, path: string, limit: number): 
   const empty = `${
     count - all.length
   } of ${count} records have only special tokens to predict: they are left out`;
-  const distinct = distinctRecords(all.length, (i) => [Int32Array.of(all[i]!.start), all[i]!.tokens]);
+  const distinct = distinctRecords(all.length, (i) => {
+    const { start, tokens, labelled = new Uint8Array() } = all[i]!;
+    return [Int32Array.of(start, labelled.length), tokens, labelled];
+  });
   return {
     sequences: distinct.map((i) => all[i]!),
     count: all.length,

@@ -86,7 +86,7 @@ function maskedBatch(
 ): CalibrationPart<SequenceBatch> {
   const inputIds = new Int32Array(part.length * length), weights = new Float32Array(part.length * length);
   for (const [i, { record, stream, time }] of part.entries()) {
-    const { tokens, start } = sequences[record]!;
+    const { tokens, start, labelled } = sequences[record]!;
     const random = new RandomStream(seed, stream);
     const ids = inputIds.subarray(i * length, (i + 1) * length);
     const own = weights.subarray(i * length, (i + 1) * length);
@@ -97,7 +97,9 @@ function maskedBatch(
       own[at] = isToken ? visible : padding;
     }
     const places: number[] = [];
-    for (let at = start; at < used; at++) if (isPredictable(tokens, at)) places.push(at);
+    for (let at = start; at < used; at++) {
+      if (labelled?.[at] !== 0 && isPredictable(tokens, at)) places.push(at);
+    }
     const masked = places.filter(() => random.uniform() < Math.max(MIN_MASK_RATIO, time));
     if (masked.length === 0) masked.push(places[random.below(places.length)]!);
     for (const at of masked) ids[at] = maskToken;

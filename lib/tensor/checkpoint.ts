@@ -179,7 +179,8 @@ export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkp
     const fp8 = scaledFp8(
       stored.tensors,
       config,
-      saysScaled(config) || present.includes("hf_quant_config.json"),
+      saysScaled(config) || present.includes("hf_quant_config.json") ||
+        files.some(({ file }) => Object.keys(file.metadata).some((key) => /quant/i.test(key))),
     );
     const { size: count } = fp8.tensors;
     const packed = packedCodes(stored.tensors, config);

@@ -116,6 +116,11 @@ function unreadScales(
       if (!isOfWeight && !SCALE_LIKE.test(rest)) continue;
       if (!OF_ACTIVATIONS.test(rest) && !scaleNames(owner).includes(other)) found.set(owner, other);
     }
+    // A scale with its place in front of the weight's name, or of its module's.
+    for (const { index } of other.matchAll(/\./g)) {
+      const before = other.slice(0, index), owner = owners.get(stemOf(other.slice(index + 1)));
+      if (owner !== undefined && owner !== other && SCALE_LIKE.test(before)) found.set(owner, other);
+    }
   }
   return found;
 }

@@ -130,6 +130,23 @@ describe("calibration records", () => {
     }
     const plain = runOf(await load(ids(ROWS)));
     expect(runOf(await load(ids(ROWS, { labels: 1 })))).toEqual(plain);
+    // a second question behind the first answer, with padding on the left: neither is ever masked
+    const [QUESTION, ANSWER] = [tokensOf("abcd"), tokensOf("78")];
+    const talks = ROWS.map((_, i) => [...tokensOf(`${10 + i}`), ...ANSWER, ...QUESTION, ...ANSWER]);
+    const wanted = (row: readonly number[]) => row.map((token) => ANSWER.includes(token) ? token : -100);
+    const chats = talks.filter((row) => !ANSWER.includes(row[0]!) && !ANSWER.includes(row[1]!));
+    const left = chats.map((row) => [PAD, PAD, ...row]);
+    for (
+      const form of [
+        jsonl(chats.map((row) => ({ input_ids: row, labels: wanted(row) }))),
+        jsonl(left.map((row) => ({
+          input_ids: row,
+          labels: wanted(row),
+          attention_mask: row.map((_, i) => i < 2 ? 0 : 1),
+        }))),
+        tensors({ input_ids: left, labels: left.map(wanted) }),
+      ]
+    ) expect(masked(await load(form), chats)).toEqual(new Set(ANSWER));
     const none = jsonl([{ input_ids: [4, 5], labels: [-100, -100] }]);
     await expect(load(none)).rejects.toThrow(/line 1 must have 2 labels/);
   });

@@ -265,6 +265,11 @@ describe("keys that would change the result", () => {
       clip_qkv: 8,
       layer_norm_eps: 1e-3,
       use_mrope: true,
+      ntk_alpha: 2,
+      use_dynamic_ntk: true,
+      use_logn_attn: true,
+      yarn_factor: 4,
+      position_embedding_type: "absolute",
       num_experts: 8,
       alibi: true,
       is_causal: true,
@@ -310,6 +315,7 @@ describe("keys that would change the result", () => {
       use_additional_conditions: true,
       qk_norm: "rms_norm",
       use_rope: true,
+      positional_embeddings: "sinusoidal",
     },
   };
   for (const family of FAMILIES) {

@@ -7,6 +7,7 @@ import {
   type OneLevelTensor,
   quantize,
   type QuantizeOptions,
+  type ScaleBits,
   ZERO_POINT_KINDS,
 } from "../../lib/quant/mod.ts";
 import { allKernels, gaussians, randomStream } from "../_kernels.ts";
@@ -61,7 +62,7 @@ describe("groups far from 0", () => {
     for (const spread of [1e-2, 1e-3, 1e-4]) {
       const weights = all((i) => center * (1 + spread * gauss[i]!));
       test(`${center} ± ${spread}: more bits are no worse, and 8 bits hold the spread`, () => {
-        for (const scaleBits of [undefined, OFFSET_BITS]) {
+        for (const scaleBits of [undefined, OFFSET_BITS as ScaleBits]) {
           for (const solver of ["round", "clip"] as const) {
             const errors = BIT_WIDTHS.map((bits) =>
               quantized(weights, { bits, zeroPoint: "real", scaleBits, solver }).error

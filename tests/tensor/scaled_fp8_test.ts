@@ -3,7 +3,7 @@ import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { type TestTensor, workplace, writeCheckpoint, writeTensors } from "../_checkpoints.ts";
-import { randomIntegers } from "./_files.ts";
+import { fileBytes, randomIntegers } from "./_files.ts";
 
 const place = workplace();
 afterAll(place.remove);
@@ -184,10 +184,30 @@ test("FP8 weights whose scales cannot be read are none, by name", () => {
   for (const name of STRANGE.split(" ")) {
     cases.push([`FP8 with "a.${name}", which`, { [W]: weight, [`a.${name}`]: floats([64, 1]) }]);
   }
+  for (const name of ["scale_dict.a", "scales.a.weight", "fp8.scale.a"]) {
+    cases.push([`FP8 with "${name}", which`, { [W]: weight, [name]: floats([1]) }]);
+  }
   cases.push(['FP8 with "a_scale", which', { [W]: weight, a_scale: floats([1]) }]);
   for (const [wanted, tensors, config] of cases) {
     using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), tensors, config ?? {}));
     expect(checkpoint.foreign ?? "read").toContain(wanted);
     expect(checkpoint.tensors.get(W)!.info.dtype).toBe("F8_E4M3");
   }
+});
+
+test("metadata in the file's header say that FP8 weights have scales", () => {
+  const layers = JSON.stringify({ layers: { a: { format: "float8_e4m3fn" } } });
+  const header = (metadata: unknown) =>
+    JSON.stringify({
+      __metadata__: metadata,
+      "a.weight": { dtype: "F8_E4M3", shape: [4, 4], data_offsets: [0, 16] },
+    });
+  const opened = (metadata: unknown) => {
+    const path = place.fresh("file") + ".safetensors";
+    writeFileSync(path, fileBytes(header(metadata), new Uint8Array(16)));
+    using checkpoint = openCheckpoint(path);
+    return checkpoint.foreign ?? "read";
+  };
+  expect(opened({ _quantization_metadata: layers })).toContain("no scale");
+  expect(opened({ format: "pt" })).toBe("read");
 });

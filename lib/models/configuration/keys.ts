@@ -61,6 +61,7 @@ export const KEY_TABLES = {
     partial_rotary_factor rotary_pct rotary_percentage | only 1 | positions rotate whole heads
     rotary_emb_base rope_base rotary_base | like rope_theta | other names
     use_mrope rope_interleaved | only false | a token has one position, halves of a head rotate
+    position_embedding_type position_encoding | only "rope" "rotary" | the positions that are run
     use_sliding_window | only false | attention sees every token
     sliding_window max_window_layers | ignored | without effect unless use_sliding_window, which is refused
     layer_types | each "full_attention" | attention sees every token
@@ -78,6 +79,7 @@ export const KEY_TABLES = {
     attention_type | only "default" | the attention that is run
     interpolation_scale | only 1 | positions are not stretched
     use_linear_projection only_cross_attention double_self_attention use_additional_conditions | only false | of the older class
+    positional_embeddings pos_embed_type | refused | positions are added once, as sines and cosines
     cross_attention_dim num_vector_embeds caption_channels encoder_hid_dim | refused | of the older class, which has other inputs
     norm_num_groups | ignored | of inputs without patches`),
   "All three: config.json": rows(`
@@ -131,7 +133,7 @@ export const SCHEDULER_KEYS = joined("DiT: scheduler_config.json");
  * off.
  */
 const SUSPECT =
-  /(?:^|_)rope|rotary|alibi|sliding|(?:attn|attention|local)_window|window_size|softcap|multiplier|scal(?:e|ing|ar)$|_scale_|^scale_|qk?_(?:layer)?_?norm|expert|moe_|router|causal|interleav|att\w*_sink|^mup|bias$|norm_(?:type|after|first)|parallel_|residual_connection/;
+  /(?:^|_)rope|rotary|alibi|ntk|yarn|logn_|xpos|sliding|(?:attn|attention|local)_window|window_size|softcap|multiplier|scal(?:e|ing|ar)$|_scale_|^scale_|qk?_(?:layer)?_?norm|expert|moe_|router|causal|interleav|att\w*_sink|^mup|bias$|norm_(?:type|after|first)|parallel_|residual_connection/;
 const OF_TRAINING = /loss|grad|init|train/;
 
 const isNeutral = (key: string, value: unknown): boolean =>
