@@ -77,8 +77,8 @@ describe("quantize.ts", () => {
     ]);
     const report = JSON.parse(stdout);
     expect(code).toBe(0);
-    // Seven layers in each of six blocks, and the last but one of the whole model; embedders and the head are kept.
-    expect(report.totals.tensors).toBe(6 * 7 + 1);
+    // Nine layers in each of six blocks, and the last but one; tables of classes and the head are kept.
+    expect(report.totals.tensors).toBe(6 * 9 + 1);
     expect(report.layers.length).toBe(120);
     expect(report.seconds).toBeGreaterThan(0);
     expect(report.backend).toMatch(/native|wasm/);
