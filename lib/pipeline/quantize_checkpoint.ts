@@ -7,7 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
 import type { Calibrated } from "../calibration/mod.ts";
-import { HELD_OUT_METRICS, heldOutDistance } from "../calibration/held_out.ts";
+import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import type { SaveCalibration } from "../calibration/source.ts";
 import {
   canonicalConfig,
@@ -172,24 +172,24 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     const solved = await solveRun(run, planned, calibrated, { output });
     const phases = await phasesRun(run, planned, calibrated, solved);
     const report = await writeRun(run, planned, { solved, phases }, output);
-    return { ...report, heldOut: heldOutError(run, planned, calibrated, { solved, phases }) };
+    return { ...report, heldOut: await heldOutError(run, planned, calibrated, { solved, phases }) };
   });
 }
 
 /** Held-out error of what was written; after a refinement its own metric, which counts biases too. */
-function heldOutError(
+async function heldOutError(
   { config, kernels }: QuantizeRun,
   { plan }: PlannedRun,
   calibrated: Calibrated | undefined,
   { solved, phases }: { readonly solved: SolvedModel | undefined; readonly phases: PhaseResult | undefined },
-): HeldOutError | undefined {
+): Promise<HeldOutError | undefined> {
   const { refinement } = phases?.report ?? {};
   if (refinement?.kept === true) return { metric: "step KL, nats", value: refinement.heldOutAfter };
   if (calibrated === undefined || calibrated.data.heldOut.length === 0) return undefined;
   const metric = HELD_OUT_METRICS[calibrated.kind];
   if (solved !== undefined) return { metric, value: solved.distances[solved.chosen]! };
   const packed = quantizedByWeights(calibrated.model, plan.rows, config, kernels);
-  return { metric, value: heldOutDistance(calibrated, packed) };
+  return { metric, value: await new HeldOutMeter(calibrated).distance(packed) };
 }
 
 /** The report of a run that writes nothing. */

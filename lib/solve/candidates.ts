@@ -13,7 +13,7 @@ import type { Calibrated } from "../calibration/mod.ts";
 import { sha256 } from "../files/whole.ts";
 import { isTokenTable, type Plan, type PlanRow } from "../plan/plan.ts";
 import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
-import { HELD_OUT_METRICS, heldOutDistance } from "../calibration/held_out.ts";
+import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import { isRounded, quantizedByWeights, weightSolver } from "./by_weights.ts";
 import { type SolvedLayer, solveModel } from "./solve_model.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
@@ -225,6 +225,7 @@ class CandidateSolver {
   #work = 0;
   #shown = performance.now();
   #solved: readonly [done: number, of: number];
+  readonly #heldOut: HeldOutMeter;
 
   constructor(task: SolveTask, count: number, options: RunOptions) {
     const { calibrated, plan, config } = task;
@@ -242,6 +243,10 @@ class CandidateSolver {
     }).map(({ name }) => name);
     this.#solved = [0, this.#wanted.length];
     this.#weights = timeWeightSettings(config, calibrated.kind);
+    this.#heldOut = new HeldOutMeter(calibrated, {
+      signal: options.signal,
+      onShare: (share) => this.#measured(share),
+    });
     this.#byTime = this.#weights && withTimeWeights(calibrated, this.#weights);
   }
 
@@ -265,7 +270,7 @@ class CandidateSolver {
         ...[...layers].map(([name, { tensor }]) => [name, tensor] as const),
       ]);
       this.#event("stage", "held-out distance");
-      const distance = calibrated.data.heldOut.length > 0 ? heldOutDistance(calibrated, tensors) : NaN;
+      const distance = calibrated.data.heldOut.length > 0 ? await this.#heldOut.distance(tensors) : NaN;
       return { layers, tensors, distance, milliseconds: performance.now() - begin };
     });
   }
@@ -331,6 +336,21 @@ class CandidateSolver {
       weights: all((own) => this.#weightsOf(own)),
       bytesDone: this.#work + share * this.#workOf(name),
       bytes: all((own) => this.#workOf(own)),
+      bytesResumed: 0,
+    });
+  }
+
+  #measured(share: number): void {
+    this.#options.onProgress?.({
+      stage: "held-out distance",
+      parts: "steps",
+      tensor: "",
+      tensorsDone: Math.floor(share * 100),
+      tensors: 100,
+      weightsDone: 0,
+      weights: 0,
+      bytesDone: share,
+      bytes: 1,
       bytesResumed: 0,
     });
   }

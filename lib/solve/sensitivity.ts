@@ -27,13 +27,15 @@ import { pause, type RunOptions } from "../progress.ts";
 import { chooseMoment } from "../calibration/moment_structure.ts";
 import { type RunsOptions, statisticsByRun } from "../calibration/collect.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
-import { heldOutDistance } from "../calibration/held_out.ts";
+import { HeldOutMeter } from "../calibration/held_out.ts";
 import { denseWeights } from "./solve_model.ts";
 
 /** Group sizes that a budget chooses from; 0 is a whole row. */
 const BUDGET_GROUP_SIZES: readonly GroupSize[] = [0, 128, 64, 32];
 /** Bits at which a layer is quantized alone: coarse enough for a clear distance. */
 const PROBE_BITS = 2;
+/** Held-out batches that a layer alone is measured on. */
+const PROBE_BATCHES = 2;
 
 /**
  * Bits and group sizes of all layers within the budget that a configuration names.
@@ -65,6 +67,7 @@ export async function planByBudget(
   const solver = config.solver === "best" ? "feedback" : config.solver;
   const measurable = wanted.filter(({ name }) => layers.has(name));
   const options = new Map<string, LayerOption[]>();
+  const meter = new HeldOutMeter(calibrated, { batches: PROBE_BATCHES, signal });
   // A block or a few at a time: the moments of all layers of a model of 7 B weights take 44 GB.
   const parts = calibrated.statistics !== undefined ? [calibrated.statistics] : statisticsByRun(calibrated, {
     kernels,
@@ -81,8 +84,8 @@ export async function planByBudget(
   for await (const statistics of parts) {
     const known = new Set([...statistics.inputs.values()].flatMap((input) => input.layers));
     for (const row of measurable.filter(({ name }) => known.has(name))) {
-      const found = layerOptions(
-        { calibrated, config, kernels, solver, statistics },
+      const found = await layerOptions(
+        { meter, config, kernels, solver, statistics, signal },
         row,
         layers.get(row.name)!,
       );
@@ -147,17 +150,18 @@ function budgetBytes(rows: readonly PlanRow[], weights: number, config: Config):
 }
 
 /** Bytes and cost of every choice for a layer. */
-function layerOptions(
-  { calibrated, config, kernels, solver, statistics }: {
-    readonly calibrated: Calibrated;
+async function layerOptions(
+  { meter, config, kernels, solver, statistics, signal }: {
+    readonly meter: HeldOutMeter;
     readonly config: ConfigInForce;
     readonly kernels: Kernels;
     readonly solver: ConfigInForce["solver"];
     readonly statistics: CalibrationStatistics;
+    readonly signal: AbortSignal | undefined;
   },
   row: PlanRow,
   layer: LinearLayer,
-): LayerOption[] {
+): Promise<LayerOption[]> {
   const [rows, cols] = row.shape as [number, number], settings = solverSettings(config);
   const weights = denseWeights(kernels, layer);
   const moment = factorMoments(kernels, statistics.moments(row.name), { damping: settings.damping });
@@ -169,13 +173,16 @@ function layerOptions(
     sizes.flatMap((groupSize) => kinds.map((zeroPoint) => ({ bits, groupSize, zeroPoint })))
   );
   let probe: { readonly distance: number; readonly objective: number } | undefined;
-  return grids.map((grid): LayerOption => {
+  const options: LayerOption[] = [];
+  for (const grid of grids) {
     const problem = { weights, rows, cols, moment, ...grid };
     const { tensor, objective } = solveLayer(kernels, solver, problem, settings);
     if (probe === undefined && grid.bits === PROBE_BITS) {
-      probe = { distance: heldOutDistance(calibrated, new Map([[row.name, tensor]]), 2), objective };
+      probe = { distance: await meter.distance(new Map([[row.name, tensor]])), objective };
     }
     const cost = probe!.objective > 0 ? probe!.distance * objective / probe!.objective : 0;
-    return { ...grid, bytes: bytesOf(row, grid), cost };
-  });
+    options.push({ ...grid, bytes: bytesOf(row, grid), cost });
+    await pause(signal);
+  }
+  return options;
 }

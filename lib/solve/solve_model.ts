@@ -85,7 +85,7 @@ export interface SolvedLayer {
   readonly milliseconds: number;
 }
 
-/** A layer's weights as float32, row-major. */
+/** A copy of a layer's weights as float32, row-major. */
 export function denseWeights(kernels: Kernels, { weights, name }: LinearLayer): Float32Array {
   if ("packed" in weights) {
     throw new CalibrationError(
@@ -96,7 +96,7 @@ export function denseWeights(kernels: Kernels, { weights, name }: LinearLayer): 
     );
   }
   const { data, dtype, rows, cols } = weights;
-  if (dtype === "F32") return data as Float32Array;
+  if (dtype === "F32") return (data as Float32Array).slice();
   return new Float32Array(convertFloats(kernels, { data, dtype }, rows * cols, "F32").buffer);
 }
 

@@ -12,6 +12,7 @@ import type { TimeParameters } from "../../time/mod.ts";
 import type { ActivationPrecision } from "./int8.ts";
 import type { DenseMatrix, Linear, Matrix, WeightDtype } from "./linear.ts";
 import { shown } from "../model_config.ts";
+import { HeldWeights } from "./held_weights.ts";
 import type { Workspace } from "./workspace.ts";
 
 /** Names of a kind that a message lists before it only counts. */
@@ -34,6 +35,11 @@ export interface LoadOptions {
   readonly workspace?: Workspace | undefined;
   /** Inputs of packed layers whose time parameters do not quantize them. Default `f32`. */
   readonly activations?: ActivationPrecision | undefined;
+  /**
+   * Plain matrices are read when a run first needs them, and let go when more than so many bytes are held: the
+   * checkpoint must stay open. By default all are read at once.
+   */
+  readonly heldBytes?: number | undefined;
 }
 
 /** A tensor that a model needs. */
@@ -149,12 +155,13 @@ export class ModelTensors {
   readonly #kernels: Kernels;
   readonly #packed: ReadonlyMap<string, PackedLayer>;
   readonly #replaced: Pick<LoadOptions, "weights" | "biases">;
+  readonly #held: HeldWeights | undefined;
   #bytes = 0;
 
   /**
    * Reads no weight.
    *
-   * @param replaced weights and biases in place of the checkpoint's: {@linkcode LoadOptions}
+   * @param options weights and biases in place of the checkpoint's, and how much of it is held
    * @throws as {@linkcode checkTensorList}
    * @throws {TypeError} when a replacement has another shape, or no tensor of the model to replace
    */
@@ -162,12 +169,13 @@ export class ModelTensors {
     checkpoint: Checkpoint,
     kernels: Kernels,
     list: TensorList,
-    replaced: Pick<LoadOptions, "weights" | "biases"> = {},
+    { heldBytes, ...replaced }: Pick<LoadOptions, "weights" | "biases" | "heldBytes"> = {},
   ) {
     this.#checkpoint = checkpoint;
     this.#kernels = kernels;
     this.#packed = checkTensorList(checkpoint, list);
     this.#replaced = replaced;
+    this.#held = heldBytes === undefined ? undefined : new HeldWeights(heldBytes);
     const given: (readonly [name: string, kind: string, shape: readonly number[]])[] = [
       ...[...replaced.biases ?? []].map(([name, { length }]) => [name, "values", [length]] as const),
       ...[...replaced.weights ?? []].map(([name, { rows, cols }]) =>
@@ -185,7 +193,7 @@ export class ModelTensors {
     }
   }
 
-  /** Bytes of weights read so far, as they are kept. */
+  /** Bytes of the tensors asked for so far, as they are kept. */
   get bytes(): number {
     return this.#bytes;
   }
@@ -211,9 +219,7 @@ export class ModelTensors {
       this.#bytes += packedByteLength(packed);
       return { name, weights: packed };
     }
-    const weights = this.#dense(name);
-    this.#bytes += weights.data.byteLength;
-    return { name, weights };
+    return { name, weights: this.#dense(name) };
   }
 
   /** A small tensor as float32: norms, biases. */
@@ -229,22 +235,40 @@ export class ModelTensors {
   }
 
   #dense(name: string): DenseMatrix {
-    const [rows = 1, ...rest] = this.#checkpoint.tensors.get(name)!.info.shape;
+    const { shape: [rows = 1, ...rest], elements, dtype: stored } = this.#checkpoint.tensors.get(name)!.info;
     const cols = rest.reduce((product, size) => product * size, 1);
-    const kept = heldDtype(this.#checkpoint.tensors.get(name)!.info.dtype as FloatDtype);
-    const { buffer } = this.#convert(name, kept);
-    return kept === "F32"
-      ? { rows, cols, dtype: "F32", data: new Float32Array(buffer) }
-      : { rows, cols, dtype: kept, data: new Uint16Array(buffer) };
+    const dtype = heldDtype(stored as FloatDtype), byteLength = elements * BYTES_PER_ELEMENT[dtype];
+    this.#bytes += byteLength;
+    const valuesOf = ({ buffer }: Uint8Array<ArrayBuffer>) =>
+      dtype === "F32" ? new Float32Array(buffer) : new Uint16Array(buffer);
+    const held = this.#held;
+    const convert = (target: Uint8Array<ArrayBuffer>) => this.#convert(name, dtype, target);
+    if (held === undefined) return { rows, cols, dtype, data: valuesOf(this.#convert(name, dtype)) };
+    return {
+      rows,
+      cols,
+      dtype,
+      get data() {
+        return valuesOf(held.take(name, byteLength, (target) => void convert(target)));
+      },
+    };
   }
 
   /** Reads a tensor once, into the memory that keeps it; another type goes through a small buffer. */
-  #convert(name: string, wanted: WeightDtype): Uint8Array<ArrayBuffer> {
+  #convert(
+    name: string,
+    wanted: WeightDtype,
+    out = new Uint8Array(
+      this.#checkpoint.tensors.get(name)!.info.elements * BYTES_PER_ELEMENT[wanted],
+    ),
+  ): Uint8Array<ArrayBuffer> {
     const { info } = this.#checkpoint.tensors.get(name)!;
-    if (info.dtype === wanted) return this.#checkpoint.read(name);
+    if (info.dtype === wanted) {
+      this.#checkpoint.readInto(name, 0, out);
+      return out;
+    }
     const dtype = info.dtype as FloatDtype;
     const from = BYTES_PER_ELEMENT[dtype], to = BYTES_PER_ELEMENT[wanted];
-    const out = new Uint8Array(info.elements * to);
     const buffer = new Uint8Array(Math.min(CONVERTED_ELEMENTS, info.elements) * from);
     for (let begin = 0; begin < info.elements; begin += CONVERTED_ELEMENTS) {
       const count = Math.min(CONVERTED_ELEMENTS, info.elements - begin);
@@ -265,11 +289,13 @@ export function lookUpRows(
 ): void {
   const { weights } = table;
   const { cols } = weights;
+  // Taken once: what is held may be read only now.
+  const dense = "packed" in weights ? undefined : { ...weights };
   for (let i = 0; i < indices.length; i++) {
     const row = indices[i]!;
     const target = out.subarray(i * cols, (i + 1) * cols);
-    if ("packed" in weights) target.set(dequantize(kernels, packedRows(weights, row, row + 1)));
-    else widen(weights, row * cols, target);
+    if (dense !== undefined) widen(dense, row * cols, target);
+    else target.set(dequantize(kernels, packedRows(weights as PackedTensor, row, row + 1)));
   }
 }
 

@@ -125,8 +125,8 @@ export function* stageOfHead(
   const { kernels, config, parts, workspace } = pass, { hiddenSize: cols, normEpsilon: epsilon } = config;
   const count = hidden.length / cols, input = normed ?? workspace.take("normed", hidden.length);
   rmsNorm(kernels, hidden, { rows: count, cols, weight: parts.finalNorm, epsilon }, input);
-  const logits = workspace.take("logits", count * config.vocabularySize);
   yield { layers: [parts.head], x: input, rows: count };
+  const logits = workspace.take("logits", count * config.vocabularySize);
   pass.linear(parts.head, input, count, logits, rows);
   scaleInPlace(logits, config.logitScale);
   return logits;

@@ -1,0 +1,57 @@
+/**
+ * Matrices of a checkpoint that are read when they are first needed and let go when others need their memory, the one
+ * that was not used for longest first.
+ */
+import { throwIfStopped } from "../../progress.ts";
+
+/** Reads a matrix into memory of its size. */
+export type ReadMatrix = (target: Uint8Array<ArrayBuffer>) => void;
+
+/** Matrices in memory, up to a limit. A single one may pass it. */
+export class HeldWeights {
+  /** In the order in which they were last used. */
+  readonly #held = new Map<string, Uint8Array<ArrayBuffer>>();
+  #bytes = 0;
+  #bytesRead = 0;
+
+  /** @param limitBytes that matrices may take together */
+  constructor(readonly limitBytes: number) {}
+
+  /** Bytes in memory. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Bytes read so far: more than the model's where matrices were read again. */
+  get bytesRead(): number {
+    return this.#bytesRead;
+  }
+
+  /** A matrix's bytes, valid until another one is asked for. */
+  take(name: string, byteLength: number, read: ReadMatrix): Uint8Array<ArrayBuffer> {
+    const known = this.#held.get(name);
+    if (known !== undefined) {
+      this.#held.delete(name);
+      this.#held.set(name, known);
+      return known;
+    }
+    throwIfStopped();
+    const bytes = this.#room(byteLength) ?? new Uint8Array(byteLength);
+    read(bytes);
+    this.#held.set(name, bytes);
+    this.#bytes += byteLength;
+    this.#bytesRead += byteLength;
+    return bytes;
+  }
+
+  /** Lets matrices go until one more fits. Blocks are alike: mostly the memory of one that goes is taken as it is. */
+  #room(byteLength: number): Uint8Array<ArrayBuffer> | undefined {
+    for (const [name, bytes] of this.#held) {
+      if (this.#bytes + byteLength <= this.limitBytes) return undefined;
+      this.#held.delete(name);
+      this.#bytes -= bytes.length;
+      if (bytes.length === byteLength) return bytes;
+    }
+    return undefined;
+  }
+}
