@@ -10,10 +10,13 @@ import type { TimeAxis } from "../time/mod.ts";
 
 /** Every eighth record is held out: nothing is solved on it, and it chooses between candidates. */
 const HELD_OUT = 8;
-/** Held-out samples, as part of the others and at least: rare large errors decide their mean. */
-const HELD_OUT_SHARE = 0.5, MIN_HELD_OUT_SAMPLES = 256;
-/** Positions of one forward pass, roughly. */
-const BATCH_POSITIONS = 4096;
+/**
+ * Held-out samples, as part of the others and at least: rare large errors decide their mean. The least is fewer where
+ * samples are long: positions cost time, and of sequences are what is averaged.
+ */
+const HELD_OUT_SHARE = 0.5, MIN_HELD_OUT_SAMPLES = 256, MIN_HELD_OUT_POSITIONS = 4096;
+/** Positions of one forward pass, roughly, unless memory asks for fewer. */
+export const BATCH_POSITIONS = 4096;
 
 /** Samples that run together. */
 export interface CalibrationPart<Batch> {
@@ -54,6 +57,8 @@ export interface CalibrationOptions {
   readonly seed: number;
   /** Weights of positions: `POSITION_WEIGHTS` of sequences.ts, the default, or all alike. */
   readonly weights?: "by_role" | "alike" | undefined;
+  /** Positions of one forward pass, roughly; default 4096. Solutions do not depend on it, memory does. */
+  readonly batchPositions?: number | undefined;
 }
 
 /** The error of calibration data that cannot be used. */
@@ -120,18 +125,23 @@ export interface Draw {
   readonly time: number;
 }
 
+/** Held-out samples beside so many samples of so many positions. */
+function heldOutSamples(samples: number, positions: number): number {
+  const least = Math.min(MIN_HELD_OUT_SAMPLES, Math.ceil(MIN_HELD_OUT_POSITIONS / positions));
+  return Math.max(least, Math.ceil(samples * HELD_OUT_SHARE));
+}
+
 /**
  * Draws samples of both parts. The range of times is divided equally among the samples, so that no time is
  * missing; their order is random, so that each batch has all kinds.
  */
 export function draw<Batch>(
   records: number,
-  samples: number,
-  seed: number,
+  { samples, seed, batchPositions = BATCH_POSITIONS }: CalibrationOptions,
   positions: number,
   batchOf: (part: readonly Draw[]) => CalibrationPart<Batch>,
 ): Pick<CalibrationSet<Batch>, "fit" | "heldOut"> {
-  const size = Math.max(1, Math.floor(BATCH_POSITIONS / positions));
+  const size = Math.max(1, Math.floor(batchPositions / positions));
   const random = new RandomStream(seed, 0x5eed);
   const indices = Array.from({ length: records }, (_, i) => i);
   const shuffled = pick(indices, records, random);
@@ -151,6 +161,6 @@ export function draw<Batch>(
   };
   return {
     fit: part(fit, samples, 0),
-    heldOut: part(held, Math.max(MIN_HELD_OUT_SAMPLES, Math.ceil(samples * HELD_OUT_SHARE)), 2 ** 20),
+    heldOut: part(held, heldOutSamples(samples, positions), 2 ** 20),
   };
 }

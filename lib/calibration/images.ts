@@ -130,8 +130,9 @@ function syntheticImages(
 export function imageSet(
   model: DitModel,
   folder: string,
-  { source, samples, seed }: CalibrationOptions,
+  options: CalibrationOptions,
 ): CalibrationSet<ImageBatch> {
+  const { source, samples, seed } = options;
   const isSynthetic = source === "synthetic";
   const elements = model.imageElements, { classes } = model.config;
   const { labels, distinct, image } = isSynthetic
@@ -170,6 +171,6 @@ export function imageSet(
     distinctPositions: distinct.length * positions,
     axis: timestepAxis(trainTimesteps),
     scheduler,
-    ...draw(distinct.length, samples, seed, positions, batchOf),
+    ...draw(distinct.length, options, positions, batchOf),
   };
 }

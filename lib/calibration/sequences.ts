@@ -122,8 +122,9 @@ function maskedBatch(
  */
 export async function sequenceSet(
   loaded: Exclude<LoadedModel, { readonly kind: "dit" }>,
-  { source, samples, seed, weights = "by_role" }: CalibrationOptions,
+  options: CalibrationOptions,
 ): Promise<CalibrationSet<SequenceBatch>> {
+  const { source, samples, seed, weights = "by_role" } = options;
   const isSynthetic = source === "synthetic", { model } = loaded;
   const { maxTokens, logitShift: shift } = model.config;
   const limit = Math.min(maxTokens, MAX_SEQUENCE_TOKENS);
@@ -151,6 +152,6 @@ export async function sequenceSet(
     ],
     distinctPositions: sequences.reduce((sum, { tokens }) => sum + tokens.length, 0),
     axis: maskRatioAxis(MASK_RATIO_BINS),
-    ...draw(distinct, samples, seed, length, (part) => maskedBatch(model.config, records, masking, part)),
+    ...draw(distinct, options, length, (part) => maskedBatch(model.config, records, masking, part)),
   };
 }

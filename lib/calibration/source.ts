@@ -6,7 +6,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Config, hasBudget, wantsPhases } from "../config/mod.ts";
 import { CalibrationError } from "../errors.ts";
-import { modelFrom } from "../models/mod.ts";
+import { type HeldWeights, modelFrom } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
@@ -68,16 +68,24 @@ export async function openCalibration(
   config: Config,
   kernels: Kernels,
   save: SaveCalibration | undefined,
-  options: RunOptions & { readonly force?: boolean | undefined },
+  options: RunOptions & {
+    readonly force?: boolean | undefined;
+    /** As {@linkcode modelFrom} takes it. */
+    readonly held?: HeldWeights | undefined;
+    /** Bytes of statistics in memory at once where they are gathered to be saved. */
+    readonly bytesAtOnce?: number | undefined;
+    /** As {@linkcode loadCalibration} takes it. */
+    readonly batchPositions?: number | undefined;
+  },
 ): Promise<Calibrated> {
   const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
   const fingerprint = files === undefined && save === undefined ? "" : modelFingerprint(checkpoint);
   const statistics = files && loadStatistics(files, fingerprint);
   options.onEvent?.({ kind: "stage", message: "opening the model" });
-  const loaded = modelFrom(checkpoint, kernels);
+  const loaded = modelFrom(checkpoint, kernels, { held: options.held });
   const samples = config.calibrationSamples, seed = config.calibrationSeed;
   const calibrated = statistics === undefined
-    ? await loadCalibration(loaded, { source, samples, seed })
+    ? await loadCalibration(loaded, { source, samples, seed, batchPositions: options.batchPositions })
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;
   const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;
@@ -106,6 +114,7 @@ export async function openCalibration(
         signal,
         onEvent,
         onProgress,
+        bytesAtOnce: options.bytesAtOnce,
       }),
   ).finally(release);
   const isUsed = statistics !== undefined || config.calibrationMode === "once" || hasBudget(config);

@@ -17,6 +17,7 @@ export {
 export type { ForwardShape } from "./family.ts";
 export { ACTIVATION_PRECISIONS, type ActivationPrecision } from "./layers/int8.ts";
 export type { Blockwise, LayerObserver, Stage, StagedRun, StageStop } from "./layers/blockwise.ts";
+export { HeldWeights } from "./layers/held_weights.ts";
 export type { Matrix } from "./layers/linear.ts";
 export type { LinearLayer } from "./layers/tensors.ts";
 export type { MaskedTransformerConfig } from "./masked/config.ts";

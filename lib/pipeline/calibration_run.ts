@@ -1,5 +1,4 @@
 /** Calibration within a run: data opened once when first needed, bits by plan or budget, and warnings. */
-import process from "node:process";
 import type { Calibrated } from "../calibration/mod.ts";
 import {
   calibrationDigest,
@@ -15,6 +14,7 @@ import { modelRequirements } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { BitPlan } from "../plan/budget.ts";
 import { isTokenTable, type Plan } from "../plan/plan.ts";
+import { MemoryShares } from "./memory_shares.ts";
 import { formatBytes, type RunOptions } from "../progress.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 
@@ -25,8 +25,9 @@ export const PLAN_FILE = "arrowquant.plan.json";
 export interface RunCalibration {
   /** Text that stands for the data's bytes. @throws {CalibrationError} when there are none */
   digest(): Promise<string>;
-  /** The model with the data, opened by the first call. */
+  /** The model with the data, opened by the first call: its weights are read when they are needed. */
   open(): Promise<Calibrated>;
+  readonly memory: MemoryShares;
 }
 
 /** Options of a run that concern calibration. */
@@ -42,33 +43,42 @@ interface CalibrationOptions extends RunOptions {
 /** The calibration data of a run, opened when first needed. */
 export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptions): RunCalibration {
   const { config, kernels, saveCalibration } = options;
+  const memory = new MemoryShares(options.memoryBytes);
   let digest: Promise<string> | undefined, opened: Promise<Calibrated> | undefined;
   return {
+    memory,
     digest: async () => await (digest ??= calibrationDigest(calibrationSource(checkpoint, config))),
     open() {
       if (kernels === undefined) {
         throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
       }
-      if (opened === undefined) checkWeights(checkpoint, options.memoryBytes);
-      return opened ??= openCalibration(checkpoint, config, kernels, saveCalibration, options);
+      if (opened === undefined) checkWeights(checkpoint, memory);
+      return opened ??= openCalibration(checkpoint, config, kernels, saveCalibration, {
+        ...options,
+        held: memory.held,
+        bytesAtOnce: Math.min(STATISTICS_BYTES, memory.roomBytes / 4),
+        batchPositions: memory.batchPositions(checkpoint),
+      });
     },
   };
 }
 
-/** @throws {MemoryError} when the weights alone do not fit, before one is read */
-function checkWeights(checkpoint: Checkpoint, memoryBytes: number): void {
-  const { weightBytes } = modelRequirements(checkpoint), needed = process.memoryUsage().rss + weightBytes;
-  if (needed <= memoryBytes) return;
+/** Bytes of saved statistics that are gathered at once, at most. */
+const STATISTICS_BYTES = 2 * 2 ** 30;
+
+/** @throws {MemoryError} when the largest matrix alone does not fit, before a weight is read */
+function checkWeights(checkpoint: Checkpoint, { limitBytes, residentBytes }: MemoryShares): void {
+  const { matrices } = modelRequirements(checkpoint);
+  const largest = matrices.reduce((a, b) => b.bytes > a.bytes ? b : a, matrices[0]!);
+  const needed = residentBytes + largest.bytes;
+  if (needed <= limitBytes) return;
   throw new MemoryError(
-    `Cannot calibrate ${quote(checkpoint.path)}: the model must fit into ${
-      formatBytes(memoryBytes)
-    } (--max-memory), ` +
-      `got ${
-        formatBytes(weightBytes)
-      } of weights; with --solver clip and without phases and budgets a tensor at a time ` +
-      "is in memory",
+    `Cannot calibrate ${quote(checkpoint.path)}: ${quote(largest.name)} must fit into ${
+      formatBytes(limitBytes)
+    } (--max-memory), got ${formatBytes(largest.bytes)} beside ${formatBytes(residentBytes)} of the process; ` +
+      "with --solver clip and without phases and budgets some rows at a time are in memory",
     needed,
-    memoryBytes,
+    limitBytes,
     { path: checkpoint.path },
   );
 }

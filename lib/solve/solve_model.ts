@@ -344,7 +344,9 @@ class ModelSolver<Batch> {
       const { x, rows, residual } = this.#runs!.stop(i, block, name), own = rowWeights(part, rows, name);
       accumulateMoment(kernels, x, undefined, own, rows, moments.second, width);
       moments.tokens += rows;
-      moments.weight += own === undefined ? rows : own.reduce((sum, value) => sum + value, 0);
+      // One after the other: the sum does not depend on how samples are divided into parts.
+      if (own === undefined) moments.weight += rows;
+      else { for (const value of own) moments.weight += value; }
       if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross, width);
       if (residual !== undefined && cross !== undefined) {
         const lostStream = this.#lost.take("residual", residual.length);

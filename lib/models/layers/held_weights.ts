@@ -14,8 +14,8 @@ export class HeldWeights {
   #bytes = 0;
   #bytesRead = 0;
 
-  /** @param limitBytes that matrices may take together */
-  constructor(readonly limitBytes: number) {}
+  /** @param limitBytes that matrices may take together; another one counts from the next that is read */
+  constructor(public limitBytes: number) {}
 
   /** Bytes in memory. */
   get bytes(): number {

@@ -12,7 +12,7 @@ import type { TimeParameters } from "../../time/mod.ts";
 import type { ActivationPrecision } from "./int8.ts";
 import type { DenseMatrix, Linear, Matrix, WeightDtype } from "./linear.ts";
 import { shown } from "../model_config.ts";
-import { HeldWeights } from "./held_weights.ts";
+import type { HeldWeights } from "./held_weights.ts";
 import type { Workspace } from "./workspace.ts";
 
 /** Names of a kind that a message lists before it only counts. */
@@ -36,10 +36,10 @@ export interface LoadOptions {
   /** Inputs of packed layers whose time parameters do not quantize them. Default `f32`. */
   readonly activations?: ActivationPrecision | undefined;
   /**
-   * Plain matrices are read when a run first needs them, and let go when more than so many bytes are held: the
-   * checkpoint must stay open. By default all are read at once.
+   * Plain matrices are read when a run first needs them, and may be let go for others: the checkpoint must stay open.
+   * By default all are read at once, and kept.
    */
-  readonly heldBytes?: number | undefined;
+  readonly held?: HeldWeights | undefined;
 }
 
 /** A tensor that a model needs. */
@@ -161,7 +161,7 @@ export class ModelTensors {
   /**
    * Reads no weight.
    *
-   * @param options weights and biases in place of the checkpoint's, and how much of it is held
+   * @param options weights and biases in place of the checkpoint's, and where what is read is held
    * @throws as {@linkcode checkTensorList}
    * @throws {TypeError} when a replacement has another shape, or no tensor of the model to replace
    */
@@ -169,13 +169,13 @@ export class ModelTensors {
     checkpoint: Checkpoint,
     kernels: Kernels,
     list: TensorList,
-    { heldBytes, ...replaced }: Pick<LoadOptions, "weights" | "biases" | "heldBytes"> = {},
+    { held, ...replaced }: Pick<LoadOptions, "weights" | "biases" | "held"> = {},
   ) {
     this.#checkpoint = checkpoint;
     this.#kernels = kernels;
     this.#packed = checkTensorList(checkpoint, list);
     this.#replaced = replaced;
-    this.#held = heldBytes === undefined ? undefined : new HeldWeights(heldBytes);
+    this.#held = held;
     const given: (readonly [name: string, kind: string, shape: readonly number[]])[] = [
       ...[...replaced.biases ?? []].map(([name, { length }]) => [name, "values", [length]] as const),
       ...[...replaced.weights ?? []].map(([name, { rows, cols }]) =>
