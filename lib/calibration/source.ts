@@ -84,8 +84,10 @@ export async function openCalibration(
   options.onEvent?.({ kind: "stage", message: "opening the model" });
   const loaded = modelFrom(checkpoint, kernels, { held: options.held });
   const samples = config.calibrationSamples, seed = config.calibrationSeed;
+  // A saved pass goes on from its number of parts: they are always alike.
+  const batchPositions = save === undefined ? options.batchPositions : undefined;
   const calibrated = statistics === undefined
-    ? await loadCalibration(loaded, { source, samples, seed, batchPositions: options.batchPositions })
+    ? await loadCalibration(loaded, { source, samples, seed, batchPositions })
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;
   const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;

@@ -75,7 +75,9 @@ function checkWeights(checkpoint: Checkpoint, { limitBytes, residentBytes }: Mem
   throw new MemoryError(
     `Cannot calibrate ${quote(checkpoint.path)}: ${quote(largest.name)} must fit into ${
       formatBytes(limitBytes)
-    } (--max-memory), got ${formatBytes(largest.bytes)} beside ${formatBytes(residentBytes)} of the process; ` +
+    } (--max-memory), got ${formatBytes(largest.bytes)} beside ${
+      formatBytes(residentBytes)
+    } of the process; ` +
       "with --solver clip and without phases and budgets some rows at a time are in memory",
     needed,
     limitBytes,

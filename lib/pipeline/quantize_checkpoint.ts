@@ -307,7 +307,8 @@ async function bitPlanOf(run: QuantizeRun<Kernels | undefined>): Promise<BitPlan
   if (config.bitPlan !== null) return configuredPlan(checkpoint, config);
   if (!hasBudget(config)) return undefined;
   const calibrated = await calibration.open();
-  announce(run as QuantizeRun, calibrated, planQuantization(checkpoint, config).rows);
+  const { memory } = calibration, rows = planQuantization(checkpoint, config).rows;
+  announce({ checkpoint, config, kernels: kernels!, memory, options }, calibrated, rows);
   return await stoppable(
     options.signal,
     "give the same command again; sensitivities are measured anew",
@@ -328,7 +329,7 @@ export async function calibrateRun(
   { plan, bitPlan }: PlannedRun,
   output?: Rewrite,
 ): Promise<Calibrated | undefined> {
-  const { config, calibration, options: { onEvent } } = run;
+  const { checkpoint, config, kernels, calibration, options } = run, { onEvent } = options;
   if (output?.isComplete) return undefined;
   const rows = quantizedRows(plan);
   if (wantsPhases(config) && rows.length === 0) {
@@ -339,7 +340,10 @@ export async function calibrateRun(
     rows.some((row) => !isRounded(config, row) && !output?.isDone(row.name));
   if (!isSolved && !wantsPhases(config)) return undefined;
   const calibrated = await calibration.open();
-  if (isSolved && (bitPlan === undefined || !hasBudget(config))) announce(run, calibrated, rows);
+  const { memory } = calibration;
+  if (bitPlan === undefined || !hasBudget(config)) {
+    announce({ checkpoint, config, kernels, memory, folder: output?.work, options }, calibrated, plan.rows);
+  }
   return calibrated;
 }
 
@@ -350,7 +354,7 @@ export async function calibrateRun(
  * @param known candidates that need not be solved again; those that are solved are added
  */
 export async function solveRun(
-  { config, kernels, memoryBytes, options }: QuantizeRun,
+  { config, kernels, calibration, memoryBytes, options }: QuantizeRun,
   { plan }: PlannedRun,
   calibrated: Calibrated | undefined,
   { output, known }: { readonly output?: Rewrite | undefined; readonly known?: KnownSolutions } = {},
@@ -358,7 +362,10 @@ export async function solveRun(
   if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
   const identity = output === undefined ? "" : JSON.stringify(output.identity);
   return await solvePlan(
-    { calibrated, plan, config, kernels, memoryBytes, folder: output?.work, identity, known },
+    {
+      ...{ calibrated, plan, config, kernels, memoryBytes, folder: output?.work, identity, known },
+      statesBytes: calibration.memory.statesBytes,
+    },
     options,
   );
 }

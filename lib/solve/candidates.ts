@@ -118,6 +118,8 @@ export interface SolveTask {
   readonly kernels: Kernels;
   /** Bytes that the process may take; any by default. */
   readonly memoryBytes?: number | undefined;
+  /** Bytes of states between stages that stay in memory; what is more goes to the folder. Any by default. */
+  readonly statesBytes?: number | undefined;
   /** Where solved layers are kept until the run is finished; undefined keeps none. */
   readonly folder?: string | undefined;
   /** Of the run: layers that another one left in the folder are not taken. */
@@ -296,6 +298,7 @@ class CandidateSolver {
       onWarning: (message) => index === 0 && this.#event("warning", message),
       onMoments: (message) => index === 0 && this.#event("calibrate", message),
       memoryBytes: this.#task.memoryBytes,
+      kept: { memoryBytes: this.#task.statesBytes, folder },
       onLayer: (layer, done, of) => {
         if (folder !== undefined && solved?.has(layer.name) !== true) {
           saveSolvedLayer(folder, index, own, layer);

@@ -346,7 +346,7 @@ class ModelSolver<Batch> {
       moments.tokens += rows;
       // One after the other: the sum does not depend on how samples are divided into parts.
       if (own === undefined) moments.weight += rows;
-      else { for (const value of own) moments.weight += value; }
+      else for (const value of own) moments.weight += value;
       if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross, width);
       if (residual !== undefined && cross !== undefined) {
         const lostStream = this.#lost.take("residual", residual.length);

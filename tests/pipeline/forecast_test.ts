@@ -9,6 +9,7 @@ import { loadModel } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { chooseSolver } from "../../lib/pipeline/choose_solver.ts";
 import { announce } from "../../lib/pipeline/forecast.ts";
+import { MemoryShares } from "../../lib/pipeline/memory_shares.ts";
 import { planQuantization, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";
@@ -25,14 +26,16 @@ afterAll(() => {
 
 const small = await loadCalibration(loadModel(DREAM, kernels), { source: "synthetic", samples: 32, seed: 1 });
 
-/** The same with as many parts of a million positions: only their number is looked at. */
-const large = (parts: number): Calibrated =>
+const PART: Calibrated["data"]["fit"][number] = small.data.fit[0]!;
+
+/** The same with about as many millions of positions: a part again and again. */
+const large = (millions: number): Calibrated =>
   ({
     ...small,
     data: {
       ...small.data,
       heldOut: [],
-      fit: Array.from({ length: parts }, () => ({ samples: 50_000, weights: { length: 1_000_000 } })),
+      fit: Array.from({ length: millions * 1e6 / PART.weights.length }, () => PART),
     },
   }) as unknown as Calibrated;
 
@@ -44,11 +47,13 @@ function forecast(
   calibrated: Calibrated,
   memoryBytes: number,
   overrides: Record<string, unknown>,
+  folder?: string,
 ): RunEvent[] {
-  const config = configOf(overrides), events: RunEvent[] = [];
+  const config = chooseSolver(checkpoint, configOf(overrides)), events: RunEvent[] = [];
+  const memory = new MemoryShares(memoryBytes);
   const options = { onEvent: (event: RunEvent) => void events.push(event) };
   announce(
-    { checkpoint, config: chooseSolver(checkpoint, config), kernels, memoryBytes, options },
+    { checkpoint, config, kernels, memory, folder, options },
     calibrated,
     planQuantization(checkpoint, config).rows,
   );
@@ -71,23 +76,39 @@ function refusal(
 
 describe("memory of calibrated work", () => {
   const best = { solver: "best" };
-  const hidden = 4 * 100e6 * (checkpoint.config!["hidden_size"] as number);
+  const { hidden_size: width, intermediate_size: widest } = checkpoint.config as Record<string, number>;
+  /** Of 50 million positions: what a block makes of them, and what its widest layers read. */
+  const states = 4 * 50e6 * (width! + widest!);
 
-  test("holds the hidden states of all data, once more where layers read what quantized ones make", () => {
-    const needed = (overrides: Record<string, unknown>) => refusal(large(100), 1, overrides).neededBytes;
+  test("holds the states of all data, once more where layers read what quantized ones make", () => {
+    const needed = (overrides: Record<string, unknown>) => refusal(large(50), 1, overrides).neededBytes;
     const once = needed({ ...best, calibration_mode: "once" }), blocks = needed(best);
-    expect(once).toBeGreaterThan(hidden);
-    expect(Math.abs(blocks - once - hidden)).toBeLessThan(hidden / 10);
+    expect(once).toBeGreaterThan(states);
+    expect(Math.abs(blocks - once - states)).toBeLessThan(states / 10);
   });
 
   test("that does not fit is refused with a setting that does", () => {
-    const peak = refusal(large(100), 1, best).neededBytes - process.memoryUsage().rss;
-    const at = (share: number) => refusal(large(100), process.memoryUsage().rss + share * peak, best).message;
+    const peak = refusal(large(50), 1, best).neededBytes - process.memoryUsage().rss;
+    const at = (share: number) => refusal(large(50), process.memoryUsage().rss + share * peak, best).message;
     expect(at(0.7)).toMatch(/--max-memory.*; it fits with calibration_mode: once$/);
     expect(at(0.3)).toMatch(/; it fits with --samples 256$/);
     expect(at(0.0001)).toMatch(/; with --solver clip a tensor at a time is in memory$/);
-    forecast(large(25), process.memoryUsage().rss + 0.3 * peak, best); // as said: a quarter of the samples
-    forecast(large(100), process.memoryUsage().rss + 0.7 * peak, { ...best, calibration_mode: "once" });
+    forecast(large(12.5), process.memoryUsage().rss + 0.3 * peak, best); // as said: a quarter of the samples
+    forecast(large(50), process.memoryUsage().rss + 0.7 * peak, { ...best, calibration_mode: "once" });
+  });
+
+  test("with a folder goes to files, where the disk has room", () => {
+    const limit = process.memoryUsage().rss + states / 2;
+    expect(() => forecast(large(50), limit, best)).toThrow(MemoryError);
+    const [event] = forecast(large(50), limit, best, place.fresh("states"));
+    expect((event!.data as { bytes: number }).bytes).toBeLessThanOrEqual(limit * 1.01);
+    // A hundred thousand parts of 12.8 million positions: more than disks hold.
+    const own = { ...PART, samples: 1e5, weights: { length: 1.28e7 } };
+    const data = { ...small.data, heldOut: [], fit: Array.from({ length: 1e5 }, () => own) };
+    const far = { ...small, data } as unknown as Calibrated;
+    expect(() => forecast(far, 1e12, best, place.fresh("states"))).toThrow(
+      /the file system must have .* free until the run is finished .*--max-memory/,
+    );
   });
 
   test("is looked at before a weight is read, and nothing is left behind", async () => {
@@ -123,15 +144,30 @@ describe("time of calibrated work", () => {
     const secondsOf = (parts: number, overrides: Record<string, unknown>) => {
       const [event] = forecast(large(parts), Infinity, overrides);
       expect(event!.message).toMatch(
-        /^forecast: about .*(s|min|h) \(.*products timed now\) and .*B of memory$/,
+        /^forecast: about .*(s|min|h) \(.*timed now\) and .*B of memory(; .*: .*)?$/,
       );
       return event!.data as { seconds: number; stages: { name: string; seconds: number }[] };
     };
-    const one = secondsOf(10, { solver: "best" }), ten = secondsOf(100, { solver: "best" });
+    const one = secondsOf(2, { solver: "best" }), ten = secondsOf(20, { solver: "best" });
     expect(ten.seconds).toBeGreaterThan(2 * one.seconds);
-    expect(one.stages.map(({ name }) => name)).toEqual(["solving", "held-out distances"]);
-    const budget = secondsOf(10, { solver: "feedback", target_bits_per_weight: 3 });
+    expect(one.stages.map(({ name }) => name)).toEqual(["solving", "writing"]);
+    const budget = secondsOf(2, { solver: "feedback", target_bits_per_weight: 3 });
     expect(budget.stages[0]!.name).toBe("sensitivities");
+    const phases = secondsOf(2, { solver: "clip", "thermodynamic.validation.enabled": true });
+    expect(phases.stages.map(({ name }) => name)).toEqual(["phases", "writing"]);
+  });
+
+  test("is announced with what cheaper settings take", () => {
+    const [event] = forecast(large(50), Infinity, { solver: "best" });
+    const { seconds, cheaper } = event!.data as {
+      seconds: number;
+      cheaper: { name: string; seconds: number }[];
+    };
+    expect(cheaper.at(-1)!.name).toBe("--solver clip");
+    for (const other of cheaper) {
+      expect(other.seconds).toBeLessThan(seconds);
+      expect(event!.message).toContain(`; ${other.name}: `);
+    }
   });
 
   test("of a moment is not", () => {

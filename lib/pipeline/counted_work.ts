@@ -1,0 +1,303 @@
+/** The stages of a calibrated run, with the memory that each takes and the time that it will take here. */
+import { chooseMoment } from "../calibration/moment_structure.ts";
+import { blockRuns } from "../calibration/collect.ts";
+import type { Calibrated, CalibrationPart } from "../calibration/mod.ts";
+import { calibrationGroups } from "../calibration/saved_statistics.ts";
+import { maskedRows } from "../calibration/step_kl.ts";
+import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
+import { type Blockwise, forwardCost, modelConfig, modelRequirements } from "../models/mod.ts";
+import { REFINEMENT_DEFAULTS } from "../phases/settings.ts";
+import { isTokenTable, type PlanRow } from "../plan/plan.ts";
+import type { WeightFormat } from "../quant/packed/layout.ts";
+import { isRounded, weightSolver } from "../solve/by_weights.ts";
+import { candidateCount, solverSettings } from "../solve/candidates.ts";
+import { type Checkpoint, elementCount } from "../tensor/mod.ts";
+import { statisticsBytes } from "../time/mod.ts";
+import type { TimedWork } from "./timed_work.ts";
+
+/** A stage of a run. */
+export interface RunStage {
+  readonly name: string;
+  /** Bytes that it takes beside weights and the states between stages. */
+  readonly bytes: number;
+  /** Bytes of states between stages, which may go to files. */
+  readonly statesBytes: number;
+  /** Time that it will take. */
+  seconds(timed: TimedWork): number;
+}
+
+/** Combinations of bits, group size and zero points that a budget tries for a layer. */
+const BUDGET_GRIDS = 24;
+/** Held-out parts that a budget measures a layer on. */
+const PROBE_PARTS = 2;
+/** Logits in memory at once, of two models and a copy. */
+const LOGITS_BYTES = 3 * 4 * 2 ** 25;
+/** Bytes of a weight of the layer that is solved, in its forms: as float32, as target and in steps to it, as codes. */
+const LAYER_BYTES = 20;
+/** Passes of two models over held-out data that a phase along the time axis takes, and over the others. */
+const PHASE_PASSES = { heldOut: 8, fit: 2 };
+/** Positions of a step of the refinement, and passes that it is worth: two models forward, one back. */
+const STEP_POSITIONS = 1152, STEP_PASSES = 6;
+/** Looks of the refinement at held-out samples, and how many those are. */
+const LOOKS = 8, LOOKED_AT = { sequences: 1024, images: 256 };
+
+type Part = CalibrationPart<unknown>;
+
+const positionsIn = (parts: readonly Part[]): number =>
+  parts.reduce((sum, { weights }) => sum + weights.length, 0);
+
+const most = (values: readonly number[]): number => values.reduce((a, b) => Math.max(a, b), 0);
+
+/** Layers that read the same and are solved one after the other. */
+interface SolvedStage {
+  readonly cols: number;
+  readonly rows: readonly number[];
+  readonly forms: readonly WeightFormat[];
+  /** Columns of a block of their moment. */
+  readonly block: number;
+}
+
+/** What a run works on. */
+export interface CountedRun {
+  readonly calibrated: Calibrated;
+  readonly checkpoint: Checkpoint;
+  /** Of the plan. */
+  readonly rows: readonly PlanRow[];
+  readonly memoryBytes: number;
+}
+
+/** A run that is counted before it begins. */
+export class CountedWork {
+  readonly #run: CountedRun;
+  readonly #model: ReturnType<typeof modelConfig>;
+  /** Bytes of all weights as they are held, and of the block or the table that takes most. */
+  readonly weights: { readonly bytes: number; readonly leastBytes: number };
+
+  constructor(run: CountedRun) {
+    this.#run = run;
+    this.#model = modelConfig(run.checkpoint);
+    const { weightBytes, matrices } = modelRequirements(run.checkpoint);
+    const bytesOf = new Map(matrices.map(({ name, bytes }) => [name, bytes]));
+    const sizes = [...Map.groupBy(run.calibrated.model.stages, ({ block }) => block).values()].map((stages) =>
+      stages.flatMap(({ layers }) => layers).reduce((sum, { name }) => sum + (bytesOf.get(name) ?? 0), 0)
+    );
+    const tables = run.calibrated.model.tables.map(({ name }) => bytesOf.get(name) ?? 0);
+    this.weights = { bytes: weightBytes, leastBytes: most([...sizes, ...tables]) };
+  }
+
+  /** The same with a part of the samples. */
+  withSamples(share: number): CountedWork {
+    const { calibrated } = this.#run, { data } = calibrated;
+    const fit = data.fit.slice(0, Math.ceil(data.fit.length * share));
+    return new CountedWork({
+      ...this.#run,
+      calibrated: { ...calibrated, data: { ...data, fit } } as Calibrated,
+    });
+  }
+
+  /** Bytes of the solved layers of a candidate. */
+  get packedBytes(): number {
+    return this.#run.rows.reduce(
+      (sum, row) => sum + (row.action === "quantize" && !isTokenTable(row) ? row.bytesAfter : 0),
+      0,
+    );
+  }
+
+  /** Bytes of packed token tables. */
+  get #tableBytes(): number {
+    return this.#run.rows.reduce((sum, row) => sum + (isTokenTable(row) ? row.bytesAfter : 0), 0);
+  }
+
+  get #width(): number {
+    return this.#model.config.hiddenSize;
+  }
+
+  /** Cost of a forward pass over parts, without logits. */
+  #pass(parts: readonly Part[]) {
+    const costs = parts.map(({ samples, weights: { length } }) =>
+      forwardCost(this.#model, { batch: samples, tokens: length / samples, rows: 1 })
+    );
+    const positions = positionsIn(parts);
+    const multiplyAdds = costs.reduce((sum, cost) => sum + cost.multiplyAdds, 0);
+    return {
+      positions,
+      bytes: most(costs.map(({ activationBytes }) => activationBytes)),
+      statesBytes: 4 * positions * this.#width,
+      seconds: (timed: TimedWork) =>
+        positions === 0 ? 0 : positions * timed.position(multiplyAdds / positions),
+    };
+  }
+
+  /** Layers that are solved, a stage at a time. */
+  #layers(config: ConfigInForce): SolvedStage[] {
+    const { rows, calibrated: { model, data }, memoryBytes } = this.#run, settings = solverSettings(config);
+    const wanted = new Map(
+      rows.filter((row) => row.action === "quantize" && !isTokenTable(row) && !isRounded(config, row))
+        .map((row) => [row.name, row]),
+    );
+    return model.stages.flatMap(({ layers }): SolvedStage[] => {
+      const own = layers.filter(({ name }) => wanted.has(name));
+      if (own.length === 0) return [];
+      const forms = own.map(({ name }): WeightFormat => {
+        const { bits, groupSize, zeroPoint, scaleBits } = wanted.get(name)!;
+        wanted.delete(name);
+        return { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+      });
+      const { cols } = own[0]!.weights, positions = data.distinctPositions;
+      const { block } = chooseMoment(settings, { cols, positions, memoryBytes, formats: forms });
+      return [{ cols, rows: own.map(({ weights }) => weights.rows), forms, block }];
+    });
+  }
+
+  /** The stages of a run with a configuration. */
+  stages(config: ConfigInForce): RunStage[] {
+    return [
+      ...(hasBudget(config) ? [this.#sensitivities(config)] : []),
+      ...(["best", "feedback"].includes(config.solver) ? this.#solving(config) : []),
+      ...(wantsPhases(config) ? [this.#phases(config)] : []),
+      this.#writing(config),
+    ];
+  }
+
+  #solving(config: ConfigInForce): RunStage[] {
+    const { calibrated } = this.#run, { data: { fit, heldOut }, statistics } = calibrated;
+    const { solver } = config,
+      settings = solverSettings(config),
+      isBlockwise = config.calibrationMode === "blocks";
+    const isRun = fit.length > 0 && (statistics === undefined || isBlockwise);
+    const corrects = isRun && isBlockwise && solver === "best" &&
+      (settings.correction > 0 || settings.residualCorrection > 0);
+    const count = candidateCount(calibrated, config), layers = this.#layers(config), runs = corrects ? 2 : 1;
+    const pass = this.#pass(isRun ? fit : []), packed = this.packedBytes, tables = this.#tableBytes;
+    // Between stages: hidden states, and what the widest layers read.
+    const states = runs * (pass.statesBytes + 4 * pass.positions * most(layers.map(({ cols }) => cols)));
+    const solveBytes = most(
+      layers.map(({ cols, rows, block }) =>
+        4 * cols * block * (corrects ? 3 : 2) + most(rows) * cols * LAYER_BYTES +
+        (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0)
+      ),
+    );
+    // Beside the inputs of a part, what they lost.
+    const lost = corrects ? pass.bytes / 2 : 0;
+    const held = this.#pass(heldOut), rows = this.#maskedRows();
+    const { vocabularySize = 0 } = this.#model.config as { readonly vocabularySize?: number };
+    return [
+      {
+        name: count > 1 ? `solving ${count} candidates` : "solving",
+        bytes: pass.bytes + lost + solveBytes + tables + Math.min(2, count) * packed,
+        statesBytes: isRun ? states : 0,
+        seconds: (timed) =>
+          count * (runs * pass.seconds(timed) + layers.reduce((sum, { cols, rows, forms, block }) => {
+            const gathered = pass.positions * cols * block * (corrects ? 1.5 : 0.5) *
+              timed.multiplyAdd(block);
+            const factored = timed.factor(block) * (cols / block);
+            return sum + gathered + factored + rows.reduce((own, n, i) =>
+              // Its target, its stream's loss, its error.
+              own + (corrects ? 3.5 : 1) * n * cols * block * timed.multiplyAdd(block) +
+              timed.solving(n, cols, block, { form: forms[i]!, solver, settings }), 0);
+          }, 0)),
+      },
+      ...(heldOut.length === 0 ? [] : [{
+        name: "held-out distances",
+        bytes: held.bytes + 2 * held.statesBytes + tables + Math.min(2, count) * packed +
+          (rows === 0 ? 0 : Math.min(LOGITS_BYTES, 12 * rows * vocabularySize)),
+        statesBytes: 0,
+        seconds: (timed: TimedWork) =>
+          (1 + count) * held.seconds(timed) +
+          count * (2 * rows * vocabularySize * this.#width * timed.multiplyAdd(this.#width) +
+              timed.logits(rows, vocabularySize)),
+      }]),
+    ];
+  }
+
+  /** Held-out positions whose logits are compared. */
+  #maskedRows(): number {
+    const { calibrated } = this.#run;
+    if (calibrated.kind === "images") return 0;
+    const { data, model: { config }, shift } = calibrated;
+    return data.heldOut.reduce(
+      (sum, { batch: { inputIds }, samples }) =>
+        sum + maskedRows(inputIds, inputIds.length / samples, config.maskToken, shift).length,
+      0,
+    );
+  }
+
+  #sensitivities(config: ConfigInForce): RunStage {
+    const { calibrated } = this.#run,
+      { data: { fit, heldOut, axis, distinctPositions }, statistics } = calibrated;
+    const settings = solverSettings(config), solver = config.solver === "best" ? "feedback" : config.solver;
+    const layers = this.#layers({ ...config, solver: "best", chosen: undefined });
+    const pass = this.#pass(statistics === undefined ? fit : []),
+      probe = this.#pass(heldOut.slice(0, PROBE_PARTS));
+    const runs = blockRuns(calibrated.model as Blockwise<unknown>, {
+      groups: calibrationGroups(axis, 1),
+      second: "total",
+      blockOf: (cols) => chooseMoment(settings, { cols, positions: distinctPositions }).block,
+    });
+    const gathered = statistics !== undefined
+      ? []
+      : runs.map(({ inputs }) => statisticsBytes(inputs.values(), 1, "total"));
+    const count = layers.reduce((sum, { rows }) => sum + rows.length, 0);
+    return {
+      name: "sensitivities",
+      bytes: pass.statesBytes + Math.max(pass.bytes, probe.bytes) + 3 * probe.statesBytes + most(gathered) +
+        most(layers.map(({ cols, rows, block }) => 8 * cols * block + most(rows) * cols * LAYER_BYTES)),
+      statesBytes: 0,
+      seconds: (timed) =>
+        pass.seconds(timed) + (1 + count) * probe.seconds(timed) + layers.reduce(
+          (sum, { cols, rows, forms, block }) =>
+            sum + pass.positions * cols * block / 2 * timed.multiplyAdd(block) +
+            timed.factor(block) * (cols / block) +
+            BUDGET_GRIDS * rows.reduce(
+                (own, n, i) => own + timed.solving(n, cols, block, { form: forms[i]!, solver, settings }),
+                0,
+              ),
+          0,
+        ),
+    };
+  }
+
+  #phases(config: ConfigInForce): RunStage {
+    const { calibrated: { kind, data: { fit, heldOut } } } = this.#run;
+    const { validation, boundarySmoothing, transitionOptimization: refinement } = config.thermodynamic;
+    const pass = this.#pass(fit), held = this.#pass(heldOut), [first] = fit;
+    const axis = validation.enabled || boundarySmoothing.enabled || config.enableTimeAware;
+    const length = first === undefined ? 1 : first.weights.length / first.samples;
+    const { maxIterations, maxMinutes } = refinement;
+    const steps = refinement.enabled ? maxIterations ?? REFINEMENT_DEFAULTS[kind].maxIterations : 0;
+    const positions = steps * Math.max(length, STEP_POSITIONS) * STEP_PASSES +
+      (steps > 0 ? LOOKS * LOOKED_AT[kind] * length : 0);
+    return {
+      name: "phases",
+      // The packed model beside the full one, and gradients of a block.
+      bytes: pass.bytes + 2 * held.statesBytes + this.packedBytes + this.#tableBytes,
+      statesBytes: 0,
+      seconds: (timed) => {
+        const refined = pass.positions === 0 ? 0 : positions * pass.seconds(timed) / pass.positions;
+        return Math.min(refined, (maxMinutes ?? Infinity) * 60) +
+          (axis ? PHASE_PASSES.fit * pass.seconds(timed) + PHASE_PASSES.heldOut * held.seconds(timed) : 0);
+      },
+    };
+  }
+
+  #writing(config: ConfigInForce): RunStage {
+    const { rows } = this.#run, isSolved = ["best", "feedback"].includes(config.solver);
+    const before = rows.reduce((sum, { bytesBefore }) => sum + bytesBefore, 0);
+    const after = rows.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
+    return {
+      name: "writing",
+      bytes: this.packedBytes + this.#tableBytes,
+      statesBytes: 0,
+      seconds: (timed) =>
+        // Read and hashed; written, hashed, and read back.
+        timed.hashing(before + 2 * after) + rows.reduce((sum, row) => {
+          if (row.action === "keep") return sum;
+          const { bits, groupSize, zeroPoint, scaleBits } = row, weights = elementCount(row.shape)!;
+          const form = { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+          const isOwn = isSolved && !isTokenTable(row) && !isRounded(config, row);
+          return sum + timed.packing(weights, "measure", form) +
+            (isOwn ? 0 : timed.packing(weights, weightSolver(config, row), form));
+        }, 0),
+    };
+  }
+}

@@ -1,0 +1,203 @@
+/**
+ * Time of a run's work on this machine, from a little of the same work done on the spot: a block run on a sample,
+ * moments gathered, factored and solved on, weights packed and hashed.
+ */
+import { createHash } from "node:crypto";
+import type { Calibrated, CalibrationPart } from "../calibration/mod.ts";
+import type { Solver } from "../config/names.ts";
+import type { Blockwise, ImageBatch, SequenceBatch } from "../models/mod.ts";
+import { RandomStream } from "../models/random.ts";
+import type { Kernels } from "../native/mod.ts";
+import { packedErrorStatistics, quantize, type WeightSolver } from "../quant/mod.ts";
+import type { WeightFormat } from "../quant/packed/layout.ts";
+import { type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
+import { accumulateMoment, emptyMoments } from "../quant/solvers/moments.ts";
+import { solveLayer } from "../quant/solvers/solve_layer.ts";
+import type { SolverSettings } from "../quant/solvers/settings.ts";
+import { tokenKl } from "../thermo/masked_transition.ts";
+
+/** Most columns, rows and inputs of a layer that is solved to be timed: wider ones take as many times longer. */
+const PROBE = { cols: 2048, rows: 256, tokens: 1024 };
+/** Most multiply-adds, roughly, of a block that is run to be timed. */
+const BLOCK_MULTIPLY_ADDS = 2e10;
+/** What takes less is timed again: the first time has compiling in it. */
+const SHORT_SECONDS = 0.3;
+/** Weights that are packed, and bytes that are hashed, to be timed. */
+const PACKED = { rows: 256, cols: 2048 }, HASHED_BYTES = 2 ** 22;
+/** Rows and columns of logits that are compared to be timed. */
+const LOGITS = { rows: 4, cols: 8192 };
+
+/** Seconds that a function takes, as often as it takes to be past compiling. */
+function secondsOf(run: () => unknown): number {
+  let least = Infinity;
+  for (let i = 0; i < 3 && (i === 0 || least < SHORT_SECONDS); i++) {
+    const begin = performance.now();
+    run();
+    least = Math.min(least, (performance.now() - begin) / 1000);
+  }
+  return Math.max(1e-7, least);
+}
+
+/** Seconds of what is done with a moment of so many columns. */
+interface MomentTimes {
+  readonly cols: number;
+  readonly moment: FactoredMoment;
+  /** Of a multiply-add, and of factoring it. */
+  readonly multiplyAdd: number;
+  readonly factor: number;
+}
+
+/** Times of kinds of work, each measured when it is first asked for. */
+export class TimedWork {
+  readonly #kernels: Kernels;
+  readonly #calibrated: Calibrated;
+  readonly #known = new Map<string, number>();
+  readonly #moments = new Map<number, MomentTimes>();
+
+  constructor(kernels: Kernels, calibrated: Calibrated) {
+    [this.#kernels, this.#calibrated] = [kernels, calibrated];
+  }
+
+  #once(key: string, measure: () => number): number {
+    let seconds = this.#known.get(key);
+    if (seconds === undefined) this.#known.set(key, seconds = measure());
+    return seconds;
+  }
+
+  /** Seconds of all blocks for a position of the data. @param multiplyAdds of them, about */
+  position(multiplyAdds: number): number {
+    return this.#once("position", () => {
+      const { kind, model, data } = this.#calibrated;
+      return kind === "sequences"
+        ? this.#block(model, data.fit[0] ?? data.heldOut[0], multiplyAdds, sequences)
+        : this.#block(model, data.fit[0] ?? data.heldOut[0], multiplyAdds, images);
+    });
+  }
+
+  #block<Batch>(
+    model: Blockwise<Batch>,
+    part: CalibrationPart<Batch> | undefined,
+    multiplyAdds: number,
+    first: (batch: Batch, of: number, count: number) => Batch,
+  ): number {
+    if (part === undefined) return 0;
+    const { batch, samples, weights: { length } } = part, blocks = model.stages.at(-1)!.block;
+    const ofSample = multiplyAdds / blocks * length / samples;
+    const count = Math.max(1, Math.min(samples, Math.floor(BLOCK_MULTIPLY_ADDS / ofSample)));
+    const own = first(batch, samples, count), hidden = model.start(own);
+    model.runBlock(0, own, hidden, {}); // reads its weights
+    return secondsOf(() => model.runBlock(0, own, hidden, {})) * blocks / (count * length / samples);
+  }
+
+  /** Seconds of a multiply-add of products with moments of so many columns. */
+  multiplyAdd(cols: number): number {
+    return this.#momentOf(cols).multiplyAdd;
+  }
+
+  /** Seconds of factoring a moment. */
+  factor(cols: number): number {
+    const own = this.#momentOf(cols);
+    return own.factor * (cols / own.cols) ** 3;
+  }
+
+  #momentOf(cols: number): MomentTimes {
+    const own = Math.min(cols, PROBE.cols);
+    const known = this.#moments.get(own);
+    if (known !== undefined) return known;
+    const kernels = this.#kernels, { tokens } = PROBE, moments = emptyMoments(own);
+    const x = new Float32Array(tokens * own);
+    new RandomStream(own).fillNormal(x);
+    const gathered = secondsOf(() =>
+      accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second)
+    );
+    moments.tokens = moments.weight = tokens;
+    let moment: FactoredMoment;
+    const factor = secondsOf(() => void (moment = factorMoments(kernels, moments)));
+    const times = { cols: own, moment: moment!, multiplyAdd: gathered / (tokens * own * own / 2), factor };
+    this.#moments.set(own, times);
+    return times;
+  }
+
+  /**
+   * Seconds of solving a layer.
+   *
+   * @param block columns of a block of its moment
+   */
+  solving(
+    rows: number,
+    cols: number,
+    block: number,
+    { form, solver, settings }: {
+      readonly form: WeightFormat;
+      readonly solver: Solver;
+      readonly settings: SolverSettings;
+    },
+  ): number {
+    const count = Math.min(rows, PROBE.rows), own = Math.min(block, PROBE.cols);
+    if (block === 1) return this.packing(rows * cols, "clip", form); // weighed by the diagonal
+    const groupSize: WeightFormat["groupSize"] = own % (form.groupSize || own) === 0 ? form.groupSize : 0;
+    const seconds = this.#once(JSON.stringify([count, own, form, solver, settings]), () => {
+      const { moment, cols: width } = this.#momentOf(own), weights = new Float32Array(count * width);
+      new RandomStream(1).fillNormal(weights);
+      const problem = { weights, rows: count, cols: width, moment, ...form, groupSize };
+      return secondsOf(() => solveLayer(this.#kernels, solver, problem, settings));
+    });
+    // Of work that is a square of the columns in each block.
+    return seconds * (rows / count) * (block / own) ** 2 * (cols / block);
+  }
+
+  /** Seconds of comparing two models' logits at so many positions. */
+  logits(rows: number, vocabularySize: number): number {
+    const seconds = this.#once("logits", () => {
+      const cols = Math.min(vocabularySize, LOGITS.cols), values = new Float32Array(LOGITS.rows * cols);
+      new RandomStream(2).fillNormal(values);
+      return secondsOf(() => tokenKl(values, values, { vocabularySize: cols })) / values.length;
+    });
+    return seconds * rows * vocabularySize;
+  }
+
+  /** Seconds of packing so many weights with a solver of weights alone, or of measuring their error alone. */
+  packing(weights: number, how: WeightSolver | "measure", form: WeightFormat): number {
+    const { rows, cols } = PACKED;
+    const seconds = this.#once(JSON.stringify([how, form]), () => {
+      const data = new Float32Array(rows * cols);
+      new RandomStream(3).fillNormal(data);
+      const given = { data, dtype: "F32" } as const, solver = how === "measure" ? "round" : how;
+      const tensor = quantize(this.#kernels, given, rows, cols, { ...form, solver });
+      return secondsOf(() =>
+        how === "measure"
+          ? packedErrorStatistics(this.#kernels, given, tensor)
+          : quantize(this.#kernels, given, rows, cols, { ...form, solver })
+      );
+    });
+    return seconds * weights / (rows * cols);
+  }
+
+  /** Seconds of hashing so many bytes. */
+  hashing(bytes: number): number {
+    const seconds = this.#once("hashing", () => {
+      const content = new Uint8Array(HASHED_BYTES);
+      return secondsOf(() => createHash("sha256").update(content).digest());
+    });
+    return seconds * bytes / HASHED_BYTES;
+  }
+}
+
+/** The first sequences of a batch. */
+function sequences({ inputIds, attentionMask }: SequenceBatch, of: number, count: number): SequenceBatch {
+  const length = inputIds.length / of * count;
+  return {
+    inputIds: inputIds.subarray(0, length),
+    batch: count,
+    attentionMask: attentionMask?.subarray(0, length),
+  };
+}
+
+/** The first images of a batch. */
+function images({ samples, timesteps, labels }: ImageBatch, of: number, count: number): ImageBatch {
+  return {
+    samples: samples.subarray(0, samples.length / of * count),
+    timesteps: Array.from(timesteps).slice(0, count),
+    labels: Array.from(labels).slice(0, count),
+  };
+}
