@@ -52,14 +52,7 @@ export async function planByBudget(
   const { rows } = planQuantization(checkpoint, config);
   const wanted = rows.filter(isChosen);
   const { model, data } = calibrated, settings = solverSettings(config);
-  if (data.heldOut.length === 0) {
-    throw new CalibrationError(
-      "Cannot choose bits by a budget: 8 records or more are needed to hold some out, got " +
-        (calibrated.statistics === undefined
-          ? "fewer"
-          : "saved statistics without any: give the data themselves"),
-    );
-  }
+  checkHeldOut(calibrated);
   const weights = wanted.reduce((sum, { shape }) => sum + elementCount(shape)!, 0);
   const budget = budgetBytes(rows, weights, config);
   const layers = new Map(model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])));
@@ -122,6 +115,15 @@ export async function planByBudget(
     } with ${solver}; ${layersByBits}`,
   });
   return plan;
+}
+
+/** @throws {CalibrationError} when there is nothing to measure layers with */
+function checkHeldOut({ data, statistics }: Calibrated): void {
+  if (data.heldOut.length > 0) return;
+  throw new CalibrationError(
+    "Cannot choose bits by a budget: 8 records or more are needed to hold some out, got " +
+      (statistics === undefined ? "fewer" : "saved statistics without any: give the data themselves"),
+  );
 }
 
 /** Whether a budget chooses a row's bits; token tables have their own. */
