@@ -38,7 +38,7 @@ const USAGE = {
   options: {
     "What is measured": "",
     "--suite NAME": [
-      ...SUITES.map(({ name, summary }) => `${name.padEnd(11)} ${summary}`),
+      ...SUITES.map(({ name, summary }) => `${name.padEnd(12)} ${summary}`),
       `(default ${SUITES[0]!.name})`,
     ].join("\n"),
     "--model DIR …": "checkpoint to quantize; may be repeated (default: the reference models). One without " +
@@ -143,6 +143,7 @@ const IGNORED_BY_SUITE: Readonly<Record<string, readonly OptionName[]>> = {
   process: ["model", ...QUANTIZING, "tasks", "limit", "ignore-memory"],
   defaults: ["megabytes", "ignore-memory"],
   solvers: ["megabytes", "ignore-memory"],
+  "solver-speed": [...QUANTIZING, "tasks", "limit", "megabytes"],
 };
 
 /** @throws {UsageError} naming every option that was given and would change nothing */

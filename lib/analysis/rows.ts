@@ -393,6 +393,7 @@ function tableRows(row: SuiteRow, all: readonly SuiteRow[]): Rows {
     case "phases":
       return isPhase(row) ? phaseRows(row, all.filter(isPhase)) : {};
     case "process":
+    case "solver-speed":
     case "steps":
       return {};
   }

@@ -6,6 +6,7 @@ import { defaultsSuite, peersSuite, solversSuite } from "./peers/suite.ts";
 import { phasesSuite } from "./phases/suite.ts";
 import { processSuite } from "./process/suite.ts";
 import type { SuiteRow } from "./rows.ts";
+import { solverSpeedSuite } from "./solver_speed/suite.ts";
 import { stepsSuite } from "./steps/suite.ts";
 import type { Suite } from "./suite.ts";
 
@@ -26,7 +27,7 @@ export type {
   TimedSetting,
 } from "./suite.ts";
 export { accuracySuite, checkpointSuite, kernelSuite };
-export { defaultsSuite, peersSuite, phasesSuite, processSuite, solversSuite, stepsSuite };
+export { defaultsSuite, peersSuite, phasesSuite, processSuite, solverSpeedSuite, solversSuite, stepsSuite };
 
 /** The suites of `scripts/bench.ts` in the order of `--help`; the first is the default. */
 export const SUITES: readonly Suite<SuiteRow>[] = [
@@ -38,5 +39,6 @@ export const SUITES: readonly Suite<SuiteRow>[] = [
   processSuite,
   defaultsSuite,
   solversSuite,
+  solverSpeedSuite,
   stepsSuite,
 ];

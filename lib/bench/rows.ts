@@ -5,8 +5,26 @@ import type { KernelRow } from "./kernels/bench.ts";
 import type { PeersRow } from "./peers/suite.ts";
 import type { PhaseRow, PhasesRow } from "./phases/suite.ts";
 import type { ProcessRow } from "./process/suite.ts";
+import type { SolverSpeedRow } from "./solver_speed/suite.ts";
 import type { StepsRow } from "./steps/suite.ts";
 
 /** A row of any suite. */
-export type SuiteRow = AccuracyRow | CheckpointRow | KernelRow | PeersRow | PhasesRow | ProcessRow | StepsRow;
-export type { AccuracyRow, CheckpointRow, KernelRow, PeersRow, PhaseRow, ProcessRow, StepsRow };
+export type SuiteRow =
+  | AccuracyRow
+  | CheckpointRow
+  | KernelRow
+  | PeersRow
+  | PhasesRow
+  | ProcessRow
+  | SolverSpeedRow
+  | StepsRow;
+export type {
+  AccuracyRow,
+  CheckpointRow,
+  KernelRow,
+  PeersRow,
+  PhaseRow,
+  ProcessRow,
+  SolverSpeedRow,
+  StepsRow,
+};

@@ -1,0 +1,553 @@
+/**
+ * The suite of the calibrated solver's speed: its kernels at the widths of Dream 7B as shares of the same run's own
+ * product of matrices (SGEMM), whole runs of `best`, and a forecast for published models from the rates of this run.
+ * Weights and inputs are random: no accuracy.
+ */
+import { join } from "node:path";
+import { chooseMoment } from "../../calibration/moment_structure.ts";
+import { resolveConfig } from "../../config/mod.ts";
+import { nameOfPath } from "../../files/whole.ts";
+import { limitsOf } from "../../files/limits.ts";
+import { forwardCost, requirementsAt } from "../../models/mod.ts";
+import { type Kernels, withThreads } from "../../native/mod.ts";
+import { quantizeCheckpoint } from "../../pipeline/mod.ts";
+import { correctedTarget, factorMoments, solveLayer } from "../../quant/mod.ts";
+import { addProduct } from "../../quant/product.ts";
+import { accumulateMoment, emptyMoments } from "../../quant/solvers/moments.ts";
+import { DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../../quant/solvers/settings.ts";
+import { commandsOf, runChild } from "../child_process.ts";
+import { gaussianWeights } from "../random.ts";
+import {
+  type BenchContext,
+  type Goal,
+  type Section,
+  type Skipped,
+  type Suite,
+  type SuiteReport,
+  tableOf,
+} from "../suite.ts";
+import { withTemporaryFolder } from "../temporary_folder.ts";
+import { secondsOf } from "../timing.ts";
+import { type CountedKernels, countedKernels, type KernelTotals } from "./counted.ts";
+
+/** A layer whose kernels are measured: rows and columns, inputs, and how much of `best` is run. */
+interface MeasuredShape {
+  readonly rows: number;
+  readonly cols: number;
+  readonly tokens: number;
+  readonly samples: number;
+  readonly settings: Partial<SolverSettings>;
+}
+
+/** Sizes of the suite. */
+export interface SolverSpeedScale {
+  readonly shapes: readonly MeasuredShape[];
+  /** Rows of each width that are solved for the forecast, and inputs of its moments. */
+  readonly solvedRows: number;
+  readonly gatheredTokens: number;
+  /** Share of the published widths, for tests. */
+  readonly width: number;
+  /** Width of the two-layer model that is quantized; undefined leaves it out. */
+  readonly hidden: number | undefined;
+  /** Most models that are quantized beside it. */
+  readonly models: number;
+}
+
+/** One start and one round: the kernels' rates are those of all. */
+const ONE_ROUND = { ratios: [], rounds: 1 };
+const FULL_SCALE: SolverSpeedScale = {
+  shapes: [
+    { rows: 3584, cols: 3584, tokens: 4096, samples: 3, settings: { ratios: [], rounds: 2 } },
+    { rows: 3584, cols: 18_944, tokens: 1024, samples: 1, settings: ONE_ROUND },
+  ],
+  solvedRows: 512,
+  gatheredTokens: 1024,
+  width: 1,
+  hidden: 1792,
+  models: Infinity,
+};
+const QUICK_SCALE: SolverSpeedScale = {
+  shapes: [
+    { rows: 1024, cols: 1024, tokens: 1024, samples: 3, settings: ONE_ROUND },
+    { rows: 512, cols: 4736, tokens: 512, samples: 1, settings: ONE_ROUND },
+  ],
+  solvedRows: 128,
+  gatheredTokens: 512,
+  width: 0.25,
+  hidden: undefined,
+  models: 1,
+};
+
+/** Bits, groups and calibration positions of everything that is solved here. */
+const FORM = { bits: 2, groupSize: 64, zeroPoint: "real" } as const;
+const POSITIONS = 4096;
+/** Positions of a synthetic sequence, as lib/calibration makes them. */
+const SEQUENCE_TOKENS = 128;
+/** Settings that `best` compares by default, each a run over all layers. */
+const CANDIDATES = resolveConfig({}).config.solverOptions.candidates;
+
+/** Shares of the product's rate that are wanted. */
+const KERNEL_SHARE = 0.6, SOLVE_SHARE = 0.5;
+const HALF_WIDTH_SECONDS = 60;
+/** Seconds of the reference models before the solver was made of products. */
+const REFERENCE_SECONDS: Readonly<Record<string, number>> = { "dream-mini": 8, "glyph-dit": 20 };
+
+/** Kernels by what they do for the solver. */
+const STEPS = {
+  moments: ["accumulate_moment"],
+  factorization: ["factor_moment"],
+  "corrected targets": ["multiply", "solve_moment"],
+  feedback: ["quantize_feedback"],
+  refinement: ["refine_codes"],
+} as const;
+type Step = keyof typeof STEPS | "whole solve";
+
+interface MeasuredStep {
+  readonly rows: number;
+  readonly cols: number;
+  readonly step: Step;
+  readonly flops: number;
+  readonly seconds: number;
+  /** Rate as a share of the product's, timed before and after it. */
+  readonly share: number;
+}
+
+const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!;
+
+/** `count` Gaussian numbers of which few are made. */
+function numbersLike(count: number, seed: number): Float32Array<ArrayBuffer> {
+  const made = gaussianWeights(Math.min(count, 2 ** 20), seed, 1), out = new Float32Array(count);
+  for (let at = 0; at < count; at += made.length) {
+    out.set(made.subarray(0, Math.min(made.length, count - at)), at);
+  }
+  return out;
+}
+
+/** Most columns of the product that the others are held against. */
+const PRODUCT_COLUMNS = 2048;
+
+/** Operations a second of `[rows, cols] × [cols, n]`. */
+function productRate(kernels: Kernels, a: Float32Array, b: Float32Array, rows: number, cols: number): number {
+  const n = b.length / cols, out = new Float32Array(rows * n);
+  const seconds = secondsOf(() =>
+    addProduct(kernels, "time a product", a, b, { rows, k: cols, cols: n }, out)
+  );
+  return 2 * rows * cols * n / seconds;
+}
+
+/** Bytes that a shape's arrays take at once. */
+const bytesOf = ({ rows, cols, tokens }: MeasuredShape): number =>
+  4 * (3 * cols * cols + 6 * rows * cols + tokens * cols + Math.min(cols, PRODUCT_COLUMNS) * cols);
+
+/** Every step of solving a layer with a whole moment, beside the product. */
+function measureShape({ kernels, take }: CountedKernels, shape: MeasuredShape, seed: number): MeasuredStep[] {
+  const { rows, cols, tokens, samples, settings } = shape;
+  const x = numbersLike(tokens * cols, seed), weights = numbersLike(rows * cols, seed + 1);
+  const b = numbersLike(cols * Math.min(cols, PRODUCT_COLUMNS), seed + 2);
+  const rate = () => productRate(kernels, weights, b, rows, cols);
+  const measured: MeasuredStep[][] = [];
+  for (let sample = 0; sample < samples; sample++) {
+    const moments = { ...emptyMoments(cols), tokens, weight: tokens }, steps: MeasuredStep[] = [];
+    let before = rate();
+    const time = <T>(
+      wanted: readonly (keyof typeof STEPS)[],
+      run: () => T,
+    ): { readonly result: T; readonly seconds: number } => {
+      take();
+      const begin = performance.now(), result = run(), seconds = (performance.now() - begin) / 1000;
+      const totals = take(), after = rate(), product = (before + after) / 2;
+      before = after;
+      for (const step of wanted) {
+        const own = sumOf(totals, STEPS[step]);
+        steps.push({ rows, cols, step, ...own, share: own.flops / own.seconds / product });
+      }
+      if (wanted.includes("feedback")) {
+        const all = sumOf(totals, [...totals.keys()]).flops;
+        steps.push({ rows, cols, step: "whole solve", flops: all, seconds, share: all / seconds / product });
+      }
+      return { result, seconds };
+    };
+    time(["moments"], () => accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second));
+    const cross = moments.second.map((value) => value / tokens / 100);
+    const { result: moment } = time(
+      ["factorization"],
+      () => factorMoments(kernels, moments, { takesSums: true }),
+    );
+    const problem = { weights, rows, moment, cross };
+    const { result: target } = time(
+      ["corrected targets"],
+      () => correctedTarget(kernels, problem, DEFAULT_SOLVER_SETTINGS),
+    );
+    time(
+      ["feedback", "refinement"],
+      () =>
+        solveLayer(kernels, "best", { weights: target, rows, cols, moment, ...FORM }, {
+          ...DEFAULT_SOLVER_SETTINGS,
+          ...settings,
+        }),
+    );
+    measured.push(steps);
+  }
+  return measured[0]!.map((first, i): MeasuredStep => ({
+    ...first,
+    seconds: median(measured.map((steps) => steps[i]!.seconds)),
+    share: median(measured.map((steps) => steps[i]!.share)),
+  }));
+}
+
+function sumOf(totals: ReadonlyMap<string, KernelTotals>, names: readonly string[]): KernelTotals {
+  const own = names.map((name) => totals.get(name) ?? { flops: 0, seconds: 0 });
+  return {
+    flops: own.reduce((sum, { flops }) => sum + flops, 0),
+    seconds: own.reduce((sum, { seconds }) => sum + seconds, 0),
+  };
+}
+
+// Whole models ----------------------------------------------------------------------------------------------
+
+/** A published model's block: inputs with the rows of the layers that read them; whether they feed the stream. */
+interface PublishedModel {
+  readonly name: string;
+  readonly blocks: number;
+  readonly inputs: readonly { readonly cols: number; readonly rows: number; readonly isStream: boolean }[];
+  readonly goalMinutes: number;
+}
+
+const PUBLISHED: readonly PublishedModel[] = [
+  {
+    name: "Dream 7B",
+    blocks: 28,
+    inputs: [
+      { cols: 3584, rows: 3584 + 2 * 512, isStream: false },
+      { cols: 3584, rows: 3584, isStream: true },
+      { cols: 3584, rows: 2 * 18_944, isStream: false },
+      { cols: 18_944, rows: 3584, isStream: true },
+    ],
+    goalMinutes: 120,
+  },
+  {
+    name: "LLaDA 8B",
+    blocks: 32,
+    inputs: [
+      { cols: 4096, rows: 3 * 4096, isStream: false },
+      { cols: 4096, rows: 4096, isStream: true },
+      { cols: 4096, rows: 2 * 12_288, isStream: false },
+      { cols: 12_288, rows: 4096, isStream: true },
+    ],
+    goalMinutes: 120,
+  },
+  {
+    name: "DiT-XL/2",
+    blocks: 28,
+    inputs: [
+      { cols: 1152, rows: 3 * 1152, isStream: false },
+      { cols: 1152, rows: 1152, isStream: true },
+      { cols: 1152, rows: 4608, isStream: false },
+      { cols: 4608, rows: 1152, isStream: true },
+    ],
+    goalMinutes: 12,
+  },
+];
+
+/** Seconds of solving at a width: for an input of all layers, and for a row. */
+interface WidthTimes {
+  readonly cols: number;
+  /** Columns of a block of the moment. */
+  readonly block: number;
+  /** Of a position: the moment and what inputs lost; what a row of a layer lost of the stream. */
+  readonly position: number;
+  readonly streamRow: number;
+  readonly factor: number;
+  readonly row: number;
+  readonly forwardRow: number;
+}
+
+/** Solves rows of a width as a run by default does, all starts and rounds. */
+function measureWidth(kernels: Kernels, cols: number, scale: SolverSpeedScale, seed: number): WidthTimes {
+  const rows = scale.solvedRows, tokens = scale.gatheredTokens;
+  const { block } = chooseMoment(DEFAULT_SOLVER_SETTINGS, { cols, positions: POSITIONS, formats: [FORM] });
+  const x = numbersLike(tokens * cols, seed), weights = numbersLike(rows * cols, seed + 1);
+  const moments = { ...emptyMoments(cols, block), tokens, weight: tokens };
+  const cross = new Float32Array(moments.second.length), residual = new Float32Array(rows * cols);
+  const lost = numbersLike(tokens * rows, seed + 3);
+  const gather =
+    secondsOf(() => accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second, block)) +
+    secondsOf(() => accumulateMoment(kernels, x, x, undefined, tokens, cross, block));
+  const stream = secondsOf(() => accumulateMoment(kernels, x, lost, undefined, tokens, residual));
+  const forward = secondsOf(() =>
+    addProduct(kernels, "time a layer", x, weights, {
+      rows: tokens,
+      k: cols,
+      cols: rows,
+    }, lost)
+  );
+  for (let i = 0; i < cross.length; i++) cross[i]! /= 100 * tokens;
+  let moment = undefined as unknown as ReturnType<typeof factorMoments>;
+  const factor = secondsOf(() => moment = factorMoments(kernels, moments, { takesSums: true }));
+  const solve = secondsOf(() => {
+    const target = correctedTarget(kernels, { weights, rows, moment, cross }, DEFAULT_SOLVER_SETTINGS);
+    solveLayer(kernels, "best", { weights: target, rows, cols, moment, ...FORM });
+  });
+  return {
+    cols,
+    block,
+    position: gather / tokens,
+    streamRow: stream / tokens / rows,
+    factor,
+    row: solve / rows,
+    forwardRow: forward / tokens / rows,
+  };
+}
+
+interface Forecast {
+  readonly model: string;
+  readonly minutes: number;
+  readonly goalMinutes: number;
+}
+
+/** Minutes of `best` for a model: gathering and forward passes by position, factors by input, solving by row. */
+function forecastOf(
+  { name, blocks, inputs, goalMinutes }: PublishedModel,
+  times: ReadonlyMap<number, WidthTimes>,
+): Forecast {
+  let seconds = 0;
+  for (const { cols, rows, isStream } of inputs) {
+    const { position, streamRow, forwardRow, factor, row } = times.get(cols)!;
+    seconds += POSITIONS * (position + (isStream ? streamRow * rows : 0) + 2 * forwardRow * rows) + factor +
+      row * rows;
+  }
+  return { model: name, minutes: CANDIDATES * blocks * seconds / 60, goalMinutes };
+}
+
+/** A run of `best` as `quantize.ts` does it. */
+interface WholeRun {
+  readonly model: string;
+  readonly what: string;
+  readonly seconds: number;
+  readonly goalSeconds: number | undefined;
+}
+
+async function quantizeSeconds(
+  kernels: Kernels,
+  input: string,
+  output: string,
+  overrides: Readonly<Record<string, unknown>>,
+): Promise<number> {
+  const { config } = resolveConfig({
+    overrides: { bit_width: FORM.bits, solver: "best", num_threads: kernels.threads, ...overrides },
+  });
+  const begin = performance.now();
+  await quantizeCheckpoint({ input, output, config, kernels, force: true });
+  return (performance.now() - begin) / 1000;
+}
+
+async function measureRuns(
+  context: BenchContext,
+  kernels: Kernels,
+  { hidden, models }: SolverSpeedScale,
+): Promise<WholeRun[]> {
+  const runs: WholeRun[] = [], { options, progress } = context;
+  await withTemporaryFolder(async (folder) => {
+    for (const path of options.models.slice(0, models)) {
+      const model = nameOfPath(path);
+      progress(`${model}: best`);
+      const seconds = await quantizeSeconds(kernels, path, join(folder, "out"), { group_size: 0 });
+      runs.push({
+        model,
+        what: "2 bits, whole rows, its own data",
+        seconds,
+        goalSeconds: REFERENCE_SECONDS[model],
+      });
+    }
+    if (hidden === undefined) return;
+    const input = join(folder, "dream"), sizes = { layout: "dream", layers: 2, hidden };
+    progress(`two layers of width ${hidden}: best`);
+    const args = Object.entries(sizes).flatMap(([name, value]) => [`--${name}`, `${value}`]);
+    await runChild(commandsOf(context)("make_checkpoint.ts", [input, ...args]));
+    const seconds = await quantizeSeconds(kernels, input, join(folder, "out"), {
+      group_size: FORM.groupSize,
+      calibration_data: "synthetic",
+      calibration_samples: POSITIONS / SEQUENCE_TOKENS,
+    });
+    const { multiplyAdds } = forwardCost(requirementsAt(input).model, { batch: 1, tokens: 1, rows: 0 });
+    const model = `Dream, 2 layers of width ${hidden}`;
+    const what = `2 bits, groups of ${FORM.groupSize}, ${POSITIONS} positions, ${
+      (multiplyAdds / 1e6).toFixed(0)
+    } M weights`;
+    runs.push({
+      model,
+      what,
+      seconds,
+      goalSeconds: hidden === FULL_SCALE.hidden ? HALF_WIDTH_SECONDS : undefined,
+    });
+  });
+  return runs;
+}
+
+// Report ----------------------------------------------------------------------------------------------------
+
+/** Rows of the JSON report: a step, a forecast or a run. */
+export type SolverSpeedRow = ReturnType<typeof rowOf>;
+
+function rowOf({ environment }: BenchContext, threads: number, measured: MeasuredStep | Forecast | WholeRun) {
+  const { backend, isa, runtime, processor } = environment;
+  return { suite: "solver-speed" as const, threads, backend, isa, runtime, processor, ...measured };
+}
+
+const percent = (share: number) => `${(share * 100).toFixed(0)} %`;
+
+function goalsOf(
+  scale: SolverSpeedScale,
+  steps: readonly MeasuredStep[],
+  forecasts: readonly Forecast[],
+  runs: readonly WholeRun[],
+  reasons: ReadonlyMap<MeasuredShape, string>,
+): Goal[] {
+  const names = [...Object.keys(STEPS), "whole solve"] as Step[];
+  const kernels = scale.shapes.flatMap((shape) =>
+    names.map((step): Goal => {
+      const least = step === "whole solve" ? SOLVE_SHARE : KERNEL_SHARE;
+      const own = steps.find((each) =>
+        each.step === step && each.cols === shape.cols && each.rows === shape.rows
+      );
+      const goal = `${step}, ${shape.rows} × ${shape.cols}`, wanted = `≥ ${percent(least)} of SGEMM`;
+      return own === undefined
+        ? { goal, wanted, measured: null, met: null, reason: reasons.get(shape)! }
+        : { goal, wanted, measured: percent(own.share), met: own.share >= least };
+    })
+  );
+  const timed = runs.flatMap(({ model, seconds, goalSeconds }): Goal[] =>
+    goalSeconds === undefined ? [] : [{
+      goal: `best, ${model}`,
+      wanted: `≤ ${goalSeconds} s`,
+      measured: `${seconds.toFixed(1)} s`,
+      met: seconds <= goalSeconds,
+    }]
+  );
+  const forecast = forecasts.map(({ model, minutes, goalMinutes }): Goal => ({
+    goal: `best, ${model} (forecast)`,
+    wanted: `≤ ${goalMinutes} min`,
+    measured: `${minutes.toFixed(0)} min`,
+    met: minutes <= goalMinutes,
+  }));
+  return [...kernels, ...timed, ...forecast];
+}
+
+async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<SuiteReport<SolverSpeedRow>> {
+  const { options, progress } = context, threads = options.threads ?? 2;
+  const kernels = withThreads(context.kernels, threads), counted = countedKernels(kernels);
+  const reasons = new Map<MeasuredShape, string>(), steps: MeasuredStep[] = [];
+  for (const shape of scale.shapes) {
+    const name = `${shape.rows} × ${shape.cols}`, free = limitsOf().availableBytes;
+    if (bytesOf(shape) > 0.8 * free && options.ignoresMemory !== true) {
+      const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB`;
+      reasons.set(shape, `${name} needs ${gigabytes(bytesOf(shape))} of memory, got ${gigabytes(free)}`);
+      continue;
+    }
+    progress(`kernels at ${name}`);
+    steps.push(...measureShape(counted, shape, options.seed));
+  }
+  const widthOf = (cols: number) =>
+    Math.max(FORM.groupSize, Math.round(cols * scale.width / FORM.groupSize) * FORM.groupSize);
+  const times = new Map<number, WidthTimes>();
+  for (const cols of new Set(PUBLISHED.flatMap(({ inputs }) => inputs.map(({ cols }) => cols)))) {
+    progress(`solving at width ${widthOf(cols)}`);
+    times.set(cols, measureWidth(kernels, widthOf(cols), scale, options.seed));
+  }
+  const forecasts = scale.width === 1 ? PUBLISHED.map((model) => forecastOf(model, times)) : [];
+  const runs = await measureRuns(context, kernels, scale);
+  const skipped: Skipped[] = [...reasons].map(([{ rows, cols }, reason]) => ({
+    what: `kernels at ${rows} × ${cols}`,
+    reason,
+  }));
+  if (scale.width !== 1) {
+    skipped.push({
+      what: "forecasts of published models",
+      reason: "their widths are measured without --quick",
+    });
+  }
+  if (scale.hidden === undefined) {
+    skipped.push({ what: "the two-layer model of half width", reason: "measured without --quick" });
+  }
+  return {
+    sections: sectionsOf(threads, steps, [...times.values()], forecasts, runs),
+    rows: [...steps, ...forecasts, ...runs].map((each) => rowOf(context, threads, each)),
+    goals: goalsOf(scale, steps, forecasts, runs, reasons),
+    skipped,
+  };
+}
+
+function sectionsOf(
+  threads: number,
+  steps: readonly MeasuredStep[],
+  times: readonly WidthTimes[],
+  forecasts: readonly Forecast[],
+  runs: readonly WholeRun[],
+): Section[] {
+  return [
+    tableOf(
+      `The solver's kernels beside a product of matrices, ${threads} threads`,
+      [
+        "Float32, moments whole. GFLOP: what a step cannot do without, a multiply-add is two (lib/bench/solver_speed/counted.ts).",
+        "SGEMM: this project's own product at the same rows and columns, timed before and after each step.",
+      ],
+      steps,
+      [
+        ["step", "step", ({ step }) => step],
+        ["shape", "rows × columns", ({ rows, cols }) => `${rows} × ${cols}`],
+        ["gflop", "GFLOP", ({ flops }) => flops / 1e9, 1],
+        ["seconds", "s", ({ seconds }) => seconds, 3],
+        ["rate", "GFLOP/s", ({ flops, seconds }) => flops / seconds / 1e9, 0],
+        ["share", "of SGEMM", ({ share }) => percent(share)],
+      ],
+    ),
+    tableOf(
+      "Solving a width with best, all starts and rounds",
+      ["Moments as a run of 4096 positions keeps them by default; products of random numbers."],
+      times,
+      [
+        ["cols", "columns", ({ cols }) => cols],
+        [
+          "block",
+          "moment",
+          ({ cols, block }) => block === cols ? "full" : block === 1 ? "diagonal" : `blocks of ${block}`,
+        ],
+        ["position", "ms a position", ({ position }) => position * 1e3, 3],
+        ["factor", "s a factor", ({ factor }) => factor, 2],
+        ["row", "ms a row", ({ row }) => row * 1e3, 2],
+      ],
+    ),
+    tableOf(
+      "Forecast of best at published models' shapes, from the rates above: not measured",
+      [
+        `2 bits, groups of ${FORM.groupSize}, ${POSITIONS} positions, ${CANDIDATES} candidates; without reading, writing and the held-out distance.`,
+      ],
+      forecasts,
+      [
+        ["model", "model", ({ model }) => model],
+        ["minutes", "minutes", ({ minutes }) => minutes, 1],
+        ["goal", "goal", ({ goalMinutes }) => goalMinutes],
+      ],
+    ),
+    tableOf(
+      "Whole runs of best, from reading to writing",
+      ["A denoising step of 256 positions from packed weights: --suite steps."],
+      runs,
+      [
+        ["model", "model", ({ model }) => model],
+        ["what", "what", ({ what }) => what],
+        ["seconds", "s", ({ seconds }) => seconds, 1],
+      ],
+    ),
+  ];
+}
+
+/** The suite at other sizes, for tests. */
+export const solverSpeedSuiteOf = (scale: SolverSpeedScale | undefined): Suite<SolverSpeedRow> => ({
+  name: "solver-speed",
+  summary: "the calibrated solver's kernels beside SGEMM, whole runs, and a forecast for published models",
+  run: (context) => measure(context, scale ?? (context.options.quick ? QUICK_SCALE : FULL_SCALE)),
+});
+
+/** Speed of the calibrated solver. */
+export const solverSpeedSuite = solverSpeedSuiteOf(undefined);

@@ -1,0 +1,107 @@
+/** The suite of the solver's speed at small sizes, and its counts of operations by hand. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { formatReport } from "../../lib/bench/report.ts";
+import { countedKernels } from "../../lib/bench/solver_speed/counted.ts";
+import { solverSpeedSuiteOf } from "../../lib/bench/solver_speed/suite.ts";
+import type { BenchContext, SuiteReport } from "../../lib/bench/suite.ts";
+import { environmentOf } from "../../lib/eval/environment.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+import {
+  accumulateMoment,
+  correctedTarget,
+  emptyMoments,
+  factorMoments,
+  solveLayer,
+} from "../../lib/quant/mod.ts";
+import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/settings.ts";
+import { parseBenchArguments } from "../../scripts/bench.ts";
+import { commandOf } from "../../scripts/_command/programs.ts";
+import { MODELS } from "../_checkpoints.ts";
+import { gaussians } from "../_kernels.ts";
+
+const kernels = await openKernels({ threads: 1 });
+afterAll(() => kernels.close());
+
+const { options } = parseBenchArguments(
+  ["--suite", "solver-speed", "--quick", "--threads", "1", "--model", join(MODELS, "dream-mini")],
+);
+const context: BenchContext = {
+  kernels,
+  environment: environmentOf(kernels),
+  options,
+  commandOf,
+  progress: () => {},
+};
+const SHAPE = { rows: 64, cols: 96, tokens: 64, samples: 2, settings: { ratios: [], rounds: 1 } };
+const SCALE = { shapes: [SHAPE], solvedRows: 16, gatheredTokens: 16, width: 1 / 64, hidden: 64, models: 0 };
+
+describe("the solver-speed suite", () => {
+  test("says of every goal whether it is met, with the rates that it measured", async () => {
+    const report: SuiteReport = await solverSpeedSuiteOf(SCALE).run(context);
+    const steps = report.rows.filter((row) => "share" in row);
+    expect(steps.map(({ step }) => step)).toEqual([
+      "moments",
+      "factorization",
+      "corrected targets",
+      "feedback",
+      "refinement",
+      "whole solve",
+    ]);
+    for (const step of steps) expect(Number(step["share"]) > 0 && Number(step["seconds"]) > 0).toBe(true);
+    expect(report.goals.map(({ goal }) => goal)).toEqual([
+      ...["moments", "factorization", "corrected targets", "feedback", "refinement", "whole solve"].map((
+        step,
+      ) => `${step}, 64 × 96`),
+    ]);
+    for (const { met, measured } of report.goals) {
+      expect([typeof met, typeof measured]).toEqual(["boolean", "string"]);
+    }
+    expect(report.rows.filter((row) => "what" in row).map(({ model }) => model)).toEqual([
+      "Dream, 2 layers of width 64",
+    ]);
+    for (const line of formatReport(report)) expect([line, line.length <= 120]).toEqual([line, true]);
+  }, 120_000);
+
+  test("what does not fit into memory is left out, and the goals say why", async () => {
+    const huge = { ...SHAPE, rows: 2 ** 20, cols: 65_536 };
+    const report = await solverSpeedSuiteOf({ ...SCALE, shapes: [huge], hidden: undefined, models: 0 }).run(
+      context,
+    );
+    expect(
+      report.goals.every(({ met, reason }) => met === null && /needs .* GB of memory, got/.test(reason!)),
+    ).toBe(true);
+    expect(report.skipped[0]!.what).toBe("kernels at 1048576 × 65536");
+  }, 60_000);
+
+  test("published models are forecast from the widths' times", async () => {
+    const scale = { ...SCALE, shapes: [], solvedRows: 2, gatheredTokens: 2, hidden: undefined, models: 0 };
+    const report = await solverSpeedSuiteOf(scale).run(context);
+    expect(report.goals).toEqual([]); // forecasts need the published widths
+    expect(report.skipped.map(({ what }) => what)).toContain("forecasts of published models");
+  }, 60_000);
+});
+
+test("operations are counted as by hand", () => {
+  const { kernels: own, take } = countedKernels(kernels), cols = 64, rows = 10, tokens = 20;
+  const x = gaussians(1, tokens * cols), weights = gaussians(2, rows * cols);
+  const moments = { ...emptyMoments(cols), tokens, weight: tokens }, cross = new Float32Array(cols * cols);
+  accumulateMoment(own, x, undefined, undefined, tokens, moments.second);
+  expect(take().get("accumulate_moment")!.flops).toBe(tokens * cols * cols);
+  accumulateMoment(own, x, x, undefined, tokens, cross);
+  expect(take().get("accumulate_moment")!.flops).toBe(2 * tokens * cols * cols);
+  accumulateMoment(own, x, undefined, undefined, tokens, new Float32Array(2 * 32 * 32), 32);
+  expect(take().get("accumulate_moment")!.flops).toBe(tokens * 2 * 32 * 32);
+  const moment = factorMoments(own, moments);
+  expect(take().get("factor_moment")!.flops).toBeCloseTo(cols ** 3 / 3, 6);
+  correctedTarget(own, { weights, rows, moment, cross }, DEFAULT_SOLVER_SETTINGS);
+  const target = take();
+  expect(target.get("multiply")!.flops + target.get("solve_moment")!.flops).toBe(4 * rows * cols * cols);
+  const problem = { weights, rows, cols, moment, bits: 2, groupSize: 0, zeroPoint: "real" } as const;
+  const settings = { ...DEFAULT_SOLVER_SETTINGS, ratios: [], rounds: 3 };
+  const { tensor } = solveLayer(own, "best", problem, settings), solve = take();
+  expect(solve.get("quantize_feedback")!.flops).toBe(rows * cols * cols);
+  expect(solve.get("refine_codes")!.flops).toBe(2 * rows * cols * cols * 4);
+  expect(solve.get("refine_codes")!.seconds).toBeGreaterThan(0);
+  expect(tensor).toEqual(solveLayer(kernels, "best", problem, settings).tensor);
+});
