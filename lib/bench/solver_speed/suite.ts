@@ -28,6 +28,7 @@ import {
 } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { secondsOf } from "../timing.ts";
+import { type Blas, openBlas } from "./blas.ts";
 import { type CountedKernels, countedKernels, type KernelTotals } from "./counted.ts";
 
 /** A layer whose kernels are measured: rows and columns, inputs, and how much of `best` is run. */
@@ -100,7 +101,10 @@ const STEPS = {
   feedback: ["quantize_feedback"],
   refinement: ["refine_codes"],
 } as const;
-type Step = keyof typeof STEPS | "whole solve";
+type SolverStep = keyof typeof STEPS | "whole solve";
+/** Products that the steps are held against, and another library's. */
+const PRODUCT = "product (SGEMM)", PEER_PRODUCT = "product, OpenBLAS";
+type Step = SolverStep | typeof PRODUCT | typeof PEER_PRODUCT;
 
 interface MeasuredStep {
   readonly rows: number;
@@ -126,6 +130,43 @@ function numbersLike(count: number, seed: number): Float32Array<ArrayBuffer> {
 /** Most columns of the product that the others are held against. */
 const PRODUCT_COLUMNS = 2048;
 
+/** Operations and seconds of a product `[rows, cols] × [cols, n]` of ours and, where it is there, of OpenBLAS. */
+function productsOf(
+  kernels: Kernels,
+  blas: Blas | undefined,
+  a: Float32Array,
+  b: Float32Array,
+  { rows, cols, samples }: MeasuredShape,
+): MeasuredStep[] {
+  const n = b.length / cols, flops = 2 * rows * cols * n, common = { rows, cols, flops };
+  const own: number[] = [], peer: number[] = [];
+  for (let sample = 0; sample < samples; sample++) {
+    const out = new Float32Array(rows * n), other = new Float32Array(blas === undefined ? 0 : rows * n);
+    own.push(
+      secondsOf(() => addProduct(kernels, "time a product", a, b, { rows, k: cols, cols: n }, out)),
+    );
+    if (blas === undefined) continue;
+    peer.push(secondsOf(() => blas.sgemm(a, b, rows, cols, n, other)));
+    checkAlike(out, other);
+  }
+  const ours: MeasuredStep = { ...common, step: PRODUCT, seconds: median(own), share: 1 };
+  if (blas === undefined) return [ours];
+  const share = median(peer.map((seconds, i) => own[i]! / seconds));
+  return [ours, { ...common, step: PEER_PRODUCT, seconds: median(peer), share }];
+}
+
+/** @throws when two products differ by more than sums in another order do */
+function checkAlike(one: Float32Array, other: Float32Array): void {
+  let error = 0, size = 0;
+  for (let i = 0; i < one.length; i += 97) {
+    error += (one[i]! - other[i]!) ** 2;
+    size += other[i]! ** 2;
+  }
+  if (!(error <= 1e-8 * size)) {
+    throw new Error(`Cannot time OpenBLAS: products must agree, got ${error} of ${size}`);
+  }
+}
+
 /** Operations a second of `[rows, cols] × [cols, n]`. */
 function productRate(kernels: Kernels, a: Float32Array, b: Float32Array, rows: number, cols: number): number {
   const n = b.length / cols, out = new Float32Array(rows * n);
@@ -140,12 +181,17 @@ const bytesOf = ({ rows, cols, tokens }: MeasuredShape): number =>
   4 * (3 * cols * cols + 6 * rows * cols + tokens * cols + Math.min(cols, PRODUCT_COLUMNS) * cols);
 
 /** Every step of solving a layer with a whole moment, beside the product. */
-function measureShape({ kernels, take }: CountedKernels, shape: MeasuredShape, seed: number): MeasuredStep[] {
+function measureShape(
+  { kernels, take }: CountedKernels,
+  blas: Blas | undefined,
+  shape: MeasuredShape,
+  seed: number,
+): MeasuredStep[] {
   const { rows, cols, tokens, samples, settings } = shape;
   const x = numbersLike(tokens * cols, seed), weights = numbersLike(rows * cols, seed + 1);
   const b = numbersLike(cols * Math.min(cols, PRODUCT_COLUMNS), seed + 2);
   const rate = () => productRate(kernels, weights, b, rows, cols);
-  const measured: MeasuredStep[][] = [];
+  const products = productsOf(kernels, blas, weights, b, shape), measured: MeasuredStep[][] = [];
   for (let sample = 0; sample < samples; sample++) {
     const moments = { ...emptyMoments(cols), tokens, weight: tokens }, steps: MeasuredStep[] = [];
     let before = rate();
@@ -188,11 +234,14 @@ function measureShape({ kernels, take }: CountedKernels, shape: MeasuredShape, s
     );
     measured.push(steps);
   }
-  return measured[0]!.map((first, i): MeasuredStep => ({
-    ...first,
-    seconds: median(measured.map((steps) => steps[i]!.seconds)),
-    share: median(measured.map((steps) => steps[i]!.share)),
-  }));
+  return [
+    ...products,
+    ...measured[0]!.map((first, i): MeasuredStep => ({
+      ...first,
+      seconds: median(measured.map((steps) => steps[i]!.seconds)),
+      share: median(measured.map((steps) => steps[i]!.share)),
+    })),
+  ];
 }
 
 function sumOf(totals: ReadonlyMap<string, KernelTotals>, names: readonly string[]): KernelTotals {
@@ -403,7 +452,7 @@ function goalsOf(
   runs: readonly WholeRun[],
   reasons: ReadonlyMap<MeasuredShape, string>,
 ): Goal[] {
-  const names = [...Object.keys(STEPS), "whole solve"] as Step[];
+  const names = [...Object.keys(STEPS), "whole solve"] as SolverStep[];
   const kernels = scale.shapes.flatMap((shape) =>
     names.map((step): Goal => {
       const least = step === "whole solve" ? SOLVE_SHARE : KERNEL_SHARE;
@@ -437,6 +486,7 @@ async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<
   const { options, progress } = context, threads = options.threads ?? 2;
   const kernels = withThreads(context.kernels, threads), counted = countedKernels(kernels);
   const reasons = new Map<MeasuredShape, string>(), steps: MeasuredStep[] = [];
+  let peerReason: string | undefined;
   for (const shape of scale.shapes) {
     const name = `${shape.rows} × ${shape.cols}`, free = limitsOf().availableBytes;
     if (bytesOf(shape) > 0.8 * free && options.ignoresMemory !== true) {
@@ -445,7 +495,15 @@ async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<
       continue;
     }
     progress(`kernels at ${name}`);
-    steps.push(...measureShape(counted, shape, options.seed));
+    steps.push(
+      ...await withTemporaryFolder(async (folder) => {
+        const blas = await openBlas(folder, threads), isThere = !("reason" in blas);
+        if (!isThere) peerReason = blas.reason;
+        const own = measureShape(counted, isThere ? blas : undefined, shape, options.seed);
+        if (isThere) blas.close();
+        return own;
+      }),
+    );
   }
   const widthOf = (cols: number) =>
     Math.max(FORM.groupSize, Math.round(cols * scale.width / FORM.groupSize) * FORM.groupSize);
@@ -460,6 +518,7 @@ async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<
     what: `kernels at ${rows} × ${cols}`,
     reason,
   }));
+  if (peerReason !== undefined) skipped.push({ what: "OpenBLAS beside our product", reason: peerReason });
   if (scale.width !== 1) {
     skipped.push({
       what: "forecasts of published models",
