@@ -7,6 +7,7 @@ import { CalibrationError } from "../errors.ts";
 import { quote } from "../files/whole.ts";
 import { RandomStream, type Scheduler } from "../models/mod.ts";
 import type { TimeAxis } from "../time/mod.ts";
+import type { OwnSamples } from "./own_samples.ts";
 
 /** Every eighth record is held out: nothing is solved on it, and it chooses between candidates. */
 const HELD_OUT = 8;
@@ -34,6 +35,8 @@ export interface CalibrationSet<Batch> {
   /** Where the data come from, for reports. */
   readonly source: string;
   readonly isSynthetic: boolean;
+  /** What the model made itself, where that is what samples are drawn from. */
+  readonly own?: OwnSamples | undefined;
   readonly samples: number;
   /** For whoever calibrates. */
   readonly warnings: readonly string[];
@@ -49,8 +52,10 @@ export interface CalibrationSet<Batch> {
 
 /** Which calibration data are loaded, and how many samples are drawn. */
 export interface CalibrationOptions {
-  /** A JSONL or safetensors file, or `synthetic`. */
+  /** A JSONL or safetensors file, `synthetic`, or `self`: {@linkcode own}. */
   readonly source: string;
+  /** What the model made itself. */
+  readonly own?: OwnSamples | undefined;
   /** Sequences or noised images; records are used again, with other masks and noise, when there are fewer. */
   readonly samples: number;
   /** Seed of masks, noise and the choice of records. */

@@ -1,6 +1,13 @@
 /** Calibration data of image models: labelled images, noised to timesteps. */
 import { quote } from "../files/whole.ts";
-import { type DitModel, type ImageBatch, imageNoise, loadScheduler, RandomStream } from "../models/mod.ts";
+import {
+  type DitModel,
+  type ImageBatch,
+  imageNoise,
+  loadScheduler,
+  RandomStream,
+  type Scheduler,
+} from "../models/mod.ts";
 import { elementCount, SafetensorsFile } from "../tensor/mod.ts";
 import { timestepAxis } from "../time/mod.ts";
 import {
@@ -14,6 +21,7 @@ import {
   recordCount,
   recordWarnings,
 } from "./draw.ts";
+import type { OwnTrajectories } from "./own_samples.ts";
 
 /** Part of the images that are shown without their class, as classifier-free guidance shows them. */
 const UNCONDITIONAL = 0.1;
@@ -126,13 +134,53 @@ function syntheticImages(
   };
 }
 
+/** Samples of a model's own trajectories: the state whose timestep is nearest to that of the draw. */
+function ownSet(
+  model: DitModel,
+  { labels, timesteps, states }: OwnTrajectories,
+  options: CalibrationOptions,
+  scheduler: Scheduler,
+): CalibrationSet<ImageBatch> {
+  const { imageElements: elements, config: { sampleSize, patchSize } } = model, { samples, own } = options;
+  const positions = (sampleSize / patchSize) ** 2, { trainTimesteps } = scheduler.config;
+  const batchOf = (part: readonly Draw[]): CalibrationPart<ImageBatch> => {
+    const noisy = new Float32Array(part.length * elements), times: number[] = [];
+    for (const [i, { record, time }] of part.entries()) {
+      const visited = timesteps[record]!, wanted = time * trainTimesteps;
+      const distances = visited.map((timestep) => Math.abs(timestep - wanted));
+      const nearest = distances.indexOf(Math.min(...distances));
+      noisy.set(states[record]!.subarray(nearest * elements, (nearest + 1) * elements), i * elements);
+      times.push(visited[nearest]!);
+    }
+    return {
+      batch: { samples: noisy, timesteps: times, labels: part.map(({ record }) => labels[record]!) },
+      samples: part.length,
+      weights: new Float32Array(part.length * positions).fill(1),
+      times: Float64Array.from(times),
+    };
+  };
+  const steps = timesteps[0]!.length;
+  return {
+    source: `${samples} states on ${labels.length} trajectories of ${steps} steps that the model drew itself`,
+    isSynthetic: false,
+    own,
+    samples,
+    warnings: [],
+    distinctPositions: labels.length * steps * positions,
+    axis: timestepAxis(trainTimesteps),
+    scheduler,
+    ...draw(labels.length, options, positions, batchOf),
+  };
+}
+
 /** Noised images for an image model. @throws {CalibrationError} when the file is not what the model reads */
 export function imageSet(
   model: DitModel,
   folder: string,
   options: CalibrationOptions,
 ): CalibrationSet<ImageBatch> {
-  const { source, samples, seed } = options;
+  const { source, samples, seed, own } = options;
+  if (own?.kind === "trajectories") return ownSet(model, own, options, loadScheduler(folder, "ddim"));
   const isSynthetic = source === "synthetic";
   const elements = model.imageElements, { classes } = model.config;
   const { labels, distinct, image } = isSynthetic

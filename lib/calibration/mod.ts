@@ -9,11 +9,17 @@ import type { DitModel, ImageBatch, LoadedModel, MaskedTransformer, SequenceBatc
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { calibrationFault, type CalibrationOptions, type CalibrationSet } from "./draw.ts";
 import { imageSet } from "./images.ts";
+import { makeOwnSamples, type OwnSampleSettings } from "./own_samples.ts";
 import { sequenceSet } from "./sequences.ts";
+import type { RunOptions } from "../progress.ts";
 
 export type { CalibrationOptions, CalibrationPart, CalibrationSet } from "./draw.ts";
 export { type LabelledImages, readLabelledImages } from "./images.ts";
-export { MAX_SEQUENCE_TOKENS, POSITION_WEIGHTS, randomTokens } from "./sequences.ts";
+export { randomTokens } from "./random_tokens.ts";
+export { MAX_SEQUENCE_TOKENS, POSITION_WEIGHTS } from "./sequences.ts";
+
+/** How much a model makes of its own where nothing else is asked for. */
+const OWN_SAMPLES: OwnSampleSettings = { records: null, tokens: 128, steps: null };
 
 /** A model with its calibration data, and statistics that were gathered from them before, if any. */
 export type Calibrated =
@@ -55,18 +61,22 @@ export function withStatistics(loaded: LoadedModel, statistics: CalibrationStati
  */
 export async function loadCalibration(
   loaded: LoadedModel,
-  options: CalibrationOptions,
+  given: CalibrationOptions & { readonly self?: OwnSampleSettings | undefined },
+  run: RunOptions = {},
 ): Promise<Calibrated> {
-  const { source, samples } = options;
+  const { source, samples, seed, self = OWN_SAMPLES } = given;
   checkWhole("calibrate", "samples", samples, 1);
-  if (source !== "synthetic" && !existsSync(source)) {
+  const isMade = source === "synthetic" || source === "self";
+  if (!isMade && !existsSync(source)) {
     throw calibrationFault(
       source,
-      'it must be a JSONL or safetensors file, or "synthetic", got nothing there',
+      'it must be a JSONL or safetensors file, "self" or "synthetic", got nothing there',
     );
   }
+  const own = source !== "self" ? undefined : given.own ?? await makeOwnSamples(loaded, self, seed, run);
+  const options = { ...given, own };
   if (loaded.kind === "dit") {
-    if (source !== "synthetic" && !source.endsWith(".safetensors")) {
+    if (!isMade && !source.endsWith(".safetensors")) {
       throw calibrationFault(source, "an image model reads images and labels from a safetensors file");
     }
     return { kind: "images", model: loaded.model, data: imageSet(loaded.model, loaded.folder, options) };

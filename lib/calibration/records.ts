@@ -16,7 +16,9 @@ import {
   type Tokenizer,
 } from "../models/mod.ts";
 import { SafetensorsFile, type TensorInfo } from "../tensor/mod.ts";
+import { CalibrationError } from "../errors.ts";
 import { calibrationFault as fail, distinctRecords } from "./draw.ts";
+import type { OwnSequences } from "./own_samples.ts";
 
 /** Most tokens of all records together that are held in memory. */
 const MAX_CALIBRATION_TOKENS = 2 ** 26;
@@ -283,6 +285,32 @@ function* tensorRows(file: SafetensorsFile, fault: Fault): Generator<Row> {
       ...labels && labelled(row(labels, i), tokens, (reason) => fault(`record ${i} ${reason}`)),
     };
   }
+}
+
+/** What a model wrote itself, as records; sequences of nothing but padding and ends are left out. */
+export function writtenRecords(loaded: Loaded, { rows }: OwnSequences, limit: number): SequenceRecords {
+  const reader = new RowReader(loaded.folder, loaded.model.config, limit);
+  const sequences = rows.flatMap((row): Sequence[] => {
+    try {
+      const { tokens, start } = reader.sequence(row, (reason) => fail("self", reason));
+      return start < tokens.length ? [{ tokens, start }] : [];
+    } catch (error) {
+      if (error instanceof CalibrationError) return [];
+      throw error;
+    }
+  });
+  const distinct = distinctRecords(
+    sequences.length,
+    (i) => [Int32Array.of(sequences[i]!.start), sequences[i]!.tokens],
+  );
+  if (distinct.length === 0) throw fail("self", "the model must write tokens beside padding and ends, got none");
+  return {
+    sequences: distinct.map((i) => sequences[i]!),
+    count: sequences.length,
+    cut: 0,
+    warnings: [],
+    isPredictable: (tokens, at) => reader.isPredictable(tokens, at),
+  };
 }
 
 /**

@@ -43,7 +43,7 @@ export function calibrationGroups(axis: TimeAxis, count: number): TimeGroups {
  */
 export function statisticsFiles(source: string): readonly string[] | undefined {
   const isStatistics = (path: string) => path.endsWith(".safetensors") && isCalibrationStatistics(path);
-  if (source === "synthetic") return undefined;
+  if (source === "synthetic" || source === "self") return undefined;
   if (existsSync(source)) return isStatistics(source) ? [source] : undefined;
   const paths = source.split(",").map((path) => path.trim());
   if (paths.length === 1) return undefined;

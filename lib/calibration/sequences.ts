@@ -11,7 +11,8 @@ import {
   recordCount,
   recordWarnings,
 } from "./draw.ts";
-import { readRecords, type SequenceRecords } from "./records.ts";
+import { randomTokens } from "./random_tokens.ts";
+import { readRecords, type SequenceRecords, writtenRecords } from "./records.ts";
 
 /** Most tokens of a calibration sequence; longer records are cut. */
 export const MAX_SEQUENCE_TOKENS = 2048;
@@ -31,28 +32,6 @@ export const POSITION_WEIGHTS = { predicted: 1, visible: 0.3, padding: 0.1 };
  * same share of the axis.
  */
 const MASK_RATIO_BINS = 1000;
-
-/**
- * Random tokens of a vocabulary, all alike but for some that do not occur.
- *
- * @throws {RangeError} when no token is left
- */
-export function randomTokens(
-  random: RandomStream,
-  count: number,
-  { vocabularySize, excluded }: { readonly vocabularySize: number; readonly excluded: ReadonlySet<unknown> },
-): number[] {
-  if (excluded.size >= vocabularySize) {
-    throw new RangeError(
-      `Cannot make sequences: the vocabulary must have ordinary tokens, got only ${vocabularySize} special ones`,
-    );
-  }
-  return Array.from({ length: count }, () => {
-    let token = random.below(vocabularySize);
-    while (excluded.has(token)) token = random.below(vocabularySize);
-    return token;
-  });
-}
 
 /** Sequences of random tokens, for a model without data. */
 function syntheticRecords({ config }: MaskedTransformer, count: number, seed: number): SequenceRecords {
@@ -124,12 +103,14 @@ export async function sequenceSet(
   loaded: Exclude<LoadedModel, { readonly kind: "dit" }>,
   options: CalibrationOptions,
 ): Promise<CalibrationSet<SequenceBatch>> {
-  const { source, samples, seed, weights = "by_role" } = options;
+  const { source, samples, seed, weights = "by_role", own } = options;
   const isSynthetic = source === "synthetic", { model } = loaded;
   const { maxTokens, logitShift: shift } = model.config;
   const limit = Math.min(maxTokens, MAX_SEQUENCE_TOKENS);
   const records = isSynthetic
     ? syntheticRecords(model, samples, seed)
+    : own?.kind === "sequences"
+    ? writtenRecords(loaded, own, limit)
     : await readRecords(loaded, source, limit);
   const { sequences, count, cut, warnings } = records, distinct = sequences.length;
   const length = sequences.reduce((longest, { tokens }) => Math.max(longest, tokens.length), 0);
@@ -142,8 +123,11 @@ export async function sequenceSet(
   return {
     source: isSynthetic
       ? `${samples} synthetic sequences (random tokens)`
+      : own !== undefined
+      ? `${samples} masked sequences of the ${recordCount(distinct, count)} that the model wrote itself`
       : `${samples} masked sequences of the ${recordCount(distinct, count)} in ${quote(source)}`,
     isSynthetic,
+    own,
     samples,
     warnings: [
       ...(cut > 0 ? [`${cut} of ${count} records are longer than ${limit} tokens and were cut`] : []),

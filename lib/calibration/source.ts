@@ -4,15 +4,14 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type Config, hasBudget, wantsPhases } from "../config/mod.ts";
-import { CalibrationError } from "../errors.ts";
+import { type Config, hasBudget } from "../config/mod.ts";
 import { type HeldWeights, modelFrom } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
 import { chooseMoment } from "./moment_structure.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
-import { digestFile, quote } from "../files/whole.ts";
+import { digestFile } from "../files/whole.ts";
 import { acquireFileLock } from "../output/lock.ts";
 import { digestTensors } from "../output/source_digest.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
@@ -27,27 +26,15 @@ export function calibrationBeside(folder: string): string | undefined {
 }
 
 /**
- * The calibration data of a configuration: the file that it names, or what lies beside the checkpoint.
- *
- * @throws {CalibrationError} when there are none, saying how to give some
+ * The calibration data of a configuration: the file that it names, what lies beside the checkpoint, or `self`,
+ * what the model makes itself.
  */
-export function calibrationSource(checkpoint: Checkpoint, config: Config): string {
-  const { calibrationData, solver } = config;
-  if (calibrationData !== null) return calibrationData;
-  const beside = calibrationBeside(checkpoint.folder) ?? calibrationBeside(checkpoint.root);
-  if (beside !== undefined) return beside;
-  throw new CalibrationError(
-    `Cannot quantize ${quote(checkpoint.path)}: ${
-      wantsPhases(config) ? "a phase" : `the solver "${solver}"`
-    } needs calibration data, got none: name a file ` +
-      "with --calibrate (calibration_data), or say --calibrate synthetic for synthetic data",
-    { path: checkpoint.path },
-  );
-}
+export const calibrationSource = ({ folder, root }: Checkpoint, { calibrationData }: Config): string =>
+  calibrationData ?? calibrationBeside(folder) ?? calibrationBeside(root) ?? "self";
 
-/** A digest of the data's bytes. */
+/** A digest of the data's bytes; data that are made have none but their name. */
 export async function calibrationDigest(source: string): Promise<string> {
-  const paths = source === "synthetic" ? undefined : existsSync(source) ? [source] : statisticsFiles(source);
+  const paths = source === "synthetic" || source === "self" ? undefined : existsSync(source) ? [source] : statisticsFiles(source);
   if (paths === undefined) return source;
   const digests: string[] = [];
   for (const path of paths) digests.push((await digestFile(path)).sha256);
@@ -87,7 +74,8 @@ export async function openCalibration(
   // A saved pass goes on from its number of parts: they are always alike.
   const batchPositions = save === undefined ? options.batchPositions : undefined;
   const calibrated = statistics === undefined
-    ? await loadCalibration(loaded, { source, samples, seed, batchPositions })
+    ? await stoppable(options.signal, "give the same command again", () =>
+      loadCalibration(loaded, { source, samples, seed, batchPositions, self: config.selfCalibration }, options))
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;
   const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;
@@ -97,7 +85,13 @@ export async function openCalibration(
     remedy,
     () => digestTensors(checkpoint, checkpoint.tensors.keys(), () => pause(signal)),
   );
-  const dataIdentity = JSON.stringify([await calibrationDigest(source), samples, seed, weights]);
+  const dataIdentity = JSON.stringify([
+    await calibrationDigest(source),
+    samples,
+    seed,
+    weights,
+    ...(source === "self" ? [config.selfCalibration] : []),
+  ]);
   const release = acquireFileLock(path);
   const saved = await stoppable(
     signal,

@@ -50,6 +50,11 @@ export interface Config {
   readonly calibrationSamples: number;
   readonly calibrationSeed: number;
   readonly calibrationMode: "blocks" | "once";
+  readonly selfCalibration: {
+    readonly records: number | null;
+    readonly tokens: number;
+    readonly steps: number | null;
+  };
   readonly solverOptions: {
     readonly damping: number;
     readonly rounds: number;
@@ -173,8 +178,9 @@ const ROWS: Rows = {
       "`clip` for language models and `round` for others; a run says which and why",
   ),
   calibration_data: key(orNull(text), null).means(
-    "File of calibration data, JSONL or safetensors; or `synthetic`; or files of saved statistics, " +
-      "separated by commas. By default the file beside the checkpoint",
+    "File of calibration data, JSONL or safetensors; or `self`, what the model makes with its own sampler; or " +
+      "`synthetic`; or files of saved statistics, separated by commas. By default the file beside the " +
+      "checkpoint, `self` where there is none",
   ),
   calibration_samples: key(integer(32, 1024), 512, { unit: "samples" }).means(
     "Sequences or noised images to solve on; records are masked or noised again when there are fewer",
@@ -183,6 +189,16 @@ const ROWS: Rows = {
   calibration_mode: key(choice("blocks", "once"), "blocks").means(
     "Where the inputs of a layer come from: `blocks`, the quantized layers before it; `once`, the " +
       "full-precision model",
+  ),
+  "self_calibration.records": key(orNull(integer(8, 4096)), null, { unit: "records" }).means(
+    "With `self`: sequences that a language model writes, or images that an image model draws; null is 256, or " +
+      "what bounded work allows",
+  ),
+  "self_calibration.tokens": key(integer(8, 2048), 128, { unit: "tokens" }).means(
+    "With `self`: tokens of the longest sequences",
+  ),
+  "self_calibration.steps": key(orNull(integer(1, 1000)), null, { unit: "steps" }).means(
+    "With `self`: steps of the sampler; null is 32, or what bounded work allows",
   ),
   "solver_options.damping": key(positive(10), 0.01).means(
     "Share of the mean diagonal of a second moment that is added to its diagonal",

@@ -1,5 +1,5 @@
 /** Distance between two language models at masked positions: token KL and agreement. */
-import { randomTokens } from "../calibration/sequences.ts";
+import { randomTokens } from "../calibration/random_tokens.ts";
 import type { MaskedTransformer, MaskedTransformerConfig } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
 import { likeliestTokens, tokenKl, type Vocabulary } from "../thermo/masked_transition.ts";

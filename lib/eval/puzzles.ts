@@ -9,6 +9,7 @@ import {
   diffusionGenerate,
   type DreamGenerationOptions,
   type MaskedTransformer,
+  PUZZLE_TOKENS,
   RandomStream,
   type Tokenizer,
   tokensWithoutText,
@@ -16,10 +17,8 @@ import {
 import { type Interval, wilsonInterval } from "./intervals.ts";
 import type { MaskedSequence } from "./masked.ts";
 
-export { answerLength, isPuzzleVocabulary } from "../models/mod.ts";
+export { answerLength, isPuzzleVocabulary, PUZZLE_TOKENS } from "../models/mod.ts";
 
-/** Tokens of a puzzle's sequence, padding included. */
-export const PUZZLE_TOKENS = 36;
 
 /** A prompt with its answer. */
 export interface Puzzle {

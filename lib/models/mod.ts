@@ -31,7 +31,7 @@ export {
 } from "./masked/dream.ts";
 export { type GenerationStep, tokensWithoutText } from "./masked/generation.ts";
 export { lladaGenerate, lladaSteps, loadLlada, type Remasking, REMASKINGS } from "./masked/llada.ts";
-export { answerLength, isPuzzleVocabulary } from "./masked/puzzle_form.ts";
+export { answerLength, drawPuzzle, isPuzzleVocabulary, PUZZLE_TOKENS } from "./masked/puzzle_form.ts";
 export type { MaskedTransformer, SequenceBatch } from "./masked/transformer.ts";
 export { imageNoise, RandomStream } from "./random.ts";
 export {

@@ -58,7 +58,12 @@ export async function refinePhase(
   const defaults = REFINEMENT_DEFAULTS[calibrated.kind], transitions = transitionsOf(context);
   const { learningRate = defaults.learningRate, maxIterations = defaults.maxIterations } = settings;
   // New masks and noise every step; records come again.
-  const more = await loadCalibration(full, { source, samples: size * maxIterations, seed });
+  const more = await loadCalibration(full, {
+    source,
+    samples: size * maxIterations,
+    seed,
+    own: calibrated.data.own,
+  });
   const data = { ...more.data, heldOut: more.data.heldOut.slice(0, enoughParts(more)) };
   const meter = new StepKlMeter({ ...more, data } as Calibrated, transitions);
   const measure = (name: string, model: LoadedModel) =>

@@ -1,5 +1,4 @@
 /** The solver of a run: the configured one, or what `auto` chooses for a model and its bits. */
-import { calibrationBeside } from "../calibration/source.ts";
 import { type Config, type ConfigInForce, hasBudget, isInForce, withPhaseSolver } from "../config/mod.ts";
 import { runLimits } from "../models/mod.ts";
 import { type BitPlan, readPlan } from "../plan/budget.ts";
@@ -51,12 +50,6 @@ export function chooseSolver(checkpoint: Checkpoint, config: Config): ConfigInFo
   if (config.minAccuracy > 0) return chosen(byWeights, "min_accuracy compares weights");
   const limits = runLimits(checkpoint);
   if (limits !== undefined) return chosen(byWeights, "the model cannot run here");
-  const { folder, root } = checkpoint;
-  if (
-    config.calibrationData === null && (calibrationBeside(folder) ?? calibrationBeside(root)) === undefined
-  ) {
-    return chosen(byWeights, "no calibration data lie beside the model");
-  }
   return chosen("best", "fewer than 8 bits, and the model runs here");
 }
 

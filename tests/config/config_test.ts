@@ -48,6 +48,7 @@ describe("defaults", () => {
       scaleBits: 16,
       numTimeGroups: 10,
       solver: "auto",
+      selfCalibration: { records: null, tokens: 128, steps: null },
       zeroPoint: "real",
       minAccuracy: 0,
       embeddingBits: null,

@@ -1,0 +1,294 @@
+/**
+ * Calibration data that a model makes itself (`--calibrate self`): sequences that a language model writes with its
+ * sampler, and states on an image model's own trajectories. Seeded; what it costs is bounded and said.
+ */
+import {
+  drawPuzzle,
+  dreamSteps,
+  forwardCost,
+  type GenerationStep,
+  imageSteps,
+  isPuzzleVocabulary,
+  lladaSteps,
+  type LoadedModel,
+  loadScheduler,
+  openTokenizer,
+  PUZZLE_TOKENS,
+  RandomStream,
+  readTokenizerFiles,
+  specialTokens,
+  type Tokenizer,
+  tokensWithoutText,
+} from "../models/mod.ts";
+import { pause, type RunOptions, secondsText, stepProgress } from "../progress.ts";
+import { randomTokens } from "./random_tokens.ts";
+
+/** How much a model makes of its own; null is as much as {@linkcode MAX_MULTIPLY_ADDS} allow, up to the defaults. */
+export interface OwnSampleSettings {
+  /** Sequences, or trajectories of images. */
+  readonly records: number | null;
+  /** Tokens of the longest sequences. */
+  readonly tokens: number;
+  /** Steps of the sampler. */
+  readonly steps: number | null;
+}
+
+/** Sequences that a model wrote, and from where on each may be masked. */
+export interface OwnSequences {
+  readonly kind: "sequences";
+  readonly rows: readonly { readonly tokens: Int32Array; readonly answerStart: number }[];
+}
+
+/** Noisy images on trajectories, with their timesteps from the noisiest on. */
+export interface OwnTrajectories {
+  readonly kind: "trajectories";
+  /** `[trajectories]`; the number of classes is none. */
+  readonly labels: Int32Array;
+  /** `[trajectories][steps]` */
+  readonly timesteps: readonly (readonly number[])[];
+  /** `[trajectories]: f32[steps, elements]` */
+  readonly states: readonly Float32Array<ArrayBuffer>[];
+}
+
+export type OwnSamples = OwnSequences | OwnTrajectories;
+
+/** Records and steps where none are asked for, and the fewest that work is saved by. */
+const RECORDS = { most: 256, least: 32 }, STEPS = { most: 32, least: 8 };
+/** Multiplications with an addition that samples may cost by default: an hour of some 6 · 10¹⁰ a second. */
+export const MAX_MULTIPLY_ADDS = 2e14;
+/** Positions that run together, and logits that they may have. */
+const BATCH_POSITIONS = 4096, BATCH_LOGITS = 2 ** 25;
+/** Work that is shorter is not announced. */
+const ANNOUNCED_SECONDS = 2;
+/** Part of an image model's trajectories that have no class. */
+const UNCONDITIONAL = 0.1;
+
+/** Records and steps within the bound: fewer steps first, then fewer records. @param cost of a record's step */
+export function withinBound(
+  { records, steps }: Pick<OwnSampleSettings, "records" | "steps">,
+  cost: number,
+): { readonly records: number; readonly steps: number } {
+  const most = records ?? RECORDS.most;
+  const fitting = Math.floor(MAX_MULTIPLY_ADDS / (most * cost));
+  const own = steps ?? Math.min(STEPS.most, Math.max(STEPS.least, fitting));
+  const fit = Math.floor(MAX_MULTIPLY_ADDS / (own * cost));
+  return { steps: own, records: records ?? Math.min(most, Math.max(RECORDS.least, fit)) };
+}
+
+/** Counts the steps of all batches, says how long they take, and lets a signal through. */
+class Work {
+  readonly #begun = performance.now();
+  #done = 0;
+  #isSaid = false;
+
+  /** @param total work of all steps, in any unit */
+  constructor(readonly what: string, readonly total: number, readonly options: RunOptions) {
+    options.onEvent?.({ kind: "stage", message: what });
+  }
+
+  /** Done so much more. @throws when the run is stopped */
+  async step(work: number): Promise<void> {
+    this.#done += work;
+    const { onEvent, onProgress, signal } = this.options;
+    const seconds = (performance.now() - this.#begun) / 1000, all = seconds * this.total / this.#done;
+    if (!this.#isSaid && all > ANNOUNCED_SECONDS) {
+      this.#isSaid = true;
+      const message = `${this.what}: about ${secondsText(all)} by its first step`;
+      onEvent?.({ kind: "calibrate", message, data: { seconds: all } });
+    }
+    onProgress?.(stepProgress(this.what, this.#done, this.total));
+    await pause(signal);
+  }
+}
+
+/** Makes a model's own samples. @throws {InterruptedError} when stopped, through {@linkcode stoppable} */
+export function makeOwnSamples(
+  loaded: LoadedModel,
+  settings: OwnSampleSettings,
+  seed: number,
+  options: RunOptions,
+): Promise<OwnSamples> {
+  return loaded.kind === "dit"
+    ? ownTrajectories(loaded, settings, seed, options)
+    : ownSequences(loaded, settings, seed, options);
+}
+
+// Sequences -------------------------------------------------------------------------------------------------
+
+type LanguageModel = Exclude<LoadedModel, { readonly kind: "dit" }>;
+
+/** A sequence to be written: masks where the model writes. */
+interface Canvas {
+  readonly tokens: Int32Array;
+  /** Where a mask may stand when calibrating. */
+  readonly answerStart: number;
+}
+
+/**
+ * Sequences out of openings, by what is known of the model: prompts of the puzzles that the reference model
+ * reads; conversations, of which the model writes both sides (Magpie, https://arxiv.org/abs/2406.08464); or
+ * random tokens, from none to half of the sequence.
+ */
+async function ownSequences(
+  loaded: LanguageModel,
+  settings: OwnSampleSettings,
+  seed: number,
+  options: RunOptions,
+): Promise<OwnSequences> {
+  const { model, kind } = loaded, { config } = model, { maskToken, padToken, vocabularySize } = config;
+  const length = Math.min(settings.tokens, config.maxTokens);
+  const cost = forwardCost({ kind, config } as Parameters<typeof forwardCost>[0], { batch: 1, tokens: length })
+    .multiplyAdds;
+  const { records, steps } = withinBound(settings, cost);
+  const files = readTokenizerFiles(loaded.folder);
+  const tokenizer = files && await openTokenizer(files);
+  const never = new Set([maskToken, padToken, ...files ? specialTokens(files).all : []]);
+  for (const token of config.eosTokens) never.delete(token);
+  if (tokenizer !== undefined) for (const token of tokensWithoutText(tokenizer, vocabularySize)) never.add(token);
+  const excludedTokens = [...never].filter((token) => token !== undefined);
+  const vocabulary = { vocabularySize, excluded: never };
+  const openings = await openingsOf(loaded, tokenizer, length);
+  const canvases = Array.from(
+    { length: records },
+    (_, i) => openings(new RandomStream(seed + 3, i), i, vocabulary),
+  );
+  // Sequences of a length run together; each has a stream of random numbers.
+  const groups = [...Map.groupBy(canvases, ({ tokens }) => tokens.length)].sort(([a], [b]) => b - a);
+  const masksOf = ({ tokens }: Canvas) => tokens.reduce((n, token) => n + (token === maskToken ? 1 : 0), 0);
+  const stepsOf = (own: readonly Canvas[]) => Math.min(steps, Math.max(1, ...own.map(masksOf)));
+  const total = groups.reduce((sum, [tokens, own]) => sum + tokens * own.length * stepsOf(own), 0);
+  const most = groups[0]?.[0] ?? 0;
+  const work = new Work(`${records} sequences of up to ${most} tokens written by the model`, total, options);
+  const rows: OwnSequences["rows"][number][] = [];
+  for (const [tokens, group] of groups) {
+    const atOnce = Math.floor(Math.min(BATCH_POSITIONS / tokens, BATCH_LOGITS / (tokens * vocabularySize)));
+    const size = Math.max(1, atOnce), count = stepsOf(group);
+    for (let begin = 0; begin < group.length; begin += size) {
+      const part = group.slice(begin, begin + size), flat = new Int32Array(part.length * tokens);
+      for (const [i, canvas] of part.entries()) flat.set(canvas.tokens, i * tokens);
+      const common = { seed: seed + 4, firstStream: rows.length, steps: count, temperature: 1, excludedTokens };
+      const run: Generator<GenerationStep, Int32Array> = kind === "dream"
+        ? dreamSteps(model, flat, part.length, { ...common, algorithm: "entropy" })
+        : lladaSteps(model, flat, part.length, { ...common, generationLength: 0 });
+      let state = run.next();
+      for (; state.done !== true; state = run.next()) {
+        if (state.value.step > 0) await work.step(part.length * tokens);
+      }
+      for (const [i, { answerStart }] of part.entries()) {
+        rows.push({ tokens: state.value.slice(i * tokens, (i + 1) * tokens), answerStart });
+      }
+    }
+  }
+  return { kind: "sequences", rows };
+}
+
+type Opening = (
+  random: RandomStream,
+  record: number,
+  vocabulary: Parameters<typeof randomTokens>[2],
+) => Canvas;
+
+/** How a model's sequences begin. */
+async function openingsOf(
+  { model, kind }: LanguageModel,
+  tokenizer: Tokenizer | undefined,
+  length: number,
+): Promise<Opening> {
+  const { maskToken, bosToken, maxTokens } = model.config;
+  if (kind === "dream" && tokenizer !== undefined && isPuzzleVocabulary(tokenizer)) {
+    const { padToken, eosToken } = model.config;
+    if (padToken !== undefined && eosToken !== undefined && bosToken !== undefined && maxTokens >= PUZZLE_TOKENS) {
+      return (random, record) => {
+        const { prompt, answer } = drawPuzzle(random, record), known = [bosToken, ...tokenizer.encode(prompt)];
+        const tokens = new Int32Array(PUZZLE_TOKENS).fill(padToken);
+        tokens.set(known);
+        tokens.fill(maskToken, known.length, known.length + answer + 1);
+        return { tokens, answerStart: known.length };
+      };
+    }
+  }
+  const free: Opening = (random, record, vocabulary) => {
+    // Long and short ones; the random beginning ends before the middle.
+    const tokens = new Int32Array(Math.max(2, length >> (record % 3))).fill(maskToken);
+    const known = random.below(Math.max(1, tokens.length >> 1));
+    tokens.set(randomTokens(random, known, vocabulary));
+    if (bosToken !== undefined) tokens[0] = bosToken;
+    return { tokens, answerStart: 0 };
+  };
+  const chat = tokenizer && await chatFrame(tokenizer);
+  if (chat === undefined || chat.before.length + chat.after.length + 8 > length) return free;
+  return (random, record, vocabulary) => {
+    if (record % 2 === 1) return free(random, record >> 1, vocabulary);
+    const { before, after } = chat, room = length - before.length - after.length;
+    const asked = 1 + random.below(room >> 1);
+    const tokens = new Int32Array(length).fill(maskToken);
+    tokens.set(before);
+    tokens.set(after, before.length + asked);
+    return { tokens, answerStart: before.length };
+  };
+}
+
+/** Tokens in front of a question and between it and the answer, by the chat template; undefined without one. */
+async function chatFrame(tokenizer: Tokenizer) {
+  const question = "Question";
+  let text: string;
+  try {
+    text = await tokenizer.chat([{ role: "user", content: question }], true);
+  } catch {
+    return undefined; // no template, or one that wants more than a question
+  }
+  const at = text.indexOf(question);
+  if (at < 0) return undefined;
+  return {
+    before: [...tokenizer.encode(text.slice(0, at))],
+    after: [...tokenizer.encode(text.slice(at + question.length))],
+  };
+}
+
+// Images ----------------------------------------------------------------------------------------------------
+
+/** Trajectories of all classes, whose steps together visit all timesteps. */
+async function ownTrajectories(
+  { model, folder, kind }: Extract<LoadedModel, { readonly kind: "dit" }>,
+  settings: OwnSampleSettings,
+  seed: number,
+  options: RunOptions,
+): Promise<OwnTrajectories> {
+  const { config, imageElements: elements } = model, { classes, sampleSize, patchSize } = config;
+  const scheduler = loadScheduler(folder, "ddim"), { trainTimesteps } = scheduler.config;
+  const positions = (sampleSize / patchSize) ** 2;
+  const { multiplyAdds } = forwardCost({ kind, config }, { batch: 1, tokens: positions });
+  const bound = withinBound(settings, multiplyAdds), steps = Math.min(bound.steps, trainTimesteps);
+  const { records } = bound, size = Math.max(1, Math.floor(BATCH_POSITIONS / positions));
+  const labels = Int32Array.from({ length: records }, (_, i) => {
+    const isFree = new RandomStream(seed + 5, i).uniform() < UNCONDITIONAL;
+    return isFree ? classes : records < classes ? Math.floor(i * classes / records) : i % classes;
+  });
+  const states = Array.from({ length: records }, () => new Float32Array(steps * elements));
+  const timesteps: number[][] = [], batches = Math.ceil(records / size);
+  const work = new Work(`${records} images drawn by the model in ${steps} steps`, records * steps, options);
+  for (let batch = 0; batch < batches; batch++) {
+    const begin = batch * size, own = labels.subarray(begin, begin + size);
+    const offset = (batch + 0.5) / batches;
+    const visited = Array.from(
+      { length: steps },
+      (_, k) => Math.floor((steps - k - offset) * trainTimesteps / steps),
+    );
+    const run = imageSteps(model, scheduler, own, {
+      seed: seed + 6,
+      firstStream: begin,
+      timesteps: visited,
+      sampler: "ddim",
+    });
+    for (let state = run.next(); state.done !== true; state = run.next()) {
+      const { step, timestep, samples } = state.value;
+      if (timestep === undefined) continue;
+      for (let i = 0; i < own.length; i++) {
+        states[begin + i]!.set(samples.subarray(i * elements, (i + 1) * elements), step * elements);
+      }
+      await work.step(own.length);
+    }
+    for (let i = 0; i < own.length; i++) timesteps.push(visited);
+  }
+  return { kind: "trajectories", labels, timesteps, states };
+}
