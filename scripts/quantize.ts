@@ -70,7 +70,8 @@ const USAGE = {
       "auto (default), round, clip, and on calibration data feedback or best; auto rounds 8 bits, " +
       "and takes best for fewer where the model can run here",
     "--calibrate FILE":
-      `calibration data: JSONL or safetensors, or "synthetic"; default: what lies beside MODEL
+      `calibration data: JSONL or safetensors; "self": what MODEL makes with its own sampler; or "synthetic";
+default: what lies beside MODEL, "self" where nothing does
 FILE may also be what --save-calibration saved, or several of those with commas between them:
 layers are then solved on them without running the model, with nothing held out to choose by`,
     "--save-calibration FILE": "save statistics of what the layers of MODEL read (.safetensors); a stopped " +

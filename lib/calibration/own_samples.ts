@@ -52,27 +52,36 @@ export interface OwnTrajectories {
 
 export type OwnSamples = OwnSequences | OwnTrajectories;
 
-/** Records and steps where none are asked for, and the fewest that work is saved by. */
-const RECORDS = { most: 256, least: 32 }, STEPS = { most: 32, least: 8 };
-/** Multiplications with an addition that samples may cost by default: an hour of some 6 · 10¹⁰ a second. */
+/** Records where none are asked for: sequences, and trajectories, of which each has samples at all times. */
+const SEQUENCES = 256, TRAJECTORIES = 128;
+/** Steps where none are asked for. */
+const STEPS = 32;
+/** The fewest records and steps that work is saved by. */
+const LEAST = { records: 32, steps: 8 };
+/** Multiplications with an addition that samples may cost by default: half an hour at 10¹¹ a second. */
 export const MAX_MULTIPLY_ADDS = 2e14;
-/** Positions that run together, and logits that they may have. */
-const BATCH_POSITIONS = 4096, BATCH_LOGITS = 2 ** 25;
+/** Positions that run together, and logits that they may have: the same for any memory, as sums depend on them. */
+const BATCH_POSITIONS = 2048, BATCH_LOGITS = 2 ** 25;
 /** Work that is shorter is not announced. */
 const ANNOUNCED_SECONDS = 2;
 /** Part of an image model's trajectories that have no class. */
 const UNCONDITIONAL = 0.1;
 
-/** Records and steps within the bound: fewer steps first, then fewer records. @param cost of a record's step */
+/**
+ * Records and steps within the bound: fewer steps first, then fewer records.
+ *
+ * @param usual records where none are asked for
+ * @param cost multiplications with an addition of a record's step
+ */
 export function withinBound(
   { records, steps }: Pick<OwnSampleSettings, "records" | "steps">,
+  usual: number,
   cost: number,
 ): { readonly records: number; readonly steps: number } {
-  const most = records ?? RECORDS.most;
-  const fitting = Math.floor(MAX_MULTIPLY_ADDS / (most * cost));
-  const own = steps ?? Math.min(STEPS.most, Math.max(STEPS.least, fitting));
-  const fit = Math.floor(MAX_MULTIPLY_ADDS / (own * cost));
-  return { steps: own, records: records ?? Math.min(most, Math.max(RECORDS.least, fit)) };
+  const atMost = (count: number, most: number, least: number) =>
+    Math.min(most, Math.max(least, Math.floor(MAX_MULTIPLY_ADDS / (count * cost))));
+  const own = steps ?? atMost(records ?? usual, STEPS, LEAST.steps);
+  return { steps: own, records: records ?? atMost(own, usual, LEAST.records) };
 }
 
 /** Counts the steps of all batches, says how long they take, and lets a signal through. */
@@ -139,7 +148,7 @@ async function ownSequences(
   const length = Math.min(settings.tokens, config.maxTokens);
   const cost = forwardCost({ kind, config } as Parameters<typeof forwardCost>[0], { batch: 1, tokens: length })
     .multiplyAdds;
-  const { records, steps } = withinBound(settings, cost);
+  const { records, steps } = withinBound(settings, SEQUENCES, cost);
   const files = readTokenizerFiles(loaded.folder);
   const tokenizer = files && await openTokenizer(files);
   const never = new Set([maskToken, padToken, ...files ? specialTokens(files).all : []]);
@@ -258,7 +267,7 @@ async function ownTrajectories(
   const scheduler = loadScheduler(folder, "ddim"), { trainTimesteps } = scheduler.config;
   const positions = (sampleSize / patchSize) ** 2;
   const { multiplyAdds } = forwardCost({ kind, config }, { batch: 1, tokens: positions });
-  const bound = withinBound(settings, multiplyAdds), steps = Math.min(bound.steps, trainTimesteps);
+  const bound = withinBound(settings, TRAJECTORIES, multiplyAdds), steps = Math.min(bound.steps, trainTimesteps);
   const { records } = bound, size = Math.max(1, Math.floor(BATCH_POSITIONS / positions));
   const labels = Int32Array.from({ length: records }, (_, i) => {
     const isFree = new RandomStream(seed + 5, i).uniform() < UNCONDITIONAL;

@@ -1,6 +1,7 @@
 /** The solver of a run: the configured one, or what `auto` chooses for a model and its bits. */
 import { type Config, type ConfigInForce, hasBudget, isInForce, withPhaseSolver } from "../config/mod.ts";
-import { runLimits } from "../models/mod.ts";
+import { CheckpointError, FormatError } from "../errors.ts";
+import { loadScheduler, runLimits } from "../models/mod.ts";
 import { type BitPlan, readPlan } from "../plan/budget.ts";
 import { isTokenTable, planQuantization } from "../plan/plan.ts";
 import { hasEightBits } from "../solve/by_weights.ts";
@@ -15,6 +16,16 @@ function solverByWeights({ kind, config }: Checkpoint): "round" | "clip" {
   const isLanguage = kind === "unknown" && typeof config?.["model_type"] === "string" &&
     config["_class_name"] === undefined;
   return isLanguage ? "clip" : "round";
+}
+
+/** Whether images can be noised, and drawn, as the model was trained. */
+function hasSchedule({ folder }: Checkpoint): boolean {
+  try {
+    return loadScheduler(folder, "ddim") !== undefined;
+  } catch (error) {
+    if (error instanceof CheckpointError || error instanceof FormatError) return false;
+    throw error;
+  }
 }
 
 /** The plan that a configuration names, if it names one. @throws as {@linkcode readPlan} */
@@ -50,6 +61,9 @@ export function chooseSolver(checkpoint: Checkpoint, config: Config): ConfigInFo
   if (config.minAccuracy > 0) return chosen(byWeights, "min_accuracy compares weights");
   const limits = runLimits(checkpoint);
   if (limits !== undefined) return chosen(byWeights, "the model cannot run here");
+  if (checkpoint.kind === "dit" && !hasSchedule(checkpoint)) {
+    return chosen(byWeights, "the model cannot be calibrated: its noise schedule is missing or not supported");
+  }
   return chosen("best", "fewer than 8 bits, and the model runs here");
 }
 

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { packedLayers, readPackedTensor } from "../../lib/quant/packed/checkpoint.ts";
 import { openKernels } from "../../lib/native/mod.ts";
@@ -8,7 +8,7 @@ import { chooseSolver } from "../../lib/pipeline/choose_solver.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
-import { differences, gaussian, matrix, workplace, writeCheckpoint } from "../_checkpoints.ts";
+import { differences, gaussian, matrix, MODELS, workplace, writeCheckpoint } from "../_checkpoints.ts";
 import { ditCheckpoint, dreamCheckpoint, store } from "../_models.ts";
 
 const place = workplace();
@@ -28,6 +28,8 @@ writeFileSync(
   ).join(""),
 );
 const dit = store(place.fresh("dit"), ditCheckpoint());
+const drawn = store(place.fresh("drawn"), ditCheckpoint());
+cpSync(join(MODELS, "glyph-dit", "scheduler_config.json"), join(drawn, "scheduler_config.json"));
 /** Nothing that can be run: names and shapes alone. */
 const layers = { "blocks.0.fc.weight": matrix(32, 64, gaussian(2048, 1)) };
 const unknown = (config: Record<string, unknown>) => writeCheckpoint(place.fresh("unknown"), layers, config);
@@ -79,6 +81,8 @@ describe("solver: auto", () => {
       "clip",
     ],
     ["a target's 8 bits", dream, { bit_width: 8, group_size: 16, target: "llama.cpp" }, "round", "clip"],
+    ["an image model without a schedule", dit, {}, "round", "round"],
+    ["an image model", drawn, {}, "best", "round"],
     ["an unknown language model", language, {}, "clip", "clip"],
     ["an unknown image model", image, {}, "round", "round"],
   ];
