@@ -146,14 +146,17 @@ async function ownSequences(
 ): Promise<OwnSequences> {
   const { model, kind } = loaded, { config } = model, { maskToken, padToken, vocabularySize } = config;
   const length = Math.min(settings.tokens, config.maxTokens);
-  const cost = forwardCost({ kind, config } as Parameters<typeof forwardCost>[0], { batch: 1, tokens: length })
-    .multiplyAdds;
+  const cost =
+    forwardCost({ kind, config } as Parameters<typeof forwardCost>[0], { batch: 1, tokens: length })
+      .multiplyAdds;
   const { records, steps } = withinBound(settings, SEQUENCES, cost);
   const files = readTokenizerFiles(loaded.folder);
   const tokenizer = files && await openTokenizer(files);
   const never = new Set([maskToken, padToken, ...files ? specialTokens(files).all : []]);
   for (const token of config.eosTokens) never.delete(token);
-  if (tokenizer !== undefined) for (const token of tokensWithoutText(tokenizer, vocabularySize)) never.add(token);
+  if (tokenizer !== undefined) {
+    for (const token of tokensWithoutText(tokenizer, vocabularySize)) never.add(token);
+  }
   const excludedTokens = [...never].filter((token) => token !== undefined);
   const vocabulary = { vocabularySize, excluded: never };
   const openings = await openingsOf(loaded, tokenizer, length);
@@ -175,7 +178,13 @@ async function ownSequences(
     for (let begin = 0; begin < group.length; begin += size) {
       const part = group.slice(begin, begin + size), flat = new Int32Array(part.length * tokens);
       for (const [i, canvas] of part.entries()) flat.set(canvas.tokens, i * tokens);
-      const common = { seed: seed + 4, firstStream: rows.length, steps: count, temperature: 1, excludedTokens };
+      const common = {
+        seed: seed + 4,
+        firstStream: rows.length,
+        steps: count,
+        temperature: 1,
+        excludedTokens,
+      };
       const run: Generator<GenerationStep, Int32Array> = kind === "dream"
         ? dreamSteps(model, flat, part.length, { ...common, algorithm: "entropy" })
         : lladaSteps(model, flat, part.length, { ...common, generationLength: 0 });
@@ -206,9 +215,12 @@ async function openingsOf(
   const { maskToken, bosToken, maxTokens } = model.config;
   if (kind === "dream" && tokenizer !== undefined && isPuzzleVocabulary(tokenizer)) {
     const { padToken, eosToken } = model.config;
-    if (padToken !== undefined && eosToken !== undefined && bosToken !== undefined && maxTokens >= PUZZLE_TOKENS) {
+    if (
+      padToken !== undefined && eosToken !== undefined && bosToken !== undefined && maxTokens >= PUZZLE_TOKENS
+    ) {
       return (random, record) => {
-        const { prompt, answer } = drawPuzzle(random, record), known = [bosToken, ...tokenizer.encode(prompt)];
+        const { prompt, answer } = drawPuzzle(random, record),
+          known = [bosToken, ...tokenizer.encode(prompt)];
         const tokens = new Int32Array(PUZZLE_TOKENS).fill(padToken);
         tokens.set(known);
         tokens.fill(maskToken, known.length, known.length + answer + 1);
@@ -267,7 +279,8 @@ async function ownTrajectories(
   const scheduler = loadScheduler(folder, "ddim"), { trainTimesteps } = scheduler.config;
   const positions = (sampleSize / patchSize) ** 2;
   const { multiplyAdds } = forwardCost({ kind, config }, { batch: 1, tokens: positions });
-  const bound = withinBound(settings, TRAJECTORIES, multiplyAdds), steps = Math.min(bound.steps, trainTimesteps);
+  const bound = withinBound(settings, TRAJECTORIES, multiplyAdds),
+    steps = Math.min(bound.steps, trainTimesteps);
   const { records } = bound, size = Math.max(1, Math.floor(BATCH_POSITIONS / positions));
   const labels = Int32Array.from({ length: records }, (_, i) => {
     const isFree = new RandomStream(seed + 5, i).uniform() < UNCONDITIONAL;

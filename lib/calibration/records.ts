@@ -303,7 +303,9 @@ export function writtenRecords(loaded: Loaded, { rows }: OwnSequences, limit: nu
     sequences.length,
     (i) => [Int32Array.of(sequences[i]!.start), sequences[i]!.tokens],
   );
-  if (distinct.length === 0) throw fail("self", "the model must write tokens beside padding and ends, got none");
+  if (distinct.length === 0) {
+    throw fail("self", "the model must write tokens beside padding and ends, got none");
+  }
   return {
     sequences: distinct.map((i) => sequences[i]!),
     count: sequences.length,

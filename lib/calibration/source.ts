@@ -34,7 +34,11 @@ export const calibrationSource = ({ folder, root }: Checkpoint, { calibrationDat
 
 /** A digest of the data's bytes; data that are made have none but their name. */
 export async function calibrationDigest(source: string): Promise<string> {
-  const paths = source === "synthetic" || source === "self" ? undefined : existsSync(source) ? [source] : statisticsFiles(source);
+  const paths = source === "synthetic" || source === "self"
+    ? undefined
+    : existsSync(source)
+    ? [source]
+    : statisticsFiles(source);
   if (paths === undefined) return source;
   const digests: string[] = [];
   for (const path of paths) digests.push((await digestFile(path)).sha256);
@@ -74,8 +78,16 @@ export async function openCalibration(
   // A saved pass goes on from its number of parts: they are always alike.
   const batchPositions = save === undefined ? options.batchPositions : undefined;
   const calibrated = statistics === undefined
-    ? await stoppable(options.signal, "give the same command again", () =>
-      loadCalibration(loaded, { source, samples, seed, batchPositions, self: config.selfCalibration }, options))
+    ? await stoppable(
+      options.signal,
+      "repeat the command, where it had begun with --resume",
+      () =>
+        loadCalibration(
+          loaded,
+          { source, samples, seed, batchPositions, self: config.selfCalibration },
+          options,
+        ),
+    )
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;
   const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;

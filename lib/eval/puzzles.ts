@@ -19,7 +19,6 @@ import type { MaskedSequence } from "./masked.ts";
 
 export { answerLength, isPuzzleVocabulary, PUZZLE_TOKENS } from "../models/mod.ts";
 
-
 /** A prompt with its answer. */
 export interface Puzzle {
   readonly task: string;

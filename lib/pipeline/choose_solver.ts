@@ -62,7 +62,10 @@ export function chooseSolver(checkpoint: Checkpoint, config: Config): ConfigInFo
   const limits = runLimits(checkpoint);
   if (limits !== undefined) return chosen(byWeights, "the model cannot run here");
   if (checkpoint.kind === "dit" && !hasSchedule(checkpoint)) {
-    return chosen(byWeights, "the model cannot be calibrated: its noise schedule is missing or not supported");
+    return chosen(
+      byWeights,
+      "the model cannot be calibrated: its noise schedule is missing or not supported",
+    );
   }
   return chosen("best", "fewer than 8 bits, and the model runs here");
 }

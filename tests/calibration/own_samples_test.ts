@@ -10,7 +10,14 @@ import {
   withinBound,
 } from "../../lib/calibration/own_samples.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
-import { drawPuzzle, imageNoise, loadModel, loadScheduler, loadTokenizer, RandomStream } from "../../lib/models/mod.ts";
+import {
+  drawPuzzle,
+  imageNoise,
+  loadModel,
+  loadScheduler,
+  loadTokenizer,
+  RandomStream,
+} from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";
@@ -47,16 +54,20 @@ describe("work within its bound", () => {
 
   test("takes what is asked for whatever it costs", () => {
     expect(withinBound({ records: 500, steps: 100 }, 256, cost(1))).toEqual({ records: 500, steps: 100 });
-    expect(withinBound({ records: null, steps: 64 }, 256, cost(1 / 64 / 64))).toEqual({ records: 64, steps: 64 });
+    expect(withinBound({ records: null, steps: 64 }, 256, cost(1 / 64 / 64))).toEqual({
+      records: 64,
+      steps: 64,
+    });
   });
 });
 
 describe("sequences that a model writes", () => {
   for (const kind of ["dream", "llada"] as const) {
     test(`${kind}: whole, of the vocabulary, the same for a seed and others for another`, async () => {
-      const { rows } = await sequences(folders[kind]), { config } = loadModel(folders[kind], kernels).model as {
-        config: { maskToken: number; padToken?: number; vocabularySize: number };
-      };
+      const { rows } = await sequences(folders[kind]),
+        { config } = loadModel(folders[kind], kernels).model as {
+          config: { maskToken: number; padToken?: number; vocabularySize: number };
+        };
       expect(rows.length).toBe(SMALL.records);
       expect(new Set(rows.map(({ tokens }) => tokens.length))).toEqual(new Set([24, 12, 6]));
       for (const { tokens } of rows) {
@@ -154,7 +165,9 @@ describe("states on an image model's own trajectories", () => {
       const x = imageNoise(1 + 6, i, 1, elements);
       for (let k = 0; k < 5; k++) {
         const state = states.subarray(k * elements, (k + 1) * elements);
-        for (let e = 0; e < elements; e++) expect(Math.abs(state[e]! - x[e]!)).toBeLessThan(1e-4 * (1 + Math.abs(x[e]!)));
+        for (let e = 0; e < elements; e++) {
+          expect(Math.abs(state[e]! - x[e]!)).toBeLessThan(1e-4 * (1 + Math.abs(x[e]!)));
+        }
         const output = model.forward(x, [visited[k]!], [label]).slice(0, elements);
         scheduler.stepDdim(x, output, visited[k]!, visited[k + 1], {}, new Float32Array(0));
       }

@@ -34,8 +34,12 @@ const drawn = (random: RandomStream, count: number, from: string): string =>
 /** A 4 × 4 grid that has a solution, some of its cells 0: rows, columns and digits of one exchanged. */
 function drawnGrid(random: RandomStream): string {
   const digits = shuffled([1, 2, 3, 4], random);
-  const order = () => shuffled([0, 1], random).flatMap((pair) => shuffled([0, 1], random).map((i) => 2 * pair + i));
-  const rows = order(), cols = order(), [least, most] = EMPTY, empty = least + (most - least) * random.uniform();
+  const order = () =>
+    shuffled([0, 1], random).flatMap((pair) => shuffled([0, 1], random).map((i) => 2 * pair + i));
+  const rows = order(),
+    cols = order(),
+    [least, most] = EMPTY,
+    empty = least + (most - least) * random.uniform();
   const solved = rows.flatMap((row) => cols.map((col) => digits[(2 * row + (row >> 1) + col) % 4]!));
   return solved.map((digit) => random.uniform() < empty ? 0 : digit).join("");
 }
@@ -49,7 +53,10 @@ function shuffled<T>(values: T[], random: RandomStream): T[] {
 }
 
 /** A prompt of each task in turn, with the characters of its answer. */
-export function drawPuzzle(random: RandomStream, turn: number): { readonly prompt: string; readonly answer: number } {
+export function drawPuzzle(
+  random: RandomStream,
+  turn: number,
+): { readonly prompt: string; readonly answer: number } {
   const { draw, answer } = FORMS[turn % FORMS.length]!;
   return { prompt: draw(random), answer };
 }
