@@ -164,19 +164,43 @@ AQ_API int32_t aq_fit_two_level(const float *scale, const float *minimum, const 
  * scale. bits 3: v to 31, codes to 7, z = 4, or 3 for a group whose scale is negative (its codes are turned round);
  * sub_min = z v, super_min = d. bits 8: v to 127, codes of 6 bits, z = 32; sub_min = v, super_min = 32 d.
  * scale f32[rows, groups] is what the search begins with, negative scales as well; null: each group's range. weights
- * f32[rows, cols] null: only the levels nearest to `scale` are found; else codes u8[rows, cols] are written, and codes
- * and levels are chosen for each other by squared error times column weight. AQ_E_NONFINITE for a scale that is NaN or
+ * [rows, cols] of `dtype` null: only the levels nearest to `scale` are found; else codes are packed, and codes and
+ * levels are chosen for each other by squared error times column weight. AQ_E_NONFINITE for a scale that is NaN or
  * infinite, AQ_E_RANGE where a half float would be infinite; weights must be finite. */
-AQ_API int32_t aq_quantize_symmetric_levels(const float *weights, const float *scale, const float *column_weights,
-                                            size_t rows, size_t cols, int32_t bits, size_t group_size,
-                                            int32_t scale_bits, uint8_t *codes, uint8_t *sub_scale, uint8_t *sub_min,
-                                            uint16_t *super_scale, uint16_t *super_min, int32_t isa, int32_t threads);
+AQ_API int32_t aq_quantize_symmetric_levels(const void *weights, int32_t dtype, const float *scale,
+                                            const float *column_weights, size_t rows, size_t cols, int32_t bits,
+                                            size_t group_size, int32_t scale_bits, uint32_t *packed,
+                                            uint8_t *sub_scale, uint8_t *sub_min, uint16_t *super_scale,
+                                            uint16_t *super_min, int32_t isa, int32_t threads);
 
 /* out[rows, cols] of `dtype` (F32, F16 or BF16). */
 AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                                        const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
                                        size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, void *out,
                                        int32_t dtype, int32_t isa, int32_t threads);
+
+/* Types of ggml with blocks of codes, by their numbers there. */
+#define AQ_GGML_Q4_0 2
+#define AQ_GGML_Q4_1 3
+#define AQ_GGML_Q8_0 8
+#define AQ_GGML_Q2_K 10
+#define AQ_GGML_Q3_K 11
+#define AQ_GGML_Q4_K 12
+#define AQ_GGML_Q6_K 14
+#define AQ_GGML_Q2_0 42
+
+/* blocks u8[rows, bytes of a row]: the matrix as ggml stores it, with the same weights when they are dequantized.
+ * AQ_E_SHAPE where the type has no such grid: other columns, groups, or codes. Q4_1 rounds -scale * zero point to
+ * half precision. */
+AQ_API int32_t aq_ggml_blocks(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
+                              size_t cols, int32_t bits, size_t group_size, int32_t type, uint8_t *blocks, int32_t isa,
+                              int32_t threads);
+
+/* The same with two-level scales: K-types, or Q4_1 out of offsets. */
+AQ_API int32_t aq_ggml_two_level_blocks(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
+                                        const uint16_t *super_scale, const uint16_t *super_min, size_t rows,
+                                        size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, int32_t type,
+                                        uint8_t *blocks, int32_t isa, int32_t threads);
 
 /* As aq_packed_error_statistics. */
 AQ_API int32_t aq_two_level_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,

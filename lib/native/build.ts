@@ -45,6 +45,7 @@ const COMMON_SOURCES = [
     `${family}/scalar.c`,
   ]),
   "quantize/elements.c",
+  "quantize/ggml.c",
   "forward/images.c",
   "forward/linear.c",
   "solver/api.c",

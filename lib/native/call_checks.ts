@@ -90,6 +90,16 @@ export const groupsOf = (cols: number, groupSize: number): number =>
 export const superblocksOf = (cols: number): number => Math.ceil(cols / SUPERBLOCK);
 export const subBytesOf = (cols: number, groupSize: number, bits: number): number =>
   Math.ceil(groupsOf(cols, groupSize) * bits / 8);
+/** Weights and bytes of a block of ggml by its type's number. */
+const GGML_BLOCKS: Readonly<Record<number, readonly [weights: number, bytes: number]>> = {
+  ...{ 2: [32, 18], 3: [32, 20], 8: [32, 34], 10: [256, 84], 11: [256, 110], 12: [256, 144], 14: [256, 210] },
+  42: [64, 18],
+};
+/** Bytes of a row as a type of ggml; NaN, which no array has, for a type that kernels do not know. */
+export const ggmlBytesOf = (cols: number, type: number): number => {
+  const [weights, bytes] = GGML_BLOCKS[type] ?? [1, NaN];
+  return Math.ceil(cols / weights) * bytes;
+};
 /** Rows of `cols` values whose beginnings are `stride` apart. */
 export const stridedOf = (rows: number, stride: number, cols: number): number =>
   rows === 0 ? 0 : (rows - 1) * stride + cols;

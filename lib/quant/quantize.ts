@@ -12,8 +12,7 @@ import {
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT } from "../tensor/mod.ts";
-import { packCodes } from "./codes.ts";
-import { convertFloats, findNonfinite } from "./convert.ts";
+import { findNonfinite } from "./convert.ts";
 import {
   type BitWidth,
   checkFormat,
@@ -135,18 +134,17 @@ function quantizeSymmetric(
   cols: number,
   { bits, groupSize, solver, columnWeights }: Settings,
 ): PackedTensor {
-  const isSearched = bits === 3 && solver === "clip";
-  const plain = quantize(kernels, given, rows, cols, { // refuses what is not finite, too
-    ...{ bits, groupSize, zeroPoint: "symmetric" },
-    ...(isSearched ? { solver, columnWeights } : { solver: "round" }),
-  });
-  const scale = isSearched ? Float32Array.from(halves(plain.scale)) : undefined;
-  const weights = given.data instanceof Float32Array
-    ? given.data
-    : new Float32Array(convertFloats(kernels, given, rows * cols, "F32").buffer);
   const shape = { rows, cols, bits, groupSize };
-  const { levels, codes } = symmetricLevels(kernels, shape, { weights, scale, columnWeights });
-  return { ...shape, ...levels, packed: packCodes(kernels, codes!, rows, cols, bits) };
+  if (bits === 3 && solver === "clip") { // which refuses what is not finite, too
+    const how = { bits, groupSize, zeroPoint: "symmetric", solver, columnWeights } as const;
+    const scale = Float32Array.from(halves(quantize(kernels, given, rows, cols, how).scale));
+    const { levels, packed } = symmetricLevels(kernels, shape, { weights: given, scale, columnWeights });
+    return { ...shape, ...levels, packed };
+  }
+  const doing = "quantize a matrix", bad = findNonfinite(kernels, given, rows * cols);
+  if (bad >= 0) throw nonfinite(doing, Math.floor(bad / cols), bad % cols);
+  const { levels, packed } = symmetricLevels(kernels, shape, { weights: given, columnWeights });
+  return { ...shape, ...levels, packed };
 }
 
 interface Settings extends WeightFormat {
@@ -183,8 +181,7 @@ function weightsError(
 ): WeightsError | undefined {
   if (status === E_NONFINITE) {
     const index = findNonfinite(kernels, weights, (end - begin) * cols);
-    const row = begin + Math.floor(index / cols), column = index % cols;
-    return new WeightsError(`Cannot ${doing}: the weight at row ${row}, column ${column} is NaN or infinite`);
+    return nonfinite(doing, begin + Math.floor(index / cols), index % cols);
   }
   if (status !== E_RANGE) return undefined;
   return new WeightsError(
@@ -193,6 +190,9 @@ function weightsError(
     } are too large for a half-precision scale (largest 65504)`,
   );
 }
+
+const nonfinite = (doing: string, row: number, column: number) =>
+  new WeightsError(`Cannot ${doing}: the weight at row ${row}, column ${column} is NaN or infinite`);
 
 function emptyTensor(rows: number, cols: number, settings: Settings): PackedTensor {
   const { bits, groupSize, zeroPoint, scaleBits } = settings;

@@ -87,10 +87,11 @@ const SIZES: readonly (readonly [functions: RegExp, arrays: RegExp, size: string
   [/quantize_activations/, /^(scale|zeroPoint)$/, "tokens"],
   [/quantize_activations/, /./, "tokens * cols"],
   [
-    /clipped|feedback|refine|linear_packed|quantize|fit_two|packed_/,
+    /clipped|feedback|refine|linear_packed|quantize|fit_two|packed_|ggml/,
     /^(d?scale|zeroPoint|dzero|minimum|groupWeights)$/,
     "rows * groupsOf(cols, groupSize)",
   ],
+  [/ggml/, /^blocks$/, "rows * ggmlBytesOf(cols, type)"],
   [/convert|statistics$|nonfinite|silu|gelu|aq_add|adam/, /^(?!packed|weights)/, "n"],
   [/linear/, /^x(Scale|ZeroPoint)$/, "tokens"],
   [/linear/, /^(x|codes)$/, "tokens * cols"],
@@ -175,6 +176,7 @@ const NUMBERS: Readonly<Record<string, string>> = {
 const CHECKS = [
   ...["any", "f32", "f64", "i32", "u16", "u32", "u64", "u8", "usize", "int32", "float"],
   ...[
+    "ggmlBytesOf",
     "groupsOf",
     "momentElements",
     "packedWordsOf",

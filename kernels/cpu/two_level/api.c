@@ -37,14 +37,16 @@ int32_t aq_quantize_two_level(const void *weights, int32_t dtype, size_t rows, s
   return status == AQ_OK || status <= AQ_E_STOPPED ? status : aq_weights_fault(weights, dtype, rows * cols, isa, threads);
 }
 
-int32_t aq_quantize_symmetric_levels(const float *weights, const float *scale, const float *column_weights, size_t rows,
-                                     size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, uint8_t *codes,
-                                     uint8_t *sub_scale, uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min,
-                                     int32_t isa, int32_t threads) {
+int32_t aq_quantize_symmetric_levels(const void *weights, int32_t dtype, const float *scale,
+                                     const float *column_weights, size_t rows, size_t cols, int32_t bits,
+                                     size_t group_size, int32_t scale_bits, uint32_t *packed, uint8_t *sub_scale,
+                                     uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min, int32_t isa,
+                                     int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
   AQ_KERNELS(isa);
-  if ((!scale && !weights) || (weights && !codes) || !sub_scale || !sub_min || !super_scale || !super_min) return AQ_E_ARGUMENT;
-  if (scale_bits != 8 || (bits != 3 && bits != 8)) return AQ_E_ARGUMENT;
+  if ((!scale && !weights) || (weights && !packed) || !sub_scale || !sub_min || !super_scale || !super_min)
+    return AQ_E_ARGUMENT;
+  if (scale_bits != 8 || (bits != 3 && bits != 8) || (weights && !aq_dtype_bytes(dtype))) return AQ_E_ARGUMENT;
   if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   if (!aq_column_weights_allowed(column_weights, cols)) return AQ_E_VALUE;
   const size_t groups = (cols - 1) / group_size + 1;
@@ -52,8 +54,9 @@ int32_t aq_quantize_symmetric_levels(const float *weights, const float *scale, c
     if (!(scale[i] - scale[i] == 0.0f)) return AQ_E_NONFINITE;
   const int is_three = bits == 3;
   const aq_symmetric_job job = {
-      weights, scale, column_weights, cols, group_size, groups, (cols - 1) / AQ_SEGMENT + 1, is_three ? 7.0f : 63.0f,
-      is_three ? 4.0f : 32.0f, is_three ? 31.0f : 127.0f, is_three, codes, sub_scale, sub_min, super_scale, super_min};
+      kernels->quantize, weights, dtype, scale, column_weights, cols, group_size, groups,
+      (cols - 1) / AQ_SEGMENT + 1, is_three ? 7.0f : 63.0f, is_three ? 4.0f : 32.0f, is_three ? 31.0f : 127.0f,
+      is_three, bits, packed, sub_scale, sub_min, super_scale, super_min};
   const quantize_context context = {kernels->two_level, {.symmetric = &job}};
   return aq_run_units(quantize_rows, &context, rows, rows * cols, threads);
 }

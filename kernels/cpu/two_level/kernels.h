@@ -7,13 +7,18 @@
 
 /* A matrix on a symmetric grid, symmetric.h. */
 typedef struct {
-  const float *weights, *scale, *column_weights;
+  const aq_quantize_kernels *kernels;
+  const void *weights; /* of `dtype`; null: only levels for `scale` are wanted */
+  int32_t dtype;
+  const float *scale, *column_weights;
   size_t cols, group_size, groups, supers;
   float most;     /* largest code */
   float zero;     /* z of a group with a positive scale */
   float most_sub; /* largest v */
   int has_signs;  /* a group may have a negative scale: then z is one less and its codes are turned round */
-  uint8_t *codes, *sub_scale, *sub_min;
+  int32_t bits;
+  uint32_t *packed;
+  uint8_t *sub_scale, *sub_min;
   uint16_t *super_scale, *super_min;
 } aq_symmetric_job;
 

@@ -16,37 +16,85 @@ typedef struct {
   float v[AQ_SUPER_GROUPS], zero[AQ_SUPER_GROUPS];
   float wt[AQ_SUPER_GROUPS], tt[AQ_SUPER_GROUPS]; /* sums of u w t and u t t, with t = q - z */
   float step;
-  size_t n;
+  size_t n;       /* groups */
+  size_t columns; /* and their columns, from `first` on */
+  size_t first;
 } symmetric_superblock;
 
 static float symmetric_half(float value) { return aq_float_from_half(aq_half_from_float(value)); }
+
+/* Eight floats and their masks: compilers make them of what an instruction set has. */
+typedef float eight __attribute__((vector_size(32)));
+typedef int32_t eight_int __attribute__((vector_size(32)));
+typedef uint8_t eight_bytes __attribute__((vector_size(8)));
+#define AQ_LANES 8
+
+AQ_INLINE void symmetric_load(const float *from, eight *to) { __builtin_memcpy(to, from, sizeof *to); }
+
+/* The sum of the lanes: halves, quarters, then the two that are left. */
+AQ_INLINE float symmetric_total(const eight *x) {
+  const eight a = *x, b = a + (eight){a[4], a[5], a[6], a[7]}, c = b + (eight){b[2], b[3]};
+  return c[0] + c[1];
+}
 
 static float symmetric_level(float value, float step, float most) {
   const float v = aq_round_even(value / step);
   return v < most ? v : most;
 }
 
+/* The smaller of each, of numbers. */
+AQ_INLINE void symmetric_limit(eight *values, float most) {
+  const eight limit = (eight){0} + most;
+  const eight_int is_below = *values < limit;
+  *values = (eight)(((eight_int)*values & is_below) | ((eight_int)limit & ~is_below));
+}
+
+/* The larger of each; `to` where either is NaN. */
+AQ_INLINE void symmetric_raise(eight *to, eight other) {
+  const eight_int is_higher = other > *to;
+  *to = (eight)(((eight_int)other & is_higher) | ((eight_int)*to & ~is_higher));
+}
+
+/* The largest lane. */
+AQ_INLINE float symmetric_most(eight x) {
+  symmetric_raise(&x, (eight){x[4], x[5], x[6], x[7]});
+  symmetric_raise(&x, (eight){x[2], x[3]});
+  return x[0] > x[1] ? x[0] : x[1];
+}
+
+/* The levels of eight values. */
+AQ_INLINE void symmetric_levels(eight *values, float step, float most) {
+  *values = (*values / step + 12582912.0f) - 12582912.0f;
+  symmetric_limit(values, most);
+}
+
 /* The step, a half float, whose multiples are nearest to |scale| in least squares; 0 where there is none. */
 static float symmetric_step(const float *scale, size_t n, float most) {
-  float values[AQ_SUPER_GROUPS], largest = 0.0f, best = 0.0f, least = __builtin_inff();
+  float values[AQ_SUPER_GROUPS] = {0}, largest = 0.0f, best = 0.0f, least = __builtin_inff();
   for (size_t i = 0; i < n; i++) {
     values[i] = scale[i] < 0.0f ? -scale[i] : scale[i];
     if (values[i] > largest) largest = values[i];
   }
   if (!(largest > 0.0f)) return 0.0f;
+  eight low, high;
+  symmetric_load(values, &low);
+  symmetric_load(values + AQ_LANES, &high);
   for (int32_t k = -AQ_SYMMETRIC_STEPS; k <= AQ_SYMMETRIC_STEPS; k++) {
-    float step = largest / (most + 0.25f * (float)k), sum = 0.0f, squares = 0.0f, error = 0.0f;
-    for (size_t i = 0; i < n; i++) {
-      const float v = symmetric_level(values[i], step, most);
-      sum += v * values[i];
-      squares += v * v;
-    }
-    step = symmetric_half(sum / squares);
+    float step = largest / (most + 0.25f * (float)k);
+    eight a = low, b = high;
+    symmetric_levels(&a, step, most);
+    symmetric_levels(&b, step, most);
+    const eight products = a * low + b * high, squares = a * a + b * b;
+    step = symmetric_half(symmetric_total(&products) / symmetric_total(&squares));
     if (!(step > 0.0f)) continue;
-    for (size_t i = 0; i < n; i++) {
-      const float d = values[i] - step * symmetric_level(values[i], step, most);
-      error += d * d;
-    }
+    a = low;
+    b = high;
+    symmetric_levels(&a, step, most);
+    symmetric_levels(&b, step, most);
+    a = low - step * a;
+    b = high - step * b;
+    const eight errors = a * a + b * b;
+    const float error = symmetric_total(&errors);
     if (error < least) {
       least = error;
       best = step;
@@ -55,49 +103,71 @@ static float symmetric_step(const float *scale, size_t n, float most) {
   return best;
 }
 
-/* Partial sums, so that compilers need not keep one order of all additions. */
-#define AQ_SUM_LANES 8
+/* How a group's weights become codes: w * inverse + zero, clamped, to nearest. */
+typedef struct {
+  float inverse, zero, most;
+} symmetric_coding;
 
-/* A group's weights: their part of the sums, or their codes. */
-static inline void symmetric_sum_lanes(const float *weights, const float *column_weights, size_t n, float inverse, float zero,
-                             float most, float *restrict wt, float *restrict tt) {
-  for (size_t i = 0; i < n; i++) {
-    const float t = aq_clamped_code(weights[i] * inverse + zero, most) - zero;
-    const float ut = column_weights ? column_weights[i] * t : t;
-    wt[i] += ut * weights[i];
-    tt[i] += ut * t;
-  }
+static symmetric_coding symmetric_coding_of(const aq_symmetric_job *job, const symmetric_superblock *s, size_t g) {
+  const float step = s->step * s->v[g];
+  return (symmetric_coding){step > 0.0f ? 1.0f / step : 0.0f, s->zero[g], job->most};
+}
+
+/* aq_clamped_code of eight weights. */
+AQ_INLINE void symmetric_encode(const float *weights, symmetric_coding c, eight *codes) {
+  eight w;
+  symmetric_load(weights, &w);
+  eight position = w * c.inverse + c.zero;
+  position = (eight)((eight_int)position & (position > 0.0f));
+  symmetric_limit(&position, c.most);
+  *codes = (position + 12582912.0f) - 12582912.0f;
 }
 
 /* The sums of a row's superblock, from column `col` on, that tell better scales. */
-static void symmetric_sums(const aq_symmetric_job *job, const float *weights, size_t col, symmetric_superblock *s) {
-  const float *columns = job->column_weights;
+static void symmetric_sums(const aq_symmetric_job *job, const float *weights, symmetric_superblock *s) {
+  const float *columns = job->column_weights ? job->column_weights + s->first : 0;
   for (size_t g = 0; g < s->n; g++) {
-    const size_t begin = col + g * job->group_size, end = aq_min_size(begin + job->group_size, job->cols);
-    const float step = s->step * s->v[g], inverse = step > 0.0f ? 1.0f / step : 0.0f, zero = s->zero[g];
-    float wt[AQ_SUM_LANES] = {0}, tt[AQ_SUM_LANES] = {0};
+    const size_t begin = g * job->group_size, end = aq_min_size(begin + job->group_size, s->columns);
+    const symmetric_coding c = symmetric_coding_of(job, s, g);
+    eight wt = {0}, tt = {0}, t, w, u;
     size_t i = begin;
-    for (; i + AQ_SUM_LANES <= end; i += AQ_SUM_LANES)
-      if (columns)
-        symmetric_sum_lanes(weights + i, columns + i, AQ_SUM_LANES, inverse, zero, job->most, wt, tt);
-      else
-        symmetric_sum_lanes(weights + i, 0, AQ_SUM_LANES, inverse, zero, job->most, wt, tt);
-    symmetric_sum_lanes(weights + i, columns ? columns + i : 0, end - i, inverse, zero, job->most, wt, tt);
-    s->wt[g] = s->tt[g] = 0.0f;
-    for (size_t lane = 0; lane < AQ_SUM_LANES; lane++) {
-      s->wt[g] += wt[lane];
-      s->tt[g] += tt[lane];
+    for (; i + AQ_LANES <= end; i += AQ_LANES) {
+      symmetric_encode(weights + i, c, &t);
+      symmetric_load(weights + i, &w);
+      t -= c.zero;
+      if (columns) {
+        symmetric_load(columns + i, &u);
+        u *= t;
+      } else {
+        u = t;
+      }
+      wt += u * w;
+      tt += u * t;
     }
+    for (size_t lane = 0; i < end; i++, lane++) {
+      const float q = aq_clamped_code(weights[i] * c.inverse + c.zero, c.most) - c.zero;
+      const float uq = columns ? columns[i] * q : q;
+      wt[lane] += uq * weights[i];
+      tt[lane] += uq * q;
+    }
+    s->wt[g] = symmetric_total(&wt);
+    s->tt[g] = symmetric_total(&tt);
   }
 }
 
-static void symmetric_codes(const aq_symmetric_job *job, const float *weights, size_t col, const symmetric_superblock *s,
+static void symmetric_codes(const aq_symmetric_job *job, const float *weights, const symmetric_superblock *s,
                             uint8_t *codes) {
   for (size_t g = 0; g < s->n; g++) {
-    const size_t begin = col + g * job->group_size, end = aq_min_size(begin + job->group_size, job->cols);
-    const float step = s->step * s->v[g], inverse = step > 0.0f ? 1.0f / step : 0.0f, zero = s->zero[g];
-    for (size_t i = begin; i < end; i++)
-      codes[i] = (uint8_t)(int32_t)aq_clamped_code(weights[i] * inverse + zero, job->most);
+    const size_t begin = g * job->group_size, end = aq_min_size(begin + job->group_size, s->columns);
+    const symmetric_coding c = symmetric_coding_of(job, s, g);
+    size_t i = begin;
+    for (; i + AQ_LANES <= end; i += AQ_LANES) {
+      eight position;
+      symmetric_encode(weights + i, c, &position);
+      const eight_bytes own = __builtin_convertvector(__builtin_convertvector(position, eight_int), eight_bytes);
+      __builtin_memcpy(codes + i, &own, sizeof own);
+    }
+    for (; i < end; i++) codes[i] = (uint8_t)(int32_t)aq_clamped_code(weights[i] * c.inverse + c.zero, c.most);
   }
 }
 
@@ -118,39 +188,53 @@ static void symmetric_refit(const aq_symmetric_job *job, symmetric_superblock *s
 }
 
 /* Scales whose codes cover the groups of a superblock; where they have signs, the largest weight is code 0. */
-static void symmetric_ranges(const aq_symmetric_job *job, const float *weights, size_t col, size_t n, float *scale) {
-  for (size_t g = 0; g < n; g++) {
-    const size_t begin = col + g * job->group_size, end = aq_min_size(begin + job->group_size, job->cols);
-    float least = 0.0f, most = 0.0f;
-    for (size_t i = begin; i < end; i++) {
-      least = weights[i] < least ? weights[i] : least;
+static void symmetric_ranges(const aq_symmetric_job *job, const float *weights, const symmetric_superblock *s,
+                             float *scale) {
+  for (size_t g = 0; g < s->n; g++) {
+    const size_t begin = g * job->group_size, end = aq_min_size(begin + job->group_size, s->columns);
+    eight below = {0}, above = {0}, w;
+    size_t i = begin;
+    for (; i + AQ_LANES <= end; i += AQ_LANES) {
+      symmetric_load(weights + i, &w);
+      symmetric_raise(&below, -w);
+      symmetric_raise(&above, w);
+    }
+    float least = symmetric_most(below), most = symmetric_most(above);
+    for (; i < end; i++) {
+      least = -weights[i] > least ? -weights[i] : least;
       most = weights[i] > most ? weights[i] : most;
     }
-    scale[g] = (-least > most ? -least : job->has_signs ? -most : most) / job->zero;
+    scale[g] = (least > most ? least : job->has_signs ? -most : most) / job->zero;
   }
 }
 
 static int32_t symmetric_rows(const aq_symmetric_job *job, size_t row_begin, size_t row_end) {
   const size_t each = AQ_SEGMENT / job->group_size;
   for (size_t row = row_begin; row < row_end; row++) {
-    const float *weights = job->weights ? job->weights + row * job->cols : 0;
+    const size_t words = aq_words_of(job->cols, job->bits);
     for (size_t super = 0; super < job->supers; super++) {
-      const size_t first = row * job->groups + super * each, at = row * job->supers + super;
-      symmetric_superblock s = {.n = aq_min_size(each, job->groups - super * each)};
-      float ranges[AQ_SUPER_GROUPS];
+      const size_t first = row * job->groups + super * each, at = row * job->supers + super, col = super * AQ_SEGMENT;
+      symmetric_superblock s = {.n = aq_min_size(each, job->groups - super * each),
+                                .columns = aq_min_size(AQ_SEGMENT, job->cols - col), .first = col};
+      float weights[AQ_SEGMENT], ranges[AQ_SUPER_GROUPS];
+      if (job->weights) job->kernels->load(job->weights, job->dtype, row * job->cols + col, s.columns, weights);
       const float *scales = job->scale ? job->scale + first : ranges;
-      if (!job->scale) symmetric_ranges(job, weights, super * AQ_SEGMENT, s.n, ranges);
+      if (!job->scale) symmetric_ranges(job, weights, &s, ranges);
       s.step = symmetric_step(scales, s.n, job->most_sub);
       for (size_t g = 0; g < s.n; g++) {
         const float scale = scales[g];
         s.v[g] = s.step > 0.0f ? symmetric_level(scale < 0.0f ? -scale : scale, s.step, job->most_sub) : 0.0f;
         s.zero[g] = job->has_signs && scale < 0.0f ? job->zero - 1.0f : job->zero;
       }
-      for (int32_t round = 0; weights && round < AQ_SYMMETRIC_ROUNDS(job); round++) {
-        symmetric_sums(job, weights, super * AQ_SEGMENT, &s);
-        symmetric_refit(job, &s);
+      if (job->weights) {
+        uint8_t codes[AQ_SEGMENT];
+        for (int32_t round = 0; round < AQ_SYMMETRIC_ROUNDS(job); round++) {
+          symmetric_sums(job, weights, &s);
+          symmetric_refit(job, &s);
+        }
+        symmetric_codes(job, weights, &s, codes);
+        job->kernels->pack_row(codes, s.columns, job->bits, job->packed + row * words + col / 32 * (size_t)job->bits);
       }
-      if (weights) symmetric_codes(job, weights, super * AQ_SEGMENT, &s, job->codes + row * job->cols);
       const uint16_t minimum = aq_half_from_float(job->has_signs ? s.step : s.step * job->zero);
       if ((minimum & 0x7c00u) == 0x7c00u) return AQ_E_RANGE;
       job->super_scale[at] = aq_half_from_float(s.step);
