@@ -171,6 +171,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     const calibrated = await calibrateRun(run, planned, output);
     const solved = await solveRun(run, planned, calibrated, { output });
     const phases = await phasesRun(run, planned, calibrated, solved);
+    run.calibration.memory.held.release(); // tensors are read for themselves
     const report = await writeRun(run, planned, { solved, phases }, output);
     return { ...report, heldOut: await heldOutError(run, planned, calibrated, { solved, phases }) };
   });

@@ -1,6 +1,6 @@
 /**
- * Matrices of a checkpoint that are read when they are first needed and let go when others need their memory, the one
- * that was not used for longest first.
+ * Matrices of a checkpoint that are read when they are first needed and let go when others need their memory: of those
+ * of the same size, otherwise of all, the one that was not used for longest.
  */
 import { throwIfStopped } from "../../progress.ts";
 
@@ -44,14 +44,29 @@ export class HeldWeights {
     return bytes;
   }
 
-  /** Lets matrices go until one more fits. Blocks are alike: mostly the memory of one that goes is taken as it is. */
+  /** Lets all matrices go: those that are needed again are read again. */
+  release(): void {
+    this.#held.clear();
+    this.#bytes = 0;
+  }
+
+  /**
+   * Lets matrices go until one more fits. Blocks are alike: mostly the memory of one of the same size is taken as it is,
+   * so that nothing waits to be collected.
+   */
   #room(byteLength: number): Uint8Array<ArrayBuffer> | undefined {
+    if (this.#bytes + byteLength <= this.limitBytes) return undefined;
+    for (const [name, bytes] of this.#held) if (bytes.length === byteLength) return this.#letGo(name, bytes);
     for (const [name, bytes] of this.#held) {
       if (this.#bytes + byteLength <= this.limitBytes) return undefined;
-      this.#held.delete(name);
-      this.#bytes -= bytes.length;
-      if (bytes.length === byteLength) return bytes;
+      this.#letGo(name, bytes);
     }
     return undefined;
+  }
+
+  #letGo(name: string, bytes: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
+    this.#held.delete(name);
+    this.#bytes -= bytes.length;
+    return bytes;
   }
 }
