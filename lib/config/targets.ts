@@ -24,11 +24,14 @@ const WORDS = { groupSize: 32, usual: 128, zeroPoint: "symmetric", block: 32 } a
 /** MLX's grids. */
 const AFFINE = { groupSize: 32, usual: 64, zeroPoint: "real", scaleBits: OFFSET_BITS, block: 32 } as const;
 
-/** Grids by the type's name in the program. Q4_0 and Q2_0 follow llama.cpp's own table of fallbacks. */
+/**
+ * Grids by the type's name in the program. What follows a type is llama.cpp's own table of fallbacks, with Q4_1 for
+ * its Q5_0: codes here have no 5 bits.
+ */
 export const GRIDS: Readonly<Record<string, Grid>> = {
   Q2_K: { bits: 2, groupSize: 16, zeroPoint: "real", scaleBits: 4, block: 256, next: "Q4_0" },
   Q3_K: { bits: 3, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8, block: 256, next: "Q4_0" },
-  Q4_K: { bits: 4, groupSize: 32, zeroPoint: "real", scaleBits: 6, block: 256, next: "Q4_0" },
+  Q4_K: { bits: 4, groupSize: 32, zeroPoint: "real", scaleBits: 6, block: 256, next: "Q4_1" },
   Q6_K: { bits: 8, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8, block: 256, next: "Q8_0" },
   Q2_0: { bits: 2, groupSize: 64, zeroPoint: "symmetric", block: 64, next: "Q4_0" },
   Q4_0: { bits: 4, groupSize: 32, zeroPoint: "symmetric", block: 32 },

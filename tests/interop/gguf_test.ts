@@ -125,6 +125,21 @@ describe("a GGUF file of a language model", () => {
     });
   }
 
+  test("of the same weights in F32 has our logits: what differs is how llama.cpp rounds activations", async () => {
+    if ("reason" in llama) return;
+    const folder = await packed(inputs.get("llada")!, { bit_width: 2, scale_bits: 4 });
+    const file = place.fresh("dequantized.gguf");
+    await exported(folder, file, { "": "F32" });
+    const tokens = Int32Array.from({ length: 24 }, (_, i) => (i * 7) % WIDE.vocabulary);
+    const { model } = loadModel(folder, kernels) as {
+      model: { forward(ids: Int32Array, batch: number): Float32Array };
+    };
+    const wanted = model.forward(tokens, 2), found = llama.logits(file, tokens, 2);
+    const { positions, same, kl } = compareLogits(wanted, found, WIDE.vocabulary);
+    expect(same).toBe(positions);
+    expect(kl).toBeLessThan(1e-7);
+  });
+
   test("refuses what it could only round, naming layer and reason; with leave it rounds", async () => {
     const folder = await packed(DREAM, { bit_width: 4, group_size: 32 }), file = place.fresh("rounded.gguf");
     const error = await rejection(exported(folder, file));

@@ -117,7 +117,7 @@ describe("GGUF of image models", () => {
       "cap_embedder.1.weight": "F32",
       "context_refiner.0.attention.qkv.weight": "F32",
       "layers.0.attention.qkv.weight": "Q4_K",
-      "layers.0.feed_forward.w2.weight": "Q4_0",
+      "layers.0.feed_forward.w2.weight": "Q4_1",
       "x_pad_token": "F32",
     });
     expect(file.gguf!.keys.get("general.architecture")!.value).toBe("lumina2");

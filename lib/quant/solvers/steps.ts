@@ -149,12 +149,16 @@ export function keepBetterRows(best: Candidate, other: Candidate): void {
   }
 }
 
+/** Codes on given scales, with their objectives. */
+export const measured = (problem: MomentProblem, codes: Candidate["codes"], scales: GroupScales): Candidate =>
+  refineCodes(problem, { codes, ...scales }, { rounds: 0, refit: false });
+
 /** Σ over rows of the objective of a packed tensor; NaN without a moment. */
 export function objectiveOf(problem: Problem, tensor: PackedTensor): number {
   const { kernels, rows, cols, bits, moment } = problem;
   if (moment === undefined) return NaN;
-  const codes = unpackCodes(kernels, tensor.packed, rows, cols, bits), nothing = { rounds: 0, refit: false };
-  return total(refineCodes({ ...problem, moment }, { codes, ...scalesOf(tensor) }, nothing).objective);
+  const codes = unpackCodes(kernels, tensor.packed, rows, cols, bits);
+  return total(measured({ ...problem, moment }, codes, scalesOf(tensor)).objective);
 }
 
 /** Sum of rows' objectives. */

@@ -2,8 +2,15 @@
  * Solving with two-level scales: several starts whose scales are fitted to two levels, each row from the one
  * that does best.
  */
-import { packCodes } from "../codes.ts";
-import { levelsOf, mapLevels, packedWords, rowsOf, type TwoLevelScales } from "../packed/layout.ts";
+import { packCodes, unpackCodes } from "../codes.ts";
+import {
+  levelsOf,
+  mapLevels,
+  packedWords,
+  rowsOf,
+  type TwoLevelScales,
+  type TwoLevelTensor,
+} from "../packed/layout.ts";
 import { symmetricLevels } from "../packed/symmetric_levels.ts";
 import { fitTwoLevel } from "../packed/two_level.ts";
 import {
@@ -12,7 +19,7 @@ import {
   clipped,
   type GroupScales,
   keepBetterRows,
-  objectiveOf,
+  measured,
   rangeScales,
   scalesOf,
   solveWithScales,
@@ -48,12 +55,10 @@ export function solveTwoLevel(
 ): Solution {
   const { kernels, rows, cols, bits, groupSize } = problem, fixed = { rounds, refit: false };
   const searched = clipped(problem);
-  // The kernels' codes of 8 bits go beyond the 64 of such a grid: the weights alone choose them.
-  if (problem.scaleBits === 8 && bits === 8) {
-    const objective = objectiveOf(problem, searched);
-    return { tensor: searched, objective, firstObjective: objective };
-  }
   const onLevels: MomentProblem = { ...problem, zeroPoint: "real" };
+  if (problem.scaleBits === 8 && bits === 8) {
+    return solveSixBits(onLevels, searched as TwoLevelTensor, rounds);
+  }
   const starts: TwoLevelStart[] = [{
     ...scalesOf(searched),
     levels: searched as typeof searched & TwoLevelScales,
@@ -80,6 +85,20 @@ export function solveTwoLevel(
   const packed = packCodes(kernels, best.codes, rows, cols, bits);
   const tensor = { ...levels, rows, cols, bits, groupSize, packed };
   return { tensor, objective: total(best.objective), firstObjective };
+}
+
+/**
+ * Q6_K's grid, whose codes end at 63 where the kernels' end at 255: feedback and descent on the levels of the search,
+ * what goes beyond cut off, and each row the better of that and of the search itself.
+ */
+function solveSixBits(problem: MomentProblem, searched: TwoLevelTensor, rounds: number): Solution {
+  const { kernels, rows, cols, bits } = problem, scales = scalesOf(searched);
+  const best = measured(problem, unpackCodes(kernels, searched.packed, rows, cols, bits), scales);
+  const firstObjective = total(best.objective);
+  const { codes } = solveWithScales(problem, scales, { rounds, refit: false });
+  keepBetterRows(best, measured(problem, codes.map((code) => Math.min(code, 63)), scales));
+  const packed = packCodes(kernels, best.codes, rows, cols, bits);
+  return { tensor: { ...searched, packed }, objective: total(best.objective), firstObjective };
 }
 
 /** Copies a row of the scales of a matrix of `rows` rows. */

@@ -7,7 +7,7 @@ import { unchecked } from "../../../lib/native/kernels.ts";
 import { RandomStream } from "../../../lib/models/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../../../lib/quant/solvers/moments.ts";
 import { solveLayer } from "../../../lib/quant/solvers/solve_layer.ts";
-import { dequantize, type OneLevelTensor, quantize } from "../../../lib/quant/mod.ts";
+import { dequantize, type OneLevelTensor, quantize, unpackCodes } from "../../../lib/quant/mod.ts";
 import { allKernels } from "../../_kernels.ts";
 
 const kernels = await openKernels({ threads: 1 });
@@ -312,6 +312,21 @@ describe("solvers", () => {
       });
       expect(objectives[1]!).toBeLessThan(0.8 * objectives[0]!);
       expect(objectives[2]!).toBeLessThan(objectives[1]!);
+    }
+  });
+
+  test("symmetric two-level scales: calibrated codes are better, and end where the grid does", () => {
+    const random = new RandomStream(12, 0), rows = 10, cols = 256, tokens = 600;
+    const moment = factorMoments(kernels, momentsOf(inputs(random, tokens, cols), tokens, cols));
+    const weights = normals(random, rows * cols);
+    for (const [bits, most, gain] of [[3, 7, 0.6], [8, 63, 0.7]] as const) {
+      const options = { bits, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8 } as const;
+      const [byWeights, solved] = (["clip", "best"] as const).map((solver) => {
+        const { tensor } = solveLayer(kernels, solver, { weights, rows, cols, moment, ...options });
+        expect(Math.max(...unpackCodes(kernels, tensor.packed, rows, cols, bits))).toBeLessThanOrEqual(most);
+        return objectiveOf(weights, dequantize(kernels, tensor), rows, moment.moment);
+      });
+      expect([bits, solved! / byWeights! < gain]).toEqual([bits, true]);
     }
   });
 
