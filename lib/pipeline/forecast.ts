@@ -33,6 +33,9 @@ const ANNOUNCED_SECONDS = 2;
 /** Work from here on is announced with what cheaper settings would take. */
 const COMPARED_SECONDS = 20;
 
+/** Bytes by which the runtime grows meanwhile: compiled code, and arrays that wait to be collected. */
+const RUNTIME_BYTES = 64e6;
+
 const sum = <T>(values: readonly T[], of: (value: T) => number) =>
   values.reduce((all, own) => all + of(own), 0);
 
@@ -51,7 +54,7 @@ export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonl
   const needs = (own: CountedWork, list: readonly RunStage[]) =>
     list.map(({ name, bytes, statesBytes }) => ({
       name,
-      bytes: bytes + own.weights.leastBytes + (folder === undefined ? statesBytes : 0),
+      bytes: RUNTIME_BYTES + bytes + own.weights.leastBytes + (folder === undefined ? statesBytes : 0),
     })).reduce((a, b) => b.bytes > a.bytes ? b : a);
   const peak = needs(counted, stages);
   if (resident + peak.bytes > memory.limitBytes) {
@@ -76,7 +79,7 @@ export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonl
   const parts = stages.map((stage) => ({
     name: stage.name,
     seconds: stage.seconds(timed),
-    bytes: resident + stage.bytes,
+    bytes: resident + RUNTIME_BYTES + stage.bytes,
   }));
   const seconds = sum(parts, (part) => part.seconds);
   if (seconds < ANNOUNCED_SECONDS) return;
@@ -102,7 +105,7 @@ export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonl
  * @returns bytes that all of it takes
  */
 function divide(memory: MemoryShares, { weights }: CountedWork, stages: readonly RunStage[]): number {
-  const fixed = Math.max(...stages.map(({ bytes }) => bytes));
+  const fixed = RUNTIME_BYTES + Math.max(...stages.map(({ bytes }) => bytes));
   const states = Math.max(...stages.map(({ statesBytes }) => statesBytes));
   const room = memory.roomBytes - fixed, forStates = Math.min(states, Math.max(0, room - weights.leastBytes));
   memory.statesBytes = forStates;
