@@ -88,8 +88,8 @@ layers are then solved on them without running the model, with nothing held out 
     ...MODEL_OPTIONS,
     ...KERNEL_OPTIONS,
     "--max-memory SIZE":
-      "memory that calibrated work may take, as in 12GB; it is refused before it begins where it " +
-      "would take more; default three quarters of what is available",
+      "memory that calibrated work may take, as in 12GB: weights are held and states kept in it as far as " +
+      "it goes; refused before it begins where it is too little; default three quarters of what is available",
     "Output": "",
     "--dry-run": "show what would be done, and by which rules; write nothing",
     ...OUTPUT_OPTIONS,
