@@ -31,10 +31,20 @@ typedef uint8_t eight_bytes __attribute__((vector_size(8)));
 
 AQ_INLINE void symmetric_load(const float *from, eight *to) { __builtin_memcpy(to, from, sizeof *to); }
 
+/* Half of the lanes each. */
+typedef float four __attribute__((vector_size(16)));
+typedef int32_t four_int __attribute__((vector_size(16)));
+AQ_INLINE void symmetric_halves(const eight *x, four *low, four *high) {
+  __builtin_memcpy(low, x, sizeof *low);
+  __builtin_memcpy(high, (const char *)x + sizeof *low, sizeof *high);
+}
+
 /* The sum of the lanes: halves, quarters, then the two that are left. */
 AQ_INLINE float symmetric_total(const eight *x) {
-  const eight a = *x, b = a + (eight){a[4], a[5], a[6], a[7]}, c = b + (eight){b[2], b[3]};
-  return c[0] + c[1];
+  four low, high;
+  symmetric_halves(x, &low, &high);
+  low += high;
+  return (low[0] + low[2]) + (low[1] + low[3]);
 }
 
 static float symmetric_level(float value, float step, float most) {
@@ -56,10 +66,13 @@ AQ_INLINE void symmetric_raise(eight *to, eight other) {
 }
 
 /* The largest lane. */
-AQ_INLINE float symmetric_most(eight x) {
-  symmetric_raise(&x, (eight){x[4], x[5], x[6], x[7]});
-  symmetric_raise(&x, (eight){x[2], x[3]});
-  return x[0] > x[1] ? x[0] : x[1];
+AQ_INLINE float symmetric_most(const eight *x) {
+  four low, high;
+  symmetric_halves(x, &low, &high);
+  const four_int is_higher = high > low;
+  low = (four)(((four_int)high & is_higher) | ((four_int)low & ~is_higher));
+  const float even = low[0] > low[2] ? low[0] : low[2], odd = low[1] > low[3] ? low[1] : low[3];
+  return even > odd ? even : odd;
 }
 
 /* The levels of eight values. */
@@ -190,6 +203,7 @@ static void symmetric_refit(const aq_symmetric_job *job, symmetric_superblock *s
 /* Scales whose codes cover the groups of a superblock; where they have signs, the largest weight is code 0. */
 static void symmetric_ranges(const aq_symmetric_job *job, const float *weights, const symmetric_superblock *s,
                              float *scale) {
+  const float inverse = 1.0f / job->zero; /* exact: a power of two */
   for (size_t g = 0; g < s->n; g++) {
     const size_t begin = g * job->group_size, end = aq_min_size(begin + job->group_size, s->columns);
     eight below = {0}, above = {0}, w;
@@ -199,12 +213,12 @@ static void symmetric_ranges(const aq_symmetric_job *job, const float *weights, 
       symmetric_raise(&below, -w);
       symmetric_raise(&above, w);
     }
-    float least = symmetric_most(below), most = symmetric_most(above);
+    float least = symmetric_most(&below), most = symmetric_most(&above);
     for (; i < end; i++) {
       least = -weights[i] > least ? -weights[i] : least;
       most = weights[i] > most ? weights[i] : most;
     }
-    scale[g] = (least > most ? least : job->has_signs ? -most : most) / job->zero;
+    scale[g] = (least > most ? least : job->has_signs ? -most : most) * inverse;
   }
 }
 
