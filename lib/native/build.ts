@@ -2,7 +2,7 @@
  * Builds the kernels with the system's compiler: what is compiled with which flags, the hash that names a build,
  * and the commands. Finding and opening what was built is library.ts's.
  */
-import { execFile } from "node:child_process";
+import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   chmodSync,
@@ -18,7 +18,9 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
 import { promisify } from "node:util";
 import { KernelError } from "../errors.ts";
 import { readPrivate } from "../files/ownership.ts";
@@ -181,18 +183,44 @@ export function buildHash(plan: BuildPlan, kernels: string, compiler = ""): stri
 
 const execute = promisify(execFile);
 
-async function run(command: string, args: readonly string[], signal?: AbortSignal): Promise<void> {
+/** Most characters of a compiler's messages that are kept. */
+const MAX_MESSAGES = 1 << 20;
+
+/** Ends a compiler with the programs that it has started: each has a process group of its own. */
+function endGroup(child: ChildProcess): void {
   try {
-    await execute(command, [...args], { maxBuffer: 1 << 26, ...(signal && { signal }) });
-  } catch (cause) {
-    const { code, stderr } = cause as { code?: number | string; stderr?: string };
-    if (typeof code !== "number") throw new KernelError(`Cannot run the compiler "${command}"`, { cause });
-    const lines = stderr?.split("\n") ?? [];
-    const first = lines.find((line) => /error/i.test(line)) ?? lines[0];
-    throw new KernelError(`Cannot build the kernels: ${command} ended with ${code}: ${first}`, {
-      cause: stderr,
-    });
+    process.kill(-child.pid!, "SIGKILL");
+  } catch {
+    child.kill("SIGKILL"); // ended already, or a system without groups
   }
+}
+
+/**
+ * Runs a compiler.
+ *
+ * @param running where it stands while it runs
+ * @throws {KernelError} when it cannot be run or ends with another status than 0
+ */
+function run(command: string, args: readonly string[], running: Set<ChildProcess>): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { stdio: ["ignore", "ignore", "pipe"], detached: true });
+    let messages = "";
+    child.stderr!.setEncoding("utf8").on("data", (text: string) => {
+      if (messages.length < MAX_MESSAGES) messages += text;
+    });
+    running.add(child);
+    child.on("error", (cause) => {
+      running.delete(child);
+      reject(new KernelError(`Cannot run the compiler "${command}"`, { cause }));
+    });
+    child.on("close", (code, signal) => {
+      running.delete(child);
+      if (code === 0) return resolve();
+      const lines = messages.split("\n"), first = lines.find((line) => /error/i.test(line)) ?? lines[0];
+      const reason = `${command} ended with ${code ?? signal}: ${first}`;
+      reject(new KernelError(`Cannot build the kernels: ${reason}`, { cause: messages }));
+    });
+  });
 }
 
 /** A compiler's version line; undefined if it is not there. */
@@ -218,17 +246,43 @@ async function compile<Result>(
   publish: (result: string) => Result,
   signal?: AbortSignal,
 ): Promise<Result> {
-  const work = mkdtempSync(`${folder}.build-`);
+  const work = mkdtempSync(`${folder}.build-`), running = new Set<ChildProcess>();
+  const result = join(work, plan.fileName);
+  const objects = plan.units.map((unit) => join(work, objectName(unit)));
+  let isEnded = false;
+  const end = () => {
+    isEnded = true;
+    for (const child of running) endGroup(child);
+  };
+  const start = async (args: readonly string[]) => {
+    if (isEnded) throw new KernelError("Cannot build the kernels: the build was ended");
+    await run(compiler, args, running);
+  };
+  signal?.addEventListener("abort", end);
+  process.on("exit", end); // a second signal ends the process where it stands
+  if (signal?.aborted) end();
   try {
-    const result = join(work, plan.fileName);
-    const objects = plan.units.map((unit) => join(work, objectName(unit)));
-    await Promise.all(plan.units.map((unit, i) => {
+    const waiting = plan.units.map((unit, i) => {
       const source = join(kernels, plan.folder ?? "cpu", unit.source);
-      return run(compiler, [...plan.flags, ...unit.flags, "-c", source, "-o", objects[i]!], signal);
-    }));
-    await run(compiler, [...plan.flags, ...plan.linkFlags, ...objects, "-o", result], signal);
+      return [...plan.flags, ...unit.flags, "-c", source, "-o", objects[i]!];
+    });
+    let failure: { readonly reason: unknown } | undefined;
+    const compileWaiting = async () => {
+      try {
+        for (let args = waiting.pop(); args !== undefined; args = waiting.pop()) await start(args);
+      } catch (reason) {
+        failure ??= { reason };
+        end();
+      }
+    };
+    await Promise.all(Array.from({ length: Math.max(2, availableParallelism()) }, compileWaiting));
+    if (failure !== undefined) throw failure.reason;
+    await start([...plan.flags, ...plan.linkFlags, ...objects, "-o", result]);
     return publish(result);
   } finally {
+    end();
+    process.off("exit", end);
+    signal?.removeEventListener("abort", end);
     rmSync(work, { recursive: true, force: true });
   }
 }

@@ -1,5 +1,6 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { chmodSync, readdirSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { DEFAULT_CONFIG, resolveConfig } from "../../lib/config/mod.ts";
@@ -71,24 +72,48 @@ describe("a signal", () => {
     }, 30_000);
   }
 
-  test("ends a build of the library at once", async () => {
-    const compiler = join(place.path, "cc"), cache = place.fresh("cache");
-    writeFileSync(compiler, '#!/bin/sh\n[ "$1" = --version ] && { echo "cc 1.0"; exit; }\nexec sleep 60\n');
+  test("ends a build of the library at once, with what the compiler has started", async () => {
+    const compiler = join(place.path, "cc"), cache = place.fresh("cache"), started = place.fresh("started");
+    writeFileSync(
+      compiler,
+      '#!/bin/sh\n[ "$1" = --version ] && { echo "cc 1.0"; exit; }\nsleep 60 &\necho $! >>"$STARTED"; wait\n',
+    );
     chmodSync(compiler, 0o700);
     const before = { ...process.env };
-    Object.assign(process.env, { CC: compiler, XDG_CACHE_HOME: cache, ARROWQUANT_LIBRARY: "" });
+    Object.assign(process.env, {
+      CC: compiler,
+      XDG_CACHE_HOME: cache,
+      ARROWQUANT_LIBRARY: "",
+      STARTED: started,
+    });
     try {
       const controller = new AbortController();
       const onMessage = (line: string) => {
-        if (line.includes("building")) setTimeout(() => controller.abort("SIGINT"), 50);
+        if (!line.includes("building")) return;
+        const timer = setInterval(() => {
+          if (!existsSync(started) || !/\d\n/.test(readFileSync(started, "utf8"))) return;
+          clearInterval(timer);
+          controller.abort("SIGINT");
+        }, 10);
       };
       const begin = performance.now();
       const error = await rejection(openKernels({ signal: controller.signal, onMessage }));
       expect(error).toBeInstanceOf(InterruptedError);
       expect(performance.now() - begin).toBeLessThan(10_000);
       expect(readdirSync(join(cache, "arrowquant"))).toEqual([expect.stringMatching(/^[^.]+$/)]);
+      const children = readFileSync(started, "utf8").trim().split("\n").map(Number);
+      expect(children.length).toBeLessThanOrEqual(Math.max(2, availableParallelism()));
+      const isRunning = (pid: number) => {
+        try {
+          process.kill(pid, 0);
+          return !/^\d+ \(sleep\) Z/.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
+        } catch {
+          return false;
+        }
+      };
+      expect(children.filter(isRunning)).toEqual([]);
     } finally {
-      for (const name of ["CC", "XDG_CACHE_HOME", "ARROWQUANT_LIBRARY"]) {
+      for (const name of ["CC", "XDG_CACHE_HOME", "ARROWQUANT_LIBRARY", "STARTED"]) {
         if (before[name] === undefined) delete process.env[name];
         else process.env[name] = before[name];
       }
