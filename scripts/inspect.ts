@@ -262,7 +262,7 @@ async function compare(
 
 function printReport(
   path: string,
-  checkpoint: Pick<Checkpoint, "kind" | "notes" | "gguf"> & { readonly opensIn: string },
+  checkpoint: Pick<Checkpoint, "kind" | "notes" | "gguf" | "foreign"> & { readonly opensIn: string },
   rows: readonly Row[],
   totals: Readonly<Record<string, number | null>>,
   kernels: Kernels,
@@ -296,7 +296,7 @@ function printReport(
     [
       "quantized",
       share === null || share === undefined
-        ? "none"
+        ? checkpoint.foreign === undefined ? "none" : "by none of this tool's forms: see the note"
         : `${totals["quantizedTensors"]} tensors, ${
           formatCount(totals["quantizedWeights"] ?? 0)
         } weights at ` +
