@@ -305,7 +305,8 @@ function parseInputs(
     }
     const cols = file.tensors.get(`${name}.sum`)?.shape[1];
     if (cols === undefined || cols < 1 || cols > MAX_MOMENT_COLS) {
-      throw malformed(`it must hold sums of 1 to ${MAX_MOMENT_COLS} columns, got ${cols}`, `${name}.sum`);
+      const got = cols === undefined ? "none of this layer" : cols;
+      throw malformed(`it must hold sums of 1 to ${MAX_MOMENT_COLS} columns, got ${got}`, `${name}.sum`);
     }
     const isBlock = typeof block === "number" && Number.isSafeInteger(block) && block >= 1 && block < cols;
     if (block !== undefined && !isBlock) {

@@ -12,7 +12,9 @@ export type Malformed = (reason: string, tensor?: string, cause?: unknown) => Fo
 
 export const malformedIn = (path: string): Malformed => (reason, tensor, cause) =>
   new FormatError(
-    `Cannot read ${JSON.stringify(path)}: ${reason}`,
+    `Cannot read ${JSON.stringify(path)}: ${
+      tensor === undefined || reason.includes(tensor) ? "" : `${JSON.stringify(tensor)}: `
+    }${reason}`,
     tensor === undefined ? { path, cause } : { path, tensor, cause },
   );
 

@@ -352,7 +352,7 @@ describe("files", () => {
       refuses(/numbers must be finite, got Infinity/, number(part, Infinity));
     }
     refuses(/weights must be ≥ 0/, number("weight", -1));
-    refuses(/counts must be whole numbers ≥ 0, got 1.5/, number("tokens", 1.5));
+    refuses(/weight\.tokens": counts must be whole numbers ≥ 0, got 1.5/, number("tokens", 1.5));
     refuses(/counts must be whole numbers ≥ 0, got -3/, number("samples", -3));
     refuses(/must have seen the 7 values/, number("tokens", 1));
     refuses(/counts, whole numbers/, number("histogram", -1));
@@ -365,7 +365,10 @@ describe("files", () => {
     refuses(/metadata must say/, metadata("version", "2"));
     refuses(/inputs must be a list in JSON/, metadata("inputs", "{"));
     refuses(/inputs must be at least one/, metadata("inputs", "[]"));
-    refuses(/must hold sums/, metadata("inputs", '[["q.weight",["q.weight"]],["absent",["v"]]]'));
+    refuses(
+      /"absent\.sum": it must hold sums of 1 to \d+ columns, got none of this layer/,
+      metadata("inputs", '[["q.weight",["q.weight"]],["absent",["v"]]]'),
+    );
     refuses(/must read one input, got two/, metadata("inputs", '[["q.weight",["a"]],["time.weight",["a"]]]'));
     refuses(/every tensor must be a part of an input/, metadata("inputs", '[["q.weight",["q.weight"]]]'));
     refuses(/runs must be 1 to 1024, got 0/, metadata("runs", "[]"));
