@@ -130,21 +130,24 @@ export interface Draw {
   readonly time: number;
 }
 
-/** Held-out samples beside so many samples of so many positions. */
-function heldOutSamples(samples: number, positions: number): number {
+/** Held-out samples beside so many samples of so many positions. @param share of them, where more are wanted */
+function heldOutSamples(samples: number, positions: number, share = HELD_OUT_SHARE): number {
   const least = Math.min(MIN_HELD_OUT_SAMPLES, Math.ceil(MIN_HELD_OUT_POSITIONS / positions));
-  return Math.max(least, Math.ceil(samples * HELD_OUT_SHARE));
+  return Math.max(least, Math.ceil(samples * Math.max(share, HELD_OUT_SHARE)));
 }
 
 /**
  * Draws samples of both parts. The range of times is divided equally among the samples, so that no time is
  * missing; their order is random, so that each batch has all kinds.
+ *
+ * @param heldOutShare held-out samples, as part of the others, where more are wanted than usual
  */
 export function draw<Batch>(
   records: number,
   { samples, seed, batchPositions = BATCH_POSITIONS }: CalibrationOptions,
   positions: number,
   batchOf: (part: readonly Draw[]) => CalibrationPart<Batch>,
+  heldOutShare?: number,
 ): Pick<CalibrationSet<Batch>, "fit" | "heldOut"> {
   const size = Math.max(1, Math.floor(batchPositions / positions));
   const random = new RandomStream(seed, 0x5eed);
@@ -166,6 +169,6 @@ export function draw<Batch>(
   };
   return {
     fit: part(fit, samples, 0),
-    heldOut: part(held, heldOutSamples(samples, positions), 2 ** 20),
+    heldOut: part(held, heldOutSamples(samples, positions, heldOutShare), 2 ** 20),
   };
 }

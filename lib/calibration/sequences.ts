@@ -1,6 +1,12 @@
 /** Calibration data of language models: records of text or tokens, with masks drawn as in training. */
 import { quote } from "../files/whole.ts";
-import { type LoadedModel, type MaskedTransformer, RandomStream, type SequenceBatch } from "../models/mod.ts";
+import {
+  forwardCost,
+  type LoadedModel,
+  type MaskedTransformer,
+  RandomStream,
+  type SequenceBatch,
+} from "../models/mod.ts";
 import { maskRatioAxis } from "../time/mod.ts";
 import {
   type CalibrationOptions,
@@ -94,6 +100,22 @@ function maskedBatch(
   };
 }
 
+/** Held-out sequences, as part of the others, and multiplications with an addition that a pass over them may take. */
+const HELD_OUT_SHARE = 3, HELD_OUT_MULTIPLY_ADDS = 1e11;
+
+/**
+ * A few positions make up most of a KL: it tells candidates apart only over many sequences. There are more of them
+ * where they cost a second or two.
+ */
+function heldOutShare(
+  { kind, model: { config } }: Exclude<LoadedModel, { readonly kind: "dit" }>,
+  samples: number,
+  tokens: number,
+): number {
+  const { multiplyAdds } = forwardCost({ kind, config }, { batch: 1, tokens });
+  return Math.min(HELD_OUT_SHARE, HELD_OUT_MULTIPLY_ADDS / (samples * multiplyAdds));
+}
+
 /**
  * Masked sequences for a language model.
  *
@@ -136,6 +158,12 @@ export async function sequenceSet(
     ],
     distinctPositions: sequences.reduce((sum, { tokens }) => sum + tokens.length, 0),
     axis: maskRatioAxis(MASK_RATIO_BINS),
-    ...draw(distinct, options, length, (part) => maskedBatch(model.config, records, masking, part)),
+    ...draw(
+      distinct,
+      options,
+      length,
+      (part) => maskedBatch(model.config, records, masking, part),
+      heldOutShare(loaded, samples, length),
+    ),
   };
 }

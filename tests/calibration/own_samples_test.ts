@@ -228,3 +228,20 @@ describe("a run without calibration data", () => {
     });
   }
 });
+
+test("a small language model has three times as many sequences held out: few positions make up most of a KL", async () => {
+  const counts = async (path: string, samples: number) => {
+    const { data } = await loadCalibration(loadModel(path, kernels), {
+      source: "self",
+      samples,
+      seed: 1,
+      self: SMALL,
+    });
+    const sum = (parts: readonly { readonly samples: number }[]) =>
+      parts.reduce((n, part) => n + part.samples, 0);
+    return [sum(data.fit), sum(data.heldOut)];
+  };
+  expect(await counts(folders.dream, 128)).toEqual([128, 384]);
+  // Errors of images are alike: half as many, 256 at least of few positions.
+  expect(await counts(folders.dit, 600)).toEqual([600, 300]);
+});
