@@ -371,19 +371,24 @@ AQ_API int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, 
                        int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads);
 
 /* Error feedback: columns in the order of `order` (a permutation, i32[cols]), each rounded after it has taken
- * over the errors of those before it. factor f32[cols, cols]: U of the moment in that order. codes u8[rows,
- * cols]. */
+ * over the errors of those before it. factor: U of the moment in that order, pivots f32[cols] beside it. block:
+ * columns of each block on the diagonal, one after the other, as aq_accumulate_moment makes them; cols where there is
+ * one; a multiple of the group size where a row has several groups. A block's columns keep their places among the
+ * blocks. codes u8[rows, cols]; objective f64[rows]: what the moment makes of the errors. */
 AQ_API int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
-                                    const float *scale, const float *zero_point, const float *factor,
-                                    const int32_t *order, uint8_t *codes, float *work, int32_t isa, int32_t threads);
+                                    const float *scale, const float *zero_point, size_t block, const float *factor,
+                                    const float *pivots, const int32_t *order, uint8_t *codes, double *objective,
+                                    float *work, int32_t isa, int32_t threads);
 
-/* `rounds` times: a joint least-squares refit of a row's scales and zero points to half floats (where `refit`
- * is not 0), then coordinate descent over its codes. A step that does not lower the row's objective is
- * undone. codes, scale and zero_point in and out; objective f64[rows] of what is left. */
+/* `rounds` times, a group of columns after the other: its scale and zero point by least squares given all other
+ * weights, to half floats (where `refit` is not 0), then coordinate descent over its codes. Steps that would not
+ * lower a row's objective are not taken. The one group of a whole row is refitted before its codes descend. moment:
+ * blocks as for aq_quantize_feedback. codes, scale and zero_point in and out; objective f64[rows] of what is left. */
 AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
-                               int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds,
-                               AQ_INOUT uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT float *zero_point,
-                               double *objective, float *work, int32_t isa, int32_t threads);
+                               int32_t zero_point_kind, size_t block, const float *moment, int32_t refit,
+                               int32_t rounds, AQ_INOUT uint8_t *codes, AQ_INOUT float *scale,
+                               AQ_INOUT float *zero_point, double *objective, float *work, int32_t isa,
+                               int32_t threads);
 
 /* Gradients -------------------------------------------------------------------------------------------------
  *

@@ -8,12 +8,14 @@ typedef struct {
   int32_t bits;
   size_t group_size;
   int32_t kind;
+  size_t block; /* of the moment that codes are solved against */
 } shape;
 
-enum { OUTPUTS = 11 };
+enum { OUTPUTS = 12 };
 static const char *output_names[OUTPUTS] = {"moment", "cross moment", "factor", "pivots", "solved rows",
                                             "codes",  "scales",       "zero points", "objective",
-                                            "blocks of a moment", "diagonal of a cross moment"};
+                                            "blocks of a moment", "diagonal of a cross moment",
+                                            "objective of feedback"};
 
 #define CALL(what, call) expect_status(what, where, call, AQ_OK)
 
@@ -21,6 +23,27 @@ typedef struct {
   void *data[OUTPUTS];
   size_t bytes[OUTPUTS];
 } outputs;
+
+/* Objectives against sums in double. */
+static void check_objectives(const shape *s, const float *moment, size_t block, const float *w, const uint8_t *codes,
+                             const float *scale, const float *zero, const double *objective, const char *where) {
+  const size_t n = s->cols, group = s->group_size ? s->group_size : n, groups = (n - 1) / group + 1;
+  double *d = take(n * 8);
+  for (size_t row = 0; row < s->rows; row++) {
+    for (size_t k = 0; k < n; k++) {
+      const size_t g = row * groups + k / group;
+      d[k] = (double)w[row * n + k] - (double)scale[g] * ((double)codes[row * n + k] - (double)zero[g]);
+    }
+    double sum = 0;
+    const float *m = moment;
+    for (size_t first = 0, size = 0; first < n; first += block, m += size * size) {
+      size = n - first < block ? n - first : block;
+      for (size_t i = 0; i < size; i++)
+        for (size_t j = 0; j < size; j++) sum += d[first + i] * (double)m[i * size + j] * d[first + j];
+    }
+    expect(fabs(objective[row] - sum) <= 1e-3 * sum + 1e-9, "an objective is not the moment's", where);
+  }
+}
 
 static outputs solve_all(const shape *s, const float *x, const float *y, const float *weight, const float *w,
                          const int32_t *order, int32_t isa, int32_t threads, const char *where) {
@@ -30,7 +53,7 @@ static outputs solve_all(const shape *s, const float *x, const float *y, const f
   CALL("work", aq_solver_work(n, s->group_size, threads, &floats));
   outputs o;
   const size_t sizes[OUTPUTS] = {n * n * 4, rows * n * 4, n * n * 4,    n * 4,   rows * n * 4,
-                                 rows * n,  rows * groups * 4, rows * groups * 4, rows * 8, (n / 7 * 49 + n % 7 * (n % 7)) * 4, n * 4};
+                                 rows * n,  rows * groups * 4, rows * groups * 4, rows * 8, (n / 7 * 49 + n % 7 * (n % 7)) * 4, n * 4, rows * 8};
   for (int i = 0; i < OUTPUTS; i++) o.data[i] = memset(guarded(o.bytes[i] = sizes[i]), 0, sizes[i]);
   float *work = guarded(floats * 4), *moment = o.data[0], *factor = o.data[2], *scale = o.data[6], *zero = o.data[7];
   uint8_t *codes = o.data[5];
@@ -52,10 +75,38 @@ static outputs solve_all(const shape *s, const float *x, const float *y, const f
   memcpy(o.data[4], w, rows * n * 4);
   CALL("solve", aq_solve_moment(factor, o.data[3], n, o.data[4], rows, isa, threads));
   CALL("grids", aq_clipped_grids(w, rows, n, s->bits, s->group_size, s->kind, 0.8f, scale, zero, threads));
-  CALL("feedback", aq_quantize_feedback(w, rows, n, s->bits, s->group_size, scale, zero, factor, order, codes, work,
-                                        isa, threads));
-  CALL("refine", aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, moment, 1, 2, codes, scale, zero,
+  const size_t block = s->block ? s->block : n;
+  float *own = take(n * block * 4), *own_factor = take(n * block * 4), *own_pivots = take(n * 4);
+  int32_t *own_order = take(n * 4);
+  float *m = own, *u = own_factor;
+  for (size_t first = 0, size = 0; first < n; first += block, m += size * size, u += size * size) {
+    size = n - first < block ? n - first : block;
+    for (size_t k = 0, at = first; k < n; k++) /* in the order that all columns have */
+      if ((size_t)order[k] >= first && (size_t)order[k] < first + size) own_order[at++] = order[k];
+    for (size_t i = 0; i < size; i++)
+      for (size_t j = 0; j < size; j++) {
+        const float damping = i == j ? 0.05f * mean + 1e-6f : 0.0f;
+        m[i * size + j] = moment[(first + i) * n + first + j] + damping;
+        u[i * size + j] = moment[(size_t)own_order[first + i] * n + (size_t)own_order[first + j]] + damping;
+      }
+    CALL("factor of a block", aq_factor_moment(u, size, own_pivots + first, work, isa, threads));
+  }
+  CALL("feedback", aq_quantize_feedback(w, rows, n, s->bits, s->group_size, scale, zero, block, own_factor, own_pivots,
+                                        own_order, codes, o.data[11], work, isa, threads));
+  double *first_objective = take(rows * 8);
+  uint8_t *first_codes = take(rows * n);
+  memcpy(first_codes, codes, rows * n);
+  CALL("objective", aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, block, own, 0, 0, codes, scale, zero,
+                                    first_objective, work, isa, threads));
+  expect(memcmp(codes, first_codes, rows * n) == 0, "no rounds change codes", where);
+  CALL("refine", aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, block, own, 1, 2, codes, scale, zero,
                                  o.data[8], work, isa, threads));
+  check_objectives(s, own, block, w, codes, scale, zero, o.data[8], where);
+  for (size_t row = 0; row < rows; row++) {
+    const double feedback = ((double *)o.data[11])[row], first = first_objective[row];
+    expect(fabs(feedback - first) <= 1e-3 * first + 1e-9, "feedback's objective is not the moment's", where);
+    expect(((double *)o.data[8])[row] <= first, "refining raised an objective", where);
+  }
   for (int i = 0; i < OUTPUTS; i++) expect_guard(output_names[i], where, o.data[i], o.bytes[i]);
   expect_guard("work", where, work, floats * 4);
   return o;
@@ -127,13 +178,13 @@ static void check_shape(const shape *s) {
 }
 
 #define REFUSED(what, status, call) expect_status("refusals", what, call, status)
-#define FEEDBACK(weights, scale, order) \
-  aq_quantize_feedback(weights, 2, 2, 2, 0, scale, unit, one, order, codes, work, AQ_ISA_BEST, 1)
+#define FEEDBACK(weights, scale, order, block) \
+  aq_quantize_feedback(weights, 2, 2, 2, 0, scale, unit, block, one, unit, order, codes, objective, work, AQ_ISA_BEST, 1)
 
 static void check_refusals(void) {
   float one[4] = {1, 0, 0, 1}, work[1 << 14];
   uint8_t codes[4] = {0};
-  int32_t order[2] = {0, 1}, wrong[2] = {0, 2};
+  int32_t order[2] = {0, 1}, wrong[2] = {0, 2}, crossed[2] = {1, 0};
   double objective[2];
   uint64_t floats;
   const float nan = nanf("");
@@ -141,21 +192,24 @@ static void check_refusals(void) {
   REFUSED("too many columns", AQ_E_SHAPE, aq_solver_work(AQ_MAX_SOLVER_COLS + 1, 0, 1, &floats));
   REFUSED("a group of 17", AQ_E_SHAPE, aq_solver_work(2, 17, 1, &floats));
   REFUSED("an indefinite moment", AQ_E_VALUE, aq_factor_moment(indefinite, 2, work, work + 64, AQ_ISA_BEST, 1));
-  REFUSED("NaN", AQ_E_NONFINITE, FEEDBACK(broken, unit, order));
-  REFUSED("a wrong order", AQ_E_VALUE, FEEDBACK(one, unit, wrong));
-  REFUSED("a scale of 0", AQ_E_VALUE, FEEDBACK(one, zero_scale, order));
-  REFUSED("a wrong kind", AQ_E_ARGUMENT, aq_refine_codes(one, 2, 2, 2, 0, 3, one, 1, 1, codes, unit, unit, objective,
+  REFUSED("NaN", AQ_E_NONFINITE, FEEDBACK(broken, unit, order, 2));
+  REFUSED("a wrong order", AQ_E_VALUE, FEEDBACK(one, unit, wrong, 2));
+  REFUSED("an order across blocks", AQ_E_VALUE, FEEDBACK(one, unit, crossed, 1));
+  REFUSED("no columns in a block", AQ_E_SHAPE, FEEDBACK(one, unit, order, 0));
+  REFUSED("a scale of 0", AQ_E_VALUE, FEEDBACK(one, zero_scale, order, 2));
+  REFUSED("a wrong kind", AQ_E_ARGUMENT, aq_refine_codes(one, 2, 2, 2, 0, 3, 2, one, 1, 1, codes, unit, unit, objective,
                                                          work, AQ_ISA_BEST, 1));
-  REFUSED("no rows", AQ_OK, aq_refine_codes(0, 0, 2, 2, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, AQ_ISA_BEST, 1));
+  REFUSED("no rows", AQ_OK, aq_refine_codes(0, 0, 2, 2, 0, 0, 2, 0, 1, 1, 0, 0, 0, 0, 0, AQ_ISA_BEST, 1));
   REFUSED("a ratio above 1", AQ_E_VALUE, aq_clipped_grids(one, 2, 2, 2, 0, 0, 1.5f, work, work, 1));
 }
 
 int main(int argc, char **argv) {
   begin(argc, argv);
   static const shape shapes[] = {
-      {1, 1, 5, 2, 0, 0},       {3, 17, 40, 2, 0, 0},      {33, 47, 300, 3, 16, 0},  {40, 96, 257, 4, 32, 1},
-      {31, 48, 90, 8, 0, 2},    {70, 49, 100, 2, 64, 2},   {5, 130, 200, 2, 32, 0},  {64, 160, 513, 2, 0, 0},
-      {65, 200, 64, 3, 128, 1}, {32, 257, 300, 4, 256, 0},
+      {1, 1, 5, 2, 0, 0, 0},        {3, 17, 40, 2, 0, 0, 5},      {33, 47, 300, 3, 16, 0, 0},
+      {40, 96, 257, 4, 32, 1, 64},  {31, 48, 90, 8, 0, 2, 1},     {70, 49, 100, 2, 64, 2, 0},
+      {5, 130, 200, 2, 32, 0, 32},  {64, 160, 513, 2, 0, 0, 0},   {65, 200, 64, 3, 128, 1, 128},
+      {172, 300, 64, 3, 16, 0, 0},  {32, 600, 300, 4, 256, 0, 0}, {400, 530, 300, 2, 0, 0, 300},
   };
   const size_t count = quick ? 7 : COUNT(shapes);
   for (size_t i = 0; i < count; i++) check_shape(&shapes[i]);

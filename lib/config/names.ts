@@ -26,6 +26,10 @@ export const MOMENT_STRUCTURES = ["full", "block", "diagonal"] as const;
 export type MomentBlockSize = (typeof MOMENT_BLOCKS)[number];
 export const MOMENT_BLOCKS = [32, 64, 128, 256, 512, 1024, 2048] as const;
 
+/** How much work `best` does. */
+export type Effort = (typeof EFFORTS)[number];
+export const EFFORTS = ["low", "medium", "high"] as const;
+
 /** Bits of a quantized weight. */
 export type BitWidth = 2 | 3 | 4 | 8;
 /** Bits asked for one layer; 16 keeps it as it is in the checkpoint. */

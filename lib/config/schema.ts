@@ -21,6 +21,8 @@ import {
   type BackendChoice,
   BACKENDS,
   type BitWidth,
+  type Effort,
+  EFFORTS,
   type GridKind,
   type GroupSize,
   type LayerBits,
@@ -57,13 +59,14 @@ export interface Config {
   };
   readonly solverOptions: {
     readonly damping: number;
-    readonly rounds: number;
+    readonly effort: Effort;
+    readonly rounds: number | null;
     readonly refit: boolean;
     readonly correction: number;
     readonly residualCorrection: number;
-    readonly candidates: number;
     readonly moment: MomentStructure | "auto";
     readonly momentBlock: MomentBlockSize;
+    readonly candidates: number | null;
   };
   readonly zeroPoint: GridKind;
   readonly minAccuracy: number;
@@ -203,7 +206,12 @@ const ROWS: Rows = {
   "solver_options.damping": key(positive(10), 0.01).means(
     "Share of the mean diagonal of a second moment that is added to its diagonal",
   ),
-  "solver_options.rounds": key(integer(0, 100), 4).means("Rounds of refits and coordinate descent of `best`"),
+  "solver_options.effort": key(choice(...EFFORTS), "medium").means(
+    "How many ranges `best` tries and refines, how often, and how many candidates it solves",
+  ),
+  "solver_options.rounds": key(orNull(integer(0, 100)), null).means(
+    "Rounds of refits and coordinate descent of `best`; null: by the effort",
+  ),
   "solver_options.refit": key(boolean, true).means("Whether `best` refits scales and zero points"),
   "solver_options.correction": key(number(0, 1), 1).means(
     "Share of the error of earlier layers that `best` corrects in a layer's target",
@@ -211,8 +219,9 @@ const ROWS: Rows = {
   "solver_options.residual_correction": key(number(0, 1), 1).means(
     "The same for the error of the residual stream to which the output of a layer is added",
   ),
-  "solver_options.candidates": key(integer(1, 4), 2).means(
-    "Settings that `best` tries on the whole model; the held-out error selects one",
+  "solver_options.candidates": key(orNull(integer(1, 4)), null).means(
+    "Settings that `best` tries on the whole model; the held-out error selects one. null: 2, and 1 with `effort: low` " +
+      "or, with `effort: medium`, for more than 268 million weights",
   ),
   "solver_options.moment": key(choice("auto", ...MOMENT_STRUCTURES), "auto").means(
     "What is kept of the second moment of a layer's inputs: all of it; the blocks of columns on its diagonal, which " +

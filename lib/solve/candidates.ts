@@ -53,12 +53,21 @@ interface Candidate {
   readonly isWeighted: boolean;
 }
 
+/** Weights of layers above which a second candidate takes longer than it is worth. */
+const MANY_WEIGHTS = 2 ** 28;
+
 /**
  * The configured settings and the alternatives that are tried. Phase 3's terms are compared with solving
  * without them, unless one candidate is asked for; which of the others is best differs from model to model.
  */
-function candidatesOf({ kind }: Calibrated, config: ConfigInForce): Candidate[] {
-  const { solver, solverOptions: { candidates } } = config;
+function candidatesOf({ kind, model }: Calibrated, config: ConfigInForce): Candidate[] {
+  const { solver, solverOptions: { effort } } = config;
+  const weights = model.stages.reduce(
+    (sum, { layers }) => layers.reduce((own, { weights: { rows, cols } }) => own + rows * cols, sum),
+    0,
+  );
+  const isOne = effort === "low" || effort === "medium" && weights > MANY_WEIGHTS;
+  const candidates = config.solverOptions.candidates ?? (isOne ? 1 : 2);
   const settings = solverSettings(config), isWeighted = timeWeightSettings(config, kind) !== undefined;
   const isAnnealed = solver === "best" && settings.annealing > 0;
   const own = { settings, isWeighted };

@@ -19,6 +19,7 @@ import type { Blockwise, LinearLayer, Matrix, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/solvers/moments.ts";
+import { settingsFor } from "../quant/solvers/effort.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import type { Calibrated, CalibrationSet } from "../calibration/mod.ts";
@@ -312,7 +313,7 @@ class ModelSolver<Batch> {
     const problem = { weights: target, rows, cols, moment, ...gridOf(name)!, onShare };
     const { tensor, objective, firstObjective } = named(
       name,
-      () => solveLayer(kernels, solver, problem, settings),
+      () => solveLayer(kernels, solver, problem, settingsFor(settings, { rows, cols, block: moment.block })),
     );
     return {
       name,

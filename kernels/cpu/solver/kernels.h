@@ -3,12 +3,20 @@
 #define AQ_SOLVER_H
 
 #include "../packed.h"
+#include "../product/kernels.h"
 #include "../stop.h"
 
-/* Most rows that a kernel works on at once: floats from one column of a panel to the next. */
-#define AQ_PANEL 32
+/* Rows of one call, and what they are rounded up to: floats from one column of a panel to the next. */
+#define AQ_PANEL_ROWS AQ_PRODUCT_ROWS
+#define AQ_PANEL 192
 
-/* Columns whose updates of the others are applied together; at least AQ_PANEL. */
-#define AQ_SOLVER_BLOCK 48
+/* Columns whose errors are carried on one after the other, and that take all others' at once. */
+#define AQ_PART 32
+#define AQ_FEEDBACK_BLOCK 256
+
+/* Columns that descend before the others take their steps; as many as the widest group where grids are refitted
+ * group by group. */
+#define AQ_DESCENT_BLOCK 128
+#define AQ_DESCENT_MOST AQ_SEGMENT
 
 #endif

@@ -27,11 +27,8 @@ static size_t thread_of(size_t begin, size_t units, size_t count) {
 #define AQ_PER_WORK 512
 
 /* Floats of one thread, and in front of all. */
-static size_t thread_floats(size_t cols, size_t groups) { return (aq_refine_floats(cols, groups) + 15) / 16 * 16; }
-static size_t shared_floats(size_t cols, size_t groups) {
-  const size_t sums = 2 * groups * groups, factor = 2 * AQ_SOLVER_BLOCK * cols;
-  return ((sums > factor ? sums : factor) + 15) / 16 * 16;
-}
+static size_t thread_floats(size_t cols, size_t groups) { return (aq_panel_floats(cols, groups) + 15) / 16 * 16; }
+static size_t shared_floats(size_t cols, size_t groups) { return (cols + 2 * groups + 15) / 16 * 16; }
 
 uint64_t aq_row_floats(size_t cols, size_t groups, size_t threads) {
   return shared_floats(cols, groups) + threads * (uint64_t)thread_floats(cols, groups);
@@ -44,14 +41,14 @@ typedef struct {
   const aq_refine_job *refine;
   size_t rows, cols, floats;
   float *work;
-  size_t panels, threads;
+  size_t panel, panels, threads; /* rows of a panel, panels */
 } panels_context;
 
 static int32_t run_panels(const void *context, size_t begin, size_t end) {
   const panels_context *c = context;
   float *work = c->work + thread_of(begin, c->panels, c->threads) * c->floats;
   for (; begin < end; begin++) {
-    const size_t row = begin * c->kernels->panel, rows = aq_min_size(c->kernels->panel, c->rows - row);
+    const size_t row = begin * c->panel, rows = aq_min_size(c->panel, c->rows - row);
     if (c->feedback)
       c->kernels->feedback(c->feedback, row, rows, work);
     else
@@ -60,87 +57,105 @@ static int32_t run_panels(const void *context, size_t begin, size_t end) {
   return AQ_OK;
 }
 
-/* `products`: sums over all columns for every element, in multiples of rows cols^2. */
-static int32_t panels_over_threads(panels_context *c, double products, int32_t threads) {
-  const size_t work = aq_work(products * (double)c->rows * (double)c->cols * (double)c->cols / AQ_PER_WORK);
-  c->panels = (c->rows - 1) / c->kernels->panel + 1;
+/* `products`: multiply-adds for every element of a row and every column of its block. */
+static int32_t panels_over_threads(panels_context *c, double products, size_t block, int32_t threads) {
+  const size_t work = aq_work(products * (double)c->rows * (double)c->cols * (double)block / AQ_PER_WORK);
+  const size_t count = aq_thread_count(c->rows, work, threads);
+  /* as many for every thread, all of about the same size */
+  c->panels = ((c->rows - 1) / AQ_PANEL_ROWS / count + 1) * count;
+  c->panel = (c->rows - 1) / c->panels + 1;
+  c->panels = (c->rows - 1) / c->panel + 1;
   c->threads = aq_thread_count(c->panels, work, threads);
   return aq_run_units(run_panels, c, c->panels, work, threads);
 }
 
 static int32_t check_rows(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
-                          const float *scale, const float *zero_point, size_t *groups) {
+                          size_t block, const float *scale, const float *zero_point, size_t *groups) {
   const size_t group = aq_group_columns(group_size, cols);
   if (!weights || !scale || !zero_point || !aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
   if (group == 0 || cols > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  if (block == 0 || block > cols || (block % group != 0 && group < cols && block < cols)) return AQ_E_SHAPE;
   *groups = (cols - 1) / group + 1;
   for (size_t i = 0; i < rows * *groups; i++)
     if (scale[i] == 0 || !(scale[i] - scale[i] == 0) || !(zero_point[i] - zero_point[i] == 0)) return AQ_E_VALUE;
   return all_finite(weights, rows * cols) ? AQ_OK : AQ_E_NONFINITE;
 }
 
+/* Elements of the blocks on a diagonal. */
+static size_t block_elements(size_t cols, size_t block) {
+  return cols / block * block * block + cols % block * (cols % block);
+}
+
 int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
-                             const float *scale, const float *zero_point, const float *factor, const int32_t *order,
-                             uint8_t *codes, float *work, int32_t isa, int32_t threads) {
+                             const float *scale, const float *zero_point, size_t block, const float *factor,
+                             const float *pivots, const int32_t *order, uint8_t *codes, double *objective,
+                             float *work, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
   AQ_KERNELS(isa);
   size_t groups;
-  const int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
+  const int32_t status = check_rows(weights, rows, cols, bits, group_size, block, scale, zero_point, &groups);
   if (status != AQ_OK) return status;
-  if (!factor || !order || !codes || !work) return AQ_E_ARGUMENT;
+  if (!factor || !pivots || !order || !codes || !objective || !work) return AQ_E_ARGUMENT;
   for (size_t k = 0; k < cols; k++)
-    if (order[k] < 0 || (size_t)order[k] >= cols) return AQ_E_VALUE;
-  if (!all_finite(factor, cols * cols)) return AQ_E_VALUE;
-  const aq_feedback_job job = {weights, rows,  cols,       bits,   aq_group_columns(group_size, cols), groups,
-                               scale,   zero_point, factor, order, codes};
+    if (order[k] < 0 || (size_t)order[k] >= cols || (size_t)order[k] / block != k / block) return AQ_E_VALUE;
+  if (!all_finite(factor, block_elements(cols, block)) || !all_finite(pivots, cols)) return AQ_E_VALUE;
+  const aq_feedback_job job = {weights, rows, cols, bits, aq_group_columns(group_size, cols), groups, block,
+                               scale, zero_point, factor, pivots, order, codes, objective};
   panels_context context = {.kernels = kernels->rows, .feedback = &job, .rows = rows, .cols = cols,
                             .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
-  return panels_over_threads(&context, 1, threads);
+  return panels_over_threads(&context, 0.5, block, threads);
 }
 
 typedef struct {
   const float *moment;
-  size_t cols, group, groups;
-  double *sums;
-} sums_job;
+  size_t cols, group, block;
+  float *ones;
+} ones_job;
 
-static int32_t group_sums(const void *context, size_t begin, size_t end) {
-  const sums_job *job = context;
-  for (size_t g = begin; g < end; g++)
-    for (size_t h = 0; h < job->groups; h++) {
-      double sum = 0;
-      for (size_t i = g * job->group; i < aq_min_size((g + 1) * job->group, job->cols); i++)
-        for (size_t j = h * job->group; j < aq_min_size((h + 1) * job->group, job->cols); j++)
-          sum += (double)job->moment[i * job->cols + j];
-      job->sums[g * job->groups + h] = sum;
-    }
+/* Rows of the moment added up over the columns of their group, within their block. */
+static int32_t sum_rows(const void *context, size_t begin, size_t end) {
+  const ones_job *job = context;
+  for (size_t k = begin; k < end; k++) {
+    const size_t first = k / job->block * job->block, size = aq_min_size(job->block, job->cols - first);
+    const size_t group = k / job->group * job->group;
+    const float *row = job->moment + k / job->block * job->block * job->block + (k - first) * size;
+    double sum = 0;
+    for (size_t j = group > first ? group - first : 0; j < aq_min_size(group + job->group - first, size); j++)
+      sum += (double)row[j];
+    job->ones[k] = (float)sum;
+  }
   return AQ_OK;
 }
 
 int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
-                        int32_t zero_point_kind, const float *moment, int32_t refit, int32_t rounds, uint8_t *codes,
-                        float *scale, float *zero_point, double *objective, float *work, int32_t isa,
+                        int32_t zero_point_kind, size_t block, const float *moment, int32_t refit, int32_t rounds,
+                        uint8_t *codes, float *scale, float *zero_point, double *objective, float *work, int32_t isa,
                         int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
   AQ_KERNELS(isa);
   size_t groups;
-  int32_t status = check_rows(weights, rows, cols, bits, group_size, scale, zero_point, &groups);
+  int32_t status = check_rows(weights, rows, cols, bits, group_size, block, scale, zero_point, &groups);
   if (status != AQ_OK) return status;
   if (!moment || !codes || !objective || !work || !aq_zero_point_kind_allowed(zero_point_kind) || rounds < 0)
     return AQ_E_ARGUMENT;
-  if (!all_finite(moment, cols * cols)) return AQ_E_VALUE;
+  if (!all_finite(moment, block_elements(cols, block))) return AQ_E_VALUE;
   for (size_t i = 0; i < rows * cols; i++)
     if (codes[i] >> bits) return AQ_E_VALUE;
   const size_t group = aq_group_columns(group_size, cols);
   double *sums = (double *)work;
-  const sums_job sums_of = {moment, cols, group, groups, sums};
-  status = aq_run_units(group_sums, &sums_of, groups, aq_work((double)cols * (double)cols), threads);
-  if (status != AQ_OK) return status;
-  const aq_refine_job job = {weights, rows, cols, bits, group, groups, zero_point_kind, refit, rounds, moment, sums,
-                             scale, zero_point, codes, objective};
+  float *ones = work + 2 * groups;
+  if (refit && rounds > 0) {
+    const ones_job ones_of = {moment, cols, group, block, ones};
+    status = aq_run_units(sum_rows, &ones_of, cols, aq_work((double)cols * (double)aq_min_size(group, block)), threads);
+    if (status != AQ_OK) return status;
+    __builtin_memset(sums, 0, groups * sizeof *sums);
+    for (size_t k = 0; k < cols; k++) sums[k / group] += (double)ones[k];
+  }
+  const aq_refine_job job = {weights, rows, cols, bits, group, groups, block, zero_point_kind, refit, rounds, moment,
+                             ones, sums, scale, zero_point, codes, objective};
   panels_context context = {.kernels = kernels->rows, .refine = &job, .rows = rows, .cols = cols,
                             .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
-  return panels_over_threads(&context, 1 + 4 * (double)rounds, threads);
+  return panels_over_threads(&context, 1 + (double)rounds + (refit && groups == 1), block, threads);
 }
 
 /* Grids -------------------------------------------------------------------------------------------------- */

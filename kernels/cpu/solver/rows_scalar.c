@@ -1,123 +1,184 @@
 /* solver/rows_scalar.c: the oracle of solver/rows.h, a row at a time. */
 #include "rows.h"
 
-static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float *work) {
-  (void)rows;
+static void feedback_row(const aq_feedback_job *job, size_t row, float *target) {
   const size_t n = job->cols;
   const float code_max = (float)((1 << job->bits) - 1);
-  const float *weights = job->weights + row * n;
-  float *target = work; /* in the order of `order` */
-  for (size_t k = 0; k < n; k++) target[k] = weights[job->order[k]];
-  for (size_t k = 0; k < n; k++) {
-    const size_t col = (size_t)job->order[k], at = row * job->groups + col / job->group_size;
-    const float s = job->scale[at], z = job->zero_point[at];
-    const float code = (float)aq_encode(target[k], (aq_grid){s, z}, code_max);
-    job->codes[row * n + col] = (uint8_t)code;
-    const float error = weights[col] - s * (code - z);
-    for (size_t j = k + 1; j < n; j++) target[j] += error * job->factor[k * n + j];
+  const float *weights = job->weights + row * n, *factor = job->factor;
+  double objective = 0;
+  for (size_t begin = 0; begin < n; begin += job->block) {
+    const size_t size = aq_min_size(job->block, n - begin);
+    const int32_t *order = job->order + begin;
+    for (size_t k = 0; k < size; k++) target[k] = weights[order[k]];
+    float sum = 0;
+    for (size_t k = 0; k < size; k++) {
+      const size_t col = (size_t)order[k], at = row * job->groups + col / job->group_size;
+      const aq_grid grid = {job->scale[at], job->zero_point[at]};
+      const float code = (float)aq_encode(target[k], grid, code_max);
+      const float value = grid.scale * (code - grid.zero_point), error = weights[col] - value, left = target[k] - value;
+      job->codes[row * n + col] = (uint8_t)code;
+      sum = aq_fma(left * job->pivots[begin + k], left, sum);
+      if (k % AQ_PART == AQ_PART - 1 || k == size - 1) {
+        objective += (double)sum;
+        sum = 0;
+      }
+      for (size_t j = k + 1; j < size; j++) target[j] = aq_fma(error, factor[k * size + j], target[j]);
+    }
+    factor += size * size;
   }
+  job->objective[row] = objective;
+}
+
+static void feedback(const aq_feedback_job *job, size_t row, size_t rows, float *work) {
+  for (size_t i = 0; i < rows && !aq_stopped(); i++) feedback_row(job, row + i, work);
 }
 
 /* Refining ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
-  float *codes, *delta, *products; /* [cols] */
-  float *scale, *zero_point;       /* [groups] */
-  double objective;
+  const float *weights;
+  float *codes, *gradient, *own; /* [cols]; own: the weights' products with the moment */
+  float *scale, *zero_point;     /* [groups] */
 } state;
 
-static void evaluate(const aq_refine_job *job, const float *weights, state *s) {
-  for (size_t k = 0; k < job->cols; k++) {
-    const size_t g = k / job->group_size;
-    s->delta[k] = weights[k] - s->scale[g] * (s->codes[k] - s->zero_point[g]);
-    s->products[k] = 0;
-  }
-  for (size_t k = 0; k < job->cols; k++)
-    for (size_t j = 0; j < job->cols; j++) s->products[j] += s->delta[k] * job->moment[k * job->cols + j];
-  s->objective = 0;
-  for (size_t k = 0; k < job->cols; k++) s->objective += (double)(s->delta[k] * s->products[k]);
+static float value_of(const aq_refine_job *job, const state *s, size_t k) {
+  const size_t g = k / job->group_size;
+  return s->scale[g] * (s->codes[k] - s->zero_point[g]);
 }
 
-static int refit_grid(const aq_refine_job *job, const state *s, float *sums, double *m, double *r, float *scale,
-                      float *zero_point) {
-  const size_t n = job->cols, groups = job->groups;
-  /* sums: codes with codes, then ones with codes, then the right sides */
-  float *qq = sums, *oq = sums + groups * groups, *rq = oq + groups * groups, *ro = rq + groups;
-  for (size_t i = 0; i < 2 * groups * groups + 2 * groups; i++) sums[i] = 0;
-  for (size_t h = 0; h < groups; h++) {
-    const size_t begin = h * job->group_size, end = aq_min_size(begin + job->group_size, n);
-    for (size_t k = 0; k < n; k++) {
-      float sum = 0;
-      for (size_t j = begin; j < end; j++)
-        sum += (s->codes[j] - s->zero_point[h]) * job->moment[j * n + k];
-      const size_t g = k / job->group_size;
-      qq[g * groups + h] += (s->codes[k] - s->zero_point[g]) * sum;
-      oq[g * groups + h] += sum;
+/* out = products of the error, or of the weights, with the moment. */
+static void multiply(const aq_refine_job *job, const state *s, int errors, float *out) {
+  const size_t n = job->cols;
+  const float *moment = job->moment;
+  for (size_t k = 0; k < n; k++) out[k] = 0;
+  for (size_t begin = 0; begin < n; begin += job->block) {
+    const size_t size = aq_min_size(job->block, n - begin);
+    for (size_t k = begin; k < begin + size; k++, moment += size) {
+      const float factor = errors ? s->weights[k] - value_of(job, s, k) : s->weights[k];
+      for (size_t j = 0; j < size; j++) out[begin + j] = aq_fma(factor, moment[j], out[begin + j]);
     }
   }
-  for (size_t k = 0; k < n; k++) {
-    const size_t g = k / job->group_size;
-    rq[g] += (s->codes[k] - s->zero_point[g]) * s->products[k];
-    ro[g] += s->products[k];
+}
+
+static double objective_of(const aq_refine_job *job, const state *s) {
+  double objective = 0;
+  for (size_t first = 0; first < job->cols; first += AQ_PART) {
+    float sum = 0;
+    for (size_t k = first; k < aq_min_size(first + AQ_PART, job->cols); k++)
+      sum = aq_fma(s->weights[k] - value_of(job, s, k), s->gradient[k], sum);
+    objective += (double)sum;
   }
-  if (!aq_solve_steps(sums, 1, job->group_sums, groups, job->zero_point_kind == AQ_ZERO_POINT_REAL, m, r)) return 0;
-  aq_move_grid(r, groups, job->zero_point_kind, scale, zero_point);
-  return 1;
+  return objective;
+}
+
+/* A row's one grid. */
+static void refit_row(const aq_refine_job *job, state *s) {
+  aq_grid grid = {s->scale[0], s->zero_point[0]};
+  const aq_grid old = grid;
+  double sums[4] = {0};
+  for (size_t first = 0; first < job->cols; first += AQ_PART) {
+    float part[4] = {0};
+    for (size_t k = first; k < aq_min_size(first + AQ_PART, job->cols); k++) {
+      const float u = s->codes[k] - old.zero_point, p = s->gradient[k], product = (s->own[k] - p) / old.scale;
+      part[0] = aq_fma(u, product, part[0]);
+      part[1] += product;
+      part[2] = aq_fma(u, p, part[2]);
+      part[3] += p;
+    }
+    for (int i = 0; i < 4; i++) sums[i] += (double)part[i];
+  }
+  float step, shift;
+  if (!aq_best_grid(sums, job->group_sums[0], job->zero_point_kind, &grid, &step, &shift)) return;
+  s->scale[0] = grid.scale;
+  s->zero_point[0] = grid.zero_point;
+  for (size_t k = 0; k < job->cols; k++) {
+    const float p = s->gradient[k], product = (s->own[k] - p) / old.scale;
+    s->gradient[k] = aq_fma(-shift, job->ones[k], aq_fma(-step, product, p));
+  }
+}
+
+/* The grid of the group of columns [first, first + size), whose rows of the moment are at `moment`. */
+static void refit_group(const aq_refine_job *job, state *s, size_t first, size_t size, const float *moment,
+                        size_t stride) {
+  const size_t g = first / job->group_size;
+  aq_grid grid = {s->scale[g], s->zero_point[g]};
+  float products[AQ_DESCENT_MOST] = {0}, *p = s->gradient + first, part[4] = {0};
+  for (size_t k = 0; k < size; k++)
+    for (size_t j = 0; j < size; j++)
+      products[j] = aq_fma(moment[k * stride + j], s->codes[first + k] - grid.zero_point, products[j]);
+  for (size_t k = 0; k < size; k++) {
+    const float u = s->codes[first + k] - grid.zero_point;
+    part[0] = aq_fma(u, products[k], part[0]);
+    part[1] += products[k];
+    part[2] = aq_fma(u, p[k], part[2]);
+    part[3] += p[k];
+  }
+  const double sums[4] = {(double)part[0], (double)part[1], (double)part[2], (double)part[3]};
+  float step, shift;
+  if (!aq_best_grid(sums, job->group_sums[g], job->zero_point_kind, &grid, &step, &shift)) return;
+  s->scale[g] = grid.scale;
+  s->zero_point[g] = grid.zero_point;
+  for (size_t k = 0; k < size; k++) p[k] = aq_fma(-shift, job->ones[first + k], aq_fma(-step, products[k], p[k]));
 }
 
 static void descend(const aq_refine_job *job, state *s) {
-  const size_t n = job->cols;
+  const size_t n = job->cols, most = aq_descent_part(job);
   const float code_max = (float)((1 << job->bits) - 1);
-  for (size_t k = 0; k < n; k++) {
-    const size_t g = k / job->group_size;
-    const float diagonal = job->moment[k * n + k];
-    const aq_grid grid = {s->scale[g], s->zero_point[g]};
-    const float value = grid.scale * (s->codes[k] - grid.zero_point);
-    const float code =
-        diagonal > 0 ? (float)aq_encode(value + s->products[k] / diagonal, grid, code_max) : s->codes[k];
-    const float step = grid.scale * (code - s->codes[k]);
-    s->codes[k] = code;
-    for (size_t j = 0; j < n; j++) s->products[j] -= step * job->moment[k * n + j];
+  const float *moment = job->moment;
+  for (size_t begin = 0, size = 0; begin < n; begin += job->block, moment += size * size) {
+    size = aq_min_size(job->block, n - begin);
+    for (size_t first = 0, part = 0; first < size; first += part) {
+      part = aq_min_size(most, size - first);
+      const float *rows = moment + first * size;
+      float steps[AQ_DESCENT_MOST];
+      for (size_t k = 0; k < part; k++) steps[k] = value_of(job, s, begin + first + k);
+      if (aq_refits_groups(job)) refit_group(job, s, begin + first, part, rows + first, size);
+      for (size_t k = 0; k < part; k++) {
+        const size_t col = begin + first + k, g = col / job->group_size;
+        const aq_grid grid = {s->scale[g], s->zero_point[g]};
+        const float diagonal = rows[k * size + first + k], old = value_of(job, s, col);
+        if (diagonal > 0) s->codes[col] = (float)aq_encode(old + s->gradient[col] / diagonal, grid, code_max);
+        const float value = value_of(job, s, col), step = value - old;
+        for (size_t j = 0; j < part; j++)
+          s->gradient[begin + first + j] = aq_fma(-rows[k * size + first + j], step, s->gradient[begin + first + j]);
+        steps[k] = value - steps[k];
+      }
+      for (size_t k = 0; k < part; k++)
+        for (size_t j = 0; j < size; j++)
+          if (j < first || j >= first + part)
+            s->gradient[begin + j] = aq_fma(-steps[k], rows[k * size + j], s->gradient[begin + j]);
+    }
   }
+}
+
+static void refine_row(const aq_refine_job *job, size_t row, float *work) {
+  const size_t n = job->cols, groups = job->groups;
+  float *scale = job->scale + row * groups, *zero_point = job->zero_point + row * groups;
+  uint8_t *codes = job->codes + row * n;
+  float *own = work + 2 * n, *grids = own + (groups == 1 ? n : 0);
+  state s = {job->weights + row * n, work, work + n, own, grids, grids + groups};
+  for (size_t k = 0; k < n; k++) s.codes[k] = (float)codes[k];
+  __builtin_memcpy(s.scale, scale, groups * sizeof *scale);
+  __builtin_memcpy(s.zero_point, zero_point, groups * sizeof *zero_point);
+  multiply(job, &s, 1, s.gradient);
+  job->objective[row] = objective_of(job, &s);
+  if (job->rounds == 0) return;
+  const int refits_row = job->refit && groups == 1;
+  if (refits_row) multiply(job, &s, 0, s.own);
+  for (int32_t round = 0; round < job->rounds && !aq_stopped(); round++) {
+    if (refits_row) refit_row(job, &s);
+    descend(job, &s);
+  }
+  const double objective = objective_of(job, &s);
+  if (!(objective < job->objective[row])) return;
+  job->objective[row] = objective;
+  for (size_t k = 0; k < n; k++) codes[k] = (uint8_t)s.codes[k];
+  __builtin_memcpy(scale, s.scale, groups * sizeof *scale);
+  __builtin_memcpy(zero_point, s.zero_point, groups * sizeof *zero_point);
 }
 
 static void refine(const aq_refine_job *job, size_t row, size_t rows, float *work) {
-  (void)rows;
-  const size_t n = job->cols, groups = job->groups;
-  const float *weights = job->weights + row * n;
-  double *m = (double *)work, *r = m + 4 * groups * groups;
-  float *floats = (float *)(r + 2 * groups);
-  float *candidate = floats, *kept = candidate + n, *delta = kept + n, *products = delta + n, *sums = products + n;
-  float *scale = sums + 2 * groups * groups + 2 * groups, *zero_point = scale + groups;
-  state s = {candidate, delta, products, scale, zero_point, 0};
-  uint8_t *codes = job->codes + row * n;
-  float *own_scale = job->scale + row * groups, *own_zero = job->zero_point + row * groups;
-  for (size_t k = 0; k < n; k++) candidate[k] = kept[k] = (float)codes[k];
-  __builtin_memcpy(scale, own_scale, groups * sizeof *scale);
-  __builtin_memcpy(zero_point, own_zero, groups * sizeof *zero_point);
-  evaluate(job, weights, &s);
-  double best = s.objective;
-  for (int32_t round = 0; round < 2 * job->rounds && !aq_stopped(); round++) {
-    if (round % 2 == 0) {
-      if (!job->refit || !refit_grid(job, &s, sums, m, r, scale, zero_point)) continue;
-    } else {
-      descend(job, &s);
-    }
-    evaluate(job, weights, &s);
-    if (s.objective < best) {
-      best = s.objective;
-      __builtin_memcpy(kept, candidate, n * sizeof *kept);
-      __builtin_memcpy(own_scale, scale, groups * sizeof *scale);
-      __builtin_memcpy(own_zero, zero_point, groups * sizeof *zero_point);
-    } else {
-      __builtin_memcpy(candidate, kept, n * sizeof *kept);
-      __builtin_memcpy(scale, own_scale, groups * sizeof *scale);
-      __builtin_memcpy(zero_point, own_zero, groups * sizeof *zero_point);
-      evaluate(job, weights, &s);
-    }
-  }
-  for (size_t k = 0; k < n; k++) codes[k] = (uint8_t)kept[k];
-  job->objective[row] = best;
+  for (size_t i = 0; i < rows && !aq_stopped(); i++) refine_row(job, row + i, work);
 }
 
-const aq_row_kernels aq_rows_scalar = {1, feedback, refine};
+const aq_row_kernels aq_rows_scalar = {feedback, refine};

@@ -1,8 +1,8 @@
-/* solver/vector.h: panels of rows over vectors of AQ_W floats, included once by each unit of isa/ behind
- * quantize/vector.h. A panel holds two vectors of rows; every lane repeats the oracle's operations in its
- * order.
+/* solver/vector.h: chunks of rows over vectors of AQ_W floats, included once by each unit of isa/ behind
+ * quantize/vector.h and product/vector.h. A chunk holds two vectors of rows; every lane repeats the oracle's
+ * operations in its order.
  *
- *     panel[k * AQ_ROWS + lane] = column k of the panel's row `lane`
+ *     chunk[k * AQ_ROWS + lane] = column k of the chunk's row `lane`
  */
 #include "kernels.h"
 
@@ -13,46 +13,35 @@
 #define AQ_ST 4
 #endif
 
-/* sum[i] (+-)= sum_j x[j x_stride + i] y[j y_stride ...], j ascending, multiplied and added apart. */
-AQ_INLINE void add_products(const int m, const int subtract, const float *x, size_t x_stride, const float *y,
-                            size_t y_stride, size_t n, vf sum[AQ_ST][2]) {
-  for (size_t j = 0; j < n; j++) {
-    const vf y0 = v_load(y + j * y_stride), y1 = v_load(y + j * y_stride + AQ_W);
-    const float *at = x + j * x_stride;
-#pragma GCC unroll 16
-    for (int i = 0; i < m; i++) {
-      const vf factor = v_splat(at[i]);
-      if (subtract) {
-        sum[i][0] = sum[i][0] - factor * y0;
-        sum[i][1] = sum[i][1] - factor * y1;
-      } else {
-        sum[i][0] = sum[i][0] + factor * y0;
-        sum[i][1] = sum[i][1] + factor * y1;
-      }
-    }
-  }
-}
-
-/* The same on sums in memory, m of them `stride` floats apart. */
+/* out[i] (+-)= sum_j x[j x_stride + i] y[j AQ_ROWS ...], j ascending, m sums AQ_ROWS floats apart. */
 AQ_INLINE void tile_products_of(const int m, const int subtract, const float *x, size_t x_stride, const float *y,
-                                size_t y_stride, size_t n, float *out, size_t stride) {
+                                size_t n, float *out) {
   vf sum[AQ_ST][2];
 #pragma GCC unroll 16
   for (int i = 0; i < m; i++) {
-    sum[i][0] = v_load(out + (size_t)i * stride);
-    sum[i][1] = v_load(out + (size_t)i * stride + AQ_W);
+    sum[i][0] = v_load(out + i * AQ_ROWS);
+    sum[i][1] = v_load(out + i * AQ_ROWS + AQ_W);
   }
-  add_products(m, subtract, x, x_stride, y, y_stride, n, sum);
+  for (size_t j = 0; j < n; j++) {
+    const vf y0 = v_load(y + j * AQ_ROWS), y1 = v_load(y + j * AQ_ROWS + AQ_W);
+    const float *at = x + j * x_stride;
+#pragma GCC unroll 16
+    for (int i = 0; i < m; i++) {
+      const vf factor = v_splat(subtract ? -at[i] : at[i]);
+      sum[i][0] = v_exact_fma(factor, y0, sum[i][0]);
+      sum[i][1] = v_exact_fma(factor, y1, sum[i][1]);
+    }
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < m; i++) {
-    v_store(out + (size_t)i * stride, sum[i][0]);
-    v_store(out + (size_t)i * stride + AQ_W, sum[i][1]);
+    v_store(out + i * AQ_ROWS, sum[i][0]);
+    v_store(out + i * AQ_ROWS + AQ_W, sum[i][1]);
   }
 }
 
-#define AQ_TILE_PRODUCTS(name, m, subtract)                                                                  \
-  static void name(const float *x, size_t xs, const float *y, size_t ys, size_t n, float *out, size_t stride) { \
-    tile_products_of(m, subtract, x, xs, y, ys, n, out, stride);                                               \
+#define AQ_TILE_PRODUCTS(name, m, subtract)                                                  \
+  static void name(const float *x, size_t x_stride, const float *y, size_t n, float *out) { \
+    tile_products_of(m, subtract, x, x_stride, y, n, out);                                   \
   }
 AQ_TILE_PRODUCTS(tile_add_whole, AQ_ST, 0)
 AQ_TILE_PRODUCTS(tile_add_four, 4, 0)
@@ -61,30 +50,46 @@ AQ_TILE_PRODUCTS(tile_subtract_whole, AQ_ST, 1)
 AQ_TILE_PRODUCTS(tile_subtract_four, 4, 1)
 AQ_TILE_PRODUCTS(tile_subtract_one, 1, 1)
 
-/* out[i] (+-)= sum_j x[j, i] y[j] for m columns i. */
-static void columns_products(int subtract, size_t m, const float *x, size_t xs, const float *y, size_t ys, size_t n,
-                             float *out, size_t stride) {
+/* out[i] (+-)= sum_j x[j, i] y[j] for m columns i of a chunk, j < n. */
+static void columns_products(int subtract, size_t m, const float *x, size_t x_stride, const float *y, size_t n,
+                             float *out) {
   size_t i = 0;
   for (; i + AQ_ST <= m; i += AQ_ST)
-    (subtract ? tile_subtract_whole : tile_add_whole)(x + i, xs, y, ys, n, out + i * stride, stride);
+    (subtract ? tile_subtract_whole : tile_add_whole)(x + i, x_stride, y, n, out + i * AQ_ROWS);
   for (; i + 4 <= m; i += 4)
-    (subtract ? tile_subtract_four : tile_add_four)(x + i, xs, y, ys, n, out + i * stride, stride);
-  for (; i < m; i++) (subtract ? tile_subtract_one : tile_add_one)(x + i, xs, y, ys, n, out + i * stride, stride);
+    (subtract ? tile_subtract_four : tile_add_four)(x + i, x_stride, y, n, out + i * AQ_ROWS);
+  for (; i < m; i++) (subtract ? tile_subtract_one : tile_add_one)(x + i, x_stride, y, n, out + i * AQ_ROWS);
 }
 
-/* Rows of a matrix into the lanes of a panel; lanes beyond `rows` repeat the last row. */
-static void load_panel(const float *from, size_t rows, size_t n, float *panel) {
+/* n columns of a matrix's rows into the lanes of a chunk; lanes beyond `rows` repeat the last row. */
+static void load_chunk(const float *from, size_t stride, size_t rows, size_t n, float *chunk) {
   for (size_t v = 0; v < AQ_ROWS; v += AQ_W) {
     const float *row[AQ_W];
-    for (size_t lane = 0; lane < AQ_W; lane++) row[lane] = from + aq_min_size(v + lane, rows - 1) * n;
+    for (size_t lane = 0; lane < AQ_W; lane++) row[lane] = from + aq_min_size(v + lane, rows - 1) * stride;
     size_t k = 0;
     for (; k + AQ_W <= n; k += AQ_W) {
       vf r[AQ_W];
       for (size_t lane = 0; lane < AQ_W; lane++) r[lane] = v_load(row[lane] + k);
       v_transpose(r);
-      for (size_t j = 0; j < AQ_W; j++) v_store(panel + (k + j) * AQ_ROWS + v, r[j]);
+      for (size_t j = 0; j < AQ_W; j++) v_store(chunk + (k + j) * AQ_ROWS + v, r[j]);
     }
     for (; k < n; k++)
-      for (size_t lane = 0; lane < AQ_W; lane++) panel[k * AQ_ROWS + v + lane] = row[lane][k];
+      for (size_t lane = 0; lane < AQ_W; lane++) chunk[k * AQ_ROWS + v + lane] = row[lane][k];
+  }
+}
+
+/* And back. */
+static void store_chunk(const float *chunk, size_t rows, size_t n, float *to, size_t stride) {
+  for (size_t v = 0; v < rows; v += AQ_W) {
+    const size_t lanes = aq_min_size(AQ_W, rows - v);
+    size_t k = 0;
+    for (; k + AQ_W <= n; k += AQ_W) {
+      vf r[AQ_W];
+      for (size_t j = 0; j < AQ_W; j++) r[j] = v_load(chunk + (k + j) * AQ_ROWS + v);
+      v_transpose(r);
+      for (size_t lane = 0; lane < lanes; lane++) v_store(to + (v + lane) * stride + k, r[lane]);
+    }
+    for (; k < n; k++)
+      for (size_t lane = 0; lane < lanes; lane++) to[(v + lane) * stride + k] = chunk[k * AQ_ROWS + v + lane];
   }
 }

@@ -60,7 +60,7 @@ const FLOPS: Readonly<Record<string, (args: readonly Argument[]) => number>> = {
 };
 
 /** Places of arguments of the row solvers' kernels. */
-const FEEDBACK_FACTOR = 7, REFINE_ROUNDS = 8;
+const FEEDBACK_FACTOR = 8, REFINE_ROUNDS = 9;
 
 /** Kernels whose calls are counted. */
 export interface CountedKernels {

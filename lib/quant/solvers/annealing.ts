@@ -6,6 +6,7 @@
 
 import { checkRange } from "../../native/call.ts";
 import { throwIfStopped } from "../../progress.ts";
+import { diagonalOf } from "./moments.ts";
 
 /** Temperatures from the first down; behind them each code is the nearest. */
 const COOLING_STEPS = 12;
@@ -23,8 +24,10 @@ export interface AnnealedLayer {
   readonly bits: number;
   /** 0 is a whole row. */
   readonly groupSize: number;
-  /** `f32[cols, cols]`, symmetric. */
+  /** Symmetric: `f32[block, block]` for each block of columns. */
   readonly moment: Float32Array;
+  /** Columns of a block; default all. */
+  readonly block?: number | undefined;
   /** `f32[rows, groups]` */
   readonly scale: Float32Array;
   readonly zeroPoint: Float32Array;
@@ -92,7 +95,7 @@ function meanCode(position: number, temperature: number, p: Float64Array): numbe
  * @throws {RangeError} when the temperature is outside [0, 100]
  */
 export function annealLayer(
-  { target, rows, cols, bits, groupSize, moment, scale, zeroPoint, onShare }: AnnealedLayer,
+  { target, rows, cols, bits, groupSize, moment, block = cols, scale, zeroPoint, onShare }: AnnealedLayer,
   codes: Uint8Array,
   temperature: number,
 ): void {
@@ -101,25 +104,33 @@ export function annealLayer(
     width = groupSize === 0 ? cols : groupSize,
     groups = scale.length / rows;
   const soft = new Float64Array(cols), products = new Float64Array(cols);
+  const diagonals = diagonalOf(moment, cols, block);
+  /** Adds a multiple of a column's row of the moment to the products of its block. */
+  const addRow = (k: number, factor: number) => {
+    const first = k - k % block,
+      size = Math.min(block, cols - first),
+      from = first * block + (k - first) * size;
+    for (let j = 0; j < size; j++) products[first + j]! += moment[from + j]! * factor;
+  };
   for (let row = 0; row < rows; row++) {
     products.fill(0);
     for (let k = 0; k < cols; k++) {
       const at = row * cols + k, group = row * groups + Math.floor(k / width);
       soft[k] = codes[at]!;
       const delta = target[at]! - scale[group]! * (codes[at]! - zeroPoint[group]!);
-      for (let j = 0, m = k * cols; j < cols; j++, m++) products[j]! += moment[m]! * delta;
+      addRow(k, delta);
     }
     for (let sweep = 0; sweep <= COOLING_STEPS; sweep++) {
       throwIfStopped();
       const own = sweep === COOLING_STEPS ? 0 : temperature * COOLING ** sweep;
       for (let k = 0; k < cols; k++) {
-        const diagonal = moment[k * cols + k]!, step = scale[row * groups + Math.floor(k / width)]!;
+        const diagonal = diagonals[k]!, step = scale[row * groups + Math.floor(k / width)]!;
         if (!(diagonal > 0) || step === 0) continue;
         const old = soft[k]!, code = meanCode(old + products[k]! / (diagonal * step), own, p);
         if (code === old) continue;
         soft[k] = code;
         const change = step * (code - old);
-        for (let j = 0, m = k * cols; j < cols; j++, m++) products[j]! -= moment[m]! * change;
+        addRow(k, -change);
       }
     }
     for (let k = 0; k < cols; k++) codes[row * cols + k] = soft[k]!;

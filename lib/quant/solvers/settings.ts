@@ -1,6 +1,6 @@
 /** Settings and results of the solvers. */
-import { checkRange, checkWhole } from "../../native/call.ts";
-import type { MomentBlockSize, MomentStructure } from "../../config/names.ts";
+import { type Effort, EFFORTS, type MomentBlockSize, type MomentStructure } from "../../config/names.ts";
+import { checkMember, checkRange, checkWhole } from "../../native/call.ts";
 import type { PackedTensor } from "../packed/layout.ts";
 import { checkTemperature } from "./annealing.ts";
 
@@ -26,8 +26,10 @@ export interface SolverSettings extends Correction, MomentSettings {
   readonly damping: number;
   /** Ranges that `best` tries, as parts of the group's own, beside the range that `clip` finds. */
   readonly ratios: readonly number[];
-  /** Times that `best` refits scales and zero points and descends over codes. */
-  readonly rounds: number;
+  /** Which starts are tried and refined, and how often. */
+  readonly effort: Effort;
+  /** Times that `best` refits scales and zero points and descends over codes; null: by the effort. */
+  readonly rounds: number | null;
   /** True if scales and zero points are refitted, too. */
   readonly refit: boolean;
   /** Temperature at which `best` begins to anneal codes, in squared steps between codes; 0 does not. */
@@ -40,7 +42,8 @@ export const DEFAULT_DAMPING = 0.01;
 export const DEFAULT_SOLVER_SETTINGS: SolverSettings = {
   damping: DEFAULT_DAMPING,
   ratios: [1, 0.85, 0.7, 0.55],
-  rounds: 4,
+  effort: "medium",
+  rounds: null,
   refit: true,
   correction: 1,
   residualCorrection: 1,
@@ -60,13 +63,14 @@ export interface Solution {
 
 /** Throws unless the settings that {@linkcode solveLayer} uses are in their ranges. */
 export function checkSettings(doing: string, settings: SolverSettings): void {
-  const { damping, ratios, rounds, correction, residualCorrection, annealing } = settings;
+  const { damping, ratios, effort, rounds, correction, residualCorrection, annealing } = settings;
   checkRange(doing, "damping", damping, 0, 10);
   for (const ratio of ratios) checkRange(doing, "ratios", ratio, 0.01, 1);
   if (ratios.length > 32) {
     throw new RangeError(`Cannot ${doing}: ratios must be at most 32 numbers, got ${ratios.length}`);
   }
-  checkWhole(doing, "rounds", rounds, 0, 100);
+  checkMember(doing, "effort", effort, EFFORTS);
+  if (rounds !== null) checkWhole(doing, "rounds", rounds, 0, 100);
   checkRange(doing, "correction", correction, 0, 1);
   checkRange(doing, "residualCorrection", residualCorrection, 0, 1);
   checkTemperature(annealing);

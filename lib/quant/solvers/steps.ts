@@ -9,10 +9,11 @@ import { groupCount, halfBits, halves, type OneLevelTensor, type PackedTensor } 
 import { groupAffine } from "../packed/two_level.ts";
 import { quantize } from "../quantize.ts";
 import { annealLayer } from "./annealing.ts";
+import { throwIfStopped } from "../../progress.ts";
 import { workspace } from "./factored_moment.ts";
 import { diagonalOf } from "./moments.ts";
 import type { MomentProblem, Problem } from "./problem.ts";
-import type { SolverSettings } from "./settings.ts";
+import { FEEDBACK_PASSES, GRADIENT_PASSES, ROUND_PASSES, type Steps } from "./effort.ts";
 
 /** Codes with their scales and zero points, and each row's objective: what the steps below hand on. */
 export interface Candidate {
@@ -26,7 +27,7 @@ export interface Candidate {
 export type GroupScales = Pick<Candidate, "scale" | "zeroPoint">;
 
 /** Refinement of codes; 0 rounds only measure. */
-export type Refinement = Pick<SolverSettings, "rounds" | "refit">;
+export type Refinement = Pick<Steps, "rounds" | "refit">;
 
 const EXPLAINED: Doing = {
   doing: "solve a layer",
@@ -73,55 +74,84 @@ export function scalesOf(tensor: PackedTensor): GroupScales {
   return { scale, zeroPoint: offset.map((value, i) => -value / scale[i]!) };
 }
 
-/** Error feedback with given scales and zero points, then refinement. */
-export function solveWithScales(
-  problem: MomentProblem,
-  { scale, zeroPoint }: GroupScales,
-  how: Refinement,
-): Candidate {
-  const { kernels, rows, cols, bits, groupSize, moment: { factor, order } } = problem;
+/** Error feedback with given scales and zero points. */
+export function feedbackFrom(problem: MomentProblem, { scale, zeroPoint }: GroupScales): Candidate {
+  const { kernels, rows, cols, bits, groupSize, moment: { block, factor, pivots, order } } = problem;
   const codes = new Uint8Array(rows * cols), objective = new Float64Array(rows), groups = scale.length / rows;
   const work = workspace(kernels, cols, groupSize);
-  const passes = FEEDBACK_PASSES + ROUND_PASSES * how.rounds, block = rowsAtOnce(passes * cols * cols);
-  for (let begin = 0; begin < rows; begin += block) {
-    const end = Math.min(rows, begin + block), count = end - begin;
-    const weights = problem.weights.subarray(begin * cols, end * cols);
-    const own = {
-      codes: codes.subarray(begin * cols, end * cols),
-      scale: scale.subarray(begin * groups, end * groups),
-      zeroPoint: zeroPoint.subarray(begin * groups, end * groups),
-    };
-    const from = [weights, count, cols, bits, groupSize, own.scale, own.zeroPoint, factor, order] as const;
-    call.quantizeFeedback(kernels, "feed errors back", ...from, own.codes, work);
-    objective.set(refineCodes({ ...problem, weights, rows: count }, own, how).objective, begin);
-    problem.onShare?.(end / rows);
-  }
+  inParts(problem, FEEDBACK_PASSES, (begin, end) => {
+    const part = <A extends Float32Array | Float64Array | Uint8Array>(array: A, width: number) =>
+      array.subarray(begin * width, end * width) as A;
+    const layer = [part(problem.weights, cols), end - begin, cols, bits, groupSize] as const;
+    const grids = [part(scale, groups), part(zeroPoint, groups)] as const;
+    const found = [part(codes, cols), part(objective, 1)] as const;
+    call.quantizeFeedback(
+      kernels,
+      "feed errors back",
+      ...layer,
+      ...grids,
+      block,
+      factor,
+      pivots,
+      order,
+      ...found,
+      work,
+    );
+  });
   return { codes, scale, zeroPoint, objective };
 }
 
-/** Passes over the columns of a row: error feedback with the first look at the objective, and a round of refining. */
-export const FEEDBACK_PASSES = 1.5, ROUND_PASSES = 4;
+/** Multiply-adds between two looks for signals and reports of progress: some seconds. */
+const PART_MULTIPLY_ADDS = 2e11;
+/** Whole panels of rows of the kernels for four threads. */
+const PART_ROWS = 672;
 
-/** Multiply-adds of a block of rows: tens of seconds, in which what a call does once for all its rows is little. */
-const BLOCK_MULTIPLY_ADDS = 2e12;
-/** Rows of the kernels' panels are whole in a block, for two threads. */
-const BLOCK_ROWS = 64;
+/** Runs over parts of a layer's rows, which are independent. @param passes of the work over the moment */
+function inParts(
+  { rows, cols, moment: { block }, onShare }: MomentProblem,
+  passes: number,
+  run: (begin: number, end: number) => void,
+): void {
+  const count = Math.max(1, Math.ceil(PART_MULTIPLY_ADDS / (passes * cols * block) / PART_ROWS)) * PART_ROWS;
+  for (let begin = 0; begin < rows; begin += count) {
+    throwIfStopped();
+    const end = Math.min(rows, begin + count);
+    run(begin, end);
+    onShare?.(end / rows);
+  }
+}
 
-/** Rows that are solved in one call, so that signals and progress come between calls. Rows are independent. */
-const rowsAtOnce = (multiplyAddsPerRow: number): number =>
-  Math.max(1, Math.ceil(BLOCK_MULTIPLY_ADDS / multiplyAddsPerRow / BLOCK_ROWS)) * BLOCK_ROWS;
-
-/** As many rounds of refitting and descent as asked for, in place. */
-function refineCodes(
-  { kernels, weights, rows, cols, bits, groupSize, zeroPoint: kind, moment: { moment } }: MomentProblem,
-  { codes, scale, zeroPoint }: Omit<Candidate, "objective">,
-  { rounds, refit }: Refinement,
-): Candidate {
-  const objective = new Float64Array(rows), work = workspace(kernels, cols, groupSize);
-  const layer = [weights, rows, cols, bits, groupSize, ZERO_POINT_NUMBERS[kind], moment] as const;
-  const found = [codes, scale, zeroPoint, objective] as const;
-  call.refineCodes(kernels, "refine codes", ...layer, refit ? 1 : 0, rounds, ...found, work);
-  return { codes, scale, zeroPoint, objective };
+/** As many rounds of refits and descent as asked for, in place. */
+export function refine(problem: MomentProblem, candidate: Candidate, { rounds, refit }: Refinement): void {
+  const { kernels, rows, cols, bits, groupSize, moment: { block, moment } } = problem;
+  const { codes, scale, zeroPoint, objective } = candidate, groups = scale.length / rows;
+  const work = workspace(kernels, cols, groupSize), kind = ZERO_POINT_NUMBERS[problem.zeroPoint];
+  inParts(problem, GRADIENT_PASSES + ROUND_PASSES * rounds, (begin, end) => {
+    const part = <A extends Float32Array | Float64Array | Uint8Array>(array: A, width: number) =>
+      array.subarray(begin * width, end * width) as A;
+    const layer = [
+      part(problem.weights, cols),
+      end - begin,
+      cols,
+      bits,
+      groupSize,
+      kind,
+      block,
+      moment,
+    ] as const;
+    const grids = [part(scale, groups), part(zeroPoint, groups)] as const;
+    call.refineCodes(
+      kernels,
+      "refine codes",
+      ...layer,
+      refit ? 1 : 0,
+      rounds,
+      part(codes, cols),
+      ...grids,
+      part(objective, 1),
+      work,
+    );
+  });
 }
 
 /** Codes annealed from those of a candidate, then refined. The candidate is not changed. */
@@ -130,10 +160,16 @@ export function anneal(
   from: Candidate,
   how: Refinement & { annealing: number },
 ): Candidate {
-  const codes = from.codes.slice(), scale = from.scale.slice(), zeroPoint = from.zeroPoint.slice();
-  const { weights: target, moment: { moment } } = problem;
-  annealLayer({ ...problem, target, moment, scale, zeroPoint }, codes, how.annealing);
-  return refineCodes(problem, { codes, scale, zeroPoint }, how);
+  const found = {
+    codes: from.codes.slice(),
+    scale: from.scale.slice(),
+    zeroPoint: from.zeroPoint.slice(),
+    objective: from.objective.slice(),
+  };
+  const { weights: target, moment: { moment, block } } = problem;
+  annealLayer({ ...problem, target, moment, block, ...found }, found.codes, how.annealing);
+  refine({ ...problem, onShare: undefined }, found, how);
+  return found;
 }
 
 /** Replaces the rows of `best` that `other` has a lower objective for. */
@@ -150,8 +186,11 @@ export function keepBetterRows(best: Candidate, other: Candidate): void {
 }
 
 /** Codes on given scales, with their objectives. */
-export const measured = (problem: MomentProblem, codes: Candidate["codes"], scales: GroupScales): Candidate =>
-  refineCodes(problem, { codes, ...scales }, { rounds: 0, refit: false });
+export function measured(problem: MomentProblem, codes: Candidate["codes"], scales: GroupScales): Candidate {
+  const found = { codes, ...scales, objective: new Float64Array(problem.rows) };
+  refine({ ...problem, onShare: undefined }, found, { rounds: 0, refit: false });
+  return found;
+}
 
 /** Σ over rows of the objective of a packed tensor; NaN without a moment. */
 export function objectiveOf(problem: Problem, tensor: PackedTensor): number {

@@ -15,18 +15,21 @@ import { symmetricLevels } from "../packed/symmetric_levels.ts";
 import { fitTwoLevel } from "../packed/two_level.ts";
 import {
   anneal,
-  type Candidate,
   clipped,
+  feedbackFrom,
   type GroupScales,
   keepBetterRows,
   measured,
   rangeScales,
+  refine,
   scalesOf,
-  solveWithScales,
   total,
 } from "./steps.ts";
+import { solvePlain } from "./plain.ts";
 import type { MomentProblem } from "./problem.ts";
-import type { Solution, SolverSettings } from "./settings.ts";
+import type { Steps } from "./effort.ts";
+import type { Solution } from "./settings.ts";
+import { fromStarts } from "./starts.ts";
 
 /** Scales and zero points with the two levels that they come from. */
 interface TwoLevelStart extends GroupScales {
@@ -46,42 +49,35 @@ function twoLevelStart(problem: MomentProblem, { scale, zeroPoint }: GroupScales
 }
 
 /**
- * Solves a layer with two-level scales: ranges as for plain ones, their scales fitted to two levels, then
- * feedback and descent on what that left; the plain solution with its refitted scales is one more start.
+ * Solves a layer with two-level scales: ranges as for plain ones, their scales fitted to two levels, and one more
+ * start from the plain solution with its refitted scales; then descent on what that left.
  */
-export function solveTwoLevel(
-  problem: MomentProblem,
-  { ratios, rounds, refit, annealing }: Pick<SolverSettings, "ratios" | "rounds" | "refit" | "annealing">,
-): Solution {
-  const { kernels, rows, cols, bits, groupSize } = problem, fixed = { rounds, refit: false };
+export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
+  const { kernels, rows, cols, bits, groupSize } = problem, { ratios, rounds, refit, annealing } = steps;
   const searched = clipped(problem);
-  const onLevels: MomentProblem = { ...problem, zeroPoint: "real" };
-  if (problem.scaleBits === 8 && bits === 8) {
-    return solveSixBits(onLevels, searched as TwoLevelTensor, rounds);
-  }
+  const share = (from: number, to: number) => (part: number) => problem.onShare?.(from + part * (to - from));
+  const isSixBits = problem.scaleBits === 8 && bits === 8;
+  const plainShare = rounds > 0 && refit && !isSixBits ? 0.4 : 0;
+  const onLevels: MomentProblem = { ...problem, zeroPoint: "real", onShare: share(plainShare, 1) };
+  const fit = (scales: GroupScales) => twoLevelStart(problem, scales);
+  if (isSixBits) return solveSixBits(onLevels, searched as TwoLevelTensor, rounds);
   const starts: TwoLevelStart[] = [{
     ...scalesOf(searched),
     levels: searched as typeof searched & TwoLevelScales,
   }];
-  for (const ratio of rounds > 0 ? ratios : [1]) {
-    const plain = rangeScales(problem, ratio);
-    starts.push(twoLevelStart(problem, plain));
-    if (rounds > 0 && refit) {
-      starts.push(twoLevelStart(problem, solveWithScales(problem, plain, { rounds, refit: true })));
-    }
+  for (const ratio of rounds > 0 ? ratios : [1]) starts.push(fit(rangeScales(problem, ratio)));
+  if (plainShare > 0) {
+    const plain = { ...problem, scaleBits: undefined, onShare: share(0, plainShare) };
+    starts.push(fit(solvePlain(plain, { ...steps, annealing: 0 }).candidate));
   }
-  const [first, ...others] = starts as [TwoLevelStart, ...TwoLevelStart[]];
-  const best: Candidate = solveWithScales(onLevels, first, fixed);
-  const levels = mapLevels(first.levels, (array) => array.slice() as typeof array);
-  const firstObjective = total(best.objective);
-  for (const start of others) {
-    const candidate = solveWithScales(onLevels, start, fixed);
-    for (let row = 0; row < rows; row++) {
-      if (candidate.objective[row]! < best.objective[row]!) copyLevelsRow(levels, start.levels, row, rows);
-    }
-    keepBetterRows(best, candidate);
+  const fixed = { rounds, refit: false, refinesEach: steps.refinesEach };
+  const found = fromStarts(onLevels, starts.map((start) => () => start), fixed);
+  const { best, scales, taken, firstObjective } = found;
+  const levels = mapLevels(starts[0]!.levels, (array) => array.slice() as typeof array);
+  for (const [row, start] of taken.entries()) copyLevelsRow(levels, scales[start]!.levels, row, rows);
+  if (annealing > 0) {
+    keepBetterRows(best, anneal({ ...onLevels, onShare: undefined }, best, { annealing, ...fixed }));
   }
-  if (annealing > 0) keepBetterRows(best, anneal(onLevels, best, { annealing, ...fixed }));
   const packed = packCodes(kernels, best.codes, rows, cols, bits);
   const tensor = { ...levels, rows, cols, bits, groupSize, packed };
   return { tensor, objective: total(best.objective), firstObjective };
@@ -95,8 +91,9 @@ function solveSixBits(problem: MomentProblem, searched: TwoLevelTensor, rounds: 
   const { kernels, rows, cols, bits } = problem, scales = scalesOf(searched);
   const best = measured(problem, unpackCodes(kernels, searched.packed, rows, cols, bits), scales);
   const firstObjective = total(best.objective);
-  const { codes } = solveWithScales(problem, scales, { rounds, refit: false });
-  keepBetterRows(best, measured(problem, codes.map((code) => Math.min(code, 63)), scales));
+  const solved = feedbackFrom(problem, scales);
+  if (rounds > 0) refine(problem, solved, { rounds, refit: false });
+  keepBetterRows(best, measured(problem, solved.codes.map((code) => Math.min(code, 63)), scales));
   const packed = packCodes(kernels, best.codes, rows, cols, bits);
   return { tensor: { ...searched, packed }, objective: total(best.objective), firstObjective };
 }

@@ -10,10 +10,10 @@ import {
   type OneLevelTensor,
   solveLayer,
 } from "../../../lib/quant/mod.ts";
-import { refitted } from "../../../lib/quant/solvers/column_blocks.ts";
 import { correctedTarget, factorMoments } from "../../../lib/quant/solvers/factored_moment.ts";
 import { momentBlocks, narrowMoments } from "../../../lib/quant/solvers/moments.ts";
 import { DEFAULT_SOLVER_SETTINGS } from "../../../lib/quant/solvers/settings.ts";
+import { refine } from "../../../lib/quant/solvers/steps.ts";
 
 const kernels = await openKernels({ threads: 2 });
 afterAll(() => kernels.close());
@@ -149,7 +149,8 @@ describe("moments of blocks", () => {
   });
 
   test("groups within a block: each block is solved as a layer by itself would be", () => {
-    const block = 128;
+    // One range: of several a row takes the one that is best for all its blocks.
+    const block = 128, settings = { ...DEFAULT_SOLVER_SETTINGS, ratios: [] };
     for (
       const form of [
         { bits: 3, groupSize: 32, zeroPoint: "integer" },
@@ -158,7 +159,12 @@ describe("moments of blocks", () => {
       ] as const
     ) {
       const moment = factorMoments(kernels, momentsOf(x, TOKENS, COLS, block), { damping: 0 });
-      const { tensor } = solveLayer(kernels, "best", { weights, rows: ROWS, cols: COLS, moment, ...form });
+      const { tensor } = solveLayer(
+        kernels,
+        "best",
+        { weights, rows: ROWS, cols: COLS, moment, ...form },
+        settings,
+      );
       const all = dequantize(kernels, tensor);
       for (const { first, cols } of momentBlocks(COLS, block)) {
         const part = (values: Float32Array, count: number) =>
@@ -168,7 +174,9 @@ describe("moments of blocks", () => {
           );
         const own = factorMoments(kernels, momentsOf(part(x, TOKENS), TOKENS, cols), { damping: 0 });
         const problem = { weights: part(weights, ROWS), rows: ROWS, cols, moment: own, ...form };
-        expect(part(all, ROWS)).toEqual(dequantize(kernels, solveLayer(kernels, "best", problem).tensor));
+        expect(part(all, ROWS)).toEqual(
+          dequantize(kernels, solveLayer(kernels, "best", problem, settings).tensor),
+        );
       }
     }
   });
@@ -247,7 +255,8 @@ describe("moments of blocks", () => {
         (value) => Math.min(15, Math.max(0, Math.round(value / 0.4 + 8))),
       );
       const scales = { scale: new Float32Array(ROWS).fill(0.4), zeroPoint: new Float32Array(ROWS).fill(8) };
-      const found = refitted(problem, [...momentBlocks(COLS, block)], { codes, ...scales });
+      const found = { codes, ...scales, objective: new Float64Array(ROWS) };
+      refine(problem, found, { rounds: 30, refit: true });
       /** Objective of a row with a scale and a zero point. */
       const at = (row: number, scale: number, zero: number) => {
         const from = row * COLS, own = codes.subarray(from, from + COLS);

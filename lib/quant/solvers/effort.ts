@@ -1,0 +1,48 @@
+/** How much work solvers do: what each step gains and costs is a table in docs/solvers.md. */
+import type { Effort } from "../../config/names.ts";
+import type { SolverSettings } from "./settings.ts";
+
+/** What a layer's solution depends on, beside its target. */
+export interface Steps extends Pick<SolverSettings, "ratios" | "refit" | "annealing"> {
+  /** Ranges that are tried on all rows, of those that do best on a sample of them; Infinity: all of them. */
+  readonly starts: number;
+  /** Whether every start is refined, or for each row only that with the lowest objective by error feedback. */
+  readonly refinesEach: boolean;
+  /** Times that scales and zero points are refitted and codes descend. */
+  readonly rounds: number;
+}
+
+/** Rows on which ranges are compared. */
+export const SAMPLE_ROWS = 256;
+
+const STEPS: Readonly<Record<Effort, Pick<Steps, "starts" | "refinesEach" | "rounds">>> = {
+  low: { starts: 1, refinesEach: false, rounds: 1 },
+  medium: { starts: 2, refinesEach: false, rounds: 3 },
+  high: { starts: Infinity, refinesEach: true, rounds: 4 },
+};
+
+/** Multiply-adds of a pass over the moment for all rows up to which a layer gets all steps: a second of work. */
+const SMALL_LAYER = 2 ** 31;
+
+/** Shape of a layer and its moment. */
+export interface LayerShape {
+  readonly rows: number;
+  readonly cols: number;
+  /** Columns of a block of the moment. */
+  readonly block: number;
+}
+
+/** Settings for a layer: with `medium` it gets all steps where they take next to no time. */
+export function settingsFor(settings: SolverSettings, { rows, cols, block }: LayerShape): SolverSettings {
+  const isSmall = rows * cols * block <= SMALL_LAYER;
+  return settings.effort === "medium" && isSmall ? { ...settings, effort: "high" } : settings;
+}
+
+/** Steps of `best`. */
+export function stepsOf({ effort, ratios, refit, annealing, rounds }: SolverSettings): Steps {
+  const own = STEPS[effort];
+  return { ...own, ratios, refit, annealing, rounds: rounds ?? own.rounds };
+}
+
+/** Passes over the moment for a row: error feedback, the gradient and what a refit of whole rows needs, a round. */
+export const FEEDBACK_PASSES = 0.5, GRADIENT_PASSES = 1, ROUND_PASSES = 1;
