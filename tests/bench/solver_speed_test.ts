@@ -38,9 +38,10 @@ const SCALE = { shapes: [SHAPE], solvedRows: 16, gatheredTokens: 16, width: 1 / 
 
 const STEPS = ["moments", "factorization", "corrected targets", "feedback", "refinement", "whole solve"];
 const ELSEWHERE = [
-  "best, Dream 7B (forecast)",
-  "best, LLaDA 8B (forecast)",
-  "best, DiT-XL/2 (forecast)",
+  "best, Dream 7B, effort medium (forecast)",
+  "best, Dream 7B, effort low (forecast)",
+  "best, LLaDA 8B, effort medium (forecast)",
+  "best, DiT-XL/2, effort medium (forecast)",
   "a step of 256 positions / llama.cpp's",
   "held-out error of best, own / real data",
 ];

@@ -6,12 +6,14 @@
 import { join } from "node:path";
 import { chooseMoment } from "../../calibration/moment_structure.ts";
 import { resolveConfig } from "../../config/mod.ts";
+import type { Effort } from "../../config/names.ts";
 import { nameOfPath } from "../../files/whole.ts";
 import { limitsOf } from "../../files/limits.ts";
 import { forwardCost, requirementsAt } from "../../models/mod.ts";
 import { type Kernels, withThreads } from "../../native/mod.ts";
 import { quantizeCheckpoint } from "../../pipeline/mod.ts";
 import { correctedTarget, factorMoments, solveLayer } from "../../quant/mod.ts";
+import { settingsFor } from "../../quant/solvers/effort.ts";
 import { addProduct } from "../../quant/product.ts";
 import { accumulateMoment, emptyMoments } from "../../quant/solvers/moments.ts";
 import { DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../../quant/solvers/settings.ts";
@@ -252,12 +254,18 @@ function sumOf(totals: ReadonlyMap<string, KernelTotals>, names: readonly string
 
 // Whole models ----------------------------------------------------------------------------------------------
 
-/** A published model's block: inputs with the rows of the layers that read them; whether they feed the stream. */
+/** A published model's block: its inputs with the rows of each layer that reads them. */
 interface PublishedModel {
   readonly name: string;
   readonly blocks: number;
-  readonly inputs: readonly { readonly cols: number; readonly rows: number; readonly isStream: boolean }[];
-  readonly goalMinutes: number;
+  readonly inputs: readonly {
+    readonly cols: number;
+    readonly rows: readonly number[];
+    /** Whether the outputs are added to the stream, whose loss is corrected too. */
+    readonly isStream: boolean;
+  }[];
+  /** Minutes that are wanted, by effort. */
+  readonly goals: Readonly<Partial<Record<Effort, number>>>;
 }
 
 const PUBLISHED: readonly PublishedModel[] = [
@@ -265,34 +273,35 @@ const PUBLISHED: readonly PublishedModel[] = [
     name: "Dream 7B",
     blocks: 28,
     inputs: [
-      { cols: 3584, rows: 3584 + 2 * 512, isStream: false },
-      { cols: 3584, rows: 3584, isStream: true },
-      { cols: 3584, rows: 2 * 18_944, isStream: false },
-      { cols: 18_944, rows: 3584, isStream: true },
+      { cols: 3584, rows: [3584, 512, 512], isStream: false },
+      { cols: 3584, rows: [3584], isStream: true },
+      { cols: 3584, rows: [18_944, 18_944], isStream: false },
+      { cols: 18_944, rows: [3584], isStream: true },
     ],
-    goalMinutes: 120,
+    goals: { medium: 120, low: 40 },
   },
   {
     name: "LLaDA 8B",
     blocks: 32,
     inputs: [
-      { cols: 4096, rows: 3 * 4096, isStream: false },
-      { cols: 4096, rows: 4096, isStream: true },
-      { cols: 4096, rows: 2 * 12_288, isStream: false },
-      { cols: 12_288, rows: 4096, isStream: true },
+      { cols: 4096, rows: [4096, 4096, 4096], isStream: false },
+      { cols: 4096, rows: [4096], isStream: true },
+      { cols: 4096, rows: [12_288, 12_288], isStream: false },
+      { cols: 12_288, rows: [4096], isStream: true },
     ],
-    goalMinutes: 120,
+    goals: { medium: 120 },
   },
   {
     name: "DiT-XL/2",
     blocks: 28,
     inputs: [
-      { cols: 1152, rows: 3 * 1152, isStream: false },
-      { cols: 1152, rows: 1152, isStream: true },
-      { cols: 1152, rows: 4608, isStream: false },
-      { cols: 4608, rows: 1152, isStream: true },
+      { cols: 1152, rows: [6912], isStream: false },
+      { cols: 1152, rows: [1152, 1152, 1152], isStream: false },
+      { cols: 1152, rows: [1152], isStream: true },
+      { cols: 1152, rows: [4608], isStream: false },
+      { cols: 4608, rows: [1152], isStream: true },
     ],
-    goalMinutes: 12,
+    goals: { medium: 12 },
   },
 ];
 
@@ -304,66 +313,100 @@ interface WidthTimes {
   /** Of a position: the moment and what inputs lost; what a row of a layer lost of the stream. */
   readonly position: number;
   readonly streamRow: number;
-  readonly factor: number;
-  readonly row: number;
   readonly forwardRow: number;
+  readonly factor: number;
+  /** Of a row's corrected target, and of its solution by effort. */
+  readonly target: number;
+  readonly row: Readonly<Partial<Record<Effort, number>>>;
 }
 
-/** Solves rows of a width as a run by default does, all starts and rounds. */
-function measureWidth(kernels: Kernels, cols: number, scale: SolverSpeedScale, seed: number): WidthTimes {
-  const rows = scale.solvedRows, tokens = scale.gatheredTokens;
-  const { block } = chooseMoment(DEFAULT_SOLVER_SETTINGS, { cols, positions: POSITIONS, formats: [FORM] });
+/** Solves rows of a width as a run by default does, with each effort that some layer gets. */
+function measureWidth(
+  kernels: Kernels,
+  cols: number,
+  efforts: Iterable<Effort>,
+  { solvedRows: rows, gatheredTokens: tokens }: SolverSpeedScale,
+  seed: number,
+): WidthTimes {
+  const { block } = momentOf(cols);
   const x = numbersLike(tokens * cols, seed), weights = numbersLike(rows * cols, seed + 1);
   const moments = { ...emptyMoments(cols, block), tokens, weight: tokens };
   const cross = new Float32Array(moments.second.length), residual = new Float32Array(rows * cols);
   const lost = numbersLike(tokens * rows, seed + 3);
-  const gather =
-    secondsOf(() => accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second, block)) +
-    secondsOf(() => accumulateMoment(kernels, x, x, undefined, tokens, cross, block));
+  const gather = secondsOf(() => {
+    accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second, block);
+    accumulateMoment(kernels, x, x, undefined, tokens, cross, block);
+  });
   const stream = secondsOf(() => accumulateMoment(kernels, x, lost, undefined, tokens, residual));
-  const forward = secondsOf(() =>
-    addProduct(kernels, "time a layer", x, weights, {
-      rows: tokens,
-      k: cols,
-      cols: rows,
-    }, lost)
-  );
+  const size = { rows: tokens, k: cols, cols: rows };
+  const forward = secondsOf(() => addProduct(kernels, "time a layer", x, weights, size, lost));
   for (let i = 0; i < cross.length; i++) cross[i]! /= 100 * tokens;
-  let moment = undefined as unknown as ReturnType<typeof factorMoments>;
+  let moment = undefined as unknown as ReturnType<typeof factorMoments>, corrected = weights;
   const factor = secondsOf(() => moment = factorMoments(kernels, moments, { takesSums: true }));
-  const solve = secondsOf(() => {
-    const target = correctedTarget(kernels, { weights, rows, moment, cross }, DEFAULT_SOLVER_SETTINGS);
-    solveLayer(kernels, "best", { weights: target, rows, cols, moment, ...FORM });
+  const target = secondsOf(() =>
+    corrected = correctedTarget(kernels, { weights, rows, moment, cross }, DEFAULT_SOLVER_SETTINGS)
+  );
+  const problem = { weights: corrected, rows, cols, moment, ...FORM };
+  const solving = Array.from(efforts, (effort) => {
+    const settings = { ...DEFAULT_SOLVER_SETTINGS, effort };
+    return [effort, secondsOf(() => solveLayer(kernels, "best", problem, settings)) / rows] as const;
   });
   return {
     cols,
     block,
     position: gather / tokens,
     streamRow: stream / tokens / rows,
-    factor,
-    row: solve / rows,
     forwardRow: forward / tokens / rows,
+    factor,
+    target: target / rows,
+    row: Object.fromEntries(solving),
   };
 }
 
+/** The moment of a width as a run keeps it by default. */
+const momentOf = (cols: number) =>
+  chooseMoment(DEFAULT_SOLVER_SETTINGS, { cols, positions: POSITIONS, formats: [FORM] });
+
+/** The effort that a layer gets: small ones get more. */
+const effortOf = (effort: Effort, rows: number, cols: number): Effort =>
+  settingsFor({ ...DEFAULT_SOLVER_SETTINGS, effort }, { rows, cols, block: momentOf(cols).block }).effort;
+
+/** Efforts with which layers of so many columns are solved, in any of the published models. */
+const effortsAt = (wanted: number): Set<Effort> =>
+  new Set(
+    PUBLISHED.flatMap(({ inputs, goals }) =>
+      inputs.filter(({ cols }) => cols === wanted).flatMap(({ rows }) =>
+        (Object.keys(goals) as Effort[]).flatMap((effort) =>
+          rows.map((count) => effortOf(effort, count, wanted))
+        )
+      )
+    ),
+  );
+
 interface Forecast {
   readonly model: string;
+  readonly effort: Effort;
   readonly minutes: number;
   readonly goalMinutes: number;
 }
 
 /** Minutes of `best` for a model: gathering and forward passes by position, factors by input, solving by row. */
-function forecastOf(
-  { name, blocks, inputs, goalMinutes }: PublishedModel,
+function forecastsOf(
+  { name, blocks, inputs, goals }: PublishedModel,
   times: ReadonlyMap<number, WidthTimes>,
-): Forecast {
-  let seconds = 0;
-  for (const { cols, rows, isStream } of inputs) {
-    const { position, streamRow, forwardRow, factor, row } = times.get(cols)!;
-    seconds += POSITIONS * (position + (isStream ? streamRow * rows : 0) + 2 * forwardRow * rows) + factor +
-      row * rows;
-  }
-  return { model: name, minutes: blocks * seconds / 60, goalMinutes };
+): Forecast[] {
+  return (Object.entries(goals) as [Effort, number][]).map(([effort, goalMinutes]) => {
+    let seconds = 0;
+    for (const { cols, rows, isStream } of inputs) {
+      const own = times.get(cols)!;
+      seconds += POSITIONS * own.position + own.factor;
+      for (const count of rows) {
+        const passes = POSITIONS * (2 * own.forwardRow + (isStream ? own.streamRow : 0));
+        seconds += count * (passes + own.target + own.row[effortOf(effort, count, cols)]!);
+      }
+    }
+    return { model: name, effort, minutes: blocks * seconds / 60, goalMinutes };
+  });
 }
 
 /** A run of `best` as `quantize.ts` does it. */
@@ -452,6 +495,7 @@ const MEASURED_ELSEWHERE: readonly Goal[] = [
   reason: `--suite ${suite} measures it`,
 }));
 
+const milliseconds = (seconds: number | undefined) => seconds === undefined ? null : seconds * 1e3;
 const percent = (share: number) => `${(share * 100).toFixed(0)} %`;
 
 function goalsOf(
@@ -482,13 +526,15 @@ function goalsOf(
       met: seconds <= goalSeconds,
     }]
   );
-  const forecast = PUBLISHED.map(({ name, goalMinutes }): Goal => {
-    const own = forecasts.find(({ model }) => model === name), goal = `best, ${name} (forecast)`;
-    const wanted = `≤ ${goalMinutes} min`;
-    return own === undefined
-      ? { goal, wanted, measured: null, met: null, reason: "its widths are measured without --quick" }
-      : { goal, wanted, measured: `${own.minutes.toFixed(0)} min`, met: own.minutes <= goalMinutes };
-  });
+  const forecast = PUBLISHED.flatMap(({ name, goals }) =>
+    (Object.entries(goals) as [Effort, number][]).map(([effort, goalMinutes]): Goal => {
+      const own = forecasts.find((each) => each.model === name && each.effort === effort);
+      const goal = `best, ${name}, effort ${effort} (forecast)`, wanted = `≤ ${goalMinutes} min`;
+      return own === undefined
+        ? { goal, wanted, measured: null, met: null, reason: "its widths are measured without --quick" }
+        : { goal, wanted, measured: `${own.minutes.toFixed(0)} min`, met: own.minutes <= goalMinutes };
+    })
+  );
   return [...kernels, ...timed, ...forecast, ...MEASURED_ELSEWHERE];
 }
 
@@ -520,9 +566,9 @@ async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<
   const times = new Map<number, WidthTimes>();
   for (const cols of new Set(PUBLISHED.flatMap(({ inputs }) => inputs.map(({ cols }) => cols)))) {
     progress(`solving at width ${widthOf(cols)}`);
-    times.set(cols, measureWidth(kernels, widthOf(cols), scale, options.seed));
+    times.set(cols, measureWidth(kernels, widthOf(cols), effortsAt(cols), scale, options.seed));
   }
-  const forecasts = scale.width === 1 ? PUBLISHED.map((model) => forecastOf(model, times)) : [];
+  const forecasts = scale.width === 1 ? PUBLISHED.flatMap((model) => forecastsOf(model, times)) : [];
   const runs = await measureRuns(context, kernels, scale);
   const skipped: Skipped[] = [...reasons].map(([{ rows, cols }, reason]) => ({
     what: `kernels at ${rows} × ${cols}`,
@@ -567,7 +613,7 @@ function sectionsOf(
       ],
     ),
     tableOf(
-      "Solving a width with best, all starts and rounds",
+      "Solving a width with best, by effort",
       ["Moments as a run of 4096 positions keeps them by default; products of random numbers."],
       times,
       [
@@ -579,7 +625,9 @@ function sectionsOf(
         ],
         ["position", "ms a position", ({ position }) => position * 1e3, 3],
         ["factor", "s a factor", ({ factor }) => factor, 2],
-        ["row", "ms a row", ({ row }) => row * 1e3, 2],
+        ["low", "ms a row: low", ({ row }) => milliseconds(row.low), 2],
+        ["medium", "medium", ({ row }) => milliseconds(row.medium), 2],
+        ["high", "high", ({ row }) => milliseconds(row.high), 2],
       ],
     ),
     tableOf(
@@ -590,6 +638,7 @@ function sectionsOf(
       forecasts,
       [
         ["model", "model", ({ model }) => model],
+        ["effort", "effort", ({ effort }) => effort],
         ["minutes", "minutes", ({ minutes }) => minutes, 1],
         ["goal", "goal", ({ goalMinutes }) => goalMinutes],
       ],
