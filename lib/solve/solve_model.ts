@@ -9,7 +9,6 @@ import {
   type FactoredMoment,
   factorMoments,
   outputPower,
-  solvable,
 } from "../quant/solvers/factored_moment.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
@@ -34,6 +33,7 @@ import {
 import { pause } from "../progress.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import { KeptArrays, type KeptArraysOptions } from "./kept_arrays.ts";
+import { type LayerInputs, targetInBlocks } from "./target_in_blocks.ts";
 import { StagedRuns } from "./staged_runs.ts";
 
 /** With fewer inputs a column solvers overfit the sample. */
@@ -147,8 +147,8 @@ interface StageInputs extends Gathered {
   readonly moment: FactoredMoment;
   /** Its structure in words. */
   readonly structure: string;
-  /** Blocks that it has. */
-  readonly blocks: number;
+  /** Σ of the inputs' weights. */
+  readonly weight: number;
 }
 
 /** Solves one model. */
@@ -215,7 +215,7 @@ class ModelSolver<Batch> {
       const inputs = await this.#inputsOf(stage);
       const gathering = (performance.now() - started) / stage.layers.length;
       for (const [i, layer] of stage.layers.entries()) {
-        const result = already[i] ?? this.#solveLayer(layer, inputs, gathering);
+        const result = already[i] ?? await this.#solveLayer(layer, inputs, stage.block, gathering);
         if (result === undefined) continue;
         done(result);
         await pause(options.signal);
@@ -279,16 +279,16 @@ class ModelSolver<Batch> {
     if (moment.damping > settings.damping) {
       onWarning?.(`${first.name}: damping raised to ${moment.damping}, its inputs' moment is singular`);
     }
-    const blocks = Math.ceil(moments.cols / (moments.block ?? moments.cols));
-    return { ...gathered, moment, structure, blocks };
+    return { ...gathered, moment, structure, weight: moments.weight };
   }
 
   /** @returns undefined for a layer with weights that are not finite, which is left out */
-  #solveLayer(
+  async #solveLayer(
     layer: LinearLayer,
-    { moment, structure, blocks, cross, residuals }: StageInputs,
+    { moment, structure, weight, cross, residuals }: StageInputs,
+    block: number,
     gathering: number,
-  ): SolvedLayer | undefined {
+  ): Promise<SolvedLayer | undefined> {
     const { kernels, settings, solver, gridOf, keepsNonfinite } = this.options;
     const begun = performance.now(), { name, weights: { rows, cols } } = layer;
     const dense = denseWeights(kernels, layer);
@@ -303,12 +303,12 @@ class ModelSolver<Batch> {
         { tensor: name },
       );
     }
-    const corrected = { weights: dense, rows, moment, cross, residual: residuals.get(name) };
-    const target = cross === undefined ? dense : correctedTarget(kernels, { ...corrected, cross }, {
-      ...settings,
-      // Each block makes up for all of the stream by itself: together they would do so as many times.
-      residualCorrection: settings.residualCorrection / blocks,
-    });
+    const corrected = { weights: dense, rows, moment };
+    const target = cross !== undefined
+      ? correctedTarget(kernels, { ...corrected, cross, residual: residuals.get(name) }, settings)
+      : this.#full !== undefined
+      ? await targetInBlocks(kernels, corrected, this.#inputsAgain(name, block, weight), settings)
+      : dense;
     const onShare = (share: number) => this.options.onStep?.(name, "solving", share);
     const problem = { weights: target, rows, cols, moment, ...gridOf(name)!, onShare };
     const { tensor, objective, firstObjective } = named(
@@ -328,31 +328,66 @@ class ModelSolver<Batch> {
     };
   }
 
+  /** What a layer of the present stage reads and lost, again. */
+  #inputsAgain(name: string, block: number, weight: number): LayerInputs {
+    const { data: { fit }, options: { onStep, signal } } = this, runs = this.#runs!;
+    const inputs = (i: number) => {
+      const { x, rows } = runs.stop(i, block, name);
+      return { x, tokens: rows, weights: rowWeights(fit[i]!, rows, name) };
+    };
+    return {
+      parts: fit.length,
+      weight,
+      inputs,
+      lost: (i) => {
+        const { lost, stream } = this.#lostBefore(i, block, name), { residual } = runs.stop(i, block, name);
+        const part = inputs(i);
+        return {
+          ...part,
+          lost: subtract(lost, part.x),
+          lostStream: residual === undefined ? undefined : subtract(stream!, residual),
+        };
+      },
+      pause: async (share) => {
+        onStep?.(name, "correcting the target", share);
+        await pause(signal);
+      },
+    };
+  }
+
+  /** Copies of what a layer reads in full precision, and of the stream that its output is added to. */
+  #lostBefore(i: number, block: number, name: string) {
+    const { x, residual } = this.#full!.stop(i, block, name);
+    // Scratch of the model, which the other run takes as well.
+    const copy = (key: string, values: Float32Array) => {
+      const own = this.#lost.take(key, values.length);
+      own.set(values);
+      return own;
+    };
+    return { lost: copy("x", x), stream: residual && copy("residual", residual) };
+  }
+
   /** Moments of a stage's inputs over all calibration data. */
   async #gather(stage: LayerStage): Promise<Gathered> {
     const { options: { kernels, onStep, signal }, data: { fit } } = this, { block, layers } = stage;
     const { name, weights: { cols } } = layers[0]!;
     const full = this.#full, width = this.#choose(stage, this.#inputCount(stage)).block;
     const moments = emptyMoments(cols, width);
-    const cross = full === undefined ? undefined : new Float32Array(moments.second.length);
+    // In blocks targets are corrected with the inputs themselves.
+    const cross = full === undefined || width < cols ? undefined : new Float32Array(cols * cols);
     const residuals = new Map<string, Float32Array>();
     for (const [i, part] of fit.entries()) {
       onStep?.(name, "reading inputs", i / fit.length);
-      const { x: wanted, residual: stream } = full?.stop(i, block, name) ?? {};
-      // Scratch of the model, which the other run takes as well; the stream is its own.
-      const lost = cross && this.#lost.take("x", wanted!.length);
-      lost?.set(wanted!);
+      const { lost, stream } = cross === undefined ? {} : this.#lostBefore(i, block, name);
       const { x, rows, residual } = this.#runs!.stop(i, block, name), own = rowWeights(part, rows, name);
       accumulateMoment(kernels, x, undefined, own, rows, moments.second, width);
       moments.tokens += rows;
       // One after the other: the sum does not depend on how samples are divided into parts.
       if (own === undefined) moments.weight += rows;
       else for (const value of own) moments.weight += value;
-      if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross, width);
+      if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross);
       if (residual !== undefined && cross !== undefined) {
-        const lostStream = this.#lost.take("residual", residual.length);
-        lostStream.set(stream!);
-        subtract(lostStream, residual);
+        const lostStream = subtract(stream!, residual);
         for (const layer of layers) {
           const sums = residuals.get(layer.name) ?? new Float32Array(residual.length / rows * cols);
           residuals.set(layer.name, sums);
@@ -364,7 +399,7 @@ class ModelSolver<Batch> {
     for (const sums of [...residuals.values(), ...(cross === undefined ? [] : [cross])]) {
       for (let i = 0; i < sums.length; i++) sums[i]! /= moments.weight;
     }
-    return { moments, cross: cross && solvable(cross, cols, width).moment, residuals };
+    return { moments, cross, residuals };
   }
 
   /** Different inputs of a stage's layers: where those read a row a sample there are fewer than positions. */

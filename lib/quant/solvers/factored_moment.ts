@@ -252,38 +252,60 @@ export function correctedTarget(
   { weights, rows, moment, cross, residual }: LossBefore,
   { correction, residualCorrection }: Correction,
 ): Float32Array<ArrayBuffer> {
-  const doing = "correct a layer's target", { cols, block, factor, pivots, order } = moment;
+  const doing = "correct a layer's target", { cols, block, factor } = moment;
   checkCount(doing, "rows", rows);
   checkMoment(doing, moment, cols);
   checkArray(doing, "weights", weights, rows * cols);
   if (cross !== undefined) checkArray(doing, "cross", cross, factor.length);
   if (residual !== undefined) checkArray(doing, "residual", residual, rows * cols);
-  const target = weights.slice() as Float32Array<ArrayBuffer>;
-  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
-    throwIfStopped();
-    const end = at + own * own, lost = new Float32Array(rows * own), ordered = new Float32Array(rows * own);
-    if (cross !== undefined && correction > 0) {
-      const size = { rows, k: own, cols: own };
+  const sums = new Float32Array(rows * cols);
+  if (cross !== undefined && correction > 0) {
+    for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+      throwIfStopped();
+      const lost = own === cols ? sums : new Float32Array(rows * own), size = { rows, k: own, cols: own };
       const part = own === cols ? weights : columnsOf(weights, rows, first, own);
-      addProduct(kernels, doing, part, cross.subarray(at, end), size, lost);
-    }
-    for (let row = 0; row < rows; row++) {
-      const to = row * own, from = row * cols;
-      for (let k = 0; k < own; k++) {
-        const column = order[first + k]!;
-        const stream = residual === undefined ? 0 : residualCorrection * residual[from + column]!;
-        ordered[to + k] = correction * lost[to + column - first]! + stream;
-      }
-    }
-    const columns = pivots.subarray(first, first + own);
-    call.solveMoment(kernels, doing, factor.subarray(at, end), columns, own, ordered, rows);
-    for (let row = 0; row < rows; row++) {
-      for (let k = 0, from = row * own, to = row * cols; k < own; k++) {
-        target[to + order[first + k]!]! += ordered[from + k]!;
+      addProduct(kernels, doing, part, cross.subarray(at, at + own * own), size, lost);
+      if (own === cols) break;
+      for (let row = 0; row < rows; row++) {
+        sums.set(lost.subarray(row * own, (row + 1) * own), row * cols + first);
       }
     }
   }
+  for (let k = 0; k < sums.length; k++) {
+    const stream = residual === undefined ? 0 : residualCorrection * residual[k]!;
+    sums[k] = correction * sums[k]! + stream;
+  }
+  const target = timesInverse(kernels, doing, moment, sums, rows);
+  for (let k = 0; k < target.length; k++) target[k]! += weights[k]!;
   return target;
+}
+
+/** `B M⁻¹`, for each block of the moment. **Shapes** `b: f32[rows, cols]` → `f32[rows, cols]` */
+export function timesInverse(
+  kernels: Kernels,
+  doing: string,
+  { cols, block, factor, pivots, order }: FactoredMoment,
+  b: Float32Array,
+  rows: number,
+): Float32Array<ArrayBuffer> {
+  const out = new Float32Array(rows * cols);
+  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+    throwIfStopped();
+    const ordered = new Float32Array(rows * own);
+    for (let row = 0; row < rows; row++) {
+      for (let k = 0, to = row * own, from = row * cols; k < own; k++) {
+        ordered[to + k] = b[from + order[first + k]!]!;
+      }
+    }
+    const columns = pivots.subarray(first, first + own);
+    call.solveMoment(kernels, doing, factor.subarray(at, at + own * own), columns, own, ordered, rows);
+    for (let row = 0; row < rows; row++) {
+      for (let k = 0, from = row * own, to = row * cols; k < own; k++) {
+        out[to + order[first + k]!] = ordered[from + k]!;
+      }
+    }
+  }
+  return out;
 }
 
 /** Columns [first, first + count) of a matrix. */
