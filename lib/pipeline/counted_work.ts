@@ -10,6 +10,7 @@ import { REFINEMENT_DEFAULTS } from "../phases/settings.ts";
 import { isTokenTable, type PlanRow } from "../plan/plan.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import { isRounded, weightSolver } from "../solve/by_weights.ts";
+import { TARGET_STEPS } from "../solve/target_of_inputs.ts";
 import { candidateCount, solverSettings } from "../solve/candidates.ts";
 import { type Checkpoint, elementCount } from "../tensor/mod.ts";
 import { statisticsBytes } from "../time/mod.ts";
@@ -190,8 +191,13 @@ export class CountedWork {
           count * (runs * pass.seconds(timed) + layers.reduce((sum, { cols, rows, forms, block }) => {
             const gathered = pass.positions * cols * block * (corrects ? 1.5 : 0.5) *
               timed.multiplyAdd(block);
+            // With a diagonal alone targets are made from the inputs themselves, two products a step.
+            const targets = corrects && block === 1
+              ? pass.positions * cols * rows.reduce((all, own) => all + own, 0) * 2 * (TARGET_STEPS + 1) *
+                timed.multiplyAdd(cols)
+              : 0;
             const factored = timed.factor(block) * (cols / block);
-            return sum + gathered + factored + rows.reduce((own, n, i) =>
+            return sum + gathered + targets + factored + rows.reduce((own, n, i) =>
               // Its target, its stream's loss, its error.
               own + (corrects ? 3.5 : 1) * n * cols * block * timed.multiplyAdd(block) +
               timed.solving(n, cols, block, { form: forms[i]!, solver, settings }), 0);

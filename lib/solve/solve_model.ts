@@ -33,7 +33,7 @@ import {
 import { pause } from "../progress.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import { KeptArrays, type KeptArraysOptions } from "./kept_arrays.ts";
-import { type LayerInputs, targetInBlocks } from "./target_in_blocks.ts";
+import { type LayerInputs, targetOfInputs } from "./target_of_inputs.ts";
 import { StagedRuns } from "./staged_runs.ts";
 
 /** With fewer inputs a column solvers overfit the sample. */
@@ -305,9 +305,13 @@ class ModelSolver<Batch> {
     }
     const corrected = { weights: dense, rows, moment };
     const target = cross !== undefined
-      ? correctedTarget(kernels, { ...corrected, cross, residual: residuals.get(name) }, settings)
+      ? correctedTarget(kernels, { ...corrected, cross, residual: residuals.get(name) }, {
+        ...settings,
+        // Each block makes up for all of the stream by itself: together they would do so as many times.
+        residualCorrection: settings.residualCorrection / Math.ceil(cols / moment.block),
+      })
       : this.#full !== undefined
-      ? await targetInBlocks(kernels, corrected, this.#inputsAgain(name, block, weight), settings)
+      ? await targetOfInputs(kernels, corrected, this.#inputsAgain(name, block, weight), settings)
       : dense;
     const onShare = (share: number) => this.options.onStep?.(name, "solving", share);
     const problem = { weights: target, rows, cols, moment, ...gridOf(name)!, onShare };
@@ -373,8 +377,8 @@ class ModelSolver<Batch> {
     const { name, weights: { cols } } = layers[0]!;
     const full = this.#full, width = this.#choose(stage, this.#inputCount(stage)).block;
     const moments = emptyMoments(cols, width);
-    // In blocks targets are corrected with the inputs themselves.
-    const cross = full === undefined || width < cols ? undefined : new Float32Array(cols * cols);
+    // With a diagonal alone targets are corrected with the inputs themselves.
+    const cross = full === undefined || width === 1 ? undefined : new Float32Array(moments.second.length);
     const residuals = new Map<string, Float32Array>();
     for (const [i, part] of fit.entries()) {
       onStep?.(name, "reading inputs", i / fit.length);
@@ -385,7 +389,7 @@ class ModelSolver<Batch> {
       // One after the other: the sum does not depend on how samples are divided into parts.
       if (own === undefined) moments.weight += rows;
       else for (const value of own) moments.weight += value;
-      if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross);
+      if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross, width);
       if (residual !== undefined && cross !== undefined) {
         const lostStream = subtract(stream!, residual);
         for (const layer of layers) {

@@ -4,7 +4,7 @@ import { RandomStream } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
 import { accumulateMoment, emptyMoments } from "../../lib/quant/solvers/moments.ts";
-import { targetInBlocks } from "../../lib/solve/target_in_blocks.ts";
+import { targetOfInputs } from "../../lib/solve/target_of_inputs.ts";
 
 const kernels = await openKernels({ threads: 1 });
 afterAll(() => kernels.close());
@@ -74,7 +74,7 @@ test("more steps come nearer to the solution of the whole moment's equations, an
     for (const steps of [2, 6, 40]) {
       const layer = { weights, rows: ROWS, moment };
       errors.push(
-        residual(await targetInBlocks(kernels, layer, data, { correction, residualCorrection }, steps)),
+        residual(await targetOfInputs(kernels, layer, data, { correction, residualCorrection }, steps)),
       );
       expect(shares.at(-1)).toBe(1);
     }

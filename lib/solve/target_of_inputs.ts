@@ -1,7 +1,8 @@
 /**
- * The corrected target of a layer whose moment is known in blocks on its diagonal. What inputs and stream lost before
- * the layer is seen by all of its columns together, which blocks cannot tell: the equations of the whole moment are
- * solved by conjugate gradients, the products with it made from the inputs themselves, the blocks as preconditioner.
+ * The corrected target of a layer of whose moment only the diagonal, or blocks on it, are known. What inputs and stream
+ * lost before the layer is seen by all of its columns together, which those cannot tell: the equations of the whole
+ * moment are solved by conjugate gradients, the products with it made from the inputs themselves, what is known as
+ * preconditioner.
  */
 import type { Kernels } from "../native/mod.ts";
 import { product } from "../quant/product.ts";
@@ -55,7 +56,7 @@ export interface LayerToCorrect {
  *
  * **Shapes** → `f32[rows, cols]`
  */
-export async function targetInBlocks(
+export async function targetOfInputs(
   kernels: Kernels,
   { weights, rows, moment }: LayerToCorrect,
   data: LayerInputs,
