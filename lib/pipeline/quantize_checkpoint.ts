@@ -309,11 +309,13 @@ async function bitPlanOf(run: QuantizeRun<Kernels | undefined>): Promise<BitPlan
   if (!hasBudget(config)) return undefined;
   const calibrated = await calibration.open();
   const { memory } = calibration, rows = planQuantization(checkpoint, config).rows;
-  announce({ checkpoint, config, kernels: kernels!, memory, options }, calibrated, rows);
   return await stoppable(
     options.signal,
     "give the same command again; sensitivities are measured anew",
-    () => planByBudget(checkpoint, calibrated, config, kernels!, options),
+    () => {
+      announce({ checkpoint, config, kernels: kernels!, memory, options }, calibrated, rows);
+      return planByBudget(checkpoint, calibrated, config, kernels!, options);
+    },
   );
 }
 
@@ -343,7 +345,16 @@ export async function calibrateRun(
   const calibrated = await calibration.open();
   const { memory } = calibration;
   if (bitPlan === undefined || !hasBudget(config)) {
-    announce({ checkpoint, config, kernels, memory, folder: output?.work, options }, calibrated, plan.rows);
+    await stoppable(
+      options.signal,
+      KEPT,
+      () =>
+        announce(
+          { checkpoint, config, kernels, memory, folder: output?.work, options },
+          calibrated,
+          plan.rows,
+        ),
+    );
   }
   return calibrated;
 }

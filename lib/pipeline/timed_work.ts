@@ -17,7 +17,7 @@ import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { tokenKl } from "../thermo/masked_transition.ts";
 
 /** Most columns, rows and inputs of a layer that is solved to be timed: wider ones take as many times longer. */
-const PROBE = { cols: 2048, rows: 256, tokens: 1024 };
+const PROBE = { cols: 2048, rows: 384, manyRows: 768, tokens: 1024 };
 /** Most multiply-adds, roughly, of a block that is run to be timed. */
 const BLOCK_MULTIPLY_ADDS = 2e10;
 /** What takes less is timed again: the first time has compiling in it. */
@@ -133,17 +133,23 @@ export class TimedWork {
       readonly settings: SolverSettings;
     },
   ): number {
-    const count = Math.min(rows, PROBE.rows), own = Math.min(block, PROBE.cols);
     if (block === 1) return this.packing(rows * cols, "clip", form); // weighed by the diagonal
+    const own = Math.min(block, PROBE.cols);
     const groupSize: WeightFormat["groupSize"] = own % (form.groupSize || own) === 0 ? form.groupSize : 0;
-    const seconds = this.#once(JSON.stringify([count, own, form, solver, settings]), () => {
-      const { moment, cols: width } = this.#momentOf(own), weights = new Float32Array(count * width);
-      new RandomStream(1).fillNormal(weights);
-      const problem = { weights, rows: count, cols: width, moment, ...form, groupSize };
-      return secondsOf(() => solveLayer(this.#kernels, solver, problem, settings));
-    });
+    const ofRows = (count: number) =>
+      this.#once(JSON.stringify([count, own, form, solver, settings]), () => {
+        const { moment } = this.#momentOf(own), weights = new Float32Array(count * own);
+        new RandomStream(1).fillNormal(weights);
+        const problem = { weights, rows: count, cols: own, moment, ...form, groupSize };
+        return secondsOf(() => solveLayer(this.#kernels, solver, problem, settings));
+      });
+    const { rows: few, manyRows: many } = PROBE;
+    // Some work is done on a sample of rows, however many there are.
+    const seconds = rows <= many
+      ? ofRows(rows)
+      : ofRows(many) + (rows - many) * Math.max(0, ofRows(many) - ofRows(few)) / (many - few);
     // Of work that is a square of the columns in each block.
-    return seconds * (rows / count) * (block / own) ** 2 * (cols / block);
+    return seconds * (block / own) ** 2 * (cols / block);
   }
 
   /** Seconds of comparing two models' logits at so many positions. */
