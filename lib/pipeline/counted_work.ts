@@ -39,6 +39,10 @@ const LAYER_BYTES = 20;
 const PHASE_PASSES = { heldOut: 8, fit: 2 };
 /** Positions of a step of the refinement, and passes that it is worth: two models forward, one back. */
 const STEP_POSITIONS = 1152, STEP_PASSES = 6;
+/** Copies of what layers read, at each of them. */
+const COPIES = 3;
+/** Time of a small file or tensor that is made durable, on a disk of flash memory. */
+const FILE_SECONDS = 3e-3;
 /** Looks of the refinement at held-out samples, and how many those are. */
 const LOOKS = 8, LOOKED_AT = { sequences: 1024, images: 256 };
 
@@ -197,10 +201,13 @@ export class CountedWork {
                 timed.multiplyAdd(cols)
               : 0;
             const factored = timed.factor(block) * (cols / block);
-            return sum + gathered + targets + factored + rows.reduce((own, n, i) =>
-              // Its target, its stream's loss, its error.
-              own + (corrects ? 3.5 : 1) * n * cols * block * timed.multiplyAdd(block) +
-              timed.solving(n, cols, block, { form: forms[i]!, solver, settings }), 0);
+            // To the states that are kept and back, and what inputs lost.
+            const copied = COPIES * runs * timed.copying(pass.positions * (cols + this.#width));
+            return sum + gathered + targets + factored + copied + FILE_SECONDS * rows.length +
+              rows.reduce((own, n, i) =>
+                // Its target, its stream's loss, its error.
+                own + (corrects ? 3.5 : 1) * n * cols * block * timed.multiplyAdd(block) +
+                timed.solving(n, cols, block, { form: forms[i]!, solver, settings }), 0);
           }, 0)),
       },
       ...(heldOut.length === 0 ? [] : [{
@@ -296,7 +303,7 @@ export class CountedWork {
       statesBytes: 0,
       seconds: (timed) =>
         // Read and hashed; written, hashed, and read back.
-        timed.hashing(before + 2 * after) + rows.reduce((sum, row) => {
+        timed.hashing(before + 2 * after) + FILE_SECONDS * rows.length + rows.reduce((sum, row) => {
           if (row.action === "keep") return sum;
           const { bits, groupSize, zeroPoint, scaleBits } = row, weights = elementCount(row.shape)!;
           const form = { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };

@@ -24,6 +24,8 @@ const BLOCK_MULTIPLY_ADDS = 2e10;
 const SHORT_SECONDS = 0.3;
 /** Weights that are packed, and bytes that are hashed, to be timed. */
 const PACKED = { rows: 256, cols: 2048 }, HASHED_BYTES = 2 ** 22;
+/** Numbers that are copied to be timed. */
+const COPIED_ELEMENTS = 2 ** 18;
 /** Rows and columns of logits that are compared to be timed. */
 const LOGITS = { rows: 4, cols: 8192 };
 
@@ -150,6 +152,18 @@ export class TimedWork {
       : ofRows(many) + (rows - many) * Math.max(0, ofRows(many) - ofRows(few)) / (many - few);
     // Of work that is a square of the columns in each block.
     return seconds * (block / own) ** 2 * (cols / block);
+  }
+
+  /** Seconds of copying numbers and subtracting others, which no kernel does. */
+  copying(elements: number): number {
+    const seconds = this.#once("copying", () => {
+      const from = new Float32Array(COPIED_ELEMENTS).fill(1), to = new Float32Array(COPIED_ELEMENTS);
+      return secondsOf(() => {
+        to.set(from);
+        for (let k = 0; k < to.length; k++) to[k]! -= from[k]!;
+      });
+    });
+    return seconds * elements / COPIED_ELEMENTS;
   }
 
   /** Seconds of comparing two models' logits at so many positions. */
