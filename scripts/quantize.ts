@@ -69,6 +69,7 @@ const USAGE = {
     "--solver NAME":
       "auto (default), round, clip, and on calibration data feedback or best; auto rounds 8 bits, " +
       "and takes best for fewer where the model can run here",
+    "--effort NAME": "work of the solver best: low, medium (default) or high",
     "--calibrate FILE":
       `calibration data: JSONL or safetensors; "self": what MODEL makes with its own sampler; or "synthetic";
 default: what lies beside MODEL, "self" where nothing does
@@ -133,6 +134,7 @@ const KEYS = {
   backend: "backend",
   for: "target",
   "time-groups": "num_time_groups",
+  effort: "solver_options.effort",
 } as const;
 
 /** Keys that `--phases` sets: those of phases 1, 2 and 3. */

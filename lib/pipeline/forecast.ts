@@ -138,8 +138,10 @@ function checkDisk(
 
 /** Settings that take less time, by what a user writes for them. */
 function alternatives(config: ConfigInForce): [name: string, config: ConfigInForce][] {
-  const { solver } = config, isPlain = !hasBudget(config) && !wantsPhases(config);
+  const { solver, solverOptions } = config, isPlain = !hasBudget(config) && !wantsPhases(config);
+  const low = { ...config, solverOptions: { ...solverOptions, effort: "low" } } as const;
   return [
+    ...(solver === "best" && solverOptions.effort !== "low" ? [["--effort low", low] as const] : []),
     ...(solver === "best" ? [["--solver feedback", { ...config, solver: "feedback" }] as const] : []),
     ...(isPlain ? [["--solver clip", { ...config, solver: "clip", chosen: undefined }] as const] : []),
   ].map(([name, other]): [string, ConfigInForce] => [name, other as ConfigInForce]);

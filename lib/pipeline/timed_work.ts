@@ -10,6 +10,7 @@ import { RandomStream } from "../models/random.ts";
 import type { Kernels } from "../native/mod.ts";
 import { packedErrorStatistics, quantize, type WeightSolver } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
+import { settingsFor } from "../quant/solvers/effort.ts";
 import { type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
 import { accumulateMoment, emptyMoments } from "../quant/solvers/moments.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
@@ -22,6 +23,8 @@ const PROBE = { cols: 2048, rows: 384, manyRows: 768, tokens: 1024 };
 const BLOCK_MULTIPLY_ADDS = 2e10;
 /** What takes less is timed again: the first time has compiling in it. */
 const SHORT_SECONDS = 0.3;
+/** Times that it is done again, as long as they take no longer together. */
+const MOST_TIMES = 9, ENOUGH_SECONDS = 0.05;
 /** Weights that are packed, and bytes that are hashed, to be timed. */
 const PACKED = { rows: 256, cols: 2048 }, HASHED_BYTES = 2 ** 22;
 /** Numbers that are copied to be timed. */
@@ -29,7 +32,7 @@ const COPIED_ELEMENTS = 2 ** 18;
 /** Rows and columns of logits that are compared to be timed. */
 const LOGITS = { rows: 4, cols: 8192 };
 
-/** Seconds that a function takes: what is short is done again, and its first time not counted. */
+/** Seconds that a function takes: of what is short the median of further times, the first has compiling in it. */
 function secondsOf(run: () => unknown): number {
   const once = () => {
     const begin = performance.now();
@@ -37,7 +40,12 @@ function secondsOf(run: () => unknown): number {
     return Math.max(1e-7, (performance.now() - begin) / 1000);
   };
   const first = once();
-  return first < SHORT_SECONDS ? (once() + once()) / 2 : first;
+  if (first >= SHORT_SECONDS) return first;
+  const times = [once()];
+  for (let all = first; times.length < MOST_TIMES && all < ENOUGH_SECONDS; all += times.at(-1)!) {
+    times.push(once());
+  }
+  return times.sort((a, b) => a - b)[times.length >> 1]!;
 }
 
 /** Seconds of what is done with a moment of so many columns. */
@@ -129,14 +137,14 @@ export class TimedWork {
     rows: number,
     cols: number,
     block: number,
-    { form, solver, settings }: {
+    { form, solver, settings: asked }: {
       readonly form: WeightFormat;
       readonly solver: Solver;
       readonly settings: SolverSettings;
     },
   ): number {
     if (block === 1) return this.packing(rows * cols, "clip", form); // weighed by the diagonal
-    const own = Math.min(block, PROBE.cols);
+    const own = Math.min(block, PROBE.cols), settings = settingsFor(asked, { rows, cols, block });
     const groupSize: WeightFormat["groupSize"] = own % (form.groupSize || own) === 0 ? form.groupSize : 0;
     const ofRows = (count: number) =>
       this.#once(JSON.stringify([count, own, form, solver, settings]), () => {
