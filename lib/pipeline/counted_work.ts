@@ -39,8 +39,8 @@ const LAYER_BYTES = 20;
 const PHASE_PASSES = { heldOut: 8, fit: 2 };
 /** Positions of a step of the refinement, and passes that it is worth: two models forward, one back. */
 const STEP_POSITIONS = 1152, STEP_PASSES = 6;
-/** Copies of what layers read, at each of them. */
-const COPIES = 3;
+/** Copies of what layers read, for each run, in those of {@linkcode TimedWork.copying}. */
+const COPIES = 0.75;
 /** Time of a small file or tensor that is made durable, on a disk of flash memory. */
 const FILE_SECONDS = 3e-3;
 /** Looks of the refinement at held-out samples, and how many those are. */
