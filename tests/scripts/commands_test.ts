@@ -64,6 +64,18 @@ describe("quantize.ts", () => {
     expect(again.tensors.length).toBe(51);
   });
 
+  test("inspect.ts does not call codes of other programs unquantized", () => {
+    const codes = { dtype: "I32", shape: [8, 64], data: new Int32Array(512) };
+    const folder = writeCheckpoint(place.fresh("gptq"), {
+      "a.qweight": codes,
+      "a.scales": matrix(1, 64, gaussian(64, 1)),
+    });
+    const { code, stdout } = run("inspect.ts", [folder]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/note +the weights are not plain: GPTQ weights/);
+    expect(stdout).toMatch(/quantized +by none of this tool's forms: see the note/);
+  });
+
   test("prints its report as JSON", () => {
     const { code, stdout } = run("quantize.ts", [
       DIT,
