@@ -34,7 +34,15 @@ const context: BenchContext = {
   progress: () => {},
 };
 const SHAPE = { rows: 64, cols: 96, tokens: 64, samples: 2, settings: { ratios: [], rounds: 1 } };
-const SCALE = { shapes: [SHAPE], solvedRows: 16, gatheredTokens: 16, width: 1 / 64, hidden: 64, models: 0 };
+const SCALE = {
+  shapes: [SHAPE],
+  solvedRows: 16,
+  gatheredTokens: 16,
+  width: 1 / 64,
+  hidden: 64,
+  models: 0,
+  effort: { rows: 300, cols: 64, tokens: 96 },
+};
 
 const STEPS = ["moments", "factorization", "corrected targets", "feedback", "refinement", "whole solve"];
 const ELSEWHERE = [
@@ -63,6 +71,16 @@ describe("the solver-speed suite", () => {
     expect(report.rows.filter((row) => "what" in row).map(({ model }) => model)).toEqual([
       "Dream, 2 layers of width 64",
     ]);
+    const efforts = report.rows.filter((row) => "steps" in row) as { objective: number; groupSize: number }[];
+    for (const groupSize of [0, 64]) {
+      const own = efforts.filter((row) => row.groupSize === groupSize).map(({ objective }) => objective);
+      expect(own.length).toBe(9);
+      // more of the same steps never leave more
+      for (const [more, less] of [[2, 1], [4, 3], [5, 4], [6, 5]]) {
+        expect(own[more!]!).toBeLessThanOrEqual(own[less!]! * (1 + 1e-5));
+      }
+      expect(own[8]!).toBeLessThan(own[0]!);
+    }
     for (const line of formatReport(report)) expect([line, line.length <= 120]).toEqual([line, true]);
   }, 120_000);
 

@@ -32,6 +32,7 @@ import { withTemporaryFolder } from "../temporary_folder.ts";
 import { secondsOf } from "../timing.ts";
 import { type Blas, openBlas } from "./blas.ts";
 import { type CountedKernels, countedKernels, type KernelTotals } from "./counted.ts";
+import { type EffortRow, effortSection, type EffortShape, measureEffort } from "./effort.ts";
 
 /** A layer whose kernels are measured: rows and columns, inputs, and how much of `best` is run. */
 interface MeasuredShape {
@@ -54,6 +55,8 @@ export interface SolverSpeedScale {
   readonly hidden: number | undefined;
   /** Most models that are quantized beside it. */
   readonly models: number;
+  /** Layer that is solved with more and more steps. */
+  readonly effort: EffortShape;
 }
 
 /** One start and one round: the kernels' rates are those of all. */
@@ -68,6 +71,7 @@ const FULL_SCALE: SolverSpeedScale = {
   width: 1,
   hidden: 1792,
   models: Infinity,
+  effort: { rows: 1024, cols: 2048, tokens: 4096 },
 };
 const QUICK_SCALE: SolverSpeedScale = {
   shapes: [
@@ -79,6 +83,7 @@ const QUICK_SCALE: SolverSpeedScale = {
   width: 0.25,
   hidden: undefined,
   models: 1,
+  effort: { rows: 512, cols: 512, tokens: 1024 },
 };
 
 /** Bits, groups and calibration positions of everything that is solved here. */
@@ -479,7 +484,11 @@ async function measureRuns(
 /** Rows of the JSON report: a step, a forecast or a run. */
 export type SolverSpeedRow = ReturnType<typeof rowOf>;
 
-function rowOf({ environment }: BenchContext, threads: number, measured: MeasuredStep | Forecast | WholeRun) {
+function rowOf(
+  { environment }: BenchContext,
+  threads: number,
+  measured: MeasuredStep | Forecast | WholeRun | EffortRow,
+) {
   const { backend, isa, runtime, processor } = environment;
   return { suite: "solver-speed" as const, threads, backend, isa, runtime, processor, ...measured };
 }
@@ -569,6 +578,11 @@ async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<
     times.set(cols, measureWidth(kernels, widthOf(cols), effortsAt(cols), scale, options.seed));
   }
   const forecasts = scale.width === 1 ? PUBLISHED.flatMap((model) => forecastsOf(model, times)) : [];
+  progress("what further passes gain");
+  const efforts = ([0, FORM.groupSize] as const).map((groupSize) => ({
+    groupSize,
+    rows: measureEffort(kernels, scale.effort, groupSize, options.seed),
+  }));
   const runs = await measureRuns(context, kernels, scale);
   const skipped: Skipped[] = [...reasons].map(([{ rows, cols }, reason]) => ({
     what: `kernels at ${rows} × ${cols}`,
@@ -579,10 +593,16 @@ async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<
     skipped.push({ what: "the two-layer model of half width", reason: "measured without --quick" });
   }
   return {
-    sections: sectionsOf(threads, steps, [...times.values()], forecasts, runs).filter(({ rows }) =>
-      rows.length > 0
-    ),
-    rows: [...steps, ...forecasts, ...runs].map((each) => rowOf(context, threads, each)),
+    sections: [
+      ...sectionsOf(threads, steps, [...times.values()], forecasts, runs),
+      ...efforts.map(({ rows, groupSize }) => effortSection(rows, scale.effort, groupSize)),
+    ].filter(({ rows }) => rows.length > 0),
+    rows: [
+      ...[...steps, ...forecasts, ...runs].map((each) => rowOf(context, threads, each)),
+      ...efforts.flatMap(({ rows, groupSize }) =>
+        rows.map((row) => ({ ...rowOf(context, threads, row), groupSize }))
+      ),
+    ],
     goals: goalsOf(scale, steps, forecasts, runs, reasons),
     skipped,
   };
