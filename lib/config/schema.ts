@@ -221,7 +221,7 @@ const ROWS: Rows = {
   ),
   "solver_options.candidates": key(orNull(integer(1, 4)), null).means(
     "Settings that `best` tries on the whole model; the held-out error selects one. null: 2, and 1 with `effort: low` " +
-      "or, with `effort: medium`, for more than 268 million weights",
+      "or, with `effort: medium`, for more than 67 million weights",
   ),
   "solver_options.moment": key(choice("auto", ...MOMENT_STRUCTURES), "auto").means(
     "What is kept of the second moment of a layer's inputs: all of it; the blocks of columns on its diagonal, which " +

@@ -54,7 +54,7 @@ interface Candidate {
 }
 
 /** Weights of layers above which a second candidate takes longer than it is worth. */
-const MANY_WEIGHTS = 2 ** 28;
+const MANY_WEIGHTS = 2 ** 26;
 
 /**
  * The configured settings and the alternatives that are tried. Phase 3's terms are compared with solving
