@@ -1,7 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import type { Solver } from "../../lib/config/names.ts";
 import { settingsOf } from "../../lib/bench/settings.ts";
-import { solverSpeed } from "../../lib/bench/peers/solver_speed.ts";
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -464,16 +463,6 @@ test("the command writes what it prints, and JSON that a machine reads", () => {
   const text = readFileSync(join(out, "bench.txt"), "utf8");
   expect(text).toContain("command ");
   expect(text).toContain("bits/weight");
-});
-
-test("solving is timed at a large model's shapes, wider ones extrapolated by their width", () => {
-  const { rows, notes, title } = solverSpeed(context({ quick: true, threads: 1 }), 64);
-  expect(title).toContain("no accuracy");
-  expect(notes.join()).toContain("extrapolated");
-  const seconds = rows.map((row) => row["seconds"] as number);
-  expect(seconds.every((value) => value > 0)).toBe(true);
-  expect(seconds[2]! / seconds[1]!).toBeGreaterThan(1); // 18 944 rows against 512
-  expect(rows.map(({ source }) => source)).toEqual(Array(4).fill("extrapolated by width"));
 });
 
 describe("settings", () => {

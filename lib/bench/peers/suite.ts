@@ -26,7 +26,6 @@ import { defaultContenders, ggmlContenders, gridContenders, ladderContenders } f
 import { gridName, type MethodKind } from "./method.ts";
 import { type QuantizedModel, type Target, targetOf } from "./quantized_model.ts";
 import { llamaContenders, llamaGoals } from "./in_llama.ts";
-import { solverSpeed } from "./solver_speed.ts";
 
 /** Sequences for a language model without puzzles, and noised images a timestep. */
 const SYNTHETIC_SEQUENCES = 300, IMAGES = 32, QUICK_IMAGES = 4;
@@ -301,21 +300,12 @@ export const PEERS: Comparison = {
 /** The suite `peers`: our solvers beside HQQ, GPTQ and ggml. */
 export const peersSuite: Suite<PeersRow> = comparisonSuite(PEERS);
 
-const ladderSuite = comparisonSuite({
+/** The solver ladder, and what each step gains and costs. */
+export const solversSuite: Suite<PeersRow> = comparisonSuite({
   name: "solvers",
   summary: "the solver ladder, step by step: KL or noise error, puzzles, seconds",
   contenders: (_, options) => ladderContenders(options),
 });
-
-/** The solver ladder, what each step gains and costs, and the time of solving a large model. */
-export const solversSuite: Suite<PeersRow> = {
-  ...ladderSuite,
-  run: async (context) => {
-    const report = await ladderSuite.run(context);
-    context.progress("solvers: layer shapes of a large model");
-    return { ...report, sections: [...report.sections, solverSpeed(context)] };
-  },
-};
 
 /** What `solver: auto` chooses between: rounding, clip search, and `best` on each source of calibration data. */
 export const defaultsSuite: Suite<PeersRow> = comparisonSuite({

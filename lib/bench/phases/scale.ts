@@ -1,7 +1,7 @@
 /**
  * Time and memory of phases 1 and 2 at the shapes of a large model: one block with random weights goes
  * through the pipeline, and the times of its phases are multiplied by counts of blocks and tokens. No
- * accuracy. The suite `solvers` times solving at these shapes.
+ * accuracy. The suite `solver-speed` times solving at these shapes.
  */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,10 +13,11 @@ import { RandomStream } from "../../models/random.ts";
 import { requirementsAt } from "../../models/mod.ts";
 import { quantizeCheckpoint, type RunReport } from "../../pipeline/mod.ts";
 import { commandsOf, runChild } from "../child_process.ts";
-import { DREAM_7B } from "../peers/solver_speed.ts";
 import { type BenchContext, type SuiteReport, tableOf } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 
+/** Dream 7B (https://huggingface.co/Dream-org/Dream-v0-Base-7B). */
+const DREAM_7B = { width: 3584, blocks: 28 } as const;
 /** Tokens of the synthetic model's vocabulary. */
 const VOCABULARY = 512;
 /** Calibration sequences of the block, and their tokens. */
