@@ -607,6 +607,7 @@ describe("formatConfig", () => {
     const values = lines.filter((line) => / # from /.test(line));
     expect(values).toHaveLength(SCHEMA.length);
     expect(lines.filter((line) => !values.includes(line))).toEqual([
+      "self_calibration:",
       "solver_options:",
       "thermodynamic:",
       "  validation:",
