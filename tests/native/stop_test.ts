@@ -3,6 +3,7 @@ import { chmodSync, existsSync, readdirSync, readFileSync, writeFileSync } from 
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import { setTimeout as delay } from "node:timers/promises";
 import { DEFAULT_CONFIG, resolveConfig } from "../../lib/config/mod.ts";
 import { InterruptedError } from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
@@ -111,6 +112,8 @@ describe("a signal", () => {
           return false;
         }
       };
+      // A process that has closed its files may still be on its way out.
+      for (let tries = 0; tries < 100 && children.some(isRunning); tries++) await delay(20);
       expect(children.filter(isRunning)).toEqual([]);
     } finally {
       for (const name of ["CC", "XDG_CACHE_HOME", "ARROWQUANT_LIBRARY", "STARTED"]) {

@@ -60,9 +60,9 @@ AQ_INLINE void symmetric_limit(eight *values, float most) {
 }
 
 /* The larger of each; `to` where either is NaN. */
-AQ_INLINE void symmetric_raise(eight *to, eight other) {
-  const eight_int is_higher = other > *to;
-  *to = (eight)(((eight_int)other & is_higher) | ((eight_int)*to & ~is_higher));
+AQ_INLINE void symmetric_raise(eight *to, const eight *other) {
+  const eight_int is_higher = *other > *to;
+  *to = (eight)(((eight_int)*other & is_higher) | ((eight_int)*to & ~is_higher));
 }
 
 /* The largest lane. */
@@ -210,8 +210,9 @@ static void symmetric_ranges(const aq_symmetric_job *job, const float *weights, 
     size_t i = begin;
     for (; i + AQ_LANES <= end; i += AQ_LANES) {
       symmetric_load(weights + i, &w);
-      symmetric_raise(&below, -w);
-      symmetric_raise(&above, w);
+      symmetric_raise(&above, &w);
+      w = -w;
+      symmetric_raise(&below, &w);
     }
     float least = symmetric_most(&below), most = symmetric_most(&above);
     for (; i < end; i++) {
