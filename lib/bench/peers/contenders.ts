@@ -69,8 +69,9 @@ export const defaultContenders = (options: ContenderOptions): Contender[] =>
 
 /**
  * Our solvers and re-implementations of others at every setting. GPTQ as its reference code runs it, block by
- * block, and on the inputs of the full-precision model for all layers (`at once`). All are calibrated on the
- * same data with the same weights of positions; where those differ, `best` and GPTQ come a second time with
+ * block, and on the inputs of the full-precision model for all layers (`at once`). All have the same bits in
+ * every matrix, without the rules that give some of ours more, and are calibrated on the same data with the same
+ * weights of positions; where those differ, `best` and GPTQ come a second time with
  * all positions alike, as GPTQ was published.
  */
 export function gridContenders(
@@ -81,10 +82,11 @@ export function gridContenders(
   const { solvers, hasPositionWeights } = options;
   return atEverySetting(options, (setting) => {
     const plain = gptq(kernels, setting);
+    const ours = (solver: Solver) => ({ solver, layer_bit_widths: { ".": setting.bits }, ...quick });
     return [
-      ...solvers.map((solver) => pipelineContender(solver, setting, { solver, ...quick })),
+      ...solvers.map((solver) => pipelineContender(solver, setting, ours(solver))),
       ...(hasPositionWeights && solvers.includes("best")
-        ? [pipelineContender("best, positions alike", setting, { solver: "best", ...quick }, "alike")]
+        ? [pipelineContender("best, positions alike", setting, ours("best"), "alike")]
         : []),
       methodContender(hqq(setting)),
       methodContender(plain, { blockwise: true }),
