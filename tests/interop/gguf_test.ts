@@ -3,7 +3,7 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { EXPORT_FORMATS, exportCheckpoint, type ExportReport, quantizeFor } from "../../lib/interop/mod.ts";
-import { loadModel, loadTokenizer } from "../../lib/models/mod.ts";
+import { loadModel, loadTokenizer, type Tokenizer } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
@@ -78,19 +78,62 @@ function expectSameWeights(packedFolder: string, file: string, report: ExportRep
   }
 }
 
+/** Three tokens behind a prompt, as the reference models are sampled (tests/models/README.md), by llama.cpp's logits. */
+function answerInLlama(file: string, tokenizer: Tokenizer, prompt: string): string {
+  if ("reason" in llama) throw new Error(llama.reason);
+  const [mask, pad] = [tokenizer.encode("<mask>")[0]!, tokenizer.encode("<pad>")[0]!];
+  const begin = [...tokenizer.encode(`<bos>${prompt}`)], masks = 4, vocabulary = 35;
+  const ids = Int32Array.from([...begin, ...Array(masks).fill(mask), ...Array(36).fill(pad)].slice(0, 36));
+  for (let left = masks; left > 0; left--) {
+    const logits = llama.logits(file, ids, 1);
+    const proposals = Array.from({ length: masks }, (_, i) => begin.length + i).filter((i) => ids[i] === mask)
+      .map((i) => {
+        // Dream's logits at a position are for the next one.
+        const powers = Array.from(
+          logits.subarray((i - 1) * vocabulary, i * vocabulary),
+          (logit, token) => token === mask || token === pad ? 0 : Math.exp(logit),
+        );
+        const most = Math.max(...powers);
+        return { i, token: powers.indexOf(most), confidence: most / powers.reduce((a, b) => a + b) };
+      });
+    const { i, token } = proposals.sort((a, b) => b.confidence - a.confidence)[0]!;
+    ids[i] = token;
+  }
+  return tokenizer.decode([...ids.subarray(begin.length, begin.length + 3)]);
+}
+
 describe("a GGUF file of a language model", () => {
-  test("in F32 has the golden logits in llama.cpp, and its tokenizer reads as ours", async () => {
+  for (const model of ["dream-mini", "dream-256"]) {
+    test(`of ${model} in F32 has the golden logits in llama.cpp, and its tokenizer reads as ours`, async () => {
+      if ("reason" in llama) return;
+      const file = place.fresh("f32.gguf"), input = join(MODELS, model);
+      await exported(input, file, { "": "F32" });
+      using golden = SafetensorsFile.open(join(input, "golden.safetensors"));
+      const ids = Int32Array.from(new BigInt64Array(golden.read("input_ids").buffer), Number);
+      const wanted = new Float32Array(golden.read("logits").buffer);
+      const { positions, same, kl } = compareLogits(wanted, llama.logits(file, ids, 12), 35);
+      expect(same).toBe(positions);
+      expect(kl).toBeLessThan(1e-9);
+      const text = "47+38=<mask><mask>a>S:", ours = (await loadTokenizer(input)).encode(text);
+      expect(llama.tokenize(file, text)).toEqual([...ours]);
+    });
+  }
+
+  test("of dream-256 at 2 bits answers in llama.cpp", async () => {
     if ("reason" in llama) return;
-    const file = place.fresh("f32.gguf");
-    await exported(DREAM, file, { "": "F32" });
-    using golden = SafetensorsFile.open(join(DREAM, "golden.safetensors"));
-    const ids = Int32Array.from(new BigInt64Array(golden.read("input_ids").buffer), Number);
-    const wanted = new Float32Array(golden.read("logits").buffer);
-    const { positions, same, kl } = compareLogits(wanted, llama.logits(file, ids, 12), 35);
-    expect(same).toBe(positions);
-    expect(kl).toBeLessThan(1e-9);
-    const text = "47+38=<mask><mask>a>S:", ours = (await loadTokenizer(DREAM)).encode(text);
-    expect(llama.tokenize(file, text)).toEqual([...ours]);
+    const input = join(MODELS, "dream-256"), output = place.fresh("two.gguf");
+    const { config } = resolveConfig({
+      overrides: {
+        ...{ bit_width: 2, target: "llama.cpp", num_threads: 1, calibration_samples: 64 },
+        ...{
+          solver: "best",
+          calibration_data: join(input, "calibration.jsonl"),
+          "solver_options.effort": "low",
+        },
+      },
+    });
+    await quantizeFor({ input, output, kernels, config });
+    expect(answerInLlama(output, await loadTokenizer(input), "47+38=")).toBe("085");
   });
 
   const CASES: [type: string, family: "dream" | "llada", config: Record<string, unknown>][] = [
