@@ -326,6 +326,8 @@ describe("the suite", () => {
       "full precision",
       ...["round", "clip", "feedback", "best", "HQQ", "GPTQ", "GPTQ at once"].map((name) => `2 ${name}, row`),
     ]);
+    // Every method has the same bits in every matrix, whatever rules give ours more by default.
+    expect(new Set(rows.slice(1).map((row) => row["bitsPerWeight"])).size).toBe(1);
     for (const row of rows) {
       expect([row["measure"], row["exactMatch"]]).toEqual(["noise error", []]);
       const { value, low, high } = row["distance"] as { value: number; low: number; high: number };
