@@ -69,6 +69,10 @@ function* ofTarget(config: Config, from: (key: string) => string): Generator<Con
   if (scaleBits !== 16) yield ["scale_bits", `16 ${why}, which chooses the scales`];
   if (zeroPoint !== "real") yield ["zero_point", `real, the default, ${why}, which chooses the zero points`];
   if (minAccuracy > 0) yield ["min_accuracy", `0 ${why}: other bits would be of another type`];
+  for (const key of ["target_bits_per_weight", "target_model_size_mb", "bit_plan"]) {
+    if (valueAt(config, key) === null) continue;
+    yield [key, `null ${why}, which chooses groups and zero points: layer_types gives layers their types`];
+  }
   const hasTwoLevels = types.some((type) => GRIDS[type]!.scaleBits !== undefined);
   if (hasTwoLevels && thermodynamic.transitionOptimization.enabled) {
     const gradients = "the gradients know one level of scales";

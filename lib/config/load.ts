@@ -73,6 +73,16 @@ const MAX_REASON = 300;
 /** Most comparisons of a document's keys; a mapping of n keys takes n² / 2, and 4,096 names are allowed. */
 const MAX_COMPARISONS = 10_000_000;
 
+/** Most containers inside one another; keys lie three deep. */
+const MAX_DEPTH = 16;
+const TOO_DEEP = `nested too deep, ${MAX_DEPTH} levels at most`;
+
+/** Whether a value has more than `MAX_DEPTH` levels; one that contains itself has. */
+function isTooDeep(value: unknown, depth = 0): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  return depth === MAX_DEPTH || Object.values(value).some((inner) => isTooDeep(inner, depth + 1));
+}
+
 /** Plain errors: a picture of the line for each of 80 000 takes gigabytes; and no warnings past this module. */
 function yamlOptions() {
   let comparisons = 0;
@@ -86,9 +96,14 @@ function yamlOptions() {
 async function parseYaml(text: string, source: string): Promise<unknown> {
   const yaml: { parse(text: string, options: ReturnType<typeof yamlOptions>): unknown } =
     /^https?:.*\.ts\b/.test(import.meta.url) ? await import(REMOTE_YAML) : await import("@std/yaml");
+  let value: unknown;
   try {
-    return yaml.parse(text, yamlOptions());
+    value = yaml.parse(text, yamlOptions());
   } catch (error) {
+    // The parser goes into itself for each level: where its stack ends, the limit is long passed.
+    if (/call stack|too much recursion/i.test((error as Error).message)) {
+      throw new ConfigError(`Cannot parse configuration ${quote(source)}: ${TOO_DEEP}`, [], error);
+    }
     // One of the parsers ends the first line with "at line L, column C", the other gives the position.
     const { message, pos } = error as Error & { readonly pos?: readonly number[] };
     const before = text.slice(0, pos?.[0] ?? 0).split("\n");
@@ -96,4 +111,6 @@ async function parseYaml(text: string, source: string): Promise<unknown> {
     const reason = message.split("\n")[0]!.replace(/:$/, "").slice(0, MAX_REASON) + place;
     throw new ConfigError(`Cannot parse configuration ${quote(source)}: ${reason}`, [], error);
   }
+  if (isTooDeep(value)) throw new ConfigError(`Cannot parse configuration ${quote(source)}: ${TOO_DEEP}`);
+  return value;
 }

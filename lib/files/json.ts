@@ -101,6 +101,7 @@ export function parseJsonLine(line: string): unknown {
   try {
     return JSON.parse(line);
   } catch (error) {
+    if (error instanceof RangeError) throw new JsonFault("nested too deep", [], error);
     if (!/\b(?:NaN|Infinity)\b/.test(line)) throw error;
     return parseJson(new TextEncoder().encode(line), FILE_RULES);
   }

@@ -1,5 +1,5 @@
 /** Files of one JSON value a line. */
-import { parseJsonLine } from "./json.ts";
+import { JsonFault, parseJsonLine } from "./json.ts";
 import { readWhole } from "./whole.ts";
 
 /** Largest file: it is held in memory. */
@@ -39,10 +39,12 @@ export function* jsonLines(
       value = parseJsonLine(text);
     } catch (cause) {
       const isArray = line === 1 && /^\s*\[/.test(text); // of records, as in a .json file
-      throw fault(
-        `line ${line} must be JSON${isArray ? ", a record, got the beginning of an array" : ""}`,
-        cause,
-      );
+      const got = isArray
+        ? ", a record, got the beginning of an array"
+        : cause instanceof JsonFault
+        ? `: ${cause.reason}`
+        : "";
+      throw fault(`line ${line} must be JSON${got}`, cause);
     }
     yield [line, value];
   }

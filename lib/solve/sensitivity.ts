@@ -4,10 +4,10 @@
  * error of the layer's objective.
  */
 import { factorMoments } from "../quant/solvers/factored_moment.ts";
-import { type Config, type ConfigInForce, storedScales } from "../config/mod.ts";
+import { type Config, type ConfigInForce, layerBitWidth, storedScales } from "../config/mod.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { BIT_WIDTHS, GROUP_SIZES, type GroupSize } from "../quant/mod.ts";
+import { BIT_WIDTHS, type BitWidth, GROUP_SIZES, type GroupSize } from "../quant/mod.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import { type Checkpoint, elementCount } from "../tensor/mod.ts";
 import {
@@ -22,6 +22,7 @@ import { solverSettings } from "./candidates.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import type { LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
+import { leastBits } from "../plan/rules.ts";
 import { isTokenTable, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions } from "../progress.ts";
 import { chooseMoment } from "../calibration/moment_structure.ts";
@@ -54,8 +55,8 @@ export async function planByBudget(
   const { model, data } = calibrated, settings = solverSettings(config);
   checkHeldOut(calibrated);
   const weights = wanted.reduce((sum, { shape }) => sum + elementCount(shape)!, 0);
-  const budget = budgetBytes(rows, weights, config);
   const layers = new Map(model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])));
+  const budget = budgetBytes(rows, (name) => layers.has(name), weights, config);
   // The solver that will be used, short of the refinements of `best`.
   const solver = config.solver === "best" ? "feedback" : config.solver;
   const measurable = wanted.filter(({ name }) => layers.has(name));
@@ -99,10 +100,8 @@ export async function planByBudget(
     }
   }
   const results = wanted.map((row): LayerOptions => {
-    // No linear layer, nothing can be measured: as the configuration says.
-    const { zeroPoint } = storedScales(config), { bitWidth: bits, groupSize } = config;
-    const grid = { bits, groupSize, zeroPoint };
-    const { name } = row;
+    // No linear layer, nothing can be measured: as the configuration and the rules say.
+    const { name } = row, grid = gridOf(row);
     return { name, options: options.get(name) ?? [{ ...grid, bytes: bytesOf(row, grid), cost: 0 }] };
   });
   const { plan, bytes, cost } = fitBudget(results, budget);
@@ -129,25 +128,49 @@ function checkHeldOut({ data, statistics }: Calibrated): void {
 /** Whether a budget chooses a row's bits; token tables have their own. */
 const isChosen = (row: PlanRow): boolean => row.action === "quantize" && !isTokenTable(row);
 
+/** A row's bits, groups and zero points without a budget. */
+const gridOf = ({ bits, groupSize, zeroPoint }: PlanRow): LayerGrid => ({
+  bits: bits!,
+  groupSize: groupSize!,
+  zeroPoint: zeroPoint!,
+});
+
+/** Bits that a budget may give a layer: those of `layer_bit_widths`, or all from the least that a rule has on. */
+function bitsToChoose(name: string, config: Config): readonly BitWidth[] {
+  const asked = layerBitWidth(config, name);
+  if (asked !== undefined && asked !== 16) return [asked];
+  return BIT_WIDTHS.filter((bits) => leastBits(name, bits) === undefined);
+}
+
 /** Bytes of a row's tensor with other bits and groups. */
 const bytesOf = ({ shape }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
   optionBytes(shape as [number, number], bits, groupSize, zeroPoint);
 
 /** Bytes that the quantized layers may take. @throws {CalibrationError} when no choice fits */
-function budgetBytes(rows: readonly PlanRow[], weights: number, config: Config): number {
+function budgetBytes(
+  rows: readonly PlanRow[],
+  isMeasured: (name: string) => boolean,
+  weights: number,
+  config: Config,
+): number {
   const kept = rows.filter((row) => !isChosen(row)).reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
   const budget = Math.min(
     config.targetBitsPerWeight === null ? Infinity : config.targetBitsPerWeight * weights / 8,
     config.targetModelSizeMb === null ? Infinity : config.targetModelSizeMb * 1e6 - kept,
   );
-  const least = { bits: 2, groupSize: 0, zeroPoint: "symmetric" } as const;
-  const smallest = rows.filter(isChosen)
-    .reduce((sum, row) => sum + bytesOf(row, least), 0);
+  const leastOf = (row: PlanRow): LayerGrid =>
+    isMeasured(row.name)
+      ? { bits: bitsToChoose(row.name, config)[0]!, groupSize: 0, zeroPoint: "symmetric" }
+      : gridOf(row);
+  const smallest = rows.filter(isChosen).reduce((sum, row) => sum + bytesOf(row, leastOf(row)), 0);
   if (smallest <= budget) return budget;
+  const held = rows.filter((row) => isChosen(row) && leastOf(row).bits > BIT_WIDTHS[0]).length;
   throw new CalibrationError(
     `Cannot fit the layers into ${Math.floor(budget)} bytes: their smallest forms need ${smallest}, ${
       (smallest * 8 / weights).toFixed(3)
-    } bits per weight`,
+    } bits per weight${
+      held === 0 ? "" : `; rules or layer_bit_widths hold ${held} of them above ${BIT_WIDTHS[0]} bits`
+    }`,
   );
 }
 
@@ -171,9 +194,14 @@ async function layerOptions(
   // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
   const { zeroPoint: kind } = storedScales(config);
   const kinds = kind === "symmetric" ? [kind] as const : [kind, "symmetric"] as const;
-  const grids = BIT_WIDTHS.flatMap((bits) =>
-    sizes.flatMap((groupSize) => kinds.map((zeroPoint) => ({ bits, groupSize, zeroPoint })))
-  );
+  const gridsOf = (bits: BitWidth) =>
+    sizes.flatMap((groupSize) => kinds.map((zeroPoint) => ({ bits, groupSize, zeroPoint })));
+  const chosen = bitsToChoose(row.name, config);
+  // Also a layer that does not get so few bits is probed with them.
+  const grids = [
+    ...(chosen.includes(PROBE_BITS) ? [] : gridsOf(PROBE_BITS).slice(0, 1)),
+    ...chosen.flatMap(gridsOf),
+  ];
   let probe: { readonly distance: number; readonly objective: number } | undefined;
   const options: LayerOption[] = [];
   for (const grid of grids) {
@@ -183,7 +211,7 @@ async function layerOptions(
       probe = { distance: await meter.distance(new Map([[row.name, tensor]])), objective };
     }
     const cost = probe!.objective > 0 ? probe!.distance * objective / probe!.objective : 0;
-    options.push({ ...grid, bytes: bytesOf(row, grid), cost });
+    if (chosen.includes(grid.bits)) options.push({ ...grid, bytes: bytesOf(row, grid), cost });
     await pause(signal);
   }
   return options;

@@ -76,8 +76,9 @@ function viewOf(
   type: string,
   parts: Omit<PackedCodes, "info">,
   shape: readonly number[],
+  size?: PlacedTensor,
 ): PackedCodes {
-  const all = [parts.codes, parts.scale, parts.offset, parts.zeroPoint];
+  const all = [parts.codes, parts.scale, parts.offset, parts.zeroPoint, size];
   const bytes = all.reduce((sum, part) => sum + (part?.info.byteLength ?? 0), 0), elements = product(shape);
   const { byteOffset } = parts.codes.info;
   const stored = { type: `${type}, ${parts.bits} bits in groups of ${parts.width}`, bytes };
@@ -158,7 +159,7 @@ function packQuantized(
     return `of ${dtype} [${shape}], which is what no group of config.json takes`;
   }
   const parts = { codes, scale: scale!, offset: undefined, zeroPoint, ...found[0]!, rows, cols };
-  return viewOf(weight, "compressed-tensors", parts, [rows, cols]);
+  return viewOf(weight, "compressed-tensors", parts, [rows, cols], size);
 }
 
 /** A file whose packed tensors read as their values, without the entries that vanish. */

@@ -226,9 +226,14 @@ export function scaledFile(file: TensorFile, { tensors: scaled, hidden }: Scaled
   const { path, fileBytes, dataOffset, metadata } = file;
   const shown = [...file.tensors.values()].filter(({ name }) => !hidden.has(name));
   const tensors = new Map(shown.map((info) => {
-    const dtype = scaled.get(info.name)?.dtype ?? info.dtype;
-    const byteLength = dtype === info.dtype ? info.byteLength : info.elements * BYTES_PER_ELEMENT[dtype];
-    return [info.name, { ...info, dtype, byteLength }];
+    const own = scaled.get(info.name);
+    if (own === undefined) return [info.name, info];
+    const { dtype, scale } = own, byteLength = info.elements * BYTES_PER_ELEMENT[dtype];
+    const stored = {
+      type: `${info.dtype} times ${scale.info.dtype}`,
+      bytes: info.byteLength + scale.info.byteLength,
+    };
+    return [info.name, { ...info, dtype, byteLength, stored }];
   }));
   let known: { readonly name: string; readonly values: ArrayLike<number> } | undefined; // read last
   const readInto = (name: string, byteStart: number, target: Uint8Array) => {

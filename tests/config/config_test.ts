@@ -39,6 +39,21 @@ function nested(key: string, value: unknown): unknown {
   return key.split(".").reduceRight((inner, name) => ({ [name]: inner }), value);
 }
 
+test("nesting has a limit, whatever the runtime's stack holds", async () => {
+  const deep = 100_000;
+  const texts = [
+    "[".repeat(deep),
+    "- ".repeat(deep) + "1",
+    "{a: ".repeat(40_000) + "1" + "}".repeat(40_000),
+    "layer_bit_widths: " + "[".repeat(20) + "]".repeat(20),
+    "layer_bit_widths: &a {x: *a}",
+  ];
+  for (const text of texts) {
+    const { message } = await faultOfYaml(text);
+    expect(message).toBe('Cannot parse configuration "test.yaml": nested too deep, 16 levels at most');
+  }
+});
+
 describe("defaults", () => {
   test("are those of the documentation", () => {
     const expected: Config = {
@@ -751,6 +766,18 @@ test("every rule over several keys that is broken stands in one message, with th
     "f.yaml",
     "--scales",
   ]);
+});
+
+test("a target has no budget and no bit plan: its types choose groups and zero points", async () => {
+  for (
+    const [key, value] of [["target_bits_per_weight", 3], ["target_model_size_mb", 9], ["bit_plan", "p"]]
+  ) {
+    const fault = await faultOf(() =>
+      resolveConfig({ file: { target: "llama.cpp", [key as string]: value } })
+    );
+    expect(fault.problems.map(({ key }) => key)).toEqual([key as string]);
+    expect(fault.message).toContain("layer_types gives layers their types");
+  }
 });
 
 test("offsets have groups of 16 to 128, one width a layer, and nothing that reads zero points", async () => {

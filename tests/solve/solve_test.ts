@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError, FormatError, InterruptedError } from "../../lib/errors.ts";
@@ -17,8 +17,10 @@ import {
   MODELS,
   rejection,
   workplace,
+  writeCheckpoint,
   writeTensors,
 } from "../_checkpoints.ts";
+import { ditCheckpoint } from "../_models.ts";
 
 const place = workplace();
 const kernels = await openKernels({ threads: 1 });
@@ -280,6 +282,34 @@ describe("bits by budget", () => {
     const weights = (folder: string) =>
       readFileSync(join(folder, "model-00001-of-00002.safetensors")).toString("base64");
     expect(weights(replayed)).toBe(weights(output));
+  }, 60_000);
+
+  test("a budget respects the floors of rules and the bits of layer_bit_widths", async () => {
+    const { tensors, config } = ditCheckpoint();
+    const input = writeCheckpoint(place.fresh("dit"), tensors, config), output = place.fresh("budget");
+    copyFileSync(join(DIT, "scheduler_config.json"), join(input, "scheduler_config.json"));
+    const widths = { "attn1\\.to_k": 3, "transformer_blocks.0.ff.net.2": 8 };
+    const overrides = {
+      calibration_data: "synthetic",
+      calibration_samples: 32,
+      layer_bit_widths: widths,
+      solver: "feedback",
+    };
+    await run(output, { ...overrides, target_bits_per_weight: 6 }, { input });
+    const { layers } = JSON.parse(readFileSync(join(output, "arrowquant.plan.json"), "utf8")) as {
+      layers: Record<string, { bits: number }>;
+    };
+    const bitsOf = (pattern: RegExp) =>
+      Object.entries(layers).flatMap(([name, { bits }]) => pattern.test(name) ? [bits] : []);
+    expect(new Set(bitsOf(/timestep_embedder/))).toEqual(new Set([8]));
+    expect(Math.min(...bitsOf(/norm1\.linear|proj_out_1/))).toBe(4);
+    expect(new Set(bitsOf(/to_k/))).toEqual(new Set([3]));
+    expect(bitsOf(/blocks\.0\.ff\.net\.2/)).toEqual([8]);
+    expect(Math.min(...bitsOf(/to_q/))).toBe(2);
+    const error = await rejection(
+      run(place.fresh("x"), { ...overrides, target_bits_per_weight: 3 }, { input }),
+    );
+    expect(error.message).toMatch(/smallest forms need \d+.* hold \d+ of them above 2 bits/);
   }, 60_000);
 
   test("a budget below the smallest form, and plans that do not fit the model, are refused", async () => {

@@ -71,6 +71,33 @@ function expectProducts(
   expect([...checkpoint.tensors.keys()]).toEqual([name]);
 }
 
+test("sizes are those of the file, of codes and of what says how to read them", () => {
+  const scale = floats([3, 1]);
+  const fp8 = writeCheckpoint(
+    place.fresh("in"),
+    { "a.weight": codes([3, 64]), "a.weight_scale": scale },
+    FP8,
+  );
+  const weights = { num_bits: 4, type: "int", group_size: 32, symmetric: true };
+  const packing = {
+    quant_method: "compressed-tensors",
+    format: "pack-quantized",
+    config_groups: { g: { weights } },
+  };
+  const packed = {
+    "a.weight_packed": { dtype: "I32", shape: [3, 8], data: new Int32Array(24) },
+    "a.weight_scale": floats([3, 2]),
+    "a.weight_shape": { dtype: "I64", shape: [2], data: BigInt64Array.of(3n, 64n) },
+  };
+  const folder = writeCheckpoint(place.fresh("in"), packed, { quantization_config: packing });
+  for (const [path, type, bytes] of [[fp8, /F8_E4M3/, 192 + 12], [folder, /4 bits/, 96 + 24 + 16]] as const) {
+    using checkpoint = openCheckpoint(path);
+    const { stored } = checkpoint.tensors.get("a.weight")!.info;
+    expect(stored!.type).toMatch(type);
+    expect(stored!.bytes).toBe(bytes);
+  }
+});
+
 describe("FP8 weights read as codes times scales", () => {
   const W = "a.b.weight";
 
