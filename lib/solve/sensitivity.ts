@@ -164,12 +164,13 @@ function budgetBytes(
       : gridOf(row);
   const smallest = rows.filter(isChosen).reduce((sum, row) => sum + bytesOf(row, leastOf(row)), 0);
   if (smallest <= budget) return budget;
-  const held = rows.filter((row) => isChosen(row) && leastOf(row).bits > BIT_WIDTHS[0]).length;
+  const coarsest = Math.min(...BIT_WIDTHS);
+  const held = rows.filter((row) => isChosen(row) && leastOf(row).bits > coarsest).length;
   throw new CalibrationError(
     `Cannot fit the layers into ${Math.floor(budget)} bytes: their smallest forms need ${smallest}, ${
       (smallest * 8 / weights).toFixed(3)
     } bits per weight${
-      held === 0 ? "" : `; rules or layer_bit_widths hold ${held} of them above ${BIT_WIDTHS[0]} bits`
+      held === 0 ? "" : `; rules or layer_bit_widths hold ${held} of them above ${coarsest} bits`
     }`,
   );
 }

@@ -305,7 +305,6 @@ describe("bits by budget", () => {
     expect(Math.min(...bitsOf(/norm1\.linear|proj_out_1/))).toBe(4);
     expect(new Set(bitsOf(/to_k/))).toEqual(new Set([3]));
     expect(bitsOf(/blocks\.0\.ff\.net\.2/)).toEqual([8]);
-    expect(Math.min(...bitsOf(/to_q/))).toBe(2);
     const error = await rejection(
       run(place.fresh("x"), { ...overrides, target_bits_per_weight: 3 }, { input }),
     );
