@@ -12,6 +12,7 @@ import {
   loadConfig,
   TARGETS,
 } from "../lib/config/mod.ts";
+import type { LoraSource } from "../lib/lora/mod.ts";
 import { nameOfPath } from "../lib/files/whole.ts";
 import { checkMemory, forecastMemory } from "../lib/eval/forecast.ts";
 import { forwardCost, modelRequirements } from "../lib/models/mod.ts";
@@ -87,6 +88,7 @@ layers are then solved on them without running the model, with nothing held out 
     "--config FILE": "YAML; see docs/configuration.md",
     "--print-config": "print the configuration in force, with where each value came from",
     ...MODEL_OPTIONS,
+    "--lora FILE[:SCALE] …": "LoRA of PEFT, diffusers or kohya that is merged into the weights first, in float32",
     ...KERNEL_OPTIONS,
     "--max-memory SIZE":
       "memory that calibrated work may take, as in 12GB: weights are held and states kept in it as far as " +
@@ -266,19 +268,30 @@ function checkedTask(parsed: Options) {
   const { resume, force } = outputMode(flags), { variant } = values;
   if (values.report !== undefined) {
     if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to report");
+    if (parsed.lists.lora.length > 0) {
+      throw new UsageError("--report compares with the weights of MODEL: leave --lora out, or merge it first");
+    }
     if (resolve(values.report) === resolve(output)) throw new UsageError("--report must not be OUT itself");
   }
   const path = values["save-calibration"], groupMoments = flags["save-group-moments"];
-  const maxMemoryBytes = sizeOf(values["max-memory"]);
+  const maxMemoryBytes = sizeOf(values["max-memory"]), loras = parsed.lists.lora.map(loraOf);
+  const task = { input, output, resume, force, variant, maxMemoryBytes, loras };
   if (path === undefined) {
     if (groupMoments) throw new UsageError("--save-group-moments needs --save-calibration FILE");
-    return { input, output, resume, force, variant, maxMemoryBytes };
+    return task;
   }
   if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to save");
   if (!path.endsWith(".safetensors")) {
     throw new UsageError(`--save-calibration must name a .safetensors file, got ${path}`);
   }
-  return { input, output, resume, force, variant, maxMemoryBytes, saveCalibration: { path, groupMoments } };
+  return { ...task, saveCalibration: { path, groupMoments } };
+}
+
+/** A LoRA with its scale behind the last colon, where a number stands there. */
+function loraOf(text: string): LoraSource {
+  const [, path = text, scale] = /^(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)$/i.exec(text) ?? [];
+  if (path === "") throw new UsageError("--lora must name a file, got an empty text");
+  return { path, scale: scale === undefined ? 1 : Number(scale) };
 }
 
 /** Bytes that an option names. */

@@ -13,6 +13,8 @@ const FLOORS = [
     "config",
     "native",
     "tensor",
+    "names",
+    "lora",
     "quant",
     "output",
     "plan",

@@ -12,6 +12,7 @@ import {
 } from "../pipeline/mod.ts";
 import { packedBytes, type PackedLayer } from "../quant/mod.ts";
 import { packedNames } from "../quant/packed/entries.ts";
+import { mergeLoras } from "../lora/mod.ts";
 import { type Checkpoint, type FloatDtype, openCheckpoint, refuseForeign } from "../tensor/mod.ts";
 import { exportCheckpoint, type ExportReport } from "./export_checkpoint.ts";
 import { type ExportChoices, type ExportTensor, roundingRefused } from "./format.ts";
@@ -43,8 +44,10 @@ export async function quantizeFor(options: QuantizeForOptions): Promise<Quantize
   const format = EXPORT_FORMATS.find(({ name }) => name === target.format)!;
   let { config } = options, isFolder: boolean;
   {
-    using checkpoint = openCheckpoint(input, { variant: options.variant });
-    refuseForeign(checkpoint, "quantize");
+    using stored = openCheckpoint(input, { variant: options.variant });
+    refuseForeign(stored, "quantize");
+    using merged = options.loras?.length ? mergeLoras(stored, options.loras) : undefined;
+    const checkpoint = merged?.checkpoint ?? stored;
     if (models === "image") config = withKept(config, [...checkpoint.tensors.keys()]);
     const source = { checkpoint, tensors: plannedTensors(checkpoint, config), kernels: options.kernels! };
     const content = await format.prepare(source, { allowRounding, types: [], models });

@@ -23,6 +23,7 @@ import { CheckpointError } from "../errors.ts";
 import { isJsonObject } from "../files/json.ts";
 import { limitsOf } from "../files/limits.ts";
 import { quote } from "../files/positional.ts";
+import { loraEvents, type LoraReport, type LoraSource, type MergedCheckpoint, mergeLoras } from "../lora/mod.ts";
 import { runLimits } from "../models/mod.ts";
 import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
 import { opensIn } from "../output/readers.ts";
@@ -85,6 +86,8 @@ export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends
   readonly force?: boolean | undefined;
   /** Weights of this name where a folder has several, as `fp16`. */
   readonly variant?: string | undefined;
+  /** LoRAs that are merged into the weights, in float32, before anything else. */
+  readonly loras?: readonly LoraSource[] | undefined;
   /**
    * Bytes that the process may take for calibrated work, which is refused where it would take more; default what it has
    * and three quarters of what is available.
@@ -110,6 +113,8 @@ export interface QuantizeRun<K extends Kernels | undefined = Kernels> extends Di
   readonly calibration: RunCalibration;
   /** Bytes that the process may take for calibrated work. */
   readonly memoryBytes: number;
+  /** What became of LoRAs. */
+  readonly loras: readonly LoraReport[];
   readonly options: RunOptions;
 }
 
@@ -218,10 +223,17 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
   const kernels = numThreads > 0 && options.kernels
     ? withThreads(options.kernels, numThreads) as K
     : options.kernels;
-  const { variant, onEvent } = options, checkpoint = openCheckpoint(input, { variant });
-  let config: ConfigInForce;
+  const { variant, onEvent, loras = [] } = options, stored = openCheckpoint(input, { variant });
+  let config: ConfigInForce, checkpoint = stored, merged: MergedCheckpoint | undefined;
+  const close = () => {
+    merged?.[Symbol.dispose]();
+    stored.close();
+  };
   try {
-    checkPlain(checkpoint);
+    checkPlain(stored);
+    merged = loras.length === 0 ? undefined : mergeLoras(stored, loras);
+    if (merged !== undefined) ({ checkpoint } = merged);
+    for (const event of loraEvents(merged?.reports ?? [])) onEvent?.(event);
     config = chooseSolver(checkpoint, options.config);
     const isRun = isCalibrated(config) || config.calibrationData !== null ||
       options.saveCalibration !== undefined;
@@ -232,7 +244,7 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
     const choice = choiceText(options.config, config);
     if (choice !== undefined) onEvent?.({ kind: "solver", message: choice });
   } catch (error) {
-    checkpoint.close();
+    close();
     throw error;
   }
   const memoryBytes = options.maxMemoryBytes ?? process.memoryUsage().rss + 0.75 * limitsOf().availableBytes;
@@ -243,8 +255,9 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
     kernels,
     calibration,
     memoryBytes,
+    loras: merged?.reports ?? [],
     options,
-    [Symbol.dispose]: () => checkpoint.close(),
+    [Symbol.dispose]: close,
   };
 }
 
@@ -468,7 +481,7 @@ function refinementRecord(report: PhasesReport["refinement"]): RefinementRecord 
 
 /** The output folder that a run asks for. @throws {OutputError} when it is the input */
 export async function requestOutput(
-  { checkpoint, config, calibration, kernels, options: { signal } }: QuantizeRun<Kernels | undefined>,
+  { checkpoint, config, calibration, kernels, loras, options: { signal } }: QuantizeRun<Kernels | undefined>,
   { bitPlan, beside }: PlannedRun,
   place: OutputPlace,
 ): Promise<OutputRequest> {
@@ -487,6 +500,7 @@ export async function requestOutput(
     ...JSON.parse(canonicalConfig(config)),
     ...(config.chosen === undefined ? {} : { solver: "auto" }),
     ...(isCalibrated(config) ? await solved() : {}),
+    ...(loras.length === 0 ? {} : { loras: loras.map(({ sha256, scale }) => ({ sha256, scale })) }),
     ...(bitPlan === undefined ? {} : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
   };
   const hasSidecar = wantsPhases(config) && config.enableTimeAware;
@@ -544,10 +558,11 @@ function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
 }
 
 const reportOf = (
-  { checkpoint, config, kernels }: QuantizeRun<Kernels | undefined>,
+  { checkpoint, config, kernels, loras }: QuantizeRun<Kernels | undefined>,
   { plan, beside }: PlannedRun,
   output: string,
 ) => ({
+  ...(loras.length === 0 ? {} : { loras }),
   solver: { name: config.solver, why: config.chosen?.why },
   input: checkpoint.path,
   output,

@@ -1,4 +1,5 @@
 /** The report of a run: a record for each tensor, and sums over all of them. */
+import type { LoraReport } from "../lora/mod.ts";
 import type { LayerRecord } from "../output/record.ts";
 import type { RewriteResult } from "../output/rewrite.ts";
 import type { PhasesReport } from "../phases/mod.ts";
@@ -40,6 +41,8 @@ export interface RunReport {
   /** The solver in force, and why `auto` chose it; undefined of another operation. */
   readonly solver?: { readonly name: string; readonly why: string | undefined } | undefined;
   readonly plan: Plan;
+  /** What became of LoRAs that were merged into the weights, in their order. */
+  readonly loras?: readonly LoraReport[] | undefined;
   /** A record for each tensor; none on a dry run. */
   readonly layers: readonly LayerRecord[];
   /** Time of each: read, quantize, verify, write; null where an earlier run had done it. */

@@ -31,3 +31,4 @@ export {
 export type { GgufFacts } from "./gguf/file.ts";
 export { listing, type PlaceOptions, SIDECAR_FILE } from "./place.ts";
 export { CONFIG_KEY, SECTION_KEY } from "./recognition.ts";
+export { valuesOf } from "./scaled_fp8.ts";

@@ -3,7 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { EXPORT_FORMATS, exportCheckpoint, quantizeFor } from "../../lib/interop/mod.ts";
-import { IMAGE_FAMILIES } from "../../lib/interop/gguf/image_families.ts";
+import { IMAGE_FAMILIES } from "../../lib/names/image_families.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";

@@ -2,7 +2,7 @@
 import { MADE_BY } from "../../files/results.ts";
 import { cannotHold, type ExportFormat, type ExportSource, type FileContent, type Piece } from "../format.ts";
 import { ALIGNMENT, ggufHeader, type GgufMetadata, type GgufValue, padding, text, u32 } from "./container.ts";
-import { IMAGE_FAMILIES } from "./image_families.ts";
+import { IMAGE_FAMILIES } from "../../names/image_families.ts";
 import { imageGguf, isImageModel } from "./image_model.ts";
 import { type GgufModel, languageModel } from "./language_model.ts";
 import { ggufPieces, type GgufRow, ggufRow } from "./tensors.ts";

@@ -2,7 +2,7 @@
 import { quote } from "../../files/positional.ts";
 import { cannotHold, type ExportSource, type ExportTensor } from "../format.ts";
 import { text } from "./container.ts";
-import { IMAGE_FAMILIES, type ImageFamily } from "./image_families.ts";
+import { imageModel, type Line, ownName } from "../../names/image_names.ts";
 import type { GgufModel } from "./language_model.ts";
 import type { GgufEntry, RowOrder } from "./tensors.ts";
 
@@ -10,82 +10,6 @@ import type { GgufEntry, RowOrder } from "./tensors.ts";
 const MAX_NAME = 127;
 /** Largest tensor that is F32 in any case. */
 const SMALL_WEIGHTS = 1024;
-/** What checkpoints of several models put in front of the names of this one. */
-const PREFIXES = ["model.diffusion_model.", "model.", "net."];
-
-/** A line of a table: the own name of a tensor of diffusers, which part of it that is, and how it changes. */
-interface Line {
-  readonly pattern: RegExp;
-  readonly own: string;
-  readonly part: number;
-  readonly parts: number;
-  readonly swap: "" | "~" | "~?";
-}
-
-function parse({ names }: ImageFamily): Line[] {
-  let prefix = ["", ""];
-  return names.split("\n").flatMap((raw): Line[] => {
-    const line = raw.trim(), section = /^\[(\S+) < (\S+)\]$/.exec(line);
-    if (section !== null) prefix = [`${section[1]}.`, `${section[2]}.`];
-    const [, left, kind, swap, right] = /^(\S+) (==?) (~\??)?(\S+)$/.exec(line) ?? [];
-    if (left === undefined || right === undefined) return [];
-    const [, before, inner, after] = /^(.*)\{(.*)\}(.*)$/.exec(right) ?? [];
-    const each = inner === undefined ? [right] : inner.split(",").map((part) => before + part + after);
-    return each.map((part, i) => {
-      const module = (prefix[1] + part).replaceAll(".", "\\.").replaceAll("*", "(\\d+)");
-      const kept = kind === "=" ? "\\.(?<kind>weight|bias)" : "";
-      const own = prefix[0] + left + (kind === "=" ? ".$<kind>" : "");
-      return {
-        pattern: new RegExp(`^${module}${kept}$`),
-        own,
-        part: i,
-        parts: each.length,
-        swap: (swap ?? "") as Line["swap"],
-      };
-    });
-  });
-}
-
-const TABLES = new Map<ImageFamily, readonly Line[]>();
-function tableOf(family: ImageFamily): readonly Line[] {
-  if (!TABLES.has(family)) TABLES.set(family, parse(family));
-  return TABLES.get(family)!;
-}
-
-/** A family with the prefix of its names, and whether they are diffusers'. */
-export interface KnownImageModel {
-  readonly family: ImageFamily;
-  readonly prefix: string;
-  readonly isDiffusers: boolean;
-}
-
-/** The family that tensors of such names belong to; undefined where it is no known one. */
-export function imageModel(names: Iterable<string>): KnownImageModel | undefined {
-  const all = new Set(names);
-  for (const prefix of ["", ...PREFIXES]) {
-    const hasAll = (list: readonly string[]) => list.every((name) => all.has(prefix + name));
-    for (const family of IMAGE_FAMILIES) {
-      if (family.own.some(hasAll)) return { family, prefix, isDiffusers: false };
-      if (family.diffusers.some(hasAll)) return { family, prefix, isDiffusers: true };
-    }
-  }
-  return undefined;
-}
-
-/** The own name of a tensor, with its place in it; undefined where a table has none. */
-function ownName({ family, isDiffusers }: KnownImageModel, name: string): Omit<Line, "pattern"> | undefined {
-  const same = { own: name, part: 0, parts: 1, swap: "" } as const;
-  if (!isDiffusers) return same;
-  for (const { pattern, own, part, parts, swap } of tableOf(family)) {
-    const found = pattern.exec(name);
-    if (found === null) continue;
-    let i = 1;
-    const numbered = own.replaceAll("*", () => found[i++]!).replace("$<kind>", found.groups?.["kind"] ?? "");
-    return { own: numbered, part, parts, swap };
-  }
-  return family.same?.test(name) === true ? same : undefined;
-}
-
 /** Names of tensors that the readers' own tools never quantize; none where the family is not known. */
 export function keptByTools(names: readonly string[]): ReadonlySet<string> {
   const model = imageModel(names);
