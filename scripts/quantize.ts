@@ -88,7 +88,8 @@ layers are then solved on them without running the model, with nothing held out 
     "--config FILE": "YAML; see docs/configuration.md",
     "--print-config": "print the configuration in force, with where each value came from",
     ...MODEL_OPTIONS,
-    "--lora FILE[:SCALE] …": "LoRA of PEFT, diffusers or kohya that is merged into the weights first, in float32",
+    "--lora FILE[:SCALE] …":
+      "LoRA of PEFT, diffusers or kohya that is merged into the weights first, in float32",
     ...KERNEL_OPTIONS,
     "--max-memory SIZE":
       "memory that calibrated work may take, as in 12GB: weights are held and states kept in it as far as " +
@@ -269,7 +270,9 @@ function checkedTask(parsed: Options) {
   if (values.report !== undefined) {
     if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to report");
     if (parsed.lists.lora.length > 0) {
-      throw new UsageError("--report compares with the weights of MODEL: leave --lora out, or merge it first");
+      throw new UsageError(
+        "--report compares with the weights of MODEL: leave --lora out, or merge it first",
+      );
     }
     if (resolve(values.report) === resolve(output)) throw new UsageError("--report must not be OUT itself");
   }

@@ -93,7 +93,9 @@ export function openAdapter({ path: given, scale = 1 }: LoraSource): Adapter {
     const modules = [...parts].map(([name, module]): LoraModule => {
       const made = moduleOf(path, name, module, file, told);
       for (const info of [made.up, made.down, made.bias]) {
-        if (info !== undefined) hash.update(`${info.name} ${info.shape.join()}\n`).update(checked(file, info));
+        if (info !== undefined) {
+          hash.update(`${info.name} ${info.shape.join()}\n`).update(checked(file, info));
+        }
       }
       hash.update(`${name} ${made.factor}\n`);
       return { ...made, factor: made.factor * scale };
@@ -221,22 +223,29 @@ function moduleOf(
   file: SafetensorsFile,
   told: Told,
 ): LoraModule {
-  const fail = (reason: string, info: TensorInfo) => cannot(path, `${quote(info.name)}: ${reason}`, info.name);
+  const fail = (reason: string, info: TensorInfo) =>
+    cannot(path, `${quote(info.name)}: ${reason}`, info.name);
   for (const info of [up, down, alpha, bias, diff]) {
     if (info !== undefined && !isFloatDtype(info.dtype)) {
       throw fail(`it must have floats, got ${info.dtype}`, info);
     }
   }
   if (diff !== undefined || (up === undefined && down === undefined)) {
-    if (up !== undefined || down !== undefined) throw fail("a module must have a LoRA or a difference, got both", up ?? down!);
+    if (up !== undefined || down !== undefined) {
+      throw fail("a module must have a LoRA or a difference, got both", up ?? down!);
+    }
     return { name, up: undefined, down: diff, bias, factor: 1 };
   }
   if (up === undefined || down === undefined) {
     const there = up ?? down!;
-    throw fail(`it must come with its ${up === undefined ? "up (lora_B)" : "down (lora_A)"}, got it alone`, there);
+    throw fail(
+      `it must come with its ${up === undefined ? "up (lora_B)" : "down (lora_A)"}, got it alone`,
+      there,
+    );
   }
   const [rank = 0] = down.shape, [rows = 0] = up.shape;
-  const fits = down.shape.length >= 2 && rows > 0 && rank > 0 && rank <= MAX_RANK && up.elements === rows * rank;
+  const fits = down.shape.length >= 2 && rows > 0 && rank > 0 && rank <= MAX_RANK &&
+    up.elements === rows * rank;
   if (!fits) {
     const got = `[${up.shape.join(", ")}] and [${down.shape.join(", ")}]`;
     throw fail(`up must be [rows, rank] and down [rank, …], with a rank of 1 to ${MAX_RANK}, got ${got}`, up);
@@ -254,7 +263,11 @@ function moduleOf(
 function checked(file: SafetensorsFile, info: TensorInfo): Uint8Array {
   const bad = floatsOf(file, info).findIndex((value) => !Number.isFinite(value));
   if (bad >= 0) {
-    throw cannot(file.path, `${quote(info.name)}: values must be finite, got NaN or infinity at ${bad}`, info.name);
+    throw cannot(
+      file.path,
+      `${quote(info.name)}: values must be finite, got NaN or infinity at ${bad}`,
+      info.name,
+    );
   }
   return file.read(info.name);
 }

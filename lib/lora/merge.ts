@@ -96,7 +96,9 @@ function matched(
   if (merged === 0) {
     const weight = [...checkpoint.tensors.values()].find(({ info: { shape } }) => shape.length === 2);
     throw new CheckpointError(
-      `Cannot merge ${quote(path)} into ${quote(checkpoint.path)}: a module of the LoRA must be one of the model, ` +
+      `Cannot merge ${quote(path)} into ${
+        quote(checkpoint.path)
+      }: a module of the LoRA must be one of the model, ` +
         `got none of ${modules}, as ${quote(adapter.modules[0]!.name)}, for names as ${
           quote(weight?.info.name ?? "")
         }`,
@@ -119,7 +121,9 @@ function additionsOf(
   const { up, down, bias } = module, rows = places.reduce((sum, place) => sum + place.rows, 0);
   const fail = (info: TensorInfo, target: string, wanted: string, got: string) =>
     new CheckpointError(
-      `Cannot merge ${quote(info.name)} of ${quote(adapter.path)} into ${quote(target)} of ${quote(model)}: ` +
+      `Cannot merge ${quote(info.name)} of ${quote(adapter.path)} into ${quote(target)} of ${
+        quote(model)
+      }: ` +
         `it must have ${wanted}, got ${got}`,
       { path: adapter.path, tensor: info.name },
     );
@@ -188,7 +192,9 @@ function mergedFile(file: TensorFile, additions: ReadonlyMap<string, readonly Ad
     if (known?.name !== name) known = { name, additions: own.map(loaded) };
     const first = Math.floor(byteStart / 4), end = Math.ceil((byteStart + target.length) / 4);
     const values = mergedValues(file, info, known.additions, first, end);
-    target.set(new Uint8Array(values.buffer).subarray(byteStart - 4 * first, byteStart - 4 * first + target.length));
+    target.set(
+      new Uint8Array(values.buffer).subarray(byteStart - 4 * first, byteStart - 4 * first + target.length),
+    );
   };
   const read = (name: string, byteStart = 0, byteEnd?: number) => {
     if (!isChanged(name)) return file.read(name, byteStart, byteEnd);
@@ -211,7 +217,8 @@ function mergedValues(
   const cols = info.elements / info.shape[0]!, sums = new Float64Array(cols);
   for (let at = first; at < end;) {
     const row = Math.floor(at / cols), begin = at - row * cols, stop = Math.min(cols, end - row * cols);
-    const target = at - first, own = additions.filter((each) => row >= each.row && row < each.row + each.rows);
+    const target = at - first,
+      own = additions.filter((each) => row >= each.row && row < each.row + each.rows);
     for (let c = begin; c < stop; c++) sums[c] = stored[target + c - begin]!;
     for (const each of own) addRow(each, row - each.row + each.from, cols, sums);
     for (let c = begin; c < stop; c++) out[target + c - begin] = sums[c]!;
@@ -247,7 +254,9 @@ function addRow({ up, down, rank, factor }: Loaded, row: number, cols: number, s
 export function loraEvents(reports: readonly LoraReport[]): RunEvent[] {
   return reports.flatMap((report): RunEvent[] => {
     const { path, scale, modules, merged, tensors, unmatched, textEncoders, others } = report;
-    const message = `LoRA ${quote(path)}, scale ${scale}: ${merged} of ${modules} modules merged into ${tensors} tensors`;
+    const message = `LoRA ${
+      quote(path)
+    }, scale ${scale}: ${merged} of ${modules} modules merged into ${tensors} tensors`;
     const left = [
       ...(unmatched.length > 0
         ? [`${unmatched.length} modules have no place in the model: ${listing(unmatched)}`]

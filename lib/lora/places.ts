@@ -20,7 +20,8 @@ export interface RowPlace {
 const IN_FRONT =
   /^(?:base_model\.model\.|base_model_model_|lora_unet_|lora_transformer_|lycoris_|diffusion_model[._]|transformer[._]|unet[._]|model[._]|net[._])/;
 /** Modules of a pipeline's text encoders. */
-const OF_TEXT_ENCODERS = /^(?:lora_te\d?_|lora_prior_te_|text_encoders?(?:_\d)?\.|text_model\.|conditioner\.)/;
+const OF_TEXT_ENCODERS =
+  /^(?:lora_te\d?_|lora_prior_te_|text_encoders?(?:_\d)?\.|text_model\.|conditioner\.)/;
 /** Most prefixes that stand in front of one another. */
 const MOST_PREFIXES = 4;
 
@@ -86,7 +87,8 @@ function addOtherLayout(index: Index, weights: readonly TensorInfo[], names: rea
     for (const info of own) {
       const found = ownName(model, info.name.slice(prefix.length));
       if (found === undefined) continue;
-      const group = groups.get(found.own) ?? { parts: Array.from({ length: found.parts }, () => undefined), swap: found.swap };
+      const group = groups.get(found.own) ??
+        { parts: Array.from({ length: found.parts }, () => undefined), swap: found.swap };
       group.parts[found.part] = info;
       groups.set(found.own, group);
     }
@@ -129,7 +131,11 @@ function fused(parts: readonly TensorInfo[], swap: string): readonly RowPlace[] 
  * The rows of query, key, value and what follows them in a fused tensor: the query has as many as the input is wide;
  * of three parts the other two share the rest, of four each has as many as the query and the last has the rest.
  */
-function partOf({ name: tensor, shape }: TensorInfo, part: number, parts: number): readonly RowPlace[] | undefined {
+function partOf(
+  { name: tensor, shape }: TensorInfo,
+  part: number,
+  parts: number,
+): readonly RowPlace[] | undefined {
   const [rows = 0, cols = 0] = shape, each = parts === 3 ? (rows - cols) / 2 : cols;
   const sizes = parts === 3 ? [cols, each, each] : [cols, cols, cols, rows - 3 * cols];
   if (sizes.length !== parts || sizes.some((size) => !Number.isInteger(size) || size <= 0)) return undefined;

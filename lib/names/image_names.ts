@@ -84,4 +84,3 @@ export function ownName(
   }
   return family.same?.test(name) === true ? same : undefined;
 }
-

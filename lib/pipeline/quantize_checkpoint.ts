@@ -23,7 +23,13 @@ import { CheckpointError } from "../errors.ts";
 import { isJsonObject } from "../files/json.ts";
 import { limitsOf } from "../files/limits.ts";
 import { quote } from "../files/positional.ts";
-import { loraEvents, type LoraReport, type LoraSource, type MergedCheckpoint, mergeLoras } from "../lora/mod.ts";
+import {
+  loraEvents,
+  type LoraReport,
+  type LoraSource,
+  type MergedCheckpoint,
+  mergeLoras,
+} from "../lora/mod.ts";
 import { runLimits } from "../models/mod.ts";
 import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
 import { opensIn } from "../output/readers.ts";

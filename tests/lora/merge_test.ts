@@ -7,7 +7,15 @@ import { mergeLoras } from "../../lib/lora/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint, type RunReport } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
-import { gaussian, matrix, run as runCommand, type TestTensor, workplace, writeCheckpoint, writeTensors } from "../_checkpoints.ts";
+import {
+  gaussian,
+  matrix,
+  run as runCommand,
+  type TestTensor,
+  workplace,
+  writeCheckpoint,
+  writeTensors,
+} from "../_checkpoints.ts";
 import { thrown } from "../tensor/_files.ts";
 import { configOf } from "../pipeline/_runs.ts";
 
@@ -25,7 +33,13 @@ const scalar = (value: number): TestTensor => ({ dtype: "F32", shape: [], data: 
 const valuesOf = ({ data }: TestTensor) => data as Float32Array;
 
 /** W + factor · up · down for rows `[from, from + rows of W)` of up. */
-function product(weight: TestTensor, up: TestTensor, down: TestTensor, factor: number, from = 0): Float64Array {
+function product(
+  weight: TestTensor,
+  up: TestTensor,
+  down: TestTensor,
+  factor: number,
+  from = 0,
+): Float64Array {
   const [rows = 0] = weight.shape, cols = valuesOf(weight).length / rows, rank = down.shape[0]!;
   const out = Float64Array.from(valuesOf(weight));
   for (let r = 0; r < rows; r++) {
@@ -65,7 +79,9 @@ function merged(
 function expectClose(got: Float32Array, wanted: Float64Array): void {
   expect(got.length).toBe(wanted.length);
   for (const [i, value] of wanted.entries()) {
-    if (Math.abs(got[i]! - value) > 1e-7 * (1 + Math.abs(value))) throw new Error(`${i}: ${got[i]}, wanted ${value}`);
+    if (Math.abs(got[i]! - value) > 1e-7 * (1 + Math.abs(value))) {
+      throw new Error(`${i}: ${got[i]}, wanted ${value}`);
+    }
   }
 }
 
@@ -87,13 +103,20 @@ describe("spellings of a module", () => {
       [`base_model.model.${MODULE}.lora_A.default.weight`]: down,
       [`base_model.model.${MODULE}.lora_B.default.weight`]: up,
     }, 1],
-    ["diffusers", { [`transformer.${MODULE}.lora_A.weight`]: down, [`transformer.${MODULE}.lora_B.weight`]: up }, 1],
+    ["diffusers", {
+      [`transformer.${MODULE}.lora_A.weight`]: down,
+      [`transformer.${MODULE}.lora_B.weight`]: up,
+    }, 1],
     ["diffusers with alpha", {
       [`unet.${MODULE}.lora_A.weight`]: down,
       [`unet.${MODULE}.lora_B.weight`]: up,
       [`unet.${MODULE}.alpha`]: scalar(3),
     }, 3 / RANK],
-    ["older diffusers", { [`unet.${MODULE}.lora.down.weight`]: down, [`unet.${MODULE}.lora.up.weight`]: up }, 1],
+    [
+      "older diffusers",
+      { [`unet.${MODULE}.lora.down.weight`]: down, [`unet.${MODULE}.lora.up.weight`]: up },
+      1,
+    ],
     ["diffusers' processors", {
       "transformer_blocks.0.attn1.processor.to_q_lora.down.weight": down,
       "transformer_blocks.0.attn1.processor.to_q_lora.up.weight": up,
@@ -112,7 +135,10 @@ describe("spellings of a module", () => {
     test(name, () => {
       const path = loraFile(tensors);
       expectClose(merged(model, [{ path }], `${MODULE}.weight`), product(weight, up, down, factor));
-      expectClose(merged(model, [{ path, scale: -0.5 }], `${MODULE}.weight`), product(weight, up, down, -0.5 * factor));
+      expectClose(
+        merged(model, [{ path, scale: -0.5 }], `${MODULE}.weight`),
+        product(weight, up, down, -0.5 * factor),
+      );
     });
   }
 
@@ -139,10 +165,22 @@ describe("spellings of a module", () => {
     const first = loraFile({ [`${MODULE}.lora_A.weight`]: down, [`${MODULE}.lora_B.weight`]: up });
     const wanted = product(weight, up, down, 0.25), base = Float64Array.from(valuesOf(weight));
     const twice = wanted.map((value, i) => value + 2 * (value - base[i]!));
-    expectClose(merged(model, [{ path: first, scale: 0.25 }, { path: first, scale: 0.5 }], `${MODULE}.weight`), twice);
-    const words = Uint16Array.from(valuesOf(weight), (value) => new Uint32Array(Float32Array.of(value).buffer)[0]! >>> 16);
-    const rounded = matrix(10, 12, Float32Array.from(words, (word) => new Float32Array(Uint32Array.of(word << 16).buffer)[0]!));
-    const half = writeCheckpoint(place.fresh("model"), { [`${MODULE}.weight`]: { ...weight, dtype: "BF16", data: words } }, {});
+    expectClose(
+      merged(model, [{ path: first, scale: 0.25 }, { path: first, scale: 0.5 }], `${MODULE}.weight`),
+      twice,
+    );
+    const words = Uint16Array.from(
+      valuesOf(weight),
+      (value) => new Uint32Array(Float32Array.of(value).buffer)[0]! >>> 16,
+    );
+    const rounded = matrix(
+      10,
+      12,
+      Float32Array.from(words, (word) => new Float32Array(Uint32Array.of(word << 16).buffer)[0]!),
+    );
+    const half = writeCheckpoint(place.fresh("model"), {
+      [`${MODULE}.weight`]: { ...weight, dtype: "BF16", data: words },
+    }, {});
     expectClose(merged(half, [{ path: first }], `${MODULE}.weight`), product(rounded, up, down, 1));
   });
 
@@ -215,15 +253,24 @@ describe("names of another layout", () => {
     });
     for (const [i, part] of ["to_q", "to_k", "to_v"].entries()) {
       const name = `transformer_blocks.0.attn.${part}.weight`;
-      expectClose(merged(model, [{ path }], name), product(diffusers[name]!, qkv.up, qkv.down, 1 / RANK, i * D));
+      expectClose(
+        merged(model, [{ path }], name),
+        product(diffusers[name]!, qkv.up, qkv.down, 1 / RANK, i * D),
+      );
     }
     for (const [part, from] of [["attn.to_k", D], ["proj_mlp", 3 * D]] as const) {
       const name = `single_transformer_blocks.0.${part}.weight`;
-      expectClose(merged(model, [{ path }], name), product(diffusers[name]!, linear1.up, linear1.down, 1, from));
+      expectClose(
+        merged(model, [{ path }], name),
+        product(diffusers[name]!, linear1.up, linear1.down, 1, from),
+      );
     }
     // shift and scale have changed places
     const weight = diffusers["norm_out.linear.weight"]!;
-    const swapped = Float32Array.from({ length: 2 * D * RANK }, (_, i) => valuesOf(modulation.up)[(i + D * RANK) % (2 * D * RANK)]!);
+    const swapped = Float32Array.from(
+      { length: 2 * D * RANK },
+      (_, i) => valuesOf(modulation.up)[(i + D * RANK) % (2 * D * RANK)]!,
+    );
     expectClose(
       merged(model, [{ path }], "norm_out.linear.weight"),
       product(weight, matrix(2 * D, RANK, swapped), modulation.down, 1),
@@ -250,12 +297,18 @@ describe("names of another layout", () => {
 
   test("SDXL in both spellings", () => {
     const pairs: [original: string, diffusers: string][] = [
-      ["input_blocks.4.1.transformer_blocks.0.attn1.to_q", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"],
+      [
+        "input_blocks.4.1.transformer_blocks.0.attn1.to_q",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+      ],
       ["input_blocks.8.1.proj_in", "down_blocks.2.attentions.1.proj_in"],
       ["input_blocks.7.0.in_layers.2", "down_blocks.2.resnets.0.conv1"],
       ["middle_block.1.proj_out", "mid_block.attentions.0.proj_out"],
       ["middle_block.2.emb_layers.1", "mid_block.resnets.1.time_emb_proj"],
-      ["output_blocks.5.1.transformer_blocks.1.ff.net.2", "up_blocks.1.attentions.2.transformer_blocks.1.ff.net.2"],
+      [
+        "output_blocks.5.1.transformer_blocks.1.ff.net.2",
+        "up_blocks.1.attentions.2.transformer_blocks.1.ff.net.2",
+      ],
       ["input_blocks.3.0.op", "down_blocks.0.downsamplers.0.conv"],
       ["output_blocks.2.2.conv", "up_blocks.0.upsamplers.0.conv"],
     ];
@@ -275,7 +328,11 @@ describe("names of another layout", () => {
 
 describe("quantizing with a LoRA", () => {
   const weight = random(32, 64), up = random(32, RANK), down = random(RANK, 64);
-  const tensors = { "layers.0.a.weight": weight, "layers.0.b.weight": random(16, 64), "x_in.bias": random(1, 4) };
+  const tensors = {
+    "layers.0.a.weight": weight,
+    "layers.0.b.weight": random(16, 64),
+    "x_in.bias": random(1, 4),
+  };
   const model = writeCheckpoint(place.fresh("model"), tensors, {});
   const lora = loraFile({
     "transformer.layers.0.a.lora_A.weight": down,
@@ -287,7 +344,14 @@ describe("quantizing with a LoRA", () => {
     "note": scalar(1),
   });
   const run = (output: string, scale: number, options: { resume?: boolean } = {}) =>
-    quantizeCheckpoint({ input: model, output, kernels, config: configOf({ bit_width: 4, group_size: 32 }), loras: [{ path: lora, scale }], ...options });
+    quantizeCheckpoint({
+      input: model,
+      output,
+      kernels,
+      config: configOf({ bit_width: 4, group_size: 32 }),
+      loras: [{ path: lora, scale }],
+      ...options,
+    });
 
   test("gives the bytes of the merged model quantized, and a report", async () => {
     const product64 = product(weight, up, down, 0.5);
@@ -297,8 +361,15 @@ describe("quantizing with a LoRA", () => {
     }, {});
     const [ours, theirs] = [place.fresh(), place.fresh()];
     const report = await run(ours, 0.5);
-    await quantizeCheckpoint({ input: by, output: theirs, kernels, config: configOf({ bit_width: 4, group_size: 32 }) });
-    expect(readFileSync(join(ours, "model.safetensors"))).toEqual(readFileSync(join(theirs, "model.safetensors")));
+    await quantizeCheckpoint({
+      input: by,
+      output: theirs,
+      kernels,
+      config: configOf({ bit_width: 4, group_size: 32 }),
+    });
+    expect(readFileSync(join(ours, "model.safetensors"))).toEqual(
+      readFileSync(join(theirs, "model.safetensors")),
+    );
     expect(report.loras).toMatchObject([{
       path: lora,
       scale: 0.5,
@@ -337,18 +408,40 @@ describe("refuses with nothing written", () => {
   const A = "layers.0.a.lora_A.weight", B = "layers.0.a.lora_B.weight";
   const up = random(8, 4), down = random(4, 16);
   const CASES: [what: string, tensors: Record<string, TestTensor>, message: RegExp, config?: unknown][] = [
-    ["no module of the model", { "layers.7.b.lora_A.weight": down, "layers.7.b.lora_B.weight": up }, /got none of 1, as "layers\.7\.b".*"layers\.0\.a\.weight"/],
-    ["another shape", { [A]: random(4, 12), [B]: up }, /"layers\.0\.a\.lora_A\.weight" of .*must have 8 rows of 16 weights, got 8 rows of 12/],
+    [
+      "no module of the model",
+      { "layers.7.b.lora_A.weight": down, "layers.7.b.lora_B.weight": up },
+      /got none of 1, as "layers\.7\.b".*"layers\.0\.a\.weight"/,
+    ],
+    [
+      "another shape",
+      { [A]: random(4, 12), [B]: up },
+      /"layers\.0\.a\.lora_A\.weight" of .*must have 8 rows of 16 weights, got 8 rows of 12/,
+    ],
     ["ranks that differ", { [A]: random(3, 16), [B]: up }, /up must be \[rows, rank\]/],
     ["half of a pair", { [A]: down }, /must come with its up/],
-    ["NaN", { [A]: down, [B]: matrix(8, 4, Float32Array.from({ length: 32 }, (_, i) => i === 5 ? NaN : 1)) }, /"layers\.0\.a\.lora_B\.weight": values must be finite, got NaN or infinity at 5/],
+    [
+      "NaN",
+      { [A]: down, [B]: matrix(8, 4, Float32Array.from({ length: 32 }, (_, i) => i === 5 ? NaN : 1)) },
+      /"layers\.0\.a\.lora_B\.weight": values must be finite, got NaN or infinity at 5/,
+    ],
     ["DoRA", { [A]: down, [B]: up, "layers.0.a.lora_magnitude_vector": scalar(1) }, /got DoRA/],
     ["LoHa", { "layers.0.a.hada_w1_a": down }, /got LoHa/],
     ["LoKr", { "layers.0.a.lokr_w1": down }, /got LoKr/],
-    ["no LoRA", { "layers.0.a.weight": down }, /must have matrices as lora_A and lora_B .* got "layers\.0\.a\.weight"/],
-    ["integers", { [A]: down, [B]: { dtype: "I32", shape: [8, 4], data: new Int32Array(32) } }, /must have floats, got I32/],
+    [
+      "no LoRA",
+      { "layers.0.a.weight": down },
+      /must have matrices as lora_A and lora_B .* got "layers\.0\.a\.weight"/,
+    ],
+    [
+      "integers",
+      { [A]: down, [B]: { dtype: "I32", shape: [8, 4], data: new Int32Array(32) } },
+      /must have floats, got I32/,
+    ],
     ["use_dora", { [A]: down, [B]: up }, /use_dora must be false/, { use_dora: true }],
-    ["an alpha that is no number", { [A]: down, [B]: up }, /lora_alpha must be a number/, { lora_alpha: "much" }],
+    ["an alpha that is no number", { [A]: down, [B]: up }, /lora_alpha must be a number/, {
+      lora_alpha: "much",
+    }],
   ];
   for (const [what, tensors, message, config] of CASES) {
     test(what, async () => {
@@ -364,7 +457,8 @@ describe("refuses with nothing written", () => {
 
   test("a folder without one, a truncated file, a scale that is no number", () => {
     using checkpoint = openCheckpoint(model);
-    const message = (path: string, scale = 1) => thrown(() => mergeLoras(checkpoint, [{ path, scale }])).message;
+    const message = (path: string, scale = 1) =>
+      thrown(() => mergeLoras(checkpoint, [{ path, scale }])).message;
     expect(message(model)).toContain("the folder must have adapter_model.safetensors or");
     const path = loraFile({ [A]: down, [B]: up });
     expect(message(path, NaN)).toContain("its scale must be a number, got NaN");
