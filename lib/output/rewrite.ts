@@ -85,6 +85,8 @@ export interface RewriteJob {
 
 /** The content of an output. */
 export interface RewriteContent {
+  /** The job's files where more is known of them by now; default as they are there. */
+  readonly files?: RewriteJob["files"] | undefined;
   /** The step of each tensor that {@linkcode RewriteFile.tensors} names. */
   readonly steps: ReadonlyMap<string, RewriteStep>;
   /** Where the configuration does not name the solver. */
@@ -203,9 +205,15 @@ export class Rewrite {
     return this.#job.request.identity;
   }
 
+  /** Of an earlier run that has made every file. */
+  get manifest(): Manifest | undefined {
+    const { start } = this.#folder;
+    return "manifest" in start ? start.manifest : undefined;
+  }
+
   /** Whether an earlier run has made every file: there is nothing to compute. */
   get isComplete(): boolean {
-    return ["finished", "complete"].includes(this.#folder.start.kind);
+    return this.manifest !== undefined;
   }
 
   /** Whether an earlier run has stored a tensor. */
@@ -238,7 +246,7 @@ export class Rewrite {
       return { manifest, tensorsResumed: steps.length, milliseconds: manifest.layers.map(() => null) };
     }
     await this.#checkSource(content, [...this.#entries.values()].map(({ record }) => record));
-    for (const file of this.#job.files) await this.#file(file, content.steps);
+    for (const file of content.files ?? this.#job.files) await this.#file(file, content.steps);
     this.#throwFailures();
     await this.#checkUnchanged(content);
     return {

@@ -69,6 +69,8 @@ export interface CountedRun {
   /** Of the plan. */
   readonly rows: readonly PlanRow[];
   readonly memoryBytes: number;
+  /** Layers whose sensitivities are measured already, as a part of all; default 0. */
+  readonly measuredShare?: number | undefined;
 }
 
 /** A run that is counted before it begins. */
@@ -157,7 +159,7 @@ export class CountedWork {
   /** The stages of a run with a configuration. */
   stages(config: ConfigInForce): RunStage[] {
     return [
-      ...(hasBudget(config) ? [this.#sensitivities(config)] : []),
+      ...(hasBudget(config) && this.#run.measuredShare !== 1 ? [this.#sensitivities(config)] : []),
       ...(["best", "feedback"].includes(config.solver) ? this.#solving(config) : []),
       ...(wantsPhases(config) ? [this.#phases(config)] : []),
       this.#writing(config),
@@ -236,7 +238,7 @@ export class CountedWork {
   }
 
   #sensitivities(config: ConfigInForce): RunStage {
-    const { calibrated } = this.#run,
+    const { calibrated, measuredShare = 0 } = this.#run,
       { data: { fit, heldOut, axis, distinctPositions }, statistics } = calibrated;
     const settings = solverSettings(config), solver = config.solver === "best" ? "feedback" : config.solver;
     const layers = this.#layers({ ...config, solver: "best", chosen: undefined });
@@ -257,7 +259,8 @@ export class CountedWork {
         most(layers.map(({ cols, rows, block }) => 8 * cols * block + most(rows) * cols * LAYER_BYTES)),
       statesBytes: 0,
       seconds: (timed) =>
-        pass.seconds(timed) + (1 + count) * probe.seconds(timed) + layers.reduce(
+        // A block that is measured is still run.
+        pass.seconds(timed) + probe.seconds(timed) + (1 - measuredShare) * layers.reduce(
           (sum, { cols, rows, forms, block }) =>
             sum + pass.positions * cols * block / 2 * timed.multiplyAdd(block) +
             timed.factor(block) * (cols / block) +
@@ -265,7 +268,7 @@ export class CountedWork {
                 (own, n, i) => own + timed.solving(n, cols, block, { form: forms[i]!, solver, settings }),
                 0,
               ),
-          0,
+          count * probe.seconds(timed),
         ),
     };
   }

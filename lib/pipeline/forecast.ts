@@ -26,6 +26,8 @@ export interface ForecastRun {
   /** Folder that solved layers and states between stages may go to until the run is finished. */
   readonly folder?: string | undefined;
   readonly options: RunOptions;
+  /** Layers whose sensitivities an earlier run has measured, as a part of all; default 0. */
+  readonly measuredShare?: number | undefined;
 }
 
 /** Shorter work is not announced. */
@@ -48,8 +50,9 @@ const sum = <T>(values: readonly T[], of: (value: T) => number) =>
  * @throws {OutputError} when the disk has no room for what the run keeps until it is finished
  */
 export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonly PlanRow[]): void {
-  const { checkpoint, config, kernels, memory, folder, options: { onEvent } } = run;
-  const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes: memory.limitBytes });
+  const { checkpoint, config, kernels, memory, folder, measuredShare, options: { onEvent } } = run;
+  const memoryBytes = memory.limitBytes;
+  const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes, measuredShare });
   const stages = counted.stages(config), resident = memory.residentBytes;
   const needs = (own: CountedWork, list: readonly RunStage[]) =>
     list.map(({ name, bytes, statesBytes }) => ({

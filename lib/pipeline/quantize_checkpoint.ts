@@ -45,7 +45,8 @@ import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/pl
 import { pause, type RunOptions, stoppable } from "../progress.ts";
 import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { isRounded, quantizedByWeights } from "../solve/by_weights.ts";
-import { planByBudget } from "../solve/sensitivity.ts";
+import { MeasuredLayers } from "../solve/measured_layers.ts";
+import { budgetBytes, isChosen, planByBudget } from "../solve/sensitivity.ts";
 import {
   type Checkpoint,
   CONFIG_KEY,
@@ -166,19 +167,16 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
   checkPaths(options);
   if (options.dryRun) return await planOnly(options);
   using run = openRun(options);
-  const planned = await planRun(run);
-  const request = await requestOutput(run, planned, options);
+  const first = await firstPlan(run);
+  const request = await requestOutput(run, first, options);
   if (options.saveCalibration !== undefined) {
     checkOutput(request); // before minutes of work that it would make useless
     await run.calibration.open();
   }
-  const { config, options: { onEvent } } = run;
-  for (
-    const message of [...planned.plan.warnings, ...calibrationWarnings(planned.plan, config, planned.bitPlan)]
-  ) {
-    onEvent?.({ kind: "warning", message });
-  }
-  return await withOutput(run, planned, request, async (output) => {
+  if (!measuresBits(run.config)) warn(run, first);
+  return await withOutput(run, first, request, async (output) => {
+    const planned = measuresBits(run.config) ? await planRun(run, output) : first;
+    if (planned !== first) warn(run, planned);
     const calibrated = await calibrateRun(run, planned, output);
     const solved = await solveRun(run, planned, calibrated, { output });
     const phases = await phasesRun(run, planned, calibrated, solved);
@@ -186,6 +184,12 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     const report = await writeRun(run, planned, { solved, phases }, output);
     return { ...report, heldOut: await heldOutError(run, planned, calibrated, { solved, phases }) };
   });
+}
+
+function warn({ config, options: { onEvent } }: QuantizeRun, { plan, bitPlan }: PlannedRun): void {
+  for (const message of [...plan.warnings, ...calibrationWarnings(plan, config, bitPlan)]) {
+    onEvent?.({ kind: "warning", message });
+  }
 }
 
 /** Held-out error of what was written; after a refinement its own metric, which counts biases too. */
@@ -207,8 +211,8 @@ async function heldOutError(
 /** The report of a run that writes nothing. */
 async function planOnly(options: QuantizeCheckpointOptions): Promise<RunReport> {
   using run = openRun({ ...options, kernels: options.kernels, saveCalibration: undefined });
+  checkOutput(await requestOutput(run, await firstPlan(run), options));
   const planned = await planRun(run);
-  checkOutput(await requestOutput(run, planned, options));
   const { rows } = planned.plan;
   return {
     ...reportOf(run, planned, options.output),
@@ -306,34 +310,67 @@ export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
   return { ...run, config, calibration };
 }
 
+/** Whether a budget chooses the bits. */
+const measuresBits = (config: Config): boolean => config.bitPlan === null && hasBudget(config);
+
 /**
  * Plan: which tensors are quantized, and to how many bits. With a budget it calibrates.
  *
+ * @param output keeps what a budget measures, for a run that is stopped
  * @throws {CheckpointError} when names leave no room for those of packed parts
  * @throws {CalibrationError} when calibration data are needed and there are none, or no plan fits the budget
  */
-export async function planRun(run: QuantizeRun<Kernels | undefined>): Promise<PlannedRun> {
-  const { checkpoint, config, calibration } = run;
-  if (isCalibrated(config)) await calibration.digest(); // an error at once where data are missing
-  const bitPlan = await bitPlanOf(run);
-  const plan = planQuantization(checkpoint, config, bitPlan);
-  checkPlan(plan, checkpoint);
-  return { plan, bitPlan, beside: filesBeside(checkpoint, run.options) };
+export async function planRun(
+  run: QuantizeRun<Kernels | undefined>,
+  output?: Rewrite,
+): Promise<PlannedRun> {
+  const first = await firstPlan(run);
+  if (!measuresBits(run.config)) return first;
+  const bitPlan = await planOfBudget(run, output);
+  return { ...first, bitPlan, plan: planQuantization(run.checkpoint, run.config, bitPlan) };
 }
 
-/** Bits by layer where a plan or a budget asks for them. */
-async function bitPlanOf(run: QuantizeRun<Kernels | undefined>): Promise<BitPlan | undefined> {
-  const { checkpoint, config, kernels, calibration, options } = run;
-  if (config.bitPlan !== null) return configuredPlan(checkpoint, config);
-  if (!hasBudget(config)) return undefined;
-  const calibrated = await calibration.open();
-  const { memory } = calibration, rows = planQuantization(checkpoint, config).rows;
+/** What is known of the plan before a budget has measured anything. @throws as {@linkcode planRun} */
+async function firstPlan(
+  { checkpoint, config, calibration, options }: QuantizeRun<Kernels | undefined>,
+): Promise<PlannedRun> {
+  if (isCalibrated(config)) await calibration.digest(); // an error at once where data are missing
+  const bitPlan = configuredPlan(checkpoint, config);
+  const plan = planQuantization(checkpoint, config, bitPlan);
+  checkPlan(plan, checkpoint);
+  if (measuresBits(config)) budgetBytes(plan.rows, config);
+  return { plan, bitPlan, beside: filesBeside(checkpoint, options) };
+}
+
+/** Bits by layer of a budget: measured, or those of an output that is complete. */
+async function planOfBudget(
+  { checkpoint, config, kernels, calibration, options }: QuantizeRun<Kernels | undefined>,
+  output: Rewrite | undefined,
+): Promise<BitPlan> {
+  if (output?.manifest !== undefined) {
+    return new Map(output.manifest.layers.flatMap(({ name, bits, groupSize, zeroPoint }) =>
+      bits === undefined ? [] : [[name, { bits, groupSize: groupSize!, zeroPoint: zeroPoint! }] as const]
+    ));
+  }
+  const calibrated = await calibration.open(), { memory } = calibration;
+  const { rows } = planQuantization(checkpoint, config), folder = output?.work;
+  const kept = output && new MeasuredLayers(output.work, JSON.stringify(output.identity));
+  const known = kept?.layers.size ?? 0, of = rows.filter(isChosen).length;
+  if (known > 0) {
+    const message = `sensitivities of ${known} of ${of} layers were measured before`;
+    options.onEvent?.({ kind: "resume", message });
+  }
   return await stoppable(
     options.signal,
-    "give the same command again; sensitivities are measured anew",
+    output === undefined ? "give the same command again; sensitivities are measured anew" : KEPT,
     () => {
-      announce({ checkpoint, config, kernels: kernels!, memory, options }, calibrated, rows);
-      return planByBudget(checkpoint, calibrated, config, kernels!, options);
+      const measuredShare = known / Math.max(1, of);
+      announce(
+        { checkpoint, config, kernels: kernels!, memory, folder, options, measuredShare },
+        calibrated,
+        rows,
+      );
+      return planByBudget(checkpoint, calibrated, config, kernels!, { ...options, kept });
     },
   );
 }
@@ -363,7 +400,7 @@ export async function calibrateRun(
   if (!isSolved && !wantsPhases(config)) return undefined;
   const calibrated = await calibration.open();
   const { memory } = calibration;
-  if (bitPlan === undefined || !hasBudget(config)) {
+  if (bitPlan === undefined || !measuresBits(config)) {
     await stoppable(
       options.signal,
       KEPT,
@@ -438,6 +475,7 @@ export async function writeRun(
     );
   const context = { config, kernels, onEvent, solved: layers, refined, biases, buffer: growingBuffer() };
   const content: RewriteContent = {
+    files: filesOf(checkpoint, planned),
     steps: new Map(planned.plan.rows.map((row) => {
       const { info: { name, elements, byteLength: bytes }, file } = checkpoint.tensors.get(row.name)!;
       const weights = row.action === "quantize" ? elements : 0;
@@ -507,11 +545,14 @@ export async function requestOutput(
     ...(config.chosen === undefined ? {} : { solver: "auto" }),
     ...(isCalibrated(config) ? await solved() : {}),
     ...(loras.length === 0 ? {} : { loras: loras.map(({ sha256, scale }) => ({ sha256, scale })) }),
-    ...(bitPlan === undefined ? {} : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
+    // A budget's plan follows from what is here already.
+    ...(bitPlan === undefined || measuresBits(config)
+      ? {}
+      : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
   };
   const hasSidecar = wantsPhases(config) && config.enableTimeAware;
   return outputRequest(checkpoint, place, { operation: "quantize", settings }, beside, [
-    ...(bitPlan === undefined ? [] : [PLAN_FILE]),
+    ...(bitPlan === undefined && !measuresBits(config) ? [] : [PLAN_FILE]),
     ...(hasSidecar ? [SIDECAR_FILE] : []),
   ]);
 }
@@ -524,13 +565,27 @@ export async function requestOutput(
  * @throws {OutputError} when the folder may not or cannot be written
  */
 export async function withOutput<T>(
-  { checkpoint, config, options }: QuantizeRun,
-  { plan, beside }: PlannedRun,
+  run: QuantizeRun,
+  planned: PlannedRun,
   request: OutputRequest,
   use: (output: Rewrite) => Promise<T>,
 ): Promise<T> {
+  const { checkpoint, config, options } = run, { plan: { rows }, bitPlan, beside } = planned;
+  const files = filesOf(checkpoint, planned);
+  const isUnmeasured = measuresBits(config) && bitPlan === undefined;
+  const chosen = sum(rows.filter(isChosen).map((row) => row.bytesAfter));
+  const outputBytes = sum(rows.map((row) => row.bytesAfter)) +
+    (isUnmeasured ? budgetBytes(rows, config) - chosen : 0) +
+    sum(files.map((file) => file.reservedHeaderBytes + 8)) +
+    sum(beside.copied.map(({ bytes }) => bytes));
+  const job: RewriteJob = { request, files, outputBytes, failFast: config.failFast };
+  return await withRewrite(job, options, use);
+}
+
+/** The files of the tensors. @throws {CheckpointError} when one would have more tensors than readers take */
+function filesOf(checkpoint: Checkpoint, { plan }: PlannedRun): RewriteJob["files"] {
   const rows = new Map(plan.rows.map((row) => [row.name, row]));
-  const files = checkpoint.files.map(({ name, file: { metadata, tensors } }) => {
+  return checkpoint.files.map(({ name, file: { metadata, tensors } }) => {
     const specs = widestSpecs([...tensors.keys()].map((tensor) => rows.get(tensor)!));
     const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
     return {
@@ -540,11 +595,6 @@ export async function withOutput<T>(
       tensors: [...tensors.keys()],
     };
   });
-  const outputBytes = sum(plan.rows.map((row) => row.bytesAfter)) +
-    sum(files.map((file) => file.reservedHeaderBytes + 8)) +
-    sum(beside.copied.map(({ bytes }) => bytes));
-  const job: RewriteJob = { request, files, outputBytes, failFast: config.failFast };
-  return await withRewrite(job, options, use);
 }
 
 /** The entries that take most room in the header, whatever becomes of the tensors. */

@@ -20,15 +20,16 @@ import {
 } from "../plan/budget.ts";
 import { solverSettings } from "./candidates.ts";
 import type { Calibrated } from "../calibration/mod.ts";
-import type { LinearLayer } from "../models/mod.ts";
+import type { Blockwise, LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { leastBits } from "../plan/rules.ts";
 import { isTokenTable, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions } from "../progress.ts";
 import { chooseMoment } from "../calibration/moment_structure.ts";
-import { type RunsOptions, statisticsByRun } from "../calibration/collect.ts";
+import { blockRuns, type RunsOptions, statisticsByRun } from "../calibration/collect.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { HeldOutMeter } from "../calibration/held_out.ts";
+import type { MeasuredLayers } from "./measured_layers.ts";
 import { denseWeights } from "./solve_model.ts";
 
 /** Group sizes that a budget chooses from; 0 is a whole row. */
@@ -37,6 +38,12 @@ const BUDGET_GROUP_SIZES: readonly GroupSize[] = [0, 128, 64, 32];
 const PROBE_BITS = 2;
 /** Held-out batches that a layer alone is measured on. */
 const PROBE_BATCHES = 2;
+
+/** Options of {@linkcode planByBudget}. */
+export interface BudgetOptions extends RunOptions, Pick<RunsOptions, "bytesAtOnce"> {
+  /** Where measured layers are kept, with those of an earlier run. */
+  readonly kept?: MeasuredLayers | undefined;
+}
 
 /**
  * Bits and group sizes of all layers within the budget that a configuration names.
@@ -48,42 +55,51 @@ export async function planByBudget(
   calibrated: Calibrated,
   config: ConfigInForce,
   kernels: Kernels,
-  { onEvent, onProgress, signal, bytesAtOnce }: RunOptions & Pick<RunsOptions, "bytesAtOnce">,
+  { onEvent, onProgress, signal, bytesAtOnce, kept }: BudgetOptions,
 ): Promise<BitPlan> {
   const { rows } = planQuantization(checkpoint, config);
   const wanted = rows.filter(isChosen);
   const { model, data } = calibrated, settings = solverSettings(config);
   checkHeldOut(calibrated);
-  const weights = wanted.reduce((sum, { shape }) => sum + elementCount(shape)!, 0);
+  const weights = weightsOf(wanted);
   const layers = new Map(model.stages.flatMap(({ layers }) => layers.map((layer) => [layer.name, layer])));
-  const budget = budgetBytes(rows, (name) => layers.has(name), weights, config);
+  const budget = budgetBytes(rows, config, (name) => layers.has(name));
   // The solver that will be used, short of the refinements of `best`.
   const solver = config.solver === "best" ? "feedback" : config.solver;
   const measurable = wanted.filter(({ name }) => layers.has(name));
-  const options = new Map<string, LayerOption[]>();
+  const options = new Map<string, readonly LayerOption[]>(kept?.layers);
   const meter = new HeldOutMeter(calibrated, { batches: PROBE_BATCHES, signal });
-  // A block or a few at a time: the moments of all layers of a model of 7 B weights take 44 GB.
-  const parts = calibrated.statistics !== undefined ? [calibrated.statistics] : statisticsByRun(calibrated, {
+  const passOptions = {
     kernels,
     fingerprint: "",
     groups: calibrationGroups(data.axis, 1),
     second: "total",
-    blockOf: (cols) => chooseMoment(settings, { cols, positions: data.distinctPositions }).block,
+    blockOf: (cols: number) => chooseMoment(settings, { cols, positions: data.distinctPositions }).block,
     run: { identity: "", source: data.source, isSynthetic: data.isSynthetic, samples: data.samples },
     names: new Set(measurable.map(({ name }) => name)),
     signal,
     bytesAtOnce,
-  });
+  } as const;
+  // A block or a few at a time: the moments of all layers of a model of 7 B weights take 44 GB.
+  const parts = calibrated.statistics !== undefined
+    ? [calibrated.statistics]
+    : measurable.every(({ name }) => options.has(name))
+    ? []
+    : statisticsByRun(calibrated, {
+      ...passOptions,
+      start: { runs: measuredRuns(model, passOptions, options), parts: 0 },
+    });
   calibrated.statistics?.checkLayers(measurable.map(({ name }) => name));
   for await (const statistics of parts) {
     const known = new Set([...statistics.inputs.values()].flatMap((input) => input.layers));
-    for (const row of measurable.filter(({ name }) => known.has(name))) {
+    for (const row of measurable.filter(({ name }) => known.has(name) && !options.has(name))) {
       const found = await layerOptions(
         { meter, config, kernels, solver, statistics, signal },
         row,
         layers.get(row.name)!,
       );
       options.set(row.name, found);
+      kept?.add(row.name, found);
       onProgress?.({
         stage: "sensitivities",
         parts: "layers",
@@ -116,6 +132,19 @@ export async function planByBudget(
   return plan;
 }
 
+/** Runs of blocks at the beginning whose layers are all measured. */
+function measuredRuns(
+  model: Calibrated["model"],
+  options: Parameters<typeof blockRuns>[1],
+  measured: ReadonlyMap<string, unknown>,
+): number {
+  const runs = blockRuns(model as Blockwise<unknown>, options);
+  const next = runs.findIndex(({ inputs }) =>
+    [...inputs.values()].some(({ layers }) => layers.some((name) => !measured.has(name)))
+  );
+  return next < 0 ? runs.length : next;
+}
+
 /** @throws {CalibrationError} when there is nothing to measure layers with */
 function checkHeldOut({ data, statistics }: Calibrated): void {
   if (data.heldOut.length > 0) return;
@@ -126,7 +155,10 @@ function checkHeldOut({ data, statistics }: Calibrated): void {
 }
 
 /** Whether a budget chooses a row's bits; token tables have their own. */
-const isChosen = (row: PlanRow): boolean => row.action === "quantize" && !isTokenTable(row);
+export const isChosen = (row: PlanRow): boolean => row.action === "quantize" && !isTokenTable(row);
+
+const weightsOf = (rows: readonly PlanRow[]) =>
+  rows.reduce((sum, { shape }) => sum + elementCount(shape)!, 0);
 
 /** A row's bits, groups and zero points without a budget. */
 const gridOf = ({ bits, groupSize, zeroPoint }: PlanRow): LayerGrid => ({
@@ -146,23 +178,32 @@ function bitsToChoose(name: string, config: Config): readonly BitWidth[] {
 const bytesOf = ({ shape }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
   optionBytes(shape as [number, number], bits, groupSize, zeroPoint);
 
-/** Bytes that the quantized layers may take. @throws {CalibrationError} when no choice fits */
-function budgetBytes(
+/**
+ * Bytes that the quantized layers may take, at most those of the largest choices.
+ *
+ * @param isMeasured whether a layer's bits are chosen: it is a linear layer of the model; all where that is not known yet
+ * @throws {CalibrationError} when no choice fits
+ */
+export function budgetBytes(
   rows: readonly PlanRow[],
-  isMeasured: (name: string) => boolean,
-  weights: number,
   config: Config,
+  isMeasured: (name: string) => boolean = () => true,
 ): number {
+  const weights = weightsOf(rows.filter(isChosen));
   const kept = rows.filter((row) => !isChosen(row)).reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
+  const all = (gridOf: (row: PlanRow) => LayerGrid) =>
+    rows.filter(isChosen).reduce((sum, row) => sum + bytesOf(row, gridOf(row)), 0);
+  const { zeroPoint } = storedScales(config);
   const budget = Math.min(
     config.targetBitsPerWeight === null ? Infinity : config.targetBitsPerWeight * weights / 8,
     config.targetModelSizeMb === null ? Infinity : config.targetModelSizeMb * 1e6 - kept,
+    all(() => ({ bits: 8, groupSize: 32, zeroPoint })),
   );
   const leastOf = (row: PlanRow): LayerGrid =>
     isMeasured(row.name)
       ? { bits: bitsToChoose(row.name, config)[0]!, groupSize: 0, zeroPoint: "symmetric" }
       : gridOf(row);
-  const smallest = rows.filter(isChosen).reduce((sum, row) => sum + bytesOf(row, leastOf(row)), 0);
+  const smallest = all(leastOf);
   if (smallest <= budget) return budget;
   const coarsest = Math.min(...BIT_WIDTHS);
   const held = rows.filter((row) => isChosen(row) && leastOf(row).bits > coarsest).length;
