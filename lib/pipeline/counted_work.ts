@@ -261,15 +261,15 @@ export class CountedWork {
       seconds: (timed) =>
         // A block that is measured is still run.
         pass.seconds(timed) + probe.seconds(timed) + (1 - measuredShare) * layers.reduce(
-          (sum, { cols, rows, forms, block }) =>
-            sum + pass.positions * cols * block / 2 * timed.multiplyAdd(block) +
-            timed.factor(block) * (cols / block) +
-            BUDGET_GRIDS * rows.reduce(
-                (own, n, i) => own + timed.solving(n, cols, block, { form: forms[i]!, solver, settings }),
-                0,
-              ),
-          count * probe.seconds(timed),
-        ),
+            (sum, { cols, rows, forms, block }) =>
+              sum + pass.positions * cols * block / 2 * timed.multiplyAdd(block) +
+              timed.factor(block) * (cols / block) +
+              BUDGET_GRIDS * rows.reduce(
+                  (own, n, i) => own + timed.solving(n, cols, block, { form: forms[i]!, solver, settings }),
+                  0,
+                ),
+            count * probe.seconds(timed),
+          ),
     };
   }
 

@@ -348,9 +348,11 @@ async function planOfBudget(
   output: Rewrite | undefined,
 ): Promise<BitPlan> {
   if (output?.manifest !== undefined) {
-    return new Map(output.manifest.layers.flatMap(({ name, bits, groupSize, zeroPoint }) =>
-      bits === undefined ? [] : [[name, { bits, groupSize: groupSize!, zeroPoint: zeroPoint! }] as const]
-    ));
+    return new Map(
+      output.manifest.layers.flatMap(({ name, bits, groupSize, zeroPoint }) =>
+        bits === undefined ? [] : [[name, { bits, groupSize: groupSize!, zeroPoint: zeroPoint! }] as const]
+      ),
+    );
   }
   const calibrated = await calibration.open(), { memory } = calibration;
   const { rows } = planQuantization(checkpoint, config), folder = output?.work;
