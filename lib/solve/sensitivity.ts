@@ -69,27 +69,19 @@ export async function planByBudget(
   const measurable = wanted.filter(({ name }) => layers.has(name));
   const options = new Map<string, readonly LayerOption[]>(kept?.layers);
   const meter = new HeldOutMeter(calibrated, { batches: PROBE_BATCHES, signal });
-  const passOptions = {
+  const names = new Set(measurable.map(({ name }) => name)), resumed = options.size;
+  const parts = statisticsLeft(calibrated, options, {
     kernels,
     fingerprint: "",
     groups: calibrationGroups(data.axis, 1),
     second: "total",
     blockOf: (cols: number) => chooseMoment(settings, { cols, positions: data.distinctPositions }).block,
     run: { identity: "", source: data.source, isSynthetic: data.isSynthetic, samples: data.samples },
-    names: new Set(measurable.map(({ name }) => name)),
+    names,
     signal,
     bytesAtOnce,
-  } as const;
-  // A block or a few at a time: the moments of all layers of a model of 7 B weights take 44 GB.
-  const parts = calibrated.statistics !== undefined
-    ? [calibrated.statistics]
-    : measurable.every(({ name }) => options.has(name))
-    ? []
-    : statisticsByRun(calibrated, {
-      ...passOptions,
-      start: { runs: measuredRuns(model, passOptions, options), parts: 0 },
-    });
-  calibrated.statistics?.checkLayers(measurable.map(({ name }) => name));
+  });
+  calibrated.statistics?.checkLayers([...names]);
   for await (const statistics of parts) {
     const known = new Set([...statistics.inputs.values()].flatMap((input) => input.layers));
     for (const row of measurable.filter(({ name }) => known.has(name) && !options.has(name))) {
@@ -110,7 +102,7 @@ export async function planByBudget(
         weights: measurable.length,
         bytesDone: options.size,
         bytes: measurable.length,
-        bytesResumed: 0,
+        bytesResumed: resumed,
       });
       await pause(signal);
     }
@@ -132,17 +124,23 @@ export async function planByBudget(
   return plan;
 }
 
-/** Runs of blocks at the beginning whose layers are all measured. */
-function measuredRuns(
-  model: Calibrated["model"],
-  options: Parameters<typeof blockRuns>[1],
+/**
+ * Statistics of the layers that are not measured yet, a block or a few at a time: the moments of all layers of a model
+ * of 7 B weights take 44 GB.
+ */
+function statisticsLeft(
+  calibrated: Calibrated,
   measured: ReadonlyMap<string, unknown>,
-): number {
-  const runs = blockRuns(model as Blockwise<unknown>, options);
-  const next = runs.findIndex(({ inputs }) =>
-    [...inputs.values()].some(({ layers }) => layers.some((name) => !measured.has(name)))
+  options: RunsOptions,
+): Iterable<CalibrationStatistics> | AsyncIterable<CalibrationStatistics> {
+  const isLeft = (name: string) => options.names?.has(name) === true && !measured.has(name);
+  if (![...options.names ?? []].some(isLeft)) return [];
+  if (calibrated.statistics !== undefined) return [calibrated.statistics];
+  const runs = blockRuns(calibrated.model as Blockwise<unknown>, options);
+  const first = runs.findIndex(({ inputs }) =>
+    [...inputs.values()].some(({ layers }) => layers.some(isLeft))
   );
-  return next < 0 ? runs.length : next;
+  return statisticsByRun(calibrated, { ...options, start: { runs: first, parts: 0 } });
 }
 
 /** @throws {CalibrationError} when there is nothing to measure layers with */
