@@ -289,6 +289,22 @@ describe("odd values in a tokenizer's files", () => {
   });
 });
 
+test("marks of spaces split texts as Hugging Face tokenizers 0.23.3 splits them", async () => {
+  const vocab = Object.fromEntries(["<unk>", "▁", "a", "b", "▁▁", "▁a"].map((token, id) => [token, id]));
+  const model = { type: "BPE", vocab, merges: ["▁ ▁", "▁ a"], unk_token: "<unk>" };
+  const tokens = async (how: object, text: string) => {
+    const pre_tokenizer = { type: "Metaspace", replacement: "▁", ...how };
+    const tokenizer = await loadTokenizer(folderOf({ "tokenizer.json": { model, pre_tokenizer } }));
+    return [...tokenizer.encode(text)];
+  };
+  expect(await tokens({ prepend_scheme: "never", split: true }, "b  a  ")).toEqual([3, 1, 5, 1, 1]);
+  expect(await tokens({ prepend_scheme: "always" }, "b  a  ")).toEqual([1, 3, 1, 5, 1, 1]);
+  expect(await tokens({ prepend_scheme: "never", split: false }, "b  a  ")).toEqual([3, 4, 2, 4]);
+  const unigram = { type: "Unigram", unk_id: 0, vocab: [["<unk>", 0], ["a", -1]], byte_fallback: true };
+  const error = await rejection(loadTokenizer(folderOf({ "tokenizer.json": { model: unigram } })));
+  expect(error.message).toContain('"model.byte_fallback" must be false');
+});
+
 describe("chat templates", () => {
   const hi = [{ role: "user", content: "hi" }];
   const chat = async (files: Record<string, unknown>, isAnswerNext = true) =>
@@ -313,7 +329,29 @@ describe("chat templates", () => {
 
   test("find no tools and no documents, as transformers gives them", async () => {
     const template = "{{ tools is none }} {{ documents is defined }}{% if tools is not none %} tools{% endif %}";
-    expect(await chat(config(template))).toBe("true true");
+    expect(await chat(config(template))).toBe("True True");
+  });
+
+  test("write what jinja2 3.1.6 writes with transformers' settings", async () => {
+    const cases: [string, string][] = [
+      ["{% for i in range(4) %}{{ i }},{% if i == 2 %}x{% break %}{% endif %};{% endfor %}!", "0,;1,;2,x!"],
+      ["{% for i in range(3) %}a{% if i == 1 %}b{% continue %}{% endif %}c{% endfor %}", "acabac"],
+      [
+        "{% for i in range(2) %}{% for j in range(3) %}{{ j }}{% if j == i %}{% break %}{% endif %}{% endfor %}|{% endfor %}",
+        "0|01|",
+      ],
+      ["{% for i in range(3) %}{% if i == 1 %}{% set x = 'k' %}{% endif %}{{ i }}{{ x }}{% endfor %}", "01k2"],
+      [
+        "{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+        "3",
+      ],
+      ["{% set x = 1 %}{% if true %}{% set x = 2 %}{% endif %}{{ x }}{{ none }}{{ unknown }}{{ 1 == 1 }}", "2NoneTrue"],
+      ["{% for m in messages %}{% else %}none{% endfor %}{% for i in [] %}{% else %}none{% endfor %}", "none"],
+    ];
+    for (const [template, text] of cases) expect(await chat(config(template))).toBe(text);
+    for (const template of ["{{ messages }}", "{{ '%s' % 3 }}"]) {
+      expect((await rejection(chat(config(template)))).message).toContain("its chat template fails");
+    }
   });
 
   test("that are missing, broken, too long or endless are refused", async () => {

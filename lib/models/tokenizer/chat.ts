@@ -104,6 +104,72 @@ function setGlobals(environment: Environment, now: (format: string) => string): 
   });
 }
 
+type Node = NonNullable<Parameters<Interpreter["evaluate"]>[0]>;
+type Value = ReturnType<Interpreter["evaluate"]>;
+
+/** Parts that write nothing by themselves, or what they contain. */
+const STATEMENTS = "Set If For Macro Comment CallStatement FilterStatement Break Continue Program".split(" ");
+
+/** What a value is written as, in Python's spelling; lists are not written as Python does, but by tojson. */
+function written({ type }: Node, value: Value): string {
+  const isStatement = STATEMENTS.includes(type), shown = value as { type: string; toString(): string };
+  if (shown.type === "UndefinedValue" || (shown.type === "NullValue" && isStatement)) return "";
+  if (shown.type === "NullValue") return "None";
+  if (shown.type === "BooleanValue") return String(value.value) === "true" ? "True" : "False";
+  if (["ArrayValue", "TupleValue", "ObjectValue"].includes(shown.type)) {
+    throw new TypeError("it may write a list or an object with tojson alone");
+  }
+  return shown.toString();
+}
+
+/**
+ * Makes an interpreter evaluate blocks as Jinja does where the library does not: what a loop wrote before
+ * `break` or `continue` stays, and what it sets is gone in the next round.
+ *
+ * @returns a wrapper for every evaluation
+ */
+function withJinjasBlocks(
+  interpreter: Interpreter,
+  textOf: (text: string, environment: Environment) => Value,
+): (node: Node, run: () => Value) => Value {
+  const loops: { readonly body: unknown; end: unknown }[] = [];
+  const jumps = new Map<unknown, { readonly isBreak: boolean; text: string }>();
+  const block = (parts: Node[], environment: Environment): Value => {
+    const loop = loops.at(-1), isBody = loop !== undefined && loop.body === parts;
+    if (isBody && loop.end !== undefined) throw loop.end;
+    const Scope = environment.constructor as typeof Environment;
+    const own = isBody ? new Scope(environment) : environment;
+    let text = "";
+    for (const part of parts) {
+      try {
+        text += written(part, interpreter.evaluate(part, own));
+      } catch (error) {
+        const jump = jumps.get(error);
+        if (jump === undefined) throw error;
+        text += jump.text;
+        jump.text = isBody ? "" : text;
+        if (!isBody) throw error;
+        if (jump.isBreak) loop.end = error;
+        break;
+      }
+    }
+    return textOf(text, environment);
+  };
+  Object.assign(interpreter, { evaluateBlock: block });
+  return (node, run) => {
+    const { type, body } = (node ?? {}) as { readonly type?: string; readonly body?: unknown };
+    if (type === "For") loops.push({ body, end: undefined });
+    try {
+      return run();
+    } catch (error) {
+      if (type === "Break" || type === "Continue") jumps.set(error, { isBreak: type === "Break", text: "" });
+      throw error;
+    } finally {
+      if (type === "For") loops.pop();
+    }
+  };
+}
+
 /** An interpreter that gives up where a template takes too long or makes too much. */
 function bounded(Base: typeof Interpreter, environment: Environment): Interpreter {
   let steps = 0, work = 0, depth = 0;
@@ -115,11 +181,12 @@ function bounded(Base: typeof Interpreter, environment: Environment): Interprete
       limit("parts inside each other", MAX_DEPTH, ++depth);
       let result: ReturnType<Interpreter["evaluate"]>;
       try {
-        result = super.evaluate(...args);
+        result = wrapped(args[0], () => super.evaluate(...args));
       } finally {
         depth--;
       }
       const { value } = result as { value: unknown };
+      if (typeof value === "number" && !Number.isFinite(value)) throw new TypeError("a result is no number");
       const size = typeof value === "string"
         ? value.length
         : Math.abs(Number(typeof value === "number" && value));
@@ -130,5 +197,11 @@ function bounded(Base: typeof Interpreter, environment: Environment): Interprete
       return result;
     }
   }
-  return new Bounded(environment);
+  const interpreter = new Bounded(environment);
+  const wrapped = withJinjasBlocks(
+    interpreter,
+    (text, scope) =>
+      Base.prototype.evaluate.call(interpreter, { type: "StringLiteral", value: text } as Node, scope),
+  );
+  return interpreter;
 }

@@ -37,6 +37,9 @@ export class Vocabulary {
   }
 }
 
+/** A text as a pattern that matches it. */
+const escaped = (text: string) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+
 type Check = (field: Field) => unknown;
 type Kind = "normalizer" | "pre_tokenizer" | "post_processor" | "decoder";
 
@@ -65,6 +68,23 @@ const pair: Check = (field) => {
 const splitAt = (Regex: string, behavior: "Isolated" | "Removed"): Check => ({ value }) =>
   Object.assign(value!, { type: "Split", pattern: { Regex }, behavior, invert: behavior === "Removed" });
 
+/** Splits before every mark of a space, as `split` (by default) asks for and the library does not. */
+const splitAtSpaces: Check = (field) => {
+  const { split, replacement, str_rep, prepend_scheme } = field.object();
+  if (split === false) return;
+  const mark = escaped(String(replacement ?? str_rep ?? "▁"));
+  const pattern = { Regex: `${mark}(?:(?!${mark})[\\s\\S])*|(?:(?!${mark})[\\s\\S])+` };
+  const pretokenizers = [
+    {
+      type: "Metaspace",
+      replacement: replacement ?? str_rep ?? "▁",
+      prepend_scheme: prepend_scheme ?? "always",
+    },
+    { type: "Split", pattern, behavior: "Isolated", invert: false },
+  ];
+  Object.assign(field.object(), { type: "Sequence", pretokenizers });
+};
+
 /** Fields of every kind of part, by its type; an empty name stands for the whole part. */
 const PARTS: Readonly<Record<Kind, Readonly<Record<string, Readonly<Record<string, Check>>>>>> = {
   normalizer: {
@@ -87,6 +107,8 @@ const PARTS: Readonly<Record<Kind, Readonly<Record<string, Readonly<Record<strin
       replacement: optional(text),
       str_rep: optional(text),
       prepend_scheme: optional((field) => field.choice(["always", "first", "never"])),
+      ...flags("split"),
+      "": splitAtSpaces,
     },
     Punctuation: {
       behavior: (field) => field.choice(["Isolated", "Contiguous"]),
@@ -103,8 +125,7 @@ const PARTS: Readonly<Record<Kind, Readonly<Record<string, Readonly<Record<strin
         if (field.at("behavior").value === "Isolated") Object.assign(field.object(), { invert: false });
         const literal = field.at("pattern").at("String"); // the library would keep what is to be removed
         if (!literal.isAbsent) {
-          const Regex = literal.text().replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
-          Object.assign(field.object(), { pattern: { Regex } });
+          Object.assign(field.object(), { pattern: { Regex: escaped(literal.text()) } });
         }
       },
     },
@@ -220,7 +241,13 @@ const MODELS: Readonly<Record<string, (model: Field, vocabulary: Vocabulary) => 
       }
       vocabulary.add(piece, token.value, id);
     }
-    checkFields(model, { unk_id: optional((field) => field.count(0, pieces.length - 1)) });
+    checkFields(model, {
+      unk_id: optional((field) => field.count(0, pieces.length - 1)),
+      ...flags("byte_fallback"),
+    });
+    if (model.at("byte_fallback").value === true) {
+      throw model.at("byte_fallback").fault("false: bytes in place of unknown parts are not supported here");
+    }
   },
 };
 
