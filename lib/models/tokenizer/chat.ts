@@ -131,7 +131,7 @@ function written({ type }: Node, value: Value): string {
 function withJinjasBlocks(
   interpreter: Interpreter,
   textOf: (text: string, environment: Environment) => Value,
-): (node: Node, run: () => Value) => Value {
+): (node: Node | undefined, run: () => Value) => Value {
   const loops: { readonly body: unknown; end: unknown }[] = [];
   const jumps = new Map<unknown, { readonly isBreak: boolean; text: string }>();
   const block = (parts: Node[], environment: Environment): Value => {
