@@ -143,6 +143,18 @@ export async function saveStatistics(
   return readCalibrationStatistics(path, { fingerprint }).statistics;
 }
 
+/** Saves statistics that several files were merged into. @throws {OutputError} when there is another file */
+export function saveMerged(
+  path: string,
+  statistics: CalibrationStatistics,
+  { force = false, onEvent }: RunOptions & { readonly force?: boolean | undefined },
+): void {
+  if (ownKind(path) === "link") checkOwn(path);
+  if (exists(path)) refuseFile(path, force);
+  writeCalibrationStatistics(path, statistics);
+  onEvent?.({ kind: "calibrate", message: `statistics of ${statistics.runs.length} runs saved as ${quote(path)}` });
+}
+
 /** @throws {OutputError} where a name leads elsewhere, or is that of a file of somebody else */
 function checkOwn(path: string): void {
   const kind = ownKind(path);
@@ -260,11 +272,7 @@ function joined(paths: readonly string[], fingerprint: string): CalibrationStati
   const { groups, second, runs } = first!;
   const load: LoadMoments = (name, which) => inputs.get(name)![which]!;
   const statistics = new CalibrationStatistics({ fingerprint, groups, inputs, second, runs, load });
-  for (const [name, own] of statistics.inputs) {
-    const from = inputs.get(name)!;
-    for (const key of ["weight", "tokens", "samples", "sum"] as const) own[key].set(from[key]);
-    for (const [g, histogram] of own.histograms.entries()) histogram.merge(from.histograms[g]!);
-  }
+  statistics.takeSums(inputs);
   return statistics;
 }
 

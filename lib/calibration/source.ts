@@ -5,17 +5,18 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Config, hasBudget } from "../config/mod.ts";
-import { type HeldWeights, modelFrom } from "../models/mod.ts";
+import { type HeldWeights, modelFrom, runLimits } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
 import { chooseMoment } from "./moment_structure.ts";
-import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
+import { loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile } from "../files/whole.ts";
 import { acquireFileLock } from "../output/lock.ts";
 import { digestTensors } from "../output/source_digest.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
-import { loadStatistics, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
+import { loadStatistics, saveMerged, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
+import { layersWith, type Solvable } from "./statistics_alone.ts";
 
 /** Data that lie beside a checkpoint and are used when none are named. */
 const BESIDE = ["calibration.jsonl", "calibration_images.safetensors", "calibration.safetensors"];
@@ -31,6 +32,10 @@ export function calibrationBeside(folder: string): string | undefined {
  */
 export const calibrationSource = ({ folder, root }: Checkpoint, { calibrationData }: Config): string =>
   calibrationData ?? calibrationBeside(folder) ?? calibrationBeside(root) ?? "self";
+
+/** Whether a configuration names saved statistics as its calibration data. */
+export const hasStatistics = ({ calibrationData }: Config): boolean =>
+  calibrationData !== null && statisticsFiles(calibrationData) !== undefined;
 
 /** A digest of the data's bytes; data that are made have none but their name. */
 export async function calibrationDigest(source: string): Promise<string> {
@@ -68,11 +73,15 @@ export async function openCalibration(
     /** As {@linkcode loadCalibration} takes it. */
     readonly batchPositions?: number | undefined;
   },
-): Promise<Calibrated> {
+): Promise<Solvable> {
   const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
   const fingerprint = files === undefined && save === undefined ? "" : modelFingerprint(checkpoint);
   const statistics = files && loadStatistics(files, fingerprint);
   options.onEvent?.({ kind: "stage", message: "opening the model" });
+  if (statistics !== undefined && (statistics.fingerprint === "" || runLimits(checkpoint) !== undefined)) {
+    if (save !== undefined) saveMerged(save.path, statistics, options);
+    return layersWith(statistics, kernels, { checkpoint, path: source, held: options.held });
+  }
   const loaded = modelFrom(checkpoint, kernels, { held: options.held });
   const samples = config.calibrationSamples, seed = config.calibrationSeed;
   // A saved pass goes on from its number of parts: they are always alike.

@@ -1,4 +1,5 @@
 /** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, generation, tokens, pictures. */
+export { checkpointLayers, type ModelLayers } from "./checkpoint_layers.ts";
 export { type StoredGeneration, storedGeneration } from "./configuration/generation.ts";
 export type { DitConfig } from "./dit/config.ts";
 export { type DitModel, type ImageBatch, loadDit } from "./dit/model.ts";

@@ -1,16 +1,16 @@
 /** Calibration within a run: data opened once when first needed, bits by plan or budget, and warnings. */
-import type { Calibrated } from "../calibration/mod.ts";
 import {
   calibrationDigest,
   calibrationSource,
   openCalibration,
   type SaveCalibration,
 } from "../calibration/source.ts";
+import type { Solvable } from "../calibration/statistics_alone.ts";
 import { type Config, type ConfigInForce, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { MemoryError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
-import { modelRequirements } from "../models/mod.ts";
+import { modelRequirements, runLimits } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { BitPlan } from "../plan/budget.ts";
 import { isTokenTable, type Plan } from "../plan/plan.ts";
@@ -26,7 +26,7 @@ export interface RunCalibration {
   /** Text that stands for the data's bytes. @throws {CalibrationError} when there are none */
   digest(): Promise<string>;
   /** The model with the data, opened by the first call: its weights are read when they are needed. */
-  open(): Promise<Calibrated>;
+  open(): Promise<Solvable>;
   readonly memory: MemoryShares;
 }
 
@@ -44,7 +44,7 @@ interface CalibrationOptions extends RunOptions {
 export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptions): RunCalibration {
   const { config, kernels, saveCalibration } = options;
   const memory = new MemoryShares(options.memoryBytes);
-  let digest: Promise<string> | undefined, opened: Promise<Calibrated> | undefined;
+  let digest: Promise<string> | undefined, opened: Promise<Solvable> | undefined;
   return {
     memory,
     digest: async () => await (digest ??= calibrationDigest(calibrationSource(checkpoint, config))),
@@ -57,7 +57,7 @@ export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptio
         ...options,
         held: memory.held,
         bytesAtOnce: Math.min(STATISTICS_BYTES, memory.roomBytes / 4),
-        batchPositions: memory.batchPositions(checkpoint),
+        batchPositions: runLimits(checkpoint) === undefined ? memory.batchPositions(checkpoint) : undefined,
       });
     },
   };
@@ -66,10 +66,14 @@ export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptio
 /** Bytes of saved statistics that are gathered at once, at most. */
 const STATISTICS_BYTES = 2 * 2 ** 30;
 
+const most = <T extends { readonly bytes: number }>(all: readonly T[]): T =>
+  all.reduce((a, b) => b.bytes > a.bytes ? b : a, all[0]!);
+
 /** @throws {MemoryError} when the largest matrix alone does not fit, before a weight is read */
 function checkWeights(checkpoint: Checkpoint, { limitBytes, residentBytes }: MemoryShares): void {
-  const { matrices } = modelRequirements(checkpoint);
-  const largest = matrices.reduce((a, b) => b.bytes > a.bytes ? b : a, matrices[0]!);
+  const largest = runLimits(checkpoint) === undefined
+    ? most(modelRequirements(checkpoint).matrices)
+    : most([...checkpoint.tensors.values()].map(({ info: { name, byteLength: bytes } }) => ({ name, bytes })));
   const needed = residentBytes + largest.bytes;
   if (needed <= limitBytes) return;
   throw new MemoryError(

@@ -1,5 +1,6 @@
 /** The solver of a run: the configured one, or what `auto` chooses for a model and its bits. */
 import { type Config, type ConfigInForce, hasBudget, isInForce, withPhaseSolver } from "../config/mod.ts";
+import { hasStatistics } from "../calibration/source.ts";
 import { CheckpointError, FormatError } from "../errors.ts";
 import { loadScheduler, runLimits } from "../models/mod.ts";
 import { type BitPlan, readPlan } from "../plan/budget.ts";
@@ -60,6 +61,7 @@ export function chooseSolver(checkpoint: Checkpoint, config: Config): ConfigInFo
   }
   if (config.minAccuracy > 0) return chosen(byWeights, "min_accuracy compares weights");
   const limits = runLimits(checkpoint);
+  if (hasStatistics(config)) return chosen("best", "fewer than 8 bits, and there are statistics");
   if (limits !== undefined) return chosen(byWeights, "the model cannot run here");
   if (checkpoint.kind === "dit" && !hasSchedule(checkpoint)) {
     return chosen(

@@ -1,7 +1,8 @@
 /** The stages of a calibrated run, with the memory that each takes and the time that it will take here. */
 import { chooseMoment } from "../calibration/moment_structure.ts";
 import { blockRuns } from "../calibration/collect.ts";
-import type { Calibrated, CalibrationPart } from "../calibration/mod.ts";
+import type { CalibrationPart } from "../calibration/mod.ts";
+import { type Solvable, thatRuns } from "../calibration/statistics_alone.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { maskedRows } from "../calibration/step_kl.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
@@ -64,7 +65,7 @@ interface SolvedStage {
 
 /** What a run works on. */
 export interface CountedRun {
-  readonly calibrated: Calibrated;
+  readonly calibrated: Solvable;
   readonly checkpoint: Checkpoint;
   /** Of the plan. */
   readonly rows: readonly PlanRow[];
@@ -76,14 +77,21 @@ export interface CountedRun {
 /** A run that is counted before it begins. */
 export class CountedWork {
   readonly #run: CountedRun;
-  readonly #model: ReturnType<typeof modelConfig>;
+  /** Undefined where the model does not run. */
+  readonly #model: ReturnType<typeof modelConfig> | undefined;
   /** Bytes of all weights as they are held, and of the block or the table that takes most. */
   readonly weights: { readonly bytes: number; readonly leastBytes: number };
 
   constructor(run: CountedRun) {
     this.#run = run;
-    this.#model = modelConfig(run.checkpoint);
-    const { weightBytes, matrices } = modelRequirements(run.checkpoint);
+    const { checkpoint } = run, isRun = run.calibrated.kind !== "layers";
+    this.#model = isRun ? modelConfig(checkpoint) : undefined;
+    const matrices = isRun ? modelRequirements(checkpoint).matrices : run.calibrated.model.stages.flatMap(
+      ({ layers }) => layers.map(({ name }) => ({ name, bytes: checkpoint.tensors.get(name)!.info.byteLength })),
+    );
+    const weightBytes = isRun
+      ? modelRequirements(checkpoint).weightBytes
+      : matrices.reduce((sum, { bytes }) => sum + bytes, 0);
     const bytesOf = new Map(matrices.map(({ name, bytes }) => [name, bytes]));
     const sizes = [...Map.groupBy(run.calibrated.model.stages, ({ block }) => block).values()].map((stages) =>
       stages.flatMap(({ layers }) => layers).reduce((sum, { name }) => sum + (bytesOf.get(name) ?? 0), 0)
@@ -98,7 +106,7 @@ export class CountedWork {
     const fit = data.fit.slice(0, Math.ceil(data.fit.length * share));
     return new CountedWork({
       ...this.#run,
-      calibrated: { ...calibrated, data: { ...data, fit } } as Calibrated,
+      calibrated: { ...calibrated, data: { ...data, fit } } as Solvable,
     });
   }
 
@@ -116,13 +124,13 @@ export class CountedWork {
   }
 
   get #width(): number {
-    return this.#model.config.hiddenSize;
+    return this.#model?.config.hiddenSize ?? 0;
   }
 
   /** Cost of a forward pass over parts, without logits. */
   #pass(parts: readonly Part[]) {
     const costs = parts.map(({ samples, weights: { length } }) =>
-      forwardCost(this.#model, { batch: samples, tokens: length / samples, rows: 1 })
+      forwardCost(this.#model!, { batch: samples, tokens: length / samples, rows: 1 })
     );
     const positions = positionsIn(parts);
     const multiplyAdds = costs.reduce((sum, cost) => sum + cost.multiplyAdds, 0);
@@ -187,7 +195,7 @@ export class CountedWork {
     // Beside the inputs of a part, what they lost.
     const lost = corrects ? pass.bytes / 2 : 0;
     const held = this.#pass(heldOut), rows = this.#maskedRows();
-    const { vocabularySize = 0 } = this.#model.config as { readonly vocabularySize?: number };
+    const { vocabularySize = 0 } = (this.#model?.config ?? {}) as { readonly vocabularySize?: number };
     return [
       {
         name: count > 1 ? `solving ${count} candidates` : "solving",
@@ -228,7 +236,7 @@ export class CountedWork {
   /** Held-out positions whose logits are compared. */
   #maskedRows(): number {
     const { calibrated } = this.#run;
-    if (calibrated.kind === "images") return 0;
+    if (calibrated.kind !== "sequences") return 0;
     const { data, model: { config }, shift } = calibrated;
     return data.heldOut.reduce(
       (sum, { batch: { inputIds }, samples }) =>
@@ -274,7 +282,7 @@ export class CountedWork {
   }
 
   #phases(config: ConfigInForce): RunStage {
-    const { calibrated: { kind, data: { fit, heldOut } } } = this.#run;
+    const { kind, data: { fit, heldOut } } = thatRuns(this.#run.calibrated, "run the phases");
     const { validation, boundarySmoothing, transitionOptimization: refinement } = config.thermodynamic;
     const pass = this.#pass(fit), held = this.#pass(heldOut), [first] = fit;
     const axis = validation.enabled || boundarySmoothing.enabled || config.enableTimeAware;

@@ -3,7 +3,7 @@
  * settings would take, and memory and disk, which are refused where they do not suffice, with a setting for which
  * they do.
  */
-import type { Calibrated } from "../calibration/mod.ts";
+import type { Solvable } from "../calibration/statistics_alone.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
 import { MemoryError, OutputError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
@@ -49,7 +49,7 @@ const sum = <T>(values: readonly T[], of: (value: T) => number) =>
  * @throws {MemoryError} when a stage does not fit, with a setting that does
  * @throws {OutputError} when the disk has no room for what the run keeps until it is finished
  */
-export function announce(run: ForecastRun, calibrated: Calibrated, rows: readonly PlanRow[]): void {
+export function announce(run: ForecastRun, calibrated: Solvable, rows: readonly PlanRow[]): void {
   const { checkpoint, config, kernels, memory, folder, measuredShare, options: { onEvent } } = run;
   const memoryBytes = memory.limitBytes;
   const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes, measuredShare });
@@ -120,7 +120,7 @@ function divide(memory: MemoryShares, { weights }: CountedWork, stages: readonly
 function checkDisk(
   { config, folder, memory }: ForecastRun,
   counted: CountedWork,
-  calibrated: Calibrated,
+  calibrated: Solvable,
   stages: readonly RunStage[],
 ): void {
   const free = folder === undefined ? undefined : freeBytes(folder);

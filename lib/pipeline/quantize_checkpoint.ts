@@ -6,9 +6,9 @@
 import { join } from "node:path";
 import process from "node:process";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
-import type { Calibrated } from "../calibration/mod.ts";
+import { type Solvable, thatRuns } from "../calibration/statistics_alone.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
-import type { SaveCalibration } from "../calibration/source.ts";
+import { hasStatistics, type SaveCalibration } from "../calibration/source.ts";
 import {
   canonicalConfig,
   checkConfig,
@@ -196,12 +196,14 @@ function warn({ config, options: { onEvent } }: QuantizeRun, { plan, bitPlan }: 
 async function heldOutError(
   { config, kernels }: QuantizeRun,
   { plan }: PlannedRun,
-  calibrated: Calibrated | undefined,
+  calibrated: Solvable | undefined,
   { solved, phases }: { readonly solved: SolvedModel | undefined; readonly phases: PhaseResult | undefined },
 ): Promise<HeldOutError | undefined> {
   const { refinement } = phases?.report ?? {};
   if (refinement?.kept === true) return { metric: "step KL, nats", value: refinement.heldOutAfter };
-  if (calibrated === undefined || calibrated.data.heldOut.length === 0) return undefined;
+  if (calibrated === undefined || calibrated.kind === "layers" || calibrated.data.heldOut.length === 0) {
+    return undefined;
+  }
   const metric = HELD_OUT_METRICS[calibrated.kind];
   if (solved !== undefined) return { metric, value: solved.distances[solved.chosen]! };
   const packed = quantizedByWeights(calibrated.model, plan.rows, config, kernels);
@@ -247,9 +249,9 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
     config = chooseSolver(checkpoint, options.config);
     const isRun = isCalibrated(config) || config.calibrationData !== null ||
       options.saveCalibration !== undefined;
-    const limits = runLimits(checkpoint);
-    if (isRun && limits !== undefined) throw withoutCalibration(limits);
-    const messages = [...checkpoint.notes, ...(limits === undefined ? [] : [weightsAlone(limits)])];
+    const limits = runLimits(checkpoint), isSolved = hasStatistics(config);
+    if (isRun && limits !== undefined && !isSolved) throw withoutCalibration(limits);
+    const messages = [...checkpoint.notes, ...(limits === undefined ? [] : [isSolved ? statisticsAlone(limits) : weightsAlone(limits)])];
     for (const message of messages) onEvent?.({ kind: "input", message });
     const choice = choiceText(options.config, config);
     if (choice !== undefined) onEvent?.({ kind: "solver", message: choice });
@@ -295,10 +297,14 @@ const withoutCalibration = ({ message, path, cause }: CheckpointError): Checkpoi
     },
   );
 
-const weightsAlone = ({ message }: CheckpointError): string => {
-  const why = message.length > 300 ? `${message.slice(0, 300)}…` : message;
-  return `weights alone are quantized, by names and shapes; the model cannot run or calibrate here: ${why}`;
-};
+const shortened = ({ message }: CheckpointError): string =>
+  message.length > 300 ? `${message.slice(0, 300)}…` : message;
+
+const weightsAlone = (limits: CheckpointError): string =>
+  `weights alone are quantized, by names and shapes; the model cannot run or calibrate here: ${shortened(limits)}`;
+
+const statisticsAlone = (limits: CheckpointError): string =>
+  `layers are solved on saved statistics, by names and shapes; the model cannot run here: ${shortened(limits)}`;
 
 /** The same open checkpoint with another configuration; the same calibration data are not opened again. */
 export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
@@ -389,7 +395,7 @@ export async function calibrateRun(
   run: QuantizeRun,
   { plan, bitPlan }: PlannedRun,
   output?: Rewrite,
-): Promise<Calibrated | undefined> {
+): Promise<Solvable | undefined> {
   const { checkpoint, config, kernels, calibration, options } = run, { onEvent } = options;
   if (output?.isComplete) return undefined;
   const rows = quantizedRows(plan);
@@ -426,7 +432,7 @@ export async function calibrateRun(
 export async function solveRun(
   { config, kernels, calibration, memoryBytes, options }: QuantizeRun,
   { plan }: PlannedRun,
-  calibrated: Calibrated | undefined,
+  calibrated: Solvable | undefined,
   { output, known }: { readonly output?: Rewrite | undefined; readonly known?: KnownSolutions } = {},
 ): Promise<SolvedModel | undefined> {
   if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
@@ -444,11 +450,11 @@ export async function solveRun(
 export async function phasesRun(
   { checkpoint, config, kernels, options }: QuantizeRun,
   { plan }: PlannedRun,
-  calibrated: Calibrated | undefined,
+  calibrated: Solvable | undefined,
   solved: SolvedModel | undefined,
 ): Promise<PhaseResult | undefined> {
   if (calibrated === undefined || !wantsPhases(config)) return undefined;
-  const phases = { checkpoint, calibrated, plan, config, kernels, solved: solved?.layers };
+  const phases = { checkpoint, calibrated: thatRuns(calibrated, "run the phases"), plan, config, kernels, solved: solved?.layers };
   return await stoppable(options.signal, KEPT, () => runConfiguredPhases(phases, options));
 }
 

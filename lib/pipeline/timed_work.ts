@@ -3,7 +3,8 @@
  * moments gathered, factored and solved on, weights packed and hashed.
  */
 import { createHash } from "node:crypto";
-import type { Calibrated, CalibrationPart } from "../calibration/mod.ts";
+import type { CalibrationPart } from "../calibration/mod.ts";
+import type { Solvable } from "../calibration/statistics_alone.ts";
 import type { Solver } from "../config/names.ts";
 import type { Blockwise, ImageBatch, SequenceBatch } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
@@ -60,11 +61,11 @@ interface MomentTimes {
 /** Times of kinds of work, each measured when it is first asked for. */
 export class TimedWork {
   readonly #kernels: Kernels;
-  readonly #calibrated: Calibrated;
+  readonly #calibrated: Solvable;
   readonly #known = new Map<string, number>();
   readonly #moments = new Map<number, MomentTimes>();
 
-  constructor(kernels: Kernels, calibrated: Calibrated) {
+  constructor(kernels: Kernels, calibrated: Solvable) {
     [this.#kernels, this.#calibrated] = [kernels, calibrated];
   }
 
@@ -78,6 +79,7 @@ export class TimedWork {
   position(multiplyAdds: number): number {
     return this.#once("position", () => {
       const { kind, model, data } = this.#calibrated;
+      if (kind === "layers") return 0;
       return kind === "sequences"
         ? this.#block(model, data.fit[0] ?? data.heldOut[0], multiplyAdds, sequences)
         : this.#block(model, data.fit[0] ?? data.heldOut[0], multiplyAdds, images);

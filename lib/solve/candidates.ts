@@ -9,9 +9,10 @@ import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
-import type { Calibrated } from "../calibration/mod.ts";
+import type { Solvable } from "../calibration/statistics_alone.ts";
 import { sha256 } from "../files/whole.ts";
 import { isTokenTable, type Plan, type PlanRow } from "../plan/plan.ts";
+import { listing } from "../tensor/mod.ts";
 import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import { isRounded, quantizedByWeights, weightSolver } from "./by_weights.ts";
@@ -33,7 +34,7 @@ export function solverSettings({ solverOptions, thermodynamic }: Config): Solver
 /** Phase 3's weights by time. By default only image models have them; docs/solvers.md has why. */
 export function timeWeightSettings(
   { thermodynamic }: Config,
-  kind: Calibrated["kind"],
+  kind: Solvable["kind"],
 ): TimeWeightSettings | undefined {
   const { enabled, timeWeights, betaSchedule } = thermodynamic.transitionOptimization;
   const sampler = timeWeights !== "auto" ? timeWeights : kind === "images" ? "ddpm" : "none";
@@ -60,7 +61,7 @@ const MANY_WEIGHTS = 2 ** 26;
  * The configured settings and the alternatives that are tried. Phase 3's terms are compared with solving
  * without them, unless one candidate is asked for; which of the others is best differs from model to model.
  */
-function candidatesOf({ kind, model }: Calibrated, config: ConfigInForce): Candidate[] {
+function candidatesOf({ kind, model }: Solvable, config: ConfigInForce): Candidate[] {
   const { solver, solverOptions: { effort } } = config;
   const weights = model.stages.reduce(
     (sum, { layers }) => layers.reduce((own, { weights: { rows, cols } }) => own + rows * cols, sum),
@@ -90,7 +91,7 @@ function candidatesOf({ kind, model }: Calibrated, config: ConfigInForce): Candi
 }
 
 /** How many candidates are solved: one where nothing is held out to choose by. */
-export const candidateCount = (calibrated: Calibrated, config: ConfigInForce): number =>
+export const candidateCount = (calibrated: Solvable, config: ConfigInForce): number =>
   calibrated.data.heldOut.length === 0 ? 1 : candidatesOf(calibrated, config).length;
 
 /** A solved model. */
@@ -121,7 +122,7 @@ export type KnownSolutions = Map<string, KnownSolution>;
 
 /** A plan to solve. */
 export interface SolveTask {
-  readonly calibrated: Calibrated;
+  readonly calibrated: Solvable;
   readonly plan: Plan;
   readonly config: ConfigInForce;
   readonly kernels: Kernels;
@@ -171,7 +172,7 @@ export async function solvePlan(task: SolveTask, options: RunOptions): Promise<S
 type Report = (kind: RunEvent["kind"], message: string) => void;
 
 /** Reports the calibration data; where nothing is held out, one candidate is left. */
-function reportData({ data }: Calibrated, candidates: Candidate[], event: Report): void {
+function reportData({ data }: Solvable, candidates: Candidate[], event: Report): void {
   event("calibrate", `${data.source}${data.isSynthetic ? ": NOT real data" : ""}`);
   for (const warning of data.warnings) event("warning", warning);
   if (data.heldOut.length === 0 && candidates.length > 1) {
@@ -193,7 +194,7 @@ function reportData({ data }: Calibrated, candidates: Candidate[], event: Report
 
 /** Reports the candidates' held-out distances, and whether phase 3's terms were kept. */
 function reportChoice(
-  { kind, data }: Calibrated,
+  { kind, data }: Solvable,
   config: Config,
   { distances, chosen, taken }: {
     readonly distances: readonly number[];
@@ -202,7 +203,7 @@ function reportChoice(
   },
   event: Report,
 ): void {
-  if (data.heldOut.length > 0) {
+  if (data.heldOut.length > 0 && kind !== "layers") {
     const values = distances.map((value) => Number.isNaN(value) ? "-" : value.toPrecision(3)).join(", ");
     event(
       "calibrate",
@@ -231,12 +232,13 @@ class CandidateSolver {
   /** The others' packed forms, once they are needed. */
   #fixed: ReadonlyMap<string, PackedTensor> | undefined;
   readonly #weights: TimeWeightSettings | undefined;
-  readonly #byTime: Calibrated | undefined;
+  readonly #byTime: Solvable | undefined;
   #weightsDone = 0;
   #work = 0;
   #shown = performance.now();
   #solved: readonly [done: number, of: number];
-  readonly #heldOut: HeldOutMeter;
+  /** Undefined where nothing runs. */
+  readonly #heldOut: HeldOutMeter | undefined;
 
   constructor(task: SolveTask, count: number, options: RunOptions) {
     const { calibrated, plan, config } = task;
@@ -245,15 +247,12 @@ class CandidateSolver {
       plan.rows.filter(({ action }) => action === "quantize").map((row) => [row.name, row]),
     );
     const solvable = new Set(calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
-    this.#wanted = [...this.#rows.values()].filter((row) => {
-      if (isTokenTable(row) || isRounded(config, row)) return false;
-      if (solvable.has(row.name)) return true;
-      const how = weightSolver(config, row) === "clip" ? "clip search" : "rounded";
-      this.#event("warning", `${row.name} is no linear layer: ${how} without its inputs`);
-      return false;
-    }).map(({ name }) => name);
+    const own = [...this.#rows.values()].filter((row) => !isTokenTable(row) && !isRounded(config, row));
+    this.#wanted = own.filter(({ name }) => solvable.has(name)).map(({ name }) => name);
+    this.#reportOthers(own.filter(({ name }) => !solvable.has(name)));
     this.#solved = [0, this.#wanted.length];
     this.#weights = timeWeightSettings(config, calibrated.kind);
+    if (calibrated.kind === "layers") return;
     this.#heldOut = new HeldOutMeter(calibrated, {
       signal: options.signal,
       onShare: (share) => this.#measured(share),
@@ -263,6 +262,22 @@ class CandidateSolver {
 
   #event(kind: RunEvent["kind"], message: string): void {
     this.#options.onEvent?.({ kind, message });
+  }
+
+  /** Says which rows are quantized by their weights alone, and how. */
+  #reportOthers(rows: readonly PlanRow[]): void {
+    const { calibrated: { kind }, config } = this.#task;
+    const how = (row: PlanRow) => weightSolver(config, row) === "clip" ? "clip search" : "rounded";
+    if (kind !== "layers") {
+      for (const row of rows) {
+        this.#event("warning", `${row.name} is no linear layer: ${how(row)} without its inputs`);
+      }
+      return;
+    }
+    for (const [solver, own] of Map.groupBy(rows, how)) {
+      const names = listing(own.map(({ name }) => name)), { length } = own;
+      this.#event("warning", `${length} of ${this.#rows.size} layers have no statistics: ${solver} (${names})`);
+    }
   }
 
   /** Text of everything that a candidate's solution depends on, beside model and data. */
@@ -281,7 +296,7 @@ class CandidateSolver {
         ...[...layers].map(([name, { tensor }]) => [name, tensor] as const),
       ]);
       this.#event("stage", "held-out distance");
-      const distance = calibrated.data.heldOut.length > 0 ? await this.#heldOut.distance(tensors) : NaN;
+      const distance = calibrated.data.heldOut.length > 0 ? await this.#heldOut!.distance(tensors) : NaN;
       return { layers, tensors, distance, milliseconds: performance.now() - begin };
     });
   }

@@ -20,6 +20,7 @@ import {
 } from "../plan/budget.ts";
 import { solverSettings } from "./candidates.ts";
 import type { Calibrated } from "../calibration/mod.ts";
+import type { Solvable } from "../calibration/statistics_alone.ts";
 import type { Blockwise, LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { leastBits } from "../plan/rules.ts";
@@ -52,13 +53,14 @@ export interface BudgetOptions extends RunOptions, Pick<RunsOptions, "bytesAtOnc
  */
 export async function planByBudget(
   checkpoint: Checkpoint,
-  calibrated: Calibrated,
+  calibrated: Solvable,
   config: ConfigInForce,
   kernels: Kernels,
   { onEvent, onProgress, signal, bytesAtOnce, kept }: BudgetOptions,
 ): Promise<BitPlan> {
   const { rows } = planQuantization(checkpoint, config);
   const wanted = rows.filter(isChosen);
+  if (calibrated.kind === "layers") throw withoutHeldOut(calibrated);
   const { model, data } = calibrated, settings = solverSettings(config);
   checkHeldOut(calibrated);
   const weights = weightsOf(wanted);
@@ -145,12 +147,14 @@ function statisticsLeft(
 
 /** @throws {CalibrationError} when there is nothing to measure layers with */
 function checkHeldOut({ data, statistics }: Calibrated): void {
-  if (data.heldOut.length > 0) return;
-  throw new CalibrationError(
+  if (data.heldOut.length === 0) throw withoutHeldOut({ statistics });
+}
+
+const withoutHeldOut = ({ statistics }: Pick<Solvable, "statistics">): CalibrationError =>
+  new CalibrationError(
     "Cannot choose bits by a budget: 8 records or more are needed to hold some out, got " +
       (statistics === undefined ? "fewer" : "saved statistics without any: give the data themselves"),
   );
-}
 
 /** Whether a budget chooses a row's bits; token tables have their own. */
 export const isChosen = (row: PlanRow): boolean => row.action === "quantize" && !isTokenTable(row);

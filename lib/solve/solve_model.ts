@@ -14,14 +14,15 @@ import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
-import type { Blockwise, LinearLayer, Matrix, Stage } from "../models/mod.ts";
+import type { Blockwise, LinearLayer, Matrix, ModelLayers, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
 import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/solvers/moments.ts";
 import { settingsFor } from "../quant/solvers/effort.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
-import type { Calibrated, CalibrationSet } from "../calibration/mod.ts";
+import type { CalibrationSet } from "../calibration/mod.ts";
+import type { Solvable } from "../calibration/statistics_alone.ts";
 import { rowWeights } from "../calibration/collect.ts";
 import {
   chooseMoment,
@@ -102,7 +103,7 @@ export function denseWeights(kernels: Kernels, { weights, name }: LinearLayer): 
 }
 
 /** The layers to solve, in the order in which they run, a stage at a time. */
-function stagesToSolve(model: Blockwise<never>, gridOf: SolveOptions["gridOf"]) {
+function stagesToSolve(model: Pick<Blockwise<never>, "stages">, gridOf: SolveOptions["gridOf"]) {
   const seen = new Set<string>();
   return model.stages.map(({ block, layers }) => ({
     block,
@@ -116,12 +117,15 @@ function stagesToSolve(model: Blockwise<never>, gridOf: SolveOptions["gridOf"]) 
  * @throws {WeightsError} when weights or moments are NaN or infinite
  * @throws {CalibrationError} when there is nothing to calibrate with, or saved statistics lack a layer
  */
-export function solveModel(calibrated: Calibrated, options: SolveOptions): Promise<Map<string, SolvedLayer>> {
+export function solveModel(calibrated: Solvable, options: SolveOptions): Promise<Map<string, SolvedLayer>> {
   const { data: { fit }, statistics } = calibrated;
   if (statistics === undefined && fit.length === 0) {
     throw new CalibrationError("Cannot calibrate: there must be samples, got none");
   }
   const gathered = options.mode === "once" || fit.length === 0 ? statistics : undefined;
+  if (calibrated.kind === "layers") {
+    return new ModelSolver(calibrated.model, calibrated.data, calibrated.statistics, options).solve();
+  }
   return calibrated.kind === "sequences"
     ? new ModelSolver(calibrated.model, calibrated.data, gathered, options).solve()
     : new ModelSolver(calibrated.model, calibrated.data, gathered, options).solve();
@@ -163,7 +167,7 @@ class ModelSolver<Batch> {
   readonly #full: StagedRuns<Batch> | undefined;
 
   constructor(
-    readonly model: Blockwise<Batch>,
+    readonly model: Blockwise<Batch> | ModelLayers,
     readonly data: CalibrationSet<Batch>,
     /** Moments of every layer's inputs in full precision, where they are known: the model is not run then. */
     readonly statistics: CalibrationStatistics | undefined,
@@ -175,7 +179,7 @@ class ModelSolver<Batch> {
     const corrects = isBlockwise && solver === "best" &&
       (settings.correction > 0 || settings.residualCorrection > 0);
     const runs = (name: string, weights?: ReadonlyMap<string, Matrix>) =>
-      new StagedRuns(model, data.fit, this.#kept, name, weights);
+      new StagedRuns(model as Blockwise<Batch>, data.fit, this.#kept, name, weights);
     // Once: all on full precision's inputs, also inside a block.
     if (statistics === undefined) this.#runs = runs("run", isBlockwise ? this.#weights : undefined);
     if (statistics === undefined && corrects) this.#full = runs("full");
@@ -191,7 +195,8 @@ class ModelSolver<Batch> {
 
   async #solve(): Promise<Map<string, SolvedLayer>> {
     const { model, data, statistics, options } = this;
-    const stages = stagesToSolve(model as Blockwise<never>, options.gridOf);
+    const stages = stagesToSolve(model, options.gridOf);
+    if (stages.length === 0) return this.#solved;
     const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
     const done = (layer: SolvedLayer) => {
       this.#solved.set(layer.name, layer);
@@ -236,7 +241,7 @@ class ModelSolver<Batch> {
   /** Different inputs of a stage's layers, as far as that is known before they run. */
   #positions({ layers: [first] }: LayerStage): number {
     const { data, statistics } = this;
-    return statistics === undefined ? data.distinctPositions : statistics.moments(first!.name).tokens;
+    return statistics === undefined ? data.distinctPositions : statistics.tokensOf(first!.name);
   }
 
   /** Structure of the moment of a stage's inputs. */
@@ -441,7 +446,7 @@ function warnOfFewInputs<Batch>(
   const widest = stages.map(({ layers }) => layers[0]!)
     .reduce((a, b) => b.weights.cols > a.weights.cols ? b : a, stages[0]!.layers[0]!);
   const wanted = INPUTS_PER_COLUMN * widest.weights.cols;
-  const got = statistics === undefined ? data.distinctPositions : statistics.moments(widest.name).tokens;
+  const got = statistics === undefined ? data.distinctPositions : statistics.tokensOf(widest.name);
   if (got >= wanted) return;
   onWarning?.(
     `${widest.name} reads ${widest.weights.cols} columns: calibrate with at least ${wanted} different positions, got ${got}`,

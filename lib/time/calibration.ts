@@ -52,13 +52,28 @@ export interface InputStatistics extends LayerInput {
   readonly samples: Float64Array<ArrayBuffer>;
   /** `f64[groups, cols]`: Σ w x */
   readonly sum: Float64Array<ArrayBuffer>;
+  /** `f64[groups, cols]`: Σ w x² */
+  readonly squares: Float64Array<ArrayBuffer>;
   /** `f32[cols, cols]`: Σ w x xᵀ over all groups; of blocks on the diagonal `f32[block, block]` each */
   readonly second: Float32Array<ArrayBuffer> | undefined;
   /** `f32[groups, cols, cols]`: the same for each, always whole */
   readonly groupSecond: Float32Array<ArrayBuffer> | undefined;
-  /** One a group: every value of an input counts 1, whatever its weight. */
+  /** One a group: every value of an input counts 1, whatever its weight. Empty where a file has none. */
   readonly histograms: readonly ActivationHistogram[];
 }
+
+/** The model that statistics are of, as far as another program can tell it. */
+export interface StatisticsModel {
+  /** A name for people. */
+  readonly name: string;
+  /** Rows and columns of every linear layer that was to be looked at, by the name of its weight. */
+  readonly layers: ReadonlyMap<string, readonly [rows: number, cols: number]>;
+  /** {@linkcode MODEL_SAMPLES} weights of each, evenly spread from the first to the last. */
+  readonly samples?: ReadonlyMap<string, Float32Array> | undefined;
+}
+
+/** Weights of a layer by which a model is told from another one with the same names and shapes. */
+export const MODEL_SAMPLES = 8;
 
 /** Times and weights of the rows of an input. */
 export interface ObservedSamples {
@@ -70,8 +85,10 @@ export interface ObservedSamples {
 
 /** Options of new statistics. */
 export interface StatisticsOptions {
-  /** Of the model, as `modelFingerprint` makes it. */
+  /** Of the model's files, as `modelFingerprint` makes it; empty where a program that saw no files gathered them. */
   readonly fingerprint: string;
+  /** What else is known of the model. */
+  readonly model?: StatisticsModel | undefined;
   /** Time groups that the statistics are kept for. */
   readonly groups: TimeGroups;
   /** The model's inputs by name. */
@@ -87,6 +104,11 @@ export interface StatisticsOptions {
 /** Reads second moments of an input, as {@linkcode InputStatistics} has them. */
 export type LoadMoments = (input: string, which: "second" | "groupSecond") => Float32Array<ArrayBuffer>;
 
+/** Whether histograms have seen every value of an input. */
+export const hasHistograms = (
+  { cols, tokens, histograms }: Pick<InputStatistics, "cols" | "tokens" | "histograms">,
+): boolean => histograms.every(({ count }, g) => count === tokens[g]! * cols);
+
 /** `sums += more`. @returns sums */
 function addTo<T extends Float32Array | Float64Array>(sums: T, more: Float32Array | Float64Array): T {
   for (let i = 0; i < sums.length; i++) sums[i]! += more[i]!;
@@ -99,7 +121,7 @@ export function statisticsBytes(inputs: Iterable<LayerInput>, groups: number, se
   let bytes = 0;
   for (const { cols, block = cols } of inputs) {
     const total = second === "none" ? 0 : momentElements(cols, cols, block);
-    bytes += 4 * (total + wholes * cols * cols) + 8 * groups * (cols + HISTOGRAM_BINS + 3);
+    bytes += 4 * (total + wholes * cols * cols) + 8 * groups * (2 * cols + HISTOGRAM_BINS + 3);
   }
   return bytes;
 }
@@ -128,6 +150,7 @@ export function statisticsBytes(inputs: Iterable<LayerInput>, groups: number, se
  */
 export class CalibrationStatistics {
   readonly fingerprint: string;
+  readonly model: StatisticsModel | undefined;
   readonly groups: TimeGroups;
   readonly second: SecondMoments;
   readonly runs: readonly CalibrationRun[];
@@ -143,7 +166,7 @@ export class CalibrationStatistics {
    * more than {@linkcode MAX_CALIBRATION_RUNS} runs
    * @throws {CalibrationError} when they would take more than {@linkcode MAX_STATISTICS_BYTES}
    */
-  constructor({ fingerprint, groups, inputs, second = "total", runs, load }: StatisticsOptions) {
+  constructor({ fingerprint, model, groups, inputs, second = "total", runs, load }: StatisticsOptions) {
     for (const [name, { cols, block = cols }] of inputs) {
       const doing = `calibrate ${JSON.stringify(name)}`;
       checkWhole(doing, "columns", cols, 1, MAX_MOMENT_COLS);
@@ -162,6 +185,7 @@ export class CalibrationStatistics {
       );
     }
     this.fingerprint = fingerprint;
+    this.model = model;
     this.groups = groups;
     this.second = second;
     this.runs = runs;
@@ -179,6 +203,7 @@ export class CalibrationStatistics {
         tokens: new Float64Array(count),
         samples: new Float64Array(count),
         sum: new Float64Array(count * cols),
+        squares: new Float64Array(count * cols),
         second: undefined,
         groupSecond: undefined,
         histograms: Array.from({ length: count }, () => new ActivationHistogram()),
@@ -278,10 +303,15 @@ export class CalibrationStatistics {
       throwIfStopped();
       const first = sample * rowsPerSample, end = first + rowsPerSample;
       const sum = own.sum.subarray(group * cols, (group + 1) * cols);
+      const squares = own.squares.subarray(group * cols, (group + 1) * cols);
       for (let row = first; row < end; row++) {
         const weight = weights?.[row] ?? 1;
         own.weight[group]! += weight;
-        for (let k = 0, at = row * cols; k < cols; k++, at++) sum[k]! += weight * x[at]!;
+        for (let k = 0, at = row * cols; k < cols; k++, at++) {
+          const value = x[at]!, weighted = weight * value;
+          sum[k]! += weighted;
+          squares[k]! += weighted * value;
+        }
       }
       own.tokens[group]! += rowsPerSample;
       own.samples[group]!++;
@@ -302,6 +332,52 @@ export class CalibrationStatistics {
       }
       const out = own.groupSecond.subarray(group * cols * cols, (group + 1) * cols * cols);
       accumulateMoment(kernels, part, undefined, partWeights, samples.length * rowsPerSample, out);
+    }
+  }
+
+  /** Inputs of a layer over all times. @throws {CalibrationError} when there is no such layer */
+  tokensOf(layer: string): number {
+    return this.inputOf(layer).tokens.reduce((sum, count) => sum + count, 0);
+  }
+
+  /**
+   * The same statistics by other names of the layers; a layer without a new name is left out, and so is one that has
+   * read nothing. Numbers are shared.
+   */
+  renamed(nameOf: (layer: string) => string | undefined): CalibrationStatistics {
+    const inputs = new Map<string, LayerInput>(), from = new Map<string, InputStatistics>();
+    for (const input of this.inputs.values()) {
+      if (input.tokens.every((count) => count === 0)) continue;
+      const layers = input.layers.flatMap((layer) => nameOf(layer) ?? []);
+      if (layers.length === 0) continue;
+      inputs.set(layers[0]!, { cols: input.cols, block: input.block, layers });
+      from.set(layers[0]!, input);
+    }
+    const ofLayers = <T>(values: ReadonlyMap<string, T>) =>
+      new Map([...values].flatMap(([name, value]): [string, T][] => {
+        const own = nameOf(name);
+        return own === undefined ? [] : [[own, value]];
+      }));
+    const { fingerprint, model, groups, second, runs } = this;
+    const renamed = new CalibrationStatistics({
+      ...{ fingerprint, groups, second, runs, inputs },
+      model: model && {
+        name: model.name,
+        layers: ofLayers(model.layers),
+        samples: model.samples && ofLayers(model.samples),
+      },
+      load: (name, which) => from.get(name)![which]!,
+    });
+    renamed.takeSums(from);
+    return renamed;
+  }
+
+  /** Takes all but second moments from inputs of the same names; these must have nothing yet. */
+  takeSums(inputs: ReadonlyMap<string, InputStatistics>): void {
+    for (const [name, own] of this.inputs) {
+      const from = inputs.get(name)!;
+      for (const key of ["weight", "tokens", "samples", "sum", "squares"] as const) own[key].set(from[key]);
+      for (const [g, histogram] of own.histograms.entries()) histogram.merge(from.histograms[g]!);
     }
   }
 
@@ -397,6 +473,7 @@ export class CalibrationStatistics {
     const isLoaded = this.isLoaded || other.isLoaded;
     const merged = new CalibrationStatistics({
       fingerprint: this.fingerprint,
+      model: this.model,
       groups: this.groups,
       inputs: this.inputs,
       second: this.second,
@@ -410,6 +487,7 @@ export class CalibrationStatistics {
       "tokens",
       "samples",
       "sum",
+      "squares",
       ...isLoaded ? [] : ["second", "groupSecond"] as const,
     ] as const;
     for (const [name, own] of merged.inputs) {
@@ -418,7 +496,11 @@ export class CalibrationStatistics {
           const sums = own[key];
           if (sums !== undefined) addTo(sums, part[key]!);
         }
-        for (const [g, histogram] of own.histograms.entries()) histogram.merge(part.histograms[g]!);
+      }
+      const parts = [this.inputs.get(name)!, other.inputs.get(name)!];
+      if (!parts.every(hasHistograms)) continue;
+      for (const { histograms } of parts) {
+        for (const [g, histogram] of own.histograms.entries()) histogram.merge(histograms[g]!);
       }
     }
     return merged;

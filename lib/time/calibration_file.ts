@@ -7,13 +7,17 @@
  * <input>.tokens           F64 [groups]                whole numbers
  * <input>.samples          F64 [groups]                whole numbers
  * <input>.sum              F64 [groups, cols]          Σ w x
+ * <input>.squares          F64 [groups, cols]          Σ w x²
  * <input>.range            F64 [groups, 3]             minimum, maximum, reach of the histogram
- * <input>.histogram        F64 [groups, 2048]          whole numbers
+ * <input>.histogram        F64 [groups, 2048]          whole numbers; it and the range may be left out together
  * <input>.second           F32 [cols, cols]            Σ w x xᵀ, unless `second` is none; of blocks on the diagonal
  *                              [numbers of all blocks], one block after the other
  * <input>.group_second     F32 [groups, cols, cols]    where `second` is groups
- * __metadata__: format, version, fingerprint, axis, bins, second, inputs (JSON: layers by input, and the columns of a block of its moment where it is not whole), runs (JSON), and parts_done of an unfinished one
+ * model.weights            F32 [layers, 8]             some weights of each layer of `model`, may be left out
+ * __metadata__: format, version, fingerprint (may be left out), model (JSON: name, and layers with rows and columns; may be left out where there is a fingerprint), axis, bins, second, inputs (JSON: layers by input, and the columns of a block of its moment where it is not whole), runs (JSON), and parts_done of an unfinished one
  * ```
+ *
+ * docs/statistics.md says it for those who write such files.
  */
 import { CalibrationError } from "../errors.ts";
 import { momentElements } from "../native/call_checks.ts";
@@ -23,13 +27,16 @@ import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import {
   type CalibrationRun,
   CalibrationStatistics,
+  hasHistograms,
   type InputStatistics,
   type LayerInput,
   type LoadMoments,
   MAX_CALIBRATION_RUNS,
+  MODEL_SAMPLES,
   SECOND_MOMENTS,
   type SecondMoments,
   statisticsBytes,
+  type StatisticsModel,
 } from "./calibration.ts";
 import type { TimeGroups } from "./groups.ts";
 import {
@@ -47,17 +54,20 @@ import {
 
 /** `format` and `version` in the file's metadata. */
 const FORMAT = "arrowquant calibration statistics";
-const VERSION = "1";
+const VERSION = "2";
 /** Parts of an input, `histograms` apart, by what they are called in the file. */
 const PARTS = [
   ["weight", "weight", "F64"],
   ["tokens", "tokens", "F64"],
   ["samples", "samples", "F64"],
   ["sum", "sum", "F64"],
+  ["squares", "squares", "F64"],
   ["second", "second", "F32"],
   ["group_second", "groupSecond", "F32"],
 ] as const satisfies readonly (readonly [string, keyof InputStatistics, TimeDtype])[];
 
+/** Tensor of some weights of each layer of the model. */
+const MODEL_WEIGHTS = "model.weights";
 /** Second moments of larger statistics are read when they are asked for, not kept. */
 const KEPT_BYTES = 2 ** 30;
 /** Largest file: moments of all time groups of a model of 70 B weights. */
@@ -80,6 +90,7 @@ function entriesOf(
     tokens: [groups],
     samples: [groups],
     sum: [groups, cols],
+    squares: [groups, cols],
     second: block < cols ? [momentElements(cols, cols, block)] : [cols, cols],
     group_second: [groups, cols, cols],
   };
@@ -98,6 +109,7 @@ function entriesOf(
     for (const [g, { state }] of histograms.entries()) all.set(state.counts, g * HISTOGRAM_BINS);
     return all;
   };
+  if (!hasHistograms(input)) return entries;
   return [
     ...entries,
     { spec: { name: `${name}.range`, dtype: "F64", shape: [groups, 3] }, values: range },
@@ -116,11 +128,15 @@ export function writeCalibrationStatistics(
   statistics: CalibrationStatistics,
   partsDone?: number,
 ): void {
-  const { groups, fingerprint, second, inputs, runs } = statistics;
+  const { groups, fingerprint, model, second, inputs, runs } = statistics;
+  const layers = [...model?.layers ?? []], samples = model?.samples;
   const metadata = {
     format: FORMAT,
     version: VERSION,
-    fingerprint,
+    ...(fingerprint === "" ? {} : { fingerprint }),
+    ...(model === undefined ? {} : {
+      model: JSON.stringify({ name: model.name, layers: layers.map(([name, shape]) => [name, ...shape]) }),
+    }),
     axis: groups.axis.kind,
     bins: String(groups.axis.bins),
     second,
@@ -133,6 +149,12 @@ export function writeCalibrationStatistics(
     ...(partsDone === undefined ? {} : { parts_done: String(partsDone) }),
   };
   const entries = [...inputs].flatMap(([name, input]) => entriesOf(name, input, groups.count, second));
+  if (samples !== undefined) {
+    entries.push({
+      spec: { name: MODEL_WEIGHTS, dtype: "F32", shape: [layers.length, MODEL_SAMPLES] },
+      values: () => Float32Array.from(layers.flatMap(([name]) => [...samples.get(name)!])),
+    });
+  }
   writeTimeFile(path, groups, metadata, entries);
 }
 
@@ -144,7 +166,7 @@ export function isCalibrationStatistics(path: string): boolean {
 
 /** Requirements on a file. */
 export interface StatisticsExpectation {
-  /** Of the model. */
+  /** Of the model; a file that has none is taken, and its model is up to the caller to compare. */
   readonly fingerprint: string;
   /** Wanted groups; undefined: whatever the file has. */
   readonly groups?: TimeGroups | undefined;
@@ -168,7 +190,7 @@ export function readCalibrationStatistics(
   using file = SafetensorsFile.open(path);
   const malformed = malformedIn(path);
   checkFormat(file, FORMAT, VERSION, malformed);
-  const { fingerprint, axis, bins, second, inputs: inputText, runs: runText, parts_done } = file.metadata;
+  const { fingerprint = "", axis, bins, second, inputs: inputText, runs: runText, parts_done } = file.metadata;
   if (file.fileBytes > MAX_FILE_BYTES) {
     throw malformed(`it must have at most ${MAX_FILE_BYTES} bytes, got ${file.fileBytes}`);
   }
@@ -182,8 +204,13 @@ export function readCalibrationStatistics(
   }
   const inputs = parseInputs(inputText, file, malformed), runs = parseRuns(runText, malformed);
   const bytes = statisticsBytes(inputs.values(), groups.count, second as SecondMoments);
-  if (bytes > file.fileBytes) {
-    throw malformed(`it must hold its inputs' ${bytes} bytes of statistics, got ${file.fileBytes} bytes`);
+  const least = bytes - 8 * groups.count * (HISTOGRAM_BINS + 3) * inputs.size;
+  if (least > file.fileBytes) {
+    throw malformed(`it must hold its inputs' ${least} bytes of statistics, got ${file.fileBytes} bytes`);
+  }
+  const model = readModel(file, malformed);
+  if (fingerprint === "" && model === undefined) {
+    throw malformed("metadata must have a fingerprint or a model, got neither");
   }
   /** Reads second moments, and checks them then. */
   const load: LoadMoments = (name, which) => {
@@ -196,7 +223,8 @@ export function readCalibrationStatistics(
   let statistics: CalibrationStatistics;
   try {
     statistics = new CalibrationStatistics({
-      fingerprint: fingerprint!,
+      fingerprint,
+      model,
       groups,
       inputs,
       second: second as SecondMoments,
@@ -207,7 +235,7 @@ export function readCalibrationStatistics(
     if (!(cause instanceof RangeError) || cause instanceof CalibrationError) throw cause;
     throw malformed(cause.message, undefined, cause);
   }
-  const known = new Set<string>([BOUNDARIES]);
+  const known = new Set<string>([BOUNDARIES, MODEL_WEIGHTS]);
   for (const name of statistics.inputs.keys()) readInput(file, name, statistics, known, malformed);
   const other = file.tensors.keys().find((name) => !known.has(name));
   if (other !== undefined) throw malformed("every tensor must be a part of an input, got another", other);
@@ -249,7 +277,7 @@ function readFinite(
 function checkExpected(
   path: string,
   { fingerprint, parts_done, groups }: {
-    readonly fingerprint: string | undefined;
+    readonly fingerprint: string;
     readonly parts_done: string | undefined;
     readonly groups: TimeGroups;
   },
@@ -257,8 +285,8 @@ function checkExpected(
 ): void {
   const mismatched = (reason: string) =>
     new CalibrationError(`Cannot use ${JSON.stringify(path)}: ${reason}`, { path });
-  if (fingerprint !== expected.fingerprint) {
-    const [wanted, got] = [expected.fingerprint.slice(0, 12), fingerprint?.slice(0, 12)];
+  if (fingerprint !== "" && fingerprint !== expected.fingerprint) {
+    const [wanted, got] = [expected.fingerprint.slice(0, 12), fingerprint.slice(0, 12)];
     throw mismatched(
       `it must be of the model that is quantized (${wanted}…), got statistics of another one (${got}…)`,
     );
@@ -321,6 +349,38 @@ function parseInputs(
   return inputs;
 }
 
+/** What a file says of its model. */
+function readModel(file: SafetensorsFile, malformed: Malformed): StatisticsModel | undefined {
+  const text = file.metadata["model"];
+  if (text === undefined) return undefined;
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw malformed("model must be an object in JSON", undefined, cause);
+  }
+  const { name, layers } = (value ?? {}) as Record<string, unknown>;
+  if (typeof name !== "string" || !Array.isArray(layers) || layers.length > MAX_TENSORS) {
+    throw malformed(`model must have a name and at most ${MAX_TENSORS} layers`);
+  }
+  const shapes = new Map<string, readonly [number, number]>();
+  for (const entry of layers) {
+    const [layer, ...shape] = Array.isArray(entry) ? entry as unknown[] : [];
+    const isShape = shape.length === 2 && shape.every((size) => Number.isSafeInteger(size) && Number(size) >= 1);
+    if (typeof layer !== "string" || shapes.has(layer) || !isShape) {
+      throw malformed("layers of a model must be new names, each with rows and columns");
+    }
+    shapes.set(layer, shape as [number, number]);
+  }
+  if (!file.tensors.has(MODEL_WEIGHTS)) return { name, layers: shapes };
+  const spec = { name: MODEL_WEIGHTS, dtype: "F32", shape: [shapes.size, MODEL_SAMPLES] } as const;
+  const weights = readFinite(file, spec, malformed) as Float32Array;
+  const samples = new Map(
+    [...shapes.keys()].map((layer, i) => [layer, weights.slice(i * MODEL_SAMPLES, (i + 1) * MODEL_SAMPLES)]),
+  );
+  return { name, layers: shapes, samples };
+}
+
 function parseRuns(text: string | undefined, malformed: Malformed): CalibrationRun[] {
   const runs = parseList(text, "runs", malformed);
   if (runs.length === 0 || runs.length > MAX_CALIBRATION_RUNS) {
@@ -347,7 +407,10 @@ function readInput(
   malformed: Malformed,
 ): void {
   const read = new Map<string, TimeValues>(), input = inputs.get(name)!;
+  const hasRange = ["range", "histogram"].some((part) => file.tensors.has(`${name}.${part}`));
+  const isRange = (tensor: string) => tensor.endsWith(".range") || tensor.endsWith(".histogram");
   for (const { spec } of entriesOf(name, input, groups, second)) {
+    if (!hasRange && isRange(spec.name)) continue;
     const isMoments = spec.dtype === "F32";
     known.add(spec.name);
     if (isMoments && isLoaded) continue;
@@ -358,7 +421,7 @@ function readInput(
     const values = read.get(part);
     if (values !== undefined) input[key]!.set(values);
   }
-  const { cols, weight, tokens, samples } = input;
+  const { cols, weight, tokens, samples, squares } = input;
   for (const [part, counts] of [["tokens", tokens], ["samples", samples]] as const) {
     const bad = counts.find((count) => !Number.isSafeInteger(count) || count < 0);
     if (bad !== undefined) throw malformed(`counts must be whole numbers ≥ 0, got ${bad}`, `${name}.${part}`);
@@ -370,6 +433,11 @@ function readInput(
       `${name}.weight`,
     );
   }
+  const badSquare = squares.findIndex((value) => value < 0);
+  if (badSquare >= 0) {
+    throw malformed(`sums of squares must be ≥ 0, got ${squares[badSquare]}`, `${name}.squares`);
+  }
+  if (!hasRange) return;
   const range = read.get("range")!, counts = read.get("histogram") as Float64Array<ArrayBuffer>;
   for (const [g, histogram] of input.histograms.entries()) {
     try {

@@ -19,9 +19,11 @@ export {
   type LoadMoments,
   MAX_CALIBRATION_RUNS,
   MAX_STATISTICS_BYTES,
+  MODEL_SAMPLES,
   type ObservedSamples,
   type SecondMoments,
   statisticsBytes,
+  type StatisticsModel,
   type StatisticsOptions,
 } from "./calibration.ts";
 export {
