@@ -5,7 +5,7 @@ import { delimiter, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { PACKAGE_ROOT } from "../lib/native/location.ts";
-import { undocumented, writeReference } from "./_reference.ts";
+import { undocumented, writeReference } from "./_release/reference.ts";
 import { bunBinary, denoBinary } from "./_command/programs.ts";
 import { runProgram } from "./_command/run_program.ts";
 import { type Arguments, type Usage, UsageError } from "./_command/options.ts";

@@ -1,4 +1,5 @@
 /** Output errors of a quantized folder's layers along the time axis. */
+import { thatRuns } from "../calibration/statistics_alone.ts";
 import { calibrationBeside, calibrationSource, openCalibration } from "../calibration/source.ts";
 import { type Config, DEFAULT_CONFIG } from "../config/mod.ts";
 import { layerErrors } from "../eval/layer_errors.ts";
@@ -44,7 +45,10 @@ export async function layersOverTime(
   const hasData = config.calibrationData !== null ||
     [checkpoint.folder, checkpoint.root].some((beside) => calibrationBeside(beside) !== undefined);
   const chosen = hasData ? config : { ...config, calibrationData: "synthetic" };
-  const calibrated = await openCalibration(checkpoint, chosen, kernels, undefined, {});
+  const calibrated = thatRuns(
+    await openCalibration(checkpoint, chosen, kernels, undefined, {}),
+    "measure layers over time",
+  );
   const stored = readStored(folder), { axis, source } = calibrated.data;
   const groups = stored.timeParameters?.groups ?? equalTimeGroups(axis, config.numTimeGroups);
   const context = {

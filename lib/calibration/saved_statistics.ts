@@ -152,7 +152,10 @@ export function saveMerged(
   if (ownKind(path) === "link") checkOwn(path);
   if (exists(path)) refuseFile(path, force);
   writeCalibrationStatistics(path, statistics);
-  onEvent?.({ kind: "calibrate", message: `statistics of ${statistics.runs.length} runs saved as ${quote(path)}` });
+  onEvent?.({
+    kind: "calibrate",
+    message: `statistics of ${statistics.runs.length} runs saved as ${quote(path)}`,
+  });
 }
 
 /** @throws {OutputError} where a name leads elsewhere, or is that of a file of somebody else */

@@ -20,7 +20,10 @@ export function checkpointLayers(
   groups: readonly (readonly string[])[],
   held: HeldWeights | undefined,
 ): ModelLayers {
-  const wanted = groups.flat().map((name) => ({ name, shape: checkpoint.tensors.get(name)?.info.shape ?? [] }));
+  const wanted = groups.flat().map((name) => ({
+    name,
+    shape: checkpoint.tensors.get(name)?.info.shape ?? [],
+  }));
   const tensors = new ModelTensors(checkpoint, kernels, { wanted, ignored: [/^/] }, { held });
   const stages = groups.map((names, block): Stage => ({
     block,

@@ -71,9 +71,9 @@ const most = <T extends { readonly bytes: number }>(all: readonly T[]): T =>
 
 /** @throws {MemoryError} when the largest matrix alone does not fit, before a weight is read */
 function checkWeights(checkpoint: Checkpoint, { limitBytes, residentBytes }: MemoryShares): void {
-  const largest = runLimits(checkpoint) === undefined
-    ? most(modelRequirements(checkpoint).matrices)
-    : most([...checkpoint.tensors.values()].map(({ info: { name, byteLength: bytes } }) => ({ name, bytes })));
+  const largest = runLimits(checkpoint) === undefined ? most(modelRequirements(checkpoint).matrices) : most(
+    [...checkpoint.tensors.values()].map(({ info: { name, byteLength: bytes } }) => ({ name, bytes })),
+  );
   const needed = residentBytes + largest.bytes;
   if (needed <= limitBytes) return;
   throw new MemoryError(

@@ -87,7 +87,8 @@ export class CountedWork {
     const { checkpoint } = run, isRun = run.calibrated.kind !== "layers";
     this.#model = isRun ? modelConfig(checkpoint) : undefined;
     const matrices = isRun ? modelRequirements(checkpoint).matrices : run.calibrated.model.stages.flatMap(
-      ({ layers }) => layers.map(({ name }) => ({ name, bytes: checkpoint.tensors.get(name)!.info.byteLength })),
+      ({ layers }) =>
+        layers.map(({ name }) => ({ name, bytes: checkpoint.tensors.get(name)!.info.byteLength })),
     );
     const weightBytes = isRun
       ? modelRequirements(checkpoint).weightBytes

@@ -251,7 +251,10 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
       options.saveCalibration !== undefined;
     const limits = runLimits(checkpoint), isSolved = hasStatistics(config);
     if (isRun && limits !== undefined && !isSolved) throw withoutCalibration(limits);
-    const messages = [...checkpoint.notes, ...(limits === undefined ? [] : [isSolved ? statisticsAlone(limits) : weightsAlone(limits)])];
+    const messages = [
+      ...checkpoint.notes,
+      ...(limits === undefined ? [] : [isSolved ? statisticsAlone(limits) : weightsAlone(limits)]),
+    ];
     for (const message of messages) onEvent?.({ kind: "input", message });
     const choice = choiceText(options.config, config);
     if (choice !== undefined) onEvent?.({ kind: "solver", message: choice });
@@ -301,10 +304,14 @@ const shortened = ({ message }: CheckpointError): string =>
   message.length > 300 ? `${message.slice(0, 300)}…` : message;
 
 const weightsAlone = (limits: CheckpointError): string =>
-  `weights alone are quantized, by names and shapes; the model cannot run or calibrate here: ${shortened(limits)}`;
+  `weights alone are quantized, by names and shapes; the model cannot run or calibrate here: ${
+    shortened(limits)
+  }`;
 
 const statisticsAlone = (limits: CheckpointError): string =>
-  `layers are solved on saved statistics, by names and shapes; the model cannot run here: ${shortened(limits)}`;
+  `layers are solved on saved statistics, by names and shapes; the model cannot run here: ${
+    shortened(limits)
+  }`;
 
 /** The same open checkpoint with another configuration; the same calibration data are not opened again. */
 export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
@@ -454,7 +461,14 @@ export async function phasesRun(
   solved: SolvedModel | undefined,
 ): Promise<PhaseResult | undefined> {
   if (calibrated === undefined || !wantsPhases(config)) return undefined;
-  const phases = { checkpoint, calibrated: thatRuns(calibrated, "run the phases"), plan, config, kernels, solved: solved?.layers };
+  const phases = {
+    checkpoint,
+    calibrated: thatRuns(calibrated, "run the phases"),
+    plan,
+    config,
+    kernels,
+    solved: solved?.layers,
+  };
   return await stoppable(options.signal, KEPT, () => runConfiguredPhases(phases, options));
 }
 

@@ -276,7 +276,10 @@ class CandidateSolver {
     }
     for (const [solver, own] of Map.groupBy(rows, how)) {
       const names = listing(own.map(({ name }) => name)), { length } = own;
-      this.#event("warning", `${length} of ${this.#rows.size} layers have no statistics: ${solver} (${names})`);
+      this.#event(
+        "warning",
+        `${length} of ${this.#rows.size} layers have no statistics: ${solver} (${names})`,
+      );
     }
   }
 

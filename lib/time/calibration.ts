@@ -420,6 +420,45 @@ export class CalibrationStatistics {
    * in these already
    */
   merge(other: CalibrationStatistics): CalibrationStatistics {
+    this.#checkMerge(other);
+    const isLoaded = this.isLoaded || other.isLoaded;
+    const merged = new CalibrationStatistics({
+      fingerprint: this.fingerprint,
+      model: this.model,
+      groups: this.groups,
+      inputs: this.inputs,
+      second: this.second,
+      runs: [...this.runs, ...other.runs],
+      load: isLoaded
+        ? (name, which) => addTo(this.inputs.get(name)![which]!.slice(), other.inputs.get(name)![which]!)
+        : undefined,
+    });
+    const keys = [
+      "weight",
+      "tokens",
+      "samples",
+      "sum",
+      "squares",
+      ...isLoaded ? [] : ["second", "groupSecond"] as const,
+    ] as const;
+    for (const [name, own] of merged.inputs) {
+      for (const part of [this.inputs.get(name)!, other.inputs.get(name)!]) {
+        for (const key of keys) {
+          const sums = own[key];
+          if (sums !== undefined) addTo(sums, part[key]!);
+        }
+      }
+      const parts = [this.inputs.get(name)!, other.inputs.get(name)!];
+      if (!parts.every(hasHistograms)) continue;
+      for (const { histograms } of parts) {
+        for (const [g, histogram] of own.histograms.entries()) histogram.merge(histograms[g]!);
+      }
+    }
+    return merged;
+  }
+
+  /** @throws {CalibrationError} when others cannot be added to these */
+  #checkMerge(other: CalibrationStatistics): void {
     const fail = (reason: string) => new CalibrationError(`Cannot merge calibration statistics: ${reason}`);
     if (other.fingerprint !== this.fingerprint) {
       throw fail(
@@ -470,40 +509,6 @@ export class CalibrationStatistics {
     if (twice !== undefined) {
       throw fail(`their data or seeds must differ, got the same run twice: ${twice.source}`);
     }
-    const isLoaded = this.isLoaded || other.isLoaded;
-    const merged = new CalibrationStatistics({
-      fingerprint: this.fingerprint,
-      model: this.model,
-      groups: this.groups,
-      inputs: this.inputs,
-      second: this.second,
-      runs: [...this.runs, ...other.runs],
-      load: isLoaded
-        ? (name, which) => addTo(this.inputs.get(name)![which]!.slice(), other.inputs.get(name)![which]!)
-        : undefined,
-    });
-    const keys = [
-      "weight",
-      "tokens",
-      "samples",
-      "sum",
-      "squares",
-      ...isLoaded ? [] : ["second", "groupSecond"] as const,
-    ] as const;
-    for (const [name, own] of merged.inputs) {
-      for (const part of [this.inputs.get(name)!, other.inputs.get(name)!]) {
-        for (const key of keys) {
-          const sums = own[key];
-          if (sums !== undefined) addTo(sums, part[key]!);
-        }
-      }
-      const parts = [this.inputs.get(name)!, other.inputs.get(name)!];
-      if (!parts.every(hasHistograms)) continue;
-      for (const { histograms } of parts) {
-        for (const [g, histogram] of own.histograms.entries()) histogram.merge(histograms[g]!);
-      }
-    }
-    return merged;
   }
 
   #without(layer: string, what: string): CalibrationError {

@@ -190,7 +190,8 @@ export function readCalibrationStatistics(
   using file = SafetensorsFile.open(path);
   const malformed = malformedIn(path);
   checkFormat(file, FORMAT, VERSION, malformed);
-  const { fingerprint = "", axis, bins, second, inputs: inputText, runs: runText, parts_done } = file.metadata;
+  const { fingerprint = "", axis, bins, second, inputs: inputText, runs: runText, parts_done } =
+    file.metadata;
   if (file.fileBytes > MAX_FILE_BYTES) {
     throw malformed(`it must have at most ${MAX_FILE_BYTES} bytes, got ${file.fileBytes}`);
   }
@@ -366,7 +367,8 @@ function readModel(file: SafetensorsFile, malformed: Malformed): StatisticsModel
   const shapes = new Map<string, readonly [number, number]>();
   for (const entry of layers) {
     const [layer, ...shape] = Array.isArray(entry) ? entry as unknown[] : [];
-    const isShape = shape.length === 2 && shape.every((size) => Number.isSafeInteger(size) && Number(size) >= 1);
+    const isShape = shape.length === 2 &&
+      shape.every((size) => Number.isSafeInteger(size) && Number(size) >= 1);
     if (typeof layer !== "string" || shapes.has(layer) || !isShape) {
       throw malformed("layers of a model must be new names, each with rows and columns");
     }

@@ -7,7 +7,7 @@ import { VERSIONS } from "../../lib/analysis/_libraries.ts";
 import { OutputError } from "../../lib/errors.ts";
 import { bunBinary } from "../_command/programs.ts";
 import { runProgram } from "../_command/run_program.ts";
-import { doors } from "../_reference.ts";
+import { doors } from "./reference.ts";
 
 const root = fileURLToPath(PACKAGE_ROOT);
 

@@ -8,7 +8,7 @@ import { PACKAGE_ROOT } from "../../lib/native/location.ts";
 import type { ReleaseLibrary } from "../../lib/native/release_manifest.ts";
 import { bunBinary, denoBinary, findProgram } from "../_command/programs.ts";
 import { type Outcome, runProgram } from "../_command/run_program.ts";
-import { doors } from "../_reference.ts";
+import { doors } from "./reference.ts";
 import { serveFolder } from "./static_server.ts";
 
 export interface Trial {

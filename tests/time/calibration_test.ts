@@ -347,7 +347,7 @@ describe("files", () => {
         part.endsWith("second")
           ? body.setFloat32(at(part, header) + 4 * index, value, true)
           : body.setFloat64(at(part, header) + 8 * index, value, true);
-    for (const part of ["weight", "tokens", "sum", "range", "histogram", "second", "group_second"]) {
+    for (const part of ["weight", "tokens", "sum", "squares", "range", "histogram", "second", "group_second"]) {
       refuses(/numbers must be finite, got NaN at 0/, number(part, NaN));
       refuses(/numbers must be finite, got Infinity/, number(part, Infinity));
     }
@@ -358,11 +358,12 @@ describe("files", () => {
     refuses(/counts, whole numbers/, number("histogram", -1));
     refuses(/must lie within a power of two/, number("range", 3, 2));
     refuses(/sums of squares must be ≥ 0/, number("second", -1));
+    refuses(/sums of squares must be ≥ 0, got -1/, number("squares", -1));
     refuses(/a moment must be symmetric, got another one at \[1, 0\]/, number("second", 1e9, 1));
     const metadata = (key: string, value: string) => (header: Record<string, never>) => {
       (header["__metadata__"] as unknown as Record<string, string>)[key] = value;
     };
-    refuses(/metadata must say/, metadata("version", "2"));
+    refuses(/metadata must say/, metadata("version", "1"));
     refuses(/inputs must be a list in JSON/, metadata("inputs", "{"));
     refuses(/inputs must be at least one/, metadata("inputs", "[]"));
     refuses(
@@ -392,7 +393,7 @@ describe("files", () => {
     });
     const metadata = {
       format: "arrowquant calibration statistics",
-      version: "1",
+      version: "2",
       fingerprint: "model",
       axis: "mask_ratio",
       bins: "1",

@@ -1,4 +1,5 @@
 /** A row of the phases suite through the pipeline, timed, and the model read back from its files. */
+import { thatRuns } from "../../calibration/statistics_alone.ts";
 import { createHash } from "node:crypto";
 import type { Calibrated } from "../../calibration/mod.ts";
 import { type Config, resolveConfig } from "../../config/mod.ts";
@@ -52,7 +53,7 @@ export class RowRunner implements Disposable {
   static async open(input: string, kernels: Kernels, base: RowSetting["overrides"]): Promise<RowRunner> {
     const run = openRun({ input, kernels, config: configOf({ ...base, solver: "best" }) });
     const { result: calibrated, seconds } = await timed(() => run.calibration.open());
-    return new RowRunner(calibrated, run, seconds, base);
+    return new RowRunner(thatRuns(calibrated, "measure phases"), run, seconds, base);
   }
 
   get checkpoint(): QuantizeRun["checkpoint"] {

@@ -2,10 +2,10 @@
 import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { OutputError } from "../lib/errors.ts";
-import { PACKAGE_ROOT } from "../lib/native/location.ts";
-import { denoBinary } from "./_command/programs.ts";
-import { runProgram } from "./_command/run_program.ts";
+import { OutputError } from "../../lib/errors.ts";
+import { PACKAGE_ROOT } from "../../lib/native/location.ts";
+import { denoBinary } from "../_command/programs.ts";
+import { runProgram } from "../_command/run_program.ts";
 
 const root = fileURLToPath(PACKAGE_ROOT);
 
