@@ -347,7 +347,9 @@ describe("files", () => {
         part.endsWith("second")
           ? body.setFloat32(at(part, header) + 4 * index, value, true)
           : body.setFloat64(at(part, header) + 8 * index, value, true);
-    for (const part of ["weight", "tokens", "sum", "squares", "range", "histogram", "second", "group_second"]) {
+    for (
+      const part of ["weight", "tokens", "sum", "squares", "range", "histogram", "second", "group_second"]
+    ) {
       refuses(/numbers must be finite, got NaN at 0/, number(part, NaN));
       refuses(/numbers must be finite, got Infinity/, number(part, Infinity));
     }
