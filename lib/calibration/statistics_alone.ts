@@ -9,7 +9,7 @@ import type { Kernels } from "../native/mod.ts";
 import { widen } from "../models/layers/tensors.ts";
 import type { DenseMatrix } from "../models/layers/linear.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
-import { CalibrationStatistics, MODEL_SAMPLES } from "../time/mod.ts";
+import { type CalibrationStatistics, MODEL_SAMPLES } from "../time/mod.ts";
 import type { CalibrationSet } from "./draw.ts";
 import type { Calibrated } from "./mod.ts";
 
