@@ -56,6 +56,11 @@ const KINDS: readonly Kind[] = [
     holds: (_, has) => isInteger(has("weight") ?? has("qweight")),
   },
   { what: "HQQ weights", names: /(?:^|\.)W_q$/, holds: isInteger },
+  {
+    what: "VPTQ weights",
+    names: /\.indices$/,
+    holds: (info, has) => isInteger(info) && has("centroids.weight") !== undefined,
+  },
   { what: "AQLM weights", names: /\.codebooks$/, holds: (_, has) => has("codes") !== undefined },
   { what: "QuIP# weights", names: /\.Qidxs$/ },
   { what: "EXL2 or EXL3 weights", names: /\.(?:q_invperm|q_scale_max|trellis)$/ },
@@ -133,10 +138,28 @@ export function recognise(
     return `${fp8.fault}: such codes are no weights until they are scaled; convert them with the library that ` +
       `wrote them, or ${ORIGINAL}`;
   }
+  const codes = mostlyIntegers([...tensors.values()].map(({ info }) => info));
+  if (codes !== undefined) {
+    return `integers for the most part (${quote(codes.name)}, ${codes.dtype} [${
+      codes.shape.join(", ")
+    }]), codes in a ` +
+      `form that is not known here: ${again}; ${ORIGINAL}`;
+  }
   const told = toldBy(config);
   if (told === undefined || fp8.count > 0) return undefined;
   return `config.json with ${told}: ${again}; ${ORIGINAL}, or where the weights are plain all the same, take that ` +
     "out of config.json";
+}
+
+/** Fewest integers of a tensor that may be codes; positions and permutations of small modules have fewer. */
+const MANY_INTEGERS = 4096;
+
+/** The largest tensor of integers where such tensors take more than half of a checkpoint. */
+function mostlyIntegers(tensors: readonly TensorInfo[]): TensorInfo | undefined {
+  const sum = (of: readonly TensorInfo[]) => of.reduce((total, { byteLength }) => total + byteLength, 0);
+  const codes = tensors.filter((info) => isInteger(info) && info.elements >= MANY_INTEGERS);
+  if (sum(codes) * 2 <= sum(tensors)) return undefined;
+  return codes.reduce((largest, info) => info.byteLength > largest.byteLength ? info : largest);
 }
 
 /** Names the quantization of others that config.json describes. */

@@ -57,6 +57,8 @@ test("weights of other quantizers are recognised by name", () => {
     ["integer or 4-bit weights", { weight: "I16 8,8", scale: "F32 8,1" }],
     ["integer or 4-bit weights", { weight_int8: "I8 8,8", weight_scale: "F32 8,1" }],
     ["integer or 4-bit weights", { kernel: "I8 8,8", kernel_scale: "F32 8" }],
+    ["VPTQ", { indices: "I32 1,8", "centroids.weight": "F32 1,8" }],
+    ["integers for the most part", { dense_weights: "I32 4096", row_offsets: "I32 9", norm: "F32 64" }],
     ["NVFP4", { weight: "F4 8,8", weight_scale: "F8_E8M0 8,1" }],
   ];
   for (const [what, entries] of cases) {
