@@ -46,6 +46,7 @@ export interface RunEvent {
   readonly kind:
     | "input"
     | "calibrate"
+    | "shard"
     | "resume"
     | "solver"
     | "fallback"

@@ -10,6 +10,7 @@ import { print } from "./_command/text.ts";
 /** Purpose of each command, and its script, which is loaded when it is asked for. */
 const COMMANDS = {
   quantize: ["a checkpoint in, a quantized checkpoint out", () => import("./quantize.ts")],
+  merge: ["the shards of several tasks into one checkpoint", () => import("./merge.ts")],
   inspect: [
     "what a checkpoint holds; against its original, what quantizing cost",
     () => import("./inspect.ts"),

@@ -5,7 +5,14 @@ import { join } from "node:path";
 import { OutputError } from "../lib/errors.ts";
 import { toBfloat16 } from "../lib/tensor/bfloat16.ts";
 import { elementCount, SafetensorsWriter, type TensorSpec } from "../lib/tensor/mod.ts";
-import { bytesOf, type Layout, layoutOf, LAYOUTS, PUBLISHED_HIDDEN, tokenizerFiles } from "./_layouts.ts";
+import {
+  bytesOf,
+  type Layout,
+  layoutOf,
+  LAYOUTS,
+  PUBLISHED_HIDDEN,
+  tokenizerFiles,
+} from "./_checkpoint/layouts.ts";
 import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
 import { defineCommand } from "./_command/run.ts";
 import { formatBytes } from "../lib/eval/table.ts";

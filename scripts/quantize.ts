@@ -40,6 +40,7 @@ import {
   outputMode,
   prepareReport,
 } from "./_command/run.ts";
+import { chosenShard } from "./_command/shard.ts";
 import { openCommandKernels } from "./_command/signals.ts";
 import { formatBytes, formatCells } from "../lib/eval/table.ts";
 import { peakResidentBytes } from "../lib/eval/environment.ts";
@@ -95,6 +96,9 @@ layers are then solved on them without running the model, with nothing held out 
       "memory that calibrated work may take, as in 12GB: weights are held and states kept in it as far as " +
       "it goes; refused before it begins where it is too little; default three quarters of what is available",
     "Output": "",
+    "--shard I/N":
+      "do part I of N, into OUT/shard-I-of-N; merge.ts brings all parts together; default: what the array task's " +
+      "environment says (Slurm, Kubernetes, Grid Engine), which is printed; none: the whole",
     "--dry-run": "show what would be done, and by which rules; write nothing",
     ...OUTPUT_OPTIONS,
     "--report DIR":
@@ -114,6 +118,8 @@ layers are then solved on them without running the model, with nothing held out 
     "MODEL OUT --bits 2 --solver best --calibrate data.jsonl": "two bits, solved on calibration data",
     "MODEL out.gguf --bits 2 --for llama.cpp": "a file that llama.cpp opens",
     "MODEL OUT --bits 2 --resume": "go on with a run that was stopped",
+    "MODEL PARTS --bits 4 --solver clip --shard 2/8":
+      "one of eight tasks; then merge.ts PARTS OUT --model MODEL",
   },
   notes: "Later wins: default < deployment profile < --config < environment ARROW_QUANT_* < options.",
 } as const satisfies Usage;
@@ -157,13 +163,15 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
   const environment = environmentVariables(display.log);
   const resolved = await loadConfig({ path: values.config, environment, ...overridesOf(parsed) });
   if (flags["print-config"]) return print(formatConfig(resolved).trimEnd());
-  const { config, origins } = resolved, task = { ...checkedTask(parsed), config };
+  const { config, origins } = resolved, shard = chosenShard(values.shard, environment, display.log);
+  const task = { ...checkedTask(parsed), config, shard };
   for (const key of LATER_KEYS) {
     if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
       display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
     }
   }
   if (values.report !== undefined) {
+    if (shard !== undefined) throw new UsageError("--report needs the whole model: leave it out of a shard");
     if (config.target !== null) {
       throw new UsageError("--report reads a checkpoint of this tool: leave --for out");
     }
@@ -409,7 +417,7 @@ function errorFacts({ heldOut, layers, totals }: RunReport): [label: string, val
   ];
 }
 
-function printSummary(report: RunReport, seconds: number): void {
+export function printSummary(report: RunReport, seconds: number): void {
   const { totals, dryRun, layers, plan, tensorsResumed } = report;
   const rows = dryRun ? plan.rows : layers;
   const actions = new Map<string, { tensors: number; weights: number; before: number; after: number }>();
@@ -459,7 +467,7 @@ function printSummary(report: RunReport, seconds: number): void {
       `${tensorsResumed} of ${layers.length} tensors were done before`,
       !dryRun && tensorsResumed > 0,
     ],
-    ["backend", `${report.backend}, ${report.threads} threads`, !dryRun],
+    ["backend", `${report.backend}, ${report.threads} threads`, report.backend !== undefined],
     ["time", `${seconds.toFixed(2)} s${rate}, peak memory ${formatBytes(peakResidentBytes())}`, !dryRun],
   ];
   print(formatCells(facts.flatMap(([label, value, isShown = true]) => isShown ? [[label, value]] : [])));

@@ -11,6 +11,7 @@ import type { TensorSink } from "../output/tensor_sink.ts";
 import { configText, copies, filesBeside, indexFiles, outputName } from "../pipeline/beside.ts";
 import {
   checkPaths,
+  checkpointFiles,
   type CheckpointRun,
   outputRequest,
   reservedHeaderBytes,
@@ -170,8 +171,8 @@ async function writeFolder(
     allow_rounding: allowRounding,
     types: types.map(({ pattern, type }) => [String(pattern), type]),
   };
-  const more = [...content.files?.keys() ?? []];
-  const request = outputRequest(checkpoint, options, { operation: "export", settings }, beside, more);
+  const names = [...checkpointFiles(checkpoint), ...content.files?.keys() ?? []];
+  const request = outputRequest(checkpoint, options, { operation: "export", settings }, beside, names);
   const byFile = Map.groupBy(content.rows, ({ tensor }) => tensor.file);
   const files = [...byFile].map(([name, rows]) => {
     const metadata = { ...checkpoint.files.find((file) => file.name === name)!.file.metadata };

@@ -1,5 +1,5 @@
 /** Exporting checkpoints into the formats of other programs; docs/interop.md says which program opens what. */
 export { exportCheckpoint, type ExportCheckpointOptions, type ExportReport } from "./export_checkpoint.ts";
 export type { ExportFormat, ExportRow } from "./format.ts";
-export { quantizeFor, type QuantizeForReport } from "./quantize_for.ts";
+export { mergeFor, type MergeForOptions, quantizeFor, type QuantizeForReport } from "./quantize_for.ts";
 export { EXPORT_FORMATS } from "./formats.ts";

@@ -4,7 +4,12 @@ import { type Config, TARGETS } from "../config/mod.ts";
 import { checkOutput } from "../output/output_folder.ts";
 import { checkStreamedFile } from "../files/streamed_file.ts";
 import { writing } from "../files/positional.ts";
+import type { CheckpointRun } from "../pipeline/checkpoint_run.ts";
+import type { Kernels } from "../native/mod.ts";
 import {
+  mergeCheckpoint,
+  type MergeCheckpointOptions,
+  openShards,
   planQuantization,
   quantizeCheckpoint,
   type QuantizeCheckpointOptions,
@@ -15,7 +20,7 @@ import { packedNames } from "../quant/packed/entries.ts";
 import { mergeLoras } from "../lora/mod.ts";
 import { type Checkpoint, type FloatDtype, openCheckpoint, refuseForeign } from "../tensor/mod.ts";
 import { exportCheckpoint, type ExportReport } from "./export_checkpoint.ts";
-import { type ExportChoices, type ExportTensor, roundingRefused } from "./format.ts";
+import { type ExportChoices, type ExportFormat, type ExportTensor, roundingRefused } from "./format.ts";
 import { EXPORT_FORMATS } from "./formats.ts";
 import { keptByTools } from "./gguf/image_model.ts";
 
@@ -39,6 +44,44 @@ export const workFolder = (output: string): string => `${output.replace(/\/+$/, 
  * @throws as {@linkcode quantizeCheckpoint} and {@linkcode exportCheckpoint}
  */
 export async function quantizeFor(options: QuantizeForOptions): Promise<QuantizeForReport> {
+  const { output, shard } = options, { config, format, isFolder } = await checkedTarget(options);
+  if (shard !== undefined) {
+    return { quantized: await quantizeCheckpoint({ ...options, config }), exported: undefined }; // the merge exports
+  }
+  const work = workFolder(output), own = { output, opensIn: format.openedBy };
+  const quantized = { ...await quantizeCheckpoint({ ...options, config, output: work }), ...own };
+  if (options.dryRun) return { quantized, exported: undefined };
+  return { quantized, exported: await exportWork(format, isFolder, options) };
+}
+
+/** How to merge shards that were quantized for a program. */
+export type MergeForOptions = MergeCheckpointOptions & Partial<Pick<ExportChoices, "allowRounding">> & {
+  readonly kernels: Kernels;
+};
+
+/**
+ * Brings shards together that were quantized for a program, into its own file or folder.
+ *
+ * @throws as {@linkcode mergeCheckpoint} and {@linkcode exportCheckpoint}
+ */
+export async function mergeFor(options: MergeForOptions): Promise<QuantizeForReport> {
+  const { output } = options, { config } = openShards(options.shards);
+  const { format, isFolder } = await checkedTarget({ ...options, config });
+  const quantized = await mergeCheckpoint({ ...options, output: workFolder(output) });
+  const exported = await exportWork(format, isFolder, options);
+  return { quantized: { ...quantized, output, opensIn: format.openedBy }, exported };
+}
+
+/** Options that concern the program's file. */
+type TargetOptions =
+  & Pick<
+    QuantizeForOptions,
+    "input" | "output" | "variant" | "loras" | "resume" | "force" | "allowRounding" | "shard"
+  >
+  & { readonly config: Config; readonly kernels?: Kernels | undefined };
+
+/** Looks whether the target can hold what the plan says, and whether its output may be written. */
+async function checkedTarget(options: TargetOptions) {
   const { input, output, allowRounding = false, force = false, resume = false } = options;
   const target = TARGETS[options.config.target!]!, { models } = target;
   const format = EXPORT_FORMATS.find(({ name }) => name === target.format)!;
@@ -54,14 +97,25 @@ export async function quantizeFor(options: QuantizeForOptions): Promise<Quantize
     const rounded = content.rows.filter(({ rounding }) => rounding !== undefined);
     if (rounded.length > 0 && !allowRounding) throw roundingRefused(source, format.name, rounded);
     isFolder = content.kind === "folder";
+    if (options.shard !== undefined) return { config, format, isFolder };
     if (content.kind === "file") checkStreamedFile(output, content.bytes, force);
     else checkOutput({ path: output, files: [], resume, force });
   }
-  const work = workFolder(output);
-  const own = { output, opensIn: format.openedBy };
-  const quantized = { ...await quantizeCheckpoint({ ...options, config, output: work }), ...own };
-  if (options.dryRun) return { quantized, exported: undefined };
-  const { kernels, signal, onProgress, onEvent } = options;
+  return { config, format, isFolder };
+}
+
+/** Exports the packed checkpoint of the work folder, which is deleted then. */
+async function exportWork(
+  format: ExportFormat,
+  isFolder: boolean,
+  options: CheckpointRun & {
+    readonly kernels?: Kernels | undefined;
+    readonly allowRounding?: boolean | undefined;
+  },
+): Promise<ExportReport> {
+  const { output, allowRounding = false, force = false, resume = false, signal, onProgress, onEvent } =
+    options;
+  const work = workFolder(output), kernels = options.kernels!;
   const events = { signal, onProgress, onEvent };
   const exported = await exportCheckpoint({
     input: work,
@@ -74,7 +128,7 @@ export async function quantizeFor(options: QuantizeForOptions): Promise<Quantize
     ...events,
   });
   writing("delete", work, () => rmSync(work, { recursive: true }));
-  return { quantized, exported };
+  return exported;
 }
 
 /** The configuration with what the tools of image models never quantize among what is kept, unless it names its bits. */

@@ -44,10 +44,17 @@ export function checkPaths({ input, output }: CheckpointRun): void {
   }
 }
 
+/** Names of the files that a whole checkpoint has beside those that are copied. */
+export const checkpointFiles = ({ files, indexFile }: Checkpoint): string[] => [
+  ...files.map(({ name }) => name),
+  ...(indexFile === undefined ? [] : [indexFile]),
+  "config.json",
+];
+
 /**
  * The request for an output folder: what identifies the run, and every file that it will write.
  *
- * @param more files beside the weights, config.json and the index
+ * @param files that the run makes
  * @throws {RangeError} when both resume and force are given
  * @throws {OutputError} when the output is the input
  */
@@ -56,7 +63,7 @@ export function outputRequest(
   { output, resume = false, force = false }: OutputPlace,
   { operation, settings }: { operation: Identity["operation"]; settings: Readonly<Record<string, unknown>> },
   { copied }: Beside,
-  more: readonly string[] = [],
+  files: readonly string[] = checkpointFiles(checkpoint),
 ): OutputRequest {
   if (resume && force) {
     throw new RangeError(
@@ -81,12 +88,7 @@ export function outputRequest(
     ),
     sourceState: () => sourceState(checkpoint),
     files: [
-      ...[
-        ...checkpoint.files.map(({ name }) => name),
-        ...(checkpoint.indexFile === undefined ? [] : [checkpoint.indexFile]),
-        "config.json",
-        ...more,
-      ].map((name) => outputName(checkpoint, name)),
+      ...files.map((name) => outputName(checkpoint, name)),
       ...copied.map(({ name }) => name),
     ],
     resume,

@@ -5,6 +5,14 @@
 export { dequantizeCheckpoint, type DequantizeCheckpointOptions } from "./dequantize_checkpoint.ts";
 export { quantizeCheckpoint, type QuantizeCheckpointOptions } from "./quantize_checkpoint.ts";
 export { outputErrors, type RunReport, type Totals } from "./run_report.ts";
+export { type DividedPlan, dividePlan } from "./sharded_run.ts";
+export {
+  mergeCheckpoint,
+  type MergeCheckpointOptions,
+  openShards,
+  type ReadShards,
+} from "./merge_checkpoint.ts";
+export { parseShard, type Shard, shardFromEnvironment, shardText } from "../plan/shards.ts";
 export { opensIn } from "../output/readers.ts";
 export { type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 export { KEEP_RULES, type KeepRule } from "../plan/rules.ts";

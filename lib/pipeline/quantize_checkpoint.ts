@@ -35,8 +35,14 @@ import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
 import { opensIn } from "../output/readers.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
 import { checkOutput, type OutputRequest } from "../output/output_folder.ts";
-import { type Rewrite, type RewriteContent, type RewriteJob, withRewrite } from "../output/rewrite.ts";
-import type { RefinementRecord } from "../output/record.ts";
+import {
+  type Rewrite,
+  type RewriteContent,
+  type RewriteJob,
+  type SmallFile,
+  withRewrite,
+} from "../output/rewrite.ts";
+import type { LayerRecord, RefinementRecord } from "../output/record.ts";
 import { runConfiguredPhases, sidecarContent } from "../phases/configured.ts";
 import type { PhaseResult, PhasesReport } from "../phases/mod.ts";
 import type { TensorSink } from "../output/tensor_sink.ts";
@@ -68,6 +74,7 @@ import {
 import { calibrationWarnings, PLAN_FILE, type RunCalibration, runCalibration } from "./calibration_run.ts";
 import {
   checkPaths,
+  checkpointFiles,
   type CheckpointRun,
   growingBuffer,
   type OutputPlace,
@@ -76,6 +83,14 @@ import {
 } from "./checkpoint_run.ts";
 import { choiceText, chooseSolver, configuredPlan } from "./choose_solver.ts";
 import { announce } from "./forecast.ts";
+import {
+  checkDivisible,
+  checkOneCandidate,
+  dividePlan,
+  readsStatistics,
+  shardSummary,
+} from "./sharded_run.ts";
+import { type Shard, shardFolder } from "../plan/shards.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type HeldOutError, type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
 import { digestTensors, HashingReader } from "../output/source_digest.ts";
@@ -95,6 +110,11 @@ export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends
   readonly variant?: string | undefined;
   /** LoRAs that are merged into the weights, in float32, before anything else. */
   readonly loras?: readonly LoraSource[] | undefined;
+  /**
+   * Quantize a part of the tensors only, into the folder `shard-i-of-n` of the output; {@linkcode mergeCheckpoint} brings
+   * all shards together.
+   */
+  readonly shard?: Shard | undefined;
   /**
    * Bytes that the process may take for calibrated work, which is refused where it would take more; default what it has
    * and three quarters of what is available.
@@ -122,12 +142,15 @@ export interface QuantizeRun<K extends Kernels | undefined = Kernels> extends Di
   readonly memoryBytes: number;
   /** What became of LoRAs. */
   readonly loras: readonly LoraReport[];
-  readonly options: RunOptions;
+  readonly options: RunOptions & Pick<OpenRunOptions, "shard">;
 }
 
 /** The plan of a run. */
 export interface PlannedRun {
+  /** The tensors of this run: of a shard its own. */
   readonly plan: Plan;
+  /** All tensors of the checkpoint. */
+  readonly whole: Plan;
   /** Undefined where neither a plan nor a budget chooses the bits. */
   readonly bitPlan: BitPlan | undefined;
   readonly beside: Beside;
@@ -144,6 +167,7 @@ export interface PlannedRun {
  * @throws {OutputError} when the output exists, is the input, or cannot be written
  * @throws {IntegrityError} when what is read back is not what was written
  * @throws {InterruptedError} when `signal` stopped it; `resume` goes on
+ * @throws {ConfigError} when a shard is asked for of what cannot be divided
  *
  * @example
  * ```ts
@@ -163,8 +187,10 @@ export interface PlannedRun {
  * console.log(totals.bitsPerWeight, totals.cosine);
  * ```
  */
-export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Promise<RunReport> {
-  checkPaths(options);
+export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Promise<RunReport> {
+  checkPaths(given);
+  const { shard } = given, folder = shard && shardFolder(shard);
+  const options = folder === undefined ? given : { ...given, output: join(given.output, folder) };
   if (options.dryRun) return await planOnly(options);
   using run = openRun(options);
   const first = await firstPlan(run);
@@ -178,6 +204,7 @@ export async function quantizeCheckpoint(options: QuantizeCheckpointOptions): Pr
     const planned = measuresBits(run.config) ? await planRun(run, output) : first;
     if (planned !== first) warn(run, planned);
     const calibrated = await calibrateRun(run, planned, output);
+    if (calibrated !== undefined && shard !== undefined) checkOneCandidate(calibrated, run.config);
     const solved = await solveRun(run, planned, calibrated, { output });
     const phases = await phasesRun(run, planned, calibrated, solved);
     run.calibration.memory.held.release(); // tensors are read for themselves
@@ -194,14 +221,15 @@ function warn({ config, options: { onEvent } }: QuantizeRun, { plan, bitPlan }: 
 
 /** Held-out error of what was written; after a refinement its own metric, which counts biases too. */
 async function heldOutError(
-  { config, kernels }: QuantizeRun,
+  { config, kernels, options: { shard } }: QuantizeRun,
   { plan }: PlannedRun,
   calibrated: Solvable | undefined,
   { solved, phases }: { readonly solved: SolvedModel | undefined; readonly phases: PhaseResult | undefined },
 ): Promise<HeldOutError | undefined> {
   const { refinement } = phases?.report ?? {};
   if (refinement?.kept === true) return { metric: "step KL, nats", value: refinement.heldOutAfter };
-  if (calibrated === undefined || calibrated.kind === "layers" || calibrated.data.heldOut.length === 0) {
+  if (calibrated === undefined || calibrated.kind === "layers" || shard !== undefined) return undefined;
+  if (calibrated.data.heldOut.length === 0) {
     return undefined;
   }
   const metric = HELD_OUT_METRICS[calibrated.kind];
@@ -277,7 +305,7 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
 }
 
 /** @throws {CheckpointError} when the weights are quantized already, by this tool or another one */
-function checkPlain(checkpoint: Checkpoint): void {
+export function checkPlain(checkpoint: Checkpoint): void {
   refuseForeign(checkpoint, "quantize");
   if (!isJsonObject(checkpoint.config?.[CONFIG_KEY])) return;
   if (!(SECTION_KEY in checkpoint.config[CONFIG_KEY])) return; // scaled FP8, which reads as plain weights
@@ -340,19 +368,31 @@ export async function planRun(
   const first = await firstPlan(run);
   if (!measuresBits(run.config)) return first;
   const bitPlan = await planOfBudget(run, output);
-  return { ...first, bitPlan, plan: planQuantization(run.checkpoint, run.config, bitPlan) };
+  const plan = planQuantization(run.checkpoint, run.config, bitPlan);
+  return { ...first, bitPlan, plan, whole: plan };
+}
+
+/** The part of a plan that a run does: all of it, or its shard's. @throws as {@linkcode checkDivisible} */
+function shardPlan(
+  { checkpoint, config, options: { shard, onEvent } }: QuantizeRun<Kernels | undefined>,
+  whole: Plan,
+): Plan {
+  if (shard === undefined) return whole;
+  checkDivisible(checkpoint, config, whole);
+  const divided = dividePlan(whole, config, shard.count);
+  onEvent?.({ kind: "shard", ...shardSummary(shard, divided) });
+  return { rows: divided.shards[shard.index - 1]!, warnings: whole.warnings };
 }
 
 /** What is known of the plan before a budget has measured anything. @throws as {@linkcode planRun} */
-async function firstPlan(
-  { checkpoint, config, calibration, options }: QuantizeRun<Kernels | undefined>,
-): Promise<PlannedRun> {
+async function firstPlan(run: QuantizeRun<Kernels | undefined>): Promise<PlannedRun> {
+  const { checkpoint, config, calibration, options } = run;
   if (isCalibrated(config)) await calibration.digest(); // an error at once where data are missing
   const bitPlan = configuredPlan(checkpoint, config);
-  const plan = planQuantization(checkpoint, config, bitPlan);
-  checkPlan(plan, checkpoint);
-  if (measuresBits(config)) budgetBytes(plan.rows, config);
-  return { plan, bitPlan, beside: filesBeside(checkpoint, options) };
+  const whole = planQuantization(checkpoint, config, bitPlan);
+  checkPlan(whole, checkpoint);
+  if (measuresBits(config)) budgetBytes(whole.rows, config);
+  return { plan: shardPlan(run, whole), whole, bitPlan, beside: filesBeside(checkpoint, options) };
 }
 
 /** Bits by layer of a budget: measured, or those of an output that is complete. */
@@ -438,15 +478,26 @@ export async function calibrateRun(
  */
 export async function solveRun(
   { config, kernels, calibration, memoryBytes, options }: QuantizeRun,
-  { plan }: PlannedRun,
+  { plan, whole }: PlannedRun,
   calibrated: Solvable | undefined,
   { output, known }: { readonly output?: Rewrite | undefined; readonly known?: KnownSolutions } = {},
 ): Promise<SolvedModel | undefined> {
   if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
   const identity = output === undefined ? "" : JSON.stringify(output.identity);
+  const only = options.shard && new Set(plan.rows.map(({ name }) => name));
   return await solvePlan(
     {
-      ...{ calibrated, plan, config, kernels, memoryBytes, folder: output?.work, identity, known },
+      ...{
+        calibrated,
+        plan: whole,
+        only,
+        config,
+        kernels,
+        memoryBytes,
+        folder: output?.work,
+        identity,
+        known,
+      },
       statesBytes: calibration.memory.statesBytes,
     },
     options,
@@ -513,16 +564,8 @@ export async function writeRun(
     solver: config.chosen && { name: config.solver, ...config.chosen },
     refinement: refinementRecord(phases?.report.refinement),
     *smallFiles(records, tensorFiles) {
-      yield* copies(planned.beside, run.options);
-      if (planned.bitPlan !== undefined) {
-        yield { name: outputName(checkpoint, PLAN_FILE), content: planText(planned.bitPlan) };
-      }
-      const section = quantizationConfig(records, config);
-      yield {
-        name: outputName(checkpoint, "config.json"),
-        content: withQuantizationConfig(configText(checkpoint) ?? "{}\n", section),
-      };
-      yield* indexFiles(checkpoint, records, tensorFiles);
+      if (run.options.shard !== undefined) return; // the merged checkpoint has them
+      yield* filesOfModel(run, planned, records, tensorFiles);
       // Last: it carries the fingerprint of what is beside it.
       if (phases?.model.timeParameters === undefined) return;
       const folder = join(output.work, checkpoint.subfolder ?? "");
@@ -538,6 +581,24 @@ export async function writeRun(
   };
 }
 
+/** The files of a whole model beside its weights: copies, the plan of the bits, config.json and the index. */
+export function* filesOfModel(
+  { checkpoint, config, options }: Pick<QuantizeRun, "checkpoint" | "config" | "options">,
+  { beside, bitPlan }: Pick<PlannedRun, "beside" | "bitPlan">,
+  records: readonly LayerRecord[],
+  tensorFiles: () => ReadonlyMap<string, string>,
+): Generator<SmallFile> {
+  yield* copies(beside, options);
+  if (bitPlan !== undefined) {
+    yield { name: outputName(checkpoint, PLAN_FILE), content: planText(bitPlan) };
+  }
+  yield {
+    name: outputName(checkpoint, "config.json"),
+    content: withQuantizationConfig(configText(checkpoint) ?? "{}\n", quantizationConfig(records, config)),
+  };
+  yield* indexFiles(checkpoint, records, tensorFiles);
+}
+
 /** What stands in the manifest: nothing that another run would not do again. */
 function refinementRecord(report: PhasesReport["refinement"]): RefinementRecord | undefined {
   if (report === undefined) return undefined;
@@ -547,10 +608,13 @@ function refinementRecord(report: PhasesReport["refinement"]): RefinementRecord 
 
 /** The output folder that a run asks for. @throws {OutputError} when it is the input */
 export async function requestOutput(
-  { checkpoint, config, calibration, kernels, loras, options: { signal } }: QuantizeRun<Kernels | undefined>,
-  { bitPlan, beside }: PlannedRun,
+  run: QuantizeRun<Kernels | undefined>,
+  { plan, bitPlan, beside }: PlannedRun,
   place: OutputPlace,
 ): Promise<OutputRequest> {
+  const { checkpoint, config, calibration, kernels, loras, options: { signal, shard } } = run;
+  const isOwn = shard !== undefined && loras.length === 0 && readsStatistics(checkpoint, config);
+  const digested = isOwn ? plan.rows.map(({ name }) => name) : checkpoint.tensors.keys();
   // A solved layer depends on weights of others, by sums that every instruction set rounds in its own order.
   const solved = async () => ({
     calibration_sha256: await calibration.digest(),
@@ -559,7 +623,7 @@ export async function requestOutput(
       await stoppable(
         signal,
         "repeat the command",
-        () => digestTensors(checkpoint, checkpoint.tensors.keys(), () => pause(signal)),
+        () => digestTensors(checkpoint, digested, () => pause(signal)),
       ),
   });
   const settings = {
@@ -571,9 +635,21 @@ export async function requestOutput(
     ...(bitPlan === undefined || measuresBits(config)
       ? {}
       : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
+    ...(shard === undefined ? {} : { shard: { ...shard, weights: isOwn ? "own" : "all" } }),
   };
+  if (shard !== undefined) {
+    const files = [...new Set(plan.rows.map(({ file }) => file))];
+    return outputRequest(
+      checkpoint,
+      place,
+      { operation: "quantize", settings },
+      { copied: [], left: [] },
+      files,
+    );
+  }
   const hasSidecar = wantsPhases(config) && config.enableTimeAware;
   return outputRequest(checkpoint, place, { operation: "quantize", settings }, beside, [
+    ...checkpointFiles(checkpoint),
     ...(bitPlan === undefined && !measuresBits(config) ? [] : [PLAN_FILE]),
     ...(hasSidecar ? [SIDECAR_FILE] : []),
   ]);
@@ -587,8 +663,8 @@ export async function requestOutput(
  * @throws {OutputError} when the folder may not or cannot be written
  */
 export async function withOutput<T>(
-  run: QuantizeRun,
-  planned: PlannedRun,
+  run: Pick<QuantizeRun, "checkpoint" | "config" | "options">,
+  planned: Pick<PlannedRun, "plan" | "bitPlan" | "beside">,
   request: OutputRequest,
   use: (output: Rewrite) => Promise<T>,
 ): Promise<T> {
@@ -599,24 +675,31 @@ export async function withOutput<T>(
   const outputBytes = sum(rows.map((row) => row.bytesAfter)) +
     (isUnmeasured ? budgetBytes(rows, config) - chosen : 0) +
     sum(files.map((file) => file.reservedHeaderBytes + 8)) +
-    sum(beside.copied.map(({ bytes }) => bytes));
+    (options.shard === undefined ? sum(beside.copied.map(({ bytes }) => bytes)) : 0);
   const job: RewriteJob = { request, files, outputBytes, failFast: config.failFast };
   return await withRewrite(job, options, use);
 }
 
-/** The files of the tensors. @throws {CheckpointError} when one would have more tensors than readers take */
-function filesOf(checkpoint: Checkpoint, { plan }: PlannedRun): RewriteJob["files"] {
-  const rows = new Map(plan.rows.map((row) => [row.name, row]));
-  return checkpoint.files.map(({ name, file: { metadata, tensors } }) => {
-    const specs = widestSpecs([...tensors.keys()].map((tensor) => rows.get(tensor)!));
-    const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
-    return {
-      name: outputName(checkpoint, name),
-      metadata,
-      reservedHeaderBytes: reserved,
-      tensors: [...tensors.keys()],
-    };
-  });
+/**
+ * The files of a plan's tensors: of a shard those that have some.
+ *
+ * @throws {CheckpointError} when one would have more tensors than readers take
+ */
+export function filesOf(checkpoint: Checkpoint, { plan }: Pick<PlannedRun, "plan">): RewriteJob["files"] {
+  const byFile = Map.groupBy(plan.rows, ({ file }) => file);
+  const isWhole = plan.rows.length === checkpoint.tensors.size;
+  return checkpoint.files.filter(({ name }) => isWhole || byFile.has(name)).map(
+    ({ name, file: { metadata } }) => {
+      const rows = byFile.get(name) ?? [], specs = widestSpecs(rows);
+      const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
+      return {
+        name: outputName(checkpoint, name),
+        metadata,
+        reservedHeaderBytes: reserved,
+        tensors: rows.map((row) => row.name),
+      };
+    },
+  );
 }
 
 /** The entries that take most room in the header, whatever becomes of the tensors. */
@@ -636,7 +719,7 @@ function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
 }
 
 const reportOf = (
-  { checkpoint, config, kernels, loras }: QuantizeRun<Kernels | undefined>,
+  { checkpoint, config, kernels, loras, options: { shard } }: QuantizeRun<Kernels | undefined>,
   { plan, beside }: PlannedRun,
   output: string,
 ) => ({
@@ -645,8 +728,11 @@ const reportOf = (
   input: checkpoint.path,
   output,
   modelKind: checkpoint.kind,
-  opensIn: opensIn(checkpoint.kind, String(quantizationConfig(plan.rows, config)["quant_method"])),
+  opensIn: shard === undefined
+    ? opensIn(checkpoint.kind, String(quantizationConfig(plan.rows, config)["quant_method"]))
+    : `nothing yet: arrowquant merge brings the ${shard.count} shards together`,
   plan,
-  ...namesBeside(beside),
+  shard,
+  ...namesBeside(shard === undefined ? beside : { copied: [], left: [] }),
   threads: kernels?.threads ?? threadCount(config.numThreads, "native"),
 });

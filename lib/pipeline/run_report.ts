@@ -4,6 +4,7 @@ import type { LayerRecord } from "../output/record.ts";
 import type { RewriteResult } from "../output/rewrite.ts";
 import type { PhasesReport } from "../phases/mod.ts";
 import type { Plan, PlanRow } from "../plan/plan.ts";
+import type { Shard } from "../plan/shards.ts";
 import { addStatistics, cosine, NO_STATISTICS, relativeRmsError } from "../quant/mod.ts";
 import { type Checkpoint, elementCount } from "../tensor/mod.ts";
 
@@ -43,6 +44,8 @@ export interface RunReport {
   readonly plan: Plan;
   /** What became of LoRAs that were merged into the weights, in their order. */
   readonly loras?: readonly LoraReport[] | undefined;
+  /** The part of the checkpoint that this run did; undefined where it did all of it. */
+  readonly shard?: Shard | undefined;
   /** A record for each tensor; none on a dry run. */
   readonly layers: readonly LayerRecord[];
   /** Time of each: read, quantize, verify, write; null where an earlier run had done it. */

@@ -159,7 +159,21 @@ export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
   if (version !== 1 || !isJsonObject(layers)) {
     throw fail('must be {"version": 1, "layers": {name: {"bits", "group_size", "zero_point"}}}');
   }
-  const plan = new Map<string, LayerGrid>(), absent: string[] = [];
+  const plan = planOfLayers(layers, fail), absent = [...plan.keys()].filter((name) => !known.has(name));
+  if (absent.length > 0) {
+    const more = absent.length > 5 ? ` and ${absent.length - 5} more` : "";
+    const reason = `it must name layers of the model, got ${absent.slice(0, 5).map(quote).join(", ")}${more}`;
+    throw new CalibrationError(`Cannot use the plan ${quote(path)}: ${reason}`, { path });
+  }
+  return plan;
+}
+
+/** The plan of a JSON object of layers. @param fail makes the error for one that is none */
+export function planOfLayers(
+  layers: Readonly<Record<string, unknown>>,
+  fail: (message: string) => FormatError,
+): BitPlan {
+  const plan = new Map<string, LayerGrid>();
   for (const [name, entry] of Object.entries(layers)) {
     const own = isJsonObject(entry) ? entry : {}, keys = Object.keys(ENTRY);
     const unknown = Object.keys(own).find((key) => !keys.includes(key));
@@ -172,14 +186,8 @@ export function readPlan(path: string, known: ReadonlySet<string>): BitPlan {
         `${key} of ${quote(name)} must be one of ${allowed.join(", ")}, got ${JSON.stringify(own[key])}`,
       );
     }
-    if (!known.has(name)) absent.push(name);
     const { bits, group_size: groupSize, zero_point: zeroPoint } = own;
     plan.set(name, { bits, groupSize, zeroPoint } as LayerGrid);
-  }
-  if (absent.length > 0) {
-    const more = absent.length > 5 ? ` and ${absent.length - 5} more` : "";
-    const reason = `it must name layers of the model, got ${absent.slice(0, 5).map(quote).join(", ")}${more}`;
-    throw new CalibrationError(`Cannot use the plan ${quote(path)}: ${reason}`, { path });
   }
   return plan;
 }

@@ -124,6 +124,8 @@ export type KnownSolutions = Map<string, KnownSolution>;
 export interface SolveTask {
   readonly calibrated: Solvable;
   readonly plan: Plan;
+  /** Names of the tensors that are this task's; all by default. With fewer nothing is measured: the model is not whole. */
+  readonly only?: ReadonlySet<string> | undefined;
   readonly config: ConfigInForce;
   readonly kernels: Kernels;
   /** Bytes that the process may take; any by default. */
@@ -203,7 +205,7 @@ function reportChoice(
   },
   event: Report,
 ): void {
-  if (data.heldOut.length > 0 && kind !== "layers") {
+  if (data.heldOut.length > 0 && kind !== "layers" && !distances.every(Number.isNaN)) {
     const values = distances.map((value) => Number.isNaN(value) ? "-" : value.toPrecision(3)).join(", ");
     event(
       "calibrate",
@@ -228,6 +230,8 @@ class CandidateSolver {
   readonly #options: RunOptions;
   readonly #rows: ReadonlyMap<string, PlanRow>;
   /** Names of the layers that can be solved. */
+  readonly #solvable: readonly string[];
+  /** Those of them that are this task's. */
   readonly #wanted: readonly string[];
   /** The others' packed forms, once they are needed. */
   #fixed: ReadonlyMap<string, PackedTensor> | undefined;
@@ -247,9 +251,12 @@ class CandidateSolver {
       plan.rows.filter(({ action }) => action === "quantize").map((row) => [row.name, row]),
     );
     const solvable = new Set(calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
-    const own = [...this.#rows.values()].filter((row) => !isTokenTable(row) && !isRounded(config, row));
-    this.#wanted = own.filter(({ name }) => solvable.has(name)).map(({ name }) => name);
-    this.#reportOthers(own.filter(({ name }) => !solvable.has(name)));
+    const solved = [...this.#rows.values()].filter((row) => !isTokenTable(row) && !isRounded(config, row));
+    const isOwn = ({ name }: PlanRow) => task.only?.has(name) ?? true;
+    const inModel = solved.filter(({ name }) => solvable.has(name));
+    this.#solvable = inModel.map(({ name }) => name);
+    this.#wanted = inModel.filter(isOwn).map(({ name }) => name);
+    this.#reportOthers(solved.filter((row) => !solvable.has(row.name) && isOwn(row)));
     this.#solved = [0, this.#wanted.length];
     this.#weights = timeWeightSettings(config, calibrated.kind);
     if (calibrated.kind === "layers") return;
@@ -298,8 +305,9 @@ class CandidateSolver {
         ...this.#byWeights(),
         ...[...layers].map(([name, { tensor }]) => [name, tensor] as const),
       ]);
-      this.#event("stage", "held-out distance");
-      const distance = calibrated.data.heldOut.length > 0 ? await this.#heldOut!.distance(tensors) : NaN;
+      const isMeasured = calibrated.data.heldOut.length > 0 && this.#task.only === undefined;
+      if (isMeasured) this.#event("stage", "held-out distance");
+      const distance = isMeasured ? await this.#heldOut!.distance(tensors) : NaN;
       return { layers, tensors, distance, milliseconds: performance.now() - begin };
     });
   }
@@ -317,7 +325,8 @@ class CandidateSolver {
       solver: config.solver,
       settings,
       mode: config.calibrationMode,
-      gridOf: (name) => this.#wanted.includes(name) ? this.#formOf(name) : undefined,
+      gridOf: (name) => this.#solvable.includes(name) ? this.#formOf(name) : undefined,
+      only: this.#task.only,
       fixed: this.#byWeights(),
       solved,
       signal: this.#options.signal,
@@ -395,8 +404,9 @@ class CandidateSolver {
   }
 
   #byWeights(): ReadonlyMap<string, PackedTensor> {
-    const { calibrated, config, kernels } = this.#task;
-    const others = [...this.#rows.values()].filter(({ name }) => !this.#wanted.includes(name));
+    const { calibrated, config, kernels, only } = this.#task;
+    if (only !== undefined) return new Map(); // nothing reads them in a model that is not whole
+    const others = [...this.#rows.values()].filter(({ name }) => !this.#solvable.includes(name));
     return this.#fixed ??= quantizedByWeights(calibrated.model, others, config, kernels);
   }
 

@@ -47,6 +47,11 @@ export interface SolveOptions {
   /** Bits and groups of a layer by the name of its weight; undefined leaves the layer as it is. */
   readonly gridOf: (name: string) => WeightFormat | undefined;
   /**
+   * Names of the layers to solve among those that have bits and groups; all by default. The others still count where the
+   * structure of a moment is chosen, so that a layer's solution does not depend on which ones are left out.
+   */
+  readonly only?: ReadonlySet<string> | undefined;
+  /**
    * `blocks`: on the inputs that the quantized layers before produce; `once`: all on those of the
    * full-precision model.
    */
@@ -103,12 +108,19 @@ export function denseWeights(kernels: Kernels, { weights, name }: LinearLayer): 
 }
 
 /** The layers to solve, in the order in which they run, a stage at a time. */
-function stagesToSolve(model: Pick<Blockwise<never>, "stages">, gridOf: SolveOptions["gridOf"]) {
+function stagesToSolve(
+  model: Pick<Blockwise<never>, "stages">,
+  { gridOf, only }: Pick<SolveOptions, "gridOf" | "only">,
+): LayerStage[] {
   const seen = new Set<string>();
-  return model.stages.map(({ block, layers }) => ({
-    block,
-    layers: layers.filter(({ name }) => gridOf(name) !== undefined && !seen.has(name) && seen.add(name)),
-  })).filter(({ layers }) => layers.length > 0);
+  return model.stages.map(({ block, layers }): LayerStage => {
+    const all = layers.filter(({ name }) => gridOf(name) !== undefined && !seen.has(name) && seen.add(name));
+    return {
+      block,
+      layers: all.filter(({ name }) => only?.has(name) ?? true),
+      formats: all.map(({ name }) => gridOf(name)!),
+    };
+  }).filter(({ layers }) => layers.length > 0);
 }
 
 /**
@@ -135,6 +147,8 @@ export function solveModel(calibrated: Solvable, options: SolveOptions): Promise
 interface LayerStage {
   readonly block: number;
   readonly layers: readonly LinearLayer[];
+  /** Of these layers, and of those that are left out. */
+  readonly formats: readonly WeightFormat[];
 }
 
 /**
@@ -195,7 +209,7 @@ class ModelSolver<Batch> {
 
   async #solve(): Promise<Map<string, SolvedLayer>> {
     const { model, data, statistics, options } = this;
-    const stages = stagesToSolve(model, options.gridOf);
+    const stages = stagesToSolve(model, options);
     if (stages.length === 0) return this.#solved;
     const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
     const done = (layer: SolvedLayer) => {
@@ -245,24 +259,19 @@ class ModelSolver<Batch> {
   }
 
   /** Structure of the moment of a stage's inputs. */
-  #choose({ layers }: LayerStage, positions: number): MomentChoice {
-    const { settings, gridOf, memoryBytes } = this.options, { cols } = layers[0]!.weights;
-    return chooseMoment(settings, {
-      cols,
-      positions,
-      memoryBytes,
-      formats: layers.map(({ name }) => gridOf(name)!),
-    });
+  #choose({ layers, formats }: LayerStage, positions: number): MomentChoice {
+    const { settings, memoryBytes } = this.options, { cols } = layers[0]!.weights;
+    return chooseMoment(settings, { cols, positions, memoryBytes, formats });
   }
 
   /** Saved moments of a stage's inputs in the structure that is wanted. */
   #known(statistics: CalibrationStatistics, stage: LayerStage): Gathered {
-    const { settings, gridOf } = this.options, [first] = stage.layers;
+    const { settings } = this.options, [first] = stage.layers;
     const gathered = known(statistics, first!), { block } = this.#choose(stage, this.#positions(stage));
     const moments = savedMoments(first!.name, gathered.moments, {
       wanted: block,
       isAsked: settings.moment !== "auto",
-      formats: stage.layers.map(({ name }) => gridOf(name)!),
+      formats: stage.formats,
     });
     return { ...gathered, moments };
   }

@@ -2,7 +2,7 @@
  * Layouts of published checkpoints at any size, for make_checkpoint.ts: tensor names, shapes and configuration files as Dream 7B, LLaDA 8B
  * and DiT-XL/2 have them. The weights themselves are made up elsewhere.
  */
-import { elementCount, type TensorSpec } from "../lib/tensor/mod.ts";
+import { elementCount, type TensorSpec } from "../../lib/tensor/mod.ts";
 
 export const LAYOUTS = ["dream", "llada", "dit"] as const;
 export type LayoutName = (typeof LAYOUTS)[number];

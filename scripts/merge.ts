@@ -1,0 +1,99 @@
+/** `merge.ts PARTS… OUT`: what the tasks of an array have made, as one. */
+import { peakResidentBytes } from "../lib/eval/environment.ts";
+import { mergeFor } from "../lib/interop/mod.ts";
+import { mergeCheckpoint, openShards } from "../lib/pipeline/mod.ts";
+import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
+import { ProgressDisplay } from "./_command/progress.ts";
+import {
+  chosenKernels,
+  type Context,
+  defineCommand,
+  KERNEL_OPTIONS,
+  MODEL_OPTIONS,
+  OUTPUT_OPTIONS,
+  outputMode,
+} from "./_command/run.ts";
+import { openCommandKernels } from "./_command/signals.ts";
+import { printJson } from "./_command/text.ts";
+import { printExport, summaryOf } from "./export.ts";
+import { printSummary } from "./quantize.ts";
+
+const USAGE = {
+  name: "merge.ts",
+  operands: "PARTS … OUT",
+  about:
+    "Brings together what the tasks of an array have made with --shard: the same bytes as one task would write.",
+  options: {
+    "Quantized layers":
+      "PARTS are folders of shards, or folders that hold some; OUT becomes the checkpoint, or the file\n" +
+      "of the program that --for named",
+    "--model MODEL": "the checkpoint that was quantized: its headers and small files are read",
+    ...MODEL_OPTIONS,
+    "--allow-rounding": "as in quantize.ts, with shards that were made --for a program",
+    "Machine and output": "",
+    ...KERNEL_OPTIONS,
+    ...OUTPUT_OPTIONS,
+    "--quiet": "print nothing but errors",
+    "--json": "print the report as JSON",
+  },
+  examples: {
+    "PARTS OUT --model MODEL": "shards of a checkpoint, all in one folder",
+    "NODE1/PARTS NODE2/PARTS OUT --model MODEL": "the same from two folders",
+  },
+  notes:
+    "Shards that are missing, there twice, or of another input, configuration or version are named and refused.",
+} as const satisfies Usage;
+
+type Options = Arguments<typeof USAGE>;
+
+async function run(parsed: Options, context: Context): Promise<void> {
+  const parts = parsed.positionals.slice(0, -1), output = parsed.positionals.at(-1);
+  if (output === undefined || parts.length === 0) {
+    throw new UsageError(`PARTS and OUT are needed, got ${parsed.positionals.length} paths`);
+  }
+  await mergeShards(parsed, { parts, output }, context);
+}
+
+/** Merges shards of a checkpoint. */
+async function mergeShards(
+  parsed: Options,
+  { parts, output }: { readonly parts: readonly string[]; readonly output: string },
+  { signal }: Context,
+): Promise<void> {
+  const { flags, values } = parsed, input = values.model;
+  if (input === undefined) {
+    throw new UsageError("shards of a checkpoint need --model MODEL, the one that was quantized");
+  }
+  const display = new ProgressDisplay(flags.quiet), started = performance.now();
+  const { update: onProgress, event: onEvent } = display, { resume, force } = outputMode(flags);
+  const options = {
+    input,
+    output,
+    shards: parts,
+    resume,
+    force,
+    variant: values.variant,
+    signal,
+    onProgress,
+    onEvent,
+  };
+  const merge = async () => {
+    if (openShards(parts).config.target === null) {
+      return { quantized: await mergeCheckpoint(options), exported: undefined };
+    }
+    using kernels = await openCommandKernels(await chosenKernels(values, display.log));
+    return await mergeFor({ ...options, kernels, allowRounding: flags["allow-rounding"] });
+  };
+  const { quantized, exported } = await merge().finally(() => display.clear());
+  const seconds = (performance.now() - started) / 1000;
+  if (flags.json) {
+    const file = exported === undefined ? {} : { exported: summaryOf(exported) };
+    printJson({ ...quantized, ...file, seconds, peakMemoryBytes: peakResidentBytes() });
+  } else if (!flags.quiet) {
+    printSummary(quantized, seconds);
+    if (exported !== undefined) printExport(exported, seconds);
+  }
+}
+
+export const main = defineCommand(USAGE, run);
+if (import.meta.main) await main();
