@@ -61,6 +61,10 @@ export {
 export {
   dequantizeCheckpoint,
   type DequantizeCheckpointOptions,
+  type DividedPlan,
+  dividePlan,
+  mergeCheckpoint,
+  type MergeCheckpointOptions,
   type Plan,
   planQuantization,
   quantizeCheckpoint,
@@ -68,6 +72,7 @@ export {
   readManifest,
   type RunEvent,
   type RunReport,
+  type Shard,
   verifyFiles,
 } from "./lib/pipeline/mod.ts";
 export {

