@@ -43,7 +43,7 @@ describe("arrowquant", () => {
       2,
       'error: Cannot run the command: unknown command "quantise"; did you mean "quantize"?',
     ]);
-    expect(arrowquant().stderr).toContain("a command is needed: quantize, inspect");
+    expect(arrowquant().stderr).toContain("a command is needed: quantize, merge, inspect");
     expect(arrowquant("toString").code).toBe(2);
   });
 
