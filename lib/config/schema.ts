@@ -373,8 +373,8 @@ const ROWS: Rows = {
     "Most iterations of the gradient refinement; null is 300 for language models, 150 for image models",
   ),
   "thermodynamic.transition_optimization.max_minutes": key(positive(100_000), 60, { unit: "minutes" }).means(
-    "Time of the gradient refinement. Behind its first steps it says how many fit; it ends with the best " +
-      "parameters so far. What does not reach it is the same in every run",
+    "Time of the gradient refinement. Before the first step it says how many are expected to fit, with how many " +
+      "held-out samples, and is left out where none does; it ends with the best parameters so far. What does not reach it is the same in every run",
   ),
   "thermodynamic.transition_optimization.convergence_threshold": key(positive(1), 1e-4).means(
     "Relative change of the loss below which the refinement has converged",

@@ -6,7 +6,14 @@ import { CheckpointError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { type Checkpoint, openCheckpoint, refuseForeign } from "../tensor/mod.ts";
 import { DIT } from "./dit/model.ts";
-import { configOf, type ForwardCost, type ForwardShape, type ModelFamily, modelOf } from "./family.ts";
+import {
+  configOf,
+  type ForwardCost,
+  type ForwardShape,
+  type GradientCost,
+  type ModelFamily,
+  modelOf,
+} from "./family.ts";
 import { unknownKeys } from "./configuration/keys.ts";
 import { ConfigFields, shown } from "./model_config.ts";
 import type { LoadOptions, TensorList } from "./layers/tensors.ts";
@@ -72,6 +79,11 @@ export function tensorList(checkpoint: Checkpoint, { kind, config }: ModelConfig
 /** Cost of a forward pass of `batch` images, or of `batch` sequences of so many tokens. */
 export function forwardCost({ kind, config }: ModelConfig, shape: ForwardShape): ForwardCost {
   return (FAMILIES[kind] as AnyFamily).forwardCost(config, shape);
+}
+
+/** Memory of a step of gradients of `batch` images, or of `batch` sequences of so many tokens. */
+export function gradientCost({ kind, config }: ModelConfig, shape: ForwardShape): GradientCost {
+  return (FAMILIES[kind] as AnyFamily).gradientCost(config, shape);
 }
 
 /**

@@ -23,6 +23,14 @@ export interface ForwardCost {
   readonly multiplyAdds: number;
 }
 
+/** Memory of a step of gradients beside the model: a forward pass and the way back. */
+export interface GradientCost {
+  /** Bytes of scratch, about, where a block's values are kept until the way back. */
+  readonly scratchBytes: number;
+  /** Where blocks are run again on the way back, so that one block's values are kept, and the others' inputs. */
+  readonly recomputedBytes: number;
+}
+
 /** One family, an entry of the table in families.ts. */
 export interface ModelFamily<Kind extends Checkpoint["kind"], Config, Model> {
   readonly kind: Kind;
@@ -36,6 +44,7 @@ export interface ModelFamily<Kind extends Checkpoint["kind"], Config, Model> {
   tensors(config: Config, fields: ConfigFields): TensorList;
   model(source: ModelSource<Config>, options: LoadOptions): Model;
   forwardCost(config: Config, shape: ForwardShape): ForwardCost;
+  gradientCost(config: Config, shape: ForwardShape): GradientCost;
 }
 
 /** The parts that a model is made from. */

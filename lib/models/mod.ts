@@ -8,6 +8,7 @@ export { generateImages, type ImageOptions, imageSteps } from "./dit/sampler.ts"
 export { loadScheduler, type SamplerName, Scheduler } from "./schedulers.ts";
 export {
   forwardCost,
+  gradientCost,
   keysWithoutMeaning,
   type LoadedModel,
   loadModel,

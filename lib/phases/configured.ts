@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Config, ConfigInForce } from "../config/mod.ts";
 import { Workspace } from "../models/layers/workspace.ts";
+import type { HeldWeights } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
@@ -24,6 +25,10 @@ export interface ConfiguredPhases {
   readonly plan: Plan;
   readonly config: ConfigInForce;
   readonly kernels: Kernels;
+  /** Where plain weights are held; default each model holds its own. */
+  readonly held?: HeldWeights | undefined;
+  /** Bytes that gradients may take; any by default. */
+  readonly gradientBytes?: number | undefined;
   /** Undefined where the solver reads weights alone. */
   readonly solved: ReadonlyMap<string, SolvedLayer> | undefined;
 }
@@ -47,7 +52,7 @@ export async function runConfiguredPhases(
   run: ConfiguredPhases,
   { onEvent, onProgress, signal }: RunOptions,
 ): Promise<PhaseResult> {
-  const { checkpoint, calibrated, config, kernels } = run;
+  const { checkpoint, calibrated, config, kernels, held, gradientBytes } = run;
   // Gradients are loaded only where a phase is wanted.
   const { runPhases } = await import("./mod.ts");
   const event = (message: string) => onEvent?.({ kind: "phase", message });
@@ -60,6 +65,8 @@ export async function runConfiguredPhases(
       seed: config.calibrationSeed,
       tables: quantizedByWeights(calibrated.model, run.plan.rows.filter(isTokenTable), config, kernels),
       workspace: new Workspace(),
+      held,
+      gradientBytes,
       signal,
       onProgress(phase) {
         onEvent?.({ kind: "stage", message: phase });

@@ -1,5 +1,5 @@
 /** The phases' context: a model in the making, its checkpoint and its calibration data. */
-import { type LoadedModel, modelFrom } from "../models/mod.ts";
+import { type HeldWeights, type LoadedModel, modelFrom } from "../models/mod.ts";
 import type { Workspace } from "../models/layers/workspace.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
@@ -31,6 +31,10 @@ export interface PhaseContext {
   readonly workspace?: Workspace | undefined;
   /** Step weights and the cache of step KLs; default a new one with an empty cache. */
   readonly transitions?: TransitionComputer | undefined;
+  /** Where plain weights are held, by the models in turn, as far as memory allows; default each in full. */
+  readonly held?: HeldWeights | undefined;
+  /** Bytes that gradients may take; any by default. */
+  readonly gradientBytes?: number | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((message: string) => void) | undefined;
   /** What a phase is about to do, as a sentence. */
@@ -41,11 +45,11 @@ export interface PhaseContext {
 
 /** Loads a model in the making. */
 export function loadPhaseModel(
-  { checkpoint, kernels, workspace, tables = new Map() }: PhaseContext,
+  { checkpoint, kernels, workspace, held, tables = new Map() }: PhaseContext,
   { weights, ...model }: Partial<PhaseModel>,
 ): LoadedModel {
   const packed = weights && new Map([...tables, ...weights]);
-  return modelFrom(checkpoint, kernels, { workspace, weights: packed, ...model });
+  return modelFrom(checkpoint, kernels, { workspace, held, weights: packed, ...model });
 }
 
 /** The step weights of the context's model. */

@@ -4,9 +4,10 @@ import {
   type MaskedBatch,
   refineDit,
   refineMaskedTransformer,
+  type RefinementOptions,
   type RefinementReport,
 } from "../models/backward/mod.ts";
-import type { LoadedModel } from "../models/mod.ts";
+import { gradientCost, type LoadedModel, modelConfig } from "../models/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import { secondsText } from "../progress.ts";
 import type { OptimizationPlan, TransitionComputer } from "../thermo/mod.ts";
@@ -14,15 +15,12 @@ import type { TimeGroups } from "../time/mod.ts";
 import { type Calibrated, type CalibrationPart, loadCalibration } from "../calibration/mod.ts";
 import { maskedRows, meanStepKl, StepKlMeter } from "../calibration/step_kl.ts";
 import { fromBfloat16, toBfloat16 } from "../tensor/bfloat16.ts";
+import { fitsText, REFINEMENT_HELD_OUT, samplesOfStep, whatFits } from "./fitting.ts";
 import { loadPhaseModel, type PhaseContext, type PhaseModel, transitionsOf } from "./context.ts";
 import { REFINEMENT_DEFAULTS, type RefinementSettings } from "./settings.ts";
 
-/** Positions of one refinement step, roughly. */
-const STEP_POSITIONS = 1152;
 /** Longest gradient, in held-out step KLs of the start: else one rare large error undoes many steps. */
 const CLIP = 20;
-/** Samples held out from the refinement; rare large errors decide a language model's mean. */
-const REFINEMENT_HELD_OUT = { sequences: 1024, images: 256 };
 /**
  * Temperature of the loss of language models: step KL itself is decided by one position in hundreds, so that
  * its gradient is mostly chance; at a temperature every logit counts.
@@ -42,19 +40,25 @@ export interface Refined {
   stepKlOf(name: string, model: PhaseModel): number;
 }
 
-/** Refines a packed model on new samples of the calibration data. @throws as `loadCalibration` */
+/**
+ * Refines a packed model on new samples of the calibration data.
+ *
+ * @returns undefined where the time does not suffice for a step and for measuring what became of it
+ * @throws as `loadCalibration`
+ */
 export async function refinePhase(
   context: PhaseContext,
   weights: ReadonlyMap<string, PackedTensor>,
   settings: RefinementSettings,
   timeGroups: TimeGroups | undefined,
-): Promise<Refined> {
-  const { checkpoint, calibrated, source, seed } = context, started = performance.now();
+): Promise<Refined | undefined> {
+  const { calibrated, source, seed, checkpoint } = context, started = performance.now();
   const quantized = loadPhaseModel(context, { weights });
   // The two models run in turns; a batch of one is still read while the other runs.
   const full: LoadedModel = loadPhaseModel({ ...context, workspace: undefined }, {});
-  const first: CalibrationPart<unknown> = calibrated.data.fit[0]!;
-  const size = Math.max(1, Math.floor(STEP_POSITIONS * first.samples / first.weights.length));
+  const first: CalibrationPart<unknown> = calibrated.data.fit[0]!,
+    tokens = first.weights.length / first.samples;
+  const size = samplesOfStep(tokens);
   const defaults = REFINEMENT_DEFAULTS[calibrated.kind], transitions = transitionsOf(context);
   const { learningRate = defaults.learningRate, maxIterations = defaults.maxIterations } = settings;
   // New masks and noise every step; records come again.
@@ -64,16 +68,26 @@ export async function refinePhase(
     seed,
     own: calibrated.data.own,
   });
-  const data = { ...more.data, heldOut: more.data.heldOut.slice(0, enoughParts(more)) };
-  const meter = new StepKlMeter({ ...more, data } as Calibrated, transitions);
-  const measure = (name: string, model: LoadedModel) =>
-    meanStepKl(meter.measureOnce(`${name}, samples of the refinement`, () => model));
-  const measuring = performance.now(), before = measure("before", quantized), now = performance.now();
+  const task: RefinementTask = { quantized, full, more, transitions, size };
   const { entropyWeight, convergenceThreshold, maxMinutes = Infinity } = settings;
+  const passSeconds = secondsOfPass(task), elapsed = (performance.now() - started) / 1000;
+  const fits = whatFits({
+    passSeconds,
+    batches: Math.ceil(REFINEMENT_HELD_OUT[more.kind] / size),
+    iterations: maxIterations,
+    seconds: maxMinutes * 60 - elapsed,
+  });
+  context.onPlan?.(fitsText(fits, { asked: maxIterations, minutes: maxMinutes, size, kind: more.kind }));
+  if (fits.iterations === 0) return undefined;
+  const meter = new StepKlMeter(firstHeldOut(more, fits.batches * size), transitions);
+  const measure = (name: string, model: LoadedModel) =>
+    meanStepKl(meter.measureOnce(`${name}, ${fits.batches * size} samples of the refinement`, () => model));
+  const measuring = performance.now(), before = measure("before", quantized), now = performance.now();
   // The refined model is measured again at the end.
   const left = maxMinutes * 60_000 - (now - started) - (now - measuring);
   let iterations = maxIterations;
-  const options = {
+  const { scratchBytes } = gradientCost(modelConfig(checkpoint), { batch: size, tokens });
+  const report = refineTask(task, fits.batches, {
     learningRate,
     maxIterations,
     maxMilliseconds: Math.max(1, left),
@@ -81,6 +95,7 @@ export async function refinePhase(
     entropyWeight,
     timeGroups,
     markovWeight: settings.timeBiases,
+    recompute: scratchBytes > (context.gradientBytes ?? Infinity),
     validateEvery: Math.max(1, Math.round(maxIterations / VALIDATIONS)),
     clipNorm: Math.max(CLIP * before, Number.MIN_VALUE),
     onIteration: (iteration: number) => context.onStep?.("gradient refinement", iteration, iterations),
@@ -88,12 +103,36 @@ export async function refinePhase(
       ({ iterations } = plan);
       context.onPlan?.(planText(plan, maxIterations, `${size} ${more.kind}`, maxMinutes));
     },
-  };
-  const report = more.kind === "sequences"
+  });
+  const stepKlOf = (name: string, model: PhaseModel) => measure(name, loadPhaseModel(context, model));
+  return { report, biases: storedBiases(checkpoint, report), before, stepKlOf };
+}
+
+/** The two models and their data. */
+interface RefinementTask {
+  readonly quantized: LoadedModel;
+  readonly full: LoadedModel;
+  readonly more: Calibrated;
+  readonly transitions: TransitionComputer;
+  /** Samples of a step. */
+  readonly size: number;
+}
+
+/** Refines on batches, of which so many are held out. */
+function refineTask(
+  { quantized, more, transitions, size }: RefinementTask,
+  heldOut: number,
+  options: RefinementOptions,
+): RefinementReport {
+  return more.kind === "sequences"
     ? refineMaskedTransformer(
       (quantized as Extract<LoadedModel, { kind: "dream" | "llada" }>).model,
       more.model,
-      batchesOf(more, (part: Sequences["data"]["fit"][number]) => maskedBatches(more, part, size), size),
+      batchesOf(
+        more,
+        (part: Sequences["data"]["fit"][number]) => maskedBatches(more, part, size),
+        heldOut,
+      ),
       { ...options, temperature: TEMPERATURE },
     )
     : refineDit(
@@ -102,17 +141,37 @@ export async function refinePhase(
       batchesOf(
         more,
         (part: Images["data"]["fit"][number]) => imageBatches(more, transitions, part, size),
-        size,
+        heldOut,
       ),
       options,
     );
-  const biases = new Map(report.layers.flatMap(({ name, bias }) => {
+}
+
+/** Seconds of a pass of both models over a batch. */
+function secondsOfPass({ quantized, full, more, transitions, size }: RefinementTask): number {
+  const begin = performance.now();
+  for (const { kind, model } of [quantized, full]) {
+    if (more.kind === "sequences" && kind !== "dit") {
+      const { inputIds, batch, rows } = maskedBatches(more, more.data.heldOut[0]!, size)[0]!;
+      model.forward(inputIds, batch, { rows });
+    } else if (more.kind === "images" && kind === "dit") {
+      const { samples, timesteps, labels } = imageBatches(more, transitions, more.data.heldOut[0]!, size)[0]!;
+      model.forward(samples, timesteps, labels);
+    }
+  }
+  return (performance.now() - begin) / 1000;
+}
+
+/** New biases as the checkpoint will store them. */
+function storedBiases(
+  checkpoint: PhaseContext["checkpoint"],
+  { layers }: RefinementReport,
+): Map<string, Float32Array<ArrayBuffer>> {
+  return new Map(layers.flatMap(({ name, bias }) => {
     const biasName = name.replace(/weight$/, "bias"), dtype = checkpoint.tensors.get(biasName)?.info.dtype;
     const isStored = dtype === "F32" || dtype === "F16" || dtype === "BF16";
     return bias === undefined || !isStored ? [] : [[biasName, asStored(bias, dtype)] as const];
   }));
-  const stepKlOf = (name: string, model: PhaseModel) => measure(name, loadPhaseModel(context, model));
-  return { report, biases, before, stepKlOf };
 }
 
 /** What the refinement will do. */
@@ -131,20 +190,19 @@ function planText(
 
 /** Batches to train on, and the first of the held-out ones. */
 function batchesOf<Part, Batch>(
-  { kind, data }: {
-    readonly kind: Calibrated["kind"];
-    readonly data: { fit: readonly Part[]; heldOut: readonly Part[] };
-  },
+  { data }: { readonly data: { fit: readonly Part[]; heldOut: readonly Part[] } },
   batches: (part: Part) => readonly Batch[],
-  size: number,
+  heldOut: number,
 ): { readonly train: readonly Batch[]; readonly heldOut: readonly Batch[] } {
-  const most = Math.max(1, Math.ceil(REFINEMENT_HELD_OUT[kind] / size));
-  return { train: data.fit.flatMap(batches), heldOut: data.heldOut.flatMap(batches).slice(0, most) };
+  return { train: data.fit.flatMap(batches), heldOut: data.heldOut.flatMap(batches).slice(0, heldOut) };
 }
 
-/** Parts that hold the held-out samples of the refinement. */
-const enoughParts = ({ kind, data: { heldOut } }: Calibrated) =>
-  Math.max(1, Math.ceil(REFINEMENT_HELD_OUT[kind] / (heldOut[0]?.samples ?? 1)));
+/** The same with the first parts that hold so many held-out samples. */
+function firstHeldOut(more: Calibrated, samples: number): Calibrated {
+  const { heldOut } = more.data, count = Math.min(samples, REFINEMENT_HELD_OUT[more.kind]);
+  const parts = Math.max(1, Math.ceil(count / (heldOut[0]?.samples ?? 1)));
+  return { ...more, data: { ...more.data, heldOut: heldOut.slice(0, parts) } } as Calibrated;
+}
 
 /** Values as a type of the checkpoint gives them back. */
 function asStored(values: Float32Array<ArrayBuffer>, dtype: string): Float32Array<ArrayBuffer> {

@@ -144,6 +144,10 @@ export class PhaseSequence {
     const timeGroups = settings.timeBiases === undefined ? undefined : this.#groups;
     const { weights } = this.#model;
     const refined = await refinePhase(context, weights, settings, timeGroups);
+    if (refined === undefined) {
+      this.#warn("the gradient refinement was left out: its time (max_minutes) does not suffice for a step");
+      return;
+    }
     const { layers, ...report } = refined.report;
     const heldOutBefore = refined.before;
     let { kept } = report, heldOutAfter = heldOutBefore;

@@ -6,15 +6,18 @@ import { type Solvable, thatRuns } from "../calibration/statistics_alone.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { maskedRows } from "../calibration/step_kl.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
-import { type Blockwise, forwardCost, modelConfig, modelRequirements } from "../models/mod.ts";
+import { type Blockwise, forwardCost, gradientCost, modelConfig, modelRequirements } from "../models/mod.ts";
+import { REFINEMENT_HELD_OUT, samplesOfStep, whatFits } from "../phases/fitting.ts";
 import { REFINEMENT_DEFAULTS } from "../phases/settings.ts";
 import { isTokenTable, type PlanRow } from "../plan/plan.ts";
+import { groupCount } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import { isRounded, weightSolver } from "../solve/by_weights.ts";
 import { TARGET_STEPS } from "../solve/target_of_inputs.ts";
 import { candidateCount, solverSettings } from "../solve/candidates.ts";
 import { type Checkpoint, elementCount } from "../tensor/mod.ts";
 import { statisticsBytes } from "../time/mod.ts";
+import { GRADIENT_SHARE } from "./memory_shares.ts";
 import type { TimedWork } from "./timed_work.ts";
 
 /** A stage of a run. */
@@ -26,6 +29,8 @@ export interface RunStage {
   readonly statesBytes: number;
   /** Time that it will take. */
   seconds(timed: TimedWork): number;
+  /** What it will do in that time, where time decides. */
+  note?(timed: TimedWork): string | undefined;
 }
 
 /** Combinations of bits, group size and zero points that a budget tries for a layer. */
@@ -38,14 +43,16 @@ const LOGITS_BYTES = 3 * 4 * 2 ** 25;
 const LAYER_BYTES = 20;
 /** Passes of two models over held-out data that a phase along the time axis takes, and over the others. */
 const PHASE_PASSES = { heldOut: 8, fit: 2 };
-/** Positions of a step of the refinement, and passes that it is worth: two models forward, one back. */
-const STEP_POSITIONS = 1152, STEP_PASSES = 6;
 /** Copies of what layers read, for each run, in those of {@linkcode TimedWork.copying}. */
 const COPIES = 0.75;
 /** Time of a small file or tensor that is made durable, on a disk of flash memory. */
 const FILE_SECONDS = 3e-3;
-/** Looks of the refinement at held-out samples, and how many those are. */
-const LOOKS = 8, LOOKED_AT = { sequences: 1024, images: 256 };
+/** Looks of the refinement at held-out samples that its time is forecast with: some by one model alone. */
+const LOOKS = 4;
+/** Arrays of a refined parameter: its value, gradient and unit, and the optimizer's five. */
+const PARAMETER_BYTES = 8 * 4;
+/** Full-precision outputs that a meter and the refinement keep. */
+const OUTPUTS_BYTES = 2 * 2 ** 28;
 
 type Part = CalibrationPart<unknown>;
 
@@ -287,22 +294,63 @@ export class CountedWork {
     const { validation, boundarySmoothing, transitionOptimization: refinement } = config.thermodynamic;
     const pass = this.#pass(fit), held = this.#pass(heldOut), [first] = fit;
     const axis = validation.enabled || boundarySmoothing.enabled || config.enableTimeAware;
-    const length = first === undefined ? 1 : first.weights.length / first.samples;
-    const { maxIterations, maxMinutes } = refinement;
-    const steps = refinement.enabled ? maxIterations ?? REFINEMENT_DEFAULTS[kind].maxIterations : 0;
-    const positions = steps * Math.max(length, STEP_POSITIONS) * STEP_PASSES +
-      (steps > 0 ? LOOKS * LOOKED_AT[kind] * length : 0);
+    const length = first === undefined ? 1 : first.weights.length / first.samples,
+      size = samplesOfStep(length);
+    const asked = refinement.maxIterations ?? REFINEMENT_DEFAULTS[kind].maxIterations;
+    const fits = (timed: TimedWork) =>
+      whatFits({
+        passSeconds: pass.positions === 0 ? 1 : 2 * size * length * pass.seconds(timed) / pass.positions,
+        batches: Math.ceil(REFINEMENT_HELD_OUT[kind] / size),
+        iterations: asked,
+        seconds: (refinement.maxMinutes ?? Infinity) * 60,
+      });
+    // The phases' models share their scratch; the full ones have their own.
+    const models = 3 * Math.max(pass.bytes, held.bytes) + this.packedBytes + this.#tableBytes;
     return {
       name: "phases",
-      // The packed model beside the full one, and gradients of a block.
-      bytes: pass.bytes + 2 * held.statesBytes + this.packedBytes + this.#tableBytes,
+      bytes: models + this.#outputBytes() +
+        (refinement.enabled ? this.#gradientBytes(config, size, length) : 0),
       statesBytes: 0,
       seconds: (timed) => {
-        const refined = pass.positions === 0 ? 0 : positions * pass.seconds(timed) / pass.positions;
-        return Math.min(refined, (maxMinutes ?? Infinity) * 60) +
+        const { iterations, stepSeconds, lookSeconds } = fits(timed);
+        const refined = iterations === 0 ? 0 : iterations * stepSeconds + LOOKS * lookSeconds;
+        return (refinement.enabled ? refined : 0) +
           (axis ? PHASE_PASSES.fit * pass.seconds(timed) + PHASE_PASSES.heldOut * held.seconds(timed) : 0);
       },
+      note: (timed) =>
+        refinement.enabled ? `${fits(timed).iterations} of ${asked} steps of gradients` : undefined,
     };
+  }
+
+  /** Bytes of outputs: of a part by two models with a copy, and those of full precision that are kept. */
+  #outputBytes(): number {
+    const calibrated = thatRuns(this.#run.calibrated, "run the phases"), { data: { heldOut } } = calibrated;
+    if (calibrated.kind === "images") {
+      const { model: { imageElements, config: { outputChannels, channels } } } = calibrated;
+      const ofImage = 4 * imageElements * outputChannels / channels;
+      return 3 * ofImage * most(heldOut.map(({ samples }) => samples)) +
+        Math.min(OUTPUTS_BYTES, 2 * ofImage * heldOut.reduce((sum, { samples }) => sum + samples, 0));
+    }
+    const { data, model: { config }, shift } = calibrated;
+    const rows = data.heldOut.map(({ batch: { inputIds }, samples }) =>
+      maskedRows(inputIds, inputIds.length / samples, config.maskToken, shift).length
+    );
+    const ofRow = 4 * config.vocabularySize;
+    return 3 * ofRow * most(rows) +
+      Math.min(OUTPUTS_BYTES, 2 * ofRow * rows.reduce((sum, count) => sum + count, 0));
+  }
+
+  /** Bytes of a step's gradients, and of what the optimizer keeps of each parameter. */
+  #gradientBytes(config: ConfigInForce, batch: number, tokens: number): number {
+    const { scratchBytes, recomputedBytes } = gradientCost(this.#model!, { batch, tokens });
+    const groups = config.enableTimeAware && config.outputCorrection ? config.numTimeGroups : 0;
+    const parameters = this.#run.rows.filter((row) => row.action === "quantize" && !isTokenTable(row)).reduce(
+      (sum, { shape: [rows, cols], groupSize, zeroPoint }) =>
+        sum + rows! * (groupCount(cols!, groupSize!) * (zeroPoint === "real" ? 2 : 1) + 1 + groups),
+      0,
+    );
+    return (scratchBytes <= GRADIENT_SHARE * this.#run.memoryBytes ? scratchBytes : recomputedBytes) +
+      PARAMETER_BYTES * parameters;
   }
 
   #writing(config: ConfigInForce): RunStage {

@@ -83,6 +83,7 @@ export function announce(run: ForecastRun, calibrated: Solvable, rows: readonly 
     name: stage.name,
     seconds: stage.seconds(timed),
     bytes: resident + RUNTIME_BYTES + stage.bytes,
+    note: stage.note?.(timed),
   }));
   const seconds = sum(parts, (part) => part.seconds);
   if (seconds < ANNOUNCED_SECONDS) return;
@@ -93,7 +94,9 @@ export function announce(run: ForecastRun, calibrated: Solvable, rows: readonly 
   onEvent?.({
     kind: "calibrate",
     message: `forecast: about ${secondsText(seconds)} (${
-      parts.map((part) => `${part.name} ${secondsText(part.seconds)}`).join(", ")
+      parts.map(({ name, seconds, note }) =>
+        `${name} ${secondsText(seconds)}${note === undefined ? "" : ` with ${note}`}`
+      ).join(", ")
     }; timed now) and ${formatBytes(bytes)} of memory${
       cheaper.map((other) => `; ${other.name}: ${secondsText(other.seconds)}`).join("")
     }`,

@@ -11,6 +11,9 @@ const LEAST_BATCH_POSITIONS = 256;
 /** Tokens of a sequence for whose sake the values of a position are counted. */
 const COUNTED_TOKENS = 128;
 
+/** Part of the limit that gradients may take before blocks are run again for them. */
+export const GRADIENT_SHARE = 1 / 4;
+
 /** The memory of a run, divided once it is known what the run does. */
 export class MemoryShares {
   /** The model's weights: half of the room until it is divided. */

@@ -82,6 +82,7 @@ import {
   reservedHeaderBytes,
 } from "./checkpoint_run.ts";
 import { choiceText, chooseSolver, configuredPlan } from "./choose_solver.ts";
+import { GRADIENT_SHARE } from "./memory_shares.ts";
 import { announce } from "./forecast.ts";
 import {
   checkDivisible,
@@ -506,7 +507,7 @@ export async function solveRun(
 
 /** Phases: what the configuration asks for on those codes, undefined where it asks for none. */
 export async function phasesRun(
-  { checkpoint, config, kernels, options }: QuantizeRun,
+  { checkpoint, config, kernels, calibration: { memory }, memoryBytes, options }: QuantizeRun,
   { plan }: PlannedRun,
   calibrated: Solvable | undefined,
   solved: SolvedModel | undefined,
@@ -518,6 +519,8 @@ export async function phasesRun(
     plan,
     config,
     kernels,
+    held: memory.held,
+    gradientBytes: GRADIENT_SHARE * memoryBytes,
     solved: solved?.layers,
   };
   return await stoppable(options.signal, KEPT, () => runConfiguredPhases(phases, options));

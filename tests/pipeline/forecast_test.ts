@@ -157,6 +157,25 @@ describe("time of calibrated work", () => {
     expect(phases.stages.map(({ name }) => name)).toEqual(["phases", "writing"]);
   });
 
+  test("has what the refinement will do in its minutes, and the memory of its gradients", () => {
+    const of = (overrides: Record<string, unknown>) => {
+      const [event] = forecast(large(20), 1e15, { solver: "feedback", ...overrides });
+      const { stages } = event!.data as { stages: { name: string; seconds: number; bytes: number }[] };
+      return { message: event!.message, ...stages.find(({ name }) => name === "phases") };
+    };
+    const refined = (minutes: number) =>
+      of({
+        enable_time_aware: false,
+        "thermodynamic.transition_optimization.enabled": true,
+        "thermodynamic.transition_optimization.max_minutes": minutes,
+      });
+    const plain = of({ "thermodynamic.validation.enabled": true }), many = refined(1e5), few = refined(0.05);
+    expect(many.message).toContain("with 300 of 300 steps of gradients");
+    expect(Number(/with (\d+) of 300 steps/.exec(few.message)![1])).toBeLessThan(300);
+    expect(few.seconds!).toBeLessThan(many.seconds!);
+    expect(many.bytes! - plain.bytes!).toBeGreaterThan(1e7); // 18 sequences' values of all blocks
+  });
+
   test("is announced with what cheaper settings take", () => {
     const [event] = forecast(large(50), Infinity, { solver: "best" });
     const { seconds, cheaper } = event!.data as {

@@ -6,6 +6,7 @@ import type { Kernels } from "../../native/mod.ts";
 import { dequantize, groupCount, type OneLevelTensor } from "../../quant/mod.ts";
 import { entropyLoss } from "../../thermo/losses.ts";
 import type { TimeGroups } from "../../time/mod.ts";
+import { packedRows } from "../../quant/packed/layout.ts";
 import { add } from "../layers/elementwise.ts";
 import { type DenseMatrix, linear } from "../layers/linear.ts";
 import { type LinearLayer, widen } from "../layers/tensors.ts";
@@ -17,6 +18,9 @@ type Floats = Float32Array<ArrayBuffer>;
 
 /** Elements of a weight gradient that are held at once: a layer of 7 B is done in blocks of rows. */
 const GRADIENT_ELEMENTS = 2 ** 22;
+
+/** Elements of a matrix that is transposed at once. */
+const TURNED_ELEMENTS = 2 ** 24;
 
 /** The parameters of a layer that are refined. */
 export interface RefinedParts {
@@ -216,10 +220,25 @@ export class RefinableLinear {
 
   /** `dx = dy W`: `dy: f32[tokens, rows]` → `dx: f32[tokens, cols]`. */
   backwardInput({ kernels, workspace }: RefinableLayers, dy: Float32Array, tokens: number, dx: Floats): void {
-    const { rows, cols, layer } = this;
-    const turned = workspace.take("weights, transposed", rows * cols);
-    transpose(kernels, denseValues(kernels, layer, workspace), rows, cols, turned);
-    linear(kernels, { weights: { rows: cols, cols: rows, dtype: "F32", data: turned } }, dy, tokens, dx);
+    const { rows, cols, layer } = this, block = Math.max(1, Math.floor(TURNED_ELEMENTS / cols));
+    const turnedOf = (from: Float32Array, count: number) => {
+      const data = workspace.take("weights, transposed", count * cols);
+      transpose(kernels, from, count, cols, data);
+      return { weights: { rows: cols, cols: count, dtype: "F32", data } } as const;
+    };
+    if (block >= rows) {
+      linear(kernels, turnedOf(denseValues(kernels, layer, workspace), rows), dy, tokens, dx);
+      return;
+    }
+    // A head of a large vocabulary would take gigabytes: some of its rows at a time.
+    for (let begin = 0; begin < rows; begin += block) {
+      const end = Math.min(rows, begin + block), count = end - begin;
+      const own = workspace.take("output gradient, some columns", tokens * count);
+      for (let t = 0; t < tokens; t++) own.set(dy.subarray(t * rows + begin, t * rows + end), t * count);
+      const part = begin === 0 ? dx : workspace.take("input gradient, some rows", tokens * cols);
+      linear(kernels, turnedOf(denseRows(kernels, layer, workspace, begin, end), count), own, tokens, part);
+      if (begin > 0) add(kernels, dx, part, dx);
+    }
   }
 }
 
@@ -402,6 +421,23 @@ function fromHalves(bits: Uint16Array<ArrayBuffer>): Floats {
 
 function toHalves(values: Float32Array, bits: Uint16Array<ArrayBuffer>): void {
   halves(bits).set(values);
+}
+
+/** Rows of a matrix as float32 values; scratch unless it is stored so. */
+function denseRows(
+  kernels: Kernels,
+  { weights }: LinearLayer,
+  workspace: Workspace,
+  begin: number,
+  end: number,
+): Float32Array {
+  const { cols } = weights;
+  if ("packed" in weights) return dequantize(kernels, packedRows(weights, begin, end), "F32");
+  const dense = { ...weights };
+  if (dense.data instanceof Float32Array) return dense.data.subarray(begin * cols, end * cols);
+  const out = workspace.take("weights", (end - begin) * cols);
+  widen(dense, begin * cols, out);
+  return out;
 }
 
 /** A matrix as float32 values; scratch unless it is stored so. */

@@ -5,6 +5,7 @@ export {
   type MaskedBatch,
   refineDit,
   refineMaskedTransformer,
+  type RefinementOptions,
   type RefinementReport,
   timeBiasesOf,
 } from "./refine.ts";

@@ -1,5 +1,5 @@
 /** Sizes of a DiT, and the cost of one of its forward passes. */
-import type { ForwardCost, ForwardShape } from "../family.ts";
+import type { ForwardCost, ForwardShape, GradientCost } from "../family.ts";
 
 /** Inputs of the timestep's embedding: diffusers fixes it. */
 export const TIMESTEP_CHANNELS = 256;
@@ -25,6 +25,15 @@ export interface DitConfig {
   readonly normEpsilon: number;
   readonly attentionBias: boolean;
   readonly normHasWeights: boolean;
+}
+
+/** Memory of a step of gradients: what each block keeps, and its gradients on the way back. */
+export function ditGradientCost(config: DitConfig, { batch }: ForwardShape): GradientCost {
+  const { hiddenSize: width, sampleSize, patchSize, blocks } = config;
+  const count = batch * (sampleSize / patchSize) ** 2;
+  const kept = 19 * count * width + 10 * batch * width, inputs = (blocks + 1) * count * width;
+  const others = inputs + 32 * count * width + 24 * batch * width + 8 * width ** 2;
+  return { scratchBytes: 4 * (blocks * kept + others), recomputedBytes: 4 * (kept + others) };
 }
 
 /** Cost of a forward pass: the model's `scratchBytes` behind it, and its products. */

@@ -18,7 +18,7 @@ import { shown } from "../model_config.ts";
 import type { LinearLayer, LoadOptions } from "../layers/tensors.ts";
 import { ditConfig } from "../configuration/dit.ts";
 import { DIT_KEYS } from "../configuration/keys.ts";
-import { type DitConfig, ditForwardCost } from "./config.ts";
+import { type DitConfig, ditForwardCost, ditGradientCost } from "./config.ts";
 import {
   type DitPass,
   embed,
@@ -191,6 +191,7 @@ export const DIT: ModelFamily<"dit", DitConfig, DitModel> = {
   tensors: ditTensors,
   model: (source, options) => new DitModel(source, options),
   forwardCost: ditForwardCost,
+  gradientCost: ditGradientCost,
 };
 
 /** Loads a DiT. @throws as {@linkcode loadAs} */

@@ -1,5 +1,5 @@
 /** Sizes of a masked transformer, and the cost of one of its forward passes. */
-import type { ForwardCost, ForwardShape } from "../family.ts";
+import type { ForwardCost, ForwardShape, GradientCost } from "../family.ts";
 
 /** Sizes and constants of a masked diffusion language model. */
 export interface MaskedTransformerConfig {
@@ -30,6 +30,28 @@ export interface MaskedTransformerConfig {
   readonly eosToken: number | undefined;
   /** Each of them ends a text. */
   readonly eosTokens: readonly number[];
+}
+
+/** Elements of a weight's gradient that are held at once, and of a matrix that is transposed. */
+const MATRIX_ELEMENTS = 2 ** 24;
+
+/** Memory of a step of gradients: what each block keeps, its gradients on the way back, and logits. */
+export function maskedGradientCost(
+  config: MaskedTransformerConfig,
+  { batch, tokens, rows }: ForwardShape,
+): GradientCost {
+  const { hiddenSize, intermediateSize, vocabularySize, heads, keyValueHeads, headSize, blocks } = config;
+  const count = batch * tokens, last = rows ?? count;
+  const width = heads * headSize, keyValueWidth = keyValueHeads * headSize;
+  const kept = count * (3 * hiddenSize + 2 * width + 2 * keyValueWidth + 3 * intermediateSize);
+  const inputs = (blocks + 1) * count * hiddenSize, widest = Math.max(hiddenSize, intermediateSize);
+  const back = count * (4 * hiddenSize + 2 * width + 2 * keyValueWidth + 2 * intermediateSize + 2 * widest) +
+    Math.max(count * widest, last * vocabularySize);
+  const ends = last * (2 * vocabularySize + 3 * hiddenSize);
+  const matrices = Math.min(MATRIX_ELEMENTS, hiddenSize * Math.max(widest, vocabularySize)) +
+    Math.min(MATRIX_ELEMENTS / 4, hiddenSize * intermediateSize);
+  const others = inputs + back + ends + matrices;
+  return { scratchBytes: 4 * (blocks * kept + others), recomputedBytes: 4 * (kept + others) };
 }
 
 /** Cost of a forward pass: the model's `scratchBytes` behind it, and its products. */

@@ -10,7 +10,7 @@ import { dreamConfig } from "../configuration/masked.ts";
 import type { ConfigFields } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { SeedOptions } from "../random.ts";
-import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
+import { maskedForwardCost, maskedGradientCost, type MaskedTransformerConfig } from "./config.ts";
 import {
   checkAtLeast,
   checkChoice,
@@ -71,6 +71,7 @@ export const DREAM: ModelFamily<"dream", MaskedTransformerConfig, MaskedTransfor
   }),
   model: (source, options) => new MaskedTransformer(source, namesOf(source.fields), options),
   forwardCost: maskedForwardCost,
+  gradientCost: maskedGradientCost,
 };
 
 /** Loads a Dream model. @throws as {@linkcode loadAs} */

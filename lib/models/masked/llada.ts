@@ -9,7 +9,7 @@ import { lladaConfig } from "../configuration/masked.ts";
 import type { ConfigFields } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { RandomStream, SeedOptions } from "../random.ts";
-import { maskedForwardCost, type MaskedTransformerConfig } from "./config.ts";
+import { maskedForwardCost, maskedGradientCost, type MaskedTransformerConfig } from "./config.ts";
 import {
   checkAtLeast,
   checkChoice,
@@ -65,6 +65,7 @@ export const LLADA: ModelFamily<"llada", MaskedTransformerConfig, MaskedTransfor
   }),
   model: (source, options) => new MaskedTransformer(source, namesOf(source.fields), options),
   forwardCost: maskedForwardCost,
+  gradientCost: maskedGradientCost,
 };
 
 /** Loads a LLaDA model. @throws as {@linkcode loadAs} */

@@ -1,0 +1,82 @@
+/** What the gradient refinement has time for, from the time of a pass: known before its first step. */
+import { secondsText } from "../progress.ts";
+import type { Family } from "./settings.ts";
+
+/** Positions of one refinement step, roughly. */
+const STEP_POSITIONS = 1152;
+/** Samples held out from the refinement; rare large errors decide a language model's mean. */
+export const REFINEMENT_HELD_OUT = { sequences: 1024, images: 256 };
+
+/** Samples of a step, of so many positions each. */
+export const samplesOfStep = (positions: number): number =>
+  Math.max(1, Math.floor(STEP_POSITIONS / positions));
+
+/** Passes of both models that a step is worth: one forward, two back. */
+const STEP_PASSES = 3;
+/** Looks at held-out samples that a refinement cannot do without: two of each of its ends. */
+const LEAST_LOOKS = 4;
+/** Share of the time that these looks may take. */
+const LOOKS_SHARE = 1 / 3;
+/** What would take less is begun however little time there is: it is over before it can be foreseen. */
+const BEGUN_SECONDS = 10;
+
+/** What a refinement has time for. */
+export interface FittingWork {
+  /** Steps; 0 where the time does not suffice. */
+  readonly iterations: number;
+  /** Batches of held-out samples. */
+  readonly batches: number;
+  readonly stepSeconds: number;
+  /** Of a look at the held-out samples. */
+  readonly lookSeconds: number;
+}
+
+/**
+ * What fits into so many seconds: fewer held-out batches where looking at all of them would take too much of it, then
+ * as many steps as are left.
+ *
+ * @param work seconds of a pass of both models over a batch, and what is wanted
+ */
+export function whatFits(
+  { passSeconds, batches, iterations, seconds }: {
+    readonly passSeconds: number;
+    readonly batches: number;
+    readonly iterations: number;
+    readonly seconds: number;
+  },
+): FittingWork {
+  const most = Math.floor(LOOKS_SHARE * seconds / (LEAST_LOOKS * passSeconds));
+  const stepSeconds = STEP_PASSES * passSeconds, least = LEAST_LOOKS * passSeconds + stepSeconds;
+  const isBegun = least <= Math.max(BEGUN_SECONDS, seconds);
+  // Where every look is short, all of them are kept: few samples choose by chance.
+  const isShort = LEAST_LOOKS * passSeconds * batches <= BEGUN_SECONDS;
+  const own = isShort ? batches : Math.max(1, Math.min(batches, most)), lookSeconds = own * passSeconds;
+  const left = Math.floor((seconds - LEAST_LOOKS * lookSeconds) / stepSeconds);
+  return {
+    iterations: isBegun ? Math.max(1, Math.min(iterations, left)) : 0,
+    batches: own,
+    stepSeconds,
+    lookSeconds,
+  };
+}
+
+/** What a refinement is expected to do, before its first step. */
+export function fitsText(
+  { iterations, batches, stepSeconds, lookSeconds }: FittingWork,
+  { asked, minutes, size, kind }: {
+    readonly asked: number;
+    readonly minutes: number;
+    readonly size: number;
+    readonly kind: Family;
+  },
+): string {
+  const times = `about ${secondsText(stepSeconds)} a step of ${size} ${kind} and ${
+    secondsText(lookSeconds)
+  } a look at ${batches * size} held-out samples`;
+  const allowed = Number.isFinite(minutes) ? `${minutes} min (max_minutes)` : "no limit of time";
+  return iterations === 0
+    ? `gradient refinement is left out: it would take ${times}, with ${allowed}`
+    : `gradient refinement begins: ${times}; ${
+      iterations === asked ? `all ${asked}` : `${iterations} of ${asked}`
+    } steps are expected with ${allowed}`;
+}

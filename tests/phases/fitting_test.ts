@@ -1,0 +1,154 @@
+/** What the gradient refinement has time and memory for. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { resolveConfig } from "../../lib/config/mod.ts";
+import { DitGradients } from "../../lib/models/backward/dit.ts";
+import { type RefinableLayers, RefinableLinear } from "../../lib/models/backward/linear.ts";
+import { MaskedTransformerGradients } from "../../lib/models/backward/mod.ts";
+import { gradientCost, HeldWeights, loadModel, modelConfig } from "../../lib/models/mod.ts";
+import { Workspace } from "../../lib/models/layers/workspace.ts";
+import { dequantize, quantize } from "../../lib/quant/mod.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+import { loadCalibration } from "../../lib/phases/mod.ts";
+import { whatFits } from "../../lib/phases/fitting.ts";
+import { refinePhase } from "../../lib/phases/refinement.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { quantizedByWeights } from "../../lib/solve/by_weights.ts";
+import { planQuantization } from "../../lib/plan/plan.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
+import { MODELS, workplace } from "../_checkpoints.ts";
+
+const place = workplace();
+const kernels = await openKernels({ threads: 1 });
+afterAll(() => {
+  kernels.close();
+  place.remove();
+});
+
+describe("the time of a refinement", () => {
+  const work = { passSeconds: 2, batches: 30, iterations: 100 };
+
+  test("that suffices changes nothing", () => {
+    expect(whatFits({ ...work, seconds: Infinity })).toMatchObject({ iterations: 100, batches: 30 });
+    // Four looks of 60 s are a third of 720 s; 100 steps of 6 s fit beside them.
+    expect(whatFits({ ...work, seconds: 840 })).toMatchObject({
+      iterations: 100,
+      batches: 30,
+      stepSeconds: 6,
+      lookSeconds: 60,
+    });
+  });
+
+  test("takes held-out samples away first, then steps", () => {
+    // A third of 240 s are 80 s: four looks of 20 s, at 10 batches; 160 s are left for steps of 6 s.
+    expect(whatFits({ ...work, seconds: 240 })).toMatchObject({
+      iterations: 26,
+      batches: 10,
+      lookSeconds: 20,
+    });
+    // Four looks at one batch take 8 s: a step of 6 s is left.
+    expect(whatFits({ ...work, seconds: 14 })).toMatchObject({ iterations: 1, batches: 1 });
+  });
+
+  test("that does not suffice for a step leaves it out, unless it would be over in a moment", () => {
+    expect(whatFits({ ...work, seconds: 13 }).iterations).toBe(0);
+    const short = whatFits({ passSeconds: 0.01, batches: 30, iterations: 100, seconds: 0.001 });
+    expect(short).toMatchObject({ iterations: 1, batches: 30 });
+  });
+});
+
+describe("the memory of a refinement", () => {
+  test("does not grow with a large head: its input's gradient is made of some rows at a time", () => {
+    const rows = 2 ** 16 + 3, cols = 260, tokens = 2, workspace = new Workspace();
+    const data = Float32Array.from({ length: rows * cols }, (_, i) => (i * 7919 % 101 - 50) / 64);
+    const dy = Float32Array.from({ length: tokens * rows }, (_, i) => (i * 104729 % 103 - 51) / 64);
+    const plain = { rows, cols, dtype: "F32", data } as const;
+    const packed = quantize(kernels, plain, rows, cols, {
+      bits: 8,
+      groupSize: 0,
+      zeroPoint: "real",
+      solver: "round",
+    });
+    for (const weights of [plain, packed]) {
+      const values = weights === plain ? data : dequantize(kernels, packed, "F32");
+      const dx = new Float32Array(tokens * cols);
+      const none = { scales: false, zeroPoints: false, biases: false, timeGroups: 0 };
+      const layer = new RefinableLinear({ name: "head.weight", weights, bias: undefined }, none);
+      layer.backwardInput({ kernels, workspace } as RefinableLayers, dy, tokens, dx);
+      for (let t = 0; t < tokens; t++) {
+        const sums = new Float64Array(cols);
+        for (let row = 0; row < rows; row++) {
+          const own = dy[t * rows + row]!;
+          for (let col = 0; col < cols; col++) sums[col]! += own * values[row * cols + col]!;
+        }
+        for (let col = 0; col < cols; col++) expect(dx[t * cols + col]).toBeCloseTo(sums[col]!, 1);
+      }
+    }
+    expect(workspace.bytes).toBeLessThan(4 * rows * cols + 4 * tokens * rows + 2 ** 20);
+  });
+
+  for (const name of ["dream-mini", "glyph-dit"]) {
+    test(`is foreseen: ${name}`, async () => {
+      const output = place.fresh(), input = join(MODELS, name);
+      const { config } = resolveConfig({ overrides: { solver: "round", bit_width: 4 } });
+      await quantizeCheckpoint({ input, output, config, kernels });
+      const { kind, model } = loadModel(output, kernels), batch = 3, tokens = 64;
+      using checkpoint = openCheckpoint(output);
+      const rows = Int32Array.from({ length: batch * tokens / 2 }, (_, i) => 2 * i);
+      const cost = gradientCost(modelConfig(checkpoint), { batch, tokens, rows: rows.length });
+      for (const recompute of [false, true]) {
+        let bytes: number;
+        if (kind === "dit") {
+          const gradients = new DitGradients(model, { recompute });
+          const samples = new Float32Array(batch * model.imageElements);
+          const { length } = gradients.forward(samples, Array(batch).fill(3), Array(batch).fill(1));
+          gradients.backward(new Float32Array(length));
+          bytes = gradients.scratchBytes;
+        } else {
+          const gradients = new MaskedTransformerGradients(model, { recompute });
+          const { length } = gradients.forward(new Int32Array(batch * tokens), batch, rows);
+          gradients.backward(new Float32Array(length));
+          bytes = gradients.scratchBytes;
+        }
+        const foreseen = recompute ? cost.recomputedBytes : cost.scratchBytes;
+        expect(foreseen / bytes).toBeGreaterThan(0.95);
+        expect(foreseen / bytes).toBeLessThan(1.3);
+      }
+    });
+  }
+
+  test("is that of a block where no more is allowed, with the same result", async () => {
+    const input = join(MODELS, "dream-mini");
+    using checkpoint = openCheckpoint(input);
+    const { config } = resolveConfig({ overrides: { solver: "round", bit_width: 2 } });
+    const calibrated = await loadCalibration(loadModel(input, kernels), {
+      source: "synthetic",
+      samples: 32,
+      seed: 1,
+    });
+    const { rows } = planQuantization(checkpoint, config);
+    const packed = quantizedByWeights(calibrated.model, rows.filter(({ action }) => action === "quantize"), {
+      ...config,
+      solver: "round",
+    }, kernels);
+    const largest = Math.max(...[...packed.values()].map(({ rows, cols }) => rows * cols * 4));
+    const held = new HeldWeights(largest), messages: string[] = [];
+    const context = { checkpoint, calibrated, kernels, source: "synthetic", seed: 1 };
+    const settings = { maxIterations: 3 };
+    const refine = async (more: object) =>
+      (await refinePhase({ ...context, ...more }, packed, settings, undefined))!.report;
+    const free = await refine({}),
+      bound = await refine({
+        held,
+        gradientBytes: 0,
+        onPlan: (message: string) => messages.push(message),
+      });
+    expect(held.bytes).toBeLessThanOrEqual(largest);
+    expect(held.bytesRead).toBeGreaterThan(0);
+    expect(bound.scratchBytes).toBeLessThan(free.scratchBytes);
+    expect([bound.losses.total, bound.best]).toEqual([free.losses.total, free.best]);
+    expect(messages[0]).toMatch(
+      /^gradient refinement begins: about .* a step of \d+ sequences and .* held-out samples; all 3 steps are expected/,
+    );
+  });
+});
