@@ -9,9 +9,8 @@ import type { DitModel, ImageBatch, LoadedModel, MaskedTransformer, SequenceBatc
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { calibrationFault, type CalibrationOptions, type CalibrationSet } from "./draw.ts";
 import { imageSet } from "./images.ts";
-import { makeOwnSamples, type OwnSampleSettings } from "./own_samples.ts";
+import { makeOwnSamples, type OwnSampleOptions, type OwnSampleSettings } from "./own_samples.ts";
 import { sequenceSet } from "./sequences.ts";
-import type { RunOptions } from "../progress.ts";
 
 export type { CalibrationOptions, CalibrationPart, CalibrationSet } from "./draw.ts";
 export { type LabelledImages, readLabelledImages } from "./images.ts";
@@ -62,7 +61,7 @@ export function withStatistics(loaded: LoadedModel, statistics: CalibrationStati
 export async function loadCalibration(
   loaded: LoadedModel,
   given: CalibrationOptions & { readonly self?: OwnSampleSettings | undefined },
-  run: RunOptions = {},
+  run: OwnSampleOptions = {},
 ): Promise<Calibrated> {
   const { source, samples, seed, self = OWN_SAMPLES } = given;
   checkWhole("calibrate", "samples", samples, 1);

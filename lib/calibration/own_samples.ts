@@ -21,6 +21,7 @@ import {
   tokensWithoutText,
 } from "../models/mod.ts";
 import { pause, type RunOptions, secondsText, stepProgress } from "../progress.ts";
+import type { KeptSamples } from "./kept_samples.ts";
 import { randomTokens } from "./random_tokens.ts";
 
 /** How much a model makes of its own; null is as much as {@linkcode MAX_MULTIPLY_ADDS} allow, up to the defaults. */
@@ -88,6 +89,7 @@ export function withinBound(
 class Work {
   readonly #begun = performance.now();
   #done = 0;
+  #kept = 0;
   #isSaid = false;
 
   /** @param total work of all steps, in any unit */
@@ -98,8 +100,9 @@ class Work {
   /** Done so much more. @throws when the run is stopped */
   async step(work: number): Promise<void> {
     this.#done += work;
-    const { onEvent, onProgress, signal } = this.options;
-    const seconds = (performance.now() - this.#begun) / 1000, all = seconds * this.total / this.#done;
+    const { onEvent, onProgress, signal } = this.options, left = this.total - this.#kept;
+    const seconds = (performance.now() - this.#begun) / 1000,
+      all = seconds * left / (this.#done - this.#kept);
     if (!this.#isSaid && all > ANNOUNCED_SECONDS) {
       this.#isSaid = true;
       const message = `${this.what}: about ${secondsText(all)} by its first step`;
@@ -108,6 +111,21 @@ class Work {
     onProgress?.(stepProgress(this.what, this.#done, this.total));
     await pause(signal);
   }
+
+  /** So much was done by an earlier run. */
+  resume(work: number): void {
+    if (this.#kept === 0) {
+      const message = `${this.what}: those of the stopped run are taken`;
+      this.options.onEvent?.({ kind: "resume", message });
+    }
+    this.#kept += work;
+    this.#done += work;
+  }
+}
+
+/** Options of the making: with `kept`, batches of a run that was stopped are taken from there. */
+export interface OwnSampleOptions extends RunOptions {
+  readonly kept?: KeptSamples | undefined;
 }
 
 /** Makes a model's own samples. @throws {InterruptedError} when stopped, through {@linkcode stoppable} */
@@ -115,7 +133,7 @@ export function makeOwnSamples(
   loaded: LoadedModel,
   settings: OwnSampleSettings,
   seed: number,
-  options: RunOptions,
+  options: OwnSampleOptions,
 ): Promise<OwnSamples> {
   return loaded.kind === "dit"
     ? ownTrajectories(loaded, settings, seed, options)
@@ -142,7 +160,7 @@ async function ownSequences(
   loaded: LanguageModel,
   settings: OwnSampleSettings,
   seed: number,
-  options: RunOptions,
+  options: OwnSampleOptions,
 ): Promise<OwnSequences> {
   const { model, kind } = loaded, { config } = model, { maskToken, padToken, vocabularySize } = config;
   const length = Math.min(settings.tokens, config.maxTokens);
@@ -172,6 +190,7 @@ async function ownSequences(
   const most = groups[0]?.[0] ?? 0;
   const work = new Work(`${records} sequences of up to ${most} tokens written by the model`, total, options);
   const rows: OwnSequences["rows"][number][] = [];
+  let batch = 0;
   for (const [tokens, group] of groups) {
     const atOnce = Math.floor(Math.min(BATCH_POSITIONS / tokens, BATCH_LOGITS / (tokens * vocabularySize)));
     const size = Math.max(1, atOnce), count = stepsOf(group);
@@ -185,15 +204,21 @@ async function ownSequences(
         temperature: 1,
         excludedTokens,
       };
-      const run: Generator<GenerationStep, Int32Array> = kind === "dream"
-        ? dreamSteps(model, flat, part.length, { ...common, algorithm: "entropy" })
-        : lladaSteps(model, flat, part.length, { ...common, generationLength: 0 });
-      let state = run.next();
-      for (; state.done !== true; state = run.next()) {
-        if (state.value.step > 0) await work.step(part.length * tokens);
+      const written = new Int32Array(flat.length), index = batch++;
+      if (options.kept?.load(index, written) === true) work.resume(part.length * tokens * count);
+      else {
+        const run: Generator<GenerationStep, Int32Array> = kind === "dream"
+          ? dreamSteps(model, flat, part.length, { ...common, algorithm: "entropy" })
+          : lladaSteps(model, flat, part.length, { ...common, generationLength: 0 });
+        let state = run.next();
+        for (; state.done !== true; state = run.next()) {
+          if (state.value.step > 0) await work.step(part.length * tokens);
+        }
+        written.set(state.value);
+        options.kept?.save(index, written);
       }
       for (const [i, { answerStart }] of part.entries()) {
-        rows.push({ tokens: state.value.slice(i * tokens, (i + 1) * tokens), answerStart });
+        rows.push({ tokens: written.slice(i * tokens, (i + 1) * tokens), answerStart });
       }
     }
   }
@@ -273,7 +298,7 @@ async function ownTrajectories(
   { model, folder, kind }: Extract<LoadedModel, { readonly kind: "dit" }>,
   settings: OwnSampleSettings,
   seed: number,
-  options: RunOptions,
+  options: OwnSampleOptions,
 ): Promise<OwnTrajectories> {
   const { config, imageElements: elements } = model, { classes, sampleSize, patchSize } = config;
   const scheduler = loadScheduler(folder, "ddim"), { trainTimesteps } = scheduler.config;
@@ -286,7 +311,11 @@ async function ownTrajectories(
     const isFree = new RandomStream(seed + 5, i).uniform() < UNCONDITIONAL;
     return isFree ? classes : records < classes ? Math.floor(i * classes / records) : i % classes;
   });
-  const states = Array.from({ length: records }, () => new Float32Array(steps * elements));
+  const all = new Float32Array(records * steps * elements), stateElements = steps * elements;
+  const states = Array.from(
+    { length: records },
+    (_, i) => all.subarray(i * stateElements, (i + 1) * stateElements),
+  );
   const timesteps: number[][] = [], batches = Math.ceil(records / size);
   const work = new Work(`${records} images drawn by the model in ${steps} steps`, records * steps, options);
   for (let batch = 0; batch < batches; batch++) {
@@ -296,6 +325,12 @@ async function ownTrajectories(
       { length: steps },
       (_, k) => Math.floor((steps - k - offset) * trainTimesteps / steps),
     );
+    for (let i = 0; i < own.length; i++) timesteps.push(visited);
+    const part = all.subarray(begin * stateElements, (begin + own.length) * stateElements);
+    if (options.kept?.load(batch, part) === true) {
+      work.resume(own.length * steps);
+      continue;
+    }
     const run = imageSteps(model, scheduler, own, {
       seed: seed + 6,
       firstStream: begin,
@@ -310,7 +345,7 @@ async function ownTrajectories(
       }
       await work.step(own.length);
     }
-    for (let i = 0; i < own.length; i++) timesteps.push(visited);
+    options.kept?.save(batch, part);
   }
   return { kind: "trajectories", labels, timesteps, states };
 }

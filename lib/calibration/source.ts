@@ -9,12 +9,13 @@ import { type HeldWeights, modelFrom, runLimits } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { modelFingerprint } from "../time/mod.ts";
+import type { OwnSampleOptions } from "./own_samples.ts";
 import { chooseMoment } from "./moment_structure.ts";
 import { loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile } from "../files/whole.ts";
 import { acquireFileLock } from "../output/lock.ts";
 import { digestTensors } from "../output/source_digest.ts";
-import { pause, type RunOptions, stoppable } from "../progress.ts";
+import { pause, stoppable } from "../progress.ts";
 import { loadStatistics, saveMerged, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 import { layersWith, type Solvable } from "./statistics_alone.ts";
 
@@ -64,7 +65,7 @@ export async function openCalibration(
   config: Config,
   kernels: Kernels,
   save: SaveCalibration | undefined,
-  options: RunOptions & {
+  options: OwnSampleOptions & {
     readonly force?: boolean | undefined;
     /** As {@linkcode modelFrom} takes it. */
     readonly held?: HeldWeights | undefined;
@@ -89,7 +90,9 @@ export async function openCalibration(
   const calibrated = statistics === undefined
     ? await stoppable(
       options.signal,
-      "repeat the command, where it had begun with --resume",
+      options.kept === undefined
+        ? "repeat the command, where it had begun with --resume"
+        : "go on with --resume, what the model has made is kept",
       () =>
         loadCalibration(
           loaded,

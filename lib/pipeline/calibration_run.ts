@@ -5,6 +5,7 @@ import {
   openCalibration,
   type SaveCalibration,
 } from "../calibration/source.ts";
+import { KeptSamples } from "../calibration/kept_samples.ts";
 import type { Solvable } from "../calibration/statistics_alone.ts";
 import { type Config, type ConfigInForce, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
@@ -12,6 +13,7 @@ import { MemoryError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import { modelRequirements, runLimits } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
+import type { Rewrite } from "../output/rewrite.ts";
 import type { BitPlan } from "../plan/budget.ts";
 import { isTokenTable, type Plan } from "../plan/plan.ts";
 import { MemoryShares } from "./memory_shares.ts";
@@ -25,8 +27,12 @@ export const PLAN_FILE = "arrowquant.plan.json";
 export interface RunCalibration {
   /** Text that stands for the data's bytes. @throws {CalibrationError} when there are none */
   digest(): Promise<string>;
-  /** The model with the data, opened by the first call: its weights are read when they are needed. */
-  open(): Promise<Solvable>;
+  /**
+   * The model with the data, opened by the first call: its weights are read when they are needed.
+   *
+   * @param output keeps what the model makes itself, for a run that is stopped
+   */
+  open(output?: Pick<Rewrite, "work" | "identity">): Promise<Solvable>;
   readonly memory: MemoryShares;
 }
 
@@ -48,13 +54,14 @@ export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptio
   return {
     memory,
     digest: async () => await (digest ??= calibrationDigest(calibrationSource(checkpoint, config))),
-    open() {
+    open(output) {
       if (kernels === undefined) {
         throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
       }
       if (opened === undefined) checkWeights(checkpoint, memory);
       return opened ??= openCalibration(checkpoint, config, kernels, saveCalibration, {
         ...options,
+        kept: output && new KeptSamples(output.work, JSON.stringify(output.identity)),
         held: memory.held,
         bytesAtOnce: Math.min(STATISTICS_BYTES, memory.roomBytes / 4),
         batchPositions: runLimits(checkpoint) === undefined ? memory.batchPositions(checkpoint) : undefined,

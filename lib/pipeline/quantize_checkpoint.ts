@@ -408,7 +408,7 @@ async function planOfBudget(
       ),
     );
   }
-  const calibrated = await calibration.open(), { memory } = calibration;
+  const calibrated = await calibration.open(output), { memory } = calibration;
   const { rows } = planQuantization(checkpoint, config), folder = output?.work;
   const kept = output && new MeasuredLayers(output.work, JSON.stringify(output.identity));
   const known = kept?.layers.size ?? 0, of = rows.filter(isChosen).length;
@@ -454,7 +454,7 @@ export async function calibrateRun(
   const isSolved = CALIBRATED_SOLVERS.includes(config.solver) &&
     rows.some((row) => !isRounded(config, row) && !output?.isDone(row.name));
   if (!isSolved && !wantsPhases(config)) return undefined;
-  const calibrated = await calibration.open();
+  const calibrated = await calibration.open(output);
   const { memory } = calibration;
   if (bitPlan === undefined || !measuresBits(config)) {
     await stoppable(

@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { cpSync } from "node:fs";
+import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { KeptSamples } from "../../lib/calibration/kept_samples.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
 import {
   makeOwnSamples,
@@ -225,6 +226,54 @@ describe("a run without calibration data", () => {
       expect(solver?.name).toBe("best");
       expect(layers.filter(({ solved }) => solved !== undefined).length).toBeGreaterThan(5);
       expect(lines.join("\n")).toMatch(/that the model (wrote|drew) itself/);
+    });
+  }
+});
+
+describe("a stopped run", () => {
+  for (const kind of ["dream", "llada", "dit"] as const) {
+    test(`goes on behind the last batch it kept: ${kind}`, async () => {
+      const settings = { records: 300, tokens: 24, steps: 3 }, folder = place.fresh("work");
+      mkdirSync(folder);
+      const loaded = () => loadModel(folders[kind], kernels);
+      const whole = await makeOwnSamples(loaded(), settings, 1, {});
+      let steps = 0;
+      const stop = new AbortController();
+      const onProgress = ({ bytesDone, bytes }: { bytesDone: number; bytes: number }) => {
+        steps++;
+        if (bytesDone > bytes / 2) stop.abort("SIGINT");
+      };
+      const kept = () => new KeptSamples(folder, "run");
+      const stopped = makeOwnSamples(loaded(), settings, 1, {
+        kept: kept(),
+        signal: stop.signal,
+        onProgress,
+      });
+      expect(await stopped.then(() => "done", String)).toBe("SIGINT");
+      const before = steps;
+      steps = 0;
+      const resumed = await makeOwnSamples(loaded(), settings, 1, {
+        kept: kept(),
+        onProgress: () => void steps++,
+      });
+      expect(resumed).toEqual(whole);
+      expect(steps).toBeGreaterThan(0);
+      const total = before + steps;
+      // Another run's batches, and those that were changed, are made anew.
+      steps = 0;
+      const other = new KeptSamples(folder, "another"), target = new Int32Array(1);
+      expect(other.load(0, target)).toBe(false);
+      for (const name of readdirSync(folder)) {
+        const path = join(folder, name), bytes = readFileSync(path);
+        bytes[bytes.length - 1]! ^= 1;
+        writeFileSync(path, bytes);
+      }
+      const again = await makeOwnSamples(loaded(), settings, 1, {
+        kept: kept(),
+        onProgress: () => void steps++,
+      });
+      expect(again).toEqual(whole);
+      expect(steps).toBeGreaterThanOrEqual(total - 3);
     });
   }
 });
