@@ -19,6 +19,34 @@ const HELD_OUT_SHARE = 0.5, MIN_HELD_OUT_SAMPLES = 256, MIN_HELD_OUT_POSITIONS =
 /** Positions of one forward pass, roughly, unless memory asks for fewer. */
 export const BATCH_POSITIONS = 4096;
 
+/** Samples where none are asked for; positions that are worth the time of any model. */
+const SAMPLES = 512, LEAST_POSITIONS = 4096;
+
+/** What bounds the samples of a large model where none are asked for. */
+export interface SampleBounds {
+  /** Multiplications with an addition of a pass over all samples. */
+  readonly multiplyAdds: number;
+  /** The fewest samples, each with a time of its own. */
+  readonly least: number;
+}
+
+/**
+ * Samples to solve on where none are asked for: 512, fewer where a pass over them costs more than is allowed; and
+ * whether it does.
+ *
+ * @param positions of a sample
+ * @param cost multiplications with an addition of a pass over a sample
+ */
+export function usualSamples(
+  positions: number,
+  cost: number,
+  { multiplyAdds, least }: SampleBounds,
+): { readonly count: number; readonly isCostly: boolean } {
+  const fewest = Math.max(least, Math.ceil(LEAST_POSITIONS / positions));
+  const count = Math.min(SAMPLES, Math.max(fewest, Math.floor(multiplyAdds / cost)));
+  return { count, isCostly: count < SAMPLES };
+}
+
 /** Samples that run together. */
 export interface CalibrationPart<Batch> {
   readonly batch: Batch;
@@ -56,8 +84,11 @@ export interface CalibrationOptions {
   readonly source: string;
   /** What the model made itself. */
   readonly own?: OwnSamples | undefined;
-  /** Sequences or noised images; records are used again, with other masks and noise, when there are fewer. */
-  readonly samples: number;
+  /**
+   * Sequences or noised images; records are used again, with other masks and noise, when there are fewer. By default
+   * {@linkcode usualSamples}.
+   */
+  readonly samples?: number | undefined;
   /** Seed of masks, noise and the choice of records. */
   readonly seed: number;
   /** Weights of positions: `POSITION_WEIGHTS` of sequences.ts, the default, or all alike. */
@@ -76,15 +107,15 @@ const FEW_RECORDS = 64;
 /** A smaller part of distinct records than this is warned of. */
 const MANY_COPIES = 0.99;
 
-/** Warnings about data with few records, and with many copies. */
-export function recordWarnings(distinct: number, count: number, isSynthetic: boolean): string[] {
+/** Warnings about data with few records, and with many copies. @param isMade whether nobody gave them */
+export function recordWarnings(distinct: number, count: number, isMade: boolean): string[] {
   const few =
     `only ${distinct} records: what is solved on them may not hold for others, and a held-out error does ` +
     `not tell; give ${FEW_RECORDS} or more`;
   const copies = `${recordCount(distinct, count)}: copies of a record count once`;
   return [
     ...(distinct < MANY_COPIES * count ? [copies] : []),
-    ...(isSynthetic || distinct >= FEW_RECORDS ? [] : [few]),
+    ...(isMade || distinct >= FEW_RECORDS ? [] : [few]),
   ];
 }
 
@@ -130,24 +161,30 @@ export interface Draw {
   readonly time: number;
 }
 
-/** Held-out samples beside so many samples of so many positions. @param share of them, where more are wanted */
-function heldOutSamples(samples: number, positions: number, share = HELD_OUT_SHARE): number {
+/** How many held-out samples are wanted beside the others. */
+export interface HeldOutWish {
+  /** As part of the others, where more are wanted than usual. */
+  readonly share?: number | undefined;
+  /** Whether a pass over the usual number of samples takes too long: there is no least number of them. */
+  readonly isCostly: boolean;
+}
+
+/** Held-out samples beside so many samples of so many positions. */
+function heldOutSamples(samples: number, positions: number, { share = 0, isCostly }: HeldOutWish): number {
   const least = Math.min(MIN_HELD_OUT_SAMPLES, Math.ceil(MIN_HELD_OUT_POSITIONS / positions));
-  return Math.max(least, Math.ceil(samples * Math.max(share, HELD_OUT_SHARE)));
+  return Math.max(isCostly ? 1 : least, Math.ceil(samples * Math.max(share, HELD_OUT_SHARE)));
 }
 
 /**
  * Draws samples of both parts. The range of times is divided equally among the samples, so that no time is
  * missing; their order is random, so that each batch has all kinds.
- *
- * @param heldOutShare held-out samples, as part of the others, where more are wanted than usual
  */
 export function draw<Batch>(
   records: number,
-  { samples, seed, batchPositions = BATCH_POSITIONS }: CalibrationOptions,
+  { samples, seed, batchPositions = BATCH_POSITIONS }: CalibrationOptions & { readonly samples: number },
   positions: number,
   batchOf: (part: readonly Draw[]) => CalibrationPart<Batch>,
-  heldOutShare?: number,
+  heldOut: HeldOutWish,
 ): Pick<CalibrationSet<Batch>, "fit" | "heldOut"> {
   const size = Math.max(1, Math.floor(batchPositions / positions));
   const random = new RandomStream(seed, 0x5eed);
@@ -169,6 +206,6 @@ export function draw<Batch>(
   };
   return {
     fit: part(fit, samples, 0),
-    heldOut: part(held, heldOutSamples(samples, positions, heldOutShare), 2 ** 20),
+    heldOut: part(held, heldOutSamples(samples, positions, heldOut), 2 ** 20),
   };
 }

@@ -2,6 +2,7 @@
 import { quote } from "../files/whole.ts";
 import {
   type DitModel,
+  forwardCost,
   type ImageBatch,
   imageNoise,
   loadScheduler,
@@ -20,9 +21,16 @@ import {
   draw,
   recordCount,
   recordWarnings,
+  type SampleBounds,
+  usualSamples,
 } from "./draw.ts";
 import type { OwnTrajectories } from "./own_samples.ts";
 
+/**
+ * A pass over the samples of a large model takes a few minutes. There are more of them than of sequences: layers that
+ * read the timestep and the class have one input a sample.
+ */
+const BOUNDS: SampleBounds = { multiplyAdds: 1e13, least: 64 };
 /** Part of the images that are shown without their class, as classifier-free guidance shows them. */
 const UNCONDITIONAL = 0.1;
 
@@ -138,7 +146,7 @@ function syntheticImages(
 function ownSet(
   model: DitModel,
   { labels, timesteps, states }: OwnTrajectories,
-  options: CalibrationOptions,
+  options: CalibrationOptions & { readonly samples: number; readonly isCostly: boolean },
   scheduler: Scheduler,
 ): CalibrationSet<ImageBatch> {
   const { imageElements: elements, config: { sampleSize, patchSize } } = model, { samples, own } = options;
@@ -169,7 +177,7 @@ function ownSet(
     distinctPositions: labels.length * steps * positions,
     axis: timestepAxis(trainTimesteps),
     scheduler,
-    ...draw(labels.length, options, positions, batchOf),
+    ...draw(labels.length, options, positions, batchOf, options),
   };
 }
 
@@ -177,9 +185,16 @@ function ownSet(
 export function imageSet(
   model: DitModel,
   folder: string,
-  options: CalibrationOptions,
+  given: CalibrationOptions,
 ): CalibrationSet<ImageBatch> {
-  const { source, samples, seed, own } = options;
+  const { source, seed, own } = given, { channels, sampleSize, patchSize } = model.config;
+  const positions = (sampleSize / patchSize) ** 2;
+  const { multiplyAdds } = forwardCost({ kind: "dit", config: model.config }, {
+    batch: 1,
+    tokens: positions,
+  });
+  const { count, isCostly } = usualSamples(positions, multiplyAdds, BOUNDS);
+  const samples = given.samples ?? count, options = { ...given, samples, isCostly };
   if (own?.kind === "trajectories") return ownSet(model, own, options, loadScheduler(folder, "ddim"));
   const isSynthetic = source === "synthetic";
   const elements = model.imageElements, { classes } = model.config;
@@ -188,8 +203,6 @@ export function imageSet(
     : imageRecords(model, source);
   const scheduler = loadScheduler(folder, "ddim"); // only for the noise of training
   const { trainTimesteps } = scheduler.config;
-  const { channels, sampleSize, patchSize } = model.config;
-  const positions = (sampleSize / patchSize) ** 2;
   const batchOf = (part: readonly Draw[]): CalibrationPart<ImageBatch> => {
     const noisy = new Float32Array(part.length * elements);
     const shown: number[] = [];
@@ -219,6 +232,6 @@ export function imageSet(
     distinctPositions: distinct.length * positions,
     axis: timestepAxis(trainTimesteps),
     scheduler,
-    ...draw(distinct.length, options, positions, batchOf),
+    ...draw(distinct.length, options, positions, batchOf, options),
   };
 }

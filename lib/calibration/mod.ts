@@ -64,7 +64,7 @@ export async function loadCalibration(
   run: OwnSampleOptions = {},
 ): Promise<Calibrated> {
   const { source, samples, seed, self = OWN_SAMPLES } = given;
-  checkWhole("calibrate", "samples", samples, 1);
+  if (samples !== undefined) checkWhole("calibrate", "samples", samples, 1);
   const isMade = source === "synthetic" || source === "self";
   if (!isMade && !existsSync(source)) {
     throw calibrationFault(

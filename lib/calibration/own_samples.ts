@@ -24,7 +24,7 @@ import { pause, type RunOptions, secondsText, stepProgress } from "../progress.t
 import type { KeptSamples } from "./kept_samples.ts";
 import { randomTokens } from "./random_tokens.ts";
 
-/** How much a model makes of its own; null is as much as {@linkcode MAX_MULTIPLY_ADDS} allow, up to the defaults. */
+/** How much a model makes of its own; null is as much as {@linkcode RecordBounds} allow. */
 export interface OwnSampleSettings {
   /** Sequences, or trajectories of images. */
   readonly records: number | null;
@@ -53,14 +53,28 @@ export interface OwnTrajectories {
 
 export type OwnSamples = OwnSequences | OwnTrajectories;
 
-/** Records where none are asked for: sequences, and trajectories, of which each has samples at all times. */
-const SEQUENCES = 256, TRAJECTORIES = 128;
+/** Records where none are asked for, and what bounds the work of a large model. */
+export interface RecordBounds {
+  readonly records: number;
+  /** Multiplications with an addition. */
+  readonly multiplyAdds: number;
+  /** The fewest records and steps, whatever they cost. */
+  readonly least: { readonly records: number; readonly steps: number };
+}
+/** Ten seconds at 10¹¹ multiplications a second. */
+export const SEQUENCES: RecordBounds = {
+  records: 256,
+  multiplyAdds: 1e12,
+  least: { records: 32, steps: 4 },
+};
+/** Each trajectory has samples at all times. */
+export const TRAJECTORIES: RecordBounds = {
+  records: 128,
+  multiplyAdds: 1e13,
+  least: { records: 16, steps: 6 },
+};
 /** Steps where none are asked for. */
 const STEPS = 32;
-/** The fewest records and steps that work is saved by. */
-const LEAST = { records: 32, steps: 8 };
-/** Multiplications with an addition that samples may cost by default: half an hour at 10¹¹ a second. */
-export const MAX_MULTIPLY_ADDS = 2e14;
 /** Positions that run together, and logits that they may have: the same for any memory, as sums depend on them. */
 const BATCH_POSITIONS = 2048, BATCH_LOGITS = 2 ** 25;
 /** Work that is shorter is not announced. */
@@ -71,18 +85,18 @@ const UNCONDITIONAL = 0.1;
 /**
  * Records and steps within the bound: fewer steps first, then fewer records.
  *
- * @param usual records where none are asked for
+ * @param usual records where none are asked for, and the least of both
  * @param cost multiplications with an addition of a record's step
  */
 export function withinBound(
   { records, steps }: Pick<OwnSampleSettings, "records" | "steps">,
-  usual: number,
+  usual: RecordBounds,
   cost: number,
 ): { readonly records: number; readonly steps: number } {
   const atMost = (count: number, most: number, least: number) =>
-    Math.min(most, Math.max(least, Math.floor(MAX_MULTIPLY_ADDS / (count * cost))));
-  const own = steps ?? atMost(records ?? usual, STEPS, LEAST.steps);
-  return { steps: own, records: records ?? atMost(own, usual, LEAST.records) };
+    Math.min(most, Math.max(least, Math.floor(usual.multiplyAdds / (count * cost))));
+  const own = steps ?? atMost(records ?? usual.records, STEPS, usual.least.steps);
+  return { steps: own, records: records ?? atMost(own, usual.records, usual.least.records) };
 }
 
 /** Counts the steps of all batches, says how long they take, and lets a signal through. */
@@ -177,7 +191,8 @@ async function ownSequences(
   }
   const excludedTokens = [...never].filter((token) => token !== undefined);
   const vocabulary = { vocabularySize, excluded: never };
-  const openings = await openingsOf(loaded, tokenizer, length);
+  const isLong = records <= SEQUENCES.least.records;
+  const openings = await openingsOf(loaded, tokenizer, length, isLong);
   const canvases = Array.from(
     { length: records },
     (_, i) => openings(new RandomStream(seed + 3, i), i, vocabulary),
@@ -231,11 +246,12 @@ type Opening = (
   vocabulary: Parameters<typeof randomTokens>[2],
 ) => Canvas;
 
-/** How a model's sequences begin. */
+/** How a model's sequences begin. @param isLong whether all have the whole length: there are few */
 async function openingsOf(
   { model, kind }: LanguageModel,
   tokenizer: Tokenizer | undefined,
   length: number,
+  isLong: boolean,
 ): Promise<Opening> {
   const { maskToken, bosToken, maxTokens } = model.config;
   if (kind === "dream" && tokenizer !== undefined && isPuzzleVocabulary(tokenizer)) {
@@ -255,7 +271,7 @@ async function openingsOf(
   }
   const free: Opening = (random, record, vocabulary) => {
     // Long and short ones; the random beginning ends before the middle.
-    const tokens = new Int32Array(Math.max(2, length >> (record % 3))).fill(maskToken);
+    const tokens = new Int32Array(Math.max(2, isLong ? length : length >> (record % 3))).fill(maskToken);
     const known = random.below(Math.max(1, tokens.length >> 1));
     tokens.set(randomTokens(random, known, vocabulary));
     if (bosToken !== undefined) tokens[0] = bosToken;

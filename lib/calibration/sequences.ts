@@ -16,6 +16,8 @@ import {
   draw,
   recordCount,
   recordWarnings,
+  type SampleBounds,
+  usualSamples,
 } from "./draw.ts";
 import { randomTokens } from "./random_tokens.ts";
 import { readRecords, type SequenceRecords, writtenRecords } from "./records.ts";
@@ -24,6 +26,8 @@ import { readRecords, type SequenceRecords, writtenRecords } from "./records.ts"
 export const MAX_SEQUENCE_TOKENS = 2048;
 /** Tokens of a synthetic sequence, at most. */
 const SYNTHETIC_TOKENS = 128;
+/** A pass over the samples of a large model takes a few seconds at 10¹¹ multiplications a second. */
+const BOUNDS: SampleBounds = { multiplyAdds: 2.5e11, least: 8 };
 /** Least mask ratio. */
 const MIN_MASK_RATIO = 1e-3;
 
@@ -125,17 +129,28 @@ export async function sequenceSet(
   loaded: Exclude<LoadedModel, { readonly kind: "dit" }>,
   options: CalibrationOptions,
 ): Promise<CalibrationSet<SequenceBatch>> {
-  const { source, samples, seed, weights = "by_role", own } = options;
-  const isSynthetic = source === "synthetic", { model } = loaded;
+  const { source, seed, weights = "by_role", own } = options, isSynthetic = source === "synthetic";
+  const { kind, model } = loaded, { config } = model;
+  const usual = (tokens: number) =>
+    usualSamples(
+      tokens,
+      forwardCost({ kind, config }, { batch: 1, tokens, rows: 1 }).multiplyAdds,
+      BOUNDS,
+    );
   const { maxTokens, logitShift: shift } = model.config;
   const limit = Math.min(maxTokens, MAX_SEQUENCE_TOKENS);
   const records = isSynthetic
-    ? syntheticRecords(model, samples, seed)
+    ? syntheticRecords(
+      model,
+      options.samples ?? usual(Math.min(SYNTHETIC_TOKENS, config.maxTokens)).count,
+      seed,
+    )
     : own?.kind === "sequences"
     ? writtenRecords(loaded, own, limit)
     : await readRecords(loaded, source, limit);
   const { sequences, count, cut, warnings } = records, distinct = sequences.length;
   const length = sequences.reduce((longest, { tokens }) => Math.max(longest, tokens.length), 0);
+  const { count: usualCount, isCostly } = usual(length), samples = options.samples ?? usualCount;
   const masking: Masking = {
     length,
     seed,
@@ -154,16 +169,16 @@ export async function sequenceSet(
     warnings: [
       ...(cut > 0 ? [`${cut} of ${count} records are longer than ${limit} tokens and were cut`] : []),
       ...warnings,
-      ...recordWarnings(distinct, count, isSynthetic),
+      ...recordWarnings(distinct, count, isSynthetic || own !== undefined),
     ],
     distinctPositions: sequences.reduce((sum, { tokens }) => sum + tokens.length, 0),
     axis: maskRatioAxis(MASK_RATIO_BINS),
     ...draw(
       distinct,
-      options,
+      { ...options, samples },
       length,
       (part) => maskedBatch(model.config, records, masking, part),
-      heldOutShare(loaded, samples, length),
+      { share: heldOutShare(loaded, samples, length), isCostly },
     ),
   };
 }

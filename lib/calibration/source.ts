@@ -84,7 +84,7 @@ export async function openCalibration(
     return layersWith(statistics, kernels, { checkpoint, path: source, held: options.held });
   }
   const loaded = modelFrom(checkpoint, kernels, { held: options.held });
-  const samples = config.calibrationSamples, seed = config.calibrationSeed;
+  const samples = config.calibrationSamples ?? undefined, seed = config.calibrationSeed;
   // A saved pass goes on from its number of parts: they are always alike.
   const batchPositions = save === undefined ? options.batchPositions : undefined;
   const calibrated = statistics === undefined

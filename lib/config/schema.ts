@@ -49,7 +49,7 @@ export interface Config {
   readonly numTimeGroups: number;
   readonly solver: SolverChoice;
   readonly calibrationData: string | null;
-  readonly calibrationSamples: number;
+  readonly calibrationSamples: number | null;
   readonly calibrationSeed: number;
   readonly calibrationMode: "blocks" | "once";
   readonly selfCalibration: {
@@ -185,8 +185,9 @@ const ROWS: Rows = {
       "`synthetic`; or files of saved statistics, separated by commas. By default the file beside the " +
       "checkpoint, `self` where there is none",
   ),
-  calibration_samples: key(integer(32, 1024), 512, { unit: "samples" }).means(
-    "Sequences or noised images to solve on; records are masked or noised again when there are fewer",
+  calibration_samples: key(orNull(integer(32, 1024)), null, { unit: "samples" }).means(
+    "Sequences or noised images to solve on; records are masked or noised again when there are fewer; null is 512, " +
+      "or what bounded work allows, at least 4096 positions",
   ),
   calibration_seed: key(integer(0, 2 ** 31 - 1), 0).means("Seed of masks, noise and the choice of records"),
   calibration_mode: key(choice("blocks", "once"), "blocks").means(

@@ -108,6 +108,11 @@ export class CountedWork {
     this.weights = { bytes: weightBytes, leastBytes: most([...sizes, ...tables]) };
   }
 
+  /** Samples to solve on. */
+  get samples(): number {
+    return this.#run.calibrated.data.samples;
+  }
+
   /** The same with a part of the samples. */
   withSamples(share: number): CountedWork {
     const { calibrated } = this.#run, { data } = calibrated;

@@ -159,13 +159,13 @@ function wayOut(
   counted: CountedWork,
   fits: (config: ConfigInForce, counted?: CountedWork) => boolean,
 ): string {
-  const { calibrationSamples, solverOptions } = config;
+  const { solverOptions } = config, { samples: given } = counted;
   const once = { ...config, calibrationMode: "once" } as const;
   if (config.calibrationMode !== "once" && fits(once)) return "it fits with calibration_mode: once";
   const blocks = { ...config, solverOptions: { ...solverOptions, moment: "block" } } as const;
   if (solverOptions.moment !== "block" && fits(blocks)) return "it fits with solver_options.moment: block";
-  for (let samples = 2 ** Math.ceil(Math.log2(calibrationSamples) - 1); samples >= 32; samples /= 2) {
-    if (fits(config, counted.withSamples(samples / calibrationSamples))) {
+  for (let samples = 2 ** Math.ceil(Math.log2(given) - 1); samples >= 32; samples /= 2) {
+    if (fits(config, counted.withSamples(samples / given))) {
       return `it fits with --samples ${samples}`;
     }
   }

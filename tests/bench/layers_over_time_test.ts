@@ -42,7 +42,7 @@ test("the errors of a folder's layers by time group are those of its dequantized
   const loaded = loadModel(path, kernels);
   const calibrated = await loadCalibration(loaded, {
     source: join(path, "calibration.jsonl"),
-    samples: config.calibrationSamples,
+    samples: config.calibrationSamples ?? undefined,
     seed: config.calibrationSeed,
   });
   if (loaded.kind === "dit" || calibrated.kind !== "sequences") throw new Error("a language model is needed");

@@ -5,9 +5,10 @@ import { KeptSamples } from "../../lib/calibration/kept_samples.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
 import {
   makeOwnSamples,
-  MAX_MULTIPLY_ADDS,
   type OwnSequences,
   type OwnTrajectories,
+  SEQUENCES,
+  TRAJECTORIES,
   withinBound,
 } from "../../lib/calibration/own_samples.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
@@ -44,18 +45,22 @@ const sequences = async (path: string, seed = 1, settings = SMALL, options = {})
   await makeOwnSamples(loadModel(path, kernels), settings, seed, options) as OwnSequences;
 
 describe("work within its bound", () => {
-  const cost = (share: number) => MAX_MULTIPLY_ADDS * share;
+  const cost = (share: number) => SEQUENCES.multiplyAdds * share;
   const free = { records: null, steps: null };
   test("takes the usual numbers where they fit, then fewer steps, then fewer records", () => {
-    expect(withinBound(free, 256, cost(1 / 256 / 32))).toEqual({ records: 256, steps: 32 });
-    expect(withinBound(free, 256, cost(1 / 256 / 16))).toEqual({ records: 256, steps: 16 });
-    expect(withinBound(free, 256, cost(1 / 64 / 8))).toEqual({ records: 64, steps: 8 });
-    expect(withinBound(free, 256, cost(1))).toEqual({ records: 32, steps: 8 });
+    expect(withinBound(free, SEQUENCES, cost(1 / 256 / 32))).toEqual({ records: 256, steps: 32 });
+    expect(withinBound(free, SEQUENCES, cost(1 / 256 / 16))).toEqual({ records: 256, steps: 16 });
+    expect(withinBound(free, SEQUENCES, cost(1 / 64 / 4))).toEqual({ records: 64, steps: 4 });
+    expect(withinBound(free, SEQUENCES, cost(1))).toEqual({ records: 32, steps: 4 });
+    expect(withinBound(free, TRAJECTORIES, cost(100))).toEqual({ records: 16, steps: 6 });
   });
 
   test("takes what is asked for whatever it costs", () => {
-    expect(withinBound({ records: 500, steps: 100 }, 256, cost(1))).toEqual({ records: 500, steps: 100 });
-    expect(withinBound({ records: null, steps: 64 }, 256, cost(1 / 64 / 64))).toEqual({
+    expect(withinBound({ records: 500, steps: 100 }, SEQUENCES, cost(1))).toEqual({
+      records: 500,
+      steps: 100,
+    });
+    expect(withinBound({ records: null, steps: 64 }, SEQUENCES, cost(1 / 64 / 64))).toEqual({
       records: 64,
       steps: 64,
     });

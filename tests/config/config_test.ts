@@ -86,7 +86,7 @@ describe("defaults", () => {
       timeScales: "shared",
       samplerCorrection: false,
       calibrationData: null,
-      calibrationSamples: 512,
+      calibrationSamples: null,
       calibrationSeed: 0,
       calibrationMode: "blocks",
       solverOptions: {
@@ -204,7 +204,9 @@ describe("values", () => {
       (v): [string, unknown, string] => ["scale_bits", v, "integer, one of 4, 6, 16"],
     ),
     ...[0, 101, -1, 10.5].map((v): [string, unknown, string] => ["num_time_groups", v, "integer, 1 to 100"]),
-    ...[31, 1025].map((v): [string, unknown, string] => ["calibration_samples", v, "integer, 32 to 1024"]),
+    ...[31, 1025].map((
+      v,
+    ): [string, unknown, string] => ["calibration_samples", v, "integer or null, 32 to 1024"]),
     ...[-1, 65].map((v): [string, unknown, string] => ["num_threads", v, "integer, 0 to 64"]),
     ...[-0.1, 1.1, NaN, "0.5"].map((v): [string, unknown, string] => ["min_accuracy", v, "number, 0 to 1"]),
     ...["yes", 1, 0, "true", null].map(

@@ -32,8 +32,8 @@ export function calibrationOf(
 ): Promise<Calibrated> {
   const { config } = resolveConfig({ overrides: { solver: "feedback", ...keys } });
   const source = calibrationSource(checkpoint, config);
-  const { calibrationSamples: samples, calibrationSeed: seed } = config;
-  return loadCalibration(full, { source, samples, seed, weights });
+  const { calibrationSamples, calibrationSeed: seed } = config;
+  return loadCalibration(full, { source, samples: calibrationSamples ?? undefined, seed, weights });
 }
 
 /** Whether some positions count more than others. */

@@ -89,8 +89,6 @@ const QUICK_SCALE: SolverSpeedScale = {
 /** Bits, groups and calibration positions of everything that is solved here. */
 const FORM = { bits: 2, groupSize: 64, zeroPoint: "real" } as const;
 const POSITIONS = 4096;
-/** Positions of a synthetic sequence, as lib/calibration makes them. */
-const SEQUENCE_TOKENS = 128;
 
 /** Shares of the product's rate that are wanted. */
 const KERNEL_SHARE = 0.6, SOLVE_SHARE = 0.5;
@@ -461,12 +459,10 @@ async function measureRuns(
     await runChild(commandsOf(context)("make_checkpoint.ts", [input, ...args]));
     const seconds = await quantizeSeconds(kernels, input, join(folder, "out"), {
       group_size: FORM.groupSize,
-      calibration_data: "synthetic",
-      calibration_samples: POSITIONS / SEQUENCE_TOKENS,
     });
     const { multiplyAdds } = forwardCost(requirementsAt(input).model, { batch: 1, tokens: 1, rows: 0 });
     const model = `Dream, 2 layers of width ${hidden}`;
-    const what = `2 bits, groups of ${FORM.groupSize}, ${POSITIONS} positions, ${
+    const what = `2 bits, groups of ${FORM.groupSize}, data of its own, ${
       (multiplyAdds / 1e6).toFixed(0)
     } M weights`;
     runs.push({
