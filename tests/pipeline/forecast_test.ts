@@ -34,6 +34,7 @@ const large = (millions: number): Calibrated =>
     ...small,
     data: {
       ...small.data,
+      samples: 1024,
       heldOut: [],
       fit: Array.from({ length: millions * 1e6 / PART.weights.length }, () => PART),
     },
