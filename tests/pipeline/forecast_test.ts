@@ -8,6 +8,7 @@ import { InterruptedError, MemoryError } from "../../lib/errors.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { chooseSolver } from "../../lib/pipeline/choose_solver.ts";
+import { CountedWork } from "../../lib/pipeline/counted_work.ts";
 import { announce } from "../../lib/pipeline/forecast.ts";
 import { MemoryShares } from "../../lib/pipeline/memory_shares.ts";
 import { planQuantization, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
@@ -170,11 +171,27 @@ describe("time of calibrated work", () => {
         "thermodynamic.transition_optimization.enabled": true,
         "thermodynamic.transition_optimization.max_minutes": minutes,
       });
-    const plain = of({ "thermodynamic.validation.enabled": true }), many = refined(1e5), few = refined(0.05);
+    const many = refined(1e5), few = refined(0.05);
     expect(many.message).toContain("with 300 of 300 steps of gradients");
     expect(Number(/with (\d+) of 300 steps/.exec(few.message)![1])).toBeLessThan(300);
     expect(few.seconds!).toBeLessThan(many.seconds!);
-    expect(many.bytes! - plain.bytes!).toBeGreaterThan(1e7); // 18 sequences' values of all blocks
+    const bytesOf = (memoryBytes: number, isRefined: boolean) => {
+      const config = chooseSolver(
+        checkpoint,
+        configOf({
+          solver: "feedback",
+          "thermodynamic.validation.enabled": true,
+          "thermodynamic.transition_optimization.enabled": isRefined,
+        }),
+      );
+      const { rows } = planQuantization(checkpoint, config);
+      const stages = new CountedWork({ calibrated: small, checkpoint, rows, memoryBytes }).stages(config);
+      return stages.find(({ name }) => name === "phases")!.bytes;
+    };
+    // Values of all blocks, or of one where they would take more than a quarter of the limit.
+    const all = bytesOf(1e9, true) - bytesOf(1e9, false), one = bytesOf(1e6, true) - bytesOf(1e6, false);
+    expect(all).toBeGreaterThan(1e7);
+    expect(one).toBeLessThan(0.7 * all);
   });
 
   test("is announced with what cheaper settings take", () => {
