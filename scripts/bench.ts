@@ -15,7 +15,14 @@ import {
   type SuiteRow,
   SUITES,
 } from "../lib/bench/mod.ts";
-import { DEFAULT_TIME_GROUPS, MODEL_SIZES, PHASES } from "../lib/bench/options.ts";
+import {
+  DEFAULT_TIME_GROUPS,
+  type LayerShape,
+  MODEL_SIZES,
+  PHASES,
+  SOLVER_SPEED_PARTS,
+  type SolverSpeedPart,
+} from "../lib/bench/options.ts";
 import { MAX_TIME_GROUPS } from "../lib/time/mod.ts";
 import { findDevice } from "../lib/native/cuda/mod.ts";
 import { INSTRUCTION_SETS, type InstructionSet } from "../lib/native/kernels.ts";
@@ -56,6 +63,9 @@ const USAGE = {
       "puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128 (16 " +
       "sequences or 4 trajectories of a model without tasks), for peers no images",
     "--megabytes N": "size of the process suite's checkpoint; default 2000 (64 with --quick)",
+    "--parts LIST": `parts of the suite solver-speed, some of ${SOLVER_SPEED_PARTS.join(", ")}; default all`,
+    "--shapes LIST": "rows and columns of the layers whose kernels the suite solver-speed measures, as in " +
+      "3584x3584,3584x18944 (the default); the part kernels alone where --parts does not say more",
     "--quick": "fewer samples: for a look, not for a report",
     "--seed N": "of noise, masks and synthetic weights; default 1",
     "How it is quantized": "",
@@ -123,10 +133,38 @@ function suiteOf(parsed: Options): Suite<SuiteRow> {
   if (values.groups !== undefined && name !== "phases") {
     throw new UsageError(`--groups is of the suite phases, got the suite ${name}`);
   }
+  const speedOption = (["parts", "shapes"] as const).find((option) => values[option] !== undefined);
+  if (speedOption !== undefined && name !== "solver-speed") {
+    throw new UsageError(`--${speedOption} is of the suite solver-speed, got the suite ${name}`);
+  }
   if (values.backend === "cuda" && name !== "kernels") {
     throw new UsageError(`--backend cuda is for the suite kernels, got ${name}`);
   }
   return SUITES.find((suite) => suite.name === name)!;
+}
+
+/** Most rows and columns of a layer that is measured. */
+const MOST_ROWS = 2 ** 20;
+
+/** Layers as `ROWSxCOLUMNS`, separated by commas. @throws {UsageError} on anything else */
+function shapesOf(text: string | undefined): LayerShape[] | undefined {
+  return text?.split(",").map((part) => {
+    const [, rows, cols] = /^([0-9]{1,7})x([0-9]{1,7})$/.exec(part)?.map(Number) ?? [];
+    const isAllowed = [rows, cols].every((count) => count !== undefined && count >= 64 && count <= MOST_ROWS);
+    if (isAllowed && cols! % 64 === 0) return { rows: rows!, cols: cols! };
+    throw new UsageError(
+      `--shapes must list layers as in 3584x18944, from 64 to ${MOST_ROWS}, columns in steps of 64, got "${part}"`,
+    );
+  });
+}
+
+/** Parts of the suite solver-speed. @throws {UsageError} on a name that none has */
+function partsOf(text: string | undefined): SolverSpeedPart[] | undefined {
+  return text?.split(",").map((part) => {
+    const found = SOLVER_SPEED_PARTS.find((name) => name === part);
+    if (found !== undefined) return found;
+    throw new UsageError(`--parts must list some of ${SOLVER_SPEED_PARTS.join(", ")}, got "${part}"`);
+  });
 }
 
 type OptionName = Extract<keyof Options["values"] | keyof Options["flags"] | keyof Options["lists"], string>;
@@ -206,6 +244,8 @@ function benchArguments(parsed: Options): BenchArguments {
       limit: parsed.whole("limit", 1, 1e6),
       phase: suite.name === "phases" ? phase ?? "all" : undefined,
       modelSize,
+      parts: partsOf(values.parts) ?? (values.shapes === undefined ? undefined : ["kernels"]),
+      shapes: shapesOf(values.shapes),
       timeGroups: parsed.whole("groups", 1, MAX_TIME_GROUPS),
       syntheticBytes: (parsed.whole("megabytes", 1, 1e6) ?? (flags.quick ? 64 : 2000)) * 1e6,
       ignoresMemory: flags["ignore-memory"],

@@ -12,6 +12,16 @@ export type PhaseName = (typeof PHASES)[number];
 export const MODEL_SIZES = ["7B"] as const;
 type ModelSize = (typeof MODEL_SIZES)[number];
 
+/** Values of `--parts`. */
+export const SOLVER_SPEED_PARTS = ["kernels", "widths", "effort", "models"] as const;
+export type SolverSpeedPart = (typeof SOLVER_SPEED_PARTS)[number];
+
+/** Rows and columns of a layer. */
+export interface LayerShape {
+  readonly rows: number;
+  readonly cols: number;
+}
+
 /** Time groups of the phases suite by default. */
 export const DEFAULT_TIME_GROUPS = DEFAULT_CONFIG.numTimeGroups;
 
@@ -47,6 +57,10 @@ export interface BenchOptions {
   readonly modelSize?: ModelSize | undefined;
   /** Time groups of the phases suite. */
   readonly timeGroups?: number | undefined;
+  /** Parts of the suite solver-speed; undefined is all. */
+  readonly parts?: readonly SolverSpeedPart[] | undefined;
+  /** Layers whose kernels the suite solver-speed measures; undefined leaves it to the suite. */
+  readonly shapes?: readonly LayerShape[] | undefined;
   /** Weights of the synthetic checkpoint, in bytes of BF16. */
   readonly syntheticBytes: number;
   /** Runs models although memory looks too small for them. Default false. */

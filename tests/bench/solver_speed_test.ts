@@ -84,6 +84,30 @@ describe("the solver-speed suite", () => {
     for (const line of formatReport(report)) expect([line, line.length <= 120]).toEqual([line, true]);
   }, 120_000);
 
+  test("measures the parts and shapes that are asked for, and says how far it is", async () => {
+    const lines: string[] = [];
+    const { options } = parseBenchArguments(
+      ["--suite", "solver-speed", "--threads", "1", "--shapes", "64x128,128x64"],
+    );
+    expect([options.parts, options.shapes]).toEqual([["kernels"], [{ rows: 64, cols: 128 }, {
+      rows: 128,
+      cols: 64,
+    }]]);
+    const asked = { ...context, options, progress: (line: string) => void lines.push(line) };
+    const report: SuiteReport = await solverSpeedSuiteOf(undefined).run(asked);
+    expect(report.sections.map(({ title }) => title.split(",")[0])).toEqual([
+      "The solver's kernels beside a product of matrices",
+    ]);
+    for (const name of ["64 × 128", "128 × 64"]) {
+      for (const step of ["product", "factorization, 2 of 3", "feedback and refinement, 3 of 3"]) {
+        expect(lines).toContain(`kernels at ${name}: ${step}`);
+      }
+      expect(lines.some((line) => line.startsWith(`kernels at ${name}: the whole solve at `))).toBe(true);
+    }
+    expect(report.goals.length).toBe(2 * STEPS.length + 2);
+    expect(report.skipped.map(({ what }) => what)).toContain("the part widths");
+  }, 120_000);
+
   test("what does not fit into memory is left out, and the goals say why", async () => {
     const huge = { ...SHAPE, rows: 2 ** 20, cols: 65_536 };
     const scale = { ...SCALE, shapes: [huge], hidden: undefined };

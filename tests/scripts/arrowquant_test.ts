@@ -113,5 +113,14 @@ describe("bench.ts refuses options that would change nothing", () => {
       "--model, --ignore-memory would",
     );
     expect(refusal("--suite", "process", "--megabytes", "64")).toBe(undefined);
+    expect(refusal("--shapes", "64x64")).toBe(
+      "--shapes is of the suite solver-speed, got the suite accuracy",
+    );
+    const speed = (...args: string[]) => refusal("--suite", "solver-speed", ...args);
+    expect(speed("--parts", "kernels,models")).toBe(undefined);
+    expect(speed("--parts", "kernels,rows")).toMatch(/^--parts must list some of kernels, .*, got "rows"$/);
+    for (const shapes of ["64", "64x", "63x64", "64x100", "9999999x64", "64x64,", "-64x64"]) {
+      expect(speed("--shapes", shapes)).toContain("--shapes must list layers as in 3584x18944");
+    }
   });
 });

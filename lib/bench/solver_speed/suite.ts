@@ -30,14 +30,13 @@ import {
 } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { secondsOf } from "../timing.ts";
+import { type LayerShape, SOLVER_SPEED_PARTS, type SolverSpeedPart } from "../options.ts";
 import { type Blas, openBlas } from "./blas.ts";
 import { type CountedKernels, countedKernels, type KernelTotals } from "./counted.ts";
 import { type EffortRow, effortSection, type EffortShape, measureEffort } from "./effort.ts";
 
 /** A layer whose kernels are measured: rows and columns, inputs, and how much of `best` is run. */
-interface MeasuredShape {
-  readonly rows: number;
-  readonly cols: number;
+interface MeasuredShape extends LayerShape {
   readonly tokens: number;
   readonly samples: number;
   readonly settings: Partial<SolverSettings>;
@@ -58,6 +57,9 @@ export interface SolverSpeedScale {
   /** Layer that is solved with more and more steps. */
   readonly effort: EffortShape;
 }
+
+/** Columns from which a layer is measured once, with fewer inputs. */
+const WIDE = 8192;
 
 /** One start and one round: the kernels' rates are those of all. */
 const ONE_ROUND = { ratios: [], rounds: 1 };
@@ -179,18 +181,19 @@ function productRate(kernels: Kernels, a: Float32Array, b: Float32Array, rows: n
   return 2 * rows * cols * n / seconds;
 }
 
-/** Bytes that a shape's arrays take at once. */
+/** Bytes that a shape's arrays take at once: the moment and its factor, a layer in its forms, inputs and a product. */
 const bytesOf = ({ rows, cols, tokens }: MeasuredShape): number =>
-  4 * (3 * cols * cols + 6 * rows * cols + tokens * cols + Math.min(cols, PRODUCT_COLUMNS) * cols);
+  4 * (2 * cols * cols + 6 * rows * cols + tokens * cols + Math.min(cols, PRODUCT_COLUMNS) * cols);
 
 /** Every step of solving a layer with a whole moment, beside the product. */
 function measureShape(
   { kernels, take }: CountedKernels,
   blas: Blas | undefined,
   shape: MeasuredShape,
-  seed: number,
+  { seed, progress }: { readonly seed: number; readonly progress: (step: string) => void },
 ): MeasuredStep[] {
   const { rows, cols, tokens, samples, settings } = shape;
+  progress("product");
   const x = numbersLike(tokens * cols, seed), weights = numbersLike(rows * cols, seed + 1);
   const b = numbersLike(cols * Math.min(cols, PRODUCT_COLUMNS), seed + 2);
   const rate = () => productRate(kernels, weights, b, rows, cols);
@@ -202,6 +205,7 @@ function measureShape(
       wanted: readonly (keyof typeof STEPS)[],
       run: () => T,
     ): { readonly result: T; readonly seconds: number } => {
+      progress(`${wanted.join(" and ")}${samples > 1 ? `, ${sample + 1} of ${samples}` : ""}`);
       take();
       const begin = performance.now(), result = run(), seconds = (performance.now() - begin) / 1000;
       const totals = take(), after = rate(), product = (before + after) / 2;
@@ -217,12 +221,12 @@ function measureShape(
       return { result, seconds };
     };
     time(["moments"], () => accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second));
-    const cross = moments.second.map((value) => value / tokens / 100);
     const { result: moment } = time(
       ["factorization"],
       () => factorMoments(kernels, moments, { takesSums: true }),
     );
-    const problem = { weights, rows, moment, cross };
+    // What inputs lost: any matrix takes the same time, and another one of 18,944 columns 1.4 GB.
+    const problem = { weights, rows, moment, cross: moment.moment };
     const { result: target } = time(
       ["corrected targets"],
       () => correctedTarget(kernels, problem, DEFAULT_SOLVER_SETTINGS),
@@ -503,12 +507,16 @@ const MEASURED_ELSEWHERE: readonly Goal[] = [
 const milliseconds = (seconds: number | undefined) => seconds === undefined ? null : seconds * 1e3;
 const percent = (share: number) => `${(share * 100).toFixed(0)} %`;
 
+/** Goals of the parts that were asked for, and those of other suites. */
 function goalsOf(
   scale: SolverSpeedScale,
-  steps: readonly MeasuredStep[],
-  forecasts: readonly Forecast[],
-  runs: readonly WholeRun[],
-  reasons: ReadonlyMap<MeasuredShape, string>,
+  { steps, forecasts, runs, reasons }: {
+    readonly steps: readonly MeasuredStep[];
+    readonly forecasts: readonly Forecast[];
+    readonly runs: readonly WholeRun[];
+    readonly reasons: ReadonlyMap<MeasuredShape, string>;
+  },
+  isWanted: (part: SolverSpeedPart) => boolean,
 ): Goal[] {
   const names = [...Object.keys(STEPS), "whole solve"] as SolverStep[];
   const kernels = scale.shapes.flatMap((shape) =>
@@ -540,52 +548,104 @@ function goalsOf(
         : { goal, wanted, measured: `${own.minutes.toFixed(0)} min`, met: own.minutes <= goalMinutes };
     })
   );
-  return [...kernels, ...timed, ...forecast, ...MEASURED_ELSEWHERE];
+  return [
+    ...(isWanted("kernels") ? kernels : []),
+    ...timed,
+    ...(isWanted("widths") ? forecast : []),
+    ...MEASURED_ELSEWHERE,
+  ];
 }
 
-async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<SuiteReport<SolverSpeedRow>> {
-  const { options, progress } = context, threads = options.threads ?? 2;
-  const kernels = withThreads(context.kernels, threads), counted = countedKernels(kernels);
+/** Kernels at the shapes that fit, with why others were left out. */
+async function measureShapes(
+  { options: { seed, ignoresMemory }, progress }: BenchContext,
+  kernels: Kernels,
+  shapes: readonly MeasuredShape[],
+) {
+  const counted = countedKernels(kernels);
   const reasons = new Map<MeasuredShape, string>(), steps: MeasuredStep[] = [];
   let peerReason: string | undefined;
-  for (const shape of scale.shapes) {
-    const name = `${shape.rows} × ${shape.cols}`, free = limitsOf().availableBytes;
-    if (bytesOf(shape) > 0.8 * free && options.ignoresMemory !== true) {
+  for (const shape of shapes) {
+    const name = nameOf(shape), free = limitsOf().availableBytes;
+    if (bytesOf(shape) > 0.8 * free && ignoresMemory !== true) {
       const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB`;
       reasons.set(shape, `${name} needs ${gigabytes(bytesOf(shape))} of memory, got ${gigabytes(free)}`);
       continue;
     }
-    progress(`kernels at ${name}`);
     steps.push(
       ...await withTemporaryFolder(async (folder) => {
-        const blas = await openBlas(folder, threads), isThere = !("reason" in blas);
+        const blas = await openBlas(folder, kernels.threads), isThere = !("reason" in blas);
         if (!isThere) peerReason = blas.reason;
-        const own = measureShape(counted, isThere ? blas : undefined, shape, options.seed);
+        const own = measureShape(counted, isThere ? blas : undefined, shape, {
+          seed,
+          progress: (step) => progress(`kernels at ${name}: ${step}`),
+        });
         if (isThere) blas.close();
         return own;
       }),
     );
+    const all = steps.findLast(({ step }) => step === "whole solve")!;
+    progress(`kernels at ${name}: the whole solve at ${percent(all.share)} of SGEMM`);
   }
+  return { steps, reasons, peerReason };
+}
+
+const nameOf = ({ rows, cols }: LayerShape) => `${rows} × ${cols}`;
+
+/** Every width of the published models. */
+function measureWidths(
+  { options: { seed }, progress }: BenchContext,
+  kernels: Kernels,
+  scale: SolverSpeedScale,
+): Map<number, WidthTimes> {
   const widthOf = (cols: number) =>
     Math.max(FORM.groupSize, Math.round(cols * scale.width / FORM.groupSize) * FORM.groupSize);
-  const times = new Map<number, WidthTimes>();
-  for (const cols of new Set(PUBLISHED.flatMap(({ inputs }) => inputs.map(({ cols }) => cols)))) {
-    progress(`solving at width ${widthOf(cols)}`);
-    times.set(cols, measureWidth(kernels, widthOf(cols), effortsAt(cols), scale, options.seed));
-  }
-  const forecasts = scale.width === 1 ? PUBLISHED.flatMap((model) => forecastsOf(model, times)) : [];
-  progress("what further passes gain");
-  const efforts = ([0, FORM.groupSize] as const).map((groupSize) => ({
-    groupSize,
-    rows: measureEffort(kernels, scale.effort, groupSize, options.seed),
+  const all = new Set(PUBLISHED.flatMap(({ inputs }) => inputs.map(({ cols }) => cols)));
+  return new Map(Array.from(all, (cols, i) => {
+    progress(`solving at width ${widthOf(cols)}, ${i + 1} of ${all.size}`);
+    return [cols, measureWidth(kernels, widthOf(cols), effortsAt(cols), scale, seed)];
   }));
-  const runs = await measureRuns(context, kernels, scale);
-  const skipped: Skipped[] = [...reasons].map(([{ rows, cols }, reason]) => ({
-    what: `kernels at ${rows} × ${cols}`,
+}
+
+/** Layers that are measured in place of the suite's: fewer inputs and one sample where they are wide. */
+const shapesAsked = (shapes: readonly LayerShape[]): MeasuredShape[] =>
+  shapes.map(({ rows, cols }) => ({
+    rows,
+    cols,
+    ...(cols > WIDE ? { tokens: 1024, samples: 1 } : { tokens: 4096, samples: 3 }),
+    settings: ONE_ROUND,
+  }));
+
+async function measure(context: BenchContext, full: SolverSpeedScale): Promise<SuiteReport<SolverSpeedRow>> {
+  const { options, progress } = context, threads = options.threads ?? 2, { parts } = options;
+  const scale = options.shapes === undefined ? full : { ...full, shapes: shapesAsked(options.shapes) };
+  const kernels = withThreads(context.kernels, threads);
+  const isWanted = (part: SolverSpeedPart) => parts?.includes(part) ?? true;
+  const { steps, reasons, peerReason } = await measureShapes(
+    context,
+    kernels,
+    isWanted("kernels") ? scale.shapes : [],
+  );
+  const times = isWanted("widths") ? measureWidths(context, kernels, scale) : new Map<number, WidthTimes>();
+  const forecasts = scale.width === 1 && isWanted("widths")
+    ? PUBLISHED.flatMap((model) => forecastsOf(model, times))
+    : [];
+  const efforts = (isWanted("effort") ? [0, FORM.groupSize] as const : []).map((groupSize) => {
+    progress(`what further passes gain, ${groupSize === 0 ? "whole rows" : `groups of ${groupSize}`}`);
+    return { groupSize, rows: measureEffort(kernels, scale.effort, groupSize, options.seed) };
+  });
+  const runs = isWanted("models") ? await measureRuns(context, kernels, scale) : [];
+  const skipped: Skipped[] = [...reasons].map(([shape, reason]) => ({
+    what: `kernels at ${nameOf(shape)}`,
     reason,
   }));
+  for (const part of SOLVER_SPEED_PARTS) {
+    if (!isWanted(part)) {
+      skipped.push({ what: `the part ${part}`, reason: "--parts or --shapes leave it out" });
+    }
+  }
   if (peerReason !== undefined) skipped.push({ what: "OpenBLAS beside our product", reason: peerReason });
-  if (scale.hidden === undefined) {
+  if (scale.hidden === undefined && isWanted("models")) {
     skipped.push({ what: "the two-layer model of half width", reason: "measured without --quick" });
   }
   return {
@@ -599,7 +659,7 @@ async function measure(context: BenchContext, scale: SolverSpeedScale): Promise<
         rows.map((row) => ({ ...rowOf(context, threads, row), groupSize }))
       ),
     ],
-    goals: goalsOf(scale, steps, forecasts, runs, reasons),
+    goals: goalsOf(scale, { steps, forecasts, runs, reasons }, isWanted),
     skipped,
   };
 }
