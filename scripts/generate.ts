@@ -17,6 +17,7 @@ import {
   type GenerationStep,
   imageSteps,
   keysWithoutMeaning,
+  type LanguageKind,
   lladaSteps,
   loadScheduler,
   loadTokenizer,
@@ -27,6 +28,7 @@ import {
   type Remasking,
   REMASKINGS,
   type SamplerName,
+  sdarSteps,
   type StoredGeneration,
   storedGeneration,
   storedTimeParameters,
@@ -72,9 +74,9 @@ const USAGE = {
 LLaDA: low_confidence (default) or random`,
     "--algorithm-temperature X": "of the order in which masks are filled; 0 takes the most confident (Dream)",
     "--temperature X": "0 takes the most probable token",
-    "--top-p X": "keep only the most probable tokens that have this probability together (Dream)",
-    "--top-k N": "keep only so many of the most probable tokens (Dream)",
-    "--block-length N": "finish so many tokens before the next (LLaDA)",
+    "--top-p X": "keep only the most probable tokens that have this probability together (Dream, SDAR)",
+    "--top-k N": "keep only so many of the most probable tokens (Dream, SDAR)",
+    "--block-length N": "finish so many tokens before the next (LLaDA, LLaDA-MoE)",
     "Drawing": "",
     "--class N[,N…]": "classes; default every one, at most ten",
     "--out FILE":
@@ -126,9 +128,17 @@ const IMAGE_ONLY = ["class", "out", "sampler", "zoom"] as const;
 const FOREIGN = {
   dream: [...IMAGE_ONLY, "guidance", "block-length"],
   llada: [...IMAGE_ONLY, "algorithm-temperature", "top-p", "top-k"],
+  llada_moe: [...IMAGE_ONLY, "algorithm-temperature", "top-p", "top-k"],
+  sdar: [...IMAGE_ONLY, "algorithm", "algorithm-temperature", "guidance", "block-length"],
   dit: TEXT_ONLY,
 } as const;
-const FAMILY = { dream: "a Dream model", llada: "a LLaDA model", dit: "a model that draws" } as const;
+const FAMILY = {
+  dream: "a Dream model",
+  llada: "a LLaDA model",
+  llada_moe: "a LLaDA-MoE model",
+  sdar: "an SDAR model",
+  dit: "a model that draws",
+} as const;
 
 /** Tokens of a text that is no puzzle. */
 const DEFAULT_LENGTH = 32;
@@ -258,7 +268,7 @@ interface Posed {
 /** Poses a puzzle to a model that was trained on puzzles, and continues or fills any other text. */
 async function pose(
   { checkpoint, parsed }: Task,
-  kind: "dream" | "llada",
+  kind: LanguageKind,
   config: MaskedTransformerConfig,
 ): Promise<Posed> {
   const { prompt } = parsed.values;
@@ -294,7 +304,7 @@ async function pose(
 /** Checks how to sample, says what that needs, and begins: one state a step. */
 function startWriting(
   task: Task,
-  kind: "dream" | "llada",
+  kind: LanguageKind,
   config: MaskedTransformerConfig,
   { tokenizer, isPuzzle, canvas, places, wanted, stored }: Posed,
 ) {
@@ -335,7 +345,9 @@ function startWriting(
   const needed = announce(task, shape, Math.ceil(rows / 2), Math.min(steps ?? Infinity, places.length));
   const { model } = modelFrom(checkpoint, kernels, { timeParameters, activations: task.activations });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
-  const turns: Generator<GenerationStep, Int32Array> = kind === "llada"
+  const turns: Generator<GenerationStep, Int32Array> = kind === "sdar"
+    ? sdarSteps(model, canvas, 1, { ...sampling, steps, seed })
+    : kind !== "dream"
     ? lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
       generationLength: wanted,
       blockLength,
@@ -357,7 +369,7 @@ function startWriting(
   return { turns, seed, needed, notHonoured };
 }
 
-async function write(task: Task, kind: "dream" | "llada", config: MaskedTransformerConfig): Promise<void> {
+async function write(task: Task, kind: LanguageKind, config: MaskedTransformerConfig): Promise<void> {
   const { flags } = task.parsed, posed = await pose(task, kind, config);
   const { tokenizer, prompt, places } = posed;
   const { turns, seed, needed, notHonoured } = startWriting(task, kind, config, posed);

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 7
+#define AQ_ABI_VERSION 8
 
 #define AQ_OK 0
 #define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
@@ -281,10 +281,11 @@ AQ_API int32_t aq_layer_norm(const float *x, size_t rows, size_t cols, const flo
 /* softmax(scale q k^T) v for every head, over all keys of a batch item that key_mask does not switch off.
  * Memory does not grow with tokens. q f32[batch, tokens, heads, head_size]; k and v f32[batch, tokens,
  * kv_heads, head_size], heads a multiple of kv_heads; key_mask u8[batch, tokens], 0 where not attended to, or
- * null. out like q; zeros where a batch item has no key. */
+ * null. With a block > 0 a query sees the keys up to the end of its own block of so many tokens, with 0 all.
+ * out like q; zeros where a query has no key. */
 AQ_API int32_t aq_attention(const float *q, const float *k, const float *v, const uint8_t *key_mask, size_t batch,
-                            size_t tokens, size_t heads, size_t kv_heads, size_t head_size, float scale, float *out,
-                            int32_t isa, int32_t threads);
+                            size_t tokens, size_t heads, size_t kv_heads, size_t head_size, size_t block, float scale,
+                            float *out, int32_t isa, int32_t threads);
 
 /* Rotary embedding in place, halves rotated: pairs (x[i], x[i + head_size/2]) turn by positions[row]
  * theta^(-2i/head_size), an angle computed in double. x f32[rows, heads, head_size], head_size even,

@@ -162,10 +162,10 @@ static void modulation_case(int32_t isa, size_t batch, size_t tokens, size_t col
 }
 
 static void attention_case(int32_t isa, size_t batch, size_t tokens, size_t heads, size_t kv_heads, size_t size,
-                           int masked) {
-  char where[120];
-  snprintf(where, sizeof where, "%s, %zu items, %zu tokens, %zu of %zu heads of %zu%s", isa_names[isa], batch, tokens,
-           heads, kv_heads, size, masked ? ", masked" : "");
+                           int masked, size_t block) {
+  char where[140];
+  snprintf(where, sizeof where, "%s, %zu items, %zu tokens, %zu of %zu heads of %zu%s, blocks of %zu", isa_names[isa],
+           batch, tokens, heads, kv_heads, size, masked ? ", masked" : "", block);
   const size_t n = batch * tokens * heads * size, m = batch * tokens * kv_heads * size;
   const float *q = gaussians(n, 1), *k = gaussians(m, 1), *v = gaussians(m, 1);
   uint8_t *mask = take(batch * tokens);
@@ -176,10 +176,10 @@ static void attention_case(int32_t isa, size_t batch, size_t tokens, size_t head
   const uint8_t *used = masked ? mask : 0;
   const float scale = 1.0f / sqrtf((float)size);
   float *expected = guarded(n * 4), *first = 0;
-  aq_attention(q, k, v, used, batch, tokens, heads, kv_heads, size, scale, expected, AQ_ISA_SCALAR, 1);
+  aq_attention(q, k, v, used, batch, tokens, heads, kv_heads, size, block, scale, expected, AQ_ISA_SCALAR, 1);
   /* a score's error, 2 size 2^-24 sum |q k| scale, moves each p by as much; |v| below 5 */
   EXPECT_ON_THREADS("attention", where, first, expected, n, 0, 5 * ((double)size + (double)tokens / 4 + 32) * 0x1p-23,
-                    aq_attention(q, k, v, used, batch, tokens, heads, kv_heads, size, scale, out, isa, threads));
+                    aq_attention(q, k, v, used, batch, tokens, heads, kv_heads, size, block, scale, out, isa, threads));
   release();
 }
 
@@ -288,10 +288,10 @@ static void nothing_and_nonsense(int32_t isa) {
   expect_bytes("no columns: the bias", where, x, out, sizeof out);
   expect_status("no elements", where, aq_silu(0, 0, 0, isa, 1), AQ_OK);
   expect_status("no rows", where, aq_rms_norm(0, 0, 5, 0, 1e-6f, 0, isa, 1), AQ_OK);
-  expect_status("no batch", where, aq_attention(0, 0, 0, 0, 0, 4, 2, 1, 4, 1, 0, isa, 1), AQ_OK);
+  expect_status("no batch", where, aq_attention(0, 0, 0, 0, 0, 4, 2, 1, 4, 0, 1, 0, isa, 1), AQ_OK);
   expect_status("dtype", where, aq_linear(x, 1, x, AQ_F64, 0, 1, 4, out, isa, 1), AQ_E_ARGUMENT);
   expect_status("null", where, aq_add(x, 0, 4, out, isa, 1), AQ_E_ARGUMENT);
-  expect_status("heads", where, aq_attention(x, x, x, 0, 1, 1, 2, 3, 1, 1, out, isa, 1), AQ_E_SHAPE);
+  expect_status("heads", where, aq_attention(x, x, x, 0, 1, 1, 2, 3, 1, 0, 1, out, isa, 1), AQ_E_SHAPE);
   expect_status("overflow", where, aq_linear(x, 2, x, AQ_F32, 0, SIZE_MAX / 8, SIZE_MAX / 8, out, isa, 1), AQ_E_SHAPE);
   expect_status("odd head", where, aq_rotary(x, &far, 1, 1, 3, 1e4, isa, 1), AQ_E_SHAPE);
   expect_status("position", where, aq_rotary(x, &far, 1, 1, 4, 1e4, isa, 1), AQ_E_VALUE);
@@ -336,11 +336,14 @@ static void run(int32_t isa) {
     for (size_t d = 0; d < COUNT(head_sizes); d++) {
       const size_t kv = 1 + random_bits() % 2;
       attention_case(isa, 1 + random_bits() % 3, tokens[t], kv * (1 + random_bits() % 3), kv, head_sizes[d],
-                     (int)(random_bits() % 3));
+                     (int)(random_bits() % 3), random_bits() % 2 ? random_bits() % 40 : 0);
     }
-  attention_case(isa, 1, 700, 1, 1, 40, 0);
-  attention_case(isa, 2, 700, 2, 1, 33, 3);
-  attention_case(isa, 1, 40, 2, 2, 300, 1);
+  attention_case(isa, 1, 700, 1, 1, 40, 0, 0);
+  attention_case(isa, 2, 700, 2, 1, 33, 3, 0);
+  attention_case(isa, 1, 40, 2, 2, 300, 1, 0);
+  attention_case(isa, 1, 700, 2, 1, 32, 0, 4);
+  attention_case(isa, 2, 700, 1, 1, 24, 3, 64);
+  attention_case(isa, 1, 50, 2, 1, 16, 1, 1000);
   for (size_t s = 0; s < COUNT(rotary_sizes); s++)
     rotary_case(isa, 9 + 40 * s, 1 + s % 3, rotary_sizes[s], s % 2 ? 1e4 : 1e6);
   nothing_and_nonsense(isa);

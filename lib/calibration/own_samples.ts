@@ -10,6 +10,7 @@ import {
   imageSteps,
   isPuzzleVocabulary,
   lladaSteps,
+  sdarSteps,
   type LoadedModel,
   loadScheduler,
   openTokenizer,
@@ -224,6 +225,8 @@ async function ownSequences(
       else {
         const run: Generator<GenerationStep, Int32Array> = kind === "dream"
           ? dreamSteps(model, flat, part.length, { ...common, algorithm: "entropy" })
+          : kind === "sdar"
+          ? sdarSteps(model, flat, part.length, common)
           : lladaSteps(model, flat, part.length, { ...common, generationLength: 0 });
         let state = run.next();
         for (; state.done !== true; state = run.next()) {

@@ -325,7 +325,7 @@ export async function yardstickOf(
     const { path } = checkpoint;
     throw new CheckpointError(`Cannot measure ${quote(path)}: ${cause.message}`, { path, cause });
   }
-  const reason = kind === "llada"
+  const reason = kind !== "dream"
     ? "they are posed as Dream's are trained"
     : `there is no ${lacking.join(", ")}`;
   const source = `${sequences.length} synthetic sequences (random tokens)`;

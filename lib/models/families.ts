@@ -19,9 +19,11 @@ import { ConfigFields, shown } from "./model_config.ts";
 import type { LoadOptions, TensorList } from "./layers/tensors.ts";
 import { DREAM } from "./masked/dream.ts";
 import { LLADA } from "./masked/llada.ts";
+import { LLADA_MOE } from "./masked/llada_moe.ts";
+import { SDAR } from "./masked/sdar.ts";
 import { storedTimeParameters } from "./stored_time_parameters.ts";
 
-const FAMILIES = { dream: DREAM, llada: LLADA, dit: DIT } as const;
+const FAMILIES = { dream: DREAM, llada: LLADA, llada_moe: LLADA_MOE, sdar: SDAR, dit: DIT } as const;
 
 type Families = typeof FAMILIES;
 type Kind = keyof Families;

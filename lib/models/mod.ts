@@ -1,6 +1,6 @@
 /** Diffusion models on the CPU, full precision or packed: Dream, LLaDA, DiT, generation, tokens, pictures. */
 export { checkpointLayers, type ModelLayers } from "./checkpoint_layers.ts";
-export { type StoredGeneration, storedGeneration } from "./configuration/generation.ts";
+export { type LanguageKind, type StoredGeneration, storedGeneration } from "./configuration/generation.ts";
 export type { DitConfig } from "./dit/config.ts";
 export { type DitModel, type ImageBatch, loadDit } from "./dit/model.ts";
 export { encodePng, tileImages } from "./dit/png.ts";
@@ -33,10 +33,13 @@ export {
 } from "./masked/dream.ts";
 export { type GenerationStep, tokensWithoutText } from "./masked/generation.ts";
 export { lladaGenerate, lladaSteps, loadLlada, type Remasking, REMASKINGS } from "./masked/llada.ts";
+export { loadLladaMoe } from "./masked/llada_moe.ts";
+export { loadSdar, sdarGenerate, sdarSteps } from "./masked/sdar.ts";
 export { answerLength, drawPuzzle, isPuzzleVocabulary, PUZZLE_TOKENS } from "./masked/puzzle_form.ts";
 export type { MaskedTransformer, SequenceBatch } from "./masked/transformer.ts";
 export { imageNoise, RandomStream } from "./random.ts";
 export {
+  checkGradients,
   type HeldMatrix,
   type ModelRequirements,
   modelRequirements,

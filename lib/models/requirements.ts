@@ -86,6 +86,19 @@ export function requirementsAt(path: string): ModelRequirements {
   return modelRequirements(checkpoint);
 }
 
+/**
+ * Checks that a checkpoint's model has gradients, which phase 3 needs; nothing where the family is not known.
+ *
+ * @throws {CheckpointError} when it is of a family that has none here
+ */
+export function checkGradients({ kind, path }: Checkpoint): void {
+  if (kind !== "llada_moe" && kind !== "sdar") return;
+  throw new CheckpointError(
+    `Cannot refine ${JSON.stringify(path)}: phase 3 has gradients of Dream, LLaDA and DiT, got ${kind}; leave phase 3 out`,
+    { path },
+  );
+}
+
 /** Why a checkpoint's model cannot run here, undefined where it can; reads no weight. */
 export function runLimits(checkpoint: Checkpoint): CheckpointError | undefined {
   try {

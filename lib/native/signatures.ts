@@ -2,7 +2,7 @@
 // deno-fmt-ignore-file
 
 /** `AQ_ABI_VERSION` of kernels/include/arrowquant.h. */
-export const ABI_VERSION = 7;
+export const ABI_VERSION = 8;
 
 export const SIGNATURES = {
   aq_abi_version: "",
@@ -36,7 +36,7 @@ export const SIGNATURES = {
   aq_linear_packed_int8: "in:u8 in:f32 in:i32 usize in:u32 in:u16 in:u16 in:f32 usize usize i32 usize out:f32 i32 i32",
   aq_rms_norm: "in:f32 usize usize in:f32 f32 out:f32 i32 i32",
   aq_layer_norm: "in:f32 usize usize in:f32 in:f32 f32 out:f32 i32 i32",
-  aq_attention: "in:f32 in:f32 in:f32 in:u8 usize usize usize usize usize f32 out:f32 i32 i32",
+  aq_attention: "in:f32 in:f32 in:f32 in:u8 usize usize usize usize usize usize f32 out:f32 i32 i32",
   aq_rotary: "inout:f32 in:i32 usize usize usize f64 i32 i32",
   aq_silu_multiply: "in:f32 in:f32 usize out:f32 i32 i32",
   aq_silu: "in:f32 usize out:f32 i32 i32",

@@ -53,6 +53,8 @@ export const STORED_FORMS: readonly StoredForm[] = [
 const KINDS: Readonly<Record<Checkpoint["kind"], keyof StoredForm["readers"]>> = {
   dream: "text",
   llada: "text",
+  llada_moe: "text",
+  sdar: "text",
   dit: "image",
   unknown: "other",
 };

@@ -13,7 +13,7 @@ import type { Checkpoint } from "../tensor/mod.ts";
  * language models, rounding for image models and for what is unknown, which it harms least.
  */
 function solverByWeights({ kind, config }: Checkpoint): "round" | "clip" {
-  if (kind === "dream" || kind === "llada") return "clip";
+  if (kind !== "unknown" && kind !== "dit") return "clip";
   const isLanguage = kind === "unknown" && typeof config?.["model_type"] === "string" &&
     config["_class_name"] === undefined;
   return isLanguage ? "clip" : "round";

@@ -30,7 +30,7 @@ import {
   type MergedCheckpoint,
   mergeLoras,
 } from "../lora/mod.ts";
-import { runLimits } from "../models/mod.ts";
+import { checkGradients, runLimits } from "../models/mod.ts";
 import { type Kernels, threadCount, withThreads } from "../native/mod.ts";
 import { opensIn } from "../output/readers.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
@@ -279,6 +279,7 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
     const isRun = isCalibrated(config) || config.calibrationData !== null ||
       options.saveCalibration !== undefined;
     const limits = runLimits(checkpoint), isSolved = hasStatistics(config);
+    if (config.thermodynamic.transitionOptimization.enabled) checkGradients(checkpoint);
     if (isRun && limits !== undefined && !isSolved) throw withoutCalibration(limits);
     const messages = [
       ...checkpoint.notes,

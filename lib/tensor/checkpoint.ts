@@ -26,7 +26,7 @@ import { PARTIAL_SUFFIX } from "./safetensors_writer.ts";
 const MAX_SHARDS = 512;
 
 /** Families whose layers and forward pass are known; `unknown` can still be quantized. */
-export type ModelKind = "dream" | "llada" | "dit" | "unknown";
+export type ModelKind = "dream" | "llada" | "llada_moe" | "sdar" | "dit" | "unknown";
 
 /** A file of a checkpoint. */
 export interface CheckpointFile {
@@ -246,6 +246,14 @@ export function refuseForeign({ path, foreign }: Checkpoint, doing: string): voi
   });
 }
 
+/** Language models by `model_type` and by the names of their classes; the first that fits counts. */
+const LANGUAGE_MODELS: readonly (readonly [kind: ModelKind, type: RegExp, architecture: RegExp])[] = [
+  ["llada_moe", /^llada[-_]?moe$/i, /^lladamoemodel/i],
+  ["sdar", /^sdar$/i, /^sdarforcausallm/i],
+  ["dream", /^dream$/i, /^dreammodel/i],
+  ["llada", /^llada$/i, /^lladamodel/i],
+];
+
 /**
  * The family a configuration names: by `model_type` or `architectures` (transformers), or `_class_name`
  * (diffusers).
@@ -254,9 +262,9 @@ export function modelKind(config: Readonly<Record<string, unknown>> | undefined)
   if (config === undefined) return "unknown";
   const { model_type: type, architectures, _class_name: className, norm_type: norm } = config;
   const names = Array.isArray(architectures) ? architectures.filter((name) => typeof name === "string") : [];
-  for (const kind of ["dream", "llada"] as const) {
-    if (typeof type === "string" && type.toLowerCase() === kind) return kind;
-    if (names.some((name) => name.toLowerCase().startsWith(`${kind}model`))) return kind;
+  for (const [kind, types, model] of LANGUAGE_MODELS) {
+    if (names.some((name) => model.test(name))) return kind;
+    if (typeof type === "string" && types.test(type)) return kind;
   }
   if (className === "DiTTransformer2DModel") return "dit";
   if (className === "Transformer2DModel" && norm === "ada_norm_zero") return "dit";

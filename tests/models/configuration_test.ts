@@ -12,11 +12,15 @@ import {
   KEY_TABLES,
   type KeyRow,
   LLADA_KEYS,
+  LLADA_MOE_KEYS,
   SCHEDULER_KEYS,
+  SDAR_KEYS,
 } from "../../lib/models/configuration/keys.ts";
-import { dreamConfig, lladaConfig } from "../../lib/models/configuration/masked.ts";
+import { dreamConfig, lladaConfig, lladaMoeConfig, sdarConfig } from "../../lib/models/configuration/masked.ts";
 import { DREAM } from "../../lib/models/masked/dream.ts";
 import { LLADA } from "../../lib/models/masked/llada.ts";
+import { LLADA_MOE } from "../../lib/models/masked/llada_moe.ts";
+import { SDAR } from "../../lib/models/masked/sdar.ts";
 import {
   diffusionGenerate,
   lladaGenerate,
@@ -47,6 +51,16 @@ afterAll(() => {
 });
 
 const made = { dream: dreamCheckpoint(), llada: lladaCheckpoint(), dit: ditCheckpoint() };
+/** Dream's configuration with what a mixture adds. */
+const MOE_CONFIG = {
+  ...made.dream.config,
+  dense_intermediate_size: 44,
+  expert_intermediate_size: 20,
+  num_experts: 4,
+  num_experts_per_tok: 2,
+  moe_layer_freq: Array.from({ length: made.dream.config.num_hidden_layers }, (_, i) => i % 2),
+  qk_layernorm: true,
+};
 type Family = keyof typeof made;
 const FAMILIES = Object.keys(made) as Family[];
 
@@ -75,6 +89,8 @@ describe("the tables", () => {
   const tables = [
     ["dream", DREAM_KEYS, made.dream.config, DREAM.tensors, dreamConfig],
     ["llada", LLADA_KEYS, made.llada.config, LLADA.tensors, lladaConfig],
+    ["llada_moe", LLADA_MOE_KEYS, MOE_CONFIG, LLADA_MOE.tensors, lladaMoeConfig],
+    ["sdar", SDAR_KEYS, made.dream.config, SDAR.tensors, sdarConfig],
     ["dit", DIT_KEYS, made.dit.config, () => {}, ditConfig],
     ["scheduler", SCHEDULER_KEYS, {}, () => {}, schedulerConfig],
   ] as const;
@@ -113,7 +129,7 @@ describe("the tables", () => {
       const head = [`## ${title}`, "", "| keys | here | meaning or reason |", "| --- | --- | --- |"];
       expect(page).toContain([...head, ...lines, ""].join("\n"));
     }
-    const all = [DREAM_KEYS, LLADA_KEYS, DIT_KEYS, SCHEDULER_KEYS, ...Object.values(GENERATION_KEYS)];
+    const all = [DREAM_KEYS, LLADA_KEYS, LLADA_MOE_KEYS, SDAR_KEYS, DIT_KEYS, SCHEDULER_KEYS, ...Object.values(GENERATION_KEYS)];
     for (const rows of all) {
       const keys = rows.flatMap(({ keys }) => keys);
       expect(keys.filter((key, i) => keys.indexOf(key) !== i)).toEqual([]);

@@ -302,7 +302,8 @@ describe("what is not a model", () => {
     const error = failure({ config: { model_type: "gpt2", architectures: ["GPT2LMHeadModel"] } });
     expect(error).toBeInstanceOf(CheckpointError);
     expect(error.message).toContain(
-      'one of "Dream" (model_type), "llada" (model_type), "DiTTransformer2DModel" (_class_name), got "gpt2"',
+      'one of "Dream" (model_type), "llada" (model_type), "llada_moe" (model_type), "sdar" (model_type), ' +
+        '"DiTTransformer2DModel" (_class_name), got "gpt2"',
     );
   });
 

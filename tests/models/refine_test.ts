@@ -93,14 +93,14 @@ describe("dream-mini at 2 bits", () => {
   test("forty steps take most of the step KL away, on prompts never seen, and touch no code", () => {
     const model = load();
     const before = klOf(model);
-    const codes = model.parts.blocks.map(({ up }) => "packed" in up.weights && up.weights.packed.slice());
+    const codes = model.parts.blocks.map(({ feedForward }) => feedForward!).map(({ up }) => "packed" in up.weights && up.weights.packed.slice());
     const report = refineMaskedTransformer(model, full, data, options);
     expect([report.kept, report.diverged, report.iterations]).toEqual([true, false, 40]);
     expect(report.heldOutAfter).toBeLessThan(0.25 * report.heldOutBefore);
     expect(klOf(model)).toBe(before); // neither model is changed
     const refined = load(2, replacing(report));
     expect(klOf(refined)).toBeLessThan(0.25 * before);
-    expect(refined.parts.blocks.map(({ up }) => "packed" in up.weights && up.weights.packed)).toEqual(codes);
+    expect(refined.parts.blocks.map(({ feedForward }) => feedForward!).map(({ up }) => "packed" in up.weights && up.weights.packed)).toEqual(codes);
     expect(report.parameters).toBe(
       report.layers.reduce(
         (sum, { weights, bias }) => sum + weights.scale.length * 2 + (bias?.length ?? 0),
@@ -209,7 +209,7 @@ describe("dream-mini at 2 bits", () => {
       ...few,
       parts: { zeroPoints: false, biases: false },
     });
-    const original = new Map(load().parts.blocks.map(({ up }) => [up.name, up.weights]));
+    const original = new Map(load().parts.blocks.map(({ feedForward }) => feedForward!).map(({ up }) => [up.name, up.weights]));
     for (const { name, weights } of report.layers) {
       const before = original.get(name);
       if (before === undefined || !("packed" in before) || before.scaleBits !== undefined) continue;

@@ -392,7 +392,7 @@ describe("models with time parameters", () => {
 
   test("one that changes nothing gives identical bytes, with and without rows", () => {
     const plain = loadDream(dream, kernels);
-    const linears = plain.parts.blocks.flatMap((block) => [block.query, block.up, block.down]);
+    const linears = plain.parts.blocks.flatMap((block) => [block.query, block.feedForward!.up, block.feedForward!.down]);
     const layers = new Map<string, LayerParameters>();
     for (const { name, weights } of linears) {
       const packed = weights as OneLevelTensor;
@@ -413,7 +413,8 @@ describe("models with time parameters", () => {
 
   test("every sequence of a batch gets its own time's", () => {
     const plain = loadDream(dream, kernels);
-    const [{ query, up, down }] = plain.parts.blocks as [typeof plain.parts.blocks[0]];
+    const [{ query, feedForward }] = plain.parts.blocks as [typeof plain.parts.blocks[0]];
+    const { up, down } = feedForward!;
     const layers = new Map<string, LayerParameters>([
       [query!.name, {
         output: {

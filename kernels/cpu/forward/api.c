@@ -139,8 +139,8 @@ static int32_t run_attention(const void *context, size_t begin, size_t end) {
 }
 
 int32_t aq_attention(const float *q, const float *k, const float *v, const uint8_t *key_mask, size_t batch,
-                     size_t tokens, size_t heads, size_t kv_heads, size_t head_size, float scale, float *out,
-                     int32_t isa, int32_t threads) {
+                     size_t tokens, size_t heads, size_t kv_heads, size_t head_size, size_t block, float scale,
+                     float *out, int32_t isa, int32_t threads) {
   if (batch == 0 || tokens == 0 || heads == 0 || head_size == 0) return AQ_OK;
   AQ_KERNELS(isa);
   if (!q || !k || !v || !out) return AQ_E_ARGUMENT;
@@ -149,7 +149,7 @@ int32_t aq_attention(const float *q, const float *k, const float *v, const uint8
                                                                            head_size)) return AQ_E_SHAPE;
   const attention_context context = {
       kernels->forward,
-      {q, k, v, key_mask, tokens, heads, kv_heads, head_size, scale, out},
+      {q, k, v, key_mask, tokens, heads, kv_heads, head_size, block, scale, out},
       (tokens - 1) / kernels->forward->query_tile + 1};
   const size_t work = aq_work((double)(batch * heads) * (double)(tokens * head_size / 64 + 1) * (double)tokens);
   return aq_run_units(run_attention, &context, batch * heads * context.blocks, work, threads);

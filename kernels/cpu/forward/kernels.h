@@ -9,9 +9,17 @@ typedef struct {
   const float *q, *k, *v;
   const uint8_t *key_mask;
   size_t tokens, heads, kv_heads, head_size;
+  size_t block; /* tokens of a block, 0 where every query sees all keys */
   float scale;
   float *out;
 } aq_attention_job;
+
+/* Keys that a query sees: the first so many. */
+static inline size_t aq_visible_keys(const aq_attention_job *job, size_t query) {
+  if (job->block == 0) return job->tokens;
+  const size_t left = job->tokens - query, inside = job->block - query % job->block;
+  return query + (inside < left ? inside : left);
+}
 
 /* Element-wise functions. */
 enum { AQ_SILU, AQ_GELU_TANH, AQ_SILU_MULTIPLY, AQ_ADD };

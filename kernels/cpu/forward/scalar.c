@@ -53,12 +53,13 @@ static void attention(const aq_attention_job *job, size_t item, size_t head, siz
   const uint8_t *mask = job->key_mask ? job->key_mask + item * job->tokens : 0;
   for (size_t t = begin; t < end; t++) {
     const size_t at = ((item * job->tokens + t) * job->heads + head) * size;
+    const size_t keys = aq_visible_keys(job, t);
     double largest = -__builtin_inf();
     for (size_t first = 0; first < size; first += 64) {
       const size_t n = aq_min_size(64, size - first);
       double sums[64] = {0}, total = 0.0;
       for (int pass = first > 0; pass < 2; pass++) {
-        for (size_t key = 0; key < job->tokens; key++) {
+        for (size_t key = 0; key < keys; key++) {
           if (mask && !mask[key]) continue;
           const size_t kv = ((item * job->tokens + key) * job->kv_heads + kv_head) * size;
           double score = 0.0;

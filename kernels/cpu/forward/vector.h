@@ -150,7 +150,7 @@ static void rotary(float *x, double position, const double *frequency, size_t he
  * next. */
 typedef struct {
   const aq_attention_job *job;
-  size_t queries, tile_count, q_stride, kv_stride, kv_first;
+  size_t first, queries, tile_count, q_stride, kv_stride, kv_first;
   const float *q;
   float *out;
   const uint8_t *mask; /* of the block's keys, or null */
@@ -183,13 +183,23 @@ AQ_INLINE void block_scores(attention_state *s) {
   }
 }
 
+/* Allows the first `keys` of the block's keys, without those that the mask switches off. */
+AQ_INLINE void block_allow(attention_state *s, size_t keys) {
+  const size_t key_panels = (s->keys + AQ_W - 1) / AQ_W;
+  for (size_t i = 0; i < key_panels * AQ_W; i++)
+    ((int32_t *)s->allowed)[i] = i < keys && (!s->mask || s->mask[i]) ? -1 : 0;
+}
+
 /* Scores become exp(scale score - largest so far); what is in sums and out shrinks to the new largest. */
 AQ_INLINE void block_softmax(attention_state *s) {
   const float lowest = -__builtin_inff(), scale = s->job->scale;
   const size_t size = s->job->head_size, key_panels = (s->keys + AQ_W - 1) / AQ_W;
-  for (size_t i = 0; i < key_panels * AQ_W; i++)
-    ((int32_t *)s->allowed)[i] = i < s->keys && (!s->mask || s->mask[i]) ? -1 : 0;
+  size_t allowed = s->keys;
+  block_allow(s, allowed);
   for (size_t i = 0; i < s->queries; i++) {
+    const size_t visible = aq_visible_keys(s->job, s->first + i);
+    const size_t keys = visible <= s->key ? 0 : aq_min_size(visible - s->key, s->keys);
+    if (keys != allowed) block_allow(s, allowed = keys);
     float *row = s->scores + i * AQ_XS;
     vf peaks = v_splat(lowest);
     for (size_t p = 0; p < key_panels; p++) {
@@ -241,6 +251,7 @@ static void attention(const aq_attention_job *job, size_t item, size_t head, siz
   const size_t q_first = (item * job->tokens + begin) * q_stride + head * size;
   attention_state s;
   s.job = job;
+  s.first = begin;
   s.queries = end - begin;
   s.tile_count = (s.queries + AQ_MR - 1) / AQ_MR;
   s.q_stride = q_stride;
@@ -252,8 +263,9 @@ static void attention(const aq_attention_job *job, size_t item, size_t head, siz
     s.largest[i] = -__builtin_inff();
     s.sums[i] = 0.0f;
   }
-  for (s.key = 0; s.key < job->tokens; s.key += AQ_KC) {
-    s.keys = aq_min_size(AQ_KC, job->tokens - s.key);
+  const size_t visible = aq_visible_keys(job, end - 1);
+  for (s.key = 0; s.key < visible; s.key += AQ_KC) {
+    s.keys = aq_min_size(AQ_KC, visible - s.key);
     s.mask = job->key_mask ? job->key_mask + item * job->tokens + s.key : 0;
     block_scores(&s);
     block_softmax(&s);

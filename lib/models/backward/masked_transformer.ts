@@ -143,13 +143,13 @@ export class MaskedTransformerGradients extends ModelGradients<Call, Transformer
   ): Floats {
     const { kernels, config: { hiddenSize: cols, intermediateSize, normEpsilon: epsilon }, parts } =
       this.model;
-    const block = parts.blocks[index]!, rows = doutput.length / cols;
+    const block = parts.blocks[index]!, { gate, up, down } = block.feedForward!, rows = doutput.length / cols;
     const dgate = this.take("gated gradient", rows, intermediateSize);
     const dup = this.take("up gradient", rows, intermediateSize);
-    this.linears.backward([[block.down, doutput]], tape.get("gated"), dgate, groups);
+    this.linears.backward([[down, doutput]], tape.get("gated"), dgate, groups);
     siluMultiplyBackward(kernels, { gate: tape.get("gate"), up: tape.get("up") }, dgate, { dgate, dup });
     const dnormed = this.take("normed gradient", rows, cols);
-    this.linears.backward([[block.gate, dgate], [block.up, dup]], tape.get("normedAgain"), dnormed, groups);
+    this.linears.backward([[gate, dgate], [up, dup]], tape.get("normedAgain"), dnormed, groups);
     const norm = { rows, cols, weight: block.feedForwardNorm, epsilon };
     rmsNormBackward(kernels, tape.get("middle"), dnormed, norm, dnormed);
     return add(kernels, doutput, dnormed, doutput);

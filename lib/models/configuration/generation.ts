@@ -8,6 +8,9 @@ import { GENERATION_KEYS, unheededKeys } from "./keys.ts";
 /** `max_length` of a transformers configuration in which nobody set it. */
 const UNSET_LENGTH = 20;
 
+/** Families of language models, by what generates from them. */
+export type LanguageKind = keyof typeof GENERATION_KEYS;
+
 /** Stored settings of generation; what is absent is left to the sampler. */
 export interface StoredGeneration {
   readonly steps?: number | undefined;
@@ -34,14 +37,14 @@ export interface StoredGeneration {
  * @throws {CheckpointError} naming the key that is wrong
  * @throws {FormatError} when the file is not JSON
  */
-export function storedGeneration(folder: string, kind: "dream" | "llada"): StoredGeneration {
+export function storedGeneration(folder: string, kind: LanguageKind): StoredGeneration {
   const fields = new ConfigFields(`${folder}/config.json`, {}).beside("generation_config.json");
   if (fields === undefined) return { notHonoured: [] };
   const count = (key: string, most?: number) => fields.optionalCount(key, 1, most);
   const notNegative = (key: string) => fields.optionalNumber(key, "a number ≥ 0", (value) => value >= 0);
   const newTokens = count("max_new_tokens"), allTokens = count("max_length");
   const isUnset = newTokens === undefined && allTokens === UNSET_LENGTH;
-  const isDream = kind === "dream", temperature = notNegative("temperature");
+  const isDream = kind === "dream", isSdar = kind === "sdar", temperature = notNegative("temperature");
   const draws = fields.has("do_sample") ? fields.flag("do_sample", false) : undefined;
   const choose = <T extends string>(key: string, allowed: readonly T[]) =>
     fields.has(key) ? fields.choice(key, allowed) : undefined;
@@ -51,10 +54,14 @@ export function storedGeneration(folder: string, kind: "dream" | "llada"): Store
     allTokens: newTokens === undefined && !isUnset ? allTokens : undefined,
     ...(isDream
       ? {
-        newTokens,
         algorithm: choose("alg", DREAM_ALGORITHMS),
         algorithmTemperature: notNegative("alg_temp"),
         eps: fields.optionalNumber("eps", "a number between 0 and 1", (value) => value > 0 && value < 1),
+      }
+      : {}),
+    ...(isDream || isSdar
+      ? {
+        newTokens,
         topP: fields.optionalNumber(
           "top_p",
           "a number above 0, at most 1",

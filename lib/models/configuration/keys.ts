@@ -31,7 +31,8 @@ export const KEY_TABLES = {
     tie_word_embeddings | honoured | the head is the embedding; default false
     attention_bias | honoured | biases of query, key and value; default true
     hidden_act | only "silu" "swish" | the activation that is run
-    layer_norm_eps layer_norm_epsilon norm_eps | like rms_norm_eps | other names`),
+    layer_norm_eps layer_norm_epsilon norm_eps | like rms_norm_eps | other names
+    qk_norm use_qk_norm qk_layernorm use_qk_layernorm mlp_bias | only false | no such part`),
   "LLaDA: config.json": rows(`
     d_model n_heads n_layers max_sequence_length | honoured | sizes
     vocab_size embedding_size | honoured | rows of the embedding: the second where it is given
@@ -54,8 +55,37 @@ export const KEY_TABLES = {
     hidden_size | like d_model | another name
     num_attention_heads | like n_heads | another name
     num_hidden_layers | like n_layers | another name
-    alibi_bias_max attention_layer_norm_with_affine | ignored | of parts that are refused`),
-  "Dream and LLaDA: config.json": rows(`
+    alibi_bias_max attention_layer_norm_with_affine | ignored | of parts that are refused
+    qk_norm use_qk_norm qk_layernorm use_qk_layernorm mlp_bias | only false | no such part`),
+  "LLaDA-MoE: config.json": rows(`
+    vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads | honoured | sizes
+    expert_intermediate_size shared_expert_intermediate_size dense_intermediate_size | honoured | widths inside experts, the one of every token (none: no such), and feed-forwards
+    num_experts num_experts_per_tok | honoured | experts, and those that a token goes through
+    moe_layer_freq | honoured | a 1 for each block with experts, a 0 for others; default all 1
+    moe_router_enable_expert_bias | honoured | the experts' weights get mlp.expert_bias added; default false
+    moe_router_score_function | only "softmax" | the router that is run
+    qk_layernorm | honoured | norms of each head's queries and keys; default false
+    head_dim | honoured | must be hidden_size / num_attention_heads
+    max_position_embeddings rms_norm_eps | honoured | most tokens of a sequence, default 4096; default 1e-5
+    tie_word_embeddings attention_bias | honoured | the head is the embedding; biases of attention; default false
+    norm_topk_prob | ignored | LLaDA-MoE's class never divides the weights of a token's experts by their sum
+    routed_scaling_factor | only 1 | no such factor
+    router_num_group router_topk_group | ignored | its class has no groups of experts
+    output_router_logits | ignored | the logits are the same
+    hidden_act | only "silu" "swish" | the activation that is run
+    qk_norm use_qk_norm use_qk_layernorm mlp_bias | only false | no such part`),
+  "SDAR: config.json": rows(`
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads | honoured | sizes
+    num_key_value_heads head_dim | honoured | default: as many as heads; 128
+    max_position_embeddings rms_norm_eps | honoured | most tokens of a sequence, default 32768; default 1e-6
+    block_size | honoured | tokens of a block, default 4
+    tie_word_embeddings attention_bias | honoured | the head is the embedding; biases of attention; default false
+    hidden_act | only "silu" "swish" | the activation that is run
+    debug fuse_cross_entropy ep_size micro_forward skip_checkpoint | ignored | of training
+    layer_norm_eps layer_norm_epsilon norm_eps | like rms_norm_eps | other names
+    mlp_bias | only false | no such part
+    qk_norm use_qk_norm qk_layernorm use_qk_layernorm | only true | always so`),
+  "Language models: config.json": rows(`
     mask_token_id pad_token_id bos_token_id eos_token_id | honoured | a number or a list, -1 is none; generation_config.json wins
     rope_theta rope_scaling rope_parameters | honoured | base of the rotary positions; scaled ones and contradictions are refused
     partial_rotary_factor rotary_pct rotary_percentage | only 1 | positions rotate whole heads
@@ -66,8 +96,7 @@ export const KEY_TABLES = {
     sliding_window max_window_layers | ignored | without effect unless use_sliding_window, which is refused
     layer_types | each "full_attention" | attention sees every token
     logit_scale logits_scaling attention_multiplier residual_multiplier embedding_multiplier scale_emb | only 1 | no such factor
-    final_logit_softcapping attn_logit_softcapping query_pre_attn_scalar clip_qkv | refused | logits and scores stay as they are
-    qk_norm use_qk_norm qk_layernorm use_qk_layernorm mlp_bias | only false | no such part`),
+    final_logit_softcapping attn_logit_softcapping query_pre_attn_scalar clip_qkv | refused | logits and scores stay as they are`),
   "DiT: config.json": rows(`
     num_attention_heads attention_head_dim num_layers | honoured | default 16, 72, 28
     in_channels out_channels | honoured | default 4, and as many; twice as many learn the variance
@@ -82,7 +111,7 @@ export const KEY_TABLES = {
     positional_embeddings pos_embed_type | refused | positions are added once, as sines and cosines
     cross_attention_dim num_vector_embeds caption_channels encoder_hid_dim | refused | of the older class, which has other inputs
     norm_num_groups | ignored | of inputs without patches`),
-  "All three: config.json": rows(`
+  "All models: config.json": rows(`
     model_type architectures _class_name | honoured | name the family
     attention_dropout hidden_dropout dropout embedding_dropout residual_dropout classifier_dropout | ignored | act in training only
     initializer_range init_std init_fn init_device init_cutoff_factor router_aux_loss_coef gradient_checkpointing | ignored | of training
@@ -98,7 +127,11 @@ export const KEY_TABLES = {
   "LLaDA: generation_config.json": rows(`
     remasking block_length cfg_scale gen_length | honoured | as in LLaDA's generate
     top_p | only 1 | proposals are not limited`),
-  "Dream and LLaDA: generation_config.json": rows(`
+  "SDAR: generation_config.json": rows(`
+    top_p top_k | honoured | which tokens may be drawn; 0 is no limit for the second
+    remasking_strategy | only "low_confidence_static" | the most probable proposals are kept, as many at each step
+    block_length | ignored | config.json's block_size is what attention goes by`),
+  "Language models: generation_config.json": rows(`
     mask_token_id pad_token_id bos_token_id eos_token_id | honoured | win over config.json's
     steps temperature do_sample | honoured | the temperature says whether tokens are drawn: the third must agree
     max_new_tokens max_length | honoured | tokens to write, or of prompt and text; 20, transformers' default, is no wish for the second
@@ -115,16 +148,20 @@ export const KEY_TABLES = {
 } as const;
 
 const joined = (...names: (keyof typeof KEY_TABLES)[]): KeyRow[] => names.flatMap((name) => KEY_TABLES[name]);
-const MASKED = ["Dream and LLaDA: config.json", "All three: config.json"] as const;
-const GENERATION = "Dream and LLaDA: generation_config.json";
+const MASKED = ["Language models: config.json", "All models: config.json"] as const;
+const GENERATION = "Language models: generation_config.json";
 
 /** Every key of a file, by family. */
 export const DREAM_KEYS = joined("Dream: config.json", ...MASKED);
 export const LLADA_KEYS = joined("LLaDA: config.json", ...MASKED);
-export const DIT_KEYS = joined("DiT: config.json", "All three: config.json");
+export const LLADA_MOE_KEYS = joined("LLaDA-MoE: config.json", ...MASKED);
+export const SDAR_KEYS = joined("SDAR: config.json", ...MASKED);
+export const DIT_KEYS = joined("DiT: config.json", "All models: config.json");
 export const GENERATION_KEYS = {
   dream: joined("Dream: generation_config.json", GENERATION),
   llada: joined("LLaDA: generation_config.json", GENERATION),
+  llada_moe: joined("LLaDA: generation_config.json", GENERATION),
+  sdar: joined("SDAR: generation_config.json", GENERATION),
 };
 export const SCHEDULER_KEYS = joined("DiT: scheduler_config.json");
 

@@ -16,6 +16,8 @@ export interface AttentionShape {
   /** Key and value heads, a divisor of `heads`; default `heads`. */
   readonly kvHeads?: number | undefined;
   readonly headSize: number;
+  /** Tokens of a block: a query sees keys up to the end of its own block. Default 0: all keys. */
+  readonly block?: number | undefined;
 }
 
 /** Inputs of an attention call. */
@@ -52,7 +54,7 @@ export function checkAttention(
  * Bidirectional attention, `softmax(q kᵀ / √headSize) v` for every head. Needs no memory that grows with
  * tokens².
  *
- * **Shapes** → like `q`; zeros where a batch item has no key. `out` must be none of the inputs.
+ * **Shapes** → like `q`; zeros where a query has no key. `out` must be none of the inputs.
  */
 export function attention(
   kernels: Kernels,
@@ -62,9 +64,9 @@ export function attention(
 ): Floats {
   const doing = "attend";
   checkAttention(doing, shape, keyMask, { q, out }, { k, v });
-  const { batch, tokens, heads, kvHeads = heads, headSize } = shape;
-  const scale = 1 / Math.sqrt(headSize);
-  native.attention(kernels, doing, q, k, v, keyMask, batch, tokens, heads, kvHeads, headSize, scale, out);
+  const { batch, tokens, heads, kvHeads = heads, headSize, block = 0 } = shape;
+  const scale = 1 / Math.sqrt(headSize), sizes = [batch, tokens, heads, kvHeads, headSize, block] as const;
+  native.attention(kernels, doing, q, k, v, keyMask, ...sizes, scale, out);
   return out;
 }
 

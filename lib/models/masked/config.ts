@@ -1,6 +1,21 @@
 /** Sizes of a masked transformer, and the cost of one of its forward passes. */
 import type { ForwardCost, ForwardShape, GradientCost } from "../family.ts";
 
+/** A mixture of experts: each token goes through the few that its router gives most weight. */
+export interface MixtureConfig {
+  readonly experts: number;
+  /** Experts that a token goes through. */
+  readonly perToken: number;
+  /** Width inside an expert. */
+  readonly expertSize: number;
+  /** Width inside the expert that every token goes through; 0 for none. */
+  readonly sharedSize: number;
+  /** Experts have a number each that is added to their weights. */
+  readonly hasBias: boolean;
+  /** Blocks that have a feed-forward all the same. */
+  readonly dense: readonly number[];
+}
+
 /** Sizes and constants of a masked diffusion language model. */
 export interface MaskedTransformerConfig {
   /** Rows of the embedding and of the head. */
@@ -15,6 +30,12 @@ export interface MaskedTransformerConfig {
   readonly maxTokens: number;
   readonly normEpsilon: number;
   readonly rotaryTheta: number;
+  /** Heads of queries and keys are normalized before they are turned, as in Qwen3. */
+  readonly queryKeyNorm: boolean;
+  /** Tokens of a block: attention sees keys up to the end of a token's own block. 0: all tokens. */
+  readonly attentionBlock: number;
+  /** Mixtures in place of feed-forwards; undefined where there are none. */
+  readonly mixture: MixtureConfig | undefined;
   /** The head is the embedding. */
   readonly tiesHead: boolean;
   /** The logits at `i − logitShift` predict the token at i, those at 0 their own. Dream has 1. */
@@ -54,6 +75,10 @@ export function maskedGradientCost(
   return { scratchBytes: 4 * (blocks * kept + others), recomputedBytes: 4 * (kept + others) };
 }
 
+/** Numbers that a mixture keeps for a row: the router's, the sum, and an expert's input, gate, up and output. */
+const mixtureFloats = ({ experts, expertSize }: MixtureConfig, hiddenSize: number): number =>
+  experts + 3 * hiddenSize + 2 * expertSize;
+
 /** Cost of a forward pass: the model's `scratchBytes` behind it, and its products. */
 export function maskedForwardCost(
   config: MaskedTransformerConfig,
@@ -62,15 +87,21 @@ export function maskedForwardCost(
   const { hiddenSize, intermediateSize, vocabularySize, heads, keyValueHeads, headSize, blocks } = config;
   const count = batch * tokens, last = rows ?? count; // the last block's second half runs on `last` positions
   const inner = blocks > 1 ? Math.max(count, last) : last;
+  const { mixture } = config, mixed = mixture === undefined ? 0 : blocks - mixture.dense.length;
+  const wide = Math.max(mixed < blocks ? intermediateSize : 0, mixed > 0 ? mixture!.sharedSize : 0);
   const width = heads * headSize, keyValueWidth = keyValueHeads * headSize;
   const floats = count * hiddenSize + Math.max(count, last) * hiddenSize + // hidden, normed
     2 * count * width + 2 * count * keyValueWidth + // query, attended, key, value
     (rows === undefined ? 0 : last * (width + hiddenSize)) + // attendedRows, hiddenRows
-    inner * hiddenSize + 2 * inner * intermediateSize + // delta, gate, up
+    inner * hiddenSize + 2 * inner * wide + // delta, gate, up
+    (mixed === 0 ? 0 : inner * mixtureFloats(mixture!, hiddenSize)) +
     last * vocabularySize;
   const attention = 2 * count * tokens * width;
   const before = count * hiddenSize * (width + 2 * keyValueWidth) + attention;
-  const after = hiddenSize * (width + 3 * intermediateSize);
+  const ofMixture = mixture === undefined
+    ? 0
+    : mixture.experts + 3 * (mixture.perToken * mixture.expertSize + mixture.sharedSize);
+  const after = hiddenSize * (width + ((blocks - mixed) * 3 * intermediateSize + mixed * ofMixture) / blocks);
   return {
     activationBytes: 4 * floats,
     multiplyAdds: blocks * before + ((blocks - 1) * count + last) * after +

@@ -33,7 +33,8 @@ import {
 import { MaskedTransformer } from "./transformer.ts";
 import { type TransformerNames, wantedTensors } from "./weights.ts";
 
-const NAMES: Omit<TransformerNames, "queryKeyValueBias"> = {
+/** Names of Qwen's transformers, which Dream, LLaDA-MoE and SDAR have. */
+export const QWEN_NAMES: Omit<TransformerNames, "queryKeyValueBias"> = {
   embedding: "model.embed_tokens",
   finalNorm: "model.norm",
   head: "lm_head",
@@ -49,11 +50,12 @@ const NAMES: Omit<TransformerNames, "queryKeyValueBias"> = {
     up: "mlp.up_proj",
     down: "mlp.down_proj",
   },
+  headNorms: { queryNorm: "self_attn.q_norm", keyNorm: "self_attn.k_norm" },
   otherBias: false,
 };
 
 const namesOf = (fields: ConfigFields): TransformerNames => ({
-  ...NAMES,
+  ...QWEN_NAMES,
   queryKeyValueBias: fields.flag("attention_bias", true),
 });
 

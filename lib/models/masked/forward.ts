@@ -10,6 +10,7 @@ import { type StagedRun, withoutStops } from "../layers/blockwise.ts";
 import { lookUpRows } from "../layers/tensors.ts";
 import { memoryFor, type Tape } from "../layers/tape.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
+import { stagesOfMixture } from "./mixture.ts";
 import type { TransformerParts } from "./weights.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -25,6 +26,8 @@ export interface SequenceCall {
   readonly attentionMask: Uint8Array | undefined;
   /** Flat positions whose logits are wanted, all by default: only these run behind the last attention. */
   readonly rows: Int32Array | undefined;
+  /** Somebody looks at what layers read: each reads a row a position, zeros where an expert has no token. */
+  readonly isWatched?: boolean | undefined;
 }
 
 /** Values of a block that its backward pass reads. */
@@ -56,8 +59,7 @@ export function* stagesOfBlock(
   tape?: Tape<TransformerBlockValue>,
 ): StagedRun<Floats> {
   const { kernels, config, parts, workspace } = pass, { batch, tokens, positions } = call;
-  const { hiddenSize, intermediateSize, heads, keyValueHeads: kvHeads, headSize, rotaryTheta: theta } =
-    config;
+  const { hiddenSize, heads, keyValueHeads: kvHeads, headSize, rotaryTheta: theta } = config;
   const block = parts.blocks[index]!, rows = index === parts.blocks.length - 1 ? call.rows : undefined;
   let count = batch * tokens, residual = hidden;
   const take = (name: TransformerBlockValue, cols: number, shared?: string | Floats) =>
@@ -71,11 +73,14 @@ export function* stagesOfBlock(
   pass.linear(block.query, normed, count, q);
   pass.linear(block.key, normed, count, k);
   pass.linear(block.value, normed, count, v);
+  normalizeHeads(pass, q, block.queryNorm);
+  normalizeHeads(pass, k, block.keyNorm);
   rotary(kernels, q, positions, { heads, headSize, theta });
   rotary(kernels, k, positions, { heads: kvHeads, headSize, theta });
   let attended = take("attended", heads * headSize);
   const inputs = { q, k, v, keyMask: call.attentionMask };
-  attention(kernels, inputs, { batch, tokens, heads, kvHeads, headSize }, attended);
+  const shape = { batch, tokens, heads, kvHeads, headSize, block: config.attentionBlock };
+  attention(kernels, inputs, shape, attended);
   if (rows !== undefined) {
     count = rows.length;
     const width = heads * headSize;
@@ -93,14 +98,27 @@ export function* stagesOfBlock(
     norm(block.feedForwardNorm),
     take("normedAgain", hiddenSize, "normed"),
   );
-  const gate = take("gate", intermediateSize), up = take("up", intermediateSize);
-  yield { layers: [block.gate, block.up], x: again, rows: count };
-  pass.linear(block.gate, again, count, gate, rows);
-  pass.linear(block.up, again, count, up, rows);
-  const gated = siluMultiply(kernels, gate, up, take("gated", intermediateSize, gate));
-  yield { layers: [block.down], x: gated, rows: count, residual: middle };
-  pass.linear(block.down, gated, count, delta, rows, middle);
+  if (block.mixture !== undefined) {
+    const input = { x: again, rows: count, positions: rows, isWatched: call.isWatched === true };
+    yield* stagesOfMixture(pass, block.mixture, input, middle);
+  }
+  if (block.feedForward === undefined) return middle;
+  const { gate: gateLayer, up: upLayer, down } = block.feedForward, inner = gateLayer.weights.rows;
+  const gate = take("gate", inner), up = take("up", inner);
+  yield { layers: [gateLayer, upLayer], x: again, rows: count };
+  pass.linear(gateLayer, again, count, gate, rows);
+  pass.linear(upLayer, again, count, up, rows);
+  const gated = siluMultiply(kernels, gate, up, take("gated", inner, gate));
+  yield { layers: [down], x: gated, rows: count, residual: middle };
+  pass.linear(down, gated, count, delta, rows, middle);
   return add(kernels, middle, delta, take("output", hiddenSize, middle));
+}
+
+/** Normalizes every head of queries or keys by itself, in place. */
+function normalizeHeads({ kernels, config }: TransformerPass, x: Floats, weight: Floats | undefined): void {
+  if (weight === undefined) return;
+  const { headSize: cols, normEpsilon: epsilon } = config;
+  rmsNorm(kernels, x, { rows: x.length / cols, cols, weight, epsilon }, x);
 }
 
 /**

@@ -73,7 +73,8 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     const tokens = this.checkInput(inputIds, batch, options);
     if (options.weights !== undefined) checkPlain(this);
     const pass = this.pass(options, tokens);
-    const call = { ...this.#call({ inputIds, batch, attentionMask }), rows };
+    const isWatched = options.observe !== undefined;
+    const call = { ...this.#call({ inputIds, batch, attentionMask }), rows, isWatched };
     this.timeAware?.begin(t, batch);
     const logits = this.#run(pass, inputIds, call);
     if (isFinite(sum(logits)) || logits.every((value) => Number.isFinite(value))) return logits;
@@ -146,9 +147,18 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
 
   get stages(): readonly Stage[] {
     return [
-      ...this.parts.blocks.flatMap(({ query, key, value, attentionOutput, gate, up, down }, block) =>
-        [[query, key, value], [attentionOutput], [gate, up], [down]].map((layers) => ({ block, layers }))
-      ),
+      ...this.parts.blocks.flatMap((
+        { query, key, value, attentionOutput, mixture, feedForward },
+        block,
+      ) => {
+        const forwards = [...mixture?.experts ?? [], ...(feedForward === undefined ? [] : [feedForward])];
+        return [
+          [query, key, value],
+          [attentionOutput],
+          ...(mixture === undefined ? [] : [[mixture.router]]),
+          ...forwards.flatMap(({ gate, up, down }) => [[gate, up], [down]]),
+        ].map((layers) => ({ block, layers }));
+      }),
       { block: this.parts.blocks.length, layers: [this.parts.head] },
     ];
   }
@@ -175,7 +185,7 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     hidden: Float32Array<ArrayBuffer>,
     options: PassOptions,
   ): void {
-    const call = this.#call(batch);
+    const call = { ...this.#call(batch), isWatched: options.observe !== undefined };
     runBlock(this.pass(options, call.tokens), block, call, hidden);
   }
 
@@ -185,7 +195,7 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     hidden: Float32Array<ArrayBuffer>,
     options: PassOptions,
   ): StagedRun<Float32Array> {
-    const call = this.#call(batch), pass = this.pass(options, call.tokens);
+    const call = { ...this.#call(batch), isWatched: true }, pass = this.pass(options, call.tokens);
     if (block < this.parts.blocks.length) return stagesOfBlock(pass, block, call, hidden);
     return stageOfHead(pass, hidden, undefined);
   }

@@ -1,0 +1,117 @@
+/**
+ * Mixtures of experts: a router gives every token weights, and the token goes through the experts with the largest.
+ * An expert runs on its tokens alone; where somebody looks at what its layers read, on a row for every position, with
+ * zeros for those that others have, so that rows stay those of the positions.
+ */
+import { add, siluMultiply } from "../layers/elementwise.ts";
+import type { StagedRun } from "../layers/blockwise.ts";
+import type { TransformerPass } from "./forward.ts";
+import type { Mixture } from "./weights.ts";
+
+type Floats = Float32Array<ArrayBuffer>;
+
+/** What a mixture reads. */
+export interface MixtureInput {
+  /** `f32[rows, hiddenSize]` */
+  readonly x: Floats;
+  readonly rows: number;
+  /** Flat position of each row; undefined where rows are all positions. */
+  readonly positions: Int32Array | undefined;
+  readonly isWatched: boolean;
+}
+
+/** Rows of an expert and their weights, row after row. */
+interface Routed {
+  readonly rows: number[];
+  readonly weights: number[];
+}
+
+/**
+ * Adds what the experts make of `x` to `hidden`.
+ *
+ * **Shapes** `hidden: f32[rows, hiddenSize]`
+ */
+export function* stagesOfMixture(
+  pass: TransformerPass,
+  { router, bias, experts }: Mixture,
+  { x, rows, positions, isWatched }: MixtureInput,
+  hidden: Floats,
+): StagedRun<void> {
+  const { kernels, config: { hiddenSize: cols, mixture }, workspace } = pass, { expertSize } = mixture!;
+  const logits = workspace.take("router", rows * experts.length);
+  yield { layers: [router], x, rows, kept: [hidden] };
+  pass.linear(router, x, rows, logits, positions);
+  const routed = routes(logits, bias, experts.length, mixture!.perToken);
+  const mixed = workspace.take("mixed", rows * cols).fill(0);
+  const input = workspace.take("expertInput", rows * cols), output = workspace.take("expertOutput", rows * cols);
+  const gate = workspace.take("expertGate", rows * expertSize);
+  const up = workspace.take("expertUp", rows * expertSize);
+  for (const [e, expert] of experts.entries()) {
+    const own = routed[e]!;
+    if (own.rows.length === 0 && !isWatched) continue;
+    /** Row of the expert's matrices for each of its tokens. */
+    const places = isWatched ? own.rows : [...own.rows.keys()], count = isWatched ? rows : own.rows.length;
+    const at = isWatched
+      ? positions
+      : Int32Array.from(own.rows, (row) => positions === undefined ? row : positions[row]!);
+    const part = (of: Floats, width: number) => of.subarray(0, count * width);
+    const xs = part(input, cols), gates = part(gate, expertSize), ups = part(up, expertSize);
+    if (isWatched) xs.fill(0);
+    for (const [i, row] of own.rows.entries()) {
+      xs.set(x.subarray(row * cols, (row + 1) * cols), places[i]! * cols);
+    }
+    yield { layers: [expert.gate, expert.up], x: xs, rows: count, kept: [x, hidden, mixed] };
+    pass.linear(expert.gate, xs, count, gates, at);
+    pass.linear(expert.up, xs, count, ups, at);
+    siluMultiply(kernels, gates, ups, gates);
+    for (const [i, weight] of own.weights.entries()) {
+      const begin = places[i]! * expertSize;
+      for (let c = begin; c < begin + expertSize; c++) gates[c]! *= weight;
+    }
+    yield { layers: [expert.down], x: gates, rows: count, kept: [x, hidden, mixed] };
+    const outputs = part(output, cols);
+    pass.linear(expert.down, gates, count, outputs, at);
+    for (const [i, row] of own.rows.entries()) {
+      for (let c = 0, to = row * cols, from = places[i]! * cols; c < cols; c++) mixed[to + c]! += outputs[from + c]!;
+    }
+  }
+  add(kernels, hidden, mixed, hidden);
+}
+
+/**
+ * The tokens of each expert: softmax over the router's outputs, plus the experts' biases, and of these the largest;
+ * of equals the first. The weights do not add up to 1, as in LLaDA-MoE's code.
+ */
+function routes(logits: Floats, bias: Floats | undefined, experts: number, perToken: number): Routed[] {
+  const routed = Array.from({ length: experts }, (): Routed => ({ rows: [], weights: [] }));
+  const weights = new Float64Array(experts);
+  for (let row = 0; row * experts < logits.length; row++) {
+    const own = logits.subarray(row * experts, (row + 1) * experts);
+    let largest = -Infinity, sum = 0;
+    for (const value of own) if (value > largest) largest = value;
+    for (let e = 0; e < experts; e++) sum += weights[e] = exponential(own[e]! - largest);
+    for (let e = 0; e < experts; e++) weights[e] = Math.fround(weights[e]! / sum + (bias === undefined ? 0 : bias[e]!));
+    for (let k = 0; k < perToken; k++) {
+      let best = 0;
+      for (let e = 1; e < experts; e++) if (weights[e]! > weights[best]!) best = e;
+      routed[best]!.rows.push(row);
+      routed[best]!.weights.push(weights[best]!);
+      weights[best] = -Infinity;
+    }
+  }
+  return routed;
+}
+
+const LOG_2 = [0.693147180369123816490, 1.90821492927058770002e-10] as const;
+const power = new Float64Array(1), powerWords = new Uint32Array(power.buffer);
+
+/** e^x for x ≤ 0, of operations that every runtime rounds alike: `Math.exp` is each engine's own. */
+function exponential(x: number): number {
+  if (!(x > -700)) return x === x ? 0 : NaN;
+  const whole = Math.round(x / LOG_2[0]), rest = x - whole * LOG_2[0] - whole * LOG_2[1];
+  let sum = 1;
+  for (let k = 13; k > 0; k--) sum = 1 + sum * rest / k;
+  powerWords[0] = 0;
+  powerWords[1] = (1023 + whole) << 20;
+  return sum * power[0]!;
+}
