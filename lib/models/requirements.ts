@@ -94,7 +94,9 @@ export function requirementsAt(path: string): ModelRequirements {
 export function checkGradients({ kind, path }: Checkpoint): void {
   if (kind !== "llada_moe" && kind !== "sdar") return;
   throw new CheckpointError(
-    `Cannot refine ${JSON.stringify(path)}: phase 3 has gradients of Dream, LLaDA and DiT, got ${kind}; leave phase 3 out`,
+    `Cannot refine ${
+      JSON.stringify(path)
+    }: phase 3 has gradients of Dream, LLaDA and DiT, got ${kind}; leave phase 3 out`,
     { path },
   );
 }

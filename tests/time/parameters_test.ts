@@ -392,7 +392,9 @@ describe("models with time parameters", () => {
 
   test("one that changes nothing gives identical bytes, with and without rows", () => {
     const plain = loadDream(dream, kernels);
-    const linears = plain.parts.blocks.flatMap((block) => [block.query, block.feedForward!.up, block.feedForward!.down]);
+    const linears = plain.parts.blocks.flatMap((
+      block,
+    ) => [block.query, block.feedForward!.up, block.feedForward!.down]);
     const layers = new Map<string, LayerParameters>();
     for (const { name, weights } of linears) {
       const packed = weights as OneLevelTensor;

@@ -111,7 +111,11 @@ export function languageModel(source: ExportSource): GgufModel {
   const { checkpoint, tensors } = source, { kind, config } = modelConfig(checkpoint);
   if (kind === "dit") throw cannotHold(source, "gguf", "it must be a language model, got an image model");
   if (kind !== "dream" && kind !== "llada") {
-    throw cannotHold(source, "gguf", "it must be Dream or LLaDA: GGUF files of no other family are written here");
+    throw cannotHold(
+      source,
+      "gguf",
+      "it must be Dream or LLaDA: GGUF files of no other family are written here",
+    );
   }
   modelRequirements(checkpoint); // every tensor is there, with its shape
   const names = FAMILIES[kind], order = kind === "llada" ? neighbours(config.headSize) : undefined;

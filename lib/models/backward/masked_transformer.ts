@@ -14,9 +14,9 @@ import {
   scaleInPlace,
   type SequenceCall,
   type TransformerBlockValue,
-  type TransformerPass,
 } from "../masked/forward.ts";
 import type { MaskedTransformer } from "../masked/transformer.ts";
+import type { TransformerPass } from "../masked/weights.ts";
 import { attentionBackward, rmsNormBackward, siluMultiplyBackward } from "./kernels.ts";
 import { type GradientOptions, ModelGradients, RefinableLayers } from "./linear.ts";
 

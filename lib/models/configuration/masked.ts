@@ -60,7 +60,9 @@ const MAX_EXPERTS = 1024;
 export function lladaMoeConfig(fields: ConfigFields): MaskedTransformerConfig {
   const hiddenSize = fields.count("hidden_size"), heads = fields.count("num_attention_heads");
   const config = { ...qwenConfig(fields, undefined, 156_895, 1e-5), maxTokens: maxTokens(fields, 4096) };
-  if (config.headSize !== hiddenSize / heads) throw fields.fault("head_dim", `${hiddenSize / heads} or absent`);
+  if (config.headSize !== hiddenSize / heads) {
+    throw fields.fault("head_dim", `${hiddenSize / heads} or absent`);
+  }
   const experts = fields.count("num_experts", undefined, 1, MAX_EXPERTS);
   const dense = denseBlocks(fields, config.blocks), hasDense = dense.length > 0;
   return {

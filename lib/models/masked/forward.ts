@@ -4,18 +4,14 @@
  */
 import { attention, rotary } from "../layers/attention.ts";
 import { add, siluMultiply } from "../layers/elementwise.ts";
-import type { Pass } from "../layers/loaded_weights.ts";
 import { rmsNorm } from "../layers/norms.ts";
 import { type StagedRun, withoutStops } from "../layers/blockwise.ts";
 import { lookUpRows } from "../layers/tensors.ts";
 import { memoryFor, type Tape } from "../layers/tape.ts";
-import type { MaskedTransformerConfig } from "./config.ts";
 import { stagesOfMixture } from "./mixture.ts";
-import type { TransformerParts } from "./weights.ts";
+import type { TransformerPass } from "./weights.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
-
-export type TransformerPass = Pass<MaskedTransformerConfig, TransformerParts>;
 
 /** Sequences that are run together. */
 export interface SequenceCall {

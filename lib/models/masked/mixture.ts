@@ -5,8 +5,7 @@
  */
 import { add, siluMultiply } from "../layers/elementwise.ts";
 import type { StagedRun } from "../layers/blockwise.ts";
-import type { TransformerPass } from "./forward.ts";
-import type { Mixture } from "./weights.ts";
+import type { Mixture, TransformerPass } from "./weights.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -43,7 +42,8 @@ export function* stagesOfMixture(
   pass.linear(router, x, rows, logits, positions);
   const routed = routes(logits, bias, experts.length, mixture!.perToken);
   const mixed = workspace.take("mixed", rows * cols).fill(0);
-  const input = workspace.take("expertInput", rows * cols), output = workspace.take("expertOutput", rows * cols);
+  const input = workspace.take("expertInput", rows * cols),
+    output = workspace.take("expertOutput", rows * cols);
   const gate = workspace.take("expertGate", rows * expertSize);
   const up = workspace.take("expertUp", rows * expertSize);
   for (const [e, expert] of experts.entries()) {
@@ -72,7 +72,9 @@ export function* stagesOfMixture(
     const outputs = part(output, cols);
     pass.linear(expert.down, gates, count, outputs, at);
     for (const [i, row] of own.rows.entries()) {
-      for (let c = 0, to = row * cols, from = places[i]! * cols; c < cols; c++) mixed[to + c]! += outputs[from + c]!;
+      for (let c = 0, to = row * cols, from = places[i]! * cols; c < cols; c++) {
+        mixed[to + c]! += outputs[from + c]!;
+      }
     }
   }
   add(kernels, hidden, mixed, hidden);
@@ -90,7 +92,9 @@ function routes(logits: Floats, bias: Floats | undefined, experts: number, perTo
     let largest = -Infinity, sum = 0;
     for (const value of own) if (value > largest) largest = value;
     for (let e = 0; e < experts; e++) sum += weights[e] = exponential(own[e]! - largest);
-    for (let e = 0; e < experts; e++) weights[e] = Math.fround(weights[e]! / sum + (bias === undefined ? 0 : bias[e]!));
+    for (let e = 0; e < experts; e++) {
+      weights[e] = Math.fround(weights[e]! / sum + (bias === undefined ? 0 : bias[e]!));
+    }
     for (let k = 0; k < perToken; k++) {
       let best = 0;
       for (let e = 1; e < experts; e++) if (weights[e]! > weights[best]!) best = e;

@@ -78,7 +78,8 @@ export function* sdarSteps(
 ): Generator<GenerationStep, Int32Array> {
   const { maskToken, vocabularySize, attentionBlock } = model.config;
   const sampling = { ...options, excludedTokens: options.excludedTokens ?? [maskToken] };
-  const tokens = checkTokens(model, "canvas", canvas, batch), size = attentionBlock === 0 ? tokens : attentionBlock;
+  const tokens = checkTokens(model, "canvas", canvas, batch),
+    size = attentionBlock === 0 ? tokens : attentionBlock;
   checkSamplingOptions("generate", sampling, vocabularySize);
   if (options.steps !== undefined) checkAtLeast("steps", options.steps, 1);
   const places = maskedPlaces(canvas, maskToken);
@@ -112,7 +113,12 @@ export function* sdarSteps(
     },
     propose: (logits, random) => sampler.propose(logits, random),
     choose: (step, confidences, random) =>
-      selectMostConfident(confidences, Math.ceil(confidences.length / (perBlock - step % perBlock)), 0, random),
+      selectMostConfident(
+        confidences,
+        Math.ceil(confidences.length / (perBlock - step % perBlock)),
+        0,
+        random,
+      ),
   }, options);
 }
 

@@ -24,9 +24,13 @@ import {
   type SequenceCall,
   stageOfHead,
   stagesOfBlock,
-  type TransformerPass,
 } from "./forward.ts";
-import { readTransformerParts, type TransformerNames, type TransformerParts } from "./weights.ts";
+import {
+  readTransformerParts,
+  type TransformerNames,
+  type TransformerParts,
+  type TransformerPass,
+} from "./weights.ts";
 
 export interface ForwardOptions extends PassOptions {
   /** `u8[batch, tokens]`, 0 where a token is padding: nothing attends to it, and it has no position. */

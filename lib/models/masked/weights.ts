@@ -6,6 +6,7 @@ import {
   wantedLinear,
   type WantedTensor,
 } from "../layers/tensors.ts";
+import type { Pass } from "../layers/loaded_weights.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -48,6 +49,9 @@ export interface TransformerParts {
   readonly finalNorm: Floats;
   readonly head: LinearLayer;
 }
+
+/** What a forward pass runs on. */
+export type TransformerPass = Pass<MaskedTransformerConfig, TransformerParts>;
 
 /** Where the tensors of a mixture are. */
 interface MixtureNames {
@@ -140,18 +144,34 @@ function wantedFeedForward(
   bias: boolean,
 ): WantedTensor[] {
   return FEED_FORWARD.flatMap((part) =>
-    wantedLinear(nameOf(part), ...(part === "down" ? [hiddenSize, size] : [size, hiddenSize]) as [number, number], bias)
+    wantedLinear(
+      nameOf(part),
+      ...(part === "down" ? [hiddenSize, size] : [size, hiddenSize]) as [number, number],
+      bias,
+    )
   );
 }
 
-function wantedMixture(config: MaskedTransformerConfig, names: TransformerNames, prefix: string): WantedTensor[] {
+function wantedMixture(
+  config: MaskedTransformerConfig,
+  names: TransformerNames,
+  prefix: string,
+): WantedTensor[] {
   const { experts, expertSize, sharedSize, hasBias } = config.mixture!;
   const { router, bias, experts: expertNames, shared, parts } = names.mixture!;
   return [
     ...wantedLinear(`${prefix}.${router}`, experts, config.hiddenSize, false),
     ...(hasBias ? [{ name: `${prefix}.${bias}`, shape: [experts] }] : []),
-    ...Array.from({ length: experts }, (_, e) =>
-      wantedFeedForward(expertSize, config, (part) => `${prefix}.${expertNames}.${e}.${parts[part]}`, false)).flat(),
+    ...Array.from(
+      { length: experts },
+      (_, e) =>
+        wantedFeedForward(
+          expertSize,
+          config,
+          (part) => `${prefix}.${expertNames}.${e}.${parts[part]}`,
+          false,
+        ),
+    ).flat(),
     ...(sharedSize === 0
       ? []
       : wantedFeedForward(sharedSize, config, (part) => `${prefix}.${shared}.${parts[part]}`, false)),
@@ -191,8 +211,10 @@ export function readTransformerParts(
       mixture: mixed && {
         router: tensors.linear(`${name}.${mixture!.router}`, false),
         bias: mixed.hasBias ? tensors.vector(`${name}.${mixture!.bias}`) : undefined,
-        experts: Array.from({ length: mixed.experts }, (_, e) =>
-          feedForward((part) => `${name}.${mixture!.experts}.${e}.${mixture!.parts[part]}`, false)),
+        experts: Array.from(
+          { length: mixed.experts },
+          (_, e) => feedForward((part) => `${name}.${mixture!.experts}.${e}.${mixture!.parts[part]}`, false),
+        ),
       },
     };
   });
