@@ -1,7 +1,13 @@
 /** `merge.ts PARTS… OUT`: what the tasks of an array have made, as one. */
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { mergeFor } from "../lib/interop/mod.ts";
-import { mergeCheckpoint, openShards } from "../lib/pipeline/mod.ts";
+import { kindOf } from "../lib/files/whole.ts";
+import {
+  isCalibrationStatistics,
+  mergeCheckpoint,
+  mergeStatisticsFiles,
+  openShards,
+} from "../lib/pipeline/mod.ts";
 import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
 import {
@@ -22,11 +28,14 @@ const USAGE = {
   name: "merge.ts",
   operands: "PARTS … OUT",
   about:
-    "Brings together what the tasks of an array have made with --shard: the same bytes as one task would write.",
+    `Brings together what the tasks of an array have made with --shard: the same bytes as one task would write.
+
+PARTS are                                                OUT becomes
+  folders of shards of quantize.ts, or what holds some   the checkpoint, or the file of the program of --for
+  files of quantize.ts --save-calibration                statistics of all samples
+  folders of shards of bench.ts, or what holds some      one run with one report`,
   options: {
-    "Quantized layers":
-      "PARTS are folders of shards, or folders that hold some; OUT becomes the checkpoint, or the file\n" +
-      "of the program that --for named",
+    "Quantized layers": "",
     "--model MODEL": "the checkpoint that was quantized: its headers and small files are read",
     ...MODEL_OPTIONS,
     "--allow-rounding": "as in quantize.ts, with shards that were made --for a program",
@@ -38,6 +47,7 @@ const USAGE = {
   },
   examples: {
     "PARTS OUT --model MODEL": "shards of a checkpoint, all in one folder",
+    "stats.shard-*-of-4.safetensors stats.safetensors": "statistics of four parts of the samples",
     "NODE1/PARTS NODE2/PARTS OUT --model MODEL": "the same from two folders",
   },
   notes:
@@ -50,6 +60,16 @@ async function run(parsed: Options, context: Context): Promise<void> {
   const parts = parsed.positionals.slice(0, -1), output = parsed.positionals.at(-1);
   if (output === undefined || parts.length === 0) {
     throw new UsageError(`PARTS and OUT are needed, got ${parsed.positionals.length} paths`);
+  }
+  const isFile = (path: string) => kindOf(path) === "file";
+  if (parts.every(isFile) && parts.every(isCalibrationStatistics)) {
+    const display = new ProgressDisplay(parsed.flags.quiet);
+    const { runs } = mergeStatisticsFiles(parts, output, {
+      force: parsed.flags.force,
+      onEvent: display.event,
+    });
+    if (parsed.flags.json) printJson({ output, runs });
+    return;
   }
   await mergeShards(parsed, { parts, output }, context);
 }

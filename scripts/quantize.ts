@@ -25,6 +25,7 @@ import {
   quantizeCheckpoint,
   type QuantizeCheckpointOptions,
   type RunReport,
+  saveCalibrationOf,
 } from "../lib/pipeline/mod.ts";
 import { relativeRmsError } from "../lib/quant/mod.ts";
 import { openCheckpoint } from "../lib/tensor/mod.ts";
@@ -49,8 +50,10 @@ import { printExport, summaryOf } from "./export.ts";
 
 const USAGE = {
   name: "quantize.ts",
-  operands: "MODEL OUT",
-  about: "Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT.",
+  operands: "MODEL [OUT]",
+  about:
+    "Quantizes a checkpoint (a folder or a .safetensors file) into the folder OUT. Without OUT it only saves\n" +
+    "calibration statistics (--save-calibration).",
   options: {
     "Bits and scales": "",
     "--bits N": "2, 3, 4 or 8 (configuration: bit_width)",
@@ -78,7 +81,7 @@ default: what lies beside MODEL, "self" where nothing does
 FILE may also be what --save-calibration saved, or several of those with commas between them:
 layers are then solved on them without running the model, with nothing held out to choose by`,
     "--save-calibration FILE": "save statistics of what the layers of MODEL read (.safetensors); a stopped " +
-      "run goes on from FILE.progress",
+      "run goes on from FILE.progress; with --shard of a part of the samples, for merge.ts",
     "--save-group-moments": "with --save-calibration: also the second moments of each time group",
     "--samples N": "calibration samples, 32 to 1024",
     "Phases along the denoising axis": "",
@@ -164,7 +167,15 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
   const resolved = await loadConfig({ path: values.config, environment, ...overridesOf(parsed) });
   if (flags["print-config"]) return print(formatConfig(resolved).trimEnd());
   const { config, origins } = resolved, shard = chosenShard(values.shard, environment, display.log);
+  if (parsed.positionals.length === 1 && values["save-calibration"] !== undefined) {
+    return await saveStatistics(parsed, { config, shard, signal }, display);
+  }
   const task = { ...checkedTask(parsed), config, shard };
+  if (shard !== undefined && values["save-calibration"] !== undefined) {
+    throw new UsageError(
+      "with --save-calibration a shard is a part of the samples: leave OUT out, and quantize after merge.ts",
+    );
+  }
   for (const key of LATER_KEYS) {
     if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
       display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
@@ -273,7 +284,9 @@ function phasesOf(list: string): readonly number[] {
 
 /** Input, output and mode of the run. @throws {ConfigError} on paths or options that exclude each other */
 function checkedTask(parsed: Options) {
-  const { flags, values } = parsed, [input, output] = parsed.operands("MODEL", "OUT");
+  const { flags, values } = parsed,
+    isSavedOnly = parsed.positionals.length === 1 && "save-calibration" in values;
+  const [input, output = ""] = isSavedOnly ? parsed.operands("MODEL") : parsed.operands("MODEL", "OUT");
   const { resume, force } = outputMode(flags), { variant } = values;
   if (values.report !== undefined) {
     if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to report");
@@ -289,13 +302,35 @@ function checkedTask(parsed: Options) {
   const task = { input, output, resume, force, variant, maxMemoryBytes, loras };
   if (path === undefined) {
     if (groupMoments) throw new UsageError("--save-group-moments needs --save-calibration FILE");
-    return task;
+    return { ...task, saveCalibration: undefined };
   }
   if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to save");
   if (!path.endsWith(".safetensors")) {
     throw new UsageError(`--save-calibration must name a .safetensors file, got ${path}`);
   }
   return { ...task, saveCalibration: { path, groupMoments } };
+}
+
+/** Saves statistics of MODEL, and nothing else. */
+async function saveStatistics(
+  parsed: Options,
+  { config, shard, signal }: Pick<QuantizeCheckpointOptions, "config" | "shard" | "signal">,
+  display: ProgressDisplay,
+): Promise<void> {
+  const { saveCalibration, ...task } = checkedTask(parsed);
+  if (task.resume) display.log("a stopped pass goes on by itself: --resume changes nothing");
+  using kernels = await openCommandKernels({
+    backend: config.backend,
+    threads: config.numThreads,
+    onMessage: display.log,
+  });
+  try {
+    const { update: onProgress, event: onEvent } = display;
+    const save = { ...saveCalibration!, shard };
+    await saveCalibrationOf({ ...task, config, kernels, signal, onProgress, onEvent, saveCalibration: save });
+  } finally {
+    display.clear();
+  }
 }
 
 /** A LoRA with its scale behind the last colon, where a number stands there. */

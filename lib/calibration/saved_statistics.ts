@@ -6,6 +6,7 @@ import { existsSync } from "node:fs";
 import { CalibrationError, FormatError, OutputError } from "../errors.ts";
 import type { Blockwise } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
+import { SafetensorsFile } from "../tensor/mod.ts";
 import {
   type CalibrationRun,
   CalibrationStatistics,
@@ -21,7 +22,9 @@ import {
 import type { Calibrated } from "./mod.ts";
 import { blockRuns, layerInputs, statisticsByRun } from "./collect.ts";
 import { exists, ownKind, quote, remove, sha256 } from "../files/whole.ts";
+import type { Shard } from "../plan/shards.ts";
 import type { RunOptions } from "../progress.ts";
+import { mergeStatistics, runOf } from "./statistics_shards.ts";
 
 /** Suffix of the file of an unfinished pass. */
 export const PROGRESS_SUFFIX = ".progress";
@@ -64,8 +67,7 @@ export function statisticsFiles(source: string): readonly string[] | undefined {
  * together
  */
 export function loadStatistics(paths: readonly string[], fingerprint: string): CalibrationStatistics {
-  const [first, ...others] = paths.map((path) => readCalibrationStatistics(path, { fingerprint }).statistics);
-  return others.reduce((merged, other) => merged.merge(other), first!);
+  return mergeStatistics(paths.map((path) => readCalibrationStatistics(path, { fingerprint }).statistics));
 }
 
 /** Where statistics are to be saved, and for which pass. */
@@ -81,6 +83,8 @@ export interface SaveStatistics extends RunOptions {
   /** Stands for data, samples and seed. */
   readonly dataIdentity: string;
   readonly kernels: Kernels;
+  /** The part of the samples that the calibrated model has, where it has no more. */
+  readonly shard?: Shard | undefined;
   /** Bytes of statistics in memory at once; default as {@linkcode statisticsByRun}'s. */
   readonly bytesAtOnce?: number | undefined;
 }
@@ -96,7 +100,7 @@ export async function saveStatistics(
   calibrated: Calibrated,
   options: SaveStatistics,
 ): Promise<CalibrationStatistics> {
-  const { path, force, second, fingerprint, dataIdentity, kernels, onEvent } = options;
+  const { path, force, second, fingerprint, dataIdentity, kernels, shard, onEvent } = options;
   const { data, statistics: given } = calibrated;
   const groups = calibrationGroups(data.axis, options.groups);
   const { source, isSynthetic, samples } = data;
@@ -105,17 +109,13 @@ export async function saveStatistics(
   const blocks = [...layerInputs(model, undefined, options.blockOf)].flatMap(([name, { cols, block }]) =>
     block === cols ? [] : [[name, block]]
   );
-  const run: CalibrationRun = {
-    identity: sha256(
-      JSON.stringify([
-        ...[fingerprint, dataIdentity, second, axis.kind, axis.bins, [...boundaries], kernels.isa],
-        ...(blocks.length === 0 ? [] : [blocks]),
-      ]),
-    ),
-    source,
-    isSynthetic,
-    samples,
-  };
+  const identity = sha256(
+    JSON.stringify([
+      ...[fingerprint, dataIdentity, second, axis.kind, axis.bins, [...boundaries], kernels.isa],
+      ...(blocks.length === 0 ? [] : [blocks]),
+    ]),
+  );
+  const run = runOf({ identity, source, isSynthetic, samples }, shard);
   const isWanted = ({ runs }: CalibrationStatistics) =>
     JSON.stringify(runs.map(({ identity }) => identity)) ===
       JSON.stringify((given?.runs ?? [run]).map(({ identity }) => identity));
@@ -156,6 +156,33 @@ export function saveMerged(
     kind: "calibrate",
     message: `statistics of ${statistics.runs.length} runs saved as ${quote(path)}`,
   });
+}
+
+/**
+ * Merges files of statistics into one: parts of one pass, or passes over different data. The order of the files does not
+ * matter: parts are added up by number, passes by identity.
+ *
+ * @throws {CalibrationError | FormatError} when parts are missing or there twice, or the files do not belong together
+ * @throws {OutputError} when there is another file
+ */
+export function mergeStatisticsFiles(
+  paths: readonly string[],
+  output: string,
+  options: RunOptions & { readonly force?: boolean | undefined },
+): CalibrationStatistics {
+  const fingerprints = paths.map((path) => {
+    using file = SafetensorsFile.open(path);
+    return file.metadata["fingerprint"] ?? "";
+  });
+  const all = paths.map((path, i) =>
+    readCalibrationStatistics(path, { fingerprint: fingerprints[i]! }).statistics
+  );
+  const first = (own: CalibrationStatistics) => own.runs[0]!.shard?.of ?? own.runs[0]!.identity;
+  const merged = mergeStatistics(
+    all.toSorted((a, b) => first(a) < first(b) ? -1 : first(a) > first(b) ? 1 : 0),
+  );
+  saveMerged(output, merged, options);
+  return merged;
 }
 
 /** @throws {OutputError} where a name leads elsewhere, or is that of a file of somebody else */

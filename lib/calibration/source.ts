@@ -15,7 +15,9 @@ import { loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile } from "../files/whole.ts";
 import { acquireFileLock } from "../output/lock.ts";
 import { digestTensors } from "../output/source_digest.ts";
+import type { Shard } from "../plan/shards.ts";
 import { pause, stoppable } from "../progress.ts";
+import { loadCalibrationShard, shardPath } from "./statistics_shards.ts";
 import { loadStatistics, saveMerged, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 import { layersWith, type Solvable } from "./statistics_alone.ts";
 
@@ -57,6 +59,8 @@ export interface SaveCalibration {
   readonly path: string;
   /** Also the second moment of each time group, which output corrections need. */
   readonly groupMoments?: boolean | undefined;
+  /** A part of the samples only, into a file of its own beside the path. */
+  readonly shard?: Shard | undefined;
 }
 
 /** A checkpoint's model with its calibration data, or with saved statistics of them. */
@@ -87,6 +91,8 @@ export async function openCalibration(
   const samples = config.calibrationSamples ?? undefined, seed = config.calibrationSeed;
   // A saved pass goes on from its number of parts: they are always alike.
   const batchPositions = save === undefined ? options.batchPositions : undefined;
+  const data = { source, samples, seed, batchPositions, self: config.selfCalibration };
+  const shard = save?.shard;
   const calibrated = statistics === undefined
     ? await stoppable(
       options.signal,
@@ -94,15 +100,15 @@ export async function openCalibration(
         ? "repeat the command, where it had begun with --resume"
         : "go on with --resume, what the model has made is kept",
       () =>
-        loadCalibration(
-          loaded,
-          { source, samples, seed, batchPositions, self: config.selfCalibration },
-          options,
-        ),
+        shard === undefined
+          ? loadCalibration(loaded, data, options)
+          : loadCalibrationShard(loaded, data, shard, options),
     )
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;
-  const { path, groupMoments = false } = save, { signal, onEvent, onProgress, force = false } = options;
+  const { groupMoments = false } = save,
+    path = shard === undefined ? save.path : shardPath(save.path, shard),
+    { signal, onEvent, onProgress, force = false } = options;
   const remedy = "give the same command again, what is collected is kept";
   const weights = await stoppable(
     signal,
@@ -131,6 +137,7 @@ export async function openCalibration(
         fingerprint,
         dataIdentity,
         kernels,
+        shard,
         signal,
         onEvent,
         onProgress,

@@ -3,7 +3,14 @@
  * after the other in bounded memory; a stopped run can be resumed. docs/format.md specifies the files.
  */
 export { dequantizeCheckpoint, type DequantizeCheckpointOptions } from "./dequantize_checkpoint.ts";
-export { quantizeCheckpoint, type QuantizeCheckpointOptions } from "./quantize_checkpoint.ts";
+export {
+  type OpenRunOptions,
+  quantizeCheckpoint,
+  type QuantizeCheckpointOptions,
+  saveCalibrationOf,
+} from "./quantize_checkpoint.ts";
+export { mergeStatisticsFiles } from "../calibration/saved_statistics.ts";
+export { isCalibrationStatistics } from "../time/mod.ts";
 export { outputErrors, type RunReport, type Totals } from "./run_report.ts";
 export { type DividedPlan, dividePlan } from "./sharded_run.ts";
 export {

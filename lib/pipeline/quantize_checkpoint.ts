@@ -19,7 +19,7 @@ import {
   wantsPhases,
 } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
-import { CheckpointError } from "../errors.ts";
+import { CalibrationError, CheckpointError } from "../errors.ts";
 import { isJsonObject } from "../files/json.ts";
 import { limitsOf } from "../files/limits.ts";
 import { quote } from "../files/positional.ts";
@@ -304,6 +304,25 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
     options,
     [Symbol.dispose]: close,
   };
+}
+
+/**
+ * Saves statistics of what a model's layers read, and quantizes nothing; of a part of the samples where
+ * `saveCalibration.shard` says so, into a file of its own. A stopped pass goes on.
+ *
+ * @throws {CalibrationError} when there are no data, or statistics instead of them
+ * @throws {OutputError} when there is another file
+ */
+export async function saveCalibrationOf(
+  options: OpenRunOptions & { readonly saveCalibration: SaveCalibration },
+): Promise<void> {
+  using run = openRun(options);
+  if (options.saveCalibration.shard !== undefined && readsStatistics(run.checkpoint, run.config)) {
+    throw new CalibrationError(
+      "Cannot calibrate in shards: calibration data must be samples, got saved statistics: merge.ts brings those together",
+    );
+  }
+  await run.calibration.open();
 }
 
 /** @throws {CheckpointError} when the weights are quantized already, by this tool or another one */

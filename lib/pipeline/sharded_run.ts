@@ -117,6 +117,6 @@ export function checkOneCandidate(calibrated: Solvable, config: ConfigInForce): 
   );
 }
 
-/** Whether layers are solved on saved statistics, so that no other layer's weights matter. */
+/** Whether what layers read is known from saved statistics, so that no other layer's weights matter. */
 export const readsStatistics = (checkpoint: Checkpoint, config: ConfigInForce): boolean =>
-  isCalibrated(config) && statisticsFiles(calibrationSource(checkpoint, config)) !== undefined;
+  statisticsFiles(calibrationSource(checkpoint, config)) !== undefined;

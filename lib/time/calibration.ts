@@ -32,6 +32,8 @@ export interface CalibrationRun {
   readonly source: string;
   readonly isSynthetic: boolean;
   readonly samples: number;
+  /** Of a part of the pass's samples, the number of the part, of how many, and the identity of the whole pass. */
+  readonly shard?: { readonly index: number; readonly count: number; readonly of: string } | undefined;
 }
 
 /** An input that one or several layers read. */
@@ -455,6 +457,20 @@ export class CalibrationStatistics {
       }
     }
     return merged;
+  }
+
+  /** The same statistics as those of other runs. */
+  withRuns(runs: readonly CalibrationRun[]): CalibrationStatistics {
+    const { fingerprint, model, groups, inputs, second, isLoaded } = this;
+    const load: LoadMoments | undefined = isLoaded ? (name, which) => inputs.get(name)![which]! : undefined;
+    const same = new CalibrationStatistics({ fingerprint, model, groups, inputs, second, runs, load });
+    const keys = ["weight", "tokens", "samples", "sum", "squares", "second", "groupSecond"] as const;
+    for (const [name, own] of same.inputs) {
+      const from = inputs.get(name)!;
+      for (const key of isLoaded ? keys.slice(0, -2) : keys) own[key]?.set(from[key]!);
+      for (const [g, histogram] of own.histograms.entries()) histogram.merge(from.histograms[g]!);
+    }
+    return same;
   }
 
   /** @throws {CalibrationError} when others cannot be added to these */

@@ -389,15 +389,30 @@ function parseRuns(text: string | undefined, malformed: Malformed): CalibrationR
     throw malformed(`runs must be 1 to ${MAX_CALIBRATION_RUNS}, got ${runs.length}`);
   }
   return runs.map((run): CalibrationRun => {
-    const { identity, source, isSynthetic, samples } = (run ?? {}) as Record<string, unknown>;
+    const { identity, source, isSynthetic, samples, shard } = (run ?? {}) as Record<string, unknown>;
     if (
       typeof identity !== "string" || typeof source !== "string" || typeof isSynthetic !== "boolean" ||
       typeof samples !== "number" || !Number.isSafeInteger(samples) || samples < 1
     ) {
       throw malformed("each run must have an identity, a source, isSynthetic and samples");
     }
-    return { identity, source, isSynthetic, samples };
+    const own = { identity, source, isSynthetic, samples };
+    return shard === undefined ? own : { ...own, shard: parseRunShard(shard, malformed) };
   });
+}
+
+function parseRunShard(value: unknown, malformed: Malformed): NonNullable<CalibrationRun["shard"]> {
+  const { index, count, of } = (value ?? {}) as Record<string, unknown>;
+  const isWhole = (number: unknown): number is number => Number.isSafeInteger(number) && Number(number) >= 1;
+  if (
+    isWhole(index) && isWhole(count) && index <= count && count <= MAX_CALIBRATION_RUNS &&
+    typeof of === "string"
+  ) {
+    return { index, count, of };
+  }
+  throw malformed(
+    `a run's shard must have an index, a count of at most ${MAX_CALIBRATION_RUNS} and the run that it is of`,
+  );
 }
 
 /** Fills an input from the file. */

@@ -1,0 +1,107 @@
+/** Statistics in parts, each of some of the samples, and what adds them up to those of one pass. */
+import { CalibrationError } from "../errors.ts";
+import { sha256 } from "../files/whole.ts";
+import type { LoadedModel } from "../models/mod.ts";
+import { type Shard, shardFolder, shardText } from "../plan/shards.ts";
+import type { CalibrationRun, CalibrationStatistics } from "../time/mod.ts";
+import { BATCH_POSITIONS, type CalibrationOptions, type CalibrationPart } from "./draw.ts";
+import { type Calibrated, loadCalibration } from "./mod.ts";
+import type { OwnSampleOptions, OwnSampleSettings } from "./own_samples.ts";
+
+/** Name of a part's file, as `stats.shard-1-of-4.safetensors`. */
+export const shardPath = (path: string, shard: Shard): string =>
+  `${path.replace(/\.safetensors$/, "")}.${shardFolder(shard)}.safetensors`;
+
+/** Batches that a shard has at least, so that shards are about alike. */
+const LEAST_BATCHES = 4;
+
+/**
+ * Calibration data with the samples of one shard: a run of batches, as many as the others' within one. Batches are smaller
+ * where there are few samples for a shard; the samples themselves are those that one pass would draw.
+ *
+ * @throws {CalibrationError} as {@linkcode loadCalibration}, and where there are fewer batches than shards
+ */
+export async function loadCalibrationShard(
+  loaded: LoadedModel,
+  given: CalibrationOptions & { readonly self?: OwnSampleSettings | undefined },
+  shard: Shard,
+  run: OwnSampleOptions,
+): Promise<Calibrated> {
+  let whole = await loadCalibration(loaded, given, run);
+  const wanted = LEAST_BATCHES * shard.count, { fit } = whole.data;
+  if (fit.length < wanted) {
+    const positions = fit.reduce((sum, { weights }) => sum + weights.length, 0);
+    const batchPositions = Math.max(1, Math.min(BATCH_POSITIONS, Math.floor(positions / wanted)));
+    whole = await loadCalibration(loaded, { ...given, own: whole.data.own, batchPositions }, run);
+  }
+  return whole.kind === "sequences"
+    ? { ...whole, data: { ...whole.data, ...partOf(whole.data.fit, shard) } }
+    : { ...whole, data: { ...whole.data, ...partOf(whole.data.fit, shard) } };
+}
+
+function partOf<Batch>(
+  fit: readonly CalibrationPart<Batch>[],
+  shard: Shard,
+): { readonly fit: readonly CalibrationPart<Batch>[]; readonly samples: number } {
+  const { index, count } = shard, at = (i: number) => Math.floor(i * fit.length / count);
+  if (fit.length < count) {
+    throw new CalibrationError(
+      `Cannot calibrate shard ${
+        shardText(shard)
+      }: there must be a sample for each, got ${fit.length} batches of samples`,
+    );
+  }
+  const own = fit.slice(at(index - 1), at(index));
+  return { fit: own, samples: own.reduce((sum, { samples }) => sum + samples, 0) };
+}
+
+/** The run of a pass, or of a part of its samples. */
+export function runOf(run: CalibrationRun, shard: Shard | undefined): CalibrationRun {
+  if (shard === undefined) return run;
+  const { index, count } = shard;
+  return {
+    ...run,
+    identity: sha256(`${run.identity} ${shardText(shard)}`),
+    shard: { index, count, of: run.identity },
+  };
+}
+
+/**
+ * Statistics added up in their order; of a pass in parts all parts, whatever their order, as those of the one pass.
+ *
+ * @throws {CalibrationError} when parts are missing or there twice, or statistics do not belong together
+ */
+export function mergeStatistics(all: readonly CalibrationStatistics[]): CalibrationStatistics {
+  const passes = Map.groupBy(all, ({ runs: [first] }) => first!.shard?.of ?? first!.identity);
+  const whole = [...passes.values()].flatMap((own) =>
+    own[0]!.runs[0]!.shard === undefined ? own : [ofParts(own)]
+  );
+  return whole.slice(1).reduce((merged, other) => merged.merge(other), whole[0]!);
+}
+
+/** Statistics of a pass of which these are the parts. */
+function ofParts(parts: readonly CalibrationStatistics[]): CalibrationStatistics {
+  const shardOf = ({ runs: [run] }: CalibrationStatistics) => run!.shard!, { count, of } = shardOf(parts[0]!);
+  const fail = (reason: string) =>
+    new CalibrationError(`Cannot merge calibration statistics: ${reason} (${parts[0]!.runs[0]!.source})`);
+  const others = parts.find((part) => shardOf(part).count !== count);
+  if (others !== undefined) {
+    throw fail(`parts must be of one division, got some of ${count} and some of ${shardOf(others).count}`);
+  }
+  const byIndex = Map.groupBy(parts, (part) => shardOf(part).index);
+  const twice = [...byIndex].find(([, own]) => own.length > 1);
+  if (twice !== undefined) throw fail(`every part must be there once, got twice: ${twice[0]}/${count}`);
+  const missing = Array.from({ length: count }, (_, i) => i + 1).filter((index) => !byIndex.has(index));
+  if (missing.length > 0) {
+    throw fail(
+      `all ${count} parts must be there, missing: ${
+        missing.slice(0, 8).map((i) => `${i}/${count}`).join(", ")
+      }`,
+    );
+  }
+  const sorted = parts.toSorted((a, b) => shardOf(a).index - shardOf(b).index);
+  const merged = sorted.slice(1).reduce((sum, part) => sum.merge(part), sorted[0]!);
+  const { source, isSynthetic } = sorted[0]!.runs[0]!;
+  const samples = sorted.reduce((sum, { runs }) => sum + runs[0]!.samples, 0);
+  return merged.withRuns([{ identity: of, source, isSynthetic, samples }]);
+}
