@@ -176,11 +176,7 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
       "with --save-calibration a shard is a part of the samples: leave OUT out, and quantize after merge.ts",
     );
   }
-  for (const key of LATER_KEYS) {
-    if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
-      display.log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
-    }
-  }
+  warnOfLaterKeys(origins, display.log);
   if (values.report !== undefined) {
     if (shard !== undefined) throw new UsageError("--report needs the whole model: leave it out of a shard");
     if (config.target !== null) {
@@ -239,6 +235,15 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
     if (exported !== undefined) {
       print("");
       printExport(exported, seconds);
+    }
+  }
+}
+
+/** Warns of keys that this version reads and does not use. */
+function warnOfLaterKeys(origins: Readonly<Record<string, string>>, log: (line: string) => void): void {
+  for (const key of LATER_KEYS) {
+    if (origins[key] !== "default" && !origins[key]?.startsWith("deployment_profile")) {
+      log(`warning: ${key} (${printable(origins[key] ?? "")}) has no effect in this version`);
     }
   }
 }

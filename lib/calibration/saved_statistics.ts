@@ -24,7 +24,7 @@ import { blockRuns, layerInputs, statisticsByRun } from "./collect.ts";
 import { exists, ownKind, quote, remove, sha256 } from "../files/whole.ts";
 import type { Shard } from "../plan/shards.ts";
 import type { RunOptions } from "../progress.ts";
-import { mergeStatistics, runOf } from "./statistics_shards.ts";
+import { mergeStatistics, runOf } from "./statistics/parts.ts";
 
 /** Suffix of the file of an unfinished pass. */
 export const PROGRESS_SUFFIX = ".progress";

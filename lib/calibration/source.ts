@@ -8,16 +8,16 @@ import { type Config, hasBudget } from "../config/mod.ts";
 import { type HeldWeights, modelFrom, runLimits } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
-import { modelFingerprint } from "../time/mod.ts";
+import { type CalibrationStatistics, modelFingerprint } from "../time/mod.ts";
 import type { OwnSampleOptions } from "./own_samples.ts";
 import { chooseMoment } from "./moment_structure.ts";
-import { loadCalibration, withStatistics } from "./mod.ts";
+import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile } from "../files/whole.ts";
 import { acquireFileLock } from "../output/lock.ts";
 import { digestTensors } from "../output/source_digest.ts";
 import type { Shard } from "../plan/shards.ts";
-import { pause, stoppable } from "../progress.ts";
-import { loadCalibrationShard, shardPath } from "./statistics_shards.ts";
+import { pause, type RunOptions, stoppable } from "../progress.ts";
+import { loadCalibrationShard, shardPath } from "./statistics/parts.ts";
 import { loadStatistics, saveMerged, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
 import { layersWith, type Solvable } from "./statistics_alone.ts";
 
@@ -106,9 +106,33 @@ export async function openCalibration(
     )
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;
-  const { groupMoments = false } = save,
-    path = shard === undefined ? save.path : shardPath(save.path, shard),
-    { signal, onEvent, onProgress, force = false } = options;
+  const saved = await statisticsSaved(checkpoint, calibrated, config, save, {
+    ...options,
+    source,
+    fingerprint,
+    kernels,
+  });
+  const isUsed = statistics !== undefined || config.calibrationMode === "once" || hasBudget(config);
+  return isUsed ? { ...calibrated, statistics: saved } : calibrated;
+}
+
+/** Statistics of calibrated data, saved. */
+async function statisticsSaved(
+  checkpoint: Checkpoint,
+  calibrated: Calibrated,
+  config: Config,
+  save: SaveCalibration,
+  options: RunOptions & {
+    readonly source: string;
+    readonly fingerprint: string;
+    readonly kernels: Kernels;
+    readonly force?: boolean | undefined;
+    readonly bytesAtOnce?: number | undefined;
+  },
+): Promise<CalibrationStatistics> {
+  const { groupMoments = false, shard } = save,
+    { source, fingerprint, kernels, signal, onEvent, onProgress } = options;
+  const path = shard === undefined ? save.path : shardPath(save.path, shard), { force = false } = options;
   const remedy = "give the same command again, what is collected is kept";
   const weights = await stoppable(
     signal,
@@ -117,13 +141,13 @@ export async function openCalibration(
   );
   const dataIdentity = JSON.stringify([
     await calibrationDigest(source),
-    samples,
-    seed,
+    config.calibrationSamples ?? undefined,
+    config.calibrationSeed,
     weights,
     ...(source === "self" ? [config.selfCalibration] : []),
   ]);
   const release = acquireFileLock(path);
-  const saved = await stoppable(
+  return await stoppable(
     signal,
     remedy,
     () =>
@@ -144,6 +168,4 @@ export async function openCalibration(
         bytesAtOnce: options.bytesAtOnce,
       }),
   ).finally(release);
-  const isUsed = statistics !== undefined || config.calibrationMode === "once" || hasBudget(config);
-  return isUsed ? { ...calibrated, statistics: saved } : calibrated;
 }

@@ -1,12 +1,12 @@
 /** Statistics in parts, each of some of the samples, and what adds them up to those of one pass. */
-import { CalibrationError } from "../errors.ts";
-import { sha256 } from "../files/whole.ts";
-import type { LoadedModel } from "../models/mod.ts";
-import { type Shard, shardFolder, shardText } from "../plan/shards.ts";
-import type { CalibrationRun, CalibrationStatistics } from "../time/mod.ts";
-import { BATCH_POSITIONS, type CalibrationOptions, type CalibrationPart } from "./draw.ts";
-import { type Calibrated, loadCalibration } from "./mod.ts";
-import type { OwnSampleOptions, OwnSampleSettings } from "./own_samples.ts";
+import { CalibrationError } from "../../errors.ts";
+import { sha256 } from "../../files/whole.ts";
+import type { LoadedModel } from "../../models/mod.ts";
+import { type Shard, shardFolder, shardText } from "../../plan/shards.ts";
+import type { CalibrationRun, CalibrationStatistics } from "../../time/mod.ts";
+import { BATCH_POSITIONS, type CalibrationOptions, type CalibrationPart } from "../draw.ts";
+import { type Calibrated, loadCalibration } from "../mod.ts";
+import type { OwnSampleOptions, OwnSampleSettings } from "../own_samples.ts";
 
 /** Name of a part's file, as `stats.shard-1-of-4.safetensors`. */
 export const shardPath = (path: string, shard: Shard): string =>
