@@ -247,6 +247,16 @@ export function listFolder(folder: string): string[] {
   }
 }
 
+/** Bytes of the files in a folder, without those in folders in it; 0 when it does not exist. */
+export function folderBytes(folder: string): number {
+  let bytes = 0;
+  for (const name of listFolder(folder)) {
+    const path = join(folder, name);
+    if (ownKind(path) === "file") bytes += statSync(path).size;
+  }
+  return bytes;
+}
+
 /** Free bytes where `path` will be, undefined when the system does not say. */
 export function freeBytes(path: string): number | undefined {
   for (let place = path;; place = dirname(place)) {

@@ -128,8 +128,10 @@ export async function withRewrite<T>(
   } catch (error) {
     const final = [WeightsError, CalibrationError, SourceChangedError];
     // With more memory the same run goes on from what it has.
-    const isFinal = final.some((kind) => error instanceof kind) ||
-      (error instanceof MemoryError && !folder.holdsWork());
+    // So does one that was refused for want of space, which no system call has told.
+    const isRefused = error instanceof MemoryError ||
+      (error instanceof OutputError && error.cause === undefined);
+    const isFinal = final.some((kind) => error instanceof kind) || (isRefused && !folder.holdsWork());
     if (isFinal) await folder.discard();
     else if (error instanceof InterruptedError || error instanceof MemoryError) folder.syncJournal();
     throw error;

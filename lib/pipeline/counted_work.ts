@@ -131,6 +131,11 @@ export class CountedWork {
     );
   }
 
+  /** Bytes of all tensors of the output. */
+  get outputBytes(): number {
+    return this.#run.rows.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
+  }
+
   /** Bytes of packed token tables. */
   get #tableBytes(): number {
     return this.#run.rows.reduce((sum, row) => sum + (isTokenTable(row) ? row.bytesAfter : 0), 0);

@@ -7,7 +7,7 @@ import type { Solvable } from "../calibration/statistics_alone.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
 import { MemoryError, OutputError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
-import { freeBytes } from "../files/whole.ts";
+import { folderBytes, freeBytes } from "../files/whole.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PlanRow } from "../plan/plan.ts";
 import { formatBytes, type RunOptions, secondsText } from "../progress.ts";
@@ -114,12 +114,18 @@ function divide(memory: MemoryShares, { weights }: CountedWork, stages: readonly
   const fixed = RUNTIME_BYTES + Math.max(...stages.map(({ bytes }) => bytes));
   const states = Math.max(...stages.map(({ statesBytes }) => statesBytes));
   const room = memory.roomBytes - fixed, forStates = Math.min(states, Math.max(0, room - weights.leastBytes));
-  memory.statesBytes = forStates;
+  // Where there is room for all of both, what is left is for states: nothing is written for a miscount.
+  memory.statesBytes = Math.max(forStates, room - weights.bytes);
   memory.held.limitBytes = Math.max(weights.leastBytes, room - forStates);
   return fixed + forStates + Math.min(weights.bytes, memory.held.limitBytes);
 }
 
-/** @throws {OutputError} when solved layers and states do not fit on the disk beside the output */
+/**
+ * Solved layers stay until the output is complete, so the disk holds them with the states between stages first, then
+ * with the output. What an earlier run has left in the folder is there already.
+ *
+ * @throws {OutputError} when the disk has no room for that
+ */
 function checkDisk(
   { config, folder, memory }: ForecastRun,
   counted: CountedWork,
@@ -129,14 +135,18 @@ function checkDisk(
   const free = folder === undefined ? undefined : freeBytes(folder);
   if (free === undefined) return;
   const solved = candidateCount(calibrated, config) * counted.packedBytes;
-  const states = Math.max(...stages.map(({ statesBytes }) => statesBytes)) - memory.statesBytes;
-  if (solved + states <= free) return;
+  const states = Math.max(0, Math.max(...stages.map(({ statesBytes }) => statesBytes)) - memory.statesBytes);
+  const written = counted.outputBytes, needed = solved + Math.max(states, written);
+  const kept = folderBytes(folder!);
+  if (needed <= free + kept) return;
   throw new OutputError(
     `Cannot calibrate into ${quote(folder!)}: the file system must have ${
-      formatBytes(solved + states)
-    } free until the run is finished (${formatBytes(solved)} solved layers, ${
+      formatBytes(needed)
+    } free until the run is finished (${formatBytes(solved)} solved layers; with them first ${
       formatBytes(states)
-    } states between stages), got ${formatBytes(free)}: free some space or choose another folder` +
+    } states between stages, then ${formatBytes(written)} of the output), got ${formatBytes(free)}${
+      kept > 0 ? ` beside ${formatBytes(kept)} of the stopped run` : ""
+    }: free some space or choose another folder` +
       (states > 0 ? ", or give more --max-memory" : ""),
     { path: folder! },
   );

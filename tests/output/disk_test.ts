@@ -5,11 +5,11 @@ import { join } from "node:path";
 import { IntegrityError, OutputError } from "../../lib/errors.ts";
 import { EXPORT_FORMATS, exportCheckpoint } from "../../lib/interop/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { WORK_FOLDER } from "../../lib/pipeline/mod.ts";
+import { quantizeCheckpoint, WORK_FOLDER } from "../../lib/pipeline/mod.ts";
 import { TensorSink } from "../../lib/output/tensor_sink.ts";
 import { SafetensorsWriter } from "../../lib/tensor/mod.ts";
 import { differences, rejection, workplace, writeCheckpoint } from "../_checkpoints.ts";
-import { DIT, DREAM, pipelineRuns } from "../pipeline/_runs.ts";
+import { configOf, DIT, DREAM, pipelineRuns } from "../pipeline/_runs.ts";
 
 const place = workplace();
 const kernels = await openKernels();
@@ -39,7 +39,7 @@ describe("faults of the disk", () => {
   test("that show in a background sync end the run", async () => {
     const input = writeCheckpoint(place.fresh("input"), {
       // More than is written between two syncs.
-      "a.bias": { dtype: "U8", shape: [100 * 2 ** 20], data: new Uint8Array(100 * 2 ** 20) },
+      "a.bias": { dtype: "F32", shape: [25 * 2 ** 20], data: new Uint8Array(100 * 2 ** 20) },
     });
     const output = place.fresh();
     const partial = join(output, WORK_FOLDER, "model.safetensors.partial");
@@ -75,6 +75,30 @@ describe("a full disk", () => {
       expect(error).toBeInstanceOf(OutputError);
       expect(error.message).toContain("free bytes");
       expect(existsSync(output)).toBe(false);
+    } finally {
+      spawnSync("umount", [disk]);
+    }
+  });
+
+  test("that holds the output but not the solved layers beside it is refused before the work", async () => {
+    const disk = mountSmall(3);
+    if (disk === undefined) return;
+    try {
+      const output = join(disk, "out"),
+        config = { solver: "feedback", calibration_samples: 32, bit_width: 3 };
+      const job = { input: DIT, output, config: configOf(config), kernels };
+      const { totals: { fileBytesAfter: bytesAfter } } = await quantizeCheckpoint({ ...job, dryRun: true });
+      // Half of the solved layers have room.
+      const { bavail, bsize } = statfsSync(disk), filler = bavail * bsize - 1.5 * bytesAfter;
+      writeFileSync(join(disk, "filler"), new Uint8Array(filler));
+      const error = await rejection(quantizeCheckpoint(job));
+      expect(error).toBeInstanceOf(OutputError);
+      expect(error.message).toMatch(
+        /must have .*B free until the run is finished \(.*B solved layers; with them first .*, then .*B of the output\), got/,
+      );
+      expect(existsSync(output)).toBe(false);
+      rmSync(join(disk, "filler"));
+      await quantizeCheckpoint(job);
     } finally {
       spawnSync("umount", [disk]);
     }
