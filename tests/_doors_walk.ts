@@ -1,6 +1,6 @@
 /**
  * `_doors_walk.ts BACKEND SEED CALLS FOLDER`: calls every function, and every method of every class, of every door
- * with wrong arguments. Arrays lie between canaries. Names each call in FOLDER/last before it, so that a call that
+ * with wrong arguments. Arrays lie between canaries, and on Linux in front of forbidden pages. Names each call in FOLDER/last before it, so that a call that
  * ends the process or never returns is known; prints one JSON object.
  */
 import { Buffer } from "node:buffer";
@@ -9,6 +9,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import packageJson from "../package.json" with { type: "json" };
+import { guardPages } from "./_guard_pages.ts";
 import { randomStream } from "./_kernels.ts";
 
 const [backend, seed, calls, folder] = process.argv.slice(2) as ["native" | "wasm", string, string, string];
@@ -17,7 +18,8 @@ const one = <T>(list: readonly T[]): T => list[Math.floor(random() * list.length
 const models = join(folder, "models"); // a copy: some functions write where they are told to
 cpSync(fileURLToPath(new URL("models/", import.meta.url)), models, { recursive: true });
 
-const MARGIN = 1024, PATTERN = 0xa5, CANARY = new Uint8Array(2 * MARGIN).fill(PATTERN);
+const guard = await guardPages();
+const MARGIN = 1024, PATTERN = 0xa5, CANARY = new Uint8Array(2 * 4096).fill(PATTERN);
 const guarded: { whole: Uint8Array; begin: number; end: number }[] = [];
 const TYPES = [
   Float32Array,
@@ -29,12 +31,15 @@ const TYPES = [
   BigUint64Array,
 ] as const;
 
-/** An array between canaries, at a byte offset that its type allows and no other does. */
+/**
+ * An array behind a canary, and in front of a page that nobody may touch or of another canary; its byte offset is one
+ * that its type allows and no larger one does.
+ */
 function between(Type: (typeof TYPES)[number], length: number, shared = false) {
-  const bytes = length * Type.BYTES_PER_ELEMENT,
-    begin = MARGIN + Type.BYTES_PER_ELEMENT,
-    size = begin + bytes + MARGIN;
-  const buffer = shared ? new SharedArrayBuffer(size) : new ArrayBuffer(size);
+  const bytes = length * Type.BYTES_PER_ELEMENT, before = MARGIN + Type.BYTES_PER_ELEMENT;
+  const paged = shared ? undefined : guard?.(before + bytes), size = before + bytes + MARGIN;
+  const buffer = paged ?? (shared ? new SharedArrayBuffer(size) : new ArrayBuffer(size));
+  const begin = paged === undefined ? before : paged.byteLength - bytes;
   const whole = new Uint8Array(buffer).fill(PATTERN);
   guarded.push({ whole, begin, end: begin + bytes });
   const array = new Type(buffer as ArrayBuffer, begin, length);
@@ -107,7 +112,11 @@ const kernels = await openKernels({ backend, threads: 1 }),
   closed = await openKernels({ backend, threads: 1 });
 closed.close();
 const rows = 8, cols = 64;
-const floats = (n: number) => Float32Array.from({ length: n }, (_, i) => Math.sin(i * i));
+const floats = (n: number) => {
+  const array = between(Float32Array, n) as Float32Array<ArrayBuffer>;
+  for (let i = 0; i < n; i++) array[i] = Math.sin(i * i);
+  return array;
+};
 const weights = { data: floats(rows * cols), dtype: "F32" as const };
 const packed = quantize(kernels, weights, rows, cols, { bits: 2, groupSize: 16 });
 const moments = emptyMoments(cols);
