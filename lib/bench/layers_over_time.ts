@@ -1,5 +1,5 @@
 /** Output errors of a quantized folder's layers along the time axis. */
-import { thatRuns } from "../calibration/statistics_alone.ts";
+import { thatRuns } from "../calibration/statistics/alone.ts";
 import { calibrationBeside, calibrationSource, openCalibration } from "../calibration/source.ts";
 import { type Config, DEFAULT_CONFIG } from "../config/mod.ts";
 import { layerErrors } from "../eval/layer_errors.ts";

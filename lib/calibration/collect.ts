@@ -11,6 +11,7 @@ import {
   type LayerInput,
   type SecondMoments,
   statisticsBytes,
+  type StatisticsModel,
   type TimeGroups,
 } from "../time/mod.ts";
 import { pause } from "../progress.ts";
@@ -20,6 +21,8 @@ import type { Calibrated, CalibrationPart, CalibrationSet } from "./mod.ts";
 export interface CollectOptions {
   readonly kernels: Kernels;
   readonly fingerprint: string;
+  /** What a file is to say of the model. */
+  readonly model?: StatisticsModel | undefined;
   readonly groups: TimeGroups;
   readonly second: SecondMoments;
   /** Columns of a block of the second moment of inputs of so many columns; by default it is whole. */
@@ -144,13 +147,15 @@ async function* collect<Batch>(
   { fit }: CalibrationSet<Batch>,
   { start, onPart, signal, ...options }: RunsOptions,
 ): AsyncGenerator<CalibrationStatistics, undefined> {
-  const { kernels, fingerprint, groups, second, run } = options, runs = blockRuns(model, options);
+  const { kernels, fingerprint, model: own, groups, second, run } = options, runs = blockRuns(model, options);
   const states: Float32Array<ArrayBuffer>[] = [];
   for (const [index, { begin, end, inputs }] of runs.entries()) {
     const isLast = index === runs.length - 1, isDone = index < (start?.runs ?? 0);
     const known = index === start?.runs ? start : undefined;
     const statistics = known?.statistics ??
-      (isDone ? undefined : new CalibrationStatistics({ fingerprint, groups, inputs, second, runs: [run] }));
+      (isDone
+        ? undefined
+        : new CalibrationStatistics({ fingerprint, model: own, groups, inputs, second, runs: [run] }));
     for (const [i, part] of fit.entries()) {
       const isSeen = isDone || i < (known?.parts ?? 0);
       if (isSeen && isLast) continue;

@@ -4,7 +4,7 @@
  */
 import { existsSync } from "node:fs";
 import { CalibrationError, FormatError, OutputError } from "../errors.ts";
-import type { Blockwise } from "../models/mod.ts";
+import type { Blockwise, ModelLayers } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { SafetensorsFile } from "../tensor/mod.ts";
 import {
@@ -21,6 +21,7 @@ import {
 } from "../time/mod.ts";
 import type { Calibrated } from "./mod.ts";
 import { blockRuns, layerInputs, statisticsByRun } from "./collect.ts";
+import { isImportanceMatrix, readImportanceMatrix } from "./statistics/importance_matrix.ts";
 import { exists, ownKind, quote, remove, sha256 } from "../files/whole.ts";
 import type { Shard } from "../plan/shards.ts";
 import type { RunOptions } from "../progress.ts";
@@ -45,7 +46,8 @@ export function calibrationGroups(axis: TimeAxis, count: number): TimeGroups {
  * @throws {CalibrationError} when only some of several are files of statistics
  */
 export function statisticsFiles(source: string): readonly string[] | undefined {
-  const isStatistics = (path: string) => path.endsWith(".safetensors") && isCalibrationStatistics(path);
+  const isStatistics = (path: string) =>
+    path.endsWith(".safetensors") ? isCalibrationStatistics(path) : isImportanceMatrix(path);
   if (source === "synthetic" || source === "self") return undefined;
   if (existsSync(source)) return isStatistics(source) ? [source] : undefined;
   const paths = source.split(",").map((path) => path.trim());
@@ -67,7 +69,13 @@ export function statisticsFiles(source: string): readonly string[] | undefined {
  * together
  */
 export function loadStatistics(paths: readonly string[], fingerprint: string): CalibrationStatistics {
-  return mergeStatistics(paths.map((path) => readCalibrationStatistics(path, { fingerprint }).statistics));
+  return mergeStatistics(
+    paths.map((path) =>
+      path.endsWith(".safetensors")
+        ? readCalibrationStatistics(path, { fingerprint }).statistics
+        : readImportanceMatrix(path)
+    ),
+  );
 }
 
 /** Where statistics are to be saved, and for which pass. */
@@ -80,6 +88,8 @@ export interface SaveStatistics extends RunOptions {
   readonly blockOf?: ((cols: number) => number) | undefined;
   readonly groups: number;
   readonly fingerprint: string;
+  /** For people. */
+  readonly modelName: string;
   /** Stands for data, samples and seed. */
   readonly dataIdentity: string;
   readonly kernels: Kernels;
@@ -221,7 +231,8 @@ interface Collected {
  */
 async function collectResumably(
   calibrated: Calibrated,
-  { path, fingerprint, kernels, second, blockOf, signal, onEvent, onProgress, bytesAtOnce }: SaveStatistics,
+  { path, fingerprint, modelName, kernels, second, blockOf, signal, onEvent, onProgress, bytesAtOnce }:
+    SaveStatistics,
   { run, groups, isWanted }: {
     readonly run: CalibrationRun;
     readonly groups: TimeGroups;
@@ -229,7 +240,8 @@ async function collectResumably(
   },
 ): Promise<Collected> {
   const progress = path + PROGRESS_SUFFIX, parts = calibrated.data.fit.length;
-  const pass = { kernels, fingerprint, groups, second, blockOf, run, bytesAtOnce };
+  const model = { name: modelName, layers: shapesOf(calibrated.model) };
+  const pass = { kernels, fingerprint, model, groups, second, blockOf, run, bytesAtOnce };
   const wanted = blockRuns(calibrated.model as Blockwise<unknown>, pass), count = wanted.length;
   const names = wanted.map((_, i) => `${progress}-${i}`);
   for (const name of [progress, ...names]) checkOwn(name);
@@ -299,12 +311,20 @@ function joined(paths: readonly string[], fingerprint: string): CalibrationStati
   const all = paths.map((path) => readCalibrationStatistics(path, { fingerprint }, 0).statistics),
     [first] = all;
   const inputs = new Map(all.flatMap((each) => [...each.inputs]));
-  const { groups, second, runs } = first!;
+  const { model, groups, second, runs } = first!;
   const load: LoadMoments = (name, which) => inputs.get(name)![which]!;
-  const statistics = new CalibrationStatistics({ fingerprint, groups, inputs, second, runs, load });
+  const statistics = new CalibrationStatistics({ fingerprint, model, groups, inputs, second, runs, load });
   statistics.takeSums(inputs);
   return statistics;
 }
+
+/** Rows and columns of a model's linear layers. */
+const shapesOf = ({ stages }: ModelLayers) =>
+  new Map(
+    stages.flatMap(({ layers }) =>
+      layers.map(({ name, weights: { rows, cols } }) => [name, [rows, cols]] as const)
+    ),
+  );
 
 /** Whether a file holds statistics; false for what is no safetensors file. */
 function isOwn(path: string): boolean {

@@ -3,7 +3,7 @@
  * them.
  */
 import { existsSync } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { type Config, hasBudget } from "../config/mod.ts";
 import { type HeldWeights, modelFrom, runLimits } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -19,7 +19,7 @@ import type { Shard } from "../plan/shards.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
 import { loadCalibrationShard, shardPath } from "./statistics/parts.ts";
 import { loadStatistics, saveMerged, saveStatistics, statisticsFiles } from "./saved_statistics.ts";
-import { layersWith, type Solvable } from "./statistics_alone.ts";
+import { layersWith, type Solvable } from "./statistics/alone.ts";
 
 /** Data that lie beside a checkpoint and are used when none are named. */
 const BESIDE = ["calibration.jsonl", "calibration_images.safetensors", "calibration.safetensors"];
@@ -61,6 +61,13 @@ export interface SaveCalibration {
   readonly groupMoments?: boolean | undefined;
   /** A part of the samples only, into a file of its own beside the path. */
   readonly shard?: Shard | undefined;
+}
+
+/** What a checkpoint calls its architecture, or is called. */
+function modelName({ config, path }: Checkpoint): string {
+  const { architectures, _class_name: className } = config ?? {};
+  const [first] = Array.isArray(architectures) ? architectures as unknown[] : [className];
+  return typeof first === "string" ? first : basename(path);
 }
 
 /** A checkpoint's model with its calibration data, or with saved statistics of them. */
@@ -159,6 +166,7 @@ async function statisticsSaved(
         blockOf: (cols) =>
           chooseMoment(config.solverOptions, { cols, positions: calibrated.data.distinctPositions }).block,
         fingerprint,
+        modelName: modelName(checkpoint),
         dataIdentity,
         kernels,
         shard,

@@ -182,7 +182,7 @@ const ROWS: Rows = {
   ),
   calibration_data: key(orNull(text), null).means(
     "File of calibration data, JSONL or safetensors; or `self`, what the model makes with its own sampler; or " +
-      "`synthetic`; or files of saved statistics, separated by commas. By default the file beside the " +
+      "`synthetic`; or files of saved statistics or importance matrices of llama.cpp, separated by commas. By default the file beside the " +
       "checkpoint, `self` where there is none",
   ),
   calibration_samples: key(orNull(integer(32, 1024)), null, { unit: "samples" }).means(

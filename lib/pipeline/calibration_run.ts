@@ -6,7 +6,7 @@ import {
   type SaveCalibration,
 } from "../calibration/source.ts";
 import { KeptSamples } from "../calibration/kept_samples.ts";
-import type { Solvable } from "../calibration/statistics_alone.ts";
+import type { Solvable } from "../calibration/statistics/alone.ts";
 import { type Config, type ConfigInForce, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { MemoryError } from "../errors.ts";

@@ -2,7 +2,7 @@
 import { chooseMoment } from "../calibration/moment_structure.ts";
 import { blockRuns } from "../calibration/collect.ts";
 import type { CalibrationPart } from "../calibration/mod.ts";
-import { type Solvable, thatRuns } from "../calibration/statistics_alone.ts";
+import { type Solvable, thatRuns } from "../calibration/statistics/alone.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { maskedRows } from "../calibration/step_kl.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";

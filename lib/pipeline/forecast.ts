@@ -3,7 +3,7 @@
  * settings would take, and memory and disk, which are refused where they do not suffice, with a setting for which
  * they do.
  */
-import type { Solvable } from "../calibration/statistics_alone.ts";
+import type { Solvable } from "../calibration/statistics/alone.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
 import { MemoryError, OutputError } from "../errors.ts";
 import { quote } from "../files/positional.ts";

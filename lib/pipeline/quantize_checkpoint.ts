@@ -6,7 +6,7 @@
 import { join } from "node:path";
 import process from "node:process";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
-import { type Solvable, thatRuns } from "../calibration/statistics_alone.ts";
+import { type Solvable, thatRuns } from "../calibration/statistics/alone.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import { hasStatistics, type SaveCalibration } from "../calibration/source.ts";
 import {
@@ -196,8 +196,8 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
   using run = openRun(options);
   const first = await firstPlan(run);
   const request = await requestOutput(run, first, options);
-  if (options.saveCalibration !== undefined) {
-    checkOutput(request); // before minutes of work that it would make useless
+  if (options.saveCalibration !== undefined || hasStatistics(run.config)) {
+    checkOutput(request); // before minutes of work that it would make useless, and files that do not fit before it
     await run.calibration.open();
   }
   if (!measuresBits(run.config)) warn(run, first);

@@ -2,7 +2,7 @@
 import { candidateCount } from "../solve/candidates.ts";
 import { calibrationSource } from "../calibration/source.ts";
 import { statisticsFiles } from "../calibration/saved_statistics.ts";
-import type { Solvable } from "../calibration/statistics_alone.ts";
+import type { Solvable } from "../calibration/statistics/alone.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { ConfigError } from "../errors.ts";

@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import type { CalibrationPart } from "../calibration/mod.ts";
-import type { Solvable } from "../calibration/statistics_alone.ts";
+import type { Solvable } from "../calibration/statistics/alone.ts";
 import type { Solver } from "../config/names.ts";
 import type { Blockwise, ImageBatch, SequenceBatch } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";

@@ -9,7 +9,7 @@ import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
-import type { Solvable } from "../calibration/statistics_alone.ts";
+import type { Solvable } from "../calibration/statistics/alone.ts";
 import { sha256 } from "../files/whole.ts";
 import { isTokenTable, type Plan, type PlanRow } from "../plan/plan.ts";
 import { listing } from "../tensor/mod.ts";

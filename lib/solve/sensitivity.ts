@@ -20,7 +20,7 @@ import {
 } from "../plan/budget.ts";
 import { solverSettings } from "./candidates.ts";
 import type { Calibrated } from "../calibration/mod.ts";
-import type { Solvable } from "../calibration/statistics_alone.ts";
+import type { Solvable } from "../calibration/statistics/alone.ts";
 import type { Blockwise, LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { leastBits } from "../plan/rules.ts";

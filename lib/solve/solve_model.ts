@@ -22,7 +22,7 @@ import { settingsFor } from "../quant/solvers/effort.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import type { CalibrationSet } from "../calibration/mod.ts";
-import type { Solvable } from "../calibration/statistics_alone.ts";
+import type { Solvable } from "../calibration/statistics/alone.ts";
 import { rowWeights } from "../calibration/collect.ts";
 import {
   chooseMoment,

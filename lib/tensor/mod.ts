@@ -28,7 +28,8 @@ export {
   openCheckpoint,
   refuseForeign,
 } from "./checkpoint.ts";
-export type { GgufFacts } from "./gguf/file.ts";
+export { type GgufFacts, GgufFile } from "./gguf/file.ts";
+export { namesOfGguf } from "./gguf/language.ts";
 export { listing, type PlaceOptions, SIDECAR_FILE } from "./place.ts";
 export { CONFIG_KEY, SECTION_KEY } from "./recognition.ts";
 export { valuesOf } from "./scaled_fp8.ts";

@@ -103,6 +103,17 @@ export interface StatisticsOptions {
   readonly load?: LoadMoments | undefined;
 }
 
+/** Layers of two files' models, each as the first one has it. */
+function mergedModel(
+  one: StatisticsModel | undefined,
+  other: StatisticsModel | undefined,
+): StatisticsModel | undefined {
+  if (one === undefined || other === undefined) return one ?? other;
+  const samples = new Map([...other.samples ?? [], ...one.samples ?? []]);
+  const layers = new Map([...other.layers, ...one.layers]);
+  return { name: one.name, layers, samples: samples.size === layers.size ? samples : undefined };
+}
+
 /** Reads second moments of an input, as {@linkcode InputStatistics} has them. */
 export type LoadMoments = (input: string, which: "second" | "groupSecond") => Float32Array<ArrayBuffer>;
 
@@ -426,13 +437,16 @@ export class CalibrationStatistics {
     const isLoaded = this.isLoaded || other.isLoaded;
     const merged = new CalibrationStatistics({
       fingerprint: this.fingerprint,
-      model: this.model,
+      model: mergedModel(this.model, other.model),
       groups: this.groups,
-      inputs: this.inputs,
+      inputs: new Map([...other.inputs, ...this.inputs]),
       second: this.second,
       runs: [...this.runs, ...other.runs],
       load: isLoaded
-        ? (name, which) => addTo(this.inputs.get(name)![which]!.slice(), other.inputs.get(name)![which]!)
+        ? (name, which) => {
+          const [first, second] = [this, other].flatMap(({ inputs }) => inputs.get(name)?.[which] ?? []);
+          return second === undefined ? first! : addTo(first!.slice(), second);
+        }
         : undefined,
     });
     const keys = [
@@ -444,13 +458,13 @@ export class CalibrationStatistics {
       ...isLoaded ? [] : ["second", "groupSecond"] as const,
     ] as const;
     for (const [name, own] of merged.inputs) {
-      for (const part of [this.inputs.get(name)!, other.inputs.get(name)!]) {
+      const parts = [this, other].flatMap(({ inputs }) => inputs.get(name) ?? []);
+      for (const part of parts) {
         for (const key of keys) {
           const sums = own[key];
           if (sums !== undefined) addTo(sums, part[key]!);
         }
       }
-      const parts = [this.inputs.get(name)!, other.inputs.get(name)!];
       if (!parts.every(hasHistograms)) continue;
       for (const { histograms } of parts) {
         for (const [g, histogram] of own.histograms.entries()) histogram.merge(histograms[g]!);
@@ -499,8 +513,13 @@ export class CalibrationStatistics {
     if (this.second !== other.second) {
       throw fail(`they must keep the same second moments, got ${this.second} and ${other.second}`);
     }
+    // Another program may look at some layers at a time: what only one has is taken from it.
+    const isPart = this.model !== undefined && other.model !== undefined;
     const layout = ({ inputs }: CalibrationStatistics) =>
-      JSON.stringify([...inputs].map(([name, { cols, layers }]) => [name, cols, layers]));
+      JSON.stringify(
+        [...inputs].filter(([name]) => !isPart || this.inputs.has(name) && other.inputs.has(name)).sort()
+          .map(([name, { cols, layers }]) => [name, cols, layers]),
+      );
     if (layout(this) !== layout(other)) {
       const lacking = (a: CalibrationStatistics, b: CalibrationStatistics) =>
         [...a.#inputOf.keys()].filter((layer) => !b.#inputOf.has(layer));
@@ -511,7 +530,9 @@ export class CalibrationStatistics {
         } in one of them`,
       );
     }
-    const otherBlock = [...this.inputs].find(([name, { block }]) => other.inputs.get(name)!.block !== block);
+    const otherBlock = [...this.inputs].find(([name, { block }]) =>
+      other.inputs.has(name) && other.inputs.get(name)!.block !== block
+    );
     if (otherBlock !== undefined) {
       const [name, { block }] = otherBlock;
       throw fail(

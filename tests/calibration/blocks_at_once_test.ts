@@ -84,6 +84,7 @@ describe("statistics of a block at a time", () => {
         second: "total",
         groups: 2,
         fingerprint: "f",
+        modelName: "m",
         dataIdentity: "d",
         kernels,
         bytesAtOnce,

@@ -5,6 +5,9 @@ draw FAMILY FOLDER   saves the model's weights there, runs it on structured inpu
 
 errors FOLDER NAMES FILE...   relative output errors of the layers NAMES (JSON) with each file's weights, float64
 
+dream MODEL DATA OUT    statistics of a Dream checkpoint on the batches of DATA (safetensors: <i>.tokens and <i>.times)
+dit MODEL DATA OUT      of a DiT checkpoint of diffusers (<i>.samples, <i>.times and <i>.labels)
+
 Prints JSON.
 """
 import json
@@ -22,7 +25,7 @@ HEADS = dict(attention_head_dim=32, num_attention_heads=4)
 TEXT, IMAGE = 12, 16
 """Tokens of a text, and of a picture."""
 KEPT_ROWS = 512
-RANK = 8
+RANK = 4
 
 
 def structured(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -34,28 +37,82 @@ def structured(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return (low + 0.1 * torch.randn(*shape, generator=generator)) * sizes
 
 
+def picture(generator: torch.Generator, batch: int, channels: int) -> torch.Tensor:
+    return structured(generator, batch, channels * 64).reshape(batch, channels, 8, 8)
+
+
 def flux():
     model = diffusers.FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, joint_attention_dim=64,
         pooled_projection_dim=64, guidance_embeds=True, axes_dims_rope=(8, 12, 12), **HEADS)
-
-    def inputs(generator, batch, time):
-        return dict(
-            hidden_states=structured(generator, batch, IMAGE, 16),
-            encoder_hidden_states=structured(generator, batch, TEXT, 64),
-            pooled_projections=structured(generator, batch, 64),
-            timestep=time, guidance=torch.ones(batch), img_ids=torch.zeros(IMAGE, 3), txt_ids=torch.zeros(TEXT, 3))
-
-    return model, inputs
+    return model, lambda generator, batch, time: dict(
+        hidden_states=structured(generator, batch, IMAGE, 16),
+        encoder_hidden_states=structured(generator, batch, TEXT, 64),
+        pooled_projections=structured(generator, batch, 64),
+        timestep=time, guidance=torch.ones(batch), img_ids=torch.zeros(IMAGE, 3), txt_ids=torch.zeros(TEXT, 3))
 
 
-FAMILIES = {"flux": flux}
+def sd3():
+    model = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, joint_attention_dim=64,
+        caption_projection_dim=128, pooled_projection_dim=64, pos_embed_max_size=8, qk_norm="rms_norm", **HEADS)
+    return model, lambda generator, batch, time: dict(
+        hidden_states=picture(generator, batch, 4), encoder_hidden_states=structured(generator, batch, TEXT, 64),
+        pooled_projections=structured(generator, batch, 64), timestep=1000 * time)
 
 
-def draw(family: str, folder: Path, passes: int = 64, batch: int = 8) -> dict:
+def qwen_image():
+    model = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, joint_attention_dim=64, axes_dims_rope=(8, 12, 12),
+        **HEADS)
+    return model, lambda generator, batch, time: dict(
+        hidden_states=structured(generator, batch, IMAGE, 16),
+        encoder_hidden_states=structured(generator, batch, TEXT, 64),
+        encoder_hidden_states_mask=torch.ones(batch, TEXT, dtype=torch.long),
+        timestep=time, img_shapes=[[(1, 4, 4)]] * batch)
+
+
+def wan():
+    model = diffusers.WanTransformer3DModel(
+        in_channels=4, out_channels=4, text_dim=64, ffn_dim=256, num_layers=1, cross_attn_norm=True, **HEADS)
+    return model, lambda generator, batch, time: dict(
+        hidden_states=picture(generator, batch, 4)[:, :, None], timestep=1000 * time,
+        encoder_hidden_states=structured(generator, batch, TEXT, 64))
+
+
+def pixart():
+    model = diffusers.PixArtTransformer2DModel(
+        sample_size=8, in_channels=4, out_channels=8, num_layers=1, cross_attention_dim=128, caption_channels=64,
+        use_additional_conditions=False, **HEADS)
+    return model, lambda generator, batch, time: dict(
+        hidden_states=picture(generator, batch, 4), timestep=(1000 * time).long(),
+        encoder_hidden_states=structured(generator, batch, TEXT, 64),
+        added_cond_kwargs=dict(resolution=None, aspect_ratio=None))
+
+
+def sdxl():
+    model = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 1),
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=64 + 6 * 8, norm_num_groups=8)
+    return model, lambda generator, batch, time: dict(
+        sample=picture(generator, batch, 4), timestep=(1000 * time).long(),
+        encoder_hidden_states=structured(generator, batch, TEXT, 64),
+        added_cond_kwargs=dict(text_embeds=structured(generator, batch, 64), time_ids=torch.ones(batch, 6)))
+
+
+FAMILIES = dict(flux=flux, sd3=sd3, qwen_image=qwen_image, wan=wan, pixart=pixart, sdxl=sdxl)
+
+
+def draw(family: str, folder: Path, passes: int = 40, batch: int = 8) -> int:
     torch.manual_seed(1)
-    torch.set_num_threads(1)
     model, inputs = FAMILIES[family]()
+    for path, parameter in model.named_parameters():
+        if parameter.dim() == 1 and path.endswith("weight"):
+            with torch.no_grad():  # norms: channels of different size, as training makes them
+                parameter.mul_(torch.exp(torch.randn_like(parameter)))
     model.eval().save_pretrained(folder)
     generator = torch.Generator().manual_seed(2)
     with collect(model, folder / "statistics.safetensors", name=family, source="structured noise"), torch.no_grad():
@@ -63,7 +120,7 @@ def draw(family: str, folder: Path, passes: int = 64, batch: int = 8) -> dict:
             model(**inputs(generator, batch, torch.full((batch,), 1 - step / passes)))
     save_file({name: torch.cat(own)[:KEPT_ROWS].contiguous() for name, own in held_out(model, inputs).items()},
               folder / "inputs.safetensors")
-    return {"layers": sum(isinstance(module, torch.nn.Linear) for module in model.modules())}
+    return sum(isinstance(module, torch.nn.Linear) for module in model.modules())
 
 
 def held_out(model: torch.nn.Module, inputs) -> dict[str, list[torch.Tensor]]:
@@ -83,24 +140,109 @@ def held_out(model: torch.nn.Module, inputs) -> dict[str, list[torch.Tensor]]:
     return rows
 
 
-def errors(folder: Path, names: list[str], quantized: list[Path]) -> list[dict[str, float]]:
+def errors(folder: str, layers: list[str], files: list[str]) -> list[dict[str, float]]:
     """Relative error of each layer's outputs with other weights, on the rows that were kept."""
-    plain, rows = load_file(next(folder.glob("diffusion*.safetensors"))), load_file(folder / "inputs.safetensors")
+    plain = load_file(next(Path(folder).glob("diffusion*.safetensors")))
+    rows = load_file(Path(folder) / "inputs.safetensors")
     result = []
-    for path in quantized:
-        other = load_file(path)
+    for file in files:
+        other = load_file(file)
         result.append({
             name: (((other[name] - plain[name]).double() @ rows[name].double().T).square().sum()
                    / (plain[name].double() @ rows[name].double().T).square().sum()).item()
-            for name in names})
+            for name in layers})
     return result
+
+
+class Dream(torch.nn.Module):
+    """Dream's architecture by its names of tensors: Qwen 2 whose attention sees all positions."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.config = config
+        hidden, vocabulary, wide = config["hidden_size"], config["vocab_size"], config["intermediate_size"]
+        heads, self.width = config["num_attention_heads"], hidden // config["num_attention_heads"]
+        pairs = config["num_key_value_heads"] * self.width
+        linear = torch.nn.Linear
+        layers = [torch.nn.ModuleDict(dict(
+            input_layernorm=self.norm(), post_attention_layernorm=self.norm(),
+            self_attn=torch.nn.ModuleDict(dict(
+                q_proj=linear(hidden, hidden), k_proj=linear(hidden, pairs), v_proj=linear(hidden, pairs),
+                o_proj=linear(hidden, hidden, bias=False))),
+            mlp=torch.nn.ModuleDict(dict(
+                gate_proj=linear(hidden, wide, bias=False), up_proj=linear(hidden, wide, bias=False),
+                down_proj=linear(wide, hidden, bias=False))),
+        )) for _ in range(config["num_hidden_layers"])]
+        self.model = torch.nn.ModuleDict(dict(
+            embed_tokens=torch.nn.Embedding(vocabulary, hidden), layers=torch.nn.ModuleList(layers), norm=self.norm()))
+        self.lm_head = linear(hidden, vocabulary, bias=False)
+        self.groups = heads // config["num_key_value_heads"]
+
+    def norm(self) -> torch.nn.RMSNorm:
+        return torch.nn.RMSNorm(self.config["hidden_size"], eps=self.config["rms_norm_eps"])
+
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.width)).transpose(1, 2)
+
+    def rotated(self, x: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(0, self.width, 2).float() / self.width
+        angles = torch.outer(torch.arange(x.shape[-2]).float(), self.config["rope_theta"] ** -steps).repeat(1, 2)
+        first, second = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.model["embed_tokens"](input_ids)
+        for layer in self.model["layers"]:
+            own, attention, mlp = layer["input_layernorm"](x), layer["self_attn"], layer["mlp"]
+            query, key = (self.rotated(self.heads(attention[name](own))) for name in ("q_proj", "k_proj"))
+            key, value = (each.repeat_interleave(self.groups, 1) for each in (key, self.heads(attention["v_proj"](own))))
+            seen = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+            x = x + attention["o_proj"](seen.transpose(1, 2).flatten(2))
+            own = layer["post_attention_layernorm"](x)
+            x = x + mlp["down_proj"](torch.nn.functional.silu(mlp["gate_proj"](own)) * mlp["up_proj"](own))
+        return self.lm_head(self.model["norm"](x))
+
+
+def batches(data: str) -> list[dict[str, torch.Tensor]]:
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(data).items():
+        index, part = name.split(".")
+        found.setdefault(int(index), {})[part] = tensor
+    return [found[index] for index in sorted(found)]
+
+
+def run_dream(folder: str, data: str, out: str) -> int:
+    config = json.loads((Path(folder) / "config.json").read_text())
+    model = Dream(config)
+    weights = {name: tensor.float() for file in Path(folder).glob("model*.safetensors")
+               for name, tensor in load_file(file).items()}
+    model.load_state_dict(weights)
+    masks = dict(mask_token=config["mask_token_id"], pad_token=config["pad_token_id"], shift=1)
+    with collect(model, out, moment="full", groups=5, **masks) as collector, torch.no_grad():
+        for batch in batches(data):
+            collector.times = batch["times"]
+            model(batch["tokens"])
+    return len(collector.modules)
+
+
+def run_dit(folder: str, data: str, out: str) -> int:
+    model = diffusers.DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    with collect(model, out, moment="full", groups=5) as collector, torch.no_grad():
+        for batch in batches(data):
+            model(batch["samples"], timestep=batch["times"].long(), class_labels=batch["labels"].long())
+    return len(collector.modules)
 
 
 if __name__ == "__main__":
     command, *rest = sys.argv[1:]
     diffusers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
     if command == "draw":
-        print(json.dumps(draw(rest[0], Path(rest[1]))))
+        root, *families = rest
+        print(json.dumps({family: draw(family, Path(root) / family) for family in families or FAMILIES}))
+    elif command == "dream":
+        print(run_dream(*rest))
+    elif command == "dit":
+        print(run_dit(*rest))
     else:
-        folder, names, *quantized = rest
-        print(json.dumps(errors(Path(folder), json.loads(names), [Path(each) for each in quantized])))
+        print(json.dumps([errors(**task) for task in json.loads(Path(rest[0]).read_text())]))

@@ -1,5 +1,5 @@
 /** A row of the phases suite through the pipeline, timed, and the model read back from its files. */
-import { thatRuns } from "../../calibration/statistics_alone.ts";
+import { thatRuns } from "../../calibration/statistics/alone.ts";
 import { createHash } from "node:crypto";
 import type { Calibrated } from "../../calibration/mod.ts";
 import { type Config, resolveConfig } from "../../config/mod.ts";

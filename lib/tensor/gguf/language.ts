@@ -55,6 +55,19 @@ export const GGUF_FAMILIES: Readonly<Record<string, Family>> = {
   },
 };
 
+/** Names that families' own checkpoints have for a matrix that GGUF names so; of an expert too, `ffn_up_exps.7`. */
+export function namesOfGguf(name: string): string[] {
+  const [, block, part, expert] = /^blk\.(\d+)\.(\w+?)(?:_exps\.(\d+))?\.weight$/.exec(name) ?? [];
+  const outside = /^(\w+)\.weight$/.exec(name)?.[1];
+  return Object.values(GGUF_FAMILIES).flatMap(({ block: before, names }) => {
+    const own = names[part ?? outside ?? ""];
+    if (own === undefined) return [];
+    if (block === undefined) return [`${own}.weight`];
+    const inExpert = expert === undefined ? own : own.replace(/^mlp\./, `mlp.experts.${expert}.`);
+    return [`${before}${block}.${inExpert}.weight`];
+  });
+}
+
 /** Special tokens of config.json by those of GGUF. */
 const TOKENS = pairs(`mask=mask_token_id bos=bos_token_id eos=eos_token_id padding=pad_token_id`);
 

@@ -2,16 +2,16 @@
  * Statistics that another program gathered, with the layers of a checkpoint that they are of: what is solved
  * without running the model.
  */
-import { CalibrationError } from "../errors.ts";
-import { quote } from "../files/whole.ts";
-import { checkpointLayers, type HeldWeights, type ModelLayers } from "../models/mod.ts";
-import type { Kernels } from "../native/mod.ts";
-import { widen } from "../models/layers/tensors.ts";
-import type { DenseMatrix } from "../models/layers/linear.ts";
-import type { Checkpoint } from "../tensor/mod.ts";
-import { type CalibrationStatistics, MODEL_SAMPLES } from "../time/mod.ts";
-import type { CalibrationSet } from "./draw.ts";
-import type { Calibrated } from "./mod.ts";
+import { CalibrationError } from "../../errors.ts";
+import { quote } from "../../files/whole.ts";
+import { checkpointLayers, type HeldWeights, type ModelLayers } from "../../models/mod.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { widen } from "../../models/layers/tensors.ts";
+import type { DenseMatrix } from "../../models/layers/linear.ts";
+import { type Checkpoint, namesOfGguf } from "../../tensor/mod.ts";
+import { type CalibrationStatistics, MODEL_SAMPLES } from "../../time/mod.ts";
+import type { CalibrationSet } from "../draw.ts";
+import type { Calibrated } from "../mod.ts";
 
 /** Layers of a checkpoint with statistics of what they read; the model is not run. */
 export interface CalibratedLayers {
@@ -75,14 +75,19 @@ const faultIn = (path: string) => (reason: string, tensor?: string) =>
 
 /** Names of layers in a checkpoint: the same, or the same behind other prefixes. */
 function namesIn({ tensors }: Checkpoint, layers: readonly string[]): Map<string, string> {
-  const bare = (name: string) => {
+  const bare = (name: string): string => {
     const prefix = PREFIXES.find((each) => name.startsWith(each));
-    return prefix === undefined ? name : name.slice(prefix.length);
+    return prefix === undefined ? name : bare(name.slice(prefix.length));
   };
-  const byBare = new Map<string, string>();
-  for (const [name, { info }] of tensors) if (info.shape.length === 2) byBare.set(bare(name), name);
+  const byBare = new Map<string, string | undefined>();
+  for (const [name, { info }] of tensors) {
+    if (info.shape.length !== 2) continue;
+    byBare.set(bare(name), byBare.has(bare(name)) ? undefined : name); // of two that differ no more none is meant
+  }
   return new Map(layers.flatMap((layer): [string, string][] => {
-    const own = tensors.get(layer)?.info.shape.length === 2 ? layer : byBare.get(bare(layer));
+    const names = [layer, ...namesOfGguf(layer)];
+    const own = names.find((name) => tensors.get(name)?.info.shape.length === 2) ??
+      names.map((name) => byBare.get(bare(name))).find((name) => name !== undefined);
     return own === undefined ? [] : [[layer, own]];
   }));
 }

@@ -1,0 +1,312 @@
+/** Checkpoints of families that do not run here, solved from files of statistics alone. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { resolveConfig } from "../../lib/config/mod.ts";
+import { readImportanceMatrix } from "../../lib/calibration/statistics/importance_matrix.ts";
+import { loadStatistics } from "../../lib/calibration/saved_statistics.ts";
+import { CalibrationError, FormatError } from "../../lib/errors.ts";
+import { openKernels } from "../../lib/native/mod.ts";
+import { dequantizeCheckpoint, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
+import {
+  CalibrationStatistics,
+  equalTimeGroups,
+  timestepAxis,
+  writeCalibrationStatistics,
+} from "../../lib/time/mod.ts";
+import { contents, gaussian, matrix, rejection, workplace, writeCheckpoint } from "../_checkpoints.ts";
+import { gaussians } from "../_kernels.ts";
+import { fileBytes, thrown } from "../tensor/_files.ts";
+import { ggufBytes } from "../tensor/gguf/_files.ts";
+
+const place = workplace();
+const kernels = await openKernels({ threads: 1 });
+afterAll(() => {
+  kernels.close();
+  place.remove();
+});
+
+const COLS = 64, ROWS = 32, TOKENS = 512;
+/** Layers, those of a stage together. */
+const STAGES = [["self_attn.q_proj", "self_attn.k_proj"], ["self_attn.o_proj"], ["mlp.down_proj"]]
+  .map((names) => names.map((name) => `model.layers.0.${name}.weight`));
+const LAYERS = STAGES.flat();
+const GROUPS = equalTimeGroups(timestepAxis(1000), 4);
+
+/** A checkpoint of a family that does not run here. */
+function checkpoint(prefix = "", seed = 1): string {
+  const folder = place.fresh("model");
+  const tensors = LAYERS.map((name, i) =>
+    [prefix + name, matrix(ROWS, COLS, gaussian(ROWS * COLS, seed + i))] as const
+  );
+  const norm = { dtype: "F32", shape: [COLS], data: new Float32Array(COLS).fill(1) };
+  writeCheckpoint(folder, { ...Object.fromEntries(tensors), "model.norm.weight": norm }, {
+    model_type: "llama",
+  });
+  return folder;
+}
+const MODEL = checkpoint();
+
+/** Weights that a program that runs the model saw. */
+function samplesOf(folder: string, name: string): Float32Array {
+  using file = openCheckpoint(folder);
+  const values = new Float32Array(file.read(name).buffer);
+  return Float32Array.from({ length: 8 }, (_, i) => values[Math.floor(i * (values.length - 1) / 7)]!);
+}
+
+/** Inputs of which some columns are much larger than others. */
+const inputs = (seed: number) =>
+  gaussians(seed, TOKENS * COLS).map((value, k) => value * Math.exp(1.5 * Math.sin(k % COLS)));
+
+/** Statistics of some of the stages, as another program writes them. */
+function statistics(stages = STAGES, { cols = COLS, identity = "a", model = MODEL, seed = 10 } = {}) {
+  const layers = stages.flat();
+  const own = new CalibrationStatistics({
+    fingerprint: "",
+    model: {
+      name: "a llama",
+      layers: new Map(layers.map((name) => [name, [ROWS, cols]])),
+      samples: new Map(layers.map((name) => [name, samplesOf(model, name)])),
+    },
+    groups: GROUPS,
+    inputs: new Map(stages.map((names) => [names[0]!, { cols, layers: names }])),
+    runs: [{ identity, source: `run ${identity}`, isSynthetic: false, samples: 4 }],
+  });
+  for (const [i, [first]] of stages.entries()) {
+    own.add(kernels, first!, inputs(seed + i).slice(0, TOKENS * cols), TOKENS, {
+      times: [10, 300, 600, 900],
+    });
+  }
+  return own;
+}
+
+function save(own: CalibrationStatistics): string {
+  const path = `${place.fresh("statistics")}.safetensors`;
+  writeCalibrationStatistics(path, own);
+  return path;
+}
+
+function quantize(input: string, calibration_data: string, overrides: Record<string, unknown> = {}) {
+  const output = place.fresh("out"), events: RunEvent[] = [];
+  const { config } = resolveConfig({
+    overrides: {
+      bit_width: 2,
+      group_size: 32,
+      num_threads: 1,
+      solver: "best",
+      calibration_data,
+      ...overrides,
+    },
+  });
+  const run = () =>
+    quantizeCheckpoint({ input, output, kernels, config, onEvent: (event) => events.push(event) });
+  return { output, events, run };
+}
+
+const weightsOf = (folder: string) =>
+  Object.entries(contents(folder)).filter(([name]) => name.endsWith(".safetensors"));
+
+describe("statistics alone", () => {
+  test("layers of another family are solved, those without statistics by a rule that is said", async () => {
+    const { output, events, run } = quantize(MODEL, save(statistics(STAGES.slice(0, 2))));
+    const { layers } = await run();
+    const solved = layers.filter((layer) => layer.solved !== undefined).map(({ name }) => name);
+    expect(solved).toEqual(STAGES.slice(0, 2).flat());
+    const warnings = events.filter(({ kind }) => kind === "warning").map(({ message }) => message);
+    expect(warnings.join("\n")).toMatch(/1 of 4 layers have no statistics: clip search .*mlp\.down_proj/);
+    expect(existsSync(join(output, "config.json"))).toBe(true);
+  });
+
+  test("names behind other prefixes are the same layers", async () => {
+    const prefixed = checkpoint("model.diffusion_model.");
+    const { run } = quantize(prefixed, save(statistics()));
+    const { layers } = await run();
+    expect(layers.filter((layer) => layer.solved !== undefined).length).toBe(LAYERS.length);
+  });
+
+  test("files of some layers each are one, to the same bytes", async () => {
+    const whole = quantize(MODEL, save(statistics()));
+    await whole.run();
+    const parts = STAGES.map((stage, i) => save(statistics([stage], { identity: String(i), seed: 10 + i })));
+    const merged = quantize(MODEL, parts.join(","));
+    await merged.run();
+    expect(weightsOf(merged.output)).toEqual(weightsOf(whole.output));
+  });
+
+  test("of another model, other shapes, NaN, a missing layer, cut off: refused by name, nothing is written", async () => {
+    const path = save(statistics()),
+      bytes = readFileSync(path),
+      broken = `${place.fresh("broken")}.safetensors`;
+    const other = checkpoint("", 50), headerBytes = Number(bytes.readBigUInt64LE(0));
+    const header = JSON.parse(bytes.toString("utf8", 8, 8 + headerBytes)),
+      body = bytes.subarray(8 + headerBytes);
+    const { [`${LAYERS[3]}.weight`]: _, ...without } = header;
+    const changed = (own: unknown, data: Uint8Array = body) => {
+      writeFileSync(broken, fileBytes(JSON.stringify(own), data));
+      return broken;
+    };
+    const cut = () => {
+      writeFileSync(broken, bytes.subarray(0, bytes.length - 100));
+      return broken;
+    };
+    const nan = Uint8Array.from(body), at = header[`${LAYERS[0]}.second`].data_offsets[0];
+    new DataView(nan.buffer).setFloat32(at + 4, NaN, true);
+    const names = statistics([STAGES[0]!]).renamed((name) => `other.${name}`);
+    const cases: [
+      make: () => [model: string, file: string],
+      type: unknown,
+      message: RegExp,
+      tensor?: string | undefined,
+    ][] = [
+      [
+        () => [other, path],
+        CalibrationError,
+        /statistics of one with other weights in "model\.layers/,
+        LAYERS[0],
+      ],
+      [() => [MODEL, save(names)], CalibrationError, /must have layers of .*got statistics of "a llama"/],
+      [
+        () => [MODEL, save(statistics([STAGES[0]!], { cols: 32 }))],
+        CalibrationError,
+        /q_proj.*\[32, 64\].*got \[32, 32\]/,
+        LAYERS[0],
+      ],
+      [
+        () => [MODEL, changed(header, nan)],
+        FormatError,
+        /numbers must be finite, got NaN/,
+        `${LAYERS[0]}.second`,
+      ],
+      [() => [MODEL, changed(without)], FormatError, /down_proj/, undefined],
+      [() => [MODEL, cut()], FormatError, /Cannot read/],
+    ];
+    for (const [make, type, message, tensor] of cases) {
+      const [model, file] = make(), { output, run } = quantize(model, file);
+      const error = await rejection(run()) as Error & { tensor?: string; path?: string };
+      expect(error).toBeInstanceOf(type as typeof FormatError);
+      expect(error.message).toMatch(message);
+      expect(error.message).toContain(file);
+      if (tensor !== undefined) expect(error.tensor).toBe(tensor);
+      expect(existsSync(output)).toBe(false);
+    }
+  });
+
+  test("a listed layer of the checkpoint without an entry is missing, not left to chance", async () => {
+    const own = statistics(STAGES.slice(0, 2)), { layers, samples } = statistics().model!;
+    const listing = new CalibrationStatistics({ ...own, model: { name: "a llama", layers, samples } });
+    listing.takeSums(own.inputs);
+    const { output, run } = quantize(MODEL, save(listing));
+    const error = await rejection(run()) as CalibrationError;
+    expect(error).toBeInstanceOf(CalibrationError);
+    expect(error.message).toMatch(
+      /must have statistics of every layer that it lists, got none of .*down_proj/,
+    );
+    expect(error.tensor).toBe(LAYERS[3]);
+    expect(existsSync(output)).toBe(false);
+  });
+
+  test("phases and a run of the model are refused", async () => {
+    const { run } = quantize(MODEL, save(statistics()), { "thermodynamic.validation.enabled": true });
+    expect((await rejection(run())).message).toMatch(/Cannot run the phases: .*got statistics alone/);
+  });
+});
+
+/** llama.cpp's names of the layers. */
+const THEIR_NAMES = ["attn_q", "attn_k", "attn_output", "ffn_down"].map((name) => `blk.0.${name}.weight`);
+const CALLS = 3;
+/** Mean squares of what each layer reads. */
+const MEANS = LAYERS.map((_, i) => Float32Array.from({ length: COLS }, (_, k) => 1 + ((i + 1) * k * k) % 97));
+const bytesOf = (values: Float32Array<ArrayBuffer>) => new Uint8Array(values.buffer);
+
+/** The older form: numbers, and names and numbers of each entry. */
+function olderFile(): Uint8Array<ArrayBuffer> {
+  const int = (value: number) => new Uint8Array(Int32Array.of(value).buffer);
+  const text = (value: string) => new TextEncoder().encode(value);
+  const entries = THEIR_NAMES.flatMap((name, i) => [
+    ...[int(name.length), text(name), int(CALLS), int(COLS), bytesOf(MEANS[i]!.map((mean) => CALLS * mean))],
+  ]);
+  const parts = [int(LAYERS.length), ...entries, int(CALLS), int(4), text("data")];
+  return new Uint8Array(Buffer.concat(parts));
+}
+
+function ggufFile(count = 700, change = (sums: Float32Array<ArrayBuffer>) => sums): Uint8Array<ArrayBuffer> {
+  return ggufBytes(
+    [["general.type", "string", "imatrix"], ["imatrix.chunk_count", "u32", CALLS], [
+      "imatrix.chunk_size",
+      "u32",
+      512,
+    ]],
+    THEIR_NAMES.flatMap((name, i) => [
+      {
+        name: `${name}.in_sum2`,
+        type: "F32",
+        dimensions: [COLS, 1],
+        data: bytesOf(change(MEANS[i]!.map((mean) => count * mean))),
+      },
+      { name: `${name}.counts`, type: "F32", dimensions: [1, 1], data: bytesOf(Float32Array.of(count)) },
+    ]),
+  );
+}
+
+describe("importance matrices of llama.cpp", () => {
+  const file = (ending: string, bytes: Uint8Array) => {
+    const path = `${place.fresh("matrix")}${ending}`;
+    writeFileSync(path, bytes);
+    return path;
+  };
+
+  test("both forms are diagonal moments: Σ x² by column, of so many inputs", () => {
+    for (const path of [file(".imatrix", olderFile()), file(".gguf", ggufFile())]) {
+      const own = loadStatistics([path], "any");
+      for (const [i, name] of THEIR_NAMES.entries()) {
+        const { block, second, weight } = own.moments(name);
+        expect(block).toBe(1);
+        for (const [k, mean] of MEANS[i]!.entries()) expect(second[k]! / weight).toBeCloseTo(mean, 4);
+      }
+    }
+  });
+
+  test("layers are solved on them under a checkpoint's own names, better than rounded by what they weigh", async () => {
+    const folders: string[] = [];
+    for (
+      const path of [file(".imatrix", olderFile()), file(".dat", olderFile()), file(".gguf", ggufFile())]
+    ) {
+      const { output, run } = quantize(MODEL, path, { solver: "feedback" });
+      const { layers } = await run();
+      expect(layers.filter((layer) => layer.solved?.moment === "diagonal").length).toBe(LAYERS.length);
+      folders.push(output);
+    }
+    expect(weightsOf(folders[1]!)).toEqual(weightsOf(folders[0]!));
+    const rounded = quantize(MODEL, folders[0]!, { solver: "round", calibration_data: null });
+    await rounded.run();
+    const errors = async (packed: string) => {
+      const output = place.fresh("plain");
+      await dequantizeCheckpoint({ input: packed, output, kernels, dtype: "F32" });
+      using plain = openCheckpoint(output), full = openCheckpoint(MODEL);
+      return LAYERS.map((name, i) => {
+        const [own, wanted] = [plain, full].map((each) => new Float32Array(each.read(name).buffer));
+        return own!.reduce((sum, value, k) => sum + MEANS[i]![k % COLS]! * (value - wanted![k]!) ** 2, 0);
+      });
+    };
+    const [solved, plain] = [await errors(folders[2]!), await errors(rounded.output)];
+    for (const [i, error] of solved.entries()) expect(error).toBeLessThan(plain[i]!);
+  });
+
+  test("cut off, negative, NaN or empty: refused by name", () => {
+    const older = olderFile();
+    for (const length of [0, 3, 10, 30, older.length - 30]) {
+      const error = thrown(() => readImportanceMatrix(file(".imatrix", older.subarray(0, length))));
+      expect(error).toBeInstanceOf(FormatError);
+    }
+    for (const bad of [NaN, -1, Infinity]) {
+      const bytes = ggufFile(700, (sums) => (sums[3] = bad, sums));
+      const error = thrown(() => readImportanceMatrix(file(".gguf", bytes)));
+      expect(error).toBeInstanceOf(FormatError);
+      expect(error.message).toMatch(/"blk\.0\.attn_q\.weight": sums of squares must be ≥ 0/);
+    }
+    expect(thrown(() => readImportanceMatrix(file(".gguf", ggufFile(0)))).message).toMatch(
+      /entry with inputs, got none/,
+    );
+  });
+});
