@@ -4,6 +4,7 @@ import type { Kernels } from "../../native/mod.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import type { Ggml } from "../ggml.ts";
 import type { Skipped } from "../suite.ts";
+import { BEST_ON } from "./default_goals.ts";
 import { type Contender, methodContender, pipelineContender } from "./contender.ts";
 import { blockOf, GGML_FORMATS, type GgmlFormat, ggmlMethod, SUPERBLOCK } from "./ggml_method.ts";
 import { gptq } from "./gptq.ts";
@@ -54,9 +55,9 @@ export const ladderContenders = (options: ContenderOptions): Contender[] =>
 const DEFAULTS: readonly (readonly [name: string, overrides: Readonly<Record<string, unknown>>])[] = [
   ["round", { solver: "round" }],
   ["clip", { solver: "clip" }],
-  ["best, data beside the model", { solver: "best" }],
-  ["best, the model's own samples", { solver: "best", calibration_data: "self" }],
-  ["best, synthetic data", { solver: "best", calibration_data: "synthetic" }],
+  [BEST_ON.real, { solver: "best" }],
+  [BEST_ON.own, { solver: "best", calibration_data: "self" }],
+  [BEST_ON.synthetic, { solver: "best", calibration_data: "synthetic" }],
 ];
 
 export const defaultContenders = (options: ContenderOptions): Contender[] =>

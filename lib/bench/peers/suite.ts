@@ -23,6 +23,7 @@ import {
 import { hasPositionWeights } from "./calibration.ts";
 import type { Contender } from "./contender.ts";
 import { defaultContenders, ggmlContenders, gridContenders, ladderContenders } from "./contenders.ts";
+import { defaultGoals, type MeasuredDistance } from "./default_goals.ts";
 import { gridName, type MethodKind } from "./method.ts";
 import { type QuantizedModel, type Target, targetOf } from "./quantized_model.ts";
 import { llamaContenders, llamaGoals } from "./in_llama.ts";
@@ -307,10 +308,19 @@ export const solversSuite: Suite<PeersRow> = comparisonSuite({
   contenders: (_, options) => ladderContenders(options),
 });
 
+/** What a contender at a setting measured; nothing of full precision. */
+function distanceOf({ contender, measurement }: Measured): MeasuredDistance[] {
+  const { name = "", bits, groupSize } = contender ?? {};
+  return bits === undefined || groupSize === undefined
+    ? []
+    : [{ name, bits, groupSize, distance: measurement.distance.value }];
+}
+
 /** What `solver: auto` chooses between: rounding, clip search, and `best` on each source of calibration data. */
 export const defaultsSuite: Suite<PeersRow> = comparisonSuite({
   name: "defaults",
   summary: "rounding, clip search, and best on real, own and synthetic calibration data",
   contenders: (_, options) => defaultContenders(options),
+  goals: (name, measured, unit) => defaultGoals(name, measured.flatMap(distanceOf), unit),
   bits: [2, 3, 4],
 });
