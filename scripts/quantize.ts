@@ -422,6 +422,7 @@ function printPlan({ plan }: RunReport): void {
   print(formatCells([["tensor", "type", "action", "reason"], ...rows]));
   const reasons = new Set(plan.rows.map(({ reason }) => reason));
   const rules = KEEP_RULES.filter(({ rule }) => reasons.has(rule)).map(({ rule, why }) => [`  ${rule}`, why]);
+  print(`\nfamily: ${plan.family ?? "not known by its names or config.json"}`);
   if (rules.length > 0) print(`\nKept by rule:\n${formatCells(rules)}`);
   for (const warning of plan.warnings) print(`warning: ${printable(warning)}`);
   print("");

@@ -67,6 +67,8 @@ export interface Plan {
   readonly rows: readonly PlanRow[];
   /** Parts of the configuration that concern no tensor: probably misspelt. */
   readonly warnings: readonly string[];
+  /** Name of the model's family; undefined where it is not known. */
+  readonly family?: string | undefined;
 }
 
 /**
@@ -93,8 +95,10 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
   );
   return {
     rows,
+    family: context.family?.name,
     warnings: [
       ...nothingQuantized(rows),
+      ...ofUnknownFamily(rows),
       ...fallbacks(rows),
       ...unmatched(names, config),
       ...overruled(rows, config),
@@ -208,7 +212,7 @@ function ownBits({ layerBitWidths }: Config, name: string): LayerBits | undefine
 
 /** Warnings of patterns of `layer_bit_widths` that a rule by name goes before. */
 function overruled(rows: readonly PlanRow[], config: Config): string[] {
-  const byName = ["embedding", "norm", "head", "router", "embedder", "sensitive"];
+  const byName = ["embedding", "norm", "head", "router", "embedder", "unknown family", "sensitive"];
   return Object.keys(config.layerBitWidths).flatMap((text) => {
     const pattern = compilePattern(text);
     const met = rows.filter((row) =>
@@ -221,6 +225,19 @@ function overruled(rows: readonly PlanRow[], config: Config): string[] {
       } of the rule "${rule}", as ${quote(first!.name)}: a tensor's full name does`
     );
   });
+}
+
+/** The warning of a model whose family is not known, where that keeps something. */
+function ofUnknownFamily(rows: readonly PlanRow[]): string[] {
+  const kept = rows.filter(({ reason }) => reason === "unknown family"), [first] = kept;
+  if (first === undefined) return [];
+  return [
+    `the family is not known by names or config.json: ${kept.length} ${
+      kept.length === 1 ? "matrix" : "matrices"
+    } outside its numbered blocks ${kept.length === 1 ? "is" : "are"} kept, as ${
+      quote(first.name)
+    }; a tensor's full name in layer_bit_widths quantizes it`,
+  ];
 }
 
 /** The warning of a plan that keeps everything, with its most frequent reasons. */

@@ -3,6 +3,7 @@
  * floor of bits. They are data: `--dry-run` and docs/format.md print them.
  */
 import type { BitWidth, Config, LayerBits } from "../config/mod.ts";
+import { type Family, familyOf } from "../names/families.ts";
 import type { TensorInfo } from "../tensor/mod.ts";
 
 /** A reason to keep a tensor as it is, or to store it with other bits; the first rule that holds wins. */
@@ -82,6 +83,13 @@ export const KEEP_RULES: readonly KeepRule[] = [
     why: "turns image, text, time or guidance into what every block of an image model reads",
   },
   {
+    rule: "unknown family",
+    pattern: undefined,
+    why:
+      "outside the numbered blocks of a model whose family is not known: it may be an embedder or the last layer, " +
+      "and both cost most",
+  },
+  {
     rule: "block embedder",
     pattern: String.raw`(?:^|\.)\d+\.(?:[^.]+\.)*?\w*_embedder\.`,
     why:
@@ -103,6 +111,9 @@ export const KEEP_RULES: readonly KeepRule[] = [
       "turns the timestep into a block's scales and shifts: 4 bits or more, unless layer_bit_widths asks for fewer",
   },
 ];
+
+/** A matrix inside a numbered block: its module and weight stand behind the number. */
+const IN_BLOCK = /(?:^|\.)\d+\.[^.]+\.[^.]+/;
 
 /** A rule's name in {@linkcode KEEP_RULES}. */
 export type RuleName = (typeof KEEP_RULES)[number]["rule"];
@@ -126,6 +137,9 @@ export interface RuleContext {
   readonly config: Config;
   /** The token embedding is the head as well. */
   readonly tiesHead: boolean;
+  readonly family: Family | undefined;
+  /** The names have numbered blocks, so that what is outside them is few and early or late. */
+  readonly hasBlocks: boolean;
 }
 
 /**
@@ -141,6 +155,8 @@ export function ruleContext(
   return {
     config,
     tiesHead: ties !== false && tying !== false && !names.some((name) => concerns("head_bits", name)),
+    family: familyOf(names, modelConfig),
+    hasBlocks: names.some((name) => IN_BLOCK.test(name)),
   };
 }
 
@@ -170,7 +186,7 @@ export function tableBits(
 /** The rule by name that keeps a matrix; undefined where none does. */
 export function keptByName(
   { name, shape }: Pick<TensorInfo, "name" | "shape">,
-  { config }: RuleContext,
+  { config, family, hasBlocks }: RuleContext,
   isSensitive: boolean,
 ): RuleName | undefined {
   const [rows, cols] = shape as [number, number];
@@ -178,6 +194,7 @@ export function keptByName(
   for (const rule of ["embedding", "norm", "head", "router", "embedder"] as const) {
     if (concerns(rule, name) && !(rule === "router" && isGate && rows > cols)) return rule;
   }
+  if (family === undefined && hasBlocks && !IN_BLOCK.test(name)) return "unknown family";
   return config.skipSensitiveLayers && (isSensitive || concerns("sensitive", name)) ? "sensitive" : undefined;
 }
 
