@@ -34,7 +34,11 @@ export const FAMILIES: readonly Family[] = [
     name: "PixArt",
     classes: /^PixArtTransformer2DModel$/,
     tensors: [
-      ["adaln_single.emb.timestep_embedder.linear_1.weight", "caption_projection.linear_1.weight", "pos_embed.proj.weight"],
+      [
+        "adaln_single.emb.timestep_embedder.linear_1.weight",
+        "caption_projection.linear_1.weight",
+        "pos_embed.proj.weight",
+      ],
       ["t_block.1.weight", "y_embedder.y_proj.fc1.weight", "final_layer.linear.weight"],
     ],
     runs: false,
@@ -72,6 +76,8 @@ export function familyOf(
   ].filter((name) => typeof name === "string");
   return FAMILIES.find((family) =>
     classes.some((name) => family.classes.test(name)) ||
-    (family.tensors ?? []).some((list) => IN_FRONT.some((prefix) => list.every((name) => all.has(prefix + name))))
+    (family.tensors ?? []).some((list) =>
+      IN_FRONT.some((prefix) => list.every((name) => all.has(prefix + name)))
+    )
   );
 }

@@ -18,7 +18,9 @@ afterAll(() => {
 });
 const { planOf } = pipelineRuns(kernels, place);
 const python = readersPython(), folder = place.fresh("families");
-const made = python === undefined ? [] : await runReader(python, "family_rules.py", ["make", folder]) as string[];
+const made = python === undefined
+  ? []
+  : await runReader(python, "family_rules.py", ["make", folder]) as string[];
 
 /** The families that diffusers makes, by the script's names. */
 const NAMES: Readonly<Record<string, string>> = {
@@ -35,7 +37,9 @@ const NAMES: Readonly<Record<string, string>> = {
 };
 const shapesOf = (path: string) => {
   using checkpoint = openCheckpoint(path);
-  return Object.fromEntries([...checkpoint.tensors.values()].map(({ info: { name, shape } }) => [name, [...shape]]));
+  return Object.fromEntries(
+    [...checkpoint.tensors.values()].map(({ info: { name, shape } }) => [name, [...shape]]),
+  );
 };
 const page = readFileSync(join(ROOT, "docs", "models.md"), "utf8");
 
@@ -44,7 +48,10 @@ describe.skipIf(python === undefined)("families of diffusers", () => {
     for (const family of made) {
       const path = join(folder, family), names = Object.keys(shapesOf(path));
       for (const prefix of ["", "model.diffusion_model."]) {
-        expect([family, familyOf(names.map((name) => prefix + name), undefined)?.name]).toEqual([family, NAMES[family]]);
+        expect([family, familyOf(names.map((name) => prefix + name), undefined)?.name]).toEqual([
+          family,
+          NAMES[family],
+        ]);
       }
       const config = JSON.parse(readFileSync(join(path, "config.json"), "utf8"));
       const byClass = familyOf(["a.weight"], config)?.name; // a UNet's class is that of several families
@@ -62,18 +69,28 @@ describe.skipIf(python === undefined)("families of diffusers", () => {
       ]));
       for (const layout of [shapes, own]) {
         const { rows } = planOf(
-          Object.fromEntries(Object.entries(layout).map(([name, shape]) => [name, ["BF16", shape] as [string, number[]]])),
+          Object.fromEntries(
+            Object.entries(layout).map(([name, shape]) => [name, ["BF16", shape] as [string, number[]]]),
+          ),
           { bit_width: 2 },
         );
         const bitsOf = (pattern: RegExp) =>
-          rows.filter(({ name, shape }) => shape.length === 2 && pattern.test(name) && name.endsWith(".weight"))
+          rows.filter(({ name, shape }) =>
+            shape.length === 2 && pattern.test(name) && name.endsWith(".weight")
+          )
             .map(({ name, bits }) => [name, bits ?? 16] as const);
-        const last = bitsOf(/^(?:(?:all_)?final_layer|norm_out|proj_out(?:_2)?\.weight|head\.|conv_out|out\.)/);
-        const early = bitsOf(/^(?:x_embedder|context_embedder|\w*time\w*_embed|t_embedder|cap_embedder|img_in|txt_in|time_in|vector_in|condition_embedder|caption_projection|add_embedding)\b/);
+        const last = bitsOf(
+          /^(?:(?:all_)?final_layer|norm_out|proj_out(?:_2)?\.weight|head\.|conv_out|out\.)/,
+        );
+        const early = bitsOf(
+          /^(?:x_embedder|context_embedder|\w*time\w*_embed|t_embedder|cap_embedder|img_in|txt_in|time_in|vector_in|condition_embedder|caption_projection|add_embedding)\b/,
+        );
         expect([family, last.filter(([, bits]) => bits < 8)]).toEqual([family, []]);
         expect([family, early.filter(([, bits]) => bits < 8)]).toEqual([family, []]);
         expect(last.length + early.length).toBeGreaterThan(0);
-        const modulation = bitsOf(/(?:_mod\.|\.norm1(?:_context)?\.linear|adaLN_modulation|modulation_\w+\.lin|emb_layers|time_emb_proj)/);
+        const modulation = bitsOf(
+          /(?:_mod\.|\.norm1(?:_context)?\.linear|adaLN_modulation|modulation_\w+\.lin|emb_layers|time_emb_proj)/,
+        );
         expect([family, modulation.filter(([, bits]) => bits < 4)]).toEqual([family, []]);
         // the layers of blocks have what was asked for
         const layers = rows.filter(({ reason }) => reason === "bit_width");
@@ -104,7 +121,9 @@ describe.skipIf(python === undefined)("families of diffusers", () => {
     for (const [family, groups] of Object.entries(measured)) {
       const layers = groups["bit_width"]!, head = groups["head"];
       // a weight of the last layers costs more than a hundred times one of a block, but in SDXL, which ends in a convolution
-      if (family !== "sdxl") expect(head![2] / head!.weights).toBeGreaterThan(30 * layers[2] / layers.weights);
+      if (family !== "sdxl") {
+        expect(head![2] / head!.weights).toBeGreaterThan(30 * layers[2] / layers.weights);
+      }
       // what is kept at 2 bits would cost more than all layers of the blocks together
       if (family !== "sdxl") expect(head![2]).toBeGreaterThan(layers[2]);
       const cell = (rule: string) => {
@@ -132,7 +151,9 @@ test("language models are told by config.json", () => {
     [{ model_type: "mystery" }, undefined],
     [{}, undefined],
   ];
-  for (const [config, name] of cases) expect([config, familyOf(["a.weight"], config)?.name]).toEqual([config, name]);
+  for (const [config, name] of cases) {
+    expect([config, familyOf(["a.weight"], config)?.name]).toEqual([config, name]);
+  }
 });
 
 test("routers are kept and experts have the bits asked for, by the names of each mixture", () => {
@@ -173,11 +194,18 @@ test("of an unknown family what is outside its numbered blocks is kept, and a wa
   expect(plan.rows.every(({ action }) => action === "quantize")).toBe(true);
   rmSync(folder, { recursive: true, force: true });
   const path = join(place.path, readdirSync(place.path).find((name) => name.startsWith("plan"))!);
-  for (const [names, kept] of [[Object.keys(tensors), ["stem.weight", "readout.weight"]], [["a.weight", "b.weight"], []]] as const) {
+  for (
+    const [names, kept] of [[Object.keys(tensors), ["stem.weight", "readout.weight"]], [[
+      "a.weight",
+      "b.weight",
+    ], []]] as const
+  ) {
     writeFileSync(join(path, "config.json"), JSON.stringify({ model_type: "mystery" }));
     const rows = unknownPlan(path, names);
     expect(rows.kept).toEqual([...kept]);
-    expect(rows.warnings.filter((text) => text.includes("family is not known")).length).toBe(kept.length > 0 ? 1 : 0);
+    expect(rows.warnings.filter((text) => text.includes("family is not known")).length).toBe(
+      kept.length > 0 ? 1 : 0,
+    );
   }
 });
 
