@@ -155,6 +155,26 @@ export function makeOwnSamples(
     : ownSequences(loaded, settings, seed, options);
 }
 
+/** Samples in the form of a model's own that it has not made, and what making them takes. */
+export interface OwnSampleDraft {
+  readonly samples: OwnSamples;
+  /** Positions of all steps. */
+  readonly positions: number;
+}
+
+/** What {@linkcode makeOwnSamples} would make, with random tokens or nothing instead: for a forecast. */
+export async function draftOwnSamples(
+  loaded: LoadedModel,
+  settings: OwnSampleSettings,
+  seed: number,
+): Promise<OwnSampleDraft> {
+  const draft = { positions: 0 };
+  const samples = loaded.kind === "dit"
+    ? await ownTrajectories(loaded, settings, seed, {}, draft)
+    : await ownSequences(loaded, settings, seed, {}, draft);
+  return { samples, positions: draft.positions };
+}
+
 // Sequences -------------------------------------------------------------------------------------------------
 
 type LanguageModel = Exclude<LoadedModel, { readonly kind: "dit" }>;
@@ -176,6 +196,7 @@ async function ownSequences(
   settings: OwnSampleSettings,
   seed: number,
   options: OwnSampleOptions,
+  draft?: { positions: number },
 ): Promise<OwnSequences> {
   const { model, kind } = loaded, { config } = model, { maskToken, padToken, vocabularySize } = config;
   const length = Math.min(settings.tokens, config.maxTokens);
@@ -192,7 +213,7 @@ async function ownSequences(
   }
   const excludedTokens = [...never].filter((token) => token !== undefined);
   const vocabulary = { vocabularySize, excluded: never };
-  const isLong = records <= SEQUENCES.least.records;
+  const isLong = settings.records === null && records <= SEQUENCES.least.records;
   const openings = await openingsOf(loaded, tokenizer, length, isLong);
   const canvases = Array.from(
     { length: records },
@@ -204,6 +225,7 @@ async function ownSequences(
   const stepsOf = (own: readonly Canvas[]) => Math.min(steps, Math.max(1, ...own.map(masksOf)));
   const total = groups.reduce((sum, [tokens, own]) => sum + tokens * own.length * stepsOf(own), 0);
   const most = groups[0]?.[0] ?? 0;
+  if (draft !== undefined) draft.positions = total;
   const work = new Work(`${records} sequences of up to ${most} tokens written by the model`, total, options);
   const rows: OwnSequences["rows"][number][] = [];
   let batch = 0;
@@ -221,7 +243,10 @@ async function ownSequences(
         excludedTokens,
       };
       const written = new Int32Array(flat.length), index = batch++;
-      if (options.kept?.load(index, written) === true) work.resume(part.length * tokens * count);
+      if (draft !== undefined) {
+        const random = randomTokens(new RandomStream(seed + 4, rows.length), flat.length, vocabulary);
+        written.set(flat.map((token, at) => token === maskToken ? random[at]! : token));
+      } else if (options.kept?.load(index, written) === true) work.resume(part.length * tokens * count);
       else {
         const run: Generator<GenerationStep, Int32Array> = kind === "dream"
           ? dreamSteps(model, flat, part.length, { ...common, algorithm: "entropy" })
@@ -318,6 +343,7 @@ async function ownTrajectories(
   settings: OwnSampleSettings,
   seed: number,
   options: OwnSampleOptions,
+  draft?: { positions: number },
 ): Promise<OwnTrajectories> {
   const { config, imageElements: elements } = model, { classes, sampleSize, patchSize } = config;
   const scheduler = loadScheduler(folder, "ddim"), { trainTimesteps } = scheduler.config;
@@ -345,6 +371,10 @@ async function ownTrajectories(
       (_, k) => Math.floor((steps - k - offset) * trainTimesteps / steps),
     );
     for (let i = 0; i < own.length; i++) timesteps.push(visited);
+    if (draft !== undefined) {
+      draft.positions += own.length * steps * positions;
+      continue;
+    }
     const part = all.subarray(begin * stateElements, (begin + own.length) * stateElements);
     if (options.kept?.load(batch, part) === true) {
       work.resume(own.length * steps);

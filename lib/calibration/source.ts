@@ -9,7 +9,7 @@ import { type HeldWeights, modelFrom, runLimits } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { type CalibrationStatistics, modelFingerprint } from "../time/mod.ts";
-import type { OwnSampleOptions } from "./own_samples.ts";
+import { draftOwnSamples, type OwnSampleOptions } from "./own_samples.ts";
 import { chooseMoment } from "./moment_structure.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile } from "../files/whole.ts";
@@ -84,6 +84,8 @@ export async function openCalibration(
     readonly bytesAtOnce?: number | undefined;
     /** As {@linkcode loadCalibration} takes it. */
     readonly batchPositions?: number | undefined;
+    /** Called before a model makes its own samples, with a draft of them and the positions of all steps. */
+    readonly onDraft?: ((draft: Calibrated, positions: number) => void) | undefined;
   },
 ): Promise<Solvable> {
   const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
@@ -106,10 +108,15 @@ export async function openCalibration(
       options.kept === undefined
         ? "repeat the command, where it had begun with --resume"
         : "go on with --resume, what the model has made is kept",
-      () =>
-        shard === undefined
-          ? loadCalibration(loaded, data, options)
-          : loadCalibrationShard(loaded, data, shard, options),
+      async () => {
+        if (source === "self" && options.onDraft !== undefined) {
+          const draft = await draftOwnSamples(loaded, config.selfCalibration, seed);
+          options.onDraft(await loadCalibration(loaded, { ...data, own: draft.samples }), draft.positions);
+        }
+        return shard === undefined
+          ? await loadCalibration(loaded, data, options)
+          : await loadCalibrationShard(loaded, data, shard, options);
+      },
     )
     : withStatistics(loaded, statistics);
   if (save === undefined) return calibrated;

@@ -6,6 +6,7 @@ import {
   type SaveCalibration,
 } from "../calibration/source.ts";
 import { KeptSamples } from "../calibration/kept_samples.ts";
+import type { Calibrated } from "../calibration/mod.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
 import { type Config, type ConfigInForce, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
@@ -31,8 +32,12 @@ export interface RunCalibration {
    * The model with the data, opened by the first call: its weights are read when they are needed.
    *
    * @param output keeps what the model makes itself, for a run that is stopped
+   * @param onDraft called before a model makes its own samples, with a draft of them and the positions of all steps
    */
-  open(output?: Pick<Rewrite, "work" | "identity">): Promise<Solvable>;
+  open(
+    output?: Pick<Rewrite, "work" | "identity">,
+    onDraft?: (draft: Calibrated, positions: number) => void,
+  ): Promise<Solvable>;
   readonly memory: MemoryShares;
 }
 
@@ -54,7 +59,7 @@ export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptio
   return {
     memory,
     digest: async () => await (digest ??= calibrationDigest(calibrationSource(checkpoint, config))),
-    open(output) {
+    open(output, onDraft) {
       if (kernels === undefined) {
         throw new TypeError("Cannot calibrate: a budget's plan needs kernels, got none");
       }
@@ -63,6 +68,7 @@ export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptio
         ...options,
         kept: output && new KeptSamples(output.work, JSON.stringify(output.identity)),
         held: memory.held,
+        onDraft,
         bytesAtOnce: Math.min(STATISTICS_BYTES, memory.roomBytes / 4),
         batchPositions: runLimits(checkpoint) === undefined ? memory.batchPositions(checkpoint) : undefined,
       });

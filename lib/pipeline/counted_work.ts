@@ -161,6 +161,20 @@ export class CountedWork {
     };
   }
 
+  /** The model making its own samples. @param positions of all steps, of which about half are written to */
+  ownSamples(positions: number): RunStage {
+    const { data: { fit } } = this.#run.calibrated, pass = this.#pass(fit);
+    const { vocabularySize = 0 } = (this.#model?.config ?? {}) as { readonly vocabularySize?: number };
+    return {
+      name: "its own samples",
+      bytes: pass.bytes,
+      statesBytes: 0,
+      seconds: (timed) =>
+        positions * (pass.seconds(timed) / pass.positions +
+          0.5 * vocabularySize * this.#width * timed.multiplyAdd(this.#width)),
+    };
+  }
+
   /** Layers that are solved, a stage at a time. */
   #layers(config: ConfigInForce): SolvedStage[] {
     const { rows, calibrated: { model, data }, memoryBytes } = this.#run, settings = solverSettings(config);

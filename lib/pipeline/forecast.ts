@@ -4,7 +4,7 @@
  * they do.
  */
 import type { Solvable } from "../calibration/statistics/alone.ts";
-import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
+import { type ConfigInForce, hasBudget, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { MemoryError, OutputError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import { folderBytes, freeBytes } from "../files/whole.ts";
@@ -46,14 +46,21 @@ const sum = <T>(values: readonly T[], of: (value: T) => number) =>
  * short is not announced.
  *
  * @param rows of the plan
+ * @param ownPositions of all steps in which the model makes its own samples, which `calibrated` is a draft of
  * @throws {MemoryError} when a stage does not fit, with a setting that does
  * @throws {OutputError} when the disk has no room for what the run keeps until it is finished
  */
-export function announce(run: ForecastRun, calibrated: Solvable, rows: readonly PlanRow[]): void {
+export function announce(
+  run: ForecastRun,
+  calibrated: Solvable,
+  rows: readonly PlanRow[],
+  ownPositions = 0,
+): void {
   const { checkpoint, config, kernels, memory, folder, measuredShare, options: { onEvent } } = run;
   const memoryBytes = memory.limitBytes;
   const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes, measuredShare });
-  const stages = counted.stages(config), resident = memory.residentBytes;
+  const before = ownPositions > 0 ? [counted.ownSamples(ownPositions)] : [];
+  const stages = [...before, ...counted.stages(config)], resident = memory.residentBytes;
   const needs = (own: CountedWork, list: readonly RunStage[]) =>
     list.map(({ name, bytes, statesBytes }) => ({
       name,
@@ -88,7 +95,8 @@ export function announce(run: ForecastRun, calibrated: Solvable, rows: readonly 
   const seconds = sum(parts, (part) => part.seconds);
   if (seconds < ANNOUNCED_SECONDS) return;
   const cheaper = seconds < COMPARED_SECONDS ? [] : alternatives(config).flatMap(([name, other]) => {
-    const own = sum(counted.stages(other), (stage) => stage.seconds(timed));
+    const own = sum(counted.stages(other), (stage) => stage.seconds(timed)) +
+      (isCalibrated(other) ? sum(before, (stage) => stage.seconds(timed)) : 0);
     return own < 0.8 * seconds ? [{ name, seconds: own }] : [];
   });
   onEvent?.({

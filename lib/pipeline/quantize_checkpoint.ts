@@ -474,19 +474,17 @@ export async function calibrateRun(
   const isSolved = CALIBRATED_SOLVERS.includes(config.solver) &&
     rows.some((row) => !isRounded(config, row) && !output?.isDone(row.name));
   if (!isSolved && !wantsPhases(config)) return undefined;
-  const calibrated = await calibration.open(output);
   const { memory } = calibration;
-  if (bitPlan === undefined || !measuresBits(config)) {
-    await stoppable(
-      options.signal,
-      KEPT,
-      () =>
-        announce(
-          { checkpoint, config, kernels, memory, folder: output?.work, options },
-          calibrated,
-          plan.rows,
-        ),
+  const say = (data: Solvable, ownPositions?: number) =>
+    announce(
+      { checkpoint, config, kernels, memory, folder: output?.work, options },
+      data,
+      plan.rows,
+      ownPositions,
     );
+  const calibrated = await calibration.open(output, say);
+  if (bitPlan === undefined || !measuresBits(config)) {
+    await stoppable(options.signal, KEPT, () => say(calibrated));
   }
   return calibrated;
 }

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { KeptSamples } from "../../lib/calibration/kept_samples.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
 import {
+  draftOwnSamples,
   makeOwnSamples,
   type OwnSequences,
   type OwnTrajectories,
@@ -65,6 +66,32 @@ describe("work within its bound", () => {
       steps: 64,
     });
   });
+});
+
+describe("a draft", () => {
+  for (const [kind, path] of Object.entries(folders)) {
+    test(`${kind}: has the form of what is made, and the work of all steps`, async () => {
+      const loaded = loadModel(path, kernels), lengths: number[] = [];
+      const settings = { records: 16, tokens: 24, steps: 3 };
+      const made = await makeOwnSamples(loaded, settings, 1, {
+        onProgress: (progress) => void lengths.push(progress.tensors),
+      });
+      const { samples, positions } = await draftOwnSamples(loaded, settings, 1);
+      const form = (own: typeof made) =>
+        own.kind === "sequences"
+          ? own.rows.map(({ tokens, answerStart }) => [tokens.length, answerStart])
+          : [[...own.labels], own.timesteps, own.states.map(({ length }) => length)];
+      expect(form(samples)).toEqual(form(made));
+      const each = loaded.kind === "dit"
+        ? (loaded.model.config.sampleSize / loaded.model.config.patchSize) ** 2
+        : 1;
+      expect(positions).toBe(lengths[0]! * each);
+      if (samples.kind === "sequences" && loaded.kind !== "dit") {
+        const { maskToken } = loaded.model.config;
+        expect(samples.rows.some(({ tokens }) => tokens.includes(maskToken))).toBe(false);
+      }
+    });
+  }
 });
 
 describe("sequences that a model writes", () => {
