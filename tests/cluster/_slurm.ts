@@ -1,0 +1,117 @@
+/** A Slurm of two nodes on this machine, for a test: a controller and two daemons, without accounts, cgroups or systemd. */
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { hostname } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+
+const PROGRAMS = ["slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "sinfo"];
+
+/** Why there can be no Slurm here; undefined where there can. */
+export function whyNoSlurm(): string | undefined {
+  const missing = PROGRAMS.filter((name) => spawnSync("sh", ["-c", `command -v ${name}`]).status !== 0);
+  if (missing.length > 0) return `no ${missing.join(", ")} (Debian: slurmctld slurmd slurm-client)`;
+  return process.getuid?.() === 0 ? undefined : "its daemons want to run as root here";
+}
+
+/** Ports that nothing listens on. */
+async function freePorts(count: number): Promise<number[]> {
+  const servers = await Promise.all(
+    Array.from({ length: count }, () =>
+      new Promise<ReturnType<typeof createServer>>((resolve) => {
+        const server = createServer().listen(0, "127.0.0.1", () => resolve(server));
+      })),
+  );
+  const ports = servers.map((server) => (server.address() as { port: number }).port);
+  for (const server of servers) await new Promise((resolve) => server.close(resolve));
+  return ports;
+}
+
+/** A running Slurm. */
+export interface Slurm {
+  /** Runs one of its programs, or a script that does; returns what it printed. */
+  run(program: string, ...args: string[]): string;
+  /** Waits for something, at most a minute. */
+  until(what: string, isSo: () => boolean): Promise<void>;
+  readonly environment: Record<string, string>;
+  stop(): void;
+}
+
+/** Starts a controller and the nodes n1 and n2 of one processor each; state and logs lie in the folder. */
+export async function startSlurm(folder: string): Promise<Slurm> {
+  const [controller, first, second] = await freePorts(3) as [number, number, number];
+  const path = join(folder, "slurm.conf");
+  mkdirSync(join(folder, "state"), { recursive: true });
+  const node = (name: string, port: number) =>
+    `NodeName=${name} NodeAddr=127.0.0.1 Port=${port} CPUs=1 State=UNKNOWN`;
+  writeFileSync(
+    path,
+    `ClusterName=arrowquant
+SlurmctldHost=${hostname()}(127.0.0.1)
+SlurmctldPort=${controller}
+AuthType=auth/none
+CredType=cred/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SlurmUser=root
+SlurmdUser=root
+SelectType=select/cons_tres
+SlurmdParameters=config_overrides
+ReturnToService=2
+StateSaveLocation=${folder}/state
+SlurmdSpoolDir=${folder}/spool-%n
+SlurmctldPidFile=${folder}/slurmctld.pid
+SlurmdPidFile=${folder}/slurmd-%n.pid
+SlurmctldLogFile=${folder}/slurmctld.log
+SlurmdLogFile=${folder}/slurmd-%n.log
+${node("n1", first)}
+${node("n2", second)}
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+`,
+  );
+  const inherited = Object.entries(process.env).filter(([name]) => !/^(SLURM|SBATCH|ARROW)/.test(name));
+  const environment = { ...Object.fromEntries(inherited) as Record<string, string>, SLURM_CONF: path };
+  const daemons: ChildProcess[] = [["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], [
+    "slurmd",
+    "-D",
+    "-N",
+    "n2",
+  ]]
+    .map(([program, ...args]) => spawn(program!, args, { env: environment, stdio: "ignore" }));
+  const stop = () => {
+    for (const daemon of daemons.toReversed()) daemon.kill("SIGKILL");
+  };
+  const run = (program: string, ...args: string[]): string => {
+    const { status, stdout, stderr } = spawnSync(program, args, {
+      env: environment,
+      encoding: "utf8",
+      timeout: 30_000,
+    });
+    if (status === 0) return stdout.trim();
+    throw new Error(`${program} ${args.join(" ")}: exit status ${status}: ${stderr}${stdout}`);
+  };
+  const until = async (what: string, isSo: () => boolean): Promise<void> => {
+    for (const end = Date.now() + 60_000; Date.now() < end;) {
+      if (isSo()) return;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    throw new Error(
+      `no ${what} within a minute: ${readFileSync(join(folder, "slurmctld.log"), "utf8").slice(-2000)}`,
+    );
+  };
+  try {
+    await until("two idle nodes", () => {
+      const { status, stdout } = spawnSync("sinfo", ["-h", "-N", "-o", "%N %T"], {
+        env: environment,
+        encoding: "utf8",
+      });
+      return status === 0 && stdout.trim() === "n1 idle\nn2 idle";
+    });
+  } catch (error) {
+    stop();
+    throw error;
+  }
+  return { run, until, environment, stop };
+}

@@ -1,0 +1,81 @@
+/** Real Slurm: an array on two nodes, one task killed in the middle and requeued, the merge behind it. */
+import { afterAll, expect, test } from "bun:test";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { openKernels } from "../../lib/native/mod.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { differences, gaussian, isDeno, matrix, ROOT, workplace, writeCheckpoint } from "../_checkpoints.ts";
+import { configOf } from "../pipeline/_runs.ts";
+import { startSlurm, whyNoSlurm } from "./_slurm.ts";
+
+const place = workplace();
+afterAll(() => place.remove());
+const TASKS = 6, KILLED = 3;
+
+/** Stands for `arrowquant`: the first start of a task stops half-way, for whoever kills it. */
+function hangingOnce(command: string, parts: string, flag: string): string {
+  const path = join(place.path, "arrowquant.sh");
+  const journal = `${parts}/shard-${KILLED}-of-${TASKS}/arrowquant.partial/progress.jsonl`;
+  writeFileSync(
+    path,
+    `if [ "\${SLURM_ARRAY_TASK_ID:-}" = ${KILLED} ] && [ ! -e ${flag} ]; then
+  ${command} "$@" & task=$!
+  until [ -e ${journal} ] && [ "$(wc -l < ${journal})" -ge 2 ]; do sleep 0.01; done
+  kill -STOP $task
+  touch ${flag}
+  wait
+fi
+exec ${command} "$@"
+`,
+  );
+  return `bash ${path}`;
+}
+
+test("an array of six tasks on two nodes, one killed and requeued: the bytes of one task", async () => {
+  const reason = isDeno ? "it takes seconds, and Bun runs it" : whyNoSlurm();
+  if (reason !== undefined) return console.log(`skipped: no Slurm: ${reason}`);
+  mkdirSync(place.path, { recursive: true });
+  const data = gaussian(2 ** 18, 1), [output, flag] = [place.fresh(), join(place.path, "hangs")];
+  const tensors = Array.from(
+    { length: 24 },
+    (_, i) => [`layers.${i}.weight`, matrix(256, 1024, data)] as const,
+  );
+  const input = writeCheckpoint(place.fresh("model"), Object.fromEntries(tensors));
+  const slurm = await startSlurm(join(place.path, "slurm"));
+  try {
+    const command = `${process.execPath} run ${join(ROOT, "scripts", "arrowquant.ts")}`;
+    slurm.environment["ARROWQUANT"] = hangingOnce(command, `${output}.parts`, flag);
+    const script = join(ROOT, "scripts", "cluster", "slurm.sh");
+    const options = ["--bits", "2", "--solver", "clip"];
+    slurm.run("bash", script, "--cpus-per-task=1", "--", "quantize", input, output, `${TASKS}`, ...options);
+    await slurm.until("task that hangs", () => existsSync(flag));
+    const job = slurm.run("squeue", "-h", "-r", "-t", "R", "-o", "%F_%K").split("\n")
+      .find((id) => id.endsWith(`_${KILLED}`))!;
+    slurm.run("scontrol", "requeue", job);
+    // Slurm lets a requeued job wait for two minutes.
+    await slurm.until(
+      "requeued task",
+      () => slurm.run("squeue", "-h", "-r", "-t", "PD", "-o", "%F_%K").includes(job),
+    );
+    slurm.run("scontrol", "update", `JobId=${job}`, "StartTime=now");
+    await slurm.until("end of all jobs", () => slurm.run("squeue", "-h") === "");
+  } finally {
+    slurm.stop();
+  }
+  const logs = (name: string) => readFileSync(`${output}.logs/${name}.log`, "utf8");
+  expect(logs("task-1")).toContain("shard 1/6: from SLURM_ARRAY_TASK_ID=1");
+  expect(logs("task-1")).toContain("1 threads");
+  expect(logs(`task-${KILLED}`)).toContain("DUE TO JOB REQUEUE");
+  expect(logs(`task-${KILLED}`)).toMatch(/the journal names [1-9]\d* of 4 tensors/);
+  expect(existsSync(output) ? "" : logs("merge")).toBe("");
+  using kernels = await openKernels({ threads: 1 });
+  const whole = place.fresh();
+  await quantizeCheckpoint({
+    input,
+    output: whole,
+    config: configOf({ solver: "clip", bit_width: 2 }),
+    kernels,
+  });
+  expect(differences(output, whole)).toEqual([]);
+}, 120_000);
