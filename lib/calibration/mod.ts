@@ -5,7 +5,16 @@
  */
 import { existsSync } from "node:fs";
 import { checkWhole } from "../native/call.ts";
-import type { DitModel, ImageBatch, LoadedModel, MaskedTransformer, SequenceBatch } from "../models/mod.ts";
+import { CheckpointError, FormatError } from "../errors.ts";
+import {
+  type DitModel,
+  type ImageBatch,
+  type LoadedModel,
+  loadScheduler,
+  type MaskedTransformer,
+  type Scheduler,
+  type SequenceBatch,
+} from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { calibrationFault, type CalibrationOptions, type CalibrationSet } from "./draw.ts";
 import { imageSet } from "./images.ts";
@@ -44,12 +53,23 @@ export function withStatistics(loaded: LoadedModel, statistics: CalibrationStati
     warnings: [],
     distinctPositions: Infinity,
     axis,
+    scheduler: knownSchedule(loaded.folder),
     fit: [],
     heldOut: [],
   };
   return loaded.kind === "dit"
     ? { kind: "images", model: loaded.model, data, statistics }
     : { kind: "sequences", model: loaded.model, shift: loaded.model.config.logitShift, data, statistics };
+}
+
+/** The noise schedule of a checkpoint in a folder; undefined where it has none, or one that is not DDPM's. */
+export function knownSchedule(folder: string): Scheduler | undefined {
+  try {
+    return loadScheduler(folder, "ddim");
+  } catch (error) {
+    if (error instanceof CheckpointError || error instanceof FormatError) return undefined;
+    throw error;
+  }
 }
 
 /**

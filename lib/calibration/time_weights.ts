@@ -13,6 +13,7 @@ import {
 } from "../thermo/transition.ts";
 import type { TimeAxis } from "../time/mod.ts";
 import type { Calibrated, CalibrationPart, CalibrationSet } from "./mod.ts";
+import type { Solvable } from "./statistics/alone.ts";
 
 /** Which steps the weights are of. */
 export interface TimeWeightSettings {
@@ -64,19 +65,31 @@ export function timeWeights(
 
 /**
  * Calibration data that count by the weights of a model's own axis: {@linkcode timeWeights} and
- * {@linkcode weightByTime} in one.
+ * {@linkcode weightByTime} in one; of statistics alone each time group counts by the mean weight of its bins.
  *
- * @throws {CalibrationError} when there are no data, but statistics of them alone
+ * @throws {CalibrationError} when a noise schedule is needed and not known, or there are neither data nor statistics
  */
-export function withTimeWeights(calibrated: Calibrated, settings: TimeWeightSettings): Calibrated {
-  const { data: { axis, scheduler, fit } } = calibrated;
-  if (fit.length === 0) {
+export function withTimeWeights<C extends Solvable>(calibrated: C, settings: TimeWeightSettings): C {
+  const { data: { axis, scheduler, fit }, statistics } = calibrated;
+  if (
+    axis.kind === "timesteps" && (scheduler === undefined || scheduler.config.trainTimesteps !== axis.bins)
+  ) {
     throw new CalibrationError(
-      "Cannot weigh calibration data by time: there must be samples, got statistics of them alone; give the data " +
-        "themselves or set thermodynamic.transition_optimization.time_weights to none",
+      "Cannot weigh calibration data by time: there must be a noise schedule (scheduler_config.json) of DDPM's kind " +
+        `with ${axis.bins} timesteps, got none; set thermodynamic.transition_optimization.time_weights to none`,
     );
   }
-  return weightByTime(calibrated, timeWeights(axis, scheduler, settings));
+  const weights = timeWeights(axis, scheduler, settings);
+  if (fit.length > 0 && calibrated.kind !== "layers") return weightByTime(calibrated, weights) as C;
+  if (statistics === undefined) {
+    throw new CalibrationError("Cannot weigh calibration data by time: there must be samples, got none");
+  }
+  const { count, boundaries } = statistics.groups;
+  const ofGroups = Array.from({ length: count }, (_, g) => {
+    const own = weights.subarray(boundaries[g], boundaries[g + 1]);
+    return own.reduce((sum, weight) => sum + weight, 0) / own.length;
+  });
+  return { ...calibrated, statistics: statistics.weightedByTime(ofGroups) };
 }
 
 /**

@@ -1,8 +1,8 @@
 /** The solver of a run: the configured one, or what `auto` chooses for a model and its bits. */
 import { type Config, type ConfigInForce, hasBudget, isInForce, withPhaseSolver } from "../config/mod.ts";
 import { hasStatistics } from "../calibration/source.ts";
-import { CheckpointError, FormatError } from "../errors.ts";
-import { loadScheduler, runLimits } from "../models/mod.ts";
+import { knownSchedule } from "../calibration/mod.ts";
+import { runLimits } from "../models/mod.ts";
 import { type BitPlan, readPlan } from "../plan/budget.ts";
 import { isTokenTable, planQuantization } from "../plan/plan.ts";
 import { hasEightBits } from "../solve/by_weights.ts";
@@ -21,12 +21,7 @@ function solverByWeights({ kind, config }: Checkpoint): "round" | "clip" {
 
 /** Whether images can be noised, and drawn, as the model was trained. */
 function hasSchedule({ folder }: Checkpoint): boolean {
-  try {
-    return loadScheduler(folder, "ddim") !== undefined;
-  } catch (error) {
-    if (error instanceof CheckpointError || error instanceof FormatError) return false;
-    throw error;
-  }
+  return knownSchedule(folder) !== undefined;
 }
 
 /** The plan that a configuration names, if it names one. @throws as {@linkcode readPlan} */

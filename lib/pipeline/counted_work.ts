@@ -201,7 +201,7 @@ export class CountedWork {
     return [
       ...(hasBudget(config) && this.#run.measuredShare !== 1 ? [this.#sensitivities(config)] : []),
       ...(["best", "feedback"].includes(config.solver) ? this.#solving(config) : []),
-      ...(wantsPhases(config) ? [this.#phases(config)] : []),
+      ...(wantsPhases(config) && this.#model !== undefined ? [this.#phases(config)] : []),
       this.#writing(config),
     ];
   }

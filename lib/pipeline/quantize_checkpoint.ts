@@ -531,6 +531,13 @@ export async function phasesRun(
   solved: SolvedModel | undefined,
 ): Promise<PhaseResult | undefined> {
   if (calibrated === undefined || !wantsPhases(config)) return undefined;
+  const { validation, boundarySmoothing } = config.thermodynamic;
+  if (calibrated.kind === "layers" && !validation.enabled && !boundarySmoothing.enabled) {
+    const message =
+      "phase 3 solves codes with its weights by time and annealing; refinement needs a model that runs here";
+    options.onEvent?.({ kind: "warning", message });
+    return undefined;
+  }
   const phases = {
     checkpoint,
     calibrated: thatRuns(calibrated, "run the phases"),

@@ -34,10 +34,11 @@ export function solverSettings({ solverOptions, thermodynamic }: Config): Solver
 /** Phase 3's weights by time. By default only image models have them; docs/solvers.md has why. */
 export function timeWeightSettings(
   { thermodynamic }: Config,
-  kind: Solvable["kind"],
+  { kind, data: { scheduler } }: Pick<Solvable, "kind" | "data">,
 ): TimeWeightSettings | undefined {
   const { enabled, timeWeights, betaSchedule } = thermodynamic.transitionOptimization;
-  const sampler = timeWeights !== "auto" ? timeWeights : kind === "images" ? "ddpm" : "none";
+  const isDrawn = kind === "images" || kind === "layers" && scheduler !== undefined;
+  const sampler = timeWeights !== "auto" ? timeWeights : isDrawn ? "ddpm" : "none";
   return enabled && sampler !== "none" ? { sampler, schedule: betaSchedule } : undefined;
 }
 
@@ -61,15 +62,15 @@ const MANY_WEIGHTS = 2 ** 26;
  * The configured settings and the alternatives that are tried. Phase 3's terms are compared with solving
  * without them, unless one candidate is asked for; which of the others is best differs from model to model.
  */
-function candidatesOf({ kind, model }: Solvable, config: ConfigInForce): Candidate[] {
-  const { solver, solverOptions: { effort } } = config;
+function candidatesOf(calibrated: Solvable, config: ConfigInForce): Candidate[] {
+  const { kind, model } = calibrated, { solver, solverOptions: { effort } } = config;
   const weights = model.stages.reduce(
     (sum, { layers }) => layers.reduce((own, { weights: { rows, cols } }) => own + rows * cols, sum),
     0,
   );
   const isOne = effort === "low" || effort === "medium" && weights > MANY_WEIGHTS;
   const candidates = config.solverOptions.candidates ?? (isOne ? 1 : 2);
-  const settings = solverSettings(config), isWeighted = timeWeightSettings(config, kind) !== undefined;
+  const settings = solverSettings(config), isWeighted = timeWeightSettings(config, calibrated) !== undefined;
   const isAnnealed = solver === "best" && settings.annealing > 0;
   const own = { settings, isWeighted };
   const without = { ...settings, annealing: 0 };
@@ -196,7 +197,7 @@ function reportData({ data }: Solvable, candidates: Candidate[], event: Report):
 
 /** Reports the candidates' held-out distances, and whether phase 3's terms were kept. */
 function reportChoice(
-  { kind, data }: Solvable,
+  calibrated: Solvable,
   config: Config,
   { distances, chosen, taken }: {
     readonly distances: readonly number[];
@@ -205,6 +206,7 @@ function reportChoice(
   },
   event: Report,
 ): void {
+  const { kind, data } = calibrated;
   if (data.heldOut.length > 0 && kind !== "layers" && !distances.every(Number.isNaN)) {
     const values = distances.map((value) => Number.isNaN(value) ? "-" : value.toPrecision(3)).join(", ");
     event(
@@ -214,7 +216,7 @@ function reportChoice(
       }`,
     );
   }
-  const weights = timeWeightSettings(config, kind);
+  const weights = timeWeightSettings(config, calibrated);
   if (weights !== undefined) {
     event("calibrate", `weights by time (${weights.sampler}): ${taken.isWeighted ? "kept" : "rejected"}`);
   }
@@ -258,13 +260,13 @@ class CandidateSolver {
     this.#wanted = inModel.filter(isOwn).map(({ name }) => name);
     this.#reportOthers(solved.filter((row) => !solvable.has(row.name) && isOwn(row)));
     this.#solved = [0, this.#wanted.length];
-    this.#weights = timeWeightSettings(config, calibrated.kind);
+    this.#weights = timeWeightSettings(config, calibrated);
+    this.#byTime = this.#weights && withTimeWeights(calibrated, this.#weights);
     if (calibrated.kind === "layers") return;
     this.#heldOut = new HeldOutMeter(calibrated, {
       signal: options.signal,
       onShare: (share) => this.#measured(share),
     });
-    this.#byTime = this.#weights && withTimeWeights(calibrated, this.#weights);
   }
 
   #event(kind: RunEvent["kind"], message: string): void {

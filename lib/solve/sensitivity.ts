@@ -1,9 +1,10 @@
 /**
  * Bits by budget. The cost of a layer's error to the whole model is measured: the layer alone is quantized
  * and the held-out distance to full precision taken; other bits and group sizes cost in proportion to the
- * error of the layer's objective.
+ * error of the layer's objective. With saved statistics alone nothing is run: a layer costs the relative error of
+ * its outputs, all layers alike.
  */
-import { factorMoments } from "../quant/solvers/factored_moment.ts";
+import { factorMoments, outputPower } from "../quant/solvers/factored_moment.ts";
 import { type Config, type ConfigInForce, layerBitWidth, storedScales } from "../config/mod.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
@@ -19,7 +20,6 @@ import {
   optionBytes,
 } from "../plan/budget.ts";
 import { solverSettings } from "./candidates.ts";
-import type { Calibrated } from "../calibration/mod.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
 import type { Blockwise, LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
@@ -60,7 +60,6 @@ export async function planByBudget(
 ): Promise<BitPlan> {
   const { rows } = planQuantization(checkpoint, config);
   const wanted = rows.filter(isChosen);
-  if (calibrated.kind === "layers") throw withoutHeldOut(calibrated);
   const { model, data } = calibrated, settings = solverSettings(config);
   checkHeldOut(calibrated);
   const weights = weightsOf(wanted);
@@ -70,7 +69,9 @@ export async function planByBudget(
   const solver = config.solver === "best" ? "feedback" : config.solver;
   const measurable = wanted.filter(({ name }) => layers.has(name));
   const options = new Map<string, readonly LayerOption[]>(kept?.layers);
-  const meter = new HeldOutMeter(calibrated, { batches: PROBE_BATCHES, signal });
+  const meter = calibrated.kind === "layers" || data.heldOut.length === 0
+    ? undefined
+    : new HeldOutMeter(calibrated, { batches: PROBE_BATCHES, signal });
   const names = new Set(measurable.map(({ name }) => name)), resumed = options.size;
   const parts = statisticsLeft(calibrated, options, {
     kernels,
@@ -119,9 +120,11 @@ export async function planByBudget(
     .map(([bits, of]) => `${of.length} layers at ${bits} bits`).join(", ");
   onEvent?.({
     kind: "calibrate",
-    message: `budget: ${(bytes * 8 / weights).toFixed(3)} bits per weight; expected held-out distance about ${
-      cost.toPrecision(2)
-    } with ${solver}; ${layersByBits}`,
+    message: `budget: ${(bytes * 8 / weights).toFixed(3)} bits per weight; ${
+      meter === undefined
+        ? "relative output errors of the layers add up to"
+        : "expected held-out distance about"
+    } ${cost.toPrecision(2)} with ${solver}; ${layersByBits}`,
   });
   return plan;
 }
@@ -131,13 +134,13 @@ export async function planByBudget(
  * of 7 B weights take 44 GB.
  */
 function statisticsLeft(
-  calibrated: Calibrated,
+  calibrated: Solvable,
   measured: ReadonlyMap<string, unknown>,
   options: RunsOptions,
 ): Iterable<CalibrationStatistics> | AsyncIterable<CalibrationStatistics> {
   const isLeft = (name: string) => options.names?.has(name) === true && !measured.has(name);
   if (![...options.names ?? []].some(isLeft)) return [];
-  if (calibrated.statistics !== undefined) return [calibrated.statistics];
+  if (calibrated.kind === "layers" || calibrated.statistics !== undefined) return [calibrated.statistics!];
   const runs = blockRuns(calibrated.model as Blockwise<unknown>, options);
   const first = runs.findIndex(({ inputs }) =>
     [...inputs.values()].some(({ layers }) => layers.some(isLeft))
@@ -146,15 +149,12 @@ function statisticsLeft(
 }
 
 /** @throws {CalibrationError} when there is nothing to measure layers with */
-function checkHeldOut({ data, statistics }: Calibrated): void {
-  if (data.heldOut.length === 0) throw withoutHeldOut({ statistics });
-}
-
-const withoutHeldOut = ({ statistics }: Pick<Solvable, "statistics">): CalibrationError =>
-  new CalibrationError(
-    "Cannot choose bits by a budget: 8 records or more are needed to hold some out, got " +
-      (statistics === undefined ? "fewer" : "saved statistics without any: give the data themselves"),
+function checkHeldOut({ data, statistics }: Solvable): void {
+  if (data.heldOut.length > 0 || statistics !== undefined) return;
+  throw new CalibrationError(
+    "Cannot choose bits by a budget: 8 records or more are needed to hold some out, got fewer",
   );
+}
 
 /** Whether a budget chooses a row's bits; token tables have their own. */
 export const isChosen = (row: PlanRow): boolean => row.action === "quantize" && !isTokenTable(row);
@@ -221,7 +221,8 @@ export function budgetBytes(
 /** Bytes and cost of every choice for a layer. */
 async function layerOptions(
   { meter, config, kernels, solver, statistics, signal }: {
-    readonly meter: HeldOutMeter;
+    /** Undefined where nothing is held out. */
+    readonly meter: HeldOutMeter | undefined;
     readonly config: ConfigInForce;
     readonly kernels: Kernels;
     readonly solver: ConfigInForce["solver"];
@@ -252,7 +253,10 @@ async function layerOptions(
     const problem = { weights, rows, cols, moment, ...grid };
     const { tensor, objective } = solveLayer(kernels, solver, problem, settings);
     if (probe === undefined && grid.bits === PROBE_BITS) {
-      probe = { distance: await meter.distance(new Map([[row.name, tensor]])), objective };
+      const distance = meter === undefined
+        ? objective / outputPower(kernels, weights, rows, moment)
+        : await meter.distance(new Map([[row.name, tensor]]));
+      probe = { distance, objective };
     }
     const cost = probe!.objective > 0 ? probe!.distance * objective / probe!.objective : 0;
     if (chosen.includes(grid.bits)) options.push({ ...grid, bytes: bytesOf(row, grid), cost });

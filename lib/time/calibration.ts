@@ -9,7 +9,12 @@ import { findNonfinite } from "../quant/convert.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { throwIfStopped } from "../progress.ts";
-import { accumulateMoment, type InputMoments, MAX_MOMENT_COLS } from "../quant/solvers/moments.ts";
+import {
+  accumulateMoment,
+  type InputMoments,
+  MAX_MOMENT_COLS,
+  momentBlocks,
+} from "../quant/solvers/moments.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import { listing } from "../tensor/mod.ts";
 import type { TimeGroups } from "./groups.ts";
@@ -101,6 +106,50 @@ export interface StatisticsOptions {
   readonly runs: readonly CalibrationRun[];
   /** Reads the second moments of an input whenever they are asked for: they are not kept, and cannot be added to. */
   readonly load?: LoadMoments | undefined;
+}
+
+/** The second moment of an input whose time groups count by weights, for the same sum of the inputs' own weights. */
+function weightedMoment(
+  { cols, block = cols, weight, squares, groupSecond }: InputStatistics,
+  second: Float32Array<ArrayBuffer>,
+  weights: ArrayLike<number>,
+): Float32Array<ArrayBuffer> {
+  const total = weight.reduce((sum, own) => sum + own, 0);
+  const counted = weight.reduce((sum, own, g) => sum + weights[g]! * own, 0);
+  if (!(counted > 0)) return second; // read at times that do not count: all alike
+  const scaled = Float64Array.from(weights, (own) => own * total / counted);
+  const weighted = new Float32Array(second.length);
+  if (groupSecond !== undefined) {
+    for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+      for (let i = 0; i < own; i++) {
+        for (let k = 0; k < own; k++) {
+          let sum = 0;
+          for (let g = 0; g < scaled.length; g++) {
+            sum += scaled[g]! * groupSecond[(g * cols + first + i) * cols + first + k]!;
+          }
+          weighted[at + i * own + k] = sum;
+        }
+      }
+    }
+    return weighted;
+  }
+  const factors = Float64Array.from({ length: cols }, (_, k) => {
+    let before = 0, after = 0;
+    for (let g = 0; g < scaled.length; g++) {
+      before += squares[g * cols + k]!;
+      after += scaled[g]! * squares[g * cols + k]!;
+    }
+    return before > 0 ? Math.sqrt(after / before) : 0;
+  });
+  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+    for (let i = 0; i < own; i++) {
+      for (let k = 0; k < own; k++) {
+        const place = at + i * own + k;
+        weighted[place] = second[place]! * factors[first + i]! * factors[first + k]!;
+      }
+    }
+  }
+  return weighted;
 }
 
 /** Layers of two files' models, each as the first one has it. */
@@ -383,6 +432,30 @@ export class CalibrationStatistics {
     });
     renamed.takeSums(from);
     return renamed;
+  }
+
+  /**
+   * The same statistics with each time group counted by a weight: second moments over all times become Σ_g ω_g M_g
+   * where moments of groups were kept. Otherwise the diagonal becomes that, exactly, and correlations stay those over
+   * all times.
+   *
+   * @param weights `[groups]`, numbers ≥ 0
+   * @throws {TypeError} when there is not a weight for each group
+   */
+  weightedByTime(weights: ArrayLike<number>): CalibrationStatistics {
+    const { fingerprint, model, groups, inputs, second, runs } = this;
+    if (weights.length !== groups.count) {
+      throw new TypeError(
+        `Cannot weigh statistics by time: there must be ${groups.count} weights, got ${weights.length}`,
+      );
+    }
+    const load: LoadMoments = (name, which) => {
+      const own = inputs.get(name)!, values = own[which]!;
+      return which === "groupSecond" ? values : weightedMoment(own, values, weights);
+    };
+    const weighted = new CalibrationStatistics({ fingerprint, model, groups, inputs, second, runs, load });
+    weighted.takeSums(inputs);
+    return weighted;
   }
 
   /** Takes all but second moments from inputs of the same names; these must have nothing yet. */

@@ -206,6 +206,93 @@ describe("statistics alone", () => {
     expect(existsSync(output)).toBe(false);
   });
 
+  test("a budget chooses bits by the layers' output errors", async () => {
+    const events: RunEvent[] = [], output = place.fresh("budget");
+    const calibration_data = save(statistics());
+    const { config } = resolveConfig({
+      overrides: { target_bits_per_weight: 4.2, num_threads: 1, solver: "best", calibration_data },
+    });
+    const { layers } = await quantizeCheckpoint({
+      ...{ input: MODEL, output, kernels, config },
+      onEvent: (event) => events.push(event),
+    });
+    const said = events.find(({ message }) => message.startsWith("budget: "))!.message;
+    expect(said).toMatch(/relative output errors of the layers add up to [\d.e-]+ with feedback/);
+    expect(Number(/budget: ([\d.]+) bits/.exec(said)![1])).toBeLessThanOrEqual(4.2);
+    expect(layers.filter((layer) => layer.solved !== undefined).length).toBe(LAYERS.length);
+  });
+
+  test("weights by time: Σ ω M of the groups where they were kept, otherwise its diagonal", () => {
+    const times = [10, 300, 600, 900], omega = [4, 1, 0.5, 0];
+    const make = (second: "total" | "groups") => {
+      const own = new CalibrationStatistics({
+        ...{
+          fingerprint: "f",
+          groups: GROUPS,
+          second,
+          inputs: new Map([["a", { cols: COLS, layers: ["a"] }]]),
+        },
+        runs: [{ identity: "a", source: "a", isSynthetic: false, samples: 4 }],
+      });
+      for (const [i, time] of times.entries()) {
+        own.add(kernels, "a", inputs(i).map((value) => value * (1 + i)), TOKENS, { times: [time] });
+      }
+      return own.weightedByTime(omega).moments("a");
+    };
+    const wanted = new Float64Array(COLS * COLS);
+    const all = omega.reduce((sum, own) => sum + own, 0);
+    for (const [g, own] of omega.entries()) {
+      const x = inputs(g).map((value) => value * (1 + g));
+      for (let row = 0; row < TOKENS; row++) {
+        for (let i = 0; i < COLS; i++) {
+          for (let k = 0; k < COLS; k++) {
+            wanted[i * COLS + k]! += own * x[row * COLS + i]! * x[row * COLS + k]! / (all * TOKENS);
+          }
+        }
+      }
+    }
+    const size = Math.max(...wanted),
+      near = (got: number, value: number) => Math.abs(got - value) < 1e-5 * size;
+    const exact = make("groups"), byDiagonal = make("total");
+    expect(wanted.every((value, k) => near(exact.second[k]! / exact.weight, value))).toBe(true);
+    for (let k = 0; k < COLS; k++) {
+      const place = k * (COLS + 1);
+      expect(near(byDiagonal.second[place]! / byDiagonal.weight, wanted[place]!)).toBe(true);
+    }
+  });
+
+  test("weights by time change what is solved where there is a schedule, and are refused where there is none", async () => {
+    const scheduled = checkpoint(), data = save(statistics());
+    writeFileSync(
+      join(scheduled, "scheduler_config.json"),
+      JSON.stringify({ _class_name: "DDPMScheduler", num_train_timesteps: 1000, beta_schedule: "linear" }),
+    );
+    const phase = { "thermodynamic.transition_optimization.enabled": true };
+    const run = async (input: string, more: Record<string, unknown>) => {
+      const { output, events, run } = quantize(input, data, more);
+      await run();
+      return { weights: weightsOf(output), said: events.map(({ message }) => message).join("\n") };
+    };
+    const by = await run(scheduled, {
+      ...phase,
+      "thermodynamic.transition_optimization.time_weights": "ddpm",
+    });
+    expect(by.said).toContain("weights by time (ddpm): kept");
+    expect(by.said).toContain("refinement needs a model that runs here");
+    const without = await run(scheduled, {
+      ...phase,
+      "thermodynamic.transition_optimization.time_weights": "none",
+    });
+    expect(by.weights).not.toEqual(without.weights);
+    const refused = quantize(MODEL, data, {
+      ...phase,
+      "thermodynamic.transition_optimization.time_weights": "ddpm",
+    });
+    expect((await rejection(refused.run())).message).toMatch(
+      /must be a noise schedule \(scheduler_config\.json\)/,
+    );
+  });
+
   test("phases and a run of the model are refused", async () => {
     const { run } = quantize(MODEL, save(statistics()), { "thermodynamic.validation.enabled": true });
     expect((await rejection(run())).message).toMatch(/Cannot run the phases: .*got statistics alone/);

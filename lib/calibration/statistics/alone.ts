@@ -11,7 +11,7 @@ import type { DenseMatrix } from "../../models/layers/linear.ts";
 import { type Checkpoint, namesOfGguf } from "../../tensor/mod.ts";
 import { type CalibrationStatistics, MODEL_SAMPLES } from "../../time/mod.ts";
 import type { CalibrationSet } from "../draw.ts";
-import type { Calibrated } from "../mod.ts";
+import { type Calibrated, knownSchedule } from "../mod.ts";
 
 /** Layers of a checkpoint with statistics of what they read; the model is not run. */
 export interface CalibratedLayers {
@@ -137,8 +137,18 @@ export function layersWith(
   const groups = [...own.inputs.values()].map(({ layers }) => layers);
   const model = checkpointLayers(use.checkpoint, kernels, groups, use.held);
   checkWeights(own, model, use);
-  const distinctPositions = Infinity;
-  const data = { source, isSynthetic, samples, warnings: [], distinctPositions, axis, fit: [], heldOut: [] };
+  const distinctPositions = Infinity, scheduler = knownSchedule(use.checkpoint.folder);
+  const data = {
+    source,
+    isSynthetic,
+    samples,
+    warnings: [],
+    distinctPositions,
+    axis,
+    scheduler,
+    fit: [],
+    heldOut: [],
+  };
   return { kind: "layers", model, statistics: own, data };
 }
 
