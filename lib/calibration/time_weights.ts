@@ -82,7 +82,9 @@ export function withTimeWeights<C extends Solvable>(calibrated: C, settings: Tim
   const weights = timeWeights(axis, scheduler, settings);
   if (fit.length > 0 && calibrated.kind !== "layers") return weightByTime(calibrated, weights) as C;
   if (statistics === undefined) {
-    throw new CalibrationError("Cannot weigh calibration data by time: there must be samples, got none");
+    throw new CalibrationError(
+      "Cannot weigh calibration data by time: there must be samples or statistics of them, got none",
+    );
   }
   const { count, boundaries } = statistics.groups;
   const ofGroups = Array.from({ length: count }, (_, g) => {

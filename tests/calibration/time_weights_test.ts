@@ -252,11 +252,11 @@ describe("phase 3's terms, by configuration", () => {
     expect(await codes({ ...off, [SCHEDULE]: "cosine", [ANNEALING]: 0.5 })).toBe(others[2]!);
   }, 60_000);
 
-  test("need data: statistics that were saved of them do not say when", async () => {
+  test("need data, or statistics by time group", async () => {
     const calibrated = await calibration(DREAM, join(DREAM, "calibration.jsonl"));
     const without = { ...calibrated, data: { ...calibrated.data, fit: [], heldOut: [] } } as Calibrated;
     const error = await rejection(solve(without, DREAM, { [WEIGHTS]: "ddpm" }));
     expect(error).toBeInstanceOf(CalibrationError);
-    expect(error.message).toContain("time_weights to none");
+    expect(error.message).toContain("there must be samples or statistics of them, got none");
   });
 });
