@@ -14,7 +14,7 @@ import {
   packedErrorStatistics,
   relativeRmsError,
 } from "../lib/quant/mod.ts";
-import { type PackedLayer, packedLayers, readPackedTensor } from "../lib/quant/packed/checkpoint.ts";
+import { type PackedLayer, packedLayers, readPackedTensor, shapeOf } from "../lib/quant/packed/checkpoint.ts";
 import {
   BYTES_PER_ELEMENT,
   type Checkpoint,
@@ -194,7 +194,7 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
       if (info.name !== layer.tensors.packed) return [];
       const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, scaleBits } = layer;
       return [{
-        ...{ name, file, dtype, shape: [rows, cols], bytes, weights: rows * cols, bitsPerWeight },
+        ...{ name, file, dtype, shape: shapeOf(layer), bytes, weights: rows * cols, bitsPerWeight },
         ...{
           bits,
           groupSize,

@@ -18,10 +18,11 @@ import {
 } from "../pipeline/checkpoint_run.ts";
 import { sum } from "../pipeline/run_report.ts";
 import { pause, stoppable } from "../progress.ts";
-import { packedLayers } from "../quant/mod.ts";
+import { packedLayers, shapeOf } from "../quant/packed/checkpoint.ts";
 import { specBytes } from "../quant/packed/entries.ts";
 import { type Checkpoint, elementCount, openCheckpoint, refuseForeign } from "../tensor/mod.ts";
 import {
+  cannotHold,
   type ExportChoices,
   type ExportFormat,
   type ExportRow,
@@ -67,6 +68,11 @@ export async function exportCheckpoint(options: ExportCheckpointOptions): Promis
   refuseForeign(checkpoint, "export");
   for (const message of checkpoint.notes) onEvent?.({ kind: "input", message });
   const source: ExportSource = { checkpoint, tensors: exportTensors(checkpoint), kernels };
+  const stack = source.tensors.find(({ layer }) => layer?.experts !== undefined);
+  if (stack !== undefined) {
+    const reason = "a quantized tensor must be a matrix, got experts in one tensor: dequantize the checkpoint first";
+    throw cannotHold(source, format.name, reason, stack.name);
+  }
   const content = await format.prepare(source, { allowRounding, types });
   const rounded = content.rows.filter(({ rounding }) => rounding !== undefined);
   if (rounded.length > 0 && !allowRounding) throw roundingRefused(source, format.name, rounded);
@@ -102,8 +108,7 @@ function exportTensors(checkpoint: Checkpoint): ExportTensor[] {
     [...tensors.values()].flatMap((info): ExportTensor[] => {
       const layer = byCodes.get(info.name), { name, shape, dtype, byteLength: bytes } = info;
       if (layer === undefined) return parts.has(name) ? [] : [{ name, shape, dtype, file, layer, bytes }];
-      const { rows, cols } = layer;
-      return [{ name: layer.name, shape: [rows, cols], dtype: layer.dtype, file, layer, bytes: layer.bytes }];
+      return [{ name: layer.name, shape: shapeOf(layer), dtype: layer.dtype, file, layer, bytes: layer.bytes }];
     })
   );
 }

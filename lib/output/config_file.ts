@@ -45,7 +45,7 @@ export function quantizationConfig(
   };
   const isExpressible = quantized.length > 0 && kind !== "real" &&
     quantized.every(({ shape, groupSize, scaleBits, zeroPoint, reason }) =>
-      reason !== "embedding_bits" && scaleBits === undefined && zeroPoint === kind &&
+      reason !== "embedding_bits" && shape.length === 2 && scaleBits === undefined && zeroPoint === kind &&
       (groupSize === 0 || shape[1]! % groupSize! === 0)
     );
   if (!isExpressible) return { quant_method: SECTION_KEY, [SECTION_KEY]: section };

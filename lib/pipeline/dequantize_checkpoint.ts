@@ -5,7 +5,7 @@ import type { Kernels } from "../native/mod.ts";
 import { withoutAnyQuantization } from "../output/config_file.ts";
 import { opensIn } from "../output/readers.ts";
 import { type RewriteContent, type RewriteJob, type RewriteStep, withRewrite } from "../output/rewrite.ts";
-import { type PackedLayer, packedLayers } from "../quant/packed/checkpoint.ts";
+import { type PackedLayer, packedLayers, shapeOf } from "../quant/packed/checkpoint.ts";
 import {
   BYTES_PER_ELEMENT,
   type Checkpoint,
@@ -137,7 +137,7 @@ function targetsOf(
         const own = info.stored === undefined ? info.dtype : dtype ?? info.dtype;
         return parts.has(info.name) ? [] : [{ spec: { ...info, dtype: own }, layer }];
       }
-      const shape = [layer.rows, layer.cols];
+      const shape = shapeOf(layer);
       return [{ spec: { name: layer.name, dtype: dtype ?? plainDtype(layer.dtype), shape }, layer }];
     }),
   ]));

@@ -2,6 +2,7 @@
  * Shards that tasks of an array have quantized, into one checkpoint: the same files, byte for byte, as one run over all
  * tensors writes. No weight is quantized again; packed bytes are copied, each read back and compared.
  */
+import { matrixSizes } from "../quant/mod.ts";
 import { createHash } from "node:crypto";
 import { type ConfigInForce, resolveConfig } from "../config/mod.ts";
 import { CheckpointError, FormatError, IntegrityError } from "../errors.ts";
@@ -235,10 +236,8 @@ async function weightsOf(
 function entriesOf(record: LayerRecord): TensorSpec[] {
   const { name, dtype, shape, bits, groupSize, zeroPoint, scaleBits } = record;
   if (record.action === "keep") return [{ name, dtype, shape }];
-  const [rows, cols] = shape as [number, number];
   return packedTensorSpecs(name, {
-    rows,
-    cols,
+    ...matrixSizes(shape),
     bits: bits!,
     groupSize: groupSize!,
     zeroPoint: zeroPoint!,

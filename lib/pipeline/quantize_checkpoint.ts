@@ -6,6 +6,7 @@
 import { join } from "node:path";
 import process from "node:process";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
+import { matrixSizes } from "../quant/mod.ts";
 import { type Solvable, thatRuns } from "../calibration/statistics/alone.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import { hasStatistics, type SaveCalibration } from "../calibration/source.ts";
@@ -733,11 +734,9 @@ export function filesOf(checkpoint: Checkpoint, { plan }: Pick<PlannedRun, "plan
 /** The entries that take most room in the header, whatever becomes of the tensors. */
 function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
   for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits } of rows) {
-    const [height, width] = shape as [number, number];
     if (action === "keep") yield { name, dtype, shape };
     else {yield* packedTensorSpecs(name, {
-        rows: height,
-        cols: width,
+        ...matrixSizes(shape),
         bits: 8,
         groupSize: groupSize!,
         zeroPoint: zeroPoint!,

@@ -11,6 +11,7 @@ import {
   type ErrorStatistics,
   findNonfinite,
   groupCount,
+  matrixSizes,
   packedErrorStatistics,
   packedRows,
   type PackedTensor,
@@ -24,6 +25,7 @@ import {
   packedNames,
   packedTensorSpecs,
   packZeroPoints,
+  shapeEntry,
 } from "../quant/packed/entries.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
 import { quote } from "../files/whole.ts";
@@ -152,8 +154,7 @@ function quantizedRecord(
 
 /** Size of a tensor and how it is packed. */
 function formOf({ shape, groupSize, zeroPoint, scaleBits }: PlanRow, bits: BitWidth) {
-  const [rows, cols] = shape as [number, number];
-  return { rows, cols, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+  return { ...matrixSizes(shape), bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
 }
 
 async function keepTensor(task: Task, reason: string): Promise<UnhashedRecord> {
@@ -206,6 +207,10 @@ function findNonfiniteStored(kernels: Kernels, weights: Weights, elements: numbe
 
 /** An element's place in words. */
 function placeOf(index: number, shape: readonly number[]): string {
+  if (shape.length === 3) {
+    const size = shape[1]! * shape[2]!;
+    return `expert ${Math.floor(index / size)}, ${placeOf(index % size, shape.slice(1))}`;
+  }
   if (shape.length !== 2) return `element ${index}`;
   return `row ${Math.floor(index / shape[1]!)}, column ${index % shape[1]!}`;
 }
@@ -251,7 +256,7 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
     await sink.advance(count * cols, data.length);
   }
   if (integers !== undefined) sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
-  sink.write(names.shape, BigInt64Array.of(BigInt(rows), BigInt(cols)));
+  sink.write(names.shape, shapeEntry(form));
   return statistics!;
 }
 
@@ -265,7 +270,7 @@ function chunkError(
 ): WeightsError {
   const { row: { shape }, kernels } = task,
     { data: { buffer, byteOffset }, dtype } = weights,
-    cols = shape[1]!;
+    cols = shape.at(-1)!;
   const index = findNonfinite(kernels, weights, count * cols), isDouble = dtype === "F64";
   const hint = "set non_finite: keep to store such a tensor unquantized";
   if (index < 0) {

@@ -17,6 +17,7 @@ import {
 import {
   type BitWidth,
   type GroupSize,
+  matrixSizes,
   MAX_ROW_WEIGHTS,
   OFFSET_BITS,
   packedBytes,
@@ -26,7 +27,7 @@ import {
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
-import { keptByName, leastBits, type RuleContext, ruleContext, type RuleName, tableBits } from "./rules.ts";
+import { concerns, keptByName, leastBits, type RuleContext, ruleContext, type RuleName, tableBits } from "./rules.ts";
 import {
   type Checkpoint,
   type CheckpointTensor,
@@ -126,8 +127,10 @@ type RowForm = Pick<PlanRow, "reason" | "type" | "fallback" | keyof typeof NOT_P
 /** The form in which the target's files store a matrix exactly; without a target, as it is. */
 function fitTarget({ name, shape }: TensorInfo, form: RowForm, config: Config): RowForm {
   const target = config.target === null ? undefined : TARGETS[config.target];
-  const { bits, reason } = form, own = target && layerType(config, name), cols = shape[1]!;
+  const { bits, reason } = form, own = target && layerType(config, name), cols = shape.at(-1)!;
   if (target === undefined || (bits === undefined && own === undefined)) return form;
+  // No other program's files hold experts in one tensor.
+  if (shape.length === 3) return { reason: "target", ...NOT_PACKED };
   if (target.keepsTables && own === undefined && isTokenTable(form)) {
     return { reason: "target", ...NOT_PACKED };
   }
@@ -164,9 +167,10 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
 
   const keptBy = ({ name, shape, dtype }: TensorInfo): RuleName | undefined => {
     if (!isFloatDtype(dtype)) return "not floating";
-    if (shape.length !== 2) return "not a matrix";
+    const isStack = shape.length === 3 && concerns("experts", name);
+    if (shape.length !== 2 && !isStack) return "not a matrix";
     if (shape.includes(0)) return "empty";
-    if (!name.endsWith(".weight")) return "not named .weight";
+    if (!name.endsWith(".weight") && !isStack) return "not named .weight";
     if (keepPatterns.some((pattern) => pattern.test(name))) return "keep_patterns";
     return layerBitWidth(config, name) === 16 ? "layer_bit_widths 16" : undefined;
   };
@@ -196,10 +200,10 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
   return (info, file) => {
     const { name, shape, dtype, byteLength } = info, kept = keptBy(info);
     const form = kept === undefined ? fitTarget(info, formOf(info), config) : { reason: kept, ...NOT_PACKED };
-    const { bits, groupSize, zeroPoint, scaleBits } = form, [rows, cols] = shape as [number, number];
+    const { bits, groupSize, zeroPoint, scaleBits } = form, sizes = matrixSizes(shape);
     const common = { name, file, shape, dtype, bytesBefore: byteLength };
     if (bits === undefined) return { ...common, action: "keep", ...form, bytesAfter: byteLength };
-    const packed = { rows, cols, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+    const packed = { ...sizes, bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
     return { ...common, action: "quantize", ...form, bytesAfter: packedBytes(packed) };
   };
 }
@@ -279,8 +283,8 @@ export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpo
       const message = `Cannot quantize ${quote(name)} of ${quote(checkpoint)}: ${reason}; ${remedy}`;
       return new CheckpointError(message, { path, tensor: name });
     };
-    if (shape[1]! > MAX_ROW_WEIGHTS) {
-      throw fail(`a row must have at most ${MAX_ROW_WEIGHTS} weights, got ${shape[1]}`, tensors.get(name)!);
+    if (shape.at(-1)! > MAX_ROW_WEIGHTS) {
+      throw fail(`a row must have at most ${MAX_ROW_WEIGHTS} weights, got ${shape.at(-1)}`, tensors.get(name)!);
     }
     const parts = Object.values(
       packedNames(name, { zeroPoint: zeroPoint!, scaleBits }),

@@ -30,6 +30,11 @@ export const KEEP_RULES: readonly KeepRule[] = [
     why:
       "biases, norms and other vectors are small and act on whole channels; convolutions have no rows to group",
   },
+  {
+    rule: "experts",
+    pattern: String.raw`(?:^|\.)experts\.(?!\d+\.)\w*(?:proj|w\d|fc\d|linear_?\w*|dense\w*)(?:\.weight)?$`,
+    why: "matrices of experts in one tensor of three dimensions, which are quantized row by row, each expert for itself",
+  },
   { rule: "empty", pattern: undefined, why: "a dimension is 0: there is nothing to quantize" },
   { rule: "not named .weight", pattern: undefined, why: "tables and buffers are not a layer's weights" },
   { rule: "keep_patterns", pattern: undefined, why: "the configuration keeps it" },

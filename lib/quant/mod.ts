@@ -9,6 +9,7 @@ export {
   MAX_ROW_WEIGHTS,
   OFFSET_BITS,
   type OneLevelTensor,
+  matrixSizes,
   type PackedForm,
   packedRows,
   type PackedTensor,

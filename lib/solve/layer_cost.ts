@@ -10,7 +10,7 @@ import {
   settingsFor,
   stepsOf,
 } from "../quant/solvers/effort.ts";
-import type { WeightFormat } from "../quant/packed/layout.ts";
+import { matrixSizes, type WeightFormat } from "../quant/packed/layout.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { elementCount } from "../tensor/mod.ts";
 import { isRounded, weightSolver } from "./by_weights.ts";
@@ -41,7 +41,7 @@ export function layerCost(config: ConfigInForce, row: PlanRow): number {
   if (row.action === "keep") return moved;
   const weights = elementCount(row.shape)!, byWeights = moved + weights * SECONDS[weightSolver(config, row)];
   if (!isSolved(config, row)) return byWeights;
-  const [rows, cols] = row.shape as [number, number], settings = solverSettings(config);
+  const { rows, cols } = matrixSizes(row.shape), settings = solverSettings(config);
   const form = { groupSize: row.groupSize!, scaleBits: row.scaleBits } satisfies Partial<WeightFormat>;
   const { block } = chooseMoment(settings, { cols, positions: Infinity, formats: [form] });
   if (block === 1) return byWeights;

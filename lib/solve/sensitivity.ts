@@ -8,7 +8,7 @@ import { factorMoments, outputPower } from "../quant/solvers/factored_moment.ts"
 import { type Config, type ConfigInForce, layerBitWidth, storedScales } from "../config/mod.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
-import { BIT_WIDTHS, type BitWidth, GROUP_SIZES, type GroupSize } from "../quant/mod.ts";
+import { BIT_WIDTHS, type BitWidth, GROUP_SIZES, type GroupSize, matrixSizes } from "../quant/mod.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import { type Checkpoint, elementCount } from "../tensor/mod.ts";
 import {
@@ -178,7 +178,7 @@ function bitsToChoose(name: string, config: Config): readonly BitWidth[] {
 
 /** Bytes of a row's tensor with other bits and groups. */
 const bytesOf = ({ shape }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid): number =>
-  optionBytes(shape as [number, number], bits, groupSize, zeroPoint);
+  optionBytes([matrixSizes(shape).rows, matrixSizes(shape).cols], bits, groupSize, zeroPoint);
 
 /**
  * Bytes that the quantized layers may take, at most those of the largest choices.
@@ -232,7 +232,7 @@ async function layerOptions(
   row: PlanRow,
   layer: LinearLayer,
 ): Promise<LayerOption[]> {
-  const [rows, cols] = row.shape as [number, number], settings = solverSettings(config);
+  const { rows, cols } = matrixSizes(row.shape), settings = solverSettings(config);
   const weights = denseWeights(kernels, layer);
   const moment = factorMoments(kernels, statistics.moments(row.name), { damping: settings.damping });
   const sizes = BUDGET_GROUP_SIZES.filter((size) => size < cols && GROUP_SIZES.includes(size));

@@ -34,6 +34,7 @@ import {
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  matrixSizes,
   MAX_ROW_WEIGHTS,
   type PackedTensor,
   packedWords,
@@ -78,12 +79,18 @@ export interface PackedSection {
   readonly layers: Readonly<Record<string, PackedLayerEntry>>;
 }
 
+/** The shape of a quantized tensor before it was quantized. */
+export const shapeOf = ({ rows, cols, experts }: Pick<PackedLayer, "rows" | "cols" | "experts">): readonly number[] =>
+  experts === undefined ? [rows, cols] : [experts, rows / experts, cols];
+
 /** A quantized tensor of a checkpoint. */
 export interface PackedLayer {
   /** Original name, as in `model.layers.0.mlp.up_proj.weight`. */
   readonly name: string;
   readonly rows: number;
   readonly cols: number;
+  /** Experts whose rows follow one another in a tensor of three dimensions; undefined for a matrix. */
+  readonly experts?: number | undefined;
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
   /** With two-level scales `real`, or `symmetric` where they have 8 bits. */
@@ -257,16 +264,17 @@ function checkLayer(
       info.shape.every((size, i) => size === wantedShape[i]);
     if (!fits) throw fail(part, `${wanted}, got ${info.dtype} [${info.shape}]`);
   };
-  check(names.shape, "I64", [2]);
-  const [rows, cols] = [...new BigInt64Array(checkpoint.read(names.shape).buffer)].map(Number);
-  const possible = (size: number | undefined): size is number => Number.isSafeInteger(size) && size! > 0;
-  if (!possible(rows) || !possible(cols) || elementCount([rows, cols]) === undefined) {
-    throw fail(names.shape, `must hold two sizes above 0, got [${rows}, ${cols}]`);
+  const isStack = checkpoint.tensors.get(names.shape)?.info.shape[0] === 3;
+  check(names.shape, "I64", [isStack ? 3 : 2]);
+  const sizes = [...new BigInt64Array(checkpoint.read(names.shape).buffer)].map(Number);
+  if (!sizes.every((size) => Number.isSafeInteger(size) && size > 0) || elementCount(sizes) === undefined) {
+    throw fail(names.shape, `must hold ${isStack ? "three" : "two"} sizes above 0, got [${sizes.join(", ")}]`);
   }
+  const { rows, cols, experts } = matrixSizes(sizes);
   if (cols > MAX_ROW_WEIGHTS) {
     throw fail(names.shape, `a row must have at most ${MAX_ROW_WEIGHTS} weights, got ${cols}`);
   }
-  const specs = packedTensorSpecs(name, { rows, cols, bits, groupSize, zeroPoint, scaleBits });
+  const specs = packedTensorSpecs(name, { rows, cols, experts, bits, groupSize, zeroPoint, scaleBits });
   for (const spec of specs) check(spec.name, spec.dtype, spec.shape);
   const used = new Set<string | undefined>(Object.values(names));
   const unused = [name, ...allPackedNames(name)].filter((part) => !used.has(part));
@@ -274,7 +282,7 @@ function checkLayer(
     if (checkpoint.tensors.has(extra)) throw fail(extra, `must not be there beside ${show(names.packed)}`);
   }
   const bytes = specBytes(specs);
-  const form = { rows, cols, bits, groupSize, zeroPointKind: zeroPoint, scaleBits, dtype };
+  const form = { rows, cols, ...(experts === undefined ? {} : { experts }), bits, groupSize, zeroPointKind: zeroPoint, scaleBits, dtype };
   return { name, ...form, tensors: names, bytes, bitsPerWeight: bytes * 8 / (rows * cols) };
 }
 

@@ -7,7 +7,7 @@
  *             X.weight_scale       F16 [rows, groups]
  *             X.weight_zero_point  real: F16 [rows, groups]; integer: I32 [ceil(rows * bits / 32), groups], a bit
  *                                  stream per column; symmetric: absent
- *             X.weight_shape       I64 [2]             rows, columns
+ *             X.weight_shape       I64 [2] or [3]      rows, columns; of a stack of experts experts, rows, columns
  *
  * with two-level scales, in place of scale and zero point:
  *             X.weight_sub_scale   U8 [rows, sub-bytes]     a bit stream per row
@@ -81,7 +81,7 @@ export function allPackedNames(name: string): string[] {
 
 /** The checkpoint entries of a packed tensor with their element types and shapes, in the order of storage. */
 export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] {
-  const { rows, cols, bits, groupSize, zeroPoint, scaleBits } = form;
+  const { rows, cols, bits, groupSize, zeroPoint, scaleBits, experts } = form;
   const groups = groupCount(cols, groupSize), supers = superblockCount(cols);
   const subBytes = scaleBits === undefined ? 0 : subCodeBytes(cols, groupSize, scaleBits);
   const zeroPoints = zeroPoint === "integer"
@@ -98,7 +98,7 @@ export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] 
     subMin: subCodes,
     superScale: { dtype: "F16", shape: [rows, supers] },
     superMin: { dtype: "F16", shape: [rows, supers] },
-    shape: { dtype: "I64", shape: [2] },
+    shape: { dtype: "I64", shape: [experts === undefined ? 2 : 3] },
   };
   return Object.entries(packedNames(name, form)).flatMap(([part, entry]: [string, string | undefined]) =>
     entry === undefined ? [] : [{ name: entry, ...parts[part as keyof PackedNames] }]
@@ -112,6 +112,10 @@ export function specBytes(specs: readonly TensorSpec[]): number {
     0,
   );
 }
+
+/** Content of the entry that holds the shape. */
+export const shapeEntry = ({ rows, cols, experts }: Pick<PackedForm, "rows" | "cols" | "experts">): BigInt64Array<ArrayBuffer> =>
+  BigInt64Array.from((experts === undefined ? [rows, cols] : [experts, rows / experts, cols]).map(BigInt));
 
 /** Bytes that a packed tensor takes in a checkpoint. */
 export const packedBytes = (form: PackedForm): number => specBytes(packedTensorSpecs("", form));

@@ -85,6 +85,16 @@ export interface WeightFormat {
 export interface PackedForm extends WeightFormat {
   readonly rows: number;
   readonly cols: number;
+  /** Experts whose rows follow one another; undefined for a matrix. */
+  readonly experts?: number | undefined;
+}
+
+/** A matrix as its rows and columns, and a stack of experts' matrices as that of all their rows. */
+export function matrixSizes(
+  shape: readonly number[],
+): { readonly rows: number; readonly cols: number; readonly experts: number | undefined } {
+  const cols = shape.at(-1)!, rows = shape.slice(0, -1).reduce((product, size) => product * size, 1);
+  return { rows, cols, experts: shape.length === 3 ? shape[0] : undefined };
 }
 
 /** Words (u32) of one packed row. */
