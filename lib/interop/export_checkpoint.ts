@@ -70,7 +70,8 @@ export async function exportCheckpoint(options: ExportCheckpointOptions): Promis
   const source: ExportSource = { checkpoint, tensors: exportTensors(checkpoint), kernels };
   const stack = source.tensors.find(({ layer }) => layer?.experts !== undefined);
   if (stack !== undefined) {
-    const reason = "a quantized tensor must be a matrix, got experts in one tensor: dequantize the checkpoint first";
+    const reason =
+      "a quantized tensor must be a matrix, got experts in one tensor: dequantize the checkpoint first";
     throw cannotHold(source, format.name, reason, stack.name);
   }
   const content = await format.prepare(source, { allowRounding, types });
@@ -108,7 +109,14 @@ function exportTensors(checkpoint: Checkpoint): ExportTensor[] {
     [...tensors.values()].flatMap((info): ExportTensor[] => {
       const layer = byCodes.get(info.name), { name, shape, dtype, byteLength: bytes } = info;
       if (layer === undefined) return parts.has(name) ? [] : [{ name, shape, dtype, file, layer, bytes }];
-      return [{ name: layer.name, shape: shapeOf(layer), dtype: layer.dtype, file, layer, bytes: layer.bytes }];
+      return [{
+        name: layer.name,
+        shape: shapeOf(layer),
+        dtype: layer.dtype,
+        file,
+        layer,
+        bytes: layer.bytes,
+      }];
     })
   );
 }

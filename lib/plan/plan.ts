@@ -27,7 +27,15 @@ import {
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
-import { concerns, keptByName, leastBits, type RuleContext, ruleContext, type RuleName, tableBits } from "./rules.ts";
+import {
+  concerns,
+  keptByName,
+  leastBits,
+  type RuleContext,
+  ruleContext,
+  type RuleName,
+  tableBits,
+} from "./rules.ts";
 import {
   type Checkpoint,
   type CheckpointTensor,
@@ -284,7 +292,10 @@ export function checkPlan({ rows }: Plan, { tensors, path: checkpoint }: Checkpo
       return new CheckpointError(message, { path, tensor: name });
     };
     if (shape.at(-1)! > MAX_ROW_WEIGHTS) {
-      throw fail(`a row must have at most ${MAX_ROW_WEIGHTS} weights, got ${shape.at(-1)}`, tensors.get(name)!);
+      throw fail(
+        `a row must have at most ${MAX_ROW_WEIGHTS} weights, got ${shape.at(-1)}`,
+        tensors.get(name)!,
+      );
     }
     const parts = Object.values(
       packedNames(name, { zeroPoint: zeroPoint!, scaleBits }),

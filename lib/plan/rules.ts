@@ -33,7 +33,8 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "experts",
     pattern: String.raw`(?:^|\.)experts\.(?!\d+\.)\w*(?:proj|w\d|fc\d|linear_?\w*|dense\w*)(?:\.weight)?$`,
-    why: "matrices of experts in one tensor of three dimensions, which are quantized row by row, each expert for itself",
+    why:
+      "matrices of experts in one tensor of three dimensions, which are quantized row by row, each expert for itself",
   },
   { rule: "empty", pattern: undefined, why: "a dimension is 0: there is nothing to quantize" },
   { rule: "not named .weight", pattern: undefined, why: "tables and buffers are not a layer's weights" },

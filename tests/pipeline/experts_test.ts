@@ -33,23 +33,36 @@ const input = writeCheckpoint(place.fresh("stacks"), { ...stacks, ...others }, C
 /** The same experts as matrices of their own. */
 const apart = writeCheckpoint(
   place.fresh("apart"),
-  Object.fromEntries(Object.entries(stacks).flatMap(([name, { shape: [, rows, cols], data }]) =>
-    Array.from({ length: E }, (_, e) => [
-      `${name.replace(/\.weight$/, "").replace("experts.", `experts.${e}.`)}.weight`,
-      matrix(rows!, cols!, (data as Float32Array<ArrayBuffer>).slice(e * rows! * cols!, (e + 1) * rows! * cols!)),
-    ])
-  )),
+  Object.fromEntries(
+    Object.entries(stacks).flatMap(([name, { shape: [, rows, cols], data }]) =>
+      Array.from({ length: E }, (_, e) => [
+        `${name.replace(/\.weight$/, "").replace("experts.", `experts.${e}.`)}.weight`,
+        matrix(
+          rows!,
+          cols!,
+          (data as Float32Array<ArrayBuffer>).slice(e * rows! * cols!, (e + 1) * rows! * cols!),
+        ),
+      ])
+    ),
+  ),
   CONFIG,
 );
 
 describe("experts in one tensor", () => {
-  for (const [bits, overrides] of [[2, { scale_bits: 4, group_size: 16 }], [3, { zero_point: "integer", group_size: 32 }], [4, {}]] as const) {
+  for (
+    const [bits, overrides] of [[2, { scale_bits: 4, group_size: 16 }], [3, {
+      zero_point: "integer",
+      group_size: 32,
+    }], [4, {}]] as const
+  ) {
     test(`at ${bits} bits have the weights of experts apart, and come back as they were`, async () => {
       const config = configOf({ bit_width: bits, ...overrides });
       const [packed, packedApart] = [place.fresh(), place.fresh()];
       const report = await quantizeCheckpoint({ input, output: packed, kernels, config });
       await quantizeCheckpoint({ input: apart, output: packedApart, kernels, config });
-      expect(report.layers.filter(({ action }) => action === "quantize").map(({ name, shape }) => [name, shape])).toEqual([
+      expect(
+        report.layers.filter(({ action }) => action === "quantize").map(({ name, shape }) => [name, shape]),
+      ).toEqual([
         [GATE, [E, N, K]],
         [DOWN, [E, K, 32]],
       ]);
@@ -77,27 +90,48 @@ describe("experts in one tensor", () => {
     await quantizeCheckpoint({ input, output, kernels, config });
     using checkpoint = openCheckpoint(output);
     expect(packedLayers(checkpoint).get(GATE)).toMatchObject({ rows: E * N, cols: K, experts: E });
-    expect([...new BigInt64Array(checkpoint.read(`${GATE}_shape`).buffer)]).toEqual([BigInt(E), BigInt(N), BigInt(K)]);
+    expect([...new BigInt64Array(checkpoint.read(`${GATE}_shape`).buffer)]).toEqual([
+      BigInt(E),
+      BigInt(N),
+      BigInt(K),
+    ]);
     // compressed-tensors has no such tensor: its readers must not take the checkpoint for theirs
-    expect(JSON.parse(readFileSync(join(output, "config.json"), "utf8")).quantization_config.quant_method).toBe("arrowquant");
+    expect(JSON.parse(readFileSync(join(output, "config.json"), "utf8")).quantization_config.quant_method)
+      .toBe("arrowquant");
   });
 
   test("are kept for other programs, and refused by exports of a packed checkpoint", async () => {
     const output = place.fresh();
     const config = configOf({ bit_width: 4, target: "transformers", group_size: 32 });
     const { quantized } = await quantizeFor({ input: apartAndStacks(), output, kernels, config });
-    expect(quantized.layers.find(({ name }) => name === GATE)).toMatchObject({ action: "keep", reason: "target" });
+    expect(quantized.layers.find(({ name }) => name === GATE)).toMatchObject({
+      action: "keep",
+      reason: "target",
+    });
     const packed = place.fresh(), format = EXPORT_FORMATS.find(({ name }) => name === "compressed-tensors")!;
-    await quantizeCheckpoint({ input, output: packed, kernels, config: configOf({ zero_point: "symmetric", group_size: 32 }) });
-    const error = await rejection(exportCheckpoint({ input: packed, output: place.fresh(), format, kernels }));
+    await quantizeCheckpoint({
+      input,
+      output: packed,
+      kernels,
+      config: configOf({ zero_point: "symmetric", group_size: 32 }),
+    });
+    const error = await rejection(
+      exportCheckpoint({ input: packed, output: place.fresh(), format, kernels }),
+    );
     expect([error.message, error.tensor]).toEqual([expect.stringContaining("experts in one tensor"), GATE]);
   });
 
   test("a NaN is named with its expert, row and column", async () => {
     const data = gaussian(E * N * K, 1);
     data[2 * N * K + 3 * K + 5] = NaN;
-    const broken = writeCheckpoint(place.fresh("nan"), { [GATE]: { dtype: "F32", shape: [E, N, K], data } }, CONFIG);
-    const error = await rejection(quantizeCheckpoint({ input: broken, output: place.fresh(), kernels, config: configOf() }));
+    const broken = writeCheckpoint(
+      place.fresh("nan"),
+      { [GATE]: { dtype: "F32", shape: [E, N, K], data } },
+      CONFIG,
+    );
+    const error = await rejection(
+      quantizeCheckpoint({ input: broken, output: place.fresh(), kernels, config: configOf() }),
+    );
     expect(error.message).toContain("expert 2, row 3, column 5");
   });
 });

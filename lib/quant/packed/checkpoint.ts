@@ -80,8 +80,9 @@ export interface PackedSection {
 }
 
 /** The shape of a quantized tensor before it was quantized. */
-export const shapeOf = ({ rows, cols, experts }: Pick<PackedLayer, "rows" | "cols" | "experts">): readonly number[] =>
-  experts === undefined ? [rows, cols] : [experts, rows / experts, cols];
+export const shapeOf = (
+  { rows, cols, experts }: Pick<PackedLayer, "rows" | "cols" | "experts">,
+): readonly number[] => experts === undefined ? [rows, cols] : [experts, rows / experts, cols];
 
 /** A quantized tensor of a checkpoint. */
 export interface PackedLayer {
@@ -268,7 +269,10 @@ function checkLayer(
   check(names.shape, "I64", [isStack ? 3 : 2]);
   const sizes = [...new BigInt64Array(checkpoint.read(names.shape).buffer)].map(Number);
   if (!sizes.every((size) => Number.isSafeInteger(size) && size > 0) || elementCount(sizes) === undefined) {
-    throw fail(names.shape, `must hold ${isStack ? "three" : "two"} sizes above 0, got [${sizes.join(", ")}]`);
+    throw fail(
+      names.shape,
+      `must hold ${isStack ? "three" : "two"} sizes above 0, got [${sizes.join(", ")}]`,
+    );
   }
   const { rows, cols, experts } = matrixSizes(sizes);
   if (cols > MAX_ROW_WEIGHTS) {
@@ -282,7 +286,16 @@ function checkLayer(
     if (checkpoint.tensors.has(extra)) throw fail(extra, `must not be there beside ${show(names.packed)}`);
   }
   const bytes = specBytes(specs);
-  const form = { rows, cols, ...(experts === undefined ? {} : { experts }), bits, groupSize, zeroPointKind: zeroPoint, scaleBits, dtype };
+  const form = {
+    rows,
+    cols,
+    ...(experts === undefined ? {} : { experts }),
+    bits,
+    groupSize,
+    zeroPointKind: zeroPoint,
+    scaleBits,
+    dtype,
+  };
   return { name, ...form, tensors: names, bytes, bitsPerWeight: bytes * 8 / (rows * cols) };
 }
 

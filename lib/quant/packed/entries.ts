@@ -114,7 +114,9 @@ export function specBytes(specs: readonly TensorSpec[]): number {
 }
 
 /** Content of the entry that holds the shape. */
-export const shapeEntry = ({ rows, cols, experts }: Pick<PackedForm, "rows" | "cols" | "experts">): BigInt64Array<ArrayBuffer> =>
+export const shapeEntry = (
+  { rows, cols, experts }: Pick<PackedForm, "rows" | "cols" | "experts">,
+): BigInt64Array<ArrayBuffer> =>
   BigInt64Array.from((experts === undefined ? [rows, cols] : [experts, rows / experts, cols]).map(BigInt));
 
 /** Bytes that a packed tensor takes in a checkpoint. */
