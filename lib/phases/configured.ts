@@ -10,6 +10,7 @@ import { type Checkpoint, openCheckpoint } from "../tensor/mod.ts";
 import { modelFingerprint, TimeParameters, writeTimeParameters } from "../time/mod.ts";
 import { calibrationSource } from "../calibration/source.ts";
 import type { Calibrated } from "../calibration/mod.ts";
+import type { RefinementPlace } from "./kept_refinement.ts";
 import type { PhaseModel } from "./context.ts";
 import type { PhaseResult, PhasesReport } from "./report.ts";
 import { phaseSettings } from "./settings.ts";
@@ -29,6 +30,8 @@ export interface ConfiguredPhases {
   readonly held?: HeldWeights | undefined;
   /** Bytes that gradients may take; any by default. */
   readonly gradientBytes?: number | undefined;
+  /** Where the refinement is kept over a stop; default nowhere. */
+  readonly place?: RefinementPlace | undefined;
   /** Undefined where the solver reads weights alone. */
   readonly solved: ReadonlyMap<string, SolvedLayer> | undefined;
 }
@@ -52,7 +55,7 @@ export async function runConfiguredPhases(
   run: ConfiguredPhases,
   { onEvent, onProgress, signal }: RunOptions,
 ): Promise<PhaseResult> {
-  const { checkpoint, calibrated, config, kernels, held, gradientBytes } = run;
+  const { checkpoint, calibrated, config, kernels, held, gradientBytes, place } = run;
   // Gradients are loaded only where a phase is wanted.
   const { runPhases } = await import("./mod.ts");
   const event = (message: string) => onEvent?.({ kind: "phase", message });
@@ -67,6 +70,7 @@ export async function runConfiguredPhases(
       workspace: new Workspace(),
       held,
       gradientBytes,
+      place,
       signal,
       onProgress(phase) {
         onEvent?.({ kind: "stage", message: phase });

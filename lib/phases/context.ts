@@ -7,6 +7,7 @@ import type { Checkpoint } from "../tensor/mod.ts";
 import type { TransitionComputer } from "../thermo/mod.ts";
 import type { TimeParameters } from "../time/mod.ts";
 import type { Calibrated } from "../calibration/mod.ts";
+import type { RefinementPlace } from "./kept_refinement.ts";
 import { stepWeights } from "../calibration/step_kl.ts";
 
 /** A model in the making: what replaces the checkpoint's weights, biases and time parameters. */
@@ -35,6 +36,8 @@ export interface PhaseContext {
   readonly held?: HeldWeights | undefined;
   /** Bytes that gradients may take; any by default. */
   readonly gradientBytes?: number | undefined;
+  /** Where the refinement is kept over a stop; default nowhere. */
+  readonly place?: RefinementPlace | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((message: string) => void) | undefined;
   /** What a phase is about to do, as a sentence. */

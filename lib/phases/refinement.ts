@@ -16,6 +16,7 @@ import { type Calibrated, type CalibrationPart, loadCalibration } from "../calib
 import { maskedRows, meanStepKl, StepKlMeter } from "../calibration/step_kl.ts";
 import { fromBfloat16, toBfloat16 } from "../tensor/bfloat16.ts";
 import { fitsText, REFINEMENT_HELD_OUT, samplesOfStep, whatFits } from "./fitting.ts";
+import { keepRefinement, keptRefinement } from "./kept_refinement.ts";
 import { loadPhaseModel, type PhaseContext, type PhaseModel, transitionsOf } from "./context.ts";
 import { REFINEMENT_DEFAULTS, type RefinementSettings } from "./settings.ts";
 
@@ -70,14 +71,18 @@ export async function refinePhase(
   });
   const task: RefinementTask = { quantized, full, more, transitions, size };
   const { entropyWeight, convergenceThreshold, maxMinutes = Infinity } = settings;
-  const passSeconds = secondsOfPass(task), elapsed = (performance.now() - started) / 1000;
-  const fits = whatFits({
-    passSeconds,
+  const kept = context.place && keptRefinement(context.place);
+  const fits = kept?.fits ?? whatFits({
+    passSeconds: secondsOfPass(task),
     batches: Math.ceil(REFINEMENT_HELD_OUT[more.kind] / size),
     iterations: maxIterations,
-    seconds: maxMinutes * 60 - elapsed,
+    seconds: maxMinutes * 60 - (performance.now() - started) / 1000,
   });
-  context.onPlan?.(fitsText(fits, { asked: maxIterations, minutes: maxMinutes, size, kind: more.kind }));
+  context.onPlan?.(
+    kept === undefined
+      ? fitsText(fits, { asked: maxIterations, minutes: maxMinutes, size, kind: more.kind })
+      : "gradient refinement goes on from its last look at held-out samples",
+  );
   if (fits.iterations === 0) return undefined;
   const meter = new StepKlMeter(firstHeldOut(more, fits.batches * size), transitions);
   const measure = (name: string, model: LoadedModel) =>
@@ -95,6 +100,8 @@ export async function refinePhase(
     entropyWeight,
     timeGroups,
     markovWeight: settings.timeBiases,
+    start: kept?.state,
+    onState: (state) => context.place && keepRefinement(context.place, { fits, state }),
     recompute: scratchBytes > (context.gradientBytes ?? Infinity),
     validateEvery: Math.max(1, Math.round(maxIterations / VALIDATIONS)),
     clipNorm: Math.max(CLIP * before, Number.MIN_VALUE),

@@ -24,6 +24,7 @@ import { CalibrationError, CheckpointError } from "../errors.ts";
 import { isJsonObject } from "../files/json.ts";
 import { limitsOf } from "../files/limits.ts";
 import { quote } from "../files/positional.ts";
+import { sha256 } from "../files/whole.ts";
 import {
   loraEvents,
   type LoraReport,
@@ -208,7 +209,7 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
     const calibrated = await calibrateRun(run, planned, output);
     if (calibrated !== undefined && shard !== undefined) checkOneCandidate(calibrated, run.config);
     const solved = await solveRun(run, planned, calibrated, { output });
-    const phases = await phasesRun(run, planned, calibrated, solved);
+    const phases = await phasesRun(run, planned, calibrated, solved, output);
     run.calibration.memory.held.release(); // tensors are read for themselves
     const report = await writeRun(run, planned, { solved, phases }, output);
     return { ...report, heldOut: await heldOutError(run, planned, calibrated, { solved, phases }) };
@@ -530,6 +531,7 @@ export async function phasesRun(
   { plan }: PlannedRun,
   calibrated: Solvable | undefined,
   solved: SolvedModel | undefined,
+  output?: Rewrite,
 ): Promise<PhaseResult | undefined> {
   if (calibrated === undefined || !wantsPhases(config)) return undefined;
   const { validation, boundarySmoothing } = config.thermodynamic;
@@ -547,6 +549,7 @@ export async function phasesRun(
     kernels,
     held: memory.held,
     gradientBytes: GRADIENT_SHARE * memoryBytes,
+    place: output && { folder: output.work, identity: sha256(JSON.stringify(output.identity)) },
     solved: solved?.layers,
   };
   return await stoppable(options.signal, KEPT, () => runConfiguredPhases(phases, options));

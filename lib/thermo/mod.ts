@@ -18,6 +18,7 @@ export {
   type OptimizationReport,
   optimize,
   type OptimizerOptions,
+  type OptimizerState,
   type Parameters,
 } from "./optimizer.ts";
 export {

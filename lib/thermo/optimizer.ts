@@ -68,6 +68,18 @@ export interface OptimizationProblem {
   readonly clock?: (() => number) | undefined;
   /** Called behind the first iterations with what will be done. */
   readonly onPlan?: ((plan: OptimizationPlan) => void) | undefined;
+  /** Where an earlier optimization of the same problem was: this one goes on to the same result. */
+  readonly start?: OptimizerState | undefined;
+  /** Called behind each look at the validated loss and at the end; what it gets is valid during the call. */
+  readonly onState?: ((state: OptimizerState) => void) | undefined;
+}
+
+/** Where an optimization is. */
+export interface OptimizerState {
+  /** Numbers of the iterations so far, as JSON. */
+  readonly progress: string;
+  /** Of all parameters, in units: present and best values, and Adam's two moments. */
+  readonly arrays: readonly Float32Array<ArrayBuffer>[];
 }
 
 /** What an optimization will do in its time, from a timed step. */
@@ -109,6 +121,7 @@ export interface OptimizationReport {
   readonly bestIteration: number;
 }
 
+type Floats = Float32Array<ArrayBuffer>;
 type Settings = ReturnType<typeof settingsOf>;
 
 function settingsOf(options: OptimizerOptions) {
@@ -165,23 +178,64 @@ export function optimize(
   problem: OptimizationProblem,
   options: OptimizerOptions = {},
 ): OptimizationReport {
-  const settings = settingsOf(options), { convergenceThreshold } = settings, asked = settings.maxIterations;
-  const schedule = new Schedule(problem, settings);
-  const state = new AdamState(kernels, problem.parameters);
-  const history = new History();
-  let best = Infinity, bestIteration = 0, initial = NaN, iteration = 0, backOffs = 0, steady = 0;
-  let converged = false, diverged = false, reason = "the last iteration was reached";
-  const consider = (value: number, steps: number) => {
-    if (!(value < best)) return;
-    [best, bestIteration] = [value, steps];
-    state.remember();
+  const optimization = new Optimization(kernels, problem, settingsOf(options));
+  optimization.begin();
+  while (optimization.goesOn) optimization.step();
+  return optimization.end();
+}
+
+/** One optimization on its way. */
+class Optimization {
+  readonly #problem: OptimizationProblem;
+  readonly #settings: Settings;
+  readonly #schedule: Schedule;
+  readonly #state: AdamState;
+  readonly #history = new History();
+  #loop: Loop = {
+    best: Infinity,
+    bestIteration: 0,
+    initial: NaN,
+    iteration: 0,
+    backOffs: 0,
+    steady: 0,
+    converged: false,
+    diverged: false,
+    isOver: false,
+    reason: "the last iteration was reached",
   };
-  if (problem.validate !== undefined) {
-    initial = schedule.validate();
-    if (!Number.isFinite(initial)) throw notFinite("the validated loss", initial);
-    consider(initial, 0);
+
+  constructor(kernels: Kernels, problem: OptimizationProblem, settings: Settings) {
+    [this.#problem, this.#settings] = [problem, settings];
+    this.#schedule = new Schedule(problem, settings);
+    this.#state = new AdamState(kernels, problem.parameters);
   }
-  for (; iteration < schedule.iterations && !schedule.isOver(iteration); iteration++) {
+
+  /** Looks at the start, or goes on from where an earlier one was. */
+  begin(): void {
+    const { start, validate } = this.#problem;
+    if (start !== undefined) {
+      const { loop, history, schedule, steps } = progressOf(start.progress);
+      this.#loop = { ...loop };
+      this.#history.restart(history);
+      this.#schedule.restart(schedule);
+      this.#state.goOn(start.arrays, steps);
+    } else if (validate !== undefined) {
+      const initial = this.#loop.initial = this.#schedule.validate();
+      if (!Number.isFinite(initial)) throw notFinite("the validated loss", initial);
+      this.#consider(initial, 0);
+    }
+  }
+
+  get goesOn(): boolean {
+    const { isOver, converged, diverged, iteration } = this.#loop, schedule = this.#schedule;
+    return !isOver && !converged && !diverged && iteration < schedule.iterations &&
+      !schedule.isOver(iteration);
+  }
+
+  /** One iteration: a step, or back to the best parameters after a divergence. */
+  step(): void {
+    const loop = this.#loop, { iteration } = loop, problem = this.#problem, schedule = this.#schedule;
+    const state = this.#state, history = this.#history, { clipNorm, convergenceThreshold } = this.#settings;
     schedule.begin();
     state.clearGradients();
     const loss = history.add(problem.loss(iteration)), norm = state.gatherGradients();
@@ -189,44 +243,121 @@ export function optimize(
     if (iteration === 0) {
       if (!Number.isFinite(loss)) throw notFinite("the loss", loss);
       if (!Number.isFinite(norm)) throw notFinite("the gradient", norm);
-      if (problem.validate === undefined) initial = loss;
+      if (problem.validate === undefined) loop.initial = loss;
     }
     problem.onIteration?.(iteration, loss);
-    const reference = Math.max(history.total[0]!, initial);
+    const reference = Math.max(history.total[0]!, loop.initial);
     if (!Number.isFinite(loss) || !Number.isFinite(norm) || loss > DIVERGENCE_FACTOR * reference) {
-      if (++backOffs < MAX_DIVERGENCES) {
-        state.restart();
-        continue;
-      }
-      diverged = true;
-      reason = `it diverged in iteration ${
-        iteration + 1
-      }, the ${MAX_DIVERGENCES}th time: the loss went from ${reference} to ${loss}; the best parameters were kept`;
-      break;
+      this.#backOff(reference, loss);
+      return;
     }
-    if (problem.validate === undefined) consider(loss, iteration);
-    steady = hasSettled(history.total, convergenceThreshold) ? steady + 1 : 0;
-    if (steady === CONVERGENCE_STREAK) {
-      converged = true;
-      reason =
+    if (problem.validate === undefined) this.#consider(loss, iteration);
+    loop.steady = hasSettled(history.total, convergenceThreshold) ? loop.steady + 1 : 0;
+    if (loop.steady === CONVERGENCE_STREAK) {
+      loop.converged = true;
+      loop.reason =
         `the loss changed by less than ${convergenceThreshold} of itself over ${CONVERGENCE_WINDOW} iterations`;
-      break;
+      return;
     }
-    history.clipped += state.step(schedule.stepSize(iteration) * BACK_OFF ** backOffs, settings.clipNorm);
+    history.clipped += state.step(schedule.stepSize(iteration) * BACK_OFF ** loop.backOffs, clipNorm);
     schedule.end(iteration);
-    if (schedule.isValidated(iteration + 1)) consider(schedule.validate(), iteration + 1);
+    loop.iteration++;
+    if (!schedule.isValidated(loop.iteration)) return;
+    this.#consider(schedule.validate(), loop.iteration);
+    this.#keep();
   }
-  if (problem.validate !== undefined && !diverged && !schedule.isValidated(iteration)) {
-    consider(schedule.validate(), iteration);
+
+  #backOff(reference: number, loss: number): void {
+    const loop = this.#loop;
+    if (++loop.backOffs < MAX_DIVERGENCES) {
+      this.#state.restart();
+      loop.iteration++;
+      return;
+    }
+    loop.diverged = true;
+    loop.reason = `it diverged in iteration ${
+      loop.iteration + 1
+    }, the ${MAX_DIVERGENCES}th time: the loss went from ${reference} to ${loss}; the best parameters were kept`;
   }
-  state.restore();
-  const outOfTime = !diverged && !converged && iteration < asked;
-  if (outOfTime) reason = `the time allowed ${iteration} of ${asked} iterations`;
-  if (backOffs > 0 && !diverged) reason += `; it diverged ${backOffs} times before`;
-  const { gradientNorms, clipped, losses } = history, iterations = iteration;
-  const ended = { iterations, converged, diverged, outOfTime, plan: schedule.plan, backOffs, reason };
-  return { ...ended, losses, gradientNorms, clipped, initial, best, bestIteration };
+
+  /** The last look, and the best parameters in place. */
+  end(): OptimizationReport {
+    const loop = this.#loop, { iteration, diverged, converged, backOffs } = loop, schedule = this.#schedule;
+    if (!loop.isOver) {
+      if (this.#problem.validate !== undefined && !diverged && !schedule.isValidated(iteration)) {
+        this.#consider(schedule.validate(), iteration);
+      }
+      loop.isOver = true;
+      this.#keep();
+    }
+    this.#state.restore();
+    const outOfTime = !diverged && !converged && iteration < this.#settings.maxIterations;
+    let reason = outOfTime
+      ? `the time allowed ${iteration} of ${this.#settings.maxIterations} iterations`
+      : loop.reason;
+    if (backOffs > 0 && !diverged) reason += `; it diverged ${backOffs} times before`;
+    const { gradientNorms, clipped, losses } = this.#history, { initial, best, bestIteration } = loop;
+    return {
+      ...{ iterations: iteration, converged, diverged, outOfTime, plan: schedule.plan, backOffs, reason },
+      ...{ losses, gradientNorms, clipped, initial, best, bestIteration },
+    };
+  }
+
+  #consider(value: number, steps: number): void {
+    if (!(value < this.#loop.best)) return;
+    [this.#loop.best, this.#loop.bestIteration] = [value, steps];
+    this.#state.remember();
+  }
+
+  #keep(): void {
+    const progress: OptimizerProgress = {
+      loop: this.#loop,
+      history: this.#history.state(),
+      schedule: this.#schedule.state(),
+      steps: this.#state.steps,
+    };
+    this.#problem.onState?.({ progress: progressText(progress), arrays: this.#state.arrays });
+  }
 }
+
+/** Where the loop is. */
+interface Loop {
+  best: number;
+  bestIteration: number;
+  initial: number;
+  /** The next one. */
+  iteration: number;
+  backOffs: number;
+  steady: number;
+  converged: boolean;
+  diverged: boolean;
+  isOver: boolean;
+  reason: string;
+}
+
+/** {@linkcode OptimizerState.progress}, read. */
+interface OptimizerProgress {
+  readonly loop: Loop;
+  readonly history: ReturnType<History["state"]>;
+  readonly schedule: ReturnType<Schedule["state"]>;
+  readonly steps: number;
+}
+
+/** The quantization term of the first iteration; undefined before it. */
+export const firstLossOf = ({ progress }: OptimizerState): number | undefined =>
+  progressOf(progress).history.losses.quantization[0];
+
+/** Numbers that JSON has no form for. */
+const NUMBERS = ["NaN", "Infinity", "-Infinity"];
+
+const progressText = (progress: OptimizerProgress): string =>
+  JSON.stringify(
+    progress,
+    (_, value) => typeof value === "number" && !Number.isFinite(value) ? String(value) : value,
+  );
+
+const progressOf = (text: string): OptimizerProgress =>
+  JSON.parse(text, (_, value) => NUMBERS.includes(value) ? Number(value) : value);
 
 /** Iterations behind which the time of a step is known: the first also warms up. */
 const TIMED_STEPS = 2;
@@ -238,7 +369,7 @@ class Schedule {
   /** Iterations that will be made. */
   iterations: number;
   #validateEvery: number;
-  readonly #begin: number;
+  #begin: number;
   #stepBegin = 0;
   /** The fastest step, behind which the plan was made, and the last. */
   #step = Infinity;
@@ -254,6 +385,27 @@ class Schedule {
 
   #now(): number {
     return (this.problem.clock ?? (() => performance.now()))();
+  }
+
+  /** What {@linkcode restart} goes on from. */
+  state() {
+    return {
+      iterations: this.iterations,
+      validateEvery: this.#validateEvery,
+      spent: this.#now() - this.#begin,
+      step: this.#step,
+      lastStep: this.#lastStep,
+      validation: this.#validation,
+      plan: this.#plan,
+    };
+  }
+
+  restart(state: ReturnType<Schedule["state"]>): void {
+    this.iterations = state.iterations;
+    this.#validateEvery = state.validateEvery;
+    this.#begin = this.#now() - state.spent;
+    [this.#step, this.#lastStep, this.#validation] = [state.step, state.lastStep, state.validation];
+    this.#plan = state.plan;
   }
 
   get plan(): OptimizationPlan {
@@ -345,6 +497,20 @@ class History {
     return total;
   }
 
+  /** What {@linkcode restart} goes on from. */
+  state() {
+    const { gradientNorms, clipped } = this;
+    return { losses: this.losses, gradientNorms, clipped };
+  }
+
+  restart({ losses, gradientNorms, clipped }: ReturnType<History["state"]>): void {
+    for (const term of ["quantization", "markov", "entropy", "total"] as const) {
+      this[term].push(...losses[term]);
+    }
+    this.gradientNorms.push(...gradientNorms);
+    this.clipped = clipped;
+  }
+
   get losses(): LossHistory {
     const { quantization, markov, entropy, total } = this;
     return { quantization, markov, entropy, total };
@@ -399,6 +565,30 @@ class AdamState {
       for (let i = 0; i < values.length; i++) this.#values[at++] = values[i]! / (units?.[i] ?? 1);
     }
     this.remember();
+  }
+
+  /** Steps of the moments. */
+  get steps(): number {
+    return this.#steps;
+  }
+
+  /** Present and best values, and the moments. */
+  get arrays(): readonly Floats[] {
+    return [this.#values, this.#best, this.#first, this.#second];
+  }
+
+  /** Goes on from what {@linkcode arrays} was. @throws {TypeError} when it was of other parameters */
+  goOn(arrays: readonly Float32Array[], steps: number): void {
+    for (const [i, own] of this.arrays.entries()) {
+      if (arrays[i]?.length !== own.length) {
+        throw new TypeError(
+          `Cannot go on optimizing: there must be ${own.length} parameters, got ${arrays[i]?.length}`,
+        );
+      }
+      own.set(arrays[i]);
+    }
+    this.#steps = steps;
+    this.#publish(this.#values);
   }
 
   clearGradients(): void {

@@ -1,14 +1,14 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
-import { CalibrationError, ConfigError } from "../../lib/errors.ts";
+import { CalibrationError, ConfigError, InterruptedError } from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { storedTimeParameters } from "../../lib/models/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import type { RunEvent } from "../../lib/progress.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
-import { MODELS, workplace } from "../_checkpoints.ts";
+import { differences, MODELS, rejection, workplace } from "../_checkpoints.ts";
 
 const kernels = await openKernels();
 const place = workplace();
@@ -153,5 +153,68 @@ test("a refinement's time is told before it, and what became of it stands in the
     kept: expect.any(Boolean),
     held_out_before: expect.any(Number),
     held_out_after: expect.any(Number),
+  });
+});
+
+describe("a refinement that is stopped", () => {
+  const config = resolveConfig({
+    overrides: {
+      ...OPTIMIZE,
+      bit_width: 2,
+      solver: "feedback",
+      calibration_samples: 32,
+      enable_time_aware: false,
+      "thermodynamic.transition_optimization.max_iterations": 12,
+    },
+  }).config;
+
+  /** Steps of the refinement that a run makes, until `last` is reached, and what it says. */
+  async function run(output: string, { resume = false, last = Infinity } = {}) {
+    const steps: number[] = [], messages: string[] = [];
+    let error: unknown;
+    try {
+      await quantizeCheckpoint({
+        ...{ input: DREAM, output, config, kernels, resume },
+        onEvent: ({ message }) => messages.push(message!),
+        onProgress({ stage, tensorsDone }) {
+          if (stage !== "gradient refinement") return;
+          steps.push(tensorsDone);
+          if (tensorsDone >= last) throw new InterruptedError("Stopped by SIGINT", "SIGINT");
+        },
+      });
+    } catch (cause) {
+      error = cause;
+    }
+    return { steps, messages, error };
+  }
+
+  test("goes on from its last look, to the same bytes; a broken state is begun again", async () => {
+    const reference = place.fresh("reference"), output = place.fresh("stopped");
+    const whole = await run(reference);
+    expect(whole.error).toBe(undefined);
+    expect(whole.steps.length).toBe(12);
+    expect((await run(output, { last: 5 })).error).toBeInstanceOf(InterruptedError);
+    const state = join(output, "arrowquant.partial", "solved-refinement");
+    const again = await run(output, { resume: true, last: 9 });
+    expect(again.error).toBeInstanceOf(InterruptedError);
+    expect(again.steps[0]).toBe(4); // a look every two steps
+    expect(again.messages.join("\n")).toContain("gradient refinement goes on from its last look");
+    const bytes = readFileSync(state);
+    bytes[bytes.length - 1]! ^= 1;
+    writeFileSync(state, bytes);
+    const last = await run(output, { resume: true });
+    expect([last.error, last.steps.length]).toEqual([undefined, 12]);
+    expect(differences(output, reference)).toEqual([]);
+  });
+
+  test("behind its end is not made again", async () => {
+    const output = place.fresh("ended"), controller = new AbortController();
+    const stopped = await rejection(quantizeCheckpoint({
+      ...{ input: DREAM, output, config, kernels, signal: controller.signal },
+      onEvent: ({ message }) => message!.startsWith("refinement: ") && controller.abort("SIGINT"),
+    }));
+    expect(stopped).toBeInstanceOf(InterruptedError);
+    const { steps, error } = await run(output, { resume: true });
+    expect([error, steps]).toEqual([undefined, []]);
   });
 });

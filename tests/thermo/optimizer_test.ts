@@ -1,6 +1,11 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { withThreads } from "../../lib/native/mod.ts";
-import { adamStep, type OptimizationPlan, optimize } from "../../lib/thermo/optimizer.ts";
+import {
+  adamStep,
+  type OptimizationPlan,
+  optimize,
+  type OptimizerState,
+} from "../../lib/thermo/optimizer.ts";
 import { allKernels, gaussians } from "../_kernels.ts";
 
 const everywhere = await allKernels();
@@ -129,6 +134,33 @@ describe("optimize", () => {
     expect([markov, entropy]).toEqual([new Array(5).fill(0.5), new Array(5).fill(-0.25)]);
     expect(total).toEqual(quantization.map((loss) => loss + 0.25));
     expect(report.initial).toBe(total[0]!);
+  });
+
+  test("goes on from any look to the result of one that was never stopped", () => {
+    const settings = { learningRate: 20, maxIterations: 60, convergenceThreshold: 0 };
+    const looking = (more: object) => {
+      const { values, problem } = bowl();
+      const validate = () => (values[0]! - 0.9) ** 2 + (values[1]! - 0.5) ** 2;
+      // Far from the minimum the steps are long: it diverges, and backs off, before it settles.
+      const report = optimize(
+        kernels,
+        { ...problem, validate, validateEvery: 7, clock: () => 0, ...more },
+        settings,
+      );
+      return { report, values: [...values] };
+    };
+    const states: OptimizerState[] = [];
+    const whole = looking({
+      onState: ({ progress, arrays }: OptimizerState) =>
+        states.push({ progress, arrays: arrays.map((array) => array.slice()) }),
+    });
+    expect(whole.report.backOffs).toBeGreaterThan(0);
+    expect(states.length).toBeGreaterThan(5);
+    for (const start of states) expect(looking({ start })).toEqual(whole);
+    const [first] = states;
+    expect(() => looking({ start: { ...first, arrays: [new Float32Array(3)] } })).toThrow(
+      "there must be 2 parameters, got 3",
+    );
   });
 
   test("after a divergence it goes on from the best with half the step, and finds the minimum", () => {

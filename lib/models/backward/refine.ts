@@ -6,10 +6,12 @@
 import { type LossTerms, markovLoss } from "../../thermo/losses.ts";
 import { tokenKl } from "../../thermo/masked_transition.ts";
 import {
+  firstLossOf,
   type OptimizationPlan,
   type OptimizationReport,
   optimize,
   type OptimizerOptions,
+  type OptimizerState,
 } from "../../thermo/optimizer.ts";
 import type { OneLevelTensor } from "../../quant/mod.ts";
 import type { LayerParameters } from "../../time/mod.ts";
@@ -79,6 +81,9 @@ export interface RefinementOptions
   readonly validateEvery?: number | undefined;
   readonly onIteration?: ((iteration: number, loss: number) => void) | undefined;
   readonly onPlan?: ((plan: OptimizationPlan) => void) | undefined;
+  /** As of `optimize`: where an earlier refinement of the same model was, and where this one is. */
+  readonly start?: OptimizerState | undefined;
+  readonly onState?: ((state: OptimizerState) => void) | undefined;
 }
 
 /** Inputs of a refinement: a model with gradients, the full-precision model, and their batches. */
@@ -264,7 +269,8 @@ function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): Ref
   const store = () => layers.forEach((layer) => layer.store());
   const lossOf = lossOfBatches(refined);
   let iterations = options.maxIterations ?? 50;
-  let scale: number | undefined; // the first loss: the other terms are relative to it
+  // The first loss: the other terms are relative to it.
+  let scale = options.start && firstLossOf(options.start);
   const report = optimize(quantized.kernels, {
     parameters,
     loss: (iteration): LossTerms => {
@@ -284,6 +290,8 @@ function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): Ref
     },
     validateEvery: options.validateEvery ?? 25,
     onIteration: options.onIteration,
+    start: options.start,
+    onState: options.onState,
     onPlan(plan) {
       ({ iterations } = plan);
       onPlan?.(plan);

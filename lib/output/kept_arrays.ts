@@ -1,0 +1,60 @@
+/** Headers with arrays behind them, a file each in the work folder: whole, or as good as absent. */
+import { Buffer } from "node:buffer";
+import { ownKind, readWhole, sha256, writeWhole } from "../files/whole.ts";
+
+const ARRAYS = { Uint8Array, Uint16Array, Uint32Array, Float32Array } as const;
+type KeptArray = InstanceType<(typeof ARRAYS)[keyof typeof ARRAYS]>;
+
+/** Of a SHA-256 in hexadecimal. */
+const DIGEST_CHARACTERS = 64;
+
+/** Second line of a file; the first is the SHA-256 of everything behind it, the arrays follow. */
+interface Content<Header> {
+  /** Of the problem: what another run has left is not taken. */
+  readonly identity: string;
+  readonly header: Header;
+  readonly arrays: readonly { readonly type: keyof typeof ARRAYS; readonly bytes: number }[];
+}
+
+/** What a file keeps. */
+export interface Kept<Header> {
+  readonly header: Header;
+  readonly arrays: readonly KeptArray[];
+}
+
+/** Writes a file; its name stands for all of it. @throws {OutputError} when the system refuses */
+export function writeKept<Header>(path: string, identity: string, { header, arrays }: Kept<Header>): void {
+  const parts = arrays.map(({ buffer, byteOffset, byteLength }) =>
+    new Uint8Array(buffer, byteOffset, byteLength)
+  );
+  const forms = arrays.map((array) => ({
+    type: array.constructor.name as keyof typeof ARRAYS,
+    bytes: array.byteLength,
+  }));
+  const line = JSON.stringify({ identity, header, arrays: forms } satisfies Content<Header>);
+  const content = Buffer.concat([Buffer.from(`${line}\n`), ...parts]);
+  writeWhole(path, Buffer.concat([Buffer.from(`${sha256(content)}\n`), content]));
+}
+
+/** Reads a file; undefined where there is none of this identity, or it is not as it was written. */
+export function readKept<Header>(path: string, identity: string): Kept<Header> | undefined {
+  if (ownKind(path) !== "file") return undefined;
+  const file = Buffer.from(readWhole(path).buffer), decoder = new TextDecoder();
+  const content = file.subarray(DIGEST_CHARACTERS + 1);
+  // What its digest does not fit was not written by this tool, or not whole: done again.
+  if (decoder.decode(file.subarray(0, DIGEST_CHARACTERS)) !== sha256(content)) return undefined;
+  const end = content.indexOf(10);
+  const { identity: own, header, arrays } = JSON.parse(decoder.decode(content.subarray(0, end))) as Content<
+    Header
+  >;
+  if (own !== identity) return undefined;
+  let at = end + 1;
+  return {
+    header,
+    arrays: arrays.map(({ type, bytes }) => {
+      const own = Uint8Array.from(content.subarray(at, at + bytes));
+      at += bytes;
+      return new ARRAYS[type](own.buffer);
+    }),
+  };
+}
