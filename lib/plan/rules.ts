@@ -72,7 +72,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "head",
     pattern: String
-      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|${OUTSIDE}(?:(?:ff_out|output|out|head|proj_out|proj_out_2)\.weight$|(?:(?:all_)?final_layer|last_layer|norm_out|head|final_linear|conv_out|out_layer|output_layer|out\.\d+)\.)`,
+      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|${OUTSIDE}(?:(?:ff_out|output|out|head|(?:\w+_)?proj_out|proj_out_2|project_out|output_proj|final_proj|to_logits|decoder_pred|llm2vae)\.weight$|(?:(?:all_)?final_layer|last_layer|norm_out|(?:\w+_)?head|final_linear|conv_out|out_layer|output_layer|out\.\d+)\.)`,
     why: "its error goes into every output without another layer to absorb it",
   },
   {
@@ -85,7 +85,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "embedder",
     pattern: String
-      .raw`${OUTSIDE}(?:\w*_embedder|(?:time|time_text|time_guidance|time_caption|patch)_embed|(?:time|text|pooled_text|visual|add|image|ofs)_embeddings?|(?:label|img|time|time_extra|text|pos)_emb|(?:img|txt|time|vector|guidance|context|clip|text)_in|proj_in|conv_in|patchify_proj|caption_projection|text_proj(?:_t5)?|(?:time_?step|global|cross_attention)_proj|time_proj(?:ection)?|mm_projector|multi_modal_projector|sigma_map|t_block|adaln_single|init_x_linear|cond_seq_linear)\.`,
+      .raw`${OUTSIDE}(?:\w+_emb(?:s|ed(?:s|der|dings?)?)?|\w+_in|patchify_proj|caption_projection|(?:\w+_)?adaln_single|\w+_(?:patchify_proj|caption_projection)|pooled_projection|(?:t5_y|y_|t_|cond_|llm_cond_|lyric_|crossattn_)proj|text_proj(?:_t5)?|(?:time_?step|global|cross_attention)_proj|time_proj(?:ection)?|(?:time|timestep|noise|label)_mlp|time_token|temb|map_(?:noise|label|augment|layer\d)|\w+_mapper|vae2llm|connector|vision_aligner|mm_projector|multi_modal_projector|sigma_map|t_block|init_x_linear|cond_seq_linear)\.`,
     why: "turns image, text, time or guidance into what every block of an image model reads",
   },
   {
@@ -112,7 +112,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "modulation",
     pattern: String
-      .raw`(?:^|\.)(?:\w*[mM]odulation\w*|(?:\w+_)?mod[A-Z]*|ada[lL][nN]\w*|norm\d*(?:_context)?\.linear(?:_\d)?|emb_layers|time_emb_proj|distilled_guidance_layer)\.|${OUTSIDE}proj_out_1\.weight$`,
+      .raw`(?:^|\.)(?:\w*[mM]odulation\w*|(?:\w+_)?mod(?:[A-Z]*|_[a-z])|ada[lL][nN]\w*|(?:\w+_)?norm\d*(?:_context)?\.linear(?:_\d)?|emb_layers|time_emb_proj|distilled_guidance_layer)\.|${OUTSIDE}proj_out_1\.weight$`,
     why:
       "turns the timestep into a block's scales and shifts: 4 bits or more, unless layer_bit_widths asks for fewer",
   },

@@ -5,6 +5,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { formatBytes } from "../../lib/eval/table.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { planQuantization } from "../../lib/plan/plan.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { packedLayers } from "../../lib/quant/packed/checkpoint.ts";
@@ -353,4 +354,29 @@ describe("rules by name", () => {
     expect(named.rows.map(({ bits }) => bits)).toEqual([3, 4, 8]);
     expect(named.warnings).toEqual([]);
   });
+});
+
+test("embedders, heads and modulation of further published families are kept or have 4 bits", () => {
+  const kept =
+    "audio_patchify_proj audio_adaln_single.linear audio_caption_projection.linear_1 audio_proj_out " +
+    "av_ca_video_scale_shift_adaln_single.linear crossattn_proj.0 time_token.mlp.0 t5_yproj vae2llm llm2vae " +
+    "timestep_emb.mlp.0 vision_aligner.layers.0 to_timestep_embed.0 to_cond_embed.0 transformer.project_in " +
+    "transformer.project_out lyric_embs lyric_proj text_embed.text_embed input_embed.proj decoder_pred " +
+    "context_embed byt5_in.fc1 vision_in.proj.1 map_noise map_layer0 time_mlp.0 clip_mapper";
+  const modulation = "blocks.0.mod_x transformer_blocks.0.attn_norm.linear";
+  const layers =
+    "blocks.0.mlp.fc1 transformer_blocks.0.attn.to_out.0 blocks.0.attn.out_proj blocks.0.proj_in";
+  // The config names a family, so that no rule of unknown ones helps.
+  const config = { _class_name: "FluxTransformer2DModel" };
+  for (const prefix of ["", "model.diffusion_model.", "transformer."]) {
+    const names = [kept, modulation, layers].flatMap((text) => text.split(" "));
+    const shapes = Object.fromEntries(names.map((name) => [`${prefix}${name}.weight`, [512, 512]]));
+    using checkpoint = openCheckpoint(hollowCheckpoint(shapes, config));
+    const { rows } = planQuantization(checkpoint, configOf({ bit_width: 2 }));
+    const bits = new Map(rows.map((row) => [row.name, row.bits ?? 16]));
+    const bitsOf = (text: string) => text.split(" ").map((name) => bits.get(`${prefix}${name}.weight`));
+    expect(bitsOf(kept)).toEqual(bitsOf(kept).map(() => 16));
+    expect(bitsOf(modulation)).toEqual([4, 4]);
+    expect(bitsOf(layers)).toEqual([2, 2, 2, 2]);
+  }
 });
