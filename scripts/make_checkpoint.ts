@@ -1,6 +1,7 @@
 /** `make_checkpoint.ts OUT`: a synthetic sharded BF16 checkpoint in the layout of a published model, for tests, timing and memory. */
 import { createCipheriv } from "node:crypto";
-import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { Buffer } from "node:buffer";
+import { mkdirSync, readdirSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { OutputError } from "../lib/errors.ts";
 import { toBfloat16 } from "../lib/tensor/bfloat16.ts";
@@ -34,6 +35,8 @@ nothing.`,
     "--tokenizer": "also a tokenizer.json, of the words w4, w5, … (language models)",
     "--shards N": "files (default one per gigabyte, at least 2)",
     "--seed N": "default 1",
+    "--headers-only":
+      "leave holes in the files in place of weights, which read as 0: a model larger than the disk, to plan",
   },
 } as const satisfies Usage;
 
@@ -61,7 +64,8 @@ function run(parsed: Arguments<typeof USAGE>): void {
   const shards = parsed.whole("shards", 1) ?? Math.max(2, Math.ceil(total / 1e9));
   const files = layout.files(layers);
   const tokens = flags.tokenizer ? (files["config.json"] as { vocab_size: number }).vocab_size : undefined;
-  makeCheckpoint(out, layout, layers, shards, parsed.whole("seed", 1) ?? 1, {
+  const random = flags["headers-only"] ? undefined : randomBytes(parsed.whole("seed", 1) ?? 1);
+  makeCheckpoint(out, layout, layers, shards, random, {
     ...files,
     ...(tokens === undefined ? {} : tokenizerFiles(tokens)),
   });
@@ -73,7 +77,7 @@ function makeCheckpoint(
   layout: Layout,
   layers: number,
   shards: number,
-  seed: number,
+  random: ((bytes: number) => Uint8Array) | undefined,
   files: Readonly<Record<string, unknown>>,
 ): void {
   mkdirSync(out, { recursive: true });
@@ -93,21 +97,19 @@ function makeCheckpoint(
     parts[Math.min(shards - 1, Math.floor(bytes / total * shards))]!.push(tensor);
     bytes += bytesOf([tensor]);
   }
-  const random = randomBytes(seed);
   const weightMap: Record<string, string> = {};
   parts.forEach((specs, i) => {
     const digits = (n: number) => String(n).padStart(5, "0");
     const name = `${layout.stem}-${digits(i + 1)}-of-${digits(shards)}.safetensors`;
     const metadata = { format: "pt" };
+    for (const spec of specs) weightMap[spec.name] = name;
+    if (random === undefined) return writeHoles(join(out, name), specs, metadata);
     using writer = SafetensorsWriter.create(join(out, name), {
       reservedHeaderBytes: SafetensorsWriter.headerBytes(specs, metadata),
       metadata,
     });
     writer.add(specs);
-    for (const spec of specs) {
-      weightMap[spec.name] = name;
-      writeGaussian(writer, spec, random);
-    }
+    for (const spec of specs) writeGaussian(writer, spec, random);
     writer.finish();
   });
   const index = { metadata: { total_size: total }, weight_map: weightMap };
@@ -116,6 +118,27 @@ function makeCheckpoint(
   ) {
     writeFileSync(join(out, name), `${JSON.stringify(content, null, 2)}\n`);
   }
+}
+
+/** A safetensors file whose weights are a hole. */
+function writeHoles(
+  path: string,
+  specs: readonly TensorSpec[],
+  metadata: Readonly<Record<string, string>>,
+): void {
+  let end = 0;
+  const entries = specs.map(({ name, dtype, shape }) => {
+    const begin = end;
+    end += bytesOf([{ name, dtype, shape }]);
+    return [name, { dtype, shape, data_offsets: [begin, end] }];
+  });
+  const header = new TextEncoder().encode(
+    JSON.stringify({ __metadata__: metadata, ...Object.fromEntries(entries) }),
+  );
+  const length = new DataView(new ArrayBuffer(8));
+  length.setBigUint64(0, BigInt(header.length), true);
+  writeFileSync(path, Buffer.concat([new Uint8Array(length.buffer), header]));
+  truncateSync(path, 8 + header.length + end);
 }
 
 /** Seeded random bytes: the key stream of AES in counter mode, which processors make faster than any loop here. */
