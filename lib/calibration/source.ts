@@ -12,8 +12,8 @@ import { type CalibrationStatistics, modelFingerprint } from "../time/mod.ts";
 import { draftOwnSamples, type OwnSampleOptions } from "./own_samples.ts";
 import { chooseMoment } from "./moment_structure.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
-import { digestFile } from "../files/whole.ts";
-import { acquireFileLock } from "../output/lock.ts";
+import { digestFile, exists } from "../files/whole.ts";
+import { acquireFileLock, fileLock, removeGone } from "../output/lock.ts";
 import { digestTensors } from "../output/source_digest.ts";
 import type { Shard } from "../plan/shards.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
@@ -160,7 +160,8 @@ async function statisticsSaved(
     weights,
     ...(source === "self" ? [config.selfCalibration] : []),
   ]);
-  const release = acquireFileLock(path);
+  if (shard !== undefined && exists(fileLock(path))) await removeGone(fileLock(path), options);
+  const release = acquireFileLock(path, shard !== undefined);
   return await stoppable(
     signal,
     remedy,

@@ -6,8 +6,9 @@
  * what a dead run left can be told and deleted by anyone at any time. Two runs that start in the same instant
  * may both give way.
  *
- * Whether a run lives can be told only where its processes can be looked at: one of another host, boot or
- * container (PID namespace) counts as alive.
+ * Whether a run lives can be told at once only where its processes can be looked at: one of another host, boot or
+ * container (PID namespace) counts as alive, unless its lock gives signs of life, as those of shards do, and has stopped
+ * to give them ({@linkcode removeGone}).
  */
 import { closeSync, readFileSync, readlinkSync, rmdirSync, rmSync } from "node:fs";
 import { hostname } from "node:os";
@@ -15,7 +16,9 @@ import { join } from "node:path";
 import process from "node:process";
 import { OutputError } from "../errors.ts";
 import { createNew } from "../files/positional.ts";
-import { errorCode, listFolder, outputError, quote } from "../files/whole.ts";
+import { errorCode, exists, listFolder, outputError, quote } from "../files/whole.ts";
+import { pause, type RunOptions } from "../progress.ts";
+import { beginBeats, hasBeats, isGone, LEASE_MILLISECONDS } from "./lock_beat.ts";
 import { makeOwnFolder } from "./own_folder.ts";
 
 export const LOCK_PREFIX = "lock-";
@@ -40,17 +43,39 @@ function host(): string {
 const held = new Set<string>();
 let count = 0;
 
-/** Takes the lock of a folder; returns what gives it back. @throws {OutputError} when another run holds it */
-export function acquireLock(folder: string): () => void {
+/** Gives a lock back. */
+export interface Unlock {
+  (): void;
+  /** @throws {OutputError} where another run has taken the lock over, as this one gave no signs of life */
+  check(): void;
+}
+
+/**
+ * Takes the lock of a folder; returns what gives it back.
+ *
+ * @param beats whether the lock gives signs of life, for runs on other machines
+ * @throws {OutputError} when another run holds it
+ */
+export function acquireLock(folder: string, beats = false): Unlock {
   const name = `${LOCK_PREFIX}${host()}-${process.pid}-${startOf("self") ?? UNKNOWN_START}-${count++}`;
   const path = join(folder, name);
-  const release = () => {
+  let endBeats: (() => void) | undefined;
+  const unlock = () => {
+    endBeats?.();
     held.delete(name);
     rmSync(path, { force: true });
   };
+  const release: Unlock = Object.assign(unlock, {
+    check() {
+      if (exists(path)) return;
+      const reason = "another run has taken it over, for this one gave no signs of life (was it suspended?)";
+      throw new OutputError(`Cannot write into ${quote(folder)}: ${reason}`, { path });
+    },
+  });
   held.add(name);
   try {
     closeSync(createNew(path));
+    if (beats) endBeats = beginBeats(path);
     checkLock(folder, name);
     for (const stale of otherLocks(folder, name)) rmSync(join(folder, stale), { force: true });
     return release;
@@ -76,10 +101,10 @@ export function checkLock(folder: string, own?: string): void {
 }
 
 /** Takes the lock of a folder that `make` makes, again where a run that ended in between has removed it. */
-export function makeLocked(folder: string, make: () => void): () => void {
+export function makeLocked(folder: string, make: () => void, beats = false): Unlock {
   const take = () => {
     make();
-    return acquireLock(folder);
+    return acquireLock(folder, beats);
   };
   try {
     return take();
@@ -90,13 +115,45 @@ export function makeLocked(folder: string, make: () => void): () => void {
 }
 
 /**
+ * Removes locks of runs on other machines that give signs of life no more. Where such a lock is there, that takes up to two
+ * minutes.
+ *
+ * @throws the signal's reason when it was aborted
+ */
+export async function removeGone(
+  folder: string,
+  { signal, onEvent }: RunOptions,
+  leaseMilliseconds = LEASE_MILLISECONDS,
+): Promise<void> {
+  for (const name of otherLocks(folder, undefined)) {
+    const path = join(folder, name), [, itsHost, pid, started] = LOCK_NAME.exec(name) ?? [];
+    const isOut = started !== undefined && (itsHost !== host() || isElsewhere(started));
+    if (!isOut || !hasBeats(path)) continue;
+    const run = `process ${pid} on ${quote(itsHost!)}`, seconds = Math.ceil(leaseMilliseconds / 1000);
+    onEvent?.({
+      kind: "warning",
+      message: `${run} holds ${quote(folder)}: watching it for ${seconds} s at most`,
+    });
+    if (!await isGone(path, () => pause(signal), leaseMilliseconds)) continue;
+    rmSync(path, { force: true });
+    onEvent?.({
+      kind: "warning",
+      message: `${run} gave no sign of life for ${seconds} s: its lock is removed`,
+    });
+  }
+}
+
+/** The folder that is a file's lock. */
+export const fileLock = (path: string): string => `${path}.lock`;
+
+/**
  * Takes the lock of a file that is to be written: a folder beside it; returns what gives it back.
  *
  * @throws {OutputError} when another run holds it
  */
-export function acquireFileLock(path: string): () => void {
-  const folder = `${path}.lock`;
-  const unlock = makeLocked(folder, () => makeOwnFolder(folder));
+export function acquireFileLock(path: string, beats = false): () => void {
+  const folder = fileLock(path);
+  const unlock = makeLocked(folder, () => makeOwnFolder(folder), beats);
   return () => {
     unlock();
     try {

@@ -34,7 +34,8 @@ import {
   writeWhole,
 } from "../files/whole.ts";
 import { Journal, type JournalContent, type JournalEntry, readJournal } from "./journal.ts";
-import { checkLock, LOCK_PREFIX, makeLocked } from "./lock.ts";
+import type { RunOptions } from "../progress.ts";
+import { checkLock, LOCK_PREFIX, makeLocked, removeGone, type Unlock } from "./lock.ts";
 import { checkOwnFolder, makeOwnFolder } from "./own_folder.ts";
 import {
   type Identity,
@@ -71,6 +72,8 @@ export interface OutputRequest {
   readonly files: readonly string[];
   readonly resume: boolean;
   readonly force: boolean;
+  /** Whether the lock gives signs of life, for runs on other machines. */
+  readonly beats?: boolean | undefined;
 }
 
 /** How a run starts. */
@@ -90,10 +93,10 @@ export class OutputFolder {
   readonly start: Start;
   readonly #request: OutputRequest;
   readonly #created: string | undefined;
-  #unlock: (() => void) | undefined;
+  #unlock: Unlock | undefined;
   #journal: Journal | undefined;
 
-  private constructor(request: OutputRequest, start: Start, created: string | undefined, unlock: () => void) {
+  private constructor(request: OutputRequest, start: Start, created: string | undefined, unlock: Unlock) {
     this.work = join(request.path, WORK_FOLDER);
     this.start = start;
     this.#request = request;
@@ -107,14 +110,15 @@ export class OutputFolder {
    * @throws {OutputError} when it is in use, is not empty and not ours, holds a run that was not mentioned in
    *   the request, was changed since a run wrote it, or cannot be written
    */
-  static async open(request: OutputRequest): Promise<OutputFolder> {
-    checkOutput(request);
+  static async open(request: OutputRequest, options: RunOptions = {}): Promise<OutputFolder> {
     const work = join(request.path, WORK_FOLDER);
+    if (ownKind(work) === "folder") await removeGone(work, options);
+    checkOutput(request);
     let created: string | undefined;
     const unlock = makeLocked(work, () => {
       const first = makeFolder(request.path), own = makeOwnFolder(work);
       created ??= first ?? own;
-    });
+    }, request.beats);
     try {
       const start = findStart(request), { path, force } = request;
       if (force) await checkOurs(path, readManifest(path)?.files ?? {}); // before the work, not only behind it
@@ -137,6 +141,7 @@ export class OutputFolder {
 
   /** Adds a finished tensor to the journal. */
   append(entry: JournalEntry): void {
+    this.#unlock?.check();
     this.#journal!.append(entry);
   }
 
@@ -152,6 +157,7 @@ export class OutputFolder {
    */
   async commit(manifest: Manifest): Promise<void> {
     const { path } = this.#request;
+    this.#unlock?.check();
     const workManifest = join(this.work, MANIFEST_FILE);
     const manifestPath = join(path, MANIFEST_FILE);
     if (!exists(workManifest)) {

@@ -120,7 +120,7 @@ export async function withRewrite<T>(
   use: (output: Rewrite) => Promise<T>,
 ): Promise<T> {
   checkSpace(job);
-  const folder = await OutputFolder.open(job.request);
+  const folder = await OutputFolder.open(job.request, options);
   try {
     const output = new Rewrite(job, options, folder);
     await output.begin();

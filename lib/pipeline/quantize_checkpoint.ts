@@ -671,13 +671,9 @@ export async function requestOutput(
   };
   if (shard !== undefined) {
     const files = [...new Set(plan.rows.map(({ file }) => file))];
-    return outputRequest(
-      checkpoint,
-      place,
-      { operation: "quantize", settings },
-      { copied: [], left: [] },
-      files,
-    );
+    const none = { copied: [], left: [] };
+    const request = outputRequest(checkpoint, place, { operation: "quantize", settings }, none, files);
+    return { ...request, beats: true };
   }
   const hasSidecar = wantsPhases(config) && config.enableTimeAware;
   return outputRequest(checkpoint, place, { operation: "quantize", settings }, beside, [
