@@ -1,6 +1,6 @@
 /** The refinement's state in the work folder, so that a stopped one goes on from its last look. */
 import { join } from "node:path";
-import { readKept, writeKept } from "../output/kept_arrays.ts";
+import { readKept, writeKept } from "../output/kept_file.ts";
 import { SOLVED_PREFIX } from "../output/output_folder.ts";
 import type { OptimizerState } from "../thermo/mod.ts";
 import type { FittingWork } from "./fitting.ts";
@@ -8,7 +8,7 @@ import type { FittingWork } from "./fitting.ts";
 /** The file; it goes with those of solved layers. */
 const NAME = `${SOLVED_PREFIX}refinement`;
 /** Most bytes that are written at a look: those of 67 million parameters. What is more is begun again after a stop. */
-const MAX_BYTES = 2 ** 30;
+export const MAX_REFINEMENT_BYTES = 2 ** 30;
 
 /** Where a run keeps its refinement. */
 export interface RefinementPlace {
@@ -31,7 +31,7 @@ interface Header {
 /** Keeps a state in place of the last one. @throws {OutputError} when the system refuses */
 export function keepRefinement({ folder, identity }: RefinementPlace, { fits, state }: KeptRefinement): void {
   const { progress, arrays } = state;
-  if (arrays.reduce((sum, { byteLength }) => sum + byteLength, 0) > MAX_BYTES) return;
+  if (arrays.reduce((sum, { byteLength }) => sum + byteLength, 0) > MAX_REFINEMENT_BYTES) return;
   const header: Header = { fits, progress };
   writeKept(join(folder, NAME), identity, { header, arrays });
 }

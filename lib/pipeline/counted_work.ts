@@ -8,6 +8,7 @@ import { maskedRows } from "../calibration/step_kl.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
 import { type Blockwise, forwardCost, gradientCost, modelConfig, modelRequirements } from "../models/mod.ts";
 import { REFINEMENT_HELD_OUT, samplesOfStep, whatFits } from "../phases/fitting.ts";
+import { MAX_REFINEMENT_BYTES } from "../phases/kept_refinement.ts";
 import { REFINEMENT_DEFAULTS } from "../phases/settings.ts";
 import { isTokenTable, type PlanRow } from "../plan/plan.ts";
 import { groupCount } from "../quant/mod.ts";
@@ -51,6 +52,8 @@ const FILE_SECONDS = 3e-3;
 const LOOKS = 4;
 /** Arrays of a refined parameter: its value, gradient and unit, and the optimizer's five. */
 const PARAMETER_BYTES = 8 * 4;
+/** Arrays of it that are kept over a stop. */
+const KEPT_PARAMETER_BYTES = 4 * 4;
 /** Full-precision outputs that a meter and the refinement keep. */
 const OUTPUTS_BYTES = 2 * 2 ** 28;
 
@@ -367,14 +370,25 @@ export class CountedWork {
   /** Bytes of a step's gradients, and of what the optimizer keeps of each parameter. */
   #gradientBytes(config: ConfigInForce, batch: number, tokens: number): number {
     const { scratchBytes, recomputedBytes } = gradientCost(this.#model!, { batch, tokens });
+    return (scratchBytes <= GRADIENT_SHARE * this.#run.memoryBytes ? scratchBytes : recomputedBytes) +
+      PARAMETER_BYTES * this.#refinedParameters(config);
+  }
+
+  /** Scales, zero points and biases that the refinement moves. */
+  #refinedParameters(config: ConfigInForce): number {
     const groups = config.enableTimeAware && config.outputCorrection ? config.numTimeGroups : 0;
-    const parameters = this.#run.rows.filter((row) => row.action === "quantize" && !isTokenTable(row)).reduce(
+    return this.#run.rows.filter((row) => row.action === "quantize" && !isTokenTable(row)).reduce(
       (sum, { shape: [rows, cols], groupSize, zeroPoint }) =>
         sum + rows! * (groupCount(cols!, groupSize!) * (zeroPoint === "real" ? 2 : 1) + 1 + groups),
       0,
     );
-    return (scratchBytes <= GRADIENT_SHARE * this.#run.memoryBytes ? scratchBytes : recomputedBytes) +
-      PARAMETER_BYTES * parameters;
+  }
+
+  /** Bytes of the refinement's state in the work folder. */
+  refinementBytes(config: ConfigInForce): number {
+    if (!config.thermodynamic.transitionOptimization.enabled) return 0;
+    const bytes = KEPT_PARAMETER_BYTES * this.#refinedParameters(config);
+    return bytes > MAX_REFINEMENT_BYTES ? 0 : bytes;
   }
 
   #writing(config: ConfigInForce): RunStage {

@@ -142,7 +142,7 @@ function checkDisk(
 ): void {
   const free = folder === undefined ? undefined : freeBytes(folder);
   if (free === undefined) return;
-  const solved = candidateCount(calibrated, config) * counted.packedBytes;
+  const solved = candidateCount(calibrated, config) * counted.packedBytes + counted.refinementBytes(config);
   const states = Math.max(0, Math.max(...stages.map(({ statesBytes }) => statesBytes)) - memory.statesBytes);
   const written = counted.outputBytes, needed = solved + Math.max(states, written);
   const kept = folderBytes(folder!);

@@ -2,7 +2,7 @@
 import { join } from "node:path";
 import type { PackedTensor } from "../quant/mod.ts";
 import { exists, listFolder, sha256 } from "../files/whole.ts";
-import { readKept, writeKept } from "../output/kept_arrays.ts";
+import { readKept, writeKept } from "../output/kept_file.ts";
 import { SOLVED_PREFIX } from "../output/output_folder.ts";
 import type { SolvedLayer } from "./solve_model.ts";
 

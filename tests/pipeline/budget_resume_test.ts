@@ -118,7 +118,7 @@ describe("a run with a budget that is stopped while it measures", () => {
     const work = join(output, WORK_FOLDER);
     const [first] = readdirSync(work).filter((name) => name.startsWith("solved-costs-"));
     const path = join(work, first!);
-    writeFileSync(path, readFileSync(path, "utf8").replace('"bits":2', '"bits":3'));
+    writeFileSync(path, readFileSync(path, "latin1").replace('"bits":2', '"bits":3'), "latin1");
     expect((await ran(output, { resume: true })).measured.length).toBe(all.length - 2);
     expect(differences(output, reference)).toEqual([]);
   });

@@ -2,7 +2,7 @@
 import { Buffer } from "node:buffer";
 import { ownKind, readWhole, sha256, writeWhole } from "../files/whole.ts";
 
-const ARRAYS = { Uint8Array, Uint16Array, Uint32Array, Float32Array } as const;
+const ARRAYS = { Uint8Array, Uint16Array, Uint32Array, Float32Array, Float64Array } as const;
 type KeptArray = InstanceType<(typeof ARRAYS)[keyof typeof ARRAYS]>;
 
 /** Of a SHA-256 in hexadecimal. */
