@@ -137,6 +137,42 @@ describe("the tables", () => {
   });
 });
 
+describe("mixtures and blocks", () => {
+  const moe = (changes: Record<string, unknown>) => {
+    const fields = new ConfigFields(join(place.path, "config.json"), { ...MOE_CONFIG, ...changes }, false);
+    return lladaMoeConfig(fields);
+  };
+  test("have defaults, and name the key that is wrong", () => {
+    expect(moe({}).mixture).toMatchObject({ experts: 4, perToken: 2, expertSize: 20, sharedSize: 0, hasBias: false, dense: [0] });
+    expect(moe({ moe_layer_freq: null, dense_intermediate_size: null }).mixture!.dense).toEqual([]);
+    const wrong: Record<string, unknown>[] = [
+      { num_experts: 0 },
+      { num_experts: 2 ** 16 }, // of more than one block: too many names
+      { num_experts_per_tok: 5 },
+      { expert_intermediate_size: null },
+      { moe_layer_freq: [1] },
+      { moe_layer_freq: [1, 2] },
+      { moe_layer_freq: "1" },
+      { dense_intermediate_size: null }, // a block is dense
+      { head_dim: 7 },
+    ];
+    for (const changes of wrong) {
+      const error = thrown(() => moe(changes));
+      expect([changes, error.constructor]).toEqual([changes, CheckpointError]);
+      expect(error.message).toContain(Object.keys(changes)[0]!);
+    }
+  });
+
+  test("SDAR's blocks have at least one token, and its heads 128 numbers where nothing says so", () => {
+    const { head_dim: _, ...config } = made.dream.config as Record<string, unknown>;
+    const of = (changes: Record<string, unknown>) =>
+      sdarConfig(new ConfigFields(join(place.path, "config.json"), { ...config, ...changes }, false));
+    expect(of({})).toMatchObject({ attentionBlock: 4, headSize: 128, queryKeyNorm: true, logitShift: 0 });
+    expect(of({ block_size: 1e9 }).attentionBlock).toBe(of({}).maxTokens);
+    for (const block_size of [0, -4, 2.5, "4"]) expect(() => of({ block_size })).toThrow("block_size");
+  });
+});
+
 test("sizes one level down, as models of text and images have them, are named", () => {
   for (const key of ["text_config", "llm_config"]) refused("dream", { [key]: made.dream.config });
 });

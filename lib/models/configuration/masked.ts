@@ -53,8 +53,8 @@ export function sdarConfig(fields: ConfigFields): MaskedTransformerConfig {
   };
 }
 
-/** Most experts of a mixture: published ones have up to 256, and each costs a list of tensor names. */
-const MAX_EXPERTS = 1024;
+/** Most experts of all blocks: published models have up to 16 thousand, and each costs a list of tensor names. */
+const MAX_EXPERTS = 2 ** 16;
 
 /** LLaDA-MoE's configuration. */
 export function lladaMoeConfig(fields: ConfigFields): MaskedTransformerConfig {
@@ -63,7 +63,7 @@ export function lladaMoeConfig(fields: ConfigFields): MaskedTransformerConfig {
   if (config.headSize !== hiddenSize / heads) {
     throw fields.fault("head_dim", `${hiddenSize / heads} or absent`);
   }
-  const experts = fields.count("num_experts", undefined, 1, MAX_EXPERTS);
+  const experts = fields.count("num_experts", undefined, 1, Math.floor(MAX_EXPERTS / config.blocks));
   const dense = denseBlocks(fields, config.blocks), hasDense = dense.length > 0;
   return {
     ...config,
