@@ -24,7 +24,9 @@ describe.skipIf(python === undefined)("scaled FP8", () => {
     test(`${name}: the values of its own library, quantized as plain weights with them`, async () => {
       const input = place.fresh("input");
       mkdirSync(input);
-      for (const file of ["model.safetensors", "config.json"]) cpSync(join(folder, name, file), join(input, file));
+      for (const file of ["model.safetensors", "config.json"]) {
+        cpSync(join(folder, name, file), join(input, file));
+      }
       using checkpoint = openCheckpoint(input);
       using plain = SafetensorsFile.open(join(folder, name, "plain.safetensors"));
       expect([...checkpoint.tensors.keys()]).toEqual([...plain.tensors.keys()]);
@@ -33,10 +35,13 @@ describe.skipIf(python === undefined)("scaled FP8", () => {
         const bytes = checkpoint.read(name).buffer;
         const read = own.dtype === "F32"
           ? new Float32Array(bytes)
-          : Float32Array.from(new Uint16Array(bytes), (word) => new Float32Array(Uint32Array.of(word << 16).buffer)[0]!);
+          : Float32Array.from(new Uint16Array(bytes), (word) =>
+            new Float32Array(Uint32Array.of(word << 16).buffer)[0]!);
         // a bfloat16 scale makes the library's products bfloat16, and ours too
         const tolerance = own.dtype === "F32" ? 0 : 2 ** -8;
-        const bad = wanted.findIndex((value, i) => !(Math.abs(read[i]! - value) <= tolerance * Math.abs(value)));
+        const bad = wanted.findIndex((value, i) =>
+          !(Math.abs(read[i]! - value) <= tolerance * Math.abs(value))
+        );
         expect([name, bad]).toEqual([name, -1]);
         return [name, { dtype: "F32", shape, data: read }] as const;
       });
