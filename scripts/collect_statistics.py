@@ -541,7 +541,11 @@ def run_language_model(options: argparse.Namespace, prompts: list[str]) -> None:
 
     loaded = dict(trust_remote_code=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model, **loaded)
-    model = transformers.AutoModel.from_pretrained(options.model, torch_dtype=options.dtype, **loaded)
+    config = transformers.AutoConfig.from_pretrained(options.model, **loaded)
+    # The class that the checkpoint names; code of its own has it behind AutoModel.
+    kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    more = loaded if kind is transformers.AutoModel else {}
+    model = kind.from_pretrained(options.model, dtype=options.dtype, **more)
     model = model.to(options.device).eval()
     mask = options.mask_token if options.mask_token is not None else tokenizer.mask_token_id
     if mask is None:

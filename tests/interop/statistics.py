@@ -8,9 +8,16 @@ errors FOLDER NAMES FILE...   relative output errors of the layers NAMES (JSON) 
 dream MODEL DATA OUT    statistics of a Dream checkpoint on the batches of DATA (safetensors: <i>.tokens and <i>.times)
 dit MODEL DATA OUT      of a DiT checkpoint of diffusers (<i>.samples, <i>.times and <i>.labels)
 
+pipeline FOLDER         a Stable Diffusion pipeline and prompts, to be drawn from
+masked FOLDER           a masked language model of transformers and texts
+lines FOLDER FILE       runs the code of FILE in FOLDER; prints the shapes of its statistics.safetensors
+by_command FOLDER FILE  collects by the command over the prompts of FILE; prints the names of what it saved
+interrupted FOLDER      collects there and is interrupted; prints what files are left
+
 Prints JSON.
 """
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import collect_statistics  # noqa: E402
 from collect_statistics import collect  # noqa: E402
 
 HEADS = dict(attention_head_dim=32, num_attention_heads=4)
@@ -233,6 +241,76 @@ def run_dit(folder: str, data: str, out: str) -> int:
     return len(collector.modules)
 
 
+WORDS = ["a", "lighthouse", "in", "storm", "the", "red", "boat", "at", "night"]
+
+
+def make_pipeline(folder: str) -> int:
+    """As small as its parts can be, with a tokenizer of single letters."""
+    import transformers
+
+    torch.manual_seed(4)
+    letters = sorted(set("".join(WORDS)))
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = transformers.CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=TEXT)
+    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=TEXT, bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1))
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=64, attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8)
+    vae = diffusers.AutoencoderKL(block_out_channels=(16,), norm_num_groups=4, sample_size=8)
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.save_pretrained(Path(folder) / "model")
+    (Path(folder) / "prompts.txt").write_text("a red boat\nthe lighthouse at night\n")
+    return len(unet.state_dict())
+
+
+def make_masked(folder: str) -> int:
+    import transformers
+
+    torch.manual_seed(5)
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(Path(folder) / "model")
+    model = transformers.BertForMaskedLM(transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128))
+    model.save_pretrained(Path(folder) / "model")
+    lines = [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(6 + i % 3)) for i in range(40)]
+    (Path(folder) / "texts.txt").write_text("\n".join(lines))
+    return len(model.state_dict())
+
+
+def run_lines(folder: str, file: str) -> dict[str, list[int]]:
+    """Runs code that leaves statistics.safetensors in its folder; the shapes of what it left."""
+    code = Path(file).read_text()
+    os.chdir(folder)
+    exec(compile(code, file, "exec"), {"__name__": "lines"})
+    return {name: list(tensor.shape) for name, tensor in load_file("statistics.safetensors").items()}
+
+
+def by_command(folder: str, prompts: str) -> list[str]:
+    """Inputs that the command finds in the model of a folder."""
+    sys.argv = ["collect_statistics.py", "model", "by_command.safetensors", "--prompts", prompts, "--device", "cpu",
+                "--dtype", "float32", "--steps", "2"]
+    os.chdir(folder)
+    collect_statistics.main()
+    return sorted(load_file("by_command.safetensors"))
+
+
+def interrupted(folder: str) -> list[str]:
+    """Files that are left of a collection that an error ended."""
+    model, inputs = FAMILIES["wan"]()
+    try:
+        with collect(model, Path(folder) / "statistics.safetensors", device_bytes=0), torch.no_grad():
+            model(**inputs(torch.Generator(), 1, torch.ones(1)))
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        return sorted(os.listdir(folder))
+
+
 if __name__ == "__main__":
     command, *rest = sys.argv[1:]
     diffusers.utils.logging.set_verbosity_error()
@@ -240,6 +318,9 @@ if __name__ == "__main__":
     if command == "draw":
         root, *families = rest
         print(json.dumps({family: draw(family, Path(root) / family) for family in families or FAMILIES}))
+    elif command in ("pipeline", "masked", "lines", "by_command", "interrupted"):
+        print(json.dumps(dict(pipeline=make_pipeline, masked=make_masked, lines=run_lines,
+                              by_command=by_command, interrupted=interrupted)[command](*rest)))
     elif command == "dream":
         print(run_dream(*rest))
     elif command == "dit":

@@ -1,6 +1,6 @@
 /** Models that run in PyTorch alone, solved here from the statistics that scripts/collect_statistics.py writes there. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { collectStatistics } from "../../lib/calibration/collect.ts";
 import { HeldOutMeter } from "../../lib/calibration/held_out.ts";
@@ -11,7 +11,7 @@ import { type DitModel, type ImageBatch, loadModel, type SequenceBatch } from ".
 import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { readCalibrationStatistics } from "../../lib/time/mod.ts";
-import { MODELS, type TestTensor, workplace, writeTensors } from "../_checkpoints.ts";
+import { MODELS, ROOT, type TestTensor, workplace, writeTensors } from "../_checkpoints.ts";
 import { readersPython, runReader } from "../_readers.ts";
 
 const place = workplace();
@@ -141,6 +141,53 @@ describe("models that run here, too", () => {
       expect(Math.abs(from / once - 1)).toBeLessThan(0.02);
     }, 300_000);
   }
+});
+
+describe("docs/statistics.md", () => {
+  const blocks = [
+    ...readFileSync(join(ROOT, "docs", "statistics.md"), "utf8").matchAll(/```python\n(.*?)```/gs),
+  ];
+  const cases = [["pipeline", "prompts.txt", 15], ["masked", "texts.txt", 8]] as const;
+  for (const [i, [kind, prompts, least]] of cases.entries()) {
+    test(
+      `its lines for a ${kind} run, the command does the same, and layers are solved from what they leave`,
+      async () => {
+        const python = readersPython(), folder = place.fresh(kind), code = `${place.fresh("lines")}.py`;
+        if (python === undefined) return;
+        mkdirSync(folder);
+        writeFileSync(code, blocks[i]![1]!);
+        await runReader(python, SCRIPT, [kind, folder]);
+        const saved = await runReader(python, SCRIPT, ["lines", folder, code]) as Record<string, number[]>;
+        expect(await runReader(python, SCRIPT, ["by_command", folder, prompts])).toEqual(
+          Object.keys(saved).sort(),
+        );
+        const { config } = resolveConfig({
+          overrides: {
+            ...{ bit_width: 3, group_size: 32, solver: "feedback", num_threads: 1 },
+            calibration_data: `${join(folder, "statistics.safetensors")},${
+              join(folder, "by_command.safetensors")
+            }`,
+          },
+        });
+        const output = place.fresh("solved");
+        const { layers } = await quantizeCheckpoint({
+          input: join(folder, "model"),
+          output,
+          kernels,
+          config,
+        });
+        expect(layers.filter((layer) => layer.solved !== undefined).length).toBeGreaterThan(least);
+      },
+      120_000,
+    );
+  }
+
+  test("interrupted half-way, nothing is left", async () => {
+    const python = readersPython(), folder = place.fresh("interrupted");
+    if (python === undefined) return;
+    mkdirSync(folder);
+    expect(await runReader(python, SCRIPT, ["interrupted", folder])).toEqual([]);
+  }, 60_000);
 });
 
 /** Relative output errors by layer, of a model's layers with each file's weights. */
