@@ -126,7 +126,9 @@ export async function withRewrite<T>(
     await output.begin();
     return await use(output);
   } catch (error) {
-    const final = [WeightsError, CalibrationError, SourceChangedError];
+    // What an earlier run has done is not given up for data or files that can be put right.
+    const isResumed = folder.start.kind === "resumed";
+    const final = [WeightsError, SourceChangedError, ...(isResumed ? [] : [CalibrationError])];
     // With more memory the same run goes on from what it has.
     // So does one that was refused for want of space, which no system call has told.
     const isRefused = error instanceof MemoryError ||

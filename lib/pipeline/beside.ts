@@ -3,7 +3,7 @@ import { readdirSync, realpathSync, type Stats, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { CheckpointError } from "../errors.ts";
 import { quote, reading } from "../files/positional.ts";
-import { kindOf, readWhole } from "../files/whole.ts";
+import { digestFile, kindOf, readWhole, sha256 } from "../files/whole.ts";
 import { foreignName } from "../files/foreign.ts";
 import { readJsonFile, stringifyJson } from "../files/json.ts";
 import { schedulerFile } from "../models/schedulers.ts";
@@ -32,6 +32,17 @@ const MAX_DEPTH = 4, MAX_FILES = 10_000;
 export interface Beside {
   readonly copied: readonly { readonly name: string; readonly path: string; readonly bytes: number }[];
   readonly left: readonly string[];
+}
+
+/** SHA-256 of the copied files that say how a model reads, writes and is sampled, with their names. */
+export async function digestBeside({ copied }: Beside): Promise<string> {
+  const lines: string[] = [];
+  for (
+    const { name, path } of copied.filter(({ name }) => COPIED_SUFFIXES.some((end) => name.endsWith(end)))
+  ) {
+    lines.push(`${(await digestFile(path)).sha256} ${name}\n`);
+  }
+  return sha256(lines.sort().join(""));
 }
 
 /** Names of the files that are copied and of those that are left, for a report. */

@@ -53,6 +53,7 @@ const NOT_CONFIGURED = [
   "format_version",
   "calibration_sha256",
   "instruction_set",
+  "files_sha256",
   "weights_sha256",
   "bit_plan_layers",
   "loras",

@@ -68,6 +68,7 @@ import {
   type Beside,
   configText,
   copies,
+  digestBeside,
   filesBeside,
   indexFiles,
   namesBeside,
@@ -650,6 +651,7 @@ export async function requestOutput(
   // A solved layer depends on weights of others, by sums that every instruction set rounds in its own order.
   const solved = async () => ({
     calibration_sha256: await calibration.digest(),
+    files_sha256: await digestBeside(beside),
     instruction_set: kernels?.isa,
     weights_sha256: kernels &&
       await stoppable(

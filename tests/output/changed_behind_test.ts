@@ -16,7 +16,7 @@ import {
 import { join } from "node:path";
 import { CheckpointError, IntegrityError, InterruptedError, OutputError } from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { MANIFEST_FILE, WORK_FOLDER } from "../../lib/pipeline/mod.ts";
+import { MANIFEST_FILE, quantizeCheckpoint, WORK_FOLDER } from "../../lib/pipeline/mod.ts";
 import { openRun, planRun, requestOutput } from "../../lib/pipeline/quantize_checkpoint.ts";
 import { acquireFileLock } from "../../lib/output/lock.ts";
 import { contents, differences, rejection, workplace } from "../_checkpoints.ts";
@@ -106,6 +106,37 @@ describe("weights that were changed, their times set back", () => {
     expect(await settings("avx2")).not.toBe(before);
     changeQuietly(join(input, SHARD));
     expect(await settings("scalar")).not.toBe(before);
+    changeQuietly(join(input, SHARD)); // as it was
+    expect(await settings("scalar")).toBe(before);
+    appendFileSync(join(input, "tokenizer.json"), " ");
+    expect(await settings("scalar")).not.toBe(before);
+  });
+
+  test("of another tokenizer are refused by a calibrated run, which keeps what was solved", async () => {
+    const input = place.fresh("input"), output = place.fresh(), controller = new AbortController();
+    cpSync(DREAM, input, { recursive: true });
+    const job = {
+      input,
+      output,
+      config: configOf({ solver: "feedback", calibration_samples: 32 }),
+      kernels,
+    };
+    await rejection(quantizeCheckpoint({
+      ...job,
+      signal: controller.signal,
+      onEvent: ({ kind }) => kind === "layer" && controller.abort("SIGINT"),
+    }));
+    const path = join(input, "tokenizer.json"), text = readFileSync(path, "utf8");
+    const solved = () => readdirSync(join(output, WORK_FOLDER)).filter((name) => name.startsWith("solved-"));
+    const before = solved();
+    expect(before.length).toBeGreaterThan(0);
+    writeFileSync(path, text.replace('"a"', '"~"'));
+    const error = await rejection(quantizeCheckpoint({ ...job, resume: true }));
+    expect(error).toBeInstanceOf(OutputError);
+    expect(error.message).toContain("files_sha256");
+    expect(solved()).toEqual(before);
+    writeFileSync(path, text);
+    await quantizeCheckpoint({ ...job, resume: true });
   });
 });
 
