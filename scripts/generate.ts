@@ -346,7 +346,7 @@ function startWriting(
   const { model } = modelFrom(checkpoint, kernels, { timeParameters, activations: task.activations });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
   const turns: Generator<GenerationStep, Int32Array> = kind === "sdar"
-    ? sdarSteps(model, canvas, 1, { ...sampling, steps, seed })
+    ? sdarSteps(model, canvas, 1, { ...sampling, steps, threshold: stored.threshold, seed })
     : kind !== "dream"
     ? lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
       generationLength: wanted,

@@ -1,11 +1,13 @@
 /** LLaDA-MoE and SDAR against an independent implementation: tests/interop/language_models.py. */
 import { afterAll, describe, expect, test } from "bun:test";
+import { cpSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import {
   forwardCost,
   lladaGenerate,
   loadLladaMoe,
   loadModel,
+  loadStoredModel,
   loadSdar,
   type MaskedTransformer,
   modelRequirements,
@@ -15,7 +17,7 @@ import { requirementsAt } from "../../lib/models/requirements.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint, SafetensorsFile } from "../../lib/tensor/mod.ts";
-import { rejection, workplace } from "../_checkpoints.ts";
+import { MODELS, rejection, run, workplace } from "../_checkpoints.ts";
 import { allKernels } from "../_kernels.ts";
 import { readersPython, runReader } from "../_readers.ts";
 import { configOf } from "../pipeline/_runs.ts";
@@ -117,6 +119,29 @@ describe.skipIf(python === undefined)("quantizing", () => {
     });
   }
 
+  test("statistics of the experts are saved, and layers solved from them; phases 1 and 2 run", async () => {
+    const input = join(folder, "llada_moe-all"), saved = `${place.fresh("saved")}.safetensors`;
+    const own = {
+      ...{ bit_width: 2, group_size: 16, solver: "best", calibration_data: "self", calibration_samples: 32 },
+      ...{ "self_calibration.records": 16, "self_calibration.tokens": 24, "self_calibration.steps": 6 },
+    };
+    const phases = {
+      "thermodynamic.validation.enabled": true,
+      "thermodynamic.boundary_smoothing.enabled": true,
+      num_time_groups: 2,
+    };
+    const first = place.fresh("phases");
+    await quantizeCheckpoint({
+      ...{ input, output: first, kernels, config: configOf({ ...own, ...phases }) },
+      saveCalibration: { path: saved, groupMoments: false },
+    });
+    expect(loadStoredModel(first, kernels).model.timeParameters).toBeDefined();
+    const config = configOf({ ...own, calibration_data: saved });
+    const { layers } = await quantizeCheckpoint({ input, output: place.fresh(), kernels, config });
+    const solved = layers.filter(({ solved }) => solved !== undefined).map(({ name }) => name);
+    expect(solved.filter((name) => name.includes("experts")).length).toBe(18);
+  });
+
   test("phase 3 is refused before any work", async () => {
     const config = configOf({ solver: "best", bit_width: 2, calibration_data: "self", "thermodynamic.transition_optimization.enabled": true });
     const output = place.fresh();
@@ -171,6 +196,56 @@ describe.skipIf(python === undefined)("generation", () => {
     expect(sdarGenerate(model, canvas, 2, { ...options, seed: 5 }).sequences).not.toEqual(both);
     expect(() => sdarGenerate(model, canvas, 2, { steps: 0 })).toThrow("steps");
     expect(() => sdarGenerate(model, canvas, 2, { temperature: -1 })).toThrow("temperature");
+  });
+
+  test("SDAR with a threshold writes all that is surer at once", () => {
+    const model = load(join(folder, "sdar")), { maskToken } = model.config;
+    const canvas = new Int32Array(16).fill(maskToken);
+    canvas.set([5, 9, 17, 30]);
+    const steps = (threshold?: number) => {
+      const { trace, sequences } = sdarGenerate(model, canvas, 1, { threshold, trace: true });
+      const masks = trace!.map((state) => state.filter((token) => token === maskToken).length);
+      return { written: masks.slice(1).map((count, i) => masks[i]! - count).filter((count) => count > 0), sequences };
+    };
+    expect(steps().written).toEqual(Array(12).fill(1));
+    expect(steps(1).written).toEqual(Array(12).fill(1)); // none is surer than certain
+    expect(steps(0).written).toEqual([4, 4, 4]);
+    expect(steps(1).sequences).toEqual(steps().sequences);
+    expect(() => sdarGenerate(model, canvas, 1, { threshold: NaN })).toThrow("threshold");
+  });
+
+  test("the command writes from them, and says which options they lack", () => {
+    const made = ["sdar", "llada_moe"].map((name) => {
+      const path = place.fresh(name);
+      cpSync(join(folder, name), path, { recursive: true });
+      rmSync(join(path, "golden.safetensors"));
+      for (const file of ["tokenizer.json", "tokenizer_config.json"]) {
+        cpSync(join(MODELS, "dream-mini", file), join(path, file));
+      }
+      const config = JSON.parse(readFileSync(join(path, "config.json"), "utf8"));
+      const tokens = { mask_token_id: 1, bos_token_id: 2, eos_token_id: 3 };
+      writeFileSync(join(path, "config.json"), JSON.stringify({ ...config, ...tokens }));
+      return path;
+    });
+    const outcome = (path: string, ...more: string[]) =>
+      run("generate.ts", [path, "--prompt", "47+", "--length", "6", "--json", ...more]);
+    for (const path of made) {
+      const { code, stdout, stderr } = outcome(path);
+      expect([code, code === 0 ? "" : stderr]).toEqual([0, ""]);
+      const { tokens, kind } = JSON.parse(stdout) as { tokens: number[]; kind: string };
+      expect([tokens.length, tokens.includes(1)]).toEqual([6, false]);
+      expect(path).toContain(kind);
+    }
+    expect(outcome(made[0]!, "--block-length", "2").stderr).toContain("--block-length is not for an SDAR model");
+    expect(outcome(made[1]!, "--top-k", "2").stderr).toContain("--top-k is not for a LLaDA-MoE model");
+    expect(outcome(made[1]!, "--block-length", "3").code).toBe(0);
+    writeFileSync(
+      join(made[0]!, "generation_config.json"),
+      JSON.stringify({ remasking_strategy: "low_confidence_dynamic", confidence_threshold: 0, block_length: 4 }),
+    );
+    const { trace } = JSON.parse(outcome(made[0]!, "--trace").stdout) as { trace: string[] };
+    const masks = trace.map((text) => [...text].filter((sign) => sign === "░").length);
+    expect([...new Set(masks)]).toEqual([6, 5, 1, 0]); // blocks of four: one behind the prompt, four, one
   });
 
   test("LLaDA-MoE writes as LLaDA does", () => {

@@ -27,6 +27,8 @@ export interface StoredGeneration {
   readonly topK?: number | undefined;
   readonly blockLength?: number | undefined;
   readonly guidance?: number | undefined;
+  /** SDAR writes all proposals that are more probable. */
+  readonly threshold?: number | undefined;
   /** Keys that ask for something and are not honoured. */
   readonly notHonoured: readonly string[];
 }
@@ -59,6 +61,7 @@ export function storedGeneration(folder: string, kind: LanguageKind): StoredGene
         eps: fields.optionalNumber("eps", "a number between 0 and 1", (value) => value > 0 && value < 1),
       }
       : {}),
+    ...(isSdar ? { threshold: storedThreshold(fields) } : {}),
     ...(isDream || isSdar
       ? {
         newTokens,
@@ -81,4 +84,14 @@ export function storedGeneration(folder: string, kind: LanguageKind): StoredGene
       ...unheededKeys(fields, GENERATION_KEYS[kind]),
     ],
   };
+}
+
+/** The threshold of SDAR's dynamic strategy, undefined for the static one. */
+function storedThreshold(fields: ConfigFields): number | undefined {
+  const threshold = fields.optionalNumber(
+    "confidence_threshold",
+    "a number from 0 to 1",
+    (value) => value >= 0 && value <= 1,
+  );
+  return fields.fields["remasking_strategy"] === "low_confidence_dynamic" ? threshold ?? 0.85 : undefined;
 }

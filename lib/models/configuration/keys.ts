@@ -129,7 +129,8 @@ export const KEY_TABLES = {
     top_p | only 1 | proposals are not limited`),
   "SDAR: generation_config.json": rows(`
     top_p top_k | honoured | which tokens may be drawn; 0 is no limit for the second
-    remasking_strategy | only "low_confidence_static" | the most probable proposals are kept, as many at each step
+    remasking_strategy | only "low_confidence_static" "low_confidence_dynamic" | the most probable proposals are kept: as many at each step; or all that are surer than a threshold
+    confidence_threshold | honoured | of low_confidence_dynamic; default 0.85
     block_length | ignored | config.json's block_size is what attention goes by`),
   "Language models: generation_config.json": rows(`
     mask_token_id pad_token_id bos_token_id eos_token_id | honoured | win over config.json's

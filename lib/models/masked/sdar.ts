@@ -58,12 +58,17 @@ export function loadSdar(path: string, kernels: Kernels, options: LoadOptions = 
 export interface SdarGenerationOptions extends TokenSamplingOptions, SeedOptions {
   /** Steps of the whole generation, in equal parts for the blocks that have masks. Default: one a mask of a block. */
   readonly steps?: number | undefined;
+  /**
+   * A step writes every proposal that is more probable than this, where these are as many as it writes anyway or more:
+   * SDAR's `low_confidence_dynamic`. Default none, `low_confidence_static`.
+   */
+  readonly threshold?: number | undefined;
 }
 
 /**
- * Fills the masks of `canvas` block by block as SDAR's `block_diffusion_generate` does with `low_confidence_static`:
- * each step of a block writes as many of its most probable proposals as spread the block's masks over its steps. A last
- * block that is shorter than others ends with the canvas.
+ * Fills the masks of `canvas` block by block as SDAR's `block_diffusion_generate` does: each step of a block writes as
+ * many of its most probable proposals as spread the block's masks over its steps, with a threshold all that are surer. A
+ * last block that is shorter than others ends with the canvas.
  *
  * **Shapes** `canvas: i32[batch, tokens]`, with masks where a token is wanted; not changed
  *
@@ -81,7 +86,11 @@ export function* sdarSteps(
   const tokens = checkTokens(model, "canvas", canvas, batch),
     size = attentionBlock === 0 ? tokens : attentionBlock;
   checkSamplingOptions("generate", sampling, vocabularySize);
+  const { threshold = Infinity } = options;
   if (options.steps !== undefined) checkAtLeast("steps", options.steps, 1);
+  if (!(threshold >= 0)) {
+    throw new RangeError(`Cannot generate: threshold must be a number ≥ 0, got ${threshold}`);
+  }
   const places = maskedPlaces(canvas, maskToken);
   const blocks = [...new Set(places.map((place) => Math.floor(place % tokens / size)))].sort((a, b) => a - b);
   const masksOf = (block: number) =>
@@ -112,13 +121,11 @@ export function* sdarSteps(
       return model.forward(part, batch, { rows: own, t: timeOf(step) });
     },
     propose: (logits, random) => sampler.propose(logits, random),
-    choose: (step, confidences, random) =>
-      selectMostConfident(
-        confidences,
-        Math.ceil(confidences.length / (perBlock - step % perBlock)),
-        0,
-        random,
-      ),
+    choose(step, confidences, random) {
+      const wanted = Math.ceil(confidences.length / (perBlock - step % perBlock));
+      const sure = [...confidences.keys()].filter((i) => confidences[i]! > threshold);
+      return sure.length >= wanted ? sure : selectMostConfident(confidences, wanted, 0, random);
+    },
   }, options);
 }
 
