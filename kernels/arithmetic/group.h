@@ -223,6 +223,9 @@ AQ_FUNCTION int32_t aq_round_grid(float minimum, float maximum, int32_t bits, in
   const float half_range = (float)(1 << (bits - 1));
   minimum += 0.0f; /* -0 becomes +0: its sign would show in the zero point */
   if (minimum == maximum) return aq_constant_grid(minimum, bits, kind, grid);
+  /* An offset is the value of code 0. */
+  if (kind == AQ_ZERO_POINT_OFFSET && !(aq_round_half(minimum) <= AQ_HALF_MAX && aq_round_half(minimum) >= -AQ_HALF_MAX))
+    return AQ_E_RANGE;
   if (kind == AQ_ZERO_POINT_REAL || kind == AQ_ZERO_POINT_OFFSET) {
     float scale = aq_round_half((maximum - minimum) / code_max);
     float zero = 0.0f - minimum / scale; /* no negative zero */

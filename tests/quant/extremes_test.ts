@@ -120,3 +120,38 @@ test("every instruction set gives the scalar version's bytes for them", () => {
     }
   }
 });
+
+test("an offset beyond half precision is refused, and never stored as infinity", () => {
+  for (const size of [3e4, 6e4, 1e5]) {
+    const families = {
+      both: all((i) => gauss[i]! * size),
+      edges: all((i) => i % 2 === 0 ? -size : size / 2),
+    };
+    for (const [name, weights] of Object.entries(families)) {
+      for (const { kernels, name: backend } of every) {
+        for (const solver of ["round", "clip"] as const) {
+          for (const bits of BIT_WIDTHS) {
+            const options = { bits, groupSize: 64, scaleBits: OFFSET_BITS, solver } as const;
+            let values: Float32Array;
+            try {
+              values = dequantize(
+                kernels,
+                quantize(kernels, { data: weights, dtype: "F32" }, ROWS, COLS, options),
+              );
+            } catch (error) {
+              expect(`${name} ${backend} ${(error as Error).message}`).toContain(
+                "too large for a half-precision",
+              );
+              continue;
+            }
+            expect(`${name} ${size} ${backend} ${solver} ${bits} ${values.every(Number.isFinite)}`).toContain(
+              "true",
+            );
+            const squared = values.reduce((sum, value, i) => sum + (value - weights[i]!) ** 2, 0);
+            expect(squared).toBeLessThanOrEqual(squares(weights));
+          }
+        }
+      }
+    }
+  }
+});

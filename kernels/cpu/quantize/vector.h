@@ -256,6 +256,8 @@ static int32_t round_grids(const batch *b, vf minimum, vf maximum, grid *out) {
     out->zero_point = AQ_AFFINE(kind) == 1 ? v_round_half(zero)
                                            : 0.0f - v_round_half(0.0f - zero * out->scale) / out->scale;
     plain &= (out->scale >= v_set(AQ_HALF_MIN_NORMAL)) & (zero <= v_set(1024.0f)) & (zero >= v_set(-1024.0f));
+    if (AQ_AFFINE(kind) == 2) /* an offset is the value of code 0 */
+      plain &= (v_round_half(minimum) <= largest) & (v_round_half(minimum) >= -largest);
   } else {
     const vf less = v_set(1.0f - AQ_NARROW_CODE);
     plain &= ~((minimum > maximum * less) | (maximum < minimum * less));
