@@ -5,7 +5,12 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { type Solver, SOLVERS } from "../lib/config/names.ts";
 import { compareSolvers, paretoFront } from "../lib/analysis/tables.ts";
+import { DIVISIBLE_SUITES, shardOptions, unitText } from "../lib/bench/shards.ts";
+import { mergeReports } from "../lib/bench/suite.ts";
+import { type Shard, shardFolder, shardText } from "../lib/plan/shards.ts";
+import { chosenShard } from "./_command/shard.ts";
 import {
+  type BenchContext,
   type BenchOptions,
   formatHeader,
   formatReport,
@@ -31,7 +36,13 @@ import { checkReplaceable, MADE_BY, writeResult } from "../lib/files/results.ts"
 import { makeFolder } from "../lib/files/whole.ts";
 import { BIT_WIDTHS, GROUP_SIZES } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
-import { type Arguments, parseArguments, type Usage, UsageError } from "./_command/options.ts";
+import {
+  type Arguments,
+  environmentVariables,
+  parseArguments,
+  type Usage,
+  UsageError,
+} from "./_command/options.ts";
 import { commandOf } from "./_command/programs.ts";
 import { ProgressDisplay } from "./_command/progress.ts";
 import { type Context, defineCommand, prepareReport, REPLACE_OPTION } from "./_command/run.ts";
@@ -83,6 +94,9 @@ const USAGE = {
     }; auto is cpu here, and cuda measures the suite kernels on a GPU`,
     "--isa NAME": `${Object.keys(INSTRUCTION_SETS).join(", ")}; default: the fastest`,
     "--ignore-memory": "run models although memory looks too small for them",
+    "--shard I/N":
+      "measure part I of N of the models and bits, into shard-I-of-N of the folders of --report and --out; merge.ts makes " +
+      "one run of all; default: what the array task's environment says (Slurm, Kubernetes, Grid Engine); none: all",
     "Output": "",
     "--json": "print JSON instead of tables",
     "--out DIR": "also write bench.json and bench.txt there",
@@ -107,6 +121,8 @@ export interface BenchArguments {
   readonly json: boolean;
   readonly out: string | undefined;
   readonly report: string | undefined;
+  /** A part of what is measured. */
+  readonly shard?: Shard | undefined;
 }
 
 /** Values of an option that lists numbers, each once. */
@@ -298,9 +314,43 @@ function furtherSections(suite: Suite<SuiteRow>, { rows }: SuiteReport<SuiteRow>
   return [sections[suite.name]?.() ?? []].flat().filter(({ rows }) => rows.length > 0);
 }
 
+/** A shard's part of what a suite measures, as one report. */
+async function measureShard(
+  suite: Suite<SuiteRow>,
+  context: BenchContext,
+  shard: Shard,
+): Promise<SuiteReport<SuiteRow>> {
+  const reports: SuiteReport<SuiteRow>[] = [];
+  for (const options of shardOptions(suite.name, context.options, shard)) {
+    context.progress(`shard ${shardText(shard)}: ${unitText(options)}`);
+    reports.push(await suite.run({ ...context, options }));
+  }
+  return mergeReports(reports);
+}
+
+/** The part that is asked for, by option or environment, with the folders that it writes into. */
+function shardArguments(line: Options, parsed: BenchArguments): BenchArguments {
+  // The environment of an array divides what can be divided; an option asks for it.
+  const isDivisible = DIVISIBLE_SUITES.includes(parsed.suite.name) && parsed.options.modelSize === undefined;
+  const asked = line.values.shard, log = (text: string) => process.stderr.write(`${text}\n`);
+  const shard = asked === undefined && !isDivisible
+    ? undefined
+    : chosenShard(asked, environmentVariables(log), log);
+  if (shard === undefined) return parsed;
+  shardOptions(parsed.suite.name, parsed.options, shard); // refuses what cannot be divided, before the work
+  const { report, out } = parsed;
+  if (report === undefined || report.endsWith(".html")) {
+    throw new UsageError(
+      "a shard needs --report DIR, a folder, from which merge.ts makes one run; --shard none measures all",
+    );
+  }
+  const own = (folder: string) => join(folder, shardFolder(shard));
+  return { ...parsed, shard, report: own(report), out: out === undefined ? undefined : own(out) };
+}
+
 /** Runs the suite on kernels that are opened for it. */
 async function measure(
-  { suite, options, json }: BenchArguments,
+  { suite, options, json, shard }: BenchArguments,
   command: string,
   progress: (line: string) => void,
 ) {
@@ -315,9 +365,12 @@ async function measure(
   const environment = environmentOf(kernels), header = formatHeader(command, environment);
   if (!json) print(header.join("\n"));
   const others = new OtherLoad(), begin = performance.now();
-  const measured = device === undefined
-    ? await suite.run({ kernels, environment, options, commandOf, progress })
-    : (await import("../lib/bench/kernels/cuda_suite.ts")).measureCuda(device, kernels, quick, progress);
+  const context = { kernels, environment, options, commandOf, progress };
+  const measured = device !== undefined
+    ? (await import("../lib/bench/kernels/cuda_suite.ts")).measureCuda(device, kernels, quick, progress)
+    : shard === undefined
+    ? await suite.run(context)
+    : await measureShard(suite, context, shard);
   const seconds = (performance.now() - begin) / 1000, otherCores = others.cores();
   const report: SuiteReport<SuiteRow> = {
     ...measured,
@@ -331,7 +384,8 @@ async function measure(
 }
 
 async function run(line: Options, { signal, command }: Context): Promise<void> {
-  const parsed = benchArguments(line), { suite, options, json, out, report: target } = parsed;
+  const parsed = shardArguments(line, benchArguments(line));
+  const { suite, options, json, out, report: target, shard } = parsed;
   // Nothing of a measurement can be kept: the exit handlers remove its files.
   signal.addEventListener("abort", () => process.exit(signalExitCode(String(signal.reason))));
   const { force } = line.flags, files = ["bench.json", "bench.txt"].map((name) => join(out ?? "", name));
@@ -373,9 +427,14 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
     // Loaded only here: drawing takes libraries that nothing else needs.
     const { benchRun } = await import("../lib/analysis/make_run.ts");
     const { writeReport } = await import("../lib/analysis/report/folder.ts");
-    const name = basename(resolve(target)).replace(/\.html$/, "");
-    const page = await writeReport(target, await benchRun(name, { ...measurement, report }), { force });
-    display.log(`${suite.name}: report: ${page}`);
+    const { writeRun } = await import("../lib/analysis/run.ts");
+    const name = basename(resolve(target)).replace(/\.html$/, ""),
+      made = await benchRun(name, { ...measurement, report });
+    if (shard !== undefined) {
+      const configuration = { ...made.configuration, shard: shardText(shard) };
+      return await writeRun(target, { ...made, configuration }, force); // the merge draws
+    }
+    display.log(`${suite.name}: report: ${await writeReport(target, made, { force })}`);
   }
 }
 

@@ -1,7 +1,10 @@
 /** `merge.ts PARTS… OUT`: what the tasks of an array have made, as one. */
 import { peakResidentBytes } from "../lib/eval/environment.ts";
 import { mergeFor } from "../lib/interop/mod.ts";
-import { kindOf } from "../lib/files/whole.ts";
+import { basename, join, resolve } from "node:path";
+import { readRun, RUN_FILE } from "../lib/analysis/run.ts";
+import { kindOf, listFolder } from "../lib/files/whole.ts";
+import { shardOfFolder } from "../lib/plan/shards.ts";
 import {
   isCalibrationStatistics,
   mergeCheckpoint,
@@ -18,9 +21,10 @@ import {
   MODEL_OPTIONS,
   OUTPUT_OPTIONS,
   outputMode,
+  prepareReport,
 } from "./_command/run.ts";
 import { openCommandKernels } from "./_command/signals.ts";
-import { printJson } from "./_command/text.ts";
+import { print, printJson } from "./_command/text.ts";
 import { printExport, summaryOf } from "./export.ts";
 import { printSummary } from "./quantize.ts";
 
@@ -48,6 +52,7 @@ PARTS are                                                OUT becomes
   examples: {
     "PARTS OUT --model MODEL": "shards of a checkpoint, all in one folder",
     "stats.shard-*-of-4.safetensors stats.safetensors": "statistics of four parts of the samples",
+    "MEASURED out/report": "one report of a bench that was measured in shards",
     "NODE1/PARTS NODE2/PARTS OUT --model MODEL": "the same from two folders",
   },
   notes:
@@ -71,7 +76,33 @@ async function run(parsed: Options, context: Context): Promise<void> {
     if (parsed.flags.json) printJson({ output, runs });
     return;
   }
+  const runs = runFoldersOf(parts);
+  if (runs.length > 0) return await mergeBench(parsed, runs, output);
   await mergeShards(parsed, { parts, output }, context);
+}
+
+/** Folders of a bench's shards that paths stand for. */
+function runFoldersOf(parts: readonly string[]): string[] {
+  const inside = (path: string) =>
+    kindOf(path) !== "folder"
+      ? []
+      : listFolder(path).filter((name) => shardOfFolder(name) !== undefined).map((name) => join(path, name));
+  const folders = parts.flatMap((path) =>
+    shardOfFolder(basename(resolve(path))) === undefined ? inside(path) : [path]
+  );
+  return folders.filter((path) => kindOf(join(path, RUN_FILE)) === "file");
+}
+
+/** Makes one run with one report of a bench's shards. */
+async function mergeBench({ flags }: Options, folders: readonly string[], output: string): Promise<void> {
+  prepareReport(output, flags.force);
+  const { mergeRuns } = await import("../lib/analysis/report/merge_runs.ts");
+  const { writeReport } = await import("../lib/analysis/report/folder.ts");
+  const shards = await Promise.all(folders.map(async (path) => ({ path, run: await readRun(path) })));
+  const run = await mergeRuns(basename(resolve(output)).replace(/\.html$/, ""), shards);
+  const page = await writeReport(output, run, { force: flags.force });
+  if (flags.json) printJson({ output, page, shards: shards.length, seconds: run.seconds });
+  else if (!flags.quiet) print(`report: ${page}`);
 }
 
 /** Merges shards of a checkpoint. */

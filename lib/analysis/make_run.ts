@@ -4,7 +4,7 @@ import process from "node:process";
 import type { Environment } from "../eval/environment.ts";
 import type { BenchOptions } from "../bench/options.ts";
 import type { SuiteRow } from "../bench/rows.ts";
-import type { SuiteReport, TimedSetting } from "../bench/suite.ts";
+import type { Goal, SuiteReport, TimedSetting } from "../bench/suite.ts";
 import { formatConfig, type ResolvedConfig, withPhaseSolver } from "../config/mod.ts";
 import { outputErrors, type RunReport } from "../pipeline/mod.ts";
 import type { PhasesReport } from "../phases/mod.ts";
@@ -12,7 +12,7 @@ import { nameOfPath } from "../files/whole.ts";
 import { TOOL_VERSION } from "../output/record.ts";
 import type { TimeParameters } from "../time/mod.ts";
 import type { Json } from "./_chart.ts";
-import { benchTables, layerRowsOf, lossRows, tablesOf, thetaRows, timedRows } from "./rows.ts";
+import { benchTables, layerRowsOf, lossRows, type Tables, tablesOf, thetaRows, timedRows } from "./rows.ts";
 import type { Run, SummaryItem } from "./run.ts";
 import type { RowOf } from "./schema.ts";
 import { rowsOf } from "./tables.ts";
@@ -45,20 +45,22 @@ export async function benchRun(name: string, result: BenchResult): Promise<Run> 
     toolVersion: TOOL_VERSION,
     environment: asJson({ ...where, otherCoresBusy: otherCores ?? null }),
     configuration: asJson({ ...options, models: options.models.map(nameOfPath) }),
-    summary: [
-      ...(report.goals.length === 0 ? [] : [{
-        label: "goals met",
-        value: `${report.goals.filter(({ met }) => met === true).length} of ${
-          report.goals.filter(({ met }) => met !== null).length
-        }`,
-      }]),
-      ...(tables.peers === undefined ? [] : accuracySummary(rowsOf("peers", tables.peers))),
-    ],
+    summary: benchSummary(report.goals, tables),
     sections: report.sections,
     goals: report.goals,
     skipped: report.skipped,
     tables,
   };
+}
+
+/** The lines above a bench's tables: goals, and the accuracy of its models. */
+export function benchSummary(goals: readonly Goal[], { peers }: Tables): SummaryItem[] {
+  const count = (isSo: (goal: Goal) => boolean) => goals.filter(isSo).length;
+  const met = `${count(({ met }) => met === true)} of ${count(({ met }) => met !== null)}`;
+  return [
+    ...(goals.length === 0 ? [] : [{ label: "goals met", value: met }]),
+    ...(peers === undefined ? [] : accuracySummary(rowsOf("peers", peers))),
+  ];
 }
 
 const percent = (share: number) => `${(100 * share).toFixed(1)}\u00a0%`;
