@@ -1,8 +1,9 @@
 /** LoRAs merged into checkpoints, against W + alpha / rank · up · down in float64. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CheckpointError } from "../../lib/errors.ts";
+import { quantizeFor } from "../../lib/interop/mod.ts";
 import { mergeLoras } from "../../lib/lora/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint, type RunReport } from "../../lib/pipeline/mod.ts";
@@ -10,6 +11,7 @@ import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import {
   gaussian,
   matrix,
+  rejection,
   run as runCommand,
   type TestTensor,
   workplace,
@@ -17,7 +19,7 @@ import {
   writeTensors,
 } from "../_checkpoints.ts";
 import { thrown } from "../tensor/_files.ts";
-import { configOf } from "../pipeline/_runs.ts";
+import { configOf, DREAM } from "../pipeline/_runs.ts";
 
 const place = workplace();
 const kernels = await openKernels();
@@ -387,6 +389,53 @@ describe("quantizing with a LoRA", () => {
     let failed: unknown;
     await run(output, 2, { resume: true }).catch((error) => failed = error);
     expect(failed).toMatchObject({ name: "OutputError" });
+  });
+
+  test("is merged before calibration: layers are solved as those of the merged model", async () => {
+    const name = "model.layers.0.self_attn.q_proj", [a, b] = [random(RANK, 64), random(64, RANK)];
+    const path = loraFile(
+      { [`base_model.model.${name}.lora_A.weight`]: a, [`base_model.model.${name}.lora_B.weight`]: b },
+      "adapter_model.safetensors",
+      { lora_alpha: 3 },
+    );
+    using plain = openCheckpoint(DREAM);
+    using other = mergeLoras(plain, [{ path }]);
+    const tensors = Object.fromEntries(
+      [...other.checkpoint.tensors.values()].map(({ info: { name, dtype, shape } }): [string, TestTensor] => [
+        name,
+        { dtype, shape, data: other.checkpoint.read(name) },
+      ]),
+    );
+    const by = writeCheckpoint(place.fresh("merged"), tensors, plain.config);
+    for (const file of ["tokenizer.json", "tokenizer_config.json", "calibration.jsonl"]) {
+      cpSync(join(DREAM, file), join(by, file));
+    }
+    const config = configOf({ bit_width: 2, group_size: 32, solver: "feedback", calibration_samples: 32 });
+    const packed = async (input: string, loras?: { path: string }[]) => {
+      const output = place.fresh();
+      const { layers } = await quantizeCheckpoint({ input, output, kernels, config, loras });
+      const { statistics, solved } = layers.find((layer) => layer.name === `${name}.weight`)!;
+      using file = openCheckpoint(output);
+      return { codes: file.read(`${name}.weight_packed`), statistics, error: solved!.relativeError };
+    };
+    const ours = await packed(DREAM, [{ path }]);
+    expect(ours).toEqual(await packed(by));
+    expect(ours.codes).not.toEqual((await packed(DREAM)).codes);
+  });
+
+  test("for another program: its file has the merged weights, and a plan shows them", async () => {
+    const config = configOf({ target: "transformers", bit_width: 4, group_size: 32 });
+    const output = place.fresh("for"), options = { input: model, config, loras: [{ path: lora, scale: 0.5 }] };
+    const { exported } = await quantizeFor({ ...options, output, kernels });
+    expect(exported).toBeDefined();
+    using file = openCheckpoint(output);
+    expect([...file.tensors.keys()].some((name) => name.startsWith("layers.0.a."))).toBe(true);
+    const dry = await quantizeFor({ ...options, output: place.fresh(), kernels, dryRun: true });
+    expect(dry.quantized.loras).toMatchObject([{ merged: 1 }]);
+    const other = loraFile({ "nowhere.lora_A.weight": down, "nowhere.lora_B.weight": up });
+    const none = place.fresh();
+    const error = await rejection(quantizeFor({ ...options, loras: [{ path: other }], output: none, kernels }));
+    expect([error.message.includes("got none of 1"), existsSync(none), existsSync(`${none}.arrowquant`)]).toEqual([true, false, false]);
   });
 
   test("of the command: scales behind colons, and what was left out on stderr", () => {
