@@ -425,7 +425,8 @@ describe("quantizing with a LoRA", () => {
 
   test("for another program: its file has the merged weights, and a plan shows them", async () => {
     const config = configOf({ target: "transformers", bit_width: 4, group_size: 32 });
-    const output = place.fresh("for"), options = { input: model, config, loras: [{ path: lora, scale: 0.5 }] };
+    const output = place.fresh("for"),
+      options = { input: model, config, loras: [{ path: lora, scale: 0.5 }] };
     const { exported } = await quantizeFor({ ...options, output, kernels });
     expect(exported).toBeDefined();
     using file = openCheckpoint(output);
@@ -434,8 +435,11 @@ describe("quantizing with a LoRA", () => {
     expect(dry.quantized.loras).toMatchObject([{ merged: 1 }]);
     const other = loraFile({ "nowhere.lora_A.weight": down, "nowhere.lora_B.weight": up });
     const none = place.fresh();
-    const error = await rejection(quantizeFor({ ...options, loras: [{ path: other }], output: none, kernels }));
-    expect([error.message.includes("got none of 1"), existsSync(none), existsSync(`${none}.arrowquant`)]).toEqual([true, false, false]);
+    const error = await rejection(
+      quantizeFor({ ...options, loras: [{ path: other }], output: none, kernels }),
+    );
+    expect([error.message.includes("got none of 1"), existsSync(none), existsSync(`${none}.arrowquant`)])
+      .toEqual([true, false, false]);
   });
 
   test("of the command: scales behind colons, and what was left out on stderr", () => {
