@@ -158,12 +158,17 @@ export class Checkpoint {
  */
 export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkpoint {
   const { names: present, modelFile, otherIndex, ...place } = findPlace(path, options);
-  const { folder, indexFile, notes } = place;
+  const { folder, indexFile } = place;
   if (GGUF_NAME.test(modelFile)) return openGguf(path, modelFile, place);
   const config = present.includes("config.json") ? readJsonFile(join(folder, "config.json")) : undefined;
   const weightMap = indexFile === undefined ? undefined : readIndex(join(folder, indexFile));
   const names = weightMap === undefined ? [modelFile] : [...new Set(weightMap.values())].sort();
   if (weightMap !== undefined) checkShards(names, { ...place, names: present });
+  const isTold = indexFile === undefined && (COUNTS.test(modelFile) || otherIndex !== undefined);
+  const strays = isTold ? [] : strayShards(names, present), source = indexFile ?? modelFile;
+  const notes = strays.length === 0
+    ? place.notes
+    : [...place.notes, `not read beside ${quote(source)}: ${listing(strays)}`];
 
   const files: CheckpointFile[] = [];
   try {
@@ -172,7 +177,7 @@ export function openCheckpoint(path: string, options: PlaceOptions = {}): Checkp
     for (const name of names) {
       files.push({ name, file: SafetensorsFile.open(isFile ? path : join(folder, name)) });
     }
-    const stored = new Checkpoint({ path, ...place, config, files });
+    const stored = new Checkpoint({ path, ...place, notes, config, files });
     if (weightMap !== undefined) checkIndex(weightMap, stored);
     else if (otherIndex !== undefined) checkOtherIndex(otherIndex, modelFile, stored);
     if (isOurs(config)) return stored;
@@ -288,6 +293,17 @@ function readIndex(path: string): Map<string, string> {
     }
   }
   return new Map(entries as [string, string][]);
+}
+
+/** Counts in the name of a shard. */
+const COUNTS = /-\d+-of-\d+(?=\.)/;
+
+/** Shards of the same model by their names, which no index names: left from another download. */
+function strayShards(names: readonly string[], present: readonly string[]): string[] {
+  const own = new Set(names.map((name) => name.replace(COUNTS, "")));
+  return present.filter((name) =>
+    COUNTS.test(name) && own.has(name.replace(COUNTS, "")) && !names.includes(name)
+  );
 }
 
 function checkShards(

@@ -215,6 +215,21 @@ describe("openCheckpoint takes what the libraries take, and says so", () => {
     expect(notes).toContain('"consolidated.safetensors"');
   });
 
+  test("shards that the index does not name are told, those of another model are not", () => {
+    const stale = { "model-00001-of-00003.safetensors": ["x"], "model-00003-of-00003.safetensors": ["y"] };
+    const { names, notes } = opened({ [INDEX]: index(A), [A]: ["a"], ...stale });
+    expect(names).toBe("a");
+    expect(notes).toBe(
+      `not read beside "${INDEX}": "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"`,
+    );
+    const single = opened({ "model.safetensors": ["a"], ...stale });
+    expect(single.names).toBe("a");
+    expect(single.notes).toContain('not read beside "model.safetensors": "model-00001-of-00003');
+    expect(opened({ [INDEX]: index(A), [A]: ["a"], "text-00001-of-00002.safetensors": ["t"] }).notes).toBe(
+      "",
+    );
+  });
+
   test("of a pipeline its denoiser, also beside a checkpoint in one file; of two none", () => {
     const unet = {
       "model_index.json": {},
