@@ -220,7 +220,7 @@ class ModelSolver<Batch> {
     statistics?.checkLayers(stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
     warnOfFewInputs(stages, data, statistics, options.onWarning);
     options.onMoments?.(momentLine(stages.map((stage) => ({
-      ...this.#choose(stage, this.#positions(stage)),
+      ...this.#structure(stage),
       cols: stage.layers[0]!.weights.cols,
     }))));
     for (const stage of stages) {
@@ -262,6 +262,14 @@ class ModelSolver<Batch> {
   #choose({ layers, formats }: LayerStage, positions: number): MomentChoice {
     const { settings, memoryBytes } = this.options, { cols } = layers[0]!.weights;
     return chooseMoment(settings, { cols, positions, memoryBytes, formats });
+  }
+
+  /** The structure that is solved with: as it is chosen, or as far as it was saved. */
+  #structure(stage: LayerStage): MomentChoice {
+    const choice = this.#choose(stage, this.#positions(stage)),
+      { name, weights: { cols } } = stage.layers[0]!;
+    const saved = this.statistics?.inputOf(name).block ?? cols;
+    return saved < choice.block ? { block: saved, reason: "as saved" } : choice;
   }
 
   /** Saved moments of a stage's inputs in the structure that is wanted. */

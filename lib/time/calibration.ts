@@ -79,6 +79,14 @@ export interface StatisticsModel {
   readonly samples?: ReadonlyMap<string, Float32Array> | undefined;
 }
 
+/** Where a layer is in a checkpoint. */
+export interface LayerPlace {
+  /** Weights that read what the layer reads: one, or several where another layout has it in parts. */
+  readonly names: readonly string[];
+  /** Whether that is one weight with the layer's own rows. */
+  readonly isWhole: boolean;
+}
+
 /** Weights of a layer by which a model is told from another one with the same names and shapes. */
 export const MODEL_SAMPLES = 8;
 
@@ -403,22 +411,25 @@ export class CalibrationStatistics {
   }
 
   /**
-   * The same statistics by other names of the layers; a layer without a new name is left out, and so is one that has
-   * read nothing. Numbers are shared.
+   * The same statistics by other names of the layers, one or several; a layer without a new name is left out, and so
+   * is one that has read nothing. Of layers with a new name in common the first is taken. Numbers are shared.
    */
-  renamed(nameOf: (layer: string) => string | undefined): CalibrationStatistics {
+  renamed(placeOf: (layer: string) => LayerPlace | undefined): CalibrationStatistics {
+    const taken = new Set<string>();
     const inputs = new Map<string, LayerInput>(), from = new Map<string, InputStatistics>();
     for (const input of this.inputs.values()) {
       if (input.tokens.every((count) => count === 0)) continue;
-      const layers = input.layers.flatMap((layer) => nameOf(layer) ?? []);
+      const layers = input.layers.flatMap((layer) => placeOf(layer)?.names ?? []).filter((name) =>
+        !taken.has(name) && taken.add(name)
+      );
       if (layers.length === 0) continue;
       inputs.set(layers[0]!, { cols: input.cols, block: input.block, layers });
       from.set(layers[0]!, input);
     }
     const ofLayers = <T>(values: ReadonlyMap<string, T>) =>
       new Map([...values].flatMap(([name, value]): [string, T][] => {
-        const own = nameOf(name);
-        return own === undefined ? [] : [[own, value]];
+        const { names, isWhole } = placeOf(name) ?? { names: [], isWhole: false };
+        return isWhole ? [[names[0]!, value]] : [];
       }));
     const { fingerprint, model, groups, second, runs } = this;
     const renamed = new CalibrationStatistics({

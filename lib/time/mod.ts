@@ -16,6 +16,7 @@ export {
   CalibrationStatistics,
   type InputStatistics,
   type LayerInput,
+  type LayerPlace,
   type LoadMoments,
   MAX_CALIBRATION_RUNS,
   MAX_STATISTICS_BYTES,

@@ -125,6 +125,37 @@ describe("statistics alone", () => {
     expect(layers.filter((layer) => layer.solved !== undefined).length).toBe(LAYERS.length);
   });
 
+  test("diffusers' names find the layers of a checkpoint in a family's own layout, whose parts are fused", async () => {
+    const own = place.fresh("own"), width = COLS, seed = 30;
+    const tensor = (rows: number, cols: number, i: number) =>
+      matrix(rows, cols, gaussian(rows * cols, seed + i));
+    const block = "double_blocks.0.";
+    writeCheckpoint(own, {
+      [`${block}img_attn.qkv.weight`]: tensor(3 * width, width, 0),
+      [`${block}img_attn.proj.weight`]: tensor(width, width, 1),
+      [`${block}img_mlp.0.weight`]: tensor(2 * width, width, 2),
+      [`${block}img_mlp.2.weight`]: tensor(width, 2 * width, 3),
+      "img_in.weight": tensor(width, 32, 4),
+      "txt_in.weight": tensor(width, 32, 5),
+    }, {});
+    const names = ["to_q", "to_k", "to_v"].map((name) => `transformer_blocks.0.attn.${name}.weight`);
+    const made = new CalibrationStatistics({
+      ...{ fingerprint: "", groups: GROUPS },
+      model: {
+        name: "flux",
+        layers: new Map(names.map((name) => [name, [width, width]])),
+        samples: new Map(names.map((name) => [name, new Float32Array(8).fill(9)])),
+      },
+      inputs: new Map([[names[0]!, { cols: width, layers: names }]]),
+      runs: [{ identity: "a", source: "a", isSynthetic: false, samples: 4 }],
+    });
+    made.add(kernels, names[0]!, inputs(1), TOKENS, { times: [10] });
+    const { run } = quantize(own, save(made));
+    const { layers } = await run();
+    const solved = layers.filter((layer) => layer.solved !== undefined).map(({ name }) => name);
+    expect(solved).toEqual([`${block}img_attn.qkv.weight`]);
+  });
+
   test("files of some layers each are one, to the same bytes", async () => {
     const whole = quantize(MODEL, save(statistics()));
     await whole.run();
@@ -152,7 +183,7 @@ describe("statistics alone", () => {
     };
     const nan = Uint8Array.from(body), at = header[`${LAYERS[0]}.second`].data_offsets[0];
     new DataView(nan.buffer).setFloat32(at + 4, NaN, true);
-    const names = statistics([STAGES[0]!]).renamed((name) => `other.${name}`);
+    const names = statistics([STAGES[0]!]).renamed((name) => ({ names: [`other.${name}`], isWhole: true }));
     const cases: [
       make: () => [model: string, file: string],
       type: unknown,

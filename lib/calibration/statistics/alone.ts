@@ -4,12 +4,13 @@
  */
 import { CalibrationError } from "../../errors.ts";
 import { quote } from "../../files/whole.ts";
+import { moduleFinder } from "../../lora/places.ts";
 import { checkpointLayers, type HeldWeights, type ModelLayers } from "../../models/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { widen } from "../../models/layers/tensors.ts";
 import type { DenseMatrix } from "../../models/layers/linear.ts";
 import { type Checkpoint, namesOfGguf } from "../../tensor/mod.ts";
-import { type CalibrationStatistics, MODEL_SAMPLES } from "../../time/mod.ts";
+import { type CalibrationStatistics, type LayerPlace, MODEL_SAMPLES } from "../../time/mod.ts";
 import type { CalibrationSet } from "../draw.ts";
 import { type Calibrated, knownSchedule } from "../mod.ts";
 
@@ -32,9 +33,6 @@ export function thatRuns(solvable: Solvable, doing: string): Calibrated {
     `Cannot ${doing}: there must be calibration data and a model that runs here, got statistics alone`,
   );
 }
-
-/** Prefixes that programs put before, or leave out of, the names of a model's tensors. */
-const PREFIXES = ["model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "model.", "module."];
 
 /** Largest difference of weights of one model in other number formats, as part of their size. */
 const SAME_WEIGHTS = 0.1;
@@ -73,35 +71,30 @@ const faultIn = (path: string) => (reason: string, tensor?: string) =>
     tensor === undefined ? { path } : { path, tensor },
   );
 
-/** Names of layers in a checkpoint: the same, or the same behind other prefixes. */
-function namesIn({ tensors }: Checkpoint, layers: readonly string[]): Map<string, string> {
-  const bare = (name: string): string => {
-    const prefix = PREFIXES.find((each) => name.startsWith(each));
-    return prefix === undefined ? name : bare(name.slice(prefix.length));
-  };
-  const byBare = new Map<string, string | undefined>();
-  for (const [name, { info }] of tensors) {
-    if (info.shape.length !== 2) continue;
-    byBare.set(bare(name), byBare.has(bare(name)) ? undefined : name); // of two that differ no more none is meant
-  }
-  return new Map(layers.flatMap((layer): [string, string][] => {
-    const names = [layer, ...namesOfGguf(layer)];
-    const own = names.find((name) => tensors.get(name)?.info.shape.length === 2) ??
-      names.map((name) => byBare.get(bare(name))).find((name) => name !== undefined);
-    return own === undefined ? [] : [[layer, own]];
+/** Layers in a checkpoint: by their names, behind other prefixes, or in the other layout of an image model. */
+function namesIn(checkpoint: Checkpoint, layers: readonly string[]): Map<string, LayerPlace> {
+  const placesOf = moduleFinder(checkpoint);
+  return new Map(layers.flatMap((layer): [string, LayerPlace][] => {
+    const places = [layer, ...namesOfGguf(layer)].map((name) => placesOf(name.replace(/\.weight$/, "")))
+      .find(({ length }) => length > 0) ?? [];
+    const names = [...new Set(places.map(({ tensor }) => tensor))];
+    const shapes = names.map((name) => checkpoint.tensors.get(name)!.info.shape);
+    if (names.length === 0 || shapes.some(({ length }) => length !== 2)) return [];
+    return [[layer, { names, isWhole: places.length === 1 && places[0]!.rows === shapes[0]![0] }]];
   }));
 }
 
 /** @throws {CalibrationError} when a layer has another shape in the checkpoint, or no statistics where it must */
 function checkShapes(
   statistics: CalibrationStatistics,
-  names: ReadonlyMap<string, string>,
+  names: ReadonlyMap<string, LayerPlace>,
   { checkpoint, path }: StatisticsUse,
 ): void {
   const fault = faultIn(path), { model } = statistics;
-  for (const [layer, name] of names) {
-    const { cols } = statistics.inputOf(layer), wanted = checkpoint.tensors.get(name)!.info.shape;
-    const got = model?.layers.get(layer) ?? [wanted[0]!, cols];
+  for (const [layer, { names: [name], isWhole }] of names) {
+    const { cols } = statistics.inputOf(layer), wanted = checkpoint.tensors.get(name!)!.info.shape;
+    const known = model?.layers.get(layer);
+    const got = known !== undefined && isWhole ? known : [wanted[0]!, known?.[1] ?? cols] as const;
     if (got[1] !== cols) {
       throw fault(`${quote(layer)} must have the same columns everywhere, got ${got[1]} and ${cols}`, layer);
     }
@@ -113,14 +106,14 @@ function checkShapes(
       layer,
     );
   }
-  for (const layer of model?.layers.keys() ?? []) {
-    if (names.has(layer) || namesIn(checkpoint, [layer]).size === 0) continue;
-    throw fault(
-      `it must have statistics of every layer that it lists, got none of ${quote(layer)}: collect them, or ` +
-        "give the file that has them too",
-      layer,
-    );
-  }
+  const missing = [...model?.layers.keys() ?? []].filter((layer) => !names.has(layer));
+  const [lacking] = namesIn(checkpoint, missing).keys();
+  if (lacking === undefined) return;
+  throw fault(
+    `it must have statistics of every layer that it lists, got none of ${quote(lacking)}: collect them, or ` +
+      "give the file that has them too",
+    lacking,
+  );
 }
 
 /**
