@@ -97,9 +97,9 @@ export async function mergeCheckpoint(options: MergeCheckpointOptions): Promise<
   const { config, bitPlan, shards } = read;
   using checkpoint = openCheckpoint(input, { variant });
   checkPlain(checkpoint);
-  const plan = planQuantization(checkpoint, config, bitPlan), beside = filesBeside(checkpoint, options);
-  checkPlan(plan, checkpoint);
-  const records = recordsOf(shards, plan);
+  const own = planQuantization(checkpoint, config, bitPlan), beside = filesBeside(checkpoint, options);
+  checkPlan(own, checkpoint);
+  const records = recordsOf(shards, own), plan = asRead(own, records);
   const weights = await stoppable(signal, "repeat the command", () => weightsOf(checkpoint, shards, options));
   const { operation, settings } = identityOf(shards[0]!, weights);
   const identity = { operation, settings: JSON.parse(withoutVersion(settings)) };
@@ -194,6 +194,15 @@ function recordsOf(shards: readonly ShardResult[], { rows }: Plan): ReadonlyMap<
     },
   );
 }
+
+/** The plan with element types and sizes as shards read them: merged LoRAs make them float32. */
+const asRead = ({ rows, warnings }: Plan, records: ReadonlyMap<string, Found>): Plan => ({
+  rows: rows.map((row) => {
+    const { dtype, bytesBefore } = records.get(row.name)!.record;
+    return { ...row, dtype, bytesBefore };
+  }),
+  warnings,
+});
 
 /**
  * The digest of all weights that a run without shards has among its settings, where the shards have only those of their

@@ -9,6 +9,7 @@ import { ConfigError } from "../errors.ts";
 import type { Plan, PlanRow } from "../plan/plan.ts";
 import { divideUnits, type Shard, shardText } from "../plan/shards.ts";
 import { isTokenTable } from "../plan/plan.ts";
+import { formatBytes } from "../progress.ts";
 import { isRounded } from "../solve/by_weights.ts";
 import { layerCost } from "../solve/layer_cost.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
@@ -61,9 +62,11 @@ export function shardSummary(shard: Shard, { shards, costs, bytesRead, bytesWrit
   return {
     message: `${shardText(shard)}: ${tensors} of ${all} tensors, ${
       percent(total === 0 ? 0 : costs[i]! / total)
-    } of the forecast work; the slowest shard has ${
+    } of the forecast work, reads ${formatBytes(bytesRead[i]!)} and writes ${
+      formatBytes(bytesWritten[i]!)
+    } of weights; the slowest shard has ${
       percent(mean === 0 ? 0 : slowest / mean - 1)
-    } more than the mean`,
+    } more work than the mean`,
     data: {
       ...shard,
       tensors,

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { mergeFor, quantizeFor } from "../../lib/interop/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { MANIFEST_FILE, mergeCheckpoint } from "../../lib/pipeline/mod.ts";
-import { differences, rejection, workplace } from "../_checkpoints.ts";
+import { differences, gaussian, matrix, rejection, workplace, writeTensors } from "../_checkpoints.ts";
 import { configOf, DIT, DREAM, type Options, pipelineRuns } from "./_runs.ts";
 
 const kernels = await openKernels();
@@ -89,6 +89,51 @@ describe("merged shards are byte for byte one task's output", () => {
     const parts = await quantizeShards(DREAM, 3, options, [2, 3, 1]);
     expect(differences(await merged(DREAM, [parts]), whole)).toEqual([]);
   }, 60_000);
+
+  test("with a LoRA merged in, of which a tensor is kept", async () => {
+    const folder = place.fresh(), rank = 2, layer = "base_model.model.model.layers.0.self_attn.q_proj";
+    mkdirSync(folder);
+    writeTensors(join(folder, "lora.safetensors"), {
+      [`${layer}.lora_A.weight`]: matrix(rank, 64, gaussian(rank * 64, 8)),
+      [`${layer}.lora_B.weight`]: matrix(64, rank, gaussian(rank * 64, 9)),
+    });
+    for (const keep_patterns of [["q_proj"], []]) {
+      const options = {
+        config: { solver: "clip", keep_patterns },
+        loras: [{ path: join(folder, "lora.safetensors") }],
+      };
+      const whole = place.fresh();
+      await quantizeTo(whole, DREAM, options);
+      const parts = await quantizeShards(DREAM, 2, options);
+      expect(differences(await merged(DREAM, [parts]), whole)).toEqual([]);
+    }
+  });
+
+  test("by a bit plan", async () => {
+    const plan = `${place.fresh()}.json`, layer = "model.layers.1.mlp.down_proj.weight";
+    const layers = { [layer]: { bits: 2, group_size: 32, zero_point: "real" } };
+    writeFileSync(plan, JSON.stringify({ version: 1, layers }));
+    const options = { config: { solver: "clip", bit_plan: plan } }, whole = place.fresh();
+    await quantizeTo(whole, DREAM, options);
+    const parts = await quantizeShards(DREAM, 3, options);
+    expect(differences(await merged(DREAM, [parts]), whole)).toEqual([]);
+  });
+
+  test("by a merge that was stopped and resumed", async () => {
+    const input = twoShards(),
+      whole = place.fresh(),
+      output = place.fresh(),
+      parts = await quantizeShards(input, 2, {});
+    await quantizeTo(whole, input);
+    const controller = new AbortController(), run = { input, output, shards: [parts] };
+    const onProgress = ({ tensorsDone }: { tensorsDone: number }) =>
+      tensorsDone > 2 && controller.abort("SIGTERM");
+    const error = await rejection(mergeCheckpoint({ ...run, signal: controller.signal, onProgress }));
+    expect(error.message).toContain("--resume");
+    const { tensorsResumed } = await mergeCheckpoint({ ...run, resume: true });
+    expect(tensorsResumed).toBeGreaterThan(0);
+    expect(differences(output, whole)).toEqual([]);
+  });
 
   test("for llama.cpp: one GGUF", async () => {
     const config = configOf({ solver: "clip", target: "llama.cpp", bit_width: 4 });
