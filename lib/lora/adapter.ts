@@ -225,7 +225,7 @@ function moduleOf(
 ): LoraModule {
   const fail = (reason: string, info: TensorInfo) =>
     cannot(path, `${quote(info.name)}: ${reason}`, info.name);
-  for (const info of [up, down, alpha, bias, diff]) {
+  for (const info of [up, down, bias, diff]) {
     if (info !== undefined && !isFloatDtype(info.dtype)) {
       throw fail(`it must have floats, got ${info.dtype}`, info);
     }
@@ -252,7 +252,10 @@ function moduleOf(
   }
   let factor = told.factor(name, rank) ?? 1;
   if (alpha !== undefined) {
-    if (alpha.elements !== 1) throw fail(`alpha must be one number, got [${alpha.shape.join(", ")}]`, alpha);
+    const isNumber = isFloatDtype(alpha.dtype) || alpha.dtype === "I64" || alpha.dtype === "I32";
+    if (alpha.elements !== 1 || !isNumber) {
+      throw fail(`alpha must be one number, got ${alpha.dtype} [${alpha.shape.join(", ")}]`, alpha);
+    }
     factor = floatsOf(file, alpha)[0]! / rank;
     if (!Number.isFinite(factor)) throw fail(`alpha must be finite, got ${factor}`, alpha);
   }
@@ -274,6 +277,8 @@ function checked(file: SafetensorsFile, info: TensorInfo): Uint8Array {
 
 /** A tensor's values as float32. */
 export function floatsOf(file: SafetensorsFile, info: TensorInfo): Float32Array<ArrayBuffer> {
+  if (info.dtype === "I64") return Float32Array.from(new BigInt64Array(file.read(info.name).buffer), Number);
+  if (info.dtype === "I32") return Float32Array.from(new Int32Array(file.read(info.name).buffer));
   const values = valuesOf({ info, file });
   return values instanceof Float32Array ? values as Float32Array<ArrayBuffer> : Float32Array.from(values);
 }

@@ -91,6 +91,9 @@ function matched(
     if (isEncoder) textEncoders++;
     else if (added.length === 0) unmatched.push(module.name);
     else merged++;
+    if (module.bias !== undefined && added.length > 0 && !added.some(({ part }) => part === "bias")) {
+      unmatched.push(module.bias.name); // of a layer that has no bias
+    }
   }
   const { path, scale, sha256, modules: { length: modules }, others } = adapter;
   if (merged === 0) {

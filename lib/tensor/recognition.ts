@@ -131,8 +131,8 @@ export function recognise(
   }
   const matrices = [...tensors.values()].filter(({ info: { shape } }) => shape.length > 1);
   if (isAdapter || (matrices.length > 0 && matrices.every(({ info: { name } }) => LORA.test(name)))) {
-    return "a LoRA or another adapter alone, which is no model: merge it into its base first (PEFT: " +
-      "merge_and_unload(), diffusers: fuse_lora()) and quantize what that saves";
+    return "a LoRA or another adapter alone, which is no model: give quantize.ts its base model and this as --lora, or merge it " +
+      "first (PEFT: merge_and_unload(), diffusers: fuse_lora()) and quantize what that saves";
   }
   if (fp8.fault !== undefined) {
     return `${fp8.fault}: such codes are no weights until they are scaled; convert them with the library that ` +

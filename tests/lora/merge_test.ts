@@ -198,14 +198,21 @@ describe("spellings of a module", () => {
     }, {});
     const down: TestTensor = { dtype: "F32", shape: [2, 3, 3, 3], data: gaussian(54, 10) };
     const up: TestTensor = { dtype: "F32", shape: [4, 2, 1, 1], data: gaussian(8, 11) };
+    const lost: TestTensor = { dtype: "F32", shape: [12], data: gaussian(12, 13) };
     const added: TestTensor = { dtype: "F32", shape: [4], data: gaussian(4, 12) };
     const path = loraFile({
       "a.conv.lora_down.weight": down,
       "a.conv.lora_up.weight": up,
-      "a.conv.alpha": scalar(4),
+      "a.conv.alpha": { dtype: "I64", shape: [], data: BigInt64Array.of(4n) },
       "a.conv.diff_b": added,
       "attn.to_out.diff": difference,
+      "attn.to_out.diff_b": lost, // the layer has no bias
     });
+    {
+      using checkpoint = openCheckpoint(model);
+      using result = mergeLoras(checkpoint, [{ path }]);
+      expect(result.reports[0]!.unmatched).toEqual(["attn.to_out.diff_b"]);
+    }
     expectClose(merged(model, [{ path }], "a.conv.weight"), product(conv, up, down, 2));
     expectClose(
       merged(model, [{ path, scale: 3 }], "a.conv.bias"),

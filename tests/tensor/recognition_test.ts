@@ -93,7 +93,7 @@ test("a LoRA alone is no model, one in a model is left to its keep rules", () =>
   const kohya = { "lora_down.weight": "F16 4,8", "lora_up.weight": "F16 8,4", alpha: "F32" };
   for (const entries of [peft, diffusers, kohya]) {
     using alone = openCheckpoint(writeCheckpoint(place.fresh(), tensors(entries, "unet_mid_block_fc."), {}));
-    expect(alone.foreign).toContain("merge it into its base");
+    expect(alone.foreign).toContain("--lora");
     using beside = openCheckpoint(
       writeCheckpoint(place.fresh(), tensors({ ...entries, "base_layer.weight": "F32 8,8" }), {}),
     );
