@@ -131,7 +131,7 @@ export function formatBytes(bytes: number): string {
 /** A duration in the unit that fits. */
 export function secondsText(seconds: number): string {
   if (seconds < 1) return `${Math.max(0.01, seconds).toFixed(2)} s`;
-  if (seconds < 120) return `${seconds.toPrecision(2)} s`;
+  if (seconds < 120) return `${seconds < 9.95 ? seconds.toFixed(1) : Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60), hours = Math.floor(minutes / 60);
   if (hours === 0) return `${minutes} min`;
   return hours < 10 && minutes % 60 > 0 ? `${hours} h ${minutes % 60} min` : `${Math.round(minutes / 60)} h`;

@@ -1,5 +1,5 @@
 /** Weights of packed matrices. */
-import { checkMember, DTYPE_NUMBERS } from "../native/call.ts";
+import { checkFloats, checkMember, DTYPE_NUMBERS } from "../native/call.ts";
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import { checkPackedTensor, levelsOf, packedRows, type PackedTensor } from "./packed/layout.ts";
@@ -11,21 +11,33 @@ type Plain = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
 /**
  * The weights of a packed matrix, row-major: float32, or the bits of half or bfloat16 values.
  *
+ * @param target memory of float32 weights; new by default
  * @throws {TypeError} when the arrays do not fit the tensor's sizes
  */
-export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype?: "F32"): Float32Array<ArrayBuffer>;
+export function dequantize(
+  kernels: Kernels,
+  tensor: PackedTensor,
+  dtype?: "F32",
+  target?: Float32Array<ArrayBuffer>,
+): Float32Array<ArrayBuffer>;
 export function dequantize(
   kernels: Kernels,
   tensor: PackedTensor,
   dtype: "F16" | "BF16",
 ): Uint16Array<ArrayBuffer>;
 export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype?: PlainDtype): Plain;
-export function dequantize(kernels: Kernels, tensor: PackedTensor, dtype: PlainDtype = "F32"): Plain {
+export function dequantize(
+  kernels: Kernels,
+  tensor: PackedTensor,
+  dtype: PlainDtype = "F32",
+  given?: Float32Array<ArrayBuffer>,
+): Plain {
   const doing = "dequantize a matrix";
   checkPackedTensor(doing, tensor);
   checkMember(doing, "dtype", dtype, ["F32", "F16", "BF16"]);
   const { rows, cols, bits, groupSize } = tensor, number = DTYPE_NUMBERS[dtype];
-  const out = dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols);
+  if (given !== undefined) checkFloats(doing, { target: [given, rows * cols] });
+  const out = given ?? (dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols));
   for (const [begin, end] of callBlocks(kernels, rows, cols)) {
     const part = packedRows(tensor, begin, end), target = out.subarray(begin * cols, end * cols);
     const sizes = [end - begin, cols, bits, groupSize] as const;

@@ -12,6 +12,7 @@ import { CountedWork } from "../../lib/pipeline/counted_work.ts";
 import { announce } from "../../lib/pipeline/forecast.ts";
 import { MemoryShares } from "../../lib/pipeline/memory_shares.ts";
 import { planQuantization, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
+import { secondsText } from "../../lib/progress.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";
 
@@ -139,6 +140,26 @@ describe("memory of calibrated work", () => {
     await quantizeCheckpoint({ ...job, resume: true, onEvent: ({ message }) => messages.push(message) });
     expect(messages.join("\n")).toMatch(/layers were solved before/);
   });
+});
+
+test("durations have the unit that fits", () => {
+  const texts = [0, 0.034, 1, 9.94, 9.96, 99.6, 110.4, 119.9, 120, 3600, 5340, 36_000].map(secondsText);
+  expect(texts).toEqual(
+    [
+      "0.01 s",
+      "0.03 s",
+      "1.0 s",
+      "9.9 s",
+      "10 s",
+      "100 s",
+      "110 s",
+      "120 s",
+      "2 min",
+      "1 h",
+      "1 h 29 min",
+      "10 h",
+    ],
+  );
 });
 
 describe("time of calibrated work", () => {

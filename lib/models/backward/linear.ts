@@ -432,7 +432,10 @@ function denseRows(
   end: number,
 ): Float32Array {
   const { cols } = weights;
-  if ("packed" in weights) return dequantize(kernels, packedRows(weights, begin, end), "F32");
+  if ("packed" in weights) {
+    const out = workspace.take("weights", (end - begin) * cols);
+    return dequantize(kernels, packedRows(weights, begin, end), "F32", out);
+  }
   const dense = { ...weights };
   if (dense.data instanceof Float32Array) return dense.data.subarray(begin * cols, end * cols);
   const out = workspace.take("weights", (end - begin) * cols);
@@ -442,7 +445,9 @@ function denseRows(
 
 /** A matrix as float32 values; scratch unless it is stored so. */
 function denseValues(kernels: Kernels, { weights }: LinearLayer, workspace: Workspace): Float32Array {
-  if ("packed" in weights) return dequantize(kernels, weights, "F32");
+  if ("packed" in weights) {
+    return dequantize(kernels, weights, "F32", workspace.take("weights", weights.rows * weights.cols));
+  }
   if (weights.data instanceof Float32Array) return weights.data;
   const out = workspace.take("weights", weights.rows * weights.cols);
   widen(weights, 0, out);

@@ -239,10 +239,18 @@ function lossOfBatches<Batch>(refined: Refined<Batch>): (batch: Batch, backward:
   const { data: { train, heldOut }, gradients } = refined;
   const elements = [...train, ...heldOut].reduce((sum, batch) => sum + refined.outputs(batch), 0);
   const kept = 4 * elements <= TEACHER_CACHE_BYTES ? new Map<Batch, Float32Array>() : undefined;
+  const workspace = new Workspace(); // outputs of a large vocabulary are not left to be collected
+  const wantedOf = (batch: Batch) => {
+    const known = kept?.get(batch);
+    if (known !== undefined) return known;
+    const own = refined.wanted(batch), copy = kept ? own.slice() : workspace.take("wanted", own.length);
+    copy.set(own);
+    kept?.set(batch, copy);
+    return copy;
+  };
   return (batch, backward) => {
-    const wanted = kept?.get(batch) ?? refined.wanted(batch).slice();
-    kept?.set(batch, wanted);
-    const got = refined.got(batch), gradient = backward ? new Float32Array(got.length) : undefined;
+    const wanted = wantedOf(batch), got = refined.got(batch);
+    const gradient = backward ? workspace.take("gradient", got.length).fill(0) : undefined;
     const loss = refined.loss(batch, wanted, got, gradient);
     if (gradient !== undefined) gradients.backward(gradient);
     return loss;

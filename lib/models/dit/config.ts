@@ -32,7 +32,7 @@ export function ditGradientCost(config: DitConfig, { batch }: ForwardShape): Gra
   const { hiddenSize: width, sampleSize, patchSize, blocks } = config;
   const count = batch * (sampleSize / patchSize) ** 2;
   const kept = 19 * count * width + 10 * batch * width, inputs = (blocks + 1) * count * width;
-  const others = inputs + 32 * count * width + 24 * batch * width + 8 * width ** 2;
+  const others = inputs + 32 * count * width + 24 * batch * width + 14 * width ** 2;
   return { scratchBytes: 4 * (blocks * kept + others), recomputedBytes: 4 * (kept + others) };
 }
 
