@@ -9,6 +9,7 @@
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
+import { compilePattern } from "../config/mod.ts";
 import { CheckpointError } from "../errors.ts";
 import { isJsonObject, JsonFault, parseJson, readJsonFile } from "../files/json.ts";
 import { quote } from "../files/positional.ts";
@@ -46,6 +47,8 @@ export interface Adapter extends Disposable {
   readonly modules: readonly LoraModule[];
   /** Entries that are no part of a LoRA. */
   readonly others: readonly string[];
+  /** A file of PEFT without anything that gives alpha: it is taken to be the rank. */
+  readonly lacksAlpha: boolean;
   readonly file: SafetensorsFile;
 }
 
@@ -89,6 +92,10 @@ export function openAdapter({ path: given, scale = 1 }: LoraSource): Adapter {
   try {
     const { parts, others } = sorted(file);
     const told = toldBy(file, dirname(path));
+    const lacksAlpha = [...parts].some(([name, { up, down, alpha }]) =>
+      PEFT_PREFIX.test(name) && up !== undefined && alpha === undefined &&
+      told.factor(name, down?.shape[0] ?? 1) === undefined
+    );
     const hash = createHash("sha256");
     const modules = [...parts].map(([name, module]): LoraModule => {
       const made = moduleOf(path, name, module, file, told);
@@ -101,7 +108,7 @@ export function openAdapter({ path: given, scale = 1 }: LoraSource): Adapter {
       return { ...made, factor: made.factor * scale };
     });
     const sha256 = hash.digest("hex");
-    return { path, scale, sha256, modules, others, file, [Symbol.dispose]: () => file.close() };
+    return { path, scale, sha256, modules, others, lacksAlpha, file, [Symbol.dispose]: () => file.close() };
   } catch (error) {
     file.close();
     throw error;
@@ -158,12 +165,18 @@ interface Told {
   readonly factor: (name: string, rank: number) => number | undefined;
 }
 
+/** In front of the names in a file of PEFT. */
+export const PEFT_PREFIX = /^base_model\.model\./;
+
 /** Alpha by adapter_config.json (PEFT), or by the file's metadata (diffusers). */
 function toldBy(file: SafetensorsFile, folder: string): Told {
   const beside = join(folder, "adapter_config.json");
-  if (basename(file.path) === FILES[0] && existsSync(beside)) {
+  const isPeft = basename(file.path) === FILES[0] ||
+    [...file.tensors.keys()].some((name) => PEFT_PREFIX.test(name));
+  if (isPeft && existsSync(beside)) {
     const config = readJsonFile(beside);
-    return { factor: (name, rank) => peftFactor(file.path, config, name, rank) };
+    checkPeft(file.path, config);
+    return { factor: (name, rank) => peftFactor(file.path, config, name.replace(PEFT_PREFIX, ""), rank) };
   }
   const text = file.metadata["lora_adapter_metadata"];
   if (text === undefined) return { factor: () => undefined };
@@ -195,6 +208,38 @@ function metadataJson(path: string, text: string): Record<string, unknown> {
   throw fail("another value");
 }
 
+/** Beginnings that change the base model's weights, so that the LoRA fits those alone. */
+const CHANGES_BASE = /^(?:pissa|olora|corda|loftq|mi?lora)/i;
+
+/** @throws {CheckpointError} when a configuration of PEFT is of another kind than a LoRA of the model as it is */
+function checkPeft(path: string, config: Readonly<Record<string, unknown>>): void {
+  const { peft_type: type, init_lora_weights: init, layer_replication: replicated } = config;
+  if (typeof type === "string" && type.toUpperCase() !== "LORA") {
+    throw cannot(path, `peft_type must be LORA, got ${quote(type)}`);
+  }
+  if (replicated !== undefined && replicated !== null) {
+    throw cannot(path, "layer_replication must be null, got a model of other layers");
+  }
+  if (typeof init === "string" && CHANGES_BASE.test(init)) {
+    throw cannot(
+      path,
+      `init_lora_weights must leave the base model as it is, got ${quote(init)}: save it with PEFT's ` +
+        "path_initial_model_for_weight_conversion, or merge it there (merge_and_unload())",
+    );
+  }
+}
+
+/** Whether a key of alpha_pattern is of a module, as PEFT matches it: the name, or a pattern of its end. */
+function isOfModule(path: string, key: string, name: string): boolean {
+  if (name === key || name.endsWith(`.${key}`)) return true;
+  try {
+    return compilePattern(`^(?:.*\\.)?(?:${key})$`).test(name);
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause;
+    throw cannot(path, `alpha_pattern must have patterns of names, got ${quote(key)}: ${cause.message}`);
+  }
+}
+
 /** alpha / rank, or alpha / √rank, of a configuration of PEFT. @throws {CheckpointError} on what is no LoRA */
 function peftFactor(
   path: string,
@@ -206,7 +251,7 @@ function peftFactor(
     if (config[key] === true) throw cannot(path, `${key} must be false, got true`);
   }
   const patterns = isJsonObject(config["alpha_pattern"]) ? config["alpha_pattern"] : {};
-  const own = Object.entries(patterns).find(([key]) => name === key || name.endsWith(`.${key}`));
+  const own = Object.entries(patterns).find(([key]) => isOfModule(path, key, name));
   const alpha = own?.[1] ?? config["lora_alpha"];
   if (alpha === undefined || alpha === null) return undefined;
   if (typeof alpha !== "number" || !Number.isFinite(alpha)) {

@@ -11,7 +11,14 @@ import {
   type TensorInfo,
   valuesOf,
 } from "../tensor/mod.ts";
-import { type Adapter, floatsOf, type LoraModule, type LoraSource, openAdapter } from "./adapter.ts";
+import {
+  type Adapter,
+  floatsOf,
+  type LoraModule,
+  type LoraSource,
+  openAdapter,
+  PEFT_PREFIX,
+} from "./adapter.ts";
 import { isOfTextEncoder, moduleFinder, type RowPlace } from "./places.ts";
 
 /** What became of a LoRA. */
@@ -30,6 +37,8 @@ export interface LoraReport {
   readonly textEncoders: number;
   /** Entries that are no part of a LoRA. */
   readonly others: readonly string[];
+  /** Nothing gives alpha: it is taken to be the rank. */
+  readonly lacksAlpha: boolean;
 }
 
 /** A checkpoint whose weights have LoRAs in them; closing it closes these as well. */
@@ -78,6 +87,7 @@ function matched(
   find: (module: string) => readonly RowPlace[],
   additions: Map<string, Addition[]>,
 ): LoraReport {
+  checkNoWhole(checkpoint, adapter);
   const unmatched: string[] = [], changed = new Set<string>();
   let merged = 0, textEncoders = 0;
   for (const module of adapter.modules) {
@@ -95,7 +105,7 @@ function matched(
       unmatched.push(module.bias.name); // of a layer that has no bias
     }
   }
-  const { path, scale, sha256, modules: { length: modules }, others } = adapter;
+  const { path, scale, sha256, modules: { length: modules }, others, lacksAlpha } = adapter;
   if (merged === 0) {
     const weight = [...checkpoint.tensors.values()].find(({ info: { shape } }) => shape.length === 2);
     throw new CheckpointError(
@@ -108,7 +118,34 @@ function matched(
       { path },
     );
   }
-  return { path, scale, sha256, modules, merged, tensors: changed.size, unmatched, textEncoders, others };
+  return {
+    path,
+    scale,
+    sha256,
+    modules,
+    merged,
+    tensors: changed.size,
+    unmatched,
+    textEncoders,
+    others,
+    lacksAlpha,
+  };
+}
+
+/** @throws {CheckpointError} when a file has trained weights themselves, which take the place of the model's */
+function checkNoWhole({ tensors }: Checkpoint, { path, others }: Adapter): void {
+  const whole = others.find((name) => {
+    const own = name.replace(PEFT_PREFIX, "").replace(/\.modules_to_save\.\w+(?=\.)/, "");
+    return tensors.has(own);
+  });
+  if (whole === undefined) return;
+  throw new CheckpointError(
+    `Cannot merge ${quote(path)}: it must have LoRAs alone, got a weight itself, ${
+      quote(whole)
+    } (modules_to_save ` +
+      "or bias of PEFT): merge it with the library that made it (PEFT: merge_and_unload())",
+    { path, tensor: whole },
+  );
 }
 
 const tensorOf = ({ place: { tensor }, part }: Addition) =>
@@ -256,11 +293,14 @@ function addRow({ up, down, rank, factor }: Loaded, row: number, cols: number, s
 /** What became of LoRAs, as events: one a file, and warnings of what was left out. */
 export function loraEvents(reports: readonly LoraReport[]): RunEvent[] {
   return reports.flatMap((report): RunEvent[] => {
-    const { path, scale, modules, merged, tensors, unmatched, textEncoders, others } = report;
+    const { path, scale, modules, merged, tensors, unmatched, textEncoders, others, lacksAlpha } = report;
     const message = `LoRA ${
       quote(path)
     }, scale ${scale}: ${merged} of ${modules} modules merged into ${tensors} tensors`;
     const left = [
+      ...(lacksAlpha
+        ? ["no adapter_config.json beside it gives alpha, which is taken to be the rank (factor 1)"]
+        : []),
       ...(unmatched.length > 0
         ? [`${unmatched.length} modules have no place in the model: ${listing(unmatched)}`]
         : []),

@@ -4,7 +4,7 @@ import { cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node
 import { join } from "node:path";
 import { CheckpointError } from "../../lib/errors.ts";
 import { quantizeFor } from "../../lib/interop/mod.ts";
-import { mergeLoras } from "../../lib/lora/mod.ts";
+import { loraEvents, mergeLoras } from "../../lib/lora/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint, type RunReport } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
@@ -154,12 +154,52 @@ describe("spellings of a module", () => {
         [{ lora_alpha: 16 }, 16 / RANK],
         [{ lora_alpha: 16, use_rslora: true }, 16 / Math.sqrt(RANK)],
         [{ lora_alpha: 16, alpha_pattern: { "attn1.to_q": 2 } }, 2 / RANK],
+        [{ lora_alpha: 16, alpha_pattern: { ".*to_[qk]": 2 } }, 2 / RANK],
+        [{ lora_alpha: 16, alpha_pattern: { "^transformer_blocks\\.\\d+\\.attn1\\.to_q": 2 } }, 2 / RANK],
+        [{ lora_alpha: 16, alpha_pattern: { "to_": 2 } }, 16 / RANK],
       ] as const
     ) {
       const path = loraFile(tensors, "adapter_model.safetensors", config);
       for (const given of [path, join(path, "..")]) {
         expectClose(merged(model, [{ path: given }], `${MODULE}.weight`), product(weight, up, down, factor));
       }
+    }
+  });
+
+  test("of PEFT's files another name finds the configuration, and a lack of it is told", () => {
+    const tensors = {
+      [`base_model.model.${MODULE}.lora_A.weight`]: down,
+      [`base_model.model.${MODULE}.lora_B.weight`]: up,
+    };
+    const path = loraFile(tensors, "mine.safetensors", { lora_alpha: 16 });
+    expectClose(merged(model, [{ path }], `${MODULE}.weight`), product(weight, up, down, 16 / RANK));
+    using checkpoint = openCheckpoint(model);
+    for (const [given, lacks] of [[path, false], [loraFile(tensors), true]] as const) {
+      using result = mergeLoras(checkpoint, [{ path: given }]);
+      expect(result.reports[0]!.lacksAlpha).toBe(lacks);
+      expect(JSON.stringify(loraEvents(result.reports)).includes("taken to be the rank")).toBe(lacks);
+    }
+  });
+
+  test("what is no LoRA of the model as it is, or has whole weights, is refused", () => {
+    const tensors = {
+      [`base_model.model.${MODULE}.lora_A.weight`]: down,
+      [`base_model.model.${MODULE}.lora_B.weight`]: up,
+    };
+    const whole = { ...tensors, [`base_model.model.${MODULE}.weight`]: weight };
+    const cases: [Record<string, TestTensor>, unknown, RegExp][] = [
+      [tensors, { lora_alpha: 8, peft_type: "LOHA" }, /peft_type must be LORA/],
+      [tensors, { lora_alpha: 8, init_lora_weights: "pissa_niter_16" }, /must leave the base model as it is/],
+      [tensors, { lora_alpha: 8, layer_replication: [[0, 2]] }, /layer_replication/],
+      [tensors, { lora_alpha: 8, alpha_pattern: { "(": 2 } }, /alpha_pattern must have patterns/],
+      [whole, { lora_alpha: 8 }, /got a weight itself, .*to_q\.weight/],
+    ];
+    using checkpoint = openCheckpoint(model);
+    for (const [file, config, message] of cases) {
+      const path = loraFile(file, "adapter_model.safetensors", config);
+      const error = thrown(() => mergeLoras(checkpoint, [{ path }]));
+      expect(error).toBeInstanceOf(CheckpointError);
+      expect(error.message).toMatch(message);
     }
   });
 
