@@ -191,6 +191,14 @@ export function mergeStatisticsFiles(
   const merged = mergeStatistics(
     all.toSorted((a, b) => first(a) < first(b) ? -1 : first(a) > first(b) ? 1 : 0),
   );
+  const old = exists(output) ? readOwn(output, merged.fingerprint, 0) : undefined;
+  const identities = ({ runs }: CalibrationStatistics) => runs.map(({ identity }) => identity).join();
+  if (
+    old?.partsDone === undefined && old !== undefined && identities(old.statistics) === identities(merged)
+  ) {
+    options.onEvent?.({ kind: "resume", message: `${quote(output)} has these statistics` });
+    return old.statistics;
+  }
   saveMerged(output, merged, options);
   return merged;
 }

@@ -92,6 +92,17 @@ describe("statistics in parts", () => {
     for (const output of outputs) expect(output.equals(outputs[0]!)).toBe(true);
   });
 
+  test("that are merged already are left, and other statistics are not replaced", async () => {
+    const output = `${place.fresh()}.safetensors`, messages: string[] = [];
+    mergeStatisticsFiles(parts, output, {});
+    const before = readFileSync(output);
+    mergeStatisticsFiles(parts, output, { onEvent: ({ message }) => messages.push(message) });
+    expect(messages.join()).toContain("has these statistics");
+    expect(readFileSync(output).equals(before)).toBe(true);
+    const other = await save(`${place.fresh()}.safetensors`, { index: 1, count: 1 });
+    expect(() => mergeStatisticsFiles(parts, other, {})).toThrow("must not exist");
+  });
+
   test("are solved on as one, and not without a part", () => {
     using checkpoint = openCheckpoint(INPUT);
     const fingerprint = modelFingerprint(checkpoint);
