@@ -12,6 +12,7 @@ pipeline FOLDER         a Stable Diffusion pipeline and prompts, to be drawn fro
 masked FOLDER           a masked language model of transformers and texts
 lines FOLDER FILE       runs the code of FILE in FOLDER; prints the shapes of its statistics.safetensors
 by_command FOLDER FILE  collects by the command over the prompts of FILE; prints the names of what it saved
+pair FOLDER             whole.safetensors, blocks.safetensors and x.safetensors of two small layers
 interrupted FOLDER      collects there and is interrupted; prints what files are left
 
 Prints JSON.
@@ -300,6 +301,34 @@ def by_command(folder: str, prompts: str) -> list[str]:
     return sorted(load_file("by_command.safetensors"))
 
 
+class Pair(torch.nn.Module):
+    """Two layers that read the same tensor in the first pass, and different ones from the second on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(40, 8), torch.nn.Linear(40, 8)
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> None:
+        self.first(x)
+        self.second(x if self.passes == 0 else 2 * x)
+        self.passes += 1
+
+
+def pair(folder: str) -> int:
+    """Whole moments, and blocks of 16 columns in files on the way; the inputs beside them, of three times."""
+    generator = torch.Generator().manual_seed(6)
+    inputs = [torch.randn(3, 5, 40, generator=generator) for _ in range(2)]
+    times = torch.tensor([0.05, 0.5, 0.95])
+    for name, moment, limit in (("whole", "full", None), ("blocks", 16, 0)):
+        model = Pair()
+        with collect(model, Path(folder) / f"{name}.safetensors", moment=moment, groups=4, device_bytes=limit):
+            for x in inputs:
+                model(x, times)
+    save_file({"x": torch.stack(inputs)}, Path(folder) / "x.safetensors")
+    return len(inputs)
+
+
 def interrupted(folder: str) -> list[str]:
     """Files that are left of a collection that an error ended."""
     model, inputs = FAMILIES["wan"]()
@@ -318,9 +347,9 @@ if __name__ == "__main__":
     if command == "draw":
         root, *families = rest
         print(json.dumps({family: draw(family, Path(root) / family) for family in families or FAMILIES}))
-    elif command in ("pipeline", "masked", "lines", "by_command", "interrupted"):
+    elif command in ("pipeline", "masked", "lines", "by_command", "pair", "interrupted"):
         print(json.dumps(dict(pipeline=make_pipeline, masked=make_masked, lines=run_lines,
-                              by_command=by_command, interrupted=interrupted)[command](*rest)))
+                              by_command=by_command, pair=pair, interrupted=interrupted)[command](*rest)))
     elif command == "dream":
         print(run_dream(*rest))
     elif command == "dit":

@@ -9,6 +9,8 @@ import { calibrationGroups } from "../../lib/calibration/saved_statistics.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { type DitModel, type ImageBatch, loadModel, type SequenceBatch } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
+import { narrowMoments } from "../../lib/quant/solvers/moments.ts";
+import { SafetensorsFile } from "../../lib/tensor/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { readCalibrationStatistics } from "../../lib/time/mod.ts";
 import { MODELS, ROOT, type TestTensor, workplace, writeTensors } from "../_checkpoints.ts";
@@ -181,6 +183,43 @@ describe("docs/statistics.md", () => {
       120_000,
     );
   }
+
+  test("blocks, time groups and layers that share an input are what float64 sums say", async () => {
+    const python = readersPython(), folder = place.fresh("pair"), cols = 40, rows = 5, times = [50, 500, 950];
+    if (python === undefined) return;
+    mkdirSync(folder);
+    await runReader(python, SCRIPT, ["pair", folder]);
+    using file = SafetensorsFile.open(join(folder, "x.safetensors"));
+    const x = new Float32Array(file.read("x").buffer);
+    // Of the second layer only what it read by itself, twice the second pass.
+    const seen = { first: { from: 0, scale: 1 }, second: { from: times.length * rows, scale: 2 } };
+    for (const [name, block] of [["whole", cols], ["blocks", 16]] as const) {
+      const { statistics } = readCalibrationStatistics(join(folder, `${name}.safetensors`), {
+        fingerprint: "",
+      });
+      expect([...statistics.groups.boundaries]).toEqual([0, 250, 500, 750, 1000]);
+      for (const [layer, { from, scale }] of Object.entries(seen)) {
+        const wanted = new Float64Array(cols * cols),
+          squares = new Float64Array(4 * cols),
+          tokens = [0, 0, 0, 0];
+        for (let row = from; row < x.length / cols; row++) {
+          const group = statistics.groups.groupOf(times[Math.floor(row / rows) % times.length]!);
+          const own = x.subarray(row * cols, (row + 1) * cols);
+          tokens[group]!++;
+          for (let i = 0; i < cols; i++) {
+            squares[group * cols + i]! += (scale * own[i]!) ** 2;
+            for (let k = 0; k < cols; k++) wanted[i * cols + k]! += scale ** 2 * own[i]! * own[k]!;
+          }
+        }
+        const input = statistics.inputOf(`${layer}.weight`);
+        expect([...input.tokens]).toEqual(tokens);
+        expect(distance(input.squares, squares)).toBeLessThan(1e-6);
+        const whole = { cols, tokens: 0, weight: 0, second: Float32Array.from(wanted) };
+        const { second } = statistics.moments(`${layer}.weight`);
+        expect(distance(second, narrowMoments(whole, block).second)).toBeLessThan(1e-6);
+      }
+    }
+  }, 60_000);
 
   test("interrupted half-way, nothing is left", async () => {
     const python = readersPython(), folder = place.fresh("interrupted");

@@ -379,6 +379,18 @@ describe("files", () => {
     refuses(/second must be one of/, metadata("second", "all"));
     refuses(/every tensor must be a part/, metadata("second", "none"));
     refuses(/parts_done must be/, metadata("parts_done", "-1"));
+    refuses(/model must be an object in JSON/, metadata("model", "{"));
+    refuses(/model must have a name/, metadata("model", '{"layers": []}'));
+    for (const layers of ['["a"]', '["a", 1, 0]', '["a", 1, 1.5]', '["a", 1, 1], ["a", 1, 1]']) {
+      refuses(
+        /new names, each with rows and columns/,
+        metadata("model", `{"name": "m", "layers": [${layers}]}`),
+      );
+    }
+    const without = (header: Record<string, never>) => {
+      delete (header["__metadata__"] as unknown as Record<string, string>)["fingerprint"];
+    };
+    refuses(/must have a fingerprint or a model, got neither/, without);
   });
 
   test("columns that the file has no bytes for take no memory", () => {
