@@ -176,6 +176,11 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
       "with --save-calibration a shard is a part of the samples: leave OUT out, and quantize after merge.ts",
     );
   }
+  if (shard !== undefined && task.loras.length > 0) {
+    throw new UsageError(
+      "--lora needs the whole model: merge.ts compares shards with the weights of MODEL; leave --shard out",
+    );
+  }
   warnOfLaterKeys(origins, display.log);
   if (values.report !== undefined) {
     if (shard !== undefined) throw new UsageError("--report needs the whole model: leave it out of a shard");

@@ -498,6 +498,8 @@ describe("quantizing with a LoRA", () => {
     expect([code, code === 0 ? "" : stderr]).toEqual([0, ""]);
     const { loras } = JSON.parse(stdout) as RunReport;
     expect(loras!.map(({ scale, merged }) => [scale, merged])).toEqual([[0.25, 1], [1, 1]]);
+    const shard = runCommand("quantize.ts", [model, place.fresh(), "--lora", lora, "--shard", "1/2"]);
+    expect([shard.code, shard.stderr.includes("--lora needs the whole model")]).toEqual([2, true]);
     expect(stderr).toContain("1 of 3 modules merged into 1 tensors");
     expect(stderr).toContain('1 modules have no place in the model: "transformer.layers.9.a"');
   });
