@@ -219,8 +219,10 @@ export class CountedWork {
       (settings.correction > 0 || settings.residualCorrection > 0);
     const count = candidateCount(calibrated, config), layers = this.#layers(config), runs = corrects ? 2 : 1;
     const pass = this.#pass(isRun ? fit : []), packed = this.packedBytes, tables = this.#tableBytes;
-    // Between stages: hidden states, and what the widest layers read.
-    const states = runs * (pass.statesBytes + 4 * pass.positions * most(layers.map(({ cols }) => cols)));
+    // Between stages: hidden states, and what the widest layers read; of experts also what all read, and their sum.
+    const { mixture } = (this.#model?.config ?? {}) as { readonly mixture?: unknown };
+    const kept = most(layers.map(({ cols }) => cols)) + (mixture === undefined ? 0 : 2 * this.#width);
+    const states = runs * (pass.statesBytes + 4 * pass.positions * kept);
     const solveBytes = most(
       layers.map(({ cols, rows, block }) =>
         4 * cols * block * (corrects ? 3 : 2) + most(rows) * cols * LAYER_BYTES +

@@ -63,16 +63,17 @@ export class DitGradients extends ModelGradients<Call, DitBlockValue> {
     const { kernels, config, parts } = model, linears = new RefinableLayers(model, options);
     super(linears);
     this.#finalTape = new Tape(linears.workspace, (name) => name);
+    const linear: DitPass["linear"] = (layer, x, rows, out) => {
+      const { batch, groups, groupsOfImages } = this.call!;
+      linears.forward(layer, x, rows, out, rows === batch ? groupsOfImages : groups);
+    };
     this.#pass = {
+      ...{ observe: undefined, run: linear, linear },
       kernels,
       config,
       parts,
       workspace: linears.workspace,
       table: (table) => table,
-      linear: (layer, x, rows, out) => {
-        const { batch, groups, groupsOfImages } = this.call!;
-        linears.forward(layer, x, rows, out, rows === batch ? groupsOfImages : groups);
-      },
     };
   }
 

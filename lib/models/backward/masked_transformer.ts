@@ -40,16 +40,17 @@ export class MaskedTransformerGradients extends ModelGradients<Call, Transformer
     const frozen = head.weights === embedding.weights ? head : undefined;
     const linears = new RefinableLayers(model, options, frozen);
     super(linears);
+    const linear: TransformerPass["linear"] = (layer, x, count, out, positions) => {
+      const { groups, groupsOfRows } = this.call!;
+      linears.forward(layer, x, count, out, positions === undefined ? groups : groupsOfRows);
+    };
     this.#pass = {
+      ...{ observe: undefined, run: linear, linear },
       kernels,
       config,
       parts,
       workspace: linears.workspace,
       table: (table) => table,
-      linear: (layer, x, count, out, positions) => {
-        const { groups, groupsOfRows } = this.call!;
-        linears.forward(layer, x, count, out, positions === undefined ? groups : groupsOfRows);
-      },
     };
   }
 

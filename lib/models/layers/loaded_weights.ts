@@ -2,7 +2,7 @@
 import type { Kernels } from "../../native/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import type { ModelSource } from "../family.ts";
-import { type PassOptions, type Stage, withWeights } from "./blockwise.ts";
+import { type LayerObserver, type PassOptions, type Stage, withWeights } from "./blockwise.ts";
 import { IntegerProducts } from "./integer_products.ts";
 import type { EmbeddingTable, LinearLayer, LoadOptions } from "./tensors.ts";
 import { TimeAwareLayers } from "./time_aware.ts";
@@ -16,6 +16,16 @@ export interface Pass<Config, Parts> {
   readonly workspace: Workspace;
   /** A table with the weights of this run. */
   table(table: EmbeddingTable): EmbeddingTable;
+  /** Sees what layers read; undefined where nobody looks. */
+  readonly observe: LayerObserver | undefined;
+  /** {@linkcode Pass.linear} without anybody looking. */
+  run(
+    layer: LinearLayer,
+    x: Float32Array,
+    count: number,
+    out: Float32Array<ArrayBuffer>,
+    positions?: Int32Array,
+  ): void;
   /**
    * Runs a linear layer: `x: f32[count, cols]` → `out: f32[count, rows of the layer]`.
    *
@@ -83,7 +93,13 @@ export abstract class LoadedWeights<Config, Parts> {
   /** @param tokens of an item; default all rows of a layer's input in equal parts */
   protected pass({ observe, weights }: PassOptions, tokens?: number): Pass<Config, Parts> {
     const { kernels, config, parts, workspace, timeAware } = this, products = this.#products;
+    const run: Pass<Config, Parts>["run"] = (layer, x, count, out, positions) => {
+      if (timeAware === undefined) products.linear(withWeights(layer, weights), x, count, out);
+      else timeAware.linear(layer, x, count, out, positions, tokens);
+    };
     return {
+      observe,
+      run,
       kernels,
       config,
       parts,
@@ -91,8 +107,7 @@ export abstract class LoadedWeights<Config, Parts> {
       table: (table) => withWeights(table, weights),
       linear(layer, x, count, out, positions, residual) {
         observe?.(layer, x, count, residual);
-        if (timeAware === undefined) products.linear(withWeights(layer, weights), x, count, out);
-        else timeAware.linear(layer, x, count, out, positions, tokens);
+        run(layer, x, count, out, positions);
       },
     };
   }

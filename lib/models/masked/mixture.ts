@@ -1,7 +1,7 @@
 /**
  * Mixtures of experts: a router gives every token weights, and the token goes through the experts with the largest.
- * An expert runs on its tokens alone; where somebody looks at what its layers read, on a row for every position, with
- * zeros for those that others have, so that rows stay those of the positions.
+ * An expert runs on its tokens alone. Where somebody looks at what its layers read it is shown a row for every position,
+ * with zeros for those that others have, so that rows stay those of the positions.
  */
 import { add, siluMultiply } from "../layers/elementwise.ts";
 import type { StagedRun } from "../layers/blockwise.ts";
@@ -38,7 +38,7 @@ export function* stagesOfMixture(
 ): StagedRun<void> {
   const { kernels, config: { hiddenSize: cols, mixture }, workspace } = pass, { expertSize } = mixture!;
   const logits = workspace.take("router", rows * experts.length);
-  yield { layers: [router], x, rows, kept: [hidden] };
+  yield { layers: [router], x, rows };
   pass.linear(router, x, rows, logits, positions);
   const routed = routes(logits, bias, experts.length, mixture!.perToken);
   const mixed = workspace.take("mixed", rows * cols).fill(0);
@@ -46,35 +46,46 @@ export function* stagesOfMixture(
     output = workspace.take("expertOutput", rows * cols);
   const gate = workspace.take("expertGate", rows * expertSize);
   const up = workspace.take("expertUp", rows * expertSize);
+  /** An expert's rows among those of all positions, for who looks at what a layer reads. */
+  const shown = (own: Routed, from: Floats, width: number) => {
+    const all = workspace.take("expertRows", rows * Math.max(cols, expertSize)).subarray(0, rows * width).fill(0);
+    for (const [i, row] of own.rows.entries()) all.set(from.subarray(i * width, (i + 1) * width), row * width);
+    return all;
+  };
   for (const [e, expert] of experts.entries()) {
-    const own = routed[e]!;
-    if (own.rows.length === 0 && !isWatched) continue;
-    /** Row of the expert's matrices for each of its tokens. */
-    const places = isWatched ? own.rows : [...own.rows.keys()], count = isWatched ? rows : own.rows.length;
-    const at = isWatched
-      ? positions
-      : Int32Array.from(own.rows, (row) => positions === undefined ? row : positions[row]!);
+    const own = routed[e]!, count = own.rows.length;
+    if (count === 0 && !isWatched) continue;
+    const at = Int32Array.from(own.rows, (row) => positions === undefined ? row : positions[row]!);
     const part = (of: Floats, width: number) => of.subarray(0, count * width);
     const xs = part(input, cols), gates = part(gate, expertSize), ups = part(up, expertSize);
-    if (isWatched) xs.fill(0);
-    for (const [i, row] of own.rows.entries()) {
-      xs.set(x.subarray(row * cols, (row + 1) * cols), places[i]! * cols);
+    const gather = () => {
+      for (const [i, row] of own.rows.entries()) xs.set(x.subarray(row * cols, (row + 1) * cols), i * cols);
+    };
+    gather();
+    if (isWatched) {
+      const all = shown(own, xs, cols);
+      yield { layers: [expert.gate, expert.up], x: all, rows, kept: [x, mixed] };
+      for (const layer of [expert.gate, expert.up]) pass.observe?.(layer, all, rows);
+      gather(); // others may have run meanwhile
     }
-    yield { layers: [expert.gate, expert.up], x: xs, rows: count, kept: [x, hidden, mixed] };
-    pass.linear(expert.gate, xs, count, gates, at);
-    pass.linear(expert.up, xs, count, ups, at);
-    siluMultiply(kernels, gates, ups, gates);
+    pass.run(expert.gate, xs, count, gates, at);
+    pass.run(expert.up, xs, count, ups, at);
+    if (count > 0) siluMultiply(kernels, gates, ups, gates);
     for (const [i, weight] of own.weights.entries()) {
-      const begin = places[i]! * expertSize;
-      for (let c = begin; c < begin + expertSize; c++) gates[c]! *= weight;
+      for (let c = i * expertSize; c < (i + 1) * expertSize; c++) gates[c]! *= weight;
     }
-    yield { layers: [expert.down], x: gates, rows: count, kept: [x, hidden, mixed] };
-    const outputs = part(output, cols);
-    pass.linear(expert.down, gates, count, outputs, at);
-    for (const [i, row] of own.rows.entries()) {
-      for (let c = 0, to = row * cols, from = places[i]! * cols; c < cols; c++) {
-        mixed[to + c]! += outputs[from + c]!;
+    if (isWatched) {
+      const all = shown(own, gates, expertSize);
+      yield { layers: [expert.down], x: all, rows, kept: [x, mixed] };
+      pass.observe?.(expert.down, all, rows);
+      for (const [i, row] of own.rows.entries()) {
+        gates.set(all.subarray(row * expertSize, (row + 1) * expertSize), i * expertSize);
       }
+    }
+    const outputs = part(output, cols);
+    pass.run(expert.down, gates, count, outputs, at);
+    for (const [i, row] of own.rows.entries()) {
+      for (let c = 0, to = row * cols, from = i * cols; c < cols; c++) mixed[to + c]! += outputs[from + c]!;
     }
   }
   add(kernels, hidden, mixed, hidden);
