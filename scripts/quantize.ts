@@ -171,16 +171,7 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
     return await saveStatistics(parsed, { config, shard, signal }, display);
   }
   const task = { ...checkedTask(parsed), config, shard };
-  if (shard !== undefined && values["save-calibration"] !== undefined) {
-    throw new UsageError(
-      "with --save-calibration a shard is a part of the samples: leave OUT out, and quantize after merge.ts",
-    );
-  }
-  if (shard !== undefined && task.loras.length > 0) {
-    throw new UsageError(
-      "--lora needs the whole model: merge.ts compares shards with the weights of MODEL; leave --shard out",
-    );
-  }
+  if (shard !== undefined) checkShard(parsed);
   warnOfLaterKeys(origins, display.log);
   if (values.report !== undefined) {
     if (shard !== undefined) throw new UsageError("--report needs the whole model: leave it out of a shard");
@@ -319,6 +310,20 @@ function checkedTask(parsed: Options) {
     throw new UsageError(`--save-calibration must name a .safetensors file, got ${path}`);
   }
   return { ...task, saveCalibration: { path, groupMoments } };
+}
+
+/** @throws {UsageError} on what a shard of the tensors cannot have */
+function checkShard({ values, lists }: Options): void {
+  if (values["save-calibration"] !== undefined) {
+    throw new UsageError(
+      "with --save-calibration a shard is a part of the samples: leave OUT out, and quantize after merge.ts",
+    );
+  }
+  if (lists.lora.length > 0) {
+    throw new UsageError(
+      "--lora needs the whole model: merge.ts compares shards with the weights of MODEL; leave --shard out",
+    );
+  }
 }
 
 /** Saves statistics of MODEL, and nothing else. */
