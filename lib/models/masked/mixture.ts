@@ -48,8 +48,11 @@ export function* stagesOfMixture(
   const up = workspace.take("expertUp", rows * expertSize);
   /** An expert's rows among those of all positions, for who looks at what a layer reads. */
   const shown = (own: Routed, from: Floats, width: number) => {
-    const all = workspace.take("expertRows", rows * Math.max(cols, expertSize)).subarray(0, rows * width).fill(0);
-    for (const [i, row] of own.rows.entries()) all.set(from.subarray(i * width, (i + 1) * width), row * width);
+    const all = workspace.take("expertRows", rows * Math.max(cols, expertSize)).subarray(0, rows * width)
+      .fill(0);
+    for (const [i, row] of own.rows.entries()) {
+      all.set(from.subarray(i * width, (i + 1) * width), row * width);
+    }
     return all;
   };
   for (const [e, expert] of experts.entries()) {
