@@ -102,11 +102,14 @@ class Input:
         self.histograms = [Histogram() for _ in range(groups)]
         self.last: Seen | None = None
 
-    def add(self, x: torch.Tensor, weights: torch.Tensor | None, now: Now) -> None:
+    def add(
+        self, x: torch.Tensor, weights: torch.Tensor | None, now: Now, samples: torch.Tensor | None = None
+    ) -> None:
+        """Adds rows; `samples` says which each belongs to where they do not lie together, one as long as another."""
         rows = x.shape[0]
         if rows == 0:
             return
-        for group, index in rows_by_group(now, rows):
+        for group, index in rows_by_group(now, rows, samples):
             own = x if index is None else x[index]
             w = None if weights is None else weights if index is None else weights[index]
             low, high = (value.item() for value in torch.aminmax(own))
@@ -185,19 +188,24 @@ def symmetric(products: torch.Tensor) -> torch.Tensor:
     return products.triu() + products.triu(1).transpose(1, 2)
 
 
-def rows_by_group(now: Now, rows: int) -> Iterator[tuple[int, torch.Tensor | None]]:
+def rows_by_group(
+    now: Now, rows: int, samples: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor | None]]:
     """Time groups with the rows that belong to them; None stands for all."""
     groups = sorted(set(now.groups))
     if len(groups) <= 1:
         yield (groups[0] if groups else 0), None
         return
-    if rows % now.samples != 0:
+    if samples is None and rows % now.samples != 0:
         # Rows that a router has chosen: which samples they are of is not known.
         yield max(groups, key=now.groups.count), None
         return
-    own = torch.tensor(now.groups).repeat_interleave(rows // now.samples)
+    own = torch.tensor(now.groups)
+    own = own.repeat_interleave(rows // now.samples) if samples is None else own[samples.cpu()]
     for group in groups:
-        yield group, (own == group).nonzero()[:, 0]
+        index = (own == group).nonzero()[:, 0]
+        if len(index) > 0:
+            yield group, index
 
 
 class Collector:
@@ -242,15 +250,26 @@ class Collector:
             for path, module in model.named_modules()
             if isinstance(module, torch.nn.Linear) and re.search(layers, clean(path))
         }
-        if not self.modules:
+        self.experts = {
+            clean(path): module
+            for path, module in model.named_modules()
+            if is_experts(module) and re.search(layers, clean(path))
+        }
+        self.shapes = {name: list(module.weight.shape) for name, module in self.modules.items()}
+        for path, module in self.experts.items():
+            self.shapes.update({name: list(weight.shape) for name, weight in expert_weights(path, module)})
+        if not self.shapes:
             raise StatisticsError(f"{self.name} must have an nn.Linear whose name matches {layers!r}, got none")
-        self.block_of = block_rule(moment, [module.in_features for module in self.modules.values()])
+        self.block_of = block_rule(moment, [cols for _, cols in self.shapes.values()])
         self.handles: list = []
 
     def __enter__(self) -> Collector:
         self.handles.append(self.model.register_forward_pre_hook(self.begin, with_kwargs=True))
         for name, module in self.modules.items():
             hook = lambda module, args, kwargs, name=name: self.see(name, module, (*args, *kwargs.values())[0])
+            self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for path, module in self.experts.items():
+            hook = lambda module, args, kwargs, path=path: self.see_experts(path, module, *args, *kwargs.values())
             self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
@@ -348,6 +367,32 @@ class Collector:
         own.add(flat, self.row_weights(x, flat.shape[0]), self.now)
         own.last = Seen(x)
 
+    @torch.no_grad()
+    def see_experts(
+        self, path: str, module: torch.nn.Module, x: torch.Tensor, chosen: torch.Tensor, *_: object
+    ) -> None:
+        """Before experts run that one parameter holds: adds what each reads, and what its last layer will."""
+        x = x.reshape(-1, x.shape[-1])
+        chosen = chosen.reshape(len(x), -1)
+        weights = self.row_weights(x, len(x))
+        samples = torch.arange(len(x), device=x.device) * self.now.samples // len(x)
+        for expert in range(module.gate_up_proj.shape[0]):
+            rows = (chosen == expert).any(1).nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            own, last = x[rows], f"{path}.{expert}.down_proj.weight"
+            gate, up = torch.nn.functional.linear(own, module.gate_up_proj[expert]).chunk(2, dim=-1)
+            w = None if weights is None else weights[rows]
+            names = [f"{path}.{expert}.{part}.weight" for part in ("gate_proj", "up_proj")]
+            for layers, values in ((names, own), ([last], module.act_fn(gate) * up)):
+                if layers[0] not in self.input_of:
+                    for name in layers:
+                        self.samples[name] = sampled(dict(expert_weights(path, module, expert))[name])
+                    made = self.new_input(layers[0], values.shape[-1], x.device)
+                    made.layers = list(layers)
+                    self.input_of.update({name: made for name in layers})
+                self.input_of[layers[0]].add(values.float(), w, self.now, samples[rows])
+
     def row_weights(self, x: torch.Tensor, rows: int) -> torch.Tensor | None:
         for (samples, length), weights in self.now.positions.items():
             if rows == samples * length:
@@ -372,8 +417,8 @@ class Collector:
     def write(self, path: Path) -> None:
         if not self.inputs:
             raise StatisticsError(f"{self.name} must have been run between the lines, got no pass")
-        seen = [name for name in self.modules if name in self.input_of]
-        shapes = [[name, *self.modules[name].weight.shape] for name in seen]
+        seen = [name for name in self.shapes if name in self.input_of]
+        shapes = [[name, *self.shapes[name]] for name in seen]
         metadata = {
             "format": FORMAT,
             "version": VERSION,
@@ -403,6 +448,24 @@ class Collector:
 def clean(path: str) -> str:
     """The name of a module without what torch.compile and adapters put into it."""
     return re.sub(r"(?:^|(?<=\.))(?:_orig_mod|base_layer|_fsdp_wrapped_module)(?:\.|$)", "", path).rstrip(".")
+
+
+def is_experts(module: torch.nn.Module) -> bool:
+    """Whether a module holds experts as transformers does: rows of gate and up, and down, in one parameter each."""
+    both, last = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
+    if not all(isinstance(each, torch.nn.Parameter) and each.dim() == 3 for each in (both, last)):
+        return False
+    return both.shape[1] == 2 * last.shape[2] and both.shape[2] == last.shape[1] and hasattr(module, "act_fn")
+
+
+def expert_weights(
+    path: str, module: torch.nn.Module, expert: int | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights of experts by the names that checkpoints have for them, one by one."""
+    for each in range(module.gate_up_proj.shape[0]) if expert is None else [expert]:
+        gate, up = module.gate_up_proj[each].chunk(2, dim=0)
+        parts = {"gate_proj": gate, "up_proj": up, "down_proj": module.down_proj[each]}
+        yield from ((f"{path}.{each}.{part}.weight", weight) for part, weight in parts.items())
 
 
 def is_tokens(value: object) -> bool:

@@ -12,6 +12,7 @@ pipeline FOLDER         a Stable Diffusion pipeline and prompts, to be drawn fro
 masked FOLDER           a masked language model of transformers and texts
 lines FOLDER FILE       runs the code of FILE in FOLDER; prints the shapes of its statistics.safetensors
 by_command FOLDER FILE  collects by the command over the prompts of FILE; prints the names of what it saved
+experts FOLDER          a mixture of experts and its statistics; prints how many inputs each expert had
 pair FOLDER             whole.safetensors, blocks.safetensors and x.safetensors of two small layers
 interrupted FOLDER      collects there and is interrupted; prints what files are left
 
@@ -301,6 +302,27 @@ def by_command(folder: str, prompts: str) -> list[str]:
     return sorted(load_file("by_command.safetensors"))
 
 
+def experts(folder: str) -> dict:
+    """A mixture of experts of transformers, whose experts lie in one parameter; what they should have read."""
+    import transformers
+
+    torch.manual_seed(7)
+    model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(
+        vocab_size=40, hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_hidden_layers=1, head_dim=32,
+        num_attention_heads=2, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2)).eval()
+    model.save_pretrained(folder)
+    block, kept = model.model.layers[0].mlp, []
+    block.experts.register_forward_pre_hook(
+        lambda module, args, kwargs: kept.append([*args, *kwargs.values()]), with_kwargs=True)
+    with collect(model, Path(folder) / "statistics.safetensors", mask_token=1, moment="full"), torch.no_grad():
+        for _ in range(6):
+            tokens = torch.randint(0, 40, (4, 24))
+            model(input_ids=tokens.masked_fill(torch.rand(tokens.shape) < torch.tensor([[.1], [.3], [.6], [.9]]), 1))
+    return {
+        f"model.layers.0.mlp.experts.{expert}.up_proj.weight": int(sum((each[1] == expert).sum() for each in kept))
+        for expert in range(4)}
+
+
 class Pair(torch.nn.Module):
     """Two layers that read the same tensor in the first pass, and different ones from the second on."""
 
@@ -347,9 +369,9 @@ if __name__ == "__main__":
     if command == "draw":
         root, *families = rest
         print(json.dumps({family: draw(family, Path(root) / family) for family in families or FAMILIES}))
-    elif command in ("pipeline", "masked", "lines", "by_command", "pair", "interrupted"):
+    elif command in ("pipeline", "masked", "lines", "by_command", "experts", "pair", "interrupted"):
         print(json.dumps(dict(pipeline=make_pipeline, masked=make_masked, lines=run_lines,
-                              by_command=by_command, pair=pair, interrupted=interrupted)[command](*rest)))
+                              by_command=by_command, experts=experts, pair=pair, interrupted=interrupted)[command](*rest)))
     elif command == "dream":
         print(run_dream(*rest))
     elif command == "dit":

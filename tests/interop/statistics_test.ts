@@ -221,6 +221,26 @@ describe("docs/statistics.md", () => {
     }
   }, 60_000);
 
+  test("experts that one parameter holds are layers of their own", async () => {
+    const python = readersPython(), folder = place.fresh("experts");
+    if (python === undefined) return;
+    const counts = await runReader(python, SCRIPT, ["experts", folder]) as Record<string, number>;
+    const path = join(folder, "statistics.safetensors");
+    const { statistics } = readCalibrationStatistics(path, { fingerprint: "" });
+    for (const [layer, count] of Object.entries(counts)) {
+      expect([layer, statistics.tokensOf(layer)]).toEqual([layer, count]);
+      expect(statistics.inputOf(layer).tokens.filter((tokens) => tokens > 0).length).toBeGreaterThan(1);
+    }
+    const { config } = resolveConfig({
+      overrides: { bit_width: 3, group_size: 32, solver: "feedback", num_threads: 1, calibration_data: path },
+    });
+    const output = place.fresh("solved");
+    const { layers } = await quantizeCheckpoint({ input: folder, output, kernels, config });
+    const solved = layers.filter((layer) => layer.solved !== undefined).map(({ name }) => name);
+    expect(solved.filter((name) => name.includes(".experts.")).length).toBe(12);
+    expect(solved.some((name) => name.endsWith("mlp.gate.weight"))).toBe(false);
+  }, 60_000);
+
   test("interrupted half-way, nothing is left", async () => {
     const python = readersPython(), folder = place.fresh("interrupted");
     if (python === undefined) return;
