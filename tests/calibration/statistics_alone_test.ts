@@ -411,6 +411,22 @@ describe("importance matrices of llama.cpp", () => {
     for (const [i, error] of solved.entries()) expect(error).toBeLessThan(plain[i]!);
   });
 
+  test("a GGUF checkpoint of an unknown architecture is solved on them", async () => {
+    const model = file(
+      ".gguf",
+      ggufBytes(
+        [["general.architecture", "string", "unheard"]],
+        THEIR_NAMES.map((name, i) => ({
+          ...{ name, type: "F32", dimensions: [COLS, ROWS] },
+          data: bytesOf(gaussian(ROWS * COLS, i + 1)),
+        })),
+      ),
+    );
+    const { run } = quantize(model, file(".gguf", ggufFile()), { solver: "feedback" });
+    const { layers } = await run();
+    expect(layers.filter((layer) => layer.solved !== undefined).map(({ name }) => name)).toEqual(THEIR_NAMES);
+  });
+
   test("cut off, negative, NaN or empty: refused by name", () => {
     const older = olderFile();
     for (const length of [0, 3, 10, 30, older.length - 30]) {
