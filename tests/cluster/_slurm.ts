@@ -81,6 +81,15 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
   ]]
     .map(([program, ...args]) => spawn(program!, args, { env: environment, stdio: "ignore" }));
   const stop = () => {
+    // After a failure tasks may still run: they would outlive the daemons.
+    const options = { env: environment, timeout: 10_000 };
+    const { stdout } = spawnSync("squeue", ["-h", "-r", "-t", "R", "-o", "%A"], {
+      ...options,
+      encoding: "utf8",
+    });
+    for (const job of stdout?.split("\n").filter((id) => id !== "") ?? []) {
+      spawnSync("scancel", ["--full", "--signal=KILL", job], options);
+    }
     for (const daemon of daemons.toReversed()) daemon.kill("SIGKILL");
   };
   const run = (program: string, ...args: string[]): string => {
