@@ -29,6 +29,9 @@ const THEIRS: Readonly<Record<"Q2_K" | "IQ2_XS" | "IQ2_S" | "Q3_K" | "Q4_K", Ggm
 };
 const OURS = { Q2_K: 2, Q2_0: 2, Q3_K: 3, Q4_K: 4 } as const;
 
+/** Its threads wait for each other without sleeping, which takes forever beside other work; small models need one. */
+const THREADS = 1;
+
 const theirName = (type: string) => `llama.cpp: its ${type} + imatrix`;
 const ourName = (type: string) => `llama.cpp: our ${type}, best`;
 
@@ -132,7 +135,7 @@ export async function llamaContenders(ggml: Ggml, target: Target) {
     const run = (ids: Int32Array) => {
       let model = byTokens.get(ids.length);
       if (model === undefined) {
-        byTokens.set(ids.length, model = llama.open(file, ids.length, vocabularySize, kernels.threads));
+        byTokens.set(ids.length, model = llama.open(file, ids.length, vocabularySize, THREADS));
         opened.push(model);
       }
       return model.run(Int32Array.from(ids));
