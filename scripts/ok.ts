@@ -204,7 +204,9 @@ const SMALL = [
 
 /** The checks of sources, documents and tests, which need Bun and Deno alone. */
 function sourceSteps(): Step[] {
-  const scripts = readdirSync(join(root, "scripts")).filter((name) => name.endsWith(".ts") && !name.startsWith("_"));
+  const scripts = readdirSync(join(root, "scripts")).filter((name) =>
+    name.endsWith(".ts") && !name.startsWith("_")
+  );
   const build = (check: string) => [[bun, "run", "scripts/build.ts", check]];
   const denoTest = [deno, "test", "-A", "--no-check", importMap];
   return [
