@@ -12,14 +12,15 @@ import { runtimeBinary } from "../_runtimes.ts";
 const place = workplace();
 afterAll(place.remove);
 
-const COMMANDS = ["quantize", "inspect", "generate", "bench", "report", "dequantize", "export"];
+const COMMANDS = ["quantize", "merge", "inspect", "generate", "bench", "report", "dequantize", "export"];
 const arrowquant = (...args: string[]) => run("arrowquant.ts", args);
 
 describe("arrowquant", () => {
   test("lists its commands, and prints the version of package.json", () => {
     const { code, stdout } = arrowquant("--help");
     expect(code).toBe(0);
-    for (const name of COMMANDS) expect(stdout).toMatch(new RegExp(`^  ${name} +\\w`, "m"));
+    const listed = stdout.split("\nCommands:\n")[1]!.split("\n\n")[0]!.matchAll(/^ {2}(\w+) +\w/gm);
+    expect([...listed].map(([, name]) => name!)).toEqual(COMMANDS);
     const { version } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
     expect(arrowquant("--version")).toEqual({ code: 0, stdout: `arrowquant ${version}\n`, stderr: "" });
   });
@@ -35,6 +36,11 @@ describe("arrowquant", () => {
     expect(refused.stderr).toMatch(
       /--to must be one of .*safetensors, got "onnx"\nUsage: arrowquant export /,
     );
+  });
+
+  test("is published with the script of every command", () => {
+    const { publish: { include } } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
+    expect(include).toEqual(expect.arrayContaining(COMMANDS.map((name) => `scripts/${name}.ts`)));
   });
 
   test("names the command that was probably meant, whatever follows", () => {
