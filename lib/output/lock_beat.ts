@@ -6,6 +6,7 @@
 import { closeSync, constants, openSync, readFileSync, writeSync } from "node:fs";
 import { setTimeout as wait } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
+import { errorCode, outputError } from "../files/whole.ts";
 
 /** Time between two signs of life. */
 const BEAT_MILLISECONDS = 10_000;
@@ -31,8 +32,11 @@ const { workerData: { path, milliseconds } } = require("node:worker_threads");
 const timer = setInterval(() => {
   try {
     const fd = openSync(path, constants.O_WRONLY | constants.O_APPEND);
-    writeSync(fd, ".");
-    closeSync(fd);
+    try {
+      writeSync(fd, ".");
+    } finally {
+      closeSync(fd);
+    }
   } catch (error) {
     if (error.code === "ENOENT") clearInterval(timer); // given back, or taken over
   }
@@ -47,12 +51,17 @@ export function beginBeats(path: string, milliseconds = BEAT_MILLISECONDS): () =
   return () => void thread.terminate();
 }
 
-/** Bytes of signs of life in a lock's file; 0 for one that gives none, undefined for one that is gone. */
+/**
+ * Bytes of signs of life in a lock's file; 0 for one that gives none, undefined for one that is gone.
+ *
+ * @throws {OutputError} where that cannot be told: a lock that cannot be read is not gone
+ */
 function beatsOf(path: string): number | undefined {
   try {
     return readFileSync(path).length; // not its size alone: opening it asks the file's server
-  } catch {
-    return undefined;
+  } catch (error) {
+    if (errorCode(error) === "ENOENT") return undefined;
+    throw outputError("read the lock", path, error);
   }
 }
 
@@ -64,6 +73,7 @@ export const hasBeats = (path: string): boolean => (beatsOf(path) ?? 0) > 0;
  *
  * @param breathe runs between looks and may stop it
  * @returns whether the run is gone
+ * @throws {OutputError} where the file cannot be read
  */
 export async function isGone(
   path: string,

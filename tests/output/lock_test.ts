@@ -12,7 +12,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { acquireLock, removeGone } from "../../lib/output/lock.ts";
-import { beginBeats } from "../../lib/output/lock_beat.ts";
+import { beginBeats, isGone } from "../../lib/output/lock_beat.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { workplace } from "../_checkpoints.ts";
@@ -53,6 +53,12 @@ describe("a lock of another host", () => {
     const { folder, path } = foreignLock("");
     await removeGone(folder, {}, LEASE);
     expect(existsSync(path)).toBe(true);
+  });
+  test("that cannot be read is not gone", async () => {
+    const path = place.fresh();
+    mkdirSync(path); // what stands there is no file: reading it fails otherwise than where nothing is
+    await expect(isGone(path, () => Promise.resolve(), 50)).rejects.toThrow("Cannot read the lock");
+    await expect(isGone(`${path}-none`, () => Promise.resolve(), 50)).resolves.toBe(true);
   });
   test("is watched no longer than a signal allows", async () => {
     const { folder, path } = foreignLock("."), controller = new AbortController();
