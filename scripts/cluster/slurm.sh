@@ -26,8 +26,15 @@ submit() {
   local array=() after=()
   while [ $# -gt 0 ] && [ "$1" != "--" ]; do
     # What the tasks wait for the merge waits for anyway, behind them.
-    array+=("$1")
-    case "$1" in --dependency=*|-d) ;; *) after+=("$1") ;; esac
+    case "$1" in
+      --dependency|-d)
+        [ $# -ge 2 ] || usage
+        array+=("$1" "$2")
+        shift
+        ;;
+      --dependency=*|-d?*) array+=("$1") ;;
+      *) array+=("$1"); after+=("$1") ;;
+    esac
     shift
   done
   [ $# -ge 5 ] || usage

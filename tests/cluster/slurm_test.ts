@@ -1,5 +1,6 @@
 /** Real Slurm: an array on two nodes, one task killed in the middle and requeued, the merge behind it. */
 import { afterAll, expect, test } from "bun:test";
+import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -38,6 +39,37 @@ exec ${command} "$@"
   );
   return `bash ${path}`;
 }
+
+test("what the tasks wait for is theirs alone, however it is written: the merge waits for them", () => {
+  const folder = place.fresh("sbatch"), log = join(folder, "log");
+  mkdirSync(folder);
+  writeFileSync(join(folder, "sbatch"), `#!/bin/sh\necho "$@" >> ${log}\necho 41\n`, { mode: 0o755 });
+  const environment = { ...process.env, PATH: `${folder}:${process.env["PATH"]}`, ARROWQUANT: "arrowquant" };
+  for (const own of [["--dependency=afterok:7"], ["--dependency", "afterok:7"], ["-d", "afterok:7"]]) {
+    const options = [
+      ...own,
+      "--time",
+      "10",
+      "--",
+      "quantize",
+      "model",
+      join(folder, "out"),
+      "2",
+      "--bits",
+      "4",
+    ];
+    const { status, stdout } = spawnSync(
+      "bash",
+      [join(ROOT, "scripts", "cluster", "slurm.sh"), ...options],
+      { env: environment, encoding: "utf8" },
+    );
+    expect([status, stdout]).toEqual([0, "41\n"]);
+    const [tasks, merge] = readFileSync(log, "utf8").trim().split("\n").slice(-2);
+    expect(tasks).toContain(`${own.join(" ")} --time 10 `);
+    expect(merge!.match(/afterok:\d+/g)).toEqual(["afterok:41"]);
+    expect(merge).toContain(" --time 10 ");
+  }
+});
 
 test("an array of six tasks on two nodes, one killed and requeued: the bytes of one task", async () => {
   const reason = isDeno ? "it takes seconds, and Bun runs it" : whyNoSlurm();
