@@ -80,7 +80,7 @@ class Histogram:
             self.counts[BINS // 4 : 3 * BINS // 4] = halved
             self.reach *= 2
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self.counts += torch.histc(x, BINS, -self.reach, self.reach).double().cpu()
+        self.counts += torch.histc(x, BINS, -self.reach, self.reach).cpu().double()
 
     @property
     def range(self) -> list[float]:
@@ -116,7 +116,7 @@ class Input:
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise StatisticsError(f"{self.name}: its inputs must be finite, got a range of [{low}, {high}]")
             weighted = own if w is None else own * w[:, None]
-            self.weight[group] += own.shape[0] if w is None else w.double().sum().cpu()
+            self.weight[group] += own.shape[0] if w is None else precise_sum(w)
             self.tokens[group] += own.shape[0]
             self.samples[group] += max(1, now.groups.count(group)) if index is not None else max(1, now.samples)
             self.sum[group] += precise_sum(weighted)
@@ -295,7 +295,7 @@ class Collector:
         if self.positions is not None:
             positions[tuple(self.positions.shape)] = self.positions
         times = self.times if self.times is not None else self.times_of(given, tokens)
-        values = torch.as_tensor(times).detach().reshape(-1).double().cpu().tolist() if self.has_time else [0.0]
+        values = torch.as_tensor(times).detach().reshape(-1).cpu().double().tolist() if self.has_time else [0.0]
         if len(values) not in (1, samples):
             raise StatisticsError(f"{self.name}: times must be one, or one a sample ({samples}), got {len(values)}")
         groups = [self.group(each) for each in (values * samples if len(values) == 1 else values)]
