@@ -90,6 +90,31 @@ export interface LayerPlace {
 /** Weights of a layer by which a model is told from another one with the same names and shapes. */
 export const MODEL_SAMPLES = 8;
 
+/** Largest difference of weights of one model in other number formats, as part of their size. */
+const SAME_WEIGHTS = 0.1;
+
+/** Whether weights are those of one layer, maybe in other number formats. */
+export function isSameWeights(got: Float32Array, wanted: Float32Array): boolean {
+  let difference = 0, size = 0;
+  for (const [i, value] of wanted.entries()) {
+    difference += (got[i]! - value) ** 2;
+    size += value ** 2;
+  }
+  return difference <= SAME_WEIGHTS ** 2 * size;
+}
+
+/** A layer that two models have with other shapes or weights; undefined where all are alike. */
+function otherLayer(
+  one: StatisticsModel | undefined,
+  other: StatisticsModel | undefined,
+): string | undefined {
+  return [...one?.layers ?? []].find(([layer, shape]) => {
+    const wanted = other?.layers.get(layer), own = one?.samples?.get(layer), its = other?.samples?.get(layer);
+    return (wanted !== undefined && wanted.join() !== shape.join()) ||
+      (own !== undefined && its !== undefined && !isSameWeights(its, own));
+  })?.[0];
+}
+
 /** Times and weights of the rows of an input. */
 export interface ObservedSamples {
   /** Time of each sample; a sample's rows lie together, as many for each. */
@@ -624,6 +649,10 @@ export class CalibrationStatistics {
           other.inputs.get(name)!.block
         } columns for ${JSON.stringify(name)}`,
       );
+    }
+    const changed = otherLayer(this.model, other.model);
+    if (changed !== undefined) {
+      throw fail(`they must be of one model, got other weights in ${JSON.stringify(changed)}`);
     }
     const known = new Set(this.runs.map(({ identity }) => identity));
     const twice = other.runs.find(({ identity }) => known.has(identity));

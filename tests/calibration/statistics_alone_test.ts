@@ -165,6 +165,21 @@ describe("statistics alone", () => {
     expect(weightsOf(merged.output)).toEqual(weightsOf(whole.output));
   });
 
+  test("of two models with the same names are not merged", () => {
+    const own = statistics(), tuned = statistics(STAGES, { identity: "b", model: checkpoint("", 50) });
+    const error = thrown(() => own.merge(tuned));
+    expect(error).toBeInstanceOf(CalibrationError);
+    expect(error.message).toContain(`of one model, got other weights in "${LAYERS[0]}"`);
+    expect(own.merge(statistics(STAGES, { identity: "b" })).runs.length).toBe(2);
+    const { cols, layers } = own.inputs.get(LAYERS[3]!)!,
+      taller = new CalibrationStatistics({
+        ...{ fingerprint: "", groups: GROUPS, inputs: new Map([[LAYERS[3]!, { cols, layers }]]) },
+        model: { name: "another", layers: new Map([[LAYERS[3]!, [2 * ROWS, cols]]]) },
+        runs: [{ identity: "c", source: "c", isSynthetic: false, samples: 1 }],
+      });
+    expect(thrown(() => own.merge(taller)).message).toContain(`other weights in "${LAYERS[3]}"`);
+  });
+
   test("of another model, other shapes, NaN, a missing layer, cut off: refused by name, nothing is written", async () => {
     const path = save(statistics()),
       bytes = readFileSync(path),
@@ -439,6 +454,17 @@ describe("importance matrices of llama.cpp", () => {
       expect(error).toBeInstanceOf(FormatError);
       expect(error.message).toMatch(/"blk\.0\.attn_q\.weight": sums of squares must be ≥ 0/);
     }
+    const name = "blk.0.ffn_down_exps",
+      stack = ggufBytes(
+        [["general.type", "string", "imatrix"]],
+        [{ part: "in_sum2", cols: COLS }, { part: "counts", cols: 1 }].map(({ part, cols }) => ({
+          ...{ name: `${name}.${part}`, type: "F32", dimensions: [cols, 2] },
+          data: bytesOf(new Float32Array(2 * cols).fill(1)),
+        })),
+      );
+    const twice = thrown(() => readImportanceMatrix(file(".gguf", stack)));
+    expect(twice).toBeInstanceOf(FormatError);
+    expect(twice.message).toMatch(/"blk\.0\.ffn_down_exps": entries must have different names/);
     expect(thrown(() => readImportanceMatrix(file(".gguf", ggufFile(0)))).message).toMatch(
       /entry with inputs, got none/,
     );

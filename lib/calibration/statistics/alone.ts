@@ -10,6 +10,7 @@ import type { Kernels } from "../../native/mod.ts";
 import { widen } from "../../models/layers/tensors.ts";
 import type { DenseMatrix } from "../../models/layers/linear.ts";
 import { type Checkpoint, namesOfGguf } from "../../tensor/mod.ts";
+import { isSameWeights } from "../../time/calibration.ts";
 import { type CalibrationStatistics, type LayerPlace, MODEL_SAMPLES } from "../../time/mod.ts";
 import type { CalibrationSet } from "../draw.ts";
 import { type Calibrated, knownSchedule } from "../mod.ts";
@@ -33,9 +34,6 @@ export function thatRuns(solvable: Solvable, doing: string): Calibrated {
     `Cannot ${doing}: there must be calibration data and a model that runs here, got statistics alone`,
   );
 }
-
-/** Largest difference of weights of one model in other number formats, as part of their size. */
-const SAME_WEIGHTS = 0.1;
 
 /** What a file is to be solved for. */
 export interface StatisticsUse {
@@ -150,13 +148,7 @@ function checkWeights({ model }: CalibrationStatistics, { stages }: ModelLayers,
   for (const { name, weights } of stages.flatMap(({ layers }) => layers)) {
     const wanted = model?.samples?.get(name);
     if (wanted === undefined) continue;
-    const got = sampledWeights(weights as DenseMatrix);
-    let difference = 0, size = 0;
-    for (const [i, value] of wanted.entries()) {
-      difference += (got[i]! - value) ** 2;
-      size += value ** 2;
-    }
-    if (difference <= SAME_WEIGHTS ** 2 * size) continue;
+    if (isSameWeights(sampledWeights(weights as DenseMatrix), wanted)) continue;
     throw faultIn(use.path)(
       `it must be of the model that is quantized, got statistics of one with other weights in ${quote(name)}`,
       name,

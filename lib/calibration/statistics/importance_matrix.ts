@@ -63,6 +63,11 @@ export function readImportanceMatrix(path: string): CalibrationStatistics {
     count > 0
   );
   if (entries.length === 0) throw fault(path, "it must have an entry with inputs, got none");
+  const names = new Set<string>();
+  for (const { name } of entries) {
+    if (names.has(name)) throw fault(path, "entries must have different names, got two", name);
+    names.add(name);
+  }
   const statistics = new CalibrationStatistics({
     fingerprint: "",
     model: { name: basename(path), layers: new Map() },
@@ -76,7 +81,7 @@ export function readImportanceMatrix(path: string): CalibrationStatistics {
       ),
       source: `importance matrix ${basename(path)}`,
       isSynthetic: false,
-      samples: Math.max(...entries.map(({ count }) => Math.ceil(count))),
+      samples: entries.reduce((most, { count }) => Math.max(most, Math.ceil(count)), 0),
     }],
   });
   for (const { name, sums, count, tokens } of entries) {
@@ -111,6 +116,9 @@ function ggufEntries(path: string): Entry[] {
           `it must have F32 sums and as many F32 counts as rows, got ${counts?.elements ?? 0} counts`,
           name,
         );
+      }
+      if (experts > MAX_TENSORS) {
+        throw fault(path, `it must have at most ${MAX_TENSORS} rows, got ${experts}`, name);
       }
       const sums = new Float32Array(file.read(tensor).buffer),
         own = new Float32Array(file.read(`${name}.counts`).buffer);
@@ -154,7 +162,6 @@ function olderEntries(path: string): Entry[] {
   if (entries < 1 || entries > MAX_TENSORS) {
     throw fault(path, `it must have 1 to ${MAX_TENSORS} entries, got ${entries}`);
   }
-  const names = new Set<string>();
   return Array.from({ length: entries }, (_, i) => {
     const length = number(`entry ${i}`);
     if (length < 1 || length > MAX_NAME_BYTES) {
@@ -162,8 +169,6 @@ function olderEntries(path: string): Entry[] {
     }
     const from = take(length, `the name of entry ${i}`);
     const name = new TextDecoder().decode(bytes.subarray(from, from + length));
-    if (names.has(name)) throw fault(path, "entries must have different names, got two", name);
-    names.add(name);
     const count = number(`entry ${i}`), cols = number(`entry ${i}`);
     checkCounts(path, name, cols, count);
     const start = take(4 * cols, `the numbers of ${name}`);
