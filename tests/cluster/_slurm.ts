@@ -32,7 +32,7 @@ async function freePorts(count: number): Promise<number[]> {
 export interface Slurm {
   /** Runs one of its programs, or a script that does; returns what it printed. */
   run(program: string, ...args: string[]): string;
-  /** Waits for something, at most a minute. */
+  /** Waits for something, at most three minutes. */
   until(what: string, isSo: () => boolean): Promise<void>;
   readonly environment: Record<string, string>;
   stop(): void;
@@ -102,12 +102,12 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
     throw new Error(`${program} ${args.join(" ")}: exit status ${status}: ${stderr}${stdout}`);
   };
   const until = async (what: string, isSo: () => boolean): Promise<void> => {
-    for (const end = Date.now() + 60_000; Date.now() < end;) {
+    for (const end = Date.now() + 180_000; Date.now() < end;) {
       if (isSo()) return;
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
     throw new Error(
-      `no ${what} within a minute: ${readFileSync(join(folder, "slurmctld.log"), "utf8").slice(-2000)}`,
+      `no ${what} within three minutes: ${readFileSync(join(folder, "slurmctld.log"), "utf8").slice(-2000)}`,
     );
   };
   try {

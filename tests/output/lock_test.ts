@@ -71,15 +71,21 @@ describe("a lock of another host", () => {
 describe("signs of life", () => {
   test("go on while the process computes, and end with the lock", async () => {
     const { path } = foreignLock(""), end = beginBeats(path, 20);
-    await new Promise((resolve) => setTimeout(resolve, 300)); // the thread starts
-    const before = statSync(path).size;
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 400);
-    expect(statSync(path).size).toBeGreaterThan(before);
+    const sizeAt = () => statSync(path).size,
+      pause = () => new Promise((resolve) => setTimeout(resolve, 100));
+    const first = sizeAt();
+    for (let i = 0; i < 300 && sizeAt() === first; i++) await pause(); // the thread starts
+    const before = sizeAt();
+    const turn = new Int32Array(new SharedArrayBuffer(4));
+    for (let i = 0; i < 100 && sizeAt() === before; i++) Atomics.wait(turn, 0, 0, 100);
+    expect(sizeAt()).toBeGreaterThan(before);
     end();
-    await new Promise((resolve) => setTimeout(resolve, 100));
-    const after = statSync(path).size;
-    await new Promise((resolve) => setTimeout(resolve, 100));
-    expect(statSync(path).size).toBe(after);
+    let after = -1;
+    for (let i = 0; i < 100 && after !== sizeAt(); i++) {
+      after = sizeAt();
+      await pause();
+    }
+    expect(sizeAt()).toBe(after);
   });
   test("of a lock that was taken over do not bring it back, and its run may not write", async () => {
     const folder = place.fresh();
