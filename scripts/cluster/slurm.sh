@@ -39,19 +39,26 @@ submit() {
   done
   [ $# -ge 5 ] || usage
   shift
-  local action=$1 model=$2 out=$3 tasks=$4 task
+  local action=$1 model=$2 out=$3 tasks=$4 task option previous="" merged=()
   shift 4
+  # What the merge has to know as well: which weights are meant, and what --for may do.
+  for option in "$@"; do
+    case "$option" in --variant|--variant=*|--allow-rounding) merged+=("$option") ;;
+      *) [ "$previous" != --variant ] || merged+=("$option") ;;
+    esac
+    previous=$option
+  done
   [[ "$action" =~ ^(quantize|calibrate)$ && "$tasks" =~ ^[1-9][0-9]*$ ]] || usage
   export ARROWQUANT="${ARROWQUANT:-$(command_here)}"
   local logs="${out%.safetensors}.logs"
   mkdir -p "$logs"
   task=$(sbatch --parsable --requeue --open-mode=append --job-name="arrowquant-$action" --array="1-$tasks" \
-    --output="$logs/task-%a.log" "${array[@]}" "${BASH_SOURCE[0]}" --task "$action" "$model" "$out" "$@")
+    --output="$logs/task-%a.log" ${array[@]+"${array[@]}"} "${BASH_SOURCE[0]}" --task "$action" "$model" "$out" "$@")
   echo "array $task: $tasks tasks, logs in $logs" >&2
   # Nothing is merged unless every task has finished.
   sbatch --parsable --requeue --open-mode=append --job-name=arrowquant-merge --dependency="afterok:${task%%;*}" \
-    --kill-on-invalid-dep=yes --output="$logs/merge.log" "${after[@]}" "${BASH_SOURCE[0]}" \
-    --merge "$action" "$model" "$out" "$tasks"
+    --kill-on-invalid-dep=yes --output="$logs/merge.log" ${after[@]+"${after[@]}"} "${BASH_SOURCE[0]}" \
+    --merge "$action" "$model" "$out" "$tasks" ${merged[@]+"${merged[@]}"}
 }
 
 # The shard comes from the array's variables. --resume: go on, skip, or begin, whichever it is.
@@ -65,10 +72,11 @@ run_task() {
 
 run_merge() {
   local action=$1 model=$2 out=$3 tasks=$4
+  shift 4
   if [ "$action" = calibrate ]; then
     exec $ARROWQUANT merge "${out%.safetensors}".shard-*-of-"$tasks".safetensors "$out"
   fi
-  exec $ARROWQUANT merge "$out.parts" "$out" --model "$model" --resume
+  exec $ARROWQUANT merge "$out.parts" "$out" --model "$model" --resume "$@"
 }
 
 case "${1:-}" in

@@ -40,7 +40,7 @@ exec ${command} "$@"
   return `bash ${path}`;
 }
 
-test("what the tasks wait for is theirs alone, however it is written: the merge waits for them", () => {
+test("the merge waits for the tasks, whatever these wait for, and reads the same weights", () => {
   const folder = place.fresh("sbatch"), log = join(folder, "log");
   mkdirSync(folder);
   writeFileSync(join(folder, "sbatch"), `#!/bin/sh\necho "$@" >> ${log}\necho 41\n`, { mode: 0o755 });
@@ -55,8 +55,7 @@ test("what the tasks wait for is theirs alone, however it is written: the merge 
       "model",
       join(folder, "out"),
       "2",
-      "--bits",
-      "4",
+      ...["--variant", "fp16", "--bits", "4"],
     ];
     const { status, stdout } = spawnSync(
       "bash",
@@ -68,6 +67,7 @@ test("what the tasks wait for is theirs alone, however it is written: the merge 
     expect(tasks).toContain(`${own.join(" ")} --time 10 `);
     expect(merge!.match(/afterok:\d+/g)).toEqual(["afterok:41"]);
     expect(merge).toContain(" --time 10 ");
+    expect(merge).toMatch(/ 2 --variant fp16$/); // the same weights
   }
 });
 
@@ -119,4 +119,4 @@ test("an array of six tasks on two nodes, one killed and requeued: the bytes of 
     kernels,
   });
   expect(differences(output, whole)).toEqual([]);
-}, 120_000);
+}, 600_000);
