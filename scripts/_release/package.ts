@@ -25,6 +25,9 @@ const ANALYSIS_PACKAGES = Object.keys(VERSIONS);
 /** Folders of kernels/ that a build of the CPU library reads. */
 const KERNEL_FOLDERS = ["include", "arithmetic", "cpu"];
 
+/** What other programs run: PyTorch, Slurm and Kubernetes. They lie in the package where they lie in a checkout. */
+const FOR_OTHERS = ["scripts/collect_statistics.py", "scripts/cluster"];
+
 async function run(command: string, args: readonly string[], cwd: string, what: string): Promise<string> {
   const { code, output, errors } = await runProgram(command, args, { cwd });
   if (code !== 0) throw new OutputError(`Cannot ${what}: ${command} ended with ${code}: ${errors || output}`);
@@ -141,7 +144,7 @@ function npmManifest(): unknown {
       "./package.json": "./package.json",
     },
     bin: Object.fromEntries(Object.keys(NPM_COMMANDS).map((name) => [name, `bin/${name}.js`])),
-    files: ["*.js", "bin", "*.d.ts", "lib", "kernels", "CHANGELOG.md"],
+    files: ["*.js", "bin", "*.d.ts", "lib", "kernels", ...FOR_OTHERS, "CHANGELOG.md"],
     // Older ones lack Float16Array: the commands start Bun there, imports fail.
     engines: { node: ">=24", bun: ">=1.2", deno: ">=2" },
     optionalDependencies: { bun: dependencies["bun"] },
@@ -169,6 +172,7 @@ export async function packNpm(work: string, target: string): Promise<string> {
   for (const folder of KERNEL_FOLDERS) {
     cpSync(join(root, "kernels", folder), join(work, "kernels", folder), { recursive: true });
   }
+  for (const path of FOR_OTHERS) cpSync(join(root, path), join(work, path), { recursive: true });
   for (const file of ["README.md", "LICENSE", "CHANGELOG.md"]) cpSync(join(root, file), join(work, file));
   writeFileSync(join(work, "package.json"), JSON.stringify(npmManifest(), null, 2) + "\n");
   const args = ["pack", "--json", "--ignore-scripts", "--pack-destination", target];
