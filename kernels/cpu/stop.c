@@ -46,22 +46,30 @@ static int is_handled(const struct sigaction *action) {
 }
 
 int32_t aq_catch_signals(int32_t on) {
-  if (on ? depth++ > 0 : depth == 0 || --depth > 0) return AQ_OK;
+  int32_t count = 0;
+  if (on)
+    depth++;
+  else if (depth == 0 || --depth > 0)
+    return AQ_OK;
   for (int i = 0; i < COUNT; i++) {
     struct sigaction now;
     if (sigaction(numbers[i], 0, &now) != 0) continue;
     if (on) {
-      if (!(caught[i] = is_handled(&now))) continue;
-      before[i] = now;
-      now.sa_sigaction = on_signal;
-      now.sa_flags |= SA_SIGINFO;
-      sigaction(numbers[i], &now, 0);
-    } else if (caught[i] && (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_signal) {
-      sigaction(numbers[i], &before[i], 0);
+      if (!caught[i] && is_handled(&now)) {
+        caught[i] = 1;
+        before[i] = now;
+        now.sa_sigaction = on_signal;
+        now.sa_flags |= SA_SIGINFO;
+        sigaction(numbers[i], &now, 0);
+      }
+      count += caught[i];
+    } else {
+      if (caught[i] && (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_signal) sigaction(numbers[i], &before[i], 0);
+      caught[i] = 0;
     }
   }
   if (!on) atomic_store(&aq_stop_signal, 0);
-  return AQ_OK;
+  return count;
 }
 #else
 int32_t aq_catch_signals(int32_t on) {

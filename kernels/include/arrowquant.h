@@ -90,7 +90,8 @@ AQ_API int32_t aq_isa_supported(int32_t isa);
 /* on 1: of SIGHUP, SIGINT and SIGTERM those that the process handles are caught from now on. The first one makes
  * running kernels, and all that are called later, return AQ_E_STOPPED less its number, within some milliseconds;
  * then the process's own handler is called. The second one ends the process at once, as a shell reports it: 128
- * plus its number. on 0: as before; the signal is forgotten. Calls nest. Without signals (WebAssembly) nothing. */
+ * plus its number. on 0: as before; the signal is forgotten. Calls nest. Without signals (WebAssembly) nothing.
+ * Returns the number of signals that are caught. */
 AQ_API int32_t aq_catch_signals(int32_t on);
 
 /* AQ_OK, or what kernels that were called now would return. */

@@ -2,6 +2,7 @@
  * Opens the kernels behind one interface: a shared library over Bun's or Deno's FFI, or the same C as
  * WebAssembly. Nothing is opened before `openKernels` is called.
  */
+import process from "node:process";
 import { KernelError } from "../errors.ts";
 import { stopCheck } from "../progress.ts";
 import { finish } from "./call.ts";
@@ -101,6 +102,22 @@ function kernelsFrom(
   });
 }
 
+/** Signals that the kernels catch where the process handles them. */
+const CAUGHT = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
+/** Longest wait for handlers, and time between looks at them. */
+const HANDLERS_MILLISECONDS = 1000, LOOK_MILLISECONDS = 5;
+
+/** Waits until the system has the process's handlers: Deno sets one some time after `process.on` has returned. */
+async function handlersSet({ calls }: OpenedLibrary): Promise<void> {
+  const handled = CAUGHT.filter((name) => process.listenerCount(name) > 0).length;
+  for (const begin = performance.now(); performance.now() - begin < HANDLERS_MILLISECONDS;) {
+    const caught = calls.aq_catch_signals(1);
+    calls.aq_catch_signals(0);
+    if (caught >= handled) return;
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MILLISECONDS));
+  }
+}
+
 const tellByDefault = (line: string) => {
   if (IS_REMOTE) console.error(line);
 };
@@ -160,7 +177,10 @@ async function openCpu(options: CpuOptions): Promise<Kernels> {
   const attempts: Attempt[] = [];
   if (backend !== "wasm") {
     const found = await findLibrary(library, attempts, onMessage, options.signal);
-    if (found) return kernelsFrom({ ...found, backend: "native", attempts, runtime }, options);
+    if (found) {
+      if (options.catchSignals) await handlersSet(found.library);
+      return kernelsFrom({ ...found, backend: "native", attempts, runtime }, options);
+    }
     const reasons = reasonsOf(attempts);
     if (backend === "native") {
       throw new KernelError(

@@ -13,20 +13,22 @@ import { quantize } from "../../lib/quant/mod.ts";
 import { differences, MODELS, rejection, runAndSignal, workplace } from "../_checkpoints.ts";
 
 const place = workplace();
-afterAll(() => place.remove());
 
-/** Runs with a handler of SIGTERM that does nothing, and kernels that catch what it handles. */
+// The runtimes hear of a signal some time after it has come: where nobody listens then, it ends the process.
+const handler = () => {};
+process.on("SIGTERM", handler);
+afterAll(async () => {
+  await delay(500);
+  process.off("SIGTERM", handler);
+  place.remove();
+});
+
+/** Runs with kernels that catch the signals that this process handles. */
 async function catching<T>(
   run: (kernels: Awaited<ReturnType<typeof openKernels>>) => T | Promise<T>,
 ): Promise<T> {
-  const handler = () => {};
-  process.on("SIGTERM", handler);
-  try {
-    using kernels = await openKernels({ threads: 1, catchSignals: true });
-    return await run(kernels);
-  } finally {
-    process.off("SIGTERM", handler);
-  }
+  using kernels = await openKernels({ threads: 1, catchSignals: true });
+  return await run(kernels);
 }
 
 /** Sends this process SIGTERM when so many tensors are done; a second signal would end it. */
