@@ -245,6 +245,7 @@ class Collector:
         self.device_bytes, self.scratch, self.held_bytes = device_bytes, scratch, 0
         self.positions: torch.Tensor | None = None
         self.times: object | None = None
+        self.are_shares = True
         self.modules = {
             f"{clean(path)}.weight": module
             for path, module in model.named_modules()
@@ -328,9 +329,12 @@ class Collector:
             if not self.has_time:
                 return 0.0
             raise StatisticsError(f"{self.name}: it must be called with one of {', '.join(TIME_NAMES)}")
-        times = torch.as_tensor(found)
-        if times.is_floating_point() and times.numel() > 0 and times.max() <= 1:
-            times = times.double() * self.bins
+        times = torch.as_tensor(found).cpu()
+        if times.is_floating_point() and times.numel() > 0:
+            # Samplers begin with the largest: after a time above 1 a small one is a timestep too.
+            self.are_shares = self.are_shares and times.max().item() <= 1
+            if self.are_shares:
+                times = times.double() * self.bins
         return times.double().clamp(0, self.bins - 1).floor()
 
     def group(self, time: float) -> int:

@@ -351,6 +351,18 @@ def pair(folder: str) -> int:
     return len(inputs)
 
 
+def by_time(folder: str) -> dict[str, list[float]]:
+    """Inputs by time group of samplers that give timesteps, in floats down to 0.5, and shares of 1."""
+    counts, x = {}, torch.ones(1, 1, 40)
+    for name, times in (("timesteps", (999.0, 400.0, 1.0, 0.5)), ("shares", (1.0, 0.4, 0.001))):
+        model = Pair()
+        with collect(model, Path(folder) / f"{name}.safetensors", groups=4) as collector:
+            for time in times:
+                model(x, torch.tensor([time]))
+            counts[name] = collector.inputs["first.weight"].tokens.tolist()
+    return counts
+
+
 def interrupted(folder: str) -> list[str]:
     """Files that are left of a collection that an error ended."""
     model, inputs = FAMILIES["wan"]()
@@ -369,9 +381,10 @@ if __name__ == "__main__":
     if command == "draw":
         root, *families = rest
         print(json.dumps({family: draw(family, Path(root) / family) for family in families or FAMILIES}))
-    elif command in ("pipeline", "masked", "lines", "by_command", "experts", "pair", "interrupted"):
+    elif command in ("pipeline", "masked", "lines", "by_command", "experts", "pair", "by_time", "interrupted"):
         print(json.dumps(dict(pipeline=make_pipeline, masked=make_masked, lines=run_lines,
-                              by_command=by_command, experts=experts, pair=pair, interrupted=interrupted)[command](*rest)))
+                              by_command=by_command, experts=experts, pair=pair, by_time=by_time,
+                              interrupted=interrupted)[command](*rest)))
     elif command == "dream":
         print(run_dream(*rest))
     elif command == "dit":

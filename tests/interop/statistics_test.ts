@@ -241,6 +241,20 @@ describe("docs/statistics.md", () => {
     expect(solved.some((name) => name.endsWith("mlp.gate.weight"))).toBe(false);
   }, 60_000);
 
+  test(
+    "times above 1 are timesteps, and so are a sampler's small ones behind them; others are shares of 1",
+    async () => {
+      const python = readersPython(), folder = place.fresh("times");
+      if (python === undefined) return;
+      mkdirSync(folder);
+      expect(await runReader(python, SCRIPT, ["by_time", folder])).toEqual({
+        timesteps: [2, 1, 0, 1],
+        shares: [1, 1, 0, 1],
+      });
+    },
+    60_000,
+  );
+
   test("interrupted half-way, nothing is left", async () => {
     const python = readersPython(), folder = place.fresh("interrupted");
     if (python === undefined) return;
