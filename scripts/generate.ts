@@ -63,7 +63,7 @@ const USAGE = {
   name: "generate.ts",
   operands: "MODEL",
   about:
-    "Runs a checkpoint (a folder or a .safetensors file), full precision or packed: Dream and LLaDA write, a DiT draws.",
+    "Runs a checkpoint (a folder or a .safetensors file), full precision or packed. Dream, LLaDA, LLaDA-MoE\nand SDAR write, a DiT draws.",
   options: {
     "Writing (generation_config.json has the defaults, as far as it sets them)": "",
     "--prompt TEXT":

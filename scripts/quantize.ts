@@ -76,10 +76,10 @@ const USAGE = {
       "and takes best for fewer where the model can run here",
     "--effort NAME": "work of the solver best: low, medium (default) or high",
     "--calibrate FILE":
-      `calibration data: JSONL or safetensors; "self": what MODEL makes with its own sampler; or "synthetic";
-default: what lies beside MODEL, "self" where nothing does
-FILE may also be what --save-calibration saved, or several of those with commas between them:
-layers are then solved on them without running the model, with nothing held out to choose by`,
+      'calibration data: JSONL or safetensors; "self": what MODEL makes with its own sampler; or "synthetic"; default: ' +
+      'what lies beside MODEL, "self" where nothing does. FILE may also be statistics (of --save-calibration or of ' +
+      "collect_statistics.py) or an importance matrix of llama.cpp, several with commas between them: layers are " +
+      "then solved on them without running the model, with nothing held out to choose by",
     "--save-calibration FILE": "save statistics of what the layers of MODEL read (.safetensors); a stopped " +
       "run goes on from FILE.progress; with --shard of a part of the samples, for merge.ts",
     "--save-group-moments": "with --save-calibration: also the second moments of each time group",

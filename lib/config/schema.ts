@@ -187,7 +187,7 @@ const ROWS: Rows = {
   ),
   calibration_samples: key(orNull(integer(32, 1024)), null, { unit: "samples" }).means(
     "Sequences or noised images to solve on; records are masked or noised again when there are fewer; null is 512, " +
-      "or what bounded work allows, at least 4096 positions",
+      "or what bounded work allows, at least 4096 positions or 64 images",
   ),
   calibration_seed: key(integer(0, 2 ** 31 - 1), 0).means("Seed of masks, noise and the choice of records"),
   calibration_mode: key(choice("blocks", "once"), "blocks").means(
