@@ -369,7 +369,8 @@ const statisticsAlone = (limits: CheckpointError): string =>
 export function withConfig(run: QuantizeRun, given: Config): QuantizeRun {
   const { checkpoint, kernels, options } = run, config = chooseSolver(checkpoint, given);
   const keys = ["calibrationData", "calibrationSamples", "calibrationSeed"] as const;
-  const calibration = keys.every((key) => config[key] === run.config[key])
+  const own = (each: Config) => JSON.stringify(each.selfCalibration);
+  const calibration = keys.every((key) => config[key] === run.config[key]) && own(config) === own(run.config)
     ? run.calibration
     : runCalibration(checkpoint, { ...options, kernels, config, memoryBytes: run.memoryBytes });
   return { ...run, config, calibration };
