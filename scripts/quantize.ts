@@ -286,7 +286,7 @@ function phasesOf(list: string): readonly number[] {
 /** Input, output and mode of the run. @throws {ConfigError} on paths or options that exclude each other */
 function checkedTask(parsed: Options) {
   const { flags, values } = parsed,
-    isSavedOnly = parsed.positionals.length === 1 && "save-calibration" in values;
+    isSavedOnly = parsed.positionals.length === 1 && values["save-calibration"] !== undefined;
   const [input, output = ""] = isSavedOnly ? parsed.operands("MODEL") : parsed.operands("MODEL", "OUT");
   const { resume, force } = outputMode(flags), { variant } = values;
   if (values.report !== undefined) {
