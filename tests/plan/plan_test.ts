@@ -22,18 +22,18 @@ describe("planQuantization", () => {
     ["model.embed_tokens.weight", "BF16", M, "embedding"],
     ["lm_head.weight", "BF16", M, "head"],
     ...[
-      "token_embedding",
-      "shared",
-      "embed_in",
-      "embeddings",
-      "embedding",
-      "embed_positions",
-      "patch_embedding",
+      ["token_embedding", "embedder"],
+      ["shared", "bit_width"],
+      ["embed_in", "embedder"],
+      ["embeddings", "bit_width"],
+      ["embedding", "bit_width"],
+      ["embed_positions", "bit_width"],
+      ["patch_embedding", "embedder"],
     ]
-      .flatMap((module): [string, string, number[], string][] => [
+      .flatMap(([module, ofParts]): [string, string, number[], string][] => [
         [`${module}.weight`, "F32", M, "embedding"],
         [`encoder.${module}.weight`, "F32", M, "embedding"],
-        [`${module}.proj.weight`, "F32", M, "bit_width"],
+        [`${module}.proj.weight`, "F32", M, ofParts!],
       ]),
     ...["embed_out", "score", "classifier"].flatMap((module): [string, string, number[], string][] => [
       [`${module}.weight`, "F32", M, "head"],
