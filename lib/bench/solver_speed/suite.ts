@@ -466,7 +466,7 @@ async function measureRuns(
     });
     const { multiplyAdds } = forwardCost(requirementsAt(input).model, { batch: 1, tokens: 1, rows: 0 });
     const model = `Dream, 2 layers of width ${hidden}`;
-    const what = `2 bits, groups of ${FORM.groupSize}, data of its own, ${
+    const what = `2 bits, groups of ${FORM.groupSize}, sequences that it writes, ${
       (multiplyAdds / 1e6).toFixed(0)
     } M weights`;
     runs.push({
