@@ -64,4 +64,9 @@ test("another configuration of a run with other calibration data opens those", (
     resolveConfig({ overrides: { solver: "feedback", calibration_samples: samples } }).config;
   using run = openRun({ input, config: configOf(32), kernels });
   expect(withConfig(run, configOf(64)).calibration).not.toBe(run.calibration);
+  expect(withConfig(run, configOf(32)).calibration).toBe(run.calibration);
+  const others = resolveConfig({
+    overrides: { solver: "feedback", calibration_samples: 32, "self_calibration.records": 8 },
+  });
+  expect(withConfig(run, others.config).calibration).not.toBe(run.calibration);
 });
