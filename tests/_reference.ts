@@ -118,6 +118,8 @@ export function languageLogits(
   model: LanguageModel,
   tokens: readonly number[],
   keys: readonly boolean[] = tokens.map(() => true),
+  /** What a linear layer does to its input before it multiplies. */
+  rounded: (layer: string, input: Vector) => Vector = (_, input) => input,
 ): Vector[] {
   const { width, heads, kvHeads, epsilon, theta } = model;
   let real = 0;
@@ -138,7 +140,7 @@ export function languageLogits(
       string,
     ];
     const apply = (name: string, row: Vector, bias = false) =>
-      linear(w(`${name}.weight`), bias ? w(`${name}.bias`) : undefined, row);
+      linear(w(`${name}.weight`), bias ? w(`${name}.bias`) : undefined, rounded(name, row));
     const normed = x.map((row) => rms(row, w(`${norm}.weight`), epsilon));
     const attended = attend(
       normed.map((row, t) => rotate(apply(q, row, model.bias), heads, positions[t]!, theta)),
@@ -156,7 +158,11 @@ export function languageLogits(
     });
   }
   return x.map((row) =>
-    linear(w(`${model.head}.weight`), undefined, rms(row, w(`${model.finalNorm}.weight`), epsilon))
+    linear(
+      w(`${model.head}.weight`),
+      undefined,
+      rounded(model.head, rms(row, w(`${model.finalNorm}.weight`), epsilon)),
+    )
   );
 }
 

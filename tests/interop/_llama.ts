@@ -77,3 +77,28 @@ export function compareLogits(wanted: Float32Array, got: Float32Array, vocabular
   }
   return { positions, same, kl: kl / positions };
 }
+
+/**
+ * What a layer of this type multiplies in llama.cpp on the CPU (ggml's quantize_row_q8_0 and quantize_row_q8_K):
+ * its input in 8-bit codes, in blocks of 32 with a half-precision scale, or of 256 for K-types.
+ */
+export function inputsRoundedAsLlama(type: string, input: readonly number[]): number[] {
+  if (!type.startsWith("Q")) return [...input];
+  const isK = type.endsWith("_K"), size = isK ? 256 : 32, f32 = Math.fround, out: number[] = [];
+  for (let begin = 0; begin < input.length; begin += size) {
+    const block = input.slice(begin, begin + size).map(f32);
+    const most = block.reduce((a, b) => Math.abs(b) > Math.abs(a) ? b : a, 0);
+    if (most === 0) {
+      out.push(...block);
+    } else if (isK) {
+      const inverse = f32(-127 / most), scale = f32(1 / inverse);
+      out.push(...block.map((value) => Math.min(127, Math.round(f32(inverse * value))) * scale));
+    } else {
+      const scale = f32(Math.abs(most) / 127),
+        inverse = f32(1 / scale),
+        stored = new Float16Array([scale])[0]!;
+      out.push(...block.map((value) => Math.round(f32(value * inverse)) * stored));
+    }
+  }
+  return out;
+}

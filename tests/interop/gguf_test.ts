@@ -9,8 +9,8 @@ import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { SafetensorsFile } from "../../lib/tensor/mod.ts";
 import { MODELS, rejection, workplace, writeCheckpoint } from "../_checkpoints.ts";
 import { dreamCheckpoint, lladaCheckpoint } from "../_models.ts";
-import { readWeights } from "../_reference.ts";
-import { compareLogits, openLlama } from "./_llama.ts";
+import { languageLogits, type LanguageModel, readWeights } from "../_reference.ts";
+import { compareLogits, inputsRoundedAsLlama, openLlama } from "./_llama.ts";
 
 const DREAM = join(MODELS, "dream-mini");
 const place = workplace(), kernels = await openKernels({ threads: 1 }), llama = openLlama();
@@ -27,6 +27,17 @@ const exported = (input: string, output: string, types: Record<string, string> =
     ...{ input, output, format: gguf, kernels, allowRounding },
     types: Object.entries(types).map(([pattern, type]) => ({ pattern: new RegExp(pattern), type })),
   });
+
+/** dream-256 as the float64 pass wants it (its config.json). */
+const DREAM_256: LanguageModel = {
+  ...{ embedding: "model.embed_tokens", head: "lm_head", finalNorm: "model.norm", blocks: 3, width: 256 },
+  ...{ heads: 4, kvHeads: 2, epsilon: 1e-6, theta: 10_000, bias: true },
+  block: (i) =>
+    [
+      ...["input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"],
+      ...["post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+    ].map((name) => `model.layers.${i}.${name}`),
+};
 
 /** Rows of 256 weights, as the blocks of K-types want them. */
 const WIDE = { width: 256, inner: 512, blocks: 1, heads: 4, kvHeads: 2, vocabulary: 50 };
@@ -165,6 +176,32 @@ describe("a GGUF file of a language model", () => {
       };
       const { kl } = compareLogits(model.forward(tokens, 2), llama.logits(file, tokens, 2), WIDE.vocabulary);
       expect(kl).toBeLessThan(1e-3);
+    });
+  }
+
+  for (const type of ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "Q2_0", "Q4_0", "Q8_0"]) {
+    test(`of dream-256 in ${type} has the logits of a float64 pass with llama.cpp's rounding of inputs`, async () => {
+      if ("reason" in llama) return;
+      const input = join(MODELS, "dream-256"), file = place.fresh(`${type}.gguf`);
+      const folder = await packed(input, { target: "llama.cpp", target_type: type });
+      const { rows } = await exported(folder, file);
+      using golden = SafetensorsFile.open(join(input, "golden.safetensors"));
+      const tokens = Int32Array.from(
+        new BigInt64Array(golden.read("input_ids").buffer).subarray(0, 12),
+        Number,
+      );
+      const types = new Map(rows.map((row) => [row.tensor.name.replace(/\.weight$/, ""), row.type]));
+      const wanted = languageLogits(
+        readWeights(folder, kernels),
+        DREAM_256,
+        [...tokens],
+        undefined,
+        (layer, x) => inputsRoundedAsLlama(types.get(layer)!, x),
+      );
+      const found = llama.logits(file, tokens, 1);
+      const { positions, same, kl } = compareLogits(Float32Array.from(wanted.flat()), found, 35);
+      expect(same).toBe(positions);
+      expect(kl).toBeLessThan(1e-5);
     });
   }
 
