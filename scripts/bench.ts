@@ -7,7 +7,8 @@ import { type Solver, SOLVERS } from "../lib/config/names.ts";
 import { compareSolvers, paretoFront } from "../lib/analysis/tables.ts";
 import { DIVISIBLE_SUITES, shardOptions, unitText } from "../lib/bench/shards.ts";
 import { mergeReports } from "../lib/bench/suite.ts";
-import { type Shard, shardFolder, shardText } from "../lib/plan/shards.ts";
+import { type Shard, shardFolder } from "../lib/output/shard_folders.ts";
+import { shardText } from "../lib/plan/shards.ts";
 import { chosenShard } from "./_command/shard.ts";
 import {
   type BenchContext,
@@ -33,7 +34,7 @@ import { findDevice } from "../lib/native/cuda/mod.ts";
 import { INSTRUCTION_SETS, type InstructionSet } from "../lib/native/kernels.ts";
 import { BACKENDS, MAX_THREADS } from "../lib/native/mod.ts";
 import { checkReplaceable, MADE_BY, writeResult } from "../lib/files/results.ts";
-import { makeFolder } from "../lib/files/whole.ts";
+import { kindOf, makeFolder } from "../lib/files/whole.ts";
 import { BIT_WIDTHS, GROUP_SIZES } from "../lib/quant/mod.ts";
 import { environmentOf, OtherLoad, peakResidentBytes } from "../lib/eval/environment.ts";
 import {
@@ -96,7 +97,7 @@ const USAGE = {
     "--ignore-memory": "run models although memory looks too small for them",
     "--shard I/N":
       "measure part I of N of the models and bits, into shard-I-of-N of the folders of --report and --out; merge.ts makes " +
-      "one run of all; default: what the array task's environment says (Slurm, Kubernetes, Grid Engine); none: all",
+      "one run of all, and a part that is measured already is left, unless --force; default: what the array task's environment says (Slurm, Kubernetes, Grid Engine); none: all",
     "Output": "",
     "--json": "print JSON instead of tables",
     "--out DIR": "also write bench.json and bench.txt there",
@@ -348,6 +349,16 @@ function shardArguments(line: Options, parsed: BenchArguments): BenchArguments {
   return { ...parsed, shard, report: own(report), out: out === undefined ? undefined : own(out) };
 }
 
+/** Whether a shard was measured before, by this version, with these settings and models. */
+async function isMeasured({ suite, options, report, out, shard }: BenchArguments): Promise<boolean> {
+  if (shard === undefined || report === undefined) return false;
+  const { readRun, RUN_FILE } = await import("../lib/analysis/run.ts");
+  const files = [join(report, RUN_FILE), ...(out === undefined ? [] : [join(out, "bench.json")])];
+  if (!files.every((path) => kindOf(path) === "file")) return false;
+  const { isRunOf, shardConfiguration } = await import("../lib/analysis/report/merge_runs.ts");
+  return isRunOf(await readRun(report), suite.name, shardConfiguration(options, shard));
+}
+
 /** Runs the suite on kernels that are opened for it. */
 async function measure(
   { suite, options, json, shard }: BenchArguments,
@@ -386,6 +397,10 @@ async function measure(
 async function run(line: Options, { signal, command }: Context): Promise<void> {
   const parsed = shardArguments(line, benchArguments(line));
   const { suite, options, json, out, report: target, shard } = parsed;
+  if (!line.flags.force && await isMeasured(parsed)) {
+    const text = `${suite.name}: shard ${shardText(shard!)} is measured: ${target}; --force measures it again`;
+    return void process.stderr.write(`${text}\n`);
+  }
   // Nothing of a measurement can be kept: the exit handlers remove its files.
   signal.addEventListener("abort", () => process.exit(signalExitCode(String(signal.reason))));
   const { force } = line.flags, files = ["bench.json", "bench.txt"].map((name) => join(out ?? "", name));
@@ -431,7 +446,8 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
     const name = basename(resolve(target)).replace(/\.html$/, ""),
       made = await benchRun(name, { ...measurement, report });
     if (shard !== undefined) {
-      const configuration = { ...made.configuration, shard: shardText(shard) };
+      const { shardConfiguration } = await import("../lib/analysis/report/merge_runs.ts");
+      const configuration = shardConfiguration(options, shard);
       return await writeRun(target, { ...made, configuration }, force); // the merge draws
     }
     display.log(`${suite.name}: report: ${await writeReport(target, made, { force })}`);

@@ -4,7 +4,7 @@ import { mergeFor } from "../lib/interop/mod.ts";
 import { basename, join, resolve } from "node:path";
 import { readRun, RUN_FILE } from "../lib/analysis/run.ts";
 import { kindOf, listFolder } from "../lib/files/whole.ts";
-import { shardOfFolder } from "../lib/plan/shards.ts";
+import { shardOfFolder } from "../lib/output/shard_folders.ts";
 import {
   isCalibrationStatistics,
   mergeCheckpoint,

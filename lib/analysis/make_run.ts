@@ -31,6 +31,10 @@ export interface BenchResult {
   readonly report: SuiteReport<SuiteRow>;
 }
 
+/** Settings of a bench, as its run has them. */
+export const benchConfiguration = (options: BenchOptions): Run["configuration"] =>
+  asJson({ ...options, models: options.models.map(nameOfPath) });
+
 /** A bench as a run. @throws {TypeError} when rows of the suite do not fit their table */
 export async function benchRun(name: string, result: BenchResult): Promise<Run> {
   const { suite, command, environment, options, seconds, otherCores, report } = result;
@@ -44,7 +48,7 @@ export async function benchRun(name: string, result: BenchResult): Promise<Run> 
     seconds,
     toolVersion: TOOL_VERSION,
     environment: asJson({ ...where, otherCoresBusy: otherCores ?? null }),
-    configuration: asJson({ ...options, models: options.models.map(nameOfPath) }),
+    configuration: benchConfiguration(options),
     summary: benchSummary(report.goals, tables),
     sections: report.sections,
     goals: report.goals,

@@ -2,7 +2,10 @@
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { ConfigError } from "../errors.ts";
 import { nameOfPath } from "../files/whole.ts";
-import { divideUnits, type Shard } from "../plan/shards.ts";
+import type { Shard } from "../output/shard_folders.ts";
+import { divideUnits } from "../plan/shards.ts";
+import { openCheckpoint } from "../tensor/mod.ts";
+import { modelFingerprint } from "../time/mod.ts";
 import type { BenchOptions } from "./options.ts";
 
 /** Suites that measure models, which can be divided; the others measure the machine. */
@@ -49,6 +52,13 @@ export function shardOptions(suite: string, options: BenchOptions, shard: Shard)
   const own = new Set(divideUnits(names.map((name) => ({ name, cost: 1 })), shard.count)[shard.index - 1]);
   return units.filter((_, i) => own.has(names[i]!));
 }
+
+/** Fingerprints of what is measured: a shard is of one run with others where they are equal. */
+export const inputsOf = ({ models, packed = [] }: BenchOptions): string[] =>
+  [...models, ...packed].map((path) => {
+    using checkpoint = openCheckpoint(path);
+    return `${nameOfPath(path)} ${modelFingerprint(checkpoint)}`;
+  });
 
 /** What a unit measures, in words. */
 export const unitText = ({ models, packed = [], bits }: BenchOptions): string =>

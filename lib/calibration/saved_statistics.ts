@@ -23,7 +23,7 @@ import type { Calibrated } from "./mod.ts";
 import { blockRuns, layerInputs, statisticsByRun } from "./collect.ts";
 import { isImportanceMatrix, readImportanceMatrix } from "./statistics/importance_matrix.ts";
 import { exists, ownKind, quote, remove, sha256 } from "../files/whole.ts";
-import type { Shard } from "../plan/shards.ts";
+import type { Shard } from "../output/shard_folders.ts";
 import type { RunOptions } from "../progress.ts";
 import { mergeStatistics, runOf } from "./statistics/parts.ts";
 

@@ -15,7 +15,7 @@ import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile, exists } from "../files/whole.ts";
 import { acquireFileLock, fileLock, removeGone } from "../output/lock.ts";
 import { digestTensors } from "../output/source_digest.ts";
-import type { Shard } from "../plan/shards.ts";
+import type { Shard } from "../output/shard_folders.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
 import { loadCalibrationShard, shardPath } from "./statistics/parts.ts";
 import { loadStatistics, saveMerged, saveStatistics, statisticsFiles } from "./saved_statistics.ts";

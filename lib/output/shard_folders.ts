@@ -8,14 +8,25 @@ import { kindOf, listFolder, quote } from "../files/whole.ts";
 import { readManifest, WORK_FOLDER } from "./output_folder.ts";
 import { type Identity, type Manifest, MANIFEST_FILE, TOOL_VERSION } from "./record.ts";
 
-/** A part of a run, from 1 to `count`. */
-interface ShardIndex {
+/** One of several tasks that do a part each. */
+export interface Shard {
+  /** From 1 to {@linkcode Shard.count}. */
   readonly index: number;
   readonly count: number;
 }
 
+/** Name of a shard's folder, as in `shard-3-of-8`. */
+export const shardFolder = ({ index, count }: Shard): string => `shard-${index}-of-${count}`;
+
+/** The shard whose folder has a name; undefined where it is none's. */
+export function shardOfFolder(name: string): Shard | undefined {
+  const [, index, count] = /^shard-([1-9]\d{0,3})-of-([1-9]\d{0,3})$/.exec(name) ?? [];
+  const shard = { index: Number(index), count: Number(count) };
+  return index !== undefined && shard.index <= shard.count ? shard : undefined;
+}
+
 /** A finished shard. */
-export interface ShardResult extends ShardIndex {
+export interface ShardResult extends Shard {
   readonly path: string;
   readonly manifest: Manifest;
   /** Settings of the run, without what is the shard's alone. */
@@ -33,20 +44,14 @@ const fail = (reason: string, path?: string) =>
 const listed = (names: readonly string[]): string =>
   names.slice(0, LISTED).join(", ") + (names.length > LISTED ? ` and ${names.length - LISTED} more` : "");
 
-/** The shard that a folder's name says. */
-function indexOf(name: string): ShardIndex | undefined {
-  const [, index, count] = /^shard-(\d{1,4})-of-(\d{1,4})$/.exec(name) ?? [];
-  return index === undefined ? undefined : { index: Number(index), count: Number(count) };
-}
-
 /** Folders of shards that paths stand for: those of a shard, or those that hold some. */
 function foldersOf(paths: readonly string[]): string[] {
   const folders = paths.flatMap((path) => {
     if (kindOf(path) !== "folder") {
       throw fail(`there must be a folder of shards at ${quote(path)}, got none`, path);
     }
-    if (indexOf(basename(resolve(path))) !== undefined) return [path];
-    const own = listFolder(path).filter((name) => indexOf(name) !== undefined).map((name) =>
+    if (shardOfFolder(basename(resolve(path))) !== undefined) return [path];
+    const own = listFolder(path).filter((name) => shardOfFolder(name) !== undefined).map((name) =>
       join(path, name)
     );
     if (own.length > 0) return own;
@@ -65,7 +70,7 @@ function foldersOf(paths: readonly string[]): string[] {
 
 /** @throws {CheckpointError} where a folder holds no finished shard of this version */
 function readShard(path: string): ShardResult {
-  const manifest = readManifest(path), named = indexOf(basename(resolve(path)))!;
+  const manifest = readManifest(path), named = shardOfFolder(basename(resolve(path)))!;
   const shard = `shard ${named.index}/${named.count}`;
   if (manifest === undefined) {
     const names = listFolder(path);
@@ -108,7 +113,7 @@ function settingsOf(text: string): Record<string, unknown> {
   }
 }
 
-function isShard(value: unknown): value is ShardIndex & { readonly weights: string } {
+function isShard(value: unknown): value is Shard & { readonly weights: string } {
   return isJsonObject(value) && Number.isSafeInteger(value["index"]) && Number.isSafeInteger(value["count"]);
 }
 
@@ -139,13 +144,13 @@ function checkSame(first: ShardResult, other: ShardResult): void {
  */
 export function readShards(paths: readonly string[]): ShardResult[] {
   const folders = foldersOf(paths),
-    byCount = Map.groupBy(folders, (path) => indexOf(basename(resolve(path)))!.count);
+    byCount = Map.groupBy(folders, (path) => shardOfFolder(basename(resolve(path)))!.count);
   if (byCount.size > 1) {
     const kinds = [...byCount].map(([count, own]) => `${own.length} of ${count} (${quote(own[0]!)})`);
     throw fail(`shards must be of one division, got ${kinds.join(", ")}: name those that belong together`);
   }
   const [[count, own]] = [...byCount] as [[number, string[]]];
-  const byIndex = Map.groupBy(own, (path) => indexOf(basename(resolve(path)))!.index);
+  const byIndex = Map.groupBy(own, (path) => shardOfFolder(basename(resolve(path)))!.index);
   const twice = [...byIndex].filter(([, paths]) => paths.length > 1);
   if (twice.length > 0) {
     const names = twice.map(([index, paths]) => `${index}/${count} (${paths.map(quote).join(", ")})`);

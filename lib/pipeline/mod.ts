@@ -19,7 +19,8 @@ export {
   openShards,
   type ReadShards,
 } from "./merge_checkpoint.ts";
-export { parseShard, type Shard, shardFromEnvironment, shardText } from "../plan/shards.ts";
+export { type Shard } from "../output/shard_folders.ts";
+export { parseShard, shardFromEnvironment, shardText } from "../plan/shards.ts";
 export { opensIn } from "../output/readers.ts";
 export { type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 export { KEEP_RULES, type KeepRule } from "../plan/rules.ts";

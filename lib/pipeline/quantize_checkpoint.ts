@@ -94,7 +94,7 @@ import {
   readsStatistics,
   shardSummary,
 } from "./sharded_run.ts";
-import { type Shard, shardFolder } from "../plan/shards.ts";
+import { type Shard, shardFolder } from "../output/shard_folders.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
 import { type HeldOutError, type RunReport, sum, totalsOf, writtenReport } from "./run_report.ts";
 import { digestTensors, HashingReader } from "../output/source_digest.ts";

@@ -4,7 +4,7 @@ import type { LayerRecord } from "../output/record.ts";
 import type { RewriteResult } from "../output/rewrite.ts";
 import type { PhasesReport } from "../phases/mod.ts";
 import type { Plan, PlanRow } from "../plan/plan.ts";
-import type { Shard } from "../plan/shards.ts";
+import type { Shard } from "../output/shard_folders.ts";
 import { addStatistics, cosine, NO_STATISTICS, relativeRmsError } from "../quant/mod.ts";
 import { type Checkpoint, elementCount } from "../tensor/mod.ts";
 

@@ -3,29 +3,13 @@
  * task works that out for itself, from the same names and costs, so no task has to tell another.
  */
 import { ConfigError } from "../errors.ts";
-
-/** One of several tasks that do a part each. */
-export interface Shard {
-  /** From 1 to {@linkcode Shard.count}. */
-  readonly index: number;
-  readonly count: number;
-}
+import type { Shard } from "../output/shard_folders.ts";
 
 /** Most shards of a run. */
 export const MAX_SHARDS = 4096;
 
 /** As in `3/8`. */
 export const shardText = ({ index, count }: Shard): string => `${index}/${count}`;
-
-/** Name of a shard's folder, as in `shard-3-of-8`. */
-export const shardFolder = ({ index, count }: Shard): string => `shard-${index}-of-${count}`;
-
-/** The shard whose folder has a name; undefined where it is none's. */
-export function shardOfFolder(name: string): Shard | undefined {
-  const [, index, count] = /^shard-([1-9]\d{0,3})-of-([1-9]\d{0,3})$/.exec(name) ?? [];
-  const shard = { index: Number(index), count: Number(count) };
-  return index !== undefined && shard.index <= shard.count ? shard : undefined;
-}
 
 /** The shard that a text as `3/8` names. @throws {ConfigError} on anything else */
 export function parseShard(text: string, source = "--shard"): Shard {

@@ -1,7 +1,8 @@
 /** A bench in parts, and the one run that is made of them. */
 import { afterAll, describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { mergeRuns, type RunShard } from "../../lib/analysis/report/merge_runs.ts";
+import { isRunOf, mergeRuns, type RunShard } from "../../lib/analysis/report/merge_runs.ts";
 import { readRun, type Run } from "../../lib/analysis/run.ts";
 import { benchOptions } from "../../lib/bench/mod.ts";
 import { shardOptions } from "../../lib/bench/shards.ts";
@@ -60,6 +61,19 @@ test(
     for (const shard of ["2/2", "1/2"]) {
       done("bench.ts", [...args, ...limits, "--report", parts, "--shard", shard]);
     }
+    // Restarted, a part that is done is left as it is.
+    const file = join(parts, "shard-1-of-2", "run.json"), before = readFileSync(file);
+    const again = (...own: string[]) =>
+      run("bench.ts", [...args, ...own, "--report", parts, "--shard", "1/2"]);
+    expect(again(...limits)).toMatchObject({ code: 0, stderr: expect.stringContaining("is measured") });
+    expect(readFileSync(file).equals(before)).toBe(true);
+    const first = await readRun(join(parts, "shard-1-of-2")), { configuration } = first;
+    expect(isRunOf(first, "accuracy", configuration)).toBe(true);
+    expect(isRunOf(first, "peers", configuration)).toBe(false);
+    for (const key of Object.keys(configuration)) {
+      expect(isRunOf(first, "accuracy", { ...configuration, [key]: "other" })).toBe(false);
+    }
+    expect(isRunOf({ ...first, toolVersion: "0" }, "accuracy", configuration)).toBe(false);
     done("merge.ts", [parts, merged]);
     const made = await readRun(merged);
     expect(comparable(made)).toBe(comparable(await readRun(whole)));

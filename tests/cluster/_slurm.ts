@@ -1,6 +1,6 @@
 /** A Slurm of two nodes on this machine, for a test: a controller and two daemons, without accounts, cgroups or systemd. */
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { hostname } from "node:os";
 import { join } from "node:path";
@@ -27,6 +27,9 @@ async function freePorts(count: number): Promise<number[]> {
   for (const server of servers) await new Promise((resolve) => server.close(resolve));
   return ports;
 }
+
+/** Why this machine's daemons do not come up; thrown where no task has been started yet. */
+export class NoSlurm extends Error {}
 
 /** A running Slurm. */
 export interface Slurm {
@@ -101,26 +104,32 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
     if (status === 0) return stdout.trim();
     throw new Error(`${program} ${args.join(" ")}: exit status ${status}: ${stderr}${stdout}`);
   };
+  /** Last lines of the daemons' logs. */
+  const logs = () =>
+    ["slurmctld", "slurmd-n1", "slurmd-n2"].map((name) => join(folder, `${name}.log`)).filter(existsSync)
+      .map((path) => readFileSync(path, "utf8").slice(-1000)).join("\n");
   const until = async (what: string, isSo: () => boolean): Promise<void> => {
     for (const end = Date.now() + 180_000; Date.now() < end;) {
       if (isSo()) return;
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
-    throw new Error(
-      `no ${what} within three minutes: ${readFileSync(join(folder, "slurmctld.log"), "utf8").slice(-2000)}`,
-    );
+    throw new Error(`no ${what} within three minutes: ${logs()}`);
   };
   try {
     await until("two idle nodes", () => {
+      const ended = daemons.find(({ exitCode, signalCode }) => exitCode !== null || signalCode !== null);
+      if (ended !== undefined) {
+        throw new Error(`${ended.spawnargs.join(" ")} ended: ${logs()}`);
+      }
       const { status, stdout } = spawnSync("sinfo", ["-h", "-N", "-o", "%N %T"], {
         env: environment,
         encoding: "utf8",
       });
       return status === 0 && stdout.trim() === "n1 idle\nn2 idle";
     });
-  } catch (error) {
+  } catch (cause) {
     stop();
-    throw error;
+    throw new NoSlurm(cause instanceof Error ? cause.message : String(cause), { cause });
   }
   return { run, until, environment, stop };
 }

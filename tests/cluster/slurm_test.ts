@@ -8,7 +8,7 @@ import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { differences, gaussian, isDeno, matrix, ROOT, workplace, writeCheckpoint } from "../_checkpoints.ts";
 import { configOf } from "../pipeline/_runs.ts";
-import { startSlurm, whyNoSlurm } from "./_slurm.ts";
+import { NoSlurm, startSlurm, whyNoSlurm } from "./_slurm.ts";
 
 const place = workplace();
 afterAll(() => place.remove());
@@ -81,7 +81,10 @@ test("an array of six tasks on two nodes, one killed and requeued: the bytes of 
     (_, i) => [`layers.${i}.weight`, matrix(1024, 1024, data)] as const,
   );
   const input = writeCheckpoint(place.fresh("model"), Object.fromEntries(tensors));
-  const slurm = await startSlurm(join(place.path, "slurm"));
+  const slurm = await startSlurm(join(place.path, "slurm")).catch((error: Error) => error);
+  // Only daemons that do not come up are a reason: what goes wrong in a running Slurm fails.
+  if (slurm instanceof NoSlurm) return console.log(`skipped: Slurm does not start: ${slurm.message}`);
+  if (slurm instanceof Error) throw slurm;
   try {
     const command = `${process.execPath} run ${join(ROOT, "scripts", "arrowquant.ts")}`;
     // More widths than one are tried, so that a tensor takes a moment.

@@ -1,9 +1,14 @@
 /** Runs that are the shards of one, as that one run. */
+import { isDeepStrictEqual } from "node:util";
 import { CheckpointError } from "../../errors.ts";
+import type { BenchOptions } from "../../bench/options.ts";
+import { inputsOf } from "../../bench/shards.ts";
 import type { Section } from "../../bench/suite.ts";
 import { TOOL_VERSION } from "../../output/record.ts";
+import type { Shard } from "../../output/shard_folders.ts";
+import { shardText } from "../../plan/shards.ts";
 import type { Json } from "../_chart.ts";
-import { benchSummary } from "../make_run.ts";
+import { benchConfiguration, benchSummary } from "../make_run.ts";
 import type { Run } from "../run.ts";
 import { type RowOf, TABLE_NAMES, TABLE_SCHEMAS, type TableName } from "../schema.ts";
 import { type ColumnTable, rowsOf, tableFromRows } from "../tables.ts";
@@ -25,6 +30,22 @@ function shardOf({ path, run }: RunShard): { readonly index: number; readonly co
   }
   return { index: Number(index), count: Number(count) };
 }
+
+/** Settings of a shard's run: those of its bench, which part it is, and of which models. */
+export const shardConfiguration = (options: BenchOptions, shard: Shard): Run["configuration"] => ({
+  ...benchConfiguration(options),
+  shard: shardText(shard),
+  inputs: inputsOf(options),
+});
+
+/** Whether a run is this version's, of a suite with these settings. */
+export const isRunOf = (
+  { title, toolVersion, configuration }: Run,
+  suite: string,
+  wanted: Run["configuration"],
+): boolean =>
+  toolVersion === TOOL_VERSION && title.startsWith(`bench, suite ${suite}`) &&
+  isDeepStrictEqual(configuration, wanted);
 
 /** What all shards of a run have in common. */
 const settingsOf = (
@@ -67,7 +88,7 @@ export async function mergeRuns(name: string, given: readonly RunShard[]): Promi
   };
 }
 
-const settingsWithout = ({ configuration: { shard: _, ...settings } }: Run) => settings;
+const settingsWithout = ({ configuration: { shard: _, inputs: __, ...settings } }: Run) => settings;
 
 /** Shards by index. */
 function checkedShards(given: readonly RunShard[]): RunShard[] {

@@ -2,7 +2,8 @@
 import { CalibrationError } from "../../errors.ts";
 import { sha256 } from "../../files/whole.ts";
 import type { LoadedModel } from "../../models/mod.ts";
-import { type Shard, shardFolder, shardText } from "../../plan/shards.ts";
+import { type Shard, shardFolder } from "../../output/shard_folders.ts";
+import { shardText } from "../../plan/shards.ts";
 import type { CalibrationRun, CalibrationStatistics } from "../../time/mod.ts";
 import { BATCH_POSITIONS, type CalibrationOptions, type CalibrationPart } from "../draw.ts";
 import { type Calibrated, loadCalibration } from "../mod.ts";
