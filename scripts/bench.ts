@@ -398,7 +398,9 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
   const parsed = shardArguments(line, benchArguments(line));
   const { suite, options, json, out, report: target, shard } = parsed;
   if (!line.flags.force && await isMeasured(parsed)) {
-    const text = `${suite.name}: shard ${shardText(shard!)} is measured: ${target}; --force measures it again`;
+    const text = `${suite.name}: shard ${
+      shardText(shard!)
+    } is measured: ${target}; --force measures it again`;
     return void process.stderr.write(`${text}\n`);
   }
   // Nothing of a measurement can be kept: the exit handlers remove its files.
