@@ -47,7 +47,7 @@ static int has_byte_dot(void) {
  * wider sets compile them again. */
 #define AQ_SLOT(test, set, int8_set, backward_set)                                                        \
   {                                                                                                       \
-    test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set,  \
+    test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set, &aq_trellis_scalar, \
         &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set                             \
   }
 #define AQ_DECLARE(set)                               \

@@ -8,6 +8,7 @@
 #include "product/kernels.h"
 #include "quantize/kernels.h"
 #include "solver/rows.h"
+#include "solver/trellis.h"
 #include "two_level/kernels.h"
 
 typedef struct {
@@ -16,6 +17,7 @@ typedef struct {
   aq_two_level_function *two_level;
   const aq_forward_kernels *forward;
   const aq_row_kernels *rows;
+  const aq_trellis_kernels *trellis;
   const aq_product_kernels *product;
   const aq_int8_kernels *int8;
   const aq_backward_kernels *backward;

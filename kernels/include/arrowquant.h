@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 8
+#define AQ_ABI_VERSION 9
 
 #define AQ_OK 0
 #define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
@@ -391,6 +391,24 @@ AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, i
                                int32_t rounds, AQ_INOUT uint8_t *codes, AQ_INOUT float *scale,
                                AQ_INOUT float *zero_point, double *objective, float *work, int32_t isa,
                                int32_t threads);
+
+/* Trellis codes: weight j of a row is scale table[window] + offset. The window is code j on top of the codes before
+ * it: three of 2 bits or two of 3, so that table has 2^(bits + 6) entries; codes in front of the row are 0. bits 2 or
+ * 3, scale and offset f32[rows, groups]. The search keeps a survivor for each window, or one with survivors 1 (0: all
+ * of them), each of which feeds its own errors back to later columns; columns are decided 16 at a time, behind which
+ * as many were searched. factor and pivots: U of the moment, columns in their own order, block as for
+ * aq_quantize_feedback, a multiple of 32. codes u8[rows, cols]; objective f64[rows]. */
+AQ_API int32_t aq_search_trellis(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                 const float *table, int32_t survivors, const float *scale, const float *offset,
+                                 size_t block, const float *factor, const float *pivots, uint8_t *codes,
+                                 double *objective, float *work, int32_t isa, int32_t threads);
+
+/* As aq_refine_codes for trellis codes: scales and offsets by least squares, and descent over codes, each of which
+ * is in several windows. */
+AQ_API int32_t aq_settle_trellis(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                 const float *table, size_t block, const float *moment, int32_t refit, int32_t rounds,
+                                 AQ_INOUT uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT float *offset,
+                                 double *objective, float *work, int32_t isa, int32_t threads);
 
 /* Gradients -------------------------------------------------------------------------------------------------
  *

@@ -53,6 +53,7 @@ const COMMON_SOURCES = [
   "solver/api.c",
   "solver/rows_api.c",
   "solver/rows_scalar.c",
+  "solver/trellis_scalar.c",
 ];
 
 const AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"];

@@ -2,7 +2,7 @@
 // deno-fmt-ignore-file
 
 /** `AQ_ABI_VERSION` of kernels/include/arrowquant.h. */
-export const ABI_VERSION = 8;
+export const ABI_VERSION = 9;
 
 export const SIGNATURES = {
   aq_abi_version: "",
@@ -55,6 +55,8 @@ export const SIGNATURES = {
   aq_clipped_grids: "in:f32 usize usize i32 usize i32 f32 out:f32 out:f32 i32",
   aq_quantize_feedback: "in:f32 usize usize i32 usize in:f32 in:f32 usize in:f32 in:f32 in:i32 out:u8 out:f64 out:f32 i32 i32",
   aq_refine_codes: "in:f32 usize usize i32 usize i32 usize in:f32 i32 i32 inout:u8 inout:f32 inout:f32 out:f64 out:f32 i32 i32",
+  aq_search_trellis: "in:f32 usize usize i32 usize in:f32 i32 in:f32 in:f32 usize in:f32 in:f32 out:u8 out:f64 out:f32 i32 i32",
+  aq_settle_trellis: "in:f32 usize usize i32 usize in:f32 usize in:f32 i32 i32 inout:u8 inout:f32 inout:f32 out:f64 out:f32 i32 i32",
   aq_transpose: "in:f32 usize usize out:f32 i32 i32",
   aq_packed_gradient: "in:f32 in:u32 in:u16 in:u16 usize usize i32 usize out:f32 out:f32 i32 i32",
   aq_rms_norm_backward: "in:f32 in:f32 usize usize in:f32 f32 out:f32 i32 i32",

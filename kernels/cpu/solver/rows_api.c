@@ -3,6 +3,7 @@
 #include "../dispatch.h"
 #include "../threads.h"
 #include "rows.h"
+#include "trellis.h"
 
 static int all_finite(const float *values, size_t n) {
   float sum[16] = {0}; /* 0, or NaN; as many as a vector has */
@@ -27,7 +28,10 @@ static size_t thread_of(size_t begin, size_t units, size_t count) {
 #define AQ_PER_WORK 512
 
 /* Floats of one thread, and in front of all. */
-static size_t thread_floats(size_t cols, size_t groups) { return (aq_panel_floats(cols, groups) + 15) / 16 * 16; }
+static size_t thread_floats(size_t cols, size_t groups) {
+  const size_t panel = aq_panel_floats(cols, groups), chunk = aq_trellis_floats(cols, groups);
+  return ((panel > chunk ? panel : chunk) + 15) / 16 * 16;
+}
 static size_t shared_floats(size_t cols, size_t groups) { return (cols + 2 * groups + 15) / 16 * 16; }
 
 uint64_t aq_row_floats(size_t cols, size_t groups, size_t threads) {
@@ -127,6 +131,17 @@ static int32_t sum_rows(const void *context, size_t begin, size_t end) {
   return AQ_OK;
 }
 
+/* Both of what refits take: rows added up, and those over their groups. */
+static int32_t group_sums(const float *moment, size_t cols, size_t group, size_t block, double *sums, float *ones,
+                          int32_t threads) {
+  const ones_job job = {moment, cols, group, block, ones};
+  const size_t work = aq_work((double)cols * (double)aq_min_size(group, block));
+  __builtin_memset(sums, 0, ((cols - 1) / group + 1) * sizeof *sums);
+  const int32_t status = aq_run_units(sum_rows, &job, cols, work, threads);
+  for (size_t k = 0; k < cols && status == AQ_OK; k++) sums[k / group] += (double)ones[k];
+  return status;
+}
+
 int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                         int32_t zero_point_kind, size_t block, const float *moment, int32_t refit, int32_t rounds,
                         uint8_t *codes, float *scale, float *zero_point, double *objective, float *work, int32_t isa,
@@ -144,18 +159,100 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
   const size_t group = aq_group_columns(group_size, cols);
   double *sums = (double *)work;
   float *ones = work + 2 * groups;
-  if (refit && rounds > 0) {
-    const ones_job ones_of = {moment, cols, group, block, ones};
-    status = aq_run_units(sum_rows, &ones_of, cols, aq_work((double)cols * (double)aq_min_size(group, block)), threads);
-    if (status != AQ_OK) return status;
-    __builtin_memset(sums, 0, groups * sizeof *sums);
-    for (size_t k = 0; k < cols; k++) sums[k / group] += (double)ones[k];
-  }
+  if (refit && rounds > 0) status = group_sums(moment, cols, group, block, sums, ones, threads);
+  if (status != AQ_OK) return status;
   const aq_refine_job job = {weights, rows, cols, bits, group, groups, block, zero_point_kind, refit, rounds, moment,
                              ones, sums, scale, zero_point, codes, objective};
   panels_context context = {.kernels = kernels->rows, .refine = &job, .rows = rows, .cols = cols,
                             .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
   return panels_over_threads(&context, 1 + (double)rounds + (refit && groups == 1), block, threads);
+}
+
+/* Trellis codes ------------------------------------------------------------------------------------------ */
+
+/* Chunks of rows over threads, each thread with a work area of `floats`. */
+typedef struct {
+  const aq_trellis_kernels *kernels;
+  const aq_search_job *search;
+  const aq_settle_job *settle;
+  size_t rows, floats, chunks, threads;
+  float *work;
+} chunks_context;
+
+static int32_t run_chunks(const void *context, size_t begin, size_t end) {
+  const chunks_context *c = context;
+  float *work = c->work + thread_of(begin, c->chunks, c->threads) * c->floats;
+  for (; begin < end; begin++) {
+    const size_t row = begin * c->kernels->lanes, rows = aq_min_size(c->kernels->lanes, c->rows - row);
+    if (c->search)
+      c->kernels->search(c->search, row, rows, work);
+    else
+      c->kernels->settle(c->settle, row, rows, work);
+  }
+  return AQ_OK;
+}
+
+/* `products`: multiply-adds for a weight. */
+static int32_t chunks_over_threads(chunks_context *c, size_t cols, double products, int32_t threads) {
+  const size_t work = aq_work(products * (double)c->rows * (double)cols / AQ_PER_WORK);
+  c->chunks = (c->rows - 1) / c->kernels->lanes + 1;
+  c->threads = aq_thread_count(c->chunks, work, threads);
+  return aq_run_units(run_chunks, c, c->chunks, work, threads);
+}
+
+static int32_t check_trellis(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                             size_t block, const float *table, const float *scale, const float *offset,
+                             size_t *groups) {
+  if (!table || !aq_trellis_bits_allowed(bits)) return AQ_E_ARGUMENT;
+  const int32_t status = check_rows(weights, rows, cols, bits, group_size, block, scale, offset, groups);
+  if (status != AQ_OK) return status;
+  if (block % AQ_PART != 0 && block < cols) return AQ_E_SHAPE;
+  return all_finite(table, aq_trellis_windows(bits)) ? AQ_OK : AQ_E_VALUE;
+}
+
+int32_t aq_search_trellis(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                          const float *table, int32_t survivors, const float *scale, const float *offset, size_t block,
+                          const float *factor, const float *pivots, uint8_t *codes, double *objective, float *work,
+                          int32_t isa, int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  AQ_KERNELS(isa);
+  size_t groups;
+  const int32_t status = check_trellis(weights, rows, cols, bits, group_size, block, table, scale, offset, &groups);
+  if (status != AQ_OK) return status;
+  if (!factor || !pivots || !codes || !objective || !work || (survivors != 1 && survivors != 0)) return AQ_E_ARGUMENT;
+  if (!all_finite(factor, block_elements(cols, block)) || !all_finite(pivots, cols)) return AQ_E_VALUE;
+  const aq_search_job job = {weights, rows, cols, bits, aq_group_columns(group_size, cols), groups, block, table,
+                             factor, pivots, survivors, scale, offset, codes, objective};
+  chunks_context context = {.kernels = kernels->trellis, .search = &job, .rows = rows,
+                            .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
+  const double products = (double)aq_trellis_windows(bits) * 2 * AQ_TRELLIS_BLOCK + 0.5 * (double)block;
+  return chunks_over_threads(&context, cols, products, threads);
+}
+
+int32_t aq_settle_trellis(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                          const float *table, size_t block, const float *moment, int32_t refit, int32_t rounds,
+                          uint8_t *codes, float *scale, float *offset, double *objective, float *work, int32_t isa,
+                          int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  AQ_KERNELS(isa);
+  size_t groups;
+  int32_t status = check_trellis(weights, rows, cols, bits, group_size, block, table, scale, offset, &groups);
+  if (status != AQ_OK) return status;
+  if (!moment || !codes || !objective || !work || rounds < 0) return AQ_E_ARGUMENT;
+  if (!all_finite(moment, block_elements(cols, block))) return AQ_E_VALUE;
+  for (size_t i = 0; i < rows * cols; i++)
+    if (codes[i] >> bits) return AQ_E_VALUE;
+  const size_t group = aq_group_columns(group_size, cols);
+  double *sums = (double *)work;
+  float *ones = work + 2 * groups;
+  if (refit && rounds > 0) status = group_sums(moment, cols, group, block, sums, ones, threads);
+  if (status != AQ_OK) return status;
+  const aq_settle_job job = {weights, rows, cols, bits, group, groups, block, table, refit, rounds, moment, ones, sums,
+                             scale, offset, codes, objective};
+  chunks_context context = {.kernels = kernels->trellis, .settle = &job, .rows = rows,
+                            .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
+  const double passes = 1 + (double)rounds * (1 + (refit && groups == 1));
+  return chunks_over_threads(&context, cols, passes * (double)block, threads);
 }
 
 /* Grids -------------------------------------------------------------------------------------------------- */
