@@ -62,10 +62,11 @@ function drivers(
   output: string,
   run: (driver: string) => readonly string[],
 ): (readonly string[])[] {
-  return ["quantize", "two_level", "forward", "int8", "product", "solver", "trellis_search", "backward"].flatMap((name) => [
-    [...compile, `kernels/tests/${name}.c`, ...kernels, "-o", `${output}-${name}`, "-lm"],
-    run(`${output}-${name}`),
-  ]);
+  return ["quantize", "two_level", "forward", "int8", "product", "solver", "trellis_search", "backward"]
+    .flatMap((name) => [
+      [...compile, `kernels/tests/${name}.c`, ...kernels, "-o", `${output}-${name}`, "-lm"],
+      run(`${output}-${name}`),
+    ]);
 }
 
 /** An architecture's kernels compiled with these flags, and the drivers run on them. */
