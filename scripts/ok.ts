@@ -199,6 +199,17 @@ const BUN_ALONE = [
   "tests/time", // stops and kills of a run, too: in Deno those of tests/output
 ];
 
+/** Folders of tests that measure and solve whole models: about half of the time that Bun's tests take. */
+const OF_WHOLE_MODELS = ["bench", "calibration", "phases", "pipeline", "solve"];
+
+/** Arguments of `bun test` that run the tests of those folders, or all others. */
+function bunTests(ofWholeModels: boolean): string[] {
+  const entries = readdirSync(join(root, "tests"), { withFileTypes: true });
+  const names = entries.flatMap((entry) => entry.isDirectory() || entry.name.endsWith("_test.ts") ? entry.name : []);
+  const chosen = names.filter((name) => OF_WHOLE_MODELS.includes(name) === ofWholeModels);
+  return [bun, "test", "--timeout", "120000", ...chosen.map((name) => `./tests/${name}`)];
+}
+
 /** Commands of documents are tried, not measured: what they leave open is small. */
 const SMALL = [
   "env",
@@ -223,7 +234,8 @@ function sourceSteps(): Step[] {
     },
     { name: "embedded WebAssembly is of these sources", commands: build("--check-wasm") },
     { name: "signatures are of these headers", commands: build("--check-signatures") },
-    { name: "tests in Bun", commands: [[bun, "test", "--timeout", "120000"]] },
+    { name: "tests in Bun", commands: [bunTests(false)] },
+    { name: "tests of whole models in Bun", commands: [bunTests(true)] },
     { name: "tests in Deno", commands: [[...denoTest, `--ignore=${BUN_ALONE.join()}`, "tests/"]] },
     { name: "examples in docstrings", commands: [[...denoTest, "--doc", "mod.ts", "lib/"]] },
     { name: "every public symbol is documented", commands: [[bun, "run", "scripts/docs.ts", "--check"]] },
@@ -301,8 +313,24 @@ const failedTests = (output: string): string[] => [
   ),
 ];
 
-/** Runs a step's commands up to the first that fails, and prints its line. */
-async function perform(step: Step): Promise<void> {
+/**
+ * The processors of this process in so many shares, as `taskset` takes them; undefined where that is not there, or a
+ * share would be empty. A program that is held to its share starts no threads that wait for another step's.
+ */
+async function processorShares(count: number): Promise<string[] | undefined> {
+  if (process.platform !== "linux" || await compilerVersion("taskset") === undefined) return undefined;
+  const list = /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "";
+  const processors = list.split(",").flatMap((range) => {
+    const [first, last = first] = range.split("-").map(Number);
+    return Array.from({ length: last! - first! + 1 }, (_, i) => first! + i);
+  });
+  const each = Math.floor(processors.length / count);
+  if (each === 0) return undefined;
+  return Array.from({ length: count }, (_, i) => processors.slice(i * each, (i + 1) * each).join());
+}
+
+/** Runs a step's commands, on these processors, up to the first that fails, and prints its line. */
+async function perform(step: Step, processors?: string): Promise<void> {
   if (step.skip !== undefined) {
     console.log(`skip    ${step.name}: ${step.skip}`);
     total.skipped++;
@@ -310,7 +338,9 @@ async function perform(step: Step): Promise<void> {
   }
   const started = performance.now();
   let code = 0, output = "";
-  for (const [program, ...args] of step.commands) {
+  const held = processors === undefined ? [] : ["taskset", "-c", processors];
+  for (const command of step.commands) {
+    const [program, ...args] = [...held, ...command];
     const outcome = await runProgram(program!, args, { cwd: root });
     output += outcome.output + outcome.errors;
     code = outcome.code === SKIPPED ? 0 : outcome.code;
@@ -346,10 +376,11 @@ async function run({ flags, values }: Arguments<typeof USAGE>): Promise<number> 
     if (flags.list) { for (const { name } of todo.splice(0)) console.log(name); }
     // Alone: processes that run at the same time would each build it.
     if (todo[0] === library) await perform(todo.shift()!);
-    const worker = async (): Promise<void> => {
-      for (let step = todo.shift(); step !== undefined; step = todo.shift()) await perform(step);
+    const count = Math.min(MAX_STEPS_AT_ONCE, availableParallelism()), shares = await processorShares(count);
+    const worker = async (_: unknown, i: number): Promise<void> => {
+      for (let step = todo.shift(); step !== undefined; step = todo.shift()) await perform(step, shares?.[i]);
     };
-    await Promise.all(Array.from({ length: Math.min(MAX_STEPS_AT_ONCE, availableParallelism()) }, worker));
+    await Promise.all(Array.from({ length: count }, worker));
   } finally {
     rmSync(work, { recursive: true, force: true });
   }

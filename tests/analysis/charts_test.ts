@@ -141,7 +141,7 @@ describe("awkward values", () => {
   });
 
   test("whatever may be absent is: no chart stumbles, and no axis is without an extent", async () => {
-    let drawn = 0;
+    const drawn = new Set<string>(); // a column that a chart does not read leaves it as it was
     for (const [name, table] of Object.entries(await syntheticTables()) as [TableName, TableLike][]) {
       const schema = columnsOf(name);
       const optional = Object.keys(schema).filter((column) => schema[column]!.required !== true);
@@ -165,12 +165,14 @@ describe("awkward values", () => {
       ];
       for (const changed of tables) {
         for (const { spec } of chartsOf({ [name]: changed })) {
+          const text = JSON.stringify(spec);
+          if (drawn.has(text)) continue;
+          drawn.add(text);
           await renderSvg(spec);
-          drawn++;
         }
       }
     }
-    expect(drawn).toBeGreaterThan(150);
+    expect(drawn.size).toBeGreaterThan(80);
   }, 60_000);
 
   test("zeros and negative values keep a linear scale; values over decades get a logarithm", async () => {

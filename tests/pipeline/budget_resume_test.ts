@@ -6,9 +6,15 @@ import { CalibrationError, InterruptedError, OutputError } from "../../lib/error
 import { openKernels } from "../../lib/native/mod.ts";
 import { WORK_FOLDER } from "../../lib/pipeline/mod.ts";
 import { differences, rejection, workplace } from "../_checkpoints.ts";
-import { DREAM, type Options, pipelineRuns } from "./_runs.ts";
+import { dreamCheckpoint, store } from "../_models.ts";
+import { type Options, pipelineRuns } from "./_runs.ts";
 
 const place = workplace();
+/** Two blocks, 14 layers. */
+const DREAM = store(
+  place.fresh("model"),
+  dreamCheckpoint({ width: 64, inner: 64, blocks: 2, heads: 4, kvHeads: 2, vocabulary: 35 }, "BF16"),
+);
 const kernels = await openKernels();
 afterAll(() => {
   kernels.close();
@@ -103,7 +109,7 @@ describe("a run with a budget that is stopped while it measures", () => {
     );
     expect(other).toBeInstanceOf(OutputError);
     expect(other.message).toContain("target_bits_per_weight 2.6, not 3");
-    const weights = join(input, "model-00002-of-00002.safetensors"), bytes = readFileSync(weights);
+    const weights = join(input, "model.safetensors"), bytes = readFileSync(weights);
     bytes[bytes.length - 1]! ^= 1;
     writeFileSync(weights, bytes);
     utimesSync(weights, new Date(1e12), new Date(1e12));

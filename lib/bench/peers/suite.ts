@@ -29,7 +29,7 @@ import { type QuantizedModel, type Target, targetOf } from "./quantized_model.ts
 import { llamaContenders, llamaGoals } from "./in_llama.ts";
 
 /** Sequences for a language model without puzzles, and noised images a timestep. */
-const SYNTHETIC_SEQUENCES = 300, IMAGES = 32, QUICK_IMAGES = 4;
+const SYNTHETIC_SEQUENCES = 300, IMAGES = 32, QUICK_SEQUENCES = 40, QUICK_IMAGES = 4;
 
 const SHORT_KINDS: Record<MethodKind, string> = {
   "ours": "ours",
@@ -83,7 +83,7 @@ async function measureModel(
       tasks,
       puzzles: limit,
       drawn: limit,
-      sequences: SYNTHETIC_SEQUENCES,
+      sequences: quick ? QUICK_SEQUENCES : SYNTHETIC_SEQUENCES,
       images: quick ? QUICK_IMAGES : IMAGES,
     });
   } catch (error) {

@@ -55,7 +55,8 @@ describe("second moments", () => {
       const { cols, secondMoment } = (await target.inputsOf(positions, layers)).get(name)!;
       expect([cols, secondMoment.length]).toEqual([160, 160 * 160]);
       if (calibrated.kind !== "sequences") throw new Error("not a language model");
-      const sum = new Float64Array(cols * cols);
+      const checked = Array.from({ length: 10 }, (_, i) => 16 * i + i % 7); // rows of the moment
+      const sum = new Float64Array(checked.length * cols);
       let total = 0, samples = 0;
       for (const { batch, weights } of calibrated.data.fit) {
         samples += batch.batch;
@@ -66,8 +67,8 @@ describe("second moments", () => {
             for (let t = 0; t < tokens; t++) {
               const weight = positions === "alike" ? 1 : weights[t]!;
               total += weight;
-              for (let i = 0; i < cols; i++) {
-                const scaled = weight * x[t * cols + i]!;
+              for (const [i, row] of checked.entries()) {
+                const scaled = weight * x[t * cols + row]!;
                 for (let j = 0; j < cols; j++) sum[i * cols + j]! += scaled * x[t * cols + j]!;
               }
             }
@@ -76,7 +77,8 @@ describe("second moments", () => {
       }
       expect(samples).toBe(512);
       // Sums of 18,432 products in float32, each element's in the order of positions.
-      expect(relativeError(secondMoment, sum.map((value) => value / total))).toBeLessThan(5e-5);
+      const rows = checked.flatMap((row) => [...secondMoment.subarray(row * cols, (row + 1) * cols)]);
+      expect(relativeError(Float32Array.from(rows), sum.map((value) => value / total))).toBeLessThan(5e-5);
     });
   }
 
@@ -158,7 +160,7 @@ describe("a replaced checkpoint", () => {
 describe("models", () => {
   const yardstick = yardstickOf(checkpoint, withThreads(kernels, 2), {
     seed: 1,
-    puzzles: 40,
+    puzzles: 12,
     sequences: 16,
     images: 4,
   }).then(
@@ -218,7 +220,7 @@ function methods({ rows }: SuiteReport): unknown[] {
 
 describe("the suite", () => {
   test("measures every contender alike", async () => {
-    const report = await peersSuite.run(context(`--model ${DREAM} --limit 10 --group-size 32`));
+    const report = await peersSuite.run(context(`--model ${DREAM} --limit 4 --group-size 32`));
     const byName = new Map(report.rows.map((row) => [row["method"], row]));
     const isThere = report.skipped.every(({ what }) => !what.endsWith(": ggml"));
     if (!isThere) console.log("skipped: rows of ggml in the peers' suite");
@@ -260,10 +262,10 @@ describe("the suite", () => {
       expect(distance.low).toBeLessThanOrEqual(distance.value);
       expect(distance.high).toBeGreaterThanOrEqual(distance.value);
       expect(exactMatch.map(({ task, prompts }) => [task, prompts])).toEqual([
-        ["add", 10],
-        ["sudoku", 10],
-        ["sort", 10],
-        ["all", 30],
+        ["add", 4],
+        ["sudoku", 4],
+        ["sort", 4],
+        ["all", 12],
       ]);
       expect(quantizeSeconds).toBeGreaterThan(0);
     }
@@ -298,9 +300,9 @@ describe("the suite", () => {
     async () => {
       const folder = store(place.fresh("wide"), dreamCheckpoint());
       const { rows, sections, skipped } = await noGgml.run(
-        context(`--model ${folder} --bits 2 --group-size 0,16`),
+        context(`--model ${folder} --bits 2 --group-size 16`),
       );
-      expect(rows.length).toBe(1 + 2 * 9);
+      expect(rows.length).toBe(1 + 9);
       for (const row of rows) {
         expect(row["evaluation"]).toContain("synthetic");
         expect(row["calibration"]).toContain("synthetic");
@@ -352,7 +354,7 @@ describe("the suite", () => {
   }, 60_000);
 
   test("draws glyphs with a limit", async () => {
-    const { rows } = await few.run(context(`--model ${GLYPHS} --group-size 0 --limit 4`));
+    const { rows } = await few.run(context(`--model ${GLYPHS} --group-size 0 --limit 2`));
     expect(rows.length).toBe(3);
     for (const row of rows) {
       expect(
@@ -360,7 +362,7 @@ describe("the suite", () => {
           { task, prompts },
         ) => [task, prompts]),
       )
-        .toEqual([["recognized", 4]]);
+        .toEqual([["recognized", 2]]);
     }
   }, 60_000);
 
