@@ -205,7 +205,9 @@ const OF_WHOLE_MODELS = ["bench", "calibration", "phases", "pipeline", "solve"];
 /** Arguments of `bun test` that run the tests of those folders, or all others. */
 function bunTests(ofWholeModels: boolean): string[] {
   const entries = readdirSync(join(root, "tests"), { withFileTypes: true });
-  const names = entries.flatMap((entry) => entry.isDirectory() || entry.name.endsWith("_test.ts") ? entry.name : []);
+  const names = entries.flatMap((entry) =>
+    entry.isDirectory() || entry.name.endsWith("_test.ts") ? entry.name : []
+  );
   const chosen = names.filter((name) => OF_WHOLE_MODELS.includes(name) === ofWholeModels);
   return [bun, "test", "--timeout", "120000", ...chosen.map((name) => `./tests/${name}`)];
 }
