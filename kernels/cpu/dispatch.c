@@ -45,10 +45,10 @@ static int has_byte_dot(void) {
 /* Quantizing, forward passes and solvers come as one set: one unit in isa/ compiles their vector.h. Two sets
  * have faster products of 8-bit activations than the one they extend. Gradients are plain loops: only x86's
  * wider sets compile them again. */
-#define AQ_SLOT(test, set, int8_set, backward_set)                                                        \
+#define AQ_SLOT(test, set, int8_set, backward_set, levels_set)                                            \
   {                                                                                                       \
-    test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set, &aq_trellis_scalar, \
-        &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set                             \
+    test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set, &aq_trellis_scalar,  \
+        &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set, aq_levels_##levels_set       \
   }
 #define AQ_DECLARE(set)                               \
   extern const aq_quantize_kernels aq_quantize_##set; \
@@ -60,6 +60,7 @@ static int has_byte_dot(void) {
   extern const aq_backward_kernels aq_backward_##set;
 
 AQ_DECLARE(scalar)
+extern aq_levels_function aq_levels_scalar;
 #if defined(AQ_BUILD_AVX2)
 AQ_DECLARE(avx2)
 #endif
@@ -76,20 +77,20 @@ AQ_DECLARE(simd128)
 #endif
 
 static const aq_kernels slots[] = {
-    [AQ_ISA_SCALAR] = AQ_SLOT(always, scalar, scalar, scalar),
+    [AQ_ISA_SCALAR] = AQ_SLOT(always, scalar, scalar, scalar, scalar),
 #if defined(AQ_BUILD_AVX2)
-    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2),
+    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, scalar),
 #endif
 #if defined(AQ_BUILD_AVX512)
-    [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512),
-    [AQ_ISA_AVX512_VNNI] = AQ_SLOT(has_avx512_vnni, avx512, avx512_vnni, avx512),
+    [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, scalar),
+    [AQ_ISA_AVX512_VNNI] = AQ_SLOT(has_avx512_vnni, avx512, avx512_vnni, avx512, scalar),
 #endif
 #if defined(AQ_BUILD_NEON)
-    [AQ_ISA_NEON] = AQ_SLOT(always, neon, neon, scalar),
-    [AQ_ISA_NEON_DOT] = AQ_SLOT(has_byte_dot, neon, neon_dot, scalar),
+    [AQ_ISA_NEON] = AQ_SLOT(always, neon, neon, scalar, scalar),
+    [AQ_ISA_NEON_DOT] = AQ_SLOT(has_byte_dot, neon, neon_dot, scalar, scalar),
 #endif
 #if defined(AQ_BUILD_SIMD128)
-    [AQ_ISA_SIMD128] = AQ_SLOT(always, simd128, simd128, scalar),
+    [AQ_ISA_SIMD128] = AQ_SLOT(always, simd128, simd128, scalar, scalar),
 #endif
 };
 

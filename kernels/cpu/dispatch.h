@@ -21,6 +21,7 @@ typedef struct {
   const aq_product_kernels *product;
   const aq_int8_kernels *int8;
   const aq_backward_kernels *backward;
+  aq_levels_function *levels; /* of trellis codes */
 } aq_kernels;
 
 /* The kernels of an AQ_ISA_*; null: not in this build or not on this processor. */

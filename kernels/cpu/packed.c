@@ -44,6 +44,14 @@ int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint
   return AQ_OK;
 }
 
+int32_t aq_view_trellis(const uint32_t *packed, const uint16_t *scale, const uint16_t *offset, size_t rows, size_t cols,
+                        int32_t bits, size_t group_size, aq_levels_function *levels, aq_packed_view *view) {
+  if (!offset || bits != AQ_TRELLIS_BITS) return AQ_E_ARGUMENT;
+  const int32_t status = aq_view_packed(packed, scale, offset, rows, cols, bits, group_size, view);
+  view->levels = levels;
+  return status;
+}
+
 int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                           const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
                           int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view) {

@@ -3,6 +3,7 @@
 #define AQ_PACKED_H
 
 #include "../arithmetic/sizes.h"
+#include "../arithmetic/trellis.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "packed words are little-endian, and so must the processor be"
@@ -23,10 +24,17 @@ typedef struct {
   size_t sub_bytes;    /* bytes of a row's sub-scales */
 } aq_two_level_view;
 
+/* levels[0..n) = those of columns [col, col + n) of a row of trellis codes, col a multiple of 16. Reads nothing behind
+ * the row's packed bytes, and may write up to AQ_LEVELS_BEHIND numbers behind the last. */
+typedef void aq_levels_function(const uint8_t *row, size_t bytes, size_t col, size_t n, int8_t *levels);
+#define AQ_LEVELS_BEHIND 63
+extern const int8_t aq_trellis_levels[AQ_TRELLIS_WINDOWS];
+
 typedef struct {
   const uint32_t *packed;
   const uint16_t *scale;
-  const uint16_t *zero_point; /* null when symmetric */
+  const uint16_t *zero_point; /* null when symmetric; the offsets of trellis codes */
+  aq_levels_function *levels; /* null: not trellis codes */
   size_t cols;
   int32_t bits;
   size_t group_size;
@@ -42,6 +50,9 @@ int aq_column_weights_allowed(const float *weights, size_t cols); /* null: all o
 /* A view of the arguments, checked. */
 int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
                        size_t cols, int32_t bits, size_t group_size, aq_packed_view *view);
+/* Trellis codes, whose levels `levels` reads. */
+int32_t aq_view_trellis(const uint32_t *packed, const uint16_t *scale, const uint16_t *offset, size_t rows, size_t cols,
+                        int32_t bits, size_t group_size, aq_levels_function *levels, aq_packed_view *view);
 int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                           const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
                           int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view);

@@ -180,6 +180,26 @@ AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *su
                                        size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, void *out,
                                        int32_t dtype, int32_t isa, int32_t threads);
 
+/* Trellis codes: of the packed words above, bit for bit, with bits 2 (else AQ_E_ARGUMENT), but the level of a code
+ * depends on the three before it: an entry of the table for the window of 8 bits that ends with the code, zeros in
+ * front of the row. Groups have half floats scale and offset, [rows, groups], and no part in the windows.
+ *
+ *     w = scale * level + offset                               float32: the product is exact, the sum rounded
+ *
+ * levels f32[2^8] by window: multiples of 1/32 within +-63/32. */
+AQ_API int32_t aq_trellis_table(int32_t bits, float *levels);
+
+/* out[rows, cols] of `dtype` (F32, F16 or BF16). */
+AQ_API int32_t aq_dequantize_trellis(const uint32_t *packed, const uint16_t *scale, const uint16_t *offset, size_t rows,
+                                     size_t cols, int32_t bits, size_t group_size, void *out, int32_t dtype,
+                                     int32_t isa, int32_t threads);
+
+/* As aq_packed_error_statistics. */
+AQ_API int32_t aq_trellis_error_statistics(const void *weights, int32_t dtype, const uint32_t *packed,
+                                           const uint16_t *scale, const uint16_t *offset, size_t rows, size_t cols,
+                                           int32_t bits, size_t group_size, double *statistics, int32_t isa,
+                                           int32_t threads);
+
 /* Types of ggml with blocks of codes, by their numbers there. */
 #define AQ_GGML_Q4_0 2
 #define AQ_GGML_Q4_1 3
@@ -250,6 +270,11 @@ AQ_API int32_t aq_linear_two_level(const float *x, size_t tokens, const uint32_t
                                    const uint8_t *sub_min, const uint16_t *super_scale, const uint16_t *super_min,
                                    const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                    int32_t scale_bits, float *out, int32_t isa, int32_t threads);
+
+/* The same with trellis codes. */
+AQ_API int32_t aq_linear_trellis(const float *x, size_t tokens, const uint32_t *packed, const uint16_t *scale,
+                                 const uint16_t *offset, const float *bias, size_t rows, size_t cols, int32_t bits,
+                                 size_t group_size, float *out, int32_t isa, int32_t threads);
 
 /* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1],
  * bits 2..8, one scale and zero point a token. */
@@ -425,6 +450,10 @@ AQ_API int32_t aq_transpose(const float *in, size_t rows, size_t cols, float *ou
 AQ_API int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16_t *scale,
                                   const uint16_t *zero_point, size_t rows, size_t cols, int32_t bits,
                                   size_t group_size, float *dscale, float *dzero, int32_t isa, int32_t threads);
+
+/* The same of trellis codes: dscale = sum dw level and doffset = sum dw. */
+AQ_API int32_t aq_trellis_gradient(const float *dw, const uint32_t *packed, size_t rows, size_t cols, int32_t bits,
+                                   size_t group_size, float *dscale, float *doffset, int32_t isa, int32_t threads);
 
 /* dx of aq_rms_norm at x. All f32[rows, cols]; dx may be dy. */
 AQ_API int32_t aq_rms_norm_backward(const float *x, const float *dy, size_t rows, size_t cols, const float *weight,

@@ -54,6 +54,8 @@ const COMMON_SOURCES = [
   "solver/rows_api.c",
   "solver/rows_scalar.c",
   "solver/trellis_scalar.c",
+  "trellis/api.c",
+  "trellis/scalar.c",
 ];
 
 const AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"];

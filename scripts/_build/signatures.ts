@@ -86,9 +86,10 @@ const SIZES: readonly (readonly [functions: RegExp, arrays: RegExp, size: string
   [/./, /^columnWeights$/, "cols"],
   [/quantize_activations/, /^(scale|zeroPoint)$/, "tokens"],
   [/quantize_activations/, /./, "tokens * cols"],
+  [/trellis_table/, /^levels$/, "256"],
   [
     /clipped|feedback|refine|trellis|linear_packed|quantize|fit_two|packed_|ggml/,
-    /^(d?scale|zeroPoint|dzero|offset|minimum|groupWeights)$/,
+    /^(d?scale|zeroPoint|dzero|d?offset|minimum|groupWeights)$/,
     "rows * groupsOf(cols, groupSize)",
   ],
   [/ggml/, /^blocks$/, "rows * ggmlBytesOf(cols, type)"],

@@ -38,8 +38,17 @@ typedef struct {
   const aq_quantize_kernels *unpacking;
   const float *dw;
   aq_packed_view view;
-  float *dscale, *dzero;
+  float *dscale, *dzero; /* or doffset */
 } packed_context;
+
+/* What levels are above codes. */
+#define AQ_LEVEL_ZERO 64
+
+static void level_codes(const aq_packed_view *view, size_t row, size_t col, size_t n, uint8_t *codes) {
+  int8_t levels[AQ_SEGMENT + 32 + AQ_LEVELS_BEHIND];
+  view->levels((const uint8_t *)(view->packed + row * view->words), 4 * view->words, col, n, levels);
+  for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)(levels[i] + AQ_LEVEL_ZERO);
+}
 
 static int32_t run_packed(const void *context, size_t begin, size_t end) {
   const packed_context *c = context;
@@ -53,13 +62,21 @@ static int32_t run_packed(const void *context, size_t begin, size_t end) {
         const size_t n = aq_min_size(AQ_SEGMENT, stop - col);
         double sums[2];
         const size_t inside = col % 32; /* a group may begin inside a word: unpacked with the codes before it */
-        c->unpacking->unpack_row(view->packed + row * view->words + (col - inside) * (size_t)view->bits / 32,
-                                 n + inside, view->bits, codes);
+        if (view->levels)
+          level_codes(view, row, col - inside, n + inside, codes);
+        else
+          c->unpacking->unpack_row(view->packed + row * view->words + (col - inside) * (size_t)view->bits / 32,
+                                   n + inside, view->bits, codes);
         c->kernels->code_sums(codes + inside, c->dw + row * view->cols + col, n, sums);
         products += sums[0];
         plain += sums[1];
       }
       const size_t index = row * view->groups + group;
+      if (view->levels) {
+        c->dscale[index] = (float)((products - AQ_LEVEL_ZERO * plain) * (double)AQ_TRELLIS_UNIT);
+        c->dzero[index] = (float)plain;
+        continue;
+      }
       const double scale = aq_float_from_half(view->scale[index]);
       const double zero =
           view->zero_point ? (double)aq_float_from_half(view->zero_point[index]) : (double)(1 << (view->bits - 1));
@@ -78,6 +95,19 @@ int32_t aq_packed_gradient(const float *dw, const uint32_t *packed, const uint16
   packed_context context = {
       .kernels = kernels->backward, .unpacking = kernels->quantize, .dw = dw, .dscale = dscale, .dzero = dzero};
   const int32_t status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &context.view);
+  if (status != AQ_OK) return status;
+  return aq_run_units(run_packed, &context, rows, rows * cols / AQ_CHEAP, threads);
+}
+
+int32_t aq_trellis_gradient(const float *dw, const uint32_t *packed, size_t rows, size_t cols, int32_t bits,
+                            size_t group_size, float *dscale, float *doffset, int32_t isa, int32_t threads) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  AQ_KERNELS(isa);
+  if (!dw || !dscale || !doffset) return AQ_E_ARGUMENT;
+  packed_context context = {.kernels = kernels->backward, .dw = dw, .dscale = dscale, .dzero = doffset};
+  static const uint16_t unread[1]; /* the gradient does not depend on scales and offsets */
+  const int32_t status =
+      aq_view_trellis(packed, unread, unread, rows, cols, bits, group_size, kernels->levels, &context.view);
   if (status != AQ_OK) return status;
   return aq_run_units(run_packed, &context, rows, rows * cols / AQ_CHEAP, threads);
 }

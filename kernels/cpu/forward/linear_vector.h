@@ -348,7 +348,9 @@ static void linear_vector(const aq_linear_job *all, size_t token, size_t row_beg
   const aq_linear_job *job = &one;
   one.x += token * one.cols;
   one.out += token * one.rows;
-  if (job->view.packed)
+  if (job->view.levels)
+    aq_forward_scalar.linear.one(job, 0, row_begin, row_end);
+  else if (job->view.packed)
     AQ_FOR_BITS(job->view.bits, bits, packed_vector_bits(job, row_begin, row_end, bits))
   else
     AQ_FOR_FLOATS(job->dtype, type, dense_vector(job, type, row_begin, row_end))

@@ -3,7 +3,8 @@
  * combined in float32 in one order, each operation rounded:
  *
  *     I = sum (x_code - x_zero) w_code        A = sum (x_code - x_zero)      both below 2^24
- *     sum = sum + w_scale (I - w_zero A)      segment after segment
+ *     sum = sum + w_scale (I - w_zero A)      segment after segment; of trellis codes
+ *     sum = sum + (w_scale / 32 I + w_offset A)        with the levels in place of w_code
  *     out = x_scale sum + bias
  *
  * A segment is a group, or AQ_SEGMENT columns where the group is the whole row: no sum of products overflows,

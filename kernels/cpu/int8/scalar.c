@@ -37,13 +37,20 @@ static float dot(const aq_linear_job *job, size_t token, size_t row) {
     const size_t group = row * view->groups + (view->groups == 1 ? 0 : segment), n = aq_min_size(size, job->cols - col);
     int32_t products = 0, sum = 0;
     for (size_t i = col; i < col + n; i++) {
-      uint32_t code = 0;
+      int32_t code = 0;
       for (size_t bit = 0; bit < bits; bit++)
-        code |= (uint32_t)(packed[(i * bits + bit) / 8] >> (i * bits + bit) % 8 & 1) << bit;
-      products += (x[i] - zero) * (int32_t)code;
+        code |= (packed[(i * bits + bit) / 8] >> (i * bits + bit) % 8 & 1) << bit;
+      if (view->levels) code = aq_trellis_levels[aq_trellis_window(packed, i)];
+      products += (x[i] - zero) * code;
       sum += x[i] - zero;
     }
     const float scale = aq_float_from_half(view->scale[group]);
+    if (view->levels) {
+      const float weighted = scale * AQ_TRELLIS_UNIT * (float)products;
+      const float shift = aq_float_from_half(view->zero_point[group]) * (float)sum, term = weighted + shift;
+      total = total + term;
+      continue;
+    }
     const float middle = (float)(1 << (bits - 1));
     const float zero_point = view->zero_point ? aq_float_from_half(view->zero_point[group]) : middle;
     const float shift = zero_point * (float)sum, difference = (float)products - shift, term = scale * difference;

@@ -322,6 +322,10 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
 }
 
 static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
+  if (view->levels) {
+    aq_quantize_scalar.dequantize(view, row, col, n, out);
+    return;
+  }
   if (view->two_level.scale_bits) {
     AQ_FOR_BITS(view->bits, bits, dequantize_bits(view, row, col, n, out, bits, 0, 1))
     return;

@@ -58,6 +58,11 @@ static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_
       continue;
     }
     const size_t group = row * view->groups + (col + i) / view->group_size;
+    if (view->levels) {
+      out[i] = aq_trellis_weight(aq_trellis_levels[aq_trellis_window((const uint8_t *)packed, col + i)],
+                                 aq_float_from_half(view->scale[group]), aq_float_from_half(view->zero_point[group]));
+      continue;
+    }
     aq_grid grid = {aq_float_from_half(view->scale[group]),
                     view->zero_point ? aq_float_from_half(view->zero_point[group]) : (float)(1 << (view->bits - 1))};
     out[i] = aq_decode(read_code(packed, col + i, view->bits), grid);
