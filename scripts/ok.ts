@@ -62,7 +62,17 @@ function drivers(
   output: string,
   run: (driver: string) => readonly string[],
 ): (readonly string[])[] {
-  return ["quantize", "two_level", "forward", "int8", "product", "solver", "trellis", "trellis_search", "backward"]
+  return [
+    "quantize",
+    "two_level",
+    "forward",
+    "int8",
+    "product",
+    "solver",
+    "trellis",
+    "trellis_search",
+    "backward",
+  ]
     .flatMap((name) => [
       [...compile, `kernels/tests/${name}.c`, ...kernels, "-o", `${output}-${name}`, "-lm"],
       run(`${output}-${name}`),
