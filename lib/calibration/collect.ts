@@ -132,7 +132,7 @@ export function blockRuns<Batch>(
     )
   ) {
     const run = runs.at(-1), inputs = [...run?.inputs ?? [], ...own].map(([, input]) => input);
-    if (run === undefined || statisticsBytes(inputs, groups.count, second) > bytesAtOnce) {
+    if (run === undefined || statisticsBytes(inputs, groups.count, second, 8) > bytesAtOnce) {
       runs.push({ begin: run?.end ?? 0, end: block + 1, inputs: new Map(own) });
       continue;
     }
@@ -144,7 +144,7 @@ export function blockRuns<Batch>(
 
 async function* collect<Batch>(
   model: Blockwise<Batch>,
-  { fit }: CalibrationSet<Batch>,
+  { fit, chunk }: CalibrationSet<Batch>,
   { start, onPart, signal, ...options }: RunsOptions,
 ): AsyncGenerator<CalibrationStatistics, undefined> {
   const { kernels, fingerprint, model: own, groups, second, run } = options, runs = blockRuns(model, options);
@@ -159,7 +159,7 @@ async function* collect<Batch>(
     for (const [i, part] of fit.entries()) {
       const isSeen = isDone || i < (known?.parts ?? 0);
       if (isSeen && isLast) continue;
-      const observe = isSeen ? undefined : observerOf(kernels, statistics!, part);
+      const observe = isSeen ? undefined : observerOf(kernels, statistics!, part, chunk);
       const hidden = states[i] ?? model.start(part.batch);
       for (let block = begin; block < Math.min(end, blockCount(model)); block++) {
         model.runBlock(block, part.batch, hidden, { observe });
@@ -169,7 +169,10 @@ async function* collect<Batch>(
       if (!isSeen) onPart?.(statistics!, { run: index, runs: runs.length, done: i + 1, parts: fit.length });
       if (!isLast || i + 1 < fit.length) await pause(signal); // what is complete is not given up
     }
-    if (statistics !== undefined) yield statistics;
+    if (statistics === undefined) continue;
+    // Those of a part are rounded with the others.
+    if (run.shard === undefined) statistics.settle();
+    yield statistics;
   }
 }
 
@@ -178,13 +181,14 @@ function observerOf(
   kernels: Kernels,
   statistics: CalibrationStatistics,
   part: CalibrationPart<unknown>,
+  chunk: number | undefined,
 ): LayerObserver {
   const seen = new Set<string>();
   return ({ name }, x, rows) => {
     const input = statistics.inputs.get(name);
     if (input === undefined || seen.has(name)) return;
     seen.add(name);
-    const samples = { times: part.times, weights: rowWeights(part, rows, name) };
+    const samples = { times: part.times, weights: rowWeights(part, rows, name), chunk };
     statistics.add(kernels, name, x.subarray(0, rows * input.cols), rows, samples);
   };
 }

@@ -60,6 +60,11 @@ export interface CalibrationPart<Batch> {
 }
 
 export interface CalibrationSet<Batch> {
+  /**
+   * Samples whose second moments are summed up in float32: sums of chunks are added in double, so that a pass that is
+   * divided between chunks has the same bytes. By default all are one chunk.
+   */
+  readonly chunk?: number | undefined;
   /** Where the data come from, for reports. */
   readonly source: string;
   readonly isSynthetic: boolean;
@@ -175,6 +180,24 @@ function heldOutSamples(samples: number, positions: number, { share = 0, isCostl
   return Math.max(isCostly ? 1 : least, Math.ceil(samples * Math.max(share, HELD_OUT_SHARE)));
 }
 
+/** Positions of a chunk at most, chunks that are wanted, and fewer of them where each would have few positions. */
+const CHUNK_POSITIONS = 4096, CHUNKS = 32, FEW_CHUNKS = 8, FEW_POSITIONS = 512;
+
+/**
+ * Samples of a chunk, a power of two: of many positions, as adding it to a float64 moment takes as long as some 80
+ * positions (docs/decisions.md), and few enough that tasks can share the pass.
+ */
+export function chunkSamples(samples: number, positions: number): number {
+  const wanted = Math.max(samples / CHUNKS, Math.min(samples / FEW_CHUNKS, FEW_POSITIONS / positions));
+  return 2 ** Math.floor(Math.log2(Math.max(1, Math.min(wanted, CHUNK_POSITIONS / positions))));
+}
+
+/** Samples that run together: whole chunks, or a whole part of one. */
+function batchSamples(positions: number, batchPositions: number, chunk: number): number {
+  const size = Math.max(1, Math.floor(batchPositions / positions));
+  return size >= chunk ? size - size % chunk : 2 ** Math.floor(Math.log2(size));
+}
+
 /**
  * Draws samples of both parts. The range of times is divided equally among the samples, so that no time is
  * missing; their order is random, so that each batch has all kinds.
@@ -185,8 +208,8 @@ export function draw<Batch>(
   positions: number,
   batchOf: (part: readonly Draw[]) => CalibrationPart<Batch>,
   heldOut: HeldOutWish,
-): Pick<CalibrationSet<Batch>, "fit" | "heldOut"> {
-  const size = Math.max(1, Math.floor(batchPositions / positions));
+): Pick<CalibrationSet<Batch>, "chunk" | "fit" | "heldOut"> {
+  const chunk = chunkSamples(samples, positions), size = batchSamples(positions, batchPositions, chunk);
   const random = new RandomStream(seed, 0x5eed);
   const indices = Array.from({ length: records }, (_, i) => i);
   const shuffled = pick(indices, records, random);
@@ -205,6 +228,7 @@ export function draw<Batch>(
     );
   };
   return {
+    chunk,
     fit: part(fit, samples, 0),
     heldOut: part(held, heldOutSamples(samples, positions, heldOut), 2 ** 20),
   };

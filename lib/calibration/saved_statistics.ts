@@ -299,7 +299,7 @@ async function collectResumably(
       });
       const isDue = done % PARTS_BETWEEN_SAVES === 0 ||
         performance.now() - saved > MILLISECONDS_BETWEEN_SAVES;
-      if (done < parts && (isDue || signal?.aborted === true)) {
+      if (done < parts && (isDue || signal?.aborted === true) && statistics.isBetweenChunks) {
         writeCalibrationStatistics(progress, statistics, done);
         saved = performance.now();
       }
@@ -320,9 +320,13 @@ function joined(paths: readonly string[], fingerprint: string): CalibrationStati
     [first] = all;
   const inputs = new Map(all.flatMap((each) => [...each.inputs]));
   const { model, groups, second, runs } = first!;
-  const load: LoadMoments = (name, which) => inputs.get(name)![which]!;
+  const ofInput = new Map(
+    all.flatMap((each) => [...each.inputs.keys()].map((name) => [name, each] as const)),
+  );
+  const load: LoadMoments = (name, which) => ofInput.get(name)!.momentsOf(name, which)!;
   const statistics = new CalibrationStatistics({ fingerprint, model, groups, inputs, second, runs, load });
   statistics.takeSums(inputs);
+  if (first!.isExact) statistics.markExact();
   return statistics;
 }
 

@@ -17,7 +17,8 @@ import { CalibrationError, WeightsError } from "../errors.ts";
 import type { Blockwise, LinearLayer, Matrix, ModelLayers, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
-import { accumulateMoment, emptyMoments, type InputMoments } from "../quant/solvers/moments.ts";
+import type { InputMoments } from "../quant/solvers/moments.ts";
+import { MomentSums } from "../quant/solvers/moment_sums.ts";
 import { settingsFor } from "../quant/solvers/effort.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
@@ -395,37 +396,44 @@ class ModelSolver<Batch> {
 
   /** Moments of a stage's inputs over all calibration data. */
   async #gather(stage: LayerStage): Promise<Gathered> {
-    const { options: { kernels, onStep, signal }, data: { fit } } = this, { block, layers } = stage;
+    const { options: { kernels, onStep, signal }, data: { fit, chunk } } = this, { block, layers } = stage;
     const { name, weights: { cols } } = layers[0]!;
     const full = this.#full, width = this.#choose(stage, this.#inputCount(stage)).block;
-    const moments = emptyMoments(cols, width);
+    const sums = (rows: number, block: number, isSymmetric = false) =>
+      new MomentSums({ rows, cols, block, isSymmetric });
+    const second = sums(cols, width, true);
     // With a diagonal alone targets are corrected with the inputs themselves.
-    const cross = full === undefined || width === 1 ? undefined : new Float32Array(moments.second.length);
-    const residuals = new Map<string, Float32Array>();
+    const cross = full === undefined || width === 1 ? undefined : sums(cols, width);
+    const residuals = new Map<string, MomentSums>();
+    let tokens = 0, weight = 0, before = 0;
     for (const [i, part] of fit.entries()) {
       onStep?.(name, "reading inputs", i / fit.length);
       const { lost, stream } = cross === undefined ? {} : this.#lostBefore(i, block, name);
       const { x, rows, residual } = this.#runs!.stop(i, block, name), own = rowWeights(part, rows, name);
-      accumulateMoment(kernels, x, undefined, own, rows, moments.second, width);
-      moments.tokens += rows;
+      const place = { before, samples: part.samples, chunk }, inputs = { x, weights: own, tokens: rows };
+      before += part.samples;
+      second.addPart(kernels, inputs, place);
+      tokens += rows;
       // One after the other: the sum does not depend on how samples are divided into parts.
-      if (own === undefined) moments.weight += rows;
-      else for (const value of own) moments.weight += value;
-      if (cross !== undefined) accumulateMoment(kernels, x, subtract(lost!, x), own, rows, cross, width);
+      if (own === undefined) weight += rows;
+      else for (const value of own) weight += value;
+      cross?.addPart(kernels, { ...inputs, y: subtract(lost!, x) }, place);
       if (residual !== undefined && cross !== undefined) {
         const lostStream = subtract(stream!, residual);
         for (const layer of layers) {
-          const sums = residuals.get(layer.name) ?? new Float32Array(residual.length / rows * cols);
-          residuals.set(layer.name, sums);
-          accumulateMoment(kernels, x, lostStream, own, rows, sums);
+          const own = residuals.get(layer.name) ?? sums(residual.length / rows, cols);
+          residuals.set(layer.name, own);
+          own.addPart(kernels, { ...inputs, y: lostStream }, place);
         }
       }
       await pause(signal);
     }
-    for (const sums of [...residuals.values(), ...(cross === undefined ? [] : [cross])]) {
-      for (let i = 0; i < sums.length; i++) sums[i]! /= moments.weight;
-    }
-    return { moments, cross, residuals };
+    const mean = (own: MomentSums) => own.rounded().map((value) => value / weight);
+    return {
+      moments: { cols, block: width, tokens, weight, second: second.rounded() },
+      cross: cross && mean(cross),
+      residuals: new Map([...residuals].map(([name, own]) => [name, mean(own)])),
+    };
   }
 
   /** Different inputs of a stage's layers: where those read a row a sample there are fewer than positions. */

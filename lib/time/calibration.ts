@@ -9,15 +9,12 @@ import { findNonfinite } from "../quant/convert.ts";
 import { CalibrationError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import { throwIfStopped } from "../progress.ts";
-import {
-  accumulateMoment,
-  type InputMoments,
-  MAX_MOMENT_COLS,
-  momentBlocks,
-} from "../quant/solvers/moments.ts";
+import { type InputMoments, MAX_MOMENT_COLS, momentBlocks } from "../quant/solvers/moments.ts";
+import { chunkPieces, pieceOf, type SpareChunks } from "../quant/solvers/moment_sums.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import { listing } from "../tensor/mod.ts";
 import type { TimeGroups } from "./groups.ts";
+import { KeptMoments } from "./kept_moments.ts";
 import type { TimeGroupMoments } from "./output_correction.ts";
 
 /** Most bytes of a model's statistics: second moments of a model of 1 B weights. */
@@ -61,6 +58,9 @@ export interface InputStatistics extends LayerInput {
   readonly sum: Float64Array<ArrayBuffer>;
   /** `f64[groups, cols]`: Σ w x² */
   readonly squares: Float64Array<ArrayBuffer>;
+  /** What rounding took from the two while a pass is gathered, or of its part; else 0. */
+  readonly sumLow: Float64Array<ArrayBuffer>;
+  readonly squaresLow: Float64Array<ArrayBuffer>;
   /** `f32[cols, cols]`: Σ w x xᵀ over all groups; of blocks on the diagonal `f32[block, block]` each */
   readonly second: Float32Array<ArrayBuffer> | undefined;
   /** `f32[groups, cols, cols]`: the same for each, always whole */
@@ -121,6 +121,11 @@ export interface ObservedSamples {
   readonly times: ArrayLike<number>;
   /** `f32[rows]`: how much each row counts; 1 by default. */
   readonly weights?: Float32Array | undefined;
+  /**
+   * Samples of a chunk (`MomentSums`): parts of a pass that begin between chunks add up to the same bytes. By default all
+   * are one, and second moments are summed up in float32.
+   */
+  readonly chunk?: number | undefined;
 }
 
 /** Options of new statistics. */
@@ -197,12 +202,36 @@ function mergedModel(
 }
 
 /** Reads second moments of an input, as {@linkcode InputStatistics} has them. */
-export type LoadMoments = (input: string, which: "second" | "groupSecond") => Float32Array<ArrayBuffer>;
+export type LoadMoments = (input: string, which: WhichMoments) => Moments;
+type WhichMoments = "second" | "groupSecond";
+/** Float64 of a part of a pass: it is rounded when all are added up. */
+export type Moments = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
+
+const asFloats = (moments: Moments): Float32Array<ArrayBuffer> =>
+  moments instanceof Float32Array ? moments : new Float32Array(moments);
+
+/** Sum of moments, in double where both are. */
+function added(first: Moments, second: Moments): Moments {
+  return first instanceof Float64Array && second instanceof Float64Array
+    ? addTo(first.slice(), second)
+    : addTo(asFloats(first).slice(), asFloats(second));
+}
+
+/** `sums += more`, and what rounding took is added to `low` (Knuth's two-sum). */
+function addExactly(sums: Float64Array, low: Float64Array, more: Float64Array, moreLow?: Float64Array): void {
+  for (let i = 0; i < sums.length; i++) {
+    const a = sums[i]!, b = more[i]!, sum = a + b, own = sum - a;
+    sums[i] = sum;
+    low[i]! += (a - (sum - own)) + (b - own) + (moreLow?.[i] ?? 0);
+  }
+}
 
 /** Whether histograms have seen every value of an input. */
 export const hasHistograms = (
   { cols, tokens, histograms }: Pick<InputStatistics, "cols" | "tokens" | "histograms">,
 ): boolean => histograms.every(({ count }, g) => count === tokens[g]! * cols);
+
+const SUMS = ["weight", "tokens", "samples", "sum", "squares", "sumLow", "squaresLow"] as const;
 
 /** `sums += more`. @returns sums */
 function addTo<T extends Float32Array | Float64Array>(sums: T, more: Float32Array | Float64Array): T {
@@ -211,12 +240,17 @@ function addTo<T extends Float32Array | Float64Array>(sums: T, more: Float32Arra
 }
 
 /** Bytes that statistics take. */
-export function statisticsBytes(inputs: Iterable<LayerInput>, groups: number, second: SecondMoments): number {
+export function statisticsBytes(
+  inputs: Iterable<LayerInput>,
+  groups: number,
+  second: SecondMoments,
+  bytesPerSum = 4,
+): number {
   const wholes = second === "groups" ? groups : 0;
   let bytes = 0;
   for (const { cols, block = cols } of inputs) {
     const total = second === "none" ? 0 : momentElements(cols, cols, block);
-    bytes += 4 * (total + wholes * cols * cols) + 8 * groups * (2 * cols + HISTOGRAM_BINS + 3);
+    bytes += bytesPerSum * (total + wholes * cols * cols) + 8 * groups * (2 * cols + HISTOGRAM_BINS + 3);
   }
   return bytes;
 }
@@ -253,6 +287,9 @@ export class CalibrationStatistics {
   /** Whether second moments are read whenever they are asked for. */
   readonly isLoaded: boolean;
   readonly #inputOf = new Map<string, InputStatistics>();
+  readonly #kept = new Map<string, Readonly<Partial<Record<WhichMoments, KeptMoments>>>>();
+  readonly #load: LoadMoments | undefined;
+  #isExact = false;
 
   /**
    * Statistics of nothing yet.
@@ -286,8 +323,14 @@ export class CalibrationStatistics {
     this.runs = runs;
     this.isLoaded = load !== undefined;
     const { count } = groups;
-    const moments = (name: string, which: "second" | "groupSecond", length: number) =>
-      load === undefined ? { value: new Float32Array(length) } : { get: () => load(name, which) };
+    const spare: SpareChunks = new Map();
+    this.#load = load;
+    const moments = (name: string, which: WhichMoments, cols: number, block: number) => {
+      if (load !== undefined) return { get: () => asFloats(load(name, which)) };
+      const kept = new KeptMoments({ cols, block, count: which === "second" ? 1 : count }, spare);
+      this.#kept.set(name, { ...this.#kept.get(name), [which]: kept });
+      return { get: () => kept.floats };
+    };
     this.inputs = new Map([...inputs].map(([name, { cols, block = cols, layers }]) => [
       name,
       Object.defineProperties({
@@ -299,12 +342,14 @@ export class CalibrationStatistics {
         samples: new Float64Array(count),
         sum: new Float64Array(count * cols),
         squares: new Float64Array(count * cols),
+        sumLow: new Float64Array(count * cols),
+        squaresLow: new Float64Array(count * cols),
         second: undefined,
         groupSecond: undefined,
         histograms: Array.from({ length: count }, () => new ActivationHistogram()),
       }, {
-        ...(second === "none" ? {} : { second: moments(name, "second", momentElements(cols, cols, block)) }),
-        ...(second === "groups" ? { groupSecond: moments(name, "groupSecond", count * cols * cols) } : {}),
+        ...(second === "none" ? {} : { second: moments(name, "second", cols, block) }),
+        ...(second === "groups" ? { groupSecond: moments(name, "groupSecond", cols, cols) } : {}),
       }),
     ]));
     for (const input of this.inputs.values()) {
@@ -330,6 +375,56 @@ export class CalibrationStatistics {
   /** True where any of the data are synthetic. */
   get isSynthetic(): boolean {
     return this.runs.some(({ isSynthetic }) => isSynthetic);
+  }
+
+  /** Whether sums are kept with what rounding took from them, as of a pass on its way, or of a part of one. */
+  get isExact(): boolean {
+    return this.#isExact;
+  }
+
+  /** Whether all second moments end with a whole chunk. */
+  get isBetweenChunks(): boolean {
+    return [...this.#kept.values()].every(({ second, groupSecond }) =>
+      second?.isOpen !== true && groupSecond?.isOpen !== true
+    );
+  }
+
+  /** Second moments of an input as exactly as they are known; undefined where none are kept. An open chunk ends here. */
+  momentsOf(input: string, which: WhichMoments): Moments | undefined {
+    if (this.#load !== undefined) {
+      const hasIt = this.inputs.has(input) &&
+        (which === "second" ? this.second !== "none" : this.second === "groups");
+      return hasIt ? this.#load(input, which) : undefined;
+    }
+    const kept = this.#kept.get(input)?.[which];
+    return kept?.exact ?? kept?.floats;
+  }
+
+  /** Takes second moments of an input, in double those of a part. */
+  takeMoments(input: string, which: WhichMoments, moments: Moments): void {
+    const kept = this.#kept.get(input)![which]!;
+    if (moments instanceof Float64Array) kept.exact = moments;
+    else kept.floats.set(moments);
+  }
+
+  /** These statistics are of a part: `sumLow` and `squaresLow` are filled. */
+  markExact(): void {
+    this.#isExact = true;
+  }
+
+  /** Rounds all sums: the pass is complete. */
+  settle(): void {
+    for (const { second, groupSecond } of this.#kept.values()) {
+      second?.settle();
+      groupSecond?.settle();
+    }
+    for (const { sum, sumLow, squares, squaresLow } of this.inputs.values()) {
+      for (const [sums, low] of [[sum, sumLow], [squares, squaresLow]] as const) {
+        addTo(sums, low);
+        low.fill(0);
+      }
+    }
+    this.#isExact = false;
   }
 
   /** @throws {CalibrationError} that names the layers of which there are no statistics */
@@ -370,7 +465,7 @@ export class CalibrationStatistics {
     input: string,
     x: Float32Array,
     rows: number,
-    { times, weights }: ObservedSamples,
+    { times, weights, chunk }: ObservedSamples,
   ): void {
     const own = this.inputs.get(input), doing = `Cannot calibrate ${JSON.stringify(input)}`;
     if (own === undefined) throw new TypeError(`${doing}: it must be one of the inputs, got another`);
@@ -394,39 +489,67 @@ export class CalibrationStatistics {
         },
       );
     }
+    const before = own.samples.reduce((sum, count) => sum + count, 0);
+    const sums = new Float64Array(cols), squares = new Float64Array(cols);
     for (const [sample, group] of groupOfSample.entries()) {
       throwIfStopped();
       const first = sample * rowsPerSample, end = first + rowsPerSample;
-      const sum = own.sum.subarray(group * cols, (group + 1) * cols);
-      const squares = own.squares.subarray(group * cols, (group + 1) * cols);
+      sums.fill(0);
+      squares.fill(0);
       for (let row = first; row < end; row++) {
         const weight = weights?.[row] ?? 1;
         own.weight[group]! += weight;
         for (let k = 0, at = row * cols; k < cols; k++, at++) {
           const value = x[at]!, weighted = weight * value;
-          sum[k]! += weighted;
+          sums[k]! += weighted;
           squares[k]! += weighted * value;
         }
       }
+      const of = (values: Float64Array) => values.subarray(group * cols, (group + 1) * cols);
+      addExactly(of(own.sum), of(own.sumLow), sums);
+      addExactly(of(own.squares), of(own.squaresLow), squares);
       own.tokens[group]! += rowsPerSample;
       own.samples[group]!++;
       own.histograms[group]!.add(x.subarray(first * cols, end * cols));
     }
-    if (own.second !== undefined) {
-      accumulateMoment(kernels, x, undefined, weights, rows, own.second, own.block);
-    }
-    if (own.groupSecond === undefined) return;
-    for (const group of new Set(groupOfSample)) {
-      const samples = groupOfSample.flatMap((each, sample) => each === group ? [sample] : []);
-      const part = new Float32Array(samples.length * rowsPerSample * cols);
-      const partWeights = weights && new Float32Array(samples.length * rowsPerSample);
-      for (const [i, sample] of samples.entries()) {
-        const first = sample * rowsPerSample, end = first + rowsPerSample;
-        part.set(x.subarray(first * cols, end * cols), i * rowsPerSample * cols);
-        partWeights?.set(weights!.subarray(first, end), i * rowsPerSample);
+    this.#isExact ||= chunk !== undefined;
+    this.#addMoments(kernels, input, { x, weights, rowsPerSample, groupOfSample, before, chunk });
+  }
+
+  /** Adds rows to the second moments, up to the end of a chunk at a time. */
+  #addMoments(
+    kernels: Kernels,
+    input: string,
+    { x, weights, rowsPerSample, groupOfSample, before, chunk }: {
+      readonly x: Float32Array;
+      readonly weights: Float32Array | undefined;
+      readonly rowsPerSample: number;
+      readonly groupOfSample: readonly number[];
+      readonly before: number;
+      readonly chunk: number | undefined;
+    },
+  ): void {
+    const { second, groupSecond } = this.#kept.get(input) ?? {}, { cols } = this.inputs.get(input)!;
+    if (second === undefined) return;
+    const isChunked = chunk !== undefined;
+    const samples = groupOfSample.length, inputs = { x, weights, tokens: samples * rowsPerSample };
+    for (const piece of chunkPieces(before, samples, chunk)) {
+      const { begin, end, isEnd } = piece;
+      second.add(kernels, 0, pieceOf(inputs, samples, piece), isChunked);
+      for (const group of new Set(groupSecond && groupOfSample.slice(begin, end))) {
+        const own = groupOfSample.flatMap((each, i) => each === group && i >= begin && i < end ? [i] : []);
+        const tokens = own.length * rowsPerSample, part = new Float32Array(tokens * cols);
+        const partWeights = weights && new Float32Array(tokens);
+        for (const [i, sample] of own.entries()) {
+          const rows = pieceOf(inputs, samples, { begin: sample, end: sample + 1 });
+          part.set(rows.x, i * rowsPerSample * cols);
+          partWeights?.set(rows.weights!, i * rowsPerSample);
+        }
+        groupSecond!.add(kernels, group, { x: part, weights: partWeights, tokens }, isChunked);
       }
-      const out = own.groupSecond.subarray(group * cols * cols, (group + 1) * cols * cols);
-      accumulateMoment(kernels, part, undefined, partWeights, samples.length * rowsPerSample, out);
+      if (!isEnd) continue;
+      second.endChunk();
+      groupSecond?.endChunk();
     }
   }
 
@@ -498,7 +621,7 @@ export class CalibrationStatistics {
   takeSums(inputs: ReadonlyMap<string, InputStatistics>): void {
     for (const [name, own] of this.inputs) {
       const from = inputs.get(name)!;
-      for (const key of ["weight", "tokens", "samples", "sum", "squares"] as const) own[key].set(from[key]);
+      for (const key of SUMS) own[key].set(from[key]);
       for (const [g, histogram] of own.histograms.entries()) histogram.merge(from.histograms[g]!);
     }
   }
@@ -553,26 +676,24 @@ export class CalibrationStatistics {
       runs: [...this.runs, ...other.runs],
       load: isLoaded
         ? (name, which) => {
-          const [first, second] = [this, other].flatMap(({ inputs }) => inputs.get(name)?.[which] ?? []);
-          return second === undefined ? first! : addTo(first!.slice(), second);
+          const [first, second] = [this, other].flatMap((own) => own.momentsOf(name, which) ?? []);
+          return second === undefined ? first! : added(first!, second);
         }
         : undefined,
     });
-    const keys = [
-      "weight",
-      "tokens",
-      "samples",
-      "sum",
-      "squares",
-      ...isLoaded ? [] : ["second", "groupSecond"] as const,
-    ] as const;
+    merged.#isExact = this.#isExact && other.#isExact;
     for (const [name, own] of merged.inputs) {
-      const parts = [this, other].flatMap(({ inputs }) => inputs.get(name) ?? []);
+      const holders = [this, other].filter(({ inputs }) => inputs.has(name));
+      const parts = holders.map(({ inputs }) => inputs.get(name)!);
       for (const part of parts) {
-        for (const key of keys) {
-          const sums = own[key];
-          if (sums !== undefined) addTo(sums, part[key]!);
-        }
+        for (const key of ["weight", "tokens", "samples"] as const) addTo(own[key], part[key]);
+        addExactly(own.sum, own.sumLow, part.sum, part.sumLow);
+        addExactly(own.squares, own.squaresLow, part.squares, part.squaresLow);
+      }
+      for (const which of ["second", "groupSecond"] as const) {
+        const [first, second] = isLoaded ? [] : holders.flatMap((each) => each.momentsOf(name, which) ?? []);
+        if (first === undefined) continue;
+        merged.takeMoments(name, which, second === undefined ? first.slice() : added(first, second));
       }
       if (!parts.every(hasHistograms)) continue;
       for (const { histograms } of parts) {
@@ -582,17 +703,13 @@ export class CalibrationStatistics {
     return merged;
   }
 
-  /** The same statistics as those of other runs. */
+  /** The same statistics, rounded, as those of other runs. */
   withRuns(runs: readonly CalibrationRun[]): CalibrationStatistics {
-    const { fingerprint, model, groups, inputs, second, isLoaded } = this;
-    const load: LoadMoments | undefined = isLoaded ? (name, which) => inputs.get(name)![which]! : undefined;
+    const { fingerprint, model, groups, inputs, second } = this;
+    const load: LoadMoments = (name, which) => inputs.get(name)![which]!;
     const same = new CalibrationStatistics({ fingerprint, model, groups, inputs, second, runs, load });
-    const keys = ["weight", "tokens", "samples", "sum", "squares", "second", "groupSecond"] as const;
-    for (const [name, own] of same.inputs) {
-      const from = inputs.get(name)!;
-      for (const key of isLoaded ? keys.slice(0, -2) : keys) own[key]?.set(from[key]!);
-      for (const [g, histogram] of own.histograms.entries()) histogram.merge(from.histograms[g]!);
-    }
+    same.takeSums(inputs);
+    same.settle();
     return same;
   }
 

@@ -13,6 +13,8 @@
  * <input>.second           F32 [cols, cols]            Σ w x xᵀ, unless `second` is none; of blocks on the diagonal
  *                              [numbers of all blocks], one block after the other
  * <input>.group_second     F32 [groups, cols, cols]    where `second` is groups
+ * <input>.sum_low          F64 [groups, cols]          of a part of a pass, or one on its way: what rounding took from
+ * <input>.squares_low      F64 [groups, cols]          the sums; `second` and `group_second` are F64 then
  * model.weights            F32 [layers, 8]             some weights of each layer of `model`, may be left out
  * __metadata__: format, version, fingerprint (may be left out), model (JSON: name, and layers with rows and columns; may be left out where there is a fingerprint), axis, bins, second, inputs (JSON: layers by input, and the columns of a block of its moment where it is not whole), runs (JSON), and parts_done of an unfinished one
  * ```
@@ -33,6 +35,7 @@ import {
   type LoadMoments,
   MAX_CALIBRATION_RUNS,
   MODEL_SAMPLES,
+  type Moments,
   SECOND_MOMENTS,
   type SecondMoments,
   statisticsBytes,
@@ -62,6 +65,8 @@ const PARTS = [
   ["samples", "samples", "F64"],
   ["sum", "sum", "F64"],
   ["squares", "squares", "F64"],
+  ["sum_low", "sumLow", "F64"],
+  ["squares_low", "squaresLow", "F64"],
   ["second", "second", "F32"],
   ["group_second", "groupSecond", "F32"],
 ] as const satisfies readonly (readonly [string, keyof InputStatistics, TimeDtype])[];
@@ -73,16 +78,23 @@ const KEPT_BYTES = 2 ** 30;
 /** Largest file: moments of all time groups of a model of 70 B weights. */
 const MAX_FILE_BYTES = 2 ** 42;
 
+/** What statistics have: of an unfinished pass, or a part of one, sums are exact. */
+type Kind = Pick<CalibrationStatistics, "second" | "isExact">;
+
 /** Whether statistics have a part. */
-const hasPart = (second: SecondMoments, key: keyof InputStatistics): boolean =>
-  key === "second" ? second !== "none" : key !== "groupSecond" || second === "groups";
+const hasPart = ({ second, isExact }: Kind, key: keyof InputStatistics): boolean =>
+  key === "second"
+    ? second !== "none"
+    : key === "groupSecond"
+    ? second === "groups"
+    : isExact || key !== "sumLow" && key !== "squaresLow";
 
 /** The tensors of an input. */
 function entriesOf(
   name: string,
   input: InputStatistics,
   groups: number,
-  second: SecondMoments,
+  kind: Kind & Partial<Pick<CalibrationStatistics, "momentsOf">>,
 ): TensorEntry[] {
   const { cols, block = cols, histograms } = input;
   const shapes = {
@@ -91,14 +103,17 @@ function entriesOf(
     samples: [groups],
     sum: [groups, cols],
     squares: [groups, cols],
+    sum_low: [groups, cols],
+    squares_low: [groups, cols],
     second: block < cols ? [momentElements(cols, cols, block)] : [cols, cols],
     group_second: [groups, cols, cols],
   };
-  const entries = PARTS.filter(([, key]) => hasPart(second, key)).map((
+  const entries = PARTS.filter(([, key]) => hasPart(kind, key)).map((
     [part, key, dtype],
   ): TensorEntry => ({
-    spec: { name: `${name}.${part}`, dtype, shape: shapes[part] },
-    values: () => input[key]!, // only now: it may have to be read
+    spec: { name: `${name}.${part}`, dtype: kind.isExact ? "F64" : dtype, shape: shapes[part] },
+    // Only now: it may have to be read.
+    values: () => (key === "second" || key === "groupSecond" ? kind.momentsOf!(name, key) : input[key])!,
   }));
   const range = () =>
     Float64Array.from(
@@ -148,7 +163,7 @@ export function writeCalibrationStatistics(
     runs: JSON.stringify(runs),
     ...(partsDone === undefined ? {} : { parts_done: String(partsDone) }),
   };
-  const entries = [...inputs].flatMap(([name, input]) => entriesOf(name, input, groups.count, second));
+  const entries = [...inputs].flatMap(([name, input]) => entriesOf(name, input, groups.count, statistics));
   if (samples !== undefined) {
     entries.push({
       spec: { name: MODEL_WEIGHTS, dtype: "F32", shape: [layers.length, MODEL_SAMPLES] },
@@ -216,9 +231,11 @@ export function readCalibrationStatistics(
   /** Reads second moments, and checks them then. */
   const load: LoadMoments = (name, which) => {
     using own = SafetensorsFile.open(path);
-    const input = statistics.inputs.get(name)!, kind = second as SecondMoments;
+    const input = statistics.inputs.get(name)!;
     const part = `${name}.${which === "second" ? "second" : "group_second"}`;
-    const { spec } = entriesOf(name, input, groups.count, kind).find((entry) => entry.spec.name === part)!;
+    const { spec } = entriesOf(name, input, groups.count, statistics).find((entry) =>
+      entry.spec.name === part
+    )!;
     return readMoments(own, spec, input, malformed);
   };
   let statistics: CalibrationStatistics;
@@ -236,6 +253,7 @@ export function readCalibrationStatistics(
     if (!(cause instanceof RangeError) || cause instanceof CalibrationError) throw cause;
     throw malformed(cause.message, undefined, cause);
   }
+  if (file.tensors.has(`${inputs.keys().next().value}.sum_low`)) statistics.markExact();
   const known = new Set<string>([BOUNDARIES, MODEL_WEIGHTS]);
   for (const name of statistics.inputs.keys()) readInput(file, name, statistics, known, malformed);
   const other = file.tensors.keys().find((name) => !known.has(name));
@@ -249,8 +267,8 @@ function readMoments(
   spec: TensorSpec,
   { cols, block = cols }: LayerInput,
   malformed: Malformed,
-): Float32Array<ArrayBuffer> {
-  const values = readFinite(file, spec, malformed) as Float32Array<ArrayBuffer>;
+): Moments {
+  const values = readFinite(file, spec, malformed) as Moments;
   if (spec.shape.length === 1) {
     for (const { cols: own, at } of momentBlocks(cols, block)) {
       checkMoment(values.subarray(at, at + own * own), own, spec.name, malformed);
@@ -419,16 +437,17 @@ function parseRunShard(value: unknown, malformed: Malformed): NonNullable<Calibr
 function readInput(
   file: SafetensorsFile,
   name: string,
-  { inputs, second, groups: { count: groups }, isLoaded }: CalibrationStatistics,
+  statistics: CalibrationStatistics,
   known: Set<string>,
   malformed: Malformed,
 ): void {
+  const { inputs, groups: { count: groups }, isLoaded } = statistics;
   const read = new Map<string, TimeValues>(), input = inputs.get(name)!;
   const hasRange = ["range", "histogram"].some((part) => file.tensors.has(`${name}.${part}`));
   const isRange = (tensor: string) => tensor.endsWith(".range") || tensor.endsWith(".histogram");
-  for (const { spec } of entriesOf(name, input, groups, second)) {
+  for (const { spec } of entriesOf(name, input, groups, statistics)) {
     if (!hasRange && isRange(spec.name)) continue;
-    const isMoments = spec.dtype === "F32";
+    const isMoments = spec.name === `${name}.second` || spec.name === `${name}.group_second`;
     known.add(spec.name);
     if (isMoments && isLoaded) continue;
     const values = isMoments ? readMoments(file, spec, input, malformed) : readFinite(file, spec, malformed);
@@ -436,7 +455,9 @@ function readInput(
   }
   for (const [part, key] of PARTS) {
     const values = read.get(part);
-    if (values !== undefined) input[key]!.set(values);
+    if (values === undefined) continue;
+    if (key === "second" || key === "groupSecond") statistics.takeMoments(name, key, values as Moments);
+    else input[key].set(values);
   }
   const { cols, weight, tokens, samples, squares } = input;
   for (const [part, counts] of [["tokens", tokens], ["samples", samples]] as const) {
@@ -475,7 +496,7 @@ function readInput(
 }
 
 /** Sums of squares are not negative, and sums of products the same either way. */
-function checkMoment(second: Float32Array, cols: number, tensor: string, malformed: Malformed): void {
+function checkMoment(second: Moments, cols: number, tensor: string, malformed: Malformed): void {
   for (let i = 0; i < cols; i++) {
     if (second[i * cols + i]! < 0) {
       throw malformed(`sums of squares must be ≥ 0, got ${second[i * cols + i]}`, tensor);

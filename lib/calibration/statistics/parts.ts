@@ -5,7 +5,7 @@ import type { LoadedModel } from "../../models/mod.ts";
 import { type Shard, shardFolder } from "../../output/shard_folders.ts";
 import { shardText } from "../../plan/shards.ts";
 import type { CalibrationRun, CalibrationStatistics } from "../../time/mod.ts";
-import { BATCH_POSITIONS, type CalibrationOptions, type CalibrationPart } from "../draw.ts";
+import type { CalibrationOptions, CalibrationPart } from "../draw.ts";
 import { type Calibrated, loadCalibration } from "../mod.ts";
 import type { OwnSampleOptions, OwnSampleSettings } from "../own_samples.ts";
 
@@ -13,14 +13,11 @@ import type { OwnSampleOptions, OwnSampleSettings } from "../own_samples.ts";
 export const shardPath = (path: string, shard: Shard): string =>
   `${path.replace(/\.safetensors$/, "")}.${shardFolder(shard)}.safetensors`;
 
-/** Batches that a shard has at least, so that shards are about alike. */
-const LEAST_BATCHES = 4;
-
 /**
- * Calibration data with the samples of one shard: a run of batches, as many as the others' within one. Batches are smaller
- * where there are few samples for a shard; the samples themselves are those that one pass would draw.
+ * Calibration data with the samples of one shard: whole chunks, as many as the others' within one. The samples are those
+ * that one pass would draw.
  *
- * @throws {CalibrationError} as {@linkcode loadCalibration}, and where there are fewer batches than shards
+ * @throws {CalibrationError} as {@linkcode loadCalibration}, and where there are fewer chunks than shards
  */
 export async function loadCalibrationShard(
   loaded: LoadedModel,
@@ -28,13 +25,18 @@ export async function loadCalibrationShard(
   shard: Shard,
   run: OwnSampleOptions,
 ): Promise<Calibrated> {
-  let whole = await loadCalibration(loaded, given, run);
-  const wanted = LEAST_BATCHES * shard.count, { fit } = whole.data;
-  if (fit.length < wanted) {
-    const positions = fit.reduce((sum, { weights }) => sum + weights.length, 0);
-    const batchPositions = Math.max(1, Math.min(BATCH_POSITIONS, Math.floor(positions / wanted)));
-    whole = await loadCalibration(loaded, { ...given, own: whole.data.own, batchPositions }, run);
+  const { data: { own, fit: [first], chunk = 1, samples } } = await loadCalibration(loaded, given, run);
+  const chunks = Math.ceil(samples / chunk);
+  if (chunks < shard.count) {
+    throw new CalibrationError(
+      `Cannot calibrate shard ${
+        shardText(shard)
+      }: of ${samples} samples there must be at most ${chunks} shards, ` +
+        `each with ${chunk} samples that are summed up together: take more samples, or fewer shards`,
+    );
   }
+  const batchPositions = chunk * first!.weights.length / first!.samples;
+  const whole = await loadCalibration(loaded, { ...given, own, batchPositions }, run);
   return whole.kind === "sequences"
     ? { ...whole, data: { ...whole.data, ...partOf(whole.data.fit, shard) } }
     : { ...whole, data: { ...whole.data, ...partOf(whole.data.fit, shard) } };
@@ -45,13 +47,6 @@ function partOf<Batch>(
   shard: Shard,
 ): { readonly fit: readonly CalibrationPart<Batch>[]; readonly samples: number } {
   const { index, count } = shard, at = (i: number) => Math.floor(i * fit.length / count);
-  if (fit.length < count) {
-    throw new CalibrationError(
-      `Cannot calibrate shard ${
-        shardText(shard)
-      }: there must be a sample for each, got ${fit.length} batches of samples`,
-    );
-  }
   const own = fit.slice(at(index - 1), at(index));
   return { fit: own, samples: own.reduce((sum, { samples }) => sum + samples, 0) };
 }
