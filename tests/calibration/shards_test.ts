@@ -7,7 +7,7 @@ import { openKernels } from "../../lib/native/mod.ts";
 import { mergeStatisticsFiles, saveCalibrationOf } from "../../lib/pipeline/mod.ts";
 import { loadStatistics } from "../../lib/calibration/saved_statistics.ts";
 import { modelFingerprint } from "../../lib/time/mod.ts";
-import { openCheckpoint, SafetensorsFile } from "../../lib/tensor/mod.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";
 
 const place = workplace();
