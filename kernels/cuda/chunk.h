@@ -226,13 +226,15 @@ AQ_DEVICE void aq_write_lane(const aq_quantize_view &view, const aq_group_place 
 /* Faults found in the data, bits of a word that all threads share. */
 #define AQ_FAULT_NONFINITE 1
 #define AQ_FAULT_RANGE 2
-#define AQ_FAULT_COLUMN_WEIGHT 4
+#define AQ_FAULT_COLUMN_WEIGHT 4 /* or a grid that no code can be on */
+#define AQ_FAULT_VALUE 8
 
 /* As the CPU reports them: column weights are looked at first, and of two faults among the weights NaN or
  * infinity counts. */
 static inline int32_t aq_status_of_faults(int32_t faults) {
   if (faults & AQ_FAULT_COLUMN_WEIGHT) return AQ_E_VALUE;
   if (faults & AQ_FAULT_NONFINITE) return AQ_E_NONFINITE;
+  if (faults & AQ_FAULT_VALUE) return AQ_E_VALUE;
   return faults & AQ_FAULT_RANGE ? AQ_E_RANGE : AQ_OK;
 }
 

@@ -79,6 +79,7 @@ int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
 static void release(aq_stream_state *state) {
   if (state->stream) cudaStreamDestroy(state->stream);
   if (state->faults) cudaFree(state->faults);
+  if (state->scratch) cudaFree(state->scratch);
   if (state->begin) cudaEventDestroy(state->begin);
   if (state->end) cudaEventDestroy(state->end);
   state->magic = 0;
@@ -156,6 +157,20 @@ int32_t aq_cuda_read_faults(const aq_stream_state *stream) {
     error = cudaMemcpyAsync(&faults, stream->faults, sizeof faults, cudaMemcpyDeviceToHost, stream->stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream->stream);
   return error == cudaSuccess ? aq_status_of_faults(faults) : aq_cuda_status(error);
+}
+
+void *aq_cuda_scratch(aq_stream_state *stream, size_t bytes, int32_t *status) {
+  if (*status != AQ_OK) return 0;
+  if (stream->scratch_bytes >= bytes) return stream->scratch;
+  cudaError_t error = cudaStreamSynchronize(stream->stream);
+  if (error == cudaSuccess && stream->scratch) error = cudaFree(stream->scratch);
+  stream->scratch = 0;
+  stream->scratch_bytes = 0;
+  if (error == cudaSuccess) error = cudaMalloc(&stream->scratch, bytes);
+  if (error == cudaSuccess) stream->scratch_bytes = bytes;
+  else (void)cudaGetLastError(); /* so that the next launch does not find it */
+  *status = aq_cuda_status(error);
+  return stream->scratch;
 }
 
 /* Buffers ---------------------------------------------------------------------------------------------- */

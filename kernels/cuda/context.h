@@ -15,6 +15,8 @@ struct aq_stream_state {
   cudaStream_t stream;
   int32_t *faults;        /* of the device, one word */
   cudaEvent_t begin, end; /* of aq_cuda_begin_timing */
+  void *scratch;          /* of calls that need some: kept and grown */
+  size_t scratch_bytes;
 };
 
 struct aq_buffer_state {
@@ -38,6 +40,24 @@ int32_t aq_cuda_read_faults(const aq_stream_state *stream);
 /* The memory behind a handle, `count` elements of `size` bytes of it at least. With `status` not AQ_OK
  * nothing is done, so that calls can follow each other and the first fault stays. */
 void *aq_cuda_memory(aq_cuda_buffer buffer, size_t count, size_t size, const aq_stream_state *stream, int32_t *status);
+
+/* At least `bytes` of scratch, until the next call on the stream; with `status` not AQ_OK nothing is done. */
+void *aq_cuda_scratch(aq_stream_state *stream, size_t bytes, int32_t *status);
+
+/* What became of launches, without waiting for them. */
+static inline int32_t aq_cuda_launched(void) { return aq_cuda_status(cudaGetLastError()); }
+
+/* Cuts memory into arrays that begin at multiples of 256 bytes; of no memory it counts what they take. */
+struct aq_cutter {
+  uint8_t *memory;
+  size_t used;
+  template <class T>
+  T *take(size_t count) {
+    T *at = memory ? (T *)(memory + used) : 0;
+    used += (count * sizeof(T) + 255) / 256 * 256;
+    return at;
+  }
+};
 
 template <class T>
 static inline T *aq_cuda_view(aq_cuda_buffer buffer, size_t count, const aq_stream_state *stream, int32_t *status) {

@@ -11,8 +11,8 @@
  * buffer smaller than the shape says is AQ_E_SHAPE. A count of zero is fine before any handle is looked
  * at. Buffers of one call must not be the same unless a function says so.
  *
- * Functions marked "waits" return when their result is there; aq_cuda_copy and aq_cuda_begin_timing only
- * put work on the stream, and a failure of that work shows in the next function that waits. */
+ * Functions marked "waits" return when their result is there; the others only put work on the stream, and a
+ * failure of that work shows in the next function that waits. */
 #ifndef ARROWQUANT_CUDA_H
 #define ARROWQUANT_CUDA_H
 
@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define AQ_CUDA_ABI_VERSION 3
+#define AQ_CUDA_ABI_VERSION 4
 
 #define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
 #define AQ_E_MEMORY (-101) /* the device or the host has no room left */
@@ -88,6 +88,41 @@ AQ_API int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype,
                                           aq_cuda_buffer column_weights, aq_cuda_buffer packed,
                                           aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min, aq_cuda_buffer super_scale,
                                           aq_cuda_buffer super_min, aq_cuda_stream stream);
+
+/* Products and solvers -------------------------------------------------------------------------------------
+ *
+ * The functions of arrowquant.h of the same names, to the bit; what they need of `work` the stream keeps. */
+AQ_API int32_t aq_cuda_multiply(aq_cuda_buffer a, aq_cuda_buffer b, size_t rows, size_t k, size_t cols, aq_cuda_buffer c,
+                                aq_cuda_stream stream);
+
+/* y 0: x itself; weight 0: ones. */
+AQ_API int32_t aq_cuda_accumulate_moment(aq_cuda_buffer x, aq_cuda_buffer y, aq_cuda_buffer weight, size_t tokens,
+                                         size_t rows, size_t cols, size_t block, aq_cuda_buffer out,
+                                         aq_cuda_stream stream);
+
+/* Waits. */
+AQ_API int32_t aq_cuda_factor_moment(aq_cuda_buffer m, size_t n, aq_cuda_buffer pivots, aq_cuda_stream stream);
+
+AQ_API int32_t aq_cuda_solve_moment(aq_cuda_buffer factor, aq_cuda_buffer pivots, size_t n, aq_cuda_buffer b,
+                                    size_t rows, aq_cuda_stream stream);
+
+/* Waits. */
+AQ_API int32_t aq_cuda_clipped_grids(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                     int32_t zero_point_kind, float ratio, aq_cuda_buffer scale,
+                                     aq_cuda_buffer zero_point, aq_cuda_stream stream);
+
+/* Waits. */
+AQ_API int32_t aq_cuda_quantize_feedback(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits,
+                                         size_t group_size, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
+                                         size_t block, aq_cuda_buffer factor, aq_cuda_buffer pivots,
+                                         aq_cuda_buffer order, aq_cuda_buffer codes, aq_cuda_buffer objective,
+                                         aq_cuda_stream stream);
+
+/* Waits. */
+AQ_API int32_t aq_cuda_refine_codes(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                    int32_t zero_point_kind, size_t block, aq_cuda_buffer moment, int32_t refit,
+                                    int32_t rounds, aq_cuda_buffer codes, aq_cuda_buffer scale,
+                                    aq_cuda_buffer zero_point, aq_cuda_buffer objective, aq_cuda_stream stream);
 
 #ifdef __cplusplus
 }

@@ -191,6 +191,8 @@ static void run_shapes(void) {
   for (int search = 0; search < 3; search++) run_plain({3, 9000, 2, 0, AQ_BF16, GAUSSIAN, search}, AQ_ZERO_POINT_REAL);
 }
 
+#include "cuda_solver.h"
+
 /* A wrong call gets a status, and nothing else happens. */
 static void run_refusals(void) {
   const std::vector<float> values(64);
@@ -223,6 +225,7 @@ int main(int argc, char **argv) {
   require(aq_cuda_create_stream(0, &made), "create a stream");
   stream = (aq_cuda_stream)made;
   run_shapes();
+  run_solvers();
   run_refusals();
   require(aq_cuda_free_stream(stream), "free the stream");
   return finish();

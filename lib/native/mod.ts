@@ -152,7 +152,7 @@ export async function openKernels(options: OpenOptions = {}): Promise<Kernels> {
     const cuda = await findDevice(backend === "cuda", onMessage);
     if (cuda === undefined) return base;
     const { withCuda } = await import("./cuda/kernels.ts");
-    return withCuda(base, cuda);
+    return withCuda(base, cuda, onMessage);
   } catch (error) {
     base.close();
     throw error;

@@ -75,7 +75,7 @@ export const SIGNATURES = {
 } as const;
 
 /** `AQ_CUDA_ABI_VERSION` of kernels/include/arrowquant_cuda.h. */
-export const CUDA_ABI_VERSION = 3;
+export const CUDA_ABI_VERSION = 4;
 
 export const CUDA_SIGNATURES = {
   aq_cuda_abi_version: "",
@@ -94,4 +94,11 @@ export const CUDA_SIGNATURES = {
   aq_cuda_quantize_round: "handle i32 usize usize i32 usize i32 handle handle handle handle",
   aq_cuda_quantize_clip: "handle i32 usize usize i32 usize i32 handle handle handle handle handle",
   aq_cuda_quantize_two_level: "handle i32 usize usize i32 usize i32 i32 handle handle handle handle handle handle handle",
+  aq_cuda_multiply: "handle handle usize usize usize handle handle",
+  aq_cuda_accumulate_moment: "handle handle handle usize usize usize usize handle handle",
+  aq_cuda_factor_moment: "handle usize handle handle",
+  aq_cuda_solve_moment: "handle handle usize handle usize handle",
+  aq_cuda_clipped_grids: "handle usize usize i32 usize i32 f32 handle handle handle",
+  aq_cuda_quantize_feedback: "handle usize usize i32 usize handle handle usize handle handle handle handle handle handle",
+  aq_cuda_refine_codes: "handle usize usize i32 usize i32 usize handle i32 i32 handle handle handle handle handle",
 } as const;

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -7,9 +7,13 @@ import { fileURLToPath } from "node:url";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
 import type { SuiteReport } from "../../lib/bench/suite.ts";
 import { measureCuda } from "../../lib/bench/kernels/cuda_suite.ts";
-import { openKernels } from "../../lib/native/mod.ts";
+import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
 import { quantize } from "../../lib/quant/mod.ts";
+import type { WeightFormat } from "../../lib/quant/packed/layout.ts";
+import { correctedTarget, factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
+import { accumulateMoment, emptyMoments } from "../../lib/quant/solvers/moments.ts";
+import { solveLayer } from "../../lib/quant/solvers/solve_layer.ts";
 import { differences, MODELS, run, workplace } from "../_checkpoints.ts";
 
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
@@ -31,6 +35,14 @@ async function opened(): Promise<CudaKernels | undefined> {
     console.log(`skipped: ${reason}`);
     return undefined;
   }
+}
+
+/** The line of the device, undefined and a line where there is none. */
+async function deviceLine(): Promise<string | undefined> {
+  using cuda = await opened();
+  if (cuda !== undefined && cuda.devices > 0) return cuda.describe();
+  console.log(`skipped: ${cuda?.describe() ?? "no CUDA library"}`);
+  return undefined;
 }
 
 describe("openCuda", () => {
@@ -197,34 +209,79 @@ describe("backend", () => {
   });
 });
 
+describe("solvers on a GPU", () => {
+  test("codes, scales and corrected targets are the CPU's, byte for byte", async () => {
+    if (await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const [rows, cols, tokens] = [9, 256, 40];
+    const values = (count: number, step: number) =>
+      Float32Array.from({ length: count }, (_, i) => Math.sin(step * i * i) * 0.1);
+    const solved = (kernels: Kernels, format: WeightFormat, block: number) => {
+      const moments = emptyMoments(cols, block), cross = new Float32Array(moments.second.length);
+      const x = values(tokens * cols, 1), lost = values(tokens * cols, 2);
+      accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second, block);
+      accumulateMoment(kernels, x, lost, undefined, tokens, cross, block);
+      moments.tokens = moments.weight = tokens;
+      const moment = factorMoments(kernels, moments), loss = { weights: values(rows * cols, 3), rows, moment, cross };
+      const target = correctedTarget(kernels, loss, { correction: 0.5, residualCorrection: 0 });
+      const problem = { ...format, weights: target, rows, cols, moment };
+      return [target, solveLayer(kernels, "best", problem), solveLayer(kernels, "feedback", problem)];
+    };
+    for (
+      const [format, block] of [
+        [{ bits: 2, groupSize: 16, zeroPoint: "real", scaleBits: 4 }, 256],
+        [{ bits: 3, groupSize: 64, zeroPoint: "real", scaleBits: 6 }, 256],
+        [{ bits: 4, groupSize: 32, zeroPoint: "symmetric" }, 64],
+        [{ bits: 2, groupSize: 0, zeroPoint: "integer" }, 256],
+      ] as const
+    ) expect(solved(gpu, format, block)).toEqual(solved(cpu, format, block));
+  });
+});
+
 describe("quantize.ts --backend cuda", () => {
+  const place = workplace();
+  const quantized = (options: readonly string[], variables: Readonly<Record<string, string>> = {}) => {
+    const output = place.fresh();
+    const result = run("quantize.ts", [join(MODELS, "dream-mini"), output, ...options], variables);
+    return { ...result, output };
+  };
+  /** Two layers are solved: enough for what each of them means for the next. */
+  const solving = () => {
+    const path = place.fresh("solving.yaml");
+    writeFileSync(path, "keep_patterns: ['layers.[123]', embed, lm_head, mlp, k_proj, v_proj]\n");
+    return ["--config", path, "--solver", "best", "--samples", "32", "--effort", "low"];
+  };
+
   test("writes the folder that the CPU writes", async () => {
-    const cuda = await opened();
-    const found = cuda?.devices ?? 0, line = cuda?.describe();
-    cuda?.close();
-    if (found === 0) return console.log(`skipped: ${line ?? "no CUDA library"}`);
-    const place = workplace();
+    const line = await deviceLine();
+    if (line === undefined) return;
     try {
-      for (const bits of [["--bits", "4"], ["--bits", "2", "--scale-bits", "4"]]) {
-        const options = [...bits, "--solver", "clip"];
-        const folders = ["cuda", "cpu"].map((backend) => {
-          const output = place.fresh();
-          const { code, stdout } = run("quantize.ts", [
-            join(MODELS, "dream-mini"),
-            output,
-            ...options,
-            "--backend",
-            backend,
-          ]);
-          expect([code, stdout.includes(line!)]).toEqual([0, backend === "cuda"]);
-          return output;
-        });
-        expect(differences(folders[0]!, folders[1]!)).toEqual([]);
+      for (
+        const options of [["--bits", "2", "--scale-bits", "4", "--solver", "clip"], ["--bits", "2", ...solving()]]
+      ) {
+        const [gpu, cpu] = ["cuda", "cpu"].map((backend) => quantized([...options, "--backend", backend]));
+        expect([gpu!.code, gpu!.stdout.includes(line), cpu!.stdout.includes(line)]).toEqual([0, true, false]);
+        expect(differences(gpu!.output, cpu!.output)).toEqual([]);
       }
+      // The emulator's device can be made small, and be lost; a real one ignores this.
+      if (!line.includes("emulator")) return;
+      const options = ["--bits", "2", ...solving()], cuda = [...options, "--backend", "cuda"];
+      const small = quantized(cuda, { AQ_EMULATED_BYTES: "150000" });
+      expect(small.stdout + small.stderr).toMatch(/cuda: no room on the device for \w+: the CPU does it/);
+      const whole = quantized([...options, "--backend", "cpu"]);
+      expect([small.code, differences(small.output, whole.output)]).toEqual([0, []]);
+      const lost = quantized(cuda, { AQ_EMULATED_LAUNCHES: "60" });
+      expect([lost.code, lost.stderr.match(/Cannot go on with the GPU: [^;]*/)?.[0]]).toEqual([
+        5,
+        "Cannot go on with the GPU: the device was lost",
+      ]);
+      const again = run("quantize.ts", [join(MODELS, "dream-mini"), lost.output, ...cuda, "--resume"]);
+      expect([again.code, differences(lost.output, whole.output)]).toEqual([0, []]);
     } finally {
       place.remove();
     }
-  }, 60_000);
+  }, 120_000);
 });
 
 describe("bench.ts --suite kernels --backend cuda", () => {

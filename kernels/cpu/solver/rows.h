@@ -5,6 +5,7 @@
 #ifndef AQ_SOLVER_ROWS_H
 #define AQ_SOLVER_ROWS_H
 
+#include "../../arithmetic/refit.h"
 #include "kernels.h"
 
 /* The moment and its factor are blocks on the diagonal, `block` columns each, one after the other. */
@@ -61,36 +62,6 @@ static inline int aq_refits_groups(const aq_refine_job *job) { return job->refit
 /* Columns of a part of descent. */
 static inline size_t aq_descent_part(const aq_refine_job *job) {
   return aq_refits_groups(job) ? job->group_size : AQ_PART;
-}
-
-/* A row's new grid for a group by least squares, given its codes. With u = code - zero point, 1 all ones, H the
- * moment and p the gradient: sums u H u, 1 H u, u p and 1 p. `step`: how far weights move along u, and `shift`
- * along 1. 0 where the objective would not fall, or the new pair could not be stored. */
-static inline int aq_best_grid(const double sums[4], double ones, int32_t kind, aq_grid *grid, float *step,
-                                float *shift) {
-  const double uu = sums[0], ou = sums[1], up = sums[2], op = sums[3];
-  const int real = kind == AQ_ZERO_POINT_REAL;
-  const double determinant = uu * ones - ou * ou;
-  double a, c = 0;
-  if (!(uu > 0)) return 0;
-  if (real && ones > 0 && determinant > 1e-7 * uu * ones) {
-    a = (up * ones - op * ou) / determinant;
-    c = (op * uu - up * ou) / determinant;
-  } else {
-    a = up / uu;
-  }
-  const float scale = aq_round_half((float)((double)grid->scale + a));
-  if (scale == 0 || !(scale - scale == 0)) return 0;
-  float zero_point = grid->zero_point;
-  if (real) zero_point = aq_round_half((float)((double)zero_point - c / (double)scale));
-  if (!(zero_point - zero_point == 0)) return 0;
-  const float along_u = scale - grid->scale, along_ones = scale * (grid->zero_point - zero_point);
-  const double s = (double)along_u, o = (double)along_ones;
-  if (!(2 * (s * up + o * op) > s * s * uu + 2 * s * o * ou + o * o * ones)) return 0;
-  *step = along_u;
-  *shift = along_ones;
-  *grid = (aq_grid){scale, zero_point};
-  return 1;
 }
 
 #endif

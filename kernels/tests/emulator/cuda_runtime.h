@@ -7,6 +7,9 @@
  * next one does. So a missing barrier gives wrong results. Threads that wait for ones that never come end
  * the program. Shared memory of a dynamic size begins as NaN.
  *
+ * AQ_EMULATED_BYTES in the environment is the device's memory, 1 GiB by default; AQ_EMULATED_LAUNCHES is the number
+ * of launches after which the device is lost.
+ *
  * What this does not show: speed, limits of a device, races within one order of threads, the devices' own
  * arithmetic. */
 #ifndef AQ_EMULATED
@@ -83,7 +86,7 @@ enum waiting { READY, AT_WARP, AT_BLOCK, DONE };
 
 struct fiber {
   place at;
-  unsigned thread;
+  unsigned thread, turn;
   waiting state;
 };
 
@@ -103,7 +106,7 @@ inline const std::function<void()> *body;
 inline uint64_t order;
 inline unsigned block_votes;
 alignas(128) inline uint8_t dynamic[AQ_SHARED_LIMIT];
-inline uint8_t exchanged[32][64][64]; /* [warp][lane] */
+inline uint8_t exchanged[32][2][32][64]; /* [warp][turn][lane] */
 
 [[noreturn]] inline void stop(const char *why) {
   fprintf(stderr, "CUDA emulator: %s (block %u, thread %u)\n", why, blockIdx.x, threadIdx.x);
@@ -138,6 +141,7 @@ inline void run_block(size_t threads) {
   for (size_t i = 0; i < threads; i++) {
     fiber &f = fibers[i];
     f.thread = (unsigned)i;
+    f.turn = 0;
     f.state = READY;
     begin_at(f.at, stacks[i], enter);
   }
@@ -172,8 +176,19 @@ inline void run_block(size_t threads) {
   }
 }
 
+/* A number of the environment. */
+inline size_t setting(const char *name, size_t otherwise) {
+  const char *value = getenv(name);
+  return value ? (size_t)strtoull(value, 0, 10) : otherwise;
+}
+
+inline size_t launches;
+inline bool lost(void) { return launches > setting("AQ_EMULATED_LAUNCHES", SIZE_MAX); }
+
 inline void launch(unsigned blocks, size_t threads, size_t shared, const std::function<void()> &run) {
   if (threads == 0 || threads > 1024 || shared > AQ_SHARED_LIMIT || blocks == 0) stop("a launch that no device takes");
+  launches++;
+  if (lost()) return;
   if (fibers.size() < threads) fibers.resize(1024);
   while (stacks.size() < threads) stacks.push_back((uint8_t *)aligned_alloc(64, AQ_FIBER_STACK));
   body = &run;
@@ -187,16 +202,23 @@ inline void launch(unsigned blocks, size_t threads, size_t shared, const std::fu
   body = 0;
 }
 
-/* What the lanes of a warp have, by lane. */
+/* What a lane of the own warp has; `at` is the same in all lanes' calls before the next exchange. Two places take
+ * turns: whoever writes one again has met all others in between. */
 template <class T>
-inline void gather(const T &own, T all[32]) {
+struct exchange {
   static_assert(sizeof(T) <= 64, "exchanged at once");
-  const unsigned warp = threadIdx.x / 32;
-  memcpy(exchanged[warp][threadIdx.x % 32], &own, sizeof(T));
-  wait(AT_WARP);
-  for (int lane = 0; lane < 32; lane++) memcpy(&all[lane], exchanged[warp][lane], sizeof(T));
-  wait(AT_WARP);
-}
+  uint8_t (*lanes)[64];
+  explicit exchange(const T &own) {
+    lanes = exchanged[threadIdx.x / 32][current->turn++ % 2];
+    memcpy(lanes[threadIdx.x % 32], &own, sizeof(T));
+    wait(AT_WARP);
+  }
+  T of(unsigned lane) const {
+    T value;
+    memcpy(&value, lanes[lane], sizeof(T));
+    return value;
+  }
+};
 
 }  // namespace emulator
 
@@ -214,22 +236,18 @@ inline int __syncthreads_or(int vote) {
 
 template <class T>
 inline T __shfl_sync(unsigned, T value, int lane) {
-  T all[32];
-  emulator::gather(value, all);
-  return all[lane];
+  return emulator::exchange<T>(value).of((unsigned)lane % 32);
 }
 
 template <class T>
 inline T __shfl_xor_sync(unsigned, T value, int distance) {
-  T all[32];
-  emulator::gather(value, all);
-  return all[(threadIdx.x % 32) ^ (unsigned)distance];
+  return emulator::exchange<T>(value).of((threadIdx.x % 32) ^ (unsigned)distance);
 }
 
 inline unsigned __reduce_or_sync(unsigned, unsigned value) {
-  unsigned all[32], any = 0;
-  emulator::gather(value, all);
-  for (unsigned v : all) any |= v;
+  const emulator::exchange<unsigned> all(value);
+  unsigned any = 0;
+  for (unsigned lane = 0; lane < 32; lane++) any |= all.of(lane);
   return any;
 }
 
@@ -254,6 +272,7 @@ enum {
   cudaErrorDevicesUnavailable = 46,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
+  cudaErrorLaunchFailure = 719,
 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaStreamNonBlocking = 1, cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -265,8 +284,12 @@ struct cudaDeviceProp {
   size_t totalGlobalMem;
 };
 
-inline const char *cudaGetErrorString(cudaError_t error) { return error == 2 ? "out of memory" : "emulated error"; }
-inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
+inline const char *cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorMemoryAllocation ? "out of memory"
+         : error == cudaErrorLaunchFailure  ? "the device was lost"
+                                            : "emulated error";
+}
+inline cudaError_t cudaGetLastError(void) { return emulator::lost() ? cudaErrorLaunchFailure : cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 0, cudaSuccess; }
@@ -275,12 +298,25 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
   *properties = {"emulator on the host, no GPU", 0, 0, (size_t)1 << 30};
   return cudaSuccess;
 }
+/* Allocations have their size in front. */
+inline size_t allocated;
 inline cudaError_t cudaMalloc(void **data, size_t bytes) {
-  if (bytes > (size_t)1 << 34 || !(*data = aligned_alloc(256, (bytes + 255) / 256 * 256))) return cudaErrorMemoryAllocation;
-  memset(*data, 0xff, bytes);
+  if (bytes > emulator::setting("AQ_EMULATED_BYTES", (size_t)1 << 30) - allocated) return cudaErrorMemoryAllocation;
+  uint8_t *block = (uint8_t *)aligned_alloc(256, 256 + (bytes + 255) / 256 * 256);
+  if (!block) return cudaErrorMemoryAllocation;
+  allocated += bytes;
+  memcpy(block, &bytes, sizeof bytes);
+  *data = memset(block + 256, 0xff, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaFree(void *data) { return free(data), cudaSuccess; }
+inline cudaError_t cudaFree(void *data) {
+  if (!data) return cudaSuccess;
+  size_t bytes;
+  memcpy(&bytes, (uint8_t *)data - 256, sizeof bytes);
+  allocated -= bytes;
+  free((uint8_t *)data - 256);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t) {
   return memcpy(to, from, bytes), cudaSuccess;
 }
@@ -289,7 +325,7 @@ inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { return *stream = 0, cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaGetLastError(); }
 template <class F>
 inline cudaError_t cudaFuncSetAttribute(F *, int, int bytes) {
   return (size_t)bytes > AQ_SHARED_LIMIT ? cudaErrorInvalidValue : cudaSuccess;
