@@ -223,7 +223,8 @@ describe("solvers on a GPU", () => {
       accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second, block);
       accumulateMoment(kernels, x, lost, undefined, tokens, cross, block);
       moments.tokens = moments.weight = tokens;
-      const moment = factorMoments(kernels, moments), loss = { weights: values(rows * cols, 3), rows, moment, cross };
+      const moment = factorMoments(kernels, moments),
+        loss = { weights: values(rows * cols, 3), rows, moment, cross };
       const target = correctedTarget(kernels, loss, { correction: 0.5, residualCorrection: 0 });
       const problem = { ...format, weights: target, rows, cols, moment };
       return [target, solveLayer(kernels, "best", problem), solveLayer(kernels, "feedback", problem)];
@@ -258,7 +259,11 @@ describe("quantize.ts --backend cuda", () => {
     if (line === undefined) return;
     try {
       for (
-        const options of [["--bits", "2", "--scale-bits", "4", "--solver", "clip"], ["--bits", "2", ...solving()]]
+        const options of [["--bits", "2", "--scale-bits", "4", "--solver", "clip"], [
+          "--bits",
+          "2",
+          ...solving(),
+        ]]
       ) {
         const [gpu, cpu] = ["cuda", "cpu"].map((backend) => quantized([...options, "--backend", backend]));
         expect([gpu!.code, gpu!.stdout.includes(line), cpu!.stdout.includes(line)]).toEqual([0, true, false]);

@@ -105,10 +105,15 @@ export function withCuda(
     cuda.close();
     base.close();
   };
-  const onGpu: UncheckedKernels = closable(cuda.library, { ...calls, ...Object.fromEntries(taken) }, release, {
-    ...unchecked(base),
-    device: cuda.describe(),
-    describe: () => `${cuda.describe()}; ${base.describe()}`,
-  });
+  const onGpu: UncheckedKernels = closable(
+    cuda.library,
+    { ...calls, ...Object.fromEntries(taken) },
+    release,
+    {
+      ...unchecked(base),
+      device: cuda.describe(),
+      describe: () => `${cuda.describe()}; ${base.describe()}`,
+    },
+  );
   return onGpu;
 }
