@@ -105,7 +105,7 @@ function libraryChecks(compiler: string, library: string): (readonly string[])[]
   const compile = [compiler, ...nativePlan(process.platform, process.arch).flags, "-Werror"];
   return [
     buildLibrary("--output", library),
-    ...drivers(compile, [library], `${library}-tested`, (driver) => [driver, "1"]),
+    ...drivers(compile, [library], `${library}-tested`, (driver) => [driver, "1", "4"]),
   ];
 }
 
@@ -193,17 +193,29 @@ const BUN_ALONE = [
   ...["intervals", "layer_errors", "layouts", "models", "statistics", "table"].map((name) =>
     `tests/eval/${name}_test.ts`
   ),
-  ...["backward", "bad_input", "dit", "refine", "requirements", "variants"].map((name) =>
-    `tests/models/${name}_test.ts`
-  ),
-  // What is opened or collected there is Python's work.
-  ...["folders", "image_models", "statistics"].map((name) => `tests/interop/${name}_test.ts`),
+  ...[
+    "activations",
+    "backward",
+    "bad_input",
+    "block_models",
+    "dit",
+    "dream",
+    "refine",
+    "requirements",
+    "variants",
+  ]
+    .map((name) => `tests/models/${name}_test.ts`),
+  "tests/interop", // what is opened or collected there is Python's and C's work
   "tests/names/families_test.ts",
-  "tests/tensor/fp8_readers_test.ts",
+  ...["fp8_readers", "recognition", "scaled_fp8"].map((name) => `tests/tensor/${name}_test.ts`),
   "tests/phases",
-  "tests/pipeline/runtimes_test.ts",
+  ...["budget_resume", "choose_solver", "forecast", "headlines", "runtimes", "stages"].map((name) =>
+    `tests/pipeline/${name}_test.ts`
+  ),
   "tests/plan",
+  ...["extremes", "packed/symmetric_levels", "packed/two_level"].map((name) => `tests/quant/${name}_test.ts`),
   "tests/quant/solvers",
+  ...["docs", "notebooks"].map((name) => `tests/scripts/${name}_test.ts`), // commands that Bun alone runs
   "tests/solve",
   "tests/thermo",
   "tests/time", // stops and kills of a run, too: in Deno those of tests/output
@@ -277,7 +289,7 @@ async function nativeSteps(work: string): Promise<Step[]> {
   const at = (name: string) => join(work, name), cross = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
   const sanitize = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
   const sanitized = kernelChecks(cc, process.arch, at("sanitized"), ["2", "quick"], ["-O0", ...sanitize]);
-  const neon = kernelChecks(cross, "arm64", at("neon"), ["4", "quick"], ["-static"], [emulator]);
+  const neon = kernelChecks(cross, "arm64", at("neon"), ["4", "32"], ["-static"], [emulator]);
   const wasm = [[bun, "run", "scripts/build.ts", "--wasm", "--output", at("wasm_binary.ts")]];
   return [
     step("native library", [buildLibrary()], "cc"),

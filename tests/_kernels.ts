@@ -25,7 +25,10 @@ const INSTRUCTION_SETS: InstructionSet[] = ["scalar", "avx2", "avx512", "neon", 
 /** Sets whose code differs from another's only for 8-bit activations. */
 const INT8_INSTRUCTION_SETS: InstructionSet[] = ["avx512_vnni", "neon_dot"];
 
-/** Every backend and instruction set that opens here; a native library only where there is one. */
+/**
+ * Every backend and instruction set that opens here; a native library only where there is one. In Deno those that it
+ * takes by default, and the first one's scalar kernels: what the others compute, no runtime changes.
+ */
 export function allKernels(): Promise<{ name: string; kernels: Kernels }[]> {
   return kernelsOf(INSTRUCTION_SETS);
 }
@@ -38,8 +41,10 @@ export function allInt8Kernels(): Promise<{ name: string; kernels: Kernels }[]> 
 async function kernelsOf(sets: readonly InstructionSet[]): Promise<{ name: string; kernels: Kernels }[]> {
   const found: { name: string; kernels: Kernels }[] = [];
   for (const backend of ["native", "wasm"] as const) {
+    const first = found.length;
     for (const isa of sets) {
       try {
+        if ("Deno" in globalThis) found.splice(Math.max(first, 1)).forEach(({ kernels }) => kernels.close());
         found.push({ name: `${backend} ${isa}`, kernels: await openKernels({ backend, isa, threads: 1 }) });
       } catch (error) {
         // expected for what this processor or build lacks; anything else is a fault

@@ -112,6 +112,13 @@ export function dreamCheckpoint(
   return { tensors, config };
 }
 
+/** A Dream as wide as tests/models/dream-mini, of 14 matrices of 64 columns, with short sequences. */
+export function shortDream() {
+  const sizes = { width: 64, inner: 64, blocks: 2, heads: 4, kvHeads: 2, vocabulary: 35 };
+  const { tensors, config } = dreamCheckpoint(sizes, "BF16");
+  return { tensors, config: { ...config, max_position_embeddings: 16 } };
+}
+
 /** LLaDA's tensors and config.json. */
 export function lladaCheckpoint(
   sizes: LanguageSizes = SMALL_LANGUAGE,

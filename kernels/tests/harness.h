@@ -1,6 +1,7 @@
 /* harness.h: what every driver needs: its arguments, random numbers, memory of a case, checks, and a run over
  * the instruction sets. A driver prints what it ran; exit status 1 on a difference. Drivers run natively,
- * under sanitizers, and for other processors under an emulator: driver [seed] [quick] */
+ * under sanitizers, and for other processors under an emulator: driver [seed] [quick | N], with N for one of N of
+ * the cases that are products of lists; from 8 on, which is quick, large cases are smaller too */
 #ifndef AQ_HARNESS_H
 #define AQ_HARNESS_H
 
@@ -18,7 +19,8 @@ static const char *const isa_names[] = {"best", "scalar",  "avx2",        "avx51
                                         "neon", "simd128", "avx512_vnni", "neon_dot"};
 static uint64_t state;
 static long cases, failures;
-static int quick; /* a part of the cases */
+static uint32_t share = 1; /* one of so many cases */
+static int quick;          /* a small share, and smaller cases */
 
 /* Random numbers ----------------------------------------------------------------------------------------- */
 
@@ -175,11 +177,16 @@ static const int32_t thread_counts[] = {1, 3, 2, 8};
     }                                                                                             \
   } while (0)
 
+/* Whether a case is passed over: of one in `every` of them, and of these one in `share`, none is. */
+static inline int passed_over(uint32_t every) { return every * share > 1 && random_bits() % (every * share); }
+
 /* Runs --------------------------------------------------------------------------------------------------- */
 
 static inline void begin(int argc, char **argv) {
   state = argc > 1 ? strtoull(argv[1], 0, 10) : 1;
-  quick = argc > 2 && strcmp(argv[2], "quick") == 0;
+  if (argc > 2) share = strcmp(argv[2], "quick") == 0 ? 8 : (uint32_t)strtoul(argv[2], 0, 10);
+  if (share == 0) abort();
+  quick = share >= 8;
   printf("seed %llu\n", (unsigned long long)state);
 }
 

@@ -159,14 +159,14 @@ static void run(int32_t isa) {
     for (size_t r = 0; r < COUNT(rows); r++)
       for (size_t c = 0; c < COUNT(cols); c++)
         for (size_t b = 0; b < COUNT(widths); b++) {
-          if (random_bits() % (quick ? 32 : 4)) continue;
+          if (passed_over(4)) continue;
           int8_case(isa, tokens[t], rows[r], cols[c], widths[b], group_sizes[random_bits() % 6], random_bits() % 3 == 0,
                     random_bits() % 2, random_bits() % 2 ? 8 : 2 + (int32_t)(random_bits() % 7),
                     random_bits() % 6 == 0);
         }
   for (size_t b = 0; b < COUNT(widths); b++)
     for (size_t g = 0; g < COUNT(group_sizes); g++) {
-      if (quick && random_bits() % 2) continue;
+      if (quick && random_bits() % (share / 4)) continue;
       int8_case(isa, 1, 5, 4096 + 7 * g, widths[b], group_sizes[g], g % 2, 1, 8, 0);
       int8_case(isa, 3, 5, 333, widths[b], group_sizes[g], 0, 1, 4, 0);
       int8_case(isa, 1, 6, 4500, widths[b], group_sizes[g], 0, 0, 8, 1);

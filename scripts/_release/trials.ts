@@ -281,7 +281,7 @@ async function emulated(library: string, cwd: string): Promise<string> {
   await run(compiler, ["-O2", "-std=c11", sources, library, "-o", driver, "-lm"]);
   const system = join(await run(compiler, ["-print-file-name=libc.so.6"]), "..", "..");
   const path = `LD_LIBRARY_PATH=${join(library, "..")}`;
-  const said = await run(emulator, ["-L", system, "-E", path, driver, "1", "quick"]);
+  const said = await run(emulator, ["-L", system, "-E", path, driver, "1", "64"]);
   return said.split("\n").at(-1)!;
 }
 

@@ -9,6 +9,7 @@ import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import type { RunEvent } from "../../lib/progress.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { differences, MODELS, rejection, workplace } from "../_checkpoints.ts";
+import { shortDream, store } from "../_models.ts";
 
 const kernels = await openKernels();
 const place = workplace();
@@ -17,18 +18,19 @@ afterAll(() => {
   place.remove();
 });
 
-const DREAM = join(MODELS, "dream-mini");
+const DREAM = store(place.fresh("model"), shortDream());
+const SHORT = { bit_width: 2, calibration_data: "synthetic", calibration_samples: 32 };
 const VALIDATE = { "thermodynamic.validation.enabled": true };
 const OPTIMIZE = { "thermodynamic.transition_optimization.enabled": true };
 
 /** A small run, and the warnings that it gave. */
-async function run(overrides: Record<string, unknown>) {
+async function run(overrides: Record<string, unknown>, input = DREAM) {
   const warnings: string[] = [];
   const { config } = resolveConfig({
-    overrides: { bit_width: 2, solver: "round", calibration_samples: 32, ...overrides },
+    overrides: { ...SHORT, solver: "round", ...overrides },
   });
   const report = await quantizeCheckpoint({
-    input: DREAM,
+    input,
     output: place.fresh(),
     config,
     kernels,
@@ -67,7 +69,7 @@ describe("settings that contradict phases are refused before anything is solved"
   test("saved statistics", async () => {
     const saved = place.fresh() + ".safetensors";
     const { config } = resolveConfig({
-      overrides: { bit_width: 2, solver: "feedback", calibration_samples: 32 },
+      overrides: { ...SHORT, solver: "feedback" },
     });
     const output = place.fresh();
     await quantizeCheckpoint({
@@ -109,10 +111,12 @@ describe("phases with little to do say so", () => {
     const { report, warnings } = await run({
       ...VALIDATE,
       num_time_groups: 100,
+      calibration_data: null,
       calibration_samples: 40,
+      layer_bit_widths: { "layers\\.[123]\\.": 16 },
       time_groups: "adaptive",
       output_correction: true,
-    });
+    }, join(MODELS, "dream-mini"));
     expect(warnings.some((text) => text.startsWith("adaptive time groups were rejected"))).toBe(true);
     expect(report.phases!.groups).toBe(100);
     expect(report.phases!.output!.heldOutBefore).toBeGreaterThan(0);
@@ -129,9 +133,8 @@ test("a refinement's time is told before it, and what became of it stands in the
   const { config } = resolveConfig({
     overrides: {
       ...OPTIMIZE,
-      bit_width: 2,
+      ...SHORT,
       solver: "feedback",
-      calibration_samples: 32,
       enable_time_aware: false,
       "thermodynamic.transition_optimization.max_iterations": 20,
       "thermodynamic.transition_optimization.max_minutes": 1e-4,
@@ -160,9 +163,8 @@ describe("a refinement that is stopped", () => {
   const config = resolveConfig({
     overrides: {
       ...OPTIMIZE,
-      bit_width: 2,
+      ...SHORT,
       solver: "feedback",
-      calibration_samples: 32,
       enable_time_aware: false,
       "thermodynamic.transition_optimization.max_iterations": 12,
     },

@@ -6,15 +6,11 @@ import { CalibrationError, InterruptedError, OutputError } from "../../lib/error
 import { openKernels } from "../../lib/native/mod.ts";
 import { WORK_FOLDER } from "../../lib/pipeline/mod.ts";
 import { differences, rejection, workplace } from "../_checkpoints.ts";
-import { dreamCheckpoint, store } from "../_models.ts";
+import { shortDream, store } from "../_models.ts";
 import { type Options, pipelineRuns } from "./_runs.ts";
 
 const place = workplace();
-/** Two blocks, 14 layers. */
-const DREAM = store(
-  place.fresh("model"),
-  dreamCheckpoint({ width: 64, inner: 64, blocks: 2, heads: 4, kvHeads: 2, vocabulary: 35 }, "BF16"),
-);
+const DREAM = store(place.fresh("model"), shortDream());
 const kernels = await openKernels();
 afterAll(() => {
   kernels.close();

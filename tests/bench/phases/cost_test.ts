@@ -343,7 +343,7 @@ test("two runs give the same bytes and the same accuracies, in Bun and in Deno",
       differenceToBaseline,
     }));
   const runs: { readonly name: string; readonly rows: ReturnType<typeof numbers> }[] = [];
-  for (const name of ["bun", "bun", "deno"] as const) {
+  for (const name of ["bun", runtimeBinary("deno") === undefined ? "bun" : "deno"] as const) {
     const binary = runtimeBinary(name);
     if (binary === undefined) {
       console.log(`skipped: there is no ${name}`);
