@@ -27,6 +27,8 @@ static int has_avx512(void) {
 }
 
 static int has_avx512_vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+static int has_avx512_vbmi(void) { return has_avx512_vnni() && __builtin_cpu_supports("avx512vbmi"); }
 #endif
 
 #if defined(AQ_BUILD_NEON)
@@ -63,34 +65,39 @@ AQ_DECLARE(scalar)
 extern aq_levels_function aq_levels_scalar;
 #if defined(AQ_BUILD_AVX2)
 AQ_DECLARE(avx2)
+extern aq_levels_function aq_levels_avx2;
 #endif
 #if defined(AQ_BUILD_AVX512)
 AQ_DECLARE(avx512)
 AQ_DECLARE(avx512_vnni)
+extern aq_levels_function aq_levels_avx512_vbmi;
 #endif
 #if defined(AQ_BUILD_NEON)
 AQ_DECLARE(neon)
 AQ_DECLARE(neon_dot)
+extern aq_levels_function aq_levels_neon;
 #endif
 #if defined(AQ_BUILD_SIMD128)
 AQ_DECLARE(simd128)
+extern aq_levels_function aq_levels_simd128;
 #endif
 
 static const aq_kernels slots[] = {
     [AQ_ISA_SCALAR] = AQ_SLOT(always, scalar, scalar, scalar, scalar),
 #if defined(AQ_BUILD_AVX2)
-    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, scalar),
+    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, avx2),
 #endif
 #if defined(AQ_BUILD_AVX512)
-    [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, scalar),
-    [AQ_ISA_AVX512_VNNI] = AQ_SLOT(has_avx512_vnni, avx512, avx512_vnni, avx512, scalar),
+    [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, avx2),
+    [AQ_ISA_AVX512_VNNI] = AQ_SLOT(has_avx512_vnni, avx512, avx512_vnni, avx512, avx2),
+    [AQ_ISA_AVX512_VBMI] = AQ_SLOT(has_avx512_vbmi, avx512, avx512_vnni, avx512, avx512_vbmi),
 #endif
 #if defined(AQ_BUILD_NEON)
-    [AQ_ISA_NEON] = AQ_SLOT(always, neon, neon, scalar, scalar),
-    [AQ_ISA_NEON_DOT] = AQ_SLOT(has_byte_dot, neon, neon_dot, scalar, scalar),
+    [AQ_ISA_NEON] = AQ_SLOT(always, neon, neon, scalar, neon),
+    [AQ_ISA_NEON_DOT] = AQ_SLOT(has_byte_dot, neon, neon_dot, scalar, neon),
 #endif
 #if defined(AQ_BUILD_SIMD128)
-    [AQ_ISA_SIMD128] = AQ_SLOT(always, simd128, simd128, scalar, scalar),
+    [AQ_ISA_SIMD128] = AQ_SLOT(always, simd128, simd128, scalar, simd128),
 #endif
 };
 
@@ -105,7 +112,7 @@ static const aq_kernels *slot_of(int32_t isa) {
 int32_t aq_abi_version(void) { return AQ_ABI_VERSION; }
 
 int32_t aq_best_isa(void) {
-  static const int32_t fastest_first[] = {AQ_ISA_AVX512_VNNI, AQ_ISA_AVX512, AQ_ISA_AVX2,
+  static const int32_t fastest_first[] = {AQ_ISA_AVX512_VBMI, AQ_ISA_AVX512_VNNI, AQ_ISA_AVX512, AQ_ISA_AVX2,
                                           AQ_ISA_NEON_DOT, AQ_ISA_NEON, AQ_ISA_SIMD128};
   for (size_t i = 0; i < sizeof fastest_first / sizeof *fastest_first; i++)
     if (slot_of(fastest_first[i])) return fastest_first[i];

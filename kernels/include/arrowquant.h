@@ -54,6 +54,7 @@ extern "C" {
 #define AQ_ISA_SIMD128 5 /* WebAssembly */
 #define AQ_ISA_AVX512_VNNI 6 /* AQ_ISA_AVX512 with VNNI for 8-bit activations */
 #define AQ_ISA_NEON_DOT 7    /* AQ_ISA_NEON with UDOT for 8-bit activations */
+#define AQ_ISA_AVX512_VBMI 8 /* AQ_ISA_AVX512_VNNI with VBMI for trellis codes */
 
 /* Zero points. */
 #define AQ_ZERO_POINT_REAL 0      /* any half float */
@@ -294,6 +295,12 @@ AQ_API int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale,
                                      size_t tokens, const uint32_t *packed, const uint16_t *scale,
                                      const uint16_t *zero_point, const float *bias, size_t rows, size_t cols,
                                      int32_t bits, size_t group_size, float *out, int32_t isa, int32_t threads);
+
+/* The same with trellis codes. */
+AQ_API int32_t aq_linear_trellis_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point,
+                                      size_t tokens, const uint32_t *packed, const uint16_t *scale,
+                                      const uint16_t *offset, const float *bias, size_t rows, size_t cols,
+                                      int32_t bits, size_t group_size, float *out, int32_t isa, int32_t threads);
 
 /* x / sqrt(mean(x^2) + epsilon) * weight, by rows. weight f32[cols], null: ones. out may be x. */
 AQ_API int32_t aq_rms_norm(const float *x, size_t rows, size_t cols, const float *weight, float epsilon, float *out,

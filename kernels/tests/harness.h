@@ -16,7 +16,7 @@
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const isa_names[] = {"best", "scalar",  "avx2",        "avx512",
-                                        "neon", "simd128", "avx512_vnni", "neon_dot"};
+                                        "neon", "simd128", "avx512_vnni", "neon_dot", "avx512_vbmi"};
 static uint64_t state;
 static long cases, failures;
 static uint32_t share = 1; /* one of so many cases */

@@ -45,7 +45,74 @@ static void matrix(int32_t isa, size_t r, size_t c, size_t g, int tiny) {
     }
 }
 
+/* Products with float32 activations against sums in double, with 8-bit ones against the scalar oracle to the bit, and
+ * that against sums in double; a token alone is the same with 8 bits. */
+static void products(int32_t isa, size_t tokens, int with_bias) {
+  const size_t n = tokens * rows;
+  float *x = gaussians(tokens * cols, 1), *bias = with_bias ? gaussians(rows, 1) : 0;
+  uint8_t *codes = take(tokens * cols);
+  float *x_scale = take(tokens * 4), *expected = take(n * 4), *expected8 = take(n * 4), *tolerance = take(n * 4);
+  int32_t *x_zero = take(tokens * 4);
+  aq_quantize_activations(x, tokens, cols, 8, AQ_ACTIVATIONS_PER_TOKEN, codes, x_scale, x_zero, AQ_ISA_SCALAR, 1);
+  for (size_t t = 0; t < tokens; t++)
+    for (size_t r = 0; r < rows; r++) {
+      double sum = with_bias ? (double)bias[r] : 0, sum8 = sum, magnitude = 1;
+      for (size_t k = 0; k < cols; k++) {
+        const size_t at = r * groups + (group_size ? k / group_size : 0);
+        const double w = weights[r * cols + k], a = (double)x_scale[t] * (codes[t * cols + k] - x_zero[t]);
+        sum += w * (double)x[t * cols + k];
+        sum8 += w * a;
+        magnitude += (fabs((double)half(scale[at])) * 2 + fabs((double)half(offset[at]))) * (fabs((double)x[t * cols + k]) + fabs(a));
+      }
+      expected[t * rows + r] = (float)sum;
+      expected8[t * rows + r] = (float)sum8;
+      tolerance[t * rows + r] = (float)(((double)cols / 16 + 8) * 0x1p-24 * magnitude);
+    }
+  float *first = 0, *oracle = guarded(n * 4), *alone = guarded(rows * 4);
+  EXPECT_ON_THREADS("linear_trellis", where, first, expected, n, tolerance, 0,
+                    aq_linear_trellis(x, tokens, packed, scale, offset, bias, rows, cols, 2, group_size, out, isa, threads));
+#define INT8(count, out, isa, threads)                                                                           \
+  aq_linear_trellis_int8(codes, x_scale, x_zero, count, packed, scale, offset, bias, rows, cols, 2, group_size, out, \
+                         isa, threads)
+  expect_status("linear_trellis_int8", where, INT8(tokens, oracle, AQ_ISA_SCALAR, 1), AQ_OK);
+  expect_close("int8 oracle against doubles", where, expected8, oracle, n, tolerance, 0);
+  for (size_t k = 0; k < THREAD_COUNTS; k++) {
+    float *out = guarded(n * 4);
+    expect_status("linear_trellis_int8", where, INT8(tokens, out, isa, thread_counts[k]), AQ_OK);
+    expect_output("linear_trellis_int8", where, oracle, out, n * 4);
+  }
+  expect_status("linear_trellis_int8", where, INT8(1, alone, isa, 1), AQ_OK);
+  expect_output("linear_trellis_int8, a token alone", where, oracle, alone, rows * 4);
+}
+
+/* dscale = sum dw level, doffset = sum dw. */
+static void gradient(int32_t isa) {
+  const size_t n = rows * groups;
+  float *dw = gaussians(rows * cols, 1), *out[4];
+  for (int i = 0; i < 4; i++) out[i] = guarded(n * 4);
+  aq_trellis_gradient(dw, packed, rows, cols, 2, group_size, out[0], out[1], AQ_ISA_SCALAR, 1);
+  aq_trellis_gradient(dw, packed, rows, cols, 2, group_size, out[2], out[3], isa, 3);
+  expect_output("dscale", where, out[0], out[2], n * 4);
+  expect_output("doffset", where, out[1], out[3], n * 4);
+  uint16_t *one = take(n * 2), *none = memset(take(n * 2), 0, n * 2);
+  for (size_t i = 0; i < n; i++) one[i] = 0x3c00;
+  float *level = take(rows * cols * 4), *tolerance = take(n * 4), *sums[2] = {take(n * 4), take(n * 4)};
+  aq_dequantize_trellis(packed, one, none, rows, cols, 2, group_size, level, AQ_F32, AQ_ISA_SCALAR, 1);
+  for (size_t i = 0; i < n; i++) {
+    const size_t size = group_size ? group_size : cols, begin = i % groups * size;
+    double sum[3] = {0, 0, 1};
+    for (size_t k = begin; k < begin + size && k < cols; k++) {
+      const double d = dw[i / groups * cols + k], l = level[i / groups * cols + k];
+      sum[0] += d * l, sum[1] += d, sum[2] += fabs(d * l) + fabs(d);
+    }
+    sums[0][i] = (float)sum[0], sums[1][i] = (float)sum[1], tolerance[i] = (float)(sum[2] * 0x1p-22);
+  }
+  expect_close("dscale against doubles", where, sums[0], out[0], n, tolerance, 0);
+  expect_close("doffset against doubles", where, sums[1], out[1], n, tolerance, 0);
+}
+
 static void run(int32_t isa) {
+  static const size_t token_counts[] = {1, 2, 3, 5, 13, 33};
   static const size_t columns[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 67, 100, 128, 255, 256, 257, 300, 512, 1000};
   static const size_t sizes[] = {0, 16, 64, 256};
   for (size_t c = 0; c < COUNT(columns); c++)
@@ -69,6 +136,16 @@ static void run(int32_t isa) {
       expect_status("statistics", where, STATISTICS(expected, AQ_ISA_SCALAR, 1), AQ_OK);
       expect_status("statistics", where, STATISTICS(actual, isa, threads), AQ_OK);
       expect_output("statistics", where, expected, actual, AQ_STATISTICS * 8);
+      products(isa, token_counts[random_bits() % COUNT(token_counts)], random_bits() % 2);
+      gradient(isa);
+      release();
+    }
+  static const size_t wide[] = {4096, 4100, 4500, 8200};
+  for (size_t i = 0; i < COUNT(wide); i++)
+    for (size_t g = 0; g < COUNT(sizes); g++) {
+      if (quick && (i + g) % 4) continue;
+      matrix(isa, 5, wide[i], sizes[g], 0);
+      products(isa, 1 + g % 3, 1);
       release();
     }
 }
@@ -105,6 +182,15 @@ static void refusals(void) {
   REFUSED("no scales", AQ_E_ARGUMENT, 2, 0, 0, halves);
   REFUSED("4 bits", AQ_E_ARGUMENT, 4, 0, halves, halves);
   REFUSED("group", AQ_E_SHAPE, 2, 7, halves, halves);
+  const float *x = out;
+  const uint8_t x_codes[2] = {0};
+  const int32_t zero[1] = {256};
+  expect_status("refusals", "products of 3 bits",
+                aq_linear_trellis(x, 1, codes, halves, halves, 0, 1, 2, 3, 0, out, AQ_ISA_BEST, 1), AQ_E_ARGUMENT);
+  expect_status("refusals", "zero point",
+                aq_linear_trellis_int8(x_codes, x, zero, 1, codes, halves, halves, 0, 1, 2, 2, 0, out, AQ_ISA_BEST, 1),
+                AQ_E_VALUE);
+  expect_status("refusals", "no gradient", aq_trellis_gradient(x, codes, 1, 2, 2, 0, 0, out, AQ_ISA_BEST, 1), AQ_E_ARGUMENT);
   expect_status("refusals", "table of 4 bits", aq_trellis_table(4, table), AQ_E_ARGUMENT);
   expect_status("refusals", "nothing", aq_dequantize_trellis(0, 0, 0, 0, 2, 2, 0, 0, AQ_F32, AQ_ISA_BEST, 1), AQ_OK);
 }
@@ -115,6 +201,6 @@ int main(int argc, char **argv) {
   best_path();
   refusals();
   run(AQ_ISA_SCALAR);
-  run_sets(AQ_ISA_NEON_DOT, run);
+  run_sets(AQ_ISA_AVX512_VBMI, run);
   return finish();
 }

@@ -14,6 +14,7 @@ export const INSTRUCTION_SETS = {
   simd128: 5,
   avx512_vnni: 6,
   neon_dot: 7,
+  avx512_vbmi: 8,
 } as const;
 export type InstructionSet = keyof typeof INSTRUCTION_SETS;
 

@@ -343,13 +343,58 @@ AQ_INLINE void packed_vector_bits(const aq_linear_job *job, size_t row_begin, si
   }
 }
 
+/* A row of trellis codes: levels times x by groups, and offsets times the groups' sums of x. */
+AQ_INLINE void levels_row(const aq_linear_job *job, const vf *x, const float *sums, size_t col, size_t n, size_t row) {
+  const aq_packed_view *view = &job->view;
+  const size_t size = view->groups == 1 ? n : view->group_size, groups = (n - 1) / size + 1;
+  const size_t first = row * view->groups + (view->groups == 1 ? 0 : col / size);
+  int8_t levels[AQ_VECTOR_COLS + AQ_LEVELS_BEHIND];
+  float scales[AQ_VECTOR_COLS / 16], offsets[AQ_VECTOR_COLS / 16], shift = 0.0f;
+  view->levels((const uint8_t *)(view->packed + row * view->words), 4 * view->words, col, n, levels);
+  widen_halves(view->scale + first, groups, scales);
+  widen_halves(view->zero_point + first, groups, offsets);
+  vf total = {0};
+  const int8_t *from = levels;
+  for (size_t group = 0, left = n; group < groups; group++) {
+    vf sum[4] = {{0}, {0}, {0}, {0}};
+    size_t vectors = (aq_min_size(size, left) + AQ_W - 1) / AQ_W; /* behind the row's end x is 0 */
+    left -= aq_min_size(size, left);
+    for (; vectors >= 4; vectors -= 4, from += 4 * AQ_W, x += 4)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; k++) sum[k] = v_fma(v_load_levels(from + k * AQ_W), x[k], sum[k]);
+    for (; vectors > 0; vectors--, from += AQ_W, x++) sum[0] = v_fma(v_load_levels(from), *x, sum[0]);
+    total = v_fma(v_splat(scales[group] * AQ_TRELLIS_UNIT), (sum[0] + sum[1]) + (sum[2] + sum[3]), total);
+    shift += offsets[group] * sums[group];
+  }
+  float out = v_total(total) + shift;
+  if (col > 0) out = job->out[row] + out;
+  if (col + n == job->cols && job->bias) out = out + job->bias[row];
+  job->out[row] = out;
+}
+
+AQ_INLINE void levels_vector(const aq_linear_job *job, size_t row_begin, size_t row_end) {
+  for (size_t col = 0; col < job->cols; col += AQ_VECTOR_COLS) {
+    vf x[AQ_VECTOR_COLS / AQ_W];
+    float sums[AQ_VECTOR_COLS / 16];
+    const size_t n = aq_min_size(AQ_VECTOR_COLS, job->cols - col), end = (n + AQ_W - 1) / AQ_W * AQ_W;
+    const size_t size = job->view.groups == 1 ? n : job->view.group_size;
+    for (size_t i = 0; i < end; i++) ((float *)x)[i] = i < n ? job->x[col + i] : 0.0f;
+    for (size_t group = 0; group * size < n; group++) {
+      vf sum = {0};
+      for (size_t i = group * size; i < aq_min_size((group + 1) * size, end); i += AQ_W) sum += x[i / AQ_W];
+      sums[group] = v_total(sum);
+    }
+    for (size_t row = row_begin; row < row_end; row++) levels_row(job, x, sums, col, n, row);
+  }
+}
+
 static void linear_vector(const aq_linear_job *all, size_t token, size_t row_begin, size_t row_end) {
   aq_linear_job one = *all;
   const aq_linear_job *job = &one;
   one.x += token * one.cols;
   one.out += token * one.rows;
   if (job->view.levels)
-    aq_forward_scalar.linear.one(job, 0, row_begin, row_end);
+    levels_vector(job, row_begin, row_end);
   else if (job->view.packed)
     AQ_FOR_BITS(job->view.bits, bits, packed_vector_bits(job, row_begin, row_end, bits))
   else

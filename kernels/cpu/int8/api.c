@@ -50,10 +50,11 @@ int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int3
 
 /* Linear ------------------------------------------------------------------------------------------------- */
 
-int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t tokens,
-                              const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point,
-                              const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size, float *out,
-                              int32_t isa, int32_t threads) {
+/* A view of the weights, by `trellis`: whether they are trellis codes, whose offsets stand in zero_point. */
+static int32_t linear(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t tokens,
+                      const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, const float *bias,
+                      size_t rows, size_t cols, int32_t bits, size_t group_size, float *out, int32_t isa,
+                      int32_t threads, int trellis) {
   if (tokens == 0 || rows == 0) return AQ_OK;
   AQ_KERNELS(isa);
   aq_linear_job job = {.codes = codes, .x_scale = x_scale, .x_zero = x_zero_point, .tokens = tokens, .bias = bias,
@@ -62,6 +63,25 @@ int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const 
   if (status != AQ_OK) return status;
   for (size_t t = 0; t < tokens; t++)
     if (x_zero_point[t] < 0 || x_zero_point[t] > 255) return AQ_E_VALUE;
-  if (cols) status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &job.view);
+  if (cols && trellis)
+    status = aq_view_trellis(packed, scale, zero_point, rows, cols, bits, group_size, kernels->levels, &job.view);
+  else if (cols)
+    status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &job.view);
   return status == AQ_OK ? aq_run_linear(&kernels->int8->linear, &job, threads) : status;
+}
+
+int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t tokens,
+                              const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point,
+                              const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size, float *out,
+                              int32_t isa, int32_t threads) {
+  return linear(codes, x_scale, x_zero_point, tokens, packed, scale, zero_point, bias, rows, cols, bits, group_size, out,
+                isa, threads, 0);
+}
+
+int32_t aq_linear_trellis_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t tokens,
+                               const uint32_t *packed, const uint16_t *scale, const uint16_t *offset, const float *bias,
+                               size_t rows, size_t cols, int32_t bits, size_t group_size, float *out, int32_t isa,
+                               int32_t threads) {
+  return linear(codes, x_scale, x_zero_point, tokens, packed, scale, offset, bias, rows, cols, bits, group_size, out,
+                isa, threads, 1);
 }

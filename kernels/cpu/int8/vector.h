@@ -45,9 +45,14 @@ AQ_INLINE void v_store_int(void *p, vi v) { __builtin_memcpy(p, &v, sizeof v); }
 
 AQ_INLINE vi v_splat_bytes(int32_t byte) { return (vi){0} + (int32_t)((uint32_t)(byte & 255) * 0x01010101u); }
 
+/* Levels of trellis codes come as codes of seven bits, 64 above the level, each in its own byte. */
+#define AQ_LEVEL_BITS 7
+#define AQ_LEVEL_ZERO 64
+#define AQ_STORED(bits) ((bits) == AQ_LEVEL_BITS ? 8 : (bits))
+
 /* AQ_QUADS codes from a byte boundary, a byte each. */
 AQ_INLINE vi quads_of(const uint8_t *from, const int32_t bits) {
-  if (bits == 8) return v_load_int(from);
+  if (AQ_STORED(bits) == 8) return v_load_int(from);
   if (bits == 4) {
     uint16_t halves[AQ_W];
     __builtin_memcpy(halves, from, sizeof halves);
@@ -67,6 +72,14 @@ AQ_INLINE void copy_end(const uint8_t *from, size_t n, int32_t bits, uint8_t *to
   const size_t used = n * (size_t)bits, bytes = (used + 7) / 8;
   __builtin_memcpy(to, from, bytes);
   if (used % 8) to[bytes - 1] &= (uint8_t)((1u << used % 8) - 1);
+}
+
+/* Codes of n levels from column col of a row on, and zeros behind them up to `end`; what lies behind that up to the
+ * next multiple of 64 is written as well. */
+AQ_INLINE void level_codes(const aq_packed_view *view, size_t row, size_t col, size_t n, size_t end, uint8_t *out) {
+  view->levels((const uint8_t *)(view->packed + row * view->words), 4 * view->words, col, n, (int8_t *)out);
+  for (size_t i = 0; i < n; i += AQ_QUADS) v_store_int(out + i, (v_load_int(out + i) & 0x7f7f7f7f) ^ 0x40404040);
+  __builtin_memset(out + n, 0, end - n);
 }
 
 /* Activations -------------------------------------------------------------------------------------------- */
@@ -109,6 +122,8 @@ static int encode(const float *x, size_t n, float scale, float zero_point, float
 typedef struct {
   vi codes[2][AQ_PANEL_STEPS];
   vf scale[AQ_MOST_SEGMENTS][2], zero[AQ_MOST_SEGMENTS][2], sum[AQ_MOST_SEGMENTS][2];
+  vf offset[AQ_MOST_SEGMENTS][2]; /* of trellis codes */
+  int has_offsets;
 } panels;
 
 /* Tokens of a tile: their codes less AQ_OFFSET as bytes or 16-bit numbers, zeros behind the end. */
@@ -135,8 +150,13 @@ AQ_INLINE void unpack_bytes(const aq_packed_view *view, size_t row, size_t col, 
 AQ_INLINE void fill_rows(const aq_linear_job *job, size_t row, size_t n, size_t col, size_t k, const int32_t bits,
                          vi *panel) {
   uint8_t bytes[AQ_W][AQ_KC];
-  for (size_t lane = 0; lane < AQ_W; lane++)
-    unpack_bytes(&job->view, row + aq_min_size(lane, n - 1), col, k, bits, bytes[lane]);
+  for (size_t lane = 0; lane < AQ_W; lane++) {
+    const size_t from = row + aq_min_size(lane, n - 1);
+    if (bits == AQ_LEVEL_BITS)
+      level_codes(&job->view, from, col, k, (k + AQ_QUADS - 1) / AQ_QUADS * AQ_QUADS, bytes[lane]);
+    else
+      unpack_bytes(&job->view, from, col, k, bits, bytes[lane]);
+  }
   vf r[AQ_W];
   if (!AQ_PAIRS(bits)) {
     for (size_t i = 0; i < k; i += AQ_QUADS) {
@@ -167,6 +187,7 @@ AQ_INLINE void fill_panel(const aq_linear_job *job, size_t row, size_t n, size_t
   const size_t size = aq_segment_cols(view), segments = (k - 1) / size + 1, step = AQ_PAIRS(bits) ? 2 : 4;
   const size_t first = view->groups == 1 ? 0 : col / size;
   fill_rows(job, row, n, col, k, bits, p->codes[v]);
+  p->has_offsets = bits == AQ_LEVEL_BITS;
   const vi ones = AQ_PAIRS(bits) ? (vi){0} + 0x00010001 : v_splat_bytes(1);
   for (size_t s = 0; s < segments; s++) {
     uint16_t scale[AQ_W], zero[AQ_W];
@@ -176,7 +197,13 @@ AQ_INLINE void fill_panel(const aq_linear_job *job, size_t row, size_t n, size_t
       zero[lane] = view->zero_point ? view->zero_point[group] : 0;
     }
     p->scale[s][v] = v_load_half(scale);
-    p->zero[s][v] = view->zero_point ? v_load_half(zero) : (vf){0} + (float)(1 << (bits - 1));
+    if (bits == AQ_LEVEL_BITS) {
+      p->scale[s][v] = p->scale[s][v] * AQ_TRELLIS_UNIT;
+      p->offset[s][v] = v_load_half(zero);
+      p->zero[s][v] = (vf){0} + (float)AQ_LEVEL_ZERO;
+    } else {
+      p->zero[s][v] = view->zero_point ? v_load_half(zero) : (vf){0} + (float)(1 << (bits - 1));
+    }
     vi sum = {0};
     const size_t end = aq_min_size((s + 1) * size, (k + step - 1) / step * step) / step;
     for (size_t i = s * size / step; i < end; i++) sum = dot_step(sum, p->codes[v][i], ones, bits);
@@ -242,7 +269,9 @@ AQ_INLINE void tile_of(const int m, const int32_t bits, const tokens_tile *tile,
       for (int v = 0; v < 2; v++) {
         /* exact, fused or not: all three are whole numbers below 2^24 */
         const vf products = v_fma(-zero, p->sum[s][v], __builtin_convertvector(acc[i][v], vf));
-        const vf shift = p->zero[s][v] * sum, term = p->scale[s][v] * (products - shift);
+        const vf shift = p->zero[s][v] * sum;
+        vf term = p->scale[s][v] * (products - shift);
+        if (p->has_offsets) term = term + p->offset[s][v] * sum;
         sums[i][v] = sums[i][v] + term;
       }
     }
@@ -332,7 +361,10 @@ AQ_INLINE void linear_bits(const aq_linear_job *job, size_t token_begin, size_t 
 }
 
 static void linear(const aq_linear_job *job, size_t token_begin, size_t token_end, size_t row_begin, size_t row_end) {
-  AQ_FOR_BITS(job->view.bits, bits, linear_bits(job, token_begin, token_end, row_begin, row_end, bits))
+  if (job->view.levels)
+    linear_bits(job, token_begin, token_end, row_begin, row_end, AQ_LEVEL_BITS);
+  else
+    AQ_FOR_BITS(job->view.bits, bits, linear_bits(job, token_begin, token_end, row_begin, row_end, bits))
 }
 
 /* One token: vectors along the row ----------------------------------------------------------------------- */
@@ -347,11 +379,11 @@ static void linear(const aq_linear_job *job, size_t token_begin, size_t token_en
  * shift and a mask. A step is a vector of bytes of each plane. */
 #define AQ_PLANES(bits) ((bits) == 2 ? 4 : (bits) == 4 ? 2 : 1)
 #define AQ_STEP(bits) (AQ_PLANES(bits) * AQ_QUADS)     /* columns */
-#define AQ_STEP_BYTES(bits) (AQ_STEP(bits) / 8 * (bits))
+#define AQ_STEP_BYTES(bits) (AQ_STEP(bits) / 8 * AQ_STORED(bits))
 
 /* sum (x - zero) w over a step, by lanes of AQ_STEP / AQ_W columns */
 AQ_INLINE vi step_of(const uint8_t *from, const uint8_t *x, vi zero, const int32_t bits, vi sum) {
-  if (bits == 8 || bits == 3) {
+  if (AQ_STORED(bits) == 8 || bits == 3) {
     const vi w = quads_of(from, bits);
     return v_dot(sum, w, v_load_int(x), bits == 8) - v_dot((vi){0}, w, zero, bits == 8);
   }
@@ -432,11 +464,11 @@ typedef vi (*products_function)(const uint8_t *from, const uint8_t *x, vi zero, 
 #define AQ_RUN_ENTRY(bits) {products_##bits##_1, products_##bits##_2, products_##bits##_4}
 #endif
 
-AQ_RUNS(2) AQ_RUNS(3) AQ_RUNS(4) AQ_RUNS(8)
+AQ_RUNS(2) AQ_RUNS(3) AQ_RUNS(4) AQ_RUNS(7) AQ_RUNS(8)
 
 /* By width, and by the logarithm of the run. */
-static const products_function products[4][AQ_W == 16 ? 5 : AQ_W == 8 ? 4 : 3] = {AQ_RUN_ENTRY(2), AQ_RUN_ENTRY(3),
-                                                                                 AQ_RUN_ENTRY(4), AQ_RUN_ENTRY(8)};
+static const products_function products[5][AQ_W == 16 ? 5 : AQ_W == 8 ? 4 : 3] = {
+    AQ_RUN_ENTRY(2), AQ_RUN_ENTRY(3), AQ_RUN_ENTRY(4), AQ_RUN_ENTRY(8), AQ_RUN_ENTRY(7)};
 
 /* A block of columns, for every row. */
 typedef struct {
@@ -451,16 +483,21 @@ typedef struct {
 
 /* terms[s] = scale (I - zero A) of a row's segments */
 static void row_terms(const aq_packed_view *view, size_t row, const vector_block *b, float *terms) {
-  const size_t size = aq_segment_cols(view), bits = (size_t)view->bits;
+  const size_t size = aq_segment_cols(view), bits = view->levels ? 8 : (size_t)view->bits;
   const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + b->col / 8 * bits;
   const size_t group = row * view->groups + b->group;
   const vf middle = (vf){0} + (float)(1 << (bits - 1));
+  uint8_t codes_of_levels[AQ_VECTOR_COLS + AQ_QUADS];
+  if (view->levels) {
+    level_codes(view, row, b->col, b->n, b->n, codes_of_levels);
+    from = codes_of_levels;
+  }
   for (size_t s = 0; s < b->segments; s += AQ_W) {
     const uint8_t *codes = from + s * size / 8 * bits;
     uint8_t last[AQ_W * AQ_SEGMENT];
     if ((s + AQ_W) * size > b->n) { /* the row's end: nothing is read behind it */
       __builtin_memset(last, 0, AQ_W * size / 8 * bits);
-      copy_end(codes, b->n - s * size, view->bits, last);
+      copy_end(codes, b->n - s * size, (int32_t)bits, last);
       codes = last;
     }
     const vi whole = b->products(codes, b->x + s * size, b->zero, b->steps);
@@ -479,17 +516,25 @@ static void row_terms(const aq_packed_view *view, size_t row, const vector_block
       scale = v_load_half(scales);
       if (view->zero_point) zero_point = v_load_half(zeros);
     }
-    const vf shift = zero_point * v_load(b->sums + s);
-    v_store(terms + s, scale * (__builtin_convertvector(whole, vf) - shift));
+    const vf sum = v_load(b->sums + s), products = __builtin_convertvector(whole, vf);
+    if (view->levels) {
+      const vf level_products = products - (float)AQ_LEVEL_ZERO * sum;
+      v_store(terms + s, scale * AQ_TRELLIS_UNIT * level_products + zero_point * sum);
+    } else {
+      const vf shift = zero_point * sum;
+      v_store(terms + s, scale * (products - shift));
+    }
   }
 }
 
 static void linear_vector(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end) {
   const aq_packed_view *view = &job->view;
-  const size_t size = aq_segment_cols(view), bits = (size_t)view->bits, planes = (size_t)AQ_PLANES(bits);
+  const size_t size = aq_segment_cols(view), bits = view->levels ? AQ_LEVEL_BITS : (size_t)view->bits;
+  const size_t planes = (size_t)AQ_PLANES(bits);
   const size_t lanes = size / (planes * 4); /* of a segment */
   const size_t run = aq_min_size(lanes, AQ_W);
-  const products_function function = products[bits == 8 ? 3 : bits - 2][__builtin_ctzll((unsigned long long)run)];
+  const size_t width = bits == AQ_LEVEL_BITS ? 4 : bits == 8 ? 3 : bits - 2;
+  const products_function function = products[width][__builtin_ctzll((unsigned long long)run)];
   const int32_t zero = job->x_zero[token];
   for (size_t col = 0; col < job->cols; col += AQ_VECTOR_COLS) {
     const size_t n = aq_min_size(AQ_VECTOR_COLS, job->cols - col), segments = (n - 1) / size + 1;

@@ -117,6 +117,10 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[2]) 
   }
 }
 
+AQ_INLINE vf v_load_levels(const int8_t *p) {
+  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+
 /* Eight bytes into lanes, and numbers up to 255 back; eight times 12 bits from a byte boundary into lanes,
  * with bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) { return (vu)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }

@@ -132,6 +132,10 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[1]) 
     out[0] = (vf)_mm512_permutexvar_ps(words, (__m512)g.table);
 }
 
+AQ_INLINE vf v_load_levels(const int8_t *p) {
+  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+
 /* Sixteen bytes into lanes, and numbers up to 255 back; sixteen times 12 bits from a byte boundary into
  * lanes, with bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) { return (vu)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }

@@ -7,6 +7,7 @@
  *   v_round(x), v_round_to_int(x): ties to even, |x| < 2^22
  *   v_half_bits(x), v_half_value(bits): one half float in the low 16 bits of each uint32
  *   v_sqrt(x)
+ *   v_load_levels(p): AQ_W signed bytes
  *   v_transpose(r): AQ_W x AQ_W in place
  *   v_unpack(bytes, bits, out): AQ_UNPACK codes from a byte boundary, as floats; reads AQ_UNPACK_BYTES(bits)
  *   AQ_STREAM(p, v), optional: an aligned store past the caches

@@ -71,6 +71,12 @@ AQ_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (flo
 
 AQ_INLINE vf v_load_half(const uint16_t *p) { return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 
+AQ_INLINE vf v_load_levels(const int8_t *p) {
+  uint32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four))))));
+}
+
 /* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with
  * bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) { return (vu){p[0], p[1], p[2], p[3]}; }

@@ -119,6 +119,11 @@ AQ_INLINE vf v_exact_fma(vf a, vf b, vf c) {
 
 AQ_INLINE vf v_load_half(const uint16_t *p) { return v_half_value(v_widen(p)); }
 
+AQ_INLINE vf v_load_levels(const int8_t *p) {
+  const v128_t words = wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p));
+  return (vf)wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(words));
+}
+
 /* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with
  * bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) {

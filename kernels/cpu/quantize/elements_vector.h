@@ -321,13 +321,45 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
   }
 }
 
-static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
-  if (view->levels) {
-    aq_quantize_scalar.dequantize(view, row, col, n, out);
-    return;
+/* Columns whose levels are read at once, a multiple of every group. */
+#define AQ_LEVEL_COLS 1024
+
+/* Trellis codes. The product is exact: fused or not, the sum is rounded once. */
+AQ_INLINE void dequantize_levels(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out, int stream) {
+  const uint8_t *from = (const uint8_t *)(view->packed + row * view->words);
+  for (size_t at = 0; at < n; at += AQ_LEVEL_COLS, out += AQ_LEVEL_COLS) {
+    int8_t levels[AQ_LEVEL_COLS + AQ_LEVELS_BEHIND];
+    float scales[AQ_LEVEL_COLS / 16], offsets[AQ_LEVEL_COLS / 16];
+    const size_t m = aq_min_size(AQ_LEVEL_COLS, n - at), size = view->groups == 1 ? m : view->group_size;
+    const size_t first = row * view->groups + (col + at) / view->group_size, count = (m - 1) / size + 1;
+    view->levels(from, 4 * view->words, col + at, m, levels);
+    widen_halves(view->scale + first, count, scales);
+    widen_halves(view->zero_point + first, count, offsets);
+    for (size_t group = 0, i = 0; group < count; group++) {
+      const vf scale = v_splat(scales[group] * AQ_TRELLIS_UNIT), offset = v_splat(offsets[group]);
+      const size_t end = aq_min_size(m, i + size);
+      for (; i + AQ_W <= end; i += AQ_W) {
+        const vf weights = v_fma(v_load_levels(levels + i), scale, offset);
+        AQ_STORE(stream, out + i, weights);
+      }
+      for (; i < end; i++) out[i] = aq_trellis_weight(levels[i], scales[group], offsets[group]);
+    }
   }
+}
+
+static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out) {
   if (view->two_level.scale_bits) {
     AQ_FOR_BITS(view->bits, bits, dequantize_bits(view, row, col, n, out, bits, 0, 1))
+    return;
+  }
+#if defined(AQ_STREAM)
+  if (view->levels && view->stream && (uintptr_t)out % sizeof(vf) == 0) {
+    dequantize_levels(view, row, col, n, out, 1);
+    return;
+  }
+#endif
+  if (view->levels) {
+    dequantize_levels(view, row, col, n, out, 0);
     return;
   }
 #if defined(AQ_STREAM)

@@ -1,0 +1,44 @@
+/* trellis/avx2.c: levels of trellis codes by byte shuffles, for AVX-512 without VBMI too. Compiled with the matching
+ * -m flags and reached only after a check. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "../packed.h"
+
+#define AQ_LEVELS_FUNCTION aq_levels_avx2
+#define AQ_LEVELS 32
+#define AQ_LEVELS_READ 16
+
+/* Sixteen shuffles by the window's low four bits, and one of two chosen by each of the bits above. */
+AQ_INLINE __m256i look_up(__m256i windows) {
+  const __m256i low = _mm256_and_si256(windows, _mm256_set1_epi8(15));
+  __m256i found[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) {
+    const __m128i table = _mm_load_si128((const __m128i *)(const void *)(aq_trellis_levels + 16 * i));
+    found[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), low);
+  }
+  /* a byte is chosen by its highest bit; what other bytes shift into it are lower ones */
+  const __m256i by[4] = {_mm256_slli_epi16(windows, 3), _mm256_slli_epi16(windows, 2), _mm256_slli_epi16(windows, 1),
+                         windows};
+#pragma GCC unroll 4
+  for (int step = 0; step < 4; step++)
+#pragma GCC unroll 8
+    for (int i = 0; i < 8 >> step; i++) found[i] = _mm256_blendv_epi8(found[2 * i], found[2 * i + 1], by[step]);
+  return found[0];
+}
+
+AQ_INLINE void block_levels(const uint8_t *from, int8_t *levels) {
+  /* a byte and the one before it twice in 16 bits: v >> 2 and v >> 4, v >> 6 and v >> 8 are its four windows */
+  const __m256i places = _mm256_setr_epi8(0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3, 4, 4, 5, 4, 5, 5, 6, 5, 6, 6, 7, 6,
+                                          7, 7, 8, 7, 8);
+  const __m256i v = _mm256_shuffle_epi8(
+      _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)from)), places);
+  const __m256i even = _mm256_mulhi_epu16(v, _mm256_set1_epi32(1 << 14 | 1 << 26));
+  const __m256i odd = _mm256_mullo_epi16(v, _mm256_set1_epi32(1 << 4 | 1 << 16));
+  const __m256i bytes = _mm256_set1_epi16(255);
+  const __m256i windows = _mm256_or_si256(_mm256_and_si256(even, bytes), _mm256_andnot_si256(bytes, odd));
+  _mm256_storeu_si256((__m256i *)(void *)levels, look_up(windows));
+}
+
+#include "vector.h"

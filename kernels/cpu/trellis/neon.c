@@ -1,0 +1,26 @@
+/* trellis/neon.c: levels of trellis codes with Advanced SIMD's table look-ups, four of 64 entries. */
+#include <arm_neon.h>
+#include <stdint.h>
+
+#include "../packed.h"
+
+#define AQ_LEVELS_FUNCTION aq_levels_neon
+#define AQ_LEVELS 16
+#define AQ_LEVELS_READ 8
+
+AQ_INLINE void block_levels(const uint8_t *from, int8_t *levels) {
+  /* a byte and the one before it twice in 16 bits: v >> 2 and v >> 4, v >> 6 and v >> 8 are its four windows */
+  static const uint8_t places[16] = {0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3, 4};
+  static const int16_t low[8] = {-2, -6, -2, -6, -2, -6, -2, -6}, high[8] = {4, 0, 4, 0, 4, 0, 4, 0};
+  const uint8x16_t bytes = vcombine_u8(vld1_u8(from), vdup_n_u8(0));
+  const uint16x8_t v = vreinterpretq_u16_u8(vqtbl1q_u8(bytes, vld1q_u8(places)));
+  const uint16x8_t even = vshlq_u16(v, vld1q_s16(low)), odd = vshlq_u16(v, vld1q_s16(high));
+  const uint8x16_t windows = vreinterpretq_u8_u16(vbslq_u16(vdupq_n_u16(255), even, odd));
+  int8x16_t found = vdupq_n_s8(0);
+  for (int i = 0; i < 4; i++) /* windows out of a part's 64 keep what was found */
+    found = vqtbx4q_s8(found, vld1q_s8_x4(aq_trellis_levels + 64 * i),
+                       vsubq_u8(windows, vdupq_n_u8((uint8_t)(64 * i))));
+  vst1q_s8(levels, found);
+}
+
+#include "vector.h"
