@@ -38,6 +38,7 @@ export const SIGNATURES = {
   aq_linear_trellis: "in:f32 usize in:u32 in:u16 in:u16 in:f32 usize usize i32 usize out:f32 i32 i32",
   aq_quantize_activations: "in:f32 usize usize i32 i32 out:u8 inout:f32 inout:i32 i32 i32",
   aq_linear_packed_int8: "in:u8 in:f32 in:i32 usize in:u32 in:u16 in:u16 in:f32 usize usize i32 usize out:f32 i32 i32",
+  aq_linear_trellis_int8: "in:u8 in:f32 in:i32 usize in:u32 in:u16 in:u16 in:f32 usize usize i32 usize out:f32 i32 i32",
   aq_rms_norm: "in:f32 usize usize in:f32 f32 out:f32 i32 i32",
   aq_layer_norm: "in:f32 usize usize in:f32 in:f32 f32 out:f32 i32 i32",
   aq_attention: "in:f32 in:f32 in:f32 in:u8 usize usize usize usize usize usize f32 out:f32 i32 i32",

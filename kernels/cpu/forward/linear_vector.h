@@ -348,7 +348,7 @@ AQ_INLINE void levels_row(const aq_linear_job *job, const vf *x, const float *su
   const aq_packed_view *view = &job->view;
   const size_t size = view->groups == 1 ? n : view->group_size, groups = (n - 1) / size + 1;
   const size_t first = row * view->groups + (view->groups == 1 ? 0 : col / size);
-  int8_t levels[AQ_VECTOR_COLS + AQ_LEVELS_BEHIND];
+  _Alignas(64) int8_t levels[AQ_VECTOR_COLS + AQ_LEVELS_BEHIND];
   float scales[AQ_VECTOR_COLS / 16], offsets[AQ_VECTOR_COLS / 16], shift = 0.0f;
   view->levels((const uint8_t *)(view->packed + row * view->words), 4 * view->words, col, n, levels);
   widen_halves(view->scale + first, groups, scales);

@@ -149,7 +149,7 @@ AQ_INLINE void unpack_bytes(const aq_packed_view *view, size_t row, size_t col, 
 
 AQ_INLINE void fill_rows(const aq_linear_job *job, size_t row, size_t n, size_t col, size_t k, const int32_t bits,
                          vi *panel) {
-  uint8_t bytes[AQ_W][AQ_KC];
+  _Alignas(64) uint8_t bytes[AQ_W][AQ_KC];
   for (size_t lane = 0; lane < AQ_W; lane++) {
     const size_t from = row + aq_min_size(lane, n - 1);
     if (bits == AQ_LEVEL_BITS)
@@ -487,7 +487,7 @@ static void row_terms(const aq_packed_view *view, size_t row, const vector_block
   const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + b->col / 8 * bits;
   const size_t group = row * view->groups + b->group;
   const vf middle = (vf){0} + (float)(1 << (bits - 1));
-  uint8_t codes_of_levels[AQ_VECTOR_COLS + AQ_QUADS];
+  _Alignas(64) uint8_t codes_of_levels[AQ_VECTOR_COLS + AQ_QUADS];
   if (view->levels) {
     level_codes(view, row, b->col, b->n, b->n, codes_of_levels);
     from = codes_of_levels;

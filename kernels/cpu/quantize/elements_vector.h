@@ -328,7 +328,7 @@ AQ_INLINE void dequantize_bits(const aq_packed_view *view, size_t row, size_t co
 AQ_INLINE void dequantize_levels(const aq_packed_view *view, size_t row, size_t col, size_t n, float *out, int stream) {
   const uint8_t *from = (const uint8_t *)(view->packed + row * view->words);
   for (size_t at = 0; at < n; at += AQ_LEVEL_COLS, out += AQ_LEVEL_COLS) {
-    int8_t levels[AQ_LEVEL_COLS + AQ_LEVELS_BEHIND];
+    _Alignas(64) int8_t levels[AQ_LEVEL_COLS + AQ_LEVELS_BEHIND];
     float scales[AQ_LEVEL_COLS / 16], offsets[AQ_LEVEL_COLS / 16];
     const size_t m = aq_min_size(AQ_LEVEL_COLS, n - at), size = view->groups == 1 ? m : view->group_size;
     const size_t first = row * view->groups + (col + at) / view->group_size, count = (m - 1) / size + 1;

@@ -8,7 +8,17 @@
 #define AQ_LEVELS 16
 #define AQ_LEVELS_READ 8
 
-AQ_INLINE void block_levels(const uint8_t *from, int8_t *levels) {
+typedef struct {
+  int8x16x4_t part[4];
+} level_table;
+
+AQ_INLINE level_table load_table(void) {
+  level_table table;
+  for (int i = 0; i < 4; i++) table.part[i] = vld1q_s8_x4(aq_trellis_levels + 64 * i);
+  return table;
+}
+
+AQ_INLINE void block_levels(level_table table, const uint8_t *from, int8_t *levels) {
   /* a byte and the one before it twice in 16 bits: v >> 2 and v >> 4, v >> 6 and v >> 8 are its four windows */
   static const uint8_t places[16] = {0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3, 4};
   static const int16_t low[8] = {-2, -6, -2, -6, -2, -6, -2, -6}, high[8] = {4, 0, 4, 0, 4, 0, 4, 0};
@@ -18,8 +28,7 @@ AQ_INLINE void block_levels(const uint8_t *from, int8_t *levels) {
   const uint8x16_t windows = vreinterpretq_u8_u16(vbslq_u16(vdupq_n_u16(255), even, odd));
   int8x16_t found = vdupq_n_s8(0);
   for (int i = 0; i < 4; i++) /* windows out of a part's 64 keep what was found */
-    found = vqtbx4q_s8(found, vld1q_s8_x4(aq_trellis_levels + 64 * i),
-                       vsubq_u8(windows, vdupq_n_u8((uint8_t)(64 * i))));
+    found = vqtbx4q_s8(found, table.part[i], vsubq_u8(windows, vdupq_n_u8((uint8_t)(64 * i))));
   vst1q_s8(levels, found);
 }
 
