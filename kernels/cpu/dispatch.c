@@ -49,7 +49,7 @@ static int has_byte_dot(void) {
  * wider sets compile them again. */
 #define AQ_SLOT(test, set, int8_set, backward_set, levels_set)                                            \
   {                                                                                                       \
-    test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set, &aq_trellis_scalar,  \
+    test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set, &aq_trellis_##set,   \
         &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set, aq_levels_##levels_set       \
   }
 #define AQ_DECLARE(set)                               \
@@ -57,6 +57,7 @@ static int has_byte_dot(void) {
   extern aq_two_level_function aq_two_level_##set;    \
   extern const aq_forward_kernels aq_forward_##set;   \
   extern const aq_row_kernels aq_rows_##set;          \
+  extern const aq_trellis_kernels aq_trellis_##set;   \
   extern const aq_product_kernels aq_product_##set;   \
   extern const aq_int8_kernels aq_int8_##set;         \
   extern const aq_backward_kernels aq_backward_##set;

@@ -140,4 +140,7 @@ AQ_INLINE vu v_widen_triples(const uint8_t *p) {
   return (vu)_mm256_srlv_epi32(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), places), shifts);
 }
 
+#define AQ_OWN_LOOKUP
+AQ_INLINE vf v_lookup(const float *table, vu at) { return (vf)_mm256_i32gather_ps(table, (__m256i)at, 4); }
+
 #endif

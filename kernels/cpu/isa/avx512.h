@@ -152,4 +152,7 @@ AQ_INLINE vu v_widen_triples(const uint8_t *p) {
   return (vu)_mm512_srlv_epi32(_mm512_permutexvar_epi16(places, words), shifts);
 }
 
+#define AQ_OWN_LOOKUP
+AQ_INLINE vf v_lookup(const float *table, vu at) { return (vf)_mm512_i32gather_ps((__m512i)at, table, 4); }
+
 #endif

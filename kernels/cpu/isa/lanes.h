@@ -61,6 +61,15 @@ AQ_INLINE void v_narrow(uint16_t *p, vu bits) {
 }
 #endif
 
+#if !defined(AQ_OWN_LOOKUP)
+/* Numbers of a table. */
+AQ_INLINE vf v_lookup(const float *table, vu at) {
+  vf v;
+  for (int lane = 0; lane < AQ_W; lane++) v[lane] = table[at[lane]];
+  return v;
+}
+#endif
+
 /* The lanes `distance` further on, for a fold of all lanes into the first in a fixed order. */
 #if AQ_W == 16
 #define AQ_SHUFFLE(v, d)                                                                                            \

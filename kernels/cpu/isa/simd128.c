@@ -10,4 +10,5 @@
 #include "../product/vector.h"
 #include "../solver/vector.h"
 #include "../solver/rows_vector.h"
+#include "../solver/trellis_vector.h"
 #include "../two_level/vector.h"

@@ -63,10 +63,10 @@ typedef struct {
 
 extern const aq_trellis_kernels aq_trellis_scalar;
 
-/* Floats of scratch for a chunk: three of its rows, codes, grids, and for each window of each row its cost, its
+/* Floats of scratch for a chunk: its rows four times, codes, grids, and for each window of each row its cost, its
  * targets in a block and its path. */
 static inline size_t aq_trellis_floats(size_t cols, size_t groups) {
-  return AQ_TRELLIS_MOST_LANES * (3 * cols + cols / 4 + 2 * groups + AQ_TRELLIS_MOST_WINDOWS * (AQ_TRELLIS_BLOCK + 5) + 64);
+  return AQ_TRELLIS_MOST_LANES * (4 * cols + cols / 4 + 2 * groups + AQ_TRELLIS_MOST_WINDOWS * (AQ_TRELLIS_BLOCK + 5) + 64);
 }
 
 /* A matrix of blocks on the diagonal, and where row k of it lies: its element j is row[j] for begin <= j < end. */
