@@ -78,6 +78,7 @@ interface Row {
   readonly zeroPoint?: string;
   /** Of two-level scales. */
   readonly scaleBits?: number;
+  readonly codes?: string;
   error?: { readonly relativeRms: number; readonly cosine: number; readonly max: number };
   /** Why there is no error although one was asked for. */
   note?: string;
@@ -192,13 +193,14 @@ function describe(checkpoint: Checkpoint, layers: ReadonlyMap<string, PackedLaye
         return [{ name, file, dtype, shape, bytes, weights, bitsPerWeight }];
       }
       if (info.name !== layer.tensors.packed) return [];
-      const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, scaleBits } = layer;
+      const { name, dtype, rows, cols, bytes, bitsPerWeight, bits, groupSize, scaleBits, codes } = layer;
       return [{
         ...{ name, file, dtype, shape: shapeOf(layer), bytes, weights: rows * cols, bitsPerWeight },
         ...{
           bits,
           groupSize,
           ...(scaleBits === undefined ? { zeroPoint: layer.zeroPointKind } : { scaleBits }),
+          ...(codes === undefined ? {} : { codes }),
         },
       }];
     })
@@ -269,6 +271,7 @@ function printReport(
   mismatches: readonly Mismatch[] | undefined,
 ): void {
   const hasErrors = rows.some(({ error, note }) => error !== undefined || note !== undefined);
+  const hasTrellis = rows.some(({ codes }) => codes !== undefined);
   const hasTwoLevel = rows.some(({ scaleBits }) => scaleBits !== undefined);
   const columns = ([
     ["tensor", ({ name }) => printable(name)],
@@ -277,6 +280,7 @@ function printReport(
     ["bits", ({ bits = "" }) => `${bits}`],
     ["group", ({ groupSize = "" }) => groupSize === 0 ? "row" : `${groupSize}`],
     ["scale bits", ({ bits, scaleBits = 16 }) => bits === undefined ? "" : `${scaleBits}`, hasTwoLevel],
+    ["codes", ({ bits, codes = "uniform" }) => bits === undefined ? "" : codes, hasTrellis],
     ["bytes", ({ bytes }) => formatCount(bytes)],
     ["bits/weight", ({ bitsPerWeight }) => bitsPerWeight.toFixed(3)],
     ["relative RMS", ({ error, note = "" }) => error?.relativeRms.toPrecision(4) ?? note, hasErrors],

@@ -25,6 +25,7 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
     else if (!isOffset && zeroPoint !== "real") yield ["zero_point", `real ${why}`];
     if (bitPlan !== null || hasBudget(config)) yield [own, `${plain} with a bit plan or a budget`];
   }
+  if (config.codes === "trellis") yield* ofTrellis(config, from);
   yield* ofTarget(config, from);
   const effective = withPhaseSolver(config).solver;
   if ((CALIBRATED_SOLVERS as readonly string[]).includes(effective) && config.minAccuracy > 0) {
@@ -47,6 +48,24 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
     yield ["time_scales", `shared with ${from("output_correction")}`];
   }
   if (hasTimeScales && (scaleBits !== 16 || isOffset)) yield ["time_scales", `shared with ${from(own)}`];
+}
+
+/** Rules of trellis codes, which have a scale and an offset a group and are searched on what a layer reads. */
+function* ofTrellis(config: Config, from: (key: string) => string): Generator<Contradiction> {
+  const why = `with ${from("codes")}`;
+  if (config.solver !== "best" && config.solver !== "auto") yield ["solver", `best or auto ${why}`];
+  if (config.zeroPoint !== "real") yield ["zero_point", `real ${why}`];
+  if (config.scaleBits !== 16) yield ["scale_bits", `16 ${why}`];
+  if (config.target !== null) yield ["target", `null ${why}, which no other program reads`];
+  if (config.timeScales === "per_group") yield ["time_scales", `shared ${why}`];
+  if (config.minAccuracy > 0) {
+    yield ["min_accuracy", `0 ${why}: the cosine of weights is not what it minimizes`];
+  }
+  if (config.bitPlan !== null || hasBudget(config)) yield ["codes", "uniform with a bit plan or a budget"];
+  if (config.thermodynamic.transitionOptimization.enabled) {
+    const key = "thermodynamic.transition_optimization.enabled";
+    yield [key, `false ${why}: its gradients know uniform codes`];
+  }
 }
 
 /** Rules of a target, which chooses the form of scales and zero points. */

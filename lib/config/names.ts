@@ -46,6 +46,12 @@ export const BIT_WIDTHS: readonly BitWidth[] = [2, 3, 4, 8];
 export const GROUP_SIZES: readonly GroupSize[] = [0, 16, 32, 64, 128, 256];
 export const ZERO_POINT_KINDS: readonly ZeroPointKind[] = ["real", "integer", "symmetric"];
 
+/** How a code gives a level: `uniform`, by itself; `trellis`, by a table that the codes before it choose from, too. */
+export type Codes = (typeof CODES)[number];
+export const CODES = ["uniform", "trellis"] as const;
+/** Bits that trellis codes can have. */
+export const TRELLIS_BITS: readonly BitWidth[] = [2];
+
 /** Bits of the sub-codes of two-level scales; 16: half floats by themselves, a scale and an offset a group. */
 export type ScaleBits = 4 | 6 | 8 | 16;
 export const SCALE_BITS: readonly ScaleBits[] = [4, 6, 8, 16];

@@ -21,6 +21,8 @@ import {
   type BackendChoice,
   BACKENDS,
   type BitWidth,
+  CODES,
+  type Codes,
   type Effort,
   EFFORTS,
   type GridKind,
@@ -46,6 +48,7 @@ export interface Config {
   readonly groupSize: GroupSize;
   /** 4 and 6: two-level scales. */
   readonly scaleBits: ScaleBits | 16;
+  readonly codes: Codes;
   readonly numTimeGroups: number;
   readonly solver: SolverChoice;
   readonly calibrationData: string | null;
@@ -169,6 +172,11 @@ const ROWS: Rows = {
     "16: a half-precision scale and zero point for each group. 4 and 6: two-level scales, codes of 4 or " +
       "6 bits under half-precision scales for every 256 weights of a row, as in ggml's Q2_K and Q4_K; " +
       "they need `zero_point` real",
+  ),
+  codes: key(choice(...CODES), "uniform").means(
+    "`uniform`: evenly spaced levels, the same for every weight. `trellis`: the level of a weight of 2 bits " +
+      "depends on the three codes before it as well, at the same size; layers of other bits and tables of tokens " +
+      "stay uniform. It needs solver `best` or `auto`, and `zero_point` real",
   ),
   num_time_groups: key(integer(1, 100), 10).means(
     "Time groups of the timesteps or mask ratios, when a phase is enabled and in saved calibration " +

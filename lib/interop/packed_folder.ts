@@ -79,11 +79,11 @@ export interface PackedFolder {
 export const moduleOf = (name: string): string => name.replace(/\.weight$/, "");
 
 /** A grid in words. */
-export function gridText({ bits, groupSize, scaleBits, zeroPointKind }: PackedLayer): string {
+export function gridText({ bits, groupSize, scaleBits, zeroPointKind, codes }: PackedLayer): string {
   const scales = scaleBits === undefined
     ? `${zeroPointKind} zero points`
     : scaleBits === 16
-    ? "offsets"
+    ? codes === "trellis" ? "trellis codes" : "offsets"
     : `two-level scales of ${scaleBits} bits`;
   return `${bits} bits, groups of ${groupSize === 0 ? "a whole row" : groupSize}, ${scales}`;
 }

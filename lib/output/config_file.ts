@@ -10,6 +10,7 @@ import {
   type PackedLayerEntry,
   type PackedSection,
   SECTION_KEY,
+  TRELLIS_FORMAT_VERSION,
 } from "../quant/packed/checkpoint.ts";
 import type { FloatDtype } from "../tensor/mod.ts";
 import type { LayerRecord } from "./record.ts";
@@ -32,14 +33,16 @@ export function quantizationConfig(
   const quantized = layers.filter(({ action }) => action === "quantize");
   const kind = storedScales(config).zeroPoint;
   const section: PackedSection = {
-    format_version: FORMAT_VERSION,
+    format_version: quantized.some(({ codes }) => codes === "trellis")
+      ? TRELLIS_FORMAT_VERSION
+      : FORMAT_VERSION,
     solver: config.solver,
     zero_point: kind,
     layers: Object.fromEntries(quantized.map((layer): [string, PackedLayerEntry] => [layer.name, {
       bits: layer.bits!,
       group_size: layer.groupSize!,
       zero_point: layer.zeroPoint === kind ? undefined : layer.zeroPoint,
-      scale_bits: layer.scaleBits,
+      ...(layer.codes === "trellis" ? { codes: layer.codes } : { scale_bits: layer.scaleBits }),
       dtype: layer.dtype as FloatDtype,
     }])),
   };

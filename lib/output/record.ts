@@ -1,5 +1,6 @@
 /** The record of one tensor, as the journal and the manifest store it, and the manifest itself. */
 import { createHash } from "node:crypto";
+import type { Codes } from "../config/names.ts";
 import type { BitWidth, ErrorStatistics, GroupSize, ScaleBits, ZeroPointKind } from "../quant/mod.ts";
 import { isJsonObject } from "../files/json.ts";
 import { sha256 } from "../files/whole.ts";
@@ -29,6 +30,8 @@ export interface LayerRecord {
   readonly zeroPoint?: ZeroPointKind | undefined;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits?: ScaleBits | undefined;
+  /** `trellis`; undefined: uniform. */
+  readonly codes?: Codes | undefined;
   readonly bytesBefore: number;
   /** Stored bytes of everything that belongs to it. */
   readonly bytesAfter: number;

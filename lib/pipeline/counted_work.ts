@@ -10,7 +10,7 @@ import { type Blockwise, forwardCost, gradientCost, modelConfig, modelRequiremen
 import { REFINEMENT_HELD_OUT, samplesOfStep, whatFits } from "../phases/fitting.ts";
 import { MAX_REFINEMENT_BYTES } from "../phases/kept_refinement.ts";
 import { REFINEMENT_DEFAULTS } from "../phases/settings.ts";
-import { isTokenTable, type PlanRow } from "../plan/plan.ts";
+import { formatOf, isTokenTable, type PlanRow } from "../plan/plan.ts";
 import { groupCount } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import { isRounded, weightSolver } from "../solve/by_weights.ts";
@@ -189,9 +189,9 @@ export class CountedWork {
       const own = layers.filter(({ name }) => wanted.has(name));
       if (own.length === 0) return [];
       const forms = own.map(({ name }): WeightFormat => {
-        const { bits, groupSize, zeroPoint, scaleBits } = wanted.get(name)!;
+        const row = wanted.get(name)!;
         wanted.delete(name);
-        return { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+        return formatOf(row);
       });
       const { cols } = own[0]!.weights, positions = data.distinctPositions;
       const { block } = chooseMoment(settings, { cols, positions, memoryBytes, formats: forms });
@@ -405,8 +405,7 @@ export class CountedWork {
         // Read and hashed; written, hashed, and read back.
         timed.hashing(before + 2 * after) + FILE_SECONDS * rows.length + rows.reduce((sum, row) => {
           if (row.action === "keep") return sum;
-          const { bits, groupSize, zeroPoint, scaleBits } = row, weights = elementCount(row.shape)!;
-          const form = { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+          const weights = elementCount(row.shape)!, form = formatOf(row);
           const isOwn = isSolved && !isTokenTable(row) && !isRounded(config, row);
           return sum + timed.packing(weights, "measure", form) +
             (isOwn ? 0 : timed.packing(weights, weightSolver(config, row), form));

@@ -70,7 +70,7 @@ export async function rewriteDequantized(
     if (stored === undefined) return { ...common, action: "keep", reason: "not quantized" };
     return { ...common, action: "dequantize", reason: stored.type };
   }
-  const { rows, cols, bits, groupSize, scaleBits } = layer;
+  const { rows, cols, bits, groupSize, scaleBits, codes } = layer;
   sink.begin([spec]);
   const width = BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, width);
@@ -90,6 +90,7 @@ export async function rewriteDequantized(
     bits,
     groupSize,
     scaleBits,
+    codes,
     bytesBefore: layer.bytes,
     bytesAfter: rows * cols * width,
   };

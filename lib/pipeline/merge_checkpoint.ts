@@ -16,7 +16,7 @@ import type { RewriteContent, RewriteStep } from "../output/rewrite.ts";
 import { identityOf, readShards, type ShardResult } from "../output/shard_folders.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import { type BitPlan, planOfLayers } from "../plan/budget.ts";
-import { checkPlan, type Plan, planQuantization } from "../plan/plan.ts";
+import { checkPlan, formatOf, type Plan, planQuantization } from "../plan/plan.ts";
 import { pause, stoppable } from "../progress.ts";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
 import { type Checkpoint, openCheckpoint, SafetensorsFile, type TensorSpec } from "../tensor/mod.ts";
@@ -244,15 +244,9 @@ async function weightsOf(
 
 /** Entries of a tensor, in the order in which they are stored. */
 function entriesOf(record: LayerRecord): TensorSpec[] {
-  const { name, dtype, shape, bits, groupSize, zeroPoint, scaleBits } = record;
+  const { name, dtype, shape } = record;
   if (record.action === "keep") return [{ name, dtype, shape }];
-  return packedTensorSpecs(name, {
-    ...matrixSizes(shape),
-    bits: bits!,
-    groupSize: groupSize!,
-    zeroPoint: zeroPoint!,
-    scaleBits,
-  });
+  return packedTensorSpecs(name, { ...matrixSizes(shape), ...formatOf(record) });
 }
 
 /** Most files of shards that are open at once. */

@@ -49,7 +49,7 @@ import { runConfiguredPhases, sidecarContent } from "../phases/configured.ts";
 import type { PhaseResult, PhasesReport } from "../phases/mod.ts";
 import type { TensorSink } from "../output/tensor_sink.ts";
 import { type BitPlan, planText } from "../plan/budget.ts";
-import { checkPlan, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
+import { checkPlan, formatOf, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
 import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { isRounded, quantizedByWeights } from "../solve/by_weights.ts";
@@ -735,15 +735,10 @@ export function filesOf(checkpoint: Checkpoint, { plan }: Pick<PlannedRun, "plan
 
 /** The entries that take most room in the header, whatever becomes of the tensors. */
 function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
-  for (const { name, dtype, shape, action, groupSize, zeroPoint, scaleBits } of rows) {
-    if (action === "keep") yield { name, dtype, shape };
-    else {yield* packedTensorSpecs(name, {
-        ...matrixSizes(shape),
-        bits: 8,
-        groupSize: groupSize!,
-        zeroPoint: zeroPoint!,
-        scaleBits,
-      });}
+  for (const row of rows) {
+    const { name, dtype, shape } = row;
+    if (row.action === "keep") yield { name, dtype, shape };
+    else yield* packedTensorSpecs(name, { ...matrixSizes(shape), ...formatOf(row, 8) });
   }
 }
 

@@ -15,7 +15,7 @@ import {
   packedErrorStatistics,
   packedRows,
   type PackedTensor,
-  quantize,
+  quantizeByWeights,
   relativeRmsError,
   type Weights,
 } from "../quant/mod.ts";
@@ -29,7 +29,7 @@ import {
 } from "../quant/packed/entries.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
 import { quote } from "../files/whole.ts";
-import type { PlanRow } from "../plan/plan.ts";
+import { formatOf, type PlanRow } from "../plan/plan.ts";
 import type { LayerRecord } from "../output/record.ts";
 import { weightSolver } from "../solve/by_weights.ts";
 import type { SolvedLayer } from "../solve/solve_model.ts";
@@ -124,7 +124,7 @@ function quantizedRecord(
   solved: SolvedLayer | undefined,
   tried: LayerRecord["tried"] & object,
 ): UnhashedRecord {
-  const { name, file, dtype, shape, bytesBefore, scaleBits } = row;
+  const { name, file, dtype, shape, bytesBefore, scaleBits, codes } = row;
   const form = formOf(row, bits), { groupSize, zeroPoint } = form;
   return {
     name,
@@ -137,6 +137,7 @@ function quantizedRecord(
     groupSize,
     zeroPoint,
     scaleBits,
+    codes,
     bytesBefore,
     bytesAfter: packedBytes(form),
     statistics,
@@ -153,8 +154,8 @@ function quantizedRecord(
 }
 
 /** Size of a tensor and how it is packed. */
-function formOf({ shape, groupSize, zeroPoint, scaleBits }: PlanRow, bits: BitWidth) {
-  return { ...matrixSizes(shape), bits, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+function formOf(row: PlanRow, bits: BitWidth) {
+  return { ...matrixSizes(row.shape), ...formatOf(row, bits) };
 }
 
 async function keepTensor(task: Task, reason: string): Promise<UnhashedRecord> {
@@ -223,7 +224,9 @@ export function rowsPerChunk(cols: number, bytesPerElement: number): number {
 /** Quantizes a tensor, or takes it from what was solved, and stores it in chunks of rows; returns its error. */
 async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Promise<ErrorStatistics> {
   const { row, source, sink, config, kernels, buffer } = task, { name } = row;
-  const form = formOf(row, bits), { rows, cols, groupSize, zeroPoint, scaleBits } = form;
+  const form = formOf(row, bits),
+    { rows, cols, groupSize, zeroPoint, scaleBits } = form,
+    format = formatOf(row, bits);
   const names = packedNames(name, form), groups = groupCount(cols, groupSize);
   const dtype = row.dtype as FloatDtype, rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
@@ -240,7 +243,7 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
     let part: PackedTensor;
     try {
       part = solved === undefined
-        ? quantize(kernels, weights, count, cols, { bits, groupSize, solver, zeroPoint, scaleBits })
+        ? quantizeByWeights(kernels, weights, count, cols, { ...format, solver })
         : packedRows(solved, begin, end);
     } catch (error) {
       throw error instanceof WeightsError ? chunkError(task, weights, begin, count, error) : error;

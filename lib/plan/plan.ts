@@ -18,12 +18,15 @@ import {
   type BitWidth,
   type GroupSize,
   matrixSizes,
+  MAX_MOMENT_COLS,
   MAX_ROW_WEIGHTS,
   OFFSET_BITS,
   packedBytes,
   type ScaleBits,
+  type WeightFormat,
   type ZeroPointKind,
 } from "../quant/mod.ts";
+import { type Codes, TRELLIS_BITS } from "../config/names.ts";
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
@@ -61,6 +64,8 @@ export interface PlanRow {
   readonly zeroPoint: ZeroPointKind | undefined;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
+  /** `trellis`, or undefined: uniform. */
+  readonly codes?: Codes | undefined;
   /** Type of the target that stores it; undefined without a target. */
   readonly type?: string | undefined;
   /** Why that is another one than its bits would have. */
@@ -207,7 +212,9 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
 
   return (info, file) => {
     const { name, shape, dtype, byteLength } = info, kept = keptBy(info);
-    const form = kept === undefined ? fitTarget(info, formOf(info), config) : { reason: kept, ...NOT_PACKED };
+    const form = kept === undefined
+      ? withCodes(fitTarget(info, formOf(info), config), info, config)
+      : { reason: kept, ...NOT_PACKED };
     const { bits, groupSize, zeroPoint, scaleBits } = form, sizes = matrixSizes(shape);
     const common = { name, file, shape, dtype, bytesBefore: byteLength };
     if (bits === undefined) return { ...common, action: "keep", ...form, bytesAfter: byteLength };
@@ -215,6 +222,25 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
     return { ...common, action: "quantize", ...form, bytesAfter: packedBytes(packed) };
   };
 }
+
+/** The form with the codes that the configuration asks for, where it can have them: tables of tokens are not searched. */
+function withCodes(
+  form: RowForm,
+  { shape }: TensorInfo,
+  { codes }: Config,
+): RowForm & Pick<PlanRow, "codes"> {
+  const hasBits = form.bits !== undefined && TRELLIS_BITS.includes(form.bits);
+  const isSearched = hasBits && !isTokenTable(form) && shape.at(-1)! <= MAX_MOMENT_COLS;
+  return codes === "trellis" && isSearched ? { ...form, scaleBits: OFFSET_BITS, codes } : form;
+}
+
+/** How a row that is quantized is packed. @param bits other ones than the plan's */
+export const formatOf = (
+  { bits, groupSize, zeroPoint, scaleBits, codes }: Partial<
+    Pick<PlanRow, "bits" | "groupSize" | "zeroPoint" | "scaleBits" | "codes">
+  >,
+  own: BitWidth = bits!,
+): WeightFormat => ({ bits: own, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits, codes });
 
 /** Bits by a tensor's own name in `layer_bit_widths`, which go before every rule by name. */
 function ownBits({ layerBitWidths }: Config, name: string): LayerBits | undefined {

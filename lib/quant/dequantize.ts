@@ -2,7 +2,7 @@
 import { checkFloats, checkMember, DTYPE_NUMBERS } from "../native/call.ts";
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
-import { checkPackedTensor, levelsOf, packedRows, type PackedTensor } from "./packed/layout.ts";
+import { checkPackedTensor, levelsOf, linesOf, packedRows, type PackedTensor } from "./packed/layout.ts";
 import { callBlocks } from "./weights.ts";
 
 type PlainDtype = "F32" | "F16" | "BF16";
@@ -44,6 +44,8 @@ export function dequantize(
     if (part.scaleBits === undefined) {
       const { packed, scale, zeroPoint } = part;
       call.dequantize(kernels, doing, packed, scale, zeroPoint, ...sizes, target, number);
+    } else if (part.codes === "trellis") {
+      call.dequantizeTrellis(kernels, doing, part.packed, ...linesOf(part), ...sizes, target, number);
     } else {
       const { packed, scaleBits } = part;
       call.dequantizeTwoLevel(kernels, doing, packed, ...levelsOf(part), ...sizes, scaleBits, target, number);

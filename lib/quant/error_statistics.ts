@@ -3,7 +3,7 @@ import { checkCount, DTYPE_NUMBERS } from "../native/call.ts";
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT } from "../tensor/mod.ts";
-import { checkPackedTensor, levelsOf, packedRows, type PackedTensor } from "./packed/layout.ts";
+import { checkPackedTensor, levelsOf, linesOf, packedRows, type PackedTensor } from "./packed/layout.ts";
 import { rowBlocks, weightBytes, type Weights } from "./weights.ts";
 
 /** Sums and maxima of `b` against `a`, in float64. */
@@ -78,6 +78,9 @@ export function packedErrorStatistics(
     if (part.scaleBits === undefined) {
       const { packed, scale, zeroPoint } = part, sizes = [count, cols, bits, groupSize] as const;
       call.packedErrorStatistics(kernels, doing, block, dtype, packed, scale, zeroPoint, ...sizes, raw);
+    } else if (part.codes === "trellis") {
+      const { packed } = part, sizes = [count, cols, bits, groupSize] as const;
+      call.trellisErrorStatistics(kernels, doing, block, dtype, packed, ...linesOf(part), ...sizes, raw);
     } else {
       const { packed, scaleBits } = part, sizes = [count, cols, bits, groupSize, scaleBits] as const;
       call.twoLevelErrorStatistics(kernels, doing, block, dtype, packed, ...levelsOf(part), ...sizes, raw);

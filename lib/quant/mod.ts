@@ -44,4 +44,5 @@ export { accumulateMoment, emptyMoments, type InputMoments, MAX_MOMENT_COLS } fr
 export type { LayerProblem } from "./solvers/problem.ts";
 export { DEFAULT_SOLVER_SETTINGS, type Solution, type SolverSettings } from "./solvers/settings.ts";
 export { LAYER_SOLVERS, solveLayer } from "./solvers/solve_layer.ts";
+export { quantizeByWeights } from "./solvers/trellis.ts";
 export type { Weights } from "./weights.ts";

@@ -3,8 +3,8 @@ import type { ConfigInForce } from "../config/mod.ts";
 import { WeightsError } from "../errors.ts";
 import type { Blockwise } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import type { PlanRow } from "../plan/plan.ts";
-import { LAYER_SOLVERS, type PackedTensor, quantize, type WeightSolver } from "../quant/mod.ts";
+import { formatOf, type PlanRow } from "../plan/plan.ts";
+import { LAYER_SOLVERS, type PackedTensor, quantizeByWeights, type WeightSolver } from "../quant/mod.ts";
 
 type RowBits = Pick<PlanRow, "bits" | "scaleBits">;
 
@@ -36,11 +36,10 @@ export function quantizedByWeights<Batch>(
   return new Map(rows.flatMap((row): [string, PackedTensor][] => {
     const weights = found.get(row.name);
     if (row.action === "keep" || weights === undefined || "packed" in weights) return [];
-    const { bits, groupSize, zeroPoint, scaleBits } = row, { rows: height, cols, dtype, data } = weights;
-    const solver = weightSolver(config, row);
-    const options = { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits, solver };
+    const { rows: height, cols, dtype, data } = weights;
+    const options = { ...formatOf(row), solver: weightSolver(config, row) };
     try {
-      return [[row.name, quantize(kernels, { data, dtype }, height, cols, options)]];
+      return [[row.name, quantizeByWeights(kernels, { data, dtype }, height, cols, options)]];
     } catch (error) {
       if (!(error instanceof WeightsError)) throw error;
       return [];

@@ -11,7 +11,7 @@ import type { PackedTensor } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
 import { sha256 } from "../files/whole.ts";
-import { isTokenTable, type Plan, type PlanRow } from "../plan/plan.ts";
+import { formatOf, isTokenTable, type Plan, type PlanRow } from "../plan/plan.ts";
 import { listing } from "../tensor/mod.ts";
 import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
@@ -413,7 +413,6 @@ class CandidateSolver {
   }
 
   #formOf(name: string): WeightFormat {
-    const { bits, groupSize, zeroPoint, scaleBits } = this.#rows.get(name)!;
-    return { bits: bits!, groupSize: groupSize!, zeroPoint: zeroPoint!, scaleBits };
+    return formatOf(this.#rows.get(name)!);
   }
 }

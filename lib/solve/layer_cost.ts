@@ -2,15 +2,16 @@
 import { chooseMoment } from "../calibration/moment_structure.ts";
 import type { ConfigInForce } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
-import { isTokenTable, type PlanRow } from "../plan/plan.ts";
+import { formatOf, isTokenTable, type PlanRow } from "../plan/plan.ts";
 import {
   FEEDBACK_PASSES,
   GRADIENT_PASSES,
   ROUND_PASSES,
   settingsFor,
   stepsOf,
+  trellisPasses,
 } from "../quant/solvers/effort.ts";
-import { matrixSizes, type WeightFormat } from "../quant/packed/layout.ts";
+import { matrixSizes } from "../quant/packed/layout.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { elementCount } from "../tensor/mod.ts";
 import { isRounded, weightSolver } from "./by_weights.ts";
@@ -42,10 +43,11 @@ export function layerCost(config: ConfigInForce, row: PlanRow): number {
   const weights = elementCount(row.shape)!, byWeights = moved + weights * SECONDS[weightSolver(config, row)];
   if (!isSolved(config, row)) return byWeights;
   const { rows, cols } = matrixSizes(row.shape), settings = solverSettings(config);
-  const form = { groupSize: row.groupSize!, scaleBits: row.scaleBits } satisfies Partial<WeightFormat>;
+  const form = formatOf(row);
   const { block } = chooseMoment(settings, { cols, positions: Infinity, formats: [form] });
   if (block === 1) return byWeights;
-  const passes = passesOf(config, settingsFor(settings, { rows, cols, block }));
+  const steps = settingsFor(settings, { rows, cols, block });
+  const passes = row.codes === "trellis" ? trellisPasses(stepsOf(steps), block) : passesOf(config, steps);
   // Its moment is factored for it as well.
   return moved + SECONDS.multiplyAdd * (passes * rows * cols * block + cols * block * block / 3);
 }

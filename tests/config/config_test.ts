@@ -61,6 +61,7 @@ describe("defaults", () => {
       bitWidth: 4,
       groupSize: 64,
       scaleBits: 16,
+      codes: "uniform",
       numTimeGroups: 10,
       solver: "auto",
       selfCalibration: { records: null, tokens: 128, steps: null },

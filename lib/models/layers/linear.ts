@@ -2,7 +2,7 @@
 import { checkArray, checkCount, DTYPE_NUMBERS } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { checkPackedTensor, levelsOf, type PackedTensor } from "../../quant/packed/layout.ts";
+import { checkPackedTensor, levelsOf, linesOf, type PackedTensor } from "../../quant/packed/layout.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -60,6 +60,10 @@ export function linear(
   if (weights.scaleBits === undefined) {
     const { scale, zeroPoint } = weights;
     native.linearPacked(kernels, doing, x, tokens, packed, scale, zeroPoint, bias, ...sizes, out);
+    return out;
+  }
+  if (weights.codes === "trellis") {
+    native.linearTrellis(kernels, doing, x, tokens, packed, ...linesOf(weights), bias, ...sizes, out);
     return out;
   }
   const { scaleBits } = weights, scales = levelsOf(weights);

@@ -30,18 +30,22 @@ import {
 import {
   BIT_WIDTHS,
   type BitWidth,
+  CODES,
+  type Codes,
   emptyLevels,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
   matrixSizes,
   MAX_ROW_WEIGHTS,
+  OFFSET_BITS,
   type PackedTensor,
   packedWords,
   SCALE_BITS,
   type ScaleBits,
   subCodeBytes,
   superblockCount,
+  TRELLIS_BITS,
   TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
@@ -50,6 +54,8 @@ import {
 
 /** Version of the layout and of the `arrowquant` section of config.json; a reader refuses a larger one. */
 export const FORMAT_VERSION = 1;
+/** Version of a checkpoint with trellis codes. */
+export const TRELLIS_FORMAT_VERSION = 3;
 /** Version that marked low-rank corrections and rotations, which are gone (docs/decisions.md). */
 const WITHDRAWN_FORMAT_VERSION = 2;
 /** What a message says of such a checkpoint. */
@@ -64,6 +70,8 @@ export interface PackedLayerEntry {
   readonly group_size: GroupSize;
   /** Bits of the sub-codes of two-level scales; absent with plain ones. */
   readonly scale_bits?: ScaleBits | undefined;
+  /** `trellis`, with a scale and an offset a group; absent: uniform. From version 3 on. */
+  readonly codes?: Codes | undefined;
   /** Absent where it is the section's. */
   readonly zero_point?: ZeroPointKind | undefined;
   /** Element type before quantization. */
@@ -98,6 +106,8 @@ export interface PackedLayer {
   readonly zeroPointKind: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
+  /** `trellis`: `scaleBits` is 16, offsets; absent: uniform. */
+  readonly codes?: Codes | undefined;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
   readonly tensors: PackedNames;
@@ -156,7 +166,7 @@ export function readPackedTensor(
   rowBegin = 0,
   rowEnd: number = layer.rows,
 ): PackedTensor {
-  const { name, cols, bits, groupSize, zeroPointKind, scaleBits, tensors } = layer;
+  const { name, cols, bits, groupSize, zeroPointKind, scaleBits, codes, tensors } = layer;
   const whole = Number.isSafeInteger(rowBegin) && Number.isSafeInteger(rowEnd);
   if (!whole || rowBegin < 0 || rowBegin > rowEnd || rowEnd > layer.rows) {
     throw new RangeError(
@@ -179,7 +189,8 @@ export function readPackedTensor(
     const subScale = new Uint8Array(read(tensors.subScale!, subBytes));
     const subMin = new Uint8Array(read(tensors.subMin!, subBytes));
     if (tensors.superScale === undefined) {
-      return { ...common, ...emptyLevels({ ...common, scaleBits }), subScale, subMin };
+      const levels = { ...emptyLevels({ ...common, scaleBits }), subScale, subMin };
+      return { ...common, ...levels, ...(codes === undefined ? {} : { codes }) };
     }
     return {
       ...common,
@@ -213,15 +224,25 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
   if (version === WITHDRAWN_FORMAT_VERSION) {
     throw fail(".format_version", `${FORMAT_VERSION} (${WITHDRAWN})`, version);
   }
-  if (version !== FORMAT_VERSION) {
-    throw fail(".format_version", `${FORMAT_VERSION}, the one this version reads`, version);
+  if (version !== FORMAT_VERSION && version !== TRELLIS_FORMAT_VERSION) {
+    const known = `${FORMAT_VERSION} or ${TRELLIS_FORMAT_VERSION}, which this version reads`;
+    throw fail(".format_version", known, version);
   }
   checkMember(fail, ".zero_point", zeroPoint, ZERO_POINT_KINDS);
   if (!isJsonObject(layers)) throw fail(".layers", "an object", layers);
   for (const [name, entry] of Object.entries(layers)) {
     const key = `.layers[${show(name)}]`;
     if (!isJsonObject(entry)) throw fail(key, "an object of bits, group_size and dtype", entry);
-    const { bits, scale_bits: scaleBits, group_size: groupSize, zero_point: own, dtype } = entry;
+    const { bits, scale_bits: scaleBits, group_size: groupSize, zero_point: own, dtype, codes } = entry;
+    if (codes !== undefined) {
+      if (version === FORMAT_VERSION) throw fail(`${key}.codes`, "absent in version 1", codes);
+      checkMember(fail, `${key}.codes`, codes, CODES, ", or absent");
+      const isTrellis = codes === "trellis";
+      if (isTrellis && scaleBits !== undefined) {
+        throw fail(`${key}.scale_bits`, "absent with trellis codes", scaleBits);
+      }
+      if (isTrellis) checkMember(fail, `${key}.bits`, bits, TRELLIS_BITS, " with trellis codes");
+    }
     checkMember(fail, `${key}.bits`, bits, BIT_WIDTHS);
     if (scaleBits !== undefined) checkMember(fail, `${key}.scale_bits`, scaleBits, SCALE_BITS, ", or absent");
     const groupSizes = scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES;
@@ -249,7 +270,8 @@ function checkLayer(
   entry: PackedLayerEntry,
   sectionKind: ZeroPointKind,
 ): PackedLayer {
-  const { bits, group_size: groupSize, scale_bits: scaleBits, dtype } = entry;
+  const { bits, group_size: groupSize, dtype } = entry, isTrellis = entry.codes === "trellis";
+  const scaleBits = isTrellis ? OFFSET_BITS : entry.scale_bits;
   const zeroPoint = scaleBits === undefined ? sectionKind : zeroPointsOf({ scaleBits });
   const names = packedNames(name, { zeroPoint, scaleBits });
   const fail = (part: string, reason: string) =>
@@ -294,6 +316,7 @@ function checkLayer(
     groupSize,
     zeroPointKind: zeroPoint,
     scaleBits,
+    ...(isTrellis ? { codes: entry.codes } : {}),
     dtype,
   };
   return { name, ...form, tensors: names, bytes, bitsPerWeight: bytes * 8 / (rows * cols) };

@@ -5,11 +5,14 @@
 import {
   BIT_WIDTHS,
   type BitWidth,
+  CODES,
+  type Codes,
   GROUP_SIZES,
   type GroupSize,
   OFFSET_BITS,
   SCALE_BITS,
   type ScaleBits,
+  TRELLIS_BITS,
   TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
@@ -67,7 +70,13 @@ export interface TwoLevelScales {
  * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`; `subScale` and `subMin: u8[rows, subCodeBytes(…)]`;
  * `superScale` and `superMin: f16[rows, superblockCount(cols)]`
  */
-export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {}
+export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {
+  /**
+   * `trellis`: in place of the code stands a level that the codes before it choose, too, `w = scale · level + offset`;
+   * `scaleBits` is 16, and groups have any size.
+   */
+  readonly codes?: Codes | undefined;
+}
 
 /** A packed matrix; `scaleBits` tells the two kinds apart. */
 export type PackedTensor = OneLevelTensor | TwoLevelTensor;
@@ -79,6 +88,8 @@ export interface WeightFormat {
   readonly zeroPoint: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales, which need real zero points; undefined for plain ones. */
   readonly scaleBits?: ScaleBits | undefined;
+  /** Default `uniform`. Trellis codes have scales and offsets, `scaleBits` 16. */
+  readonly codes?: Codes | undefined;
 }
 
 /** Size of a packed matrix, and how it is stored. */
@@ -162,6 +173,10 @@ export function packedByteLength(tensor: PackedTensor): number {
   return levelsOf(tensor).reduce((sum, array) => sum + array.byteLength, own);
 }
 
+/** Scales and offsets of a tensor of trellis codes, the bits of half floats: `[rows, groups]` each. */
+export const linesOf = ({ subScale, subMin }: TwoLevelScales) =>
+  [halvesInBytes(subScale), halvesInBytes(subMin)] as const;
+
 /** The half floats 1 and −1. */
 const ONE = 0x3c00, MINUS_ONE = 0xbc00;
 
@@ -184,9 +199,15 @@ export const zeroPointsOf = ({ scaleBits }: { readonly scaleBits: ScaleBits }): 
   scaleBits === 8 ? "symmetric" : "real";
 
 /** Throws unless a format's parts are among those allowed, and fit each other. */
-export function checkFormat(doing: string, { bits, groupSize, zeroPoint, scaleBits }: WeightFormat): void {
-  checkMember(doing, "bits", bits, BIT_WIDTHS);
-  checkMember(doing, "groupSize", groupSize, scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+export function checkFormat(
+  doing: string,
+  { bits, groupSize, zeroPoint, scaleBits, codes = "uniform" }: WeightFormat,
+): void {
+  const isTrellis = codes === "trellis", hasAnyGroup = scaleBits === undefined || isTrellis;
+  checkMember(doing, "codes", codes, CODES);
+  checkMember(doing, "bits", bits, isTrellis ? TRELLIS_BITS : BIT_WIDTHS);
+  checkMember(doing, "groupSize", groupSize, hasAnyGroup ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
+  if (isTrellis) checkMember(doing, "scaleBits of trellis codes", scaleBits, [OFFSET_BITS]);
   checkMember(doing, "zeroPoint", zeroPoint, ZERO_POINT_KINDS);
   if (scaleBits === undefined) return;
   checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
@@ -206,7 +227,8 @@ export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
   const { rows, cols, bits, groupSize, packed, scaleBits } = tensor;
   checkCounts(doing, { rows, cols });
   const kind = tensor.scaleBits === undefined ? tensor.zeroPointKind : zeroPointsOf(tensor);
-  checkFormat(doing, { bits, groupSize, zeroPoint: kind, scaleBits });
+  const codes = tensor.scaleBits === undefined ? undefined : tensor.codes;
+  checkFormat(doing, { bits, groupSize, zeroPoint: kind, scaleBits, codes });
   checkArray(doing, "packed", packed, rows * packedWords(cols, bits), "u32 words");
   if (scaleBits !== undefined) {
     const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);

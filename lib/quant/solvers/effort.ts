@@ -44,5 +44,25 @@ export function stepsOf({ effort, ratios, refit, annealing, rounds }: SolverSett
   return { ...own, ratios, refit, annealing, rounds: rounds ?? own.rounds };
 }
 
+/** Error feedback alone, from one range. */
+export const NO_STEPS: Steps = {
+  ratios: [1],
+  starts: Infinity,
+  refinesEach: false,
+  rounds: 0,
+  refit: false,
+  annealing: 0,
+};
+
+/** Multiply-adds that take as long as a search for trellis codes takes for a weight, beside half a pass over the moment. */
+export const SEARCH_MULTIPLY_ADDS = 16384;
+
+/** Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes. */
+export const trellisPasses = ({ rounds, refinesEach }: Steps, block: number): number =>
+  (refinesEach ? TRELLIS_RATIOS.length : 1) * Math.max(1, rounds) * (SEARCH_MULTIPLY_ADDS / block + 3.5);
+
+/** Parts of the weights' deviation that scales of trellis codes start from, the best one for most layers first. */
+export const TRELLIS_RATIOS: readonly number[] = [1.2, 1.05, 1.4];
+
 /** Passes over the moment for a row: error feedback, the gradient and what a refit of whole rows needs, a round. */
 export const FEEDBACK_PASSES = 0.5, GRADIENT_PASSES = 1, ROUND_PASSES = 1;

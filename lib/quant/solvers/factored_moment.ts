@@ -225,6 +225,27 @@ function isFactored(
   }
 }
 
+/**
+ * The factor of a moment whose columns keep their order, as a search that goes through a row needs it.
+ *
+ * @throws {WeightsError} when a block stays indefinite
+ */
+export function inOwnOrder(
+  kernels: Kernels,
+  { cols, block, moment }: FactoredMoment,
+): Pick<FactoredMoment, "factor" | "pivots"> {
+  const order = Int32Array.from({ length: cols }, (_, k) => k), diagonal = diagonalOf(moment, cols, block);
+  const factor = new Float32Array(moment.length), pivots = new Float32Array(cols);
+  const mean = diagonal.reduce((sum, value) => sum + value, 0) / cols;
+  for (const own of momentBlocks(cols, block)) {
+    const { first, cols: width, at } = own, end = at + width ** 2;
+    const part = { moment: moment.subarray(at, end), factor: factor.subarray(at, end) };
+    factorBlock(kernels, "factor a moment", own, { ...part, order, diagonal, pivots }, 0, mean);
+    for (let k = 0; k < width; k++) part.moment[k * (width + 1)] = diagonal[first + k]!; // without damping of its own
+  }
+  return { factor, pivots };
+}
+
 /** A layer's weights, and the mean sums of what its inputs lost before it. */
 export interface LossBefore {
   /** `f32[rows, cols]` */

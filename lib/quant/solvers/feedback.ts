@@ -4,25 +4,16 @@
  * https://arxiv.org/abs/2307.13304); `best` starts from several ranges, refits scales and zero points and
  * descends over codes. Either takes each row from the start that does best.
  */
-import { type Steps, stepsOf } from "./effort.ts";
+import { NO_STEPS, type Steps, stepsOf } from "./effort.ts";
 import { solvePlain } from "./plain.ts";
 import type { MomentProblem } from "./problem.ts";
 import type { Solution, SolverSettings } from "./settings.ts";
 import { packed, total } from "./steps.ts";
+import { solveTrellis } from "./trellis.ts";
 import { solveTwoLevel } from "./two_level.ts";
 
-/** Error feedback from two ranges. */
-const FEEDBACK: Steps = {
-  ratios: [1],
-  starts: Infinity,
-  refinesEach: false,
-  rounds: 0,
-  refit: false,
-  annealing: 0,
-};
-
 export function feedback(problem: MomentProblem): Solution {
-  return solve(problem, FEEDBACK);
+  return solve(problem, NO_STEPS);
 }
 
 /** Refits and descent from the best ranges, then annealing where the settings ask for it. */
@@ -31,6 +22,7 @@ export function best(problem: MomentProblem, settings: SolverSettings): Solution
 }
 
 function solve(problem: MomentProblem, steps: Steps): Solution {
+  if (problem.codes === "trellis") return solveTrellis(problem, steps);
   if (problem.scaleBits !== undefined) return solveTwoLevel(problem, steps);
   const { candidate, firstObjective } = solvePlain(problem, steps);
   return { tensor: packed(problem, candidate), objective: total(candidate.objective), firstObjective };

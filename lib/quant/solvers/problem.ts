@@ -30,8 +30,10 @@ export interface MomentProblem extends Problem {
 const WORD_COLUMNS = 32;
 
 /** Fewest columns of a block of a moment for a format, of which they are a multiple: whole words and groups. */
-export const leastBlock = ({ groupSize, scaleBits }: Pick<WeightFormat, "groupSize" | "scaleBits">): number =>
-  scaleBits === undefined ? Math.max(WORD_COLUMNS, groupSize) : SUPERBLOCK_SIZE;
+export const leastBlock = (
+  { groupSize, scaleBits, codes }: Pick<WeightFormat, "groupSize" | "scaleBits" | "codes">,
+): number =>
+  scaleBits === undefined || codes === "trellis" ? Math.max(WORD_COLUMNS, groupSize) : SUPERBLOCK_SIZE;
 
 /** Throws unless every argument has the right type, shape and value. */
 export function checkProblem(doing: string, problem: LayerProblem): void {

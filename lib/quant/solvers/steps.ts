@@ -107,7 +107,7 @@ const PART_MULTIPLY_ADDS = 2e11;
 const PART_ROWS = 672;
 
 /** Runs over parts of a layer's rows, which are independent. @param passes of the work over the moment */
-function inParts(
+export function inParts(
   { rows, cols, moment: { block }, onShare }: MomentProblem,
   passes: number,
   run: (begin: number, end: number) => void,

@@ -1,0 +1,200 @@
+/**
+ * Solving for trellis codes: 2 bits whose level depends on the codes before them, found by a beam search whose
+ * survivors each feed their own errors back. The codes are those of QTIP (https://arxiv.org/abs/2406.11235), which
+ * feeds errors back between tiles of columns.
+ */
+import { WeightsError } from "../../errors.ts";
+import * as call from "../../native/functions.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { packCodes } from "../codes.ts";
+import { convertFloats } from "../convert.ts";
+import {
+  emptyLevels,
+  groupCount,
+  halfBits,
+  linesOf,
+  OFFSET_BITS,
+  type PackedTensor,
+  type TwoLevelTensor,
+  type WeightFormat,
+} from "../packed/layout.ts";
+import { quantize, type WeightSolver } from "../quantize.ts";
+import type { Weights } from "../weights.ts";
+import { NO_STEPS, SEARCH_MULTIPLY_ADDS, type Steps, TRELLIS_RATIOS } from "./effort.ts";
+import { factorMoments, inOwnOrder, workspace } from "./factored_moment.ts";
+import { checkProblem, type MomentProblem } from "./problem.ts";
+import type { Solution } from "./settings.ts";
+import { type Candidate, inParts, keepBetterRows, total } from "./steps.ts";
+
+/** Deviation of numbers that the table's levels are made for, in their unit; with error feedback targets are wider. */
+const TABLE_DEVIATION = 22.474 / 32;
+
+/** Rounds of least squares and descent behind each search. */
+const SETTLING_ROUNDS = 1;
+
+const tables = new Map<number, Float32Array<ArrayBuffer>>();
+/** Levels by window. */
+function tableOf(kernels: Kernels, bits: number): Float32Array<ArrayBuffer> {
+  const known = tables.get(bits) ?? new Float32Array(2 ** (bits + 6));
+  if (!tables.has(bits)) call.trellisTable(kernels, "solve a layer", bits, known);
+  tables.set(bits, known);
+  return known;
+}
+
+type Lines = Pick<Candidate, "scale" | "zeroPoint">;
+
+/** Scales and offsets of each group from the mean and the deviation of its weights, as half floats. */
+function startLines({ weights, rows, cols, groupSize }: MomentProblem, ratio: number): Lines {
+  const groups = groupCount(cols, groupSize), size = groupSize === 0 ? cols : groupSize;
+  const scale = new Float32Array(rows * groups), zeroPoint = new Float32Array(rows * groups);
+  for (let i = 0; i < scale.length; i++) {
+    const begin = i % groups * size, at = Math.floor(i / groups) * cols + begin;
+    const own = weights.subarray(at, at + Math.min(size, cols - begin));
+    let sum = 0, squares = 0;
+    for (const weight of own) sum += weight;
+    const mean = sum / own.length;
+    for (const weight of own) squares += (weight - mean) ** 2;
+    const wanted = ratio * Math.sqrt(squares / own.length) / TABLE_DEVIATION;
+    // A group of equal weights needs levels for what the half float of its mean leaves.
+    scale[i] = Math.f16round(Math.max(wanted, Math.abs(mean) * 2 ** -12, 2 ** -24));
+    zeroPoint[i] = Math.f16round(mean);
+    if (Number.isFinite(scale[i]!) && Number.isFinite(zeroPoint[i]!)) continue;
+    const isFinite = own.every(Number.isFinite);
+    const wrong = isFinite
+      ? "allow half-precision scales, got too large ones"
+      : "be finite, got NaN or infinity";
+    throw new WeightsError(`Cannot solve a layer: weights must ${wrong}`);
+  }
+  return { scale, zeroPoint };
+}
+
+/** The parts of a layer's arrays that hold rows `[begin, end)`. */
+const rowsPart =
+  (begin: number, end: number) =>
+  <A extends Float32Array | Float64Array | Uint8Array>(array: A, width: number) =>
+    array.subarray(begin * width, end * width) as A;
+
+/** Codes by the beam search for given scales and offsets. */
+function searchFrom(
+  problem: MomentProblem,
+  { factor, pivots }: Pick<MomentProblem["moment"], "factor" | "pivots">,
+  { scale, zeroPoint }: Lines,
+): Candidate {
+  const { kernels, rows, cols, bits, groupSize, moment: { block } } = problem, groups = scale.length / rows;
+  const codes = new Uint8Array(rows * cols), objective = new Float64Array(rows);
+  const table = tableOf(kernels, bits), work = workspace(kernels, cols, groupSize);
+  inParts(problem, SEARCH_MULTIPLY_ADDS / block + 0.5, (begin, end) => {
+    const part = rowsPart(begin, end),
+      layer = [part(problem.weights, cols), end - begin, cols, bits, groupSize] as const;
+    const lines = [part(scale, groups), part(zeroPoint, groups)] as const;
+    const found = [part(codes, cols), part(objective, 1), work] as const;
+    call.searchTrellis(
+      kernels,
+      "solve a layer",
+      ...layer,
+      table,
+      0,
+      ...lines,
+      block,
+      factor,
+      pivots,
+      ...found,
+    );
+  });
+  return { codes, scale: scale.slice(), zeroPoint: zeroPoint.slice(), objective };
+}
+
+/** Least squares of scales and offsets, and descent over codes, in place. */
+function settle(
+  problem: MomentProblem,
+  { codes, scale, zeroPoint, objective }: Candidate,
+  refit: boolean,
+): void {
+  const { kernels, rows, cols, bits, groupSize, moment: { block, moment } } = problem,
+    groups = scale.length / rows;
+  const table = tableOf(kernels, bits), work = workspace(kernels, cols, groupSize);
+  inParts(problem, 1 + 2 * SETTLING_ROUNDS, (begin, end) => {
+    const part = rowsPart(begin, end),
+      layer = [part(problem.weights, cols), end - begin, cols, bits, groupSize] as const;
+    const steps = [refit ? 1 : 0, SETTLING_ROUNDS] as const;
+    const lines = [part(scale, groups), part(zeroPoint, groups), part(objective, 1), work] as const;
+    call.settleTrellis(
+      kernels,
+      "solve a layer",
+      ...layer,
+      table,
+      block,
+      moment,
+      ...steps,
+      part(codes, cols),
+      ...lines,
+    );
+  });
+}
+
+/**
+ * Searches, fits scales and offsets and descends over codes, as often as the steps have rounds; each row keeps the
+ * best of all passes and starts.
+ */
+export function solveTrellis(problem: MomentProblem, { refinesEach, rounds, refit }: Steps): Solution {
+  const own = inOwnOrder(problem.kernels, problem.moment), passes = Math.max(1, rounds);
+  const ratios = refinesEach ? TRELLIS_RATIOS : TRELLIS_RATIOS.slice(0, 1), count = ratios.length * passes;
+  let best: Candidate | undefined, firstObjective = NaN, done = 0;
+  const part = (share: number): MomentProblem => ({
+    ...problem,
+    onShare: (part) => problem.onShare?.((done + share * part) / count),
+  });
+  for (const ratio of ratios) {
+    let found: Candidate | undefined, lines = startLines(problem, ratio);
+    for (let pass = 0; pass < passes; pass++, done++) {
+      const candidate = searchFrom(part(0.8), own, lines);
+      if (done === 0) firstObjective = total(candidate.objective);
+      settle(part(1), candidate, refit);
+      if (found === undefined) found = candidate;
+      else keepBetterRows(found, candidate);
+      lines = found;
+    }
+    if (best === undefined) best = found;
+    else keepBetterRows(best, found!);
+  }
+  return { tensor: packedTrellis(problem, best!), objective: total(best!.objective), firstObjective };
+}
+
+/** A candidate as a packed tensor. */
+function packedTrellis(problem: MomentProblem, { codes, scale, zeroPoint }: Candidate): TwoLevelTensor {
+  const { kernels, rows, cols, bits, groupSize } = problem,
+    shape = { rows, cols, groupSize, scaleBits: OFFSET_BITS } as const;
+  const tensor = {
+    ...{ rows, cols, bits, groupSize, codes: "trellis" as const },
+    packed: packCodes(kernels, codes, rows, cols, bits),
+    ...emptyLevels(shape),
+  } as const satisfies TwoLevelTensor;
+  const [scales, offsets] = linesOf(tensor);
+  scales.set(halfBits(scale));
+  offsets.set(halfBits(zeroPoint));
+  return tensor;
+}
+
+/** As `quantize`, for trellis codes as well: those are searched as if no input told anything about another. */
+export function quantizeByWeights(
+  kernels: Kernels,
+  weights: Weights,
+  rows: number,
+  cols: number,
+  options: WeightFormat & { readonly solver: WeightSolver },
+): PackedTensor {
+  const { codes, ...plain } = options;
+  if (codes !== "trellis") return quantize(kernels, weights, rows, cols, plain);
+  const values = new Float32Array(convertFloats(kernels, weights, rows * cols, "F32").buffer);
+  const unit = { cols, block: 1, tokens: 1, weight: 1, second: new Float32Array(cols).fill(1) };
+  const problem = {
+    ...options,
+    kernels,
+    weights: values,
+    rows,
+    cols,
+    moment: factorMoments(kernels, unit, { damping: 0 }),
+  };
+  checkProblem("quantize a matrix", problem);
+  return solveTrellis(problem, { ...NO_STEPS, rounds: 2, refit: true }).tensor;
+}
