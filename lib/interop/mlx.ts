@@ -7,12 +7,14 @@ import { gridText, moduleOf, packedFolder, type PackedRow, type StoredLayer } fr
 const GROUP_SIZES: readonly number[] = [32, 64, 128];
 
 function store(layer: PackedLayer): StoredLayer | { readonly otherGrid: string } {
-  const { name, rows, cols, bits, groupSize, scaleBits, zeroPointKind } = layer, module = moduleOf(name);
+  const { name, rows, cols, bits, groupSize, scaleBits, zeroPointKind, codes } = layer,
+    module = moduleOf(name);
   if (!GROUP_SIZES.includes(groupSize) || cols % groupSize !== 0) {
     return {
       otherGrid: `MLX has groups of 32, 64 or 128 that divide a row, got ${groupSize} in rows of ${cols}`,
     };
   }
+  if (codes !== undefined) return { otherGrid: `${gridText(layer)}: MLX has none` };
   // A symmetric grid's offset is a power of two times its scale.
   const isExact = scaleBits === 16 || (scaleBits === undefined && zeroPointKind === "symmetric");
   const groups = [rows, cols / groupSize];

@@ -9,7 +9,7 @@ import type { Solver } from "../config/names.ts";
 import type { Blockwise, ImageBatch, SequenceBatch } from "../models/mod.ts";
 import { RandomStream } from "../models/random.ts";
 import type { Kernels } from "../native/mod.ts";
-import { packedErrorStatistics, quantize, type WeightSolver } from "../quant/mod.ts";
+import { packedErrorStatistics, quantizeByWeights, type WeightSolver } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import { settingsFor } from "../quant/solvers/effort.ts";
 import { type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
@@ -20,6 +20,8 @@ import { tokenKl } from "../thermo/masked_transition.ts";
 
 /** Most columns, rows and inputs of a layer that is solved to be timed: wider ones take as many times longer. */
 const PROBE = { cols: 2048, rows: 384, manyRows: 768, tokens: 1024 };
+/** Weights whose trellis codes are searched for. */
+const TRELLIS = { rows: 64, cols: 512 };
 /** Most multiply-adds, roughly, of a block that is run to be timed. */
 const BLOCK_MULTIPLY_ADDS = 2e10;
 /** What takes less is timed again: the first time has compiling in it. */
@@ -148,7 +150,7 @@ export class TimedWork {
     if (block === 1) return this.packing(rows * cols, "clip", form); // weighed by the diagonal
     const own = Math.min(block, PROBE.cols), settings = settingsFor(asked, { rows, cols, block });
     const groupSize: WeightFormat["groupSize"] = own % (form.groupSize || own) === 0 ? form.groupSize : 0;
-    const ofRows = (count: number) =>
+    const ofRows = (count: number, own: number) =>
       this.#once(JSON.stringify([count, own, form, solver, settings]), () => {
         const { moment } = this.#momentOf(own), weights = new Float32Array(count * own);
         new RandomStream(1).fillNormal(weights);
@@ -156,10 +158,20 @@ export class TimedWork {
         return secondsOf(() => solveLayer(this.#kernels, solver, problem, settings));
       });
     const { rows: few, manyRows: many } = PROBE;
+    if (form.codes === "trellis") {
+      // A search takes the same for every weight, what comes behind it as long as a block has columns.
+      const count = Math.min(rows, TRELLIS.rows),
+        width = Math.min(own, TRELLIS.cols),
+        half = Math.ceil(width / 2);
+      const whole = ofRows(count, width), part = half / width;
+      const square = Math.max(0, whole - ofRows(count, half) / part) / (1 - part);
+      const ofBlock = (whole - square) * block / width + square * (block / width) ** 2;
+      return ofBlock * rows / count * cols / block;
+    }
     // Some work is done on a sample of rows, however many there are.
     const seconds = rows <= many
-      ? ofRows(rows)
-      : ofRows(many) + (rows - many) * Math.max(0, ofRows(many) - ofRows(few)) / (many - few);
+      ? ofRows(rows, own)
+      : ofRows(many, own) + (rows - many) * Math.max(0, ofRows(many, own) - ofRows(few, own)) / (many - few);
     // Of work that is a square of the columns in each block.
     return seconds * (block / own) ** 2 * (cols / block);
   }
@@ -189,16 +201,16 @@ export class TimedWork {
 
   /** Seconds of packing so many weights with a solver of weights alone, or of measuring their error alone. */
   packing(weights: number, how: WeightSolver | "measure", form: WeightFormat): number {
-    const { rows, cols } = PACKED;
+    const { cols } = PACKED, rows = form.codes === "trellis" ? PACKED.rows / 8 : PACKED.rows;
     const seconds = this.#once(JSON.stringify([how, form]), () => {
       const data = new Float32Array(rows * cols);
       new RandomStream(3).fillNormal(data);
       const given = { data, dtype: "F32" } as const, solver = how === "measure" ? "round" : how;
-      const tensor = quantize(this.#kernels, given, rows, cols, { ...form, solver });
+      const tensor = quantizeByWeights(this.#kernels, given, rows, cols, { ...form, solver });
       return secondsOf(() =>
         how === "measure"
           ? packedErrorStatistics(this.#kernels, given, tensor)
-          : quantize(this.#kernels, given, rows, cols, { ...form, solver })
+          : quantizeByWeights(this.#kernels, given, rows, cols, { ...form, solver })
       );
     });
     return seconds * weights / (rows * cols);

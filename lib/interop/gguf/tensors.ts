@@ -12,6 +12,7 @@ import {
   type ExportTensor,
   type Piece,
 } from "../format.ts";
+import { gridText } from "../packed_folder.ts";
 import { encodeBlocks, isBlockType } from "./blocks.ts";
 import { MAX_GGUF_NAME } from "./container.ts";
 import { GGML_TYPES, type GgmlType, isGgmlType, rowBytes } from "./types.ts";
@@ -59,12 +60,12 @@ const PLAIN: Readonly<Record<FloatDtype, readonly PlainType[]>> = {
 
 /** Types with block scales that hold a packed layer's grid exactly, the smallest first; and why there is none. */
 function gridTypes(layer: PackedLayer): { readonly types: readonly GgmlType[]; readonly reason: string } {
-  const { bits, groupSize, scaleBits, zeroPointKind, cols } = layer, types: GgmlType[] = [];
+  const { bits, groupSize, scaleBits, zeroPointKind, cols, codes } = layer, types: GgmlType[] = [];
   const add = (type: GgmlType, fits: boolean) => {
     const { block } = GGML_TYPES[type], shared = scaleBits === undefined || scaleBits === 16 ? block : 16;
     if (fits && cols % block === 0 && groupSize % shared === 0) types.push(type);
   };
-  if (scaleBits === 16) add("Q4_1", bits <= 4);
+  if (scaleBits === 16) add("Q4_1", bits <= 4 && codes === undefined);
   else if (scaleBits !== undefined) {
     add("Q2_K", bits === 2 && scaleBits === 4);
     add("Q3_K", bits === 3 && scaleBits === 8);
@@ -75,13 +76,7 @@ function gridTypes(layer: PackedLayer): { readonly types: readonly GgmlType[]; r
     add("Q4_0", bits <= 4);
     add("Q8_0", bits === 8);
   }
-  const grid = `${bits} bits, groups of ${groupSize === 0 ? "a whole row" : groupSize}, ` +
-    (scaleBits === undefined
-      ? `${zeroPointKind} zero points`
-      : scaleBits === 16
-      ? "offsets"
-      : `two-level scales of ${scaleBits} bits`);
-  return { types, reason: `no type of ggml has a grid of ${grid} over rows of ${cols}` };
+  return { types, reason: `no type of ggml has a grid of ${gridText(layer)} over rows of ${cols}` };
 }
 
 /** The smallest size of a type for such a layer, for the note that a larger one was taken. */

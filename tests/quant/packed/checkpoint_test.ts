@@ -325,13 +325,37 @@ describe("packedLayers", () => {
     [
       "a newer version",
       "real",
-      "format_version must be 1, the one this version reads, got 3",
+      "format_version must be 1 or 3, which this version reads, got 4",
       (_, config) => {
-        config.quantization_config.arrowquant["format_version"] = 3;
+        config.quantization_config.arrowquant["format_version"] = 4;
       },
     ],
     ["a version with low-rank corrections", "real", "quantize the original again", (_, config) => {
       config.quantization_config.arrowquant["format_version"] = 2;
+    }],
+    [
+      "unknown codes",
+      "real",
+      '["a.weight"].codes must be one of uniform, trellis, or absent',
+      (_, config) => {
+        const { arrowquant } = config.quantization_config;
+        arrowquant["format_version"] = 3;
+        Object.assign(arrowquant.layers["a.weight"] as object, { codes: "lattice" });
+      },
+    ],
+    [
+      "trellis codes of 4 bits",
+      "real",
+      '["a.weight"].bits must be one of 2 with trellis codes',
+      (_, config) => {
+        const { arrowquant } = config.quantization_config;
+        arrowquant["format_version"] = 3;
+        Object.assign(arrowquant.layers["a.weight"] as object, { codes: "trellis" });
+      },
+    ],
+    ["codes in version 1", "real", '["a.weight"].codes must be absent in version 1', (_, config) => {
+      const { layers } = config.quantization_config.arrowquant;
+      Object.assign(layers["a.weight"] as object, { codes: "trellis" });
     }],
     ["a rotated layer", "real", '["a.weight"].rotation must be absent', (_, config) => {
       const { layers } = config.quantization_config.arrowquant;

@@ -1,0 +1,149 @@
+/** Trellis codes: solved, decoded by the format's own words, stored and read again. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { resolveConfig } from "../../../lib/config/mod.ts";
+import { WeightsError } from "../../../lib/errors.ts";
+import * as call from "../../../lib/native/functions.ts";
+import { dequantizeCheckpoint, quantizeCheckpoint } from "../../../lib/pipeline/mod.ts";
+import {
+  accumulateMoment,
+  dequantize,
+  emptyMoments,
+  type FactoredMoment,
+  factorMoments,
+  type GroupSize,
+  packedLayers,
+  quantizeByWeights,
+  readPackedTensor,
+  solveLayer,
+  type TwoLevelTensor,
+} from "../../../lib/quant/mod.ts";
+import { openCheckpoint } from "../../../lib/tensor/mod.ts";
+import { gaussian, matrix, workplace, writeCheckpoint } from "../../_checkpoints.ts";
+import { allKernels, gaussians } from "../../_kernels.ts";
+
+const every = await allKernels(), kernels = every.at(-1)!.kernels;
+const scalar = every.find(({ name }) => name.endsWith("scalar"))!.kernels;
+const place = workplace();
+afterAll(() => place.remove());
+
+const TABLE = new Float32Array(256);
+call.trellisTable(scalar, "read the table", 2, TABLE);
+const halves = (bytes: Uint8Array) => new Float16Array(bytes.slice().buffer);
+
+/** Weights by docs/format.md: the window is 8 bits of the row's stream that end with the weight's own two. */
+function decode(
+  { rows, cols, groupSize, packed, subScale, subMin }: TwoLevelTensor,
+): Float32Array<ArrayBuffer> {
+  const scale = halves(subScale), offset = halves(subMin), words = packed.length / rows;
+  const size = groupSize || cols, groups = Math.ceil(cols / size);
+  const bit = (row: number, i: number) => i < 0 ? 0 : packed[row * words + (i >> 5)]! >>> (i & 31) & 1;
+  return Float32Array.from({ length: rows * cols }, (_, at) => {
+    const row = Math.floor(at / cols), col = at % cols, g = row * groups + Math.floor(col / size);
+    let window = 0;
+    for (let i = 0; i < 8; i++) window |= bit(row, 2 * col - 6 + i) << i;
+    return Math.fround(scale[g]! * TABLE[window]!) + offset[g]!;
+  });
+}
+
+/** A moment of inputs that depend on their neighbours. */
+function momentOf(cols: number, block = cols): FactoredMoment {
+  const tokens = 3 * cols, x = gaussians(7, tokens * cols), moments = emptyMoments(cols, block);
+  for (let i = 1; i < x.length; i++) if (i % cols > 0) x[i]! += 0.8 * x[i - 1]!;
+  accumulateMoment(scalar, x, undefined, undefined, tokens, moments.second, block);
+  moments.tokens = moments.weight = tokens;
+  return factorMoments(scalar, moments);
+}
+
+const format = (groupSize: GroupSize) =>
+  ({ bits: 2, groupSize, zeroPoint: "real", scaleBits: 16, codes: "trellis" }) as const;
+
+describe("trellis codes", () => {
+  const ROWS = 24, COLS = 100, weights = gaussians(1, ROWS * COLS), moment = momentOf(COLS);
+
+  test("are solved to the same bytes everywhere, to less error than uniform codes", () => {
+    for (const groupSize of [0, 32] as const) {
+      const problem = { weights, rows: ROWS, cols: COLS, moment, ...format(groupSize) };
+      const { tensor, objective, firstObjective } = solveLayer(scalar, "best", problem);
+      const values = decode(tensor as TwoLevelTensor);
+      expect(dequantize(kernels, tensor)).toEqual(values);
+      let wanted = 0;
+      for (let row = 0; row < ROWS; row++) {
+        const error = Array.from(
+          { length: COLS },
+          (_, k) => weights[row * COLS + k]! - values[row * COLS + k]!,
+        );
+        error.forEach((a, i) => error.forEach((b, j) => wanted += a * moment.moment[i * COLS + j]! * b));
+      }
+      expect(objective).toBeCloseTo(wanted, 2);
+      expect(objective).toBeLessThan(firstObjective);
+      const uniform = { ...problem, scaleBits: undefined, codes: undefined };
+      expect(objective).toBeLessThan(0.9 * solveLayer(kernels, "best", uniform).objective);
+      for (const { name, kernels } of every) {
+        expect([name, solveLayer(kernels, "best", problem).tensor]).toEqual([name, tensor]);
+      }
+    }
+  });
+
+  test("are solved in blocks of the moment", () => {
+    const blocks = momentOf(COLS, 32),
+      problem = { weights, rows: ROWS, cols: COLS, moment: blocks, ...format(32) };
+    const { tensor } = solveLayer(kernels, "best", problem);
+    expect(dequantize(scalar, tensor)).toEqual(decode(tensor as TwoLevelTensor));
+  });
+
+  test("hold weights of any size, and say which they cannot", () => {
+    const solve = (data: Float32Array<ArrayBuffer>) =>
+      quantizeByWeights(kernels, { data, dtype: "F32" }, 2, 40, {
+        ...format(0),
+        solver: "clip",
+      }) as TwoLevelTensor;
+    const far = (value: number) => new Float32Array(80).fill(value);
+    for (const value of [0, 1e-9, -3.0001, 6e4]) {
+      const largest = Math.max(...decode(solve(far(value))).map((w) => Math.abs(w - value)));
+      expect(largest).toBeLessThanOrEqual(Math.abs(value) * 2 ** -12 + 2 ** -24);
+    }
+    expect(() => solve(far(1e9))).toThrow(WeightsError);
+    for (const bad of [NaN, Infinity]) expect(() => solve(far(1).fill(bad, 3, 4))).toThrow(WeightsError);
+  });
+
+  test("are refused in other forms", () => {
+    const problem = { weights, rows: ROWS, cols: COLS, moment, ...format(0) };
+    for (
+      const wrong of [{ bits: 4 }, { scaleBits: undefined }, { zeroPoint: "symmetric" }, {
+        codes: "lattice",
+      }] as object[]
+    ) expect(() => solveLayer(kernels, "best", { ...problem, ...wrong })).toThrow(RangeError);
+  });
+
+  test("come back from a checkpoint of format version 3", async () => {
+    const input = writeCheckpoint(place.fresh(), {
+      "model.layers.0.mlp.up_proj.weight": matrix(9, 70, gaussian(630, 2)),
+      "model.layers.0.mlp.down_proj.weight": matrix(5, 64, gaussian(320, 3)),
+    });
+    const layer_bit_widths = { down_proj: 4 },
+      overrides = { codes: "trellis", bit_width: 2, layer_bit_widths };
+    const { config } = resolveConfig({ overrides }), output = place.fresh(), plain = place.fresh();
+    await quantizeCheckpoint({ kernels, input, output, config });
+    const { arrowquant } = JSON.parse(readFileSync(join(output, "config.json"), "utf8")).quantization_config;
+    expect(arrowquant).toMatchObject({
+      format_version: 3,
+      layers: {
+        "model.layers.0.mlp.up_proj.weight": { bits: 2, group_size: 64, codes: "trellis" },
+        "model.layers.0.mlp.down_proj.weight": { bits: 4, group_size: 64 },
+      },
+    });
+    using checkpoint = openCheckpoint(output);
+    const layers = packedLayers(checkpoint), layer = layers.get("model.layers.0.mlp.up_proj.weight")!;
+    expect(layer).toMatchObject({
+      codes: "trellis",
+      bitsPerWeight: (9 * (5 * 4 + 2 * 2 + 2 * 2) + 16) * 8 / 630,
+    });
+    expect(layers.get("model.layers.0.mlp.down_proj.weight")!.codes).toBeUndefined();
+    const values = decode(readPackedTensor(checkpoint, layer) as TwoLevelTensor);
+    await dequantizeCheckpoint({ kernels, input: output, output: plain, dtype: "F32" });
+    using back = openCheckpoint(plain);
+    expect(new Float32Array(back.read(layer.name).buffer)).toEqual(values);
+  });
+});
